@@ -1,0 +1,89 @@
+"""The benchmark contract: tasks, worlds and (where there is one) an expert. One file per benchmark.
+
+A benchmark is found by being in this folder: every frozen dataclass here that derives from `Benchmark`.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from armlet.types import ActionSpec, Observation
+
+
+@dataclass(frozen=True)
+class Task:
+    """One thing to do. `name` is unique in its benchmark; `family` groups tasks in reports; `split` is the
+    condition it is run under (`seen`, or one of the benchmark's generalisation splits)."""
+
+    name: str
+    family: str
+    split: str = "seen"
+
+
+class World(ABC):
+    """One running episode. Rendering happens in `observe` only, so steps inside an action chunk cost no image."""
+
+    instruction: str
+
+    @abstractmethod
+    def observe(self) -> Observation: ...
+
+    @abstractmethod
+    def step(self, action: np.ndarray) -> bool:
+        """Execute one action (a,) at the control rate; True once the task has succeeded."""
+
+    def expert_action(self) -> np.ndarray:
+        """The scripted expert's action (a,) in the present state."""
+        raise NotImplementedError(f"{type(self).__name__} has no scripted expert; bring episodes instead of `collect`")
+
+    def expert_phase(self) -> str:
+        """The expert's own name for what it is doing now."""
+        return ""
+
+    def privileged(self) -> dict[str, np.ndarray]:
+        """Simulator facts (name -> float32 vector of fixed length), stored beside the episode, never shown to a policy
+        that acts."""
+        return {}
+
+    def render(self, size: int) -> np.ndarray:
+        """A (size, size, 3) uint8 picture for people, by the first camera."""
+        raise NotImplementedError
+
+    def close(self) -> None: ...
+
+
+class Benchmark(ABC):
+    """Subclasses are frozen dataclasses whose fields are everything that changes a result."""
+
+    name: ClassVar[str]
+    splits: ClassVar[tuple[str, ...]] = ("seen",)
+
+    @property
+    @abstractmethod
+    def action_spec(self) -> ActionSpec: ...
+
+    @property
+    @abstractmethod
+    def state_names(self) -> tuple[str, ...]: ...
+
+    @property
+    @abstractmethod
+    def cameras(self) -> dict[str, int]:
+        """Camera name -> side of its square image in pixels."""
+
+    @property
+    @abstractmethod
+    def max_steps(self) -> int: ...
+
+    @abstractmethod
+    def tasks(self, split: str = "seen") -> tuple[Task, ...]: ...
+
+    @abstractmethod
+    def make(self, task: Task, seed: int) -> World:
+        """The world of (task, seed), reset and ready, the same to the bit every time."""
+
+    @abstractmethod
+    def fingerprint(self) -> dict[str, Any]:
+        """Versions and settings that change pixels or physics (renderer, simulator version …), JSON-ready."""

@@ -1,0 +1,378 @@
+"""Tabletop: language-conditioned manipulation in four families, on MuJoCo physics and a camera without OpenGL.
+
+    reach_push   touch an object; push one to the left or right
+    pick_place   put an object on a plate, into a box, or on another object
+    drawer       open or close one of two drawers by its handle
+    tool         take a rake and pull one of three objects that are out of reach
+
+Which object, place, side or drawer is meant stands only in the words. Everything random comes from
+(task, seed), so a world is the same to the bit every time on one MuJoCo version and renderer.
+"""
+
+import zlib
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import mujoco
+import numpy as np
+
+from armlet.benchmarks import Benchmark, Task, World
+from armlet.benchmarks.tabletop import expert, language
+from armlet.benchmarks.tabletop.scene import (
+    DRAWER_TRAVEL,
+    HANDLE_FORWARD,
+    OBJECT_COLOURS,
+    OBJECT_HALF,
+    PLACE_COLOURS,
+    REACH,
+    Layout,
+    Thing,
+    build_model,
+    draw_look,
+    draw_objects,
+    spread,
+)
+from armlet.rendering import Camera, RayCamera, make_camera, resolve_renderer
+from armlet.types import ActionSpec, Observation
+
+FAMILIES = {
+    "reach_push": ("touch", "push"),
+    "pick_place": ("place", "stack"),
+    "drawer": ("open", "close"),
+    "tool": ("rake",),
+}
+STEP = 0.05  # metres that a command of 1.0 moves the tool centre
+CONTROL_HZ = 10.0
+LOW, HIGH = np.array([-0.24, -0.22, 0.006]), np.array([REACH, 0.22, 0.24])
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What this episode asks for: the names of the bodies involved and the words."""
+
+    skill: str
+    subject: str
+    target: str = ""
+    side: str = ""
+    instruction: str = ""
+
+
+@dataclass(frozen=True)
+class Tabletop(Benchmark):
+    """`scene_pixels` and `wrist_pixels` 64–224; `renderer` `ray` (anywhere), `egl`, or `auto`; `families` a subset."""
+
+    name: ClassVar[str] = "tabletop"
+    splits: ClassVar[tuple[str, ...]] = ("seen", "unseen_objects", "unseen_scenes", "unseen_wordings")
+    scene_pixels: int = 72
+    wrist_pixels: int = 48
+    renderer: str = "ray"
+    families: tuple[str, ...] = tuple(FAMILIES)
+    step_limit: int = 80
+
+    @property
+    def action_spec(self) -> ActionSpec:
+        return ActionSpec(
+            names=("dx", "dy", "dz", "gripper"),
+            mode="delta",
+            rotation="none",
+            low=(-1.0,) * 4,
+            high=(1.0,) * 4,
+            gripper=3,
+            gripper_open=expert.OPEN,
+            gripper_closed=expert.CLOSED,
+            control_hz=CONTROL_HZ,
+            translation_scale=STEP,
+        )
+
+    @property
+    def state_names(self) -> tuple[str, ...]:
+        return ("x", "y", "z", "gap")
+
+    @property
+    def cameras(self) -> dict[str, int]:
+        return {"scene": self.scene_pixels, "wrist": self.wrist_pixels}
+
+    @property
+    def max_steps(self) -> int:
+        return self.step_limit
+
+    def tasks(self, split: str = "seen") -> tuple[Task, ...]:
+        if split not in self.splits:
+            raise ValueError(f"tabletop has no split {split!r}; it has {', '.join(self.splits)}")
+        unknown = set(self.families) - set(FAMILIES)
+        if unknown:
+            raise ValueError(f"tabletop has no family {sorted(unknown)}; it has {', '.join(FAMILIES)}")
+        return tuple(Task(skill, family, split) for family in self.families for skill in FAMILIES[family])
+
+    def make(self, task: Task, seed: int) -> "TabletopWorld":
+        rng = np.random.default_rng([seed, zlib.crc32(task.name.encode()), self.splits.index(task.split)])
+        layout, goal = _DRAW[task.name](rng, task)
+        return TabletopWorld(self, layout, goal)
+
+    def fingerprint(self) -> dict[str, Any]:
+        return {
+            "benchmark": self.name,
+            "renderer": resolve_renderer(self.renderer),
+            "mujoco": mujoco.__version__,
+            "cameras": self.cameras,
+            "step_limit": self.step_limit,
+        }
+
+
+class TabletopWorld(World):
+    """One episode. Forces, contacts and poses are MuJoCo's; success is judged on the object's own pose and speed."""
+
+    def __init__(self, benchmark: Tabletop, layout: Layout, goal: Goal) -> None:
+        self.goal = goal
+        self.instruction = goal.instruction
+        self._layout = layout
+        self._renderer = resolve_renderer(benchmark.renderer)
+        self._sizes = benchmark.cameras
+        self._model = build_model(layout)
+        self._data = mujoco.MjData(self._model)
+        self._cameras: dict[tuple[str, int], Camera] = {}
+        self._previous = np.zeros(4, np.float32)
+        self._fingers = {self._model.body(f"{side}_finger").id for side in ("left", "right")}
+        self._place_hand(layout.hand)
+        for thing in layout.things:
+            if thing.kind == "drawer":
+                self._data.joint(f"{thing.name}_slide").qpos[0] = thing.opening
+        mujoco.mj_step(self._model, self._data, 20)
+
+    def _place_hand(self, hand: tuple[float, float, float]) -> None:
+        for axis, value in zip("xyz", hand, strict=True):
+            self._data.joint(axis).qpos[0] = value
+        for side in ("left", "right"):
+            self._data.joint(side).qpos[0] = 0.034
+        self._data.ctrl[:] = [*hand, 0.034, 0.034]
+
+    @property
+    def tcp(self) -> np.ndarray:
+        return self._data.site("tcp").xpos.copy()
+
+    @property
+    def gap(self) -> float:
+        return float(self._data.joint("left").qpos[0] + self._data.joint("right").qpos[0])
+
+    def position(self, name: str) -> np.ndarray:
+        return self._data.body(name).xpos.copy()
+
+    def opening(self, name: str) -> float:
+        return float(self._data.joint(f"{name}_slide").qpos[0])
+
+    def handle(self, name: str) -> np.ndarray:
+        return self.position(name) + np.array([-HANDLE_FORWARD, 0.0, 0.010])
+
+    def observe(self) -> Observation:
+        images = {name: self._camera(name, size).render(self._data) for name, size in self._sizes.items()}
+        state = np.array([*self.tcp, self.gap], np.float32)
+        return Observation(images, state, self.instruction, self._previous.copy())
+
+    def render(self, size: int) -> np.ndarray:
+        return self._camera("scene", size).render(self._data)
+
+    def _camera(self, name: str, size: int) -> Camera:
+        if (name, size) not in self._cameras:
+            if self._renderer == "ray":
+                look = self._layout.look
+                camera = RayCamera(self._model, name, size, light=look.light, ambient=look.ambient)
+            else:
+                camera = make_camera(self._model, name, size, self._renderer)
+            self._cameras[name, size] = camera
+        return self._cameras[name, size]
+
+    def step(self, action: np.ndarray) -> bool:
+        action = np.asarray(action, np.float64)
+        if action.shape != (4,) or not np.isfinite(action).all():
+            raise ValueError(f"tabletop takes a finite action of shape (4,), found {action}")
+        action = np.clip(action, -1, 1)
+        self._previous = action.astype(np.float32)
+        self._data.ctrl[:3] = np.clip(self.tcp + action[:3] * STEP, LOW, HIGH)
+        self._data.ctrl[3:] = 0.034 if action[3] < 0 else 0.0
+        mujoco.mj_step(self._model, self._data, 20)
+        return self.succeeded()
+
+    def held(self, name: str) -> bool:
+        """Whether both fingers touch body `name`."""
+        body = self._model.body(name).id
+        touching = set()
+        for contact in self._data.contact:
+            pair = {int(self._model.geom_bodyid[contact.geom1]), int(self._model.geom_bodyid[contact.geom2])}
+            if body in pair:
+                touching |= pair & self._fingers
+        return len(touching) == 2
+
+    def _resting_place(self) -> np.ndarray:
+        """Where the centre of the subject should come to rest for `place` and `stack`."""
+        target = self.position(self.goal.target)
+        kind = next(thing.kind for thing in self._layout.things if thing.name == self.goal.target)
+        height = {"plate": 0.004 + OBJECT_HALF, "box": 0.004 + OBJECT_HALF, "object": 2 * OBJECT_HALF}[kind]
+        return target + [0, 0, height]
+
+    def _facts(self) -> expert.Facts:
+        goal = self.goal
+        axis = np.array([0.0, 1.0 if goal.side == "left" else -1.0, 0.0])
+        if goal.skill in ("open", "close"):
+            handle, opening = self.handle(goal.subject), self.opening(goal.subject)
+            target = expert.drawer_goal(handle, opening, opened=goal.skill == "open")
+            return expert.Facts(self.tcp, self.gap, handle, self.held(goal.subject), target, axis, opening)
+        if goal.skill == "rake":
+            axis = self._data.body("rake").xmat.reshape(3, 3)[:, 0].copy()
+            return expert.Facts(
+                self.tcp, self.gap, self.position("rake"), self.held("rake"), self.position(goal.subject), axis
+            )
+        subject = self.position(goal.subject)
+        target = self._resting_place() if goal.skill in ("place", "stack") else subject
+        return expert.Facts(self.tcp, self.gap, subject, self.held(goal.subject), target, axis)
+
+    def _move(self) -> expert.Move:
+        facts = self._facts()
+        if self.goal.skill == "rake":
+            return expert.rake(facts, facts.goal)
+        return {"touch": expert.touch, "push": expert.push, "place": expert.place, "stack": expert.place}.get(
+            self.goal.skill, expert.slide
+        )(facts)
+
+    def expert_action(self) -> np.ndarray:
+        move = self._move()
+        return np.array([*np.clip((move.point - self.tcp) / STEP, -1, 1), move.gripper], np.float32)
+
+    def expert_phase(self) -> str:
+        return self._move().phase
+
+    def privileged(self) -> dict[str, np.ndarray]:
+        """`subject` and `target`: where the thing meant, and the place meant, are now (3,) metres."""
+        goal, facts = self.goal, self._facts()
+        subject = self.position(goal.subject) if goal.skill == "rake" else facts.subject
+        target = facts.subject if goal.skill == "rake" else facts.goal
+        if goal.skill == "push":
+            target = facts.subject + facts.axis * 0.1
+        return {"subject": subject.astype(np.float32), "target": target.astype(np.float32)}
+
+    def succeeded(self) -> bool:
+        goal = self.goal
+        if goal.skill == "touch":
+            top = self.position(goal.subject) + [0, 0, OBJECT_HALF]
+            return bool(np.linalg.norm((self.tcp - top)[:2]) < 0.018 and self.tcp[2] - top[2] < 0.02)
+        if goal.skill == "push":
+            return bool(self.position(goal.subject)[1] * (1 if goal.side == "left" else -1) > 0.15)
+        if goal.skill == "open":
+            return self.opening(goal.subject) > DRAWER_TRAVEL - 0.02
+        if goal.skill == "close":
+            return self.opening(goal.subject) < 0.015
+        if goal.skill == "rake":
+            return bool(self.position(goal.subject)[0] < 0.10)
+        return self._rests()
+
+    def _rests(self) -> bool:
+        """Whether the subject lies where it should, released and still."""
+        subject, wanted = self.position(self.goal.subject), self._resting_place()
+        near = 0.020 if self.goal.skill == "stack" else 0.026
+        velocity = np.zeros(6)
+        body = self._model.body(self.goal.subject).id
+        mujoco.mj_objectVelocity(self._model, self._data, mujoco.mjtObj.mjOBJ_BODY.value, body, velocity, 0)
+        return bool(
+            np.linalg.norm((subject - wanted)[:2]) < near
+            and abs(subject[2] - wanted[2]) < 0.012
+            and np.linalg.norm(velocity[3:]) < 0.05
+            and not self.held(self.goal.subject)
+        )
+
+
+def _objects(rng: np.random.Generator, points: list[tuple[float, float]], task: Task) -> list[Thing]:
+    drawn = draw_objects(rng, len(points), unseen=task.split == "unseen_objects")
+    return [
+        Thing(
+            f"{colour}_{shape}", "object", OBJECT_COLOURS[colour], point, shape, yaw=float(rng.uniform(-0.25, 0.25))
+        )
+        for (colour, shape), point in zip(drawn, points, strict=True)
+    ]
+
+
+def _finish(
+    rng: np.random.Generator, task: Task, things: list[Thing], skill: str, subject: str, words: dict[str, str], **goal: str
+) -> tuple[Layout, Goal]:
+    hand = tuple(rng.uniform([-0.16, -0.12, 0.10], [0.04, 0.12, 0.18]))
+    look = draw_look(rng, unseen=task.split == "unseen_scenes")
+    text = language.say(skill, words, rng, unseen=task.split == "unseen_wordings")
+    return Layout(tuple(things), hand, look), Goal(skill, subject, instruction=text, **goal)
+
+
+def _spoken(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _touch_layout(rng: np.random.Generator, task: Task) -> tuple[Layout, Goal]:
+    things = _objects(rng, spread(rng, 4, (-0.16, -0.17), (0.12, 0.17), 0.09), task)
+    return _finish(rng, task, things, "touch", things[0].name, {"object": _spoken(things[0].name)})
+
+
+def _push_layout(rng: np.random.Generator, task: Task) -> tuple[Layout, Goal]:
+    """Rows along x, so that a push along y meets no other object."""
+    rows = rng.permutation([-0.13, -0.03, 0.07])
+    points = [(float(x + rng.uniform(-0.012, 0.012)), float(rng.uniform(-0.085, 0.085))) for x in rows]
+    things = _objects(rng, points, task)
+    side = ("left", "right")[rng.integers(2)]
+    words = {"object": _spoken(things[0].name), "side": side}
+    return _finish(rng, task, things, "push", things[0].name, words, side=side)
+
+
+def _place_layout(rng: np.random.Generator, task: Task) -> tuple[Layout, Goal]:
+    points = spread(rng, 5, (-0.15, -0.16), (0.12, 0.16), 0.105)
+    things = _objects(rng, points[:3], task)
+    colours = rng.permutation(list(PLACE_COLOURS))[:2]
+    places = [
+        Thing(f"{colour}_{kind}", kind, PLACE_COLOURS[colour], point)
+        for colour, kind, point in zip(colours, rng.choice(["plate", "box"], 2), points[3:], strict=True)
+    ]
+    words = {
+        "object": _spoken(things[0].name),
+        "target": _spoken(places[0].name),
+        "relation": "on" if places[0].kind == "plate" else "into",
+    }
+    return _finish(rng, task, things + places, "place", things[0].name, words, target=places[0].name)
+
+
+def _stack_layout(rng: np.random.Generator, task: Task) -> tuple[Layout, Goal]:
+    things = _objects(rng, spread(rng, 4, (-0.15, -0.16), (0.12, 0.16), 0.105), task)
+    words = {"object": _spoken(things[0].name), "target": _spoken(things[1].name)}
+    return _finish(rng, task, things, "stack", things[0].name, words, target=things[1].name)
+
+
+def _drawer_layout(rng: np.random.Generator, task: Task) -> tuple[Layout, Goal]:
+    """Both drawers start half open, so that neither the picture nor the state says what to do."""
+    colours = rng.permutation(list(OBJECT_COLOURS))[:2]
+    depth, middle = rng.uniform(0.14, 0.17), rng.uniform(-0.03, 0.03)
+    drawers = [
+        Thing(
+            f"{colour}_drawer",
+            "drawer",
+            OBJECT_COLOURS[colour],
+            (float(depth), float(middle + offset)),
+            opening=float(rng.uniform(0.05, 0.075)),
+        )
+        for colour, offset in zip(colours, (0.085, -0.085), strict=True)
+    ]
+    loose = _objects(rng, spread(rng, 2, (-0.17, -0.17), (-0.09, 0.17), 0.09), task)
+    chosen = drawers[rng.integers(2)]
+    return _finish(rng, task, drawers + loose, task.name, chosen.name, {"object": _spoken(chosen.name)})
+
+
+def _rake_layout(rng: np.random.Generator, task: Task) -> tuple[Layout, Goal]:
+    rows = rng.permutation([-0.14, 0.0, 0.14])
+    points = [(float(rng.uniform(0.185, 0.225)), float(y + rng.uniform(-0.015, 0.015))) for y in rows]
+    things = _objects(rng, points, task)
+    place = (float(rng.uniform(-0.07, -0.03)), float(rng.uniform(-0.14, 0.14)))
+    rake = Thing("rake", "rake", (0.35, 0.22, 0.10), place, yaw=float(rng.uniform(-0.06, 0.06)))
+    return _finish(rng, task, [*things, rake], "rake", things[0].name, {"object": _spoken(things[0].name)})
+
+
+_DRAW = {
+    "touch": _touch_layout,
+    "push": _push_layout,
+    "place": _place_layout,
+    "stack": _stack_layout,
+    "open": _drawer_layout,
+    "close": _drawer_layout,
+    "rake": _rake_layout,
+}

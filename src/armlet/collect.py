@@ -1,0 +1,87 @@
+"""collect: a benchmark and its expert (or any policy) → episodes.
+
+Half of the episodes are perturbed while they run: for a few steps the hand does not go where the expert said, and what
+is recorded as the action is still what the expert answers in the state that results (DART, Laskey et al. 2017).
+A policy cloned from such data has seen its own mistakes corrected. This file knows no file format and no policy.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from armlet.benchmarks import Benchmark, Task, World
+
+
+@dataclass(frozen=True)
+class Perturbation:
+    """How a share of the episodes is disturbed.
+
+    `share` of episodes; in them `probability` per step of starting a disturbance that lasts 1–3 steps and adds a
+    constant of up to `size` (in units of a full command) to every dimension but the gripper, which flips with
+    probability `flip` instead.
+    """
+
+    share: float = 0.6
+    probability: float = 0.25
+    size: float = 0.7
+    flip: float = 0.08
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One episode as arrays over T steps: what was seen, what the expert said, what was executed."""
+
+    images: dict[str, np.ndarray]  # camera -> (T, h, w, 3) uint8
+    state: np.ndarray  # (T, s) float32
+    action: np.ndarray  # (T, a) float32, the expert's
+    executed: np.ndarray  # (T, a) float32
+    privileged: dict[str, np.ndarray]  # name -> (T, x) float32
+    instruction: str
+    success: bool
+
+
+def roll_out(benchmark: Benchmark, task: Task, seed: int, perturbation: Perturbation, *, tail: int = 2) -> Rollout:
+    """Run the expert once. `tail` steps are recorded after success, so that a policy learns to stay put."""
+    rng = np.random.default_rng([seed, 1])
+    world = benchmark.make(task, seed)
+    disturbed = rng.random() < perturbation.share
+    observations, actions, executed, privileged = [], [], [], []
+    left, offset, success = 0, np.zeros(benchmark.action_spec.dims, np.float32), False
+    for _ in range(benchmark.max_steps):
+        observations.append(world.observe())
+        privileged.append(world.privileged())
+        action = world.expert_action()
+        if disturbed and left == 0 and rng.random() < perturbation.probability:
+            left, offset = int(rng.integers(1, 4)), _offset(rng, benchmark, perturbation, action)
+        done = action if left == 0 else np.clip(action + offset, -1, 1).astype(np.float32)
+        left = max(left - 1, 0)
+        actions.append(action)
+        executed.append(done)
+        success = world.step(done) or success
+        if success:
+            tail -= 1
+            if tail < 0:
+                break
+    return _rollout(world, observations, actions, executed, privileged, success=success)
+
+
+def _offset(rng: np.random.Generator, benchmark: Benchmark, perturbation: Perturbation, action: np.ndarray) -> np.ndarray:
+    spec = benchmark.action_spec
+    offset = rng.uniform(-perturbation.size, perturbation.size, spec.dims).astype(np.float32)
+    if spec.gripper is not None:
+        flips = rng.random() < perturbation.flip
+        offset[spec.gripper] = -2 * action[spec.gripper] if flips else 0.0
+    return offset
+
+
+def _rollout(world: World, observations: list, actions: list, executed: list, privileged: list, *, success: bool) -> Rollout:
+    world.close()
+    return Rollout(
+        images={name: np.stack([seen.images[name] for seen in observations]) for name in observations[0].images},
+        state=np.stack([seen.state for seen in observations]),
+        action=np.stack(actions),
+        executed=np.stack(executed),
+        privileged={name: np.stack([facts[name] for facts in privileged]) for name in privileged[0]},
+        instruction=world.instruction,
+        success=success,
+    )

@@ -1,0 +1,1 @@
+"""Parts that networks are made of; none knows a policy, a recipe or a benchmark."""

@@ -1,0 +1,372 @@
+"""Heads that read a backbone layer: its tokens as a graph, one semantic vector, and the action it would take.
+
+ActDistill (arXiv 2511.18082), stage 1. The heads exist while training only. All layers are read in one go: every
+parameter behind the first projection carries a leading layer axis, so thirty small layers cost a few large matrix
+products, not thirty small ones. This file knows hidden states and a mask; it knows no policy, no loss, no trace.
+
+Beside the axes of `types`: `g` width of the graph, `e` neighbours kept by a node (edges), `h` attention heads (no images here),
+`m` the nodes of all samples of one layer in one row of `b * n`.
+
+Not done, because a teacher's answer must be the same each time it is asked: dropout (0.1 in the published code).
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+_NEGATIVE_SLOPE = 0.2  # of the leaky ReLU inside graph attention, as in the GAT paper (arXiv 1710.10903)
+
+
+class SemanticHead(nn.Module):
+    """One layer's hidden states (b, n, d) and token mask (b, n) -> its semantic vector (b, semantic_width).
+
+    The single-layer form of `SemanticHeads`, which documents the mathematics and the sizes.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        graph_width: int = 256,
+        semantic_width: int = 512,
+        neighbours: int = 8,
+        heads: int = 4,
+        graph_layers: int = 2,
+    ) -> None:
+        super().__init__()
+        self.stack = SemanticHeads(1, width, graph_width, semantic_width, neighbours, heads, graph_layers)
+
+    def forward(self, hidden: Float[Tensor, "b n d"], mask: Bool[Tensor, "b n"]) -> Float[Tensor, "b s"]:
+        return self.stack([hidden], mask)[:, 0]
+
+
+class LayerActionHead(nn.Module):
+    """One layer's semantic vector (b, semantic_width) -> the action chunk (b, k, a) that layer would take."""
+
+    def __init__(self, semantic_width: int = 512, hidden: int = 256, *, chunk: int, dims: int) -> None:
+        super().__init__()
+        self.stack = LayerActionHeads(1, semantic_width, hidden, chunk=chunk, dims=dims)
+
+    def forward(self, semantic: Float[Tensor, "b s"]) -> Float[Tensor, "b k a"]:
+        return self.stack(semantic[:, None])[:, 0]
+
+
+class ProbeHeads(nn.Module):
+    """A semantic head and an action head for each of `layers` backbone layers.
+
+    Sizes default to the paper's for a 7B backbone (about 2 M parameters a layer at width 4096); a backbone of
+    width 128 does well with `graph_width=32, semantic_width=64, hidden=64`.
+    """
+
+    def __init__(
+        self,
+        layers: int,
+        width: int,
+        *,
+        chunk: int,
+        dims: int,
+        graph_width: int = 256,
+        semantic_width: int = 512,
+        neighbours: int = 8,
+        heads: int = 4,
+        graph_layers: int = 2,
+        hidden: int = 256,
+    ) -> None:
+        super().__init__()
+        self.semantic = SemanticHeads(
+            layers, width, graph_width, semantic_width, neighbours, heads, graph_layers
+        )
+        self.action = LayerActionHeads(layers, semantic_width, hidden, chunk=chunk, dims=dims)
+
+    def forward(
+        self,
+        hiddens: Sequence[Float[Tensor, "b n d"]],
+        mask: Bool[Tensor, "b n"],
+        layers: Sequence[int] | None = None,
+    ) -> tuple[Float[Tensor, "b l s"], Float[Tensor, "b l k a"]]:
+        """Hidden states after each layer -> semantics (b, l, s) and layer actions (b, l, k, a).
+
+        `mask` is True on real tokens. `layers` names the layers that `hiddens` come from, in the same order, when
+        they are not all: a student that skips layers, or a teacher read in pieces to save memory.
+        """
+        semantics = self.semantic(hiddens, mask, layers)
+        return semantics, self.action(semantics, layers)
+
+
+class SemanticHeads(nn.Module):
+    """The graph-structured encapsulation of the paper, for `layers` layers at once.
+
+    For the tokens h_i of one layer of one sample:
+
+    1. x_i = P LayerNorm(h_i), at `graph_width`. Ahead of the graph, so that the graph is cheap (recipes §1, error
+       7) and the affinities are finite whatever the size of the hidden states (error 6).
+    2. S_ij = (W_phi x_i) . (W_psi x_j) / sqrt(d'), d' = graph_width / 4. Each node keeps the `neighbours` highest
+       S_ij among the real tokens; it may be its own neighbour. Edge weight w_ij = softmax over the kept S_ij.
+    3. `graph_layers` times x <- LayerNorm(x + ELU(GraphAttention(x))); messages run from neighbour j into node i.
+    4. Pooling p = sum_i alpha_i x_i, alpha = softmax(w_p . x) over the real tokens, then s = MLP(p).
+
+    Padding is never a neighbour and never pooled, so it does not change the result.
+    """
+
+    def __init__(
+        self,
+        layers: int,
+        width: int,
+        graph_width: int = 256,
+        semantic_width: int = 512,
+        neighbours: int = 8,
+        heads: int = 4,
+        graph_layers: int = 2,
+    ) -> None:
+        super().__init__()
+        affinity_width = max(graph_width // 4, 1)
+        self.neighbours = neighbours
+        self.project = nn.ModuleList(_Projection(width, graph_width) for _ in range(layers))
+        self.query = _StackedLinear(layers, graph_width, affinity_width, bias=False)
+        self.key = _StackedLinear(layers, graph_width, affinity_width, bias=False)
+        self.attention = nn.ModuleList(GraphAttention(layers, graph_width, heads) for _ in range(graph_layers))
+        self.norm = nn.ModuleList(_StackedLayerNorm(layers, graph_width) for _ in range(graph_layers))
+        self.pool = _StackedLinear(layers, graph_width, 1, bias=False)
+        self.read = _StackedMLP(layers, graph_width, graph_width, semantic_width)
+
+    def forward(
+        self,
+        hiddens: Sequence[Float[Tensor, "b n d"]],
+        mask: Bool[Tensor, "b n"],
+        layers: Sequence[int] | None = None,
+    ) -> Float[Tensor, "b l s"]:
+        """Semantic vectors of the layers `hiddens` come from; `layers` names them when they are not all.
+
+        Raises ValueError if a sample has no real token (this reads one boolean back from the device).
+        """
+        project = self.project if layers is None else [self.project[index] for index in layers]
+        if len(hiddens) != len(project):
+            raise ValueError(f"{len(hiddens)} hidden states for {len(project)} layers; name them with `layers`")
+        if not mask.any(dim=1).all():
+            raise ValueError("mask has a sample without a single real token: there is nothing to pool")
+        x = torch.stack([head(hidden) for head, hidden in zip(project, hiddens, strict=True)])  # (l, b, n, g)
+        nodes = rearrange(x, "l b n g -> l (b n) g")
+        pick = _index(layers, nodes.device)
+        edges, affinity = self._edges(nodes, mask, pick)
+        for attention, norm in zip(self.attention, self.norm, strict=True):
+            nodes = norm(nodes + F.elu(attention(nodes, edges, affinity, pick)), pick)
+        return rearrange(self.read(self._pool(nodes, mask, pick), pick), "l b s -> b l s")
+
+    def _edges(self, nodes: Tensor, mask: Tensor, pick: Tensor | None) -> tuple["Edges", Tensor]:
+        """The kept edges of all layers and their affinities (l, m, e)."""
+        batch, length = mask.shape
+        query = rearrange(self.query(nodes, pick), "l (b n) c -> l b n c", b=batch)
+        key = rearrange(self.key(nodes, pick), "l (b n) c -> l b c n", b=batch)
+        affinity, token = nearest(query @ key / query.shape[-1] ** 0.5, mask, self.neighbours)
+        first = torch.arange(0, len(nodes) * batch * length, length, device=mask.device).view(-1, batch, 1, 1)
+        return Edges.of((token + first).flatten(0, 2)), rearrange(affinity, "l b n e -> l (b n) e")
+
+    def _pool(self, nodes: Tensor, mask: Tensor, pick: Tensor | None) -> Tensor:
+        """Attention pooling over the real tokens: (l, m, g) -> (l, b, g)."""
+        score = rearrange(self.pool(nodes, pick), "l (b n) 1 -> l b 1 n", b=len(mask))
+        alpha = score.masked_fill(~mask[:, None], -torch.inf).softmax(dim=-1)
+        return (alpha @ rearrange(nodes, "l (b n) g -> l b n g", b=len(mask))).squeeze(2)
+
+
+def nearest(
+    affinity: Float[Tensor, "l b n n"], mask: Bool[Tensor, "b n"], neighbours: int
+) -> tuple[Float[Tensor, "l b n e"], Int[Tensor, "l b n e"]]:
+    """The highest affinities of each node i (row) to real tokens j (column), and which tokens they are.
+
+    e = min(neighbours, n). Where a sample has fewer than e real tokens the surplus entries have affinity -inf,
+    which the softmax of the graph attention turns into weight 0.
+    """
+    kept = affinity.masked_fill(~mask[:, None], -torch.inf).topk(
+        min(neighbours, mask.shape[1]), dim=-1, sorted=False
+    )
+    return kept.values, kept.indices
+
+
+class GraphAttention(nn.Module):
+    """Graph attention (GAT, arXiv 1710.10903) with averaged heads, for `layers` graphs' worth of parameters.
+
+    Node i receives from its kept neighbours j, for each head with matrix W and vectors a_recv, a_send:
+
+        out_i = bias + mean over heads of sum_j alpha_ij W x_j
+        alpha_ij = softmax over j of ( LeakyReLU(a_recv . W x_i + a_send . W x_j) + S_ij )
+
+    Adding the affinity S_ij is multiplying by the edge weight: alpha_ij is proportional to
+    w_ij exp(LeakyReLU(...)), since the normaliser of w_i. cancels. Sums of x_j are formed before W is applied, once
+    for all heads; that is the same number at a quarter of the memory and none of the (edges, heads, width) messages.
+    """
+
+    def __init__(self, layers: int, width: int, heads: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(_glorot(layers, heads, width, width))  # (l, h, in, out)
+        self.receiver = nn.Parameter(_glorot(layers, heads, width, 1).squeeze(-1))  # (l, h, out)
+        self.sender = nn.Parameter(_glorot(layers, heads, width, 1).squeeze(-1))
+        self.bias = nn.Parameter(torch.zeros(layers, 1, width))
+
+    def forward(
+        self,
+        nodes: Float[Tensor, "l m g"],
+        edges: "Edges",
+        affinity: Float[Tensor, "l m e"],
+        pick: Int[Tensor, " l"] | None = None,
+    ) -> Float[Tensor, "l m g"]:
+        """`edges` are those of the flattened (l * m) nodes, `affinity[l, i]` the S_ij of node i's."""
+        weight = _pick(self.weight, pick)
+        heads = weight.shape[1]
+        receiver = _per_head(nodes, weight, _pick(self.receiver, pick))
+        sender = _per_head(nodes, weight, _pick(self.sender, pick)).flatten(0, 1)
+        heard = sender.index_select(0, edges.sender.flatten()).view(*affinity.shape, heads)
+        score = F.leaky_relu(receiver[:, :, None] + heard, _NEGATIVE_SLOPE)  # (l, m, e, h)
+        alpha = (score + affinity[..., None]).softmax(dim=2)
+        received = _WeightedSum.apply(nodes.flatten(0, 1), alpha.flatten(0, 1), edges)  # (l * m, h, g)
+        received = received.reshape(*nodes.shape[:2], -1)
+        return received @ weight.flatten(1, 2) / heads + _pick(self.bias, pick)
+
+
+class Edges(NamedTuple):
+    """Who listens to whom among `r` nodes, and the same edges sorted by sender.
+
+    `sender` (r, e): the rows j that node i listens to. `order` (r * e,): edges, as positions in `sender`, sorted
+    by sender. `start` (r,): where the edges of sender j begin in `order`.
+    """
+
+    sender: Int[Tensor, "r e"]
+    order: Int[Tensor, " re"]
+    start: Int[Tensor, " r"]
+
+    @classmethod
+    def of(cls, sender: Int[Tensor, "r e"]) -> "Edges":
+        by_sender, order = sender.flatten().sort()
+        return cls(sender, order, torch.searchsorted(by_sender, torch.arange(len(sender), device=sender.device)))
+
+
+class _WeightedSum(torch.autograd.Function):
+    """out[i, h] = sum over e of alpha[i, e, h] * table[sender[i, e]]: (r, g), (r, e, h) -> (r, h, g).
+
+    The same as a gather and a product, without the (r, e, g) copy that autograd would keep of the gather, and with
+    a backward that adds up each sender's edges where they lie instead of scattering them.
+    """
+
+    @staticmethod
+    def forward(ctx, table: Tensor, alpha: Tensor, edges: Edges) -> Tensor:
+        ctx.save_for_backward(table, alpha)
+        ctx.edges = edges
+        rows, kept, heads = alpha.shape
+        senders = edges.sender[:, None].expand(rows, heads, kept).reshape(-1, kept)
+        weights = alpha.transpose(1, 2).reshape(-1, kept)
+        out = F.embedding_bag(senders, table, mode="sum", per_sample_weights=weights)
+        return out.view(rows, heads, -1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        table, alpha = ctx.saved_tensors
+        edges: Edges = ctx.edges
+        rows, kept, heads = alpha.shape
+        gathered = table.index_select(0, edges.sender.flatten()).view(rows, kept, -1)
+        to_alpha = gathered @ gradient.transpose(1, 2)  # (r, e, h)
+        receivers = (edges.order // kept)[:, None] * heads + torch.arange(heads, device=table.device)
+        to_table = F.embedding_bag(
+            receivers.flatten(),
+            gradient.reshape(rows * heads, -1),
+            edges.start * heads,
+            mode="sum",
+            per_sample_weights=alpha.reshape(-1, heads).index_select(0, edges.order).flatten(),
+        )
+        return to_table, to_alpha, None
+
+
+def _per_head(nodes: Tensor, weight: Tensor, vector: Tensor) -> Tensor:
+    """vector . (W node), one number a head: (l, m, g), (l, h, g, o), (l, h, o) -> (l, m, h)."""
+    return nodes @ (weight @ vector[..., None]).squeeze(-1).transpose(1, 2)
+
+
+class LayerActionHeads(nn.Module):
+    """Semantic vectors (b, l, s) -> the chunk each layer would execute (b, l, k, a): one MLP a layer, no squashing."""
+
+    def __init__(self, layers: int, semantic_width: int = 512, hidden: int = 256, *, chunk: int, dims: int) -> None:
+        super().__init__()
+        self.chunk = chunk
+        self.read = _StackedMLP(layers, semantic_width, hidden, chunk * dims)
+
+    def forward(
+        self, semantics: Float[Tensor, "b l s"], layers: Sequence[int] | None = None
+    ) -> Float[Tensor, "b l k a"]:
+        rows = rearrange(semantics, "b l s -> l b s")
+        return rearrange(
+            self.read(rows, _index(layers, rows.device)), "l b (k a) -> b l k a", k=self.chunk
+        )
+
+
+class _Projection(nn.Module):
+    """LayerNorm and a linear map, (b, n, d) -> (b, n, g), for one layer.
+
+    The wide product runs in the precision of the hidden states, everything behind it in that of the parameters.
+    LayerNorm has no gain or shift of its own: the linear map behind it would absorb them.
+    """
+
+    def __init__(self, width: int, graph_width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(_glorot(graph_width, width))
+        self.bias = nn.Parameter(torch.zeros(graph_width))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        normal = F.layer_norm(hidden, hidden.shape[-1:])
+        narrow = F.linear(normal, self.weight.to(hidden.dtype), self.bias.to(hidden.dtype))
+        return narrow.to(self.weight.dtype)
+
+
+class _StackedLinear(nn.Module):
+    """(l, m, in) -> (l, m, out), a matrix for each layer."""
+
+    def __init__(self, layers: int, inputs: int, outputs: int, *, bias: bool = True) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(_glorot(layers, inputs, outputs))
+        self.bias = nn.Parameter(torch.zeros(layers, 1, outputs)) if bias else None
+
+    def forward(self, x: Tensor, pick: Tensor | None) -> Tensor:
+        product = x @ _pick(self.weight, pick)
+        return product if self.bias is None else product + _pick(self.bias, pick)
+
+
+class _StackedMLP(nn.Module):
+    """(l, m, in) -> (l, m, out) through one hidden GELU layer."""
+
+    def __init__(self, layers: int, inputs: int, hidden: int, outputs: int) -> None:
+        super().__init__()
+        self.enter = _StackedLinear(layers, inputs, hidden)
+        self.leave = _StackedLinear(layers, hidden, outputs)
+
+    def forward(self, x: Tensor, pick: Tensor | None) -> Tensor:
+        return self.leave(F.gelu(self.enter(x, pick)), pick)
+
+
+class _StackedLayerNorm(nn.Module):
+    """LayerNorm over the last axis of (l, m, g), a gain and a shift for each layer."""
+
+    def __init__(self, layers: int, width: int) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(layers, 1, width))
+        self.shift = nn.Parameter(torch.zeros(layers, 1, width))
+
+    def forward(self, x: Tensor, pick: Tensor | None) -> Tensor:
+        return F.layer_norm(x, x.shape[-1:]) * _pick(self.gain, pick) + _pick(self.shift, pick)
+
+
+def _index(layers: Sequence[int] | None, device: torch.device) -> Tensor | None:
+    return None if layers is None else torch.tensor(list(layers), device=device)
+
+
+def _pick(parameter: Tensor, pick: Tensor | None) -> Tensor:
+    """The rows of a stacked parameter that belong to the layers evaluated."""
+    return parameter if pick is None else parameter.index_select(0, pick)
+
+
+def _glorot(*shape: int) -> Tensor:
+    """Uniform Glorot over the last two axes, each leading index a matrix of its own."""
+    bound = (6 / (shape[-2] + shape[-1])) ** 0.5
+    return torch.empty(shape).uniform_(-bound, bound)

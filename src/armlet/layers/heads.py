@@ -1,0 +1,140 @@
+"""Action heads: a condition vector (b, d) → a chunk of normalised actions (b, k, a). One contract, three kinds.
+
+    RegressionHead   one MLP, L1 loss (OpenVLA-OFT, arXiv 2502.19645)
+    BinHead          256 bins a dimension, cross-entropy (OpenVLA, arXiv 2406.09246)
+    FlowHead         a small DiT that carries noise to actions in a few Euler steps (π0, arXiv 2410.24164)
+
+None knows a backbone, a benchmark or a unit: actions are normalised to about [−1, 1].
+"""
+
+from abc import ABC, abstractmethod
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class ActionHead(nn.Module, ABC):
+    """`loss` is per sample; `forward` decides."""
+
+    chunk: int
+    dims: int
+
+    @abstractmethod
+    def forward(self, condition: Tensor) -> Tensor:
+        """(b, d) → (b, k, a), the actions to execute."""
+
+    @abstractmethod
+    def loss(self, condition: Tensor, actions: Tensor, valid: Tensor) -> Tensor:
+        """(b,): how far from `actions` (b, k, a), counting the steps where `valid` (b, k)."""
+
+
+def masked_mean(error: Tensor, valid: Tensor) -> Tensor:
+    """(b, k, …) averaged over valid steps and whatever follows them → (b,)."""
+    per_step = error.flatten(2).mean(-1)  # (b, k)
+    return (per_step * valid).sum(1) / valid.sum(1).clamp(min=1)
+
+
+class RegressionHead(ActionHead):
+    """An MLP that names the chunk outright."""
+
+    def __init__(self, width: int, chunk: int, dims: int, *, hidden: int = 256) -> None:
+        super().__init__()
+        self.chunk, self.dims = chunk, dims
+        self.net = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, chunk * dims))
+
+    def forward(self, condition: Tensor) -> Tensor:
+        return self.net(condition).unflatten(-1, (self.chunk, self.dims))
+
+    def loss(self, condition: Tensor, actions: Tensor, valid: Tensor) -> Tensor:
+        return masked_mean((self(condition) - actions).abs(), valid)
+
+
+class BinHead(ActionHead):
+    """Logits over equal bins of [−1, 1]; the decision is the centre of the likeliest bin."""
+
+    def __init__(self, width: int, chunk: int, dims: int, *, bins: int = 256, hidden: int = 256) -> None:
+        super().__init__()
+        self.chunk, self.dims, self.bins = chunk, dims, bins
+        self.net = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, chunk * dims * bins))
+
+    def logits(self, condition: Tensor) -> Tensor:
+        return self.net(condition).unflatten(-1, (self.chunk, self.dims, self.bins))
+
+    def forward(self, condition: Tensor) -> Tensor:
+        return (self.logits(condition).argmax(-1) + 0.5) * (2 / self.bins) - 1
+
+    def loss(self, condition: Tensor, actions: Tensor, valid: Tensor) -> Tensor:
+        target = ((actions.clamp(-1, 1) + 1) / 2 * self.bins).long().clamp(max=self.bins - 1)
+        error = F.cross_entropy(self.logits(condition).flatten(0, 2), target.flatten(), reduction="none")
+        return masked_mean(error.view(target.shape), valid)
+
+
+class _Block(nn.Module):
+    """A DiT block: attention over the chunk, then an MLP, each modulated by the condition (adaLN)."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm = nn.LayerNorm(width, elementwise_affine=False)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+        self.modulation = nn.Linear(width, 6 * width)
+        nn.init.zeros_(self.modulation.weight)
+        nn.init.zeros_(self.modulation.bias)
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(condition).unsqueeze(1).chunk(6, -1)
+        query, key, value = self.qkv(self.norm(x) * (1 + scale_a) + shift_a).chunk(3, -1)
+        split = [part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (query, key, value)]
+        attended = F.scaled_dot_product_attention(*split).transpose(1, 2).flatten(2)
+        x = x + gate_a * self.out(attended)
+        return x + gate_m * self.mlp(self.norm(x) * (1 + scale_m) + shift_m)
+
+
+class FlowHead(ActionHead):
+    """Rectified flow: learns the velocity from noise (t = 0) to actions (t = 1), integrates it in `steps`.
+
+    Sampling starts from fixed noise drawn from `seed`, so a policy answers the same observation the same way.
+    """
+
+    def __init__(
+        self, width: int, chunk: int, dims: int, *, hidden: int = 128, blocks: int = 2, steps: int = 4, seed: int = 0
+    ) -> None:
+        super().__init__()
+        self.chunk, self.dims, self.steps = chunk, dims, steps
+        self.enter = nn.Linear(dims, hidden)
+        self.position = nn.Parameter(torch.randn(chunk, hidden) * 0.02)
+        self.condition = nn.Linear(width, hidden)
+        self.time = nn.Sequential(nn.Linear(64, hidden), nn.SiLU(), nn.Linear(hidden, hidden))
+        self.blocks = nn.ModuleList(_Block(hidden, heads=hidden // 32) for _ in range(blocks))
+        self.leave = nn.Linear(hidden, dims)
+        noise = torch.randn(chunk, dims, generator=torch.Generator().manual_seed(seed))
+        self.register_buffer("noise", noise)
+        self.register_buffer("frequencies", torch.exp(torch.linspace(0, 6, 32)), persistent=False)
+
+    def velocity(self, noisy: Tensor, t: Tensor, condition: Tensor) -> Tensor:
+        """(b, k, a), (b,), (b, d) → (b, k, a)."""
+        angles = t[:, None] * self.frequencies
+        embedded = self.time(torch.cat([angles.sin(), angles.cos()], -1)) + self.condition(condition)
+        x = self.enter(noisy) + self.position
+        for block in self.blocks:
+            x = block(x, F.silu(embedded))
+        return self.leave(x)
+
+    def forward(self, condition: Tensor) -> Tensor:
+        x = self.noise.expand(len(condition), -1, -1)
+        for step in range(self.steps):
+            t = torch.full((len(condition),), step / self.steps, device=x.device, dtype=x.dtype)
+            x = x + self.velocity(x, t, condition) / self.steps
+        return x
+
+    def loss(self, condition: Tensor, actions: Tensor, valid: Tensor) -> Tensor:
+        noise = torch.randn_like(actions)
+        t = torch.rand(len(actions), device=actions.device, dtype=actions.dtype)
+        mixed = noise + t[:, None, None] * (actions - noise)
+        return masked_mean((self.velocity(mixed, t, condition) - (actions - noise)).square(), valid)
+
+
+HEADS = {"regression": RegressionHead, "bins": BinHead, "flow": FlowHead}

@@ -1,0 +1,33 @@
+"""A convolutional image encoder: pixels → a grid of tokens. It knows no camera by name and no text."""
+
+import torch
+from torch import Tensor, nn
+
+
+class ConvEncoder(nn.Module):
+    """(b, 3, h, w) in [0, 1] → (b, n, width), one token per `stride`² pixels, positions included.
+
+    `size` is the side of the square image; it must be a multiple of `stride`, which is 8, 12 or 16.
+    """
+
+    def __init__(self, size: int, width: int, *, stride: int = 12, channels: int = 32) -> None:
+        super().__init__()
+        first = {8: 2, 12: 3, 16: 4}.get(stride)
+        if first is None or size % stride:
+            raise ValueError(f"image of {size} px and stride {stride}: stride must be 8, 12 or 16 and divide the size")
+        self.net = nn.Sequential(
+            nn.Conv2d(3, channels, 2 * first - 1, first, first - 1),
+            nn.GELU(),
+            nn.Conv2d(channels, 2 * channels, 3, 2, 1),
+            nn.GELU(),
+            nn.Conv2d(2 * channels, 4 * channels, 3, 2, 1),
+            nn.GELU(),
+            nn.Conv2d(4 * channels, width, 1),
+        )
+        self.tokens = (size // stride) ** 2
+        self.position = nn.Parameter(torch.randn(self.tokens, width) * 0.02)
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, image: Tensor) -> Tensor:
+        features = self.net((image - 0.5) * 2)  # (b, d, h', w')
+        return self.norm(features.flatten(2).transpose(1, 2)) + self.position

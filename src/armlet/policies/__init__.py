@@ -1,0 +1,125 @@
+"""The policy contract. Any network that can name its layer list can be watched, probed and routed.
+
+One file per network in this folder; nothing is copied or edited to watch or route it.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from armlet.layers.heads import ActionHead
+from armlet.types import ActionSpec, Batch, Observation, Trace
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """What enters the backbone. `hidden` (b, n, d); `mask`, `vision`, `text` (b, n) bool: real, image and word
+    tokens; `attention` what a layer needs as its mask (None: everything sees everything); `rotary` (cos, sin)."""
+
+    hidden: Tensor
+    mask: Tensor
+    vision: Tensor
+    text: Tensor
+    attention: Tensor | None
+    rotary: tuple[Tensor, Tensor]
+
+    def select(self, rows: Tensor) -> "Tokens":
+        """The same for some samples of the batch; `rows` (b',) int64."""
+        return replace(
+            self,
+            hidden=self.hidden[rows],
+            mask=self.mask[rows],
+            vision=self.vision[rows],
+            text=self.text[rows],
+            attention=None if self.attention is None else self.attention[rows],
+            rotary=tuple(part if len(part) == 1 else part[rows] for part in self.rotary),
+        )
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One pass through the backbone: last `hidden` (b, n, d); `hiddens`, after every layer, where asked for;
+    `gates` (b, l), 1 where a layer ran; `extras`, whatever else the network has to say (a router's logits)."""
+
+    hidden: Tensor
+    hiddens: tuple[Tensor, ...]
+    gates: Tensor
+    extras: Trace
+
+
+class Policy(nn.Module, ABC):
+    """Images, words and state in; a chunk of actions out."""
+
+    layers: nn.ModuleList
+    head: ActionHead
+    action_spec: ActionSpec
+
+    @abstractmethod
+    def prepare(self, observations: Sequence[Observation]) -> Batch:
+        """Robot observations → a batch on the policy's device, normalised."""
+
+    @abstractmethod
+    def embed(self, batch: Batch) -> Tokens:
+        """A batch → the tokens that enter layer 0."""
+
+    @abstractmethod
+    def run_layer(self, index: int, hidden: Tensor, tokens: Tokens) -> Tensor:
+        """Hidden states (b, n, d) through layer `index`."""
+
+    @abstractmethod
+    def condition(self, hidden: Tensor, tokens: Tokens) -> Tensor:
+        """Last hidden states → the feature (b, d) that conditions the action head."""
+
+    @abstractmethod
+    def denormalise(self, actions: np.ndarray) -> np.ndarray:
+        """Normalised actions (…, a) → what the robot takes."""
+
+    @abstractmethod
+    def to_json(self) -> dict[str, Any]:
+        """Everything needed to build it again but the weights and the tokenizer; `type` names the module here."""
+
+    def backbone(self, tokens: Tokens, batch: Batch, *, watch: bool = False, exploration: float = 0.0) -> Pass:
+        """All layers in order; with `watch` the hidden states after each are kept. `exploration` is for networks
+        that decide while they train; this one decides nothing."""
+        hidden, seen = tokens.hidden, []
+        for index in range(len(self.layers)):
+            hidden = self.run_layer(index, hidden, tokens)
+            if watch:
+                seen.append(hidden)
+        gates = torch.ones(len(batch), len(self.layers), device=hidden.device)
+        return Pass(hidden, tuple(seen), gates, {})
+
+    def forward(self, batch: Batch) -> Tensor:
+        """(b, k, a) normalised actions."""
+        tokens = self.embed(batch)
+        return self.head(self.condition(self.backbone(tokens, batch).hidden, tokens))
+
+    def layer_costs(self) -> Tensor:
+        """(l,) relative cost of each layer: its parameters, to which the multiplications per token are proportional."""
+        return torch.tensor([float(sum(p.numel() for p in layer.parameters())) for layer in self.layers])
+
+    @torch.inference_mode()
+    def infer(self, observation: Observation) -> np.ndarray:
+        """One observation → (k, a) float32 actions in the robot's own numbers."""
+        actions = self(self.prepare([observation]))[0]
+        if not torch.isfinite(actions).all():
+            raise FloatingPointError("the policy answered with NaN or infinite actions")
+        return self.denormalise(actions.float().cpu().numpy())
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+
+class Student(ABC):
+    """A frozen dataclass that makes a student out of a teacher."""
+
+    @abstractmethod
+    def build(self, teacher: Policy) -> Policy:
+        """A new policy; the teacher itself stays as it is."""

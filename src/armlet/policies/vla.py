@@ -1,0 +1,164 @@
+"""Our VLA: convolutional eyes, words, robot state, a Llama backbone (transformers' own layers), an action head.
+
+About 1 M to 7 B parameters by configuration. Tokens stand in the order [cameras, words, state, action query];
+every token sees every other (the prefix attention of π0), and the query's last hidden state conditions the
+action head. Knows no benchmark and no recipe.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+from transformers import LlamaConfig
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMSNorm, LlamaRotaryEmbedding
+
+from armlet.data.normalise import Normaliser
+from armlet.data.text import encode
+from armlet.layers.heads import HEADS
+from armlet.layers.vision import ConvEncoder
+from armlet.policies import Policy, Tokens
+from armlet.types import ActionSpec, Batch, Observation
+
+
+@dataclass(frozen=True)
+class VLAConfig:
+    """Sizes of the network. `cameras` name → side in pixels; `strides` name → pixels per token; `text_tokens` the
+    longest instruction; `execute` how many actions of a chunk are carried out before the policy looks again."""
+
+    cameras: dict[str, int]
+    strides: dict[str, int]
+    state_dims: int
+    action_dims: int
+    vocabulary: int
+    width: int = 128
+    depth: int = 8
+    heads: int = 4
+    chunk: int = 8
+    execute: int = 3
+    text_tokens: int = 32
+    vision_channels: int = 32
+    head: Literal["regression", "bins", "flow"] = "regression"
+    head_options: dict[str, Any] = field(default_factory=dict)
+
+    def llama(self) -> LlamaConfig:
+        return LlamaConfig(
+            vocab_size=self.vocabulary,
+            hidden_size=self.width,
+            intermediate_size=int(self.width * 8 / 3) // 32 * 32,
+            num_hidden_layers=self.depth,
+            num_attention_heads=self.heads,
+            num_key_value_heads=self.heads,
+            max_position_embeddings=4096,
+            attn_implementation="sdpa",
+        )
+
+
+@dataclass(frozen=True)
+class Body:
+    """What a policy must know of the robot and its data to turn its numbers into deeds."""
+
+    action_spec: ActionSpec
+    state: Normaliser
+    actions: Normaliser
+    tokenizer: Tokenizer
+
+
+class VLA(Policy):
+    """See the module's docstring."""
+
+    def __init__(self, config: VLAConfig, body: Body) -> None:
+        super().__init__()
+        self.config, self.body, self.action_spec = config, body, body.action_spec
+        llama = config.llama()
+        self.vision = nn.ModuleDict(
+            {
+                name: ConvEncoder(size, config.width, stride=config.strides[name], channels=config.vision_channels)
+                for name, size in config.cameras.items()
+            }
+        )
+        self.words = nn.Embedding(config.vocabulary, config.width, padding_idx=0)
+        self.state = nn.Linear(config.state_dims, config.width)
+        self.query = nn.Parameter(torch.randn(config.width) * 0.02)
+        self.layers = nn.ModuleList(LlamaDecoderLayer(llama, index) for index in range(config.depth))
+        for layer in self.layers:
+            layer.self_attn.is_causal = False
+        self.norm = LlamaRMSNorm(config.width)
+        self.rotary = LlamaRotaryEmbedding(llama)
+        self.head = HEADS[config.head](config.width, config.chunk, config.action_dims, **config.head_options)
+        self.apply(_initialise)
+
+    def prepare(self, observations: Sequence[Observation]) -> Batch:
+        missing = [name for name in self.config.cameras if name not in observations[0].images]
+        if missing:
+            raise ValueError(f"the observation lacks camera(s) {missing}; it has {sorted(observations[0].images)}")
+        device = self.device
+        images = {}
+        for name, size in self.config.cameras.items():
+            stacked = np.stack([seen.images[name] for seen in observations])
+            if stacked.shape[1:] != (size, size, 3) or stacked.dtype != np.uint8:
+                raise ValueError(
+                    f"camera {name!r}: found {stacked.shape[1:]} {stacked.dtype}, expected ({size}, {size}, 3) uint8"
+                )
+            images[name] = torch.from_numpy(stacked).to(device).permute(0, 3, 1, 2).float().div_(255)
+        ids = [encode(self.body.tokenizer, seen.instruction, longest=self.config.text_tokens) for seen in observations]
+        text = torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in ids], batch_first=True).to(device)
+        state = np.stack([self.body.state.apply(seen.state) for seen in observations])
+        previous = np.stack([self.body.actions.apply(seen.previous_action) for seen in observations])
+        return Batch(
+            images=images,
+            text=text,
+            text_mask=text != 0,
+            state=torch.from_numpy(state).to(device),
+            previous_action=torch.from_numpy(previous).to(device),
+        )
+
+    def embed(self, batch: Batch) -> Tokens:
+        eyes = [self.vision[name](batch.images[name]) for name in self.config.cameras]
+        words = self.words(batch.text)
+        state = self.state(batch.state).unsqueeze(1)
+        query = self.query.expand(len(batch), 1, -1)
+        hidden = torch.cat([*eyes, words, state, query], 1)
+        seen, length = sum(part.shape[1] for part in eyes), hidden.shape[1]
+        mask = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
+        mask[:, seen : seen + words.shape[1]] = batch.text_mask
+        vision, text = torch.zeros_like(mask), torch.zeros_like(mask)
+        vision[:, :seen] = True
+        text[:, seen : seen + words.shape[1]] = batch.text_mask
+        if len(batch) == 1:  # a single text is never padded: no mask to build, and the positions just count up
+            positions = torch.arange(length, device=hidden.device)[None]
+            return Tokens(hidden, mask, vision, text, None, self.rotary(hidden, positions))
+        positions = mask.long().cumsum(1) - 1
+        attention = mask[:, None, None, :].expand(-1, 1, length, -1)
+        return Tokens(hidden, mask, vision, text, attention, self.rotary(hidden, positions))
+
+    def run_layer(self, index: int, hidden: Tensor, tokens: Tokens) -> Tensor:
+        return self.layers[index](hidden, attention_mask=tokens.attention, position_embeddings=tokens.rotary)
+
+    def condition(self, hidden: Tensor, tokens: Tokens) -> Tensor:
+        return self.norm(hidden[:, -1])
+
+    def denormalise(self, actions: np.ndarray) -> np.ndarray:
+        spec = self.action_spec
+        return np.clip(self.body.actions.invert(actions), spec.low, spec.high).astype(np.float32)
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything but the weights and the tokenizer."""
+        return {
+            "type": "vla",
+            "network": asdict(self.config),
+            "action_spec": asdict(self.action_spec),
+            "state": self.body.state.to_json(),
+            "actions": self.body.actions.to_json(),
+        }
+
+
+def _initialise(module: nn.Module) -> None:
+    """Llama's own initialisation for what is ours, too."""
+    if isinstance(module, nn.Linear) and module.bias is None:
+        nn.init.normal_(module.weight, std=0.02)
+    elif isinstance(module, nn.Embedding):
+        nn.init.normal_(module.weight, std=0.02)

@@ -1,0 +1,168 @@
+"""Values that say what to run: an Objective, a Stage, a Recipe. Nothing here runs anything.
+
+A run is a frozen value returned by a function in `armlet/recipes/`; variants use `dataclasses.replace`. Whatever
+changes a result is in the recipe, and saved beside what it produced.
+"""
+
+import dataclasses
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from torch import Tensor
+
+from armlet.benchmarks import Benchmark
+from armlet.data.normalise import Mode
+from armlet.policies import Student
+from armlet.types import Batch, Trace
+
+
+class Objective(ABC):
+    """What a stage minimises. Subclasses are frozen dataclasses whose fields are its weights.
+
+    `needs`: what it reads from the teacher's trace; `wants`: what it reads from the student's.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+    wants: ClassVar[frozenset[str]] = frozenset()
+
+    @abstractmethod
+    def __call__(self, student: Trace, teacher: Trace, batch: Batch) -> dict[str, Tensor]:
+        """Named scalar losses; the trainer minimises their sum."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stretch of training.
+
+    `train` and `freeze` are patterns of parameter names (`vision.*`); what matches `train` and not `freeze` trains.
+    `ema` averages the weights that are saved (None: the last ones). `brightness` scales every image of a sample by a factor in
+    1 ± brightness. `precision` is that of the matrix products; weights and losses stay in single precision.
+    """
+
+    objective: Objective
+    steps: int
+    batch_size: int = 64
+    learning_rate: float = 1e-3
+    optimiser: Literal["muon", "adamw"] = "muon"
+    weight_decay: float = 0.01
+    warmup: int = 200
+    schedule: Literal["cosine", "constant"] = "cosine"
+    clip: float = 1.0
+    ema: float | None = None
+    brightness: float = 0.1
+    precision: Literal["bf16", "fp32"] = "bf16"
+    train: tuple[str, ...] = ("*",)
+    freeze: tuple[str, ...] = ()
+    log_every: int = 50
+    checkpoint_every: int = 500
+
+
+@dataclass(frozen=True)
+class Collection:
+    """How episodes are made: how many, with which workers, and how much the expert is disturbed (DART)."""
+
+    episodes: int = 6000
+    seed: int = 10_000_000
+    workers: int = 2
+    disturbed_share: float = 0.6
+
+
+@dataclass(frozen=True)
+class Network:
+    """Sizes of a VLA that is taught from nothing; what depends on the data is read from the data."""
+
+    width: int = 128
+    depth: int = 8
+    heads: int = 4
+    chunk: int = 6
+    execute: int = 2
+    text_tokens: int = 32
+    vision_channels: int = 32
+    strides: dict[str, int] = field(default_factory=dict)
+    head: Literal["regression", "bins", "flow"] = "regression"
+    head_options: dict[str, Any] = field(default_factory=dict)
+    normalise_actions: Mode = "identity"
+
+
+@dataclass(frozen=True)
+class Probe:
+    """The heads that read every layer while training, and how they are fitted on the frozen teacher."""
+
+    stage: Stage
+    graph_width: int = 64
+    semantic_width: int = 128
+    neighbours: int = 8
+    heads: int = 4
+    graph_layers: int = 2
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """`episodes` paired episodes a split, spread evenly over the tasks; `latency_calls` timed decisions."""
+
+    episodes: int = 400
+    splits: tuple[str, ...] = ("seen",)
+    seed: int = 500_000_000
+    workers: int = 2
+    latency_calls: int = 200
+    videos: int = 1
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything a run needs. Each verb reads the fields it is about and leaves its result under `out`."""
+
+    name: str
+    benchmark: Benchmark
+    episodes: Path
+    teacher: Path
+    out: Path
+    collection: Collection = field(default_factory=Collection)
+    network: Network | None = None
+    teach: Stage | None = None
+    probe: Probe | None = None
+    student: Student | None = None
+    stages: tuple[Stage, ...] = ()
+    evaluation: Evaluation = field(default_factory=Evaluation)
+    policies: tuple[Path, ...] = ()
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        provided = {"actions", "condition"} | ({"semantics", "layer_actions"} if self.probe else set())
+        for index, stage in enumerate(self.stages):
+            missing = stage.objective.needs - provided
+            if missing:
+                raise ValueError(
+                    f"recipe {self.name!r}: stage {index} ({type(stage.objective).__name__}) needs {sorted(missing)} "
+                    "from the teacher, which nothing provides; give the recipe a `probe`"
+                )
+
+    @property
+    def traces(self) -> Path:
+        return self.out / "traces"
+
+    @property
+    def student_folder(self) -> Path:
+        return self.out / "student"
+
+
+Factory = Callable[[], Recipe]
+
+
+def to_json(value: Any) -> Any:
+    """A recipe (or any dataclass) as JSON, every dataclass with the name of its class."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {"class": type(value).__name__, **fields}
+    if isinstance(value, dict):
+        return {str(key): to_json(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [to_json(item) for item in value]
+    if isinstance(value, Path):
+        return value.as_posix()
+    json.dumps(value)  # raises, naming the type, where a value has no JSON form
+    return value
