@@ -2,14 +2,72 @@
 
 Half of the episodes are perturbed while they run: for a few steps the hand does not go where the expert said, and what
 is recorded as the action is still what the expert answers in the state that results (DART, Laskey et al. 2017).
-A policy cloned from such data has seen its own mistakes corrected. This file knows no file format and no policy.
+A policy cloned from such data has seen its own mistakes corrected. Only episodes that succeed are kept. Workers
+write what they made themselves; a killed run goes on with the attempts that are missing.
 """
 
+import multiprocessing
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from armlet.benchmarks import Benchmark, Task, World
+from armlet.data.episodes import EpisodeFrames, EpisodeWriter, Features, stage_episode
+from armlet.progress import Progress
+from armlet.recipe import Collection, Recipe
+
+
+def main(recipe: Recipe) -> Path:
+    """Run the benchmark's expert; returns the folder of the episodes."""
+    benchmark, collection = recipe.benchmark, recipe.collection
+    tasks = benchmark.tasks()
+    features = features_of(benchmark, benchmark.make(tasks[0], collection.seed))
+    metadata = {"benchmark": benchmark.fingerprint(), "disturbed_share": collection.disturbed_share, "seed": collection.seed}
+    hz = round(benchmark.action_spec.control_hz)
+    writer = EpisodeWriter(recipe.episodes, features, fps=hz, robot=benchmark.name, metadata=metadata)
+    finished = {info["attempt"] for info in writer.finished()}
+    jobs = [
+        (recipe.episodes, benchmark, tasks[attempt % len(tasks)], attempt, collection, features)
+        for attempt in range(collection.episodes)
+        if attempt not in finished
+    ]
+    progress = Progress(f"collect {benchmark.name}", total=collection.episodes, start=len(finished), unit="episode")
+    kept = len(finished)
+    with multiprocessing.get_context("spawn").Pool(collection.workers) as pool:
+        for success in pool.imap_unordered(_work, jobs, chunksize=4):
+            kept += success
+            progress.advance(success=kept / (progress.done + 1))
+    progress.close()
+    writer.finalise()
+    return recipe.episodes
+
+
+def features_of(benchmark: Benchmark, world: World) -> Features:
+    """What a frame of this benchmark's episodes holds."""
+    names = benchmark.action_spec.names
+    extra = {f"privileged.{name}": len(values) for name, values in world.privileged().items()}
+    cameras = {name: (size, size) for name, size in benchmark.cameras.items()}
+    return Features(benchmark.state_names, names, cameras, {"executed": len(names), **extra})
+
+
+def _work(job: tuple[Path, Benchmark, Task, int, Collection, Features]) -> bool:
+    """One attempt, in a worker process; True where it succeeded and was written."""
+    root, benchmark, task, attempt, collection, features = job
+    perturbation = Perturbation(share=collection.disturbed_share)
+    rollout = roll_out(benchmark, task, collection.seed + attempt, perturbation)
+    if not rollout.success:
+        return False
+    episode = EpisodeFrames(
+        images=rollout.images,
+        state=rollout.state,
+        action=rollout.action,
+        extra={"executed": rollout.executed, **{f"privileged.{name}": v for name, v in rollout.privileged.items()}},
+        task=rollout.instruction,
+        info={"attempt": attempt, "task": task.name, "family": task.family, "seed": collection.seed + attempt},
+    )
+    stage_episode(root, attempt, episode, features, fps=round(benchmark.action_spec.control_hz))
+    return True
 
 
 @dataclass(frozen=True)

@@ -93,11 +93,12 @@ class Probe:
     """The heads that read every layer while training, and how they are fitted on the frozen teacher."""
 
     stage: Stage
-    graph_width: int = 64
-    semantic_width: int = 128
+    graph_width: int = 32
+    semantic_width: int = 64
     neighbours: int = 8
     heads: int = 4
     graph_layers: int = 2
+    hidden: int = 64
 
 
 @dataclass(frozen=True)
@@ -128,6 +129,7 @@ class Recipe:
     student: Student | None = None
     stages: tuple[Stage, ...] = ()
     evaluation: Evaluation = field(default_factory=Evaluation)
+    shared: Path | None = None  # where traces are, when several recipes use the same
     policies: tuple[Path, ...] = ()
     seed: int = 0
 
@@ -143,7 +145,7 @@ class Recipe:
 
     @property
     def traces(self) -> Path:
-        return self.out / "traces"
+        return (self.shared or self.out) / "traces"
 
     @property
     def student_folder(self) -> Path:

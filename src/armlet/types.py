@@ -15,6 +15,9 @@ trace store and the student's answer are the same type, so a loss reads two of t
     semantics      (b, l, d)   one semantic vector per layer, from the probe's graph heads
     layer_actions  (b, l, k, a) the action each layer would take, from the probe's action heads
     gates          (b, l)      how much of each layer ran: 1 ran, 0 skipped
+    costs          (l,)        what each layer costs, relative to the others
+    imitation      (b,)        its action head's own loss against the episodes' actions
+    privileged.x   (b, x)      what it guesses of simulator fact x, while a teacher is taught
     hidden.6       (b, n, d)   hidden states after layer 6
 """
 

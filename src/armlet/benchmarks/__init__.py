@@ -51,7 +51,8 @@ class World(ABC):
         """A (size, size, 3) uint8 picture for people, by the first camera."""
         raise NotImplementedError
 
-    def close(self) -> None: ...
+    def close(self) -> None:  # noqa: B027 - most worlds hold nothing to close
+        """Give back what the world holds."""
 
 
 class Benchmark(ABC):

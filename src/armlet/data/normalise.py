@@ -16,9 +16,7 @@ class Normaliser:
     scale: np.ndarray
 
     @classmethod
-    def from_statistics(
-        cls, statistics: dict[str, Any], mode: Mode, *, what: str, dims: int, keep: tuple[int, ...] = ()
-    ) -> Self:
+    def from_statistics(cls, statistics: dict[str, Any], mode: Mode, *, what: str, dims: int, keep: tuple[int, ...] = ()) -> Self:
         """`mean_std` divides by the deviation, `quantiles` takes q01…q99 to −1…1; dimensions in `keep` pass as they are.
 
         Raises ValueError where statistics are missing or belong to another robot (a different number of dimensions).

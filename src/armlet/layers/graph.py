@@ -1,13 +1,15 @@
 """Heads that read a backbone layer: its tokens as a graph, one semantic vector, and the action it would take.
 
-ActDistill (arXiv 2511.18082), stage 1. The heads exist while training only. All layers are read in one go: every
-parameter behind the first projection carries a leading layer axis, so thirty small layers cost a few large matrix
-products, not thirty small ones. This file knows hidden states and a mask; it knows no policy, no loss, no trace.
+ActDistill (arXiv 2511.18082), stage 1. The heads exist while training only. All layers are read in one go:
+every parameter behind the first projection carries a leading layer axis, so thirty small layers cost a few
+large matrix products, not thirty small ones. This file knows hidden states and a mask; it knows no policy, no
+loss, no trace.
 
-Beside the axes of `types`: `g` width of the graph, `e` neighbours kept by a node (edges), `h` attention heads (no images here),
-`m` the nodes of all samples of one layer in one row of `b * n`.
+Beside the axes of `types`: `g` width of the graph, `e` neighbours kept by a node (edges), `h` attention heads
+(no images here), `m` the nodes of all samples of one layer in one row of `b * n`.
 
-Not done, because a teacher's answer must be the same each time it is asked: dropout (0.1 in the published code).
+Not done, because a teacher's answer must be the same each time it is asked: dropout (0.1 in the published
+code).
 """
 
 from collections.abc import Sequence
@@ -59,8 +61,8 @@ class LayerActionHead(nn.Module):
 class ProbeHeads(nn.Module):
     """A semantic head and an action head for each of `layers` backbone layers.
 
-    Sizes default to the paper's for a 7B backbone (about 2 M parameters a layer at width 4096); a backbone of
-    width 128 does well with `graph_width=32, semantic_width=64, hidden=64`.
+    The defaults are the paper's for a 7B backbone, but for `graph_width`, which is ours: 2 M parameters a
+    layer at width 4096 where the public code has 177 M. For a narrow backbone shrink the three widths.
     """
 
     def __init__(
@@ -78,9 +80,7 @@ class ProbeHeads(nn.Module):
         hidden: int = 256,
     ) -> None:
         super().__init__()
-        self.semantic = SemanticHeads(
-            layers, width, graph_width, semantic_width, neighbours, heads, graph_layers
-        )
+        self.semantic = SemanticHeads(layers, width, graph_width, semantic_width, neighbours, heads, graph_layers)
         self.action = LayerActionHeads(layers, semantic_width, hidden, chunk=chunk, dims=dims)
 
     def forward(
@@ -91,8 +91,8 @@ class ProbeHeads(nn.Module):
     ) -> tuple[Float[Tensor, "b l s"], Float[Tensor, "b l k a"]]:
         """Hidden states after each layer -> semantics (b, l, s) and layer actions (b, l, k, a).
 
-        `mask` is True on real tokens. `layers` names the layers that `hiddens` come from, in the same order, when
-        they are not all: a student that skips layers, or a teacher read in pieces to save memory.
+        `mask` is True on real tokens. `layers` names the layers that `hiddens` come from, in the same order,
+        when they are not all: a student that skips layers, or a teacher read in pieces to save memory.
         """
         semantics = self.semantic(hiddens, mask, layers)
         return semantics, self.action(semantics, layers)
@@ -103,11 +103,11 @@ class SemanticHeads(nn.Module):
 
     For the tokens h_i of one layer of one sample:
 
-    1. x_i = P LayerNorm(h_i), at `graph_width`. Ahead of the graph, so that the graph is cheap (recipes §1, error
-       7) and the affinities are finite whatever the size of the hidden states (error 6).
-    2. S_ij = (W_phi x_i) . (W_psi x_j) / sqrt(d'), d' = graph_width / 4. Each node keeps the `neighbours` highest
-       S_ij among the real tokens; it may be its own neighbour. Edge weight w_ij = softmax over the kept S_ij.
-    3. `graph_layers` times x <- LayerNorm(x + ELU(GraphAttention(x))); messages run from neighbour j into node i.
+    1. x_i = P LayerNorm(h_i), at `graph_width`. Ahead of the graph, so that the graph is cheap (recipes
+       section 1, error 7) and affinities are finite whatever the size of the hidden states (error 6).
+    2. S_ij = (W_phi x_i) . (W_psi x_j) / sqrt(d'), d' = graph_width / 4. Each node keeps the `neighbours`
+       highest S_ij among the real tokens and may keep itself. Edge weight w_ij = softmax over the kept.
+    3. `graph_layers` times x <- LayerNorm(x + ELU(GraphAttention(x))): neighbour j speaks, node i hears.
     4. Pooling p = sum_i alpha_i x_i, alpha = softmax(w_p . x) over the real tokens, then s = MLP(p).
 
     Padding is never a neighbour and never pooled, so it does not change the result.
@@ -146,7 +146,7 @@ class SemanticHeads(nn.Module):
         """
         project = self.project if layers is None else [self.project[index] for index in layers]
         if len(hiddens) != len(project):
-            raise ValueError(f"{len(hiddens)} hidden states for {len(project)} layers; name them with `layers`")
+            raise ValueError(f"{len(hiddens)} hidden states for {len(project)} layers; name which in `layers`")
         if not mask.any(dim=1).all():
             raise ValueError("mask has a sample without a single real token: there is nothing to pool")
         x = torch.stack([head(hidden) for head, hidden in zip(project, hiddens, strict=True)])  # (l, b, n, g)
@@ -158,13 +158,20 @@ class SemanticHeads(nn.Module):
         return rearrange(self.read(self._pool(nodes, mask, pick), pick), "l b s -> b l s")
 
     def _edges(self, nodes: Tensor, mask: Tensor, pick: Tensor | None) -> tuple["Edges", Tensor]:
-        """The kept edges of all layers and their affinities (l, m, e)."""
+        """The kept edges of all layers and their affinities (l, m, e), -inf for a surplus edge to padding."""
         batch, length = mask.shape
-        query = rearrange(self.query(nodes, pick), "l (b n) c -> l b n c", b=batch)
-        key = rearrange(self.key(nodes, pick), "l (b n) c -> l b c n", b=batch)
-        affinity, token = nearest(query @ key / query.shape[-1] ** 0.5, mask, self.neighbours)
-        first = torch.arange(0, len(nodes) * batch * length, length, device=mask.device).view(-1, batch, 1, 1)
-        return Edges.of((token + first).flatten(0, 2)), rearrange(affinity, "l b n e -> l (b n) e")
+        query, key = self.query(nodes, pick), self.key(nodes, pick)
+        scale = query.shape[-1] ** -0.5
+        mask = mask.repeat(len(nodes), 1)  # (l * b, n)
+        with torch.no_grad():  # which are kept is not differentiable; what they weigh is, below
+            by_sample = [rearrange(x, "l (b n) c -> (l b) n c", b=batch) for x in (query, key)]
+            token = nearest(by_sample[0], by_sample[1], mask, self.neighbours)
+            first = torch.arange(0, len(token) * length, length, device=token.device)
+            edges = Edges.of((token + first[:, None, None]).flatten(0, 1))
+        heard = key.flatten(0, 1).index_select(0, edges.sender.flatten()).view(*edges.sender.shape, -1)
+        affinity = (query.flatten(0, 1)[:, None] * heard).sum(dim=-1) * scale
+        affinity = affinity.masked_fill(~mask.flatten()[edges.sender], -torch.inf)
+        return edges, affinity.view(len(nodes), batch * length, -1)
 
     def _pool(self, nodes: Tensor, mask: Tensor, pick: Tensor | None) -> Tensor:
         """Attention pooling over the real tokens: (l, m, g) -> (l, b, g)."""
@@ -174,17 +181,14 @@ class SemanticHeads(nn.Module):
 
 
 def nearest(
-    affinity: Float[Tensor, "l b n n"], mask: Bool[Tensor, "b n"], neighbours: int
-) -> tuple[Float[Tensor, "l b n e"], Int[Tensor, "l b n e"]]:
-    """The highest affinities of each node i (row) to real tokens j (column), and which tokens they are.
+    query: Float[Tensor, "b n c"], key: Float[Tensor, "b n c"], mask: Bool[Tensor, "b n"], neighbours: int
+) -> Int[Tensor, "b n e"]:
+    """Of each token i, the e = min(neighbours, n) real tokens j with the highest query_i . key_j, unordered.
 
-    e = min(neighbours, n). Where a sample has fewer than e real tokens the surplus entries have affinity -inf,
-    which the softmax of the graph attention turns into weight 0.
+    Where a sample has fewer real tokens than e, the surplus points to padding.
     """
-    kept = affinity.masked_fill(~mask[:, None], -torch.inf).topk(
-        min(neighbours, mask.shape[1]), dim=-1, sorted=False
-    )
-    return kept.values, kept.indices
+    affinity = (query @ key.transpose(1, 2)).masked_fill_(~mask[:, None], -torch.inf)
+    return affinity.topk(min(neighbours, mask.shape[1]), dim=-1, sorted=False).indices
 
 
 class GraphAttention(nn.Module):
@@ -195,9 +199,9 @@ class GraphAttention(nn.Module):
         out_i = bias + mean over heads of sum_j alpha_ij W x_j
         alpha_ij = softmax over j of ( LeakyReLU(a_recv . W x_i + a_send . W x_j) + S_ij )
 
-    Adding the affinity S_ij is multiplying by the edge weight: alpha_ij is proportional to
-    w_ij exp(LeakyReLU(...)), since the normaliser of w_i. cancels. Sums of x_j are formed before W is applied, once
-    for all heads; that is the same number at a quarter of the memory and none of the (edges, heads, width) messages.
+    Adding the affinity S_ij is multiplying by the edge weight w_ij, whose normaliser cancels: alpha_ij is
+    proportional to w_ij exp(LeakyReLU(...)). The x_j are summed before W is applied, which is the same number
+    without a message of the full width for each edge and head.
     """
 
     def __init__(self, layers: int, width: int, heads: int) -> None:
@@ -221,17 +225,17 @@ class GraphAttention(nn.Module):
         sender = _per_head(nodes, weight, _pick(self.sender, pick)).flatten(0, 1)
         heard = sender.index_select(0, edges.sender.flatten()).view(*affinity.shape, heads)
         score = F.leaky_relu(receiver[:, :, None] + heard, _NEGATIVE_SLOPE)  # (l, m, e, h)
-        alpha = (score + affinity[..., None]).softmax(dim=2)
+        alpha = (score + affinity[..., None]).softmax(dim=2).to(nodes.dtype)
         received = _WeightedSum.apply(nodes.flatten(0, 1), alpha.flatten(0, 1), edges)  # (l * m, h, g)
         received = received.reshape(*nodes.shape[:2], -1)
         return received @ weight.flatten(1, 2) / heads + _pick(self.bias, pick)
 
 
 class Edges(NamedTuple):
-    """Who listens to whom among `r` nodes, and the same edges sorted by sender.
+    """Who listens to whom among `r` nodes, and the same edges sorted by who is heard.
 
-    `sender` (r, e): the rows j that node i listens to. `order` (r * e,): edges, as positions in `sender`, sorted
-    by sender. `start` (r,): where the edges of sender j begin in `order`.
+    `sender` (r, e): the rows j that node i listens to. `order` (r * e,): edges, as positions in `sender`,
+    sorted by sender. `start` (r,): where the edges of sender j begin in `order`.
     """
 
     sender: Int[Tensor, "r e"]
@@ -241,14 +245,15 @@ class Edges(NamedTuple):
     @classmethod
     def of(cls, sender: Int[Tensor, "r e"]) -> "Edges":
         by_sender, order = sender.flatten().sort()
-        return cls(sender, order, torch.searchsorted(by_sender, torch.arange(len(sender), device=sender.device)))
+        nodes = torch.arange(len(sender), device=sender.device)
+        return cls(sender, order, torch.searchsorted(by_sender, nodes))
 
 
 class _WeightedSum(torch.autograd.Function):
     """out[i, h] = sum over e of alpha[i, e, h] * table[sender[i, e]]: (r, g), (r, e, h) -> (r, h, g).
 
-    The same as a gather and a product, without the (r, e, g) copy that autograd would keep of the gather, and with
-    a backward that adds up each sender's edges where they lie instead of scattering them.
+    The same as a gather and a product, without the (r, e, g) copy that autograd would keep of the gather, and
+    with a backward that adds up each sender's edges where they lie instead of scattering them.
     """
 
     @staticmethod
@@ -286,27 +291,23 @@ def _per_head(nodes: Tensor, weight: Tensor, vector: Tensor) -> Tensor:
 
 
 class LayerActionHeads(nn.Module):
-    """Semantic vectors (b, l, s) -> the chunk each layer would execute (b, l, k, a): one MLP a layer, no squashing."""
+    """Semantic vectors (b, l, s) -> the chunk that each layer would execute (b, l, k, a): an MLP a layer."""
 
     def __init__(self, layers: int, semantic_width: int = 512, hidden: int = 256, *, chunk: int, dims: int) -> None:
         super().__init__()
         self.chunk = chunk
         self.read = _StackedMLP(layers, semantic_width, hidden, chunk * dims)
 
-    def forward(
-        self, semantics: Float[Tensor, "b l s"], layers: Sequence[int] | None = None
-    ) -> Float[Tensor, "b l k a"]:
+    def forward(self, semantics: Float[Tensor, "b l s"], layers: Sequence[int] | None = None) -> Float[Tensor, "b l k a"]:
         rows = rearrange(semantics, "b l s -> l b s")
-        return rearrange(
-            self.read(rows, _index(layers, rows.device)), "l b (k a) -> b l k a", k=self.chunk
-        )
+        return rearrange(self.read(rows, _index(layers, rows.device)), "l b (k a) -> b l k a", k=self.chunk)
 
 
 class _Projection(nn.Module):
     """LayerNorm and a linear map, (b, n, d) -> (b, n, g), for one layer.
 
-    The wide product runs in the precision of the hidden states, everything behind it in that of the parameters.
-    LayerNorm has no gain or shift of its own: the linear map behind it would absorb them.
+    The wide product runs in the precision of the hidden states, everything behind it in that of the
+    parameters. LayerNorm has no gain or shift of its own: the linear map behind it would absorb them.
     """
 
     def __init__(self, width: int, graph_width: int) -> None:

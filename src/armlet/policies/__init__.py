@@ -3,16 +3,18 @@
 One file per network in this folder; nothing is copied or edited to watch or route it.
 """
 
+import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-
 from typing import Any
 
 import numpy as np
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor, nn
 
+from armlet.data.normalise import Normaliser
 from armlet.layers.heads import ActionHead
 from armlet.types import ActionSpec, Batch, Observation, Trace
 
@@ -45,12 +47,32 @@ class Tokens:
 @dataclass(frozen=True)
 class Pass:
     """One pass through the backbone: last `hidden` (b, n, d); `hiddens`, after every layer, where asked for;
-    `gates` (b, l), 1 where a layer ran; `extras`, whatever else the network has to say (a router's logits)."""
+    `gates` (b, l), 1 where a layer ran; `extras`, whatever else the network has to say (a router's logits);
+    `plan`, the first sample's gates where the host has read them."""
 
     hidden: Tensor
     hiddens: tuple[Tensor, ...]
     gates: Tensor
     extras: Trace
+    plan: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Decision:
+    """`actions` (k, a) float32 in the robot's own numbers; `gates` (l,) 1 for a layer that ran."""
+
+    actions: np.ndarray
+    gates: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Body:
+    """What a policy must know of the robot and its data to turn its numbers into deeds."""
+
+    action_spec: ActionSpec
+    state: Normaliser
+    actions: Normaliser
+    tokenizer: Tokenizer
 
 
 class Policy(nn.Module, ABC):
@@ -58,7 +80,10 @@ class Policy(nn.Module, ABC):
 
     layers: nn.ModuleList
     head: ActionHead
-    action_spec: ActionSpec
+    body: Body
+    width: int  # of a token
+    text_tokens: int  # of the longest instruction it takes
+    execute: int  # actions of a chunk carried out before it looks again
 
     @abstractmethod
     def prepare(self, observations: Sequence[Observation]) -> Batch:
@@ -76,13 +101,18 @@ class Policy(nn.Module, ABC):
     def condition(self, hidden: Tensor, tokens: Tokens) -> Tensor:
         """Last hidden states → the feature (b, d) that conditions the action head."""
 
-    @abstractmethod
     def denormalise(self, actions: np.ndarray) -> np.ndarray:
-        """Normalised actions (…, a) → what the robot takes."""
+        """Normalised actions (…, a) → what the robot takes, within its range."""
+        spec = self.body.action_spec
+        return np.clip(self.body.actions.invert(actions), spec.low, spec.high).astype(np.float32)
 
     @abstractmethod
     def to_json(self) -> dict[str, Any]:
         """Everything needed to build it again but the weights and the tokenizer; `type` names the module here."""
+
+    @abstractmethod
+    def keep_layers(self, kept: tuple[int, ...]) -> "Policy":
+        """A copy whose backbone has only these layers, in order."""
 
     def backbone(self, tokens: Tokens, batch: Batch, *, watch: bool = False, exploration: float = 0.0) -> Pass:
         """All layers in order; with `watch` the hidden states after each are kept. `exploration` is for networks
@@ -105,12 +135,19 @@ class Policy(nn.Module, ABC):
         return torch.tensor([float(sum(p.numel() for p in layer.parameters())) for layer in self.layers])
 
     @torch.inference_mode()
+    def decide(self, observation: Observation) -> Decision:
+        """One observation → actions in the robot's own numbers, and which layers ran to find them."""
+        batch = self.prepare([observation])
+        tokens = self.embed(batch)
+        run = self.backbone(tokens, batch)
+        actions = self.head(self.condition(run.hidden, tokens))[0].float().cpu().numpy()
+        if not np.isfinite(actions).all():
+            raise FloatingPointError("the policy answered with NaN or infinite actions")
+        return Decision(self.denormalise(actions), run.plan or (1,) * len(self.layers))
+
     def infer(self, observation: Observation) -> np.ndarray:
         """One observation → (k, a) float32 actions in the robot's own numbers."""
-        actions = self(self.prepare([observation]))[0]
-        if not torch.isfinite(actions).all():
-            raise FloatingPointError("the policy answered with NaN or infinite actions")
-        return self.denormalise(actions.float().cpu().numpy())
+        return self.decide(observation).actions
 
     @property
     def device(self) -> torch.device:
@@ -123,3 +160,13 @@ class Student(ABC):
     @abstractmethod
     def build(self, teacher: Policy) -> Policy:
         """A new policy; the teacher itself stays as it is."""
+
+
+def rebuild(description: dict[str, Any], tokenizer: Tokenizer) -> Policy:
+    """A policy with fresh weights from its description; `type` names a module of this folder."""
+    kind = description.get("type")
+    try:
+        module = importlib.import_module(f"{__name__}.{kind}")
+    except ModuleNotFoundError as error:
+        raise ValueError(f"policy type {kind!r} is unknown: there is no armlet/policies/{kind}.py") from error
+    return module.from_json(description, tokenizer)

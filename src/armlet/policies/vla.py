@@ -6,7 +6,7 @@ action head. Knows no benchmark and no recipe.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -20,7 +20,7 @@ from armlet.data.normalise import Normaliser
 from armlet.data.text import encode
 from armlet.layers.heads import HEADS
 from armlet.layers.vision import ConvEncoder
-from armlet.policies import Policy, Tokens
+from armlet.policies import Body, Policy, Tokens
 from armlet.types import ActionSpec, Batch, Observation
 
 
@@ -43,6 +43,7 @@ class VLAConfig:
     vision_channels: int = 32
     head: Literal["regression", "bins", "flow"] = "regression"
     head_options: dict[str, Any] = field(default_factory=dict)
+    kept_layers: tuple[int, ...] | None = None  # which layers of the network it was cut from, where it was cut
 
     def llama(self) -> LlamaConfig:
         return LlamaConfig(
@@ -57,22 +58,13 @@ class VLAConfig:
         )
 
 
-@dataclass(frozen=True)
-class Body:
-    """What a policy must know of the robot and its data to turn its numbers into deeds."""
-
-    action_spec: ActionSpec
-    state: Normaliser
-    actions: Normaliser
-    tokenizer: Tokenizer
-
-
 class VLA(Policy):
     """See the module's docstring."""
 
     def __init__(self, config: VLAConfig, body: Body) -> None:
         super().__init__()
-        self.config, self.body, self.action_spec = config, body, body.action_spec
+        self.config, self.body = config, body
+        self.width, self.text_tokens, self.execute = config.width, config.text_tokens, config.execute
         llama = config.llama()
         self.vision = nn.ModuleDict(
             {
@@ -141,24 +133,50 @@ class VLA(Policy):
     def condition(self, hidden: Tensor, tokens: Tokens) -> Tensor:
         return self.norm(hidden[:, -1])
 
-    def denormalise(self, actions: np.ndarray) -> np.ndarray:
-        spec = self.action_spec
-        return np.clip(self.body.actions.invert(actions), spec.low, spec.high).astype(np.float32)
+    def keep_layers(self, kept: tuple[int, ...]) -> "VLA":
+        depth = len(self.layers)
+        if not kept or sorted(set(kept)) != list(kept) or kept[-1] >= depth or kept[0] < 0:
+            raise ValueError(f"layers to keep must be increasing numbers from 0 to {depth - 1}, found {kept}")
+        student = VLA(replace(self.config, depth=len(kept), kept_layers=tuple(kept)), self.body)
+        weights = {}
+        for name, tensor in self.state_dict().items():
+            room, _, rest = name.partition(".")
+            if room != "layers":
+                weights[name] = tensor
+                continue
+            index, _, rest = rest.partition(".")
+            if int(index) in kept:
+                weights[f"layers.{kept.index(int(index))}.{rest}"] = tensor
+        student.load_state_dict(weights)
+        return student.to(self.device)
 
     def to_json(self) -> dict[str, Any]:
         """Everything but the weights and the tokenizer."""
         return {
             "type": "vla",
             "network": asdict(self.config),
-            "action_spec": asdict(self.action_spec),
+            "action_spec": asdict(self.body.action_spec),
             "state": self.body.state.to_json(),
             "actions": self.body.actions.to_json(),
         }
 
 
+def from_json(description: dict[str, Any], tokenizer: Tokenizer) -> VLA:
+    """The network that `to_json` described, with fresh weights."""
+    network = dict(description["network"])
+    if network.get("kept_layers") is not None:
+        network["kept_layers"] = tuple(network["kept_layers"])
+    spec = {key: tuple(value) if isinstance(value, list) else value for key, value in description["action_spec"].items()}
+    body = Body(
+        ActionSpec(**spec),
+        Normaliser.from_json(description["state"]),
+        Normaliser.from_json(description["actions"]),
+        tokenizer,
+    )
+    return VLA(VLAConfig(**network), body)
+
+
 def _initialise(module: nn.Module) -> None:
     """Llama's own initialisation for what is ours, too."""
-    if isinstance(module, nn.Linear) and module.bias is None:
-        nn.init.normal_(module.weight, std=0.02)
-    elif isinstance(module, nn.Embedding):
+    if (isinstance(module, nn.Linear) and module.bias is None) or isinstance(module, nn.Embedding):
         nn.init.normal_(module.weight, std=0.02)

@@ -218,9 +218,7 @@ class TabletopWorld(World):
             return expert.Facts(self.tcp, self.gap, handle, self.held(goal.subject), target, axis, opening)
         if goal.skill == "rake":
             axis = self._data.body("rake").xmat.reshape(3, 3)[:, 0].copy()
-            return expert.Facts(
-                self.tcp, self.gap, self.position("rake"), self.held("rake"), self.position(goal.subject), axis
-            )
+            return expert.Facts(self.tcp, self.gap, self.position("rake"), self.held("rake"), self.position(goal.subject), axis)
         subject = self.position(goal.subject)
         target = self._resting_place() if goal.skill in ("place", "stack") else subject
         return expert.Facts(self.tcp, self.gap, subject, self.held(goal.subject), target, axis)
@@ -282,9 +280,7 @@ class TabletopWorld(World):
 def _objects(rng: np.random.Generator, points: list[tuple[float, float]], task: Task) -> list[Thing]:
     drawn = draw_objects(rng, len(points), unseen=task.split == "unseen_objects")
     return [
-        Thing(
-            f"{colour}_{shape}", "object", OBJECT_COLOURS[colour], point, shape, yaw=float(rng.uniform(-0.25, 0.25))
-        )
+        Thing(f"{colour}_{shape}", "object", OBJECT_COLOURS[colour], point, shape, yaw=float(rng.uniform(-0.25, 0.25)))
         for (colour, shape), point in zip(drawn, points, strict=True)
     ]
 

@@ -1,0 +1,48 @@
+# Two commands for a fresh machine (Python ≥ 3.11, git, make): `make demo` and `make test`. Each sets itself up.
+SHELL := /bin/bash
+PYTHON := $(shell for p in python3 python3.13 python3.12 python3.11; do $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: demo test check format lock test-slow test-metaworld test-reference clean
+
+demo: $(READY)
+	bash runs/demo.sh $(if $(TEACH),--teach)
+
+test: check
+	$(BIN)/pytest -q --jaxtyping-packages=armlet.losses,armlet.layers.graph,armlet.layers.router,beartype.beartype
+
+check: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+
+format: $(READY)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+test-slow: $(READY)
+	$(BIN)/pytest -q -m slow
+
+test-reference: $(READY)
+	$(BIN)/pip install -q --no-deps torch_geometric xxhash
+	$(BIN)/pytest -q -m reference
+
+# The versions a fresh machine installs. Made in an environment of its own.
+lock:
+	rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/pip install -q torch==2.13.0
+	.venv-lock/bin/pip install -q '.[dev]'
+	(echo '# Made by `make lock`: Linux, CPython 3.11. Used as constraints: pip install -c requirements.lock -e .[dev]'; \
+	 .venv-lock/bin/pip freeze --exclude armlet | sed 's/+cpu//' | grep -v ' @ ') > requirements.lock
+	rm -rf .venv-lock
+
+$(READY): pyproject.toml requirements.lock
+	@test -n "$(PYTHON)" || { echo "armlet needs Python 3.11 or newer; none was found as python3, python3.11, python3.12 or python3.13"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q -c requirements.lock "$$(grep '^torch==' requirements.lock)"
+	$(BIN)/python -m pip install -q -c requirements.lock -e '.[dev]'
+	touch $(READY)
+
+clean:
+	rm -rf .venv .venv-lock out

@@ -1,0 +1,67 @@
+"""armlet: a trained robot policy in, a faster student out, and the proof.
+
+    armlet <verb> <recipe> [--field value …]
+
+Verbs, in the order of the work:
+
+    collect    a benchmark and its expert → episodes
+    teach      episodes → a teacher (skip it if you bring one)
+    probe      episodes + teacher → traces
+    distil     episodes + traces → a student
+    evaluate   teacher, student and baselines on the same episodes → report.json, a table, a picture
+
+Every field of a recipe can be set: `armlet distil actdistill_tabletop --seed 1 --out out/second`;
+`armlet distil actdistill_tabletop --help` lists them. A recipe of your own: `armlet distil mypackage.recipes:mine`.
+"""
+
+import importlib
+import sys
+
+VERBS = ("collect", "teach", "probe", "distil", "evaluate")
+
+
+def usage() -> str:
+    """The text of `armlet --help`: the docstring, and the recipes there are."""
+    from armlet import recipes
+
+    lines = [f"    {name:<24} {summary}" for name, summary in recipes.available().items()]
+    return f"{__doc__}\nRecipes:\n\n" + "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Run one verb on one recipe."""
+    arguments = sys.argv[1:]
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        sys.stdout.write(usage())
+        return
+    verb, *rest = arguments
+    if verb not in VERBS:
+        sys.exit(f"armlet: no verb {verb!r}; there are {', '.join(VERBS)}\n\n{usage()}")
+    if not rest or rest[0].startswith("-"):
+        sys.exit(f"armlet {verb}: name a recipe\n\n{usage()}")
+    name, *overrides = rest
+    _run(verb, name, overrides)
+
+
+def _run(verb: str, name: str, overrides: list[str]) -> None:
+    import tyro
+
+    from armlet import recipes
+
+    try:
+        factory = recipes.find(name)
+    except ValueError as error:
+        sys.exit(f"armlet {verb}: {error}")
+    recipe = factory()
+    recipe = tyro.cli(
+        type(recipe), default=recipe, args=overrides, prog=f"armlet {verb} {name}", config=(tyro.conf.AvoidSubcommands,)
+    )
+    try:
+        result = importlib.import_module(f"armlet.{verb}").main(recipe)
+    except (ValueError, FileNotFoundError, FloatingPointError, OSError, KeyError) as error:
+        sys.exit(f"armlet {verb} {name}: {type(error).__name__}: {error}")
+    sys.stdout.write(f"{result}\n")
+
+
+if __name__ == "__main__":
+    main()

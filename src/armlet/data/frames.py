@@ -1,0 +1,141 @@
+"""Episodes in memory, ready to be drawn as batches: one row a frame, joined to traces by (episode, step).
+
+Knows arrays and a tokenizer; knows no network.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+
+from armlet.data.episodes import EpisodeDataset
+from armlet.data.normalise import Normaliser
+from armlet.data.text import encode
+from armlet.types import Batch
+
+
+@dataclass(frozen=True)
+class Frames:
+    """N frames of E episodes in order. `starts` (E + 1,) says where each episode begins; `texts` has one
+    instruction an episode; `executed` is what the robot really did, for the previous action."""
+
+    images: dict[str, np.ndarray]  # camera -> (N, h, w, 3) uint8
+    state: np.ndarray  # (N, s)
+    actions: np.ndarray  # (N, a)
+    executed: np.ndarray  # (N, a)
+    privileged: dict[str, np.ndarray]  # name -> (N, x)
+    texts: tuple[str, ...]
+    starts: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.state)
+
+
+class BatchMaker:
+    """Rows of `Frames` → a `Batch`: normalised, tokenised, chunked. Actions past the end of an episode are not valid."""
+
+    def __init__(
+        self,
+        frames: Frames,
+        tokenizer: Tokenizer,
+        state: Normaliser,
+        actions: Normaliser,
+        *,
+        chunk: int,
+        text_tokens: int,
+        device: torch.device,
+    ) -> None:
+        self.frames, self.device, self.chunk = frames, device, chunk
+        _same_robot("observation.state", frames.state, state)
+        _same_robot("action", frames.actions, actions)
+        self._episode = np.repeat(np.arange(len(frames.texts)), np.diff(frames.starts))
+        self._state = state.apply(frames.state).astype(np.float32)
+        self._actions = actions.apply(frames.actions).astype(np.float32)
+        executed = actions.apply(frames.executed).astype(np.float32)
+        self._previous = np.zeros_like(executed)
+        self._previous[1:] = executed[:-1]
+        self._previous[frames.starts[:-1]] = actions.apply(np.zeros(executed.shape[1], np.float32))
+        self._text = _padded([encode(tokenizer, text, longest=text_tokens) for text in frames.texts])
+        self._privileged = {name: _standardised(values) for name, values in frames.privileged.items()}
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def keys(self, rows: np.ndarray) -> np.ndarray:
+        """(b, 2) int64: episode and step of each row."""
+        episode = self._episode[rows]
+        return np.stack([episode, rows - self.frames.starts[episode]], 1)
+
+    def batch(self, rows: np.ndarray, *, gain: np.ndarray | None = None) -> Batch:
+        """The batch of `rows` (b,); `gain` (b,) scales the brightness of a sample's images."""
+        episode = self._episode[rows]
+        wanted = rows[:, None] + np.arange(self.chunk)
+        valid = wanted < self.frames.starts[episode + 1][:, None]
+        actions = self._actions[np.minimum(wanted, len(self) - 1)]
+        actions[~valid] = 0
+        text = self._text[episode]
+        text = text[:, : max(1, int((text != 0).sum(1).max()))]
+        return Batch(
+            images={name: self._images(name, rows, gain) for name in self.frames.images},
+            text=self._tensor(text),
+            text_mask=self._tensor(text != 0),
+            state=self._tensor(self._state[rows]),
+            previous_action=self._tensor(self._previous[rows]),
+            actions=self._tensor(actions),
+            actions_valid=self._tensor(valid),
+            keys=torch.from_numpy(self.keys(rows)),
+            privileged={name: self._tensor(values[rows]) for name, values in self._privileged.items()},
+        )
+
+    def _images(self, name: str, rows: np.ndarray, gain: np.ndarray | None) -> torch.Tensor:
+        pixels = self._tensor(self.frames.images[name][rows]).permute(0, 3, 1, 2).float().div_(255)
+        if gain is not None:
+            pixels = (pixels * self._tensor(gain.astype(np.float32))[:, None, None, None]).clamp_(0, 1)
+        return pixels
+
+    def _tensor(self, values: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(np.ascontiguousarray(values)).to(self.device)
+
+
+def _same_robot(what: str, values: np.ndarray, normaliser: Normaliser) -> None:
+    if values.shape[1] != len(normaliser.offset):
+        raise ValueError(
+            f"{what} of the episodes has {values.shape[1]} dimensions and the policy's statistics have "
+            f"{len(normaliser.offset)}; the policy belongs to another robot than these episodes"
+        )
+
+
+def _padded(rows: list[list[int]]) -> np.ndarray:
+    text = np.zeros((len(rows), max(map(len, rows))), np.int64)
+    for index, row in enumerate(rows):
+        text[index, : len(row)] = row
+    return text
+
+
+def _standardised(values: np.ndarray) -> np.ndarray:
+    return ((values - values.mean(0)) / np.maximum(values.std(0), 1e-6)).astype(np.float32)
+
+
+def draw(length: int, batch_size: int, step: int, seed: int) -> np.ndarray:
+    """The rows of batch number `step`: every frame once an epoch, in an order that depends on (seed, epoch) only,
+    so a resumed run draws what an uninterrupted one would. The last batch of an epoch may be smaller."""
+    per_epoch = -(-length // batch_size)
+    epoch, position = divmod(step, per_epoch)
+    order = np.random.default_rng([seed, epoch]).permutation(length)
+    return np.sort(order[position * batch_size : (position + 1) * batch_size])
+
+
+def load_frames(data: EpisodeDataset) -> Frames:
+    """All frames of a data set. Columns stand in memory; images stay memory-mapped, in the page cache."""
+    columns = data.columns()
+    privileged = {name.removeprefix("privileged."): columns[name] for name in data.extra if name.startswith("privileged.")}
+    return Frames(
+        images={camera: data.all_images(camera) for camera in data.cameras},
+        state=columns["observation.state"],
+        actions=columns["action"],
+        executed=columns.get("executed", columns["action"]),
+        privileged=privileged,
+        texts=tuple(episode.task for episode in data.episodes),
+        starts=data.starts,
+    )

@@ -1,0 +1,310 @@
+"""The trace store: what a teacher answered, one row per (episode, step), joined by key and never by order.
+
+On disk: `header.json` (identity and columns), `keys.bin` (two int64 and a CRC-32 a row) and `rows-NNN.bin`, in which
+all columns of a row lie side by side, so a random row is one contiguous read. Rows are appended first and their keys
+after, so what a killed or full-disk run left half written is cut off on the next opening. Knows no policy.
+"""
+
+import json
+import os
+import shutil
+import zlib
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+KEY = np.dtype([("episode", "<i8"), ("step", "<i8"), ("crc", "<u4")])
+HEADER, KEYS, LOCK = "header.json", "keys.bin", "writer.lock"
+Columns = dict[str, tuple[tuple[int, ...], str]]
+
+
+class TraceError(ValueError):
+    """A store that is damaged, or data that do not belong in it."""
+
+
+class StaleTraceError(TraceError):
+    """A store made from other data, another teacher or another preprocessing."""
+
+
+@dataclass(frozen=True)
+class StoreIdentity:
+    """Fingerprints of what the traces were made from."""
+
+    data: str
+    teacher: str
+    preprocessing: str
+
+
+def _check_identity(root: Path, found: dict[str, str], wanted: StoreIdentity) -> None:
+    names = {"data": "the episodes", "teacher": "the teacher", "preprocessing": "the preprocessing"}
+    stale = [
+        f"{names[key]} changed (the store has {found.get(key)!r}, this run has {value!r})"
+        for key, value in asdict(wanted).items()
+        if found.get(key) != value
+    ]
+    if stale:
+        raise StaleTraceError(
+            f"the traces in {root} are stale: {'; '.join(stale)}. Run `armlet probe` into another folder, or delete this one"
+        )
+
+
+def _row_type(columns: Columns) -> np.dtype:
+    return np.dtype([(name, dtype, tuple(shape)) for name, (shape, dtype) in columns.items()])
+
+
+@dataclass(frozen=True)
+class _Header:
+    identity: dict[str, str]
+    columns: Columns
+    rows_per_shard: int
+
+    @classmethod
+    def read(cls, root: Path) -> Self:
+        path = root / HEADER
+        if not path.is_file():
+            raise TraceError(f"{path} is missing: there are no traces here; run `armlet probe` first")
+        value = json.loads(path.read_text())
+        columns = {name: (tuple(shape), dtype) for name, (shape, dtype) in value["columns"].items()}
+        return cls(value["identity"], columns, value["rows_per_shard"])
+
+    @property
+    def row(self) -> np.dtype:
+        return _row_type(self.columns)
+
+
+def _shard(root: Path, number: int) -> Path:
+    return root / f"rows-{number:03d}.bin"
+
+
+class TraceWriter:
+    """Appends rows; a context manager. Opening an existing store of the same identity goes on where it ended."""
+
+    def __init__(self, root: Path | str, identity: StoreIdentity, columns: Columns, *, shard_bytes: int = 256 * 2**20) -> None:
+        self.root = Path(root)
+        self.root.mkdir(parents=True, exist_ok=True)
+        self._lock()
+        rows_per_shard = max(1, shard_bytes // _row_type(columns).itemsize)
+        if (self.root / HEADER).exists():
+            header = _Header.read(self.root)
+            _check_identity(self.root, header.identity, identity)
+            if header.columns != columns:
+                raise TraceError(f"{self.root} has columns {header.columns}, this run would write {columns}")
+        else:
+            header = _Header(asdict(identity), columns, rows_per_shard)
+            part = self.root / (HEADER + ".part")
+            part.write_text(json.dumps(asdict(header), indent=1))
+            part.rename(self.root / HEADER)
+        self.header = header
+        self._row = header.row
+        self._keys = self._recover()
+
+    def _lock(self) -> None:
+        path = self.root / LOCK
+        if path.exists():
+            pid = int(path.read_text() or 0)
+            if pid != os.getpid() and Path(f"/proc/{pid}").exists():
+                raise TraceError(f"{path}: process {pid} is writing here; wait for it, or stop it")
+        path.write_text(str(os.getpid()))
+
+    def _recover(self) -> set[tuple[int, int]]:
+        """Cut off what is not whole: keys without their rows, rows without their keys."""
+        path = self.root / KEYS
+        path.touch()
+        whole = path.stat().st_size // KEY.itemsize
+        per, size = self.header.rows_per_shard, self._row.itemsize
+        stored = 0
+        while stored % per == 0 and (shard := _shard(self.root, stored // per)).exists() and shard.stat().st_size >= size:
+            stored += min(shard.stat().st_size // size, per)
+        whole = min(whole, stored)
+        os.truncate(path, whole * KEY.itemsize)
+        for shard in self.root.glob("rows-*.bin"):
+            number = int(shard.stem.removeprefix("rows-"))
+            os.truncate(shard, min(shard.stat().st_size, max(0, min(whole - number * per, per)) * size))
+        keys = np.fromfile(path, KEY)
+        return set(zip(keys["episode"].tolist(), keys["step"].tolist(), strict=True))
+
+    def done(self) -> np.ndarray:
+        """(rows, 2) int64: the keys that are stored."""
+        return np.array(sorted(self._keys), np.int64).reshape(-1, 2)
+
+    def append(self, keys: Tensor | np.ndarray, values: dict[str, Tensor | np.ndarray]) -> None:
+        """Store rows: `keys` (b, 2) episode and step; `values` name → (b, …). Raises TraceError on a missing or unknown
+        column, a key twice, NaN or a number too large for half precision; OSError on a full disk, nothing lost."""
+        keys = np.asarray(keys, np.int64)
+        new = [tuple(key) for key in keys.tolist()]
+        for key in new:
+            if key in self._keys:
+                raise TraceError(f"{self.root}: episode {key[0]}, step {key[1]} is stored already")
+        if len(set(new)) != len(new):
+            raise TraceError(f"{self.root}: a key stands twice in one batch")
+        rows = self._rows(keys, values)
+        try:
+            self._write(keys, rows)
+        except OSError as error:
+            self._keys = self._recover()
+            free = shutil.disk_usage(self.root).free / 2**20
+            raise OSError(
+                error.errno,
+                f"{self.root}: could not write traces ({error.strerror}); {free:.0f} MB are free. The {len(self._keys)} rows "
+                "written before are kept; make room and run the same command again",
+            ) from error
+        self._keys.update(new)
+
+    def _rows(self, keys: np.ndarray, values: dict[str, Tensor | np.ndarray]) -> np.ndarray:
+        if values.keys() != self.header.columns.keys():
+            missing, extra = self.header.columns.keys() - values.keys(), values.keys() - self.header.columns.keys()
+            raise TraceError(f"{self.root}: missing column(s) {sorted(missing)}, unknown column(s) {sorted(extra)}")
+        rows = np.zeros(len(keys), self._row)
+        for name, (shape, dtype) in self.header.columns.items():
+            value = values[name]
+            if isinstance(value, Tensor):
+                value = value.detach().cpu().to(torch.float32 if value.is_floating_point() else torch.int64)
+            array = np.asarray(value)
+            if array.shape != (len(keys), *shape):
+                raise TraceError(f"{self.root}: {name} has shape {array.shape}, expected {(len(keys), *shape)}")
+            if np.dtype(dtype).kind == "f":
+                _check_range(name, array, dtype, keys)
+            rows[name] = array
+        return rows
+
+    def _write(self, keys: np.ndarray, rows: np.ndarray) -> None:
+        per, start = self.header.rows_per_shard, len(self._keys)
+        position = 0
+        while position < len(rows):
+            number, inside = divmod(start + position, per)
+            count = min(per - inside, len(rows) - position)
+            with _shard(self.root, number).open("ab") as file:
+                file.write(rows[position : position + count].tobytes())
+                file.flush()
+                os.fsync(file.fileno())
+            position += count
+        entries = np.zeros(len(keys), KEY)
+        entries["episode"], entries["step"] = keys.T
+        entries["crc"] = [zlib.crc32(row.tobytes()) for row in rows]
+        with (self.root / KEYS).open("ab") as file:
+            file.write(entries.tobytes())
+            file.flush()
+            os.fsync(file.fileno())
+
+    def close(self) -> None:
+        (self.root / LOCK).unlink(missing_ok=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _check_range(name: str, array: np.ndarray, dtype: str, keys: np.ndarray) -> None:
+    with np.errstate(invalid="ignore"):
+        bad = ~(np.abs(array) <= np.finfo(dtype).max)
+    if bad.any():
+        row = int(np.argwhere(bad)[0][0])
+        value = array[bad].ravel()[0]
+        raise TraceError(
+            f"{name} of episode {keys[row, 0]}, step {keys[row, 1]} is {value}, which {dtype} cannot hold "
+            f"(largest {np.finfo(dtype).max:g}); NaN or overflow in the teacher"
+        )
+
+
+class TraceStore:
+    """Reads a store. Rows come from memory-mapped shards; each row's checksum is verified when it is read.
+
+    May be pickled and shared with worker processes: every process maps the files itself.
+    """
+
+    def __init__(self, root: Path | str, identity: StoreIdentity | None = None, *, verify: bool = True) -> None:
+        self.root, self.verify = Path(root), verify
+        self.header = _Header.read(self.root)
+        if identity is not None:
+            _check_identity(self.root, self.header.identity, identity)
+        self._entries = np.fromfile(self.root / KEYS, KEY)
+        order = np.lexsort((self._entries["step"], self._entries["episode"]))
+        self._order, self._sorted = order, self._entries[order]
+        self.keys = np.stack([self._sorted["episode"], self._sorted["step"]], 1)  # (rows, 2) int64, sorted
+        self._episodes = np.unique(self._sorted["episode"])
+        self._firsts = np.searchsorted(self._sorted["episode"], self._episodes)
+        self._shards: list[np.memmap] | None = None
+        self._check_files()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_shards": None}
+
+    @property
+    def columns(self) -> Columns:
+        return self.header.columns
+
+    def _check_files(self) -> None:
+        per, size = self.header.rows_per_shard, self.header.row.itemsize
+        for number in range(-(-len(self) // per)):
+            path, wanted = _shard(self.root, number), min(per, len(self) - number * per) * size
+            if not path.is_file():
+                raise TraceError(f"{path} is missing; copy the whole folder again, or run `armlet probe`")
+            if path.stat().st_size < wanted:
+                raise TraceError(
+                    f"{path} has {path.stat().st_size} bytes, expected {wanted}: it is truncated; "
+                    "`armlet probe` stores the missing rows again"
+                )
+
+    def _map(self) -> list[np.memmap]:
+        if self._shards is None:
+            count = -(-len(self) // self.header.rows_per_shard)
+            self._shards = [np.memmap(_shard(self.root, n), self.header.row, mode="r") for n in range(count)]
+        return self._shards
+
+    def positions(self, keys: np.ndarray) -> np.ndarray:
+        """Where rows lie. Raises KeyError naming an (episode, step) that the store does not have."""
+        place = np.minimum(np.searchsorted(self._episodes, keys[:, 0]), max(len(self._episodes) - 1, 0))
+        first = self._firsts[place] if len(self) else np.zeros(len(keys), np.int64)
+        step_of_first = self._sorted["step"][first] if len(self) else first
+        found = np.clip(first + keys[:, 1] - step_of_first, 0, max(len(self) - 1, 0))
+        mine = self.keys[found] if len(self) else np.full_like(keys, -1)
+        if (mine != keys).any():  # an episode with gaps: look each up
+            table = {tuple(key): row for row, key in enumerate(self.keys.tolist())}
+            found = np.array([table.get(tuple(key), -1) for key in keys.tolist()])
+        missing = found < 0
+        if missing.any():
+            episode, step = keys[missing][0]
+            raise KeyError(
+                f"no trace of episode {episode}, step {step} in {self.root} ({len(self)} rows of {len(self._episodes)} episodes); "
+                "run `armlet probe` on these episodes"
+            )
+        return self._order[found]
+
+    def read(self, keys: Tensor | np.ndarray | Sequence, want: Iterable[str] | None = None) -> dict[str, Tensor]:
+        """Columns `want` (default: all) of the rows with these keys (b, 2), in their order: name → (b, …)."""
+        keys = np.asarray(keys, np.int64).reshape(-1, 2)
+        names = list(want) if want is not None else list(self.columns)
+        unknown = [name for name in names if name not in self.columns]
+        if unknown:
+            raise KeyError(f"{self.root} has no column {unknown}; it has {sorted(self.columns)}")
+        positions = self.positions(keys)
+        rows = np.empty(len(keys), self.header.row)
+        shards, per = self._map(), self.header.rows_per_shard
+        numbers = positions // per
+        for number in np.unique(numbers):
+            at = numbers == number
+            rows[at] = shards[number][positions[at] - number * per]
+        if self.verify:
+            self._verify(rows, positions)
+        return {name: torch.from_numpy(rows[name].copy()) for name in names}
+
+    def _verify(self, rows: np.ndarray, positions: np.ndarray) -> None:
+        expected = self._entries["crc"][positions]
+        flat = rows.view(np.uint8).reshape(len(rows), -1)
+        for row, (content, crc) in enumerate(zip(flat, expected, strict=True)):
+            if zlib.crc32(content) != crc:
+                entry = self._entries[positions[row]]
+                raise TraceError(
+                    f"{self.root}: the row of episode {entry['episode']}, step {entry['step']} is damaged (checksum differs); "
+                    "copy the store again, or delete it and run `armlet probe`"
+                )

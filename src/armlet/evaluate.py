@@ -1,0 +1,234 @@
+"""evaluate: policies × benchmark → report.json, a table, a picture and videos.
+
+Every policy meets the same episodes, fixed in advance as task × seed. What has been run is kept line by line in
+`episodes.jsonl` under the policy's fingerprint, so a killed evaluation goes on where it stopped.
+"""
+
+import dataclasses
+import json
+import platform
+import subprocess
+from collections import defaultdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from armlet import figures, measure, stats
+from armlet.benchmarks import Benchmark, Task
+from armlet.checkpoint import load_policy, policy_fingerprint, write_atomically
+from armlet.data.video import write_video
+from armlet.policies import Policy
+from armlet.progress import Progress
+from armlet.recipe import Recipe, to_json
+from armlet.rollout import Result, film, plan, run_all
+from armlet.types import Observation
+
+Row = dict[str, Any]
+
+
+def main(recipe: Recipe) -> Path:
+    """Evaluate the recipe's teacher, its student and `policies`; returns the report's path."""
+    folders = policy_folders(recipe)
+    out = recipe.out / "evaluation"
+    rows = run_episodes(recipe, folders, out)
+    torch.set_num_threads(1)
+    policies = {name: load_policy(folder) for name, folder in folders.items()}
+    observations = sample_observations(policies, recipe.benchmark, recipe.evaluation.seed)
+    timings = measure.latency(policies, observations, calls=recipe.evaluation.latency_calls)
+    report = {
+        "policies": [summarise(name, policies[name], folders[name], rows[name], observations, timings[name]) for name in folders],
+        "pairs": pairs(rows),
+        "fingerprint": fingerprint(recipe),
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomically(out / "report.json", json.dumps(report, indent=1).encode())
+    table = figures.table(report)
+    write_atomically(out / "table.md", table.encode())
+    figures.success_against_latency(report, out / "success-latency.png")
+    make_videos(recipe, policies, out)
+    print(table)  # noqa: T201 - the verdict, for the person who ran it
+    return out / "report.json"
+
+
+def policy_folders(recipe: Recipe) -> dict[str, Path]:
+    """Name → folder: the teacher first. Two students of one name are told apart by their folder."""
+    folders = {"teacher": recipe.teacher}
+    if (recipe.student_folder / "config.json").exists():
+        folders[recipe.name] = recipe.student_folder
+    for folder in recipe.policies:
+        name = folder.parent.name if folder.name == "student" else folder.name
+        if name in folders:
+            name = folder.as_posix()
+        folders[name] = folder
+    return folders
+
+
+def run_episodes(recipe: Recipe, folders: dict[str, Path], out: Path) -> dict[str, list[Row]]:
+    """Every policy on every episode of every split; what stands in `episodes.jsonl` is not run again."""
+    setting, benchmark = recipe.evaluation, recipe.benchmark
+    marks = {name: policy_fingerprint(folder) for name, folder in folders.items()}
+    wanted = [(task, seed) for split in setting.splits for task, seed in plan(benchmark, split, setting.episodes, setting.seed)]
+    log = out / "episodes.jsonl"
+    setup = json.dumps(benchmark.fingerprint(), sort_keys=True)
+    done = read_log(log, setup)
+    jobs = [
+        (name, task, seed) for task, seed in wanted for name in folders if (marks[name], task.split, task.name, seed) not in done
+    ]
+    progress = Progress(
+        f"evaluate {recipe.name}", total=len(wanted) * len(folders), start=len(wanted) * len(folders) - len(jobs), unit="episode"
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    with log.open("a") as file:
+        for name, result in run_all(folders, benchmark, jobs, workers=setting.workers):
+            row = {"policy": marks[name], "setup": setup, **episode_row(result)}
+            done[marks[name], result.task.split, result.task.name, result.seed] = row
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+            progress.advance()
+    progress.close()
+    return {name: [done[marks[name], task.split, task.name, seed] for task, seed in wanted] for name in folders}
+
+
+def read_log(path: Path, setup: str) -> dict[tuple[str, str, str, int], Row]:
+    """Finished episodes by key. A last line cut short by a kill is dropped; other benchmarks' lines do not count."""
+    done: dict[tuple[str, str, str, int], Row] = {}
+    if not path.exists():
+        return done
+    lines = path.read_text().split("\n")
+    for line in lines[:-1]:
+        row = json.loads(line)
+        if row["setup"] == setup:
+            done[row["policy"], row["split"], row["task"], row["seed"]] = row
+    if lines[-1]:
+        write_atomically(path, "".join(line + "\n" for line in lines[:-1]).encode())
+    return done
+
+
+def episode_row(result: Result) -> Row:
+    return {
+        "split": result.task.split,
+        "family": result.task.family,
+        "task": result.task.name,
+        "seed": result.seed,
+        "success": result.success,
+        "steps": result.steps,
+        "gates": ["".join(map(str, gates)) for gates in result.gates],
+        "loop_ms": [round(value, 3) for value in result.loop_ms],
+    }
+
+
+def summarise(
+    name: str, policy: Policy, folder: Path, rows: list[Row], observations: list[Observation], timing: dict[str, float]
+) -> Row:
+    """One policy's line of the report."""
+    seen = [row for row in rows if row["split"] == rows[0]["split"]]
+    successes = sum(row["success"] for row in seen)
+    costs = policy.layer_costs().numpy()
+    gates = np.array([[int(bit) for bit in gate] for row in seen for gate in row["gates"]])
+    keep = gates @ costs / costs.sum()
+    return {
+        "name": name,
+        "successes": successes,
+        "episodes": len(seen),
+        "ci95": stats.wilson(successes, len(seen)),
+        "mean_steps": float(np.mean([row["steps"] for row in seen if row["success"]])) if successes else None,
+        "latency_ms": {
+            "policy": timing,
+            "closed_loop": measure.percentiles([value for row in seen for value in row["loop_ms"]]),
+            "threads": 1,
+            "device": str(policy.device),
+        },
+        "flops": measure.compute(policy, observations),
+        "params": measure.parameters(policy),
+        "keep_ratio": float(keep.mean()),
+        "routing": routing(gates),
+        "peak_memory_mb": measure.peak_memory_mb(folder, observations[0]),
+        "bytes_on_disk": (folder / "model.safetensors").stat().st_size,
+        "by_family": tally(seen, "family"),
+        "by_task": tally(seen, "task"),
+        "by_split": tally(rows, "split"),
+        "fingerprint": policy_fingerprint(folder),
+    }
+
+
+def routing(gates: np.ndarray) -> Row:
+    """How often each layer runs, and whether the router ever changes its mind: (decisions, l) of 0 and 1."""
+    patterns, counts = np.unique(gates, axis=0, return_counts=True)
+    return {
+        "activation": gates.mean(0).tolist(),
+        "patterns": len(patterns),
+        "commonest_pattern": "".join(map(str, patterns[counts.argmax()])),
+        "commonest_share": float(counts.max() / counts.sum()),
+    }
+
+
+def tally(rows: list[Row], field: str) -> dict[str, Row]:
+    """Successes and their interval by the values of a field."""
+    groups: dict[str, list[bool]] = defaultdict(list)
+    for row in rows:
+        groups[row[field]].append(row["success"])
+    return {
+        value: {"successes": sum(group), "episodes": len(group), "ci95": stats.wilson(sum(group), len(group))}
+        for value, group in groups.items()
+    }
+
+
+def pairs(rows: dict[str, list[Row]]) -> list[Row]:
+    """Every policy against those before it, on the first split's episodes."""
+    names, found = list(rows), []
+    for index, a in enumerate(names):
+        for b in names[:index]:
+            split = rows[a][0]["split"]
+            mine = np.array([row["success"] for row in rows[a] if row["split"] == split])
+            theirs = np.array([row["success"] for row in rows[b] if row["split"] == split])
+            found.append({"a": a, "b": b, **stats.compare_paired(mine, theirs).to_json()})
+    return found
+
+
+def sample_observations(policies: dict[str, Policy], benchmark: Benchmark, seed: int) -> list[Observation]:
+    """Moments for timing and counting: the first policy's own, from one episode of every task."""
+    policy = next(iter(policies.values()))
+    observations: list[Observation] = []
+    for task in benchmark.tasks():
+        observations += _watch(policy, benchmark, task, seed)
+    return observations
+
+
+def _watch(policy: Policy, benchmark: Benchmark, task: Task, seed: int, *, decisions: int = 4) -> list[Observation]:
+    world, seen = benchmark.make(task, seed), []
+    for _ in range(decisions):
+        seen.append(world.observe())
+        if any(world.step(action) for action in policy.infer(seen[-1])[: policy.execute]):
+            break
+    world.close()
+    return seen
+
+
+def make_videos(recipe: Recipe, policies: dict[str, Policy], out: Path) -> None:
+    """The same episode by every policy, side by side, for the first episodes of the plan."""
+    for task, seed in plan(recipe.benchmark, "seen", recipe.evaluation.videos, recipe.evaluation.seed):
+        films = [film(policy, recipe.benchmark, task, seed)[0] for policy in policies.values()]
+        longest = max(len(frames) for frames in films)
+        padded = [np.concatenate([frames, frames[-1:].repeat(longest - len(frames), 0)]) for frames in films]
+        hz = round(recipe.benchmark.action_spec.control_hz)
+        write_video(out / f"{task.name}-{seed}.mp4", np.concatenate(padded, 2), fps=hz)
+
+
+def fingerprint(recipe: Recipe) -> Row:
+    """What this report was made with."""
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    return {
+        "armlet": version("armlet"),
+        "commit": commit or None,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "machine": platform.machine(),
+        "threads": 1,
+        "benchmark": recipe.benchmark.fingerprint(),
+        "recipe": to_json(recipe),
+        "evaluation": dataclasses.asdict(recipe.evaluation),
+    }

@@ -1,0 +1,61 @@
+"""A report as a table in words and a picture: success against milliseconds. Knows reports; runs nothing."""
+
+from pathlib import Path
+from typing import Any
+
+Report = dict[str, Any]
+
+
+def table(report: Report) -> str:
+    """Markdown: one row a policy, then one sentence a pair."""
+    policies = report["policies"]
+    base = policies[0]["latency_ms"]["policy"]["p50"]
+    lines = [
+        "| policy | success | 95 % interval | steps | p50 ms | speed | backbone FLOPs | layers run | parameters |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for policy in policies:
+        low, high = policy["ci95"]
+        p50 = policy["latency_ms"]["policy"]["p50"]
+        share = policy["flops"]["backbone"] / policies[0]["flops"]["backbone"]
+        steps = "–" if policy["mean_steps"] is None else f"{policy['mean_steps']:.1f}"
+        lines.append(
+            f"| {policy['name']} | {policy['successes']}/{policy['episodes']} = "
+            f"{100 * policy['successes'] / policy['episodes']:.1f} % | {100 * low:.1f}–{100 * high:.1f} | {steps} | {p50:.2f} | "
+            f"{base / p50:.2f}× | {100 * share:.0f} % | {100 * policy['keep_ratio']:.0f} % | "
+            f"{policy['params']['deployed'] / 1e6:.2f} M |"
+        )
+    return "\n".join([*lines, "", *(sentence(pair) for pair in report["pairs"])]) + "\n"
+
+
+def sentence(pair: dict[str, Any]) -> str:
+    """A paired comparison in words."""
+    low, high = pair["ci95"]
+    shown = "shown" if pair["non_inferior_3pp"] else "not shown"
+    return (
+        f"- {pair['a']} − {pair['b']}: {100 * pair['difference']:+.1f} pp (95 % interval {100 * low:+.1f} to {100 * high:+.1f}), "
+        f"McNemar p = {pair['mcnemar_p']:.3g}; {pair['a']} ≥ {pair['b']} − 3 pp: {shown} (n = {pair['n']})"
+    )
+
+
+def success_against_latency(report: Report, path: Path) -> None:
+    """A picture: each policy at (p50 ms, success), with its interval."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.4), layout="constrained")
+    axes = figure.subplots()
+    for policy in report["policies"]:
+        rate = 100 * policy["successes"] / policy["episodes"]
+        low, high = (100 * bound for bound in policy["ci95"])
+        x = policy["latency_ms"]["policy"]["p50"]
+        axes.errorbar(x, rate, yerr=[[rate - low], [high - rate]], fmt="o", capsize=4, markersize=8)
+        axes.annotate(policy["name"], (x, rate), xytext=(8, 6), textcoords="offset points")
+    axes.set_xlabel("milliseconds a decision (p50, batch 1, one thread)")
+    axes.set_ylabel("success, %")
+    axes.set_ylim(0, 102)
+    axes.set_xlim(left=0)
+    axes.margins(x=0.25)
+    axes.grid(alpha=0.3)
+    episodes = report["policies"][0]["episodes"]
+    axes.set_title(f"{report['fingerprint']['benchmark']['benchmark']}: the same {episodes} episodes, 95 % intervals")
+    figure.savefig(path, dpi=130)

@@ -1,0 +1,244 @@
+"""Which layers run: a small network that decides, and the arithmetic that makes training what is deployed.
+
+ActDistill (arXiv 2511.18082), stage 2. A gate is 1 (the layer runs) or 0 (it is skipped), in training as at
+deployment; what is soft is only the gradient. The published rule, which multiplies whole hidden states by
+soft gates while training, is kept as `published_soft_gate` for comparison. This file knows tokens, logits and
+gates; it knows no backbone, no loss and no budget.
+
+Two sources of gradient for the router: `mix`, through which every loss on the network's output speaks, and
+`Gates.straight_through`, through which a budget on the gates speaks.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+GateMode = Literal["straight_through", "gumbel", "soft_residual", "published_soft"]
+
+FORCED = 1e4  # the logit of a layer that always runs; finite, so that logits can be stored and averaged
+
+
+class Router(nn.Module):
+    """What is seen and asked -> one logit a layer; a layer runs where its logit reaches the threshold.
+
+    Reads the tokens that enter layer 0, pooled by mean and by maximum, vision and text apart; and, which the
+    published router does not, the robot's state and its previous action (AC2-VLA gains from them). Padding
+    changes nothing. A kind of token that a sample lacks altogether reads as zeros.
+
+    `initial_keep`: the probability with which every layer runs before training; the last linear map starts at
+    zero. `always_on`: layers that run whatever is decided, negative indices counting from the end; their
+    logit is `FORCED`.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        state_dims: int,
+        action_dims: int,
+        layers: int,
+        *,
+        hidden: int = 64,
+        use_state: bool = True,
+        use_previous_action: bool = True,
+        initial_keep: float = 0.9,
+        always_on: Sequence[int] = (),
+    ) -> None:
+        super().__init__()
+        if not 0 < initial_keep < 1:
+            raise ValueError(f"initial_keep lies between 0 and 1, both excluded; found {initial_keep}")
+        self.use_state = use_state
+        self.use_previous_action = use_previous_action
+        facts = state_dims * use_state + action_dims * use_previous_action
+        self.norm = nn.LayerNorm(width)
+        self.enter = nn.Linear(4 * width + facts, hidden)
+        self.leave = nn.Linear(hidden, layers)
+        nn.init.zeros_(self.leave.weight)
+        nn.init.constant_(self.leave.bias, math.log(initial_keep / (1 - initial_keep)))
+        self.register_buffer("forced", _layer_mask(always_on, layers), persistent=False)
+
+    def forward(
+        self,
+        tokens: Float[Tensor, "b n d"],
+        vision_mask: Bool[Tensor, "b n"],
+        text_mask: Bool[Tensor, "b n"],
+        state: Float[Tensor, "b s"] | None = None,
+        previous_action: Float[Tensor, "b a"] | None = None,
+    ) -> Float[Tensor, "b l"]:
+        """Logits (b, l) from the tokens that enter layer 0 and their two masks.
+
+        `state` and `previous_action` are normalised. Raises ValueError when one that this router was built to
+        use is not given.
+        """
+        pooled = pool(tokens, torch.stack([vision_mask, text_mask], dim=1)).to(self.norm.weight.dtype)
+        features = [self.norm(pooled).flatten(1)]  # (b, 4 d)
+        wanted = (
+            ("state", self.use_state, state),
+            ("previous_action", self.use_previous_action, previous_action),
+        )
+        for name, used, fact in wanted:
+            if used and fact is None:
+                raise ValueError(f"this router uses {name}: pass it, or build it with use_{name}=False")
+            if used:
+                features.append(fact.to(pooled.dtype))
+        logits = self.leave(F.gelu(self.enter(torch.cat(features, dim=1))))
+        return logits.masked_fill(self.forced, FORCED)
+
+
+def pool(tokens: Float[Tensor, "b n d"], masks: Bool[Tensor, "b m n"]) -> Float[Tensor, "b 2*m d"]:
+    """Mean and maximum of the tokens under each of `m` masks: all means, then all maxima.
+
+    Zeros under an empty mask.
+    """
+    count = masks.sum(dim=-1, keepdim=True)
+    mean = (masks.to(tokens.dtype) @ tokens) / count.clamp(min=1)
+    lowest = torch.finfo(tokens.dtype).min
+    maxima = [tokens.masked_fill(~mask[..., None], lowest).amax(dim=1) for mask in masks.unbind(dim=1)]
+    maximum = torch.stack(maxima, dim=1).masked_fill(count == 0, 0.0)
+    return torch.cat([mean, maximum], dim=1)
+
+
+def hard_gates(logits: Float[Tensor, "b l"], threshold: float = 0.0) -> Float[Tensor, "b l"]:
+    """1 where a layer runs, 0 where it is skipped: what is deployed. `threshold` is the dial, in logits."""
+    return (logits >= threshold).to(logits.dtype)
+
+
+def active_layers(gates: Float[Tensor, "b l"]) -> tuple[int, ...]:
+    """The layers that any sample runs, in order. The one read from the device that a decision needs."""
+    return tuple(index for index, runs in enumerate((gates > 0).any(dim=0).tolist()) if runs)
+
+
+class Gates(NamedTuple):
+    """The gates of a training step, (b, l): `hard` is 1 where a layer runs, `soft` carries the gradient."""
+
+    hard: Tensor
+    soft: Tensor
+
+    @property
+    def straight_through(self) -> Tensor:
+        """Value exactly `hard`, gradient that of `soft`: what a budget on the gates should read."""
+        return self.hard + (self.soft - self.soft.detach())
+
+
+def gate_sample(
+    logits: Float[Tensor, "b l"],
+    mode: GateMode = "straight_through",
+    *,
+    threshold: float = 0.0,
+    temperature: float = 1.0,
+    generator: torch.Generator | None = None,
+) -> Gates:
+    """The gates of a training step; `mixer(mode)` says how they act on hidden states.
+
+    `soft` is sigmoid((logits - threshold) / temperature), and `hard` is what `hard_gates` deploys. In mode
+    `gumbel` logistic noise is added to the logits first (binary Gumbel-softmax, arXiv 1611.00712): a layer
+    runs with its probability, and the route drawn computes exactly what that route computes when deployed.
+    `soft_residual` and `published_soft` are for comparison: their mixers act on the hidden states with
+    `soft`.
+    """
+    if mode not in _MIXERS:
+        raise ValueError(f"no gate mode {mode!r}; there are {', '.join(_MIXERS)}")
+    noisy = logits + _logistic_noise(logits, generator) if mode == "gumbel" else logits
+    return Gates(hard_gates(noisy, threshold), ((noisy - threshold) / temperature).sigmoid())
+
+
+def mixer(mode: GateMode) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
+    """The function (hidden, layer_out, hard, soft) -> hidden that belongs to a mode of `gate_sample`."""
+    if mode not in _MIXERS:
+        raise ValueError(f"no gate mode {mode!r}; there are {', '.join(_MIXERS)}")
+    return _MIXERS[mode]
+
+
+def mix(
+    hidden: Float[Tensor, "b n d"],
+    layer_out: Float[Tensor, "b n d"],
+    hard: Float[Tensor, " b"],
+    soft: Float[Tensor, " b"],
+) -> Float[Tensor, "b n d"]:
+    """h + m (layer(h) - h) with a hard gate m: bit for bit `layer_out` where m = 1 and `hidden` where m = 0.
+
+    Selected, not computed: nothing is rounded in any precision, and nothing that a skipped layer produced
+    (NaN included) gets through. Backward: the gradient goes to the chosen branch, and <gradient, layer_out -
+    hidden> to `soft`, as if m were soft.
+    """
+    return _Mix.apply(hidden, layer_out, hard, soft)
+
+
+class _Mix(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden: Tensor, layer_out: Tensor, hard: Tensor, soft: Tensor) -> Tensor:
+        runs = (hard > 0.5)[:, None, None]
+        ctx.save_for_backward(hidden, layer_out, runs)
+        ctx.soft_dtype = soft.dtype
+        return torch.where(runs, layer_out, hidden)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, Tensor | None]:
+        hidden, layer_out, runs = ctx.saved_tensors
+        to_hidden, to_layer, _, to_soft = ctx.needs_input_grad
+        return (
+            gradient.masked_fill(runs, 0) if to_hidden else None,
+            gradient.masked_fill(~runs, 0) if to_layer else None,
+            None,
+            _inner(gradient, layer_out - hidden).to(ctx.soft_dtype) if to_soft else None,
+        )
+
+
+def soft_mix(
+    hidden: Float[Tensor, "b n d"],
+    layer_out: Float[Tensor, "b n d"],
+    hard: Float[Tensor, " b"],
+    soft: Float[Tensor, " b"],
+) -> Float[Tensor, "b n d"]:
+    """h + p (layer(h) - h) with a soft gate p: the published idea without its error; not what is deployed."""
+    return hidden + soft.to(hidden.dtype)[:, None, None] * (layer_out - hidden)
+
+
+def published_soft_gate(
+    hidden: Float[Tensor, "b n d"],
+    layer_out: Float[Tensor, "b n d"],
+    hard: Float[Tensor, " b"],
+    soft: Float[Tensor, " b"],
+) -> Float[Tensor, "b n d"]:
+    """p layer(h), as the public code trains: the residual stream is scaled too, over L layers by p ** L.
+
+    At deployment that code runs a layer unscaled or skips it, which is another network (recipes section 1,
+    error 1).
+    """
+    return layer_out * soft.to(layer_out.dtype)[:, None, None]
+
+
+_MIXERS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
+    "straight_through": mix,
+    "gumbel": mix,
+    "soft_residual": soft_mix,
+    "published_soft": published_soft_gate,
+}
+
+
+def _inner(left: Tensor, right: Tensor) -> Tensor:
+    """Inner product over all axes but the first, summed in float32 at least: (b, n, d) twice -> (b,)."""
+    wide = torch.promote_types(left.dtype, torch.float32)
+    return (left * right).flatten(1).sum(dim=1, dtype=wide)
+
+
+def _logistic_noise(like: Tensor, generator: torch.Generator | None) -> Tensor:
+    """The difference of two Gumbel variables."""
+    tiny = torch.finfo(torch.float32).tiny
+    uniform = torch.rand(like.shape, generator=generator, device=like.device).clamp(min=tiny)
+    return (uniform.log() - torch.log1p(-uniform)).to(like.dtype)
+
+
+def _layer_mask(indices: Sequence[int], layers: int) -> Tensor:
+    wrong = [index for index in indices if not -layers <= index < layers]
+    if wrong:
+        raise ValueError(f"always_on names layers {wrong}, but there are {layers}")
+    mask = torch.zeros(layers, dtype=torch.bool)
+    mask[[index % layers for index in indices]] = True
+    return mask

@@ -1,0 +1,56 @@
+"""A policy while it is trained or watched: the network, and the heads that exist only then.
+
+`trace` answers any of the signals named in `types`; an objective says which it wants, and nothing else is
+computed. Knows no recipe.
+"""
+
+from collections.abc import Collection
+
+import torch
+from torch import nn
+
+from armlet.layers.graph import ProbeHeads
+from armlet.policies import Policy
+from armlet.types import Batch, Trace
+
+
+class Learner(nn.Module):
+    """`probe` reads every layer (semantics and layer actions); `privileged` names what linear heads guess from the
+    condition while a teacher learns: name → number of values."""
+
+    def __init__(self, policy: Policy, *, probe: ProbeHeads | None = None, privileged: dict[str, int] | None = None) -> None:
+        super().__init__()
+        self.policy, self.probe = policy, probe
+        self.privileged = nn.ModuleDict({name: nn.Linear(policy.width, size) for name, size in (privileged or {}).items()})
+
+    def trace(self, batch: Batch, want: Collection[str], *, exploration: float = 0.0) -> Trace:
+        """The signals in `want`. Raises KeyError naming a signal that this learner does not have."""
+        policy = self.policy
+        watch = bool({"semantics", "layer_actions"} & set(want)) or any(name.startswith("hidden.") for name in want)
+        tokens = policy.embed(batch)
+        run = policy.backbone(tokens, batch, watch=watch, exploration=exploration)
+        condition = policy.condition(run.hidden, tokens).float()
+        costs = policy.layer_costs().to(condition.device)
+        trace: Trace = {"condition": condition, "gates": run.gates.float(), "costs": costs, **run.extras}
+        if "actions" in want:
+            trace["actions"] = policy.head(condition)
+        if "imitation" in want:
+            trace["imitation"] = policy.head.loss(condition, batch.actions, batch.actions_valid.float())
+        if {"semantics", "layer_actions"} & set(want):
+            if self.probe is None:
+                raise KeyError("semantics and layer_actions come from probe heads, and this learner has none")
+            trace["semantics"], trace["layer_actions"] = self.probe([hidden.float() for hidden in run.hiddens], tokens.mask)
+        for name, head in self.privileged.items():
+            trace[f"privileged.{name}"] = head(condition)
+        for name in want:
+            if name.startswith("hidden."):
+                trace[name] = run.hiddens[int(name.removeprefix("hidden."))]
+        return {name: trace[name] for name in want}
+
+
+@torch.no_grad()
+def watch(learner: Learner, batch: Batch, want: Collection[str]) -> Trace:
+    """The trace of a policy at rest: eval mode, no gradient, repeatable to the bit (recipes.md §1, error 4)."""
+    if learner.training:
+        raise RuntimeError("a policy is watched in eval mode; call .eval() first")
+    return learner.trace(batch, want)

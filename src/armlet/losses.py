@@ -1,0 +1,213 @@
+"""Distances between traces: pure functions of tensors, for objectives, which weigh them, and for `evaluate`.
+
+They return one number a sample, `(b,)`, or one a sample and layer, `(b, l)`; who calls them takes the mean.
+They are computed in float32 at least, whatever precision comes in. This file knows no network, no recipe and
+no weight.
+
+Names and equations of ActDistill (arXiv 2511.18082) where nothing else is said. Functions named `published_…`
+are that paper's public code as it is, kept so that numbers can be compared; what is wrong with each is in its
+docstring.
+"""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+Steps = Literal["chunk", "current", "last"]
+
+
+def action_mse(
+    student: Float[Tensor, "b k a"], target: Float[Tensor, "b k a"], valid: Bool[Tensor, "b k"] | None = None
+) -> Float[Tensor, " b"]:
+    """Mean squared error over the valid steps of a chunk; 0 for a sample without any."""
+    return _over_steps(_difference(student, target, valid).square().mean(dim=-1), valid)
+
+
+def action_l1(
+    student: Float[Tensor, "b k a"], target: Float[Tensor, "b k a"], valid: Bool[Tensor, "b k"] | None = None
+) -> Float[Tensor, " b"]:
+    """Mean absolute error over the valid steps of a chunk; 0 for a sample without any."""
+    return _over_steps(_difference(student, target, valid).abs().mean(dim=-1), valid)
+
+
+def action_cross_entropy(
+    logits: Float[Tensor, "b k a bins"],
+    target: Int[Tensor, "b k a"],
+    valid: Bool[Tensor, "b k"] | None = None,
+) -> Float[Tensor, " b"]:
+    """Cross-entropy to action tokens, averaged over the dimensions and the valid steps.
+
+    `target` numbers the bin of each action dimension, 0 <= target < bins (256 in OpenVLA); in steps that are
+    not valid it may be anything.
+    """
+    if valid is not None:
+        target = target.masked_fill(~valid[..., None], 0)
+    entropy = F.cross_entropy(_wide(logits).flatten(0, 2), target.flatten().long(), reduction="none")
+    entropy = entropy.view(target.shape).mean(dim=-1)
+    return _over_steps(entropy if valid is None else entropy.masked_fill(~valid, 0), valid)
+
+
+def condition_mse(student: Float[Tensor, "b d"], teacher: Float[Tensor, "b d"]) -> Float[Tensor, " b"]:
+    """Distance of the features that condition the action heads: what the published loss never matches."""
+    return (_wide(student) - _wide(teacher)).square().mean(dim=-1)
+
+
+def condition_cosine(student: Float[Tensor, "b d"], teacher: Float[Tensor, "b d"]) -> Float[Tensor, " b"]:
+    """1 - cosine of the features that condition the action heads, for students whose scale may differ."""
+    return 1 - _cosine(student, teacher)
+
+
+def cosine_gap(student: Float[Tensor, "b l d"], teacher: Float[Tensor, "b l d"]) -> Float[Tensor, "b l"]:
+    """L_align: 1 - cos(s_l, s_l^T), for each sample and layer."""
+    return 1 - _cosine(student, teacher)
+
+
+def structure_gap(student: Float[Tensor, "b l d"], teacher: Float[Tensor, "b l d"]) -> Float[Tensor, "b l"]:
+    """L_struct: how differently a sample lies to the others of its batch, by cosine, in student and teacher.
+
+    Row i of the squared difference of the two b x b cosine matrices, averaged; the mean over samples is the
+    paper's MSE of the matrices. The diagonal, 1 in both, is left at exactly 0, so a batch of one gives 0.
+    """
+    squared = (_cosine_matrix(student) - _cosine_matrix(teacher)).square()  # (l, b, b)
+    itself = torch.eye(len(student), dtype=torch.bool, device=student.device)
+    return squared.masked_fill(itself, 0).mean(dim=-1).T
+
+
+def semantic_loss(student: Float[Tensor, "b l d"], teacher: Float[Tensor, "b l d"], eta: float = 0.5) -> Float[Tensor, "b l"]:
+    """L_sem = L_align + eta L_struct, for each sample and layer."""
+    return cosine_gap(student, teacher) + eta * structure_gap(student, teacher)
+
+
+def layer_action_loss(
+    student: Float[Tensor, "b l p a"],
+    teacher: Float[Tensor, "b l p a"],
+    expert: Float[Tensor, "b k a"],
+    valid: Bool[Tensor, "b k"] | None = None,
+    steps: Steps = "chunk",
+) -> Float[Tensor, "b l"]:
+    """L_act = MSE(a_l, a_gt) + MSE(a_l, a_l^T) + MSE(a_l, stopgrad(a_{l-1})), for each sample and layer.
+
+    a_{l-1} is the student's at the layer before in the tensor, a_{-1} = 0. `steps` says which part of the
+    chunk counts: all of it, the action to be executed now, or, as published, the last. Heads may give the
+    whole chunk (p = k) or just that one action (p = 1). Steps that are not valid count in no term.
+    """
+    student, teacher, expert = (_wide(take_steps(actions, steps)) for actions in (student, teacher, expert))
+    valid = None if valid is None else take_steps(valid[..., None], steps)[:, None, :, 0]
+    if not student.shape[2] == teacher.shape[2] == expert.shape[1]:
+        raise ValueError(
+            f"with steps={steps!r} the student's heads give {student.shape[2]} actions, the teacher's "
+            f"{teacher.shape[2]} and the expert {expert.shape[1]}: build the heads for the whole chunk, or "
+            'for one action and use steps="current" or "last"'
+        )
+    before = torch.cat([torch.zeros_like(student[:, :1]), student[:, :-1].detach()], dim=1)
+    terms = [_difference(student, target, valid).square() for target in (expert[:, None], teacher, before)]
+    return _over_steps(sum(terms).mean(dim=-1), valid)
+
+
+def take_steps(actions: Tensor, steps: Steps) -> Tensor:
+    """The steps of a chunk that count: (…, k, a) -> (…, k or 1, a)."""
+    if steps == "chunk":
+        return actions
+    if steps == "current":
+        return actions[..., :1, :]
+    if steps == "last":
+        return actions[..., -1:, :]
+    raise ValueError(f"no steps {steps!r}; there are chunk, current, last")
+
+
+def depth_weights(layers: int, gamma: float = 2.0, device: torch.device | None = None) -> Float[Tensor, " l"]:
+    """w_l = (l / (L - 1)) ** gamma, divided by its mean: deeper layers count more. One layer weighs 1."""
+    if layers == 1:
+        return torch.ones(1, device=device)
+    weights = torch.linspace(0, 1, layers, device=device) ** gamma
+    return weights / weights.mean()
+
+
+def keep_ratio(gates: Float[Tensor, "b l"], costs: Float[Tensor, " l"]) -> Float[Tensor, " b"]:
+    """The share of the backbone's computation that runs; `costs` of the layers in any unit, say FLOPs."""
+    costs = costs.to(gates.device, torch.promote_types(gates.dtype, torch.float32))
+    return (gates * costs).sum(dim=-1) / costs.sum()
+
+
+def budget_gap(
+    gates: Float[Tensor, "b l"],
+    costs: Float[Tensor, " l"],
+    target: float | Float[Tensor, " b"],
+    over: Literal["sample", "batch"] = "sample",
+) -> Float[Tensor, " b"]:
+    """L_budget = (keep - rho) ** 2 on the FLOPs-weighted keep ratio.
+
+    `target` is rho in 0..1, one for all samples or one for each. `over="sample"` asks it of every sample;
+    `over="batch"` of the mean of the batch, so a hard moment may cost more than an easy one (every sample
+    then has the same value). With hard gates pass their straight-through form.
+    """
+    gap = keep_ratio(gates, costs) - target
+    if over == "batch":
+        gap = gap.mean().expand(len(gates))
+    elif over != "sample":
+        raise ValueError(f"no over={over!r}; there are sample, batch")
+    return gap.square()
+
+
+def published_balance(soft: Float[Tensor, "b l"]) -> Float[Tensor, ""]:
+    """The public code's balance term: the variance over layers of the gates' batch means.
+
+    It asks for equal layers, not for few: all gates 1 and all gates 0 both score 0.
+    """
+    return _wide(soft).mean(dim=0).var(correction=0)
+
+
+def published_distillation(
+    semantics: tuple[Float[Tensor, "b l d"], Float[Tensor, "b l d"]],
+    layer_actions: tuple[Float[Tensor, "b l p a"], Float[Tensor, "b l p a"]],
+    expert: Float[Tensor, "b k a"],
+    *,
+    alpha: float = 1.0,
+    beta: float = 1.0,
+    eta: float = 0.5,
+    gamma: float = 2.0,
+    steps: Steps = "last",
+) -> Float[Tensor, ""]:
+    """sum over l of w_l (alpha L_sem + beta L_act), batch means, as the public code has it.
+
+    The pairs are (student, teacher). Its a_gt is the last action of the chunk, 15 steps ahead in CogACT, and
+    padded steps count like any other.
+    """
+    weights = depth_weights(semantics[0].shape[1], gamma, semantics[0].device)
+    semantic = semantic_loss(*semantics, eta)
+    action = layer_action_loss(*layer_actions, expert, steps=steps)
+    return ((alpha * semantic + beta * action).mean(dim=0) * weights).sum()
+
+
+def _wide(x: Tensor) -> Tensor:
+    """At least float32."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _difference(student: Tensor, target: Tensor, valid: Tensor | None) -> Tensor:
+    """student - target, 0 where not valid.
+
+    Masked ahead of any square, so that not even a NaN past the end of an episode reaches the gradient.
+    """
+    difference = _wide(student) - _wide(target)
+    return difference if valid is None else torch.where(valid[..., None], difference, 0.0)
+
+
+def _over_steps(error: Tensor, valid: Tensor | None) -> Tensor:
+    """Mean over the last axis, the steps; the invalid ones hold 0 and do not count."""
+    if valid is None:
+        return error.mean(dim=-1)
+    return error.sum(dim=-1) / valid.sum(dim=-1).clamp(min=1)
+
+
+def _cosine(left: Tensor, right: Tensor) -> Tensor:
+    return F.cosine_similarity(_wide(left), _wide(right), dim=-1)
+
+
+def _cosine_matrix(x: Tensor) -> Tensor:
+    """(b, l, d) -> (l, b, b)."""
+    unit = F.normalize(_wide(x), dim=-1).transpose(0, 1)
+    return unit @ unit.transpose(1, 2)

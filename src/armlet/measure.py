@@ -1,0 +1,85 @@
+"""What a decision costs: milliseconds, multiplications, parameters, memory. Knows policies, no benchmark and no file.
+
+Latency is wall time from an observation in numpy to actions in numpy, batch 1, after warm-up, synchronised; the
+policies of one table are timed in turn on the same observations, so drift of the machine falls on all alike.
+"""
+
+import multiprocessing
+import resource
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from armlet.checkpoint import load_policy
+from armlet.policies import Policy
+from armlet.types import Observation
+
+WARM_UP = 20
+
+
+def percentiles(milliseconds: Sequence[float]) -> dict[str, float]:
+    return {f"p{q}": float(np.percentile(milliseconds, q)) for q in (50, 95, 99)}
+
+
+def latency(policies: dict[str, Policy], observations: Sequence[Observation], *, calls: int) -> dict[str, dict[str, float]]:
+    """p50, p95, p99 in ms of `infer`, every policy on every observation in turn."""
+    for policy in policies.values():
+        for index in range(WARM_UP):
+            policy.infer(observations[index % len(observations)])
+    times: dict[str, list[float]] = {name: [] for name in policies}
+    for call in range(calls):
+        observation = observations[call % len(observations)]
+        for name, policy in policies.items():
+            times[name].append(_time_once(policy, observation))
+    return {name: percentiles(values) for name, values in times.items()}
+
+
+def _time_once(policy: Policy, observation: Observation) -> float:
+    if policy.device.type == "cuda":
+        torch.cuda.synchronize(policy.device)
+    started = time.perf_counter()
+    policy.infer(observation)  # ends in numpy: the device has finished
+    return (time.perf_counter() - started) * 1e3
+
+
+@torch.inference_mode()
+def compute(policy: Policy, observations: Sequence[Observation]) -> dict[str, float]:
+    """Mean floating-point operations of a decision, counted from what ran, in all and in the backbone."""
+    total = backbone = 0.0
+    for observation in observations:
+        batch = policy.prepare([observation])
+        with FlopCounterMode(display=False) as counter:
+            policy(batch)
+        total += counter.get_total_flops()
+        tokens = policy.embed(batch)
+        with FlopCounterMode(display=False) as counter:
+            policy.backbone(tokens, batch)
+        backbone += counter.get_total_flops()
+    return {"total": total / len(observations), "backbone": backbone / len(observations)}
+
+
+def parameters(policy: Policy) -> dict[str, int]:
+    """Counts of parameters: in all, and of those the deployed network carries."""
+    total = sum(parameter.numel() for parameter in policy.parameters())
+    return {"total": total, "trainable": sum(p.numel() for p in policy.parameters()), "deployed": total}
+
+
+def peak_memory_mb(folder: Path, observation: Observation) -> float:
+    """Peak resident memory of a fresh process that loads the policy and decides ten times, less one that only
+    imports; in MB."""
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(1, maxtasksperchild=1) as pool:
+        return pool.apply(_peak, (folder, observation))
+
+
+def _peak(folder: Path, observation: Observation) -> float:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    torch.set_num_threads(1)
+    policy = load_policy(folder)
+    for _ in range(10):
+        policy.infer(observation)
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024

@@ -1,0 +1,158 @@
+"""ActDistill (arXiv 2511.18082): a student with the teacher's own layers and a router that skips some of them.
+
+    paper                     here
+    w_l = (l/(L−1))^γ         `gamma`
+    L_sem = L_align + η L_struct   `semantic` (α), `eta`
+    L_act                     `layer_action` (β), `steps`
+    λ L_budget                `budget` (λ), `keep` (ρ)
+    L_task                    `imitation`, and the match of the final action and condition: `action`, `condition`
+
+    armlet teach  actdistill_tabletop      # a teacher; one ships with the repository, so this is optional
+    armlet probe  actdistill_tabletop
+    armlet distil actdistill_tabletop
+    armlet evaluate actdistill_tabletop
+
+`first_k_tabletop` trains the first layers alone, with the same data, steps and match to the teacher: the baseline
+that matters most. What to expect, measured, stands in docs/reproductions/actdistill.md.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar
+
+from torch import Tensor
+
+from armlet import losses
+from armlet.benchmarks.tabletop import Tabletop
+from armlet.policies.routed import Routing
+from armlet.policies.subset import FirstK
+from armlet.recipe import Collection, Evaluation, Network, Objective, Probe, Recipe, Stage
+from armlet.types import Batch, Trace
+
+
+@dataclass(frozen=True)
+class Imitate(Objective):
+    """Behaviour cloning, with guesses of simulator facts while a teacher learns."""
+
+    privileged: float = 0.3
+    facts: tuple[str, ...] = ("subject", "target")
+
+    @property
+    def wants(self) -> frozenset[str]:
+        return frozenset({"imitation", *(f"privileged.{fact}" for fact in self.facts)})
+
+    def __call__(self, student: Trace, teacher: Trace, batch: Batch) -> dict[str, Tensor]:
+        terms = {"imitation": student["imitation"].mean()}
+        for fact in self.facts:
+            error = (student[f"privileged.{fact}"] - batch.privileged[fact]).abs().mean()
+            terms[fact] = self.privileged / len(self.facts) * error
+        return terms
+
+
+@dataclass(frozen=True)
+class FitHeads(Objective):
+    """Stage 1: the heads of every layer learn to say the expert's action; the teacher is frozen."""
+
+    wants: ClassVar[frozenset[str]] = frozenset({"layer_actions"})
+
+    def __call__(self, student: Trace, teacher: Trace, batch: Batch) -> dict[str, Tensor]:
+        layers = student["layer_actions"].unbind(1)
+        errors = [losses.action_mse(actions, batch.actions, batch.actions_valid).mean() for actions in layers]
+        return {"layer_actions": sum(errors) / len(errors)}
+
+
+@dataclass(frozen=True)
+class MatchOutput(Objective):
+    """Fine-tuning towards the expert and the teacher's final answer, without layer supervision or budget."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"actions", "condition"})
+    wants: ClassVar[frozenset[str]] = frozenset({"imitation", "actions", "condition"})
+    imitation: float = 1.0
+    action: float = 1.0
+    condition: float = 0.5
+
+    def __call__(self, student: Trace, teacher: Trace, batch: Batch) -> dict[str, Tensor]:
+        return {
+            "imitation": self.imitation * student["imitation"].mean(),
+            "action": self.action * losses.action_l1(student["actions"], teacher["actions"], batch.actions_valid).mean(),
+            "condition": self.condition * losses.condition_cosine(student["condition"], teacher["condition"]).mean(),
+        }
+
+
+@dataclass(frozen=True)
+class ActDistill(Objective):
+    """Stage 2: the output matched as in `MatchOutput`, every layer supervised, and a budget on what runs."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"actions", "condition", "semantics", "layer_actions"})
+    wants: ClassVar[frozenset[str]] = frozenset(
+        {"imitation", "actions", "condition", "semantics", "layer_actions", "gates", "costs"}
+    )
+    output: MatchOutput = MatchOutput()
+    keep: float = 0.5
+    budget: float = 10.0
+    semantic: float = 0.2
+    layer_action: float = 0.2
+    eta: float = 0.5
+    gamma: float = 2.0
+    steps: losses.Steps = "chunk"
+
+    def __call__(self, student: Trace, teacher: Trace, batch: Batch) -> dict[str, Tensor]:
+        depth = losses.depth_weights(student["semantics"].shape[1], self.gamma, student["semantics"].device)
+        semantic = losses.semantic_loss(student["semantics"], teacher["semantics"], self.eta)
+        layers = losses.layer_action_loss(
+            student["layer_actions"], teacher["layer_actions"], batch.actions, batch.actions_valid, self.steps
+        )
+        return {
+            **self.output(student, teacher, batch),
+            "semantic": self.semantic * (depth * semantic).mean(),
+            "layer_action": self.layer_action * (depth * layers).mean(),
+            "budget": self.budget * losses.budget_gap(student["gates"], student["costs"], self.keep, over="batch").mean(),
+        }
+
+
+def actdistill_tabletop() -> Recipe:
+    """ActDistill on tabletop: the shipped teacher's layers and a router that runs at most half of them."""
+    return Recipe(
+        name="actdistill_tabletop",
+        benchmark=Tabletop(),
+        episodes=Path("out/tabletop/episodes"),
+        teacher=Path("checkpoints/tabletop-teacher"),
+        out=Path("out/actdistill_tabletop"),
+        collection=Collection(),
+        network=Network(strides={"scene": 12, "wrist": 16}),
+        teach=Stage(Imitate(), steps=8000, ema=0.999),
+        probe=Probe(Stage(FitHeads(), steps=600, optimiser="adamw", train=("probe.*",))),
+        student=Routing(),
+        stages=(Stage(ActDistill(keep=0.45), steps=4000, learning_rate=5e-4, freeze=("policy.inner.vision.*",), ema=0.998),),
+    )
+
+
+def first_k_tabletop() -> Recipe:
+    """The baseline: the teacher's first layers, fine-tuned on the same data for as many steps."""
+    base = actdistill_tabletop()
+    stage = replace(base.stages[0], objective=MatchOutput(), freeze=("policy.vision.*",))
+    return replace(
+        base, name="first_k_tabletop", out=Path("out/first_k_tabletop"), shared=base.out, student=FirstK(4), stages=(stage,)
+    )
+
+
+def actdistill_demo() -> Recipe:
+    """The demo's student: ActDistill on tabletop in minutes, on two cores."""
+    base = actdistill_tabletop()
+    return replace(
+        base,
+        name="actdistill_demo",
+        episodes=Path("out/demo/episodes"),
+        out=Path("out/demo/actdistill"),
+        collection=replace(base.collection, episodes=1200),
+        probe=replace(base.probe, stage=replace(base.probe.stage, steps=200)),
+        stages=(replace(base.stages[0], steps=500, warmup=50),),
+        evaluation=Evaluation(episodes=100),
+    )
+
+
+def first_k_demo() -> Recipe:
+    """The demo's baseline: as many first layers as the budget allows, the same data and steps."""
+    base = actdistill_demo()
+    stage = replace(base.stages[0], objective=MatchOutput(), freeze=("policy.vision.*",))
+    return replace(base, name="first_k_demo", out=Path("out/demo/first_k"), shared=base.out, student=FirstK(4), stages=(stage,))

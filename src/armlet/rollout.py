@@ -1,0 +1,98 @@
+"""A policy in a world, closed loop: look, decide, carry out some of the chunk, look again.
+
+Episodes are fixed in advance as (task, seed); each runs in a world of its own, so none depends on how another
+ended. Worker processes share nothing but the list.
+"""
+
+import multiprocessing
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from armlet.benchmarks import Benchmark, Task
+from armlet.checkpoint import load_policy
+from armlet.policies import Policy
+
+
+@dataclass(frozen=True)
+class Result:
+    """How one episode went. `gates` (decisions, l) is what ran at each decision; times are ms per decision."""
+
+    task: Task
+    seed: int
+    success: bool
+    steps: int
+    gates: tuple[tuple[int, ...], ...]
+    policy_ms: tuple[float, ...]
+    loop_ms: tuple[float, ...]
+
+
+def plan(benchmark: Benchmark, split: str, episodes: int, seed: int) -> list[tuple[Task, int]]:
+    """`episodes` pairs of task and seed, the tasks in turn."""
+    tasks = benchmark.tasks(split)
+    return [(tasks[index % len(tasks)], seed + index) for index in range(episodes)]
+
+
+def run_episode(policy: Policy, benchmark: Benchmark, task: Task, seed: int) -> Result:
+    """One episode, closed loop."""
+    world = benchmark.make(task, seed)
+    steps, success = 0, False
+    gates: list[tuple[int, ...]] = []
+    policy_ms: list[float] = []
+    loop_ms: list[float] = []
+    while steps < benchmark.max_steps and not success:
+        began = time.perf_counter()
+        observation = world.observe()
+        looked = time.perf_counter()
+        decision = policy.decide(observation)
+        policy_ms.append((time.perf_counter() - looked) * 1e3)
+        gates.append(decision.gates)
+        for action in decision.actions[: policy.execute]:
+            success = world.step(action)
+            steps += 1
+            if success or steps >= benchmark.max_steps:
+                break
+        loop_ms.append((time.perf_counter() - began) * 1e3)
+    world.close()
+    return Result(task, seed, success, steps, tuple(gates), tuple(policy_ms), tuple(loop_ms))
+
+
+def film(policy: Policy, benchmark: Benchmark, task: Task, seed: int, *, size: int = 224) -> tuple[np.ndarray, bool]:
+    """Frames (T, size, size, 3) uint8 of one episode, and whether it succeeded."""
+    world = benchmark.make(task, seed)
+    frames, success = [world.render(size)], False
+    while len(frames) <= benchmark.max_steps and not success:
+        for action in policy.infer(world.observe())[: policy.execute]:
+            success = world.step(action)
+            frames.append(world.render(size))
+            if success:
+                break
+    world.close()
+    return np.stack(frames), success
+
+
+_POLICIES: dict[str, Policy] = {}  # a worker's own copies, loaded once
+
+
+def _work(job: tuple[str, Path, Benchmark, Task, int]) -> tuple[str, Result]:
+    name, folder, benchmark, task, seed = job
+    if str(folder) not in _POLICIES:
+        torch.set_num_threads(1)
+        _POLICIES[str(folder)] = load_policy(folder)
+    return name, run_episode(_POLICIES[str(folder)], benchmark, task, seed)
+
+
+def run_all(
+    folders: dict[str, Path], benchmark: Benchmark, episodes: Sequence[tuple[str, Task, int]], *, workers: int
+) -> Iterator[tuple[str, Result]]:
+    """Run (policy name, task, seed) jobs in `workers` processes; results come as they finish."""
+    jobs = [(name, folders[name], benchmark, task, seed) for name, task, seed in episodes]
+    if workers <= 1:
+        yield from map(_work, jobs)
+        return
+    with multiprocessing.get_context("spawn").Pool(workers) as pool:
+        yield from pool.imap_unordered(_work, jobs, chunksize=4)

@@ -1,0 +1,90 @@
+"""Intervals and paired tests for success rates (evidence.md). Pure functions of counts and outcomes."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from scipy import stats as scipy_stats
+
+MARGIN = 0.03
+
+
+def wilson(successes: int, episodes: int, *, confidence: float = 0.95) -> tuple[float, float]:
+    """Wilson's score interval of a proportion; (0, 1) where nothing was run."""
+    if episodes == 0:
+        return 0.0, 1.0
+    interval = scipy_stats.binomtest(successes, episodes).proportion_ci(confidence, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+def mcnemar(only_a: int, only_b: int) -> float:
+    """Exact two-sided McNemar p: how surprising the discordant pairs are, were both equally good; 1 where there are none."""
+    if only_a + only_b == 0:
+        return 1.0
+    return float(scipy_stats.binomtest(only_a, only_a + only_b, 0.5).pvalue)
+
+
+def newcombe_paired(both: int, only_a: int, only_b: int, neither: int) -> tuple[float, float]:
+    """95 % interval of p_a − p_b for paired proportions (Newcombe 1998, Stat. Med. 17:2635, method 10)."""
+    n = both + only_a + only_b + neither
+    if n == 0:
+        return -1.0, 1.0
+    p_a, p_b = (both + only_a) / n, (both + only_b) / n
+    (low_a, high_a), (low_b, high_b) = wilson(both + only_a, n), wilson(both + only_b, n)
+    phi = _correlation(both, only_a, only_b, neither)
+    below_a, above_a, below_b, above_b = p_a - low_a, high_a - p_a, p_b - low_b, high_b - p_b
+    lower = below_a**2 - 2 * phi * below_a * above_b + above_b**2
+    upper = above_a**2 - 2 * phi * above_a * below_b + below_b**2
+    difference = p_a - p_b
+    return difference - float(np.sqrt(max(lower, 0))), difference + float(np.sqrt(max(upper, 0)))
+
+
+def _correlation(both: int, only_a: int, only_b: int, neither: int) -> float:
+    """φ with Newcombe's continuity correction where it is positive; 0 where a margin is empty."""
+    product = (both + only_a) * (only_b + neither) * (both + only_b) * (only_a + neither)
+    if product == 0:
+        return 0.0
+    n, top = both + only_a + only_b + neither, both * neither - only_a * only_b
+    if top > 0:
+        top = max(top - n / 2, 0)
+    return float(top / np.sqrt(product))
+
+
+@dataclass(frozen=True)
+class PairedComparison:
+    """a against b on the same n episodes. `non_inferior_3pp`: the interval's lower end lies above −3 pp (a one-sided
+    test at 2.5 %)."""
+
+    n: int
+    both: int
+    only_a: int
+    only_b: int
+    neither: int
+    difference: float
+    ci95: tuple[float, float]
+    mcnemar_p: float
+    non_inferior_3pp: bool
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def compare_paired(a: np.ndarray, b: np.ndarray) -> PairedComparison:
+    """Outcomes (n,) bool of two policies on the same episodes, in the same order."""
+    a, b = np.asarray(a, bool), np.asarray(b, bool)
+    if a.shape != b.shape or a.ndim != 1:
+        raise ValueError(f"paired outcomes must have one shape (n,), found {a.shape} and {b.shape}")
+    both, only_a, only_b = int((a & b).sum()), int((a & ~b).sum()), int((~a & b).sum())
+    neither = len(a) - both - only_a - only_b
+    interval = newcombe_paired(both, only_a, only_b, neither)
+    return PairedComparison(
+        n=len(a),
+        both=both,
+        only_a=only_a,
+        only_b=only_b,
+        neither=neither,
+        difference=(only_a - only_b) / max(len(a), 1),
+        ci95=interval,
+        mcnemar_p=mcnemar(only_a, only_b),
+        non_inferior_3pp=interval[0] > -MARGIN,
+    )

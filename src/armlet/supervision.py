@@ -1,0 +1,57 @@
+"""What `probe` writes and `distil` reads: the heads that watch every layer, and the identity of their traces."""
+
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+
+from armlet.checkpoint import load_weights, policy_fingerprint
+from armlet.data.traces import StoreIdentity
+from armlet.layers.graph import ProbeHeads
+from armlet.policies import Policy
+from armlet.recipe import Probe, Recipe
+
+
+def heads_file(recipe: Recipe) -> Path:
+    """Where the fitted heads of a recipe are kept."""
+    return recipe.traces.parent / "probe" / "heads.safetensors"
+
+
+def make_heads(policy: Policy, probe: Probe) -> ProbeHeads:
+    """Fresh heads for every layer of a policy."""
+    return ProbeHeads(
+        len(policy.layers),
+        policy.width,
+        chunk=policy.head.chunk,
+        dims=policy.head.dims,
+        graph_width=probe.graph_width,
+        semantic_width=probe.semantic_width,
+        neighbours=probe.neighbours,
+        heads=probe.heads,
+        graph_layers=probe.graph_layers,
+        hidden=probe.hidden,
+    )
+
+
+def save_heads(heads: ProbeHeads, path: Path) -> None:
+    """Written beside and renamed: whole or not at all."""
+    beside = path.with_name(path.name + ".part")
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in heads.state_dict().items()}, beside)
+    beside.replace(path)
+
+
+def load_heads(heads: ProbeHeads, path: Path) -> None:
+    """Fitted weights into fresh heads. Raises FileNotFoundError where `probe` has not run."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: the probe heads have not been fitted; run `armlet probe` first")
+    load_weights(heads, load_file(path), source=path)
+
+
+def identity(recipe: Recipe, data_fingerprint: str) -> StoreIdentity:
+    """What a store must have been made from to be used with this recipe."""
+    probe, heads = recipe.probe, heads_file(recipe)
+    preprocessing = "no probe heads"
+    if probe is not None:
+        load = load_file(heads)
+        digest = sum(float(tensor.double().abs().sum()) for tensor in load.values())
+        preprocessing = f"{probe.graph_width}-{probe.semantic_width}-{probe.neighbours}, heads {digest:.9g}"
+    return StoreIdentity(data=data_fingerprint, teacher=policy_fingerprint(recipe.teacher), preprocessing=preprocessing)

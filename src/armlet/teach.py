@@ -1,0 +1,94 @@
+"""teach: episodes → a teacher, by behaviour cloning, for teachers we train ourselves.
+
+The network's sizes come from the recipe; cameras, state, actions, words and statistics come from the episodes.
+Where simulator facts stand beside the episodes, linear heads guess them while it learns and are thrown away.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from armlet.checkpoint import save_policy
+from armlet.data.episodes import EpisodeDataset
+from armlet.data.frames import load_frames
+from armlet.data.normalise import Normaliser
+from armlet.data.text import train_tokenizer
+from armlet.learner import Learner
+from armlet.policies import Body
+from armlet.policies.vla import VLA, VLAConfig
+from armlet.recipe import Network, Recipe, to_json
+from armlet.training import Trainer, make_batches
+
+
+def main(recipe: Recipe) -> Path:
+    """Train the recipe's teacher; returns its folder."""
+    if recipe.teach is None or recipe.network is None:
+        raise ValueError(f"recipe {recipe.name!r} has no `teach` stage and `network`; it distils a teacher that exists")
+    data = EpisodeDataset(recipe.episodes)
+    policy = new_policy(recipe, data)
+    privileged = {name: size for name, size in data.extra.items() if name.startswith("privileged.")}
+    torch.manual_seed(recipe.seed)
+    learner = Learner(policy, privileged={name.removeprefix("privileged."): size for name, size in privileged.items()})
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    learner.to(device)
+    batches = make_batches(policy, load_frames(data))
+    trainer = Trainer(learner, recipe.teach, batches, folder=recipe.out / "teach", seed=recipe.seed, title=f"teach {recipe.name}")
+    trainer.run()
+    save_policy(policy, recipe.teacher, provenance={"recipe": to_json(recipe), "data": data.fingerprint})
+    return recipe.teacher
+
+
+def new_policy(recipe: Recipe, data: EpisodeDataset) -> VLA:
+    """A fresh network that fits the episodes."""
+    network, benchmark = recipe.network, recipe.benchmark
+    assert network is not None
+    spec = benchmark.action_spec
+    tokenizer = train_tokenizer(sorted({episode.task for episode in data.episodes}))
+    statistics = data.stats
+    body = Body(
+        action_spec=spec,
+        state=_state_normaliser(statistics, len(data.state_names)),
+        actions=Normaliser.from_statistics(
+            statistics.get("action", {}),
+            network.normalise_actions,
+            what="action",
+            dims=spec.dims,
+            keep=() if spec.gripper is None else (spec.gripper,),
+        ),
+        tokenizer=tokenizer,
+    )
+    torch.manual_seed(recipe.seed)
+    return VLA(_config(network, data, spec.dims, tokenizer.get_vocab_size()), body)
+
+
+def _state_normaliser(statistics: dict, dims: int) -> Normaliser:
+    return Normaliser.from_statistics(
+        {name: np.asarray(value) for name, value in statistics["observation.state"].items()},
+        "mean_std",
+        what="observation.state",
+        dims=dims,
+    )
+
+
+def _config(network: Network, data: EpisodeDataset, action_dims: int, vocabulary: int) -> VLAConfig:
+    oblong = {name: size for name, size in data.cameras.items() if size[0] != size[1]}
+    if oblong:
+        raise ValueError(f"our VLA takes square images, and the episodes have {oblong}; crop or pad them first")
+    strides = {name: network.strides.get(name, 16) for name in data.cameras}
+    return VLAConfig(
+        cameras={name: height for name, (height, _) in data.cameras.items()},
+        strides=strides,
+        state_dims=len(data.state_names),
+        action_dims=action_dims,
+        vocabulary=vocabulary,
+        width=network.width,
+        depth=network.depth,
+        heads=network.heads,
+        chunk=network.chunk,
+        execute=network.execute,
+        text_tokens=network.text_tokens,
+        vision_channels=network.vision_channels,
+        head=network.head,
+        head_options=network.head_options,
+    )

@@ -1,0 +1,199 @@
+"""THE training loop, the only one: `teach`, `probe` and `distil` pass it different values.
+
+Knows objectives, batches and traces by their contracts; knows no recipe by name. A killed run resumes to the
+same result: weights, optimisers, RNG and the position in the data are saved together.
+"""
+
+import contextlib
+import fnmatch
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from armlet.checkpoint import load_state, save_state
+from armlet.data.frames import BatchMaker, Frames, draw
+from armlet.learner import Learner
+from armlet.policies import Policy
+from armlet.progress import Progress
+from armlet.recipe import Stage
+from armlet.types import Trace
+
+TeacherTraces = Callable[[Tensor], Trace]  # keys (b, 2) -> the teacher's trace
+
+
+def trainable(learner: nn.Module, stage: Stage) -> dict[str, nn.Parameter]:
+    """Parameters that a stage trains, by name. Raises ValueError where its patterns match none."""
+    chosen = {
+        name: parameter
+        for name, parameter in learner.named_parameters()
+        if any(fnmatch.fnmatch(name, pattern) for pattern in stage.train)
+        and not any(fnmatch.fnmatch(name, pattern) for pattern in stage.freeze)
+    }
+    if not chosen:
+        names = ", ".join(name for name, _ in list(learner.named_parameters())[:4])
+        raise ValueError(f"train={stage.train} freeze={stage.freeze} leaves nothing to train; names look like {names} …")
+    return chosen
+
+
+def make_optimisers(parameters: dict[str, nn.Parameter], stage: Stage) -> list[torch.optim.Optimizer]:
+    """AdamW, or Muon for the backbone's matrices and AdamW for the rest (Jordan et al. 2024, with AdamW's step size)."""
+    matrices = [p for name, p in parameters.items() if stage.optimiser == "muon" and p.ndim == 2 and ".layers." in name]
+    chosen = {id(p) for p in matrices}
+    rest = [p for p in parameters.values() if id(p) not in chosen]
+    common = {"lr": stage.learning_rate, "weight_decay": stage.weight_decay}
+    optimisers: list[torch.optim.Optimizer] = []
+    if matrices:
+        optimisers.append(torch.optim.Muon(matrices, adjust_lr_fn="match_rms_adamw", **common))
+    if rest:
+        optimisers.append(torch.optim.AdamW(rest, betas=(0.9, 0.95), **common))
+    return optimisers
+
+
+def rate(stage: Stage, step: int) -> float:
+    """The factor on the learning rate at a step: linear warm-up, then constant or a half cosine down to 2 %."""
+    warm = min(1.0, (step + 1) / max(stage.warmup, 1))
+    if stage.schedule == "constant":
+        return warm
+    return warm * max(0.02, 0.5 * (1 + math.cos(math.pi * step / max(stage.steps, 1))))
+
+
+def make_batches(policy: Policy, frames: Frames) -> BatchMaker:
+    """Batches as this policy takes them. Raises ValueError where the episodes are of another robot."""
+    return BatchMaker(
+        frames,
+        policy.body.tokenizer,
+        policy.body.state,
+        policy.body.actions,
+        chunk=policy.head.chunk,
+        text_tokens=policy.text_tokens,
+        device=policy.device,
+    )
+
+
+class Trainer:
+    """Runs one stage on one learner. `folder` gets `metrics.jsonl` and `state.pt`; a finished stage stays finished."""
+
+    def __init__(
+        self,
+        learner: Learner,
+        stage: Stage,
+        batches: BatchMaker,
+        *,
+        folder: Path,
+        seed: int,
+        title: str,
+        teacher: TeacherTraces | None = None,
+    ) -> None:
+        self.learner, self.stage, self.batches, self.teacher = learner, stage, batches, teacher
+        self.folder, self.seed, self.title, self.step = folder, seed, title, 0
+        for parameter in learner.parameters():
+            parameter.requires_grad_(False)
+        self.parameters = trainable(learner, stage)
+        for parameter in self.parameters.values():
+            parameter.requires_grad_(True)
+        self.optimisers = make_optimisers(self.parameters, stage)
+        self.average = {name: p.detach().clone() for name, p in self.parameters.items()} if stage.ema else {}
+
+    def run(self) -> None:
+        """Train to the end of the stage, then leave the averaged weights (if any) in the learner, in eval mode."""
+        self._resume()
+        torch.manual_seed(self.seed + self.step)
+        progress = Progress(self.title, total=self.stage.steps, start=self.step)
+        self.learner.train()
+        with self._log() as write:
+            while self.step < self.stage.steps:
+                started = time.perf_counter()
+                terms = self._update()
+                progress.advance(loss=sum(terms.values()))
+                if self.step % self.stage.log_every == 0 or self.step == self.stage.steps:
+                    write({"step": self.step, "seconds": time.perf_counter() - started, **terms})
+                if self.step % self.stage.checkpoint_every == 0 or self.step == self.stage.steps:
+                    self._save()
+        progress.close()
+        for name, value in self.average.items():
+            self.parameters[name].data.copy_(value)
+        self.learner.eval()
+
+    def _update(self) -> dict[str, float]:
+        stage = self.stage
+        rows = draw(len(self.batches), stage.batch_size, self.step, self.seed)
+        rng = np.random.default_rng([self.seed, self.step, 1])
+        gain = rng.uniform(1 - stage.brightness, 1 + stage.brightness, len(rows)) if stage.brightness else None
+        batch = self.batches.batch(rows, gain=gain)
+        teacher = self.teacher(batch.keys) if self.teacher and stage.objective.needs else {}
+        torch.manual_seed(self.seed * 1_000_003 + self.step)
+        exploration = max(0.0, 1 - self.step / (0.6 * stage.steps))
+        with self._autocast():
+            student = self.learner.trace(batch, stage.objective.wants, exploration=exploration)
+        terms = stage.objective(student, teacher, batch)
+        loss = torch.stack(list(terms.values())).sum()
+        values = {name: float(value.detach()) for name, value in terms.items()}
+        if not torch.isfinite(loss):
+            raise FloatingPointError(
+                f"{self.title}: the loss is {float(loss)} at step {self.step}: {values}; frames {rows[:4]}… . The last "
+                f"saved state is in {self.folder}; lower learning_rate, or look for NaN in the data"
+            )
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.parameters.values(), stage.clip)
+        factor = rate(stage, self.step)
+        for optimiser in self.optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = stage.learning_rate * factor
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
+        self.step += 1
+        if stage.ema:
+            decay = min(stage.ema, (1 + self.step) / (10 + self.step))
+            for name, parameter in self.parameters.items():
+                self.average[name].lerp_(parameter.detach(), 1 - decay)
+        return {**values, "grad_norm": float(norm), "learning_rate": stage.learning_rate * factor}
+
+    def _autocast(self) -> contextlib.AbstractContextManager:
+        device = self.learner.policy.device.type
+        return torch.autocast(device, torch.bfloat16, enabled=self.stage.precision == "bf16")
+
+    @property
+    def _state_file(self) -> Path:
+        return self.folder / "state.pt"
+
+    def _save(self) -> None:
+        save_state(
+            self._state_file,
+            {
+                "step": self.step,
+                "learner": self.learner.state_dict(),
+                "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
+                "average": self.average,
+            },
+        )
+
+    def _resume(self) -> None:
+        if not self._state_file.exists():
+            return
+        state = load_state(self._state_file)
+        self.learner.load_state_dict(state["learner"])
+        for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
+            optimiser.load_state_dict(saved)
+        self.average, self.step = state["average"], state["step"]
+
+    @contextlib.contextmanager
+    def _log(self) -> Iterator[Callable[[dict[str, Any]], None]]:
+        """Lines of metrics.jsonl; those past the resumed step are dropped, so no step stands there twice."""
+        path = self.folder / "metrics.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        kept = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= self.step] if path.exists() else []
+        with path.open("w") as file:
+            file.writelines(line + "\n" for line in kept)
+
+            def write(row: dict[str, Any]) -> None:
+                file.write(json.dumps(row) + "\n")
+                file.flush()
+
+            yield write

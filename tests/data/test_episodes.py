@@ -1,0 +1,215 @@
+"""Episodes on disk: what is written is read, in LeRobot's layout; what is wrong is named; what is killed goes on."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from armlet.data.episodes import STAGING, EpisodeDataset, EpisodeError, EpisodeFrames, EpisodeWriter, Features
+from armlet.data.frames import load_frames
+from armlet.data.video import VideoError
+
+FEATURES = Features(("x", "y", "gap"), ("dx", "gripper"), {"scene": (48, 48), "wrist": (32, 48)}, {"privileged.goal": 3})
+TASKS = ("open the red drawer", "push the blue cube")
+
+
+def episode(index: int) -> EpisodeFrames:
+    rng = np.random.default_rng(index)
+    length = 5 + index % 4
+    images = {}
+    for name, (height, width) in FEATURES.cameras.items():
+        frames = np.full((length, height, width, 3), 90, np.uint8)
+        for step in range(length):
+            frames[step, 8:24, 4 + 2 * step : 16 + 2 * step] = [[250, 20, 20], [20, 30, 240], [20, 200, 60]][index % 3]
+        images[name] = frames
+    return EpisodeFrames(
+        images,
+        rng.normal(size=(length, 3)).astype(np.float32),
+        rng.normal(size=(length, 2)).astype(np.float32),
+        {"privileged.goal": rng.normal(size=(length, 3)).astype(np.float32)},
+        TASKS[index % 2],
+        {"attempt": index, "seed": 100 + index},
+    )
+
+
+def writer(root: Path, **options) -> EpisodeWriter:
+    return EpisodeWriter(root, FEATURES, fps=10, robot="test", metadata={"renderer": "ray"}, **options)
+
+
+def write(root: Path, count: int, **options) -> EpisodeDataset:
+    target = writer(root, **options)
+    for index in range(count):
+        target.add(episode(index))
+    return target.finalise()
+
+
+def assert_equal(data: EpisodeDataset, indices: list[int]) -> None:
+    columns = data.columns()
+    assert len(data.episodes) == len(indices)
+    for position, index in enumerate(indices):
+        wanted = episode(index)
+        span = slice(data.starts[position], data.starts[position + 1])
+        assert np.array_equal(columns["observation.state"][span], wanted.state)
+        assert np.array_equal(columns["action"][span], wanted.action)
+        assert np.array_equal(columns["privileged.goal"][span], wanted.extra["privileged.goal"])
+        assert data.episodes[position].task == wanted.task and data.episodes[position].info == wanted.info
+        for name, frames in data.images(position).items():
+            error = np.mean((frames.astype(float) - wanted.images[name]) ** 2)
+            assert 10 * np.log10(255**2 / error) > 34, f"{name}: a codec should cost less"
+            assert np.array_equal(data.all_images(name)[span], frames)
+
+
+@pytest.mark.parametrize("per_file", [2, 100])
+def test_round_trip(tmp_path, per_file: int) -> None:
+    data = write(tmp_path, 7, episodes_per_file=per_file)
+    assert_equal(data, list(range(7)))
+    assert (data.fps, data.state_names, data.action_names) == (10, FEATURES.state, FEATURES.action)
+    assert data.cameras == FEATURES.cameras and data.extra == FEATURES.extra and data.tasks == TASKS
+    frames = load_frames(data)
+    assert len(frames) == len(data) and frames.texts[1] == TASKS[1] and frames.privileged["goal"].shape == (len(data), 3)
+
+
+def test_statistics_are_those_of_the_data(tmp_path) -> None:
+    data = write(tmp_path, 5)
+    actions = data.columns()["action"]
+    assert data.stats["action"]["mean"] == pytest.approx(actions.mean(0).tolist(), abs=1e-6)
+    assert data.stats["action"]["std"] == pytest.approx(actions.std(0).tolist(), abs=1e-6)
+    assert data.stats["action"]["max"] == pytest.approx(actions.max(0).tolist())
+    assert np.shape(data.stats["observation.images.scene"]["mean"]) == (3, 1, 1)
+
+
+def test_appending_and_finalising_twice(tmp_path) -> None:
+    write(tmp_path, 3)
+    again = writer(tmp_path)
+    assert [info["attempt"] for info in again.finished()] == [0, 1, 2]
+    before = again.finalise().fingerprint
+    again.add(episode(5))
+    assert len(again.finished()) == 4
+    data = again.finalise()
+    assert_equal(data, [0, 1, 2, 5])
+    assert data.fingerprint != before and writer(tmp_path).finalise().fingerprint == data.fingerprint
+
+
+def test_layout_is_lerobots(tmp_path) -> None:
+    write(tmp_path, 3)
+    info = json.loads((tmp_path / "meta/info.json").read_text())
+    assert info["codebase_version"] == "v3.0" and info["total_frames"] == 5 + 6 + 7
+    assert info["features"]["observation.images.scene"]["info"]["video.codec"] == "h264"
+    row = pq.read_table(tmp_path / "meta/episodes/chunk-000/file-000.parquet").to_pylist()[1]
+    assert row["dataset_from_index"] == 5 and row["videos/observation.images.wrist/from_timestamp"] == pytest.approx(0.5)
+    assert "stats/action/q99" in row
+    tasks = pq.read_table(tmp_path / "meta/tasks.parquet")
+    assert json.loads(tasks.schema.metadata[b"pandas"])["index_columns"] == ["__index_level_0__"]
+    data = pq.read_table(tmp_path / "data/chunk-000/file-000.parquet")
+    assert data.schema.field("action").type == pa.list_(pa.float32(), 2)
+    assert data.column("frame_index").to_pylist()[:6] == [0, 1, 2, 3, 4, 0]
+
+
+def test_kill_while_writing(tmp_path) -> None:
+    script = f"""
+import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
+from test_episodes import *
+target = writer(Path({str(tmp_path)!r}))
+for index in range(500):
+    target.add(episode(index))
+"""
+    process = subprocess.Popen([sys.executable, "-c", script])
+    deadline = time.monotonic() + 120
+    while len(list((tmp_path / STAGING).glob("*"))) < 4 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    target = writer(tmp_path)
+    done = [info["attempt"] for info in target.finished()]
+    assert done == list(range(len(done))) and len(done) >= 3
+    target.add(episode(len(done)))
+    assert_equal(target.finalise(), list(range(len(done) + 1)))
+
+
+def test_bad_episodes_are_refused(tmp_path) -> None:
+    target, good = writer(tmp_path), episode(0)
+    broken = good.action.copy()
+    broken[3, 1] = np.nan
+    with pytest.raises(EpisodeError, match="action: NaN or infinite at frame 3"):
+        target.add(replace(good, action=broken))
+    with pytest.raises(EpisodeError, match=r"action: found shape \(4, 2\), expected \(5, 2\)"):
+        target.add(replace(good, action=good.action[:4]))
+    with pytest.raises(EpisodeError, match=r"lacks column 'privileged.goal'"):
+        target.add(replace(good, extra={}))
+    with pytest.raises(EpisodeError, match="lacks camera 'wrist'"):
+        target.add(replace(good, images={"scene": good.images["scene"]}))
+    with pytest.raises(EpisodeError, match="expected .* uint8"):
+        target.add(replace(good, images={name: frames / 255.0 for name, frames in good.images.items()}))
+    target.add(good)
+    assert_equal(target.finalise(), [0])
+
+
+def test_two_kinds_of_data_are_not_mixed(tmp_path) -> None:
+    write(tmp_path, 1)
+    with pytest.raises(EpisodeError, match="renderer differ"):
+        EpisodeWriter(tmp_path, FEATURES, fps=10, robot="test", metadata={"renderer": "egl"})
+
+
+def rewrite(path: Path, change) -> None:
+    table = pq.read_table(path)
+    pq.write_table(change(table), path)
+
+
+def test_damaged_data_sets_are_named(tmp_path) -> None:
+    data_file = tmp_path / "data/chunk-000/file-000.parquet"
+    write(tmp_path, 3)
+    original = data_file.read_bytes()
+    rewrite(data_file, lambda table: table.drop_columns(["action"]))
+    with pytest.raises(EpisodeError, match="lacks column 'action'"):
+        EpisodeDataset(tmp_path).columns()
+    data_file.write_bytes(original)
+
+    def poison(table: pa.Table) -> pa.Table:
+        actions = table.column("action").to_pylist()
+        actions[7][0] = float("nan")
+        return table.set_column(table.column_names.index("action"), "action", pa.array(actions, pa.list_(pa.float32(), 2)))
+
+    rewrite(data_file, poison)
+    with pytest.raises(EpisodeError, match="action is NaN or infinite in episode 1, frame 2"):
+        EpisodeDataset(tmp_path).columns()
+    data_file.write_bytes(original)
+    stats = tmp_path / "meta/stats.json"
+    kept = stats.read_text()
+    stats.write_text(json.dumps({**json.loads(kept), "action": {"mean": [0.0] * 7}}))
+    with pytest.raises(EpisodeError, match="statistics of another robot"):
+        EpisodeDataset(tmp_path)
+    stats.unlink()
+    with pytest.raises(EpisodeError, match=r"stats\.json is missing"):
+        EpisodeDataset(tmp_path)
+
+
+def test_truncated_videos_are_named(tmp_path) -> None:
+    write(tmp_path, 3)
+    video = tmp_path / "videos/observation.images.scene/chunk-000/file-000.mp4"
+    content = video.read_bytes()
+    video.write_bytes(content[: len(content) // 2])
+    with pytest.raises(VideoError, match=r"file-000\.mp4"):
+        EpisodeDataset(tmp_path).images(2)
+    write(tmp_path / "short", 1)
+    short = tmp_path / "short/videos/observation.images.scene/chunk-000/file-000.mp4"
+    video.write_bytes(short.read_bytes())
+    with pytest.raises(VideoError, match="truncated"):
+        EpisodeDataset(tmp_path).images(2)
+
+
+def test_other_versions_are_refused(tmp_path) -> None:
+    write(tmp_path, 1)
+    info = tmp_path / "meta/info.json"
+    info.write_text(info.read_text().replace('"v3.0"', '"v2.0"'))
+    with pytest.raises(EpisodeError, match="v2.0"):
+        EpisodeDataset(tmp_path)
+    with pytest.raises(EpisodeError, match=r"info\.json is missing"):
+        EpisodeDataset(tmp_path / "nowhere")

@@ -1,0 +1,230 @@
+"""The trace store: joined by key, crash-safe, checked, and refused when stale."""
+
+import errno
+import multiprocessing
+import os
+import pickle
+import resource
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from armlet.data.traces import KEYS, StaleTraceError, StoreIdentity, TraceError, TraceStore, TraceWriter
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils.data import DataLoader, Dataset
+
+IDENTITY = StoreIdentity(data="d1", teacher="t1", preprocessing="p1")
+COLUMNS = {"semantics": ((3, 5), "float16"), "actions": ((2, 4), "float16"), "phase": ((), "int64")}
+
+
+def values_of(keys: np.ndarray) -> dict[str, torch.Tensor]:
+    """A row's content follows from its key, so any misjoined row shows."""
+    mark = torch.from_numpy(keys[:, 0] * 10 + keys[:, 1]).float()
+    return {
+        "semantics": mark[:, None, None].expand(-1, 3, 5) / 8,
+        "actions": -mark[:, None, None].expand(-1, 2, 4) / 8,
+        "phase": mark.long(),
+    }
+
+
+def every_key(episodes: int = 6, steps: int = 9) -> np.ndarray:
+    return np.array([(episode, step) for episode in range(episodes) for step in range(steps)], np.int64)
+
+
+def fill(root: Path, keys: np.ndarray, **options) -> None:
+    with TraceWriter(root, IDENTITY, COLUMNS, **options) as writer:
+        for start in range(0, len(keys), 7):
+            writer.append(keys[start : start + 7], values_of(keys[start : start + 7]))
+
+
+def assert_joined(store: TraceStore, keys: np.ndarray) -> None:
+    read, wanted = store.read(keys), values_of(keys)
+    for name, tensor in read.items():
+        assert torch.equal(tensor, wanted[name].to(tensor.dtype)), name
+
+
+@settings(deadline=None, max_examples=15)
+@given(order=st.permutations(range(54)), size=st.integers(1, 54), shard=st.sampled_from([90, 500, 2**20]))
+def test_rows_are_joined_by_key(tmp_path_factory, order, size, shard) -> None:
+    root, keys = tmp_path_factory.mktemp("store"), every_key()
+    fill(root, keys[list(order)], shard_bytes=shard)
+    assert_joined(TraceStore(root, IDENTITY), keys[np.random.default_rng(size).permutation(54)[:size]])
+
+
+def test_gaps_and_subsets_of_columns(tmp_path) -> None:
+    keys = every_key()[::3]
+    fill(tmp_path, keys)
+    store = TraceStore(tmp_path)
+    assert_joined(store, keys[::-1])
+    assert store.read(keys[:2], want=["phase"]).keys() == {"phase"}
+    with pytest.raises(KeyError, match="episode 0, step 1"):
+        store.read([(0, 1)])
+    with pytest.raises(KeyError, match="episode 99"):
+        store.read([(99, 0)])
+    with pytest.raises(KeyError, match="no column"):
+        store.read(keys[:1], want=["gates"])
+
+
+@pytest.mark.parametrize(("field", "word"), [("data", "the episodes"), ("teacher", "the teacher"), ("preprocessing", "the preproc")])
+def test_a_stale_store_is_refused_and_says_why(tmp_path, field: str, word: str) -> None:
+    fill(tmp_path, every_key())
+    other = replace(IDENTITY, **{field: "new"})
+    with pytest.raises(StaleTraceError, match=f"{word}.*changed"):
+        TraceStore(tmp_path, other)
+    with pytest.raises(StaleTraceError, match=f"{word}.*changed"):
+        TraceWriter(tmp_path, other, COLUMNS)
+
+
+def test_what_does_not_belong_is_refused(tmp_path) -> None:
+    keys = every_key()[:4]
+    with TraceWriter(tmp_path, IDENTITY, COLUMNS) as writer:
+        good = values_of(keys)
+        with pytest.raises(TraceError, match=r"missing column\(s\) \['phase'\]"):
+            writer.append(keys, {name: good[name] for name in ("semantics", "actions")})
+        with pytest.raises(TraceError, match=r"unknown column\(s\) \['gates'\]"):
+            writer.append(keys, {**good, "gates": good["phase"]})
+        with pytest.raises(TraceError, match="shape"):
+            writer.append(keys, {**good, "actions": good["semantics"]})
+        for bad in (float("nan"), float("inf"), 1e6):
+            broken = good["semantics"].clone()
+            broken[2, 1, 1] = bad
+            with pytest.raises(TraceError, match="semantics of episode 0, step 2"):
+                writer.append(keys, {**good, "semantics": broken})
+        writer.append(keys, good)
+        with pytest.raises(TraceError, match="stored already"):
+            writer.append(keys[:1], values_of(keys[:1]))
+    assert_joined(TraceStore(tmp_path), keys)
+
+
+def test_damage_is_found(tmp_path) -> None:
+    keys = every_key()
+    fill(tmp_path, keys)
+    shard = tmp_path / "rows-000.bin"
+    content = bytearray(shard.read_bytes())
+    content[100] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(TraceError, match="checksum"):
+        TraceStore(tmp_path).read(keys)
+    shard.write_bytes(content[:-5])
+    with pytest.raises(TraceError, match="truncated"):
+        TraceStore(tmp_path)
+    shard.unlink()
+    with pytest.raises(TraceError, match="missing"):
+        TraceStore(tmp_path)
+    with pytest.raises(TraceError, match="armlet probe"):
+        TraceStore(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("cut", [1, 19, 21, 60])
+def test_torn_writes_are_cut_off_and_done_again(tmp_path, cut: int) -> None:
+    keys = every_key()
+    fill(tmp_path, keys[:30], shard_bytes=500)
+    for name in (KEYS, "rows-000.bin"):
+        path = tmp_path / name
+        if name == KEYS or cut > 20:
+            os.truncate(path, path.stat().st_size - cut)
+    with TraceWriter(tmp_path, IDENTITY, COLUMNS) as writer:
+        done = {tuple(key) for key in writer.done().tolist()}
+        assert len(done) < 30
+        left = np.array([key for key in keys.tolist() if tuple(key) not in done])
+        writer.append(left, values_of(left))
+    assert_joined(TraceStore(tmp_path), keys)
+
+
+def test_kill_and_resume(tmp_path) -> None:
+    script = f"""
+import sys, time; sys.path.insert(0, {str(Path(__file__).parent)!r})
+from test_traces import *
+writer = TraceWriter({str(tmp_path)!r}, IDENTITY, COLUMNS)
+keys = every_key(400)
+for start in range(0, len(keys), 3):
+    writer.append(keys[start:start + 3], values_of(keys[start:start + 3]))
+"""
+    process = subprocess.Popen([sys.executable, "-c", script])
+    deadline = time.monotonic() + 120
+    while not ((tmp_path / KEYS).exists() and (tmp_path / KEYS).stat().st_size > 600) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    keys = every_key(400)
+    with TraceWriter(tmp_path, IDENTITY, COLUMNS) as writer:
+        done = {tuple(key) for key in writer.done().tolist()}
+        assert 0 < len(done) < len(keys)
+        left = np.array([key for key in keys.tolist() if tuple(key) not in done])
+        writer.append(left, values_of(left))
+    assert_joined(TraceStore(tmp_path, IDENTITY), keys[::-1])
+
+
+def _fill_disk(root: str) -> None:
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    writer = TraceWriter(root, IDENTITY, COLUMNS)
+    keys = every_key(40)
+    writer.append(keys[:100], values_of(keys[:100]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (6000, resource.RLIM_INFINITY))
+    try:
+        writer.append(keys[100:300], values_of(keys[100:300]))
+    except OSError as error:
+        assert error.errno in (errno.EFBIG, errno.ENOSPC)
+        assert "make room" in str(error)
+        os._exit(7)
+
+
+def test_a_full_disk_loses_nothing(tmp_path) -> None:
+    process = multiprocessing.get_context("spawn").Process(target=_fill_disk, args=(str(tmp_path),))
+    process.start()
+    process.join(120)
+    assert process.exitcode == 7
+    keys = every_key(40)
+    assert_joined(TraceStore(tmp_path, IDENTITY), keys[:100])
+    with TraceWriter(tmp_path, IDENTITY, COLUMNS) as writer:
+        writer.append(keys[100:], values_of(keys[100:]))
+    assert_joined(TraceStore(tmp_path, IDENTITY), keys)
+
+
+def test_two_writers_are_one_too_many(tmp_path) -> None:
+    fill(tmp_path, every_key()[:3])
+    sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    (tmp_path / "writer.lock").write_text(str(sleeper.pid))
+    with pytest.raises(TraceError, match="is writing here"):
+        TraceWriter(tmp_path, IDENTITY, COLUMNS)
+    sleeper.kill()
+    sleeper.wait()
+    TraceWriter(tmp_path, IDENTITY, COLUMNS).close()  # the lock of a dead process is taken over
+
+
+class Rows(Dataset):
+    def __init__(self, store: TraceStore) -> None:
+        self.store = store
+
+    def __len__(self) -> int:
+        return len(self.store)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        key = self.store.keys[index]
+        return {"key": torch.from_numpy(key.copy()), **{name: value[0] for name, value in self.store.read(key).items()}}
+
+
+def test_worker_processes_and_shuffling(tmp_path) -> None:
+    fill(tmp_path, every_key())
+    store = pickle.loads(pickle.dumps(TraceStore(tmp_path)))
+    seen = 0
+    for rows in DataLoader(Rows(store), batch_size=8, shuffle=True, num_workers=2):
+        wanted = values_of(rows["key"].numpy())
+        assert all(torch.equal(rows[name], wanted[name].to(rows[name].dtype)) for name in wanted)
+        seen += len(rows["key"])
+    assert seen == 54
+
+
+def test_a_row_of_a_large_teacher_fits_the_budget(tmp_path) -> None:
+    columns = {"semantics": ((32, 512), "float16"), "layer_actions": ((32, 1, 7), "float16")}
+    keys = every_key(2, 10)
+    with TraceWriter(tmp_path, IDENTITY, columns) as writer:
+        writer.append(keys, {"semantics": torch.randn(20, 32, 512), "layer_actions": torch.randn(20, 32, 1, 7)})
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) / 20 <= 36_000

@@ -1,0 +1,301 @@
+"""Every loss against its closed form, or a loop in numpy that follows the equations of recipes.md."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from armlet import losses
+
+BATCH, LAYERS, CHUNK, DIMS, WIDTH = 5, 4, 3, 2, 6
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+def chunks(*lead, dtype=torch.float64):
+    return torch.randn(*(lead or (BATCH,)), CHUNK, DIMS, dtype=dtype)
+
+
+def vectors(*lead, dtype=torch.float64):
+    return torch.randn(*(lead or (BATCH, LAYERS)), WIDTH, dtype=dtype)
+
+
+def some_valid():
+    """From all steps of a chunk down to none."""
+    return torch.arange(CHUNK) < torch.tensor([3, 2, 1, 0, 3])[:, None]
+
+
+def cosine(a, b):
+    return a @ b / np.linalg.norm(a) / np.linalg.norm(b)
+
+
+# --- properties that all distances share --------------------------------------------------------------------
+
+DISTANCES = {
+    losses.action_mse: chunks,
+    losses.action_l1: chunks,
+    losses.condition_mse: lambda: vectors(BATCH),
+    losses.condition_cosine: lambda: vectors(BATCH),
+    losses.cosine_gap: vectors,
+    losses.structure_gap: vectors,
+    losses.semantic_loss: vectors,
+}
+every_distance = pytest.mark.parametrize("distance", DISTANCES, ids=lambda distance: distance.__name__)
+
+
+@every_distance
+def test_nothing_is_at_no_distance_from_itself_and_other_things_are(distance):
+    x, y = DISTANCES[distance](), DISTANCES[distance]()
+    torch.testing.assert_close(distance(x, x), torch.zeros_like(distance(x, x)), atol=1e-12, rtol=0)
+    assert (distance(x, y) > 0).all()
+
+
+@every_distance
+def test_the_order_of_samples_does_not_matter(distance):
+    x, y, order = DISTANCES[distance](), DISTANCES[distance](), torch.randperm(BATCH)
+    torch.testing.assert_close(distance(x[order], y[order]), distance(x, y)[order])
+
+
+@every_distance
+def test_gradients_are_the_derivatives(distance):
+    x, y = DISTANCES[distance]().requires_grad_(), DISTANCES[distance]()
+    assert torch.autograd.gradcheck(distance, (x, y))
+
+
+@every_distance
+@pytest.mark.parametrize("size", [0.0, 1e-3, 100.0])
+def test_finite_in_bfloat16_at_any_size(distance, size):
+    x = (size * DISTANCES[distance]()).bfloat16().requires_grad_()
+    loss = distance(x, DISTANCES[distance]().bfloat16())
+    loss.sum().backward()
+    assert loss.dtype == torch.float32
+    assert loss.isfinite().all()
+    assert x.grad.isfinite().all()
+
+
+# --- actions ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("distance", "of"),
+    [(losses.action_mse, np.square), (losses.action_l1, np.abs)],
+    ids=["mse", "l1"],
+)
+def test_action_distances_average_the_valid_steps(distance, of):
+    student, target, valid = chunks(), chunks(), some_valid()
+    expected = [of((s[v] - t[v]).numpy()).mean() if v.any() else 0.0 for s, t, v in zip(student, target, valid, strict=True)]
+    np.testing.assert_allclose(distance(student, target, valid), expected)
+    np.testing.assert_allclose(distance(student, target), of((student - target).numpy()).mean((1, 2)))
+
+
+@pytest.mark.parametrize("distance", [losses.action_mse, losses.action_l1])
+def test_what_lies_past_the_end_of_an_episode_has_no_effect(distance):
+    student, target, valid = chunks().requires_grad_(), chunks(), some_valid()
+    expected = distance(student, target, valid)
+    spoiled = target.masked_fill(~valid[..., None], torch.nan)
+    loss = distance(student, spoiled, valid)
+    assert torch.equal(loss, expected)
+    loss.sum().backward()
+    assert (student.grad[~valid] == 0).all()
+    assert student.grad.isfinite().all()
+
+
+def test_action_cross_entropy_is_minus_the_log_of_the_right_bin():
+    logits, valid = torch.randn(BATCH, CHUNK, DIMS, 7, dtype=torch.float64), some_valid()
+    target = torch.randint(0, 7, (BATCH, CHUNK, DIMS))
+    odds = np.exp(logits.numpy())
+    log_probability = np.log(odds / odds.sum(-1, keepdims=True))
+    entropy = -np.take_along_axis(log_probability, target.numpy()[..., None], -1)[..., 0].mean(-1)
+    np.testing.assert_allclose(losses.action_cross_entropy(logits, target), entropy.mean(-1))
+    expected = [e[v].mean() if v.any() else 0.0 for e, v in zip(entropy, valid.numpy(), strict=True)]
+    np.testing.assert_allclose(losses.action_cross_entropy(logits, target, valid), expected)
+    ignored = target.masked_fill(~valid[..., None], 999)
+    np.testing.assert_allclose(losses.action_cross_entropy(logits, ignored, valid), expected)
+
+
+def test_action_cross_entropy_of_ignorance_is_the_log_of_256():
+    target = torch.randint(0, 256, (BATCH, CHUNK, DIMS))
+    entropy = losses.action_cross_entropy(torch.zeros(BATCH, CHUNK, DIMS, 256), target)
+    torch.testing.assert_close(entropy, torch.full((BATCH,), 256.0).log())
+
+
+# --- semantics ----------------------------------------------------------------------------------------------
+
+
+def test_cosine_gap_knows_directions_only():
+    x = vectors()
+    torch.testing.assert_close(losses.cosine_gap(3 * x, x), torch.zeros(BATCH, LAYERS).double(), atol=1e-12, rtol=0)
+    torch.testing.assert_close(losses.cosine_gap(-x, x), torch.full((BATCH, LAYERS), 2.0).double())
+    basis = torch.eye(WIDTH)[:2, None]
+    torch.testing.assert_close(losses.cosine_gap(basis, basis.flip(0)), torch.ones(2, 1))
+
+
+def test_structure_gap_is_the_mse_of_the_cosine_matrices():
+    student, teacher = vectors(), vectors()
+    gap = losses.structure_gap(student, teacher)
+    for layer in range(LAYERS):
+        s, t = student[:, layer].numpy(), teacher[:, layer].numpy()
+        matrix = [[(cosine(s[i], s[j]) - cosine(t[i], t[j])) ** 2 for j in range(BATCH)] for i in range(BATCH)]
+        np.testing.assert_allclose(gap[:, layer], np.mean(matrix, axis=1), atol=1e-12)
+        np.testing.assert_allclose(gap[:, layer].mean(), np.mean(matrix), atol=1e-12)
+
+
+def test_structure_gap_does_not_see_a_common_rotation():
+    teacher = vectors()
+    rotation = torch.linalg.qr(torch.randn(WIDTH, WIDTH, dtype=torch.float64)).Q
+    gap = losses.structure_gap(teacher @ rotation, teacher)
+    torch.testing.assert_close(gap, torch.zeros_like(gap), atol=1e-12, rtol=0)
+
+
+def test_a_batch_of_one_has_no_structure():
+    student = vectors(1, LAYERS).requires_grad_()
+    gap = losses.structure_gap(student, vectors(1, LAYERS))
+    gap.sum().backward()
+    assert (gap == 0).all()
+    assert (student.grad == 0).all()
+
+
+def test_semantic_loss_weighs_structure_with_eta():
+    student, teacher = vectors(), vectors()
+    align, struct = losses.cosine_gap(student, teacher), losses.structure_gap(student, teacher)
+    torch.testing.assert_close(losses.semantic_loss(student, teacher), align + 0.5 * struct)
+    torch.testing.assert_close(losses.semantic_loss(student, teacher, eta=0.0), align)
+
+
+# --- actions by layer ---------------------------------------------------------------------------------------
+
+
+def layer_action_reference(student, teacher, expert):
+    """(b, l, k, a), (b, l, k, a), (b, k, a) -> (b, l), one number after another."""
+    student, teacher, expert = student.detach().numpy(), teacher.numpy(), expert.numpy()
+    loss = np.zeros(student.shape[:2])
+    for b, layer in np.ndindex(*loss.shape):
+        before = student[b, layer - 1] if layer > 0 else np.zeros_like(student[b, 0])
+        for target in (expert[b], teacher[b, layer], before):
+            loss[b, layer] += np.mean((student[b, layer] - target) ** 2)
+    return loss
+
+
+def test_layer_action_loss_is_its_three_terms():
+    student, teacher, expert = chunks(BATCH, LAYERS), chunks(BATCH, LAYERS), chunks()
+    loss = losses.layer_action_loss(student, teacher, expert)
+    np.testing.assert_allclose(loss, layer_action_reference(student, teacher, expert))
+
+
+@pytest.mark.parametrize(("steps", "which"), [("current", slice(0, 1)), ("last", slice(-1, None))])
+def test_layer_action_loss_of_one_step(steps, which):
+    student, teacher, expert = chunks(BATCH, LAYERS), chunks(BATCH, LAYERS), chunks()
+    one = [actions[..., which, :] for actions in (student, teacher, expert)]
+    expected = layer_action_reference(*one)
+    np.testing.assert_allclose(losses.layer_action_loss(student, teacher, expert, steps=steps), expected)
+    single_action_heads = losses.layer_action_loss(one[0], one[1], expert, steps=steps)
+    np.testing.assert_allclose(single_action_heads, expected)
+
+
+def test_layer_action_loss_of_the_valid_steps():
+    student, teacher, expert, valid = chunks(BATCH, LAYERS), chunks(BATCH, LAYERS), chunks(), some_valid()
+    loss = losses.layer_action_loss(student, teacher, expert.masked_fill(~valid[..., None], torch.nan), valid)
+    for b in range(BATCH):
+        kept = [actions[b : b + 1, ..., valid[b], :] for actions in (student, teacher, expert)]
+        expected = layer_action_reference(*kept) if valid[b].any() else np.zeros((1, LAYERS))
+        np.testing.assert_allclose(loss[b : b + 1], expected)
+
+
+def test_a_layer_is_not_pulled_by_the_one_behind_it():
+    """The consistency term moves a layer towards the one before it and never the other way round."""
+    student = chunks(BATCH, LAYERS).requires_grad_()
+    loss = losses.layer_action_loss(student, chunks(BATCH, LAYERS), chunks())
+    gradient = torch.autograd.grad(loss[:, 2].sum(), student)[0].abs().sum((0, 2, 3)) > 0
+    assert gradient.tolist() == [False, False, True, False]
+
+
+def test_heads_for_one_action_cannot_be_compared_with_a_chunk():
+    one = torch.zeros(BATCH, LAYERS, 1, DIMS)
+    with pytest.raises(ValueError, match="whole chunk"):
+        losses.layer_action_loss(one, one, torch.zeros(BATCH, CHUNK, DIMS))
+
+
+# --- depth and budget ---------------------------------------------------------------------------------------
+
+
+@given(st.integers(2, 64), st.floats(0.1, 4))
+def test_depth_weights_have_their_closed_form(layers, gamma):
+    expected = (np.arange(layers) / (layers - 1)) ** gamma
+    weights = losses.depth_weights(layers, gamma)
+    np.testing.assert_allclose(weights, expected / expected.mean(), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(weights.mean(), 1, rtol=1e-5)
+
+
+def test_depth_weights_at_the_edges():
+    assert losses.depth_weights(1).tolist() == [1.0]
+    assert losses.depth_weights(4, gamma=0.0).tolist() == [1.0] * 4
+    assert losses.depth_weights(3).tolist() == pytest.approx([0.0, 0.6, 2.4])
+
+
+def test_keep_ratio_counts_the_cost_of_what_runs():
+    gates = torch.tensor([[1.0, 1.0, 1.0], [0.0, 0.0, 0.0], [1.0, 0.0, 1.0]])
+    costs = torch.tensor([1.0, 2.0, 5.0])
+    torch.testing.assert_close(losses.keep_ratio(gates, costs), torch.tensor([1.0, 0.0, 0.75]))
+
+
+def test_budget_gap_for_every_sample_or_for_the_batch():
+    gates, costs = torch.tensor([[1.0, 1.0], [1.0, 0.0], [0.0, 0.0]]), torch.tensor([3.0, 1.0])
+    squared = torch.tensor([0.5, 0.25, -0.5]).square()
+    torch.testing.assert_close(losses.budget_gap(gates, costs, 0.5), squared)
+    each = losses.budget_gap(gates, costs, torch.tensor([1.0, 0.75, 0.5]))
+    torch.testing.assert_close(each, torch.tensor([0.0, 0.0, 0.25]))
+    mean = (1 + 0.75 + 0) / 3 - 0.5
+    torch.testing.assert_close(losses.budget_gap(gates, costs, 0.5, over="batch"), torch.full((3,), mean**2))
+    with pytest.raises((ValueError, TypeError), match="sample"):
+        losses.budget_gap(gates, costs, 0.5, over="layer")
+
+
+def test_a_budget_pulls_from_both_sides_and_the_dear_layers_most():
+    costs = torch.tensor([1.0, 3.0])
+    for kept, sign in ((1.0, 1.0), (0.0, -1.0)):
+        gates = torch.full((1, 2), kept, requires_grad=True)
+        losses.budget_gap(gates, costs, 0.5).sum().backward()
+        assert (gates.grad.sign() == sign).all()
+        assert gates.grad[0, 1].abs() > gates.grad[0, 0].abs()
+
+
+# --- as published -------------------------------------------------------------------------------------------
+
+
+def test_published_balance_is_the_variance_of_the_mean_gates():
+    gates = torch.rand(BATCH, LAYERS)
+    np.testing.assert_allclose(losses.published_balance(gates), np.var(gates.numpy().mean(0)), rtol=1e-5)
+
+
+@pytest.mark.parametrize("everywhere", [0.0, 0.5, 1.0])
+def test_published_balance_does_not_ask_for_sparsity(everywhere):
+    """Running everything is as good as running nothing; our budget tells them apart."""
+    gates = torch.full((BATCH, LAYERS), everywhere)
+    assert losses.published_balance(gates) == 0
+    gap = losses.budget_gap(gates, torch.ones(LAYERS), 0.25)
+    torch.testing.assert_close(gap, torch.full((BATCH,), (everywhere - 0.25) ** 2))
+
+
+def test_published_total_is_the_sum_over_layers_it_is_written_as():
+    semantics, layer_actions, expert = (
+        (vectors(), vectors()),
+        (chunks(BATCH, LAYERS), chunks(BATCH, LAYERS)),
+        chunks(),
+    )
+    weights = np.array([(layer / (LAYERS - 1)) ** 2 for layer in range(LAYERS)])
+    weights /= weights.mean()
+    last = [actions[..., -1:, :] for actions in (*layer_actions, expert)]
+    action = layer_action_reference(*last).mean(0)
+    total = 0.0
+    for layer in range(LAYERS):
+        s, t = (x[:, layer].numpy() for x in semantics)
+        pairs = list(zip(s, t, strict=True))
+        align = np.mean([1 - cosine(a, b) for a, b in pairs])
+        struct = np.mean([[(cosine(a, b) - cosine(c, d)) ** 2 for b, d in pairs] for a, c in pairs])
+        total += weights[layer] * (0.7 * (align + 0.5 * struct) + 1.3 * action[layer])
+    ours = losses.published_distillation(semantics, layer_actions, expert, alpha=0.7, beta=1.3)
+    np.testing.assert_allclose(ours, total)

@@ -1,0 +1,51 @@
+"""Intervals and tests against other implementations, published examples and simulation."""
+
+import numpy as np
+import pytest
+from armlet.stats import compare_paired, mcnemar, newcombe_paired, wilson
+from scipy.stats import multinomial
+from statsmodels.stats.contingency_tables import mcnemar as reference_mcnemar
+from statsmodels.stats.proportion import proportion_confint
+
+
+@pytest.mark.parametrize(("successes", "episodes"), [(0, 10), (10, 10), (81, 263), (390, 400), (1, 1)])
+def test_wilson_is_statsmodels(successes: int, episodes: int) -> None:
+    assert wilson(successes, episodes) == pytest.approx(proportion_confint(successes, episodes, method="wilson"), abs=1e-12)
+
+
+def test_nothing_run_says_nothing() -> None:
+    assert wilson(0, 0) == (0.0, 1.0)
+    assert newcombe_paired(0, 0, 0, 0) == (-1.0, 1.0)
+
+
+@pytest.mark.parametrize(("only_a", "only_b"), [(0, 0), (5, 0), (3, 7), (12, 30)])
+def test_mcnemar_is_statsmodels(only_a: int, only_b: int) -> None:
+    reference = reference_mcnemar([[10, only_a], [only_b, 10]], exact=True).pvalue if only_a + only_b else 1.0
+    assert mcnemar(only_a, only_b) == pytest.approx(reference)
+
+
+def test_newcombes_published_example() -> None:
+    """Newcombe 1998, table II, columns (36, 12, 2, 0): method 10 gives 0.2 with interval 0.0569 to 0.3404."""
+    low, high = newcombe_paired(36, 12, 2, 0)
+    assert (low, high) == pytest.approx((0.0569, 0.3404), abs=5e-5)
+
+
+def test_the_interval_covers() -> None:
+    cells = (0.8, 0.08, 0.06, 0.06)
+    tables = multinomial.rvs(200, cells, size=2000, random_state=0)
+    hits = [low <= cells[1] - cells[2] <= high for low, high in (newcombe_paired(*map(int, table)) for table in tables)]
+    assert 0.93 <= np.mean(hits) <= 0.975
+
+
+def test_comparison_is_antisymmetric_and_judges_the_margin() -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.random(1500) < 0.95, rng.random(1500) < 0.93
+    forward, backward = compare_paired(a, b), compare_paired(b, a)
+    assert forward.difference == pytest.approx(-backward.difference)
+    assert forward.ci95 == pytest.approx(tuple(-bound for bound in reversed(backward.ci95)))
+    assert forward.non_inferior_3pp
+    assert not compare_paired(a[:20], b[:20]).non_inferior_3pp
+    same = compare_paired(a, a)
+    assert same.difference == 0 and same.mcnemar_p == 1 and same.only_a == same.only_b == 0
+    with pytest.raises(ValueError, match="one shape"):
+        compare_paired(a, b[:-1])
