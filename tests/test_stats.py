@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
-from armlet.stats import compare_paired, mcnemar, newcombe_paired, wilson
 from scipy.stats import multinomial
 from statsmodels.stats.contingency_tables import mcnemar as reference_mcnemar
 from statsmodels.stats.proportion import proportion_confint
+
+from armlet.stats import compare_paired, mcnemar, newcombe_paired, wilson
 
 
 @pytest.mark.parametrize(("successes", "episodes"), [(0, 10), (10, 10), (81, 263), (390, 400), (1, 1)])

@@ -115,7 +115,7 @@ def roll_out(benchmark: Benchmark, task: Task, seed: int, perturbation: Perturba
         left = max(left - 1, 0)
         actions.append(action)
         executed.append(done)
-        success = world.step(done) or success
+        success = bool(world.step(done)) or success
         if success:
             tail -= 1
             if tail < 0:

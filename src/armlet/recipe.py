@@ -40,7 +40,8 @@ class Stage:
 
     `train` and `freeze` are patterns of parameter names (`vision.*`); what matches `train` and not `freeze` trains.
     `ema` averages the weights that are saved (None: the last ones). `brightness` scales every image of a sample by a factor in
-    1 ± brightness. `precision` is that of the matrix products; weights and losses stay in single precision.
+    1 ± brightness. `precision` is that of the matrix products; weights and losses stay in single precision. `compile`
+    fuses each backbone layer (torch.compile), which on a CPU needs a C++ compiler.
     """
 
     objective: Objective
@@ -55,6 +56,7 @@ class Stage:
     ema: float | None = None
     brightness: float = 0.1
     precision: Literal["bf16", "fp32"] = "bf16"
+    compile: bool = False
     train: tuple[str, ...] = ("*",)
     freeze: tuple[str, ...] = ()
     log_every: int = 50

@@ -52,7 +52,7 @@ def run_episode(policy: Policy, benchmark: Benchmark, task: Task, seed: int) -> 
         policy_ms.append((time.perf_counter() - looked) * 1e3)
         gates.append(decision.gates)
         for action in decision.actions[: policy.execute]:
-            success = world.step(action)
+            success = bool(world.step(action))
             steps += 1
             if success or steps >= benchmark.max_steps:
                 break

@@ -8,6 +8,7 @@ import contextlib
 import fnmatch
 import json
 import math
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -104,10 +105,9 @@ class Trainer:
     def run(self) -> None:
         """Train to the end of the stage, then leave the averaged weights (if any) in the learner, in eval mode."""
         self._resume()
-        torch.manual_seed(self.seed + self.step)
         progress = Progress(self.title, total=self.stage.steps, start=self.step)
         self.learner.train()
-        with self._log() as write:
+        with self._log() as write, self._compiled():
             while self.step < self.stage.steps:
                 started = time.perf_counter()
                 terms = self._update()
@@ -135,9 +135,9 @@ class Trainer:
         terms = stage.objective(student, teacher, batch)
         loss = torch.stack(list(terms.values())).sum()
         values = {name: float(value.detach()) for name, value in terms.items()}
-        if not torch.isfinite(loss):
+        if not math.isfinite(sum(values.values())):
             raise FloatingPointError(
-                f"{self.title}: the loss is {float(loss)} at step {self.step}: {values}; frames {rows[:4]}… . The last "
+                f"{self.title}: the loss is {sum(values.values())} at step {self.step}: {values}; frames {rows[:4]}… . The last "
                 f"saved state is in {self.folder}; lower learning_rate, or look for NaN in the data"
             )
         loss.backward()
@@ -154,6 +154,23 @@ class Trainer:
             for name, parameter in self.parameters.items():
                 self.average[name].lerp_(parameter.detach(), 1 - decay)
         return {**values, "grad_norm": float(norm), "learning_rate": stage.learning_rate * factor}
+
+    @contextlib.contextmanager
+    def _compiled(self) -> Iterator[None]:
+        """The layers compiled one by one while it lasts: they share their code, so the first compilation serves all."""
+        if not self.stage.compile:
+            yield
+            return
+        if self.learner.policy.device.type == "cpu" and not any(map(shutil.which, ("c++", "g++", "clang++"))):
+            raise ValueError("compile=True needs a C++ compiler on a CPU (g++ or clang++); install one or set compile=False")
+        layers = list(self.learner.policy.layers)
+        for layer in layers:
+            layer.compile()
+        try:
+            yield
+        finally:
+            for layer in layers:
+                layer._compiled_call_impl = None
 
     def _autocast(self) -> contextlib.AbstractContextManager:
         device = self.learner.policy.device.type

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+
 from armlet.data.episodes import STAGING, EpisodeDataset, EpisodeError, EpisodeFrames, EpisodeWriter, Features
 from armlet.data.frames import load_frames
 from armlet.data.video import VideoError
@@ -146,7 +147,7 @@ def test_bad_episodes_are_refused(tmp_path) -> None:
         target.add(replace(good, extra={}))
     with pytest.raises(EpisodeError, match="lacks camera 'wrist'"):
         target.add(replace(good, images={"scene": good.images["scene"]}))
-    with pytest.raises(EpisodeError, match="expected .* uint8"):
+    with pytest.raises(EpisodeError, match=r"expected .* uint8"):
         target.add(replace(good, images={name: frames / 255.0 for name, frames in good.images.items()}))
     target.add(good)
     assert_equal(target.finalise(), [0])
@@ -209,7 +210,7 @@ def test_other_versions_are_refused(tmp_path) -> None:
     write(tmp_path, 1)
     info = tmp_path / "meta/info.json"
     info.write_text(info.read_text().replace('"v3.0"', '"v2.0"'))
-    with pytest.raises(EpisodeError, match="v2.0"):
+    with pytest.raises(EpisodeError, match=r"v2\.0"):
         EpisodeDataset(tmp_path)
     with pytest.raises(EpisodeError, match=r"info\.json is missing"):
         EpisodeDataset(tmp_path / "nowhere")

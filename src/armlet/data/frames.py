@@ -74,8 +74,7 @@ class BatchMaker:
         valid = wanted < self.frames.starts[episode + 1][:, None]
         actions = self._actions[np.minimum(wanted, len(self) - 1)]
         actions[~valid] = 0
-        text = self._text[episode]
-        text = text[:, : max(1, int((text != 0).sum(1).max()))]
+        text = self._text[episode]  # padded to the longest of all: one shape, so compiled code is compiled once
         return Batch(
             images={name: self._images(name, rows, gain) for name in self.frames.images},
             text=self._tensor(text),

@@ -7,7 +7,9 @@ from torch import Tensor, nn
 class ConvEncoder(nn.Module):
     """(b, 3, h, w) in [0, 1] → (b, n, width), one token per `stride`² pixels, positions included.
 
-    `size` is the side of the square image; it must be a multiple of `stride`, which is 8, 12 or 16.
+    `size` is the side of the square image; it must be a multiple of `stride`, which is 8, 12 or 16. What is looked
+    for modulates the features (FiLM, arXiv 1709.07871, as in RT-1): `words` (b, width) scales and shifts each channel
+    of the last map, so that "red" can single out what is red before the backbone begins.
     """
 
     def __init__(self, size: int, width: int, *, stride: int = 12, channels: int = 32) -> None:
@@ -21,13 +23,17 @@ class ConvEncoder(nn.Module):
             nn.Conv2d(channels, 2 * channels, 3, 2, 1),
             nn.GELU(),
             nn.Conv2d(2 * channels, 4 * channels, 3, 2, 1),
-            nn.GELU(),
-            nn.Conv2d(4 * channels, width, 1),
         )
+        self.film = nn.Linear(width, 8 * channels)
+        nn.init.zeros_(self.film.weight)
+        nn.init.zeros_(self.film.bias)
+        self.leave = nn.Sequential(nn.GELU(), nn.Conv2d(4 * channels, width, 1))
         self.tokens = (size // stride) ** 2
         self.position = nn.Parameter(torch.randn(self.tokens, width) * 0.02)
         self.norm = nn.LayerNorm(width)
 
-    def forward(self, image: Tensor) -> Tensor:
-        features = self.net((image - 0.5) * 2)  # (b, d, h', w')
+    def forward(self, image: Tensor, words: Tensor) -> Tensor:
+        features = self.net((image - 0.5) * 2)  # (b, c, h', w')
+        scale, shift = self.film(words)[:, :, None, None].chunk(2, 1)
+        features = self.leave(features * (1 + scale) + shift)
         return self.norm(features.flatten(2).transpose(1, 2)) + self.position

@@ -73,6 +73,7 @@ class VLA(Policy):
             }
         )
         self.words = nn.Embedding(config.vocabulary, config.width, padding_idx=0)
+        self.asked = nn.Sequential(nn.LayerNorm(config.width), nn.Linear(config.width, config.width), nn.GELU())
         self.state = nn.Linear(config.state_dims, config.width)
         self.query = nn.Parameter(torch.randn(config.width) * 0.02)
         self.layers = nn.ModuleList(LlamaDecoderLayer(llama, index) for index in range(config.depth))
@@ -109,8 +110,10 @@ class VLA(Policy):
         )
 
     def embed(self, batch: Batch) -> Tokens:
-        eyes = [self.vision[name](batch.images[name]) for name in self.config.cameras]
         words = self.words(batch.text)
+        real = batch.text_mask.unsqueeze(-1).to(words.dtype)
+        asked = self.asked((words * real).sum(1) / real.sum(1).clamp(min=1))
+        eyes = [self.vision[name](batch.images[name], asked) for name in self.config.cameras]
         state = self.state(batch.state).unsqueeze(1)
         query = self.query.expand(len(batch), 1, -1)
         hidden = torch.cat([*eyes, words, state, query], 1)

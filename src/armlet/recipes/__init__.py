@@ -7,6 +7,7 @@ Names are read from the source, so that listing them imports nothing heavy.
 import ast
 import difflib
 import importlib
+import sys
 from pathlib import Path
 
 _HERE = Path(__file__).parent
@@ -34,6 +35,7 @@ def find(name: str):
     """The function called `name`, or `package.module:function`. Raises ValueError with the nearest name."""
     if ":" in name:
         module, _, function = name.partition(":")
+        sys.path.insert(0, str(Path.cwd()))  # a recipe beside the user's data, as `python -m` would find it
         return getattr(importlib.import_module(module), function)
     found = _found()
     if name not in found:

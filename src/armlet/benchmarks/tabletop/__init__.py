@@ -288,10 +288,21 @@ def _objects(rng: np.random.Generator, points: list[tuple[float, float]], task: 
 def _finish(
     rng: np.random.Generator, task: Task, things: list[Thing], skill: str, subject: str, words: dict[str, str], **goal: str
 ) -> tuple[Layout, Goal]:
-    hand = tuple(rng.uniform([-0.16, -0.12, 0.10], [0.04, 0.12, 0.18]))
+    hand = _hand(rng, things)
     look = draw_look(rng, unseen=task.split == "unseen_scenes")
     text = language.say(skill, words, rng, unseen=task.split == "unseen_wordings")
     return Layout(tuple(things), hand, look), Goal(skill, subject, instruction=text, **goal)
+
+
+def _hand(rng: np.random.Generator, things: list[Thing]) -> tuple[float, float, float]:
+    """Where the hand starts: mostly over some thing, any thing, so that where it is does not tell what is meant."""
+    if rng.random() < 0.35:
+        return tuple(rng.uniform([-0.20, -0.18, 0.09], [0.12, 0.18, 0.20]))
+    thing = things[rng.integers(len(things))]
+    x, y = np.array(thing.position) + rng.normal(0, 0.02, 2)
+    if thing.kind == "drawer":
+        x -= thing.opening + HANDLE_FORWARD
+    return float(np.clip(x, LOW[0], REACH)), float(np.clip(y, -0.19, 0.19)), float(rng.uniform(0.085, 0.16))
 
 
 def _spoken(name: str) -> str:

@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# The demo: the shipped teacher is probed and distilled into a routed student and a first-k student, and all three
+# meet the same 100 episodes. `--teach` makes the teacher from nothing first (hours on two cores).
+set -euo pipefail
+cd "$(dirname "$0")/.."
+armlet=.venv/bin/armlet
+if [[ "${1:-}" == --teach ]]; then
+  $armlet collect actdistill_tabletop
+  $armlet teach actdistill_tabletop --teacher out/demo/teacher
+  teacher=(--teacher out/demo/teacher)
+else
+  teacher=(--teacher checkpoints/tabletop-teacher)
+fi
+$armlet collect actdistill_demo
+$armlet probe actdistill_demo "${teacher[@]}"
+$armlet distil actdistill_demo "${teacher[@]}"
+$armlet distil first_k_demo "${teacher[@]}"
+$armlet evaluate actdistill_demo "${teacher[@]}" --policies out/demo/first_k/student
+echo "The table: out/demo/actdistill/evaluation/table.md; the picture and the videos lie beside it."

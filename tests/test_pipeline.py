@@ -1,0 +1,155 @@
+"""Every verb on real episodes, end to end; a recipe and a benchmark from outside the package; bad input."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny import tiny_recipe
+
+from armlet import collect, distil, evaluate, probe, recipes, teach
+from armlet.checkpoint import load_policy
+from armlet.data.episodes import EpisodeDataset
+from armlet.data.traces import StaleTraceError, TraceStore
+from armlet.recipe import Recipe
+from armlet.recipes.actdistill import ActDistill, first_k_tabletop
+
+EXAMPLE = Path(__file__).parent / "outside.py"
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory) -> Recipe:
+    made = tiny_recipe(tmp_path_factory.mktemp("pipeline"))
+    for verb in (collect, teach, probe, distil, evaluate):
+        verb.main(made)
+    return made
+
+
+def test_every_verb_leaves_its_result(recipe: Recipe) -> None:
+    data = EpisodeDataset(recipe.episodes)
+    assert len(data.episodes) >= 6 and {info.info["task"] for info in data.episodes} > {"push", "rake"}
+    store = TraceStore(recipe.traces)
+    assert len(store) == len(data)
+    assert store.columns["semantics"][0] == (4, recipe.probe.semantic_width)
+    assert load_policy(recipe.student_folder).to_json()["type"] == "routed"
+
+
+def test_the_report_has_what_a_number_needs(recipe: Recipe) -> None:
+    report = json.loads((recipe.out / "evaluation" / "report.json").read_text())
+    names = [policy["name"] for policy in report["policies"]]
+    assert names == ["teacher", "tiny"]
+    for policy in report["policies"]:
+        assert policy["episodes"] == 7 and 0 <= policy["ci95"][0] <= policy["ci95"][1] <= 1
+        assert {"p50", "p95", "p99"} <= policy["latency_ms"]["policy"].keys() & policy["latency_ms"]["closed_loop"].keys()
+        assert policy["flops"]["total"] > policy["flops"]["backbone"] >= 0 and policy["peak_memory_mb"] > 0
+        assert sum(family["episodes"] for family in policy["by_family"].values()) == 7
+    assert {"a", "b", "difference", "ci95", "mcnemar_p", "non_inferior_3pp"} <= report["pairs"][0].keys()
+    assert {"armlet", "torch", "benchmark", "recipe"} <= report["fingerprint"].keys()
+    assert report["fingerprint"]["benchmark"]["renderer"] == "ray"
+    for name in ("table.md", "success-latency.png", "touch-500000000.mp4"):
+        assert (recipe.out / "evaluation" / name).stat().st_size > 0
+
+
+def test_a_second_evaluation_runs_nothing_again(recipe: Recipe, monkeypatch) -> None:
+    from armlet import rollout
+
+    monkeypatch.setattr(rollout, "run_episode", None)  # to run an episode would fail
+    log = recipe.out / "evaluation" / "episodes.jsonl"
+    before = log.read_text()
+    log.write_text(before + '{"policy": "cut sho')
+    evaluate.main(recipe)
+    assert log.read_text() == before
+
+
+def test_collecting_again_changes_nothing_and_more_is_added(recipe: Recipe) -> None:
+    before = EpisodeDataset(recipe.episodes).fingerprint
+    collect.main(recipe)
+    assert EpisodeDataset(recipe.episodes).fingerprint == before
+
+
+def test_first_k_uses_the_same_traces(recipe: Recipe) -> None:
+    short = dataclasses.replace(first_k_tabletop().stages[0], steps=3, batch_size=8)
+    changes = {"name": "first", "out": recipe.out / "first", "shared": recipe.out, "stages": (short,)}
+    baseline = dataclasses.replace(recipe, student=dataclasses.replace(first_k_tabletop().student, layers=2), **changes)
+    distil.main(baseline)
+    assert len(load_policy(baseline.student_folder).layers) == 2
+
+
+def test_a_stale_store_is_refused(recipe: Recipe, tmp_path) -> None:
+    other = dataclasses.replace(recipe, teacher=tmp_path / "teacher", seed=9)
+    other = dataclasses.replace(other, out=tmp_path, shared=recipe.out)
+    teach.main(dataclasses.replace(other, teach=dataclasses.replace(recipe.teach, steps=1)))
+    with pytest.raises(StaleTraceError, match="the teacher changed"):
+        distil.main(other)
+
+
+def test_an_impossible_recipe_is_refused(recipe: Recipe) -> None:
+    with pytest.raises(ValueError, match=r"needs \['layer_actions', 'semantics'\]"):
+        dataclasses.replace(recipe, probe=None)
+    with pytest.raises(ValueError, match="did you mean 'actdistill_tabletop'"):
+        recipes.find("actdistil_tabletop")
+
+
+def armlet(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-m", "armlet", *arguments], capture_output=True, text=True, cwd=cwd, check=False)
+
+
+def test_the_command_line_explains_itself() -> None:
+    helped = armlet("--help")
+    assert helped.returncode == 0
+    assert all(verb in helped.stdout for verb in ("collect", "teach", "probe", "distil", "evaluate", "actdistill_tabletop"))
+    wrong = armlet("distill", "actdistill_tabletop")
+    assert wrong.returncode != 0 and "no verb 'distill'" in wrong.stderr
+    assert "name a recipe" in armlet("distil").stderr
+
+
+def test_a_field_that_does_not_exist_is_named() -> None:
+    answer = armlet("distil", "actdistill_tabletop", "--student.hiden", "3")
+    assert answer.returncode != 0 and "--student.hidden" in answer.stderr + answer.stdout
+
+
+def test_missing_episodes_are_named(tmp_path) -> None:
+    answer = armlet("probe", "actdistill_tabletop", "--episodes", str(tmp_path))
+    assert answer.returncode != 0 and "meta/info.json is missing" in answer.stderr and "Traceback" not in answer.stderr
+
+
+def test_help_is_quick_and_loads_no_torch() -> None:
+    script = "import sys; from armlet.__main__ import usage; usage(); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+def test_a_recipe_and_a_benchmark_from_outside_are_one_file(tmp_path) -> None:
+    (tmp_path / "mine.py").write_text(EXAMPLE.read_text())
+    for verb in ("collect", "teach", "probe", "distil", "evaluate"):
+        answer = armlet(verb, "mine:reaching", "--out", str(tmp_path / "out"), cwd=tmp_path)
+        assert answer.returncode == 0, answer.stderr[-2000:]
+    report = json.loads((tmp_path / "out/evaluation/report.json").read_text())
+    assert report["fingerprint"]["benchmark"] == {"benchmark": "dots"}
+    assert [policy["name"] for policy in report["policies"]] == ["teacher", "reaching"]
+
+
+def test_objectives_of_equal_traces_are_zero() -> None:
+    """loss(x, x) = 0 for everything that compares student and teacher."""
+    import torch
+
+    torch.manual_seed(0)
+    trace = {
+        "actions": torch.randn(5, 3, 4),
+        "condition": torch.randn(5, 8),
+        "semantics": torch.randn(5, 4, 8),
+        "layer_actions": torch.zeros(5, 4, 3, 4),
+        "gates": torch.ones(5, 4),
+        "costs": torch.ones(4),
+        "imitation": torch.zeros(5),
+    }
+    from armlet.types import Batch
+
+    empty = torch.zeros(5, 1)
+    batch = Batch({}, empty, empty, empty, empty, torch.zeros(5, 3, 4), torch.ones(5, 3, dtype=torch.bool))
+    terms = ActDistill(keep=1.0)(trace, trace, batch)
+    assert terms.keys() == {"imitation", "action", "condition", "semantic", "layer_action", "budget"}
+    assert all(abs(float(value)) < 1e-6 for value in terms.values()), terms
+    assert np.isfinite([float(value) for value in ActDistill(keep=0.5)(trace, trace, batch).values()]).all()

@@ -1,0 +1,146 @@
+"""The training loop: resumes to the same result, draws every frame once an epoch, and fails loudly."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny import make_frames, make_policy
+
+from armlet.data.frames import draw
+from armlet.layers.graph import ProbeHeads
+from armlet.learner import Learner
+from armlet.policies.routed import Routing
+from armlet.recipe import Stage
+from armlet.recipes.actdistill import ActDistill, FitHeads, Imitate
+from armlet.training import Trainer, make_batches, rate, trainable
+
+STAGE = Stage(Imitate(), steps=8, batch_size=5, warmup=2, log_every=1, checkpoint_every=4, ema=0.9)
+
+
+def run(folder: Path, stage: Stage = STAGE, **options) -> Learner:
+    torch.manual_seed(3)
+    policy = make_policy()
+    learner = Learner(policy, privileged={"subject": 3, "target": 3})
+    Trainer(learner, stage, make_batches(policy, make_frames()), folder=folder, seed=1, title="test", **options).run()
+    return learner
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("optimiser", ["muon", "adamw"])
+@pytest.mark.parametrize("at", [5, 7])
+def test_a_killed_run_resumes_to_the_same_weights(tmp_path, monkeypatch, at: int, optimiser: str) -> None:
+    stage = dataclasses.replace(STAGE, optimiser=optimiser)
+    whole = run(tmp_path / "whole", stage)
+    update = Trainer._update
+
+    def dies(trainer: Trainer) -> dict[str, float]:
+        if trainer.step == at:
+            raise Killed
+        return update(trainer)
+
+    monkeypatch.setattr(Trainer, "_update", dies)
+    with pytest.raises(Killed):
+        run(tmp_path / "parts", stage)
+    monkeypatch.setattr(Trainer, "_update", update)
+    resumed = run(tmp_path / "parts", stage)
+    for (name, a), b in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
+    logs = [[json.loads(line) for line in (tmp_path / run / "metrics.jsonl").open()] for run in ("whole", "parts")]
+    for row in logs[0] + logs[1]:
+        row.pop("seconds")
+    assert logs[0] == logs[1] and [row["step"] for row in logs[0]] == list(range(1, 9))
+
+
+def test_every_frame_once_an_epoch_in_an_order_of_its_own() -> None:
+    epochs = [np.concatenate([draw(23, 5, epoch * 5 + step, seed=4) for step in range(5)]) for epoch in range(3)]
+    assert all(sorted(rows) == list(range(23)) for rows in epochs)
+    assert not np.array_equal(epochs[0], epochs[1])
+    assert len(draw(23, 5, 4, seed=4)) == 3, "the last batch holds what is left"
+
+
+def test_training_learns(tmp_path) -> None:
+    run(tmp_path, dataclasses.replace(STAGE, steps=150, learning_rate=3e-3, batch_size=16, log_every=10, precision="fp32"))
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").open()]
+    assert rows[-1]["imitation"] < 0.6 * rows[0]["imitation"]
+
+
+def test_patterns_choose_what_trains() -> None:
+    learner = Learner(make_policy())
+    chosen = trainable(learner, dataclasses.replace(STAGE, freeze=("policy.vision.*",)))
+    assert chosen and not any(name.startswith("policy.vision") for name in chosen)
+    with pytest.raises(ValueError, match="leaves nothing to train"):
+        trainable(learner, dataclasses.replace(STAGE, train=("nonsense.*",)))
+
+
+def test_frozen_weights_stay_to_the_bit(tmp_path) -> None:
+    before = {name: tensor.clone() for name, tensor in make_policy().state_dict().items()}
+    learner = run(tmp_path, dataclasses.replace(STAGE, freeze=("policy.vision.*",)))
+    for name, tensor in learner.policy.state_dict().items():
+        assert torch.equal(tensor, before[name]) == name.startswith("vision"), name
+
+
+def test_fitting_heads_leaves_the_teacher_as_it_was(tmp_path) -> None:
+    policy = make_policy()
+    before = {name: tensor.clone() for name, tensor in policy.state_dict().items()}
+    heads = ProbeHeads(4, 32, chunk=3, dims=4, graph_width=16, semantic_width=16, hidden=16)
+    start = {name: tensor.clone() for name, tensor in heads.state_dict().items()}
+    stage = dataclasses.replace(STAGE, objective=FitHeads(), train=("probe.*",), optimiser="adamw", steps=3, ema=None)
+    batches = make_batches(policy, make_frames())
+    Trainer(Learner(policy, probe=heads), stage, batches, folder=tmp_path, seed=0, title="probe").run()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in policy.state_dict().items())
+    assert any(not torch.equal(tensor, start[name]) for name, tensor in heads.state_dict().items())
+
+
+def test_nan_stops_the_run_and_says_where(tmp_path) -> None:
+    policy, frames = make_policy(), make_frames()
+    frames.actions[:] = np.nan
+    learner = Learner(policy, privileged={"subject": 3, "target": 3})
+    trainer = Trainer(learner, STAGE, make_batches(policy, frames), folder=tmp_path, seed=0, title="nan")
+    with pytest.raises(FloatingPointError, match=r"the loss is nan at step 0.*imitation"):
+        trainer.run()
+
+
+def test_episodes_of_another_robot_are_refused() -> None:
+    frames = make_frames()
+    wide = dataclasses.replace(frames, actions=np.zeros((len(frames), 7), np.float32))
+    with pytest.raises(ValueError, match="another robot"):
+        make_batches(make_policy(), wide)
+
+
+def test_warm_up_and_schedule() -> None:
+    stage = dataclasses.replace(STAGE, steps=1000, warmup=10)
+    assert rate(stage, 0) == pytest.approx(0.1) and rate(stage, 9) == pytest.approx(1, abs=1e-3)
+    assert rate(stage, 505) == pytest.approx(0.5, abs=0.02) and rate(stage, 999) == pytest.approx(0.02)
+    assert rate(dataclasses.replace(stage, schedule="constant"), 999) == 1
+
+
+@pytest.mark.parametrize("size", [1, 3, 8])
+@pytest.mark.parametrize("keep", [0.3, 0.6])
+def test_the_budget_is_reached_with_batches_of_any_size(tmp_path, size: int, keep: float) -> None:
+    """The budget alone moves the router to the keep ratio asked for, whatever the size of the (last) batch."""
+    policy = Routing(initial_keep=0.9).build(make_policy(depth=10))
+    learner, frames = Learner(policy), make_frames()
+
+    @dataclasses.dataclass(frozen=True)
+    class Budget(ActDistill):
+        needs = frozenset()
+        wants = frozenset({"gates", "costs", "imitation"})
+
+        def __call__(self, student, teacher, batch):
+            from armlet import losses
+
+            gap = losses.budget_gap(student["gates"], student["costs"], self.keep, over="batch").mean()
+            return {"budget": 10 * gap, "imitation": 0.01 * student["imitation"].mean()}
+
+    stage = Stage(Budget(keep=keep), steps=250, batch_size=size, learning_rate=1e-2, optimiser="adamw", warmup=1, precision="fp32", train=("policy.router.*",), schedule="constant")  # fmt: skip
+    Trainer(learner, stage, make_batches(policy, frames), folder=tmp_path, seed=0, title="budget").run()
+    with torch.no_grad():
+        batch = make_batches(policy, frames).batch(np.arange(len(frames)))
+        gates = learner.trace(batch, ["gates"])["gates"]
+    assert gates.mean() == pytest.approx(keep, abs=0.12)
