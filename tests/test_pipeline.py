@@ -108,7 +108,7 @@ def test_the_command_line_explains_itself() -> None:
 
 def test_a_field_that_does_not_exist_is_named() -> None:
     answer = armlet("distil", "actdistill_tabletop", "--student.hiden", "3")
-    assert answer.returncode != 0 and "--student.hidden" in answer.stderr + answer.stdout
+    assert answer.returncode != 0 and "--student.hiden" in answer.stderr + answer.stdout
 
 
 def test_missing_episodes_are_named(tmp_path) -> None:

@@ -69,17 +69,16 @@ def parameters(policy: Policy) -> dict[str, int]:
 
 
 def peak_memory_mb(folder: Path, observation: Observation) -> float:
-    """Peak resident memory of a fresh process that loads the policy and decides ten times, less one that only
-    imports; in MB."""
+    """Peak resident memory, in MB, of a fresh process that loads the policy and decides ten times: what a robot's
+    computer must have, libraries included."""
     context = multiprocessing.get_context("spawn")
     with context.Pool(1, maxtasksperchild=1) as pool:
         return pool.apply(_peak, (folder, observation))
 
 
 def _peak(folder: Path, observation: Observation) -> float:
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     torch.set_num_threads(1)
     policy = load_policy(folder)
     for _ in range(10):
         policy.infer(observation)
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
