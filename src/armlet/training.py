@@ -165,7 +165,7 @@ class Trainer:
             raise ValueError("compile=True needs a C++ compiler on a CPU (g++ or clang++); install one or set compile=False")
         layers = list(self.learner.policy.layers)
         for layer in layers:
-            layer.compile()
+            layer.compile(dynamic=False)  # an epoch's smaller last batch is compiled once more, not made dynamic
         try:
             yield
         finally:

@@ -54,7 +54,7 @@ class VLAConfig:
             num_attention_heads=self.heads,
             num_key_value_heads=self.heads,
             max_position_embeddings=4096,
-            attn_implementation="sdpa",
+            attn_implementation="eager",  # at tens of tokens plain products beat the fused kernel, three times in backward
         )
 
 
@@ -127,7 +127,7 @@ class VLA(Policy):
             positions = torch.arange(length, device=hidden.device)[None]
             return Tokens(hidden, mask, vision, text, None, self.rotary(hidden, positions))
         positions = mask.long().cumsum(1) - 1
-        attention = mask[:, None, None, :].expand(-1, 1, length, -1)
+        attention = torch.zeros(mask.shape, device=hidden.device).masked_fill_(~mask, -1e9)[:, None, None, :]
         return Tokens(hidden, mask, vision, text, attention, self.rotary(hidden, positions))
 
     def run_layer(self, index: int, hidden: Tensor, tokens: Tokens) -> Tensor:
