@@ -1,5 +1,6 @@
 """Episodes on disk: what is written is read, in LeRobot's layout; what is wrong is named; what is killed goes on."""
 
+import io
 import json
 import os
 import signal
@@ -13,10 +14,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
-from armlet.data.episodes import STAGING, EpisodeDataset, EpisodeError, EpisodeFrames, EpisodeWriter, Features
+from armlet.data.episodes import EpisodeDataset, EpisodeError, EpisodeFrames, Features
 from armlet.data.frames import load_frames
-from armlet.data.video import VideoError
+from armlet.data.video import VideoError, write_video
+from armlet.data.writer import STAGING, EpisodeWriter
 
 FEATURES = Features(("x", "y", "gap"), ("dx", "gripper"), {"scene": (48, 48), "wrist": (32, 48)}, {"privileged.goal": 3})
 TASKS = ("open the red drawer", "push the blue cube")
@@ -52,7 +55,7 @@ def write(root: Path, count: int, **options) -> EpisodeDataset:
     return target.finalise()
 
 
-def assert_equal(data: EpisodeDataset, indices: list[int]) -> None:
+def assert_equal(data: EpisodeDataset, indices: list[int], *, about: bool = True) -> None:
     columns = data.columns()
     assert len(data.episodes) == len(indices)
     for position, index in enumerate(indices):
@@ -61,7 +64,8 @@ def assert_equal(data: EpisodeDataset, indices: list[int]) -> None:
         assert np.array_equal(columns["observation.state"][span], wanted.state)
         assert np.array_equal(columns["action"][span], wanted.action)
         assert np.array_equal(columns["privileged.goal"][span], wanted.extra["privileged.goal"])
-        assert data.episodes[position].task == wanted.task and data.episodes[position].info == wanted.info
+        assert data.episodes[position].task == wanted.task
+        assert data.episodes[position].info == (wanted.info if about else {})
         for name, frames in data.images(position).items():
             error = np.mean((frames.astype(float) - wanted.images[name]) ** 2)
             assert 10 * np.log10(255**2 / error) > 34, f"{name}: a codec should cost less"
@@ -112,6 +116,90 @@ def test_layout_is_lerobots(tmp_path) -> None:
     data = pq.read_table(tmp_path / "data/chunk-000/file-000.parquet")
     assert data.schema.field("action").type == pa.list_(pa.float32(), 2)
     assert data.column("frame_index").to_pylist()[:6] == [0, 1, 2, 3, 4, 0]
+
+
+def as_v21(old: EpisodeDataset, root: Path) -> None:
+    """The same episodes as a v2.1 folder: a parquet file and a video per camera for each, statistics per episode."""
+    (root / "meta").mkdir(parents=True)
+    info = json.loads((old.root / "meta/info.json").read_text()) | {
+        "codebase_version": "v2.1",
+        "chunks_size": 3,
+        "data_path": "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet",
+        "video_path": "videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4",
+    }
+    (root / "meta/info.json").write_text(json.dumps(info))
+    table = pq.read_table(old.root / "data/chunk-000/file-000.parquet")
+    rows = pq.read_table(old.root / "meta/episodes/chunk-000/file-000.parquet").to_pylist()
+    listed, statistics = [], []
+    for index, episode in enumerate(old.episodes):
+        data = root / f"data/chunk-{index // 3:03d}/episode_{index:06d}.parquet"
+        data.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(table.slice(int(old.starts[index]), episode.length), data)
+        for camera, frames in old.images(index).items():
+            name = f"videos/chunk-{index // 3:03d}/observation.images.{camera}/episode_{index:06d}.mp4"
+            write_video(root / name, frames, fps=10, pixels="yuv444p", quality=1)
+        listed.append({"episode_index": index, "tasks": [episode.task], "length": episode.length})
+        kept = {
+            name: {kind: rows[index][f"stats/{name}/{kind}"] for kind in ("min", "max", "mean", "std", "count")}
+            for name in ("observation.state", "action")
+        }
+        statistics.append({"episode_index": index, "stats": kept})
+    for name, lines in (("episodes", listed), ("episodes_stats", statistics)):
+        (root / f"meta/{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_version_2_1_is_read_alike(tmp_path) -> None:
+    new = write(tmp_path / "new", 7)
+    as_v21(new, tmp_path / "old")
+    old = EpisodeDataset(tmp_path / "old")
+    assert_equal(old, list(range(7)), about=False)
+    assert old.tasks == new.tasks and len(old.data_files) == 7
+    for kind in ("mean", "std", "min", "max"):
+        assert old.stats["action"][kind] == pytest.approx(new.stats["action"][kind])
+    (tmp_path / "old/data/chunk-001/episode_000004.parquet").unlink()
+    with pytest.raises(EpisodeError, match=r"episode_000004\.parquet is missing"):
+        old.columns()
+
+
+def test_pictures_in_the_table_and_columns_of_numbers(tmp_path) -> None:
+    """As lerobot writes without videos: PNG bytes in the table, channels first in the metadata, scalar columns."""
+    new = write(tmp_path, 4)
+    path, meta = tmp_path / "data/chunk-000/file-000.parquet", tmp_path / "meta/info.json"
+    pictures = []
+    for index in range(4):
+        for frame in new.images(index)["scene"]:
+            buffer = io.BytesIO()
+            Image.fromarray(frame).save(buffer, "PNG")
+            pictures.append({"bytes": buffer.getvalue(), "path": None})
+    rewrite(path, lambda table: table.append_column("observation.images.scene", pa.array(pictures)))
+    rewrite(path, lambda table: table.append_column("next.reward", pa.array(np.arange(len(new)), pa.float32())))
+    info = json.loads(meta.read_text())
+    info["features"]["observation.images.scene"] = {
+        "dtype": "image", "shape": [3, 48, 48], "names": ["channels", "height", "width"]
+    }  # fmt: skip
+    info["features"]["next.reward"] = {"dtype": "float32", "shape": [1], "names": None}
+    meta.write_text(json.dumps(info))
+    data = EpisodeDataset(tmp_path)
+    assert_equal(data, list(range(4)))
+    assert np.array_equal(data.columns()["next.reward"][:, 0], np.arange(len(new)))
+
+
+def test_videos_cut_elsewhere_than_the_data(tmp_path) -> None:
+    """lerobot starts a new video file by its size, not where the data do."""
+    write(tmp_path, 5)
+    listed = tmp_path / "meta/episodes/chunk-000/file-000.parquet"
+    folder, key = tmp_path / "videos/observation.images.scene", "videos/observation.images.scene"
+    moved = np.concatenate([EpisodeDataset(tmp_path).images(index)["scene"] for index in (3, 4)])
+    write_video(folder / "chunk-001/file-002.mp4", moved, fps=10, pixels="yuv444p", quality=1)
+
+    def change(table: pa.Table) -> pa.Table:
+        rows = table.to_pylist()
+        for row, begins in ((rows[3], 0.0), (rows[4], rows[3]["length"] / 10)):
+            row |= {f"{key}/chunk_index": 1, f"{key}/file_index": 2, f"{key}/from_timestamp": begins}
+        return pa.Table.from_pylist(rows, schema=table.schema)
+
+    rewrite(listed, change)
+    assert_equal(EpisodeDataset(tmp_path), list(range(5)))
 
 
 def test_kill_while_writing(tmp_path) -> None:
@@ -209,8 +297,8 @@ def test_truncated_videos_are_named(tmp_path) -> None:
 def test_other_versions_are_refused(tmp_path) -> None:
     write(tmp_path, 1)
     info = tmp_path / "meta/info.json"
-    info.write_text(info.read_text().replace('"v3.0"', '"v2.0"'))
-    with pytest.raises(EpisodeError, match=r"v2\.0"):
+    info.write_text(info.read_text().replace('"v3.0"', '"v1.6"'))
+    with pytest.raises(EpisodeError, match=r"v1\.6"):
         EpisodeDataset(tmp_path)
     with pytest.raises(EpisodeError, match=r"info\.json is missing"):
         EpisodeDataset(tmp_path / "nowhere")

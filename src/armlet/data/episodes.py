@@ -1,26 +1,28 @@
-"""Episodes on disk as LeRobotDataset v3.0 (parquet and mp4), written and read on pyarrow and PyAV alone.
+"""Episodes read from LeRobotDataset folders, v2.0 to v3.1 (parquet, and mp4 or pictures), on pyarrow and PyAV alone.
 
-Writing: each finished episode is staged in a folder that appears by one rename, so a killed run loses only the
-episode under way; `finalise` lays the staged episodes out as v3.0. Knows no policy and no benchmark.
+`writer` writes them. Knows no policy and no benchmark.
 """
 
 import hashlib
+import io
 import json
-import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from PIL import Image
 
-from armlet.data.layout import DATA, EPISODES, INFO, STATS, TASKS, VIDEO, column_type, info_json, tasks_table
-from armlet.data.statistics import combine, of_images, of_values
-from armlet.data.video import concatenate, read_frames, write_video
+from armlet.data.layout import IMAGE, INFO, STATS, Stored, json_lines, stored_v2, stored_v30
+from armlet.data.statistics import combine
+from armlet.data.video import read_frames
 
-STAGING, CACHE, ARMLET = ".staging", ".cache", "meta/armlet.json"
-IMAGE = "observation.images."
+CACHE = ".cache"
+VERSIONS = {"v2.0": stored_v2, "v2.1": stored_v2, "v3.0": stored_v30, "v3.1": stored_v30}
 
 
 class EpisodeError(ValueError):
@@ -71,155 +73,6 @@ class EpisodeFrames:
                 )
 
 
-def stage_episode(root: Path, index: int, episode: EpisodeFrames, features: Features, *, fps: int) -> None:
-    """Write one episode where `finalise` finds it; may run in a worker process. Whole or not at all."""
-    episode.check(features)
-    place = root / STAGING / f"{index:07d}"
-    part = place.with_name(place.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    np.savez(part / "columns.npz", **{"observation.state": episode.state, "action": episode.action}, **episode.extra)
-    for name, frames in episode.images.items():
-        write_video(part / f"{name}.mp4", frames, fps=fps, pixels="yuv444p", quality=12)
-    statistics = {IMAGE + name: of_images(frames) for name, frames in episode.images.items()}
-    about = {"task": episode.task, "length": len(episode.state), "info": episode.info, "statistics": statistics}
-    (part / "about.json").write_text(json.dumps(about))
-    part.rename(place)
-
-
-class EpisodeWriter:
-    """Adds episodes to a data set, new or existing. `metadata` describes how it was made; an existing one must agree."""
-
-    def __init__(
-        self, root: Path, features: Features, *, fps: int, robot: str, metadata: dict[str, Any], episodes_per_file: int = 5000
-    ) -> None:
-        self.root, self.features, self.fps, self.robot = Path(root), features, fps, robot
-        self.metadata, self.episodes_per_file = metadata, episodes_per_file
-        (self.root / STAGING).mkdir(parents=True, exist_ok=True)
-        for leftover in (self.root / STAGING).glob("*.part"):
-            shutil.rmtree(leftover)
-        before = self.root / ARMLET
-        if before.exists() and (found := json.loads(before.read_text())) != metadata:
-            differing = [key for key in {*found, *metadata} if found.get(key) != metadata.get(key)]
-            raise EpisodeError(
-                f"{before}: these episodes were made otherwise ({', '.join(sorted(differing))} differ), and data of two kinds "
-                "are not mixed; choose another folder, or delete this one"
-            )
-        before.parent.mkdir(parents=True, exist_ok=True)
-        before.write_text(json.dumps(metadata, indent=1))
-        self.finalised = EpisodeDataset(self.root) if (self.root / INFO).exists() else None
-
-    @property
-    def start(self) -> int:
-        return len(self.finalised.episodes) if self.finalised else 0
-
-    def staged(self) -> list[Path]:
-        """Finished episodes not laid out yet, in order."""
-        return sorted(path for path in (self.root / STAGING).iterdir() if not path.name.endswith(".part"))
-
-    def finished(self) -> list[dict[str, Any]]:
-        """The `info` of every finished episode."""
-        old = [episode.info for episode in self.finalised.episodes] if self.finalised else []
-        return old + [json.loads((path / "about.json").read_text())["info"] for path in self.staged()]
-
-    def add(self, episode: EpisodeFrames) -> None:
-        """Stage one episode, numbered after the last."""
-        staged = self.staged()
-        index = int(staged[-1].name) + 1 if staged else self.start
-        stage_episode(self.root, index, episode, self.features, fps=self.fps)
-
-    def finalise(self) -> "EpisodeDataset":
-        """Lay staged episodes out as LeRobotDataset v3.0; does nothing where none is staged."""
-        staged = self.staged()
-        for start in range(0, len(staged), self.episodes_per_file):
-            self._write_file(staged[start : start + self.episodes_per_file])
-        for path in self.staged():
-            shutil.rmtree(path)
-        return EpisodeDataset(self.root)
-
-    def _write_file(self, staged: list[Path]) -> None:
-        old = EpisodeDataset(self.root) if (self.root / INFO).exists() else None
-        number = old.files if old else 0
-        tasks = list(old.tasks) if old else []
-        rows, table = self._tables(staged, old, number, tasks)
-        for name in self.features.cameras:
-            target = self.root / VIDEO.format(camera=IMAGE + name, file=number)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            concatenate([path / f"{name}.mp4" for path in staged], target)
-        for path, content in ((DATA.format(file=number), table), (EPISODES.format(file=number), pa.Table.from_pylist(rows))):
-            (self.root / path).parent.mkdir(parents=True, exist_ok=True)
-            pq.write_table(content, self.root / path)
-        pq.write_table(tasks_table(tasks), self.root / TASKS)
-        every = (old.rows if old else []) + rows
-        names = {key.split("/")[1] for key in rows[0] if key.startswith("stats/")}
-        together = {name: combine([_statistics_of(row, name) for row in every]) for name in names}
-        (self.root / STATS).write_text(json.dumps(together))
-        frames = every[-1]["dataset_to_index"]
-        info = info_json(self.features, self.fps, self.robot, episodes=len(every), frames=frames, tasks=len(tasks))
-        part = self.root / (INFO + ".part")  # the last to be written: what it does not count does not exist
-        part.write_text(json.dumps(info, indent=1))
-        part.rename(self.root / INFO)
-
-    def _tables(
-        self, staged: list[Path], old: "EpisodeDataset | None", number: int, tasks: list[str]
-    ) -> tuple[list[dict[str, Any]], pa.Table]:
-        columns: dict[str, list[np.ndarray]] = {}
-        rows: list[dict[str, Any]] = []
-        index, first, time = self.start if old is None else len(old.episodes), len(old) if old else 0, 0
-        for path in staged:
-            about = json.loads((path / "about.json").read_text())
-            length = about["length"]
-            if about["task"] not in tasks:
-                tasks.append(about["task"])
-            values = dict(np.load(path / "columns.npz"))
-            values |= {
-                "timestamp": (np.arange(length) / self.fps).astype(np.float32),
-                "frame_index": np.arange(length),
-                "episode_index": np.full(length, index),
-                "index": np.arange(first, first + length),
-                "task_index": np.full(length, tasks.index(about["task"])),
-            }
-            statistics = about["statistics"] | {name: of_values(column) for name, column in values.items()}
-            rows.append(self._row(about, index, first, time, number, statistics))
-            for name, column in values.items():
-                columns.setdefault(name, []).append(column)
-            index, first, time = index + 1, first + length, time + length
-        joined = {name: np.concatenate(parts) for name, parts in columns.items()}
-        return rows, pa.table({name: pa.array(list(values), column_type(values)) for name, values in joined.items()})
-
-    def _row(
-        self, about: dict[str, Any], index: int, first: int, time: int, number: int, statistics: dict[str, Any]
-    ) -> dict[str, Any]:
-        row = {
-            "episode_index": index,
-            "tasks": [about["task"]],
-            "length": about["length"],
-            "data/chunk_index": 0,
-            "data/file_index": number,
-            "dataset_from_index": first,
-            "dataset_to_index": first + about["length"],
-            "meta/episodes/chunk_index": 0,
-            "meta/episodes/file_index": number,
-            "armlet/info": json.dumps(about["info"]),
-        }
-        for camera in self.features.cameras:
-            key = f"videos/{IMAGE}{camera}"
-            row |= {
-                f"{key}/chunk_index": 0,
-                f"{key}/file_index": number,
-                f"{key}/from_timestamp": time / self.fps,
-                f"{key}/to_timestamp": (time + about["length"]) / self.fps,
-            }
-        for name, values in statistics.items():
-            row |= {f"stats/{name}/{kind}": value for kind, value in values.items()}
-        return row
-
-
-def _statistics_of(row: dict[str, Any], name: str) -> dict[str, Any]:
-    prefix = f"stats/{name}/"
-    return {key.removeprefix(prefix): value for key, value in row.items() if key.startswith(prefix)}
-
-
 @dataclass(frozen=True)
 class Episode:
     """One episode of a data set: its number, length in frames, words, and what is known about it."""
@@ -231,40 +84,42 @@ class Episode:
 
 
 class EpisodeDataset:
-    """Reads LeRobotDataset v3.0. Everything it needs is checked when it is opened; errors name file and column."""
+    """A LeRobotDataset folder. What it needs is checked when it is opened; errors name file and column.
+
+    Where frames of one episode have several tasks, the episode's first one counts.
+    """
 
     def __init__(self, root: Path | str) -> None:
         self.root = Path(root)
         self._info = json.loads(self._file(INFO).read_text())
-        if (found := self._info.get("codebase_version")) != "v3.0":
-            raise EpisodeError(f"{self.root / INFO}: codebase_version is {found!r}, expected 'v3.0'; convert it with lerobot")
+        version = self._info.get("codebase_version")
+        if version not in VERSIONS:
+            raise EpisodeError(
+                f"{self.root / INFO}: codebase_version is {version!r}, expected one of {', '.join(VERSIONS)}; "
+                "convert it with lerobot"
+            )
         self.fps: int = self._info["fps"]
         features = self._info["features"]
         for needed in ("observation.state", "action"):
             if needed not in features:
                 raise EpisodeError(f"{self.root / INFO} has no feature {needed!r}; it has {sorted(features)}")
         self.state_names, self.action_names = (_names(features[key]) for key in ("observation.state", "action"))
-        self.cameras = {
-            name.removeprefix(IMAGE): tuple(feature["shape"][:2])
-            for name, feature in features.items()
-            if feature["dtype"] in ("video", "image")
+        self._kept = {  # our name of a camera → the feature's
+            name.removeprefix(IMAGE): name for name, feature in features.items() if feature["dtype"] in ("video", "image")
         }
-        own = {"observation.state", "action", "timestamp", "frame_index", "episode_index", "index", "task_index"}
+        self.cameras = {camera: _height_width(features[name]) for camera, name in self._kept.items()}
+        own = {"observation.state", "action", "timestamp"}
         self.extra = {
-            name: feature["shape"][0] for name, feature in features.items() if feature["dtype"] == "float32" and name not in own
+            name: feature["shape"][0]
+            for name, feature in features.items()
+            if feature["dtype"] == "float32" and len(feature["shape"]) == 1 and name not in own
         }
-        folder = self._file(EPISODES.format(file=0)).parent
-        self._paths = sorted(folder.glob("file-*.parquet"))[:None]
-        rows = [row for path in self._paths for row in pq.read_table(path).to_pylist()]
-        self.rows = rows[: self._info["total_episodes"]]
-        self.files = 1 + max(row["data/file_index"] for row in self.rows)
-        self.tasks = tuple(pq.read_table(self._file(TASKS)).column("__index_level_0__").to_pylist())
-        self.episodes = tuple(
-            Episode(row["episode_index"], row["length"], row["tasks"][0], json.loads(row.get("armlet/info") or "{}"))
-            for row in self.rows
-        )
-        self.starts = np.array([0, *(row["dataset_to_index"] for row in self.rows)])
-        self.stats = json.loads(self._file(STATS).read_text())
+        self._stored = self._located(VERSIONS[version])
+        self.tasks = tuple(dict.fromkeys(stored.task for stored in self._stored))
+        self.episodes = tuple(Episode(stored.index, stored.length, stored.task, stored.info) for stored in self._stored)
+        self.data_files = tuple(dict.fromkeys(stored.data for stored in self._stored))
+        self.starts = np.concatenate([[0], np.cumsum([episode.length for episode in self.episodes], dtype=np.int64)])
+        self.stats = self._statistics()
         self._check_statistics(features)
 
     def __len__(self) -> int:
@@ -273,8 +128,28 @@ class EpisodeDataset:
     def _file(self, name: str) -> Path:
         path = self.root / name
         if not path.is_file():
-            raise EpisodeError(f"{path} is missing; expected a LeRobotDataset v3.0 folder (made by `armlet collect` or lerobot)")
+            raise EpisodeError(f"{path} is missing; expected a LeRobotDataset folder (made by `armlet collect` or lerobot)")
         return path
+
+    def _located(self, locate: Any) -> list[Stored]:
+        try:
+            found: list[Stored] = locate(self.root, self._info)
+        except (KeyError, OSError, json.JSONDecodeError, pa.ArrowInvalid) as error:
+            raise EpisodeError(f"{self.root / 'meta'}: the list of episodes cannot be read ({error!r}); copy it again") from error
+        if not found or len(found) < self._info["total_episodes"]:
+            raise EpisodeError(
+                f"{self.root / 'meta'} lists {len(found)} episodes, and meta/info.json promises {self._info['total_episodes']}"
+            )
+        return found
+
+    def _statistics(self) -> dict[str, Any]:
+        """meta/stats.json, or in v2.1 those of the episodes taken together."""
+        each = self.root / "meta/episodes_stats.jsonl"
+        if each.is_file() and not (self.root / STATS).is_file():
+            parts = [row["stats"] for row in json_lines(each)]
+            return {name: combine([part[name] for part in parts]) for name in parts[0]}
+        statistics: dict[str, Any] = json.loads(self._file(STATS).read_text())
+        return statistics
 
     def _check_statistics(self, features: dict[str, Any]) -> None:
         for name in ("observation.state", "action"):
@@ -290,18 +165,18 @@ class EpisodeDataset:
         """State, action and extra columns of all frames, (N, x) float32. Raises EpisodeError on NaN or a missing column."""
         wanted = {"observation.state": len(self.state_names), "action": len(self.action_names), **self.extra}
         parts: dict[str, list[np.ndarray]] = {name: [] for name in wanted}
-        for number in range(self.files):
-            path = self._file(DATA.format(file=number))
+        for name in self.data_files:
+            path = self._file(name)
             table = pq.read_table(path)
-            for name, size in wanted.items():
-                if name not in table.column_names:
-                    raise EpisodeError(f"{path} lacks column {name!r}, which meta/info.json promises")
-                flat = table.column(name).combine_chunks().flatten().to_numpy(zero_copy_only=False)
-                parts[name].append(flat.reshape(-1, size).astype(np.float32))
+            missing = sorted(wanted.keys() - set(table.column_names))
+            if missing:
+                raise EpisodeError(f"{path} lacks column {missing[0]!r}, which meta/info.json promises")
+            for column, size in wanted.items():
+                parts[column].append(_matrix(table.column(column), size, f"{path}: {column}"))
         joined = {name: np.concatenate(values)[: len(self)] for name, values in parts.items()}
         for name, values in joined.items():
             if len(values) < len(self):
-                raise EpisodeError(f"{self.root}: {name} has {len(values)} frames, and meta/info.json promises {len(self)}")
+                raise EpisodeError(f"{self.root}: {name} has {len(values)} frames, and the metadata promise {len(self)}")
             bad = np.flatnonzero(~np.isfinite(values).all(1))
             if len(bad):
                 episode = int(np.searchsorted(self.starts, bad[0], "right") - 1)
@@ -313,16 +188,19 @@ class EpisodeDataset:
 
     def images(self, episode: int) -> dict[str, np.ndarray]:
         """Camera → (T, h, w, 3) uint8 of one episode."""
-        return {camera: np.stack(list(self._frames(camera, episode, episode + 1))) for camera in self.cameras}
+        return {camera: np.stack(list(self._frames(camera, [self._stored[episode]]))) for camera in self.cameras}
 
-    def _frames(self, camera: str, first: int, last: int):
-        """Frames of episodes first … last − 1, which lie in one file."""
-        row = self.rows[first]
-        key = f"videos/{IMAGE}{camera}"
-        path = self._file(VIDEO.format(camera=IMAGE + camera, file=row[f"{key}/file_index"]))
-        start = round(row[f"{key}/from_timestamp"] * self.fps)
-        count = int(self.starts[last] - self.starts[first])
-        return read_frames(path, start, count, fps=self.fps)
+    def _frames(self, camera: str, run: list[Stored]) -> Iterator[np.ndarray]:
+        """Frames of episodes that follow one another in one file."""
+        key, count = self._kept[camera], sum(stored.length for stored in run)
+        if key in run[0].videos:
+            name, begins = run[0].videos[key]
+            return read_frames(self._file(name), round(begins * self.fps), count, fps=self.fps)
+        path = self._file(run[0].data)
+        pictures = pq.read_table(path, columns=[key]).column(key).slice(run[0].first, count).to_pylist()
+        if len(pictures) < count:
+            raise EpisodeError(f"{path} ends {count - len(pictures)} frames before its last episode does")
+        return (_picture(kept, self.root) for kept in pictures)
 
     def all_images(self, camera: str) -> np.ndarray:
         """(N, h, w, 3) uint8, decoded once and kept as a memory-mapped file beside the data."""
@@ -332,10 +210,9 @@ class EpisodeDataset:
             part = place.with_suffix(".part")
             shape = (len(self), *self.cameras[camera], 3)
             frames = np.lib.format.open_memmap(part, mode="w+", dtype=np.uint8, shape=shape)
-            at = 0
-            for number in range(self.files):
-                inside = [row["episode_index"] for row in self.rows if row["data/file_index"] == number]
-                for frame in self._frames(camera, inside[0], inside[-1] + 1):
+            at, key = 0, self._kept[camera]
+            for _, run in groupby(self._stored, lambda stored: stored.videos.get(key, (stored.data,))[0]):
+                for frame in self._frames(camera, list(run)):
                     if frame.shape != shape[1:]:
                         raise EpisodeError(f"{self.root}: {camera} frames are {frame.shape}, meta/info.json says {shape[1:]}")
                     frames[at] = frame
@@ -350,13 +227,36 @@ class EpisodeDataset:
         digest = hashlib.sha256()
         paths = [
             path
-            for pattern in ("meta/episodes/**/*.parquet", "data/**/*.parquet", "videos/**/*.mp4")
+            for pattern in ("meta/episodes/**/*.parquet", "meta/episodes.jsonl", "data/**/*.parquet", "videos/**/*.mp4")
             for path in self.root.glob(pattern)
         ]
         for path in sorted(paths):
             digest.update(path.relative_to(self.root).as_posix().encode())
             digest.update(hashlib.file_digest(path.open("rb"), "sha256").digest())
         return digest.hexdigest()[:16]
+
+
+def _matrix(column: pa.ChunkedArray, size: int, where: str) -> np.ndarray:
+    """A column of vectors, or of numbers, as (n, size) float32."""
+    chunk = column.combine_chunks()
+    flat = chunk.flatten() if pa.types.is_nested(chunk.type) else chunk
+    values = flat.to_numpy(zero_copy_only=False).astype(np.float32)
+    if len(values) != len(column) * size:
+        raise EpisodeError(f"{where} has {len(values)} numbers in {len(column)} frames, expected {size} a frame")
+    return values.reshape(-1, size)
+
+
+def _picture(kept: dict[str, Any], root: Path) -> np.ndarray:
+    """A picture as the `datasets` library keeps one: its bytes, or the path of a file."""
+    source = io.BytesIO(kept["bytes"]) if kept.get("bytes") else root / kept["path"]
+    with Image.open(source) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def _height_width(feature: dict[str, Any]) -> tuple[int, int]:
+    """Of an image feature, whose names say in which order its shape stands."""
+    names = list(feature.get("names") or ("height", "width", "channels"))
+    return feature["shape"][names.index("height")], feature["shape"][names.index("width")]
 
 
 def _names(feature: dict[str, Any]) -> tuple[str, ...]:

@@ -1,11 +1,18 @@
-"""File names and metadata of LeRobotDataset v3.0, as lerobot 0.4–0.6 reads them. Knows no values of a data set."""
+"""File names and metadata of LeRobotDataset: v3.0 as lerobot 0.4–0.6 reads it, and where v2.0 to v3.1 keep an episode.
+
+Knows no values of a data set.
+"""
 
 import json
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
+IMAGE = "observation.images."
 INFO, STATS, TASKS = "meta/info.json", "meta/stats.json", "meta/tasks.parquet"
 EPISODES = "meta/episodes/chunk-000/file-{file:03d}.parquet"
 DATA = "data/chunk-000/file-{file:03d}.parquet"
@@ -79,3 +86,60 @@ def _video(height: int, width: int, fps: int) -> dict[str, Any]:
         "has_audio": False,
     }
     return {"dtype": "video", "shape": [height, width, 3], "names": ["height", "width", "channels"], "info": details}
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One episode and where its parts lie. `data` and `videos` name files relative to the data set's folder: the
+    parquet file and the episode's first row in it; camera key → video file and the second at which it begins."""
+
+    index: int
+    length: int
+    task: str
+    info: dict[str, Any]
+    data: str
+    first: int
+    videos: dict[str, tuple[str, float]]
+
+
+def stored_v30(root: Path, info: dict[str, Any]) -> list[Stored]:
+    """Episodes of a v3.x folder: many to a file, and videos cut into files where the data need not be."""
+    paths = sorted(root.glob("meta/episodes/chunk-*/file-*.parquet"))
+    rows = [row for path in paths for row in pq.read_table(path, columns=_columns(path)).to_pylist()][: info["total_episodes"]]
+    begins: dict[str, int] = {}
+    found = []
+    for row in rows:
+        data = info["data_path"].format(chunk_index=row["data/chunk_index"], file_index=row["data/file_index"])
+        first = row["dataset_from_index"] - begins.setdefault(data, row["dataset_from_index"])
+        videos = {}
+        for key in _video_keys(info):
+            at = f"videos/{key}"
+            place = {"chunk_index": row[f"{at}/chunk_index"], "file_index": row[f"{at}/file_index"]}
+            videos[key] = (info["video_path"].format(video_key=key, **place), row[f"{at}/from_timestamp"])
+        about = json.loads(row.get("armlet/info") or "{}")
+        found.append(Stored(row["episode_index"], row["length"], row["tasks"][0], about, data, first, videos))
+    return found
+
+
+def _columns(path: Path) -> list[str]:
+    """All but the statistics, which are most of the file."""
+    return [name for name in pq.read_schema(path).names if not name.startswith("stats/")]
+
+
+def stored_v2(root: Path, info: dict[str, Any]) -> list[Stored]:
+    """Episodes of a v2.0 or v2.1 folder: a parquet file and a video per camera each."""
+    found = []
+    for row in json_lines(root / "meta/episodes.jsonl"):
+        place = {"episode_chunk": row["episode_index"] // info["chunks_size"], "episode_index": row["episode_index"]}
+        videos = {key: (info["video_path"].format(video_key=key, **place), 0.0) for key in _video_keys(info)}
+        data = info["data_path"].format(**place)
+        found.append(Stored(row["episode_index"], row["length"], row["tasks"][0], {}, data, 0, videos))
+    return found
+
+
+def json_lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+
+
+def _video_keys(info: dict[str, Any]) -> list[str]:
+    return [name for name, feature in info["features"].items() if feature["dtype"] == "video"]

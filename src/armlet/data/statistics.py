@@ -33,5 +33,5 @@ def combine(parts: list[Statistics]) -> Statistics:
     square = (share * (stacked["std"] ** 2 + stacked["mean"] ** 2)).sum(0)
     together = {"min": stacked["min"].min(0), "max": stacked["max"].max(0), "mean": mean}
     together["std"] = np.sqrt(np.maximum(square - mean**2, 0))
-    together |= {name: (share * stacked[name]).sum(0) for name in QUANTILES}
+    together |= {name: (share * stacked[name]).sum(0) for name in QUANTILES if name in stacked}
     return {**{name: value.tolist() for name, value in together.items()}, "count": [int(count.sum())]}
