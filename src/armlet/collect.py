@@ -1,8 +1,9 @@
 """collect: a benchmark and its expert (or any policy) → episodes.
 
-Half of the episodes are perturbed while they run: for a few steps the hand does not go where the expert said, and what
+Many episodes are perturbed while they run: for a few steps the hand does not go where the expert said, and what
 is recorded as the action is still what the expert answers in the state that results (DART, Laskey et al. 2017).
-A policy cloned from such data has seen its own mistakes corrected. Only episodes that succeed are kept. Workers
+A policy cloned from such data has seen its own mistakes corrected. In others the hand is led to a wrong thing for a while;
+without that, a hand near a thing always means that thing, and a policy learns to look at the hand and not at the words. Only episodes that succeed are kept. Workers
 write what they made themselves; a killed run goes on with the attempts that are missing.
 """
 
@@ -13,7 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from armlet.benchmarks import Benchmark, Task, World
-from armlet.data.episodes import EpisodeFrames, EpisodeWriter, Features, stage_episode
+from armlet.data.episodes import EpisodeFrames, Features
+from armlet.data.writer import EpisodeWriter, stage_episode
 from armlet.progress import Progress
 from armlet.recipe import Collection, Recipe
 
@@ -23,7 +25,7 @@ def main(recipe: Recipe) -> Path:
     benchmark, collection = recipe.benchmark, recipe.collection
     tasks = benchmark.tasks()
     features = features_of(benchmark, benchmark.make(tasks[0], collection.seed))
-    metadata = {"benchmark": benchmark.fingerprint(), "disturbed_share": collection.disturbed_share, "seed": collection.seed}
+    metadata = {"benchmark": benchmark.fingerprint(), **_how(collection)}
     hz = round(benchmark.action_spec.control_hz)
     writer = EpisodeWriter(recipe.episodes, features, fps=hz, robot=benchmark.name, metadata=metadata)
     finished = {info["attempt"] for info in writer.finished()}
@@ -43,6 +45,11 @@ def main(recipe: Recipe) -> Path:
     return recipe.episodes
 
 
+def _how(collection: Collection) -> dict[str, float]:
+    """What makes episodes of one collection differ from those of another."""
+    return {"disturbed": collection.disturbed_share, "distracted": collection.distracted_share, "seed": collection.seed}
+
+
 def features_of(benchmark: Benchmark, world: World) -> Features:
     """What a frame of this benchmark's episodes holds."""
     names = benchmark.action_spec.names
@@ -54,7 +61,7 @@ def features_of(benchmark: Benchmark, world: World) -> Features:
 def _work(job: tuple[Path, Benchmark, Task, int, Collection, Features]) -> bool:
     """One attempt, in a worker process; True where it succeeded and was written."""
     root, benchmark, task, attempt, collection, features = job
-    perturbation = Perturbation(share=collection.disturbed_share)
+    perturbation = Perturbation(share=collection.disturbed_share, distracted=collection.distracted_share)
     rollout = roll_out(benchmark, task, collection.seed + attempt, perturbation)
     if not rollout.success:
         return False
@@ -77,12 +84,17 @@ class Perturbation:
     `share` of episodes; in them `probability` per step of starting a disturbance that lasts 1–3 steps and adds a
     constant of up to `size` (in units of a full command) to every dimension but the gripper, which flips with
     probability `flip` instead.
+
+    A share of `distracted` episodes has the hand go to another thing for up to `longest` steps, from the first step in
+    half of them and from a later one in the others, if the world has such a thing.
     """
 
     share: float = 0.6
     probability: float = 0.25
     size: float = 0.7
     flip: float = 0.08
+    distracted: float = 0.5
+    longest: int = 8
 
 
 @dataclass(frozen=True)
@@ -103,15 +115,18 @@ def roll_out(benchmark: Benchmark, task: Task, seed: int, perturbation: Perturba
     rng = np.random.default_rng([seed, 1])
     world = benchmark.make(task, seed)
     disturbed = rng.random() < perturbation.share
+    first, last, elsewhere = _detour(rng, perturbation)
     observations, actions, executed, privileged = [], [], [], []
     left, offset, success = 0, np.zeros(benchmark.action_spec.dims, np.float32), False
-    for _ in range(benchmark.max_steps):
+    for step in range(benchmark.max_steps):
         observations.append(world.observe())
         privileged.append(world.privileged())
         action = world.expert_action()
         if disturbed and left == 0 and rng.random() < perturbation.probability:
             left, offset = int(rng.integers(1, 4)), _offset(rng, benchmark, perturbation, action)
-        done = action if left == 0 else np.clip(action + offset, -1, 1).astype(np.float32)
+        away = world.distraction(elsewhere) if first <= step < last else None
+        wanted = action if away is None else away
+        done = wanted if left == 0 else np.clip(wanted + offset, -1, 1).astype(np.float32)
         left = max(left - 1, 0)
         actions.append(action)
         executed.append(done)
@@ -121,6 +136,14 @@ def roll_out(benchmark: Benchmark, task: Task, seed: int, perturbation: Perturba
             if tail < 0:
                 break
     return _rollout(world, observations, actions, executed, privileged, success=success)
+
+
+def _detour(rng: np.random.Generator, perturbation: Perturbation) -> tuple[int, int, int]:
+    """First and last (exclusive) step of a distraction, and the number of the thing; (0, 0, …) where there is none."""
+    if rng.random() >= perturbation.distracted:
+        return 0, 0, 0
+    first = 0 if rng.random() < 0.5 else int(rng.integers(1, 8))
+    return first, first + int(rng.integers(2, perturbation.longest + 1)), int(rng.integers(1000))
 
 
 def _offset(rng: np.random.Generator, benchmark: Benchmark, perturbation: Perturbation, action: np.ndarray) -> np.ndarray:

@@ -65,12 +65,14 @@ class Stage:
 
 @dataclass(frozen=True)
 class Collection:
-    """How episodes are made: how many, with which workers, and how much the expert is disturbed (DART)."""
+    """How episodes are made: how many, with which workers, and in which shares of them the expert is disturbed (DART)
+    and distracted (sent to a wrong thing first)."""
 
-    episodes: int = 6000
+    episodes: int = 8000
     seed: int = 10_000_000
     workers: int = 2
     disturbed_share: float = 0.6
+    distracted_share: float = 0.5
 
 
 @dataclass(frozen=True)

@@ -88,6 +88,27 @@ def test_the_instruction_is_needed() -> None:
     assert wins / episodes <= 0.1
 
 
+def beside_a_wrong_thing(distracted: float) -> float:
+    """The share of frames of touching whose hand is over something that was not asked for, and no success is lost."""
+    near = []
+    for seed in range(12):
+        rollout = roll_out(BENCHMARK, TASKS["touch"], 300 + seed, Perturbation(share=0, distracted=distracted))
+        assert rollout.success
+        world = BENCHMARK.make(TASKS["touch"], 300 + seed)
+        others = [world.position(thing.name) for thing in world._layout.things if thing.name != world.goal.subject]
+        lateral = [np.linalg.norm(rollout.state[:, :2] - place[:2], axis=1) for place in others]
+        near.extend((np.min(lateral, 0) < 0.03) & (rollout.state[:, 2] < 0.1))
+    return float(np.mean(near))
+
+
+def test_distracted_hands_go_to_wrong_things_and_come_back() -> None:
+    assert beside_a_wrong_thing(1.0) > 2 * beside_a_wrong_thing(0.0)
+    rollouts = [
+        roll_out(BENCHMARK, task, 40 + seed, Perturbation(share=0, distracted=1)) for task in TASKS.values() for seed in range(3)
+    ]
+    assert np.mean([rollout.success for rollout in rollouts]) >= 0.9
+
+
 def test_recovery_data_still_succeeds_and_labels_are_the_experts() -> None:
     strong = Perturbation(share=1.0)
     rollouts = [roll_out(BENCHMARK, TASKS["stack"], 100 + seed, strong) for seed in range(20)]

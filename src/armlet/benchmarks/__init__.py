@@ -38,6 +38,11 @@ class World(ABC):
         """The scripted expert's action (a,) in the present state."""
         raise NotImplementedError(f"{type(self).__name__} has no scripted expert; bring episodes instead of `collect`")
 
+    def distraction(self, number: int) -> np.ndarray | None:
+        """The action (a,) of a hand that goes to some other thing, number `number` of those there are (modulo), whatever
+        was asked; None where there is nothing else to go to."""
+        return None
+
     def expert_phase(self) -> str:
         """The expert's own name for what it is doing now."""
         return ""

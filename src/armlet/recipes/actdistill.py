@@ -120,7 +120,7 @@ def actdistill_tabletop() -> Recipe:
         out=Path("out/actdistill_tabletop"),
         collection=Collection(),
         network=Network(strides={"scene": 12, "wrist": 16}),
-        teach=Stage(Imitate(), steps=16000, ema=0.999, compile=True),
+        teach=Stage(Imitate(), steps=8000, batch_size=128, ema=0.999, compile=True),
         probe=Probe(Stage(FitHeads(), steps=600, optimiser="adamw", train=("probe.*",))),
         student=Routing(),
         stages=(Stage(ActDistill(keep=0.45), steps=4000, learning_rate=5e-4, freeze=("policy.inner.vision.*",), ema=0.998),),

@@ -238,6 +238,15 @@ class TabletopWorld(World):
     def expert_phase(self) -> str:
         return self._move().phase
 
+    def distraction(self, number: int) -> np.ndarray:
+        """Towards any thing of the scene, down to its top; with the fingers as the expert wants them, and high if they hold."""
+        move = self._move()
+        thing = self._layout.things[number % len(self._layout.things)]
+        point = self.handle(thing.name) if thing.kind == "drawer" else self.position(thing.name)
+        height = OBJECT_HALF if move.gripper == expert.OPEN else expert.CARRY
+        wanted = expert.funnel(self.tcp, point + [0, 0, height], rise=0.05)
+        return np.array([*np.clip((wanted - self.tcp) / STEP, -1, 1), move.gripper], np.float32)
+
     def privileged(self) -> dict[str, np.ndarray]:
         """`subject` and `target`: where the thing meant, and the place meant, are now (3,) metres."""
         goal, facts = self.goal, self._facts()
