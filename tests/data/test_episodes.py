@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -221,6 +222,30 @@ for index in range(500):
     assert done == list(range(len(done))) and len(done) >= 3
     target.add(episode(len(done)))
     assert_equal(target.finalise(), list(range(len(done) + 1)))
+
+
+@pytest.mark.parametrize("survived", range(4))
+def test_kill_while_laying_out(tmp_path, monkeypatch: pytest.MonkeyPatch, survived: int) -> None:
+    """Killed after a file was written, and before all of what it was made from was removed: nothing is there twice."""
+    remove, removed = shutil.rmtree, []
+
+    def killed(path: Path, **kwargs) -> None:
+        if STAGING in str(path) and not kwargs:
+            if len(removed) == survived:
+                raise KeyboardInterrupt
+            removed.append(path)
+        remove(path, **kwargs)
+
+    target = writer(tmp_path, episodes_per_file=3)
+    for index in range(5):
+        target.add(episode(index))
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            target.finalise()
+    target = writer(tmp_path, episodes_per_file=3)
+    assert sorted(info["attempt"] for info in target.finished()) == list(range(5))
+    assert_equal(target.finalise(), list(range(5)))
 
 
 def test_bad_episodes_are_refused(tmp_path) -> None:

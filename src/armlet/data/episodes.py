@@ -20,6 +20,7 @@ from PIL import Image
 from armlet.data.layout import IMAGE, INFO, STATS, Stored, json_lines, stored_v2, stored_v30
 from armlet.data.statistics import combine
 from armlet.data.video import read_frames
+from armlet.progress import Progress
 
 CACHE = ".cache"
 VERSIONS = {"v2.0": stored_v2, "v2.1": stored_v2, "v3.0": stored_v30, "v3.1": stored_v30}
@@ -210,6 +211,7 @@ class EpisodeDataset:
             part = place.with_suffix(".part")
             shape = (len(self), *self.cameras[camera], 3)
             frames = np.lib.format.open_memmap(part, mode="w+", dtype=np.uint8, shape=shape)
+            progress = Progress(f"decode {camera}", total=len(self), unit="frame")
             at, key = 0, self._kept[camera]
             for _, run in groupby(self._stored, lambda stored: stored.videos.get(key, (stored.data,))[0]):
                 for frame in self._frames(camera, list(run)):
@@ -217,6 +219,8 @@ class EpisodeDataset:
                         raise EpisodeError(f"{self.root}: {camera} frames are {frame.shape}, meta/info.json says {shape[1:]}")
                     frames[at] = frame
                     at += 1
+                    progress.advance()
+            progress.close()
             frames.flush()
             part.rename(place)
         return np.load(place, mmap_mode="r")

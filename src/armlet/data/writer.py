@@ -17,8 +17,9 @@ from armlet.data.episodes import EpisodeDataset, EpisodeError, EpisodeFrames, Fe
 from armlet.data.layout import DATA, EPISODES, IMAGE, INFO, STATS, TASKS, VIDEO, column_type, info_json, tasks_table
 from armlet.data.statistics import combine, of_images, of_values
 from armlet.data.video import concatenate, write_video
+from armlet.progress import Progress
 
-STAGING, ARMLET = ".staging", "meta/armlet.json"
+STAGING, ARMLET, STAGED = ".staging", "meta/armlet.json", "armlet/staged"
 
 
 def stage_episode(root: Path, index: int, episode: EpisodeFrames, features: Features, *, fps: int) -> None:
@@ -58,6 +59,8 @@ class EpisodeWriter:
         before.parent.mkdir(parents=True, exist_ok=True)
         before.write_text(json.dumps(metadata, indent=1))
         self.finalised = EpisodeDataset(self.root) if (self.root / INFO).exists() else None
+        if self.finalised:
+            self._forget_laid_out()
 
     @property
     def start(self) -> int:
@@ -81,11 +84,22 @@ class EpisodeWriter:
     def finalise(self) -> "EpisodeDataset":
         """Lay staged episodes out as LeRobotDataset v3.0; does nothing where none is staged."""
         staged = self.staged()
+        progress = Progress(f"lay out {self.robot}", total=len(staged), unit="episode")
         for start in range(0, len(staged), self.episodes_per_file):
-            self._write_file(staged[start : start + self.episodes_per_file])
-        for path in self.staged():
-            shutil.rmtree(path)
+            some = staged[start : start + self.episodes_per_file]
+            self._write_file(some)
+            for path in some:
+                shutil.rmtree(path)
+            progress.advance(len(some))
+        progress.close()
         return EpisodeDataset(self.root)
+
+    def _forget_laid_out(self) -> None:
+        """Remove staged episodes that the newest file holds already: a run was killed between writing and removing."""
+        newest = EPISODES.format(file=len(self.finalised.data_files) - 1)
+        laid_out = {row.get(STAGED) for row in pq.read_table(self.root / newest).to_pylist()}
+        for name in laid_out & {path.name for path in self.staged()}:
+            shutil.rmtree(self.root / STAGING / name)
 
     def _write_file(self, staged: list[Path]) -> None:
         old = EpisodeDataset(self.root) if (self.root / INFO).exists() else None
@@ -130,7 +144,7 @@ class EpisodeWriter:
                 "task_index": np.full(length, tasks.index(about["task"])),
             }
             statistics = about["statistics"] | {name: of_values(column) for name, column in values.items()}
-            rows.append(self._row(about, index, first, time, number, statistics))
+            rows.append(self._row(about, index, first, time, number, statistics) | {STAGED: path.name})
             for name, column in values.items():
                 columns.setdefault(name, []).append(column)
             index, first, time = index + 1, first + length, time + length

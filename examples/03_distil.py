@@ -1,0 +1,39 @@
+"""Probe the teacher of 02_teach.py and distil a student whose router skips layers.
+
+python examples/03_distil.py out/example
+"""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+from armlet import distil, probe
+from armlet.data.traces import TraceStore
+from armlet.recipe import Recipe
+from armlet.recipes.actdistill import actdistill_tabletop
+
+
+def recipe_in(out: Path, *, steps: int = 30) -> Recipe:
+    base = actdistill_tabletop()
+    heads = dataclasses.replace(base.probe.stage, steps=steps, batch_size=32, warmup=5)
+    stage = dataclasses.replace(base.stages[0], steps=steps, batch_size=32, warmup=5)
+    return dataclasses.replace(
+        base,
+        name="example",
+        episodes=out / "episodes",
+        teacher=out / "teacher",
+        out=out,
+        probe=dataclasses.replace(base.probe, stage=heads),
+        stages=(stage,),
+    )
+
+
+def main(out: Path) -> None:
+    recipe = recipe_in(out)
+    store = TraceStore(probe.main(recipe))
+    print(f"{len(store)} traces of {', '.join(store.columns)}")
+    print(f"the student lies in {distil.main(recipe)}")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1] if len(sys.argv) > 1 else "out/example"))
