@@ -24,6 +24,10 @@ format: $(READY)
 test-slow: $(READY)
 	$(BIN)/pytest -q -m slow
 
+test-metaworld: $(READY)
+	$(BIN)/python -m pip install -q -c requirements.lock -e '.[dev,metaworld]'
+	$(BIN)/pytest -q -m metaworld
+
 test-reference: $(READY)
 	$(BIN)/pip install -q --no-deps torch_geometric xxhash
 	$(BIN)/pytest -q -m reference

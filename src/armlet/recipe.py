@@ -41,7 +41,7 @@ class Stage:
     `train` and `freeze` are patterns of parameter names (`vision.*`); what matches `train` and not `freeze` trains.
     `ema` averages the weights that are saved (None: the last ones). `brightness` scales every image of a sample by a factor in
     1 ± brightness. `precision` is that of the matrix products; weights and losses stay in single precision. `compile`
-    fuses each backbone layer (torch.compile), which on a CPU needs a C++ compiler.
+    fuses each backbone layer (torch.compile) where that is possible: on a CPU, where a C++ compiler is found.
     """
 
     objective: Objective

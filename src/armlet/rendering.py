@@ -7,6 +7,7 @@ knows MuJoCo models and cameras; it knows no benchmark.
 import functools
 import subprocess
 import sys
+import weakref
 from typing import Protocol
 
 import mujoco
@@ -120,6 +121,7 @@ class EglCamera:
         model.vis.global_.offheight = max(size, model.vis.global_.offheight)
         self._model = model
         self._gl = GLContext(size, size)
+        weakref.finalize(self, self._gl.free)  # also at exit, when it is too late for its own __del__
         self._gl.make_current()
         self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100.value)
         self._scene = mujoco.MjvScene(model, maxgeom=1000)

@@ -9,6 +9,7 @@ import fnmatch
 import json
 import math
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -157,13 +158,12 @@ class Trainer:
 
     @contextlib.contextmanager
     def _compiled(self) -> Iterator[None]:
-        """The layers compiled one by one while it lasts: they share their code, so the first compilation serves all."""
-        if not self.stage.compile:
-            yield
-            return
-        if self.learner.policy.device.type == "cpu" and not any(map(shutil.which, ("c++", "g++", "clang++"))):
-            raise ValueError("compile=True needs a C++ compiler on a CPU (g++ or clang++); install one or set compile=False")
-        layers = list(self.learner.policy.layers)
+        """The layers compiled one by one while it lasts: they share their code, so the first compilation serves all.
+        On a CPU that takes a C++ compiler; without one the same arithmetic runs uncompiled, and a line says so."""
+        layers = list(self.learner.policy.layers) if self.stage.compile else []
+        if layers and self.learner.policy.device.type == "cpu" and not any(map(shutil.which, ("c++", "g++", "clang++"))):
+            sys.stderr.write(f"{self.title}: no C++ compiler (g++ or clang++) was found; the layers run uncompiled, and slower\n")
+            layers = []
         for layer in layers:
             layer.compile(dynamic=False)  # an epoch's smaller last batch is compiled once more, not made dynamic
         try:

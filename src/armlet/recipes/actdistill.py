@@ -23,6 +23,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from armlet import losses
+from armlet.benchmarks.metaworld import Metaworld
 from armlet.benchmarks.tabletop import Tabletop
 from armlet.policies.routed import Routing
 from armlet.policies.subset import FirstK
@@ -123,7 +124,17 @@ def actdistill_tabletop() -> Recipe:
         teach=Stage(Imitate(), steps=8000, batch_size=128, ema=0.999, compile=True),
         probe=Probe(Stage(FitHeads(), steps=600, optimiser="adamw", train=("probe.*",))),
         student=Routing(),
-        stages=(Stage(ActDistill(keep=0.45), steps=4000, learning_rate=5e-4, freeze=("policy.inner.vision.*",), ema=0.998),),
+        stages=(
+            Stage(
+                ActDistill(keep=0.45),
+                steps=2000,
+                batch_size=128,
+                learning_rate=5e-4,
+                freeze=("policy.inner.vision.*",),
+                ema=0.998,
+                compile=True,
+            ),
+        ),
     )
 
 
@@ -133,6 +144,31 @@ def first_k_tabletop() -> Recipe:
     stage = replace(base.stages[0], objective=MatchOutput(), freeze=("policy.vision.*",))
     return replace(
         base, name="first_k_tabletop", out=Path("out/first_k_tabletop"), shared=base.out, student=FirstK(4), stages=(stage,)
+    )
+
+
+def actdistill_metaworld() -> Recipe:
+    """ActDistill on three tasks of Meta-World (needs the extra), its teacher taught from Meta-World's own experts."""
+    base = actdistill_tabletop()
+    return replace(
+        base,
+        name="actdistill_metaworld",
+        benchmark=Metaworld(),
+        episodes=Path("out/metaworld/episodes"),
+        teacher=Path("out/metaworld/teacher"),
+        out=Path("out/actdistill_metaworld"),
+        collection=Collection(episodes=900),
+        teach=replace(base.teach, steps=2000),
+        stages=(replace(base.stages[0], steps=1000),),
+    )
+
+
+def first_k_metaworld() -> Recipe:
+    """The baseline on Meta-World."""
+    base = actdistill_metaworld()
+    stage = replace(base.stages[0], objective=MatchOutput(), freeze=("policy.vision.*",))
+    return replace(
+        base, name="first_k_metaworld", out=Path("out/first_k_metaworld"), shared=base.out, student=FirstK(4), stages=(stage,)
     )
 
 
@@ -146,7 +182,7 @@ def actdistill_demo() -> Recipe:
         out=Path("out/demo/actdistill"),
         collection=replace(base.collection, episodes=1200),
         probe=replace(base.probe, stage=replace(base.probe.stage, steps=200)),
-        stages=(replace(base.stages[0], steps=500, warmup=50),),
+        stages=(replace(base.stages[0], steps=500, batch_size=64, warmup=50, compile=False),),
         evaluation=Evaluation(episodes=100),
     )
 
