@@ -4,7 +4,7 @@ PYTHON := $(shell for p in python3 python3.13 python3.12 python3.11; do $$p -c '
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test check format lock test-slow test-metaworld test-reference clean
+.PHONY: demo test check format lock test-slow test-metaworld test-lerobot test-reference clean
 
 demo: $(READY)
 	bash runs/demo.sh $(if $(TEACH),--teach)
@@ -28,6 +28,14 @@ test-metaworld: $(READY)
 	$(BIN)/python -m pip install -q -c requirements.lock -e '.[dev,metaworld]'
 	$(BIN)/pytest -q -m metaworld
 
+# The real lerobot, in an environment of its own.
+test-lerobot: $(READY)
+	test -x .venv-lerobot/bin/python || $(PYTHON) -m venv .venv-lerobot
+	.venv-lerobot/bin/pip install -q "$$(grep '^torch==' requirements.lock)"
+	.venv-lerobot/bin/pip install -q -r tests/interop/lerobot.txt
+	.venv-lerobot/bin/pip install -q --no-deps lerobot==0.4.4 torchvision==0.25.0
+	$(BIN)/pytest -q -m lerobot
+
 test-reference: $(READY)
 	$(BIN)/pip install -q --no-deps torch_geometric xxhash
 	$(BIN)/pytest -q -m reference
@@ -49,4 +57,4 @@ $(READY): pyproject.toml requirements.lock
 	touch $(READY)
 
 clean:
-	rm -rf .venv .venv-lock out
+	rm -rf .venv .venv-lock .venv-lerobot out

@@ -1,0 +1,69 @@
+"""What the real lerobot does in `test_lerobot.py`, run by the interpreter of its own environment.
+
+python lerobot_side.py read ROOT OUT.npz     every item of a data set, as lerobot gives it
+python lerobot_side.py write ROOT IN.npz     a data set as lerobot records one
+"""
+
+import os
+import sys
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import numpy as np
+import torch
+
+CHUNK = 4
+
+
+def define_torchvision_operators() -> None:
+    """A torchvision without its compiled part (there is none for this torch) still wants these two to be known."""
+    library = torch.library.Library("torchvision", "DEF")
+    library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    define_torchvision_operators.library = library  # definitions last as long as the library
+
+
+def read(root: Path, out: Path) -> None:
+    from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+    hz = LeRobotDataset("local/armlet", root=root, video_backend="pyav").fps
+    ahead = {"action": [step / hz for step in range(CHUNK)]}
+    data = LeRobotDataset("local/armlet", root=root, video_backend="pyav", delta_timestamps=ahead)
+    items = [data[index] for index in range(len(data))]
+    columns = {
+        name: np.stack([item[name].numpy() for item in items]) for name in items[0] if isinstance(items[0][name], torch.Tensor)
+    }
+    stats = {f"stats/{name}/{kind}": np.asarray(v) for name, kinds in data.meta.stats.items() for kind, v in kinds.items()}
+    tasks = np.array([item["task"] for item in items])
+    np.savez(out, task=tasks, episodes=data.num_episodes, fps=data.fps, **columns, **stats)
+
+
+def write(root: Path, source: Path) -> None:
+    from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+    given = dict(np.load(source))
+    height, width = given["scene"].shape[2:4]
+    features = {
+        "observation.images.scene": {"dtype": "video", "shape": (height, width, 3), "names": ["height", "width", "channels"]},
+        "observation.state": {"dtype": "float32", "shape": (given["state"].shape[-1],), "names": None},
+        "action": {"dtype": "float32", "shape": (given["action"].shape[-1],), "names": ["dx", "gripper"]},
+    }
+    data = LeRobotDataset.create("local/lerobot", fps=10, features=features, root=root, robot_type="test", use_videos=True)
+    for episode in range(len(given["scene"])):
+        for step in range(given["scene"].shape[1]):
+            data.add_frame(
+                {
+                    "observation.images.scene": given["scene"][episode, step],
+                    "observation.state": given["state"][episode, step],
+                    "action": given["action"][episode, step],
+                    "task": str(given["tasks"][episode]),
+                }
+            )
+        data.save_episode(parallel_encoding=False)
+    data.finalize()
+
+
+if __name__ == "__main__":
+    define_torchvision_operators()
+    {"read": read, "write": write}[sys.argv[1]](Path(sys.argv[2]), Path(sys.argv[3]))
