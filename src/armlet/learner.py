@@ -10,18 +10,22 @@ import torch
 from torch import nn
 
 from armlet.layers.graph import ProbeHeads
+from armlet.layers.vision import Pointer
 from armlet.policies import Policy
 from armlet.types import Batch, Trace
 
 
 class Learner(nn.Module):
-    """`probe` reads every layer (semantics and layer actions); `privileged` names what linear heads guess from the
-    condition while a teacher learns: name → number of values."""
+    """`probe` reads every layer (semantics and layer actions); `privileged` names the simulator facts
+    that are guessed while a teacher learns, name → number of values: by a linear head from the condition
+    (`privileged.x`), and by a pointer into the vision tokens before the backbone (`pointed.x`)."""
 
     def __init__(self, policy: Policy, *, probe: ProbeHeads | None = None, privileged: dict[str, int] | None = None) -> None:
         super().__init__()
         self.policy, self.probe = policy, probe
-        self.privileged = nn.ModuleDict({name: nn.Linear(policy.width, size) for name, size in (privileged or {}).items()})
+        facts = privileged or {}
+        self.privileged = nn.ModuleDict({name: nn.Linear(policy.width, size) for name, size in facts.items()})
+        self.pointers = nn.ModuleDict({name: Pointer(policy.width, policy.vision_tokens, size) for name, size in facts.items()})
 
     def trace(self, batch: Batch, want: Collection[str], *, exploration: float = 0.0) -> Trace:
         """The signals in `want`. Raises KeyError naming a signal that this learner does not have."""
@@ -42,6 +46,9 @@ class Learner(nn.Module):
             trace["semantics"], trace["layer_actions"] = self.probe([hidden.float() for hidden in run.hiddens], tokens.mask)
         for name, head in self.privileged.items():
             trace[f"privileged.{name}"] = head(condition)
+        if self.pointers:
+            seen = tokens.hidden[tokens.vision].unflatten(0, (len(batch), -1))
+            trace |= {f"pointed.{name}": pointer(seen) for name, pointer in self.pointers.items()}
         for name in want:
             if name.startswith("hidden."):
                 trace[name] = run.hiddens[int(name.removeprefix("hidden."))]

@@ -112,7 +112,7 @@ class Trainer:
             while self.step < self.stage.steps:
                 started = time.perf_counter()
                 terms = self._update()
-                progress.advance(loss=sum(terms.values()))
+                progress.advance(loss=terms["loss"])
                 if self.step % self.stage.log_every == 0 or self.step == self.stage.steps:
                     write({"step": self.step, "seconds": time.perf_counter() - started, **terms})
                 if self.step % self.stage.checkpoint_every == 0 or self.step == self.stage.steps:
@@ -154,7 +154,7 @@ class Trainer:
             decay = min(stage.ema, (1 + self.step) / (10 + self.step))
             for name, parameter in self.parameters.items():
                 self.average[name].lerp_(parameter.detach(), 1 - decay)
-        return {**values, "grad_norm": float(norm), "learning_rate": stage.learning_rate * factor}
+        return {"loss": sum(values.values()), **values, "grad_norm": float(norm), "learning_rate": stage.learning_rate * factor}
 
     @contextlib.contextmanager
     def _compiled(self) -> Iterator[None]:

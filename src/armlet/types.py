@@ -18,6 +18,7 @@ trace store and the student's answer are the same type, so a loss reads two of t
     costs          (l,)        what each layer costs, relative to the others
     imitation      (b,)        its action head's own loss against the episodes' actions
     privileged.x   (b, x)      what it guesses of simulator fact x, while a teacher is taught
+    pointed.x      (b, x)      the same, guessed from the vision tokens alone
     hidden.6       (b, n, d)   hidden states after layer 6
 """
 

@@ -89,6 +89,15 @@ def test_padding_changes_nothing() -> None:
     torch.testing.assert_close(policy(alone)[0], policy(together)[1], atol=1e-5, rtol=1e-5)
 
 
+@torch.no_grad()
+def test_what_is_asked_depends_on_the_order_of_the_words_and_not_on_padding() -> None:
+    policy = make()
+    ids = torch.tensor([[5, 6, 7, 0, 0], [7, 6, 5, 0, 0]])
+    asked = policy.ask(policy.words(ids), ids != 0)
+    assert (asked[0] - asked[1]).norm() > 0.1 * asked[0].norm(), "'a on b' is not 'b on a'"
+    assert torch.allclose(asked[:1], policy.ask(policy.words(ids[:1, :3]), ids[:1, :3] != 0), atol=1e-6)
+
+
 def test_gates_of_one_are_the_unrouted_network_to_the_bit() -> None:
     policy = make()
     routed = Routing(always=tuple(range(6))).build(policy).eval()

@@ -1,4 +1,5 @@
-"""A convolutional image encoder: pixels → a grid of tokens. It knows no camera by name and no text."""
+"""A convolutional image encoder, pixels → a grid of tokens, and a pointer into such tokens. They know no camera by name
+and no text."""
 
 import torch
 from torch import Tensor, nn
@@ -37,3 +38,22 @@ class ConvEncoder(nn.Module):
         scale, shift = self.film(words)[:, :, None, None].chunk(2, 1)
         features = self.leave(features * (1 + scale) + shift)
         return self.norm(features.flatten(2).transpose(1, 2)) + self.position
+
+
+class Pointer(nn.Module):
+    """Where the thing meant is, from the tokens (b, n, width) of a picture alone: (b, size).
+
+    A soft-argmax over tokens (Levine et al. 2016, arXiv 1504.00702, §4.1), each with a place of its own to learn. The query knows no
+    words, so that tokens can be told apart only by what the words did to them: what it learns is to mark the thing meant.
+    """
+
+    def __init__(self, width: int, tokens: int, size: int) -> None:
+        super().__init__()
+        self.query = nn.Parameter(torch.randn(width))
+        self.key = nn.Linear(width, width)
+        self.place = nn.Parameter(torch.randn(tokens, size) * 0.1)
+        self.offset = nn.Linear(width, size)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        heat = torch.softmax(self.key(tokens) @ self.query / tokens.shape[-1] ** 0.5, dim=1)
+        return (heat.unsqueeze(-1) * (self.place + self.offset(tokens))).sum(1)

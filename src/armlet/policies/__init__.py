@@ -82,6 +82,7 @@ class Policy(nn.Module, ABC):
     head: ActionHead
     body: Body
     width: int  # of a token
+    vision_tokens: int  # of all cameras
     text_tokens: int  # of the longest instruction it takes
     execute: int  # actions of a chunk carried out before it looks again
 

@@ -43,7 +43,8 @@ class Routed(Policy):
     def __init__(self, inner: Policy, routing: Routing) -> None:
         super().__init__()
         self.inner, self.routing, self.body = inner, routing, inner.body
-        self.width, self.text_tokens, self.execute = inner.width, inner.text_tokens, inner.execute
+        self.width, self.execute = inner.width, inner.execute
+        self.vision_tokens, self.text_tokens = inner.vision_tokens, inner.text_tokens
         self.router = Router(
             inner.width,
             state_dims=len(inner.body.state.offset),

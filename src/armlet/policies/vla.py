@@ -72,7 +72,9 @@ class VLA(Policy):
                 for name, size in config.cameras.items()
             }
         )
+        self.vision_tokens = sum(encoder.tokens for encoder in self.vision.values())
         self.words = nn.Embedding(config.vocabulary, config.width, padding_idx=0)
+        self.order = nn.Parameter(1 + 0.5 * torch.randn(config.text_tokens, config.width))  # "a on b" is not "b on a"
         self.asked = nn.Sequential(nn.LayerNorm(config.width), nn.Linear(config.width, config.width), nn.GELU())
         self.state = nn.Linear(config.state_dims, config.width)
         self.query = nn.Parameter(torch.randn(config.width) * 0.02)
@@ -109,10 +111,14 @@ class VLA(Policy):
             previous_action=torch.from_numpy(previous).to(device),
         )
 
+    def ask(self, words: Tensor, mask: Tensor) -> Tensor:
+        """Embedded words (b, n, d), real where `mask` (b, n) → one vector (b, d) that says what to look for."""
+        real = mask.unsqueeze(-1).to(words.dtype)
+        return self.asked((words * self.order[: words.shape[1]] * real).sum(1) / real.sum(1).clamp(min=1))
+
     def embed(self, batch: Batch) -> Tokens:
         words = self.words(batch.text)
-        real = batch.text_mask.unsqueeze(-1).to(words.dtype)
-        asked = self.asked((words * real).sum(1) / real.sum(1).clamp(min=1))
+        asked = self.ask(words, batch.text_mask)
         eyes = [self.vision[name](batch.images[name], asked) for name in self.config.cameras]
         state = self.state(batch.state).unsqueeze(1)
         query = self.query.expand(len(batch), 1, -1)
