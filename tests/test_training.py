@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +56,31 @@ def test_a_killed_run_resumes_to_the_same_weights(tmp_path, monkeypatch, at: int
     for row in logs[0] + logs[1]:
         row.pop("seconds")
     assert logs[0] == logs[1] and [row["step"] for row in logs[0]] == list(range(1, 9))
+
+
+def test_without_a_compiler_the_same_is_done_uncompiled_and_said(tmp_path, monkeypatch, capsys) -> None:
+    plain = run(tmp_path / "plain")
+    monkeypatch.setattr("armlet.training.shutil.which", lambda name: None)
+    asked = run(tmp_path / "asked", dataclasses.replace(STAGE, compile=True))
+    assert "no C++ compiler" in capsys.readouterr().err
+    assert all(torch.equal(a, b) for a, b in zip(plain.state_dict().values(), asked.state_dict().values(), strict=True))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="torch.compile needs a C++ compiler")
+@pytest.mark.parametrize("routed", [False, True])
+def test_compiled_layers_learn_the_same(tmp_path, routed: bool) -> None:
+    learners = []
+    for compiled in (False, True):
+        torch.manual_seed(3)
+        policy = Routing().build(make_policy()) if routed else make_policy()
+        learner = Learner(policy)
+        stage = dataclasses.replace(STAGE, objective=Imitate(facts=()), precision="fp32", compile=compiled)
+        folder = tmp_path / str(compiled)
+        Trainer(learner, stage, make_batches(policy, make_frames()), folder=folder, seed=1, title="test").run()
+        learners.append(learner)
+    for (name, a), b in zip(learners[0].state_dict().items(), learners[1].state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b, atol=2e-3, rtol=2e-2, msg=name)
 
 
 def test_every_frame_once_an_epoch_in_an_order_of_its_own() -> None:

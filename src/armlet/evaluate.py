@@ -219,7 +219,8 @@ def make_videos(recipe: Recipe, policies: dict[str, Policy], out: Path) -> None:
 
 def fingerprint(recipe: Recipe) -> Row:
     """What this report was made with."""
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    here = str(Path(__file__).parent)  # the commit of armlet, wherever it was called from; None where it is installed
+    commit = subprocess.run(["git", "-C", here, "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
     return {
         "armlet": version("armlet"),
         "commit": commit or None,

@@ -1,6 +1,5 @@
 """Students that keep some layers of their teacher, always the same ones: truncation and static dropping."""
 
-import copy
 from dataclasses import dataclass
 
 from armlet.policies import Policy, Student
@@ -24,11 +23,3 @@ class Kept(Student):
 
     def build(self, teacher: Policy) -> Policy:
         return teacher.keep_layers(self.layers)
-
-
-@dataclass(frozen=True)
-class Whole(Student):
-    """The teacher's own network, all of it: plain fine-tuning."""
-
-    def build(self, teacher: Policy) -> Policy:
-        return copy.deepcopy(teacher)

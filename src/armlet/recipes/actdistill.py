@@ -131,7 +131,7 @@ def actdistill_tabletop() -> Recipe:
         student=Routing(),
         stages=(
             Stage(
-                ActDistill(keep=0.45),
+                ActDistill(keep=0.375),
                 steps=2000,
                 batch_size=128,
                 learning_rate=5e-4,
@@ -148,7 +148,7 @@ def first_k_tabletop() -> Recipe:
     base = actdistill_tabletop()
     stage = replace(base.stages[0], objective=MatchOutput(), freeze=("policy.vision.*",))
     return replace(
-        base, name="first_k_tabletop", out=Path("out/first_k_tabletop"), shared=base.out, student=FirstK(4), stages=(stage,)
+        base, name="first_k_tabletop", out=Path("out/first_k_tabletop"), shared=base.out, student=FirstK(3), stages=(stage,)
     )
 
 
@@ -162,9 +162,10 @@ def actdistill_metaworld() -> Recipe:
         episodes=Path("out/metaworld/episodes"),
         teacher=Path("out/metaworld/teacher"),
         out=Path("out/actdistill_metaworld"),
-        collection=Collection(episodes=900),
-        teach=replace(base.teach, steps=2000),
-        stages=(replace(base.stages[0], steps=1000),),
+        collection=Collection(episodes=600),
+        teach=replace(base.teach, steps=1500),
+        stages=(replace(base.stages[0], steps=800),),
+        evaluation=Evaluation(episodes=150),
     )
 
 
@@ -173,7 +174,7 @@ def first_k_metaworld() -> Recipe:
     base = actdistill_metaworld()
     stage = replace(base.stages[0], objective=MatchOutput(), freeze=("policy.vision.*",))
     return replace(
-        base, name="first_k_metaworld", out=Path("out/first_k_metaworld"), shared=base.out, student=FirstK(4), stages=(stage,)
+        base, name="first_k_metaworld", out=Path("out/first_k_metaworld"), shared=base.out, student=FirstK(3), stages=(stage,)
     )
 
 
@@ -196,4 +197,4 @@ def first_k_demo() -> Recipe:
     """The demo's baseline: as many first layers as the budget allows, the same data and steps."""
     base = actdistill_demo()
     stage = replace(base.stages[0], objective=MatchOutput(), freeze=("policy.vision.*",))
-    return replace(base, name="first_k_demo", out=Path("out/demo/first_k"), shared=base.out, student=FirstK(4), stages=(stage,))
+    return replace(base, name="first_k_demo", out=Path("out/demo/first_k"), shared=base.out, student=FirstK(3), stages=(stage,))
