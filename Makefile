@@ -16,6 +16,7 @@ check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
+	$(BIN)/mypy
 
 format: $(READY)
 	$(BIN)/ruff format .
@@ -44,7 +45,7 @@ test-reference: $(READY)
 lock:
 	rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock
 	.venv-lock/bin/pip install -q torch==2.13.0
-	.venv-lock/bin/pip install -q '.[dev]'
+	.venv-lock/bin/pip install -q '.[dev,metaworld]'
 	(echo '# Made by `make lock`: Linux, CPython 3.11. Used as constraints: pip install -c requirements.lock -e .[dev]'; \
 	 .venv-lock/bin/pip freeze --exclude armlet | sed 's/+cpu//' | grep -v ' @ ') > requirements.lock
 	rm -rf .venv-lock

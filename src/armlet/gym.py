@@ -21,7 +21,7 @@ class Environment(gymnasium.Env):
     success, which ends the episode; `max_steps` truncates it. `reset(options={"task": name})` chooses a task.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"]}
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"]}  # type: ignore[misc]  # gymnasium declares no ClassVar
 
     def __init__(self, benchmark: Benchmark, *, split: str = "seen", render_size: int = 224) -> None:
         self.benchmark, self.render_mode, self._render_size = benchmark, "rgb_array", render_size
@@ -36,7 +36,7 @@ class Environment(gymnasium.Env):
                 **cameras,
                 "state": spaces.Box(-np.inf, np.inf, (len(benchmark.state_names),), np.float32),
                 "previous_action": spaces.Box(-np.inf, np.inf, (spec.dims,), np.float32),
-                "instruction": spaces.Text(512, charset=[chr(code) for code in range(32, 127)]),
+                "instruction": spaces.Text(512, charset=frozenset(map(chr, range(32, 127)))),
             }
         )
 

@@ -104,7 +104,7 @@ def layer_action_loss(
         )
     before = torch.cat([torch.zeros_like(student[:, :1]), student[:, :-1].detach()], dim=1)
     terms = [_difference(student, target, valid).square() for target in (expert[:, None], teacher, before)]
-    return _over_steps(sum(terms).mean(dim=-1), valid)
+    return _over_steps(torch.stack(terms).sum(0).mean(dim=-1), valid)
 
 
 def take_steps(actions: Tensor, steps: Steps) -> Tensor:

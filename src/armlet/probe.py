@@ -60,6 +60,7 @@ def _store(recipe: Recipe, learner: Learner, batches: BatchMaker, store: StoreId
         progress = Progress(f"traces {recipe.name}", total=len(batches), start=len(done), unit="row")
         for start in range(0, len(rows), ROWS):
             batch = batches.batch(rows[start : start + ROWS])
+            assert batch.keys is not None
             writer.append(batch.keys, watch(learner, batch, want))
             progress.advance(len(batch))
         progress.close()

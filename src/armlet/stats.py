@@ -45,9 +45,8 @@ def _correlation(both: int, only_a: int, only_b: int, neither: int) -> float:
     if product == 0:
         return 0.0
     n, top = both + only_a + only_b + neither, both * neither - only_a * only_b
-    if top > 0:
-        top = max(top - n / 2, 0)
-    return float(top / np.sqrt(product))
+    corrected = max(top - n / 2, 0) if top > 0 else top
+    return float(corrected / np.sqrt(product))
 
 
 @dataclass(frozen=True)

@@ -49,12 +49,12 @@ def make_optimisers(parameters: dict[str, nn.Parameter], stage: Stage) -> list[t
     matrices = [p for name, p in parameters.items() if stage.optimiser == "muon" and p.ndim == 2 and ".layers." in name]
     chosen = {id(p) for p in matrices}
     rest = [p for p in parameters.values() if id(p) not in chosen]
-    common = {"lr": stage.learning_rate, "weight_decay": stage.weight_decay}
+    step, decay = stage.learning_rate, stage.weight_decay
     optimisers: list[torch.optim.Optimizer] = []
     if matrices:
-        optimisers.append(torch.optim.Muon(matrices, adjust_lr_fn="match_rms_adamw", **common))
+        optimisers.append(torch.optim.Muon(matrices, lr=step, weight_decay=decay, adjust_lr_fn="match_rms_adamw"))
     if rest:
-        optimisers.append(torch.optim.AdamW(rest, betas=(0.9, 0.95), **common))
+        optimisers.append(torch.optim.AdamW(rest, lr=step, weight_decay=decay, betas=(0.9, 0.95)))
     return optimisers
 
 
@@ -128,7 +128,7 @@ class Trainer:
         rng = np.random.default_rng([self.seed, self.step, 1])
         gain = rng.uniform(1 - stage.brightness, 1 + stage.brightness, len(rows)) if stage.brightness else None
         batch = self.batches.batch(rows, gain=gain)
-        teacher = self.teacher(batch.keys) if self.teacher and stage.objective.needs else {}
+        teacher = self.teacher(batch.keys) if self.teacher and batch.keys is not None and stage.objective.needs else {}
         torch.manual_seed(self.seed * 1_000_003 + self.step)
         exploration = max(0.0, 1 - self.step / (0.6 * stage.steps))
         with self._autocast():

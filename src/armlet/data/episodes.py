@@ -53,7 +53,10 @@ class EpisodeFrames:
 
     def check(self, features: Features) -> None:
         """Raises EpisodeError where the episode does not fit, naming the column."""
-        columns = {"observation.state": (self.state, len(features.state)), "action": (self.action, len(features.action))}
+        columns: dict[str, tuple[np.ndarray | None, int]] = {
+            "observation.state": (self.state, len(features.state)),
+            "action": (self.action, len(features.action)),
+        }
         columns |= {name: (self.extra.get(name), size) for name, size in features.extra.items()}
         length = len(self.state)
         for name, (values, size) in columns.items():

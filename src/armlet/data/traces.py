@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -132,7 +132,7 @@ class TraceWriter:
         """(rows, 2) int64: the keys that are stored."""
         return np.array(sorted(self._keys), np.int64).reshape(-1, 2)
 
-    def append(self, keys: Tensor | np.ndarray, values: dict[str, Tensor | np.ndarray]) -> None:
+    def append(self, keys: Tensor | np.ndarray, values: Mapping[str, Tensor | np.ndarray]) -> None:
         """Store rows: `keys` (b, 2) episode and step; `values` name → (b, …). Raises TraceError on a missing or unknown
         column, a key twice, NaN or a number too large for half precision; OSError on a full disk, nothing lost."""
         keys = np.asarray(keys, np.int64)
@@ -155,7 +155,7 @@ class TraceWriter:
             ) from error
         self._keys.update(new)
 
-    def _rows(self, keys: np.ndarray, values: dict[str, Tensor | np.ndarray]) -> np.ndarray:
+    def _rows(self, keys: np.ndarray, values: Mapping[str, Tensor | np.ndarray]) -> np.ndarray:
         if values.keys() != self.header.columns.keys():
             missing, extra = self.header.columns.keys() - values.keys(), values.keys() - self.header.columns.keys()
             raise TraceError(f"{self.root}: missing column(s) {sorted(missing)}, unknown column(s) {sorted(extra)}")
@@ -302,7 +302,7 @@ class TraceStore:
         expected = self._entries["crc"][positions]
         flat = rows.view(np.uint8).reshape(len(rows), -1)
         for row, (content, crc) in enumerate(zip(flat, expected, strict=True)):
-            if zlib.crc32(content) != crc:
+            if zlib.crc32(content.data) != crc:
                 entry = self._entries[positions[row]]
                 raise TraceError(
                     f"{self.root}: the row of episode {entry['episode']}, step {entry['step']} is damaged (checksum differs); "

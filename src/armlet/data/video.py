@@ -36,6 +36,8 @@ def concatenate(sources: list[Path], target: Path) -> None:
                 inside = container.streams.video[0]
                 if stream is None:
                     stream = output.add_stream_from_template(inside)
+                if inside.average_rate is None or inside.time_base is None:
+                    raise VideoError(f"{source} does not say its frame rate; was it written by `write_video`?")
                 tick = round(1 / (inside.average_rate * inside.time_base))
                 for packet in container.demux(inside):
                     if packet.dts is None:
@@ -55,12 +57,14 @@ def read_frames(path: Path, start: int, count: int, *, fps: float) -> Iterator[n
     with container:
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
+        if stream.time_base is None:
+            raise VideoError(f"{path} does not say in which unit its times are; copy or record it again")
         if start:
             container.seek(int(start / fps / stream.time_base), stream=stream)
         given = 0
         try:
             for frame in container.decode(stream):
-                number = round(float(frame.pts * stream.time_base) * fps)
+                number = round(float((frame.pts or 0) * stream.time_base) * fps)
                 if number < start:
                     continue
                 if given == count:

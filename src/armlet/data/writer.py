@@ -29,7 +29,8 @@ def stage_episode(root: Path, index: int, episode: EpisodeFrames, features: Feat
     part = place.with_name(place.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
-    np.savez(part / "columns.npz", **{"observation.state": episode.state, "action": episode.action}, **episode.extra)
+    columns: dict[str, Any] = {"observation.state": episode.state, "action": episode.action, **episode.extra}
+    np.savez(part / "columns.npz", **columns)
     for name, frames in episode.images.items():
         write_video(part / f"{name}.mp4", frames, fps=fps, pixels="yuv444p", quality=12)
     statistics = {IMAGE + name: of_images(frames) for name, frames in episode.images.items()}
@@ -96,6 +97,7 @@ class EpisodeWriter:
 
     def _forget_laid_out(self) -> None:
         """Remove staged episodes that the newest file holds already: a run was killed between writing and removing."""
+        assert self.finalised is not None
         newest = EPISODES.format(file=len(self.finalised.data_files) - 1)
         laid_out = {row.get(STAGED) for row in pq.read_table(self.root / newest).to_pylist()}
         for name in laid_out & {path.name for path in self.staged()}:

@@ -99,6 +99,9 @@ class FlowHead(ActionHead):
     Sampling starts from fixed noise drawn from `seed`, so a policy answers the same observation the same way.
     """
 
+    noise: Tensor
+    frequencies: Tensor
+
     def __init__(
         self, width: int, chunk: int, dims: int, *, hidden: int = 128, blocks: int = 2, steps: int = 4, seed: int = 0
     ) -> None:

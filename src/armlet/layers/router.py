@@ -82,10 +82,11 @@ class Router(nn.Module):
             ("previous_action", self.use_previous_action, previous_action),
         )
         for name, used, fact in wanted:
-            if used and fact is None:
+            if not used:
+                continue
+            if fact is None:
                 raise ValueError(f"this router uses {name}: pass it, or build it with use_{name}=False")
-            if used:
-                features.append(fact.to(pooled.dtype))
+            features.append(fact.to(pooled.dtype))
         logits = self.leave(F.gelu(self.enter(torch.cat(features, dim=1))))
         return logits.masked_fill(self.forced, FORCED)
 

@@ -33,6 +33,7 @@ class Tokens:
 
     def select(self, rows: Tensor) -> "Tokens":
         """The same for some samples of the batch; `rows` (b',) int64."""
+        cos, sin = self.rotary
         return replace(
             self,
             hidden=self.hidden[rows],
@@ -40,7 +41,7 @@ class Tokens:
             vision=self.vision[rows],
             text=self.text[rows],
             attention=None if self.attention is None else self.attention[rows],
-            rotary=tuple(part if len(part) == 1 else part[rows] for part in self.rotary),
+            rotary=(cos if len(cos) == 1 else cos[rows], sin if len(sin) == 1 else sin[rows]),
         )
 
 

@@ -14,6 +14,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from armlet.layers.heads import ActionHead
 from armlet.layers.router import GateMode, Gates, Router, gate_sample, hard_gates, mixer
 from armlet.policies import Pass, Policy, Student, Tokens, rebuild
 from armlet.types import Batch, Observation
@@ -58,11 +59,11 @@ class Routed(Policy):
         )
 
     @property
-    def layers(self) -> torch.nn.ModuleList:
+    def layers(self) -> torch.nn.ModuleList:  # type: ignore[override]  # the inner one's own, not registered twice
         return self.inner.layers
 
     @property
-    def head(self) -> torch.nn.Module:
+    def head(self) -> ActionHead:  # type: ignore[override]
         return self.inner.head
 
     def prepare(self, observations: Sequence[Observation]) -> Batch:

@@ -173,6 +173,7 @@ class TabletopWorld(World):
 
     def _camera(self, name: str, size: int) -> Camera:
         if (name, size) not in self._cameras:
+            camera: Camera
             if self._renderer == "ray":
                 look = self._layout.look
                 camera = RayCamera(self._model, name, size, light=look.light, ambient=look.ambient)
