@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The demo: the shipped teacher is probed and distilled into a routed student and a first-k student, and all three
-# meet the same 100 episodes. `--teach` makes the teacher from nothing first (hours on two cores).
+# meet the same 100 episodes. `--teach` makes the teacher from nothing first (an hour on two cores).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 armlet=.venv/bin/armlet

@@ -39,9 +39,8 @@ class Learner(nn.Module):
         if "actions" in want:
             trace["actions"] = policy.head(condition)
         if "imitation" in want:
-            if batch.actions is None or batch.actions_valid is None:
-                raise ValueError("imitation is measured against a batch's actions, and this one has none")
-            trace["imitation"] = policy.head.loss(condition, batch.actions, batch.actions_valid.float())
+            actions, valid = batch.targets()
+            trace["imitation"] = policy.head.loss(condition, actions, valid.float())
         if {"semantics", "layer_actions"} & set(want):
             if self.probe is None:
                 raise KeyError("semantics and layer_actions come from probe heads, and this learner has none")

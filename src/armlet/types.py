@@ -105,3 +105,9 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.state)
+
+    def targets(self) -> tuple[Tensor, Tensor]:
+        """`actions` and `actions_valid`. Raises ValueError where there are none: at inference."""
+        if self.actions is None or self.actions_valid is None:
+            raise ValueError("this batch has no actions to compare with; it was made from observations, not from episodes")
+        return self.actions, self.actions_valid

@@ -54,7 +54,7 @@ class VLAConfig:
             num_attention_heads=self.heads,
             num_key_value_heads=self.heads,
             max_position_embeddings=4096,
-            attn_implementation="eager",  # at tens of tokens plain products beat the fused kernel, three times in backward
+            attn_implementation="eager",  # type: ignore[call-arg]  # tens of tokens: faster than fused, thrice in backward
         )
 
 
@@ -66,21 +66,20 @@ class VLA(Policy):
         self.config, self.body = config, body
         self.width, self.text_tokens, self.execute = config.width, config.text_tokens, config.execute
         llama = config.llama()
-        self.vision = nn.ModuleDict(
-            {
-                name: ConvEncoder(size, config.width, stride=config.strides[name], channels=config.vision_channels)
-                for name, size in config.cameras.items()
-            }
-        )
-        self.vision_tokens = sum(encoder.tokens for encoder in self.vision.values())
+        eyes = {
+            name: ConvEncoder(size, config.width, stride=config.strides[name], channels=config.vision_channels)
+            for name, size in config.cameras.items()
+        }
+        self.vision, self.vision_tokens = nn.ModuleDict(eyes), sum(encoder.tokens for encoder in eyes.values())
         self.words = nn.Embedding(config.vocabulary, config.width, padding_idx=0)
         self.order = nn.Parameter(1 + 0.5 * torch.randn(config.text_tokens, config.width))  # "a on b" is not "b on a"
         self.asked = nn.Sequential(nn.LayerNorm(config.width), nn.Linear(config.width, config.width), nn.GELU())
         self.state = nn.Linear(config.state_dims, config.width)
         self.query = nn.Parameter(torch.randn(config.width) * 0.02)
-        self.layers = nn.ModuleList(LlamaDecoderLayer(llama, index) for index in range(config.depth))
-        for layer in self.layers:
+        layers = [LlamaDecoderLayer(llama, index) for index in range(config.depth)]
+        for layer in layers:
             layer.self_attn.is_causal = False
+        self.layers = nn.ModuleList(layers)
         self.norm = LlamaRMSNorm(config.width)
         self.rotary = LlamaRotaryEmbedding(llama)
         self.head = HEADS[config.head](config.width, config.chunk, config.action_dims, **config.head_options)
@@ -175,7 +174,8 @@ def from_json(description: dict[str, Any], tokenizer: Tokenizer) -> VLA:
     network = dict(description["network"])
     if network.get("kept_layers") is not None:
         network["kept_layers"] = tuple(network["kept_layers"])
-    spec = {key: tuple(value) if isinstance(value, list) else value for key, value in description["action_spec"].items()}
+    spec: dict[str, Any] = dict(description["action_spec"])
+    spec |= {key: tuple(value) for key, value in spec.items() if isinstance(value, list)}
     body = Body(
         ActionSpec(**spec),
         Normaliser.from_json(description["state"]),

@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from armlet import losses
@@ -43,7 +44,7 @@ class Imitate(Objective):
     facts: tuple[str, ...] = ("subject", "target")
 
     @property
-    def wants(self) -> frozenset[str]:
+    def wants(self) -> frozenset[str]:  # type: ignore[override]  # it follows from `facts`
         return frozenset({"imitation", *(f"{how}.{fact}" for fact in self.facts for how in ("privileged", "pointed"))})
 
     def __call__(self, student: Trace, teacher: Trace, batch: Batch) -> dict[str, Tensor]:
@@ -62,9 +63,9 @@ class FitHeads(Objective):
     wants: ClassVar[frozenset[str]] = frozenset({"layer_actions"})
 
     def __call__(self, student: Trace, teacher: Trace, batch: Batch) -> dict[str, Tensor]:
+        expert, valid = batch.targets()
         layers = student["layer_actions"].unbind(1)
-        errors = [losses.action_mse(actions, batch.actions, batch.actions_valid).mean() for actions in layers]
-        return {"layer_actions": sum(errors) / len(errors)}
+        return {"layer_actions": torch.stack([losses.action_mse(actions, expert, valid) for actions in layers]).mean()}
 
 
 @dataclass(frozen=True)
@@ -105,15 +106,17 @@ class ActDistill(Objective):
     def __call__(self, student: Trace, teacher: Trace, batch: Batch) -> dict[str, Tensor]:
         depth = losses.depth_weights(student["semantics"].shape[1], self.gamma, student["semantics"].device)
         semantic = losses.semantic_loss(student["semantics"], teacher["semantics"], self.eta)
-        layers = losses.layer_action_loss(
-            student["layer_actions"], teacher["layer_actions"], batch.actions, batch.actions_valid, self.steps
-        )
+        layers = losses.layer_action_loss(student["layer_actions"], teacher["layer_actions"], *batch.targets(), self.steps)
         return {
             **self.output(student, teacher, batch),
             "semantic": self.semantic * (depth * semantic).mean(),
             "layer_action": self.layer_action * (depth * layers).mean(),
             "budget": self.budget * losses.budget_gap(student["gates"], student["costs"], self.keep, over="batch").mean(),
         }
+
+
+TEACH = Stage(Imitate(), steps=6000, batch_size=128, ema=0.999, compile=True)
+PROBE = Probe(Stage(FitHeads(), steps=600, optimiser="adamw", train=("probe.*",)))
 
 
 def actdistill_tabletop() -> Recipe:
@@ -126,8 +129,8 @@ def actdistill_tabletop() -> Recipe:
         out=Path("out/actdistill_tabletop"),
         collection=Collection(),
         network=Network(strides={"scene": 12, "wrist": 16}),
-        teach=Stage(Imitate(), steps=6000, batch_size=128, ema=0.999, compile=True),
-        probe=Probe(Stage(FitHeads(), steps=600, optimiser="adamw", train=("probe.*",))),
+        teach=TEACH,
+        probe=PROBE,
         student=Routing(),
         stages=(
             Stage(
@@ -163,7 +166,7 @@ def actdistill_metaworld() -> Recipe:
         teacher=Path("out/metaworld/teacher"),
         out=Path("out/actdistill_metaworld"),
         collection=Collection(episodes=600),
-        teach=replace(base.teach, steps=1500),
+        teach=replace(TEACH, steps=1500),
         stages=(replace(base.stages[0], steps=800),),
         evaluation=Evaluation(episodes=150),
     )
@@ -187,7 +190,7 @@ def actdistill_demo() -> Recipe:
         episodes=Path("out/demo/episodes"),
         out=Path("out/demo/actdistill"),
         collection=replace(base.collection, episodes=1200),
-        probe=replace(base.probe, stage=replace(base.probe.stage, steps=200)),
+        probe=replace(PROBE, stage=replace(PROBE.stage, steps=200)),
         stages=(replace(base.stages[0], steps=500, batch_size=64, warmup=50, compile=False),),
         evaluation=Evaluation(episodes=100),
     )

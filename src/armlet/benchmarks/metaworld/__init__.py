@@ -201,7 +201,7 @@ class _Stage:
 
         self._benchmark, self._task_name = benchmark, task_name
         self.env = metaworld.ALL_V3_ENVIRONMENTS[task_name]()
-        self.expert = ENV_POLICY_MAP[task_name]()
+        self.expert: Any = ENV_POLICY_MAP[task_name]()  # type: ignore[abstract]
         self._visual: VisualCopy | None = None
         self._cameras: dict[tuple[str, int], Camera] = {}
 
@@ -226,7 +226,7 @@ class _Stage:
 
     def picture(self, camera: str, size: int) -> np.ndarray:
         """(size, size, 3) uint8 of the present state."""
-        places = {GOAL: self.env._target_pos} if self._task_name in BARE_GOALS else {}
+        places = {GOAL: np.asarray(self.env._target_pos)} if self._task_name in BARE_GOALS else {}
         visual = self._copy()
         data = visual.follow(self.env.model, self.env.data, places)
         if (camera, size) not in self._cameras:
