@@ -134,8 +134,8 @@ def actdistill_tabletop() -> Recipe:
         student=Routing(),
         stages=(
             Stage(
-                ActDistill(keep=0.375),
-                steps=2000,
+                ActDistill(keep=0.3),
+                steps=1200,
                 batch_size=128,
                 learning_rate=5e-4,
                 freeze=("policy.inner.vision.*",),
@@ -166,8 +166,8 @@ def actdistill_metaworld() -> Recipe:
         teacher=Path("out/metaworld/teacher"),
         out=Path("out/actdistill_metaworld"),
         collection=Collection(episodes=600),
-        teach=replace(TEACH, steps=1500),
-        stages=(replace(base.stages[0], steps=800),),
+        teach=replace(TEACH, steps=1000),
+        stages=(replace(base.stages[0], steps=400),),
         evaluation=Evaluation(episodes=150),
     )
 
