@@ -189,7 +189,8 @@ def pairs(rows: dict[str, list[Row]]) -> list[Row]:
 
 
 def sample_observations(policies: dict[str, Policy], benchmark: Benchmark, seed: int) -> list[Observation]:
-    """Moments for timing and counting: the first policy's own, from one episode of every task."""
+    """Moments for timing and counting: the first policy's own, one whole episode of every task. Not only beginnings:
+    what a router runs depends on the moment."""
     policy = next(iter(policies.values()))
     observations: list[Observation] = []
     for task in benchmark.tasks():
@@ -197,9 +198,9 @@ def sample_observations(policies: dict[str, Policy], benchmark: Benchmark, seed:
     return observations
 
 
-def _watch(policy: Policy, benchmark: Benchmark, task: Task, seed: int, *, decisions: int = 4) -> list[Observation]:
+def _watch(policy: Policy, benchmark: Benchmark, task: Task, seed: int) -> list[Observation]:
     world, seen = benchmark.make(task, seed), []
-    for _ in range(decisions):
+    for _ in range(0, benchmark.max_steps, policy.execute):
         seen.append(world.observe())
         if any(world.step(action) for action in policy.infer(seen[-1])[: policy.execute]):
             break

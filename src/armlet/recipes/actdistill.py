@@ -134,7 +134,7 @@ def actdistill_tabletop() -> Recipe:
         student=Routing(),
         stages=(
             Stage(
-                ActDistill(keep=0.3),
+                ActDistill(keep=0.3, budget=30),
                 steps=1200,
                 batch_size=128,
                 learning_rate=5e-4,
@@ -166,8 +166,9 @@ def actdistill_metaworld() -> Recipe:
         teacher=Path("out/metaworld/teacher"),
         out=Path("out/actdistill_metaworld"),
         collection=Collection(episodes=600),
-        teach=replace(TEACH, steps=1000),
-        stages=(replace(base.stages[0], steps=400),),
+        teach=replace(TEACH, steps=600, warmup=100),
+        probe=replace(PROBE, stage=replace(PROBE.stage, steps=300)),
+        stages=(replace(base.stages[0], steps=300, warmup=50),),
         evaluation=Evaluation(episodes=150),
     )
 
