@@ -48,13 +48,14 @@ def success_against_latency(report: Report, path: Path) -> None:
         rate = 100 * policy["successes"] / policy["episodes"]
         low, high = (100 * bound for bound in policy["ci95"])
         x = policy["latency_ms"]["policy"]["p50"]
-        axes.errorbar(x, rate, yerr=[[rate - low], [high - rate]], fmt="o", capsize=4, markersize=8)
-        axes.annotate(policy["name"], (x, rate), xytext=(8, 6), textcoords="offset points")
+        axes.errorbar(x, rate, yerr=[[rate - low], [high - rate]], fmt="o", capsize=4, markersize=8, label=policy["name"])
+    slowest = max(policy["latency_ms"]["policy"]["p50"] for policy in report["policies"])
+    lowest = min(policy["ci95"][0] for policy in report["policies"])
     axes.set_xlabel("milliseconds a decision (p50, batch 1, one thread)")
     axes.set_ylabel("success, %")
-    axes.set_ylim(0, 102)
-    axes.set_xlim(left=0)
-    axes.margins(x=0.25)
+    axes.set_ylim(max(0, 100 * lowest - 15), 102)
+    axes.set_xlim(0, 1.12 * slowest)
+    axes.legend(loc="lower right")
     axes.grid(alpha=0.3)
     episodes = report["policies"][0]["episodes"]
     axes.set_title(f"{report['fingerprint']['benchmark']['benchmark']}: the same {episodes} episodes, 95 % intervals")
