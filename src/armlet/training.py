@@ -130,7 +130,7 @@ class Trainer:
         batch = self.batches.batch(rows, gain=gain)
         teacher = self.teacher(batch.keys) if self.teacher and batch.keys is not None and stage.objective.needs else {}
         torch.manual_seed(self.seed * 1_000_003 + self.step)
-        exploration = max(0.0, 1 - self.step / (0.6 * stage.steps))
+        exploration = max(0.0, 1 - self.step / (stage.explore * stage.steps)) if stage.explore else 0.0
         with self._autocast():
             student = self.learner.trace(batch, stage.objective.wants, exploration=exploration)
         terms = stage.objective(student, teacher, batch)
