@@ -4,7 +4,7 @@
     w_l = (l/(L−1))^γ         `gamma`
     L_sem = L_align + η L_struct   `semantic` (α), `eta`
     L_act                     `layer_action` (β), `steps`
-    λ L_budget                `budget` (λ), `keep` (ρ)
+    λ L_budget                `budget` (λ), `keep` (ρ), of every sample or of a batch's mean: `over`
     L_task                    `imitation`, and the match of the final action and condition: `action`, `condition`
 
     armlet teach  actdistill_tabletop      # a teacher; one ships with the repository, so this is optional
@@ -18,7 +18,7 @@ that matters most. What to expect, measured, stands in docs/reproductions/actdis
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -97,6 +97,7 @@ class ActDistill(Objective):
     output: MatchOutput = MatchOutput()
     keep: float = 0.5
     budget: float = 10.0
+    over: Literal["sample", "batch"] = "batch"
     semantic: float = 0.2
     layer_action: float = 0.2
     eta: float = 0.5
@@ -111,7 +112,7 @@ class ActDistill(Objective):
             **self.output(student, teacher, batch),
             "semantic": self.semantic * (depth * semantic).mean(),
             "layer_action": self.layer_action * (depth * layers).mean(),
-            "budget": self.budget * losses.budget_gap(student["gates"], student["costs"], self.keep, over="batch").mean(),
+            "budget": self.budget * losses.budget_gap(student["gates"], student["costs"], self.keep, over=self.over).mean(),
         }
 
 
@@ -134,12 +135,13 @@ def actdistill_tabletop() -> Recipe:
         student=Routing(),
         stages=(
             Stage(
-                ActDistill(keep=0.3, budget=30),
+                ActDistill(keep=0.3),
                 steps=1200,
                 batch_size=128,
                 learning_rate=5e-4,
                 freeze=("policy.inner.vision.*",),
                 ema=0.998,
+                explore=0.6,
                 compile=True,
             ),
         ),
