@@ -170,7 +170,7 @@ def actdistill_metaworld() -> Recipe:
         collection=Collection(episodes=600),
         teach=replace(TEACH, steps=600, warmup=100),
         probe=replace(PROBE, stage=replace(PROBE.stage, steps=300)),
-        stages=(replace(base.stages[0], steps=300, warmup=50),),
+        stages=(replace(base.stages[0], objective=ActDistill(keep=0.3, budget=30), explore=0.6, steps=300, warmup=50),),
         evaluation=Evaluation(episodes=150),
     )
 
