@@ -148,13 +148,15 @@ def actdistill_tabletop() -> Recipe:
     )
 
 
+def _first_k(base: Recipe, name: str, out: Path) -> Recipe:
+    """The first three of eight layers, on the traces, data and steps of an ActDistill recipe."""
+    stage = replace(base.stages[0], objective=MatchOutput(), freeze=("policy.vision.*",))
+    return replace(base, name=name, out=out, shared=base.out, student=FirstK(3), stages=(stage,))
+
+
 def first_k_tabletop() -> Recipe:
     """The baseline: the teacher's first layers, fine-tuned on the same data for as many steps."""
-    base = actdistill_tabletop()
-    stage = replace(base.stages[0], objective=MatchOutput(), freeze=("policy.vision.*",))
-    return replace(
-        base, name="first_k_tabletop", out=Path("out/first_k_tabletop"), shared=base.out, student=FirstK(3), stages=(stage,)
-    )
+    return _first_k(actdistill_tabletop(), "first_k_tabletop", Path("out/first_k_tabletop"))
 
 
 def actdistill_metaworld() -> Recipe:
@@ -177,11 +179,7 @@ def actdistill_metaworld() -> Recipe:
 
 def first_k_metaworld() -> Recipe:
     """The baseline on Meta-World."""
-    base = actdistill_metaworld()
-    stage = replace(base.stages[0], objective=MatchOutput(), freeze=("policy.vision.*",))
-    return replace(
-        base, name="first_k_metaworld", out=Path("out/first_k_metaworld"), shared=base.out, student=FirstK(3), stages=(stage,)
-    )
+    return _first_k(actdistill_metaworld(), "first_k_metaworld", Path("out/first_k_metaworld"))
 
 
 def actdistill_demo() -> Recipe:
@@ -201,6 +199,4 @@ def actdistill_demo() -> Recipe:
 
 def first_k_demo() -> Recipe:
     """The demo's baseline: as many first layers as the budget allows, the same data and steps."""
-    base = actdistill_demo()
-    stage = replace(base.stages[0], objective=MatchOutput(), freeze=("policy.vision.*",))
-    return replace(base, name="first_k_demo", out=Path("out/demo/first_k"), shared=base.out, student=FirstK(3), stages=(stage,))
+    return _first_k(actdistill_demo(), "first_k_demo", Path("out/demo/first_k"))
