@@ -3,8 +3,8 @@
 Many episodes are perturbed while they run: for a few steps the hand does not go where the expert said, and what
 is recorded as the action is still what the expert answers in the state that results (DART, Laskey et al. 2017).
 A policy cloned from such data has seen its own mistakes corrected. In others the hand is led to a wrong thing for a while;
-without that, a hand near a thing always means that thing, and a policy learns to look at the hand and not at the words. Only episodes that succeed are kept. Workers
-write what they made themselves; a killed run goes on with the attempts that are missing.
+without that, a hand near a thing always means that thing, and a policy learns to look at the hand and not at the words.
+Only episodes that succeed are kept. Workers write what they made themselves; a killed run goes on with the attempts that are missing.
 """
 
 import multiprocessing

@@ -47,7 +47,7 @@ class Learner(nn.Module):
             trace["semantics"], trace["layer_actions"] = self.probe([hidden.float() for hidden in run.hiddens], tokens.mask)
         for name, head in self.privileged.items():
             trace[f"privileged.{name}"] = head(condition)
-        if self.pointers:
+        if any(name.startswith("pointed.") for name in want):
             seen = tokens.hidden[tokens.vision].unflatten(0, (len(batch), -1))
             trace |= {f"pointed.{name}": pointer(seen) for name, pointer in self.pointers.items()}
         for name in want:

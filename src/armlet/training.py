@@ -128,7 +128,8 @@ class Trainer:
         rng = np.random.default_rng([self.seed, self.step, 1])
         gain = rng.uniform(1 - stage.brightness, 1 + stage.brightness, len(rows)) if stage.brightness else None
         batch = self.batches.batch(rows, gain=gain)
-        teacher = self.teacher(batch.keys) if self.teacher and batch.keys is not None and stage.objective.needs else {}
+        assert batch.keys is not None  # a batch made from episodes has them
+        teacher = self.teacher(batch.keys) if self.teacher and stage.objective.needs else {}
         torch.manual_seed(self.seed * 1_000_003 + self.step)
         exploration = max(0.0, 1 - self.step / (stage.explore * stage.steps)) if stage.explore else 0.0
         with self._autocast():

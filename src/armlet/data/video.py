@@ -64,7 +64,9 @@ def read_frames(path: Path, start: int, count: int, *, fps: float) -> Iterator[n
         given = 0
         try:
             for frame in container.decode(stream):
-                number = round(float((frame.pts or 0) * stream.time_base) * fps)
+                if frame.pts is None:
+                    raise VideoError(f"{path}: a frame after number {start + given} has no time; copy or record it again")
+                number = round(float(frame.pts * stream.time_base) * fps)
                 if number < start:
                     continue
                 if given == count:

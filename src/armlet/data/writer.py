@@ -60,7 +60,7 @@ class EpisodeWriter:
         before.parent.mkdir(parents=True, exist_ok=True)
         before.write_text(json.dumps(metadata, indent=1))
         self.finalised = EpisodeDataset(self.root) if (self.root / INFO).exists() else None
-        if self.finalised:
+        if self.finalised and self.staged():
             self._forget_laid_out()
 
     @property
@@ -98,8 +98,10 @@ class EpisodeWriter:
     def _forget_laid_out(self) -> None:
         """Remove staged episodes that the newest file holds already: a run was killed between writing and removing."""
         assert self.finalised is not None
-        newest = EPISODES.format(file=len(self.finalised.data_files) - 1)
-        laid_out = {row.get(STAGED) for row in pq.read_table(self.root / newest).to_pylist()}
+        newest = self.root / EPISODES.format(file=len(self.finalised.data_files) - 1)
+        if STAGED not in pq.read_schema(newest).names:  # somebody else wrote it
+            return
+        laid_out = set(pq.read_table(newest, columns=[STAGED]).column(STAGED).to_pylist())
         for name in laid_out & {path.name for path in self.staged()}:
             shutil.rmtree(self.root / STAGING / name)
 

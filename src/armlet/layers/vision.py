@@ -43,8 +43,9 @@ class ConvEncoder(nn.Module):
 class Pointer(nn.Module):
     """Where the thing meant is, from the tokens (b, n, width) of a picture alone: (b, size).
 
-    A soft-argmax over tokens (Levine et al. 2016, arXiv 1504.00702, §4.1), each with a place of its own to learn. The query knows no
-    words, so that tokens can be told apart only by what the words did to them: what it learns is to mark the thing meant.
+    A soft-argmax over tokens (Levine et al. 2016, arXiv 1504.00702, §4.1), each with a place of its own to learn. The
+    query knows no words, so that tokens can be told apart only by what the words did to them: what it learns is to mark
+    the thing meant.
     """
 
     def __init__(self, width: int, tokens: int, size: int) -> None:
