@@ -86,6 +86,11 @@ class Benchmark(ABC):
     @abstractmethod
     def tasks(self, split: str = "seen") -> tuple[Task, ...]: ...
 
+    def check_split(self, split: str) -> None:
+        """Raises ValueError naming the splits there are."""
+        if split not in self.splits:
+            raise ValueError(f"{self.name} has no split {split!r}; it has {', '.join(self.splits)}")
+
     @abstractmethod
     def make(self, task: Task, seed: int) -> World:
         """The world of (task, seed), reset and ready, the same to the bit every time."""

@@ -102,8 +102,7 @@ class Metaworld(Benchmark):
         return self.step_limit
 
     def tasks(self, split: str = "seen") -> tuple[Task, ...]:
-        if split not in self.splits:
-            raise ValueError(f"metaworld has no split {split!r}; it has {', '.join(self.splits)}")
+        self.check_split(split)
         return tuple(Task(name, name.split("-")[0], split) for name in self.task_names)
 
     def make(self, task: Task, seed: int) -> "MetaworldWorld":

@@ -97,8 +97,7 @@ class Tabletop(Benchmark):
         return self.step_limit
 
     def tasks(self, split: str = "seen") -> tuple[Task, ...]:
-        if split not in self.splits:
-            raise ValueError(f"tabletop has no split {split!r}; it has {', '.join(self.splits)}")
+        self.check_split(split)
         unknown = set(self.families) - set(FAMILIES)
         if unknown:
             raise ValueError(f"tabletop has no family {sorted(unknown)}; it has {', '.join(FAMILIES)}")
