@@ -16,7 +16,7 @@ from armlet.recipes.actdistill import actdistill_tabletop
 def recipe_in(out: Path, *, steps: int = 30) -> Recipe:
     base = actdistill_tabletop()
     heads = dataclasses.replace(base.probe.stage, steps=steps, batch_size=32, warmup=5)
-    stage = dataclasses.replace(base.stages[0], steps=steps, batch_size=32, warmup=5)
+    stages = tuple(dataclasses.replace(stage, steps=steps, batch_size=32, warmup=5) for stage in base.stages)
     return dataclasses.replace(
         base,
         name="example",
@@ -24,7 +24,7 @@ def recipe_in(out: Path, *, steps: int = 30) -> Recipe:
         teacher=out / "teacher",
         out=out,
         probe=dataclasses.replace(base.probe, stage=heads),
-        stages=(stage,),
+        stages=stages,
     )
 
 

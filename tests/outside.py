@@ -87,6 +87,6 @@ def reaching() -> Recipe:
         network=Network(width=32, depth=3, heads=2, chunk=2, vision_channels=8),
         teach=dataclasses.replace(base.teach, objective=Imitate(facts=()), **short),
         probe=dataclasses.replace(base.probe, stage=dataclasses.replace(base.probe.stage, **short)),
-        stages=(dataclasses.replace(base.stages[0], **short),),
+        stages=tuple(dataclasses.replace(stage, **short) for stage in base.stages),
         evaluation=Evaluation(episodes=4, workers=1, latency_calls=4),
     )

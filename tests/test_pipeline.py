@@ -56,7 +56,7 @@ def test_the_report_has_what_a_number_needs(recipe: Recipe) -> None:
 def test_a_second_evaluation_runs_nothing_again(recipe: Recipe, monkeypatch) -> None:
     from armlet import rollout
 
-    monkeypatch.setattr(rollout, "run_episode", None)  # to run an episode would fail
+    monkeypatch.setattr(rollout, "_work", None)  # to run an episode for the table would fail
     log = recipe.out / "evaluation" / "episodes.jsonl"
     before = log.read_text()
     log.write_text(before + '{"policy": "cut sho')

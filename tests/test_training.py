@@ -2,7 +2,10 @@
 
 import dataclasses
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -81,6 +84,28 @@ def test_compiled_layers_learn_the_same(tmp_path, routed: bool) -> None:
         learners.append(learner)
     for (name, a), b in zip(learners[0].state_dict().items(), learners[1].state_dict().values(), strict=True):
         torch.testing.assert_close(a, b, atol=2e-3, rtol=2e-2, msg=name)
+
+
+@pytest.mark.slow
+def test_half_a_compiled_library_left_by_a_killed_process_is_not_the_end(tmp_path) -> None:
+    program = (
+        "import dataclasses, pathlib, sys; sys.path[:0] = [sys.argv[1]]; import test_training as t; "
+        "t.run(pathlib.Path(sys.argv[2]), dataclasses.replace(t.STAGE, compile=True))"
+    )
+
+    def run(folder: Path) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-c", program, str(Path(__file__).parent), str(folder)]
+        cache = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+        return subprocess.run(command, capture_output=True, text=True, env=cache, check=True)
+
+    assert "damaged" not in run(tmp_path / "first").stderr
+    libraries = list((tmp_path / "cache").rglob("*.so"))
+    assert libraries
+    for library in libraries:
+        library.write_bytes(library.read_bytes()[:100])
+    assert "damaged" in run(tmp_path / "second").stderr
+    ends = [(tmp_path / name / "metrics.jsonl").read_text().splitlines()[-1] for name in ("first", "second")]
+    assert json.loads(ends[0])["loss"] == json.loads(ends[1])["loss"]
 
 
 def test_every_frame_once_an_epoch_in_an_order_of_its_own() -> None:

@@ -71,6 +71,6 @@ def tiny_recipe(out: Path) -> Recipe:
         network=Network(width=32, depth=4, heads=2, chunk=3, vision_channels=8),
         teach=dataclasses.replace(base.teach, steps=6, **short),
         probe=dataclasses.replace(base.probe, stage=dataclasses.replace(base.probe.stage, steps=6, **short)),
-        stages=(dataclasses.replace(base.stages[0], steps=6, **short),),
+        stages=tuple(dataclasses.replace(stage, steps=6, **short) for stage in base.stages),
         evaluation=Evaluation(episodes=7, workers=1, latency_calls=8),
     )

@@ -17,13 +17,13 @@ import numpy as np
 import torch
 
 from armlet import figures, measure, stats
-from armlet.benchmarks import Benchmark, Task
+from armlet.benchmarks import Benchmark
 from armlet.checkpoint import load_policy, policy_fingerprint, write_atomically
 from armlet.data.video import write_video
 from armlet.policies import Policy
 from armlet.progress import Progress
 from armlet.recipe import Recipe, to_json
-from armlet.rollout import Result, film, plan, run_all
+from armlet.rollout import Result, film, plan, run_all, run_episode
 from armlet.types import Observation
 
 Row = dict[str, Any]
@@ -194,24 +194,14 @@ def sample_observations(policies: dict[str, Policy], benchmark: Benchmark, seed:
     policy = next(iter(policies.values()))
     observations: list[Observation] = []
     for task in benchmark.tasks():
-        observations += _watch(policy, benchmark, task, seed)
+        run_episode(policy, benchmark, task, seed, on_look=observations.append)
     return observations
-
-
-def _watch(policy: Policy, benchmark: Benchmark, task: Task, seed: int) -> list[Observation]:
-    world, seen = benchmark.make(task, seed), []
-    for _ in range(0, benchmark.max_steps, policy.execute):
-        seen.append(world.observe())
-        if any(world.step(action) for action in policy.infer(seen[-1])[: policy.execute]):
-            break
-    world.close()
-    return seen
 
 
 def make_videos(recipe: Recipe, policies: dict[str, Policy], out: Path) -> None:
     """The same episode by every policy, side by side, for the first episodes of the plan."""
     for task, seed in plan(recipe.benchmark, "seen", recipe.evaluation.videos, recipe.evaluation.seed):
-        films = [film(policy, recipe.benchmark, task, seed)[0] for policy in policies.values()]
+        films = [film(policy, recipe.benchmark, task, seed) for policy in policies.values()]
         longest = max(len(frames) for frames in films)
         padded = [np.concatenate([frames, frames[-1:].repeat(longest - len(frames), 0)]) for frames in films]
         hz = round(recipe.benchmark.action_spec.control_hz)

@@ -40,8 +40,8 @@ class Stage:
 
     `train` and `freeze` are patterns of parameter names (`vision.*`); what matches `train` and not `freeze` trains.
     `ema` averages the weights that are saved (None: the last ones). `brightness` scales every image of a sample by a factor in
-    1 ± brightness. A network that decides while it trains, a router, tries things out during the first share `explore` of the
-    steps, less and less. `precision` is that of the matrix products; weights and losses stay in single precision. `compile`
+    1 ± brightness. `exploration`: the noise of a network that decides while it trains, a router, from the first step to the
+    last (Gumbel noise at 1, none at 0). `precision` is that of the matrix products; weights and losses stay in single precision. `compile`
     fuses each backbone layer (torch.compile) where that is possible: on a CPU, where a C++ compiler is found.
     """
 
@@ -56,7 +56,7 @@ class Stage:
     clip: float = 1.0
     ema: float | None = None
     brightness: float = 0.1
-    explore: float = 0.3
+    exploration: tuple[float, float] = (1.0, 0.0)
     precision: Literal["bf16", "fp32"] = "bf16"
     compile: bool = False
     train: tuple[str, ...] = ("*",)

@@ -6,16 +6,17 @@ ended. Worker processes share nothing but the list.
 
 import multiprocessing
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from armlet.benchmarks import Benchmark, Task
+from armlet.benchmarks import Benchmark, Task, World
 from armlet.checkpoint import load_policy
 from armlet.policies import Policy
+from armlet.types import Observation
 
 
 @dataclass(frozen=True)
@@ -37,9 +38,19 @@ def plan(benchmark: Benchmark, split: str, episodes: int, seed: int) -> list[tup
     return [(tasks[index % len(tasks)], seed + index) for index in range(episodes)]
 
 
-def run_episode(policy: Policy, benchmark: Benchmark, task: Task, seed: int) -> Result:
-    """One episode, closed loop."""
+def run_episode(
+    policy: Policy,
+    benchmark: Benchmark,
+    task: Task,
+    seed: int,
+    *,
+    on_look: Callable[[Observation], object] = lambda observation: None,
+    on_world: Callable[[World], object] = lambda world: None,
+) -> Result:
+    """One episode, closed loop. `on_look` is given what the policy is about to see; `on_world` the world as it begins and
+    after every step. Their time is in `loop_ms`, not in `policy_ms`."""
     world = benchmark.make(task, seed)
+    on_world(world)
     steps, success = 0, False
     gates: list[tuple[int, ...]] = []
     policy_ms: list[float] = []
@@ -47,12 +58,14 @@ def run_episode(policy: Policy, benchmark: Benchmark, task: Task, seed: int) -> 
     while steps < benchmark.max_steps and not success:
         began = time.perf_counter()
         observation = world.observe()
+        on_look(observation)
         looked = time.perf_counter()
         decision = policy.decide(observation)
         policy_ms.append((time.perf_counter() - looked) * 1e3)
         gates.append(decision.gates)
         for action in decision.actions[: policy.execute]:
             success = bool(world.step(action))
+            on_world(world)
             steps += 1
             if success or steps >= benchmark.max_steps:
                 break
@@ -61,18 +74,11 @@ def run_episode(policy: Policy, benchmark: Benchmark, task: Task, seed: int) -> 
     return Result(task, seed, success, steps, tuple(gates), tuple(policy_ms), tuple(loop_ms))
 
 
-def film(policy: Policy, benchmark: Benchmark, task: Task, seed: int, *, size: int = 224) -> tuple[np.ndarray, bool]:
-    """Frames (T, size, size, 3) uint8 of one episode, and whether it succeeded."""
-    world = benchmark.make(task, seed)
-    frames, success = [world.render(size)], False
-    while len(frames) <= benchmark.max_steps and not success:
-        for action in policy.infer(world.observe())[: policy.execute]:
-            success = world.step(action)
-            frames.append(world.render(size))
-            if success:
-                break
-    world.close()
-    return np.stack(frames), success
+def film(policy: Policy, benchmark: Benchmark, task: Task, seed: int, *, size: int = 224) -> np.ndarray:
+    """Frames (T, size, size, 3) uint8 of one episode: its beginning and every step."""
+    frames: list[np.ndarray] = []
+    run_episode(policy, benchmark, task, seed, on_world=lambda world: frames.append(world.render(size)))
+    return np.stack(frames)
 
 
 _POLICIES: dict[str, Policy] = {}  # a worker's own copies, loaded once

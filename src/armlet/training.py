@@ -108,10 +108,10 @@ class Trainer:
         self._resume()
         progress = Progress(self.title, total=self.stage.steps, start=self.step)
         self.learner.train()
-        with self._log() as write, self._compiled():
+        with self._log() as write, self._compiled() as update:
             while self.step < self.stage.steps:
                 started = time.perf_counter()
-                terms = self._update()
+                terms = update()
                 progress.advance(loss=terms["loss"])
                 if self.step % self.stage.log_every == 0 or self.step == self.stage.steps:
                     write({"step": self.step, "seconds": time.perf_counter() - started, **terms})
@@ -131,7 +131,8 @@ class Trainer:
         assert batch.keys is not None  # a batch made from episodes has them
         teacher = self.teacher(batch.keys) if self.teacher and stage.objective.needs else {}
         torch.manual_seed(self.seed * 1_000_003 + self.step)
-        exploration = max(0.0, 1 - self.step / (stage.explore * stage.steps)) if stage.explore else 0.0
+        first, last = stage.exploration
+        exploration = first + (last - first) * self.step / stage.steps
         with self._autocast():
             student = self.learner.trace(batch, stage.objective.wants, exploration=exploration)
         terms = stage.objective(student, teacher, batch)
@@ -158,20 +159,41 @@ class Trainer:
         return {"loss": sum(values.values()), **values, "grad_norm": float(norm), "learning_rate": stage.learning_rate * factor}
 
     @contextlib.contextmanager
-    def _compiled(self) -> Iterator[None]:
+    def _compiled(self) -> Iterator[Callable[[], dict[str, float]]]:
         """The layers compiled one by one while it lasts: they share their code, so the first compilation serves all.
-        On a CPU that takes a C++ compiler; without one the same arithmetic runs uncompiled, and a line says so."""
+        On a CPU that takes a C++ compiler; without one the same arithmetic runs uncompiled, and a line says so.
+
+        Compiled code is cached outside the run, and a process killed while compiling leaves half a library there, on which
+        every later run would fail: then this run compiles once more, into a cache of its own.
+        """
         layers = list(self.learner.policy.layers) if self.stage.compile else []
         if layers and self.learner.policy.device.type == "cpu" and not any(map(shutil.which, ("c++", "g++", "clang++"))):
             sys.stderr.write(f"{self.title}: no C++ compiler (g++ or clang++) was found; the layers run uncompiled, and slower\n")
             layers = []
         for layer in layers:
             layer.compile(dynamic=False)  # an epoch's smaller last batch is compiled once more, not made dynamic
-        try:
-            yield
-        finally:
-            for layer in layers:
-                layer._compiled_call_impl = None
+        with contextlib.ExitStack() as own_cache:
+
+            def update() -> dict[str, float]:
+                try:
+                    return self._update()
+                except torch._dynamo.exc.BackendCompilerFailed as error:
+                    sys.stderr.write(
+                        f"{self.title}: compiled again in a fresh cache, the shared one is damaged ({error.inner_exception})\n"
+                    )
+                from torch._inductor.utils import fresh_cache  # slow to import, and seldom needed
+
+                own_cache.enter_context(fresh_cache())
+                torch._dynamo.reset()
+                for optimiser in self.optimisers:
+                    optimiser.zero_grad(set_to_none=True)
+                return self._update()
+
+            try:
+                yield update
+            finally:
+                for layer in layers:
+                    layer._compiled_call_impl = None
 
     def _autocast(self) -> contextlib.AbstractContextManager:
         device = self.learner.policy.device.type

@@ -155,6 +155,44 @@ def test_the_gradient_reaches_the_router() -> None:
     assert all(torch.isfinite(p.grad).all() for p in routed.parameters() if p.grad is not None)
 
 
+def test_a_frozen_router_trains_only_the_layers_it_chose() -> None:
+    """Skipping while training gives the gradients that computing everything and masking gives."""
+    routed = shaken(make())
+    batch = routed.prepare([observe(TEXTS[seed % 3], seed) for seed in range(5)])
+
+    def gradients() -> dict[str, torch.Tensor | None]:
+        routed.zero_grad(set_to_none=True)
+        routed(batch).square().sum().backward()
+        return {name: p.grad for name, p in routed.named_parameters() if not name.startswith("router.")}
+
+    masked = gradients()
+    routed.router.requires_grad_(False)
+    skipping = gradients()
+    with torch.no_grad():
+        ran = routed.backbone(routed.embed(batch), batch).gates.sum(0)
+    assert 0 in ran and len(set(ran.tolist())) > 2, "the test should meet layers that none, some and all samples run"
+    for name, gradient in skipping.items():
+        if gradient is None:
+            assert masked[name] is None or not masked[name].any()
+        else:
+            torch.testing.assert_close(gradient, masked[name], atol=1e-5, rtol=1e-4)
+    idle = [p for index, layer in enumerate(routed.layers) if ran[index] == 0 for p in layer.parameters()]
+    assert idle and all(p.grad is None for p in idle)
+
+
+def test_exploration_draws_routes_and_less_of_it_draws_fewer() -> None:
+    routed = shaken(make())
+    batch = routed.prepare([observe(TEXTS[0])] * 64)
+    tokens = routed.embed(batch)
+
+    def differing(exploration: float) -> float:
+        torch.manual_seed(0)
+        gates = routed.backbone(tokens, batch, exploration=exploration).gates
+        return float((gates != routed.backbone(tokens, batch).gates).float().mean())
+
+    assert differing(1.0) > differing(0.3) > differing(0.0) == 0
+
+
 @pytest.mark.parametrize("head", ["regression", "bins", "flow"])
 def test_every_head_learns_one_batch(head: str) -> None:
     policy = make(head, head_options={"steps": 8} if head == "flow" else {}).train()

@@ -83,15 +83,18 @@ class Routed(Policy):
         return self.inner.keep_layers(kept)
 
     def route(self, tokens: Tokens, batch: Batch) -> Tensor:
-        """The router's logits (b, l), in single precision whatever the rest runs in: a route must not hang on rounding."""
+        """The router's logits (b, l), in single precision whatever the rest runs in: a route must not hang on rounding.
+
+        The tokens are only read: a budget must not speak to the eyes.
+        """
         with torch.autocast(tokens.hidden.device.type, enabled=False):
             return self.router(
-                tokens.hidden.float(), tokens.vision, tokens.text, batch.state.float(), batch.previous_action.float()
+                tokens.hidden.detach().float(), tokens.vision, tokens.text, batch.state.float(), batch.previous_action.float()
             )
 
     def backbone(self, tokens: Tokens, batch: Batch, *, watch: bool = False, exploration: float = 0.0) -> Pass:
         logits = self.route(tokens, batch)
-        if not torch.is_grad_enabled():
+        if not logits.requires_grad:  # at rest, or the router is frozen: there is nobody to tell what a skipped layer would do
             return self._skipping(tokens, logits, watch=watch)
         mode = self.routing.mode
         if mode == "straight_through" and exploration > 0:  # logistic noise, scaled: which layers run is drawn

@@ -18,7 +18,7 @@ that matters most. What to expect, measured, stands in docs/reproductions/actdis
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -96,7 +96,7 @@ class ActDistill(Objective):
     )
     output: MatchOutput = MatchOutput()
     keep: float = 0.5
-    budget: float = 10.0
+    budget: float = 30.0
     over: Literal["sample", "batch"] = "batch"
     semantic: float = 0.2
     layer_action: float = 0.2
@@ -120,8 +120,26 @@ TEACH = Stage(Imitate(), steps=6000, batch_size=128, ema=0.999, compile=True)
 PROBE = Probe(Stage(FitHeads(), steps=600, optimiser="adamw", train=("probe.*",)))
 
 
+def _stages(keep: float, *, route: int, settle: int, **values: Any) -> tuple[Stage, ...]:
+    """First the router is found, by drawing routes; then it stands still, and the layers learn the routes it takes."""
+    stage = Stage(
+        ActDistill(keep=keep),
+        steps=route,
+        batch_size=128,
+        learning_rate=5e-4,
+        freeze=("policy.inner.vision.*",),
+        ema=0.998,
+        exploration=(1.0, 0.6),
+        compile=True,
+    )
+    frozen = (*stage.freeze, "policy.router.*")
+    # Not compiled: batches of every size go through a layer, as many samples as its router sends there.
+    settled = replace(stage, objective=MatchOutput(), steps=settle, freeze=frozen, exploration=(0.0, 0.0), compile=False)
+    return replace(stage, **values), replace(settled, **values)
+
+
 def actdistill_tabletop() -> Recipe:
-    """ActDistill on tabletop: the shipped teacher's layers and a router that runs at most half of them."""
+    """ActDistill on tabletop: the shipped teacher's layers and a router that runs about a third of them."""
     return Recipe(
         name="actdistill_tabletop",
         benchmark=Tabletop(),
@@ -133,24 +151,14 @@ def actdistill_tabletop() -> Recipe:
         teach=TEACH,
         probe=PROBE,
         student=Routing(),
-        stages=(
-            Stage(
-                ActDistill(keep=0.3),
-                steps=1200,
-                batch_size=128,
-                learning_rate=5e-4,
-                freeze=("policy.inner.vision.*",),
-                ema=0.998,
-                explore=0.6,
-                compile=True,
-            ),
-        ),
+        stages=_stages(0.3, route=1000, settle=2000),
     )
 
 
 def _first_k(base: Recipe, name: str, out: Path) -> Recipe:
     """The first three of eight layers, on the traces, data and steps of an ActDistill recipe."""
-    stage = replace(base.stages[0], objective=MatchOutput(), freeze=("policy.vision.*",))
+    steps = sum(stage.steps for stage in base.stages)
+    stage = replace(base.stages[0], objective=MatchOutput(), steps=steps, freeze=("policy.vision.*",))
     return replace(base, name=name, out=out, shared=base.out, student=FirstK(3), stages=(stage,))
 
 
@@ -172,7 +180,7 @@ def actdistill_metaworld() -> Recipe:
         collection=Collection(episodes=600),
         teach=replace(TEACH, steps=600, warmup=100),
         probe=replace(PROBE, stage=replace(PROBE.stage, steps=300)),
-        stages=(replace(base.stages[0], objective=ActDistill(keep=0.3, budget=30), explore=0.6, steps=300, warmup=50),),
+        stages=_stages(0.3, route=400, settle=600, warmup=50),
         evaluation=Evaluation(episodes=150),
     )
 
@@ -192,7 +200,7 @@ def actdistill_demo() -> Recipe:
         out=Path("out/demo/actdistill"),
         collection=replace(base.collection, episodes=1200),
         probe=replace(PROBE, stage=replace(PROBE.stage, steps=200)),
-        stages=(replace(base.stages[0], steps=500, batch_size=64, warmup=50, compile=False),),
+        stages=_stages(0.3, route=400, settle=1000, batch_size=64, warmup=50, compile=False),
         evaluation=Evaluation(episodes=100),
     )
 
