@@ -23,6 +23,7 @@ def recipe_in(out: Path, *, steps: int = 30) -> Recipe:
         episodes=out / "episodes",
         teacher=out / "teacher",
         out=out,
+        shared=None,
         probe=dataclasses.replace(base.probe, stage=heads),
         stages=stages,
     )

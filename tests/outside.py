@@ -9,7 +9,8 @@ import numpy as np
 
 from armlet.benchmarks import Benchmark, Task, World
 from armlet.recipe import Collection, Evaluation, Network, Recipe
-from armlet.recipes.actdistill import Imitate, actdistill_tabletop
+from armlet.recipes.actdistill import actdistill_tabletop
+from armlet.recipes.bases import Imitate
 from armlet.types import ActionSpec, Observation
 
 COLOURS = {"red": (255, 0, 0), "blue": (0, 0, 255)}
@@ -83,6 +84,7 @@ def reaching() -> Recipe:
         episodes=Path("episodes"),
         teacher=Path("teacher"),
         out=Path("out"),
+        shared=None,
         collection=Collection(episodes=6, workers=1),
         network=Network(width=32, depth=3, heads=2, chunk=2, vision_channels=8),
         teach=dataclasses.replace(base.teach, objective=Imitate(facts=()), **short),

@@ -18,7 +18,8 @@ from armlet.layers.graph import ProbeHeads
 from armlet.learner import Learner
 from armlet.policies.routed import Routing
 from armlet.recipe import Stage
-from armlet.recipes.actdistill import ActDistill, FitHeads, Imitate
+from armlet.recipes.actdistill import ActDistill
+from armlet.recipes.bases import FitHeads, Imitate
 from armlet.training import Trainer, make_batches, rate, trainable
 
 STAGE = Stage(Imitate(), steps=8, batch_size=5, warmup=2, log_every=1, checkpoint_every=4, ema=0.9)

@@ -59,7 +59,7 @@ def make_frames(*, episodes: int = 7, seed: int = 0) -> Frames:
 def tiny_recipe(out: Path) -> Recipe:
     """ActDistill end to end on a handful of tabletop episodes."""
     base = actdistill_tabletop()
-    short = {"batch_size": 8, "warmup": 2, "log_every": 1, "checkpoint_every": 4}
+    short = {"batch_size": 8, "warmup": 2, "log_every": 1, "checkpoint_every": 4, "compile": False}
     return dataclasses.replace(
         base,
         name="tiny",
@@ -67,6 +67,7 @@ def tiny_recipe(out: Path) -> Recipe:
         episodes=out / "episodes",
         teacher=out / "teacher",
         out=out,
+        shared=None,
         collection=Collection(episodes=7, workers=1),
         network=Network(width=32, depth=4, heads=2, chunk=3, vision_channels=8),
         teach=dataclasses.replace(base.teach, steps=6, **short),

@@ -41,7 +41,8 @@ class Stage:
     `train` and `freeze` are patterns of parameter names (`vision.*`); what matches `train` and not `freeze` trains.
     `ema` averages the weights that are saved (None: the last ones). `brightness` scales every image of a sample by a factor in
     1 ± brightness. `exploration`: the noise of a network that decides while it trains, a router, from the first step to the
-    last (Gumbel noise at 1, none at 0). `precision` is that of the matrix products; weights and losses stay in single precision. `compile`
+    last (Gumbel noise at 1, none at 0); `budgets`: the range from which each step's budget is drawn, for one with a dial.
+    `precision` is that of the matrix products; weights and losses stay in single precision. `compile`
     fuses each backbone layer (torch.compile) where that is possible: on a CPU, where a C++ compiler is found.
     """
 
@@ -57,6 +58,7 @@ class Stage:
     ema: float | None = None
     brightness: float = 0.1
     exploration: tuple[float, float] = (1.0, 0.0)
+    budgets: tuple[float, float] | None = None
     precision: Literal["bf16", "fp32"] = "bf16"
     compile: bool = False
     train: tuple[str, ...] = ("*",)
@@ -109,13 +111,15 @@ class Probe:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """`episodes` paired episodes a split, spread evenly over the tasks; `latency_calls` timed decisions."""
+    """`episodes` paired episodes a split, spread evenly over the tasks; `latency_calls` timed decisions; `budgets`: the
+    shares of its backbone at which the recipe's student is run as well (it must have been calibrated)."""
 
     episodes: int = 400
     splits: tuple[str, ...] = ("seen",)
     seed: int = 500_000_000
     workers: int = 2
     latency_calls: int = 200
+    budgets: tuple[float, ...] = ()
     videos: int = 1
 
 
@@ -136,6 +140,7 @@ class Recipe:
     stages: tuple[Stage, ...] = ()
     evaluation: Evaluation = field(default_factory=Evaluation)
     shared: Path | None = None  # where traces are, when several recipes use the same
+    held_out: float = 0.02  # the share of episodes, the last ones, that no student trains on
     policies: tuple[Path, ...] = ()
     seed: int = 0
 

@@ -27,9 +27,8 @@ def main(recipe: Recipe) -> Path:
         raise ValueError(f"recipe {recipe.name!r} has no `teach` stage and `network`; it distils a teacher that exists")
     data = EpisodeDataset(recipe.episodes)
     policy = new_policy(recipe, data)
-    privileged = {name: size for name, size in data.extra.items() if name.startswith("privileged.")}
     torch.manual_seed(recipe.seed)
-    learner = Learner(policy, privileged={name.removeprefix("privileged."): size for name, size in privileged.items()})
+    learner = Learner(policy, privileged=data.privileged)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     learner.to(device)
     batches = make_batches(policy, load_frames(data))

@@ -12,6 +12,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,9 @@ class Trainer:
         rng = np.random.default_rng([self.seed, self.step, 1])
         gain = rng.uniform(1 - stage.brightness, 1 + stage.brightness, len(rows)) if stage.brightness else None
         batch = self.batches.batch(rows, gain=gain)
+        if stage.budgets:
+            budget = torch.full((len(rows),), rng.uniform(*stage.budgets), device=self.batches.device)
+            batch = replace(batch, budget=budget)
         assert batch.keys is not None  # a batch made from episodes has them
         teacher = self.teacher(batch.keys) if self.teacher and stage.objective.needs else {}
         torch.manual_seed(self.seed * 1_000_003 + self.step)

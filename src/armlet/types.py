@@ -90,7 +90,8 @@ class Batch:
     `images`: camera -> (b, 3, h, w) float in [0, 1]; `text` (b, t) int64 and `text_mask` (b, t) bool;
     `state` (b, s) and `previous_action` (b, a) normalised; `actions` (b, k, a) normalised targets and
     `actions_valid` (b, k) bool (False past the end of the episode), both None at inference;
-    `keys` (b, 2) int64 (episode, step); `privileged`: simulator facts for auxiliary losses while a teacher trains.
+    `keys` (b, 2) int64 (episode, step); `budget` (b,) the share of the backbone that a decision may cost, for a student
+    that can be told; `privileged`: simulator facts for auxiliary losses while a teacher trains.
     """
 
     images: dict[str, Tensor]
@@ -101,6 +102,7 @@ class Batch:
     actions: Tensor | None = None
     actions_valid: Tensor | None = None
     keys: Tensor | None = None
+    budget: Tensor | None = None
     privileged: dict[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:

@@ -129,6 +129,12 @@ class EpisodeDataset:
     def __len__(self) -> int:
         return int(self.starts[-1])
 
+    @property
+    def privileged(self) -> dict[str, int]:
+        """Facts that only a simulator knows, name → how many numbers."""
+        start = "privileged."
+        return {name.removeprefix(start): size for name, size in self.extra.items() if name.startswith(start)}
+
     def _file(self, name: str) -> Path:
         path = self.root / name
         if not path.is_file():

@@ -3,6 +3,7 @@
 Knows arrays and a tokenizer; knows no network.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -116,6 +117,28 @@ def _standardised(values: np.ndarray) -> np.ndarray:
     return ((values - values.mean(0)) / np.maximum(values.std(0), 1e-6)).astype(np.float32)
 
 
+def split_frames(frames: Frames, held_out: float) -> tuple[Frames, Frames]:
+    """The first episodes, and the last share `held_out` of them (at least one). Raises ValueError where nothing is left."""
+    episodes = len(frames.texts)
+    count = max(1, math.ceil(held_out * episodes))
+    if count >= episodes:
+        raise ValueError(f"held_out {held_out} of {episodes} episodes leaves none to train on; lower it, or collect more")
+    return _some_episodes(frames, 0, episodes - count), _some_episodes(frames, episodes - count, episodes)
+
+
+def _some_episodes(frames: Frames, first: int, last: int) -> Frames:
+    start, stop = frames.starts[first], frames.starts[last]
+    return Frames(
+        images={name: images[start:stop] for name, images in frames.images.items()},
+        state=frames.state[start:stop],
+        actions=frames.actions[start:stop],
+        executed=frames.executed[start:stop],
+        privileged={name: values[start:stop] for name, values in frames.privileged.items()},
+        texts=frames.texts[first:last],
+        starts=frames.starts[first : last + 1] - start,
+    )
+
+
 def draw(length: int, batch_size: int, step: int, seed: int) -> np.ndarray:
     """The rows of batch number `step`: every frame once an epoch, in an order that depends on (seed, epoch) only,
     so a resumed run draws what an uninterrupted one would. The last batch of an epoch may be smaller."""
@@ -128,7 +151,7 @@ def draw(length: int, batch_size: int, step: int, seed: int) -> np.ndarray:
 def load_frames(data: EpisodeDataset) -> Frames:
     """All frames of a data set. Columns stand in memory; images stay memory-mapped, in the page cache."""
     columns = data.columns()
-    privileged = {name.removeprefix("privileged."): columns[name] for name in data.extra if name.startswith("privileged.")}
+    privileged = {name: columns[f"privileged.{name}"] for name in data.privileged}
     return Frames(
         images={camera: data.all_images(camera) for camera in data.cameras},
         state=columns["observation.state"],

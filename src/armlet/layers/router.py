@@ -32,7 +32,7 @@ class Router(nn.Module):
     changes nothing. A kind of token that a sample lacks altogether reads as zeros.
 
     `initial_keep`: the probability with which every layer runs before training; the last linear map starts at
-    zero. `always_on`: layers that run whatever is decided, negative indices counting from the end; their
+    zero. `dial`: the router is told the budget, too. `always_on`: layers that run whatever is decided, negative indices counting from the end; their
     logit is `FORCED`.
     """
 
@@ -46,6 +46,7 @@ class Router(nn.Module):
         hidden: int = 64,
         use_state: bool = True,
         use_previous_action: bool = True,
+        dial: bool = False,
         initial_keep: float = 0.9,
         always_on: Sequence[int] = (),
     ) -> None:
@@ -54,7 +55,8 @@ class Router(nn.Module):
             raise ValueError(f"initial_keep lies between 0 and 1, both excluded; found {initial_keep}")
         self.use_state = use_state
         self.use_previous_action = use_previous_action
-        facts = state_dims * use_state + action_dims * use_previous_action
+        self.dial = dial
+        facts = state_dims * use_state + action_dims * use_previous_action + dial
         self.norm = nn.LayerNorm(width)
         self.enter = nn.Linear(4 * width + facts, hidden)
         self.leave = nn.Linear(hidden, layers)
@@ -69,10 +71,11 @@ class Router(nn.Module):
         text_mask: Bool[Tensor, "b n"],
         state: Float[Tensor, "b s"] | None = None,
         previous_action: Float[Tensor, "b a"] | None = None,
+        budget: Float[Tensor, " b"] | None = None,
     ) -> Float[Tensor, "b l"]:
         """Logits (b, l) from the tokens that enter layer 0 and their two masks.
 
-        `state` and `previous_action` are normalised. Raises ValueError when one that this router was built to
+        `state` and `previous_action` are normalised; `budget` is a share of the backbone, 0 to 1. Raises ValueError when one that this router was built to
         use is not given.
         """
         pooled = pool(tokens, torch.stack([vision_mask, text_mask], dim=1)).to(self.norm.weight.dtype)
@@ -80,15 +83,37 @@ class Router(nn.Module):
         wanted = (
             ("state", self.use_state, state),
             ("previous_action", self.use_previous_action, previous_action),
+            ("budget", self.dial, None if budget is None else budget[:, None]),
         )
         for name, used, fact in wanted:
             if not used:
                 continue
             if fact is None:
-                raise ValueError(f"this router uses {name}: pass it, or build it with use_{name}=False")
+                off = "dial" if name == "budget" else f"use_{name}"
+                raise ValueError(f"this router uses {name}: pass it, or build it with {off}=False")
             features.append(fact.to(pooled.dtype))
         logits = self.leave(F.gelu(self.enter(torch.cat(features, dim=1))))
         return logits.masked_fill(self.forced, FORCED)
+
+
+class RandomRouter(nn.Module):
+    """As many layers as a router would run, chosen by nothing: the baseline that shows what choosing is worth.
+
+    Exactly `count` logits are 1 and the others -1, drawn anew at every decision from a hash of the robot's state and previous
+    action, so that an episode repeats and training draws what deployment does.
+    """
+
+    def __init__(self, state_dims: int, action_dims: int, layers: int, *, count: int) -> None:
+        super().__init__()
+        self.count = count
+        generator = torch.Generator().manual_seed(0)
+        self.mixing: Tensor
+        self.register_buffer("mixing", 1e3 * torch.randn(state_dims + action_dims, layers, generator=generator))
+
+    def forward(self, state: Float[Tensor, "b s"], previous_action: Float[Tensor, "b a"]) -> Float[Tensor, "b l"]:
+        noise = torch.sin(torch.cat([state, previous_action], dim=1) @ self.mixing)
+        chosen = noise.topk(self.count, dim=1).indices
+        return torch.full_like(noise, -1.0).scatter(1, chosen, 1.0)
 
 
 def pool(tokens: Float[Tensor, "b n d"], masks: Bool[Tensor, "b m n"]) -> Float[Tensor, "b 2*m d"]:

@@ -151,6 +151,13 @@ class Policy(nn.Module, ABC):
         """One observation → (k, a) float32 actions in the robot's own numbers."""
         return self.decide(observation).actions
 
+    def calibrate(self, batch: Batch) -> None:
+        """What a policy measures of itself once it is trained, on frames that it was not trained on. Most measure nothing."""
+
+    def at(self, budget: float) -> "Policy":
+        """The same policy, costing at most this share of its backbone. Raises ValueError where it has no such dial."""
+        raise ValueError(f"a policy of type {self.to_json()['type']!r} has no budget dial; routed students have one")
+
     @property
     def device(self) -> torch.device:
         return next(self.parameters()).device
@@ -160,8 +167,8 @@ class Student(ABC):
     """A frozen dataclass that makes a student out of a teacher."""
 
     @abstractmethod
-    def build(self, teacher: Policy) -> Policy:
-        """A new policy; the teacher itself stays as it is."""
+    def build(self, teacher: Policy, sample: Batch | None = None) -> Policy:
+        """A new policy; the teacher itself stays as it is. `sample`: some of the data, for students cut to fit them."""
 
 
 def rebuild(description: dict[str, Any], tokenizer: Tokenizer) -> Policy:

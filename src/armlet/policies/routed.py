@@ -7,24 +7,32 @@ reaches the router; when it acts, the layer does not run. The two give the same 
 
 import copy
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
 from armlet.layers.heads import ActionHead
-from armlet.layers.router import GateMode, Gates, Router, gate_sample, hard_gates, mixer
+from armlet.layers.router import GateMode, Gates, RandomRouter, Router, active_layers, gate_sample, hard_gates, mixer
 from armlet.policies import Pass, Policy, Student, Tokens, rebuild
 from armlet.types import Batch, Observation
+
+BUDGETS = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)  # where a dial is calibrated
 
 
 @dataclass(frozen=True)
 class Routing(Student):
     """How a router is made. `initial_keep`: how likely a layer is to run before training; `threshold`: the logit
     from which on it runs; `always`: layers that run whatever the router says; `mode`: how gates act while training
-    (`layers.router.gate_sample`; anything but `straight_through` and `gumbel` is for comparison with the paper)."""
+    (`layers.router.gate_sample`; anything but `straight_through` and `gumbel` is for comparison with the paper).
+
+    `budget`: the share of the backbone that decisions may cost in the mean; after each stage of training the threshold is set so
+    that they do (`Routed.calibrate`), and None leaves it alone. `dial`: the router is told the budget as well, `budget` where
+    nobody says otherwise. `calibration`: (budget, threshold) pairs as measured.
+    `chooser="random"` is a baseline: a share `initial_keep` of the layers, drawn by nobody's wish."""
 
     hidden: int = 64
     use_state: bool = True
@@ -33,8 +41,16 @@ class Routing(Student):
     threshold: float = 0.0
     always: tuple[int, ...] = ()
     mode: GateMode = "straight_through"
+    dial: bool = False
+    budget: float | None = None
+    calibration: tuple[tuple[float, float], ...] = ()
+    chooser: Literal["learned", "random"] = "learned"
 
-    def build(self, teacher: Policy) -> Policy:
+    def __post_init__(self) -> None:
+        if self.dial and self.budget is None:
+            raise ValueError("a router with a dial needs a `budget`, what it is told where nobody says otherwise")
+
+    def build(self, teacher: Policy, sample: Batch | None = None) -> Policy:
         return Routed(copy.deepcopy(teacher), self)
 
 
@@ -46,17 +62,7 @@ class Routed(Policy):
         self.inner, self.routing, self.body = inner, routing, inner.body
         self.width, self.execute = inner.width, inner.execute
         self.vision_tokens, self.text_tokens = inner.vision_tokens, inner.text_tokens
-        self.router = Router(
-            inner.width,
-            state_dims=len(inner.body.state.offset),
-            action_dims=inner.body.action_spec.dims,
-            layers=len(inner.layers),
-            hidden=routing.hidden,
-            use_state=routing.use_state,
-            use_previous_action=routing.use_previous_action,
-            initial_keep=routing.initial_keep,
-            always_on=routing.always,
-        )
+        self.router = _make_router(inner, routing)
 
     @property
     def layers(self) -> torch.nn.ModuleList:  # type: ignore[override]  # the inner one's own, not registered twice
@@ -67,7 +73,13 @@ class Routed(Policy):
         return self.inner.head
 
     def prepare(self, observations: Sequence[Observation]) -> Batch:
-        return self.inner.prepare(observations)
+        return self._told(self.inner.prepare(observations), self.routing.budget)
+
+    def _told(self, batch: Batch, budget: float | None) -> Batch:
+        if not self.routing.dial:
+            return batch
+        assert budget is not None  # `Routing` has checked it
+        return replace(batch, budget=torch.full((len(batch),), budget, device=self.device))
 
     def embed(self, batch: Batch) -> Tokens:
         return self.inner.embed(batch)
@@ -88,21 +100,30 @@ class Routed(Policy):
         The tokens are only read: a budget must not speak to the eyes.
         """
         with torch.autocast(tokens.hidden.device.type, enabled=False):
-            return self.router(
-                tokens.hidden.detach().float(), tokens.vision, tokens.text, batch.state.float(), batch.previous_action.float()
-            )
+            state, action = batch.state.float(), batch.previous_action.float()
+            if isinstance(self.router, RandomRouter):
+                return self.router(state, action)
+            return self.router(tokens.hidden.detach().float(), tokens.vision, tokens.text, state, action, batch.budget)
 
     def backbone(self, tokens: Tokens, batch: Batch, *, watch: bool = False, exploration: float = 0.0) -> Pass:
-        logits = self.route(tokens, batch)
+        logits = self.route(tokens, batch) - self._threshold(batch)
         if not logits.requires_grad:  # at rest, or the router is frozen: there is nobody to tell what a skipped layer would do
             return self._skipping(tokens, logits, watch=watch)
         mode = self.routing.mode
         if mode == "straight_through" and exploration > 0:  # logistic noise, scaled: which layers run is drawn
-            scaled = (logits - self.routing.threshold) / exploration
-            gates = gate_sample(scaled, "gumbel", temperature=1 / exploration)
+            gates = gate_sample(logits / exploration, "gumbel", temperature=1 / exploration)
         else:
-            gates = gate_sample(logits, mode, threshold=self.routing.threshold)
+            gates = gate_sample(logits, mode)
         return self._masked(tokens, logits, gates, watch=watch)
+
+    def _threshold(self, batch: Batch) -> Tensor | float:
+        """The logit from which on a layer runs: one for all, or (b, 1) by what each sample may cost."""
+        if not (self.routing.dial and self.routing.calibration) or batch.budget is None:
+            return self.routing.threshold
+        budgets, thresholds = (batch.budget.new_tensor(column) for column in zip(*self.routing.calibration, strict=True))
+        right = torch.bucketize(batch.budget, budgets).clamp(1, len(budgets) - 1)
+        share = (batch.budget - budgets[right - 1]) / (budgets[right] - budgets[right - 1])
+        return torch.lerp(thresholds[right - 1], thresholds[right], share.clamp(0, 1))[:, None]
 
     def _masked(self, tokens: Tokens, logits: Tensor, gates: Gates, *, watch: bool) -> Pass:
         """Every layer is computed, so that the router learns what each would have done."""
@@ -117,7 +138,7 @@ class Routed(Policy):
 
     def _skipping(self, tokens: Tokens, logits: Tensor, *, watch: bool) -> Pass:
         """Only the chosen layers run. The gates are read by the host once."""
-        gates = hard_gates(logits, self.routing.threshold)
+        gates = hard_gates(logits)
         plan = gates.tolist()
         hidden, seen = tokens.hidden, []
         for index in range(len(self.layers)):
@@ -131,6 +152,39 @@ class Routed(Policy):
                 seen.append(hidden)
         return Pass(hidden, tuple(seen), gates, {"router_logits": logits}, tuple(map(int, plan[0])))
 
+    @torch.no_grad()
+    def calibrate(self, batch: Batch) -> None:
+        """Find, for each of `BUDGETS`, the threshold at which the layers that run on this batch cost that share of the backbone
+        and no more, and set the threshold for this router's own budget, if it has one."""
+        if self.routing.chooser == "random":
+            return
+        tokens, costs = self.embed(batch), self.layer_costs()
+        found = []
+        for budget in BUDGETS:
+            logits = self.route(tokens, self._told(batch, budget)).cpu()
+            found.append((budget, _threshold(logits, costs, budget)))
+        self.routing = replace(self.routing, calibration=tuple(found))
+        if self.routing.budget is not None:
+            self.routing = self.at(self.routing.budget).routing
+
+    def at(self, budget: float) -> "Routed":
+        """The same weights at another budget; between calibrated budgets the threshold is interpolated."""
+        if not self.routing.calibration:
+            raise ValueError("this router has not been calibrated, so no threshold is known for a budget; distil it again")
+        budgets, thresholds = zip(*self.routing.calibration, strict=True)
+        if not budgets[0] <= budget <= budgets[-1]:
+            raise ValueError(f"a budget of {budget}: this router is calibrated from {budgets[0]} to {budgets[-1]}")
+        other = copy.copy(self)  # the modules are shared, the setting is its own
+        other.routing = replace(self.routing, budget=budget, threshold=float(np.interp(budget, budgets, thresholds)))
+        return other
+
+    def static(self, batch: Batch) -> Policy:
+        """The network without its router that always takes this router's commonest route on `batch`: for export."""
+        with torch.no_grad():
+            gates = hard_gates(self.route(self.embed(batch), batch) - self._threshold(batch))
+        routes, counts = gates.unique(dim=0, return_counts=True)
+        return self.keep_layers(active_layers(routes[counts.argmax()][None]))
+
     def to_json(self) -> dict[str, Any]:
         return {"type": "routed", "routing": asdict(self.routing), "inner": self.inner.to_json()}
 
@@ -139,4 +193,36 @@ def from_json(description: dict[str, Any], tokenizer: Tokenizer) -> Routed:
     """The network that `to_json` described, with fresh weights."""
     routing = dict(description["routing"])
     routing["always"] = tuple(routing["always"])
+    routing["calibration"] = tuple(map(tuple, routing.get("calibration", ())))
     return Routed(rebuild(description["inner"], tokenizer), Routing(**routing))
+
+
+def _make_router(inner: Policy, routing: Routing) -> Router | RandomRouter:
+    state_dims, action_dims, layers = len(inner.body.state.offset), inner.body.action_spec.dims, len(inner.layers)
+    if routing.chooser == "random":
+        return RandomRouter(state_dims, action_dims, layers, count=round(routing.initial_keep * layers))
+    return Router(
+        inner.width,
+        state_dims=state_dims,
+        action_dims=action_dims,
+        layers=layers,
+        hidden=routing.hidden,
+        use_state=routing.use_state,
+        use_previous_action=routing.use_previous_action,
+        dial=routing.dial,
+        initial_keep=routing.initial_keep,
+        always_on=routing.always,
+    )
+
+
+def _threshold(logits: Tensor, costs: Tensor, budget: float) -> float:
+    """The lowest logit that the budget, a share of the cost of all layers of all samples (b, l), can pay for; above all of
+    them where it can pay for none. Equal logits run or are skipped together."""
+    values, order = logits.flatten().sort(descending=True)
+    spent = costs.expand_as(logits).flatten()[order].cumsum(0) / (costs.sum() * len(logits))
+    affordable = spent <= budget + 1e-6
+    count = int(affordable.sum())
+    if count == len(values):
+        return float(values[-1]) - 1  # with room to spare: all run, also where a logit is a little lower
+    above = values[:count][values[:count] > values[count]]
+    return float((above[-1] + values[count]) / 2 if len(above) else values[0] + 1)

@@ -1,8 +1,13 @@
-"""Students that keep some layers of their teacher, always the same ones: truncation and static dropping."""
+"""Students without a router: fewer layers of their teacher, always the same ones, or the same network made afresh."""
 
 from dataclasses import dataclass
 
-from armlet.policies import Policy, Student
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from armlet.policies import Policy, Student, rebuild
+from armlet.types import Batch
 
 
 @dataclass(frozen=True)
@@ -11,7 +16,7 @@ class FirstK(Student):
 
     layers: int
 
-    def build(self, teacher: Policy) -> Policy:
+    def build(self, teacher: Policy, sample: Batch | None = None) -> Policy:
         return teacher.keep_layers(tuple(range(self.layers)))
 
 
@@ -21,5 +26,39 @@ class Kept(Student):
 
     layers: tuple[int, ...]
 
-    def build(self, teacher: Policy) -> Policy:
+    def build(self, teacher: Policy, sample: Batch | None = None) -> Policy:
         return teacher.keep_layers(self.layers)
+
+
+@dataclass(frozen=True)
+class LayerDrop(Student):
+    """The `layers` layers that change their input most on the data (block influence, ShortGPT, arXiv 2403.03853)."""
+
+    layers: int
+
+    def build(self, teacher: Policy, sample: Batch | None = None) -> Policy:
+        if sample is None:
+            raise ValueError("LayerDrop looks at the data to choose layers; pass build() a sample batch")
+        strongest = influence(teacher, sample).topk(self.layers).indices
+        return teacher.keep_layers(tuple(sorted(strongest.tolist())))
+
+
+@torch.no_grad()
+def influence(policy: Policy, batch: Batch) -> Float[Tensor, " l"]:
+    """1 − the cosine of what enters a layer and what leaves it, mean over real tokens: near 0, a layer does little."""
+    tokens = policy.embed(batch)
+    hidden, found = tokens.hidden, []
+    for index in range(len(policy.layers)):
+        before, hidden = hidden, policy.run_layer(index, hidden, tokens)
+        found.append(1 - torch.cosine_similarity(before, hidden, dim=-1)[tokens.mask].mean())
+    return torch.stack(found)
+
+
+@dataclass(frozen=True)
+class Fresh(Student):
+    """The network that `student` would make, with weights that owe the teacher nothing."""
+
+    student: Student
+
+    def build(self, teacher: Policy, sample: Batch | None = None) -> Policy:
+        return rebuild(self.student.build(teacher, sample).to_json(), teacher.body.tokenizer)

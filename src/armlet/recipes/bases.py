@@ -1,0 +1,129 @@
+"""What recipes start from: a benchmark with its episodes and teacher, how teachers are taught and watched, and the
+objectives that are no recipe's own. A recipe adds a student and the stages that train it.
+
+All recipes of one base share its episodes, teacher and traces, so what differs in a table is the recipe. A base is a recipe
+without a student: `armlet collect tabletop`, `armlet teach tabletop` and `armlet probe tabletop` make what they share.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from armlet import losses
+from armlet.benchmarks.metaworld import Metaworld
+from armlet.benchmarks.tabletop import Tabletop
+from armlet.recipe import Collection, Evaluation, Network, Objective, Probe, Recipe, Stage
+from armlet.types import Batch, Trace
+
+
+@dataclass(frozen=True)
+class Imitate(Objective):
+    """Behaviour cloning, with guesses of simulator facts (standardised) while a teacher learns.
+
+    The guesses are squared errors: near the thing, where the hand gives its place away, they are small at once, and what
+    is left to learn from is the rest, where only the words tell which thing is meant.
+    """
+
+    privileged: float = 1.0
+    facts: tuple[str, ...] = ("subject", "target")
+
+    @property
+    def wants(self) -> frozenset[str]:  # type: ignore[override]  # it follows from `facts`
+        return frozenset({"imitation", *(f"{how}.{fact}" for fact in self.facts for how in ("privileged", "pointed"))})
+
+    def __call__(self, student: Trace, teacher: Trace, batch: Batch) -> dict[str, Tensor]:
+        terms = {"imitation": student["imitation"].mean()}
+        for fact in self.facts:
+            for how in ("privileged", "pointed"):
+                error = (student[f"{how}.{fact}"].float() - batch.privileged[fact]).square().mean()
+                terms[f"{how}.{fact}"] = self.privileged / len(self.facts) * error
+        return terms
+
+
+@dataclass(frozen=True)
+class FitHeads(Objective):
+    """Stage 1: the heads of every layer learn to say the expert's action; the teacher is frozen."""
+
+    wants: ClassVar[frozenset[str]] = frozenset({"layer_actions"})
+
+    def __call__(self, student: Trace, teacher: Trace, batch: Batch) -> dict[str, Tensor]:
+        expert, valid = batch.targets()
+        layers = student["layer_actions"].unbind(1)
+        return {"layer_actions": torch.stack([losses.action_mse(actions, expert, valid) for actions in layers]).mean()}
+
+
+@dataclass(frozen=True)
+class MatchOutput(Objective):
+    """Fine-tuning towards the expert and the teacher's final answer, without layer supervision or budget."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"actions", "condition"})
+    wants: ClassVar[frozenset[str]] = frozenset({"imitation", "actions", "condition"})
+    imitation: float = 1.0
+    action: float = 1.0
+    condition: float = 0.5
+
+    def __call__(self, student: Trace, teacher: Trace, batch: Batch) -> dict[str, Tensor]:
+        return {
+            "imitation": self.imitation * student["imitation"].mean(),
+            "action": self.action * losses.action_l1(student["actions"], teacher["actions"], batch.actions_valid).mean(),
+            "condition": self.condition * losses.condition_cosine(student["condition"], teacher["condition"]).mean(),
+        }
+
+
+TEACH = Stage(Imitate(), steps=6000, batch_size=128, ema=0.999, compile=True)
+PROBE = Probe(Stage(FitHeads(), steps=600, optimiser="adamw", train=("probe.*",)))
+DISTIL = Stage(MatchOutput(), steps=3000, batch_size=128, learning_rate=5e-4, ema=0.998, compile=True)
+
+
+def tabletop() -> Recipe:
+    """8,000 episodes of tabletop, the teacher that ships with the repository and its traces; no student."""
+    return Recipe(
+        name="tabletop",
+        benchmark=Tabletop(),
+        episodes=Path("out/tabletop/episodes"),
+        teacher=Path("checkpoints/tabletop-teacher"),
+        out=Path("out/tabletop"),
+        shared=Path("out/tabletop"),
+        collection=Collection(),
+        network=Network(strides={"scene": 12, "wrist": 16}),
+        teach=TEACH,
+        probe=PROBE,
+        stages=(DISTIL,),
+    )
+
+
+def metaworld() -> Recipe:
+    """Three tasks of Meta-World (needs the extra), a teacher taught from Meta-World's own experts; no student."""
+    return replace(
+        tabletop(),
+        name="metaworld",
+        benchmark=Metaworld(),
+        episodes=Path("out/metaworld/episodes"),
+        teacher=Path("out/metaworld/teacher"),
+        out=Path("out/metaworld"),
+        shared=Path("out/metaworld"),
+        collection=Collection(episodes=600),
+        teach=replace(TEACH, steps=600, warmup=100),
+        probe=replace(PROBE, stage=replace(PROBE.stage, steps=300)),
+        stages=(replace(DISTIL, steps=1000, warmup=50),),
+        evaluation=Evaluation(episodes=150),
+    )
+
+
+def demo() -> Recipe:
+    """tabletop in minutes on two cores: few episodes, few steps, 100 paired episodes in the end; no student."""
+    base = tabletop()
+    return replace(
+        base,
+        name="demo",
+        episodes=Path("out/demo/episodes"),
+        out=Path("out/demo"),
+        shared=Path("out/demo"),
+        collection=replace(base.collection, episodes=1200),
+        probe=replace(PROBE, stage=replace(PROBE.stage, steps=200)),
+        stages=(replace(DISTIL, steps=1400, batch_size=64, warmup=50, compile=False),),
+        evaluation=Evaluation(episodes=100),
+    )

@@ -1,0 +1,36 @@
+"""Students cut to fit the data, or made afresh."""
+
+import numpy as np
+import pytest
+import torch
+from tiny import make_frames, make_policy
+
+from armlet.policies.subset import FirstK, Fresh, LayerDrop, influence
+from armlet.training import make_batches
+
+
+def test_layers_that_do_little_are_dropped() -> None:
+    teacher = make_policy(depth=6)
+    batch = make_batches(teacher, make_frames()).batch(np.arange(20))
+    with torch.no_grad():
+        for index, size in ((1, 0.0), (4, 0.0), (2, 3.0)):  # two layers that do nothing, and one that does much
+            for parameter in (teacher.layers[index].self_attn.o_proj.weight, teacher.layers[index].mlp.down_proj.weight):
+                parameter.mul_(size)
+    found = influence(teacher, batch)
+    assert found[[1, 4]].abs().max() < 1e-6 and found.argmax() == 2
+    student = LayerDrop(4).build(teacher, batch)
+    assert student.config.kept_layers == (0, 2, 3, 5)
+    with torch.no_grad():
+        torch.testing.assert_close(student(batch), teacher(batch))
+    with pytest.raises(ValueError, match="sample batch"):
+        LayerDrop(4).build(teacher)
+
+
+def test_a_fresh_student_has_the_same_shape_and_other_weights() -> None:
+    teacher = make_policy(depth=6)
+    cut, fresh = FirstK(2).build(teacher), Fresh(FirstK(2)).build(teacher)
+    assert {name: tensor.shape for name, tensor in cut.state_dict().items()} == {
+        name: tensor.shape for name, tensor in fresh.state_dict().items()
+    }
+    assert not torch.equal(cut.layers[0].mlp.down_proj.weight, fresh.layers[0].mlp.down_proj.weight)
+    assert np.array_equal(fresh.body.state.offset, cut.body.state.offset)
