@@ -4,7 +4,7 @@ PYTHON := $(shell for p in python3 python3.13 python3.12 python3.11; do $$p -c '
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test check format lock test-slow test-metaworld test-lerobot test-reference clean
+.PHONY: demo test check format lock test-slow test-metaworld test-lerobot test-page test-reference bench clean
 
 demo: $(READY)
 	bash runs/demo.sh $(if $(TEACH),--teach)
@@ -37,9 +37,20 @@ test-lerobot: $(READY)
 	.venv-lerobot/bin/pip install -q --no-deps lerobot==0.4.4 torchvision==0.25.0
 	$(BIN)/pytest -q -m lerobot
 
+# The report page in a real browser: Debian's chromium, which apt-get installs.
+test-page: $(READY)
+	test -x /usr/bin/chromium || { echo "the page is tested in Chromium: apt-get install chromium"; exit 1; }
+	$(BIN)/pip install -q playwright
+	$(BIN)/pytest -q -m page
+
 test-reference: $(READY)
 	$(BIN)/pip install -q --no-deps torch_geometric xxhash
 	$(BIN)/pytest -q -m reference
+
+# What the machinery costs: printed, and kept in docs/machinery/. Nothing else should run meanwhile.
+bench: $(READY)
+	$(BIN)/pip install -q --no-deps torch_geometric xxhash
+	for part in store graph routing training; do $(BIN)/python bench/$$part.py || exit 1; done
 
 # The versions a fresh machine installs. Made in an environment of its own.
 lock:

@@ -5,15 +5,16 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 armlet=.venv/bin/armlet
 if [[ "${1:-}" == --teach ]]; then
-  $armlet collect actdistill_tabletop
-  $armlet teach actdistill_tabletop --teacher out/demo/teacher
+  $armlet collect tabletop
+  $armlet teach tabletop --teacher out/demo/teacher
   teacher=(--teacher out/demo/teacher)
 else
   teacher=(--teacher checkpoints/tabletop-teacher)
 fi
-$armlet collect actdistill_demo
-$armlet probe actdistill_demo "${teacher[@]}"
+$armlet collect demo
+$armlet probe demo "${teacher[@]}"
 $armlet distil actdistill_demo "${teacher[@]}"
 $armlet distil first_k_demo "${teacher[@]}"
 $armlet evaluate actdistill_demo "${teacher[@]}" --policies out/demo/first_k/student
-echo "The table: out/demo/actdistill/evaluation/table.md; the picture and the videos lie beside it."
+$armlet report out/demo/actdistill/evaluation
+echo "The page: out/demo/actdistill/evaluation/report.html; the table, the picture and the videos lie beside it."

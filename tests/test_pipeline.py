@@ -11,11 +11,14 @@ import pytest
 from tiny import tiny_recipe
 
 from armlet import collect, distil, evaluate, probe, recipes, teach
+from armlet import report as report_page
 from armlet.checkpoint import load_policy
 from armlet.data.episodes import EpisodeDataset
 from armlet.data.traces import StaleTraceError, TraceStore
 from armlet.recipe import Recipe
-from armlet.recipes.actdistill import ActDistill, first_k_tabletop
+from armlet.recipes.actdistill import ActDistill
+from armlet.recipes.baselines import first_k_tabletop
+from armlet.rollout import run_episode
 
 EXAMPLE = Path(__file__).parent / "outside.py"
 
@@ -76,6 +79,45 @@ def test_first_k_uses_the_same_traces(recipe: Recipe) -> None:
     baseline = dataclasses.replace(recipe, student=dataclasses.replace(first_k_tabletop().student, layers=2), **changes)
     distil.main(baseline)
     assert len(load_policy(baseline.student_folder).layers) == 2
+
+
+STUDENTS = [name for name in recipes.available() if name.endswith("_tabletop")]
+
+
+@pytest.mark.parametrize("name", STUDENTS)
+def test_every_recipe_trains_a_student_that_acts(recipe: Recipe, tmp_path, name: str) -> None:
+    """Every recipe of the package, with its own student and objectives, on the tiny episodes and traces."""
+    full = recipes.find(name)()
+    short = {"steps": 2, "batch_size": 8, "compile": False}
+    stages = tuple(dataclasses.replace(stage, **short) for stage in full.stages)
+    student = full.student
+    if hasattr(student, "layers"):
+        student = dataclasses.replace(student, layers=2)
+    small = dataclasses.replace(recipe, name=name, out=tmp_path, shared=recipe.out, student=student, stages=stages)
+    made = load_policy(distil.main(small))
+    task = recipe.benchmark.tasks()[0]
+    gates = np.array(run_episode(made, recipe.benchmark, task, 3).gates)
+    assert gates.shape[1] == len(made.layers) and set(np.unique(gates)) <= {0, 1}
+
+
+def test_a_dial_is_evaluated_at_every_budget(recipe: Recipe, tmp_path) -> None:
+    full = recipes.find("dial_tabletop")()
+    stages = tuple(dataclasses.replace(stage, steps=2, batch_size=8, compile=False) for stage in full.stages)
+    evaluation = dataclasses.replace(recipe.evaluation, budgets=(0.25, 1.0))
+    dial = dataclasses.replace(
+        recipe, name="dial", out=tmp_path, shared=recipe.out, student=full.student, stages=stages, evaluation=evaluation
+    )
+    distil.main(dial)
+    report = json.loads(evaluate.main(dial).read_text())
+    shares = {
+        policy["budget"]: policy["flops"]["backbone"] / report["policies"][0]["flops"]["backbone"]
+        for policy in report["policies"]
+    }
+    assert [policy["name"] for policy in report["policies"]] == ["teacher", "dial", "dial at 0.25", "dial at 1"]
+    assert shares[0.25] < 0.8 and shares[1.0] == pytest.approx(1, abs=0.1)  # hardly trained: all its logits are alike
+    assert report["rollouts"][0]["policies"][2]["gates"] and list(report["training"]) == ["dial"]
+    page = report_page.main((tmp_path / "evaluation",))
+    assert "One student, any budget" in page.read_text()
 
 
 def test_a_stale_store_is_refused(recipe: Recipe, tmp_path) -> None:

@@ -9,6 +9,7 @@ Verbs, in the order of the work:
     probe      episodes + teacher → traces
     distil     episodes + traces → a student
     evaluate   teacher, student and baselines on the same episodes → report.json, a table, a picture
+    report     report.json files → one web page: `armlet report out/*/evaluation/report.json`
 
 Every field of a recipe can be set: `armlet distil actdistill_tabletop --seed 1 --out out/second`;
 `armlet distil actdistill_tabletop --help` lists them. A recipe of your own: `armlet distil mypackage.recipes:mine`.
@@ -17,7 +18,7 @@ Every field of a recipe can be set: `armlet distil actdistill_tabletop --seed 1 
 import importlib
 import sys
 
-VERBS = ("collect", "teach", "probe", "distil", "evaluate")
+VERBS = ("collect", "teach", "probe", "distil", "evaluate", "report")
 
 
 def usage() -> str:
@@ -37,10 +38,25 @@ def main() -> None:
     verb, *rest = arguments
     if verb not in VERBS:
         sys.exit(f"armlet: no verb {verb!r}; there are {', '.join(VERBS)}\n\n{usage()}")
+    if verb == "report":
+        _report(rest)
+        return
     if not rest or rest[0].startswith("-"):
         sys.exit(f"armlet {verb}: name a recipe\n\n{usage()}")
     name, *overrides = rest
     _run(verb, name, overrides)
+
+
+def _report(arguments: list[str]) -> None:
+    import tyro
+
+    from armlet import report
+
+    try:
+        result = tyro.cli(report.main, args=arguments, prog="armlet report")
+    except (ValueError, OSError, KeyError) as error:
+        sys.exit(f"armlet report: {type(error).__name__}: {error}")
+    sys.stdout.write(f"{result}\n")
 
 
 def _run(verb: str, name: str, overrides: list[str]) -> None:

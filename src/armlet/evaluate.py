@@ -18,12 +18,12 @@ import torch
 
 from armlet import figures, measure, stats
 from armlet.benchmarks import Benchmark
-from armlet.checkpoint import load_policy, policy_fingerprint, write_atomically
+from armlet.checkpoint import write_atomically
 from armlet.data.video import write_video
 from armlet.policies import Policy
 from armlet.progress import Progress
 from armlet.recipe import Recipe, to_json
-from armlet.rollout import Result, film, plan, run_all, run_episode
+from armlet.rollout import Contender, Result, film, plan, run_all, run_episode
 from armlet.types import Observation
 
 Row = dict[str, Any]
@@ -31,16 +31,18 @@ Row = dict[str, Any]
 
 def main(recipe: Recipe) -> Path:
     """Evaluate the recipe's teacher, its student and `policies`; returns the report's path."""
-    folders = policy_folders(recipe)
+    field = contenders(recipe)
     out = recipe.out / "evaluation"
-    rows = run_episodes(recipe, folders, out)
+    rows = run_episodes(recipe, field, out)
     torch.set_num_threads(1)
-    policies = {name: load_policy(folder) for name, folder in folders.items()}
+    policies = {name: contender.load() for name, contender in field.items()}
     observations = sample_observations(policies, recipe.benchmark, recipe.evaluation.seed)
     timings = measure.latency(policies, observations, calls=recipe.evaluation.latency_calls)
     report = {
-        "policies": [summarise(name, policies[name], folders[name], rows[name], observations, timings[name]) for name in folders],
+        "policies": [summarise(name, policies[name], field[name], rows[name], observations, timings[name]) for name in field],
         "pairs": pairs(rows),
+        "rollouts": make_videos(recipe, policies, out),
+        "training": training(field),
         "fingerprint": fingerprint(recipe),
     }
     out.mkdir(parents=True, exist_ok=True)
@@ -48,48 +50,49 @@ def main(recipe: Recipe) -> Path:
     table = figures.table(report)
     write_atomically(out / "table.md", table.encode())
     figures.success_against_latency(report, out / "success-latency.png")
-    make_videos(recipe, policies, out)
     print(table)  # noqa: T201 - the verdict, for the person who ran it
     return out / "report.json"
 
 
-def policy_folders(recipe: Recipe) -> dict[str, Path]:
-    """Name → folder: the teacher first. Two students of one name are told apart by their folder."""
-    folders = {"teacher": recipe.teacher}
+def contenders(recipe: Recipe) -> dict[str, Contender]:
+    """Name → policy: the teacher first. Two students of one name are told apart by their folder."""
+    folders = {"teacher": Contender(recipe.teacher)}
     if (recipe.student_folder / "config.json").exists():
-        folders[recipe.name] = recipe.student_folder
+        folders[recipe.name] = Contender(recipe.student_folder)
+        budgets = recipe.evaluation.budgets
+        folders |= {f"{recipe.name} at {budget:g}": Contender(recipe.student_folder, budget) for budget in budgets}
     for folder in recipe.policies:
         name = folder.parent.name if folder.name == "student" else folder.name
         if name in folders:
             name = folder.as_posix()
-        folders[name] = folder
+        folders[name] = Contender(folder)
     return folders
 
 
-def run_episodes(recipe: Recipe, folders: dict[str, Path], out: Path) -> dict[str, list[Row]]:
+def run_episodes(recipe: Recipe, field: dict[str, Contender], out: Path) -> dict[str, list[Row]]:
     """Every policy on every episode of every split; what stands in `episodes.jsonl` is not run again."""
     setting, benchmark = recipe.evaluation, recipe.benchmark
-    marks = {name: policy_fingerprint(folder) for name, folder in folders.items()}
+    marks = {name: contender.fingerprint for name, contender in field.items()}
     wanted = [(task, seed) for split in setting.splits for task, seed in plan(benchmark, split, setting.episodes, setting.seed)]
     log = out / "episodes.jsonl"
     setup = json.dumps(benchmark.fingerprint(), sort_keys=True)
     done = read_log(log, setup)
     jobs = [
-        (name, task, seed) for task, seed in wanted for name in folders if (marks[name], task.split, task.name, seed) not in done
+        (name, task, seed) for task, seed in wanted for name in field if (marks[name], task.split, task.name, seed) not in done
     ]
     progress = Progress(
-        f"evaluate {recipe.name}", total=len(wanted) * len(folders), start=len(wanted) * len(folders) - len(jobs), unit="episode"
+        f"evaluate {recipe.name}", total=len(wanted) * len(field), start=len(wanted) * len(field) - len(jobs), unit="episode"
     )
     out.mkdir(parents=True, exist_ok=True)
     with log.open("a") as file:
-        for name, result in run_all(folders, benchmark, jobs, workers=setting.workers):
+        for name, result in run_all(field, benchmark, jobs, workers=setting.workers):
             row = {"policy": marks[name], "setup": setup, **episode_row(result)}
             done[marks[name], result.task.split, result.task.name, result.seed] = row
             file.write(json.dumps(row) + "\n")
             file.flush()
             progress.advance()
     progress.close()
-    return {name: [done[marks[name], task.split, task.name, seed] for task, seed in wanted] for name in folders}
+    return {name: [done[marks[name], task.split, task.name, seed] for task, seed in wanted] for name in field}
 
 
 def read_log(path: Path, setup: str) -> dict[tuple[str, str, str, int], Row]:
@@ -121,7 +124,7 @@ def episode_row(result: Result) -> Row:
 
 
 def summarise(
-    name: str, policy: Policy, folder: Path, rows: list[Row], observations: list[Observation], timing: dict[str, float]
+    name: str, policy: Policy, contender: Contender, rows: list[Row], observations: list[Observation], timing: dict[str, float]
 ) -> Row:
     """One policy's line of the report."""
     seen = [row for row in rows if row["split"] == rows[0]["split"]]
@@ -145,12 +148,13 @@ def summarise(
         "params": measure.parameters(policy),
         "keep_ratio": float(keep.mean()),
         "routing": routing(gates),
-        "peak_memory_mb": measure.peak_memory_mb(folder, observations[0]),
-        "bytes_on_disk": (folder / "model.safetensors").stat().st_size,
+        "peak_memory_mb": measure.peak_memory_mb(contender.folder, observations[0]),
+        "bytes_on_disk": (contender.folder / "model.safetensors").stat().st_size,
         "by_family": tally(seen, "family"),
         "by_task": tally(seen, "task"),
         "by_split": tally(rows, "split"),
-        "fingerprint": policy_fingerprint(folder),
+        "budget": contender.budget,
+        "fingerprint": contender.fingerprint,
     }
 
 
@@ -198,14 +202,35 @@ def sample_observations(policies: dict[str, Policy], benchmark: Benchmark, seed:
     return observations
 
 
-def make_videos(recipe: Recipe, policies: dict[str, Policy], out: Path) -> None:
-    """The same episode by every policy, side by side, for the first episodes of the plan."""
+def make_videos(recipe: Recipe, policies: dict[str, Policy], out: Path) -> list[Row]:
+    """The same episode by every policy, side by side, for the first episodes of the plan: the films' rows of the report."""
+    found: list[Row] = []
+    hz = round(recipe.benchmark.action_spec.control_hz)
     for task, seed in plan(recipe.benchmark, "seen", recipe.evaluation.videos, recipe.evaluation.seed):
         films = [film(policy, recipe.benchmark, task, seed) for policy in policies.values()]
-        longest = max(len(frames) for frames in films)
-        padded = [np.concatenate([frames, frames[-1:].repeat(longest - len(frames), 0)]) for frames in films]
-        hz = round(recipe.benchmark.action_spec.control_hz)
-        write_video(out / f"{task.name}-{seed}.mp4", np.concatenate(padded, 2), fps=hz)
+        longest = max(len(frames) for frames, _ in films)
+        padded = [np.concatenate([frames, frames[-1:].repeat(longest - len(frames), 0)]) for frames, _ in films]
+        name = f"{task.name}-{seed}.mp4"
+        write_video(out / name, np.concatenate(padded, 2), fps=hz)
+        seen = [
+            {"name": name, "execute": policies[name].execute, **{key: row[key] for key in ("success", "steps", "gates")}}
+            for name, row in zip(policies, (episode_row(result) for _, result in films), strict=True)
+        ]
+        found.append({"task": task.name, "seed": seed, "video": name, "fps": hz, "policies": seen})
+    return found
+
+
+def training(field: dict[str, Contender]) -> dict[str, list[Row]]:
+    """Policy → its stages' loss curves, column by column, where the logs of its training lie beside it."""
+    found: dict[str, list[Row]] = {}
+    for name, contender in field.items():
+        ours = contender.folder.name == "student" and contender.budget is None
+        logs = sorted(contender.folder.parent.glob("distil-*/metrics.jsonl")) if ours else []
+        rows = [[json.loads(line) for line in log.read_text().splitlines()] for log in logs]
+        stages = [{key: [row[key] for row in stage] for key in stage[0]} for stage in rows if stage]
+        if stages:
+            found[name] = stages
+    return found
 
 
 def fingerprint(recipe: Recipe) -> Row:

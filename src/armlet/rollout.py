@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from armlet.benchmarks import Benchmark, Task, World
-from armlet.checkpoint import load_policy
+from armlet.checkpoint import load_policy, policy_fingerprint
 from armlet.policies import Policy
 from armlet.types import Observation
 
@@ -74,29 +74,45 @@ def run_episode(
     return Result(task, seed, success, steps, tuple(gates), tuple(policy_ms), tuple(loop_ms))
 
 
-def film(policy: Policy, benchmark: Benchmark, task: Task, seed: int, *, size: int = 224) -> np.ndarray:
-    """Frames (T, size, size, 3) uint8 of one episode: its beginning and every step."""
+def film(policy: Policy, benchmark: Benchmark, task: Task, seed: int, *, size: int = 224) -> tuple[np.ndarray, Result]:
+    """Frames (T, size, size, 3) uint8 of one episode, its beginning and every step; and how it went."""
     frames: list[np.ndarray] = []
-    run_episode(policy, benchmark, task, seed, on_world=lambda world: frames.append(world.render(size)))
-    return np.stack(frames)
+    result = run_episode(policy, benchmark, task, seed, on_world=lambda world: frames.append(world.render(size)))
+    return np.stack(frames), result
 
 
-_POLICIES: dict[str, Policy] = {}  # a worker's own copies, loaded once
+@dataclass(frozen=True)
+class Contender:
+    """A policy on disk and, for one with a dial, the budget that it is run at."""
+
+    folder: Path
+    budget: float | None = None
+
+    def load(self) -> Policy:
+        policy = load_policy(self.folder)
+        return policy if self.budget is None else policy.at(self.budget)
+
+    @property
+    def fingerprint(self) -> str:
+        return policy_fingerprint(self.folder) + ("" if self.budget is None else f"@{self.budget:g}")
 
 
-def _work(job: tuple[str, Path, Benchmark, Task, int]) -> tuple[str, Result]:
-    name, folder, benchmark, task, seed = job
-    if str(folder) not in _POLICIES:
+_POLICIES: dict[Contender, Policy] = {}  # a worker's own copies, loaded once
+
+
+def _work(job: tuple[str, Contender, Benchmark, Task, int]) -> tuple[str, Result]:
+    name, contender, benchmark, task, seed = job
+    if contender not in _POLICIES:
         torch.set_num_threads(1)
-        _POLICIES[str(folder)] = load_policy(folder)
-    return name, run_episode(_POLICIES[str(folder)], benchmark, task, seed)
+        _POLICIES[contender] = contender.load()
+    return name, run_episode(_POLICIES[contender], benchmark, task, seed)
 
 
 def run_all(
-    folders: dict[str, Path], benchmark: Benchmark, episodes: Sequence[tuple[str, Task, int]], *, workers: int
+    contenders: dict[str, Contender], benchmark: Benchmark, episodes: Sequence[tuple[str, Task, int]], *, workers: int
 ) -> Iterator[tuple[str, Result]]:
     """Run (policy name, task, seed) jobs in `workers` processes; results come as they finish."""
-    jobs = [(name, folders[name], benchmark, task, seed) for name, task, seed in episodes]
+    jobs = [(name, contenders[name], benchmark, task, seed) for name, task, seed in episodes]
     if workers <= 1:
         yield from map(_work, jobs)
         return

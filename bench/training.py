@@ -1,0 +1,113 @@
+"""Training steps a second of the small VLA: plain fine-tuning, output matched, router, and every layer supervised.
+
+    python bench/training.py [--steps 30] [--out docs/machinery/training.json]
+
+Frames and traces are noise of the real sizes: what is timed is the step, not the learning.
+"""
+
+import dataclasses
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import torch
+import tyro
+
+from armlet.benchmarks.tabletop import Tabletop
+from armlet.checkpoint import load_policy
+from armlet.data.frames import Frames
+from armlet.learner import Learner
+from armlet.policies.routed import Routing
+from armlet.recipe import Objective
+from armlet.recipes.actdistill import ActDistill, actdistill_tabletop
+from armlet.recipes.bases import MatchOutput
+from armlet.supervision import make_heads
+from armlet.training import Trainer, make_batches
+
+
+@dataclasses.dataclass
+class Arguments:
+    teacher: Path = Path("checkpoints/tabletop-teacher")
+    out: Path = Path("docs/machinery/training.json")
+    steps: int = 30
+
+
+@dataclasses.dataclass(frozen=True)
+class Clone(Objective):
+    wants: ClassVar[frozenset[str]] = frozenset({"imitation"})
+
+    def __call__(self, student, teacher, batch):
+        return {"imitation": student["imitation"].mean()}
+
+
+def noise(teacher) -> Frames:
+    rng = np.random.default_rng(0)
+    total, benchmark = 2048, Tabletop()
+    actions = rng.uniform(-1, 1, (total, benchmark.action_spec.dims)).astype(np.float32)
+    return Frames(
+        images={name: rng.integers(0, 256, (total, size, size, 3), dtype=np.uint8) for name, size in benchmark.cameras.items()},
+        state=rng.normal(size=(total, len(teacher.body.state.offset))).astype(np.float32),
+        actions=actions,
+        executed=actions,
+        privileged={},
+        texts=("put the red cube into the white box",) * 128,
+        starts=np.arange(0, total + 1, 16),
+    )
+
+
+def main(arguments: Arguments) -> None:
+    torch.set_num_threads(2)
+    recipe = actdistill_tabletop()
+    stage = dataclasses.replace(recipe.stages[0], checkpoint_every=10**9, steps=10**9)
+    teacher = load_policy(arguments.teacher)
+    heads = make_heads(teacher, recipe.probe)
+    batches = make_batches(teacher, noise(teacher))
+    learned = Learner(teacher, probe=heads).eval()
+    with torch.no_grad():
+        row = learned.trace(batches.batch(np.arange(1)), ["actions", "condition", "semantics", "layer_actions"])
+    traces = lambda keys: {name: value.expand(len(keys), *value.shape[1:]) for name, value in row.items()}  # noqa: E731
+    plain = dataclasses.replace(stage, freeze=("policy.vision.*",), objective=Clone())
+    kinds = {
+        "plain fine-tuning": (lambda: Learner(load_policy(arguments.teacher)), plain),
+        "output matched": (lambda: Learner(load_policy(arguments.teacher)), dataclasses.replace(plain, objective=MatchOutput())),
+        "router, output matched": (
+            lambda: Learner(Routing().build(teacher)),
+            dataclasses.replace(stage, objective=MatchOutput()),
+        ),
+        "router, every layer supervised": (
+            lambda: Learner(Routing().build(teacher), probe=make_heads(teacher, recipe.probe)),
+            dataclasses.replace(stage, objective=ActDistill(keep=0.3)),
+        ),
+    }
+    seconds = {}
+    for name, (make, setting) in kinds.items():
+        with tempfile.TemporaryDirectory() as folder:
+            trainer = Trainer(make(), setting, batches, folder=Path(folder), seed=0, title=name, teacher=traces)
+            trainer.learner.train()
+            with trainer._compiled() as update:
+                for _ in range(5):
+                    update()
+                times = []
+                for _ in range(arguments.steps):
+                    started = time.perf_counter()
+                    update()
+                    times.append(time.perf_counter() - started)
+        seconds[name] = float(np.median(times))
+        print(f"{name}: {1e3 * seconds[name]:.0f} ms a step of {setting.batch_size}")
+    plain_seconds = seconds["plain fine-tuning"]
+    result = {
+        "batch_size": stage.batch_size,
+        "threads": 2,
+        "ms_a_step": {name: 1e3 * value for name, value in seconds.items()},
+        "over_plain": {name: value / plain_seconds - 1 for name, value in seconds.items()},
+    }
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Arguments))

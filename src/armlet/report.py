@@ -1,0 +1,67 @@
+"""report: report.json files → one web page that works from a file, without a network.
+
+    armlet report out/actdistill_tabletop/evaluation/report.json [more …] [--out page.html]
+
+Every number on the page is in a report.json, and each section says in which. Films lie beside their report and are put into
+the page. Knows reports; runs no policy.
+"""
+
+import base64
+import json
+from pathlib import Path
+from typing import Any
+
+from armlet.checkpoint import write_atomically
+from armlet.figures import sentence
+
+Report = dict[str, Any]
+TEMPLATE = Path(__file__).with_name("report.html")
+NEEDED = ("policies", "pairs", "fingerprint")
+
+
+def main(reports: tuple[Path, ...], /, *, out: Path | None = None) -> Path:
+    """Write the page; returns its path. `reports`: files, or folders that hold a report.json. `out`: where the page goes,
+    beside the first report if not given."""
+    if not reports:
+        raise ValueError("name at least one report.json (made by `armlet evaluate`)")
+    paths = [path / "report.json" if path.is_dir() else path for path in reports]
+    sections = [read(path) for path in paths]
+    out = out or paths[0].with_name("report.html")
+    write_atomically(out, render(sections).encode())
+    return out
+
+
+def read(path: Path) -> Report:
+    """A report and the films it names. Raises FileNotFoundError or ValueError naming the file and the field."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing; `armlet evaluate` writes it")
+    try:
+        report = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not JSON ({error}); was it cut short? Run `armlet evaluate` again") from error
+    missing = [name for name in NEEDED if not isinstance(report, dict) or name not in report]
+    if missing:
+        raise ValueError(f"{path} lacks {', '.join(missing)}; it was not written by `armlet evaluate`")
+    for rollout in report.get("rollouts", []):
+        film = path.parent / rollout["video"]
+        found = film.is_file()
+        rollout["source"] = "data:video/mp4;base64," + base64.b64encode(film.read_bytes()).decode() if found else None
+    return {**report, "path": path.as_posix()}
+
+
+def render(reports: list[Report]) -> str:
+    """The page as text."""
+    from jinja2 import Environment, StrictUndefined
+    from plotly.offline import get_plotlyjs
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"percent": lambda value: f"{100 * value:.1f} %", "pretty": _pretty}
+    template = environment.from_string(TEMPLATE.read_text())
+    data = json.dumps(reports).replace("<", "\\u003c")  # nothing in it can end the script element that holds it
+    return template.render(
+        reports=reports, data=data, plotly=get_plotlyjs(), sentence=lambda pair: sentence(pair).removeprefix("- ")
+    )
+
+
+def _pretty(value: Any) -> str:
+    return json.dumps(value, indent=1, ensure_ascii=False)

@@ -1,0 +1,183 @@
+"""The page: every number from its report, nothing from the network; and, in a real browser (`make test-page`), its clicks."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from armlet import report
+from armlet.data.video import write_video
+
+EVIL = "</script><script>window.broken = 1</script>"
+
+
+def policy(name: str, successes: int, milliseconds: float, budget: float | None = None) -> dict:
+    share = {"successes": successes, "episodes": 100, "ci95": [successes / 100 - 0.05, min(1, successes / 100 + 0.03)]}
+    times = {"p50": milliseconds, "p95": 2 * milliseconds, "p99": 3 * milliseconds}
+    return {
+        "name": name,
+        **share,
+        "mean_steps": 11.5,
+        "latency_ms": {"policy": times, "closed_loop": times, "threads": 1, "device": "cpu"},
+        "flops": {"total": 2e8, "backbone": milliseconds * 1e7},
+        "params": {"total": 10, "trainable": 10, "deployed": 1_234_567},
+        "keep_ratio": 0.375,
+        "budget": budget,
+        "routing": {"activation": [1.0, 0.5, 0.25], "patterns": 3, "commonest_pattern": "110", "commonest_share": 0.6},
+        "peak_memory_mb": 321.0,
+        "by_family": {"tool": share},
+        "by_task": {"rake": share},
+        "by_split": {"seen": share, "unseen_objects": share},
+    }
+
+
+@pytest.fixture
+def written(tmp_path) -> Path:
+    """A report with a film of 21 frames, beside it."""
+    frames = np.zeros((21, 64, 128, 3), np.uint8)
+    frames[np.arange(21), :, np.arange(21) * 6] = 255
+    write_video(tmp_path / "rake-7.mp4", frames, fps=10)
+    policies = [
+        policy("teacher", 99, 5.5),
+        policy("student", 98, 2.5),
+        policy("dial at 0.5", 97, 3.0, 0.5),
+        policy("dial at 0.25", 90, 2.0, 0.25),
+    ]
+    seen = [
+        {"name": name, "execute": 2, "success": True, "steps": 20, "gates": [gates] * 10}
+        for name, gates in (("teacher", "111"), ("student", "101"))
+    ]
+    pair = {
+        "a": "student",
+        "b": "teacher",
+        "difference": -0.01,
+        "ci95": [-0.028, 0.01],
+        "mcnemar_p": 1.0,
+        "non_inferior_3pp": True,
+        "n": 100,
+    }
+    film = {"task": "rake", "seed": 7, "video": "rake-7.mp4", "fps": 10, "policies": seen}
+    curve = {
+        "step": [50, 100],
+        "loss": [2.0, 1.0],
+        "budget": [0.5, 0.1],
+        "seconds": [1, 1],
+        "learning_rate": [1, 1],
+        "grad_norm": [1, 1],
+    }
+    value = {
+        "policies": policies,
+        "pairs": [pair],
+        "rollouts": [film, {**film, "task": "push"}],
+        "training": {"student": [curve, {**curve, "loss": [0.5, 0.4]}]},
+        "fingerprint": {"benchmark": {"benchmark": "tabletop"}, "recipe": {"name": "mine"}, "note": EVIL},
+    }
+    path = tmp_path / "report.json"
+    path.write_text(json.dumps(value))
+    return path
+
+
+def test_the_page_is_whole_and_asks_nothing_of_a_network(written: Path, tmp_path) -> None:
+    page = report.main((written,), out=tmp_path / "page.html").read_text()
+    own = re.sub(r"<script>.*?</script>", "", page, flags=re.S)  # plotly's own code names places that it does not visit
+    assert not re.findall(r"""(?:src|href)=["'](?!#|data:)""", own)
+    for shown in ("99/100", "2.50", "1.23 M", "unseen_objects", "321", "student ≥ teacher − 3 pp: shown (n = 100)"):
+        assert shown in page
+    data = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.S)
+    assert data is not None
+    restored = json.loads(data.group(1))
+    assert restored[0]["fingerprint"]["note"] == EVIL and restored[0]["rollouts"][0]["source"].startswith(
+        "data:video/mp4;base64,"
+    )
+    assert EVIL not in own
+
+
+def test_many_reports_make_one_page_and_a_folder_is_enough(written: Path) -> None:
+    page = report.main((written.parent, written))
+    assert page == written.with_name("report.html") and page.read_text().count('<section id="report-') == 2
+
+
+def test_a_report_without_films_or_curves_is_shown_too(written: Path) -> None:
+    value = json.loads(written.read_text())
+    del value["rollouts"], value["training"]
+    for row in value["policies"]:
+        del row["budget"]
+    written.write_text(json.dumps(value))
+    assert "Watch it decide" not in report.main((written,)).read_text()
+
+
+def test_what_is_no_report_is_named(written: Path, tmp_path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"absent/report\.json is missing"):
+        report.main((tmp_path / "absent" / "report.json",))
+    with pytest.raises(ValueError, match="at least one"):
+        report.main(())
+    written.write_text(written.read_text()[:100])
+    with pytest.raises(ValueError, match=r"report\.json is not JSON"):
+        report.main((written,))
+    written.write_text("[]")
+    with pytest.raises(ValueError, match="lacks policies, pairs, fingerprint"):
+        report.main((written,))
+
+
+# --- in a browser -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def page(written: Path) -> Iterator:
+    """The page in Chromium, offline; any error on its console fails the test."""
+    playwright = pytest.importorskip("playwright.sync_api")
+    path, errors = report.main((written,)), []
+    with playwright.sync_playwright() as driver:
+        quiet = [
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-quic",
+            "--no-first-run",
+            "--disable-background-networking",
+            "--disable-sync",
+        ]
+        browser = driver.chromium.launch(executable_path="/usr/bin/chromium", args=quiet)
+        context = browser.new_context(offline=True, viewport={"width": 1100, "height": 900})
+        shown = context.new_page()
+        shown.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+        shown.on("pageerror", lambda error: errors.append(str(error)))
+        shown.goto(path.as_uri())
+        yield shown
+        assert not errors
+        browser.close()
+
+
+@pytest.mark.page
+def test_the_charts_are_drawn_and_nothing_is_wider_than_a_telephone(page) -> None:
+    assert page.locator(".main-svg").count() >= 4
+    assert page.evaluate("window.broken") is None
+    page.set_viewport_size({"width": 375, "height": 700})
+    page.wait_for_timeout(300)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 375
+
+
+@pytest.mark.page
+def test_the_map_and_the_film_move_together(page) -> None:
+    chart = page.locator('[data-chart="routing"]')
+    page.wait_for_function("document.querySelector('video').readyState >= 2")
+    chart.focus()
+    for _ in range(6):
+        page.keyboard.press("ArrowRight")
+        page.wait_for_timeout(80)
+    page.wait_for_function("document.querySelector('[data-chart=routing]').dataset.step === '6'")
+    assert page.evaluate("document.querySelector('video').currentTime") == pytest.approx(0.6, abs=0.02)
+    box = chart.locator(".nsewdrag").first.bounding_box()
+    page.mouse.click(box["x"] + 0.9 * box["width"], box["y"] + box["height"] / 2)
+    page.wait_for_function("document.querySelector('video').currentTime > 1.4")
+
+
+@pytest.mark.page
+def test_buttons_change_what_is_shown(page) -> None:
+    page.get_by_role("button", name="push, seed 7").click()
+    assert page.get_by_role("button", name="push, seed 7").get_attribute("aria-pressed") == "true"
+    before = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    page.get_by_role("button", name="switch between light and dark").click()
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") != before
