@@ -10,15 +10,17 @@ import numpy as np
 import pytest
 from tiny import tiny_recipe
 
-from armlet import collect, distil, evaluate, probe, recipes, teach
+from armlet import collect, distil, evaluate, probe, recipes, teach, training
 from armlet import report as report_page
 from armlet.checkpoint import load_policy
 from armlet.data.episodes import EpisodeDataset
+from armlet.data.frames import load_frames
 from armlet.data.traces import StaleTraceError, TraceStore
-from armlet.recipe import Recipe
+from armlet.recipe import Recipe, Round
 from armlet.recipes.actdistill import ActDistill
 from armlet.recipes.baselines import first_k_tabletop
 from armlet.rollout import run_episode
+from armlet.training import make_batches
 
 EXAMPLE = Path(__file__).parent / "outside.py"
 
@@ -93,11 +95,46 @@ def test_every_recipe_trains_a_student_that_acts(recipe: Recipe, tmp_path, name:
     student = full.student
     if hasattr(student, "layers"):
         student = dataclasses.replace(student, layers=2)
-    small = dataclasses.replace(recipe, name=name, out=tmp_path, shared=recipe.out, student=student, stages=stages)
+    rounds = tuple(
+        dataclasses.replace(each, stage=dataclasses.replace(each.stage, **short), episodes=3, workers=1) for each in full.rounds
+    )
+    small = dataclasses.replace(recipe, name=name, out=tmp_path, shared=recipe.out, student=student, stages=stages, rounds=rounds)
     made = load_policy(distil.main(small))
     task = recipe.benchmark.tasks()[0]
     gates = np.array(run_episode(made, recipe.benchmark, task, 3).gates)
     assert gates.shape[1] == len(made.layers) and set(np.unique(gates)) <= {0, 1}
+
+
+def test_an_on_policy_round_adds_what_the_student_met_and_resumes(recipe: Recipe, tmp_path, monkeypatch) -> None:
+    """The states are the student's, the labels and traces the teacher's; a run killed after acting ends as one that was not."""
+    short = dataclasses.replace(recipe.stages[1], steps=4, checkpoint_every=2)
+    rounds = (Round(short, episodes=4, workers=1),) * 2
+    teacher = load_policy(recipe.teacher)
+    update = training.Trainer._update
+
+    def dies(trainer: training.Trainer) -> dict[str, float]:
+        if trainer.folder.name == "distil-2" and trainer.step == 3:
+            raise KeyboardInterrupt
+        return update(trainer)
+
+    whole, killed = (
+        dataclasses.replace(recipe, out=tmp_path / name, shared=recipe.out, rounds=rounds) for name in ("whole", "killed")
+    )
+    monkeypatch.setattr(training.Trainer, "_update", dies)
+    with pytest.raises(KeyboardInterrupt):
+        distil.main(killed)
+    monkeypatch.undo()
+    ends = [load_policy(distil.main(each)).state_dict() for each in (whole, killed)]
+    assert all((ends[0][name] == ends[1][name]).all() for name in ends[0])
+    data = EpisodeDataset(tmp_path / "whole" / "round-0" / "episodes")
+    assert len(data.episodes) == 4
+    store = TraceStore(tmp_path / "whole" / "round-0" / "traces")
+    assert len(store) == len(data)
+    frames = load_frames(data)
+    # What was recorded as the action is the first of the chunk that the teacher answers there, but for the video's loss.
+    answers = store.read(store.keys, want=["actions"])["actions"][:, 0].float().numpy()
+    assert np.abs(answers - make_batches(teacher, frames)._actions).mean() < 0.05
+    assert np.abs(frames.executed - frames.actions).mean() > 0.01, "the student did something else"
 
 
 def test_a_dial_is_evaluated_at_every_budget(recipe: Recipe, tmp_path) -> None:

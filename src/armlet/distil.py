@@ -4,17 +4,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from armlet.checkpoint import load_policy, save_policy
+from armlet.checkpoint import load_policy, policy_fingerprint, save_policy
 from armlet.data.episodes import EpisodeDataset
-from armlet.data.frames import BatchMaker, load_frames, split_frames
+from armlet.data.frames import BatchMaker, Frames, join_frames, load_frames, split_frames
 from armlet.data.traces import TraceStore
 from armlet.learner import Learner
 from armlet.policies import Policy
 from armlet.recipe import Recipe, to_json
-from armlet.supervision import heads_file, identity, load_heads, make_heads
+from armlet.recording import StudentActs, record
+from armlet.supervision import heads_file, identity, load_heads, make_heads, store_traces
 from armlet.training import TeacherTraces, Trainer, make_batches
-from armlet.types import Batch
+from armlet.types import Batch, Trace
 
 SAMPLE = 512  # frames that a student is cut to fit, or calibrated on
 
@@ -31,15 +33,58 @@ def main(recipe: Recipe) -> Path:
     torch.manual_seed(recipe.seed)
     student = recipe.student.build(teacher, _sample(batches, recipe.seed)).to(device)
     learner = _learner(recipe, student, data).to(device)
-    traces = _traces(recipe, data, device)
     unseen = _sample(make_batches(teacher, held_out), recipe.seed)
-    for index, stage in enumerate(recipe.stages):
-        title = f"distil {recipe.name} {index + 1}/{len(recipe.stages)}"
-        folder = recipe.out / f"distil-{index}"
-        Trainer(learner, stage, batches, folder=folder, seed=recipe.seed + index, title=title, teacher=traces).run()
+    frames, stores = [train], _stores(recipe, data)
+    for index, stage in enumerate((*recipe.stages, *(each.stage for each in recipe.rounds))):
+        number = index - len(recipe.stages)
+        if number >= 0:
+            more = _practise(recipe, student, teacher, number)
+            frames.append(load_frames(more))
+            stores += _stores(recipe, more, recipe.out / f"round-{number}" / "traces")
+            batches = make_batches(teacher, join_frames(frames))
+        trainer = Trainer(
+            learner,
+            stage,
+            batches,
+            folder=recipe.out / f"distil-{index}",
+            seed=recipe.seed + index,
+            title=f"distil {recipe.name} {index + 1}/{len(recipe.stages) + len(recipe.rounds)}",
+            teacher=_answers(recipe, stores, frames, device),
+        )
+        trainer.run()
         student.calibrate(unseen)
     save_policy(student, recipe.student_folder, provenance={"recipe": to_json(recipe), "data": data.fingerprint})
     return recipe.student_folder
+
+
+def _practise(recipe: Recipe, student: Policy, teacher: Policy, number: int) -> EpisodeDataset:
+    """The student of this moment acts, its teacher labels what it met: the episodes, their traces stored beside them."""
+    each, folder = recipe.rounds[number], recipe.out / f"round-{number}"
+    if not (folder / "student" / "config.json").exists():  # one that is there has acted already
+        save_policy(student, folder / "student")
+    record(
+        folder / "episodes",
+        recipe.benchmark,
+        StudentActs(recipe.benchmark, folder / "student", recipe.teacher, each.seed),
+        episodes=each.episodes,
+        workers=each.workers,
+        metadata={
+            "benchmark": recipe.benchmark.fingerprint(),
+            "student": policy_fingerprint(folder / "student"),
+            "seed": each.seed,
+        },
+        title=f"practise {recipe.name} {number + 1}/{len(recipe.rounds)}",
+    )
+    data = EpisodeDataset(folder / "episodes")
+    watched = Learner(teacher)
+    if recipe.probe:
+        watched.probe = make_heads(teacher, recipe.probe).to(teacher.device)
+        load_heads(watched.probe, heads_file(recipe))
+    batches = make_batches(teacher, load_frames(data))
+    store_traces(
+        folder / "traces", watched, batches, identity(recipe, data.fingerprint), title=f"traces {recipe.name} {number + 1}"
+    )
+    return data
 
 
 def _sample(batches: BatchMaker, seed: int) -> Batch:
@@ -50,7 +95,8 @@ def _sample(batches: BatchMaker, seed: int) -> Batch:
 
 def _learner(recipe: Recipe, student: Policy, data: EpisodeDataset) -> Learner:
     """The student with the heads its objectives read; the probe's start as the teacher's."""
-    wanted = {name for stage in recipe.stages for name in stage.objective.wants}
+    stages = (*recipe.stages, *(each.stage for each in recipe.rounds))
+    wanted = {name for stage in stages for name in stage.objective.wants}
     heads = None
     if {"semantics", "layer_actions"} & wanted:
         assert recipe.probe is not None  # building the recipe has checked it
@@ -60,10 +106,30 @@ def _learner(recipe: Recipe, student: Policy, data: EpisodeDataset) -> Learner:
     return Learner(student, probe=heads, privileged=facts)
 
 
-def _traces(recipe: Recipe, data: EpisodeDataset, device: str) -> TeacherTraces | None:
-    """The teacher's answers by (episode, step), where an objective needs any."""
-    needed = sorted({name for stage in recipe.stages for name in stage.objective.needs})
-    if not needed:
+def _needed(recipe: Recipe) -> list[str]:
+    stages = (*recipe.stages, *(each.stage for each in recipe.rounds))
+    return sorted({name for stage in stages for name in stage.objective.needs})
+
+
+def _stores(recipe: Recipe, data: EpisodeDataset, folder: Path | None = None) -> list[TraceStore]:
+    """The teacher's answers to these episodes, where an objective needs any."""
+    return [TraceStore(folder or recipe.traces, identity(recipe, data.fingerprint))] if _needed(recipe) else []
+
+
+def _answers(recipe: Recipe, stores: list[TraceStore], frames: list[Frames], device: str) -> TeacherTraces | None:
+    """The teacher's trace by key; the episodes of the n-th data set are numbered after those of the sets before it."""
+    if not stores:
         return None
-    store = TraceStore(recipe.traces, identity(recipe, data.fingerprint))
-    return lambda keys: {name: tensor.to(device).float() for name, tensor in store.read(keys.cpu(), want=needed).items()}
+    needed, firsts = _needed(recipe), np.cumsum([0, *(len(part.texts) for part in frames[:-1])])
+
+    def answer(keys: Tensor) -> Trace:
+        found, part = keys.cpu().numpy(), np.searchsorted(firsts, keys[:, 0].cpu().numpy(), side="right") - 1
+        rows: dict[str, Tensor] = {}
+        for number in np.unique(part):
+            mine = np.flatnonzero(part == number)
+            answers = stores[number].read(found[mine] - [firsts[number], 0], want=needed)
+            for name, values in answers.items():
+                rows.setdefault(name, values.new_empty(len(found), *values.shape[1:]))[mine] = values
+        return {name: values.to(device).float() for name, values in rows.items()}
+
+    return answer

@@ -9,6 +9,7 @@ import json
 import platform
 import subprocess
 from collections import defaultdict
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -38,9 +39,11 @@ def main(recipe: Recipe) -> Path:
     policies = {name: contender.load() for name, contender in field.items()}
     observations = sample_observations(policies, recipe.benchmark, recipe.evaluation.seed)
     timings = measure.latency(policies, observations, calls=recipe.evaluation.latency_calls)
+    delayed = run_delayed(recipe, field, timings, out)
     report = {
         "policies": [summarise(name, policies[name], field[name], rows[name], observations, timings[name]) for name in field],
         "pairs": pairs(rows),
+        "delayed": delayed,
         "rollouts": make_videos(recipe, policies, out),
         "training": training(field),
         "fingerprint": fingerprint(recipe),
@@ -95,6 +98,27 @@ def run_episodes(recipe: Recipe, field: dict[str, Contender], out: Path) -> dict
     return {name: [done[marks[name], task.split, task.name, seed] for task, seed in wanted] for name in field}
 
 
+def run_delayed(recipe: Recipe, field: dict[str, Contender], timings: dict[str, dict[str, float]], out: Path) -> list[Row]:
+    """The first split again on computers `slower` times slower: what speed is worth. A decision's measured p50, times that,
+    is rounded to control steps, and so long the world goes on without it."""
+    setting = recipe.evaluation
+    if not setting.slower:
+        return []
+    hz = recipe.benchmark.action_spec.control_hz
+    delays = {(name, factor): factor * timings[name]["p50"] for name in field for factor in setting.slower}
+    late = {f"{name} {factor:g}× slower": replace(field[name], lag=round(ms * hz / 1e3)) for (name, factor), ms in delays.items()}
+    first = replace(recipe, evaluation=replace(setting, splits=setting.splits[:1]))
+    rows = run_episodes(first, late, out)
+    found = []
+    for (name, factor), ms in delays.items():
+        key = f"{name} {factor:g}× slower"
+        successes = [row["success"] for row in rows[key]]
+        ci95 = stats.wilson(sum(successes), len(successes))
+        counts = {"successes": sum(successes), "episodes": len(successes), "ci95": ci95}
+        found.append({"name": name, "slower": factor, "delay_ms": ms, "lag_steps": late[key].lag, **counts})
+    return found
+
+
 def read_log(path: Path, setup: str) -> dict[tuple[str, str, str, int], Row]:
     """Finished episodes by key. A last line cut short by a kill is dropped; other benchmarks' lines do not count."""
     done: dict[tuple[str, str, str, int], Row] = {}
@@ -147,7 +171,7 @@ def summarise(
         "flops": measure.compute(policy, observations),
         "params": measure.parameters(policy),
         "keep_ratio": float(keep.mean()),
-        "routing": routing(gates),
+        "routing": {**routing(gates), "changes_with": measure.what_routes_depend_on(policy, observations)},
         "peak_memory_mb": measure.peak_memory_mb(contender.folder, observations[0]),
         "bytes_on_disk": (contender.folder / "model.safetensors").stat().st_size,
         "by_family": tally(seen, "family"),

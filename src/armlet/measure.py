@@ -8,6 +8,7 @@ import multiprocessing
 import resource
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +61,23 @@ def compute(policy: Policy, observations: Sequence[Observation]) -> dict[str, fl
             policy.backbone(tokens, batch)
         backbone += counter.get_total_flops()
     return {"total": total / len(observations), "backbone": backbone / len(observations)}
+
+
+def what_routes_depend_on(policy: Policy, observations: Sequence[Observation], *, seed: int = 0) -> dict[str, float]:
+    """The share of decisions whose route changes when one thing is replaced by that of another moment, drawn at random: the
+    images, the instruction, the robot's state, its previous action, or everything."""
+    others = np.random.default_rng(seed).permutation(len(observations))
+    routes = [policy.decide(observation).gates for observation in observations]
+
+    def changed(*names: str) -> float:
+        mixed = [
+            replace(observation, **{name: getattr(observations[other], name) for name in names})
+            for observation, other in zip(observations, others, strict=True)
+        ]
+        return float(np.mean([policy.decide(seen).gates != route for seen, route in zip(mixed, routes, strict=True)]))
+
+    names = ("images", "instruction", "state", "previous_action")
+    return {**{name: changed(name) for name in names}, "everything": changed(*names)}
 
 
 def parameters(policy: Policy) -> dict[str, int]:

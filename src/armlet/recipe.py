@@ -112,7 +112,8 @@ class Probe:
 @dataclass(frozen=True)
 class Evaluation:
     """`episodes` paired episodes a split, spread evenly over the tasks; `latency_calls` timed decisions; `budgets`: the
-    shares of its backbone at which the recipe's student is run as well (it must have been calibrated)."""
+    shares of its backbone at which the recipe's student is run as well (it must have been calibrated); `slower`: how many times
+    slower a robot's computer is than this one, for runs in which the world moves on while a policy thinks."""
 
     episodes: int = 400
     splits: tuple[str, ...] = ("seen",)
@@ -120,7 +121,19 @@ class Evaluation:
     workers: int = 2
     latency_calls: int = 200
     budgets: tuple[float, ...] = ()
+    slower: tuple[float, ...] = ()
     videos: int = 1
+
+
+@dataclass(frozen=True)
+class Round:
+    """One on-policy round after the stages: the student acts in `episodes` episodes from `seed` on, the teacher labels every
+    state it reaches, the data grow by these, and `stage` trains on all of them."""
+
+    stage: Stage
+    episodes: int = 500
+    seed: int = 20_000_000
+    workers: int = 2
 
 
 @dataclass(frozen=True)
@@ -138,6 +151,7 @@ class Recipe:
     probe: Probe | None = None
     student: Student | None = None
     stages: tuple[Stage, ...] = ()
+    rounds: tuple[Round, ...] = ()
     evaluation: Evaluation = field(default_factory=Evaluation)
     shared: Path | None = None  # where traces are, when several recipes use the same
     held_out: float = 0.02  # the share of episodes, the last ones, that no student trains on
@@ -146,7 +160,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         provided = {"actions", "condition"} | ({"semantics", "layer_actions"} if self.probe else set())
-        for index, stage in enumerate(self.stages):
+        for index, stage in enumerate((*self.stages, *(each.stage for each in self.rounds))):
             missing = stage.objective.needs - provided
             if missing:
                 raise ValueError(

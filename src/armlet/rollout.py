@@ -16,7 +16,7 @@ import torch
 from armlet.benchmarks import Benchmark, Task, World
 from armlet.checkpoint import load_policy, policy_fingerprint
 from armlet.policies import Policy
-from armlet.types import Observation
+from armlet.types import ActionSpec, Observation
 
 
 @dataclass(frozen=True)
@@ -44,10 +44,12 @@ def run_episode(
     task: Task,
     seed: int,
     *,
+    lag: int = 0,
     on_look: Callable[[Observation], object] = lambda observation: None,
     on_world: Callable[[World], object] = lambda world: None,
 ) -> Result:
-    """One episode, closed loop. `on_look` is given what the policy is about to see; `on_world` the world as it begins and
+    """One episode, closed loop. `lag` steps pass in the world while the policy thinks: they carry out what is left of the chunk
+    before, or hold still, and the new chunk goes on from where its own first steps have passed. `on_look` is given what the policy is about to see; `on_world` the world as it begins and
     after every step. Their time is in `loop_ms`, not in `policy_ms`."""
     world = benchmark.make(task, seed)
     on_world(world)
@@ -55,6 +57,8 @@ def run_episode(
     gates: list[tuple[int, ...]] = []
     policy_ms: list[float] = []
     loop_ms: list[float] = []
+    pending: list[np.ndarray] = []  # of the chunk before, what nobody has carried out
+    last = _still(benchmark.action_spec, None)
     while steps < benchmark.max_steps and not success:
         began = time.perf_counter()
         observation = world.observe()
@@ -63,8 +67,13 @@ def run_episode(
         decision = policy.decide(observation)
         policy_ms.append((time.perf_counter() - looked) * 1e3)
         gates.append(decision.gates)
-        for action in decision.actions[: policy.execute]:
-            success = bool(world.step(action))
+        passed = min(lag, max(0, len(decision.actions) - policy.execute))
+        now = list(decision.actions[passed : passed + policy.execute])
+        meanwhile = pending[:lag] + [None] * (lag - len(pending))
+        pending = list(decision.actions[passed + policy.execute :])
+        for wanted in (*meanwhile, *now):
+            last = _still(benchmark.action_spec, last) if wanted is None else wanted
+            success = bool(world.step(last))
             on_world(world)
             steps += 1
             if success or steps >= benchmark.max_steps:
@@ -72,6 +81,21 @@ def run_episode(
         loop_ms.append((time.perf_counter() - began) * 1e3)
     world.close()
     return Result(task, seed, success, steps, tuple(gates), tuple(policy_ms), tuple(loop_ms))
+
+
+def _still(spec: ActionSpec, last: np.ndarray | None) -> np.ndarray:
+    """The action of an arm that waits after `last`: no motion, the gripper as it was."""
+    if last is None:
+        still = np.zeros(spec.dims, np.float32)
+        if spec.gripper is not None:
+            still[spec.gripper] = spec.gripper_open
+        return still
+    if spec.mode == "absolute":
+        return last
+    still = np.zeros_like(last)
+    if spec.gripper is not None:
+        still[spec.gripper] = last[spec.gripper]
+    return still
 
 
 def film(policy: Policy, benchmark: Benchmark, task: Task, seed: int, *, size: int = 224) -> tuple[np.ndarray, Result]:
@@ -83,10 +107,11 @@ def film(policy: Policy, benchmark: Benchmark, task: Task, seed: int, *, size: i
 
 @dataclass(frozen=True)
 class Contender:
-    """A policy on disk and, for one with a dial, the budget that it is run at."""
+    """A policy on disk; for one with a dial, the budget that it is run at; and how many steps late its actions come."""
 
     folder: Path
     budget: float | None = None
+    lag: int = 0
 
     def load(self) -> Policy:
         policy = load_policy(self.folder)
@@ -94,7 +119,11 @@ class Contender:
 
     @property
     def fingerprint(self) -> str:
-        return policy_fingerprint(self.folder) + ("" if self.budget is None else f"@{self.budget:g}")
+        return (
+            policy_fingerprint(self.folder)
+            + ("" if self.budget is None else f"@{self.budget:g}")
+            + (f"+{self.lag}" if self.lag else "")
+        )
 
 
 _POLICIES: dict[Contender, Policy] = {}  # a worker's own copies, loaded once
@@ -105,7 +134,7 @@ def _work(job: tuple[str, Contender, Benchmark, Task, int]) -> tuple[str, Result
     if contender not in _POLICIES:
         torch.set_num_threads(1)
         _POLICIES[contender] = contender.load()
-    return name, run_episode(_POLICIES[contender], benchmark, task, seed)
+    return name, run_episode(_POLICIES[contender], benchmark, task, seed, lag=contender.lag)
 
 
 def run_all(

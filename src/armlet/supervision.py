@@ -1,14 +1,20 @@
-"""What `probe` writes and `distil` reads: the heads that watch every layer, and the identity of their traces."""
+"""What `probe` writes and `distil` reads: the heads that watch every layer, and the traces."""
 
 from pathlib import Path
 
+import numpy as np
 from safetensors.torch import load_file, save_file
 
 from armlet.checkpoint import load_weights, policy_fingerprint
-from armlet.data.traces import StoreIdentity
+from armlet.data.frames import BatchMaker
+from armlet.data.traces import StoreIdentity, TraceWriter
 from armlet.layers.graph import ProbeHeads
+from armlet.learner import Learner, watch
 from armlet.policies import Policy
+from armlet.progress import Progress
 from armlet.recipe import Probe, Recipe
+
+ROWS = 128  # a forward pass
 
 
 def heads_file(recipe: Recipe) -> Path:
@@ -55,3 +61,22 @@ def identity(recipe: Recipe, data_fingerprint: str) -> StoreIdentity:
         digest = sum(float(tensor.double().abs().sum()) for tensor in load.values())
         preprocessing = f"{probe.graph_width}-{probe.semantic_width}-{probe.neighbours}, heads {digest:.9g}"
     return StoreIdentity(data=data_fingerprint, teacher=policy_fingerprint(recipe.teacher), preprocessing=preprocessing)
+
+
+def store_traces(root: Path, learner: Learner, batches: BatchMaker, store: StoreIdentity, *, title: str) -> None:
+    """What a teacher answers to every frame, into the store at `root`; rows that are there already stay."""
+    learner.eval()
+    want = ["actions", "condition", *(["semantics", "layer_actions"] if learner.probe else [])]
+    sample = watch(learner, batches.batch(np.arange(2)), want)
+    columns = {name: (tuple(tensor.shape[1:]), "float16") for name, tensor in sample.items()}
+    with TraceWriter(root, store, columns) as writer:
+        done = {tuple(key) for key in writer.done().tolist()}
+        keys = batches.keys(np.arange(len(batches))).tolist()
+        rows = np.array([row for row, key in enumerate(keys) if tuple(key) not in done], np.int64)
+        progress = Progress(title, total=len(batches), start=len(done), unit="row")
+        for start in range(0, len(rows), ROWS):
+            batch = batches.batch(rows[start : start + ROWS])
+            assert batch.keys is not None
+            writer.append(batch.keys, watch(learner, batch, want))
+            progress.advance(len(batch))
+        progress.close()

@@ -14,7 +14,7 @@ import pytest
 
 from armlet.benchmarks.metaworld import BARE_GOALS, Metaworld, MetaworldWorld, require_extra
 from armlet.benchmarks.metaworld.language import WORDINGS
-from armlet.collect import Perturbation, roll_out
+from armlet.recording import Perturbation, roll_out
 from armlet.rendering import probe_egl
 
 BENCHMARK = Metaworld()

@@ -8,7 +8,7 @@ import pytest
 from armlet.benchmarks.tabletop import FAMILIES, Tabletop
 from armlet.benchmarks.tabletop.language import SEEN, UNSEEN
 from armlet.benchmarks.tabletop.scene import HELD_OUT
-from armlet.collect import Perturbation, roll_out
+from armlet.recording import Perturbation, roll_out
 
 BENCHMARK = Tabletop()
 TASKS = {task.name: task for task in BENCHMARK.tasks()}

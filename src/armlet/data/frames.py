@@ -4,6 +4,7 @@ Knows arrays and a tokenizer; knows no network.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -124,6 +125,21 @@ def split_frames(frames: Frames, held_out: float) -> tuple[Frames, Frames]:
     if count >= episodes:
         raise ValueError(f"held_out {held_out} of {episodes} episodes leaves none to train on; lower it, or collect more")
     return _some_episodes(frames, 0, episodes - count), _some_episodes(frames, episodes - count, episodes)
+
+
+def join_frames(parts: Sequence[Frames]) -> Frames:
+    """The episodes of several data sets, one after the other."""
+    first, lengths = parts[0], [len(part) for part in parts]
+    offsets = np.cumsum([0, *lengths[:-1]])
+    return Frames(
+        images={name: np.concatenate([part.images[name] for part in parts]) for name in first.images},
+        state=np.concatenate([part.state for part in parts]),
+        actions=np.concatenate([part.actions for part in parts]),
+        executed=np.concatenate([part.executed for part in parts]),
+        privileged={name: np.concatenate([part.privileged[name] for part in parts]) for name in first.privileged},
+        texts=tuple(text for part in parts for text in part.texts),
+        starts=np.concatenate([[0], *(part.starts[1:] + offset for part, offset in zip(parts, offsets, strict=True))]),
+    )
 
 
 def _some_episodes(frames: Frames, first: int, last: int) -> Frames:

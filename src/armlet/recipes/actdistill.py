@@ -27,7 +27,7 @@ from torch import Tensor
 
 from armlet import losses
 from armlet.policies.routed import Routing
-from armlet.recipe import Objective, Recipe, Stage
+from armlet.recipe import Objective, Recipe, Round, Stage
 from armlet.recipes.bases import MatchOutput, demo, metaworld, tabletop
 from armlet.types import Batch, Trace
 
@@ -133,6 +133,13 @@ def published_tabletop() -> Recipe:
     return replace(base, name="published_tabletop", out=Path("out/published_tabletop"), student=student, stages=(stage,))
 
 
+def onpolicy_tabletop() -> Recipe:
+    """ActDistill, then one on-policy round: the student acts, its teacher labels what it met, and it learns on."""
+    base = actdistill_tabletop()
+    more = Round(replace(base.stages[1], steps=1000, learning_rate=3e-4), episodes=1000)
+    return replace(base, name="onpolicy_tabletop", out=Path("out/onpolicy_tabletop"), rounds=(more,))
+
+
 def dial_tabletop() -> Recipe:
     """One student for every budget: its router is told what a decision may cost (`--evaluation.budgets`)."""
     base = tabletop()
@@ -155,5 +162,5 @@ def actdistill_metaworld() -> Recipe:
 def actdistill_demo() -> Recipe:
     """The demo's student: ActDistill on tabletop in minutes, on two cores."""
     base = demo()
-    stages = _stages(base.stages[0], 0.3, route=400)
+    stages = _stages(base.stages[0], 0.3, route=350)
     return replace(base, name="actdistill_demo", out=Path("out/demo/actdistill"), student=Routing(budget=0.3), stages=stages)

@@ -122,8 +122,8 @@ def demo() -> Recipe:
         episodes=Path("out/demo/episodes"),
         out=Path("out/demo"),
         shared=Path("out/demo"),
-        collection=replace(base.collection, episodes=1200),
+        collection=replace(base.collection, episodes=1000),
         probe=replace(PROBE, stage=replace(PROBE.stage, steps=200)),
-        stages=(replace(DISTIL, steps=1400, batch_size=64, warmup=50, compile=False),),
+        stages=(replace(DISTIL, steps=1050, batch_size=64, warmup=50, compile=False),),
         evaluation=Evaluation(episodes=100),
     )
