@@ -27,7 +27,7 @@ from torch import Tensor
 
 from armlet import losses
 from armlet.policies.routed import Routing
-from armlet.recipe import Objective, Recipe, Round, Stage
+from armlet.recipe import Objective, Recipe, Round
 from armlet.recipes.bases import MatchOutput, demo, metaworld, tabletop
 from armlet.types import Batch, Trace
 
@@ -91,22 +91,40 @@ class Published(Objective):
         }
 
 
-def _stages(base: Stage, keep: float, *, route: int) -> tuple[Stage, ...]:
+def _distilled(base: Recipe, name: str, out: Path, *, student: Routing, route: int) -> Recipe:
     """`route` steps in which the router is found, and the rest of the base's steps with the router frozen."""
-    frozen = ("policy.inner.vision.*",)
-    routing = replace(base, objective=ActDistill(keep=keep), steps=route, freeze=frozen, exploration=(1.0, 0.6))
+    (stage,), frozen = base.stages, ("policy.inner.vision.*",)
+    keep = student.budget
+    assert keep is not None  # every recipe here gives one
+    routing = replace(stage, objective=ActDistill(keep=keep), steps=route, freeze=frozen, exploration=(1.0, 0.6))
     # Not compiled: batches of every size go through a layer, as many samples as the router sends there.
-    settling = replace(base, steps=base.steps - route, freeze=(*frozen, "policy.router.*"), compile=False)
-    return routing, settling
+    settling = replace(stage, steps=stage.steps - route, freeze=(*frozen, "policy.router.*"), compile=False)
+    return replace(base, name=name, out=out, student=student, stages=(routing, settling))
 
 
 def actdistill_tabletop() -> Recipe:
     """ActDistill on tabletop: the shipped teacher's layers and a router that runs about a third of them."""
+    out = Path("out/actdistill_tabletop")
+    return _distilled(tabletop(), "actdistill_tabletop", out, student=Routing(budget=0.3), route=1000)
+
+
+def actdistill_metaworld() -> Recipe:
+    """ActDistill on three tasks of Meta-World (needs the extra)."""
+    out = Path("out/actdistill_metaworld")
+    return _distilled(metaworld(), "actdistill_metaworld", out, student=Routing(budget=0.3), route=400)
+
+
+def actdistill_demo() -> Recipe:
+    """The demo's student: ActDistill on tabletop in minutes, on two cores."""
+    return _distilled(demo(), "actdistill_demo", Path("out/demo/actdistill"), student=Routing(budget=0.3), route=350)
+
+
+def dial_tabletop() -> Recipe:
+    """One student for every budget: its router is told what a decision may cost (`--evaluation.budgets`)."""
     base = tabletop()
-    stages = _stages(base.stages[0], 0.3, route=1000)
-    return replace(
-        base, name="actdistill_tabletop", out=Path("out/actdistill_tabletop"), student=Routing(budget=0.3), stages=stages
-    )
+    drawn = replace(base, stages=(replace(base.stages[0], budgets=(0.1, 1.0)),))
+    student = Routing(dial=True, budget=0.375)
+    return _distilled(drawn, "dial_tabletop", Path("out/dial_tabletop"), student=student, route=1500)
 
 
 def action_kd_tabletop() -> Recipe:
@@ -138,29 +156,3 @@ def onpolicy_tabletop() -> Recipe:
     base = actdistill_tabletop()
     more = Round(replace(base.stages[1], steps=1000, learning_rate=3e-4), episodes=1000)
     return replace(base, name="onpolicy_tabletop", out=Path("out/onpolicy_tabletop"), rounds=(more,))
-
-
-def dial_tabletop() -> Recipe:
-    """One student for every budget: its router is told what a decision may cost (`--evaluation.budgets`)."""
-    base = tabletop()
-    drawn = replace(base.stages[0], budgets=(0.1, 1.0))
-    stages = _stages(drawn, 0.3, route=1500)
-    return replace(
-        base, name="dial_tabletop", out=Path("out/dial_tabletop"), student=Routing(dial=True, budget=0.375), stages=stages
-    )
-
-
-def actdistill_metaworld() -> Recipe:
-    """ActDistill on three tasks of Meta-World (needs the extra)."""
-    base = metaworld()
-    stages = _stages(base.stages[0], 0.3, route=400)
-    return replace(
-        base, name="actdistill_metaworld", out=Path("out/actdistill_metaworld"), student=Routing(budget=0.3), stages=stages
-    )
-
-
-def actdistill_demo() -> Recipe:
-    """The demo's student: ActDistill on tabletop in minutes, on two cores."""
-    base = demo()
-    stages = _stages(base.stages[0], 0.3, route=350)
-    return replace(base, name="actdistill_demo", out=Path("out/demo/actdistill"), student=Routing(budget=0.3), stages=stages)

@@ -20,25 +20,23 @@ def _baseline(base: Recipe, name: str, out: Path, student: Student, stage: Stage
     return replace(base, name=name, out=out, student=student, stages=(stage,))
 
 
+def _first_k(base: Recipe, name: str, out: Path) -> Recipe:
+    return _baseline(base, name, out, FirstK(KEPT), replace(base.stages[0], freeze=("policy.vision.*",)))
+
+
 def first_k_tabletop() -> Recipe:
     """The baseline: the teacher's first layers, fine-tuned towards the expert and the teacher's answer."""
-    base = tabletop()
-    stage = replace(base.stages[0], freeze=("policy.vision.*",))
-    return _baseline(base, "first_k_tabletop", Path("out/first_k_tabletop"), FirstK(KEPT), stage)
+    return _first_k(tabletop(), "first_k_tabletop", Path("out/first_k_tabletop"))
 
 
 def first_k_metaworld() -> Recipe:
     """The baseline on Meta-World."""
-    base = metaworld()
-    stage = replace(base.stages[0], freeze=("policy.vision.*",))
-    return _baseline(base, "first_k_metaworld", Path("out/first_k_metaworld"), FirstK(KEPT), stage)
+    return _first_k(metaworld(), "first_k_metaworld", Path("out/first_k_metaworld"))
 
 
 def first_k_demo() -> Recipe:
     """The demo's baseline: as many first layers as the budget allows, the same data and steps."""
-    base = demo()
-    stage = replace(base.stages[0], freeze=("policy.vision.*",))
-    return _baseline(base, "first_k_demo", Path("out/demo/first_k"), FirstK(KEPT), stage)
+    return _first_k(demo(), "first_k_demo", Path("out/demo/first_k"))
 
 
 def layer_drop_tabletop() -> Recipe:
