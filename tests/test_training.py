@@ -90,7 +90,7 @@ def test_compiled_layers_learn_the_same(tmp_path, routed: bool) -> None:
 @pytest.mark.slow
 def test_half_a_compiled_library_left_by_a_killed_process_is_not_the_end(tmp_path) -> None:
     program = (
-        "import dataclasses, pathlib, sys; sys.path[:0] = [sys.argv[1]]; import test_training as t; "
+        "import dataclasses, pathlib, sys, torch; torch.set_num_threads(1); sys.path[:0] = [sys.argv[1]]; import test_training as t; "
         "t.run(pathlib.Path(sys.argv[2]), dataclasses.replace(t.STAGE, compile=True))"
     )
 
@@ -106,7 +106,9 @@ def test_half_a_compiled_library_left_by_a_killed_process_is_not_the_end(tmp_pat
         library.write_bytes(library.read_bytes()[:100])
     assert "damaged" in run(tmp_path / "second").stderr
     ends = [(tmp_path / name / "metrics.jsonl").read_text().splitlines()[-1] for name in ("first", "second")]
-    assert json.loads(ends[0])["loss"] == json.loads(ends[1])["loss"]
+    assert json.loads(ends[0])["loss"] == pytest.approx(json.loads(ends[1])["loss"], rel=1e-3), (
+        "the same but for rounding to bf16"
+    )
 
 
 def test_every_frame_once_an_epoch_in_an_order_of_its_own() -> None:
