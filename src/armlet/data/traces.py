@@ -214,7 +214,7 @@ def _check_range(name: str, array: np.ndarray, dtype: str, keys: np.ndarray) -> 
 
 
 class TraceStore:
-    """Reads a store. Rows come from memory-mapped shards; each row's checksum is verified when it is read.
+    """Reads a store. Rows come from memory-mapped shards; a row's checksum is verified when it is first read.
 
     May be pickled and shared with worker processes: every process maps the files itself.
     """
@@ -230,6 +230,7 @@ class TraceStore:
         self.keys = np.stack([self._sorted["episode"], self._sorted["step"]], 1)  # (rows, 2) int64, sorted
         self._episodes = np.unique(self._sorted["episode"])
         self._firsts = np.searchsorted(self._sorted["episode"], self._episodes)
+        self._checked = np.zeros(len(self._entries), bool)
         self._shards: list[np.memmap] | None = None
         self._check_files()
 
@@ -288,23 +289,29 @@ class TraceStore:
         if unknown:
             raise KeyError(f"{self.root} has no column {unknown}; it has {sorted(self.columns)}")
         positions = self.positions(keys)
-        rows = np.empty(len(keys), self.header.row)
         shards, per = self._map(), self.header.rows_per_shard
         numbers = positions // per
+        values = {name: np.empty((len(keys), *self.columns[name][0]), self.columns[name][1]) for name in names}
         for number in np.unique(numbers):
-            at = numbers == number
-            rows[at] = shards[number][positions[at] - number * per]
-        if self.verify:
-            self._verify(rows, positions)
-        return {name: torch.from_numpy(rows[name].copy()) for name in names}
+            at = np.flatnonzero(numbers == number)
+            rows = positions[at] - number * per
+            if self.verify:
+                self._verify(shards[number], rows, positions[at])
+            for name in names:
+                found = shards[number][name][rows]
+                if len(at) == len(keys):  # one shard holds them all: nothing to put together, so nothing is copied twice
+                    values[name] = np.asarray(found)
+                else:
+                    values[name][at] = found
+        return {name: torch.from_numpy(array) for name, array in values.items()}
 
-    def _verify(self, rows: np.ndarray, positions: np.ndarray) -> None:
-        expected = self._entries["crc"][positions]
-        flat = rows.view(np.uint8).reshape(len(rows), -1)
-        for row, (content, crc) in enumerate(zip(flat, expected, strict=True)):
-            if zlib.crc32(content.data) != crc:
-                entry = self._entries[positions[row]]
+    def _verify(self, shard: np.memmap, rows: np.ndarray, positions: np.ndarray) -> None:
+        fresh = ~self._checked[positions]
+        for row, position in zip(rows[fresh], positions[fresh], strict=True):
+            if zlib.crc32(shard[row].tobytes()) != self._entries["crc"][position]:
+                entry = self._entries[position]
                 raise TraceError(
                     f"{self.root}: the row of episode {entry['episode']}, step {entry['step']} is damaged (checksum differs); "
                     "copy the store again, or delete it and run `armlet probe`"
                 )
+        self._checked[positions] = True
