@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything that issue-size claims rest on, on two cores: ActDistill, its ablations and the baselines, same data, same
+# The comparison behind the claims, on two cores: ActDistill, its ablations and the baselines, same data, same
 # number of steps; three seeds for the rows that carry the claim; then one report with all of them on the same episodes. Hours, so run it
 # in the background:   nohup bash runs/cpu.sh > cpu.log &     Killed, it goes on where it stopped when it is run again.
 #   SEEDS="0 1 2" EPISODES=1000 bash runs/cpu.sh

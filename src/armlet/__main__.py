@@ -17,6 +17,7 @@ Every field of a recipe can be set: `armlet distil actdistill_tabletop --seed 1 
 
 import importlib
 import sys
+from collections.abc import Callable
 
 VERBS = ("collect", "teach", "probe", "distil", "evaluate", "report")
 
@@ -52,11 +53,7 @@ def _report(arguments: list[str]) -> None:
 
     from armlet import report
 
-    try:
-        result = tyro.cli(report.main, args=arguments, prog="armlet report")
-    except (ValueError, OSError, KeyError) as error:
-        sys.exit(f"armlet report: {type(error).__name__}: {error}")
-    sys.stdout.write(f"{result}\n")
+    _finish("armlet report", lambda: tyro.cli(report.main, args=arguments, prog="armlet report"))
 
 
 def _run(verb: str, name: str, overrides: list[str]) -> None:
@@ -72,10 +69,15 @@ def _run(verb: str, name: str, overrides: list[str]) -> None:
     recipe = tyro.cli(
         type(recipe), default=recipe, args=overrides, prog=f"armlet {verb} {name}", config=(tyro.conf.AvoidSubcommands,)
     )
+    _finish(f"armlet {verb} {name}", lambda: importlib.import_module(f"armlet.{verb}").main(recipe))
+
+
+def _finish(command: str, work: Callable[[], object]) -> None:
+    """Print what `work` made, or leave with one line that says what was wrong."""
     try:
-        result = importlib.import_module(f"armlet.{verb}").main(recipe)
-    except (ValueError, FileNotFoundError, FloatingPointError, OSError, KeyError) as error:
-        sys.exit(f"armlet {verb} {name}: {type(error).__name__}: {error}")
+        result = work()
+    except (ValueError, FloatingPointError, OSError, KeyError) as error:
+        sys.exit(f"{command}: {type(error).__name__}: {error}")
     sys.stdout.write(f"{result}\n")
 
 

@@ -35,7 +35,7 @@ def main(recipe: Recipe) -> Path:
     learner = _learner(recipe, student, data).to(device)
     unseen = _sample(make_batches(teacher, held_out), recipe.seed)
     frames, stores = [train], _stores(recipe, data)
-    for index, stage in enumerate((*recipe.stages, *(each.stage for each in recipe.rounds))):
+    for index, stage in enumerate(recipe.all_stages):
         number = index - len(recipe.stages)
         if number >= 0:
             more = _practise(recipe, student, teacher, number)
@@ -48,7 +48,7 @@ def main(recipe: Recipe) -> Path:
             batches,
             folder=recipe.out / f"distil-{index}",
             seed=recipe.seed + index,
-            title=f"distil {recipe.name} {index + 1}/{len(recipe.stages) + len(recipe.rounds)}",
+            title=f"distil {recipe.name} {index + 1}/{len(recipe.all_stages)}",
             teacher=_answers(recipe, stores, frames, device),
         )
         trainer.run()
@@ -95,8 +95,7 @@ def _sample(batches: BatchMaker, seed: int) -> Batch:
 
 def _learner(recipe: Recipe, student: Policy, data: EpisodeDataset) -> Learner:
     """The student with the heads its objectives read; the probe's start as the teacher's."""
-    stages = (*recipe.stages, *(each.stage for each in recipe.rounds))
-    wanted = {name for stage in stages for name in stage.objective.wants}
+    wanted = {name for stage in recipe.all_stages for name in stage.objective.wants}
     heads = None
     if {"semantics", "layer_actions"} & wanted:
         assert recipe.probe is not None  # building the recipe has checked it
@@ -107,8 +106,7 @@ def _learner(recipe: Recipe, student: Policy, data: EpisodeDataset) -> Learner:
 
 
 def _needed(recipe: Recipe) -> list[str]:
-    stages = (*recipe.stages, *(each.stage for each in recipe.rounds))
-    return sorted({name for stage in stages for name in stage.objective.needs})
+    return sorted({name for stage in recipe.all_stages for name in stage.objective.needs})
 
 
 def _stores(recipe: Recipe, data: EpisodeDataset, folder: Path | None = None) -> list[TraceStore]:

@@ -160,13 +160,18 @@ class Recipe:
 
     def __post_init__(self) -> None:
         provided = {"actions", "condition"} | ({"semantics", "layer_actions"} if self.probe else set())
-        for index, stage in enumerate((*self.stages, *(each.stage for each in self.rounds))):
+        for index, stage in enumerate(self.all_stages):
             missing = stage.objective.needs - provided
             if missing:
                 raise ValueError(
                     f"recipe {self.name!r}: stage {index} ({type(stage.objective).__name__}) needs {sorted(missing)} "
                     "from the teacher, which nothing provides; give the recipe a `probe`"
                 )
+
+    @property
+    def all_stages(self) -> tuple[Stage, ...]:
+        """Every stretch of a student's training in order, those of on-policy rounds last."""
+        return (*self.stages, *(each.stage for each in self.rounds))
 
     @property
     def traces(self) -> Path:

@@ -5,6 +5,7 @@ disturbances, or `StudentActs`, whose teacher labels every state that it reaches
 themselves; a killed run goes on with the attempts that are missing.
 """
 
+import functools
 import multiprocessing
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -92,17 +93,14 @@ class StudentActs:
     def __call__(self, attempt: int) -> EpisodeFrames:
         tasks, seed = self.benchmark.tasks(), self.seed + attempt
         task = tasks[attempt % len(tasks)]
-        return practise(_policy(self.student), _policy(self.teacher), self.benchmark, task, seed).episode(task, attempt, seed)
+        return practise(_loaded(self.student), _loaded(self.teacher), self.benchmark, task, seed).episode(task, attempt, seed)
 
 
-_POLICIES: dict[Path, Policy] = {}  # a worker's own copies, loaded once
-
-
-def _policy(folder: Path) -> Policy:
-    if folder not in _POLICIES:
-        torch.set_num_threads(1)
-        _POLICIES[folder] = load_policy(folder)
-    return _POLICIES[folder]
+@functools.cache
+def _loaded(folder: Path) -> Policy:
+    """A worker's own copy, loaded once."""
+    torch.set_num_threads(1)
+    return load_policy(folder)
 
 
 def practise(student: Policy, teacher: Policy, benchmark: Benchmark, task: Task, seed: int) -> "Rollout":

@@ -4,6 +4,7 @@ Episodes are fixed in advance as (task, seed); each runs in a world of its own, 
 ended. Worker processes share nothing but the list.
 """
 
+import functools
 import multiprocessing
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -126,15 +127,16 @@ class Contender:
         )
 
 
-_POLICIES: dict[Contender, Policy] = {}  # a worker's own copies, loaded once
+@functools.cache
+def _loaded(contender: Contender) -> Policy:
+    """A worker's own copy, loaded once."""
+    torch.set_num_threads(1)
+    return contender.load()
 
 
 def _work(job: tuple[str, Contender, Benchmark, Task, int]) -> tuple[str, Result]:
     name, contender, benchmark, task, seed = job
-    if contender not in _POLICIES:
-        torch.set_num_threads(1)
-        _POLICIES[contender] = contender.load()
-    return name, run_episode(_POLICIES[contender], benchmark, task, seed, lag=contender.lag)
+    return name, run_episode(_loaded(contender), benchmark, task, seed, lag=contender.lag)
 
 
 def run_all(
