@@ -103,9 +103,9 @@ def _distilled(base: Recipe, name: str, out: Path, *, student: Routing, route: i
 
 
 def actdistill_tabletop() -> Recipe:
-    """ActDistill on tabletop: the shipped teacher's layers and a router that runs about a third of them."""
+    """ActDistill on tabletop: the shipped teacher's layers and a router that runs a quarter of them."""
     out = Path("out/actdistill_tabletop")
-    return _distilled(tabletop(), "actdistill_tabletop", out, student=Routing(budget=0.3), route=1000)
+    return _distilled(tabletop(), "actdistill_tabletop", out, student=Routing(budget=0.25), route=1000)
 
 
 def actdistill_metaworld() -> Recipe:
@@ -123,7 +123,7 @@ def dial_tabletop() -> Recipe:
     """One student for every budget: its router is told what a decision may cost (`--evaluation.budgets`)."""
     base = tabletop()
     drawn = replace(base, stages=(replace(base.stages[0], budgets=(0.1, 1.0)),))
-    student = Routing(dial=True, budget=0.375)
+    student = Routing(dial=True, budget=0.25)
     return _distilled(drawn, "dial_tabletop", Path("out/dial_tabletop"), student=student, route=1500)
 
 
@@ -131,7 +131,7 @@ def action_kd_tabletop() -> Recipe:
     """ActDistill's student and router, told the expert's and the teacher's final action and nothing else."""
     base = actdistill_tabletop()
     said = MatchOutput(condition=0)
-    objective = ActDistill(output=said, keep=0.3, semantic=0, layer_action=0)
+    objective = ActDistill(output=said, keep=0.25, semantic=0, layer_action=0)
     stages = (replace(base.stages[0], objective=objective), replace(base.stages[1], objective=said))
     return replace(base, name="action_kd_tabletop", out=Path("out/action_kd_tabletop"), stages=stages)
 
@@ -139,7 +139,7 @@ def action_kd_tabletop() -> Recipe:
 def blind_tabletop() -> Recipe:
     """ActDistill whose router sees image and words only, as the published one: no robot state, no previous action."""
     base = actdistill_tabletop()
-    student = Routing(budget=0.3, use_state=False, use_previous_action=False)
+    student = Routing(budget=0.25, use_state=False, use_previous_action=False)
     return replace(base, name="blind_tabletop", out=Path("out/blind_tabletop"), student=student)
 
 

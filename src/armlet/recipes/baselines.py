@@ -13,30 +13,30 @@ from armlet.policies.subset import FirstK, Fresh, LayerDrop
 from armlet.recipe import Recipe, Stage
 from armlet.recipes.bases import Imitate, demo, metaworld, tabletop
 
-KEPT = 3  # of eight layers
+KEPT = 2  # of eight layers, on tabletop
 
 
 def _baseline(base: Recipe, name: str, out: Path, student: Student, stage: Stage) -> Recipe:
     return replace(base, name=name, out=out, student=student, stages=(stage,))
 
 
-def _first_k(base: Recipe, name: str, out: Path) -> Recipe:
-    return _baseline(base, name, out, FirstK(KEPT), replace(base.stages[0], freeze=("policy.vision.*",)))
+def _first_k(base: Recipe, name: str, out: Path, kept: int) -> Recipe:
+    return _baseline(base, name, out, FirstK(kept), replace(base.stages[0], freeze=("policy.vision.*",)))
 
 
 def first_k_tabletop() -> Recipe:
     """The baseline: the teacher's first layers, fine-tuned towards the expert and the teacher's answer."""
-    return _first_k(tabletop(), "first_k_tabletop", Path("out/first_k_tabletop"))
+    return _first_k(tabletop(), "first_k_tabletop", Path("out/first_k_tabletop"), KEPT)
 
 
 def first_k_metaworld() -> Recipe:
     """The baseline on Meta-World."""
-    return _first_k(metaworld(), "first_k_metaworld", Path("out/first_k_metaworld"))
+    return _first_k(metaworld(), "first_k_metaworld", Path("out/first_k_metaworld"), 3)
 
 
 def first_k_demo() -> Recipe:
     """The demo's baseline: as many first layers as the budget allows, the same data and steps."""
-    return _first_k(demo(), "first_k_demo", Path("out/demo/first_k"))
+    return _first_k(demo(), "first_k_demo", Path("out/demo/first_k"), 3)
 
 
 def layer_drop_tabletop() -> Recipe:
@@ -54,7 +54,7 @@ def random_skip_tabletop() -> Recipe:
 
 
 def bc_tabletop() -> Recipe:
-    """No teacher: a fresh network of three layers that imitates the expert, as the teacher itself once did."""
+    """No teacher: a fresh network of two layers that imitates the expert, as the teacher itself once did."""
     base = tabletop()
     stage = replace(base.stages[0], objective=Imitate(), learning_rate=1e-3)
     return _baseline(base, "bc_tabletop", Path("out/bc_tabletop"), Fresh(FirstK(KEPT)), stage)
