@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from armlet.benchmarks import Benchmark, Task, World
-from armlet.recipe import Collection, Evaluation, Network, Recipe
+from armlet.policies.vla import VLANetwork
+from armlet.recipe import Collection, Evaluation, Recipe
 from armlet.recipes.actdistill import actdistill_tabletop
 from armlet.recipes.bases import Imitate
 from armlet.types import ActionSpec, Observation
@@ -86,7 +87,7 @@ def reaching() -> Recipe:
         out=Path("out"),
         shared=None,
         collection=Collection(episodes=6, workers=1),
-        network=Network(width=32, depth=3, heads=2, chunk=2, vision_channels=8),
+        network=VLANetwork(width=32, depth=3, heads=2, chunk=2, vision_channels=8),
         teach=dataclasses.replace(base.teach, objective=Imitate(facts=()), **short),
         probe=dataclasses.replace(base.probe, stage=dataclasses.replace(base.probe.stage, **short)),
         stages=tuple(dataclasses.replace(stage, **short) for stage in base.stages),

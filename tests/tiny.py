@@ -11,8 +11,8 @@ from armlet.data.frames import Frames
 from armlet.data.normalise import Normaliser
 from armlet.data.text import train_tokenizer
 from armlet.policies import Body
-from armlet.policies.vla import VLA, VLAConfig
-from armlet.recipe import Collection, Evaluation, Network, Recipe
+from armlet.policies.vla import VLA, VLAConfig, VLANetwork
+from armlet.recipe import Collection, Evaluation, Recipe
 from armlet.recipes.actdistill import actdistill_tabletop
 
 TEXTS = ("touch the red cube", "put the blue cylinder into the white box", "open the green drawer")
@@ -69,7 +69,7 @@ def tiny_recipe(out: Path) -> Recipe:
         out=out,
         shared=None,
         collection=Collection(episodes=7, workers=1),
-        network=Network(width=32, depth=4, heads=2, chunk=3, vision_channels=8),
+        network=VLANetwork(width=32, depth=4, heads=2, chunk=3, vision_channels=8),
         teach=dataclasses.replace(base.teach, steps=6, **short),
         probe=dataclasses.replace(base.probe, stage=dataclasses.replace(base.probe.stage, steps=6, **short)),
         stages=tuple(dataclasses.replace(stage, steps=6, **short) for stage in base.stages),

@@ -81,9 +81,9 @@ def _practise(recipe: Recipe, student: Policy, teacher: Policy, number: int) -> 
         watched.probe = make_heads(teacher, recipe.probe).to(teacher.device)
         load_heads(watched.probe, heads_file(recipe))
     batches = make_batches(teacher, load_frames(data))
-    store_traces(
-        folder / "traces", watched, batches, identity(recipe, data.fingerprint), title=f"traces {recipe.name} {number + 1}"
-    )
+    store = identity(recipe, data.fingerprint)
+    title = f"traces {recipe.name} {number + 1}"
+    store_traces(folder / "traces", watched, batches, store, traced=recipe.traced, title=title)
     return data
 
 

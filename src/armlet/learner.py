@@ -30,7 +30,9 @@ class Learner(nn.Module):
     def trace(self, batch: Batch, want: Collection[str], *, exploration: float = 0.0) -> Trace:
         """The signals in `want`. Raises KeyError naming a signal that this learner does not have."""
         policy = self.policy
-        watch = bool({"semantics", "layer_actions"} & set(want)) or any(name.startswith("hidden.") for name in want)
+        watch = bool({"semantics", "layer_actions"} & set(want)) or any(
+            name.startswith(("hidden.", "attention.")) for name in want
+        )
         tokens = policy.embed(batch)
         run = policy.backbone(tokens, batch, watch=watch, exploration=exploration)
         condition = policy.condition(run.hidden, tokens).float()
@@ -53,6 +55,10 @@ class Learner(nn.Module):
         for name in want:
             if name.startswith("hidden."):
                 trace[name] = run.hiddens[int(name.removeprefix("hidden."))]
+        trace |= policy.signals([name for name in want if name not in trace], batch, tokens, run)
+        missing = [name for name in want if name not in trace]
+        if missing:
+            raise KeyError(f"a policy of type {policy.to_json()['type']!r} has no signal {missing}; it has {sorted(trace)}")
         return {name: trace[name] for name in want}
 
 

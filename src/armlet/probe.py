@@ -28,7 +28,8 @@ def main(recipe: Recipe) -> Path:
         torch.manual_seed(recipe.seed)
         learner.probe = make_heads(teacher, recipe.probe).to(device)
         _fit(recipe, learner, batches)
-    store_traces(recipe.traces, learner, batches, identity(recipe, data.fingerprint), title=f"traces {recipe.name}")
+    store = identity(recipe, data.fingerprint)
+    store_traces(recipe.traces, learner, batches, store, traced=recipe.traced, title=f"traces {recipe.name}")
     return recipe.traces
 
 

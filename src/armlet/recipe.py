@@ -16,7 +16,7 @@ from torch import Tensor
 
 from armlet.benchmarks import Benchmark
 from armlet.data.normalise import Mode
-from armlet.policies import Student
+from armlet.policies import Network, Student
 from armlet.types import Batch, Trace
 
 
@@ -80,23 +80,6 @@ class Collection:
 
 
 @dataclass(frozen=True)
-class Network:
-    """Sizes of a VLA that is taught from nothing; what depends on the data is read from the data."""
-
-    width: int = 128
-    depth: int = 8
-    heads: int = 4
-    chunk: int = 6
-    execute: int = 2
-    text_tokens: int = 32
-    vision_channels: int = 32
-    strides: dict[str, int] = field(default_factory=dict)
-    head: Literal["regression", "bins", "flow"] = "regression"
-    head_options: dict[str, Any] = field(default_factory=dict)
-    normalise_actions: Mode = "identity"
-
-
-@dataclass(frozen=True)
 class Probe:
     """The heads that read every layer while training, and how they are fitted on the frozen teacher."""
 
@@ -147,11 +130,13 @@ class Recipe:
     out: Path
     collection: Collection = field(default_factory=Collection)
     network: Network | None = None
+    normalise_actions: Mode = "identity"
     teach: Stage | None = None
     probe: Probe | None = None
     student: Student | None = None
     stages: tuple[Stage, ...] = ()
     rounds: tuple[Round, ...] = ()
+    traced: tuple[str, ...] = ("actions", "condition")  # what `probe` stores of the teacher, beside what its heads read
     evaluation: Evaluation = field(default_factory=Evaluation)
     shared: Path | None = None  # where traces are, when several recipes use the same
     held_out: float = 0.02  # the share of episodes, the last ones, that no student trains on
@@ -159,7 +144,7 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        provided = {"actions", "condition"} | ({"semantics", "layer_actions"} if self.probe else set())
+        provided = set(self.traced) | ({"semantics", "layer_actions"} if self.probe else set())
         for index, stage in enumerate(self.all_stages):
             missing = stage.objective.needs - provided
             if missing:

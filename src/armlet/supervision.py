@@ -1,5 +1,6 @@
 """What `probe` writes and `distil` reads: the heads that watch every layer, and the traces."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -63,10 +64,12 @@ def identity(recipe: Recipe, data_fingerprint: str) -> StoreIdentity:
     return StoreIdentity(data=data_fingerprint, teacher=policy_fingerprint(recipe.teacher), preprocessing=preprocessing)
 
 
-def store_traces(root: Path, learner: Learner, batches: BatchMaker, store: StoreIdentity, *, title: str) -> None:
+def store_traces(
+    root: Path, learner: Learner, batches: BatchMaker, store: StoreIdentity, *, traced: Sequence[str], title: str
+) -> None:
     """What a teacher answers to every frame, into the store at `root`; rows that are there already stay."""
     learner.eval()
-    want = ["actions", "condition", *(["semantics", "layer_actions"] if learner.probe else [])]
+    want = [*traced, *(["semantics", "layer_actions"] if learner.probe else [])]
     sample = watch(learner, batches.batch(np.arange(2)), want)
     columns = {name: (tuple(tensor.shape[1:]), "float16") for name, tensor in sample.items()}
     with TraceWriter(root, store, columns) as writer:

@@ -15,9 +15,8 @@ from armlet.data.frames import load_frames
 from armlet.data.normalise import Normaliser
 from armlet.data.text import train_tokenizer
 from armlet.learner import Learner
-from armlet.policies import Body
-from armlet.policies.vla import VLA, VLAConfig
-from armlet.recipe import Network, Recipe, to_json
+from armlet.policies import Body, Policy
+from armlet.recipe import Recipe, to_json
 from armlet.training import Trainer, make_batches
 
 
@@ -38,7 +37,7 @@ def main(recipe: Recipe) -> Path:
     return recipe.teacher
 
 
-def new_policy(recipe: Recipe, data: EpisodeDataset) -> VLA:
+def new_policy(recipe: Recipe, data: EpisodeDataset) -> Policy:
     """A fresh network that fits the episodes."""
     network, benchmark = recipe.network, recipe.benchmark
     assert network is not None
@@ -50,15 +49,18 @@ def new_policy(recipe: Recipe, data: EpisodeDataset) -> VLA:
         state=_state_normaliser(statistics, len(data.state_names)),
         actions=Normaliser.from_statistics(
             statistics.get("action", {}),
-            network.normalise_actions,
+            recipe.normalise_actions,
             what="action",
             dims=spec.dims,
             keep=() if spec.gripper is None else (spec.gripper,),
         ),
         tokenizer=tokenizer,
     )
+    oblong = {name: size for name, size in data.cameras.items() if size[0] != size[1]}
+    if oblong:
+        raise ValueError(f"policies taught here take square images, and the episodes have {oblong}; crop or pad them first")
     torch.manual_seed(recipe.seed)
-    return VLA(_config(network, data, spec.dims, tokenizer.get_vocab_size()), body)
+    return network.build(body, {name: height for name, (height, _) in data.cameras.items()})
 
 
 def _state_normaliser(statistics: dict, dims: int) -> Normaliser:
@@ -67,27 +69,4 @@ def _state_normaliser(statistics: dict, dims: int) -> Normaliser:
         "mean_std",
         what="observation.state",
         dims=dims,
-    )
-
-
-def _config(network: Network, data: EpisodeDataset, action_dims: int, vocabulary: int) -> VLAConfig:
-    oblong = {name: size for name, size in data.cameras.items() if size[0] != size[1]}
-    if oblong:
-        raise ValueError(f"our VLA takes square images, and the episodes have {oblong}; crop or pad them first")
-    strides = {name: network.strides.get(name, 16) for name in data.cameras}
-    return VLAConfig(
-        cameras={name: height for name, (height, _) in data.cameras.items()},
-        strides=strides,
-        state_dims=len(data.state_names),
-        action_dims=action_dims,
-        vocabulary=vocabulary,
-        width=network.width,
-        depth=network.depth,
-        heads=network.heads,
-        chunk=network.chunk,
-        execute=network.execute,
-        text_tokens=network.text_tokens,
-        vision_channels=network.vision_channels,
-        head=network.head,
-        head_options=network.head_options,
     )

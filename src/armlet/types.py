@@ -91,7 +91,8 @@ class Batch:
     `state` (b, s) and `previous_action` (b, a) normalised; `actions` (b, k, a) normalised targets and
     `actions_valid` (b, k) bool (False past the end of the episode), both None at inference;
     `keys` (b, 2) int64 (episode, step); `budget` (b,) the share of the backbone that a decision may cost, for a student
-    that can be told; `privileged`: simulator facts for auxiliary losses while a teacher trains.
+    that can be told; `description` (b, u) int64, 0 pads, an annotator's words about the moment, and `labels`, name → (b,) int64, what
+    it named (phase, element, direction): privileged, for training only; `privileged`: simulator facts for auxiliary losses while a teacher trains.
     """
 
     images: dict[str, Tensor]
@@ -103,6 +104,8 @@ class Batch:
     actions_valid: Tensor | None = None
     keys: Tensor | None = None
     budget: Tensor | None = None
+    description: Tensor | None = None
+    labels: dict[str, Tensor] = field(default_factory=dict)
     privileged: dict[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:

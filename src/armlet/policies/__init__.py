@@ -5,7 +5,7 @@ One file per network in this folder; nothing is copied or edited to watch or rou
 
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -127,6 +127,12 @@ class Policy(nn.Module, ABC):
         gates = torch.ones(len(batch), len(self.layers), device=hidden.device)
         return Pass(hidden, tuple(seen), gates, {})
 
+    def signals(self, names: Collection[str], batch: Batch, tokens: Tokens, run: Pass) -> Trace:
+        """What else this network can say of a pass that `Learner.trace` has made, by name: attention maps, embeddings, logits.
+        `names` are those that nobody else answers; one that this network does not know is left out. Hidden states after every
+        layer are in `run.hiddens` where a name says `attention.` or `hidden.`."""
+        return {}
+
     def forward(self, batch: Batch) -> Tensor:
         """(b, k, a) normalised actions."""
         tokens = self.embed(batch)
@@ -161,6 +167,14 @@ class Policy(nn.Module, ABC):
     @property
     def device(self) -> torch.device:
         return next(self.parameters()).device
+
+
+class Network(ABC):
+    """A frozen dataclass of sizes that makes a policy from nothing; what depends on robot and data it is told."""
+
+    @abstractmethod
+    def build(self, body: Body, cameras: dict[str, int]) -> Policy:
+        """A policy with fresh weights. `cameras`: name → side of its square image in pixels."""
 
 
 class Student(ABC):

@@ -15,7 +15,8 @@ from torch import Tensor
 from armlet import losses
 from armlet.benchmarks.metaworld import Metaworld
 from armlet.benchmarks.tabletop import Tabletop
-from armlet.recipe import Collection, Evaluation, Network, Objective, Probe, Recipe, Stage
+from armlet.policies.vla import VLANetwork
+from armlet.recipe import Collection, Evaluation, Objective, Probe, Recipe, Stage
 from armlet.types import Batch, Trace
 
 
@@ -88,7 +89,7 @@ def tabletop() -> Recipe:
         out=Path("out/tabletop"),
         shared=Path("out/tabletop"),
         collection=Collection(),
-        network=Network(strides={"scene": 12, "wrist": 16}),
+        network=VLANetwork(strides={"scene": 12, "wrist": 16}),
         teach=TEACH,
         probe=PROBE,
         stages=(DISTIL,),
