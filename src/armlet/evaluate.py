@@ -156,6 +156,9 @@ def summarise(
     costs = policy.layer_costs().numpy()
     gates = np.array([[int(bit) for bit in gate] for row in seen for gate in row["gates"]])
     keep = gates @ costs / costs.sum()
+    routed = routing(gates)
+    if routed["patterns"] > 1:  # one that always runs the same depends on nothing
+        routed["changes_with"] = measure.what_routes_depend_on(policy, observations)
     return {
         "name": name,
         "successes": successes,
@@ -171,7 +174,7 @@ def summarise(
         "flops": measure.compute(policy, observations),
         "params": measure.parameters(policy),
         "keep_ratio": float(keep.mean()),
-        "routing": {**routing(gates), "changes_with": measure.what_routes_depend_on(policy, observations)},
+        "routing": routed,
         "peak_memory_mb": measure.peak_memory_mb(contender.folder, observations[0]),
         "bytes_on_disk": (contender.folder / "model.safetensors").stat().st_size,
         "by_family": tally(seen, "family"),

@@ -130,8 +130,7 @@ class Trainer:
         gain = rng.uniform(1 - stage.brightness, 1 + stage.brightness, len(rows)) if stage.brightness else None
         batch = self.batches.batch(rows, gain=gain)
         if stage.budgets:
-            budget = torch.full((len(rows),), rng.uniform(*stage.budgets), device=self.batches.device)
-            batch = replace(batch, budget=budget)
+            batch = replace(batch, budget=float(rng.uniform(*stage.budgets)))
         assert batch.keys is not None  # a batch made from episodes has them
         teacher = self.teacher(batch.keys) if self.teacher and stage.objective.needs else {}
         torch.manual_seed(self.seed * 1_000_003 + self.step)

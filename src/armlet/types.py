@@ -90,7 +90,7 @@ class Batch:
     `images`: camera -> (b, 3, h, w) float in [0, 1]; `text` (b, t) int64 and `text_mask` (b, t) bool;
     `state` (b, s) and `previous_action` (b, a) normalised; `actions` (b, k, a) normalised targets and
     `actions_valid` (b, k) bool (False past the end of the episode), both None at inference;
-    `keys` (b, 2) int64 (episode, step); `budget` (b,) the share of the backbone that a decision may cost, for a student
+    `keys` (b, 2) int64 (episode, step); `budget` the share of the backbone that each decision may cost, for a student
     that can be told; `description` (b, u) int64, 0 pads, an annotator's words about the moment, and `labels`, name → (b,) int64, what
     it named (phase, element, direction): privileged, for training only; `privileged`: simulator facts for auxiliary losses while a teacher trains.
     """
@@ -103,7 +103,7 @@ class Batch:
     actions: Tensor | None = None
     actions_valid: Tensor | None = None
     keys: Tensor | None = None
-    budget: Tensor | None = None
+    budget: float | None = None
     description: Tensor | None = None
     labels: dict[str, Tensor] = field(default_factory=dict)
     privileged: dict[str, Tensor] = field(default_factory=dict)

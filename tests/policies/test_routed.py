@@ -34,7 +34,7 @@ def batch_for(policy: Routed, rows: int = 40) -> Batch:
 
 @torch.no_grad()
 def spent(policy: Routed, batch: Batch) -> float:
-    told = policy._told(batch, policy.routing.budget)
+    told = replace(batch, budget=policy.routing.budget) if policy.routing.dial else batch
     return float(keep_ratio(policy.backbone(policy.embed(told), told).gates, policy.layer_costs()).mean())
 
 
@@ -98,7 +98,7 @@ def test_budgets_that_cannot_be_had_are_refused() -> None:
 def test_the_budget_changes_what_a_told_router_runs() -> None:
     policy = routed(dial=True, budget=0.5)
     batch = batch_for(policy)
-    logits = [policy.route(policy.embed(batch), policy._told(batch, budget)) for budget in (0.1, 0.9)]
+    logits = [policy.route(policy.embed(batch), replace(batch, budget=budget)) for budget in (0.1, 0.9)]
     assert (logits[0] - logits[1]).abs().max() > 0.01
 
 
@@ -145,17 +145,3 @@ def test_a_router_with_a_budget_sets_its_own_threshold() -> None:
     assert 0.3 < spent(policy, batch) <= 0.375 + 1e-6
     with pytest.raises(ValueError, match="needs a `budget`"):
         Routing(dial=True)
-
-
-def test_each_sample_of_a_batch_may_have_a_budget_of_its_own() -> None:
-    policy = routed(dial=True, budget=0.5)
-    batch = batch_for(policy)
-    policy.calibrate(batch)
-    budgets = torch.linspace(0.15, 0.95, len(batch))
-    with torch.no_grad():
-        mixed = replace(batch, budget=budgets)
-        gates = policy.backbone(policy.embed(mixed), mixed).gates
-        for row in (0, 17, 39):
-            alone = policy.at(float(budgets[row]))
-            told = alone._told(batch, alone.routing.budget)
-            assert torch.equal(alone.backbone(alone.embed(told), told).gates[row], gates[row])

@@ -22,7 +22,7 @@ class Frames:
     """N frames of E episodes in order. `starts` (E + 1,) says where each episode begins; `texts` has one
     instruction an episode; `executed` is what the robot really did, for the previous action."""
 
-    images: dict[str, np.ndarray]  # camera -> (N, h, w, 3) uint8
+    images: dict[str, "np.ndarray | Joined"]  # camera -> (N, h, w, 3) uint8
     state: np.ndarray  # (N, s)
     actions: np.ndarray  # (N, a)
     executed: np.ndarray  # (N, a)
@@ -32,6 +32,24 @@ class Frames:
 
     def __len__(self) -> int:
         return len(self.state)
+
+
+class Joined:
+    """Arrays one after the other, read by rows and never copied whole: pictures of several data sets stay memory-mapped."""
+
+    def __init__(self, parts: Sequence["np.ndarray | Joined"]) -> None:
+        self.parts, self.firsts = parts, np.cumsum([0, *(len(part) for part in parts)])
+
+    def __len__(self) -> int:
+        return int(self.firsts[-1])
+
+    def __getitem__(self, rows: np.ndarray | slice) -> np.ndarray:
+        """The rows (b,) int64, in their order."""
+        rows = np.arange(len(self))[rows]
+        part = np.searchsorted(self.firsts, rows, side="right") - 1
+        found = [self.parts[number][rows[part == number] - self.firsts[number]] for number in range(len(self.parts))]
+        order = np.argsort(np.argsort(part, kind="stable"), kind="stable")
+        return np.concatenate(found)[order]
 
 
 class BatchMaker:
@@ -132,7 +150,7 @@ def join_frames(parts: Sequence[Frames]) -> Frames:
     first, lengths = parts[0], [len(part) for part in parts]
     offsets = np.cumsum([0, *lengths[:-1]])
     return Frames(
-        images={name: np.concatenate([part.images[name] for part in parts]) for name in first.images},
+        images={name: Joined([part.images[name] for part in parts]) for name in first.images},
         state=np.concatenate([part.state for part in parts]),
         actions=np.concatenate([part.actions for part in parts]),
         executed=np.concatenate([part.executed for part in parts]),

@@ -71,7 +71,7 @@ class Router(nn.Module):
         text_mask: Bool[Tensor, "b n"],
         state: Float[Tensor, "b s"] | None = None,
         previous_action: Float[Tensor, "b a"] | None = None,
-        budget: Float[Tensor, " b"] | None = None,
+        budget: float | None = None,
     ) -> Float[Tensor, "b l"]:
         """Logits (b, l) from the tokens that enter layer 0 and their two masks.
 
@@ -83,7 +83,7 @@ class Router(nn.Module):
         wanted = (
             ("state", self.use_state, state),
             ("previous_action", self.use_previous_action, previous_action),
-            ("budget", self.dial, None if budget is None else budget[:, None]),
+            ("budget", self.dial, None if budget is None else pooled.new_full((len(pooled), 1), budget)),
         )
         for name, used, fact in wanted:
             if not used:

@@ -73,13 +73,8 @@ class Routed(Policy):
         return self.inner.head
 
     def prepare(self, observations: Sequence[Observation]) -> Batch:
-        return self._told(self.inner.prepare(observations), self.routing.budget)
-
-    def _told(self, batch: Batch, budget: float | None) -> Batch:
-        if not self.routing.dial:
-            return batch
-        assert budget is not None  # `Routing` has checked it
-        return replace(batch, budget=torch.full((len(batch),), budget, device=self.device))
+        batch = self.inner.prepare(observations)
+        return replace(batch, budget=self.routing.budget) if self.routing.dial else batch
 
     def embed(self, batch: Batch) -> Tokens:
         return self.inner.embed(batch)
@@ -116,14 +111,12 @@ class Routed(Policy):
             gates = gate_sample(logits, mode)
         return self._masked(tokens, logits, gates, watch=watch)
 
-    def _threshold(self, batch: Batch) -> Tensor | float:
-        """The logit from which on a layer runs: one for all, or (b, 1) by what each sample may cost."""
-        if not (self.routing.dial and self.routing.calibration) or batch.budget is None:
+    def _threshold(self, batch: Batch) -> float:
+        """The logit from which on a layer runs: by what a decision of this batch may cost, where the router has a dial."""
+        if not self.routing.calibration or batch.budget in (None, self.routing.budget):
             return self.routing.threshold
-        budgets, thresholds = (batch.budget.new_tensor(column) for column in zip(*self.routing.calibration, strict=True))
-        right = torch.bucketize(batch.budget, budgets).clamp(1, len(budgets) - 1)
-        share = (batch.budget - budgets[right - 1]) / (budgets[right] - budgets[right - 1])
-        return torch.lerp(thresholds[right - 1], thresholds[right], share.clamp(0, 1))[:, None]
+        budgets, thresholds = zip(*self.routing.calibration, strict=True)
+        return float(np.interp(batch.budget, budgets, thresholds))
 
     def _masked(self, tokens: Tokens, logits: Tensor, gates: Gates, *, watch: bool) -> Pass:
         """Every layer is computed, so that the router learns what each would have done."""
@@ -161,7 +154,8 @@ class Routed(Policy):
         tokens, costs = self.embed(batch), self.layer_costs()
         found = []
         for budget in BUDGETS:
-            logits = self.route(tokens, self._told(batch, budget)).cpu()
+            told = replace(batch, budget=budget) if self.routing.dial else batch
+            logits = self.route(tokens, told).cpu()
             found.append((budget, _threshold(logits, costs, budget)))
         self.routing = replace(self.routing, calibration=tuple(found))
         if self.routing.budget is not None:
