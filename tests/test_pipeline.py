@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from tiny import tiny_recipe
 
-from armlet import collect, distil, evaluate, probe, recipes, teach, training
+from armlet import collect, distil, evaluate, practice, probe, recipes, teach, training
 from armlet import report as report_page
 from armlet.checkpoint import load_policy
 from armlet.data.episodes import EpisodeDataset
@@ -135,6 +135,26 @@ def test_an_on_policy_round_adds_what_the_student_met_and_resumes(recipe: Recipe
     answers = store.read(store.keys, want=["actions"])["actions"][:, 0].float().numpy()
     assert np.abs(answers - make_batches(teacher, frames)._actions).mean() < 0.05
     assert np.abs(frames.executed - frames.actions).mean() > 0.01, "the student did something else"
+
+
+@pytest.mark.parametrize(("successes", "promoted"), [((2, 1), False), ((2, 2), True)])
+def test_a_round_that_makes_a_student_worse_is_undone(recipe: Recipe, tmp_path, monkeypatch, successes, promoted) -> None:
+    short = dataclasses.replace(recipe.stages[1], steps=2)
+    rounds = (Round(short, episodes=2, workers=1, replay=5, trial=2, split="unseen_objects"),)
+    tried = dataclasses.replace(recipe, out=tmp_path, shared=recipe.out, rounds=rounds)
+    monkeypatch.setattr(practice, "_successes", lambda *_: list(successes))
+    made = load_policy(distil.main(tried))
+    verdict = json.loads((tmp_path / "round-0" / "trial.json").read_text())
+    assert verdict == {"episodes": 2, "split": "unseen_objects", "before": 2, "after": successes[1], "promoted": promoted}
+    before, after = (load_policy(tmp_path / "round-0" / name) for name in ("student", "candidate"))
+    kept, other = (after, before) if promoted else (before, after)
+    same = [
+        all(bool((made.state_dict()[name] == value).all()) for name, value in each.state_dict().items()) for each in (kept, other)
+    ]
+    assert same == [True, False] and made.to_json() == kept.to_json()
+    monkeypatch.undo()
+    again = load_policy(distil.main(tried))  # resumed, it reads the verdict and does not run the trial
+    assert all(bool((again.state_dict()[name] == value).all()) for name, value in made.state_dict().items())
 
 
 def test_a_dial_is_evaluated_at_every_budget(recipe: Recipe, tmp_path) -> None:

@@ -1,4 +1,4 @@
-"""collect: a benchmark and its expert → episodes.
+"""collect: a benchmark and its expert, or a teacher, → episodes.
 
 Many episodes are perturbed while they run: for a few steps the hand does not go where the expert said, and what
 is recorded as the action is still what the expert answers in the state that results (DART, Laskey et al. 2017).
@@ -9,24 +9,34 @@ Only episodes that succeed are kept.
 
 from pathlib import Path
 
-from armlet.recipe import Collection, Recipe
-from armlet.recording import ExpertActs, record
+from armlet.checkpoint import policy_fingerprint
+from armlet.recipe import Recipe
+from armlet.recording import Acts, ExpertActs, TeacherActs, record
 
 
 def main(recipe: Recipe) -> Path:
-    """Run the benchmark's expert; returns the folder of the episodes."""
+    """Run who acts; returns the folder of the episodes."""
     benchmark, collection = recipe.benchmark, recipe.collection
     return record(
         recipe.episodes,
         benchmark,
-        ExpertActs(benchmark, collection),
+        _actor(recipe),
         episodes=collection.episodes,
         workers=collection.workers,
-        metadata={"benchmark": benchmark.fingerprint(), **_how(collection)},
+        metadata={"benchmark": benchmark.fingerprint(), **_how(recipe)},
         title=f"collect {benchmark.name}",
     )
 
 
-def _how(collection: Collection) -> dict[str, float]:
+def _actor(recipe: Recipe) -> Acts:
+    if recipe.collection.actor == "teacher":
+        return TeacherActs(recipe.benchmark, recipe.teacher, recipe.collection.seed)
+    return ExpertActs(recipe.benchmark, recipe.collection)
+
+
+def _how(recipe: Recipe) -> dict[str, float | str]:
     """What makes episodes of one collection differ from those of another."""
+    collection = recipe.collection
+    if collection.actor == "teacher":
+        return {"teacher": policy_fingerprint(recipe.teacher), "seed": collection.seed}
     return {"disturbed": collection.disturbed_share, "distracted": collection.distracted_share, "seed": collection.seed}

@@ -6,15 +6,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from armlet.checkpoint import load_policy, policy_fingerprint, save_policy
+from armlet.checkpoint import load_policy, save_policy
 from armlet.data.episodes import EpisodeDataset
 from armlet.data.frames import BatchMaker, Frames, join_frames, load_frames, split_frames
 from armlet.data.traces import TraceStore
 from armlet.learner import Learner
 from armlet.policies import Policy
+from armlet.practice import mixed, practise, round_folder, stays, worth_learning
 from armlet.recipe import Recipe, to_json
-from armlet.recording import StudentActs, record
-from armlet.supervision import heads_file, identity, load_heads, make_heads, store_traces
+from armlet.supervision import heads_file, identity, load_heads, make_heads
 from armlet.training import TeacherTraces, Trainer, make_batches
 from armlet.types import Batch, Trace
 
@@ -35,13 +35,18 @@ def main(recipe: Recipe) -> Path:
     learner = _learner(recipe, student, data).to(device)
     unseen = _sample(make_batches(teacher, held_out), recipe.seed)
     frames, stores = [train], _stores(recipe, data)
+    practised: list[np.ndarray] = []  # rows of what the rounds added, among all frames
     for index, stage in enumerate(recipe.all_stages):
-        number = index - len(recipe.stages)
+        number, rows, before = index - len(recipe.stages), None, {}
         if number >= 0:
-            more = _practise(recipe, student, teacher, number)
-            frames.append(load_frames(more))
-            stores += _stores(recipe, more, recipe.out / f"round-{number}" / "traces")
+            more = practise(recipe, student, teacher, number)
+            met, known = load_frames(more), sum(map(len, frames))
+            practised.append(known + worth_learning(more, met, recipe.rounds[number].replay))
+            frames.append(met)
+            stores += _stores(recipe, more, round_folder(recipe, number) / "traces")
             batches = make_batches(teacher, join_frames(frames))
+            rows = mixed(len(train), np.concatenate(practised), recipe.rounds[number].share)
+            before = {name: tensor.clone() for name, tensor in learner.state_dict().items()}
         trainer = Trainer(
             learner,
             stage,
@@ -50,41 +55,15 @@ def main(recipe: Recipe) -> Path:
             seed=recipe.seed + index,
             title=f"distil {recipe.name} {index + 1}/{len(recipe.all_stages)}",
             teacher=_answers(recipe, stores, frames, device),
+            rows=rows,
         )
         trainer.run()
         student.calibrate(unseen)
+        if number >= 0 and not stays(recipe, number, student):
+            learner.load_state_dict(before)
+            student.calibrate(unseen)
     save_policy(student, recipe.student_folder, provenance={"recipe": to_json(recipe), "data": data.fingerprint})
     return recipe.student_folder
-
-
-def _practise(recipe: Recipe, student: Policy, teacher: Policy, number: int) -> EpisodeDataset:
-    """The student of this moment acts, its teacher labels what it met: the episodes, their traces stored beside them."""
-    each, folder = recipe.rounds[number], recipe.out / f"round-{number}"
-    if not (folder / "student" / "config.json").exists():  # one that is there has acted already
-        save_policy(student, folder / "student")
-    record(
-        folder / "episodes",
-        recipe.benchmark,
-        StudentActs(recipe.benchmark, folder / "student", recipe.teacher, each.seed),
-        episodes=each.episodes,
-        workers=each.workers,
-        metadata={
-            "benchmark": recipe.benchmark.fingerprint(),
-            "student": policy_fingerprint(folder / "student"),
-            "seed": each.seed,
-        },
-        title=f"practise {recipe.name} {number + 1}/{len(recipe.rounds)}",
-    )
-    data = EpisodeDataset(folder / "episodes")
-    watched = Learner(teacher)
-    if recipe.probe:
-        watched.probe = make_heads(teacher, recipe.probe).to(teacher.device)
-        load_heads(watched.probe, heads_file(recipe))
-    batches = make_batches(teacher, load_frames(data))
-    store = identity(recipe, data.fingerprint)
-    title = f"traces {recipe.name} {number + 1}"
-    store_traces(folder / "traces", watched, batches, store, traced=recipe.traced, title=title)
-    return data
 
 
 def _sample(batches: BatchMaker, seed: int) -> Batch:

@@ -70,13 +70,14 @@ class Stage:
 @dataclass(frozen=True)
 class Collection:
     """How episodes are made: how many, with which workers, and in which shares of them the expert is disturbed (DART)
-    and distracted (sent to a wrong thing first)."""
+    and distracted (sent to a wrong thing first). With the teacher as `actor`, it acts undisturbed. Only successes are kept."""
 
     episodes: int = 8000
     seed: int = 10_000_000
     workers: int = 2
     disturbed_share: float = 0.6
     distracted_share: float = 0.5
+    actor: Literal["expert", "teacher"] = "expert"
 
 
 @dataclass(frozen=True)
@@ -110,13 +111,22 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Round:
-    """One on-policy round after the stages: the student acts in `episodes` episodes from `seed` on, the teacher labels every
-    state it reaches, the data grow by these, and `stage` trains on all of them."""
+    """One on-policy round after the stages: the student acts in `episodes` episodes of `split` from `seed` on, the teacher
+    labels every state it reaches, the data grow by these, and `stage` trains on all of them.
+
+    `share` of what is drawn comes from the rounds' own frames, however few they are. `replay` bounds those that a round keeps: first
+    all of episodes that failed, then those where student and teacher differ most; None keeps all. With `trial`, that many held-out
+    episodes are run by the student before and after the round, and where it succeeds less often than before it goes back to what it was.
+    """
 
     stage: Stage
     episodes: int = 500
     seed: int = 20_000_000
     workers: int = 2
+    split: str = "seen"
+    share: float = 0.3
+    replay: int | None = None
+    trial: int = 0
 
 
 @dataclass(frozen=True)

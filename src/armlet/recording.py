@@ -81,6 +81,22 @@ class ExpertActs:
 
 
 @dataclass(frozen=True)
+class TeacherActs:
+    """A policy acts as it does when deployed, chunk by chunk; recorded is the first action that it would answer at each step. Only
+    episodes that succeed are kept."""
+
+    benchmark: Benchmark
+    teacher: Path
+    seed: int
+
+    def __call__(self, attempt: int) -> EpisodeFrames | None:
+        tasks, seed = self.benchmark.tasks(), self.seed + attempt
+        task, teacher = tasks[attempt % len(tasks)], _loaded(self.teacher)
+        rollout = practise(teacher, teacher, self.benchmark, task, seed)
+        return rollout.episode(task, attempt, seed) if rollout.success else None
+
+
+@dataclass(frozen=True)
 class StudentActs:
     """A student acts, and at every step its teacher says what it would have done (DAgger, arXiv 1011.0686). Episodes that
     fail are kept as well: they are where the student needs telling."""
@@ -89,9 +105,10 @@ class StudentActs:
     student: Path
     teacher: Path
     seed: int
+    split: str = "seen"
 
     def __call__(self, attempt: int) -> EpisodeFrames:
-        tasks, seed = self.benchmark.tasks(), self.seed + attempt
+        tasks, seed = self.benchmark.tasks(self.split), self.seed + attempt
         task = tasks[attempt % len(tasks)]
         return practise(_loaded(self.student), _loaded(self.teacher), self.benchmark, task, seed).episode(task, attempt, seed)
 
@@ -163,7 +180,7 @@ class Rollout:
             action=self.action,
             extra={"executed": self.executed, **{f"privileged.{name}": values for name, values in self.privileged.items()}},
             task=self.instruction,
-            info={"attempt": attempt, "task": task.name, "family": task.family, "seed": seed},
+            info={"attempt": attempt, "task": task.name, "family": task.family, "seed": seed, "success": self.success},
         )
 
 

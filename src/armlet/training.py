@@ -81,7 +81,10 @@ def make_batches(policy: Policy, frames: Frames) -> BatchMaker:
 
 
 class Trainer:
-    """Runs one stage on one learner. `folder` gets `metrics.jsonl` and `state.pt`; a finished stage stays finished."""
+    """Runs one stage on one learner. `folder` gets `metrics.jsonl` and `state.pt`; a finished stage stays finished.
+
+    `rows`: the frames of an epoch, some perhaps several times; all of them once where nothing is said.
+    """
 
     def __init__(
         self,
@@ -93,7 +96,9 @@ class Trainer:
         seed: int,
         title: str,
         teacher: TeacherTraces | None = None,
+        rows: np.ndarray | None = None,
     ) -> None:
+        self.rows = np.arange(len(batches)) if rows is None else rows
         self.learner, self.stage, self.batches, self.teacher = learner, stage, batches, teacher
         self.folder, self.seed, self.title, self.step = folder, seed, title, 0
         for parameter in learner.parameters():
@@ -125,7 +130,7 @@ class Trainer:
 
     def _update(self) -> dict[str, float]:
         stage = self.stage
-        rows = draw(len(self.batches), stage.batch_size, self.step, self.seed)
+        rows = np.sort(self.rows[draw(len(self.rows), stage.batch_size, self.step, self.seed)])
         rng = np.random.default_rng([self.seed, self.step, 1])
         gain = rng.uniform(1 - stage.brightness, 1 + stage.brightness, len(rows)) if stage.brightness else None
         batch = self.batches.batch(rows, gain=gain)

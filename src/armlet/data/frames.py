@@ -5,7 +5,7 @@ Knows arrays and a tokenizer; knows no network.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -20,7 +20,8 @@ from armlet.types import Batch
 @dataclass(frozen=True)
 class Frames:
     """N frames of E episodes in order. `starts` (E + 1,) says where each episode begins; `texts` has one
-    instruction an episode; `executed` is what the robot really did, for the previous action."""
+    instruction an episode; `executed` is what the robot really did, for the previous action. What an annotator said, if one did:
+    `labels` by name, and `descriptions`, different texts, of which a frame's is number `described`."""
 
     images: dict[str, "np.ndarray | Joined"]  # camera -> (N, h, w, 3) uint8
     state: np.ndarray  # (N, s)
@@ -29,6 +30,9 @@ class Frames:
     privileged: dict[str, np.ndarray]  # name -> (N, x)
     texts: tuple[str, ...]
     starts: np.ndarray
+    labels: dict[str, np.ndarray] = field(default_factory=dict)  # name -> (N,) int64
+    descriptions: tuple[str, ...] = ()
+    described: np.ndarray | None = None  # (N,) int64
 
     def __len__(self) -> int:
         return len(self.state)
@@ -77,6 +81,8 @@ class BatchMaker:
         self._previous[1:] = executed[:-1]
         self._previous[frames.starts[:-1]] = actions.apply(np.zeros(executed.shape[1], np.float32))
         self._text = _padded([encode(tokenizer, text, longest=text_tokens) for text in frames.texts])
+        longest = max((len(tokenizer.encode(text.lower()).ids) for text in frames.descriptions), default=1)
+        self._descriptions = _padded([encode(tokenizer, text, longest=longest) for text in frames.descriptions])
         self._privileged = {name: _standardised(values) for name, values in frames.privileged.items()}
 
     def __len__(self) -> int:
@@ -89,14 +95,14 @@ class BatchMaker:
 
     def batch(self, rows: np.ndarray, *, gain: np.ndarray | None = None) -> Batch:
         """The batch of `rows` (b,); `gain` (b,) scales the brightness of a sample's images."""
-        episode = self._episode[rows]
+        episode, frames = self._episode[rows], self.frames
         wanted = rows[:, None] + np.arange(self.chunk)
-        valid = wanted < self.frames.starts[episode + 1][:, None]
+        valid = wanted < frames.starts[episode + 1][:, None]
         actions = self._actions[np.minimum(wanted, len(self) - 1)]
         actions[~valid] = 0
         text = self._text[episode]  # padded to the longest of all: one shape, so compiled code is compiled once
         return Batch(
-            images={name: self._images(name, rows, gain) for name in self.frames.images},
+            images={name: self._images(name, rows, gain) for name in frames.images},
             text=self._tensor(text),
             text_mask=self._tensor(text != 0),
             state=self._tensor(self._state[rows]),
@@ -104,6 +110,8 @@ class BatchMaker:
             actions=self._tensor(actions),
             actions_valid=self._tensor(valid),
             keys=torch.from_numpy(self.keys(rows)),
+            description=None if frames.described is None else self._tensor(self._descriptions[frames.described[rows]]),
+            labels={name: self._tensor(values[rows]) for name, values in frames.labels.items()},
             privileged={name: self._tensor(values[rows]) for name, values in self._privileged.items()},
         )
 
@@ -126,7 +134,7 @@ def _same_robot(what: str, values: np.ndarray, normaliser: Normaliser) -> None:
 
 
 def _padded(rows: list[list[int]]) -> np.ndarray:
-    text = np.zeros((len(rows), max(map(len, rows))), np.int64)
+    text = np.zeros((len(rows), max(map(len, rows), default=1)), np.int64)
     for index, row in enumerate(rows):
         text[index, : len(row)] = row
     return text
@@ -157,12 +165,23 @@ def join_frames(parts: Sequence[Frames]) -> Frames:
         privileged={name: np.concatenate([part.privileged[name] for part in parts]) for name in first.privileged},
         texts=tuple(text for part in parts for text in part.texts),
         starts=np.concatenate([[0], *(part.starts[1:] + offset for part, offset in zip(parts, offsets, strict=True))]),
+        labels={name: np.concatenate([part.labels[name] for part in parts]) for name in first.labels},
+        descriptions=tuple(text for part in parts for text in part.descriptions),
+        described=_joined_descriptions(parts),
     )
+
+
+def _joined_descriptions(parts: Sequence[Frames]) -> np.ndarray | None:
+    """Numbers of descriptions when those of every part stand behind those of the parts before it."""
+    firsts = np.cumsum([0, *(len(part.descriptions) for part in parts)])
+    found = [part.described + first for part, first in zip(parts, firsts, strict=False) if part.described is not None]
+    return np.concatenate(found) if len(found) == len(parts) else None
 
 
 def _some_episodes(frames: Frames, first: int, last: int) -> Frames:
     start, stop = frames.starts[first], frames.starts[last]
-    return Frames(
+    return replace(
+        frames,
         images={name: images[start:stop] for name, images in frames.images.items()},
         state=frames.state[start:stop],
         actions=frames.actions[start:stop],
@@ -170,6 +189,8 @@ def _some_episodes(frames: Frames, first: int, last: int) -> Frames:
         privileged={name: values[start:stop] for name, values in frames.privileged.items()},
         texts=frames.texts[first:last],
         starts=frames.starts[first : last + 1] - start,
+        labels={name: values[start:stop] for name, values in frames.labels.items()},
+        described=None if frames.described is None else frames.described[start:stop],
     )
 
 

@@ -1,0 +1,106 @@
+"""On-policy rounds: the student of this moment acts, its teacher labels what it met, and a trial says whether it may stay.
+
+Which frames a round adds, how often they are drawn, and who is promoted. Knows recipes by their fields, none by name.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from armlet.checkpoint import policy_fingerprint, save_policy, write_atomically
+from armlet.data.episodes import EpisodeDataset
+from armlet.data.frames import Frames, load_frames
+from armlet.learner import Learner
+from armlet.policies import Policy
+from armlet.progress import Progress
+from armlet.recipe import Recipe, Round
+from armlet.recording import StudentActs, record
+from armlet.rollout import Contender, plan, run_all
+from armlet.supervision import heads_file, identity, load_heads, make_heads, store_traces
+from armlet.training import make_batches
+
+TRIAL = 5_000_000  # between the seeds of a round's own episodes and those of its trial
+
+
+def round_folder(recipe: Recipe, number: int) -> Path:
+    """Where round `number` keeps its episodes, their traces, the student that acted and the trial."""
+    return recipe.out / f"round-{number}"
+
+
+def practise(recipe: Recipe, student: Policy, teacher: Policy, number: int) -> EpisodeDataset:
+    """The student acts, its teacher labels what it met: the episodes, their traces stored beside them."""
+    each, folder = recipe.rounds[number], round_folder(recipe, number)
+    if not (folder / "student" / "config.json").exists():  # one that is there has acted already
+        save_policy(student, folder / "student")
+    record(
+        folder / "episodes",
+        recipe.benchmark,
+        StudentActs(recipe.benchmark, folder / "student", recipe.teacher, each.seed, each.split),
+        episodes=each.episodes,
+        workers=each.workers,
+        metadata={
+            "benchmark": recipe.benchmark.fingerprint(),
+            "student": policy_fingerprint(folder / "student"),
+            "seed": each.seed,
+            "split": each.split,
+        },
+        title=f"practise {recipe.name} {number + 1}/{len(recipe.rounds)}",
+    )
+    data = EpisodeDataset(folder / "episodes")
+    watched = Learner(teacher)
+    if recipe.probe:
+        watched.probe = make_heads(teacher, recipe.probe).to(teacher.device)
+        load_heads(watched.probe, heads_file(recipe))
+    batches = make_batches(teacher, load_frames(data))
+    store = identity(recipe, data.fingerprint)
+    title = f"traces {recipe.name} {number + 1}"
+    store_traces(folder / "traces", watched, batches, store, traced=recipe.traced, title=title)
+    return data
+
+
+def worth_learning(data: EpisodeDataset, frames: Frames, limit: int | None) -> np.ndarray:
+    """The rows (n,) that a round keeps: all, or at most `limit`, those of failed episodes first, then those where what the student
+    did lies furthest (mean absolute difference) from what its teacher would have done."""
+    if limit is None or limit >= len(frames):
+        return np.arange(len(frames))
+    failed = np.array([not episode.info["success"] for episode in data.episodes])
+    distance = np.abs(frames.executed - frames.actions).mean(1)
+    order = np.lexsort((-distance, ~failed.repeat(np.diff(frames.starts))))
+    return np.sort(order[:limit])
+
+
+def mixed(base: int, practised: np.ndarray, share: float) -> np.ndarray:
+    """Rows 0 to `base` once, and those that were practised so often that they are about `share` of all (at least once)."""
+    times = max(1, round(share / (1 - share) * base / max(len(practised), 1)))
+    return np.concatenate([np.arange(base), np.tile(practised, times)])
+
+
+def stays(recipe: Recipe, number: int, student: Policy) -> bool:
+    """Whether the student that a round made succeeds as often as before it, on episodes that it did not practise on. The
+    verdict is kept in `trial.json`, and read there by a run that is resumed."""
+    each, folder = recipe.rounds[number], round_folder(recipe, number)
+    if not each.trial:
+        return True
+    path = folder / "trial.json"
+    if not path.exists():
+        save_policy(student, folder / "candidate")
+        before, after = _successes(recipe, each, [folder / "student", folder / "candidate"], number)
+        verdict = {"episodes": each.trial, "split": each.split, "before": before, "after": after, "promoted": after >= before}
+        write_atomically(path, json.dumps(verdict, indent=1).encode())
+    return bool(json.loads(path.read_text())["promoted"])
+
+
+def _successes(recipe: Recipe, each: Round, folders: list[Path], number: int) -> list[int]:
+    """How often each policy succeeds in the same episodes."""
+    field = {folder.name: Contender(folder) for folder in folders}
+    jobs = [
+        (name, task, seed) for task, seed in plan(recipe.benchmark, each.split, each.trial, each.seed + TRIAL) for name in field
+    ]
+    progress = Progress(f"trial {recipe.name} {number + 1}/{len(recipe.rounds)}", total=len(jobs), unit="episode")
+    found = dict.fromkeys(field, 0)
+    for name, result in run_all(field, recipe.benchmark, jobs, workers=each.workers):
+        found[name] += result.success
+        progress.advance()
+    progress.close()
+    return list(found.values())
