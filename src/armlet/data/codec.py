@@ -262,8 +262,9 @@ class Codebook:
         """Primitives that move one dimension each, either way, by each of `steps` (shares of its range from 0), with the gripper
         open and closed: 24 for three dimensions, a gripper and two steps, or for six, a gripper and one.
 
-        None stands still: in closed loop an action that is rounded to rest stays at rest, and never arrives. Raises
-        ValueError for absolute actions, where 0 is a place.
+        None stands still: in closed loop an action that is rounded to rest stays at rest, and never arrives. Policies that
+        carry out several actions between two looks want episodes of an expert that acted through the codebook (bench/codebook.py).
+        Raises ValueError for absolute actions, where 0 is a place.
         """
         if spec.mode != "delta":
             raise ValueError(f"axes needs actions in which 0 is no motion: mode is {spec.mode!r}, expected 'delta'; use fit")
