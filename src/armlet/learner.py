@@ -40,6 +40,8 @@ class Learner(nn.Module):
         trace: Trace = {"condition": condition, "gates": run.gates.float(), "costs": costs, **run.extras}
         if "actions" in want:
             trace["actions"] = policy.head(condition)
+        if "logits" in want and (logits := policy.head.logits(condition)) is not None:
+            trace["logits"] = logits
         if "imitation" in want:
             actions, valid = batch.targets()
             trace["imitation"] = policy.head.loss(condition, actions, valid.float())
@@ -58,7 +60,8 @@ class Learner(nn.Module):
         trace |= policy.signals([name for name in want if name not in trace], batch, tokens, run)
         missing = [name for name in want if name not in trace]
         if missing:
-            raise KeyError(f"a policy of type {policy.to_json()['type']!r} has no signal {missing}; it has {sorted(trace)}")
+            kind = f"a policy of type {policy.to_json()['type']!r} with a {type(policy.head).__name__}"
+            raise KeyError(f"{kind} has no signal {missing}; it has {sorted(trace)}")
         return {name: trace[name] for name in want}
 
 

@@ -15,6 +15,7 @@ trace store and the student's answer are the same type, so a loss reads two of t
     semantics      (b, l, d)   one semantic vector per layer, from the probe's graph heads
     layer_actions  (b, l, k, a) the action each layer would take, from the probe's action heads
     gates          (b, l)      how much of each layer ran: 1 ran, 0 skipped
+    logits         (b, k, n)   of its action head's n primitives; (b, k, a, bins) of a head with bins
     costs          (l,)        what each layer costs, relative to the others
     imitation      (b,)        its action head's own loss against the episodes' actions
     privileged.x   (b, x)      what it guesses of simulator fact x, while a teacher is taught
@@ -23,7 +24,7 @@ trace store and the student's answer are the same type, so a loss reads two of t
 """
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 from torch import Tensor
@@ -59,6 +60,17 @@ class ActionSpec:
     @property
     def dims(self) -> int:
         return len(self.names)
+
+    @property
+    def translation(self) -> tuple[int, ...]:
+        """Which dimensions move the hand along an axis, in units of `translation_scale`: those named x, y, z or dx, dy, dz."""
+        return tuple(index for index, name in enumerate(self.names) if name.removeprefix("d") in ("x", "y", "z"))
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Self:
+        """The inverse of `dataclasses.asdict`, from JSON, which has no tuples."""
+        fields: dict[str, Any] = {name: tuple(item) if isinstance(item, list) else item for name, item in value.items()}
+        return cls(**fields)
 
     def differences(self, other: "ActionSpec") -> list[str]:
         """The fields in which two specs differ, as readable lines; empty when they are interchangeable."""

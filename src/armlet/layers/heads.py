@@ -1,17 +1,21 @@
-"""Action heads: a condition vector (b, d) → a chunk of normalised actions (b, k, a). One contract, three kinds.
+"""Action heads: a condition vector (b, d) → a chunk of normalised actions (b, k, a). One contract, four kinds.
 
     RegressionHead   one MLP, L1 loss (OpenVLA-OFT, arXiv 2502.19645)
     BinHead          256 bins a dimension, cross-entropy (OpenVLA, arXiv 2406.09246)
+    CodebookHead     one of a few primitives, cross-entropy, and an offset from it (BeT, arXiv 2206.11251)
     FlowHead         a small DiT that carries noise to actions in a few Euler steps (π0, arXiv 2410.24164)
 
 None knows a backbone, a benchmark or a unit: actions are normalised to about [−1, 1].
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from armlet.data.codec import bin_centres, bin_numbers, squared_distances
 
 
 class ActionHead(nn.Module, ABC):
@@ -27,6 +31,10 @@ class ActionHead(nn.Module, ABC):
     @abstractmethod
     def loss(self, condition: Tensor, actions: Tensor, valid: Tensor) -> Tensor:
         """(b,): how far from `actions` (b, k, a), counting the steps where `valid` (b, k)."""
+
+    def logits(self, condition: Tensor) -> Tensor | None:
+        """(b, k, …, n), the logits of the classes it chooses among; None where it names numbers outright."""
+        return None
 
 
 def masked_mean(error: Tensor, valid: Tensor) -> Tensor:
@@ -62,12 +70,82 @@ class BinHead(ActionHead):
         return self.net(condition).unflatten(-1, (self.chunk, self.dims, self.bins))
 
     def forward(self, condition: Tensor) -> Tensor:
-        return (self.logits(condition).argmax(-1) + 0.5) * (2 / self.bins) - 1
+        return bin_centres(self.logits(condition).argmax(-1), -1.0, 1.0, self.bins)
 
     def loss(self, condition: Tensor, actions: Tensor, valid: Tensor) -> Tensor:
-        target = ((actions.clamp(-1, 1) + 1) / 2 * self.bins).long().clamp(max=self.bins - 1)
+        target = bin_numbers(actions, -1.0, 1.0, self.bins).clamp(0, self.bins - 1).long()
         error = F.cross_entropy(self.logits(condition).flatten(0, 2), target.flatten(), reduction="none")
         return masked_mean(error.view(target.shape), valid)
+
+
+class CodebookHead(ActionHead):
+    """Logits over `primitives` (n, a), in normalised actions; the decision is the likeliest, refined where that is asked for.
+
+    With `refine` every primitive has an offset of its own for every step of the chunk, of at most `reach` in each dimension, so the
+    offset is conditioned on the primitive that is chosen; the gripper (dimension `gripper`) is never refined. Offsets begin at 0.
+    Which primitive is nearest, and that the gripper decides first, is said in `data.codec.squared_distances`. Primitives live in the
+    options that the network is described with, not in its weights.
+    """
+
+    primitives: Tensor
+    moving: Tensor
+
+    def __init__(
+        self,
+        width: int,
+        chunk: int,
+        dims: int,
+        *,
+        primitives: Sequence[Sequence[float]],
+        gripper: int | None = None,
+        refine: bool = False,
+        reach: float = 1.0,
+        hidden: int = 256,
+    ) -> None:
+        super().__init__()
+        book = torch.tensor(primitives, dtype=torch.float32)
+        if book.ndim != 2 or book.shape[1] != dims:
+            raise ValueError(
+                f"head_options: primitives have shape {tuple(book.shape)}, expected (n, {dims}), one row a primitive"
+            )
+        if gripper is not None and len(book[:, gripper].unique()) != 2:
+            raise ValueError(
+                f"head_options: dimension {gripper} of the primitives, the gripper, has the values "
+                f"{book[:, gripper].unique().tolist()}, expected two, open and closed; is gripper the right dimension?"
+            )
+        self.chunk, self.dims, self.gripper, self.reach = chunk, dims, gripper, reach
+        self.register_buffer("primitives", book, persistent=False)
+        self.register_buffer("moving", torch.tensor([float(index != gripper) for index in range(dims)]), persistent=False)
+        self.trunk = nn.Sequential(nn.Linear(width, hidden), nn.GELU())
+        self.choose = nn.Linear(hidden, chunk * len(book))
+        self.offset = nn.Linear(hidden, chunk * len(book) * dims) if refine else None
+        if self.offset is not None:
+            nn.init.zeros_(self.offset.weight)
+            nn.init.zeros_(self.offset.bias)
+
+    def logits(self, condition: Tensor) -> Tensor:
+        return self.choose(self.trunk(condition)).unflatten(-1, (self.chunk, len(self.primitives)))
+
+    def forward(self, condition: Tensor) -> Tensor:
+        return self._act(condition, self.logits(condition).argmax(-1))
+
+    def loss(self, condition: Tensor, actions: Tensor, valid: Tensor) -> Tensor:
+        """Cross-entropy to the nearest primitive; with `refine` also the L1 error of that primitive, refined."""
+        nearest = squared_distances(actions, self.primitives, self.gripper).argmin(-1)  # (b, k)
+        error = F.cross_entropy(self.logits(condition).flatten(0, 1), nearest.flatten(), reduction="none")
+        error = error.view(*nearest.shape, 1)
+        if self.offset is not None:
+            error = error + ((self._act(condition, nearest) - actions) * self.moving).abs().mean(-1, keepdim=True)
+        return masked_mean(error, valid)
+
+    def _act(self, condition: Tensor, chosen: Tensor) -> Tensor:
+        """Primitives `chosen` (b, k), each with its own offset where there is one → (b, k, a)."""
+        actions = self.primitives[chosen]
+        if self.offset is None:
+            return actions
+        offsets = self.offset(self.trunk(condition)).unflatten(-1, (self.chunk, len(self.primitives), self.dims))
+        own = offsets.take_along_dim(chosen[..., None, None], 2).squeeze(2)  # (b, k, a)
+        return actions + self.reach * own.tanh() * self.moving
 
 
 class _Block(nn.Module):
@@ -140,4 +218,4 @@ class FlowHead(ActionHead):
         return masked_mean((self.velocity(mixed, t, condition) - (actions - noise)).square(), valid)
 
 
-HEADS = {"regression": RegressionHead, "bins": BinHead, "flow": FlowHead}
+HEADS = {"regression": RegressionHead, "bins": BinHead, "codebook": CodebookHead, "flow": FlowHead}

@@ -41,7 +41,7 @@ class VLAConfig:
     execute: int = 3
     text_tokens: int = 32
     vision_channels: int = 32
-    head: Literal["regression", "bins", "flow"] = "regression"
+    head: Literal["regression", "bins", "codebook", "flow"] = "regression"
     head_options: dict[str, Any] = field(default_factory=dict)
     kept_layers: tuple[int, ...] | None = None  # which layers of the network it was cut from, where it was cut
 
@@ -70,7 +70,7 @@ class VLANetwork(Network):
     text_tokens: int = 32
     vision_channels: int = 32
     strides: dict[str, int] = field(default_factory=dict)
-    head: Literal["regression", "bins", "flow"] = "regression"
+    head: Literal["regression", "bins", "codebook", "flow"] = "regression"
     head_options: dict[str, Any] = field(default_factory=dict)
 
     def build(self, body: Body, cameras: dict[str, int]) -> "VLA":
@@ -209,10 +209,8 @@ def from_json(description: dict[str, Any], tokenizer: Tokenizer) -> VLA:
     network = dict(description["network"])
     if network.get("kept_layers") is not None:
         network["kept_layers"] = tuple(network["kept_layers"])
-    spec: dict[str, Any] = dict(description["action_spec"])
-    spec |= {key: tuple(value) for key, value in spec.items() if isinstance(value, list)}
     body = Body(
-        ActionSpec(**spec),
+        ActionSpec.from_json(description["action_spec"]),
         Normaliser.from_json(description["state"]),
         Normaliser.from_json(description["actions"]),
         tokenizer,
