@@ -15,6 +15,7 @@ from armlet import losses
 from armlet.checkpoint import load_policy, save_policy
 from armlet.data.text import encode, train_tokenizer
 from armlet.layers.heads import to_bins
+from armlet.layers.pretrained import pixels
 from armlet.learner import Learner
 from armlet.policies import Body
 from armlet.policies.clip_lora import TRAINED, ClipLora, ClipLoraNetwork, published, small
@@ -106,7 +107,7 @@ def test_the_towers_are_transformers_clip(tmp_path) -> None:
     batch = frames(policy)
     tokens = policy.embed(batch)
     seen = policy.condition(policy.backbone(tokens, batch).hidden, tokens)[:, :16]
-    wanted = clip.get_image_features(policy._pixels(batch.images["scene"])).pooler_output
+    wanted = clip.get_image_features(pixels(batch.images["scene"], 24, "clip_vision_model")).pooler_output
     torch.testing.assert_close(seen, wanted, atol=1e-5, rtol=1e-5)
     words = torch.tensor([[5, 9, 30, 7, 0, 0], [80, 81, 82, 83, 84, 7]])  # 7 ends a text there
     _, said = policy.read(words)

@@ -9,6 +9,24 @@ from huggingface_hub import hf_hub_download
 from tokenizers import Tokenizer
 from torch import Tensor
 
+PIXELS = {  # mean and deviation of the images on which a kind of tower was trained
+    "clip_vision_model": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
+    "siglip_vision_model": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+}
+
+
+def pixels(images: Tensor, size: int, kind: str) -> Tensor:
+    """Images (b, 3, h, w) in [0, 1] → (b, 3, size, size) as a tower of this kind (its `model_type`) was trained to see them.
+
+    Raises ValueError naming the kinds that are known.
+    """
+    if kind not in PIXELS:
+        raise ValueError(f"how an image tower of type {kind!r} sees pixels is not known here; known are {', '.join(PIXELS)}")
+    if images.shape[-2:] != (size, size):
+        images = F.interpolate(images, (size, size), mode="bicubic", align_corners=False, antialias=True).clamp(0, 1)
+    mean, deviation = (images.new_tensor(each)[:, None, None] for each in PIXELS[kind])
+    return (images - mean) / deviation
+
 
 def fetch(kind: Any, name: str) -> Any:
     """A transformers model of class `kind` by its name on the hub, or the folder in which it was saved.

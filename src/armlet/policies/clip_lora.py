@@ -30,14 +30,13 @@ from transformers import CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPVisionCon
 
 from armlet.data.text import encode
 from armlet.layers.heads import HEADS, BinHead
-from armlet.layers.pretrained import fetch, fetch_tokenizer, stretch
+from armlet.layers.pretrained import fetch, fetch_tokenizer, pixels, stretch
 from armlet.layers.vision import ConvEncoder, Pointers, ordered_mean
 from armlet.policies import Body, Network, Pass, Policy, Tokens, gather, tuples, weights_of
 from armlet.types import Batch, Observation, Trace
 
 TRAINED = ("policy.*lora_*", "policy.masked", "policy.state.*", "policy.head.*", "policy.phase.*", "policy.direction.*")
 PHASES = 9  # idle, approaching, grasping, transporting, holding, placing, operating, regrasping, completed
-PIXEL_MEAN, PIXEL_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # of CLIP's training
 
 
 @dataclass(frozen=True)
@@ -246,7 +245,10 @@ class ClipLora(Policy):
     def embed(self, batch: Batch) -> ClipTokens:
         words, said = self.read(batch.text)
         if self.network.fusion == "late":
-            eyes = [self.enter(self.patches(self._pixels(batch.images[name]))) for name in self.cameras]
+            eyes = [
+                self.enter(self.patches(pixels(batch.images[name], self.network.image, "clip_vision_model")))
+                for name in self.cameras
+            ]
             hidden = torch.cat(eyes, 1)
             mask = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
             return self._tokens(batch, hidden, mask, torch.zeros_like(mask), self._apart(hidden), said)
@@ -268,14 +270,6 @@ class ClipLora(Policy):
         vision[:, : self.vision_tokens] = True
         none = hidden.new_zeros(1, 0)  # CLIP's positions are in its tokens, not in its attention
         return ClipTokens(hidden, mask, vision, text, attention, (none, none), said, batch.state)
-
-    def _pixels(self, images: Tensor) -> Tensor:
-        """(b, 3, h, w) in [0, 1] → as CLIP was trained to see them, at its size."""
-        size = (self.network.image, self.network.image)
-        if images.shape[-2:] != size:
-            images = F.interpolate(images, size, mode="bicubic", align_corners=False, antialias=True).clamp(0, 1)
-        mean, std = images.new_tensor(PIXEL_MEAN), images.new_tensor(PIXEL_STD)
-        return (images - mean[:, None, None]) / std[:, None, None]
 
     def _apart(self, hidden: Tensor) -> Tensor | None:
         """The mask under which each camera's tokens see their own kind only; None where there is one camera."""
