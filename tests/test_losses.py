@@ -40,6 +40,7 @@ DISTANCES = {
     losses.action_l1: chunks,
     losses.condition_mse: lambda: vectors(BATCH),
     losses.condition_cosine: lambda: vectors(BATCH),
+    losses.text_cosine: lambda: vectors(BATCH),
     losses.cosine_gap: vectors,
     losses.structure_gap: vectors,
     losses.semantic_loss: vectors,
@@ -121,6 +122,38 @@ def test_action_cross_entropy_of_ignorance_is_the_log_of_256():
     target = torch.randint(0, 256, (BATCH, CHUNK, DIMS))
     entropy = losses.action_cross_entropy(torch.zeros(BATCH, CHUNK, DIMS, 256), target)
     torch.testing.assert_close(entropy, torch.full((BATCH,), 256.0).log())
+
+
+def test_weighted_action_cross_entropy_is_the_sum_of_the_paper_divided_by_its_weights():
+    logits, target = torch.randn(BATCH, CHUNK, DIMS, 7, dtype=torch.float64), torch.randint(0, 7, (BATCH, CHUNK, DIMS))
+    weights = torch.tensor([1.0, 2.0])
+    total = np.zeros(BATCH)
+    for b, k, j in np.ndindex(BATCH, CHUNK, DIMS):
+        total[b] -= weights[j] * torch.log_softmax(logits[b, k, j], -1)[target[b, k, j]]
+    found = losses.action_cross_entropy(logits, target, weights=weights)
+    np.testing.assert_allclose(CHUNK * 3.0 * found, total, rtol=1e-6)
+    equal = losses.action_cross_entropy(logits, target, some_valid(), torch.full((DIMS,), 4.0))
+    torch.testing.assert_close(equal, losses.action_cross_entropy(logits, target, some_valid()))
+
+
+def test_what_an_annotator_did_not_name_costs_nothing():
+    logits, label = torch.randn(BATCH, 9, requires_grad=True), torch.tensor([3, -1, 0, 8, -1])
+    loss = losses.label_cross_entropy(logits, label)
+    named = label >= 0
+    expected = -torch.log_softmax(logits, -1)[named].gather(1, label[named, None])[:, 0]
+    torch.testing.assert_close(loss[named], expected)
+    assert (loss[~named] == 0).all()
+    loss.sum().backward()
+    assert (logits.grad[~named] == 0).all()
+    said, text = vectors(BATCH).requires_grad_(), vectors(BATCH).requires_grad_()
+    gap = losses.text_cosine(said, text, label)
+    np.testing.assert_allclose(
+        gap[named].detach(),
+        [1 - cosine(a, b) for a, b in zip(said[named].detach().numpy(), text[named].detach().numpy(), strict=True)],
+    )
+    assert (gap[~named] == 0).all()
+    gap.sum().backward()
+    assert text.grad is None and (said.grad[~named] == 0).all()
 
 
 # --- semantics ----------------------------------------------------------------------------------------------

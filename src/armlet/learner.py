@@ -24,7 +24,7 @@ class Learner(nn.Module):
         super().__init__()
         self.policy, self.probe = policy, probe
         facts = privileged or {}
-        self.privileged = nn.ModuleDict({name: nn.Linear(policy.width, size) for name, size in facts.items()})
+        self.privileged = nn.ModuleDict({name: nn.Linear(policy.condition_width, size) for name, size in facts.items()})
         self.pointers = nn.ModuleDict({name: Pointer(policy.width, policy.vision_tokens, size) for name, size in facts.items()})
 
     def trace(self, batch: Batch, want: Collection[str], *, exploration: float = 0.0) -> Trace:

@@ -37,17 +37,37 @@ def action_cross_entropy(
     logits: Float[Tensor, "b k a bins"],
     target: Int[Tensor, "b k a"],
     valid: Bool[Tensor, "b k"] | None = None,
+    weights: Float[Tensor, " a"] | None = None,
 ) -> Float[Tensor, " b"]:
     """Cross-entropy to action tokens, averaged over the dimensions and the valid steps.
 
     `target` numbers the bin of each action dimension, 0 <= target < bins (256 in OpenVLA); in steps that are
-    not valid it may be anything.
+    not valid it may be anything. `weights` make the average over dimensions a weighted one: k sum(w) times it is the
+    sum over k and j of w_j CE of VLA-AD (arXiv 2605.16241), whose w is (1, 1, 1, 2, 2, 2, 1).
     """
     if valid is not None:
         target = target.masked_fill(~valid[..., None], 0)
     entropy = F.cross_entropy(_wide(logits).flatten(0, 2), target.flatten().long(), reduction="none")
-    entropy = entropy.view(target.shape).mean(dim=-1)
+    entropy = entropy.view(target.shape)
+    entropy = entropy.mean(dim=-1) if weights is None else entropy @ (weights / weights.sum()).to(entropy)
     return _over_steps(entropy if valid is None else entropy.masked_fill(~valid, 0), valid)
+
+
+def label_cross_entropy(logits: Float[Tensor, "b c"], label: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
+    """Cross-entropy to what an annotator named, a phase say; 0 where it named nothing (a label below 0)."""
+    entropy = F.cross_entropy(_wide(logits), label.clamp(min=0).long(), reduction="none")
+    return entropy.masked_fill(label < 0, 0)
+
+
+def text_cosine(
+    embedding: Float[Tensor, "b d"], text: Float[Tensor, "b d"], label: Int[Tensor, " b"] | None = None
+) -> Float[Tensor, " b"]:
+    """1 - cosine to the embedding of a text that says what is meant, a direction say; 0 where nothing is (a label below 0).
+
+    The text is a target and has no gradient.
+    """
+    gap = 1 - _cosine(embedding, text.detach())
+    return gap if label is None else gap.masked_fill(label < 0, 0)
 
 
 def condition_mse(student: Float[Tensor, "b d"], teacher: Float[Tensor, "b d"]) -> Float[Tensor, " b"]:

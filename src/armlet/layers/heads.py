@@ -4,18 +4,23 @@
     BinHead          256 bins a dimension, cross-entropy (OpenVLA, arXiv 2406.09246)
     CodebookHead     one of a few primitives, cross-entropy, and an offset from it (BeT, arXiv 2206.11251)
     FlowHead         a small DiT that carries noise to actions in a few Euler steps (π0, arXiv 2410.24164)
+    ArmGripperHead   one vector a step; the arm by L1 loss, the gripper open or closed (VITA-VLA, arXiv 2510.09607)
 
 None knows a backbone, a benchmark or a unit: actions are normalised to about [−1, 1].
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from armlet.data.codec import bin_centres, bin_numbers, squared_distances
+from armlet.types import ActionSpec
+
+Kind = Literal["regression", "bins", "codebook", "flow", "arm_gripper"]
 
 
 class ActionHead(nn.Module, ABC):
@@ -23,6 +28,7 @@ class ActionHead(nn.Module, ABC):
 
     chunk: int
     dims: int
+    vectors: int = 1  # of a token's width, side by side in the condition
 
     @abstractmethod
     def forward(self, condition: Tensor) -> Tensor:
@@ -58,6 +64,11 @@ class RegressionHead(ActionHead):
         return masked_mean((self(condition) - actions).abs(), valid)
 
 
+def to_bins(actions: Tensor, bins: int = 256) -> Tensor:
+    """The number of the bin of [−1, 1] in which each action lies, int64; what lies outside is in the first or the last."""
+    return bin_numbers(actions, -1.0, 1.0, bins).clamp(0, bins - 1).long()
+
+
 class BinHead(ActionHead):
     """Logits over equal bins of [−1, 1]; the decision is the centre of the likeliest bin."""
 
@@ -73,7 +84,7 @@ class BinHead(ActionHead):
         return bin_centres(self.logits(condition).argmax(-1), -1.0, 1.0, self.bins)
 
     def loss(self, condition: Tensor, actions: Tensor, valid: Tensor) -> Tensor:
-        target = bin_numbers(actions, -1.0, 1.0, self.bins).clamp(0, self.bins - 1).long()
+        target = to_bins(actions, self.bins)
         error = F.cross_entropy(self.logits(condition).flatten(0, 2), target.flatten(), reduction="none")
         return masked_mean(error.view(target.shape), valid)
 
@@ -218,4 +229,90 @@ class FlowHead(ActionHead):
         return masked_mean((self.velocity(mixed, t, condition) - (actions - noise)).square(), valid)
 
 
-HEADS = {"regression": RegressionHead, "bins": BinHead, "codebook": CodebookHead, "flow": FlowHead}
+class ArmGripperHead(ActionHead):
+    """The decoder of VITA-VLA's small expert (arXiv 2510.09607, after Seer, arXiv 2412.15109), which its large student reuses.
+
+    The condition (b, k · width) is one vector for each step of the chunk, side by side, and all steps share one MLP: width →
+    width/2, ReLU, width/2, ReLU; then the arm through tanh and the gripper through a sigmoid, which is how likely it is to be
+    closed. One vector a step, and not one for all, because what a student must learn to say in the expert's place is then all that
+    the decoder reads, with nothing in between that only the expert had learned.
+
+    `gripper` is the index of the gripper among the dimensions (None: all are the arm), `gripper_open` and `gripper_closed` its two
+    ends as they are in normalised actions. What is decided is one of these two, as BinHead decides for a bin: only the loss,
+    MAE(arm) + `gripper_weight` · BCE(gripper), has a gradient for the gripper. A published figure swaps the two labels.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        chunk: int,
+        dims: int,
+        *,
+        gripper: int | None = -1,
+        gripper_open: float = -1.0,
+        gripper_closed: float = 1.0,
+        gripper_weight: float = 0.01,
+    ) -> None:
+        super().__init__()
+        if gripper is not None and not -dims <= gripper < dims:
+            raise ValueError(f"gripper={gripper}: there are {dims} action dimensions; give the index of one, or None")
+        if gripper_open == gripper_closed:
+            raise ValueError(f"gripper_open and gripper_closed are both {gripper_open}; they must differ to be told apart")
+        self.width, self.chunk, self.dims, self.vectors = width, chunk, dims, chunk
+        self.options: dict[str, Any] = {
+            "gripper": gripper if gripper is None else gripper % dims,
+            "gripper_open": gripper_open,
+            "gripper_closed": gripper_closed,
+            "gripper_weight": gripper_weight,
+        }
+        half = width // 2
+        self.net = nn.Sequential(nn.Linear(width, half), nn.ReLU(), nn.Linear(half, half), nn.ReLU())
+        self.arm = nn.Linear(half, dims - (gripper is not None))
+        self.gripper = None if gripper is None else nn.Linear(half, 1)
+
+    def _decode(self, condition: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The arm (b, k, a − 1) in [−1, 1] and the logit of a closed gripper (b, k)."""
+        if condition.shape[-1] != self.chunk * self.width:
+            raise ValueError(
+                f"condition of width {condition.shape[-1]}: this head reads {self.chunk} steps of {self.width} each, "
+                f"{self.chunk * self.width} in all"
+            )
+        hidden = self.net(condition.unflatten(-1, (self.chunk, self.width)))
+        return torch.tanh(self.arm(hidden)), None if self.gripper is None else self.gripper(hidden).squeeze(-1)
+
+    def forward(self, condition: Tensor) -> Tensor:
+        arm, logit = self._decode(condition)
+        if logit is None:
+            return arm
+        index, opened, closed = (self.options[name] for name in ("gripper", "gripper_open", "gripper_closed"))
+        decided = torch.where(logit >= 0, closed, opened).to(arm.dtype).unsqueeze(-1)
+        return torch.cat([arm[..., :index], decided, arm[..., index:]], -1)
+
+    def loss(self, condition: Tensor, actions: Tensor, valid: Tensor) -> Tensor:
+        arm, logit = self._decode(condition)
+        if logit is None:
+            return masked_mean((arm - actions).abs(), valid)
+        index, opened, closed = (self.options[name] for name in ("gripper", "gripper_open", "gripper_closed"))
+        wanted = torch.cat([actions[..., :index], actions[..., index + 1 :]], -1)
+        shut = ((actions[..., index] - opened) / (closed - opened)).clamp(0, 1)
+        entropy = F.binary_cross_entropy_with_logits(logit, shut, reduction="none").unsqueeze(-1)
+        return masked_mean((arm - wanted).abs(), valid) + self.options["gripper_weight"] * masked_mean(entropy, valid)
+
+
+def fitted(kind: Kind, spec: ActionSpec, options: dict[str, Any]) -> dict[str, Any]:
+    """A head's options with what it must know of the robot's actions; what `options` say themselves stands."""
+    if kind == "codebook":
+        return {"gripper": spec.gripper, **options}
+    if kind != "arm_gripper":
+        return options
+    robot = {"gripper": spec.gripper, "gripper_open": spec.gripper_open, "gripper_closed": spec.gripper_closed}
+    return {**robot, **options}
+
+
+HEADS: dict[str, type[ActionHead]] = {
+    "regression": RegressionHead,
+    "bins": BinHead,
+    "codebook": CodebookHead,
+    "flow": FlowHead,
+    "arm_gripper": ArmGripperHead,
+}

@@ -1,5 +1,5 @@
-"""A convolutional image encoder, pixels → a grid of tokens, and a pointer into such tokens. They know no camera by name
-and no text."""
+"""A convolutional image encoder, pixels → a grid of tokens, a pointer into such tokens, and what word vectors ask it to look
+for. They know no camera by name and no text."""
 
 import torch
 from torch import Tensor, nn
@@ -58,3 +58,23 @@ class Pointer(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         heat = torch.softmax(self.key(tokens) @ self.query / tokens.shape[-1] ** 0.5, dim=1)
         return (heat.unsqueeze(-1) * (self.place + self.offset(tokens))).sum(1)
+
+
+class Pointers(nn.Module):
+    """What several pointers say of the tokens (b, n, width) of a picture, side by side: (b, size), `size` / `count` from each."""
+
+    def __init__(self, width: int, tokens: int, size: int, *, count: int) -> None:
+        super().__init__()
+        if size % count:
+            raise ValueError(f"size {size} is not a multiple of {count}, the number of pointers that share it")
+        self.each = nn.ModuleList(Pointer(width, tokens, size // count) for _ in range(count))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return torch.cat([pointer(tokens) for pointer in self.each], -1)
+
+
+def ordered_mean(words: Tensor, mask: Tensor, order: Tensor) -> Tensor:
+    """Word vectors (b, n, d), real where `mask` (b, n), → their mean (b, d), each weighed by its place, `order` (≥ n, d), so that
+    "a on b" is not "b on a"."""
+    real = mask.unsqueeze(-1).to(words.dtype)
+    return (words * order[: words.shape[1]] * real).sum(1) / real.sum(1).clamp(min=1)

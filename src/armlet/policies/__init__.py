@@ -6,8 +6,8 @@ One file per network in this folder; nothing is copied or edited to watch or rou
 import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from armlet.data.normalise import Normaliser
+from armlet.data.text import encode
 from armlet.layers.heads import ActionHead
 from armlet.types import ActionSpec, Batch, Observation, Trace
 
@@ -75,6 +76,16 @@ class Body:
     actions: Normaliser
     tokenizer: Tokenizer
 
+    def to_json(self) -> dict[str, Any]:
+        """Everything but the tokenizer."""
+        return {"action_spec": asdict(self.action_spec), "state": self.state.to_json(), "actions": self.actions.to_json()}
+
+    @classmethod
+    def from_json(cls, description: dict[str, Any], tokenizer: Tokenizer) -> Self:
+        """What `to_json` described; other entries of the description are another's."""
+        spec = ActionSpec.from_json(description["action_spec"])
+        return cls(spec, Normaliser.from_json(description["state"]), Normaliser.from_json(description["actions"]), tokenizer)
+
 
 class Policy(nn.Module, ABC):
     """Images, words and state in; a chunk of actions out."""
@@ -86,6 +97,11 @@ class Policy(nn.Module, ABC):
     vision_tokens: int  # of all cameras
     text_tokens: int  # of the longest instruction it takes
     execute: int  # actions of a chunk carried out before it looks again
+
+    @property
+    def condition_width(self) -> int:
+        """Of what `condition` answers; where a policy says nothing else, the tokens that its head reads, side by side."""
+        return self.width * self.head.vectors
 
     @abstractmethod
     def prepare(self, observations: Sequence[Observation]) -> Batch:
@@ -183,6 +199,61 @@ class Student(ABC):
     @abstractmethod
     def build(self, teacher: Policy, sample: Batch | None = None) -> Policy:
         """A new policy; the teacher itself stays as it is. `sample`: some of the data, for students cut to fit them."""
+
+
+def gather(
+    observations: Sequence[Observation], cameras: dict[str, int], body: Body, *, text_tokens: int, device: torch.device
+) -> Batch:
+    """Robot observations → a batch: what `prepare` does for every policy that takes square images as they are.
+
+    `cameras`: name → side in pixels. Raises ValueError naming a camera that is missing or of another size, or an instruction
+    that is empty or longer than `text_tokens`.
+    """
+    missing = [name for name in cameras if name not in observations[0].images]
+    if missing:
+        raise ValueError(f"the observation lacks camera(s) {missing}; it has {sorted(observations[0].images)}")
+    images = {}
+    for name, size in cameras.items():
+        stacked = np.stack([seen.images[name] for seen in observations])
+        if stacked.shape[1:] != (size, size, 3) or stacked.dtype != np.uint8:
+            raise ValueError(f"camera {name!r}: found {stacked.shape[1:]} {stacked.dtype}, expected ({size}, {size}, 3) uint8")
+        images[name] = torch.from_numpy(stacked).to(device).permute(0, 3, 1, 2).float().div_(255)
+    ids = [encode(body.tokenizer, seen.instruction, longest=text_tokens) for seen in observations]
+    text = nn.utils.rnn.pad_sequence([torch.tensor(row) for row in ids], batch_first=True).to(device)
+    state = np.stack([body.state.apply(seen.state) for seen in observations])
+    previous = np.stack([body.actions.apply(seen.previous_action) for seen in observations])
+    return Batch(
+        images=images,
+        text=text,
+        text_mask=text != 0,
+        state=torch.from_numpy(state).to(device),
+        previous_action=torch.from_numpy(previous).to(device),
+    )
+
+
+def weights_of(policy: Policy, kept: tuple[int, ...]) -> dict[str, Tensor]:
+    """The weights of a policy whose layers are these of another's `layers`, renumbered, and whose rest is the same.
+
+    Raises ValueError where `kept` are not increasing numbers of layers that are there.
+    """
+    depth = len(policy.layers)
+    if not kept or sorted(set(kept)) != list(kept) or kept[-1] >= depth or kept[0] < 0:
+        raise ValueError(f"layers to keep must be increasing numbers from 0 to {depth - 1}, found {kept}")
+    weights = {}
+    for name, tensor in policy.state_dict().items():
+        room, _, rest = name.partition(".")
+        if room != "layers":
+            weights[name] = tensor
+            continue
+        index, _, rest = rest.partition(".")
+        if int(index) in kept:
+            weights[f"layers.{kept.index(int(index))}.{rest}"] = tensor
+    return weights
+
+
+def tuples(fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a frozen dataclass as they were before JSON, which knows lists only."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
 
 
 def rebuild(description: dict[str, Any], tokenizer: Tokenizer) -> Policy:

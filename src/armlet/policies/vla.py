@@ -2,26 +2,23 @@
 
 About 1 M to 7 B parameters by configuration. Tokens stand in the order [cameras, words, state, action query];
 every token sees every other (the prefix attention of π0), and the query's last hidden state conditions the
-action head. Knows no benchmark and no recipe.
+action head; a head that wants a vector for each step of the chunk has the query repeated. Knows no benchmark and no recipe.
 """
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMSNorm, LlamaRotaryEmbedding
 
-from armlet.data.normalise import Normaliser
-from armlet.data.text import encode
-from armlet.layers.heads import HEADS
-from armlet.layers.vision import ConvEncoder
-from armlet.policies import Body, Network, Policy, Tokens
-from armlet.types import ActionSpec, Batch, Observation
+from armlet.layers.heads import HEADS, Kind, fitted
+from armlet.layers.vision import ConvEncoder, ordered_mean
+from armlet.policies import Body, Network, Policy, Tokens, gather, tuples, weights_of
+from armlet.types import Batch, Observation
 
 
 @dataclass(frozen=True)
@@ -41,7 +38,7 @@ class VLAConfig:
     execute: int = 3
     text_tokens: int = 32
     vision_channels: int = 32
-    head: Literal["regression", "bins", "codebook", "flow"] = "regression"
+    head: Kind = "regression"
     head_options: dict[str, Any] = field(default_factory=dict)
     kept_layers: tuple[int, ...] | None = None  # which layers of the network it was cut from, where it was cut
 
@@ -70,7 +67,7 @@ class VLANetwork(Network):
     text_tokens: int = 32
     vision_channels: int = 32
     strides: dict[str, int] = field(default_factory=dict)
-    head: Literal["regression", "bins", "codebook", "flow"] = "regression"
+    head: Kind = "regression"
     head_options: dict[str, Any] = field(default_factory=dict)
 
     def build(self, body: Body, cameras: dict[str, int]) -> "VLA":
@@ -88,7 +85,7 @@ class VLANetwork(Network):
             text_tokens=self.text_tokens,
             vision_channels=self.vision_channels,
             head=self.head,
-            head_options=self.head_options,
+            head_options=fitted(self.head, body.action_spec, self.head_options),
         )
         return VLA(config, body)
 
@@ -121,41 +118,18 @@ class VLA(Policy):
         self.apply(_initialise)
 
     def prepare(self, observations: Sequence[Observation]) -> Batch:
-        missing = [name for name in self.config.cameras if name not in observations[0].images]
-        if missing:
-            raise ValueError(f"the observation lacks camera(s) {missing}; it has {sorted(observations[0].images)}")
-        device = self.device
-        images = {}
-        for name, size in self.config.cameras.items():
-            stacked = np.stack([seen.images[name] for seen in observations])
-            if stacked.shape[1:] != (size, size, 3) or stacked.dtype != np.uint8:
-                raise ValueError(
-                    f"camera {name!r}: found {stacked.shape[1:]} {stacked.dtype}, expected ({size}, {size}, 3) uint8"
-                )
-            images[name] = torch.from_numpy(stacked).to(device).permute(0, 3, 1, 2).float().div_(255)
-        ids = [encode(self.body.tokenizer, seen.instruction, longest=self.config.text_tokens) for seen in observations]
-        text = torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in ids], batch_first=True).to(device)
-        state = np.stack([self.body.state.apply(seen.state) for seen in observations])
-        previous = np.stack([self.body.actions.apply(seen.previous_action) for seen in observations])
-        return Batch(
-            images=images,
-            text=text,
-            text_mask=text != 0,
-            state=torch.from_numpy(state).to(device),
-            previous_action=torch.from_numpy(previous).to(device),
-        )
+        return gather(observations, self.config.cameras, self.body, text_tokens=self.text_tokens, device=self.device)
 
     def ask(self, words: Tensor, mask: Tensor) -> Tensor:
         """Embedded words (b, n, d), real where `mask` (b, n) → one vector (b, d) that says what to look for."""
-        real = mask.unsqueeze(-1).to(words.dtype)
-        return self.asked((words * self.order[: words.shape[1]] * real).sum(1) / real.sum(1).clamp(min=1))
+        return self.asked(ordered_mean(words, mask, self.order))
 
     def embed(self, batch: Batch) -> Tokens:
         words = self.words(batch.text)
         asked = self.ask(words, batch.text_mask)
         eyes = [self.vision[name](batch.images[name], asked) for name in self.config.cameras]
         state = self.state(batch.state).unsqueeze(1)
-        query = self.query.expand(len(batch), 1, -1)
+        query = self.query.expand(len(batch), self.head.vectors, -1)
         hidden = torch.cat([*eyes, words, state, query], 1)
         seen, length = sum(part.shape[1] for part in eyes), hidden.shape[1]
         mask = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
@@ -174,48 +148,22 @@ class VLA(Policy):
         return self.layers[index](hidden, attention_mask=tokens.attention, position_embeddings=tokens.rotary)
 
     def condition(self, hidden: Tensor, tokens: Tokens) -> Tensor:
-        return self.norm(hidden[:, -1])
+        return self.norm(hidden[:, -self.head.vectors :]).flatten(1)
 
     def keep_layers(self, kept: tuple[int, ...]) -> "VLA":
-        depth = len(self.layers)
-        if not kept or sorted(set(kept)) != list(kept) or kept[-1] >= depth or kept[0] < 0:
-            raise ValueError(f"layers to keep must be increasing numbers from 0 to {depth - 1}, found {kept}")
+        weights = weights_of(self, kept)
         student = VLA(replace(self.config, depth=len(kept), kept_layers=tuple(kept)), self.body)
-        weights = {}
-        for name, tensor in self.state_dict().items():
-            room, _, rest = name.partition(".")
-            if room != "layers":
-                weights[name] = tensor
-                continue
-            index, _, rest = rest.partition(".")
-            if int(index) in kept:
-                weights[f"layers.{kept.index(int(index))}.{rest}"] = tensor
         student.load_state_dict(weights)
         return student.to(self.device)
 
     def to_json(self) -> dict[str, Any]:
         """Everything but the weights and the tokenizer."""
-        return {
-            "type": "vla",
-            "network": asdict(self.config),
-            "action_spec": asdict(self.body.action_spec),
-            "state": self.body.state.to_json(),
-            "actions": self.body.actions.to_json(),
-        }
+        return {"type": "vla", "network": asdict(self.config), **self.body.to_json()}
 
 
 def from_json(description: dict[str, Any], tokenizer: Tokenizer) -> VLA:
     """The network that `to_json` described, with fresh weights."""
-    network = dict(description["network"])
-    if network.get("kept_layers") is not None:
-        network["kept_layers"] = tuple(network["kept_layers"])
-    body = Body(
-        ActionSpec.from_json(description["action_spec"]),
-        Normaliser.from_json(description["state"]),
-        Normaliser.from_json(description["actions"]),
-        tokenizer,
-    )
-    return VLA(VLAConfig(**network), body)
+    return VLA(VLAConfig(**tuples(description["network"])), Body.from_json(description, tokenizer))
 
 
 def _initialise(module: nn.Module) -> None:

@@ -1,0 +1,406 @@
+"""VLA-AD's student (arXiv 2605.16241): CLIP's two towers, and an MLP on the embeddings of image, instruction and description.
+
+    paper                                    here
+    LongCLIP-B/16, 149.7 M, frozen           `published()`; 248 text positions; weights by name: `pretrained`
+    LoRA of rank 8, on what it does not say  on q and v of both towers (`lora_rank`, `lora_alpha`)
+    3 × 512 → MLP → 5·7·256 logits           the condition (b, (cameras + 2) · embed), and a BinHead of 768 hidden units
+    the description, masked at run time      `masked`, a learned embedding in its place
+
+The backbone that is watched and routed is the image tower; words and image meet after it, so a router knows no words. Each camera's image is resized to
+the one tower's size and gives one embedding; cameras do not see one another. A description is read only for the signals of
+training, from `Batch.description`: what `forward` and `decide` answer cannot depend on it, since they never look at it.
+
+Ours, off in the paper's preset: `fusion="early"`. A small network that learns from little data binds words to things only where
+the words modulate what is seen early, so here the eyes are convolutional and modulated by what is asked (FiLM), words and
+robot state stand beside the image's tokens through all layers, and an image's embedding is a few soft-argmaxes over its tokens.
+
+Not done: the published LongCLIP file, which is in OpenAI's own format; a CLIP in transformers' format is taken, and its 77 text
+positions are stretched to 248 as LongCLIP does before it trains on. Knows no benchmark, no recipe and no annotator.
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+from transformers import CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModel
+
+from armlet.data.text import encode
+from armlet.layers.heads import HEADS, BinHead
+from armlet.layers.pretrained import fetch, fetch_tokenizer, pixels, stretch
+from armlet.layers.vision import ConvEncoder, Pointers, ordered_mean
+from armlet.policies import Body, Network, Pass, Policy, Tokens, gather, tuples, weights_of
+from armlet.types import Batch, Observation, Trace
+
+TRAINED = ("policy.*lora_*", "policy.masked", "policy.state.*", "policy.head.*", "policy.phase.*", "policy.direction.*")
+PHASES = 9  # idle, approaching, grasping, transporting, holding, placing, operating, regrasping, completed
+
+
+@dataclass(frozen=True)
+class ClipLoraNetwork(Network):
+    """Sizes of the two towers and what stands on them; see the module's docstring.
+
+    `image` and `patch` in pixels, for late fusion; `strides` (camera → pixels a token, 12 where nothing is said), `channels` and
+    `pointers` for early. `mlp`: how many times wider the towers' MLPs are. `vocabulary`: the text tower's, where it is not the
+    tokenizer's. `lora_rank` 0: no LoRA, all weights train. `aux_heads`: guesses of phase and direction while it learns;
+    `directions` the words of each direction's label. `pretrained`: a CLIP by name, with its own tokenizer.
+    """
+
+    image: int = 224
+    patch: int = 16
+    width: int = 768
+    depth: int = 12
+    heads: int = 12
+    text_width: int = 512
+    text_depth: int = 12
+    text_heads: int = 8
+    text_tokens: int = 248
+    vocabulary: int | None = None
+    mlp: int = 4
+    embed: int = 512
+    chunk: int = 5
+    execute: int = 5
+    head: Literal["regression", "bins", "flow"] = "bins"
+    head_options: dict[str, Any] = field(default_factory=lambda: {"hidden": 768})
+    fusion: Literal["late", "early"] = "late"
+    strides: dict[str, int] = field(default_factory=dict)
+    channels: int = 24
+    pointers: int = 4
+    use_state: bool = False
+    lora_rank: int = 0
+    lora_alpha: int = 16
+    aux_heads: bool = False
+    directions: tuple[str, ...] = ()
+    pretrained: str = ""
+    kept_layers: tuple[int, ...] | None = None  # which layers of the network it was cut from, where it was cut
+
+    def build(self, body: Body, cameras: dict[str, int]) -> "ClipLora":
+        """Fresh weights, or those of `pretrained`. Raises OSError where these cannot be had."""
+        if not self.pretrained:
+            return ClipLora(self, cameras, body)
+        policy = ClipLora(self, cameras, replace(body, tokenizer=fetch_tokenizer(self.pretrained)))
+        _take_clip(policy, fetch(CLIPModel, self.pretrained))
+        return policy
+
+    def tower(self) -> CLIPVisionConfig:
+        return CLIPVisionConfig(
+            hidden_size=self.width,
+            intermediate_size=self.mlp * self.width,
+            projection_dim=self.embed,
+            num_hidden_layers=self.depth,
+            num_attention_heads=self.heads,
+            image_size=self.image,
+            patch_size=self.patch,
+            attn_implementation="sdpa" if self.fusion == "late" else "eager",  # type: ignore[call-arg]  # as in vla.py
+        )
+
+    def text_tower(self, vocabulary: int) -> CLIPTextConfig:
+        return CLIPTextConfig(
+            vocab_size=vocabulary,
+            hidden_size=self.text_width,
+            intermediate_size=self.mlp * self.text_width,
+            projection_dim=self.embed,
+            num_hidden_layers=self.text_depth,
+            num_attention_heads=self.text_heads,
+            max_position_embeddings=self.text_tokens,
+            bos_token_id=0,  # never read: a text's embedding is that of its last word, whichever that is
+            eos_token_id=0,
+            pad_token_id=0,
+        )
+
+
+def published(pretrained: str = "") -> ClipLoraNetwork:
+    """The paper's student: 158.3 M parameters with one camera and 7 action dimensions, of which `TRAINED` are 8.6 M."""
+    return ClipLoraNetwork(vocabulary=49408, lora_rank=8, pretrained=pretrained)
+
+
+def small() -> ClipLoraNetwork:
+    """One that learns tabletop on a CPU from nothing: about 1 M parameters, all of which train."""
+    return ClipLoraNetwork(
+        width=96,
+        depth=4,
+        heads=4,
+        text_width=64,
+        text_depth=2,
+        text_heads=2,
+        text_tokens=64,
+        mlp=2,
+        embed=64,
+        chunk=6,
+        execute=2,
+        head_options={"hidden": 48},
+        fusion="early",
+        strides={"scene": 12, "wrist": 16},
+        use_state=True,
+    )
+
+
+@dataclass(frozen=True)
+class ClipTokens(Tokens):
+    """The image tower's tokens, and what joins them behind it: `said` (b, embed), the instruction."""
+
+    said: Tensor
+    state: Tensor  # (b, s)
+
+    def select(self, rows: Tensor) -> "ClipTokens":
+        chosen = super().select(rows)
+        assert isinstance(chosen, ClipTokens)
+        return replace(chosen, said=self.said[rows], state=self.state[rows])
+
+
+class ClipLora(Policy):
+    """See the module's docstring."""
+
+    def __init__(self, network: ClipLoraNetwork, cameras: dict[str, int], body: Body) -> None:
+        super().__init__()
+        self.network, self.cameras, self.body = network, cameras, body
+        self.width, self.text_tokens, self.execute = network.width, network.text_tokens, network.execute
+        own = body.tokenizer.get_vocab_size()
+        if network.vocabulary is not None and own > network.vocabulary:
+            raise ValueError(
+                f"vocabulary is {network.vocabulary} and the tokenizer has {own} entries; raise it, or leave it None to fit"
+            )
+        self.text = CLIPTextModel(network.text_tower(network.vocabulary or own))
+        self.say = nn.Linear(network.text_width, network.embed, bias=False)
+        tower = CLIPVisionModel(network.tower())
+        self.layers, self.leave = tower.encoder.layers, tower.post_layernorm
+        if network.fusion == "late":
+            self.patches, self.enter = tower.embeddings, tower.pre_layrnorm
+            self.see = nn.Linear(network.width, network.embed, bias=False)
+            self.grids = {name: int(self.patches.num_positions) for name in cameras}
+        else:
+            self.grids = self._add_early_parts()
+        self.vision_tokens = sum(self.grids.values())
+        self.masked = nn.Parameter(torch.randn(network.embed) * 0.02)
+        if network.use_state:
+            early = network.fusion == "early"
+            self.state = nn.Linear(len(body.state.offset), network.width if early else network.embed)
+        self.head = HEADS[network.head](self.condition_width, network.chunk, body.action_spec.dims, **network.head_options)
+        if network.aux_heads:
+            self.phase = nn.Linear(self.condition_width, PHASES)
+            self.direction = nn.Linear(self.condition_width, network.embed)
+        if network.lora_rank:
+            self._add_lora()
+
+    def _add_early_parts(self) -> dict[str, int]:
+        """What modulates, joins and pools; returns how many tokens each camera gives."""
+        network, width = self.network, self.network.width
+        self.order = nn.Parameter(1 + 0.5 * torch.randn(network.text_tokens, network.text_width))
+        self.asked = nn.Sequential(nn.LayerNorm(network.text_width), nn.Linear(network.text_width, width), nn.GELU())
+        self.words = nn.Linear(network.text_width, width)
+        if network.use_state:
+            self.felt = nn.Linear(width, network.embed)
+        eyes = {
+            name: ConvEncoder(size, width, stride=network.strides.get(name, 12), channels=network.channels)
+            for name, size in self.cameras.items()
+        }
+        self.eyes = nn.ModuleDict(eyes)
+        self.pointers = nn.ModuleDict(
+            {name: Pointers(width, each.tokens, network.embed, count=network.pointers) for name, each in eyes.items()}
+        )
+        return {name: each.tokens for name, each in eyes.items()}
+
+    def _add_lora(self) -> None:
+        """Low-rank additions, which start at zero, to the query and value maps of both towers, whose own weights stand still."""
+        from peft import LoraConfig, inject_adapter_in_model  # slow to import, and of use only here
+
+        lora = LoraConfig(
+            r=self.network.lora_rank, lora_alpha=self.network.lora_alpha, lora_dropout=0.0, target_modules=["q_proj", "v_proj"]
+        )
+        for tower in (self.text, self.layers):
+            inject_adapter_in_model(lora, tower)
+        for name, parameter in self.named_parameters():
+            part = name.partition(".")[0]
+            if part in ("text", "say", "patches", "enter", "leave", "see", "layers"):
+                parameter.requires_grad_("lora_" in name)
+
+    @property
+    def condition_width(self) -> int:
+        return (len(self.cameras) + 2 + self.network.use_state) * self.network.embed
+
+    def prepare(self, observations: Sequence[Observation]) -> Batch:
+        return gather(observations, self.cameras, self.body, text_tokens=self.text_tokens, device=self.device)
+
+    def read(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Words (b, t) int64, 0 pads, → the text tower's states (b, t, text width) and the text's embedding (b, embed).
+
+        A text's embedding is that of its last word, which has seen the others (in CLIP that word is the end of the text), and
+        depends on nothing but the text: each different text of a batch is read once, and while the tower is frozen it may be
+        kept. Raises ValueError where the texts are longer than the tower takes.
+        """
+        if ids.shape[1] > self.text_tokens:
+            raise ValueError(
+                f"texts of {ids.shape[1]} tokens, and the text tower takes {self.text_tokens} at most; shorten the "
+                "descriptions, or build the network with a larger `text_tokens`"
+            )
+        distinct, which = ids.unique(dim=0, return_inverse=True)
+        states = self.text(input_ids=distinct).last_hidden_state
+        last = ((distinct != 0) * torch.arange(1, ids.shape[1] + 1, device=ids.device)).argmax(1)
+        embedding = self.say(states[torch.arange(len(states), device=ids.device), last])
+        return states[which], embedding[which]
+
+    def embed(self, batch: Batch) -> ClipTokens:
+        words, said = self.read(batch.text)
+        if self.network.fusion == "late":
+            eyes = [
+                self.enter(self.patches(pixels(batch.images[name], self.network.image, "clip_vision_model")))
+                for name in self.cameras
+            ]
+            hidden = torch.cat(eyes, 1)
+            mask = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
+            return self._tokens(batch, hidden, mask, torch.zeros_like(mask), self._apart(hidden), said)
+        asked = self.asked(ordered_mean(words, batch.text_mask, self.order))
+        eyes = [self.eyes[name](batch.images[name], asked) for name in self.cameras]
+        state = [self.state(batch.state).unsqueeze(1)] if self.network.use_state else []
+        hidden = torch.cat([*eyes, self.words(words), *state], 1)
+        text = F.pad(batch.text_mask, (self.vision_tokens, len(state)))
+        mask = text.clone()
+        mask[:, : self.vision_tokens] = True
+        mask[:, self.vision_tokens + words.shape[1] :] = True
+        attention = torch.zeros_like(mask, dtype=hidden.dtype).masked_fill_(~mask, -1e9)
+        return self._tokens(batch, hidden, mask, text, attention[:, None, None, :], said)
+
+    def _tokens(
+        self, batch: Batch, hidden: Tensor, mask: Tensor, text: Tensor, attention: Tensor | None, said: Tensor
+    ) -> ClipTokens:
+        vision = torch.zeros_like(mask)
+        vision[:, : self.vision_tokens] = True
+        none = hidden.new_zeros(1, 0)  # CLIP's positions are in its tokens, not in its attention
+        return ClipTokens(hidden, mask, vision, text, attention, (none, none), said, batch.state)
+
+    def _apart(self, hidden: Tensor) -> Tensor | None:
+        """The mask under which each camera's tokens see their own kind only; None where there is one camera."""
+        if len(self.grids) == 1:
+            return None
+        camera = torch.repeat_interleave(
+            torch.arange(len(self.grids)), torch.tensor(list(self.grids.values())), output_size=self.vision_tokens
+        )
+        other = (camera[:, None] != camera[None]).to(hidden.device)
+        apart = torch.zeros(other.shape, dtype=hidden.dtype, device=hidden.device).masked_fill_(other, -1e9)
+        return apart.expand(len(hidden), 1, -1, -1)
+
+    def run_layer(self, index: int, hidden: Tensor, tokens: Tokens) -> Tensor:
+        return self.layers[index](hidden, tokens.attention)
+
+    def condition(self, hidden: Tensor, tokens: Tokens) -> Tensor:
+        return self._join(hidden, tokens, self.masked.expand(len(hidden), -1))
+
+    def _join(self, hidden: Tensor, tokens: Tokens, description: Tensor) -> Tensor:
+        """One embedding for each camera, the instruction's, the description's, the state's: (b, condition width)."""
+        assert isinstance(tokens, ClipTokens)
+        late, cameras = self.network.fusion == "late", []
+        for name, seen in zip(self.grids, hidden[:, : self.vision_tokens].split(list(self.grids.values()), 1), strict=True):
+            cameras.append(self.see(self.leave(seen[:, 0])) if late else self.pointers[name](self.leave(seen)))
+        state = []
+        if self.network.use_state:
+            state = [self.state(tokens.state) if late else self.felt(self.leave(hidden[:, -1]))]
+        return torch.cat([*cameras, tokens.said, description, *state], -1)
+
+    def signals(self, names: Collection[str], batch: Batch, tokens: Tokens, run: Pass) -> Trace:
+        """For training; nothing of it is computed while the policy acts.
+
+        logits         (b, k, a, 256)  of the masked path, which is the one deployed
+        logits.told    (b, k, a, 256)  of the path that is told the description, where there is one
+        phase          (b, 9)          logits, from the masked path, with `aux_heads`
+        direction      (b, embed)      a guess of the embedding of the direction's words, with `aux_heads`
+        direction.text (b, embed)      that embedding, by `batch.labels["direction"]`; zeros for a label below 0
+        """
+        found: Trace = {}
+        masked = self.condition(run.hidden, tokens).float()
+        if isinstance(self.head, BinHead):
+            if "logits" in names:
+                found["logits"] = self.head.logits(masked)
+            if "logits.told" in names:
+                told = self._join(run.hidden, tokens, self.described(batch)).float()
+                found["logits.told"] = self.head.logits(told)
+        if self.network.aux_heads:
+            found |= {name: getattr(self, name)(masked) for name in ("phase", "direction") if name in names}
+        if "direction.text" in names:
+            found["direction.text"] = self._directions(batch)
+        return found
+
+    def described(self, batch: Batch) -> Tensor:
+        """(b, embed): the embedding of each description; the learned `masked` one where there is none."""
+        masked = self.masked.expand(len(batch), -1)
+        if batch.description is None:
+            return masked
+        _, embedding = self.read(batch.description)
+        return torch.where((batch.description != 0).any(1, keepdim=True), embedding, masked)
+
+    def _directions(self, batch: Batch) -> Tensor:
+        if "direction" not in batch.labels or not self.network.directions:
+            raise KeyError(
+                "direction.text needs `directions` in the network, the words of each label, and a label named 'direction' in the "
+                f"batch; found {self.network.directions} and the labels {sorted(batch.labels)}"
+            )
+        rows = [torch.tensor(encode(self.body.tokenizer, text, longest=self.text_tokens)) for text in self.network.directions]
+        with torch.no_grad():
+            _, embedding = self.read(nn.utils.rnn.pad_sequence(rows, batch_first=True).to(self.device))
+        label = batch.labels["direction"]
+        return embedding[label.clamp(min=0)].masked_fill((label < 0)[:, None], 0)
+
+    def merged(self) -> "ClipLora":
+        """The policy to deploy: LoRA folded into the towers, and the heads that only training needs left behind.
+
+        They stay in what training saves, so that a later stage goes on with them.
+        """
+        plain = ClipLora(replace(self.network, lora_rank=0, aux_heads=False), self.cameras, self.body)
+        weights = {name.replace(".base_layer.", "."): tensor for name, tensor in self.state_dict().items()}
+        if self.network.lora_rank:
+            from peft.tuners.lora import Linear  # slow to import, and of use only here
+
+            for name, module in self.named_modules():
+                if isinstance(module, Linear):
+                    weights[f"{name}.weight"] = weights[f"{name}.weight"] + module.get_delta_weight("default")
+        plain.load_state_dict({name: weights[name] for name in plain.state_dict()})
+        return plain.to(self.device).train(self.training)
+
+    def keep_layers(self, kept: tuple[int, ...]) -> "ClipLora":
+        weights = weights_of(self, kept)
+        student = ClipLora(replace(self.network, depth=len(kept), kept_layers=tuple(kept)), self.cameras, self.body)
+        student.load_state_dict(weights)
+        return student.to(self.device)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"type": "clip_lora", "network": asdict(self.network), "cameras": self.cameras, **self.body.to_json()}
+
+
+def from_json(description: dict[str, Any], tokenizer: Tokenizer) -> ClipLora:
+    """The network that `to_json` described, with fresh weights."""
+    network = ClipLoraNetwork(**tuples(description["network"]))
+    return ClipLora(network, description["cameras"], Body.from_json(description, tokenizer))
+
+
+def _take_clip(policy: ClipLora, clip: CLIPModel) -> None:
+    """The weights of a transformers CLIPModel. Raises ValueError where the network has other sizes or none of its parts."""
+    if policy.network.fusion == "early":
+        raise ValueError("fusion='early' has eyes of its own and takes no pretrained CLIP; use fusion='late', as `published()`")
+    vision = clip.vision_model
+    parts = {
+        "text": clip.text_model,
+        "say": clip.text_projection,
+        "patches": vision.embeddings,
+        "enter": vision.pre_layrnorm,
+        "layers": vision.encoder.layers,
+        "leave": vision.post_layernorm,
+        "see": clip.visual_projection,
+    }
+    found = {f"{part}.{name}": tensor for part, module in parts.items() for name, tensor in module.state_dict().items()}
+    places = "text.embeddings.position_embedding.weight"
+    if len(found[places]) < policy.text_tokens:
+        found[places] = stretch(found[places], policy.text_tokens)
+    weights = policy.state_dict()
+    for name, own in weights.items():
+        source = name.replace(".base_layer.", ".")
+        if source not in found:
+            continue
+        if found[source].shape != own.shape:
+            raise ValueError(
+                f"pretrained {policy.network.pretrained!r}: {source} has shape {tuple(found[source].shape)}, and the network "
+                f"wants {tuple(own.shape)}; give the network the sizes of that model"
+            )
+        weights[name] = found[source]
+    policy.load_state_dict(weights)
