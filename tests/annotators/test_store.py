@@ -36,7 +36,7 @@ texts = st.text(st.characters(exclude_characters="\0", codec="utf-8"), max_size=
 class Says(Annotator):
     """Answers what it is told to, counts how often it is asked, and fails where it should."""
 
-    words: tuple[str, str] = ("roter Würfel 立方", "der Arm schiebt den Würfel nach links ←")
+    words: tuple[str, str] = ("roter würfel 立方", "der Arm schiebt den Würfel nach links ←")
     fails: frozenset[int] = frozenset()
     price: float = 0.0
     yes: bool = False
@@ -186,6 +186,8 @@ def test_labels_check_themselves() -> None:
         Labels(np.zeros(3, np.int64), np.zeros(2, np.int64), ("",) * 3, ("",) * 3)
     with pytest.raises(LabelError, match="from 0 to 8, found 0 to 9"):
         Labels(np.arange(10), np.zeros(10, np.int64), ("",) * 10, ("",) * 10)
+    with pytest.raises(LabelError, match="'Red Box' is not as labels keep it: 'red box'"):
+        Labels.named(["idle"], None, ["Red Box"])
     with pytest.raises(LabelError, match="has 300 bytes; 256 at most"):
         Labels.named(["idle"], None, None, ["ö" * 150])
 

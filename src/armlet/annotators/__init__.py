@@ -83,6 +83,9 @@ class Labels:
         for name, texts, room in (("element", self.element, ELEMENT_BYTES), ("description", self.description, DESCRIPTION_BYTES)):
             for text in set(texts):
                 encode_text(text, room, name)
+        for name in set(self.element) - {""}:
+            if element_name(name) != name:
+                raise LabelError(f"the element {name!r} is not as labels keep it: {element_name(name)!r}")
 
     @staticmethod
     def named(
