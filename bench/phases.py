@@ -3,7 +3,7 @@
     python bench/phases.py [--episodes 700] [--out docs/machinery/phases.json]
 
 Every task in turn; one half of the episodes is undisturbed, in the other every episode is disturbed as `collect` disturbs a
-share of them. The rules were set on seeds from 300 and 310 millions on; these are others. They see state and command, never
+share of them. The rules were set on seeds from 300, 310 and 700 millions on; these are others. They see state and command, never
 the simulator; the expert's names come from what is true in it. The expert knows neither of regrasping (it says grasping) nor
 of having finished, so steps after success, of which an episode records two, are counted apart.
 """
@@ -24,6 +24,7 @@ from armlet.annotators import PHASES
 from armlet.annotators.phase_rules import PhaseRules
 from armlet.benchmarks import Task, World
 from armlet.benchmarks.tabletop import Tabletop
+from armlet.data.episodes import EpisodeFrames
 from armlet.progress import Progress
 from armlet.recording import Perturbation, roll_out
 from armlet.types import Observation
@@ -31,6 +32,10 @@ from armlet.types import Observation
 CALM, DISTURBED = Perturbation(share=0.0, distracted=0.0), Perturbation(share=1.0)
 OF_THE_EXPERT = ("approaching", "grasping", "transporting", "placing", "operating")
 BESIDE = {"regrasping": "grasping"}  # what the expert calls it
+
+
+Recorded = tuple[str, bool, EpisodeFrames]  # task, disturbed, episode
+Step = tuple[str, bool, str, str, bool]  # task, disturbed, the expert's phase, the rules' phase, after success
 
 
 @dataclasses.dataclass
@@ -69,24 +74,33 @@ class WatchedTabletop(Tabletop):
         return Watched(super().make(task, seed))
 
 
-def measure(episodes: int, seed: int) -> list[tuple[str, bool, str, str, bool]]:
-    """(task, disturbed, the expert's phase, the rules' phase, after success) of every step."""
-    benchmark, rules, steps = WatchedTabletop(), PhaseRules(), []
+def record(episodes: int, seed: int) -> list[Recorded]:
+    benchmark, recorded = WatchedTabletop(), []
     tasks = benchmark.tasks()
     progress = Progress("phases", total=episodes, unit="episode")
     for number in range(episodes):
         task, disturbed = tasks[number % len(tasks)], number // len(tasks) % 2 == 1
         rollout = roll_out(benchmark, task, seed + number, DISTURBED if disturbed else CALM)
-        labels = rules.annotate(rollout.episode(task, number, seed + number), benchmark.action_spec.control_hz)
-        expert, after = (rollout.privileged[name] for name in ("phase", "succeeded"))
-        for said, found, late in zip(expert, labels.phase, after, strict=True):
-            steps.append((task.name, disturbed, PHASES[said], PHASES[found], bool(late)))
+        recorded.append((task.name, disturbed, rollout.episode(task, number, seed + number)))
         progress.advance()
     progress.close()
+    return recorded
+
+
+def label(recorded: list[Recorded], *, flipped: float = 0.0) -> list[Step]:
+    """Every step as expert and rules have it; a share `flipped` of the gripper commands says the opposite."""
+    rules, rng, steps = PhaseRules(), np.random.default_rng(0), []
+    for task, disturbed, episode in recorded:
+        action = episode.action.copy()
+        action[rng.random(len(action)) < flipped, rules.embodiment.gripper] *= -1
+        labels = rules.annotate(dataclasses.replace(episode, action=action), Tabletop().action_spec.control_hz)
+        expert, after = (episode.extra[f"privileged.{name}"] for name in ("phase", "succeeded"))
+        for said, found, late in zip(expert, labels.phase, after, strict=True):
+            steps.append((task, disturbed, PHASES[said], PHASES[found], bool(late)))
     return steps
 
 
-def agreement(steps: list[tuple[str, bool, str, str, bool]], *, strict: bool = False) -> float:
+def agreement(steps: list[Step], *, strict: bool = False) -> float:
     same = [expert == (found if strict else BESIDE.get(found, found)) for _, _, expert, found, _ in steps]
     return float(np.mean(same))
 
@@ -106,7 +120,8 @@ def draw(matrix: np.ndarray, shown: tuple[str, ...], title: str, path: Path) -> 
 
 
 def main(arguments: Arguments) -> None:
-    steps = measure(arguments.episodes, arguments.seed)
+    recorded = record(arguments.episodes, arguments.seed)
+    steps = label(recorded)
     before = [step for step in steps if not step[-1]]
     counts = Counter((expert, found) for _, _, expert, found, _ in before)
     groups = {"undisturbed": False, "disturbed": True}
@@ -119,6 +134,9 @@ def main(arguments: Arguments) -> None:
         "agreement_where_regrasping_is_an_error": agreement(before, strict=True),
         "agreement_with_steps_after_success": agreement(steps),
         **{name: agreement([step for step in before if step[1] == which]) for name, which in groups.items()},
+        "with_flipped_gripper_commands": {
+            share: agreement([step for step in label(recorded, flipped=share) if not step[-1]]) for share in (0.02, 0.05, 0.1)
+        },
         "tasks": {
             task: {
                 name: agreement([step for step in before if step[0] == task and step[1] == which])

@@ -130,6 +130,8 @@ def test_the_expert_agrees(monkeypatch) -> None:
     sys.modules.pop("phases", None)
     import phases
 
-    steps = [step for step in phases.measure(28, 800_000_000) if not step[-1]]
+    recorded = phases.record(28, 800_000_000)
+    steps = [step for step in phases.label(recorded) if not step[-1]]
     assert phases.agreement(steps) > 0.93
     assert phases.agreement([step for step in steps if not step[1]]) > 0.98
+    assert phases.agreement(phases.label(recorded, flipped=0.05)) > 0.8

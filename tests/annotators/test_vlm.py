@@ -1,6 +1,7 @@
 """The client of a vision-language model, against a real server that is slow, failing, and talks nonsense."""
 
 import dataclasses
+import io
 import json
 import subprocess
 import sys
@@ -10,12 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from chat_server import GOOD, Reply, pictures, serve, words
+from chat_server import Reply, pictures, serve, words
 from motions import DESCEND_AND_PUSH, OPEN, PICK_AND_PLACE, PULL_A_DRAWER, WIDE, data_of
 
-from armlet.annotators import DIRECTIONS, PHASES, LabelError, NotConfirmedError
+from armlet.annotators import DIRECTIONS, PHASES, Cost, LabelError, NotConfirmedError
 from armlet.annotators.store import load_labels, store_labels
 from armlet.annotators.vlm import ServerError, Vlm, confirm_on_terminal
+from armlet.data.episodes import EpisodeFrames
 
 LET_GO_AND_RISE = ("approaching", 1, (0, 0, 1), OPEN, WIDE)
 PULL_AND_PUSH = (*PULL_A_DRAWER, LET_GO_AND_RISE, *DESCEND_AND_PUSH)
@@ -69,8 +71,6 @@ def test_no_call_before_somebody_agreed(data, tmp_path) -> None:
             store_labels(tmp_path / "s", annotator, data, confirm=confirm_on_terminal)  # there is no terminal here
         columns = data.columns()
         one = slice(data.starts[1], data.starts[2])
-        from armlet.data.episodes import EpisodeFrames
-
         episode = EpisodeFrames(data.images(1), columns["observation.state"][one], columns["action"][one], {}, "x", {})
         with pytest.raises(NotConfirmedError, match="nobody confirmed"):
             annotator.annotate(episode, 10)
@@ -209,7 +209,15 @@ def test_without_the_library_it_says_what_to_install(data, tmp_path, monkeypatch
         store_labels(tmp_path / "s", vlm("http://127.0.0.1:9/v1", tmp_path), data, confirm=yes)
 
 
+@pytest.mark.parametrize(("typed", "agreed"), [("y\n", True), ("yes\n", True), ("\n", False), ("no\n", False), ("", False)])
+def test_a_person_is_shown_the_price_and_asked(monkeypatch, capsys, typed: str, agreed: bool) -> None:
+    terminal = io.StringIO(typed)
+    terminal.isatty = lambda: True
+    monkeypatch.setattr(sys, "stdin", terminal)
+    assert confirm_on_terminal(Cost(81_000, 405_000, 60_000_000, 4_000_000, 7.0)) is agreed
+    assert "81000 questions with 405000 pictures" in capsys.readouterr().err
+
+
 def test_fields_that_make_no_sense() -> None:
     with pytest.raises(ValueError, match="frames is 0; expected 1 or more"):
         Vlm("m", "u", Path("c"), frames=0)
-    assert GOOD

@@ -67,7 +67,8 @@ class ServerError(RuntimeError):
 
 @dataclass(frozen=True)
 class Vlm(Annotator):
-    """`model` at `base_url`, an OpenAI-compatible chat server (vLLM, llama.cpp, Ollama, OpenAI …).
+    """`model` at `base_url`, an OpenAI-compatible chat server (vLLM, llama.cpp, Ollama, OpenAI …). Not for models that refuse
+    `max_tokens` or a `temperature`, as OpenAI's reasoning models do.
 
     What decides an answer: `rules` for the phases; `camera` whose pictures are shown, `frames` of each segment, each enlarged
     `enlarge` times; `own_words`: the model also writes the description; `temperature`, `answer_tokens` at most, and
