@@ -50,7 +50,7 @@ test-reference: $(READY)
 # What the machinery costs: printed, and kept in docs/machinery/. Nothing else should run meanwhile.
 bench: $(READY)
 	$(BIN)/pip install -q --no-deps torch_geometric xxhash
-	for part in store graph routing codebook training; do $(BIN)/python bench/$$part.py || exit 1; done
+	for part in store graph routing training codebook phases; do $(BIN)/python bench/$$part.py || exit 1; done
 
 # The versions a fresh machine installs. Made in an environment of its own.
 lock:

@@ -228,3 +228,14 @@ def test_a_row_of_a_large_teacher_fits_the_budget(tmp_path) -> None:
     with TraceWriter(tmp_path, IDENTITY, columns) as writer:
         writer.append(keys, {"semantics": torch.randn(20, 32, 512), "layer_actions": torch.randn(20, 32, 1, 7)})
     assert sum(path.stat().st_size for path in tmp_path.iterdir()) / 20 <= 36_000
+
+
+def test_a_whole_number_that_does_not_fit_is_refused(tmp_path) -> None:
+    """A byte would keep 256 as 0, and a text one letter short as another text."""
+    with TraceWriter(tmp_path, IDENTITY, {"phase": ((), "uint8"), "text": ((4,), "uint8")}) as writer:
+        writer.append(np.array([[0, 0]]), {"phase": np.array([255]), "text": np.frombuffer(b"ab\0\0", np.uint8)[None]})
+        for phase in (256, -1):
+            with pytest.raises(TraceError, match=rf"phase of episode 0, step 1 is {phase}, which uint8 cannot hold"):
+                writer.append(np.array([[0, 1]]), {"phase": np.array([phase]), "text": np.zeros((1, 4), np.uint8)})
+    row = TraceStore(tmp_path, IDENTITY).read([[0, 0]])
+    assert row["phase"].item() == 255 and bytes(row["text"][0].tolist()) == b"ab\0\0"

@@ -2,8 +2,10 @@
 
 python lerobot_side.py read ROOT OUT.npz     every item of a data set, as lerobot gives it
 python lerobot_side.py write ROOT IN.npz     a data set as lerobot records one
+python lerobot_side.py speak ROOT OUT.npz    the language columns, as lerobot 0.6 has the `datasets` library read them
 """
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -64,6 +66,21 @@ def write(root: Path, source: Path) -> None:
     data.finalize()
 
 
+def speak(root: Path, out: Path) -> None:
+    """This lerobot is older than the columns, so the features stand here as `language_persistent_row_feature` and
+    `language_event_row_feature` of lerobot 0.6.2 (src/lerobot/datasets/language.py) build them."""
+    import datasets
+
+    text, calls = datasets.Value("string"), datasets.List(datasets.Json())
+    event = {"role": text, "content": text, "style": text, "camera": text, "tool_calls": calls}
+    persistent = {"role": text, "content": text, "style": text, "timestamp": datasets.Value("float32"), "camera": text}
+    columns = {"language_persistent": persistent | {"tool_calls": calls}, "language_events": event}
+    features = datasets.Features({name: datasets.List(row) for name, row in columns.items()})
+    paths = [str(path) for path in sorted((root / "data").glob("*/*.parquet"))]
+    items = datasets.Dataset.from_parquet(paths, features=features, columns=list(columns))
+    np.savez(out, **{name: json.dumps(list(items[name])) for name in columns})
+
+
 if __name__ == "__main__":
     define_torchvision_operators()
-    {"read": read, "write": write}[sys.argv[1]](Path(sys.argv[2]), Path(sys.argv[3]))
+    {"read": read, "write": write, "speak": speak}[sys.argv[1]](Path(sys.argv[2]), Path(sys.argv[3]))

@@ -1,5 +1,6 @@
 """The real lerobot reads what we write, and we read what it writes (make test-lerobot)."""
 
+import json
 import subprocess
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 
 from armlet.data.episodes import EpisodeDataset, EpisodeFrames, Features
+from armlet.data.language import remark, write_persistent
 from armlet.data.writer import EpisodeWriter
 
 HERE = Path(__file__).parent
@@ -70,6 +72,16 @@ def test_lerobot_reads_ours(tmp_path, episodes_per_file: int) -> None:
     for kind in ("mean", "std", "min", "max", "q01", "q99", "count"):
         assert np.allclose(seen[f"stats/action/{kind}"], data.stats["action"][kind])
     assert seen["stats/observation.images.scene/mean"].shape == (3, 1, 1)
+
+
+def test_lerobot_reads_what_is_said(tmp_path) -> None:
+    lengths = [4, 6, 3]
+    said = [[remark("subtask", f"episode {number}", 0.0), remark("plan", "é 立方", 0.0)] for number in range(3)]
+    write_persistent(ours(tmp_path / "ours", lengths, episodes_per_file=2), tmp_path / "copy", said)
+    lerobot("speak", tmp_path / "copy", tmp_path / "heard.npz")
+    heard = {name: json.loads(str(text)) for name, text in np.load(tmp_path / "heard.npz").items()}
+    assert heard["language_persistent"] == [said[number] for number, length in enumerate(lengths) for _ in range(length)]
+    assert heard["language_events"] == [[]] * sum(lengths)
 
 
 def test_we_read_lerobots(tmp_path) -> None:

@@ -177,10 +177,10 @@ class EpisodeDataset:
         parts: dict[str, list[np.ndarray]] = {name: [] for name in wanted}
         for name in self.data_files:
             path = self._file(name)
-            table = pq.read_table(path)
-            missing = sorted(wanted.keys() - set(table.column_names))
+            missing = sorted(wanted.keys() - set(pq.read_schema(path).names))
             if missing:
                 raise EpisodeError(f"{path} lacks column {missing[0]!r}, which meta/info.json promises")
+            table = pq.read_table(path, columns=list(wanted))
             for column, size in wanted.items():
                 parts[column].append(_matrix(table.column(column), size, f"{path}: {column}"))
         joined = {name: np.concatenate(values)[: len(self)] for name, values in parts.items()}

@@ -134,7 +134,7 @@ class TraceWriter:
 
     def append(self, keys: Tensor | np.ndarray, values: Mapping[str, Tensor | np.ndarray]) -> None:
         """Store rows: `keys` (b, 2) episode and step; `values` name → (b, …). Raises TraceError on a missing or unknown
-        column, a key twice, NaN or a number too large for half precision; OSError on a full disk, nothing lost."""
+        column, a key twice, NaN or a number too large for the column's type; OSError on a full disk, nothing lost."""
         keys = np.asarray(keys, np.int64)
         new = [tuple(key) for key in keys.tolist()]
         for key in new:
@@ -167,8 +167,7 @@ class TraceWriter:
             array = np.asarray(value)
             if array.shape != (len(keys), *shape):
                 raise TraceError(f"{self.root}: {name} has shape {array.shape}, expected {(len(keys), *shape)}")
-            if np.dtype(dtype).kind == "f":
-                _check_range(name, array, dtype, keys)
+            _check_range(name, array, dtype, keys)
             rows[name] = array
         return rows
 
@@ -202,14 +201,15 @@ class TraceWriter:
 
 
 def _check_range(name: str, array: np.ndarray, dtype: str, keys: np.ndarray) -> None:
+    limits = np.finfo(dtype) if np.dtype(dtype).kind == "f" else np.iinfo(dtype)
     with np.errstate(invalid="ignore"):
-        bad = ~(np.abs(array) <= np.finfo(dtype).max)
+        bad = ~((array >= limits.min) & (array <= limits.max))
     if bad.any():
         row = int(np.argwhere(bad)[0][0])
         value = array[bad].ravel()[0]
         raise TraceError(
             f"{name} of episode {keys[row, 0]}, step {keys[row, 1]} is {value}, which {dtype} cannot hold "
-            f"(largest {np.finfo(dtype).max:g}); NaN or overflow in the teacher"
+            f"({limits.min:g} to {limits.max:g}); NaN or overflow in the teacher"
         )
 
 

@@ -1,0 +1,196 @@
+"""The annotator contract: a teacher that answers in words. Its labels are rows of the trace store, one a frame.
+
+A label is a phase and a direction, each one of a closed vocabulary, the name of the thing acted on (the element), and
+the words that a student is told (the description). `store` keeps them and reads them again.
+
+An annotator sees an episode and nothing of the simulator, the expert or the policy that made it.
+"""
+
+import hashlib
+import itertools
+import json
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from armlet.data.episodes import EpisodeFrames
+
+PHASES = (
+    "idle", "approaching", "grasping", "transporting", "holding", "placing", "operating", "regrasping", "completed",
+)  # fmt: skip
+DIRECTIONS = (
+    "none", "push", "pull", "left", "right", "up", "down", "lift", "lower", "open", "close", "rotate",
+)  # fmt: skip
+ELEMENT_BYTES, DESCRIPTION_BYTES = 64, 256  # of UTF-8, in a row of the store
+
+
+class LabelError(ValueError):
+    """Labels that are no labels, or belong to other episodes."""
+
+
+class AnnotationError(LabelError):
+    """What an annotator could not say about one episode. `segments`: (first step, step after the last, what was wrong)."""
+
+    def __init__(self, segments: Sequence[tuple[int, int, str]]) -> None:
+        self.segments = tuple(segments)
+        super().__init__("; ".join(f"steps {start} to {stop - 1}: {what}" for start, stop, what in segments))
+
+
+class NotConfirmedError(RuntimeError):
+    """An annotator would have spent money, and nobody said that it may."""
+
+
+def describe(phase: str, direction: str = "none", element: str = "") -> str:
+    """The words a student is told about a moment, unless an annotator gave its own: `operating: pull the red drawer`."""
+    what = f" the {element}" if element else ""
+    return f"{phase}{what}" if direction == "none" else f"{phase}: {direction}{what}"
+
+
+def element_name(text: str) -> str:
+    """The name of a thing as labels keep it: lower case, single spaces, no article. Raises LabelError where it is no name.
+
+    Letters of any script, digits, spaces, hyphens and apostrophes; at most six words and `ELEMENT_BYTES` bytes.
+    """
+    name = re.sub(r"^(the|a|an) (?=.)", "", " ".join(text.lower().split()))
+    strange = sorted({letter for letter in name if not (letter.isalnum() or letter in " -'")})
+    if not name or strange or len(name.split()) > 6:
+        raise LabelError(f"{text!r} is no name of a thing; expected one to six words of letters, digits, hyphens and apostrophes")
+    encode_text(name, ELEMENT_BYTES, "element")
+    return name
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What an annotator says about T frames: `phase` (T,) into PHASES and `direction` (T,) into DIRECTIONS, int64; `element`,
+    T names (empty: none is meant), and `description`, T texts. Raises LabelError where they do not fit one another."""
+
+    phase: np.ndarray
+    direction: np.ndarray
+    element: tuple[str, ...]
+    description: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        lengths = {name: len(getattr(self, name)) for name in self.__dataclass_fields__}
+        if len(set(lengths.values())) != 1:
+            raise LabelError(f"labels of one episode must have one entry a frame in every field, found {lengths}")
+        for name, values, words in (("phase", self.phase, PHASES), ("direction", self.direction, DIRECTIONS)):
+            if len(values) and not (values.min() >= 0 and values.max() < len(words)):
+                raise LabelError(f"{name} is a number from 0 to {len(words) - 1}, found {values.min()} to {values.max()}")
+        for name, texts, room in (("element", self.element, ELEMENT_BYTES), ("description", self.description, DESCRIPTION_BYTES)):
+            for text in set(texts):
+                encode_text(text, room, name)
+        for name in set(self.element) - {""}:
+            if element_name(name) != name:
+                raise LabelError(f"the element {name!r} is not as labels keep it: {element_name(name)!r}")
+
+    @staticmethod
+    def named(
+        phases: Sequence[str],
+        directions: Sequence[str] | None = None,
+        elements: Sequence[str] | None = None,
+        descriptions: Sequence[str] | None = None,
+    ) -> "Labels":
+        """Labels from words, one a frame. Without `descriptions` they are what `describe` makes of the rest."""
+        directions = ["none"] * len(phases) if directions is None else directions
+        elements = [""] * len(phases) if elements is None else elements
+        if descriptions is None:
+            descriptions = [describe(*words) for words in zip(phases, directions, elements, strict=True)]
+        numbers = _numbers(phases, PHASES), _numbers(directions, DIRECTIONS)
+        return Labels(*numbers, tuple(elements), tuple(descriptions))
+
+    def __len__(self) -> int:
+        return len(self.phase)
+
+    def words(self, frame: int) -> tuple[str, str, str, str]:
+        """Phase, direction, element and description of one frame."""
+        return PHASES[self.phase[frame]], DIRECTIONS[self.direction[frame]], self.element[frame], self.description[frame]
+
+    def elements(self) -> tuple[tuple[str, ...], np.ndarray]:
+        """The names that occur, in order of the alphabet, and which of them each frame has: (T,) int64."""
+        names = tuple(sorted(set(self.element)))
+        places = {name: place for place, name in enumerate(names)}
+        return names, np.array([places[name] for name in self.element], np.int64)
+
+    def segments(self) -> list[tuple[int, int]]:
+        """(first frame, frame after the last) of every stretch in which nothing changes."""
+        return stretches([self.words(frame) for frame in range(len(self))])
+
+    def part(self, start: int, stop: int) -> "Labels":
+        """The labels of some frames that follow one another."""
+        return Labels(self.phase[start:stop], self.direction[start:stop], self.element[start:stop], self.description[start:stop])
+
+
+def _numbers(words: Sequence[str], known: tuple[str, ...]) -> np.ndarray:
+    strange = sorted(set(words) - set(known))
+    if strange:
+        raise LabelError(f"{strange[0]!r} is not in the vocabulary: {', '.join(known)}")
+    return np.array([known.index(word) for word in words], np.int64)
+
+
+def stretches(values: Sequence[Any]) -> list[tuple[int, int]]:
+    """(first, after the last) of every run of equal values."""
+    cuts = [0, *(at for at in range(1, len(values)) if values[at] != values[at - 1]), len(values)]
+    return [(start, stop) for start, stop in itertools.pairwise(cuts) if stop > start]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What annotating costs if every question is asked once: questions, pictures, tokens, and the price in dollars."""
+
+    questions: int
+    frames: int
+    tokens_in: int
+    tokens_out: int
+    price: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.questions} questions with {self.frames} pictures: about {self.tokens_in / 1e6:.3g} M tokens to the model and at "
+            f"most {self.tokens_out / 1e6:.3g} M from it, about ${self.price:.2f}"
+        )
+
+
+class Annotator(ABC):
+    """Subclasses are frozen dataclasses whose fields are everything that changes an answer, and how to reach who answers.
+
+    `looks`: whether it wants the pictures of an episode; decoding them takes far longer than a rule does.
+    """
+
+    looks: ClassVar[bool] = False
+    concurrency: int = 1  # episodes at the same time
+
+    @abstractmethod
+    def fingerprint(self) -> dict[str, Any]:
+        """JSON of everything that changes its answers."""
+
+    @abstractmethod
+    def annotate(self, episode: EpisodeFrames, fps: float) -> Labels:
+        """Labels of an episode's T frames; `episode.images` is empty for one that does not look. Raises AnnotationError
+        naming the segments it has no answer for."""
+
+    def estimate(self, episodes: Iterable[EpisodeFrames], sizes: dict[str, tuple[int, int]], fps: float) -> Cost | None:
+        """What annotating these episodes, given without pictures, would cost; None where it costs nothing. `sizes`
+        camera → (height, width)."""
+        return None
+
+    def confirmed(self) -> "Annotator":
+        """This annotator, with leave to spend what it estimated."""
+        return self
+
+
+def annotator_fingerprint(annotator: Annotator) -> str:
+    """A hash of what decides an annotator's answers."""
+    value = {"annotator": type(annotator).__name__, **annotator.fingerprint()}
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def encode_text(text: str, room: int, name: str) -> bytes:
+    """UTF-8 of a text that fits a row's `room` bytes. Raises LabelError where it does not: a text is never cut."""
+    content = text.encode()
+    if len(content) > room or "\0" in text:
+        raise LabelError(f"the {name} {text[:60]!r} has {len(content)} bytes; {room} at most fit in a row, none of them zero")
+    return content

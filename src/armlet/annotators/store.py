@@ -1,0 +1,217 @@
+"""Labels on disk: one row a frame in a trace store, and which of them are still missing.
+
+Texts stand in the rows themselves, as UTF-8 bytes padded to a fixed width, so a store is complete in one place and a
+row is still one read; a text that does not fit is refused, never cut. Knows no annotator.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from armlet.annotators import (
+    DESCRIPTION_BYTES,
+    ELEMENT_BYTES,
+    AnnotationError,
+    Annotator,
+    Cost,
+    LabelError,
+    Labels,
+    NotConfirmedError,
+    annotator_fingerprint,
+    encode_text,
+)
+from armlet.data.episodes import EpisodeDataset, EpisodeFrames
+from armlet.data.traces import HEADER, StoreIdentity, TraceStore, TraceWriter
+from armlet.progress import Progress
+
+FORMAT = "labels 1"  # raised whenever what stands in a row changes
+COLUMNS: dict[str, tuple[tuple[int, ...], str]] = {
+    "phase": ((), "uint8"),
+    "direction": ((), "uint8"),
+    "element": ((ELEMENT_BYTES,), "uint8"),
+    "description": ((DESCRIPTION_BYTES,), "uint8"),
+}
+ROWS = 2048  # in memory before they are written; a write waits for the disk twice
+GIVE_UP = 20  # episodes that fail one after the other before the rest are not tried any more
+FAILED = "failed.json"
+Row = tuple[np.ndarray, dict[str, np.ndarray]]
+
+
+def label_identity(annotator: Annotator, data: EpisodeDataset) -> StoreIdentity:
+    """What a store of labels must have been made from."""
+    return StoreIdentity(data=data.fingerprint, teacher=annotator_fingerprint(annotator), preprocessing=FORMAT)
+
+
+def store_labels(
+    root: Path | str, annotator: Annotator, data: EpisodeDataset, *, confirm: Callable[[Cost], bool] | None = None
+) -> Path:
+    """Labels of every frame of a data set, into the store at `root`; what is there already stays. Returns `root`.
+
+    `confirm` is shown what it will cost, before anything is asked. Raises NotConfirmedError where that costs
+    something and `confirm` is missing or says no. Episodes an annotator has no answer for become one LabelError at the
+    end, when all the others are stored; it names them, `failed.json` lists them, and the next run asks only about these.
+    """
+    root, identity = Path(root), label_identity(annotator, data)
+    _refuse_others(root, identity)
+    with TraceWriter(root, identity, COLUMNS) as writer:
+        episodes = _Episodes(data, annotator)
+        done = {tuple(key) for key in writer.done().tolist()}
+        missing = [
+            number
+            for number, episode in enumerate(data.episodes)
+            if any((number, step) not in done for step in range(episode.length))
+        ]
+        cost = annotator.estimate((episodes.blind(number) for number in missing), data.cameras, data.fps) if missing else None
+        if cost is not None and cost.questions:
+            if confirm is None or not confirm(cost):
+                raise NotConfirmedError(f"nothing was asked, because nobody confirmed {cost}")
+            annotator = annotator.confirmed()
+        failed = _annotate(annotator, episodes, missing, done, writer)
+    _report(root, failed, len(data.episodes))
+    return root
+
+
+class _Episodes:
+    """The episodes of a data set as annotators take them."""
+
+    def __init__(self, data: EpisodeDataset, annotator: Annotator) -> None:
+        self.data, self.looks, self.columns = data, annotator.looks, data.columns()
+
+    def blind(self, number: int) -> EpisodeFrames:
+        span = slice(self.data.starts[number], self.data.starts[number + 1])
+        values = {name: column[span] for name, column in self.columns.items()}
+        state, action, about = values.pop("observation.state"), values.pop("action"), self.data.episodes[number]
+        return EpisodeFrames({}, state, action, values, about.task, about.info)
+
+    def seen(self, number: int) -> EpisodeFrames:
+        episode = self.blind(number)
+        if self.looks:
+            episode.images.update(self.data.images(number))
+        return episode
+
+
+def _annotate(
+    annotator: Annotator, episodes: _Episodes, missing: list[int], done: set[tuple[int, ...]], writer: TraceWriter
+) -> dict[int, str]:
+    """Episode → why it has no labels."""
+    data, in_a_row = episodes.data, 0
+    failed: dict[int, str] = {}
+    progress = Progress(
+        f"labels of {data.root.name}", total=len(data.episodes), start=len(data.episodes) - len(missing), unit="episode"
+    )
+    pending: list[Row] = []
+    pool = ThreadPoolExecutor(annotator.concurrency)
+    try:
+        jobs: dict[Future[Labels], int] = {
+            pool.submit(lambda number: annotator.annotate(episodes.seen(number), data.fps), number): number for number in missing
+        }
+        for job in as_completed(jobs):
+            number = jobs.pop(job)
+            try:
+                labels = job.result()
+            except AnnotationError as error:
+                failed[number], in_a_row = str(error), in_a_row + 1
+            else:
+                in_a_row = 0
+                pending.append(_rows(number, labels, data.episodes[number].length, done))
+            if sum(len(keys) for keys, _ in pending) >= ROWS:
+                _flush(writer, pending)
+            progress.advance(failed=len(failed))
+            if in_a_row == GIVE_UP:
+                failed |= dict.fromkeys(jobs.values(), f"not tried: {GIVE_UP} episodes before it failed one after the other")
+                break
+    finally:
+        pool.shutdown(cancel_futures=True)
+        _flush(writer, pending)
+        progress.close()
+    return failed
+
+
+def _rows(number: int, labels: Labels, length: int, done: set[tuple[int, ...]]) -> Row:
+    if len(labels) != length:
+        raise LabelError(f"episode {number} has {length} frames, and the annotator labelled {len(labels)}")
+    steps = np.array([step for step in range(length) if (number, step) not in done])
+    columns = {
+        "phase": labels.phase,
+        "direction": labels.direction,
+        "element": _texts(labels.element, ELEMENT_BYTES, "element"),
+        "description": _texts(labels.description, DESCRIPTION_BYTES, "description"),
+    }
+    return np.stack([np.full(len(steps), number), steps], 1), {name: values[steps] for name, values in columns.items()}
+
+
+def _flush(writer: TraceWriter, pending: list[Row]) -> None:
+    """Write what is pending. What cannot be written is not tried again: the next run makes it anew."""
+    rows, pending[:] = pending.copy(), []
+    if rows:
+        columns = {name: np.concatenate([values[name] for _, values in rows]) for name in COLUMNS}
+        writer.append(np.concatenate([keys for keys, _ in rows]), columns)
+
+
+def _report(root: Path, failed: dict[int, str], episodes: int) -> None:
+    path = root / FAILED
+    if not failed:
+        path.unlink(missing_ok=True)
+        return
+    listed = [{"episode": number, "why": failed[number]} for number in sorted(failed)]
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(listed, indent=1))
+    part.replace(path)
+    shown = "\n  ".join(f"episode {each['episode']}, {each['why']}" for each in listed[:8])
+    raise LabelError(
+        f"{len(failed)} of {episodes} episodes have no labels; the others are stored. Run the same command again to ask only "
+        f"about these ({path} lists them all):\n  {shown}"
+    )
+
+
+def load_labels(root: Path | str, data: EpisodeDataset, annotator: Annotator | None = None) -> Labels:
+    """Labels of all N frames of a data set, in its order. Raises LabelError where the store belongs to other episodes (or to
+    another annotator, if one is given), or lacks some."""
+    root = Path(root)
+    if not (root / HEADER).is_file():
+        raise LabelError(f"{root} holds no labels; store_labels makes them")
+    store = TraceStore(root)
+    found = store.header.identity
+    wanted = label_identity(annotator, data) if annotator else StoreIdentity(data.fingerprint, found["teacher"], FORMAT)
+    _refuse_others(root, wanted)
+    lengths = np.diff(data.starts)
+    keys = np.stack([np.repeat(np.arange(len(lengths)), lengths), np.concatenate([np.arange(length) for length in lengths])], 1)
+    try:
+        rows = {name: values.numpy() for name, values in store.read(keys).items()}
+    except KeyError as error:
+        raise LabelError(
+            f"{root} has labels of {len(store)} of {len(keys)} frames; store_labels adds the missing ones"
+        ) from error
+    element, description = (_words(rows[name]) for name in ("element", "description"))
+    return Labels(rows["phase"].astype(np.int64), rows["direction"].astype(np.int64), element, description)
+
+
+def _refuse_others(root: Path, wanted: StoreIdentity) -> None:
+    """Raises LabelError where a store exists and was made from something else."""
+    if not (root / HEADER).is_file():
+        return
+    found = json.loads((root / HEADER).read_text())["identity"]
+    names = {"data": "other episodes", "teacher": "another annotator", "preprocessing": "another version of armlet"}
+    for key, value in asdict(wanted).items():
+        if found.get(key) != value:
+            raise LabelError(
+                f"the labels in {root} belong to {names[key]}: they were made from {found.get(key)!r}, and this is {value!r}. "
+                "Store labels in another folder, or delete this one"
+            )
+
+
+def _texts(texts: Sequence[str], room: int, name: str) -> np.ndarray:
+    """T texts as (T, room) uint8, padded with zeros."""
+    rows = {text: np.frombuffer(encode_text(text, room, name).ljust(room, b"\0"), np.uint8) for text in set(texts)}
+    return np.stack([rows[text] for text in texts]) if texts else np.zeros((0, room), np.uint8)
+
+
+def _words(rows: np.ndarray) -> tuple[str, ...]:
+    """(T, room) uint8 → T texts."""
+    known, which = np.unique(rows, axis=0, return_inverse=True)
+    texts = [row.tobytes().rstrip(b"\0").decode() for row in known]
+    return tuple(texts[index] for index in which.ravel())

@@ -1,0 +1,311 @@
+"""A vision-language model names what is acted on, and which way: any server that speaks the OpenAI chat API with pictures.
+
+Phases come from `phase_rules` and stand in the question, which keeps the wording of the answers stable. About every
+operating segment one question is asked, with key frames spread over it, because one frame cannot tell pulling from
+pushing; its answer, (element, direction), holds for the whole segment (VLA-AD, arXiv 2605.16241). An answer is taken
+only if it is JSON in the vocabulary; otherwise the model is told what was wrong and asked again, a few times.
+
+Every answer is kept on disk under a hash of the model, the words and the pictures, so no question is paid for twice.
+Nothing is asked before somebody has confirmed what it costs. Knows no particular model or server.
+"""
+
+import base64
+import functools
+import hashlib
+import io
+import json
+import math
+import re
+import sys
+import threading
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from PIL import Image
+
+from armlet.annotators import (
+    DESCRIPTION_BYTES,
+    DIRECTIONS,
+    PHASES,
+    AnnotationError,
+    Annotator,
+    Cost,
+    LabelError,
+    Labels,
+    NotConfirmedError,
+    describe,
+    element_name,
+    encode_text,
+    stretches,
+)
+from armlet.annotators.phase_rules import PhaseRules
+from armlet.data.episodes import EpisodeFrames
+
+ALLOWED = tuple(name for name in DIRECTIONS if name != "none")
+SYSTEM = (
+    "You annotate recordings of a robot arm. You get a few frames of one short stretch of a recording, in order of time, what the "
+    "robot was told to do, and the phase it is in. Answer with one JSON object and nothing else."
+)
+QUESTION = """The robot was told: "{task}"
+Phase: {phase}. It lasts {seconds:.1f} s; the {frames} frames below are spread evenly over it.
+Which thing does the robot move or act on, and in which direction does that thing move?
+Answer with {keys}:
+"element": the name of the thing, one to six words, such as "red drawer"
+"direction": exactly one of {directions}{words}"""
+OWN_WORDS = """
+"description": one short sentence that says what the robot does in these frames"""
+TRANSIENT = (408, 409, 429)  # and everything from 500 on
+CHARACTERS = 3  # at least so many in a token of English
+
+
+class ServerError(RuntimeError):
+    """The server refuses what is asked as such, so asking it about anything else is of no use."""
+
+
+@dataclass(frozen=True)
+class Vlm(Annotator):
+    """`model` at `base_url`, an OpenAI-compatible chat server (vLLM, llama.cpp, Ollama, OpenAI …). Not for models that refuse
+    `max_tokens` or a `temperature`, as OpenAI's reasoning models do.
+
+    What decides an answer: `rules` for the phases; `camera` whose pictures are shown, `frames` of each segment, each enlarged
+    `enlarge` times; `own_words`: the model also writes the description; `temperature`, `answer_tokens` at most, and
+    `repeats`: how often it is told that its answer will not do.
+
+    How it is reached: `key_file` holds the server's key, where it wants one; `cache` keeps the answers; `concurrency`
+    episodes at the same time; an answer may take `timeout` seconds; a server that is busy, failing or gone is tried
+    `retries` times more, after ever longer pauses. `json_mode` asks the server for JSON, which nearly all of them know.
+
+    What it costs: `price_in` and `price_out` in dollars per million tokens; `patch` pixels a side make one token of a
+    picture. `yes`: somebody agreed to that; `store_labels` sets it when its `confirm` says so.
+    """
+
+    looks: ClassVar[bool] = True
+    model: str
+    base_url: str
+    cache: Path
+    rules: PhaseRules = field(default_factory=PhaseRules)
+    camera: str = "scene"
+    frames: int = 5
+    enlarge: int = 1
+    own_words: bool = False
+    temperature: float = 0.0
+    answer_tokens: int = 200
+    repeats: int = 2
+    json_mode: bool = True
+    key_file: Path | None = None
+    concurrency: int = 8
+    timeout: float = 60.0
+    retries: int = 5
+    price_in: float = 0.0
+    price_out: float = 0.0
+    patch: int = 28
+    yes: bool = False
+
+    def __post_init__(self) -> None:
+        least = {"frames": 1, "enlarge": 1, "repeats": 0, "concurrency": 1, "retries": 0, "patch": 1}
+        for name, number in least.items():
+            if getattr(self, name) < number:
+                raise ValueError(f"Vlm.{name} is {getattr(self, name)}; expected {number} or more")
+
+    def fingerprint(self) -> dict[str, Any]:
+        decides = ("model", "camera", "frames", "enlarge", "own_words", "temperature", "answer_tokens", "repeats", "json_mode")
+        return {
+            "rules": self.rules.fingerprint(),
+            "words": [SYSTEM, QUESTION, OWN_WORDS, *ALLOWED],
+            **{name: getattr(self, name) for name in decides},
+        }
+
+    def confirmed(self) -> "Vlm":
+        return replace(self, yes=True)
+
+    def estimate(self, episodes: Iterable[EpisodeFrames], sizes: dict[str, tuple[int, int]], fps: float) -> Cost:
+        """Every question asked once. What the cache holds already costs nothing; asking again, where an answer will not do,
+        costs more."""
+        if self.camera not in sizes:
+            raise LabelError(f"the episodes have no camera {self.camera!r}; they have {', '.join(sorted(sizes))}")
+        height, width = sizes[self.camera]
+        picture = math.ceil(height * self.enlarge / self.patch) * math.ceil(width * self.enlarge / self.patch) + 2
+        questions = frames = letters = 0
+        for episode in episodes:
+            for start, stop in self._segments(self.rules.annotate(episode, fps)):
+                questions += 1
+                frames += len(self._shown(start, stop))
+                letters += len(SYSTEM) + len(self._words(episode.task, start, stop, fps))
+        tokens_in, tokens_out = frames * picture + letters // CHARACTERS, questions * self.answer_tokens
+        price = (tokens_in * self.price_in + tokens_out * self.price_out) / 1e6
+        return Cost(questions, frames, tokens_in, tokens_out, price)
+
+    def annotate(self, episode: EpisodeFrames, fps: float) -> Labels:
+        """Raises AnnotationError naming the segments without an answer, NotConfirmedError where one would have to be asked
+        for and nobody agreed, ServerError where the server will not have any of it."""
+        labels = self.rules.annotate(episode, fps)
+        directions, elements = ["none"] * len(labels), [""] * len(labels)
+        descriptions = [describe(PHASES[phase]) for phase in labels.phase]
+        problems = []
+        for start, stop in self._segments(labels):
+            try:
+                element, direction, words = self._answer(self._messages(episode, start, stop, fps))
+            except _NoAnswerError as error:
+                problems.append((start, stop, str(error)))
+                continue
+            span, steps = slice(start, stop), stop - start
+            directions[span], elements[span], descriptions[span] = [direction] * steps, [element] * steps, [words] * steps
+        if problems:
+            raise AnnotationError(problems)
+        return Labels.named([PHASES[phase] for phase in labels.phase], directions, elements, descriptions)
+
+    def _segments(self, labels: Labels) -> list[tuple[int, int]]:
+        operating = PHASES.index("operating")
+        return [(start, stop) for start, stop in stretches(labels.phase.tolist()) if labels.phase[start] == operating]
+
+    def _shown(self, start: int, stop: int) -> list[int]:
+        """The steps of a segment's key frames: all of them, if it is short."""
+        return sorted(set(np.linspace(start, stop - 1, self.frames).round().astype(int).tolist()))
+
+    def _words(self, task: str, start: int, stop: int, fps: float) -> str:
+        return QUESTION.format(
+            task=task,
+            phase="operating",
+            seconds=(stop - start) / fps,
+            frames=len(self._shown(start, stop)),
+            keys="these three keys" if self.own_words else "these two keys",
+            directions=", ".join(ALLOWED),
+            words=OWN_WORDS if self.own_words else "",
+        )
+
+    def _messages(self, episode: EpisodeFrames, start: int, stop: int, fps: float) -> list[dict[str, Any]]:
+        if self.camera not in episode.images:
+            raise LabelError(f"the episode has no camera {self.camera!r}; it has {', '.join(sorted(episode.images)) or 'none'}")
+        pictures = episode.images[self.camera][self._shown(start, stop)]
+        shown = [{"type": "image_url", "image_url": {"url": data_url(picture, self.enlarge)}} for picture in pictures]
+        words = {"type": "text", "text": self._words(episode.task, start, stop, fps)}
+        return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": [words, *shown]}]
+
+    def _answer(self, messages: list[dict[str, Any]]) -> tuple[str, str, str]:
+        """(element, direction, description) from the cache or the server. Raises _NoAnswerError."""
+        path = self.cache / f"{self._key(messages)}.json"
+        kept = self._kept(path)
+        if kept is not None:
+            return kept
+        if not self.yes:
+            raise NotConfirmedError(
+                f"a question to {self.model} at {self.base_url} was not asked, because nobody confirmed what it costs"
+            )
+        wrong = ""
+        for _ in range(self.repeats + 1):
+            text, usage = self._ask(messages)
+            try:
+                answer = self._parse(text)
+            except LabelError as error:
+                wrong = str(error)
+                told = f"That will not do: {wrong}. Answer again, with the JSON object and nothing else."
+                messages = [*messages, {"role": "assistant", "content": text}, {"role": "user", "content": told}]
+            else:
+                _write(path, {"model": self.model, "answer": text, "usage": usage})
+                return answer
+        raise _NoAnswerError(f"{self.repeats + 1} answers would not do; the last: {wrong}")
+
+    def _kept(self, path: Path) -> tuple[str, str, str] | None:
+        """The answer in a file of the cache; None where there is none, or where it is damaged: that costs asking again."""
+        try:
+            return self._parse(json.loads(path.read_text())["answer"])
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            return None
+
+    def _key(self, messages: list[dict[str, Any]]) -> str:
+        asked = [self.model, self.temperature, self.answer_tokens, self.json_mode, messages]
+        return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+
+    def _ask(self, messages: list[dict[str, Any]]) -> tuple[str, dict[str, int]]:
+        """One question to the server, whose own library retries with growing pauses what may pass."""
+        openai = _library()
+        client = _client(self.base_url, self._secret(), self.timeout, self.retries)
+        wanted = {"response_format": {"type": "json_object"}} if self.json_mode else {}
+        try:
+            made = client.chat.completions.create(
+                model=self.model, messages=messages, temperature=self.temperature, max_tokens=self.answer_tokens, **wanted
+            )
+        except openai.APIStatusError as error:
+            what = f"{self.base_url} answered {error.status_code}: {str(error.message)[:200]}"
+            if error.status_code in TRANSIENT or error.status_code >= 500:
+                raise _NoAnswerError(f"after {self.retries + 1} tries, {what}") from error
+            raise ServerError(f"{what}; check the server, the model's name ({self.model!r}) and the key") from error
+        except openai.APIConnectionError as error:  # among them the ones that took too long
+            raise _NoAnswerError(f"after {self.retries + 1} tries, no answer from {self.base_url}: {error}") from error
+        except (openai.APIError, json.JSONDecodeError) as error:
+            raise _NoAnswerError(f"{self.base_url} does not speak the chat API: {error}") from error
+        choices = getattr(made, "choices", None)
+        text = (choices[0].message.content if choices else None) or ""
+        usage = getattr(made, "usage", None)
+        return text, {"in": usage.prompt_tokens, "out": usage.completion_tokens} if usage else {}
+
+    def _secret(self) -> str:
+        return self.key_file.read_text().strip() if self.key_file else "none"
+
+    def _parse(self, text: str) -> tuple[str, str, str]:
+        """(element, direction, description). Raises LabelError saying what is wrong with an answer."""
+        inside = re.fullmatch(r"\s*```(?:json)?\s*(.*?)\s*```\s*", text, re.DOTALL)  # many models wrap JSON so
+        try:
+            answer = json.loads(inside.group(1) if inside else text)
+        except json.JSONDecodeError as error:
+            raise LabelError(f"{text[:80]!r} is not JSON ({error})") from error
+        keys = {"element", "direction"} | ({"description"} if self.own_words else set())
+        if not isinstance(answer, dict) or answer.keys() != keys or not all(isinstance(value, str) for value in answer.values()):
+            raise LabelError(f"{text[:80]!r} is no JSON object of the texts {', '.join(sorted(keys))}")
+        direction, element = answer["direction"].strip().lower(), element_name(answer["element"])
+        if direction not in ALLOWED:
+            raise LabelError(f"{direction!r} is no direction; it is one of {', '.join(ALLOWED)}")
+        if not self.own_words:
+            return element, direction, describe("operating", direction, element)
+        words = " ".join(answer["description"].split())
+        if not words:
+            raise LabelError("the description is empty")
+        encode_text(words, DESCRIPTION_BYTES, "description")
+        return element, direction, words
+
+
+class _NoAnswerError(Exception):
+    """One segment has no answer; others may still get one."""
+
+
+def confirm_on_terminal(cost: Cost) -> bool:
+    """Show what it costs and ask; no without a terminal."""
+    sys.stderr.write(f"{cost}\n")
+    if not sys.stdin.isatty():
+        return False
+    sys.stderr.write("Ask? [y/N] ")
+    sys.stderr.flush()
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+def data_url(picture: np.ndarray, enlarge: int = 1) -> str:
+    """(h, w, 3) uint8 as a PNG in a URL, each pixel `enlarge` pixels a side."""
+    file = io.BytesIO()
+    Image.fromarray(picture.repeat(enlarge, 0).repeat(enlarge, 1)).save(file, "PNG")
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def _library() -> Any:
+    try:
+        import openai
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError("annotating with a model needs the package 'openai': pip install 'armlet[vlm]'") from None
+    return openai
+
+
+@functools.cache
+def _client(base_url: str, key: str, timeout: float, retries: int) -> Any:
+    """Connections that a process's threads share. Pauses between retries double up to eight seconds, or are what the server
+    asks for."""
+    return _library().OpenAI(base_url=base_url, api_key=key, timeout=timeout, max_retries=retries)
+
+
+def _write(path: Path, kept: dict[str, Any]) -> None:
+    """Whole or not at all, and by many threads at once."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.{threading.get_ident()}.part")
+    part.write_text(json.dumps(kept))
+    part.replace(path)

@@ -1,0 +1,149 @@
+"""The language columns of a LeRobotDataset ("v3.1"): what was said about an episode, beside its frames.
+
+Found in huggingface/lerobot at 7427f318 (version 0.6.2): `src/lerobot/datasets/language.py` (the schema),
+`src/lerobot/annotations/steerable_pipeline/writer.py` (who fills it), `docs/source/language_and_recipes.mdx`, and pull
+requests #3467 and #3471, which brought them:
+
+- two columns of `data/*/*.parquet`, each a list of rows: `language_persistent`, the same list on every frame of an episode,
+  and `language_events`, only on the frame at which something happened;
+- a row is a struct of role (never null), content, style, timestamp (float32 seconds into the episode; persistent rows only),
+  camera, and tool_calls (a list of JSON); persistent styles are subtask, plan, memory, motion and task_aug, and what a row says
+  holds from its timestamp, which is a frame's own, until the next row of that style; the camera is null for all of these;
+- `meta/info.json` declares both as `{"dtype": "language", "shape": [1], "names": null}`, without which lerobot refuses to read
+  them; its `codebase_version` stays "v3.0", although the documentation speaks of v3.1.
+
+lerobot 0.4.4 does not know the type and cannot open a data set that declares it. This file knows no annotator and no style's meaning.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from armlet.data.episodes import CACHE, EpisodeDataset, EpisodeError
+from armlet.data.layout import INFO
+from armlet.data.writer import STAGING
+from armlet.progress import Progress
+
+PERSISTENT, EVENTS = "language_persistent", "language_events"
+DECLARED = {"dtype": "language", "shape": [1], "names": None}
+Remark = dict[str, Any]
+
+
+def remark(style: str, content: str, time: float) -> Remark:
+    """A persistent row: what holds from `time`, in seconds, on."""
+    return {"role": "assistant", "content": content, "style": style, "timestamp": time, "camera": None, "tool_calls": None}
+
+
+def frame_times(data: EpisodeDataset) -> np.ndarray:
+    """(N,) float32: the second of each frame in its episode, as the files have it."""
+    parts = [pq.read_table(data.root / name, columns=["timestamp"]).column(0).to_numpy() for name in data.data_files]
+    return np.concatenate(parts).astype(np.float32)[: len(data)]
+
+
+def read_persistent(data: EpisodeDataset) -> list[list[Remark]]:
+    """The persistent rows of every episode, empty lists where the data set has no such column. Raises EpisodeError where it
+    has one in some files only."""
+    have = [PERSISTENT in pq.read_schema(data.root / name).names for name in data.data_files]
+    if not any(have):
+        return [[] for _ in data.episodes]
+    if not all(have):
+        lacks = data.data_files[have.index(False)]
+        raise EpisodeError(
+            f"{data.root / lacks} lacks column {PERSISTENT!r}, which other files of the data set have; write it anew"
+        )
+    found: list[list[Remark]] = []
+    before = 0  # frames in the files before
+    for name in data.data_files:
+        column = pq.read_table(data.root / name, columns=[PERSISTENT]).column(0)
+        firsts = [start - before for start in data.starts[:-1].tolist() if 0 <= start - before < len(column)]
+        found += [rows or [] for rows in column.take(pa.array(firsts, pa.int64())).to_pylist()]
+        before += len(column)
+    return found
+
+
+def write_persistent(data: EpisodeDataset, target: Path | str, remarks: Sequence[Sequence[Remark]]) -> EpisodeDataset:
+    """A copy of a data set at `target` in which these are the persistent rows of every episode; rows of events stay as they are.
+
+    The copy appears whole or not at all; videos are linked where the disk can, as nothing writes to them. Not done in place,
+    because the fingerprint of the episodes would change, and with it every trace and label made from them would be stale. Add
+    episodes first: `EpisodeWriter` declares no language. Raises EpisodeError where `target` exists.
+    """
+    target = Path(target)
+    if target.exists():
+        raise EpisodeError(f"{target} exists already; choose another folder for the copy, or delete this one")
+    if len(remarks) != len(data.episodes):
+        raise EpisodeError(f"{data.root} has {len(data.episodes)} episodes, and there are remarks about {len(remarks)}")
+    part = target.with_name(target.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    paths = [path for path in sorted(data.root.rglob("*")) if path.is_file()]
+    rewritten = {data.root / name for name in data.data_files}
+    for path in paths:
+        inside = path.relative_to(data.root)
+        if inside.parts[0] not in (CACHE, STAGING) and path not in rewritten:
+            _copy(path, part / inside, link=inside.parts[0] == "videos")
+    _write_tables(data, part, remarks)
+    info = json.loads((data.root / INFO).read_text())
+    info["features"] |= {PERSISTENT: DECLARED, EVENTS: DECLARED}
+    (part / INFO).write_text(json.dumps(info, indent=1))
+    part.rename(target)
+    return EpisodeDataset(target)
+
+
+def _write_tables(data: EpisodeDataset, part: Path, remarks: Sequence[Sequence[Remark]]) -> None:
+    progress = Progress(f"language of {data.root.name}", total=len(data.data_files), unit="file")
+    before = 0
+    for name in data.data_files:
+        table = pq.read_table(data.root / name)
+        # frames past the last episode are what a killed run left behind; nothing is said about them
+        episode = np.searchsorted(data.starts, np.arange(before, before + len(table)), "right") - 1
+        before += len(table)
+        first, last = int(episode[0]), int(episode[-1])
+        said = [list(rows) for rows in remarks[first : last + 1]]
+        said += [[]] * (last + 1 - first - len(said))
+        column = pa.array(said, _rows_type(table, PERSISTENT, timed=True)).take(pa.array(episode - first))
+        events = _rows_type(table, EVENTS, timed=False)
+        columns = (
+            {PERSISTENT: column}
+            if EVENTS in table.column_names
+            else {PERSISTENT: column, EVENTS: pa.array([[]] * len(table), events)}
+        )
+        for key, values in columns.items():
+            if key in table.column_names:
+                table = table.drop_columns([key])
+            table = table.append_column(key, values)
+        (part / name).parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(table, part / name)
+        progress.advance()
+    progress.close()
+
+
+def _rows_type(table: pa.Table, name: str, *, timed: bool) -> pa.DataType:
+    """The type of a language column; tool calls keep the form in which a table has them already."""
+    calls = pa.list_(pa.string())
+    if name in table.column_names:
+        row = table.schema.field(name).type.value_type
+        kept = row.field("tool_calls").type
+        plain = pa.types.is_list(kept) and isinstance(kept.value_type, pa.BaseExtensionType)  # JSON, which is text underneath
+        calls = pa.list_(kept.value_type.storage_type) if plain else kept
+    fields = [("role", pa.string(), False), ("content", pa.string(), True), ("style", pa.string(), True)]
+    fields += [("timestamp", pa.float32(), False)] if timed else []
+    fields += [("camera", pa.string(), True), ("tool_calls", calls, True)]
+    return pa.list_(pa.struct([pa.field(key, kind, nullable=nullable) for key, kind, nullable in fields]))
+
+
+def _copy(source: Path, target: Path, *, link: bool) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if link:
+        try:
+            os.link(source, target)
+        except OSError:  # another disk, or one that cannot link
+            shutil.copy2(source, target)
+    else:
+        shutil.copy2(source, target)
