@@ -8,13 +8,13 @@ from torch import Tensor
 
 from armlet.checkpoint import load_policy, save_policy
 from armlet.data.episodes import EpisodeDataset
-from armlet.data.frames import BatchMaker, Frames, join_frames, load_frames, split_frames
+from armlet.data.frames import BatchMaker, Frames, join_frames, split_frames
 from armlet.data.traces import TraceStore
 from armlet.learner import Learner
 from armlet.policies import Policy
 from armlet.practice import mixed, practise, round_folder, stays, worth_learning
 from armlet.recipe import Recipe, to_json
-from armlet.supervision import heads_file, identity, load_heads, make_heads
+from armlet.supervision import heads_file, identity, labelled_frames, load_heads, make_heads
 from armlet.training import TeacherTraces, Trainer, make_batches
 from armlet.types import Batch, Trace
 
@@ -27,24 +27,29 @@ def main(recipe: Recipe) -> Path:
         raise ValueError(f"recipe {recipe.name!r} has no student and stages to distil")
     data = EpisodeDataset(recipe.episodes)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    train, held_out = split_frames(load_frames(data), recipe.held_out)
+    train, held_out = split_frames(labelled_frames(recipe, data, recipe.labels), recipe.held_out)
     teacher = load_policy(recipe.teacher, device=device)
-    batches = make_batches(teacher, train)
     torch.manual_seed(recipe.seed)
-    student = recipe.student.build(teacher, _sample(batches, recipe.seed)).to(device)
+    student = recipe.student.build(teacher, _sample(make_batches(teacher, train), recipe.seed)).to(device)
+    if student.head.chunk != teacher.head.chunk:
+        raise ValueError(
+            f"the student decides {student.head.chunk} actions at a time and its teacher {teacher.head.chunk}; give the student's "
+            "network the teacher's `chunk`"
+        )
+    batches = make_batches(student, train)
     learner = _learner(recipe, student, data).to(device)
-    unseen = _sample(make_batches(teacher, held_out), recipe.seed)
+    unseen = _sample(make_batches(student, held_out), recipe.seed)
     frames, stores = [train], _stores(recipe, data)
     practised: list[np.ndarray] = []  # rows of what the rounds added, among all frames
     for index, stage in enumerate(recipe.all_stages):
         number, rows, before = index - len(recipe.stages), None, {}
         if number >= 0:
             more = practise(recipe, student, teacher, number)
-            met, known = load_frames(more), sum(map(len, frames))
+            met, known = labelled_frames(recipe, more, round_folder(recipe, number) / "labels"), sum(map(len, frames))
             practised.append(known + worth_learning(more, met, recipe.rounds[number].replay))
             frames.append(met)
             stores += _stores(recipe, more, round_folder(recipe, number) / "traces")
-            batches = make_batches(teacher, join_frames(frames))
+            batches = make_batches(student, join_frames(frames))
             rows = mixed(len(train), np.concatenate(practised), recipe.rounds[number].share)
             before = {name: tensor.clone() for name, tensor in learner.state_dict().items()}
         trainer = Trainer(

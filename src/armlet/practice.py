@@ -17,7 +17,7 @@ from armlet.progress import Progress
 from armlet.recipe import Recipe, Round
 from armlet.recording import StudentActs, record
 from armlet.rollout import Contender, plan, run_all
-from armlet.supervision import heads_file, identity, load_heads, make_heads, store_traces
+from armlet.supervision import annotate, heads_file, identity, load_heads, make_heads, store_traces
 from armlet.training import make_batches
 
 TRIAL = 5_000_000  # between the seeds of a round's own episodes and those of its trial
@@ -56,6 +56,7 @@ def practise(recipe: Recipe, student: Policy, teacher: Policy, number: int) -> E
     store = identity(recipe, data.fingerprint)
     title = f"traces {recipe.name} {number + 1}"
     store_traces(folder / "traces", watched, batches, store, traced=recipe.traced, title=title)
+    annotate(recipe, data, folder / "labels")
     return data
 
 

@@ -2,6 +2,7 @@
 
 Fits the heads that read every layer on the frozen, unrouted teacher (ActDistill stage 1), then runs the teacher
 over the whole data set once and stores what it answers. `distil` needs the store, never the teacher's own code.
+An annotator, a teacher that answers in words, is asked last; its labels are stored beside the traces.
 """
 
 from pathlib import Path
@@ -13,7 +14,7 @@ from armlet.data.episodes import EpisodeDataset
 from armlet.data.frames import BatchMaker, load_frames
 from armlet.learner import Learner
 from armlet.recipe import Recipe
-from armlet.supervision import heads_file, identity, load_heads, make_heads, save_heads, store_traces
+from armlet.supervision import annotate, heads_file, identity, load_heads, make_heads, save_heads, store_traces
 from armlet.training import Trainer, make_batches
 
 
@@ -30,6 +31,7 @@ def main(recipe: Recipe) -> Path:
         _fit(recipe, learner, batches)
     store = identity(recipe, data.fingerprint)
     store_traces(recipe.traces, learner, batches, store, traced=recipe.traced, title=f"traces {recipe.name}")
+    annotate(recipe, data, recipe.labels)
     return recipe.traces
 
 

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
+from armlet.annotators import Annotator
 from armlet.benchmarks import Benchmark
 from armlet.data.normalise import Mode
 from armlet.policies import Network, Student
@@ -143,6 +144,7 @@ class Recipe:
     normalise_actions: Mode = "identity"
     teach: Stage | None = None
     probe: Probe | None = None
+    annotator: Annotator | None = None
     student: Student | None = None
     stages: tuple[Stage, ...] = ()
     rounds: tuple[Round, ...] = ()
@@ -171,6 +173,11 @@ class Recipe:
     @property
     def traces(self) -> Path:
         return (self.shared or self.out) / "traces"
+
+    @property
+    def labels(self) -> Path:
+        """Where an annotator's labels of the episodes are, beside the traces."""
+        return self.traces.with_name("labels")
 
     @property
     def student_folder(self) -> Path:

@@ -1,13 +1,17 @@
-"""What `probe` writes and `distil` reads: the heads that watch every layer, and the traces."""
+"""What `probe` writes and `distil` reads: the heads that watch every layer, the traces, and what an annotator said."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from safetensors.torch import load_file, save_file
 
+from armlet.annotators.store import load_labels, store_labels
+from armlet.annotators.vlm import confirm_on_terminal
 from armlet.checkpoint import load_weights, policy_fingerprint
-from armlet.data.frames import BatchMaker
+from armlet.data.episodes import EpisodeDataset
+from armlet.data.frames import BatchMaker, Frames, load_frames
 from armlet.data.traces import StoreIdentity, TraceWriter
 from armlet.layers.graph import ProbeHeads
 from armlet.learner import Learner, watch
@@ -83,3 +87,21 @@ def store_traces(
             writer.append(batch.keys, watch(learner, batch, want))
             progress.advance(len(batch))
         progress.close()
+
+
+def annotate(recipe: Recipe, data: EpisodeDataset, folder: Path) -> None:
+    """What the recipe's annotator, if it has one, says of every frame, into the store at `folder`. Where that costs money,
+    somebody at the terminal must agree first."""
+    if recipe.annotator:
+        store_labels(folder, recipe.annotator, data, confirm=confirm_on_terminal)
+
+
+def labelled_frames(recipe: Recipe, data: EpisodeDataset, folder: Path) -> Frames:
+    """The frames of a data set with the labels that `annotate` stored at `folder`, if the recipe has an annotator."""
+    frames = load_frames(data)
+    if recipe.annotator is None:
+        return frames
+    labels = load_labels(folder, data, recipe.annotator)
+    texts, described = np.unique(np.array(labels.description), return_inverse=True)
+    numbers = {"phase": labels.phase, "direction": labels.direction}
+    return replace(frames, labels=numbers, descriptions=tuple(map(str, texts)), described=described)

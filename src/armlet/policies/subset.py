@@ -1,4 +1,4 @@
-"""Students without a router: fewer layers of their teacher, always the same ones, or the same network made afresh."""
+"""Students without a router: fewer layers of their teacher, always the same ones; the same network made afresh; another network."""
 
 from dataclasses import dataclass
 
@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from armlet.policies import Policy, Student, rebuild
+from armlet.policies import Network, Policy, Student, rebuild
 from armlet.types import Batch
 
 
@@ -62,3 +62,15 @@ class Fresh(Student):
 
     def build(self, teacher: Policy, sample: Batch | None = None) -> Policy:
         return rebuild(self.student.build(teacher, sample).to_json(), teacher.body.tokenizer)
+
+
+@dataclass(frozen=True)
+class Another(Student):
+    """Another kind of network than the teacher's, from nothing, for the same robot: its words, statistics and cameras."""
+
+    network: Network
+
+    def build(self, teacher: Policy, sample: Batch | None = None) -> Policy:
+        if sample is None:
+            raise ValueError("Another fits its eyes to the data; pass build() a sample batch")
+        return self.network.build(teacher.body, {name: images.shape[-1] for name, images in sample.images.items()})
