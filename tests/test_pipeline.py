@@ -83,7 +83,7 @@ def test_first_k_uses_the_same_traces(recipe: Recipe) -> None:
     assert len(load_policy(baseline.student_folder).layers) == 2
 
 
-STUDENTS = [name for name in recipes.available() if name.endswith("_tabletop")]
+STUDENTS = [name for name in recipes.available() if name.endswith("_tabletop") or name in ("vla_ad_aux", "vla_ad_both", "vla_ad_bc")]
 
 
 @pytest.mark.parametrize("name", STUDENTS)
@@ -95,10 +95,15 @@ def test_every_recipe_trains_a_student_that_acts(recipe: Recipe, tmp_path, name:
     student = full.student
     if hasattr(student, "layers"):
         student = dataclasses.replace(student, layers=2)
+    if hasattr(student, "network"):
+        network = dataclasses.replace(student.network, chunk=3, strides={"scene": 16, "wrist": 16})
+        student = dataclasses.replace(student, network=network)
     rounds = tuple(
         dataclasses.replace(each, stage=dataclasses.replace(each.stage, **short), episodes=3, workers=1) for each in full.rounds
     )
-    small = dataclasses.replace(recipe, name=name, out=tmp_path, shared=recipe.out, student=student, stages=stages, rounds=rounds)
+    changes = {"student": student, "stages": stages, "rounds": rounds, "annotator": full.annotator}
+    small = dataclasses.replace(recipe, name=name, out=tmp_path, shared=recipe.out, **changes)
+    probe.main(small)  # an annotator's labels; the traces are there
     made = load_policy(distil.main(small))
     task = recipe.benchmark.tasks()[0]
     gates = np.array(run_episode(made, recipe.benchmark, task, 3).gates)

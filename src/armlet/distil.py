@@ -67,7 +67,7 @@ def main(recipe: Recipe) -> Path:
         if number >= 0 and not stays(recipe, number, student):
             learner.load_state_dict(before)
             student.calibrate(unseen)
-    save_policy(student, recipe.student_folder, provenance={"recipe": to_json(recipe), "data": data.fingerprint})
+    save_policy(student.deployed(), recipe.student_folder, provenance={"recipe": to_json(recipe), "data": data.fingerprint})
     return recipe.student_folder
 
 

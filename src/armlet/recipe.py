@@ -177,7 +177,7 @@ class Recipe:
     @property
     def labels(self) -> Path:
         """Where an annotator's labels of the episodes are, beside the traces."""
-        return self.traces.with_name("labels")
+        return self.traces.with_name(f"labels-{type(self.annotator).__name__.lower()}")
 
     @property
     def student_folder(self) -> Path:

@@ -208,11 +208,11 @@ def test_merged_is_unmerged(tmp_path, fusion: str) -> None:
     batch = frames(policy)
     want = ["condition", "logits"]
     fresh = Learner(policy).trace(batch, want)
-    torch.testing.assert_close(Learner(policy.merged()).trace(batch, want), fresh, atol=1e-6, rtol=0)
+    torch.testing.assert_close(Learner(policy.deployed()).trace(batch, want), fresh, atol=1e-6, rtol=0)
     shaken(policy)
     learned = Learner(policy).trace(batch, want)
     assert (learned["condition"] - fresh["condition"]).abs().max() > 0.01
-    merged = policy.merged()
+    merged = policy.deployed()
     torch.testing.assert_close(Learner(merged).trace(batch, want), learned, atol=1e-5, rtol=1e-5)
     assert not any("lora" in name or name.startswith(("phase", "direction")) for name in merged.state_dict())
     save_policy(merged, tmp_path)

@@ -173,6 +173,10 @@ class Policy(nn.Module, ABC):
         """One observation → (k, a) float32 actions in the robot's own numbers."""
         return self.decide(observation).actions
 
+    def deployed(self) -> "Policy":
+        """This policy without what only training needs, answering the same; most have nothing to leave behind."""
+        return self
+
     def calibrate(self, batch: Batch) -> None:
         """What a policy measures of itself once it is trained, on frames that it was not trained on. Most measure nothing."""
 

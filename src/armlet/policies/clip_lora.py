@@ -342,7 +342,7 @@ class ClipLora(Policy):
         label = batch.labels["direction"]
         return embedding[label.clamp(min=0)].masked_fill((label < 0)[:, None], 0)
 
-    def merged(self) -> "ClipLora":
+    def deployed(self) -> "ClipLora":
         """The policy to deploy: LoRA folded into the towers, and the heads that only training needs left behind.
 
         They stay in what training saves, so that a later stage goes on with them.

@@ -1,0 +1,152 @@
+"""VLA-AD (arXiv 2605.16241): an annotator says what happens in the data; its words help a small student while it trains, and are
+gone when it acts.
+
+    paper                                      here
+    success-only teacher rollouts              `vla_ad_rollouts`: `Collection(actor="teacher")`
+    phase anchors, nine of them, by rule       `annotator=PhaseRules()`, asked by `armlet probe`
+    (element, direction) by a VLM              `annotator=Vlm(…)` in its place; it needs a server (annotators/vlm.py)
+    L_full(x, text, description) + α L_img     `privileged_text`; α is `alpha`
+    phase CE + cosine to the direction's text  `aux_heads`, the second account of the paper; or `both`
+    w = (1, 1, 1, 2, 2, 2, 1)                  `weights`, where the action has these seven dimensions
+    LongCLIP-B/16 with LoRA, 158 M             `policies.clip_lora.published()`; `small()` trains here
+
+    armlet probe  vla_ad_tabletop      # the teacher's answers, and the annotator's labels
+    armlet distil vla_ad_tabletop
+    armlet evaluate vla_ad_tabletop --policies out/vla_ad_action_kd/student
+
+Two ways from the paper. On tabletop the episodes are those of every other recipe, in which the hand is disturbed, answered by the
+teacher: undisturbed rollouts show a student no way back. And our student is told the robot's state. `vla_ad_action_kd` is
+the same student, data and steps without a word; what semantics add is the difference of the two.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from armlet import losses
+from armlet.annotators import DIRECTIONS
+from armlet.annotators.phase_rules import METAWORLD, PhaseRules
+from armlet.layers.heads import to_bins
+from armlet.policies.clip_lora import ClipLoraNetwork, small
+from armlet.policies.subset import Another
+from armlet.recipe import Collection, Objective, Recipe
+from armlet.recipes.bases import DISTIL, demo, metaworld, tabletop
+from armlet.types import Batch, Trace
+
+Semantic = Literal["none", "privileged_text", "aux_heads", "both"]
+
+
+@dataclass(frozen=True)
+class VlaAd(Objective):
+    """The teacher's actions as bins, for the path that is told the description and for the one that is deployed."""
+
+    semantic: Semantic = "privileged_text"
+    alpha: float = 1.0
+    phase: float = 0.1
+    direction: float = 0.1
+    weights: tuple[float, ...] | None = None
+    target: Literal["teacher", "expert"] = "teacher"
+
+    @property
+    def needs(self) -> frozenset[str]:  # type: ignore[override]  # it follows from `target`
+        return frozenset({"actions"} if self.target == "teacher" else ())
+
+    @property
+    def wants(self) -> frozenset[str]:  # type: ignore[override]  # it follows from `semantic`
+        told = {"logits.told"} if self.semantic in ("privileged_text", "both") else set()
+        guessed = {"phase", "direction", "direction.text"} if self.semantic in ("aux_heads", "both") else set()
+        return frozenset({"logits"} | told | guessed)
+
+    def __call__(self, student: Trace, teacher: Trace, batch: Batch) -> dict[str, Tensor]:
+        if self.semantic != "none" and (batch.description is None or "phase" not in batch.labels):
+            raise ValueError(f"semantic={self.semantic!r} needs an annotator's labels; give the recipe an `annotator`")
+        expert, valid = batch.targets()
+        target = to_bins(teacher["actions"] if self.target == "teacher" else expert, student["logits"].shape[-1])
+        weights = None if self.weights is None else torch.tensor(self.weights, device=target.device)
+        terms = {"image": self.alpha * losses.action_cross_entropy(student["logits"], target, valid, weights).mean()}
+        if "logits.told" in self.wants:
+            terms["told"] = losses.action_cross_entropy(student["logits.told"], target, valid, weights).mean()
+        if "phase" in self.wants:
+            direction = batch.labels["direction"]
+            named = direction.masked_fill(direction == DIRECTIONS.index("none"), -1)
+            gap = losses.text_cosine(student["direction"], student["direction.text"], named)
+            terms["phase"] = self.phase * losses.label_cross_entropy(student["phase"], batch.labels["phase"]).mean()
+            terms["direction"] = self.direction * gap.mean()
+        return terms
+
+
+def _student(semantic: Semantic) -> ClipLoraNetwork:
+    return replace(small(), aux_heads=semantic in ("aux_heads", "both"), directions=DIRECTIONS)
+
+
+def _distilled(
+    base: Recipe, name: str, semantic: Semantic, *, rules: PhaseRules | None = None, out: Path | None = None
+) -> Recipe:
+    """The base's episodes and teacher, a CLIP of ours, and an objective with or without words."""
+    (stage,) = base.stages
+    training = replace(stage, objective=VlaAd(semantic), learning_rate=1e-3, compile=False)
+    return replace(
+        base,
+        name=name,
+        out=out or Path("out") / name,
+        annotator=None if semantic == "none" else rules or PhaseRules(),
+        student=Another(_student(semantic)),
+        stages=(training,),
+    )
+
+
+def _long(base: Recipe) -> Recipe:
+    """A student from nothing needs more steps than one that keeps its teacher's layers."""
+    return replace(base, stages=(replace(DISTIL, steps=9000),))
+
+
+def vla_ad_tabletop() -> Recipe:
+    """VLA-AD on tabletop: phases by rule, told to the student while it learns."""
+    return _distilled(_long(tabletop()), "vla_ad_tabletop", "privileged_text")
+
+
+def vla_ad_aux() -> Recipe:
+    """VLA-AD's other account: the student guesses phase and direction while it learns."""
+    return _distilled(_long(tabletop()), "vla_ad_aux", "aux_heads")
+
+
+def vla_ad_both() -> Recipe:
+    """VLA-AD with both: told the description, and guessing phase and direction."""
+    return _distilled(_long(tabletop()), "vla_ad_both", "both")
+
+
+def vla_ad_action_kd() -> Recipe:
+    """VLA-AD's student without a word: the teacher's actions and nothing else."""
+    return _distilled(_long(tabletop()), "vla_ad_action_kd", "none")
+
+
+def vla_ad_bc() -> Recipe:
+    """VLA-AD's student without a teacher: the expert's actions and nothing else."""
+    base = _distilled(_long(tabletop()), "vla_ad_bc", "none")
+    stages = tuple(replace(stage, objective=VlaAd("none", target="expert")) for stage in base.stages)
+    return replace(base, stages=stages)
+
+
+def vla_ad_rollouts() -> Recipe:
+    """VLA-AD on what its teacher did, as published: successful rollouts only, nobody disturbed."""
+    base = replace(
+        _long(tabletop()),
+        episodes=Path("out/vla_ad_rollouts/episodes"),
+        shared=Path("out/vla_ad_rollouts"),
+        collection=Collection(actor="teacher"),
+        probe=None,  # nothing here reads the layers
+    )
+    return _distilled(base, "vla_ad_rollouts", "privileged_text")
+
+
+def vla_ad_metaworld() -> Recipe:
+    """VLA-AD on three tasks of Meta-World (needs the extra)."""
+    return _distilled(metaworld(), "vla_ad_metaworld", "privileged_text", rules=PhaseRules(METAWORLD))
+
+
+def vla_ad_demo() -> Recipe:
+    """VLA-AD on the demo's few episodes, in minutes: the whole path, and too few steps to succeed."""
+    return _distilled(demo(), "vla_ad_demo", "privileged_text", out=Path("out/demo/vla_ad"))
