@@ -6,7 +6,7 @@ One file per network in this folder; nothing is copied or edited to watch or rou
 import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from armlet.data.normalise import Normaliser
+from armlet.data.text import encode
 from armlet.layers.heads import ActionHead
 from armlet.types import ActionSpec, Batch, Observation, Trace
 
@@ -74,6 +75,18 @@ class Body:
     state: Normaliser
     actions: Normaliser
     tokenizer: Tokenizer
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything but the tokenizer, which has a file of its own."""
+        return {"action_spec": asdict(self.action_spec), "state": self.state.to_json(), "actions": self.actions.to_json()}
+
+    @classmethod
+    def from_json(cls, description: dict[str, Any], tokenizer: Tokenizer) -> "Body":
+        """What `to_json` described; other keys of `description` are not looked at."""
+        spec: dict[str, Any] = dict(description["action_spec"])
+        spec |= {key: tuple(value) for key, value in spec.items() if isinstance(value, list)}
+        state, actions = (Normaliser.from_json(description[name]) for name in ("state", "actions"))
+        return cls(ActionSpec(**spec), state, actions, tokenizer)
 
 
 class Policy(nn.Module, ABC):
@@ -183,6 +196,35 @@ class Student(ABC):
     @abstractmethod
     def build(self, teacher: Policy, sample: Batch | None = None) -> Policy:
         """A new policy; the teacher itself stays as it is. `sample`: some of the data, for students cut to fit them."""
+
+
+def make_batch(
+    observations: Sequence[Observation], cameras: dict[str, int], body: Body, *, text_tokens: int, device: torch.device
+) -> Batch:
+    """Observations → a batch for a network that sees through `cameras` (name → side of the square image in pixels).
+
+    Raises ValueError where a camera is missing, an image has another size, or a text has none or more than `text_tokens` tokens.
+    """
+    missing = [name for name in cameras if name not in observations[0].images]
+    if missing:
+        raise ValueError(f"the observation lacks camera(s) {missing}; it has {sorted(observations[0].images)}")
+    images = {}
+    for name, size in cameras.items():
+        stacked = np.stack([seen.images[name] for seen in observations])
+        if stacked.shape[1:] != (size, size, 3) or stacked.dtype != np.uint8:
+            raise ValueError(f"camera {name!r}: found {stacked.shape[1:]} {stacked.dtype}, expected ({size}, {size}, 3) uint8")
+        images[name] = torch.from_numpy(stacked).to(device).permute(0, 3, 1, 2).float().div_(255)
+    ids = [encode(body.tokenizer, seen.instruction, longest=text_tokens) for seen in observations]
+    text = nn.utils.rnn.pad_sequence([torch.tensor(row) for row in ids], batch_first=True).to(device)
+    state = np.stack([body.state.apply(seen.state) for seen in observations])
+    previous = np.stack([body.actions.apply(seen.previous_action) for seen in observations])
+    return Batch(
+        images=images,
+        text=text,
+        text_mask=text != 0,
+        state=torch.from_numpy(state).to(device),
+        previous_action=torch.from_numpy(previous).to(device),
+    )
 
 
 def rebuild(description: dict[str, Any], tokenizer: Tokenizer) -> Policy:

@@ -6,7 +6,7 @@ reaches the router; when it acts, the layer does not run. The two give the same 
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -18,7 +18,7 @@ from torch import Tensor
 from armlet.layers.heads import ActionHead
 from armlet.layers.router import GateMode, Gates, RandomRouter, Router, active_layers, gate_sample, hard_gates, mixer
 from armlet.policies import Pass, Policy, Student, Tokens, rebuild
-from armlet.types import Batch, Observation
+from armlet.types import Batch, Observation, Trace
 
 BUDGETS = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)  # where a dial is calibrated
 
@@ -89,6 +89,9 @@ class Routed(Policy):
 
     def condition(self, hidden: Tensor, tokens: Tokens) -> Tensor:
         return self.inner.condition(hidden, tokens)
+
+    def signals(self, names: Collection[str], batch: Batch, tokens: Tokens, run: Pass) -> Trace:
+        return self.inner.signals(names, batch, tokens, run)
 
     def keep_layers(self, kept: tuple[int, ...]) -> Policy:
         """The static network of these layers; the router is gone."""

@@ -9,19 +9,16 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMSNorm, LlamaRotaryEmbedding
 
-from armlet.data.normalise import Normaliser
-from armlet.data.text import encode
 from armlet.layers.heads import HEADS
 from armlet.layers.vision import ConvEncoder
-from armlet.policies import Body, Network, Policy, Tokens
-from armlet.types import ActionSpec, Batch, Observation
+from armlet.policies import Body, Network, Policy, Tokens, make_batch
+from armlet.types import Batch, Observation
 
 
 @dataclass(frozen=True)
@@ -121,29 +118,8 @@ class VLA(Policy):
         self.apply(_initialise)
 
     def prepare(self, observations: Sequence[Observation]) -> Batch:
-        missing = [name for name in self.config.cameras if name not in observations[0].images]
-        if missing:
-            raise ValueError(f"the observation lacks camera(s) {missing}; it has {sorted(observations[0].images)}")
-        device = self.device
-        images = {}
-        for name, size in self.config.cameras.items():
-            stacked = np.stack([seen.images[name] for seen in observations])
-            if stacked.shape[1:] != (size, size, 3) or stacked.dtype != np.uint8:
-                raise ValueError(
-                    f"camera {name!r}: found {stacked.shape[1:]} {stacked.dtype}, expected ({size}, {size}, 3) uint8"
-                )
-            images[name] = torch.from_numpy(stacked).to(device).permute(0, 3, 1, 2).float().div_(255)
-        ids = [encode(self.body.tokenizer, seen.instruction, longest=self.config.text_tokens) for seen in observations]
-        text = torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in ids], batch_first=True).to(device)
-        state = np.stack([self.body.state.apply(seen.state) for seen in observations])
-        previous = np.stack([self.body.actions.apply(seen.previous_action) for seen in observations])
-        return Batch(
-            images=images,
-            text=text,
-            text_mask=text != 0,
-            state=torch.from_numpy(state).to(device),
-            previous_action=torch.from_numpy(previous).to(device),
-        )
+        config = self.config
+        return make_batch(observations, config.cameras, self.body, text_tokens=config.text_tokens, device=self.device)
 
     def ask(self, words: Tensor, mask: Tensor) -> Tensor:
         """Embedded words (b, n, d), real where `mask` (b, n) → one vector (b, d) that says what to look for."""
@@ -195,13 +171,7 @@ class VLA(Policy):
 
     def to_json(self) -> dict[str, Any]:
         """Everything but the weights and the tokenizer."""
-        return {
-            "type": "vla",
-            "network": asdict(self.config),
-            "action_spec": asdict(self.body.action_spec),
-            "state": self.body.state.to_json(),
-            "actions": self.body.actions.to_json(),
-        }
+        return {"type": "vla", "network": asdict(self.config), **self.body.to_json()}
 
 
 def from_json(description: dict[str, Any], tokenizer: Tokenizer) -> VLA:
@@ -209,15 +179,7 @@ def from_json(description: dict[str, Any], tokenizer: Tokenizer) -> VLA:
     network = dict(description["network"])
     if network.get("kept_layers") is not None:
         network["kept_layers"] = tuple(network["kept_layers"])
-    spec: dict[str, Any] = dict(description["action_spec"])
-    spec |= {key: tuple(value) for key, value in spec.items() if isinstance(value, list)}
-    body = Body(
-        ActionSpec(**spec),
-        Normaliser.from_json(description["state"]),
-        Normaliser.from_json(description["actions"]),
-        tokenizer,
-    )
-    return VLA(VLAConfig(**network), body)
+    return VLA(VLAConfig(**network), Body.from_json(description, tokenizer))
 
 
 def _initialise(module: nn.Module) -> None:
