@@ -15,10 +15,9 @@ def seed() -> None:
 
 
 def inputs() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What asks, words, which of them are real, and the mask that says so."""
+    """What asks, words, which of them are real, the same as a mask."""
     real = torch.arange(WORDS) < torch.tensor([5, 3, 1])[:, None]
-    mask = torch.zeros(BATCH, WORDS).masked_fill_(~real, -1e9)[:, None, None]
-    return torch.randn(BATCH, SEEN, WIDTH), torch.randn(BATCH, WORDS, WIDTH), real, mask
+    return torch.randn(BATCH, SEEN, WIDTH), torch.randn(BATCH, WORDS, WIDTH), real, real[:, None, None]
 
 
 @torch.no_grad()
@@ -50,7 +49,7 @@ def test_padding_changes_nothing_and_the_order_of_words_is_theirs_to_say() -> No
     spoiled = layer(seen, words.masked_fill(~real[..., None], 1e6), mask)
     assert torch.equal(together, spoiled)
     for index in range(BATCH):
-        alone = layer(seen[index : index + 1], words[index : index + 1, real[index]], None)
+        alone = layer(seen[index : index + 1], words[index : index + 1, real[index]], mask[index : index + 1, ..., real[index]])
         torch.testing.assert_close(alone[0], together[index], atol=1e-6, rtol=1e-5)
     order = torch.randperm(WORDS)
     torch.testing.assert_close(layer(seen, words[:, order], mask[..., order]), together, atol=1e-6, rtol=1e-5)

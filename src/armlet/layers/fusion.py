@@ -4,8 +4,7 @@ Parts of the two-tower network of `aed` (recipes.md §2), whose public account n
 here is our reading. The file knows vectors and masks; it knows no tower, no camera, no action and no loss.
 
 Beside the axes of `types`: `q` what asks (vision tokens, and whatever else is not a word), `g` width of the goal code, `p`
-prototypes, `h` attention heads (no images here). Text masks are additive: (b, 1, 1, t), 0 on words and very low on padding,
-None where nothing is padded.
+prototypes, `h` attention heads (no images here). Text masks (b, 1, 1, t) are True on words and False on padding.
 """
 
 from typing import NamedTuple
@@ -13,7 +12,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 
@@ -29,19 +28,19 @@ class CrossAttention(nn.Module):
         self.value, self.out = nn.Linear(width, width), nn.Linear(width, width)
 
     def forward(
-        self, seen: Float[Tensor, "b q d"], words: Float[Tensor, "b t d"], mask: Float[Tensor, "b 1 1 t"] | None
+        self, seen: Float[Tensor, "b q d"], words: Float[Tensor, "b t d"], mask: Bool[Tensor, "b 1 1 t"]
     ) -> Float[Tensor, "b q d"]:
         query, key, value = self._split(self.query(seen)), self._split(self.key(words)), self._split(self.value(words))
-        answer = F.scaled_dot_product_attention(query, key, value, None if mask is None else mask.to(query.dtype))
+        answer = F.scaled_dot_product_attention(query, key, value, mask)
         return self.out(rearrange(answer, "b h q c -> b q (h c)"))
 
     def weights(
-        self, seen: Float[Tensor, "b q d"], words: Float[Tensor, "b t d"], mask: Float[Tensor, "b 1 1 t"] | None
+        self, seen: Float[Tensor, "b q d"], words: Float[Tensor, "b t d"], mask: Bool[Tensor, "b 1 1 t"]
     ) -> Float[Tensor, "b q t"]:
         """Who listens to which word, the mean of all heads: each row sums to 1, and padding has exactly 0."""
         query, key = self._split(self.query(seen)).float(), self._split(self.key(words)).float()
         score = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5
-        return (score if mask is None else score + mask).softmax(-1).mean(1)
+        return score.masked_fill(~mask, -torch.inf).softmax(-1).mean(1)
 
     def _split(self, x: Tensor) -> Tensor:
         return rearrange(x, "b n (h c) -> b h n c", h=self.heads)
@@ -57,13 +56,13 @@ class FusionLayer(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
     def forward(
-        self, seen: Float[Tensor, "b q d"], words: Float[Tensor, "b t d"], mask: Float[Tensor, "b 1 1 t"] | None
+        self, seen: Float[Tensor, "b q d"], words: Float[Tensor, "b t d"], mask: Bool[Tensor, "b 1 1 t"]
     ) -> Float[Tensor, "b q d"]:
         seen = seen + self.attention(self.norm_seen(seen), self.norm_words(words), mask)
         return seen + self.mlp(self.norm_mlp(seen))
 
     def weights(
-        self, seen: Float[Tensor, "b q d"], words: Float[Tensor, "b t d"], mask: Float[Tensor, "b 1 1 t"] | None
+        self, seen: Float[Tensor, "b q d"], words: Float[Tensor, "b t d"], mask: Bool[Tensor, "b 1 1 t"]
     ) -> Float[Tensor, "b q t"]:
         """The attention map that `forward` would use on the same input, the mean of all heads."""
         return self.attention.weights(self.norm_seen(seen), self.norm_words(words), mask)
