@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from armlet.layers.fusion import AttentionPool, CrossAttention, FiLM, FusionLayer, GoalCode
+from armlet.layers.fusion import AttentionPool, CrossAttention, FiLM, FusionLayer, GoalCode, Question
 
 BATCH, SEEN, WORDS, WIDTH, HEADS = 3, 7, 5, 24, 4
 
@@ -91,3 +91,13 @@ def test_film_begins_as_the_identity_and_learns_to_scale() -> None:
         film.film.bias[WIDTH:] = 3.0
     torch.testing.assert_close(film(tokens, meaning), 2 * tokens + 3)
     torch.testing.assert_close(film(tokens[:, 0], meaning), 2 * tokens[:, 0] + 3)
+
+
+@torch.no_grad()
+def test_a_question_depends_on_the_order_of_the_words_and_not_on_padding() -> None:
+    ask, (_, words, real, _) = Question(WIDTH, WORDS + 2), inputs()
+    asked = ask(words, real)
+    assert (asked[0] - ask(words.flip(1), real)[0]).norm() > 0.1 * asked[0].norm(), "'a on b' is not 'b on a'"
+    for index in range(BATCH):
+        alone = ask(words[index : index + 1, real[index]], real[index : index + 1, real[index]])
+        torch.testing.assert_close(alone[0], asked[index], atol=1e-6, rtol=1e-5)

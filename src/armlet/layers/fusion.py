@@ -126,3 +126,24 @@ class FiLM(nn.Module):
     def forward(self, x: Float[Tensor, "b *n d"], meaning: Float[Tensor, "b g"]) -> Float[Tensor, "b *n d"]:
         scale, shift = self.film(meaning).view(len(x), *(1,) * (x.ndim - 2), -1).chunk(2, -1)
         return x * (1 + scale) + shift
+
+
+class Question(nn.Module):
+    """Embedded words (b, t, d), real where `real` (b, t) → one vector (b, d) that says what to look for.
+
+    Each place in a sentence has factors of its own, so that "a on b" is not "b on a" before any network has read it.
+    """
+
+    def __init__(self, width: int, longest: int) -> None:
+        super().__init__()
+        self.order = nn.Parameter(1 + 0.5 * torch.randn(longest, width))
+        self.leave = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.GELU())
+
+    def forward(self, words: Float[Tensor, "b t d"], real: Bool[Tensor, "b t"]) -> Float[Tensor, "b d"]:
+        return self.leave(word_mean(words * self.order[: words.shape[1]], real))
+
+
+def word_mean(words: Float[Tensor, "b t d"], real: Bool[Tensor, "b t"]) -> Float[Tensor, "b d"]:
+    """The mean of the real words."""
+    weight = real.unsqueeze(-1).to(words.dtype)
+    return (words * weight).sum(1) / weight.sum(1).clamp(min=1)

@@ -227,6 +227,15 @@ def make_batch(
     )
 
 
+def kept_weights(policy: Policy, kept: tuple[int, ...]) -> dict[str, Tensor]:
+    """The weights of a network that has only these of a policy's layers, numbered anew. Raises ValueError where there are none such."""
+    depth = len(policy.layers)
+    if not kept or sorted(set(kept)) != list(kept) or kept[-1] >= depth or kept[0] < 0:
+        raise ValueError(f"layers to keep must be increasing numbers from 0 to {depth - 1}, found {kept}")
+    rest = {name: tensor for name, tensor in policy.state_dict().items() if not name.startswith("layers.")}
+    return rest | nn.ModuleList(policy.layers[index] for index in kept).state_dict(prefix="layers.")
+
+
 def rebuild(description: dict[str, Any], tokenizer: Tokenizer) -> Policy:
     """A policy with fresh weights from its description; `type` names a module of this folder."""
     kind = description.get("type")

@@ -10,8 +10,8 @@ Vision tokens are the patches alone, so that a map over them is a map over the p
 configuration: the sizes are at the end. Knows no benchmark, no recipe and no loss.
 
 Ours, and not in the published system: several cameras, which go through one ViT together, side by side; the robot's
-state, a token of the ViT and a part of the goal code (`use_state`); `early_words`, for small networks: the instruction
-scales and shifts the patch embeddings before the ViT's first layer, so that "red" singles out what is red before the backbone begins.
+state, a token of the ViT and a part of the goal code (`use_state`); `early_words`, for small networks: a few convolutions
+embed the patches, and the instruction scales and shifts what they found before the ViT begins, so that "red" singles out what is red.
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -27,9 +27,10 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel, RobertaConfig, RobertaModel, ViTConfig, ViTModel
 
 from armlet.data.text import load_tokenizer, marks
-from armlet.layers.fusion import AttentionPool, FiLM, FusionLayer, Goal, GoalCode
+from armlet.layers.fusion import AttentionPool, FiLM, FusionLayer, Goal, GoalCode, Question, word_mean
 from armlet.layers.heads import HEADS
-from armlet.policies import Body, Network, Pass, Policy, Student, Tokens, make_batch
+from armlet.layers.vision import ConvEncoder
+from armlet.policies import Body, Network, Pass, Policy, Student, Tokens, kept_weights, make_batch
 from armlet.types import Batch, Observation, Trace
 
 
@@ -37,7 +38,7 @@ from armlet.types import Batch, Observation, Trace
 class TwoTowerNetwork(Network):
     """Sizes of two towers that are as wide as each other; every MLP is four times as wide.
 
-    `patch` in pixels; `text_tokens` the longest instruction; `goal` and `prototypes` the size and number of sub-tasks;
+    `patch` in pixels; `channels` of the first convolution of eyes that hear `early_words`; `text_tokens` the longest instruction; `goal` and `prototypes` the size and number of sub-tasks;
     `embedding` the width in which pictures and words are compared while it learns; `mean` and `std` what images are
     normalised by, per channel; `dropout` of the text tower, in training; `checkpointing` trades time for memory: activations of
     all layers are computed again on the way back. `vocabulary`: entries of the word table, the tokenizer's number where nothing is said.
@@ -52,6 +53,7 @@ class TwoTowerNetwork(Network):
     text_layers: int = 2
     fusion_layers: int = 2
     patch: int = 12
+    channels: int = 24
     text_tokens: int = 32
     chunk: int = 6
     execute: int = 2
@@ -70,6 +72,13 @@ class TwoTowerNetwork(Network):
     hub_tokenizer: str | None = None
     pretrained_vision: str | None = None
     pretrained_text: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.early_words and self.pretrained_vision:
+            raise ValueError(
+                f"early_words=True embeds patches in its own way, and pretrained_vision={self.pretrained_vision!r} brings another; "
+                "choose one: early_words=False, or pretrained_vision=None"
+            )
 
     def build(self, body: Body, cameras: dict[str, int]) -> "TwoTower":
         if self.hub_tokenizer:
@@ -165,8 +174,15 @@ class TwoTower(Policy):
         self.words = RobertaModel(network.roberta(body.tokenizer), add_pooling_layer=False)
         self.camera = nn.Parameter(torch.zeros(len(config.cameras), width))
         self.state = nn.Linear(len(body.state.offset), width) if network.use_state else None
-        self.asked = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.GELU()) if network.early_words else None
-        self.early = FiLM(width, width) if network.early_words else None
+        self.ask = Question(width, network.text_tokens) if network.early_words else None
+        self.eyes = nn.ModuleDict()
+        if network.early_words:
+            eyes = {
+                name: ConvEncoder(side, width, stride=network.patch, channels=network.channels)
+                for name, side in config.cameras.items()
+            }
+            self.eyes.update(eyes)
+            self.vision.embeddings.patch_embeddings = nn.Identity()  # type: ignore[assignment]  # the eyes embed patches in its place
         self.layers = nn.ModuleList(FusionLayer(width, network.heads) for _ in range(network.fusion_layers))
         self.pool = AttentionPool(width, network.heads)
         self.goal = GoalCode(width * (2 if network.use_state else 1), network.goal, network.prototypes)
@@ -197,17 +213,17 @@ class TwoTower(Policy):
             hidden = self._run(layer, hidden, real[:, None, None])
         return hidden, real
 
-    def see(self, batch: Batch, asked: Tensor | None) -> Tensor:
+    def see(self, batch: Batch, asked: Tensor | None = None) -> Tensor:
         """What the ViT makes of all cameras and the state: (b, n, d) in the order [patches, class token, state].
 
-        `asked` (b, d) says what to look for, None nothing.
+        `asked` (b, d) says what to look for, if words speak to the eyes.
         """
-        embeddings = self.vision.embeddings
-        patches = []
+        embeddings, patches = self.vision.embeddings, []
+        asked = batch.state.new_zeros(len(batch), self.width) if asked is None else asked
         for index, name in enumerate(self.config.cameras):
-            found = embeddings.patch_embeddings((batch.images[name] - self.mean) / self.std)
-            if asked is not None and self.early is not None:
-                found = self.early(found, asked)
+            image = (batch.images[name] - self.mean) / self.std
+            plain = name not in self.eyes  # a ConvEncoder takes images around 0.5
+            found = embeddings.patch_embeddings(image) if plain else self.eyes[name](image / 2 + 0.5, asked)
             patches.append(found + self._positions(self.grids[index]) + self.camera[index])
         whole = (embeddings.cls_token + embeddings.position_embeddings[:, :1]).expand(len(batch), -1, -1)
         state = [] if self.state is None else [self.state(batch.state).unsqueeze(1)]
@@ -227,7 +243,7 @@ class TwoTower(Policy):
 
     def embed(self, batch: Batch) -> Tokens:
         words, real = self.read(batch)
-        asked = None if self.asked is None else self.asked(_mean(words, real))
+        asked = self.ask(self.words.embeddings.word_embeddings(batch.text), batch.text_mask) if self.ask else None
         seen = self.see(batch, asked)
         hidden = torch.cat([seen, words], 1)
         mask = torch.cat([real.new_ones(seen.shape[:2]), real], 1)
@@ -267,7 +283,7 @@ class TwoTower(Policy):
         known: dict[str, Callable[[], Tensor]] = {
             "fused": lambda: fused,
             "image": lambda: self._image(batch, tokens),
-            "text": lambda: self._unit("text", _mean(tokens.hidden[:, self._asking :], tokens.text[:, self._asking :])),
+            "text": lambda: self._unit("text", word_mean(tokens.hidden[:, self._asking :], tokens.text[:, self._asking :])),
             "goal": lambda: self.abstract(run.hidden)[1].code,
             "prototypes": lambda: self.abstract(run.hidden)[1].assignment,
             **{f"attention.{index}": partial(self._map, index, tokens, run) for index in range(len(self.layers))},
@@ -280,7 +296,7 @@ class TwoTower(Policy):
 
     def _image(self, batch: Batch, tokens: Tokens) -> Tensor:
         """The picture alone, (b, c): where words speak to the eyes, it is looked at again without, or they would tell the answer."""
-        seen = tokens.hidden if self.early is None else self.see(batch, None)
+        seen = self.see(batch) if self.ask else tokens.hidden
         return self._unit("image", seen[:, : self.vision_tokens].mean(1))
 
     def _unit(self, kind: str, feature: Tensor) -> Tensor:
@@ -293,14 +309,10 @@ class TwoTower(Policy):
         return layer.weights(before[:, : self.vision_tokens], before[:, self._asking :], tokens.attention)
 
     def keep_layers(self, kept: tuple[int, ...]) -> "TwoTower":
-        depth = len(self.layers)
-        if not kept or sorted(set(kept)) != list(kept) or kept[-1] >= depth or kept[0] < 0:
-            raise ValueError(f"layers to keep must be increasing numbers from 0 to {depth - 1}, found {kept}")
+        weights = kept_weights(self, kept)
         network = replace(self.network, fusion_layers=len(kept))
         student = TwoTower(replace(self.config, network=network, kept_layers=tuple(kept)), self.body)
-        layers = nn.ModuleList(self.layers[index] for index in kept).state_dict(prefix="layers.")
-        rest = {name: tensor for name, tensor in self.state_dict().items() if not name.startswith("layers.")}
-        student.load_state_dict(rest | layers)
+        student.load_state_dict(weights)
         return student.to(self.device)
 
     def to_json(self) -> dict[str, Any]:
@@ -354,19 +366,13 @@ def _load_pretrained(tower: PreTrainedModel, what: str, name: str) -> None:
         raise ValueError(f"{what}={name!r} has other sizes than this network, or images are not of its size: {error}") from error
 
 
-def _mean(words: Tensor, real: Tensor) -> Tensor:
-    """(b, t, d) over the real words (b, t) → (b, d)."""
-    real = real.unsqueeze(-1).to(words.dtype)
-    return (words * real).sum(1) / real.sum(1).clamp(min=1)
-
-
 def small_student() -> TwoTowerNetwork:
     """About 1 M parameters; tabletop's two cameras (72 and 48 px) make 52 vision tokens."""
-    return TwoTowerNetwork()
+    return TwoTowerNetwork(vision_layers=3)
 
 
 def small_teacher() -> TwoTowerNetwork:
-    """The same shape twice as wide: about 4 M parameters."""
+    """Twice as wide, and a layer more: about 4 M parameters."""
     return TwoTowerNetwork(width=192, heads=6)
 
 

@@ -17,7 +17,7 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMS
 
 from armlet.layers.heads import HEADS
 from armlet.layers.vision import ConvEncoder
-from armlet.policies import Body, Network, Policy, Tokens, make_batch
+from armlet.policies import Body, Network, Policy, Tokens, kept_weights, make_batch
 from armlet.types import Batch, Observation
 
 
@@ -153,19 +153,8 @@ class VLA(Policy):
         return self.norm(hidden[:, -1])
 
     def keep_layers(self, kept: tuple[int, ...]) -> "VLA":
-        depth = len(self.layers)
-        if not kept or sorted(set(kept)) != list(kept) or kept[-1] >= depth or kept[0] < 0:
-            raise ValueError(f"layers to keep must be increasing numbers from 0 to {depth - 1}, found {kept}")
+        weights = kept_weights(self, kept)
         student = VLA(replace(self.config, depth=len(kept), kept_layers=tuple(kept)), self.body)
-        weights = {}
-        for name, tensor in self.state_dict().items():
-            room, _, rest = name.partition(".")
-            if room != "layers":
-                weights[name] = tensor
-                continue
-            index, _, rest = rest.partition(".")
-            if int(index) in kept:
-                weights[f"layers.{kept.index(int(index))}.{rest}"] = tensor
         student.load_state_dict(weights)
         return student.to(self.device)
 
