@@ -368,6 +368,8 @@ def test_attention_kl_is_torchs_over_the_real_words():
     torch.testing.assert_close(losses.attention_kl(teacher, teacher, words), torch.zeros(BATCH).double())
     spoiled = teacher.masked_fill(~words[:, None], 0.9)
     torch.testing.assert_close(losses.attention_kl(student, spoiled, words), gap)
+    silent = [rows.masked_fill(~words[:, None], 0) for rows in (student, teacher)]
+    torch.testing.assert_close(losses.attention_kl(*silent), gap)
     order = torch.randperm(6)
     torch.testing.assert_close(losses.attention_kl(student[..., order], teacher[..., order], words[:, order]), gap)
     order = torch.randperm(BATCH)

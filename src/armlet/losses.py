@@ -228,7 +228,7 @@ def mixed_action_loss(
 def attention_kl(
     student: Float[Tensor, "b n t"],
     teacher: Float[Tensor, "b m u"],
-    words: Bool[Tensor, "b t"],
+    words: Bool[Tensor, "b t"] | None = None,
     *,
     student_grids: Grids | None = None,
     teacher_grids: Grids | None = None,
@@ -236,8 +236,9 @@ def attention_kl(
     """KL(teacher ‖ student) of what each place of the picture listens to, averaged over the student's places.
 
     Rows are head-averaged attention over the same words, one to one, of which `words` are real; padding counts for
-    nothing. Where the two see the picture in different grids the teacher's is resized to the student's; then all rows are made to
-    sum to 1 (again, after half precision and resizing).
+    nothing. It need not be named where it has 0 in both already, as in a two-tower's trace. Where the two see the
+    picture in different grids the teacher's is resized to the student's; then all rows are made to sum to 1 (again,
+    after half precision and resizing).
     """
     if student.shape[-1] != teacher.shape[-1]:
         raise ValueError(
@@ -302,9 +303,10 @@ def _resized(tokens: Tensor, side: int, new: int) -> Tensor:
     return F.interpolate(picture, (new, new), mode="bilinear", align_corners=False).flatten(2).transpose(1, 2)
 
 
-def _shares(rows: Tensor, words: Tensor) -> Tensor:
+def _shares(rows: Tensor, words: Tensor | None) -> Tensor:
     """Rows (b, n, t) over the real words (b, t) alone, each summing to 1."""
-    rows = rows.masked_fill(~words[:, None], 0)
+    if words is not None:
+        rows = rows.masked_fill(~words[:, None], 0)
     return rows / rows.sum(dim=-1, keepdim=True).clamp(min=_RARE)
 
 
@@ -313,9 +315,9 @@ def info_nce(
 ) -> Float[Tensor, " b"]:
     """Symmetric InfoNCE between pictures and words of length 1: each finds its own among the batch's, in both directions.
 
-    `same` says which samples have the same instruction: all of these are right answers, and their log-probabilities are averaged
-    (as in UniCL, arXiv 2204.03610). So the least there can be for a sample with p right answers is log p. With one each it is CLIP's
-    loss (arXiv 2103.00020).
+    `same` says which samples have the same instruction: all of these are right answers, and their log-probabilities
+    are averaged (as in UniCL, arXiv 2204.03610). So the least there can be for a sample with p right answers is log
+    p. With one each it is CLIP's loss (arXiv 2103.00020).
     """
     right = (same | torch.eye(len(same), dtype=torch.bool, device=same.device)).to(torch.float32)
     right = right / right.sum(dim=1, keepdim=True)

@@ -47,8 +47,9 @@ def marks(tokenizer: Tokenizer) -> tuple[int, int, int] | None:
 
 
 def load_tokenizer(name: str) -> Tokenizer:
-    """RoBERTa's BPE, from the Hugging Face hub or a local folder, without the marks that it puts around a text: a network that wants them
-    adds them, so that what stands in a batch is words, and 0 pads. Raises ValueError where it cannot be had, or is of another kind."""
+    """RoBERTa's BPE, from the Hugging Face hub or a local folder, without the marks that it puts around a text: a network
+    that wants them adds them, so that what stands in a batch is words, and 0 pads. Raises ValueError where it cannot be had,
+    or is of another kind."""
     local = Path(name) / "tokenizer.json"
     try:
         path = local if local.is_file() else hf_hub_download(name, local.name)

@@ -228,7 +228,7 @@ def make_batch(
 
 
 def kept_weights(policy: Policy, kept: tuple[int, ...]) -> dict[str, Tensor]:
-    """The weights of a network that has only these of a policy's layers, numbered anew. Raises ValueError where there are none such."""
+    """The weights of a network that has only these of a policy's layers, numbered anew. Raises ValueError for wrong numbers."""
     depth = len(policy.layers)
     if not kept or sorted(set(kept)) != list(kept) or kept[-1] >= depth or kept[0] < 0:
         raise ValueError(f"layers to keep must be increasing numbers from 0 to {depth - 1}, found {kept}")

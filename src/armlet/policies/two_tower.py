@@ -1,9 +1,9 @@
 """Two towers: a ViT for pictures and a RoBERTa for words (transformers' own), cross-attention from one to the other, a goal
 code that modulates what the action head is told. The student and the teacher of `aed` (recipes.md §2).
 
-    pictures → ViT ─┐                          ┌─ goal code over sub-task prototypes ─┐
-    (state) ───────┘ ├─ fusion layers ─ pool ─┤                                      FiLM ─ condition ─ head
-    words → RoBERTa ─┘   (`layers`)            └──────────────────────────────────────┘
+    pictures, state → ViT ─┐                              ┌─ goal code over sub-tasks ─┐
+                           ├─ fusion layers ── pool ──────┤                            FiLM ── condition ── head
+    words ───────→ RoBERTa ┘   (`layers`)                 └────────────────────────────┘
 
 Tokens stand in the order [patches of each camera, class token, robot state, words]; all but the words ask, and the words answer.
 Vision tokens are the patches alone, so that a map over them is a map over the picture. From 1 M to 0.7 B parameters by
@@ -11,7 +11,8 @@ configuration: the sizes are at the end. Knows no benchmark, no recipe and no lo
 
 Ours, and not in the published system: several cameras, which go through one ViT together, side by side; the robot's
 state, a token of the ViT and a part of the goal code (`use_state`); `early_words`, for small networks: a few convolutions
-embed the patches, and the instruction scales and shifts what they found before the ViT begins, so that "red" singles out what is red.
+embed the patches, and the instruction scales and shifts what they found before the ViT begins, so that "red" singles out
+what is red.
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -38,10 +39,11 @@ from armlet.types import Batch, Observation, Trace
 class TwoTowerNetwork(Network):
     """Sizes of two towers that are as wide as each other; every MLP is four times as wide.
 
-    `patch` in pixels; `channels` of the first convolution of eyes that hear `early_words`; `text_tokens` the longest instruction; `goal` and `prototypes` the size and number of sub-tasks;
-    `embedding` the width in which pictures and words are compared while it learns; `mean` and `std` what images are
-    normalised by, per channel; `dropout` of the text tower, in training; `checkpointing` trades time for memory: activations of
-    all layers are computed again on the way back. `vocabulary`: entries of the word table, the tokenizer's number where nothing is said.
+    `patch` in pixels; `channels` of the first convolution of eyes that hear `early_words`; `text_tokens` the longest
+    instruction; `goal` and `prototypes` the size and number of sub-tasks; `embedding` the width in which pictures and words
+    are compared while it learns; `mean` and `std` what images are normalised by, per channel; `dropout` of the text tower, in
+    training; `checkpointing` trades time for memory: activations of all layers are computed again on the way back.
+    `vocabulary`: entries of the word table, the tokenizer's number where nothing is said.
 
     `pretrained_vision` and `pretrained_text` name weights of exactly these sizes, on the Hugging Face hub or in a local folder,
     and are looked at only where a network is built; `hub_tokenizer` names the RoBERTa BPE to use in place of the data's own.
@@ -151,14 +153,15 @@ class TwoTowerConfig:
 class TwoTower(Policy):
     """See the module's docstring. `grids`: the side of each camera's grid of vision tokens, in the order of the tokens.
 
-    `taught` holds what only training reads: projections of picture and words for a contrastive loss, and of hidden states to a
-    teacher's width. They are the student's own, so that the loop that trains it, saves and resumes it needs to know nothing of them;
-    acting never runs them.
+    `taught` holds what only training reads: projections of picture and words for a contrastive loss, and of hidden states to
+    a teacher's width. They are the student's own, so that the loop that trains, saves and resumes it needs to know nothing of
+    them; acting never runs them.
 
     Signals beside those of `Learner`: `attention.<i>` (b, n, t), to which words fusion layer i listens from each vision
-    token, the mean of its heads, 0 on padding; `fused` (b, n, d), vision tokens after the last layer, and `projected` (b, n, e), the same
-    at the teacher's width; `image` and `text` (b, c), of length 1, neither of which has seen the other; `goal` (b, g) and
-    `prototypes` (b, p), the goal code and its soft assignment; `logits`, where the head has them.
+    token, the mean of its heads, 0 on padding (RoBERTa's two marks, where it has them, are words too); `fused` (b, n, d), vision
+    tokens after the last layer, and `projected` (b, n, e), the same at the teacher's width; `image` and `text` (b, c), of
+    length 1, neither of which has seen the other; `goal` (b, g) and `prototypes` (b, p), the goal code and its soft
+    assignment; `logits`, where the head has them.
     """
 
     def __init__(self, config: TwoTowerConfig, body: Body) -> None:
@@ -295,7 +298,7 @@ class TwoTower(Policy):
         return {name: known[name]() for name in names if name in known}
 
     def _image(self, batch: Batch, tokens: Tokens) -> Tensor:
-        """The picture alone, (b, c): where words speak to the eyes, it is looked at again without, or they would tell the answer."""
+        """The picture alone, (b, c): where words speak to the eyes it is looked at again without, or they would tell."""
         seen = self.see(batch) if self.ask else tokens.hidden
         return self._unit("image", seen[:, : self.vision_tokens].mean(1))
 
@@ -333,8 +336,8 @@ def from_json(description: dict[str, Any], tokenizer: Tokenizer) -> TwoTower:
 
 @dataclass(frozen=True)
 class TwoTowerStudent(Student):
-    """Two towers of other sizes than the teacher's, made afresh: the same robot, words, cameras and chunk, so that both answer the same
-    batch. Here the teacher's width is known, and with it the projection in which hidden states are compared."""
+    """Two towers of other sizes than the teacher's, made afresh: the same robot, words, cameras and chunk, so that both answer
+    the same batch. Here the teacher's width is known, and with it the projection in which hidden states are compared."""
 
     network: TwoTowerNetwork
 
@@ -402,8 +405,8 @@ def student_base() -> TwoTowerNetwork:
 def teacher_large() -> TwoTowerNetwork:
     """The published teacher: ViT-L/14 ‖ RoBERTa-large, about 0.68 B parameters, told in the student's BPE.
 
-    Its eyes start from nothing: no ViT-L/14 of this architecture is known on the hub (CLIP's and DINOv2's are others). With `patch=16`
-    there is google/vit-large-patch16-224-in21k.
+    Its eyes start from nothing: no ViT-L/14 of this architecture is known on the hub (CLIP's and DINOv2's are others). With
+    `patch=16` there is google/vit-large-patch16-224-in21k.
     """
     return replace(
         student_base(),
