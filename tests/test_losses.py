@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -44,6 +45,8 @@ DISTANCES = {
     losses.cosine_gap: vectors,
     losses.structure_gap: vectors,
     losses.semantic_loss: vectors,
+    losses.action_distribution_kl: chunks,
+    losses.representation_mse: vectors,
 }
 every_distance = pytest.mark.parametrize("distance", DISTANCES, ids=lambda distance: distance.__name__)
 
@@ -332,3 +335,178 @@ def test_published_total_is_the_sum_over_layers_it_is_written_as():
         total += weights[layer] * (0.7 * (align + 0.5 * struct) + 1.3 * action[layer])
     ours = losses.published_distillation(semantics, layer_actions, expert, alpha=0.7, beta=1.3)
     np.testing.assert_allclose(ours, total)
+
+
+# --- distributions over actions (aed) -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(BATCH, CHUNK, 24), (BATCH, CHUNK, DIMS, 7)], ids=["codebook", "bins"])
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_action_distribution_kl_is_torchs(shape, temperature):
+    student, teacher, valid = torch.randn(shape).double(), torch.randn(shape).double(), some_valid()
+    logs = [F.log_softmax(logits / temperature, -1) for logits in (student, teacher)]
+    steps = F.kl_div(*logs, reduction="none", log_target=True).sum(-1).view(BATCH, CHUNK, -1).mean(-1)
+    gap = losses.action_distribution_kl(student, teacher, temperature=temperature)
+    torch.testing.assert_close(gap, temperature**2 * steps.mean(1))
+    spoiled = teacher.masked_fill(~valid.view(BATCH, CHUNK, *(1,) * (len(shape) - 2)), torch.nan)
+    expected = [temperature**2 * row[v].mean() if v.any() else row.new_zeros(()) for row, v in zip(steps, valid, strict=True)]
+    masked = losses.action_distribution_kl(student, spoiled, valid, temperature=temperature)
+    torch.testing.assert_close(masked, torch.stack(expected))
+
+
+def test_temperature_leaves_the_gradient_its_size():
+    """Softened a lot, T² KL becomes half the squared difference of the (centred) logits over their number: no T is left."""
+    student, teacher = torch.randn(BATCH, 1, 24).double(), torch.randn(BATCH, 1, 24).double()
+    centred = [logits - logits.mean(-1, keepdim=True) for logits in (student, teacher)]
+    limit = (centred[0] - centred[1]).square().sum((1, 2)) / (2 * 24)
+    torch.testing.assert_close(losses.action_distribution_kl(student, teacher, temperature=1e4), limit, rtol=1e-3, atol=0)
+
+
+def test_a_mixture_is_the_cross_entropy_to_both():
+    student, teacher = torch.randn(BATCH, CHUNK, 24).double(), torch.randn(BATCH, CHUNK, 24).double()
+    expert, valid = torch.randint(24, (BATCH, CHUNK)), some_valid()
+
+    def mixed(share, teacher=teacher, **options):
+        return losses.mixed_action_loss(student, teacher, expert, share=share, **options)
+
+    torch.testing.assert_close(mixed(0.0, valid=valid), losses.action_cross_entropy(student, expert, valid))
+    softened = losses.action_distribution_kl(student, teacher, valid, temperature=2.0)
+    torch.testing.assert_close(mixed(1.0, valid=valid, temperature=2.0), softened)
+    probability = teacher.softmax(-1)
+    target = 0.3 * probability + 0.7 * F.one_hot(expert, 24)
+    entropy = -(probability * probability.log()).sum(-1)
+    reference = F.cross_entropy(student.transpose(1, 2), target.transpose(1, 2), reduction="none") - 0.3 * entropy
+    torch.testing.assert_close(mixed(0.3), reference.mean(1))
+    with pytest.raises(ValueError, match=r"from 0 to 1; found 1\.5"):
+        mixed(1.5)
+
+
+# --- what looks at what (aed) -------------------------------------------------------------------------------
+
+
+def maps(places, words=6):
+    return torch.randn(BATCH, places, words, dtype=torch.float64).softmax(-1)
+
+
+def some_words(words=6):
+    return torch.arange(words) < torch.tensor([6, 4, 3, 1, 5])[:, None]
+
+
+def test_attention_kl_is_torchs_over_the_real_words():
+    student, teacher, words = maps(9), maps(9), some_words()
+    gap = losses.attention_kl(student, teacher, words)
+    for b in range(BATCH):
+        mine, theirs = (rows[b][:, words[b]] / rows[b][:, words[b]].sum(-1, keepdim=True) for rows in (student, teacher))
+        torch.testing.assert_close(gap[b], F.kl_div(mine.log(), theirs, reduction="batchmean"))
+    torch.testing.assert_close(losses.attention_kl(teacher, teacher, words), torch.zeros(BATCH).double())
+    spoiled = teacher.masked_fill(~words[:, None], 0.9)
+    torch.testing.assert_close(losses.attention_kl(student, spoiled, words), gap)
+    silent = [rows.masked_fill(~words[:, None], 0) for rows in (student, teacher)]
+    torch.testing.assert_close(losses.attention_kl(*silent), gap)
+    order = torch.randperm(6)
+    torch.testing.assert_close(losses.attention_kl(student[..., order], teacher[..., order], words[:, order]), gap)
+    order = torch.randperm(BATCH)
+    torch.testing.assert_close(losses.attention_kl(student[order], teacher[order], words[order]), gap[order])
+
+
+def test_attention_kl_of_half_precision_and_of_certainty_is_finite():
+    words = some_words().fill_(True)
+    certain = F.one_hot(torch.arange(9) % 6, 6).expand(BATCH, -1, -1).double()
+    student = maps(9).requires_grad_()
+    loss = losses.attention_kl(student, certain, words)
+    torch.testing.assert_close(loss, -(certain * student.log()).sum(-1).mean(-1))
+    wrong = certain.roll(1, dims=-1).half().requires_grad_()
+    loss = losses.attention_kl(wrong, certain.half(), words)
+    loss.sum().backward()
+    assert loss.dtype == torch.float32 and loss.isfinite().all() and wrong.grad.isfinite().all()
+    torch.testing.assert_close(losses.attention_kl(maps(9).half(), maps(9).half(), words).min() > 0, torch.tensor(True))
+
+
+def test_a_map_over_another_grid_is_resized_camera_by_camera():
+    """Attention that is linear in the place is the same on any grid, inside; and rows still sum to 1."""
+    student, teacher = maps(14**2 + 4**2), maps(16**2 + 6**2)
+    words, grids = some_words(), {"student_grids": (14, 4), "teacher_grids": (16, 6)}
+    resized = losses.resize_grids(teacher, (16, 6), (14, 4), wanted=212)
+    torch.testing.assert_close(resized.sum(-1), torch.ones(BATCH, 212).double())
+    scene = teacher[:, :256].transpose(1, 2).reshape(BATCH, 6, 16, 16)
+    reference = F.interpolate(scene, (14, 14), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(resized[:, :196].transpose(1, 2).reshape(BATCH, 6, 14, 14), reference)
+    torch.testing.assert_close(
+        losses.attention_kl(student, teacher, words, **grids), losses.attention_kl(student, resized, words)
+    )
+    everywhere = teacher[:, :1].expand(-1, 292, -1)
+    gap = losses.attention_kl(teacher[:, :1].expand(-1, 212, -1), everywhere, words, **grids)
+    torch.testing.assert_close(gap, torch.zeros(BATCH).double(), atol=1e-12, rtol=0)
+    ramp = (torch.arange(16.0).double() + 0.5).repeat(16, 1).view(1, 256, 1)
+    inside = losses.resize_grids(ramp, (16,), (14,), wanted=196).view(14, 14)[:, 1:-1] * 14 / 16
+    torch.testing.assert_close(inside, (torch.arange(14.0).double() + 0.5).repeat(14, 1)[:, 1:-1])
+
+
+def test_grids_that_cannot_be_are_named():
+    words = some_words()
+    with pytest.raises(ValueError, match="sees 16 places and the student 9; say in which grids"):
+        losses.attention_kl(maps(9), maps(16), words)
+    with pytest.raises(ValueError, match=r"teacher_grids=\(5,\) have 25 places, and there are 16"):
+        losses.attention_kl(maps(9), maps(16), words, student_grids=(3,), teacher_grids=(5,))
+    with pytest.raises(ValueError, match="through 1 cameras and the student through 2"):
+        losses.attention_kl(maps(8), maps(16), words, student_grids=(2, 2), teacher_grids=(4,))
+    with pytest.raises(ValueError, match="listens to 6 words and the teacher to 7"):
+        losses.attention_kl(maps(9), maps(9, words=7), words)
+    with pytest.raises(ValueError, match=f"{WIDTH} wide and the teacher's 8"):
+        losses.representation_mse(vectors(), torch.zeros(BATCH, LAYERS, 8))
+
+
+def test_representations_are_compared_in_direction_alone():
+    student, teacher = vectors(), vectors()
+    gap = losses.representation_mse(student, teacher)
+    torch.testing.assert_close(losses.representation_mse(7 * student + 3, teacher), gap, rtol=1e-3, atol=1e-4)
+    mine, theirs = ((x - x.mean(-1, keepdim=True)) / x.std(-1, keepdim=True, correction=0) for x in (student, teacher))
+    torch.testing.assert_close(gap, (mine - theirs).square().mean((1, 2)), rtol=1e-3, atol=1e-4)
+    wide = torch.randn(BATCH, 25, WIDTH).double()
+    resized = losses.resize_grids(wide, (5,), (2,), wanted=4)
+    torch.testing.assert_close(
+        losses.representation_mse(student, wide, student_grids=(2,), teacher_grids=(5,)),
+        losses.representation_mse(student, resized),
+    )
+
+
+# --- pictures beside words (aed) ----------------------------------------------------------------------------
+
+
+def embeddings():
+    return F.normalize(vectors(BATCH), dim=-1), F.normalize(vectors(BATCH), dim=-1)
+
+
+def test_info_nce_with_one_right_answer_is_cross_entropy():
+    (image, text), alone = embeddings(), torch.arange(BATCH)
+    scores = image @ text.T / 0.07
+    reference = (F.cross_entropy(scores, alone, reduction="none") + F.cross_entropy(scores.T, alone, reduction="none")) / 2
+    torch.testing.assert_close(losses.info_nce(image, text, torch.eye(BATCH, dtype=torch.bool)), reference)
+
+
+def test_info_nce_counts_every_sample_with_the_same_instruction_as_right():
+    image, text = embeddings()
+    same = losses.same_instruction(torch.tensor([[4, 5, 0], [7, 0, 0], [4, 5, 0], [4, 5, 6], [7, 0, 0]]))
+    assert same.tolist() == [
+        [True, False, True, False, False],
+        [False, True, False, False, True],
+        [True, False, True, False, False],
+        [False, False, False, True, False],
+        [False, True, False, False, True],
+    ]
+    logs = [F.log_softmax(scores / 0.2, -1) for scores in (image @ text.T, text @ image.T)]
+    expected = [-(logs[0][i][same[i]].mean() + logs[1][i][same[i]].mean()) / 2 for i in range(BATCH)]
+    loss = losses.info_nce(image, text, same, temperature=0.2)
+    torch.testing.assert_close(loss, torch.stack(expected))
+    order = torch.randperm(BATCH)
+    torch.testing.assert_close(losses.info_nce(image[order], text[order], same[order][:, order], 0.2), loss[order])
+    torch.testing.assert_close(losses.info_nce(text, image, same, 0.2), loss)
+
+
+def test_the_least_info_nce_is_the_log_of_how_many_are_right():
+    code = torch.tensor([0, 1, 0, 2, 1])
+    perfect = F.one_hot(code, WIDTH).double()
+    same = code[:, None] == code
+    torch.testing.assert_close(losses.info_nce(perfect, perfect, same, 0.01), same.sum(1).double().log())
+    gradient = torch.randn(BATCH, WIDTH, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: losses.info_nce(F.normalize(x, dim=-1), perfect, same), (gradient,))

@@ -83,7 +83,9 @@ def test_first_k_uses_the_same_traces(recipe: Recipe) -> None:
     assert len(load_policy(baseline.student_folder).layers) == 2
 
 
-STUDENTS = [name for name in recipes.available() if name.endswith("_tabletop") or name in ("vla_ad_aux", "vla_ad_both", "vla_ad_bc")]
+STUDENTS = [
+    name for name in recipes.available() if name.endswith("_tabletop") or name in ("vla_ad_aux", "vla_ad_both", "vla_ad_bc")
+]
 
 
 @pytest.mark.parametrize("name", STUDENTS)

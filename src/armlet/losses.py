@@ -6,9 +6,14 @@ no weight.
 
 Names and equations of ActDistill (arXiv 2511.18082) where nothing else is said. Functions named `published_…`
 are that paper's public code as it is, kept so that numbers can be compared; what is wrong with each is in its
-docstring.
+docstring. The last part is that of `aed` (recipes.md §2): distributions over actions, attention maps, token grids, and
+pictures beside words.
+
+Beside the axes of `types`: `m`, `u`, `e` a teacher's tokens, words and width, where they are refused or brought to the
+student's; `c` channels of whatever kind; `v` entries of an action vocabulary (bins of a dimension, words of a codebook).
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -17,6 +22,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 Steps = Literal["chunk", "current", "last"]
+Grids = Sequence[int]  # the sides, in tokens, of the square grids of all cameras, in the order of their tokens
+
+_RARE = 1e-6  # what attention gives less than this is given this much, so that no logarithm is infinite
 
 
 def action_mse(
@@ -34,21 +42,21 @@ def action_l1(
 
 
 def action_cross_entropy(
-    logits: Float[Tensor, "b k a bins"],
-    target: Int[Tensor, "b k a"],
+    logits: Float[Tensor, "b k *a v"],
+    target: Int[Tensor, "b k *a"],
     valid: Bool[Tensor, "b k"] | None = None,
     weights: Float[Tensor, " a"] | None = None,
 ) -> Float[Tensor, " b"]:
-    """Cross-entropy to action tokens, averaged over the dimensions and the valid steps.
+    """Cross-entropy to action tokens, averaged over the dimensions (if there are any) and the valid steps.
 
-    `target` numbers the bin of each action dimension, 0 <= target < bins (256 in OpenVLA); in steps that are
-    not valid it may be anything. `weights` make the average over dimensions a weighted one: k sum(w) times it is the
-    sum over k and j of w_j CE of VLA-AD (arXiv 2605.16241), whose w is (1, 1, 1, 2, 2, 2, 1).
+    `target` numbers the bin of each action dimension, 0 <= target < bins (256 in OpenVLA), or the word for the whole
+    action; in steps that are not valid it may be anything. `weights` make the average over dimensions a weighted one:
+    k sum(w) times it is the sum over k and j of w_j CE of VLA-AD (arXiv 2605.16241), whose w is (1, 1, 1, 2, 2, 2, 1).
     """
     if valid is not None:
-        target = target.masked_fill(~valid[..., None], 0)
-    entropy = F.cross_entropy(_wide(logits).flatten(0, 2), target.flatten().long(), reduction="none")
-    entropy = entropy.view(target.shape)
+        target = target.masked_fill(~_beside(valid, target), 0)
+    entropy = F.cross_entropy(_wide(logits).flatten(0, -2), target.flatten().long(), reduction="none")
+    entropy = entropy.view(*target.shape[:2], -1)
     entropy = entropy.mean(dim=-1) if weights is None else entropy @ (weights / weights.sum()).to(entropy)
     return _over_steps(entropy if valid is None else entropy.masked_fill(~valid, 0), valid)
 
@@ -200,6 +208,152 @@ def published_distillation(
     semantic = semantic_loss(*semantics, eta)
     action = layer_action_loss(*layer_actions, expert, steps=steps)
     return ((alpha * semantic + beta * action).mean(dim=0) * weights).sum()
+
+
+def action_distribution_kl(
+    student: Float[Tensor, "b k *a v"],
+    teacher: Float[Tensor, "b k *a v"],
+    valid: Bool[Tensor, "b k"] | None = None,
+    *,
+    temperature: float = 1.0,
+) -> Float[Tensor, " b"]:
+    """T² KL(teacher ‖ student) of two distributions over actions, given as logits and softened by T (Hinton et al. 2015,
+    arXiv 1503.02531, §2: T² keeps the gradient's size), averaged over the dimensions (if there are any) and valid steps."""
+    if valid is not None:  # ahead of the softmax, so that what lies past an episode's end may be anything
+        student, teacher = (torch.where(_beside(valid, logits), logits, 0.0) for logits in (student, teacher))
+    student, teacher = (F.log_softmax(_wide(logits) / temperature, dim=-1) for logits in (student, teacher))
+    gap = (teacher.exp() * (teacher - student)).sum(dim=-1)
+    return temperature**2 * _over_steps(gap.view(*gap.shape[:2], -1).mean(dim=-1), valid)
+
+
+def mixed_action_loss(
+    student: Float[Tensor, "b k *a v"],
+    teacher: Float[Tensor, "b k *a v"],
+    expert: Int[Tensor, "b k *a"],
+    valid: Bool[Tensor, "b k"] | None = None,
+    *,
+    share: float = 0.5,
+    temperature: float = 1.0,
+) -> Float[Tensor, " b"]:
+    """share · T² KL(teacher ‖ student) + (1 − share) · cross-entropy to the expert: 0 hears the expert only, 1 the teacher.
+
+    At T = 1 that is the cross-entropy to the mixture of both, up to a constant. The expert's one word is not softened.
+    """
+    if not 0 <= share <= 1:
+        raise ValueError(f"share of the teacher's word lies from 0 to 1; found {share}")
+    softened = action_distribution_kl(student, teacher, valid, temperature=temperature)
+    return share * softened + (1 - share) * action_cross_entropy(student, expert, valid)
+
+
+def attention_kl(
+    student: Float[Tensor, "b n t"],
+    teacher: Float[Tensor, "b m u"],
+    words: Bool[Tensor, "b t"] | None = None,
+    *,
+    student_grids: Grids | None = None,
+    teacher_grids: Grids | None = None,
+) -> Float[Tensor, " b"]:
+    """KL(teacher ‖ student) of what each place of the picture listens to, averaged over the student's places.
+
+    Rows are head-averaged attention over the same words, one to one, of which `words` are real; padding counts for
+    nothing. It need not be named where it has 0 in both already, as in a two-tower's trace. Where the two see the
+    picture in different grids the teacher's is resized to the student's; then all rows are made to sum to 1 (again,
+    after half precision and resizing).
+    """
+    if student.shape[-1] != teacher.shape[-1]:
+        raise ValueError(
+            f"the student listens to {student.shape[-1]} words and the teacher to {teacher.shape[-1]}; they are compared one "
+            "to one, so give both the same tokenizer and the same longest text"
+        )
+    teacher = resize_grids(_wide(teacher), teacher_grids, student_grids, wanted=student.shape[1])
+    theirs, mine = (_shares(rows, words) for rows in (teacher, _wide(student)))
+    gap = theirs * (theirs.clamp(min=_RARE).log() - mine.clamp(min=_RARE).log())
+    return gap.sum(dim=-1).mean(dim=-1)
+
+
+def representation_mse(
+    student: Float[Tensor, "b n d"],
+    teacher: Float[Tensor, "b m e"],
+    *,
+    student_grids: Grids | None = None,
+    teacher_grids: Grids | None = None,
+) -> Float[Tensor, " b"]:
+    """Mean squared error of hidden states, each token's brought to mean 0 and variance 1 (layer norm without gain).
+
+    A teacher that sees the picture in another grid is resized to the student's; a student of another width is compared
+    through a projection of its own (`projected` in a two-tower student's trace).
+    """
+    if student.shape[-1] != teacher.shape[-1]:
+        raise ValueError(
+            f"the student's hidden states are {student.shape[-1]} wide and the teacher's {teacher.shape[-1]}; compare the "
+            "student's `projected`, which is as wide as its teacher"
+        )
+    teacher = resize_grids(_wide(teacher), teacher_grids, student_grids, wanted=student.shape[1])
+    mine, theirs = (F.layer_norm(hidden, hidden.shape[-1:]) for hidden in (_wide(student), teacher))
+    return (mine - theirs).square().mean(dim=(1, 2))
+
+
+def resize_grids(tokens: Float[Tensor, "b m c"], grids: Grids | None, to: Grids | None, *, wanted: int) -> Float[Tensor, "b n c"]:
+    """Tokens on the square grids of some cameras, resized bilinearly to other grids of as many cameras: `wanted` tokens.
+
+    Where grids are the same, or not said, the tokens must fit as they are. Raises ValueError where they do not.
+    """
+    if grids is None or to is None or tuple(grids) == tuple(to):
+        grids = to = to or grids or ()
+    for name, sides, found in (("teacher_grids", grids, tokens.shape[1]), ("student_grids", to, wanted)):
+        if sides and sum(side**2 for side in sides) != found:
+            raise ValueError(f"{name}={tuple(sides)} have {sum(side**2 for side in sides)} places, and there are {found}")
+    if len(grids) != len(to):
+        raise ValueError(f"the teacher sees through {len(grids)} cameras and the student through {len(to)}: {grids}, {to}")
+    if tuple(grids) == tuple(to):
+        if tokens.shape[1] != wanted:
+            raise ValueError(
+                f"the teacher sees {tokens.shape[1]} places and the student {wanted}; say in which grids (`teacher_grids`, "
+                "`student_grids`: the side of each camera's grid) and they are resized"
+            )
+        return tokens
+    cameras = tokens.split([side**2 for side in grids], dim=1)
+    resized = [_resized(camera, side, new) for camera, side, new in zip(cameras, grids, to, strict=True)]
+    return torch.cat(resized, dim=1)
+
+
+def _resized(tokens: Tensor, side: int, new: int) -> Tensor:
+    """(b, side², c) → (b, new², c)."""
+    picture = tokens.transpose(1, 2).unflatten(-1, (side, side))
+    return F.interpolate(picture, (new, new), mode="bilinear", align_corners=False).flatten(2).transpose(1, 2)
+
+
+def _shares(rows: Tensor, words: Tensor | None) -> Tensor:
+    """Rows (b, n, t) over the real words (b, t) alone, each summing to 1."""
+    if words is not None:
+        rows = rows.masked_fill(~words[:, None], 0)
+    return rows / rows.sum(dim=-1, keepdim=True).clamp(min=_RARE)
+
+
+def info_nce(
+    image: Float[Tensor, "b d"], text: Float[Tensor, "b d"], same: Bool[Tensor, "b b"], temperature: float = 0.07
+) -> Float[Tensor, " b"]:
+    """Symmetric InfoNCE between pictures and words of length 1: each finds its own among the batch's, in both directions.
+
+    `same` says which samples have the same instruction: all of these are right answers, and their log-probabilities
+    are averaged (as in UniCL, arXiv 2204.03610). So the least there can be for a sample with p right answers is log
+    p. With one each it is CLIP's loss (arXiv 2103.00020).
+    """
+    right = (same | torch.eye(len(same), dtype=torch.bool, device=same.device)).to(torch.float32)
+    right = right / right.sum(dim=1, keepdim=True)
+    similarity = _wide(image) @ _wide(text).T / temperature
+    forth, back = (-(right * F.log_softmax(scores, dim=1)).sum(dim=1) for scores in (similarity, similarity.T))
+    return (forth + back) / 2
+
+
+def same_instruction(text: Int[Tensor, "b t"]) -> Bool[Tensor, "b b"]:
+    """Which samples of a batch were told the same, to the token."""
+    return (text[:, None] == text[None]).all(dim=-1)
+
+
+def _beside(valid: Tensor, x: Tensor) -> Tensor:
+    """valid (b, k) with as many axes as x (b, k, …)."""
+    return valid.view(*valid.shape, *(1,) * (x.ndim - 2))
 
 
 def _wide(x: Tensor) -> Tensor:

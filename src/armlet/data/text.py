@@ -1,13 +1,15 @@
-"""Words → token ids: a byte-level BPE (the `tokenizers` library), trained on the instructions of a data set.
+"""Words → token ids: a byte-level BPE (the `tokenizers` library), trained on the instructions of a data set, or RoBERTa's.
 
 Bytes make every text encodable, also words that were never seen. This file knows no network.
 """
 
 from collections.abc import Iterable
+from pathlib import Path
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from huggingface_hub import hf_hub_download
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-PAD = "<pad>"
+PAD, START, END = "<pad>", "<s>", "</s>"  # the last two only where a network was trained with them around every text
 
 
 def train_tokenizer(texts: Iterable[str], *, vocabulary: int = 1024) -> Tokenizer:
@@ -36,3 +38,30 @@ def encode(tokenizer: Tokenizer, text: str, *, longest: int) -> list[int]:
             "shorten it, or teach a policy with a larger `text_tokens`"
         )
     return ids
+
+
+def marks(tokenizer: Tokenizer) -> tuple[int, int, int] | None:
+    """The ids of RoBERTa's padding, start and end; None for a tokenizer without such marks, as the data's own."""
+    pad, start, end = (tokenizer.token_to_id(token) for token in (PAD, START, END))
+    return None if pad is None or start is None or end is None else (pad, start, end)
+
+
+def load_tokenizer(name: str) -> Tokenizer:
+    """RoBERTa's BPE, from the Hugging Face hub or a local folder, without the marks that it puts around a text: a network
+    that wants them adds them, so that what stands in a batch is words, and 0 pads. Raises ValueError where it cannot be had,
+    or is of another kind."""
+    local = Path(name) / "tokenizer.json"
+    try:
+        path = local if local.is_file() else hf_hub_download(name, local.name)
+    except OSError as error:
+        raise ValueError(
+            f"the tokenizer {name!r} cannot be had from the Hugging Face hub here. On a machine that reaches it build the network "
+            "once, and its files are cached; or name a local folder; or take the data's own: hub_tokenizer=None"
+        ) from error
+    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    if marks(tokenizer) is None:
+        raise ValueError(f"the tokenizer {name!r} is not RoBERTa's: it lacks one of the tokens {PAD}, {START}, {END}")
+    return tokenizer

@@ -76,9 +76,6 @@ class Routed(Policy):
     def condition_width(self) -> int:
         return self.inner.condition_width
 
-    def signals(self, names: Collection[str], batch: Batch, tokens: Tokens, run: Pass) -> Trace:
-        return self.inner.signals(names, batch, tokens, run)
-
     def prepare(self, observations: Sequence[Observation]) -> Batch:
         batch = self.inner.prepare(observations)
         return replace(batch, budget=self.routing.budget) if self.routing.dial else batch
@@ -91,6 +88,9 @@ class Routed(Policy):
 
     def condition(self, hidden: Tensor, tokens: Tokens) -> Tensor:
         return self.inner.condition(hidden, tokens)
+
+    def signals(self, names: Collection[str], batch: Batch, tokens: Tokens, run: Pass) -> Trace:
+        return self.inner.signals(names, batch, tokens, run)
 
     def keep_layers(self, kept: tuple[int, ...]) -> Policy:
         """The static network of these layers; the router is gone."""

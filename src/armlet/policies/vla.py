@@ -137,7 +137,7 @@ class VLA(Policy):
         vision, text = torch.zeros_like(mask), torch.zeros_like(mask)
         vision[:, :seen] = True
         text[:, seen : seen + words.shape[1]] = batch.text_mask
-        if len(batch) == 1:  # a single text is never padded: no mask to build, and the positions just count up
+        if len(batch) == 1 and bool(batch.text_mask.all()):  # nothing is padded: no mask to build, and positions just count up
             positions = torch.arange(length, device=hidden.device)[None]
             return Tokens(hidden, mask, vision, text, None, self.rotary(hidden, positions))
         positions = mask.long().cumsum(1) - 1

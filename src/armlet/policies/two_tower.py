@@ -1,0 +1,419 @@
+"""Two towers: a ViT for pictures and a RoBERTa for words (transformers' own), cross-attention from one to the other, a goal
+code that modulates what the action head is told. The student and the teacher of `aed` (recipes.md §2).
+
+    pictures, state → ViT ─┐                              ┌─ goal code over sub-tasks ─┐
+                           ├─ fusion layers ── pool ──────┤                            FiLM ── condition ── head
+    words ───────→ RoBERTa ┘   (`layers`)                 └────────────────────────────┘
+
+Tokens stand in the order [patches of each camera, class token, robot state, words]; all but the words ask, and the words answer.
+Vision tokens are the patches alone, so that a map over them is a map over the picture. From 1 M to 0.7 B parameters by
+configuration: the sizes are at the end. Knows no benchmark, no recipe and no loss.
+
+Ours, and not in the published system: several cameras, which go through one ViT together, side by side; the robot's
+state, a token of the ViT and a part of the goal code (`use_state`); `early_words`, for small networks: a few convolutions
+embed the patches, and the instruction scales and shifts what they found before the ViT begins, so that "red" singles out
+what is red.
+"""
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel, RobertaConfig, RobertaModel, ViTConfig, ViTModel
+
+from armlet.data.text import load_tokenizer, marks
+from armlet.layers.fusion import AttentionPool, FiLM, FusionLayer, Goal, GoalCode, Question, word_mean
+from armlet.layers.heads import HEADS, Kind, fitted
+from armlet.layers.vision import ConvEncoder
+from armlet.policies import Body, Network, Pass, Policy, Student, Tokens, gather, weights_of
+from armlet.types import Batch, Observation, Trace
+
+
+@dataclass(frozen=True)
+class TwoTowerNetwork(Network):
+    """Sizes of two towers that are as wide as each other; every MLP is four times as wide.
+
+    `patch` in pixels; `channels` of the first convolution of eyes that hear `early_words`; `text_tokens` the longest
+    instruction; `goal` and `prototypes` the size and number of sub-tasks; `embedding` the width in which pictures and words
+    are compared while it learns; `mean` and `std` what images are normalised by, per channel; `dropout` of the text tower, in
+    training; `checkpointing` trades time for memory: activations of all layers are computed again on the way back.
+    `vocabulary`: entries of the word table, the tokenizer's number where nothing is said.
+
+    `pretrained_vision` and `pretrained_text` name weights of exactly these sizes, on the Hugging Face hub or in a local folder,
+    and are looked at only where a network is built; `hub_tokenizer` names the RoBERTa BPE to use in place of the data's own.
+    """
+
+    width: int = 96
+    heads: int = 4
+    vision_layers: int = 4
+    text_layers: int = 2
+    fusion_layers: int = 2
+    patch: int = 12
+    channels: int = 24
+    text_tokens: int = 32
+    chunk: int = 6
+    execute: int = 2
+    goal: int = 128
+    prototypes: int = 16
+    embedding: int = 64
+    use_state: bool = True
+    early_words: bool = True
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    dropout: float = 0.0
+    checkpointing: bool = False
+    head: Kind = "regression"
+    head_options: dict[str, Any] = field(default_factory=dict)
+    vocabulary: int | None = None
+    hub_tokenizer: str | None = None
+    pretrained_vision: str | None = None
+    pretrained_text: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.early_words and self.pretrained_vision:
+            raise ValueError(
+                f"early_words=True embeds patches in its own way, and pretrained_vision={self.pretrained_vision!r} brings another; "
+                "choose one: early_words=False, or pretrained_vision=None"
+            )
+
+    def build(self, body: Body, cameras: dict[str, int]) -> "TwoTower":
+        if self.hub_tokenizer:
+            body = replace(body, tokenizer=load_tokenizer(self.hub_tokenizer))
+        return self.assemble(body, cameras)
+
+    def assemble(self, body: Body, cameras: dict[str, int], *, teacher_width: int | None = None) -> "TwoTower":
+        """A policy that speaks the tokens of `body` and, given its teacher's width, can be compared with it while it learns."""
+        policy = TwoTower(TwoTowerConfig(self, cameras, teacher_width), body)
+        if self.pretrained_vision:
+            _load_pretrained(policy.vision, "pretrained_vision", self.pretrained_vision)
+        if self.pretrained_text:
+            _load_pretrained(policy.words, "pretrained_text", self.pretrained_text)
+        return policy
+
+    def vit(self, size: int) -> ViTConfig:
+        return ViTConfig(
+            hidden_size=self.width,
+            num_hidden_layers=self.vision_layers,
+            num_attention_heads=self.heads,
+            intermediate_size=4 * self.width,
+            image_size=size,
+            patch_size=self.patch,
+            initializer_range=self._spread,
+            attn_implementation="sdpa",  # type: ignore[call-arg]
+        )
+
+    def roberta(self, tokenizer: Tokenizer) -> RobertaConfig:
+        return RobertaConfig(
+            vocab_size=self.vocabulary or tokenizer.get_vocab_size(),
+            hidden_size=self.width,
+            num_hidden_layers=self.text_layers,
+            num_attention_heads=self.heads,
+            intermediate_size=4 * self.width,
+            hidden_dropout_prob=self.dropout,
+            attention_probs_dropout_prob=self.dropout,
+            max_position_embeddings=self.text_tokens + 4,  # two marks around the text; positions begin at the padding's id + 1
+            type_vocab_size=1,
+            layer_norm_eps=1e-5,
+            pad_token_id=(marks(tokenizer) or (0,))[0],
+            initializer_range=self._spread,
+            attn_implementation="sdpa",  # type: ignore[call-arg]
+        )
+
+    @property
+    def _spread(self) -> float:
+        """The deviation of fresh weights: BERT's and ViT's 0.02 at their width of 768, wider where a network is narrower."""
+        return (3 * self.width) ** -0.5
+
+
+@dataclass(frozen=True)
+class TwoTowerConfig:
+    """The sizes, and what depends on data and teacher: `cameras` name → side in pixels; `teacher_width` that of the hidden states
+    with which its own are compared while it learns (None: with nobody's); `kept_layers` which fusion layers of the network
+    it was cut from, where it was cut."""
+
+    network: TwoTowerNetwork
+    cameras: dict[str, int]
+    teacher_width: int | None = None
+    kept_layers: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        uneven = {name: size for name, size in self.cameras.items() if size % self.network.patch}
+        if uneven:
+            raise ValueError(f"patches of {self.network.patch} px do not divide images of {uneven} px; choose another `patch`")
+        if self.network.head not in HEADS:
+            raise ValueError(f"there is no action head {self.network.head!r}; there are {', '.join(HEADS)}")
+
+
+class TwoTower(Policy):
+    """See the module's docstring. `grids`: the side of each camera's grid of vision tokens, in the order of the tokens.
+
+    `taught` holds what only training reads: projections of picture and words for a contrastive loss, and of hidden states to
+    a teacher's width. They are the student's own, so that the loop that trains, saves and resumes it needs to know nothing of
+    them; acting never runs them.
+
+    Signals beside those of `Learner`: `attention.<i>` (b, n, t), to which words fusion layer i listens from each vision
+    token, the mean of its heads, 0 on padding (RoBERTa's two marks, where it has them, are words too); `fused` (b, n, d), vision
+    tokens after the last layer, and `projected` (b, n, e), the same at the teacher's width; `image` and `text` (b, c), of
+    length 1, neither of which has seen the other; `goal` (b, g) and `prototypes` (b, p), the goal code and its soft
+    assignment; `logits`, where the head has them.
+    """
+
+    def __init__(self, config: TwoTowerConfig, body: Body) -> None:
+        super().__init__()
+        network = config.network
+        self.config, self.network, self.body = config, network, body
+        self.width, self.text_tokens, self.execute = network.width, network.text_tokens, network.execute
+        self.grids = tuple(size // network.patch for size in config.cameras.values())
+        self.vision_tokens = sum(side**2 for side in self.grids)
+        self._marks = marks(body.tokenizer)
+        width, size = network.width, max(config.cameras.values())
+        self.vision = ViTModel(network.vit(size), add_pooling_layer=False)
+        self.words = RobertaModel(network.roberta(body.tokenizer), add_pooling_layer=False)
+        self.camera = nn.Parameter(torch.zeros(len(config.cameras), width))
+        self.state = nn.Linear(len(body.state.offset), width) if network.use_state else None
+        self.ask = Question(width, network.text_tokens) if network.early_words else None
+        self.eyes = nn.ModuleDict()
+        if network.early_words:
+            eyes = {
+                name: ConvEncoder(side, width, stride=network.patch, channels=network.channels)
+                for name, side in config.cameras.items()
+            }
+            self.eyes.update(eyes)
+            self.vision.embeddings.patch_embeddings = nn.Identity()  # type: ignore[assignment]  # the eyes embed patches in its place
+        self.layers = nn.ModuleList(FusionLayer(width, network.heads) for _ in range(network.fusion_layers))
+        self.pool = AttentionPool(width, network.heads)
+        self.goal = GoalCode(width * (2 if network.use_state else 1), network.goal, network.prototypes)
+        self.abstraction, self.norm = FiLM(network.goal, width), nn.LayerNorm(width)
+        options = fitted(network.head, body.action_spec, network.head_options)
+        self.head = HEADS[network.head](width, network.chunk, body.action_spec.dims, **options)
+        taught = {"image": nn.Linear(width, network.embedding), "text": nn.Linear(width, network.embedding)}
+        if config.teacher_width is not None:
+            taught["teacher"] = nn.Linear(width, config.teacher_width)
+        self.taught = nn.ModuleDict(taught)
+        self.mean: Tensor
+        self.std: Tensor
+        for name, values in (("mean", network.mean), ("std", network.std)):
+            self.register_buffer(name, torch.tensor(values)[:, None, None], persistent=False)
+
+    def prepare(self, observations: Sequence[Observation]) -> Batch:
+        return gather(observations, self.config.cameras, self.body, text_tokens=self.network.text_tokens, device=self.device)
+
+    def read(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The words as RoBERTa understands them (b, t, d), and which are real (b, t)."""
+        ids, real = batch.text, batch.text_mask
+        if self._marks:
+            pad, start, end = self._marks
+            ids, real = F.pad(ids.masked_fill(~real, pad), (1, 1), value=pad), F.pad(real, (2, 0), value=True)
+            ids[:, 0] = start
+            ids[torch.arange(len(ids), device=ids.device), real.sum(1) - 1] = end
+        hidden = self.words.embeddings(ids)
+        for layer in self.words.encoder.layer:
+            hidden = self._run(layer, hidden, real[:, None, None])
+        return hidden, real
+
+    def see(self, batch: Batch, asked: Tensor | None = None) -> Tensor:
+        """What the ViT makes of all cameras and the state: (b, n, d) in the order [patches, class token, state].
+
+        `asked` (b, d) says what to look for, if words speak to the eyes.
+        """
+        embeddings, patches = self.vision.embeddings, []
+        asked = batch.state.new_zeros(len(batch), self.width) if asked is None else asked
+        for index, name in enumerate(self.config.cameras):
+            image = (batch.images[name] - self.mean) / self.std
+            plain = name not in self.eyes  # a ConvEncoder takes images around 0.5
+            found = embeddings.patch_embeddings(image) if plain else self.eyes[name](image / 2 + 0.5, asked)
+            patches.append(found + self._positions(self.grids[index]) + self.camera[index])
+        whole = (embeddings.cls_token + embeddings.position_embeddings[:, :1]).expand(len(batch), -1, -1)
+        state = [] if self.state is None else [self.state(batch.state).unsqueeze(1)]
+        hidden = torch.cat([*patches, whole, *state], 1)
+        for layer in self.vision.layers:
+            hidden = self._run(layer, hidden)
+        return self.vision.layernorm(hidden)
+
+    def _positions(self, side: int) -> Tensor:
+        """The ViT's own positions, on a grid of another side where a camera has one: (1, side², d)."""
+        table = self.vision.embeddings.position_embeddings[:, 1:]
+        own = round(table.shape[1] ** 0.5)
+        if own == side:
+            return table
+        picture = table.transpose(1, 2).unflatten(-1, (own, own))
+        return F.interpolate(picture, (side, side), mode="bicubic", align_corners=False).flatten(2).transpose(1, 2)
+
+    def embed(self, batch: Batch) -> Tokens:
+        words, real = self.read(batch)
+        asked = self.ask(self.words.embeddings.word_embeddings(batch.text), batch.text_mask) if self.ask else None
+        seen = self.see(batch, asked)
+        hidden = torch.cat([seen, words], 1)
+        mask = torch.cat([real.new_ones(seen.shape[:2]), real], 1)
+        vision, text = torch.zeros_like(mask), torch.zeros_like(mask)
+        vision[:, : self.vision_tokens] = True
+        text[:, seen.shape[1] :] = real
+        nowhere = hidden.new_empty(1, 0)  # positions are in the tokens: nothing rotates
+        return Tokens(hidden, mask, vision, text, real[:, None, None], (nowhere, nowhere))
+
+    @property
+    def _asking(self) -> int:
+        """How many tokens are no words: patches, the class token, the state."""
+        return self.vision_tokens + 1 + self.network.use_state
+
+    def run_layer(self, index: int, hidden: Tensor, tokens: Tokens) -> Tensor:
+        seen, words = hidden[:, : self._asking], hidden[:, self._asking :]
+        return torch.cat([self._run(self.layers[index], seen, words, tokens.attention), words], 1)
+
+    def _run(self, layer: nn.Module, *inputs: Any) -> Tensor:
+        if self.network.checkpointing and self.training and torch.is_grad_enabled():
+            return checkpoint(layer, *inputs, use_reentrant=False)
+        return layer(*inputs)
+
+    def abstract(self, hidden: Tensor) -> tuple[Tensor, Goal]:
+        """Hidden states → what was seen (b, d) and the goal read from it."""
+        summary = self.pool(hidden[:, : self._asking])
+        if not self.network.use_state:
+            return summary, self.goal(summary)
+        return summary, self.goal(torch.cat([summary, hidden[:, self._asking - 1]], -1))
+
+    def condition(self, hidden: Tensor, tokens: Tokens) -> Tensor:
+        summary, goal = self.abstract(hidden)
+        return self.norm(self.abstraction(summary, goal.code))
+
+    def signals(self, names: Collection[str], batch: Batch, tokens: Tokens, run: Pass) -> Trace:
+        fused = run.hidden[:, : self.vision_tokens]
+        known: dict[str, Callable[[], Tensor]] = {
+            "fused": lambda: fused,
+            "image": lambda: self._image(batch, tokens),
+            "text": lambda: self._unit("text", word_mean(tokens.hidden[:, self._asking :], tokens.text[:, self._asking :])),
+            "goal": lambda: self.abstract(run.hidden)[1].code,
+            "prototypes": lambda: self.abstract(run.hidden)[1].assignment,
+            **{f"attention.{index}": partial(self._map, index, tokens, run) for index in range(len(self.layers))},
+        }
+        if "teacher" in self.taught:
+            known["projected"] = lambda: self.taught["teacher"](fused)
+        return {name: known[name]() for name in names if name in known}
+
+    def _image(self, batch: Batch, tokens: Tokens) -> Tensor:
+        """The picture alone, (b, c): where words speak to the eyes it is looked at again without, or they would tell."""
+        seen = self.see(batch) if self.ask else tokens.hidden
+        return self._unit("image", seen[:, : self.vision_tokens].mean(1))
+
+    def _unit(self, kind: str, feature: Tensor) -> Tensor:
+        return F.normalize(self.taught[kind](feature).float(), dim=-1)
+
+    def _map(self, index: int, tokens: Tokens, run: Pass) -> Tensor:
+        """(b, n, t): from each vision token, how much fusion layer `index` listens to each word."""
+        before, layer = tokens.hidden if index == 0 else run.hiddens[index - 1], self.layers[index]
+        assert isinstance(layer, FusionLayer) and tokens.attention is not None  # made so here
+        return layer.weights(before[:, : self.vision_tokens], before[:, self._asking :], tokens.attention)
+
+    def keep_layers(self, kept: tuple[int, ...]) -> "TwoTower":
+        weights = weights_of(self, kept)
+        network = replace(self.network, fusion_layers=len(kept))
+        student = TwoTower(replace(self.config, network=network, kept_layers=tuple(kept)), self.body)
+        student.load_state_dict(weights)
+        return student.to(self.device)
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything but the weights and the tokenizer."""
+        return {"type": "two_tower", "config": asdict(self.config), **self.body.to_json()}
+
+
+def from_json(description: dict[str, Any], tokenizer: Tokenizer) -> TwoTower:
+    """The network that `to_json` described, with fresh weights."""
+    config = dict(description["config"])
+    network = dict(config["network"])
+    network |= {name: tuple(network[name]) for name in ("mean", "std")}
+    config["network"] = TwoTowerNetwork(**network)
+    if config["kept_layers"] is not None:
+        config["kept_layers"] = tuple(config["kept_layers"])
+    return TwoTower(TwoTowerConfig(**config), Body.from_json(description, tokenizer))
+
+
+@dataclass(frozen=True)
+class TwoTowerStudent(Student):
+    """Two towers of other sizes than the teacher's, made afresh: the same robot, words, cameras and chunk, so that both answer
+    the same batch. Here the teacher's width is known, and with it the projection in which hidden states are compared."""
+
+    network: TwoTowerNetwork
+
+    def build(self, teacher: Policy, sample: Batch | None = None) -> Policy:
+        if sample is None:
+            raise ValueError("TwoTowerStudent sees through the data's cameras; pass build() a sample batch")
+        for name, wanted in (("chunk", teacher.head.chunk), ("text_tokens", teacher.text_tokens)):
+            found = getattr(self.network, name)
+            if found != wanted:
+                raise ValueError(
+                    f"{name} is {found} in the student and {wanted} in its teacher; both answer one batch: make them equal"
+                )
+        cameras = {name: images.shape[-1] for name, images in sample.images.items()}
+        return self.network.assemble(teacher.body, cameras, teacher_width=teacher.width)
+
+
+def _load_pretrained(tower: PreTrainedModel, what: str, name: str) -> None:
+    """Copy published weights into a tower. Raises ValueError where they cannot be had or have other sizes."""
+    try:
+        weights = type(tower).from_pretrained(name, add_pooling_layer=False).state_dict()
+    except OSError as error:
+        raise ValueError(
+            f"{what}={name!r} cannot be had from the Hugging Face hub here. On a machine that reaches it build the network once, "
+            f"and its files are cached; or name a local folder; or start from nothing: {what}=None"
+        ) from error
+    try:
+        tower.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ValueError(f"{what}={name!r} has other sizes than this network, or images are not of its size: {error}") from error
+
+
+def small_student() -> TwoTowerNetwork:
+    """About 1 M parameters; tabletop's two cameras (72 and 48 px) make 52 vision tokens."""
+    return TwoTowerNetwork(vision_layers=3)
+
+
+def small_teacher() -> TwoTowerNetwork:
+    """Twice as wide, and a layer more: about 4 M parameters."""
+    return TwoTowerNetwork(width=192, heads=6)
+
+
+def student_base() -> TwoTowerNetwork:
+    """The published student: ViT-B/16 ‖ RoBERTa-base for one camera of 224 px, about 225 M parameters. One action a frame."""
+    return TwoTowerNetwork(
+        width=768,
+        heads=12,
+        vision_layers=12,
+        text_layers=12,
+        patch=16,
+        text_tokens=510,
+        chunk=1,
+        execute=1,
+        embedding=256,
+        use_state=False,
+        early_words=False,
+        dropout=0.1,
+        checkpointing=True,
+        vocabulary=50265,
+        hub_tokenizer="FacebookAI/roberta-base",
+        pretrained_vision="google/vit-base-patch16-224-in21k",
+        pretrained_text="FacebookAI/roberta-base",
+    )
+
+
+def teacher_large() -> TwoTowerNetwork:
+    """The published teacher: ViT-L/14 ‖ RoBERTa-large, about 0.68 B parameters, told in the student's BPE.
+
+    Its eyes start from nothing: no ViT-L/14 of this architecture is known on the hub (CLIP's and DINOv2's are others). With
+    `patch=16` there is google/vit-large-patch16-224-in21k.
+    """
+    return replace(
+        student_base(),
+        width=1024,
+        heads=16,
+        vision_layers=24,
+        text_layers=24,
+        patch=14,
+        pretrained_vision=None,
+        pretrained_text="FacebookAI/roberta-large",
+    )
