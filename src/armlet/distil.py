@@ -10,12 +10,13 @@ from armlet.checkpoint import load_policy, save_policy
 from armlet.data.episodes import EpisodeDataset
 from armlet.data.frames import BatchMaker, Frames, join_frames, split_frames
 from armlet.data.traces import TraceStore
+from armlet.layers.ema import SelfTeacher
 from armlet.learner import Learner
 from armlet.policies import Policy
 from armlet.practice import mixed, practise, round_folder, stays, worth_learning
-from armlet.recipe import Recipe, to_json
+from armlet.recipe import Recipe, Stage, to_json
 from armlet.supervision import heads_file, identity, labelled_frames, load_heads, make_heads
-from armlet.training import TeacherTraces, Trainer, make_batches
+from armlet.training import SelfAnswers, TeacherTraces, Trainer, make_batches
 from armlet.types import Batch, Trace
 
 SAMPLE = 512  # frames that a student is cut to fit, or calibrated on
@@ -59,7 +60,7 @@ def main(recipe: Recipe) -> Path:
             folder=recipe.out / f"distil-{index}",
             seed=recipe.seed + index,
             title=f"distil {recipe.name} {index + 1}/{len(recipe.all_stages)}",
-            teacher=_answers(recipe, stores, frames, device),
+            teacher=_teacher(stage, teacher, student, batches) or _answers(recipe, stores, frames, device),
             rows=rows,
         )
         trainer.run()
@@ -89,8 +90,16 @@ def _learner(recipe: Recipe, student: Policy, data: EpisodeDataset) -> Learner:
     return Learner(student, probe=heads, privileged=facts)
 
 
+def _teacher(stage: Stage, teacher: Policy, student: Policy, batches: BatchMaker) -> SelfAnswers | None:
+    """The student's own average, where a stage wants it for a teacher."""
+    if stage.teacher == "frozen":
+        return None
+    average = SelfTeacher(student, decay=stage.teacher_decay, start=teacher)
+    return SelfAnswers(average, batches, stage.objective.needs)
+
+
 def _needed(recipe: Recipe) -> list[str]:
-    return sorted({name for stage in recipe.all_stages for name in stage.objective.needs})
+    return sorted({name for stage in recipe.all_stages if stage.teacher == "frozen" for name in stage.objective.needs})
 
 
 def _stores(recipe: Recipe, data: EpisodeDataset, folder: Path | None = None) -> list[TraceStore]:
@@ -103,6 +112,9 @@ def _answers(recipe: Recipe, stores: list[TraceStore], frames: list[Frames], dev
     if not stores:
         return None
     needed, firsts = _needed(recipe), np.cumsum([0, *(len(part.texts) for part in frames[:-1])])
+    # A map over words is as wide as the longest text of its data set: what is missing in a narrower one is padding, 0.
+    shapes = [{name: store.columns[name][0] for name in needed if name in store.columns} for store in stores]
+    rooms: dict[str, list[int]] = {name: np.max([shape[name] for shape in shapes], axis=0).tolist() for name in shapes[0]}
 
     def answer(keys: Tensor) -> Trace:
         found, part = keys.cpu().numpy(), np.searchsorted(firsts, keys[:, 0].cpu().numpy(), side="right") - 1
@@ -111,7 +123,8 @@ def _answers(recipe: Recipe, stores: list[TraceStore], frames: list[Frames], dev
             mine = np.flatnonzero(part == number)
             answers = stores[number].read(found[mine] - [firsts[number], 0], want=needed)
             for name, values in answers.items():
-                rows.setdefault(name, values.new_empty(len(found), *values.shape[1:]))[mine] = values
+                whole = rows.setdefault(name, values.new_zeros(len(found), *rooms[name]))
+                whole[(torch.from_numpy(mine), *map(slice, values.shape[1:]))] = values
         return {name: values.to(device).float() for name, values in rows.items()}
 
     return answer

@@ -43,6 +43,8 @@ class Stage:
     `ema` averages the weights that are saved (None: the last ones). `brightness` scales every image of a sample by a factor in
     1 ± brightness. `exploration`: the noise of a network that decides while it trains, a router, from the first step to the
     last (Gumbel noise at 1, none at 0); `budgets`: the range from which each step's budget is drawn, for one with a dial.
+    With `teacher="ema_self"` it is no stored trace that is matched, but what the student's own running average
+    (`teacher_decay`) answers; the average starts from the teacher, which must be the same network.
     `precision` is that of the matrix products; weights and losses stay in single precision. `compile`
     fuses each backbone layer (torch.compile) where that is possible: on a CPU, where a C++ compiler is found.
     """
@@ -60,6 +62,8 @@ class Stage:
     brightness: float = 0.1
     exploration: tuple[float, float] = (1.0, 0.0)
     budgets: tuple[float, float] | None = None
+    teacher: Literal["frozen", "ema_self"] = "frozen"
+    teacher_decay: float = 0.995
     precision: Literal["bf16", "fp32"] = "bf16"
     compile: bool = False
     train: tuple[str, ...] = ("*",)
@@ -158,7 +162,7 @@ class Recipe:
     def __post_init__(self) -> None:
         provided = set(self.traced) | ({"semantics", "layer_actions"} if self.probe else set())
         for index, stage in enumerate(self.all_stages):
-            missing = stage.objective.needs - provided
+            missing = stage.objective.needs - provided if stage.teacher == "frozen" else frozenset()
             if missing:
                 raise ValueError(
                     f"recipe {self.name!r}: stage {index} ({type(stage.objective).__name__}) needs {sorted(missing)} "

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -22,13 +22,30 @@ from torch import Tensor, nn
 
 from armlet.checkpoint import load_state, save_state
 from armlet.data.frames import BatchMaker, Frames, draw
-from armlet.learner import Learner
+from armlet.layers.ema import SelfTeacher
+from armlet.learner import Learner, watch
 from armlet.policies import Policy
 from armlet.progress import Progress
 from armlet.recipe import Stage
 from armlet.types import Trace
 
 TeacherTraces = Callable[[Tensor], Trace]  # keys (b, 2) -> the teacher's trace
+
+
+class SelfAnswers(nn.Module):
+    """What the student's own running average answers, for `Stage(teacher="ema_self")`: asked once a step, it first takes a step
+    towards the student. It sees frames as they are, where the student's are brighter or darker."""
+
+    def __init__(self, teacher: SelfTeacher, batches: BatchMaker, needs: frozenset[str]) -> None:
+        super().__init__()
+        self.teacher, self.needs = teacher, needs
+        self._batches, self._watched = (batches,), (Learner(cast(Policy, teacher.module)).eval(),)
+
+    def forward(self, keys: Tensor) -> Trace:
+        self.teacher.update()
+        (batches,), (watched,) = self._batches, self._watched
+        found = keys.cpu().numpy()
+        return watch(watched, batches.batch(batches.frames.starts[found[:, 0]] + found[:, 1]), self.needs)
 
 
 def trainable(learner: nn.Module, stage: Stage) -> dict[str, nn.Parameter]:
@@ -219,6 +236,7 @@ class Trainer:
                 "learner": self.learner.state_dict(),
                 "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
                 "average": self.average,
+                "teacher": self.teacher.state_dict() if isinstance(self.teacher, nn.Module) else {},
             },
         )
 
@@ -230,6 +248,8 @@ class Trainer:
         for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
             optimiser.load_state_dict(saved)
         self.average, self.step = state["average"], state["step"]
+        if isinstance(self.teacher, nn.Module):
+            self.teacher.load_state_dict(state["teacher"])
 
     @contextlib.contextmanager
     def _log(self) -> Iterator[Callable[[dict[str, Any]], None]]:

@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny import make_policy
 
 from armlet.data.codec import Bins, Codebook
 from armlet.layers.heads import HEADS, BinHead, CodebookHead
 from armlet.learner import Learner
 from armlet.policies.vla import VLA, from_json
 from armlet.types import ActionSpec, Observation
-from tests.tiny import make_policy
 
 SPEC = ActionSpec(("dx", "dy", "dz", "gripper"), "delta", "none", (-1.0,) * 4, (1.0,) * 4, 3, -1.0, 1.0, 10, 0.05)
 BOOK = Codebook.axes(SPEC)

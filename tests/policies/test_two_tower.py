@@ -173,7 +173,7 @@ def test_signals_have_their_shapes_and_what_is_unknown_is_named() -> None:
     torch.testing.assert_close(trace["prototypes"].sum(1), torch.ones(3))
     assert torch.equal((trace["logits"].argmax(-1) + 0.5) * (2 / 256) - 1, policy(batch).detach())
     for missing in ("projected", "attention.2", "attention.-1", "nonsense"):
-        with pytest.raises(KeyError, match="'two_tower' has no signal"):
+        with pytest.raises(KeyError, match="'two_tower' with a BinHead has no signal"):
             watch(Learner(policy).eval(), batch, [missing])
 
 

@@ -1,0 +1,191 @@
+"""AED (action expert distillation, as the public account of the VITA-VLA framework describes it): a larger policy's action,
+attention and representation, and image–text contrast, taught to two towers that choose among 24 actions.
+
+    account                                      here
+    ViT-B/16 ‖ RoBERTa-base, 225 M               `policies.two_tower.student_base()`; `small_student()` trains here
+    ViT-L/14 ‖ RoBERTa-large, 0.68 B             `teacher_large()`; `small_teacher()`
+    24 discrete actions                          `PRIMITIVES`, a codebook of axes (bench/codebook.py: an expert acts through it)
+    optional regression head                     `refine=True`: an offset from the primitive chosen
+    1.0 L_action + 0.5 L_attn + 0.5 L_repr       `action`, `attention`, `representation`
+      + 0.2 L_contrastive                        `contrastive`
+    teacher's, expert's or mixed targets         `share` of the teacher, `temperature`
+    frozen and ema_self teachers                 `Stage.teacher`
+    online loop: replay, relabel, promote        `aed_online`: `Round(replay=…, trial=…)`
+
+    armlet teach  aed_tabletop         # the larger two towers; none ships with the repository
+    armlet probe  aed_tabletop         # its actions, attention and hidden states
+    armlet distil aed_tabletop
+    armlet evaluate aed_tabletop
+
+The account gives no number and no equation for the goal code and the online loop: what stands here is our reading.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from armlet import losses
+from armlet.benchmarks import Benchmark
+from armlet.data.codec import Codebook
+from armlet.policies.subset import Kept
+from armlet.policies.two_tower import TwoTowerNetwork, TwoTowerStudent, small_student, small_teacher
+from armlet.recipe import Objective, Recipe, Round, Stage
+from armlet.recipes.bases import DISTIL, metaworld, tabletop
+from armlet.types import Batch, Trace
+
+LAST = "attention.1"  # of the two fusion layers, the one that the goal code reads
+GRIDS = (6, 4)  # vision tokens a side, camera by camera: 72 and 48 px in patches of 12
+
+
+@dataclass(frozen=True)
+class Aed(Objective):
+    """The account's four terms with its weights. A weight of 0 leaves a term out, and what it would read."""
+
+    action: float = 1.0
+    attention: float = 0.5
+    representation: float = 0.5
+    contrastive: float = 0.2
+    share: float = 0.5
+    temperature: float = 2.0
+    grids: tuple[int, ...] = GRIDS
+    projected: bool = True
+
+    @property
+    def needs(self) -> frozenset[str]:  # type: ignore[override]  # it follows from the weights
+        read = {"logits": self.action * self.share, LAST: self.attention, "fused": self.representation}
+        return frozenset(name for name, weight in read.items() if weight)
+
+    @property
+    def wants(self) -> frozenset[str]:  # type: ignore[override]
+        own = "projected" if self.projected else "fused"
+        read = {
+            "imitation": self.action * (1 - self.share),
+            "logits": self.action * self.share,
+            LAST: self.attention,
+            own: self.representation,
+            "image": self.contrastive,
+            "text": self.contrastive,
+        }
+        return frozenset(name for name, weight in read.items() if weight)
+
+    def __call__(self, student: Trace, teacher: Trace, batch: Batch) -> dict[str, Tensor]:
+        _, valid = batch.targets()
+        terms: dict[str, Callable[[], Tensor]] = {
+            "action": lambda: losses.action_distribution_kl(
+                student["logits"], teacher["logits"], valid, temperature=self.temperature
+            ),
+            "imitation": lambda: student["imitation"],
+            "attention": lambda: losses.attention_kl(
+                student[LAST],
+                _as_long(teacher[LAST], student[LAST].shape[-1]),
+                student_grids=self.grids,
+                teacher_grids=self.grids,
+            ),
+            "representation": lambda: losses.representation_mse(
+                student["projected" if self.projected else "fused"],
+                teacher["fused"],
+                student_grids=self.grids,
+                teacher_grids=self.grids,
+            ),
+            "contrastive": lambda: losses.info_nce(student["image"], student["text"], losses.same_instruction(batch.text)),
+        }
+        weights = {
+            "action": self.action * self.share,
+            "imitation": self.action * (1 - self.share),
+            "attention": self.attention,
+            "representation": self.representation,
+            "contrastive": self.contrastive,
+        }
+        return {name: weight * terms[name]().mean() for name, weight in weights.items() if weight}
+
+
+def _as_long(attention: Tensor, words: int) -> Tensor:
+    """A teacher's map with as many words as its student's: texts are padded to the longest of a data set, and the traces were
+    made from all episodes where a student trains on some. What is cut or added is padding, which nobody listens to."""
+    return F.pad(attention, (0, words - attention.shape[-1]))
+
+
+def choosing(network: TwoTowerNetwork, benchmark: Benchmark) -> TwoTowerNetwork:
+    """The network with a head that chooses among 24 primitives of this robot, and refines what it chose."""
+    book = Codebook.axes(benchmark.action_spec)
+    return replace(network, head="codebook", head_options={"primitives": book.array.tolist(), "refine": True})
+
+
+def _distilled(base: Recipe, name: str, objective: Aed, *, steps: int) -> Recipe:
+    shared = Path("out") / f"aed_{base.name}"
+    teach = base.teach
+    assert teach is not None
+    return replace(
+        base,
+        name=name,
+        out=Path("out") / name,
+        shared=shared,
+        teacher=shared / "teacher",
+        network=choosing(small_teacher(), base.benchmark),
+        teach=replace(teach, compile=False),
+        probe=None,
+        traced=("actions", "condition", "logits", LAST, "fused"),
+        student=TwoTowerStudent(choosing(small_student(), base.benchmark)),
+        stages=_two_stages(objective, steps),
+    )
+
+
+def _two_stages(objective: Aed, steps: int) -> tuple[Stage, Stage]:
+    """The teacher's voice first; then the last third with the expert's, at a tenth of the rate."""
+    stage = replace(DISTIL, objective=objective, learning_rate=1e-3, compile=False)
+    last = replace(objective, share=min(objective.share, 0.25))
+    return replace(stage, steps=steps * 2 // 3), replace(stage, objective=last, steps=steps // 3, learning_rate=1e-4)
+
+
+def aed_tabletop() -> Recipe:
+    """AED on tabletop: two towers of 4 M parameters teach two of 1 M, which choose among 24 actions."""
+    return _distilled(tabletop(), "aed_tabletop", Aed(), steps=9000)
+
+
+def aed_metaworld() -> Recipe:
+    """AED on three tasks of Meta-World (needs the extra)."""
+    return _distilled(metaworld(), "aed_metaworld", Aed(), steps=1500)
+
+
+def aed_minus_attention() -> Recipe:
+    """AED without the attention term."""
+    return _distilled(tabletop(), "aed_minus_attention", Aed(attention=0), steps=9000)
+
+
+def aed_minus_contrastive() -> Recipe:
+    """AED without the contrastive term."""
+    return _distilled(tabletop(), "aed_minus_contrastive", Aed(contrastive=0), steps=9000)
+
+
+def aed_action_only() -> Recipe:
+    """AED's student, taught actions only: the action distillation that the other terms must beat."""
+    return _distilled(tabletop(), "aed_action_only", Aed(attention=0, representation=0, contrastive=0), steps=9000)
+
+
+def aed_contrastive_only() -> Recipe:
+    """AED's student with contrast and the expert's actions only; without any action it would not act."""
+    return _distilled(tabletop(), "aed_contrastive_only", Aed(attention=0, representation=0, share=0), steps=9000)
+
+
+def aed_bc() -> Recipe:
+    """AED's student without a teacher: the expert's actions and nothing else."""
+    return _distilled(tabletop(), "aed_bc", Aed(attention=0, representation=0, contrastive=0, share=0), steps=9000)
+
+
+def aed_online() -> Recipe:
+    """AED, then its feedback loop on unseen objects: hard steps relabelled, learned from, kept only if success does not fall."""
+    base = aed_tabletop()
+    step = Round(replace(base.stages[1], steps=300), episodes=300, split="unseen_objects", share=0.5, replay=2000, trial=200)
+    rounds = tuple(replace(step, seed=step.seed + 10_000 * number) for number in range(3))
+    return replace(base, name="aed_online", out=Path("out/aed_online"), rounds=rounds)
+
+
+def aed_self() -> Recipe:
+    """The teacher's own shape, taught by its own running average (`ema_self`)."""
+    base = aed_tabletop()
+    objective = Aed(projected=False)
+    stages = tuple(replace(stage, objective=objective, teacher="ema_self") for stage in base.stages)
+    return replace(base, name="aed_self", out=Path("out/aed_self"), student=Kept((0, 1)), stages=stages)

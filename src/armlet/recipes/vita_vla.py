@@ -1,0 +1,87 @@
+"""VITA-VLA (arXiv 2510.09607): a small action expert teaches a vision–language model to act, and lends it its decoder.
+
+    paper                                           here
+    small action expert, Seer                       a VLA of ours whose head is the paper's decoder: `VLANetwork(head="arm_gripper")`
+    VLM, state token, action query, mapper          `policies.action_query`; `published()` is the paper's size, 7.5 B
+    stage 1: MSE(mapper(h^VLM), h^expert)           `Align`; only `ALIGN` trains, where the model was pretrained
+    stage 2: MAE(arm) + 0.01 BCE(gripper)           `Finetune`: the head's own loss; eyes frozen, where they were pretrained
+
+    armlet teach  vita_vla_tabletop     # the expert
+    armlet probe  vita_vla_tabletop     # what its decoder reads, frame by frame
+    armlet distil vita_vla_tabletop
+    armlet evaluate vita_vla_tabletop --policies out/vita_vla_finetune/student
+
+What it saves is training: `vita_vla_finetune` is the same model, decoder and number of steps without stage 1. No pretrained model can be
+had here, so ours starts from nothing, and both stages train all of it but the decoder, which stage 1 leaves alone.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar
+
+from torch import Tensor
+
+from armlet import losses
+from armlet.policies.action_query import ALIGN, SCRATCH, ActionQueryNetwork, ReuseDecoder
+from armlet.policies.vla import VLANetwork
+from armlet.recipe import Objective, Recipe
+from armlet.recipes.bases import DISTIL, metaworld, tabletop
+from armlet.types import Batch, Trace
+
+STRIDES = {"scene": 12, "wrist": 16}
+CHUNK = 3  # future steps, one action query each
+
+
+@dataclass(frozen=True)
+class Align(Objective):
+    """Stage 1: what the mapper gives the decoder is what the expert gives it."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"condition"})
+    wants: ClassVar[frozenset[str]] = frozenset({"condition"})
+
+    def __call__(self, student: Trace, teacher: Trace, batch: Batch) -> dict[str, Tensor]:
+        return {"align": losses.condition_mse(student["condition"], teacher["condition"]).mean()}
+
+
+@dataclass(frozen=True)
+class Finetune(Objective):
+    """Stage 2: MAE(arm) + 0.01 BCE(gripper) against the expert's actions in the data."""
+
+    wants: ClassVar[frozenset[str]] = frozenset({"imitation"})
+
+    def __call__(self, student: Trace, teacher: Trace, batch: Batch) -> dict[str, Tensor]:
+        return {"imitation": student["imitation"].mean()}
+
+
+def _distilled(base: Recipe, name: str, *, align: int, finetune: int) -> Recipe:
+    """`align` steps of stage 1, none where it is 0, and `finetune` of stage 2."""
+    shared = Path("out") / f"vita_vla_{base.name}"
+    stage = replace(DISTIL, learning_rate=1e-3, compile=False)
+    first = replace(stage, objective=Align(), steps=align, train=(*ALIGN, *SCRATCH))
+    second = replace(stage, objective=Finetune(), steps=finetune)
+    return replace(
+        base,
+        name=name,
+        out=Path("out") / name,
+        shared=shared,
+        teacher=shared / "expert",
+        network=VLANetwork(chunk=CHUNK, head="arm_gripper", strides=STRIDES),
+        probe=None,
+        student=ReuseDecoder(ActionQueryNetwork(strides=STRIDES)),
+        stages=(first, second) if align else (second,),
+    )
+
+
+def vita_vla_tabletop() -> Recipe:
+    """VITA-VLA on tabletop: a language model of ours aligned with a small expert, then fine-tuned with its decoder."""
+    return _distilled(tabletop(), "vita_vla_tabletop", align=3000, finetune=3000)
+
+
+def vita_vla_finetune() -> Recipe:
+    """VITA-VLA's model and decoder without the alignment, for as many steps."""
+    return _distilled(tabletop(), "vita_vla_finetune", align=0, finetune=6000)
+
+
+def vita_vla_metaworld() -> Recipe:
+    """VITA-VLA on three tasks of Meta-World (needs the extra)."""
+    return _distilled(metaworld(), "vita_vla_metaworld", align=500, finetune=500)

@@ -1,0 +1,153 @@
+"""The published systems, each through all its verbs on a handful of episodes: its own teacher, traces, stages and student."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny import tiny_recipe
+
+from armlet import collect, distil, evaluate, probe, teach
+from armlet.checkpoint import load_policy
+from armlet.policies.two_tower import TwoTowerNetwork
+from armlet.recipe import Recipe
+from armlet.recipes.aed import aed_online, aed_self, aed_tabletop
+from armlet.recipes.vita_vla import vita_vla_finetune, vita_vla_tabletop
+
+SHORT = {"steps": 3, "batch_size": 8, "warmup": 1, "log_every": 1, "checkpoint_every": 2}
+
+
+@pytest.fixture(scope="module")
+def episodes(tmp_path_factory) -> Recipe:
+    made = tiny_recipe(tmp_path_factory.mktemp("systems"))
+    collect.main(made)
+    return made
+
+
+def shrunk(network, **changes):
+    """The recipe's own network, a fraction of its size, for the tiny cameras."""
+    if isinstance(network, TwoTowerNetwork):
+        sizes = {"width": 24, "heads": 2, "vision_layers": 1, "text_layers": 1, "patch": 16, "channels": 8, "chunk": 3}
+        return dataclasses.replace(network, **sizes, **changes)
+    return dataclasses.replace(network, strides={"scene": 16, "wrist": 16}, **changes)
+
+
+def tiny(recipe: Recipe, episodes: Recipe, out: Path, **student) -> Recipe:
+    """A recipe of the package over tiny episodes."""
+
+    def short(stage):
+        objective = stage.objective
+        if hasattr(objective, "grids"):
+            objective = dataclasses.replace(objective, grids=(4, 4))
+        return dataclasses.replace(stage, objective=objective, compile=False, **SHORT)
+
+    chosen = recipe.student
+    if hasattr(chosen, "network"):
+        chosen = dataclasses.replace(chosen, network=shrunk(chosen.network, **student))
+    return dataclasses.replace(
+        recipe,
+        benchmark=episodes.benchmark,
+        episodes=episodes.episodes,
+        teacher=out / "teacher",
+        out=out / recipe.name,
+        shared=out,
+        teach=short(recipe.teach),
+        student=chosen,
+        stages=tuple(map(short, recipe.stages)),
+        rounds=tuple(
+            dataclasses.replace(each, stage=short(each.stage), episodes=2, workers=1, trial=2, replay=5) for each in recipe.rounds
+        ),
+        evaluation=episodes.evaluation,
+    )
+
+
+@pytest.fixture(scope="module")
+def aed(episodes: Recipe, tmp_path_factory) -> Recipe:
+    out = tmp_path_factory.mktemp("aed")
+    made = tiny(aed_tabletop(), episodes, out)
+    made = dataclasses.replace(made, network=shrunk(made.network, fusion_layers=2))
+    made = dataclasses.replace(made, network=dataclasses.replace(made.network, width=32))
+    for verb in (teach, probe):
+        verb.main(made)
+    return made
+
+
+def test_aed_goes_from_episodes_to_a_report(aed: Recipe) -> None:
+    distil.main(aed)
+    report = json.loads(evaluate.main(aed).read_text())
+    assert [policy["name"] for policy in report["policies"]] == ["teacher", "aed_tabletop"]
+    columns = report["training"]["aed_tabletop"][0]
+    assert {"action", "imitation", "attention", "representation", "contrastive"} <= columns.keys()
+    assert all(np.isfinite(columns[name]).all() for name in ("action", "attention", "representation", "contrastive"))
+    student = load_policy(aed.student_folder)
+    gripper = student.infer(episodes_observation(aed))[:, 3]
+    assert set(np.round(gripper, 5)) <= {-1.0, 1.0}, "what is chosen is one of 24 primitives, the gripper open or closed"
+
+
+def episodes_observation(recipe: Recipe):
+    benchmark = recipe.benchmark
+    return benchmark.make(benchmark.tasks()[0], 1).observe()
+
+
+def test_a_teacher_that_averages_its_student_resumes_to_the_same_end(aed: Recipe, episodes: Recipe, monkeypatch) -> None:
+    from armlet import training
+
+    whole = dataclasses.replace(tiny(aed_self(), episodes, aed.out.parent), teacher=aed.teacher)
+    killed = dataclasses.replace(whole, out=whole.out.with_name("killed"))
+    update = training.Trainer._update
+
+    def dies(trainer):
+        if trainer.step == 2 and trainer.folder.name == "distil-1":
+            raise KeyboardInterrupt
+        return update(trainer)
+
+    monkeypatch.setattr(training.Trainer, "_update", dies)
+    with pytest.raises(KeyboardInterrupt):
+        distil.main(killed)
+    monkeypatch.undo()
+    ends = [load_policy(distil.main(each)).state_dict() for each in (whole, killed)]
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+    start = load_policy(aed.teacher).state_dict()
+    assert any(not torch.equal(start[name], ends[0][name]) for name in start)
+
+
+def test_an_average_of_another_shape_is_refused(aed: Recipe) -> None:
+    stages = tuple(dataclasses.replace(stage, teacher="ema_self") for stage in aed.stages)
+    wrong = dataclasses.replace(aed, out=aed.out.with_name("wrong"), stages=stages)
+    with pytest.raises(ValueError, match="must be the same network"):
+        distil.main(wrong)
+
+
+def test_the_feedback_loop_promotes_or_rolls_back(aed: Recipe, episodes: Recipe) -> None:
+    online = tiny(aed_online(), episodes, aed.out.parent)
+    distil.main(online)
+    verdicts = [json.loads((online.out / f"round-{number}" / "trial.json").read_text()) for number in range(3)]
+    assert all(verdict["promoted"] == (verdict["after"] >= verdict["before"]) for verdict in verdicts)
+    assert {verdict["split"] for verdict in verdicts} == {"unseen_objects"}
+
+
+@pytest.fixture(scope="module")
+def vita(episodes: Recipe, tmp_path_factory) -> Recipe:
+    made = tiny(vita_vla_tabletop(), episodes, tmp_path_factory.mktemp("vita"), channels=8)
+    made = dataclasses.replace(made, network=shrunk(made.network, width=32, depth=2, heads=2, vision_channels=8))
+    for verb in (teach, probe):
+        verb.main(made)
+    return made
+
+
+def test_vita_vla_goes_from_episodes_to_a_report(vita: Recipe, episodes: Recipe) -> None:
+    distil.main(vita)
+    alone = tiny(vita_vla_finetune(), episodes, vita.out.parent, channels=8)
+    folder = distil.main(alone)
+    report = json.loads(evaluate.main(dataclasses.replace(vita, policies=(folder,))).read_text())
+    assert [policy["name"] for policy in report["policies"]] == ["teacher", "vita_vla_tabletop", "vita_vla_finetune"]
+    assert list(report["training"]["vita_vla_tabletop"][0]) and "align" in report["training"]["vita_vla_tabletop"][0]
+
+
+def test_the_alignment_leaves_the_experts_decoder_alone(vita: Recipe) -> None:
+    aligned = dataclasses.replace(vita, out=vita.out.with_name("aligned"), stages=vita.stages[:1])
+    student, expert = load_policy(distil.main(aligned)), load_policy(vita.teacher)
+    for name, tensor in expert.head.state_dict().items():
+        assert torch.equal(student.head.state_dict()[name], tensor), name
