@@ -124,7 +124,7 @@ def _answers(recipe: Recipe, stores: list[TraceStore], frames: list[Frames], dev
             answers = stores[number].read(found[mine] - [firsts[number], 0], want=needed)
             for name, values in answers.items():
                 whole = rows.setdefault(name, values.new_zeros(len(found), *rooms[name]))
-                at = (torch.from_numpy(mine), *(slice(size) for size in values.shape[1:]))
+                at: tuple[Tensor | slice, ...] = (torch.from_numpy(mine), *(slice(size) for size in values.shape[1:]))
                 whole[at] = values
         return {name: values.to(device).float() for name, values in rows.items()}
 
