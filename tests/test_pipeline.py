@@ -39,7 +39,8 @@ def test_every_verb_leaves_its_result(recipe: Recipe) -> None:
     store = TraceStore(recipe.traces)
     assert len(store) == len(data)
     assert store.columns["semantics"][0] == (4, recipe.probe.semantic_width)
-    assert load_policy(recipe.student_folder).to_json()["type"] == "routed"
+    student = load_policy(recipe.student_folder)  # hardly trained, its router may say the same of every frame, and be left behind
+    assert student.to_json()["type"] == "routed" or 0 < len(student.layers) <= 2
 
 
 def test_the_report_has_what_a_number_needs(recipe: Recipe) -> None:
@@ -83,9 +84,9 @@ def test_first_k_uses_the_same_traces(recipe: Recipe) -> None:
     assert len(load_policy(baseline.student_folder).layers) == 2
 
 
-STUDENTS = [
-    name for name in recipes.available() if name.endswith("_tabletop") or name in ("vla_ad_aux", "vla_ad_both", "vla_ad_bc")
-]
+OTHERS = ("aed", "vita")  # with teachers of their own: tests/test_systems.py
+TOLD = ("vla_ad_aux", "vla_ad_both", "vla_ad_bc")
+STUDENTS = [name for name in recipes.available() if name in TOLD or (name.endswith("_tabletop") and not name.startswith(OTHERS))]
 
 
 @pytest.mark.parametrize("name", STUDENTS)

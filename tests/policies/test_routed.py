@@ -145,3 +145,20 @@ def test_a_router_with_a_budget_sets_its_own_threshold() -> None:
     assert 0.3 < spent(policy, batch) <= 0.375 + 1e-6
     with pytest.raises(ValueError, match="needs a `budget`"):
         Routing(dial=True)
+
+
+def test_a_router_that_always_says_the_same_is_left_behind(tmp_path) -> None:
+    several = routed(budget=0.5)
+    several.calibrate(batch_for(several))
+    assert several.routing.only is None and several.deployed() is several
+    one = routed(budget=0.5)
+    torch.nn.init.zeros_(one.router.leave.weight)
+    one.router.leave.bias.data = torch.tensor([3.0, -1, 2, -1, -1, 1, -1, 2.5])
+    batch = batch_for(one)
+    one.calibrate(batch)
+    assert one.routing.only == (0, 2, 5, 7) and one.at(0.25).routing.only is None
+    save_policy(one, tmp_path)
+    plain = load_policy(tmp_path).deployed()
+    assert len(plain.layers) == 4 and not hasattr(plain, "router")
+    with torch.no_grad():
+        torch.testing.assert_close(plain(batch), one(batch))

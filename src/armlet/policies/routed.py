@@ -31,7 +31,8 @@ class Routing(Student):
 
     `budget`: the share of the backbone that decisions may cost in the mean; after each stage of training the threshold is set so
     that they do (`Routed.calibrate`), and None leaves it alone. `dial`: the router is told the budget as well, `budget` where
-    nobody says otherwise. `calibration`: (budget, threshold) pairs as measured.
+    nobody says otherwise. `calibration`: (budget, threshold) pairs as measured. `only`: the route that all frames took when it was
+    calibrated, if they took one.
     `chooser="random"` is a baseline: a share `initial_keep` of the layers, drawn by nobody's wish."""
 
     hidden: int = 64
@@ -44,6 +45,7 @@ class Routing(Student):
     dial: bool = False
     budget: float | None = None
     calibration: tuple[tuple[float, float], ...] = ()
+    only: tuple[int, ...] | None = None
     chooser: Literal["learned", "random"] = "learned"
 
     def __post_init__(self) -> None:
@@ -167,6 +169,9 @@ class Routed(Policy):
         self.routing = replace(self.routing, calibration=tuple(found))
         if self.routing.budget is not None:
             self.routing = self.at(self.routing.budget).routing
+        if not self.routing.dial:
+            routes = self._gates(tokens, batch).unique(dim=0)
+            self.routing = replace(self.routing, only=active_layers(routes) if len(routes) == 1 else None)
 
     def at(self, budget: float) -> "Routed":
         """The same weights at another budget; between calibrated budgets the threshold is interpolated."""
@@ -176,15 +181,24 @@ class Routed(Policy):
         if not budgets[0] <= budget <= budgets[-1]:
             raise ValueError(f"a budget of {budget}: this router is calibrated from {budgets[0]} to {budgets[-1]}")
         other = copy.copy(self)  # the modules are shared, the setting is its own
-        other.routing = replace(self.routing, budget=budget, threshold=float(np.interp(budget, budgets, thresholds)))
+        threshold = float(np.interp(budget, budgets, thresholds))
+        other.routing = replace(self.routing, budget=budget, threshold=threshold, only=None)
         return other
 
+    def deployed(self) -> Policy:
+        """Without its router, if that took one route on all frames that it was calibrated on: deciding what is always the same
+        costs time and changes nothing."""
+        return self if not self.routing.only else self.keep_layers(self.routing.only)
+
+    @torch.no_grad()
     def static(self, batch: Batch) -> Policy:
         """The network without its router that always takes this router's commonest route on `batch`: for export."""
-        with torch.no_grad():
-            gates = hard_gates(self.route(self.embed(batch), batch) - self._threshold(batch))
-        routes, counts = gates.unique(dim=0, return_counts=True)
+        routes, counts = self._gates(self.embed(batch), batch).unique(dim=0, return_counts=True)
         return self.keep_layers(active_layers(routes[counts.argmax()][None]))
+
+    def _gates(self, tokens: Tokens, batch: Batch) -> Tensor:
+        """(b, l): what runs."""
+        return hard_gates(self.route(tokens, batch) - self._threshold(batch))
 
     def to_json(self) -> dict[str, Any]:
         return {"type": "routed", "routing": asdict(self.routing), "inner": self.inner.to_json()}
@@ -195,6 +209,7 @@ def from_json(description: dict[str, Any], tokenizer: Tokenizer) -> Routed:
     routing = dict(description["routing"])
     routing["always"] = tuple(routing["always"])
     routing["calibration"] = tuple(map(tuple, routing.get("calibration", ())))
+    routing["only"] = routing.get("only") and tuple(routing["only"])
     return Routed(rebuild(description["inner"], tokenizer), Routing(**routing))
 
 
