@@ -81,6 +81,10 @@ def main(arguments: Arguments) -> None:
             lambda: Learner(Routing().build(teacher), probe=make_heads(teacher, recipe.probe)),
             dataclasses.replace(stage, objective=ActDistill(keep=0.3)),
         ),
+        "router, every layer of every fourth sample supervised": (
+            lambda: Learner(Routing().build(teacher), probe=make_heads(teacher, recipe.probe)),
+            dataclasses.replace(stage, objective=ActDistill(keep=0.3, every=4)),
+        ),
     }
     seconds = {}
     for name, (make, setting) in kinds.items():
@@ -103,6 +107,12 @@ def main(arguments: Arguments) -> None:
         "threads": 2,
         "ms_a_step": {name: 1e3 * value for name, value in seconds.items()},
         "over_plain": {name: value / plain_seconds - 1 for name, value in seconds.items()},
+        # what the layers' supervision itself adds, as a share of a plain step: the same router with and without it
+        "supervision_adds": {
+            name: (value - seconds["router, output matched"]) / plain_seconds
+            for name, value in seconds.items()
+            if name.endswith("supervised")
+        },
     }
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(result, indent=1) + "\n")

@@ -27,8 +27,8 @@ class Learner(nn.Module):
         self.privileged = nn.ModuleDict({name: nn.Linear(policy.condition_width, size) for name, size in facts.items()})
         self.pointers = nn.ModuleDict({name: Pointer(policy.width, policy.vision_tokens, size) for name, size in facts.items()})
 
-    def trace(self, batch: Batch, want: Collection[str], *, exploration: float = 0.0) -> Trace:
-        """The signals in `want`. Raises KeyError naming a signal that this learner does not have."""
+    def trace(self, batch: Batch, want: Collection[str], *, exploration: float = 0.0, every: int = 1) -> Trace:
+        """The signals in `want`; those of single layers of every n-th sample only, where `every` is more than 1. Raises KeyError naming a signal that this learner does not have."""
         policy = self.policy
         watch = bool({"semantics", "layer_actions"} & set(want)) or any(
             name.startswith(("hidden.", "attention.")) for name in want
@@ -48,7 +48,9 @@ class Learner(nn.Module):
         if {"semantics", "layer_actions"} & set(want):
             if self.probe is None:
                 raise KeyError("semantics and layer_actions come from probe heads, and this learner has none")
-            trace["semantics"], trace["layer_actions"] = self.probe([hidden.float() for hidden in run.hiddens], tokens.mask)
+            trace["semantics"], trace["layer_actions"] = self.probe(
+                [hidden[::every].float() for hidden in run.hiddens], tokens.mask[::every]
+            )
         for name, head in self.privileged.items():
             trace[f"privileged.{name}"] = head(condition)
         if any(name.startswith("pointed.") for name in want):

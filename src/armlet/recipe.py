@@ -24,11 +24,13 @@ from armlet.types import Batch, Trace
 class Objective(ABC):
     """What a stage minimises. Subclasses are frozen dataclasses whose fields are its weights.
 
-    `needs`: what it reads from the teacher's trace; `wants`: what it reads from the student's.
+    `needs`: what it reads from the teacher's trace; `wants`: what it reads from the student's. `every`: it reads the layers
+    (semantics and layer actions) of every n-th sample only; the heads that read them are the dearest part of a small network's step.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
     wants: ClassVar[frozenset[str]] = frozenset()
+    every: int = 1
 
     @abstractmethod
     def __call__(self, student: Trace, teacher: Trace, batch: Batch) -> dict[str, Tensor]:

@@ -159,7 +159,7 @@ class Trainer:
         first, last = stage.exploration
         exploration = first + (last - first) * self.step / stage.steps
         with self._autocast():
-            student = self.learner.trace(batch, stage.objective.wants, exploration=exploration)
+            student = self.learner.trace(batch, stage.objective.wants, exploration=exploration, every=stage.objective.every)
         terms = stage.objective(student, teacher, batch)
         loss = torch.stack(list(terms.values())).sum()
         values = {name: float(value.detach()) for name, value in terms.items()}

@@ -84,7 +84,7 @@ def _shard(root: Path, number: int) -> Path:
 class TraceWriter:
     """Appends rows; a context manager. Opening an existing store of the same identity goes on where it ended."""
 
-    def __init__(self, root: Path | str, identity: StoreIdentity, columns: Columns, *, shard_bytes: int = 256 * 2**20) -> None:
+    def __init__(self, root: Path | str, identity: StoreIdentity, columns: Columns, *, shard_bytes: int = 2**30) -> None:
         self.root = Path(root)
         self.root.mkdir(parents=True, exist_ok=True)
         self._lock()
@@ -231,7 +231,7 @@ class TraceStore:
         self._episodes = np.unique(self._sorted["episode"])
         self._firsts = np.searchsorted(self._sorted["episode"], self._episodes)
         self._checked = np.zeros(len(self._entries), bool)
-        self._shards: list[np.memmap] | None = None
+        self._shards: list[np.ndarray] | None = None
         self._check_files()
 
     def __len__(self) -> int:
@@ -256,10 +256,10 @@ class TraceStore:
                     "`armlet probe` stores the missing rows again"
                 )
 
-    def _map(self) -> list[np.memmap]:
+    def _map(self) -> list[np.ndarray]:
         if self._shards is None:
             count = -(-len(self) // self.header.rows_per_shard)
-            self._shards = [np.memmap(_shard(self.root, n), self.header.row, mode="r") for n in range(count)]
+            self._shards = [np.asarray(np.memmap(_shard(self.root, n), self.header.row, mode="r")) for n in range(count)]
         return self._shards
 
     def positions(self, keys: np.ndarray) -> np.ndarray:
@@ -305,7 +305,7 @@ class TraceStore:
                     values[name][at] = found
         return {name: torch.from_numpy(array) for name, array in values.items()}
 
-    def _verify(self, shard: np.memmap, rows: np.ndarray, positions: np.ndarray) -> None:
+    def _verify(self, shard: np.ndarray, rows: np.ndarray, positions: np.ndarray) -> None:
         fresh = ~self._checked[positions]
         for row, position in zip(rows[fresh], positions[fresh], strict=True):
             if zlib.crc32(shard[row].tobytes()) != self._entries["crc"][position]:

@@ -49,11 +49,14 @@ class ActDistill(Objective):
     eta: float = 0.5
     gamma: float = 2.0
     steps: losses.Steps = "chunk"
+    every: int = 1
 
     def __call__(self, student: Trace, teacher: Trace, batch: Batch) -> dict[str, Tensor]:
         depth = losses.depth_weights(student["semantics"].shape[1], self.gamma, student["semantics"].device)
-        semantic = losses.semantic_loss(student["semantics"], teacher["semantics"], self.eta)
-        layers = losses.layer_action_loss(student["layer_actions"], teacher["layer_actions"], *batch.targets(), self.steps)
+        theirs = {name: teacher[name][:: self.every] for name in ("semantics", "layer_actions")}
+        expert, valid = (target[:: self.every] for target in batch.targets())
+        semantic = losses.semantic_loss(student["semantics"], theirs["semantics"], self.eta)
+        layers = losses.layer_action_loss(student["layer_actions"], theirs["layer_actions"], expert, valid, self.steps)
         keep = self.keep if batch.budget is None else batch.budget
         return {
             **self.output(student, teacher, batch),
