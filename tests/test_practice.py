@@ -37,7 +37,7 @@ def test_failed_episodes_come_first_then_the_largest_differences() -> None:
 
 @given(st.integers(50, 5000), st.integers(1, 60), st.floats(0.05, 0.6))
 def test_what_was_practised_is_drawn_as_often_as_asked(base: int, practised: int, share: float) -> None:
-    rows = mixed(base, base + np.arange(practised), share)
+    rows = mixed(np.arange(base), base + np.arange(practised), share)
     counts = np.bincount(rows)
     assert (counts[:base] == 1).all() and len(set(counts[base:])) == 1
     found = (rows >= base).mean()

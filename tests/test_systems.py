@@ -55,6 +55,7 @@ def tiny(recipe: Recipe, episodes: Recipe, out: Path, **student) -> Recipe:
         shared=out,
         teach=short(recipe.teach),
         student=chosen,
+        split="last",  # six episodes are too few for parts by task
         stages=tuple(map(short, recipe.stages)),
         rounds=tuple(
             dataclasses.replace(each, stage=short(each.stage), episodes=2, workers=1, trial=2, replay=5) for each in recipe.rounds

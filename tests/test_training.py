@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,12 +16,13 @@ from tiny import make_frames, make_policy
 
 from armlet.data.frames import draw
 from armlet.layers.graph import ProbeHeads
+from armlet.layers.heads import CodebookHead, RegressionHead
 from armlet.learner import Learner
 from armlet.policies.routed import Routing
 from armlet.recipe import Stage
 from armlet.recipes.actdistill import ActDistill
 from armlet.recipes.bases import FitHeads, Imitate
-from armlet.training import Trainer, make_batches, rate, trainable
+from armlet.training import Trainer, balanced, make_batches, rate, trainable
 
 STAGE = Stage(Imitate(), steps=8, batch_size=5, warmup=2, log_every=1, checkpoint_every=4, ema=0.9)
 
@@ -200,3 +202,17 @@ def test_the_budget_is_reached_with_batches_of_any_size(tmp_path, size: int, kee
         batch = make_batches(policy, frames).batch(np.arange(len(frames)))
         gates = learner.trace(batch, ["gates"])["gates"]
     assert gates.mean() == pytest.approx(keep, abs=0.12)
+
+
+def test_frames_of_rare_actions_are_drawn_more_often() -> None:
+    rng = np.random.default_rng(0)
+    head = CodebookHead(8, 2, 2, primitives=[[1.0, 0], [-1, 0], [0, 1]])
+    actions = torch.tensor([[1.0, 0.1]] * 80 + [[-1, 0.1]] * 16 + [[0.1, 0.9]] * 4)[torch.from_numpy(rng.permutation(100))]
+    batches = SimpleNamespace(first_actions=lambda: actions)
+    classes = head.classes(actions).numpy()
+    counts = [np.bincount(classes[balanced(np.arange(100), batches, head, power)]) for power in (0.5, 1.0)]
+    assert counts[0].tolist() == [80, 16 * 2, 4 * 4] and counts[1].tolist() == [80, 80, 80]
+    some = np.flatnonzero(classes != 1)
+    assert set(balanced(some, batches, head, 1.0)) == set(some)
+    with pytest.raises(ValueError, match="does not choose among a few actions"):
+        balanced(np.arange(100), batches, RegressionHead(8, 2, 2), 1.0)

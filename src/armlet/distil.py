@@ -8,7 +8,8 @@ from torch import Tensor
 
 from armlet.checkpoint import load_policy, save_policy
 from armlet.data.episodes import EpisodeDataset
-from armlet.data.frames import BatchMaker, Frames, join_frames, split_frames
+from armlet.data.frames import BatchMaker, Frames, join_frames
+from armlet.data.splits import by_task, last, rows_of
 from armlet.data.traces import TraceStore
 from armlet.layers.ema import SelfTeacher
 from armlet.learner import Learner
@@ -28,22 +29,23 @@ def main(recipe: Recipe) -> Path:
         raise ValueError(f"recipe {recipe.name!r} has no student and stages to distil")
     data = EpisodeDataset(recipe.episodes)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    train, held_out = split_frames(labelled_frames(recipe, data, recipe.labels), recipe.held_out)
+    whole = labelled_frames(recipe, data, recipe.labels)
+    train, held_out = (rows_of(whole.starts, part) for part in _parts(recipe, data))
     teacher = load_policy(recipe.teacher, device=device)
     torch.manual_seed(recipe.seed)
-    student = recipe.student.build(teacher, _sample(make_batches(teacher, train), recipe.seed)).to(device)
+    student = recipe.student.build(teacher, _sample(make_batches(teacher, whole), train, recipe.seed)).to(device)
     if student.head.chunk != teacher.head.chunk:
         raise ValueError(
             f"the student decides {student.head.chunk} actions at a time and its teacher {teacher.head.chunk}; give the student's "
             "network the teacher's `chunk`"
         )
-    batches = make_batches(student, train)
+    batches = make_batches(student, whole)
     learner = _learner(recipe, student, data).to(device)
-    unseen = _sample(make_batches(student, held_out), recipe.seed)
-    frames, stores = [train], _stores(recipe, data)
+    unseen = _sample(batches, held_out, recipe.seed)
+    frames, stores = [whole], _stores(recipe, data)
     practised: list[np.ndarray] = []  # rows of what the rounds added, among all frames
     for index, stage in enumerate(recipe.all_stages):
-        number, rows, before = index - len(recipe.stages), None, {}
+        number, rows, before = index - len(recipe.stages), train, {}
         if number >= 0:
             more = practise(recipe, student, teacher, number)
             met, known = labelled_frames(recipe, more, round_folder(recipe, number) / "labels"), sum(map(len, frames))
@@ -51,7 +53,7 @@ def main(recipe: Recipe) -> Path:
             frames.append(met)
             stores += _stores(recipe, more, round_folder(recipe, number) / "traces")
             batches = make_batches(student, join_frames(frames))
-            rows = mixed(len(train), np.concatenate(practised), recipe.rounds[number].share)
+            rows = mixed(train, np.concatenate(practised), recipe.rounds[number].share)
             before = {name: tensor.clone() for name, tensor in learner.state_dict().items()}
         trainer = Trainer(
             learner,
@@ -72,10 +74,15 @@ def main(recipe: Recipe) -> Path:
     return recipe.student_folder
 
 
-def _sample(batches: BatchMaker, seed: int) -> Batch:
-    """Up to `SAMPLE` frames from all over."""
-    rows = np.random.default_rng([seed, 2]).choice(len(batches), min(SAMPLE, len(batches)), replace=False)
-    return batches.batch(np.sort(rows))
+def _parts(recipe: Recipe, data: EpisodeDataset) -> tuple[np.ndarray, np.ndarray]:
+    """The episodes to train on, and those to calibrate on."""
+    return last(data, recipe.held_out) if recipe.split == "last" else by_task(data)[:2]
+
+
+def _sample(batches: BatchMaker, rows: np.ndarray, seed: int) -> Batch:
+    """Up to `SAMPLE` of these frames, from all over."""
+    chosen = np.random.default_rng([seed, 2]).choice(len(rows), min(SAMPLE, len(rows)), replace=False)
+    return batches.batch(rows[np.sort(chosen)])
 
 
 def _learner(recipe: Recipe, student: Policy, data: EpisodeDataset) -> Learner:

@@ -71,10 +71,10 @@ def worth_learning(data: EpisodeDataset, frames: Frames, limit: int | None) -> n
     return np.sort(order[:limit])
 
 
-def mixed(base: int, practised: np.ndarray, share: float) -> np.ndarray:
-    """Rows 0 to `base` once, and those that were practised so often that they are about `share` of all (at least once)."""
-    times = max(1, round(share / (1 - share) * base / max(len(practised), 1)))
-    return np.concatenate([np.arange(base), np.tile(practised, times)])
+def mixed(base: np.ndarray, practised: np.ndarray, share: float) -> np.ndarray:
+    """The rows `base` once, and those that were practised so often that they are about `share` of all (at least once)."""
+    times = max(1, round(share / (1 - share) * len(base) / max(len(practised), 1)))
+    return np.concatenate([base, np.tile(practised, times)])
 
 
 def stays(recipe: Recipe, number: int, student: Policy) -> bool:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from armlet.annotators import Annotator
 from armlet.benchmarks import Benchmark
+from armlet.data.augment import Augment
 from armlet.data.normalise import Mode
 from armlet.policies import Network, Student
 from armlet.types import Batch, Trace
@@ -42,8 +43,8 @@ class Stage:
     """One stretch of training.
 
     `train` and `freeze` are patterns of parameter names (`vision.*`); what matches `train` and not `freeze` trains.
-    `ema` averages the weights that are saved (None: the last ones). `brightness` scales every image of a sample by a factor in
-    1 ± brightness. `exploration`: the noise of a network that decides while it trains, a router, from the first step to the
+    `ema` averages the weights that are saved (None: the last ones). `augment` changes the pictures. `balance`
+    draws frames of rare actions more often, where the head chooses among a few: 0 as they come, 1 all about equally. `exploration`: the noise of a network that decides while it trains, a router, from the first step to the
     last (Gumbel noise at 1, none at 0); `budgets`: the range from which each step's budget is drawn, for one with a dial.
     With `teacher="ema_self"` it is no stored trace that is matched, but what the student's own running average
     (`teacher_decay`) answers; the average starts from the teacher, which must be the same network.
@@ -61,7 +62,8 @@ class Stage:
     schedule: Literal["cosine", "constant"] = "cosine"
     clip: float = 1.0
     ema: float | None = None
-    brightness: float = 0.1
+    augment: Augment = field(default_factory=Augment)
+    balance: float = 0.0
     exploration: tuple[float, float] = (1.0, 0.0)
     budgets: tuple[float, float] | None = None
     teacher: Literal["frozen", "ema_self"] = "frozen"
@@ -157,7 +159,8 @@ class Recipe:
     traced: tuple[str, ...] = ("actions", "condition")  # what `probe` stores of the teacher, beside what its heads read
     evaluation: Evaluation = field(default_factory=Evaluation)
     shared: Path | None = None  # where traces are, when several recipes use the same
-    held_out: float = 0.02  # the share of episodes, the last ones, that no student trains on
+    split: Literal["last", "tasks"] = "last"  # by tasks: 70/15/15, no instruction and no scene in two parts (data/splits.py)
+    held_out: float = 0.02  # with `last`: the share of episodes, the last ones, that no student trains on
     policies: tuple[Path, ...] = ()
     seed: int = 0
 

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from armlet.checkpoint import load_state, save_state
 from armlet.data.frames import BatchMaker, Frames, draw
 from armlet.layers.ema import SelfTeacher
+from armlet.layers.heads import ActionHead
 from armlet.learner import Learner, watch
 from armlet.policies import Policy
 from armlet.progress import Progress
@@ -97,6 +98,16 @@ def make_batches(policy: Policy, frames: Frames) -> BatchMaker:
     )
 
 
+def balanced(rows: np.ndarray, batches: BatchMaker, head: ActionHead, power: float, *, most: int = 20) -> np.ndarray:
+    """The rows, those of rare actions several times (at most `most`): (largest class / own class) ** power, rounded."""
+    classes = head.classes(batches.first_actions())
+    if classes is None:
+        raise ValueError(f"balance={power}: a {type(head).__name__} does not choose among a few actions; set balance to 0")
+    mine = classes.cpu().numpy()[rows]
+    counts = np.bincount(mine)[mine]
+    return np.repeat(rows, np.clip(np.round((counts.max() / counts) ** power), 1, most).astype(np.int64))
+
+
 class Trainer:
     """Runs one stage on one learner. `folder` gets `metrics.jsonl` and `state.pt`; a finished stage stays finished.
 
@@ -115,7 +126,8 @@ class Trainer:
         teacher: TeacherTraces | None = None,
         rows: np.ndarray | None = None,
     ) -> None:
-        self.rows = np.arange(len(batches)) if rows is None else rows
+        rows = np.arange(len(batches)) if rows is None else rows
+        self.rows = balanced(rows, batches, learner.policy.head, stage.balance) if stage.balance else rows
         self.learner, self.stage, self.batches, self.teacher = learner, stage, batches, teacher
         self.folder, self.seed, self.title, self.step = folder, seed, title, 0
         for parameter in learner.parameters():
@@ -149,8 +161,7 @@ class Trainer:
         stage = self.stage
         rows = np.sort(self.rows[draw(len(self.rows), stage.batch_size, self.step, self.seed)])
         rng = np.random.default_rng([self.seed, self.step, 1])
-        gain = rng.uniform(1 - stage.brightness, 1 + stage.brightness, len(rows)) if stage.brightness else None
-        batch = self.batches.batch(rows, gain=gain)
+        batch = self.batches.batch(rows, change=lambda images: stage.augment(images, rng))
         if stage.budgets:
             batch = replace(batch, budget=float(rng.uniform(*stage.budgets)))
         assert batch.keys is not None  # a batch made from episodes has them

@@ -3,9 +3,8 @@
 Knows arrays and a tokenizer; knows no network.
 """
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -15,6 +14,8 @@ from armlet.data.episodes import EpisodeDataset
 from armlet.data.normalise import Normaliser
 from armlet.data.text import encode
 from armlet.types import Batch
+
+Change = Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]  # pictures by camera, changed
 
 
 @dataclass(frozen=True)
@@ -93,16 +94,21 @@ class BatchMaker:
         episode = self._episode[rows]
         return np.stack([episode, rows - self.frames.starts[episode]], 1)
 
-    def batch(self, rows: np.ndarray, *, gain: np.ndarray | None = None) -> Batch:
-        """The batch of `rows` (b,); `gain` (b,) scales the brightness of a sample's images."""
+    def first_actions(self) -> torch.Tensor:
+        """(N, a): every frame's own action, normalised."""
+        return self._tensor(self._actions)
+
+    def batch(self, rows: np.ndarray, *, change: Change | None = None) -> Batch:
+        """The batch of `rows` (b,), its pictures changed by `change`, if there is one."""
         episode, frames = self._episode[rows], self.frames
         wanted = rows[:, None] + np.arange(self.chunk)
         valid = wanted < frames.starts[episode + 1][:, None]
         actions = self._actions[np.minimum(wanted, len(self) - 1)]
         actions[~valid] = 0
+        images = {name: self._images(name, rows) for name in frames.images}
         text = self._text[episode]  # padded to the longest of all: one shape, so compiled code is compiled once
         return Batch(
-            images={name: self._images(name, rows, gain) for name in frames.images},
+            images=images if change is None else change(images),
             text=self._tensor(text),
             text_mask=self._tensor(text != 0),
             state=self._tensor(self._state[rows]),
@@ -115,11 +121,8 @@ class BatchMaker:
             privileged={name: self._tensor(values[rows]) for name, values in self._privileged.items()},
         )
 
-    def _images(self, name: str, rows: np.ndarray, gain: np.ndarray | None) -> torch.Tensor:
-        pixels = self._tensor(self.frames.images[name][rows]).permute(0, 3, 1, 2).float().div_(255)
-        if gain is not None:
-            pixels = (pixels * self._tensor(gain.astype(np.float32))[:, None, None, None]).clamp_(0, 1)
-        return pixels
+    def _images(self, name: str, rows: np.ndarray) -> torch.Tensor:
+        return self._tensor(self.frames.images[name][rows]).permute(0, 3, 1, 2).float().div_(255)
 
     def _tensor(self, values: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(values)).to(self.device)
@@ -142,15 +145,6 @@ def _padded(rows: list[list[int]]) -> np.ndarray:
 
 def _standardised(values: np.ndarray) -> np.ndarray:
     return ((values - values.mean(0)) / np.maximum(values.std(0), 1e-6)).astype(np.float32)
-
-
-def split_frames(frames: Frames, held_out: float) -> tuple[Frames, Frames]:
-    """The first episodes, and the last share `held_out` of them (at least one). Raises ValueError where nothing is left."""
-    episodes = len(frames.texts)
-    count = max(1, math.ceil(held_out * episodes))
-    if count >= episodes:
-        raise ValueError(f"held_out {held_out} of {episodes} episodes leaves none to train on; lower it, or collect more")
-    return _some_episodes(frames, 0, episodes - count), _some_episodes(frames, episodes - count, episodes)
 
 
 def join_frames(parts: Sequence[Frames]) -> Frames:
@@ -176,22 +170,6 @@ def _joined_descriptions(parts: Sequence[Frames]) -> np.ndarray | None:
     firsts = np.cumsum([0, *(len(part.descriptions) for part in parts)])
     found = [part.described + first for part, first in zip(parts, firsts, strict=False) if part.described is not None]
     return np.concatenate(found) if len(found) == len(parts) else None
-
-
-def _some_episodes(frames: Frames, first: int, last: int) -> Frames:
-    start, stop = frames.starts[first], frames.starts[last]
-    return replace(
-        frames,
-        images={name: images[start:stop] for name, images in frames.images.items()},
-        state=frames.state[start:stop],
-        actions=frames.actions[start:stop],
-        executed=frames.executed[start:stop],
-        privileged={name: values[start:stop] for name, values in frames.privileged.items()},
-        texts=frames.texts[first:last],
-        starts=frames.starts[first : last + 1] - start,
-        labels={name: values[start:stop] for name, values in frames.labels.items()},
-        described=None if frames.described is None else frames.described[start:stop],
-    )
 
 
 def draw(length: int, batch_size: int, step: int, seed: int) -> np.ndarray:

@@ -34,6 +34,10 @@ class ActionHead(nn.Module, ABC):
     def forward(self, condition: Tensor) -> Tensor:
         """(b, d) → (b, k, a), the actions to execute."""
 
+    def classes(self, actions: Tensor) -> Tensor | None:
+        """(…, a) normalised actions → (…,) which of a few each is nearest to, for a head that chooses among a few; else None."""
+        return None
+
     @abstractmethod
     def loss(self, condition: Tensor, actions: Tensor, valid: Tensor) -> Tensor:
         """(b,): how far from `actions` (b, k, a), counting the steps where `valid` (b, k)."""
@@ -140,9 +144,12 @@ class CodebookHead(ActionHead):
     def forward(self, condition: Tensor) -> Tensor:
         return self._act(condition, self.logits(condition).argmax(-1))
 
+    def classes(self, actions: Tensor) -> Tensor:
+        return squared_distances(actions, self.primitives, self.gripper).argmin(-1)
+
     def loss(self, condition: Tensor, actions: Tensor, valid: Tensor) -> Tensor:
         """Cross-entropy to the nearest primitive; with `refine` also the L1 error of that primitive, refined."""
-        nearest = squared_distances(actions, self.primitives, self.gripper).argmin(-1)  # (b, k)
+        nearest = self.classes(actions)  # (b, k)
         error = F.cross_entropy(self.logits(condition).flatten(0, 1), nearest.flatten(), reduction="none")
         error = error.view(*nearest.shape, 1)
         if self.offset is not None:

@@ -29,10 +29,12 @@ from torch import Tensor
 
 from armlet import losses
 from armlet.benchmarks import Benchmark
+from armlet.benchmarks.tabletop import Tabletop
+from armlet.data.augment import Augment
 from armlet.data.codec import Codebook
 from armlet.policies.subset import Kept
 from armlet.policies.two_tower import TwoTowerNetwork, TwoTowerStudent, small_student, small_teacher
-from armlet.recipe import Objective, Recipe, Round, Stage
+from armlet.recipe import Collection, Objective, Recipe, Round, Stage
 from armlet.recipes.bases import DISTIL, metaworld, tabletop
 from armlet.types import Batch, Trace
 
@@ -127,6 +129,7 @@ def _distilled(base: Recipe, name: str, objective: Aed, *, steps: int) -> Recipe
         network=choosing(small_teacher(), base.benchmark),
         teach=replace(teach, compile=False),
         probe=None,
+        split="tasks",
         traced=("actions", "condition", "logits", LAST, "fused"),
         student=TwoTowerStudent(choosing(small_student(), base.benchmark)),
         stages=_two_stages(objective, steps),
@@ -135,7 +138,8 @@ def _distilled(base: Recipe, name: str, objective: Aed, *, steps: int) -> Recipe
 
 def _two_stages(objective: Aed, steps: int) -> tuple[Stage, Stage]:
     """The teacher's voice first; then the last third with the expert's, at a tenth of the rate."""
-    stage = replace(DISTIL, objective=objective, learning_rate=1e-3, compile=False)
+    pictures = Augment(brightness=0.15, contrast=0.15, saturation=0.15, crop=2)
+    stage = replace(DISTIL, objective=objective, learning_rate=1e-3, compile=False, augment=pictures, balance=0.5)
     last = replace(objective, share=min(objective.share, 0.25))
     return replace(stage, steps=steps * 2 // 3), replace(stage, objective=last, steps=steps // 3, learning_rate=1e-4)
 
@@ -148,6 +152,23 @@ def aed_tabletop() -> Recipe:
 def aed_metaworld() -> Recipe:
     """AED on three tasks of Meta-World (needs the extra)."""
     return _distilled(metaworld(), "aed_metaworld", Aed(), steps=1500)
+
+
+def aed_families() -> Recipe:
+    """AED's data as the account has them: three families, 224 px, up to 50,000 trajectories (`--collection.episodes`)."""
+    base = aed_tabletop()
+    benchmark = Tabletop(scene_pixels=224, wrist_pixels=96)
+    out = Path("out/aed_families")
+    return replace(
+        base,
+        name="aed_families",
+        benchmark=benchmark,
+        episodes=out / "episodes",
+        teacher=out / "teacher",
+        out=out,
+        shared=out,
+        collection=Collection(episodes=50_000),
+    )
 
 
 def aed_minus_attention() -> Recipe:

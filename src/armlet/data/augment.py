@@ -1,0 +1,59 @@
+"""Pictures as they might as well have been: brighter, paler, moved a little. Knows pixels, no words and no robot.
+
+Nothing here changes what an instruction means: hues stay, since words name colours, and no picture is mirrored or turned,
+since words name sides and the robot's actions have directions. All cameras of a moment change alike in light.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Augment:
+    """Brightness, contrast and saturation are each scaled by a factor in 1 ± what is given; `crop` moves every picture by up to so
+    many pixels each way, its edge repeated. 0 leaves a thing alone."""
+
+    brightness: float = 0.1
+    contrast: float = 0.0
+    saturation: float = 0.0
+    crop: int = 0
+
+    def __call__(self, images: dict[str, Tensor], rng: np.random.Generator) -> dict[str, Tensor]:
+        """Pictures by camera, (b, 3, h, w) in [0, 1] → the same, changed sample by sample as `rng` says."""
+        first = next(iter(images.values()))
+        count, device = len(first), first.device
+
+        def factors(spread: float) -> Tensor | None:
+            drawn = rng.uniform(1 - spread, 1 + spread, count).astype(np.float32) if spread else None
+            return None if drawn is None else torch.from_numpy(drawn).to(device)[:, None, None, None]
+
+        gain, contrast, saturation = factors(self.brightness), factors(self.contrast), factors(self.saturation)
+        changed = {}
+        for name, pixels in images.items():
+            if gain is not None:
+                pixels = (pixels * gain).clamp_(0, 1)
+            if contrast is not None:
+                middle = pixels.mean((1, 2, 3), keepdim=True)
+                pixels = (middle + (pixels - middle) * contrast).clamp_(0, 1)
+            if saturation is not None:
+                grey = pixels.mean(1, keepdim=True)
+                pixels = (grey + (pixels - grey) * saturation).clamp_(0, 1)
+            changed[name] = _moved(pixels, self.crop, rng) if self.crop else pixels
+        return changed
+
+
+def _moved(pixels: Tensor, most: int, rng: np.random.Generator) -> Tensor:
+    """Each picture moved by whole pixels, up to `most` each way, its edge repeated."""
+    count, _, height, width = pixels.shape
+    padded = F.pad(pixels, (most,) * 4, mode="replicate")
+    down, right = rng.integers(0, 2 * most + 1, (2, count))
+    return torch.stack(
+        [
+            padded[index, :, top : top + height, left : left + width]
+            for index, (top, left) in enumerate(zip(down, right, strict=True))
+        ]
+    )

@@ -1,0 +1,81 @@
+"""Which episodes a student learns from, which it is calibrated on, and which nobody shows it. Knows data sets, no network."""
+
+import hashlib
+import math
+from collections import defaultdict
+
+import numpy as np
+
+from armlet.data.episodes import EpisodeDataset
+
+SHARES = (0.70, 0.15, 0.15)  # of episodes to train on, to calibrate on, and to leave alone
+
+
+def last(data: EpisodeDataset, held_out: float) -> tuple[np.ndarray, np.ndarray]:
+    """The numbers of the first episodes, and of the last share `held_out` of them (at least one). Raises ValueError where
+    nothing is left."""
+    episodes = len(data.episodes)
+    count = max(1, math.ceil(held_out * episodes))
+    if count >= episodes:
+        raise ValueError(f"held_out {held_out} of {episodes} episodes leaves none to train on; lower it, or collect more")
+    return np.arange(episodes - count), np.arange(episodes - count, episodes)
+
+
+def by_task(data: EpisodeDataset, shares: tuple[float, float, float] = SHARES) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Three parts in which no instruction and no scene (the seed it was drawn from) stands twice; every kind of task is in each, as
+    far as it has instructions enough.
+
+    Episodes that share an instruction or a scene stay together. Groups are ordered by a hash of their words, so that a larger
+    collection of the same kind moves few of them. Raises ValueError where a part would be empty.
+    """
+    groups = _groups(data)
+    by_kind: dict[str, list[list[int]]] = defaultdict(list)
+    for group in groups:
+        by_kind[str(data.episodes[group[0]].info.get("task", ""))].append(group)
+    parts: list[list[int]] = [[], [], []]
+    for kind in sorted(by_kind):
+        ordered = sorted(by_kind[kind], key=lambda group: _hash(min(data.episodes[number].task for number in group)))
+        total, done = sum(map(len, ordered)), 0
+        for group in ordered:  # the middle of a group says which part it is in
+            share = (done + len(group) / 2) / total
+            parts[0 if share < shares[0] else 1 if share < shares[0] + shares[1] else 2].extend(group)
+            done += len(group)
+    if not all(parts):
+        raise ValueError(
+            f"{len(data.episodes)} episodes in {len(groups)} groups of instruction and scene do not part into {shares}: one part is "
+            "empty; collect more"
+        )
+    train, calibrate, left = (np.array(sorted(part), np.int64) for part in parts)
+    return train, calibrate, left
+
+
+def rows_of(starts: np.ndarray, episodes: np.ndarray) -> np.ndarray:
+    """The frames (n,) of some episodes, in order; `starts` (E + 1,) says where each begins."""
+    return np.concatenate([np.arange(starts[number], starts[number + 1]) for number in episodes])
+
+
+def _groups(data: EpisodeDataset) -> list[list[int]]:
+    """Episodes joined wherever two have the same instruction, or the same seed of the same task."""
+    parent = list(range(len(data.episodes)))
+
+    def root(number: int) -> int:
+        while parent[number] != number:
+            parent[number] = parent[parent[number]]
+            number = parent[number]
+        return number
+
+    first: dict[tuple, int] = {}
+    for number, episode in enumerate(data.episodes):
+        marks: list[tuple] = [("words", episode.task)]
+        if "seed" in episode.info:
+            marks.append(("scene", episode.info.get("task"), episode.info["seed"]))
+        for mark in marks:
+            parent[root(number)] = root(first.setdefault(mark, number))
+    found: dict[int, list[int]] = defaultdict(list)
+    for number in range(len(parent)):
+        found[root(number)].append(number)
+    return list(found.values())
+
+
+def _hash(text: str) -> bytes:
+    return hashlib.sha256(text.encode()).digest()
