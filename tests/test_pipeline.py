@@ -260,3 +260,18 @@ def test_objectives_of_equal_traces_are_zero() -> None:
     assert terms.keys() == {"imitation", "action", "condition", "semantic", "layer_action", "budget"}
     assert all(abs(float(value)) < 1e-6 for value in terms.values()), terms
     assert np.isfinite([float(value) for value in ActDistill(keep=0.5)(trace, trace, batch).values()]).all()
+
+
+def test_students_that_differ_in_their_seed_are_taken_together() -> None:
+    rng = np.random.default_rng(0)
+    names = ("teacher", "first-0", "first-1", "alone-0", "other-0", "other-1", "other-2")
+    rows = {
+        name: [{"split": split, "success": bool(rng.random() < 0.8)} for split in ("seen", "unseen") for _ in range(20)]
+        for name in names
+    }
+    found = evaluate.over_seeds(rows)
+    assert [(row["name"], row["seeds"]) for row in found["policies"]] == [("teacher", 1), ("first", 2), ("other", 3)]
+    seen = [np.mean([row["success"] for row in rows[name][:20]]) for name in ("other-0", "other-1", "other-2")]
+    assert found["policies"][2]["each"] == pytest.approx(seen) and found["policies"][2]["success"] == pytest.approx(np.mean(seen))
+    assert [(pair["a"], pair["b"]) for pair in found["pairs"]] == [("first", "teacher"), ("other", "teacher"), ("other", "first")]
+    assert evaluate.over_seeds({name: rows[name] for name in ("teacher", "first-0")}) == {}

@@ -71,6 +71,10 @@ def written(tmp_path) -> Path:
     value = {
         "policies": policies,
         "pairs": [pair],
+        "seeds": {
+            "policies": [{"name": "first", "seeds": 3, "success": 0.961, "each": [0.95, 0.96, 0.973]}],
+            "pairs": [{"a": "first", "b": "other", "difference": 0.02, "ci95": [0.01, 0.03], "non_inferior_3pp": True, "n": 100}],
+        },
         "rollouts": [film, {**film, "task": "push"}],
         "training": {"student": [curve, {**curve, "loss": [0.5, 0.4]}]},
         "fingerprint": {"benchmark": {"benchmark": "tabletop"}, "recipe": {"name": "mine"}, "note": EVIL},
@@ -84,8 +88,9 @@ def test_the_page_is_whole_and_asks_nothing_of_a_network(written: Path, tmp_path
     page = report.main((written,), out=tmp_path / "page.html").read_text()
     own = re.sub(r"<script>.*?</script>", "", page, flags=re.S)  # plotly's own code names places that it does not visit
     assert not re.findall(r"""(?:src|href)=["'](?!#|data:)""", own)
-    for shown in ("99/100", "2.50", "1.23 M", "unseen_objects", "321", "student ≥ teacher − 3 pp: shown (n = 100)"):
+    for shown in ("99/100", "2.50", "1.23 M", "unseen_objects", "321", "student ≥ teacher − 3 pp: shown (n = 100)", "97.3 %"):
         assert shown in page
+    assert "first − other: +2.0 pp (95 % interval of students and episodes +1.0 to +3.0)" in page
     data = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.S)
     assert data is not None
     restored = json.loads(data.group(1))

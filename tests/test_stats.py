@@ -6,7 +6,7 @@ from scipy.stats import multinomial
 from statsmodels.stats.contingency_tables import mcnemar as reference_mcnemar
 from statsmodels.stats.proportion import proportion_confint
 
-from armlet.stats import compare_paired, mcnemar, newcombe_paired, wilson
+from armlet.stats import compare_paired, compare_seeds, mcnemar, newcombe_paired, wilson
 
 
 @pytest.mark.parametrize(("successes", "episodes"), [(0, 10), (10, 10), (81, 263), (390, 400), (1, 1)])
@@ -50,3 +50,26 @@ def test_comparison_is_antisymmetric_and_judges_the_margin() -> None:
     assert same.difference == 0 and same.mcnemar_p == 1 and same.only_a == same.only_b == 0
     with pytest.raises(ValueError, match="one shape"):
         compare_paired(a, b[:-1])
+
+
+def test_over_seeds_the_interval_holds_the_truth_as_often_as_it_says() -> None:
+    """Students whose skill varies with the seed, episodes whose difficulty varies: 95 % of intervals, or nearly, hold the difference."""
+    rng, held = np.random.default_rng(0), 0
+    for _ in range(60):
+        hard = rng.normal(0, 0.05, 300)
+        a, b = (rng.random((6, 300)) < np.clip(rate + rng.normal(0, 0.02, (6, 1)) + hard, 0, 1) for rate in (0.90, 0.85))
+        found = compare_seeds(a, b, resamples=300)
+        held += found.ci95[0] <= 0.05 <= found.ci95[1]
+    assert held >= 51
+
+
+def test_over_seeds_one_student_each_is_the_paired_difference() -> None:
+    rng = np.random.default_rng(1)
+    a, b = rng.random(400) < 0.9, rng.random(400) < 0.8
+    one, pair = compare_seeds(a[None], b[None], resamples=2000), compare_paired(a, b)
+    assert one.difference == pytest.approx(pair.difference)
+    assert one.ci95 == pytest.approx(pair.ci95, abs=0.02)
+    same = compare_seeds(np.stack([a, a]), np.stack([a, a]), resamples=200)
+    assert same.difference == 0 and same.ci95 == (0, 0) and same.non_inferior_3pp
+    with pytest.raises(ValueError, match="with one n"):
+        compare_seeds(a[None], b[None, :10])

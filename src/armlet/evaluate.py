@@ -7,6 +7,7 @@ Every policy meets the same episodes, fixed in advance as task × seed. What has
 import dataclasses
 import json
 import platform
+import re
 import subprocess
 from collections import defaultdict
 from dataclasses import replace
@@ -43,6 +44,7 @@ def main(recipe: Recipe) -> Path:
     report = {
         "policies": [summarise(name, policies[name], field[name], rows[name], observations, timings[name]) for name in field],
         "pairs": pairs(rows),
+        "seeds": over_seeds(rows),
         "delayed": delayed,
         "rollouts": make_videos(recipe, policies, out),
         "training": training(field),
@@ -217,6 +219,33 @@ def pairs(rows: dict[str, list[Row]]) -> list[Row]:
             theirs = np.array([row["success"] for row in rows[b] if row["split"] == split])
             found.append({"a": a, "b": b, **stats.compare_paired(mine, theirs).to_json()})
     return found
+
+
+def over_seeds(rows: dict[str, list[Row]]) -> Row:
+    """Students that differ in their seed only, `name-0`, `name-1` …, taken together, and compared with each other and with the
+    first policy, on the first split's episodes. Empty where there are none."""
+    split = next(iter(rows.values()))[0]["split"]
+    outcomes = {name: [row["success"] for row in found if row["split"] == split] for name, found in rows.items()}
+    groups: dict[str, list[str]] = {next(iter(rows)): [next(iter(rows))]}
+    for name in rows:
+        if match := re.fullmatch(r"(.+)-\d+", name):
+            groups.setdefault(match[1], []).append(name)
+    groups = {name: members for index, (name, members) in enumerate(groups.items()) if index == 0 or len(members) > 1}
+    if len(groups) < 2:
+        return {}
+    together = {name: np.array([outcomes[member] for member in members]) for name, members in groups.items()}
+    names = list(together)
+    return {
+        "policies": [
+            {"name": name, "seeds": len(values), "success": float(values.mean()), "each": values.mean(1).tolist()}
+            for name, values in together.items()
+        ],
+        "pairs": [
+            {"a": a, "b": b, **stats.compare_seeds(together[a], together[b]).to_json()}
+            for index, a in enumerate(names)
+            for b in names[:index]
+        ],
+    }
 
 
 def sample_observations(policies: dict[str, Policy], benchmark: Benchmark, seed: int) -> list[Observation]:

@@ -25,7 +25,30 @@ def table(report: Report) -> str:
             f"{base / p50:.2f}× | {100 * share:.0f} % | {100 * policy['keep_ratio']:.0f} % | "
             f"{policy['params']['deployed'] / 1e6:.2f} M |"
         )
-    return "\n".join([*lines, "", *(sentence(pair) for pair in report["pairs"])]) + "\n"
+    lines += ["", *(sentence(pair) for pair in report["pairs"])]
+    if report.get("seeds"):
+        lines += ["", *seed_lines(report["seeds"])]
+    return "\n".join(lines) + "\n"
+
+
+def seed_lines(seeds: Report) -> list[str]:
+    """Students of several seeds taken together: a table, and a sentence a pair."""
+    lines = ["| over seeds | seeds | mean success | each |", "|---|---|---|---|"]
+    for policy in seeds["policies"]:
+        each = ", ".join(f"{100 * rate:.1f}" for rate in policy["each"])
+        lines.append(f"| {policy['name']} | {policy['seeds']} | {100 * policy['success']:.1f} % | {each} |")
+    lines.append("")
+    return lines + [seed_sentence(pair) for pair in seeds["pairs"]]
+
+
+def seed_sentence(pair: dict[str, Any]) -> str:
+    """A comparison over seeds in words."""
+    low, high = pair["ci95"]
+    shown = "shown" if pair["non_inferior_3pp"] else "not shown"
+    return (
+        f"- over seeds, {pair['a']} − {pair['b']}: {100 * pair['difference']:+.1f} pp (95 % interval of students and episodes "
+        f"{100 * low:+.1f} to {100 * high:+.1f}); {pair['a']} ≥ {pair['b']} − 3 pp: {shown} (n = {pair['n']})"
+    )
 
 
 def sentence(pair: dict[str, Any]) -> str:

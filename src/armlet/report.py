@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from armlet.checkpoint import write_atomically
-from armlet.figures import sentence
+from armlet.figures import seed_sentence, sentence
 
 Report = dict[str, Any]
 TEMPLATE = Path(__file__).with_name("report.html")
@@ -58,9 +58,11 @@ def render(reports: list[Report]) -> str:
     environment.filters |= {"percent": lambda value: f"{100 * value:.1f} %", "pretty": _pretty}
     template = environment.from_string(TEMPLATE.read_text())
     data = json.dumps(reports).replace("<", "\\u003c")  # nothing in it can end the script element that holds it
-    return template.render(
-        reports=reports, data=data, plotly=get_plotlyjs(), sentence=lambda pair: sentence(pair).removeprefix("- ")
-    )
+    said = {
+        "sentence": lambda pair: sentence(pair).removeprefix("- "),
+        "seed_sentence": lambda pair: seed_sentence(pair).removeprefix("- over seeds, "),
+    }
+    return template.render(reports=reports, data=data, plotly=get_plotlyjs(), **said)
 
 
 def _pretty(value: Any) -> str:

@@ -87,3 +87,36 @@ def compare_paired(a: np.ndarray, b: np.ndarray) -> PairedComparison:
         mcnemar_p=mcnemar(only_a, only_b),
         non_inferior_3pp=interval[0] > -MARGIN,
     )
+
+
+@dataclass(frozen=True)
+class SeedComparison:
+    """Mean success of a's students against b's on the same n episodes; `seeds` how many students each has."""
+
+    n: int
+    seeds: tuple[int, int]
+    difference: float
+    ci95: tuple[float, float]
+    non_inferior_3pp: bool
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def compare_seeds(a: np.ndarray, b: np.ndarray, *, resamples: int = 10_000, seed: int = 0) -> SeedComparison:
+    """Outcomes (s, n) bool of the students that two recipes made from s seeds each, on the same episodes.
+
+    The interval is a percentile bootstrap in which both students and episodes are drawn again (a crossed design, Owen 2007,
+    "The pigeonhole bootstrap"): it is about other seeds and other episodes. With one student a side, it is about episodes.
+    """
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]:
+        raise ValueError(f"outcomes over seeds must have shapes (seeds, n) with one n, found {a.shape} and {b.shape}")
+    rng, n = np.random.default_rng(seed), a.shape[1]
+    drawn = np.empty(resamples)
+    for index in range(resamples):
+        episodes = np.bincount(rng.integers(n, size=n), minlength=n) / n
+        means = [(x[rng.integers(len(x), size=len(x))] @ episodes).mean() for x in (a, b)]
+        drawn[index] = means[0] - means[1]
+    low, high = (float(bound) for bound in np.percentile(drawn, [2.5, 97.5]))
+    return SeedComparison(n, (len(a), len(b)), float(a.mean() - b.mean()), (low, high), low > -MARGIN)
