@@ -21,6 +21,11 @@ trace store and the student's answer are the same type, so a loss reads two of t
     privileged.x   (b, x)      what it guesses of simulator fact x, while a teacher is taught
     pointed.x      (b, x)      the same, guessed from the vision tokens alone
     hidden.6       (b, n, d)   hidden states after layer 6
+    attention.1    (b, n, t)   what each vision token of two towers listens to in fusion layer 1
+    fused          (b, n, d)   their vision tokens after the last fusion layer; `projected`: the same, in the teacher's width
+    image, text    (b, d)      unit vectors of picture and words, to be compared
+    logits.told    …           what `logits` would be, were the annotator's description heard
+    phase          (b, c)      logits of an annotator's phases; `direction`, `direction.text`: embeddings of what it says is done
 """
 
 from dataclasses import dataclass, field
