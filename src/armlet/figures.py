@@ -62,21 +62,27 @@ def sentence(pair: dict[str, Any]) -> str:
 
 
 def success_against_latency(report: Report, path: Path) -> None:
-    """A picture: each policy at (p50 ms, success), with its interval."""
+    """A picture: each policy at (p50 ms, success), with its interval; students of several seeds in one colour."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4.4), layout="constrained")
     axes = figure.subplots()
+    together = {policy["name"] for policy in (report.get("seeds") or {"policies": []})["policies"]}
+    colours: dict[str, str] = {}
     for policy in report["policies"]:
+        stem = policy["name"].rpartition("-")[0]
+        kind = stem if stem in together else policy["name"]
+        label = None if kind in colours else kind
+        colour = colours.setdefault(kind, f"C{len(colours)}")
         rate = 100 * policy["successes"] / policy["episodes"]
         low, high = (100 * bound for bound in policy["ci95"])
         x = policy["latency_ms"]["policy"]["p50"]
-        axes.errorbar(x, rate, yerr=[[rate - low], [high - rate]], fmt="o", capsize=4, markersize=8, label=policy["name"])
+        axes.errorbar(x, rate, yerr=[[rate - low], [high - rate]], fmt="o", capsize=4, markersize=8, label=label, color=colour)
     slowest = max(policy["latency_ms"]["policy"]["p50"] for policy in report["policies"])
     lowest = min(policy["ci95"][0] for policy in report["policies"])
     axes.set_xlabel("milliseconds a decision (p50, batch 1, one thread)")
     axes.set_ylabel("success, %")
-    axes.set_ylim(max(0, 100 * lowest - 15), 102)
+    axes.set_ylim(max(0, 100 - 1.25 * (100 - 100 * lowest) - 1), 100.5 + 0.1 * (100 - 100 * lowest))
     axes.set_xlim(0, 1.12 * slowest)
     axes.legend(loc="lower right")
     axes.grid(alpha=0.3)
