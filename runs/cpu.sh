@@ -46,6 +46,8 @@ make_student minus-layer-action actdistill_tabletop --stages.0.objective.layer-a
 make_student minus-condition actdistill_tabletop --stages.0.objective.output.condition 0 --stages.1.objective.condition 0
 make_student minus-action actdistill_tabletop --stages.0.objective.output.action 0 --stages.1.objective.action 0
 make_student minus-imitation actdistill_tabletop --stages.0.objective.output.imitation 0 --stages.1.objective.imitation 0
+$armlet probe tabletop --shared out/nograph --probe.graph-layers 0
+make_student minus-graph actdistill_tabletop --shared out/nograph --probe.graph-layers 0
 make_student fourth-supervised actdistill_tabletop --stages.0.objective.every 4
 all_made
 $armlet evaluate tabletop --name ablations --out out/cpu/ablations --evaluation.episodes "${EPISODES:-1000}" --policies "${students[@]}"

@@ -108,6 +108,7 @@ class SemanticHeads(nn.Module):
     2. S_ij = (W_phi x_i) . (W_psi x_j) / sqrt(d'), d' = graph_width / 4. Each node keeps the `neighbours`
        highest S_ij among the real tokens and may keep itself. Edge weight w_ij = softmax over the kept.
     3. `graph_layers` times x <- LayerNorm(x + ELU(GraphAttention(x))): neighbour j speaks, node i hears.
+       With `graph_layers` 0 there is no graph: what an ablation needs to show what the graph is worth.
     4. Pooling p = sum_i alpha_i x_i, alpha = softmax(w_p . x) over the real tokens, then s = MLP(p).
 
     Padding is never a neighbour and never pooled, so it does not change the result.
@@ -152,9 +153,10 @@ class SemanticHeads(nn.Module):
         x = torch.stack([head(hidden) for head, hidden in zip(project, hiddens, strict=True)])  # (l, b, n, g)
         nodes = rearrange(x, "l b n g -> l (b n) g")
         pick = _index(layers, nodes.device)
-        edges, affinity = self._edges(nodes, mask, pick)
-        for attention, norm in zip(self.attention, self.norm, strict=True):
-            nodes = norm(nodes + F.elu(attention(nodes, edges, affinity, pick)), pick)
+        if len(self.attention):
+            edges, affinity = self._edges(nodes, mask, pick)
+            for attention, norm in zip(self.attention, self.norm, strict=True):
+                nodes = norm(nodes + F.elu(attention(nodes, edges, affinity, pick)), pick)
         return rearrange(self.read(self._pool(nodes, mask, pick), pick), "l b s -> b l s")
 
     def _edges(self, nodes: Tensor, mask: Tensor, pick: Tensor | None) -> tuple["Edges", Tensor]:
