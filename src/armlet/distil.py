@@ -62,7 +62,7 @@ def main(recipe: Recipe) -> Path:
             folder=recipe.out / f"distil-{index}",
             seed=recipe.seed + index,
             title=f"distil {recipe.name} {index + 1}/{len(recipe.all_stages)}",
-            teacher=_teacher(stage, teacher, student, batches) or _answers(recipe, stores, frames, device),
+            teacher=_teacher(stage, None if index else teacher, student, batches) or _answers(recipe, stores, frames, device),
             rows=rows,
         )
         trainer.run()
@@ -97,11 +97,11 @@ def _learner(recipe: Recipe, student: Policy, data: EpisodeDataset) -> Learner:
     return Learner(student, probe=heads, privileged=facts)
 
 
-def _teacher(stage: Stage, teacher: Policy, student: Policy, batches: BatchMaker) -> SelfAnswers | None:
-    """The student's own average, where a stage wants it for a teacher."""
+def _teacher(stage: Stage, start: Policy | None, student: Policy, batches: BatchMaker) -> SelfAnswers | None:
+    """The student's own average, where a stage wants it for a teacher; it starts from `start`, or from the student as it is."""
     if stage.teacher == "frozen":
         return None
-    average = SelfTeacher(student, decay=stage.teacher_decay, start=teacher)
+    average = SelfTeacher(student, decay=stage.teacher_decay, start=start)
     return SelfAnswers(average, batches, stage.objective.needs)
 
 

@@ -47,7 +47,7 @@ class Stage:
     draws frames of rare actions more often, where the head chooses among a few: 0 as they come, 1 all about equally. `exploration`: the noise of a network that decides while it trains, a router, from the first step to the
     last (Gumbel noise at 1, none at 0); `budgets`: the range from which each step's budget is drawn, for one with a dial.
     With `teacher="ema_self"` it is no stored trace that is matched, but what the student's own running average
-    (`teacher_decay`) answers; the average starts from the teacher, which must be the same network.
+    (`teacher_decay`) answers; in the first stage the average starts from the teacher, which must be the same network, later from the student.
     `precision` is that of the matrix products; weights and losses stay in single precision. `compile`
     fuses each backbone layer (torch.compile) where that is possible: on a CPU, where a C++ compiler is found.
     """
