@@ -7,14 +7,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny import tiny_recipe
+from tiny import identity, make_frames, tiny_recipe
 
 from armlet import collect, distil, evaluate, probe, teach
 from armlet.checkpoint import load_policy
+from armlet.data.frames import join_frames
+from armlet.data.text import train_tokenizer
+from armlet.policies import Body
 from armlet.policies.two_tower import TwoTowerNetwork
 from armlet.recipe import Recipe
-from armlet.recipes.aed import aed_online, aed_self, aed_tabletop
+from armlet.recipes.aed import aed_families, aed_metaworld, aed_online, aed_self, aed_tabletop
 from armlet.recipes.vita_vla import vita_vla_finetune, vita_vla_tabletop
+from armlet.types import Batch
 
 SHORT = {"steps": 3, "batch_size": 8, "warmup": 1, "log_every": 1, "checkpoint_every": 2}
 
@@ -152,3 +156,24 @@ def test_the_alignment_leaves_the_experts_decoder_alone(vita: Recipe) -> None:
     student, expert = load_policy(distil.main(aligned)), load_policy(vita.teacher)
     for name, tensor in expert.head.state_dict().items():
         assert torch.equal(student.head.state_dict()[name], tensor), name
+
+
+@pytest.mark.parametrize("recipe", [aed_tabletop(), aed_metaworld(), aed_families(), aed_self()], ids=lambda recipe: recipe.name)
+def test_the_grids_that_losses_resize_are_those_that_the_networks_see(recipe: Recipe) -> None:
+    body = Body(
+        recipe.benchmark.action_spec, identity(len(recipe.benchmark.state_names)), identity(4), train_tokenizer(["push it"])
+    )
+    teacher = recipe.network.build(body, recipe.benchmark.cameras)
+    sample = Batch(
+        {name: torch.zeros(1, 3, size, size) for name, size in recipe.benchmark.cameras.items()}, *[torch.zeros(1, 1)] * 4
+    )
+    student = recipe.student.build(teacher, sample)
+    assert all(stage.objective.grids == teacher.grids == student.grids for stage in recipe.stages)
+
+
+def test_data_sets_of_which_some_are_described_are_refused() -> None:
+    said = dataclasses.replace(make_frames(), descriptions=("reach", "hold"), described=np.zeros(len(make_frames()), np.int64))
+    both = join_frames([said, said])
+    assert both.descriptions == ("reach", "hold") * 2 and set(both.described) == {0, 2}
+    with pytest.raises(ValueError, match="number 1 has no descriptions"):
+        join_frames([said, make_frames()])

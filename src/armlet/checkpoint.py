@@ -6,7 +6,6 @@ loud: a missing, unexpected or misshapen tensor is an error that names it.
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +14,10 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import nn
 
+from armlet.data.files import write_atomically
 from armlet.policies import Policy, rebuild
 
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """The whole file or, where anything fails, what stood there before."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".part")
-    with beside.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
 
 
 def save_policy(policy: Policy, folder: Path, *, provenance: dict[str, Any] | None = None) -> None:

@@ -20,7 +20,7 @@ import torch
 
 from armlet import figures, measure, stats
 from armlet.benchmarks import Benchmark
-from armlet.checkpoint import write_atomically
+from armlet.data.files import write_atomically
 from armlet.data.video import write_video
 from armlet.policies import Policy
 from armlet.progress import Progress

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from armlet.checkpoint import policy_fingerprint, save_policy, write_atomically
+from armlet.checkpoint import policy_fingerprint, save_policy
 from armlet.data.episodes import EpisodeDataset
+from armlet.data.files import write_atomically
 from armlet.data.frames import Frames, load_frames
 from armlet.learner import Learner
 from armlet.policies import Policy

@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from armlet.checkpoint import write_atomically
+from armlet.data.files import write_atomically
 from armlet.figures import seed_sentence, sentence
 
 Report = dict[str, Any]

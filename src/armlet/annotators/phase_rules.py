@@ -267,7 +267,7 @@ class Motion:
         """A short interruption of a phase belongs to it. Grasping is short by nature."""
         shortest = self.embodiment.shortest * self.fps
         parts = stretches(found)
-        for (before, _), (start, stop), (after, _) in zip(parts, parts[1:], parts[2:], strict=False):
+        for (before, _), (start, stop), (after, _) in zip(parts[:-2], parts[1:-1], parts[2:], strict=True):
             if stop - start < shortest and found[before] == found[after] and found[start] not in ("grasping", "regrasping"):
                 found[start:stop] = [found[before]] * (stop - start)
         return found

@@ -25,6 +25,7 @@ from armlet.annotators import (
     encode_text,
 )
 from armlet.data.episodes import EpisodeDataset, EpisodeFrames
+from armlet.data.files import write_atomically
 from armlet.data.traces import HEADER, StoreIdentity, TraceStore, TraceWriter
 from armlet.progress import Progress
 
@@ -158,9 +159,7 @@ def _report(root: Path, failed: dict[int, str], episodes: int) -> None:
         path.unlink(missing_ok=True)
         return
     listed = [{"episode": number, "why": failed[number]} for number in sorted(failed)]
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(listed, indent=1))
-    part.replace(path)
+    write_atomically(path, json.dumps(listed, indent=1).encode())
     shown = "\n  ".join(f"episode {each['episode']}, {each['why']}" for each in listed[:8])
     raise LabelError(
         f"{len(failed)} of {episodes} episodes have no labels; the others are stored. Run the same command again to ask only "

@@ -166,10 +166,15 @@ def join_frames(parts: Sequence[Frames]) -> Frames:
 
 
 def _joined_descriptions(parts: Sequence[Frames]) -> np.ndarray | None:
-    """Numbers of descriptions when those of every part stand behind those of the parts before it."""
-    firsts = np.cumsum([0, *(len(part.descriptions) for part in parts)])
-    found = [part.described + first for part, first in zip(parts, firsts, strict=False) if part.described is not None]
-    return np.concatenate(found) if len(found) == len(parts) else None
+    """Numbers of descriptions when those of every part stand behind those of the parts before it; None where none has any. Raises
+    ValueError where some parts are described and some are not: nobody asked the annotator about these."""
+    silent = [number for number, part in enumerate(parts) if part.described is None]
+    if len(silent) == len(parts):
+        return None
+    if silent:
+        raise ValueError(f"of {len(parts)} data sets, number {silent[0]} has no descriptions and others have; annotate it, too")
+    firsts = np.cumsum([0, *(len(part.descriptions) for part in parts[:-1])])
+    return np.concatenate([np.asarray(part.described) + first for part, first in zip(parts, firsts, strict=True)])
 
 
 def draw(length: int, batch_size: int, step: int, seed: int) -> np.ndarray:

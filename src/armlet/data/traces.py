@@ -18,6 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from armlet.data.files import write_atomically
+
 KEY = np.dtype([("episode", "<i8"), ("step", "<i8"), ("crc", "<u4")])
 HEADER, KEYS, LOCK = "header.json", "keys.bin", "writer.lock"
 Columns = dict[str, tuple[tuple[int, ...], str]]
@@ -96,9 +98,7 @@ class TraceWriter:
                 raise TraceError(f"{self.root} has columns {header.columns}, this run would write {columns}")
         else:
             header = _Header(asdict(identity), columns, rows_per_shard)
-            part = self.root / (HEADER + ".part")
-            part.write_text(json.dumps(asdict(header), indent=1))
-            part.rename(self.root / HEADER)
+            write_atomically(self.root / HEADER, json.dumps(asdict(header), indent=1).encode())
         self.header = header
         self._row = header.row
         self._keys = self._recover()

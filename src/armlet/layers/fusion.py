@@ -143,9 +143,3 @@ class Question(nn.Module):
 
     def forward(self, words: Float[Tensor, "b t d"], real: Bool[Tensor, "b t"]) -> Float[Tensor, "b d"]:
         return self.leave(ordered_mean(words, real, self.order))
-
-
-def word_mean(words: Float[Tensor, "b t d"], real: Bool[Tensor, "b t"]) -> Float[Tensor, "b d"]:
-    """The mean of the real words."""
-    weight = real.unsqueeze(-1).to(words.dtype)
-    return (words * weight).sum(1) / weight.sum(1).clamp(min=1)

@@ -76,5 +76,10 @@ class Pointers(nn.Module):
 def ordered_mean(words: Tensor, mask: Tensor, order: Tensor) -> Tensor:
     """Word vectors (b, n, d), real where `mask` (b, n), → their mean (b, d), each weighed by its place, `order` (≥ n, d), so that
     "a on b" is not "b on a"."""
+    return word_mean(words * order[: words.shape[1]], mask)
+
+
+def word_mean(words: Tensor, mask: Tensor) -> Tensor:
+    """The mean (b, d) of the words (b, n, d) that are real."""
     real = mask.unsqueeze(-1).to(words.dtype)
-    return (words * order[: words.shape[1]] * real).sum(1) / real.sum(1).clamp(min=1)
+    return (words * real).sum(1) / real.sum(1).clamp(min=1)

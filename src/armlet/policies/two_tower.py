@@ -28,9 +28,9 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel, RobertaConfig, RobertaModel, ViTConfig, ViTModel
 
 from armlet.data.text import load_tokenizer, marks
-from armlet.layers.fusion import AttentionPool, FiLM, FusionLayer, Goal, GoalCode, Question, word_mean
+from armlet.layers.fusion import AttentionPool, FiLM, FusionLayer, Goal, GoalCode, Question
 from armlet.layers.heads import HEADS, Kind, fitted
-from armlet.layers.vision import ConvEncoder
+from armlet.layers.vision import ConvEncoder, word_mean
 from armlet.policies import Body, Network, Pass, Policy, Student, Tokens, gather, weights_of
 from armlet.types import Batch, Observation, Trace
 

@@ -24,7 +24,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from armlet import losses
@@ -39,12 +38,12 @@ from armlet.recipes.bases import DISTIL, metaworld, tabletop
 from armlet.types import Batch, Trace
 
 LAST = "attention.1"  # of the two fusion layers, the one that the goal code reads
-GRIDS = (6, 4)  # vision tokens a side, camera by camera: 72 and 48 px in patches of 12
 
 
 @dataclass(frozen=True)
 class Aed(Objective):
-    """The account's four terms with its weights. A weight of 0 leaves a term out, and what it would read."""
+    """The account's four terms with its weights. A weight of 0 leaves a term out, and what it would read. `grids`: vision tokens a
+    side, camera by camera; the recipes set it from cameras and patches."""
 
     action: float = 1.0
     attention: float = 0.5
@@ -52,87 +51,74 @@ class Aed(Objective):
     contrastive: float = 0.2
     share: float = 0.5
     temperature: float = 2.0
-    grids: tuple[int, ...] = GRIDS
+    grids: tuple[int, ...] = (6, 4)
     projected: bool = True
 
     @property
+    def _terms(self) -> dict[str, tuple[float, tuple[str, ...], tuple[str, ...]]]:
+        """Term → its weight, what it reads of the teacher, and what of the student."""
+        return {
+            "action": (self.action * self.share, ("logits",), ("logits",)),
+            "imitation": (self.action * (1 - self.share), (), ("imitation",)),
+            "attention": (self.attention, (LAST,), (LAST,)),
+            "representation": (self.representation, ("fused",), (self._own,)),
+            "contrastive": (self.contrastive, (), ("image", "text")),
+        }
+
+    @property
+    def _own(self) -> str:
+        return "projected" if self.projected else "fused"
+
+    @property
     def needs(self) -> frozenset[str]:  # type: ignore[override]  # it follows from the weights
-        read = {"logits": self.action * self.share, LAST: self.attention, "fused": self.representation}
-        return frozenset(name for name, weight in read.items() if weight)
+        return frozenset(name for weight, theirs, _ in self._terms.values() if weight for name in theirs)
 
     @property
     def wants(self) -> frozenset[str]:  # type: ignore[override]
-        own = "projected" if self.projected else "fused"
-        read = {
-            "imitation": self.action * (1 - self.share),
-            "logits": self.action * self.share,
-            LAST: self.attention,
-            own: self.representation,
-            "image": self.contrastive,
-            "text": self.contrastive,
-        }
-        return frozenset(name for name, weight in read.items() if weight)
+        return frozenset(name for weight, _, own in self._terms.values() if weight for name in own)
 
     def __call__(self, student: Trace, teacher: Trace, batch: Batch) -> dict[str, Tensor]:
         _, valid = batch.targets()
-        terms: dict[str, Callable[[], Tensor]] = {
+        distances: dict[str, Callable[[], Tensor]] = {
             "action": lambda: losses.action_distribution_kl(
                 student["logits"], teacher["logits"], valid, temperature=self.temperature
             ),
             "imitation": lambda: student["imitation"],
             "attention": lambda: losses.attention_kl(
-                student[LAST],
-                _as_long(teacher[LAST], student[LAST].shape[-1]),
-                student_grids=self.grids,
-                teacher_grids=self.grids,
+                student[LAST], teacher[LAST], student_grids=self.grids, teacher_grids=self.grids
             ),
             "representation": lambda: losses.representation_mse(
-                student["projected" if self.projected else "fused"],
-                teacher["fused"],
-                student_grids=self.grids,
-                teacher_grids=self.grids,
+                student[self._own], teacher["fused"], student_grids=self.grids, teacher_grids=self.grids
             ),
             "contrastive": lambda: losses.info_nce(student["image"], student["text"], losses.same_instruction(batch.text)),
         }
-        weights = {
-            "action": self.action * self.share,
-            "imitation": self.action * (1 - self.share),
-            "attention": self.attention,
-            "representation": self.representation,
-            "contrastive": self.contrastive,
-        }
-        return {name: weight * terms[name]().mean() for name, weight in weights.items() if weight}
+        return {name: weight * distances[name]().mean() for name, (weight, _, _) in self._terms.items() if weight}
 
 
-def _as_long(attention: Tensor, words: int) -> Tensor:
-    """A teacher's map with as many words as its student's: texts are padded to the longest of a data set, and the traces were
-    made from all episodes where a student trains on some. What is cut or added is padding, which nobody listens to."""
-    return F.pad(attention, (0, words - attention.shape[-1]))
-
-
-def choosing(network: TwoTowerNetwork, benchmark: Benchmark) -> TwoTowerNetwork:
-    """The network with a head that chooses among 24 primitives of this robot, and refines what it chose."""
+def choosing(network: TwoTowerNetwork, benchmark: Benchmark, patch: int) -> TwoTowerNetwork:
+    """The network with patches of so many pixels, and a head that chooses among 24 primitives of this robot, and refines what it chose."""
     book = Codebook.axes(benchmark.action_spec)
-    return replace(network, head="codebook", head_options={"primitives": book.array.tolist(), "refine": True})
+    return replace(network, patch=patch, head="codebook", head_options={"primitives": book.array.tolist(), "refine": True})
 
 
-def _distilled(base: Recipe, name: str, objective: Aed, *, steps: int) -> Recipe:
+def _distilled(base: Recipe, name: str, objective: Aed, *, steps: int, patch: int = 12) -> Recipe:
     shared = Path("out") / f"aed_{base.name}"
     teach = base.teach
     assert teach is not None
+    grids = tuple(size // patch for size in base.benchmark.cameras.values())
     return replace(
         base,
         name=name,
         out=Path("out") / name,
         shared=shared,
         teacher=shared / "teacher",
-        network=choosing(small_teacher(), base.benchmark),
+        network=choosing(small_teacher(), base.benchmark, patch),
         teach=replace(teach, compile=False),
         probe=None,
         split="tasks",
         traced=("actions", "condition", "logits", LAST, "fused"),
-        student=TwoTowerStudent(choosing(small_student(), base.benchmark)),
-        stages=_two_stages(objective, steps),
+        student=TwoTowerStudent(choosing(small_student(), base.benchmark, patch)),
+        stages=_two_stages(replace(objective, grids=grids), steps),
     )
 
 
@@ -156,19 +142,15 @@ def aed_metaworld() -> Recipe:
 
 def aed_families() -> Recipe:
     """AED's data as the account has them: three families, 224 px, up to 50,000 trajectories (`--collection.episodes`)."""
-    base = aed_tabletop()
-    benchmark = Tabletop(scene_pixels=224, wrist_pixels=96)
-    out = Path("out/aed_families")
-    return replace(
+    base = tabletop()
+    families = replace(
         base,
-        name="aed_families",
-        benchmark=benchmark,
-        episodes=out / "episodes",
-        teacher=out / "teacher",
-        out=out,
-        shared=out,
+        name="families",
+        benchmark=Tabletop(scene_pixels=224, wrist_pixels=96),
+        episodes=Path("out/aed_families/episodes"),
         collection=Collection(episodes=50_000),
     )
+    return _distilled(families, "aed_families", Aed(), steps=9000, patch=16)
 
 
 def aed_minus_attention() -> Recipe:
