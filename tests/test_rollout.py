@@ -1,12 +1,14 @@
 """The closed loop with a policy that thinks while the world moves, against a timetable written by hand."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from armlet.benchmarks.tabletop import Tabletop
 from armlet.policies import Decision
-from armlet.rollout import run_episode
+from armlet.rollout import gripper_toggles, run_episode
 from armlet.types import ActionSpec
 
 CHUNK = 6
@@ -66,3 +68,17 @@ def test_longer_delays_leave_the_arm_waiting_with_its_gripper_as_it_was() -> Non
     assert seen[6:8] == [(5.0, 0.5), (6.0, 0.5)], "the last of a chunk whose time has passed"
     assert seen[8:14] == [(0.0, 0.5)] * 6, "no motion, the gripper kept"
     assert told(6, "absolute", steps=16)[8:14] == [(6.0, 0.5)] * 6, "an arm told positions stays at its last"
+
+
+@pytest.mark.parametrize(
+    ("commands", "toggles"),
+    [([-1, -1, 1, 1], 1), ([-1, 1, -1, 1], 3), ([-1, 0, -1, 0, 1], 1), ([0, 0, 0], 0), ([0.2, 0.9, 0.1], 0), ([1], 0)],
+)
+def test_a_gripper_toggles_when_it_is_sent_across_the_middle(commands: list[float], toggles: int) -> None:
+    spec = Tabletop().action_spec
+    actions = np.zeros((len(commands), spec.dims), np.float32)
+    actions[:, spec.gripper] = commands
+    assert gripper_toggles(spec, actions) == toggles
+    assert gripper_toggles(replace(spec, gripper=None), actions) is None
+    turned = replace(spec, gripper_open=spec.gripper_closed, gripper_closed=spec.gripper_open)
+    assert gripper_toggles(turned, actions) == toggles

@@ -144,6 +144,7 @@ def episode_row(result: Result) -> Row:
         "seed": result.seed,
         "success": result.success,
         "steps": result.steps,
+        "toggles": result.toggles,
         "gates": ["".join(map(str, gates)) for gates in result.gates],
         "loop_ms": [round(value, 3) for value in result.loop_ms],
     }
@@ -166,6 +167,7 @@ def summarise(
         "successes": successes,
         "episodes": len(seen),
         "ci95": stats.wilson(successes, len(seen)),
+        "gripper_toggles": gripper_toggles(seen),
         "mean_steps": float(np.mean([row["steps"] for row in seen if row["success"]])) if successes else None,
         "latency_ms": {
             "policy": timing,
@@ -196,6 +198,14 @@ def routing(gates: np.ndarray) -> Row:
         "commonest_pattern": "".join(map(str, patterns[counts.argmax()])),
         "commonest_share": float(counts.max() / counts.sum()),
     }
+
+
+def gripper_toggles(rows: list[Row]) -> Row | None:
+    """How often the gripper is sent the other way; None without one, or where a log from before they were counted has none."""
+    toggles = [row["toggles"] for row in rows if row.get("toggles") is not None]
+    if len(toggles) < len(rows):
+        return None
+    return {"per_episode": float(np.mean(toggles)), "per_100_steps": 100 * sum(toggles) / sum(row["steps"] for row in rows)}
 
 
 def tally(rows: list[Row], field: str) -> dict[str, Row]:

@@ -44,7 +44,8 @@ class Stage:
 
     `train` and `freeze` are patterns of parameter names (`vision.*`); what matches `train` and not `freeze` trains.
     `ema` averages the weights that are saved (None: the last ones). `augment` changes the pictures. `balance`
-    draws frames of rare actions more often, where the head chooses among a few: 0 as they come, 1 all about equally. `exploration`: the noise of a network that decides while it trains, a router, from the first step to the
+    draws frames of rare actions more often, where the head chooses among a few: 0 as they come, 1 all about equally. `gripper_noise`: the
+    share of gripper commands that are told wrong, the expert's and the teacher's final ones alike (data.noise). `exploration`: the noise of a network that decides while it trains, a router, from the first step to the
     last (Gumbel noise at 1, none at 0); `budgets`: the range from which each step's budget is drawn, for one with a dial.
     With `teacher="ema_self"` it is no stored trace that is matched, but what the student's own running average
     (`teacher_decay`) answers; in the first stage the average starts from the teacher, which must be the same network, later from the student.
@@ -64,6 +65,7 @@ class Stage:
     ema: float | None = None
     augment: Augment = field(default_factory=Augment)
     balance: float = 0.0
+    gripper_noise: float = 0.0
     exploration: tuple[float, float] = (1.0, 0.0)
     budgets: tuple[float, float] | None = None
     teacher: Literal["frozen", "ema_self"] = "frozen"

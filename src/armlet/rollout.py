@@ -22,12 +22,14 @@ from armlet.types import ActionSpec, Observation
 
 @dataclass(frozen=True)
 class Result:
-    """How one episode went. `gates` (decisions, l) is what ran at each decision; times are ms per decision."""
+    """How one episode went. `gates` (decisions, l) is what ran at each decision; times are ms per decision; `toggles` how often the
+    gripper was sent the other way (None without one)."""
 
     task: Task
     seed: int
     success: bool
     steps: int
+    toggles: int | None
     gates: tuple[tuple[int, ...], ...]
     policy_ms: tuple[float, ...]
     loop_ms: tuple[float, ...]
@@ -59,6 +61,7 @@ def run_episode(
     policy_ms: list[float] = []
     loop_ms: list[float] = []
     pending: list[np.ndarray] = []  # of the chunk before, what nobody has carried out
+    done: list[np.ndarray] = []
     last = _still(benchmark.action_spec, None)
     while steps < benchmark.max_steps and not success:
         began = time.perf_counter()
@@ -75,13 +78,24 @@ def run_episode(
         for wanted in (*meanwhile, *now):
             last = _still(benchmark.action_spec, last) if wanted is None else wanted
             success = bool(world.step(last))
+            done.append(last)
             on_world(world)
             steps += 1
             if success or steps >= benchmark.max_steps:
                 break
         loop_ms.append((time.perf_counter() - began) * 1e3)
     world.close()
-    return Result(task, seed, success, steps, tuple(gates), tuple(policy_ms), tuple(loop_ms))
+    toggles = gripper_toggles(benchmark.action_spec, np.stack(done))
+    return Result(task, seed, success, steps, toggles, tuple(gates), tuple(policy_ms), tuple(loop_ms))
+
+
+def gripper_toggles(spec: ActionSpec, actions: np.ndarray) -> int | None:
+    """How often, along an episode's actions (T, a), the gripper is commanded across the middle between open and closed."""
+    if spec.gripper is None:
+        return None
+    closed = actions[:, spec.gripper] - (spec.gripper_open + spec.gripper_closed) / 2
+    sides = np.sign(closed)[closed != 0]  # the middle itself is on no side
+    return int((sides[1:] != sides[:-1]).sum())
 
 
 def _still(spec: ActionSpec, last: np.ndarray | None) -> np.ndarray:

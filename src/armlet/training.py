@@ -22,13 +22,14 @@ from torch import Tensor, nn
 
 from armlet.checkpoint import load_state, save_state
 from armlet.data.frames import BatchMaker, Frames, draw
+from armlet.data.noise import flip_grippers
 from armlet.layers.ema import SelfTeacher
 from armlet.layers.heads import ActionHead
 from armlet.learner import Learner, watch
 from armlet.policies import Policy
 from armlet.progress import Progress
 from armlet.recipe import Stage
-from armlet.types import Trace
+from armlet.types import Batch, Trace
 
 TeacherTraces = Callable[[Tensor], Trace]  # keys (b, 2) -> the teacher's trace
 
@@ -166,6 +167,8 @@ class Trainer:
             batch = replace(batch, budget=float(rng.uniform(*stage.budgets)))
         assert batch.keys is not None  # a batch made from episodes has them
         teacher = self.teacher(batch.keys) if self.teacher and stage.objective.needs else {}
+        if stage.gripper_noise:
+            batch, teacher = self._told_wrong(batch, teacher)
         torch.manual_seed(self.seed * 1_000_003 + self.step)
         first, last = stage.exploration
         exploration = first + (last - first) * self.step / stage.steps
@@ -193,6 +196,17 @@ class Trainer:
             for name, parameter in self.parameters.items():
                 self.average[name].lerp_(parameter.detach(), 1 - decay)
         return {"loss": sum(values.values()), **values, "grad_norm": float(norm), "learning_rate": stage.learning_rate * factor}
+
+    def _told_wrong(self, batch: Batch, teacher: Trace) -> tuple[Batch, Trace]:
+        """The batch and the teacher's answer with a share of the gripper commands flipped."""
+        gripper = self.learner.policy.body.action_spec.gripper
+        if gripper is None:
+            raise ValueError(f"gripper_noise={self.stage.gripper_noise}: this robot's actions have no gripper; set it to 0")
+        keys, share = batch.keys, self.stage.gripper_noise
+        assert keys is not None and batch.actions is not None  # a batch made from episodes has them
+        batch = replace(batch, actions=flip_grippers(batch.actions, keys, gripper, share))
+        said = {"actions": flip_grippers(teacher["actions"], keys, gripper, share)} if "actions" in teacher else {}
+        return batch, {**teacher, **said}
 
     @contextlib.contextmanager
     def _compiled(self) -> Iterator[Callable[[], dict[str, float]]]:
