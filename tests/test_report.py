@@ -45,10 +45,13 @@ def written(tmp_path) -> Path:
         policy("student", 98, 2.5),
         policy("dial at 0.5", 97, 3.0, 0.5),
         policy("dial at 0.25", 90, 2.0, 0.25),
+        policy("cut", 89, 2.0),
     ]
+    policies[-1]["gripper_toggles"] = {"per_episode": 1.87, "per_100_steps": 9.5}
+    policies[-1]["routing"] |= {"activation": [1.0, 1.0], "layers": [0, 2]}
     seen = [
         {"name": name, "execute": 2, "success": True, "steps": 20, "gates": [gates] * 10}
-        for name, gates in (("teacher", "111"), ("student", "101"))
+        for name, gates in (("teacher", "111"), ("student", "101"), ("cut", "11"))
     ]
     pair = {
         "a": "student",
@@ -88,7 +91,16 @@ def test_the_page_is_whole_and_asks_nothing_of_a_network(written: Path, tmp_path
     page = report.main((written,), out=tmp_path / "page.html").read_text()
     own = re.sub(r"<script>.*?</script>", "", page, flags=re.S)  # plotly's own code names places that it does not visit
     assert not re.findall(r"""(?:src|href)=["'](?!#|data:)""", own)
-    for shown in ("99/100", "2.50", "1.23 M", "unseen_objects", "321", "student ≥ teacher − 3 pp: shown (n = 100)", "97.3 %"):
+    for shown in (
+        "99/100",
+        "2.50",
+        "1.23 M",
+        "unseen_objects",
+        "321",
+        "student ≥ teacher − 3 pp: shown (n = 100)",
+        "97.3 %",
+        "1.87",
+    ):
         assert shown in page
     assert "first − other: +2.0 pp (95 % interval of students and episodes +1.0 to +3.0)" in page
     data = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.S)
@@ -103,6 +115,15 @@ def test_the_page_is_whole_and_asks_nothing_of_a_network(written: Path, tmp_path
 def test_many_reports_make_one_page_and_a_folder_is_enough(written: Path) -> None:
     page = report.main((written.parent, written))
     assert page == written.with_name("report.html") and page.read_text().count('<section id="report-') == 2
+
+
+def test_a_cut_students_layers_stand_under_their_teachers_numbers(written: Path) -> None:
+    page = report.main((written,)).read_text()
+    table = page[page.index("<h3>What runs</h3>") :]
+    rows = [re.findall(r"<td>(.*?)</td>", row) for row in re.findall(r"<tr>(.*?)</tr>", table, re.DOTALL)]
+    assert re.findall(r"<th>(.*?)</th>", table)[:5] == ["policy", "0", "1", "2", "routes"]
+    assert [row[:4] for row in rows if row[:1] == ["teacher"]] == [["teacher", "1.00", "0.50", "0.25"]]
+    assert [row[:4] for row in rows if row[:1] == ["cut"]] == [["cut", "1.00", "", "1.00"]]
 
 
 def test_a_report_without_films_or_curves_is_shown_too(written: Path) -> None:
@@ -177,6 +198,12 @@ def test_the_map_and_the_film_move_together(page) -> None:
     box = chart.locator(".nsewdrag").first.bounding_box()
     page.mouse.click(box["x"] + 0.9 * box["width"], box["y"] + box["height"] / 2)
     page.wait_for_function("document.querySelector('video').currentTime > 1.4")
+
+
+@pytest.mark.page
+def test_the_map_leaves_blank_what_was_cut_away(page) -> None:
+    first = page.evaluate("charts.routing(reports[0], 0)[0].map((trace) => trace.z.map((layer) => layer[0]))")
+    assert first == [[1, 1, 1], [1, 0, 1], [1, None, 1]]
 
 
 @pytest.mark.page

@@ -159,7 +159,7 @@ def summarise(
     costs = policy.layer_costs().numpy()
     gates = np.array([[int(bit) for bit in gate] for row in seen for gate in row["gates"]])
     keep = gates @ costs / costs.sum()
-    routed = routing(gates)
+    routed = routing(gates) | {"layers": policy.layer_numbers}
     if routed["patterns"] > 1:  # one that always runs the same depends on nothing
         routed["changes_with"] = measure.what_routes_depend_on(policy, observations)
     return {

@@ -55,7 +55,7 @@ def render(reports: list[Report]) -> str:
     from plotly.offline import get_plotlyjs
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"percent": lambda value: f"{100 * value:.1f} %", "pretty": _pretty}
+    environment.filters.update(percent=lambda value: f"{100 * value:.1f} %", pretty=_pretty, layers=_layers)
     template = environment.from_string(TEMPLATE.read_text())
     data = json.dumps(reports).replace("<", "\\u003c")  # nothing in it can end the script element that holds it
     said = {
@@ -63,6 +63,11 @@ def render(reports: list[Report]) -> str:
         "seed_sentence": lambda pair: seed_sentence(pair).removeprefix("- over seeds, "),
     }
     return template.render(reports=reports, data=data, plotly=get_plotlyjs(), **said)
+
+
+def _layers(routing: Report) -> list[int]:
+    """The numbers of a policy's layers in the network it was cut from; reports from before these were kept count its own."""
+    return routing.get("layers") or list(range(len(routing["activation"])))
 
 
 def _pretty(value: Any) -> str:

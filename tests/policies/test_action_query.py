@@ -151,6 +151,7 @@ def test_it_can_be_routed_cut_and_saved(tmp_path, vision: dict | None) -> None:
     with torch.no_grad():
         assert torch.equal(routed(batch), policy(batch))
         cut = policy.keep_layers((0, 2))
+        assert cut.layer_numbers == (0, 2) and policy.layer_numbers == (0, 1, 2)
         tokens = policy.embed(batch)
         hidden = policy.run_layer(2, policy.run_layer(0, tokens.hidden, tokens), tokens)
         assert torch.equal(cut(batch), policy.head(policy.condition(hidden, tokens)))

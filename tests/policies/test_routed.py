@@ -159,6 +159,6 @@ def test_a_router_that_always_says_the_same_is_left_behind(tmp_path) -> None:
     assert one.routing.only == (0, 2, 5, 7) and one.at(0.25).routing.only is None
     save_policy(one, tmp_path)
     plain = load_policy(tmp_path).deployed()
-    assert len(plain.layers) == 4 and not hasattr(plain, "router")
+    assert plain.layer_numbers == (0, 2, 5, 7) and len(plain.layers) == 4 and not hasattr(plain, "router")
     with torch.no_grad():
         torch.testing.assert_close(plain(batch), one(batch))

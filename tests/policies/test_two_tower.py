@@ -263,6 +263,7 @@ def test_kept_layers_are_the_networks_own() -> None:
         assert all(torch.equal(tensor, wanted[name]) for name, tensor in layer.state_dict().items())
     for name, tensor in cut.state_dict().items():
         assert name.startswith("layers.") or torch.equal(tensor, policy.state_dict()[name])
+    assert policy.layer_numbers == (0, 1, 2, 3) and cut.layer_numbers == (0, 2)
     assert policy.layer_costs().shape == (4,) and cut.layer_costs().shape == (2,)
     assert policy.layer_costs().unique().tolist() == [sum(p.numel() for p in policy.layers[0].parameters())]
     with pytest.raises(ValueError, match="increasing numbers from 0 to 3"):

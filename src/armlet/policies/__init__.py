@@ -97,6 +97,12 @@ class Policy(nn.Module, ABC):
     vision_tokens: int  # of all cameras
     text_tokens: int  # of the longest instruction it takes
     execute: int  # actions of a chunk carried out before it looks again
+    kept_layers: tuple[int, ...] | None = None  # which layers of the network it was cut from are its own; None: it was not cut
+
+    @property
+    def layer_numbers(self) -> tuple[int, ...]:
+        """Its layers' numbers in the network it was cut from, or its own."""
+        return self.kept_layers or tuple(range(len(self.layers)))
 
     @property
     def condition_width(self) -> int:

@@ -166,6 +166,7 @@ class ActionQuery(Policy):
         super().__init__()
         self.network, self.cameras, self.body = network, cameras, body
         self.text_tokens, self.execute = network.text_tokens, network.execute
+        self.kept_layers = network.kept_layers
         self._take(language or _language_model(network.language, body.tokenizer.get_vocab_size()))
         width = self.width = int(self.words.embedding_dim)
         if network.vision is None:

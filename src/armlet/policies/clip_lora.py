@@ -158,6 +158,7 @@ class ClipLora(Policy):
         super().__init__()
         self.network, self.cameras, self.body = network, cameras, body
         self.width, self.text_tokens, self.execute = network.width, network.text_tokens, network.execute
+        self.kept_layers = network.kept_layers
         own = body.tokenizer.get_vocab_size()
         if network.vocabulary is not None and own > network.vocabulary:
             raise ValueError(

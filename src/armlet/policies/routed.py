@@ -63,6 +63,7 @@ class Routed(Policy):
         super().__init__()
         self.inner, self.routing, self.body = inner, routing, inner.body
         self.width, self.execute = inner.width, inner.execute
+        self.kept_layers = inner.kept_layers
         self.vision_tokens, self.text_tokens = inner.vision_tokens, inner.text_tokens
         self.router = _make_router(inner, routing)
 

@@ -169,6 +169,7 @@ class TwoTower(Policy):
         network = config.network
         self.config, self.network, self.body = config, network, body
         self.width, self.text_tokens, self.execute = network.width, network.text_tokens, network.execute
+        self.kept_layers = config.kept_layers
         self.grids = tuple(size // network.patch for size in config.cameras.values())
         self.vision_tokens = sum(side**2 for side in self.grids)
         self._marks = marks(body.tokenizer)

@@ -97,6 +97,7 @@ class VLA(Policy):
         super().__init__()
         self.config, self.body = config, body
         self.width, self.text_tokens, self.execute = config.width, config.text_tokens, config.execute
+        self.kept_layers = config.kept_layers
         llama = config.llama()
         eyes = {
             name: ConvEncoder(size, config.width, stride=config.strides[name], channels=config.vision_channels)
