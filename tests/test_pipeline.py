@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from tiny import tiny_recipe
 
-from armlet import collect, distil, evaluate, practice, probe, recipes, teach, training
+from armlet import collect, distil, evaluate, figures, practice, probe, recipes, teach, training
 from armlet import report as report_page
 from armlet.checkpoint import load_policy
 from armlet.data.episodes import EpisodeDataset
@@ -181,6 +181,9 @@ def test_a_dial_is_evaluated_at_every_budget(recipe: Recipe, tmp_path) -> None:
     assert [policy["name"] for policy in report["policies"]] == ["teacher", "dial", "dial at 0.25", "dial at 1"]
     assert shares[0.25] < 0.8 and shares[1.0] == pytest.approx(1, abs=0.1)  # hardly trained: all its logits are alike
     assert report["rollouts"][0]["policies"][2]["gates"] and list(report["training"]) == ["dial"]
+    assert (tmp_path / "evaluation" / "success-budget.png").stat().st_size > 0
+    with pytest.raises(ValueError, match="no policy of this report was run at a budget"):
+        figures.success_against_budget({"policies": report["policies"][:2]}, tmp_path / "none.png")
     page = report_page.main((tmp_path / "evaluation",))
     assert "One student, any budget" in page.read_text()
 

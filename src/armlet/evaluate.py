@@ -55,6 +55,8 @@ def main(recipe: Recipe) -> Path:
     table = figures.table(report)
     write_atomically(out / "table.md", table.encode())
     figures.success_against_latency(report, out / "success-latency.png")
+    if recipe.evaluation.budgets:
+        figures.success_against_budget(report, out / "success-budget.png")
     print(table)  # noqa: T201 - the verdict, for the person who ran it
     return out / "report.json"
 

@@ -89,3 +89,44 @@ def success_against_latency(report: Report, path: Path) -> None:
     episodes = report["policies"][0]["episodes"]
     axes.set_title(f"{report['fingerprint']['benchmark']['benchmark']}: the same {episodes} episodes, 95 % intervals")
     figure.savefig(path, dpi=130)
+
+
+def success_against_budget(report: Report, path: Path) -> None:
+    """A picture of the student with a dial: success, and milliseconds, against the share of the backbone's FLOPs that it spends; the
+    other policies beside it. Raises ValueError where no policy was run at a budget."""
+    from matplotlib.figure import Figure
+
+    at_budgets = sorted(
+        (policy for policy in report["policies"] if policy["budget"] is not None), key=lambda policy: policy["budget"]
+    )
+    if not at_budgets:
+        raise ValueError(
+            "no policy of this report was run at a budget; evaluate a student that has a dial with --evaluation.budgets"
+        )
+    whole = report["policies"][0]["flops"]["backbone"]
+    figure = Figure(figsize=(10, 4.4), layout="constrained")
+    success, milliseconds = figure.subplots(1, 2)
+
+    def draw(policies: list[dict[str, Any]], label: str, style: str, colour: str) -> None:
+        share = [100 * policy["flops"]["backbone"] / whole for policy in policies]
+        rates = [100 * policy["successes"] / policy["episodes"] for policy in policies]
+        bounds = [[100 * bound for bound in policy["ci95"]] for policy in policies]
+        below, above = zip(*((rate - low, high - rate) for rate, (low, high) in zip(rates, bounds, strict=True)), strict=True)
+        success.errorbar(share, rates, yerr=[below, above], fmt=style, capsize=3, label=label, color=colour)
+        milliseconds.plot(share, [policy["latency_ms"]["policy"]["p50"] for policy in policies], style, label=label, color=colour)
+
+    draw(at_budgets, "one student, its dial turned", "o-", "C0")
+    student = at_budgets[0]["fingerprint"].partition("@")[0]  # the same student without a budget of its own is no other policy
+    others = [policy for policy in report["policies"] if policy["budget"] is None and policy["fingerprint"] != student]
+    for index, policy in enumerate(others):
+        draw([policy], policy["name"], "s", f"C{index % 9 + 1}")
+    success.set_ylabel("success, %")
+    milliseconds.set_ylabel("milliseconds a decision (p50, batch 1, one thread)")
+    milliseconds.set_ylim(bottom=0)
+    for axes in (success, milliseconds):
+        axes.set_xlabel("share of the backbone's FLOPs, %")
+        axes.set_xlim(0, 105)
+        axes.grid(alpha=0.3)
+    success.legend(loc="lower right")
+    figure.suptitle(f"the same {at_budgets[0]['episodes']} episodes, 95 % intervals")
+    figure.savefig(path, dpi=130)
