@@ -3,7 +3,7 @@
 # meet the same 100 episodes. `--teach` makes the teacher from nothing first (an hour on two cores).
 set -euo pipefail
 cd "$(dirname "$0")/.."
-armlet=.venv/bin/armlet
+armlet=${ARMLET:-.venv/bin/armlet}
 if [[ "${1:-}" == --teach ]]; then
   $armlet collect tabletop
   $armlet teach tabletop --teacher out/demo/teacher

@@ -18,6 +18,10 @@ Every field of a recipe can be set: `armlet distil actdistill_tabletop --seed 1 
 import importlib
 import sys
 from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # a recipe brings torch with it, and `armlet --help` needs none
+    from armlet.recipe import Recipe
 
 VERBS = ("collect", "teach", "probe", "distil", "evaluate", "report")
 
@@ -56,19 +60,21 @@ def _report(arguments: list[str]) -> None:
     _finish("armlet report", lambda: tyro.cli(report.main, args=arguments, prog="armlet report"))
 
 
-def _run(verb: str, name: str, overrides: list[str]) -> None:
+def override(recipe: "Recipe", options: list[str], prog: str) -> "Recipe":
+    """The recipe with what the options say in place of its own fields; says what is wrong, or helps, and leaves."""
     import tyro
 
+    return tyro.cli(type(recipe), default=recipe, args=options, prog=prog, config=(tyro.conf.AvoidSubcommands,))
+
+
+def _run(verb: str, name: str, overrides: list[str]) -> None:
     from armlet import recipes
 
     try:
         factory = recipes.find(name)
     except ValueError as error:
         sys.exit(f"armlet {verb}: {error}")
-    recipe = factory()
-    recipe = tyro.cli(
-        type(recipe), default=recipe, args=overrides, prog=f"armlet {verb} {name}", config=(tyro.conf.AvoidSubcommands,)
-    )
+    recipe = override(factory(), overrides, f"armlet {verb} {name}")
     _finish(f"armlet {verb} {name}", lambda: importlib.import_module(f"armlet.{verb}").main(recipe))
 
 

@@ -154,6 +154,7 @@ class Cost:
         )
 
 
+@dataclass(frozen=True)
 class Annotator(ABC):
     """Subclasses are frozen dataclasses whose fields are everything that changes an answer, and how to reach who answers.
 
@@ -161,7 +162,11 @@ class Annotator(ABC):
     """
 
     looks: ClassVar[bool] = False
-    concurrency: int = 1  # episodes at the same time
+
+    @property
+    def concurrency(self) -> int:
+        """How many episodes it takes at the same time."""
+        return 1
 
     @abstractmethod
     def fingerprint(self) -> dict[str, Any]:

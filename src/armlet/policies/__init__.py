@@ -195,6 +195,7 @@ class Policy(nn.Module, ABC):
         return next(self.parameters()).device
 
 
+@dataclass(frozen=True)
 class Network(ABC):
     """A frozen dataclass of sizes that makes a policy from nothing; what depends on robot and data it is told."""
 
@@ -203,6 +204,7 @@ class Network(ABC):
         """A policy with fresh weights. `cameras`: name → side of its square image in pixels."""
 
 
+@dataclass(frozen=True)
 class Student(ABC):
     """A frozen dataclass that makes a student out of a teacher."""
 
