@@ -2,10 +2,10 @@
 
     python bench/probe.py [--out docs/machinery/probe.json]      needs torch_geometric (make bench installs it) and collected episodes
 
-Three kinds of heads on the frozen teacher, the same batches in the same order, each at several seeds:
-`ours` as the recipes have them; `geometric`, which differs in that its nodes are as wide as the backbone and its messages are those of PyTorch
-Geometric's GATConv over the graph of the eight highest affinities, its edge weights given as edge features; `no graph`, which pools at once. Reported is
-what a head that never saw an episode says of it: the mean squared error of the action, over the layers, in units of normalised actions.
+Heads on the frozen teacher, the same batches in the same order, each at several seeds: `ours` with nodes as narrow as the recipes have them and as
+wide as the backbone; `geometric`, as wide as the backbone, whose messages are those of PyTorch Geometric's GATConv over the graph of the eight
+highest affinities, its edge weights given as edge features; `no graph`, at both widths, which pools at once. Reported is the mean squared error
+of the action on episodes that no head has seen, over the layers, in units of normalised actions.
 """
 
 import dataclasses
@@ -70,19 +70,16 @@ class Geometric(nn.Module):
 
 
 def make(kind: str, teacher: Policy) -> ProbeHeads:
-    if kind == "no graph":
-        return make_heads(teacher, dataclasses.replace(PROBE, graph_layers=0))
-    if kind == "ours":
-        return make_heads(teacher, PROBE)
-    wide: Probe = dataclasses.replace(PROBE, graph_width=teacher.width)
-    heads = make_heads(teacher, wide)
-    heads.semantic.attention = nn.ModuleList(
-        Geometric(len(teacher.layers), teacher.width, wide.heads) for _ in range(wide.graph_layers)
+    """A kind is what passes messages, and how wide the nodes are."""
+    what, width = kind.rsplit(" ", 1)
+    probe: Probe = dataclasses.replace(
+        PROBE, graph_width=int(width), graph_layers=0 if what == "no graph" else PROBE.graph_layers
     )
+    heads = make_heads(teacher, probe)
+    if what == "geometric":
+        layers = len(teacher.layers)
+        heads.semantic.attention = nn.ModuleList(Geometric(layers, int(width), probe.heads) for _ in range(probe.graph_layers))
     return heads
-
-
-KINDS = ("ours", "geometric", "no graph")
 
 
 def main(arguments: Arguments) -> None:
@@ -103,13 +100,15 @@ def main(arguments: Arguments) -> None:
             mask = teacher.embed(batch).mask
         return [trace[name].float() for name in hidden], mask, expert, valid
 
-    errors: dict[str, list[float]] = {kind: [] for kind in KINDS}
-    per_layer: dict[str, list[list[float]]] = {kind: [] for kind in KINDS}
+    narrow, wide = PROBE.graph_width, teacher.width
+    kinds = [f"ours {narrow}", f"ours {wide}", f"geometric {wide}", f"no graph {narrow}", f"no graph {wide}"]
+    errors: dict[str, list[float]] = {kind: [] for kind in kinds}
+    per_layer: dict[str, list[list[float]]] = {kind: [] for kind in kinds}
     progress = Progress("probe heads", total=arguments.seeds * arguments.steps)
     parameters = {}
     for seed in range(arguments.seeds):
         torch.manual_seed(seed)
-        heads = {kind: make(kind, teacher) for kind in KINDS}
+        heads = {kind: make(kind, teacher) for kind in kinds}
         parameters = {kind: sum(p.numel() for p in head.parameters()) // layers for kind, head in heads.items()}
         optimisers = {kind: torch.optim.AdamW(head.parameters(), lr=arguments.learning_rate) for kind, head in heads.items()}
         for step in range(arguments.steps):
@@ -124,14 +123,14 @@ def main(arguments: Arguments) -> None:
                 optimisers[kind].step()
                 optimisers[kind].zero_grad(set_to_none=True)
             progress.advance()
-        found: dict[str, list[Tensor]] = {kind: [] for kind in KINDS}
+        found: dict[str, list[Tensor]] = {kind: [] for kind in kinds}
         for rows in np.array_split(held_out, max(1, len(held_out) // 64)):
             inputs, mask, expert, valid = see(rows)
             with torch.no_grad():
                 for kind, head in heads.items():
                     _, actions = head(inputs, mask)
                     found[kind].append(torch.stack([losses.action_mse(a, expert, valid) for a in actions.unbind(1)], dim=1))
-        for kind in KINDS:
+        for kind in kinds:
             by_layer = torch.cat(found[kind]).mean(dim=0)
             errors[kind].append(float(by_layer.mean()))
             per_layer[kind].append([round(float(value), 5) for value in by_layer])
@@ -144,7 +143,15 @@ def main(arguments: Arguments) -> None:
         "error": {kind: float(np.mean(values)) for kind, values in errors.items()},
         "each": errors,
         "per_layer": {kind: np.mean(values, axis=0).round(5).tolist() for kind, values in per_layer.items()},
-        "ours_minus": {kind: difference(errors["ours"], errors[kind]) for kind in KINDS[1:]},
+        "differences": {
+            f"{a} - {b}": difference(errors[a], errors[b])
+            for a, b in (
+                (f"ours {narrow}", f"geometric {wide}"),
+                (f"ours {wide}", f"geometric {wide}"),
+                (f"ours {narrow}", f"no graph {narrow}"),
+                (f"ours {wide}", f"no graph {wide}"),
+            )
+        },
     }
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(result, indent=1) + "\n")
