@@ -24,7 +24,6 @@ from armlet.checkpoint import load_policy
 from armlet.data.episodes import EpisodeDataset
 from armlet.data.frames import draw, load_frames
 from armlet.layers.graph import Edges, ProbeHeads
-from armlet.learner import Learner, watch
 from armlet.policies import Policy
 from armlet.progress import Progress
 from armlet.recipe import Probe
@@ -89,16 +88,14 @@ def main(arguments: Arguments) -> None:
     first = int(frames.starts[len(frames.starts) * 9 // 10])  # the last tenth of the episodes is held out
     held_out = np.linspace(first, len(batches) - 1, arguments.held_out).astype(np.int64)
     layers = len(teacher.layers)
-    hidden = [f"hidden.{layer}" for layer in range(layers)]
-    watched = Learner(teacher).eval()
 
     def see(rows: np.ndarray) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
         batch = batches.batch(rows)
         expert, valid = batch.targets()
-        trace = watch(watched, batch, hidden)
         with torch.no_grad():
-            mask = teacher.embed(batch).mask
-        return [trace[name].float() for name in hidden], mask, expert, valid
+            tokens = teacher.embed(batch)
+            hiddens = teacher.backbone(tokens, batch, watch=True).hiddens
+        return list(hiddens), tokens.mask, expert, valid
 
     narrow, wide = PROBE.graph_width, teacher.width
     kinds = [f"ours {narrow}", f"ours {wide}", f"geometric {wide}", f"no graph {narrow}", f"no graph {wide}"]

@@ -3,33 +3,16 @@
 # seeds for the rows that carry the claim; then one report with all of them on the same episodes. Hours, so run it
 # in the background:   nohup bash runs/cpu.sh > cpu.log &     Killed, it goes on where it stopped when it is run again.
 #   SEEDS="0 1 2" EPISODES=1000 bash runs/cpu.sh
-# Students are trained two at a time, each on one thread: twice one thread trains more in an hour than once two do.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-armlet=${ARMLET:-.venv/bin/armlet}
+source runs/students.bash
 seeds=${SEEDS:-0 1 2}
-students=()
-export OMP_NUM_THREADS=1
-
-make_student() { # name, recipe, options …
-  local name=$1 recipe=$2
-  shift 2
-  students+=("out/cpu/$name/student")
-  if [[ ! -e out/cpu/$name/student/config.json ]]; then
-    while (($(jobs -rp | wc -l) >= 2)); do wait -n; done
-    $armlet distil "$recipe" --name "$name" --out "out/cpu/$name" "$@" &
-  fi
-}
-
-all_made() {
-  while (($(jobs -rp | wc -l) > 0)); do wait -n; done
-}
 
 $armlet collect tabletop
 OMP_NUM_THREADS=2 $armlet probe tabletop
 for seed in $seeds; do
   for recipe in actdistill first_k layer_drop random_skip; do
-    make_student "$recipe-$seed" "${recipe}_tabletop" --seed "$seed"
+    make_student "out/cpu/$recipe-$seed" "${recipe}_tabletop" --seed "$seed"
   done
 done
 all_made
@@ -39,24 +22,24 @@ $armlet evaluate tabletop --out out/cpu --evaluation.episodes "${EPISODES:-1000}
 # What each part is worth, one seed each.
 students=(out/cpu/actdistill-0/student)
 for recipe in bc action_kd blind published onpolicy; do
-  make_student "$recipe" "${recipe}_tabletop"
+  make_student "out/cpu/$recipe" "${recipe}_tabletop"
 done
-make_student minus-semantic actdistill_tabletop --stages.0.objective.semantic 0
-make_student minus-layer-action actdistill_tabletop --stages.0.objective.layer-action 0
-make_student minus-condition actdistill_tabletop --stages.0.objective.output.condition 0 --stages.1.objective.condition 0
-make_student minus-action actdistill_tabletop --stages.0.objective.output.action 0 --stages.1.objective.action 0
-make_student minus-imitation actdistill_tabletop --stages.0.objective.output.imitation 0 --stages.1.objective.imitation 0
+make_student out/cpu/minus-semantic actdistill_tabletop --stages.0.objective.semantic 0
+make_student out/cpu/minus-layer-action actdistill_tabletop --stages.0.objective.layer-action 0
+make_student out/cpu/minus-condition actdistill_tabletop --stages.0.objective.output.condition 0 --stages.1.objective.condition 0
+make_student out/cpu/minus-action actdistill_tabletop --stages.0.objective.output.action 0 --stages.1.objective.action 0
+make_student out/cpu/minus-imitation actdistill_tabletop --stages.0.objective.output.imitation 0 --stages.1.objective.imitation 0
 $armlet probe tabletop --shared out/nograph --probe.graph-layers 0
-make_student minus-graph actdistill_tabletop --shared out/nograph --probe.graph-layers 0
-make_student fourth-supervised actdistill_tabletop --stages.0.objective.every 4
+make_student out/cpu/minus-graph actdistill_tabletop --shared out/nograph --probe.graph-layers 0
+make_student out/cpu/fourth-supervised actdistill_tabletop --stages.0.objective.every 4
 all_made
 $armlet evaluate tabletop --name ablations --out out/cpu/ablations --evaluation.episodes "${EPISODES:-1000}" --policies "${students[@]}"
 
 # One student for every budget, beside a first-k student trained for each point.
 students=()
-make_student dial dial_tabletop
+make_student out/cpu/dial dial_tabletop
 for layers in 1 3 4 6; do
-  make_student "first_$layers" first_k_tabletop --student.layers "$layers"
+  make_student "out/cpu/first_$layers" first_k_tabletop --student.layers "$layers"
 done
 all_made
 $armlet evaluate dial_tabletop --name dial --out out/cpu/dial --evaluation.budgets 0.125 0.25 0.375 0.5 0.75 1 \

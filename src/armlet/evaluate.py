@@ -55,7 +55,7 @@ def main(recipe: Recipe) -> Path:
     table = figures.table(report)
     write_atomically(out / "table.md", table.encode())
     figures.success_against_latency(report, out / "success-latency.png")
-    if recipe.evaluation.budgets:
+    if any(contender.budget is not None for contender in field.values()):
         figures.success_against_budget(report, out / "success-budget.png")
     print(table)  # noqa: T201 - the verdict, for the person who ran it
     return out / "report.json"
@@ -169,7 +169,7 @@ def summarise(
         "successes": successes,
         "episodes": len(seen),
         "ci95": stats.wilson(successes, len(seen)),
-        "gripper_toggles": gripper_toggles(seen),
+        "gripper_toggles": toggle_rates(seen),
         "mean_steps": float(np.mean([row["steps"] for row in seen if row["success"]])) if successes else None,
         "latency_ms": {
             "policy": timing,
@@ -202,7 +202,7 @@ def routing(gates: np.ndarray) -> Row:
     }
 
 
-def gripper_toggles(rows: list[Row]) -> Row | None:
+def toggle_rates(rows: list[Row]) -> Row | None:
     """How often the gripper is sent the other way; None without one, or where a log from before they were counted has none."""
     toggles = [row["toggles"] for row in rows if row.get("toggles") is not None]
     if len(toggles) < len(rows):

@@ -74,10 +74,9 @@ def success_against_latency(report: Report, path: Path) -> None:
         kind = stem if stem in together else policy["name"]
         label = None if kind in colours else kind
         colour = colours.setdefault(kind, f"C{len(colours)}")
-        rate = 100 * policy["successes"] / policy["episodes"]
-        low, high = (100 * bound for bound in policy["ci95"])
+        rates, errors = _success([policy])
         x = policy["latency_ms"]["policy"]["p50"]
-        axes.errorbar(x, rate, yerr=[[rate - low], [high - rate]], fmt="o", capsize=4, markersize=8, label=label, color=colour)
+        axes.errorbar([x], rates, yerr=errors, fmt="o", capsize=4, markersize=8, label=label, color=colour)
     slowest = max(policy["latency_ms"]["policy"]["p50"] for policy in report["policies"])
     lowest = min(policy["ci95"][0] for policy in report["policies"])
     axes.set_xlabel("milliseconds a decision (p50, batch 1, one thread)")
@@ -109,10 +108,8 @@ def success_against_budget(report: Report, path: Path) -> None:
 
     def draw(policies: list[dict[str, Any]], label: str, style: str, colour: str) -> None:
         share = [100 * policy["flops"]["backbone"] / whole for policy in policies]
-        rates = [100 * policy["successes"] / policy["episodes"] for policy in policies]
-        bounds = [[100 * bound for bound in policy["ci95"]] for policy in policies]
-        below, above = zip(*((rate - low, high - rate) for rate, (low, high) in zip(rates, bounds, strict=True)), strict=True)
-        success.errorbar(share, rates, yerr=[below, above], fmt=style, capsize=3, label=label, color=colour)
+        rates, errors = _success(policies)
+        success.errorbar(share, rates, yerr=errors, fmt=style, capsize=3, label=label, color=colour)
         milliseconds.plot(share, [policy["latency_ms"]["policy"]["p50"] for policy in policies], style, label=label, color=colour)
 
     draw(at_budgets, "one student, its dial turned", "o-", "C0")
@@ -130,3 +127,11 @@ def success_against_budget(report: Report, path: Path) -> None:
     success.legend(loc="lower right")
     figure.suptitle(f"the same {at_budgets[0]['episodes']} episodes, 95 % intervals")
     figure.savefig(path, dpi=130)
+
+
+def _success(policies: list[dict[str, Any]]) -> tuple[list[float], list[list[float]]]:
+    """Success in percent, and how far its interval reaches below and above, as error bars take them."""
+    rates = [100 * policy["successes"] / policy["episodes"] for policy in policies]
+    below = [rate - 100 * policy["ci95"][0] for rate, policy in zip(rates, policies, strict=True)]
+    above = [100 * policy["ci95"][1] - rate for rate, policy in zip(rates, policies, strict=True)]
+    return rates, [below, above]

@@ -42,6 +42,10 @@ def read(path: Path) -> Report:
     missing = [name for name in NEEDED if not isinstance(report, dict) or name not in report]
     if missing:
         raise ValueError(f"{path} lacks {', '.join(missing)}; it was not written by `armlet evaluate`")
+    for policy in report["policies"]:  # what reports from before these were kept do not say: layers are counted as its own
+        policy.setdefault("gripper_toggles", None)
+        policy["routing"].setdefault("layers", list(range(len(policy["routing"]["activation"]))))
+    report["depth"] = 1 + max((max(policy["routing"]["layers"]) for policy in report["policies"]), default=-1)
     for rollout in report.get("rollouts", []):
         film = path.parent / rollout["video"]
         found = film.is_file()
@@ -55,7 +59,7 @@ def render(reports: list[Report]) -> str:
     from plotly.offline import get_plotlyjs
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(percent=lambda value: f"{100 * value:.1f} %", pretty=_pretty, layers=_layers)
+    environment.filters.update(percent=lambda value: f"{100 * value:.1f} %", pretty=_pretty)
     template = environment.from_string(TEMPLATE.read_text())
     data = json.dumps(reports).replace("<", "\\u003c")  # nothing in it can end the script element that holds it
     said = {
@@ -63,11 +67,6 @@ def render(reports: list[Report]) -> str:
         "seed_sentence": lambda pair: seed_sentence(pair).removeprefix("- over seeds, "),
     }
     return template.render(reports=reports, data=data, plotly=get_plotlyjs(), **said)
-
-
-def _layers(routing: Report) -> list[int]:
-    """The numbers of a policy's layers in the network it was cut from; reports from before these were kept count its own."""
-    return routing.get("layers") or list(range(len(routing["activation"])))
 
 
 def _pretty(value: Any) -> str:

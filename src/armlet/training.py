@@ -199,14 +199,16 @@ class Trainer:
 
     def _told_wrong(self, batch: Batch, teacher: Trace) -> tuple[Batch, Trace]:
         """The batch and the teacher's answer with a share of the gripper commands flipped."""
-        gripper = self.learner.policy.body.action_spec.gripper
-        if gripper is None:
+        body, spec = self.learner.policy.body, self.learner.policy.body.action_spec
+        if (gripper := spec.gripper) is None:
             raise ValueError(f"gripper_noise={self.stage.gripper_noise}: this robot's actions have no gripper; set it to 0")
         keys, share = batch.keys, self.stage.gripper_noise
         assert keys is not None and batch.actions is not None  # a batch made from episodes has them
-        batch = replace(batch, actions=flip_grippers(batch.actions, keys, gripper, share))
-        said = {"actions": flip_grippers(teacher["actions"], keys, gripper, share)} if "actions" in teacher else {}
-        return batch, {**teacher, **said}
+        middle = float(body.actions.apply(np.full(spec.dims, (spec.gripper_open + spec.gripper_closed) / 2, np.float32))[gripper])
+        batch = replace(batch, actions=flip_grippers(batch.actions, keys, gripper, share, middle=middle))
+        if "actions" in teacher:
+            teacher = {**teacher, "actions": flip_grippers(teacher["actions"], keys, gripper, share, middle=middle)}
+        return batch, teacher
 
     @contextlib.contextmanager
     def _compiled(self) -> Iterator[Callable[[], dict[str, float]]]:

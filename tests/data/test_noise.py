@@ -34,3 +34,9 @@ def test_a_step_is_as_wrong_in_every_chunk_that_holds_it() -> None:
     some = torch.randperm(len(keys))[:64]  # and in whatever batch
     again = flip_grippers(actions[some], keys[some], 3, 0.3)[..., 3] < 0
     assert torch.equal(again, wrong.flatten(0, 1)[some])
+
+
+def test_a_gripper_that_opens_at_one_and_closes_at_zero_is_told_the_other() -> None:
+    actions, keys = chunks(20, 10, 2)
+    actions[..., 3] = (actions[..., 3] > 1).float()
+    assert torch.equal(flip_grippers(actions, keys, 3, 1.0, middle=0.5)[..., 3], 1 - actions[..., 3])

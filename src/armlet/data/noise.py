@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 
-def flip_grippers(actions: Tensor, keys: Tensor, gripper: int, share: float) -> Tensor:
+def flip_grippers(actions: Tensor, keys: Tensor, gripper: int, share: float, *, middle: float = 0.0) -> Tensor:
     """Normalised chunks (b, k, a) beginning at `keys` (b, 2), episode and step → the same, in which that share of all gripper
-    commands says the opposite.
+    commands says the opposite, as far on the other side of `middle`, which is half way between open and closed.
 
     Which ones depends on episode and step alone: a step that is in several chunks, or drawn again an epoch later, is wrong each
     time. What is drawn anew each time would average out.
@@ -16,7 +16,8 @@ def flip_grippers(actions: Tensor, keys: Tensor, gripper: int, share: float) -> 
     steps = keys[:, 1:].cpu().numpy() + np.arange(actions.shape[1])
     wrong = _uniform(keys[:, :1].cpu().numpy(), steps) < share
     flipped = actions.clone()
-    flipped[..., gripper] *= torch.from_numpy(np.where(wrong, -1.0, 1.0)).to(actions)
+    said = actions[..., gripper]
+    flipped[..., gripper] = torch.where(torch.from_numpy(wrong).to(said.device), 2 * middle - said, said)
     return flipped
 
 
