@@ -2,10 +2,10 @@
 
     python bench/probe.py [--out docs/machinery/probe.json]      needs torch_geometric (make bench installs it) and collected episodes
 
-Heads on the frozen teacher, the same batches in the same order, each at several seeds: `ours` with nodes as narrow as the recipes have them and as
-wide as the backbone; `geometric`, as wide as the backbone, whose messages are those of PyTorch Geometric's GATConv over the graph of the eight
-highest affinities, its edge weights given as edge features; `no graph`, at both widths, which pools at once. Reported is the mean squared error
-of the action on episodes that no head has seen, over the layers, in units of normalised actions.
+Heads on the frozen teacher, the same batches in the same order, each at several seeds: `ours`, as the recipes have them; `geometric`, with nodes as
+wide as the backbone, whose messages are those of PyTorch Geometric's GATConv over the graph of the eight highest affinities, its edge weights
+given as edge features, pooled once as published, and pooled as ours are; `no graph`, ours pooled at once. Reported is the mean squared error of
+the action on episodes that no head has seen, over the layers, in units of normalised actions.
 """
 
 import dataclasses
@@ -30,6 +30,8 @@ from armlet.recipe import Probe
 from armlet.recipes.bases import PROBE
 from armlet.supervision import make_heads
 from armlet.training import make_batches
+
+KINDS = ("ours", "geometric, pooled once", "geometric", "no graph")
 
 
 @dataclasses.dataclass
@@ -69,15 +71,17 @@ class Geometric(nn.Module):
 
 
 def make(kind: str, teacher: Policy) -> ProbeHeads:
-    """A kind is what passes messages, and how wide the nodes are."""
-    what, width = kind.rsplit(" ", 1)
-    probe: Probe = dataclasses.replace(
-        PROBE, graph_width=int(width), graph_layers=0 if what == "no graph" else PROBE.graph_layers
-    )
+    """Heads as the recipes have them, but for what the kind says."""
+    probe: Probe = PROBE
+    if kind == "no graph":
+        probe = dataclasses.replace(PROBE, graph_layers=0)
+    if kind.startswith("geometric"):
+        queries = 1 if kind == "geometric, pooled once" else PROBE.queries
+        probe = dataclasses.replace(PROBE, graph_width=teacher.width, queries=queries)
     heads = make_heads(teacher, probe)
-    if what == "geometric":
+    if kind.startswith("geometric"):
         layers = len(teacher.layers)
-        heads.semantic.attention = nn.ModuleList(Geometric(layers, int(width), probe.heads) for _ in range(probe.graph_layers))
+        heads.semantic.attention = nn.ModuleList(Geometric(layers, teacher.width, probe.heads) for _ in range(probe.graph_layers))
     return heads
 
 
@@ -97,8 +101,7 @@ def main(arguments: Arguments) -> None:
             hiddens = teacher.backbone(tokens, batch, watch=True).hiddens
         return list(hiddens), tokens.mask, expert, valid
 
-    narrow, wide = PROBE.graph_width, teacher.width
-    kinds = [f"ours {narrow}", f"ours {wide}", f"geometric {wide}", f"no graph {narrow}", f"no graph {wide}"]
+    kinds = list(KINDS)
     errors: dict[str, list[float]] = {kind: [] for kind in kinds}
     per_layer: dict[str, list[list[float]]] = {kind: [] for kind in kinds}
     progress = Progress("probe heads", total=arguments.seeds * arguments.steps)
@@ -140,15 +143,7 @@ def main(arguments: Arguments) -> None:
         "error": {kind: float(np.mean(values)) for kind, values in errors.items()},
         "each": errors,
         "per_layer": {kind: np.mean(values, axis=0).round(5).tolist() for kind, values in per_layer.items()},
-        "differences": {
-            f"{a} - {b}": difference(errors[a], errors[b])
-            for a, b in (
-                (f"ours {narrow}", f"geometric {wide}"),
-                (f"ours {wide}", f"geometric {wide}"),
-                (f"ours {narrow}", f"no graph {narrow}"),
-                (f"ours {wide}", f"no graph {wide}"),
-            )
-        },
+        "differences": {f"ours - {kind}": difference(errors["ours"], errors[kind]) for kind in kinds[1:]},
     }
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(result, indent=1) + "\n")

@@ -79,7 +79,7 @@ def main(arguments: Arguments) -> None:
         ),
         "router, every layer supervised": (
             lambda: Learner(Routing().build(teacher), probe=make_heads(teacher, recipe.probe)),
-            dataclasses.replace(stage, objective=ActDistill(keep=0.3)),
+            dataclasses.replace(stage, objective=ActDistill(keep=0.3, every=1)),
         ),
         "router, every layer of every fourth sample supervised": (
             lambda: Learner(Routing().build(teacher), probe=make_heads(teacher, recipe.probe)),

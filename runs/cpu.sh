@@ -31,7 +31,7 @@ make_student out/cpu/minus-action actdistill_tabletop --stages.0.objective.outpu
 make_student out/cpu/minus-imitation actdistill_tabletop --stages.0.objective.output.imitation 0 --stages.1.objective.imitation 0
 $armlet probe tabletop --shared out/nograph --probe.graph-layers 0
 make_student out/cpu/minus-graph actdistill_tabletop --shared out/nograph --probe.graph-layers 0
-make_student out/cpu/fourth-supervised actdistill_tabletop --stages.0.objective.every 4
+make_student out/cpu/all-supervised actdistill_tabletop --stages.0.objective.every 1
 all_made
 $armlet evaluate tabletop --name ablations --out out/cpu/ablations --evaluation.episodes "${EPISODES:-1000}" --policies "${students[@]}"
 

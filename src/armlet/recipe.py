@@ -101,7 +101,8 @@ class Probe:
     neighbours: int = 8
     heads: int = 4
     graph_layers: int = 2
-    hidden: int = 64
+    queries: int = 8
+    hidden: int = 128
 
 
 @dataclass(frozen=True)

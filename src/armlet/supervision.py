@@ -39,6 +39,7 @@ def make_heads(policy: Policy, probe: Probe) -> ProbeHeads:
         neighbours=probe.neighbours,
         heads=probe.heads,
         graph_layers=probe.graph_layers,
+        queries=probe.queries,
         hidden=probe.hidden,
     )
 

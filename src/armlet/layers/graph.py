@@ -6,7 +6,7 @@ large matrix products, not thirty small ones. This file knows hidden states and 
 loss, no trace.
 
 Beside the axes of `types`: `g` width of the graph, `e` neighbours kept by a node (edges), `h` attention heads
-(no images here), `m` the nodes of all samples of one layer in one row of `b * n`.
+(no images here), `q` queries of the pooling, `m` the nodes of all samples of one layer in one row of `b * n`.
 
 Not done, because a teacher's answer must be the same each time it is asked: dropout (0.1 in the published
 code).
@@ -39,9 +39,11 @@ class SemanticHead(nn.Module):
         neighbours: int = 8,
         heads: int = 4,
         graph_layers: int = 2,
+        queries: int = 2,
+        hidden: int = 128,
     ) -> None:
         super().__init__()
-        self.stack = SemanticHeads(1, width, graph_width, semantic_width, neighbours, heads, graph_layers)
+        self.stack = SemanticHeads(1, width, graph_width, semantic_width, neighbours, heads, graph_layers, queries, hidden)
 
     def forward(self, hidden: Float[Tensor, "b n d"], mask: Bool[Tensor, "b n"]) -> Float[Tensor, "b s"]:
         return self.stack([hidden], mask)[:, 0]
@@ -61,8 +63,8 @@ class LayerActionHead(nn.Module):
 class ProbeHeads(nn.Module):
     """A semantic head and an action head for each of `layers` backbone layers.
 
-    The defaults are the paper's for a 7B backbone, but for `graph_width`, which is ours: 2 M parameters a
-    layer at width 4096 where the public code has 177 M. For a narrow backbone shrink the three widths.
+    The defaults are for a 7B backbone; the paper's, but for `graph_width`, `queries` and `hidden`, which are ours: 3 M
+    parameters a layer at width 4096 where the public code has 177 M. For a narrow backbone shrink the three widths.
     """
 
     def __init__(
@@ -77,10 +79,13 @@ class ProbeHeads(nn.Module):
         neighbours: int = 8,
         heads: int = 4,
         graph_layers: int = 2,
-        hidden: int = 256,
+        queries: int = 2,
+        hidden: int = 128,
     ) -> None:
         super().__init__()
-        self.semantic = SemanticHeads(layers, width, graph_width, semantic_width, neighbours, heads, graph_layers)
+        self.semantic = SemanticHeads(
+            layers, width, graph_width, semantic_width, neighbours, heads, graph_layers, queries, hidden
+        )
         self.action = LayerActionHeads(layers, semantic_width, hidden, chunk=chunk, dims=dims)
 
     def forward(
@@ -109,9 +114,14 @@ class SemanticHeads(nn.Module):
        highest S_ij among the real tokens and may keep itself. Edge weight w_ij = softmax over the kept.
     3. `graph_layers` times x <- LayerNorm(x + ELU(GraphAttention(x))): neighbour j speaks, node i hears.
        With `graph_layers` 0 there is no graph: what an ablation needs to show what the graph is worth.
-    4. Pooling p = sum_i alpha_i x_i, alpha = softmax(w_p . x) over the real tokens, then s = MLP(p).
+    4. Pooling by `queries` vectors w_q, p_q = sum_i alpha_qi [x_i, LayerNorm(h_i)], alpha_q = softmax(w_q . x) over
+       the real tokens, then s = MLP([p_1, ..., p_q]) with `hidden` units.
 
     Padding is never a neighbour and never pooled, so it does not change the result.
+
+    The paper pools once, and what it pools is the nodes, which are as wide as the backbone there. Where they are
+    narrow that loses what the action is read from: the graph says where to look, at its own width, and what is seen
+    there is read at the backbone's, for one more product a sample instead of one a token (docs/machinery).
     """
 
     def __init__(
@@ -123,6 +133,8 @@ class SemanticHeads(nn.Module):
         neighbours: int = 8,
         heads: int = 4,
         graph_layers: int = 2,
+        queries: int = 2,
+        hidden: int = 128,
     ) -> None:
         super().__init__()
         affinity_width = max(graph_width // 4, 1)
@@ -132,8 +144,8 @@ class SemanticHeads(nn.Module):
         self.key = _StackedLinear(layers, graph_width, affinity_width, bias=False)
         self.attention = nn.ModuleList(GraphAttention(layers, graph_width, heads) for _ in range(graph_layers))
         self.norm = nn.ModuleList(_StackedLayerNorm(layers, graph_width) for _ in range(graph_layers))
-        self.pool = _StackedLinear(layers, graph_width, 1, bias=False)
-        self.read = _StackedMLP(layers, graph_width, graph_width, semantic_width)
+        self.pool = _StackedLinear(layers, graph_width, queries, bias=False)
+        self.read = _StackedMLP(layers, queries * (graph_width + width), hidden, semantic_width)
 
     def forward(
         self,
@@ -150,14 +162,15 @@ class SemanticHeads(nn.Module):
             raise ValueError(f"{len(hiddens)} hidden states for {len(project)} layers; name which in `layers`")
         if not mask.any(dim=1).all():
             raise ValueError("mask has a sample without a single real token: there is nothing to pool")
-        x = torch.stack([head(hidden) for head, hidden in zip(project, hiddens, strict=True)])  # (l, b, n, g)
+        normal = [F.layer_norm(hidden, hidden.shape[-1:]) for hidden in hiddens]
+        x = torch.stack([narrow(wide) for narrow, wide in zip(project, normal, strict=True)])  # (l, b, n, g)
         nodes = rearrange(x, "l b n g -> l (b n) g")
         pick = _index(layers, nodes.device)
         if len(self.attention):
             edges, affinity = self._edges(nodes, mask, pick)
             for attention, norm in zip(self.attention, self.norm, strict=True):
                 nodes = norm(nodes + F.elu(attention(nodes, edges, affinity, pick)), pick)
-        return rearrange(self.read(self._pool(nodes, mask, pick), pick), "l b s -> b l s")
+        return rearrange(self.read(self._pool(nodes, normal, mask, pick), pick), "l b s -> b l s")
 
     def _edges(self, nodes: Tensor, mask: Tensor, pick: Tensor | None) -> tuple["Edges", Tensor]:
         """The kept edges of all layers and their affinities (l, m, e), -inf for a surplus edge to padding."""
@@ -175,11 +188,14 @@ class SemanticHeads(nn.Module):
         affinity = affinity.masked_fill(~mask.flatten()[edges.sender], -torch.inf)
         return edges, affinity.view(len(nodes), batch * length, -1)
 
-    def _pool(self, nodes: Tensor, mask: Tensor, pick: Tensor | None) -> Tensor:
-        """Attention pooling over the real tokens: (l, m, g) -> (l, b, g)."""
-        score = rearrange(self.pool(nodes, pick), "l (b n) 1 -> l b 1 n", b=len(mask))
+    def _pool(self, nodes: Tensor, normal: list[Tensor], mask: Tensor, pick: Tensor | None) -> Tensor:
+        """Attention pooling over the real tokens, of nodes (l, m, g) and of what they stand for, l of (b, n, d):
+        (l, b, q * (g + d))."""
+        score = rearrange(self.pool(nodes, pick), "l (b n) q -> l b q n", b=len(mask))
         alpha = score.masked_fill(~mask[:, None], -torch.inf).softmax(dim=-1)
-        return (alpha @ rearrange(nodes, "l (b n) g -> l b n g", b=len(mask))).squeeze(2)
+        seen = torch.stack([weight.to(wide.dtype) @ wide for weight, wide in zip(alpha, normal, strict=True)])
+        pooled = torch.cat([alpha @ rearrange(nodes, "l (b n) g -> l b n g", b=len(mask)), seen.to(alpha.dtype)], dim=-1)
+        return pooled.flatten(2)
 
 
 def nearest(
@@ -306,10 +322,10 @@ class LayerActionHeads(nn.Module):
 
 
 class _Projection(nn.Module):
-    """LayerNorm and a linear map, (b, n, d) -> (b, n, g), for one layer.
+    """A linear map of normalised hidden states, (b, n, d) -> (b, n, g), for one layer.
 
     The wide product runs in the precision of the hidden states, everything behind it in that of the
-    parameters. LayerNorm has no gain or shift of its own: the linear map behind it would absorb them.
+    parameters. The LayerNorm before it has no gain or shift: this map would absorb them.
     """
 
     def __init__(self, width: int, graph_width: int) -> None:
@@ -317,9 +333,8 @@ class _Projection(nn.Module):
         self.weight = nn.Parameter(_glorot(graph_width, width))
         self.bias = nn.Parameter(torch.zeros(graph_width))
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        normal = F.layer_norm(hidden, hidden.shape[-1:])
-        narrow = F.linear(normal, self.weight.to(hidden.dtype), self.bias.to(hidden.dtype))
+    def forward(self, normal: Tensor) -> Tensor:
+        narrow = F.linear(normal, self.weight.to(normal.dtype), self.bias.to(normal.dtype))
         return narrow.to(self.weight.dtype)
 
 
