@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # VLA-AD's noisy-gripper study on tabletop: a share of the gripper labels is flipped, the same ones for every student; what do success and
 # toggles of the gripper come to, with the annotator's words and without? Eight trainings; resumable, in the background.
-#   RATES="0 0.1 0.2 0.4" STEPS=9000 bash runs/noisy_gripper.sh
+#   RATES="0 0.1 0.2 0.4" STEPS=6000 bash runs/noisy_gripper.sh
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source runs/students.bash
@@ -11,7 +11,7 @@ OMP_NUM_THREADS=2 $armlet probe tabletop
 OMP_NUM_THREADS=2 $armlet probe vla_ad_tabletop
 for rate in ${RATES:-0 0.1 0.2 0.4}; do
   for recipe in vla_ad_tabletop vla_ad_action_kd; do
-    make_student "out/noisy_gripper/$recipe@$rate" "$recipe" --stages.0.steps "${STEPS:-9000}" --stages.0.gripper-noise "$rate"
+    make_student "out/noisy_gripper/$recipe@$rate" "$recipe" --stages.0.steps "${STEPS:-6000}" --stages.0.gripper-noise "$rate"
   done
 done
 all_made

@@ -121,6 +121,21 @@ def test_action_cross_entropy_is_minus_the_log_of_the_right_bin():
     np.testing.assert_allclose(losses.action_cross_entropy(logits, ignored, valid), expected)
 
 
+def test_action_cross_entropy_to_shares_is_the_mean_of_that_to_each_bin():
+    logits, valid = torch.randn(BATCH, CHUNK, DIMS, 7, dtype=torch.float64), some_valid()
+    shares = torch.rand(BATCH, CHUNK, DIMS, 7, dtype=torch.float64)
+    shares /= shares.sum(-1, keepdim=True)
+    expected = -(shares * logits.log_softmax(-1)).sum(-1).mean(-1)
+    torch.testing.assert_close(losses.action_cross_entropy(logits, shares), expected.mean(-1))
+    ignored = shares.masked_fill(~valid[..., None, None], torch.nan)
+    torch.testing.assert_close(
+        losses.action_cross_entropy(logits, ignored, valid), losses.action_cross_entropy(logits, shares, valid)
+    )
+    target = torch.randint(0, 7, (BATCH, CHUNK, DIMS))
+    certain = torch.nn.functional.one_hot(target, 7).double()
+    torch.testing.assert_close(losses.action_cross_entropy(logits, certain), losses.action_cross_entropy(logits, target))
+
+
 def test_action_cross_entropy_of_ignorance_is_the_log_of_256():
     target = torch.randint(0, 256, (BATCH, CHUNK, DIMS))
     entropy = losses.action_cross_entropy(torch.zeros(BATCH, CHUNK, DIMS, 256), target)

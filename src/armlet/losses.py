@@ -43,19 +43,21 @@ def action_l1(
 
 def action_cross_entropy(
     logits: Float[Tensor, "b k *a v"],
-    target: Int[Tensor, "b k *a"],
+    target: Int[Tensor, "b k *a"] | Float[Tensor, "b k *a v"],
     valid: Bool[Tensor, "b k"] | None = None,
     weights: Float[Tensor, " a"] | None = None,
 ) -> Float[Tensor, " b"]:
     """Cross-entropy to action tokens, averaged over the dimensions (if there are any) and the valid steps.
 
     `target` numbers the bin of each action dimension, 0 <= target < bins (256 in OpenVLA), or the word for the whole
-    action; in steps that are not valid it may be anything. `weights` make the average over dimensions a weighted one:
+    action, or says how likely each of them is; in steps that are not valid it may be anything. `weights` make the average over dimensions a weighted one:
     k sum(w) times it is the sum over k and j of w_j CE of VLA-AD (arXiv 2605.16241), whose w is (1, 1, 1, 2, 2, 2, 1).
     """
     if valid is not None:
         target = target.masked_fill(~_beside(valid, target), 0)
-    entropy = F.cross_entropy(_wide(logits).flatten(0, -2), target.flatten().long(), reduction="none")
+    soft = target.is_floating_point()
+    flat = target.flatten(0, -2).to(torch.promote_types(logits.dtype, torch.float32)) if soft else target.flatten().long()
+    entropy = F.cross_entropy(_wide(logits).flatten(0, -2), flat, reduction="none")
     entropy = entropy.view(*target.shape[:2], -1)
     entropy = entropy.mean(dim=-1) if weights is None else entropy @ (weights / weights.sum()).to(entropy)
     return _over_steps(entropy if valid is None else entropy.masked_fill(~valid, 0), valid)

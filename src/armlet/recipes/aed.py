@@ -17,7 +17,9 @@ attention and representation, and image–text contrast, taught to two towers th
     armlet distil aed_tabletop
     armlet evaluate aed_tabletop
 
-The account gives no number and no equation for the goal code and the online loop: what stands here is our reading.
+The account gives no number and no equation for the goal code and the online loop: what stands here is our reading. Its towers are
+pretrained; what ours would know of words and things if they were, they learn by guessing simulator facts while they train (`facts`),
+in every row of the table.
 """
 
 from collections.abc import Callable
@@ -34,9 +36,10 @@ from armlet.data.codec import Codebook
 from armlet.policies.subset import Kept
 from armlet.policies.two_tower import TwoTowerNetwork, TwoTowerStudent, small_student, small_teacher
 from armlet.recipe import Collection, Objective, Recipe, Round, Stage
-from armlet.recipes.bases import DISTIL, metaworld, tabletop
+from armlet.recipes.bases import DISTIL, guess, guesses, metaworld, tabletop
 from armlet.types import Batch, Trace
 
+FACTS = ("subject", "target")
 LAST = "attention.1"  # of the two fusion layers, the one that the goal code reads
 
 
@@ -53,6 +56,7 @@ class Aed(Objective):
     temperature: float = 2.0
     grids: tuple[int, ...] = (6, 4)
     projected: bool = True
+    facts: tuple[str, ...] = ()
 
     @property
     def _terms(self) -> dict[str, tuple[float, tuple[str, ...], tuple[str, ...]]]:
@@ -75,7 +79,7 @@ class Aed(Objective):
 
     @property
     def wants(self) -> frozenset[str]:  # type: ignore[override]
-        return frozenset(name for weight, _, own in self._terms.values() if weight for name in own)
+        return frozenset(name for weight, _, own in self._terms.values() if weight for name in own) | guesses(self.facts)
 
     def __call__(self, student: Trace, teacher: Trace, batch: Batch) -> dict[str, Tensor]:
         _, valid = batch.targets()
@@ -92,7 +96,8 @@ class Aed(Objective):
             ),
             "contrastive": lambda: losses.info_nce(student["image"], student["text"], losses.same_instruction(batch.text)),
         }
-        return {name: weight * distances[name]().mean() for name, (weight, _, _) in self._terms.items() if weight}
+        terms = {name: weight * distances[name]().mean() for name, (weight, _, _) in self._terms.items() if weight}
+        return terms | guess(student, batch, self.facts)
 
 
 def choosing(network: TwoTowerNetwork, benchmark: Benchmark, patch: int) -> TwoTowerNetwork:
@@ -118,7 +123,7 @@ def _distilled(base: Recipe, name: str, objective: Aed, *, steps: int, patch: in
         split="tasks",
         traced=("actions", "condition", "logits", LAST, "fused"),
         student=TwoTowerStudent(choosing(small_student(), base.benchmark, patch)),
-        stages=_two_stages(replace(objective, grids=grids), steps),
+        stages=_two_stages(replace(objective, grids=grids, facts=FACTS), steps),
     )
 
 
@@ -189,6 +194,6 @@ def aed_online() -> Recipe:
 def aed_self() -> Recipe:
     """The teacher's own shape, taught by its own running average (`ema_self`)."""
     base = aed_tabletop()
-    objective = Aed(projected=False)
+    objective = Aed(projected=False, facts=FACTS)
     stages = tuple(replace(stage, objective=objective, teacher="ema_self") for stage in base.stages)
     return replace(base, name="aed_self", out=Path("out/aed_self"), student=Kept((0, 1)), stages=stages)

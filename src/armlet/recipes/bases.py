@@ -20,28 +20,37 @@ from armlet.recipe import Collection, Evaluation, Objective, Probe, Recipe, Stag
 from armlet.types import Batch, Trace
 
 
-@dataclass(frozen=True)
-class Imitate(Objective):
-    """Behaviour cloning, with guesses of simulator facts (standardised) while a teacher learns.
+def guesses(facts: tuple[str, ...]) -> frozenset[str]:
+    """What `guess` reads of a student."""
+    return frozenset(f"{how}.{fact}" for fact in facts for how in ("privileged", "pointed"))
 
-    The guesses are squared errors: near the thing, where the hand gives its place away, they are small at once, and what
+
+def guess(student: Trace, batch: Batch, facts: tuple[str, ...], weight: float = 1.0) -> dict[str, Tensor]:
+    """Guesses of simulator facts (standardised) while a network learns from nothing which thing the words mean.
+
+    They are squared errors: near the thing, where the hand gives its place away, they are small at once, and what
     is left to learn from is the rest, where only the words tell which thing is meant.
     """
+    return {
+        f"{how}.{fact}": weight / len(facts) * (student[f"{how}.{fact}"].float() - batch.privileged[fact]).square().mean()
+        for fact in facts
+        for how in ("privileged", "pointed")
+    }
+
+
+@dataclass(frozen=True)
+class Imitate(Objective):
+    """Behaviour cloning, with guesses of simulator facts while a teacher learns."""
 
     privileged: float = 1.0
     facts: tuple[str, ...] = ("subject", "target")
 
     @property
     def wants(self) -> frozenset[str]:  # type: ignore[override]  # it follows from `facts`
-        return frozenset({"imitation", *(f"{how}.{fact}" for fact in self.facts for how in ("privileged", "pointed"))})
+        return guesses(self.facts) | {"imitation"}
 
     def __call__(self, student: Trace, teacher: Trace, batch: Batch) -> dict[str, Tensor]:
-        terms = {"imitation": student["imitation"].mean()}
-        for fact in self.facts:
-            for how in ("privileged", "pointed"):
-                error = (student[f"{how}.{fact}"].float() - batch.privileged[fact]).square().mean()
-                terms[f"{how}.{fact}"] = self.privileged / len(self.facts) * error
-        return terms
+        return {"imitation": student["imitation"].mean()} | guess(student, batch, self.facts, self.privileged)
 
 
 @dataclass(frozen=True)
