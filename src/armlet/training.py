@@ -74,7 +74,7 @@ def make_optimisers(parameters: dict[str, nn.Parameter], stage: Stage) -> list[t
     if matrices:
         optimisers.append(torch.optim.Muon(matrices, lr=step, weight_decay=decay, adjust_lr_fn="match_rms_adamw"))
     if rest:
-        optimisers.append(torch.optim.AdamW(rest, lr=step, weight_decay=decay, betas=(0.9, 0.95)))
+        optimisers.append(torch.optim.AdamW(rest, lr=step, weight_decay=decay, betas=(0.9, 0.95), fused=True))
     return optimisers
 
 

@@ -49,7 +49,7 @@ class ActDistill(Objective):
     eta: float = 0.5
     gamma: float = 2.0
     steps: losses.Steps = "chunk"
-    every: int = 4  # of so many samples the layers of one are supervised; as good here, at a quarter of the cost
+    every: int = 8  # of so many samples the layers of one are supervised; what supervision costs a step: docs/machinery
 
     def __call__(self, student: Trace, teacher: Trace, batch: Batch) -> dict[str, Tensor]:
         depth = losses.depth_weights(student["semantics"].shape[1], self.gamma, student["semantics"].device)
