@@ -50,8 +50,9 @@ def action_cross_entropy(
     """Cross-entropy to action tokens, averaged over the dimensions (if there are any) and the valid steps.
 
     `target` numbers the bin of each action dimension, 0 <= target < bins (256 in OpenVLA), or the word for the whole
-    action, or says how likely each of them is; in steps that are not valid it may be anything. `weights` make the average over dimensions a weighted one:
-    k sum(w) times it is the sum over k and j of w_j CE of VLA-AD (arXiv 2605.16241), whose w is (1, 1, 1, 2, 2, 2, 1).
+    action, or says how likely each of them is; in steps that are not valid it may be anything. `weights` make the average
+    over dimensions a weighted one: k sum(w) times it is the sum over k and j of w_j CE of VLA-AD (arXiv 2605.16241), whose w
+    is (1, 1, 1, 2, 2, 2, 1).
     """
     if valid is not None:
         target = target.masked_fill(~_beside(valid, target), 0)

@@ -36,10 +36,9 @@ from armlet.data.codec import Codebook
 from armlet.policies.subset import Kept
 from armlet.policies.two_tower import TwoTowerNetwork, TwoTowerStudent, small_student, small_teacher
 from armlet.recipe import Collection, Objective, Recipe, Round, Stage
-from armlet.recipes.bases import DISTIL, guess, guesses, metaworld, tabletop
+from armlet.recipes.bases import DISTIL, FACTS, guess, guesses, metaworld, tabletop
 from armlet.types import Batch, Trace
 
-FACTS = ("subject", "target")
 LAST = "attention.1"  # of the two fusion layers, the one that the goal code reads
 
 

@@ -19,6 +19,8 @@ from armlet.policies.vla import VLANetwork
 from armlet.recipe import Collection, Evaluation, Objective, Probe, Recipe, Stage
 from armlet.types import Batch, Trace
 
+FACTS = ("subject", "target")  # where the thing is that the words mean, and where it shall go
+
 
 def guesses(facts: tuple[str, ...]) -> frozenset[str]:
     """What `guess` reads of a student."""
@@ -43,7 +45,7 @@ class Imitate(Objective):
     """Behaviour cloning, with guesses of simulator facts while a teacher learns."""
 
     privileged: float = 1.0
-    facts: tuple[str, ...] = ("subject", "target")
+    facts: tuple[str, ...] = FACTS
 
     @property
     def wants(self) -> frozenset[str]:  # type: ignore[override]  # it follows from `facts`

@@ -26,12 +26,11 @@ from armlet import losses
 from armlet.policies.action_query import ALIGN, SCRATCH, ActionQueryNetwork, ReuseDecoder
 from armlet.policies.vla import VLANetwork
 from armlet.recipe import Objective, Recipe
-from armlet.recipes.bases import DISTIL, guess, guesses, metaworld, tabletop
+from armlet.recipes.bases import DISTIL, FACTS, guess, guesses, metaworld, tabletop
 from armlet.types import Batch, Trace
 
 STRIDES = {"scene": 12, "wrist": 16}
 CHUNK = 3  # future steps, one action query each
-FACTS = ("subject", "target")
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ from armlet.layers.heads import to_bins
 from armlet.policies.clip_lora import ClipLoraNetwork, small
 from armlet.policies.subset import Another
 from armlet.recipe import Collection, Objective, Recipe
-from armlet.recipes.bases import DISTIL, demo, guess, guesses, metaworld, tabletop
+from armlet.recipes.bases import DISTIL, FACTS, demo, guess, guesses, metaworld, tabletop
 from armlet.types import Batch, Trace
 
 Semantic = Literal["none", "privileged_text", "aux_heads", "both"]
@@ -104,7 +104,7 @@ def _distilled(
 ) -> Recipe:
     """The base's episodes and teacher, a CLIP of ours, and an objective with or without words."""
     (stage,) = base.stages
-    objective = VlaAd(semantic, soft=32.0, facts=("subject", "target"))
+    objective = VlaAd(semantic, soft=32.0, facts=FACTS)
     training = replace(stage, objective=objective, learning_rate=1e-3, compile=False)
     return replace(
         base,
