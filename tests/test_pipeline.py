@@ -20,6 +20,7 @@ from armlet.recipe import Recipe, Round
 from armlet.recipes.actdistill import ActDistill
 from armlet.recipes.baselines import first_k_tabletop
 from armlet.rollout import run_episode
+from armlet.supervision import heads_file
 from armlet.training import make_batches
 
 EXAMPLE = Path(__file__).parent / "outside.py"
@@ -41,6 +42,18 @@ def test_every_verb_leaves_its_result(recipe: Recipe) -> None:
     assert store.columns["semantics"][0] == (4, recipe.probe.semantic_width)
     student = load_policy(recipe.student_folder)  # hardly trained, its router may say the same of every frame, and be left behind
     assert student.to_json()["type"] == "routed" or 0 < len(student.layers) <= 2
+
+
+def test_heads_of_another_shape_are_refused_and_left_alone(recipe: Recipe) -> None:
+    """By both verbs that read them; the answer says which file, what differs and what to do."""
+    other = dataclasses.replace(recipe, probe=dataclasses.replace(recipe.probe, queries=recipe.probe.queries + 1))
+    heads = heads_file(recipe).read_bytes()
+    for verb in (probe, distil):
+        with pytest.raises(
+            ValueError, match=r"heads\.safetensors does not fit(?s:.*)semantic\.pool\.weight(?s:.*)another `probe`(?s:.*)--shared"
+        ):
+            verb.main(dataclasses.replace(other, out=recipe.out / "other", shared=recipe.out))
+    assert heads_file(recipe).read_bytes() == heads
 
 
 def test_the_report_has_what_a_number_needs(recipe: Recipe) -> None:

@@ -52,10 +52,16 @@ def save_heads(heads: ProbeHeads, path: Path) -> None:
 
 
 def load_heads(heads: ProbeHeads, path: Path) -> None:
-    """Fitted weights into fresh heads. Raises FileNotFoundError where `probe` has not run."""
+    """Fitted weights into fresh heads. Raises FileNotFoundError where `probe` has not run, ValueError where it ran with other heads."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: the probe heads have not been fitted; run `armlet probe` first")
-    load_weights(heads, load_file(path), source=path)
+    try:
+        load_weights(heads, load_file(path), source=path)
+    except ValueError as error:
+        raise ValueError(
+            f"{error}\nThese heads were fitted with another `probe` (its widths, queries or layers), or by an older armlet. Delete "
+            f"{path.parent} and the traces beside it and run `armlet probe` again, or keep them and give another `--shared`"
+        ) from error
 
 
 def identity(recipe: Recipe, data_fingerprint: str) -> StoreIdentity:
