@@ -19,6 +19,7 @@ from armlet.data.traces import StaleTraceError, TraceStore
 from armlet.recipe import Recipe, Round
 from armlet.recipes.actdistill import ActDistill
 from armlet.recipes.baselines import first_k_tabletop
+from armlet.recipes.bases import Imitate
 from armlet.rollout import run_episode
 from armlet.supervision import heads_file
 from armlet.training import make_batches
@@ -278,6 +279,13 @@ def test_objectives_of_equal_traces_are_zero(every: int) -> None:
     assert terms.keys() == {"imitation", "action", "condition", "semantic", "layer_action", "budget"}
     assert all(abs(float(value)) < 1e-6 for value in terms.values()), terms
     assert np.isfinite([float(value) for value in ActDistill(keep=0.5, every=every)(student, trace, batch).values()]).all()
+
+
+def test_facts_that_the_episodes_lack_are_named_with_what_to_do(recipe: Recipe, tmp_path) -> None:
+    stage = dataclasses.replace(recipe.stages[0], objective=Imitate(facts=("nobody",)))
+    lacking = dataclasses.replace(recipe, stages=(stage,), out=tmp_path, shared=recipe.out)
+    with pytest.raises(KeyError, match=r"pointed\.nobody.*leave `facts` of the objective empty"):
+        distil.main(lacking)
 
 
 def test_students_that_differ_in_their_seed_are_taken_together() -> None:

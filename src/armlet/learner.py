@@ -63,7 +63,13 @@ class Learner(nn.Module):
         missing = [name for name in want if name not in trace]
         if missing:
             kind = f"a policy of type {policy.to_json()['type']!r} with a {type(policy.head).__name__}"
-            raise KeyError(f"{kind} has no signal {missing}; it has {sorted(trace)}")
+            facts = any(name.startswith(("privileged.", "pointed.")) for name in missing)
+            fix = (
+                "; facts are guessed where the episodes have them: leave `facts` of the objective empty otherwise"
+                if facts
+                else ""
+            )
+            raise KeyError(f"{kind} has no signal {missing}; it has {sorted(trace)}{fix}")
         return {name: trace[name] for name in want}
 
 
