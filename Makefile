@@ -44,12 +44,12 @@ test-page: $(READY)
 	$(BIN)/pytest -q -m page
 
 test-reference: $(READY)
-	$(BIN)/pip install -q --no-deps torch_geometric xxhash
+	$(BIN)/pip install -q -c requirements.lock torch_geometric
 	$(BIN)/pytest -q -m reference
 
 # What the machinery costs: printed, and kept in docs/machinery/. Nothing else should run meanwhile.
 bench: $(READY)
-	$(BIN)/pip install -q --no-deps torch_geometric xxhash
+	$(BIN)/pip install -q -c requirements.lock torch_geometric
 	for part in store graph routing training codebook phases; do $(BIN)/python bench/$$part.py || exit 1; done
 
 # The versions a fresh machine installs. Made in an environment of its own.
