@@ -19,6 +19,7 @@ from armlet.layers.graph import ProbeHeads
 from armlet.layers.heads import CodebookHead, RegressionHead
 from armlet.learner import Learner
 from armlet.policies.routed import Routing
+from armlet.policies.two_tower import TwoTowerNetwork
 from armlet.recipe import Stage
 from armlet.recipes.actdistill import ActDistill
 from armlet.recipes.bases import FitHeads, Imitate
@@ -55,6 +56,8 @@ def test_a_killed_run_resumes_to_the_same_weights(tmp_path, monkeypatch, at: int
     with pytest.raises(Killed):
         run(tmp_path / "parts", stage)
     monkeypatch.setattr(Trainer, "_update", update)
+    with (tmp_path / "parts" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 3, "lo')  # as a full disk leaves it
     resumed = run(tmp_path / "parts", stage)
     for (name, a), b in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
         assert torch.equal(a, b), name
@@ -74,12 +77,17 @@ def test_without_a_compiler_the_same_is_done_uncompiled_and_said(tmp_path, monke
 
 @pytest.mark.slow
 @pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="torch.compile needs a C++ compiler")
-@pytest.mark.parametrize("routed", [False, True])
-def test_compiled_layers_learn_the_same(tmp_path, routed: bool) -> None:
+@pytest.mark.parametrize("kind", ["plain", "routed", "two towers"])
+def test_compiled_layers_learn_the_same(tmp_path, kind: str) -> None:
     learners = []
     for compiled in (False, True):
         torch.manual_seed(3)
-        policy = Routing().build(make_policy()) if routed else make_policy()
+        policy = make_policy()
+        if kind == "routed":
+            policy = Routing().build(policy)
+        if kind == "two towers":
+            network = TwoTowerNetwork(width=32, heads=2, vision_layers=2, text_layers=1, patch=8, chunk=3, execute=1)
+            policy = network.build(policy.body, {"scene": 24, "wrist": 16})
         learner = Learner(policy)
         stage = dataclasses.replace(STAGE, objective=Imitate(facts=()), precision="fp32", compile=compiled)
         folder = tmp_path / str(compiled)

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from armlet.checkpoint import load_state, save_state
+from armlet.data.files import write_atomically
 from armlet.data.frames import BatchMaker, Frames, draw
 from armlet.data.noise import flip_grippers
 from armlet.layers.ema import SelfTeacher
@@ -218,7 +219,7 @@ class Trainer:
         Compiled code is cached outside the run, and a process killed while compiling leaves half a library there, on which
         every later run would fail: then this run compiles once more, into a cache of its own.
         """
-        layers = list(self.learner.policy.layers) if self.stage.compile else []
+        layers = self.learner.policy.blocks if self.stage.compile else []
         if layers and self.learner.policy.device.type == "cpu" and not any(map(shutil.which, ("c++", "g++", "clang++"))):
             sys.stderr.write(f"{self.title}: no C++ compiler (g++ or clang++) was found; the layers run uncompiled, and slower\n")
             layers = []
@@ -280,12 +281,12 @@ class Trainer:
 
     @contextlib.contextmanager
     def _log(self) -> Iterator[Callable[[dict[str, Any]], None]]:
-        """Lines of metrics.jsonl; those past the resumed step are dropped, so no step stands there twice."""
+        """Lines of metrics.jsonl; those past the resumed step are dropped, so no step stands there twice, and so is half a line."""
         path = self.folder / "metrics.jsonl"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        kept = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= self.step] if path.exists() else []
-        with path.open("w") as file:
-            file.writelines(line + "\n" for line in kept)
+        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= self.step]
+        write_atomically(path, "".join(kept).encode())  # killed here, the log of before still stands
+        with path.open("a") as file:
 
             def write(row: dict[str, Any]) -> None:
                 file.write(json.dumps(row) + "\n")

@@ -37,11 +37,9 @@ class Augment:
             if gain is not None:
                 pixels = (pixels * gain).clamp_(0, 1)
             if contrast is not None:
-                middle = pixels.mean((1, 2, 3), keepdim=True)
-                pixels = (middle + (pixels - middle) * contrast).clamp_(0, 1)
+                pixels = pixels.mean((1, 2, 3), keepdim=True).lerp(pixels, contrast).clamp_(0, 1)
             if saturation is not None:
-                grey = pixels.mean(1, keepdim=True)
-                pixels = (grey + (pixels - grey) * saturation).clamp_(0, 1)
+                pixels = pixels.mean(1, keepdim=True).lerp(pixels, saturation).clamp_(0, 1)
             changed[name] = _moved(pixels, self.crop, rng) if self.crop else pixels
         return changed
 

@@ -105,6 +105,11 @@ class Policy(nn.Module, ABC):
         return self.kept_layers or tuple(range(len(self.layers)))
 
     @property
+    def blocks(self) -> list[nn.Module]:
+        """What a stage compiles: its layers, and whatever else stands there several times over."""
+        return list(self.layers)
+
+    @property
     def condition_width(self) -> int:
         """Of what `condition` answers; where a policy says nothing else, the tokens that its head reads, side by side."""
         return self.width * self.head.vectors

@@ -18,7 +18,7 @@ what is red.
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -42,7 +42,8 @@ class TwoTowerNetwork(Network):
     `patch` in pixels; `channels` of the first convolution of eyes that hear `early_words`; `text_tokens` the longest
     instruction; `goal` and `prototypes` the size and number of sub-tasks; `embedding` the width in which pictures and words
     are compared while it learns; `mean` and `std` what images are normalised by, per channel; `dropout` of the text tower, in
-    training; `checkpointing` trades time for memory: activations of all layers are computed again on the way back.
+    training; `attention` how both towers compute it, "eager" or "sdpa": among tens of tokens on a CPU fused kernels are slower, on
+    the way back several times; `checkpointing` trades time for memory: activations of all layers are computed again on the way back.
     `vocabulary`: entries of the word table, the tokenizer's number where nothing is said.
 
     `pretrained_vision` and `pretrained_text` name weights of exactly these sizes, on the Hugging Face hub or in a local folder,
@@ -67,6 +68,7 @@ class TwoTowerNetwork(Network):
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     dropout: float = 0.0
+    attention: Literal["eager", "sdpa"] = "eager"
     checkpointing: bool = False
     head: Kind = "regression"
     head_options: dict[str, Any] = field(default_factory=dict)
@@ -105,7 +107,7 @@ class TwoTowerNetwork(Network):
             image_size=size,
             patch_size=self.patch,
             initializer_range=self._spread,
-            attn_implementation="sdpa",  # type: ignore[call-arg]
+            attn_implementation=self.attention,  # type: ignore[call-arg]
         )
 
     def roberta(self, tokenizer: Tokenizer) -> RobertaConfig:
@@ -122,7 +124,7 @@ class TwoTowerNetwork(Network):
             layer_norm_eps=1e-5,
             pad_token_id=(marks(tokenizer) or (0,))[0],
             initializer_range=self._spread,
-            attn_implementation="sdpa",  # type: ignore[call-arg]
+            attn_implementation=self.attention,  # type: ignore[call-arg]
         )
 
     @property
@@ -202,6 +204,10 @@ class TwoTower(Policy):
         for name, values in (("mean", network.mean), ("std", network.std)):
             self.register_buffer(name, torch.tensor(values)[:, None, None], persistent=False)
 
+    @property
+    def blocks(self) -> list[nn.Module]:
+        return [*self.vision.layers, *self.words.encoder.layer, *self.layers]
+
     def prepare(self, observations: Sequence[Observation]) -> Batch:
         return gather(observations, self.config.cameras, self.body, text_tokens=self.network.text_tokens, device=self.device)
 
@@ -214,8 +220,9 @@ class TwoTower(Policy):
             ids[:, 0] = start
             ids[torch.arange(len(ids), device=ids.device), real.sum(1) - 1] = end
         hidden = self.words.embeddings(ids)
+        mask = hidden.new_zeros(real.shape).masked_fill(~real, torch.finfo(hidden.dtype).min)[:, None, None]
         for layer in self.words.encoder.layer:
-            hidden = self._run(layer, hidden, real[:, None, None])
+            hidden = self._run(layer, hidden, mask)
         return hidden, real
 
     def see(self, batch: Batch, asked: Tensor | None = None) -> Tensor:
@@ -226,9 +233,12 @@ class TwoTower(Policy):
         embeddings, patches = self.vision.embeddings, []
         asked = batch.state.new_zeros(len(batch), self.width) if asked is None else asked
         for index, name in enumerate(self.config.cameras):
-            image = (batch.images[name] - self.mean) / self.std
-            plain = name not in self.eyes  # a ConvEncoder takes images around 0.5
-            found = embeddings.patch_embeddings(image) if plain else self.eyes[name](image / 2 + 0.5, asked)
+            image = batch.images[name]
+            if name in self.eyes:
+                scale = 0.5 / self.std  # a ConvEncoder takes images around 0.5
+                found = self.eyes[name](torch.addcmul(0.5 - self.mean * scale, image, scale), asked)
+            else:
+                found = embeddings.patch_embeddings((image - self.mean) / self.std)
             patches.append(found + self._positions(self.grids[index]) + self.camera[index])
         whole = (embeddings.cls_token + embeddings.position_embeddings[:, :1]).expand(len(batch), -1, -1)
         state = [] if self.state is None else [self.state(batch.state).unsqueeze(1)]
@@ -394,6 +404,7 @@ def student_base() -> TwoTowerNetwork:
         use_state=False,
         early_words=False,
         dropout=0.1,
+        attention="sdpa",
         checkpointing=True,
         vocabulary=50265,
         hub_tokenizer="FacebookAI/roberta-base",

@@ -117,7 +117,7 @@ def _distilled(base: Recipe, name: str, objective: Aed, *, steps: int, patch: in
         shared=shared,
         teacher=shared / "teacher",
         network=choosing(small_teacher(), base.benchmark, patch),
-        teach=replace(teach, compile=False),
+        teach=teach,
         probe=None,
         split="tasks",
         traced=("actions", "condition", "logits", LAST, "fused"),
@@ -129,7 +129,7 @@ def _distilled(base: Recipe, name: str, objective: Aed, *, steps: int, patch: in
 def _two_stages(objective: Aed, steps: int) -> tuple[Stage, Stage]:
     """The teacher's voice first; then the last third with the expert's, at a tenth of the rate."""
     pictures = Augment(brightness=0.15, contrast=0.15, saturation=0.15, crop=2)
-    stage = replace(DISTIL, objective=objective, learning_rate=1e-3, compile=False, augment=pictures, balance=0.5)
+    stage = replace(DISTIL, objective=objective, learning_rate=1e-3, augment=pictures, balance=0.5)
     last = replace(objective, share=min(objective.share, 0.25))
     return replace(stage, steps=steps * 2 // 3), replace(stage, objective=last, steps=steps // 3, learning_rate=1e-4)
 

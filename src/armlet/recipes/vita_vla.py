@@ -66,7 +66,7 @@ class Finetune(Objective):
 def _distilled(base: Recipe, name: str, *, align: int, finetune: int) -> Recipe:
     """`align` steps of stage 1, none where it is 0, and `finetune` of stage 2."""
     shared = Path("out") / f"vita_vla_{base.name}"
-    stage = replace(DISTIL, learning_rate=1e-3, compile=False)
+    stage = replace(DISTIL, learning_rate=1e-3)
     first = replace(stage, objective=Align(FACTS), steps=align, train=(*ALIGN, *SCRATCH, "privileged.*", "pointers.*"))
     second = replace(stage, objective=Finetune(FACTS), steps=finetune)
     return replace(

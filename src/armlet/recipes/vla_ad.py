@@ -105,7 +105,7 @@ def _distilled(
     """The base's episodes and teacher, a CLIP of ours, and an objective with or without words."""
     (stage,) = base.stages
     objective = VlaAd(semantic, soft=32.0, facts=FACTS)
-    training = replace(stage, objective=objective, learning_rate=1e-3, compile=False)
+    training = replace(stage, objective=objective, learning_rate=1e-3)
     return replace(
         base,
         name=name,
