@@ -136,7 +136,7 @@ def _two_stages(objective: Aed, steps: int) -> tuple[Stage, Stage]:
 
 def aed_tabletop() -> Recipe:
     """AED on tabletop: two towers of 4 M parameters teach two of 1 M, which choose among 24 actions."""
-    return _distilled(tabletop(), "aed_tabletop", Aed(), steps=9000)
+    return _distilled(tabletop(), "aed_tabletop", Aed(), steps=6000)
 
 
 def aed_metaworld() -> Recipe:
@@ -154,32 +154,32 @@ def aed_families() -> Recipe:
         episodes=Path("out/aed_families/episodes"),
         collection=Collection(episodes=50_000),
     )
-    return _distilled(families, "aed_families", Aed(), steps=9000, patch=16)
+    return _distilled(families, "aed_families", Aed(), steps=6000, patch=16)
 
 
 def aed_minus_attention() -> Recipe:
     """AED without the attention term."""
-    return _distilled(tabletop(), "aed_minus_attention", Aed(attention=0), steps=9000)
+    return _distilled(tabletop(), "aed_minus_attention", Aed(attention=0), steps=6000)
 
 
 def aed_minus_contrastive() -> Recipe:
     """AED without the contrastive term."""
-    return _distilled(tabletop(), "aed_minus_contrastive", Aed(contrastive=0), steps=9000)
+    return _distilled(tabletop(), "aed_minus_contrastive", Aed(contrastive=0), steps=6000)
 
 
 def aed_action_only() -> Recipe:
     """AED's student, taught actions only: the action distillation that the other terms must beat."""
-    return _distilled(tabletop(), "aed_action_only", Aed(attention=0, representation=0, contrastive=0), steps=9000)
+    return _distilled(tabletop(), "aed_action_only", Aed(attention=0, representation=0, contrastive=0), steps=6000)
 
 
 def aed_contrastive_only() -> Recipe:
     """AED's student with contrast and the expert's actions only; without any action it would not act."""
-    return _distilled(tabletop(), "aed_contrastive_only", Aed(attention=0, representation=0, share=0), steps=9000)
+    return _distilled(tabletop(), "aed_contrastive_only", Aed(attention=0, representation=0, share=0), steps=6000)
 
 
 def aed_bc() -> Recipe:
     """AED's student without a teacher: the expert's actions and nothing else."""
-    return _distilled(tabletop(), "aed_bc", Aed(attention=0, representation=0, contrastive=0, share=0), steps=9000)
+    return _distilled(tabletop(), "aed_bc", Aed(attention=0, representation=0, contrastive=0, share=0), steps=6000)
 
 
 def aed_online() -> Recipe:
