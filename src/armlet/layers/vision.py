@@ -2,6 +2,7 @@
 for. They know no camera by name and no text."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -38,6 +39,15 @@ class ConvEncoder(nn.Module):
         scale, shift = self.film(words)[:, :, None, None].chunk(2, 1)
         features = self.leave(features * (1 + scale) + shift)
         return self.norm(features.flatten(2).transpose(1, 2)) + self.position
+
+
+def on_grid(positions: Tensor, side: int) -> Tensor:
+    """Learned positions (1, n, d) of a square grid, on a grid of another side where one is asked: (1, side², d)."""
+    own = round(positions.shape[1] ** 0.5)
+    if own == side:
+        return positions
+    picture = positions.transpose(1, 2).unflatten(-1, (own, own))
+    return F.interpolate(picture, (side, side), mode="bicubic", align_corners=False).flatten(2).transpose(1, 2)
 
 
 class Pointer(nn.Module):

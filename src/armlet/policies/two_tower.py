@@ -30,7 +30,7 @@ from transformers import PreTrainedModel, RobertaConfig, RobertaModel, ViTConfig
 from armlet.data.text import load_tokenizer, marks
 from armlet.layers.fusion import AttentionPool, FiLM, FusionLayer, Goal, GoalCode, Question
 from armlet.layers.heads import HEADS, Kind, fitted
-from armlet.layers.vision import ConvEncoder, word_mean
+from armlet.layers.vision import ConvEncoder, on_grid, word_mean
 from armlet.policies import Body, Network, Pass, Policy, Student, Tokens, gather, weights_of
 from armlet.types import Batch, Observation, Trace
 
@@ -42,9 +42,8 @@ class TwoTowerNetwork(Network):
     `patch` in pixels; `channels` of the first convolution of eyes that hear `early_words`; `text_tokens` the longest
     instruction; `goal` and `prototypes` the size and number of sub-tasks; `embedding` the width in which pictures and words
     are compared while it learns; `mean` and `std` what images are normalised by, per channel; `dropout` of the text tower, in
-    training; `attention` how both towers compute it, "eager" or "sdpa": among tens of tokens on a CPU fused kernels are slower, on
-    the way back several times; `checkpointing` trades time for memory: activations of all layers are computed again on the way back.
-    `vocabulary`: entries of the word table, the tokenizer's number where nothing is said.
+    training; `attention` "eager" or "sdpa", which is slower among tens of tokens on a CPU; `checkpointing` trades time for
+    memory: activations are computed again on the way back; `vocabulary` entries of the word table, None: the tokenizer's number.
 
     `pretrained_vision` and `pretrained_text` name weights of exactly these sizes, on the Hugging Face hub or in a local folder,
     and are looked at only where a network is built; `hub_tokenizer` names the RoBERTa BPE to use in place of the data's own.
@@ -230,31 +229,21 @@ class TwoTower(Policy):
 
         `asked` (b, d) says what to look for, if words speak to the eyes.
         """
-        embeddings, patches = self.vision.embeddings, []
+        embeddings, scale, patches = self.vision.embeddings, 0.5 / self.std, []
         asked = batch.state.new_zeros(len(batch), self.width) if asked is None else asked
         for index, name in enumerate(self.config.cameras):
             image = batch.images[name]
-            if name in self.eyes:
-                scale = 0.5 / self.std  # a ConvEncoder takes images around 0.5
+            if name in self.eyes:  # a ConvEncoder takes images around 0.5
                 found = self.eyes[name](torch.addcmul(0.5 - self.mean * scale, image, scale), asked)
             else:
                 found = embeddings.patch_embeddings((image - self.mean) / self.std)
-            patches.append(found + self._positions(self.grids[index]) + self.camera[index])
+            patches.append(found + on_grid(embeddings.position_embeddings[:, 1:], self.grids[index]) + self.camera[index])
         whole = (embeddings.cls_token + embeddings.position_embeddings[:, :1]).expand(len(batch), -1, -1)
         state = [] if self.state is None else [self.state(batch.state).unsqueeze(1)]
         hidden = torch.cat([*patches, whole, *state], 1)
         for layer in self.vision.layers:
             hidden = self._run(layer, hidden)
         return self.vision.layernorm(hidden)
-
-    def _positions(self, side: int) -> Tensor:
-        """The ViT's own positions, on a grid of another side where a camera has one: (1, side², d)."""
-        table = self.vision.embeddings.position_embeddings[:, 1:]
-        own = round(table.shape[1] ** 0.5)
-        if own == side:
-            return table
-        picture = table.transpose(1, 2).unflatten(-1, (own, own))
-        return F.interpolate(picture, (side, side), mode="bicubic", align_corners=False).flatten(2).transpose(1, 2)
 
     def embed(self, batch: Batch) -> Tokens:
         words, real = self.read(batch)
