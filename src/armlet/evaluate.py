@@ -20,7 +20,7 @@ import torch
 
 from armlet import figures, measure, stats
 from armlet.benchmarks import Benchmark
-from armlet.data.files import write_atomically
+from armlet.data.files import whole_lines, write_atomically
 from armlet.data.video import write_video
 from armlet.policies import Policy
 from armlet.progress import Progress
@@ -126,15 +126,10 @@ def run_delayed(recipe: Recipe, field: dict[str, Contender], timings: dict[str, 
 def read_log(path: Path, setup: str) -> dict[tuple[str, str, str, int], Row]:
     """Finished episodes by key. A last line cut short by a kill is dropped; other benchmarks' lines do not count."""
     done: dict[tuple[str, str, str, int], Row] = {}
-    if not path.exists():
-        return done
-    lines = path.read_text().split("\n")
-    for line in lines[:-1]:
+    for line in whole_lines(path):
         row = json.loads(line)
         if row["setup"] == setup:
             done[row["policy"], row["split"], row["task"], row["seed"]] = row
-    if lines[-1]:
-        write_atomically(path, "".join(line + "\n" for line in lines[:-1]).encode())
     return done
 
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from armlet.checkpoint import load_state, save_state
-from armlet.data.files import write_atomically
+from armlet.data.files import whole_lines, write_atomically
 from armlet.data.frames import BatchMaker, Frames, draw
 from armlet.data.noise import flip_grippers
 from armlet.layers.ema import SelfTeacher
@@ -283,9 +283,8 @@ class Trainer:
     def _log(self) -> Iterator[Callable[[dict[str, Any]], None]]:
         """Lines of metrics.jsonl; those past the resumed step are dropped, so no step stands there twice, and so is half a line."""
         path = self.folder / "metrics.jsonl"
-        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= self.step]
-        write_atomically(path, "".join(kept).encode())  # killed here, the log of before still stands
+        kept = [line for line in whole_lines(path) if json.loads(line)["step"] <= self.step]
+        write_atomically(path, "".join(line + "\n" for line in kept).encode())  # killed here, the log of before still stands
         with path.open("a") as file:
 
             def write(row: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""A file appears whole or not at all. Knows bytes; knows no format."""
+"""A file appears whole or not at all, and a log is read without half a line. Knows bytes and lines; knows no format."""
 
 import os
 from pathlib import Path
@@ -13,3 +13,14 @@ def write_atomically(path: Path, content: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     beside.replace(path)
+
+
+def whole_lines(path: Path) -> list[str]:
+    """The lines of a log that is written line by line; none where there is no file. A last one cut short by a kill is left out,
+    and dropped from the file, so that the next line does not join it."""
+    if not path.exists():
+        return []
+    *lines, rest = path.read_text().split("\n")
+    if rest:
+        write_atomically(path, "".join(line + "\n" for line in lines).encode())
+    return lines
