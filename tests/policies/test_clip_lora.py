@@ -12,15 +12,18 @@ from torch import nn
 from transformers import CLIPModel
 
 from armlet import losses
+from armlet.benchmarks.tabletop import Tabletop
 from armlet.checkpoint import load_policy, save_policy
 from armlet.data.text import encode, train_tokenizer
 from armlet.layers.heads import to_bins
 from armlet.layers.pretrained import pixels
 from armlet.learner import Learner
 from armlet.policies import Body
-from armlet.policies.clip_lora import TRAINED, ClipLora, ClipLoraNetwork, published, small
+from armlet.policies.clip_lora import TRAINED, ClipLora, ClipLoraNetwork, published, small, tiny
 from armlet.policies.routed import Routing
+from armlet.policies.two_tower import small_teacher
 from armlet.recipe import Objective, Stage
+from armlet.recipes.aed import choosing
 from armlet.training import Trainer, make_batches
 from armlet.types import ActionSpec, Batch
 
@@ -144,6 +147,14 @@ def test_the_published_sizes() -> None:
     assert sum(p.numel() for p in policy.parameters()) == 158_270_976
     assert 158_270_976 - 8_562_688 == 149_708_288  # LongCLIP-B/16 but for its temperature, which no embedding needs
     assert sum(p.numel() for p in small().build(body(), {"scene": 72, "wrist": 48}).parameters()) < 1_050_000
+
+
+def test_the_tiny_student_is_44_times_smaller_than_the_large_teacher() -> None:
+    large, least = (
+        dataclasses.replace(network, vocabulary=392).build(body(), Tabletop().cameras)  # as many as tabletop's words make
+        for network in (choosing(small_teacher(), Tabletop(), 12), tiny())
+    )
+    assert 44 * sum(p.numel() for p in least.parameters()) <= sum(p.numel() for p in large.parameters())
 
 
 # --- one batch, many ways ------------------------------------------------------------------------------------

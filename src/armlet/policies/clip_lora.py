@@ -138,6 +138,22 @@ def small() -> ClipLoraNetwork:
     )
 
 
+def tiny() -> ClipLoraNetwork:
+    """A tenth of `small()`: about 100,000 parameters, actions in 32 bins a dimension."""
+    return replace(
+        small(),
+        width=40,
+        depth=2,
+        heads=2,
+        text_width=24,
+        text_depth=1,
+        embed=32,
+        channels=8,
+        pointers=2,
+        head_options={"hidden": 18, "bins": 32},
+    )
+
+
 @dataclass(frozen=True)
 class ClipTokens(Tokens):
     """The image tower's tokens, and what joins them behind it: `said` (b, embed), the instruction."""

@@ -33,7 +33,7 @@ from armlet.annotators import DIRECTIONS
 from armlet.annotators.phase_rules import METAWORLD, PhaseRules
 from armlet.data.codec import Bins
 from armlet.layers.heads import to_bins
-from armlet.policies.clip_lora import ClipLoraNetwork, small
+from armlet.policies.clip_lora import ClipLoraNetwork, small, tiny
 from armlet.policies.subset import Another
 from armlet.recipe import Collection, Objective, Recipe
 from armlet.recipes.bases import DISTIL, FACTS, demo, guess, guesses, metaworld, tabletop
@@ -95,23 +95,30 @@ class VlaAd(Objective):
         return codec.gaussian(actions, temperature=self.soft)
 
 
-def _student(semantic: Semantic) -> ClipLoraNetwork:
-    return replace(small(), aux_heads=semantic in ("aux_heads", "both"), directions=DIRECTIONS)
+def _student(network: ClipLoraNetwork, semantic: Semantic) -> ClipLoraNetwork:
+    return replace(network, aux_heads=semantic in ("aux_heads", "both"), directions=DIRECTIONS)
 
 
 def _distilled(
-    base: Recipe, name: str, semantic: Semantic, *, rules: PhaseRules | None = None, out: Path | None = None
+    base: Recipe,
+    name: str,
+    semantic: Semantic,
+    *,
+    rules: PhaseRules | None = None,
+    out: Path | None = None,
+    network: ClipLoraNetwork | None = None,
+    soft: float = 32.0,
 ) -> Recipe:
     """The base's episodes and teacher, a CLIP of ours, and an objective with or without words."""
     (stage,) = base.stages
-    objective = VlaAd(semantic, soft=32.0, facts=FACTS)
+    objective = VlaAd(semantic, soft=soft, facts=FACTS)
     training = replace(stage, objective=objective, learning_rate=1e-3)
     return replace(
         base,
         name=name,
         out=out or Path("out") / name,
         annotator=None if semantic == "none" else rules or PhaseRules(),
-        student=Another(_student(semantic)),
+        student=Another(_student(network or small(), semantic)),
         stages=(training,),
     )
 
@@ -147,6 +154,23 @@ def vla_ad_bc() -> Recipe:
     (stage,) = base.stages
     assert isinstance(stage.objective, VlaAd)
     return replace(base, stages=(replace(stage, objective=replace(stage.objective, target="expert")),))
+
+
+def vla_ad_tiny() -> Recipe:
+    """VLA-AD with a student 44 times smaller than its teacher, AED's: about 0.1 M parameters of 4.4 M."""
+    return _tiny("vla_ad_tiny", "privileged_text")
+
+
+def vla_ad_tiny_action_kd() -> Recipe:
+    """The same without a word: the teacher's actions and nothing else."""
+    return _tiny("vla_ad_tiny_action_kd", "none")
+
+
+def _tiny(name: str, semantic: Semantic) -> Recipe:
+    """The teacher and traces of AED on tabletop; steps are cheap, and so it takes more of them."""
+    large = Path("out/aed_tabletop")
+    base = replace(tabletop(), teacher=large / "teacher", shared=large, probe=None, stages=(replace(DISTIL, steps=20_000),))
+    return _distilled(base, name, semantic, network=tiny(), soft=2.0)
 
 
 def vla_ad_rollouts() -> Recipe:
