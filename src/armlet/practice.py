@@ -56,7 +56,7 @@ def practise(recipe: Recipe, student: Policy, teacher: Policy, number: int) -> E
     batches = make_batches(teacher, load_frames(data))
     store = identity(recipe, data.fingerprint)
     title = f"traces {recipe.name} {number + 1}"
-    store_traces(folder / "traces", watched, batches, store, traced=recipe.traced, title=title)
+    store_traces(recipe, folder / "traces", watched, batches, store, title=title)
     annotate(recipe, data, folder / "labels")
     return data
 

@@ -30,7 +30,7 @@ def main(recipe: Recipe) -> Path:
         learner.probe = make_heads(teacher, recipe.probe).to(device)
         _fit(recipe, learner, batches)
     store = identity(recipe, data.fingerprint)
-    store_traces(recipe.traces, learner, batches, store, traced=recipe.traced, title=f"traces {recipe.name}")
+    store_traces(recipe, recipe.traces, learner, batches, store, title=f"traces {recipe.name}")
     annotate(recipe, data, recipe.labels)
     return recipe.traces
 

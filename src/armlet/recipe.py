@@ -160,6 +160,7 @@ class Recipe:
     stages: tuple[Stage, ...] = ()
     rounds: tuple[Round, ...] = ()
     traced: tuple[str, ...] = ("actions", "condition")  # what `probe` stores of the teacher, beside what its heads read
+    trace_precision: Literal["bf16", "fp32"] = "fp32"  # of the teacher's matrix products while `probe` watches it
     evaluation: Evaluation = field(default_factory=Evaluation)
     shared: Path | None = None  # where traces are, when several recipes use the same
     split: Literal["last", "tasks"] = "last"  # by tasks: 70/15/15, no instruction and no scene in two parts (data/splits.py)

@@ -1,10 +1,11 @@
 """What `probe` writes and `distil` reads: the heads that watch every layer, the traces, and what an annotator said."""
 
-from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 from safetensors.torch import load_file, save_file
 
 from armlet.annotators.store import load_labels, store_labels
@@ -72,16 +73,18 @@ def identity(recipe: Recipe, data_fingerprint: str) -> StoreIdentity:
         load = load_file(heads)
         digest = sum(float(tensor.double().abs().sum()) for tensor in load.values())
         preprocessing = f"{probe.graph_width}-{probe.semantic_width}-{probe.neighbours}, heads {digest:.9g}"
+    if recipe.trace_precision != "fp32":
+        preprocessing += f", {recipe.trace_precision}"
     return StoreIdentity(data=data_fingerprint, teacher=policy_fingerprint(recipe.teacher), preprocessing=preprocessing)
 
 
-def store_traces(
-    root: Path, learner: Learner, batches: BatchMaker, store: StoreIdentity, *, traced: Sequence[str], title: str
-) -> None:
+def store_traces(recipe: Recipe, root: Path, learner: Learner, batches: BatchMaker, store: StoreIdentity, *, title: str) -> None:
     """What a teacher answers to every frame, into the store at `root`; rows that are there already stay."""
     learner.eval()
-    want = [*traced, *(["semantics", "layer_actions"] if learner.probe else [])]
-    sample = watch(learner, batches.batch(np.arange(2)), want)
+    want = [*recipe.traced, *(["semantics", "layer_actions"] if learner.probe else [])]
+    autocast = partial(torch.autocast, learner.policy.device.type, torch.bfloat16, enabled=recipe.trace_precision == "bf16")
+    with autocast():
+        sample = watch(learner, batches.batch(np.arange(2)), want)
     columns = {name: (tuple(tensor.shape[1:]), "float16") for name, tensor in sample.items()}
     with TraceWriter(root, store, columns) as writer:
         done = {tuple(key) for key in writer.done().tolist()}
@@ -91,7 +94,9 @@ def store_traces(
         for start in range(0, len(rows), ROWS):
             batch = batches.batch(rows[start : start + ROWS])
             assert batch.keys is not None
-            writer.append(batch.keys, watch(learner, batch, want))
+            with autocast():
+                trace = watch(learner, batch, want)
+            writer.append(batch.keys, trace)
             progress.advance(len(batch))
         progress.close()
 

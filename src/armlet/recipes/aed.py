@@ -121,6 +121,7 @@ def _distilled(base: Recipe, name: str, objective: Aed, *, steps: int, patch: in
         probe=None,
         split="tasks",
         traced=("actions", "condition", "logits", LAST, "fused"),
+        trace_precision="bf16",  # half of the time, and the student learns in it as well
         student=TwoTowerStudent(choosing(small_student(), base.benchmark, patch)),
         stages=_two_stages(replace(objective, grids=grids, facts=FACTS), steps),
     )

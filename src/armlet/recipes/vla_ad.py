@@ -36,6 +36,7 @@ from armlet.layers.heads import to_bins
 from armlet.policies.clip_lora import ClipLoraNetwork, small, tiny
 from armlet.policies.subset import Another
 from armlet.recipe import Collection, Objective, Recipe
+from armlet.recipes.aed import aed_tabletop
 from armlet.recipes.bases import DISTIL, FACTS, demo, guess, guesses, metaworld, tabletop
 from armlet.types import Batch, Trace
 
@@ -169,7 +170,15 @@ def vla_ad_tiny_action_kd() -> Recipe:
 def _tiny(name: str, semantic: Semantic) -> Recipe:
     """The teacher and traces of AED on tabletop; steps are cheap, and so it takes more of them."""
     large = Path("out/aed_tabletop")
-    base = replace(tabletop(), teacher=large / "teacher", shared=large, probe=None, stages=(replace(DISTIL, steps=20_000),))
+    base = replace(
+        tabletop(),
+        teacher=large / "teacher",
+        shared=large,
+        probe=None,
+        traced=aed_tabletop().traced,
+        trace_precision=aed_tabletop().trace_precision,
+        stages=(replace(DISTIL, steps=20_000),),
+    )
     return _distilled(base, name, semantic, network=tiny(), soft=2.0)
 
 
