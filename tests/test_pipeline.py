@@ -14,6 +14,7 @@ from armlet import collect, distil, evaluate, figures, practice, probe, recipes,
 from armlet import report as report_page
 from armlet.checkpoint import load_policy
 from armlet.data.episodes import EpisodeDataset
+from armlet.data.files import BusyError, hold
 from armlet.data.frames import load_frames
 from armlet.data.traces import StaleTraceError, TraceStore
 from armlet.recipe import Recipe, Round
@@ -82,6 +83,18 @@ def test_a_second_evaluation_runs_nothing_again(recipe: Recipe, monkeypatch) -> 
     log.write_text(before + '{"policy": "cut sho')
     evaluate.main(recipe)
     assert log.read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("verb", "lock"),
+    [(collect, "episodes/.cache/recording"), (distil, "distil-0/training"), (evaluate, "evaluation/evaluating")],
+    ids=["collect", "distil", "evaluate"],
+)
+def test_a_folder_in_which_another_process_writes_is_left_alone(recipe: Recipe, verb, lock: str) -> None:
+    before = {path: path.read_bytes() for path in recipe.out.rglob("*.json*")}
+    with hold(recipe.out / f"{lock}.lock", "busy"), pytest.raises(BusyError, match="wait for it, or stop it"):
+        verb.main(recipe)
+    assert before == {path: path.read_bytes() for path in recipe.out.rglob("*.json*")}
 
 
 def test_collecting_again_changes_nothing_and_more_is_added(recipe: Recipe) -> None:

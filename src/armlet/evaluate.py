@@ -19,8 +19,8 @@ import numpy as np
 import torch
 
 from armlet import figures, measure, stats
-from armlet.benchmarks import Benchmark
-from armlet.data.files import whole_lines, write_atomically
+from armlet.benchmarks import Benchmark, Task
+from armlet.data.files import hold, whole_lines, write_atomically
 from armlet.data.video import write_video
 from armlet.policies import Policy
 from armlet.progress import Progress
@@ -81,25 +81,31 @@ def run_episodes(recipe: Recipe, field: dict[str, Contender], out: Path) -> dict
     setting, benchmark = recipe.evaluation, recipe.benchmark
     marks = {name: contender.fingerprint for name, contender in field.items()}
     wanted = [(task, seed) for split in setting.splits for task, seed in plan(benchmark, split, setting.episodes, setting.seed)]
-    log = out / "episodes.jsonl"
-    setup = json.dumps(benchmark.fingerprint(), sort_keys=True)
+    with hold(out / "evaluating.lock", "evaluating"):
+        done = _run_missing(recipe, field, marks, wanted, out / "episodes.jsonl")
+    return {name: [done[marks[name], task.split, task.name, seed] for task, seed in wanted] for name in field}
+
+
+def _run_missing(
+    recipe: Recipe, field: dict[str, Contender], marks: dict[str, str], wanted: list[tuple[Task, int]], log: Path
+) -> dict[tuple[str, str, str, int], Row]:
+    """What the log says once every wanted episode stands in it."""
+    setup = json.dumps(recipe.benchmark.fingerprint(), sort_keys=True)
     done = read_log(log, setup)
     jobs = [
         (name, task, seed) for task, seed in wanted for name in field if (marks[name], task.split, task.name, seed) not in done
     ]
-    progress = Progress(
-        f"evaluate {recipe.name}", total=len(wanted) * len(field), start=len(wanted) * len(field) - len(jobs), unit="episode"
-    )
-    out.mkdir(parents=True, exist_ok=True)
+    every = len(wanted) * len(field)
+    progress = Progress(f"evaluate {recipe.name}", total=every, start=every - len(jobs), unit="episode")
     with log.open("a") as file:
-        for name, result in run_all(field, benchmark, jobs, workers=setting.workers):
+        for name, result in run_all(field, recipe.benchmark, jobs, workers=recipe.evaluation.workers):
             row = {"policy": marks[name], "setup": setup, **episode_row(result)}
             done[marks[name], result.task.split, result.task.name, result.seed] = row
             file.write(json.dumps(row) + "\n")
             file.flush()
             progress.advance()
     progress.close()
-    return {name: [done[marks[name], task.split, task.name, seed] for task, seed in wanted] for name in field}
+    return done
 
 
 def run_delayed(recipe: Recipe, field: dict[str, Contender], timings: dict[str, dict[str, float]], out: Path) -> list[Row]:

@@ -17,7 +17,8 @@ import torch
 
 from armlet.benchmarks import Benchmark, Task, World
 from armlet.checkpoint import load_policy
-from armlet.data.episodes import EpisodeFrames, Features
+from armlet.data.episodes import CACHE, EpisodeFrames, Features
+from armlet.data.files import hold
 from armlet.data.writer import EpisodeWriter, stage_episode
 from armlet.policies import Policy
 from armlet.progress import Progress
@@ -31,6 +32,14 @@ def record(
     root: Path, benchmark: Benchmark, acts: Acts, *, episodes: int, workers: int, metadata: dict[str, Any], title: str
 ) -> Path:
     """Attempts 0 to `episodes` that are not in the data set at `root` yet, in `workers` processes; returns `root`."""
+    with hold(root / CACHE / "recording.lock", "recording episodes"):
+        _record(root, benchmark, acts, episodes=episodes, workers=workers, metadata=metadata, title=title)
+    return root
+
+
+def _record(
+    root: Path, benchmark: Benchmark, acts: Acts, *, episodes: int, workers: int, metadata: dict[str, Any], title: str
+) -> None:
     features = features_of(benchmark, benchmark.make(benchmark.tasks()[0], 0))
     hz = round(benchmark.action_spec.control_hz)
     writer = EpisodeWriter(root, features, fps=hz, robot=benchmark.name, metadata=metadata)
@@ -44,7 +53,6 @@ def record(
             progress.advance(kept=kept / (progress.done + 1))
     progress.close()
     writer.finalise()
-    return root
 
 
 def _work(job: tuple[Path, Acts, int, Features, int]) -> bool:

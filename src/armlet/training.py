@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from armlet.checkpoint import load_state, save_state
-from armlet.data.files import whole_lines, write_atomically
+from armlet.data.files import hold, whole_lines, write_atomically
 from armlet.data.frames import BatchMaker, Frames, draw
 from armlet.data.noise import flip_grippers
 from armlet.layers.ema import SelfTeacher
@@ -142,6 +142,10 @@ class Trainer:
 
     def run(self) -> None:
         """Train to the end of the stage, then leave the averaged weights (if any) in the learner, in eval mode."""
+        with hold(self.folder / "training.lock", "training"):
+            self._run()
+
+    def _run(self) -> None:
         self._resume()
         progress = Progress(self.title, total=self.stage.steps, start=self.step)
         self.learner.train()

@@ -327,3 +327,18 @@ def test_other_versions_are_refused(tmp_path) -> None:
         EpisodeDataset(tmp_path)
     with pytest.raises(EpisodeError, match=r"info\.json is missing"):
         EpisodeDataset(tmp_path / "nowhere")
+
+
+def test_two_processes_that_decode_the_same_videos_get_the_same_pictures(tmp_path) -> None:
+    data = write(tmp_path, 40)
+    script = f"""
+from armlet.data.episodes import EpisodeDataset
+data = EpisodeDataset({str(tmp_path)!r})
+for camera in data.cameras:
+    data.all_images(camera)
+"""
+    both = [subprocess.Popen([sys.executable, "-c", script]) for _ in range(2)]
+    assert [process.wait() for process in both] == [0, 0]
+    for camera in data.cameras:
+        one_by_one = np.concatenate([data.images(number)[camera] for number in range(len(data.episodes))])
+        assert (data.all_images(camera) == one_by_one).all()

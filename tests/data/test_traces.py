@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, Dataset
 
+from armlet.data.files import BusyError
 from armlet.data.traces import KEYS, StaleTraceError, StoreIdentity, TraceError, TraceStore, TraceWriter
 
 IDENTITY = StoreIdentity(data="d1", teacher="t1", preprocessing="p1")
@@ -190,13 +191,12 @@ def test_a_full_disk_loses_nothing(tmp_path) -> None:
 
 def test_two_writers_are_one_too_many(tmp_path) -> None:
     fill(tmp_path, every_key()[:3])
-    sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    (tmp_path / "writer.lock").write_text(str(sleeper.pid))
-    with pytest.raises(TraceError, match="is writing here"):
+    with TraceWriter(tmp_path, IDENTITY, COLUMNS), pytest.raises(BusyError, match="another process is writing traces"):
         TraceWriter(tmp_path, IDENTITY, COLUMNS)
-    sleeper.kill()
-    sleeper.wait()
-    TraceWriter(tmp_path, IDENTITY, COLUMNS).close()  # the lock of a dead process is taken over
+    with pytest.raises(TraceError, match="this run would write") as kept:  # one that may not write holds nothing
+        TraceWriter(tmp_path, IDENTITY, {"other": ((1,), "float16")})
+    TraceWriter(tmp_path, IDENTITY, COLUMNS).close()
+    assert kept.tb is not None
 
 
 class Rows(Dataset):

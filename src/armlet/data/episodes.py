@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from armlet.data.files import hold
 from armlet.data.layout import IMAGE, INFO, STATS, Stored, json_lines, stored_v2, stored_v30
 from armlet.data.statistics import combine
 from armlet.data.video import read_frames
@@ -213,26 +214,30 @@ class EpisodeDataset:
         return (_picture(kept, self.root) for kept in pictures)
 
     def all_images(self, camera: str) -> np.ndarray:
-        """(N, h, w, 3) uint8, decoded once and kept as a memory-mapped file beside the data."""
+        """(N, h, w, 3) uint8, decoded once and kept as a memory-mapped file beside the data. A second process waits for the first."""
         place = self.root / CACHE / f"{self.fingerprint}-{camera}.npy"
         if not place.exists():
-            place.parent.mkdir(exist_ok=True)
-            part = place.with_suffix(".part")
-            shape = (len(self), *self.cameras[camera], 3)
-            frames = np.lib.format.open_memmap(part, mode="w+", dtype=np.uint8, shape=shape)
-            progress = Progress(f"decode {camera}", total=len(self), unit="frame")
-            at, key = 0, self._kept[camera]
-            for _, run in groupby(self._stored, lambda stored: stored.videos.get(key, (stored.data,))[0]):
-                for frame in self._frames(camera, list(run)):
-                    if frame.shape != shape[1:]:
-                        raise EpisodeError(f"{self.root}: {camera} frames are {frame.shape}, meta/info.json says {shape[1:]}")
-                    frames[at] = frame
-                    at += 1
-                    progress.advance()
-            progress.close()
-            frames.flush()
-            part.rename(place)
+            with hold(place.with_suffix(".lock"), f"decoding {camera}", wait=True):
+                if not place.exists():
+                    self._decode(camera, place)
         return np.load(place, mmap_mode="r")
+
+    def _decode(self, camera: str, place: Path) -> None:
+        part = place.with_suffix(".part")
+        shape = (len(self), *self.cameras[camera], 3)
+        frames = np.lib.format.open_memmap(part, mode="w+", dtype=np.uint8, shape=shape)
+        progress = Progress(f"decode {camera}", total=len(self), unit="frame")
+        at, key = 0, self._kept[camera]
+        for _, run in groupby(self._stored, lambda stored: stored.videos.get(key, (stored.data,))[0]):
+            for frame in self._frames(camera, list(run)):
+                if frame.shape != shape[1:]:
+                    raise EpisodeError(f"{self.root}: {camera} frames are {frame.shape}, meta/info.json says {shape[1:]}")
+                frames[at] = frame
+                at += 1
+                progress.advance()
+        progress.close()
+        frames.flush()
+        part.rename(place)
 
     @property
     def fingerprint(self) -> str:

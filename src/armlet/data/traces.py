@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from armlet.data.files import write_atomically
+from armlet.data.files import hold, write_atomically
 
 KEY = np.dtype([("episode", "<i8"), ("step", "<i8"), ("crc", "<u4")])
 HEADER, KEYS, LOCK = "header.json", "keys.bin", "writer.lock"
@@ -88,8 +88,14 @@ class TraceWriter:
 
     def __init__(self, root: Path | str, identity: StoreIdentity, columns: Columns, *, shard_bytes: int = 2**30) -> None:
         self.root = Path(root)
-        self.root.mkdir(parents=True, exist_ok=True)
-        self._lock()
+        self._held = hold(self.root / LOCK, "writing traces")
+        try:
+            self._open(identity, columns, shard_bytes)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, identity: StoreIdentity, columns: Columns, shard_bytes: int) -> None:
         rows_per_shard = max(1, shard_bytes // _row_type(columns).itemsize)
         if (self.root / HEADER).exists():
             header = _Header.read(self.root)
@@ -102,14 +108,6 @@ class TraceWriter:
         self.header = header
         self._row = header.row
         self._keys = self._recover()
-
-    def _lock(self) -> None:
-        path = self.root / LOCK
-        if path.exists():
-            pid = int(path.read_text() or 0)
-            if pid != os.getpid() and Path(f"/proc/{pid}").exists():
-                raise TraceError(f"{path}: process {pid} is writing here; wait for it, or stop it")
-        path.write_text(str(os.getpid()))
 
     def _recover(self) -> set[tuple[int, int]]:
         """Cut off what is not whole: keys without their rows, rows without their keys."""
@@ -191,7 +189,7 @@ class TraceWriter:
             os.fsync(file.fileno())
 
     def close(self) -> None:
-        (self.root / LOCK).unlink(missing_ok=True)
+        self._held.lock.release()
 
     def __enter__(self) -> Self:
         return self

@@ -140,18 +140,8 @@ def small() -> ClipLoraNetwork:
 
 def tiny() -> ClipLoraNetwork:
     """A tenth of `small()`: about 100,000 parameters, actions in 32 bins a dimension."""
-    return replace(
-        small(),
-        width=40,
-        depth=2,
-        heads=2,
-        text_width=24,
-        text_depth=1,
-        embed=32,
-        channels=8,
-        pointers=2,
-        head_options={"hidden": 18, "bins": 32},
-    )
+    eyes_and_words = replace(small(), channels=8, pointers=2, text_width=24, text_depth=1)
+    return replace(eyes_and_words, width=40, depth=2, heads=2, embed=32, head_options={"hidden": 18, "bins": 32})
 
 
 @dataclass(frozen=True)
