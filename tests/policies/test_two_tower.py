@@ -275,6 +275,7 @@ def test_a_routed_network_trains_as_it_is_deployed() -> None:
     policy = make(fusion_layers=4)
     always = Routing(always=(0, 1, 2, 3)).build(policy).eval()
     routed, routes = shaken(policy), set()
+    assert len(routed.blocks) == len(policy.blocks) > len(policy.layers), "the towers compile behind a router as well"
     for seed in range(8):
         batch = routed.prepare([observe(TEXTS[seed % 3], seed)])
         with torch.no_grad():

@@ -72,6 +72,10 @@ class Routed(Policy):
         return self.inner.layers
 
     @property
+    def blocks(self) -> list[torch.nn.Module]:
+        return self.inner.blocks
+
+    @property
     def head(self) -> ActionHead:  # type: ignore[override]
         return self.inner.head
 
