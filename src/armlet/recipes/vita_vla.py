@@ -95,3 +95,8 @@ def vita_vla_finetune() -> Recipe:
 def vita_vla_metaworld() -> Recipe:
     """VITA-VLA on three tasks of Meta-World (needs the extra)."""
     return _distilled(metaworld(), "vita_vla_metaworld", align=500, finetune=500)
+
+
+def vita_vla_metaworld_finetune() -> Recipe:
+    """The same without the alignment, for as many steps."""
+    return _distilled(metaworld(), "vita_vla_metaworld_finetune", align=0, finetune=1000)
