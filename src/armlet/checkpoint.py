@@ -7,7 +7,7 @@ loud: a missing, unexpected or misshapen tensor is an error that names it.
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -20,16 +20,28 @@ from armlet.policies import Policy, rebuild
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
 
 
-def save_policy(policy: Policy, folder: Path, *, provenance: dict[str, Any] | None = None) -> None:
-    """Write a policy; `provenance` (the recipe, the data, the command) is kept in its config."""
+def save_policy(
+    policy: Policy, folder: Path, *, provenance: dict[str, Any] | None = None, weights: Literal["fp16", "fp32"] = "fp32"
+) -> None:
+    """Write a policy; `provenance` (the recipe, the data, the command) is kept in its config. With `weights` "fp16" the file is
+    half as large; what is read from it runs in single precision again. Raises ValueError for a weight that fp16 cannot hold."""
     folder.mkdir(parents=True, exist_ok=True)
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in policy.state_dict().items()}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in policy.state_dict().items()}
+    if weights == "fp16":
+        tensors = {name: _halved(name, tensor) for name, tensor in tensors.items()}
     beside = folder / (WEIGHTS + ".part")
-    save_file(weights, beside)
+    save_file(tensors, beside)
     beside.replace(folder / WEIGHTS)
     write_atomically(folder / TOKENIZER, policy.body.tokenizer.to_str(pretty=False).encode())
     config = {"armlet": 1, "policy": policy.to_json(), "provenance": provenance or {}}
     write_atomically(folder / CONFIG, json.dumps(config, indent=1).encode())
+
+
+def _halved(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    half = tensor.half() if tensor.is_floating_point() else tensor
+    if not half.isfinite().all():
+        raise ValueError(f"{name} has weights up to {tensor.abs().max():g}, and fp16 holds 65504 at most; keep it in fp32")
+    return half
 
 
 def load_policy(folder: Path | str, *, device: str = "cpu") -> Policy:

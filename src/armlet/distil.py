@@ -70,7 +70,8 @@ def main(recipe: Recipe) -> Path:
         if number >= 0 and not stays(recipe, number, student):
             learner.load_state_dict(before)
             student.calibrate(unseen)
-    save_policy(student.deployed(), recipe.student_folder, provenance={"recipe": to_json(recipe), "data": data.fingerprint})
+    provenance = {"recipe": to_json(recipe), "data": data.fingerprint}
+    save_policy(student.deployed(), recipe.student_folder, provenance=provenance, weights=recipe.weights)
     return recipe.student_folder
 
 

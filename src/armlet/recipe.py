@@ -166,6 +166,7 @@ class Recipe:
     split: Literal["last", "tasks"] = "last"  # by tasks: 70/15/15, no instruction and no scene in two parts (data/splits.py)
     held_out: float = 0.02  # with `last`: the share of episodes, the last ones, that no student trains on
     policies: tuple[Path, ...] = ()
+    weights: Literal["fp16", "fp32"] = "fp32"  # as which a teacher or student is kept on disk
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -33,7 +33,8 @@ def main(recipe: Recipe) -> Path:
     batches = make_batches(policy, load_frames(data))
     trainer = Trainer(learner, recipe.teach, batches, folder=recipe.out / "teach", seed=recipe.seed, title=f"teach {recipe.name}")
     trainer.run()
-    save_policy(policy, recipe.teacher, provenance={"recipe": to_json(recipe), "data": data.fingerprint})
+    provenance = {"recipe": to_json(recipe), "data": data.fingerprint}
+    save_policy(policy, recipe.teacher, provenance=provenance, weights=recipe.weights)
     return recipe.teacher
 
 
