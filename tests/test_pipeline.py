@@ -223,6 +223,18 @@ def test_a_stale_store_is_refused(recipe: Recipe, tmp_path) -> None:
         distil.main(other)
 
 
+def test_traces_in_bfloat16_are_nearly_the_same_and_are_not_taken_for_them(recipe: Recipe, tmp_path) -> None:
+    plain = dataclasses.replace(recipe, probe=None, stages=(), out=tmp_path / "fp32")
+    rough = dataclasses.replace(plain, trace_precision="bf16", out=tmp_path / "bf16")
+    exact, rounded = (TraceStore(probe.main(each)) for each in (plain, rough))
+    assert (exact.keys == rounded.keys).all()
+    for name, values in exact.read(exact.keys).items():
+        error = (rounded.read(exact.keys)[name].float() - values.float()).abs()
+        assert 0 < error.max() < 0.1, name
+    with pytest.raises(StaleTraceError):
+        probe.main(dataclasses.replace(rough, out=plain.out))
+
+
 def test_an_impossible_recipe_is_refused(recipe: Recipe) -> None:
     with pytest.raises(ValueError, match=r"needs \['layer_actions', 'semantics'\]"):
         dataclasses.replace(recipe, probe=None)
