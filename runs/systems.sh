@@ -36,8 +36,7 @@ for system in $systems; do
       make_student out/vita_vla_finetune vita_vla_finetune
       compare vita_vla_tabletop
       ;;
-    aed)
-      [[ -e out/aed_tabletop/teacher/config.json ]] || prepare teach aed_tabletop
+    aed) # its teacher ships as well (runs/aed_teacher.sh)
       prepare probe aed_tabletop
       for recipe in aed_tabletop aed_bc aed_action_only aed_minus_attention aed_minus_contrastive aed_contrastive_only; do
         make_student "out/$recipe" "$recipe"

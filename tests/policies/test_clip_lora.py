@@ -3,6 +3,7 @@
 import dataclasses
 import fnmatch
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,21 +13,21 @@ from torch import nn
 from transformers import CLIPModel
 
 from armlet import losses
-from armlet.benchmarks.tabletop import Tabletop
 from armlet.checkpoint import load_policy, save_policy
 from armlet.data.text import encode, train_tokenizer
 from armlet.layers.heads import to_bins
 from armlet.layers.pretrained import pixels
 from armlet.learner import Learner
 from armlet.policies import Body
-from armlet.policies.clip_lora import TRAINED, ClipLora, ClipLoraNetwork, published, small, tiny
+from armlet.policies.clip_lora import TRAINED, ClipLora, ClipLoraNetwork, published, small
 from armlet.policies.routed import Routing
-from armlet.policies.two_tower import small_teacher
-from armlet.recipe import Objective, Stage
-from armlet.recipes.aed import choosing
+from armlet.recipe import Objective, Recipe, Stage
+from armlet.recipes.aed import aed_tabletop
+from armlet.recipes.vla_ad import vla_ad_large, vla_ad_tiny
 from armlet.training import Trainer, make_batches
 from armlet.types import ActionSpec, Batch
 
+SHIPPED = Path(__file__).parents[2] / "checkpoints/tabletop-teacher"
 CAMERAS = {"scene": 24, "wrist": 16}
 SPEC = ActionSpec(
     ("dx", "dy", "dz", "gripper"), "delta", "none", (-1.0,) * 4, (1.0,) * 4, 3, -1.0, 1.0, control_hz=10, translation_scale=0.05
@@ -149,11 +150,11 @@ def test_the_published_sizes() -> None:
     assert sum(p.numel() for p in small().build(body(), {"scene": 72, "wrist": 48}).parameters()) < 1_050_000
 
 
-def test_the_tiny_student_is_44_times_smaller_than_the_large_teacher() -> None:
-    large, least = (
-        dataclasses.replace(network, vocabulary=392).build(body(), Tabletop().cameras)  # as many as tabletop's words make
-        for network in (choosing(small_teacher(), Tabletop(), 12), tiny())
-    )
+@pytest.mark.parametrize("recipe", [vla_ad_large(), vla_ad_tiny()], ids=lambda recipe: recipe.name)
+def test_a_student_44_times_smaller_than_its_teacher(recipe: Recipe) -> None:
+    teacher = aed_tabletop().network if recipe.teacher == aed_tabletop().teacher else recipe.network
+    words = Body(SPEC, identity(5), identity(4), load_policy(SHIPPED).body.tokenizer)
+    large, least = (network.build(words, recipe.benchmark.cameras) for network in (teacher, recipe.student.network))
     assert 44 * sum(p.numel() for p in least.parameters()) <= sum(p.numel() for p in large.parameters())
 
 

@@ -12,8 +12,7 @@ attention and representation, and image–text contrast, taught to two towers th
     frozen and ema_self teachers                 `Stage.teacher`
     online loop: replay, relabel, promote        `aed_online`: `Round(replay=…, trial=…)`
 
-    armlet teach  aed_tabletop         # the larger two towers; none ships with the repository
-    armlet probe  aed_tabletop         # its actions, attention and hidden states
+    armlet probe  aed_tabletop         # the shipped teacher's actions, attention and hidden states
     armlet distil aed_tabletop
     armlet evaluate aed_tabletop
 
@@ -36,7 +35,7 @@ from armlet.data.codec import Codebook
 from armlet.policies.subset import Kept
 from armlet.policies.two_tower import TwoTowerNetwork, TwoTowerStudent, small_student, small_teacher
 from armlet.recipe import Collection, Objective, Recipe, Round, Stage
-from armlet.recipes.bases import DISTIL, FACTS, guess, guesses, metaworld, tabletop
+from armlet.recipes.bases import DISTIL, FACTS, TEACH, guess, guesses, metaworld, tabletop
 from armlet.types import Batch, Trace
 
 LAST = "attention.1"  # of the two fusion layers, the one that the goal code reads
@@ -105,7 +104,7 @@ def choosing(network: TwoTowerNetwork, benchmark: Benchmark, patch: int) -> TwoT
     return replace(network, patch=patch, head="codebook", head_options={"primitives": book.array.tolist(), "refine": True})
 
 
-def _distilled(base: Recipe, name: str, objective: Aed, *, steps: int, patch: int = 12) -> Recipe:
+def _distilled(base: Recipe, name: str, objective: Aed, *, steps: int, patch: int = 12, teacher: Path | None = None) -> Recipe:
     shared = Path("out") / f"aed_{base.name}"
     teach = base.teach
     assert teach is not None
@@ -115,7 +114,7 @@ def _distilled(base: Recipe, name: str, objective: Aed, *, steps: int, patch: in
         name=name,
         out=Path("out") / name,
         shared=shared,
-        teacher=shared / "teacher",
+        teacher=teacher or shared / "teacher",
         network=choosing(small_teacher(), base.benchmark, patch),
         teach=teach,
         probe=None,
@@ -135,14 +134,20 @@ def _two_stages(objective: Aed, steps: int) -> tuple[Stage, Stage]:
     return replace(stage, steps=steps * 2 // 3), replace(stage, objective=last, steps=steps // 3, learning_rate=1e-4)
 
 
+def _on_tabletop(name: str, objective: Aed) -> Recipe:
+    """All with the teacher that ships with the repository (runs/aed_teacher.sh made it)."""
+    base = replace(tabletop(), teach=replace(TEACH, steps=5000))
+    return _distilled(base, name, objective, steps=6000, teacher=Path("checkpoints/aed-teacher"))
+
+
 def aed_tabletop() -> Recipe:
     """AED on tabletop: two towers of 4 M parameters teach two of 1 M, which choose among 24 actions."""
-    return _distilled(tabletop(), "aed_tabletop", Aed(), steps=6000)
+    return _on_tabletop("aed_tabletop", Aed())
 
 
 def aed_metaworld() -> Recipe:
-    """AED on three tasks of Meta-World (needs the extra)."""
-    return _distilled(metaworld(), "aed_metaworld", Aed(), steps=1500)
+    """AED on three tasks of Meta-World (needs the extra), whose few instructions do not part into three."""
+    return replace(_distilled(metaworld(), "aed_metaworld", Aed(), steps=1500), split="last")
 
 
 def aed_families() -> Recipe:
@@ -160,27 +165,27 @@ def aed_families() -> Recipe:
 
 def aed_minus_attention() -> Recipe:
     """AED without the attention term."""
-    return _distilled(tabletop(), "aed_minus_attention", Aed(attention=0), steps=6000)
+    return _on_tabletop("aed_minus_attention", Aed(attention=0))
 
 
 def aed_minus_contrastive() -> Recipe:
     """AED without the contrastive term."""
-    return _distilled(tabletop(), "aed_minus_contrastive", Aed(contrastive=0), steps=6000)
+    return _on_tabletop("aed_minus_contrastive", Aed(contrastive=0))
 
 
 def aed_action_only() -> Recipe:
     """AED's student, taught actions only: the action distillation that the other terms must beat."""
-    return _distilled(tabletop(), "aed_action_only", Aed(attention=0, representation=0, contrastive=0), steps=6000)
+    return _on_tabletop("aed_action_only", Aed(attention=0, representation=0, contrastive=0))
 
 
 def aed_contrastive_only() -> Recipe:
     """AED's student with contrast and the expert's actions only; without any action it would not act."""
-    return _distilled(tabletop(), "aed_contrastive_only", Aed(attention=0, representation=0, share=0), steps=6000)
+    return _on_tabletop("aed_contrastive_only", Aed(attention=0, representation=0, share=0))
 
 
 def aed_bc() -> Recipe:
     """AED's student without a teacher: the expert's actions and nothing else."""
-    return _distilled(tabletop(), "aed_bc", Aed(attention=0, representation=0, contrastive=0, share=0), steps=6000)
+    return _on_tabletop("aed_bc", Aed(attention=0, representation=0, contrastive=0, share=0))
 
 
 def aed_online() -> Recipe:

@@ -35,9 +35,10 @@ from armlet.data.codec import Bins
 from armlet.layers.heads import to_bins
 from armlet.policies.clip_lora import ClipLoraNetwork, small, tiny
 from armlet.policies.subset import Another
+from armlet.policies.vla import VLANetwork
 from armlet.recipe import Collection, Objective, Recipe
 from armlet.recipes.aed import aed_tabletop
-from armlet.recipes.bases import DISTIL, FACTS, demo, guess, guesses, metaworld, tabletop
+from armlet.recipes.bases import DISTIL, FACTS, TEACH, demo, guess, guesses, metaworld, tabletop
 from armlet.types import Batch, Trace
 
 Semantic = Literal["none", "privileged_text", "aux_heads", "both"]
@@ -157,6 +158,30 @@ def vla_ad_bc() -> Recipe:
     return replace(base, stages=(replace(stage, objective=replace(stage.objective, target="expert")),))
 
 
+def vla_ad_large() -> Recipe:
+    """VLA-AD with a teacher 44 times larger than its student, 44.8 M parameters; teaching it takes a GPU (runs/vla_ad_large.sh)."""
+    return _large("vla_ad_large", "privileged_text")
+
+
+def vla_ad_large_action_kd() -> Recipe:
+    """The same without a word: the teacher's actions and nothing else."""
+    return _large("vla_ad_large_action_kd", "none")
+
+
+def _large(name: str, semantic: Semantic) -> Recipe:
+    out, base = Path("out/vla_ad_large"), _long(tabletop())
+    assert isinstance(base.network, VLANetwork)
+    base = replace(
+        base,
+        network=replace(base.network, width=512, depth=14, heads=8),
+        teach=replace(TEACH, learning_rate=5e-4, warmup=500),
+        teacher=out / "teacher",
+        shared=out,
+        probe=None,
+    )
+    return _distilled(base, name, semantic)
+
+
 def vla_ad_tiny() -> Recipe:
     """VLA-AD with a student 44 times smaller than its teacher, AED's: about 0.1 M parameters of 4.4 M."""
     return _tiny("vla_ad_tiny", "privileged_text")
@@ -169,14 +194,14 @@ def vla_ad_tiny_action_kd() -> Recipe:
 
 def _tiny(name: str, semantic: Semantic) -> Recipe:
     """The teacher and traces of AED on tabletop; steps are cheap, and so it takes more of them."""
-    large = Path("out/aed_tabletop")
+    large = aed_tabletop()
     base = replace(
         tabletop(),
-        teacher=large / "teacher",
-        shared=large,
+        teacher=large.teacher,
+        shared=large.shared,
         probe=None,
-        traced=aed_tabletop().traced,
-        trace_precision=aed_tabletop().trace_precision,
+        traced=large.traced,
+        trace_precision=large.trace_precision,
         stages=(replace(DISTIL, steps=20_000),),
     )
     return _distilled(base, name, semantic, network=tiny(), soft=2.0)

@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# The larger teacher that ships, from nothing: two towers on tabletop, two hours on one core. Its weights are kept in half precision.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+armlet=${ARMLET:-.venv/bin/armlet}
+
+$armlet collect tabletop
+$armlet teach aed_tabletop --weights fp16
+$armlet evaluate aed_tabletop --evaluation.episodes 1000
