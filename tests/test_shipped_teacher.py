@@ -1,4 +1,4 @@
-"""The teacher that ships: it succeeds in every family, it listens, and it is what its report says it is."""
+"""The teachers that ship: they succeed in every family, they listen, and they are what their reports say they are."""
 
 import dataclasses
 import json
@@ -13,7 +13,10 @@ from armlet.rollout import plan, run_episode
 from armlet.types import Observation
 
 HOME = Path(__file__).parent.parent
-TEACHER, REPORT = HOME / "checkpoints/tabletop-teacher", HOME / "docs/reproductions/actdistill/report.json"
+TEACHERS = {
+    "tabletop-teacher": HOME / "docs/reproductions/actdistill/report.json",
+    "aed-teacher": HOME / "docs/reproductions/aed/report.json",
+}
 EPISODES = 35
 
 
@@ -27,9 +30,14 @@ class Deaf:
         return self.policy.decide(dataclasses.replace(seen, instruction=self.hears))
 
 
+@pytest.fixture(scope="module", params=TEACHERS)
+def folder(request) -> Path:
+    return HOME / "checkpoints" / request.param
+
+
 @pytest.fixture(scope="module")
-def teacher() -> Policy:
-    return load_policy(TEACHER)
+def teacher(folder: Path) -> Policy:
+    return load_policy(folder)
 
 
 def successes(policy: Policy | Deaf, episodes: int) -> dict[str, list[bool]]:
@@ -48,10 +56,10 @@ def test_it_succeeds_and_a_deaf_one_does_not(teacher: Policy) -> None:
     assert sum(deaf["stack"]) + sum(deaf["place"]) <= 1, "a policy that does not know what to put where succeeds by accident"
 
 
-def test_the_report_is_about_it(teacher: Policy) -> None:
-    report = json.loads(REPORT.read_text())
+def test_the_report_is_about_it(folder: Path, teacher: Policy) -> None:
+    report = json.loads(TEACHERS[folder.name].read_text())
     shown = report["policies"][0]
-    assert (shown["name"], shown["fingerprint"]) == ("teacher", policy_fingerprint(TEACHER))
+    assert (shown["name"], shown["fingerprint"]) == ("teacher", policy_fingerprint(folder))
     assert shown["episodes"] >= 400
     assert shown["successes"] >= 0.9 * shown["episodes"]
     assert shown["params"]["total"] == sum(parameter.numel() for parameter in teacher.parameters()) <= 5_000_000
