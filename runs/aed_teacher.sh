@@ -7,3 +7,4 @@ armlet=${ARMLET:-.venv/bin/armlet}
 $armlet collect tabletop
 $armlet teach aed_tabletop --weights fp16
 $armlet evaluate aed_tabletop --evaluation.episodes 1000
+$armlet report out/aed_tabletop/evaluation

@@ -5,6 +5,8 @@ computed. Knows no recipe.
 """
 
 from collections.abc import Collection
+from contextlib import AbstractContextManager
+from typing import Literal
 
 import torch
 from torch import nn
@@ -26,6 +28,10 @@ class Learner(nn.Module):
         facts = privileged or {}
         self.privileged = nn.ModuleDict({name: nn.Linear(policy.condition_width, size) for name, size in facts.items()})
         self.pointers = nn.ModuleDict({name: Pointer(policy.width, policy.vision_tokens, size) for name, size in facts.items()})
+
+    def autocast(self, precision: Literal["bf16", "fp32"]) -> AbstractContextManager:
+        """Matrix products in this precision while it lasts; weights and losses stay in single precision."""
+        return torch.autocast(self.policy.device.type, torch.bfloat16, enabled=precision == "bf16")
 
     def trace(self, batch: Batch, want: Collection[str], *, exploration: float = 0.0, every: int = 1) -> Trace:
         """The signals in `want`; those of single layers of every n-th sample only, where `every` is more than 1. Raises KeyError naming a signal that this learner does not have."""

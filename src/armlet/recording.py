@@ -33,26 +33,20 @@ def record(
 ) -> Path:
     """Attempts 0 to `episodes` that are not in the data set at `root` yet, in `workers` processes; returns `root`."""
     with hold(root / CACHE / "recording.lock", "recording episodes"):
-        _record(root, benchmark, acts, episodes=episodes, workers=workers, metadata=metadata, title=title)
+        features = features_of(benchmark, benchmark.make(benchmark.tasks()[0], 0))
+        hz = round(benchmark.action_spec.control_hz)
+        writer = EpisodeWriter(root, features, fps=hz, robot=benchmark.name, metadata=metadata)
+        finished = {info["attempt"] for info in writer.finished()}
+        jobs = [(root, acts, attempt, features, hz) for attempt in range(episodes) if attempt not in finished]
+        progress = Progress(title, total=episodes, start=len(finished), unit="episode")
+        kept = len(finished)
+        with multiprocessing.get_context("spawn").Pool(workers) as pool:
+            for made in pool.imap_unordered(_work, jobs, chunksize=4):
+                kept += made
+                progress.advance(kept=kept / (progress.done + 1))
+        progress.close()
+        writer.finalise()
     return root
-
-
-def _record(
-    root: Path, benchmark: Benchmark, acts: Acts, *, episodes: int, workers: int, metadata: dict[str, Any], title: str
-) -> None:
-    features = features_of(benchmark, benchmark.make(benchmark.tasks()[0], 0))
-    hz = round(benchmark.action_spec.control_hz)
-    writer = EpisodeWriter(root, features, fps=hz, robot=benchmark.name, metadata=metadata)
-    finished = {info["attempt"] for info in writer.finished()}
-    jobs = [(root, acts, attempt, features, hz) for attempt in range(episodes) if attempt not in finished]
-    progress = Progress(title, total=episodes, start=len(finished), unit="episode")
-    kept = len(finished)
-    with multiprocessing.get_context("spawn").Pool(workers) as pool:
-        for made in pool.imap_unordered(_work, jobs, chunksize=4):
-            kept += made
-            progress.advance(kept=kept / (progress.done + 1))
-    progress.close()
-    writer.finalise()
 
 
 def _work(job: tuple[Path, Acts, int, Features, int]) -> bool:

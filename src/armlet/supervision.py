@@ -1,11 +1,9 @@
 """What `probe` writes and `distil` reads: the heads that watch every layer, the traces, and what an annotator said."""
 
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
 from safetensors.torch import load_file, save_file
 
 from armlet.annotators.store import load_labels, store_labels
@@ -19,6 +17,7 @@ from armlet.learner import Learner, watch
 from armlet.policies import Policy
 from armlet.progress import Progress
 from armlet.recipe import Probe, Recipe
+from armlet.types import Batch, Trace
 
 ROWS = 128  # a forward pass
 
@@ -82,9 +81,12 @@ def store_traces(recipe: Recipe, root: Path, learner: Learner, batches: BatchMak
     """What a teacher answers to every frame, into the store at `root`; rows that are there already stay."""
     learner.eval()
     want = [*recipe.traced, *(["semantics", "layer_actions"] if learner.probe else [])]
-    autocast = partial(torch.autocast, learner.policy.device.type, torch.bfloat16, enabled=recipe.trace_precision == "bf16")
-    with autocast():
-        sample = watch(learner, batches.batch(np.arange(2)), want)
+
+    def answers(batch: Batch) -> Trace:
+        with learner.autocast(recipe.trace_precision):
+            return watch(learner, batch, want)
+
+    sample = answers(batches.batch(np.arange(2)))
     columns = {name: (tuple(tensor.shape[1:]), "float16") for name, tensor in sample.items()}
     with TraceWriter(root, store, columns) as writer:
         done = {tuple(key) for key in writer.done().tolist()}
@@ -94,9 +96,7 @@ def store_traces(recipe: Recipe, root: Path, learner: Learner, batches: BatchMak
         for start in range(0, len(rows), ROWS):
             batch = batches.batch(rows[start : start + ROWS])
             assert batch.keys is not None
-            with autocast():
-                trace = watch(learner, batch, want)
-            writer.append(batch.keys, trace)
+            writer.append(batch.keys, answers(batch))
             progress.advance(len(batch))
         progress.close()
 

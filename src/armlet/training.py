@@ -177,7 +177,7 @@ class Trainer:
         torch.manual_seed(self.seed * 1_000_003 + self.step)
         first, last = stage.exploration
         exploration = first + (last - first) * self.step / stage.steps
-        with self._autocast():
+        with self.learner.autocast(self.stage.precision):
             student = self.learner.trace(batch, stage.objective.wants, exploration=exploration, every=stage.objective.every)
         terms = stage.objective(student, teacher, batch)
         loss = torch.stack(list(terms.values())).sum()
@@ -251,10 +251,6 @@ class Trainer:
             finally:
                 for layer in layers:
                     layer._compiled_call_impl = None
-
-    def _autocast(self) -> contextlib.AbstractContextManager:
-        device = self.learner.policy.device.type
-        return torch.autocast(device, torch.bfloat16, enabled=self.stage.precision == "bf16")
 
     @property
     def _state_file(self) -> Path:

@@ -22,7 +22,6 @@ from armlet.policies import Body
 from armlet.policies.clip_lora import TRAINED, ClipLora, ClipLoraNetwork, published, small
 from armlet.policies.routed import Routing
 from armlet.recipe import Objective, Recipe, Stage
-from armlet.recipes.aed import aed_tabletop
 from armlet.recipes.vla_ad import vla_ad_large, vla_ad_tiny
 from armlet.training import Trainer, make_batches
 from armlet.types import ActionSpec, Batch
@@ -152,9 +151,8 @@ def test_the_published_sizes() -> None:
 
 @pytest.mark.parametrize("recipe", [vla_ad_large(), vla_ad_tiny()], ids=lambda recipe: recipe.name)
 def test_a_student_44_times_smaller_than_its_teacher(recipe: Recipe) -> None:
-    teacher = aed_tabletop().network if recipe.teacher == aed_tabletop().teacher else recipe.network
     words = Body(SPEC, identity(5), identity(4), load_policy(SHIPPED).body.tokenizer)
-    large, least = (network.build(words, recipe.benchmark.cameras) for network in (teacher, recipe.student.network))
+    large, least = (network.build(words, recipe.benchmark.cameras) for network in (recipe.network, recipe.student.network))
     assert 44 * sum(p.numel() for p in least.parameters()) <= sum(p.numel() for p in large.parameters())
 
 

@@ -194,16 +194,7 @@ def vla_ad_tiny_action_kd() -> Recipe:
 
 def _tiny(name: str, semantic: Semantic) -> Recipe:
     """The teacher and traces of AED on tabletop; steps are cheap, and so it takes more of them."""
-    large = aed_tabletop()
-    base = replace(
-        tabletop(),
-        teacher=large.teacher,
-        shared=large.shared,
-        probe=None,
-        traced=large.traced,
-        trace_precision=large.trace_precision,
-        stages=(replace(DISTIL, steps=20_000),),
-    )
+    base = replace(aed_tabletop(), split="last", stages=(replace(DISTIL, steps=20_000),))
     return _distilled(base, name, semantic, network=tiny(), soft=2.0)
 
 
