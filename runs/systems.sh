@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source runs/students.bash
-systems=${*:-vla_ad vita_vla aed}
+systems=${*:-vla_ad vla_ad_tiny vita_vla aed aed_online aed_ablations}
 
 prepare() { # verb, recipe …: on both cores
   OMP_NUM_THREADS=2 $armlet "$@"
@@ -36,21 +36,45 @@ for system in $systems; do
       make_student out/vita_vla_finetune vita_vla_finetune
       compare vita_vla_tabletop
       ;;
+    vla_ad_tiny) # a student 44 times smaller than its teacher, which is AED's
+      prepare probe aed_tabletop
+      prepare probe vla_ad_tiny
+      for recipe in vla_ad_tiny vla_ad_tiny_action_kd; do
+        make_student "out/$recipe" "$recipe"
+      done
+      compare vla_ad_tiny --evaluation.episodes 1000
+      ;;
     aed) # its teacher ships as well (runs/aed_teacher.sh)
       prepare probe aed_tabletop
-      for recipe in aed_tabletop aed_bc aed_action_only aed_minus_attention aed_minus_contrastive aed_contrastive_only; do
+      for recipe in aed_tabletop aed_bc aed_action_only; do
         make_student "out/$recipe" "$recipe"
+      done
+      compare aed_tabletop --evaluation.splits seen unseen_objects unseen_scenes unseen_wordings
+      ;;
+    aed_online) # its first two stages are those of `aed`: not trained twice where they are there
+      mkdir -p out/aed_online
+      for stage in out/aed_tabletop/distil-[01]; do
+        if [[ -d $stage ]]; then cp -rn "$stage" out/aed_online/; fi
+      done
+      prepare distil aed_online
+      $armlet evaluate aed_online --policies out/aed_tabletop/student --evaluation.splits unseen_objects seen
+      ;;
+    aed_ablations) # what each term is worth after fewer steps, where the rows lie further apart
+      prepare probe aed_tabletop
+      steps=${ABLATION_STEPS:-2000}
+      shorter="--stages.0.steps $((steps * 2 / 3)) --stages.1.steps $((steps / 3))"
+      for recipe in aed_tabletop aed_minus_attention aed_minus_contrastive aed_contrastive_only aed_action_only aed_bc; do
+        make_student "out/aed_ablations/$recipe" "$recipe" $shorter
       done
       for weight in 0.25 1; do # sweeps of the weights of attention and representation
         for term in attention representation; do
-          make_student "out/aed_$term-$weight" aed_tabletop "--stages.0.objective.$term" "$weight" "--stages.1.objective.$term" "$weight"
+          make_student "out/aed_ablations/$term-$weight" aed_tabletop $shorter \
+            "--stages.0.objective.$term" "$weight" "--stages.1.objective.$term" "$weight"
         done
       done
-      compare aed_tabletop --evaluation.splits seen unseen_objects unseen_scenes unseen_wordings
-      make_student out/aed_online aed_online
       all_made
-      $armlet evaluate aed_online --policies out/aed_tabletop/student --evaluation.splits seen unseen_objects
+      $armlet evaluate aed_tabletop --name aed_ablations --out out/aed_ablations --policies "${students[@]}"
       ;;
-    *) echo "no system $system; there are vla_ad, vita_vla and aed" && exit 1 ;;
+    *) echo "no system $system; there are vla_ad, vla_ad_tiny, vita_vla, aed, aed_online and aed_ablations" && exit 1 ;;
   esac
 done

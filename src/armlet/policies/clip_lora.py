@@ -36,7 +36,6 @@ from armlet.policies import Body, Network, Pass, Policy, Tokens, gather, tuples,
 from armlet.types import Batch, Observation, Trace
 
 TRAINED = ("policy.*lora_*", "policy.masked", "policy.state.*", "policy.head.*", "policy.phase.*", "policy.direction.*")
-PHASES = 9  # idle, approaching, grasping, transporting, holding, placing, operating, regrasping, completed
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ class ClipLoraNetwork(Network):
     `image` and `patch` in pixels, for late fusion; `strides` (camera → pixels a token, 12 where nothing is said), `channels` and
     `pointers` for early. `mlp`: how many times wider the towers' MLPs are. `vocabulary`: the text tower's, where it is not the
     tokenizer's. `lora_rank` 0: no LoRA, all weights train. `aux_heads`: guesses of phase and direction while it learns;
-    `directions` the words of each direction's label. `pretrained`: a CLIP by name, with its own tokenizer.
+    `phases` says how many phases there are, `directions` the words of each direction's label. `pretrained`: a CLIP by name, with its own tokenizer.
     """
 
     image: int = 224
@@ -73,6 +72,7 @@ class ClipLoraNetwork(Network):
     lora_rank: int = 0
     lora_alpha: int = 16
     aux_heads: bool = False
+    phases: int = 9
     directions: tuple[str, ...] = ()
     pretrained: str = ""
     kept_layers: tuple[int, ...] | None = None  # which layers of the network it was cut from, where it was cut
@@ -187,7 +187,7 @@ class ClipLora(Policy):
             self.state = nn.Linear(len(body.state.offset), network.width if early else network.embed)
         self.head = HEADS[network.head](self.condition_width, network.chunk, body.action_spec.dims, **network.head_options)
         if network.aux_heads:
-            self.phase = nn.Linear(self.condition_width, PHASES)
+            self.phase = nn.Linear(self.condition_width, network.phases)
             self.direction = nn.Linear(self.condition_width, network.embed)
         if network.lora_rank:
             self._add_lora()
@@ -311,7 +311,7 @@ class ClipLora(Policy):
 
         logits         (b, k, a, 256)  of the masked path, which is the one deployed
         logits.told    (b, k, a, 256)  of the path that is told the description, where there is one
-        phase          (b, 9)          logits, from the masked path, with `aux_heads`
+        phase          (b, phases)     logits, from the masked path, with `aux_heads`
         direction      (b, embed)      a guess of the embedding of the direction's words, with `aux_heads`
         direction.text (b, embed)      that embedding, by `batch.labels["direction"]`; zeros for a label below 0
         """

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from armlet import losses
-from armlet.annotators import DIRECTIONS
+from armlet.annotators import DIRECTIONS, PHASES
 from armlet.annotators.phase_rules import METAWORLD, PhaseRules
 from armlet.data.codec import Bins
 from armlet.layers.heads import to_bins
@@ -98,7 +98,7 @@ class VlaAd(Objective):
 
 
 def _student(network: ClipLoraNetwork, semantic: Semantic) -> ClipLoraNetwork:
-    return replace(network, aux_heads=semantic in ("aux_heads", "both"), directions=DIRECTIONS)
+    return replace(network, aux_heads=semantic in ("aux_heads", "both"), phases=len(PHASES), directions=DIRECTIONS)
 
 
 def _distilled(
@@ -193,9 +193,10 @@ def vla_ad_tiny_action_kd() -> Recipe:
 
 
 def _tiny(name: str, semantic: Semantic) -> Recipe:
-    """The teacher and traces of AED on tabletop; steps are cheap, and so it takes more of them."""
+    """The teacher and traces of AED on tabletop; steps are cheap, and so it takes more of them, and larger ones (dev/LOG.md)."""
     base = replace(aed_tabletop(), split="last", stages=(replace(DISTIL, steps=20_000),))
-    return _distilled(base, name, semantic, network=tiny(), soft=2.0)
+    recipe = _distilled(base, name, semantic, network=tiny(), soft=2.0)
+    return replace(recipe, stages=tuple(replace(stage, learning_rate=4e-3) for stage in recipe.stages))
 
 
 def vla_ad_rollouts() -> Recipe:
