@@ -57,7 +57,7 @@ for system in $systems; do
         if [[ -d $stage ]]; then cp -rn "$stage" out/aed_online/; fi
       done
       prepare distil aed_online
-      $armlet evaluate aed_online --policies out/aed_tabletop/student --evaluation.splits unseen_objects seen
+      $armlet evaluate aed_online --policies out/aed_tabletop/student --evaluation.splits unseen_wordings seen
       ;;
     aed_ablations) # what each term is worth after fewer steps, where the rows lie further apart
       prepare probe aed_tabletop

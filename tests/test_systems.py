@@ -130,7 +130,7 @@ def test_the_feedback_loop_promotes_or_rolls_back(aed: Recipe, episodes: Recipe)
     distil.main(online)
     verdicts = [json.loads((online.out / f"round-{number}" / "trial.json").read_text()) for number in range(3)]
     assert all(verdict["promoted"] == (verdict["after"] >= verdict["before"]) for verdict in verdicts)
-    assert {verdict["split"] for verdict in verdicts} == {"unseen_objects"}
+    assert {verdict["split"] for verdict in verdicts} == {"unseen_wordings"}
 
 
 @pytest.fixture(scope="module")
