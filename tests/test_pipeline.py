@@ -326,3 +326,16 @@ def test_students_that_differ_in_their_seed_are_taken_together() -> None:
     assert found["policies"][2]["each"] == pytest.approx(seen) and found["policies"][2]["success"] == pytest.approx(np.mean(seen))
     assert [(pair["a"], pair["b"]) for pair in found["pairs"]] == [("first", "teacher"), ("other", "teacher"), ("other", "first")]
     assert evaluate.over_seeds({name: rows[name] for name in ("teacher", "first-0")}) == {}
+
+
+def test_pairs_are_compared_within_each_split() -> None:
+    def row(split: str, success: int) -> dict:
+        return {"split": split, "success": bool(success)}
+
+    rows = {
+        "teacher": [*(row("seen", each) for each in (1, 1, 1, 0)), *(row("unseen", each) for each in (1, 0))],
+        "student": [*(row("seen", each) for each in (1, 1, 0, 1)), *(row("unseen", each) for each in (0, 0))],
+    }
+    (seen,), (unseen,) = evaluate.pairs(rows, "seen"), evaluate.pairs(rows, "unseen")
+    assert (seen["a"], seen["b"], seen["n"], seen["both"], seen["only_a"], seen["only_b"]) == ("student", "teacher", 4, 2, 1, 1)
+    assert (unseen["n"], unseen["only_a"], unseen["only_b"], unseen["difference"]) == (2, 0, 1, -0.5)

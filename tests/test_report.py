@@ -74,6 +74,7 @@ def written(tmp_path) -> Path:
     value = {
         "policies": policies,
         "pairs": [pair],
+        "pairs_by_split": {"unseen_objects": [{**pair, "difference": -0.04, "non_inferior_3pp": False}]},
         "seeds": {
             "policies": [{"name": "first", "seeds": 3, "success": 0.961, "each": [0.95, 0.96, 0.973]}],
             "pairs": [{"a": "first", "b": "other", "difference": 0.02, "ci95": [0.01, 0.03], "non_inferior_3pp": True, "n": 100}],
@@ -98,6 +99,8 @@ def test_the_page_is_whole_and_asks_nothing_of_a_network(written: Path, tmp_path
         "unseen_objects",
         "321",
         "student ≥ teacher − 3 pp: shown (n = 100)",
+        "<h4>unseen objects</h4>",
+        "student − teacher: -4.0 pp",
         "97.3 %",
         "1.87",
     ):

@@ -43,7 +43,8 @@ def main(recipe: Recipe) -> Path:
     delayed = run_delayed(recipe, field, timings, out)
     report = {
         "policies": [summarise(name, policies[name], field[name], rows[name], observations, timings[name]) for name in field],
-        "pairs": pairs(rows),
+        "pairs": pairs(rows, recipe.evaluation.splits[0]),
+        "pairs_by_split": {split: pairs(rows, split) for split in recipe.evaluation.splits[1:]},
         "seeds": over_seeds(rows),
         "delayed": delayed,
         "rollouts": make_videos(recipe, policies, out),
@@ -222,16 +223,14 @@ def tally(rows: list[Row], field: str) -> dict[str, Row]:
     }
 
 
-def pairs(rows: dict[str, list[Row]]) -> list[Row]:
-    """Every policy against those before it, on the first split's episodes."""
-    names, found = list(rows), []
-    for index, a in enumerate(names):
-        for b in names[:index]:
-            split = rows[a][0]["split"]
-            mine = np.array([row["success"] for row in rows[a] if row["split"] == split])
-            theirs = np.array([row["success"] for row in rows[b] if row["split"] == split])
-            found.append({"a": a, "b": b, **stats.compare_paired(mine, theirs).to_json()})
-    return found
+def pairs(rows: dict[str, list[Row]], split: str) -> list[Row]:
+    """Every policy against those before it, on one split's episodes."""
+    outcomes = {name: np.array([row["success"] for row in found if row["split"] == split]) for name, found in rows.items()}
+    return [
+        {"a": a, "b": b, **stats.compare_paired(outcomes[a], outcomes[b]).to_json()}
+        for index, a in enumerate(outcomes)
+        for b in list(outcomes)[:index]
+    ]
 
 
 def over_seeds(rows: dict[str, list[Row]]) -> Row:

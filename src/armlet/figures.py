@@ -7,7 +7,7 @@ Report = dict[str, Any]
 
 
 def table(report: Report) -> str:
-    """Markdown: one row a policy, then one sentence a pair."""
+    """Markdown: one row a policy, then one sentence a pair; the same for further splits, if there are any."""
     policies = report["policies"]
     base = policies[0]["latency_ms"]["policy"]["p50"]
     lines = [
@@ -28,7 +28,22 @@ def table(report: Report) -> str:
     lines += ["", *(sentence(pair) for pair in report["pairs"])]
     if report.get("seeds"):
         lines += ["", *seed_lines(report["seeds"])]
+    for split, found in report.get("pairs_by_split", {}).items():
+        lines += ["", *split_lines(policies, split), "", *(sentence(pair) for pair in found)]
     return "\n".join(lines) + "\n"
+
+
+def split_lines(policies: list[dict[str, Any]], split: str) -> list[str]:
+    """How often each policy succeeds in one split."""
+    lines = [f"| {split.replace('_', ' ')} | success | 95 % interval |", "|---|---|---|"]
+    for policy in policies:
+        row = policy["by_split"][split]
+        low, high = row["ci95"]
+        share = 100 * row["successes"] / row["episodes"]
+        lines.append(
+            f"| {policy['name']} | {row['successes']}/{row['episodes']} = {share:.1f} % | {100 * low:.1f}–{100 * high:.1f} |"
+        )
+    return lines
 
 
 def seed_lines(seeds: Report) -> list[str]:

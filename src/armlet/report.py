@@ -45,6 +45,7 @@ def read(path: Path) -> Report:
     for policy in report["policies"]:  # what reports from before these were kept do not say: layers are counted as its own
         policy.setdefault("gripper_toggles", None)
         policy["routing"].setdefault("layers", list(range(len(policy["routing"]["activation"]))))
+    report.setdefault("pairs_by_split", {})
     report["depth"] = 1 + max((max(policy["routing"]["layers"]) for policy in report["policies"]), default=-1)
     for rollout in report.get("rollouts", []):
         film = path.parent / rollout["video"]

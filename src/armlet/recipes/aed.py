@@ -195,8 +195,8 @@ def aed_online() -> Recipe:
     """
     base = aed_tabletop()
     lesson = replace(base.stages[0], steps=300, learning_rate=5e-4)
-    step = Round(lesson, episodes=300, split="unseen_wordings", share=0.5, replay=2000, trial=200)
-    rounds = tuple(replace(step, seed=step.seed + 10_000 * number) for number in range(3))
+    step = Round(lesson, episodes=150, split="unseen_wordings", share=0.5, replay=2000, trial=200)
+    rounds = tuple(replace(step, seed=step.seed + 10_000 * number) for number in range(2))
     return replace(base, name="aed_online", out=Path("out/aed_online"), rounds=rounds)
 
 
