@@ -10,11 +10,9 @@ prepare() { # verb, recipe …: on both cores
   OMP_NUM_THREADS=2 $armlet "$@"
 }
 
-compare() { # the recipe whose report it is, and options; beside it all students made so far
-  local main=$1
-  shift
+compare() { # the recipe whose report it is; beside it all students made so far
   all_made
-  $armlet evaluate "$main" --policies "${students[@]:1}" "$@"
+  $armlet evaluate "$1" --evaluation.episodes "${EPISODES:-1000}" --policies "${students[@]:1}"
 }
 
 $armlet collect tabletop
@@ -42,19 +40,22 @@ for system in $systems; do
       for recipe in vla_ad_tiny vla_ad_tiny_action_kd; do
         make_student "out/$recipe" "$recipe"
       done
-      compare vla_ad_tiny --evaluation.episodes 1000
+      compare vla_ad_tiny
       ;;
     aed) # its teacher ships as well (runs/aed_teacher.sh)
       prepare probe aed_tabletop
       for recipe in aed_tabletop aed_bc aed_action_only; do
         make_student "out/$recipe" "$recipe"
       done
-      compare aed_tabletop --evaluation.splits seen unseen_objects unseen_scenes unseen_wordings
+      compare aed_tabletop
+      $armlet evaluate aed_tabletop --out out/aed_generalisation --policies "${students[@]}" \
+        --evaluation.splits seen unseen_objects unseen_scenes unseen_wordings
       ;;
     aed_online) # its first two stages are those of `aed`: not trained twice where they are there
-      mkdir -p out/aed_online
-      for stage in out/aed_tabletop/distil-[01]; do
-        if [[ -d $stage ]]; then cp -rn "$stage" out/aed_online/; fi
+      for stage in distil-0 distil-1; do
+        if [[ -e out/aed_tabletop/student && ! -e out/aed_online/$stage ]]; then
+          mkdir -p out/aed_online && ln -s "../aed_tabletop/$stage" out/aed_online/
+        fi
       done
       prepare distil aed_online
       $armlet evaluate aed_online --policies out/aed_tabletop/student --evaluation.splits unseen_wordings seen

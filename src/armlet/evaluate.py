@@ -225,19 +225,23 @@ def tally(rows: list[Row], field: str) -> dict[str, Row]:
 
 def pairs(rows: dict[str, list[Row]], split: str) -> list[Row]:
     """Every policy against those before it, on one split's episodes."""
-    outcomes = {name: np.array([row["success"] for row in found if row["split"] == split]) for name, found in rows.items()}
+    found = outcomes(rows, split)
     return [
-        {"a": a, "b": b, **stats.compare_paired(outcomes[a], outcomes[b]).to_json()}
-        for index, a in enumerate(outcomes)
-        for b in list(outcomes)[:index]
+        {"a": a, "b": b, **stats.compare_paired(found[a], found[b]).to_json()}
+        for index, a in enumerate(found)
+        for b in list(found)[:index]
     ]
+
+
+def outcomes(rows: dict[str, list[Row]], split: str) -> dict[str, np.ndarray]:
+    """Which of one split's n episodes each policy succeeded in: (n,) bool."""
+    return {name: np.array([row["success"] for row in found if row["split"] == split]) for name, found in rows.items()}
 
 
 def over_seeds(rows: dict[str, list[Row]]) -> Row:
     """Students that differ in their seed only, `name-0`, `name-1` …, taken together, and compared with each other and with the
     first policy, on the first split's episodes. Empty where there are none."""
-    split = next(iter(rows.values()))[0]["split"]
-    outcomes = {name: [row["success"] for row in found if row["split"] == split] for name, found in rows.items()}
+    found = outcomes(rows, next(iter(rows.values()))[0]["split"])
     groups: dict[str, list[str]] = {next(iter(rows)): [next(iter(rows))]}
     for name in rows:
         if match := re.fullmatch(r"(.+)-\d+", name):
@@ -245,7 +249,7 @@ def over_seeds(rows: dict[str, list[Row]]) -> Row:
     groups = {name: members for index, (name, members) in enumerate(groups.items()) if index == 0 or len(members) > 1}
     if len(groups) < 2:
         return {}
-    together = {name: np.array([outcomes[member] for member in members]) for name, members in groups.items()}
+    together = {name: np.array([found[member] for member in members]) for name, members in groups.items()}
     names = list(together)
     return {
         "policies": [

@@ -15,13 +15,11 @@ def table(report: Report) -> str:
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for policy in policies:
-        low, high = policy["ci95"]
         p50 = policy["latency_ms"]["policy"]["p50"]
         share = policy["flops"]["backbone"] / policies[0]["flops"]["backbone"]
         steps = "–" if policy["mean_steps"] is None else f"{policy['mean_steps']:.1f}"
         lines.append(
-            f"| {policy['name']} | {policy['successes']}/{policy['episodes']} = "
-            f"{100 * policy['successes'] / policy['episodes']:.1f} % | {100 * low:.1f}–{100 * high:.1f} | {steps} | {p50:.2f} | "
+            f"| {policy['name']} | {rate(policy)} | {steps} | {p50:.2f} | "
             f"{base / p50:.2f}× | {100 * share:.0f} % | {100 * policy['keep_ratio']:.0f} % | "
             f"{policy['params']['deployed'] / 1e6:.2f} M |"
         )
@@ -36,14 +34,14 @@ def table(report: Report) -> str:
 def split_lines(policies: list[dict[str, Any]], split: str) -> list[str]:
     """How often each policy succeeds in one split."""
     lines = [f"| {split.replace('_', ' ')} | success | 95 % interval |", "|---|---|---|"]
-    for policy in policies:
-        row = policy["by_split"][split]
-        low, high = row["ci95"]
-        share = 100 * row["successes"] / row["episodes"]
-        lines.append(
-            f"| {policy['name']} | {row['successes']}/{row['episodes']} = {share:.1f} % | {100 * low:.1f}–{100 * high:.1f} |"
-        )
-    return lines
+    return lines + [f"| {policy['name']} | {rate(policy['by_split'][split])} |" for policy in policies]
+
+
+def rate(row: dict[str, Any]) -> str:
+    """Two cells: successes of episodes, and their interval in %."""
+    low, high = row["ci95"]
+    share = 100 * row["successes"] / row["episodes"]
+    return f"{row['successes']}/{row['episodes']} = {share:.1f} % | {100 * low:.1f}–{100 * high:.1f}"
 
 
 def seed_lines(seeds: Report) -> list[str]:

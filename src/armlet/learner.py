@@ -6,7 +6,6 @@ computed. Knows no recipe.
 
 from collections.abc import Collection
 from contextlib import AbstractContextManager
-from typing import Literal
 
 import torch
 from torch import nn
@@ -14,7 +13,7 @@ from torch import nn
 from armlet.layers.graph import ProbeHeads
 from armlet.layers.vision import Pointer
 from armlet.policies import Policy
-from armlet.types import Batch, Trace
+from armlet.types import Batch, Precision, Trace
 
 
 class Learner(nn.Module):
@@ -29,7 +28,7 @@ class Learner(nn.Module):
         self.privileged = nn.ModuleDict({name: nn.Linear(policy.condition_width, size) for name, size in facts.items()})
         self.pointers = nn.ModuleDict({name: Pointer(policy.width, policy.vision_tokens, size) for name, size in facts.items()})
 
-    def autocast(self, precision: Literal["bf16", "fp32"]) -> AbstractContextManager:
+    def autocast(self, precision: Precision) -> AbstractContextManager:
         """Matrix products in this precision while it lasts; weights and losses stay in single precision."""
         return torch.autocast(self.policy.device.type, torch.bfloat16, enabled=precision == "bf16")
 

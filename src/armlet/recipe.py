@@ -19,7 +19,7 @@ from armlet.benchmarks import Benchmark
 from armlet.data.augment import Augment
 from armlet.data.normalise import Mode
 from armlet.policies import Network, Student
-from armlet.types import Batch, Trace
+from armlet.types import Batch, Precision, Trace
 
 
 class Objective(ABC):
@@ -70,7 +70,7 @@ class Stage:
     budgets: tuple[float, float] | None = None
     teacher: Literal["frozen", "ema_self"] = "frozen"
     teacher_decay: float = 0.995
-    precision: Literal["bf16", "fp32"] = "bf16"
+    precision: Precision = "bf16"
     compile: bool = False
     train: tuple[str, ...] = ("*",)
     freeze: tuple[str, ...] = ()
@@ -160,7 +160,7 @@ class Recipe:
     stages: tuple[Stage, ...] = ()
     rounds: tuple[Round, ...] = ()
     traced: tuple[str, ...] = ("actions", "condition")  # what `probe` stores of the teacher, beside what its heads read
-    trace_precision: Literal["bf16", "fp32"] = "fp32"  # of the teacher's matrix products while `probe` watches it
+    trace_precision: Precision = "fp32"  # of the teacher's matrix products while `probe` watches it
     evaluation: Evaluation = field(default_factory=Evaluation)
     shared: Path | None = None  # where traces are, when several recipes use the same
     split: Literal["last", "tasks"] = "last"  # by tasks: 70/15/15, no instruction and no scene in two parts (data/splits.py)

@@ -35,6 +35,7 @@ import numpy as np
 from torch import Tensor
 
 Trace = dict[str, Tensor]
+Precision = Literal["bf16", "fp32"]  # of matrix products
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,8 @@ class ClipLoraNetwork(Network):
     `image` and `patch` in pixels, for late fusion; `strides` (camera → pixels a token, 12 where nothing is said), `channels` and
     `pointers` for early. `mlp`: how many times wider the towers' MLPs are. `vocabulary`: the text tower's, where it is not the
     tokenizer's. `lora_rank` 0: no LoRA, all weights train. `aux_heads`: guesses of phase and direction while it learns;
-    `phases` says how many phases there are, `directions` the words of each direction's label. `pretrained`: a CLIP by name, with its own tokenizer.
+    `phases` says how many phases there are, `directions` the words of each direction's label. `pretrained`: a CLIP by name,
+    with its own tokenizer.
     """
 
     image: int = 224

@@ -110,11 +110,12 @@ def _distilled(
     out: Path | None = None,
     network: ClipLoraNetwork | None = None,
     soft: float = 32.0,
+    learning_rate: float = 1e-3,
 ) -> Recipe:
     """The base's episodes and teacher, a CLIP of ours, and an objective with or without words."""
     (stage,) = base.stages
     objective = VlaAd(semantic, soft=soft, facts=FACTS)
-    training = replace(stage, objective=objective, learning_rate=1e-3)
+    training = replace(stage, objective=objective, learning_rate=learning_rate)
     return replace(
         base,
         name=name,
@@ -195,8 +196,7 @@ def vla_ad_tiny_action_kd() -> Recipe:
 def _tiny(name: str, semantic: Semantic) -> Recipe:
     """The teacher and traces of AED on tabletop; steps are cheap, and so it takes more of them, and larger ones (dev/LOG.md)."""
     base = replace(aed_tabletop(), split="last", stages=(replace(DISTIL, steps=20_000),))
-    recipe = _distilled(base, name, semantic, network=tiny(), soft=2.0)
-    return replace(recipe, stages=tuple(replace(stage, learning_rate=4e-3) for stage in recipe.stages))
+    return _distilled(base, name, semantic, network=tiny(), soft=2.0, learning_rate=4e-3)
 
 
 def vla_ad_rollouts() -> Recipe:
