@@ -7,7 +7,6 @@ cd "$(dirname "$0")/.."
 source runs/students.bash
 
 $armlet collect tabletop
-OMP_NUM_THREADS=2 $armlet probe tabletop
 OMP_NUM_THREADS=2 $armlet probe vla_ad_tabletop
 for rate in ${RATES:-0 0.1 0.2 0.4}; do
   for recipe in vla_ad_tabletop vla_ad_action_kd; do

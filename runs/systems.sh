@@ -20,7 +20,6 @@ for system in $systems; do
   students=() # the first of each is the system itself
   case $system in
     vla_ad) # the shipped teacher; phases by rule
-      prepare probe tabletop
       prepare probe vla_ad_tabletop
       for recipe in vla_ad_tabletop vla_ad_action_kd vla_ad_bc vla_ad_aux vla_ad_both; do
         make_student "out/$recipe" "$recipe"

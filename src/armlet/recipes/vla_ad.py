@@ -36,7 +36,7 @@ from armlet.layers.heads import to_bins
 from armlet.policies.clip_lora import ClipLoraNetwork, small, tiny
 from armlet.policies.subset import Another
 from armlet.policies.vla import VLANetwork
-from armlet.recipe import Collection, Objective, Recipe
+from armlet.recipe import Collection, Objective, Recipe, Round
 from armlet.recipes.aed import aed_tabletop
 from armlet.recipes.bases import DISTIL, FACTS, TEACH, demo, guess, guesses, metaworld, tabletop
 from armlet.types import Batch, Trace
@@ -126,34 +126,34 @@ def _distilled(
     )
 
 
-def _long(base: Recipe) -> Recipe:
-    """A student from nothing needs more steps than one that keeps its teacher's layers."""
-    return replace(base, stages=(replace(DISTIL, steps=6000),))
+def _base() -> Recipe:
+    """tabletop, of whose teacher no layer is read; and more steps, for a student that starts from nothing."""
+    return replace(tabletop(), shared=Path("out/vla_ad_tabletop"), probe=None, stages=(replace(DISTIL, steps=6000),))
 
 
 def vla_ad_tabletop() -> Recipe:
     """VLA-AD on tabletop: phases by rule, told to the student while it learns."""
-    return _distilled(_long(tabletop()), "vla_ad_tabletop", "privileged_text")
+    return _distilled(_base(), "vla_ad_tabletop", "privileged_text")
 
 
 def vla_ad_aux() -> Recipe:
     """VLA-AD's other account: the student guesses phase and direction while it learns."""
-    return _distilled(_long(tabletop()), "vla_ad_aux", "aux_heads")
+    return _distilled(_base(), "vla_ad_aux", "aux_heads")
 
 
 def vla_ad_both() -> Recipe:
     """VLA-AD with both: told the description, and guessing phase and direction."""
-    return _distilled(_long(tabletop()), "vla_ad_both", "both")
+    return _distilled(_base(), "vla_ad_both", "both")
 
 
 def vla_ad_action_kd() -> Recipe:
     """VLA-AD's student without a word: the teacher's actions and nothing else."""
-    return _distilled(_long(tabletop()), "vla_ad_action_kd", "none")
+    return _distilled(_base(), "vla_ad_action_kd", "none")
 
 
 def vla_ad_bc() -> Recipe:
     """VLA-AD's student without a teacher: the expert's actions and nothing else."""
-    base = _distilled(_long(tabletop()), "vla_ad_bc", "none")
+    base = _distilled(_base(), "vla_ad_bc", "none")
     (stage,) = base.stages
     assert isinstance(stage.objective, VlaAd)
     return replace(base, stages=(replace(stage, objective=replace(stage.objective, target="expert")),))
@@ -170,7 +170,7 @@ def vla_ad_large_action_kd() -> Recipe:
 
 
 def _large(name: str, semantic: Semantic) -> Recipe:
-    out, base = Path("out/vla_ad_large"), _long(tabletop())
+    out, base = Path("out/vla_ad_large"), _base()
     assert isinstance(base.network, VLANetwork)
     base = replace(
         base,
@@ -178,7 +178,6 @@ def _large(name: str, semantic: Semantic) -> Recipe:
         teach=replace(TEACH, learning_rate=5e-4, warmup=500),
         teacher=out / "teacher",
         shared=out,
-        probe=None,
     )
     return _distilled(base, name, semantic)
 
@@ -194,19 +193,25 @@ def vla_ad_tiny_action_kd() -> Recipe:
 
 
 def _tiny(name: str, semantic: Semantic) -> Recipe:
-    """The teacher and traces of AED on tabletop; steps are cheap, and so it takes more of them, and larger ones (dev/LOG.md)."""
+    """The teacher and traces of AED on tabletop; steps are cheap, and so it takes more of them, and larger ones (dev/LOG.md).
+
+    A student so small stands still, or goes in circles, in places where no episode of the expert has been. So it practises: three
+    rounds in which its teacher says what to do there. The paper has none.
+    """
     base = replace(aed_tabletop(), split="last", stages=(replace(DISTIL, steps=20_000),))
-    return _distilled(base, name, semantic, network=tiny(), soft=2.0, learning_rate=4e-3)
+    recipe = _distilled(base, name, semantic, network=tiny(), soft=2.0, learning_rate=4e-3)
+    lesson = replace(recipe.stages[0], steps=2500, learning_rate=2e-3)
+    rounds = tuple(Round(lesson, episodes=700, seed=20_000_000 + 10_000 * number) for number in range(3))
+    return replace(recipe, rounds=rounds)
 
 
 def vla_ad_rollouts() -> Recipe:
     """VLA-AD on what its teacher did, as published: successful rollouts only, nobody disturbed."""
     base = replace(
-        _long(tabletop()),
+        _base(),
         episodes=Path("out/vla_ad_rollouts/episodes"),
         shared=Path("out/vla_ad_rollouts"),
         collection=Collection(actor="teacher"),
-        probe=None,  # nothing here reads the layers
     )
     return _distilled(base, "vla_ad_rollouts", "privileged_text")
 
