@@ -39,7 +39,7 @@ for system in $systems; do
       for recipe in vla_ad_tiny vla_ad_tiny_action_kd; do
         make_student "out/$recipe" "$recipe"
       done
-      compare vla_ad_tiny
+      EPISODES=${EPISODES:-2000} compare vla_ad_tiny
       ;;
     aed) # its teacher ships as well (runs/aed_teacher.sh)
       prepare probe aed_tabletop

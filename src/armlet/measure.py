@@ -1,7 +1,8 @@
 """What a decision costs: milliseconds, multiplications, parameters, memory. Knows policies, no benchmark and no file.
 
 Latency is wall time from an observation in numpy to actions in numpy, batch 1, after warm-up, synchronised; the
-policies of one table are timed in turn on the same observations, so drift of the machine falls on all alike.
+policies of one table are timed in turn on the same observations, so drift of the machine falls on all alike, and in an
+order drawn anew for each, so that none always finds the caches as the largest one left them.
 """
 
 import multiprocessing
@@ -27,15 +28,16 @@ def percentiles(milliseconds: Sequence[float]) -> dict[str, float]:
 
 
 def latency(policies: dict[str, Policy], observations: Sequence[Observation], *, calls: int) -> dict[str, dict[str, float]]:
-    """p50, p95, p99 in ms of `infer`, every policy on every observation in turn."""
+    """p50, p95, p99 in ms of `infer`, every policy on every observation, in an order drawn anew."""
     for policy in policies.values():
         for index in range(WARM_UP):
             policy.infer(observations[index % len(observations)])
-    times: dict[str, list[float]] = {name: [] for name in policies}
+    names, order = list(policies), np.random.default_rng(0)
+    times: dict[str, list[float]] = {name: [] for name in names}
     for call in range(calls):
         observation = observations[call % len(observations)]
-        for name, policy in policies.items():
-            times[name].append(_time_once(policy, observation))
+        for index in order.permutation(len(names)):
+            times[names[index]].append(_time_once(policies[names[index]], observation))
     return {name: percentiles(values) for name, values in times.items()}
 
 
