@@ -10,9 +10,9 @@ prepare() { # verb, recipe …: on both cores
   OMP_NUM_THREADS=2 $armlet "$@"
 }
 
-compare() { # the recipe whose report it is; beside it all students made so far
+compare() { # the recipe whose report it is, and in how many episodes; beside it all students made so far
   all_made
-  $armlet evaluate "$1" --evaluation.episodes "${EPISODES:-1000}" --policies "${students[@]:1}"
+  $armlet evaluate "$1" --evaluation.episodes "${EPISODES:-$2}" --policies "${students[@]:1}"
 }
 
 $armlet collect tabletop
@@ -24,14 +24,14 @@ for system in $systems; do
       for recipe in vla_ad_tabletop vla_ad_action_kd vla_ad_bc vla_ad_aux vla_ad_both; do
         make_student "out/$recipe" "$recipe"
       done
-      compare vla_ad_tabletop
+      compare vla_ad_tabletop 1000
       ;;
     vita_vla)
       [[ -e out/vita_vla_tabletop/expert/config.json ]] || prepare teach vita_vla_tabletop
       prepare probe vita_vla_tabletop
       make_student out/vita_vla_tabletop vita_vla_tabletop
       make_student out/vita_vla_finetune vita_vla_finetune
-      compare vita_vla_tabletop
+      compare vita_vla_tabletop 1000
       ;;
     vla_ad_tiny) # a student 44 times smaller than its teacher, which is AED's
       prepare probe aed_tabletop
@@ -39,14 +39,14 @@ for system in $systems; do
       for recipe in vla_ad_tiny vla_ad_tiny_action_kd; do
         make_student "out/$recipe" "$recipe"
       done
-      EPISODES=${EPISODES:-2000} compare vla_ad_tiny
+      compare vla_ad_tiny 2000
       ;;
     aed) # its teacher ships as well (runs/aed_teacher.sh)
       prepare probe aed_tabletop
       for recipe in aed_tabletop aed_bc aed_action_only; do
         make_student "out/$recipe" "$recipe"
       done
-      compare aed_tabletop
+      compare aed_tabletop 1000
       $armlet evaluate aed_tabletop --out out/aed_generalisation --policies "${students[@]}" \
         --evaluation.splits seen unseen_objects unseen_scenes unseen_wordings
       ;;

@@ -32,12 +32,12 @@ def latency(policies: dict[str, Policy], observations: Sequence[Observation], *,
     for policy in policies.values():
         for index in range(WARM_UP):
             policy.infer(observations[index % len(observations)])
-    names, order = list(policies), np.random.default_rng(0)
-    times: dict[str, list[float]] = {name: [] for name in names}
+    order = np.random.default_rng(0)
+    times: dict[str, list[float]] = {name: [] for name in policies}
     for call in range(calls):
         observation = observations[call % len(observations)]
-        for index in order.permutation(len(names)):
-            times[names[index]].append(_time_once(policies[names[index]], observation))
+        for name in order.permutation(list(policies)):
+            times[name].append(_time_once(policies[name], observation))
     return {name: percentiles(values) for name, values in times.items()}
 
 

@@ -38,7 +38,7 @@ from armlet.policies.subset import Another
 from armlet.policies.vla import VLANetwork
 from armlet.recipe import Collection, Objective, Recipe, Round
 from armlet.recipes.aed import aed_tabletop
-from armlet.recipes.bases import DISTIL, FACTS, TEACH, demo, guess, guesses, metaworld, tabletop
+from armlet.recipes.bases import DISTIL, FACTS, TEACH, demo, guess, guesses, metaworld, repeated, tabletop
 from armlet.types import Batch, Trace
 
 Semantic = Literal["none", "privileged_text", "aux_heads", "both"]
@@ -128,8 +128,13 @@ def _distilled(
 
 def _base() -> Recipe:
     """tabletop, of whose teacher no layer is read; and more steps, for a student that starts from nothing."""
-    base = replace(tabletop(), shared=Path("out/vla_ad_tabletop"), probe=None, stages=(replace(DISTIL, steps=6000),))
-    return replace(base, trace_precision="bf16")  # a third of the time, and the student learns in it as well
+    return replace(
+        tabletop(),
+        shared=Path("out/vla_ad_tabletop"),
+        probe=None,
+        trace_precision="bf16",  # a third of the time, and the student learns in it as well
+        stages=(replace(DISTIL, steps=6000),),
+    )
 
 
 def vla_ad_tabletop() -> Recipe:
@@ -202,8 +207,7 @@ def _tiny(name: str, semantic: Semantic) -> Recipe:
     base = replace(aed_tabletop(), split="last", stages=(replace(DISTIL, steps=20_000),))
     recipe = _distilled(base, name, semantic, network=tiny(), soft=2.0, learning_rate=4e-3)
     lesson = replace(recipe.stages[0], steps=2500, learning_rate=2e-3)
-    rounds = tuple(Round(lesson, episodes=700, seed=20_000_000 + 10_000 * number) for number in range(3))
-    return replace(recipe, rounds=rounds)
+    return replace(recipe, rounds=repeated(Round(lesson, episodes=700), 3))
 
 
 def vla_ad_rollouts() -> Recipe:
