@@ -1,11 +1,12 @@
-"""What routes depend on, for policies of which that is known; who is timed after whom."""
+"""What routes depend on, for policies of which that is known; who is timed after whom; operations against a closed form."""
 
 import numpy as np
+import pytest
 import torch
 from tiny import TEXTS, make_policy
 
-from armlet.measure import WARM_UP, latency, what_routes_depend_on
-from armlet.policies.routed import Routing
+from armlet.measure import WARM_UP, compute, latency, what_routes_depend_on
+from armlet.policies.routed import Routed, Routing
 from armlet.types import Observation
 
 
@@ -27,15 +28,42 @@ def test_a_policy_without_a_router_depends_on_nothing() -> None:
     assert set(what_routes_depend_on(make_policy(), observations()).values()) == {0.0}
 
 
-def test_a_router_that_reads_the_state_alone_depends_on_it_alone() -> None:
+def reads_the_state_alone() -> Routed:
     policy = Routing(use_previous_action=False).build(make_policy()).eval()
     with torch.no_grad():
         torch.nn.init.normal_(policy.router.leave.weight, std=2.0)
         policy.router.leave.bias.zero_()
         policy.router.enter.weight[:, :-4] = 0  # the pooled tokens
+    return policy
+
+
+def test_a_router_that_reads_the_state_alone_depends_on_it_alone() -> None:
+    policy = reads_the_state_alone()
     found = what_routes_depend_on(policy, observations())
     assert found["state"] == found["everything"] > 0.3
     assert found["images"] == found["instruction"] == found["previous_action"] == 0
+
+
+def test_operations_of_a_backbone_are_those_of_its_matrices() -> None:
+    policy = make_policy()
+    (observation, *_) = observations()
+    (_, n, width) = policy.embed(policy.prepare([observation])).hidden.shape
+    matrices = sum(p.numel() for p in policy.blocks[0].parameters() if p.ndim == 2)
+    expected = len(policy.layers) * (
+        2 * n * matrices + 2 * 2 * n * n * width
+    )  # a multiplication and an addition each; q·k and p·v
+    assert compute(policy, [observation])["backbone"] == expected
+
+
+def test_operations_are_the_mean_of_what_each_moment_takes() -> None:
+    """Also where moments of one instruction take different routes, and one route serves instructions of different lengths."""
+    policy = reads_the_state_alone()
+    moments = observations()
+    singly = [compute(policy, [moment]) for moment in moments]
+    together = compute(policy, moments)
+    assert len({one["backbone"] for one in singly}) > 3
+    for name, mean in together.items():
+        assert mean == pytest.approx(np.mean([one[name] for one in singly]), rel=1e-12)
 
 
 class Recorded:

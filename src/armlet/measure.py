@@ -8,7 +8,7 @@ order drawn anew for each, so that none always finds the caches as the largest o
 import multiprocessing
 import resource
 import time
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -51,18 +51,28 @@ def _time_once(policy: Policy, observation: Observation) -> float:
 
 @torch.inference_mode()
 def compute(policy: Policy, observations: Sequence[Observation]) -> dict[str, float]:
-    """Mean floating-point operations of a decision, counted from what ran, in all and in the backbone."""
-    total = backbone = 0.0
+    """Mean floating-point operations of a decision, counted from what ran, in all and in the backbone. Moments with the same
+    instruction and the same layers, from the same cameras, run the same operations: one of them is counted, which is slow."""
+    counted: dict[Hashable, tuple[int, int]] = {}
+    counts = []
     for observation in observations:
-        batch = policy.prepare([observation])
-        with FlopCounterMode(display=False) as counter:
-            policy(batch)
-        total += counter.get_total_flops()
-        tokens = policy.embed(batch)
-        with FlopCounterMode(display=False) as counter:
-            policy.backbone(tokens, batch)
-        backbone += counter.get_total_flops()
-    return {"total": total / len(observations), "backbone": backbone / len(observations)}
+        shapes = tuple((name, image.shape) for name, image in observation.images.items())
+        kind = (observation.instruction, shapes, policy.decide(observation).gates)
+        if kind not in counted:
+            counted[kind] = _count(policy, observation)
+        counts.append(counted[kind])
+    total, backbone = np.mean(counts, axis=0)
+    return {"total": float(total), "backbone": float(backbone)}
+
+
+def _count(policy: Policy, observation: Observation) -> tuple[int, int]:
+    batch = policy.prepare([observation])
+    with FlopCounterMode(display=False) as whole:
+        policy(batch)
+    tokens = policy.embed(batch)
+    with FlopCounterMode(display=False) as backbone:
+        policy.backbone(tokens, batch)
+    return whole.get_total_flops(), backbone.get_total_flops()
 
 
 def what_routes_depend_on(policy: Policy, observations: Sequence[Observation], *, seed: int = 0) -> dict[str, float]:
