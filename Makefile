@@ -10,7 +10,7 @@ demo: $(READY)
 	bash runs/demo.sh $(if $(TEACH),--teach)
 
 test: check
-	$(BIN)/pytest -q --jaxtyping-packages=armlet.losses,armlet.layers.graph,armlet.layers.router,beartype.beartype
+	$(BIN)/pytest -q -n 2 --dist loadfile --jaxtyping-packages=armlet.losses,armlet.layers.graph,armlet.layers.router,beartype.beartype
 
 check: $(READY)
 	$(BIN)/ruff format --check .

@@ -15,8 +15,9 @@ from armlet.recipes.actdistill import actdistill_tabletop
 
 def recipe_in(out: Path, *, steps: int = 30) -> Recipe:
     base = actdistill_tabletop()
-    heads = dataclasses.replace(base.probe.stage, steps=steps, batch_size=32, warmup=5)
-    stages = tuple(dataclasses.replace(stage, steps=steps, batch_size=32, warmup=5) for stage in base.stages)
+    short = {"steps": steps, "batch_size": 32, "warmup": 5, "compile": False}
+    heads = dataclasses.replace(base.probe.stage, **short)
+    stages = tuple(dataclasses.replace(stage, **short) for stage in base.stages)
     return dataclasses.replace(
         base,
         name="example",

@@ -1,9 +1,19 @@
-"""One thread a test process: what is compared to the bit must not depend on how work was shared out."""
+"""One thread a test process, and a process that it starts: what is compared to the bit must not depend on how work was shared
+out, and the tests run in two processes, where two threads each would wait for one another."""
+
+import os
 
 import pytest
 import torch
 
+os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
+
+
+@pytest.fixture
+def no_fresh_process(monkeypatch) -> None:
+    """Peak memory is not measured: for a test of an evaluation that asks about other things. It takes a process a policy."""
+    monkeypatch.setattr("armlet.measure.peak_memory_mb", lambda folder, observation: 1.0)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -74,7 +74,7 @@ def test_the_report_has_what_a_number_needs(recipe: Recipe) -> None:
         assert (recipe.out / "evaluation" / name).stat().st_size > 0
 
 
-def test_a_second_evaluation_runs_nothing_again(recipe: Recipe, monkeypatch) -> None:
+def test_a_second_evaluation_runs_nothing_again(recipe: Recipe, monkeypatch, no_fresh_process) -> None:
     from armlet import rollout
 
     monkeypatch.setattr(rollout, "_work", None)  # to run an episode for the table would fail
@@ -104,7 +104,7 @@ def test_collecting_again_changes_nothing_and_more_is_added(recipe: Recipe) -> N
 
 
 def test_first_k_uses_the_same_traces(recipe: Recipe) -> None:
-    short = dataclasses.replace(first_k_tabletop().stages[0], steps=3, batch_size=8)
+    short = dataclasses.replace(first_k_tabletop().stages[0], steps=3, batch_size=8, compile=False)
     changes = {"name": "first", "out": recipe.out / "first", "shared": recipe.out, "stages": (short,)}
     baseline = dataclasses.replace(recipe, student=dataclasses.replace(first_k_tabletop().student, layers=2), **changes)
     distil.main(baseline)
@@ -192,7 +192,7 @@ def test_a_round_that_makes_a_student_worse_is_undone(recipe: Recipe, tmp_path, 
     assert all(bool((again.state_dict()[name] == value).all()) for name, value in made.state_dict().items())
 
 
-def test_a_dial_is_evaluated_at_every_budget(recipe: Recipe, tmp_path) -> None:
+def test_a_dial_is_evaluated_at_every_budget(recipe: Recipe, tmp_path, no_fresh_process) -> None:
     full = recipes.find("dial_tabletop")()
     stages = tuple(dataclasses.replace(stage, steps=2, batch_size=8, compile=False) for stage in full.stages)
     evaluation = dataclasses.replace(recipe.evaluation, budgets=(0.25, 1.0))
