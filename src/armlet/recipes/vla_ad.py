@@ -190,22 +190,34 @@ def _large(name: str, semantic: Semantic) -> Recipe:
 
 def vla_ad_tiny() -> Recipe:
     """VLA-AD with a student 44 times smaller than its teacher, AED's: about 0.1 M parameters of 4.4 M."""
-    return _tiny("vla_ad_tiny", "privileged_text")
+    return _practising("vla_ad_tiny", "privileged_text")
 
 
 def vla_ad_tiny_action_kd() -> Recipe:
     """The same without a word: the teacher's actions and nothing else."""
-    return _tiny("vla_ad_tiny_action_kd", "none")
+    return _practising("vla_ad_tiny_action_kd", "none")
+
+
+def vla_ad_tiny_offline() -> Recipe:
+    """`vla_ad_tiny` without its rounds of practice: what the paper has, and what is known of noisy labels is learned with it."""
+    return _tiny("vla_ad_tiny_offline", "privileged_text")
+
+
+def vla_ad_tiny_offline_action_kd() -> Recipe:
+    """The same without a word: the teacher's actions and nothing else."""
+    return _tiny("vla_ad_tiny_offline_action_kd", "none")
 
 
 def _tiny(name: str, semantic: Semantic) -> Recipe:
-    """The teacher and traces of AED on tabletop; steps are cheap, and so it takes more of them, and larger ones (dev/LOG.md).
-
-    A student so small stands still, or goes in circles, in places where no episode of the expert has been. So it practises: three
-    rounds in which its teacher says what to do there. The paper has none.
-    """
+    """The teacher and traces of AED on tabletop; steps are cheap, and so it takes more of them, and larger ones (dev/LOG.md)."""
     base = replace(aed_tabletop(), split="last", stages=(replace(DISTIL, steps=20_000),))
-    recipe = _distilled(base, name, semantic, network=tiny(), soft=2.0, learning_rate=4e-3)
+    return _distilled(base, name, semantic, network=tiny(), soft=2.0, learning_rate=4e-3)
+
+
+def _practising(name: str, semantic: Semantic) -> Recipe:
+    """A student so small stands still, or goes in circles, in places where no episode of the expert has been. So it practises: three
+    rounds in which its teacher says what to do there. The paper has none."""
+    recipe = _tiny(name, semantic)
     lesson = replace(recipe.stages[0], steps=2500, learning_rate=2e-3)
     return replace(recipe, rounds=repeated(Round(lesson, episodes=700), 3))
 
