@@ -163,6 +163,8 @@ def test_an_on_policy_round_adds_what_the_student_met_and_resumes(recipe: Recipe
     assert all((ends[0][name] == ends[1][name]).all() for name in ends[0])
     data = EpisodeDataset(tmp_path / "whole" / "round-0" / "episodes")
     assert len(data.episodes) == 4
+    later = EpisodeDataset(tmp_path / "whole" / "round-1" / "episodes")
+    assert not {each.info["seed"] for each in data.episodes} & {each.info["seed"] for each in later.episodes}
     store = TraceStore(tmp_path / "whole" / "round-0" / "traces")
     assert len(store) == len(data)
     frames = load_frames(data)
@@ -320,12 +322,12 @@ def test_students_that_differ_in_their_seed_are_taken_together() -> None:
         name: [{"split": split, "success": bool(rng.random() < 0.8)} for split in ("seen", "unseen") for _ in range(20)]
         for name in names
     }
-    found = evaluate.over_seeds(rows)
+    found = evaluate.over_seeds(rows, "seen")
     assert [(row["name"], row["seeds"]) for row in found["policies"]] == [("teacher", 1), ("first", 2), ("other", 3)]
     seen = [np.mean([row["success"] for row in rows[name][:20]]) for name in ("other-0", "other-1", "other-2")]
     assert found["policies"][2]["each"] == pytest.approx(seen) and found["policies"][2]["success"] == pytest.approx(np.mean(seen))
     assert [(pair["a"], pair["b"]) for pair in found["pairs"]] == [("first", "teacher"), ("other", "teacher"), ("other", "first")]
-    assert evaluate.over_seeds({name: rows[name] for name in ("teacher", "first-0")}) == {}
+    assert evaluate.over_seeds({name: rows[name] for name in ("teacher", "first-0")}, "seen") == {}
 
 
 def test_pairs_are_compared_within_each_split() -> None:

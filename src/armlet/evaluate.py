@@ -45,7 +45,7 @@ def main(recipe: Recipe) -> Path:
         "policies": [summarise(name, policies[name], field[name], rows[name], observations, timings[name]) for name in field],
         "pairs": pairs(rows, recipe.evaluation.splits[0]),
         "pairs_by_split": {split: pairs(rows, split) for split in recipe.evaluation.splits[1:]},
-        "seeds": over_seeds(rows),
+        "seeds": over_seeds(rows, recipe.evaluation.splits[0]),
         "delayed": delayed,
         "rollouts": make_videos(recipe, policies, out),
         "training": training(field),
@@ -238,10 +238,10 @@ def outcomes(rows: dict[str, list[Row]], split: str) -> dict[str, np.ndarray]:
     return {name: np.array([row["success"] for row in found if row["split"] == split]) for name, found in rows.items()}
 
 
-def over_seeds(rows: dict[str, list[Row]]) -> Row:
+def over_seeds(rows: dict[str, list[Row]], split: str) -> Row:
     """Students that differ in their seed only, `name-0`, `name-1` …, taken together, and compared with each other and with the
-    first policy, on the first split's episodes. Empty where there are none."""
-    found = outcomes(rows, next(iter(rows.values()))[0]["split"])
+    first policy, on one split's episodes. Empty where there are none."""
+    found = outcomes(rows, split)
     groups: dict[str, list[str]] = {next(iter(rows)): [next(iter(rows))]}
     for name in rows:
         if match := re.fullmatch(r"(.+)-\d+", name):

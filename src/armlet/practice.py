@@ -22,6 +22,7 @@ from armlet.supervision import annotate, heads_file, identity, load_heads, make_
 from armlet.training import make_batches
 
 TRIAL = 5_000_000  # between the seeds of a round's own episodes and those of its trial
+NEXT = 10_000  # between those of one round and of the next
 
 
 def round_folder(recipe: Recipe, number: int) -> Path:
@@ -29,21 +30,26 @@ def round_folder(recipe: Recipe, number: int) -> Path:
     return recipe.out / f"round-{number}"
 
 
+def first_seed(recipe: Recipe, number: int) -> int:
+    """Of round `number`'s episodes: rounds that are otherwise alike practise in other episodes."""
+    return recipe.rounds[number].seed + NEXT * number
+
+
 def practise(recipe: Recipe, student: Policy, teacher: Policy, number: int) -> EpisodeDataset:
     """The student acts, its teacher labels what it met: the episodes, their traces stored beside them."""
-    each, folder = recipe.rounds[number], round_folder(recipe, number)
+    each, folder, seed = recipe.rounds[number], round_folder(recipe, number), first_seed(recipe, number)
     if not (folder / "student" / "config.json").exists():  # one that is there has acted already
         save_policy(student, folder / "student")
     record(
         folder / "episodes",
         recipe.benchmark,
-        StudentActs(recipe.benchmark, folder / "student", recipe.teacher, each.seed, each.split),
+        StudentActs(recipe.benchmark, folder / "student", recipe.teacher, seed, each.split),
         episodes=each.episodes,
         workers=each.workers,
         metadata={
             "benchmark": recipe.benchmark.fingerprint(),
             "student": policy_fingerprint(folder / "student"),
-            "seed": each.seed,
+            "seed": seed,
             "split": each.split,
         },
         title=f"practise {recipe.name} {number + 1}/{len(recipe.rounds)}",
@@ -96,9 +102,8 @@ def stays(recipe: Recipe, number: int, student: Policy) -> bool:
 def _successes(recipe: Recipe, each: Round, folders: list[Path], number: int) -> list[int]:
     """How often each policy succeeds in the same episodes."""
     field = {folder.name: Contender(folder) for folder in folders}
-    jobs = [
-        (name, task, seed) for task, seed in plan(recipe.benchmark, each.split, each.trial, each.seed + TRIAL) for name in field
-    ]
+    held_out = plan(recipe.benchmark, each.split, each.trial, first_seed(recipe, number) + TRIAL)
+    jobs = [(name, task, seed) for task, seed in held_out for name in field]
     progress = Progress(f"trial {recipe.name} {number + 1}/{len(recipe.rounds)}", total=len(jobs), unit="episode")
     found = dict.fromkeys(field, 0)
     for name, result in run_all(field, recipe.benchmark, jobs, workers=each.workers):

@@ -123,8 +123,8 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Round:
-    """One on-policy round after the stages: the student acts in `episodes` episodes of `split` from `seed` on, the teacher
-    labels every state it reaches, the data grow by these, and `stage` trains on all of them.
+    """One on-policy round after the stages: the student acts in `episodes` episodes of `split` from `seed` on (a later round in
+    others), the teacher labels every state it reaches, the data grow by these, and `stage` trains on all of them.
 
     `share` of what is drawn comes from the rounds' own frames, however few they are. `replay` bounds those that a round keeps: first
     all of episodes that failed, then those where student and teacher differ most; None keeps all. With `trial`, that many held-out

@@ -35,7 +35,7 @@ from armlet.data.codec import Codebook
 from armlet.policies.subset import Kept
 from armlet.policies.two_tower import TwoTowerNetwork, TwoTowerStudent, small_student, small_teacher
 from armlet.recipe import Collection, Objective, Recipe, Round, Stage
-from armlet.recipes.bases import DISTIL, FACTS, TEACH, guess, guesses, metaworld, repeated, tabletop
+from armlet.recipes.bases import DISTIL, FACTS, TEACH, guess, guesses, metaworld, tabletop
 from armlet.types import Batch, Trace
 
 LAST = "attention.1"  # of the two fusion layers, the one that the goal code reads
@@ -196,7 +196,7 @@ def aed_online() -> Recipe:
     base = aed_tabletop()
     lesson = replace(base.stages[0], steps=300, learning_rate=5e-4)
     step = Round(lesson, episodes=150, split="unseen_wordings", share=0.5, replay=2000, trial=200)
-    return replace(base, name="aed_online", out=Path("out/aed_online"), rounds=repeated(step, 2))
+    return replace(base, name="aed_online", out=Path("out/aed_online"), rounds=(step,) * 2)
 
 
 def aed_self() -> Recipe:

@@ -16,7 +16,7 @@ from armlet import losses
 from armlet.benchmarks.metaworld import Metaworld
 from armlet.benchmarks.tabletop import Tabletop
 from armlet.policies.vla import VLANetwork
-from armlet.recipe import Collection, Evaluation, Objective, Probe, Recipe, Round, Stage
+from armlet.recipe import Collection, Evaluation, Objective, Probe, Recipe, Stage
 from armlet.types import Batch, Trace
 
 FACTS = ("subject", "target")  # where the thing is that the words mean, and where it shall go
@@ -88,11 +88,6 @@ class MatchOutput(Objective):
 TEACH = Stage(Imitate(), steps=6000, batch_size=128, ema=0.999, compile=True)
 PROBE = Probe(Stage(FitHeads(), steps=600, optimiser="adamw", train=("probe.*",)))
 DISTIL = Stage(MatchOutput(), steps=3000, batch_size=128, learning_rate=5e-4, ema=0.998, compile=True)
-
-
-def repeated(each: Round, times: int) -> tuple[Round, ...]:
-    """An on-policy round several times, always in other episodes."""
-    return tuple(replace(each, seed=each.seed + 10_000 * number) for number in range(times))
 
 
 def tabletop() -> Recipe:

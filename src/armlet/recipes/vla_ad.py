@@ -38,7 +38,7 @@ from armlet.policies.subset import Another
 from armlet.policies.vla import VLANetwork
 from armlet.recipe import Collection, Objective, Recipe, Round
 from armlet.recipes.aed import aed_tabletop
-from armlet.recipes.bases import DISTIL, FACTS, TEACH, demo, guess, guesses, metaworld, repeated, tabletop
+from armlet.recipes.bases import DISTIL, FACTS, TEACH, demo, guess, guesses, metaworld, tabletop
 from armlet.types import Batch, Trace
 
 Semantic = Literal["none", "privileged_text", "aux_heads", "both"]
@@ -219,7 +219,7 @@ def _practising(name: str, semantic: Semantic) -> Recipe:
     rounds in which its teacher says what to do there. The paper has none."""
     recipe = _tiny(name, semantic)
     lesson = replace(recipe.stages[0], steps=2500, learning_rate=2e-3)
-    return replace(recipe, rounds=repeated(Round(lesson, episodes=700), 3))
+    return replace(recipe, rounds=(Round(lesson, episodes=700),) * 3)
 
 
 def vla_ad_rollouts() -> Recipe:
