@@ -73,7 +73,8 @@ for system in $systems; do
         done
       done
       all_made
-      $armlet evaluate aed_tabletop --name aed_ablations --out out/aed_ablations --policies "${students[@]}"
+      $armlet evaluate aed_tabletop --name aed_ablations --out out/aed_ablations --policies "${students[@]}" \
+        --evaluation.splits seen unseen_scenes # where the terms were worth something after all steps
       ;;
     *) echo "no system $system; there are vla_ad, vla_ad_tiny, vita_vla, aed, aed_online and aed_ablations" && exit 1 ;;
   esac
