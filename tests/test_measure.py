@@ -49,10 +49,8 @@ def test_operations_of_a_backbone_are_those_of_its_matrices() -> None:
     (observation, *_) = observations()
     (_, n, width) = policy.embed(policy.prepare([observation])).hidden.shape
     matrices = sum(p.numel() for p in policy.blocks[0].parameters() if p.ndim == 2)
-    expected = len(policy.layers) * (
-        2 * n * matrices + 2 * 2 * n * n * width
-    )  # a multiplication and an addition each; q·k and p·v
-    assert compute(policy, [observation])["backbone"] == expected
+    multiplications = n * matrices + 2 * n * n * width  # the second term: q·k and p·v
+    assert compute(policy, [observation])["backbone"] == 2 * multiplications * len(policy.layers)
 
 
 def test_operations_are_the_mean_of_what_each_moment_takes() -> None:

@@ -79,7 +79,7 @@ def aed(episodes: Recipe, tmp_path_factory) -> Recipe:
     return made
 
 
-def test_aed_goes_from_episodes_to_a_report(aed: Recipe, no_fresh_process) -> None:
+def test_aed_goes_from_episodes_to_a_report(aed: Recipe) -> None:
     distil.main(aed)
     report = json.loads(evaluate.main(aed).read_text())
     assert [policy["name"] for policy in report["policies"]] == ["teacher", "aed_tabletop"]
@@ -142,7 +142,7 @@ def vita(episodes: Recipe, tmp_path_factory) -> Recipe:
     return made
 
 
-def test_vita_vla_goes_from_episodes_to_a_report(vita: Recipe, episodes: Recipe, no_fresh_process) -> None:
+def test_vita_vla_goes_from_episodes_to_a_report(vita: Recipe, episodes: Recipe) -> None:
     distil.main(vita)
     alone = tiny(vita_vla_finetune(), episodes, vita.out.parent, channels=8)
     folder = distil.main(alone)

@@ -199,7 +199,7 @@ def vla_ad_tiny_action_kd() -> Recipe:
 
 
 def vla_ad_tiny_offline() -> Recipe:
-    """`vla_ad_tiny` without its rounds of practice: what the paper has, and what is known of noisy labels is learned with it."""
+    """`vla_ad_tiny` without its rounds of practice, as the paper has none; runs/noisy_gripper.sh trains it."""
     return _tiny("vla_ad_tiny_offline", "privileged_text")
 
 
