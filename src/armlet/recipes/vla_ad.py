@@ -208,6 +208,16 @@ def vla_ad_tiny_offline_action_kd() -> Recipe:
     return _tiny("vla_ad_tiny_offline_action_kd", "none")
 
 
+def vla_ad_tiny_offline_aux() -> Recipe:
+    """`vla_ad_tiny_offline` that guesses phase and direction and is not told them."""
+    return _tiny("vla_ad_tiny_offline_aux", "aux_heads")
+
+
+def vla_ad_tiny_offline_both() -> Recipe:
+    """`vla_ad_tiny_offline` that is told the description and guesses phase and direction."""
+    return _tiny("vla_ad_tiny_offline_both", "both")
+
+
 def _tiny(name: str, semantic: Semantic) -> Recipe:
     """The teacher and traces of AED on tabletop; steps are cheap, and so it takes more of them, and larger ones (dev/LOG.md)."""
     base = replace(aed_tabletop(), split="last", stages=(replace(DISTIL, steps=20_000),))
