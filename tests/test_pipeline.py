@@ -217,6 +217,39 @@ def test_a_dial_is_evaluated_at_every_budget(recipe: Recipe, tmp_path, no_fresh_
     assert "One student, any budget" in page.read_text()
 
 
+def test_students_of_flipped_labels_are_drawn_against_their_share(recipe: Recipe, tmp_path, no_fresh_process) -> None:
+    made = []
+    for noise in (0.0, 0.25):
+        stages = (dataclasses.replace(recipe.stages[0], steps=2, gripper_noise=noise),)
+        folder = tmp_path / f"student@{noise:g}"
+        made.append(distil.main(dataclasses.replace(recipe, name=folder.name, out=folder, shared=recipe.out, stages=stages)))
+    compared = dataclasses.replace(recipe, out=tmp_path, shared=recipe.out, policies=tuple(made))
+    report = json.loads(evaluate.main(compared).read_text())
+    assert [(policy["name"], policy["gripper_noise"]) for policy in report["policies"][1:]] == [
+        ("student@0", 0),
+        ("student@0.25", 0.25),
+    ]
+    assert (tmp_path / "evaluation" / "success-noise.png").stat().st_size > 0
+    assert not (recipe.out / "evaluation" / "success-noise.png").exists()
+    low, high = report["policies"][1]["gripper_toggles"]["per_100_steps_ci95"]
+    assert low <= report["policies"][1]["gripper_toggles"]["per_100_steps"] <= high
+
+
+@pytest.mark.parametrize(
+    ("provenance", "noise"),
+    [
+        ({}, None),
+        ({"recipe": {"stages": [], "rounds": []}}, None),
+        ({"recipe": {"stages": [{}]}}, 0),  # from before there was such a field
+        ({"recipe": {"stages": [{"gripper_noise": 0.1}, {"gripper_noise": 0.2}], "rounds": []}}, 0.2),
+        ({"recipe": {"stages": [{"gripper_noise": 0.1}], "rounds": [{"stage": {"gripper_noise": 0.4}}]}}, 0.4),
+    ],
+)
+def test_what_a_policy_says_of_flipped_labels(provenance: dict, noise: float | None, tmp_path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"policy": {}, "provenance": provenance}))
+    assert evaluate.gripper_noise(tmp_path) == noise
+
+
 def test_a_stale_store_is_refused(recipe: Recipe, tmp_path) -> None:
     other = dataclasses.replace(recipe, teacher=tmp_path / "teacher", seed=9)
     other = dataclasses.replace(other, out=tmp_path, shared=recipe.out)

@@ -6,7 +6,7 @@ from scipy.stats import multinomial
 from statsmodels.stats.contingency_tables import mcnemar as reference_mcnemar
 from statsmodels.stats.proportion import proportion_confint
 
-from armlet.stats import compare_paired, compare_seeds, mcnemar, newcombe_paired, wilson
+from armlet.stats import compare_paired, compare_seeds, mcnemar, newcombe_paired, ratio_ci95, wilson
 
 
 @pytest.mark.parametrize(("successes", "episodes"), [(0, 10), (10, 10), (81, 263), (390, 400), (1, 1)])
@@ -73,3 +73,23 @@ def test_over_seeds_one_student_each_is_the_paired_difference() -> None:
     assert same.difference == 0 and same.ci95 == (0, 0) and same.non_inferior_3pp
     with pytest.raises(ValueError, match="with one n"):
         compare_seeds(a[None], b[None, :10])
+
+
+def test_a_ratios_interval_is_the_delta_methods_where_episodes_are_many() -> None:
+    """Var(Σa/Σb) ≈ Σ(a − r·b)² / (Σb)² (Cochran 1977, eq. 6.13): what is counted in one episode hangs together."""
+    rng = np.random.default_rng(0)
+    steps = rng.integers(8, 81, 3000)
+    toggles = rng.poisson(steps * rng.gamma(1, 0.05, 3000))
+    rate = toggles.sum() / steps.sum()
+    error = np.sqrt(((toggles - rate * steps) ** 2).sum()) / steps.sum()
+    assert error > 1.5 * np.sqrt(toggles.sum()) / steps.sum(), "were they counted singly, the interval would be far narrower"
+    assert ratio_ci95(toggles, steps) == pytest.approx((rate - 1.96 * error, rate + 1.96 * error), rel=0.02)
+
+
+def test_a_ratio_of_few_episodes() -> None:
+    assert ratio_ci95(np.zeros(5), np.ones(5)) == (0, 0)
+    assert ratio_ci95(np.ones(1), np.ones(1)) is None
+    with pytest.raises(ValueError, match=r"one shape \(n,\)"):
+        ratio_ci95(np.ones(2), np.ones(3))
+    with pytest.raises(ValueError, match="positive, found 0"):
+        ratio_ci95(np.ones(2), np.array([1, 0]))

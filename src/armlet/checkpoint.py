@@ -87,6 +87,11 @@ def policy_fingerprint(folder: Path | str) -> str:
     return digest.hexdigest()[:16]
 
 
+def read_provenance(folder: Path | str) -> dict[str, Any]:
+    """What `save_policy` was told of where a policy comes from; empty where it was told nothing."""
+    return json.loads((Path(folder) / CONFIG).read_text()).get("provenance", {})
+
+
 def save_state(path: Path, state: dict[str, Any]) -> None:
     """A training state: weights, optimiser, step, RNG. Renamed into place, so a kill leaves the previous one."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -20,6 +20,7 @@ import torch
 
 from armlet import figures, measure, stats
 from armlet.benchmarks import Benchmark, Task
+from armlet.checkpoint import read_provenance
 from armlet.data.files import hold, whole_lines, write_atomically
 from armlet.data.video import write_video
 from armlet.policies import Policy
@@ -41,7 +42,7 @@ def main(recipe: Recipe) -> Path:
     observations = sample_observations(policies, recipe.benchmark, recipe.evaluation.seed)
     timings = measure.latency(policies, observations, calls=recipe.evaluation.latency_calls)
     delayed = run_delayed(recipe, field, timings, out)
-    report = {
+    report: Row = {
         "policies": [summarise(name, policies[name], field[name], rows[name], observations, timings[name]) for name in field],
         "pairs": pairs(rows, recipe.evaluation.splits[0]),
         "pairs_by_split": {split: pairs(rows, split) for split in recipe.evaluation.splits[1:]},
@@ -58,6 +59,8 @@ def main(recipe: Recipe) -> Path:
     figures.success_against_latency(report, out / "success-latency.png")
     if any(contender.budget is not None for contender in field.values()):
         figures.success_against_budget(report, out / "success-budget.png")
+    if any(policy["gripper_noise"] for policy in report["policies"][1:]):
+        figures.success_against_noise(report, out / "success-noise.png")
     print(table)  # noqa: T201 - the verdict, for the person who ran it
     return out / "report.json"
 
@@ -172,6 +175,7 @@ def summarise(
         "episodes": len(seen),
         "ci95": stats.wilson(successes, len(seen)),
         "gripper_toggles": toggle_rates(seen),
+        "gripper_noise": gripper_noise(contender.folder),
         "mean_steps": float(np.mean([row["steps"] for row in seen if row["success"]])) if successes else None,
         "latency_ms": {
             "policy": timing,
@@ -209,7 +213,21 @@ def toggle_rates(rows: list[Row]) -> Row | None:
     toggles = [row["toggles"] for row in rows if row.get("toggles") is not None]
     if len(toggles) < len(rows):
         return None
-    return {"per_episode": float(np.mean(toggles)), "per_100_steps": 100 * sum(toggles) / sum(row["steps"] for row in rows)}
+    steps = [row["steps"] for row in rows]
+    interval = stats.ratio_ci95(np.array(toggles), np.array(steps))
+    return {
+        "per_episode": float(np.mean(toggles)),
+        "per_100_steps": 100 * sum(toggles) / sum(steps),
+        "per_100_steps_ci95": None if interval is None else [100 * bound for bound in interval],
+    }
+
+
+def gripper_noise(folder: Path) -> float | None:
+    """The share of gripper commands that were flipped for a student, by the recipe that made it: the largest of its stages and
+    rounds. None of a policy that does not say how it was made."""
+    recipe = read_provenance(folder).get("recipe", {})
+    stages = [*recipe.get("stages", ()), *(each["stage"] for each in recipe.get("rounds", ()))]
+    return max((stage.get("gripper_noise", 0.0) for stage in stages), default=None)
 
 
 def tally(rows: list[Row], field: str) -> dict[str, Row]:

@@ -142,6 +142,55 @@ def success_against_budget(report: Report, path: Path) -> None:
     figure.savefig(path, dpi=130)
 
 
+def success_against_noise(report: Report, path: Path) -> None:
+    """A picture of students that were told some of their teacher's gripper commands the wrong way round: success, and how often their
+    gripper toggles, against the share of these. A line joins policies whose names differ only after an @; the first policy, which
+    told them, is drawn across."""
+    from matplotlib.figure import Figure
+
+    teacher, *students = report["policies"]
+    lines: dict[str, list[dict[str, Any]]] = {}
+    for policy in students:
+        if policy["gripper_noise"] is not None:
+            lines.setdefault(policy["name"].partition("@")[0], []).append(policy)
+    figure = Figure(figsize=(10, 4.8), layout="constrained")
+    success, toggles = figure.subplots(1, 2)
+    for index, (name, policies) in enumerate(lines.items()):
+        policies.sort(key=lambda policy: policy["gripper_noise"])
+        style: dict[str, Any] = {"fmt": "o-", "capsize": 3, "color": f"C{index}"}
+        aside = 0.3 * (index - (len(lines) - 1) / 2)  # so that no interval hides another
+        share = [100 * policy["gripper_noise"] + aside for policy in policies]
+        rates, errors = _success(policies)
+        success.errorbar(share, rates, yerr=errors, label=name, **style)
+        if all(policy["gripper_toggles"] for policy in policies):
+            rates, errors = _toggles(policies)
+            toggles.errorbar(share, rates, yerr=errors, **style)
+    grey: dict[str, Any] = {"color": "grey", "linestyle": "--"}
+    success.axhline(100 * teacher["successes"] / teacher["episodes"], label=teacher["name"], **grey)
+    success.set_ylabel("success, %")
+    if teacher["gripper_toggles"]:
+        toggles.axhline(teacher["gripper_toggles"]["per_100_steps"], **grey)
+    toggles.set_ylabel("gripper toggles in 100 steps")
+    toggles.set_ylim(bottom=0)
+    for axes in (success, toggles):
+        axes.set_xlabel("gripper labels flipped, %")
+        axes.grid(alpha=0.3)
+    figure.legend(loc="outside lower center", ncols=3)
+    figure.suptitle(f"the same {teacher['episodes']} episodes, 95 % intervals")
+    figure.savefig(path, dpi=130)
+
+
+def _toggles(policies: list[dict[str, Any]]) -> tuple[list[float], list[list[float]]]:
+    """Toggles in 100 steps as `_success` gives success; where there is no interval, none is drawn."""
+    found = [policy["gripper_toggles"] for policy in policies]
+    rates = [toggles["per_100_steps"] for toggles in found]
+    # A bootstrap of few episodes can lie beside the rate.
+    bounds = [toggles["per_100_steps_ci95"] or (rate, rate) for toggles, rate in zip(found, rates, strict=True)]
+    below = [max(rate - low, 0) for rate, (low, _) in zip(rates, bounds, strict=True)]
+    above = [max(high - rate, 0) for rate, (_, high) in zip(rates, bounds, strict=True)]
+    return rates, [below, above]
+
+
 def _success(policies: list[dict[str, Any]]) -> tuple[list[float], list[list[float]]]:
     """Success in percent, and how far its interval reaches below and above, as error bars take them."""
     rates = [100 * policy["successes"] / policy["episodes"] for policy in policies]

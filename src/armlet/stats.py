@@ -49,6 +49,29 @@ def _correlation(both: int, only_a: int, only_b: int, neither: int) -> float:
     return float(corrected / np.sqrt(product))
 
 
+def ratio_ci95(counts: np.ndarray, exposures: np.ndarray, *, resamples: int = 9999, seed: int = 0) -> tuple[float, float] | None:
+    """95 % interval of Σ counts / Σ exposures over n episodes (n,): a percentile bootstrap that draws episodes again, since what
+    is counted in one of them hangs together. None of fewer than two episodes. Raises ValueError for an episode without exposure."""
+    counts, exposures = np.asarray(counts, np.float64), np.asarray(exposures, np.float64)
+    if counts.shape != exposures.shape or counts.ndim != 1:
+        raise ValueError(f"counts and exposures must have one shape (n,), found {counts.shape} and {exposures.shape}")
+    if (exposures <= 0).any():
+        raise ValueError(f"exposures must be positive, found {exposures.min():g}")
+    if len(counts) < 2:
+        return None
+    found = scipy_stats.bootstrap(
+        (counts, exposures),
+        lambda a, b, axis: a.sum(axis) / b.sum(axis),
+        paired=True,
+        vectorized=True,
+        method="percentile",
+        n_resamples=resamples,
+        batch=500,
+        rng=np.random.default_rng(seed),
+    )
+    return float(found.confidence_interval.low), float(found.confidence_interval.high)
+
+
 @dataclass(frozen=True)
 class PairedComparison:
     """a against b on the same n episodes. `non_inferior_3pp`: the interval's lower end lies above −3 pp (a one-sided
