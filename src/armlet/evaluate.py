@@ -311,16 +311,20 @@ def make_videos(recipe: Recipe, policies: dict[str, Policy], out: Path) -> list[
 
 
 def training(field: dict[str, Contender]) -> dict[str, list[Row]]:
-    """Policy → its stages' loss curves, column by column, where the logs of its training lie beside it."""
+    """Policy → its stages' loss curves, column by column to five digits, where the logs of its training lie beside it."""
     found: dict[str, list[Row]] = {}
     for name, contender in field.items():
         ours = contender.folder.name == "student" and contender.budget is None
         logs = sorted(contender.folder.parent.glob("distil-*/metrics.jsonl")) if ours else []
         rows = [[json.loads(line) for line in log.read_text().splitlines()] for log in logs]
-        stages = [{key: [row[key] for row in stage] for key in stage[0]} for stage in rows if stage]
+        stages = [{key: [_short(row[key]) for row in stage] for key in stage[0]} for stage in rows if stage]
         if stages:
             found[name] = stages
     return found
+
+
+def _short(value: Any) -> Any:
+    return float(f"{value:.5g}") if isinstance(value, float) else value
 
 
 def fingerprint(recipe: Recipe) -> Row:
