@@ -176,7 +176,7 @@ def success_against_noise(report: Report, path: Path) -> None:
         axes.set_xlabel("gripper labels flipped, %")
         axes.grid(alpha=0.3)
     figure.legend(loc="outside lower center", ncols=3)
-    figure.suptitle(f"the same {teacher['episodes']} episodes, 95 % intervals")
+    figure.suptitle(f"the same {teacher['episodes']} episodes; 95 % intervals are of episodes, not of trainings")
     figure.savefig(path, dpi=130)
 
 
