@@ -4,6 +4,8 @@ from pathlib import Path
 from typing import Any
 
 Report = dict[str, Any]
+Bars = tuple[list[float], list[list[float]]]
+"""Rates, and how far their intervals reach below and above, as `errorbar` takes them."""
 
 
 def table(report: Report) -> str:
@@ -180,20 +182,21 @@ def success_against_noise(report: Report, path: Path) -> None:
     figure.savefig(path, dpi=130)
 
 
-def _toggles(policies: list[dict[str, Any]]) -> tuple[list[float], list[list[float]]]:
-    """Toggles in 100 steps as `_success` gives success; where there is no interval, none is drawn."""
+def _success(policies: list[dict[str, Any]]) -> Bars:
+    """Success in percent."""
+    rates = [100 * policy["successes"] / policy["episodes"] for policy in policies]
+    return _bars(rates, [(100 * low, 100 * high) for low, high in (policy["ci95"] for policy in policies)])
+
+
+def _toggles(policies: list[dict[str, Any]]) -> Bars:
+    """Toggles in 100 steps; where there is no interval, none is drawn."""
     found = [policy["gripper_toggles"] for policy in policies]
     rates = [toggles["per_100_steps"] for toggles in found]
-    # A bootstrap of few episodes can lie beside the rate.
-    bounds = [toggles["per_100_steps_ci95"] or (rate, rate) for toggles, rate in zip(found, rates, strict=True)]
-    below = [max(rate - low, 0) for rate, (low, _) in zip(rates, bounds, strict=True)]
-    above = [max(high - rate, 0) for rate, (_, high) in zip(rates, bounds, strict=True)]
-    return rates, [below, above]
+    return _bars(rates, [toggles["per_100_steps_ci95"] or (rate, rate) for toggles, rate in zip(found, rates, strict=True)])
 
 
-def _success(policies: list[dict[str, Any]]) -> tuple[list[float], list[list[float]]]:
-    """Success in percent, and how far its interval reaches below and above, as error bars take them."""
-    rates = [100 * policy["successes"] / policy["episodes"] for policy in policies]
-    below = [rate - 100 * policy["ci95"][0] for rate, policy in zip(rates, policies, strict=True)]
-    above = [100 * policy["ci95"][1] - rate for rate, policy in zip(rates, policies, strict=True)]
+def _bars(rates: list[float], intervals: list[tuple[float, float]]) -> Bars:
+    """A bootstrap of few episodes can lie beside the rate; it does not reach to that side."""
+    below = [max(rate - low, 0) for rate, (low, _) in zip(rates, intervals, strict=True)]
+    above = [max(high - rate, 0) for rate, (_, high) in zip(rates, intervals, strict=True)]
     return rates, [below, above]
