@@ -21,7 +21,7 @@ import torch
 from armlet import figures, measure, stats
 from armlet.benchmarks import Benchmark, Task
 from armlet.checkpoint import read_provenance
-from armlet.data.files import hold, whole_lines, write_atomically
+from armlet.data.files import appending, hold, whole_lines, write_atomically
 from armlet.data.video import write_video
 from armlet.policies import Policy
 from armlet.progress import Progress
@@ -101,12 +101,11 @@ def _run_missing(
     ]
     every = len(wanted) * len(field)
     progress = Progress(f"evaluate {recipe.name}", total=every, start=every - len(jobs), unit="episode")
-    with log.open("a") as file:
+    with appending(log) as add:
         for name, result in run_all(field, recipe.benchmark, jobs, workers=recipe.evaluation.workers):
             row = {"policy": marks[name], "setup": setup, **episode_row(result)}
             done[marks[name], result.task.split, result.task.name, result.seed] = row
-            file.write(json.dumps(row) + "\n")
-            file.flush()
+            add(json.dumps(row))
             progress.advance()
     progress.close()
     return done

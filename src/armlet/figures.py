@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from armlet.data.files import atomic_file
+
 Report = dict[str, Any]
 Bars = tuple[list[float], list[list[float]]]
 """Rates, and how far their intervals reach below and above, as `errorbar` takes them."""
@@ -102,7 +104,8 @@ def success_against_latency(report: Report, path: Path) -> None:
     axes.grid(alpha=0.3)
     episodes = report["policies"][0]["episodes"]
     axes.set_title(f"{report['fingerprint']['benchmark']['benchmark']}: the same {episodes} episodes, 95 % intervals")
-    figure.savefig(path, dpi=130)
+    with atomic_file(path) as part:
+        figure.savefig(part, dpi=130, format="png")
 
 
 def success_against_budget(report: Report, path: Path) -> None:
@@ -141,7 +144,8 @@ def success_against_budget(report: Report, path: Path) -> None:
         axes.grid(alpha=0.3)
     success.legend(loc="lower right")
     figure.suptitle(f"the same {at_budgets[0]['episodes']} episodes, 95 % intervals")
-    figure.savefig(path, dpi=130)
+    with atomic_file(path) as part:
+        figure.savefig(part, dpi=130, format="png")
 
 
 def success_against_noise(report: Report, path: Path) -> None:
@@ -179,7 +183,8 @@ def success_against_noise(report: Report, path: Path) -> None:
         axes.grid(alpha=0.3)
     figure.legend(loc="outside lower center", ncols=3)
     figure.suptitle(f"the same {teacher['episodes']} episodes; 95 % intervals are of episodes, not of trainings")
-    figure.savefig(path, dpi=130)
+    with atomic_file(path) as part:
+        figure.savefig(part, dpi=130, format="png")
 
 
 def _success(policies: list[dict[str, Any]]) -> Bars:

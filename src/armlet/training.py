@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from armlet.checkpoint import load_state, save_state
-from armlet.data.files import hold, whole_lines, write_atomically
+from armlet.data.files import appending, hold, whole_lines, write_atomically
 from armlet.data.frames import BatchMaker, Frames, draw
 from armlet.data.noise import flip_grippers
 from armlet.layers.ema import SelfTeacher
@@ -285,10 +285,5 @@ class Trainer:
         path = self.folder / "metrics.jsonl"
         kept = [line for line in whole_lines(path) if json.loads(line)["step"] <= self.step]
         write_atomically(path, "".join(line + "\n" for line in kept).encode())  # killed here, the log of before still stands
-        with path.open("a") as file:
-
-            def write(row: dict[str, Any]) -> None:
-                file.write(json.dumps(row) + "\n")
-                file.flush()
-
-            yield write
+        with appending(path) as add:
+            yield lambda row: add(json.dumps(row))

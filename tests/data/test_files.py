@@ -1,13 +1,40 @@
-"""Locks against real processes: one that writes, one that waits, one that is killed."""
+"""Files and folders that are whole or not there, against processes that die and disks that are full; logs that were cut short;
+locks against real processes: one that writes, one that waits, one that is killed."""
 
+import errno
+import json
+import multiprocessing
+import os
+import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable
+from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from kills import killed_everywhere
+from safetensors.torch import save_file
 
-from armlet.data.files import BusyError, hold
+from armlet.data import files
+from armlet.data.files import (
+    BusyError,
+    FullDiskError,
+    appending,
+    atomic_file,
+    atomic_folder,
+    hold,
+    whole_lines,
+    write_atomically,
+)
 
 HOLDS = """
 import sys, time
@@ -46,3 +73,198 @@ def test_one_that_waits_goes_on_when_the_other_ends(tmp_path, holder, capfd) -> 
         assert time.monotonic() - started > 0.5
     killer.wait()
     assert "waiting for it" in capfd.readouterr().err
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_killed_write_leaves_the_old_or_the_new_and_the_next_one_sweeps_up(tmp_path) -> None:
+    path, seen = tmp_path / "new" / "deep" / "file", set()
+
+    def prepare() -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"old")
+
+    for _ in killed_everywhere(prepare, lambda: write_atomically(path, b"new")):
+        seen.add((path.read_bytes(), len(names(path.parent))))
+    assert {content for content, _ in seen} == {b"old", b"new"}
+    (path.parent / f"file.{files._host()}-{2**22 + 1}-0.part").write_bytes(b"of a process that is gone")
+    (path.parent / "theirs.part").write_bytes(b"not ours")
+    files._swept.clear()
+    write_atomically(path, b"newer")
+    assert path.read_bytes() == b"newer" and names(path.parent) == ["file", "theirs.part"]
+
+
+def test_what_a_living_process_writes_is_not_swept(tmp_path) -> None:
+    with atomic_file(tmp_path / "a") as mine:
+        mine.write_bytes(b"slowly")
+        code = f"from armlet.data.files import *; write_atomically(Path({str(tmp_path / 'a')!r}), b'theirs')"
+        subprocess.run([sys.executable, "-c", code], check=True)
+        files._swept.clear()
+        write_atomically(tmp_path / "b", b"")
+    assert (tmp_path / "a").read_bytes() == b"slowly" and names(tmp_path) == ["a", "b"]
+
+
+def test_many_threads_write_one_file_and_none_mixes(tmp_path) -> None:
+    contents = [bytes([number]) * 100_000 for number in range(8)]
+    threads = [threading.Thread(target=write_atomically, args=(tmp_path / "f", content)) for content in contents]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (tmp_path / "f").read_bytes() in contents and names(tmp_path) == ["f"]
+
+
+def test_the_disk_has_the_content_before_the_name_and_then_the_name(tmp_path, monkeypatch) -> None:
+    done: list[tuple[str, str]] = []
+    fsync, replace = os.fsync, Path.replace
+
+    def synced(handle: int) -> None:
+        done.append(("fsync", os.path.basename(os.readlink(f"/proc/self/fd/{handle}"))))
+        fsync(handle)
+
+    def renamed(self: Path, target: Path) -> Path:
+        done.append(("rename", Path(target).name))
+        return replace(self, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(Path, "replace", renamed)
+    write_atomically(tmp_path / "new" / "f", b"content")
+    assert [(what, "part" if name.endswith(".part") else name) for what, name in done] == [
+        ("fsync", tmp_path.name),  # that there is a folder "new"
+        ("fsync", "part"),
+        ("rename", "f"),
+        ("fsync", "new"),
+    ]
+
+
+def test_a_killed_folder_is_not_there_or_whole(tmp_path) -> None:
+    place, seen = tmp_path / "place", set()
+
+    def work() -> None:
+        with atomic_folder(place) as part:
+            for name in ("a", "b"):
+                (part / name).mkdir()
+                (part / name / "f").write_text(name)
+
+    for _ in killed_everywhere(lambda: None, work):
+        seen.add(place.exists())
+        if place.exists():
+            assert {str(path.relative_to(place)) for path in place.rglob("*")} == {"a", "b", "a/f", "b/f"}
+    assert seen == {False, True}
+    files._swept.clear()
+    write_atomically(tmp_path / "other", b"")
+    assert names(tmp_path) == ["other", "place"]
+
+
+@pytest.mark.parametrize("what", ["file", "folder", "dangling link"])
+def test_a_folder_takes_no_others_place(tmp_path, what: str) -> None:
+    place = tmp_path / "place"
+    {"file": place.touch, "folder": place.mkdir, "dangling link": lambda: place.symlink_to("nowhere")}[what]()
+    with pytest.raises(FileExistsError, match="place"), atomic_folder(place):
+        raise AssertionError("the block must not start")
+    assert names(tmp_path) == ["place"]
+
+
+def test_a_failure_leaves_what_was_there_and_nothing_else(tmp_path) -> None:
+    write_atomically(tmp_path / "f", b"old")
+
+    def fail(file: Path) -> None:
+        file.write_bytes(b"half")
+        raise KeyError("f")
+
+    with pytest.raises(KeyError), atomic_file(tmp_path / "f") as part:
+        fail(part)
+    with pytest.raises(KeyError), atomic_folder(tmp_path / "d") as part:
+        fail(part / "f")
+    assert names(tmp_path) == ["f"] and (tmp_path / "f").read_bytes() == b"old"
+
+
+def array(part: Path) -> None:
+    with part.open("wb") as file:
+        np.save(file, np.zeros(100_000))
+
+
+WRITERS = {
+    "bytes": lambda part: part.write_bytes(bytes(800_000)),
+    "torch": lambda part: torch.save({"a": torch.zeros(100_000)}, part),
+    "safetensors": lambda part: save_file({"a": torch.zeros(100_000)}, part),
+    "parquet": lambda part: pq.write_table(pa.table({"a": np.random.default_rng(0).normal(size=100_000)}), part),
+    "numpy": array,
+}
+
+
+def _fill(root: str) -> None:
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
+    for name, write in WRITERS.items():
+        path = Path(root, name)
+        write_atomically(path, b"old")
+        said = rf"{name} could not be written.*files may not grow.* MB free"
+        with pytest.raises(FullDiskError, match=said) as caught, atomic_file(path) as part:
+            write(part)
+        assert caught.value.errno == errno.EFBIG and path.read_bytes() == b"old"
+    with pytest.raises(FullDiskError, match=r"whole could not be written; 0\.8 MB are needed"):
+        write_atomically(Path(root, "whole"), bytes(800_000))
+    with pytest.raises(FullDiskError, match=r"folder could not be written"), atomic_folder(Path(root, "folder")) as folder:
+        array(folder / "a")
+
+    def long_log(add: Callable[[str], None]) -> None:
+        for number in range(100_000):
+            add(f'{{"n": {number}}}')
+
+    with pytest.raises(FullDiskError, match=r"log could not be written"), appending(Path(root, "log")) as add:
+        long_log(add)
+    os._exit(7)
+
+
+def test_no_room_is_one_error_whoever_writes(tmp_path) -> None:
+    """The libraries say it as RuntimeError about positions, SafetensorError, OSError with and without a number."""
+    process = multiprocessing.get_context("spawn").Process(target=_fill, args=(str(tmp_path),))
+    process.start()
+    process.join(120)
+    assert process.exitcode == 7
+    assert names(tmp_path) == sorted([*WRITERS, "log"])
+    lines = whole_lines(tmp_path / "log")
+    assert len(lines) > 5000 and lines[-1] == f'{{"n": {len(lines) - 1}}}'
+
+
+def test_a_mistake_is_not_called_a_full_disk_and_other_errors_name_the_file(tmp_path, monkeypatch) -> None:
+    with pytest.raises(RuntimeError, match="shapes differ"), atomic_file(tmp_path / "f"):
+        raise RuntimeError("shapes differ")
+    with pytest.raises(OSError, match=r"Input/output error: '.*/f'"), atomic_file(tmp_path / "f"):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+    with pytest.raises(FileNotFoundError, match="nowhere"), atomic_file(tmp_path / "f"):
+        Path("nowhere").read_bytes()
+    assert names(tmp_path) == []
+
+
+@settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(rows=st.lists(st.dictionaries(st.text(max_size=3), st.integers(), max_size=2), max_size=4), cut=st.integers(0, 200))
+def test_a_log_cut_anywhere_keeps_its_whole_lines_and_goes_on(tmp_path, rows, cut: int) -> None:
+    path = tmp_path / "log"
+    path.unlink(missing_ok=True)
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+    with appending(path) as add:
+        for line in lines:
+            add(line)
+    content = path.read_bytes()
+    cut = min(cut, len(content))
+    path.write_bytes(content[:cut])  # in the middle of a letter, too
+    whole = content[:cut].count(b"\n")
+    assert whole_lines(path) == lines[:whole]
+    with appending(path) as add:
+        add("{}")
+    assert whole_lines(path) == [*lines[:whole], "{}"]
+
+
+@pytest.mark.parametrize("bad", [b"\0\0\0", b'{"a": 1', b"\xff\xfe", b"3", b""])
+def test_damage_inside_a_log_is_named_by_its_line(tmp_path, bad: bytes) -> None:
+    path = tmp_path / "log"
+    path.write_bytes(b'{"a": 1}\n' + bad + b'\n{"a": 2}\n')
+    with pytest.raises(ValueError, match=r"log, line 2 of 3: found .*, expected a JSON object"):
+        whole_lines(path)
+    path.write_bytes(b'{"a": 1}\n' + b"\0" * 100)  # what a power cut leaves of a last line
+    assert whole_lines(path) == ['{"a": 1}'] and path.read_bytes() == b'{"a": 1}\n'
+    assert whole_lines(tmp_path / "none") == []

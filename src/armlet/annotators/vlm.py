@@ -17,7 +17,6 @@ import json
 import math
 import re
 import sys
-import threading
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -43,6 +42,7 @@ from armlet.annotators import (
 )
 from armlet.annotators.phase_rules import PhaseRules
 from armlet.data.episodes import EpisodeFrames
+from armlet.data.files import write_atomically
 
 ALLOWED = tuple(name for name in DIRECTIONS if name != "none")
 SYSTEM = (
@@ -204,7 +204,8 @@ class Vlm(Annotator):
                 told = f"That will not do: {wrong}. Answer again, with the JSON object and nothing else."
                 messages = [*messages, {"role": "assistant", "content": text}, {"role": "user", "content": told}]
             else:
-                _write(path, {"model": self.model, "answer": text, "usage": usage})
+                kept = {"model": self.model, "answer": text, "usage": usage}
+                write_atomically(path, json.dumps(kept).encode())
                 return answer
         raise _NoAnswerError(f"{self.repeats + 1} answers would not do; the last: {wrong}")
 
@@ -301,11 +302,3 @@ def _client(base_url: str, key: str, timeout: float, retries: int) -> Any:
     """Connections that a process's threads share. Pauses between retries double up to eight seconds, or are what the server
     asks for."""
     return _library().OpenAI(base_url=base_url, api_key=key, timeout=timeout, max_retries=retries)
-
-
-def _write(path: Path, kept: dict[str, Any]) -> None:
-    """Whole or not at all, and by many threads at once."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{threading.get_ident()}.part")
-    part.write_text(json.dumps(kept))
-    part.replace(path)

@@ -1,15 +1,44 @@
-"""A file appears whole or not at all, a log is read without half a line, and of two processes one at a time writes. Knows bytes and
-lines; knows no format."""
+"""A file or a folder appears whole or not at all, a log is read without half a line, and of two processes one at a time writes.
+Knows bytes and lines of JSON; knows no other format.
 
+What is written stands beside its place first, under a name that no other process uses and that ends in `.part`; then it is made
+durable, renamed, and the rename made durable too. A process that dies leaves at most such a `.part`, which nothing reads, and
+which the next process that writes into the folder removes.
+"""
+
+import contextlib
+import errno
+import hashlib
+import itertools
+import json
 import os
+import re
+import shutil
+import socket
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from filelock import AcquireReturnProxy, FileLock, Timeout
 
+PART = re.compile(r"\.(?P<host>[0-9a-f]{6})-(?P<process>\d+)-\d+\.part$")
+PROBE = 2**20  # bytes: what a disk that is not full has room for
+FULL = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "files may not grow that large here",
+}
+_numbers = itertools.count()
+_under_way: set[Path] = set()  # what this process is writing
+_swept: set[tuple[int, Path]] = set()  # (process, folder): leftovers are looked for once, as folders may hold very many files
+
 
 class BusyError(OSError):
     """Another process is writing where this one would."""
+
+
+class FullDiskError(OSError):
+    """There is no room for a file; what stood there before still does."""
 
 
 def hold(lock: Path, doing: str, *, wait: bool = False) -> AcquireReturnProxy:
@@ -29,22 +58,239 @@ def hold(lock: Path, doing: str, *, wait: bool = False) -> AcquireReturnProxy:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """The whole file or, where anything fails, what stood there before."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".part")
-    with beside.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
+    """The whole file or, where anything fails, what stood there before. Raises FullDiskError, naming the file, where there is no
+    room for it."""
+    with atomic_file(path, size=len(content)) as part:
+        part.write_bytes(content)
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path, *, size: int | None = None) -> Iterator[Path]:
+    """The name to write a file under, whatever writes it; when the block ends, the file is at `path`, whole.
+
+    Where the block raises, what stood at `path` still stands, and nothing else is left. A full disk becomes one FullDiskError,
+    however the library that met it put it; `size`, in bytes, is what it says was needed. The name does not end as `path`
+    does, so a library that guesses a format from it must be told.
+    """
+    make_folder(path.parent)
+    _sweep(path.parent)
+    part = _beside(path)
+    _under_way.add(part)
+    try:
+        with naming_a_full_disk(path, part, size=size):
+            yield part
+            make_durable(part)
+            part.replace(path)
+            make_durable(path.parent)
+    finally:
+        part.unlink(missing_ok=True)
+        _under_way.discard(part)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """An empty folder to fill; when the block ends, it is at `path` with all that it holds. Where the block raises, nothing is.
+
+    Raises FileExistsError where there is something at `path` already.
+    """
+    _refuse_existing(path)
+    make_folder(path.parent)
+    _sweep(path.parent)
+    part = _beside(path)
+    _under_way.add(part)
+    try:
+        with naming_a_full_disk(path, part):
+            part.mkdir()
+            yield part
+            for folder, _, names in os.walk(part, topdown=False):
+                for name in names:
+                    make_durable(Path(folder, name))
+                make_durable(Path(folder))
+            _refuse_existing(path)
+            part.rename(path)
+            make_durable(path.parent)
+    finally:
+        if part.exists():
+            shutil.rmtree(part)
+        _under_way.discard(part)
+
+
+def _refuse_existing(path: Path) -> None:
+    if os.path.lexists(path):
+        raise FileExistsError(errno.EEXIST, "exists already; choose another folder, or delete this one", str(path))
+
+
+def make_folder(folder: Path) -> None:
+    """The folder and those it lies in, where they are missing, so that they outlast a power cut."""
+    missing = [each for each in (folder, *folder.parents) if not each.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for each in missing:
+        make_durable(each.parent)
+
+
+def make_durable(path: Path) -> None:
+    """Wait until a file's content, or a folder's names, are on the disk."""
+    if path.is_symlink():
+        return  # a name in its folder, and durable with that
+    if os.name == "nt" and path.is_dir():
+        return  # Windows opens no folder, and writes its names by itself
+    handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        # some network disks cannot do this for a folder; for a file all can
+        if not (path.is_dir() and error.errno in (errno.EINVAL, errno.ENOTSUP, errno.EBADF)):
+            raise
+    finally:
+        os.close(handle)
+
+
+def _host() -> str:
+    return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:6]
+
+
+def _beside(path: Path) -> Path:
+    """A name for this process, this call and nobody else."""
+    return path.with_name(f"{path.name}.{_host()}-{os.getpid()}-{next(_numbers)}.part")
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what processes of this computer left half written when they died; other names are not ours."""
+    if (os.getpid(), folder) in _swept:
+        return
+    _swept.add((os.getpid(), folder))
+    for path in folder.iterdir():
+        found = PART.search(path.name)
+        if found is None or found["host"] != _host() or path in _under_way or _lives(int(found["process"])):
+            continue
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)  # another process may be sweeping too
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _lives(process: int) -> bool:
+    if process == os.getpid():
+        return False  # what this process is writing is known; the rest is of one that had its number before
+    if os.name == "nt":
+        return True  # asking would end it
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
+
+
+@contextlib.contextmanager
+def naming_a_full_disk(path: Path, part: Path | None = None, *, size: int | None = None) -> Iterator[None]:
+    """Whatever a library raises in the block because there is no room becomes one FullDiskError about `path`; other errors pass,
+    those of the system with the file's name. `part` is what was written so far, where that is another file."""
+    part = part or path
+    try:
+        yield
+    except FullDiskError:
+        raise
+    except Exception as error:  # every library has its own; all are raised again
+        number = _why_full(error, path.parent)
+        if number is not None:
+            written = size if size is not None else _size(part)
+            needed = f"; {written / 1e6:.1f} MB are needed" if size is not None else f" after {written / 1e6:.1f} MB"
+            free = shutil.disk_usage(path.parent).free / 1e6
+            raise FullDiskError(
+                number,
+                f"{path} could not be written{needed}: {FULL[number]} ({free:.1f} MB free). What was there before is as it was; "
+                "free some room, or choose another --out",
+            ) from error
+        if isinstance(error, OSError) and error.errno is not None and error.filename is None and len(error.args) == 2:
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
+
+
+def _size(part: Path) -> int:
+    """Bytes of a file or a folder."""
+    paths = [each for each in part.rglob("*") if each.is_file()] if part.is_dir() else [part]
+    return sum(each.stat().st_size for each in paths if each.exists())
+
+
+def _why_full(error: BaseException, folder: Path) -> int | None:
+    """The number of the system's error where there was no room; None for every other error."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno in FULL:
+            return cause.errno
+        for number in FULL:
+            if os.strerror(number) in str(cause):  # how the writers in Rust say it
+                return number
+        cause = cause.__cause__ or cause.__context__
+    if isinstance(error, ValueError | TypeError | LookupError | ArithmeticError):
+        return None  # a mistake, whatever the disk is like
+    if isinstance(error, OSError) and error.errno is not None:
+        return None  # the system said why
+    return _probe(folder)  # torch speaks of positions in a zip file, numpy of numbers requested and written
+
+
+def _probe(folder: Path) -> int | None:
+    """Why a little more cannot be written into a folder; None where it can."""
+    part = _beside(folder / "room")
+    try:
+        part.write_bytes(b"\1" * PROBE)
+        make_durable(part)
+    except OSError as error:
+        return error.errno if error.errno in FULL else None
+    finally:
+        part.unlink(missing_ok=True)
+    return None
 
 
 def whole_lines(path: Path) -> list[str]:
-    """The lines of a log that is written line by line; none where there is no file. A last one cut short by a kill is left out,
-    and dropped from the file, so that the next line does not join it."""
+    """The lines of a log that is written line by line, each a JSON object; none where there is no file. A last one cut short by
+    a kill is left out, and cut off the file, so that the next line does not join it.
+
+    Raises ValueError, naming the line, where one is something else: such a file was damaged, and what it counted is lost.
+    """
     if not path.exists():
         return []
-    *lines, rest = path.read_text().split("\n")
-    if rest:
-        write_atomically(path, "".join(line + "\n" for line in lines).encode())
-    return lines
+    content = path.read_bytes()
+    *lines, rest = content.split(b"\n")
+    for number, line in enumerate(lines, 1):
+        if not _is_object(line):
+            found = "NUL bytes" if b"\0" in line else repr(line[:40].decode(errors="replace"))
+            raise ValueError(
+                f"{path}, line {number} of {len(lines)}: found {found}, expected a JSON object; the file was damaged (by a "
+                "power cut, or by hand). Delete that line to do again what it stood for, or the file to do all of it again"
+            )
+    if rest:  # cut off in place: a copy would need room, and the disk may just have been full
+        with path.open("r+b") as file:
+            file.truncate(len(content) - len(rest))
+            os.fsync(file.fileno())
+    return [line.decode() for line in lines]
+
+
+def _is_object(line: bytes) -> bool:
+    try:
+        return isinstance(json.loads(line.decode()), dict)
+    except ValueError:  # neither UTF-8 nor JSON are any better
+        return False
+
+
+@contextlib.contextmanager
+def appending(path: Path) -> Iterator[Callable[[str], None]]:
+    """What adds a line to a log, and gives it to the system before it returns, so a killed process loses none that it wrote."""
+    make_folder(path.parent)
+    new = not path.exists()
+    with path.open("ab", buffering=0) as file:
+        if new:
+            make_durable(path.parent)
+
+        def add(line: str) -> None:
+            content = (line + "\n").encode()
+            with naming_a_full_disk(path):
+                written = 0
+                while written < len(content):  # a nearly full disk takes a part, then refuses the rest
+                    written += file.write(content[written:])
+
+        yield add
+        with naming_a_full_disk(path):
+            os.fsync(file.fileno())
