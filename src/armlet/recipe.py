@@ -187,6 +187,11 @@ class Recipe:
         return (*self.stages, *(each.stage for each in self.rounds))
 
     @property
+    def own_columns(self) -> Columns:
+        """Of episodes that armlet records itself: its own names, and no state where none is read."""
+        return Columns(state=None) if self.columns.state is None else Columns()
+
+    @property
     def traces(self) -> Path:
         return (self.shared or self.out) / "traces"
 

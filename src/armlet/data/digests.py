@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -21,17 +22,25 @@ _said: set[Path] = set()  # folders whose cache is elsewhere, and about which th
 
 
 def cache_folder(root: Path) -> Path:
-    """Where what is derived from the data set at `root` is kept: in it, or in the user's cache where it is read-only, which is said
-    on stderr once a process. The folder need not be there yet."""
+    """Where what is derived from the data set at `root` is kept: in it or, where it is read-only, in the user's cache or that of the
+    machine, which is said on stderr once a process. The folder need not be there yet."""
     own = root / CACHE
     if os.access(own if own.exists() else root, os.W_OK | os.X_OK):
         return own
     real = root.resolve()
-    elsewhere = HOME.expanduser() / hashlib.sha256(str(real).encode()).hexdigest()[:16]
+    places = (HOME.expanduser(), Path(tempfile.gettempdir()) / f"armlet-{os.getuid()}")  # the second where nobody is at home
+    place = next((place for place in places if _can_make(place)), places[0])
+    elsewhere = place / hashlib.sha256(str(real).encode()).hexdigest()[:16]
     if real not in _said:
         _said.add(real)
         sys.stderr.write(f"{root} is read-only; what is derived from it is kept in {elsewhere}\n")
     return elsewhere
+
+
+def _can_make(folder: Path) -> bool:
+    """Whether a folder is there and can be written to, or could be made."""
+    there = next(each for each in (folder, *folder.parents) if each.exists())
+    return there.is_dir() and os.access(there, os.W_OK | os.X_OK)
 
 
 def digests(paths: Iterable[Path], cache: Path) -> list[bytes]:

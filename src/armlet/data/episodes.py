@@ -399,6 +399,7 @@ class EpisodeDataset:
         if camera not in self.cameras:
             depth = "; its distances are read by read_depth" if camera in self.depth_cameras else ""
             raise EpisodeError(f"{self.root} has no camera {camera!r}; it has {', '.join(self.cameras) or 'none'}{depth}")
+        self._check_span(first, last)
         wanted = (*self.cameras[camera], 3)
         for row, picture in enumerate(self._pictures(self._kept[camera], first, last), start=first):
             if picture.shape != wanted:
@@ -413,10 +414,15 @@ class EpisodeDataset:
             raise EpisodeError(
                 f"{self.root} has no depth camera {camera!r} that can be read; it has {', '.join(self.depth_cameras) or 'none'}"
             )
+        self._check_span(first, last)
         key = self._kept[camera]
         about = video_info(self._features[key])
         for levels in self._filmed(key, first, last, pixels=None):
             yield millimetres(levels, about)
+
+    def _check_span(self, first: int, last: int) -> None:
+        if not 0 <= first <= last <= len(self):
+            raise EpisodeError(f"{self.root} has rows 0 to {len(self)}, and rows {first} to {last} were asked for")
 
     def _pictures(self, key: str, first: int, last: int) -> Iterator[np.ndarray]:
         if self._features[key]["dtype"] == "video":
@@ -483,10 +489,12 @@ class EpisodeDataset:
         names |= {path.relative_to(self.root).as_posix() for path in (tasks_file(self.root), statistics_file(self.root)) if path}
         names |= {name for name in (INFO, EPISODE_LINES) if (self.root / name).exists()}
         names |= set(self.data_files)
-        for each in self._stored:
-            names |= {clip.file for clip in each.videos.values()}
-        for key in self._kept.values():
-            if self._features[key]["dtype"] == "image":
+        for camera, key in self._kept.items():
+            if self._features[key]["dtype"] == "video":
+                films = {each.videos[key].file for each in self._stored}
+                # distances are not trained on, so a data set may have lost their films
+                names |= films if camera in self.cameras else {name for name in films if (self.root / name).exists()}
+            elif camera in self.cameras:
                 names |= self._outside(key)
         ordered = sorted(names)
         digest = hashlib.sha256(json.dumps([self.roles.state, self.roles.action]).encode())

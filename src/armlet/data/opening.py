@@ -99,12 +99,21 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
         missing = [name for name in columns or () if name not in names]
         if missing:
             raise EpisodeError(f"{path} lacks column {missing[0]!r}; it has {', '.join(names)}")
-        try:
-            table = file.read(columns=None if columns is None else list(columns))
-        except BROKEN as error:
-            raise EpisodeError(f"{path} is damaged ({_short(error)}); copy it again") from error
-        # `columns` of a parquet file also takes the fields of a struct: "image" is asked for, and not a column "image.path"
-        return table if columns is None else table.select(list(columns))
+        return _read(file, path, names if columns is None else columns)
+
+
+def read_present(path: Path, columns: Sequence[str]) -> pa.Table:
+    """Those of some columns that a parquet file has. Raises EpisodeError naming it."""
+    with open_parquet(path) as file:
+        return _read(file, path, [name for name in columns if name in file.schema_arrow.names])
+
+
+def _read(file: pq.ParquetFile, path: Path, columns: Sequence[str]) -> pa.Table:
+    try:
+        table = file.read(columns=list(columns))
+    except BROKEN as error:
+        raise EpisodeError(f"{path} is damaged ({_short(error)}); copy it again") from error
+    return table.select(list(columns))  # "image" would also bring a column called "image.path"
 
 
 def column_names(path: Path) -> list[str]:

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from armlet.data.layout import Stored
-from armlet.data.opening import EpisodeError, column_names, read_table
+from armlet.data.opening import EpisodeError, read_present, read_table
 
 EPISODE, FRAME, TIME, TASK = "episode_index", "frame_index", "timestamp", "task_index"
 
@@ -99,11 +99,11 @@ def _read_keys(root: Path, files: Sequence[str], fps: float) -> Rows:
     sizes = []
     for name in files:
         path = root / name
-        names = column_names(path)
+        table = read_present(path, list(parts))
+        names = table.column_names
         missing = sorted({EPISODE, FRAME} - set(names))
         if missing:
             raise EpisodeError(f"{path} lacks column {missing[0]!r}, by which its rows are found; convert it with lerobot")
-        table = read_table(path, [key for key in parts if key in names])
         sizes.append(len(table))
         for key, part in parts.items():
             if key in names:
@@ -126,6 +126,8 @@ def _read_keys(root: Path, files: Sequence[str], fps: float) -> Rows:
 
 def _numbers(column: pa.ChunkedArray, path: Path, name: str) -> np.ndarray:
     """A key column as (n,) int64, or float64 where it holds seconds."""
+    if not len(column):
+        return np.zeros(0, np.int64)
     values = column.combine_chunks()
     while pa.types.is_list(values.type) or pa.types.is_large_list(values.type) or pa.types.is_fixed_size_list(values.type):
         values = values.flatten()  # a number a row may be kept as a list of one
