@@ -1,6 +1,6 @@
 """What the real lerobot wrote is read as lerobot itself reads it: columns and pictures bit for bit, statistics to 1e-5.
 
-Nine small sets stand beside this file; where the project's collection of 45 is at hand, all of them are compared.
+Eight small sets stand beside this file; where the project's collection of 45 is at hand, all of them are compared.
 """
 
 import hashlib

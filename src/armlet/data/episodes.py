@@ -137,6 +137,8 @@ class EpisodeDataset:
         self._info = read_info(self.root)
         self.fps: float = self._info["fps"]
         self._features: dict[str, dict[str, Any]] = self._info["features"]
+        self._films: dict[str, Film] = {}
+        self._measured: dict[str, dict[str, Any]] = {}
         self._stored = stored_episodes(self.root, self._info)
         named = [each.data for each in self._stored]
         files = data_files(self.root) if None in named else list(dict.fromkeys(map(str, named)))
@@ -148,8 +150,6 @@ class EpisodeDataset:
         self._find_columns()
         self._find_cameras()
         self._statistics = self._read_statistics()
-        self._films: dict[str, Film] = {}
-        self._measured: dict[str, dict[str, Any]] = {}
 
     def __len__(self) -> int:
         return len(self._rows)
