@@ -57,7 +57,8 @@ def noise(teacher) -> Frames:
         actions=actions,
         executed=actions,
         privileged={},
-        texts=("put the red cube into the white box",) * 128,
+        texts=("put the red cube into the white box",),
+        asked=np.zeros(total, np.int64),
         starts=np.arange(0, total + 1, 16),
     )
 

@@ -13,9 +13,7 @@ from armlet.practice import mixed, worth_learning
 
 
 def data_of(frames, failed: set[int]):
-    return SimpleNamespace(
-        episodes=[SimpleNamespace(info={"success": index not in failed}) for index in range(len(frames.texts))]
-    )
+    return SimpleNamespace(episodes=[SimpleNamespace(info={"success": index not in failed}) for index in range(frames.episodes)])
 
 
 def test_failed_episodes_come_first_then_the_largest_differences() -> None:

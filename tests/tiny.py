@@ -51,7 +51,8 @@ def make_frames(*, episodes: int = 7, seed: int = 0) -> Frames:
         actions=actions,
         executed=actions,
         privileged={name: rng.normal(size=(total, 3)).astype(np.float32) for name in ("subject", "target")},
-        texts=tuple(TEXTS[index % 3] for index in range(episodes)),
+        texts=TEXTS,
+        asked=np.repeat(np.arange(episodes) % 3, lengths),
         starts=np.array([0, *np.cumsum(lengths)]),
     )
 

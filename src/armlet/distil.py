@@ -27,7 +27,7 @@ def main(recipe: Recipe) -> Path:
     """Train the recipe's student; returns its folder."""
     if recipe.student is None or not recipe.stages:
         raise ValueError(f"recipe {recipe.name!r} has no student and stages to distil")
-    data = EpisodeDataset(recipe.episodes)
+    data = EpisodeDataset(recipe.episodes, recipe.columns)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     whole = labelled_frames(recipe, data, recipe.labels)
     train, held_out = (rows_of(whole.starts, part) for part in _parts(recipe, data))
@@ -119,7 +119,7 @@ def _answers(recipe: Recipe, stores: list[TraceStore], frames: list[Frames], dev
     """The teacher's trace by key; the episodes of the n-th data set are numbered after those of the sets before it."""
     if not stores:
         return None
-    needed, firsts = _needed(recipe), np.cumsum([0, *(len(part.texts) for part in frames[:-1])])
+    needed, firsts = _needed(recipe), np.cumsum([0, *(part.episodes for part in frames[:-1])])
     # A map over words is as wide as the longest text of its data set: what is missing in a narrower one is padding, 0.
     shapes = [{name: store.columns[name][0] for name in needed if name in store.columns} for store in stores]
     rooms: dict[str, list[int]] = {name: np.max([shape[name] for shape in shapes], axis=0).tolist() for name in shapes[0]}

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from armlet.layers.graph import ProbeHeads
+from armlet.layers.named import Named
 from armlet.layers.vision import Pointer
 from armlet.policies import Policy
 from armlet.types import Batch, Precision, Trace
@@ -25,8 +26,8 @@ class Learner(nn.Module):
         super().__init__()
         self.policy, self.probe = policy, probe
         facts = privileged or {}
-        self.privileged = nn.ModuleDict({name: nn.Linear(policy.condition_width, size) for name, size in facts.items()})
-        self.pointers = nn.ModuleDict({name: Pointer(policy.width, policy.vision_tokens, size) for name, size in facts.items()})
+        self.privileged = Named({name: nn.Linear(policy.condition_width, size) for name, size in facts.items()})
+        self.pointers = Named({name: Pointer(policy.width, policy.vision_tokens, size) for name, size in facts.items()})
 
     def autocast(self, precision: Precision) -> AbstractContextManager:
         """Matrix products in this precision while it lasts; weights and losses stay in single precision."""

@@ -54,7 +54,7 @@ def practise(recipe: Recipe, student: Policy, teacher: Policy, number: int) -> E
         },
         title=f"practise {recipe.name} {number + 1}/{len(recipe.rounds)}",
     )
-    data = EpisodeDataset(folder / "episodes")
+    data = EpisodeDataset(folder / "episodes", recipe.own_columns)
     watched = Learner(teacher)
     if recipe.probe:
         watched.probe = make_heads(teacher, recipe.probe).to(teacher.device)

@@ -20,7 +20,7 @@ from armlet.training import Trainer, make_batches
 
 def main(recipe: Recipe) -> Path:
     """Fit the heads, store the traces; returns the store's folder. Resumes where an earlier run was killed."""
-    data = EpisodeDataset(recipe.episodes)
+    data = EpisodeDataset(recipe.episodes, recipe.columns)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     teacher = load_policy(recipe.teacher, device=device)
     learner = Learner(teacher)

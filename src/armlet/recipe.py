@@ -17,6 +17,7 @@ from torch import Tensor
 from armlet.annotators import Annotator
 from armlet.benchmarks import Benchmark
 from armlet.data.augment import Augment
+from armlet.data.layout import Columns
 from armlet.data.normalise import Mode
 from armlet.policies import Network, Student
 from armlet.types import Batch, Precision, Trace
@@ -150,6 +151,7 @@ class Recipe:
     episodes: Path
     teacher: Path
     out: Path
+    columns: Columns = field(default_factory=Columns)  # of the episodes: which hold state (None: it is not read) and action
     collection: Collection = field(default_factory=Collection)
     network: Network | None = None
     normalise_actions: Mode = "identity"
@@ -183,6 +185,11 @@ class Recipe:
     def all_stages(self) -> tuple[Stage, ...]:
         """Every stretch of a student's training in order, those of on-policy rounds last."""
         return (*self.stages, *(each.stage for each in self.rounds))
+
+    @property
+    def own_columns(self) -> Columns:
+        """Of episodes that armlet records itself: its own names, and no state where none is read."""
+        return Columns(state=None) if self.columns.state is None else Columns()
 
     @property
     def traces(self) -> Path:

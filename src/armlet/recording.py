@@ -17,7 +17,8 @@ import torch
 
 from armlet.benchmarks import Benchmark, Task, World
 from armlet.checkpoint import load_policy
-from armlet.data.episodes import CACHE, EpisodeFrames, Features
+from armlet.data.digests import CACHE
+from armlet.data.episodes import EpisodeFrames, Features
 from armlet.data.files import hold
 from armlet.data.writer import EpisodeWriter, stage_episode
 from armlet.policies import Policy

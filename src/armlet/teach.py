@@ -24,7 +24,7 @@ def main(recipe: Recipe) -> Path:
     """Train the recipe's teacher; returns its folder."""
     if recipe.teach is None or recipe.network is None:
         raise ValueError(f"recipe {recipe.name!r} has no `teach` stage and `network`; it distils a teacher that exists")
-    data = EpisodeDataset(recipe.episodes)
+    data = EpisodeDataset(recipe.episodes, recipe.columns)
     policy = new_policy(recipe, data)
     torch.manual_seed(recipe.seed)
     learner = Learner(policy, privileged=data.privileged)
@@ -43,13 +43,12 @@ def new_policy(recipe: Recipe, data: EpisodeDataset) -> Policy:
     network, benchmark = recipe.network, recipe.benchmark
     assert network is not None
     spec = benchmark.action_spec
-    tokenizer = train_tokenizer(sorted({episode.task for episode in data.episodes}))
-    statistics = data.stats
+    tokenizer = train_tokenizer(sorted(data.tasks))
     body = Body(
         action_spec=spec,
-        state=_state_normaliser(statistics, len(data.state_names)),
+        state=_state_normaliser(data),
         actions=Normaliser.from_statistics(
-            statistics.get("action", {}),
+            data.measured("action"),
             recipe.normalise_actions,
             what="action",
             dims=spec.dims,
@@ -64,10 +63,8 @@ def new_policy(recipe: Recipe, data: EpisodeDataset) -> Policy:
     return network.build(body, {name: height for name, (height, _) in data.cameras.items()})
 
 
-def _state_normaliser(statistics: dict, dims: int) -> Normaliser:
-    return Normaliser.from_statistics(
-        {name: np.asarray(value) for name, value in statistics["observation.state"].items()},
-        "mean_std",
-        what="observation.state",
-        dims=dims,
-    )
+def _state_normaliser(data: EpisodeDataset) -> Normaliser:
+    dims = len(data.state_names)
+    if not dims:
+        return Normaliser(np.zeros(0, np.float32), np.ones(0, np.float32))
+    return Normaliser.from_statistics(data.measured("observation.state"), "mean_std", what="observation.state", dims=dims)

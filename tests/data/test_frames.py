@@ -22,9 +22,9 @@ def test_joined_rows_are_those_of_a_concatenation(lengths: list[int], data: st.D
 def test_joined_episodes_follow_one_another() -> None:
     first, second = make_frames(), make_frames(episodes=3, seed=1)
     both = join_frames([first, second])
-    assert len(both) == len(first) + len(second) and len(both.texts) == 10
+    assert len(both) == len(first) + len(second) and both.episodes == 10
     rows = np.array([len(first), 0, len(both) - 1])
     np.testing.assert_array_equal(
         both.images["scene"][rows], np.stack([second.images["scene"][0], first.images["scene"][0], second.images["scene"][-1]])
     )
-    assert both.starts[len(first.texts)] == len(first)
+    assert both.starts[first.episodes] == len(first)

@@ -10,7 +10,9 @@ from armlet.data.splits import by_task, last, rows_of
 
 def data_of(episodes: list[tuple[str, str, int]]):
     return SimpleNamespace(
-        episodes=[SimpleNamespace(task=words, info={"task": kind, "seed": seed}) for kind, words, seed in episodes]
+        episodes=[
+            SimpleNamespace(task=words, tasks=(words,), info={"task": kind, "seed": seed}) for kind, words, seed in episodes
+        ]
     )
 
 

@@ -86,7 +86,8 @@ class _Episodes:
         span = slice(self.data.starts[number], self.data.starts[number + 1])
         values = {name: column[span] for name, column in self.columns.items()}
         state, action, about = values.pop("observation.state"), values.pop("action"), self.data.episodes[number]
-        return EpisodeFrames({}, state, action, values, about.task, about.info)
+        asked = tuple(self.data.tasks[place] for place in self.data.asked[span].tolist()) if len(about.tasks) > 1 else ()
+        return EpisodeFrames({}, state, action, values, about.task, about.info, asked)
 
     def seen(self, number: int) -> EpisodeFrames:
         episode = self.blind(number)

@@ -1,34 +1,54 @@
 """Episodes read from LeRobotDataset folders, v2.0 to v3.1 (parquet, and mp4 or pictures), on pyarrow and PyAV alone.
 
-`writer` writes them. Knows no policy and no benchmark.
+Everything is joined by keys: rows by episode_index and frame_index, pictures by timestamp and the film's own clock, words by
+task_index. `writer` writes such folders. Knows no policy and no benchmark.
 """
 
 import hashlib
 import io
 import json
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from PIL import Image
 
+from armlet.data.depth import millimetres, unreadable
+from armlet.data.digests import cache_folder, digests
 from armlet.data.files import hold
-from armlet.data.layout import IMAGE, INFO, STATS, Stored, json_lines, stored_v2, stored_v30
-from armlet.data.statistics import combine
-from armlet.data.video import read_frames
+from armlet.data.layout import (
+    EPISODE_LINES,
+    IMAGE,
+    INFO,
+    STATS,
+    Columns,
+    data_files,
+    episode_files,
+    is_depth,
+    names_of,
+    picture_size,
+    read_info,
+    statistics_file,
+    stored_episodes,
+    task_texts,
+    tasks_file,
+    video_info,
+    width,
+)
+from armlet.data.opening import BROKEN, EpisodeError, checked, open_parquet, read_lines, read_object
+from armlet.data.rows import Rows, read_rows
+from armlet.data.statistics import combine, of_values
+from armlet.data.values import as_matrix, as_values
+from armlet.data.video import Film, VideoError
 from armlet.progress import Progress
 
-CACHE = ".cache"
-VERSIONS = {"v2.0": stored_v2, "v2.1": stored_v2, "v3.0": stored_v30, "v3.1": stored_v30}
-
-
-class EpisodeError(ValueError):
-    """Episodes that are not what their metadata, or their reader, say they are."""
+STATE, ACTION, EXECUTED, PRIVILEGED = "observation.state", "action", "executed", "privileged."
 
 
 @dataclass(frozen=True)
@@ -43,7 +63,8 @@ class Features:
 
 @dataclass(frozen=True)
 class EpisodeFrames:
-    """One episode of T frames: `images` camera → (T, h, w, 3) uint8; the rest float32 (T, x); `info` JSON scalars."""
+    """One episode of T frames: `images` camera → (T, h, w, 3) uint8; the rest float32 (T, x); `info` JSON scalars. `task`: what the
+    robot was told; `asked`: T texts, where it was told several things one after the other."""
 
     images: dict[str, np.ndarray]
     state: np.ndarray
@@ -51,15 +72,24 @@ class EpisodeFrames:
     extra: dict[str, np.ndarray]
     task: str
     info: dict[str, Any] = field(default_factory=dict)
+    asked: tuple[str, ...] = ()
+
+    def told(self, frame: int) -> str:
+        """What the robot was told at a frame."""
+        return self.asked[frame] if self.asked else self.task
 
     def check(self, features: Features) -> None:
         """Raises EpisodeError where the episode does not fit, naming the column."""
         columns: dict[str, tuple[np.ndarray | None, int]] = {
-            "observation.state": (self.state, len(features.state)),
-            "action": (self.action, len(features.action)),
+            STATE: (self.state, len(features.state)),
+            ACTION: (self.action, len(features.action)),
         }
         columns |= {name: (self.extra.get(name), size) for name, size in features.extra.items()}
         length = len(self.state)
+        if set(self.asked) - {self.task}:
+            raise EpisodeError(
+                f"the episode has {len(set(self.asked))} tasks, and one is kept an episode; cut it where they change"
+            )
         for name, (values, size) in columns.items():
             if values is None:
                 raise EpisodeError(f"the episode lacks column {name!r}, which the data set has")
@@ -68,154 +98,434 @@ class EpisodeFrames:
             bad = np.flatnonzero(~np.isfinite(values).all(1))
             if len(bad):
                 raise EpisodeError(f"{name}: NaN or infinite at frame {bad[0]} of {length}; drop or repair the episode")
-        for name, (height, width) in features.cameras.items():
+        for name, (height, wide) in features.cameras.items():
             images = self.images.get(name)
             if images is None:
                 raise EpisodeError(f"the episode lacks camera {name!r}; it has {sorted(self.images)}")
-            if images.shape != (length, height, width, 3) or images.dtype != np.uint8:
+            if images.shape != (length, height, wide, 3) or images.dtype != np.uint8:
                 raise EpisodeError(
-                    f"camera {name!r}: found {images.shape} {images.dtype}, expected ({length}, {height}, {width}, 3) uint8"
+                    f"camera {name!r}: found {images.shape} {images.dtype}, expected ({length}, {height}, {wide}, 3) uint8"
                 )
 
 
 @dataclass(frozen=True)
 class Episode:
-    """One episode of a data set: its number, length in frames, words, and what is known about it."""
+    """One episode of a data set: its number there, length in frames, what the robot was told (`task` first, `tasks` one after the
+    other, each once), and what is known about it."""
 
     index: int
     length: int
     task: str
     info: dict[str, Any]
+    tasks: tuple[str, ...]
 
 
 class EpisodeDataset:
-    """A LeRobotDataset folder. What it needs is checked when it is opened; errors name file and column.
+    """A LeRobotDataset folder. What it needs is checked when it is opened; errors name file, column, episode and frame.
 
-    Where frames of one episode have several tasks, the episode's first one counts.
+    Its N rows stand in order of episode and frame, `starts` (E + 1,) says where each episode begins, and `timestamps` (N,) float64
+    are their seconds in the episode. `tasks` are the different texts of what the robot was told, in order of appearance, and
+    `asked` (N,) int64 the number of each row's. `cameras` and `depth_cameras`: name → (height, width).
+
+    `columns` says which columns hold state and action; `columns()`, `measured` and `extra` call them observation.state and
+    action whatever they are called there.
     """
 
-    def __init__(self, root: Path | str) -> None:
+    def __init__(self, root: Path | str, columns: Columns | None = None) -> None:
         self.root = Path(root)
-        self._info = json.loads(self._file(INFO).read_text())
-        version = self._info.get("codebase_version")
-        if version not in VERSIONS:
-            raise EpisodeError(
-                f"{self.root / INFO}: codebase_version is {version!r}, expected one of {', '.join(VERSIONS)}; "
-                "convert it with lerobot"
-            )
-        self.fps: int = self._info["fps"]
-        features = self._info["features"]
-        for needed in ("observation.state", "action"):
-            if needed not in features:
-                raise EpisodeError(f"{self.root / INFO} has no feature {needed!r}; it has {sorted(features)}")
-        self.state_names, self.action_names = (_names(features[key]) for key in ("observation.state", "action"))
-        self._kept = {  # our name of a camera → the feature's
-            name.removeprefix(IMAGE): name for name, feature in features.items() if feature["dtype"] in ("video", "image")
-        }
-        self.cameras = {camera: _height_width(features[name]) for camera, name in self._kept.items()}
-        own = {"observation.state", "action", "timestamp"}
-        self.extra = {
-            name: feature["shape"][0]
-            for name, feature in features.items()
-            if feature["dtype"] == "float32" and len(feature["shape"]) == 1 and name not in own
-        }
-        self._stored = self._located(VERSIONS[version])
-        self.tasks = tuple(dict.fromkeys(stored.task for stored in self._stored))
-        self.episodes = tuple(Episode(stored.index, stored.length, stored.task, stored.info) for stored in self._stored)
-        self.data_files = tuple(dict.fromkeys(stored.data for stored in self._stored))
-        self.starts = np.concatenate([[0], np.cumsum([episode.length for episode in self.episodes], dtype=np.int64)])
-        self.stats = self._statistics()
-        self._check_statistics(features)
+        self.roles = columns or Columns()
+        self._info = read_info(self.root)
+        self.fps: float = self._info["fps"]
+        self._features: dict[str, dict[str, Any]] = self._info["features"]
+        self._films: dict[str, Film] = {}
+        self._measured: dict[str, dict[str, Any]] = {}
+        self._stored = stored_episodes(self.root, self._info)
+        named = [each.data for each in self._stored]
+        files = data_files(self.root) if None in named else list(dict.fromkeys(map(str, named)))
+        alone = self._info["codebase_version"].startswith("v2")
+        self._rows: Rows = read_rows(self.root, files, self._stored, self.fps, alone=alone)
+        self.data_files, self.starts, self.timestamps = self._rows.files, self._rows.starts, self._rows.time
+        self.tasks, self.asked = self._told()
+        self.episodes = self._episodes()
+        self._find_columns()
+        self._find_cameras()
+        self._statistics = self._read_statistics()
 
     def __len__(self) -> int:
-        return int(self.starts[-1])
+        return len(self._rows)
 
     @property
     def privileged(self) -> dict[str, int]:
         """Facts that only a simulator knows, name → how many numbers."""
-        start = "privileged."
-        return {name.removeprefix(start): size for name, size in self.extra.items() if name.startswith(start)}
+        return {name.removeprefix(PRIVILEGED): size for name, size in self.extra.items() if name.startswith(PRIVILEGED)}
 
-    def _file(self, name: str) -> Path:
-        path = self.root / name
-        if not path.is_file():
-            raise EpisodeError(f"{path} is missing; expected a LeRobotDataset folder (made by `armlet collect` or lerobot)")
-        return path
+    @cached_property
+    def cache(self) -> Path:
+        """The folder in which what is derived from the data set is kept."""
+        return cache_folder(self.root)
 
-    def _located(self, locate: Any) -> list[Stored]:
-        try:
-            found: list[Stored] = locate(self.root, self._info)
-        except (KeyError, OSError, json.JSONDecodeError, pa.ArrowInvalid) as error:
-            raise EpisodeError(f"{self.root / 'meta'}: the list of episodes cannot be read ({error!r}); copy it again") from error
-        if not found or len(found) < self._info["total_episodes"]:
-            raise EpisodeError(
-                f"{self.root / 'meta'} lists {len(found)} episodes, and meta/info.json promises {self._info['total_episodes']}"
+    # What the metadata say
+
+    def _find_columns(self) -> None:
+        """The columns with a role, by the names they are asked for here: `_role` name → (name there, how many numbers)."""
+        self._role: dict[str, tuple[str, int]] = {}
+        for role, option, name in ((STATE, "state", self.roles.state), (ACTION, "action", self.roles.action)):
+            if name is None:
+                continue
+            if name not in self._features:
+                none = ", or None where there is no state" if option == "state" else ""
+                raise EpisodeError(
+                    f"{self.root / INFO} has no feature {name!r} for the {option}; it has {', '.join(sorted(self._features))}. "
+                    f"Name the one that holds it{none}: --columns.{option} NAME"
+                )
+            self._role[role] = name, self._width(name)
+        self.state_names = names_of(self._features[self._role[STATE][0]], self._role[STATE][1]) if STATE in self._role else ()
+        action, dims = self._role[ACTION]
+        self.action_names = names_of(self._features[action], dims)
+        self.extra: dict[str, int] = {}
+        for name, feature in self._features.items():
+            numbers = str(feature.get("dtype")).startswith(("float", "int", "bool"))
+            flat = len(feature.get("shape") or [1]) == 1
+            done = name == EXECUTED and str(feature.get("dtype")).startswith("float") and width(feature) == dims
+            if done or (name.startswith(PRIVILEGED) and numbers and flat):
+                self.extra[name] = self._width(name)
+        self._role |= {name: (name, size) for name, size in self.extra.items()}
+
+    def _width(self, name: str) -> int:
+        """How many numbers a row of a column has: as the metadata say or, where they do not, as the first file does."""
+        size = width(self._features[name])
+        if size is not None:
+            return size
+        path, table = next(self._rows.columns(self.root, [name]))
+        return int(np.prod(as_values(table.column(name), None, f"{path}: {name}").shape[1:], dtype=int))
+
+    def _find_cameras(self) -> None:
+        """`_kept`: our name of a camera → the feature's."""
+        pictures = [name for name, feature in self._features.items() if feature.get("dtype") in ("video", "image")]
+        short = [name.removeprefix(IMAGE) for name in pictures]
+        self._kept = {own if short.count(own) == 1 else name: name for own, name in zip(short, pictures, strict=True)}
+        self.cameras: dict[str, tuple[int, int]] = {}
+        self.depth_cameras: dict[str, tuple[int, int]] = {}
+        for camera, name in self._kept.items():
+            feature = self._features[name]
+            if not is_depth(feature):
+                self.cameras[camera] = picture_size(feature) or self._first_size(name)
+                continue
+            why = unreadable(video_info(feature)) if feature["dtype"] == "video" else "they are not kept in a film"
+            if why is None:
+                self.depth_cameras[camera] = picture_size(feature) or self._first_size(name)
+            else:
+                sys.stderr.write(f"{self.root}: camera {camera!r} has one channel, no colours; it is left out, because {why}\n")
+
+    def _first_size(self, name: str) -> tuple[int, int]:
+        height, wide = next(iter(self._pictures(name, 0, 1))).shape[:2]
+        return height, wide
+
+    def _told(self) -> tuple[tuple[str, ...], np.ndarray]:
+        """The different texts, and the number of each row's."""
+        rows = self._rows
+        if rows.task is None:
+            number = next(
+                number for number, each in enumerate(self._stored) if each.data is None or not self._has_task(each.data)
             )
+            raise EpisodeError(
+                f"{self.root}: the rows of episode {self._stored[number].index} have no column task_index, so which task they "
+                "belong to is not known; convert the data set with lerobot"
+            )
+        texts = task_texts(self.root)
+        if texts is None:
+            said = self._only_tasks()
+            numbers = rows.episode
+        else:
+            unknown = ~np.isin(rows.task, np.array(list(texts), np.int64))
+            if unknown.any():
+                row = int(np.argmax(unknown))
+                raise EpisodeError(
+                    f"{self._where(row)} has task_index {rows.task[row]}, and {tasks_file(self.root)} has no such task; "
+                    f"it has {', '.join(map(str, sorted(texts)[:20]))}"
+                )
+            said, numbers = texts, rows.task
+        found, first, which = np.unique(numbers, return_index=True, return_inverse=True)
+        order = np.argsort(first, kind="stable")
+        tasks = tuple(dict.fromkeys(said[int(found[place])] for place in order))
+        places = {text: place for place, text in enumerate(tasks)}
+        return tasks, np.array([places[said[int(number)]] for number in found], np.int64)[which]
+
+    def _has_task(self, file: str) -> bool:
+        with open_parquet(self.root / file) as parquet:
+            return "task_index" in parquet.schema_arrow.names
+
+    def _only_tasks(self) -> dict[int, str]:
+        """Position → task of the episodes, where no file says what a task_index means, and each has one task."""
+        found = {}
+        for position, each in enumerate(self._stored):
+            if len(each.tasks) != 1:
+                raise EpisodeError(
+                    f"{self.root}: episode {each.index} has {len(each.tasks)} tasks, and meta/tasks.parquet or meta/tasks.jsonl, "
+                    "which says which frame has which, is missing; copy it again"
+                )
+            found[position] = each.tasks[0]
         return found
 
-    def _statistics(self) -> dict[str, Any]:
-        """meta/stats.json, or in v2.1 those of the episodes taken together."""
-        each = self.root / "meta/episodes_stats.jsonl"
-        if each.is_file() and not (self.root / STATS).is_file():
-            parts = [row["stats"] for row in json_lines(each)]
-            return {name: combine([part[name] for part in parts]) for name in parts[0]}
-        statistics: dict[str, Any] = json.loads(self._file(STATS).read_text())
+    def _episodes(self) -> tuple[Episode, ...]:
+        found = []
+        for each, start, stop in zip(self._stored, self.starts[:-1], self.starts[1:], strict=True):
+            numbers = self.asked[start:stop]
+            changes = np.flatnonzero(np.diff(numbers)) + 1
+            tasks = tuple(dict.fromkeys(self.tasks[number] for number in numbers[[0, *changes]]))
+            found.append(Episode(each.index, int(stop - start), tasks[0], each.info, tasks))
+        return tuple(found)
+
+    # Statistics
+
+    @property
+    def stats(self) -> dict[str, Any]:
+        """Statistics by feature as meta/stats.json has them or, in v2.1, those of the episodes taken together as lerobot does; computed
+        where there are none. Quantiles of several episodes are averages there: `measured` has the true ones."""
+        if self._statistics is None:
+            self._statistics = {there: self.measured(name) for name, (there, _) in self._role.items()}
+        return self._statistics
+
+    def measured(self, name: str) -> dict[str, Any]:
+        """Exact statistics of all N rows: lists for min, max, mean, std, q01, q10, q50, q90 and q99, and the count. `name` is one of
+        `columns()`, or any other column of numbers."""
+        if name not in self._measured:
+            if name in self._role:
+                there, size = self._role[name]
+                values = self._matrices({name: (there, size)})[name]
+            else:
+                values = self.column(name)
+                if values.dtype.kind not in "fiub":
+                    raise EpisodeError(f"{self.root}: {name} is {values.dtype}, and only numbers have statistics")
+            self._measured[name] = of_values(values)
+        return self._measured[name]
+
+    def _read_statistics(self) -> dict[str, Any] | None:
+        path = statistics_file(self.root)
+        if path is None:
+            return None
+        if path.suffix == ".jsonl":
+            try:
+                parts = [row["stats"] for row in read_lines(path)]
+                shared = [name for name in parts[0] if all(name in part for part in parts)]
+                statistics = {name: combine([part[name] for part in parts]) for name in shared}
+            except (KeyError, IndexError, TypeError, ValueError) as error:
+                if isinstance(error, EpisodeError):
+                    raise
+                raise EpisodeError(f"{path} cannot be understood ({error!r}); copy it again, or delete it") from error
+        else:
+            statistics = read_object(path)
+        for role in (STATE, ACTION):
+            if role in self._role:
+                self._check_statistics(statistics, *self._role[role])
         return statistics
 
-    def _check_statistics(self, features: dict[str, Any]) -> None:
-        for name in ("observation.state", "action"):
-            dims = features[name]["shape"][0]
-            for kind, values in self.stats.get(name, {}).items():
-                if kind != "count" and len(values) != dims:
-                    raise EpisodeError(
-                        f"{self.root / STATS}: {name} {kind} has {len(values)} values and the feature has {dims} dimensions; "
-                        "these are the statistics of another robot"
-                    )
+    def _check_statistics(self, statistics: dict[str, Any], name: str, dims: int) -> None:
+        for kind, values in (statistics.get(name) or {}).items():
+            if kind != "count" and values is not None and np.size(values) != dims:
+                raise EpisodeError(
+                    f"{self.root / STATS}: {name} {kind} has {np.size(values)} values and the feature has {dims} dimensions; "
+                    "these are the statistics of another robot"
+                )
+
+    # Columns
 
     def columns(self) -> dict[str, np.ndarray]:
-        """State, action and extra columns of all frames, (N, x) float32. Raises EpisodeError on NaN or a missing column."""
-        wanted = {"observation.state": len(self.state_names), "action": len(self.action_names), **self.extra}
-        parts: dict[str, list[np.ndarray]] = {name: [] for name in wanted}
-        for name in self.data_files:
-            path = self._file(name)
-            missing = sorted(wanted.keys() - set(pq.read_schema(path).names))
-            if missing:
-                raise EpisodeError(f"{path} lacks column {missing[0]!r}, which meta/info.json promises")
-            table = pq.read_table(path, columns=list(wanted))
-            for column, size in wanted.items():
-                parts[column].append(_matrix(table.column(column), size, f"{path}: {column}"))
-        joined = {name: np.concatenate(values)[: len(self)] for name, values in parts.items()}
-        for name, values in joined.items():
-            if len(values) < len(self):
-                raise EpisodeError(f"{self.root}: {name} has {len(values)} frames, and the metadata promise {len(self)}")
+        """What is trained on, of all frames, (N, x) float32: observation.state (of width 0 where there is none), action, and `extra`.
+        Raises EpisodeError on NaN or a missing column."""
+        found = {STATE: np.zeros((len(self), 0), np.float32)} | self._matrices(self._role)
+        for name, values in found.items():
             bad = np.flatnonzero(~np.isfinite(values).all(1))
             if len(bad):
-                episode = int(np.searchsorted(self.starts, bad[0], "right") - 1)
-                frame = bad[0] - self.starts[episode]
+                there = self._role[name][0]
                 raise EpisodeError(
-                    f"{self.root}: {name} is NaN or infinite in episode {episode}, frame {frame}; drop or repair the episode"
+                    f"{self.root}: {there} is NaN or infinite in {self._place(bad[0])}, in {self._file_of(bad[0])}; "
+                    "drop or repair the episode"
                 )
-        return joined
+        return found
+
+    def column(self, name: str) -> np.ndarray:
+        """Any column by its own name, of all frames: (N, …) of its own type and shape; (N,) for one number or text a row. Raises
+        EpisodeError where there is none."""
+        feature = self._features.get(name, {})
+        if feature.get("dtype") in ("video", "image"):
+            raise EpisodeError(f"{self.root}: {name} holds pictures; read_pictures reads them")
+        shape = feature.get("shape")
+        if isinstance(shape, int):
+            shape = [shape]
+        parts = []
+        for path, table in self._rows.columns(self.root, [name]):
+            parts.append(as_values(table.column(name), shape, f"{path}: {name}"))
+        return np.concatenate(parts)[self._rows.order]
+
+    def _matrices(self, wanted: dict[str, tuple[str, int]]) -> dict[str, np.ndarray]:
+        """Columns (N, x) float32 by the names they have here."""
+        parts: dict[str, list[np.ndarray]] = {name: [] for name in wanted}
+        names = list(dict.fromkeys(there for there, _ in wanted.values()))
+        for path, table in self._rows.columns(self.root, names):
+            for name, (there, size) in wanted.items():
+                parts[name].append(as_matrix(table.column(there), size, f"{path}: {there}"))
+        return {name: np.concatenate(values)[self._rows.order] for name, values in parts.items()}
+
+    def rows_of(self, file: str) -> np.ndarray:
+        """Of each row of one of `data_files`, in the order of the file: its number among the N, or -1 where it is none of them."""
+        return self._rows.of_file(self.data_files.index(file))
+
+    def _place(self, row: int) -> str:
+        """A row in words."""
+        return f"episode {self.episodes[self._rows.episode[row]].index}, frame {self._rows.frame[row]}"
+
+    def _file_of(self, row: int) -> Path:
+        return self.root / self.data_files[self._rows.file[row]]
+
+    def _where(self, row: int) -> str:
+        """A row in words while the data set is being opened."""
+        rows = self._rows
+        return f"{self._file_of(row)}: episode {self._stored[rows.episode[row]].index}, frame {rows.frame[row]}"
+
+    # Pictures
 
     def images(self, episode: int) -> dict[str, np.ndarray]:
-        """Camera → (T, h, w, 3) uint8 of one episode."""
-        return {camera: np.stack(list(self._frames(camera, [self._stored[episode]]))) for camera in self.cameras}
+        """Camera → (T, h, w, 3) uint8 of one episode, by its position."""
+        first, last = int(self.starts[episode]), int(self.starts[episode + 1])
+        return {camera: np.stack(list(self.read_pictures(camera, first, last))) for camera in self.cameras}
 
-    def _frames(self, camera: str, run: list[Stored]) -> Iterator[np.ndarray]:
-        """Frames of episodes that follow one another in one file."""
-        key, count = self._kept[camera], sum(stored.length for stored in run)
-        if key in run[0].videos:
-            name, begins = run[0].videos[key]
-            return read_frames(self._file(name), round(begins * self.fps), count, fps=self.fps)
-        path = self._file(run[0].data)
-        pictures = pq.read_table(path, columns=[key]).column(key).slice(run[0].first, count).to_pylist()
-        if len(pictures) < count:
-            raise EpisodeError(f"{path} ends {count - len(pictures)} frames before its last episode does")
-        return (_picture(kept, self.root) for kept in pictures)
+    def read_pictures(self, camera: str, first: int, last: int) -> Iterator[np.ndarray]:
+        """The pictures (h, w, 3) uint8 of rows `first` to `last` (exclusive) of the N, one at a time, at full size.
+
+        A row's picture is the frame of the camera's film that is nearest to its timestamp, by the film's own clock, at most half
+        of a film frame's period away. Raises EpisodeError or VideoError naming file, episode and frame where there is none.
+        """
+        if camera not in self.cameras:
+            depth = "; its distances are read by read_depth" if camera in self.depth_cameras else ""
+            raise EpisodeError(f"{self.root} has no camera {camera!r}; it has {', '.join(self.cameras) or 'none'}{depth}")
+        self._check_span(first, last)
+        wanted = (*self.cameras[camera], 3)
+        for row, picture in enumerate(self._pictures(self._kept[camera], first, last), start=first):
+            if picture.shape != wanted:
+                raise EpisodeError(
+                    f"{self.root}: the picture of {camera} in {self._place(row)} is {picture.shape}, meta/info.json says {wanted}"
+                )
+            yield picture
+
+    def read_depth(self, camera: str, first: int, last: int) -> Iterator[np.ndarray]:
+        """The distances (h, w, 1) float32 in millimetres of rows `first` to `last` (exclusive), as `read_pictures` has pictures."""
+        if camera not in self.depth_cameras:
+            raise EpisodeError(
+                f"{self.root} has no depth camera {camera!r} that can be read; it has {', '.join(self.depth_cameras) or 'none'}"
+            )
+        self._check_span(first, last)
+        key = self._kept[camera]
+        about = video_info(self._features[key])
+        for levels in self._filmed(key, first, last, pixels=None):
+            yield millimetres(levels, about)
+
+    def _check_span(self, first: int, last: int) -> None:
+        if not 0 <= first <= last <= len(self):
+            raise EpisodeError(f"{self.root} has rows 0 to {len(self)}, and rows {first} to {last} were asked for")
+
+    def _pictures(self, key: str, first: int, last: int) -> Iterator[np.ndarray]:
+        if self._features[key]["dtype"] == "video":
+            return self._filmed(key, first, last, pixels="rgb24")
+        return self._tabled(key, first, last)
+
+    def _filmed(self, key: str, first: int, last: int, *, pixels: str | None) -> Iterator[np.ndarray]:
+        """Frames of films, each opened once for the rows that follow one another in it."""
+        if last <= first:
+            return
+        rows = self._rows
+        clips = [self._stored[number].videos[key] for number in range(rows.episode[first], rows.episode[last - 1] + 1)]
+        offset = int(rows.episode[first])
+        begins = np.array([clip.begins for clip in clips])
+        ends = np.array([np.inf if clip.ends is None else clip.ends for clip in clips])
+        for name, run in groupby(range(len(clips)), key=lambda number: clips[number].file):
+            numbers = list(run)
+            start = max(first, int(self.starts[offset + numbers[0]]))
+            stop = min(last, int(self.starts[offset + numbers[-1] + 1]))
+            clip = rows.episode[start:stop] - offset
+            film = self._film(name)
+            frames, near = film.nearest(begins[clip] + rows.time[start:stop], begins[clip], ends[clip])
+            if not near.all():
+                row = start + int(np.argmin(near))
+                at = clip[row - start]
+                raise VideoError(
+                    f"no picture belongs to {self._place(row)}, at {begins[at] + rows.time[row]:.6g} s of its film, where the "
+                    f"episode lies from {begins[at]:.6g} s to {ends[at]:.6g} s: {film}. Is the film truncated, or are the times "
+                    "others than the film's? Copy or record it again"
+                )
+            yield from film.frames(frames, pixels=pixels)
+
+    def _film(self, name: str) -> Film:
+        if name not in self._films:
+            self._films[name] = Film(self.root / name)
+        return self._films[name]
+
+    def _tabled(self, key: str, first: int, last: int) -> Iterator[np.ndarray]:
+        """Pictures that the tables hold, a row group in memory at a time."""
+        rows = self._rows
+        for number, run in groupby(range(first, last), key=lambda row: int(rows.file[row])):
+            path = self.root / self.data_files[number]
+            with open_parquet(path) as parquet:
+                if key not in parquet.schema_arrow.names:
+                    raise EpisodeError(f"{path} lacks column {key!r}, which meta/info.json promises")
+                sizes = [parquet.metadata.row_group(group).num_rows for group in range(parquet.num_row_groups)]
+                firsts = np.cumsum([0, *sizes])
+                held, column = -1, None
+                for row in run:
+                    place = int(rows.place[row])
+                    group = int(np.searchsorted(firsts, place, "right")) - 1
+                    if group != held:
+                        held, column = group, _group(parquet, group, key, path)
+                    assert column is not None
+                    yield _picture(column[place - int(firsts[group])].as_py(), self.root, f"{path}: {key} of {self._place(row)}")
+
+    # What is derived from them
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of everything that is read: metadata, columns, films, pictures in files of their own, and which columns are asked for.
+        Looked at once; files that have not changed are not read again."""
+        names = {path.relative_to(self.root).as_posix() for path in episode_files(self.root)}
+        names |= {path.relative_to(self.root).as_posix() for path in (tasks_file(self.root), statistics_file(self.root)) if path}
+        names |= {name for name in (INFO, EPISODE_LINES) if (self.root / name).exists()}
+        names |= set(self.data_files)
+        for camera, key in self._kept.items():
+            if self._features[key]["dtype"] == "video":
+                films = {each.videos[key].file for each in self._stored}
+                # distances are not trained on, so a data set may have lost their films
+                names |= films if camera in self.cameras else {name for name in films if (self.root / name).exists()}
+            elif camera in self.cameras:
+                names |= self._outside(key)
+        ordered = sorted(names)
+        digest = hashlib.sha256(json.dumps([self.roles.state, self.roles.action]).encode())
+        found = digests([checked(self.root / name) for name in ordered], self.cache)
+        for name, content in zip(ordered, found, strict=True):
+            digest.update(name.encode())
+            digest.update(content)
+        return digest.hexdigest()[:16]
+
+    def _outside(self, key: str) -> set[str]:
+        """The names of picture files beside the tables."""
+        found: set[str] = set()
+        for name in self.data_files:
+            with open_parquet(self.root / name) as parquet:
+                if key not in parquet.schema_arrow.names:
+                    continue
+                kind = parquet.schema_arrow.field(key).type
+                if not pa.types.is_struct(kind):
+                    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+                        found |= set(parquet.read(columns=[key]).column(key).drop_null().to_pylist())
+                    continue
+                if not _without_bytes(parquet, f"{key}.bytes"):
+                    continue
+                for kept in parquet.read(columns=[key]).column(key).to_pylist():
+                    if kept and not kept.get("bytes") and kept.get("path"):
+                        found.add(kept["path"])
+        return found
 
     def all_images(self, camera: str) -> np.ndarray:
         """(N, h, w, 3) uint8, decoded once and kept as a memory-mapped file beside the data. A second process waits for the first."""
-        place = self.root / CACHE / f"{self.fingerprint}-{camera}.npy"
+        place = self.cache / f"{self.fingerprint}-{camera}.npy"
         if not place.exists():
             with hold(place.with_suffix(".lock"), f"decoding {camera}", wait=True):
                 if not place.exists():
@@ -227,58 +537,49 @@ class EpisodeDataset:
         shape = (len(self), *self.cameras[camera], 3)
         frames = np.lib.format.open_memmap(part, mode="w+", dtype=np.uint8, shape=shape)
         progress = Progress(f"decode {camera}", total=len(self), unit="frame")
-        at, key = 0, self._kept[camera]
-        for _, run in groupby(self._stored, lambda stored: stored.videos.get(key, (stored.data,))[0]):
-            for frame in self._frames(camera, list(run)):
-                if frame.shape != shape[1:]:
-                    raise EpisodeError(f"{self.root}: {camera} frames are {frame.shape}, meta/info.json says {shape[1:]}")
-                frames[at] = frame
-                at += 1
-                progress.advance()
+        for at, frame in enumerate(self.read_pictures(camera, 0, len(self))):
+            frames[at] = frame
+            progress.advance()
         progress.close()
         frames.flush()
         part.rename(place)
 
-    @property
-    def fingerprint(self) -> str:
-        """A hash of what the episodes hold: metadata, columns and videos."""
-        digest = hashlib.sha256()
-        paths = [
-            path
-            for pattern in ("meta/episodes/**/*.parquet", "meta/episodes.jsonl", "data/**/*.parquet", "videos/**/*.mp4")
-            for path in self.root.glob(pattern)
-        ]
-        for path in sorted(paths):
-            digest.update(path.relative_to(self.root).as_posix().encode())
-            digest.update(hashlib.file_digest(path.open("rb"), "sha256").digest())
-        return digest.hexdigest()[:16]
+
+def _group(parquet: Any, group: int, key: str, path: Path) -> pa.ChunkedArray:
+    try:
+        return parquet.read_row_group(group, columns=[key]).column(key)
+    except BROKEN as error:
+        raise EpisodeError(f"{path}: {key} is damaged ({str(error)[:160]}); copy it again") from error
 
 
-def _matrix(column: pa.ChunkedArray, size: int, where: str) -> np.ndarray:
-    """A column of vectors, or of numbers, as (n, size) float32."""
-    chunk = column.combine_chunks()
-    flat = chunk.flatten() if pa.types.is_nested(chunk.type) else chunk
-    values = flat.to_numpy(zero_copy_only=False).astype(np.float32)
-    if len(values) != len(column) * size:
-        raise EpisodeError(f"{where} has {len(values)} numbers in {len(column)} frames, expected {size} a frame")
-    return values.reshape(-1, size)
+def _without_bytes(parquet: Any, leaf: str) -> bool:
+    """Whether some row of the column `leaf` is null, or might be: only the statistics of the file are looked at."""
+    for group in range(parquet.num_row_groups):
+        columns = [parquet.metadata.row_group(group).column(number) for number in range(parquet.metadata.num_columns)]
+        for column in columns:
+            if column.path_in_schema != leaf:
+                continue
+            if column.statistics is None or column.statistics.null_count is None or column.statistics.null_count > 0:
+                return True
+    return False
 
 
-def _picture(kept: dict[str, Any], root: Path) -> np.ndarray:
-    """A picture as the `datasets` library keeps one: its bytes, or the path of a file."""
-    source = io.BytesIO(kept["bytes"]) if kept.get("bytes") else root / kept["path"]
-    with Image.open(source) as image:
-        return np.asarray(image.convert("RGB"))
-
-
-def _height_width(feature: dict[str, Any]) -> tuple[int, int]:
-    """Of an image feature, whose names say in which order its shape stands."""
-    names = list(feature.get("names") or ("height", "width", "channels"))
-    return feature["shape"][names.index("height")], feature["shape"][names.index("width")]
-
-
-def _names(feature: dict[str, Any]) -> tuple[str, ...]:
-    names = feature.get("names")
-    if isinstance(names, dict):
-        names = next(iter(names.values()))
-    return tuple(names or (str(index) for index in range(feature["shape"][0])))
+def _picture(kept: Any, root: Path, where: str) -> np.ndarray:
+    """A picture as the `datasets` library keeps one: its bytes, or the path of a file; (h, w, 3) uint8, grey and palettes as colours,
+    without what is transparent."""
+    if isinstance(kept, bytes):
+        kept = {"bytes": kept}
+    elif isinstance(kept, str):
+        kept = {"path": kept}
+    if not kept or not (kept.get("bytes") or kept.get("path")):
+        raise EpisodeError(f"{where} is empty; write the pictures again")
+    source = io.BytesIO(kept["bytes"]) if kept.get("bytes") else checked(root / kept["path"])
+    try:
+        with Image.open(source) as image:
+            if image.mode.startswith(("I", "F")):
+                raise EpisodeError(
+                    f"{where} has pixels of mode {image.mode}, more than 8 bits: no colours. Is it a depth camera?"
+                )
+            return np.asarray(image.convert("RGB"))
+    except OSError as error:
+        raise EpisodeError(f"{where} cannot be read as a picture ({error}); write it again") from error

@@ -20,9 +20,10 @@ Change = Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]  # picture
 
 @dataclass(frozen=True)
 class Frames:
-    """N frames of E episodes in order. `starts` (E + 1,) says where each episode begins; `texts` has one
-    instruction an episode; `executed` is what the robot really did, for the previous action. What an annotator said, if one did:
-    `labels` by name, and `descriptions`, different texts, of which a frame's is number `described`."""
+    """N frames of E episodes in order. `starts` (E + 1,) says where each episode begins; `texts` are different instructions, of
+    which a frame's is number `asked`: it may change within an episode. `executed` is what the robot really did, for the previous
+    action. What an annotator said, if one did: `labels` by name, and `descriptions`, different texts, of which a frame's is
+    number `described`."""
 
     images: dict[str, "np.ndarray | Joined"]  # camera -> (N, h, w, 3) uint8
     state: np.ndarray  # (N, s)
@@ -30,6 +31,7 @@ class Frames:
     executed: np.ndarray  # (N, a)
     privileged: dict[str, np.ndarray]  # name -> (N, x)
     texts: tuple[str, ...]
+    asked: np.ndarray  # (N,) int64
     starts: np.ndarray
     labels: dict[str, np.ndarray] = field(default_factory=dict)  # name -> (N,) int64
     descriptions: tuple[str, ...] = ()
@@ -37,6 +39,10 @@ class Frames:
 
     def __len__(self) -> int:
         return len(self.state)
+
+    @property
+    def episodes(self) -> int:
+        return len(self.starts) - 1
 
 
 class Joined:
@@ -74,7 +80,7 @@ class BatchMaker:
         self.frames, self.device, self.chunk = frames, device, chunk
         _same_robot("observation.state", frames.state, state)
         _same_robot("action", frames.actions, actions)
-        self._episode = np.repeat(np.arange(len(frames.texts)), np.diff(frames.starts))
+        self._episode = np.repeat(np.arange(frames.episodes), np.diff(frames.starts))
         self._state = state.apply(frames.state).astype(np.float32)
         self._actions = actions.apply(frames.actions).astype(np.float32)
         executed = actions.apply(frames.executed).astype(np.float32)
@@ -106,7 +112,7 @@ class BatchMaker:
         actions = self._actions[np.minimum(wanted, len(self) - 1)]
         actions[~valid] = 0
         images = {name: self._images(name, rows) for name in frames.images}
-        text = self._text[episode]  # padded to the longest of all: one shape, so compiled code is compiled once
+        text = self._text[frames.asked[rows]]  # padded to the longest of all: one shape, so compiled code is compiled once
         return Batch(
             images=images if change is None else change(images),
             text=self._tensor(text),
@@ -150,6 +156,9 @@ def _standardised(values: np.ndarray) -> np.ndarray:
 def join_frames(parts: Sequence[Frames]) -> Frames:
     """The episodes of several data sets, one after the other."""
     first, lengths = parts[0], [len(part) for part in parts]
+    texts = tuple(dict.fromkeys(text for part in parts for text in part.texts))
+    places = {text: place for place, text in enumerate(texts)}
+    asked = [np.array([places[text] for text in part.texts], np.int64)[part.asked] for part in parts]
     offsets = np.cumsum([0, *lengths[:-1]])
     return Frames(
         images={name: Joined([part.images[name] for part in parts]) for name in first.images},
@@ -157,7 +166,8 @@ def join_frames(parts: Sequence[Frames]) -> Frames:
         actions=np.concatenate([part.actions for part in parts]),
         executed=np.concatenate([part.executed for part in parts]),
         privileged={name: np.concatenate([part.privileged[name] for part in parts]) for name in first.privileged},
-        texts=tuple(text for part in parts for text in part.texts),
+        texts=texts,
+        asked=np.concatenate(asked),
         starts=np.concatenate([[0], *(part.starts[1:] + offset for part, offset in zip(parts, offsets, strict=True))]),
         labels={name: np.concatenate([part.labels[name] for part in parts]) for name in first.labels},
         descriptions=tuple(text for part in parts for text in part.descriptions),
@@ -196,6 +206,7 @@ def load_frames(data: EpisodeDataset) -> Frames:
         actions=columns["action"],
         executed=columns.get("executed", columns["action"]),
         privileged=privileged,
-        texts=tuple(episode.task for episode in data.episodes),
+        texts=data.tasks,
+        asked=data.asked,
         starts=data.starts,
     )

@@ -26,7 +26,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from armlet.data.episodes import CACHE, EpisodeDataset, EpisodeError
+from armlet.data.digests import CACHE
+from armlet.data.episodes import EpisodeDataset, EpisodeError
 from armlet.data.layout import INFO
 from armlet.data.writer import STAGING
 from armlet.progress import Progress
@@ -43,8 +44,7 @@ def remark(style: str, content: str, time: float) -> Remark:
 
 def frame_times(data: EpisodeDataset) -> np.ndarray:
     """(N,) float32: the second of each frame in its episode, as the files have it."""
-    parts = [pq.read_table(data.root / name, columns=["timestamp"]).column(0).to_numpy() for name in data.data_files]
-    return np.concatenate(parts).astype(np.float32)[: len(data)]
+    return data.timestamps.astype(np.float32)
 
 
 def read_persistent(data: EpisodeDataset) -> list[list[Remark]]:
@@ -58,13 +58,14 @@ def read_persistent(data: EpisodeDataset) -> list[list[Remark]]:
         raise EpisodeError(
             f"{data.root / lacks} lacks column {PERSISTENT!r}, which other files of the data set have; write it anew"
         )
-    found: list[list[Remark]] = []
-    before = 0  # frames in the files before
+    found: list[list[Remark]] = [[] for _ in data.episodes]
+    positions = {int(start): position for position, start in enumerate(data.starts[:-1])}  # the first row of each episode
     for name in data.data_files:
-        column = pq.read_table(data.root / name, columns=[PERSISTENT]).column(0)
-        firsts = [start - before for start in data.starts[:-1].tolist() if 0 <= start - before < len(column)]
-        found += [rows or [] for rows in column.take(pa.array(firsts, pa.int64())).to_pylist()]
-        before += len(column)
+        rows = data.rows_of(name)
+        firsts = np.flatnonzero(np.isin(rows, data.starts[:-1]))
+        column = pq.read_table(data.root / name, columns=[PERSISTENT]).column(0).take(pa.array(firsts, pa.int64()))
+        for place, said in zip(firsts.tolist(), column.to_pylist(), strict=True):
+            found[positions[int(rows[place])]] = said or []
     return found
 
 
@@ -98,16 +99,14 @@ def write_persistent(data: EpisodeDataset, target: Path | str, remarks: Sequence
 
 def _write_tables(data: EpisodeDataset, part: Path, remarks: Sequence[Sequence[Remark]]) -> None:
     progress = Progress(f"language of {data.root.name}", total=len(data.data_files), unit="file")
-    before = 0
     for name in data.data_files:
         table = pq.read_table(data.root / name)
-        # frames past the last episode are what a killed run left behind; nothing is said about them
-        episode = np.searchsorted(data.starts, np.arange(before, before + len(table)), "right") - 1
-        before += len(table)
-        first, last = int(episode[0]), int(episode[-1])
-        said = [list(rows) for rows in remarks[first : last + 1]]
-        said += [[]] * (last + 1 - first - len(said))
-        column = pa.array(said, _rows_type(table, PERSISTENT, timed=True)).take(pa.array(episode - first))
+        rows = data.rows_of(name)
+        # frames of no episode are what a killed run left behind, number -1; nothing is said about them
+        episode = np.where(rows < 0, -1, np.searchsorted(data.starts, rows, "right") - 1)
+        present, which = np.unique(episode, return_inverse=True)
+        said = [list(remarks[number]) if number >= 0 else [] for number in present.tolist()]
+        column = pa.array(said, _rows_type(table, PERSISTENT, timed=True)).take(pa.array(which))
         events = _rows_type(table, EVENTS, timed=False)
         columns = (
             {PERSISTENT: column}

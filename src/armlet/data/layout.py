@@ -3,20 +3,44 @@
 Knows no values of a data set.
 """
 
+import itertools
 import json
+import math
+import re
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
+
+from armlet.data.opening import EpisodeError, column_names, read_lines, read_object, read_table
 
 IMAGE = "observation.images."
 INFO, STATS, TASKS = "meta/info.json", "meta/stats.json", "meta/tasks.parquet"
 EPISODES = "meta/episodes/chunk-000/file-{file:03d}.parquet"
 DATA = "data/chunk-000/file-{file:03d}.parquet"
 VIDEO = "videos/{camera}/chunk-000/file-{file:03d}.mp4"
+TASK_LINES, EPISODE_LINES, STAT_LINES = "meta/tasks.jsonl", "meta/episodes.jsonl", "meta/episodes_stats.jsonl"  # v2.x
+OURS = "meta/armlet.json"  # made by `EpisodeWriter`, which writes meta/info.json last
+PATHS_V2 = (
+    "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet",
+    "videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4",
+)
+PATHS_V3 = (
+    "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet",
+    "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4",
+)
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns of a data set hold the robot's state and its actions; state None: there is none, or it is not to be read."""
+
+    state: str | None = "observation.state"
+    action: str = "action"
 
 
 def column_type(values: np.ndarray) -> pa.DataType:
@@ -89,57 +113,301 @@ def _video(height: int, width: int, fps: int) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
+class Clip:
+    """Where an episode's film lies: a file, relative to the data set's folder, and from which second of it to which (None: to
+    its end)."""
+
+    file: str
+    begins: float
+    ends: float | None = None
+
+
+@dataclass(frozen=True)
 class Stored:
-    """One episode and where its parts lie. `data` and `videos` name files relative to the data set's folder: the
-    parquet file and the episode's first row in it; camera key → video file and the second at which it begins."""
+    """One episode as the metadata list it: its number, how many rows it has (None: they do not say), what its tasks are, in no
+    order, and where it lies: `data`, a file relative to the data set's folder (None: they do not say), and a clip a camera."""
 
     index: int
-    length: int
-    task: str
+    length: int | None
+    tasks: tuple[str, ...]
     info: dict[str, Any]
-    data: str
-    first: int
-    videos: dict[str, tuple[str, float]]
+    data: str | None
+    videos: dict[str, Clip]
+
+
+Layout = Callable[[Path, dict[str, Any]], list[Stored]]
+
+
+def episode_files(root: Path) -> list[Path]:
+    """The files of a v3.x folder that list its episodes, in order; folders may be links."""
+    return sorted([*root.glob("meta/episodes/*/*.parquet"), *root.glob("meta/episodes/*.parquet")], key=_by_numbers)
+
+
+def data_files(root: Path) -> list[str]:
+    """The files with rows, for metadata that do not name them."""
+    found = sorted([*root.glob("data/*/*.parquet"), *root.glob("data/*.parquet")], key=_by_numbers)
+    return [path.relative_to(root).as_posix() for path in found]
 
 
 def stored_v30(root: Path, info: dict[str, Any]) -> list[Stored]:
     """Episodes of a v3.x folder: many to a file, and videos cut into files where the data need not be."""
-    paths = sorted(root.glob("meta/episodes/chunk-*/file-*.parquet"))
-    rows = [row for path in paths for row in pq.read_table(path, columns=_columns(path)).to_pylist()][: info["total_episodes"]]
-    begins: dict[str, int] = {}
+    paths = episode_files(root)
+    if not paths:
+        raise EpisodeError(f"{root / 'meta/episodes'} holds no parquet file, which lists the episodes; copy the data set again")
+    data_path, video_path = _paths(info, PATHS_V3)
     found = []
-    for row in rows:
-        data = info["data_path"].format(chunk_index=row["data/chunk_index"], file_index=row["data/file_index"])
-        first = row["dataset_from_index"] - begins.setdefault(data, row["dataset_from_index"])
-        videos = {}
-        for key in _video_keys(info):
-            at = f"videos/{key}"
-            place = {"chunk_index": row[f"{at}/chunk_index"], "file_index": row[f"{at}/file_index"]}
-            videos[key] = (info["video_path"].format(video_key=key, **place), row[f"{at}/from_timestamp"])
-        about = json.loads(row.get("armlet/info") or "{}")
-        found.append(Stored(row["episode_index"], row["length"], row["tasks"][0], about, data, first, videos))
+    for path in paths:
+        names = [name for name in column_names(path) if not name.startswith("stats/")]  # those are most of the file
+        for row in read_table(path, names).to_pylist():
+            where = f"{path}: episode {row.get('episode_index')}"
+            try:
+                found.append(_row_v30(row, info, data_path, video_path, where))
+            except (KeyError, IndexError, TypeError, ValueError) as error:
+                if isinstance(error, EpisodeError):
+                    raise
+                raise EpisodeError(f"{where} cannot be understood ({error!r}); copy it again") from error
     return found
 
 
-def _columns(path: Path) -> list[str]:
-    """All but the statistics, which are most of the file."""
-    return [name for name in pq.read_schema(path).names if not name.startswith("stats/")]
+def _row_v30(row: dict[str, Any], info: dict[str, Any], data_path: str, video_path: str, where: str) -> Stored:
+    first, last, length = (row.get(name) for name in ("dataset_from_index", "dataset_to_index", "length"))
+    if first is not None and last is not None:
+        if length is not None and last - first != length:
+            raise EpisodeError(
+                f"{where} has length {length} and reaches from row {first} to {last}, which are {last - first}; "
+                "convert the data set again"
+            )
+        length = last - first
+    data = None
+    if row.get("data/chunk_index") is not None and row.get("data/file_index") is not None:
+        data = data_path.format(chunk_index=row["data/chunk_index"], file_index=row["data/file_index"])
+    videos = {}
+    for key in _video_keys(info):
+        at = f"videos/{key}"
+        place = {"chunk_index": row[f"{at}/chunk_index"], "file_index": row[f"{at}/file_index"]}
+        file = video_path.format(video_key=key, **place)
+        begins, ends = row[f"{at}/from_timestamp"], row.get(f"{at}/to_timestamp")
+        videos[key] = Clip(file, float(begins), None if ends is None else float(ends))
+    about = json.loads(row.get("armlet/info") or "{}")
+    return Stored(int(row["episode_index"]), length, _tasks(row, where), about, data, videos)
 
 
 def stored_v2(root: Path, info: dict[str, Any]) -> list[Stored]:
     """Episodes of a v2.0 or v2.1 folder: a parquet file and a video per camera each."""
+    data_path, video_path = _paths(info, PATHS_V2)
     found = []
-    for row in json_lines(root / "meta/episodes.jsonl"):
-        place = {"episode_chunk": row["episode_index"] // info["chunks_size"], "episode_index": row["episode_index"]}
-        videos = {key: (info["video_path"].format(video_key=key, **place), 0.0) for key in _video_keys(info)}
-        data = info["data_path"].format(**place)
-        found.append(Stored(row["episode_index"], row["length"], row["tasks"][0], {}, data, 0, videos))
+    for row in read_lines(root / EPISODE_LINES):
+        where = f"{root / EPISODE_LINES}: episode {row.get('episode_index')}"
+        try:
+            index = int(row["episode_index"])
+            length = None if row.get("length") is None else int(row["length"])
+            place = {"episode_chunk": index // int(info.get("chunks_size") or 1000), "episode_index": index}
+            videos = {key: Clip(video_path.format(video_key=key, **place), 0.0) for key in _video_keys(info)}
+            data = data_path.format(**place)
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise EpisodeError(f"{where} cannot be understood ({error!r}); copy it again") from error
+        found.append(Stored(index, length, _tasks(row, where), {}, data, videos))
     return found
 
 
-def json_lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+VERSIONS: dict[str, Layout] = {"v2.0": stored_v2, "v2.1": stored_v2, "v3.0": stored_v30, "v3.1": stored_v30}
+
+
+def stored_episodes(root: Path, info: dict[str, Any]) -> list[Stored]:
+    """The episodes that the metadata list, in order of their numbers.
+
+    Raises EpisodeError where there are fewer than meta/info.json counts, or one number is there twice. Where there are more,
+    the last ones of a folder of ours are what a killed run left, and are left out; in another's the count is wrong, and all are
+    taken. Either is said on stderr.
+    """
+    found = VERSIONS[info["codebase_version"]](root, info)
+    total = info.get("total_episodes")
+    if total is not None and not isinstance(total, int):
+        raise EpisodeError(f"{root / INFO}: total_episodes is {total!r}, expected a whole number")
+    if not found or (total is not None and len(found) < total):
+        raise EpisodeError(
+            f"{root / 'meta'} lists {len(found)} episodes, and meta/info.json promises {total}; copy the data set again"
+        )
+    if total is not None and len(found) > total:
+        ours = (root / OURS).exists()
+        does = "the last ones, of a run that was killed, are left out" if ours else "all are taken"
+        sys.stderr.write(f"{root / 'meta'} lists {len(found)} episodes, and meta/info.json counts {total}; {does}\n")
+        found = found[:total] if ours else found
+    if not found:
+        raise EpisodeError(f"{root} has no episodes; was it recorded to the end?")
+    found.sort(key=lambda each: each.index)
+    for before, after in itertools.pairwise(found):
+        if before.index == after.index:
+            raise EpisodeError(f"{root / 'meta'} lists episode {after.index} twice; were folders merged by hand?")
+    return found
+
+
+def _by_numbers(path: Path) -> list[int]:
+    """Files in the order of their numbers: file-1000 comes after file-999."""
+    return [int(digits) for digits in re.findall(r"\d+", "/".join(path.parts[-2:]))]
+
+
+def _paths(info: dict[str, Any], usual: tuple[str, str]) -> tuple[str, str]:
+    return info.get("data_path") or usual[0], info.get("video_path") or usual[1]
+
+
+def _tasks(row: dict[str, Any], where: str) -> tuple[str, ...]:
+    tasks = row.get("tasks")
+    if isinstance(tasks, str):  # some converters write the text itself
+        tasks = [tasks]
+    if not tasks or any(not isinstance(task, str) for task in tasks):
+        raise EpisodeError(
+            f"{where} has no task (tasks: {tasks!r}); say in its metadata what the robot was to do, or leave it out"
+        )
+    return tuple(tasks)
 
 
 def _video_keys(info: dict[str, Any]) -> list[str]:
-    return [name for name, feature in info["features"].items() if feature["dtype"] == "video"]
+    return [name for name, feature in info["features"].items() if feature.get("dtype") == "video"]
+
+
+def task_texts(root: Path) -> dict[int, str] | None:
+    """task_index → text, of meta/tasks.parquet or meta/tasks.jsonl; None where there is neither. Raises EpisodeError where a number
+    has two texts."""
+    path = tasks_file(root)
+    if path is None:
+        return None
+    if path.suffix == ".parquet":
+        table = read_table(path)
+        texts = [field.name for field in table.schema if pa.types.is_string(field.type) or pa.types.is_large_string(field.type)]
+        named = [name for name in ("task", "__index_level_0__", *texts) if name in texts]
+        if not named or "task_index" not in table.column_names:
+            raise EpisodeError(f"{path} has columns {table.column_names}, expected task_index and a text; copy it again")
+        pairs = list(zip(table.column("task_index").to_pylist(), table.column(named[0]).to_pylist(), strict=True))
+    else:
+        pairs = [(row.get("task_index"), row.get("task")) for row in read_lines(path)]
+    found: dict[int, str] = {}
+    for index, text in pairs:
+        if not isinstance(index, int) or not isinstance(text, str):
+            raise EpisodeError(f"{path}: task_index {index!r} has the text {text!r}, expected a number and a text; copy it again")
+        if found.setdefault(index, text) != text:
+            raise EpisodeError(
+                f"{path}: task_index {index} is {found[index]!r} and {text!r}; which of them the robot was told is lost"
+            )
+    return found
+
+
+def read_info(root: Path) -> dict[str, Any]:
+    """meta/info.json with `fps` a number and `features` name → description. Raises EpisodeError naming the field that will not do."""
+    path = root / INFO
+    info = read_object(path)
+    version = info.get("codebase_version")
+    if version not in VERSIONS:
+        raise EpisodeError(
+            f"{path}: codebase_version is {version!r}, expected one of {', '.join(VERSIONS)}; convert it with lerobot"
+        )
+    features = info.get("features")
+    if not isinstance(features, dict) or not all(isinstance(feature, dict) for feature in features.values()):
+        raise EpisodeError(f"{path}: features is {type(features).__name__}, expected an object of objects; copy it again")
+    return info | {"fps": _rate(info.get("fps"), path)}
+
+
+def _rate(value: Any, path: Path) -> float:
+    """Rows a second; a whole number where it is one."""
+    try:
+        rate = float(value)
+    except (TypeError, ValueError):
+        rate = math.nan
+    if not (math.isfinite(rate) and rate > 0) or isinstance(value, bool):
+        raise EpisodeError(f"{path}: fps is {value!r}, expected rows a second; write how many there are")
+    return int(rate) if rate.is_integer() else rate
+
+
+def width(feature: dict[str, Any]) -> int | None:
+    """How many numbers a row of a feature has; None where its shape is not said. [] is one number."""
+    shape = feature.get("shape")
+    if isinstance(shape, int):
+        return shape
+    return math.prod(shape) if isinstance(shape, list | tuple) else None
+
+
+def names_of(feature: dict[str, Any], count: int) -> tuple[str, ...]:
+    """A name for each of `count` numbers: the feature's own, where it has a different one for each, or 0, 1, 2 …
+
+    Lists may be nested in objects ({"motors": […]}), one after the other, or an object may number its names ({"dx": 0, …}).
+    """
+    names = feature.get("names")
+    if isinstance(names, dict) and names and all(isinstance(place, int) for place in names.values()):
+        names = [name for name, _ in sorted(names.items(), key=lambda each: each[1])]
+    found = _flat(names)
+    fit = len(found) == count == len(set(found))
+    return tuple(found) if fit else tuple(map(str, range(count)))
+
+
+def _flat(names: Any) -> list[str]:
+    if names is None:
+        return []
+    if isinstance(names, dict):
+        names = list(names.values())
+    if not isinstance(names, list | tuple):
+        return [str(names)]
+    found = []
+    for name in names:
+        found += _flat(name)
+    return found
+
+
+def picture_size(feature: dict[str, Any]) -> tuple[int, int] | None:
+    """(height, width) of a camera's pictures; None where the metadata do not say. `names` says in which order the shape stands, and
+    where it does not, the side that is 1, 3 or 4 and first or last is the channels."""
+    shape, names = feature.get("shape"), feature.get("names")
+    if isinstance(shape, list | tuple) and len(shape) == 2:
+        return int(shape[0]), int(shape[1])
+    if not isinstance(shape, list | tuple) or len(shape) != 3:
+        about = video_info(feature)
+        height, wide = about.get("video.height"), about.get("video.width")
+        return (int(height), int(wide)) if height and wide else None
+    places = {"h": 0, "w": 1}
+    letters = [str(name)[:1].lower() for name in names] if isinstance(names, list | tuple) and len(names) == 3 else []
+    if sorted(letters) == ["c", "h", "w"]:
+        places = {"h": letters.index("h"), "w": letters.index("w")}
+    elif shape[0] in (1, 3, 4) and shape[2] not in (1, 3, 4):
+        places = {"h": 1, "w": 2}
+    return int(shape[places["h"]]), int(shape[places["w"]])
+
+
+def video_info(feature: dict[str, Any]) -> dict[str, Any]:
+    """What else is said of a camera; older versions called it `video_info`."""
+    found: dict[str, Any] = {}
+    for name in ("video_info", "info"):
+        if isinstance(feature.get(name), dict):
+            found |= feature[name]
+    return found
+
+
+def is_depth(feature: dict[str, Any]) -> bool:
+    """Whether a camera's pictures are distances, or anything else with one channel, and not colours."""
+    about, shape = video_info(feature), feature.get("shape")
+    said = [about[name] for name in ("is_depth_map", "video.is_depth_map") if about.get(name) is not None]
+    pixels = str(about.get("video.pix_fmt") or "")
+    if any(said) or re.match(r"(gray|y|ya)f?(9|1\d|32)", pixels):
+        return True
+    if said:  # a camera of grey pictures, which says that it is one
+        return False
+    size, count = picture_size(feature), about.get("video.channels")
+    if isinstance(shape, list | tuple) and size is not None and len(shape) == 3:
+        count = math.prod(shape) // max(math.prod(size), 1)
+    return count == 1 or (isinstance(shape, list | tuple) and len(shape) == 2) or pixels.startswith("gray")
+
+
+def tasks_file(root: Path) -> Path | None:
+    """Where the texts of the tasks are; None where they are in no file of their own."""
+    for name in (TASKS, TASK_LINES):
+        path = root / name
+        if path.exists() or path.is_symlink():
+            return path
+    return None
+
+
+def statistics_file(root: Path) -> Path | None:
+    """Where the statistics are: meta/stats.json, or the episodes' of v2.1; None where there are none."""
+    for name in (STATS, STAT_LINES):
+        path = root / name
+        if path.exists() or path.is_symlink():
+            return path
+    return None

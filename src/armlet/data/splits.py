@@ -25,7 +25,7 @@ def by_task(data: EpisodeDataset, shares: tuple[float, float, float] = SHARES) -
     """Three parts in which no instruction and no scene (the seed it was drawn from) stands twice; every kind of task is in each, as
     far as it has instructions enough.
 
-    Episodes that share an instruction or a scene stay together. Groups are ordered by a hash of their words, so that a larger
+    Episodes that share an instruction, any of those of an episode, or a scene stay together. Groups are ordered by a hash of their words, so that a larger
     collection of the same kind moves few of them. Raises ValueError where a part would be empty.
     """
     groups = _groups(data)
@@ -34,7 +34,7 @@ def by_task(data: EpisodeDataset, shares: tuple[float, float, float] = SHARES) -
         by_kind[str(data.episodes[group[0]].info.get("task", ""))].append(group)
     parts: list[list[int]] = [[], [], []]
     for kind in sorted(by_kind):
-        ordered = sorted(by_kind[kind], key=lambda group: _hash(min(data.episodes[number].task for number in group)))
+        ordered = sorted(by_kind[kind], key=lambda group: _hash(min(min(data.episodes[number].tasks) for number in group)))
         total, done = sum(map(len, ordered)), 0
         for group in ordered:  # the middle of a group says which part it is in
             share = (done + len(group) / 2) / total
@@ -66,7 +66,7 @@ def _groups(data: EpisodeDataset) -> list[list[int]]:
 
     first: dict[tuple, int] = {}
     for number, episode in enumerate(data.episodes):
-        marks: list[tuple] = [("words", episode.task)]
+        marks: list[tuple] = [("words", words) for words in episode.tasks]
         if "seed" in episode.info:
             marks.append(("scene", episode.info.get("task"), episode.info["seed"]))
         for mark in marks:

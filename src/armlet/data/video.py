@@ -1,13 +1,17 @@
-"""Frames ↔ mp4 files, on PyAV. Knows no data set.
+"""Frames ↔ mp4 files, on PyAV: pictures are found by the film's own clock, never by counting. Knows no data set.
 
 Small pictures with saturated colours lose most to chroma subsampling, so data uses 4:4:4; films for people 4:2:0.
 """
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
+
+from armlet.data.opening import fault
 
 
 class VideoError(ValueError):
@@ -48,35 +52,161 @@ def concatenate(sources: list[Path], target: Path) -> None:
                     position += 1
 
 
+TIE = 1e-6  # seconds: of two frames as near as this the earlier is taken, so that rounding does not choose
+SLACK = 1e-4  # seconds that rounding may add to a time: rows keep theirs in single precision
+SEEK = 16  # frames decoded on, rather than jumped over: a jump costs about as many
+
+
+class Film:
+    """A film's own clock, read without decoding anything: when each frame is shown, and where decoding can begin.
+
+    `times` (n,) float64 in seconds, increasing; `period`: seconds from one frame to the next, the median. Frames are numbered in
+    the order in which they are shown. Frames that an edit list cuts away are none.
+
+    Raises VideoError naming the file where it is missing, no video, or cut short.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        shown: list[int] = []
+        keys: list[bool] = []
+        with _opened(path) as container:
+            stream = _stream(container, path)
+            unit = stream.time_base
+            rate = stream.average_rate or stream.guessed_rate
+            try:
+                for packet in container.demux(stream):
+                    if packet.size == 0 or packet.is_discard:  # the end of the film; what an edit list cuts away
+                        continue
+                    if packet.is_corrupt:
+                        raise VideoError(f"{path} is damaged or truncated after frame {len(shown)}; copy or record it again")
+                    if packet.pts is None:
+                        raise VideoError(f"{path}: frame {len(shown)} has no time; copy or record it again")
+                    shown.append(packet.pts)
+                    keys.append(bool(packet.is_keyframe))
+            except av.error.FFmpegError as error:
+                raise VideoError(
+                    f"{path} is damaged or truncated after frame {len(shown)} ({error}); copy or record it again"
+                ) from error
+        if not shown:
+            raise VideoError(f"{path} has no frames; was it truncated? Copy or record it again")
+        self._shown, first = np.unique(np.array(shown, np.int64), return_index=True)
+        self._keys = np.flatnonzero(np.array(keys)[first])
+        self.times = self._shown * float(unit)
+        if len(self.times) > 1:
+            self.period = float(np.median(np.diff(self.times)))
+        else:
+            self.period = 1 / float(rate) if rate else math.inf
+
+    def nearest(
+        self, times: np.ndarray, begins: np.ndarray | float = -math.inf, ends: np.ndarray | float = math.inf
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Of each of the `times` (b,), in seconds: the number of the frame nearest to it, and whether that frame is within half of a
+        frame's period. Only frames from `begins` up to, and without, `ends` count: what else is in the film is another episode's."""
+        last = len(self.times) - 1
+        after = np.searchsorted(self.times, times).clip(max=last)
+        before = np.maximum(after - 1, 0)
+        later = np.abs(self.times[after] - times) < np.abs(self.times[before] - times) - TIE
+        half = self.period / 2
+        first_own = np.searchsorted(self.times, np.subtract(begins, half)).clip(max=last)
+        last_own = np.maximum(np.searchsorted(self.times, np.subtract(ends, half)) - 1, 0)
+        numbers = np.minimum(np.maximum(np.where(later, after, before), first_own), last_own)
+        return numbers, np.abs(self.times[numbers] - times) <= half + SLACK
+
+    def __str__(self) -> str:
+        return (
+            f"{self.path} has {len(self.times)} frames from {self.times[0]:.6g} s to {self.times[-1]:.6g} s, "
+            f"one every {self.period:.4g} s"
+        )
+
+    def frames(self, numbers: np.ndarray, *, pixels: str | None = "rgb24") -> Iterator[np.ndarray]:
+        """The frames of these `numbers` in their order, whatever it is, as arrays of the pixel format `pixels`: (h, w, 3) uint8 for
+        rgb24; None: the film's own, as a depth camera's film needs.
+
+        One pass over numbers that follow one another closely; a jump goes to the nearest key frame. Raises VideoError naming
+        file and frame where one cannot be decoded.
+        """
+        with _opened(self.path) as container:
+            stream = _stream(container, self.path)
+            stream.thread_type = "AUTO"
+            decoder = container.decode(stream)
+            at, picture = -1, None  # the number of the frame that was decoded last
+            for number in numbers.tolist():
+                key = self._key(number)
+                if number < at or key > at + SEEK:
+                    decoder, frame = self._jump(container, stream, number, key)
+                    at, picture = number, _array(frame, pixels)
+                elif number > at:
+                    frame = self._decode_to(decoder, number)
+                    at, picture = number, _array(frame, pixels)
+                assert picture is not None  # number is at, and something was decoded
+                yield picture
+
+    def _key(self, number: int) -> int:
+        """The number of the last key frame up to frame `number`; 0 where there is none: decoding then begins with the film."""
+        place = int(np.searchsorted(self._keys, number, "right")) - 1
+        return int(self._keys[place]) if place >= 0 else 0
+
+    def _jump(self, container: Any, stream: Any, number: int, key: int) -> tuple[Iterator[Any], Any]:
+        """A decoder that stands just behind frame `number`, and this frame. Seeking goes by the times of decoding, which lie before
+        those of showing, so it may land behind the key frame that was meant: then it goes further back."""
+        while True:
+            container.seek(int(self._shown[key]), stream=stream, backward=True)
+            decoder = container.decode(stream)
+            frame = self._decode_to(decoder, number, missed=key > 0)
+            if frame is not None:
+                return decoder, frame
+            key = self._key(key - 1)
+
+    def _decode_to(self, decoder: Iterator[Any], number: int, *, missed: bool = False) -> Any:
+        """The frame, decoded on to it; with `missed`, None where decoding began behind it."""
+        wanted = int(self._shown[number])
+        place = f"{self.path}: frame {number}, at {self.times[number]:.6g} s,"
+        try:
+            for frame in decoder:
+                if frame.pts is None:
+                    raise VideoError(f"{self.path}: a frame before number {number} has no time; copy or record it again")
+                if frame.pts < wanted:
+                    continue
+                if frame.pts == wanted and not frame.is_corrupt:
+                    return frame
+                if missed and frame.pts > wanted:
+                    return None
+                break
+        except av.error.FFmpegError as error:
+            raise VideoError(f"{place} cannot be decoded ({error}); the file is damaged: copy or record it again") from error
+        raise VideoError(f"{place} cannot be decoded; the file is damaged or truncated: copy or record it again")
+
+
 def read_frames(path: Path, start: int, count: int, *, fps: float) -> Iterator[np.ndarray]:
-    """`count` frames (h, w, 3) uint8 from frame number `start`. Raises VideoError naming the file."""
+    """`count` pictures (h, w, 3) uint8 of a table that has `fps` rows a second, from row `start` on: at each row's time, the film's
+    nearest frame. Raises VideoError naming the file and the first row without a frame."""
+    film = Film(path)
+    numbers, near = film.nearest((start + np.arange(count)) / fps)
+    if not near.all():
+        row = start + int(np.argmin(near))
+        raise VideoError(f"no frame of the film belongs to row {row}, at {row / fps:.6g} s: {film}; is it truncated?")
+    return film.frames(numbers)
+
+
+def _opened(path: Path) -> Any:
+    wrong = fault(path)
+    if wrong is not None:
+        raise VideoError(wrong)
     try:
-        container = av.open(str(path))
+        return av.open(str(path))
     except (av.error.FFmpegError, OSError) as error:
         raise VideoError(f"{path} cannot be opened as a video ({error}); was it truncated? Copy or record it again") from error
-    with container:
-        stream = container.streams.video[0]
-        stream.thread_type = "AUTO"
-        if stream.time_base is None:
-            raise VideoError(f"{path} does not say in which unit its times are; copy or record it again")
-        if start:
-            container.seek(int(start / fps / stream.time_base), stream=stream)
-        given = 0
-        try:
-            for frame in container.decode(stream):
-                if frame.pts is None:
-                    raise VideoError(f"{path}: a frame after number {start + given} has no time; copy or record it again")
-                number = round(float(frame.pts * stream.time_base) * fps)
-                if number < start:
-                    continue
-                if given == count:
-                    return
-                yield frame.to_ndarray(format="rgb24")
-                given += 1
-        except av.error.FFmpegError as error:
-            raise VideoError(f"{path}: frame {start + given} cannot be decoded ({error}); the file is damaged") from error
-    if given < count:
-        raise VideoError(
-            f"{path} ends after frame {start + given}, and the metadata promise frames {start} to {start + count}; "
-            "the video is truncated: copy or record it again"
-        )
+
+
+def _stream(container: Any, path: Path) -> Any:
+    if not container.streams.video:
+        raise VideoError(f"{path} holds no video; copy or record it again")
+    stream = container.streams.video[0]
+    if stream.time_base is None:
+        raise VideoError(f"{path} does not say in which unit its times are; copy or record it again")
+    return stream
+
+
+def _array(frame: Any, pixels: str | None) -> np.ndarray:
+    return frame.to_ndarray(format=pixels or frame.format.name)

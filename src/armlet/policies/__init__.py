@@ -237,7 +237,10 @@ def gather(
         images[name] = torch.from_numpy(stacked).to(device).permute(0, 3, 1, 2).float().div_(255)
     ids = [encode(body.tokenizer, seen.instruction, longest=text_tokens) for seen in observations]
     text = nn.utils.rnn.pad_sequence([torch.tensor(row) for row in ids], batch_first=True).to(device)
-    state = np.stack([body.state.apply(seen.state) for seen in observations])
+    if len(body.state.offset):
+        state = np.stack([body.state.apply(seen.state) for seen in observations])
+    else:  # taught without a state: whatever the robot says of its own is not looked at
+        state = np.zeros((len(observations), 0), np.float32)
     previous = np.stack([body.actions.apply(seen.previous_action) for seen in observations])
     return Batch(
         images=images,

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from armlet.layers.heads import ArmGripperHead, fitted
+from armlet.layers.named import Named, NoState
 from armlet.layers.pretrained import fetch, fetch_tokenizer, pixels
 from armlet.layers.vision import ConvEncoder, ordered_mean
 from armlet.policies import Body, Network, Policy, Student, Tokens, gather, tuples, weights_of
@@ -174,14 +175,15 @@ class ActionQuery(Policy):
                 name: ConvEncoder(size, width, stride=network.strides.get(name, 12), channels=network.channels)
                 for name, size in cameras.items()
             }
-            self.vision: nn.Module = nn.ModuleDict(eyes)
+            self.vision: nn.Module = Named(eyes)
             self.vision_tokens = sum(each.tokens for each in eyes.values())
             self.order = nn.Parameter(1 + 0.5 * torch.randn(network.text_tokens, width))
             self.asked = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.GELU())
         else:
             self.vision = shared = Eyes(network.vision, width, tower)
             self.vision_tokens = shared.tokens * len(cameras)
-        self.state = StateToken(len(body.state.offset), network.gripper_state, width)
+        dims = len(body.state.offset)
+        self.state: nn.Module = StateToken(dims, network.gripper_state, width) if dims else NoState(width)
         self.query = nn.Parameter(torch.randn(width) * 0.02)
         between = 2 * network.expert_width
         self.mapper = nn.Sequential(
@@ -224,7 +226,7 @@ class ActionQuery(Policy):
     def _see(self, batch: Batch, words: Tensor) -> list[Tensor]:
         if isinstance(self.vision, Eyes):
             return [self.vision(batch.images[name]) for name in self.cameras]
-        assert isinstance(self.vision, nn.ModuleDict)
+        assert isinstance(self.vision, Named)
         asked = self.asked(ordered_mean(words, batch.text_mask, self.order))
         return [self.vision[name](batch.images[name], asked) for name in self.cameras]
 

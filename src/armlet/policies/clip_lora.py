@@ -30,6 +30,7 @@ from transformers import CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPVisionCon
 
 from armlet.data.text import encode
 from armlet.layers.heads import HEADS, BinHead
+from armlet.layers.named import Named, state_layer
 from armlet.layers.pretrained import fetch, fetch_tokenizer, pixels, stretch
 from armlet.layers.vision import ConvEncoder, Pointers, ordered_mean
 from armlet.policies import Body, Network, Pass, Policy, Tokens, gather, tuples, weights_of
@@ -185,7 +186,7 @@ class ClipLora(Policy):
         self.masked = nn.Parameter(torch.randn(network.embed) * 0.02)
         if network.use_state:
             early = network.fusion == "early"
-            self.state = nn.Linear(len(body.state.offset), network.width if early else network.embed)
+            self.state = state_layer(len(body.state.offset), network.width if early else network.embed)
         self.head = HEADS[network.head](self.condition_width, network.chunk, body.action_spec.dims, **network.head_options)
         if network.aux_heads:
             self.phase = nn.Linear(self.condition_width, network.phases)
@@ -205,8 +206,8 @@ class ClipLora(Policy):
             name: ConvEncoder(size, width, stride=network.strides.get(name, 12), channels=network.channels)
             for name, size in self.cameras.items()
         }
-        self.eyes = nn.ModuleDict(eyes)
-        self.pointers = nn.ModuleDict(
+        self.eyes = Named(eyes)
+        self.pointers = Named(
             {name: Pointers(width, each.tokens, network.embed, count=network.pointers) for name, each in eyes.items()}
         )
         return {name: each.tokens for name, each in eyes.items()}

@@ -30,6 +30,7 @@ from transformers import PreTrainedModel, RobertaConfig, RobertaModel, ViTConfig
 from armlet.data.text import load_tokenizer, marks
 from armlet.layers.fusion import AttentionPool, FiLM, FusionLayer, Goal, GoalCode, Question
 from armlet.layers.heads import HEADS, Kind, fitted
+from armlet.layers.named import Named, state_layer
 from armlet.layers.vision import ConvEncoder, on_grid, word_mean
 from armlet.policies import Body, Network, Pass, Policy, Student, Tokens, gather, weights_of
 from armlet.types import Batch, Observation, Trace
@@ -178,9 +179,9 @@ class TwoTower(Policy):
         self.vision = ViTModel(network.vit(size), add_pooling_layer=False)
         self.words = RobertaModel(network.roberta(body.tokenizer), add_pooling_layer=False)
         self.camera = nn.Parameter(torch.zeros(len(config.cameras), width))
-        self.state = nn.Linear(len(body.state.offset), width) if network.use_state else None
+        self.state = state_layer(len(body.state.offset), width) if network.use_state else None
         self.ask = Question(width, network.text_tokens) if network.early_words else None
-        self.eyes = nn.ModuleDict()
+        self.eyes = Named()
         if network.early_words:
             eyes = {
                 name: ConvEncoder(side, width, stride=network.patch, channels=network.channels)

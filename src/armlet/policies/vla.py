@@ -16,6 +16,7 @@ from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMSNorm, LlamaRotaryEmbedding
 
 from armlet.layers.heads import HEADS, Kind, fitted
+from armlet.layers.named import Named, state_layer
 from armlet.layers.vision import ConvEncoder, ordered_mean
 from armlet.policies import Body, Network, Policy, Tokens, gather, tuples, weights_of
 from armlet.types import Batch, Observation
@@ -103,11 +104,11 @@ class VLA(Policy):
             name: ConvEncoder(size, config.width, stride=config.strides[name], channels=config.vision_channels)
             for name, size in config.cameras.items()
         }
-        self.vision, self.vision_tokens = nn.ModuleDict(eyes), sum(encoder.tokens for encoder in eyes.values())
+        self.vision, self.vision_tokens = Named(eyes), sum(encoder.tokens for encoder in eyes.values())
         self.words = nn.Embedding(config.vocabulary, config.width, padding_idx=0)
         self.order = nn.Parameter(1 + 0.5 * torch.randn(config.text_tokens, config.width))  # "a on b" is not "b on a"
         self.asked = nn.Sequential(nn.LayerNorm(config.width), nn.Linear(config.width, config.width), nn.GELU())
-        self.state = nn.Linear(config.state_dims, config.width)
+        self.state = state_layer(config.state_dims, config.width)
         self.query = nn.Parameter(torch.randn(config.width) * 0.02)
         layers = [LlamaDecoderLayer(llama, index) for index in range(config.depth)]
         for layer in layers:

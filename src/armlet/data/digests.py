@@ -1,0 +1,95 @@
+"""Hashes of files, each read once for as long as it stays as it is, and where what is derived from a data set is kept.
+
+Knows bytes; knows no format.
+"""
+
+import hashlib
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+from armlet.data.files import write_atomically
+
+CACHE = ".cache"  # a folder in the data set's own, where that can be written to
+HOME = Path("~/.cache/armlet")
+KEPT = "digests.json"
+YOUNG = 2.0  # seconds: a file may change again within its clock's granularity, and nothing would show it
+_said: set[Path] = set()  # folders whose cache is elsewhere, and about which that was said
+
+
+def cache_folder(root: Path) -> Path:
+    """Where what is derived from the data set at `root` is kept: in it or, where it is read-only, in the user's cache or that of the
+    machine, which is said on stderr once a process. The folder need not be there yet."""
+    own = root / CACHE
+    if os.access(own if own.exists() else root, os.W_OK | os.X_OK):
+        return own
+    real = root.resolve()
+    places = (HOME.expanduser(), Path(tempfile.gettempdir()) / f"armlet-{os.getuid()}")  # the second where nobody is at home
+    place = next((place for place in places if _can_make(place)), places[0])
+    elsewhere = place / hashlib.sha256(str(real).encode()).hexdigest()[:16]
+    if real not in _said:
+        _said.add(real)
+        sys.stderr.write(f"{root} is read-only; what is derived from it is kept in {elsewhere}\n")
+    return elsewhere
+
+
+def _can_make(folder: Path) -> bool:
+    """Whether a folder is there and can be written to, or could be made."""
+    there = next(each for each in (folder, *folder.parents) if each.exists())
+    return there.is_dir() and os.access(there, os.W_OK | os.X_OK)
+
+
+def digests(paths: Iterable[Path], cache: Path) -> list[bytes]:
+    """The SHA-256 of each file. Those that have not changed since they were read last, by the record in `cache`, are not read again:
+    the same real path, size, inode, and times of change to the nanosecond. Files written in the last two seconds are always read."""
+    known, fresh = _known(cache / KEPT), False
+    found = []
+    for path in paths:
+        real = path.resolve()
+        before = _stamp(real)
+        entry = known.get(str(real))
+        if entry is not None and entry[:-1] == before:  # kept only where it was old enough by then
+            found.append(bytes.fromhex(entry[-1]))
+            continue
+        now = time.time_ns()  # before reading: what changes while it is read is young
+        with real.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").digest()
+        found.append(digest)
+        known.pop(str(real), None)
+        if before == _stamp(real) and not _young(before, now):
+            known[str(real)] = [*before, digest.hex()]
+            fresh = True
+    if fresh:
+        _keep(cache / KEPT, known)
+    return found
+
+
+def _stamp(path: Path) -> list[int]:
+    about = path.stat()
+    return [about.st_size, about.st_mtime_ns, about.st_ino, about.st_ctime_ns]
+
+
+def _young(stamp: list[int], now: int) -> bool:
+    """Whether a file changed within two seconds before `now` (nanoseconds), or after it, by either of its clocks."""
+    return now - max(stamp[1], stamp[3]) < YOUNG * 1e9
+
+
+def _known(path: Path) -> dict[str, list]:
+    """What was kept; nothing where that cannot be read: then all files are read again."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    whole = isinstance(found, dict) and all(isinstance(entry, list) and len(entry) == 5 for entry in found.values())
+    return found if whole else {}
+
+
+def _keep(path: Path, known: dict[str, list]) -> None:
+    try:
+        write_atomically(path, json.dumps(known).encode())
+    except OSError as error:  # hashes are right without it, and only slower the next time
+        sys.stderr.write(f"{path} cannot be written ({error.strerror}); the data set is read again next time\n")

@@ -1,0 +1,205 @@
+"""Which row of which file is frame f of episode e: rows found by their own keys, never by where they stand.
+
+Knows the key columns of a LeRobotDataset; knows no other column, and no picture.
+"""
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from armlet.data.layout import Stored
+from armlet.data.opening import EpisodeError, read_present, read_table
+
+EPISODE, FRAME, TIME, TASK = "episode_index", "frame_index", "timestamp", "task_index"
+
+
+@dataclass(frozen=True)
+class Rows:
+    """N rows of E episodes, in order of episode and frame. `starts` (E + 1,): where each episode begins.
+
+    Of each row (N,): `file`, into `files`, and `place` there; `episode`, its position among the episodes; `frame`, its frame_index;
+    `time`, its second in the episode; `task`, its task_index, None where a file has none. `sizes`: how many rows each file has.
+    """
+
+    files: tuple[str, ...]
+    sizes: tuple[int, ...]
+    starts: np.ndarray
+    file: np.ndarray
+    place: np.ndarray
+    episode: np.ndarray
+    frame: np.ndarray
+    time: np.ndarray
+    task: np.ndarray | None
+
+    def __len__(self) -> int:
+        return len(self.file)
+
+    @property
+    def order(self) -> np.ndarray:
+        """(N,) int64: where each row stands when all files are laid one after the other."""
+        firsts = np.cumsum([0, *self.sizes[:-1]])
+        return firsts[self.file] + self.place
+
+    def of_file(self, number: int) -> np.ndarray:
+        """The number of each row of a file among the N, in the order of the file; -1 where it is none of them."""
+        found = np.full(self.sizes[number], -1, np.int64)
+        mine = np.flatnonzero(self.file == number)
+        found[self.place[mine]] = mine
+        return found
+
+    def columns(self, root: Path, names: Sequence[str]) -> Iterator[tuple[Path, pa.Table]]:
+        """Some columns, file by file, as they stand there. Raises EpisodeError where a file lacks one, or has other rows than when
+        the data set was opened."""
+        for file, size in zip(self.files, self.sizes, strict=True):
+            table = read_table(root / file, names)
+            if len(table) != size:
+                raise EpisodeError(f"{root / file} has changed since the data set was opened; open it again")
+            yield root / file, table
+
+
+def read_rows(root: Path, files: Sequence[str], stored: Sequence[Stored], fps: float, *, alone: bool) -> Rows:
+    """The rows of these episodes in these files.
+
+    Rows of other episodes are left out, in one line on stderr. Raises EpisodeError naming file, episode and first frame where a
+    row is there twice, is missing, or is one more than the metadata say, and where times are missing, NaN or do not increase.
+    With `alone`, a file holds one episode (v2.x): one whose frames are numbered without a gap is then taken as it is, however
+    many frames its metadata say it has, again with a word on stderr.
+    """
+    found = _read_keys(root, files, fps)
+    numbers = np.array([each.index for each in stored], np.int64)
+    order = np.argsort(numbers, kind="stable")  # positions in order of their numbers
+    at = np.searchsorted(numbers[order], found.episode).clip(max=len(order) - 1)
+    known = numbers[order][at] == found.episode
+    if not known.all():
+        foreign = np.unique(found.episode[~known])
+        sys.stderr.write(
+            f"{root}: {int((~known).sum())} rows belong to no episode that the metadata list (episode_index "
+            f"{', '.join(map(str, foreign[:5].tolist()))}{', …' if len(foreign) > 5 else ''}); they are left out\n"
+        )
+    found = replace(found, episode=order[at])
+    chosen = np.flatnonzero(known)
+    chosen = chosen[np.lexsort((found.frame[chosen], found.episode[chosen]))]
+    found = _taken(found, chosen)
+    _refuse_twice(root, found, stored)
+    starts = np.searchsorted(found.episode, np.arange(len(stored) + 1))
+    found = replace(found, starts=starts)
+    _check_lengths(root, found, stored, alone=alone)
+    _check_times(root, found, stored)
+    return found
+
+
+def _read_keys(root: Path, files: Sequence[str], fps: float) -> Rows:
+    """The key columns of all files, one after the other; `episode` is the number that a row has itself."""
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in (EPISODE, FRAME, TIME, TASK)}
+    sizes = []
+    for name in files:
+        path = root / name
+        table = read_present(path, list(parts))
+        names = table.column_names
+        missing = sorted({EPISODE, FRAME} - set(names))
+        if missing:
+            raise EpisodeError(f"{path} lacks column {missing[0]!r}, by which its rows are found; convert it with lerobot")
+        sizes.append(len(table))
+        for key, part in parts.items():
+            if key in names:
+                part.append(_numbers(table.column(key), path, key))
+        if TIME not in names:
+            parts[TIME].append(parts[FRAME][-1] / fps)
+    joined = {key: np.concatenate(values) for key, values in parts.items() if len(values) == len(files)}
+    return Rows(
+        files=tuple(files),
+        sizes=tuple(sizes),
+        starts=np.zeros(1, np.int64),
+        file=np.repeat(np.arange(len(files)), sizes),
+        place=np.concatenate([np.arange(size) for size in sizes]),
+        episode=joined[EPISODE],
+        frame=joined[FRAME],
+        time=joined[TIME].astype(np.float64),
+        task=joined.get(TASK),
+    )
+
+
+def _numbers(column: pa.ChunkedArray, path: Path, name: str) -> np.ndarray:
+    """A key column as (n,) int64, or float64 where it holds seconds."""
+    if not len(column):
+        return np.zeros(0, np.int64)
+    values = column.combine_chunks()
+    while pa.types.is_list(values.type) or pa.types.is_large_list(values.type) or pa.types.is_fixed_size_list(values.type):
+        values = values.flatten()  # a number a row may be kept as a list of one
+    number = pa.types.is_integer(values.type) or pa.types.is_floating(values.type)
+    if len(values) != len(column) or not number:
+        raise EpisodeError(f"{path}: {name} is {column.type}, expected a number a row; convert it with lerobot")
+    if values.null_count:
+        row = int(np.argmax(values.is_null().to_numpy(zero_copy_only=False)))
+        raise EpisodeError(f"{path}: {name} is empty in row {row}; write the file again")
+    if name == TIME:
+        return values.to_numpy(zero_copy_only=False).astype(np.float64)
+    try:
+        return pc.cast(values, pa.int64()).to_numpy(zero_copy_only=False)
+    except pa.ArrowInvalid as error:
+        raise EpisodeError(f"{path}: {name} is not a whole number everywhere ({error}); write the file again") from error
+
+
+def _taken(rows: Rows, chosen: np.ndarray) -> Rows:
+    task = None if rows.task is None else rows.task[chosen]
+    fields = {name: getattr(rows, name)[chosen] for name in ("file", "place", "episode", "frame", "time")}
+    return replace(rows, task=task, **fields)
+
+
+def _refuse_twice(root: Path, rows: Rows, stored: Sequence[Stored]) -> None:
+    same = (np.diff(rows.episode) == 0) & (np.diff(rows.frame) == 0)
+    if not same.any():
+        return
+    first = int(np.argmax(same))
+    places = [f"{root / rows.files[rows.file[row]]}, row {rows.place[row]}" for row in (first, first + 1)]
+    raise EpisodeError(
+        f"frame {rows.frame[first]} of episode {stored[rows.episode[first]].index} is there twice: {places[0]}, and {places[1]}; "
+        "were files merged or appended without new numbers?"
+    )
+
+
+def _check_lengths(root: Path, rows: Rows, stored: Sequence[Stored], *, alone: bool) -> None:
+    """As many rows as the metadata promise, episode by episode."""
+    for position, (each, count) in enumerate(zip(stored, np.diff(rows.starts).tolist(), strict=True)):
+        if count == 0:
+            where = f"{root / each.data} has" if each.data else f"the files in {root / 'data'} have"
+            raise EpisodeError(f"{where} no row of episode {each.index}, which the metadata list; copy the data set again")
+        if each.length is None or count == each.length:
+            continue
+        span = slice(rows.starts[position], rows.starts[position + 1])
+        frames, path = rows.frame[span], root / rows.files[rows.file[rows.starts[position]]]
+        whole = np.array_equal(frames, np.arange(count))
+        if alone and whole and count > each.length:
+            sys.stderr.write(
+                f"{path} has {count} rows of episode {each.index} and the metadata say {each.length}; the rows are taken\n"
+            )
+            continue
+        if count < each.length:
+            gaps = np.flatnonzero(frames != np.arange(count))
+            first = int(gaps[0]) if len(gaps) else count
+            what = f"frame {first} is the first that is missing"
+        else:
+            what = f"frame {frames[each.length]} is the first too many"
+        raise EpisodeError(
+            f"{path}: episode {each.index} has {count} rows and the metadata say {each.length}; {what}. "
+            "Convert the data set again, or put its metadata right"
+        )
+
+
+def _check_times(root: Path, rows: Rows, stored: Sequence[Stored]) -> None:
+    bad = ~np.isfinite(rows.time)
+    inside = np.diff(rows.episode) == 0
+    bad[1:] |= inside & ~(np.diff(rows.time) > 0)
+    if not bad.any():
+        return
+    row = int(np.argmax(bad))
+    before = f", after {rows.time[row - 1]:.6g}" if row > rows.starts[rows.episode[row]] else ""
+    raise EpisodeError(
+        f"{root / rows.files[rows.file[row]]}: {TIME} of episode {stored[rows.episode[row]].index}, frame {rows.frame[row]} is "
+        f"{rows.time[row]:.6g}{before}; expected seconds that increase from frame to frame. Write the times again"
+    )
