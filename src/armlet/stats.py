@@ -17,6 +17,22 @@ def wilson(successes: int, episodes: int, *, confidence: float = 0.95) -> tuple[
     return float(interval.low), float(interval.high)
 
 
+def rate_ci95(successes: int, episodes: int) -> tuple[float, float]:
+    """95 % interval of a success rate, the one that tables show: Wilson's, and Clopper and Pearson's exact one where fewer than 5 % or
+    more than 95 % succeeded, since Wilson's holds a true rate of .98 in 92 % of cases only at n = 50."""
+    if episodes == 0 or 0.05 * episodes <= successes <= 0.95 * episodes:
+        return wilson(successes, episodes)
+    return clopper_pearson(successes, episodes)
+
+
+def clopper_pearson(successes: int, episodes: int, *, confidence: float = 0.95) -> tuple[float, float]:
+    """The exact interval of a proportion, which holds the truth at least as often as it says; (0, 1) where nothing was run."""
+    if episodes == 0:
+        return 0.0, 1.0
+    interval = scipy_stats.binomtest(successes, episodes).proportion_ci(confidence, method="exact")
+    return float(interval.low), float(interval.high)
+
+
 def mcnemar(only_a: int, only_b: int) -> float:
     """Exact two-sided McNemar p: how surprising the discordant pairs are, were both equally good; 1 where there are none."""
     if only_a + only_b == 0:
