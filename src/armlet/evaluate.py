@@ -117,6 +117,8 @@ def contenders(recipe: Recipe) -> dict[str, Contender]:
         name = folder.parent.name if folder.name == "student" else folder.name
         if name in folders:
             name = folder.as_posix()
+        if name in folders:
+            raise ValueError(f"--policies names {folder} twice; each policy is run once")
         folders[name] = Contender(folder)
     again = {}
     for execute in recipe.evaluation.execute:
