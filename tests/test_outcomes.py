@@ -110,7 +110,7 @@ def test_what_is_no_outcomes_file_is_named(tmp_path) -> None:
 def test_a_policys_row_is_about_the_first_split_and_tallies_all() -> None:
     teacher, student = recompute(OUTCOMES)["policies"]
     assert (teacher["name"], teacher["fingerprint"], teacher["execute"]) == ("teacher", "print-teacher", 2)
-    assert (teacher["successes"], teacher["episodes"], teacher["ci95"]) == (3, 4, stats.wilson(3, 4))
+    assert (teacher["successes"], teacher["episodes"], teacher["ci95"]) == (3, 4, stats.rate_ci95(3, 4))
     assert teacher["mean_steps"] == pytest.approx((10 + 20 + 30) / 3)
     counted = {name: (cell["successes"], cell["episodes"]) for name, cell in teacher["by_task"].items()}
     assert counted == {"touch": (2, 2), "push": (1, 1), "rake": (0, 1)}
