@@ -1,4 +1,5 @@
-"""The closed loop with a policy that thinks while the world moves, against a timetable written by hand."""
+"""The closed loop with a policy that thinks while the world goes on: which action is carried out at which step, against timetables
+written by hand, and in a world whose place is the sum of all moves."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -6,68 +7,184 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from armlet.benchmarks import Task, World
 from armlet.benchmarks.tabletop import Tabletop
 from armlet.policies import Decision
-from armlet.rollout import gripper_toggles, run_episode
+from armlet.rollout import Result, gripper_toggles, plan, run_episode, steps_late
 from armlet.types import ActionSpec
 
-CHUNK = 6
+
+def spec(mode: str = "delta") -> ActionSpec:
+    return ActionSpec(("x", "gripper"), mode, "none", (-99.0,) * 2, (99.0,) * 2, 1, -1.0, 1.0, 10, 0.05)
 
 
-class World:
-    """Never done; remembers what it was told."""
+class Line(World):
+    """A place on a line, the sum of all moves; done where it is at `goal`. Remembers what it was told."""
 
-    def __init__(self) -> None:
-        self.told: list[tuple[float, float]] = []
+    def __init__(self, goal: float) -> None:
+        self.goal = goal
+        self.told: list[np.ndarray] = []
+        self.looks: list[int] = []
 
-    def observe(self) -> int:
-        return len(self.told)
+    @property
+    def place(self) -> float:
+        return float(sum(action[0] for action in self.told))
+
+    def observe(self) -> float:
+        self.looks.append(len(self.told))
+        return self.place
 
     def step(self, action: np.ndarray) -> bool:
-        self.told.append((float(action[0]), float(action[1])))
-        return False
-
-    def close(self) -> None:
-        pass
+        self.told.append(np.array(action))
+        return self.place == self.goal
 
 
-class Clock:
-    """Answers, for each step ahead, the time at which it should be carried out."""
+class Names:
+    """Answers with actions that name themselves: the number of the decision times 100, and the action's place in its chunk."""
 
-    execute = 2
+    def __init__(self, chunk: int, execute: int) -> None:
+        self.chunk, self.execute, self.asked = chunk, execute, 0
 
-    def decide(self, now: int) -> Decision:
-        times = [(now + step + 1, 0.5) for step in range(CHUNK)]
-        return Decision(np.array(times, np.float32), (1,))
-
-
-def told(lag: int, mode: str = "delta", steps: int = 12) -> list[tuple[float, float]]:
-    spec = ActionSpec(("x", "gripper"), mode, "none", (-99.0,) * 2, (99.0,) * 2, 1, -1.0, 1.0, 10, 0.05)
-    world = World()
-    benchmark = SimpleNamespace(make=lambda task, seed: world, max_steps=steps, action_spec=spec)
-    result = run_episode(Clock(), benchmark, None, 0, lag=lag)
-    assert result.steps == steps == len(world.told)
-    return world.told
+    def decide(self, observation: float) -> Decision:
+        self.asked += 1
+        return Decision(np.array([(100 * self.asked + place, 0.5) for place in range(self.chunk)], np.float32), (1,))
 
 
-def test_without_delay_every_action_comes_when_it_was_meant() -> None:
-    assert [x for x, _ in told(0)] == list(range(1, 13))
+class Walks:
+    """Goes to `goal` by moves of at most 1, and knows when it will be there."""
+
+    def __init__(self, goal: float, chunk: int, execute: int) -> None:
+        self.goal, self.chunk, self.execute = goal, chunk, execute
+
+    def decide(self, place: float) -> Decision:
+        moves = np.clip(self.goal - place - np.arange(self.chunk), 0, 1)
+        return Decision(np.stack([moves, np.zeros(self.chunk)], 1).astype(np.float32), (1,))
 
 
-@pytest.mark.parametrize("lag", [1, 2])
-def test_a_chunk_that_is_long_enough_bridges_the_delay(lag: int) -> None:
-    """What is left after `lag` steps have passed lasts for the next `lag` + 2: the arm waits once, at the beginning, and then
-    carries out what was meant for that moment."""
-    times = [x for x, _ in told(lag)]
-    assert times[:lag] == [0] * lag and times[lag:] == list(range(lag + 1, 13))
+def episode(policy, world: World, *, steps: int, mode: str = "delta", **settings) -> Result:
+    benchmark = SimpleNamespace(make=lambda task, seed: world, max_steps=steps, action_spec=spec(mode))
+    return run_episode(policy, benchmark, Task("walk", "line"), 0, **settings)
 
 
-def test_longer_delays_leave_the_arm_waiting_with_its_gripper_as_it_was() -> None:
-    seen = told(6, steps=16)
-    assert seen[:6] == [(0.0, -1.0)] * 6, "open, before anything was decided"
-    assert seen[6:8] == [(5.0, 0.5), (6.0, 0.5)], "the last of a chunk whose time has passed"
-    assert seen[8:14] == [(0.0, 0.5)] * 6, "no motion, the gripper kept"
-    assert told(6, "absolute", steps=16)[8:14] == [(6.0, 0.5)] * 6, "an arm told positions stays at its last"
+def carried_out(chunk: int, execute: int, lag: int, late: str, *, steps: int, mode: str = "delta") -> str:
+    """The episode as text: a0 a1 … of the first chunk, b0 … of the second; a dash where the arm held still."""
+    world = Line(goal=np.inf)
+    result = episode(Names(chunk, execute), world, steps=steps, mode=mode, lag=lag, late=late)
+    assert result.steps == steps == len(world.told) and not result.success
+    moved = [(int(x) // 100, int(x) % 100) for x, _ in world.told]
+    words = ["–" if number == 0 else f"{'abcdefghij'[number - 1]}{place}" for number, place in moved]
+    assert result.waited == words.count("–")
+    return " ".join(words)
+
+
+TIMETABLES = [
+    # chunk, execute, lag, rule, what is carried out
+    (6, 2, 0, "wait", "a0 a1 b0 b1 c0 c1"),
+    (6, 2, 0, "run_on", "a0 a1 b0 b1 c0 c1"),
+    (6, 2, 1, "wait", "– a0 a1 – b0 b1 – c0 c1"),
+    (6, 2, 1, "run_on", "– a0 a1 a2 b1 b2 b3 c1 c2 c3"),
+    (6, 2, 3, "wait", "– – – a0 a1 – – – b0 b1 – – –"),
+    (6, 2, 3, "run_on", "– – – a0 a1 a2 a3 a4 b3 b4 b5 – – c1 c2 c3 c4 c5 d3 d4"),  # b5 alone is left: two steps of holding still
+    (6, 4, 2, "wait", "– – a0 a1 a2 a3 – – b0 b1 b2 b3"),
+    (6, 4, 2, "run_on", "– – a0 a1 a2 a3 a4 a5 b2 b3 b4 b5 – – c0 c1 c2 c3 c4 c5 d2"),
+    (6, 6, 2, "run_on", "– – a0 a1 a2 a3 a4 a5 – – b0 b1 b2 b3 b4 b5"),  # nothing is ever left: as if it waited
+    (1, 1, 1, "run_on", "– a0 – b0 – c0"),
+    (3, 2, 7, "run_on", "– – – – – – – a0 a1 a2 – – – – – – b1 b2 – – – – – – – c0 c1 c2 – – –"),
+]
+
+
+@pytest.mark.parametrize(("chunk", "execute", "lag", "late", "timetable"), TIMETABLES)
+def test_which_action_is_carried_out_at_which_step(chunk: int, execute: int, lag: int, late: str, timetable: str) -> None:
+    assert carried_out(chunk, execute, lag, late, steps=len(timetable.split())) == timetable
+    if lag == 0:
+        assert carried_out(chunk, execute, lag, late, steps=6, mode="absolute") == timetable
+
+
+@pytest.mark.parametrize("late", ["wait", "run_on"])
+@pytest.mark.parametrize("lag", range(6))
+@pytest.mark.parametrize("execute", range(1, 6))
+@pytest.mark.parametrize("goal", [1, 2, 7, 12])
+def test_relative_moves_are_made_once_each(goal: int, execute: int, lag: int, late: str) -> None:
+    """Whoever plans rightly arrives: no move is lost, and none made twice, however late the plan comes. What waiting costs is time."""
+    world = Line(goal)
+    result = episode(Walks(goal, 5, execute), world, steps=200, lag=lag, late=late)
+    assert result.success and world.place == goal
+    assert result.steps == goal + result.waited
+    looks = len(result.gates)
+    assert world.looks[0] == 0 and looks == len(world.looks)
+    if late == "wait":
+        assert looks == -(-goal // execute) and result.waited == lag * looks
+    else:
+        assert lag <= result.waited <= lag * looks
+
+
+def test_an_arm_that_runs_on_is_never_slower_than_one_that_waits() -> None:
+    for lag in range(1, 6):
+        for execute in (1, 2, 4):
+            steps = [episode(Walks(30, 6, execute), Line(30), steps=900, lag=lag, late=late).steps for late in ("wait", "run_on")]
+            assert steps[1] < steps[0]
+
+
+def test_while_it_waits_the_world_goes_on_and_may_end_the_episode() -> None:
+    class Comes(Line):
+        def step(self, action: np.ndarray) -> bool:
+            self.told.append(np.array(action))
+            return len(self.told) == 4
+
+    result = episode(Names(6, 2), Comes(0), steps=50, lag=3)
+    assert (result.success, result.steps, result.waited, len(result.gates)) == (True, 4, 3, 1)
+    late = episode(Names(6, 2), Line(np.inf), steps=4, lag=9)
+    assert (late.success, late.steps, late.waited, late.toggles) == (False, 4, 4, 0)
+
+
+def test_an_arm_that_waits_keeps_its_gripper_and_its_place() -> None:
+    world = Line(np.inf)
+    episode(Names(2, 2), world, steps=5, lag=1)
+    assert [tuple(action) for action in world.told] == [(0, -1), (100, 0.5), (101, 0.5), (0, 0.5), (200, 0.5)]
+    told = Line(np.inf)
+    told.holding_action = lambda: np.array([7.0, 1.0], np.float32)
+    episode(Names(2, 2), told, steps=5, lag=1, mode="absolute")
+    assert [tuple(action) for action in told.told] == [(7, 1), (100, 0.5), (101, 0.5), (101, 0.5), (200, 0.5)]
+    with pytest.raises(ValueError, match=r"Line takes absolute positions .* give it `holding_action`"):
+        episode(Names(2, 2), Line(np.inf), steps=5, lag=1, mode="absolute")
+
+
+def test_how_many_actions_are_carried_out_is_a_setting() -> None:
+    for execute, looks in ((1, 12), (2, 6), (3, 4), (6, 2), (None, 6)):
+        world = Line(np.inf)
+        result = episode(Names(6, 2), world, steps=12, execute=execute)
+        assert len(result.gates) == looks and world.looks == list(range(0, 12, execute or 2))
+    for execute in (7, 0):
+        with pytest.raises(ValueError, match=f"{execute} actions of each chunk should be carried out, and this policy's have 6"):
+            episode(Names(6, 2), Line(np.inf), steps=12, execute=execute)
+
+
+@pytest.mark.parametrize(
+    ("milliseconds", "hz", "steps"),
+    [
+        (0, 10, 0),
+        (1e-3, 10, 1),
+        (99.9, 10, 1),
+        (100, 10, 1),
+        (100.1, 10, 2),
+        (300, 10, 3),
+        (1000 / 30 * 3, 30, 3),
+        (2.4, 400, 1),
+        (2.6, 400, 2),
+    ],
+)
+def test_a_decision_is_ready_at_the_first_tick_that_is_not_too_early(milliseconds: float, hz: float, steps: int) -> None:
+    assert steps_late(milliseconds, hz) == steps
+    with pytest.raises(ValueError, match="0 ms or more, found -1"):
+        steps_late(-1, hz)
+
+
+def test_every_episode_of_a_plan_has_a_seed_of_its_own_and_tasks_come_in_turn() -> None:
+    benchmark = Tabletop()
+    tasks = benchmark.tasks("unseen_scenes")
+    planned = plan(benchmark, "unseen_scenes", 16, seed=900)
+    assert [seed for _, seed in planned] == list(range(900, 916))
+    assert [task for task, _ in planned] == [*tasks, *tasks, *tasks[:2]]
 
 
 @pytest.mark.parametrize(
@@ -75,10 +192,10 @@ def test_longer_delays_leave_the_arm_waiting_with_its_gripper_as_it_was() -> Non
     [([-1, -1, 1, 1], 1), ([-1, 1, -1, 1], 3), ([-1, 0, -1, 0, 1], 1), ([0, 0, 0], 0), ([0.2, 0.9, 0.1], 0), ([1], 0)],
 )
 def test_a_gripper_toggles_when_it_is_sent_across_the_middle(commands: list[float], toggles: int) -> None:
-    spec = Tabletop().action_spec
-    actions = np.zeros((len(commands), spec.dims), np.float32)
-    actions[:, spec.gripper] = commands
-    assert gripper_toggles(spec, actions) == toggles
-    assert gripper_toggles(replace(spec, gripper=None), actions) is None
-    turned = replace(spec, gripper_open=spec.gripper_closed, gripper_closed=spec.gripper_open)
+    tabletop = Tabletop().action_spec
+    actions = np.zeros((len(commands), tabletop.dims), np.float32)
+    actions[:, tabletop.gripper] = commands
+    assert gripper_toggles(tabletop, actions) == toggles
+    assert gripper_toggles(replace(tabletop, gripper=None), actions) is None
+    turned = replace(tabletop, gripper_open=tabletop.gripper_closed, gripper_closed=tabletop.gripper_open)
     assert gripper_toggles(turned, actions) == toggles

@@ -2,11 +2,20 @@
 
 import numpy as np
 import pytest
-from scipy.stats import multinomial
+from scipy.stats import binom, multinomial, norm, ttest_ind, ttest_rel
 from statsmodels.stats.contingency_tables import mcnemar as reference_mcnemar
 from statsmodels.stats.proportion import proportion_confint
 
-from armlet.stats import compare_paired, compare_seeds, mcnemar, newcombe_paired, ratio_ci95, wilson
+from armlet.stats import (
+    clopper_pearson,
+    compare_paired,
+    compare_seeds,
+    mcnemar,
+    newcombe_paired,
+    rate_ci95,
+    ratio_ci95,
+    wilson,
+)
 
 
 @pytest.mark.parametrize(("successes", "episodes"), [(0, 10), (10, 10), (81, 263), (390, 400), (1, 1)])
@@ -52,27 +61,149 @@ def test_comparison_is_antisymmetric_and_judges_the_margin() -> None:
         compare_paired(a, b[:-1])
 
 
-def test_over_seeds_the_interval_holds_the_truth_as_often_as_it_says() -> None:
-    """Students whose skill varies with the seed, episodes whose difficulty varies: 95 % of intervals, or nearly, hold the difference."""
-    rng, held = np.random.default_rng(0), 0
-    for _ in range(60):
-        hard = rng.normal(0, 0.05, 300)
-        a, b = (rng.random((6, 300)) < np.clip(rate + rng.normal(0, 0.02, (6, 1)) + hard, 0, 1) for rate in (0.90, 0.85))
-        found = compare_seeds(a, b, resamples=300)
-        held += found.ci95[0] <= 0.05 <= found.ci95[1]
-    assert held >= 51
+def difficulty(rng: np.random.Generator, n: int) -> np.ndarray:
+    """Of n episodes (n,), on the scale on which a probit is taken."""
+    return rng.normal(0, 1.5, n)
 
 
-def test_over_seeds_one_student_each_is_the_paired_difference() -> None:
+def students(rng: np.random.Generator, rate: float, spread: float, count: int, hard: np.ndarray) -> np.ndarray:
+    """Outcomes (count, n) of students that succeed in `rate` of all episodes that there are, on average over seeds; `spread`: how much
+    their skill differs, on the probit's scale. `rate` is exact: Φ(m/√(1 + 1.5² + spread²)) is the mean of Φ(m + skill + difficulty)."""
+    mean = norm.ppf(rate) * np.sqrt(1 + 1.5**2 + spread**2)
+    skill = rng.normal(0, spread, (count, 1))
+    return rng.random((count, len(hard))) < norm.cdf(mean + skill + hard)
+
+
+def coverage(
+    rates: tuple[float, float], spreads: tuple[float, float], counts: tuple[int, int], *, times: int, n: int = 400
+) -> float:
+    """How often the interval over seeds holds the true difference."""
+    rng = np.random.default_rng(0)
+    held = 0
+    for _ in range(times):
+        hard = difficulty(rng, n)
+        a, b = (students(rng, *each, hard) for each in zip(rates, spreads, counts, strict=True))
+        low, high = compare_seeds(a, b).ci95
+        held += low <= rates[0] - rates[1] <= high
+    return held / times
+
+
+def points(rate: float, spread: float) -> float:
+    """The standard deviation over seeds of the rate of success, in points, of students whose skill differs by `spread`."""
+    skill = np.random.default_rng(0).normal(0, spread, 20_000)
+    mean = norm.ppf(rate) * np.sqrt(1 + 1.5**2 + spread**2)
+    return float(100 * norm.cdf((mean + skill) / np.sqrt(1 + 1.5**2)).std())
+
+
+@pytest.mark.parametrize(
+    ("spreads", "counts", "floor"), [((0.2, 0.2), (3, 3), 0.93), ((0.2, 0.2), (6, 6), 0.93), ((0.2, 0), (4, 1), 0.92)]
+)
+def test_over_seeds_the_interval_holds_the_truth_as_often_as_it_says(spreads, counts, floor: float) -> None:
+    """Students whose success differs by 1 to 3 points from seed to seed, episodes whose difficulty varies."""
+    assert 0.9 < points(0.96, 0.2) < points(0.85, 0.2) < 3
+    for rates in ((0.96, 0.90), (0.85, 0.80)):
+        assert floor <= coverage(rates, spreads, counts, times=400) <= 0.99
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rates", [(0.98, 0.96), (0.97, 0.90), (0.85, 0.80)])
+@pytest.mark.parametrize("counts", [(3, 3), (5, 3), (6, 6), (12, 12), (3, 1), (6, 1)])
+def test_over_seeds_coverage_is_what_the_docstring_says(rates, counts) -> None:
+    for spread in (0.05, 0.1, 0.2, 0.3, 0.5):
+        spreads = (spread if counts[0] > 1 else 0.0, spread if counts[1] > 1 else 0.0)
+        found = coverage(rates, spreads, counts, times=1500)
+        if min(counts) > 1:
+            assert 0.935 <= found <= 0.99, (spread, points(rates[0], spread), found)
+        elif points(rates[0], spread) < 3:
+            assert 0.925 <= found <= 0.985, (spread, points(rates[0], spread), found)
+        else:
+            assert found >= 0.87, (spread, points(rates[0], spread), found)
+
+
+def test_over_seeds_the_interval_is_the_one_of_means_where_students_differ_and_episodes_do_not() -> None:
+    """Each student has one rate in blocks of equal episodes, so that only students vary: Welch's interval of the students' means."""
+    a = np.array([[1] * 9 + [0], [1] * 8 + [0] * 2, [1] * 6 + [0] * 4]).repeat(4000, 1)
+    b = np.array([[1] * 5 + [0] * 5, [1] * 4 + [0] * 6, [1] * 2 + [0] * 8, [0] * 10]).repeat(4000, 1)
+    rng = np.random.default_rng(0)
+    a, b = (np.stack([rng.permutation(row) for row in side]) for side in (a, b))
+    welch = ttest_ind(a.mean(1), b.mean(1), equal_var=False).confidence_interval(0.95)
+    assert compare_seeds(a, b).ci95 == pytest.approx((welch.low, welch.high), abs=0.01)
+
+
+def test_over_seeds_the_interval_is_the_paired_one_where_students_do_not_differ() -> None:
+    """Twins: all variance is of episodes, and that of the paired t-test (one pseudo-observation makes no difference at n = 4000)."""
+    rng = np.random.default_rng(0)
+    one, other = rng.random(4000) < 0.9, rng.random(4000) < 0.8
+    found = compare_seeds(np.stack([one, one, one]), np.stack([other, other]))
+    paired = ttest_rel(one.astype(float), other.astype(float)).confidence_interval(0.95)
+    assert found.ci95 == pytest.approx((paired.low, paired.high), abs=2e-4)
+
+
+def test_over_seeds_with_few_students_more_are_needed_than_episodes() -> None:
+    rng = np.random.default_rng(0)
+
+    def width(count: int, n: int) -> float:
+        found = [
+            compare_seeds(*(students(rng, rate, 0.3, count, difficulty(rng, n)) for rate in (0.9, 0.85))).ci95 for _ in range(40)
+        ]
+        return float(np.mean([high - low for low, high in found]))
+
+    assert width(3, 4000) > 0.8 * width(3, 400), "ten times the episodes hardly help"
+    assert width(12, 400) < 0.6 * width(3, 400), "four times the students do"
+
+
+def test_over_seeds_one_student_each_is_the_paired_comparison() -> None:
     rng = np.random.default_rng(1)
     a, b = rng.random(400) < 0.9, rng.random(400) < 0.8
-    one, pair = compare_seeds(a[None], b[None], resamples=2000), compare_paired(a, b)
-    assert one.difference == pytest.approx(pair.difference)
-    assert one.ci95 == pytest.approx(pair.ci95, abs=0.02)
-    same = compare_seeds(np.stack([a, a]), np.stack([a, a]), resamples=200)
-    assert same.difference == 0 and same.ci95 == (0, 0) and same.non_inferior_3pp
+    one, pair = compare_seeds(a[None], b[None]), compare_paired(a, b)
+    assert (one.difference, one.ci95) == (pytest.approx(pair.difference), pair.ci95)
+    assert (one.n, one.seeds, one.non_inferior_3pp) == (400, (1, 1), True)
+
+
+def test_over_seeds_a_comparison_is_antisymmetric_judges_the_margin_and_is_never_certain() -> None:
+    rng = np.random.default_rng(0)
+    hard = difficulty(rng, 500)
+    a, b = students(rng, 0.95, 0.1, 4, hard), students(rng, 0.85, 0.1, 3, hard)
+    forward, backward = compare_seeds(a, b), compare_seeds(b, a)
+    assert forward.difference == pytest.approx(-backward.difference) and forward.seeds == (4, 3)
+    assert forward.ci95 == pytest.approx(tuple(-bound for bound in reversed(backward.ci95)))
+    assert forward.non_inferior_3pp and not backward.non_inferior_3pp
+    perfect = compare_seeds(np.ones((2, 200), bool), np.ones((3, 200), bool))
+    assert perfect.difference == 0 and perfect.ci95 == pytest.approx((-0.0099, 0.0099), abs=5e-4), "1.97 / 200"
+
+
+def test_over_seeds_what_cannot_be_compared_is_refused() -> None:
     with pytest.raises(ValueError, match="with one n"):
-        compare_seeds(a[None], b[None, :10])
+        compare_seeds(np.ones((2, 8)), np.ones((2, 9)))
+    with pytest.raises(ValueError, match="with one n"):
+        compare_seeds(np.ones((2, 8)), np.ones((0, 8)))
+    with pytest.raises(ValueError, match="at least 2 episodes, found 1"):
+        compare_seeds(np.ones((2, 1)), np.ones((2, 1)))
+
+
+@pytest.mark.parametrize(("successes", "episodes"), [(0, 10), (10, 10), (81, 263), (398, 400), (1, 1)])
+def test_clopper_pearson_is_statsmodels(successes: int, episodes: int) -> None:
+    expected = proportion_confint(successes, episodes, method="beta")
+    assert clopper_pearson(successes, episodes) == pytest.approx(expected, abs=1e-12)
+
+
+def exact_coverage(interval, rate: float, episodes: int) -> float:
+    """How often an interval holds the rate it is about: summed over all outcomes, nothing drawn."""
+    counts = np.arange(episodes + 1)
+    held = [low <= rate <= high for low, high in (interval(int(count), episodes) for count in counts)]
+    return float(binom.pmf(counts, episodes, rate)[held].sum())
+
+
+def test_a_tables_interval_holds_rates_near_the_ends_too() -> None:
+    """Wilson's does not: that is why the exact one stands in its place there."""
+    assert exact_coverage(wilson, 0.98, 50) < 0.93
+    for episodes in (50, 105, 400):
+        for rate in np.linspace(0.955, 0.995, 9):
+            assert exact_coverage(rate_ci95, rate, episodes) >= 0.95
+            assert exact_coverage(rate_ci95, 1 - rate, episodes) >= 0.95
+    assert rate_ci95(88, 100) == wilson(88, 100) and rate_ci95(12, 100) == wilson(12, 100)
+    assert rate_ci95(95, 100) == clopper_pearson(95, 100) and rate_ci95(5, 100) == clopper_pearson(5, 100)
+    assert rate_ci95(0, 0) == (0, 1)
 
 
 def test_a_ratios_interval_is_the_delta_methods_where_episodes_are_many() -> None:

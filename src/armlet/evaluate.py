@@ -1,39 +1,41 @@
-"""evaluate: policies × benchmark → report.json, a table, a picture and videos.
+"""evaluate: policies × benchmark → report.json, outcomes.json.gz, a table, a picture and videos.
 
 Every policy meets the same episodes, fixed in advance as task × seed. What has been run is kept line by line in
-`episodes.jsonl` under the policy's fingerprint, so a killed evaluation goes on where it stopped.
+`episodes.jsonl` under everything that it was made from, so a killed evaluation goes on where it stopped, and a changed one
+begins anew. What the report says of episodes is computed from `outcomes.json.gz` (`armlet.outcomes`), which lies beside it.
 """
 
-import dataclasses
 import json
 import platform
-import re
-import subprocess
-from collections import defaultdict
-from dataclasses import replace
-from importlib.metadata import version
+from collections import Counter
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from armlet import figures, measure, stats
+from armlet import figures, measure, source
+from armlet import outcomes as kept
 from armlet.benchmarks import Benchmark, Task
 from armlet.checkpoint import read_provenance
 from armlet.data.files import appending, hold, whole_lines, write_atomically
 from armlet.data.video import write_video
+from armlet.outcomes import DelayedRun, Episode, Outcomes, PolicyRun, Run
 from armlet.policies import Policy
 from armlet.progress import Progress
 from armlet.recipe import Recipe, to_json
-from armlet.rollout import Contender, Result, film, plan, run_all, run_episode
+from armlet.rollout import Contender, Result, film, plan, run_all, run_episode, steps_late
 from armlet.types import Observation
 
+VERSION = 2  # of report.json; 1 had no outcomes beside it
+OUTCOMES = "outcomes.json.gz"
 Row = dict[str, Any]
 
 
 def main(recipe: Recipe) -> Path:
     """Evaluate the recipe's teacher, its student and `policies`; returns the report's path."""
+    check(recipe)
     field = contenders(recipe)
     out = recipe.out / "evaluation"
     rows = run_episodes(recipe, field, out)
@@ -41,18 +43,26 @@ def main(recipe: Recipe) -> Path:
     policies = {name: contender.load() for name, contender in field.items()}
     observations = sample_observations(policies, recipe.benchmark, recipe.evaluation.seed)
     timings = measure.latency(policies, observations, calls=recipe.evaluation.latency_calls)
-    delayed = run_delayed(recipe, field, timings, out)
+    outcomes = Outcomes(
+        hz=recipe.benchmark.action_spec.control_hz,
+        limit=recipe.benchmark.max_steps,
+        episodes=tuple(Episode(task.split, task.family, task.name, seed) for task, seed in planned(recipe)),
+        policies=tuple(policy_run(name, policies[name], field[name], rows[name]) for name in field),
+        delayed=run_delayed(recipe, field, timings, out),
+    )
+    sections = kept.recompute(outcomes)
     report: Row = {
-        "policies": [summarise(name, policies[name], field[name], rows[name], observations, timings[name]) for name in field],
-        "pairs": pairs(rows, recipe.evaluation.splits[0]),
-        "pairs_by_split": {split: pairs(rows, split) for split in recipe.evaluation.splits[1:]},
-        "seeds": over_seeds(rows, recipe.evaluation.splits[0]),
-        "delayed": delayed,
-        "rollouts": make_videos(recipe, policies, out),
+        "version": VERSION,
+        "outcomes": {"file": OUTCOMES, "sha256": kept.write(out / OUTCOMES, outcomes)},
+        **sections,
+        "policies": [
+            {**row, **measured(row, policies[row["name"]], field[row["name"]], observations, timings[row["name"]])}
+            for row in sections["policies"]
+        ],
+        "rollouts": make_videos(recipe, field, policies, out),
         "training": training(field),
-        "fingerprint": fingerprint(recipe),
+        "fingerprint": fingerprint(recipe, field),
     }
-    out.mkdir(parents=True, exist_ok=True)
     write_atomically(out / "report.json", json.dumps(report, indent=1).encode())
     table = figures.table(report)
     write_atomically(out / "table.md", table.encode())
@@ -65,80 +75,129 @@ def main(recipe: Recipe) -> Path:
     return out / "report.json"
 
 
+def check(recipe: Recipe) -> None:
+    """Raises ValueError for settings that contradict each other or would have no effect."""
+    setting = recipe.evaluation
+    if not setting.splits:
+        raise ValueError(
+            "--evaluation.splits is empty; name at least one split, the benchmark's are " + ", ".join(recipe.benchmark.splits)
+        )
+    if setting.episodes < 1:
+        raise ValueError(f"--evaluation.episodes must be at least 1, found {setting.episodes}")
+    if setting.slower and not setting.late:
+        raise ValueError("--evaluation.slower needs a rule for acting late: --evaluation.late wait run_on")
+    if setting.late != ("wait",) and not setting.slower:
+        raise ValueError(
+            "--evaluation.late is about policies on a slower computer, and none is asked for: --evaluation.slower 20"
+        )
+    for name in ("splits", "budgets", "execute", "slower", "late"):
+        values = getattr(setting, name)
+        if len(set(values)) < len(values):
+            raise ValueError(f"--evaluation.{name} says a value twice: {' '.join(map(str, values))}")
+    if any(value < 1 for value in setting.execute):
+        raise ValueError(f"--evaluation.execute takes numbers of actions, at least 1, found {min(setting.execute)}")
+    if any(value <= 0 for value in setting.slower):
+        raise ValueError(f"--evaluation.slower takes factors above 0, found {min(setting.slower):g}")
+
+
 def contenders(recipe: Recipe) -> dict[str, Contender]:
-    """Name → policy: the teacher first. Two students of one name are told apart by their folder."""
+    """Name → policy: the teacher first. Two students of one name are told apart by their folder. After them the same policies again,
+    once for each number of actions that `execute` asks for."""
     folders = {"teacher": Contender(recipe.teacher)}
     if (recipe.student_folder / "config.json").exists():
         folders[recipe.name] = Contender(recipe.student_folder)
         budgets = recipe.evaluation.budgets
         folders |= {f"{recipe.name} at {budget:g}": Contender(recipe.student_folder, budget) for budget in budgets}
+    elif recipe.evaluation.budgets:
+        raise ValueError(
+            f"--evaluation.budgets are those of the recipe's student, and there is none in {recipe.student_folder}; "
+            "run `armlet distil` first, or leave the option out"
+        )
     for folder in recipe.policies:
         name = folder.parent.name if folder.name == "student" else folder.name
         if name in folders:
             name = folder.as_posix()
+        if name in folders:
+            raise ValueError(f"--policies names {folder} twice; each policy is run once")
         folders[name] = Contender(folder)
-    return folders
+    again = {}
+    for execute in recipe.evaluation.execute:
+        for name, contender in folders.items():
+            again[f"{name} execute {execute}"] = replace(contender, execute=execute)
+    return folders | again
+
+
+def planned(recipe: Recipe) -> list[tuple[Task, int]]:
+    """Every episode of every split, in order."""
+    setting = recipe.evaluation
+    found = []
+    for split in setting.splits:
+        found += plan(recipe.benchmark, split, setting.episodes, setting.seed)
+    return found
+
+
+# --- running what has not been run --------------------------------------------------------------------------
 
 
 def run_episodes(recipe: Recipe, field: dict[str, Contender], out: Path) -> dict[str, list[Row]]:
     """Every policy on every episode of every split; what stands in `episodes.jsonl` is not run again."""
-    setting, benchmark = recipe.evaluation, recipe.benchmark
-    marks = {name: contender.fingerprint for name, contender in field.items()}
-    wanted = [(task, seed) for split in setting.splits for task, seed in plan(benchmark, split, setting.episodes, setting.seed)]
+    wanted = planned(recipe)
+    made_from = {name: conditions(contender, recipe.benchmark) for name, contender in field.items()}
     with hold(out / "evaluating.lock", "evaluating"):
-        done = _run_missing(recipe, field, marks, wanted, out / "episodes.jsonl")
-    return {name: [done[marks[name], task.split, task.name, seed] for task, seed in wanted] for name in field}
+        done = _run_missing(recipe, field, made_from, wanted, out / "episodes.jsonl")
+    return {name: [done[key(made_from[name], task.split, task.name, seed)] for task, seed in wanted] for name in field}
 
 
 def _run_missing(
-    recipe: Recipe, field: dict[str, Contender], marks: dict[str, str], wanted: list[tuple[Task, int]], log: Path
+    recipe: Recipe, field: dict[str, Contender], made_from: dict[str, Row], wanted: list[tuple[Task, int]], log: Path
 ) -> dict[tuple[str, str, str, int], Row]:
     """What the log says once every wanted episode stands in it."""
-    setup = json.dumps(recipe.benchmark.fingerprint(), sort_keys=True)
-    done = read_log(log, setup)
-    jobs = [
-        (name, task, seed) for task, seed in wanted for name in field if (marks[name], task.split, task.name, seed) not in done
-    ]
+    done = read_log(log)
+    jobs = []
+    for task, seed in wanted:
+        for name in field:
+            if key(made_from[name], task.split, task.name, seed) not in done:
+                jobs.append((name, task, seed))
     every = len(wanted) * len(field)
     progress = Progress(f"evaluate {recipe.name}", total=every, start=every - len(jobs), unit="episode")
     with appending(log) as add:
         for name, result in run_all(field, recipe.benchmark, jobs, workers=recipe.evaluation.workers):
-            row = {"policy": marks[name], "setup": setup, **episode_row(result)}
-            done[marks[name], result.task.split, result.task.name, result.seed] = row
+            row = {"made_from": made_from[name], **episode_row(result)}
+            done[key(made_from[name], result.task.split, result.task.name, result.seed)] = row
             add(json.dumps(row))
             progress.advance()
     progress.close()
     return done
 
 
-def run_delayed(recipe: Recipe, field: dict[str, Contender], timings: dict[str, dict[str, float]], out: Path) -> list[Row]:
-    """The first split again on computers `slower` times slower: what speed is worth. A decision's measured p50, times that,
-    is rounded to control steps, and so long the world goes on without it."""
-    setting = recipe.evaluation
-    if not setting.slower:
-        return []
-    hz = recipe.benchmark.action_spec.control_hz
-    delays = {(name, factor): factor * timings[name]["p50"] for name in field for factor in setting.slower}
-    late = {f"{name} {factor:g}× slower": replace(field[name], lag=round(ms * hz / 1e3)) for (name, factor), ms in delays.items()}
-    first = replace(recipe, evaluation=replace(setting, splits=setting.splits[:1]))
-    rows = run_episodes(first, late, out)
-    found = []
-    for (name, factor), ms in delays.items():
-        key = f"{name} {factor:g}× slower"
-        successes = [row["success"] for row in rows[key]]
-        ci95 = stats.wilson(sum(successes), len(successes))
-        counts = {"successes": sum(successes), "episodes": len(successes), "ci95": ci95}
-        found.append({"name": name, "slower": factor, "delay_ms": ms, "lag_steps": late[key].lag, **counts})
-    return found
+def conditions(contender: Contender, benchmark: Benchmark) -> Row:
+    """Everything that decides how an episode (split, task, seed) goes: a row of the log is used again only where all of it is the same.
+    `execute` None: the policy's own number, which its fingerprint covers."""
+    return {
+        "policy": contender.fingerprint,
+        "execute": contender.execute,
+        "lag": contender.lag,
+        "late": contender.late if contender.lag else None,
+        "benchmark": benchmark.fingerprint(),
+        "armlet": source.identity(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+    }
 
 
-def read_log(path: Path, setup: str) -> dict[tuple[str, str, str, int], Row]:
-    """Finished episodes by key. A last line cut short by a kill is dropped; other benchmarks' lines do not count."""
+def key(made_from: Row, split: str, task: str, seed: int) -> tuple[str, str, str, int]:
+    """Under which an episode of the log is found."""
+    return json.dumps(made_from, sort_keys=True), split, task, seed
+
+
+def read_log(path: Path) -> dict[tuple[str, str, str, int], Row]:
+    """Finished episodes by key. A last line cut short by a kill is dropped; rows from before it was kept what they were made from
+    stay in the file and are not used."""
     done: dict[tuple[str, str, str, int], Row] = {}
     for line in whole_lines(path):
         row = json.loads(line)
-        if row["setup"] == setup:
-            done[row["policy"], row["split"], row["task"], row["seed"]] = row
+        if "made_from" in row:
+            done[key(row["made_from"], row["split"], row["task"], row["seed"])] = row
     return done
 
 
@@ -150,74 +209,85 @@ def episode_row(result: Result) -> Row:
         "seed": result.seed,
         "success": result.success,
         "steps": result.steps,
+        "waited": result.waited,
         "toggles": result.toggles,
         "gates": ["".join(map(str, gates)) for gates in result.gates],
-        "loop_ms": [round(value, 3) for value in result.loop_ms],
     }
 
 
-def summarise(
-    name: str, policy: Policy, contender: Contender, rows: list[Row], observations: list[Observation], timing: dict[str, float]
-) -> Row:
-    """One policy's line of the report."""
-    seen = [row for row in rows if row["split"] == rows[0]["split"]]
-    successes = sum(row["success"] for row in seen)
-    costs = policy.layer_costs().numpy()
-    gates = np.array([[int(bit) for bit in gate] for row in seen for gate in row["gates"]])
-    keep = gates @ costs / costs.sum()
-    routed = routing(gates) | {"layers": policy.layer_numbers}
+def run_delayed(
+    recipe: Recipe, field: dict[str, Contender], timings: dict[str, dict[str, float]], out: Path
+) -> tuple[DelayedRun, ...]:
+    """The first split again on computers `slower` times slower than this one, under each rule of acting `late`: what speed is worth. A
+    decision is taken to need its measured p50 times that factor (rollout says what follows)."""
+    setting = recipe.evaluation
+    if not setting.slower:
+        return ()
+    hz = recipe.benchmark.action_spec.control_hz
+    late: dict[str, Contender] = {}
+    found: dict[str, DelayedRun] = {}
+    for factor in setting.slower:
+        for rule in setting.late:
+            for name, contender in field.items():
+                delay = factor * timings[name]["p50"]
+                label = f"{name} {factor:g}× slower, {rule}"
+                late[label] = replace(contender, lag=steps_late(delay, hz), late=rule)
+                found[label] = DelayedRun(name, factor, rule, delay, late[label].lag, NOTHING)
+    first = replace(recipe, evaluation=replace(setting, splits=setting.splits[:1]))
+    rows = run_episodes(first, late, out)
+    return tuple(replace(each, run=run_of(rows[label])) for label, each in found.items())
+
+
+# --- what the report says -----------------------------------------------------------------------------------
+
+NOTHING = Run(success=(), steps=(), decisions=(), waited=(), toggles=None)
+
+
+def run_of(rows: list[Row]) -> Run:
+    """The log's rows of one policy, in the order of the episodes, as outcomes."""
+    toggles = [row["toggles"] for row in rows]
+    return Run(
+        success=tuple(row["success"] for row in rows),
+        steps=tuple(row["steps"] for row in rows),
+        decisions=tuple(len(row["gates"]) for row in rows),
+        waited=tuple(row["waited"] for row in rows),
+        toggles=None if None in toggles else tuple(toggles),
+    )
+
+
+def policy_run(name: str, policy: Policy, contender: Contender, rows: list[Row]) -> PolicyRun:
+    """One policy's outcomes; its routes are counted in the first split."""
+    routes: Counter[str] = Counter()
+    for row in rows:
+        if row["split"] == rows[0]["split"]:
+            routes.update(row["gates"])
+    return PolicyRun(
+        name=name,
+        fingerprint=contender.fingerprint,
+        execute=contender.execute or policy.execute,
+        layer_costs=tuple(policy.layer_costs().tolist()),
+        routes=dict(sorted(routes.items())),
+        run=run_of(rows),
+    )
+
+
+def measured(row: Row, policy: Policy, contender: Contender, observations: list[Observation], timing: dict[str, float]) -> Row:
+    """What a policy's row says beside its outcomes: milliseconds, operations, memory, and how it was made. `ms_per_second_of_motion`:
+    p50 × how often it is asked in a second in which the arm moves."""
+    routed = row["routing"] | {"layers": policy.layer_numbers}
     if routed["patterns"] > 1:  # one that always runs the same depends on nothing
         routed["changes_with"] = measure.what_routes_depend_on(policy, observations)
+    asked = row["decisions_per_second"]
     return {
-        "name": name,
-        "successes": successes,
-        "episodes": len(seen),
-        "ci95": stats.wilson(successes, len(seen)),
-        "gripper_toggles": toggle_rates(seen),
-        "gripper_noise": gripper_noise(contender.folder),
-        "mean_steps": float(np.mean([row["steps"] for row in seen if row["success"]])) if successes else None,
-        "latency_ms": {
-            "policy": timing,
-            "closed_loop": measure.percentiles([value for row in seen for value in row["loop_ms"]]),
-            "threads": 1,
-            "device": str(policy.device),
-        },
+        "routing": routed,
+        "latency_ms": {"policy": timing, "threads": 1, "device": str(policy.device)},
+        "ms_per_second_of_motion": None if asked is None else timing["p50"] * asked,
         "flops": measure.compute(policy, observations),
         "params": measure.parameters(policy),
-        "keep_ratio": float(keep.mean()),
-        "routing": routed,
         "peak_memory_mb": measure.peak_memory_mb(contender.folder, observations[0]),
         "bytes_on_disk": (contender.folder / "model.safetensors").stat().st_size,
-        "by_family": tally(seen, "family"),
-        "by_task": tally(seen, "task"),
-        "by_split": tally(rows, "split"),
+        "gripper_noise": gripper_noise(contender.folder),
         "budget": contender.budget,
-        "fingerprint": contender.fingerprint,
-    }
-
-
-def routing(gates: np.ndarray) -> Row:
-    """How often each layer runs, and whether the router ever changes its mind: (decisions, l) of 0 and 1."""
-    patterns, counts = np.unique(gates, axis=0, return_counts=True)
-    return {
-        "activation": gates.mean(0).tolist(),
-        "patterns": len(patterns),
-        "commonest_pattern": "".join(map(str, patterns[counts.argmax()])),
-        "commonest_share": float(counts.max() / counts.sum()),
-    }
-
-
-def toggle_rates(rows: list[Row]) -> Row | None:
-    """How often the gripper is sent the other way; None without one, or where a log from before they were counted has none."""
-    toggles = [row["toggles"] for row in rows if row.get("toggles") is not None]
-    if len(toggles) < len(rows):
-        return None
-    steps = [row["steps"] for row in rows]
-    interval = stats.ratio_ci95(np.array(toggles), np.array(steps))
-    return {
-        "per_episode": float(np.mean(toggles)),
-        "per_100_steps": 100 * sum(toggles) / sum(steps),
-        "per_100_steps_ci95": None if interval is None else [100 * bound for bound in interval],
     }
 
 
@@ -227,58 +297,6 @@ def gripper_noise(folder: Path) -> float | None:
     recipe = read_provenance(folder).get("recipe", {})
     stages = [*recipe.get("stages", ()), *(each["stage"] for each in recipe.get("rounds", ()))]
     return max((stage.get("gripper_noise", 0.0) for stage in stages), default=None)
-
-
-def tally(rows: list[Row], field: str) -> dict[str, Row]:
-    """Successes and their interval by the values of a field."""
-    groups: dict[str, list[bool]] = defaultdict(list)
-    for row in rows:
-        groups[row[field]].append(row["success"])
-    return {
-        value: {"successes": sum(group), "episodes": len(group), "ci95": stats.wilson(sum(group), len(group))}
-        for value, group in groups.items()
-    }
-
-
-def pairs(rows: dict[str, list[Row]], split: str) -> list[Row]:
-    """Every policy against those before it, on one split's episodes."""
-    found = outcomes(rows, split)
-    return [
-        {"a": a, "b": b, **stats.compare_paired(found[a], found[b]).to_json()}
-        for index, a in enumerate(found)
-        for b in list(found)[:index]
-    ]
-
-
-def outcomes(rows: dict[str, list[Row]], split: str) -> dict[str, np.ndarray]:
-    """Which of one split's n episodes each policy succeeded in: (n,) bool."""
-    return {name: np.array([row["success"] for row in found if row["split"] == split]) for name, found in rows.items()}
-
-
-def over_seeds(rows: dict[str, list[Row]], split: str) -> Row:
-    """Students that differ in their seed only, `name-0`, `name-1` …, taken together, and compared with each other and with the
-    first policy, on one split's episodes. Empty where there are none."""
-    found = outcomes(rows, split)
-    groups: dict[str, list[str]] = {next(iter(rows)): [next(iter(rows))]}
-    for name in rows:
-        if match := re.fullmatch(r"(.+)-\d+", name):
-            groups.setdefault(match[1], []).append(name)
-    groups = {name: members for index, (name, members) in enumerate(groups.items()) if index == 0 or len(members) > 1}
-    if len(groups) < 2:
-        return {}
-    together = {name: np.array([found[member] for member in members]) for name, members in groups.items()}
-    names = list(together)
-    return {
-        "policies": [
-            {"name": name, "seeds": len(values), "success": float(values.mean()), "each": values.mean(1).tolist()}
-            for name, values in together.items()
-        ],
-        "pairs": [
-            {"a": a, "b": b, **stats.compare_seeds(together[a], together[b]).to_json()}
-            for index, a in enumerate(names)
-            for b in names[:index]
-        ],
-    }
 
 
 def sample_observations(policies: dict[str, Policy], benchmark: Benchmark, seed: int) -> list[Observation]:
@@ -291,18 +309,22 @@ def sample_observations(policies: dict[str, Policy], benchmark: Benchmark, seed:
     return observations
 
 
-def make_videos(recipe: Recipe, policies: dict[str, Policy], out: Path) -> list[Row]:
+def make_videos(recipe: Recipe, field: dict[str, Contender], policies: dict[str, Policy], out: Path) -> list[Row]:
     """The same episode by every policy, side by side, for the first episodes of the plan: the films' rows of the report."""
     found: list[Row] = []
     hz = round(recipe.benchmark.action_spec.control_hz)
-    for task, seed in plan(recipe.benchmark, "seen", recipe.evaluation.videos, recipe.evaluation.seed):
-        films = [film(policy, recipe.benchmark, task, seed) for policy in policies.values()]
+    for task, seed in plan(recipe.benchmark, recipe.evaluation.splits[0], recipe.evaluation.videos, recipe.evaluation.seed):
+        films = [film(policy, recipe.benchmark, task, seed, execute=field[name].execute) for name, policy in policies.items()]
         longest = max(len(frames) for frames, _ in films)
         padded = [np.concatenate([frames, frames[-1:].repeat(longest - len(frames), 0)]) for frames, _ in films]
         name = f"{task.name}-{seed}.mp4"
         write_video(out / name, np.concatenate(padded, 2), fps=hz)
         seen = [
-            {"name": name, "execute": policies[name].execute, **{key: row[key] for key in ("success", "steps", "gates")}}
+            {
+                "name": name,
+                "execute": field[name].execute or policies[name].execute,
+                **{key: row[key] for key in ("success", "steps", "gates")},
+            }
             for name, row in zip(policies, (episode_row(result) for _, result in films), strict=True)
         ]
         found.append({"task": task.name, "seed": seed, "video": name, "fps": hz, "policies": seen})
@@ -313,7 +335,7 @@ def training(field: dict[str, Contender]) -> dict[str, list[Row]]:
     """Policy → its stages' loss curves, column by column to five digits, where the logs of its training lie beside it."""
     found: dict[str, list[Row]] = {}
     for name, contender in field.items():
-        ours = contender.folder.name == "student" and contender.budget is None
+        ours = contender.folder.name == "student" and contender.budget is None and contender.execute is None
         logs = sorted(contender.folder.parent.glob("distil-*/metrics.jsonl")) if ours else []
         rows = [[json.loads(line) for line in log.read_text().splitlines()] for log in logs]
         stages = [{key: [_short(row[key]) for row in stage] for key in stage[0]} for stage in rows if stage]
@@ -326,19 +348,29 @@ def _short(value: Any) -> Any:
     return float(f"{value:.5g}") if isinstance(value, float) else value
 
 
-def fingerprint(recipe: Recipe) -> Row:
-    """What this report was made with."""
-    here = str(Path(__file__).parent)  # the commit of armlet, wherever it was called from; None where it is installed
-    commit = subprocess.run(["git", "-C", here, "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+def fingerprint(recipe: Recipe, field: dict[str, Contender]) -> Row:
+    """What this report was made with. `recipe` is the one that was given to `evaluate`; `evaluated` holds each policy's folder and the
+    recipe that it was made by, where it says so."""
+    made_by = {name: read_provenance(contender.folder).get("recipe") for name, contender in field.items()}
+    armlet = source.identity()
     return {
-        "armlet": version("armlet"),
-        "commit": commit or None,
+        "armlet": armlet["version"],
+        "commit": armlet["commit"],
+        "dirty": armlet["dirty"],
+        "files": armlet["files"],
         "python": platform.python_version(),
         "torch": torch.__version__,
         "numpy": np.__version__,
         "machine": platform.machine(),
+        "processor": measure.processor(),
         "threads": 1,
+        "workers": recipe.evaluation.workers,
+        "seeds": {
+            "recipe": recipe.seed,
+            "episodes": [recipe.evaluation.seed, recipe.evaluation.seed + recipe.evaluation.episodes - 1],
+        },
         "benchmark": recipe.benchmark.fingerprint(),
         "recipe": to_json(recipe),
-        "evaluation": dataclasses.asdict(recipe.evaluation),
+        "evaluation": asdict(recipe.evaluation),
+        "evaluated": {name: {"folder": field[name].folder.as_posix(), "recipe": made_by[name]} for name in field},
     }

@@ -1,4 +1,5 @@
-"""A report as a table in words and a picture: success against milliseconds. Knows reports; runs nothing."""
+"""A report as a table in words and a picture: success against milliseconds. Knows reports (those of version 1 as `report.read` gives
+them); runs nothing."""
 
 from pathlib import Path
 from typing import Any
@@ -11,28 +12,72 @@ Bars = tuple[list[float], list[list[float]]]
 
 
 def table(report: Report) -> str:
-    """Markdown: one row a policy, then one sentence a pair; the same for further splits, if there are any."""
+    """Markdown: one row a policy, then its successes task by task, then one sentence a pair; the same for further splits, if there are
+    any; then how the policies do when they act late."""
     policies = report["policies"]
+    lines = [*main_lines(policies), "", *group_lines(policies, "by_task", "task"), "", *map(sentence, report["pairs"])]
+    if report.get("seeds"):
+        lines += ["", *seed_lines(report["seeds"])]
+    for split, found in report.get("pairs_by_split", {}).items():
+        lines += ["", *split_lines(policies, split), "", *map(sentence, found)]
+    if report.get("delayed"):
+        lines += ["", *delayed_lines(report["delayed"]), "", *map(delayed_sentence, report.get("delayed_pairs", []))]
+    return "\n".join(lines).rstrip("\n") + "\n"
+
+
+def main_lines(policies: list[dict[str, Any]]) -> list[str]:
+    """One row a policy: success, time, computation. Reports of version 1 do not say how often a policy was asked."""
     base = policies[0]["latency_ms"]["policy"]["p50"]
     lines = [
-        "| policy | success | 95 % interval | steps | p50 ms | speed | backbone FLOPs | layers run | parameters |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| policy | success | 95 % interval | steps | p50 ms | speed | ms per second of motion | backbone FLOPs | layers run | parameters |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for policy in policies:
         p50 = policy["latency_ms"]["policy"]["p50"]
         share = policy["flops"]["backbone"] / policies[0]["flops"]["backbone"]
-        steps = "–" if policy["mean_steps"] is None else f"{policy['mean_steps']:.1f}"
         lines.append(
-            f"| {policy['name']} | {rate(policy)} | {steps} | {p50:.2f} | "
-            f"{base / p50:.2f}× | {100 * share:.0f} % | {100 * policy['keep_ratio']:.0f} % | "
-            f"{policy['params']['deployed'] / 1e6:.2f} M |"
+            f"| {policy['name']} | {rate(policy)} | {number(policy['mean_steps'], 1)} | {p50:.2f} | "
+            f"{base / p50:.2f}× | {number(policy.get('ms_per_second_of_motion'), 1)} | {100 * share:.0f} % | "
+            f"{100 * policy['keep_ratio']:.0f} % | {policy['params']['total'] / 1e6:.2f} M |"
         )
-    lines += ["", *(sentence(pair) for pair in report["pairs"])]
-    if report.get("seeds"):
-        lines += ["", *seed_lines(report["seeds"])]
-    for split, found in report.get("pairs_by_split", {}).items():
-        lines += ["", *split_lines(policies, split), "", *(sentence(pair) for pair in found)]
-    return "\n".join(lines) + "\n"
+    return lines
+
+
+def number(value: float | None, digits: int) -> str:
+    """A dash where there is none."""
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def group_lines(policies: list[dict[str, Any]], field: str, what: str) -> list[str]:
+    """Successes of episodes of each policy in each group of the first split: an average can hide that one task makes all the
+    difference."""
+    groups = list(policies[0][field])
+    lines = [f"| policy, by {what} | " + " | ".join(groups) + " |", "|---" * (len(groups) + 1) + "|"]
+    for policy in policies:
+        cells = [f"{policy[field][group]['successes']}/{policy[field][group]['episodes']}" for group in groups]
+        lines.append(f"| {policy['name']} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def delayed_lines(rows: list[dict[str, Any]]) -> list[str]:
+    """How policies do whose actions come late. `time to success`: of the episodes that succeed, and over all, a failure counting as
+    the limit."""
+    lines = [
+        "| acting late | computer | rule | steps late | success | 95 % interval | seconds to success | … failures as the limit |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        seconds = row.get("seconds_to_success", {})
+        lines.append(
+            f"| {row['name']} | {row['slower']:g}× slower | {row.get('late', 'skip')} | {row['lag_steps']} | {rate(row)} | "
+            f"{number(seconds.get('successes'), 2)} | {number(seconds.get('restricted'), 2)} |"
+        )
+    return lines
+
+
+def delayed_sentence(pair: dict[str, Any]) -> str:
+    """A comparison of two policies that act late, in words."""
+    return f"- {pair['slower']:g}× slower, {pair['late']}: " + sentence(pair).removeprefix("- ")
 
 
 def split_lines(policies: list[dict[str, Any]], split: str) -> list[str]:

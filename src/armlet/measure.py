@@ -6,6 +6,7 @@ order drawn anew for each, so that none always finds the caches as the largest o
 """
 
 import multiprocessing
+import platform
 import resource
 import time
 from collections.abc import Hashable, Sequence
@@ -93,9 +94,22 @@ def what_routes_depend_on(policy: Policy, observations: Sequence[Observation], *
 
 
 def parameters(policy: Policy) -> dict[str, int]:
-    """Counts of parameters: in all, and of those the deployed network carries."""
-    total = sum(parameter.numel() for parameter in policy.parameters())
-    return {"total": total, "trainable": sum(p.numel() for p in policy.parameters()), "deployed": total}
+    """Counts of parameters: of the whole policy as it is deployed, and of its layers, the part that students cut or skip."""
+    return {
+        "total": sum(parameter.numel() for parameter in policy.parameters()),
+        "backbone": sum(parameter.numel() for parameter in policy.layers.parameters()),
+    }
+
+
+def processor() -> str:
+    """The processor's model, as Linux names it, or what Python knows of it; "unknown" where neither does."""
+    listed = Path("/proc/cpuinfo")
+    if listed.is_file():
+        for line in listed.read_text(errors="replace").splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() in ("model name", "Model", "Hardware") and value.strip():
+                return value.strip()
+    return platform.processor() or "unknown"
 
 
 def peak_memory_mb(folder: Path, observation: Observation) -> float:

@@ -109,8 +109,10 @@ class Probe:
 @dataclass(frozen=True)
 class Evaluation:
     """`episodes` paired episodes a split, spread evenly over the tasks; `latency_calls` timed decisions; `budgets`: the
-    shares of its backbone at which the recipe's student is run as well (it must have been calibrated); `slower`: how many times
-    slower a robot's computer is than this one, for runs in which the world moves on while a policy thinks."""
+    shares of its backbone at which the recipe's student is run as well (it must have been calibrated); `execute`: every policy is run
+    as well carrying out this many actions of a chunk before it looks again. `slower`: how many times
+    slower a robot's computer is than this one, for runs in which the world goes on while a policy thinks, and `late`: what the arm does
+    meanwhile (armlet/rollout.py): `wait` holds still, `run_on` carries out what is left of the chunk before."""
 
     episodes: int = 400
     splits: tuple[str, ...] = ("seen",)
@@ -118,7 +120,9 @@ class Evaluation:
     workers: int = 2
     latency_calls: int = 200
     budgets: tuple[float, ...] = ()
+    execute: tuple[int, ...] = ()
     slower: tuple[float, ...] = ()
+    late: tuple[Literal["wait", "run_on"], ...] = ("wait",)
     videos: int = 1
 
 

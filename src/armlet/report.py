@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from armlet.data.files import write_atomically
-from armlet.figures import seed_sentence, sentence
+from armlet.figures import delayed_sentence, number, seed_sentence, sentence
 
 Report = dict[str, Any]
 TEMPLATE = Path(__file__).with_name("report.html")
+VERSIONS = (1, 2)
 NEEDED = ("policies", "pairs", "fingerprint")
 
 
@@ -42,10 +43,7 @@ def read(path: Path) -> Report:
     missing = [name for name in NEEDED if not isinstance(report, dict) or name not in report]
     if missing:
         raise ValueError(f"{path} lacks {', '.join(missing)}; it was not written by `armlet evaluate`")
-    for policy in report["policies"]:  # what reports from before these were kept do not say: layers are counted as its own
-        policy.setdefault("gripper_toggles", None)
-        policy["routing"].setdefault("layers", list(range(len(policy["routing"]["activation"]))))
-    report.setdefault("pairs_by_split", {})
+    _complete(report, path)
     report["depth"] = 1 + max((max(policy["routing"]["layers"]) for policy in report["policies"]), default=-1)
     for rollout in report.get("rollouts", []):
         film = path.parent / rollout["video"]
@@ -54,17 +52,38 @@ def read(path: Path) -> Report:
     return {**report, "path": path.as_posix()}
 
 
+def _complete(report: Report, path: Path) -> None:
+    """Into a report of version 1 goes what the page asks for and such a report does not say. Raises ValueError for a version that is
+    not known."""
+    version = report.setdefault("version", 1)
+    if version not in VERSIONS:
+        raise ValueError(f"{path} has version {version!r}, expected one of {VERSIONS}; a newer armlet wrote it")
+    for policy in report["policies"]:
+        policy.setdefault("gripper_toggles", None)
+        policy.setdefault("ms_per_second_of_motion", None)
+        policy.setdefault("seconds_to_success", None)
+        policy["routing"].setdefault("layers", list(range(len(policy["routing"]["activation"]))))  # counted as its own
+    report.setdefault("pairs_by_split", {})
+    report.setdefault("delayed_pairs", [])
+    for row in report.setdefault("delayed", []):
+        row.setdefault(
+            "late", "skip"
+        )  # the rule of that time: an action left out for every step late, whether or not one was made
+        row.setdefault("seconds_to_success", {"successes": None, "restricted": None, "limit": None})
+
+
 def render(reports: list[Report]) -> str:
     """The page as text."""
     from jinja2 import Environment, StrictUndefined
     from plotly.offline import get_plotlyjs
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(percent=lambda value: f"{100 * value:.1f} %", pretty=_pretty)
+    environment.filters.update(percent=lambda value: f"{100 * value:.1f} %", pretty=_pretty, number=number)
     template = environment.from_string(TEMPLATE.read_text())
     data = json.dumps(reports).replace("<", "\\u003c")  # nothing in it can end the script element that holds it
     said = {
         "sentence": lambda pair: sentence(pair).removeprefix("- "),
+        "delayed_sentence": lambda pair: delayed_sentence(pair).removeprefix("- "),
         "seed_sentence": lambda pair: seed_sentence(pair).removeprefix("- over seeds, "),
     }
     return template.render(reports=reports, data=data, plotly=get_plotlyjs(), **said)

@@ -2,14 +2,28 @@
 
 Episodes are fixed in advance as (task, seed); each runs in a world of its own, so none depends on how another
 ended. Worker processes share nothing but the list.
+
+**When thinking takes time.** Actions are sent at control ticks only, `hz` of them a second. A policy that looks at one tick and needs
+δ milliseconds has its chunk ready at the first tick that is not earlier than δ: `steps_late` = ⌈δ·hz / 1000⌉ ticks later, so that any
+time at all costs a whole tick, and no time none. During these ticks the world goes on. What the arm does meanwhile is the controller's
+rule, and a result is about policy and rule together:
+
+    wait    it holds still, then carries out the new chunk from its start. Nothing of a chunk is lost, and time is.
+    run_on  it carries out what is left of the chunk before, and holds still when nothing is left. Of the new chunk it then leaves out
+            exactly as many actions, from its start, as it carried out of the old one meanwhile: these were meant for the same moments.
+            Ticks in which it held still leave nothing out: the moves for them have not been made.
+
+Under both it holds still before the first chunk of an episode. (A third rule, to leave out an action for every tick that passed, whether
+or not anything was done in it, is not offered: it throws away relative moves that nobody made.)
 """
 
 import functools
+import math
 import multiprocessing
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -19,20 +33,22 @@ from armlet.checkpoint import load_policy, policy_fingerprint
 from armlet.policies import Policy
 from armlet.types import ActionSpec, Observation
 
+Late = Literal["wait", "run_on"]
+
 
 @dataclass(frozen=True)
 class Result:
-    """How one episode went. `gates` (decisions, l) is what ran at each decision; times are ms per decision; `toggles` how often the
-    gripper was sent the other way (None without one)."""
+    """How one episode went. `steps` in all, those of waiting included; `waited`: in how many of them the arm held still because no
+    action was there; `gates` (decisions, l) is what ran at each decision; `toggles` how often the gripper was sent the other way
+    (None without one)."""
 
     task: Task
     seed: int
     success: bool
     steps: int
+    waited: int
     toggles: int | None
     gates: tuple[tuple[int, ...], ...]
-    policy_ms: tuple[float, ...]
-    loop_ms: tuple[float, ...]
 
 
 def plan(benchmark: Benchmark, split: str, episodes: int, seed: int) -> list[tuple[Task, int]]:
@@ -41,52 +57,62 @@ def plan(benchmark: Benchmark, split: str, episodes: int, seed: int) -> list[tup
     return [(tasks[index % len(tasks)], seed + index) for index in range(episodes)]
 
 
+def steps_late(milliseconds: float, hz: float) -> int:
+    """Control steps by which an action is late after so much thinking (see above). Raises ValueError for a negative time."""
+    if milliseconds < 0:
+        raise ValueError(f"a decision takes 0 ms or more, found {milliseconds:g}")
+    return math.ceil(round(milliseconds * hz / 1e3, 9))  # rounded: 0.1 s at 10 Hz is one step, not 1.0000000000000002
+
+
 def run_episode(
     policy: Policy,
     benchmark: Benchmark,
     task: Task,
     seed: int,
     *,
+    execute: int | None = None,
     lag: int = 0,
+    late: Late = "wait",
     on_look: Callable[[Observation], object] = lambda observation: None,
     on_world: Callable[[World], object] = lambda world: None,
 ) -> Result:
-    """One episode, closed loop. `lag` steps pass in the world while the policy thinks: they carry out what is left of the chunk
-    before, or hold still, and the new chunk goes on from where its own first steps have passed. `on_look` is given what the policy is about to see; `on_world` the world as it begins and
-    after every step. Their time is in `loop_ms`, not in `policy_ms`."""
+    """One episode, closed loop. `execute`: actions of a chunk carried out before it looks again (None: the policy's own number). `lag`
+    steps pass in the world while the policy thinks; `late` says what the arm does meanwhile (see above). `on_look` is given what the
+    policy is about to see; `on_world` the world as it begins and after every step. Raises ValueError where a chunk has fewer actions
+    than should be carried out."""
+    execute = policy.execute if execute is None else execute
+    spec = benchmark.action_spec
     world = benchmark.make(task, seed)
     on_world(world)
-    steps, success = 0, False
+    success = False
     gates: list[tuple[int, ...]] = []
-    policy_ms: list[float] = []
-    loop_ms: list[float] = []
-    pending: list[np.ndarray] = []  # of the chunk before, what nobody has carried out
     done: list[np.ndarray] = []
-    last = _still(benchmark.action_spec, None)
-    while steps < benchmark.max_steps and not success:
-        began = time.perf_counter()
+    waited = 0
+    left: list[np.ndarray] = []  # of the chunk before, what has not been carried out
+    last: np.ndarray | None = None
+    while len(done) < benchmark.max_steps and not success:
         observation = world.observe()
         on_look(observation)
-        looked = time.perf_counter()
         decision = policy.decide(observation)
-        policy_ms.append((time.perf_counter() - looked) * 1e3)
         gates.append(decision.gates)
-        passed = min(lag, max(0, len(decision.actions) - policy.execute))
-        now = list(decision.actions[passed : passed + policy.execute])
-        meanwhile = pending[:lag] + [None] * (lag - len(pending))
-        pending = list(decision.actions[passed + policy.execute :])
-        for wanted in (*meanwhile, *now):
-            last = _still(benchmark.action_spec, last) if wanted is None else wanted
+        chunk = list(decision.actions)
+        if not 1 <= execute <= len(chunk):
+            raise ValueError(f"{execute} actions of each chunk should be carried out, and this policy's have {len(chunk)}")
+        meanwhile: list[np.ndarray | None] = list(left[:lag]) if late == "run_on" else []
+        fresh = chunk[len(meanwhile) :]  # without those in whose place the old chunk's were carried out
+        meanwhile += [None] * (lag - len(meanwhile))
+        left = fresh[execute:]
+        for wanted in (*meanwhile, *fresh[:execute]):
+            last = still(spec, last, world) if wanted is None else wanted
+            waited += wanted is None
             success = bool(world.step(last))
             done.append(last)
             on_world(world)
-            steps += 1
-            if success or steps >= benchmark.max_steps:
+            if success or len(done) >= benchmark.max_steps:
                 break
-        loop_ms.append((time.perf_counter() - began) * 1e3)
     world.close()
-    toggles = gripper_toggles(benchmark.action_spec, np.stack(done))
-    return Result(task, seed, success, steps, toggles, tuple(gates), tuple(policy_ms), tuple(loop_ms))
+    toggles = gripper_toggles(spec, np.stack(done))
+    return Result(task, seed, success, len(done), waited, toggles, tuple(gates))
 
 
 def gripper_toggles(spec: ActionSpec, actions: np.ndarray) -> int | None:
@@ -98,35 +124,39 @@ def gripper_toggles(spec: ActionSpec, actions: np.ndarray) -> int | None:
     return int((sides[1:] != sides[:-1]).sum())
 
 
-def _still(spec: ActionSpec, last: np.ndarray | None) -> np.ndarray:
-    """The action of an arm that waits after `last`: no motion, the gripper as it was."""
-    if last is None:
-        still = np.zeros(spec.dims, np.float32)
-        if spec.gripper is not None:
-            still[spec.gripper] = spec.gripper_open
-        return still
+def still(spec: ActionSpec, last: np.ndarray | None, world: World) -> np.ndarray:
+    """The action (a,) that holds an arm still after it was told `last` (None: nothing yet): no motion, the gripper as it was."""
     if spec.mode == "absolute":
-        return last
-    still = np.zeros_like(last)
+        return world.holding_action() if last is None else last
+    held = np.zeros(spec.dims, np.float32)
     if spec.gripper is not None:
-        still[spec.gripper] = last[spec.gripper]
-    return still
+        held[spec.gripper] = spec.gripper_open if last is None else last[spec.gripper]
+    return held
 
 
-def film(policy: Policy, benchmark: Benchmark, task: Task, seed: int, *, size: int = 224) -> tuple[np.ndarray, Result]:
+def film(
+    policy: Policy, benchmark: Benchmark, task: Task, seed: int, *, execute: int | None = None, size: int = 224
+) -> tuple[np.ndarray, Result]:
     """Frames (T, size, size, 3) uint8 of one episode, its beginning and every step; and how it went."""
     frames: list[np.ndarray] = []
-    result = run_episode(policy, benchmark, task, seed, on_world=lambda world: frames.append(world.render(size)))
+
+    def look(world: World) -> None:
+        frames.append(world.render(size))
+
+    result = run_episode(policy, benchmark, task, seed, execute=execute, on_world=look)
     return np.stack(frames), result
 
 
 @dataclass(frozen=True)
 class Contender:
-    """A policy on disk; for one with a dial, the budget that it is run at; and how many steps late its actions come."""
+    """A policy on disk and how it is run: at which budget (for one with a dial), how many actions it carries out before it looks again
+    (None: its own number), how many steps late its actions come, and what the arm does meanwhile."""
 
     folder: Path
     budget: float | None = None
+    execute: int | None = None
     lag: int = 0
+    late: Late = "wait"
 
     def load(self) -> Policy:
         policy = load_policy(self.folder)
@@ -134,23 +164,24 @@ class Contender:
 
     @property
     def fingerprint(self) -> str:
-        return (
-            policy_fingerprint(self.folder)
-            + ("" if self.budget is None else f"@{self.budget:g}")
-            + (f"+{self.lag}" if self.lag else "")
-        )
+        """Of the policy and its budget: what decides its answers."""
+        return policy_fingerprint(self.folder) + ("" if self.budget is None else f"@{self.budget:g}")
+
+    def run(self, policy: Policy, benchmark: Benchmark, task: Task, seed: int) -> Result:
+        """One episode of `policy`, which is this one loaded."""
+        return run_episode(policy, benchmark, task, seed, execute=self.execute, lag=self.lag, late=self.late)
 
 
 @functools.cache
-def _loaded(contender: Contender) -> Policy:
-    """A worker's own copy, loaded once."""
+def _loaded(folder: Path, budget: float | None) -> Policy:
+    """A worker's own copy, loaded once however it is run."""
     torch.set_num_threads(1)
-    return contender.load()
+    return Contender(folder, budget).load()
 
 
 def _work(job: tuple[str, Contender, Benchmark, Task, int]) -> tuple[str, Result]:
     name, contender, benchmark, task, seed = job
-    return name, run_episode(_loaded(contender), benchmark, task, seed, lag=contender.lag)
+    return name, contender.run(_loaded(contender.folder, contender.budget), benchmark, task, seed)
 
 
 def run_all(

@@ -17,6 +17,22 @@ def wilson(successes: int, episodes: int, *, confidence: float = 0.95) -> tuple[
     return float(interval.low), float(interval.high)
 
 
+def rate_ci95(successes: int, episodes: int) -> tuple[float, float]:
+    """95 % interval of a success rate, the one that tables show: Wilson's where that lies within 5 to 95 %, and Clopper and Pearson's exact
+    one where it reaches beyond. Wilson's alone holds a true rate of .98 in 92 % of cases at n = 50, and one of .997 in 86 %; this one
+    holds every rate above .95 in at least 95 % of cases from n = 50 on."""
+    low, high = wilson(successes, episodes)
+    return (low, high) if low >= 0.05 and high <= 0.95 else clopper_pearson(successes, episodes)
+
+
+def clopper_pearson(successes: int, episodes: int, *, confidence: float = 0.95) -> tuple[float, float]:
+    """The exact interval of a proportion, which holds the truth at least as often as it says; (0, 1) where nothing was run."""
+    if episodes == 0:
+        return 0.0, 1.0
+    interval = scipy_stats.binomtest(successes, episodes).proportion_ci(confidence, method="exact")
+    return float(interval.low), float(interval.high)
+
+
 def mcnemar(only_a: int, only_b: int) -> float:
     """Exact two-sided McNemar p: how surprising the discordant pairs are, were both equally good; 1 where there are none."""
     if only_a + only_b == 0:
@@ -126,20 +142,58 @@ class SeedComparison:
         return asdict(self)
 
 
-def compare_seeds(a: np.ndarray, b: np.ndarray, *, resamples: int = 10_000, seed: int = 0) -> SeedComparison:
-    """Outcomes (s, n) bool of the students that two recipes made from s seeds each, on the same episodes.
+def compare_seeds(a: np.ndarray, b: np.ndarray) -> SeedComparison:
+    """Outcomes (s, n) bool of the students that two recipes made from s seeds each, on the same n episodes. Raises ValueError where there
+    are fewer than two episodes, or not the same ones.
 
-    The interval is a percentile bootstrap in which both students and episodes are drawn again (a crossed design, Owen 2007,
-    "The pigeonhole bootstrap"): it is about other seeds and other episodes. With one student a side, it is about episodes.
+    The interval is about other seeds and other episodes. Outcomes are students × episodes, crossed, so the difference of the means varies
+    with three things, whose variances are estimated by the mean squares of a two-way layout without replication:
+
+        students   s²(means of a's students)/s_a + s²(means of b's)/s_b; a side of one student is a policy that is given, not drawn
+        episodes   s²(mean of a − mean of b, episode by episode)/n, with one discordant pair added (as Agresti and Min 2005 add half a
+                   one to each cell), so that it is not 0 where all succeed
+        the rest   (students × episodes)/(s·n), which is in both of the above and is subtracted once
+
+    The half-width is Student's t times the root of their sum, with Satterthwaite's degrees of freedom (1946): few seeds make wide
+    intervals, since their spread is hardly known. With one student on both sides it is the paired interval of `compare_paired`.
+
+    Coverage of a stated 95 %, simulated (tests/test_stats.py, slow; 400 episodes of varying difficulty, rates .80 to .98): 94–98 % for 3
+    to 12 seeds a side that differ by 0.5–7 points; of students against one given policy 93–97 % where they differ by up to 3 points,
+    and 89–94 % where they differ by 7, since rates that vary so much are skewed. The percentile bootstrap of students and
+    episodes (Owen 2007) that stood here before holds the truth in 87–91 % of cases at 3 seeds that differ by 3 points.
     """
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]:
+    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or not len(a) or not len(b):
         raise ValueError(f"outcomes over seeds must have shapes (seeds, n) with one n, found {a.shape} and {b.shape}")
-    rng, n = np.random.default_rng(seed), a.shape[1]
-    drawn = np.empty(resamples)
-    for index in range(resamples):
-        episodes = np.bincount(rng.integers(n, size=n), minlength=n) / n
-        means = [(x[rng.integers(len(x), size=len(x))] @ episodes).mean() for x in (a, b)]
-        drawn[index] = means[0] - means[1]
-    low, high = (float(bound) for bound in np.percentile(drawn, [2.5, 97.5]))
-    return SeedComparison(n, (len(a), len(b)), float(a.mean() - b.mean()), (low, high), low > -MARGIN)
+    n = a.shape[1]
+    if n < 2:
+        raise ValueError(f"a comparison over seeds needs at least 2 episodes, found {n}")
+    difference = float(a.mean() - b.mean())
+    if len(a) == len(b) == 1:
+        low, high = compare_paired(a[0], b[0]).ci95
+    else:
+        half = _half_width(a, b)
+        low, high = difference - half, difference + half
+    return SeedComparison(n, (len(a), len(b)), difference, (low, high), low > -MARGIN)
+
+
+def _half_width(a: np.ndarray, b: np.ndarray) -> float:
+    """Of the 95 % interval of mean a − mean b over students and episodes (`compare_seeds`)."""
+    n = a.shape[1]
+    per_episode = a.mean(0) - b.mean(0)
+    squares = float(((per_episode - per_episode.mean()) ** 2).sum())
+    episodes = (squares + 1) / (n * (n - 1))
+    terms = [(episodes, n - 1)]
+    rest = 0.0
+    for outcomes in (a, b):
+        count = len(outcomes)
+        if count == 1:
+            continue
+        students = outcomes.mean(1)
+        terms.append((float(students.var(ddof=1)) / count, count - 1))
+        residual = outcomes - outcomes.mean(0) - students[:, None] + outcomes.mean()
+        rest += float((residual**2).sum()) / ((count - 1) * (n - 1)) / (count * n)
+    total = sum(variance for variance, _ in terms)
+    variance = max(total - rest, episodes, total - episodes)  # by chance the estimate can be below each of its parts
+    freedom = variance**2 / sum(part**2 / degrees for part, degrees in terms)
+    return float(scipy_stats.t.ppf(0.975, freedom) * np.sqrt(variance))

@@ -38,6 +38,14 @@ class World(ABC):
         """The scripted expert's action (a,) in the present state."""
         raise NotImplementedError(f"{type(self).__name__} has no scripted expert; bring episodes instead of `collect`")
 
+    def holding_action(self) -> np.ndarray:
+        """The action (a,) that holds the arm where it is as the episode begins. Only for robots that are told absolute positions: no
+        motion is zero for the others."""
+        raise ValueError(
+            f"{type(self).__name__} takes absolute positions and does not say which of them holds its arm still before the first; "
+            "a delayed evaluation needs that: give it `holding_action`"
+        )
+
     def distraction(self, number: int) -> np.ndarray | None:
         """The action (a,) of a hand that goes to some other thing, number `number` of those there are (modulo), whatever
         was asked; None where there is nothing else to go to."""

@@ -7,10 +7,22 @@
 
 Which object, place, side or drawer is meant stands only in the words. Everything random comes from
 (task, seed), so a world is the same to the bit every time on one MuJoCo version and renderer.
+
+Splits, each a condition that data are never collected under, but for `seen` and `seen_shapes`:
+
+    unseen_objects   the first thing of a scene is of a colour and shape that are never seen together; colours in a scene differ, so
+                     the colour alone says which thing is meant
+    unseen_shapes    such a thing is asked for, and beside it stands one of the same colour and the other shape: the shape is needed
+    seen_shapes      the same with pairs of colour and shape that are seen: what `unseen_shapes` is to be compared with
+    unseen_scenes    another table, light from elsewhere, a moved camera
+    unseen_wordings  other sentences, with words that were never heard
+    known_words      other sentences, of words that were heard
+
+With `belt` the table's top moves. What takes time then costs success: a thing is no longer where it was seen.
 """
 
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import mujoco
@@ -30,6 +42,7 @@ from armlet.benchmarks.tabletop.scene import (
     build_model,
     draw_look,
     draw_objects,
+    draw_twins,
     spread,
 )
 from armlet.rendering import Camera, RayCamera, make_camera, resolve_renderer
@@ -43,6 +56,8 @@ FAMILIES = {
 }
 STEP = 0.05  # metres that a command of 1.0 moves the tool centre
 CONTROL_HZ = 10.0
+FASTEST_BELT = 0.1  # m/s: at that a thing crosses the reachable zone in about four seconds
+TWINS = {"unseen_shapes": True, "seen_shapes": False}  # splits in which a shape is needed; whether the thing meant is held out
 LOW, HIGH = np.array([-0.24, -0.22, 0.006]), np.array([REACH, 0.22, 0.24])
 
 
@@ -59,15 +74,32 @@ class Goal:
 
 @dataclass(frozen=True)
 class Tabletop(Benchmark):
-    """`scene_pixels` and `wrist_pixels` 64–224; `renderer` `ray` (anywhere), `egl`, or `auto`; `families` a subset."""
+    """`scene_pixels` and `wrist_pixels` 64–224; `renderer` `ray` (anywhere), `egl`, or `auto`; `families` a subset.
+
+    `belt`: the speed in m/s (0 to 0.1) at which everything on the table is carried to the left or right; 0 is a table that stands still.
+    It runs the way on which what is meant stays longest within reach, and against the side that a thing should be pushed to: waiting
+    is no help. Drawers stand still by nature, so their tasks are left out where there is a belt."""
 
     name: ClassVar[str] = "tabletop"
-    splits: ClassVar[tuple[str, ...]] = ("seen", "unseen_objects", "unseen_scenes", "unseen_wordings")
+    splits: ClassVar[tuple[str, ...]] = (
+        "seen",
+        "unseen_objects",
+        "unseen_scenes",
+        "unseen_wordings",
+        "unseen_shapes",
+        "seen_shapes",
+        "known_words",
+    )  # a split's place in this list is part of its worlds' seed: new ones go to the end
     scene_pixels: int = 72
     wrist_pixels: int = 48
     renderer: str = "ray"
     families: tuple[str, ...] = tuple(FAMILIES)
     step_limit: int = 80
+    belt: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.belt <= FASTEST_BELT:
+            raise ValueError(f"tabletop's belt runs at 0 to {FASTEST_BELT} m/s, found {self.belt}")
 
     @property
     def action_spec(self) -> ActionSpec:
@@ -101,15 +133,25 @@ class Tabletop(Benchmark):
         unknown = set(self.families) - set(FAMILIES)
         if unknown:
             raise ValueError(f"tabletop has no family {sorted(unknown)}; it has {', '.join(FAMILIES)}")
-        return tuple(Task(skill, family, split) for family in self.families for skill in FAMILIES[family])
+        families = self.families
+        if split in TWINS or self.belt:
+            families = tuple(family for family in families if family != "drawer")
+        if not families:
+            why = f"with a belt of {self.belt} m/s" if self.belt else f"in the split {split!r}"
+            raise ValueError(f"tabletop has no task of the families {list(self.families)} {why}; drawers are left out there")
+        return tuple(Task(skill, family, split) for family in families for skill in FAMILIES[family])
 
     def make(self, task: Task, seed: int) -> "TabletopWorld":
         rng = np.random.default_rng([seed, zlib.crc32(task.name.encode()), self.splits.index(task.split)])
         layout, goal = _DRAW[task.name](rng, task)
+        if self.belt:
+            layout = replace(layout, belt=self.belt * _belt_direction(layout, goal))
         return TabletopWorld(self, layout, goal)
 
     def fingerprint(self) -> dict[str, Any]:
+        belt = {"belt": self.belt} if self.belt else {}
         return {
+            **belt,
             "benchmark": self.name,
             "renderer": resolve_renderer(self.renderer),
             "mujoco": mujoco.__version__,
@@ -136,6 +178,9 @@ class TabletopWorld(World):
         for thing in layout.things:
             if thing.kind == "drawer":
                 self._data.joint(f"{thing.name}_slide").qpos[0] = thing.opening
+        if layout.belt:
+            self._data.joint("belt").qvel[0] = layout.belt
+            self._data.ctrl[5] = layout.belt
         mujoco.mj_step(self._model, self._data, 20)
 
     def _place_hand(self, hand: tuple[float, float, float]) -> None:
@@ -143,7 +188,7 @@ class TabletopWorld(World):
             self._data.joint(axis).qpos[0] = value
         for side in ("left", "right"):
             self._data.joint(side).qpos[0] = 0.034
-        self._data.ctrl[:] = [*hand, 0.034, 0.034]
+        self._data.ctrl[:5] = [*hand, 0.034, 0.034]
 
     @property
     def tcp(self) -> np.ndarray:
@@ -188,7 +233,7 @@ class TabletopWorld(World):
         action = np.clip(action, -1, 1)
         self._previous = action.astype(np.float32)
         self._data.ctrl[:3] = np.clip(self.tcp + action[:3] * STEP, LOW, HIGH)
-        self._data.ctrl[3:] = 0.034 if action[3] < 0 else 0.0
+        self._data.ctrl[3:5] = 0.034 if action[3] < 0 else 0.0
         mujoco.mj_step(self._model, self._data, 20)
         return self.succeeded()
 
@@ -272,7 +317,7 @@ class TabletopWorld(World):
         return self._rests()
 
     def _rests(self) -> bool:
-        """Whether the subject lies where it should, released and still."""
+        """Whether the subject lies where it should, released and still, or carried along by the belt."""
         subject, wanted = self.position(self.goal.subject), self._resting_place()
         near = 0.020 if self.goal.skill == "stack" else 0.026
         velocity = np.zeros(6)
@@ -281,13 +326,24 @@ class TabletopWorld(World):
         return bool(
             np.linalg.norm((subject - wanted)[:2]) < near
             and abs(subject[2] - wanted[2]) < 0.012
-            and np.linalg.norm(velocity[3:]) < 0.05
+            and np.linalg.norm(velocity[3:] - [0, self._layout.belt, 0]) < 0.05
             and not self.held(self.goal.subject)
         )
 
 
+def _belt_direction(layout: Layout, goal: Goal) -> float:
+    """+1 to the left or −1 to the right: against a push, else so that what is meant passes the middle of the table."""
+    if goal.skill == "push":
+        return -1.0 if goal.side == "left" else 1.0
+    meant = [thing.position[1] for thing in layout.things if thing.name in (goal.subject, goal.target)]
+    return -1.0 if np.mean(meant) > 0 else 1.0
+
+
 def _objects(rng: np.random.Generator, points: list[tuple[float, float]], task: Task) -> list[Thing]:
-    drawn = draw_objects(rng, len(points), unseen=task.split == "unseen_objects")
+    if task.split in TWINS:
+        drawn = draw_twins(rng, len(points), unseen=TWINS[task.split])
+    else:
+        drawn = draw_objects(rng, len(points), unseen=task.split == "unseen_objects")
     return [
         Thing(f"{colour}_{shape}", "object", OBJECT_COLOURS[colour], point, shape, yaw=float(rng.uniform(-0.25, 0.25)))
         for (colour, shape), point in zip(drawn, points, strict=True)
@@ -299,7 +355,7 @@ def _finish(
 ) -> tuple[Layout, Goal]:
     hand = _hand(rng, things)
     look = draw_look(rng, unseen=task.split == "unseen_scenes")
-    text = language.say(skill, words, rng, unseen=task.split == "unseen_wordings")
+    text = language.say(skill, words, rng, split=task.split)
     return Layout(tuple(things), hand, look), Goal(skill, subject, instruction=text, **goal)
 
 

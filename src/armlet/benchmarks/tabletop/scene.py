@@ -22,6 +22,8 @@ RAKE_BAR = 0.11  # where its crossbar is
 RAKE_HEIGHT = 0.055  # of its handle above the table: an object passes below
 RAKE_DROP = 0.030  # from the handle down to the middle of the crossbar
 
+BELT_MASS, BELT_DRIVE = 200.0, 20_000.0  # kg, N·s/m: so much that nothing that lies or pushes on it changes its speed
+
 OBJECT_COLOURS = {
     "red": (0.85, 0.10, 0.10),
     "green": (0.10, 0.70, 0.20),
@@ -31,7 +33,7 @@ OBJECT_COLOURS = {
 }
 PLACE_COLOURS = {"white": (0.97, 0.97, 0.97), "black": (0.08, 0.08, 0.08), "orange": (1.0, 0.50, 0.05)}
 SHAPES: tuple[Shape, ...] = ("cube", "cylinder")
-HELD_OUT = {("green", "cylinder"), ("purple", "cube")}  # never on the table in a `seen` scene
+HELD_OUT: set[tuple[str, Shape]] = {("green", "cylinder"), ("purple", "cube")}  # never on the table in a `seen` scene
 TABLES = ((0.78, 0.68, 0.55), (0.70, 0.72, 0.74), (0.60, 0.52, 0.45))
 UNSEEN_TABLES = ((0.45, 0.60, 0.50), (0.85, 0.78, 0.82))
 
@@ -61,11 +63,12 @@ class Look:
 
 @dataclass(frozen=True)
 class Layout:
-    """Everything that stands on the table, and how it looks."""
+    """Everything that stands on the table, and how it looks. `belt`: how fast all of it is carried along y, in m/s; 0 is a table."""
 
     things: tuple[Thing, ...]
     hand: tuple[float, float, float]
     look: Look = field(default_factory=Look)
+    belt: float = 0.0
 
 
 def draw_look(rng: np.random.Generator, *, unseen: bool) -> Look:
@@ -117,6 +120,30 @@ def draw_objects(rng: np.random.Generator, count: int, *, unseen: bool) -> list[
     return chosen
 
 
+def draw_twins(rng: np.random.Generator, count: int, *, unseen: bool) -> list[tuple[str, Shape]]:
+    """`count` (colour, shape) pairs, at least three, of which the first and the last are of one colour and differ in their shape, so that
+    naming the first takes its shape; the others are of other colours. With `unseen` the first is a held-out pair; all others are
+    pairs that seen scenes have, and so is the first without it."""
+    if unseen:
+        firsts = sorted(HELD_OUT)
+    else:
+        firsts = [(colour, shape) for colour in OBJECT_COLOURS for shape in SHAPES if not _is_held_out(colour)]
+    colour, shape = firsts[rng.integers(len(firsts))]
+    twin = next(other for other in SHAPES if other != shape)
+    others = [other for other in OBJECT_COLOURS if other != colour]
+    rng.shuffle(others)
+    between: list[tuple[str, Shape]] = []
+    for other in others[: count - 2]:
+        allowed = [each for each in SHAPES if (other, each) not in HELD_OUT]
+        between.append((other, allowed[rng.integers(len(allowed))]))
+    return [(colour, shape), *between, (colour, twin)]
+
+
+def _is_held_out(colour: str) -> bool:
+    """Whether one of the shapes is never seen in this colour."""
+    return any((colour, shape) in HELD_OUT for shape in SHAPES)
+
+
 def build_model(layout: Layout) -> mujoco.MjModel:
     """The MuJoCo model of a layout, with cameras `scene` and `wrist`."""
     return mujoco.MjModel.from_xml_string(scene_xml(layout))
@@ -137,21 +164,44 @@ def _look_at(eye: np.ndarray, target: np.ndarray) -> str:
 def scene_xml(layout: Layout) -> str:
     """MJCF text of a layout."""
     eye = np.array([-0.36, 0.0, 0.80]) + layout.look.camera_shift
-    bodies = "".join(_THING_XML[thing.kind](thing) for thing in layout.things)
+    fixed = [thing for thing in layout.things if thing.kind in ("plate", "box")]
+    loose = [thing for thing in layout.things if thing not in fixed]
+    if layout.belt:
+        table, drive = _belt_xml(layout, fixed), f'<velocity joint="belt" kv="{BELT_DRIVE}"/>'
+        bodies = "".join(_THING_XML[thing.kind](thing) for thing in loose)
+    else:
+        table, drive = _table_xml(layout), ""
+        bodies = "".join(_THING_XML[thing.kind](thing) for thing in layout.things)
     return f"""<mujoco>
 <option timestep="0.005" integrator="implicitfast" cone="elliptic" impratio="10"/>
 <worldbody>
 <light pos="0 0 2" dir="-.2 -.2 -1"/>
-<geom name="table" type="plane" size="1 1 .1" rgba="{_rgba(layout.look.table)}" friction="1"/>
+{table}
 <camera name="scene" pos="{eye[0]:.6f} {eye[1]:.6f} {eye[2]:.6f}" xyaxes="{_look_at(eye, np.array([0.035, 0, 0]))}" fovy="31"/>
 {_HAND_XML}
 {bodies}
 </worldbody>
 <actuator>
 <position joint="x" kp="1200" kv="55"/><position joint="y" kp="1200" kv="55"/><position joint="z" kp="1200" kv="55"/>
-<position joint="left" kp="300" kv="6" forcerange="-8 8"/><position joint="right" kp="300" kv="6" forcerange="-8 8"/>
+<position joint="left" kp="300" kv="6" forcerange="-8 8"/><position joint="right" kp="300" kv="6" forcerange="-8 8"/>{drive}
 </actuator>
 </mujoco>"""
+
+
+def _table_xml(layout: Layout) -> str:
+    return f'<geom name="table" type="plane" size="1 1 .1" rgba="{_rgba(layout.look.table)}" friction="1"/>'
+
+
+def _belt_xml(layout: Layout, fixed: list[Thing]) -> str:
+    """Where the table's top would be, a slab that looks like it and moves along y; what a table has fixed to it is fixed to the slab.
+    It is wider than the cameras see and longer than it travels, so a picture shows only that things move. The table below it holds
+    nothing: an object that stood on both would be held back by it."""
+    rgba = _rgba(layout.look.table)
+    riders = "".join(_THING_XML[thing.kind](thing) for thing in fixed)
+    return f"""<geom name="table" type="plane" size="1 1 .1" pos="0 0 -.05" rgba="{rgba}" friction="1"/>
+<body name="belt" pos="0 0 0" gravcomp="1"><joint name="belt" type="slide" axis="0 1 0"/>
+<geom type="box" size="1 1.5 .01" pos="0 0 -.01" rgba="{rgba}" friction="1" mass="{BELT_MASS}"/>
+{riders}</body>"""
 
 
 _FINGER = '<geom type="box" size=".012 .006 .04" rgba=".6 .6 .65 1" mass=".05" friction="2" condim="4"/>'

@@ -1,0 +1,299 @@
+"""What an evaluation runs again and what it does not, who takes part, what a report says of where it comes from; and settings that
+contradict each other."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from outside import Dots, reaching
+
+from armlet import evaluate, measure, outcomes, source
+from armlet.checkpoint import save_policy
+from armlet.data.normalise import Normaliser
+from armlet.data.text import train_tokenizer
+from armlet.evaluate import conditions, contenders, run_episodes
+from armlet.policies import Body
+from armlet.policies.vla import VLANetwork
+from armlet.recipe import Evaluation, Recipe
+from armlet.rollout import Contender, Result
+
+
+def dots_policy(seed: int):
+    torch.manual_seed(seed)
+    one = Normaliser(np.zeros(1, np.float32), np.ones(1, np.float32))
+    tokenizer = train_tokenizer(["go to the red dot", "go to the blue dot"])
+    network = VLANetwork(width=32, depth=2, heads=2, chunk=4, vision_channels=8)
+    return network.build(Body(Dots().action_spec, one, one, tokenizer), {"eye": 32}).eval()
+
+
+@pytest.fixture(scope="module")
+def teachers(tmp_path_factory) -> list[Path]:
+    """Two policies for the dots, of one shape and different weights."""
+    folder = tmp_path_factory.mktemp("teachers")
+    for seed in (0, 1):
+        save_policy(dots_policy(seed), folder / f"teacher-{seed}", provenance={"recipe": {"name": f"made {seed}"}})
+    return [folder / "teacher-0", folder / "teacher-1"]
+
+
+@pytest.fixture
+def recipe(teachers, tmp_path) -> Recipe:
+    setting = Evaluation(episodes=4, workers=1, latency_calls=4, videos=0)
+    return dataclasses.replace(reaching(), teacher=teachers[0], out=tmp_path, evaluation=setting)
+
+
+# --- what is run again --------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class LongDots(Dots):
+    """The same, with a setting that changes results."""
+
+    limit: int = 12
+
+    def fingerprint(self) -> dict:
+        return {"benchmark": "dots", "limit": self.limit}
+
+
+@pytest.fixture
+def ran(monkeypatch) -> list[tuple[str, str, int]]:
+    """What is really run, as (name, task, seed); an episode succeeds where its seed is even."""
+    jobs: list[tuple[str, str, int]] = []
+
+    def run_all(field, benchmark, episodes, *, workers):
+        for name, task, seed in episodes:
+            jobs.append((name, task.name, seed))
+            yield name, Result(task, seed, seed % 2 == 0, 7, 0, None, ((1, 1),))
+
+    monkeypatch.setattr(evaluate, "run_all", run_all)
+    return jobs
+
+
+CHANGES = {
+    "the weights": lambda recipe, field, teachers: (recipe, {"p": dataclasses.replace(field["p"], folder=teachers[1])}),
+    "the budget": lambda recipe, field, _: (recipe, {"p": dataclasses.replace(field["p"], budget=0.5)}),
+    "how many actions are carried out": lambda recipe, field, _: (recipe, {"p": dataclasses.replace(field["p"], execute=3)}),
+    "the lag": lambda recipe, field, _: (recipe, {"p": dataclasses.replace(field["p"], lag=2)}),
+    "the rule": lambda recipe, field, _: (recipe, {"p": dataclasses.replace(field["p"], lag=1, late="run_on")}),
+    "the benchmark": lambda recipe, field, _: (dataclasses.replace(recipe, benchmark=LongDots(13)), field),
+    "the split": lambda recipe, field, _: (
+        dataclasses.replace(recipe, evaluation=dataclasses.replace(recipe.evaluation, splits=("other",))),
+        field,
+    ),
+}
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_an_episode_is_run_again_where_anything_differs_that_it_was_made_from(recipe, teachers, ran, tmp_path, what) -> None:
+    recipe, field = dataclasses.replace(recipe, benchmark=LongDots()), {"p": Contender(teachers[0], lag=1)}
+    rows = run_episodes(recipe, field, tmp_path)
+    assert [row["success"] for row in rows["p"]] == [True, False, True, False] and len(ran) == 4
+    log = (tmp_path / "episodes.jsonl").read_text()
+    run_episodes(recipe, field, tmp_path)
+    assert len(ran) == 4, "nothing differs, so nothing is run again"
+    changed, other = CHANGES[what](recipe, field, teachers)
+    run_episodes(changed, other, tmp_path)
+    assert len(ran) == 8
+    assert (tmp_path / "episodes.jsonl").read_text().startswith(log), "old rows stay"
+    run_episodes(recipe, field, tmp_path)
+    assert len(ran) == 8, "and are used again by whom they are about"
+
+
+@pytest.mark.parametrize("other", [{"commit": "b"}, {"dirty": True}, {"files": "2"}, {"commit": None, "dirty": None}])
+def test_rows_of_another_armlet_are_not_used(recipe, teachers, ran, tmp_path, monkeypatch, other) -> None:
+    here = {"version": "0.1.0", "commit": "a", "dirty": False, "files": "1"}
+    for identity, expected in ((here, 4), (here, 4), (here | other, 8), (here, 8)):
+        monkeypatch.setattr(source, "identity", lambda identity=identity: identity)
+        run_episodes(recipe, {"p": Contender(teachers[0])}, tmp_path)
+        assert len(ran) == expected
+
+
+def test_rows_that_do_not_say_what_they_were_made_from_are_not_used_and_stay(recipe, teachers, ran, tmp_path) -> None:
+    old = json.dumps({"policy": Contender(teachers[0]).fingerprint, "setup": json.dumps(Dots().fingerprint()), "split": "seen"})
+    (tmp_path / "episodes.jsonl").write_text(old + "\n")
+    run_episodes(recipe, {"p": Contender(teachers[0])}, tmp_path)
+    assert len(ran) == 4 and (tmp_path / "episodes.jsonl").read_text().startswith(old)
+
+
+def test_a_rule_for_acting_late_makes_no_difference_where_nothing_is_late(teachers) -> None:
+    waits, runs_on = (conditions(Contender(teachers[0], late=late), Dots()) for late in ("wait", "run_on"))
+    assert waits == runs_on
+
+
+# --- which code ran -----------------------------------------------------------------------------------------
+
+
+def git(folder: Path, *arguments: str) -> str:
+    options = ("-c", "user.name=a", "-c", "user.email=a@example.org")
+    done = subprocess.run(["git", "-C", folder, *options, *arguments], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch) -> Path:
+    """A committed package in a repository, taken for armlet's own."""
+    package = tmp_path / "repository" / "src" / "pack"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("one = 1\n")
+    git(tmp_path, "init", "-q", "repository")
+    git(package, "add", ".")
+    git(package, "commit", "-qm", "first")
+    monkeypatch.setattr(source, "PACKAGE", package)
+    return package
+
+
+def fresh_identity() -> dict:
+    return source.identity.__wrapped__()
+
+
+def test_the_code_that_ran_is_named_by_its_commit_and_by_what_differs_from_it(package) -> None:
+    clean = fresh_identity()
+    assert clean["commit"] == git(package, "rev-parse", "HEAD") and clean["dirty"] is False
+    (package.parents[1] / "notes.md").write_text("about something else")
+    assert fresh_identity() == clean, "what is no part of the package decides nothing"
+    (package / "__init__.py").write_text("one = 2\n")
+    changed = fresh_identity()
+    assert changed["dirty"] is True and changed["commit"] == clean["commit"] and changed["files"] != clean["files"]
+    (package / "__init__.py").write_text("one = 1\n")
+    assert fresh_identity() == clean
+    (package / "new.py").write_text("")
+    untracked = fresh_identity()
+    assert untracked["dirty"] is True and untracked["files"] not in (clean["files"], changed["files"])
+
+
+def test_without_git_or_a_repository_the_files_tell(package, monkeypatch, tmp_path) -> None:
+    clean = fresh_identity()
+    monkeypatch.setenv("PATH", str(tmp_path))
+    without = fresh_identity()
+    assert (without["commit"], without["dirty"], without["files"]) == (None, None, clean["files"])
+
+
+def test_a_package_in_an_environment_inside_another_repository_is_not_at_that_ones_commit(package, monkeypatch) -> None:
+    installed = package.parents[1] / ".venv" / "pack"
+    installed.mkdir(parents=True)
+    (installed / "__init__.py").write_text("one = 1\n")
+    monkeypatch.setattr(source, "PACKAGE", installed)
+    assert fresh_identity()["commit"] is None
+
+
+def test_digests_are_of_names_and_contents_of_files(tmp_path) -> None:
+    def digest(**files: str) -> str:
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        folder.mkdir()
+        for name, content in files.items():
+            (folder / name).write_text(content)
+        return source.digest(folder)
+
+    assert digest(a="1", b="2") == digest(b="2", a="1")
+    assert len({digest(a="1", b="2"), digest(a="2", b="1"), digest(a="12", b=""), digest(a="1", c="2"), digest(a="1")}) == 5
+
+
+# --- a whole evaluation -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def evaluated(teachers, tmp_path_factory) -> Path:
+    """Two policies, three numbers of actions a look, two slow computers, two rules."""
+    out = tmp_path_factory.mktemp("evaluated")
+    setting = Evaluation(
+        episodes=4, workers=1, latency_calls=4, videos=0, execute=(1, 4), slower=(1e-6, 1e6), late=("wait", "run_on")
+    )
+    recipe = dataclasses.replace(reaching(), teacher=teachers[0], policies=(teachers[1],), out=out, evaluation=setting)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(measure, "peak_memory_mb", lambda folder, observation: 1.0)
+        return evaluate.main(recipe)
+
+
+def test_policies_are_run_again_with_each_number_of_actions_a_look(evaluated: Path) -> None:
+    report = json.loads(evaluated.read_text())
+    rows = {row["name"]: row for row in report["policies"]}
+    names = ["teacher", "teacher-1", "teacher execute 1", "teacher-1 execute 1", "teacher execute 4", "teacher-1 execute 4"]
+    assert list(rows) == names
+    kept = outcomes.read(evaluated.with_name("outcomes.json.gz"))
+    for policy, execute in zip(kept.policies, (2, 2, 1, 1, 4, 4), strict=True):
+        row = rows[policy.name]
+        assert policy.execute == row["execute"] == execute
+        assert policy.run.decisions == tuple(-(-steps // execute) for steps in policy.run.steps)
+        asked = Dots().action_spec.control_hz * sum(policy.run.decisions) / sum(policy.run.steps)
+        assert row["decisions_per_second"] == pytest.approx(asked)
+        assert row["ms_per_second_of_motion"] == pytest.approx(row["latency_ms"]["policy"]["p50"] * asked)
+    assert rows["teacher"]["fingerprint"] == rows["teacher execute 4"]["fingerprint"] != rows["teacher-1"]["fingerprint"]
+
+
+def test_on_a_slower_computer_policies_come_late_by_their_own_time(evaluated: Path) -> None:
+    report = json.loads(evaluated.read_text())
+    times = {row["name"]: row["latency_ms"]["policy"]["p50"] for row in report["policies"]}
+    assert len(report["delayed"]) == 6 * 2 * 2
+    for row in report["delayed"]:
+        assert row["delay_ms"] == pytest.approx(row["slower"] * times[row["name"]])
+        assert row["lag_steps"] == int(np.ceil(row["delay_ms"] * 5 / 1000))
+        if row["slower"] > 1:
+            assert row["waiting_share"] == 1 and row["successes"] == 0 and row["decisions_per_second"] is None
+            assert row["seconds_to_success"] == {"successes": None, "restricted": 2.0, "limit": 2.0}
+        else:
+            assert row["lag_steps"] == 1 and row["late"] in ("wait", "run_on")
+    table = evaluated.with_name("table.md").read_text()
+    assert "| teacher | 1e+06× slower | run_on |" in table and "| policy, by task | red | blue |" in table
+
+
+def test_a_report_says_what_it_was_made_with(evaluated: Path, teachers) -> None:
+    found = json.loads(evaluated.read_text())["fingerprint"]
+    identity = source.identity()
+    assert [found[name] for name in ("commit", "dirty", "files")] == [identity[name] for name in ("commit", "dirty", "files")]
+    assert found["processor"] == measure.processor() and found["threads"] == 1 and found["workers"] == 1
+    assert found["seeds"] == {"recipe": 0, "episodes": [500_000_000, 500_000_003]}
+    assert found["evaluated"]["teacher-1"] == {"folder": teachers[1].as_posix(), "recipe": {"name": "made 1"}}
+    assert found["evaluated"]["teacher execute 4"]["recipe"] == {"name": "made 0"}
+    assert found["recipe"]["evaluation"]["slower"] == [1e-6, 1e6]
+
+
+def test_more_actions_than_a_chunk_has_are_an_error(recipe) -> None:
+    recipe = dataclasses.replace(recipe, evaluation=dataclasses.replace(recipe.evaluation, execute=(5,)))
+    with pytest.raises(ValueError, match="5 actions of each chunk should be carried out, and this policy's have 4"):
+        evaluate.main(recipe)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"splits": ()}, "splits is empty; name at least one split, the benchmark's are seen"),
+        ({"episodes": 0}, "episodes must be at least 1, found 0"),
+        ({"execute": (2, 0)}, "execute takes numbers of actions, at least 1, found 0"),
+        ({"execute": (2, 2)}, "execute says a value twice: 2 2"),
+        ({"splits": ("seen", "seen")}, "splits says a value twice"),
+        ({"slower": (20.0, -1.0)}, "slower takes factors above 0, found -1"),
+        ({"slower": (20.0,), "late": ()}, "needs a rule for acting late"),
+        ({"late": ("run_on",)}, "late is about policies on a slower computer"),
+        ({"budgets": (0.5,)}, "budgets are those of the recipe's student, and there is none in"),
+    ],
+)
+def test_settings_that_contradict_each_other_or_do_nothing_are_errors(recipe, ran, setting, message) -> None:
+    recipe = dataclasses.replace(recipe, evaluation=dataclasses.replace(recipe.evaluation, **setting))
+    with pytest.raises(ValueError, match=message):
+        evaluate.main(recipe)
+    assert not ran, "before anything was run"
+
+
+def test_a_machines_processor_has_a_name() -> None:
+    assert measure.processor() not in ("", "unknown") or sys.platform != "linux"
+
+
+def test_the_command_line_takes_several_numbers() -> None:
+    from armlet.__main__ import override
+
+    options = ["--evaluation.execute", "2", "4", "6", "--evaluation.slower", "20", "50", "--evaluation.late", "wait", "run_on"]
+    setting = override(reaching(), options, "armlet evaluate").evaluation
+    assert (setting.execute, setting.slower, setting.late) == ((2, 4, 6), (20.0, 50.0), ("wait", "run_on"))
+
+
+def test_every_policys_name_is_its_own(recipe, teachers) -> None:
+    assert list(contenders(dataclasses.replace(recipe, policies=(teachers[1],)))) == ["teacher", "teacher-1"]
+    same = teachers[1].parent / "other" / "teacher-1"
+    both = contenders(dataclasses.replace(recipe, policies=(teachers[1], same)))
+    assert both[same.as_posix()].folder == same and both["teacher-1"].folder == teachers[1]
+    with pytest.raises(ValueError, match=f"names {same} twice"):
+        contenders(dataclasses.replace(recipe, policies=(teachers[1], same, same)))
