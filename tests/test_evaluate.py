@@ -266,6 +266,7 @@ def test_more_actions_than_a_chunk_has_are_an_error(recipe) -> None:
         ({"execute": (2, 2)}, "execute says a value twice: 2 2"),
         ({"splits": ("seen", "seen")}, "splits says a value twice"),
         ({"slower": (20.0, -1.0)}, "slower takes factors above 0, found -1"),
+        ({"seed": 9_999_999}, "evaluation has the seeds 9999999 to 10000002, and collection has 10000000 to 10000005"),
         ({"slower": (20.0,), "late": ()}, "needs a rule for acting late"),
         ({"late": ("run_on",)}, "late is about policies on a slower computer"),
         ({"budgets": (0.5,)}, "budgets are those of the recipe's student, and there is none in"),

@@ -23,6 +23,7 @@ from armlet.data.files import appending, hold, whole_lines, write_atomically
 from armlet.data.video import write_video
 from armlet.outcomes import DelayedRun, Episode, Outcomes, PolicyRun, Run
 from armlet.policies import Policy
+from armlet.practice import TRIAL, first_seed
 from armlet.progress import Progress
 from armlet.recipe import Recipe, to_json
 from armlet.rollout import Contender, Result, film, plan, run_all, run_episode, steps_late
@@ -84,6 +85,14 @@ def check(recipe: Recipe) -> None:
         )
     if setting.episodes < 1:
         raise ValueError(f"--evaluation.episodes must be at least 1, found {setting.episodes}")
+    ranges = seeds(recipe)
+    ours = ranges.pop("evaluation")
+    for what, theirs in ranges.items():
+        if ours.start < theirs.stop and theirs.start < ours.stop:
+            raise ValueError(
+                f"evaluation has the seeds {ours.start} to {ours.stop - 1}, and {what} has {theirs.start} to {theirs.stop - 1}: policies "
+                "would be tested on worlds that they were trained on; give --evaluation.seed another range"
+            )
     if setting.slower and not setting.late:
         raise ValueError("--evaluation.slower needs a rule for acting late: --evaluation.late wait run_on")
     if setting.late != ("wait",) and not setting.slower:
@@ -98,6 +107,18 @@ def check(recipe: Recipe) -> None:
         raise ValueError(f"--evaluation.execute takes numbers of actions, at least 1, found {min(setting.execute)}")
     if any(value <= 0 for value in setting.slower):
         raise ValueError(f"--evaluation.slower takes factors above 0, found {min(setting.slower):g}")
+
+
+def seeds(recipe: Recipe) -> dict[str, range]:
+    """Whose worlds are made from which seeds, by what they are for. A world belongs to its task, split and seed."""
+    setting = recipe.evaluation
+    found = {"collection": range(recipe.collection.seed, recipe.collection.seed + recipe.collection.episodes)}
+    for number, each in enumerate(recipe.rounds):
+        first = first_seed(recipe, number)
+        found[f"rounds.{number}"] = range(first, first + each.episodes)
+        found[f"rounds.{number}, its trial"] = range(first + TRIAL, first + TRIAL + each.trial)
+    found["evaluation"] = range(setting.seed, setting.seed + setting.episodes)
+    return found
 
 
 def contenders(recipe: Recipe) -> dict[str, Contender]:

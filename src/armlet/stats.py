@@ -157,10 +157,10 @@ def compare_seeds(a: np.ndarray, b: np.ndarray) -> SeedComparison:
     The half-width is Student's t times the root of their sum, with Satterthwaite's degrees of freedom (1946): few seeds make wide
     intervals, since their spread is hardly known. With one student on both sides it is the paired interval of `compare_paired`.
 
-    Coverage of a stated 95 %, simulated (tests/test_stats.py, slow; 400 episodes of varying difficulty, rates .80 to .98): 94–98 % for 3
-    to 12 seeds a side that differ by 0.5–7 points; of students against one given policy 93–97 % where they differ by up to 3 points,
-    and 89–94 % where they differ by 7, since rates that vary so much are skewed. The percentile bootstrap of students and
-    episodes (Owen 2007) that stood here before holds the truth in 87–91 % of cases at 3 seeds that differ by 3 points.
+    Coverage of a stated 95 %, simulated (tests/test_stats.py, slow; 400 episodes of varying difficulty, rates .80 to .98, seeds that differ
+    by 0.1–7 points): 93–98 % for 3, 6 or 12 seeds a side; 91–98 % for 5 against 3, the least where the side of three varies much more;
+    92–96 % for 3 or 6 against one given policy, the least where they differ by 7 points, since such rates are skewed. The percentile
+    bootstrap of students and episodes (Owen 2007) that stood here before covered 87–90 % where seeds differ by 1–3 points.
     """
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or not len(a) or not len(b):

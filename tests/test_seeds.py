@@ -1,0 +1,107 @@
+"""No policy is tested on a world that it, or a recipe's choice, was made with: seeds of data, rounds, trials and evaluations are apart, for
+every recipe; and each of them makes exactly the worlds that its range of seeds says."""
+
+import dataclasses
+import itertools
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from outside import Dots, DotWorld, reaching
+
+from armlet import evaluate, practice, recipes, recording
+from armlet.policies import Decision
+from armlet.practice import TRIAL, first_seed
+from armlet.recipe import Recipe, Round
+from armlet.recording import ExpertActs, StudentActs, TeacherActs
+from armlet.rollout import Result
+
+RECIPES = {name: recipes.find(name)() for name in recipes.available()}
+
+
+def apart(ranges: dict[str, range]) -> None:
+    """Sorted by their starts, each ends before the next begins."""
+    filled = sorted((each.start, each.stop, what) for what, each in ranges.items() if len(each))
+    for (_, stop, what), (start, _, other) in itertools.pairwise(filled):
+        assert stop <= start, f"{what} and {other} share seeds"
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_what_a_recipe_trains_on_and_is_tested_on_is_apart(name: str) -> None:
+    ranges = evaluate.seeds(RECIPES[name])
+    assert len(ranges["evaluation"]) == RECIPES[name].evaluation.episodes > 0
+    assert {what for what in ranges if what.endswith("its trial")} == {
+        f"rounds.{n}, its trial" for n in range(len(RECIPES[name].rounds))
+    }
+    apart(ranges)
+
+
+def test_no_recipe_is_tested_on_what_another_was_made_with() -> None:
+    """A student is compared with those of other recipes, and starts from a teacher that was made by another."""
+    tested = [each for recipe in RECIPES.values() for what, each in evaluate.seeds(recipe).items() if what == "evaluation"]
+    for recipe in RECIPES.values():
+        for what, each in evaluate.seeds(recipe).items():
+            if what != "evaluation" and len(each):
+                assert all(each.stop <= other.start or other.stop <= each.start for other in tested), (recipe.name, what)
+
+
+made: list[int] = []  # the seeds of all worlds, in order
+
+
+class Watched(Dots):
+    """The dots, watched."""
+
+    def make(self, task, seed: int) -> DotWorld:
+        made.append(seed)
+        return super().make(task, seed)
+
+
+@pytest.fixture
+def recipe(monkeypatch, tmp_path) -> Recipe:
+    made.clear()
+    answer = np.zeros((2, 1), np.float32)
+    still = SimpleNamespace(execute=2, infer=lambda seen: answer, decide=lambda seen: Decision(answer, (1,)))
+    monkeypatch.setattr(recording, "_loaded", lambda folder: still)
+    return dataclasses.replace(reaching(), benchmark=Watched(), out=tmp_path)
+
+
+def test_an_expert_and_a_teacher_that_act_use_the_collections_seeds(recipe) -> None:
+    said = evaluate.seeds(recipe)["collection"]
+    for acts in (
+        ExpertActs(recipe.benchmark, recipe.collection),
+        TeacherActs(recipe.benchmark, recipe.teacher, recipe.collection.seed),
+    ):
+        made.clear()
+        for attempt in range(recipe.collection.episodes):
+            acts(attempt)
+        assert made == list(said)
+
+
+def test_a_rounds_student_and_its_trial_use_the_rounds_seeds(recipe, monkeypatch) -> None:
+    stage = recipe.stages[0]
+    recipe = dataclasses.replace(recipe, rounds=(Round(stage, episodes=3, trial=2), Round(stage, episodes=4, trial=3)))
+    ranges = evaluate.seeds(recipe)
+    apart(ranges)
+    tried: list[int] = []
+
+    def run_all(field, benchmark, episodes, *, workers):
+        for name, task, seed in episodes:
+            tried.append(seed)
+            yield name, Result(task, seed, True, 1, 0, None, ())
+
+    monkeypatch.setattr(practice, "run_all", run_all)
+    for number, each in enumerate(recipe.rounds):
+        made.clear()
+        tried.clear()
+        student = StudentActs(recipe.benchmark, recipe.out, recipe.teacher, first_seed(recipe, number), each.split)
+        for attempt in range(each.episodes):
+            student(attempt)
+        assert made == list(ranges[f"rounds.{number}"])
+        practice._successes(recipe, each, [recipe.out / "student"], number)
+        assert tried == list(ranges[f"rounds.{number}, its trial"])
+        assert tried[0] == first_seed(recipe, number) + TRIAL
+
+
+def test_every_episode_of_an_evaluation_has_a_seed_of_its_own_in_its_range(recipe) -> None:
+    planned = evaluate.planned(recipe)
+    assert [seed for _, seed in planned] == list(evaluate.seeds(recipe)["evaluation"])
