@@ -31,6 +31,19 @@ def test_newcombes_published_example() -> None:
     assert (low, high) == pytest.approx((0.0569, 0.3404), abs=5e-5)
 
 
+def test_a_correlation_that_the_correction_takes_away_leaves_two_independent_intervals() -> None:
+    """Where n/2 is more than ad − bc, φ is 0 (Newcombe 1998, page 2640), and Wilson's two intervals add up in squares."""
+    for both, only_a, only_b, neither in ((1, 0, 0, 1), (5, 4, 2, 2)):
+        n = both + only_a + only_b + neither
+        assert 0 < both * neither - only_a * only_b <= n / 2
+        found = newcombe_paired(both, only_a, only_b, neither)
+        a, b = both + only_a, both + only_b
+        (low_a, high_a), (low_b, high_b) = (proportion_confint(each, n, method="wilson") for each in (a, b))
+        below = np.hypot(a / n - low_a, high_b - b / n)
+        above = np.hypot(high_a - a / n, b / n - low_b)
+        assert found == pytest.approx(((a - b) / n - below, (a - b) / n + above))
+
+
 def test_the_interval_covers() -> None:
     cells = (0.8, 0.08, 0.06, 0.06)
     tables = multinomial.rvs(200, cells, size=2000, random_state=0)
@@ -44,6 +57,7 @@ def test_comparison_is_antisymmetric_and_judges_the_margin() -> None:
     forward, backward = compare_paired(a, b), compare_paired(b, a)
     assert forward.difference == pytest.approx(-backward.difference)
     assert forward.ci95 == pytest.approx(tuple(-bound for bound in reversed(backward.ci95)))
+    assert forward.difference == pytest.approx(a.mean() - b.mean()) and forward.only_a == (a & ~b).sum()
     assert forward.non_inferior_3pp
     assert not compare_paired(a[:20], b[:20]).non_inferior_3pp
     same = compare_paired(a, a)
@@ -52,25 +66,48 @@ def test_comparison_is_antisymmetric_and_judges_the_margin() -> None:
         compare_paired(a, b[:-1])
 
 
-def test_over_seeds_the_interval_holds_the_truth_as_often_as_it_says() -> None:
-    """Students whose skill varies with the seed, episodes whose difficulty varies: 95 % of intervals, or nearly, hold the difference."""
-    rng, held = np.random.default_rng(0), 0
-    for _ in range(60):
-        hard = rng.normal(0, 0.05, 300)
-        a, b = (rng.random((6, 300)) < np.clip(rate + rng.normal(0, 0.02, (6, 1)) + hard, 0, 1) for rate in (0.90, 0.85))
-        found = compare_seeds(a, b, resamples=300)
-        held += found.ci95[0] <= 0.05 <= found.ci95[1]
-    assert held >= 51
+def test_over_seeds_students_are_drawn_again_where_only_they_differ() -> None:
+    """Two students, one that always succeeds and one that never does, against one that never does: drawn again, their mean is
+    0, ½ or 1, a quarter, half and a quarter of the time. No episode differs from another."""
+    a, b = np.repeat([[True], [False]], 50, axis=1), np.zeros((1, 50), bool)
+    found = compare_seeds(a, b, resamples=2000)
+    assert found.difference == 0.5 and found.ci95 == pytest.approx((0, 1)) and found.non_inferior_3pp
+    turned = compare_seeds(b, a, resamples=2000)
+    assert turned.ci95 == pytest.approx((-1, 0)) and not turned.non_inferior_3pp
+    many = np.repeat(np.arange(100)[:, None] < 80, 50, axis=1)
+    low, high = compare_seeds(many, b, resamples=4000).ci95
+    assert (low, high) == pytest.approx((0.8 - 1.96 * 0.04, 0.8 + 1.96 * 0.04), abs=0.011)
+
+
+def test_over_seeds_the_interval_is_as_wide_as_both_make_it() -> None:
+    """Both students and episodes drawn again: the variances of the two means and of what is left between them add up (Owen 2007,
+    theorem 5), and the interval is 1.96 deviations to both sides."""
+    rng = np.random.default_rng(0)
+    hard = rng.normal(0, 0.15, 300)
+    a, b = (rng.random((6, 300)) < np.clip(rate + rng.normal(0, 0.03, (6, 1)) + hard, 0, 1) for rate in (0.75, 0.70))
+    students = (a.mean(1).var() + b.mean(1).var()) / 6
+    episodes = (a.mean(0) - b.mean(0)).var() / 300
+    left = sum((x - x.mean(0) - x.mean(1, keepdims=True) + x.mean()).var() for x in (a, b)) / (6 * 300)
+    low, high = compare_seeds(a, b, resamples=4000).ci95
+    wide = 2 * 1.96 * (students + episodes + left) ** 0.5
+    assert high - low == pytest.approx(wide, rel=0.06)
+    assert (low + high) / 2 == pytest.approx(a.mean() - b.mean(), abs=0.1 * wide)
+
+
+def test_over_seeds_all_students_meet_the_same_episodes() -> None:
+    """Students that fail in the same episodes: drawn again, those weigh for all alike, and nothing is left of the difference."""
+    row = np.random.default_rng(0).random(40) < 0.5
+    found = compare_seeds(np.stack([row] * 3), np.stack([row] * 2), resamples=200)
+    assert found.ci95 == pytest.approx((0, 0)) and found.non_inferior_3pp
 
 
 def test_over_seeds_one_student_each_is_the_paired_difference() -> None:
     rng = np.random.default_rng(1)
     a, b = rng.random(400) < 0.9, rng.random(400) < 0.8
-    one, pair = compare_seeds(a[None], b[None], resamples=2000), compare_paired(a, b)
+    one, pair = compare_seeds(a[None], b[None], resamples=4000), compare_paired(a, b)
     assert one.difference == pytest.approx(pair.difference)
-    assert one.ci95 == pytest.approx(pair.ci95, abs=0.02)
-    same = compare_seeds(np.stack([a, a]), np.stack([a, a]), resamples=200)
-    assert same.difference == 0 and same.ci95 == (0, 0) and same.non_inferior_3pp
+    deviation = (a.astype(float) - b).std() / 20
+    assert one.ci95 == pytest.approx((pair.difference - 1.96 * deviation, pair.difference + 1.96 * deviation), abs=0.006)
     with pytest.raises(ValueError, match="with one n"):
         compare_seeds(a[None], b[None, :10])
 
@@ -79,7 +116,8 @@ def test_a_ratios_interval_is_the_delta_methods_where_episodes_are_many() -> Non
     """Var(Σa/Σb) ≈ Σ(a − r·b)² / (Σb)² (Cochran 1977, eq. 6.13): what is counted in one episode hangs together."""
     rng = np.random.default_rng(0)
     steps = rng.integers(8, 81, 3000)
-    toggles = rng.poisson(steps * rng.gamma(1, 0.05, 3000))
+    toggles = rng.poisson(steps * rng.gamma(1, 0.05, 3000) * steps / 40)  # more often in longer ones
+    assert toggles.sum() / steps.sum() > 1.2 * (toggles / steps).mean(), "so that a mean of rates is another number"
     rate = toggles.sum() / steps.sum()
     error = np.sqrt(((toggles - rate * steps) ** 2).sum()) / steps.sum()
     assert error > 1.5 * np.sqrt(toggles.sum()) / steps.sum(), "were they counted singly, the interval would be far narrower"

@@ -1,13 +1,14 @@
 """Tabletop: reproducible to the bit, solved by its expert, and not solvable without reading the words."""
 
 import dataclasses
+import re
 
 import numpy as np
 import pytest
 
 from armlet.benchmarks.tabletop import FAMILIES, Tabletop
 from armlet.benchmarks.tabletop.language import SEEN, UNSEEN
-from armlet.benchmarks.tabletop.scene import HELD_OUT
+from armlet.benchmarks.tabletop.scene import HELD_OUT, TABLES, UNSEEN_TABLES
 from armlet.recording import Perturbation, roll_out
 
 BENCHMARK = Tabletop()
@@ -57,10 +58,40 @@ def test_held_out_objects_stay_out_of_seen_scenes_and_are_asked_for_in_unseen_on
             assert any(words in unseen.instruction for words in held_out)
 
 
-def test_unseen_wordings_share_no_template() -> None:
-    assert SEEN.keys() == UNSEEN.keys()
-    for skill in SEEN:
-        assert not set(SEEN[skill]) & set(UNSEEN[skill])
+def wording(instruction: str, skill: str) -> str | None:
+    """The template, of all there are, that an instruction was made from; None where it is none's. Longer templates are tried first,
+    since "put the a on top of the b" is also "put the a on the b" of a thing named "top of the b"."""
+    for template in sorted((*SEEN[skill], *UNSEEN[skill]), key=len, reverse=True):
+        if re.fullmatch(re.sub(r"\\{\w+\\}", r"[\\w ]+", re.escape(template)), instruction):
+            return template
+    return None
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_each_split_is_told_in_its_own_words_and_all_of_them(name: str) -> None:
+    assert not set(SEEN[name]) & set(UNSEEN[name])
+    for split, known in (("seen", SEEN), ("unseen_objects", SEEN), ("unseen_scenes", SEEN), ("unseen_wordings", UNSEEN)):
+        task = dataclasses.replace(TASKS[name], split=split)
+        found = {wording(BENCHMARK.make(task, seed).instruction, name) for seed in range(14)}
+        assert found <= set(known[name]) and len(found) > 1, split
+
+
+def test_unseen_scenes_have_another_table_and_light_and_no_other_split_has() -> None:
+    for split in BENCHMARK.splits:
+        looks = [BENCHMARK.make(dataclasses.replace(TASKS["touch"], split=split), seed)._layout.look for seed in range(16)]
+        unseen = split == "unseen_scenes"
+        assert {look.table for look in looks} == set(UNSEEN_TABLES if unseen else TABLES), split
+        assert all((look.light[0] < 0) == unseen and (look.ambient < 0.41) == unseen for look in looks), split
+        shift = np.abs([look.camera_shift for look in looks]).max()
+        assert 0.02 < shift <= 0.035 if unseen else shift <= 0.006, split
+    assert not set(TABLES) & set(UNSEEN_TABLES)
+
+
+def test_no_split_draws_the_worlds_of_another() -> None:
+    """The same task and seed: other things in other places, whatever the split changes besides."""
+    for name in ("touch", "open"):
+        made = [BENCHMARK.make(dataclasses.replace(TASKS[name], split=split), 3)._layout for split in BENCHMARK.splits]
+        assert len({tuple(thing.position for thing in layout.things) for layout in made}) == len(made)
 
 
 def test_the_instruction_is_needed() -> None:
