@@ -177,6 +177,14 @@ def test_what_an_annotator_did_not_name_costs_nothing():
 # --- semantics ----------------------------------------------------------------------------------------------
 
 
+def test_conditions_are_compared_by_squares_or_by_direction():
+    student, teacher = torch.tensor([[3.0, 4.0], [1.0, 0.0]]), torch.tensor([[0.0, 0.0], [1.0, 1.0]])
+    assert losses.condition_mse(student, teacher).tolist() == [12.5, 0.5]
+    found = losses.condition_cosine(student[1:], teacher[1:])
+    assert found.tolist() == [pytest.approx(1 - 0.5**0.5)]
+    assert losses.condition_cosine(student, -2 * student).tolist() == [2.0, 2.0]
+
+
 def test_cosine_gap_knows_directions_only():
     x = vectors()
     torch.testing.assert_close(losses.cosine_gap(3 * x, x), torch.zeros(BATCH, LAYERS).double(), atol=1e-12, rtol=0)

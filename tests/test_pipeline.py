@@ -18,7 +18,6 @@ from armlet.data.files import BusyError, hold
 from armlet.data.frames import load_frames
 from armlet.data.traces import StaleTraceError, TraceStore
 from armlet.recipe import Recipe, Round
-from armlet.recipes.actdistill import ActDistill
 from armlet.recipes.baselines import first_k_tabletop
 from armlet.recipes.bases import Imitate
 from armlet.rollout import run_episode
@@ -313,32 +312,6 @@ def test_a_recipe_and_a_benchmark_from_outside_are_one_file(tmp_path) -> None:
     report = json.loads((tmp_path / "out/evaluation/report.json").read_text())
     assert report["fingerprint"]["benchmark"] == {"benchmark": "dots"}
     assert [policy["name"] for policy in report["policies"]] == ["teacher", "reaching"]
-
-
-@pytest.mark.parametrize("every", [1, 2, 8])
-def test_objectives_of_equal_traces_are_zero(every: int) -> None:
-    """loss(x, x) = 0 for everything that compares student and teacher; the student's layers are read of every n-th sample."""
-    import torch
-
-    torch.manual_seed(0)
-    trace = {
-        "actions": torch.randn(5, 3, 4),
-        "condition": torch.randn(5, 8),
-        "semantics": torch.randn(5, 4, 8),
-        "layer_actions": torch.zeros(5, 4, 3, 4),
-        "gates": torch.ones(5, 4),
-        "costs": torch.ones(4),
-        "imitation": torch.zeros(5),
-    }
-    from armlet.types import Batch
-
-    empty = torch.zeros(5, 1)
-    batch = Batch({}, empty, empty, empty, empty, torch.zeros(5, 3, 4), torch.ones(5, 3, dtype=torch.bool))
-    student = trace | {name: trace[name][::every] for name in ("semantics", "layer_actions")}
-    terms = ActDistill(keep=1.0, every=every)(student, trace, batch)
-    assert terms.keys() == {"imitation", "action", "condition", "semantic", "layer_action", "budget"}
-    assert all(abs(float(value)) < 1e-6 for value in terms.values()), terms
-    assert np.isfinite([float(value) for value in ActDistill(keep=0.5, every=every)(student, trace, batch).values()]).all()
 
 
 def test_facts_that_the_episodes_lack_are_named_with_what_to_do(recipe: Recipe, tmp_path) -> None:

@@ -7,11 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny import identity, make_frames, tiny_recipe
+from tiny import identity, tiny_recipe
 
 from armlet import collect, distil, evaluate, probe, teach
 from armlet.checkpoint import load_policy
-from armlet.data.frames import join_frames
 from armlet.data.text import train_tokenizer
 from armlet.policies import Body
 from armlet.policies.two_tower import TwoTowerNetwork
@@ -169,11 +168,3 @@ def test_the_grids_that_losses_resize_are_those_that_the_networks_see(recipe: Re
     )
     student = recipe.student.build(teacher, sample)
     assert all(stage.objective.grids == teacher.grids == student.grids for stage in recipe.stages)
-
-
-def test_data_sets_of_which_some_are_described_are_refused() -> None:
-    said = dataclasses.replace(make_frames(), descriptions=("reach", "hold"), described=np.zeros(len(make_frames()), np.int64))
-    both = join_frames([said, said])
-    assert both.descriptions == ("reach", "hold") * 2 and set(both.described) == {0, 2}
-    with pytest.raises(ValueError, match="number 1 has no descriptions"):
-        join_frames([said, make_frames()])

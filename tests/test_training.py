@@ -224,38 +224,3 @@ def test_frames_of_rare_actions_are_drawn_more_often() -> None:
     assert set(balanced(some, batches, head, 1.0)) == set(some)
     with pytest.raises(ValueError, match="does not choose among a few actions"):
         balanced(np.arange(100), batches, RegressionHead(8, 2, 2), 1.0)
-
-
-def test_noise_flips_the_same_grippers_of_the_expert_and_of_the_teacher(tmp_path) -> None:
-    frames, policy, seen = make_frames(), make_policy(), []
-    batches = make_batches(policy, frames)
-    gripper = policy.body.action_spec.gripper
-
-    @dataclasses.dataclass(frozen=True)
-    class Listen(Imitate):
-        needs = frozenset({"actions"})
-        facts: tuple[str, ...] = ()
-
-        def __call__(self, student, teacher, batch):
-            seen.append((batch.keys, batch.actions, teacher["actions"]))
-            return super().__call__(student, teacher, batch)
-
-    def answer(keys: torch.Tensor) -> dict[str, torch.Tensor]:
-        rows = frames.starts[keys[:, 0].numpy()] + keys[:, 1].numpy()
-        return {"actions": 2 * batches.batch(rows).actions, "condition": torch.ones(len(keys))}
-
-    stage = dataclasses.replace(STAGE, objective=Listen(), gripper_noise=0.3, ema=None)
-    options = {"folder": tmp_path, "seed": 1, "title": "noise", "teacher": answer}
-    Trainer(Learner(policy), stage, batches, **options).run()
-    wrong = 0
-    for keys, expert, teacher in seen:
-        true = batches.batch(frames.starts[keys[:, 0].numpy()] + keys[:, 1].numpy()).actions
-        assert torch.equal(teacher, 2 * expert)
-        others = [index for index in range(true.shape[-1]) if index != gripper]
-        assert torch.equal(expert[..., others], true[..., others])
-        wrong += int((expert[..., gripper] != true[..., gripper]).sum())
-    assert 0.15 < wrong / sum(expert[..., 0].numel() for _, expert, _ in seen) < 0.45
-    blunt = dataclasses.replace(policy.body, action_spec=dataclasses.replace(policy.body.action_spec, gripper=None))
-    policy.body = blunt
-    with pytest.raises(ValueError, match=r"gripper_noise=0\.3: this robot's actions have no gripper"):
-        Trainer(Learner(policy), stage, batches, **{**options, "folder": tmp_path / "blunt"}).run()

@@ -38,11 +38,34 @@ def test_nothing_asked_changes_nothing_and_one_thing_asked_is_that_thing() -> No
     brighter = Augment(brightness=0.2)({"scene": image["scene"] * 0.5}, np.random.default_rng(1))["scene"]
     gain = np.random.default_rng(1).uniform(0.8, 1.2, 3).astype(np.float32)
     torch.testing.assert_close(brighter, image["scene"] * 0.5 * torch.from_numpy(gain)[:, None, None, None])
-    moved = Augment(brightness=0, crop=2)(image, np.random.default_rng(2))["scene"]
-    inside = image["scene"][:, :, 2:6, 2:6]
-    for before, after in zip(inside, moved, strict=True):
-        places = [(top, left) for top in range(5) for left in range(5)]
-        assert any(torch.equal(after[:, top : top + 4, left : left + 4], before) for top, left in places)
+
+
+def weighed(seed: int) -> torch.Tensor:
+    """The factors that three samples are changed by."""
+    return torch.from_numpy(np.random.default_rng(seed).uniform(0.8, 1.2, 3).astype(np.float32))[:, None, None, None]
+
+
+def test_contrast_is_about_a_pictures_mean_and_saturation_about_each_pixels_grey() -> None:
+    image = 0.3 + 0.4 * torch.rand(3, 3, 8, 8)
+    changed = Augment(brightness=0, contrast=0.2)({"scene": image}, np.random.default_rng(1))["scene"]
+    mean = image.mean((1, 2, 3), keepdim=True)
+    torch.testing.assert_close(changed, mean + weighed(1) * (image - mean))
+    changed = Augment(brightness=0, saturation=0.2)({"scene": image}, np.random.default_rng(1))["scene"]
+    grey = image.mean(1, keepdim=True)
+    torch.testing.assert_close(changed, grey + weighed(1) * (image - grey))
+
+
+def test_each_picture_is_moved_by_whole_pixels_each_way_as_often_and_its_edge_repeated() -> None:
+    count = 1000
+    image = torch.arange(36.0).view(1, 1, 6, 6).expand(count, 3, 6, 6) / 36
+    moved = Augment(brightness=0, crop=2)({"scene": image}, np.random.default_rng(2))["scene"]
+    edge = np.pad(image[0, 0].numpy(), 2, mode="edge")
+    places = {(top, left): edge[top : top + 6, left : left + 6].tobytes() for top in range(5) for left in range(5)}
+    found = [picture[0].numpy().tobytes() for picture in moved]
+    counts = [found.count(place) for place in places.values()]
+    assert sum(counts) == count, "moved by whole pixels, and by no more than two"
+    assert min(counts) > count / 25 / 2 and max(counts) < count / 25 * 2, "each way as often"
+    assert all(torch.equal(picture[0], picture[2]) for picture in moved)
 
 
 def test_all_cameras_change_alike_in_light() -> None:

@@ -1,11 +1,111 @@
-"""Several data sets as one: the same rows as numpy's own concatenation gives, without copying pictures."""
+"""Frames → batches against a join written by hand, in a world whose numbers say where they are from; and several data sets as one."""
+
+import dataclasses
 
 import numpy as np
+import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny import make_frames
 
-from armlet.data.frames import Joined, join_frames
+from armlet.data.frames import BatchMaker, Frames, Joined, join_frames
+from armlet.data.normalise import Normaliser
+from armlet.data.text import train_tokenizer
+
+LENGTHS = (4, 1, 6, 3)
+CHUNK = 3
+TEXTS = ("red", "put it on the blue plate", "open", "close it")
+STATE = Normaliser(np.array([5.0], np.float32), np.array([2.0], np.float32))
+ACTION = Normaliser(np.array([1.0, -1.0], np.float32), np.array([4.0, 0.5], np.float32))
+
+
+def where(episode: int, step: int) -> float:
+    """The number that stands for a frame."""
+    return 100.0 * (episode + 1) + step
+
+
+def numbered(first: int = 0) -> Frames:
+    """Frames whose every number says which episode (counted from `first`) and step it belongs to."""
+    places = [(episode, step) for episode, length in enumerate(LENGTHS) for step in range(length)]
+    at = np.array([where(first + episode, step) for episode, step in places], np.float32)
+    scene = np.zeros((len(places), 2, 3, 3), np.uint8)
+    scene[:, 0, 1, 2] = [10 * episode + step for episode, step in places]
+    return Frames(
+        images={"scene": scene, "wrist": 255 - scene},
+        state=at[:, None],
+        actions=np.stack([at, at + 0.5], 1),
+        executed=np.stack([-at, -at - 0.5], 1),
+        privileged={"subject": at[:, None], "target": -2 * at[:, None]},
+        texts=TEXTS,
+        starts=np.cumsum([0, *LENGTHS]),
+        labels={"phase": at.astype(np.int64), "direction": -at.astype(np.int64)},
+        descriptions=tuple(f"word {episode}" for episode in range(len(LENGTHS))),
+        described=np.array([len(LENGTHS) - 1 - episode for episode, _ in places], np.int64),
+    )
+
+
+def batches_of(frames: Frames) -> BatchMaker:
+    tokenizer = train_tokenizer([*TEXTS, *frames.descriptions])
+    return BatchMaker(frames, tokenizer, STATE, ACTION, chunk=CHUNK, text_tokens=16, device=torch.device("cpu"))
+
+
+@pytest.mark.parametrize("joined", [False, True], ids=["one data set", "the second of two"])
+def test_a_batch_is_the_join_written_by_hand(joined: bool) -> None:
+    """Rows in any order; labels ahead, the action before, borders, words, facts and what an annotator said of that very frame."""
+    frames, first = numbered(), 0
+    if joined:
+        frames, first = join_frames([numbered(), numbered(len(LENGTHS))]), len(LENGTHS)
+    batches = batches_of(frames)
+    asked = [(2, 5), (0, 0), (3, 1), (1, 0), (2, 3), (0, 3), (3, 2), (2, 0)]
+    rows = np.array([frames.starts[first + episode] + step for episode, step in asked])
+    batch = batches.batch(rows)
+    actions, valid = batch.targets()
+    tokenizer = train_tokenizer([*TEXTS, *frames.descriptions])
+    subject = frames.privileged["subject"]
+    for row, (episode, step) in enumerate(asked):
+        number = first + episode
+        at = where(number, step)
+        assert batch.keys[row].tolist() == [number, step]
+        assert batch.state[row].tolist() == [pytest.approx((at - 5) / 2)]
+        for ahead in range(CHUNK):
+            there = step + ahead < LENGTHS[episode]
+            later = where(number, step + ahead)
+            expected = [(later - 1) / 4, (later + 0.5 + 1) / 0.5] if there else [0, 0]
+            assert bool(valid[row, ahead]) == there
+            assert actions[row, ahead].tolist() == pytest.approx(expected)
+        before = where(number, step - 1)
+        done = (
+            (-before, -before - 0.5) if step else (0, 0)
+        )  # at an episode's start nothing has been done: zero, in the robot's units
+        assert batch.previous_action[row].tolist() == pytest.approx([(done[0] - 1) / 4, (done[1] + 1) / 0.5])
+        words = tokenizer.encode(TEXTS[episode]).ids
+        assert batch.text[row].tolist() == words + [0] * (batch.text.shape[1] - len(words))
+        assert batch.text_mask[row].tolist() == [True] * len(words) + [False] * (batch.text.shape[1] - len(words))
+        said = tokenizer.encode(f"word {len(LENGTHS) - 1 - episode}").ids
+        assert batch.description[row, : len(said)].tolist() == said
+        assert (batch.labels["phase"][row], batch.labels["direction"][row]) == (int(at), -int(at))
+        assert batch.privileged["subject"][row, 0] == pytest.approx((at - subject.mean()) / subject.std(), abs=1e-4)
+        assert batch.privileged["target"][row, 0] == pytest.approx(-(at - subject.mean()) / subject.std(), abs=1e-4)
+        pixel = (10 * episode + step) / 255
+        assert batch.images["scene"].shape[1:] == (3, 2, 3)
+        assert batch.images["scene"][row, 2, 0, 1] == pytest.approx(pixel)
+        assert batch.images["scene"][row].sum() == pytest.approx(pixel)
+        assert batch.images["wrist"][row, 2, 0, 1] == pytest.approx(1 - pixel)
+
+
+def test_pictures_are_changed_by_what_is_asked_and_nothing_else_is() -> None:
+    batches, rows = batches_of(numbered()), np.array([3, 0, 7])
+    plain, changed = batches.batch(rows), batches.batch(rows, change=lambda images: {name: 1 - x for name, x in images.items()})
+    for name, pixels in plain.images.items():
+        assert torch.equal(changed.images[name], 1 - pixels)
+    for name in ("text", "state", "previous_action", "actions", "actions_valid", "keys", "description"):
+        assert torch.equal(getattr(plain, name), getattr(changed, name)), name
+
+
+def test_first_actions_are_each_frames_own() -> None:
+    frames = numbered()
+    np.testing.assert_allclose(batches_of(frames).first_actions().numpy(), ACTION.apply(frames.actions))
 
 
 @given(st.lists(st.integers(1, 5), min_size=1, max_size=4), st.data())
@@ -28,3 +128,11 @@ def test_joined_episodes_follow_one_another() -> None:
         both.images["scene"][rows], np.stack([second.images["scene"][0], first.images["scene"][0], second.images["scene"][-1]])
     )
     assert both.starts[first.episodes] == len(first)
+
+
+def test_data_sets_of_which_some_are_described_are_refused() -> None:
+    said = dataclasses.replace(make_frames(), descriptions=("reach", "hold"), described=np.zeros(len(make_frames()), np.int64))
+    both = join_frames([said, said])
+    assert both.descriptions == ("reach", "hold") * 2 and set(both.described) == {0, 2}
+    with pytest.raises(ValueError, match="number 1 has no descriptions"):
+        join_frames([said, make_frames()])

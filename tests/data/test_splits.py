@@ -24,7 +24,8 @@ def many(count: int = 600):
 
 def test_no_instruction_and_no_scene_is_in_two_parts_and_every_kind_is_in_each() -> None:
     data = many()
-    data.episodes[5].info["seed"] = data.episodes[2].info["seed"]  # the same scene, told in other words
+    for number in range(0, 30, 3):  # the same scenes, told in other words
+        data.episodes[300 + number].info["seed"] = data.episodes[number].info["seed"]
     parts = by_task(data)
     assert sorted(np.concatenate(parts)) == list(range(600))
     for field in (lambda episode: episode.task, lambda episode: (episode.info["task"], episode.info["seed"])):
@@ -34,12 +35,20 @@ def test_no_instruction_and_no_scene_is_in_two_parts_and_every_kind_is_in_each()
     assert all({data.episodes[number].info["task"] for number in part} == {"push", "place", "rake"} for part in parts)
 
 
+def parts_of(data) -> dict[str, int]:
+    """Instruction → its part."""
+    return {data.episodes[number].task: part for part, numbers in enumerate(by_task(data)) for number in numbers}
+
+
+def test_parts_do_not_hang_on_the_order_of_collection() -> None:
+    data = many()
+    shuffled = SimpleNamespace(episodes=[data.episodes[number] for number in np.random.default_rng(1).permutation(600)])
+    assert parts_of(data) == parts_of(shuffled)
+
+
 def test_a_larger_collection_leaves_most_instructions_where_they_were() -> None:
     small, large = many(300), many(600)
-    where = [
-        {data.episodes[number].task: part for part, numbers in enumerate(by_task(data)) for number in numbers}
-        for data in (small, large)
-    ]
+    where = [parts_of(data) for data in (small, large)]
     shared = where[0].keys() & where[1].keys()
     assert sum(where[0][words] == where[1][words] for words in shared) / len(shared) > 0.85
 
@@ -54,5 +63,10 @@ def test_too_few_episodes_are_refused() -> None:
 def test_rows_of_episodes() -> None:
     starts = np.array([0, 3, 5, 9])
     assert rows_of(starts, np.array([0, 2])).tolist() == [0, 1, 2, 5, 6, 7, 8]
+
+
+def test_the_last_share_is_held_out_and_everything_else_trains() -> None:
     train, held = last(many(), 0.02)
-    assert len(held) == 12 and train[-1] + 1 == held[0]
+    assert held.tolist() == list(range(588, 600)) and train.tolist() == list(range(588))
+    train, held = last(many(3), 0.01)
+    assert held.tolist() == [2] and train.tolist() == [0, 1], "at least one"

@@ -1,0 +1,80 @@
+"""Statistics against numpy's on all the values at once, and what a normaliser makes of them."""
+
+import numpy as np
+import pytest
+
+from armlet.data.normalise import Normaliser
+from armlet.data.statistics import combine, of_images, of_values
+
+
+def skewed(count: int = 4000, seed: int = 0) -> np.ndarray:
+    """Three dimensions, none symmetric about 0 and each of another size."""
+    rng = np.random.default_rng(seed)
+    return np.stack([rng.gamma(2, 3, count), -50 + rng.exponential(0.1, count), rng.uniform(2, 9, count)], 1)
+
+
+def test_statistics_are_numpys() -> None:
+    values = skewed()
+    found = of_values(values)
+    for name, expected in (("min", values.min(0)), ("max", values.max(0)), ("mean", values.mean(0)), ("std", values.std(0))):
+        assert found[name] == pytest.approx(expected), name
+    for name, share in (("q01", 1), ("q10", 10), ("q50", 50), ("q90", 90), ("q99", 99)):
+        assert found[name] == pytest.approx(np.percentile(values, share, axis=0)), name
+    assert found["count"] == [4000]
+
+
+def test_statistics_of_parts_are_those_of_all_whatever_their_lengths() -> None:
+    values = skewed()
+    values[:40] += 100
+    parts = [values[:40], values[40:1000], values[1000:]]
+    together, whole = combine([of_values(part) for part in parts]), of_values(values)
+    for name in ("min", "max", "mean", "std", "count"):
+        assert together[name] == pytest.approx(whole[name]), name
+    even = [skewed(3000, seed) for seed in range(3)]
+    assert combine([of_values(part) for part in even])["q90"] == pytest.approx(
+        np.quantile(np.concatenate(even), 0.9, axis=0), rel=0.02
+    )
+
+
+def test_statistics_of_pictures_are_a_channels_own() -> None:
+    frames = np.zeros((50, 4, 6, 3), np.uint8)
+    frames[..., 0], frames[..., 1], frames[25:, :, :, 2] = 255, 51, 255
+    found = of_images(frames)
+    assert np.shape(found["mean"]) == (3, 1, 1) and np.ravel(found["mean"]) == pytest.approx([1, 0.2, 0.5])
+    assert np.ravel(found["std"]) == pytest.approx([0, 0, 0.5]) and found["count"] == [20]
+
+
+def test_quantiles_go_to_minus_one_and_one() -> None:
+    values = skewed()
+    made = Normaliser.from_statistics(of_values(values), "quantiles", what="action", dims=3)
+    low, middle, high = np.quantile(values, [0.01, 0.5, 0.99], axis=0)
+    np.testing.assert_allclose(made.apply(low), [-1, -1, -1], atol=1e-4)
+    np.testing.assert_allclose(made.apply(high), [1, 1, 1], atol=1e-4)
+    assert (np.abs(made.apply(middle)) < 1).all()
+    assert (made.apply(high + 1) > made.apply(high)).all(), "more stays more"
+
+
+def test_mean_and_deviation_become_zero_and_one() -> None:
+    values = skewed()
+    made = Normaliser.from_statistics(of_values(values), "mean_std", what="state", dims=3)
+    np.testing.assert_allclose(made.apply(values).mean(0), 0, atol=2e-3)
+    np.testing.assert_allclose(made.apply(values).std(0), 1, atol=1e-3)
+
+
+@pytest.mark.parametrize("mode", ["identity", "mean_std", "quantiles"])
+def test_what_is_kept_passes_as_it_is_and_everything_comes_back(mode: str) -> None:
+    values = skewed(100).astype(np.float32)
+    made = Normaliser.from_statistics(of_values(values), mode, what="action", dims=3, keep=(2,))
+    np.testing.assert_array_equal(made.apply(values)[:, 2], values[:, 2])
+    assert mode == "identity" or np.abs(made.apply(values)[:, :2] - values[:, :2]).min() > 0.1
+    np.testing.assert_allclose(made.invert(made.apply(values)), values, rtol=1e-5, atol=1e-5)
+    again = Normaliser.from_json(made.to_json())
+    np.testing.assert_array_equal(again.apply(values), made.apply(values))
+
+
+def test_statistics_that_are_missing_or_another_robots_are_named() -> None:
+    found = of_values(skewed())
+    with pytest.raises(ValueError, match="'action' lack 'q99'"):
+        Normaliser.from_statistics({"q01": found["q01"]}, "quantiles", what="action", dims=3)
+    with pytest.raises(ValueError, match=r"shape \(3,\), expected \(4,\)"):
+        Normaliser.from_statistics(found, "mean_std", what="action", dims=4)

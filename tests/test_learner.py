@@ -1,0 +1,87 @@
+"""Signals of a policy that is watched, against what its parts give when they are run one by one."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from tiny import make_frames, make_policy
+
+from armlet.layers.graph import ProbeHeads
+from armlet.learner import Learner, watch
+from armlet.training import make_batches
+
+
+def probed() -> Learner:
+    policy = make_policy()
+    heads = ProbeHeads(4, 32, chunk=3, dims=4, graph_width=16, semantic_width=16, hidden=16)
+    return Learner(policy, probe=heads, privileged={"subject": 3}).eval()
+
+
+@torch.no_grad()
+def test_signals_are_those_of_the_parts() -> None:
+    learner = probed()
+    policy, frames = learner.policy, make_frames()
+    batch = make_batches(policy, frames).batch(np.arange(len(frames)))
+    assert not batch.actions_valid.all(), "some steps lie past the end"
+    hidden, tokens = None, policy.embed(batch)
+    hiddens = []
+    for index in range(4):
+        hidden = policy.run_layer(index, tokens.hidden if hidden is None else hidden, tokens)
+        hiddens.append(hidden)
+    condition = policy.condition(hidden, tokens)
+    want = ["condition", "actions", "imitation", "gates", "costs", "semantics", "layer_actions", "privileged.subject"]
+    found = watch(learner, batch, [*want, "hidden.0", "hidden.2", "pointed.subject"])
+    torch.testing.assert_close(found["condition"], condition)
+    torch.testing.assert_close(found["actions"], policy.head(condition))
+    error = (policy.head(condition) - batch.actions).abs().mean(-1) * batch.actions_valid
+    torch.testing.assert_close(found["imitation"], error.sum(1) / batch.actions_valid.sum(1))
+    for index in (0, 2):
+        torch.testing.assert_close(found[f"hidden.{index}"], hiddens[index])
+    semantics, actions = learner.probe(hiddens, tokens.mask)
+    torch.testing.assert_close(found["semantics"], semantics)
+    torch.testing.assert_close(found["layer_actions"], actions)
+    torch.testing.assert_close(found["privileged.subject"], learner.privileged["subject"](condition))
+    seen = tokens.hidden[:, : policy.vision_tokens]
+    torch.testing.assert_close(found["pointed.subject"], learner.pointers["subject"](seen))
+    assert (found["gates"] == 1).all() and found["costs"].tolist() == policy.layer_costs().tolist()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("every", [2, 5])
+def test_layers_of_every_nth_sample_are_rows_of_all(every: int) -> None:
+    """The words differ in length, so that another sample's mask would give another vector."""
+    learner, frames = probed(), make_frames()
+    batch = make_batches(learner.policy, frames).batch(np.arange(len(frames)))
+    assert len({tuple(mask) for mask in batch.text_mask.tolist()}) > 1
+    whole = learner.trace(batch, ["semantics", "layer_actions", "actions"])
+    some = learner.trace(batch, ["semantics", "layer_actions", "actions"], every=every)
+    for name in ("semantics", "layer_actions"):
+        torch.testing.assert_close(some[name], whole[name][::every])
+    assert torch.equal(some["actions"], whole["actions"])
+
+
+def test_exploration_reaches_the_network_that_decides() -> None:
+    learner, frames, told = probed(), make_frames(), []
+    backbone = learner.policy.backbone
+
+    def listening(*arguments, **options):
+        told.append(options["exploration"])
+        return backbone(*arguments, **options)
+
+    learner.policy.backbone = listening
+    learner.trace(make_batches(learner.policy, frames).batch(np.arange(3)), ["actions"], exploration=0.7)
+    assert told == [0.7]
+
+
+def test_a_signal_that_is_not_there_is_named() -> None:
+    learner = Learner(make_policy()).eval()
+    batch = make_batches(learner.policy, make_frames()).batch(np.arange(2))
+    with pytest.raises(KeyError, match="this learner has none"):
+        learner.trace(batch, ["semantics"])
+    with pytest.raises(KeyError, match=r"no signal \['goal'\]"):
+        learner.trace(batch, ["goal"])
+    with pytest.raises(ValueError, match="no actions to compare with"):
+        learner.trace(dataclasses.replace(batch, actions=None), ["imitation"])
+    with pytest.raises(RuntimeError, match="eval mode"):
+        watch(learner.train(), batch, ["actions"])
