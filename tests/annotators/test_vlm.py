@@ -62,6 +62,20 @@ def test_the_right_frames_arrive_as_pictures(data, tmp_path) -> None:
     assert drawer["model"] == "tiny-vl" and drawer["response_format"] == {"type": "json_object"}
 
 
+def test_a_question_has_the_words_of_its_frames(data, tmp_path) -> None:
+    """Episode 1 operates from step 4 to 7; told something else from step 6 on, it is asked about twice."""
+    columns = data.columns()
+    one = slice(data.starts[1], data.starts[2])
+    length = one.stop - one.start
+    asked = ("open it",) * 6 + ("close it",) * (length - 6)
+    state, action = columns["observation.state"][one], columns["action"][one]
+    episode = EpisodeFrames(data.images(1), state, action, {}, "open it", {}, asked)
+    with serve() as chat:
+        vlm(chat.url, tmp_path).confirmed().annotate(episode, 10)
+    assert [("open it" in words(each), "close it" in words(each)) for each in chat.requests] == [(True, False), (False, True)]
+    assert [len(pictures(each)) for each in chat.requests] == [2, 2]
+
+
 def test_no_call_before_somebody_agreed(data, tmp_path) -> None:
     with serve() as chat:
         annotator = vlm(chat.url, tmp_path, price_in=2.0, price_out=10.0)

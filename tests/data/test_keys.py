@@ -13,7 +13,7 @@ from made import EYE, FPS, SIDE, TASKS, Made, film, grey, number
 
 from armlet.data.episodes import EpisodeDataset, EpisodeError, EpisodeFrames, Features
 from armlet.data.frames import BatchMaker, join_frames, load_frames
-from armlet.data.layout import Columns
+from armlet.data.layout import Columns, is_depth
 from armlet.data.normalise import Normaliser
 from armlet.data.splits import by_task
 from armlet.data.text import encode, train_tokenizer
@@ -519,3 +519,41 @@ def test_told_is_what_a_frame_was_told(tmp_path) -> None:
     assert replace(episode, asked=()).told(2) == "a"
     with pytest.raises(EpisodeError, match="2 tasks, and one is kept an episode"):
         episode.check(Features(("x",), ("a",), {}))
+
+
+@pytest.mark.parametrize(
+    ("feature", "depth"),
+    [
+        ({"shape": [8, 8, 3]}, False),
+        ({"shape": [8, 8, 3], "info": {"is_depth_map": True}}, True),
+        ({"shape": [8, 8, 3], "video_info": {"video.is_depth_map": True}}, True),
+        ({"shape": [8, 8, 3], "info": {"video.pix_fmt": "gray16le"}}, True),
+        ({"shape": [8, 8, 3], "info": {"video.pix_fmt": "yuv420p10le", "is_depth_map": False}}, False),
+        ({"shape": [8, 8, 1]}, True),
+        ({"shape": [1, 8, 8], "names": ["channels", "height", "width"]}, True),
+        ({"shape": [8, 8]}, True),
+        ({"shape": [8, 8, 1], "info": {"is_depth_map": False, "video.pix_fmt": "gray"}}, False),
+        ({"shape": [8, 8, 4]}, False),
+    ],
+)
+def test_what_is_no_camera_of_colours(feature: dict, depth: bool) -> None:
+    assert is_depth(feature) == depth
+
+
+def test_a_depth_camera_of_which_too_little_is_said(tmp_path, capsys) -> None:
+    """It is left out with a word, and the colours beside it are read; a grey camera that says so has colours."""
+    made = Made()
+    for name, about in (("deep", {"is_depth_map": True}), ("grey", {"is_depth_map": False, "video.pix_fmt": "gray"})):
+        made.info["features"][f"observation.images.{name}"] = {"dtype": "video", "shape": [SIDE, SIDE, 1], "info": about}
+        for each in made.listed:
+            each |= {key.replace(".eye", f".{name}"): value for key, value in each.items() if EYE in key}
+    root = made.save(tmp_path / "d")
+    film(root / "videos/observation.images.grey/chunk-000/file-000.mp4", made.shown)
+    data = EpisodeDataset(root)
+    assert data.cameras == {"eye": (SIDE, SIDE), "grey": (SIDE, SIDE)} and not data.depth_cameras
+    assert "camera 'deep' has one channel, no colours; it is left out, because" in capsys.readouterr().err
+    assert_right(data, ALL)
+    assert [picture.shape for picture in data.read_pictures("grey", 0, 2)] == [(SIDE, SIDE, 3)] * 2
+    assert data.fingerprint, "its film is not there, and nobody reads it"
+    with pytest.raises(EpisodeError, match="no depth camera 'deep' that can be read"):
+        next(data.read_depth("deep", 0, 1))
