@@ -1,40 +1,90 @@
 """Policies and training states on disk. A policy is a folder: `config.json`, `model.safetensors`, `tokenizer.json`.
 
-Files appear whole or not at all (written beside, then renamed), so a killed run leaves the last good one. Loading is
-loud: a missing, unexpected or misshapen tensor is an error that names it.
+The three are one commit. `config.json`, which holds network and statistics, says which weights and words it belongs to: by their
+fingerprint, which stands in `model.safetensors` too, and by a hash of the words. A save writes new weights and words beside the old
+(`….next`), then renames the new `config.json` into place, and only then gives weights and words their names. Whoever reads, at
+whatever moment and also after a kill, takes the weights and words that the config names, under either name; a folder in which there
+are none was mixed by hand, and is refused. Policies that armlet 0.1 saved before carry no fingerprint, and are read as they are.
+
+Loading is loud: a missing, unexpected or misshapen tensor is an error that names it.
 """
 
+import contextlib
 import hashlib
 import json
+import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import nn
 
-from armlet.data.files import write_atomically
+from armlet.data.files import (
+    atomic_file,
+    check_is_here,
+    hold,
+    make_durable,
+    make_folder,
+    parse_json,
+    read_json,
+    read_whole,
+    write_atomically,
+)
 from armlet.policies import Policy, rebuild
 
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
+FINGERPRINT, WORDS = "fingerprint", "tokenizer"  # in the config; the first in the weights' metadata too
+NEXT = ".next"  # a file of the newest save until it has its name
+LOCK = ".saving.lock"  # there while a policy is being saved
+UNKNOWN = "0" * 16
+FIX = (
+    f"a policy folder holds {CONFIG}, {WEIGHTS} and {TOKENIZER} (made by `armlet teach` or `armlet distil`): copy all three again, or "
+    "make it anew"
+)
+PATIENCE = 3  # times that an unchanged config may not find its weights: a save may give them their name in between
+T = TypeVar("T")
 
 
 def save_policy(
     policy: Policy, folder: Path, *, provenance: dict[str, Any] | None = None, weights: Literal["fp16", "fp32"] = "fp32"
 ) -> None:
     """Write a policy; `provenance` (the recipe, the data, the command) is kept in its config. With `weights` "fp16" the file is
-    half as large; what is read from it runs in single precision again. Raises ValueError for a weight that fp16 cannot hold."""
-    folder.mkdir(parents=True, exist_ok=True)
+    half as large; what is read from it runs in single precision again.
+
+    A policy of armlet that is there is replaced, in one step: where anything fails, it is what it was. Other files of the folder
+    stay. Raises ValueError for a weight that fp16 cannot hold, FileExistsError where somebody else's model is in the folder,
+    FullDiskError.
+    """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in policy.state_dict().items()}
     if weights == "fp16":
         tensors = {name: _halved(name, tensor) for name, tensor in tensors.items()}
-    beside = folder / (WEIGHTS + ".part")
-    save_file(tensors, beside)
-    beside.replace(folder / WEIGHTS)
-    write_atomically(folder / TOKENIZER, policy.body.tokenizer.to_str(pretty=False).encode())
-    config = {"armlet": 1, "policy": policy.to_json(), "provenance": provenance or {}}
-    write_atomically(folder / CONFIG, json.dumps(config, indent=1).encode())
+    description = json.loads(json.dumps(policy.to_json()))
+    tokenizer = policy.body.tokenizer.to_str(pretty=False).encode()
+    make_folder(folder)
+    with hold(folder / LOCK, "saving a policy", wait=True):
+        try:
+            _refuse_foreign(folder)
+            _finish(folder)  # what a save that was killed left
+            try:
+                fingerprint = _write_weights(tensors, folder, description, tokenizer)
+                write_atomically(folder / (TOKENIZER + NEXT), tokenizer)
+                config = {
+                    "armlet": 1,
+                    FINGERPRINT: fingerprint,
+                    WORDS: _hash(tokenizer),
+                    "policy": description,
+                    "provenance": provenance or {},
+                }
+                write_atomically(folder / CONFIG, json.dumps(config, indent=1).encode())
+            finally:
+                _finish(folder)
+        finally:
+            with contextlib.suppress(PermissionError):  # Windows removes no open file
+                (folder / LOCK).unlink(missing_ok=True)  # still held: nobody else can have taken it
 
 
 def _halved(name: str, tensor: torch.Tensor) -> torch.Tensor:
@@ -44,21 +94,173 @@ def _halved(name: str, tensor: torch.Tensor) -> torch.Tensor:
     return half
 
 
+def _refuse_foreign(folder: Path) -> None:
+    """Raises FileExistsError where the folder has a file of these names that armlet did not write, as other libraries do too."""
+    config = folder / CONFIG
+    if os.path.lexists(config):
+        ours = False
+        with contextlib.suppress(ValueError, FileNotFoundError):
+            ours = "policy" in read_json(config, fix=FIX)
+        foreign = None if ours else config
+    else:
+        foreign = next((folder / name for name in (WEIGHTS, TOKENIZER) if os.path.lexists(folder / name)), None)
+    if foreign is not None:
+        raise FileExistsError(
+            f"{foreign} is there already, and is not part of a policy that armlet wrote; it is left as it is. Choose another "
+            "folder, or move it away"
+        )
+
+
+def _write_weights(tensors: dict[str, torch.Tensor], folder: Path, description: dict[str, Any], tokenizer: bytes) -> str:
+    """Write the weights as those of the next policy; returns its fingerprint, which stands in their metadata."""
+    size = sum(tensor.nbytes for tensor in tensors.values())
+    with atomic_file(folder / (WEIGHTS + NEXT), size=size) as part:
+        save_file(tensors, part, metadata={FINGERPRINT: UNKNOWN})
+        digest = _digest(description, part)[1]
+        digest.update(tokenizer)
+        fingerprint = digest.hexdigest()[:16]
+        unmarked = f'"{FINGERPRINT}":"{UNKNOWN}"'
+        with part.open("r+b") as file:  # the other is as long, so nothing moves
+            header = file.read(8 + int.from_bytes(file.read(8), "little"))
+            file.seek(8 + header.index(unmarked.encode()))
+            file.write(unmarked.replace(UNKNOWN, fingerprint).encode())
+    return fingerprint
+
+
+def _finish(folder: Path) -> None:
+    """Give the weights and words that the config names their names, and remove those of a save that did not get so far."""
+    config: dict[str, Any] = read_json(folder / CONFIG, fix=FIX) if (folder / CONFIG).exists() else {}
+    weights, words = folder / (WEIGHTS + NEXT), folder / (TOKENIZER + NEXT)
+    if weights.exists():
+        named = FINGERPRINT in config and _tensors(weights, fix=FIX)[0] == config[FINGERPRINT]
+        _settle(weights, folder / WEIGHTS, belongs=named)
+    if words.exists():
+        named = WORDS in config and _hash(words.read_bytes()) == config[WORDS]
+        _settle(words, folder / TOKENIZER, belongs=named)
+
+
+def _settle(following: Path, path: Path, *, belongs: bool) -> None:
+    if belongs:
+        following.replace(path)
+    else:
+        following.unlink()
+    make_durable(path.parent)
+
+
+def _hash(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
 def load_policy(folder: Path | str, *, device: str = "cpu") -> Policy:
     """Read a policy, in eval mode. Raises FileNotFoundError or ValueError, naming the file or tensor."""
     folder = Path(folder)
-    for name in (CONFIG, WEIGHTS, TOKENIZER):
-        if not (folder / name).is_file():
-            raise FileNotFoundError(
-                f"{folder / name} is missing; a policy folder holds {CONFIG}, {WEIGHTS} and {TOKENIZER} "
-                "(made by `armlet teach` or `armlet distil`)"
-            )
-    config = json.loads((folder / CONFIG).read_text())
-    if "policy" not in config:
-        raise ValueError(f"{folder / CONFIG} has no 'policy'; it was not written by armlet")
-    policy = rebuild(config["policy"], Tokenizer.from_file(str(folder / TOKENIZER)))
-    load_weights(policy, load_file(folder / WEIGHTS), source=folder / WEIGHTS)
+    config, tensors, tokenizer = _read(folder, lambda path, _: _tensors(path, fix=FIX))
+    words = _tokenizer(tokenizer, folder / TOKENIZER)
+    try:
+        policy = rebuild(config["policy"], words)
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
+        raise ValueError(
+            f"{folder / CONFIG}: `policy` does not describe a policy ({type(error).__name__}: {error}); it was changed by hand, or "
+            f"written by another version of armlet; {FIX}"
+        ) from error
+    load_weights(policy, tensors, source=folder / WEIGHTS)
     return policy.to(device).eval()
+
+
+def _read(folder: Path, look: Callable[[Path, dict[str, Any]], tuple[str | None, T]]) -> tuple[dict[str, Any], T, bytes]:
+    """The config, what `look` finds in the weights, and the words, all of one policy, whoever saves another meanwhile.
+
+    `look` takes the weights' file and the config, and gives the fingerprint in that file and what it found there.
+    """
+    if folder.is_file():
+        raise ValueError(f"{folder} is a file, expected a folder; {FIX}")
+    patience = PATIENCE
+    content = b""
+    while True:
+        before, content = content, read_whole(folder / CONFIG, fix=FIX)
+        patience = patience - 1 if content == before else PATIENCE
+        config = parse_json(content, folder / CONFIG, fix=FIX)
+        if not isinstance(config.get("policy"), dict):
+            raise ValueError(f"{folder / CONFIG} has no 'policy'; it was not written by armlet")
+        try:
+            weights = _find_weights(folder, config, look)
+            tokenizer = _find_words(folder, config)
+            if read_whole(folder / CONFIG, fix=FIX) == content:  # a save changes this file first
+                return config, weights, tokenizer
+        except (FileNotFoundError, ValueError):
+            if patience == 0:
+                raise
+
+
+def _find_weights(folder: Path, config: dict[str, Any], look: Callable[[Path, dict[str, Any]], tuple[str | None, T]]) -> T:
+    wanted, found = config.get(FINGERPRINT), None
+    for path in _named(folder / WEIGHTS):
+        found, value = look(path, config)
+        if found == wanted:
+            return value
+    raise ValueError(
+        f"{folder / WEIGHTS} holds {_called(found)}, and {folder / CONFIG} describes {_called(wanted)}: the folder is a mixture of "
+        f"two policies. Copy {CONFIG}, {WEIGHTS} and {TOKENIZER} of one of them again{_differing(folder, config)}"
+    )
+
+
+def _called(fingerprint: str | None) -> str:
+    return "a policy without a fingerprint" if fingerprint is None else f"policy {fingerprint}"
+
+
+def _differing(folder: Path, config: dict[str, Any]) -> str:
+    """Which tensors of the weights do not fit the config, for an error; nothing where all do."""
+    try:
+        policy = rebuild(config["policy"], _tokenizer(_find_words(folder, config), folder / TOKENIZER))
+        load_weights(policy, read_tensors(folder / WEIGHTS, fix=FIX), source=folder / WEIGHTS)
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError, FileNotFoundError) as error:
+        return f". {error}"
+    return ""
+
+
+def _find_words(folder: Path, config: dict[str, Any]) -> bytes:
+    for path in _named(folder / TOKENIZER):
+        content = read_whole(path, fix=FIX)
+        if WORDS not in config or _hash(content) == config[WORDS]:
+            return content
+    raise ValueError(
+        f"{folder / TOKENIZER} holds other words than {folder / CONFIG} was saved with: the folder is a mixture of two policies, or "
+        f"the file was changed. Copy {CONFIG}, {WEIGHTS} and {TOKENIZER} of one policy again"
+    )
+
+
+def _named(path: Path) -> list[Path]:
+    """The file, and that of a save which has not given it its name. Raises FileNotFoundError where there is neither."""
+    found = [each for each in (path, path.with_name(path.name + NEXT)) if each.exists()]
+    if not found:
+        check_is_here(path, fix=FIX)
+    return found
+
+
+def _tokenizer(content: bytes, path: Path) -> Tokenizer:
+    try:
+        return Tokenizer.from_str(content.decode())
+    except Exception as error:  # the library raises nothing more special
+        raise ValueError(f"{path} ({len(content)} bytes) is not a tokenizer ({error}); {FIX}") from error
+
+
+def read_tensors(path: Path, *, fix: str) -> dict[str, torch.Tensor]:
+    """The tensors of a safetensors file. Raises FileNotFoundError or ValueError naming the file; `fix` says what to do."""
+    return _tensors(path, fix=fix)[1]
+
+
+def _tensors(path: Path, *, fix: str) -> tuple[str | None, dict[str, torch.Tensor]]:
+    """The fingerprint that stands in a safetensors file, if one does, and its tensors."""
+    check_is_here(path, fix=fix)
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            return metadata.get(FINGERPRINT), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dict
+    except SafetensorError as error:
+        raise ValueError(
+            f"{path} ({path.stat().st_size} bytes) is no whole safetensors file ({error}): it was cut short, or is something else; "
+            f"{fix}"
+        ) from error
 
 
 def load_weights(module: nn.Module, weights: dict[str, torch.Tensor], *, source: Path) -> None:
@@ -79,26 +281,62 @@ def load_weights(module: nn.Module, weights: dict[str, torch.Tensor], *, source:
 
 def policy_fingerprint(folder: Path | str) -> str:
     """A hash of what decides a policy's answers: its weights, words and network, not its provenance."""
-    folder = Path(folder)
-    config = json.loads((folder / CONFIG).read_text())["policy"]
-    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
-    for name in (WEIGHTS, TOKENIZER):
-        digest.update((folder / name).read_bytes())
+    _, digest, tokenizer = _read(Path(folder), lambda path, config: _digest(config["policy"], path))
+    digest.update(tokenizer)
     return digest.hexdigest()[:16]
+
+
+def _digest(description: dict[str, Any], weights: Path) -> tuple[str | None, Any]:
+    """The fingerprint that stands in the weights' file, if one does, and the hash of network and weights, for which it does not
+    count: it is made from them."""
+    check_is_here(weights, fix=FIX)
+    digest = hashlib.sha256(json.dumps(description, sort_keys=True).encode())
+    with weights.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = file.read(min(length, weights.stat().st_size))
+        described = parse_json(header, weights, fix=FIX)
+        marked = described.get("__metadata__", {}).pop(FINGERPRINT, None)
+        if marked is not None:  # the header as the library writes it where nobody gives a fingerprint
+            if not described["__metadata__"]:
+                del described["__metadata__"]
+            header = json.dumps(described, separators=(",", ":"), ensure_ascii=False).encode()
+            header += b" " * (-len(header) % 8)
+        digest.update(len(header).to_bytes(8, "little") + header)
+        body = 0
+        while block := file.read(2**20):
+            digest.update(block)
+            body += len(block)
+    wanted = max((each["data_offsets"][1] for name, each in described.items() if name != "__metadata__"), default=0)
+    if body != wanted:
+        raise ValueError(f"{weights} holds {body} bytes of tensors, and its header promises {wanted}: it was cut short; {FIX}")
+    return marked, digest
 
 
 def read_provenance(folder: Path | str) -> dict[str, Any]:
     """What `save_policy` was told of where a policy comes from; empty where it was told nothing."""
-    return json.loads((Path(folder) / CONFIG).read_text()).get("provenance", {})
+    found: dict[str, Any] = read_json(Path(folder) / CONFIG, fix=FIX).get("provenance", {})
+    return found
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
     """A training state: weights, optimiser, step, RNG. Renamed into place, so a kill leaves the previous one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".part")
-    torch.save(state, beside)
-    beside.replace(path)
+    with atomic_file(path) as part:
+        torch.save(state, part)
 
 
 def load_state(path: Path) -> dict[str, Any]:
-    return torch.load(path, weights_only=True)
+    """What `save_state` wrote. Raises FileNotFoundError or ValueError naming the file."""
+    fix = "delete it to train this stage from its start, nothing else is lost; or copy it again"
+    check_is_here(path, fix=fix)
+    try:
+        state = torch.load(path, weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # a damaged pickle fails in every way there is
+        first = str(error).strip().split("\n")[0]
+        raise ValueError(
+            f"{path} ({path.stat().st_size} bytes) is not a whole training state ({type(error).__name__}: {first}); {fix}"
+        ) from error
+    if not isinstance(state, dict):
+        raise ValueError(f"{path} holds a {type(state).__name__}, expected a training state; {fix}")
+    return state

@@ -4,12 +4,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from armlet.annotators.store import load_labels, store_labels
 from armlet.annotators.vlm import confirm_on_terminal
-from armlet.checkpoint import load_weights, policy_fingerprint
+from armlet.checkpoint import load_weights, policy_fingerprint, read_tensors
 from armlet.data.episodes import EpisodeDataset
+from armlet.data.files import atomic_file
 from armlet.data.frames import BatchMaker, Frames, load_frames
 from armlet.data.traces import StoreIdentity, TraceWriter
 from armlet.layers.graph import ProbeHeads
@@ -20,6 +21,7 @@ from armlet.recipe import Probe, Recipe
 from armlet.types import Batch, Trace
 
 ROWS = 128  # a forward pass
+HEADS_FIX = "delete the folder and the traces beside it and run `armlet probe` again, or copy the file again"
 
 
 def heads_file(recipe: Recipe) -> Path:
@@ -45,18 +47,18 @@ def make_heads(policy: Policy, probe: Probe) -> ProbeHeads:
 
 
 def save_heads(heads: ProbeHeads, path: Path) -> None:
-    """Written beside and renamed: whole or not at all."""
-    beside = path.with_name(path.name + ".part")
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in heads.state_dict().items()}, beside)
-    beside.replace(path)
+    """Whole or not at all."""
+    with atomic_file(path) as part:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in heads.state_dict().items()}, part)
 
 
 def load_heads(heads: ProbeHeads, path: Path) -> None:
     """Fitted weights into fresh heads. Raises FileNotFoundError where `probe` has not run, ValueError where it ran with other heads."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: the probe heads have not been fitted; run `armlet probe` first")
+    weights = read_tensors(path, fix=HEADS_FIX)
     try:
-        load_weights(heads, load_file(path), source=path)
+        load_weights(heads, weights, source=path)
     except ValueError as error:
         raise ValueError(
             f"{error}\nThese heads were fitted with another `probe` (its widths, queries or layers), or by an older armlet. Delete "
@@ -69,7 +71,7 @@ def identity(recipe: Recipe, data_fingerprint: str) -> StoreIdentity:
     probe, heads = recipe.probe, heads_file(recipe)
     preprocessing = "no probe heads"
     if probe is not None:
-        load = load_file(heads)
+        load = read_tensors(heads, fix=HEADS_FIX)
         digest = sum(float(tensor.double().abs().sum()) for tensor in load.values())
         preprocessing = f"{probe.graph_width}-{probe.semantic_width}-{probe.neighbours}, heads {digest:.9g}"
     if recipe.trace_precision != "fp32":

@@ -18,10 +18,12 @@ import socket
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from filelock import AcquireReturnProxy, FileLock, Timeout
 
 PART = re.compile(r"\.(?P<host>[0-9a-f]{6})-(?P<process>\d+)-\d+\.part$")
+LFS = b"version https://git-lfs"
 PROBE = 2**20  # bytes: what a disk that is not full has room for
 FULL = {
     errno.ENOSPC: "the disk is full",
@@ -242,6 +244,46 @@ def _probe(folder: Path) -> int | None:
     finally:
         part.unlink(missing_ok=True)
     return None
+
+
+def check_is_here(path: Path, *, fix: str) -> None:
+    """Raises FileNotFoundError where there is no file, ValueError where it is a folder or the pointer that Git LFS leaves in the
+    place of a file; `fix` says what to do."""
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder, expected a file; {fix}")
+    if not path.exists():
+        what = "is a link to nothing" if path.is_symlink() else "is missing"
+        raise FileNotFoundError(f"{path} {what}; {fix}")
+    with path.open("rb") as file:
+        start = file.read(len(LFS))
+    if start == LFS:
+        raise ValueError(
+            f"{path} is a pointer of Git LFS ({path.stat().st_size} bytes), not the file itself; run `git lfs pull` in its repository"
+        )
+
+
+def read_whole(path: Path, *, fix: str) -> bytes:
+    """The bytes of a file. Raises as `check_is_here` does."""
+    check_is_here(path, fix=fix)
+    return path.read_bytes()
+
+
+def parse_json(content: bytes, path: Path, *, fix: str) -> dict[str, Any]:
+    """The JSON object in `content`, which was read from `path`. Raises ValueError naming the file and the place."""
+    try:
+        found = json.loads(content.decode())
+    except ValueError as error:
+        raise ValueError(
+            f"{path} ({len(content)} bytes) is not JSON ({error}): cut short, or not written by armlet; {fix}"
+        ) from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} holds a JSON {type(found).__name__}, expected an object; {fix}")
+    return found
+
+
+def read_json(path: Path, *, fix: str) -> dict[str, Any]:
+    """The JSON object in a file. Raises FileNotFoundError or ValueError naming the file."""
+    return parse_json(read_whole(path, fix=fix), path, fix=fix)
 
 
 def whole_lines(path: Path) -> list[str]:
