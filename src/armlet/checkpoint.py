@@ -6,18 +6,21 @@ loud: a missing, unexpected or misshapen tensor is an error that names it.
 
 import hashlib
 import json
+import pickle
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import nn
 
-from armlet.data.files import write_atomically
+from armlet.data.files import atomic_file, write_atomically
 from armlet.policies import Policy, rebuild
 
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
+LFS = b"version https://git-lfs"
 
 
 def save_policy(
@@ -29,11 +32,12 @@ def save_policy(
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in policy.state_dict().items()}
     if weights == "fp16":
         tensors = {name: _halved(name, tensor) for name, tensor in tensors.items()}
-    beside = folder / (WEIGHTS + ".part")
-    save_file(tensors, beside)
-    beside.replace(folder / WEIGHTS)
+    with atomic_file(folder / WEIGHTS) as part:
+        save_file(tensors, part)
     write_atomically(folder / TOKENIZER, policy.body.tokenizer.to_str(pretty=False).encode())
-    config = {"armlet": 1, "policy": policy.to_json(), "provenance": provenance or {}}
+    # The config is written last and names the files that it belongs to: a save that dies half way is refused when it is loaded.
+    digests = {name: _digest(folder / name) for name in (WEIGHTS, TOKENIZER)}
+    config = {"armlet": 1, "policy": policy.to_json(), "files": digests, "provenance": provenance or {}}
     write_atomically(folder / CONFIG, json.dumps(config, indent=1).encode())
 
 
@@ -53,12 +57,38 @@ def load_policy(folder: Path | str, *, device: str = "cpu") -> Policy:
                 f"{folder / name} is missing; a policy folder holds {CONFIG}, {WEIGHTS} and {TOKENIZER} "
                 "(made by `armlet teach` or `armlet distil`)"
             )
-    config = json.loads((folder / CONFIG).read_text())
+    try:
+        config = json.loads((folder / CONFIG).read_text())
+    except ValueError as error:
+        raise ValueError(f"{folder / CONFIG} is not JSON ({error}); copy the policy again") from error
     if "policy" not in config:
         raise ValueError(f"{folder / CONFIG} has no 'policy'; it was not written by armlet")
+    weights = read_weights(folder / WEIGHTS)
+    for name, digest in config.get("files", {}).items():  # policies saved before 2026-11-29 name none
+        if _digest(folder / name) != digest:
+            raise ValueError(
+                f"{folder / name} is not the file that {folder / CONFIG} was written with: saving was interrupted, or files of two "
+                "policies were mixed; copy the policy again, or run the command that makes it"
+            )
     policy = rebuild(config["policy"], Tokenizer.from_file(str(folder / TOKENIZER)))
-    load_weights(policy, load_file(folder / WEIGHTS), source=folder / WEIGHTS)
+    load_weights(policy, weights, source=folder / WEIGHTS)
     return policy.to(device).eval()
+
+
+def read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a safetensors file. Raises ValueError naming the file where it is none, or was cut short."""
+    with path.open("rb") as file:
+        if file.read(len(LFS)) == LFS:
+            raise ValueError(f"{path} is a Git LFS pointer, not the weights; run `git lfs pull` where it came from")
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged or was cut short ({error}); copy it again") from error
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def load_weights(module: nn.Module, weights: dict[str, torch.Tensor], *, source: Path) -> None:
@@ -94,11 +124,13 @@ def read_provenance(folder: Path | str) -> dict[str, Any]:
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
     """A training state: weights, optimiser, step, RNG. Renamed into place, so a kill leaves the previous one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".part")
-    torch.save(state, beside)
-    beside.replace(path)
+    with atomic_file(path) as part:
+        torch.save(state, part)
 
 
 def load_state(path: Path) -> dict[str, Any]:
-    return torch.load(path, weights_only=True)
+    """What `save_state` wrote. Raises ValueError naming the file where it is damaged."""
+    try:
+        return torch.load(path, weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
+        raise ValueError(f"{path} is damaged ({error}); delete it, and this stage starts from its beginning") from error

@@ -206,8 +206,8 @@ class Vlm(Annotator):
                 told = f"That will not do: {wrong}. Answer again, with the JSON object and nothing else."
                 messages = [*messages, {"role": "assistant", "content": text}, {"role": "user", "content": told}]
             else:
-                kept = {"model": self.model, "answer": text, "usage": usage}
-                write_atomically(path, json.dumps(kept).encode())
+                record = {"model": self.model, "answer": text, "usage": usage}
+                write_atomically(path, json.dumps(record).encode())
                 return answer
         raise _NoAnswerError(f"{self.repeats + 1} answers would not do; the last: {wrong}")
 
