@@ -12,7 +12,8 @@ Verbs, in the order of the work:
     report     report.json files → one web page: `armlet report out/*/evaluation/report.json`
 
 Every field of a recipe can be set: `armlet distil actdistill_tabletop --seed 1 --out out/second`;
-`armlet distil actdistill_tabletop --help` lists them. A recipe of your own: `armlet distil mypackage.recipes:mine`.
+`armlet distil actdistill_tabletop --help` lists them; `--debug`, anywhere, shows where an error came from.
+A recipe of your own: `armlet distil mypackage.recipes:mine`.
 """
 
 import importlib
@@ -36,7 +37,8 @@ def usage() -> str:
 
 def main() -> None:
     """Run one verb on one recipe."""
-    arguments = sys.argv[1:]
+    debug = "--debug" in sys.argv[1:]
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         sys.stdout.write(usage())
         return
@@ -44,20 +46,20 @@ def main() -> None:
     if verb not in VERBS:
         sys.exit(f"armlet: no verb {verb!r}; there are {', '.join(VERBS)}\n\n{usage()}")
     if verb == "report":
-        _report(rest)
+        _report(rest, debug=debug)
         return
     if not rest or rest[0].startswith("-"):
         sys.exit(f"armlet {verb}: name a recipe\n\n{usage()}")
     name, *overrides = rest
-    _run(verb, name, overrides)
+    _run(verb, name, overrides, debug=debug)
 
 
-def _report(arguments: list[str]) -> None:
+def _report(arguments: list[str], *, debug: bool) -> None:
     import tyro
 
     from armlet import report
 
-    _finish("armlet report", lambda: tyro.cli(report.main, args=arguments, prog="armlet report"))
+    _finish("armlet report", lambda: tyro.cli(report.main, args=arguments, prog="armlet report"), debug=debug)
 
 
 def override(recipe: "Recipe", options: list[str], prog: str) -> "Recipe":
@@ -67,7 +69,7 @@ def override(recipe: "Recipe", options: list[str], prog: str) -> "Recipe":
     return tyro.cli(type(recipe), default=recipe, args=options, prog=prog, config=(tyro.conf.AvoidSubcommands,))
 
 
-def _run(verb: str, name: str, overrides: list[str]) -> None:
+def _run(verb: str, name: str, overrides: list[str], *, debug: bool) -> None:
     from armlet import recipes
 
     try:
@@ -75,15 +77,20 @@ def _run(verb: str, name: str, overrides: list[str]) -> None:
     except ValueError as error:
         sys.exit(f"armlet {verb}: {error}")
     recipe = override(factory(), overrides, f"armlet {verb} {name}")
-    _finish(f"armlet {verb} {name}", lambda: importlib.import_module(f"armlet.{verb}").main(recipe))
+    _finish(f"armlet {verb} {name}", lambda: importlib.import_module(f"armlet.{verb}").main(recipe), debug=debug)
 
 
-def _finish(command: str, work: Callable[[], object]) -> None:
+def _finish(command: str, work: Callable[[], object], *, debug: bool) -> None:
     """Print what `work` made, or leave with one line that says what was wrong."""
     try:
         result = work()
-    except (ValueError, FloatingPointError, OSError, KeyError) as error:
-        sys.exit(f"{command}: {type(error).__name__}: {error}")
+    except KeyboardInterrupt:
+        sys.stderr.write(f"{command}: stopped; the same command goes on from what was kept\n")
+        sys.exit(130)
+    except Exception as error:  # of whatever kind: a user reads one line, and whoever mends it asks for the traceback
+        if debug:
+            raise
+        sys.exit(f"{command}: {type(error).__name__}: {error} (--debug shows where)")
     sys.stdout.write(f"{result}\n")
 
 

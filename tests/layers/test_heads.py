@@ -169,3 +169,27 @@ def test_primitives_come_back_with_the_description_alone() -> None:
     assert torch.equal(again.head.primitives, made.head.primitives) and again.head.offset is not None
     again.load_state_dict(made.state_dict())
     assert np.array_equal(again.eval().infer(observation()), made.infer(observation()))
+
+
+@pytest.mark.parametrize("kind", list(HEADS))
+def test_padding_reaches_neither_the_loss_nor_a_gradient(kind: str) -> None:
+    """Past the end of an episode stands anything: another chunk there changes nothing, forward and backward."""
+    options = {"codebook": OPTIONS, "arm_gripper": {"gripper": 3}}
+    torch.manual_seed(0)
+    head = HEADS[kind](32, 5, 4, **options.get(kind, {}))
+    for parameter in head.parameters():
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    condition, actions = torch.randn(4, 32 * head.vectors), torch.rand(4, 5, 4) * 2 - 1
+    valid = torch.ones(4, 5)
+    valid[:, 3:] = 0
+    found = []
+    for padding in (0.0, 1.0):
+        actions[:, 3:] = padding
+        torch.manual_seed(1)
+        read = condition.clone().requires_grad_()
+        loss = head.loss(read, actions, valid)
+        (gradient,) = torch.autograd.grad(loss.sum(), read)
+        found.append((loss.detach(), gradient))
+    torch.testing.assert_close(found[0], found[1], atol=1e-5, rtol=0)
+    nothing = head.loss(condition, actions, torch.zeros(4, 5))
+    assert nothing.isfinite().all()

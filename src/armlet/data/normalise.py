@@ -7,6 +7,14 @@ import numpy as np
 
 Mode = Literal["identity", "mean_std", "quantiles"]
 
+CONSTANT = 1e-5
+"""A dimension that spreads by less than this share of its own magnitude, or by nothing, is constant: that is float32's noise."""
+
+
+def _scale(spread: np.ndarray, offset: np.ndarray) -> np.ndarray:
+    """What to divide by (x,): the spread; 1 where a dimension is constant, which then passes through, shifted only."""
+    return np.where(spread <= CONSTANT * np.abs(offset), 1.0, spread)
+
 
 @dataclass(frozen=True)
 class Normaliser:
@@ -32,10 +40,13 @@ class Normaliser:
                 )
         offset, scale = np.zeros(dims, np.float32), np.ones(dims, np.float32)
         if mode == "mean_std":
-            offset, scale = np.asarray(statistics["mean"]), np.maximum(statistics["std"], 1e-6)
+            offset = np.asarray(statistics["mean"], np.float64)
+            scale = _scale(np.asarray(statistics["std"], np.float64), offset)
         elif mode == "quantiles":
-            low, high = np.asarray(statistics["q01"]), np.asarray(statistics["q99"])
-            offset, scale = (low + high) / 2, np.maximum((high - low) / 2, 1e-6)
+            low = np.asarray(statistics["q01"], np.float64)
+            high = np.asarray(statistics["q99"], np.float64)
+            offset = (low + high) / 2
+            scale = _scale((high - low) / 2, offset)
         offset, scale = np.array(offset, np.float32), np.array(scale, np.float32)
         offset[list(keep)], scale[list(keep)] = 0.0, 1.0
         return cls(offset, scale)

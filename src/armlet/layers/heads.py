@@ -180,11 +180,13 @@ class _Block(nn.Module):
         nn.init.zeros_(self.modulation.weight)
         nn.init.zeros_(self.modulation.bias)
 
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+    def forward(self, x: Tensor, condition: Tensor, valid: Tensor | None = None) -> Tensor:
+        """(b, k, d), (b, d) → (b, k, d). `valid` (b, k) bool: which steps the others may attend to; None: all."""
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(condition).unsqueeze(1).chunk(6, -1)
         query, key, value = self.qkv(self.norm(x) * (1 + scale_a) + shift_a).chunk(3, -1)
         split = [part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (query, key, value)]
-        attended = F.scaled_dot_product_attention(*split).transpose(1, 2).flatten(2)
+        seen = None if valid is None else valid[:, None, None, :]
+        attended = F.scaled_dot_product_attention(*split, attn_mask=seen).transpose(1, 2).flatten(2)
         x = x + gate_a * self.out(attended)
         return x + gate_m * self.mlp(self.norm(x) * (1 + scale_m) + shift_m)
 
@@ -213,13 +215,13 @@ class FlowHead(ActionHead):
         self.register_buffer("noise", noise)
         self.register_buffer("frequencies", torch.exp(torch.linspace(0, 6, 32)), persistent=False)
 
-    def velocity(self, noisy: Tensor, t: Tensor, condition: Tensor) -> Tensor:
-        """(b, k, a), (b,), (b, d) → (b, k, a)."""
+    def velocity(self, noisy: Tensor, t: Tensor, condition: Tensor, valid: Tensor | None = None) -> Tensor:
+        """(b, k, a), (b,), (b, d) → (b, k, a). `valid` (b, k) bool: steps that are no padding; None: all."""
         angles = t[:, None] * self.frequencies
         embedded = self.time(torch.cat([angles.sin(), angles.cos()], -1)) + self.condition(condition)
         x = self.enter(noisy) + self.position
         for block in self.blocks:
-            x = block(x, F.silu(embedded))
+            x = block(x, F.silu(embedded), valid)
         return self.leave(x)
 
     def forward(self, condition: Tensor) -> Tensor:
@@ -233,7 +235,11 @@ class FlowHead(ActionHead):
         noise = torch.randn_like(actions)
         t = torch.rand(len(actions), device=actions.device, dtype=actions.dtype)
         mixed = noise + t[:, None, None] * (actions - noise)
-        return masked_mean((self.velocity(mixed, t, condition) - (actions - noise)).square(), valid)
+        # What stands past the end of an episode is no action, so the steps that count may not attend to it. Where nothing is
+        # valid, all is attended to: a softmax over nothing is NaN, and that sample's loss is 0 anyway.
+        real = valid.bool()
+        seen = real | ~real.any(1, keepdim=True)
+        return masked_mean((self.velocity(mixed, t, condition, seen) - (actions - noise)).square(), valid)
 
 
 class ArmGripperHead(ActionHead):

@@ -238,10 +238,12 @@ def gather(
     ids = [encode(body.tokenizer, seen.instruction, longest=text_tokens) for seen in observations]
     text = nn.utils.rnn.pad_sequence([torch.tensor(row) for row in ids], batch_first=True).to(device)
     if len(body.state.offset):
-        state = np.stack([body.state.apply(seen.state) for seen in observations])
+        state = np.stack([body.state.apply(_numbers("state", seen.state, body.state)) for seen in observations])
     else:  # taught without a state: whatever the robot says of its own is not looked at
         state = np.zeros((len(observations), 0), np.float32)
-    previous = np.stack([body.actions.apply(seen.previous_action) for seen in observations])
+    previous = np.stack(
+        [body.actions.apply(_numbers("previous_action", seen.previous_action, body.actions)) for seen in observations]
+    )
     return Batch(
         images=images,
         text=text,
@@ -249,6 +251,23 @@ def gather(
         state=torch.from_numpy(state).to(device),
         previous_action=torch.from_numpy(previous).to(device),
     )
+
+
+def _numbers(field: str, values: Any, normaliser: Normaliser) -> np.ndarray:
+    """A field of an observation as (x,) float32: lists, tensors and other kinds of numbers are taken as well. Raises ValueError
+    naming the field where they are not as many as the policy was taught with, not finite, or no numbers."""
+    dims = len(normaliser.offset)
+    found = np.asarray(values)
+    if found.dtype.kind not in "fiu":
+        raise ValueError(f"{field}: found {found.dtype} ({values!r:.60}), expected {dims} numbers")
+    if found.shape != (dims,):
+        raise ValueError(
+            f"{field}: found shape {found.shape}, expected ({dims},); the policy was taught with {dims} numbers, in the order of "
+            "its data set"
+        )
+    if not np.isfinite(found).all():
+        raise ValueError(f"{field}: NaN or infinite at {np.flatnonzero(~np.isfinite(found)).tolist()}, expected finite numbers")
+    return found.astype(np.float32)
 
 
 def weights_of(policy: Policy, kept: tuple[int, ...]) -> dict[str, Tensor]:
