@@ -3,11 +3,16 @@ out, and the tests run in two processes, where two threads each would wait for o
 
 import os
 
+import hypothesis
 import pytest
 import torch
 
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
+
+# A deadline for an example would say how busy the machine is.
+hypothesis.settings.register_profile("any machine", deadline=None)
+hypothesis.settings.load_profile("any machine")
 
 
 @pytest.fixture
