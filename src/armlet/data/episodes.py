@@ -5,19 +5,15 @@ task_index. `writer` writes such folders. Knows no policy and no benchmark.
 """
 
 import hashlib
-import io
 import json
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-from PIL import Image
 
 from armlet.data.depth import millimetres, unreadable
 from armlet.data.digests import cache_folder, digests
@@ -36,16 +32,16 @@ from armlet.data.layout import (
     read_info,
     statistics_file,
     stored_episodes,
-    task_texts,
     tasks_file,
     video_info,
     width,
 )
-from armlet.data.opening import BROKEN, EpisodeError, checked, open_parquet, read_lines, read_object
+from armlet.data.opening import EpisodeError, checked, read_lines, read_object
 from armlet.data.rows import Rows, read_rows
+from armlet.data.sources import Sources
 from armlet.data.statistics import combine, of_values
+from armlet.data.told import told
 from armlet.data.values import as_matrix, as_values
-from armlet.data.video import Film, VideoError
 from armlet.progress import Progress
 
 STATE, ACTION, EXECUTED, PRIVILEGED = "observation.state", "action", "executed", "privileged."
@@ -137,7 +133,6 @@ class EpisodeDataset:
         self._info = read_info(self.root)
         self.fps: float = self._info["fps"]
         self._features: dict[str, dict[str, Any]] = self._info["features"]
-        self._films: dict[str, Film] = {}
         self._measured: dict[str, dict[str, Any]] = {}
         self._stored = stored_episodes(self.root, self._info)
         named = [each.data for each in self._stored]
@@ -145,8 +140,9 @@ class EpisodeDataset:
         alone = self._info["codebase_version"].startswith("v2")
         self._rows: Rows = read_rows(self.root, files, self._stored, self.fps, alone=alone)
         self.data_files, self.starts, self.timestamps = self._rows.files, self._rows.starts, self._rows.time
-        self.tasks, self.asked = self._told()
+        self.tasks, self.asked = told(self.root, self._rows, self._stored)
         self.episodes = self._episodes()
+        self._sources = Sources(self.root, self._rows, self._stored, self._features)
         self._find_columns()
         self._find_cameras()
         self._statistics = self._read_statistics()
@@ -218,54 +214,8 @@ class EpisodeDataset:
                 sys.stderr.write(f"{self.root}: camera {camera!r} has one channel, no colours; it is left out, because {why}\n")
 
     def _first_size(self, name: str) -> tuple[int, int]:
-        height, wide = next(iter(self._pictures(name, 0, 1))).shape[:2]
+        height, wide = next(self._sources.colours(name, 0, 1)).shape[:2]
         return height, wide
-
-    def _told(self) -> tuple[tuple[str, ...], np.ndarray]:
-        """The different texts, and the number of each row's."""
-        rows = self._rows
-        if rows.task is None:
-            number = next(
-                number for number, each in enumerate(self._stored) if each.data is None or not self._has_task(each.data)
-            )
-            raise EpisodeError(
-                f"{self.root}: the rows of episode {self._stored[number].index} have no column task_index, so which task they "
-                "belong to is not known; convert the data set with lerobot"
-            )
-        texts = task_texts(self.root)
-        if texts is None:
-            said = self._only_tasks()
-            numbers = rows.episode
-        else:
-            unknown = ~np.isin(rows.task, np.array(list(texts), np.int64))
-            if unknown.any():
-                row = int(np.argmax(unknown))
-                raise EpisodeError(
-                    f"{self._where(row)} has task_index {rows.task[row]}, and {tasks_file(self.root)} has no such task; "
-                    f"it has {', '.join(map(str, sorted(texts)[:20]))}"
-                )
-            said, numbers = texts, rows.task
-        found, first, which = np.unique(numbers, return_index=True, return_inverse=True)
-        order = np.argsort(first, kind="stable")
-        tasks = tuple(dict.fromkeys(said[int(found[place])] for place in order))
-        places = {text: place for place, text in enumerate(tasks)}
-        return tasks, np.array([places[said[int(number)]] for number in found], np.int64)[which]
-
-    def _has_task(self, file: str) -> bool:
-        with open_parquet(self.root / file) as parquet:
-            return "task_index" in parquet.schema_arrow.names
-
-    def _only_tasks(self) -> dict[int, str]:
-        """Position → task of the episodes, where no file says what a task_index means, and each has one task."""
-        found = {}
-        for position, each in enumerate(self._stored):
-            if len(each.tasks) != 1:
-                raise EpisodeError(
-                    f"{self.root}: episode {each.index} has {len(each.tasks)} tasks, and meta/tasks.parquet or meta/tasks.jsonl, "
-                    "which says which frame has which, is missing; copy it again"
-                )
-            found[position] = each.tasks[0]
-        return found
 
     def _episodes(self) -> tuple[Episode, ...]:
         found = []
@@ -339,7 +289,7 @@ class EpisodeDataset:
             if len(bad):
                 there = self._role[name][0]
                 raise EpisodeError(
-                    f"{self.root}: {there} is NaN or infinite in {self._place(bad[0])}, in {self._file_of(bad[0])}; "
+                    f"{self.root}: {there} is NaN or infinite in {self._rows.place_of(bad[0])}, in {self.root / self._rows.file_of(bad[0])}; "
                     "drop or repair the episode"
                 )
         return found
@@ -371,18 +321,6 @@ class EpisodeDataset:
         """Of each row of one of `data_files`, in the order of the file: its number among the N, or -1 where it is none of them."""
         return self._rows.of_file(self.data_files.index(file))
 
-    def _place(self, row: int) -> str:
-        """A row in words."""
-        return f"episode {self.episodes[self._rows.episode[row]].index}, frame {self._rows.frame[row]}"
-
-    def _file_of(self, row: int) -> Path:
-        return self.root / self.data_files[self._rows.file[row]]
-
-    def _where(self, row: int) -> str:
-        """A row in words while the data set is being opened."""
-        rows = self._rows
-        return f"{self._file_of(row)}: episode {self._stored[rows.episode[row]].index}, frame {rows.frame[row]}"
-
     # Pictures
 
     def images(self, episode: int) -> dict[str, np.ndarray]:
@@ -401,10 +339,10 @@ class EpisodeDataset:
             raise EpisodeError(f"{self.root} has no camera {camera!r}; it has {', '.join(self.cameras) or 'none'}{depth}")
         self._check_span(first, last)
         wanted = (*self.cameras[camera], 3)
-        for row, picture in enumerate(self._pictures(self._kept[camera], first, last), start=first):
+        for row, picture in enumerate(self._sources.colours(self._kept[camera], first, last), start=first):
             if picture.shape != wanted:
                 raise EpisodeError(
-                    f"{self.root}: the picture of {camera} in {self._place(row)} is {picture.shape}, meta/info.json says {wanted}"
+                    f"{self.root}: the picture of {camera} in {self._rows.place_of(row)} is {picture.shape}, meta/info.json says {wanted}"
                 )
             yield picture
 
@@ -417,67 +355,12 @@ class EpisodeDataset:
         self._check_span(first, last)
         key = self._kept[camera]
         about = video_info(self._features[key])
-        for levels in self._filmed(key, first, last, pixels=None):
+        for levels in self._sources.filmed(key, first, last, pixels=None):
             yield millimetres(levels, about)
 
     def _check_span(self, first: int, last: int) -> None:
         if not 0 <= first <= last <= len(self):
             raise EpisodeError(f"{self.root} has rows 0 to {len(self)}, and rows {first} to {last} were asked for")
-
-    def _pictures(self, key: str, first: int, last: int) -> Iterator[np.ndarray]:
-        if self._features[key]["dtype"] == "video":
-            return self._filmed(key, first, last, pixels="rgb24")
-        return self._tabled(key, first, last)
-
-    def _filmed(self, key: str, first: int, last: int, *, pixels: str | None) -> Iterator[np.ndarray]:
-        """Frames of films, each opened once for the rows that follow one another in it."""
-        if last <= first:
-            return
-        rows = self._rows
-        clips = [self._stored[number].videos[key] for number in range(rows.episode[first], rows.episode[last - 1] + 1)]
-        offset = int(rows.episode[first])
-        begins = np.array([clip.begins for clip in clips])
-        ends = np.array([np.inf if clip.ends is None else clip.ends for clip in clips])
-        for name, run in groupby(range(len(clips)), key=lambda number: clips[number].file):
-            numbers = list(run)
-            start = max(first, int(self.starts[offset + numbers[0]]))
-            stop = min(last, int(self.starts[offset + numbers[-1] + 1]))
-            clip = rows.episode[start:stop] - offset
-            film = self._film(name)
-            frames, near = film.nearest(begins[clip] + rows.time[start:stop], begins[clip], ends[clip])
-            if not near.all():
-                row = start + int(np.argmin(near))
-                at = clip[row - start]
-                raise VideoError(
-                    f"no picture belongs to {self._place(row)}, at {begins[at] + rows.time[row]:.6g} s of its film, where the "
-                    f"episode lies from {begins[at]:.6g} s to {ends[at]:.6g} s: {film}. Is the film truncated, or are the times "
-                    "others than the film's? Copy or record it again"
-                )
-            yield from film.frames(frames, pixels=pixels)
-
-    def _film(self, name: str) -> Film:
-        if name not in self._films:
-            self._films[name] = Film(self.root / name)
-        return self._films[name]
-
-    def _tabled(self, key: str, first: int, last: int) -> Iterator[np.ndarray]:
-        """Pictures that the tables hold, a row group in memory at a time."""
-        rows = self._rows
-        for number, run in groupby(range(first, last), key=lambda row: int(rows.file[row])):
-            path = self.root / self.data_files[number]
-            with open_parquet(path) as parquet:
-                if key not in parquet.schema_arrow.names:
-                    raise EpisodeError(f"{path} lacks column {key!r}, which meta/info.json promises")
-                sizes = [parquet.metadata.row_group(group).num_rows for group in range(parquet.num_row_groups)]
-                firsts = np.cumsum([0, *sizes])
-                held, column = -1, None
-                for row in run:
-                    place = int(rows.place[row])
-                    group = int(np.searchsorted(firsts, place, "right")) - 1
-                    if group != held:
-                        held, column = group, _group(parquet, group, key, path)
-                    assert column is not None
-                    yield _picture(column[place - int(firsts[group])].as_py(), self.root, f"{path}: {key} of {self._place(row)}")
 
     # What is derived from them
 
@@ -495,7 +378,7 @@ class EpisodeDataset:
                 # distances are not trained on, so a data set may have lost their films
                 names |= films if camera in self.cameras else {name for name in films if (self.root / name).exists()}
             elif camera in self.cameras:
-                names |= self._outside(key)
+                names |= self._sources.outside(key)
         ordered = sorted(names)
         digest = hashlib.sha256(json.dumps([self.roles.state, self.roles.action]).encode())
         found = digests([checked(self.root / name) for name in ordered], self.cache)
@@ -503,25 +386,6 @@ class EpisodeDataset:
             digest.update(name.encode())
             digest.update(content)
         return digest.hexdigest()[:16]
-
-    def _outside(self, key: str) -> set[str]:
-        """The names of picture files beside the tables."""
-        found: set[str] = set()
-        for name in self.data_files:
-            with open_parquet(self.root / name) as parquet:
-                if key not in parquet.schema_arrow.names:
-                    continue
-                kind = parquet.schema_arrow.field(key).type
-                if not pa.types.is_struct(kind):
-                    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
-                        found |= set(parquet.read(columns=[key]).column(key).drop_null().to_pylist())
-                    continue
-                if not _without_bytes(parquet, f"{key}.bytes"):
-                    continue
-                for kept in parquet.read(columns=[key]).column(key).to_pylist():
-                    if kept and not kept.get("bytes") and kept.get("path"):
-                        found.add(kept["path"])
-        return found
 
     def all_images(self, camera: str) -> np.ndarray:
         """(N, h, w, 3) uint8, decoded once and kept as a memory-mapped file beside the data. A second process waits for the first."""
@@ -543,43 +407,3 @@ class EpisodeDataset:
         progress.close()
         frames.flush()
         part.rename(place)
-
-
-def _group(parquet: Any, group: int, key: str, path: Path) -> pa.ChunkedArray:
-    try:
-        return parquet.read_row_group(group, columns=[key]).column(key)
-    except BROKEN as error:
-        raise EpisodeError(f"{path}: {key} is damaged ({str(error)[:160]}); copy it again") from error
-
-
-def _without_bytes(parquet: Any, leaf: str) -> bool:
-    """Whether some row of the column `leaf` is null, or might be: only the statistics of the file are looked at."""
-    for group in range(parquet.num_row_groups):
-        columns = [parquet.metadata.row_group(group).column(number) for number in range(parquet.metadata.num_columns)]
-        for column in columns:
-            if column.path_in_schema != leaf:
-                continue
-            if column.statistics is None or column.statistics.null_count is None or column.statistics.null_count > 0:
-                return True
-    return False
-
-
-def _picture(kept: Any, root: Path, where: str) -> np.ndarray:
-    """A picture as the `datasets` library keeps one: its bytes, or the path of a file; (h, w, 3) uint8, grey and palettes as colours,
-    without what is transparent."""
-    if isinstance(kept, bytes):
-        kept = {"bytes": kept}
-    elif isinstance(kept, str):
-        kept = {"path": kept}
-    if not kept or not (kept.get("bytes") or kept.get("path")):
-        raise EpisodeError(f"{where} is empty; write the pictures again")
-    source = io.BytesIO(kept["bytes"]) if kept.get("bytes") else checked(root / kept["path"])
-    try:
-        with Image.open(source) as image:
-            if image.mode.startswith(("I", "F")):
-                raise EpisodeError(
-                    f"{where} has pixels of mode {image.mode}, more than 8 bits: no colours. Is it a depth camera?"
-                )
-            return np.asarray(image.convert("RGB"))
-    except OSError as error:
-        raise EpisodeError(f"{where} cannot be read as a picture ({error}); write it again") from error

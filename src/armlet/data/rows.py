@@ -23,11 +23,13 @@ class Rows:
     """N rows of E episodes, in order of episode and frame. `starts` (E + 1,): where each episode begins.
 
     Of each row (N,): `file`, into `files`, and `place` there; `episode`, its position among the episodes; `frame`, its frame_index;
-    `time`, its second in the episode; `task`, its task_index, None where a file has none. `sizes`: how many rows each file has.
+    `time`, its second in the episode; `task`, its task_index, None where a file has none. `sizes`: how many rows each file has;
+    `numbers` (E,): the episodes' own numbers.
     """
 
     files: tuple[str, ...]
     sizes: tuple[int, ...]
+    numbers: np.ndarray
     starts: np.ndarray
     file: np.ndarray
     place: np.ndarray
@@ -38,6 +40,13 @@ class Rows:
 
     def __len__(self) -> int:
         return len(self.file)
+
+    def place_of(self, row: int) -> str:
+        """A row in words."""
+        return f"episode {self.numbers[self.episode[row]]}, frame {self.frame[row]}"
+
+    def file_of(self, row: int) -> str:
+        return self.files[self.file[row]]
 
     @property
     def order(self) -> np.ndarray:
@@ -81,15 +90,15 @@ def read_rows(root: Path, files: Sequence[str], stored: Sequence[Stored], fps: f
             f"{root}: {int((~known).sum())} rows belong to no episode that the metadata list (episode_index "
             f"{', '.join(map(str, foreign[:5].tolist()))}{', …' if len(foreign) > 5 else ''}); they are left out\n"
         )
-    found = replace(found, episode=order[at])
+    found = replace(found, episode=order[at], numbers=numbers)
     chosen = np.flatnonzero(known)
     chosen = chosen[np.lexsort((found.frame[chosen], found.episode[chosen]))]
     found = _taken(found, chosen)
-    _refuse_twice(root, found, stored)
+    _refuse_twice(root, found)
     starts = np.searchsorted(found.episode, np.arange(len(stored) + 1))
     found = replace(found, starts=starts)
     _check_lengths(root, found, stored, alone=alone)
-    _check_times(root, found, stored)
+    _check_times(root, found)
     return found
 
 
@@ -114,6 +123,7 @@ def _read_keys(root: Path, files: Sequence[str], fps: float) -> Rows:
     return Rows(
         files=tuple(files),
         sizes=tuple(sizes),
+        numbers=np.zeros(0, np.int64),
         starts=np.zeros(1, np.int64),
         file=np.repeat(np.arange(len(files)), sizes),
         place=np.concatenate([np.arange(size) for size in sizes]),
@@ -151,14 +161,14 @@ def _taken(rows: Rows, chosen: np.ndarray) -> Rows:
     return replace(rows, task=task, **fields)
 
 
-def _refuse_twice(root: Path, rows: Rows, stored: Sequence[Stored]) -> None:
+def _refuse_twice(root: Path, rows: Rows) -> None:
     same = (np.diff(rows.episode) == 0) & (np.diff(rows.frame) == 0)
     if not same.any():
         return
     first = int(np.argmax(same))
     places = [f"{root / rows.files[rows.file[row]]}, row {rows.place[row]}" for row in (first, first + 1)]
     raise EpisodeError(
-        f"frame {rows.frame[first]} of episode {stored[rows.episode[first]].index} is there twice: {places[0]}, and {places[1]}; "
+        f"frame {rows.frame[first]} of episode {rows.numbers[rows.episode[first]]} is there twice: {places[0]}, and {places[1]}; "
         "were files merged or appended without new numbers?"
     )
 
@@ -191,7 +201,7 @@ def _check_lengths(root: Path, rows: Rows, stored: Sequence[Stored], *, alone: b
         )
 
 
-def _check_times(root: Path, rows: Rows, stored: Sequence[Stored]) -> None:
+def _check_times(root: Path, rows: Rows) -> None:
     bad = ~np.isfinite(rows.time)
     inside = np.diff(rows.episode) == 0
     bad[1:] |= inside & ~(np.diff(rows.time) > 0)
@@ -200,6 +210,5 @@ def _check_times(root: Path, rows: Rows, stored: Sequence[Stored]) -> None:
     row = int(np.argmax(bad))
     before = f", after {rows.time[row - 1]:.6g}" if row > rows.starts[rows.episode[row]] else ""
     raise EpisodeError(
-        f"{root / rows.files[rows.file[row]]}: {TIME} of episode {stored[rows.episode[row]].index}, frame {rows.frame[row]} is "
-        f"{rows.time[row]:.6g}{before}; expected seconds that increase from frame to frame. Write the times again"
+        f"{root / rows.file_of(row)}: {TIME} of {rows.place_of(row)} is {rows.time[row]:.6g}{before}; expected seconds that increase from frame to frame. Write the times again"
     )

@@ -183,11 +183,8 @@ class TwoTower(Policy):
         self.ask = Question(width, network.text_tokens) if network.early_words else None
         self.eyes = Named()
         if network.early_words:
-            eyes = {
-                name: ConvEncoder(side, width, stride=network.patch, channels=network.channels)
-                for name, side in config.cameras.items()
-            }
-            self.eyes.update(eyes)
+            for name, side in config.cameras.items():
+                self.eyes[name] = ConvEncoder(side, width, stride=network.patch, channels=network.channels)
             self.vision.embeddings.patch_embeddings = nn.Identity()  # type: ignore[assignment]  # the eyes embed patches in its place
         self.layers = nn.ModuleList(FusionLayer(width, network.heads) for _ in range(network.fusion_layers))
         self.pool = AttentionPool(width, network.heads)

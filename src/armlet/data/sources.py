@@ -1,0 +1,149 @@
+"""Where the pictures of rows are, and how they are had: in films, by the films' own clocks, or in the tables, or in files beside them.
+
+Knows rows and features by their keys; knows no camera's name, and checks no size.
+"""
+
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+
+from armlet.data.layout import Stored
+from armlet.data.opening import BROKEN, EpisodeError, checked, open_parquet
+from armlet.data.rows import Rows
+from armlet.data.video import Film, VideoError
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The picture features of the data set at `root`. Films whose clocks were read are remembered."""
+
+    root: Path
+    rows: Rows
+    stored: Sequence[Stored]
+    features: dict[str, dict[str, Any]]
+    _films: dict[str, Film] = field(default_factory=dict)
+
+    def colours(self, key: str, first: int, last: int) -> Iterator[np.ndarray]:
+        """Pictures (h, w, 3) uint8 of the rows `first` to `last` (exclusive)."""
+        if self.features[key]["dtype"] == "video":
+            return self.filmed(key, first, last, pixels="rgb24")
+        return self._tabled(key, first, last)
+
+    def filmed(self, key: str, first: int, last: int, *, pixels: str | None) -> Iterator[np.ndarray]:
+        """Frames of the films of a feature, as arrays of the pixel format `pixels` (None: the film's own); each film is opened once for
+        the rows that follow one another in it."""
+        if last <= first:
+            return
+        rows = self.rows
+        clips = [self.stored[number].videos[key] for number in range(rows.episode[first], rows.episode[last - 1] + 1)]
+        offset = int(rows.episode[first])
+        begins = np.array([clip.begins for clip in clips])
+        ends = np.array([np.inf if clip.ends is None else clip.ends for clip in clips])
+        for name, run in groupby(range(len(clips)), key=lambda number: clips[number].file):
+            numbers = list(run)
+            start = max(first, int(rows.starts[offset + numbers[0]]))
+            stop = min(last, int(rows.starts[offset + numbers[-1] + 1]))
+            clip = rows.episode[start:stop] - offset
+            film = self._film(name)
+            frames, near = film.nearest(begins[clip] + rows.time[start:stop], begins[clip], ends[clip])
+            if not near.all():
+                row = start + int(np.argmin(near))
+                at = clip[row - start]
+                raise VideoError(
+                    f"no picture belongs to {self.rows.place_of(row)}, at {begins[at] + rows.time[row]:.6g} s of its film, where the "
+                    f"episode lies from {begins[at]:.6g} s to {ends[at]:.6g} s: {film}. Is the film truncated, or are the times "
+                    "others than the film's? Copy or record it again"
+                )
+            yield from film.frames(frames, pixels=pixels)
+
+    def _film(self, name: str) -> Film:
+        if name not in self._films:
+            self._films[name] = Film(self.root / name)
+        return self._films[name]
+
+    def _tabled(self, key: str, first: int, last: int) -> Iterator[np.ndarray]:
+        """Pictures that the tables hold, a row group in memory at a time."""
+        rows = self.rows
+        for number, run in groupby(range(first, last), key=lambda row: int(rows.file[row])):
+            path = self.root / self.rows.files[number]
+            with open_parquet(path) as parquet:
+                if key not in parquet.schema_arrow.names:
+                    raise EpisodeError(f"{path} lacks column {key!r}, which meta/info.json promises")
+                sizes = [parquet.metadata.row_group(group).num_rows for group in range(parquet.num_row_groups)]
+                firsts = np.cumsum([0, *sizes])
+                held, column = -1, None
+                for row in run:
+                    place = int(rows.place[row])
+                    group = int(np.searchsorted(firsts, place, "right")) - 1
+                    if group != held:
+                        held, column = group, _group(parquet, group, key, path)
+                    assert column is not None
+                    yield _picture(
+                        column[place - int(firsts[group])].as_py(), self.root, f"{path}: {key} of {self.rows.place_of(row)}"
+                    )
+
+    def outside(self, key: str) -> set[str]:
+        """The names of picture files beside the tables."""
+        found: set[str] = set()
+        for name in self.rows.files:
+            with open_parquet(self.root / name) as parquet:
+                if key not in parquet.schema_arrow.names:
+                    continue
+                kind = parquet.schema_arrow.field(key).type
+                if not pa.types.is_struct(kind):
+                    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+                        found |= set(parquet.read(columns=[key]).column(key).drop_null().to_pylist())
+                    continue
+                if not _without_bytes(parquet, f"{key}.bytes"):
+                    continue
+                for kept in parquet.read(columns=[key]).column(key).to_pylist():
+                    if kept and not kept.get("bytes") and kept.get("path"):
+                        found.add(kept["path"])
+        return found
+
+
+def _group(parquet: Any, group: int, key: str, path: Path) -> pa.ChunkedArray:
+    try:
+        return parquet.read_row_group(group, columns=[key]).column(key)
+    except BROKEN as error:
+        raise EpisodeError(f"{path}: {key} is damaged ({str(error)[:160]}); copy it again") from error
+
+
+def _without_bytes(parquet: Any, leaf: str) -> bool:
+    """Whether some row of the column `leaf` is null, or might be: only the statistics of the file are looked at."""
+    for group in range(parquet.num_row_groups):
+        columns = [parquet.metadata.row_group(group).column(number) for number in range(parquet.metadata.num_columns)]
+        for column in columns:
+            if column.path_in_schema != leaf:
+                continue
+            if column.statistics is None or column.statistics.null_count is None or column.statistics.null_count > 0:
+                return True
+    return False
+
+
+def _picture(kept: Any, root: Path, where: str) -> np.ndarray:
+    """A picture as the `datasets` library keeps one: its bytes, or the path of a file; (h, w, 3) uint8, grey and palettes as colours,
+    without what is transparent."""
+    if isinstance(kept, bytes):
+        kept = {"bytes": kept}
+    elif isinstance(kept, str):
+        kept = {"path": kept}
+    if not kept or not (kept.get("bytes") or kept.get("path")):
+        raise EpisodeError(f"{where} is empty; write the pictures again")
+    source = io.BytesIO(kept["bytes"]) if kept.get("bytes") else checked(root / kept["path"])
+    try:
+        with Image.open(source) as image:
+            if image.mode.startswith(("I", "F")):
+                raise EpisodeError(
+                    f"{where} has pixels of mode {image.mode}, more than 8 bits: no colours. Is it a depth camera?"
+                )
+            return np.asarray(image.convert("RGB"))
+    except OSError as error:
+        raise EpisodeError(f"{where} cannot be read as a picture ({error}); write it again") from error
