@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from armlet import report
+from armlet import figures, report
 from armlet.data.video import write_video
 
+REPRODUCTIONS = Path(__file__).parents[1] / "docs" / "reproductions"
 EVIL = "</script><script>window.broken = 1</script>"
 
 
@@ -149,6 +150,81 @@ def test_what_is_no_report_is_named(written: Path, tmp_path) -> None:
         report.main((written,))
     written.write_text("[]")
     with pytest.raises(ValueError, match="lacks policies, pairs, fingerprint"):
+        report.main((written,))
+
+
+def late_row(name: str, lag: int, **more) -> dict:
+    return {
+        "name": name,
+        "slower": 20.0,
+        "delay_ms": 110.0,
+        "lag_steps": lag,
+        "successes": 61,
+        "episodes": 100,
+        "ci95": [0.5, 0.7],
+        **more,
+    }
+
+
+def test_by_which_rule_policies_act_late_is_said_and_how_long_they_took(written: Path) -> None:
+    value = json.loads(written.read_text())
+    seconds = {"successes": 2.25, "restricted": 3.75, "limit": 8.0}
+    value["version"] = 2
+    value["delayed"] = [late_row(name, 2, late="run_on", seconds_to_success=seconds) for name in ("teacher", "student")]
+    value["delayed_pairs"] = [{**value["pairs"][0], "slower": 20.0, "late": "run_on"}]
+    written.write_text(json.dumps(value))
+    page = report.main((written,)).read_text()
+    table = page[page.index("<h3>On slower computers") : page.index("<h3>Pairs</h3>")]
+    rows = [re.findall(r"<td>(.*?)</td>", row) for row in re.findall(r"<tr>(.*?)</tr>", table, re.DOTALL)]
+    assert rows[1] == ["teacher", "20", "run_on", "110", "2", "61/100", "50.0 % – 70.0 %", "2.25", "3.75"]
+    assert "<li>20× slower, run_on: student − teacher: -1.0 pp" in table and "no longer offered" not in table
+    words = figures.table(value)
+    assert "| teacher | 20× slower | run_on | 2 | 61/100 = 61.0 % | 50.0–70.0 | 2.25 | 3.75 |" in words
+    assert "- 20× slower, run_on: student − teacher: -1.0 pp" in words
+
+
+def test_every_average_has_its_tasks_beside_it(written: Path) -> None:
+    value = json.loads(written.read_text())
+    cells = {"successes": 41, "episodes": 43, "ci95": [0.9, 1.0]}
+    for row in value["policies"]:
+        row["by_task"] = {"rake": cells, "push": {**cells, "successes": 42}}
+    written.write_text(json.dumps(value))
+    words = figures.table(value).splitlines()
+    start = words.index("| policy, by task | rake | push |")
+    assert words[start + 1] == "|---|---|---|"
+    assert words[start + 2 : start + 7] == [f"| {row['name']} | 41/43 | 42/43 |" for row in value["policies"]]
+    page = report.main((written,)).read_text()
+    table = page[page.index("By task, on the first split") :]
+    assert re.findall(r"<th>(.*?)</th>", table)[:3] == ["policy", "rake", "push"]
+    assert re.findall(r"<td.*?>(.*?)</td>", table)[:3] == ["teacher", "41/43", "42/43"]
+
+
+def test_speed_is_said_for_a_second_of_motion(written: Path) -> None:
+    value = json.loads(written.read_text())
+    assert "| teacher | 99/100 = 99.0 % | 94.0–100.0 | 11.5 | 5.50 | 1.00× | 38.5 |" in figures.table(value)
+    del value["policies"][0]["ms_per_second_of_motion"]
+    assert "| 5.50 | 1.00× | – |" in figures.table(value)
+
+
+@pytest.mark.parametrize(
+    "path", sorted(REPRODUCTIONS.rglob("*.json")), ids=lambda path: path.relative_to(REPRODUCTIONS).as_posix()
+)
+def test_reports_from_before_are_read_still(path: Path) -> None:
+    """Those that stand in the docs, of version 1 and 2: as a page and as a table."""
+    if not {"policies", "fingerprint"} <= json.loads(path.read_text()).keys():
+        pytest.skip("no report")
+    found = report.read(path)
+    assert found["version"] in (1, 2)
+    assert all(row["late"] == "skip" for row in found["delayed"]) or found["version"] > 1
+    page, words = report.render([found]), figures.table(found)
+    for policy in found["policies"]:
+        assert f"<td>{policy['name']}</td><td>{policy['successes']}/{policy['episodes']}</td>" in page
+        assert f"| {policy['name']} | {policy['successes']}/{policy['episodes']} = " in words
+
+
+def test_a_report_of_a_later_version_is_refused(written: Path) -> None:
+    written.write_text(json.dumps(json.loads(written.read_text()) | {"version": 3}))
+    with pytest.raises(ValueError, match=r"version 3, expected one of \(1, 2\)"):
         report.main((written,))
 
 

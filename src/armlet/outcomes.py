@@ -24,7 +24,7 @@ import json
 import re
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -147,28 +147,8 @@ def to_bytes(outcomes: Outcomes) -> bytes:
         "hz": outcomes.hz,
         "limit": outcomes.limit,
         "episodes": [[e.split, e.family, e.task, e.seed] for e in outcomes.episodes],
-        "policies": [
-            {
-                "name": policy.name,
-                "fingerprint": policy.fingerprint,
-                "execute": policy.execute,
-                "layer_costs": list(policy.layer_costs),
-                "routes": policy.routes,
-                **_run_to_json(policy.run),
-            }
-            for policy in outcomes.policies
-        ],
-        "delayed": [
-            {
-                "policy": late.policy,
-                "slower": late.slower,
-                "late": late.late,
-                "delay_ms": late.delay_ms,
-                "lag_steps": late.lag_steps,
-                **_run_to_json(late.run),
-            }
-            for late in outcomes.delayed
-        ],
+        "policies": [_flat(policy) for policy in outcomes.policies],
+        "delayed": [_flat(late) for late in outcomes.delayed],
     }
     text = json.dumps(value, sort_keys=True, separators=(",", ":"))
     return gzip.compress(text.encode(), mtime=0)
@@ -188,8 +168,10 @@ def from_bytes(content: bytes, *, source: str = "outcomes") -> Outcomes:
             hz=value["hz"],
             limit=value["limit"],
             episodes=tuple(Episode(*entry) for entry in value["episodes"]),
-            policies=tuple(_policy_from_json(entry) for entry in value["policies"]),
-            delayed=tuple(_delayed_from_json(entry) for entry in value["delayed"]),
+            policies=tuple(
+                PolicyRun(**_fields(entry) | {"layer_costs": tuple(entry["layer_costs"])}) for entry in value["policies"]
+            ),
+            delayed=tuple(DelayedRun(**_fields(entry)) for entry in value["delayed"]),
         )
     except (KeyError, TypeError) as error:
         raise ValueError(f"{source} lacks or garbles a field ({error}); it was not written by `armlet evaluate`") from error
@@ -213,49 +195,24 @@ def read(path: Path, *, sha256: str | None = None) -> Outcomes:
     return from_bytes(content, source=str(path))
 
 
-def _run_to_json(run: Run) -> dict[str, Any]:
-    return {
-        "success": "".join("1" if success else "0" for success in run.success),
-        "steps": list(run.steps),
-        "decisions": list(run.decisions),
-        "waited": list(run.waited),
-        "toggles": None if run.toggles is None else list(run.toggles),
-    }
+def _flat(entry: PolicyRun | DelayedRun) -> dict[str, Any]:
+    """An entry of the file: the fields of its run stand beside its own."""
+    fields = asdict(entry)
+    run = fields.pop("run")
+    run["success"] = "".join("1" if success else "0" for success in run["success"])
+    return {**fields, **run}
 
 
-def _run_from_json(entry: dict[str, Any]) -> Run:
-    text = entry["success"]
+def _fields(entry: dict[str, Any]) -> dict[str, Any]:
+    """The inverse of `_flat`, for the constructor of what it was made from, which refuses fields that it does not know."""
+    fields = dict(entry)
+    text = fields.pop("success")
     if set(text) - {"0", "1"}:
         raise TypeError(f"success is a text of 0 and 1, found {sorted(set(text))}")
-    return Run(
-        success=tuple(bit == "1" for bit in text),
-        steps=tuple(entry["steps"]),
-        decisions=tuple(entry["decisions"]),
-        waited=tuple(entry["waited"]),
-        toggles=None if entry["toggles"] is None else tuple(entry["toggles"]),
-    )
-
-
-def _policy_from_json(entry: dict[str, Any]) -> PolicyRun:
-    return PolicyRun(
-        name=entry["name"],
-        fingerprint=entry["fingerprint"],
-        execute=entry["execute"],
-        layer_costs=tuple(entry["layer_costs"]),
-        routes=dict(entry["routes"]),
-        run=_run_from_json(entry),
-    )
-
-
-def _delayed_from_json(entry: dict[str, Any]) -> DelayedRun:
-    return DelayedRun(
-        policy=entry["policy"],
-        slower=entry["slower"],
-        late=entry["late"],
-        delay_ms=entry["delay_ms"],
-        lag_steps=entry["lag_steps"],
-        run=_run_from_json(entry),
-    )
+    steps, decisions, waited = (tuple(fields.pop(name)) for name in ("steps", "decisions", "waited"))
+    toggles = fields.pop("toggles")
+    success = tuple(bit == "1" for bit in text)
+    return {**fields, "run": Run(success, steps, decisions, waited, None if toggles is None else tuple(toggles))}
 
 
 # --- the report's sections ----------------------------------------------------------------------------------

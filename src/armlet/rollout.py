@@ -11,7 +11,9 @@ rule, and a result is about policy and rule together:
     wait    it holds still, then carries out the new chunk from its start. Nothing of a chunk is lost, and time is.
     run_on  it carries out what is left of the chunk before, and holds still when nothing is left. Of the new chunk it then leaves out
             exactly as many actions, from its start, as it carried out of the old one meanwhile: these were meant for the same moments.
-            Ticks in which it held still leave nothing out: the moves for them have not been made.
+            Ticks in which it held still leave nothing out: the moves for them have not been made. Beware with relative moves: what a new
+            chunk would correct in the actions that are left out is not corrected, so a policy whose first action makes up for all that
+            went wrong (one cloned from a dead-beat expert) does worse by this rule than by waiting. That is a result about the rule.
 
 Under both it holds still before the first chunk of an episode. (A third rule, to leave out an action for every tick that passed, whether
 or not anything was done in it, is not offered: it throws away relative moves that nobody made.)

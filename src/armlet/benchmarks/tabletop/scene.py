@@ -14,6 +14,7 @@ Shape = Literal["cube", "cylinder"]
 Kind = Literal["object", "plate", "box", "drawer", "rake"]
 
 REACH = 0.14
+LOW, HIGH = np.array([-0.24, -0.22, 0.006]), np.array([REACH, 0.22, 0.24])  # where the tool centre can be sent
 OBJECT_HALF = 0.02
 DRAWER_TRAVEL = 0.12
 HANDLE_FORWARD = 0.03  # how far the handle stands in front of its drawer's closed front
