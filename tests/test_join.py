@@ -273,7 +273,7 @@ def test_frames_hold_what_was_done_beside_what_was_asked(here: Recipe) -> None:
 
 def test_practice_and_trial_are_in_worlds_of_their_own(here: Recipe, monkeypatch) -> None:
     """Which episodes a round runs, who is tried in which, and who may stay."""
-    tried = rounds(here, 2, trial=6, seed=777, split="seen")
+    tried = rounds(here, 2, trial=6, seed=777, split="far")
     assert len({practice.first_seed(tried, number) for number in (0, 1)}) == 2
     jobs: list[tuple[str, Any, int]] = []
 
@@ -291,7 +291,7 @@ def test_practice_and_trial_are_in_worlds_of_their_own(here: Recipe, monkeypatch
     practised = {practice.first_seed(tried, number) + attempt for number in (0, 1) for attempt in range(4)}
     assert not practised & set(seeds["student"])
     asked_for = [task.split for _, task, _ in jobs]
-    assert set(asked_for) == {"seen"} and len({task.name for _, task, _ in jobs}) == 2
+    assert set(asked_for) == {"far"} and len({task.name for _, task, _ in jobs}) == 2
 
 
 @pytest.mark.parametrize(("before", "after", "promoted"), [(3, 2, False), (3, 3, True), (2, 3, True)])
