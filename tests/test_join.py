@@ -184,6 +184,10 @@ def test_rounds_are_joined_with_the_teachers_answers_to_what_the_student_met(her
         assert agree(answer, expected)
         for name in SIGNALS:
             assert len(answer[name].unique(dim=0)) > 10, "answers differ, so that those of other frames would be noticed"
+        met = rows >= base
+        first = expected["actions"][met, 0].numpy()
+        assert np.abs(frames.actions[rows[met]] - first).mean() < 0.02, "the label is the teacher's, but for the video's loss"
+        assert np.abs(frames.executed[rows[met]] - first).mean() > 0.05, "and what was done the student's"
         counts = np.bincount(call.rows, minlength=len(frames))
         assert (counts[base:] > 0).all() and len(set(counts[base:])) == 1
         assert set(np.unique(call.rows[call.rows < base])) == set(calls[0].rows)
@@ -193,13 +197,13 @@ def test_rounds_are_joined_with_the_teachers_answers_to_what_the_student_met(her
 def test_a_round_that_is_not_kept_leaves_the_student_as_it_was(here: Recipe, distilled, monkeypatch, kept: bool) -> None:
     measured: list[float] = []
     monkeypatch.setattr(distil, "stays", lambda recipe, number, student: kept)
-    monkeypatch.setattr(Routed, "calibrate", lambda policy, batch: measured.append(float(policy.head.net[0].bias[0])))
+    monkeypatch.setattr(Routed, "calibrate", lambda policy, batch: measured.append(float(policy.head.net[0].bias[0].detach())))
     calls = distilled(rounds(here, 1))
     made, start = (load_policy(folder) for folder in (here.student_folder, here.teacher))
-    moved = float(made.head.net[0].bias[0] - start.head.net[0].bias[0])
+    moved = float((made.head.net[0].bias - start.head.net[0].bias)[0].detach())
     assert moved == pytest.approx(len(here.stages) + kept)
     assert len(calls) == len(here.stages) + 1
-    assert measured[-1] == pytest.approx(float(made.head.net[0].bias[0])), "the last calibration is of what is saved"
+    assert measured[-1] == pytest.approx(float(made.head.net[0].bias[0].detach())), "the last calibration is of what is saved"
 
 
 def test_a_student_that_is_its_own_teacher_starts_from_the_teacher_and_later_from_itself(here: Recipe, distilled) -> None:
@@ -273,7 +277,7 @@ def test_frames_hold_what_was_done_beside_what_was_asked(here: Recipe) -> None:
 
 def test_practice_and_trial_are_in_worlds_of_their_own(here: Recipe, monkeypatch) -> None:
     """Which episodes a round runs, who is tried in which, and who may stay."""
-    tried = rounds(here, 2, trial=6, seed=777, split="seen")
+    tried = rounds(here, 2, trial=6, seed=777, split="far")
     assert len({practice.first_seed(tried, number) for number in (0, 1)}) == 2
     jobs: list[tuple[str, Any, int]] = []
 
@@ -291,7 +295,7 @@ def test_practice_and_trial_are_in_worlds_of_their_own(here: Recipe, monkeypatch
     practised = {practice.first_seed(tried, number) + attempt for number in (0, 1) for attempt in range(4)}
     assert not practised & set(seeds["student"])
     asked_for = [task.split for _, task, _ in jobs]
-    assert set(asked_for) == {"seen"} and len({task.name for _, task, _ in jobs}) == 2
+    assert set(asked_for) == {"far"} and len({task.name for _, task, _ in jobs}) == 2
 
 
 @pytest.mark.parametrize(("before", "after", "promoted"), [(3, 2, False), (3, 3, True), (2, 3, True)])
@@ -303,6 +307,28 @@ def test_a_student_stays_where_it_succeeds_as_often(here: Recipe, monkeypatch, b
     monkeypatch.setattr(practice, "_successes", None)
     assert practice.stays(tried, 0, load_policy(here.teacher)) == promoted, "the verdict is read again, not run again"
     assert practice.stays(rounds(here, 1), 0, load_policy(here.teacher)), "without a trial it stays"
+
+
+def test_a_new_teacher_knows_its_robot_by_the_episodes(here: Recipe) -> None:
+    """Statistics, words and cameras are the data's; the gripper, if there is one, is told as it is."""
+    data = EpisodeDataset(here.episodes)
+    columns = data.columns()
+    policy = new_policy(dataclasses.replace(here, normalise_actions="quantiles"), data)
+    np.testing.assert_allclose(policy.body.state.offset, columns["observation.state"].mean(0), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(policy.body.state.scale, columns["observation.state"].std(0), rtol=1e-4)
+    low, high = (np.array(data.stats["action"][name]) for name in ("q01", "q99"))
+    np.testing.assert_allclose(policy.body.actions.apply(np.stack([low, high])), [[-1], [1]], atol=1e-5)
+    assert policy.body.action_spec == here.benchmark.action_spec and policy.config.cameras == {"eye": 32}
+    words = policy.body.tokenizer.encode("go to the red dot")
+    assert len(words.ids) < len("go to the red dot") / 2, "the words of these episodes are its own"
+    gripped = dataclasses.replace(here.benchmark.action_spec, gripper=0, gripper_open=-1.0, gripper_closed=1.0)
+    benchmark = SimpleNamespace(action_spec=gripped)
+    policy = new_policy(dataclasses.replace(here, normalise_actions="quantiles", benchmark=benchmark), data)
+    assert policy.body.actions.offset.tolist() == [0] and policy.body.actions.scale.tolist() == [1]
+    again = new_policy(here, data)
+    same = [torch.equal(a, b) for a, b in zip(again.parameters(), new_policy(here, data).parameters(), strict=True)]
+    other = new_policy(dataclasses.replace(here, seed=1), data)
+    assert all(same) and not torch.equal(other.query, again.query)
 
 
 def test_this_trainer_is_asked_as_the_real_one(here: Recipe) -> None:

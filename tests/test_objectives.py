@@ -373,6 +373,13 @@ def _directed(here: World) -> Tensor:
     return 0.3 * ((1 - cosine) * (here.batch.labels["direction"] != DIRECTIONS.index("none"))).mean()
 
 
+def _fitted(here: World) -> Tensor:
+    """The mean over layers of each layer's error against the expert, over the steps that there are."""
+    actions, valid = here.batch.targets()
+    error = (here.student["layer_actions"] - actions[:, None]).square().mean(-1) * valid[:, None]
+    return (error.sum(-1) / valid.sum(-1)[:, None]).mean()
+
+
 def _guess(here: World, name: str) -> Tensor:
     return (here.student[name] - here.batch.privileged[name.partition(".")[2]]).square().mean()
 
@@ -393,6 +400,7 @@ UNUSUAL: list[tuple[Objective, str, Callable[[World], Tensor]]] = [
     (VlaAd("both", direction=0.3), "direction", _directed),
     (Finetune(("subject", "target")), "pointed.target", lambda here: _guess(here, "pointed.target") / 2),
     (Imitate(3.0, ("subject",)), "privileged.subject", lambda here: 3 * _guess(here, "privileged.subject")),
+    (FitHeads(), "layer_actions", _fitted),
     (Align(("target",)), "align", lambda here: (here.student["condition"] - here.teacher["condition"]).square().mean()),
 ]
 

@@ -125,6 +125,7 @@ def test_every_frame_once_an_epoch_in_an_order_of_its_own() -> None:
     epochs = [np.concatenate([draw(23, 5, epoch * 5 + step, seed=4) for step in range(5)]) for epoch in range(3)]
     assert all(sorted(rows) == list(range(23)) for rows in epochs)
     assert not np.array_equal(epochs[0], epochs[1])
+    assert not np.array_equal(draw(23, 5, 0, seed=4), draw(23, 5, 0, seed=5)), "and another seed draws otherwise"
     assert len(draw(23, 5, 4, seed=4)) == 3, "the last batch holds what is left"
 
 

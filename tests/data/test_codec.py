@@ -186,6 +186,12 @@ def test_fitted_primitives_find_the_clusters_and_are_the_same_every_time() -> No
         < Codebook.fit(actions, SPEC, size=8).error(actions)["dimensions"]["dx"]["mean"]
     )
     assert np.median(cdist(truth, found.array).min(1)) < 0.01
+    for closed in (-1.0, 1.0):  # what is done with an open hand is not what is done with a closed one
+        seldom = actions.copy()
+        seldom[:, 0] = np.abs(seldom[:, 0]) * seldom[:, 3]
+        turned = dataclasses.replace(SPEC, gripper_open=-closed, gripper_closed=closed)
+        again = Codebook.fit(seldom, turned)
+        assert (again.array[:, 0] * again.array[:, 3] > -0.01).all() and again.error(seldom)["grippers_flipped"] == 0
     with pytest.raises(ValueError, match="12 primitives are to be found among 3 different actions"):
         Codebook.fit(np.repeat(truth[[0, 1, 2, 12, 13, 14]], 9, 0), SPEC)
     with pytest.raises(ValueError, match="1 primitives are to be found among 0"):

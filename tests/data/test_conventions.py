@@ -70,8 +70,9 @@ def test_retiming_against_the_closed_form() -> None:
 def test_what_cannot_be_retimed_is_refused() -> None:
     with pytest.raises(ValueError, match="'quaternion' cannot be retimed"):
         retime(np.zeros((3, 4)), 10, 20, dataclasses.replace(DELTA, rotation="quaternion"))
-    with pytest.raises(ValueError, match="absolute actions with rotation 'euler'"):
-        retime(np.zeros((3, 4)), 10, 20, dataclasses.replace(PLACES, rotation="euler"))
+    for rotation in ("euler", "axis_angle", "quaternion"):
+        with pytest.raises(ValueError, match=f"absolute actions with rotation '{rotation}'"):
+            retime(np.zeros((3, 4)), 10, 20, dataclasses.replace(PLACES, rotation=rotation))
     with pytest.raises(ValueError, match="0 and 20 Hz"):
         retime(np.zeros((3, 4)), 0, 20, DELTA)
     for shape in ((4,), (0, 4), (3, 5)):

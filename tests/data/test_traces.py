@@ -101,6 +101,9 @@ def test_what_does_not_belong_is_refused(tmp_path) -> None:
             broken[2, 1, 1] = bad
             with pytest.raises(TraceError, match="semantics of episode 0, step 2"):
                 writer.append(keys, {**good, "semantics": broken})
+        twice = np.asarray(keys)[[0, 1, 0]]
+        with pytest.raises(TraceError, match="a key stands twice in one batch"):
+            writer.append(twice, values_of(twice))
         writer.append(keys, good)
         with pytest.raises(TraceError, match="stored already"):
             writer.append(keys[:1], values_of(keys[:1]))

@@ -55,6 +55,21 @@ def test_padding_changes_nothing_and_the_order_of_words_is_theirs_to_say() -> No
     torch.testing.assert_close(layer(seen, words[:, order], mask[..., order]), together, atol=1e-6, rtol=1e-5)
 
 
+@torch.no_grad()
+def test_a_layer_adds_what_it_heard_and_then_what_it_makes_of_it() -> None:
+    """Pre-LN, as written; and the map is that of the attention inside, on the same normalised input."""
+    layer = FusionLayer(WIDTH, HEADS)
+    for norm in (layer.norm_seen, layer.norm_words, layer.norm_mlp):
+        nn.init.normal_(norm.weight)
+        nn.init.normal_(norm.bias)
+    seen, words, _, mask = inputs()
+    words = 3 * words + 1
+    heard = seen + layer.attention(layer.norm_seen(seen), layer.norm_words(words), mask)
+    torch.testing.assert_close(layer(seen, words, mask), heard + layer.mlp(layer.norm_mlp(heard)))
+    expected = layer.attention.weights(layer.norm_seen(seen), layer.norm_words(words), mask)
+    torch.testing.assert_close(layer.weights(seen, words, mask), expected)
+
+
 def test_heads_must_divide_the_width() -> None:
     with pytest.raises(ValueError, match="24 does not divide into 5 heads"):
         CrossAttention(WIDTH, 5)
@@ -74,8 +89,9 @@ def test_a_goal_is_its_code_and_the_prototypes_it_is_like() -> None:
     assert goal.code.shape == (BATCH, 8) and goal.assignment.shape == (BATCH, 5)
     torch.testing.assert_close(goal.assignment.sum(1), torch.ones(BATCH))
     own = goals.norm(goals.enter(features))
-    nearest = torch.cosine_similarity(own[:, None], goals.prototypes[None], dim=-1).argmax(1)
-    assert torch.equal(goal.assignment.argmax(1), nearest)
+    likeness = torch.cosine_similarity(own[:, None], goals.prototypes[None], dim=-1)
+    torch.testing.assert_close(goal.assignment, (likeness / 0.1).softmax(1))
+    torch.testing.assert_close(goal.code, own + goal.assignment @ goals.prototypes)
     goal.code.square().sum().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in goals.parameters())
     with torch.no_grad():

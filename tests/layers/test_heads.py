@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tiny import make_policy
 
 from armlet.data.codec import Bins, Codebook
-from armlet.layers.heads import HEADS, BinHead, CodebookHead
+from armlet.layers.heads import HEADS, BinHead, CodebookHead, RegressionHead
 from armlet.learner import Learner
 from armlet.policies.vla import VLA, from_json
 from armlet.types import ActionSpec, Observation
@@ -34,6 +34,38 @@ def make(**options) -> CodebookHead:
 def policy(head: str, options: dict | None = None) -> VLA:
     base = make_policy()
     return VLA(dataclasses.replace(base.config, head=head, head_options=options or {}), base.body).eval()
+
+
+# --- every head -----------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_regression_is_the_absolute_error() -> None:
+    head = RegressionHead(WIDTH, CHUNK, 4)
+    condition, actions, valid = torch.randn(2, WIDTH), torch.randn(2, CHUNK, 4), torch.tensor([[1.0, 1, 1], [1, 0, 0]])
+    error = (head(condition) - actions).abs().mean(-1)
+    torch.testing.assert_close(head.loss(condition, actions, valid), torch.stack([error[0].mean(), error[1, 0]]))
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_a_heads_loss_is_the_mean_over_the_steps_that_there_are(name: str) -> None:
+    """The same as that of a chunk of these steps alone, whatever stands in the others; nothing where there are none."""
+    options = {"codebook": {**OPTIONS, "refine": True}, "arm_gripper": {"gripper_weight": 0.5}}.get(name, {})
+    torch.manual_seed(0)
+    head = HEADS[name](32, CHUNK, 4, **options)
+    condition, actions = torch.randn(3, 32 * head.vectors), torch.rand(3, CHUNK, 4) * 2 - 1
+    valid = torch.tensor([[1.0, 1, 1], [1, 1, 0], [0, 0, 0]])
+
+    def loss(said: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
+        torch.manual_seed(1)  # a flow's noise
+        return head.loss(condition, said, counted)
+
+    single = torch.stack([loss(actions, F.one_hot(torch.tensor([step] * 3), CHUNK).float()) for step in range(CHUNK)], 1)
+    spoiled = torch.where(valid[..., None] > 0, actions, 0.9)
+    heard = loss(actions, valid)
+    if name != "flow":  # whose steps see one another
+        torch.testing.assert_close(loss(spoiled, valid), heard)
+    torch.testing.assert_close(heard, torch.stack([single[0].mean(), single[1, :2].mean(), torch.zeros(())]))
 
 
 # --- bins ---------------------------------------------------------------------------------------------------

@@ -59,6 +59,16 @@ def test_pools_what_the_masks_say():
         torch.testing.assert_close(pooled[sample], expected)
 
 
+def test_logits_are_an_mlps_of_what_was_seen_said_felt_and_done():
+    """In this order: means and maxima of pictures and words, each normalised; the state; the previous action; the budget."""
+    router = trained(dial=True)
+    tokens, vision, text, state, action = seen()
+    four = [tokens[0][vision[0]].mean(0), tokens[0][text[0]].mean(0), tokens[0][vision[0]].amax(0), tokens[0][text[0]].amax(0)]
+    features = torch.cat([*(router.norm(each) for each in four), state[0], action[0], torch.tensor([0.3])])
+    expected = router.leave(F.gelu(router.enter(features)))
+    torch.testing.assert_close(router(tokens, vision, text, state, action, 0.3)[0], expected)
+
+
 @pytest.mark.parametrize("garbage", [0.0, 1.0, 1e4])
 def test_padding_does_not_change_the_logits(garbage):
     router = trained()
@@ -152,6 +162,11 @@ def test_a_higher_threshold_never_runs_more(first, second):
     logits = torch.linspace(-4, 4, 17)[None]
     low, high = sorted([first, second])
     assert (hard_gates(logits, high) <= hard_gates(logits, low)).all()
+
+
+def test_a_layer_runs_from_its_threshold_on():
+    assert hard_gates(torch.tensor([[-0.1, 0.0, 0.1]])).tolist() == [[0, 1, 1]]
+    assert hard_gates(torch.tensor([[0.4, 0.5, 0.6]]), 0.5).tolist() == [[0, 1, 1]]
 
 
 def test_active_layers_are_those_that_any_sample_runs():

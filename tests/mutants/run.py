@@ -17,12 +17,14 @@ caught makes this program end with 1. What was found is kept in `build/mutants.j
 
 Each mutant is tried in a copy of the repository and in a process of its own. These are forked from one that has imported
 torch and the like but nothing of armlet, which saves the seconds that these imports take and changes nothing that the tests see:
-no bytecode is written, and where `armlet` was imported from is checked. What caught a mutant the last time is tried first.
+no bytecode is written, and where `armlet` was imported from is checked. Of pytest's plugins only those are loaded that tests
+use: looking for others takes longer than most tests. What caught a mutant the last time is tried first.
 Knows no test and no line of armlet.
 """
 
 import argparse
 import contextlib
+import gc
 import importlib
 import json
 import multiprocessing
@@ -44,6 +46,7 @@ import pytest
 
 HERE = Path(__file__).resolve().parent
 LEFT_OUT = ("build", "out", "dist", "__pycache__", "checkpoints")  # of the copies; checkpoints are linked, as they are large
+PLUGINS = ("pytest_timeout", "_hypothesis_pytestplugin")
 NOT_A_FINDING = ("ImportError", "ModuleNotFoundError", "SyntaxError", "IndentationError", "NameError")
 # What armlet and its tests import, and takes long to.
 HEAVY = (
@@ -189,22 +192,13 @@ def run_tests(copy: Path, tests: tuple[str, ...], first: tuple[str, ...], stop: 
         *(entry for entry in sys.path if entry != str(HERE) and not (Path(entry) / "armlet").exists()),
     ]
     sys.dont_write_bytecode = True
-    os.environ.update(PYTHONPATH=str(copy / "src"), PYTHONDONTWRITEBYTECODE="1")
+    os.environ.update(PYTHONPATH=str(copy / "src"), PYTHONDONTWRITEBYTECODE="1", PYTEST_DISABLE_PLUGIN_AUTOLOAD="1")
     importlib.invalidate_caches()
     shutil.rmtree(copy / ".hypothesis", ignore_errors=True)  # an example that one mutant failed must not catch the next
     watch = Watch(first)
-    options = [
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        "-p",
-        "no:xdist",
-        "--tb=short",
-        f"--basetemp={copy.parent / 'tmp'}",
-        *(["-x"] if stop else []),
-    ]
+    options = ["-q", "-p", "no:cacheprovider", "--tb=short", f"--basetemp={copy.parent / 'tmp'}", *(["-x"] if stop else [])]
     if "hypothesis" in sys.modules:
-        options.append("--hypothesis-seed=0")
+        options += [word for plugin in PLUGINS for word in ("-p", plugin)] + ["--hypothesis-seed=0"]
     code = int(pytest.main([*options, *tests], plugins=[watch]))
     strays = [
         name
@@ -401,6 +395,8 @@ def main() -> int:
     os.environ["OMP_NUM_THREADS"] = "1"
     for name in () if options.cold else HEAVY:
         importlib.import_module(name)
+    gc.collect()
+    gc.freeze()  # what is shared with the processes to come stays shared: none of them goes through it
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         workers = [Worker(options.root, Path(folder) / str(number)) for number in range(1 if options.together else options.jobs)]
         if options.together:

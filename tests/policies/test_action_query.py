@@ -114,6 +114,8 @@ def test_the_queries_come_last_and_nobody_looks_ahead() -> None:
     torch.testing.assert_close(tokens.hidden[:, -3:], policy.query.expand(6, 3, -1))
     assert policy.condition(hidden, tokens).shape == (6, policy.condition_width) == (6, 3 * 16)
     assert (hidden[:, -1] - hidden[:, -2]).abs().max() > 1e-4, "one query, told apart by its place"
+    condition = policy.mapper(policy.norm(hidden[:, -3:])).flatten(1)
+    torch.testing.assert_close(policy.condition(hidden, tokens), condition)
 
 
 @torch.no_grad()

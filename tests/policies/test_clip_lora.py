@@ -321,6 +321,11 @@ def test_a_text_is_read_once_and_depends_on_nothing_but_itself() -> None:
     policy.text.register_forward_pre_hook(lambda module, args, kwargs: seen.append(len(kwargs["input_ids"])), with_kwargs=True)
     _, embedding = policy.read(texts)
     assert seen == [2] and torch.equal(embedding[0], embedding[2])
+    assert not torch.equal(embedding[0], embedding[1])
+    states, _ = policy.read(texts)
+    for row in range(3):
+        last = int((texts[row] != 0).sum()) - 1
+        torch.testing.assert_close(embedding[row], policy.say(states[row, last]))
     _, alone = policy.read(ids(policy, TEXTS[0]))
     torch.testing.assert_close(alone[0], embedding[0], atol=1e-6, rtol=1e-5)
     with pytest.raises(ValueError, match="texts of 40 tokens, and the text tower takes 32"):

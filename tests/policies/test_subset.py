@@ -26,6 +26,23 @@ def test_layers_that_do_little_are_dropped() -> None:
         LayerDrop(4).build(teacher)
 
 
+@torch.no_grad()
+def test_influence_is_how_far_a_layer_turns_the_real_tokens_it_is_given() -> None:
+    teacher = make_policy()
+    batch = make_batches(teacher, make_frames()).batch(np.arange(20))
+    tokens = teacher.embed(batch)
+    assert not tokens.mask.all()
+    hidden, expected = tokens.hidden, []
+    for index in range(4):
+        after = teacher.run_layer(index, hidden, tokens)
+        turned = [
+            1 - float(torch.cosine_similarity(a, b, dim=0)) for a, b in zip(hidden[tokens.mask], after[tokens.mask], strict=True)
+        ]
+        expected.append(np.mean(turned))
+        hidden = after
+    np.testing.assert_allclose(influence(teacher, batch), expected, rtol=1e-4)
+
+
 def test_a_fresh_student_has_the_same_shape_and_other_weights() -> None:
     teacher = make_policy(depth=6)
     cut, fresh = FirstK(2).build(teacher), Fresh(FirstK(2)).build(teacher)

@@ -120,9 +120,13 @@ def test_padding_and_company_change_nothing(early: bool) -> None:
     more = {"text": nn.functional.pad(together.text, (0, 5)), "text_mask": nn.functional.pad(together.text_mask, (0, 5))}
     answers = policy(together)
     torch.testing.assert_close(policy(replace(together, **more)), answers, atol=1e-6, rtol=1e-5)
+    learner = Learner(policy).eval()
+    signals = watch(learner, together, ["image", "text"])
     for index, text in enumerate(TEXTS):
         alone = policy.prepare([observe(text, index)])
         torch.testing.assert_close(policy(alone)[0], answers[index], atol=1e-6, rtol=1e-5)
+        for name, signal in watch(learner, alone, ["image", "text"]).items():
+            torch.testing.assert_close(signal[0], signals[name][index], atol=1e-5, rtol=1e-4)
 
 
 @torch.no_grad()
@@ -139,6 +143,21 @@ def test_words_their_order_and_the_state_matter(early: bool) -> None:
     assert not torch.allclose(policy(moved), policy(batch), atol=1e-3)
     stateless = make(use_state=False)
     assert torch.equal(stateless(moved), stateless(batch))
+
+
+def test_each_camera_has_a_mark_of_its_own() -> None:
+    """On its own patches: 9 of the scene's and 4 of the wrist's."""
+    policy = make()
+    batch = batch_for(policy)
+    before = policy.see(batch)
+    entering: list[Tensor] = []
+    policy.vision.layers[0].register_forward_pre_hook(lambda module, given: entering.append(given[0]))
+    policy.see(batch)
+    with torch.no_grad():
+        policy.camera.copy_(torch.tensor([[1.0], [3.0]]).expand_as(policy.camera))
+    assert not torch.allclose(policy.see(batch), before)
+    moved = (entering[1] - entering[0])[0].mean(1)
+    torch.testing.assert_close(moved, torch.tensor([1.0] * 9 + [3.0] * 4 + [0.0] * 2), atol=1e-5, rtol=1e-5)
 
 
 # --- signals -------------------------------------------------------------------------------------------------

@@ -215,9 +215,11 @@ def test_first_k_and_kept_layers_are_the_teachers_own() -> None:
     teacher = make()
     student = FirstK(3).build(teacher)
     assert len(student.layers) == 3
-    for index, layer in enumerate(Kept((0, 2, 5)).build(teacher).layers):
-        wanted = teacher.layers[(0, 2, 5)[index]].state_dict()
-        assert all(torch.equal(tensor, wanted[name]) for name, tensor in layer.state_dict().items())
+    for kept, cut in (((0, 1, 2), student), ((0, 2, 5), Kept((0, 2, 5)).build(teacher))):
+        for number, layer in zip(kept, cut.layers, strict=True):
+            wanted = teacher.layers[number].state_dict()
+            assert all(torch.equal(tensor, wanted[name]) for name, tensor in layer.state_dict().items())
+        assert cut.layer_numbers == kept
     with pytest.raises(ValueError, match="increasing numbers from 0 to 5"):
         Kept((0, 6)).build(teacher)
 
