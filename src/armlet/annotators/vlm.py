@@ -130,10 +130,10 @@ class Vlm(Annotator):
         picture = math.ceil(height * self.enlarge / self.patch) * math.ceil(width * self.enlarge / self.patch) + 2
         questions = frames = letters = 0
         for episode in episodes:
-            for start, stop in self._segments(self.rules.annotate(episode, fps)):
+            for start, stop in self._segments(self.rules.annotate(episode, fps), episode):
                 questions += 1
                 frames += len(self._shown(start, stop))
-                letters += len(SYSTEM) + len(self._words(episode.task, start, stop, fps))
+                letters += len(SYSTEM) + len(self._words(episode.told(start), start, stop, fps))
         tokens_in, tokens_out = frames * picture + letters // CHARACTERS, questions * self.answer_tokens
         price = (tokens_in * self.price_in + tokens_out * self.price_out) / 1e6
         return Cost(questions, frames, tokens_in, tokens_out, price)
@@ -145,7 +145,7 @@ class Vlm(Annotator):
         directions, elements = ["none"] * len(labels), [""] * len(labels)
         descriptions = [describe(PHASES[phase]) for phase in labels.phase]
         problems = []
-        for start, stop in self._segments(labels):
+        for start, stop in self._segments(labels, episode):
             try:
                 element, direction, words = self._answer(self._messages(episode, start, stop, fps))
             except _NoAnswerError as error:
@@ -157,9 +157,11 @@ class Vlm(Annotator):
             raise AnnotationError(problems)
         return Labels.named([PHASES[phase] for phase in labels.phase], directions, elements, descriptions)
 
-    def _segments(self, labels: Labels) -> list[tuple[int, int]]:
+    def _segments(self, labels: Labels, episode: EpisodeFrames) -> list[tuple[int, int]]:
+        """The operating stretches, cut where the robot is told something else."""
         operating = PHASES.index("operating")
-        return [(start, stop) for start, stop in stretches(labels.phase.tolist()) if labels.phase[start] == operating]
+        moments = [(phase, episode.told(frame)) for frame, phase in enumerate(labels.phase.tolist())]
+        return [(start, stop) for start, stop in stretches(moments) if labels.phase[start] == operating]
 
     def _shown(self, start: int, stop: int) -> list[int]:
         """The steps of a segment's key frames: all of them, if it is short."""
@@ -181,7 +183,7 @@ class Vlm(Annotator):
             raise LabelError(f"the episode has no camera {self.camera!r}; it has {', '.join(sorted(episode.images)) or 'none'}")
         pictures = episode.images[self.camera][self._shown(start, stop)]
         shown = [{"type": "image_url", "image_url": {"url": data_url(picture, self.enlarge)}} for picture in pictures]
-        words = {"type": "text", "text": self._words(episode.task, start, stop, fps)}
+        words = {"type": "text", "text": self._words(episode.told(start), start, stop, fps)}
         return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": [words, *shown]}]
 
     def _answer(self, messages: list[dict[str, Any]]) -> tuple[str, str, str]:

@@ -38,18 +38,18 @@ class Normaliser:
                     f"statistics of {what!r}: {name} has shape {np.asarray(statistics[name]).shape}, expected ({dims},); "
                     "are they of another robot?"
                 )
-        offset, scale = np.zeros(dims, np.float32), np.ones(dims, np.float32)
+        offset, scale = np.zeros(dims), np.ones(dims)
         if mode == "mean_std":
-            offset = np.asarray(statistics["mean"], np.float64)
+            offset = np.array(statistics["mean"], np.float64)
             scale = _scale(np.asarray(statistics["std"], np.float64), offset)
         elif mode == "quantiles":
             low = np.asarray(statistics["q01"], np.float64)
             high = np.asarray(statistics["q99"], np.float64)
             offset = (low + high) / 2
             scale = _scale((high - low) / 2, offset)
-        offset, scale = np.array(offset, np.float32), np.array(scale, np.float32)
-        offset[list(keep)], scale[list(keep)] = 0.0, 1.0
-        return cls(offset, scale)
+        offset[list(keep)] = 0.0
+        scale[list(keep)] = 1.0
+        return cls(offset.astype(np.float32), scale.astype(np.float32))
 
     def apply(self, values: np.ndarray) -> np.ndarray:
         return (values - self.offset) / self.scale

@@ -184,9 +184,9 @@ class _Block(nn.Module):
         """(b, k, d), (b, d) → (b, k, d). `valid` (b, k) bool: which steps the others may attend to; None: all."""
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(condition).unsqueeze(1).chunk(6, -1)
         query, key, value = self.qkv(self.norm(x) * (1 + scale_a) + shift_a).chunk(3, -1)
-        split = [part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (query, key, value)]
+        query, key, value = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (query, key, value))
         seen = None if valid is None else valid[:, None, None, :]
-        attended = F.scaled_dot_product_attention(*split, attn_mask=seen).transpose(1, 2).flatten(2)
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=seen).transpose(1, 2).flatten(2)
         x = x + gate_a * self.out(attended)
         return x + gate_m * self.mlp(self.norm(x) * (1 + scale_m) + shift_m)
 
