@@ -38,6 +38,7 @@ def numbered(first: int = 0) -> Frames:
         executed=np.stack([-at, -at - 0.5], 1),
         privileged={"subject": at[:, None], "target": -2 * at[:, None]},
         texts=TEXTS,
+        asked=np.array([episode for episode, _ in places], np.int64),
         starts=np.cumsum([0, *LENGTHS]),
         labels={"phase": at.astype(np.int64), "direction": -at.astype(np.int64)},
         descriptions=tuple(f"word {episode}" for episode in range(len(LENGTHS))),

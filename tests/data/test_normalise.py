@@ -78,3 +78,18 @@ def test_statistics_that_are_missing_or_another_robots_are_named() -> None:
         Normaliser.from_statistics({"q01": found["q01"]}, "quantiles", what="action", dims=3)
     with pytest.raises(ValueError, match=r"shape \(3,\), expected \(4,\)"):
         Normaliser.from_statistics(found, "mean_std", what="action", dims=4)
+
+
+@pytest.mark.parametrize("mode", ["mean_std", "quantiles"])
+def test_a_constant_dimension_passes_through_and_a_small_one_does_not(mode: str) -> None:
+    """A joint that stood still, exactly or but for float32's rounding, is shifted only; a tenth of a millimetre in metres is a range."""
+    rng = np.random.default_rng(0)
+    noise = np.float32(1e6) + rng.integers(0, 2, 500) * np.spacing(np.float32(1e6))
+    small = rng.uniform(0.4, 0.4001, 500)
+    values = np.stack([np.full(500, 0.1), np.zeros(500), noise, small], 1)
+    made = Normaliser.from_statistics(of_values(values), mode, what="state", dims=4)
+    assert made.scale[:3].tolist() == [1, 1, 1]
+    assert made.apply(np.array([0.101, 0.02, 1e6, 0.4], np.float32))[:2] == pytest.approx([0.001, 0.02], abs=1e-5)
+    assert np.ptp(made.apply(small[:, None] * np.ones(4))[:, 3]) > 1.9
+    changed = made.apply(values)
+    np.testing.assert_allclose(made.invert(changed), values, rtol=1e-6)

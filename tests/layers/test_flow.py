@@ -16,10 +16,10 @@ def head(steps: int = 4) -> FlowHead:
     return FlowHead(WIDTH, CHUNK, DIMS, hidden=32, steps=steps).eval()
 
 
-def towards(actions: Tensor, times: list[Tensor]) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+def towards(actions: Tensor, times: list[Tensor]) -> Callable[..., Tensor]:
     """The velocity of a point that is at `noisy` at time t and goes straight to `actions`, where it is at time 1."""
 
-    def velocity(noisy: Tensor, t: Tensor, condition: Tensor) -> Tensor:
+    def velocity(noisy: Tensor, t: Tensor, condition: Tensor, valid: Tensor | None = None) -> Tensor:
         times.append(t)
         return (actions - noisy) / (1 - t[:, None, None])
 
@@ -34,7 +34,7 @@ def test_the_loss_is_the_distance_to_the_straight_lines_velocity(monkeypatch) ->
     assert float(flow.loss(condition, actions, valid).max()) < 1e-6
     (t,) = times
     assert t.min() >= 0 and t.max() < 1 and float(t.std()) == pytest.approx(12**-0.5, rel=0.15), "uniform, each sample's own"
-    monkeypatch.setattr(flow, "velocity", lambda noisy, t, condition: towards(actions, [])(noisy, t, condition) + 2)
+    monkeypatch.setattr(flow, "velocity", lambda noisy, t, condition, valid: towards(actions, [])(noisy, t, condition) + 2)
     torch.testing.assert_close(flow.loss(condition, actions, valid), torch.full((SAMPLES,), 4.0), rtol=1e-3, atol=1e-3)
     valid[:, 1:] = 0
     spoiled = actions.clone()
