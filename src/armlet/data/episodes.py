@@ -19,7 +19,7 @@ from PIL import Image
 
 from armlet.data.files import hold
 from armlet.data.layout import IMAGE, INFO, STATS, Stored, json_lines, stored_v2, stored_v30
-from armlet.data.statistics import combine
+from armlet.data.statistics import combine, of_values
 from armlet.data.video import read_frames
 from armlet.progress import Progress
 
@@ -196,6 +196,10 @@ class EpisodeDataset:
                     f"{self.root}: {name} is NaN or infinite in episode {episode}, frame {frame}; drop or repair the episode"
                 )
         return joined
+
+    def measured(self, name: str) -> dict[str, Any]:
+        """Exact statistics of all N rows of one of `columns()`: lists for min, max, mean, std, q01, q10, q50, q90, q99; the count."""
+        return of_values(self.columns()[name])
 
     def images(self, episode: int) -> dict[str, np.ndarray]:
         """Camera → (T, h, w, 3) uint8 of one episode."""
