@@ -140,7 +140,10 @@ def test_patterns_choose_what_trains() -> None:
     chosen = trainable(learner, dataclasses.replace(STAGE, freeze=("policy.vision.*",)))
     assert chosen and not any(name.startswith("policy.vision") for name in chosen)
     with pytest.raises(ValueError, match="leaves nothing to train"):
-        trainable(learner, dataclasses.replace(STAGE, train=("nonsense.*",)))
+        trainable(learner, dataclasses.replace(STAGE, freeze=("*",)))
+    for field in ("train", "freeze"):
+        with pytest.raises(ValueError, match=rf"{field}=.*'policy.vison.\*' matches no parameter; did you mean 'policy.vision"):
+            trainable(learner, dataclasses.replace(STAGE, **{field: ("policy.head.*", "policy.vison.*")}))
 
 
 def test_frozen_weights_stay_to_the_bit(tmp_path) -> None:

@@ -1,38 +1,57 @@
 """distil: episodes + traces → a student. Runs the recipe's stages on the one training loop; names no recipe."""
 
+import sys
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from armlet.checkpoint import load_policy, save_policy
+from armlet.agreement import check_policy
+from armlet.annotators import annotator_fingerprint
+from armlet.checkpoint import load_policy, policy_fingerprint, save_policy
 from armlet.data.episodes import EpisodeDataset
+from armlet.data.files import hold
 from armlet.data.frames import BatchMaker, Frames, join_frames
 from armlet.data.splits import by_task, last, rows_of
 from armlet.data.traces import TraceStore
 from armlet.layers.ema import SelfTeacher
 from armlet.learner import Learner
+from armlet.lineage import PROVENANCE, Question, as_json, digest_text, is_finished
 from armlet.policies import Policy
 from armlet.practice import mixed, practise, round_folder, stays, worth_learning
 from armlet.recipe import Recipe, Stage, to_json
-from armlet.supervision import heads_file, identity, labelled_frames, load_heads, make_heads
-from armlet.training import SelfAnswers, TeacherTraces, Trainer, make_batches
+from armlet.supervision import check_heads, heads_file, identity, labelled_frames, load_heads, make_heads
+from armlet.training import SelfAnswers, TeacherTraces, Trainer, make_batches, settings
 from armlet.types import Batch, Trace
 
 SAMPLE = 512  # frames that a student is cut to fit, or calibrated on
 
 
 def main(recipe: Recipe) -> Path:
-    """Train the recipe's student; returns its folder."""
+    """Train the recipe's student; returns its folder. One that is there and was made by this question stays as it is."""
     if recipe.student is None or not recipe.stages:
         raise ValueError(f"recipe {recipe.name!r} has no student and stages to distil")
-    data = EpisodeDataset(recipe.episodes, recipe.columns)
+    # The folders of stages and rounds are moved where they answer another question.
+    with hold(recipe.out / "distil.lock", "distilling"):
+        return _main(recipe)
+
+
+def _main(recipe: Recipe) -> Path:
+    data, title = EpisodeDataset(recipe.episodes, recipe.columns), f"distil {recipe.name}"
+    wanted = question(recipe, data)
+    if is_finished(recipe.student_folder, wanted, fixes="give another folder with `--out`"):
+        sys.stderr.write(f"{title}: {recipe.student_folder} was distilled exactly so already\n")
+        return recipe.student_folder
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    teacher = load_policy(recipe.teacher, device=device)
+    check_policy(data, data.columns()["action"], teacher.body, limit=recipe.outside_range, title=title)
     whole = labelled_frames(recipe, data, recipe.labels)
     train, held_out = (rows_of(whole.starts, part) for part in _parts(recipe, data))
-    teacher = load_policy(recipe.teacher, device=device)
     torch.manual_seed(recipe.seed)
+    assert recipe.student is not None
     student = recipe.student.build(teacher, _sample(make_batches(teacher, whole), train, recipe.seed)).to(device)
     if student.head.chunk != teacher.head.chunk:
         raise ValueError(
@@ -43,6 +62,7 @@ def main(recipe: Recipe) -> Path:
     learner = _learner(recipe, student, data).to(device)
     unseen = _sample(batches, held_out, recipe.seed)
     frames, stores = [whole], _stores(recipe, data)
+    sets = [data.fingerprint]
     practised: list[np.ndarray] = []  # rows of what the rounds added, among all frames
     for index, stage in enumerate(recipe.all_stages):
         number, rows, before = index - len(recipe.stages), train, {}
@@ -51,6 +71,7 @@ def main(recipe: Recipe) -> Path:
             met, known = labelled_frames(recipe, more, round_folder(recipe, number) / "labels"), sum(map(len, frames))
             practised.append(known + worth_learning(more, met, recipe.rounds[number].replay))
             frames.append(met)
+            sets.append(more.fingerprint)
             stores += _stores(recipe, more, round_folder(recipe, number) / "traces")
             batches = make_batches(student, join_frames(frames))
             rows = mixed(train, np.concatenate(practised), recipe.rounds[number].share)
@@ -61,18 +82,55 @@ def main(recipe: Recipe) -> Path:
             batches,
             folder=recipe.out / f"distil-{index}",
             seed=recipe.seed + index,
-            title=f"distil {recipe.name} {index + 1}/{len(recipe.all_stages)}",
+            title=f"{title} {index + 1}/{len(recipe.all_stages)}",
             teacher=_teacher(stage, None if index else teacher, student, batches) or _answers(recipe, stores, frames, device),
             rows=rows,
+            made_from=_made_from(wanted, sets, stores, student),
         )
         trainer.run()
         student.calibrate(unseen)
         if number >= 0 and not stays(recipe, number, student):
             learner.load_state_dict(before)
             student.calibrate(unseen)
-    provenance = {"recipe": to_json(recipe), "data": data.fingerprint}
+    provenance = {"recipe": to_json(recipe), "data": data.fingerprint, PROVENANCE: wanted}
     save_policy(student.deployed(), recipe.student_folder, provenance=provenance, weights=recipe.weights)
     return recipe.student_folder
+
+
+def _made_from(wanted: Question, sets: list[str], stores: list[TraceStore], student: Policy) -> dict[str, Any]:
+    """What a stage is made from beside its own settings: the data sets so far, the teacher and its answers, and the student's kind."""
+    return {
+        "data": list(sets),
+        "teacher": wanted["teacher"],
+        "traces": [store.header.identity for store in stores],
+        "labels": wanted["labels"],
+        "student": student.to_json(),
+        "words": digest_text([student.body.tokenizer.to_str()]),
+    }
+
+
+def question(recipe: Recipe, data: EpisodeDataset) -> Question:
+    """What a recipe's student is made from: everything that can change it, and nothing that cannot. Raises FileNotFoundError or
+    ValueError where the probe heads that its objectives read have not been fitted, or were fitted otherwise."""
+    if _layers_read(recipe):
+        check_heads(recipe, data.fingerprint)
+    rounds = [{**to_json(each), "stage": settings(each.stage), "workers": None} for each in recipe.rounds]
+    return as_json(
+        {
+            "data": data.fingerprint,
+            "teacher": policy_fingerprint(recipe.teacher),
+            "traces": asdict(identity(recipe, data.fingerprint)) if _needed(recipe) or _layers_read(recipe) else None,
+            "labels": None if recipe.annotator is None else annotator_fingerprint(recipe.annotator),
+            "student": to_json(recipe.student),
+            "stages": [settings(stage) for stage in recipe.stages],
+            "rounds": rounds,
+            "benchmark": to_json(recipe.benchmark) if rounds else None,
+            "split": recipe.split,
+            "held_out": recipe.held_out,
+            "seed": recipe.seed,
+            "weights": recipe.weights,
+        }
+    )
 
 
 def _parts(recipe: Recipe, data: EpisodeDataset) -> tuple[np.ndarray, np.ndarray]:
@@ -90,7 +148,7 @@ def _learner(recipe: Recipe, student: Policy, data: EpisodeDataset) -> Learner:
     """The student with the heads its objectives read; the probe's start as the teacher's."""
     wanted = {name for stage in recipe.all_stages for name in stage.objective.wants}
     heads = None
-    if {"semantics", "layer_actions"} & wanted:
+    if _layers_read(recipe):
         assert recipe.probe is not None  # building the recipe has checked it
         heads = make_heads(student, recipe.probe)
         load_heads(heads, heads_file(recipe))
@@ -104,6 +162,11 @@ def _teacher(stage: Stage, start: Policy | None, student: Policy, batches: Batch
         return None
     average = SelfTeacher(student, decay=stage.teacher_decay, start=start)
     return SelfAnswers(average, batches, stage.objective.needs)
+
+
+def _layers_read(recipe: Recipe) -> bool:
+    """Whether an objective reads the layers of the student, through the probe's heads."""
+    return any({"semantics", "layer_actions"} & stage.objective.wants for stage in recipe.all_stages)
 
 
 def _needed(recipe: Recipe) -> list[str]:

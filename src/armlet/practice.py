@@ -4,6 +4,7 @@ Which frames a round adds, how often they are drawn, and who is promoted. Knows 
 """
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,16 +14,24 @@ from armlet.data.episodes import EpisodeDataset
 from armlet.data.files import write_atomically
 from armlet.data.frames import Frames, load_frames
 from armlet.learner import Learner
+from armlet.lineage import as_json, claim, digest_text, digest_weights, set_aside, short
 from armlet.policies import Policy
 from armlet.progress import Progress
-from armlet.recipe import Recipe, Round
+from armlet.recipe import Recipe, Round, to_json
 from armlet.recording import StudentActs, record
 from armlet.rollout import Contender, plan, run_all
 from armlet.supervision import annotate, heads_file, identity, load_heads, make_heads, store_traces
 from armlet.training import make_batches
 
+ROUND, TRIAL_FILE = "round.json", "trial.json"
 TRIAL = 5_000_000  # between the seeds of a round's own episodes and those of its trial
 NEXT = 10_000  # between those of one round and of the next
+
+
+def identity_of(policy: Policy) -> str:
+    """A hash of what decides a policy's answers, before it is saved: weights, network, words."""
+    described = json.dumps(policy.to_json(), sort_keys=True)
+    return f"{digest_weights(policy.state_dict())} {digest_text([described, policy.body.tokenizer.to_str()])}"
 
 
 def round_folder(recipe: Recipe, number: int) -> Path:
@@ -36,8 +45,21 @@ def first_seed(recipe: Recipe, number: int) -> int:
 
 
 def practise(recipe: Recipe, student: Policy, teacher: Policy, number: int) -> EpisodeDataset:
-    """The student acts, its teacher labels what it met: the episodes, their traces stored beside them."""
+    """The student acts, its teacher labels what it met: the episodes, their traces stored beside them.
+
+    A round of another student, teacher or world that is there already is moved beside: its episodes are not what this student met.
+    """
     each, folder, seed = recipe.rounds[number], round_folder(recipe, number), first_seed(recipe, number)
+    title = f"practise {recipe.name} {number + 1}/{len(recipe.rounds)}"
+    question = {
+        "student": identity_of(student),
+        "teacher": policy_fingerprint(recipe.teacher),
+        "benchmark": {**to_json(recipe.benchmark), "fingerprint": recipe.benchmark.fingerprint()},
+        "episodes": each.episodes,
+        "split": each.split,
+        "seed": seed,
+    }
+    claim(folder, ROUND, question, title=title)
     if not (folder / "student" / "config.json").exists():  # one that is there has acted already
         save_policy(student, folder / "student")
     record(
@@ -52,7 +74,7 @@ def practise(recipe: Recipe, student: Policy, teacher: Policy, number: int) -> E
             "seed": seed,
             "split": each.split,
         },
-        title=f"practise {recipe.name} {number + 1}/{len(recipe.rounds)}",
+        title=title,
     )
     data = EpisodeDataset(folder / "episodes", recipe.own_columns)
     watched = Learner(teacher)
@@ -90,19 +112,36 @@ def stays(recipe: Recipe, number: int, student: Policy) -> bool:
     each, folder = recipe.rounds[number], round_folder(recipe, number)
     if not each.trial:
         return True
-    path = folder / "trial.json"
-    if not path.exists():
-        save_policy(student, folder / "candidate")
-        before, after = _successes(recipe, each, [folder / "student", folder / "candidate"], number)
-        verdict = {"episodes": each.trial, "split": each.split, "before": before, "after": after, "promoted": after >= before}
-        write_atomically(path, json.dumps(verdict, indent=1).encode())
-    return bool(json.loads(path.read_text())["promoted"])
+    path = folder / TRIAL_FILE
+    question = as_json(
+        {"student": identity_of(student), "episodes": each.trial, "split": each.split, "seed": _trial_seed(recipe, number)}
+    )
+    if path.exists():
+        found = json.loads(path.read_text())
+        if found.get("made_from") == question:
+            return bool(found["promoted"])
+        if (folder / "candidate").exists():  # before the verdict: killed in between, this is done again
+            set_aside(folder / "candidate", short(question))
+        aside = set_aside(path, short(question))
+        sys.stderr.write(
+            f"trial {recipe.name} {number + 1}: {path} is of another student or other episodes; it is kept as {aside.name}, and the "
+            "trial is run anew\n"
+        )
+    save_policy(student, folder / "candidate")
+    before, after = _successes(recipe, each, [folder / "student", folder / "candidate"], number)
+    verdict = {"episodes": each.trial, "split": each.split, "before": before, "after": after, "promoted": after >= before}
+    write_atomically(path, json.dumps({**verdict, "made_from": question}, indent=1).encode())
+    return after >= before
+
+
+def _trial_seed(recipe: Recipe, number: int) -> int:
+    return first_seed(recipe, number) + TRIAL
 
 
 def _successes(recipe: Recipe, each: Round, folders: list[Path], number: int) -> list[int]:
     """How often each policy succeeds in the same episodes."""
     field = {folder.name: Contender(folder) for folder in folders}
-    held_out = plan(recipe.benchmark, each.split, each.trial, first_seed(recipe, number) + TRIAL)
+    held_out = plan(recipe.benchmark, each.split, each.trial, _trial_seed(recipe, number))
     jobs = [(name, task, seed) for task, seed in held_out for name in field]
     progress = Progress(f"trial {recipe.name} {number + 1}/{len(recipe.rounds)}", total=len(jobs), unit="episode")
     found = dict.fromkeys(field, 0)

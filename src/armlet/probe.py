@@ -9,38 +9,57 @@ from pathlib import Path
 
 import torch
 
+from armlet.agreement import check_policy
 from armlet.checkpoint import load_policy
 from armlet.data.episodes import EpisodeDataset
 from armlet.data.frames import BatchMaker, load_frames
+from armlet.data.traces import HEADER
 from armlet.learner import Learner
 from armlet.recipe import Recipe
-from armlet.supervision import annotate, heads_file, identity, load_heads, make_heads, save_heads, store_traces
+from armlet.supervision import annotate, heads_file, heads_question, identity, load_heads, make_heads, save_heads, store_traces
 from armlet.training import Trainer, make_batches
 
 
 def main(recipe: Recipe) -> Path:
     """Fit the heads, store the traces; returns the store's folder. Resumes where an earlier run was killed."""
-    data = EpisodeDataset(recipe.episodes, recipe.columns)
+    data, title = EpisodeDataset(recipe.episodes, recipe.columns), f"probe {recipe.name}"
     device = "cuda" if torch.cuda.is_available() else "cpu"
     teacher = load_policy(recipe.teacher, device=device)
+    check_policy(data, data.columns()["action"], teacher.body, limit=recipe.outside_range, title=title)
     learner = Learner(teacher)
     batches = make_batches(teacher, load_frames(data))
     if recipe.probe:
         torch.manual_seed(recipe.seed)
         learner.probe = make_heads(teacher, recipe.probe).to(device)
-        _fit(recipe, learner, batches)
+        _fit(recipe, learner, batches, data.fingerprint, title=title)
     store = identity(recipe, data.fingerprint)
     store_traces(recipe, recipe.traces, learner, batches, store, title=f"traces {recipe.name}")
     annotate(recipe, data, recipe.labels)
     return recipe.traces
 
 
-def _fit(recipe: Recipe, learner: Learner, batches: BatchMaker) -> None:
+def _fit(recipe: Recipe, learner: Learner, batches: BatchMaker, data_fingerprint: str, *, title: str) -> None:
+    """Fitted heads, or those that were fitted by this question before, into the learner. Where traces were stored with heads of another
+    question, they are refused before anything is fitted: other students may be learning from them."""
     assert recipe.probe is not None and learner.probe is not None
     path = heads_file(recipe)
-    if path.exists():
+    trainer = Trainer(
+        learner,
+        recipe.probe.stage,
+        batches,
+        folder=path.parent,
+        seed=recipe.seed,
+        title=title,
+        made_from=heads_question(recipe, data_fingerprint),
+    )
+    why = trainer.obstacle()
+    if why and (recipe.traces / HEADER).is_file():
+        raise ValueError(
+            f"{path.parent}, with whose heads the traces in {recipe.traces} were stored, {why}. Nothing was fitted: give another "
+            f"`--shared` (or `--out`), or delete both folders"
+        )
+    if path.exists() and not why:
         load_heads(learner.probe, path)
         return
-    title = f"probe {recipe.name}"
-    Trainer(learner, recipe.probe.stage, batches, folder=path.parent, seed=recipe.seed, title=title).run()
+    trainer.run()
     save_heads(learner.probe, path)

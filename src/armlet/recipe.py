@@ -159,6 +159,7 @@ class Recipe:
     collection: Collection = field(default_factory=Collection)
     network: Network | None = None
     normalise_actions: Mode = "identity"
+    outside_range: float = 0.5  # the largest share of frames whose action may lie outside the robot's range (armlet/agreement.py)
     teach: Stage | None = None
     probe: Probe | None = None
     annotator: Annotator | None = None

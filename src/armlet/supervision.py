@@ -1,5 +1,6 @@
 """What `probe` writes and `distil` reads: the heads that watch every layer, the traces, and what an annotator said."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,9 +16,11 @@ from armlet.data.frames import BatchMaker, Frames, load_frames
 from armlet.data.traces import StoreIdentity, TraceWriter
 from armlet.layers.graph import ProbeHeads
 from armlet.learner import Learner, watch
+from armlet.lineage import Question, as_json, differences, digest_weights, summary
 from armlet.policies import Policy
 from armlet.progress import Progress
-from armlet.recipe import Probe, Recipe
+from armlet.recipe import Probe, Recipe, to_json
+from armlet.training import ABOUT, settings
 from armlet.types import Batch, Trace
 
 ROWS = 128  # a forward pass
@@ -66,14 +69,40 @@ def load_heads(heads: ProbeHeads, path: Path) -> None:
         ) from error
 
 
+def heads_question(recipe: Recipe, data_fingerprint: str) -> Question:
+    """What heads must have been fitted on, and how, to be used with this recipe; the seed may be another's, whose traces are shared."""
+    assert recipe.probe is not None
+    shape = {name: value for name, value in to_json(recipe.probe).items() if name != "stage"}
+    return as_json({"data": data_fingerprint, "teacher": policy_fingerprint(recipe.teacher), "probe": shape})
+
+
+def check_heads(recipe: Recipe, data_fingerprint: str) -> None:
+    """Raises FileNotFoundError where there are no fitted heads, ValueError where they were fitted on other data, another teacher or in
+    another way than this recipe says."""
+    assert recipe.probe is not None
+    path = heads_file(recipe)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: the probe heads have not been fitted; run `armlet probe` first")
+    about = path.with_name(ABOUT)
+    fix = f"run `armlet probe` again with these options, with another `--shared`, or after deleting {path.parent} and the traces beside it"
+    if not about.is_file():
+        raise ValueError(
+            f"{path} does not say what the heads were fitted on: {about} is missing (an older armlet made none); {fix}"
+        )
+    wanted = {**heads_question(recipe, data_fingerprint), "stage": settings(recipe.probe.stage)}
+    found = json.loads(about.read_text())
+    differing = differences({name: found.get(name) for name in wanted}, wanted)
+    if differing:
+        raise ValueError(f"{path}: these heads were fitted otherwise than this recipe says ({summary(differing)}); {fix}")
+
+
 def identity(recipe: Recipe, data_fingerprint: str) -> StoreIdentity:
     """What a store must have been made from to be used with this recipe."""
     probe, heads = recipe.probe, heads_file(recipe)
     preprocessing = "no probe heads"
     if probe is not None:
-        load = read_tensors(heads, fix=HEADS_FIX)
-        digest = sum(float(tensor.double().abs().sum()) for tensor in load.values())
-        preprocessing = f"{probe.graph_width}-{probe.semantic_width}-{probe.neighbours}, heads {digest:.9g}"
+        digest = digest_weights(read_tensors(heads, fix=HEADS_FIX))
+        preprocessing = f"{probe.graph_width}-{probe.semantic_width}-{probe.neighbours}, heads {digest}"
     if recipe.trace_precision != "fp32":
         preprocessing += f", {recipe.trace_precision}"
     return StoreIdentity(data=data_fingerprint, teacher=policy_fingerprint(recipe.teacher), preprocessing=preprocessing)

@@ -1,60 +1,82 @@
 """teach: episodes → a teacher, by behaviour cloning, for teachers we train ourselves.
 
-The network's sizes come from the recipe; cameras, state, actions, words and statistics come from the episodes.
-Where simulator facts stand beside the episodes, linear heads guess them while it learns and are thrown away.
+The network's sizes come from the recipe; cameras, state, actions, words and statistics come from the episodes, measured over all
+rows. Where simulator facts stand beside the episodes, linear heads guess them while it learns and are thrown away.
 """
 
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
+from armlet.agreement import check_taught, remark_on_benchmark
 from armlet.checkpoint import save_policy
 from armlet.data.episodes import EpisodeDataset
 from armlet.data.frames import load_frames
-from armlet.data.normalise import Normaliser
+from armlet.data.normalise import Normaliser, steady
 from armlet.data.text import train_tokenizer
 from armlet.learner import Learner
+from armlet.lineage import PROVENANCE, digest_text, is_finished
 from armlet.policies import Body, Policy
 from armlet.recipe import Recipe, to_json
-from armlet.training import Trainer, make_batches
+from armlet.training import Trainer, make_batches, settings
+
+STATE, ACTION = "observation.state", "action"
 
 
 def main(recipe: Recipe) -> Path:
-    """Train the recipe's teacher; returns its folder."""
+    """Train the recipe's teacher; returns its folder. One that is there and was made by this question stays as it is."""
     if recipe.teach is None or recipe.network is None:
         raise ValueError(f"recipe {recipe.name!r} has no `teach` stage and `network`; it distils a teacher that exists")
-    data = EpisodeDataset(recipe.episodes, recipe.columns)
+    data, title, robot = EpisodeDataset(recipe.episodes, recipe.columns), f"teach {recipe.name}", recipe.benchmark
+    check_taught(data, data.columns()[ACTION], robot.action_spec, limit=recipe.outside_range, title=title)
+    remark_on_benchmark(data, robot.state_names, robot.cameras, benchmark=robot.name, title=title)
     policy = new_policy(recipe, data)
+    made_from = {"data": data.fingerprint, "network": policy.to_json(), "words": digest_text([policy.body.tokenizer.to_str()])}
+    question = made_from | {"stage": settings(recipe.teach), "seed": recipe.seed, "weights": recipe.weights}
+    if is_finished(recipe.teacher, question, fixes="give another folder with `--teacher`"):
+        sys.stderr.write(f"{title}: {recipe.teacher} was taught exactly this already\n")
+        return recipe.teacher
+    for line in standing_still(recipe, data):
+        sys.stderr.write(f"{title}: {line}\n")
     torch.manual_seed(recipe.seed)
     learner = Learner(policy, privileged=data.privileged)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     learner.to(device)
-    batches = make_batches(policy, load_frames(data))
-    trainer = Trainer(learner, recipe.teach, batches, folder=recipe.out / "teach", seed=recipe.seed, title=f"teach {recipe.name}")
+    trainer = Trainer(
+        learner,
+        recipe.teach,
+        make_batches(policy, load_frames(data)),
+        folder=recipe.out / "teach",
+        seed=recipe.seed,
+        title=title,
+        made_from=made_from,
+    )
     trainer.run()
-    provenance = {"recipe": to_json(recipe), "data": data.fingerprint}
+    provenance: dict[str, Any] = {"recipe": to_json(recipe), "data": data.fingerprint, PROVENANCE: question}
     save_policy(policy, recipe.teacher, provenance=provenance, weights=recipe.weights)
     return recipe.teacher
 
 
 def new_policy(recipe: Recipe, data: EpisodeDataset) -> Policy:
     """A fresh network that fits the episodes."""
-    network, benchmark = recipe.network, recipe.benchmark
+    network, spec = recipe.network, recipe.benchmark.action_spec
     assert network is not None
-    spec = benchmark.action_spec
     tokenizer = train_tokenizer(sorted(data.tasks))
     body = Body(
         action_spec=spec,
         state=_state_normaliser(data),
         actions=Normaliser.from_statistics(
-            data.measured("action"),
+            data.measured(ACTION),
             recipe.normalise_actions,
-            what="action",
+            what=ACTION,
             dims=spec.dims,
             keep=() if spec.gripper is None else (spec.gripper,),
         ),
         tokenizer=tokenizer,
+        state_names=() if all(name.isdigit() for name in data.state_names) else data.state_names,
     )
     oblong = {name: size for name, size in data.cameras.items() if size[0] != size[1]}
     if oblong:
@@ -67,4 +89,18 @@ def _state_normaliser(data: EpisodeDataset) -> Normaliser:
     dims = len(data.state_names)
     if not dims:
         return Normaliser(np.zeros(0, np.float32), np.ones(0, np.float32))
-    return Normaliser.from_statistics(data.measured("observation.state"), "mean_std", what="observation.state", dims=dims)
+    return Normaliser.from_statistics(data.measured(STATE), "mean_std", what=STATE, dims=dims)
+
+
+def standing_still(recipe: Recipe, data: EpisodeDataset) -> list[str]:
+    """Lines that name the dimensions that hardly moved in the data, and what is done with them; none where all moved."""
+    spec, lines = recipe.benchmark.action_spec, []
+    dims = len(data.state_names)
+    state = steady(data.measured(STATE), "mean_std", what=STATE, dims=dims) if dims else {}
+    action = steady(data.measured(ACTION), recipe.normalise_actions, what=ACTION, dims=spec.dims)
+    action.pop(-1 if spec.gripper is None else spec.gripper, None)
+    for what, names, found in ((STATE, data.state_names, state), (ACTION, spec.names, action)):
+        if found:
+            told = "; ".join(f"{names[index]} {how}" for index, how in found.items())
+            lines.append(f"{what}: {told} (armlet/data/normalise.py)")
+    return lines

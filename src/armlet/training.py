@@ -1,10 +1,13 @@
 """THE training loop, the only one: `teach`, `probe` and `distil` pass it different values.
 
 Knows objectives, batches and traces by their contracts; knows no recipe by name. A killed run resumes to the
-same result: weights, optimisers, RNG and the position in the data are saved together.
+same result: weights, optimisers, RNG and the position in the data are saved together, with what they were made from (`lineage`).
+What was made from something else is never continued: it is moved beside, and the stage starts anew.
 """
 
 import contextlib
+import dataclasses
+import difflib
 import fnmatch
 import json
 import math
@@ -24,15 +27,19 @@ from armlet.checkpoint import load_state, save_state
 from armlet.data.files import appending, hold, whole_lines, write_atomically
 from armlet.data.frames import BatchMaker, Frames, draw
 from armlet.data.noise import flip_grippers
+from armlet.data.normalise import check_sane
 from armlet.layers.ema import SelfTeacher
 from armlet.layers.heads import ActionHead
 from armlet.learner import Learner, watch
+from armlet.lineage import Question, as_json, differences, digest_arrays, digest_text, digest_weights, set_aside, short, summary
 from armlet.policies import Policy
 from armlet.progress import Progress
-from armlet.recipe import Stage
+from armlet.recipe import Stage, to_json
 from armlet.types import Batch, Trace
 
 TeacherTraces = Callable[[Tensor], Trace]  # keys (b, 2) -> the teacher's trace
+LOCK, STATE, ABOUT = "training.lock", "state.pt", "stage.json"
+CHANGES_NOTHING = ("log_every", "checkpoint_every")  # fields of a stage that cannot change what it makes
 
 
 class SelfAnswers(nn.Module):
@@ -52,7 +59,8 @@ class SelfAnswers(nn.Module):
 
 
 def trainable(learner: nn.Module, stage: Stage) -> dict[str, nn.Parameter]:
-    """Parameters that a stage trains, by name. Raises ValueError where its patterns match none."""
+    """Parameters that a stage trains, by name. Raises ValueError where one of its patterns matches none, or all leave none."""
+    _check_patterns([name for name, _ in learner.named_parameters()], stage)
     chosen = {
         name: parameter
         for name, parameter in learner.named_parameters()
@@ -63,6 +71,40 @@ def trainable(learner: nn.Module, stage: Stage) -> dict[str, nn.Parameter]:
         names = ", ".join(name for name, _ in list(learner.named_parameters())[:4])
         raise ValueError(f"train={stage.train} freeze={stage.freeze} leaves nothing to train; names look like {names} …")
     return chosen
+
+
+def _check_patterns(names: list[str], stage: Stage) -> None:
+    """Raises ValueError for a pattern of `train` or `freeze` that matches no parameter: it was meant to do something."""
+    for field in ("train", "freeze"):
+        for pattern in getattr(stage, field):
+            if any(fnmatch.fnmatch(name, pattern) for name in names):
+                continue
+            heads = {name.rsplit(".", depth)[0] + ".*" for name in names for depth in range(1, name.count(".") + 1)}
+            near = difflib.get_close_matches(pattern, sorted({*names, *heads}), 3, cutoff=0.5)
+            hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"names look like {', '.join(names[:4])} …"
+            raise ValueError(f"{field}={getattr(stage, field)}: {pattern!r} matches no parameter; {hint}")
+
+
+def settings(stage: Stage) -> dict[str, Any]:
+    """What of a stage can change its result, as JSON."""
+    return {name: value for name, value in to_json(stage).items() if name not in CHANGES_NOTHING}
+
+
+def digest_frames(frames: Frames) -> str:
+    """A hash of every column of some frames; of pictures, which a data set's fingerprint covers, the number."""
+    arrays: dict[str, np.ndarray] = {}
+    texts: list[str] = []
+    for field in dataclasses.fields(frames):
+        value = getattr(frames, field.name)
+        if field.name == "images":
+            texts += [f"{name} {len(pictures)}" for name, pictures in sorted(value.items())]
+        elif isinstance(value, np.ndarray):
+            arrays[field.name] = value
+        elif isinstance(value, dict):
+            arrays |= {f"{field.name}.{name}": array for name, array in value.items()}
+        elif value is not None:
+            texts += [field.name, *map(str, value)]
+    return f"{digest_arrays(arrays)} {digest_text(texts)}"
 
 
 def make_optimisers(parameters: dict[str, nn.Parameter], stage: Stage) -> list[torch.optim.Optimizer]:
@@ -88,8 +130,9 @@ def rate(stage: Stage, step: int) -> float:
 
 
 def make_batches(policy: Policy, frames: Frames) -> BatchMaker:
-    """Batches as this policy takes them. Raises ValueError where the episodes are of another robot."""
-    return BatchMaker(
+    """Batches as this policy takes them. Raises ValueError where the episodes are of another robot, or hold values that its
+    statistics make absurd of."""
+    batches = BatchMaker(
         frames,
         policy.body.tokenizer,
         policy.body.state,
@@ -98,6 +141,15 @@ def make_batches(policy: Policy, frames: Frames) -> BatchMaker:
         text_tokens=policy.text_tokens,
         device=policy.device,
     )
+    body = policy.body
+    for what, values, normaliser in (
+        ("observation.state", frames.state, body.state),
+        ("action", frames.actions, body.actions),
+        ("executed", frames.executed, body.actions),
+    ):
+        known = body.state_names if what == "observation.state" else body.action_spec.names
+        check_sane(what, values, normaliser, known or [str(index) for index in range(values.shape[1])])
+    return batches
 
 
 def balanced(rows: np.ndarray, batches: BatchMaker, head: ActionHead, power: float, *, most: int = 20) -> np.ndarray:
@@ -111,9 +163,14 @@ def balanced(rows: np.ndarray, batches: BatchMaker, head: ActionHead, power: flo
 
 
 class Trainer:
-    """Runs one stage on one learner. `folder` gets `metrics.jsonl` and `state.pt`; a finished stage stays finished.
+    """Runs one stage on one learner. `folder` gets `metrics.jsonl`, `state.pt` and `stage.json`; a finished stage stays finished.
 
-    `rows`: the frames of an epoch, some perhaps several times; all of them once where nothing is said.
+    `rows`: the frames of an epoch, some perhaps several times; all of them once where nothing is said. `made_from`: what the caller
+    knows of where the result comes from (fingerprints of data sets, of the teacher and its traces; the network), as JSON.
+
+    `question` is that and what is known here: the stage's settings, seed, frames and rows, and the weights that the learner has when
+    the trainer is made. Where `folder` holds the state of another question, it is moved beside, a line says what differs, and the
+    stage starts anew. A stage whose rate and exploration never change may be given more steps: it goes on.
     """
 
     def __init__(
@@ -127,11 +184,13 @@ class Trainer:
         title: str,
         teacher: TeacherTraces | None = None,
         rows: np.ndarray | None = None,
+        made_from: dict[str, Any] | None = None,
     ) -> None:
         rows = np.arange(len(batches)) if rows is None else rows
         self.rows = balanced(rows, batches, learner.policy.head, stage.balance) if stage.balance else rows
         self.learner, self.stage, self.batches, self.teacher = learner, stage, batches, teacher
         self.folder, self.seed, self.title, self.step = folder, seed, title, 0
+        self._state: dict[str, Any] | None = None  # what the folder holds, once it has been looked at
         for parameter in learner.parameters():
             parameter.requires_grad_(False)
         self.parameters = trainable(learner, stage)
@@ -139,14 +198,63 @@ class Trainer:
             parameter.requires_grad_(True)
         self.optimisers = make_optimisers(self.parameters, stage)
         self.average = {name: p.detach().clone() for name, p in self.parameters.items()} if stage.ema else {}
+        self.question: Question = as_json(
+            {
+                **(made_from or {}),
+                "stage": settings(stage),
+                "seed": seed,
+                "frames": digest_frames(batches.frames),
+                "rows": digest_arrays({"rows": self.rows}),
+                "start": digest_weights(learner.state_dict()),
+            }
+        )
 
     def run(self) -> None:
         """Train to the end of the stage, then leave the averaged weights (if any) in the learner, in eval mode."""
-        with hold(self.folder / "training.lock", "training"):
-            self._run()
+        while True:  # where something is moved away, its lock is too, and the new folder's must be taken
+            with hold(self.folder / LOCK, "training"):
+                why = self.obstacle()
+                if not why:
+                    self._run()
+                    return
+                aside = set_aside(self.folder, short(self.question))
+            sys.stderr.write(f"{self.title}: {self.folder} {why}; it is kept as {aside.name}, and the stage starts anew\n")
+
+    def obstacle(self) -> str:
+        """Why this stage cannot go on from what its folder holds; empty where it can, or where there is nothing."""
+        found = self._found()
+        if found is None:
+            return ""
+        if not found:
+            return "does not say what it was made from (an older armlet made it)"
+        differing = differences(found, self.question)
+        if not differing or self._only_longer(found):
+            return ""
+        return f"was made from something else ({summary(differing)})"
+
+    def _found(self) -> Question | None:
+        """The question that the folder answers, empty where it does not say; None where nobody has trained there."""
+        self._state = load_state(self._state_file) if self._state_file.exists() else None
+        if self._state is not None:
+            question: Question = self._state.get("question", {})
+            return question
+        about = self.folder / ABOUT
+        if about.exists():
+            return dict(json.loads(about.read_text()))
+        return {} if (self.folder / "metrics.jsonl").exists() else None
+
+    def _only_longer(self, found: Question) -> bool:
+        """Whether the question differs in the number of steps alone, no step depends on it, and there is nothing to undo."""
+        stage = self.stage
+        if stage.schedule != "constant" or stage.exploration[0] != stage.exploration[1]:
+            return False
+        longer = {**found, "stage": {**found.get("stage", {}), "steps": stage.steps}}
+        trained = self._state["step"] if self._state else 0
+        return not differences(longer, self.question) and trained <= stage.steps
 
     def _run(self) -> None:
         self._resume()
+        write_atomically(self.folder / ABOUT, json.dumps(self.question, indent=1).encode())
         progress = Progress(self.title, total=self.stage.steps, start=self.step)
         self.learner.train()
         with self._log() as write, self._compiled() as update:
@@ -254,12 +362,13 @@ class Trainer:
 
     @property
     def _state_file(self) -> Path:
-        return self.folder / "state.pt"
+        return self.folder / STATE
 
     def _save(self) -> None:
         save_state(
             self._state_file,
             {
+                "question": self.question,
                 "step": self.step,
                 "learner": self.learner.state_dict(),
                 "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
@@ -269,9 +378,12 @@ class Trainer:
         )
 
     def _resume(self) -> None:
-        if not self._state_file.exists():
+        state, self._state = self._state, None
+        if state is None:
             return
-        state = load_state(self._state_file)
+        before = state["question"]["stage"]["steps"]
+        if before != self.stage.steps:
+            sys.stderr.write(f"{self.title}: steps: {before} → {self.stage.steps}; it goes on from step {state['step']}\n")
         self.learner.load_state_dict(state["learner"])
         for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
             optimiser.load_state_dict(saved)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from armlet.data.normalise import Normaliser
+from armlet.data.normalise import Normaliser, check_sane
 from armlet.data.statistics import combine, of_images, of_values
 
 
@@ -82,14 +82,72 @@ def test_statistics_that_are_missing_or_another_robots_are_named() -> None:
 
 @pytest.mark.parametrize("mode", ["mean_std", "quantiles"])
 def test_a_constant_dimension_passes_through_and_a_small_one_does_not(mode: str) -> None:
-    """A joint that stood still, exactly or but for float32's rounding, is shifted only; a tenth of a millimetre in metres is a range."""
+    """A joint that stood still, exactly or but for float32's rounding, passes in its own unit, or in that of its place where this is
+    larger than 1; a tenth of a millimetre about 0, in metres, is a range."""
     rng = np.random.default_rng(0)
     noise = np.float32(1e6) + rng.integers(0, 2, 500) * np.spacing(np.float32(1e6))
-    small = rng.uniform(0.4, 0.4001, 500)
+    small = rng.uniform(-5e-5, 5e-5, 500)
     values = np.stack([np.full(500, 0.1), np.zeros(500), noise, small], 1)
     made = Normaliser.from_statistics(of_values(values), mode, what="state", dims=4)
-    assert made.scale[:3].tolist() == [1, 1, 1]
-    assert made.apply(np.array([0.101, 0.02, 1e6, 0.4], np.float32))[:2] == pytest.approx([0.001, 0.02], abs=1e-5)
+    assert made.scale[:3] == pytest.approx([1, 1, 1e6])
+    assert made.apply(np.array([0.101, 0.02, 1e6, 0], np.float32))[:2] == pytest.approx([0.001, 0.02], abs=1e-5)
     assert np.ptp(made.apply(small[:, None] * np.ones(4))[:, 3]) > 1.9
     changed = made.apply(values)
     np.testing.assert_allclose(made.invert(changed), values, rtol=1e-6)
+
+
+STATISTICS = {
+    "mean": [0.5, -20.0, 3.0],
+    "std": [0.25, 4.0, 1e-4],
+    "min": [-1.0, -40.0, 2.0],
+    "max": [2.0, 5.0, 2.5],
+    "q01": [-0.9, -35.0, 2.1],
+    "q99": [1.9, 4.0, 2.4],
+    "q10": [-0.5, -30.0, 2.2],
+    "q90": [1.5, 0.0, 2.3],
+}
+BOUNDS = {"min_max": ("min", "max"), "quantiles": ("q01", "q99"), "quantile10": ("q10", "q90")}
+X = np.array([0.7, -3.0, 2.25], np.float32)
+
+
+@pytest.mark.parametrize("mode", ["mean_std", *BOUNDS])
+@pytest.mark.parametrize("variant", ["armlet", "lerobot", "openpi"])
+def test_each_library_is_followed_to_its_own_formula(variant: str, mode: str) -> None:
+    """The formulas as those libraries' documentation gives them, written out a dimension at a time in double precision."""
+    if variant == "openpi" and mode in ("min_max", "quantile10"):
+        with pytest.raises(ValueError, match=f"openpi has no normalisation '{mode}'"):
+            Normaliser.from_statistics(STATISTICS, mode, what="action", dims=3, variant=variant)
+        return
+    made = Normaliser.from_statistics(STATISTICS, mode, what="action", dims=3, variant=variant)
+    epsilon = {"armlet": 0.0, "lerobot": 1e-8, "openpi": 1e-6}[variant]
+    for index, value in enumerate(X.astype(float)):
+        if mode == "mean_std":
+            spread = STATISTICS["std"][index] + epsilon
+            if variant == "armlet" and index == 2:
+                spread = 3e-3  # it hardly moved: a thousandth of where it stands is one unit
+            expected = (value - STATISTICS["mean"][index]) / spread
+        else:
+            low, high = (STATISTICS[name][index] for name in BOUNDS[mode])
+            width = high - low + (epsilon if variant == "openpi" else 0)
+            expected = 2 * (value - low) / width - 1
+        assert made.apply(X)[index] == pytest.approx(expected, rel=1e-4, abs=1e-5)
+    loss = 1e-3 if (variant, mode) == ("lerobot", "mean_std") else 1e-5  # lerobot leaves its 1e-8 out on the way back
+    np.testing.assert_allclose(made.invert(made.apply(X)), X, rtol=loss)
+    again = Normaliser.from_json(made.to_json())
+    np.testing.assert_array_equal(again.apply(X), made.apply(X))
+    np.testing.assert_array_equal(again.invert(X), made.invert(X))
+
+
+def test_values_that_statistics_make_absurd_are_named() -> None:
+    made = Normaliser.from_statistics({"mean": [0.0, 5.0], "std": [1.0, 0.5]}, "mean_std", what="state", dims=2)
+    values = np.zeros((200, 2), np.float32) + [0, 5]
+    check_sane("state", values, made, ["x", "y"])
+    values[7, 1] = 5 + 0.5 * 60
+    check_sane("state", values, made, ["x", "y"])  # one of 200 rows
+    values[8:13, 1] = values[7, 1]
+    with pytest.raises(ValueError, match=r"state, dimension 1 \(y\): 35 in row 7 is 60 when normalised .* 3.0% of the rows"):
+        check_sane("state", values, made, ["x", "y"])
+    values[7:13, 1] = 5
+    values[150, 0] = -1001
+    with pytest.raises(ValueError, match=r"dimension 0 \(x\): -1001 in row 150"):
+        check_sane("state", values, made, ["x", "y"])

@@ -1,65 +1,232 @@
-"""Numbers of a robot ↔ numbers of a network, by the statistics of a data set. Knows no file and no network."""
+"""Numbers of a robot ↔ numbers of a network, by the statistics of a data set. Knows no file and no network.
 
+    normalised = (value − offset) / scale + shift          value = (normalised − shift) · back + offset
+
+a dimension at a time. `back` is `scale` but where a library's own way back is not the inverse of its way there.
+
+**Modes** say which statistics count: `mean_std`; `min_max`; `quantiles` (q01 and q99); `quantile10` (q10 and q90); `identity`, none.
+**Variants** say by which formula, for policies that were trained elsewhere must be fed as they were there:
+
+    armlet   mean_std     (x − mean) / s, s the deviation                                    back: its inverse
+             the others   (x − (lo + hi)/2) / s, s = (hi − lo)/2, so lo … hi becomes −1 … 1
+             s is never almost nothing: see `steady` below
+    lerobot  mean_std     (x − mean) / (std + 1e-8)                                          back: x · std + mean, without the 1e-8
+             the others   2 (x − lo) / (hi − lo) − 1, with 1e-8 for hi − lo where that is 0  back: (x + 1)(hi − lo)/2 + lo
+             (NormalizerProcessorStep of 0.4 to 0.6)
+    openpi   mean_std     (x − mean) / (std + 1e-6)                                          back: x · (std + 1e-6) + mean
+             quantiles    2 (x − q01) / (q99 − q01 + 1e-6) − 1                               back: its inverse
+             (transforms.Normalize and Unnormalize; it has no other modes)
+
+`epsilon` replaces a library's own small number; 0 leaves it out.
+"""
+
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 import numpy as np
 
-Mode = Literal["identity", "mean_std", "quantiles"]
+Mode = Literal["identity", "mean_std", "min_max", "quantiles", "quantile10"]
+Variant = Literal["armlet", "lerobot", "openpi"]
 
-CONSTANT = 1e-5
-"""A dimension that spreads by less than this share of its own magnitude, or by nothing, is constant: that is float32's noise."""
+NEEDED: dict[str, tuple[str, ...]] = {
+    "identity": (),
+    "mean_std": ("mean", "std"),
+    "min_max": ("min", "max"),
+    "quantiles": ("q01", "q99"),
+    "quantile10": ("q10", "q90"),
+}
+EPSILON = {"lerobot": 1e-8, "openpi": 1e-6}
 
+ROUNDING = 1e-6  # of where a dimension stands: less is rounding (float32: 6e-8), not motion
+NOISE = 1e-7  # in the data's own unit: float32's rounding of numbers about 1, for a dimension that stands at 0
+NEARLY = 1e-3  # of where a dimension stands: the least that a network is shown as one unit
 
-def _scale(spread: np.ndarray, offset: np.ndarray) -> np.ndarray:
-    """What to divide by (x,): the spread; 1 where a dimension is constant, which then passes through, shifted only."""
-    return np.where(spread <= CONSTANT * np.abs(offset), 1.0, spread)
+USUAL, EVER = 50.0, 1000.0  # normalised values that few rows may pass, and that none may
+FEW = 0.01  # of the rows
 
 
 @dataclass(frozen=True)
 class Normaliser:
-    """`normalised = (value − offset) / scale`, a dimension at a time; arrays (x,) float32."""
+    """See the module's docstring; arrays (x,) float32. Without `shift` it is 0, without `back` it is `scale`."""
 
     offset: np.ndarray
     scale: np.ndarray
+    shift: np.ndarray = None  # type: ignore[assignment]  # __post_init__ knows how long it is
+    back: np.ndarray = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        if self.shift is None:
+            object.__setattr__(self, "shift", np.zeros_like(self.offset))
+        if self.back is None:
+            object.__setattr__(self, "back", self.scale)
 
     @classmethod
-    def from_statistics(cls, statistics: dict[str, Any], mode: Mode, *, what: str, dims: int, keep: tuple[int, ...] = ()) -> Self:
-        """`mean_std` divides by the deviation, `quantiles` takes q01…q99 to −1…1; dimensions in `keep` pass as they are.
+    def from_statistics(
+        cls,
+        statistics: dict[str, Any],
+        mode: Mode,
+        *,
+        what: str,
+        dims: int,
+        keep: tuple[int, ...] = (),
+        variant: Variant = "armlet",
+        epsilon: float | None = None,
+    ) -> Self:
+        """The normaliser of a mode and variant; dimensions in `keep` pass as they are.
 
-        Raises ValueError where statistics are missing or belong to another robot (a different number of dimensions).
+        Raises ValueError where statistics are missing, belong to another robot (a different number of dimensions) or would divide
+        by nothing, and for a mode that a variant does not have.
         """
-        needed = {"identity": (), "mean_std": ("mean", "std"), "quantiles": ("q01", "q99")}[mode]
-        for name in needed:
-            if name not in statistics:
-                raise ValueError(f"statistics of {what!r} lack {name!r}, which normalisation {mode!r} needs")
-            if np.asarray(statistics[name]).shape != (dims,):
-                raise ValueError(
-                    f"statistics of {what!r}: {name} has shape {np.asarray(statistics[name]).shape}, expected ({dims},); "
-                    "are they of another robot?"
-                )
-        offset, scale = np.zeros(dims), np.ones(dims)
-        if mode == "mean_std":
-            offset = np.array(statistics["mean"], np.float64)
-            scale = _scale(np.asarray(statistics["std"], np.float64), offset)
-        elif mode == "quantiles":
-            low = np.asarray(statistics["q01"], np.float64)
-            high = np.asarray(statistics["q99"], np.float64)
-            offset = (low + high) / 2
-            scale = _scale((high - low) / 2, offset)
-        offset[list(keep)] = 0.0
-        scale[list(keep)] = 1.0
-        return cls(offset.astype(np.float32), scale.astype(np.float32))
+        first, second = _read(statistics, mode, what=what, dims=dims)
+        if variant == "armlet":
+            if epsilon is not None:
+                raise ValueError(f"epsilon={epsilon}: normalisation variant 'armlet' has none; leave it out, or choose another")
+            offset, scale = _own(first, second, mode)
+            shift, back = np.zeros(dims), scale
+        elif mode == "identity":
+            offset, scale, shift = np.zeros(dims), np.ones(dims), np.zeros(dims)
+            back = scale
+        else:
+            small = EPSILON[variant] if epsilon is None else epsilon
+            offset, scale, shift, back = _theirs(first, second, mode, variant, small)
+        kept = list(keep)
+        offset[kept], scale[kept], shift[kept], back[kept] = 0.0, 1.0, 0.0, 1.0
+        nothing = np.flatnonzero(np.asarray(scale, np.float32) == 0)
+        if len(nothing):
+            raise ValueError(
+                f"statistics of {what!r}: dimension {nothing[0]} never moved, and epsilon is 0; it would be divided by 0"
+            )
+        return cls(*(np.array(values, np.float32) for values in (offset, scale, shift, back)))
 
     def apply(self, values: np.ndarray) -> np.ndarray:
-        return (values - self.offset) / self.scale
+        return (values - self.offset) / self.scale + self.shift
 
     def invert(self, values: np.ndarray) -> np.ndarray:
-        return values * self.scale + self.offset
+        return (values - self.shift) * self.back + self.offset
 
     def to_json(self) -> dict[str, list[float]]:
-        return {"offset": self.offset.tolist(), "scale": self.scale.tolist()}
+        """`shift` and `back` stand there only where they say something."""
+        said = {"offset": self.offset.tolist(), "scale": self.scale.tolist()}
+        if self.shift.any():
+            said["shift"] = self.shift.tolist()
+        if not np.array_equal(self.back, self.scale):
+            said["back"] = self.back.tolist()
+        return said
 
     @classmethod
     def from_json(cls, value: dict[str, list[float]]) -> Self:
-        return cls(np.array(value["offset"], np.float32), np.array(value["scale"], np.float32))
+        return cls(**{name: np.array(numbers, np.float32) for name, numbers in value.items()})
+
+
+def _read(statistics: dict[str, Any], mode: Mode, *, what: str, dims: int) -> tuple[np.ndarray, np.ndarray]:
+    """The two statistics that a mode reads, (dims,) float64 each."""
+    if mode not in NEEDED:
+        raise ValueError(f"no normalisation {mode!r}; there are {', '.join(NEEDED)}")
+    found = []
+    for name in NEEDED[mode]:
+        if name not in statistics:
+            raise ValueError(f"statistics of {what!r} lack {name!r}, which normalisation {mode!r} needs")
+        values = np.array(statistics[name], np.float64)
+        if values.shape != (dims,):
+            raise ValueError(
+                f"statistics of {what!r}: {name} has shape {values.shape}, expected ({dims},); are they of another robot?"
+            )
+        bad = np.flatnonzero(~np.isfinite(values))
+        if len(bad):
+            raise ValueError(f"statistics of {what!r}: {name} of dimension {bad[0]} is {values[bad[0]]}; measure them again")
+        found.append(values)
+    if mode == "identity":
+        return np.zeros(dims), np.ones(dims)
+    return found[0], found[1]
+
+
+def _own(first: np.ndarray, second: np.ndarray, mode: Mode) -> tuple[np.ndarray, np.ndarray]:
+    """Offset and scale of armlet's own formulas."""
+    if mode == "identity":
+        return first, second
+    centre, spread = _centre_and_spread(first, second, mode)
+    still, nearly = _steady(centre, spread)
+    scale = np.where(nearly, NEARLY * np.abs(centre), spread)
+    return centre, np.where(still, np.maximum(np.abs(centre), 1.0), scale)
+
+
+def _theirs(
+    first: np.ndarray, second: np.ndarray, mode: Mode, variant: Variant, epsilon: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Offset, scale, shift and back of another library's formulas, in its own single precision."""
+    first, second, small = first.astype(np.float32), second.astype(np.float32), np.float32(epsilon)
+    if mode == "mean_std":
+        scale = second + small
+        back = second.copy() if variant == "lerobot" else scale.copy()
+        return first, scale, np.zeros_like(first), back
+    if variant == "openpi":
+        if mode != "quantiles":
+            raise ValueError(f"openpi has no normalisation {mode!r}; it has mean_std and quantiles")
+        width = second - first + small
+    else:
+        width = np.where(second == first, small, second - first)
+    return first, width / 2, np.full_like(first, -1), width / 2
+
+
+def _centre_and_spread(first: np.ndarray, second: np.ndarray, mode: Mode) -> tuple[np.ndarray, np.ndarray]:
+    """Where a dimension stands and how far it moves about that."""
+    if mode == "mean_std":
+        return first, second
+    return (first + second) / 2, (second - first) / 2
+
+
+def _steady(centre: np.ndarray, spread: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Which dimensions stand still, and which nearly do: (dims,) bool each."""
+    place = np.abs(centre)
+    still = spread <= np.maximum(ROUNDING * place, NOISE)
+    return still, ~still & (spread < NEARLY * place)
+
+
+def steady(statistics: dict[str, Any], mode: Mode, *, what: str, dims: int) -> dict[int, str]:
+    """The dimensions that hardly moved in the data → what `Normaliser.from_statistics` does with each, in words.
+
+    Divided by a deviation of almost nothing, a joint that always stood at 0.1 and reads 0.101 would be a million deviations away. No
+    size in metres or radians says what almost nothing is, so it is measured against the place where the dimension stands:
+
+    - it *stands still* where it moved by no more than 1e-6 of that place (rounding), or 1e-7 about 0. Its distance from
+      that place passes in its own unit: scale 1, or the size of the place itself where that is larger than 1.
+    - it *nearly* stands still where it moved by less than 1e-3 of that place. A thousandth of the place is then one unit.
+
+    A dimension that moves by 1e-4 about 0 does not stand still by this, and is normalised like any other.
+    """
+    if mode == "identity":
+        return {}
+    centre, spread = _centre_and_spread(*_read(statistics, mode, what=what, dims=dims), mode)
+    still, nearly = _steady(centre, spread)
+    said = {}
+    for index in np.flatnonzero(still | nearly):
+        scale = max(abs(centre[index]), 1.0) if still[index] else NEARLY * abs(centre[index])
+        how = "stands still" if still[index] else "hardly moves"
+        said[int(index)] = f"{how} at {centre[index]:g}, scale {scale:g}"
+    return said
+
+
+def check_sane(what: str, values: np.ndarray, normaliser: Normaliser, names: Sequence[str]) -> None:
+    """Raises ValueError where `values` (N, x) of a data set, normalised, are further off than numbers of the same robot can be.
+
+    That is more than 1000 once, or more than 50 in more than 1 % of the rows. A dimension without statistics (identity) may be 50.
+    """
+    found = np.abs(normaliser.apply(values))
+    plain = (normaliser.offset == 0) & (normaliser.scale == 1) & (normaliser.shift == 0)
+    for index in range(found.shape[1]):
+        worst = int(found[:, index].argmax()) if len(found) else 0
+        if not len(found) or not found[worst, index] > USUAL:
+            continue
+        share = float((found[:, index] > USUAL).mean())
+        if found[worst, index] <= EVER and (plain[index] or share <= FEW):
+            continue
+        if plain[index]:
+            fix = "it has no statistics: choose a normalisation (--normalise-actions), or repair the row"
+        else:
+            fix = "the statistics are another robot's or in another unit, or the row is damaged: repair or drop it"
+        raise ValueError(
+            f"{what}, dimension {index} ({names[index]}): {values[worst, index]:g} in row {worst} is {found[worst, index]:.4g} when "
+            f"normalised (offset {normaliser.offset[index]:g}, scale {normaliser.scale[index]:g}); {share:.1%} of the rows are over "
+            f"{USUAL:g}, expected at most {FEW:.0%}, and none over {EVER:g}; {fix}"
+        )

@@ -75,16 +75,19 @@ class Body:
     state: Normaliser
     actions: Normaliser
     tokenizer: Tokenizer
+    state_names: tuple[str, ...] = ()  # one a number of the state; none where nobody knows
 
     def to_json(self) -> dict[str, Any]:
         """Everything but the tokenizer."""
-        return {"action_spec": asdict(self.action_spec), "state": self.state.to_json(), "actions": self.actions.to_json()}
+        said = {"action_spec": asdict(self.action_spec), "state": self.state.to_json(), "actions": self.actions.to_json()}
+        return {**said, "state_names": list(self.state_names)} if self.state_names else said
 
     @classmethod
     def from_json(cls, description: dict[str, Any], tokenizer: Tokenizer) -> Self:
         """What `to_json` described; other entries of the description are another's."""
         spec = ActionSpec.from_json(description["action_spec"])
-        return cls(spec, Normaliser.from_json(description["state"]), Normaliser.from_json(description["actions"]), tokenizer)
+        state, actions = Normaliser.from_json(description["state"]), Normaliser.from_json(description["actions"])
+        return cls(spec, state, actions, tokenizer, tuple(description.get("state_names", ())))
 
 
 class Policy(nn.Module, ABC):
