@@ -253,6 +253,8 @@ class Privileged(Objective):
 class Described:
     """Batches with what an annotator said of them."""
 
+    frames = make_frames()  # what a stage says it was trained on
+
     def __init__(self, policy: ClipLora) -> None:
         self.inner, self.policy = make_batches(policy, make_frames()), policy
 
