@@ -26,7 +26,7 @@ from torch import nn
 from armlet.data.files import (
     atomic_file,
     check_is_here,
-    hold,
+    hold_and_remove,
     make_durable,
     make_folder,
     parse_json,
@@ -65,26 +65,22 @@ def save_policy(
     description = json.loads(json.dumps(policy.to_json()))
     tokenizer = policy.body.tokenizer.to_str(pretty=False).encode()
     make_folder(folder)
-    with hold(folder / LOCK, "saving a policy", wait=True):
+    with hold_and_remove(folder / LOCK, "saving a policy"):
+        _refuse_foreign(folder)
+        _finish(folder)  # what a save that was killed left
         try:
-            _refuse_foreign(folder)
-            _finish(folder)  # what a save that was killed left
-            try:
-                fingerprint = _write_weights(tensors, folder, description, tokenizer)
-                write_atomically(folder / (TOKENIZER + NEXT), tokenizer)
-                config = {
-                    "armlet": 1,
-                    FINGERPRINT: fingerprint,
-                    WORDS: _hash(tokenizer),
-                    "policy": description,
-                    "provenance": provenance or {},
-                }
-                write_atomically(folder / CONFIG, json.dumps(config, indent=1).encode())
-            finally:
-                _finish(folder)
+            fingerprint = _write_weights(tensors, folder, description, tokenizer)
+            write_atomically(folder / (TOKENIZER + NEXT), tokenizer)
+            config = {
+                "armlet": 1,
+                FINGERPRINT: fingerprint,
+                WORDS: _hash(tokenizer),
+                "policy": description,
+                "provenance": provenance or {},
+            }
+            write_atomically(folder / CONFIG, json.dumps(config, indent=1).encode())
         finally:
-            with contextlib.suppress(PermissionError):  # Windows removes no open file
-                (folder / LOCK).unlink(missing_ok=True)  # still held: nobody else can have taken it
+            _finish(folder)
 
 
 def _halved(name: str, tensor: torch.Tensor) -> torch.Tensor:
@@ -183,6 +179,7 @@ def _read(folder: Path, look: Callable[[Path, dict[str, Any]], tuple[str | None,
         if not isinstance(config.get("policy"), dict):
             raise ValueError(f"{folder / CONFIG} has no 'policy'; it was not written by armlet")
         try:
+            _named(folder / TOKENIZER)  # that a file is missing comes before what the others say
             weights = _find_weights(folder, config, look)
             tokenizer = _find_words(folder, config)
             if read_whole(folder / CONFIG, fix=FIX) == content:  # a save changes this file first

@@ -59,6 +59,17 @@ def hold(lock: Path, doing: str, *, wait: bool = False) -> AcquireReturnProxy:
     return held.acquire()
 
 
+@contextlib.contextmanager
+def hold_and_remove(lock: Path, doing: str) -> Iterator[None]:
+    """As `hold`, for something short: waits for the other, and leaves no file."""
+    with hold(lock, doing, wait=True):
+        try:
+            yield
+        finally:
+            with contextlib.suppress(PermissionError):  # Windows removes no open file
+                lock.unlink(missing_ok=True)  # still held: whoever opened it meanwhile sees that it is gone, and makes another
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """The whole file or, where anything fails, what stood there before. Raises FullDiskError, naming the file, where there is no
     room for it."""
