@@ -1,11 +1,12 @@
 """Episodes → LeRobotDataset v3.0 on disk, on pyarrow and PyAV alone.
 
 Each finished episode is staged in a folder that appears by one rename, so a killed run loses only the episode
-under way; `finalise` lays the staged episodes out as v3.0. Knows no policy and no benchmark.
+under way; `finalise` lays the staged episodes out as v3.0, in new files beside those that are there. Knows no policy and no benchmark.
 """
 
 import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,55 +14,117 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from armlet.data.appending import (
+    APPEND,
+    ARMLET,
+    LISTED,
+    READY,
+    Existing,
+    carry_out,
+    check_agrees,
+    check_schema,
+    next_place,
+    plan,
+    read_existing,
+)
 from armlet.data.episodes import EpisodeDataset, EpisodeError, EpisodeFrames, Features
-from armlet.data.layout import DATA, EPISODES, IMAGE, INFO, STATS, TASKS, VIDEO, column_type, info_json, tasks_table
+from armlet.data.files import atomic_folder, hold_and_remove, make_folder, read_json, write_atomically
+from armlet.data.layout import IMAGE, INFO, STATS, TASKS, column_type, info_json, tasks_table
 from armlet.data.statistics import combine, of_images, of_values
 from armlet.data.video import concatenate, write_video
 from armlet.progress import Progress
 
-STAGING, ARMLET, STAGED = ".staging", "meta/armlet.json", "armlet/staged"
+STAGING, STAGED = ".staging", "armlet/staged"
+DECLARED = f"{APPEND}/staged.json"  # what the staged episodes are like; gone once they are laid out
+ABOUT, COLUMNS = "about.json", "columns.npz"
+FIX = "delete this folder to make the episode again"
 
 
 def stage_episode(root: Path, index: int, episode: EpisodeFrames, features: Features, *, fps: int) -> None:
-    """Write one episode where `finalise` finds it; may run in a worker process. Whole or not at all."""
+    """Write one episode where `finalise` finds it; may run in a worker process. Whole or not at all.
+
+    Raises FileExistsError where one of this number is staged already.
+    """
     episode.check(features)
-    place = root / STAGING / f"{index:07d}"
-    part = place.with_name(place.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
     columns: dict[str, Any] = {"observation.state": episode.state, "action": episode.action, **episode.extra}
-    np.savez(part / "columns.npz", **columns)
-    for name, frames in episode.images.items():
-        write_video(part / f"{name}.mp4", frames, fps=fps, pixels="yuv444p", quality=12)
     statistics = {IMAGE + name: of_images(frames) for name, frames in episode.images.items()}
     about = {"task": episode.task, "length": len(episode.state), "info": episode.info, "statistics": statistics}
-    (part / "about.json").write_text(json.dumps(about))
-    part.rename(place)
+    with atomic_folder(root / STAGING / f"{index:07d}") as part:
+        np.savez(part / COLUMNS, **columns)
+        for name, frames in episode.images.items():
+            write_video(part / f"{name}.mp4", frames, fps=fps, pixels="yuv444p", quality=12)
+        (part / ABOUT).write_text(json.dumps(about))
 
 
 class EpisodeWriter:
-    """Adds episodes to a data set, new or existing. `metadata` describes how it was made; an existing one must agree."""
+    """Adds episodes to a data set, new or one that armlet laid out. `metadata` describes how it was made; an existing one must agree,
+    and so must its rate, features, robot and version. Where they do not, raises EpisodeError and touches nothing.
+
+    What is there is never rewritten but for the tables of tasks and statistics and meta/info.json: new episodes get files with
+    numbers that no file has.
+    """
 
     def __init__(
         self, root: Path, features: Features, *, fps: int, robot: str, metadata: dict[str, Any], episodes_per_file: int = 5000
     ) -> None:
         self.root, self.features, self.fps, self.robot = Path(root), features, fps, robot
         self.metadata, self.episodes_per_file = metadata, episodes_per_file
-        (self.root / STAGING).mkdir(parents=True, exist_ok=True)
-        for leftover in (self.root / STAGING).glob("*.part"):
-            shutil.rmtree(leftover)
+        check_agrees(self.root, features, fps=fps, robot=robot)
+        self._check_metadata()
+        self._check_staged()
+        make_folder(self.root / STAGING)
+        self._carry_out()
+        read_existing(self.root, self._keys)
+        if not (self.root / ARMLET).exists():
+            write_atomically(self.root / ARMLET, json.dumps(metadata, indent=1).encode())
+        if not (self.root / DECLARED).exists():
+            write_atomically(self.root / DECLARED, json.dumps(self._declared).encode())
+        self.finalised = EpisodeDataset(self.root) if (self.root / INFO).exists() else None
+
+    @property
+    def _keys(self) -> list[str]:
+        return [IMAGE + name for name in self.features.cameras]
+
+    @property
+    def _declared(self) -> dict[str, Any]:
+        declared: dict[str, Any] = json.loads(
+            json.dumps({"fps": self.fps, "robot": self.robot, "features": asdict(self.features)})
+        )
+        return declared
+
+    def _check_metadata(self) -> None:
         before = self.root / ARMLET
-        if before.exists() and (found := json.loads(before.read_text())) != metadata:
-            differing = [key for key in {*found, *metadata} if found.get(key) != metadata.get(key)]
+        if not before.exists():
+            return
+        found, wanted = (
+            read_json(before, fix="write what it said, or choose another folder"),
+            json.loads(json.dumps(self.metadata)),
+        )
+        differing = [key for key in {*found, *wanted} if found.get(key) != wanted.get(key)]
+        if differing:
             raise EpisodeError(
                 f"{before}: these episodes were made otherwise ({', '.join(sorted(differing))} differ), and data of two kinds "
                 "are not mixed; choose another folder, or delete this one"
             )
-        before.parent.mkdir(parents=True, exist_ok=True)
-        before.write_text(json.dumps(metadata, indent=1))
-        self.finalised = EpisodeDataset(self.root) if (self.root / INFO).exists() else None
-        if self.finalised and self.staged():
-            self._forget_laid_out()
+
+    def _check_staged(self) -> None:
+        """Episodes that another run staged, and no data set counts yet, must be of this kind, too."""
+        if not self.staged() or not (self.root / DECLARED).exists():
+            return
+        found, wanted = read_json(self.root / DECLARED, fix="delete it and the staged episodes"), self._declared
+        differing = [
+            f"{key} {found.get(key)!r} there, {value!r} here" for key, value in wanted.items() if found.get(key) != value
+        ]
+        if differing:
+            raise EpisodeError(
+                f"{self.root / STAGING} holds {len(self.staged())} finished episodes of another kind ({'; '.join(differing)}); choose "
+                "another folder, or delete this one"
+            )
+
+    def _carry_out(self) -> None:
+        if (self.root / READY).exists():
+            with hold_and_remove(self.root / APPEND / "lock", "adding episodes"):
+                carry_out(self.root, self.root / STAGING)
 
     @property
     def start(self) -> int:
@@ -69,12 +132,13 @@ class EpisodeWriter:
 
     def staged(self) -> list[Path]:
         """Finished episodes not laid out yet, in order."""
-        return sorted(path for path in (self.root / STAGING).iterdir() if not path.name.endswith(".part"))
+        staging = self.root / STAGING
+        return sorted(path for path in staging.iterdir() if path.name.isdigit()) if staging.exists() else []
 
     def finished(self) -> list[dict[str, Any]]:
         """The `info` of every finished episode."""
         old = [episode.info for episode in self.finalised.episodes] if self.finalised else []
-        return old + [json.loads((path / "about.json").read_text())["info"] for path in self.staged()]
+        return old + [read_json(path / ABOUT, fix=FIX)["info"] for path in self.staged()]
 
     def add(self, episode: EpisodeFrames) -> None:
         """Stage one episode, numbered after the last."""
@@ -86,60 +150,82 @@ class EpisodeWriter:
         """Lay staged episodes out as LeRobotDataset v3.0; does nothing where none is staged."""
         staged = self.staged()
         progress = Progress(f"lay out {self.robot}", total=len(staged), unit="episode")
-        for start in range(0, len(staged), self.episodes_per_file):
-            some = staged[start : start + self.episodes_per_file]
-            self._write_file(some)
-            for path in some:
-                shutil.rmtree(path)
-            progress.advance(len(some))
+        with hold_and_remove(self.root / APPEND / "lock", "adding episodes"):
+            for start in range(0, len(staged), self.episodes_per_file):
+                some = staged[start : start + self.episodes_per_file]
+                self._prepare(some)
+                carry_out(self.root, self.root / STAGING)
+                progress.advance(len(some))
         progress.close()
-        return EpisodeDataset(self.root)
+        if not self.staged():
+            shutil.rmtree(self.root / APPEND, ignore_errors=True)
+        self.finalised = EpisodeDataset(self.root)
+        return self.finalised
 
-    def _forget_laid_out(self) -> None:
-        """Remove staged episodes that the newest file holds already: a run was killed between writing and removing."""
-        assert self.finalised is not None
-        newest = self.root / EPISODES.format(file=len(self.finalised.data_files) - 1)
-        if STAGED not in pq.read_schema(newest).names:  # somebody else wrote it
-            return
-        laid_out = set(pq.read_table(newest, columns=[STAGED]).column(STAGED).to_pylist())
-        for name in laid_out & {path.name for path in self.staged()}:
-            shutil.rmtree(self.root / STAGING / name)
-
-    def _write_file(self, staged: list[Path]) -> None:
-        old = EpisodeDataset(self.root) if (self.root / INFO).exists() else None
-        number = len(old.data_files) if old else 0
+    def _prepare(self, staged: list[Path]) -> None:
+        """Everything that these episodes add to the data set, in the folder from which `carry_out` moves it there."""
+        old = read_existing(self.root, self._keys)
         tasks = list(old.tasks) if old else []
-        rows, table = self._tables(staged, old, number, tasks)
-        for name in self.features.cameras:
-            target = self.root / VIDEO.format(camera=IMAGE + name, file=number)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            concatenate([path / f"{name}.mp4" for path in staged], target)
-        for path, content in ((DATA.format(file=number), table), (EPISODES.format(file=number), pa.Table.from_pylist(rows))):
-            (self.root / path).parent.mkdir(parents=True, exist_ok=True)
-            pq.write_table(content, self.root / path)
-        pq.write_table(tasks_table(tasks), self.root / TASKS)
-        every = (_rows(self.root) if old else []) + rows
-        names = {key.split("/")[1] for key in rows[0] if key.startswith("stats/")}
-        together = {name: combine([_statistics_of(row, name) for row in every]) for name in names}
-        (self.root / STATS).write_text(json.dumps(together))
-        frames = every[-1]["dataset_to_index"]
-        info = info_json(self.features, self.fps, self.robot, episodes=len(every), frames=frames, tasks=len(tasks))
-        part = self.root / (INFO + ".part")  # the last to be written: what it does not count does not exist
-        part.write_text(json.dumps(info, indent=1))
-        part.rename(self.root / INFO)
+        total = len(old.rows) if old else 0
+        info = old.info if old else info_json(self.features, self.fps, self.robot, episodes=0, frames=0, tasks=0)
+        places = {key: next_place(self.root / "videos" / key, info["chunks_size"]) for key in self._keys}
+        places |= {name: next_place(self.root / name, info["chunks_size"]) for name in ("data", "meta/episodes")}
+        rows, table = self._tables(staged, old, places, tasks)
+        check_schema(self.root, old.data if old else [], table)
+        videos = {key: info["video_path"].format(video_key=key, **places[key]) for key in self._keys}
+        data = info["data_path"].format(**places["data"])
+        listed = LISTED.format(**places["meta/episodes"])
+        with atomic_folder(self.root / READY) as ready:
+            for name in (*videos.values(), data, listed):
+                (ready / name).parent.mkdir(parents=True, exist_ok=True)
+            for camera, name in zip(self.features.cameras, videos.values(), strict=True):
+                concatenate([path / f"{camera}.mp4" for path in staged], ready / name)
+            pq.write_table(table, ready / data)
+            pq.write_table(tasks_table(tasks), ready / TASKS)
+            pq.write_table(self._list(rows), ready / listed)
+            (ready / STATS).write_text(json.dumps(self._statistics(old, rows, table)))
+            counted = {
+                "total_episodes": total + len(rows),
+                "total_frames": rows[-1]["dataset_to_index"],
+                "total_tasks": len(tasks),
+                "splits": {"train": f"0:{total + len(rows)}"},
+            }
+            (ready / INFO).write_text(json.dumps(info | counted, indent=1))
+            files = [*videos.values(), data, TASKS, listed, STATS, INFO]
+            plan(self.root, ready, [path.name for path in staged], files)
+
+    def _list(self, rows: list[dict[str, Any]]) -> pa.Table:
+        """The list of new episodes. Raises EpisodeError where the one that is there has other columns."""
+        table = pa.Table.from_pylist(rows)
+        files = sorted(self.root.glob("meta/episodes/chunk-*/file-*.parquet"))
+        check_schema(self.root, [str(path.relative_to(self.root)) for path in files], table)
+        return table
+
+    def _statistics(self, old: Existing | None, rows: list[dict[str, Any]], table: pa.Table) -> dict[str, Any]:
+        """Of all rows, exactly; of pictures as each episode's were sampled."""
+        every = [*(old.rows if old else []), *rows]
+        names = [key.split("/")[1] for key in rows[0] if key.startswith("stats/") and key.endswith("/count")]
+        together = {}
+        for name in names:
+            if name in table.column_names:
+                before = [pq.read_table(self.root / file, columns=[name]).column(name) for file in (old.data if old else [])]
+                together[name] = of_values(np.concatenate([_numbers(column) for column in [*before, table.column(name)]]))
+            else:
+                together[name] = combine([_statistics_of(row, name) for row in every])
+        return together
 
     def _tables(
-        self, staged: list[Path], old: "EpisodeDataset | None", number: int, tasks: list[str]
+        self, staged: list[Path], old: Existing | None, places: dict[str, dict[str, int]], tasks: list[str]
     ) -> tuple[list[dict[str, Any]], pa.Table]:
         columns: dict[str, list[np.ndarray]] = {}
         rows: list[dict[str, Any]] = []
-        index, first, time = self.start if old is None else len(old.episodes), len(old) if old else 0, 0
+        index, first, time = (len(old.rows), old.frames, 0) if old else (0, 0, 0)
         for path in staged:
-            about = json.loads((path / "about.json").read_text())
+            about = read_json(path / ABOUT, fix=FIX)
             length = about["length"]
             if about["task"] not in tasks:
                 tasks.append(about["task"])
-            values = dict(np.load(path / "columns.npz"))
+            values = dict(np.load(path / COLUMNS))
             values |= {
                 "timestamp": (np.arange(length) / self.fps).astype(np.float32),
                 "frame_index": np.arange(length),
@@ -148,7 +234,7 @@ class EpisodeWriter:
                 "task_index": np.full(length, tasks.index(about["task"])),
             }
             statistics = about["statistics"] | {name: of_values(column) for name, column in values.items()}
-            rows.append(self._row(about, index, first, time, number, statistics) | {STAGED: path.name})
+            rows.append(self._row(about, index, first, time, places, statistics) | {STAGED: path.name})
             for name, column in values.items():
                 columns.setdefault(name, []).append(column)
             index, first, time = index + 1, first + length, time + length
@@ -156,37 +242,46 @@ class EpisodeWriter:
         return rows, pa.table({name: pa.array(list(values), column_type(values)) for name, values in joined.items()})
 
     def _row(
-        self, about: dict[str, Any], index: int, first: int, time: int, number: int, statistics: dict[str, Any]
+        self,
+        about: dict[str, Any],
+        index: int,
+        first: int,
+        time: int,
+        places: dict[str, dict[str, int]],
+        statistics: dict[str, Any],
     ) -> dict[str, Any]:
         row = {
             "episode_index": index,
             "tasks": [about["task"]],
             "length": about["length"],
-            "data/chunk_index": 0,
-            "data/file_index": number,
+            "data/chunk_index": places["data"]["chunk_index"],
+            "data/file_index": places["data"]["file_index"],
             "dataset_from_index": first,
             "dataset_to_index": first + about["length"],
-            "meta/episodes/chunk_index": 0,
-            "meta/episodes/file_index": number,
+            "meta/episodes/chunk_index": places["meta/episodes"]["chunk_index"],
+            "meta/episodes/file_index": places["meta/episodes"]["file_index"],
             "armlet/info": json.dumps(about["info"]),
         }
-        for camera in self.features.cameras:
-            key = f"videos/{IMAGE}{camera}"
+        for key in self._keys:
             row |= {
-                f"{key}/chunk_index": 0,
-                f"{key}/file_index": number,
-                f"{key}/from_timestamp": time / self.fps,
-                f"{key}/to_timestamp": (time + about["length"]) / self.fps,
+                f"videos/{key}/chunk_index": places[key]["chunk_index"],
+                f"videos/{key}/file_index": places[key]["file_index"],
+                f"videos/{key}/from_timestamp": time / self.fps,
+                f"videos/{key}/to_timestamp": (time + about["length"]) / self.fps,
             }
         for name, values in statistics.items():
             row |= {f"stats/{name}/{kind}": value for kind, value in values.items()}
         return row
 
 
-def _rows(root: Path) -> list[dict[str, Any]]:
-    total = json.loads((root / INFO).read_text())["total_episodes"]  # files it does not count were cut off while being written
-    paths = sorted((root / EPISODES.format(file=0)).parent.glob("file-*.parquet"))
-    return [row for path in paths for row in pq.read_table(path).to_pylist()][:total]
+def _numbers(column: pa.ChunkedArray) -> np.ndarray:
+    """A column of numbers or of vectors, as (n,) or (n, x)."""
+    parts = []
+    for chunk in column.chunks:
+        values = chunk.flatten() if pa.types.is_nested(chunk.type) else chunk
+        parts.append(values.to_numpy(zero_copy_only=False))
+    joined = np.concatenate(parts)
+    return joined.reshape(len(column), -1)
 
 
 def _statistics_of(row: dict[str, Any], name: str) -> dict[str, Any]:

@@ -1,0 +1,257 @@
+"""What an append adds to a LeRobotDataset v3.0 folder, prepared whole beside it and then moved in, file by file.
+
+A data set is many files, and no disk renames several at once. So all new files are written into `.append/ready`, which appears
+whole; it is the decision, and whoever opens the data set to write next carries out what a killed run left of it. A file that is still
+in there has not been moved, so nothing is done twice, and what is moved is ours for certain. The order keeps every reader right:
+videos, which nobody looks at before the list of episodes names them; then rows, tasks, that list, statistics; and `meta/info.json`,
+which counts what there is, last. Before that last rename the data set is what it was (the list then has more episodes than are
+counted, and lerobot's reader more rows than it uses); after it everything is there. Knows no episode's content.
+"""
+
+import errno
+import filecmp
+import hashlib
+import json
+import os
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from armlet.data.episodes import EpisodeError, Features
+from armlet.data.files import atomic_file, make_durable, make_folder, read_json
+from armlet.data.layout import INFO, STATS, TASKS, info_json
+
+APPEND, READY, PLAN = ".append", ".append/ready", "plan.json"
+ARMLET = "meta/armlet.json"
+LISTED = "meta/episodes/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
+REPLACED = (TASKS, STATS, INFO)  # all other files are new
+FIX = "copy the data set again"
+ELSEWHERE = "choose another folder"
+
+
+@dataclass(frozen=True)
+class Existing:
+    """A finished data set: meta/info.json, the texts of its tasks by their numbers, the rows of its list of episodes, and its data
+    files, relative to its folder, in order."""
+
+    info: dict[str, Any]
+    tasks: list[str]
+    rows: list[dict[str, Any]]
+    data: list[str]
+
+    @property
+    def frames(self) -> int:
+        return sum(row["length"] for row in self.rows)
+
+
+def check_agrees(root: Path, features: Features, *, fps: int, robot: str) -> None:
+    """Raises EpisodeError where a folder holds something to which armlet may not add such episodes; touches nothing."""
+    if root.exists() and not root.is_dir():
+        raise EpisodeError(f"{root} is a file, expected a folder; {ELSEWHERE}")
+    if not (root / INFO).exists():
+        if not (root / ARMLET).exists():
+            there = [name for name in ("meta", "data", "videos") if os.path.lexists(root / name)]
+            if any(next((root / name).rglob("*"), None) for name in there):
+                raise EpisodeError(
+                    f"{root} holds {', '.join(there)} and no {INFO}: this is no data set that armlet laid out, and it is left as it is; "
+                    f"{ELSEWHERE}"
+                )
+        return
+    info = read_json(root / INFO, fix=FIX)
+    wanted = info_json(features, fps, robot, episodes=0, frames=0, tasks=0)
+    where = f"{root / INFO}: episodes cannot be added here"
+    if info.get("codebase_version") != wanted["codebase_version"]:
+        raise EpisodeError(
+            f"{where}: codebase_version is {info.get('codebase_version')!r}, and armlet writes {wanted['codebase_version']!r}; "
+            f"convert the data set with lerobot, or {ELSEWHERE}"
+        )
+    differing = [
+        f"{name} is {info.get(name)!r} there and {wanted[name]!r} here"
+        for name in ("fps", "robot_type", "data_path", "video_path")
+        if info.get(name) != wanted[name]
+    ]
+    differing += _feature_differences(info.get("features", {}), wanted["features"])
+    if differing:
+        raise EpisodeError(f"{where}: {'; '.join(differing)}. Data of two kinds are not mixed; {ELSEWHERE}")
+    if not (root / ARMLET).exists():
+        raise EpisodeError(
+            f"{where}: {ARMLET} is missing, so another program laid this data set out, and armlet does not write into others' files; "
+            f"{ELSEWHERE}, and merge the two with lerobot"
+        )
+    if info.get("splits") != {"train": f"0:{info.get('total_episodes')}"}:
+        raise EpisodeError(
+            f"{where}: splits is {info.get('splits')!r}, which does not say to what new episodes belong; "
+            f'write {{"train": "0:{info.get("total_episodes")}"}} there, or {ELSEWHERE}'
+        )
+
+
+def _feature_differences(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
+    def described(feature: dict[str, Any]) -> str:
+        names = f" {feature.get('names')}" if feature.get("names") is not None else ""
+        return f"{feature.get('dtype')} {list(feature.get('shape') or [])}{names}"
+
+    differing = [f"the data set has {name!r}, these episodes do not" for name in found if name not in wanted]
+    differing += [f"these episodes have {name!r}, the data set does not" for name in wanted if name not in found]
+    differing += [
+        f"{name!r} is {described(found[name])} there and {described(feature)} here"
+        for name, feature in wanted.items()
+        if name in found and described(found[name]) != described(feature)
+    ]
+    return differing
+
+
+def read_existing(root: Path, cameras: list[str]) -> Existing | None:
+    """What stands in a folder that `check_agrees` has passed and in which no append is half done; None where nothing does.
+
+    Raises EpisodeError where its parts contradict one another, so that adding to it would make that worse. `cameras`: the
+    features that are videos.
+    """
+    listed = _numbered(root / "meta/episodes")
+    data = [f"data/{path.parent.name}/{path.name}" for path in _numbered(root / "data")]
+    if not (root / INFO).exists():
+        left = [name for name in (TASKS, STATS) if (root / name).exists()] + data + [str(path) for path in listed]
+        if left:
+            raise EpisodeError(
+                f"{root} has {left[0]} and no {INFO}: what a run of an older armlet left when it was killed, or a copy that was cut "
+                f"short. Delete {', '.join(left)} to write the staged episodes anew"
+            )
+        return None
+    info = read_json(root / INFO, fix=FIX)
+    rows = [row for path in listed for row in pq.read_table(path).to_pylist()]
+    if [row["episode_index"] for row in rows] != list(range(info["total_episodes"])):
+        raise EpisodeError(
+            f"{root / 'meta/episodes'} lists {len(rows)} episodes, and {INFO} counts {info['total_episodes']}, from 0 on; files that "
+            "it does not count may be left of a run that was killed: move them away"
+        )
+    named = {info["data_path"].format(chunk_index=row["data/chunk_index"], file_index=row["data/file_index"]) for row in rows}
+    stray = [name for name in data if name not in named]
+    if stray:
+        raise EpisodeError(f"{root / stray[0]} belongs to no episode of the data set; move it away, then add to it")
+    frames = sum(pq.read_metadata(root / name).num_rows for name in data)
+    if frames != info["total_frames"] or sum(row["length"] for row in rows) != frames:
+        raise EpisodeError(
+            f"{root}: the data files hold {frames} frames, {INFO} counts {info['total_frames']} and the list of episodes "
+            f"{sum(row['length'] for row in rows)}; {FIX}"
+        )
+    lacking = [name for name in cameras if rows and f"videos/{name}/file_index" not in rows[0]]
+    if lacking:
+        raise EpisodeError(f"{root / 'meta/episodes'} does not say where the videos of {lacking[0]!r} are; {FIX}")
+    return Existing(info, _tasks(root / TASKS), rows, data)
+
+
+def _tasks(path: Path) -> list[str]:
+    columns = pq.read_table(path).to_pydict()
+    numbers = columns.pop("task_index")
+    texts = next(iter(columns.values()))
+    if sorted(numbers) != list(range(len(numbers))):
+        raise EpisodeError(f"{path}: the tasks are numbered {sorted(numbers)}, expected 0 to {len(numbers) - 1}; {FIX}")
+    return [text for _, text in sorted(zip(numbers, texts, strict=True))]
+
+
+def _numbered(folder: Path) -> list[Path]:
+    """The parquet files chunk-…/file-… of a folder in the order of their numbers."""
+    return sorted(folder.glob("chunk-*/file-*.parquet"), key=_numbers)
+
+
+def _numbers(path: Path) -> tuple[int, int]:
+    found = re.fullmatch(r"chunk-(\d+)/file-(\d+)\..*", f"{path.parent.name}/{path.name}")
+    return (int(found[1]), int(found[2])) if found else (-1, -1)
+
+
+def next_place(folder: Path, chunks_size: int) -> dict[str, int]:
+    """The numbers that the next file in `folder` takes: after those of every file that is there, whoever wrote it and whether
+    anything refers to it."""
+    chunk, file = max(map(_numbers, folder.glob("chunk-*/file-*")), default=(-1, -1))
+    if chunk < 0:
+        return {"chunk_index": 0, "file_index": 0}
+    if file + 1 < chunks_size:
+        return {"chunk_index": chunk, "file_index": file + 1}
+    return {"chunk_index": chunk + 1, "file_index": 0}
+
+
+def check_schema(root: Path, files: list[str], table: pa.Table) -> None:
+    """Raises EpisodeError where the newest of the files has other columns than a table that is to stand beside it."""
+    if not files:
+        return
+    found = pq.read_schema(root / files[-1])
+    there = {field.name: str(field.type) for field in found}
+    here = {field.name: str(field.type) for field in table.schema}
+    differing = sorted(name for name in {*there, *here} if there.get(name) != here.get(name))
+    if differing:
+        raise EpisodeError(
+            f"{root / files[-1]} has other columns than armlet writes ({', '.join(differing)}): another program changed it, and "
+            f"nothing is added; {ELSEWHERE}"
+        )
+
+
+def plan(root: Path, ready: Path, staged: list[str], files: list[str]) -> None:
+    """Say in `ready`, which holds `files` by the names that they will have, what to move, in this order, and which staged episodes are
+    done then."""
+    content = {"staged": staged, "files": files, "info": _hash(root / INFO)}
+    (ready / PLAN).write_text(json.dumps(content))
+
+
+def _hash(path: Path) -> str | None:
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else None
+
+
+def carry_out(root: Path, staging: Path) -> None:
+    """Move in what was prepared, from the file on at which a killed run stopped; does nothing where nothing was.
+
+    Raises EpisodeError where the data set was changed since by somebody else and a part is moved already.
+    """
+    ready = root / READY
+    if not ready.exists():
+        return
+    decided = read_json(ready / PLAN, fix=f"move {ready} away, and see which of its files are missing")
+    left = [name for name in decided["files"] if (ready / name).exists()]
+    if INFO in left and decided["info"] != _hash(root / INFO):
+        if len(left) < len(decided["files"]):
+            moved = [name for name in decided["files"] if name not in left and name not in REPLACED]
+            raise EpisodeError(
+                f"{root / INFO} was changed while episodes were being added and the run was killed. Move {', '.join(moved)} and "
+                f"{ready} away, then run the same command again: the episodes are still staged"
+            )
+        _remove(ready)  # nothing of it is in the data set, which is another now: the staged episodes are laid out anew
+        return
+    for name in left:
+        _move(ready / name, root / name, replace=name in REPLACED)
+    for name in decided["staged"]:
+        if (staging / name).exists():
+            shutil.rmtree(staging / name)
+    _remove(ready)
+
+
+def _remove(ready: Path) -> None:
+    gone = ready.with_name("done")  # renamed first: half of it is no decision
+    if gone.exists():
+        shutil.rmtree(gone, ignore_errors=True)
+    ready.rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)
+
+
+def _move(source: Path, target: Path, *, replace: bool) -> None:
+    make_folder(target.parent)
+    if not replace and os.path.lexists(target):
+        if not (target.is_file() and filecmp.cmp(source, target, shallow=False)):
+            raise EpisodeError(
+                f"{target} is there, and was not when this file was prepared: another program writes here too. It is left as it is; "
+                f"move it away and run the same command again"
+            )
+        source.unlink()  # copied from another disk, and killed before it was removed here
+        return
+    try:
+        os.replace(source, target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        with atomic_file(target, size=source.stat().st_size) as part:  # the folder is a link to another disk
+            shutil.copyfile(source, part)
+        source.unlink()
+        return
+    make_durable(target.parent)
