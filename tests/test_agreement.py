@@ -5,8 +5,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from tiny import make_policy
 
-from armlet.agreement import check_taught, outside_range
+from armlet.agreement import check_policy, check_taught, outside_range
 from armlet.types import ActionSpec
 
 SPEC = ActionSpec(("dx", "dy", "dz", "gripper"), "delta", "none", (-1.0,) * 4, (1.0,) * 4, 3, 1.0, -1.0, 10, 0.05)
@@ -68,3 +69,17 @@ def test_actions_outside_the_range_are_counted_and_beyond_a_share_refused(capfd)
 def test_everything_that_differs_is_said_at_once() -> None:
     with pytest.raises(ValueError, match=r"\(1\) action: .*another order.*\(2\) rate: .*\(3\) range: "):
         check(episodes(("dy", "dx", "dz", "gripper"), fps=50), 50 * INSIDE)
+
+
+def test_a_policys_cameras_must_be_there_and_in_its_size() -> None:
+    policy = make_policy()  # scene at 24 and wrist at 16 pixels a side
+    data = episodes()
+    data.state_names = ("x", "y", "z", "gap")
+    data.cameras = {"scene": (24, 24), "wrist": (16, 16), "more": (9, 9)}
+    policy.body = dataclasses.replace(policy.body, action_spec=SPEC)
+    check_policy(data, INSIDE, policy, limit=0.5, title="probe test")
+    data.cameras = {"scene": (24, 32), "hand": (16, 16)}
+    with pytest.raises(
+        ValueError, match=r"camera 'scene': .* 24×32 .* taught with 24×24.*camera 'wrist': .* episodes have hand, scene"
+    ):
+        check_policy(data, INSIDE, policy, limit=0.5, title="probe test")

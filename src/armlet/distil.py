@@ -47,7 +47,7 @@ def _main(recipe: Recipe) -> Path:
         return recipe.student_folder
     device = "cuda" if torch.cuda.is_available() else "cpu"
     teacher = load_policy(recipe.teacher, device=device)
-    check_policy(data, data.columns()["action"], teacher.body, limit=recipe.outside_range, title=title)
+    check_policy(data, data.columns()["action"], teacher, limit=recipe.outside_range, title=title)
     whole = labelled_frames(recipe, data, recipe.labels)
     train, held_out = (rows_of(whole.starts, part) for part in _parts(recipe, data))
     torch.manual_seed(recipe.seed)

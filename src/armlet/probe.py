@@ -25,7 +25,7 @@ def main(recipe: Recipe) -> Path:
     data, title = EpisodeDataset(recipe.episodes, recipe.columns), f"probe {recipe.name}"
     device = "cuda" if torch.cuda.is_available() else "cpu"
     teacher = load_policy(recipe.teacher, device=device)
-    check_policy(data, data.columns()["action"], teacher.body, limit=recipe.outside_range, title=title)
+    check_policy(data, data.columns()["action"], teacher, limit=recipe.outside_range, title=title)
     learner = Learner(teacher)
     batches = make_batches(teacher, load_frames(data))
     if recipe.probe:

@@ -107,7 +107,7 @@ def test_nothing_half_written_is_taken_for_a_copy(data, tmp_path, monkeypatch) -
 
     with monkeypatch.context() as patch:
         patch.setattr(pq, "write_table", full)
-        with pytest.raises(OSError, match="No space"):
+        with pytest.raises(OSError, match="the disk is full"):
             write_persistent(data, tmp_path / "copy", REMARKS)
     assert not (tmp_path / "copy").exists()
     write_persistent(data, tmp_path / "copy", REMARKS)

@@ -179,14 +179,19 @@ def check_schema(root: Path, files: list[str], table: pa.Table) -> None:
     if not files:
         return
     found = pq.read_schema(root / files[-1])
-    there = {field.name: str(field.type) for field in found}
-    here = {field.name: str(field.type) for field in table.schema}
+    there = _types(found)
+    here = _types(table.schema)
     differing = sorted(name for name in {*there, *here} if there.get(name) != here.get(name))
     if differing:
         raise EpisodeError(
             f"{root / files[-1]} has other columns than armlet writes ({', '.join(differing)}): another program changed it, and "
             f"nothing is added; {ELSEWHERE}"
         )
+
+
+def _types(schema: pa.Schema) -> dict[str, str]:
+    """Column → its type. What a list holds has another name in memory (item) than in a file (element)."""
+    return {field.name: str(field.type).replace("element: ", "item: ") for field in schema}
 
 
 def plan(root: Path, ready: Path, staged: list[str], files: list[str]) -> None:

@@ -26,8 +26,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from armlet.data.appending import APPEND
 from armlet.data.digests import CACHE
 from armlet.data.episodes import EpisodeDataset, EpisodeError
+from armlet.data.files import atomic_folder
 from armlet.data.layout import INFO
 from armlet.data.writer import STAGING
 from armlet.progress import Progress
@@ -81,19 +83,17 @@ def write_persistent(data: EpisodeDataset, target: Path | str, remarks: Sequence
         raise EpisodeError(f"{target} exists already; choose another folder for the copy, or delete this one")
     if len(remarks) != len(data.episodes):
         raise EpisodeError(f"{data.root} has {len(data.episodes)} episodes, and there are remarks about {len(remarks)}")
-    part = target.with_name(target.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    paths = [path for path in sorted(data.root.rglob("*")) if path.is_file()]
     rewritten = {data.root / name for name in data.data_files}
-    for path in paths:
-        inside = path.relative_to(data.root)
-        if inside.parts[0] not in (CACHE, STAGING) and path not in rewritten:
-            _copy(path, part / inside, link=inside.parts[0] == "videos")
-    _write_tables(data, part, remarks)
-    info = json.loads((data.root / INFO).read_text())
-    info["features"] |= {PERSISTENT: DECLARED, EVENTS: DECLARED}
-    (part / INFO).write_text(json.dumps(info, indent=1))
-    part.rename(target)
+    with atomic_folder(target) as part:
+        for path in _files(data.root):
+            inside = path.relative_to(data.root)
+            if inside.parts[0] not in (CACHE, STAGING, APPEND) and path not in rewritten:
+                _copy(path, part / inside, link=inside.parts[0] == "videos")
+        _write_tables(data, part, remarks)
+        info = json.loads((data.root / INFO).read_text())
+        info["features"] |= {PERSISTENT: DECLARED, EVENTS: DECLARED}
+        (part / INFO).unlink()
+        (part / INFO).write_text(json.dumps(info, indent=1))
     return EpisodeDataset(target)
 
 
@@ -137,12 +137,21 @@ def _rows_type(table: pa.Table, name: str, *, timed: bool) -> pa.DataType:
     return pa.list_(pa.struct([pa.field(key, kind, nullable=nullable) for key, kind, nullable in fields]))
 
 
+def _files(root: Path) -> list[Path]:
+    """Every file of a folder, in folders that are links as well."""
+    found = []
+    for folder, _, names in os.walk(root, followlinks=True):
+        found += [Path(folder) / name for name in names]
+    return sorted(found)
+
+
 def _copy(source: Path, target: Path, *, link: bool) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
+    real = source.resolve()  # a hub's cache holds links that lead to its blobs from there only
     if link:
         try:
-            os.link(source, target)
+            os.link(real, target)
         except OSError:  # another disk, or one that cannot link
-            shutil.copy2(source, target)
+            shutil.copy2(real, target)
     else:
-        shutil.copy2(source, target)
+        shutil.copy2(real, target)

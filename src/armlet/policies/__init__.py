@@ -96,6 +96,7 @@ class Policy(nn.Module, ABC):
     layers: nn.ModuleList
     head: ActionHead
     body: Body
+    cameras: dict[str, int]  # name → side of its square picture in pixels
     width: int  # of a token
     vision_tokens: int  # of all cameras
     text_tokens: int  # of the longest instruction it takes

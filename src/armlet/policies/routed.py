@@ -62,6 +62,7 @@ class Routed(Policy):
     def __init__(self, inner: Policy, routing: Routing) -> None:
         super().__init__()
         self.inner, self.routing, self.body = inner, routing, inner.body
+        self.cameras = inner.cameras
         self.width, self.execute = inner.width, inner.execute
         self.kept_layers = inner.kept_layers
         self.vision_tokens, self.text_tokens = inner.vision_tokens, inner.text_tokens

@@ -169,7 +169,7 @@ class TwoTower(Policy):
     def __init__(self, config: TwoTowerConfig, body: Body) -> None:
         super().__init__()
         network = config.network
-        self.config, self.network, self.body = config, network, body
+        self.config, self.network, self.body, self.cameras = config, network, body, config.cameras
         self.width, self.text_tokens, self.execute = network.width, network.text_tokens, network.execute
         self.kept_layers = config.kept_layers
         self.grids = tuple(size // network.patch for size in config.cameras.values())

@@ -96,7 +96,7 @@ class VLA(Policy):
 
     def __init__(self, config: VLAConfig, body: Body) -> None:
         super().__init__()
-        self.config, self.body = config, body
+        self.config, self.body, self.cameras = config, body, config.cameras
         self.width, self.text_tokens, self.execute = config.width, config.text_tokens, config.execute
         self.kept_layers = config.kept_layers
         llama = config.llama()
