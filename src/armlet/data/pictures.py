@@ -9,6 +9,7 @@ Knows how pictures are fitted and kept; of a data set only `Source`.
 
 import errno
 import io
+import json
 import os
 import re
 import shutil
@@ -28,16 +29,15 @@ from urllib.parse import quote
 
 import numpy as np
 
-from armlet.data.digests import cache_folder
-from armlet.data.files import BusyError, hold, whole_lines
+from armlet.data.digests import CACHE
+from armlet.data.files import FULL, BusyError, FullDiskError, hold, make_durable, whole_lines
 from armlet.data.fit import MOST, VERSION, Fit, FitError, View, fit_picture
 from armlet.progress import Progress
 
 BLOCK = 256  # rows that are decoded in one go, or a little more: what a killed run may lose, once for each thread
 LONGEST = 1024  # rows of one block, however long an episode is
 SAVED_EVERY = 5.0  # seconds between two entries of what has been decoded
-GAP = 4  # pictures decoded on the way from one wanted row to the next, where a new start would cost more
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+FEWEST = 8  # rows that a thread is given when pictures are streamed: it opens the film anew
 OPTIONS = "give --pictures.cache_gb 0 to stream without it, or a smaller --pictures.size where a policy is taught"
 
 
@@ -115,9 +115,12 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     @property
-    def fingerprint(self) -> str: ...
+    def cache(self) -> Path: ...
 
-    def read_pictures(self, camera: str, first: int, last: int) -> Iterator[np.ndarray]: ...
+    @property
+    def pictures_fingerprint(self) -> str: ...
+
+    def pictures_of(self, camera: str, rows: np.ndarray) -> Iterator[np.ndarray]: ...
 
 
 class Rows(Protocol):
@@ -125,7 +128,7 @@ class Rows(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, rows: np.ndarray) -> np.ndarray: ...
+    def __getitem__(self, rows: np.ndarray | slice | int, /) -> np.ndarray: ...
 
 
 def open_pictures(data: Source, view: View, pictures: Pictures) -> dict[str, Rows]:
@@ -141,12 +144,11 @@ def open_pictures(data: Source, view: View, pictures: Pictures) -> dict[str, Row
         _say(f"{data.root}: pictures are streamed: {size / 1e9:.3g} GB decoded, more than --pictures.cache_gb {pictures.cache_gb:g}")
         store = Store(int(pictures.memory_gb * 1e9))
         pool = ThreadPoolExecutor(pictures.threads, thread_name_prefix="pictures")
-        return {name: Streamed(data, name, shape, view.fit, store, pool) for name, shape in view.cameras.items()}
-    folder = cache_folder(data.root)
-    _say(f"{data.root}: pictures are kept decoded in {folder}: {size / 1e9:.3g} GB, within --pictures.cache_gb {pictures.cache_gb:g}")
-    fingerprint = data.fingerprint
-    remove_stale(folder, fingerprint)
-    return {name: _cached(data, name, shape, view.fit, folder, fingerprint, pictures) for name, shape in view.cameras.items()}
+        return {
+            name: Streamed(data, name, shape, view.fit, store, pool, pictures.threads) for name, shape in view.cameras.items()
+        }
+    remove_stale(data.cache, data.pictures_fingerprint)
+    return {name: _cached(data, name, shape, view.fit, pictures) for name, shape in view.cameras.items()}
 
 
 def _say(line: str) -> None:
@@ -157,7 +159,7 @@ def _bytes_of(count: int, size: tuple[int, int]) -> int:
     return count * size[0] * size[1] * 3
 
 
-def _row_numbers(rows: "np.ndarray | slice | int", length: int) -> np.ndarray:
+def _row_numbers(rows: np.ndarray | slice | int, length: int) -> np.ndarray:
     """Rows as numbers from 0, as numpy would count them; raises IndexError where one is not there."""
     return np.asarray(np.arange(length)[rows])
 
@@ -165,10 +167,12 @@ def _row_numbers(rows: "np.ndarray | slice | int", length: int) -> np.ndarray:
 # Decoded once
 
 
-def _cached(
-    data: Source, camera: str, size: tuple[int, int], fit: Fit, folder: Path, fingerprint: str, pictures: Pictures
-) -> "Cached":
-    place = folder / f"{fingerprint}-{quote(camera, safe='')}-{size[0]}x{size[1]}-{fit}-{VERSION}.npy"
+def _cached(data: Source, camera: str, size: tuple[int, int], fit: Fit, pictures: Pictures) -> "Cached":
+    name = f"{data.pictures_fingerprint}-{quote(camera, safe='')}-{size[0]}x{size[1]}-{fit}-{VERSION}.npy"
+    place = data.cache / name
+    shipped = data.root / CACHE / name  # decoded before the data set was made read-only
+    if shipped.exists():
+        place = shipped
     if not place.exists():
         with hold(place.with_suffix(".lock"), f"decoding {camera}", wait=True):
             if not place.exists():
@@ -177,15 +181,15 @@ def _cached(
 
 
 def remove_stale(folder: Path, fingerprint: str) -> None:
-    """Delete what was decoded of other episodes than these: the data set has changed since. What another process is decoding
-    stays."""
+    """Delete what was decoded of other episodes than these, as the data set has changed since, and by other versions of armlet.
+    What another process is decoding stays, and who reads a file still can."""
     freed = 0
-    for path in sorted(folder.iterdir()):
-        found = re.fullmatch(r"([0-9a-f]{16})-(.+)\.npy(\.part|\.done)?", path.name)
-        if found is None or found[1] == fingerprint:
+    for path in sorted(folder.glob("*.npy*")):
+        found = re.fullmatch(r"(([0-9a-f]{16})-.+)\.npy(\.part|\.done)?", path.name)
+        if found is None or (found[2] == fingerprint and re.search(rf"-\d+x\d+-[a-z]+-{VERSION}$", found[1])):
             continue
         try:
-            with hold(folder / f"{found[1]}-{found[2]}.lock", "decoding"):
+            with hold(folder / f"{found[1]}.lock", "decoding"):
                 freed += path.stat().st_blocks * 512
                 path.unlink()
         except (BusyError, FileNotFoundError):
@@ -212,7 +216,7 @@ class Cached:
     def __len__(self) -> int:
         return self.shape[0]
 
-    def __getitem__(self, rows: "np.ndarray | slice | int") -> np.ndarray:
+    def __getitem__(self, rows: np.ndarray | slice | int) -> np.ndarray:
         """The rows (b,) int64, in their order."""
         numbers = _row_numbers(rows, len(self))
         flat = numbers.reshape(-1)
@@ -264,7 +268,7 @@ class _Decoding:
         free = shutil.disk_usage(self.place.parent).free
         needed = total - len(self.header) - int(written.sum()) * self.row
         if needed > free:
-            raise OSError(
+            raise FullDiskError(
                 errno.ENOSPC,
                 f"{self.place}: the decoded pictures take {total / 1e9:.3g} GB, of which {needed / 1e9:.3g} are still to be "
                 f"written, and the disk has {free / 1e9:.3g} GB free; free some, or {OPTIONS}",
@@ -280,7 +284,7 @@ class _Decoding:
                 raise
             self.part.unlink(missing_ok=True)  # a full disk hurts everybody
             self.done.unlink(missing_ok=True)
-            raise OSError(
+            raise FullDiskError(
                 error.errno,
                 f"{self.place} could not be written, {total / 1e9:.3g} GB of decoded pictures: {error.strerror}; free some room, "
                 f"or {OPTIONS}",
@@ -288,6 +292,7 @@ class _Decoding:
         finally:
             os.close(file)
         self.part.replace(self.place)
+        make_durable(self.place.parent)
         self.done.unlink(missing_ok=True)
 
     def _written(self, total: int) -> np.ndarray:
@@ -298,8 +303,8 @@ class _Decoding:
             self.done.unlink(missing_ok=True)
             return written
         for line in whole_lines(self.done):
-            first, last = map(int, line.split())
-            written[first:last] = True
+            block = json.loads(line)
+            written[block["first"] : block["last"]] = True
         return written
 
     def _decode(self, file: int, written: np.ndarray) -> None:
@@ -323,7 +328,7 @@ class _Decoding:
         finally:
             self.stop.set()
             pool.shutdown(cancel_futures=True)
-            with suppress(OSError):  # what went wrong is on its way already; the next run decodes these again
+            with suppress(OSError):  # what went wrong is on its way already; where not, the whole file is made durable below
                 self._save(file, finished)
             progress.close()
 
@@ -333,13 +338,14 @@ class _Decoding:
             return
         os.fsync(file)
         with self.done.open("a") as log:
-            log.writelines(f"{first} {last}\n" for first, last in finished)
+            log.writelines(json.dumps({"first": first, "last": last}) + "\n" for first, last in finished)
             log.flush()
             os.fsync(log.fileno())
         finished.clear()
 
     def _block(self, file: int, first: int, last: int) -> None:
-        for row, picture in enumerate(fitted(self.data, self.camera, first, last, self.size, self.fit), start=first):
+        rows = np.arange(first, last)
+        for row, picture in zip(rows.tolist(), fitted(self.data, self.camera, rows, self.size, self.fit), strict=True):
             if self.stop.is_set():
                 return
             _write(file, memoryview(np.ascontiguousarray(picture)).cast("B"), len(self.header) + row * self.row)
@@ -367,26 +373,10 @@ def blocks(starts: np.ndarray) -> list[tuple[int, int]]:
     return found
 
 
-def fitted(
-    data: Source, camera: str, first: int, last: int, size: tuple[int, int], fit: Fit, wanted: np.ndarray | None = None
-) -> Iterator[np.ndarray]:
-    """The pictures of rows first … last - 1, or of those of them that are `wanted` (increasing), each fitted when it is decoded.
-
-    Raises FitError naming data set, camera and row where one has another size than its data set says, or is missing.
-    """
-    asked = None if wanted is None else set(wanted.tolist())
-    row = first
-    for picture in data.read_pictures(camera, first, last):
-        if picture.shape[:2] != tuple(data.cameras[camera]):
-            raise FitError(
-                f"{data.root}: camera {camera!r}, frame {row}: found {picture.shape[0]} × {picture.shape[1]} pixels, and "
-                f"meta/info.json says {data.cameras[camera][0]} × {data.cameras[camera][1]}; record the episode again, or mend the file"
-            )
-        if asked is None or row in asked:
-            yield fit_picture(picture, size, fit, camera=camera)
-        row += 1
-    if row < last:
-        raise FitError(f"{data.root}: camera {camera!r} ends at frame {row}, and frames {first} to {last} were to be read")
+def fitted(data: Source, camera: str, rows: np.ndarray, size: tuple[int, int], fit: Fit) -> Iterator[np.ndarray]:
+    """The pictures of `rows` (n,), each fitted as soon as it is decoded."""
+    for picture in data.pictures_of(camera, rows):
+        yield fit_picture(picture, size, fit, camera=camera)
 
 
 # Streamed
@@ -423,11 +413,18 @@ class Streamed:
     """Pictures that are decoded when their rows are asked for, or a little before, by the threads of `pool`."""
 
     def __init__(
-        self, data: Source, camera: str, size: tuple[int, int], fit: Fit, store: Store, pool: ThreadPoolExecutor
+        self,
+        data: Source,
+        camera: str,
+        size: tuple[int, int],
+        fit: Fit,
+        store: Store,
+        pool: ThreadPoolExecutor,
+        threads: int,
     ) -> None:
         self.shape = (len(data), *size, 3)
         self._data, self._camera, self._size, self._fit = data, camera, size, fit
-        self._store, self._pool = store, pool
+        self._store, self._pool, self._threads = store, pool, threads
         self._expected: dict[int, Future[dict[int, np.ndarray]]] = {}  # row → who decodes it
 
     def __len__(self) -> int:
@@ -444,7 +441,7 @@ class Streamed:
         missing = [row for row in numbers.tolist() if row not in self._expected and self._store.get((self._camera, row)) is None]
         self._expected |= self._begin(missing)
 
-    def __getitem__(self, rows: "np.ndarray | slice | int") -> np.ndarray:
+    def __getitem__(self, rows: np.ndarray | slice | int) -> np.ndarray:
         """The rows (b,) int64, in their order."""
         numbers = _row_numbers(rows, len(self))
         found: dict[int, np.ndarray] = {}
@@ -468,23 +465,20 @@ class Streamed:
     def _begin(self, rows: list[int]) -> dict[int, "Future[dict[int, np.ndarray]]"]:
         """Row → the thread's answer that will hold it; rows near one another are decoded together."""
         begun: dict[int, Future[dict[int, np.ndarray]]] = {}
-        for run in runs(np.array(rows, np.int64), self._data.starts):
-            future = self._pool.submit(self._decode, run)
-            begun |= dict.fromkeys(run.tolist(), future)
+        for part in shares(np.array(rows, np.int64), self._threads):
+            future = self._pool.submit(self._decode, part)
+            begun |= dict.fromkeys(part.tolist(), future)
         return begun
 
     def _decode(self, rows: np.ndarray) -> dict[int, np.ndarray]:
-        pictures = fitted(self._data, self._camera, int(rows[0]), int(rows[-1]) + 1, self._size, self._fit, wanted=rows)
+        pictures = fitted(self._data, self._camera, rows, self._size, self._fit)
         found = dict(zip(rows.tolist(), pictures, strict=True))
         for row, picture in found.items():
             self._store.put((self._camera, row), picture)
         return found
 
 
-def runs(rows: np.ndarray, starts: np.ndarray) -> list[np.ndarray]:
-    """Increasing rows in groups that are worth one pass of the decoder: of one episode, and at most `GAP` apart."""
-    if not len(rows):
-        return []
-    episode = np.searchsorted(starts, rows, side="right")
-    apart = (np.diff(rows) > GAP) | (np.diff(episode) != 0)
-    return np.split(rows, np.flatnonzero(apart) + 1)
+def shares(rows: np.ndarray, threads: int) -> list[np.ndarray]:
+    """Increasing rows in a share for each thread, of neighbours; fewer shares where they would be too small."""
+    count = min(threads, -(-len(rows) // FEWEST))
+    return np.array_split(rows, count) if count else []
