@@ -47,8 +47,9 @@ def _main(recipe: Recipe) -> Path:
         return recipe.student_folder
     device = "cuda" if torch.cuda.is_available() else "cpu"
     teacher = load_policy(recipe.teacher, device=device)
+    recipe.pictures.agree(teacher.view)
     check_policy(data, data.columns()["action"], teacher, limit=recipe.outside_range, title=title)
-    whole = labelled_frames(recipe, data, recipe.labels)
+    whole = labelled_frames(recipe, data, teacher.view, recipe.labels)
     train, held_out = (rows_of(whole.starts, part) for part in _parts(recipe, data))
     torch.manual_seed(recipe.seed)
     assert recipe.student is not None
@@ -68,7 +69,10 @@ def _main(recipe: Recipe) -> Path:
         number, rows, before = index - len(recipe.stages), train, {}
         if number >= 0:
             more = practise(recipe, student, teacher, number)
-            met, known = labelled_frames(recipe, more, round_folder(recipe, number) / "labels"), sum(map(len, frames))
+            met, known = (
+                labelled_frames(recipe, more, teacher.view, round_folder(recipe, number) / "labels"),
+                sum(map(len, frames)),
+            )
             practised.append(known + worth_learning(more, met, recipe.rounds[number].replay))
             frames.append(met)
             sets.append(more.fingerprint)

@@ -9,7 +9,7 @@ Knows arrays; knows no data set, no policy and no torch.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast, get_args
 
 import numpy as np
 from PIL import Image
@@ -21,6 +21,13 @@ MOST = 8192  # pixels a side that a picture may be asked to have
 
 class FitError(ValueError):
     """A picture, or a camera, that cannot be seen as a policy sees."""
+
+
+def known_fit(name: str) -> Fit:
+    """A fit by its name. Raises FitError where there is none of this name."""
+    if name not in get_args(Fit):
+        raise FitError(f"fit is {name!r}, expected {', '.join(get_args(Fit))}")
+    return cast(Fit, name)
 
 
 @dataclass(frozen=True)
@@ -105,9 +112,7 @@ def _middle(found: tuple[int, ...], height: int, width: int) -> tuple[float, flo
     return middle_column - half_width, middle_row - half_height, middle_column + half_width, middle_row + half_height
 
 
-def _scaled(
-    image: np.ndarray, height: int, width: int, box: tuple[float, float, float, float] | None = None
-) -> np.ndarray:
+def _scaled(image: np.ndarray, height: int, width: int, box: tuple[float, float, float, float] | None = None) -> np.ndarray:
     """`box` of the picture, or all of it, at this size. Without `reducing_gap`, which would be faster and not the same."""
     picture = Image.fromarray(np.ascontiguousarray(image))
     return np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR, box=box))

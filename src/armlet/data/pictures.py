@@ -18,7 +18,7 @@ import threading
 import time
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass
@@ -64,7 +64,9 @@ class Pictures:
         if self.size is not None and not 1 <= self.size <= MOST:
             raise FitError(f"pictures.size is {self.size}, expected 1 to {MOST} pixels a side")
         if self.cache_gb < 0 or self.memory_gb < 0:
-            raise FitError(f"pictures.cache_gb is {self.cache_gb} and pictures.memory_gb {self.memory_gb}; neither may be negative")
+            raise FitError(
+                f"pictures.cache_gb is {self.cache_gb} and pictures.memory_gb {self.memory_gb}; neither may be negative"
+            )
         if self.workers is not None and self.workers < 1:
             raise FitError(f"pictures.workers is {self.workers}, expected 1 or more threads, or nothing for one a core")
 
@@ -93,12 +95,16 @@ class Pictures:
 
     def agree(self, view: View) -> None:
         """Raises FitError where another fit or size is asked for than a policy that exists was taught with: it would be ignored."""
-        sizes = sorted({size for size in view.cameras.values()})
+        sizes = sorted(set(view.cameras.values()))
         taught = f"fit {view.fit}, " + " and ".join(f"{height} × {width}" for height, width in sizes)
         if self.fit not in ("exact", view.fit):
-            raise FitError(f"pictures.fit {self.fit!r} would have no effect: the teacher sees as it was taught ({taught}); leave it out")
+            raise FitError(
+                f"pictures.fit {self.fit!r} would have no effect: the teacher sees as it was taught ({taught}); leave it out"
+            )
         if self.size is not None and sizes != [(self.size, self.size)]:
-            raise FitError(f"pictures.size {self.size} would have no effect: the teacher sees as it was taught ({taught}); leave it out")
+            raise FitError(
+                f"pictures.size {self.size} would have no effect: the teacher sees as it was taught ({taught}); leave it out"
+            )
 
 
 def _suggested(height: int, width: int) -> int:
@@ -141,7 +147,9 @@ def open_pictures(data: Source, view: View, pictures: Pictures) -> dict[str, Row
         return {}
     size = sum(_bytes_of(len(data), shape) for shape in view.cameras.values())
     if size > pictures.cache_gb * 1e9:
-        _say(f"{data.root}: pictures are streamed: {size / 1e9:.3g} GB decoded, more than --pictures.cache_gb {pictures.cache_gb:g}")
+        _say(
+            f"{data.root}: pictures are streamed: {size / 1e9:.3g} GB decoded, more than --pictures.cache_gb {pictures.cache_gb:g}"
+        )
         store = Store(int(pictures.memory_gb * 1e9))
         pool = ThreadPoolExecutor(pictures.threads, thread_name_prefix="pictures")
         return {
@@ -228,7 +236,7 @@ class Cached:
         return found.reshape(*numbers.shape, *self.shape[1:])
 
     def _read(self, into: np.ndarray, row: int) -> None:
-        room = memoryview(into).cast("B")
+        room = into.data.cast("B")
         at = self._begin + row * self._row
         while len(room):
             count = os.preadv(self._file, [room], at)
@@ -348,12 +356,12 @@ class _Decoding:
         for row, picture in zip(rows.tolist(), fitted(self.data, self.camera, rows, self.size, self.fit), strict=True):
             if self.stop.is_set():
                 return
-            _write(file, memoryview(np.ascontiguousarray(picture)).cast("B"), len(self.header) + row * self.row)
+            _write(file, np.ascontiguousarray(picture).data.cast("B"), len(self.header) + row * self.row)
 
 
 def _write(file: int, content: "bytes | memoryview", at: int) -> None:
     room = memoryview(content)
-    while len(room):
+    while room:
         count = os.pwrite(file, room, at)
         room = room[count:]
         at += count
@@ -476,6 +484,41 @@ class Streamed:
         for row, picture in found.items():
             self._store.put((self._camera, row), picture)
         return found
+
+
+class Joined:
+    """Pictures of several data sets, one after the other, read by rows and never copied whole."""
+
+    def __init__(self, parts: Sequence[Rows]) -> None:
+        self.parts = parts
+        self.firsts = np.cumsum([0, *(len(part) for part in parts)])
+
+    def __len__(self) -> int:
+        return int(self.firsts[-1])
+
+    def __getitem__(self, rows: np.ndarray | slice | int) -> np.ndarray:
+        """The rows (b,) int64, in their order."""
+        numbers = _row_numbers(rows, len(self))
+        owner = self._owner(numbers)
+        found = [part[numbers[owner == index] - self.firsts[index]] for index, part in enumerate(self.parts)]
+        order = np.argsort(np.argsort(owner, kind="stable"), kind="stable")
+        return np.concatenate(found)[order]
+
+    def expect(self, rows: np.ndarray) -> None:
+        """A word to each of the parts which of its rows are asked for next."""
+        owner = self._owner(rows)
+        for index, part in enumerate(self.parts):
+            expect(part, rows[owner == index] - self.firsts[index])
+
+    def _owner(self, rows: np.ndarray) -> np.ndarray:
+        """(b,) int64: the number of the part that has each row."""
+        return np.searchsorted(self.firsts, rows, side="right") - 1
+
+
+def expect(pictures: Rows, rows: np.ndarray) -> None:
+    """A word that `rows` (b,) are asked for next; only pictures that are streamed have use for it."""
+    if isinstance(pictures, Streamed | Joined):
+        pictures.expect(rows)
 
 
 def shares(rows: np.ndarray, threads: int) -> list[np.ndarray]:
