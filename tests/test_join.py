@@ -13,12 +13,14 @@ import numpy as np
 import pytest
 import torch
 from outside import Dots, reaching
+from tiny import frames_of
 
 from armlet import collect, distil, practice, probe, recording, supervision
 from armlet.annotators import Labels
 from armlet.checkpoint import load_policy, save_policy
 from armlet.data.episodes import EpisodeDataset
-from armlet.data.frames import BatchMaker, Frames, load_frames
+from armlet.data.fit import View
+from armlet.data.frames import BatchMaker, Frames
 from armlet.data.traces import TraceStore, TraceWriter
 from armlet.learner import Learner, watch
 from armlet.policies import Policy
@@ -122,7 +124,7 @@ def here(recipe: Recipe, tmp_path: Path) -> Recipe:
 
 def test_every_frame_is_joined_with_the_teachers_answer_to_it(here: Recipe, distilled) -> None:
     calls = distilled(here)
-    frames = load_frames(EpisodeDataset(here.episodes))
+    frames = frames_of(EpisodeDataset(here.episodes))
     rows = np.random.default_rng(0).permutation(len(frames))
     for call in calls:
         batch = call.batches.batch(rows)
@@ -150,7 +152,7 @@ def test_what_is_held_out_is_not_trained_on_and_calibrates(here: Recipe, distill
 def test_a_sample_is_from_all_over(here: Recipe, monkeypatch) -> None:
     monkeypatch.setattr(distil, "SAMPLE", 20)
     teacher = load_policy(here.teacher)
-    batches = make_batches(teacher, load_frames(EpisodeDataset(here.episodes)))
+    batches = make_batches(teacher, frames_of(EpisodeDataset(here.episodes)))
     rows = np.arange(len(batches))
     drawn = [distil._sample(batches, rows, seed).keys for seed in (0, 0, 1)]
     assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
@@ -173,7 +175,7 @@ def rounds(here: Recipe, count: int, **changes: Any) -> Recipe:
 
 def test_rounds_are_joined_with_the_teachers_answers_to_what_the_student_met(here: Recipe, distilled) -> None:
     calls = distilled(rounds(here, 2, share=0.5))
-    base = len(load_frames(EpisodeDataset(here.episodes)))
+    base = len(frames_of(EpisodeDataset(here.episodes)))
     for number, call in enumerate(calls[-2:]):
         parts = [EpisodeDataset(here.out / f"round-{each}" / "episodes") for each in range(number + 1)]
         frames = call.batches.frames
@@ -240,7 +242,7 @@ def test_what_is_missing_in_a_store_is_added_under_its_own_key(here: Recipe, tmp
     learner = Learner(load_policy(here.teacher))
     learner.probe = make_heads(learner.policy, here.probe)
     load_heads(learner.probe, heads_file(here))
-    batches = make_batches(learner.policy, load_frames(EpisodeDataset(here.episodes)))
+    batches = make_batches(learner.policy, frames_of(EpisodeDataset(here.episodes)))
     supervision.store_traces(here, tmp_path / "some", learner, batches, identity, title="the rest")
     again = TraceStore(tmp_path / "some")
     np.testing.assert_array_equal(again.keys, full.keys)
@@ -256,7 +258,7 @@ def test_labels_stand_at_their_own_frames(here: Recipe, monkeypatch) -> None:
         phases, directions, ("",) * len(data), tuple(f"words {number % 7}" for number in rng.integers(0, 99, len(data)))
     )
     monkeypatch.setattr(supervision, "load_labels", lambda folder, data, annotator: said)
-    frames = supervision.labelled_frames(dataclasses.replace(here, annotator=object()), data, here.labels)
+    frames = supervision.labelled_frames(dataclasses.replace(here, annotator=object()), data, View(data.cameras), here.labels)
     np.testing.assert_array_equal(frames.labels["phase"], phases)
     np.testing.assert_array_equal(frames.labels["direction"], directions)
     assert tuple(frames.descriptions[number] for number in frames.described) == said.description
@@ -265,7 +267,7 @@ def test_labels_stand_at_their_own_frames(here: Recipe, monkeypatch) -> None:
 def test_frames_hold_what_was_done_beside_what_was_asked(here: Recipe) -> None:
     """In disturbed episodes these differ, and the action before is the one that was carried out."""
     data = EpisodeDataset(here.episodes)
-    frames = load_frames(data)
+    frames = frames_of(data)
     columns = data.columns()
     assert np.abs(columns["executed"] - columns["action"]).max() > 0.1, "somebody was disturbed"
     np.testing.assert_array_equal(frames.executed, columns["executed"])

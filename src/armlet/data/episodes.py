@@ -36,6 +36,7 @@ from armlet.data.layout import (
     width,
 )
 from armlet.data.opening import EpisodeError, checked, read_lines, read_object
+from armlet.data.pictures import mapped
 from armlet.data.rows import Rows, read_rows
 from armlet.data.sources import Sources
 from armlet.data.statistics import combine, of_values
@@ -326,6 +327,12 @@ class EpisodeDataset:
         first, last = int(self.starts[episode]), int(self.starts[episode + 1])
         return {camera: np.stack(list(self.read_pictures(camera, first, last))) for camera in self.cameras}
 
+    def all_images(self, camera: str) -> np.ndarray:
+        """All pictures of a camera in their own size, (N, h, w, 3) uint8, decoded once into a file that is mapped into memory: for looking
+        at a small data set. Training reads them at the size its policy sees (`pictures.open_pictures`)."""
+        self._check_camera(camera)
+        return mapped(self, camera)
+
     def read_pictures(self, camera: str, first: int, last: int) -> Iterator[np.ndarray]:
         """The pictures (h, w, 3) uint8 of rows `first` to `last` (exclusive) of the N, one at a time, at full size.
 
@@ -337,9 +344,7 @@ class EpisodeDataset:
 
     def pictures_of(self, camera: str, rows: np.ndarray) -> Iterator[np.ndarray]:
         """The same of any `rows` (n,) int64, in their order; those that increase are had fastest. Several threads may read."""
-        if camera not in self.cameras:
-            depth = "; its distances are read by read_depth" if camera in self.depth_cameras else ""
-            raise EpisodeError(f"{self.root} has no camera {camera!r}; it has {', '.join(self.cameras) or 'none'}{depth}")
+        self._check_camera(camera)
         wanted = (*self.cameras[camera], 3)
         for row, picture in zip(rows.tolist(), self._sources.colours(self._kept[camera], rows), strict=True):
             if picture.shape != wanted:
@@ -359,6 +364,11 @@ class EpisodeDataset:
         about = video_info(self._features[key])
         for levels in self._sources.filmed(key, np.arange(first, last), pixels=None):
             yield millimetres(levels, about)
+
+    def _check_camera(self, camera: str) -> None:
+        if camera not in self.cameras:
+            depth = "; its distances are read by read_depth" if camera in self.depth_cameras else ""
+            raise EpisodeError(f"{self.root} has no camera {camera!r}; it has {', '.join(self.cameras) or 'none'}{depth}")
 
     def _check_span(self, first: int, last: int) -> None:
         if not 0 <= first <= last <= len(self):

@@ -84,9 +84,8 @@ def fit_picture(image: np.ndarray, size: int | tuple[int, int], fit: Fit, *, cam
 
 def _another_size(camera: str, found: tuple[int, ...], wanted: tuple[int, int]) -> str:
     return (
-        f"camera {camera!r}: found pictures of {found[0]} × {found[1]} pixels, expected ({wanted[0]}, {wanted[1]}, 3) uint8, which "
-        "this policy takes as they are (fit exact); one taught with `--pictures.fit letterbox` (or crop, stretch) and "
-        "`--pictures.size` takes any"
+        f"camera {camera!r}: found ({found[0]}, {found[1]}, 3), expected ({wanted[0]}, {wanted[1]}, 3) uint8: the policy takes pictures "
+        "of that size as they are (fit exact); one taught with `--pictures.fit letterbox` (or crop, stretch) and `--pictures.size` takes any"
     )
 
 

@@ -188,6 +188,11 @@ def _cached(data: Source, camera: str, size: tuple[int, int], fit: Fit, pictures
     return Cached(place, (len(data), *size, 3))
 
 
+def mapped(data: Source, camera: str) -> np.ndarray:
+    """A camera's pictures in their own size, (N, h, w, 3) uint8, mapped into memory."""
+    return np.load(_cached(data, camera, data.cameras[camera], "exact", Pictures()).path, mmap_mode="r")
+
+
 def remove_stale(folder: Path, fingerprint: str) -> None:
     """Delete what was decoded of other episodes than these, as the data set has changed since, and by other versions of armlet.
     What another process is decoding stays, and who reads a file still can."""
@@ -211,7 +216,7 @@ class Cached:
 
     def __init__(self, path: Path, shape: tuple[int, ...]) -> None:
         self.shape = shape
-        self._path = path
+        self.path = path
         self._row = int(np.prod(shape[1:]))
         header = _header(shape)
         self._begin = len(header)
@@ -241,7 +246,7 @@ class Cached:
         while len(room):
             count = os.preadv(self._file, [room], at)
             if count == 0:
-                raise ValueError(f"{self._path} ends before row {row + len(into)} of {len(self)}; delete it, it is made again")
+                raise ValueError(f"{self.path} ends before row {row + len(into)} of {len(self)}; delete it, it is made again")
             room = room[count:]
             at += count
 
