@@ -41,13 +41,13 @@ def main(recipe: Recipe) -> Path:
 
 def _main(recipe: Recipe) -> Path:
     data, title = EpisodeDataset(recipe.episodes, recipe.columns), f"distil {recipe.name}"
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    teacher = load_policy(recipe.teacher, device=device)
+    recipe.pictures.agree(teacher.view)
     wanted = question(recipe, data)
     if is_finished(recipe.student_folder, wanted, fixes="give another folder with `--out`"):
         sys.stderr.write(f"{title}: {recipe.student_folder} was distilled exactly so already\n")
         return recipe.student_folder
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    teacher = load_policy(recipe.teacher, device=device)
-    recipe.pictures.agree(teacher.view)
     check_policy(data, data.columns()["action"], teacher, limit=recipe.outside_range, title=title)
     whole = labelled_frames(recipe, data, teacher.view, recipe.labels)
     train, held_out = (rows_of(whole.starts, part) for part in _parts(recipe, data))
