@@ -330,7 +330,7 @@ class _Decoding:
         try:
             while running:
                 ready, _ = wait(running, timeout=SAVED_EVERY, return_when=FIRST_COMPLETED)
-                for future in ready:
+                for future in sorted(ready, key=_failed):  # what was decoded is kept, whatever went wrong beside it
                     first, last = block = running.pop(future)
                     future.result()
                     finished.append(block)
@@ -362,6 +362,10 @@ class _Decoding:
             if self.stop.is_set():
                 return
             _write(file, np.ascontiguousarray(picture).data.cast("B"), len(self.header) + row * self.row)
+
+
+def _failed(future: Future[None]) -> bool:
+    return future.exception() is not None
 
 
 def _write(file: int, content: "bytes | memoryview", at: int) -> None:
