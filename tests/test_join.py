@@ -13,14 +13,13 @@ import numpy as np
 import pytest
 import torch
 from outside import Dots, reaching
-from tiny import frames_of
 
 from armlet import collect, distil, practice, probe, recording, supervision
 from armlet.annotators import Labels
 from armlet.checkpoint import load_policy, save_policy
 from armlet.data.episodes import EpisodeDataset
 from armlet.data.fit import View
-from armlet.data.frames import BatchMaker, Frames
+from armlet.data.frames import BatchMaker, Frames, load_frames
 from armlet.data.traces import TraceStore, TraceWriter
 from armlet.learner import Learner, watch
 from armlet.policies import Policy
@@ -124,7 +123,7 @@ def here(recipe: Recipe, tmp_path: Path) -> Recipe:
 
 def test_every_frame_is_joined_with_the_teachers_answer_to_it(here: Recipe, distilled) -> None:
     calls = distilled(here)
-    frames = frames_of(EpisodeDataset(here.episodes))
+    frames = load_frames(EpisodeDataset(here.episodes))
     rows = np.random.default_rng(0).permutation(len(frames))
     for call in calls:
         batch = call.batches.batch(rows)
@@ -152,7 +151,7 @@ def test_what_is_held_out_is_not_trained_on_and_calibrates(here: Recipe, distill
 def test_a_sample_is_from_all_over(here: Recipe, monkeypatch) -> None:
     monkeypatch.setattr(distil, "SAMPLE", 20)
     teacher = load_policy(here.teacher)
-    batches = make_batches(teacher, frames_of(EpisodeDataset(here.episodes)))
+    batches = make_batches(teacher, load_frames(EpisodeDataset(here.episodes)))
     rows = np.arange(len(batches))
     drawn = [distil._sample(batches, rows, seed).keys for seed in (0, 0, 1)]
     assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
@@ -175,7 +174,7 @@ def rounds(here: Recipe, count: int, **changes: Any) -> Recipe:
 
 def test_rounds_are_joined_with_the_teachers_answers_to_what_the_student_met(here: Recipe, distilled) -> None:
     calls = distilled(rounds(here, 2, share=0.5))
-    base = len(frames_of(EpisodeDataset(here.episodes)))
+    base = len(load_frames(EpisodeDataset(here.episodes)))
     for number, call in enumerate(calls[-2:]):
         parts = [EpisodeDataset(here.out / f"round-{each}" / "episodes") for each in range(number + 1)]
         frames = call.batches.frames
@@ -242,7 +241,7 @@ def test_what_is_missing_in_a_store_is_added_under_its_own_key(here: Recipe, tmp
     learner = Learner(load_policy(here.teacher))
     learner.probe = make_heads(learner.policy, here.probe)
     load_heads(learner.probe, heads_file(here))
-    batches = make_batches(learner.policy, frames_of(EpisodeDataset(here.episodes)))
+    batches = make_batches(learner.policy, load_frames(EpisodeDataset(here.episodes)))
     supervision.store_traces(here, tmp_path / "some", learner, batches, identity, title="the rest")
     again = TraceStore(tmp_path / "some")
     np.testing.assert_array_equal(again.keys, full.keys)
@@ -267,7 +266,7 @@ def test_labels_stand_at_their_own_frames(here: Recipe, monkeypatch) -> None:
 def test_frames_hold_what_was_done_beside_what_was_asked(here: Recipe) -> None:
     """In disturbed episodes these differ, and the action before is the one that was carried out."""
     data = EpisodeDataset(here.episodes)
-    frames = frames_of(data)
+    frames = load_frames(data)
     columns = data.columns()
     assert np.abs(columns["executed"] - columns["action"]).max() > 0.1, "somebody was disturbed"
     np.testing.assert_array_equal(frames.executed, columns["executed"])

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny import frames_of, tiny_recipe
+from tiny import tiny_recipe
 
 from armlet import collect, distil, evaluate, figures, outcomes, practice, probe, recipes, teach, training
 from armlet import report as report_page
 from armlet.checkpoint import load_policy
 from armlet.data.episodes import EpisodeDataset
 from armlet.data.files import BusyError, hold
+from armlet.data.frames import load_frames
 from armlet.data.traces import StaleTraceError, TraceStore
 from armlet.recipe import Recipe, Round
 from armlet.recipes.baselines import first_k_tabletop
@@ -168,7 +169,7 @@ def test_an_on_policy_round_adds_what_the_student_met_and_resumes(recipe: Recipe
     assert not {each.info["seed"] for each in data.episodes} & {each.info["seed"] for each in later.episodes}
     store = TraceStore(tmp_path / "whole" / "round-0" / "traces")
     assert len(store) == len(data)
-    frames = frames_of(data)
+    frames = load_frames(data)
     # What was recorded as the action is the first of the chunk that the teacher answers there, but for the video's loss.
     answers = store.read(store.keys, want=["actions"])["actions"][:, 0].float().numpy()
     assert np.abs(answers - make_batches(teacher, frames)._actions).mean() < 0.05

@@ -7,11 +7,8 @@ import numpy as np
 import torch
 
 from armlet.benchmarks.tabletop import Tabletop
-from armlet.data.episodes import EpisodeDataset
-from armlet.data.fit import View
-from armlet.data.frames import Frames, load_frames
+from armlet.data.frames import Frames
 from armlet.data.normalise import Normaliser
-from armlet.data.pictures import Pictures
 from armlet.data.text import train_tokenizer
 from armlet.policies import Body
 from armlet.policies.vla import VLA, VLAConfig, VLANetwork
@@ -58,11 +55,6 @@ def make_frames(*, episodes: int = 7, seed: int = 0) -> Frames:
         asked=np.repeat(np.arange(episodes) % 3, lengths),
         starts=np.array([0, *np.cumsum(lengths)]),
     )
-
-
-def frames_of(data: EpisodeDataset) -> Frames:
-    """The frames of a data set, its pictures as they are."""
-    return load_frames(data, View(data.cameras), Pictures())
 
 
 def tiny_recipe(out: Path) -> Recipe:

@@ -16,9 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from tiny import frames_of
 
 from armlet.data.episodes import EpisodeDataset, EpisodeError, EpisodeFrames, Features
+from armlet.data.frames import load_frames
 from armlet.data.video import VideoError, write_video
 from armlet.data.writer import STAGING, EpisodeWriter
 
@@ -79,7 +79,7 @@ def test_round_trip(tmp_path, per_file: int) -> None:
     assert_equal(data, list(range(7)))
     assert (data.fps, data.state_names, data.action_names) == (10, FEATURES.state, FEATURES.action)
     assert data.cameras == FEATURES.cameras and data.extra == FEATURES.extra and data.tasks == TASKS
-    frames = frames_of(data)
+    frames = load_frames(data)
     assert (
         len(frames) == len(data)
         and frames.texts == TASKS
@@ -210,7 +210,7 @@ def test_videos_cut_elsewhere_than_the_data(tmp_path) -> None:
 
 def test_kill_while_writing(tmp_path) -> None:
     script = f"""
-import sys; sys.path[:0] = [{str(Path(__file__).parent)!r}, {str(Path(__file__).parent.parent)!r}]
+import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
 from test_episodes import *
 target = writer(Path({str(tmp_path)!r}))
 for index in range(500):

@@ -10,10 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from made import EYE, FPS, SIDE, TASKS, Made, film, grey, number
-from tiny import frames_of
 
 from armlet.data.episodes import EpisodeDataset, EpisodeError, EpisodeFrames, Features
-from armlet.data.frames import BatchMaker, join_frames
+from armlet.data.frames import BatchMaker, join_frames, load_frames
 from armlet.data.layout import Columns, is_depth
 from armlet.data.normalise import Normaliser
 from armlet.data.splits import by_task
@@ -220,7 +219,7 @@ def test_a_batch_has_the_words_of_its_frames(tmp_path) -> None:
     """Also where data sets are joined that number their words differently."""
     made = Made(lengths=(2, 2))
     made.tasks = {0: TASKS[1], 1: "wait"}
-    frames = join_frames([frames_of(changing(tmp_path / "d")), frames_of(EpisodeDataset(made.save(tmp_path / "e")))])
+    frames = join_frames([load_frames(changing(tmp_path / "d")), load_frames(EpisodeDataset(made.save(tmp_path / "e")))])
     assert frames.texts == (*TASKS, "wait") and frames.episodes == 5
     tokenizer = train_tokenizer(frames.texts)
     same = [Normaliser(np.zeros(dims, np.float32), np.ones(dims, np.float32)) for dims in (2, 1)]

@@ -185,12 +185,13 @@ def draw(length: int, batch_size: int, step: int, seed: int) -> np.ndarray:
     return np.sort(order[position * batch_size : (position + 1) * batch_size])
 
 
-def load_frames(data: EpisodeDataset, view: View, pictures: Pictures) -> Frames:
-    """All frames of a data set, its pictures as `view` sees them. Columns stand in memory; pictures are read by rows."""
+def load_frames(data: EpisodeDataset, view: View | None = None, pictures: Pictures | None = None) -> Frames:
+    """All frames of a data set, its pictures as `view` sees them: where nothing is said, all of them, as they are. Columns stand in
+    memory; pictures are read by rows, kept or streamed as `pictures` says."""
     columns = data.columns()
     privileged = {name: columns[f"privileged.{name}"] for name in data.privileged}
     return Frames(
-        images=open_pictures(data, view, pictures),
+        images=open_pictures(data, view or View(data.cameras), pictures or Pictures()),
         state=columns["observation.state"],
         actions=columns["action"],
         executed=columns.get("executed", columns["action"]),
