@@ -9,13 +9,14 @@ Knows the file names of a data set and a policy; opens none but meta/info.json.
 """
 
 import contextlib
+import errno
 import json
 import re
 import shutil
 import sys
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from fnmatch import fnmatchcase
 from glob import escape
 from pathlib import Path, PurePosixPath
@@ -113,7 +114,7 @@ class _Cache:
         """That the name stands for this commit, which is here whole."""
         if self.name.is_pinned or (self._last.is_file() and self._last.read_text().strip() == commit):
             return
-        with contextlib.suppress(PermissionError):  # a cache that is shared may be read-only, and lacks nothing without this
+        with contextlib.suppress(OSError):  # a cache that is shared may be read-only; only a look without network needs this
             write_atomically(self._last, commit.encode())
 
     def fall_back(self, why: str) -> str:
@@ -157,7 +158,9 @@ def needed(kind: Kind, files: dict[str, int], folder: Path) -> list[str]:
         if isinstance(info.get(field), str):
             patterns.append("*".join(escape(part) for part in re.split(r"\{[^}]*\}", info[field])))
     features = info.get("features")
-    kinds = {feature.get("dtype") for feature in features.values() if isinstance(feature, dict)} if isinstance(features, dict) else ()
+    kinds = (
+        {feature.get("dtype") for feature in features.values() if isinstance(feature, dict)} if isinstance(features, dict) else ()
+    )
     if "image" in kinds:  # a table may name a picture file anywhere
         patterns += [f"*{suffix}" for suffix in PICTURES]
     return [file for file in files if any(fnmatchcase(file, pattern) for pattern in patterns)]
@@ -217,7 +220,7 @@ def _download(cache: _Cache, commit: str, files: dict[str, int]) -> None:
     size = sum(files.values())
     free = shutil.disk_usage(next(each for each in (cache.root, *cache.root.parents) if each.exists())).free
     if free < size:
-        raise FullDiskError(_too_large(cache, size, free))
+        raise FullDiskError(errno.ENOSPC, _too_large(cache, size, free))
     sys.stderr.write(f"{name}: fetching {_files(len(files))}, {_megabytes(size)}, of commit {commit[:12]}\n")
     progress = Progress(f"fetch {name}", total=size, unit="byte")
     stopped, lock = threading.Event(), threading.Lock()
@@ -246,8 +249,9 @@ def _download(cache: _Cache, commit: str, files: dict[str, int]) -> None:
 
     pool = ThreadPoolExecutor(WORKERS)
     try:
-        for _ in pool.map(fetch, files):
-            pass
+        running = [pool.submit(fetch, file) for file in files]
+        for future in wait(running, return_when=FIRST_EXCEPTION).done:
+            future.result()
     finally:
         stopped.set()  # where all went well, nothing is running any more
         pool.shutdown(cancel_futures=True)
@@ -332,7 +336,9 @@ def _refusal(error: Exception, name: Name, kind: Kind) -> str | None:
             )
         has_token = huggingface_hub.get_token() is not None
         private = "if it is private, the token in use may not read it" if has_token else f"if it is private, {LOGIN}"
-        return f"{name}: there is no {CALLED[kind]} of this name on {_host()} that everybody may see; check the name, or {private}"
+        return (
+            f"{name}: there is no {CALLED[kind]} of this name on {_host()} that everybody may see; check the name, or {private}"
+        )
     if status == 401:
         return f"{name}: {_host()} does not accept the token in use (401); {LOGIN}"
     if status == 403:
@@ -374,7 +380,9 @@ def _broken_off(error: Exception, cache: _Cache, commit: str) -> OSError:
         return HubError(refusal)
     first = re.sub(r"\S+://\S+", "…", str(error).strip().split("\n")[0])  # an address may be signed
     why = _unreachable(error) or f"{host}: {type(error).__name__}: {first}"
-    return HubError(f"{name}: fetching commit {commit[:12]} broke off ({why}); the same again goes on with the files that are not here yet")
+    return HubError(
+        f"{name}: fetching commit {commit[:12]} broke off ({why}); the same again goes on with the files that are not here yet"
+    )
 
 
 def _too_large(cache: _Cache, size: int, free: int) -> str:
