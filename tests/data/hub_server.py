@@ -55,9 +55,18 @@ class Hub:
         return self.repositories.setdefault(f"{kind}/{name}", Repository())
 
     @property
+    def elsewhere(self) -> str:
+        """The address of large files: another host, which is to see no token."""
+        return self.address.replace("127.0.0.1", "localhost")
+
+    @property
     def fetched(self) -> list[str]:
         """The files that were fetched, by their names in the repository, since the last look."""
-        found = [path.split("/resolve/")[1].split("/", 1)[1] for method, path, _ in self.asked if method == "GET" and "/resolve/" in path]
+        found = []
+        for method, path, _ in self.asked:
+            for where in ("/resolve/", "/large/"):
+                if method == "GET" and where in path:
+                    found.append(unquote(path.split(where)[1].split("/", 1)[1]))
         self.asked.clear()
         return sorted(found)
 
@@ -95,7 +104,11 @@ def _found(hub: Hub, path: str, query: dict[str, list[str]], authorization: str)
         return _refused(404, "RevisionNotFound", f"Invalid rev id: {revision}")
     files = repository.commits[sha]
     if api and rest[:1] != ["tree"]:
-        return 200, {}, json.dumps({"id": name, "sha": sha, "private": False, "siblings": [{"rfilename": each} for each in files]}).encode()
+        return (
+            200,
+            {},
+            json.dumps({"id": name, "sha": sha, "private": False, "siblings": [{"rfilename": each} for each in files]}).encode(),
+        )
     if api:
         return _tree(hub, path, files, int(query.get("cursor", ["0"])[0]))
     return _file(hub, repository, sha, "/".join(map(unquote, rest[2:])), authorization)
@@ -121,7 +134,11 @@ def _file(hub: Hub, repository: Repository, sha: str, name: str, authorization: 
     about = {"X-Repo-Commit": sha, "ETag": f'"{hashlib.sha1(content).hexdigest()}"'}
     if len(content) > LARGE:
         digest = hashlib.sha256(content).hexdigest()
-        about |= {"X-Linked-Etag": f'"{digest}"', "X-Linked-Size": str(len(content)), "Location": f"{hub.address}/large/{digest}/{name}"}
+        about |= {
+            "X-Linked-Etag": f'"{digest}"',
+            "X-Linked-Size": str(len(content)),
+            "Location": f"{hub.elsewhere}/large/{digest}/{name}",
+        }
         return 302, about, b""
     return 200, about, content
 
@@ -151,7 +168,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         self.wfile.write(content)
 
-    do_HEAD = do_GET
+    do_HEAD = do_GET  # noqa: N815 - as the class before it names them
 
     def log_message(self, *arguments: object) -> None:
         """Nothing: `Hub.asked` has it."""
