@@ -230,6 +230,18 @@ def test_a_token_opens_what_is_private_and_is_never_shown(where: str, hub: Hub, 
     assert not any(token in text for token in ("stale", "wrong", "right") for text in said)
 
 
+def test_what_was_taken_back_is_still_had_by_its_commit(hub: Hub) -> None:
+    commit = dataset(hub)
+    before = EpisodeDataset("hf:anna/arm").fingerprint
+    hub.repositories.clear()
+    with pytest.raises(
+        HubError, match=r"\. What was fetched before is here, and is used without asking as (hf:anna/arm@\w{40})$"
+    ) as raised:
+        EpisodeDataset("hf:anna/arm")
+    by_commit = str(raised.value).split()[-1]
+    assert by_commit == f"hf:anna/arm@{commit}" and EpisodeDataset(by_commit).fingerprint == before
+
+
 MALFORMED = [
     "hf:arm",
     "hf:anna",

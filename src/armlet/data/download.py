@@ -68,7 +68,7 @@ def find(name: Name, kind: Kind) -> tuple[str, Path]:
     if name.is_pinned and cache.missing(name.revision) == {}:
         return name.revision, cache.folder(name.revision)
     with _quiet():
-        commit, why = _ask(name, kind)
+        commit, why = _ask(cache)
         if commit is None:
             commit = cache.fall_back(why)
         else:
@@ -106,23 +106,24 @@ class _Cache:
             return None
         return {file: listing[file] for file in needed(self.kind, listing, folder) if not _is_whole(folder / file, listing[file])}
 
-    @property
-    def _last(self) -> Path:
-        return self.root / "refs" / self.name.revision
+    def last(self) -> str | None:
+        """The commit that the name stood for last, as far as is known here."""
+        if self.name.is_pinned:
+            return self.name.revision
+        kept = self.root / "refs" / self.name.revision
+        return kept.read_text().strip() if kept.is_file() else None
 
     def remember(self, commit: str) -> None:
         """That the name stands for this commit, which is here whole."""
-        if self.name.is_pinned or (self._last.is_file() and self._last.read_text().strip() == commit):
+        if self.last() == commit:
             return
         with contextlib.suppress(OSError):  # a cache that is shared may be read-only; only a look without network needs this
-            write_atomically(self._last, commit.encode())
+            write_atomically(self.root / "refs" / self.name.revision, commit.encode())
 
     def fall_back(self, why: str) -> str:
         """The last commit that the name stood for, as the hub cannot be asked; says so once a process. Raises HubError where it is
         not here whole."""
-        commit = self.name.revision if self.name.is_pinned else None
-        if commit is None and self._last.is_file():
-            commit = self._last.read_text().strip()
+        commit = self.last()
         offline = "unset HF_HUB_OFFLINE" if constants.HF_HUB_OFFLINE else "check the network (and HF_ENDPOINT, if it is set)"
         if commit is None or not self.folder(commit).exists():
             raise HubError(f"{self.name}: {why}, and it was never fetched to {self.root.parent}; {offline}")
@@ -169,8 +170,9 @@ def needed(kind: Kind, files: dict[str, int], folder: Path) -> list[str]:
 # --- asking and fetching ----------------------------------------------------------------------------------------
 
 
-def _ask(name: Name, kind: Kind) -> tuple[str | None, str]:
+def _ask(cache: _Cache) -> tuple[str | None, str]:
     """The commit that the hub says a name stands for; None, and why, where it cannot be asked. Raises HubError where it refuses."""
+    name, kind = cache.name, cache.kind
     try:
         found = huggingface_hub.HfApi().repo_info(
             name.repo, repo_type=kind, revision=name.revision, timeout=constants.HF_HUB_ETAG_TIMEOUT
@@ -182,6 +184,9 @@ def _ask(name: Name, kind: Kind) -> tuple[str | None, str]:
         refusal = _refusal(error, name, kind)
         if refusal is None:
             raise
+        last = cache.last()
+        if last is not None and cache.missing(last) == {}:
+            refusal += f". What was fetched before is here, and is used without asking as {name.at(last)}"
         raise HubError(refusal) from error
     assert found.sha is not None  # where the hub answers, it says which commit that is
     return found.sha, ""
@@ -207,7 +212,7 @@ def _fetch(cache: _Cache, commit: str) -> None:
         missing = cache.missing(commit)
     except (HubError, FullDiskError, EpisodeError, TypeError, LookupError, AttributeError, AssertionError):
         raise  # said already, or a mistake of ours
-    except Exception as error:
+    except Exception as error:  # of the HTTP library, of the one for large files, of the system
         raise _broken_off(error, cache, commit) from error
     if missing != {}:
         lacks = "the listing of its files" if missing is None else ", ".join(sorted(missing)[:3])
