@@ -310,10 +310,24 @@ def test_without_network_what_is_here_is_used_and_that_is_said(how: str, hub: Hu
     assert capsys.readouterr().err == "", "of a commit there is no newer one"
     for name in ("hf:anna/other", "hf:anna/arm@v1", "hf:anna/arm@" + "1" * 40):
         with pytest.raises(
-            HubError, match=rf"{name}: {why}.*, and it was never fetched to .*hub; (unset HF_HUB|check the network)"
+            HubError, match=rf"{name}: {why}.*, and it was never fetched in full to .*hub; (unset HF_HUB|check the network)"
         ) as raised:
             EpisodeDataset(name)
         assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("where", ["file", "listing"])
+def test_a_listing_that_cannot_be_had_or_kept(where: str, hub: Hub, tmp_path) -> None:
+    commit = dataset(hub)
+    if where == "listing":
+        hub.fails.add(f"/tree/{commit}")
+        match = r"broke off \(127\.0\.0\.1:\d+ answered 500\)"
+    else:
+        (tmp_path / "hub/datasets--anna--arm").mkdir(parents=True)
+        (tmp_path / "hub/datasets--anna--arm/trees").write_text("in the way")
+        match = r"listing of commit \w{12} could not be had, or not be kept in .*datasets--anna--arm: .*HF_HOME"
+    with pytest.raises(HubError, match=match):
+        EpisodeDataset("hf:anna/arm")
 
 
 @pytest.mark.parametrize("broken", ["breaks", "fails"])

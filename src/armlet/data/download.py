@@ -126,7 +126,7 @@ class _Cache:
         commit = self.last()
         offline = "unset HF_HUB_OFFLINE" if constants.HF_HUB_OFFLINE else "check the network (and HF_ENDPOINT, if it is set)"
         if commit is None or not self.folder(commit).exists():
-            raise HubError(f"{self.name}: {why}, and it was never fetched to {self.root.parent}; {offline}")
+            raise HubError(f"{self.name}: {why}, and it was never fetched in full to {self.root.parent}; {offline}")
         missing = self.missing(commit)
         if missing != {}:
             lacks = "it is not known which files it lacks" if missing is None else f"{_files(len(missing))} of it are missing"
@@ -202,9 +202,14 @@ def _fetch(cache: _Cache, commit: str) -> None:
             name.repo, repo_type=kind, revision=commit, allow_patterns=[escape(first)], tqdm_class=_silent(lambda count: None)
         )
         listing = cache.listing(commit)
-        if listing is not None and FIRST[kind] not in listing:
+        if listing is None:  # the library passes over either
+            raise HubError(
+                f"{name}: the listing of commit {commit[:12]} could not be had, or not be kept in {cache.root}: try again, and see "
+                "that this can be written to (HF_HOME gives the hub another cache)"
+            )
+        if FIRST[kind] not in listing:
             raise HubError(_something_else(cache, commit, listing))
-        if not _is_whole(cache.folder(commit) / FIRST[kind], (listing or {}).get(FIRST[kind], -1)):
+        if not _is_whole(cache.folder(commit) / FIRST[kind], listing[FIRST[kind]]):
             huggingface_hub.hf_hub_download(name.repo, first, repo_type=kind, revision=commit, force_download=True)
         missing = cache.missing(commit)
         if missing:
