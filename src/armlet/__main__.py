@@ -13,7 +13,8 @@ Verbs, in the order of the work:
 
 Every field of a recipe can be set: `armlet distil actdistill_tabletop --seed 1 --out out/second`;
 `armlet distil actdistill_tabletop --help` lists them; `--debug`, anywhere, shows where an error came from.
-A recipe of your own: `armlet distil mypackage.recipes:mine`.
+A recipe of your own: `armlet distil mypackage.recipes:mine`. A data set or policy on the Hugging Face hub, in place of the folder that
+is read: `--episodes hf:user/set`, `--teacher hf:user/policy@revision`.
 """
 
 import importlib

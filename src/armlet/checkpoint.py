@@ -34,6 +34,7 @@ from armlet.data.files import (
     read_whole,
     write_atomically,
 )
+from armlet.data.hub import local_folder, refuse_writing
 from armlet.policies import Policy, rebuild
 
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
@@ -64,6 +65,7 @@ def save_policy(
         tensors = {name: _halved(name, tensor) for name, tensor in tensors.items()}
     description = json.loads(json.dumps(policy.to_json()))
     tokenizer = policy.body.tokenizer.to_str(pretty=False).encode()
+    refuse_writing(folder)
     make_folder(folder)
     with hold_and_remove(folder / LOCK, "saving a policy"):
         _refuse_foreign(folder)
@@ -148,8 +150,9 @@ def _hash(content: bytes) -> str:
 
 
 def load_policy(folder: Path | str, *, device: str = "cpu") -> Policy:
-    """Read a policy, in eval mode. Raises FileNotFoundError or ValueError, naming the file or tensor."""
-    folder = Path(folder)
+    """Read a policy from a folder, or by its name on the hub (`hf:user/name`, see data.hub), in eval mode. Raises FileNotFoundError or
+    ValueError, naming the file or tensor, and what `data.hub.local_folder` raises."""
+    folder = local_folder(folder, kind="model")
     config, tensors, tokenizer = _read(folder, lambda path, _: _tensors(path, fix=FIX))
     words = _tokenizer(tokenizer, folder / TOKENIZER)
     try:
@@ -281,7 +284,7 @@ def load_weights(module: nn.Module, weights: dict[str, torch.Tensor], *, source:
 
 def policy_fingerprint(folder: Path | str) -> str:
     """A hash of what decides a policy's answers: its weights, words and network, not its provenance."""
-    _, digest, tokenizer = _read(Path(folder), lambda path, config: _digest(config["policy"], path))
+    _, digest, tokenizer = _read(local_folder(folder, kind="model"), lambda path, config: _digest(config["policy"], path))
     digest.update(tokenizer)
     return digest.hexdigest()[:16]
 
@@ -314,7 +317,7 @@ def _digest(description: dict[str, Any], weights: Path) -> tuple[str | None, Any
 
 def read_provenance(folder: Path | str) -> dict[str, Any]:
     """What `save_policy` was told of where a policy comes from; empty where it was told nothing."""
-    found: dict[str, Any] = read_json(Path(folder) / CONFIG, fix=FIX).get("provenance", {})
+    found: dict[str, Any] = read_json(local_folder(folder, kind="model") / CONFIG, fix=FIX).get("provenance", {})
     return found
 
 

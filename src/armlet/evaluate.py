@@ -20,12 +20,13 @@ from armlet import outcomes as kept
 from armlet.benchmarks import Benchmark, Task
 from armlet.checkpoint import read_provenance
 from armlet.data.files import appending, hold, whole_lines, write_atomically
+from armlet.data.hub import is_name, local_folder, without_revision
 from armlet.data.video import write_video
 from armlet.outcomes import DelayedRun, Episode, Outcomes, PolicyRun, Run
 from armlet.policies import Policy
 from armlet.practice import TRIAL, first_seed
 from armlet.progress import Progress
-from armlet.recipe import Recipe, to_json
+from armlet.recipe import Recipe, at_hand, to_json
 from armlet.rollout import Contender, Result, film, plan, run_all, run_episode, steps_late
 from armlet.types import Observation
 
@@ -37,6 +38,7 @@ Row = dict[str, Any]
 def main(recipe: Recipe) -> Path:
     """Evaluate the recipe's teacher, its student and `policies`; returns the report's path."""
     check(recipe)
+    recipe = at_hand(recipe, reads=("teacher", "policies"))
     field = contenders(recipe)
     out = recipe.out / "evaluation"
     rows = run_episodes(recipe, field, out)
@@ -122,7 +124,7 @@ def seeds(recipe: Recipe) -> dict[str, range]:
 
 
 def contenders(recipe: Recipe) -> dict[str, Contender]:
-    """Name → policy: the teacher first. Two students of one name are told apart by their folder. After them the same policies again,
+    """Name → policy: the teacher first. Two students of one name are told apart by their folder, or the whole name on the hub. After them the same policies again,
     once for each number of actions that `execute` asks for."""
     folders = {"teacher": Contender(recipe.teacher)}
     if (recipe.student_folder / "config.json").exists():
@@ -135,7 +137,8 @@ def contenders(recipe: Recipe) -> dict[str, Contender]:
             "run `armlet distil` first, or leave the option out"
         )
     for folder in recipe.policies:
-        name = folder.parent.name if folder.name == "student" else folder.name
+        called = without_revision(folder)
+        name = called.parent.name if called.name == "student" else called.name
         if name in folders:
             name = folder.as_posix()
         if name in folders:
@@ -306,7 +309,7 @@ def measured(row: Row, policy: Policy, contender: Contender, observations: list[
         "flops": measure.compute(policy, observations),
         "params": measure.parameters(policy),
         "peak_memory_mb": measure.peak_memory_mb(contender.folder, observations[0]),
-        "bytes_on_disk": (contender.folder / "model.safetensors").stat().st_size,
+        "bytes_on_disk": (local_folder(contender.folder, kind="model") / "model.safetensors").stat().st_size,
         "gripper_noise": gripper_noise(contender.folder),
         "budget": contender.budget,
     }
@@ -356,7 +359,8 @@ def training(field: dict[str, Contender]) -> dict[str, list[Row]]:
     """Policy → its stages' loss curves, column by column to five digits, where the logs of its training lie beside it."""
     found: dict[str, list[Row]] = {}
     for name, contender in field.items():
-        ours = contender.folder.name == "student" and contender.budget is None and contender.execute is None
+        beside = contender.folder.name == "student" and not is_name(contender.folder)
+        ours = beside and contender.budget is None and contender.execute is None
         logs = sorted(contender.folder.parent.glob("distil-*/metrics.jsonl")) if ours else []
         rows = [[json.loads(line) for line in log.read_text().splitlines()] for log in logs]
         stages = [{key: [_short(row[key]) for row in stage] for key in stage[0]} for stage in rows if stage]

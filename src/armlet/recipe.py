@@ -7,8 +7,8 @@ changes a result is in the recipe, and saved beside what it produced.
 import dataclasses
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from armlet.annotators import Annotator
 from armlet.benchmarks import Benchmark
+from armlet.data import hub
 from armlet.data.augment import Augment
 from armlet.data.layout import Columns
 from armlet.data.normalise import Mode
@@ -213,6 +214,30 @@ class Recipe:
 
 
 Factory = Callable[[], Recipe]
+KINDS: dict[str, hub.Kind] = {"episodes": "dataset", "teacher": "model", "policies": "model"}  # what a field names
+
+
+def at_hand(recipe: Recipe, *, reads: Sequence[str], writes: Sequence[str] = ()) -> Recipe:
+    """The recipe with what a verb `reads` at hand: names on the hub are fetched, and stand for one commit from here on.
+
+    Every verb begins with it. Raises ValueError where a field that is written to names something on the hub, or lies in its cache, and
+    what `hub.pinned` raises.
+    """
+    for name in ("out", "shared", *writes):
+        place = getattr(recipe, name)
+        if place is not None:
+            try:
+                hub.refuse_writing(place)
+            except ValueError as error:
+                raise ValueError(f"--{name}: {error}") from error
+    found: dict[str, Any] = {}
+    for name in reads:
+        places, kind = getattr(recipe, name), KINDS[name]
+        if isinstance(places, tuple):
+            found[name] = tuple(hub.pinned(place, kind=kind) for place in places)
+        else:
+            found[name] = hub.pinned(places, kind=kind)
+    return replace(recipe, **found)
 
 
 def to_json(value: Any) -> Any:

@@ -20,7 +20,7 @@ from armlet.data.text import train_tokenizer
 from armlet.learner import Learner
 from armlet.lineage import PROVENANCE, digest_text, is_finished
 from armlet.policies import Body, Policy
-from armlet.recipe import Recipe, to_json
+from armlet.recipe import Recipe, at_hand, to_json
 from armlet.training import Trainer, make_batches, settings
 
 STATE, ACTION = "observation.state", "action"
@@ -30,6 +30,8 @@ def main(recipe: Recipe) -> Path:
     """Train the recipe's teacher; returns its folder. One that is there and was made by this question stays as it is."""
     if recipe.teach is None or recipe.network is None:
         raise ValueError(f"recipe {recipe.name!r} has no `teach` stage and `network`; it distils a teacher that exists")
+    recipe = at_hand(recipe, reads=("episodes",), writes=("teacher",))
+    assert recipe.teach is not None  # as before
     data, title, robot = EpisodeDataset(recipe.episodes, recipe.columns), f"teach {recipe.name}", recipe.benchmark
     check_taught(data, data.columns()[ACTION], robot.action_spec, limit=recipe.outside_range, title=title)
     remark_on_benchmark(data, robot.state_names, robot.cameras, benchmark=robot.name, title=title)
