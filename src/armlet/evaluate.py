@@ -40,6 +40,7 @@ def main(recipe: Recipe) -> Path:
     check(recipe)
     recipe = at_hand(recipe, reads=("teacher", "policies"))
     field = contenders(recipe)
+    recipe.pictures.agree(field["teacher"].load().view)
     out = recipe.out / "evaluation"
     rows = run_episodes(recipe, field, out)
     torch.set_num_threads(1)
@@ -85,8 +86,6 @@ def check(recipe: Recipe) -> None:
         raise ValueError(
             "--evaluation.splits is empty; name at least one split, the benchmark's are " + ", ".join(recipe.benchmark.splits)
         )
-    if setting.episodes < 1:
-        raise ValueError(f"--evaluation.episodes must be at least 1, found {setting.episodes}")
     ranges = seeds(recipe)
     ours = ranges.pop("evaluation")
     for what, theirs in ranges.items():
@@ -105,10 +104,6 @@ def check(recipe: Recipe) -> None:
         values = getattr(setting, name)
         if len(set(values)) < len(values):
             raise ValueError(f"--evaluation.{name} says a value twice: {' '.join(map(str, values))}")
-    if any(value < 1 for value in setting.execute):
-        raise ValueError(f"--evaluation.execute takes numbers of actions, at least 1, found {min(setting.execute)}")
-    if any(value <= 0 for value in setting.slower):
-        raise ValueError(f"--evaluation.slower takes factors above 0, found {min(setting.slower):g}")
 
 
 def seeds(recipe: Recipe) -> dict[str, range]:
@@ -141,14 +136,22 @@ def contenders(recipe: Recipe) -> dict[str, Contender]:
         name = called.parent.name if called.name == "student" else called.name
         if name in folders:
             name = folder.as_posix()
-        if name in folders:
-            raise ValueError(f"--policies names {folder} twice; each policy is run once")
+        twin = next((each for each, contender in folders.items() if _same_place(contender.folder, folder)), None)
+        if twin is not None:
+            raise ValueError(f"--policies names {folder}, which is evaluated already, as {twin!r}: each policy is run once")
         folders[name] = Contender(folder)
     again = {}
     for execute in recipe.evaluation.execute:
         for name, contender in folders.items():
             again[f"{name} execute {execute}"] = replace(contender, execute=execute)
     return folders | again
+
+
+def _same_place(one: Path, other: Path) -> bool:
+    """Whether two places are one folder, or one name on the hub."""
+    if is_name(one) or is_name(other):
+        return one == other
+    return one.resolve() == other.resolve()
 
 
 def planned(recipe: Recipe) -> list[tuple[Task, int]]:

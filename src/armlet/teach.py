@@ -41,7 +41,7 @@ def main(recipe: Recipe) -> Path:
     if is_finished(recipe.teacher, question, fixes="give another folder with `--teacher`"):
         sys.stderr.write(f"{title}: {recipe.teacher} was taught exactly this already\n")
         return recipe.teacher
-    for line in standing_still(recipe, data):
+    for line in [*standing_still(recipe, data), *without_effect(recipe, data)]:
         sys.stderr.write(f"{title}: {line}\n")
     torch.manual_seed(recipe.seed)
     learner = Learner(policy, privileged=data.privileged)
@@ -105,3 +105,14 @@ def standing_still(recipe: Recipe, data: EpisodeDataset) -> list[str]:
             told = "; ".join(f"{names[index]} {how}" for index, how in found.items())
             lines.append(f"{what}: {told} (armlet/data/normalise.py)")
     return lines
+
+
+def without_effect(recipe: Recipe, data: EpisodeDataset) -> list[str]:
+    """A line for what the network is told of cameras that the episodes do not have; none where there is no such thing. No error: a recipe
+    may speak of its own robot's cameras, and be used for another's."""
+    told = getattr(recipe.network, "strides", {})
+    unknown = sorted(set(told) - set(data.cameras))
+    if not unknown:
+        return []
+    there = ", ".join(data.cameras) or "none"
+    return [f"network.strides of {', '.join(unknown)} has no effect: the episodes have no such camera (they have {there})"]
