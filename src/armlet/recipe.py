@@ -84,7 +84,8 @@ class Stage:
     checkpoint_every: int = 500
 
     def __post_init__(self) -> None:
-        limits.positive(self, "steps", "batch_size", "log_every", "checkpoint_every")
+        limits.positive(self, "batch_size", "log_every", "checkpoint_every")
+        limits.check(self, steps=(0, inf))  # of several stages, one may be left out so
         limits.check(self, learning_rate=(ABOVE_0, MOST), clip=(ABOVE_0, inf), weight_decay=(0, MOST), warmup=(0, inf))
         limits.check(self, ema=(0, BELOW_1), teacher_decay=(0, BELOW_1), balance=(0, MOST), gripper_noise=(0, 1))
         limits.check(self, exploration=(0, MOST), budgets=(ABOVE_0, 1))
@@ -206,6 +207,10 @@ class Recipe:
 
     def __post_init__(self) -> None:
         limits.check(self, outside_range=(0, 1), held_out=(ABOVE_0, BELOW_1), seed=(0, inf))
+        trained = {"teach": (self.teach,), "probe.stage": (self.probe and self.probe.stage,), "stages": self.stages}
+        for name, stages in trained.items():
+            if any(stages) and not sum(stage.steps for stage in stages if stage):
+                raise ValueError(f"recipe {self.name!r}: {name} has no steps, so nothing would be trained; give it at least 1")
         provided = set(self.traced) | ({"semantics", "layer_actions"} if self.probe else set())
         for index, stage in enumerate(self.all_stages):
             missing = stage.objective.needs - provided if stage.teacher == "frozen" else frozenset()
