@@ -4,7 +4,7 @@
     make numbers WRITE=1     # puts every number and table right
 
 Four things are compared: every report under docs/ with its own counts and outcomes (`armlet recompute`); every page `table.md` beside a
-report with that report; every table between `<!-- table: … -->` and `<!-- /table -->`; and every number that a comment behind it names:
+report with that report; every table between `<!-- table: … -->` and `<!-- /table -->` and section likewise; and every number that a comment behind it names:
 
     <!-- report: vla_ad/report.json -->                                      the report that the comments below are about
     … succeeds in 97.6 %<!-- rate vla_ad_tabletop -->, its teacher …         one number before the comment
@@ -21,6 +21,11 @@ its row says, and a column is a word of `CELLS`, with the policy it is about whe
     aed_tabletop = `aed_tabletop` | all
     aed_bc @ aed/other.json | none
     -->
+
+A section of a report, as it is (`SECTIONS` below), for some of its policies or all; where the report does not exist, it says so:
+
+    <!-- section: splits actdistill/generalisation.json | teacher, actdistill-0 -->
+    <!-- /section -->
 
 A paragraph with numbers of another origin says which: `<!-- source: arXiv 2511.18082 -->`, `<!-- source: tests/test_x.py -->`,
 `<!-- source: setting -->`. Numbers that look like results and have neither are reported. Knows the documents and their reports; what a
@@ -43,6 +48,7 @@ ROOT = Path(__file__).parent.parent
 Report = dict[str, Any]
 
 TABLE = re.compile(r"<!-- table:(?P<spec>.*?)-->\n(?P<body>.*?)<!-- /table -->", re.DOTALL)
+SECTION = re.compile(r"<!-- section: (?P<spec>.*?) -->\n(?P<body>.*?)<!-- /section -->", re.DOTALL)
 COMMENT = re.compile(r"<!--\s*(?P<word>[a-z-]+):?\s+(?P<rest>.*?)\s*-->", re.DOTALL)
 NUMBER = re.compile(r"(?<![\w.,])[+−-]?\d[\d,]*(?:\.\d+)?")
 LOOKS_LIKE_A_RESULT = re.compile(
@@ -53,7 +59,7 @@ NOT_PROSE = re.compile(r"```.*?```|`[^`\n]*`|\]\([^)\n]*\)|https?://\S+", re.DOT
 BLOCK = re.compile(r"\n[ \t]*\n|\n(?=[ \t]*- )")
 
 
-class Wrong(ValueError):
+class NotThereError(ValueError):
     """A comment or a table that asks for what is not there."""
 
 
@@ -89,7 +95,7 @@ class Asked:
 def load(file: Path) -> Report:
     """A JSON file."""
     if not file.is_file():
-        raise Wrong(f"a JSON file at {file}, which is missing")
+        raise NotThereError(f"a JSON file at {file}, which is missing")
     return json.loads(file.read_text())
 
 
@@ -100,7 +106,7 @@ def parse(rest: str, folder: Path, default: Path | None) -> Asked:
     rest, _, more = rest.partition(" / ")
     policy, _, against = rest.partition(" − ")
     if not file and default is None:
-        raise Wrong("the name of a report: `@ FILE` in the comment, or `<!-- report: FILE -->` above")
+        raise NotThereError("the name of a report: `@ FILE` in the comment, or `<!-- report: FILE -->` above")
     path = folder / file.strip() if file else default
     assert path is not None
     return Asked(path, policy.strip(), against.strip(), more.strip(), split.strip() or None)
@@ -115,7 +121,9 @@ def row(asked: Asked, name: str | None = None) -> Report:
     for policy in asked.report["policies"]:
         if policy["name"] == name:
             return policy
-    raise Wrong(f"a policy {name!r} in {asked.file.name}; there are {', '.join(p['name'] for p in asked.report['policies'])}")
+    raise NotThereError(
+        f"a policy {name!r} in {asked.file.name}; there are {', '.join(p['name'] for p in asked.report['policies'])}"
+    )
 
 
 def tally(asked: Asked, name: str | None = None) -> Report:
@@ -124,7 +132,7 @@ def tally(asked: Asked, name: str | None = None) -> Report:
     if asked.split is None:
         return own
     if asked.split not in own["by_split"]:
-        raise Wrong(f"a split {asked.split!r} in {asked.file.name}; there are {', '.join(own['by_split'])}")
+        raise NotThereError(f"a split {asked.split!r} in {asked.file.name}; there are {', '.join(own['by_split'])}")
     return own["by_split"][asked.split]
 
 
@@ -146,7 +154,7 @@ def turned(pairs: list[Report], a: str, b: str, file: Path) -> Report:
             low, high = found["ci95"]
             other = {"a": a, "b": b, "difference": -found["difference"], "ci95": [-high, -low]}
             return {**found, **other, "non_inferior_3pp": -high > -recompute.stats.MARGIN}
-    raise Wrong(f"a comparison {a} − {b} in {file.name}, which has none in that split")
+    raise NotThereError(f"a comparison {a} − {b} in {file.name}, which has none in that split")
 
 
 def over_seeds(asked: Asked) -> Report:
@@ -154,13 +162,13 @@ def over_seeds(asked: Asked) -> Report:
     for group in (asked.report.get("seeds") or {"policies": []})["policies"]:
         if group["name"] == asked.policy:
             return group
-    raise Wrong(f"students of several seeds named {asked.policy!r} in {asked.file.name}")
+    raise NotThereError(f"students of several seeds named {asked.policy!r} in {asked.file.name}")
 
 
 def seed_pair(asked: Asked) -> Report:
     """A comparison over seeds; only where outcomes are stored, from which its interval can be computed again."""
     if "outcomes" not in asked.report:
-        raise Wrong(
+        raise NotThereError(
             f"no interval over seeds from {asked.file.name}: outcomes of single episodes were not kept, so it cannot be recomputed"
         )
     return turned(asked.report["seeds"]["pairs"], asked.policy, asked.against, asked.file)
@@ -196,7 +204,7 @@ def without(asked: Asked) -> Report:
     """Successes of all tasks but one (`/ TASK`)."""
     own, left = row(asked), row(asked)["by_task"]
     if asked.more not in left:
-        raise Wrong(f"a task {asked.more!r} in {asked.file.name}; there are {', '.join(left)}")
+        raise NotThereError(f"a task {asked.more!r} in {asked.file.name}; there are {', '.join(left)}")
     return {count: own[count] - left[asked.more][count] for count in ("successes", "episodes")}
 
 
@@ -204,7 +212,7 @@ def task(asked: Asked) -> Report:
     """Successes of one task (`/ TASK`)."""
     tallies = row(asked)["by_task"]
     if asked.more not in tallies:
-        raise Wrong(f"a task {asked.more!r} in {asked.file.name}; there are {', '.join(tallies)}")
+        raise NotThereError(f"a task {asked.more!r} in {asked.file.name}; there are {', '.join(tallies)}")
     return tallies[asked.more]
 
 
@@ -220,7 +228,7 @@ def entry(asked: Asked) -> float:
         try:
             value = value[int(key)] if isinstance(value, list) else value[key]
         except (KeyError, IndexError, ValueError, TypeError) as error:
-            raise Wrong(f"a field {asked.policy!r} in {asked.file.name}, which has no {error}") from error
+            raise NotThereError(f"a field {asked.policy!r} in {asked.file.name}, which has no {error}") from error
     return float(value)
 
 
@@ -320,21 +328,27 @@ def check_page(path: Path, name: str) -> tuple[list[Finding], str]:
 
 
 def _tables(page: Page, edits: list[tuple[int, int, str]]) -> Iterator[tuple[int, int]]:
-    """Compare every generated table; yields where it stands."""
-    for found in TABLE.finditer(page.text):
-        yield found.span()
-        try:
-            expected = table(found["spec"], page.path.parent)
-        except Wrong as error:
-            page.find(found.start(), "a table", str(error))
-            continue
-        if found["body"] != expected:
-            own, right = found["body"].splitlines(), expected.splitlines()
-            differs = [index for index, pair in enumerate(zip(own, right, strict=False)) if pair[0] != pair[1]]
-            index = differs[0] if differs else min(len(own), len(right))
-            place = found.start("body") + sum(len(line) + 1 for line in own[:index])
-            page.find(place, (own + ["the end"])[index], (right + ["the end"])[index])
-            edits.append((*found.span("body"), expected))
+    """Compare every table and section that is made from reports; yields where it stands."""
+    for kind, make in ((TABLE, table), (SECTION, section)):
+        for found in kind.finditer(page.text):
+            yield found.span()
+            try:
+                expected = make(found["spec"], page.path.parent)
+            except NotThereError as error:
+                page.find(found.start(), found[0].partition("\n")[0], str(error))
+                continue
+            if found["body"] != expected:
+                _first_line_apart(page, found, expected)
+                edits.append((*found.span("body"), expected))
+
+
+def _first_line_apart(page: Page, found: re.Match[str], expected: str) -> None:
+    """Note where something made from a report begins to differ from what stands on the page."""
+    own, right = found["body"].splitlines(), expected.splitlines()
+    differs = [index for index, pair in enumerate(zip(own, right, strict=False)) if pair[0] != pair[1]]
+    index = differs[0] if differs else min(len(own), len(right))
+    place = found.start("body") + sum(len(line) + 1 for line in own[:index])
+    page.find(place, (own + ["the end"])[index], (right + ["the end"])[index])
 
 
 def _comments(page: Page, inside: list[tuple[int, int]], edits: list[tuple[int, int, str]]) -> list[tuple[int, int]]:
@@ -358,10 +372,10 @@ def _comments(page: Page, inside: list[tuple[int, int]], edits: list[tuple[int, 
             try:
                 asked = parse(rest, page.path.parent, default)
                 covered += _number(page, word, asked, before, found.start(), edits)
-            except Wrong as error:
+            except NotThereError as error:
                 page.find(found.start(), found[0], str(error))
-        elif word not in ("table",):
-            page.find(found.start(), found[0], f"one of the words {', '.join(NUMBERS)}, verdict, report, source, table")
+        elif word not in ("table", "section"):
+            page.find(found.start(), found[0], f"one of the words {', '.join(NUMBERS)}, verdict, report, source, table, section")
     return covered
 
 
@@ -432,6 +446,13 @@ def signed(found: Report) -> str:
     return f"{middle:+.1f} ({low:+.1f} to {high:+.1f})".replace("-", "−")
 
 
+def over_seeds_apart(asked: Asked) -> str:
+    """The difference over seeds, with its interval where that can be computed again."""
+    if "outcomes" in asked.report:
+        return signed(seed_pair(asked))
+    return f"{NUMBERS['seeds-apart'](asked)[0]:+.1f} (interval: not stored)".replace("-", "−")
+
+
 def rated(counts: Report) -> str:
     low, high = interval(counts)
     return f"{rate(counts):.1f} % ({low:.1f}–{high:.1f})"
@@ -442,7 +463,7 @@ def layers(asked: Asked) -> str:
     numbers = row(asked)["routing"].get("layers")
     whole = len(asked.report["policies"][0]["routing"]["activation"])
     if numbers is None:
-        raise Wrong(f"numbers of layers in {asked.file.name}, which does not say them")
+        raise NotThereError(f"numbers of layers in {asked.file.name}, which does not say them")
     return "all" if len(numbers) == whole else ", ".join(map(str, numbers))
 
 
@@ -467,7 +488,7 @@ CELLS: dict[str, tuple[str, Callable[[Asked], str]]] = {
     "toggles": ("toggles in 100 steps", lambda asked: f"{row(asked)['gripper_toggles']['per_100_steps']:.1f}"),
     "seeds": ("mean over seeds", lambda asked: f"{100 * over_seeds(asked)['success']:.1f} %"),
     "each-seed": ("each", lambda asked: ", ".join(f"{100 * each:.1f}" for each in over_seeds(asked)["each"])),
-    "seeds-minus": ("difference over seeds", lambda asked: signed(seed_pair(asked))),
+    "seeds-minus": ("difference over seeds", lambda asked: over_seeds_apart(asked)),
 }
 """What a column's word writes, and its heading where the table gives none."""
 
@@ -476,7 +497,7 @@ def table(spec: str, folder: Path) -> str:
     """A table in Markdown from what stands in its comment."""
     first, *rest = [line.strip() for line in spec.strip().splitlines()]
     if not rest:
-        raise Wrong("a line of columns under the name of the report")
+        raise NotThereError("a line of columns under the name of the report")
     file = folder / first
     columns = [column(text) for text in rest[0].split(" | ")]
     rows = rest[1:] or [policy["name"] for policy in load(file)["policies"]]
@@ -499,7 +520,7 @@ def column(text: str) -> tuple[str, str, str]:
         return "", "{label}", heading.strip() or "policy"
     if word not in CELLS:
         if not text.startswith("{"):
-            raise Wrong(f"a column of {', '.join(CELLS)}, or text in braces, found {text!r}")
+            raise NotThereError(f"a column of {', '.join(CELLS)}, or text in braces, found {text!r}")
         return "", text, heading.strip()
     return word, of.strip(), heading.strip() if colon else CELLS[word][0]
 
@@ -521,6 +542,88 @@ def _cell(word: str, of: str, key: str, names: dict[str, str], file: Path) -> st
     return CELLS[word][1](asked)
 
 
+# --- sections -----------------------------------------------------------------------------------------------
+
+
+def section(spec: str, folder: Path) -> str:
+    """`NAME FILE [| POLICY, …]` as Markdown; one line where the report does not exist (yet)."""
+    first, _, listed = spec.partition(" | ")
+    name, _, file = first.strip().partition(" ")
+    if name not in SECTIONS:
+        raise NotThereError(f"a section of {', '.join(SECTIONS)}, found {name!r}")
+    path = folder / file.strip()
+    if not path.is_file():
+        return f"*Not run yet: there is no `{path.name}`.*\n"
+    found = report.read(path)
+    names = [policy.strip() for policy in listed.split(",")] if listed else [policy["name"] for policy in found["policies"]]
+    rows = {policy["name"]: policy for policy in found["policies"]}
+    missing = [policy for policy in names if policy not in rows]
+    if missing:
+        raise NotThereError(f"policies of {path.name} ({', '.join(rows)}), found {', '.join(missing)}")
+    return "\n".join(SECTIONS[name](found, [rows[policy] for policy in names])) + "\n"
+
+
+def every_split(found: Report, policies: list[Report]) -> list[str]:
+    """Success of each policy in each split of the report."""
+    splits = list(found["policies"][0]["by_split"])
+    lines = ["| policy | " + " | ".join(split.replace("_", " ") for split in splits) + " |", "|---" * (len(splits) + 1) + "|"]
+    for policy in policies:
+        cells = [rated(policy["by_split"][split]) for split in splits]
+        lines.append(f"| {policy['name']} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def seeds_together(found: Report, policies: list[Report]) -> list[str]:
+    """Students over seeds; intervals only where outcomes were kept."""
+    seeds = found.get("seeds")
+    if not seeds:
+        return ["No policy of this report has several seeds."]
+    if "outcomes" in found:
+        return figures.seed_lines(seeds)
+    return [*figures.seed_lines({**seeds, "pairs": []}), NO_INTERVALS]
+
+
+def late(found: Report, policies: list[Report]) -> list[str]:
+    """Policies that act late, and how they compare."""
+    if not found["delayed"]:
+        return ["Nothing was run late in this report."]
+    return [*figures.delayed_lines(found["delayed"]), "", *map(figures.delayed_sentence, found["delayed_pairs"])]
+
+
+def pairs_among(found: Report, policies: list[Report]) -> list[str]:
+    """Comparisons of the policies with each other, in the first split."""
+    names = {policy["name"] for policy in policies}
+    return [figures.sentence(pair) for pair in found["pairs"] if {pair["a"], pair["b"]} <= names]
+
+
+def provenance(found: Report, policies: list[Report]) -> list[str]:
+    """Where a report comes from, and what a reader has to know of it."""
+    mark = found["fingerprint"]
+    seed = (mark.get("evaluation") or mark["recipe"]["evaluation"])["seed"]
+    dirty = ", with changes that were not committed" if mark.get("dirty") else ""
+    episodes = found["policies"][0]["episodes"]
+    lines = [f"{episodes:,} paired episodes a split from seed {seed:,} on, run at commit {str(mark['commit'])[:7]}{dirty}."]
+    if seed == CHOSEN_ON:
+        lines.append("Recipes and budgets were chosen on the first of these episodes.")
+    lines.append("Outcomes of single episodes are kept beside it." if "outcomes" in found else NO_INTERVALS)
+    return [" ".join(lines)]
+
+
+CHOSEN_ON = 500_000_000
+"""Where all reports before version 2 begin: recipes were compared on the same list."""
+NO_INTERVALS = "Outcomes of single episodes were not kept, so intervals over seeds and of gripper toggles cannot be recomputed, and are not given."
+SECTIONS: dict[str, Callable[[Report, list[Report]], list[str]]] = {
+    "main": lambda found, policies: figures.main_lines(policies),
+    "tasks": lambda found, policies: figures.group_lines(policies, "by_task", "task"),
+    "splits": every_split,
+    "seeds": seeds_together,
+    "pairs": pairs_among,
+    "late": late,
+    "provenance": provenance,
+}
+"""The parts of a report that a page can show whole."""
+
+
 # --- reports, and all of it ---------------------------------------------------------------------------------
 
 
@@ -530,10 +633,7 @@ def whole_table(path: Path) -> str:
     seeds = found.get("seeds")
     if "outcomes" in found or not seeds:
         return figures.table(found)
-    text = figures.table({**found, "seeds": {}})
-    lines = figures.seed_lines({**seeds, "pairs": []})
-    note = "Outcomes of single episodes were not kept, so intervals over seeds cannot be recomputed, and are not given."
-    return f"{text}\n" + "\n".join(lines).strip() + f"\n\n{note}\n"
+    return figures.table({**found, "seeds": {}}) + "\n" + "\n".join(seeds_together(found, [])) + "\n"
 
 
 def reports(root: Path) -> list[Path]:
