@@ -217,7 +217,7 @@ def task(asked: Asked) -> Report:
 
 
 def fall(asked: Asked) -> float:
-    """How much less often it succeeds in the split than in the one after the slash."""
+    """How much more often it succeeds in the split (`in SPLIT`) than in the one after the slash."""
     return rate(tally(asked)) - rate(tally(replace(asked, split=asked.more)))
 
 
