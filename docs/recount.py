@@ -222,13 +222,18 @@ def fall(asked: Asked) -> float:
 
 
 def entry(asked: Asked) -> float:
-    """A field of any JSON file, named by its keys with dots between; a key may be the number in a list."""
+    """A field of any JSON file, named by its keys with dots between; a key may be the number in a list, and may have dots itself."""
     value: Any = asked.report
-    for key in asked.policy.split("."):
-        try:
-            value = value[int(key)] if isinstance(value, list) else value[key]
-        except (KeyError, IndexError, ValueError, TypeError) as error:
-            raise NotThereError(f"a field {asked.policy!r} in {asked.file.name}, which has no {error}") from error
+    rest = asked.policy
+    while rest:
+        keys = value if isinstance(value, dict) else {str(index): item for index, item in enumerate(value)}
+        fitting = [key for key in keys if rest == key or rest.startswith(f"{key}.")]
+        if not fitting:
+            raise NotThereError(f"a field {asked.policy!r} in {asked.file.name}, which has no {rest!r}")
+        key = max(fitting, key=len)
+        value, rest = keys[key], rest[len(key) + 1 :]
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise NotThereError(f"a number at {asked.policy!r} in {asked.file.name}, found {type(value).__name__}")
     return float(value)
 
 
