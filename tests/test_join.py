@@ -309,6 +309,27 @@ def test_a_student_stays_where_it_succeeds_as_often(here: Recipe, monkeypatch, b
     assert practice.stays(rounds(here, 1), 0, load_policy(here.teacher)), "without a trial it stays"
 
 
+def test_a_round_is_practised_where_it_says(here: Recipe, monkeypatch) -> None:
+    """Who acts, on which seeds and in which split, as the round says and as its episodes are labelled."""
+    told: list[tuple[Any, dict]] = []
+
+    class Enough(Exception):  # noqa: N818 - not an error
+        pass
+
+    def record(root: Path, benchmark: Dots, acts: Any, **options: Any) -> None:
+        told.append((acts, options["metadata"]))
+        raise Enough
+
+    monkeypatch.setattr(practice, "record", record)
+    tried = rounds(here, 2, seed=900, split="far")
+    teacher = load_policy(here.teacher)
+    with pytest.raises(Enough):
+        practice.practise(tried, teacher, teacher, 1)
+    ((acts, metadata),) = told
+    assert (acts.split, acts.seed, acts.teacher) == ("far", practice.first_seed(tried, 1), tried.teacher)
+    assert (metadata["split"], metadata["seed"]) == ("far", acts.seed)
+
+
 def test_a_new_teacher_knows_its_robot_by_the_episodes(here: Recipe) -> None:
     """Statistics, words and cameras are the data's; the gripper, if there is one, is told as it is."""
     data = EpisodeDataset(here.episodes)
@@ -323,7 +344,8 @@ def test_a_new_teacher_knows_its_robot_by_the_episodes(here: Recipe) -> None:
     assert len(words.ids) < len("go to the red dot") / 2, "the words of these episodes are its own"
     gripped = dataclasses.replace(here.benchmark.action_spec, gripper=0, gripper_open=-1.0, gripper_closed=1.0)
     benchmark = SimpleNamespace(action_spec=gripped)
-    policy = new_policy(dataclasses.replace(here, normalise_actions="quantiles", benchmark=benchmark), data)
+    assert abs(columns["action"].mean()) > 0.01 and abs(columns["action"].std() - 1) > 0.01
+    policy = new_policy(dataclasses.replace(here, normalise_actions="mean_std", benchmark=benchmark), data)
     assert policy.body.actions.offset.tolist() == [0] and policy.body.actions.scale.tolist() == [1]
     again = new_policy(here, data)
     same = [torch.equal(a, b) for a, b in zip(again.parameters(), new_policy(here, data).parameters(), strict=True)]

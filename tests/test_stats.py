@@ -202,11 +202,25 @@ def test_a_tables_interval_holds_rates_near_the_ends_too() -> None:
     assert rate_ci95(0, 0) == (0, 1)
 
 
+def test_a_correlation_that_the_correction_takes_away_leaves_two_independent_intervals() -> None:
+    """Where n/2 is more than ad − bc, φ is 0 (Newcombe 1998, page 2640), and Wilson's two intervals add up in squares."""
+    for both, only_a, only_b, neither in ((1, 0, 0, 1), (5, 4, 2, 2)):
+        n = both + only_a + only_b + neither
+        assert 0 < both * neither - only_a * only_b <= n / 2
+        found = newcombe_paired(both, only_a, only_b, neither)
+        a, b = both + only_a, both + only_b
+        (low_a, high_a), (low_b, high_b) = (proportion_confint(each, n, method="wilson") for each in (a, b))
+        below = np.hypot(a / n - low_a, high_b - b / n)
+        above = np.hypot(high_a - a / n, b / n - low_b)
+        assert found == pytest.approx(((a - b) / n - below, (a - b) / n + above))
+
+
 def test_a_ratios_interval_is_the_delta_methods_where_episodes_are_many() -> None:
     """Var(Σa/Σb) ≈ Σ(a − r·b)² / (Σb)² (Cochran 1977, eq. 6.13): what is counted in one episode hangs together."""
     rng = np.random.default_rng(0)
     steps = rng.integers(8, 81, 3000)
-    toggles = rng.poisson(steps * rng.gamma(1, 0.05, 3000))
+    toggles = rng.poisson(steps * rng.gamma(1, 0.05, 3000) * steps / 40)  # more often in longer ones
+    assert toggles.sum() / steps.sum() > 1.2 * (toggles / steps).mean(), "so that a mean of rates is another number"
     rate = toggles.sum() / steps.sum()
     error = np.sqrt(((toggles - rate * steps) ** 2).sum()) / steps.sum()
     assert error > 1.5 * np.sqrt(toggles.sum()) / steps.sum(), "were they counted singly, the interval would be far narrower"

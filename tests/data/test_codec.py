@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.spatial.distance import cdist
 
 from armlet.benchmarks.tabletop import Tabletop
-from armlet.data.codec import Bins, Codebook, codec_error, within
+from armlet.data.codec import Bins, Codebook, codec_error, squared_distances, within
 from armlet.types import ActionSpec
 
 SPEC = Tabletop().action_spec
@@ -267,3 +267,9 @@ def test_the_expert_succeeds_through_the_codebook() -> None:
         world = benchmark.make(benchmark.tasks()[seed % 7], seed)
         done.append(any(world.step(codec.decode(codec.encode(world.expert_action()))) for _ in range(benchmark.max_steps)))
     assert sum(done) >= 13
+
+
+def test_the_middle_between_open_and_closed_counts_as_the_higher() -> None:
+    primitives = np.array([[0.1, -1.0], [0.1, 1.0]], np.float32)
+    for gripper, nearest in ((-0.01, 0), (0.0, 1), (0.01, 1)):
+        assert squared_distances(np.array([[0.1, gripper]], np.float32), primitives, 1).argmin() == nearest
