@@ -1,6 +1,6 @@
 """What a runtime alone is worth: the shipped teacher, as it is and exported to ONNX, and its cut to two layers, both ways.
 
-    pip install -c requirements.lock 'armlet[export]'
+    pip install onnxruntime onnxscript      # of no extra of armlet's: only this bench reads them
     python bench/runtimes.py [--policy checkpoints/tabletop-teacher] [--keep 1 6] [--out docs/machinery/runtimes.json]
 
 A student that is faster than its teacher in PyTorch has to be compared with the teacher that was only exported, which costs nobody
@@ -16,13 +16,13 @@ import dataclasses
 import json
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
-import onnxruntime
 import torch
 import tyro
 from torch import Tensor, nn
@@ -33,6 +33,12 @@ from armlet.policies import Tokens
 from armlet.policies.vla import VLA
 from armlet.rollout import plan, run_episode
 from armlet.types import Observation
+
+try:
+    import onnxruntime
+    import onnxscript  # noqa: F401 - torch.onnx.export needs it, and says so only in the middle of the work
+except ModuleNotFoundError as missing:
+    sys.exit(f"bench/runtimes.py: {missing.name} is not installed, and nothing can be exported: pip install onnxruntime onnxscript")
 
 WARM_UP = 50
 
