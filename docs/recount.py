@@ -22,7 +22,7 @@ its row says, and a column is a word of `CELLS`, with the policy it is about whe
     aed_bc @ aed/other.json | none
     -->
 
-A section of a report, as it is (`SECTIONS` below), for some of its policies or all; where the report does not exist, it says so:
+A section of a report, as it is (`SECTIONS` below), for some of its policies or all:
 
     <!-- section: splits actdistill/generalisation.json | teacher, actdistill-0 -->
     <!-- /section -->
@@ -174,6 +174,24 @@ def seed_pair(asked: Asked) -> Report:
     return turned(asked.report["seeds"]["pairs"], asked.policy, asked.against, asked.file)
 
 
+def acting_late(asked: Asked) -> Report:
+    """A policy on a slower computer (`/ 50 wait`: fifty times slower, by that rule)."""
+    for found in asked.report["delayed"]:
+        if found["name"] == asked.policy and _late(found) == asked.more:
+            return found
+    raise NotThereError(f"{asked.policy!r} acting late by {asked.more!r} in {asked.file.name}")
+
+
+def late_pair(asked: Asked) -> Report:
+    """Two policies acting late by the same rule on the same computer."""
+    pairs = [found for found in asked.report["delayed_pairs"] if _late(found) == asked.more]
+    return turned(pairs, asked.policy, asked.against, asked.file)
+
+
+def _late(found: Report) -> str:
+    return f"{found['slower']:g} {found['late']}"
+
+
 def rate(counts: Report) -> float:
     return 100 * counts["successes"] / counts["episodes"]
 
@@ -261,9 +279,13 @@ NUMBERS: dict[str, Callable[[Asked], list[float]]] = {
         100 * (over_seeds(asked)["success"] - over_seeds(replace(asked, policy=asked.against))["success"])
     ],
     "seeds-minus": lambda asked: difference(seed_pair(asked)),
+    "late": lambda asked: [rate(acting_late(asked))],
+    "late-minus": lambda asked: difference(late_pair(asked)),
+    "late-steps": lambda asked: [acting_late(asked)["lag_steps"]],
     "steps": lambda asked: [row(asked)["mean_steps"]],
     "toggles": lambda asked: [row(asked)["gripper_toggles"]["per_100_steps"]],
     "ms": lambda asked: [p50(row(asked))],
+    "motion": lambda asked: [row(asked)["ms_per_second_of_motion"]],
     "speed": lambda asked: [speed(asked)],
     "flops": lambda asked: [backbone(asked)],
     "parameters": lambda asked: [size(asked)],
@@ -273,6 +295,8 @@ NUMBERS: dict[str, Callable[[Asked], list[float]]] = {
     "percent": lambda asked: [100 * entry(asked)],
 }
 """The numbers that each word of a comment stands for, as they are printed: rates and differences in %, or points."""
+VERDICTS: dict[str, Callable[[Asked], Report]] = {"verdict": pair, "seeds-verdict": seed_pair, "late-verdict": late_pair}
+"""Words whose comment stands behind `shown` or `not shown`: whether the first is as good as the second to 3 points."""
 
 
 # --- numbers in prose ---------------------------------------------------------------------------------------
@@ -373,14 +397,14 @@ def _comments(page: Page, inside: list[tuple[int, int]], edits: list[tuple[int, 
         elif word == "source":
             covered.append(_block(page.text, found.start()))
             _source(page, found)
-        elif word == "verdict" or word in NUMBERS:
+        elif word in VERDICTS or word in NUMBERS:
             try:
                 asked = parse(rest, page.path.parent, default)
                 covered += _number(page, word, asked, before, found.start(), edits)
             except NotThereError as error:
                 page.find(found.start(), found[0], str(error))
         elif word not in ("table", "section"):
-            page.find(found.start(), found[0], f"one of the words {', '.join(NUMBERS)}, verdict, report, source, table, section")
+            page.find(found.start(), found[0], f"one of the words {', '.join([*NUMBERS, *VERDICTS])}, report, source, table, section")
     return covered
 
 
@@ -389,8 +413,8 @@ def _number(
 ) -> list[tuple[int, int]]:
     """Compare the numbers that stand last between `before` and `end`; returns their places."""
     text = page.text[before:end]
-    if word == "verdict":
-        expected, said = verdict(pair(asked)), re.search(r"(not )?shown(?!.*shown)", text, re.DOTALL)
+    if word in VERDICTS:
+        expected, said = verdict(VERDICTS[word](asked)), re.search(r"(not )?shown(?!.*shown)", text, re.DOTALL)
         if said is None or said[0] != expected:
             page.find(end, "no verdict" if said is None else said[0], expected)
             if said is not None:
@@ -484,6 +508,7 @@ CELLS: dict[str, tuple[str, Callable[[Asked], str]]] = {
     "verdict": ("to 3 points", lambda asked: verdict(pair(asked))),
     "steps": ("steps", lambda asked: f"{row(asked)['mean_steps']:.1f}"),
     "ms": ("p50 ms", lambda asked: f"{p50(row(asked)):.2f}"),
+    "motion": ("ms per second of motion", lambda asked: f"{row(asked)['ms_per_second_of_motion']:.1f}"),
     "speed": ("speed", lambda asked: f"{speed(asked):.2f}×"),
     "flops": ("backbone FLOPs", lambda asked: f"{backbone(asked):.0f} %"),
     "run": ("layers run", lambda asked: f"{100 * row(asked)['keep_ratio']:.0f} %"),
@@ -494,6 +519,7 @@ CELLS: dict[str, tuple[str, Callable[[Asked], str]]] = {
     "seeds": ("mean over seeds", lambda asked: f"{100 * over_seeds(asked)['success']:.1f} %"),
     "each-seed": ("each", lambda asked: ", ".join(f"{100 * each:.1f}" for each in over_seeds(asked)["each"])),
     "seeds-minus": ("difference over seeds", lambda asked: over_seeds_apart(asked)),
+    "seeds-verdict": ("to 3 points", lambda asked: verdict(seed_pair(asked))),
 }
 """What a column's word writes, and its heading where the table gives none."""
 
@@ -536,9 +562,11 @@ def _cell(word: str, of: str, key: str, names: dict[str, str], file: Path) -> st
     for name, value in {"": key, **names}.items():
         of = of.replace("{" + name + "}", value)
     if not word:
+        if "{" in of:
+            raise NotThereError(f"texts for every {{…}} of the columns, found {of} in the row of {key}")
         return of
     asked = parse(of, file.parent, file)
-    if word in ("minus", "p", "verdict", "seeds-minus"):
+    if word in ("minus", "p", "verdict", "seeds-minus", "seeds-verdict"):
         asked = replace(asked, policy=asked.policy if asked.against else key, against=asked.against or asked.policy)
         if asked.policy == asked.against:
             return ""
@@ -551,14 +579,14 @@ def _cell(word: str, of: str, key: str, names: dict[str, str], file: Path) -> st
 
 
 def section(spec: str, folder: Path) -> str:
-    """`NAME FILE [| POLICY, …]` as Markdown; one line where the report does not exist (yet)."""
+    """`NAME FILE [| POLICY, …]` as Markdown."""
     first, _, listed = spec.partition(" | ")
     name, _, file = first.strip().partition(" ")
     if name not in SECTIONS:
         raise NotThereError(f"a section of {', '.join(SECTIONS)}, found {name!r}")
     path = folder / file.strip()
     if not path.is_file():
-        return f"*Not run yet: there is no `{path.name}`.*\n"
+        raise NotThereError(f"a report at {path}, which is missing")
     found = report.read(path)
     names = [policy.strip() for policy in listed.split(",")] if listed else [policy["name"] for policy in found["policies"]]
     rows = {policy["name"]: policy for policy in found["policies"]}
