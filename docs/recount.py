@@ -538,7 +538,7 @@ def table(spec: str, folder: Path) -> str:
         key, _, label = key.partition(" = ")
         key, _, own = key.partition(" @ ")
         names = {"label": label or key, **{str(index): cell for index, cell in enumerate(more, 1)}}
-        cells = [_cell(word, of, key.strip(), names, folder / own if own else file) for word, of, _ in columns]
+        cells = [_cell(word, of, key.strip(), names, folder, folder / own if own else file) for word, of, _ in columns]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
@@ -556,7 +556,7 @@ def column(text: str) -> tuple[str, str, str]:
     return word, of.strip(), heading.strip() if colon else CELLS[word][0]
 
 
-def _cell(word: str, of: str, key: str, names: dict[str, str], file: Path) -> str:
+def _cell(word: str, of: str, key: str, names: dict[str, str], folder: Path, file: Path) -> str:
     """One cell. `{}` in what a column is about is the row's policy; without it, it goes with that: `minus teacher` is the row's
     policy against the teacher."""
     for name, value in {"": key, **names}.items():
@@ -565,7 +565,7 @@ def _cell(word: str, of: str, key: str, names: dict[str, str], file: Path) -> st
         if "{" in of:
             raise NotThereError(f"texts for every {{…}} of the columns, found {of} in the row of {key}")
         return of
-    asked = parse(of, file.parent, file)
+    asked = parse(of, folder, file)
     if word in ("minus", "p", "verdict", "seeds-minus", "seeds-verdict"):
         asked = replace(asked, policy=asked.policy if asked.against else key, against=asked.against or asked.policy)
         if asked.policy == asked.against:
