@@ -38,7 +38,9 @@ try:
     import onnxruntime
     import onnxscript  # noqa: F401 - torch.onnx.export needs it, and says so only in the middle of the work
 except ModuleNotFoundError as missing:
-    sys.exit(f"bench/runtimes.py: {missing.name} is not installed, and nothing can be exported: pip install onnxruntime onnxscript")
+    sys.exit(
+        f"bench/runtimes.py: {missing.name} is not installed, and nothing can be exported: pip install onnxruntime onnxscript"
+    )
 
 WARM_UP = 50
 

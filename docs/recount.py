@@ -404,7 +404,9 @@ def _comments(page: Page, inside: list[tuple[int, int]], edits: list[tuple[int, 
             except NotThereError as error:
                 page.find(found.start(), found[0], str(error))
         elif word not in ("table", "section"):
-            page.find(found.start(), found[0], f"one of the words {', '.join([*NUMBERS, *VERDICTS])}, report, source, table, section")
+            page.find(
+                found.start(), found[0], f"one of the words {', '.join([*NUMBERS, *VERDICTS])}, report, source, table, section"
+            )
     return covered
 
 

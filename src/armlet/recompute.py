@@ -22,6 +22,8 @@ from armlet import outcomes, stats
 from armlet.report import read
 
 Report = dict[str, Any]
+GROUPINGS = ("by_family", "by_task", "by_split")  # successes of a policy by what the episodes are about
+FOURFOLD = ("both", "only_a", "only_b", "neither")  # in how many episodes which of two policies succeeded
 
 
 @dataclass(frozen=True)
@@ -102,8 +104,11 @@ def _by_outcomes(account: Account, report: Report, path: Path) -> None:
             account.same(f"number of {name}", len(found), len(expected))
             for own, row in zip(found, expected, strict=False):
                 account.same(f"{name}, {_name(row)}", own, row)
+                for grouping in [grouping for grouping in GROUPINGS if grouping in row]:
+                    account.same(f"{name}, {_name(row)}: groups of {grouping}", sorted(own[grouping]), sorted(row[grouping]))
         else:
             account.same(name, found, expected)
+            account.same(f"groups of {name}", sorted(found), sorted(expected))
 
 
 def _beside(path: Path, name: str) -> Path:
@@ -118,13 +123,16 @@ def _by_counts(account: Account, report: Report) -> None:
     have throughout; Newcombe's and McNemar's of every pair."""
     for policy in report["policies"]:
         _rate(account, policy["name"], policy)
-        for grouping in ("by_family", "by_task", "by_split"):
+        for grouping in GROUPINGS:
             for group, tally in policy[grouping].items():
                 _rate(account, f"{policy['name']}, {grouping} {group}", tally)
     for delayed in report.get("delayed", []):
         _rate(account, f"{delayed['name']}, {delayed['slower']:g}× slower", delayed)
     for split, pair in _all_pairs(report):
         where = f"{pair['a']} − {pair['b']}, {split}"
+        if min(pair[count] for count in FOURFOLD) < 0:
+            account.same(f"{where}: counts", min(pair[count] for count in FOURFOLD), "0 or more")
+            continue
         outcomes_a, outcomes_b = _outcomes_of(pair)
         account.same(where, pair, stats.compare_paired(outcomes_a, outcomes_b).to_json())
     if report.get("seeds"):
@@ -132,12 +140,15 @@ def _by_counts(account: Account, report: Report) -> None:
 
 
 def _rate(account: Account, where: str, tally: Report) -> None:
+    if not 0 <= tally["successes"] <= tally["episodes"] or not tally["episodes"]:  # no interval belongs to such a count
+        account.same(f"{where}: successes", tally["successes"], f"0 to {tally['episodes']}, of at least one episode")
+        return
     account.same(f"{where}: ci95", tally["ci95"], list(stats.wilson(tally["successes"], tally["episodes"])))
 
 
 def _outcomes_of(pair: Report) -> tuple[np.ndarray, np.ndarray]:
     """Outcomes (n,) bool of two policies that fill the pair's table of both, one and neither."""
-    counts = [pair["both"], pair["only_a"], pair["only_b"], pair["neither"]]
+    counts = [pair[count] for count in FOURFOLD]
     return np.repeat([True, True, False, False], counts), np.repeat([True, False, True, False], counts)
 
 
@@ -160,8 +171,8 @@ def _seeds(account: Account, report: Report) -> None:
     policies = {policy["name"]: policy for policy in report["policies"]}
     means: dict[str, float] = {}
     for group in report["seeds"]["policies"]:
-        name, count = group["name"], group["seeds"]
-        members = [name] if count == 1 else [member for member in policies if _is_seed_of(member, name)]
+        name = group["name"]
+        members = [member for member in policies if _is_seed_of(member, name)] or [name]
         each = [policies[member]["successes"] / policies[member]["episodes"] for member in members]
         means[name] = float(np.mean(each))
         expected = {"seeds": len(members), "success": means[name], "each": each}
