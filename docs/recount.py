@@ -698,7 +698,12 @@ def check(root: Path, *, write: bool = False) -> list[Finding]:
     findings = []
     for path in reports(root):
         name = path.relative_to(root).as_posix()
-        for found in recompute.check(path).differences:
+        try:
+            differences = recompute.check(path).differences
+        except (ValueError, OSError) as error:
+            findings.append(Finding(name, 1, "a report that cannot be recomputed", str(error)))
+            continue
+        for found in differences:
             findings.append(Finding(name, 1, f"{found.where}: {found.found}", str(found.expected)))
         page = companion(path)
         if page.is_file() and page.read_text() != (expected := whole_table(path)):
