@@ -220,6 +220,22 @@ def test_without_outcomes_every_count_interval_and_comparison_is_found_and_the_r
     assert unnoticed(path, iter(places)) == []
 
 
+def test_counts_that_agree_with_their_interval_and_not_with_each_other_are_found(tmp_path) -> None:
+    """One success more, its interval put right: of a task, of a split that only pairs speak of, and of a policy in all."""
+    path = report(tmp_path, keep=False)
+    right = json.loads(path.read_text())
+    policy = right["policies"][1]
+    for tally in (policy["by_task"]["rake"], policy["by_split"]["unseen_scenes"], policy):
+        before = dict(tally)
+        tally["successes"] += 1
+        tally["ci95"] = wilson(tally["successes"], tally["episodes"])
+        path.write_text(json.dumps(right))
+        assert recompute.check(path).differences
+        tally.update(before)
+    path.write_text(json.dumps(right))
+    assert not recompute.check(path).differences
+
+
 def test_counts_that_cannot_be_are_found_and_no_error_of_a_library(tmp_path) -> None:
     path = report(tmp_path, keep=False)
     right = json.loads(path.read_text())
