@@ -99,6 +99,12 @@ def load(file: Path) -> Report:
     return json.loads(file.read_text())
 
 
+@functools.cache
+def whole(file: Path) -> Report:
+    """A report with all that `armlet report` makes of it."""
+    return report.read(file)
+
+
 def parse(rest: str, folder: Path, default: Path | None) -> Asked:
     """`POLICY [− POLICY] [/ MORE] [in SPLIT] [@ FILE]`."""
     rest, _, file = rest.partition(" @ ")
@@ -589,7 +595,7 @@ def section(spec: str, folder: Path) -> str:
     path = folder / file.strip()
     if not path.is_file():
         raise NotThereError(f"a report at {path}, which is missing")
-    found = report.read(path)
+    found = whole(path)
     names = [policy.strip() for policy in listed.split(",")] if listed else [policy["name"] for policy in found["policies"]]
     rows = {policy["name"]: policy for policy in found["policies"]}
     missing = [policy for policy in names if policy not in rows]
@@ -664,7 +670,7 @@ SECTIONS: dict[str, Callable[[Report, list[Report]], list[str]]] = {
 
 def whole_table(path: Path) -> str:
     """The page `table.md` of a report: as `armlet evaluate` writes it, but for intervals over seeds where no outcomes were kept."""
-    found = report.read(path)
+    found = whole(path)
     seeds = found.get("seeds")
     if "outcomes" in found or not seeds:
         return figures.table(found)
@@ -695,6 +701,7 @@ def pages(root: Path) -> list[Path]:
 def check(root: Path, *, write: bool = False) -> list[Finding]:
     """Everything that differs under a repository's root; with `write`, what documents say wrongly is put right."""
     load.cache_clear()
+    whole.cache_clear()
     findings = []
     for path in reports(root):
         name = path.relative_to(root).as_posix()
