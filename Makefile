@@ -58,7 +58,7 @@ test-reference: $(READY)
 # What the machinery costs: printed, and kept in docs/machinery/. Nothing else should run meanwhile.
 bench: $(READY)
 	$(BIN)/pip install -q -c requirements.lock torch_geometric
-	for part in store graph routing training codebook phases; do $(BIN)/python bench/$$part.py || exit 1; done
+	for part in store pictures graph routing training codebook phases; do $(BIN)/python bench/$$part.py || exit 1; done
 
 # The versions a fresh machine installs. Made in an environment of its own.
 lock:

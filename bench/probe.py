@@ -23,6 +23,7 @@ from armlet import losses
 from armlet.checkpoint import load_policy
 from armlet.data.episodes import EpisodeDataset
 from armlet.data.frames import draw, load_frames
+from armlet.data.pictures import Pictures
 from armlet.layers.graph import Edges, ProbeHeads
 from armlet.policies import Policy
 from armlet.progress import Progress
@@ -87,7 +88,7 @@ def make(kind: str, teacher: Policy) -> ProbeHeads:
 
 def main(arguments: Arguments) -> None:
     teacher = load_policy(arguments.teacher)
-    frames = load_frames(EpisodeDataset(arguments.episodes))
+    frames = load_frames(EpisodeDataset(arguments.episodes), teacher.view, Pictures())
     batches = make_batches(teacher, frames)
     first = int(frames.starts[len(frames.starts) * 9 // 10])  # the last tenth of the episodes is held out
     held_out = np.linspace(first, len(batches) - 1, arguments.held_out).astype(np.int64)

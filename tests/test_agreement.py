@@ -80,6 +80,6 @@ def test_a_policys_cameras_must_be_there_and_in_its_size() -> None:
     check_policy(data, INSIDE, policy, limit=0.5, title="probe test")
     data.cameras = {"scene": (24, 32), "hand": (16, 16)}
     with pytest.raises(
-        ValueError, match=r"camera 'scene': .* 24×32 .* taught with 24×24.*camera 'wrist': .* episodes have hand, scene"
+        ValueError, match=r"camera 'scene': found \(24, 32, 3\), expected \(24, 24, 3\).*camera 'wrist': .* there is hand, scene"
     ):
         check_policy(data, INSIDE, policy, limit=0.5, title="probe test")

@@ -18,6 +18,7 @@ from armlet import collect, distil, practice, probe, recording, supervision
 from armlet.annotators import Labels
 from armlet.checkpoint import load_policy, save_policy
 from armlet.data.episodes import EpisodeDataset
+from armlet.data.fit import View
 from armlet.data.frames import BatchMaker, Frames, load_frames
 from armlet.data.traces import TraceStore, TraceWriter
 from armlet.learner import Learner, watch
@@ -256,7 +257,7 @@ def test_labels_stand_at_their_own_frames(here: Recipe, monkeypatch) -> None:
         phases, directions, ("",) * len(data), tuple(f"words {number % 7}" for number in rng.integers(0, 99, len(data)))
     )
     monkeypatch.setattr(supervision, "load_labels", lambda folder, data, annotator: said)
-    frames = supervision.labelled_frames(dataclasses.replace(here, annotator=object()), data, here.labels)
+    frames = supervision.labelled_frames(dataclasses.replace(here, annotator=object()), data, View(data.cameras), here.labels)
     np.testing.assert_array_equal(frames.labels["phase"], phases)
     np.testing.assert_array_equal(frames.labels["direction"], directions)
     assert tuple(frames.descriptions[number] for number in frames.described) == said.description

@@ -14,7 +14,7 @@ import pytest
 import torch
 from tiny import make_frames, make_policy
 
-from armlet.data.frames import draw
+from armlet.data.frames import BatchMaker, draw
 from armlet.layers.graph import ProbeHeads
 from armlet.layers.heads import CodebookHead, RegressionHead
 from armlet.learner import Learner
@@ -65,6 +65,24 @@ def test_a_killed_run_resumes_to_the_same_weights(tmp_path, monkeypatch, at: int
     for row in logs[0] + logs[1]:
         row.pop("seconds")
     assert logs[0] == logs[1] and [row["step"] for row in logs[0]] == list(range(1, 9))
+
+
+def test_the_next_batchs_pictures_are_begun_while_this_one_is_learnt(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn, expected = [], []
+    draws, expects = BatchMaker.batch, BatchMaker.expect
+
+    def batch(self: BatchMaker, rows: np.ndarray, **options):
+        drawn.append(rows.tolist())
+        return draws(self, rows, **options)
+
+    def expect(self: BatchMaker, rows: np.ndarray) -> None:
+        expected.append(rows.tolist())
+        expects(self, rows)
+
+    monkeypatch.setattr(BatchMaker, "batch", batch)
+    monkeypatch.setattr(BatchMaker, "expect", expect)
+    run(tmp_path)
+    assert len(drawn) == STAGE.steps and expected == drawn[1:]
 
 
 def test_without_a_compiler_the_same_is_done_uncompiled_and_said(tmp_path, monkeypatch, capsys) -> None:

@@ -64,7 +64,7 @@ def check_policy(data: EpisodeDataset, actions: np.ndarray, policy: Policy, *, l
     """The episodes on which a policy is to be watched or distilled. Raises ValueError naming all that differs."""
     body = policy.body
     problems, remarks = _actions(data, actions, body.action_spec, limit)
-    problems += _cameras(data, policy.cameras)
+    problems += policy.view.differences(data.cameras)
     _names("observation.state", data.state_names, body.state_names, len(body.state.offset), problems, remarks)
     _conclude(data, problems, remarks, title=title, whose="the policy")
 
@@ -107,24 +107,6 @@ def _actions(data: EpisodeDataset, actions: np.ndarray, spec: ActionSpec, limit:
         elif out:
             remarks.append(f"actions outside the robot's range, where it clips them: {told}")
     return problems, remarks
-
-
-def _cameras(data: EpisodeDataset, wanted: Mapping[str, int]) -> list[str]:
-    """A line for every camera of a policy (name → side in pixels) that the episodes lack, or have in another size."""
-    problems = []
-    for name, side in wanted.items():
-        size = data.cameras.get(name)
-        if size is None:
-            there = ", ".join(sorted(data.cameras)) or "none"
-            problems.append(
-                f"camera {name!r}: the policy looks through it and the episodes have {there}; rename theirs, or record it"
-            )
-        elif size != (side, side):
-            problems.append(
-                f"camera {name!r}: the episodes' pictures are {size[0]}×{size[1]} and the policy was taught with {side}×{side}; bring "
-                "the pictures to that size"
-            )
-    return problems
 
 
 def _same_rate(fps: float, hz: float) -> bool:

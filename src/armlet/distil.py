@@ -41,14 +41,15 @@ def main(recipe: Recipe) -> Path:
 
 def _main(recipe: Recipe) -> Path:
     data, title = EpisodeDataset(recipe.episodes, recipe.columns), f"distil {recipe.name}"
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    teacher = load_policy(recipe.teacher, device=device)
+    recipe.pictures.agree(teacher.view)
     wanted = question(recipe, data)
     if is_finished(recipe.student_folder, wanted, fixes="give another folder with `--out`"):
         sys.stderr.write(f"{title}: {recipe.student_folder} was distilled exactly so already\n")
         return recipe.student_folder
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    teacher = load_policy(recipe.teacher, device=device)
     check_policy(data, data.columns()["action"], teacher, limit=recipe.outside_range, title=title)
-    whole = labelled_frames(recipe, data, recipe.labels)
+    whole = labelled_frames(recipe, data, teacher.view, recipe.labels)
     train, held_out = (rows_of(whole.starts, part) for part in _parts(recipe, data))
     torch.manual_seed(recipe.seed)
     assert recipe.student is not None
@@ -68,7 +69,10 @@ def _main(recipe: Recipe) -> Path:
         number, rows, before = index - len(recipe.stages), train, {}
         if number >= 0:
             more = practise(recipe, student, teacher, number)
-            met, known = labelled_frames(recipe, more, round_folder(recipe, number) / "labels"), sum(map(len, frames))
+            met, known = (
+                labelled_frames(recipe, more, teacher.view, round_folder(recipe, number) / "labels"),
+                sum(map(len, frames)),
+            )
             practised.append(known + worth_learning(more, met, recipe.rounds[number].replay))
             frames.append(met)
             sets.append(more.fingerprint)

@@ -81,7 +81,7 @@ def practise(recipe: Recipe, student: Policy, teacher: Policy, number: int) -> E
     if recipe.probe:
         watched.probe = make_heads(teacher, recipe.probe).to(teacher.device)
         load_heads(watched.probe, heads_file(recipe))
-    batches = make_batches(teacher, load_frames(data))
+    batches = make_batches(teacher, load_frames(data, teacher.view, recipe.pictures))
     store = identity(recipe, data.fingerprint)
     title = f"traces {recipe.name} {number + 1}"
     store_traces(recipe, folder / "traces", watched, batches, store, title=title)

@@ -25,9 +25,10 @@ def main(recipe: Recipe) -> Path:
     data, title = EpisodeDataset(recipe.episodes, recipe.columns), f"probe {recipe.name}"
     device = "cuda" if torch.cuda.is_available() else "cpu"
     teacher = load_policy(recipe.teacher, device=device)
+    recipe.pictures.agree(teacher.view)
     check_policy(data, data.columns()["action"], teacher, limit=recipe.outside_range, title=title)
     learner = Learner(teacher)
-    batches = make_batches(teacher, load_frames(data))
+    batches = make_batches(teacher, load_frames(data, teacher.view, recipe.pictures))
     if recipe.probe:
         torch.manual_seed(recipe.seed)
         learner.probe = make_heads(teacher, recipe.probe).to(device)

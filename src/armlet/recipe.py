@@ -19,6 +19,7 @@ from armlet.benchmarks import Benchmark
 from armlet.data.augment import Augment
 from armlet.data.layout import Columns
 from armlet.data.normalise import Mode
+from armlet.data.pictures import Pictures
 from armlet.policies import Network, Student
 from armlet.types import Batch, Precision, Trace
 
@@ -156,6 +157,7 @@ class Recipe:
     teacher: Path
     out: Path
     columns: Columns = field(default_factory=Columns)  # of the episodes: which hold state (None: it is not read) and action
+    pictures: Pictures = field(default_factory=Pictures)  # of the episodes: how they are seen, and kept while training
     collection: Collection = field(default_factory=Collection)
     network: Network | None = None
     normalise_actions: Mode = "identity"

@@ -12,6 +12,7 @@ from armlet.annotators.vlm import confirm_on_terminal
 from armlet.checkpoint import load_weights, policy_fingerprint, read_tensors
 from armlet.data.episodes import EpisodeDataset
 from armlet.data.files import atomic_file
+from armlet.data.fit import View
 from armlet.data.frames import BatchMaker, Frames, load_frames
 from armlet.data.traces import StoreIdentity, TraceWriter
 from armlet.layers.graph import ProbeHeads
@@ -126,6 +127,7 @@ def store_traces(recipe: Recipe, root: Path, learner: Learner, batches: BatchMak
         progress = Progress(title, total=len(batches), start=len(done), unit="row")
         for start in range(0, len(rows), ROWS):
             batch = batches.batch(rows[start : start + ROWS])
+            batches.expect(rows[start + ROWS : start + 2 * ROWS])
             assert batch.keys is not None
             writer.append(batch.keys, answers(batch))
             progress.advance(len(batch))
@@ -139,9 +141,10 @@ def annotate(recipe: Recipe, data: EpisodeDataset, folder: Path) -> None:
         store_labels(folder, recipe.annotator, data, confirm=confirm_on_terminal)
 
 
-def labelled_frames(recipe: Recipe, data: EpisodeDataset, folder: Path) -> Frames:
-    """The frames of a data set with the labels that `annotate` stored at `folder`, if the recipe has an annotator."""
-    frames = load_frames(data)
+def labelled_frames(recipe: Recipe, data: EpisodeDataset, view: View, folder: Path) -> Frames:
+    """The frames of a data set as `view` sees them, with the labels that `annotate` stored at `folder`, if the recipe has an
+    annotator."""
+    frames = load_frames(data, view, recipe.pictures)
     if recipe.annotator is None:
         return frames
     labels = load_labels(folder, data, recipe.annotator)

@@ -48,7 +48,7 @@ def main(recipe: Recipe) -> Path:
     trainer = Trainer(
         learner,
         recipe.teach,
-        make_batches(policy, load_frames(data)),
+        make_batches(policy, load_frames(data, policy.view, recipe.pictures)),
         folder=recipe.out / "teach",
         seed=recipe.seed,
         title=title,
@@ -65,6 +65,7 @@ def new_policy(recipe: Recipe, data: EpisodeDataset) -> Policy:
     network, spec = recipe.network, recipe.benchmark.action_spec
     assert network is not None
     tokenizer = train_tokenizer(sorted(data.tasks))
+    view = recipe.pictures.view(data.cameras, whose=str(data.root))
     body = Body(
         action_spec=spec,
         state=_state_normaliser(data),
@@ -77,12 +78,10 @@ def new_policy(recipe: Recipe, data: EpisodeDataset) -> Policy:
         ),
         tokenizer=tokenizer,
         state_names=() if all(name.isdigit() for name in data.state_names) else data.state_names,
+        fit=view.fit,
     )
-    oblong = {name: size for name, size in data.cameras.items() if size[0] != size[1]}
-    if oblong:
-        raise ValueError(f"policies taught here take square images, and the episodes have {oblong}; crop or pad them first")
     torch.manual_seed(recipe.seed)
-    return network.build(body, {name: height for name, (height, _) in data.cameras.items()})
+    return network.build(body, {name: height for name, (height, _) in view.cameras.items()})
 
 
 def _state_normaliser(data: EpisodeDataset) -> Normaliser:

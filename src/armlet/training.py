@@ -271,11 +271,17 @@ class Trainer:
             self.parameters[name].data.copy_(value)
         self.learner.eval()
 
+    def _rows_of(self, step: int) -> np.ndarray:
+        """(b,) int64: the frames of a step, in the order of the data."""
+        return np.sort(self.rows[draw(len(self.rows), self.stage.batch_size, step, self.seed)])
+
     def _update(self) -> dict[str, float]:
         stage = self.stage
-        rows = np.sort(self.rows[draw(len(self.rows), stage.batch_size, self.step, self.seed)])
+        rows = self._rows_of(self.step)
         rng = np.random.default_rng([self.seed, self.step, 1])
         batch = self.batches.batch(rows, change=lambda images: stage.augment(images, rng))
+        if self.step + 1 < stage.steps:
+            self.batches.expect(self._rows_of(self.step + 1))
         if stage.budgets:
             batch = replace(batch, budget=float(rng.uniform(*stage.budgets)))
         assert batch.keys is not None  # a batch made from episodes has them

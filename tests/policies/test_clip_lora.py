@@ -264,6 +264,9 @@ class Described:
     def batch(self, rows: np.ndarray, **options) -> Batch:
         return described(self.policy, self.inner.batch(rows, **options))
 
+    def expect(self, rows: np.ndarray) -> None:
+        self.inner.expect(rows)
+
 
 def described(policy: ClipLora, batch: Batch) -> Batch:
     texts = [("", "the gripper closes on the cube", "it pulls the drawer")[row % 3] for row in range(len(batch))]

@@ -17,7 +17,6 @@ import numpy as np
 
 from armlet.data.depth import millimetres, unreadable
 from armlet.data.digests import cache_folder, digests
-from armlet.data.files import hold
 from armlet.data.layout import (
     EPISODE_LINES,
     IMAGE,
@@ -37,12 +36,12 @@ from armlet.data.layout import (
     width,
 )
 from armlet.data.opening import EpisodeError, checked, read_lines, read_object
+from armlet.data.pictures import mapped
 from armlet.data.rows import Rows, read_rows
 from armlet.data.sources import Sources
 from armlet.data.statistics import combine, of_values
 from armlet.data.told import told
 from armlet.data.values import as_matrix, as_values
-from armlet.progress import Progress
 
 STATE, ACTION, EXECUTED, PRIVILEGED = "observation.state", "action", "executed", "privileged."
 
@@ -214,7 +213,7 @@ class EpisodeDataset:
                 sys.stderr.write(f"{self.root}: camera {camera!r} has one channel, no colours; it is left out, because {why}\n")
 
     def _first_size(self, name: str) -> tuple[int, int]:
-        height, wide = next(self._sources.colours(name, 0, 1)).shape[:2]
+        height, wide = next(self._sources.colours(name, np.arange(1))).shape[:2]
         return height, wide
 
     def _episodes(self) -> tuple[Episode, ...]:
@@ -328,18 +327,26 @@ class EpisodeDataset:
         first, last = int(self.starts[episode]), int(self.starts[episode + 1])
         return {camera: np.stack(list(self.read_pictures(camera, first, last))) for camera in self.cameras}
 
+    def all_images(self, camera: str) -> np.ndarray:
+        """All pictures of a camera in their own size, (N, h, w, 3) uint8, decoded once into a file that is mapped into memory: for looking
+        at a small data set. Training reads them at the size its policy sees (`pictures.open_pictures`)."""
+        self._check_camera(camera)
+        return mapped(self, camera)
+
     def read_pictures(self, camera: str, first: int, last: int) -> Iterator[np.ndarray]:
         """The pictures (h, w, 3) uint8 of rows `first` to `last` (exclusive) of the N, one at a time, at full size.
 
         A row's picture is the frame of the camera's film that is nearest to its timestamp, by the film's own clock, at most half
         of a film frame's period away. Raises EpisodeError or VideoError naming file, episode and frame where there is none.
         """
-        if camera not in self.cameras:
-            depth = "; its distances are read by read_depth" if camera in self.depth_cameras else ""
-            raise EpisodeError(f"{self.root} has no camera {camera!r}; it has {', '.join(self.cameras) or 'none'}{depth}")
         self._check_span(first, last)
+        return self.pictures_of(camera, np.arange(first, last))
+
+    def pictures_of(self, camera: str, rows: np.ndarray) -> Iterator[np.ndarray]:
+        """The same of any `rows` (n,) int64, in their order; those that increase are had fastest. Several threads may read."""
+        self._check_camera(camera)
         wanted = (*self.cameras[camera], 3)
-        for row, picture in enumerate(self._sources.colours(self._kept[camera], first, last), start=first):
+        for row, picture in zip(rows.tolist(), self._sources.colours(self._kept[camera], rows), strict=True):
             if picture.shape != wanted:
                 raise EpisodeError(
                     f"{self.root}: the picture of {camera} in {self._rows.place_of(row)} is {picture.shape}, meta/info.json says {wanted}"
@@ -355,8 +362,13 @@ class EpisodeDataset:
         self._check_span(first, last)
         key = self._kept[camera]
         about = video_info(self._features[key])
-        for levels in self._sources.filmed(key, first, last, pixels=None):
+        for levels in self._sources.filmed(key, np.arange(first, last), pixels=None):
             yield millimetres(levels, about)
+
+    def _check_camera(self, camera: str) -> None:
+        if camera not in self.cameras:
+            depth = "; its distances are read by read_depth" if camera in self.depth_cameras else ""
+            raise EpisodeError(f"{self.root} has no camera {camera!r}; it has {', '.join(self.cameras) or 'none'}{depth}")
 
     def _check_span(self, first: int, last: int) -> None:
         if not 0 <= first <= last <= len(self):
@@ -364,10 +376,19 @@ class EpisodeDataset:
 
     # What is derived from them
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
         """A hash of everything that is read: metadata, columns, films, pictures in files of their own, and which columns are asked for.
         Looked at once; files that have not changed are not read again."""
+        return self._hashes[0]
+
+    @property
+    def pictures_fingerprint(self) -> str:
+        """The same whichever columns are asked for: they change no picture."""
+        return self._hashes[1]
+
+    @cached_property
+    def _hashes(self) -> tuple[str, str]:
         names = {path.relative_to(self.root).as_posix() for path in episode_files(self.root)}
         names |= {path.relative_to(self.root).as_posix() for path in (tasks_file(self.root), statistics_file(self.root)) if path}
         names |= {name for name in (INFO, EPISODE_LINES) if (self.root / name).exists()}
@@ -381,29 +402,10 @@ class EpisodeDataset:
                 names |= self._sources.outside(key)
         ordered = sorted(names)
         digest = hashlib.sha256(json.dumps([self.roles.state, self.roles.action]).encode())
+        without = hashlib.sha256()
         found = digests([checked(self.root / name) for name in ordered], self.cache)
         for name, content in zip(ordered, found, strict=True):
-            digest.update(name.encode())
-            digest.update(content)
-        return digest.hexdigest()[:16]
-
-    def all_images(self, camera: str) -> np.ndarray:
-        """(N, h, w, 3) uint8, decoded once and kept as a memory-mapped file beside the data. A second process waits for the first."""
-        place = self.cache / f"{self.fingerprint}-{camera}.npy"
-        if not place.exists():
-            with hold(place.with_suffix(".lock"), f"decoding {camera}", wait=True):
-                if not place.exists():
-                    self._decode(camera, place)
-        return np.load(place, mmap_mode="r")
-
-    def _decode(self, camera: str, place: Path) -> None:
-        part = place.with_suffix(".part")
-        shape = (len(self), *self.cameras[camera], 3)
-        frames = np.lib.format.open_memmap(part, mode="w+", dtype=np.uint8, shape=shape)
-        progress = Progress(f"decode {camera}", total=len(self), unit="frame")
-        for at, frame in enumerate(self.read_pictures(camera, 0, len(self))):
-            frames[at] = frame
-            progress.advance()
-        progress.close()
-        frames.flush()
-        part.rename(place)
+            for each in (digest, without):
+                each.update(name.encode())
+                each.update(content)
+        return digest.hexdigest()[:16], without.hexdigest()[:16]

@@ -11,7 +11,9 @@ import torch
 from tokenizers import Tokenizer
 
 from armlet.data.episodes import EpisodeDataset
+from armlet.data.fit import View
 from armlet.data.normalise import Normaliser
+from armlet.data.pictures import Joined, Pictures, Rows, expect, open_pictures
 from armlet.data.text import encode
 from armlet.types import Batch
 
@@ -25,7 +27,7 @@ class Frames:
     action. What an annotator said, if one did: `labels` by name, and `descriptions`, different texts, of which a frame's is
     number `described`."""
 
-    images: dict[str, "np.ndarray | Joined"]  # camera -> (N, h, w, 3) uint8
+    images: dict[str, Rows]  # camera -> (N, h, w, 3) uint8
     state: np.ndarray  # (N, s)
     actions: np.ndarray  # (N, a)
     executed: np.ndarray  # (N, a)
@@ -43,24 +45,6 @@ class Frames:
     @property
     def episodes(self) -> int:
         return len(self.starts) - 1
-
-
-class Joined:
-    """Arrays one after the other, read by rows and never copied whole: pictures of several data sets stay memory-mapped."""
-
-    def __init__(self, parts: Sequence["np.ndarray | Joined"]) -> None:
-        self.parts, self.firsts = parts, np.cumsum([0, *(len(part) for part in parts)])
-
-    def __len__(self) -> int:
-        return int(self.firsts[-1])
-
-    def __getitem__(self, rows: np.ndarray | slice) -> np.ndarray:
-        """The rows (b,) int64, in their order."""
-        rows = np.arange(len(self))[rows]
-        part = np.searchsorted(self.firsts, rows, side="right") - 1
-        found = [self.parts[number][rows[part == number] - self.firsts[number]] for number in range(len(self.parts))]
-        order = np.argsort(np.argsort(part, kind="stable"), kind="stable")
-        return np.concatenate(found)[order]
 
 
 class BatchMaker:
@@ -126,6 +110,11 @@ class BatchMaker:
             labels={name: self._tensor(values[rows]) for name, values in frames.labels.items()},
             privileged={name: self._tensor(values[rows]) for name, values in self._privileged.items()},
         )
+
+    def expect(self, rows: np.ndarray) -> None:
+        """A word that the pictures of `rows` (b,) are asked for next: those that are streamed are decoded meanwhile."""
+        for pictures in self.frames.images.values():
+            expect(pictures, rows)
 
     def _images(self, name: str, rows: np.ndarray) -> torch.Tensor:
         return self._tensor(self.frames.images[name][rows]).permute(0, 3, 1, 2).float().div_(255)
@@ -196,12 +185,13 @@ def draw(length: int, batch_size: int, step: int, seed: int) -> np.ndarray:
     return np.sort(order[position * batch_size : (position + 1) * batch_size])
 
 
-def load_frames(data: EpisodeDataset) -> Frames:
-    """All frames of a data set. Columns stand in memory; images stay memory-mapped, in the page cache."""
+def load_frames(data: EpisodeDataset, view: View | None = None, pictures: Pictures | None = None) -> Frames:
+    """All frames of a data set, its pictures as `view` sees them: where nothing is said, all of them, as they are. Columns stand in
+    memory; pictures are read by rows, kept or streamed as `pictures` says."""
     columns = data.columns()
     privileged = {name: columns[f"privileged.{name}"] for name in data.privileged}
     return Frames(
-        images={camera: data.all_images(camera) for camera in data.cameras},
+        images=open_pictures(data, view or View(data.cameras), pictures or Pictures()),
         state=columns["observation.state"],
         actions=columns["action"],
         executed=columns.get("executed", columns["action"]),

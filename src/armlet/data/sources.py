@@ -4,6 +4,7 @@ Knows rows and features by their keys; knows no camera's name, and checks no siz
 """
 
 import io
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -19,46 +20,45 @@ from armlet.data.opening import BROKEN, EpisodeError, checked, open_parquet
 from armlet.data.rows import Rows
 from armlet.data.video import Film, VideoError
 
+GROUPS = 2  # row groups of pictures that are kept: one, and the next where threads have gone on to it
+
 
 @dataclass(frozen=True)
 class Sources:
-    """The picture features of the data set at `root`. Films whose clocks were read are remembered."""
+    """The picture features of the data set at `root`; several threads may read. Films whose clocks were read are remembered."""
 
     root: Path
     rows: Rows
     stored: Sequence[Stored]
     features: dict[str, dict[str, Any]]
     _films: dict[str, Film] = field(default_factory=dict)
+    _groups: dict[tuple[Path, int, str], pa.ChunkedArray] = field(default_factory=dict)  # those used last, at the end
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def colours(self, key: str, first: int, last: int) -> Iterator[np.ndarray]:
-        """Pictures (h, w, 3) uint8 of the rows `first` to `last` (exclusive)."""
+    def colours(self, key: str, wanted: np.ndarray) -> Iterator[np.ndarray]:
+        """Pictures (h, w, 3) uint8 of the rows `wanted` (n,), in their order; those that increase are had fastest."""
         if self.features[key]["dtype"] == "video":
-            return self.filmed(key, first, last, pixels="rgb24")
-        return self._tabled(key, first, last)
+            return self.filmed(key, wanted, pixels="rgb24")
+        return self._tabled(key, wanted)
 
-    def filmed(self, key: str, first: int, last: int, *, pixels: str | None) -> Iterator[np.ndarray]:
+    def filmed(self, key: str, wanted: np.ndarray, *, pixels: str | None) -> Iterator[np.ndarray]:
         """Frames of the films of a feature, as arrays of the pixel format `pixels` (None: the film's own); each film is opened once for
         the rows that follow one another in it."""
-        if last <= first:
-            return
-        rows = self.rows
-        clips = [self.stored[number].videos[key] for number in range(rows.episode[first], rows.episode[last - 1] + 1)]
-        offset = int(rows.episode[first])
+        episodes, clip_of = np.unique(self.rows.episode[wanted], return_inverse=True)
+        clips = [self.stored[number].videos[key] for number in episodes.tolist()]
         begins = np.array([clip.begins for clip in clips])
         ends = np.array([np.inf if clip.ends is None else clip.ends for clip in clips])
-        for name, run in groupby(range(len(clips)), key=lambda number: clips[number].file):
-            numbers = list(run)
-            start = max(first, int(rows.starts[offset + numbers[0]]))
-            stop = min(last, int(rows.starts[offset + numbers[-1] + 1]))
-            clip = rows.episode[start:stop] - offset
+        for name, run in groupby(range(len(wanted)), key=lambda index: clips[clip_of[index]].file):
+            indices = np.array(list(run))
+            rows, clip = wanted[indices], clip_of[indices]
             film = self._film(name)
-            frames, near = film.nearest(begins[clip] + rows.time[start:stop], begins[clip], ends[clip])
+            frames, near = film.nearest(begins[clip] + self.rows.time[rows], begins[clip], ends[clip])
             if not near.all():
-                row = start + int(np.argmin(near))
-                at = clip[row - start]
+                first = int(np.argmin(near))
+                row, at = int(rows[first]), clip[first]
                 raise VideoError(
-                    f"no picture belongs to {self.rows.place_of(row)}, at {begins[at] + rows.time[row]:.6g} s of its film, where the "
-                    f"episode lies from {begins[at]:.6g} s to {ends[at]:.6g} s: {film}. Is the film truncated, or are the times "
+                    f"no picture belongs to {self.rows.place_of(row)}, at {begins[at] + self.rows.time[row]:.6g} s of its film, where "
+                    f"the episode lies from {begins[at]:.6g} s to {ends[at]:.6g} s: {film}. Is the film truncated, or are the times "
                     "others than the film's? Copy or record it again"
                 )
             yield from film.frames(frames, pixels=pixels)
@@ -68,10 +68,11 @@ class Sources:
             self._films[name] = Film(self.root / name)
         return self._films[name]
 
-    def _tabled(self, key: str, first: int, last: int) -> Iterator[np.ndarray]:
-        """Pictures that the tables hold, a row group in memory at a time."""
+    def _tabled(self, key: str, wanted: np.ndarray) -> Iterator[np.ndarray]:
+        """Pictures that the tables hold, a row group in memory at a time, and the last ones kept: those who read in parallel read
+        near one another."""
         rows = self.rows
-        for number, run in groupby(range(first, last), key=lambda row: int(rows.file[row])):
+        for number, run in groupby(wanted.tolist(), key=lambda row: int(rows.file[row])):
             path = self.root / self.rows.files[number]
             with open_parquet(path) as parquet:
                 if key not in parquet.schema_arrow.names:
@@ -83,11 +84,20 @@ class Sources:
                     place = int(rows.place[row])
                     group = int(np.searchsorted(firsts, place, "right")) - 1
                     if group != held:
-                        held, column = group, _group(parquet, group, key, path)
+                        held, column = group, self._group(parquet, group, key, path)
                     assert column is not None
                     yield _picture(
                         column[place - int(firsts[group])].as_py(), self.root, f"{path}: {key} of {self.rows.place_of(row)}"
                     )
+
+    def _group(self, parquet: Any, group: int, key: str, path: Path) -> pa.ChunkedArray:
+        with self._lock:  # read once, and not by every thread that wants a row of it
+            kept = self._groups.pop((path, group, key), None)
+            column = _group(parquet, group, key, path) if kept is None else kept
+            self._groups[path, group, key] = column
+            while len(self._groups) > GROUPS:
+                del self._groups[next(iter(self._groups))]
+            return column
 
     def outside(self, key: str) -> set[str]:
         """The names of picture files beside the tables."""

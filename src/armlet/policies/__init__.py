@@ -14,6 +14,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
+from armlet.data.fit import Fit, View, fit_picture, known_fit
 from armlet.data.normalise import Normaliser
 from armlet.data.text import encode
 from armlet.layers.heads import ActionHead
@@ -76,18 +77,28 @@ class Body:
     actions: Normaliser
     tokenizer: Tokenizer
     state_names: tuple[str, ...] = ()  # one a number of the state; none where nobody knows
+    fit: Fit = "exact"  # how a picture of another size than the policy's is brought to it
 
     def to_json(self) -> dict[str, Any]:
         """Everything but the tokenizer."""
-        said = {"action_spec": asdict(self.action_spec), "state": self.state.to_json(), "actions": self.actions.to_json()}
-        return {**said, "state_names": list(self.state_names)} if self.state_names else said
+        said: dict[str, Any] = {
+            "action_spec": asdict(self.action_spec),
+            "state": self.state.to_json(),
+            "actions": self.actions.to_json(),
+        }
+        if self.state_names:
+            said["state_names"] = list(self.state_names)
+        if self.fit != "exact":
+            said["fit"] = self.fit
+        return said
 
     @classmethod
     def from_json(cls, description: dict[str, Any], tokenizer: Tokenizer) -> Self:
         """What `to_json` described; other entries of the description are another's."""
         spec = ActionSpec.from_json(description["action_spec"])
         state, actions = Normaliser.from_json(description["state"]), Normaliser.from_json(description["actions"])
-        return cls(spec, state, actions, tokenizer, tuple(description.get("state_names", ())))
+        names = tuple(description.get("state_names", ()))
+        return cls(spec, state, actions, tokenizer, names, known_fit(description.get("fit", "exact")))
 
 
 class Policy(nn.Module, ABC):
@@ -102,6 +113,11 @@ class Policy(nn.Module, ABC):
     text_tokens: int  # of the longest instruction it takes
     execute: int  # actions of a chunk carried out before it looks again
     kept_layers: tuple[int, ...] | None = None  # which layers of the network it was cut from are its own; None: it was not cut
+
+    @property
+    def view(self) -> View:
+        """How it sees the pictures of a data set or a robot."""
+        return View({name: (side, side) for name, side in self.cameras.items()}, self.body.fit)
 
     @property
     def layer_numbers(self) -> tuple[int, ...]:
@@ -225,19 +241,18 @@ class Student(ABC):
 def gather(
     observations: Sequence[Observation], cameras: dict[str, int], body: Body, *, text_tokens: int, device: torch.device
 ) -> Batch:
-    """Robot observations → a batch: what `prepare` does for every policy that takes square images as they are.
+    """Robot observations → a batch: what `prepare` does for every policy of this folder.
 
-    `cameras`: name → side in pixels. Raises ValueError naming a camera that is missing or of another size, or an instruction
-    that is empty or longer than `text_tokens`.
+    `cameras`: name → side in pixels, to which pictures are brought as the body's `fit` says. Raises ValueError naming a camera that
+    is missing or whose pictures are not taken, or an instruction that is empty or longer than `text_tokens`.
     """
     missing = [name for name in cameras if name not in observations[0].images]
     if missing:
         raise ValueError(f"the observation lacks camera(s) {missing}; it has {sorted(observations[0].images)}")
     images = {}
     for name, size in cameras.items():
-        stacked = np.stack([seen.images[name] for seen in observations])
-        if stacked.shape[1:] != (size, size, 3) or stacked.dtype != np.uint8:
-            raise ValueError(f"camera {name!r}: found {stacked.shape[1:]} {stacked.dtype}, expected ({size}, {size}, 3) uint8")
+        pictures = [fit_picture(np.asarray(seen.images[name]), size, body.fit, camera=name) for seen in observations]
+        stacked = np.stack(pictures)
         images[name] = torch.from_numpy(stacked).to(device).permute(0, 3, 1, 2).float().div_(255)
     ids = [encode(body.tokenizer, seen.instruction, longest=text_tokens) for seen in observations]
     text = nn.utils.rnn.pad_sequence([torch.tensor(row) for row in ids], batch_first=True).to(device)

@@ -1,0 +1,117 @@
+"""How a picture of any shape becomes one of a stated size: the same arithmetic for training and for a robot's pictures.
+
+Pillow's triangle filter (BILINEAR) does the scaling. It is widened by the factor that a picture shrinks, so it averages over
+all that falls into a pixel and fine patterns do not alias; enlarging, it interpolates, where a box filter would repeat pixels.
+Its weights are normalised, symmetrical and in fixed point: a uniform picture stays uniform, nothing shifts, and every machine
+gives the same bits. It is also what openpi and torchvision scale with.
+
+Knows arrays; knows no data set, no policy and no torch.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, cast, get_args
+
+import numpy as np
+from PIL import Image
+
+Fit = Literal["exact", "letterbox", "crop", "stretch"]
+VERSION = 1  # of the arithmetic below: raise it where the same picture would be fitted to other bits
+MOST = 8192  # pixels a side that a picture may be asked to have
+
+
+class FitError(ValueError):
+    """A picture, or a camera, that cannot be seen as a policy sees."""
+
+
+def known_fit(name: str) -> Fit:
+    """A fit by its name. Raises FitError where there is none of this name."""
+    if name not in get_args(Fit):
+        raise FitError(f"fit is {name!r}, expected {', '.join(get_args(Fit))}")
+    return cast(Fit, name)
+
+
+@dataclass(frozen=True)
+class View:
+    """What a policy sees: camera → (height, width) of its pictures in pixels, and how one of another shape is fitted to that."""
+
+    cameras: dict[str, tuple[int, int]]
+    fit: Fit = "exact"
+
+    def differences(self, found: dict[str, tuple[int, int]]) -> list[str]:
+        """A line for every camera that some pictures, name → (height, width), lack or have in a size that is not taken."""
+        lines = []
+        for name, wanted in self.cameras.items():
+            if name not in found:
+                there = ", ".join(sorted(found)) or "none"
+                lines.append(f"camera {name!r}: the policy looks through it and there is {there}; rename one, or record it")
+            elif self.fit == "exact" and tuple(found[name]) != tuple(wanted):
+                lines.append(_another_size(name, found[name], wanted))
+        return lines
+
+    def check(self, found: dict[str, tuple[int, int]], *, whose: str) -> None:
+        """Raises FitError where there are differences; `whose` the cameras are goes into the message."""
+        lines = self.differences(found)
+        if lines:
+            raise FitError(f"{whose}: {'; '.join(lines)}")
+
+
+def fit_picture(image: np.ndarray, size: int | tuple[int, int], fit: Fit, *, camera: str = "") -> np.ndarray:
+    """A picture (h, w, 3) uint8 at `size`, (height, width) or the side of a square, in pixels. One that has it already is given
+    back untouched.
+
+    `letterbox`: the whole picture, as large as fits, black bars evenly around (where the rows or columns left over are odd, the
+    last bar has one more). `crop`: as small as fills, the middle of it. `stretch`: both axes scaled on their own. `exact`:
+    raises FitError, naming `camera`, where the picture is not of that size.
+    """
+    height, width = (size, size) if isinstance(size, int) else size
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        raise FitError(f"camera {camera!r}: found {image.shape} {image.dtype}, expected ({height}, {width}, 3) uint8")
+    found = image.shape[:2]
+    if found == (height, width):
+        return image
+    if 0 in found:
+        raise FitError(f"camera {camera!r}: found an empty picture, {image.shape}, expected ({height}, {width}, 3) uint8")
+    if fit == "exact":
+        raise FitError(_another_size(camera, found, (height, width)))
+    if fit == "letterbox":
+        return _letterbox(image, height, width)
+    if fit == "crop":
+        return _scaled(image, height, width, box=_middle(found, height, width))
+    if fit == "stretch":
+        return _scaled(image, height, width)
+    raise FitError(f"fit is {fit!r}, expected exact, letterbox, crop or stretch")
+
+
+def _another_size(camera: str, found: tuple[int, ...], wanted: tuple[int, int]) -> str:
+    return (
+        f"camera {camera!r}: found ({found[0]}, {found[1]}, 3), expected ({wanted[0]}, {wanted[1]}, 3) uint8: the policy takes pictures "
+        "of that size as they are (fit exact); one taught with `--pictures.fit letterbox` (or crop, stretch) and `--pictures.size` takes any"
+    )
+
+
+def _letterbox(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    scale = min(height / image.shape[0], width / image.shape[1])
+    inner_height = min(height, max(1, round(image.shape[0] * scale)))
+    inner_width = min(width, max(1, round(image.shape[1] * scale)))
+    top = (height - inner_height) // 2
+    left = (width - inner_width) // 2
+    whole = np.zeros((height, width, 3), np.uint8)
+    whole[top : top + inner_height, left : left + inner_width] = _scaled(image, inner_height, inner_width)
+    return whole
+
+
+def _middle(found: tuple[int, ...], height: int, width: int) -> tuple[float, float, float, float]:
+    """The largest part of the right shape around a picture's middle, (left, top, right, bottom), to a fraction of a pixel."""
+    scale = max(height / found[0], width / found[1])
+    # Rounding must not leave the picture by a hair: Pillow refuses a box that does.
+    half_height = min(height / scale / 2, found[0] / 2)
+    half_width = min(width / scale / 2, found[1] / 2)
+    middle_row = found[0] / 2
+    middle_column = found[1] / 2
+    return middle_column - half_width, middle_row - half_height, middle_column + half_width, middle_row + half_height
+
+
+def _scaled(image: np.ndarray, height: int, width: int, box: tuple[float, float, float, float] | None = None) -> np.ndarray:
+    """`box` of the picture, or all of it, at this size. Without `reducing_gap`, which would be faster and not the same."""
+    picture = Image.fromarray(np.ascontiguousarray(image))
+    return np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR, box=box))

@@ -1,0 +1,104 @@
+"""How pictures of any shape are brought to a stated size: against torch's own scaling, and by what must hold of any."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.nn.functional import interpolate
+
+from armlet.data.fit import FitError, View, fit_picture, known_fit
+
+FITS = ("letterbox", "crop", "stretch")
+
+
+def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def torch_scaled(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """The same filter by another hand."""
+    pixels = torch.from_numpy(image).permute(2, 0, 1)[None].float()
+    scaled = interpolate(pixels, size, mode="bilinear", antialias=True, align_corners=False)
+    return scaled[0].permute(1, 2, 0).numpy()
+
+
+@pytest.mark.parametrize("found", [(48, 64), (30, 31), (7, 9), (16, 16)])
+@pytest.mark.parametrize("wanted", [(24, 24), (13, 40)])
+def test_stretched_as_torch_scales(found: tuple[int, int], wanted: tuple[int, int]) -> None:
+    image = noise(*found)
+    assert np.abs(fit_picture(image, wanted, "stretch") - torch_scaled(image, wanted)).max() <= 1.01  # two roundings to bytes
+
+
+@pytest.mark.parametrize(
+    ("found", "wanted", "inner", "top", "left"),
+    [
+        ((48, 64), (32, 32), (24, 32), 4, 0),  # bars above and below
+        ((64, 48), (32, 32), (32, 24), 0, 4),  # at the sides
+        ((10, 20), (41, 40), (20, 40), 10, 0),  # 21 rows are left over: the last bar has one more
+        ((480, 640), (224, 224), (168, 224), 28, 0),
+        ((1, 300), (16, 16), (1, 16), 7, 0),  # a line stays a line
+    ],
+)
+def test_letterbox_shows_all_of_it_between_even_bars(found, wanted, inner, top, left) -> None:
+    image = np.maximum(noise(*found), 1)  # black is what the bars are
+    boxed = fit_picture(image, wanted, "letterbox")
+    assert boxed.shape == (*wanted, 3)
+    inside = boxed[top : top + inner[0], left : left + inner[1]].copy()
+    np.testing.assert_array_equal(inside, fit_picture(image, inner, "stretch"))
+    boxed[top : top + inner[0], left : left + inner[1]] = 0
+    assert not boxed.any()
+
+
+@pytest.mark.parametrize(("found", "whole", "part"), [((48, 64), (24, 32), np.s_[:, 4:28]), ((72, 48), (36, 24), np.s_[6:30, :])])
+def test_crop_shows_the_middle_of_the_whole_scaled_to_fill(found, whole, part) -> None:
+    image = noise(*found)
+    cropped = fit_picture(image, 24, "crop")
+    np.testing.assert_array_equal(cropped, fit_picture(image, whole, "stretch")[part])
+    assert np.abs(cropped - torch_scaled(image, whole)[part]).max() <= 1.01
+
+
+@pytest.mark.parametrize("fit", FITS)
+def test_nothing_shifts(fit: str) -> None:
+    image = noise(60, 80)
+    for axis in (0, 1):  # 32 and 24 leave bars of an even height
+        mirrored = fit_picture(np.ascontiguousarray(np.flip(image, axis)), 32, fit)
+        np.testing.assert_array_equal(mirrored, np.flip(fit_picture(image, 32, fit), axis))
+
+
+@given(st.sampled_from(FITS), st.integers(1, 90), st.integers(1, 90), st.integers(1, 40), st.integers(1, 40), st.integers(1, 255))
+def test_one_grey_stays_that_grey_whatever_the_sizes(fit: str, height: int, width: int, to: int, wide: int, level: int) -> None:
+    image = np.full((height, width, 3), level, np.uint8)
+    fitted = fit_picture(image, (to, wide), fit)
+    assert fitted.shape == (to, wide, 3) and fitted.dtype == np.uint8
+    assert set(np.unique(fitted)) <= ({0, level} if fit == "letterbox" else {level}) and fitted.max() == level
+
+
+@pytest.mark.parametrize("fit", ["exact", *FITS])
+def test_one_of_that_size_is_untouched(fit: str) -> None:
+    image = noise(24, 24)
+    assert fit_picture(image, 24, fit) is image
+
+
+def test_what_is_no_picture_or_of_another_size_is_named() -> None:
+    with pytest.raises(
+        FitError, match=r"camera 'eye': found \(20, 24, 3\), expected \(24, 24, 3\) uint8.*--pictures\.fit letterbox"
+    ):
+        fit_picture(noise(20, 24), 24, "exact", camera="eye")
+    for wrong in (noise(20, 24).astype(np.float32), noise(20, 24)[..., 0], noise(20, 24)[..., :1], noise(20, 24)[None]):
+        with pytest.raises(FitError, match=r"camera 'eye': found .*, expected \(24, 24, 3\) uint8"):
+            fit_picture(wrong, 24, "letterbox", camera="eye")
+    with pytest.raises(FitError, match="camera 'eye': found an empty picture"):
+        fit_picture(np.zeros((0, 24, 3), np.uint8), 24, "letterbox", camera="eye")
+    with pytest.raises(FitError, match="fit is 'pad', expected exact, letterbox, crop, stretch"):
+        known_fit("pad")
+
+
+def test_a_view_says_what_some_pictures_lack() -> None:
+    view = View({"eye": (24, 24), "hand": (16, 16)})
+    assert view.differences({"eye": (24, 24), "hand": (16, 16), "more": (9, 9)}) == []
+    lines = view.differences({"eye": (24, 20)})
+    assert len(lines) == 2 and "camera 'eye'" in lines[0] and "camera 'hand'" in lines[1] and "there is eye" in lines[1]
+    assert View(view.cameras, "crop").differences({"eye": (24, 20), "hand": (99, 1)}) == [], "any size is taken"
+    with pytest.raises(FitError, match=r"here: camera 'eye'.*; camera 'hand'"):
+        view.check({"eye": (24, 20)}, whose="here")
