@@ -14,7 +14,8 @@ Verbs, in the order of the work:
 
 Every field of a recipe can be set: `armlet distil actdistill_tabletop --seed 1 --out out/second`;
 `armlet distil actdistill_tabletop --help` lists them; `--debug`, anywhere, shows where an error came from.
-A recipe of your own: `armlet distil mypackage.recipes:mine`.
+A recipe of your own: `armlet distil mypackage.recipes:mine`. A data set or policy on the Hugging Face hub, in place of the folder that
+is read: `--episodes hf:user/set`, `--teacher hf:user/policy@revision`.
 """
 
 import importlib
@@ -46,12 +47,12 @@ def main() -> None:
         return
     verb, *rest = arguments
     if verb not in VERBS:
-        sys.exit(f"armlet: no verb {verb!r}; there are {', '.join(VERBS)}\n\n{usage()}")
+        sys.exit(f"armlet: no verb {verb!r}; there are {', '.join(VERBS)} (armlet --help says more)")
     if verb in OF_REPORTS:
         _on_reports(verb, rest, debug=debug)
         return
     if not rest or rest[0].startswith("-"):
-        sys.exit(f"armlet {verb}: name a recipe\n\n{usage()}")
+        sys.exit(f"armlet {verb}: name a recipe first, such as actdistill_tabletop (armlet --help lists them)")
     name, *overrides = rest
     _run(verb, name, overrides, debug=debug)
 
@@ -71,14 +72,15 @@ def override(recipe: "Recipe", options: list[str], prog: str) -> "Recipe":
 
 
 def _run(verb: str, name: str, overrides: list[str], *, debug: bool) -> None:
-    from armlet import recipes
+    command = f"armlet {verb} {name}"
 
-    try:
-        factory = recipes.find(name)
-    except ValueError as error:
-        sys.exit(f"armlet {verb}: {error}")
-    recipe = override(factory(), overrides, f"armlet {verb} {name}")
-    _finish(f"armlet {verb} {name}", lambda: importlib.import_module(f"armlet.{verb}").main(recipe), debug=debug)
+    def work() -> object:
+        from armlet import recipes
+
+        recipe = override(recipes.make(name), overrides, command)
+        return importlib.import_module(f"armlet.{verb}").main(recipe)
+
+    _finish(command, work, debug=debug)
 
 
 def _finish(command: str, work: Callable[[], object], *, debug: bool) -> None:
@@ -91,7 +93,8 @@ def _finish(command: str, work: Callable[[], object], *, debug: bool) -> None:
     except Exception as error:  # of whatever kind: a user reads one line, and whoever mends it asks for the traceback
         if debug:
             raise
-        sys.exit(f"{command}: {type(error).__name__}: {error} (--debug shows where)")
+        said = " ".join(str(error).split("\n"))
+        sys.exit(f"{command}: {type(error).__name__}: {said} (--debug shows where)")
     sys.stdout.write(f"{result}\n")
 
 

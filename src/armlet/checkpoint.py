@@ -34,11 +34,13 @@ from armlet.data.files import (
     read_whole,
     write_atomically,
 )
+from armlet.data.hub import local_folder, refuse_writing
 from armlet.policies import Policy, rebuild
 
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
 FINGERPRINT, WORDS = "fingerprint", "tokenizer"  # in the config; the first in the weights' metadata too
 NEXT = ".next"  # a file of the newest save until it has its name
+VERSION = 1  # of the config, as its entry `armlet`
 LOCK = ".saving.lock"  # there while a policy is being saved
 UNKNOWN = "0" * 16
 FIX = (
@@ -64,6 +66,7 @@ def save_policy(
         tensors = {name: _halved(name, tensor) for name, tensor in tensors.items()}
     description = json.loads(json.dumps(policy.to_json()))
     tokenizer = policy.body.tokenizer.to_str(pretty=False).encode()
+    refuse_writing(folder)
     make_folder(folder)
     with hold_and_remove(folder / LOCK, "saving a policy"):
         _refuse_foreign(folder)
@@ -72,7 +75,7 @@ def save_policy(
             fingerprint = _write_weights(tensors, folder, description, tokenizer)
             write_atomically(folder / (TOKENIZER + NEXT), tokenizer)
             config = {
-                "armlet": 1,
+                "armlet": VERSION,
                 FINGERPRINT: fingerprint,
                 WORDS: _hash(tokenizer),
                 "policy": description,
@@ -148,9 +151,17 @@ def _hash(content: bytes) -> str:
 
 
 def load_policy(folder: Path | str, *, device: str = "cpu") -> Policy:
-    """Read a policy, in eval mode. Raises FileNotFoundError or ValueError, naming the file or tensor."""
-    folder = Path(folder)
-    config, tensors, tokenizer = _read(folder, lambda path, _: _tensors(path, fix=FIX))
+    """Read a policy from a folder, or by its name on the hub (`hf:user/name`, see data.hub), in eval mode. Raises FileNotFoundError or
+    ValueError, naming the file or tensor, and what `data.hub.local_folder` raises."""
+    folder = local_folder(folder, kind="model")
+    config, (tensors, digest), tokenizer = _read(folder, _tensors_and_digest)
+    digest.update(tokenizer)
+    found = digest.hexdigest()[:16]
+    if config.get(FINGERPRINT, found) != found:
+        raise ValueError(
+            f"{folder}: `policy` in {CONFIG}, or {WEIGHTS}, was changed after the policy was saved: together they are {found} and not "
+            f"{config[FINGERPRINT]}; {FIX}. What is changed on purpose is saved again, with armlet.checkpoint.save_policy"
+        )
     words = _tokenizer(tokenizer, folder / TOKENIZER)
     try:
         policy = rebuild(config["policy"], words)
@@ -161,6 +172,17 @@ def load_policy(folder: Path | str, *, device: str = "cpu") -> Policy:
         ) from error
     load_weights(policy, tensors, source=folder / WEIGHTS)
     return policy.to(device).eval()
+
+
+def _tensors_and_digest(path: Path, config: dict[str, Any]) -> tuple[str | None, tuple[dict[str, torch.Tensor], Any]]:
+    marked, tensors = _tensors(path, fix=FIX)
+    return marked, (tensors, _digest(config["policy"], path)[1])
+
+
+def save_number(folder: Path | str) -> tuple[int, ...]:
+    """What changes whenever a policy is saved to this folder, at the price of a look at its config."""
+    found = (local_folder(folder, kind="model") / CONFIG).stat()
+    return found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size
 
 
 def _read(folder: Path, look: Callable[[Path, dict[str, Any]], tuple[str | None, T]]) -> tuple[dict[str, Any], T, bytes]:
@@ -178,6 +200,11 @@ def _read(folder: Path, look: Callable[[Path, dict[str, Any]], tuple[str | None,
         config = parse_json(content, folder / CONFIG, fix=FIX)
         if not isinstance(config.get("policy"), dict):
             raise ValueError(f"{folder / CONFIG} has no 'policy'; it was not written by armlet")
+        if config.get("armlet") != VERSION:
+            raise ValueError(
+                f"{folder / CONFIG}: `armlet` is {config.get('armlet')!r}, expected {VERSION}: another version of armlet wrote it, which "
+                "can read it"
+            )
         try:
             _named(folder / TOKENIZER)  # that a file is missing comes before what the others say
             weights = _find_weights(folder, config, look)
@@ -274,14 +301,14 @@ def load_weights(module: nn.Module, weights: dict[str, torch.Tensor], *, source:
         if own[name].shape != weights[name].shape
     ]
     if problems:
-        shown = "\n  ".join(sorted(problems)[:12])
-        raise ValueError(f"{source} does not fit its config ({len(problems)} tensors differ):\n  {shown}")
+        shown = "; ".join(sorted(problems)[:12])
+        raise ValueError(f"{source} does not fit its config ({len(problems)} tensors differ): {shown}")
     module.load_state_dict(weights)
 
 
 def policy_fingerprint(folder: Path | str) -> str:
     """A hash of what decides a policy's answers: its weights, words and network, not its provenance."""
-    _, digest, tokenizer = _read(Path(folder), lambda path, config: _digest(config["policy"], path))
+    _, digest, tokenizer = _read(local_folder(folder, kind="model"), lambda path, config: _digest(config["policy"], path))
     digest.update(tokenizer)
     return digest.hexdigest()[:16]
 
@@ -314,7 +341,7 @@ def _digest(description: dict[str, Any], weights: Path) -> tuple[str | None, Any
 
 def read_provenance(folder: Path | str) -> dict[str, Any]:
     """What `save_policy` was told of where a policy comes from; empty where it was told nothing."""
-    found: dict[str, Any] = read_json(Path(folder) / CONFIG, fix=FIX).get("provenance", {})
+    found: dict[str, Any] = read_json(local_folder(folder, kind="model") / CONFIG, fix=FIX).get("provenance", {})
     return found
 
 

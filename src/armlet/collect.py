@@ -10,12 +10,13 @@ Only episodes that succeed are kept.
 from pathlib import Path
 
 from armlet.checkpoint import policy_fingerprint
-from armlet.recipe import Recipe
+from armlet.recipe import Recipe, at_hand
 from armlet.recording import Acts, ExpertActs, TeacherActs, record
 
 
 def main(recipe: Recipe) -> Path:
     """Run who acts; returns the folder of the episodes."""
+    recipe = at_hand(recipe, reads=("teacher",) if recipe.collection.actor == "teacher" else (), writes=("episodes",))
     benchmark, collection = recipe.benchmark, recipe.collection
     return record(
         recipe.episodes,

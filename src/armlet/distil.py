@@ -22,7 +22,7 @@ from armlet.learner import Learner
 from armlet.lineage import PROVENANCE, Question, as_json, digest_text, is_finished
 from armlet.policies import Policy
 from armlet.practice import mixed, practise, round_folder, stays, worth_learning
-from armlet.recipe import Recipe, Stage, to_json
+from armlet.recipe import Recipe, Stage, at_hand, to_json
 from armlet.supervision import check_heads, heads_file, identity, labelled_frames, load_heads, make_heads
 from armlet.training import SelfAnswers, TeacherTraces, Trainer, make_batches, settings
 from armlet.types import Batch, Trace
@@ -34,6 +34,7 @@ def main(recipe: Recipe) -> Path:
     """Train the recipe's student; returns its folder. One that is there and was made by this question stays as it is."""
     if recipe.student is None or not recipe.stages:
         raise ValueError(f"recipe {recipe.name!r} has no student and stages to distil")
+    recipe = at_hand(recipe, reads=("episodes", "teacher"))
     # The folders of stages and rounds are moved where they answer another question.
     with hold(recipe.out / "distil.lock", "distilling"):
         return _main(recipe)

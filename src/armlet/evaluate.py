@@ -20,12 +20,13 @@ from armlet import outcomes as kept
 from armlet.benchmarks import Benchmark, Task
 from armlet.checkpoint import read_provenance
 from armlet.data.files import appending, hold, whole_lines, write_atomically
+from armlet.data.hub import is_name, local_folder, without_revision
 from armlet.data.video import write_video
 from armlet.outcomes import DelayedRun, Episode, Outcomes, PolicyRun, Run
 from armlet.policies import Policy
 from armlet.practice import TRIAL, first_seed
 from armlet.progress import Progress
-from armlet.recipe import Recipe, to_json
+from armlet.recipe import Recipe, at_hand, to_json
 from armlet.rollout import Contender, Result, film, plan, run_all, run_episode, steps_late
 from armlet.types import Observation
 
@@ -37,7 +38,9 @@ Row = dict[str, Any]
 def main(recipe: Recipe) -> Path:
     """Evaluate the recipe's teacher, its student and `policies`; returns the report's path."""
     check(recipe)
+    recipe = at_hand(recipe, reads=("teacher", "policies"))
     field = contenders(recipe)
+    recipe.pictures.agree(field["teacher"].load().view)
     out = recipe.out / "evaluation"
     rows = run_episodes(recipe, field, out)
     torch.set_num_threads(1)
@@ -83,8 +86,6 @@ def check(recipe: Recipe) -> None:
         raise ValueError(
             "--evaluation.splits is empty; name at least one split, the benchmark's are " + ", ".join(recipe.benchmark.splits)
         )
-    if setting.episodes < 1:
-        raise ValueError(f"--evaluation.episodes must be at least 1, found {setting.episodes}")
     ranges = seeds(recipe)
     ours = ranges.pop("evaluation")
     for what, theirs in ranges.items():
@@ -103,10 +104,6 @@ def check(recipe: Recipe) -> None:
         values = getattr(setting, name)
         if len(set(values)) < len(values):
             raise ValueError(f"--evaluation.{name} says a value twice: {' '.join(map(str, values))}")
-    if any(value < 1 for value in setting.execute):
-        raise ValueError(f"--evaluation.execute takes numbers of actions, at least 1, found {min(setting.execute)}")
-    if any(value <= 0 for value in setting.slower):
-        raise ValueError(f"--evaluation.slower takes factors above 0, found {min(setting.slower):g}")
 
 
 def seeds(recipe: Recipe) -> dict[str, range]:
@@ -122,7 +119,7 @@ def seeds(recipe: Recipe) -> dict[str, range]:
 
 
 def contenders(recipe: Recipe) -> dict[str, Contender]:
-    """Name → policy: the teacher first. Two students of one name are told apart by their folder. After them the same policies again,
+    """Name → policy: the teacher first. Two students of one name are told apart by their folder, or the whole name on the hub. After them the same policies again,
     once for each number of actions that `execute` asks for."""
     folders = {"teacher": Contender(recipe.teacher)}
     if (recipe.student_folder / "config.json").exists():
@@ -135,17 +132,26 @@ def contenders(recipe: Recipe) -> dict[str, Contender]:
             "run `armlet distil` first, or leave the option out"
         )
     for folder in recipe.policies:
-        name = folder.parent.name if folder.name == "student" else folder.name
+        called = without_revision(folder)
+        name = called.parent.name if called.name == "student" else called.name
         if name in folders:
             name = folder.as_posix()
-        if name in folders:
-            raise ValueError(f"--policies names {folder} twice; each policy is run once")
+        twin = next((each for each, contender in folders.items() if _same_place(contender.folder, folder)), None)
+        if twin is not None:
+            raise ValueError(f"--policies names {folder}, which is evaluated already, as {twin!r}: each policy is run once")
         folders[name] = Contender(folder)
     again = {}
     for execute in recipe.evaluation.execute:
         for name, contender in folders.items():
             again[f"{name} execute {execute}"] = replace(contender, execute=execute)
     return folders | again
+
+
+def _same_place(one: Path, other: Path) -> bool:
+    """Whether two places are one folder, or one name on the hub."""
+    if is_name(one) or is_name(other):
+        return one == other
+    return one.resolve() == other.resolve()
 
 
 def planned(recipe: Recipe) -> list[tuple[Task, int]]:
@@ -306,7 +312,7 @@ def measured(row: Row, policy: Policy, contender: Contender, observations: list[
         "flops": measure.compute(policy, observations),
         "params": measure.parameters(policy),
         "peak_memory_mb": measure.peak_memory_mb(contender.folder, observations[0]),
-        "bytes_on_disk": (contender.folder / "model.safetensors").stat().st_size,
+        "bytes_on_disk": (local_folder(contender.folder, kind="model") / "model.safetensors").stat().st_size,
         "gripper_noise": gripper_noise(contender.folder),
         "budget": contender.budget,
     }
@@ -356,7 +362,8 @@ def training(field: dict[str, Contender]) -> dict[str, list[Row]]:
     """Policy → its stages' loss curves, column by column to five digits, where the logs of its training lie beside it."""
     found: dict[str, list[Row]] = {}
     for name, contender in field.items():
-        ours = contender.folder.name == "student" and contender.budget is None and contender.execute is None
+        beside = contender.folder.name == "student" and not is_name(contender.folder)
+        ours = beside and contender.budget is None and contender.execute is None
         logs = sorted(contender.folder.parent.glob("distil-*/metrics.jsonl")) if ours else []
         rows = [[json.loads(line) for line in log.read_text().splitlines()] for log in logs]
         stages = [{key: [_short(row[key]) for row in stage] for key in stage[0]} for stage in rows if stage]

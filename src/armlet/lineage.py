@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from armlet.checkpoint import CONFIG, policy_fingerprint, read_provenance
-from armlet.data.files import write_atomically
+from armlet.data.files import read_json, write_atomically
 
 Question = dict[str, Any]
 SHOWN = 6  # differences that an error names; the rest are counted
@@ -128,7 +128,7 @@ def claim(folder: Path, file: str, question: Question, *, title: str) -> None:
     not say which, is moved beside, and a line says so."""
     path, wanted = folder / file, as_json(question)
     if path.is_file():
-        found = differences(json.loads(path.read_text()), wanted)
+        found = differences(read_json(path, fix=f"delete {folder} to have this made anew"), wanted)
         if not found:
             return
         why = f"was made from something else ({summary(found)})"

@@ -11,7 +11,7 @@ import numpy as np
 
 from armlet.checkpoint import policy_fingerprint, save_policy
 from armlet.data.episodes import EpisodeDataset
-from armlet.data.files import write_atomically
+from armlet.data.files import read_json, write_atomically
 from armlet.data.frames import Frames, load_frames
 from armlet.learner import Learner
 from armlet.lineage import as_json, claim, digest_text, digest_weights, set_aside, short
@@ -117,7 +117,7 @@ def stays(recipe: Recipe, number: int, student: Policy) -> bool:
         {"student": identity_of(student), "episodes": each.trial, "split": each.split, "seed": _trial_seed(recipe, number)}
     )
     if path.exists():
-        found = json.loads(path.read_text())
+        found = read_json(path, fix="delete it to run the trial again")
         if found.get("made_from") == question:
             return bool(found["promoted"])
         if (folder / "candidate").exists():  # before the verdict: killed in between, this is done again

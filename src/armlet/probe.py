@@ -15,13 +15,14 @@ from armlet.data.episodes import EpisodeDataset
 from armlet.data.frames import BatchMaker, load_frames
 from armlet.data.traces import HEADER
 from armlet.learner import Learner
-from armlet.recipe import Recipe
+from armlet.recipe import Recipe, at_hand
 from armlet.supervision import annotate, heads_file, heads_question, identity, load_heads, make_heads, save_heads, store_traces
 from armlet.training import Trainer, make_batches
 
 
 def main(recipe: Recipe) -> Path:
     """Fit the heads, store the traces; returns the store's folder. Resumes where an earlier run was killed."""
+    recipe = at_hand(recipe, reads=("episodes", "teacher"))
     data, title = EpisodeDataset(recipe.episodes, recipe.columns), f"probe {recipe.name}"
     device = "cuda" if torch.cuda.is_available() else "cpu"
     teacher = load_policy(recipe.teacher, device=device)

@@ -7,19 +7,23 @@ changes a result is in the recipe, and saved beside what it produced.
 import dataclasses
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from math import inf
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
+from armlet import limits
 from armlet.annotators import Annotator
 from armlet.benchmarks import Benchmark
+from armlet.data import hub
 from armlet.data.augment import Augment
 from armlet.data.layout import Columns
 from armlet.data.normalise import Mode
 from armlet.data.pictures import Pictures
+from armlet.limits import ABOVE_0, BELOW_1, MOST
 from armlet.policies import Network, Student
 from armlet.types import Batch, Precision, Trace
 
@@ -79,6 +83,12 @@ class Stage:
     log_every: int = 50
     checkpoint_every: int = 500
 
+    def __post_init__(self) -> None:
+        limits.positive(self, "steps", "batch_size", "log_every", "checkpoint_every")
+        limits.check(self, learning_rate=(ABOVE_0, MOST), clip=(ABOVE_0, inf), weight_decay=(0, MOST), warmup=(0, inf))
+        limits.check(self, ema=(0, BELOW_1), teacher_decay=(0, BELOW_1), balance=(0, MOST), gripper_noise=(0, 1))
+        limits.check(self, exploration=(0, MOST), budgets=(ABOVE_0, 1))
+
 
 @dataclass(frozen=True)
 class Collection:
@@ -91,6 +101,10 @@ class Collection:
     disturbed_share: float = 0.6
     distracted_share: float = 0.5
     actor: Literal["expert", "teacher"] = "expert"
+
+    def __post_init__(self) -> None:
+        limits.positive(self, "episodes", "workers")
+        limits.check(self, seed=(0, inf), disturbed_share=(0, 1), distracted_share=(0, 1))
 
 
 @dataclass(frozen=True)
@@ -105,6 +119,10 @@ class Probe:
     graph_layers: int = 2
     queries: int = 8
     hidden: int = 128
+
+    def __post_init__(self) -> None:
+        limits.positive(self, "graph_width", "semantic_width", "neighbours", "heads", "queries", "hidden")
+        limits.check(self, graph_layers=(0, inf))
 
 
 @dataclass(frozen=True)
@@ -126,6 +144,10 @@ class Evaluation:
     late: tuple[Literal["wait", "run_on"], ...] = ("wait",)
     videos: int = 1
 
+    def __post_init__(self) -> None:
+        limits.positive(self, "episodes", "workers", "latency_calls", "execute")
+        limits.check(self, seed=(0, inf), videos=(0, inf), budgets=(ABOVE_0, 1), slower=(ABOVE_0, MOST))
+
 
 @dataclass(frozen=True)
 class Round:
@@ -145,6 +167,10 @@ class Round:
     share: float = 0.3
     replay: int | None = None
     trial: int = 0
+
+    def __post_init__(self) -> None:
+        limits.positive(self, "episodes", "workers", "replay")
+        limits.check(self, seed=(0, inf), share=(ABOVE_0, BELOW_1), trial=(0, inf))
 
 
 @dataclass(frozen=True)
@@ -179,6 +205,7 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        limits.check(self, outside_range=(0, 1), held_out=(ABOVE_0, BELOW_1), seed=(0, inf))
         provided = set(self.traced) | ({"semantics", "layer_actions"} if self.probe else set())
         for index, stage in enumerate(self.all_stages):
             missing = stage.objective.needs - provided if stage.teacher == "frozen" else frozenset()
@@ -213,6 +240,30 @@ class Recipe:
 
 
 Factory = Callable[[], Recipe]
+KINDS: dict[str, hub.Kind] = {"episodes": "dataset", "teacher": "model", "policies": "model"}  # what a field names
+
+
+def at_hand(recipe: Recipe, *, reads: Sequence[str], writes: Sequence[str] = ()) -> Recipe:
+    """The recipe with what a verb `reads` at hand: names on the hub are fetched, and stand for one commit from here on.
+
+    Every verb begins with it. Raises ValueError where a field that is written to names something on the hub, or lies in its cache, and
+    what `hub.pinned` raises.
+    """
+    for name in ("out", "shared", *writes):
+        place = getattr(recipe, name)
+        if place is not None:
+            try:
+                hub.refuse_writing(place)
+            except ValueError as error:
+                raise ValueError(f"--{name}: {error}") from error
+    found: dict[str, Any] = {}
+    for name in reads:
+        places, kind = getattr(recipe, name), KINDS[name]
+        if isinstance(places, tuple):
+            found[name] = tuple(hub.pinned(place, kind=kind) for place in places)
+        else:
+            found[name] = hub.pinned(places, kind=kind)
+    return replace(recipe, **found)
 
 
 def to_json(value: Any) -> Any:

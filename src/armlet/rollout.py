@@ -31,7 +31,7 @@ import numpy as np
 import torch
 
 from armlet.benchmarks import Benchmark, Task, World
-from armlet.checkpoint import load_policy, policy_fingerprint
+from armlet.checkpoint import load_policy, policy_fingerprint, save_number
 from armlet.policies import Policy
 from armlet.types import ActionSpec, Observation
 
@@ -175,15 +175,16 @@ class Contender:
 
 
 @functools.cache
-def _loaded(folder: Path, budget: float | None) -> Policy:
-    """A worker's own copy, loaded once however it is run."""
+def _loaded(folder: Path, budget: float | None, saved: object) -> Policy:
+    """A worker's own copy, loaded once however it is run; `saved` tells the policy that is in the folder now from one before it."""
     torch.set_num_threads(1)
     return Contender(folder, budget).load()
 
 
 def _work(job: tuple[str, Contender, Benchmark, Task, int]) -> tuple[str, Result]:
     name, contender, benchmark, task, seed = job
-    return name, contender.run(_loaded(contender.folder, contender.budget), benchmark, task, seed)
+    policy = _loaded(contender.folder, contender.budget, save_number(contender.folder))
+    return name, contender.run(policy, benchmark, task, seed)
 
 
 def run_all(

@@ -1,6 +1,5 @@
 """What `probe` writes and `distil` reads: the heads that watch every layer, the traces, and what an annotator said."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from armlet.annotators.store import load_labels, store_labels
 from armlet.annotators.vlm import confirm_on_terminal
 from armlet.checkpoint import load_weights, policy_fingerprint, read_tensors
 from armlet.data.episodes import EpisodeDataset
-from armlet.data.files import atomic_file
+from armlet.data.files import atomic_file, read_json
 from armlet.data.fit import View
 from armlet.data.frames import BatchMaker, Frames, load_frames
 from armlet.data.traces import StoreIdentity, TraceWriter
@@ -91,7 +90,7 @@ def check_heads(recipe: Recipe, data_fingerprint: str) -> None:
             f"{path} does not say what the heads were fitted on: {about} is missing (an older armlet made none); {fix}"
         )
     wanted = {**heads_question(recipe, data_fingerprint), "stage": settings(recipe.probe.stage)}
-    found = json.loads(about.read_text())
+    found = read_json(about, fix=fix)
     differing = differences({name: found.get(name) for name in wanted}, wanted)
     if differing:
         raise ValueError(f"{path}: these heads were fitted otherwise than this recipe says ({summary(differing)}); {fix}")

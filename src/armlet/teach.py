@@ -20,7 +20,7 @@ from armlet.data.text import train_tokenizer
 from armlet.learner import Learner
 from armlet.lineage import PROVENANCE, digest_text, is_finished
 from armlet.policies import Body, Policy
-from armlet.recipe import Recipe, to_json
+from armlet.recipe import Recipe, at_hand, to_json
 from armlet.training import Trainer, make_batches, settings
 
 STATE, ACTION = "observation.state", "action"
@@ -30,6 +30,8 @@ def main(recipe: Recipe) -> Path:
     """Train the recipe's teacher; returns its folder. One that is there and was made by this question stays as it is."""
     if recipe.teach is None or recipe.network is None:
         raise ValueError(f"recipe {recipe.name!r} has no `teach` stage and `network`; it distils a teacher that exists")
+    recipe = at_hand(recipe, reads=("episodes",), writes=("teacher",))
+    assert recipe.teach is not None  # as before
     data, title, robot = EpisodeDataset(recipe.episodes, recipe.columns), f"teach {recipe.name}", recipe.benchmark
     check_taught(data, data.columns()[ACTION], robot.action_spec, limit=recipe.outside_range, title=title)
     remark_on_benchmark(data, robot.state_names, robot.cameras, benchmark=robot.name, title=title)
@@ -39,7 +41,7 @@ def main(recipe: Recipe) -> Path:
     if is_finished(recipe.teacher, question, fixes="give another folder with `--teacher`"):
         sys.stderr.write(f"{title}: {recipe.teacher} was taught exactly this already\n")
         return recipe.teacher
-    for line in standing_still(recipe, data):
+    for line in [*standing_still(recipe, data), *without_effect(recipe, data)]:
         sys.stderr.write(f"{title}: {line}\n")
     torch.manual_seed(recipe.seed)
     learner = Learner(policy, privileged=data.privileged)
@@ -103,3 +105,14 @@ def standing_still(recipe: Recipe, data: EpisodeDataset) -> list[str]:
             told = "; ".join(f"{names[index]} {how}" for index, how in found.items())
             lines.append(f"{what}: {told} (armlet/data/normalise.py)")
     return lines
+
+
+def without_effect(recipe: Recipe, data: EpisodeDataset) -> list[str]:
+    """A line for what the network is told of cameras that the episodes do not have; none where there is no such thing. No error: a recipe
+    may speak of its own robot's cameras, and be used for another's."""
+    told = getattr(recipe.network, "strides", {})
+    unknown = sorted(set(told) - set(data.cameras))
+    if not unknown:
+        return []
+    there = ", ".join(data.cameras) or "none"
+    return [f"network.strides of {', '.join(unknown)} has no effect: the episodes have no such camera (they have {there})"]

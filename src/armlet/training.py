@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from armlet.checkpoint import load_state, save_state
-from armlet.data.files import appending, hold, whole_lines, write_atomically
+from armlet.data.files import appending, hold, read_json, whole_lines, write_atomically
 from armlet.data.frames import BatchMaker, Frames, draw
 from armlet.data.noise import flip_grippers
 from armlet.data.normalise import check_sane
@@ -240,7 +240,7 @@ class Trainer:
             return question
         about = self.folder / ABOUT
         if about.exists():
-            return dict(json.loads(about.read_text()))
+            return read_json(about, fix=f"delete {self.folder} to train this stage from its start, or copy it again")
         return {} if (self.folder / "metrics.jsonl").exists() else None
 
     def _only_longer(self, found: Question) -> bool:

@@ -25,7 +25,7 @@ from armlet.annotators import (
     encode_text,
 )
 from armlet.data.episodes import EpisodeDataset, EpisodeFrames
-from armlet.data.files import write_atomically
+from armlet.data.files import read_json, write_atomically
 from armlet.data.traces import HEADER, StoreIdentity, TraceStore, TraceWriter
 from armlet.progress import Progress
 
@@ -194,7 +194,7 @@ def _refuse_others(root: Path, wanted: StoreIdentity) -> None:
     """Raises LabelError where a store exists and was made from something else."""
     if not (root / HEADER).is_file():
         return
-    found = json.loads((root / HEADER).read_text())["identity"]
+    found = read_json(root / HEADER, fix=f"delete {root} to annotate again")["identity"]
     names = {"data": "other episodes", "teacher": "another annotator", "preprocessing": "another version of armlet"}
     for key, value in asdict(wanted).items():
         if found.get(key) != value:

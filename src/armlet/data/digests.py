@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from armlet.data.files import write_atomically
+from armlet.data.hub import in_cache
 
 CACHE = ".cache"  # a folder in the data set's own, where that can be written to
 HOME = Path("~/.cache/armlet")
@@ -22,10 +23,10 @@ _said: set[Path] = set()  # folders whose cache is elsewhere, and about which th
 
 
 def cache_folder(root: Path) -> Path:
-    """Where what is derived from the data set at `root` is kept: in it or, where it is read-only, in the user's cache or that of the
-    machine, which is said on stderr once a process. The folder need not be there yet."""
-    own = root / CACHE
-    if os.access(own if own.exists() else root, os.W_OK | os.X_OK):
+    """Where what is derived from the data set at `root` is kept: in it or, where it is read-only or belongs to the hub's cache, in the
+    user's cache or that of the machine, which is said on stderr once a process. The folder need not be there yet."""
+    own, fetched = root / CACHE, in_cache(root)
+    if not fetched and os.access(own if own.exists() else root, os.W_OK | os.X_OK):
         return own
     real = root.resolve()
     places = (HOME.expanduser(), Path(tempfile.gettempdir()) / f"armlet-{os.getuid()}")  # the second where nobody is at home
@@ -33,7 +34,8 @@ def cache_folder(root: Path) -> Path:
     elsewhere = place / hashlib.sha256(str(real).encode()).hexdigest()[:16]
     if real not in _said:
         _said.add(real)
-        sys.stderr.write(f"{root} is read-only; what is derived from it is kept in {elsewhere}\n")
+        why = "belongs to the hub's cache" if fetched else "is read-only"
+        sys.stderr.write(f"{root} {why}; what is derived from it is kept in {elsewhere}\n")
     return elsewhere
 
 

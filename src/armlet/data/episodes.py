@@ -17,6 +17,7 @@ import numpy as np
 
 from armlet.data.depth import millimetres, unreadable
 from armlet.data.digests import cache_folder, digests
+from armlet.data.hub import local_folder
 from armlet.data.layout import (
     EPISODE_LINES,
     IMAGE,
@@ -116,7 +117,7 @@ class Episode:
 
 
 class EpisodeDataset:
-    """A LeRobotDataset folder. What it needs is checked when it is opened; errors name file, column, episode and frame.
+    """A LeRobotDataset folder, or one by its name on the hub (`data.hub`). What it needs is checked when it is opened; errors name file, column, episode and frame.
 
     Its N rows stand in order of episode and frame, `starts` (E + 1,) says where each episode begins, and `timestamps` (N,) float64
     are their seconds in the episode. `tasks` are the different texts of what the robot was told, in order of appearance, and
@@ -127,7 +128,7 @@ class EpisodeDataset:
     """
 
     def __init__(self, root: Path | str, columns: Columns | None = None) -> None:
-        self.root = Path(root)
+        self.root = local_folder(root, kind="dataset")
         self.roles = columns or Columns()
         self._info = read_info(self.root)
         self.fps: float = self._info["fps"]

@@ -30,6 +30,7 @@ from armlet.data.appending import APPEND
 from armlet.data.digests import CACHE
 from armlet.data.episodes import EpisodeDataset, EpisodeError
 from armlet.data.files import atomic_folder
+from armlet.data.hub import refuse_writing
 from armlet.data.layout import INFO
 from armlet.data.writer import STAGING
 from armlet.progress import Progress
@@ -79,6 +80,7 @@ def write_persistent(data: EpisodeDataset, target: Path | str, remarks: Sequence
     episodes first: `EpisodeWriter` declares no language. Raises EpisodeError where `target` exists.
     """
     target = Path(target)
+    refuse_writing(target)
     if target.exists():
         raise EpisodeError(f"{target} exists already; choose another folder for the copy, or delete this one")
     if len(remarks) != len(data.episodes):

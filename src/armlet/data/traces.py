@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from armlet.data.files import hold, write_atomically
+from armlet.data.files import hold, read_json, write_atomically
 
 KEY = np.dtype([("episode", "<i8"), ("step", "<i8"), ("crc", "<u4")])
 HEADER, KEYS, LOCK = "header.json", "keys.bin", "writer.lock"
@@ -70,9 +70,16 @@ class _Header:
         path = root / HEADER
         if not path.is_file():
             raise TraceError(f"{path} is missing: there are no traces here; run `armlet probe` first")
-        value = json.loads(path.read_text())
-        columns = {name: (tuple(shape), dtype) for name, (shape, dtype) in value["columns"].items()}
-        return cls(value["identity"], columns, value["rows_per_shard"])
+        try:
+            value = read_json(path, fix=f"delete {root} and run `armlet probe` again, or copy the file again")
+            columns = {name: (tuple(shape), dtype) for name, (shape, dtype) in value["columns"].items()}
+            return cls(dict(value["identity"]), columns, int(value["rows_per_shard"]))
+        except (KeyError, TypeError, AttributeError) as error:
+            raise TraceError(
+                f"{path} does not describe a trace store ({type(error).__name__}: {error}); delete {root} and run `armlet probe` again"
+            ) from error
+        except ValueError as error:
+            raise TraceError(str(error)) from error
 
     @property
     def row(self) -> np.dtype:

@@ -29,6 +29,7 @@ from armlet.data.appending import (
 )
 from armlet.data.episodes import EpisodeDataset, EpisodeError, EpisodeFrames, Features
 from armlet.data.files import atomic_folder, hold_and_remove, make_folder, read_json, write_atomically
+from armlet.data.hub import refuse_writing
 from armlet.data.layout import IMAGE, INFO, STATS, TASKS, column_type, info_json, tasks_table
 from armlet.data.statistics import combine, of_images, of_values
 from armlet.data.video import concatenate, write_video
@@ -69,6 +70,7 @@ class EpisodeWriter:
     ) -> None:
         self.root, self.features, self.fps, self.robot = Path(root), features, fps, robot
         self.metadata, self.episodes_per_file = metadata, episodes_per_file
+        refuse_writing(self.root)
         check_agrees(self.root, features, fps=fps, robot=robot)
         self._check_metadata()
         self._check_staged()

@@ -5,7 +5,7 @@ One file per network in this folder; nothing is copied or edited to watch or rou
 
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
@@ -14,11 +14,14 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
+from armlet import limits
 from armlet.data.fit import Fit, View, fit_picture, known_fit
 from armlet.data.normalise import Normaliser
 from armlet.data.text import encode
 from armlet.layers.heads import ActionHead
 from armlet.types import ActionSpec, Batch, Observation, Trace
+
+SIZES = ("width", "depth", "heads", "chunk", "execute", "text_tokens", "patch", "image")  # of a network, where it has them
 
 
 @dataclass(frozen=True)
@@ -222,7 +225,20 @@ class Policy(nn.Module, ABC):
 
 @dataclass(frozen=True)
 class Network(ABC):
-    """A frozen dataclass of sizes that makes a policy from nothing; what depends on robot and data it is told."""
+    """A frozen dataclass of sizes that makes a policy from nothing; what depends on robot and data it is told.
+
+    Where it has them, `width`, `depth`, `heads`, `chunk`, `execute`, `text_tokens`, `patch` and `image` are at least 1, `heads` divides
+    `width`, and no more of a chunk is carried out than it has.
+    """
+
+    def __post_init__(self) -> None:
+        there = [name for name in SIZES if hasattr(self, name)]
+        limits.positive(self, *there)
+        if "execute" in there and "chunk" in there:
+            limits.check(self, execute=(1, getattr(self, "chunk")))  # noqa: B009 - not every network has one
+        width, heads = getattr(self, "width", 0), getattr(self, "heads", 1)
+        if width % heads:
+            raise ValueError(f"{type(self).__name__}.heads is {heads}, expected a divisor of its width, {width}")
 
     @abstractmethod
     def build(self, body: Body, cameras: dict[str, int]) -> Policy:
@@ -246,9 +262,10 @@ def gather(
     `cameras`: name → side in pixels, to which pictures are brought as the body's `fit` says. Raises ValueError naming a camera that
     is missing or whose pictures are not taken, or an instruction that is empty or longer than `text_tokens`.
     """
-    missing = [name for name in cameras if name not in observations[0].images]
-    if missing:
-        raise ValueError(f"the observation lacks camera(s) {missing}; it has {sorted(observations[0].images)}")
+    if not observations:
+        raise ValueError("found no observation, expected at least one")
+    for seen in observations:
+        _check_told(seen, cameras)
     images = {}
     for name, size in cameras.items():
         pictures = [fit_picture(np.asarray(seen.images[name]), size, body.fit, camera=name) for seen in observations]
@@ -272,11 +289,27 @@ def gather(
     )
 
 
+def _check_told(seen: Observation, cameras: Collection[str]) -> None:
+    """Raises ValueError naming the camera that an observation lacks, or the field that is of another kind."""
+    if not isinstance(seen.images, Mapping):
+        raise ValueError(f"images: found a {type(seen.images).__name__}, expected a dictionary of camera → picture")
+    missing = [name for name in cameras if name not in seen.images]
+    if missing:
+        raise ValueError(f"the observation lacks camera(s) {missing}; it has {sorted(map(str, seen.images))}")
+    if not isinstance(seen.instruction, str):
+        raise ValueError(f"instruction: found a {type(seen.instruction).__name__}, expected a text (str)")
+
+
 def _numbers(field: str, values: Any, normaliser: Normaliser) -> np.ndarray:
     """A field of an observation as (x,) float32: lists, tensors and other kinds of numbers are taken as well. Raises ValueError
     naming the field where they are not as many as the policy was taught with, not finite, or no numbers."""
     dims = len(normaliser.offset)
-    found = np.asarray(values)
+    if isinstance(values, Tensor):
+        values = values.detach().float().cpu()  # numpy knows no bfloat16
+    try:
+        found = np.asarray(values)
+    except ValueError as error:  # rows of different lengths
+        raise ValueError(f"{field}: found {values!r:.60}, expected {dims} numbers in a row") from error
     if found.dtype.kind not in "fiu":
         raise ValueError(f"{field}: found {found.dtype} ({values!r:.60}), expected {dims} numbers")
     if found.shape != (dims,):

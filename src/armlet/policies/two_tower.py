@@ -78,6 +78,7 @@ class TwoTowerNetwork(Network):
     pretrained_text: str | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.early_words and self.pretrained_vision:
             raise ValueError(
                 f"early_words=True embeds patches in its own way, and pretrained_vision={self.pretrained_vision!r} brings another; "

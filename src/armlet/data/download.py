@@ -1,0 +1,432 @@
+"""What a name on the Hugging Face hub stands for, fetched once: a commit, and of its files those that reading needs.
+
+The hub's own library speaks to the server and keeps its cache, so its settings hold: HF_HOME, HF_ENDPOINT, HF_TOKEN and what
+`hf auth login` keeps, HF_HUB_OFFLINE. Two things are added. A commit counts as being here only where every file that reading needs
+is, in the size that the hub's listing of it says, for which the listing must be here too. And a branch or tag stands for the last
+commit that was here whole, when there is no asking. An error is one line, and quotes nothing that may hold a token.
+
+Knows the file names of a data set and a policy; opens none but meta/info.json.
+"""
+
+import contextlib
+import errno
+import json
+import re
+import shutil
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from fnmatch import fnmatchcase
+from glob import escape
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import urlsplit
+
+import huggingface_hub
+from huggingface_hub import constants
+from huggingface_hub.errors import (
+    CachedRepoTreeNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HTTPError,  # of the HTTP library that this version of the hub's uses
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.utils import logging
+from tqdm import tqdm
+
+from armlet.data.files import FULL, FullDiskError, write_atomically
+from armlet.data.hub import PREFIX, Kind, Name
+from armlet.data.opening import EpisodeError, read_object
+from armlet.progress import Progress
+
+FIRST: dict[Kind, str] = {"dataset": "meta/info.json", "model": "config.json"}  # without it, it is something else
+CALLED: dict[Kind, str] = {"dataset": "data set", "model": "policy"}
+OTHER: dict[Kind, Kind] = {"dataset": "model", "model": "dataset"}
+FOLDERS = ("meta", "data", "videos", "images")  # of a LeRobotDataset
+PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
+OF_A_POLICY = (".json", ".safetensors", ".txt", ".model")  # network, weights, words; never a pickle, which can run what it likes
+WORKERS = 8  # files at a time, as the hub's library does
+LOGIN = "log in with `hf auth login`, or set HF_TOKEN"
+_said: set[str] = set()  # names that were not checked for something newer, and about which that was said
+
+
+class HubError(OSError):
+    """The hub does not give what was named, and it is not here."""
+
+
+class _StoppedError(Exception):
+    """Another file could not be fetched, so this one need not be."""
+
+
+def find(name: Name, kind: Kind) -> tuple[str, Path]:
+    """The commit that a name stands for, and the folder with its files, fetched where they are not here. Raises HubError,
+    FullDiskError, EpisodeError."""
+    cache = _Cache(name, kind)
+    if name.is_pinned and cache.missing(name.revision) == {}:
+        return name.revision, cache.folder(name.revision)
+    with _quiet():
+        commit, why = _ask(cache)
+        if commit is None:
+            commit = cache.fall_back(why)
+        else:
+            if cache.missing(commit) != {}:
+                _fetch(cache, commit)
+            cache.remember(commit)
+    return commit, cache.folder(commit)
+
+
+class _Cache:
+    """What is here of a repository, in the layout that the hub's library documents: refs/<revision> holds a commit, and
+    snapshots/<commit> links to its files."""
+
+    def __init__(self, name: Name, kind: Kind) -> None:
+        self.name, self.kind = name, kind
+        self.root = Path(constants.HF_HUB_CACHE).expanduser() / f"{kind}s--{name.repo.replace('/', '--')}"
+
+    def folder(self, commit: str) -> Path:
+        return self.root / "snapshots" / commit / self.name.folder
+
+    def listing(self, commit: str) -> dict[str, int] | None:
+        """Every file of a commit below the folder that is named, and its size in bytes; None where no listing was kept."""
+        try:
+            files = huggingface_hub.get_cached_repo_tree(self.name.repo, repo_type=self.kind, revision=commit)
+        except CachedRepoTreeNotFoundError:
+            return None
+        inside = f"{self.name.folder}/" if self.name.folder else ""
+        return {file.path.removeprefix(inside): file.size for file in files if file.path.startswith(inside)}
+
+    def missing(self, commit: str) -> dict[str, int] | None:
+        """The files that are needed and not here in full, with their sizes; None where it is not known which are needed."""
+        listing, folder = self.listing(commit), self.folder(commit)
+        first = FIRST[self.kind]
+        if listing is None or first not in listing or not _is_whole(folder / first, listing[first]):
+            return None
+        return {file: listing[file] for file in needed(self.kind, listing, folder) if not _is_whole(folder / file, listing[file])}
+
+    def last(self) -> str | None:
+        """The commit that the name stood for last, as far as is known here."""
+        if self.name.is_pinned:
+            return self.name.revision
+        kept = self.root / "refs" / self.name.revision
+        return kept.read_text().strip() if kept.is_file() else None
+
+    def remember(self, commit: str) -> None:
+        """That the name stands for this commit, which is here whole."""
+        if self.last() == commit:
+            return
+        with contextlib.suppress(OSError):  # a cache that is shared may be read-only; only a look without network needs this
+            write_atomically(self.root / "refs" / self.name.revision, commit.encode())
+
+    def fall_back(self, why: str) -> str:
+        """The last commit that the name stood for, as the hub cannot be asked; says so once a process. Raises HubError where it is
+        not here whole."""
+        commit = self.last()
+        offline = "unset HF_HUB_OFFLINE" if constants.HF_HUB_OFFLINE else "check the network (and HF_ENDPOINT, if it is set)"
+        if commit is None or not self.folder(commit).exists():
+            raise HubError(f"{self.name}: {why}, and it was never fetched in full to {self.root.parent}; {offline}")
+        missing = self.missing(commit)
+        if missing != {}:
+            lacks = "it is not known which files it lacks" if missing is None else f"{_files(len(missing))} of it are missing"
+            raise HubError(
+                f"{self.name}: {why}, and commit {commit[:12]} is here only in part ({lacks}); {offline}, and the rest is fetched"
+            )
+        if not self.name.is_pinned and str(self.name) not in _said:
+            _said.add(str(self.name))
+            sys.stderr.write(
+                f"{self.name}: {why}; commit {commit[:12]} is used, which is here, and whether there is a newer one is not known\n"
+            )
+        return commit
+
+
+def _is_whole(path: Path, size: int) -> bool:
+    try:
+        return path.stat().st_size == size
+    except OSError:  # it is missing, or a link to nothing
+        return False
+
+
+def needed(kind: Kind, files: dict[str, int], folder: Path) -> list[str]:
+    """Of the files of a data set or policy, by their paths in its `folder`, those that reading it needs. A data set's meta/info.json
+    must be there: it may say that rows and films are in other folders. Raises EpisodeError where that file cannot be read."""
+    if kind == "model":
+        return [file for file in files if "/" not in file and PurePosixPath(file).suffix in OF_A_POLICY]
+    info = read_object(folder / FIRST[kind])
+    patterns = [f"{each}/*" for each in FOLDERS]
+    for field in ("data_path", "video_path"):
+        if isinstance(info.get(field), str):
+            patterns.append("*".join(escape(part) for part in re.split(r"\{[^}]*\}", info[field])))
+    features = info.get("features")
+    kinds = (
+        {feature.get("dtype") for feature in features.values() if isinstance(feature, dict)} if isinstance(features, dict) else ()
+    )
+    if "image" in kinds:  # a table may name a picture file anywhere
+        patterns += [f"*{suffix}" for suffix in PICTURES]
+    return [file for file in files if any(fnmatchcase(file, pattern) for pattern in patterns)]
+
+
+# --- asking and fetching ----------------------------------------------------------------------------------------
+
+
+def _ask(cache: _Cache) -> tuple[str | None, str]:
+    """The commit that the hub says a name stands for; None, and why, where it cannot be asked. Raises HubError where it refuses."""
+    name, kind = cache.name, cache.kind
+    try:
+        found = huggingface_hub.HfApi().repo_info(
+            name.repo, repo_type=kind, revision=name.revision, timeout=constants.HF_HUB_ETAG_TIMEOUT
+        )
+    except Exception as error:  # the HTTP library's errors are not ours to list; what is not understood is raised as it is
+        why = _unreachable(error)
+        if why is not None:
+            return None, why
+        refusal = _refusal(error, name, kind)
+        if refusal is None:
+            raise
+        last = cache.last()
+        if last is not None and cache.missing(last) == {}:
+            refusal += f". What was fetched before is here, and is used without asking as {name.at(last)}"
+        raise HubError(refusal) from error
+    assert found.sha is not None  # where the hub answers, it says which commit that is
+    return found.sha, ""
+
+
+def _fetch(cache: _Cache, commit: str) -> None:
+    """Everything that is needed of a commit and not here. Raises HubError, FullDiskError."""
+    name, kind = cache.name, cache.kind
+    first = f"{name.folder}/{FIRST[kind]}" if name.folder else FIRST[kind]
+    try:
+        # Brings the listing too, and keeps it.
+        huggingface_hub.snapshot_download(
+            name.repo, repo_type=kind, revision=commit, allow_patterns=[escape(first)], tqdm_class=_silent(lambda count: None)
+        )
+        listing = cache.listing(commit)
+        if listing is None:  # the library passes over either
+            raise HubError(
+                f"{name}: the listing of commit {commit[:12]} could not be had, or not be kept in {cache.root}: try again, and see "
+                "that this can be written to (HF_HOME gives the hub another cache)"
+            )
+        if FIRST[kind] not in listing:
+            raise HubError(_something_else(cache, commit, listing))
+        if not _is_whole(cache.folder(commit) / FIRST[kind], listing[FIRST[kind]]):
+            huggingface_hub.hf_hub_download(name.repo, first, repo_type=kind, revision=commit, force_download=True)
+        missing = cache.missing(commit)
+        if missing:
+            _download(cache, commit, missing)
+        missing = cache.missing(commit)
+    except (HubError, FullDiskError, EpisodeError, TypeError, LookupError, AttributeError, AssertionError):
+        raise  # said already, or a mistake of ours
+    except Exception as error:  # of the HTTP library, of the one for large files, of the system
+        raise _broken_off(error, cache, commit) from error
+    if missing != {}:
+        lacks = "the listing of its files" if missing is None else ", ".join(sorted(missing)[:3])
+        raise HubError(f"{name}: what the hub sent of commit {commit[:12]} is not what it lists ({lacks}); try again")
+
+
+def _download(cache: _Cache, commit: str, files: dict[str, int]) -> None:
+    """Fetch files side by side; those that are whole stay whatever happens to the others."""
+    name, folder = cache.name, cache.folder(commit)
+    size = sum(files.values())
+    free = shutil.disk_usage(next(each for each in (cache.root, *cache.root.parents) if each.exists())).free
+    if free < size:
+        raise FullDiskError(errno.ENOSPC, _too_large(cache, size, free))
+    sys.stderr.write(f"{name}: fetching {_files(len(files))}, {_megabytes(size)}, of commit {commit[:12]}\n")
+    progress = Progress(f"fetch {name}", total=size, unit="byte")
+    stopped, lock = threading.Event(), threading.Lock()
+
+    def fetch(file: str) -> None:
+        left = files[file]
+
+        def count(bytes_: int) -> None:
+            nonlocal left
+            if stopped.is_set():
+                raise _StoppedError
+            more = max(0, min(left, bytes_))  # a connection that broke may send some of them twice
+            left -= more
+            with lock:
+                progress.advance(more)
+
+        huggingface_hub.hf_hub_download(
+            name.repo,
+            f"{name.folder}/{file}" if name.folder else file,
+            repo_type=cache.kind,
+            revision=commit,
+            force_download=(folder / file).exists(),  # it is there in another size, and would be taken as it is
+            tqdm_class=_silent(count),
+        )
+        count(left)
+
+    pool = ThreadPoolExecutor(WORKERS)
+    try:
+        running = [pool.submit(fetch, file) for file in files]
+        for future in wait(running, return_when=FIRST_EXCEPTION).done:
+            future.result()
+    finally:
+        stopped.set()  # where all went well, nothing is running any more
+        pool.shutdown(cancel_futures=True)
+        progress.close()
+    sys.stderr.write(f"{name}: fetched to {folder}\n")
+
+
+def _silent(count: Any) -> type[tqdm]:
+    """A bar that shows nothing, for the hub's library to tell how many bytes have come."""
+
+    class Silent(tqdm):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **{**options, "disable": True})
+
+        def update(self, n: float | None = 1) -> None:
+            count(int(n or 0))
+
+        def update_transfer(self, n: float | None = 1) -> None:
+            """Bytes of a compressed transfer, which are not those of the file."""
+
+        def set_transfer_postfix_str(self, postfix: str, refresh: bool = False) -> None:
+            """How fast they come."""
+
+    return Silent
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The hub's library says nothing of its own while we use it, as we do, in a line, and without addresses that are signed; where a
+    user has asked it to say more, it does."""
+    before = logging.get_verbosity()
+    if before == logging.WARNING:
+        logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
+# --- what went wrong, in a line -----------------------------------------------------------------------------------
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """An error and those that led to it, the last one first."""
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__ or cause.__context__
+
+
+def _unreachable(error: Exception) -> str | None:
+    """Why the hub could not be asked; None where it answered."""
+    for cause in _causes(error):
+        if isinstance(cause, OfflineModeIsEnabled):
+            return "HF_HUB_OFFLINE is set"
+        if isinstance(cause, HfHubHTTPError):
+            status = cause.response.status_code
+            return f"{_host()} answered {status}" if status >= 500 or status in (408, 429) else None
+        if isinstance(cause, HTTPError):
+            return f"{_host()} cannot be reached ({type(cause).__name__})"
+        if isinstance(cause, json.JSONDecodeError):
+            return f"{_host()} answers, and not as a hub does (is a login page or a proxy in between?)"
+    return None
+
+
+def _refusal(error: Exception, name: Name, kind: Kind) -> str | None:
+    """What the hub refused, and what to do; None where it did not."""
+    answer = next((cause for cause in _causes(error) if isinstance(cause, HfHubHTTPError)), None)
+    if answer is None:
+        return None
+    status = answer.response.status_code
+    if isinstance(answer, GatedRepoError):
+        page = f"{constants.ENDPOINT.rsplit('@', 1)[-1]}/{'datasets/' if kind == 'dataset' else ''}{name.repo}"
+        return f"{name}: its owner decides who may read this {CALLED[kind]}; ask for access at {page}, and {LOGIN}"
+    if isinstance(answer, RevisionNotFoundError):
+        return f"{name}: there is no revision {name.revision!r}; {_revisions(name, kind)}"
+    if isinstance(answer, RepositoryNotFoundError):
+        if _exists(name, OTHER[kind]):
+            return (
+                f"{name}: there is no {CALLED[kind]} of this name on {_host()}, but a {CALLED[OTHER[kind]]}; "
+                f"were two options confused? A {CALLED[kind]} is expected here"
+            )
+        has_token = huggingface_hub.get_token() is not None
+        private = "if it is private, the token in use may not read it" if has_token else f"if it is private, {LOGIN}"
+        return (
+            f"{name}: there is no {CALLED[kind]} of this name on {_host()} that everybody may see; check the name, or {private}"
+        )
+    if status == 401:
+        return f"{name}: {_host()} does not accept the token in use (401); {LOGIN}"
+    if status == 403:
+        return f"{name}: {_host()} refuses it (403): the token in use may not read it; {LOGIN}, with one that may"
+    return f"{name}: {_host()} refuses it ({status})"
+
+
+def _revisions(name: Name, kind: Kind) -> str:
+    """Which revisions there are, for an error."""
+    try:
+        found = huggingface_hub.HfApi().list_repo_refs(name.repo, repo_type=kind)
+    except (HTTPError, OSError, ValueError):  # what is to be said is worse than this
+        return "give a branch, a tag or a commit"
+    there = [each.name for each in (*found.branches, *found.tags)]
+    return f"there are {', '.join(there[:12])}{' and more' if len(there) > 12 else ''}, and commits"
+
+
+def _exists(name: Name, kind: Kind) -> bool:
+    """Whether a repository of that kind is there, as far as the hub says."""
+    try:
+        huggingface_hub.HfApi().repo_info(name.repo, repo_type=kind, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+    except (HTTPError, OSError, ValueError):
+        return False
+    return True
+
+
+def _broken_off(error: Exception, cache: _Cache, commit: str) -> OSError:
+    """What stopped a download."""
+    name, host = cache.name, _host()
+    for cause in _causes(error):
+        if isinstance(cause, OSError) and cause.errno in FULL:
+            missing = sum((cache.missing(commit) or {}).values())
+            there = next(each for each in (cache.root, *cache.root.parents) if each.exists())
+            return FullDiskError(cause.errno, _too_large(cache, missing, shutil.disk_usage(there).free))
+        if isinstance(cause, PermissionError):
+            return HubError(f"{name}: {cause.filename or cache.root} cannot be written; give the hub another cache with HF_HOME")
+    refusal = None if _unreachable(error) else _refusal(error, name, cache.kind)
+    if refusal is not None:
+        return HubError(refusal)
+    first = re.sub(r"\S+://\S+", "…", str(error).strip().split("\n")[0])  # an address may be signed
+    why = _unreachable(error) or f"{host}: {type(error).__name__}: {first}"
+    return HubError(
+        f"{name}: fetching commit {commit[:12]} broke off ({why}); the same again goes on with the files that are not here yet"
+    )
+
+
+def _too_large(cache: _Cache, size: int, free: int) -> str:
+    return (
+        f"{cache.name}: {_megabytes(size)} are to be fetched to {cache.root.parent}, and {_megabytes(free)} are free there; free some "
+        "room, or give the hub another cache with HF_HOME"
+    )
+
+
+def _something_else(cache: _Cache, commit: str, listing: dict[str, int]) -> str:
+    """That a repository holds no data set or policy where one was looked for; where it does, for the likely fix."""
+    name, first = cache.name, FIRST[cache.kind]
+    whole = _Cache(Name(name.repo), cache.kind).listing(commit) or {}
+    if name.folder and not listing:
+        what = f"{name}: there is no folder {name.folder!r} in {name.repo}"
+    else:
+        what = f"{name} is no {'LeRobot data set' if cache.kind == 'dataset' else 'policy of armlet'}: it has no {first}"
+    others = [file.removesuffix(f"/{first}") for file in sorted(whole) if file.endswith(f"/{first}")]
+    if others:
+        at = "" if name.revision == "main" else f"@{name.revision}"
+        return f"{what}; there is one in {', '.join(f'{PREFIX}{name.repo}/{other}{at}' for other in others[:3])}"
+    there = sorted({file.partition("/")[0] for file in whole})
+    return f"{what}; it has {', '.join(there[:8]) or 'no files'}"
+
+
+def _host() -> str:
+    """The hub's address without what may be secret in it."""
+    parts = urlsplit(constants.ENDPOINT)
+    return f"{parts.hostname}:{parts.port}" if parts.port else parts.hostname or "the hub"
+
+
+def _files(count: int) -> str:
+    return "1 file" if count == 1 else f"{count} files"
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:.1f} MB"
