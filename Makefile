@@ -4,7 +4,7 @@ PYTHON := $(shell for p in python3 python3.13 python3.12 python3.11; do $$p -c '
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test check format lock test-mutants test-slow test-metaworld test-lerobot test-page test-reference bench clean
+.PHONY: demo test check format lock test-mutants numbers test-slow test-metaworld test-lerobot test-page test-reference bench clean
 
 demo: $(READY)
 	bash runs/demo.sh $(if $(TEACH),--teach)
@@ -25,6 +25,10 @@ format: $(READY)
 # The code broken in one place at a time: each must be noticed (minutes; tests/mutants/run.py --help).
 test-mutants: $(READY)
 	$(BIN)/python tests/mutants/run.py $(MUTANTS)
+
+# Every number in README and docs again, from the reports; WRITE=1 puts numbers and tables right (docs/recount.py says how they are written).
+numbers: $(READY)
+	$(BIN)/python docs/recount.py $(if $(WRITE),--write)
 
 test-slow: $(READY)
 	$(BIN)/pytest -q -m slow

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The comparison behind the claims, on two cores: ActDistill, its ablations and the baselines, same data, same number of steps; three
-# seeds for the rows that carry the claim; then one report with all of them on the same episodes. Hours, so run it
+# ActDistill, its ablations and the baselines on two cores, same data, same number of steps; three seeds for the rows that are
+# compared over seeds; then one report with all of them on the same episodes. Hours, so run it
 # in the background:   nohup bash runs/cpu.sh > cpu.log &     Killed, it goes on where it stopped when it is run again.
 #   SEEDS="0 1 2" EPISODES=1000 bash runs/cpu.sh
 set -euo pipefail
@@ -16,7 +16,7 @@ for seed in $seeds; do
   done
 done
 all_made
-# The claim: teacher, student and the simple ways, over seeds.
+# Teacher, student and the simple ways, over seeds, on the list of episodes that recipes are chosen on (docs/reproductions/actdistill.md has another).
 $armlet evaluate tabletop --out out/cpu --evaluation.episodes "${EPISODES:-1000}" --policies "${students[@]}"
 
 # What each part is worth, one seed each.

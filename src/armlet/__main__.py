@@ -10,6 +10,7 @@ Verbs, in the order of the work:
     distil     episodes + traces → a student
     evaluate   teacher, student and baselines on the same episodes → report.json, a table, a picture
     report     report.json files → one web page: `armlet report out/*/evaluation/report.json`
+    recompute  report.json files: every interval, pair and tally again, from the stored counts and outcomes
 
 Every field of a recipe can be set: `armlet distil actdistill_tabletop --seed 1 --out out/second`;
 `armlet distil actdistill_tabletop --help` lists them; `--debug`, anywhere, shows where an error came from.
@@ -25,7 +26,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:  # a recipe brings torch with it, and `armlet --help` needs none
     from armlet.recipe import Recipe
 
-VERBS = ("collect", "teach", "probe", "distil", "evaluate", "report")
+VERBS = ("collect", "teach", "probe", "distil", "evaluate", "report", "recompute")
+OF_REPORTS = ("report", "recompute")  # verbs that take reports, no recipe
 
 
 def usage() -> str:
@@ -46,8 +48,8 @@ def main() -> None:
     verb, *rest = arguments
     if verb not in VERBS:
         sys.exit(f"armlet: no verb {verb!r}; there are {', '.join(VERBS)} (armlet --help says more)")
-    if verb == "report":
-        _report(rest, debug=debug)
+    if verb in OF_REPORTS:
+        _on_reports(verb, rest, debug=debug)
         return
     if not rest or rest[0].startswith("-"):
         sys.exit(f"armlet {verb}: name a recipe first, such as actdistill_tabletop (armlet --help lists them)")
@@ -55,12 +57,11 @@ def main() -> None:
     _run(verb, name, overrides, debug=debug)
 
 
-def _report(arguments: list[str], *, debug: bool) -> None:
+def _on_reports(verb: str, arguments: list[str], *, debug: bool) -> None:
     import tyro
 
-    from armlet import report
-
-    _finish("armlet report", lambda: tyro.cli(report.main, args=arguments, prog="armlet report"), debug=debug)
+    work = importlib.import_module(f"armlet.{verb}").main
+    _finish(f"armlet {verb}", lambda: tyro.cli(work, args=arguments, prog=f"armlet {verb}"), debug=debug)
 
 
 def override(recipe: "Recipe", options: list[str], prog: str) -> "Recipe":

@@ -1,7 +1,7 @@
 """The simple ways to a smaller network, on the data, teacher, traces and number of steps of every other recipe.
 
 `first_k` is the one that matters most: the published router's activation falls with depth, close to running the first
-layers only (recipes.md §1, 3). Each keeps three of eight layers, as many as ActDistill's student runs.
+layers only (recipes.md §1, 3). On tabletop each keeps two of eight layers, as many as ActDistill's student runs.
 """
 
 from dataclasses import replace

@@ -1,0 +1,247 @@
+"""recompute: every interval, comparison and tally of a report again, from the counts and outcomes that are stored.
+
+    armlet recompute report.json [more …]
+
+A report says how many of how many episodes succeeded and, of two policies, in how many both, one or neither did; everything else that
+it says of success follows from these, and is compared here with what it says. Where the outcomes of single episodes are kept beside it
+(`outcomes.json.gz`), the counts themselves are counted again, and so are steps, gripper toggles and the intervals over seeds. Without them
+these three stand in the report as they were found, and are named as such.
+
+Milliseconds, operations and memory were measured; nothing here can say whether they are right. Knows reports; runs no policy.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from armlet import outcomes, stats
+from armlet.report import read
+
+Report = dict[str, Any]
+GROUPINGS = ("by_family", "by_task", "by_split")  # successes of a policy by what the episodes are about
+FOURFOLD = ("both", "only_a", "only_b", "neither")  # in how many episodes which of two policies succeeded
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A number that is not what the stored counts give."""
+
+    file: str
+    where: str
+    found: Any
+    expected: Any
+
+    def __str__(self) -> str:
+        return f"{self.file}: {self.where}: found {_short(self.found)}, expected {_short(self.expected)}"
+
+
+@dataclass
+class Account:
+    """What was compared in one report: how many numbers, which differ, and what cannot be recomputed."""
+
+    file: str
+    compared: int = 0
+    differences: list[Difference] = field(default_factory=list)
+    not_stored: list[str] = field(default_factory=list)
+
+    def same(self, where: str, found: Any, expected: Any) -> None:
+        """Compare two numbers, texts, or lists and dictionaries of them, entry by entry. What `expected` does not speak of is left."""
+        if isinstance(expected, dict) and isinstance(found, dict):
+            for name, value in expected.items():
+                self.same(f"{where}.{name}", found.get(name, "nothing"), value)
+            return
+        if isinstance(expected, list | tuple) and isinstance(found, list | tuple) and len(expected) == len(found):
+            for index, (one, other) in enumerate(zip(found, expected, strict=True)):
+                self.same(f"{where}[{index}]", one, other)
+            return
+        self.compared += 1
+        if not _equal(found, expected):
+            self.differences.append(Difference(self.file, where, found, expected))
+
+
+def main(reports: tuple[Path, ...], /) -> str:
+    """Check reports; returns one line a report. `reports`: files, or folders that hold a report.json.
+
+    Raises ValueError that lists every number which differs.
+    """
+    if not reports:
+        raise ValueError("name at least one report.json (made by `armlet evaluate`)")
+    accounts = [check(path / "report.json" if path.is_dir() else path) for path in reports]
+    differences = [difference for account in accounts for difference in account.differences]
+    if differences:
+        compared = sum(account.compared for account in accounts)
+        lines = "\n".join(f"  {difference}" for difference in differences)
+        raise ValueError(f"{len(differences)} of {compared} numbers are not what the stored counts give:\n{lines}")
+    return "\n".join(_sentence(account) for account in accounts)
+
+
+def check(path: Path) -> Account:
+    """Recompute one report. Raises FileNotFoundError or ValueError where report or outcomes cannot be read."""
+    report = read(path)
+    account = Account(path.as_posix())
+    try:
+        if "outcomes" in report:
+            _by_outcomes(account, report, path)
+        else:
+            _by_counts(account, report)
+            account.not_stored += _what_counts_cannot_say(report)
+        _margins(account, report)
+    except KeyError as error:
+        raise ValueError(f"{path} lacks the field {error}; was it edited, or written by another armlet?") from error
+    return account
+
+
+def _by_outcomes(account: Account, report: Report, path: Path) -> None:
+    """Everything from the outcomes of single episodes: the sections that `armlet evaluate` itself computes from them."""
+    kept = outcomes.read(_beside(path, report["outcomes"]["file"]), sha256=report["outcomes"]["sha256"])
+    for name, expected in outcomes.recompute(kept).items():
+        found = report[name]
+        if isinstance(expected, list):
+            account.same(f"number of {name}", len(found), len(expected))
+            for own, row in zip(found, expected, strict=False):
+                account.same(f"{name}, {_name(row)}", own, row)
+                for grouping in [grouping for grouping in GROUPINGS if grouping in row]:
+                    account.same(f"{name}, {_name(row)}: groups of {grouping}", sorted(own[grouping]), sorted(row[grouping]))
+        else:
+            account.same(name, found, expected)
+            account.same(f"groups of {name}", sorted(found), sorted(expected))
+
+
+def _beside(path: Path, name: str) -> Path:
+    """The file of outcomes. A report that was put elsewhere as `x.json` may have it beside it as `x.outcomes.json.gz`, so that several
+    reports can lie in one folder; whichever it is, its sha256 has to be the one that the report names."""
+    own = path.with_name(f"{path.stem}.{name}")
+    return own if own.is_file() else path.with_name(name)
+
+
+def _by_counts(account: Account, report: Report) -> None:
+    """Intervals and comparisons from the counts in the report itself: Wilson's interval of every rate, which reports without outcomes
+    have throughout; Newcombe's and McNemar's of every pair."""
+    for policy in report["policies"]:
+        _rate(account, policy["name"], policy)
+        for grouping in GROUPINGS:
+            for group, tally in policy[grouping].items():
+                _rate(account, f"{policy['name']}, {grouping} {group}", tally)
+    for delayed in report.get("delayed", []):
+        _rate(account, f"{delayed['name']}, {delayed['slower']:g}× slower", delayed)
+    for split, pair in _all_pairs(report):
+        where = f"{pair['a']} − {pair['b']}, {split}"
+        if min(pair[count] for count in FOURFOLD) < 0:
+            account.same(f"{where}: counts", min(pair[count] for count in FOURFOLD), "0 or more")
+            continue
+        outcomes_a, outcomes_b = _outcomes_of(pair)
+        account.same(where, pair, stats.compare_paired(outcomes_a, outcomes_b).to_json())
+    if report.get("seeds"):
+        _seeds(account, report)
+
+
+def _rate(account: Account, where: str, tally: Report) -> None:
+    if not 0 <= tally["successes"] <= tally["episodes"] or not tally["episodes"]:  # no interval belongs to such a count
+        account.same(f"{where}: successes", tally["successes"], f"0 to {tally['episodes']}, of at least one episode")
+        return
+    account.same(f"{where}: ci95", tally["ci95"], list(stats.wilson(tally["successes"], tally["episodes"])))
+
+
+def _outcomes_of(pair: Report) -> tuple[np.ndarray, np.ndarray]:
+    """Outcomes (n,) bool of two policies that fill the pair's table of both, one and neither."""
+    counts = [pair[count] for count in FOURFOLD]
+    return np.repeat([True, True, False, False], counts), np.repeat([True, False, True, False], counts)
+
+
+def _all_pairs(report: Report) -> Iterator[tuple[str, Report]]:
+    """Every pair and the split it is about."""
+    first = _first_split(report)
+    for pair in report["pairs"]:
+        yield first, pair
+    for split, pairs in report.get("pairs_by_split", {}).items():
+        for pair in pairs:
+            yield split, pair
+
+
+def _first_split(report: Report) -> str:
+    return next(iter(report["policies"][0]["by_split"]))
+
+
+def _seeds(account: Account, report: Report) -> None:
+    """Rates over seeds from the single students' rates; the interval needs the outcomes."""
+    policies = {policy["name"]: policy for policy in report["policies"]}
+    means: dict[str, float] = {}
+    for group in report["seeds"]["policies"]:
+        name = group["name"]
+        members = [member for member in policies if _is_seed_of(member, name)] or [name]
+        each = [policies[member]["successes"] / policies[member]["episodes"] for member in members]
+        means[name] = float(np.mean(each))
+        expected = {"seeds": len(members), "success": means[name], "each": each}
+        account.same(f"over seeds, {name}", group, expected)
+    for pair in report["seeds"]["pairs"]:
+        expected = {
+            "n": report["policies"][0]["episodes"],
+            "difference": means[pair["a"]] - means[pair["b"]],
+            "non_inferior_3pp": pair["ci95"][0] > -stats.MARGIN,
+        }
+        account.same(f"over seeds, {pair['a']} − {pair['b']}", pair, expected)
+
+
+def _is_seed_of(member: str, name: str) -> bool:
+    stem, _, number = member.rpartition("-")
+    return stem == name and number.isdigit()
+
+
+def _margins(account: Account, report: Report) -> None:
+    """Counts that stand in two places agree: a pair's with its policies', a policy's with those of its tasks and families."""
+    first = _first_split(report)
+    by_split = {}
+    for policy in report["policies"]:
+        name = policy["name"]
+        by_split[name] = policy["by_split"]
+        own = {"successes": policy["successes"], "episodes": policy["episodes"]}
+        account.same(f"{name}, by_split {first}", policy["by_split"][first], own)
+        for grouping in ("by_family", "by_task"):
+            groups = policy[grouping].values()
+            total = {count: sum(group[count] for group in groups) for count in own}
+            account.same(f"{name}, sum of {grouping}", total, own)
+    for split, pair in _all_pairs(report):
+        for side, alone in (("a", "only_a"), ("b", "only_b")):
+            tally = by_split[pair[side]][split]
+            where = f"{pair['a']} − {pair['b']}, {split}: both + {alone}"
+            account.same(where, pair["both"] + pair[alone], tally["successes"])
+            account.same(f"{pair['a']} − {pair['b']}, {split}: n", pair["n"], tally["episodes"])
+
+
+def _what_counts_cannot_say(report: Report) -> list[str]:
+    """What only the outcomes of single episodes could give, in words."""
+    found = ["mean steps"]
+    if any(policy.get("gripper_toggles") for policy in report["policies"]):
+        found.append("gripper toggles")
+    if report.get("seeds"):
+        found.append("intervals over seeds")
+    return found
+
+
+def _sentence(account: Account) -> str:
+    """One line of a report in which nothing differs."""
+    rest = f"; not to be recomputed without outcomes: {', '.join(account.not_stored)}" if account.not_stored else ""
+    return f"{account.file}: {account.compared} numbers recomputed, none differs{rest}"
+
+
+def _name(row: Report) -> str:
+    """What a row of a section is about."""
+    if "a" in row:
+        return f"{row['a']} − {row['b']}"
+    rest = f" {row['slower']:g}× slower, {row['late']}" if "slower" in row else ""
+    return f"{row['name']}{rest}"
+
+
+def _equal(found: Any, expected: Any) -> bool:
+    """Numbers to the last digits that two versions of a library may differ in; all else, and counts, exactly."""
+    if isinstance(expected, float) and isinstance(found, int | float) and not isinstance(found, bool):
+        return math.isclose(found, expected, rel_tol=1e-9, abs_tol=1e-12)
+    return type(found) is type(expected) and found == expected
+
+
+def _short(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,366 @@
+"""What README and docs say: every number is what its report says, and one digit that is changed is noticed; links lead somewhere; commands
+and recipes that stand there are those there are."""
+
+import functools
+import importlib
+import inspect
+import json
+import random
+import re
+import shlex
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import tyro
+
+from armlet import outcomes, recipes
+from armlet.__main__ import OF_REPORTS, VERBS, override
+
+ROOT = Path(__file__).parents[1]
+BOUND = re.compile(
+    r"\d(?=(?: ?%| ?×| ms| points|\*\*|\))*<!-- (?!report|source|table|section|verdict|seeds-verdict|late-verdict))"
+)
+FENCE = re.compile(r"```(\w*)\n(.*?)```", re.DOTALL)
+INLINE = re.compile(r"`([^`\n]+)`")
+PLACEHOLDER = re.compile(r"[…|\[]|\bRECIPE\b|\bREPORT\b|\b(my)?package\.")
+
+
+def recounting() -> ModuleType:
+    """docs/recount.py, which is no part of the package."""
+    specification = importlib.util.spec_from_file_location("recount", ROOT / "docs" / "recount.py")
+    module = importlib.util.module_from_spec(specification)
+    sys.modules["recount"] = module  # dataclasses look their module up there
+    specification.loader.exec_module(module)
+    return module
+
+
+recount = recounting()
+
+
+def pages() -> list[str]:
+    return [path.relative_to(ROOT).as_posix() for path in recount.pages(ROOT)]
+
+
+@pytest.fixture
+def copied(tmp_path) -> Path:
+    """README and docs, to be changed; what they name as sources lies beside them."""
+    shutil.copytree(ROOT / "docs", tmp_path / "docs", ignore=shutil.ignore_patterns("*.png", "__pycache__"))
+    shutil.copy(ROOT / "README.md", tmp_path)
+    for name in ("dev", "src", "tests"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    return tmp_path
+
+
+def findings_of(page: Path) -> list[Any]:
+    return recount.check_page(page, page.name)[0]
+
+
+# --- numbers ------------------------------------------------------------------------------------------------
+
+
+def test_every_number_is_what_its_report_says() -> None:
+    """The repository as it is: reports by their outcomes and counts, pages beside them, and every page that people wrote."""
+    assert [str(finding) for finding in recount.check(ROOT)] == []
+
+
+@pytest.mark.parametrize("name", pages())
+def test_a_changed_digit_of_a_page_is_noticed(copied: Path, name: str) -> None:
+    """Every number that a comment stands behind, and of every table three, with the last digit changed."""
+    page = copied / name
+    text = page.read_text()
+    assert findings_of(page) == []
+    places = [found.start() for found in BOUND.finditer(text)]
+    chosen = random.Random(0)
+    for made in [*recount.TABLE.finditer(text), *recount.SECTION.finditer(text)]:
+        digits = [found.end() - 1 + made.start("body") for found in re.finditer(r"\d+(?:[.,]\d+)*", made["body"])]
+        places += chosen.sample(digits, min(3, len(digits)))
+    silent = []
+    for place in places:
+        digit = str((int(text[place]) + 5) % 10)
+        page.write_text(text[:place] + digit + text[place + 1 :])
+        line = text.count("\n", 0, place) + 1
+        if not any(finding.line == line for finding in findings_of(page)):
+            silent.append(f"line {line}: {text[place - 20 : place + 20]!r}")
+    assert silent == []
+    assert places or name.startswith("docs/adding") or name == "docs/interface.md", "a page with results is bound to reports"
+
+
+@pytest.fixture
+def small(tmp_path) -> Path:
+    """A repository of two reports, one of them with outcomes, and two pages; nothing differs."""
+    for name in ("demo", "tabletop_execute"):
+        shutil.copytree(ROOT / "docs/reproductions" / name, tmp_path / "docs" / name, ignore=shutil.ignore_patterns("*.png"))
+    rate = "93.0 %<!-- rate actdistill_demo @ {} -->\n"
+    (tmp_path / "README.md").write_text(rate.format("docs/demo/report.json"))
+    (tmp_path / "docs/page.md").write_text("<!-- section: tasks demo/report.json -->\n<!-- /section -->\n")
+    recount.check(tmp_path, write=True)
+    assert recount.check(tmp_path) == []
+    return tmp_path
+
+
+def test_a_changed_number_of_a_report_is_noticed_where_it_is_shown(small: Path) -> None:
+    """In the report itself, in the page beside it, and in the pages that speak of it."""
+    report = small / "docs/demo/report.json"
+    value = json.loads(report.read_text())
+    value["policies"][1]["successes"] -= 1
+    value["policies"][1]["by_task"]["rake"]["successes"] -= 1
+    report.write_text(json.dumps(value))
+    found = {finding.file for finding in recount.check(small)}
+    assert found == {"README.md", "docs/page.md", "docs/demo/report.json", "docs/demo/table.md"}
+
+
+@pytest.mark.parametrize("change", ["a bit", "missing"])
+def test_outcomes_that_are_not_the_reports_own_are_noticed(small: Path, change: str) -> None:
+    path = small / "docs/tabletop_execute/outcomes.json.gz"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.unlink()
+    if change == "a bit":
+        path.write_bytes(content)
+    [finding] = recount.check(small)
+    assert finding.file == "docs/tabletop_execute/report.json"
+    assert (
+        f"outcomes.json.gz is {'missing' if change == 'missing' else 'not the one its report was made from'}" in finding.expected
+    )
+
+
+def test_an_outcome_that_is_changed_with_its_sum_is_noticed(small: Path) -> None:
+    """The file of outcomes made again with one success turned round, and its sha256 written into the report: the counts tell."""
+    folder = small / "docs/tabletop_execute"
+    kept = outcomes.read(folder / "outcomes.json.gz")
+    last = kept.policies[-1]
+    run = replace(last.run, success=(not last.run.success[0], *last.run.success[1:]))
+    sha256 = outcomes.write(folder / "outcomes.json.gz", replace(kept, policies=(*kept.policies[:-1], replace(last, run=run))))
+    value = json.loads((folder / "report.json").read_text())
+    value["outcomes"]["sha256"] = sha256
+    (folder / "report.json").write_text(json.dumps(value))
+    found = recount.check(small)
+    assert {finding.file for finding in found} == {"docs/tabletop_execute/report.json"}
+    assert any(f"{last.name}.successes: 913" in finding.found for finding in found)
+
+
+def test_a_changed_page_beside_a_report_is_noticed_and_put_right(small: Path) -> None:
+    page = small / "docs/demo/table.md"
+    right = page.read_text()
+    page.write_text(right.replace("93.0", "94.0", 1))
+    assert [finding.file for finding in recount.check(small)] == ["docs/demo/table.md"]
+    recount.check(small, write=True)
+    assert page.read_text() == right
+
+
+def page_of(copied: Path, text: str) -> tuple[list[str], str]:
+    """What is found in a page of this text, and the text put right."""
+    page = copied / "docs" / "page.md"
+    page.write_text("<!-- report: reproductions/demo/report.json -->\n" + text)
+    recount.load.cache_clear()
+    found, right = recount.check_page(page, "page.md")
+    return [finding.found for finding in found], right.partition("\n")[2]
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("It succeeds in 93.0 %<!-- rate actdistill_demo -->.", []),
+        ("It succeeds in 93 %<!-- rate actdistill_demo -->.", []),  # rounded
+        ("It succeeds in 93.1 %<!-- rate actdistill_demo -->.", ["93.1"]),
+        ("It has 93/100<!-- count actdistill_demo -->.", []),
+        ("It has 93/101<!-- count actdistill_demo -->.", ["101"]),
+        ("It has 93 % of all.", ["93"]),  # and nothing says where that is from
+        ("Twice, +3.5 and 12/13.", ["+3.5", "12/13"]),
+        ("It has 93 % of all. <!-- source: setting -->", []),
+        ("It has 93 % of all. <!-- source: nowhere.json -->", ["the source nowhere.json"]),
+        ("- 93.0 %<!-- rate actdistill_demo -->\n- 93.0 %", ["93.0"]),
+        ("`93 %` and [93 %](a%20b) and\n\n```\n93 %\n```", ["93"]),
+        ("93.0 %<!-- rate nobody -->", ["<!-- rate nobody -->", "93.0"]),
+        ("93.0 %<!-- rates actdistill_demo -->", ["<!-- rates actdistill_demo -->", "93.0"]),
+        ("93.0 %<!-- rate actdistill_demo @ nowhere.json -->", ["<!-- rate actdistill_demo @ nowhere.json -->", "93.0"]),
+        ("shown<!-- verdict actdistill_demo − teacher -->", ["shown"]),
+        ("not shown<!-- verdict actdistill_demo − teacher -->", []),
+        ("<!-- rate actdistill_demo -->", ["0 numbers before `rate`"]),
+    ],
+)
+def test_what_is_found_in_prose(copied: Path, text: str, found: list[str]) -> None:
+    told = page_of(copied, text)[0]
+    assert sorted(entry.partition(" in ")[0] for entry in told) == sorted(found)
+
+
+def test_numbers_are_put_right_as_they_are_printed(copied: Path) -> None:
+    text = "-7.1, 12 % to 1,000.00<!-- minus actdistill_demo − teacher -->; shown<!-- verdict actdistill_demo − teacher -->"
+    found = json.loads((copied / "docs/reproductions/demo/report.json").read_text())
+    pair = next(pair for pair in found["pairs"] if (pair["a"], pair["b"]) == ("actdistill_demo", "teacher"))
+    middle, low, high = (100 * value for value in (pair["difference"], *pair["ci95"]))
+    right = f"{middle:+.1f}, {low:.0f} % to {high:,.2f}".replace("-", "−")
+    assert page_of(copied, text)[1].startswith(right + "<!-- minus")
+    assert "not shown<!-- verdict" in page_of(copied, text)[1]
+
+
+def test_a_pair_is_turned_round_where_it_is_asked_for_so(copied: Path) -> None:
+    """a − b is −(b − a), with the bounds of its interval changed over."""
+    path = copied / "docs/reproductions/vla_ad/report.json"
+    ours = recount.Asked(path, "vla_ad_tabletop", "vla_ad_bc")
+    theirs = recount.Asked(path, "vla_ad_bc", "vla_ad_tabletop")
+    middle, low, high = recount.difference(recount.pair(ours))
+    assert recount.difference(recount.pair(theirs)) == [-middle, -high, -low]
+    assert low > 0 and recount.pair(ours)["non_inferior_3pp"] and not recount.pair(theirs)["non_inferior_3pp"]
+
+
+def test_no_interval_over_seeds_is_shown_that_cannot_be_computed_again(copied: Path) -> None:
+    name = "reproductions/actdistill/report.json"
+    comment = f"<!-- seeds-minus actdistill − teacher @ {name} -->"
+    assert page_of(copied, f"−1.0, −1.6 to −0.4{comment}")[0][0] == comment
+    with pytest.raises(recount.NotThereError, match="interval"):
+        recount.seed_pair(recount.Asked(copied / "docs" / name, "actdistill", "teacher"))
+    assert "−" in recount.section("seeds reproductions/tabletop_fresh/report.json", copied / "docs")
+    assert "interval of students" not in recount.section(f"seeds {name}", copied / "docs")
+
+
+def test_no_path_of_a_machine_stands_in_what_is_published() -> None:
+    found = []
+    for path in [ROOT / "README.md", *(ROOT / "docs").rglob("*")]:
+        if path.suffix in (".md", ".json") and re.search(r"[\"(`\s]/(?:work|root|home|tmp|Users)/", path.read_text()):
+            found.append(path.relative_to(ROOT).as_posix())
+    assert found == []
+
+
+def test_the_first_page_is_short() -> None:
+    """Under 900 words, tables included, without what only recount.py reads."""
+    text = re.sub(r"<!--.*?-->", "", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    assert len(text.split()) < 900
+
+
+# --- links --------------------------------------------------------------------------------------------------
+
+
+def texts() -> list[Path]:
+    return [*(ROOT / page for page in pages()), ROOT / "CONTRIBUTING.md"]
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors that GitHub gives headings: small letters, no punctuation, hyphens for spaces."""
+    text = FENCE.sub("", page.read_text())
+    found = set()
+    for heading in re.findall(r"^#+ +(.+?) *$", text, re.MULTILINE):
+        plain = re.sub(r"<!--.*?-->|`", "", heading).strip().lower()
+        found.add(re.sub(r"[^\w\- ]", "", plain).replace(" ", "-"))
+    return found
+
+
+@pytest.mark.parametrize("page", texts(), ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_links_lead_somewhere(page: Path) -> None:
+    text = INLINE.sub("", FENCE.sub("", page.read_text()))
+    broken = []
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"https?://|mailto:", target):
+            continue
+        file, _, anchor = target.partition("#")
+        path = (page.parent / file).resolve() if file else page
+        if not path.exists() or ROOT not in (path, *path.parents):
+            broken.append(f"{target}: no such file")
+        elif anchor and anchor not in anchors(path):
+            broken.append(f"{target}: no such heading")
+    assert broken == []
+
+
+# --- commands -----------------------------------------------------------------------------------------------
+
+
+def commands(page: Path) -> Iterator[list[str]]:
+    """What stands on a page to be typed: lines of code blocks and whole pieces of inline code, a command a list of words."""
+    text = page.read_text()
+    lines = []
+    for language, block in FENCE.findall(text):
+        if language not in ("", "bash", "sh"):
+            continue
+        lines += block.replace("\\\n", " ").splitlines()
+    lines += INLINE.findall(FENCE.sub("", text))
+    for line in lines:
+        for part in re.split(r"&&|;", line):
+            words = part.strip().split(maxsplit=1)
+            while words and re.fullmatch(r"[A-Z_]+=\S*", words[0]):  # a variable of the shell before the command
+                words = words[1].split(maxsplit=1) if len(words) > 1 else []
+            if words and words[0] in ("armlet", "bash", "make", "python") and not PLACEHOLDER.search(part):
+                yield shlex.split(" ".join(words), comments=True)
+
+
+def written(page: Path) -> list[str]:
+    return [" ".join(command) for command in commands(page)]
+
+
+@pytest.fixture
+def mine(monkeypatch) -> ModuleType:
+    """The module that docs/adding-a-recipe.md writes."""
+    [source] = [
+        block for language, block in FENCE.findall((ROOT / "docs/adding-a-recipe.md").read_text()) if language == "python"
+    ]
+    module = ModuleType("mine")
+    monkeypatch.setitem(sys.modules, "mine", module)
+    exec(compile(source, "adding-a-recipe.md", "exec"), module.__dict__)
+    return module
+
+
+@pytest.mark.parametrize("page", [*texts(), ROOT / "src/armlet/__main__.py"], ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_commands_are_those_there_are(page: Path, mine: ModuleType, capsys) -> None:
+    """Verbs, recipes, options and their values are parsed; scripts and make's targets exist. Nothing is run."""
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    wrong = []
+    for program, *words in commands(page):
+        try:
+            if program == "armlet":
+                parse(words)
+            elif program == "make":
+                assert {word for word in words if "=" not in word} <= targets, "no such target"
+            else:
+                assert (ROOT / words[0]).is_file(), "no such script"
+        except (AssertionError, ValueError, SystemExit) as error:
+            wrong.append(f"{program} {' '.join(words)}: {error} {capsys.readouterr().err}")
+    assert wrong == []
+
+
+def parse(words: list[str]) -> None:
+    """Read a command as `armlet` does, to the end of its options. Raises AssertionError, ValueError or SystemExit."""
+    verb, *rest = words or [""]
+    if verb in ("--help", ""):
+        return
+    assert verb in VERBS, "no such verb"
+    if not rest:
+        return  # a verb that is only spoken of
+    if verb in OF_REPORTS:
+        tyro.cli(unrun(importlib.import_module(f"armlet.{verb}").main), args=rest)
+    elif "--help" not in rest:
+        override(recipes.find(rest[0])(), rest[1:], f"armlet {verb} {rest[0]}")
+
+
+def unrun(work: Callable[..., object]) -> Callable[..., object]:
+    """A function of the same signature that does nothing."""
+
+    @functools.wraps(work)
+    def nothing(*arguments: Any, **options: Any) -> None:
+        inspect.signature(work).bind(*arguments, **options)
+
+    return nothing
+
+
+def test_commands_are_found_and_wrong_ones_are_noticed(tmp_path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(
+        "`armlet collect tabletop`\n\n```\nA=1 armlet distil \\\n  tabletop --seed 1   # said\narmlet probe demo && make demo\n```\n"
+    )
+    assert written(page) == ["armlet distil tabletop --seed 1", "armlet probe demo", "make demo", "armlet collect tabletop"]
+    assert len(written(ROOT / "README.md")) > 8
+    for words in (
+        "distill tabletop",
+        "distil tabletop_",
+        "distil tabletop --sead 1",
+        "distil tabletop --seed one",
+        "report --into a",
+    ):
+        with pytest.raises((AssertionError, ValueError, SystemExit)):
+            parse(words.split())
+    parse(["distil", "tabletop", "--seed", "1"])
+    parse(["recompute", "a", "b"])
