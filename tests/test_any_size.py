@@ -53,7 +53,7 @@ def taught(episodes: Path, tmp_path_factory) -> Recipe:
 
 def test_without_a_size_the_option_is_named(episodes: Path, tmp_path) -> None:
     with pytest.raises(
-        FitError, match=r"camera 'eye' has pictures of 48 × 64 pixels.*--pictures\.fit letterbox.*--pictures\.size 64"
+        FitError, match=r"camera 'eye' has pictures of 48 × 64 pixels.*--pictures\.fit letterbox.*--pictures\.size 48"
     ):
         teach.main(asked(episodes, tmp_path))
 

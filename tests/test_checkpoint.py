@@ -325,3 +325,22 @@ def test_tensors_are_read_or_named(tmp_path) -> None:
     os.truncate(tmp_path / "t", 20)
     with pytest.raises(ValueError, match=r"t \(20 bytes\) is no whole safetensors file .*; run it again"):
         read_tensors(tmp_path / "t", fix="run it again")
+
+
+def test_what_was_changed_after_it_was_saved_is_not_loaded(tmp_path) -> None:
+    save_policy(make_policy(), tmp_path)
+    weights, config = tmp_path / WEIGHTS, tmp_path / CONFIG
+    whole, described = weights.read_bytes(), config.read_text()
+    weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(ValueError, match=f"`policy` in {CONFIG}, or {WEIGHTS}, was changed after the policy was saved"):
+        load_policy(tmp_path)
+    weights.write_bytes(whole)
+    load_policy(tmp_path)
+    changed = json.loads(described)
+    changed["policy"]["state"]["scale"][0] *= 2
+    config.write_text(json.dumps(changed))
+    with pytest.raises(ValueError, match="was changed after the policy was saved"):
+        load_policy(tmp_path)
+    config.write_text(described.replace('"armlet": 1', '"armlet": 2'))
+    with pytest.raises(ValueError, match=r"`armlet` is 2, expected 1: another version of armlet wrote it"):
+        load_policy(tmp_path)

@@ -13,14 +13,15 @@ import torch
 from outside import Dots, reaching
 
 from armlet import evaluate, measure, outcomes, source
-from armlet.checkpoint import save_policy
+from armlet.checkpoint import load_policy, save_policy
 from armlet.data.normalise import Normaliser
+from armlet.data.pictures import Pictures
 from armlet.data.text import train_tokenizer
 from armlet.evaluate import conditions, contenders, run_episodes
 from armlet.policies import Body
 from armlet.policies.vla import VLANetwork
 from armlet.recipe import Evaluation, Recipe
-from armlet.rollout import Contender, Result
+from armlet.rollout import Contender, Result, plan, run_all, run_episode
 
 
 def dots_policy(seed: int):
@@ -261,11 +262,8 @@ def test_more_actions_than_a_chunk_has_are_an_error(recipe) -> None:
     ("setting", "message"),
     [
         ({"splits": ()}, "splits is empty; name at least one split, the benchmark's are seen"),
-        ({"episodes": 0}, "episodes must be at least 1, found 0"),
-        ({"execute": (2, 0)}, "execute takes numbers of actions, at least 1, found 0"),
         ({"execute": (2, 2)}, "execute says a value twice: 2 2"),
         ({"splits": ("seen", "seen")}, "splits says a value twice"),
-        ({"slower": (20.0, -1.0)}, "slower takes factors above 0, found -1"),
         ({"seed": 9_999_999}, "evaluation has the seeds 9999999 to 10000002, and collection has 10000000 to 10000005"),
         ({"slower": (20.0,), "late": ()}, "needs a rule for acting late"),
         ({"late": ("run_on",)}, "late is about policies on a slower computer"),
@@ -296,5 +294,46 @@ def test_every_policys_name_is_its_own(recipe, teachers) -> None:
     same = teachers[1].parent / "other" / "teacher-1"
     both = contenders(dataclasses.replace(recipe, policies=(teachers[1], same)))
     assert both[same.as_posix()].folder == same and both["teacher-1"].folder == teachers[1]
-    with pytest.raises(ValueError, match=f"names {same} twice"):
+    with pytest.raises(ValueError, match=f"names {same}, which is evaluated already, as '{same}'"):
         contenders(dataclasses.replace(recipe, policies=(teachers[1], same, same)))
+
+
+def test_the_same_policy_under_two_names_is_refused(recipe, teachers, tmp_path) -> None:
+    save_policy(dots_policy(3), recipe.student_folder)
+    (tmp_path / "link").symlink_to(teachers[0])
+    for folder, named in ((recipe.student_folder, recipe.name), (tmp_path / "link", "teacher"), (teachers[0], "teacher")):
+        with pytest.raises(ValueError, match=f"names {folder}, which is evaluated already, as '{named}'"):
+            contenders(dataclasses.replace(recipe, policies=(folder,)))
+
+
+def test_pictures_that_the_teacher_does_not_see_so_are_refused(recipe, ran) -> None:
+    with pytest.raises(ValueError, match=r"pictures\.fit 'crop' would have no effect"):
+        evaluate.main(dataclasses.replace(recipe, pictures=Pictures("crop", 24)))
+    assert not ran
+
+
+def test_a_line_of_the_log_without_its_split_is_named(recipe, ran) -> None:
+    field = contenders(recipe)
+    out = recipe.out / "evaluation"
+    run_episodes(recipe, field, out)
+    log = out / "episodes.jsonl"
+    log.write_text(log.read_text().replace('"split": "seen", ', "", 1))
+    with pytest.raises(ValueError, match=r"episodes\.jsonl: a line has no split"):
+        run_episodes(recipe, field, out)
+
+
+def test_a_policy_saved_anew_is_run_anew_in_the_same_process(tmp_path) -> None:
+    """What is logged under a fingerprint is what the policy of that fingerprint did."""
+    policy, dots = dots_policy(0), Dots()
+    jobs = [("it", task, seed) for task, seed in plan(dots, "seen", 2, 7)]
+    successes = []
+    for direction in (-1.0, 1.0):  # always one way: one of two dots is on either side
+        with torch.no_grad():
+            policy.head.net[-1].weight.zero_()
+            policy.head.net[-1].bias.fill_(direction)
+        save_policy(policy, tmp_path / "policy")
+        found = [result.success for _, result in run_all({"it": Contender(tmp_path / "policy")}, dots, jobs, workers=1)]
+        alone = load_policy(tmp_path / "policy")
+        assert found == [run_episode(alone, dots, task, seed).success for _, task, seed in jobs]
+        successes.append(found)
+    assert successes[0] == [not success for success in successes[1]], "the other way, the other dot"

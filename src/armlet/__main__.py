@@ -18,15 +18,18 @@ A recipe of your own: `armlet distil mypackage.recipes:mine`. A data set or poli
 is read: `--episodes hf:user/set`, `--teacher hf:user/policy@revision`.
 """
 
+import contextlib
 import importlib
+import io
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # a recipe brings torch with it, and `armlet --help` needs none
     from armlet.recipe import Recipe
 
 VERBS = ("collect", "teach", "probe", "distil", "evaluate", "report", "recompute")
+BOX = "╭╮╰╯─│"  # what the parser of options frames its errors with
 OF_REPORTS = ("report", "recompute")  # verbs that take reports, no recipe
 
 
@@ -68,7 +71,22 @@ def override(recipe: "Recipe", options: list[str], prog: str) -> "Recipe":
     """The recipe with what the options say in place of its own fields; says what is wrong, or helps, and leaves."""
     import tyro
 
-    return tyro.cli(type(recipe), default=recipe, args=options, prog=prog, config=(tyro.conf.AvoidSubcommands,))
+    with _in_one_line(prog):
+        return tyro.cli(type(recipe), default=recipe, args=options, prog=prog, config=(tyro.conf.AvoidSubcommands,))
+
+
+@contextlib.contextmanager
+def _in_one_line(prog: str) -> Iterator[None]:
+    """What the parser of options draws a box around, as the line that every other error is."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            yield
+    except SystemExit as left:
+        if not left.code:  # it has helped
+            raise
+        words = said.getvalue().translate(dict.fromkeys(map(ord, BOX), " ")).split()
+        sys.exit(f"{prog}: {' '.join(words)}")
 
 
 def _run(verb: str, name: str, overrides: list[str], *, debug: bool) -> None:

@@ -224,6 +224,11 @@ def read_log(path: Path) -> dict[tuple[str, str, str, int], Row]:
     for line in whole_lines(path):
         row = json.loads(line)
         if "made_from" in row:
+            missing = [name for name in ("split", "task", "seed") if name not in row]
+            if missing:
+                raise ValueError(
+                    f"{path}: a line has no {', '.join(missing)}: {line[:60]}…; delete the line to run that episode again"
+                )
             done[key(row["made_from"], row["split"], row["task"], row["seed"])] = row
     return done
 

@@ -162,11 +162,15 @@ def test_what_belongs_to_earlier_episodes_goes_and_what_somebody_decodes_stays(t
     np.testing.assert_array_equal(open_pictures(new, VIEW, KEPT)["eye"][:], new.expected())
 
 
-def test_a_file_that_was_cut_short_is_refused_by_name(data: Episodes) -> None:
+@pytest.mark.parametrize("damage", ["cut", "header"])
+def test_a_file_that_was_damaged_is_made_again(data: Episodes, damage: str) -> None:
     place = open_pictures(data, VIEW, KEPT)["eye"].path
-    os.truncate(place, place.stat().st_size - 1)
-    with pytest.raises(ValueError, match=rf"{place.name}: found another file than .* delete it"):
-        open_pictures(data, VIEW, KEPT)
+    if damage == "cut":
+        os.truncate(place, place.stat().st_size - 1)
+    else:
+        content = place.read_bytes()
+        place.write_bytes(b"x" + content[1:])
+    np.testing.assert_array_equal(open_pictures(data, VIEW, KEPT)["eye"][:], data.expected())
 
 
 def test_no_room_is_said_before_and_while_writing(data: Episodes, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,10 +231,19 @@ def test_memory_stays_within_its_bound(data: Episodes) -> None:
         expect(pictures, np.minimum(rows + 30, 735))
         np.testing.assert_array_equal(pictures[rows], expected[rows])
         assert pictures._store.used <= 10 * one
+
+
+def test_pictures_used_last_stay_in_memory(data: Episodes) -> None:
+    one = 8 * 8 * 3
+    pictures = open_pictures(data, VIEW, Pictures("letterbox", 8, cache_gb=0, memory_gb=10 * one / 1e9, workers=1))["eye"]
+    pictures[np.arange(10)]
+    pictures[np.arange(5)]
+    pictures[np.arange(20, 25)]  # in place of 5 to 9, which were used before the others
     data.asked.clear()
-    pictures[np.arange(720, 730)]  # those used last stay: 720 to 729 after this
-    pictures[np.arange(720, 730)]
-    assert len(data.asked) == 10
+    pictures[np.array([0, 1, 2, 3, 4, 20, 21, 22, 23, 24])]
+    assert data.asked == []
+    pictures[np.arange(5, 8)]
+    assert data.asked == [5, 6, 7]
 
 
 def test_a_damaged_picture_is_an_error_where_it_is_asked_for(data: Episodes) -> None:
@@ -281,7 +294,7 @@ def test_a_policy_is_taught_on_squares_of_a_stated_size() -> None:
     assert Pictures("crop", 24).view(cameras, whose="d") == View({"eye": (24, 24), "hand": (24, 24)}, "crop")
     assert Pictures().view({"hand": (32, 32)}, whose="d") == View({"hand": (32, 32)})
     with pytest.raises(
-        FitError, match=r"d: camera 'eye' has pictures of 48 × 64 pixels.*--pictures\.fit letterbox.*--pictures\.size 64"
+        FitError, match=r"d: camera 'eye' has pictures of 48 × 64 pixels.*--pictures\.fit letterbox.*--pictures\.size 48"
     ):
         Pictures().view(cameras, whose="d")
     with pytest.raises(FitError, match=r"camera 'hand' has pictures of 32 × 32 pixels, and pictures\.size is 24"):

@@ -128,3 +128,38 @@ def test_a_picture_of_another_size_is_named() -> None:
     seen.images["scene"] = seen.images["scene"][:20]
     with pytest.raises(ValueError, match=r"camera 'scene': found \(20, 24, 3\)"):
         policy.infer(seen)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"instruction": b"go"}, r"instruction: found a bytes, expected a text"),
+        ({"instruction": None}, r"instruction: found a NoneType"),
+        ({"images": None}, r"images: found a NoneType, expected a dictionary"),
+        ({"images": {}}, r"lacks camera\(s\) \['scene', 'wrist'\]"),
+        ({"state": [[1, 2], [3]]}, r"state: found .*, expected 4 numbers"),
+        ({"state": ["a", "b", "c", "d"]}, r"state: found .*, expected 4 numbers"),
+        ({"previous_action": torch.tensor([0, 0, float("nan"), 0])}, r"previous_action: NaN or infinite at \[2\]"),
+    ],
+)
+@pytest.mark.parametrize("place", [0, 1])
+def test_what_is_told_wrongly_is_named_wherever_it_stands(change: dict, said: str, place: int) -> None:
+    seen = [observed(0, TEXTS[0]), observed(1, TEXTS[1])]
+    seen[place] = dataclasses.replace(seen[place], **change)
+    with pytest.raises(ValueError, match=said):
+        robot().prepare(seen)
+
+
+def test_nothing_told_is_named_and_numbers_of_every_kind_are_taken() -> None:
+    with pytest.raises(ValueError, match="found no observation"):
+        robot().prepare([])
+    plain = observed(0, TEXTS[0])
+    numbers = np.array([0.5, -0.25, 1, 0], np.float32)  # which bfloat16 can hold
+    wanted = robot().infer(dataclasses.replace(plain, state=numbers))
+    for kind in (
+        numbers.tolist(),
+        numbers.astype(np.float64),
+        torch.tensor(numbers).bfloat16(),
+        torch.tensor(numbers, requires_grad=True),
+    ):
+        np.testing.assert_array_equal(robot().infer(dataclasses.replace(plain, state=kind)), wanted)

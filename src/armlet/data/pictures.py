@@ -63,10 +63,8 @@ class Pictures:
             raise FitError(f"pictures.fit is {self.fit!r} and pictures.size is not given; name the side in pixels, such as 224")
         if self.size is not None and not 1 <= self.size <= MOST:
             raise FitError(f"pictures.size is {self.size}, expected 1 to {MOST} pixels a side")
-        if self.cache_gb < 0 or self.memory_gb < 0:
-            raise FitError(
-                f"pictures.cache_gb is {self.cache_gb} and pictures.memory_gb {self.memory_gb}; neither may be negative"
-            )
+        if not (self.cache_gb >= 0 and self.memory_gb >= 0):  # nor is NaN
+            raise FitError(f"pictures.cache_gb is {self.cache_gb} and pictures.memory_gb {self.memory_gb}; expected 0 or more")
         if self.workers is not None and self.workers < 1:
             raise FitError(f"pictures.workers is {self.workers}, expected 1 or more threads, or nothing for one a core")
 
@@ -108,7 +106,8 @@ class Pictures:
 
 
 def _suggested(height: int, width: int) -> int:
-    return min(224, max(height, width))
+    """A side that every patch of networks here (8, 12 or 16 pixels) divides, near to the picture's."""
+    return min(192, 48 * max(1, max(height, width) // 48))
 
 
 class Source(Protocol):
@@ -178,14 +177,25 @@ def _row_numbers(rows: np.ndarray | slice | int, length: int) -> np.ndarray:
 def _cached(data: Source, camera: str, size: tuple[int, int], fit: Fit, pictures: Pictures) -> "Cached":
     name = f"{data.pictures_fingerprint}-{quote(camera, safe='')}-{size[0]}x{size[1]}-{fit}-{VERSION}.npy"
     place = data.cache / name
+    shape = (len(data), *size, 3)
     shipped = data.root / CACHE / name  # decoded before the data set was made read-only
-    if shipped.exists():
+    if _is_whole(shipped, shape):
         place = shipped
-    if not place.exists():
+    if not _is_whole(place, shape):
         with hold(place.with_suffix(".lock"), f"decoding {camera}", wait=True):
-            if not place.exists():
+            if not _is_whole(place, shape):
                 _Decoding(data, camera, size, fit, place, pictures.threads).run()
-    return Cached(place, (len(data), *size, 3))
+    return Cached(place, shape)
+
+
+def _is_whole(path: Path, shape: tuple[int, ...]) -> bool:
+    """Whether the file is there, as long as it was written, and says what it holds: one that somebody cut short is made again."""
+    header = _header(shape)
+    try:
+        with path.open("rb") as file:
+            return os.fstat(file.fileno()).st_size == len(header) + int(np.prod(shape)) and file.read(len(header)) == header
+    except FileNotFoundError:
+        return False
 
 
 def mapped(data: Source, camera: str) -> np.ndarray:

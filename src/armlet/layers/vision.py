@@ -18,7 +18,10 @@ class ConvEncoder(nn.Module):
         super().__init__()
         first = {8: 2, 12: 3, 16: 4}.get(stride)
         if first is None or size % stride:
-            raise ValueError(f"image of {size} px and stride {stride}: stride must be 8, 12 or 16 and divide the size")
+            raise ValueError(
+                f"pictures of {size} pixels a side in patches of {stride}: expected patches of 8, 12 or 16 that divide the side; give "
+                "`--pictures.fit letterbox --pictures.size` a multiple (192 is one of all three), or `--network.strides CAMERA` another patch"
+            )
         self.net = nn.Sequential(
             nn.Conv2d(3, channels, 2 * first - 1, first, first - 1),
             nn.GELU(),
