@@ -235,7 +235,7 @@ def test_memory_stays_within_its_bound(data: Episodes) -> None:
 
 def test_pictures_used_last_stay_in_memory(data: Episodes) -> None:
     one = 8 * 8 * 3
-    pictures = open_pictures(data, VIEW, Pictures("letterbox", 8, cache_gb=0, memory_gb=10 * one / 1e9, workers=1))["eye"]
+    pictures = open_pictures(data, VIEW, Pictures("letterbox", 8, cache_gb=0, memory_gb=10.5 * one / 1e9, workers=1))["eye"]
     pictures[np.arange(10)]
     pictures[np.arange(5)]
     pictures[np.arange(20, 25)]  # in place of 5 to 9, which were used before the others
