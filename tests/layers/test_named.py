@@ -50,7 +50,7 @@ def test_without_a_state_the_same_token_for_all() -> None:
 LANGUAGE = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
 STRIDES = {"scene.left": 8, "keys": 8}
 CLIP = ClipLoraNetwork(
-    image=24, patch=8, width=32, depth=2, heads=2, text_width=32, text_depth=1, text_heads=2, text_tokens=32, embed=32, chunk=3,
+    image=24, patch=8, width=32, depth=2, heads=2, text_width=32, text_depth=1, text_heads=2, text_tokens=32, embed=32, chunk=3, execute=3,
     channels=8, strides=STRIDES, use_state=True, head="regression", head_options={},
 )  # fmt: skip
 NETWORKS: dict[str, Network] = {

@@ -44,6 +44,7 @@ TINY = ClipLoraNetwork(
     mlp=2,
     embed=16,
     chunk=3,
+    execute=3,
     head_options={"hidden": 24},
     strides={"scene": 8, "wrist": 8},
     channels=4,
@@ -380,7 +381,7 @@ def test_only_early_fusion_learns_at_once_which_thing_is_meant(fusion: str) -> N
     network = dataclasses.replace(
         TINY, fusion=fusion, image=36, patch=12, strides={"scene": 12}, depth=2, text_width=32, text_depth=1, embed=32, channels=8
     )
-    network = dataclasses.replace(network, chunk=2, head_options={"hidden": 48, "bins": 64})
+    network = dataclasses.replace(network, chunk=2, execute=2, head_options={"hidden": 48, "bins": 64})
     torch.manual_seed(0)
     policy = network.build(Body(spec, identity(2), identity(2), train_tokenizer(names)), {"scene": 36})
     images, meant, place = squares(1000)
