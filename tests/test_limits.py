@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -64,12 +65,11 @@ def test_stages(field: dict) -> None:
         (Evaluation, {"episodes": 0}), (Evaluation, {"latency_calls": 0}), (Evaluation, {"execute": (2, 0)}), (Evaluation, {"seed": -1}),
         (Evaluation, {"slower": (math.nan,)}), (Evaluation, {"slower": (math.inf,)}), (Evaluation, {"slower": (0,)}),
         (Evaluation, {"budgets": (0,)}), (Evaluation, {"workers": 0}),
-        (lambda **field: Probe(STAGE, **field), {"neighbours": 0}), (lambda **field: Round(STAGE, **field), {"share": 1}),
-        (lambda **field: Round(STAGE, **field), {"replay": 0}),
+        (partial(Probe, STAGE), {"neighbours": 0}), (partial(Round, STAGE), {"share": 1}), (partial(Round, STAGE), {"replay": 0}),
         (VLANetwork, {"depth": 0}), (VLANetwork, {"chunk": 0}), (VLANetwork, {"execute": 7}), (VLANetwork, {"heads": 3}),
         (TwoTowerNetwork, {"patch": 0}), (TwoTowerNetwork, {"heads": 5}), (TwoTowerNetwork, {"execute": 0}),
     ],
-    ids=str,
+    ids=lambda value: str(value) if isinstance(value, dict) else getattr(value, '__name__', 'a stage'),
 )  # fmt: skip
 def test_everything_else(make, field: dict) -> None:
     make()
