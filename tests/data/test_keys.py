@@ -219,6 +219,8 @@ def test_a_batch_has_the_words_of_its_frames(tmp_path) -> None:
     """Also where data sets are joined that number their words differently."""
     made = Made(lengths=(2, 2))
     made.tasks = {0: TASKS[1], 1: "wait"}
+    for each in made.listed:
+        each["tasks"] = [made.tasks[each["episode_index"]]]
     frames = join_frames([load_frames(changing(tmp_path / "d")), load_frames(EpisodeDataset(made.save(tmp_path / "e")))])
     assert frames.texts == (*TASKS, "wait") and frames.episodes == 5
     tokenizer = train_tokenizer(frames.texts)
@@ -237,7 +239,7 @@ def test_an_episode_of_several_tasks_stays_with_all_that_share_one(tmp_path) -> 
     for row in made.rows:
         episode = row["episode_index"]
         row["task_index"] = episode + row["frame_index"] if episode < 3 else episode + 1
-    made.listed = [each | {"tasks": ["x"]} for each in made.listed]
+    made.listed = [each | {"tasks": list(made.tasks.values())} for each in made.listed]
     data = EpisodeDataset(made.save(tmp_path / "d"))
     parts = [set(part.tolist()) for part in by_task(data)]
     assert sorted(len(part & {0, 1, 2}) for part in parts) == [0, 0, 3]
