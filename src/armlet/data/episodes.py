@@ -179,6 +179,8 @@ class EpisodeDataset:
             self._role[role] = name, self._width(name)
         self.state_names = names_of(self._features[self._role[STATE][0]], self._role[STATE][1]) if STATE in self._role else ()
         action, dims = self._role[ACTION]
+        if dims == 0:
+            raise EpisodeError(f"{self.root / INFO}: feature {action!r} has no numbers; name the one that holds the action")
         self.action_names = names_of(self._features[action], dims)
         self.extra: dict[str, int] = {}
         for name, feature in self._features.items():

@@ -31,13 +31,16 @@ def read_info(root: Path) -> dict[str, Any]:
     if not isinstance(features, dict) or not all(isinstance(feature, dict) for feature in features.values()):
         raise EpisodeError(f"{path}: features is {type(features).__name__}, expected an object of objects; copy it again")
     places = PLACES_V2 if version.startswith("v2") else PLACES_V3
+    described = {name: _feature(name, feature, f"{path}: features[{name!r}]") for name, feature in features.items()}
+    filmed = any(feature["dtype"] == "video" for feature in described.values())
     read = {
         "fps": _rate(info.get("fps"), path),
         "total_episodes": _optional_count(info.get("total_episodes"), f"{path}: total_episodes"),
         "chunks_size": _optional_count(info.get("chunks_size"), f"{path}: chunks_size"),
         "data_path": _template(info.get("data_path"), f"{path}: data_path", places),
-        "video_path": _template(info.get("video_path"), f"{path}: video_path", places),
-        "features": {name: _feature(name, feature, f"{path}: features[{name!r}]") for name, feature in features.items()},
+        # where there are no films, nobody cares what an older version called them
+        "video_path": _template(info.get("video_path"), f"{path}: video_path", places) if filmed else None,
+        "features": described,
     }
     return info | read
 
