@@ -74,33 +74,62 @@ class EpisodeFrames:
         return self.asked[frame] if self.asked else self.task
 
     def check(self, features: Features) -> None:
-        """Raises EpisodeError where the episode does not fit, naming the column."""
-        columns: dict[str, tuple[np.ndarray | None, int]] = {
+        """Raises EpisodeError where the episode does not fit, naming the column: what passes can be laid out and read again."""
+        self._check_words()
+        columns: dict[str, tuple[Any, int]] = {
             STATE: (self.state, len(features.state)),
             ACTION: (self.action, len(features.action)),
         }
         columns |= {name: (self.extra.get(name), size) for name, size in features.extra.items()}
-        length = len(self.state)
-        if set(self.asked) - {self.task}:
-            raise EpisodeError(
-                f"the episode has {len(set(self.asked))} tasks, and one is kept an episode; cut it where they change"
-            )
+        length = np.shape(self.state)[0] if np.ndim(self.state) else 0
+        if length == 0:
+            raise EpisodeError(f"{STATE}: found {np.shape(self.state)}; an episode has one frame or more")
         for name, (values, size) in columns.items():
-            if values is None:
-                raise EpisodeError(f"the episode lacks column {name!r}, which the data set has")
-            if values.shape != (length, size):
-                raise EpisodeError(f"{name}: found shape {values.shape}, expected ({length}, {size})")
-            bad = np.flatnonzero(~np.isfinite(values).all(1))
-            if len(bad):
-                raise EpisodeError(f"{name}: NaN or infinite at frame {bad[0]} of {length}; drop or repair the episode")
+            _check_column(name, values, (length, size))
         for name, (height, wide) in features.cameras.items():
             images = self.images.get(name)
             if images is None:
                 raise EpisodeError(f"the episode lacks camera {name!r}; it has {sorted(self.images)}")
-            if images.shape != (length, height, wide, 3) or images.dtype != np.uint8:
-                raise EpisodeError(
-                    f"camera {name!r}: found {images.shape} {images.dtype}, expected ({length}, {height}, {wide}, 3) uint8"
-                )
+            found = f"{images.shape} {images.dtype}" if isinstance(images, np.ndarray) else type(images).__name__
+            if found != f"({length}, {height}, {wide}, 3) uint8":
+                raise EpisodeError(f"camera {name!r}: found {found}, expected ({length}, {height}, {wide}, 3) uint8")
+
+    def _check_words(self) -> None:
+        for text in (self.task, *self.asked):
+            if not isinstance(text, str):
+                raise EpisodeError(f"task: found {text!r}, expected a text of what the robot was told")
+        if set(self.asked) - {self.task}:
+            raise EpisodeError(
+                f"the episode has {len(set(self.asked))} tasks, and one is kept an episode; cut it where they change"
+            )
+        for key, value in self.info.items():
+            try:
+                json.dumps({key: value})
+            except (TypeError, ValueError) as error:
+                raise EpisodeError(f"info: {key!r} is {type(value).__name__}, expected what JSON can say ({error})") from error
+
+    def numbers(self) -> dict[str, np.ndarray]:
+        """What is kept of a frame but its pictures: column → (T, x) float32."""
+        columns = {STATE: self.state, ACTION: self.action, **self.extra}
+        return {name: _float32(values) for name, values in columns.items()}
+
+
+def _check_column(name: str, values: Any, shape: tuple[int, int]) -> None:
+    if values is None:
+        raise EpisodeError(f"the episode lacks column {name!r}, which the data set has")
+    if not isinstance(values, np.ndarray) or values.dtype.kind not in "fiub":
+        found = f"an array of {values.dtype}" if isinstance(values, np.ndarray) else type(values).__name__
+        raise EpisodeError(f"{name}: found {found}, expected an array of numbers")
+    if values.shape != shape:
+        raise EpisodeError(f"{name}: found shape {values.shape}, expected {shape}")
+    bad = np.flatnonzero(~np.isfinite(_float32(values)).all(1))
+    if len(bad):
+        raise EpisodeError(f"{name}: NaN or infinite at frame {bad[0]} of {shape[0]}, as float32; drop or repair the episode")
+
+
+def _float32(values: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore"):  # becomes infinite, which is looked for
+        return values.astype(np.float32)
 
 
 @dataclass(frozen=True)
