@@ -89,6 +89,13 @@ def test_rows_dropped_and_numbered_anew_are_found_by_their_times(tmp_path, capsy
     assert "1 gaps within episodes, the first after episode 0, frame 1, 0.6 s long" in capsys.readouterr().err
 
 
+def test_rows_dropped_and_timed_anew_are_found_by_their_numbers(tmp_path, capsys) -> None:
+    made = kept(blind((8, 3)), {0: [0, 1, 5, 6], 1: [0, 1, 2]})
+    data = EpisodeDataset(timed(made, [0, 0.2, 0.4, 0.6, 0, 0.2, 0.4]).save(tmp_path / "d"))
+    assert data.runs.tolist() == [0, 2, 4]
+    assert "1 gaps within episodes, the first after episode 0, frame 1," in capsys.readouterr().err
+
+
 def test_rows_of_one_frame_of_several_are_no_neighbours(tmp_path, capsys) -> None:
     """Every second frame was kept and fps left as it was: none follows another."""
     data = EpisodeDataset(kept(blind(), {0: [0, 2], 1: [0, 2], 2: [0, 2, 4]}).save(tmp_path / "d"))
