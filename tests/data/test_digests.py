@@ -70,7 +70,7 @@ def test_version_2_1_and_what_nobody_reads(tmp_path, later) -> None:
     (root / "videos/chunk-000/extra.mp4").write_text("x")
     assert print_of(root) == before
     lines = root / "meta/tasks.jsonl"
-    lines.write_text(lines.read_text().replace("pick it", "pick this"))
+    lines.write_text(lines.read_text().replace("pick it", "pick  it"))
     assert print_of(root) != before
     (root / f"videos/chunk-000/{EYE}/episode_000001.mp4").unlink()
     with pytest.raises(EpisodeError, match=r"episode_000001\.mp4 is missing"):

@@ -267,8 +267,32 @@ def test_bad_episodes_are_refused(tmp_path) -> None:
         target.add(replace(good, images={"scene": good.images["scene"]}))
     with pytest.raises(EpisodeError, match=r"expected .* uint8"):
         target.add(replace(good, images={name: frames / 255.0 for name, frames in good.images.items()}))
+    for change, says in (
+        ({"action": good.action.astype(np.float64) + 1e300}, "action: NaN or infinite at frame 0 of 5, as float32"),
+        ({"action": good.action.tolist()}, "action: found list, expected an array of numbers"),
+        ({"action": good.action.astype(str)}, "action: found an array of <U32, expected an array of numbers"),
+        ({"state": good.state[:0]}, "an episode has one frame or more"),
+        ({"task": None}, "task: found None, expected a text"),
+        ({"task": b"go"}, "task: found b'go', expected a text"),
+        ({"info": {"seed": np.float32(1)}}, "info: 'seed' is float32, expected what JSON can say"),
+        ({"images": {**good.images, "scene": good.images["scene"].tolist()}}, r"camera 'scene': found list, expected \(5"),
+    ):
+        with pytest.raises(EpisodeError, match=says):
+            target.add(replace(good, **change))
     target.add(good)
     assert_equal(target.finalise(), [0])
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.float64, np.bool_])
+def test_numbers_of_another_type_are_kept_as_those_of_the_data_set(tmp_path, kind: type) -> None:
+    """Beside those that are there: a column of two types could not be laid out, and what is staged stays."""
+    target, good = writer(tmp_path), episode(0)
+    whole = (good.action > 0).astype(kind)
+    target.add(good)
+    target.finalise()
+    target.add(replace(good, action=whole))
+    found = target.finalise().columns()["action"]
+    np.testing.assert_array_equal(found, np.concatenate([good.action, whole.astype(np.float32)]))
 
 
 def test_two_kinds_of_data_are_not_mixed(tmp_path) -> None:

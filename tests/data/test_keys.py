@@ -219,6 +219,8 @@ def test_a_batch_has_the_words_of_its_frames(tmp_path) -> None:
     """Also where data sets are joined that number their words differently."""
     made = Made(lengths=(2, 2))
     made.tasks = {0: TASKS[1], 1: "wait"}
+    for each in made.listed:
+        each["tasks"] = [made.tasks[each["episode_index"]]]
     frames = join_frames([load_frames(changing(tmp_path / "d")), load_frames(EpisodeDataset(made.save(tmp_path / "e")))])
     assert frames.texts == (*TASKS, "wait") and frames.episodes == 5
     tokenizer = train_tokenizer(frames.texts)
@@ -237,13 +239,91 @@ def test_an_episode_of_several_tasks_stays_with_all_that_share_one(tmp_path) -> 
     for row in made.rows:
         episode = row["episode_index"]
         row["task_index"] = episode + row["frame_index"] if episode < 3 else episode + 1
-    made.listed = [each | {"tasks": ["x"]} for each in made.listed]
+    made.listed = [each | {"tasks": list(made.tasks.values())} for each in made.listed]
     data = EpisodeDataset(made.save(tmp_path / "d"))
     parts = [set(part.tolist()) for part in by_task(data)]
     assert sorted(len(part & {0, 1, 2}) for part in parts) == [0, 0, 3]
 
 
+def test_a_converted_folder_is_told_by_its_own_versions_file(tmp_path) -> None:
+    """A v2.1 folder with the meta/tasks.parquet of another version, and a v3.0 one with a meta/tasks.jsonl, both of other numbers."""
+    root = Made().save_v21(tmp_path / "d")
+    pq.write_table(pa.table({"task_index": [0, 1], "task": TASKS[::-1]}), root / "meta/tasks.parquet")
+    before = EpisodeDataset(root)
+    assert_right(before, ALL)
+    root = Made().save(tmp_path / "e")
+    lines = [{"task_index": index, "task": text} for index, text in enumerate(TASKS[::-1])]
+    (root / "meta/tasks.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert_right(EpisodeDataset(root), ALL)
+
+
+def test_a_converted_folder_has_its_own_versions_statistics(tmp_path) -> None:
+    def said(number: float) -> dict:
+        return {kind: [number] for kind in ("min", "max", "mean", "std")} | {"count": [3]}
+
+    for name, make, mean in (("d", Made.save_v21, 1.0), ("e", Made.save, 2.0)):
+        root = make(Made(), tmp_path / name)
+        (root / "meta/episodes_stats.jsonl").write_text(json.dumps({"episode_index": 0, "stats": {"action": said(1.0)}}))
+        (root / "meta/stats.json").write_text(json.dumps({"action": said(2.0)}))
+        assert EpisodeDataset(root).stats["action"]["mean"] == [mean]
+
+
+@pytest.mark.parametrize("save", [Made.save, Made.save_v21])
+def test_what_an_episode_lists_and_its_rows_were_told_must_agree(tmp_path, save) -> None:
+    """In no order, and whatever more it lists; blanks do not count."""
+    made = Made()
+    made.listed[0]["tasks"] = ["never asked", " pick  it "]
+    assert_right(EpisodeDataset(save(made, tmp_path / "d")), ALL)
+    made = Made()
+    made.rows[5]["task_index"] = 0
+    says = r"episode 1, frame 1 has task_index 0, which is 'pick it' in .*tasks\.\w+, and the metadata list 'place it' for this"
+    with pytest.raises(EpisodeError, match=says):
+        EpisodeDataset(save(made, tmp_path / "e"))
+
+
 # Pictures
+
+
+def tabled(root: Path, pictures: list, *, shape: list[int] | None = None) -> EpisodeDataset:
+    """The camera's pictures in the table."""
+    made = Made().feature("observation.images.list", "image", shape, pictures)
+    del made.info["features"][EYE]
+    return EpisodeDataset(made.save(root))
+
+
+@pytest.mark.parametrize("first", [False, True], ids=["height first", "channels first"])
+def test_pictures_kept_as_lists_of_numbers(tmp_path, first: bool) -> None:
+    wanted = np.random.default_rng(0).integers(0, 256, (len(ALL), 4, 5, 3), np.uint8)
+    kept = wanted.transpose(0, 3, 1, 2) if first else wanted
+    data = tabled(tmp_path / "d", kept.tolist(), shape=list(kept.shape[1:]))
+    assert data.cameras == {"list": (4, 5)}
+    np.testing.assert_array_equal(list(data.read_pictures("list", 0, len(ALL))), wanted)
+
+
+@pytest.mark.parametrize(
+    ("odd", "says"),
+    [
+        ([[[1, 2, 3]], [[4, 5, 6], [7, 8, 9]]], "holds lists of several lengths"),
+        ([[[1, 2, 256]]], r"holds numbers int64 of shape \(1, 1, 3\), expected \(height, width, 3\) whole numbers from 0 to 255"),
+        ([[[1, 2]]], r"holds numbers int64 of shape \(1, 1, 2\)"),
+        ([], r"holds numbers \w+ of shape \(0,\)"),
+        (None, "is empty"),
+        ([[[1, 2, None]]], "holds numbers object"),
+    ],
+)
+def test_lists_that_are_no_picture_are_named(tmp_path, odd, says: str) -> None:
+    pictures = [[[[1, 2, 3]]]] * len(ALL)
+    pictures[5] = odd
+    data = tabled(tmp_path / "d", pictures, shape=[1, 1, 3])
+    assert len(list(data.read_pictures("list", 0, 5))) == 5
+    with pytest.raises(EpisodeError, match=rf"observation\.images\.list of episode 1, frame 1 ({says})"):
+        list(data.read_pictures("list", 5, 6))
+
+
+def test_numbers_that_are_no_picture_are_named(tmp_path) -> None:
+    data = tabled(tmp_path / "d", [7] * len(ALL), shape=[1, 1, 3])
+    with pytest.raises(EpisodeError, match=r"episode 0, frame 0 is int, expected a picture's bytes or path"):
+        next(data.read_pictures("list", 0, 1))
 
 
 def test_a_film_longer_than_its_rows(tmp_path) -> None:
@@ -367,6 +447,74 @@ def test_float64_and_scalars_are_state_and_action_too(tmp_path) -> None:
     assert data.columns()["action"].dtype == np.float32 and data.columns()["action"].shape == (12, 1)
 
 
+FLOATS = pa.list_(pa.float32())
+
+
+def with_column(made: Made, name: str, values: list, kind: pa.DataType, root: Path) -> Path:
+    """The data set with a column of Arrow's own making, which Python's lists could not say."""
+    root = made.save(root)
+    table = pq.read_table(root / DATA).drop_columns([name])
+    pq.write_table(table.append_column(name, pa.array(values, kind)), root / DATA)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("kind", "first", "second", "found"),
+    [
+        (FLOATS, [1.0], [2.0, 3.0, 4.0], "1 value"),
+        (FLOATS, [], [2.0, 3.0, 4.0, 5.0], "0 values"),
+        (FLOATS, None, [2.0, 3.0, 4.0, 5.0], "0 values"),
+        (FLOATS, [1.0, 2.0, 3.0], [2.0], "3 values"),
+        (pa.list_(pa.float32(), 2), None, [2.0, 3.0], "0 values"),
+        (pa.list_(FLOATS), [[1.0]], [[2.0], [3.0], [4.0]], "1 value"),
+    ],
+)
+def test_rows_of_other_lengths_are_named(tmp_path, kind, first, second, found: str) -> None:
+    """Though their numbers together are as many as are wanted: every row between them would be shifted."""
+    rows = Made().rows
+    values = [[1.0, 2.0] for _ in rows]
+    if kind == pa.list_(FLOATS):
+        values = [[[1.0], [2.0]] for _ in rows]
+    values[6], values[9] = first, second
+    for name in ("observation.state", "pose"):
+        made = Made().feature("pose", "float32", [2], [[0.0, 0.0]] * len(rows))
+        data = EpisodeDataset(with_column(made, name, values, kind, tmp_path / name))
+        says = rf"file-000\.parquet: {name} has {found} in episode 1, frame 2, expected 2"
+        with pytest.raises(EpisodeError, match=says):
+            data.column(name)
+        if name != "pose":
+            with pytest.raises(EpisodeError, match=says):
+                data.columns()
+
+
+def test_rows_of_a_matrix_are_of_one_length_each(tmp_path) -> None:
+    values = [[[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]] for _ in ALL]
+    values[5] = [[1.0, 2.0], [3.0, 4.0, 5.0, 6.0]]
+    made = Made().feature("pose", "float32", [2, 3], [[0.0] * 6] * len(ALL))
+    data = EpisodeDataset(with_column(made, "pose", values, pa.list_(FLOATS), tmp_path / "d"))
+    with pytest.raises(EpisodeError, match="pose has lists of several lengths in episode 1, frame 1"):
+        data.column("pose")
+
+
+def test_a_key_that_is_missing_shifts_no_other(tmp_path) -> None:
+    numbers = [[row["frame_index"]] for row in Made().rows]
+    numbers[2], numbers[3] = [], [2, 3]
+    root = with_column(Made(), "frame_index", numbers, pa.list_(pa.int64()), tmp_path / "d")
+    with pytest.raises(EpisodeError, match="frame_index has 0 values in row 2, expected 1"):
+        EpisodeDataset(root)
+
+
+def test_what_is_empty_is_not_taken_for_a_number(tmp_path) -> None:
+    for place, (kind, rest) in enumerate(((pa.bool_(), True), (pa.int64(), 1), (pa.float64(), 1.0), (pa.float64(), 1e300))):
+        values = [[rest] for _ in ALL]
+        if rest != 1e300:
+            values[7] = [None]
+        data = EpisodeDataset(with_column(Made(), "action", values, pa.list_(kind), tmp_path / str(place)))
+        first = "episode 0, frame 0" if rest == 1e300 else "episode 2, frame 0"
+        with pytest.raises(EpisodeError, match=f"action is NaN or infinite in {first}"):
+            data.columns()
+
+
 @pytest.mark.parametrize(
     ("names", "wanted"),
     [
@@ -442,6 +590,22 @@ def test_statistics_stay_what_the_file_says(tmp_path) -> None:
     (root / "meta/stats.json").write_text(json.dumps(said))
     data = EpisodeDataset(root)
     assert data.stats["action"]["mean"] == [7.0] and data.measured("action")["mean"] != [7.0]
+
+
+@pytest.mark.parametrize(
+    ("said", "says"),
+    [
+        ([1], r"action is \[1\], expected an object of min, max, mean"),
+        ({"max": "a"}, "action max is 'a', expected 1 numbers"),
+        ({"min": [[1], [1, 2]]}, "action min is .*, expected 1 numbers"),
+        ({"mean": [1, 2]}, "action mean has 2 values and the feature has 1 dimensions"),
+    ],
+)
+def test_statistics_that_are_none_are_named(tmp_path, said, says: str) -> None:
+    root = Made().save(tmp_path / "d")
+    (root / "meta/stats.json").write_text(json.dumps({"action": said}))
+    with pytest.raises(EpisodeError, match=rf"meta/stats\.json: {says}"):
+        EpisodeDataset(root)
 
 
 # Metadata

@@ -146,6 +146,18 @@ def test_episodes_of_another_kind_are_refused_before_anything_is_touched(three: 
         (lambda root: change(root, total_episodes=2, splits={"train": "0:2"}), "lists 3 episodes"),
         (lambda root: change(root, splits={"train": "0:2", "test": "2:3"}), "splits is"),
         (lambda root: (root / "meta/info.json").write_text("{"), "info.json"),
+        (lambda root: change(root, chunks_size="1000"), r"info\.json: .*chunks_size is '1000', expected a whole number"),
+        (lambda root: change(root, total_frames=None), r"info\.json: .*total_frames is None, expected a whole number"),
+        (lambda root: change(root, features=5), r"info\.json: features is int"),
+        (lambda root: change(root, data_path=5), r"info\.json: data_path is 5"),
+        (
+            lambda root: cut(root / "data/chunk-000/file-000.parquet"),
+            r"data/chunk-000/file-000\.parquet cannot be read as parquet",
+        ),
+        (lambda root: cut(root / LISTED), r"meta/episodes/chunk-000/file-000\.parquet cannot be read as parquet"),
+        (lambda root: without(root / LISTED, "length"), r"meta/episodes/chunk-000/file-000\.parquet lacks column 'length'"),
+        (lambda root: cut(root / "meta/tasks.parquet"), r"meta/tasks\.parquet cannot be read as parquet"),
+        (lambda root: without(root / "meta/tasks.parquet", "task_index"), r"meta/tasks\.parquet has columns"),
     ],
 )
 def test_a_data_set_that_is_not_armlets_own_or_not_whole_is_left_as_it_is(three: Path, tmp_path, damage, said: str) -> None:
@@ -157,6 +169,17 @@ def test_a_data_set_that_is_not_armlets_own_or_not_whole_is_left_as_it_is(three:
         add(root, 3)
     after = contents(root)
     assert {name: after[name] for name in before} == before
+
+
+LISTED = "meta/episodes/chunk-000/file-000.parquet"
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-50])
+
+
+def without(path: Path, column: str) -> None:
+    pq.write_table(pq.read_table(path).drop_columns([column]), path)
 
 
 def change(root: Path, **fields) -> None:

@@ -20,16 +20,18 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from armlet.data.episodes import EpisodeError, Features
 from armlet.data.files import atomic_file, make_durable, make_folder, read_json
-from armlet.data.layout import INFO, STATS, TASKS, info_json
+from armlet.data.info import read_info
+from armlet.data.layout import INFO, STATS, TASKS, info_json, task_texts
+from armlet.data.opening import count_rows, open_parquet, read_table
 
 APPEND, READY, PLAN = ".append", ".append/ready", "plan.json"
 ARMLET = "meta/armlet.json"
 LISTED = "meta/episodes/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 REPLACED = (TASKS, STATS, INFO)  # all other files are new
+NEEDED = ("episode_index", "length", "data/chunk_index", "data/file_index")  # of the list of episodes
 FIX = "copy the data set again"
 ELSEWHERE = "choose another folder"
 
@@ -70,12 +72,18 @@ def check_agrees(root: Path, features: Features, *, fps: int, robot: str) -> Non
             f"{where}: codebase_version is {info.get('codebase_version')!r}, and armlet writes {wanted['codebase_version']!r}; "
             f"convert the data set with lerobot, or {ELSEWHERE}"
         )
+    counts = ("total_episodes", "total_frames", "chunks_size")
+    for name in counts:
+        count = info.get(name)
+        if not isinstance(count, int) or isinstance(count, bool) or count < (name == "chunks_size"):
+            raise EpisodeError(f"{where}: {name} is {count!r}, expected a whole number; {FIX}")
+    features_there = read_info(root)["features"]  # refuses by name what nobody could read
     differing = [
         f"{name} is {info.get(name)!r} there and {wanted[name]!r} here"
         for name in ("fps", "robot_type", "data_path", "video_path")
         if info.get(name) != wanted[name]
     ]
-    differing += _feature_differences(info.get("features", {}), wanted["features"])
+    differing += _feature_differences(features_there, wanted["features"])
     if differing:
         raise EpisodeError(f"{where}: {'; '.join(differing)}. Data of two kinds are not mixed; {ELSEWHERE}")
     if not (root / ARMLET).exists():
@@ -122,7 +130,13 @@ def read_existing(root: Path, cameras: list[str]) -> Existing | None:
             )
         return None
     info = read_json(root / INFO, fix=FIX)
-    rows = [row for path in listed for row in pq.read_table(path).to_pylist()]
+    rows: list[dict[str, Any]] = []
+    for path in listed:
+        table = read_table(path)
+        missing = [name for name in NEEDED if name not in table.column_names]
+        if missing:
+            raise EpisodeError(f"{path} lacks column {missing[0]!r}; {FIX}")
+        rows += table.to_pylist()
     if [row["episode_index"] for row in rows] != list(range(info["total_episodes"])):
         raise EpisodeError(
             f"{root / 'meta/episodes'} lists {len(rows)} episodes, and {INFO} counts {info['total_episodes']}, from 0 on; files that "
@@ -132,7 +146,7 @@ def read_existing(root: Path, cameras: list[str]) -> Existing | None:
     stray = [name for name in data if name not in named]
     if stray:
         raise EpisodeError(f"{root / stray[0]} belongs to no episode of the data set; move it away, then add to it")
-    frames = sum(pq.read_metadata(root / name).num_rows for name in data)
+    frames = sum(count_rows(root / name) for name in data)
     if frames != info["total_frames"] or sum(row["length"] for row in rows) != frames:
         raise EpisodeError(
             f"{root}: the data files hold {frames} frames, {INFO} counts {info['total_frames']} and the list of episodes "
@@ -145,12 +159,10 @@ def read_existing(root: Path, cameras: list[str]) -> Existing | None:
 
 
 def _tasks(path: Path) -> list[str]:
-    columns = pq.read_table(path).to_pydict()
-    numbers = columns.pop("task_index")
-    texts = next(iter(columns.values()))
-    if sorted(numbers) != list(range(len(numbers))):
-        raise EpisodeError(f"{path}: the tasks are numbered {sorted(numbers)}, expected 0 to {len(numbers) - 1}; {FIX}")
-    return [text for _, text in sorted(zip(numbers, texts, strict=True))]
+    texts = task_texts(path)
+    if sorted(texts) != list(range(len(texts))):
+        raise EpisodeError(f"{path}: the tasks are numbered {sorted(texts)}, expected 0 to {len(texts) - 1}; {FIX}")
+    return [texts[number] for number in range(len(texts))]
 
 
 def _numbered(folder: Path) -> list[Path]:
@@ -178,8 +190,8 @@ def check_schema(root: Path, files: list[str], table: pa.Table) -> None:
     """Raises EpisodeError where the newest of the files has other columns than a table that is to stand beside it."""
     if not files:
         return
-    found = pq.read_schema(root / files[-1])
-    there = _types(found)
+    with open_parquet(root / files[-1]) as file:
+        there = _types(file.schema_arrow)
     here = _types(table.schema)
     differing = sorted(name for name in {*there, *here} if there.get(name) != here.get(name))
     if differing:

@@ -18,18 +18,17 @@ import numpy as np
 from armlet.data.depth import millimetres, unreadable
 from armlet.data.digests import cache_folder, digests
 from armlet.data.hub import local_folder
+from armlet.data.info import PICTURES, read_info
 from armlet.data.layout import (
     EPISODE_LINES,
     IMAGE,
     INFO,
-    STATS,
     Columns,
     data_files,
     episode_files,
     is_depth,
     names_of,
     picture_size,
-    read_info,
     statistics_file,
     stored_episodes,
     tasks_file,
@@ -75,33 +74,62 @@ class EpisodeFrames:
         return self.asked[frame] if self.asked else self.task
 
     def check(self, features: Features) -> None:
-        """Raises EpisodeError where the episode does not fit, naming the column."""
-        columns: dict[str, tuple[np.ndarray | None, int]] = {
+        """Raises EpisodeError where the episode does not fit, naming the column: what passes can be laid out and read again."""
+        self._check_words()
+        columns: dict[str, tuple[Any, int]] = {
             STATE: (self.state, len(features.state)),
             ACTION: (self.action, len(features.action)),
         }
         columns |= {name: (self.extra.get(name), size) for name, size in features.extra.items()}
-        length = len(self.state)
-        if set(self.asked) - {self.task}:
-            raise EpisodeError(
-                f"the episode has {len(set(self.asked))} tasks, and one is kept an episode; cut it where they change"
-            )
+        length = np.shape(self.state)[0] if np.ndim(self.state) else 0
+        if length == 0:
+            raise EpisodeError(f"{STATE}: found {np.shape(self.state)}; an episode has one frame or more")
         for name, (values, size) in columns.items():
-            if values is None:
-                raise EpisodeError(f"the episode lacks column {name!r}, which the data set has")
-            if values.shape != (length, size):
-                raise EpisodeError(f"{name}: found shape {values.shape}, expected ({length}, {size})")
-            bad = np.flatnonzero(~np.isfinite(values).all(1))
-            if len(bad):
-                raise EpisodeError(f"{name}: NaN or infinite at frame {bad[0]} of {length}; drop or repair the episode")
+            _check_column(name, values, (length, size))
         for name, (height, wide) in features.cameras.items():
             images = self.images.get(name)
             if images is None:
                 raise EpisodeError(f"the episode lacks camera {name!r}; it has {sorted(self.images)}")
-            if images.shape != (length, height, wide, 3) or images.dtype != np.uint8:
-                raise EpisodeError(
-                    f"camera {name!r}: found {images.shape} {images.dtype}, expected ({length}, {height}, {wide}, 3) uint8"
-                )
+            found = f"{images.shape} {images.dtype}" if isinstance(images, np.ndarray) else type(images).__name__
+            if found != f"({length}, {height}, {wide}, 3) uint8":
+                raise EpisodeError(f"camera {name!r}: found {found}, expected ({length}, {height}, {wide}, 3) uint8")
+
+    def _check_words(self) -> None:
+        for text in (self.task, *self.asked):
+            if not isinstance(text, str):
+                raise EpisodeError(f"task: found {text!r}, expected a text of what the robot was told")
+        if set(self.asked) - {self.task}:
+            raise EpisodeError(
+                f"the episode has {len(set(self.asked))} tasks, and one is kept an episode; cut it where they change"
+            )
+        for key, value in self.info.items():
+            try:
+                json.dumps({key: value})
+            except (TypeError, ValueError) as error:
+                raise EpisodeError(f"info: {key!r} is {type(value).__name__}, expected what JSON can say ({error})") from error
+
+    def numbers(self) -> dict[str, np.ndarray]:
+        """What is kept of a frame but its pictures: column → (T, x) float32."""
+        columns = {STATE: self.state, ACTION: self.action, **self.extra}
+        return {name: _float32(values) for name, values in columns.items()}
+
+
+def _check_column(name: str, values: Any, shape: tuple[int, int]) -> None:
+    if values is None:
+        raise EpisodeError(f"the episode lacks column {name!r}, which the data set has")
+    if not isinstance(values, np.ndarray) or values.dtype.kind not in "fiub":
+        found = f"an array of {values.dtype}" if isinstance(values, np.ndarray) else type(values).__name__
+        raise EpisodeError(f"{name}: found {found}, expected an array of numbers")
+    if values.shape != shape:
+        raise EpisodeError(f"{name}: found shape {values.shape}, expected {shape}")
+    bad = np.flatnonzero(~np.isfinite(_float32(values)).all(1))
+    if len(bad):
+        raise EpisodeError(f"{name}: NaN or infinite at frame {bad[0]} of {shape[0]}, as float32; drop or repair the episode")
+
+
+def _float32(values: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore"):  # becomes infinite, which is looked for
+        return values.astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -120,7 +148,8 @@ class EpisodeDataset:
     """A LeRobotDataset folder, or one by its name on the hub (`data.hub`). What it needs is checked when it is opened; errors name file, column, episode and frame.
 
     Its N rows stand in order of episode and frame, `starts` (E + 1,) says where each episode begins, and `timestamps` (N,) float64
-    are their seconds in the episode. `tasks` are the different texts of what the robot was told, in order of appearance, and
+    are their seconds in the episode. `runs` (R,) says where each stretch of rows without a gap begins: at each episode, and after rows
+    that are missing within one. `tasks` are the different texts of what the robot was told, in order of appearance, and
     `asked` (N,) int64 the number of each row's. `cameras` and `depth_cameras`: name → (height, width).
 
     `columns` says which columns hold state and action; `columns()`, `measured` and `extra` call them observation.state and
@@ -138,9 +167,11 @@ class EpisodeDataset:
         named = [each.data for each in self._stored]
         files = data_files(self.root) if None in named else list(dict.fromkeys(map(str, named)))
         alone = self._info["codebase_version"].startswith("v2")
-        self._rows: Rows = read_rows(self.root, files, self._stored, self.fps, alone=alone)
-        self.data_files, self.starts, self.timestamps = self._rows.files, self._rows.starts, self._rows.time
-        self.tasks, self.asked = told(self.root, self._rows, self._stored)
+        filmed = any(feature["dtype"] == "video" for feature in self._features.values())
+        self._rows: Rows = read_rows(self.root, files, self._stored, self.fps, alone=alone, filmed=filmed)
+        self.data_files, self.timestamps = self._rows.files, self._rows.time
+        self.starts, self.runs = self._rows.starts, self._rows.runs
+        self.tasks, self.asked = told(self.root, self._info, self._rows, self._stored)
         self.episodes = self._episodes()
         self._sources = Sources(self.root, self._rows, self._stored, self._features)
         self._find_columns()
@@ -177,12 +208,14 @@ class EpisodeDataset:
             self._role[role] = name, self._width(name)
         self.state_names = names_of(self._features[self._role[STATE][0]], self._role[STATE][1]) if STATE in self._role else ()
         action, dims = self._role[ACTION]
+        if dims == 0:
+            raise EpisodeError(f"{self.root / INFO}: feature {action!r} has no numbers; name the one that holds the action")
         self.action_names = names_of(self._features[action], dims)
         self.extra: dict[str, int] = {}
         for name, feature in self._features.items():
-            numbers = str(feature.get("dtype")).startswith(("float", "int", "bool"))
+            numbers = str(feature["dtype"]).startswith(("float", "int", "bool"))
             flat = len(feature.get("shape") or [1]) == 1
-            done = name == EXECUTED and str(feature.get("dtype")).startswith("float") and width(feature) == dims
+            done = name == EXECUTED and str(feature["dtype"]).startswith("float") and width(feature) == dims
             if done or (name.startswith(PRIVILEGED) and numbers and flat):
                 self.extra[name] = self._width(name)
         self._role |= {name: (name, size) for name, size in self.extra.items()}
@@ -192,12 +225,17 @@ class EpisodeDataset:
         size = width(self._features[name])
         if size is not None:
             return size
-        path, table = next(self._rows.columns(self.root, [name]))
-        return int(np.prod(as_values(table.column(name), None, f"{path}: {name}").shape[1:], dtype=int))
+        path, table, place = next(self._rows.columns(self.root, [name]))
+        return int(np.prod(as_values(table.column(name), None, f"{path}: {name}", place).shape[1:], dtype=int))
 
     def _find_cameras(self) -> None:
         """`_kept`: our name of a camera → the feature's."""
-        pictures = [name for name, feature in self._features.items() if feature.get("dtype") in ("video", "image")]
+        for name, feature in self._features.items():
+            if name.startswith(IMAGE) and feature["dtype"] not in PICTURES and len(feature["shape"] or []) == 3:
+                sys.stderr.write(
+                    f"{self.root}: {name} is {feature['dtype']} in meta/info.json, and cameras are video or image; it is left out\n"
+                )
+        pictures = [name for name, feature in self._features.items() if feature["dtype"] in PICTURES]
         short = [name.removeprefix(IMAGE) for name in pictures]
         self._kept = {own if short.count(own) == 1 else name: name for own, name in zip(short, pictures, strict=True)}
         self.cameras: dict[str, tuple[int, int]] = {}
@@ -251,7 +289,7 @@ class EpisodeDataset:
         return self._measured[name]
 
     def _read_statistics(self) -> dict[str, Any] | None:
-        path = statistics_file(self.root)
+        path = statistics_file(self.root, self._info)
         if path is None:
             return None
         if path.suffix == ".jsonl":
@@ -267,14 +305,29 @@ class EpisodeDataset:
             statistics = read_object(path)
         for role in (STATE, ACTION):
             if role in self._role:
-                self._check_statistics(statistics, *self._role[role])
+                self._check_statistics(path, statistics, *self._role[role])
         return statistics
 
-    def _check_statistics(self, statistics: dict[str, Any], name: str, dims: int) -> None:
-        for kind, values in (statistics.get(name) or {}).items():
-            if kind != "count" and values is not None and np.size(values) != dims:
+    def _check_statistics(self, path: Path, statistics: dict[str, Any], name: str, dims: int) -> None:
+        kinds = statistics.get(name)
+        if kinds is None:
+            return
+        if not isinstance(kinds, dict):
+            raise EpisodeError(
+                f"{path}: {name} is {kinds!r}, expected an object of min, max, mean …; copy it again, or delete it"
+            )
+        for kind, values in kinds.items():
+            if kind == "count" or values is None:
+                continue
+            try:
+                size = np.asarray(values, np.float64).size
+            except (TypeError, ValueError) as error:
                 raise EpisodeError(
-                    f"{self.root / STATS}: {name} {kind} has {np.size(values)} values and the feature has {dims} dimensions; "
+                    f"{path}: {name} {kind} is {values!r}, expected {dims} numbers; copy it again, or delete it"
+                ) from error
+            if size != dims:
+                raise EpisodeError(
+                    f"{path}: {name} {kind} has {size} values and the feature has {dims} dimensions; "
                     "these are the statistics of another robot"
                 )
 
@@ -298,23 +351,20 @@ class EpisodeDataset:
         """Any column by its own name, of all frames: (N, …) of its own type and shape; (N,) for one number or text a row. Raises
         EpisodeError where there is none."""
         feature = self._features.get(name, {})
-        if feature.get("dtype") in ("video", "image"):
+        if feature.get("dtype") in PICTURES:
             raise EpisodeError(f"{self.root}: {name} holds pictures; read_pictures reads them")
-        shape = feature.get("shape")
-        if isinstance(shape, int):
-            shape = [shape]
         parts = []
-        for path, table in self._rows.columns(self.root, [name]):
-            parts.append(as_values(table.column(name), shape, f"{path}: {name}"))
+        for path, table, place in self._rows.columns(self.root, [name]):
+            parts.append(as_values(table.column(name), feature.get("shape"), f"{path}: {name}", place))
         return np.concatenate(parts)[self._rows.order]
 
     def _matrices(self, wanted: dict[str, tuple[str, int]]) -> dict[str, np.ndarray]:
         """Columns (N, x) float32 by the names they have here."""
         parts: dict[str, list[np.ndarray]] = {name: [] for name in wanted}
         names = list(dict.fromkeys(there for there, _ in wanted.values()))
-        for path, table in self._rows.columns(self.root, names):
+        for path, table, place in self._rows.columns(self.root, names):
             for name, (there, size) in wanted.items():
-                parts[name].append(as_matrix(table.column(there), size, f"{path}: {there}"))
+                parts[name].append(as_matrix(table.column(there), size, f"{path}: {there}", place))
         return {name: np.concatenate(values)[self._rows.order] for name, values in parts.items()}
 
     def rows_of(self, file: str) -> np.ndarray:
@@ -391,7 +441,8 @@ class EpisodeDataset:
     @cached_property
     def _hashes(self) -> tuple[str, str]:
         names = {path.relative_to(self.root).as_posix() for path in episode_files(self.root)}
-        names |= {path.relative_to(self.root).as_posix() for path in (tasks_file(self.root), statistics_file(self.root)) if path}
+        told_in, measured_in = tasks_file(self.root, self._info), statistics_file(self.root, self._info)
+        names |= {path.relative_to(self.root).as_posix() for path in (told_in, measured_in) if path}
         names |= {name for name in (INFO, EPISODE_LINES) if (self.root / name).exists()}
         names |= set(self.data_files)
         for camera, key in self._kept.items():

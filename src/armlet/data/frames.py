@@ -24,7 +24,8 @@ Change = Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]  # picture
 class Frames:
     """N frames of E episodes in order. `starts` (E + 1,) says where each episode begins; `texts` are different instructions, of
     which a frame's is number `asked`: it may change within an episode. `executed` is what the robot really did, for the previous
-    action. What an annotator said, if one did: `labels` by name, and `descriptions`, different texts, of which a frame's is
+    action. `runs` (R,): where stretches begin whose rows follow one another without a gap, episodes among them; None: at each episode,
+    and nowhere else. What an annotator said, if one did: `labels` by name, and `descriptions`, different texts, of which a frame's is
     number `described`."""
 
     images: dict[str, Rows]  # camera -> (N, h, w, 3) uint8
@@ -35,6 +36,7 @@ class Frames:
     texts: tuple[str, ...]
     asked: np.ndarray  # (N,) int64
     starts: np.ndarray
+    runs: np.ndarray | None = None
     labels: dict[str, np.ndarray] = field(default_factory=dict)  # name -> (N,) int64
     descriptions: tuple[str, ...] = ()
     described: np.ndarray | None = None  # (N,) int64
@@ -46,9 +48,15 @@ class Frames:
     def episodes(self) -> int:
         return len(self.starts) - 1
 
+    @property
+    def begins(self) -> np.ndarray:
+        """(R,): the first row of each stretch without a gap."""
+        return self.starts[:-1] if self.runs is None else self.runs
+
 
 class BatchMaker:
-    """Rows of `Frames` → a `Batch`: normalised, tokenised, chunked. Actions past the end of an episode are not valid."""
+    """Rows of `Frames` → a `Batch`: normalised, tokenised, chunked. Actions past the end of an episode are not valid, nor are
+    those past a gap in it: what was done in between is not known. After one, too, nothing has been done before."""
 
     def __init__(
         self,
@@ -65,12 +73,14 @@ class BatchMaker:
         _same_robot("observation.state", frames.state, state)
         _same_robot("action", frames.actions, actions)
         self._episode = np.repeat(np.arange(frames.episodes), np.diff(frames.starts))
+        ends = np.append(frames.begins[1:], len(frames))
+        self._end = np.repeat(ends, ends - frames.begins)  # of each row: where its stretch without a gap ends
         self._state = state.apply(frames.state).astype(np.float32)
         self._actions = actions.apply(frames.actions).astype(np.float32)
         executed = actions.apply(frames.executed).astype(np.float32)
         self._previous = np.zeros_like(executed)
         self._previous[1:] = executed[:-1]
-        self._previous[frames.starts[:-1]] = actions.apply(np.zeros(executed.shape[1], np.float32))
+        self._previous[frames.begins] = actions.apply(np.zeros(executed.shape[1], np.float32))
         self._text = _padded([encode(tokenizer, text, longest=text_tokens) for text in frames.texts])
         longest = max((len(tokenizer.encode(text.lower()).ids) for text in frames.descriptions), default=1)
         self._descriptions = _padded([encode(tokenizer, text, longest=longest) for text in frames.descriptions])
@@ -90,9 +100,9 @@ class BatchMaker:
 
     def batch(self, rows: np.ndarray, *, change: Change | None = None) -> Batch:
         """The batch of `rows` (b,), its pictures changed by `change`, if there is one."""
-        episode, frames = self._episode[rows], self.frames
+        frames = self.frames
         wanted = rows[:, None] + np.arange(self.chunk)
-        valid = wanted < frames.starts[episode + 1][:, None]
+        valid = wanted < self._end[rows][:, None]
         actions = self._actions[np.minimum(wanted, len(self) - 1)]
         actions[~valid] = 0
         images = {name: self._images(name, rows) for name in frames.images}
@@ -158,6 +168,7 @@ def join_frames(parts: Sequence[Frames]) -> Frames:
         texts=texts,
         asked=np.concatenate(asked),
         starts=np.concatenate([[0], *(part.starts[1:] + offset for part, offset in zip(parts, offsets, strict=True))]),
+        runs=np.concatenate([part.begins + offset for part, offset in zip(parts, offsets, strict=True)]),
         labels={name: np.concatenate([part.labels[name] for part in parts]) for name in first.labels},
         descriptions=tuple(text for part in parts for text in part.descriptions),
         described=_joined_descriptions(parts),
@@ -199,4 +210,5 @@ def load_frames(data: EpisodeDataset, view: View | None = None, pictures: Pictur
         texts=data.tasks,
         asked=data.asked,
         starts=data.starts,
+        runs=data.runs,
     )

@@ -8,7 +8,7 @@ import json
 import math
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from armlet.data.opening import EpisodeError, column_names, read_lines, read_object, read_table
+from armlet.data.opening import EpisodeError, column_names, read_lines, read_table
 
 IMAGE = "observation.images."
 INFO, STATS, TASKS = "meta/info.json", "meta/stats.json", "meta/tasks.parquet"
@@ -201,7 +201,7 @@ def stored_v2(root: Path, info: dict[str, Any]) -> list[Stored]:
         try:
             index = int(row["episode_index"])
             length = None if row.get("length") is None else int(row["length"])
-            place = {"episode_chunk": index // int(info.get("chunks_size") or 1000), "episode_index": index}
+            place = {"episode_chunk": index // (info["chunks_size"] or 1000), "episode_index": index}
             videos = {key: Clip(video_path.format(video_key=key, **place), 0.0) for key in _video_keys(info)}
             data = data_path.format(**place)
         except (KeyError, IndexError, TypeError, ValueError) as error:
@@ -221,9 +221,7 @@ def stored_episodes(root: Path, info: dict[str, Any]) -> list[Stored]:
     taken. Either is said on stderr.
     """
     found = VERSIONS[info["codebase_version"]](root, info)
-    total = info.get("total_episodes")
-    if total is not None and not isinstance(total, int):
-        raise EpisodeError(f"{root / INFO}: total_episodes is {total!r}, expected a whole number")
+    total = info["total_episodes"]
     if not found or (total is not None and len(found) < total):
         raise EpisodeError(
             f"{root / 'meta'} lists {len(found)} episodes, and meta/info.json promises {total}; copy the data set again"
@@ -248,7 +246,7 @@ def _by_numbers(path: Path) -> list[int]:
 
 
 def _paths(info: dict[str, Any], usual: tuple[str, str]) -> tuple[str, str]:
-    return info.get("data_path") or usual[0], info.get("video_path") or usual[1]
+    return info["data_path"] or usual[0], info["video_path"] or usual[1]
 
 
 def _tasks(row: dict[str, Any], where: str) -> tuple[str, ...]:
@@ -266,12 +264,8 @@ def _video_keys(info: dict[str, Any]) -> list[str]:
     return [name for name, feature in info["features"].items() if feature.get("dtype") == "video"]
 
 
-def task_texts(root: Path) -> dict[int, str] | None:
-    """task_index → text, of meta/tasks.parquet or meta/tasks.jsonl; None where there is neither. Raises EpisodeError where a number
-    has two texts."""
-    path = tasks_file(root)
-    if path is None:
-        return None
+def task_texts(path: Path) -> dict[int, str]:
+    """task_index → text, of meta/tasks.parquet or meta/tasks.jsonl. Raises EpisodeError where a number has two texts."""
     if path.suffix == ".parquet":
         table = read_table(path)
         texts = [field.name for field in table.schema if pa.types.is_string(field.type) or pa.types.is_large_string(field.type)]
@@ -292,38 +286,10 @@ def task_texts(root: Path) -> dict[int, str] | None:
     return found
 
 
-def read_info(root: Path) -> dict[str, Any]:
-    """meta/info.json with `fps` a number and `features` name → description. Raises EpisodeError naming the field that will not do."""
-    path = root / INFO
-    info = read_object(path)
-    version = info.get("codebase_version")
-    if version not in VERSIONS:
-        raise EpisodeError(
-            f"{path}: codebase_version is {version!r}, expected one of {', '.join(VERSIONS)}; convert it with lerobot"
-        )
-    features = info.get("features")
-    if not isinstance(features, dict) or not all(isinstance(feature, dict) for feature in features.values()):
-        raise EpisodeError(f"{path}: features is {type(features).__name__}, expected an object of objects; copy it again")
-    return info | {"fps": _rate(info.get("fps"), path)}
-
-
-def _rate(value: Any, path: Path) -> float:
-    """Rows a second; a whole number where it is one."""
-    try:
-        rate = float(value)
-    except (TypeError, ValueError):
-        rate = math.nan
-    if not (math.isfinite(rate) and rate > 0) or isinstance(value, bool):
-        raise EpisodeError(f"{path}: fps is {value!r}, expected rows a second; write how many there are")
-    return int(rate) if rate.is_integer() else rate
-
-
 def width(feature: dict[str, Any]) -> int | None:
     """How many numbers a row of a feature has; None where its shape is not said. [] is one number."""
     shape = feature.get("shape")
-    if isinstance(shape, int):
-        return shape
-    return math.prod(shape) if isinstance(shape, list | tuple) else None
+    return None if shape is None else math.prod(shape)
 
 
 def names_of(feature: dict[str, Any], count: int) -> tuple[str, ...]:
@@ -355,20 +321,29 @@ def _flat(names: Any) -> list[str]:
 def picture_size(feature: dict[str, Any]) -> tuple[int, int] | None:
     """(height, width) of a camera's pictures; None where the metadata do not say. `names` says in which order the shape stands, and
     where it does not, the side that is 1, 3 or 4 and first or last is the channels."""
-    shape, names = feature.get("shape"), feature.get("names")
-    if isinstance(shape, list | tuple) and len(shape) == 2:
-        return int(shape[0]), int(shape[1])
-    if not isinstance(shape, list | tuple) or len(shape) != 3:
+    shape = feature.get("shape") or []
+    if len(shape) == 2:
+        return shape[0], shape[1]
+    if len(shape) != 3:
         about = video_info(feature)
         height, wide = about.get("video.height"), about.get("video.width")
         return (int(height), int(wide)) if height and wide else None
-    places = {"h": 0, "w": 1}
-    letters = [str(name)[:1].lower() for name in names] if isinstance(names, list | tuple) and len(names) == 3 else []
-    if sorted(letters) == ["c", "h", "w"]:
-        places = {"h": letters.index("h"), "w": letters.index("w")}
-    elif shape[0] in (1, 3, 4) and shape[2] not in (1, 3, 4):
-        places = {"h": 1, "w": 2}
-    return int(shape[places["h"]]), int(shape[places["w"]])
+    places = sides(feature)
+    if places is None:
+        places = {"h": 0, "w": 1}
+        if shape[0] in (1, 3, 4) and shape[2] not in (1, 3, 4):
+            places = {"h": 1, "w": 2}
+    return shape[places["h"]], shape[places["w"]]
+
+
+def sides(feature: dict[str, Any]) -> dict[str, int] | None:
+    """Where height "h" and width "w" stand in the shape of a feature whose three `names` are those of a picture; None where they are
+    not."""
+    names = feature.get("names")
+    if not isinstance(names, list | tuple) or len(names) != 3:
+        return None
+    letters = [str(name)[:1].lower() for name in names]
+    return {side: letters.index(side) for side in "hw"} if sorted(letters) == ["c", "h", "w"] else None
 
 
 def video_info(feature: dict[str, Any]) -> dict[str, Any]:
@@ -382,7 +357,7 @@ def video_info(feature: dict[str, Any]) -> dict[str, Any]:
 
 def is_depth(feature: dict[str, Any]) -> bool:
     """Whether a camera's pictures are distances, or anything else with one channel, and not colours."""
-    about, shape = video_info(feature), feature.get("shape")
+    about, shape = video_info(feature), feature.get("shape") or []
     said = [about[name] for name in ("is_depth_map", "video.is_depth_map") if about.get(name) is not None]
     pixels = str(about.get("video.pix_fmt") or "")
     if any(said) or re.match(r"(gray|y|ya)f?(9|1\d|32)", pixels):
@@ -390,23 +365,26 @@ def is_depth(feature: dict[str, Any]) -> bool:
     if said:  # a camera of grey pictures, which says that it is one
         return False
     size, count = picture_size(feature), about.get("video.channels")
-    if isinstance(shape, list | tuple) and size is not None and len(shape) == 3:
+    if size is not None and len(shape) == 3:
         count = math.prod(shape) // max(math.prod(size), 1)
-    return count == 1 or (isinstance(shape, list | tuple) and len(shape) == 2) or pixels.startswith("gray")
+    return str(count) == "1" or len(shape) == 2 or pixels.startswith("gray")
 
 
-def tasks_file(root: Path) -> Path | None:
-    """Where the texts of the tasks are; None where they are in no file of their own."""
-    for name in (TASKS, TASK_LINES):
-        path = root / name
-        if path.exists() or path.is_symlink():
-            return path
-    return None
+def tasks_file(root: Path, info: dict[str, Any]) -> Path | None:
+    """Where the texts of the tasks are; None where they are in no file of their own. A folder that was converted may hold the file of
+    its old version, too: that of its own comes first."""
+    names = (TASK_LINES, TASKS) if info["codebase_version"].startswith("v2") else (TASKS, TASK_LINES)
+    return _first(root, names)
 
 
-def statistics_file(root: Path) -> Path | None:
-    """Where the statistics are: meta/stats.json, or the episodes' of v2.1; None where there are none."""
-    for name in (STATS, STAT_LINES):
+def statistics_file(root: Path, info: dict[str, Any]) -> Path | None:
+    """Where the statistics are: meta/stats.json, or the episodes' of v2.1; None where there are none. Its own version's come first."""
+    names = (STAT_LINES, STATS) if info["codebase_version"] == "v2.1" else (STATS, STAT_LINES)
+    return _first(root, names)
+
+
+def _first(root: Path, names: Sequence[str]) -> Path | None:
+    for name in names:
         path = root / name
         if path.exists() or path.is_symlink():
             return path

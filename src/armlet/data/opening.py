@@ -122,5 +122,11 @@ def column_names(path: Path) -> list[str]:
         return list(file.schema_arrow.names)
 
 
+def count_rows(path: Path) -> int:
+    """How many rows a parquet file has. Raises EpisodeError naming it."""
+    with open_parquet(path) as file:
+        return int(file.metadata.num_rows)
+
+
 def _short(error: BaseException) -> str:
     return str(error).split("\n", 1)[0][:160]

@@ -6,6 +6,7 @@ Knows the key columns of a LeRobotDataset; knows no other column, and no picture
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +15,17 @@ import pyarrow.compute as pc
 
 from armlet.data.layout import Stored
 from armlet.data.opening import EpisodeError, read_present, read_table
+from armlet.data.values import Place, flat
 
 EPISODE, FRAME, TIME, TASK = "episode_index", "frame_index", "timestamp", "task_index"
+OTHER = 0.05  # rows this much faster or slower than fps are of another rate; less may be a robot's own clock
+SLIGHT = 0.01  # this much is said
 
 
 @dataclass(frozen=True)
 class Rows:
-    """N rows of E episodes, in order of episode and frame. `starts` (E + 1,): where each episode begins.
+    """N rows of E episodes, in order of episode and frame. `starts` (E + 1,): where each episode begins; `runs` (R,): where each
+    stretch of rows begins that follow one another without a gap, episodes among them.
 
     Of each row (N,): `file`, into `files`, and `place` there; `episode`, its position among the episodes; `frame`, its frame_index;
     `time`, its second in the episode; `task`, its task_index, None where a file has none. `sizes`: how many rows each file has;
@@ -31,6 +36,7 @@ class Rows:
     sizes: tuple[int, ...]
     numbers: np.ndarray
     starts: np.ndarray
+    runs: np.ndarray
     file: np.ndarray
     place: np.ndarray
     episode: np.ndarray
@@ -44,6 +50,11 @@ class Rows:
     def place_of(self, row: int) -> str:
         """A row in words."""
         return f"episode {self.numbers[self.episode[row]]}, frame {self.frame[row]}"
+
+    def place_in(self, number: int, place: int) -> str:
+        """A row of file `number`, by its place there, in words."""
+        row = int(self.of_file(number)[place])
+        return f"row {place}, which is of no episode," if row < 0 else self.place_of(row)
 
     def file_of(self, row: int) -> str:
         return self.files[self.file[row]]
@@ -61,21 +72,22 @@ class Rows:
         found[self.place[mine]] = mine
         return found
 
-    def columns(self, root: Path, names: Sequence[str]) -> Iterator[tuple[Path, pa.Table]]:
-        """Some columns, file by file, as they stand there. Raises EpisodeError where a file lacks one, or has other rows than when
-        the data set was opened."""
-        for file, size in zip(self.files, self.sizes, strict=True):
+    def columns(self, root: Path, names: Sequence[str]) -> Iterator[tuple[Path, pa.Table, Place]]:
+        """Some columns, file by file, as they stand there, and what their rows are called. Raises EpisodeError where a file lacks
+        one, or has other rows than when the data set was opened."""
+        for number, (file, size) in enumerate(zip(self.files, self.sizes, strict=True)):
             table = read_table(root / file, names)
             if len(table) != size:
                 raise EpisodeError(f"{root / file} has changed since the data set was opened; open it again")
-            yield root / file, table
+            yield root / file, table, partial(self.place_in, number)
 
 
-def read_rows(root: Path, files: Sequence[str], stored: Sequence[Stored], fps: float, *, alone: bool) -> Rows:
+def read_rows(root: Path, files: Sequence[str], stored: Sequence[Stored], fps: float, *, alone: bool, filmed: bool) -> Rows:
     """The rows of these episodes in these files.
 
     Rows of other episodes are left out, in one line on stderr. Raises EpisodeError naming file, episode and first frame where a
-    row is there twice, is missing, or is one more than the metadata say, and where times are missing, NaN or do not increase.
+    row is there twice, is missing, or is one more than the metadata say, and where times are missing, NaN, do not increase, or
+    run at another rate than `fps`. Where no picture is `filmed`, times that all are the same are taken as not said.
     With `alone`, a file holds one episode (v2.x): one whose frames are numbered without a gap is then taken as it is, however
     many frames its metadata say it has, again with a word on stderr.
     """
@@ -98,8 +110,11 @@ def read_rows(root: Path, files: Sequence[str], stored: Sequence[Stored], fps: f
     starts = np.searchsorted(found.episode, np.arange(len(stored) + 1))
     found = replace(found, starts=starts)
     _check_lengths(root, found, stored, alone=alone)
+    if not filmed and _untimed(found):
+        sys.stderr.write(f"{root}: {TIME} is the same in all rows; times are taken from {FRAME} and fps\n")
+        found = replace(found, time=found.frame / fps)
     _check_times(root, found)
-    return found
+    return replace(found, runs=_runs(root, found, fps))
 
 
 def _read_keys(root: Path, files: Sequence[str], fps: float) -> Rows:
@@ -125,6 +140,7 @@ def _read_keys(root: Path, files: Sequence[str], fps: float) -> Rows:
         sizes=tuple(sizes),
         numbers=np.zeros(0, np.int64),
         starts=np.zeros(1, np.int64),
+        runs=np.zeros(0, np.int64),
         file=np.repeat(np.arange(len(files)), sizes),
         place=np.concatenate([np.arange(size) for size in sizes]),
         episode=joined[EPISODE],
@@ -138,11 +154,8 @@ def _numbers(column: pa.ChunkedArray, path: Path, name: str) -> np.ndarray:
     """A key column as (n,) int64, or float64 where it holds seconds."""
     if not len(column):
         return np.zeros(0, np.int64)
-    values = column.combine_chunks()
-    while pa.types.is_list(values.type) or pa.types.is_large_list(values.type) or pa.types.is_fixed_size_list(values.type):
-        values = values.flatten()  # a number a row may be kept as a list of one
-    number = pa.types.is_integer(values.type) or pa.types.is_floating(values.type)
-    if len(values) != len(column) or not number:
+    values, _ = flat(column, 1, f"{path}: {name}", "row {}".format)  # a number a row may be kept as a list of one
+    if not (pa.types.is_integer(values.type) or pa.types.is_floating(values.type)):
         raise EpisodeError(f"{path}: {name} is {column.type}, expected a number a row; convert it with lerobot")
     if values.null_count:
         row = int(np.argmax(values.is_null().to_numpy(zero_copy_only=False)))
@@ -212,3 +225,51 @@ def _check_times(root: Path, rows: Rows) -> None:
     raise EpisodeError(
         f"{root / rows.file_of(row)}: {TIME} of {rows.place_of(row)} is {rows.time[row]:.6g}{before}; expected seconds that increase from frame to frame. Write the times again"
     )
+
+
+def _untimed(rows: Rows) -> bool:
+    """Whether some converter wrote one number for all times, as where there were none."""
+    inside = np.diff(rows.episode) == 0
+    return bool(inside.any()) and not np.diff(rows.time)[inside].any()
+
+
+def _runs(root: Path, rows: Rows, fps: float) -> np.ndarray:
+    """Where each stretch of rows begins that follow one another at the rate `fps`, by their times and by their frame_index.
+
+    A gap within an episode, as where rows without motion were dropped, is said on stderr: what was done there is not known, so no
+    chunk of actions may run over it. Raises EpisodeError where the rows run at another rate.
+    """
+    inside = np.diff(rows.episode) == 0  # of each row but the last: whether the next is of the same episode
+    if not inside.any():
+        return rows.starts[:-1]
+    frames, times = np.diff(rows.frame), np.diff(rows.time)
+    least = int(frames[inside].min())
+    step = _usual(times[inside & (frames == least)])  # seconds
+    unit = least
+    if least > 1 and abs(step * fps - least) <= OTHER * least:
+        unit = 1  # no two rows follow one another
+    elif abs(step * fps - 1) > OTHER:
+        first = int(np.argmax(inside & (frames == least)))
+        raise EpisodeError(
+            f"{root / rows.file_of(first)}: rows are {step:.4g} s apart by their {TIME}, which are {1 / step:.4g} a second (first from "
+            f"{rows.place_of(first)} on), and meta/info.json says fps {fps:g}; write the right fps there, or the times again, in seconds"
+        )
+    elif abs(step * fps - 1) > SLIGHT:
+        sys.stderr.write(
+            f"{root}: rows are {1 / step:.4g} a second by their {TIME}, and meta/info.json says fps {fps:g}; they are taken as of that rate\n"
+        )
+    gap = inside & ((frames != unit) | (times > 1.5 * step * unit / least))
+    if gap.any():
+        first = int(np.argmax(gap))
+        sys.stderr.write(
+            f"{root}: {int(gap.sum())} gaps within episodes, the first after {rows.place_of(first)}, {times[first]:.3g} s long where "
+            f"{1 / fps:.3g} s is a step; no chunk of actions runs over them"
+            f"{': no two rows follow one another. Is fps that of the rows?' if gap.sum() == inside.sum() else ''}\n"
+        )
+    return np.union1d(rows.starts[:-1], np.flatnonzero(gap) + 1)
+
+
+def _usual(steps: np.ndarray) -> float:
+    """The mean of those near the median: a few gaps do not count, and rounded times, such as 0.03, 0.07, 0.1, average out."""
+    median = np.median(steps)
+    return float(steps[np.abs(steps - median) <= 0.5 * median].mean())

@@ -139,13 +139,19 @@ def _without_bytes(parquet: Any, leaf: str) -> bool:
 
 
 def _picture(kept: Any, root: Path, where: str) -> np.ndarray:
-    """A picture as the `datasets` library keeps one: its bytes, or the path of a file; (h, w, 3) uint8, grey and palettes as colours,
-    without what is transparent."""
+    """A picture as the `datasets` library keeps one: its bytes, or the path of a file; or its pixels, in lists. (h, w, 3) uint8, grey
+    and palettes as colours, without what is transparent."""
     if isinstance(kept, bytes):
         kept = {"bytes": kept}
     elif isinstance(kept, str):
         kept = {"path": kept}
-    if not kept or not (kept.get("bytes") or kept.get("path")):
+    elif isinstance(kept, list):
+        return _pixels(kept, where)
+    if not kept:
+        raise EpisodeError(f"{where} is empty; write the pictures again")
+    if not isinstance(kept, dict):
+        raise EpisodeError(f"{where} is {type(kept).__name__}, expected a picture's bytes or path; write the pictures again")
+    if not (kept.get("bytes") or kept.get("path")):
         raise EpisodeError(f"{where} is empty; write the pictures again")
     source = io.BytesIO(kept["bytes"]) if kept.get("bytes") else checked(root / kept["path"])
     try:
@@ -155,5 +161,22 @@ def _picture(kept: Any, root: Path, where: str) -> np.ndarray:
                     f"{where} has pixels of mode {image.mode}, more than 8 bits: no colours. Is it a depth camera?"
                 )
             return np.asarray(image.convert("RGB"))
-    except OSError as error:
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise EpisodeError(f"{where} cannot be read as a picture ({error}); write it again") from error
+
+
+def _pixels(kept: list[Any], where: str) -> np.ndarray:
+    """A picture from lists of lists of whole numbers, 0 to 255, height first or channels first."""
+    try:
+        found = np.asarray(kept)
+    except ValueError as error:
+        raise EpisodeError(f"{where} holds lists of several lengths; write the pictures again") from error
+    if found.ndim == 3 and found.shape[2] != 3 and found.shape[0] == 3:
+        found = found.transpose(1, 2, 0)
+    whole = found.dtype.kind in "iu" and found.size and found.min() >= 0 and found.max() <= 255
+    if found.ndim != 3 or found.shape[2] != 3 or not whole:
+        raise EpisodeError(
+            f"{where} holds numbers {found.dtype} of shape {found.shape}, expected (height, width, 3) whole numbers from 0 to 255; "
+            "write the pictures again"
+        )
+    return np.ascontiguousarray(found, np.uint8)

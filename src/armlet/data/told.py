@@ -3,6 +3,7 @@ its tasks, which is none. Knows rows; knows no other column."""
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -11,33 +12,54 @@ from armlet.data.opening import EpisodeError, open_parquet
 from armlet.data.rows import Rows
 
 
-def told(root: Path, rows: Rows, stored: Sequence[Stored]) -> tuple[tuple[str, ...], np.ndarray]:
+def told(root: Path, info: dict[str, Any], rows: Rows, stored: Sequence[Stored]) -> tuple[tuple[str, ...], np.ndarray]:
     """The different texts in order of appearance, and the number (N,) int64 of each row's. Raises EpisodeError naming the first
-    episode, and frame, of which it is not known."""
+    episode, and frame, of which it is not known, or of which the list of episodes says another."""
     if rows.task is None:
         number = next(number for number, each in enumerate(stored) if each.data is None or not _has_task(root / each.data))
         raise EpisodeError(
             f"{root}: the rows of episode {stored[number].index} have no column task_index, so which task they "
             "belong to is not known; convert the data set with lerobot"
         )
-    texts = task_texts(root)
-    if texts is None:
+    path = tasks_file(root, info)
+    if path is None:
         said = _only_tasks(root, stored)
         numbers = rows.episode
     else:
+        texts = task_texts(path)
         unknown = ~np.isin(rows.task, np.array(list(texts), np.int64))
         if unknown.any():
             row = int(np.argmax(unknown))
             raise EpisodeError(
-                f"{root / rows.file_of(row)}: {rows.place_of(row)} has task_index {rows.task[row]}, and {tasks_file(root)} has no such task; "
+                f"{root / rows.file_of(row)}: {rows.place_of(row)} has task_index {rows.task[row]}, and {path} has no such task; "
                 f"it has {', '.join(map(str, sorted(texts)[:20]))}"
             )
+        _check_listed(root, path, rows, stored, texts)
         said, numbers = texts, rows.task
     found, first, which = np.unique(numbers, return_index=True, return_inverse=True)
     order = np.argsort(first, kind="stable")
     tasks = tuple(dict.fromkeys(said[int(found[place])] for place in order))
     places = {text: place for place, text in enumerate(tasks)}
     return tasks, np.array([places[said[int(number)]] for number in found], np.int64)[which]
+
+
+def _check_listed(root: Path, path: Path, rows: Rows, stored: Sequence[Stored], texts: dict[int, str]) -> None:
+    """What an episode's rows were told must be among the tasks that the metadata list for it, in whatever order; a task more in the
+    list does no harm, as after rows were cut away. Blanks do not count."""
+    assert rows.task is not None
+    plain = {number: " ".join(text.split()) for number, text in texts.items()}
+    for position, each in enumerate(stored):
+        listed = {" ".join(text.split()) for text in each.tasks}
+        span = slice(rows.starts[position], rows.starts[position + 1])
+        found, firsts = np.unique(rows.task[span], return_index=True)
+        strange = [first for number, first in zip(found.tolist(), firsts.tolist(), strict=True) if plain[number] not in listed]
+        if strange:
+            row = int(rows.starts[position]) + min(strange)
+            raise EpisodeError(
+                f"{root / rows.file_of(row)}: {rows.place_of(row)} has task_index {rows.task[row]}, which is "
+                f"{texts[int(rows.task[row])]!r} in {path}, and the metadata list {', '.join(map(repr, each.tasks))} for this episode; "
+                "put right whichever is wrong"
+            )
 
 
 def _has_task(path: Path) -> bool:

@@ -47,7 +47,7 @@ def stage_episode(root: Path, index: int, episode: EpisodeFrames, features: Feat
     Raises FileExistsError where one of this number is staged already.
     """
     episode.check(features)
-    columns: dict[str, Any] = {"observation.state": episode.state, "action": episode.action, **episode.extra}
+    columns: dict[str, Any] = {**episode.numbers()}  # mypy takes one of them for an option of numpy's
     statistics = {IMAGE + name: of_images(frames) for name, frames in episode.images.items()}
     about = {"task": episode.task, "length": len(episode.state), "info": episode.info, "statistics": statistics}
     with atomic_folder(root / STAGING / f"{index:07d}") as part:
