@@ -108,7 +108,8 @@ class Pictures:
 
 
 def _suggested(height: int, width: int) -> int:
-    return min(224, max(height, width))
+    """A side that holds the picture and that networks can cut into patches of up to 32 pixels."""
+    return min(224, -(-max(height, width) // 32) * 32)
 
 
 class Source(Protocol):
