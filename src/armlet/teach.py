@@ -35,10 +35,6 @@ def main(recipe: Recipe) -> Path:
     data, title, robot = EpisodeDataset(recipe.episodes, recipe.columns), f"teach {recipe.name}", recipe.benchmark
     check_taught(data, data.columns()[ACTION], robot.action_spec, limit=recipe.outside_range, title=title)
     remark_on_benchmark(data, robot.state_names, robot.cameras, benchmark=robot.name, title=title)
-    if not data.cameras:
-        raise ValueError(
-            f"{data.root} has no camera, and a policy looks through at least one: which films or pictures belong to it?"
-        )
     policy = new_policy(recipe, data)
     made_from = {"data": data.fingerprint, "network": policy.to_json(), "words": digest_text([policy.body.tokenizer.to_str()])}
     question = made_from | {"stage": settings(recipe.teach), "seed": recipe.seed, "weights": recipe.weights}

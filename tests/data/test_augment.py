@@ -33,6 +33,7 @@ def test_left_stays_left_and_red_stays_red(seed: int) -> None:
 
 def test_nothing_asked_changes_nothing_and_one_thing_asked_is_that_thing() -> None:
     rng = np.random.default_rng(0)
+    assert STRONG({}, rng) == {}, "there may be no camera"
     image = {"scene": torch.rand(3, 3, 8, 8)}
     assert torch.equal(Augment(brightness=0)(image, rng)["scene"], image["scene"])
     brighter = Augment(brightness=0.2)({"scene": image["scene"] * 0.5}, np.random.default_rng(1))["scene"]

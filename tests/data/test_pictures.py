@@ -324,3 +324,9 @@ def test_what_would_have_no_effect_on_a_taught_policy_is_refused() -> None:
 def test_fields_that_make_no_sense_are_named(fields: dict, said: str) -> None:
     with pytest.raises(FitError, match=said):
         Pictures(**fields)
+
+
+@pytest.mark.parametrize(("height", "width", "side"), [(50, 60, 48), (48, 64, 48), (4, 7, 48), (120, 160, 144), (480, 640, 192)])
+def test_the_size_that_is_suggested_can_be_cut_into_patches(height: int, width: int, side: int) -> None:
+    with pytest.raises(FitError, match=f"`--pictures.size {side}`"):
+        Pictures().view({"eye": (height, width)}, whose="d")

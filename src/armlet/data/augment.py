@@ -24,6 +24,8 @@ class Augment:
 
     def __call__(self, images: dict[str, Tensor], rng: np.random.Generator) -> dict[str, Tensor]:
         """Pictures by camera, (b, 3, h, w) in [0, 1] → the same, changed sample by sample as `rng` says."""
+        if not images:  # a policy of numbers alone
+            return {}
         first = next(iter(images.values()))
         count, device = len(first), first.device
 
