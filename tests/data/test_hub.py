@@ -464,7 +464,7 @@ def test_a_recipe_is_pinned_before_it_runs(hub: Hub, tmp_path) -> None:
     assert list(field) == ["teacher", "p", "touch"] and field["teacher"].fingerprint == field["p"].fingerprint
     unread = at_hand(recipe, reads=("teacher",))
     assert unread.episodes == recipe.episodes and unread.policies == recipe.policies
-    with pytest.raises(ValueError, match=r"--policies names hf:anna/touch@[0-9a-f]{40} twice"):
+    with pytest.raises(ValueError, match=r"--policies names hf:anna/touch@[0-9a-f]{40}, which is evaluated already"):
         contenders(replace(ready, policies=(ready.policies[1], ready.policies[1], ready.policies[1])))
     for verb, field_ in ((collect, "episodes"), (teach, "teacher"), (distil, "out")):
         with pytest.raises(ValueError, match=f"^--{field_}: hf:anna/new is a name on the hub, and this is written to"):

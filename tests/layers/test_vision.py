@@ -50,5 +50,5 @@ def test_at_first_words_change_nothing() -> None:
 
 
 def test_sizes_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(ValueError, match="stride must be 8, 12 or 16 and divide the size"):
+    with pytest.raises(ValueError, match="expected patches of 8, 12 or 16 that divide the side"):
         ConvEncoder(40, WIDTH, stride=12)
