@@ -4,7 +4,9 @@ PYTHON := $(shell for p in python3 python3.13 python3.12 python3.11; do $$p -c '
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test check format lock test-mutants numbers test-slow test-metaworld test-lerobot test-page test-reference bench clean
+.PHONY: setup demo test check format lock test-mutants numbers test-slow test-metaworld test-lerobot test-page test-reference bench clean
+
+setup: $(READY)
 
 demo: $(READY)
 	bash runs/demo.sh $(if $(TEACH),--teach)

@@ -337,3 +337,11 @@ def test_a_policy_saved_anew_is_run_anew_in_the_same_process(tmp_path) -> None:
         assert found == [run_episode(alone, dots, task, seed).success for _, task, seed in jobs]
         successes.append(found)
     assert successes[0] == [not success for success in successes[1]], "the other way, the other dot"
+
+
+def test_an_evaluation_without_a_student_says_so(recipe, capsys) -> None:
+    assert list(contenders(recipe)) == ["teacher"]
+    assert f"there is no student in {recipe.student_folder} yet" in capsys.readouterr().err
+    save_policy(dots_policy(3), recipe.student_folder)
+    assert list(contenders(recipe)) == ["teacher", recipe.name]
+    assert capsys.readouterr().err == ""

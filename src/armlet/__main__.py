@@ -20,6 +20,7 @@ is read: `--episodes hf:user/set`, `--teacher hf:user/policy@revision`.
 
 import contextlib
 import importlib
+import importlib.metadata
 import io
 import sys
 from collections.abc import Callable, Iterator
@@ -30,6 +31,7 @@ if TYPE_CHECKING:  # a recipe brings torch with it, and `armlet --help` needs no
 
 VERBS = ("collect", "teach", "probe", "distil", "evaluate", "report", "recompute")
 BOX = "╭╮╰╯─│"  # what the parser of options frames its errors with
+HELP = ("-h", "--help", "help")
 OF_REPORTS = ("report", "recompute")  # verbs that take reports, no recipe
 
 
@@ -45,14 +47,20 @@ def main() -> None:
     """Run one verb on one recipe."""
     debug = "--debug" in sys.argv[1:]
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
-    if not arguments or arguments[0] in ("-h", "--help", "help"):
+    if not arguments or arguments[0] in HELP:
         sys.stdout.write(usage())
+        return
+    if arguments[0] == "--version":
+        sys.stdout.write(f"armlet {importlib.metadata.version('armlet')}\n")
         return
     verb, *rest = arguments
     if verb not in VERBS:
         sys.exit(f"armlet: no verb {verb!r}; there are {', '.join(VERBS)} (armlet --help says more)")
     if verb in OF_REPORTS:
         _on_reports(verb, rest, debug=debug)
+        return
+    if rest and rest[0] in HELP:
+        sys.stdout.write(usage())
         return
     if not rest or rest[0].startswith("-"):
         sys.exit(f"armlet {verb}: name a recipe first, such as actdistill_tabletop (armlet --help lists them)")

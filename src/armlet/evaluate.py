@@ -7,6 +7,7 @@ begins anew. What the report says of episodes is computed from `outcomes.json.gz
 
 import json
 import platform
+import sys
 from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -130,6 +131,11 @@ def contenders(recipe: Recipe) -> dict[str, Contender]:
         raise ValueError(
             f"--evaluation.budgets are those of the recipe's student, and there is none in {recipe.student_folder}; "
             "run `armlet distil` first, or leave the option out"
+        )
+    elif recipe.student is not None:
+        sys.stderr.write(
+            f"evaluate {recipe.name}: there is no student in {recipe.student_folder} yet (`armlet distil` makes it); only the teacher and "
+            "`--policies` are run\n"
         )
     for folder in recipe.policies:
         called = without_revision(folder)

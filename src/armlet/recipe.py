@@ -178,16 +178,16 @@ class Round:
 class Recipe:
     """Everything a run needs. Each verb reads the fields it is about and leaves its result under `out`."""
 
-    name: str
-    benchmark: Benchmark
-    episodes: Path
-    teacher: Path
-    out: Path
+    name: str  # of the student, in logs and reports
+    benchmark: Benchmark  # the world in which episodes are collected and policies evaluated
+    episodes: Path  # a LeRobotDataset: its folder, or hf:user/name; `collect` writes it
+    teacher: Path  # a policy: its folder, or hf:user/name; `teach` writes it
+    out: Path  # the folder of the student, its stages and its evaluation
     columns: Columns = field(default_factory=Columns)  # of the episodes: which hold state (None: it is not read) and action
     pictures: Pictures = field(default_factory=Pictures)  # of the episodes: how they are seen, and kept while training
     collection: Collection = field(default_factory=Collection)
     network: Network | None = None
-    normalise_actions: Mode = "identity"
+    normalise_actions: Mode = "identity"  # by which of the episodes' statistics a network sees actions (armlet/data/normalise.py)
     outside_range: float = 0.5  # the largest share of frames whose action may lie outside the robot's range (armlet/agreement.py)
     teach: Stage | None = None
     probe: Probe | None = None
@@ -201,9 +201,9 @@ class Recipe:
     shared: Path | None = None  # where traces are, when several recipes use the same
     split: Literal["last", "tasks"] = "last"  # by tasks: 70/15/15, no instruction and no scene in two parts (data/splits.py)
     held_out: float = 0.02  # with `last`: the share of episodes, the last ones, that no student trains on
-    policies: tuple[Path, ...] = ()
+    policies: tuple[Path, ...] = ()  # folders, or hf:user/name, of more policies that `evaluate` runs in the same episodes
     weights: Literal["fp16", "fp32"] = "fp32"  # as which a teacher or student is kept on disk
-    seed: int = 0
+    seed: int = 0  # of weights, batches and noise, whatever is trained
 
     def __post_init__(self) -> None:
         limits.check(self, outside_range=(0, 1), held_out=(ABOVE_0, BELOW_1), seed=(0, inf))

@@ -84,7 +84,10 @@ def check_heads(recipe: Recipe, data_fingerprint: str) -> None:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: the probe heads have not been fitted; run `armlet probe` first")
     about = path.with_name(ABOUT)
-    fix = f"run `armlet probe` again with these options, with another `--shared`, or after deleting {path.parent} and the traces beside it"
+    fix = (
+        "give this verb the same --probe options as `armlet probe`; or run `armlet probe` again with these options, with another `--shared` "
+        f"or after deleting {path.parent} and the traces beside it"
+    )
     if not about.is_file():
         raise ValueError(
             f"{path} does not say what the heads were fitted on: {about} is missing (an older armlet made none); {fix}"

@@ -23,7 +23,7 @@ missing = importlib.util.find_spec("metaworld") is None or importlib.util.find_s
 
 
 def needs_extra(test):
-    skip = pytest.mark.skipif(missing, reason="the metaworld extra is not installed: pip install 'armlet[metaworld]'")
+    skip = pytest.mark.skipif(missing, reason="the metaworld extra is not installed: pip install -e '.[metaworld]'")
     return pytest.mark.metaworld(skip(test))
 
 

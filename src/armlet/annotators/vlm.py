@@ -295,7 +295,7 @@ def _library() -> Any:
     try:
         import openai
     except ModuleNotFoundError:
-        raise ModuleNotFoundError("annotating with a model needs the package 'openai': pip install 'armlet[vlm]'") from None
+        raise ModuleNotFoundError("annotating with a model needs the package 'openai': pip install -e '.[vlm]'") from None
     return openai
 
 

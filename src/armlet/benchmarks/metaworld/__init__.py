@@ -1,6 +1,6 @@
 """Meta-World (Yu et al. 2019; version 3.1.1) with its own scripted experts: a Sawyer arm and fifty tasks.
 
-Needs `pip install 'armlet[metaworld]'`; importing this file does not. What is ours: the words (`language`), the cheap
+Needs `pip install -e '.[metaworld]'`; importing this file does not. What is ours: the words (`language`), the cheap
 pictures (`visual`), and a blue ball where the goal of a task is a mere point in space; what a task asks for is
 otherwise to be seen, and the state a policy gets says nothing of objects or goals. Everything random comes from
 (task, seed): positions are drawn from Meta-World's own ranges, not from its fifty fixed goals per task.
@@ -130,7 +130,7 @@ def require_extra() -> None:
             importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             raise ModuleNotFoundError(
-                f"the benchmark metaworld needs the package {package!r}: pip install 'armlet[metaworld]'"
+                f"the benchmark metaworld needs the package {package!r}: pip install -e '.[metaworld]'"
             ) from None
 
 
