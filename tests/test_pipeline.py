@@ -12,7 +12,7 @@ from tiny import tiny_recipe
 
 from armlet import collect, distil, evaluate, figures, outcomes, practice, probe, recipes, teach, training
 from armlet import report as report_page
-from armlet.__main__ import main
+from armlet.__main__ import main, override
 from armlet.checkpoint import load_policy
 from armlet.data.episodes import EpisodeDataset
 from armlet.data.files import BusyError, hold
@@ -346,8 +346,12 @@ def test_a_recipe_and_a_benchmark_from_outside_are_one_file(tmp_path) -> None:
 def test_facts_that_the_episodes_lack_are_named_with_what_to_do(recipe: Recipe, tmp_path) -> None:
     stage = dataclasses.replace(recipe.stages[0], objective=Imitate(facts=("nobody",)))
     lacking = dataclasses.replace(recipe, stages=(stage,), out=tmp_path, shared=recipe.out)
-    with pytest.raises(KeyError, match=r"pointed\.nobody.*leave `facts` of the objective empty"):
+    with pytest.raises(ValueError, match=r"guess nobody, facts of a simulator .*`--stages\.0\.objective\.facts`"):
         distil.main(lacking)
+    teaching = dataclasses.replace(recipe.teach, objective=Imitate(facts=("subject", "nobody")))
+    with pytest.raises(ValueError, match=r"guess nobody, facts of a simulator .*`--teach\.objective\.facts`"):
+        teach.main(dataclasses.replace(recipe, teach=teaching, teacher=tmp_path / "teacher", out=tmp_path))
+    assert override(recipe, ["--teach.objective.facts"], "armlet teach").teach.objective.facts == ()
 
 
 def test_a_report_is_recomputed_from_the_outcomes_beside_it(recipe: Recipe) -> None:

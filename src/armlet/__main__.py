@@ -93,7 +93,8 @@ def _in_one_line(prog: str) -> Iterator[None]:
     except SystemExit as left:
         if not left.code:  # it has helped
             raise
-        words = said.getvalue().translate(dict.fromkeys(map(ord, BOX), " ")).split()
+        _, *lines = said.getvalue().splitlines()  # the first is the box's title
+        words = " ".join(lines).translate(dict.fromkeys(map(ord, BOX), " ")).split()
         sys.exit(f"{prog}: {' '.join(words)}")
 
 
@@ -114,7 +115,9 @@ def _finish(command: str, work: Callable[[], object], *, debug: bool) -> None:
     try:
         result = work()
     except KeyboardInterrupt:
-        sys.stderr.write(f"{command}: stopped; the same command goes on from what was kept\n")
+        sys.stderr.write(
+            f"{command}: stopped; the same command goes on from what was kept last, or from the start where nothing was yet\n"
+        )
         sys.exit(130)
     except Exception as error:  # of whatever kind: a user reads one line, and whoever mends it asks for the traceback
         if debug:

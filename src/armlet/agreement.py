@@ -13,7 +13,7 @@ another unit. Less is not refused: real recordings overshoot, and what they lose
 """
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -76,13 +76,25 @@ def remark_on_benchmark(
     other state or other cameras than that has. It is no error: who brings episodes may have no benchmark."""
     lacking = []
     if len(data.state_names) not in (0, len(state)):
-        lacking.append(f"{len(data.state_names)} state numbers and it has {len(state)}")
+        lacking.append(f"{len(data.state_names)} state numbers and the benchmark has {len(state)}")
     missing = sorted(data.cameras.keys() - cameras.keys())
     if missing:
-        lacking.append(f"cameras {', '.join(missing)} and it has {', '.join(sorted(cameras))}")
+        lacking.append(f"cameras {', '.join(missing)} and the benchmark has {', '.join(sorted(cameras))}")
     if lacking:
         sys.stderr.write(
             f"{title}: the episodes have {'; '.join(lacking)}: what is taught from them cannot act in benchmark {benchmark!r}\n"
+        )
+
+
+def check_facts(data: EpisodeDataset, wanted: Collection[str], *, option: str) -> None:
+    """The facts of a simulator that a network guesses while it learns, `wanted` by what it reads (`privileged.subject`). Raises ValueError
+    where the episodes do not have them, as those of a real robot do not."""
+    facts = {name.partition(".")[2] for name in wanted if name.startswith(("privileged.", "pointed."))}
+    missing = sorted(facts - set(data.privileged))
+    if missing:
+        raise ValueError(
+            f"{data.root}: the objective has a network guess {', '.join(missing)}, facts of a simulator that these episodes do not have (columns "
+            f"{', '.join(f'privileged.{name}' for name in missing)}); leave them out with `{option}`, and no name behind it"
         )
 
 
@@ -93,8 +105,8 @@ def _actions(data: EpisodeDataset, actions: np.ndarray, spec: ActionSpec, limit:
     _names("action", data.action_names, spec.names, spec.dims, problems, remarks)
     if not _same_rate(data.fps, spec.control_hz):
         problems.append(
-            f"rate: the episodes have {data.fps:g} actions a second (fps) and {spec.control_hz:g} are executed (control_hz); retime "
-            "the episodes (armlet.data.conventions.retime), or describe a robot of their rate"
+            f"rate: the episodes have {data.fps:g} actions a second (fps) and {spec.control_hz:g} are executed (control_hz); "
+            "record or convert the episodes at that rate, or give a benchmark whose action_spec has theirs (docs/adding-a-benchmark.md)"
         )
     if actions.shape[1] == spec.dims:
         out = outside_range(actions, spec)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from armlet.agreement import check_policy
+from armlet.agreement import check_facts, check_policy
 from armlet.annotators import annotator_fingerprint
 from armlet.checkpoint import load_policy, policy_fingerprint, save_policy
 from armlet.data.episodes import EpisodeDataset
@@ -50,6 +50,8 @@ def _main(recipe: Recipe) -> Path:
         sys.stderr.write(f"{title}: {recipe.student_folder} was distilled exactly so already\n")
         return recipe.student_folder
     check_policy(data, data.columns()["action"], teacher, limit=recipe.outside_range, title=title)
+    for index, stage in enumerate(recipe.stages):
+        check_facts(data, stage.objective.wants, option=f"--stages.{index}.objective.facts")
     whole = labelled_frames(recipe, data, teacher.view, recipe.labels)
     train, held_out = (rows_of(whole.starts, part) for part in _parts(recipe, data))
     torch.manual_seed(recipe.seed)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from armlet.agreement import check_taught, remark_on_benchmark
+from armlet.agreement import check_facts, check_taught, remark_on_benchmark
 from armlet.checkpoint import save_policy
 from armlet.data.episodes import EpisodeDataset
 from armlet.data.frames import load_frames
@@ -34,6 +34,7 @@ def main(recipe: Recipe) -> Path:
     assert recipe.teach is not None  # as before
     data, title, robot = EpisodeDataset(recipe.episodes, recipe.columns), f"teach {recipe.name}", recipe.benchmark
     check_taught(data, data.columns()[ACTION], robot.action_spec, limit=recipe.outside_range, title=title)
+    check_facts(data, recipe.teach.objective.wants, option="--teach.objective.facts")
     remark_on_benchmark(data, robot.state_names, robot.cameras, benchmark=robot.name, title=title)
     policy = new_policy(recipe, data)
     made_from = {"data": data.fingerprint, "network": policy.to_json(), "words": digest_text([policy.body.tokenizer.to_str()])}

@@ -86,7 +86,7 @@ def test_what_is_no_picture_or_of_another_size_is_named() -> None:
     ):
         fit_picture(noise(20, 24), 24, "exact", camera="eye")
     for wrong in (noise(20, 24).astype(np.float32), noise(20, 24)[..., 0], noise(20, 24)[..., :1], noise(20, 24)[None]):
-        with pytest.raises(FitError, match=r"camera 'eye': found .*, expected \(24, 24, 3\) uint8"):
+        with pytest.raises(FitError, match=r"camera 'eye': found .*, expected \(h, w, 3\) uint8, channels last"):
             fit_picture(wrong, 24, "letterbox", camera="eye")
     with pytest.raises(FitError, match="camera 'eye': found an empty picture"):
         fit_picture(np.zeros((0, 24, 3), np.uint8), 24, "letterbox", camera="eye")

@@ -65,7 +65,8 @@ def fit_picture(image: np.ndarray, size: int | tuple[int, int], fit: Fit, *, cam
     """
     height, width = (size, size) if isinstance(size, int) else size
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-        raise FitError(f"camera {camera!r}: found {image.shape} {image.dtype}, expected ({height}, {width}, 3) uint8")
+        wanted = f"({height}, {width}, 3)" if fit == "exact" else "(h, w, 3)"
+        raise FitError(f"camera {camera!r}: found {image.shape} {image.dtype}, expected {wanted} uint8, channels last")
     found = image.shape[:2]
     if found == (height, width):
         return image

@@ -20,7 +20,7 @@ class ConvEncoder(nn.Module):
         if first is None or size % stride:
             raise ValueError(
                 f"pictures of {size} pixels a side in patches of {stride}: expected patches of 8, 12 or 16 that divide the side; give "
-                "`--pictures.fit letterbox --pictures.size` a multiple (192 is one of all three), or `--network.strides CAMERA` another patch"
+                "`--pictures.fit letterbox --pictures.size` a multiple (192 is one of all three), or the network other `strides`"
             )
         self.net = nn.Sequential(
             nn.Conv2d(3, channels, 2 * first - 1, first, first - 1),
