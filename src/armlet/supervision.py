@@ -57,8 +57,7 @@ def save_heads(heads: ProbeHeads, path: Path) -> None:
 
 def load_heads(heads: ProbeHeads, path: Path) -> None:
     """Fitted weights into fresh heads. Raises FileNotFoundError where `probe` has not run, ValueError where it ran with other heads."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: the probe heads have not been fitted; run `armlet probe` first")
+    _check_fitted(path)
     weights = read_tensors(path, fix=HEADS_FIX)
     try:
         load_weights(heads, weights, source=path)
@@ -67,6 +66,11 @@ def load_heads(heads: ProbeHeads, path: Path) -> None:
             f"{error}\nThese heads were fitted with another `probe` (its widths, queries or layers), or by an older armlet. Delete "
             f"{path.parent} and the traces beside it and run `armlet probe` again, or keep them and give another `--shared`"
         ) from error
+
+
+def _check_fitted(path: Path) -> None:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: the probe heads have not been fitted; run `armlet probe` first")
 
 
 def heads_question(recipe: Recipe, data_fingerprint: str) -> Question:
@@ -81,8 +85,7 @@ def check_heads(recipe: Recipe, data_fingerprint: str) -> None:
     another way than this recipe says."""
     assert recipe.probe is not None
     path = heads_file(recipe)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: the probe heads have not been fitted; run `armlet probe` first")
+    _check_fitted(path)
     about = path.with_name(ABOUT)
     fix = (
         "give this verb the same --probe options as `armlet probe`; or run `armlet probe` again with these options, with another `--shared` "
@@ -104,6 +107,7 @@ def identity(recipe: Recipe, data_fingerprint: str) -> StoreIdentity:
     probe, heads = recipe.probe, heads_file(recipe)
     preprocessing = "no probe heads"
     if probe is not None:
+        _check_fitted(heads)
         digest = digest_weights(read_tensors(heads, fix=HEADS_FIX))
         preprocessing = f"{probe.graph_width}-{probe.semantic_width}-{probe.neighbours}, heads {digest}"
     if recipe.trace_precision != "fp32":
