@@ -49,9 +49,7 @@ def _main(recipe: Recipe) -> Path:
     if is_finished(recipe.student_folder, wanted, fixes="give another folder with `--out`"):
         sys.stderr.write(f"{title}: {recipe.student_folder} was distilled exactly so already\n")
         return recipe.student_folder
-    check_policy(data, data.columns()["action"], teacher, limit=recipe.outside_range, title=title)
-    for index, stage in enumerate(recipe.stages):
-        check_facts(data, stage.objective.wants, option=f"--stages.{index}.objective.facts")
+    _check_episodes(recipe, data, teacher, title=title)
     whole = labelled_frames(recipe, data, teacher.view, recipe.labels)
     train, held_out = (rows_of(whole.starts, part) for part in _parts(recipe, data))
     torch.manual_seed(recipe.seed)
@@ -102,6 +100,13 @@ def _main(recipe: Recipe) -> Path:
     provenance = {"recipe": to_json(recipe), "data": data.fingerprint, PROVENANCE: wanted}
     save_policy(student.deployed(), recipe.student_folder, provenance=provenance, weights=recipe.weights)
     return recipe.student_folder
+
+
+def _check_episodes(recipe: Recipe, data: EpisodeDataset, teacher: Policy, *, title: str) -> None:
+    """Raises ValueError where the episodes are not the teacher's robot's, or lack what an objective reads."""
+    check_policy(data, data.columns()["action"], teacher, limit=recipe.outside_range, title=title)
+    for index, stage in enumerate(recipe.stages):
+        check_facts(data, stage.objective.wants, option=f"--stages.{index}.objective.facts")
 
 
 def _made_from(wanted: Question, sets: list[str], stores: list[TraceStore], student: Policy) -> dict[str, Any]:
