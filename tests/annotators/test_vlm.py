@@ -219,7 +219,7 @@ def test_a_killed_run_asks_only_what_is_missing(data, tmp_path) -> None:
 
 def test_without_the_library_it_says_what_to_install(data, tmp_path, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "openai", None)
-    with pytest.raises(ModuleNotFoundError, match=r"pip install 'armlet\[vlm\]'"):
+    with pytest.raises(ModuleNotFoundError, match=r"pip install -e '\.\[vlm\]'"):
         store_labels(tmp_path / "s", vlm("http://127.0.0.1:9/v1", tmp_path), data, confirm=yes)
 
 

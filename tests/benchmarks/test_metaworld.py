@@ -69,7 +69,7 @@ def test_importing_is_cheap_and_a_missing_package_is_named(monkeypatch: pytest.M
 
     monkeypatch.setattr(importlib.metadata, "version", version)
     for call in (require_extra, BENCHMARK.fingerprint, lambda: world_of("push-v3")):
-        with pytest.raises(ModuleNotFoundError, match=r"pip install 'armlet\[metaworld\]'"):
+        with pytest.raises(ModuleNotFoundError, match=r"pip install -e '\.\[metaworld\]'"):
             call()
 
 
