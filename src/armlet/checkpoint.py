@@ -179,12 +179,6 @@ def _tensors_and_digest(path: Path, config: dict[str, Any]) -> tuple[str | None,
     return marked, (tensors, _digest(config["policy"], path)[1])
 
 
-def save_number(folder: Path | str) -> tuple[int, ...]:
-    """What changes whenever a policy is saved to this folder, at the price of a look at its config."""
-    found = (local_folder(folder, kind="model") / CONFIG).stat()
-    return found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size
-
-
 def _read(folder: Path, look: Callable[[Path, dict[str, Any]], tuple[str | None, T]]) -> tuple[dict[str, Any], T, bytes]:
     """The config, what `look` finds in the weights, and the words, all of one policy, whoever saves another meanwhile.
 

@@ -41,7 +41,8 @@ def main(recipe: Recipe) -> Path:
     check(recipe)
     recipe = at_hand(recipe, reads=("teacher", "policies"))
     field = contenders(recipe)
-    recipe.pictures.agree(field["teacher"].load().view)
+    if recipe.pictures.asked:
+        recipe.pictures.agree(field["teacher"].load().view)
     out = recipe.out / "evaluation"
     rows = run_episodes(recipe, field, out)
     torch.set_num_threads(1)

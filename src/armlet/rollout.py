@@ -31,7 +31,7 @@ import numpy as np
 import torch
 
 from armlet.benchmarks import Benchmark, Task, World
-from armlet.checkpoint import load_policy, policy_fingerprint, save_number
+from armlet.checkpoint import load_policy, policy_fingerprint
 from armlet.policies import Policy
 from armlet.types import ActionSpec, Observation
 
@@ -175,16 +175,15 @@ class Contender:
 
 
 @functools.cache
-def _loaded(folder: Path, budget: float | None, saved: object) -> Policy:
-    """A worker's own copy, loaded once however it is run; `saved` tells the policy that is in the folder now from one before it."""
+def _loaded(folder: Path, budget: float | None) -> Policy:
+    """A worker's own copy, loaded once however it is run."""
     torch.set_num_threads(1)
     return Contender(folder, budget).load()
 
 
 def _work(job: tuple[str, Contender, Benchmark, Task, int]) -> tuple[str, Result]:
     name, contender, benchmark, task, seed = job
-    policy = _loaded(contender.folder, contender.budget, save_number(contender.folder))
-    return name, contender.run(policy, benchmark, task, seed)
+    return name, contender.run(_loaded(contender.folder, contender.budget), benchmark, task, seed)
 
 
 def run_all(
@@ -193,6 +192,7 @@ def run_all(
     """Run (policy name, task, seed) jobs in `workers` processes; results come as they finish."""
     jobs = [(name, contenders[name], benchmark, task, seed) for name, task, seed in episodes]
     if workers <= 1:
+        _loaded.cache_clear()  # since this process last ran one, another policy may have been saved to its folder
         yield from map(_work, jobs)
         return
     with multiprocessing.get_context("spawn").Pool(workers) as pool:

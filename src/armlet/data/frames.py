@@ -3,6 +3,7 @@
 Knows arrays and a tokenizer; knows no network.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -192,8 +193,15 @@ def draw(length: int, batch_size: int, step: int, seed: int) -> np.ndarray:
     so a resumed run draws what an uninterrupted one would. The last batch of an epoch may be smaller."""
     per_epoch = -(-length // batch_size)
     epoch, position = divmod(step, per_epoch)
-    order = np.random.default_rng([seed, epoch]).permutation(length)
+    order = _order(length, epoch, seed)
     return np.sort(order[position * batch_size : (position + 1) * batch_size])
+
+
+@functools.lru_cache(maxsize=2)  # of this epoch and, at its end, of the next, whose first rows are asked for ahead
+def _order(length: int, epoch: int, seed: int) -> np.ndarray:
+    order = np.random.default_rng([seed, epoch]).permutation(length)
+    order.setflags(write=False)
+    return order
 
 
 def load_frames(data: EpisodeDataset, view: View | None = None, pictures: Pictures | None = None) -> Frames:

@@ -91,6 +91,11 @@ class Pictures:
                 )
         return View(dict(cameras))
 
+    @property
+    def asked(self) -> bool:
+        """Whether a way to see pictures is asked for, which must then be the teacher's."""
+        return self.fit != "exact" or self.size is not None
+
     def agree(self, view: View) -> None:
         """Raises FitError where another fit or size is asked for than a policy that exists was taught with: it would be ignored."""
         sizes = sorted(set(view.cameras.values()))
