@@ -1,13 +1,16 @@
-"""What codecs lose of an expert's actions, and how often the expert succeeds when it can only act through one.
+"""What codecs lose of an expert's actions, and how often the expert succeeds when it can only act
+through one.
 
     python bench/codebook.py [--episodes 700] [--out docs/machinery/codebook.json]
 
-Errors are over recorded episodes, in which the expert is disturbed and distracted; k-means is fitted on the same. Success is in
-closed loop, undisturbed, on seeds that nothing was fitted on: every expert action is encoded and decoded before the world sees it.
+Errors are over recorded episodes, in which the expert is disturbed and distracted; k-means is
+fitted on the same. Success is in closed loop, undisturbed, on seeds that nothing was fitted on:
+every expert action is encoded and decoded before the world sees it.
 
-Chunks: what a perfect imitator of encoded episodes would do that carries out two or three actions before it looks again. Recorded
-from the expert itself and then encoded, the actions of a chunk follow from states that primitives do not reach; recorded from the expert
-acting through the codec, they follow from one another.
+Chunks: what a perfect imitator of encoded episodes would do that carries out two or three actions
+before it looks again. Recorded from the expert itself and then encoded, the actions of a chunk
+follow from states that primitives do not reach; recorded from the expert acting through the codec,
+they follow from one another.
 """
 
 import copy
@@ -43,7 +46,9 @@ def recorded_actions(benchmark: Tabletop, episodes: int, seed: int) -> np.ndarra
     tasks, progress = benchmark.tasks(), Progress("recording", total=episodes, unit="episode")
     actions = []
     for index in range(episodes):
-        actions.append(roll_out(benchmark, tasks[index % len(tasks)], seed + index, Perturbation()).action)
+        actions.append(
+            roll_out(benchmark, tasks[index % len(tasks)], seed + index, Perturbation()).action
+        )
         progress.advance()
     progress.close()
     return np.concatenate(actions)
@@ -51,7 +56,8 @@ def recorded_actions(benchmark: Tabletop, episodes: int, seed: int) -> np.ndarra
 
 @dataclasses.dataclass(frozen=True)
 class Chunks:
-    """`execute` actions between two looks; `through`: they were recorded of an expert that acts through the codec."""
+    """`execute` actions between two looks; `through`: they were recorded of an expert that acts
+    through the codec."""
 
     execute: int = 1
     through: bool = True
@@ -68,8 +74,11 @@ class Chunks:
         return actions
 
 
-def attempt(benchmark: Tabletop, task: Task, seed: int, codec: Codec, chunks: Chunks) -> tuple[bool, int]:
-    """One episode of the expert through `codec`: whether it succeeded, and after how many steps it ended."""
+def attempt(
+    benchmark: Tabletop, task: Task, seed: int, codec: Codec, chunks: Chunks
+) -> tuple[bool, int]:
+    """One episode of the expert through `codec`: whether it succeeded, and after how many steps it
+    ended."""
     world, pending = benchmark.make(task, seed), []
     for step in range(1, benchmark.max_steps + 1):
         pending = pending or chunks.foresee(world, codec)
@@ -97,7 +106,9 @@ def success(
         "success": float(done.mean()),
         "interval": wilson(int(done.sum()), episodes),
         "steps": float(np.mean([steps for _, steps in ended])),
-        "success_by_task": {task.name: float(done[index :: len(tasks)].mean()) for index, task in enumerate(tasks)},
+        "success_by_task": {
+            task.name: float(done[index :: len(tasks)].mean()) for index, task in enumerate(tasks)
+        },
     }
 
 
@@ -113,17 +124,23 @@ def main(arguments: Arguments) -> None:
     }
     for steps in ((1.0, 0.25), (0.8, 0.3), (0.7, 0.2), (1.0, 0.1), (1.0, 0.5)):
         book = Codebook.axes(spec, steps)
-        codecs[f"24 primitives, axes {steps[0]:g} and {steps[1]:g}"] = lambda action, book=book: book.decode(book.encode(action))
+        codecs[f"24 primitives, axes {steps[0]:g} and {steps[1]:g}"] = lambda action, book=book: (
+            book.decode(book.encode(action))
+        )
     found = {}
     for name, codec in codecs.items():
-        closed_loop = success(benchmark, codec, arguments.episodes, arguments.seed + arguments.recorded, name)
+        closed_loop = success(
+            benchmark, codec, arguments.episodes, arguments.seed + arguments.recorded, name
+        )
         found[name] = {**closed_loop, "error": codec_error(actions, codec(actions), spec)}
     default, chunked = codecs["24 primitives, axes 1 and 0.25"], {}
     for execute in (2, 3):
         for through in (False, True):
             name = f"{execute} at a time, recorded {'through the codec' if through else 'of the expert itself'}"
             first = arguments.seed + arguments.recorded
-            chunked[name] = success(benchmark, default, arguments.episodes, first, name, Chunks(execute, through))
+            chunked[name] = success(
+                benchmark, default, arguments.episodes, first, name, Chunks(execute, through)
+            )
     result = {
         "benchmark": benchmark.name,
         "episodes": arguments.episodes,
@@ -135,7 +152,9 @@ def main(arguments: Arguments) -> None:
     arguments.out.write_text(json.dumps(result, indent=1) + "\n")
     for name, row in (found | chunked).items():
         low, high = row["interval"]
-        print(f"{name}: success {row['success']:.3f} ({low:.3f}–{high:.3f}), {row['steps']:.1f} steps")
+        print(
+            f"{name}: success {row['success']:.3f} ({low:.3f}–{high:.3f}), {row['steps']:.1f} steps"
+        )
     for name, row in found.items():
         error = {part: f"{1e3 * value:.1f}" for part, value in row["error"]["metres"].items()}
         print(f"{name}: error {error['mean']} mm, p95 {error['p95']}, max {error['max']}")

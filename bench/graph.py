@@ -1,9 +1,11 @@
-"""The graph extractor against a full-width GATConv of PyTorch Geometric over the same graph: time and memory.
+"""The graph extractor against a full-width GATConv of PyTorch Geometric over the same graph: time
+and memory.
 
-    python bench/graph.py [--out docs/machinery/graph.json]          needs torch_geometric (make bench installs it)
+    python bench/graph.py [--out docs/machinery/graph.json]          needs torch_geometric (make
+    bench installs it)
 
-Batch 8, 292 tokens, width 4096, 8 neighbours; forward and backward. Each side runs in a process of its own, so that its peak
-of memory is its own.
+Batch 8, 292 tokens, width 4096, 8 neighbours; forward and backward. Each side runs in a process of
+its own, so that its peak of memory is its own.
 """
 
 import dataclasses
@@ -35,11 +37,15 @@ def ours() -> torch.nn.Module:
 
 
 def geometric() -> torch.nn.Module:
-    """Two graph-attention layers at full width, four heads averaged, as published; the graph is given to it."""
+    """Two graph-attention layers at full width, four heads averaged, as published; the graph is
+    given to it."""
     from torch_geometric.nn import GATConv
 
     layers = [GATConv(WIDTH, WIDTH, heads=4, concat=False) for _ in range(2)]
-    senders = torch.randint(0, TOKENS, (BATCH, TOKENS, NEIGHBOURS)) + TOKENS * torch.arange(BATCH)[:, None, None]
+    senders = (
+        torch.randint(0, TOKENS, (BATCH, TOKENS, NEIGHBOURS))
+        + TOKENS * torch.arange(BATCH)[:, None, None]
+    )
     receivers = torch.arange(BATCH * TOKENS).repeat_interleave(NEIGHBOURS)
     edges = torch.stack([senders.flatten(), receivers])
 

@@ -1,12 +1,14 @@
-"""A large data set's pictures on their way into training: how fast, how much memory, and what a second start costs.
+"""A large data set's pictures on their way into training: how fast, how much memory, and what a
+second start costs.
 
     python bench/pictures.py [--frames 100000] [--place FOLDER] [--out docs/machinery/pictures.json]
 
-Makes a data set as lerobot's recorder lays it out (AV1 films with a key frame every other frame, 5,000 frames a file) of two cameras
-of 640×480, and draws shuffled batches of it as training does, letterboxed to 224 pixels: from the file of decoded pictures, which is
-made by the first start, and streamed. One film is made a camera, and stands there under every film's name: what is decoded is no less.
-Every row below is a process of its own; its memory is counted above what the process held with everything imported. Needs Linux, and
-room for what is decoded: 30 GB for 100,000 frames.
+Makes a data set as lerobot's recorder lays it out (AV1 films with a key frame every other frame,
+5,000 frames a file) of two cameras of 640×480, and draws shuffled batches of it as training does,
+letterboxed to 224 pixels: from the file of decoded pictures, which is made by the first start, and
+streamed. One film is made a camera, and stands there under every film's name: what is decoded is no
+less. Every row below is a process of its own; its memory is counted above what the process held
+with everything imported. Needs Linux, and room for what is decoded: 30 GB for 100,000 frames.
 """
 
 import dataclasses
@@ -72,7 +74,10 @@ def measure(folder: Path, frames: int) -> dict[str, Any]:
         "pixels": f"{WIDTH}x{HEIGHT}",
         "side": SIDE,
         "threads": kept.threads,
-        "first_start": {**first, "decoded_frames_a_second": len(CAMERAS) * frames / first["seconds_to_first_batch"]},
+        "first_start": {
+            **first,
+            "decoded_frames_a_second": len(CAMERAS) * frames / first["seconds_to_first_batch"],
+        },
         "second_start": alone(root, kept),
         "streamed": alone(root, streamed),
         "gigabytes_at_full_size": len(CAMERAS) * frames * HEIGHT * WIDTH * 3 / 1e9,
@@ -87,7 +92,8 @@ def alone(root: Path, pictures: Pictures) -> dict[str, float]:
 
 
 def train(root: Path, pictures: Pictures) -> dict[str, float]:
-    """Opens the data set and draws shuffled batches, as a training stage does but for its network."""
+    """Opens the data set and draws shuffled batches, as a training stage does but for its
+    network."""
     before = peak_memory()
     started = time.perf_counter()
     data = EpisodeDataset(root)
@@ -96,7 +102,9 @@ def train(root: Path, pictures: Pictures) -> dict[str, float]:
     frames = load_frames(data, pictures.view(data.cameras, whose=str(root)), pictures)
     unit = Normaliser(np.zeros(DIMS, np.float32), np.ones(DIMS, np.float32))
     tokenizer = train_tokenizer(sorted(data.tasks))
-    batches = BatchMaker(frames, tokenizer, unit, unit, chunk=16, text_tokens=8, device=torch.device("cpu"))
+    batches = BatchMaker(
+        frames, tokenizer, unit, unit, chunk=16, text_tokens=8, device=torch.device("cpu")
+    )
     batches.batch(draw(len(batches), BATCH, 0, 0))
     opened = time.perf_counter() - started
     progress = Progress(f"batches of {fingerprint}", total=STEPS, unit="step")
@@ -117,7 +125,8 @@ def train(root: Path, pictures: Pictures) -> dict[str, float]:
 
 
 def peak_memory() -> int:
-    """The most bytes that this process has held so far. The kernel's own count, as getrusage's includes the parent's."""
+    """The most bytes that this process has held so far. The kernel's own count, as getrusage's
+    includes the parent's."""
     found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
     assert found is not None
     return 1024 * int(found[1])
@@ -132,7 +141,11 @@ def write_data_set(root: Path, frames: int) -> None:
             os.link(film, film.with_name(f"file-{number:03d}.mp4"))
     rng = np.random.default_rng(0)
     numbers = {"dtype": "float32", "shape": [DIMS], "names": None}
-    picture = {"dtype": "video", "shape": [HEIGHT, WIDTH, 3], "names": ["height", "width", "channels"]}
+    picture = {
+        "dtype": "video",
+        "shape": [HEIGHT, WIDTH, 3],
+        "names": ["height", "width", "channels"],
+    }
     index = np.arange(frames)
     step = index % EPISODE
     columns: dict[str, Any] = {
@@ -194,7 +207,11 @@ def write_film(path: Path, frames: int, camera: str) -> None:
     """A noisy picture that wanders, so that frames differ and compress about as a camera's do."""
     path.parent.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(len(camera))
-    coarse = rng.integers(0, 256, (HEIGHT // 8, WIDTH // 8, 3), dtype=np.uint8).repeat(16, 0).repeat(16, 1)
+    coarse = (
+        rng.integers(0, 256, (HEIGHT // 8, WIDTH // 8, 3), dtype=np.uint8)
+        .repeat(16, 0)
+        .repeat(16, 1)
+    )
     grain = rng.integers(0, 12, (HEIGHT, WIDTH, 3), dtype=np.uint8)
     progress = Progress(f"film of {camera}", total=frames, unit="frame")
     with av.open(str(path), "w") as container:

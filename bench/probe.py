@@ -1,11 +1,15 @@
-"""What the heads that read every layer lose by their narrow graph: probe error on tabletop, beside a full-width GATConv and no graph.
+"""What the heads that read every layer lose by their narrow graph: probe error on tabletop, beside
+a full-width GATConv and no graph.
 
-    python bench/probe.py [--out docs/machinery/probe.json]      needs torch_geometric (make bench installs it) and collected episodes
+    python bench/probe.py [--out docs/machinery/probe.json]      needs torch_geometric (make bench
+    installs it) and collected episodes
 
-Heads on the frozen teacher, the same batches in the same order, each at several seeds: `ours`, as the recipes have them; `geometric`, with nodes as
-wide as the backbone, whose messages are those of PyTorch Geometric's GATConv over the graph of the eight highest affinities, its edge weights
-given as edge features, pooled once as published, and pooled as ours are; `no graph`, ours pooled at once. Reported is the mean squared error of
-the action on episodes that no head has seen, over the layers, in units of normalised actions.
+Heads on the frozen teacher, the same batches in the same order, each at several seeds: `ours`, as
+the recipes have them; `geometric`, with nodes as wide as the backbone, whose messages are those of
+PyTorch Geometric's GATConv over the graph of the eight highest affinities, its edge weights given
+as edge features, pooled once as published, and pooled as ours are; `no graph`, ours pooled at once.
+Reported is the mean squared error of the action on episodes that no head has seen, over the layers,
+in units of normalised actions.
 """
 
 import dataclasses
@@ -48,20 +52,26 @@ class Arguments:
 
 
 class Geometric(nn.Module):
-    """`layers.graph.GraphAttention` by torch_geometric: a GATConv a layer, four heads averaged, edge weights as its edge features."""
+    """`layers.graph.GraphAttention` by torch_geometric: a GATConv a layer, four heads averaged,
+    edge weights as its edge features."""
 
     def __init__(self, layers: int, width: int, heads: int) -> None:
         super().__init__()
         from torch_geometric.nn import GATConv
 
         self.convolutions = nn.ModuleList(
-            GATConv(width, width, heads=heads, concat=False, edge_dim=1, add_self_loops=False) for _ in range(layers)
+            GATConv(width, width, heads=heads, concat=False, edge_dim=1, add_self_loops=False)
+            for _ in range(layers)
         )
 
-    def forward(self, nodes: Tensor, edges: Edges, affinity: Tensor, pick: Tensor | None = None) -> Tensor:
+    def forward(
+        self, nodes: Tensor, edges: Edges, affinity: Tensor, pick: Tensor | None = None
+    ) -> Tensor:
         layers, rows, _ = nodes.shape
         kept = affinity.shape[-1]
-        assert pick is None and bool(torch.isfinite(affinity).all())  # every sample has more real tokens than neighbours
+        assert pick is None and bool(
+            torch.isfinite(affinity).all()
+        )  # every sample has more real tokens than neighbours
         receiver = torch.arange(rows).repeat_interleave(kept)
         weight = affinity.softmax(dim=-1).flatten(1)[..., None]  # (l, m * e, 1)
         out = []
@@ -82,7 +92,9 @@ def make(kind: str, teacher: Policy) -> ProbeHeads:
     heads = make_heads(teacher, probe)
     if kind.startswith("geometric"):
         layers = len(teacher.layers)
-        heads.semantic.attention = nn.ModuleList(Geometric(layers, teacher.width, probe.heads) for _ in range(probe.graph_layers))
+        heads.semantic.attention = nn.ModuleList(
+            Geometric(layers, teacher.width, probe.heads) for _ in range(probe.graph_layers)
+        )
     return heads
 
 
@@ -90,7 +102,9 @@ def main(arguments: Arguments) -> None:
     teacher = load_policy(arguments.teacher)
     frames = load_frames(EpisodeDataset(arguments.episodes), teacher.view, Pictures())
     batches = make_batches(teacher, frames)
-    first = int(frames.starts[len(frames.starts) * 9 // 10])  # the last tenth of the episodes is held out
+    first = int(
+        frames.starts[len(frames.starts) * 9 // 10]
+    )  # the last tenth of the episodes is held out
     held_out = np.linspace(first, len(batches) - 1, arguments.held_out).astype(np.int64)
     layers = len(teacher.layers)
 
@@ -110,14 +124,24 @@ def main(arguments: Arguments) -> None:
     for seed in range(arguments.seeds):
         torch.manual_seed(seed)
         heads = {kind: make(kind, teacher) for kind in kinds}
-        parameters = {kind: sum(p.numel() for p in head.parameters()) // layers for kind, head in heads.items()}
-        optimisers = {kind: torch.optim.AdamW(head.parameters(), lr=arguments.learning_rate) for kind, head in heads.items()}
+        parameters = {
+            kind: sum(p.numel() for p in head.parameters()) // layers
+            for kind, head in heads.items()
+        }
+        optimisers = {
+            kind: torch.optim.AdamW(head.parameters(), lr=arguments.learning_rate)
+            for kind, head in heads.items()
+        }
         for step in range(arguments.steps):
             inputs, mask, expert, valid = see(draw(first, arguments.batch, step, seed))
-            factor = min(1.0, (step + 1) / 50) * max(0.02, 0.5 * (1 + math.cos(math.pi * step / arguments.steps)))
+            factor = min(1.0, (step + 1) / 50) * max(
+                0.02, 0.5 * (1 + math.cos(math.pi * step / arguments.steps))
+            )
             for kind, head in heads.items():
                 _, actions = head(inputs, mask)
-                loss = torch.stack([losses.action_mse(said, expert, valid) for said in actions.unbind(1)]).mean()
+                loss = torch.stack(
+                    [losses.action_mse(said, expert, valid) for said in actions.unbind(1)]
+                ).mean()
                 loss.backward()
                 nn.utils.clip_grad_norm_(head.parameters(), 1.0)
                 optimisers[kind].param_groups[0]["lr"] = arguments.learning_rate * factor
@@ -130,7 +154,11 @@ def main(arguments: Arguments) -> None:
             with torch.no_grad():
                 for kind, head in heads.items():
                     _, actions = head(inputs, mask)
-                    found[kind].append(torch.stack([losses.action_mse(a, expert, valid) for a in actions.unbind(1)], dim=1))
+                    found[kind].append(
+                        torch.stack(
+                            [losses.action_mse(a, expert, valid) for a in actions.unbind(1)], dim=1
+                        )
+                    )
         for kind in kinds:
             by_layer = torch.cat(found[kind]).mean(dim=0)
             errors[kind].append(float(by_layer.mean()))
@@ -143,8 +171,12 @@ def main(arguments: Arguments) -> None:
         "parameters_a_layer": parameters,
         "error": {kind: float(np.mean(values)) for kind, values in errors.items()},
         "each": errors,
-        "per_layer": {kind: np.mean(values, axis=0).round(5).tolist() for kind, values in per_layer.items()},
-        "differences": {f"ours - {kind}": difference(errors["ours"], errors[kind]) for kind in kinds[1:]},
+        "per_layer": {
+            kind: np.mean(values, axis=0).round(5).tolist() for kind, values in per_layer.items()
+        },
+        "differences": {
+            f"ours - {kind}": difference(errors["ours"], errors[kind]) for kind in kinds[1:]
+        },
     }
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(result, indent=1) + "\n")

@@ -1,8 +1,10 @@
 """What skipping saves and what deciding costs, at batch 1 on one thread.
 
-    python bench/routing.py [--teacher checkpoints/tabletop-teacher] [--out docs/machinery/routing.json]
+    python bench/routing.py [--teacher checkpoints/tabletop-teacher] [--out
+    docs/machinery/routing.json]
 
-The teacher's backbone with all layers, and with every second one skipped by a router; the router alone.
+The teacher's backbone with all layers, and with every second one skipped by a router; the router
+alone.
 """
 
 import dataclasses
@@ -35,13 +37,18 @@ def main(arguments: Arguments) -> None:
     world = Tabletop().make(Tabletop().tasks()[0], 0)
     batch = student.prepare([world.observe()])
     with torch.no_grad():
-        student.router.leave.bias.copy_(torch.tensor([FORCED if index % 2 else -FORCED for index in range(layers)]))
+        student.router.leave.bias.copy_(
+            torch.tensor([FORCED if index % 2 else -FORCED for index in range(layers)])
+        )
 
     def time(function) -> float:
         with torch.inference_mode():
             tokens = student.embed(batch)
             return (
-                1e3 * Timer("f(t)", globals={"f": function, "t": tokens}).blocked_autorange(min_run_time=arguments.seconds).median
+                1e3
+                * Timer("f(t)", globals={"f": function, "t": tokens})
+                .blocked_autorange(min_run_time=arguments.seconds)
+                .median
             )
 
     whole = time(lambda tokens: teacher.backbone(tokens, batch))

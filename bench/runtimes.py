@@ -1,15 +1,20 @@
-"""What a runtime alone is worth: the shipped teacher, as it is and exported to ONNX, and its cut to two layers, both ways.
+"""What a runtime alone is worth: the shipped teacher, as it is and exported to ONNX, and its cut to
+two layers, both ways.
 
     pip install onnxruntime onnxscript      # of no extra of armlet's: only this bench reads them
-    python bench/runtimes.py [--policy checkpoints/tabletop-teacher] [--keep 1 6] [--out docs/machinery/runtimes.json]
+    python bench/runtimes.py [--policy checkpoints/tabletop-teacher] [--keep 1 6] [--out
+    docs/machinery/runtimes.json]
 
-A student that is faster than its teacher in PyTorch has to be compared with the teacher that was only exported, which costs nobody
-a training. All are timed in turn, in an order drawn anew for every observation, on one thread, batch 1, from observation to action:
-preparing the pictures, the network, and the robot's own numbers. The two-layer cut is the *shape* of the students of `actdistill`,
-`first_k` and `layer_drop` (2 of 8 layers); its weights are the teacher's own and succeed in nothing. Both ways must answer the same,
-which is measured as well. Says nothing about success, a GPU, or several threads.
+A student that is faster than its teacher in PyTorch has to be compared with the teacher that was
+only exported, which costs nobody a training. All are timed in turn, in an order drawn anew for
+every observation, on one thread, batch 1, from observation to action: preparing the pictures, the
+network, and the robot's own numbers. The two-layer cut is the *shape* of the students of
+`actdistill`, `first_k` and `layer_drop` (2 of 8 layers); its weights are the teacher's own and
+succeed in nothing. Both ways must answer the same, which is measured as well. Says nothing about
+success, a GPU, or several threads.
 
-The exported graph takes an instruction of any length, unpadded. Policies other than our VLA are not exported here.
+The exported graph takes an instruction of any length, unpadded. Policies other than our VLA are not
+exported here.
 """
 
 import dataclasses
@@ -57,10 +62,12 @@ class Arguments:
 
 
 class Graph(nn.Module):
-    """A VLA as a function of tensors, for one observation whose words are not padded: scene and wrist pictures (1, 3, h, w) in
-    [0, 1], token ids (1, n), state (1, s) → normalised actions (1, k, a).
+    """A VLA as a function of tensors, for one observation whose words are not padded: scene and
+    wrist pictures (1, 3, h, w) in [0, 1], token ids (1, n), state (1, s) → normalised actions (1,
+    k, a).
 
-    `VLA.embed` asks the batch whether any word is padding, which a graph cannot do; here none is, by construction."""
+    `VLA.embed` asks the batch whether any word is padding, which a graph cannot do; here none is,
+    by construction."""
 
     def __init__(self, policy: VLA) -> None:
         super().__init__()
@@ -82,7 +89,8 @@ class Graph(nn.Module):
 
 
 def exported(policy: VLA, example: Observation, path: Path) -> Callable[[Observation], np.ndarray]:
-    """The policy by ONNX Runtime on one thread: observation → (k, a) actions in the robot's own numbers."""
+    """The policy by ONNX Runtime on one thread: observation → (k, a) actions in the robot's own
+    numbers."""
     batch = policy.prepare([example])
     inputs = (batch.images["scene"], batch.images["wrist"], batch.text, batch.state)
     length = torch.export.Dim("words", min=2, max=policy.text_tokens)
@@ -130,7 +138,8 @@ def main(arguments: Arguments) -> None:
             "two layers, ONNX Runtime": exported(cut, frames[0], Path(folder) / "cut.onnx"),
         }
         parity = {
-            kind: furthest(ways[f"{kind}, PyTorch"], ways[f"{kind}, ONNX Runtime"], frames) for kind in ("teacher", "two layers")
+            kind: furthest(ways[f"{kind}, PyTorch"], ways[f"{kind}, ONNX Runtime"], frames)
+            for kind in ("teacher", "two layers")
         }
         times = interleaved(ways, frames, arguments.calls)
     base, export = times["teacher, PyTorch"], times["teacher, ONNX Runtime"]
@@ -140,13 +149,21 @@ def main(arguments: Arguments) -> None:
         "threads": 1,
         "processor": processor(),
         "timed_beside": arguments.beside,
-        "versions": {"torch": torch.__version__, "onnxruntime": onnxruntime.__version__, "python": platform.python_version()},
+        "versions": {
+            "torch": torch.__version__,
+            "onnxruntime": onnxruntime.__version__,
+            "python": platform.python_version(),
+        },
         "policy": policy_fingerprint(arguments.policy),
         "kept_layers": arguments.keep,
         "largest_difference_of_actions": parity,
         "ms": {name: summary(values) for name, values in times.items()},
-        "times_faster_than_the_teacher_in_pytorch": {name: ratio(base, own, arguments.blocks) for name, own in times.items()},
-        "two_layers_over_the_teacher_both_exported": ratio(export, times["two layers, ONNX Runtime"], arguments.blocks),
+        "times_faster_than_the_teacher_in_pytorch": {
+            name: ratio(base, own, arguments.blocks) for name, own in times.items()
+        },
+        "two_layers_over_the_teacher_both_exported": ratio(
+            export, times["two layers, ONNX Runtime"], arguments.blocks
+        ),
     }
     arguments.out.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))
@@ -162,11 +179,14 @@ def observations(policy: VLA, seed: int, *, episodes: int = 28) -> list[Observat
 
 
 def furthest(one: Callable, other: Callable, frames: list[Observation]) -> float:
-    """The largest difference between two ways' actions, over all frames, in the robot's numbers (range −1 to 1)."""
+    """The largest difference between two ways' actions, over all frames, in the robot's numbers
+    (range −1 to 1)."""
     return max(float(np.abs(one(frame) - other(frame)).max()) for frame in frames)
 
 
-def interleaved(ways: dict[str, Callable], frames: list[Observation], calls: int) -> dict[str, list[float]]:
+def interleaved(
+    ways: dict[str, Callable], frames: list[Observation], calls: int
+) -> dict[str, list[float]]:
     """Milliseconds of every way on every frame, in an order drawn anew."""
     for infer in ways.values():
         for index in range(WARM_UP):
@@ -183,13 +203,20 @@ def interleaved(ways: dict[str, Callable], frames: list[Observation], calls: int
 
 
 def summary(values: list[float]) -> dict[str, float]:
-    return {"p50": float(np.percentile(values, 50)), "p95": float(np.percentile(values, 95)), "fastest": min(values)}
+    return {
+        "p50": float(np.percentile(values, 50)),
+        "p95": float(np.percentile(values, 95)),
+        "fastest": min(values),
+    }
 
 
 def ratio(slow: list[float], fast: list[float], blocks: int) -> dict[str, float]:
-    """The ratio of the medians, and the smallest and largest that any tenth of the run has alone."""
+    """The ratio of the medians, and the smallest and largest that any tenth of the run has
+    alone."""
     parts = []
-    for ours, theirs in zip(np.array_split(slow, blocks), np.array_split(fast, blocks), strict=True):
+    for ours, theirs in zip(
+        np.array_split(slow, blocks), np.array_split(fast, blocks), strict=True
+    ):
         parts.append(float(np.median(ours) / np.median(theirs)))
     whole = statistics.median(slow) / statistics.median(fast)
     return {"p50": whole, "least": min(parts), "most": max(parts)}

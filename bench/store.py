@@ -2,7 +2,8 @@
 
     python bench/store.py [--rows 20000] [--out docs/machinery/store.json]
 
-One row is a 32-layer teacher's: 32 × (512 + 7) numbers in half precision. Reads are from a warm page cache.
+One row is a 32-layer teacher's: 32 × (512 + 7) numbers in half precision. Reads are from a warm
+page cache.
 """
 
 import dataclasses
@@ -21,7 +22,10 @@ from armlet.progress import Progress
 
 LAYERS, SEMANTIC, ACTION, BATCH = 32, 512, 7, 64
 IDENTITY = StoreIdentity("bench", "bench", "bench")
-COLUMNS = {"semantics": ((LAYERS, SEMANTIC), "float16"), "layer_actions": ((LAYERS, ACTION), "float16")}
+COLUMNS = {
+    "semantics": ((LAYERS, SEMANTIC), "float16"),
+    "layer_actions": ((LAYERS, ACTION), "float16"),
+}
 
 
 @dataclasses.dataclass
@@ -44,7 +48,10 @@ def main(arguments: Arguments) -> None:
 def measure(folder: Path, rows: int) -> dict[str, float]:
     write_store(folder / "store", rows)
     write_files(folder / "files")
-    stores = {verified: TraceStore(folder / "store", IDENTITY, verify=verified) for verified in (True, False)}
+    stores = {
+        verified: TraceStore(folder / "store", IDENTITY, verify=verified)
+        for verified in (True, False)
+    }
     order = np.random.default_rng(0).permutation(rows)
     keys = np.stack([order // 100, order % 100], 1)
     on_disk = sum(path.stat().st_size for path in (folder / "store").iterdir()) / rows
@@ -63,7 +70,11 @@ def measure(folder: Path, rows: int) -> dict[str, float]:
         return [torch.load(path)[row] for path in sorted((folder / "files").iterdir())]
 
     def time(function, *values) -> float:
-        return Timer("f(*v)", globals={"f": function, "v": values}).blocked_autorange(min_run_time=2).median
+        return (
+            Timer("f(*v)", globals={"f": function, "v": values})
+            .blocked_autorange(min_run_time=2)
+            .median
+        )
 
     for path in (folder / "store").glob("rows-*.bin"):
         path.read_bytes()
@@ -98,14 +109,18 @@ def write_store(root: Path, rows: int) -> None:
     with TraceWriter(root, IDENTITY, COLUMNS) as writer:
         for start in range(0, rows, 1000):
             index = np.arange(start, min(start + 1000, rows))
-            values = {name: torch.randn(len(index), *shape, generator=generator) for name, (shape, _) in COLUMNS.items()}
+            values = {
+                name: torch.randn(len(index), *shape, generator=generator)
+                for name, (shape, _) in COLUMNS.items()
+            }
             writer.append(np.stack([index // 100, index % 100], 1), values)
             progress.advance(len(index))
     progress.close()
 
 
 def write_files(root: Path) -> None:
-    """As the public code stores a batch of 64: one file a layer and signal, each with the whole batch."""
+    """As the public code stores a batch of 64: one file a layer and signal, each with the whole
+    batch."""
     root.mkdir()
     for layer in range(LAYERS):
         for name, width in (("semantic", SEMANTIC), ("action", ACTION)):

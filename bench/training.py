@@ -1,9 +1,10 @@
-"""Training steps a second of the small VLA: plain fine-tuning, output matched, router, and every layer supervised.
+"""Training steps a second of the small VLA: plain fine-tuning, output matched, router, and every
+layer supervised.
 
     python bench/training.py [--steps 60] [--out docs/machinery/training.json]
 
-Frames and traces are noise of the real sizes: what is timed is the step, not the learning. The kinds take turns, five steps each,
-so that what drifts on the machine is in all of them alike.
+Frames and traces are noise of the real sizes: what is timed is the step, not the learning. The
+kinds take turns, five steps each, so that what drifts on the machine is in all of them alike.
 """
 
 import contextlib
@@ -52,7 +53,10 @@ def noise(teacher) -> Frames:
     total, benchmark = 2048, Tabletop()
     actions = rng.uniform(-1, 1, (total, benchmark.action_spec.dims)).astype(np.float32)
     return Frames(
-        images={name: rng.integers(0, 256, (total, size, size, 3), dtype=np.uint8) for name, size in benchmark.cameras.items()},
+        images={
+            name: rng.integers(0, 256, (total, size, size, 3), dtype=np.uint8)
+            for name, size in benchmark.cameras.items()
+        },
         state=rng.normal(size=(total, len(teacher.body.state.offset))).astype(np.float32),
         actions=actions,
         executed=actions,
@@ -72,12 +76,20 @@ def main(arguments: Arguments) -> None:
     batches = make_batches(teacher, noise(teacher))
     learned = Learner(teacher, probe=heads).eval()
     with torch.no_grad():
-        row = learned.trace(batches.batch(np.arange(1)), ["actions", "condition", "semantics", "layer_actions"])
-    traces = lambda keys: {name: value.expand(len(keys), *value.shape[1:]) for name, value in row.items()}  # noqa: E731
+        row = learned.trace(
+            batches.batch(np.arange(1)), ["actions", "condition", "semantics", "layer_actions"]
+        )
+
+    def traces(keys):
+        return {name: value.expand(len(keys), *value.shape[1:]) for name, value in row.items()}
+
     plain = dataclasses.replace(stage, freeze=("policy.vision.*",), objective=Clone())
     kinds = {
         "plain fine-tuning": (lambda: Learner(load_policy(arguments.teacher)), plain),
-        "output matched": (lambda: Learner(load_policy(arguments.teacher)), dataclasses.replace(plain, objective=MatchOutput())),
+        "output matched": (
+            lambda: Learner(load_policy(arguments.teacher)),
+            dataclasses.replace(plain, objective=MatchOutput()),
+        ),
         "router, output matched": (
             lambda: Learner(Routing().build(teacher)),
             dataclasses.replace(stage, objective=MatchOutput()),
@@ -96,7 +108,9 @@ def main(arguments: Arguments) -> None:
         updates = {}
         for name, (make, setting) in kinds.items():
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            trainer = Trainer(make(), setting, batches, folder=folder, seed=0, title=name, teacher=traces)
+            trainer = Trainer(
+                make(), setting, batches, folder=folder, seed=0, title=name, teacher=traces
+            )
             trainer.learner.train()
             updates[name] = stack.enter_context(trainer._compiled())
         for turn in range(1 + arguments.steps // TURN):
@@ -115,7 +129,8 @@ def main(arguments: Arguments) -> None:
         "threads": 2,
         "ms_a_step": {name: 1e3 * value for name, value in seconds.items()},
         "over_plain": {name: value / plain_seconds - 1 for name, value in seconds.items()},
-        # what the layers' supervision itself adds, as a share of a plain step: the same router with and without it
+        # what the layers' supervision itself adds, as a share of a plain step: the same router with
+        # and without it
         "supervision_adds": {
             name: (value - seconds["router, output matched"]) / plain_seconds
             for name, value in seconds.items()

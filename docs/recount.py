@@ -3,18 +3,27 @@
     make numbers             # prints what differs, and exits with 1 if anything does
     make numbers WRITE=1     # puts every number and table right
 
-Four things are compared: every report under docs/ with its own counts and outcomes (`armlet recompute`); every page `table.md` beside a
-report with that report; every table between `<!-- table: … -->` and `<!-- /table -->` and section likewise; and every number that a comment behind it names:
+Four things are compared: every report under docs/ with its own counts and outcomes (`armlet
+recompute`); every page `table.md` beside a report with that report; every table between `<!--
+table: … -->` and `<!-- /table -->` and section likewise; and every number that a comment behind it
+names:
 
-    <!-- report: vla_ad/report.json -->                                      the report that the comments below are about
-    … succeeds in 97.6 %<!-- rate vla_ad_tabletop -->, its teacher …         one number before the comment
-    … (+5.7, +3.7 to +7.8)<!-- minus vla_ad_action_kd − vla_ad_bc -->        the three numbers before it
-    … 77.0 %<!-- rate aed_tabletop in unseen_scenes @ aed/generalisation.json -->     another split, another report
-    … 334×<!-- json times_faster_than_files @ store.json -->                 a field of any JSON file
+    <!-- report: vla_ad/report.json -->                                      the report that the
+    comments below are about
+    … succeeds in 97.6 %<!-- rate vla_ad_tabletop -->, its teacher …         one number before the
+    comment
+    … (+5.7, +3.7 to +7.8)<!-- minus vla_ad_action_kd − vla_ad_bc -->        the three numbers
+    before it
+    … 77.0 %<!-- rate aed_tabletop in unseen_scenes @ aed/generalisation.json -->     another split,
+    another report
+    … 334×<!-- json times_faster_than_files @ store.json -->                 a field of any JSON
+    file
 
-The words in `NUMBERS` below are all there are. A number is right if it is what the report says, rounded to the digits that are printed.
-Paths are relative to the page, as in links. A table is written so, one line of columns and one a row; `{label}` and `{1}` stand for what
-its row says, and a column is a word of `CELLS`, with the policy it is about where that is not the row's, and its heading:
+The words in `NUMBERS` below are all there are. A number is right if it is what the report says,
+rounded to the digits that are printed. Paths are relative to the page, as in links. A table is
+written so, one line of columns and one a row; `{label}` and `{1}` stand for what its row says, and
+a column is a word of `CELLS`, with the policy it is about where that is not the row's, and its
+heading:
 
     <!-- table: aed/report.json
     policy | {1}: terms | rated: seen | minus teacher: against its teacher
@@ -27,9 +36,10 @@ A section of a report, as it is (`SECTIONS` below), for some of its policies or 
     <!-- section: splits actdistill/generalisation.json | teacher, actdistill-0 -->
     <!-- /section -->
 
-A paragraph with numbers of another origin says which: `<!-- source: arXiv 2511.18082 -->`, `<!-- source: tests/test_x.py -->`,
-`<!-- source: setting -->`. Numbers that look like results and have neither are reported. Knows the documents and their reports; what a
-report's numbers mean is in docs/interface.md.
+A paragraph with numbers of another origin says which: `<!-- source: arXiv 2511.18082 -->`, `<!--
+source: tests/test_x.py -->`, `<!-- source: setting -->`. Numbers that look like results and have
+neither are reported. Knows the documents and their reports; what a report's numbers mean is in
+docs/interface.md.
 """
 
 import argparse
@@ -78,7 +88,8 @@ class Finding:
 
 @dataclass(frozen=True)
 class Asked:
-    """What a comment asks: a policy, or two, of a report, in one of its splits (None: its first); `more` is what follows a slash."""
+    """What a comment asks: a policy, or two, of a report, in one of its splits (None: its first);
+    `more` is what follows a slash."""
 
     file: Path
     policy: str
@@ -112,13 +123,16 @@ def parse(rest: str, folder: Path, default: Path | None) -> Asked:
     rest, _, more = rest.partition(" / ")
     policy, _, against = rest.partition(" − ")
     if not file and default is None:
-        raise NotThereError("the name of a report: `@ FILE` in the comment, or `<!-- report: FILE -->` above")
+        raise NotThereError(
+            "the name of a report: `@ FILE` in the comment, or `<!-- report: FILE -->` above"
+        )
     path = folder / file.strip() if file else default
     assert path is not None
     return Asked(path, policy.strip(), against.strip(), more.strip(), split.strip() or None)
 
 
-# --- what a report says -------------------------------------------------------------------------------------
+# --- what a report says
+# -------------------------------------------------------------------------------------
 
 
 def row(asked: Asked, name: str | None = None) -> Report:
@@ -138,15 +152,20 @@ def tally(asked: Asked, name: str | None = None) -> Report:
     if asked.split is None:
         return own
     if asked.split not in own["by_split"]:
-        raise NotThereError(f"a split {asked.split!r} in {asked.file.name}; there are {', '.join(own['by_split'])}")
+        raise NotThereError(
+            f"a split {asked.split!r} in {asked.file.name}; there are {', '.join(own['by_split'])}"
+        )
     return own["by_split"][asked.split]
 
 
 def pair(asked: Asked, policy: str | None = None, against: str | None = None) -> Report:
-    """The comparison of two policies in the split, turned round where the report has it the other way."""
+    """The comparison of two policies in the split, turned round where the report has it the other
+    way."""
     a, b = policy or asked.policy, against or asked.against
     pairs = asked.report["pairs"]
-    if asked.split is not None and asked.split != next(iter(asked.report["policies"][0]["by_split"])):
+    if asked.split is not None and asked.split != next(
+        iter(asked.report["policies"][0]["by_split"])
+    ):
         pairs = asked.report.get("pairs_by_split", {}).get(asked.split, [])
     return turned(pairs, a, b, asked.file)
 
@@ -172,7 +191,8 @@ def over_seeds(asked: Asked) -> Report:
 
 
 def seed_pair(asked: Asked) -> Report:
-    """A comparison over seeds; only where outcomes are stored, from which its interval can be computed again."""
+    """A comparison over seeds; only where outcomes are stored, from which its interval can be
+    computed again."""
     if "outcomes" not in asked.report:
         raise NotThereError(
             f"no interval over seeds from {asked.file.name}: outcomes of single episodes were not kept, so it cannot be recomputed"
@@ -228,7 +248,9 @@ def without(asked: Asked) -> Report:
     """Successes of all tasks but one (`/ TASK`)."""
     own, left = row(asked), row(asked)["by_task"]
     if asked.more not in left:
-        raise NotThereError(f"a task {asked.more!r} in {asked.file.name}; there are {', '.join(left)}")
+        raise NotThereError(
+            f"a task {asked.more!r} in {asked.file.name}; there are {', '.join(left)}"
+        )
     return {count: own[count] - left[asked.more][count] for count in ("successes", "episodes")}
 
 
@@ -236,7 +258,9 @@ def task(asked: Asked) -> Report:
     """Successes of one task (`/ TASK`)."""
     tallies = row(asked)["by_task"]
     if asked.more not in tallies:
-        raise NotThereError(f"a task {asked.more!r} in {asked.file.name}; there are {', '.join(tallies)}")
+        raise NotThereError(
+            f"a task {asked.more!r} in {asked.file.name}; there are {', '.join(tallies)}"
+        )
     return tallies[asked.more]
 
 
@@ -246,18 +270,27 @@ def fall(asked: Asked) -> float:
 
 
 def entry(asked: Asked) -> float:
-    """A field of any JSON file, named by its keys with dots between; a key may be the number in a list, and may have dots itself."""
+    """A field of any JSON file, named by its keys with dots between; a key may be the number in a
+    list, and may have dots itself."""
     value: Any = asked.report
     rest = asked.policy
     while rest:
-        keys = value if isinstance(value, dict) else {str(index): item for index, item in enumerate(value)}
+        keys = (
+            value
+            if isinstance(value, dict)
+            else {str(index): item for index, item in enumerate(value)}
+        )
         fitting = [key for key in keys if rest == key or rest.startswith(f"{key}.")]
         if not fitting:
-            raise NotThereError(f"a field {asked.policy!r} in {asked.file.name}, which has no {rest!r}")
+            raise NotThereError(
+                f"a field {asked.policy!r} in {asked.file.name}, which has no {rest!r}"
+            )
         key = max(fitting, key=len)
         value, rest = keys[key], rest[len(key) + 1 :]
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise NotThereError(f"a number at {asked.policy!r} in {asked.file.name}, found {type(value).__name__}")
+        raise NotThereError(
+            f"a number at {asked.policy!r} in {asked.file.name}, found {type(value).__name__}"
+        )
     return float(value)
 
 
@@ -282,7 +315,11 @@ NUMBERS: dict[str, Callable[[Asked], list[float]]] = {
     "seeds": lambda asked: [100 * over_seeds(asked)["success"]],
     "each-seed": lambda asked: [100 * each for each in over_seeds(asked)["each"]],
     "seeds-apart": lambda asked: [
-        100 * (over_seeds(asked)["success"] - over_seeds(replace(asked, policy=asked.against))["success"])
+        100
+        * (
+            over_seeds(asked)["success"]
+            - over_seeds(replace(asked, policy=asked.against))["success"]
+        )
     ],
     "seeds-minus": lambda asked: difference(seed_pair(asked)),
     "late": lambda asked: [rate(acting_late(asked))],
@@ -301,11 +338,16 @@ NUMBERS: dict[str, Callable[[Asked], list[float]]] = {
     "percent": lambda asked: [100 * entry(asked)],
 }
 """The numbers that each word of a comment stands for, as they are printed: rates and differences in %, or points."""
-VERDICTS: dict[str, Callable[[Asked], Report]] = {"verdict": pair, "seeds-verdict": seed_pair, "late-verdict": late_pair}
+VERDICTS: dict[str, Callable[[Asked], Report]] = {
+    "verdict": pair,
+    "seeds-verdict": seed_pair,
+    "late-verdict": late_pair,
+}
 """Words whose comment stands behind `shown` or `not shown`: whether the first is as good as the second to 3 points."""
 
 
-# --- numbers in prose ---------------------------------------------------------------------------------------
+# --- numbers in prose
+# ---------------------------------------------------------------------------------------
 
 
 def printed(text: str) -> float:
@@ -322,7 +364,8 @@ def agrees(text: str, value: float) -> bool:
 
 
 def like(text: str, value: float) -> str:
-    """The value as the printed number has it: as many digits, a sign where there was one, commas."""
+    """The value as the printed number has it: as many digits, a sign where there was one,
+    commas."""
     signed = "+" if text[0] in "+−-" else ""
     commas = "," if "," in text else ""
     return f"{value:{signed}{commas}.{digits(text)}f}".replace("-", "−")
@@ -380,14 +423,19 @@ def _tables(page: Page, edits: list[tuple[int, int, str]]) -> Iterator[tuple[int
 def _first_line_apart(page: Page, found: re.Match[str], expected: str) -> None:
     """Note where something made from a report begins to differ from what stands on the page."""
     own, right = found["body"].splitlines(), expected.splitlines()
-    differs = [index for index, pair in enumerate(zip(own, right, strict=False)) if pair[0] != pair[1]]
+    differs = [
+        index for index, pair in enumerate(zip(own, right, strict=False)) if pair[0] != pair[1]
+    ]
     index = differs[0] if differs else min(len(own), len(right))
     place = found.start("body") + sum(len(line) + 1 for line in own[:index])
     page.find(place, (own + ["the end"])[index], (right + ["the end"])[index])
 
 
-def _comments(page: Page, inside: list[tuple[int, int]], edits: list[tuple[int, int, str]]) -> list[tuple[int, int]]:
-    """Compare the numbers before every comment; returns where those that a comment speaks of stand, and the paragraphs that name
+def _comments(
+    page: Page, inside: list[tuple[int, int]], edits: list[tuple[int, int, str]]
+) -> list[tuple[int, int]]:
+    """Compare the numbers before every comment; returns where those that a comment speaks of stand,
+    and the paragraphs that name
     another source."""
     default: Path | None = None
     covered: list[tuple[int, int]] = []
@@ -411,7 +459,9 @@ def _comments(page: Page, inside: list[tuple[int, int]], edits: list[tuple[int, 
                 page.find(found.start(), found[0], str(error))
         elif word not in ("table", "section"):
             page.find(
-                found.start(), found[0], f"one of the words {', '.join([*NUMBERS, *VERDICTS])}, report, source, table, section"
+                found.start(),
+                found[0],
+                f"one of the words {', '.join([*NUMBERS, *VERDICTS])}, report, source, table, section",
             )
     return covered
 
@@ -422,7 +472,10 @@ def _number(
     """Compare the numbers that stand last between `before` and `end`; returns their places."""
     text = page.text[before:end]
     if word in VERDICTS:
-        expected, said = verdict(VERDICTS[word](asked)), re.search(r"(not )?shown(?!.*shown)", text, re.DOTALL)
+        expected, said = (
+            verdict(VERDICTS[word](asked)),
+            re.search(r"(not )?shown(?!.*shown)", text, re.DOTALL),
+        )
         if said is None or said[0] != expected:
             page.find(end, "no verdict" if said is None else said[0], expected)
             if said is not None:
@@ -436,7 +489,11 @@ def _number(
     for number, value in zip(numbers, values, strict=True):
         if not agrees(number[0], value):
             right = like(number[0], value)
-            page.find(before + number.start(), number[0], f"{right} ({word} {asked.policy}, {asked.file.name})")
+            page.find(
+                before + number.start(),
+                number[0],
+                f"{right} ({word} {asked.policy}, {asked.file.name})",
+            )
             edits.append((before + number.start(), before + number.end(), right))
     return [(before + number.start(), before + number.end()) for number in numbers]
 
@@ -447,7 +504,11 @@ def _source(page: Page, found: re.Match[str]) -> None:
     if named == "setting" or named.startswith("arXiv "):
         return
     if not (page.path.parent / named).exists():
-        page.find(found.start(), f"the source {named}", "an arXiv number, `setting`, or a file, relative to the page")
+        page.find(
+            found.start(),
+            f"the source {named}",
+            "an arXiv number, `setting`, or a file, relative to the page",
+        )
 
 
 def _block(text: str, position: int) -> tuple[int, int]:
@@ -464,7 +525,11 @@ def _block(text: str, position: int) -> tuple[int, int]:
 
 def _uncovered(page: Page, inside: list[tuple[int, int]], covered: list[tuple[int, int]]) -> None:
     """Numbers that look like results and that nothing speaks of."""
-    hidden = inside + covered + [found.span() for found in re.finditer(r"<!--.*?-->", page.text, re.DOTALL)]
+    hidden = (
+        inside
+        + covered
+        + [found.span() for found in re.finditer(r"<!--.*?-->", page.text, re.DOTALL)]
+    )
     hidden += [found.span() for found in NOT_A_RESULT.finditer(page.text)]
     for found in LOOKS_LIKE_A_RESULT.finditer(page.text):
         if not any(start < found.end() and found.start() < end for start, end in hidden):
@@ -475,7 +540,8 @@ def _uncovered(page: Page, inside: list[tuple[int, int]], covered: list[tuple[in
             )
 
 
-# --- tables -------------------------------------------------------------------------------------------------
+# --- tables
+# -------------------------------------------------------------------------------------------------
 
 
 def signed(found: Report) -> str:
@@ -505,7 +571,12 @@ def layers(asked: Asked) -> str:
 
 
 CELLS: dict[str, tuple[str, Callable[[Asked], str]]] = {
-    "success": ("success", lambda asked: f"{tally(asked)['successes']}/{tally(asked)['episodes']} = {rate(tally(asked)):.1f} %"),
+    "success": (
+        "success",
+        lambda asked: (
+            f"{tally(asked)['successes']}/{tally(asked)['episodes']} = {rate(tally(asked)):.1f} %"
+        ),
+    ),
     "interval": ("95 % interval", lambda asked: "{:.1f}–{:.1f}".format(*interval(tally(asked)))),
     "rate": ("success", lambda asked: f"{rate(tally(asked)):.1f} %"),
     "rated": ("success", lambda asked: rated(tally(asked))),
@@ -516,16 +587,25 @@ CELLS: dict[str, tuple[str, Callable[[Asked], str]]] = {
     "verdict": ("to 3 points", lambda asked: verdict(pair(asked))),
     "steps": ("steps", lambda asked: f"{row(asked)['mean_steps']:.1f}"),
     "ms": ("p50 ms", lambda asked: f"{p50(row(asked)):.2f}"),
-    "motion": ("ms per second of motion", lambda asked: f"{row(asked)['ms_per_second_of_motion']:.1f}"),
+    "motion": (
+        "ms per second of motion",
+        lambda asked: f"{row(asked)['ms_per_second_of_motion']:.1f}",
+    ),
     "speed": ("speed", lambda asked: f"{speed(asked):.2f}×"),
     "flops": ("backbone FLOPs", lambda asked: f"{backbone(asked):.0f} %"),
     "run": ("layers run", lambda asked: f"{100 * row(asked)['keep_ratio']:.0f} %"),
     "parameters": ("parameters", lambda asked: f"{size(asked) / 1e6:.2f} M"),
     "weights": ("parameters", lambda asked: f"{size(asked):,}"),
     "layers": ("layers", layers),
-    "toggles": ("toggles in 100 steps", lambda asked: f"{row(asked)['gripper_toggles']['per_100_steps']:.1f}"),
+    "toggles": (
+        "toggles in 100 steps",
+        lambda asked: f"{row(asked)['gripper_toggles']['per_100_steps']:.1f}",
+    ),
     "seeds": ("mean over seeds", lambda asked: f"{100 * over_seeds(asked)['success']:.1f} %"),
-    "each-seed": ("each", lambda asked: ", ".join(f"{100 * each:.1f}" for each in over_seeds(asked)["each"])),
+    "each-seed": (
+        "each",
+        lambda asked: ", ".join(f"{100 * each:.1f}" for each in over_seeds(asked)["each"]),
+    ),
     "seeds-minus": ("difference over seeds", lambda asked: over_seeds_apart(asked)),
     "seeds-verdict": ("to 3 points", lambda asked: verdict(seed_pair(asked))),
 }
@@ -540,42 +620,58 @@ def table(spec: str, folder: Path) -> str:
     file = folder / first
     columns = [column(text) for text in rest[0].split(" | ")]
     rows = rest[1:] or [policy["name"] for policy in load(file)["policies"]]
-    lines = ["| " + " | ".join(heading for _, _, heading in columns) + " |", "|---" * len(columns) + "|"]
+    lines = [
+        "| " + " | ".join(heading for _, _, heading in columns) + " |",
+        "|---" * len(columns) + "|",
+    ]
     for text in rows:
         key, *more = text.split(" | ")
         key, _, label = key.partition(" = ")
         key, _, own = key.partition(" @ ")
         names = {"label": label or key, **{str(index): cell for index, cell in enumerate(more, 1)}}
-        cells = [_cell(word, of, key.strip(), names, folder, folder / own if own else file) for word, of, _ in columns]
+        cells = [
+            _cell(word, of, key.strip(), names, folder, folder / own if own else file)
+            for word, of, _ in columns
+        ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
 def column(text: str) -> tuple[str, str, str]:
-    """`WORD [what it is about][: heading]` → word, what it is about, heading; the word is empty for text with names in braces."""
+    """`WORD [what it is about][: heading]` → word, what it is about, heading; the word is empty for
+    text with names in braces."""
     text, colon, heading = text.strip().partition(":")
     word, _, of = text.partition(" ")
     if word == "policy":
         return "", "{label}", heading.strip() or "policy"
     if word not in CELLS:
         if not text.startswith("{"):
-            raise NotThereError(f"a column of {', '.join(CELLS)}, or text in braces, found {text!r}")
+            raise NotThereError(
+                f"a column of {', '.join(CELLS)}, or text in braces, found {text!r}"
+            )
         return "", text, heading.strip()
     return word, of.strip(), heading.strip() if colon else CELLS[word][0]
 
 
 def _cell(word: str, of: str, key: str, names: dict[str, str], folder: Path, file: Path) -> str:
-    """One cell. `{}` in what a column is about is the row's policy; without it, it goes with that: `minus teacher` is the row's
+    """One cell. `{}` in what a column is about is the row's policy; without it, it goes with that:
+    `minus teacher` is the row's
     policy against the teacher."""
     for name, value in {"": key, **names}.items():
         of = of.replace("{" + name + "}", value)
     if not word:
         if "{" in of:
-            raise NotThereError(f"texts for every {{…}} of the columns, found {of} in the row of {key}")
+            raise NotThereError(
+                f"texts for every {{…}} of the columns, found {of} in the row of {key}"
+            )
         return of
     asked = parse(of, folder, file)
     if word in ("minus", "p", "verdict", "seeds-minus", "seeds-verdict"):
-        asked = replace(asked, policy=asked.policy if asked.against else key, against=asked.against or asked.policy)
+        asked = replace(
+            asked,
+            policy=asked.policy if asked.against else key,
+            against=asked.against or asked.policy,
+        )
         if asked.policy == asked.against:
             return ""
     elif not asked.policy:
@@ -583,7 +679,8 @@ def _cell(word: str, of: str, key: str, names: dict[str, str], folder: Path, fil
     return CELLS[word][1](asked)
 
 
-# --- sections -----------------------------------------------------------------------------------------------
+# --- sections
+# -----------------------------------------------------------------------------------------------
 
 
 def section(spec: str, folder: Path) -> str:
@@ -596,18 +693,27 @@ def section(spec: str, folder: Path) -> str:
     if not path.is_file():
         raise NotThereError(f"a report at {path}, which is missing")
     found = whole(path)
-    names = [policy.strip() for policy in listed.split(",")] if listed else [policy["name"] for policy in found["policies"]]
+    names = (
+        [policy.strip() for policy in listed.split(",")]
+        if listed
+        else [policy["name"] for policy in found["policies"]]
+    )
     rows = {policy["name"]: policy for policy in found["policies"]}
     missing = [policy for policy in names if policy not in rows]
     if missing:
-        raise NotThereError(f"policies of {path.name} ({', '.join(rows)}), found {', '.join(missing)}")
+        raise NotThereError(
+            f"policies of {path.name} ({', '.join(rows)}), found {', '.join(missing)}"
+        )
     return "\n".join(SECTIONS[name](found, [rows[policy] for policy in names])) + "\n"
 
 
 def every_split(found: Report, policies: list[Report]) -> list[str]:
     """Success of each policy in each split of the report."""
     splits = list(found["policies"][0]["by_split"])
-    lines = ["| policy | " + " | ".join(split.replace("_", " ") for split in splits) + " |", "|---" * (len(splits) + 1) + "|"]
+    lines = [
+        "| policy | " + " | ".join(split.replace("_", " ") for split in splits) + " |",
+        "|---" * (len(splits) + 1) + "|",
+    ]
     for policy in policies:
         cells = [rated(policy["by_split"][split]) for split in splits]
         lines.append(f"| {policy['name']} | " + " | ".join(cells) + " |")
@@ -628,7 +734,11 @@ def late(found: Report, policies: list[Report]) -> list[str]:
     """Policies that act late, and how they compare."""
     if not found["delayed"]:
         return ["Nothing was run late in this report."]
-    return [*figures.delayed_lines(found["delayed"]), "", *map(figures.delayed_sentence, found["delayed_pairs"])]
+    return [
+        *figures.delayed_lines(found["delayed"]),
+        "",
+        *map(figures.delayed_sentence, found["delayed_pairs"]),
+    ]
 
 
 def pairs_among(found: Report, policies: list[Report]) -> list[str]:
@@ -643,10 +753,14 @@ def provenance(found: Report, policies: list[Report]) -> list[str]:
     seed = (mark.get("evaluation") or mark["recipe"]["evaluation"])["seed"]
     dirty = ", with changes that were not committed" if mark.get("dirty") else ""
     episodes = found["policies"][0]["episodes"]
-    lines = [f"{episodes:,} paired episodes a split from seed {seed:,} on, run at commit {str(mark['commit'])[:7]}{dirty}."]
+    lines = [
+        f"{episodes:,} paired episodes a split from seed {seed:,} on, run at commit {str(mark['commit'])[:7]}{dirty}."
+    ]
     if seed == CHOSEN_ON:
         lines.append("Recipes and budgets were chosen on the first of these episodes.")
-    lines.append("Outcomes of single episodes are kept beside it." if "outcomes" in found else NO_INTERVALS)
+    lines.append(
+        "Outcomes of single episodes are kept beside it." if "outcomes" in found else NO_INTERVALS
+    )
     return [" ".join(lines)]
 
 
@@ -665,16 +779,20 @@ SECTIONS: dict[str, Callable[[Report, list[Report]], list[str]]] = {
 """The parts of a report that a page can show whole."""
 
 
-# --- reports, and all of it ---------------------------------------------------------------------------------
+# --- reports, and all of it
+# ---------------------------------------------------------------------------------
 
 
 def whole_table(path: Path) -> str:
-    """The page `table.md` of a report: as `armlet evaluate` writes it, but for intervals over seeds where no outcomes were kept."""
+    """The page `table.md` of a report: as `armlet evaluate` writes it, but for intervals over seeds
+    where no outcomes were kept."""
     found = whole(path)
     seeds = found.get("seeds")
     if "outcomes" in found or not seeds:
         return figures.table(found)
-    return figures.table({**found, "seeds": {}}) + "\n" + "\n".join(seeds_together(found, [])) + "\n"
+    return (
+        figures.table({**found, "seeds": {}}) + "\n" + "\n".join(seeds_together(found, [])) + "\n"
+    )
 
 
 def reports(root: Path) -> list[Path]:
@@ -688,18 +806,23 @@ def reports(root: Path) -> list[Path]:
 
 
 def companion(path: Path) -> Path:
-    """The page with all rows and pairs of a report: `table.md` beside report.json, `x.md` beside x.json."""
+    """The page with all rows and pairs of a report: `table.md` beside report.json, `x.md` beside
+    x.json."""
     return path.with_name("table.md") if path.name == "report.json" else path.with_suffix(".md")
 
 
 def pages(root: Path) -> list[Path]:
     """What people wrote: README and docs, without the pages that are a report's."""
     made = {companion(path) for path in reports(root)}
-    return [root / "README.md", *(path for path in sorted((root / "docs").rglob("*.md")) if path not in made)]
+    return [
+        root / "README.md",
+        *(path for path in sorted((root / "docs").rglob("*.md")) if path not in made),
+    ]
 
 
 def check(root: Path, *, write: bool = False) -> list[Finding]:
-    """Everything that differs under a repository's root; with `write`, what documents say wrongly is put right."""
+    """Everything that differs under a repository's root; with `write`, what documents say wrongly
+    is put right."""
     load.cache_clear()
     whole.cache_clear()
     findings = []
@@ -714,7 +837,9 @@ def check(root: Path, *, write: bool = False) -> list[Finding]:
             findings.append(Finding(name, 1, f"{found.where}: {found.found}", str(found.expected)))
         page = companion(path)
         if page.is_file() and page.read_text() != (expected := whole_table(path)):
-            findings.append(_first_difference(page.relative_to(root).as_posix(), page.read_text(), expected))
+            findings.append(
+                _first_difference(page.relative_to(root).as_posix(), page.read_text(), expected)
+            )
             if write:
                 page.write_text(expected)
     for path in pages(root):
@@ -735,7 +860,9 @@ def _first_difference(name: str, found: str, expected: str) -> Finding:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--write", action="store_true", help="put numbers and tables right")
     parser.add_argument("--root", type=Path, default=ROOT, help="the repository")
     arguments = parser.parse_args()
@@ -746,7 +873,11 @@ def main() -> None:
     for finding in findings:
         print(finding)
     counted = f"{len(reports(arguments.root))} reports and {len(pages(arguments.root))} pages"
-    print(f"{len(findings)} differ, in {counted}" if findings else f"{counted}: every number is what its report says")
+    print(
+        f"{len(findings)} differ, in {counted}"
+        if findings
+        else f"{counted}: every number is what its report says"
+    )
     sys.exit(bool(findings))
 
 

@@ -14,13 +14,19 @@ from armlet.recipes.actdistill import actdistill_tabletop
 
 
 def main(out: Path) -> None:
-    recipe = dataclasses.replace(actdistill_tabletop(), episodes=out / "episodes", collection=Collection(episodes=14, workers=2))
+    recipe = dataclasses.replace(
+        actdistill_tabletop(),
+        episodes=out / "episodes",
+        collection=Collection(episodes=14, workers=2),
+    )
     collect.main(recipe)
     data = EpisodeDataset(recipe.episodes)
     print(f"{len(data.episodes)} episodes, {len(data)} frames, cameras {data.cameras}")
     for episode in data.episodes[:3]:
         print(f"  {episode.length} frames: {episode.task!r} ({episode.info['family']})")
-    print(f"  the first frame of the first episode: {data.images(0)['scene'].shape} {data.images(0)['scene'].dtype}")
+    print(
+        f"  the first frame of the first episode: {data.images(0)['scene'].shape} {data.images(0)['scene'].dtype}"
+    )
 
 
 if __name__ == "__main__":

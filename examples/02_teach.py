@@ -20,11 +20,15 @@ def main(out: Path, *, steps: int = 30) -> None:
         teacher=out / "teacher",
         out=out,
         network=dataclasses.replace(recipe.network, width=64, depth=4, heads=2),
-        teach=dataclasses.replace(recipe.teach, steps=steps, batch_size=32, warmup=5, compile=False),
+        teach=dataclasses.replace(
+            recipe.teach, steps=steps, batch_size=32, warmup=5, compile=False
+        ),
     )
     policy = load_policy(teach.main(recipe))
     world = Tabletop().make(Tabletop().tasks()[0], seed=0)
-    print(f"{sum(p.numel() for p in policy.parameters()) / 1e6:.2f} M parameters; asked to {world.instruction!r}")
+    print(
+        f"{sum(p.numel() for p in policy.parameters()) / 1e6:.2f} M parameters; asked to {world.instruction!r}"
+    )
     print(policy.infer(world.observe()).round(2))
 
 

@@ -17,7 +17,9 @@ def main(out: Path) -> None:
         result = run_episode(student, benchmark, task, seed)
         ran = sum(map(sum, result.gates)) / sum(map(len, result.gates))
         verdict = "succeeded" if result.success else "failed"
-        print(f"{task.name}: {verdict} after {result.steps} steps; {100 * ran:.0f} % of the layers ran")
+        print(
+            f"{task.name}: {verdict} after {result.steps} steps; {100 * ran:.0f} % of the layers ran"
+        )
 
 
 if __name__ == "__main__":

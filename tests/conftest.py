@@ -1,4 +1,5 @@
-"""One thread a test process, and a process that it starts: what is compared to the bit must not depend on how work was shared
+"""One thread a test process, and a process that it starts: what is compared to the bit must not
+depend on how work was shared
 out, and the tests run in two processes, where two threads each would wait for one another."""
 
 import os
@@ -17,9 +18,12 @@ hypothesis.settings.load_profile("any machine")
 
 @pytest.fixture
 def no_fresh_process(monkeypatch) -> None:
-    """Peak memory is not measured: for a test of an evaluation that asks about other things. It takes a process a policy."""
+    """Peak memory is not measured: for a test of an evaluation that asks about other things. It
+    takes a process a policy."""
     monkeypatch.setattr("armlet.measure.peak_memory_mb", lambda folder, observation: 1.0)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--lerobot-python", help="a Python that has the real lerobot (make test-lerobot)")
+    parser.addoption(
+        "--lerobot-python", help="a Python that has the real lerobot (make test-lerobot)"
+    )

@@ -1,4 +1,5 @@
-"""A benchmark and a recipe in one file outside the package: a dot on a line, to be reached by its colour's name."""
+"""A benchmark and a recipe in one file outside the package: a dot on a line, to be reached by its
+colour's name."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -26,7 +27,12 @@ class DotWorld(World):
         self.previous = np.zeros(1, np.float32)
 
     def observe(self) -> Observation:
-        return Observation({"eye": self.render(32)}, np.array([self.at], np.float32), self.instruction, self.previous)
+        return Observation(
+            {"eye": self.render(32)},
+            np.array([self.at], np.float32),
+            self.instruction,
+            self.previous,
+        )
 
     def render(self, size: int) -> np.ndarray:
         image = np.zeros((size, size, 3), np.uint8)
@@ -50,7 +56,18 @@ class Dots(Benchmark):
 
     @property
     def action_spec(self) -> ActionSpec:
-        return ActionSpec(("dx",), "delta", "none", (-1.0,), (1.0,), None, 0.0, 0.0, control_hz=5, translation_scale=0.2)
+        return ActionSpec(
+            ("dx",),
+            "delta",
+            "none",
+            (-1.0,),
+            (1.0,),
+            None,
+            0.0,
+            0.0,
+            control_hz=5,
+            translation_scale=0.2,
+        )
 
     @property
     def state_names(self) -> tuple[str, ...]:

@@ -1,4 +1,5 @@
-"""Episodes whose pictures are no squares, from the command line: what a policy is taught on it sees again at inference, to the bit."""
+"""Episodes whose pictures are no squares, from the command line: what a policy is taught on it sees
+again at inference, to the bit."""
 
 import dataclasses
 from pathlib import Path
@@ -27,7 +28,9 @@ LETTERBOX = ("--pictures.fit", "letterbox", "--pictures.size", "32")
 @pytest.fixture(scope="module")
 def episodes(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("oblong") / "episodes"
-    writer = EpisodeWriter(root, Features(("x",), ("dx",), {"eye": (48, 64)}, {}), fps=5, robot="t", metadata={})
+    writer = EpisodeWriter(
+        root, Features(("x",), ("dx",), {"eye": (48, 64)}, {}), fps=5, robot="t", metadata={}
+    )
     rng = np.random.default_rng(0)
     for _ in range(4):
         values = rng.uniform(-1, 1, (6, 1)).astype(np.float32)
@@ -38,7 +41,14 @@ def episodes(tmp_path_factory) -> Path:
 
 
 def asked(episodes: Path, folder: Path, *options: str) -> Recipe:
-    places = ["--episodes", str(episodes), "--teacher", str(folder / "teacher"), "--out", str(folder / "out")]
+    places = [
+        "--episodes",
+        str(episodes),
+        "--teacher",
+        str(folder / "teacher"),
+        "--out",
+        str(folder / "out"),
+    ]
     return override(reaching(), [*places, *options], "armlet")
 
 
@@ -53,7 +63,8 @@ def taught(episodes: Path, tmp_path_factory) -> Recipe:
 
 def test_without_a_size_the_option_is_named(episodes: Path, tmp_path) -> None:
     with pytest.raises(
-        FitError, match=r"camera 'eye' has pictures of 48 × 64 pixels.*--pictures\.fit letterbox.*--pictures\.size 48"
+        FitError,
+        match=r"camera 'eye' has pictures of 48 × 64 pixels.*--pictures\.fit letterbox.*--pictures\.size 48",
     ):
         teach.main(asked(episodes, tmp_path))
 
@@ -64,14 +75,26 @@ def test_training_and_inference_see_the_same(taught: Recipe) -> None:
     rows = np.array([0, 7, 23])
     for folder in (taught.teacher, taught.student_folder):
         policy = load_policy(folder)
-        assert policy.body.fit == "letterbox" and policy.cameras == {"eye": 32}, "it is kept with the policy, and inherited"
+        assert policy.body.fit == "letterbox" and policy.cameras == {"eye": 32}, (
+            "it is kept with the policy, and inherited"
+        )
         batches = make_batches(policy, load_frames(data, policy.view, Pictures()))
         seen = [picture for number in range(4) for picture in data.images(number)["eye"]]
         observations = [
-            Observation({"eye": seen[row]}, np.zeros(1, np.float32), "go to the red dot", np.zeros(1, np.float32)) for row in rows
+            Observation(
+                {"eye": seen[row]},
+                np.zeros(1, np.float32),
+                "go to the red dot",
+                np.zeros(1, np.float32),
+            )
+            for row in rows
         ]
-        assert torch.equal(policy.prepare(observations).images["eye"], batches.batch(rows).images["eye"])
-        fitted = dataclasses.replace(observations[1], images={"eye": fit_picture(seen[7], 32, "letterbox")})
+        assert torch.equal(
+            policy.prepare(observations).images["eye"], batches.batch(rows).images["eye"]
+        )
+        fitted = dataclasses.replace(
+            observations[1], images={"eye": fit_picture(seen[7], 32, "letterbox")}
+        )
         np.testing.assert_array_equal(policy.infer(observations[1]), policy.infer(fitted))
 
 
@@ -83,24 +106,44 @@ def test_nothing_is_decoded_at_full_size_and_once_for_all_verbs(taught: Recipe) 
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (("--pictures.fit", "crop", "--pictures.size", "32"), "pictures.fit 'crop' would have no effect"),
-        (("--pictures.fit", "letterbox", "--pictures.size", "24"), "pictures.size 24 would have no effect"),
+        (
+            ("--pictures.fit", "crop", "--pictures.size", "32"),
+            "pictures.fit 'crop' would have no effect",
+        ),
+        (
+            ("--pictures.fit", "letterbox", "--pictures.size", "24"),
+            "pictures.size 24 would have no effect",
+        ),
     ],
 )
-def test_another_fit_than_the_teachers_is_refused(taught: Recipe, tmp_path, options: tuple[str, ...], said: str) -> None:
-    recipe = asked(taught.episodes, tmp_path, *options, "--teacher", str(taught.teacher), "--shared", str(tmp_path))
+def test_another_fit_than_the_teachers_is_refused(
+    taught: Recipe, tmp_path, options: tuple[str, ...], said: str
+) -> None:
+    recipe = asked(
+        taught.episodes,
+        tmp_path,
+        *options,
+        "--teacher",
+        str(taught.teacher),
+        "--shared",
+        str(tmp_path),
+    )
     for verb in (probe, distil):
         with pytest.raises(FitError, match=said):
             verb.main(recipe)
 
 
 def test_another_fit_is_another_teacher(taught: Recipe) -> None:
-    recipe = asked(taught.episodes, taught.teacher.parent, "--pictures.fit", "stretch", "--pictures.size", "32")
+    recipe = asked(
+        taught.episodes, taught.teacher.parent, "--pictures.fit", "stretch", "--pictures.size", "32"
+    )
     with pytest.raises(ValueError, match=r"fit.*letterbox.*stretch|another"):
         teach.main(recipe)
 
 
-def test_streamed_and_kept_make_the_same_student(taught: Recipe, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_streamed_and_kept_make_the_same_student(
+    taught: Recipe, tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     used = []
     original = training.make_batches
 
@@ -110,10 +153,20 @@ def test_streamed_and_kept_make_the_same_student(taught: Recipe, tmp_path, monke
 
     for module in (teach, probe, distil):
         monkeypatch.setattr(module, "make_batches", noting)
-    streamed = asked(taught.episodes, tmp_path, *LETTERBOX, "--pictures.cache-gb", "0", "--pictures.memory-gb", "1e-5")
+    streamed = asked(
+        taught.episodes,
+        tmp_path,
+        *LETTERBOX,
+        "--pictures.cache-gb",
+        "0",
+        "--pictures.memory-gb",
+        "1e-5",
+    )
     for verb in (teach, probe, distil):
         verb.main(streamed)
     assert set(used) == {Streamed} and Cached not in used
     for name in ("teacher", "out/student"):
-        kept, other = (load_policy(recipe.teacher.parent / name).state_dict() for recipe in (taught, streamed))
+        kept, other = (
+            load_policy(recipe.teacher.parent / name).state_dict() for recipe in (taught, streamed)
+        )
         assert all(torch.equal(tensor, other[key]) for key, tensor in kept.items()), name

@@ -1,4 +1,5 @@
-"""Policies on disk: kept in half precision they are half as large and answer as their rounded weights do; a folder is one policy,
+"""Policies on disk: kept in half precision they are half as large and answer as their rounded
+weights do; a folder is one policy,
 whoever is killed, reads meanwhile, or mixes files; what is damaged is named."""
 
 import hashlib
@@ -52,7 +53,9 @@ def test_half_precision_halves_the_file_and_nothing_else(tmp_path) -> None:
     assert 0.5 * sizes[0] < sizes[1] < 0.55 * sizes[0]
     read = load_policy(tmp_path / "half")
     assert {parameter.dtype for parameter in read.parameters()} == {torch.float32}
-    policy.load_state_dict({name: tensor.half().float() for name, tensor in policy.state_dict().items()})
+    policy.load_state_dict(
+        {name: tensor.half().float() for name, tensor in policy.state_dict().items()}
+    )
     assert (read.infer(observe()) == policy.infer(observe())).all()
 
 
@@ -68,13 +71,16 @@ def test_what_half_precision_cannot_hold_is_named_and_nothing_is_written(tmp_pat
 
 
 def variant(number: int) -> VLA:
-    """Policies of one network that differ in weights, statistics and words, and say in each of them which they are."""
+    """Policies of one network that differ in weights, statistics and words, and say in each of them
+    which they are."""
     policy = make_policy(depth=2)
     texts = [*TEXTS, *["zig zag"] * number]
     config, body = policy.config, policy.body
     statistics = identity(4)
     statistics.offset[:] = number
-    made = VLA(config, Body(body.action_spec, statistics, identity(4), train_tokenizer(texts))).eval()
+    made = VLA(
+        config, Body(body.action_spec, statistics, identity(4), train_tokenizer(texts))
+    ).eval()
     with torch.no_grad():
         for parameter in made.parameters():
             parameter.fill_(number)
@@ -108,7 +114,9 @@ def save_as_before(policy: VLA, folder: Path) -> None:
     folder.mkdir()
     save_file(policy.state_dict(), folder / WEIGHTS)
     (folder / TOKENIZER).write_text(policy.body.tokenizer.to_str(pretty=False))
-    (folder / CONFIG).write_text(json.dumps({"armlet": 1, "policy": policy.to_json(), "provenance": {}}, indent=1))
+    (folder / CONFIG).write_text(
+        json.dumps({"armlet": 1, "policy": policy.to_json(), "provenance": {}}, indent=1)
+    )
 
 
 def test_a_fingerprint_is_of_weights_words_and_network_and_of_nothing_else(tmp_path) -> None:
@@ -119,27 +127,37 @@ def test_a_fingerprint_is_of_weights_words_and_network_and_of_nothing_else(tmp_p
         assert policy_fingerprint(tmp_path / "new") == wanted[number]
         assert json.loads((tmp_path / "new" / CONFIG).read_text())["fingerprint"] == wanted[number]
         save_as_before(policy, tmp_path / f"old-{number}")
-        assert policy_fingerprint(tmp_path / f"old-{number}") == wanted[number] and which(tmp_path / f"old-{number}") == number
+        assert (
+            policy_fingerprint(tmp_path / f"old-{number}") == wanted[number]
+            and which(tmp_path / f"old-{number}") == number
+        )
     before = [(tmp_path / "new" / name).read_bytes() for name in FILES]
     save_policy(VARIANTS[2], tmp_path / "new", provenance={"recipe": 2})
-    assert [(tmp_path / "new" / name).read_bytes() for name in FILES] == before, "the same policy is the same bytes"
+    assert [(tmp_path / "new" / name).read_bytes() for name in FILES] == before, (
+        "the same policy is the same bytes"
+    )
 
 
 @pytest.mark.parametrize("name", ["tabletop-teacher", "aed-teacher"])
 def test_shipped_policies_keep_their_fingerprints_when_saved_anew(tmp_path, name: str) -> None:
-    content = json.dumps(json.loads((SHIPPED / name / CONFIG).read_text())["policy"], sort_keys=True).encode()
+    content = json.dumps(
+        json.loads((SHIPPED / name / CONFIG).read_text())["policy"], sort_keys=True
+    ).encode()
     for each in (WEIGHTS, TOKENIZER):
         content += (SHIPPED / name / each).read_bytes()
     wanted = hashlib.sha256(content).hexdigest()[:16]
     assert policy_fingerprint(SHIPPED / name) == wanted
-    if "float16" not in {str(tensor.dtype)[6:] for tensor in load_file(SHIPPED / name / WEIGHTS).values()}:
+    if "float16" not in {
+        str(tensor.dtype)[6:] for tensor in load_file(SHIPPED / name / WEIGHTS).values()
+    }:
         save_policy(load_policy(SHIPPED / name), tmp_path)
         assert policy_fingerprint(tmp_path) == wanted
 
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory) -> Path:
-    """Folders as a save may find them: armlet 0.1's, a new one, and one of a save that was killed after its commit."""
+    """Folders as a save may find them: armlet 0.1's, a new one, and one of a save that was killed
+    after its commit."""
     place = tmp_path_factory.mktemp("saved")
     (place / "nothing").mkdir()
     save_as_before(VARIANTS[0], place / "old")
@@ -153,7 +171,9 @@ def saved(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("before", ["nothing", "old", "new", "killed"])
-def test_killed_at_any_moment_a_folder_is_the_old_policy_or_the_new(tmp_path, saved, before: str) -> None:
+def test_killed_at_any_moment_a_folder_is_the_old_policy_or_the_new(
+    tmp_path, saved, before: str
+) -> None:
     folder, seen = tmp_path / "policy", []
 
     def prepare() -> None:
@@ -171,7 +191,9 @@ def test_killed_at_any_moment_a_folder_is_the_old_policy_or_the_new(tmp_path, sa
         assert (folder / "README.md").read_text() == "mine"
         if len(seen) % 4 == 1:  # what is left is no hindrance
             save_policy(VARIANTS[1], folder)
-            assert which(folder) == 1 and {path.name for path in folder.iterdir() if ".part" not in path.name} == {
+            assert which(folder) == 1 and {
+                path.name for path in folder.iterdir() if ".part" not in path.name
+            } == {
                 *FILES,
                 "README.md",
             }
@@ -214,7 +236,10 @@ def test_mixtures_are_refused_by_name(tmp_path, copied: str, first: str, second:
     shutil.copy(tmp_path / "0" / copied, tmp_path / "1" / copied)
     if (first, second) == ("old", "old") or (copied == TOKENIZER and second == "old"):
         return  # nothing says which belong together
-    with pytest.raises(ValueError, match=rf"{WEIGHTS if copied != TOKENIZER else TOKENIZER} holds .* mixture of two policies"):
+    with pytest.raises(
+        ValueError,
+        match=rf"{WEIGHTS if copied != TOKENIZER else TOKENIZER} holds .* mixture of two policies",
+    ):
         load_policy(tmp_path / "1")
     with pytest.raises(ValueError, match="mixture of two policies"):
         policy_fingerprint(tmp_path / "1")
@@ -228,7 +253,9 @@ def test_a_full_disk_leaves_the_policy_that_was_there(tmp_path, monkeypatch) -> 
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("armlet.checkpoint.save_file", full)
-    with pytest.raises(FullDiskError, match=r"model\.safetensors.* MB are needed: the disk is full"):
+    with pytest.raises(
+        FullDiskError, match=r"model\.safetensors.* MB are needed: the disk is full"
+    ):
         save_policy(VARIANTS[1], tmp_path)
     assert which(tmp_path) == 0 and {path.name for path in tmp_path.iterdir()} == set(FILES)
 
@@ -245,7 +272,9 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 76
 
 
 @pytest.mark.parametrize("name", FILES)
-@pytest.mark.parametrize("what", ["pointer", "cut short", "empty", "garbage", "missing", "folder", "dangling"])
+@pytest.mark.parametrize(
+    "what", ["pointer", "cut short", "empty", "garbage", "missing", "folder", "dangling"]
+)
 def test_what_is_damaged_is_named(tmp_path, name: str, what: str) -> None:
     save_policy(VARIANTS[0], tmp_path)
     path = tmp_path / name
@@ -256,9 +285,20 @@ def test_what_is_damaged_is_named(tmp_path, name: str, what: str) -> None:
     elif what == "dangling":
         path.symlink_to("nowhere")
     elif what != "missing":
-        path.write_bytes({"pointer": POINTER, "cut short": content[:-9], "empty": b"", "garbage": b"\xff\0 no"}[what])
-    said = {"pointer": "git lfs pull", "missing": "is missing", "folder": "is a folder", "dangling": "link to nothing"}
-    with pytest.raises((ValueError, FileNotFoundError), match=f"{name}.*{said.get(what, '')}") as caught:
+        path.write_bytes(
+            {"pointer": POINTER, "cut short": content[:-9], "empty": b"", "garbage": b"\xff\0 no"}[
+                what
+            ]
+        )
+    said = {
+        "pointer": "git lfs pull",
+        "missing": "is missing",
+        "folder": "is a folder",
+        "dangling": "link to nothing",
+    }
+    with pytest.raises(
+        (ValueError, FileNotFoundError), match=f"{name}.*{said.get(what, '')}"
+    ) as caught:
         load_policy(tmp_path)
     assert caught.type in (ValueError, FileNotFoundError)
     with pytest.raises((ValueError, FileNotFoundError), match=name):
@@ -266,7 +306,13 @@ def test_what_is_damaged_is_named(tmp_path, name: str, what: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"policy": {}}, {"policy": {"type": "vla"}}, {"policy": 3}, {"policy": {"type": "vla", "network": {}}}]
+    "change",
+    [
+        {"policy": {}},
+        {"policy": {"type": "vla"}},
+        {"policy": 3},
+        {"policy": {"type": "vla", "network": {}}},
+    ],
 )
 def test_a_config_that_lacks_fields_is_named(tmp_path, change: dict) -> None:
     save_policy(VARIANTS[0], tmp_path)
@@ -288,16 +334,31 @@ def test_a_file_in_the_place_of_the_folder_is_named(tmp_path) -> None:
 
 def test_a_training_state_is_read_as_it_was_written_or_named(tmp_path) -> None:
     path = tmp_path / "new" / "state.pt"
-    state = {"step": 3, "learner": {"w": torch.arange(5.0)}, "optimisers": [{"state": {0: {"step": torch.tensor(3.0)}}}]}
+    state = {
+        "step": 3,
+        "learner": {"w": torch.arange(5.0)},
+        "optimisers": [{"state": {0: {"step": torch.tensor(3.0)}}}],
+    }
     save_state(path, state)
     read = load_state(path)
     assert read["step"] == 3 and torch.equal(read["learner"]["w"], torch.arange(5.0))
     content = path.read_bytes()
     flipped = bytearray(content)
     flipped[content.index(b"PK\x01\x02") + 3] ^= 255
-    for bad in (content[:-1], content[: len(content) // 2], content[:10], b"", b"\x80\x02garbage", POINTER, bytes(flipped)):
+    for bad in (
+        content[:-1],
+        content[: len(content) // 2],
+        content[:10],
+        b"",
+        b"\x80\x02garbage",
+        POINTER,
+        bytes(flipped),
+    ):
         path.write_bytes(bad)
-        with pytest.raises(ValueError, match=r"state\.pt.*(delete it to train this stage from its start|git lfs pull)"):
+        with pytest.raises(
+            ValueError,
+            match=r"state\.pt.*(delete it to train this stage from its start|git lfs pull)",
+        ):
             load_state(path)
     with pytest.raises(FileNotFoundError, match=r"state\.pt is missing"):
         load_state(tmp_path / "state.pt")
@@ -323,7 +384,9 @@ def test_tensors_are_read_or_named(tmp_path) -> None:
     save_file({"a": torch.ones(3)}, tmp_path / "t")
     assert torch.equal(read_tensors(tmp_path / "t", fix="run it again")["a"], torch.ones(3))
     os.truncate(tmp_path / "t", 20)
-    with pytest.raises(ValueError, match=r"t \(20 bytes\) is no whole safetensors file .*; run it again"):
+    with pytest.raises(
+        ValueError, match=r"t \(20 bytes\) is no whole safetensors file .*; run it again"
+    ):
         read_tensors(tmp_path / "t", fix="run it again")
 
 
@@ -332,7 +395,10 @@ def test_what_was_changed_after_it_was_saved_is_not_loaded(tmp_path) -> None:
     weights, config = tmp_path / WEIGHTS, tmp_path / CONFIG
     whole, described = weights.read_bytes(), config.read_text()
     weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    with pytest.raises(ValueError, match=f"`policy` in {CONFIG}, or {WEIGHTS}, was changed after the policy was saved"):
+    with pytest.raises(
+        ValueError,
+        match=f"`policy` in {CONFIG}, or {WEIGHTS}, was changed after the policy was saved",
+    ):
         load_policy(tmp_path)
     weights.write_bytes(whole)
     load_policy(tmp_path)
@@ -342,5 +408,7 @@ def test_what_was_changed_after_it_was_saved_is_not_loaded(tmp_path) -> None:
     with pytest.raises(ValueError, match="was changed after the policy was saved"):
         load_policy(tmp_path)
     config.write_text(described.replace('"armlet": 1', '"armlet": 2'))
-    with pytest.raises(ValueError, match=r"`armlet` is 2, expected 1: another version of armlet wrote it"):
+    with pytest.raises(
+        ValueError, match=r"`armlet` is 2, expected 1: another version of armlet wrote it"
+    ):
         load_policy(tmp_path)

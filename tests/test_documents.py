@@ -1,4 +1,5 @@
-"""What README and docs say: every number is what its report says, and one digit that is changed is noticed; links lead somewhere; commands
+"""What README and docs say: every number is what its report says, and one digit that is changed is
+noticed; links lead somewhere; commands
 and recipes that stand there are those there are."""
 
 import functools
@@ -50,7 +51,9 @@ def pages() -> list[str]:
 @pytest.fixture
 def copied(tmp_path) -> Path:
     """README and docs, to be changed; what they name as sources lies beside them."""
-    shutil.copytree(ROOT / "docs", tmp_path / "docs", ignore=shutil.ignore_patterns("*.png", "__pycache__"))
+    shutil.copytree(
+        ROOT / "docs", tmp_path / "docs", ignore=shutil.ignore_patterns("*.png", "__pycache__")
+    )
     shutil.copy(ROOT / "README.md", tmp_path)
     for name in ("dev", "src", "tests"):
         (tmp_path / name).symlink_to(ROOT / name)
@@ -61,24 +64,30 @@ def findings_of(page: Path) -> list[Any]:
     return recount.check_page(page, page.name)[0]
 
 
-# --- numbers ------------------------------------------------------------------------------------------------
+# --- numbers
+# ------------------------------------------------------------------------------------------------
 
 
 def test_every_number_is_what_its_report_says() -> None:
-    """The repository as it is: reports by their outcomes and counts, pages beside them, and every page that people wrote."""
+    """The repository as it is: reports by their outcomes and counts, pages beside them, and every
+    page that people wrote."""
     assert [str(finding) for finding in recount.check(ROOT)] == []
 
 
 @pytest.mark.parametrize("name", pages())
 def test_a_changed_digit_of_a_page_is_noticed(copied: Path, name: str) -> None:
-    """Every number that a comment stands behind, and of every table three, with the last digit changed."""
+    """Every number that a comment stands behind, and of every table three, with the last digit
+    changed."""
     page = copied / name
     text = page.read_text()
     assert findings_of(page) == []
     places = [found.start() for found in BOUND.finditer(text)]
     chosen = random.Random(0)
     for made in [*recount.TABLE.finditer(text), *recount.SECTION.finditer(text)]:
-        digits = [found.end() - 1 + made.start("body") for found in re.finditer(r"\d+(?:[.,]\d+)*", made["body"])]
+        digits = [
+            found.end() - 1 + made.start("body")
+            for found in re.finditer(r"\d+(?:[.,]\d+)*", made["body"])
+        ]
         places += chosen.sample(digits, min(3, len(digits)))
     silent = []
     for place in places:
@@ -88,17 +97,25 @@ def test_a_changed_digit_of_a_page_is_noticed(copied: Path, name: str) -> None:
         if not any(finding.line == line for finding in findings_of(page)):
             silent.append(f"line {line}: {text[place - 20 : place + 20]!r}")
     assert silent == []
-    assert places or name.startswith("docs/adding") or name == "docs/interface.md", "a page with results is bound to reports"
+    assert places or name.startswith("docs/adding") or name == "docs/interface.md", (
+        "a page with results is bound to reports"
+    )
 
 
 @pytest.fixture
 def small(tmp_path) -> Path:
     """A repository of two reports, one of them with outcomes, and two pages; nothing differs."""
     for name in ("demo", "tabletop_execute"):
-        shutil.copytree(ROOT / "docs/reproductions" / name, tmp_path / "docs" / name, ignore=shutil.ignore_patterns("*.png"))
+        shutil.copytree(
+            ROOT / "docs/reproductions" / name,
+            tmp_path / "docs" / name,
+            ignore=shutil.ignore_patterns("*.png"),
+        )
     rate = "93.0 %<!-- rate actdistill_demo @ {} -->\n"
     (tmp_path / "README.md").write_text(rate.format("docs/demo/report.json"))
-    (tmp_path / "docs/page.md").write_text("<!-- section: tasks demo/report.json -->\n<!-- /section -->\n")
+    (tmp_path / "docs/page.md").write_text(
+        "<!-- section: tasks demo/report.json -->\n<!-- /section -->\n"
+    )
     recount.check(tmp_path, write=True)
     assert recount.check(tmp_path) == []
     return tmp_path
@@ -126,17 +143,22 @@ def test_outcomes_that_are_not_the_reports_own_are_noticed(small: Path, change: 
     [finding] = recount.check(small)
     assert finding.file == "docs/tabletop_execute/report.json"
     assert (
-        f"outcomes.json.gz is {'missing' if change == 'missing' else 'not the one its report was made from'}" in finding.expected
+        f"outcomes.json.gz is {'missing' if change == 'missing' else 'not the one its report was made from'}"
+        in finding.expected
     )
 
 
 def test_an_outcome_that_is_changed_with_its_sum_is_noticed(small: Path) -> None:
-    """The file of outcomes made again with one success turned round, and its sha256 written into the report: the counts tell."""
+    """The file of outcomes made again with one success turned round, and its sha256 written into
+    the report: the counts tell."""
     folder = small / "docs/tabletop_execute"
     kept = outcomes.read(folder / "outcomes.json.gz")
     last = kept.policies[-1]
     run = replace(last.run, success=(not last.run.success[0], *last.run.success[1:]))
-    sha256 = outcomes.write(folder / "outcomes.json.gz", replace(kept, policies=(*kept.policies[:-1], replace(last, run=run))))
+    sha256 = outcomes.write(
+        folder / "outcomes.json.gz",
+        replace(kept, policies=(*kept.policies[:-1], replace(last, run=run))),
+    )
     value = json.loads((folder / "report.json").read_text())
     value["outcomes"]["sha256"] = sha256
     (folder / "report.json").write_text(json.dumps(value))
@@ -179,7 +201,10 @@ def page_of(copied: Path, text: str) -> tuple[list[str], str]:
         ("`93 %` and [93 %](a%20b) and\n\n```\n93 %\n```", ["93"]),
         ("93.0 %<!-- rate nobody -->", ["<!-- rate nobody -->", "93.0"]),
         ("93.0 %<!-- rates actdistill_demo -->", ["<!-- rates actdistill_demo -->", "93.0"]),
-        ("93.0 %<!-- rate actdistill_demo @ nowhere.json -->", ["<!-- rate actdistill_demo @ nowhere.json -->", "93.0"]),
+        (
+            "93.0 %<!-- rate actdistill_demo @ nowhere.json -->",
+            ["<!-- rate actdistill_demo @ nowhere.json -->", "93.0"],
+        ),
         ("shown<!-- verdict actdistill_demo − teacher -->", ["shown"]),
         ("not shown<!-- verdict actdistill_demo − teacher -->", []),
         ("<!-- rate actdistill_demo -->", ["0 numbers before `rate`"]),
@@ -193,7 +218,9 @@ def test_what_is_found_in_prose(copied: Path, text: str, found: list[str]) -> No
 def test_numbers_are_put_right_as_they_are_printed(copied: Path) -> None:
     text = "-7.1, 12 % to 1,000.00<!-- minus actdistill_demo − teacher -->; shown<!-- verdict actdistill_demo − teacher -->"
     found = json.loads((copied / "docs/reproductions/demo/report.json").read_text())
-    pair = next(pair for pair in found["pairs"] if (pair["a"], pair["b"]) == ("actdistill_demo", "teacher"))
+    pair = next(
+        pair for pair in found["pairs"] if (pair["a"], pair["b"]) == ("actdistill_demo", "teacher")
+    )
     middle, low, high = (100 * value for value in (pair["difference"], *pair["ci95"]))
     right = f"{middle:+.1f}, {low:.0f} % to {high:,.2f}".replace("-", "−")
     assert page_of(copied, text)[1].startswith(right + "<!-- minus")
@@ -207,7 +234,11 @@ def test_a_pair_is_turned_round_where_it_is_asked_for_so(copied: Path) -> None:
     theirs = recount.Asked(path, "vla_ad_bc", "vla_ad_tabletop")
     middle, low, high = recount.difference(recount.pair(ours))
     assert recount.difference(recount.pair(theirs)) == [-middle, -high, -low]
-    assert low > 0 and recount.pair(ours)["non_inferior_3pp"] and not recount.pair(theirs)["non_inferior_3pp"]
+    assert (
+        low > 0
+        and recount.pair(ours)["non_inferior_3pp"]
+        and not recount.pair(theirs)["non_inferior_3pp"]
+    )
 
 
 def test_no_interval_over_seeds_is_shown_that_cannot_be_computed_again(copied: Path) -> None:
@@ -223,7 +254,9 @@ def test_no_interval_over_seeds_is_shown_that_cannot_be_computed_again(copied: P
 def test_no_path_of_a_machine_stands_in_what_is_published() -> None:
     found = []
     for path in [ROOT / "README.md", *(ROOT / "docs").rglob("*")]:
-        if path.suffix in (".md", ".json") and re.search(r"[\"(`\s]/(?:work|root|home|tmp|Users)/", path.read_text()):
+        if path.suffix in (".md", ".json") and re.search(
+            r"[\"(`\s]/(?:work|root|home|tmp|Users)/", path.read_text()
+        ):
             found.append(path.relative_to(ROOT).as_posix())
     assert found == []
 
@@ -234,7 +267,8 @@ def test_the_first_page_is_short() -> None:
     assert len(text.split()) < 900
 
 
-# --- links --------------------------------------------------------------------------------------------------
+# --- links
+# --------------------------------------------------------------------------------------------------
 
 
 def texts() -> list[Path]:
@@ -267,11 +301,13 @@ def test_links_lead_somewhere(page: Path) -> None:
     assert broken == []
 
 
-# --- commands -----------------------------------------------------------------------------------------------
+# --- commands
+# -----------------------------------------------------------------------------------------------
 
 
 def commands(page: Path) -> Iterator[list[str]]:
-    """What stands on a page to be typed: lines of code blocks and whole pieces of inline code, a command a list of words."""
+    """What stands on a page to be typed: lines of code blocks and whole pieces of inline code, a
+    command a list of words."""
     text = page.read_text()
     lines = []
     for language, block in FENCE.findall(text):
@@ -282,9 +318,15 @@ def commands(page: Path) -> Iterator[list[str]]:
     for line in lines:
         for part in re.split(r"&&|;", line):
             words = part.strip().split(maxsplit=1)
-            while words and re.fullmatch(r"[A-Z_]+=\S*", words[0]):  # a variable of the shell before the command
+            while words and re.fullmatch(
+                r"[A-Z_]+=\S*", words[0]
+            ):  # a variable of the shell before the command
                 words = words[1].split(maxsplit=1) if len(words) > 1 else []
-            if words and words[0] in ("armlet", "bash", "make", "python") and not PLACEHOLDER.search(part):
+            if (
+                words
+                and words[0] in ("armlet", "bash", "make", "python")
+                and not PLACEHOLDER.search(part)
+            ):
                 yield shlex.split(" ".join(words), comments=True)
 
 
@@ -296,7 +338,9 @@ def written(page: Path) -> list[str]:
 def mine(monkeypatch) -> ModuleType:
     """The module that docs/adding-a-recipe.md writes."""
     [source] = [
-        block for language, block in FENCE.findall((ROOT / "docs/adding-a-recipe.md").read_text()) if language == "python"
+        block
+        for language, block in FENCE.findall((ROOT / "docs/adding-a-recipe.md").read_text())
+        if language == "python"
     ]
     module = ModuleType("mine")
     monkeypatch.setitem(sys.modules, "mine", module)
@@ -304,9 +348,14 @@ def mine(monkeypatch) -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("page", [*texts(), ROOT / "src/armlet/__main__.py"], ids=lambda page: page.relative_to(ROOT).as_posix())
+@pytest.mark.parametrize(
+    "page",
+    [*texts(), ROOT / "src/armlet/__main__.py"],
+    ids=lambda page: page.relative_to(ROOT).as_posix(),
+)
 def test_commands_are_those_there_are(page: Path, mine: ModuleType, capsys) -> None:
-    """Verbs, recipes, options and their values are parsed; scripts and make's targets exist. Nothing is run."""
+    """Verbs, recipes, options and their values are parsed; scripts and make's targets exist.
+    Nothing is run."""
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     wrong = []
     for program, *words in commands(page):
@@ -323,7 +372,8 @@ def test_commands_are_those_there_are(page: Path, mine: ModuleType, capsys) -> N
 
 
 def parse(words: list[str]) -> None:
-    """Read a command as `armlet` does, to the end of its options. Raises AssertionError, ValueError or SystemExit."""
+    """Read a command as `armlet` does, to the end of its options. Raises AssertionError, ValueError
+    or SystemExit."""
     verb, *rest = words or [""]
     if verb in ("--help", ""):
         return
@@ -351,7 +401,12 @@ def test_commands_are_found_and_wrong_ones_are_noticed(tmp_path) -> None:
     page.write_text(
         "`armlet collect tabletop`\n\n```\nA=1 armlet distil \\\n  tabletop --seed 1   # said\narmlet probe demo && make demo\n```\n"
     )
-    assert written(page) == ["armlet distil tabletop --seed 1", "armlet probe demo", "make demo", "armlet collect tabletop"]
+    assert written(page) == [
+        "armlet distil tabletop --seed 1",
+        "armlet probe demo",
+        "make demo",
+        "armlet collect tabletop",
+    ]
     assert len(written(ROOT / "README.md")) > 8
     for words in (
         "distill tabletop",

@@ -1,4 +1,5 @@
-"""What an evaluation runs again and what it does not, who takes part, what a report says of where it comes from; and settings that
+"""What an evaluation runs again and what it does not, who takes part, what a report says of where
+it comes from; and settings that
 contradict each other."""
 
 import dataclasses
@@ -37,7 +38,11 @@ def teachers(tmp_path_factory) -> list[Path]:
     """Two policies for the dots, of one shape and different weights."""
     folder = tmp_path_factory.mktemp("teachers")
     for seed in (0, 1):
-        save_policy(dots_policy(seed), folder / f"teacher-{seed}", provenance={"recipe": {"name": f"made {seed}"}})
+        save_policy(
+            dots_policy(seed),
+            folder / f"teacher-{seed}",
+            provenance={"recipe": {"name": f"made {seed}"}},
+        )
     return [folder / "teacher-0", folder / "teacher-1"]
 
 
@@ -47,7 +52,8 @@ def recipe(teachers, tmp_path) -> Recipe:
     return dataclasses.replace(reaching(), teacher=teachers[0], out=tmp_path, evaluation=setting)
 
 
-# --- what is run again --------------------------------------------------------------------------------------
+# --- what is run again
+# --------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,22 +81,44 @@ def ran(monkeypatch) -> list[tuple[str, str, int]]:
 
 
 CHANGES = {
-    "the weights": lambda recipe, field, teachers: (recipe, {"p": dataclasses.replace(field["p"], folder=teachers[1])}),
-    "the budget": lambda recipe, field, _: (recipe, {"p": dataclasses.replace(field["p"], budget=0.5)}),
-    "how many actions are carried out": lambda recipe, field, _: (recipe, {"p": dataclasses.replace(field["p"], execute=3)}),
+    "the weights": lambda recipe, field, teachers: (
+        recipe,
+        {"p": dataclasses.replace(field["p"], folder=teachers[1])},
+    ),
+    "the budget": lambda recipe, field, _: (
+        recipe,
+        {"p": dataclasses.replace(field["p"], budget=0.5)},
+    ),
+    "how many actions are carried out": lambda recipe, field, _: (
+        recipe,
+        {"p": dataclasses.replace(field["p"], execute=3)},
+    ),
     "the lag": lambda recipe, field, _: (recipe, {"p": dataclasses.replace(field["p"], lag=2)}),
-    "the rule": lambda recipe, field, _: (recipe, {"p": dataclasses.replace(field["p"], lag=1, late="run_on")}),
-    "the benchmark": lambda recipe, field, _: (dataclasses.replace(recipe, benchmark=LongDots(13)), field),
+    "the rule": lambda recipe, field, _: (
+        recipe,
+        {"p": dataclasses.replace(field["p"], lag=1, late="run_on")},
+    ),
+    "the benchmark": lambda recipe, field, _: (
+        dataclasses.replace(recipe, benchmark=LongDots(13)),
+        field,
+    ),
     "the split": lambda recipe, field, _: (
-        dataclasses.replace(recipe, evaluation=dataclasses.replace(recipe.evaluation, splits=("other",))),
+        dataclasses.replace(
+            recipe, evaluation=dataclasses.replace(recipe.evaluation, splits=("other",))
+        ),
         field,
     ),
 }
 
 
 @pytest.mark.parametrize("what", CHANGES)
-def test_an_episode_is_run_again_where_anything_differs_that_it_was_made_from(recipe, teachers, ran, tmp_path, what) -> None:
-    recipe, field = dataclasses.replace(recipe, benchmark=LongDots()), {"p": Contender(teachers[0], lag=1)}
+def test_an_episode_is_run_again_where_anything_differs_that_it_was_made_from(
+    recipe, teachers, ran, tmp_path, what
+) -> None:
+    recipe, field = (
+        dataclasses.replace(recipe, benchmark=LongDots()),
+        {"p": Contender(teachers[0], lag=1)},
+    )
     rows = run_episodes(recipe, field, tmp_path)
     assert [row["success"] for row in rows["p"]] == [True, False, True, False] and len(ran) == 4
     log = (tmp_path / "episodes.jsonl").read_text()
@@ -104,8 +132,12 @@ def test_an_episode_is_run_again_where_anything_differs_that_it_was_made_from(re
     assert len(ran) == 8, "and are used again by whom they are about"
 
 
-@pytest.mark.parametrize("other", [{"commit": "b"}, {"dirty": True}, {"files": "2"}, {"commit": None, "dirty": None}])
-def test_rows_of_another_armlet_are_not_used(recipe, teachers, ran, tmp_path, monkeypatch, other) -> None:
+@pytest.mark.parametrize(
+    "other", [{"commit": "b"}, {"dirty": True}, {"files": "2"}, {"commit": None, "dirty": None}]
+)
+def test_rows_of_another_armlet_are_not_used(
+    recipe, teachers, ran, tmp_path, monkeypatch, other
+) -> None:
     here = {"version": "0.1.0", "commit": "a", "dirty": False, "files": "1"}
     for identity, expected in ((here, 4), (here, 4), (here | other, 8), (here, 8)):
         monkeypatch.setattr(source, "identity", lambda identity=identity: identity)
@@ -113,24 +145,37 @@ def test_rows_of_another_armlet_are_not_used(recipe, teachers, ran, tmp_path, mo
         assert len(ran) == expected
 
 
-def test_rows_that_do_not_say_what_they_were_made_from_are_not_used_and_stay(recipe, teachers, ran, tmp_path) -> None:
-    old = json.dumps({"policy": Contender(teachers[0]).fingerprint, "setup": json.dumps(Dots().fingerprint()), "split": "seen"})
+def test_rows_that_do_not_say_what_they_were_made_from_are_not_used_and_stay(
+    recipe, teachers, ran, tmp_path
+) -> None:
+    old = json.dumps(
+        {
+            "policy": Contender(teachers[0]).fingerprint,
+            "setup": json.dumps(Dots().fingerprint()),
+            "split": "seen",
+        }
+    )
     (tmp_path / "episodes.jsonl").write_text(old + "\n")
     run_episodes(recipe, {"p": Contender(teachers[0])}, tmp_path)
     assert len(ran) == 4 and (tmp_path / "episodes.jsonl").read_text().startswith(old)
 
 
 def test_a_rule_for_acting_late_makes_no_difference_where_nothing_is_late(teachers) -> None:
-    waits, runs_on = (conditions(Contender(teachers[0], late=late), Dots()) for late in ("wait", "run_on"))
+    waits, runs_on = (
+        conditions(Contender(teachers[0], late=late), Dots()) for late in ("wait", "run_on")
+    )
     assert waits == runs_on
 
 
-# --- which code ran -----------------------------------------------------------------------------------------
+# --- which code ran
+# -----------------------------------------------------------------------------------------
 
 
 def git(folder: Path, *arguments: str) -> str:
     options = ("-c", "user.name=a", "-c", "user.email=a@example.org")
-    done = subprocess.run(["git", "-C", folder, *options, *arguments], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        ["git", "-C", folder, *options, *arguments], capture_output=True, text=True, check=True
+    )
     return done.stdout.strip()
 
 
@@ -158,12 +203,19 @@ def test_the_code_that_ran_is_named_by_its_commit_and_by_what_differs_from_it(pa
     assert fresh_identity() == clean, "what is no part of the package decides nothing"
     (package / "__init__.py").write_text("one = 2\n")
     changed = fresh_identity()
-    assert changed["dirty"] is True and changed["commit"] == clean["commit"] and changed["files"] != clean["files"]
+    assert (
+        changed["dirty"] is True
+        and changed["commit"] == clean["commit"]
+        and changed["files"] != clean["files"]
+    )
     (package / "__init__.py").write_text("one = 1\n")
     assert fresh_identity() == clean
     (package / "new.py").write_text("")
     untracked = fresh_identity()
-    assert untracked["dirty"] is True and untracked["files"] not in (clean["files"], changed["files"])
+    assert untracked["dirty"] is True and untracked["files"] not in (
+        clean["files"],
+        changed["files"],
+    )
 
 
 def test_without_git_or_a_repository_the_files_tell(package, monkeypatch, tmp_path) -> None:
@@ -173,7 +225,9 @@ def test_without_git_or_a_repository_the_files_tell(package, monkeypatch, tmp_pa
     assert (without["commit"], without["dirty"], without["files"]) == (None, None, clean["files"])
 
 
-def test_a_package_in_an_environment_inside_another_repository_is_not_at_that_ones_commit(package, monkeypatch) -> None:
+def test_a_package_in_an_environment_inside_another_repository_is_not_at_that_ones_commit(
+    package, monkeypatch
+) -> None:
     installed = package.parents[1] / ".venv" / "pack"
     installed.mkdir(parents=True)
     (installed / "__init__.py").write_text("one = 1\n")
@@ -190,10 +244,22 @@ def test_digests_are_of_names_and_contents_of_files(tmp_path) -> None:
         return source.digest(folder)
 
     assert digest(a="1", b="2") == digest(b="2", a="1")
-    assert len({digest(a="1", b="2"), digest(a="2", b="1"), digest(a="12", b=""), digest(a="1", c="2"), digest(a="1")}) == 5
+    assert (
+        len(
+            {
+                digest(a="1", b="2"),
+                digest(a="2", b="1"),
+                digest(a="12", b=""),
+                digest(a="1", c="2"),
+                digest(a="1"),
+            }
+        )
+        == 5
+    )
 
 
-# --- a whole evaluation -------------------------------------------------------------------------------------
+# --- a whole evaluation
+# -------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -201,9 +267,17 @@ def evaluated(teachers, tmp_path_factory) -> Path:
     """Two policies, three numbers of actions a look, two slow computers, two rules."""
     out = tmp_path_factory.mktemp("evaluated")
     setting = Evaluation(
-        episodes=4, workers=1, latency_calls=4, videos=0, execute=(1, 4), slower=(1e-6, 1e6), late=("wait", "run_on")
+        episodes=4,
+        workers=1,
+        latency_calls=4,
+        videos=0,
+        execute=(1, 4),
+        slower=(1e-6, 1e6),
+        late=("wait", "run_on"),
     )
-    recipe = dataclasses.replace(reaching(), teacher=teachers[0], policies=(teachers[1],), out=out, evaluation=setting)
+    recipe = dataclasses.replace(
+        reaching(), teacher=teachers[0], policies=(teachers[1],), out=out, evaluation=setting
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(measure, "peak_memory_mb", lambda folder, observation: 1.0)
         return evaluate.main(recipe)
@@ -212,7 +286,14 @@ def evaluated(teachers, tmp_path_factory) -> Path:
 def test_policies_are_run_again_with_each_number_of_actions_a_look(evaluated: Path) -> None:
     report = json.loads(evaluated.read_text())
     rows = {row["name"]: row for row in report["policies"]}
-    names = ["teacher", "teacher-1", "teacher execute 1", "teacher-1 execute 1", "teacher execute 4", "teacher-1 execute 4"]
+    names = [
+        "teacher",
+        "teacher-1",
+        "teacher execute 1",
+        "teacher-1 execute 1",
+        "teacher execute 4",
+        "teacher-1 execute 4",
+    ]
     assert list(rows) == names
     kept = outcomes.read(evaluated.with_name("outcomes.json.gz"))
     for policy, execute in zip(kept.policies, (2, 2, 1, 1, 4, 4), strict=True):
@@ -221,8 +302,14 @@ def test_policies_are_run_again_with_each_number_of_actions_a_look(evaluated: Pa
         assert policy.run.decisions == tuple(-(-steps // execute) for steps in policy.run.steps)
         asked = Dots().action_spec.control_hz * sum(policy.run.decisions) / sum(policy.run.steps)
         assert row["decisions_per_second"] == pytest.approx(asked)
-        assert row["ms_per_second_of_motion"] == pytest.approx(row["latency_ms"]["policy"]["p50"] * asked)
-    assert rows["teacher"]["fingerprint"] == rows["teacher execute 4"]["fingerprint"] != rows["teacher-1"]["fingerprint"]
+        assert row["ms_per_second_of_motion"] == pytest.approx(
+            row["latency_ms"]["policy"]["p50"] * asked
+        )
+    assert (
+        rows["teacher"]["fingerprint"]
+        == rows["teacher execute 4"]["fingerprint"]
+        != rows["teacher-1"]["fingerprint"]
+    )
 
 
 def test_on_a_slower_computer_policies_come_late_by_their_own_time(evaluated: Path) -> None:
@@ -233,28 +320,48 @@ def test_on_a_slower_computer_policies_come_late_by_their_own_time(evaluated: Pa
         assert row["delay_ms"] == pytest.approx(row["slower"] * times[row["name"]])
         assert row["lag_steps"] == int(np.ceil(row["delay_ms"] * 5 / 1000))
         if row["slower"] > 1:
-            assert row["waiting_share"] == 1 and row["successes"] == 0 and row["decisions_per_second"] is None
+            assert (
+                row["waiting_share"] == 1
+                and row["successes"] == 0
+                and row["decisions_per_second"] is None
+            )
             assert row["seconds_to_success"] == {"successes": None, "restricted": 2.0, "limit": 2.0}
         else:
             assert row["lag_steps"] == 1 and row["late"] in ("wait", "run_on")
     table = evaluated.with_name("table.md").read_text()
-    assert "| teacher | 1e+06× slower | run_on |" in table and "| policy, by task | red | blue |" in table
+    assert (
+        "| teacher | 1e+06× slower | run_on |" in table
+        and "| policy, by task | red | blue |" in table
+    )
 
 
 def test_a_report_says_what_it_was_made_with(evaluated: Path, teachers) -> None:
     found = json.loads(evaluated.read_text())["fingerprint"]
     identity = source.identity()
-    assert [found[name] for name in ("commit", "dirty", "files")] == [identity[name] for name in ("commit", "dirty", "files")]
-    assert found["processor"] == measure.processor() and found["threads"] == 1 and found["workers"] == 1
+    assert [found[name] for name in ("commit", "dirty", "files")] == [
+        identity[name] for name in ("commit", "dirty", "files")
+    ]
+    assert (
+        found["processor"] == measure.processor()
+        and found["threads"] == 1
+        and found["workers"] == 1
+    )
     assert found["seeds"] == {"recipe": 0, "episodes": [500_000_000, 500_000_003]}
-    assert found["evaluated"]["teacher-1"] == {"folder": teachers[1].as_posix(), "recipe": {"name": "made 1"}}
+    assert found["evaluated"]["teacher-1"] == {
+        "folder": teachers[1].as_posix(),
+        "recipe": {"name": "made 1"},
+    }
     assert found["evaluated"]["teacher execute 4"]["recipe"] == {"name": "made 0"}
     assert found["recipe"]["evaluation"]["slower"] == [1e-6, 1e6]
 
 
 def test_more_actions_than_a_chunk_has_are_an_error(recipe) -> None:
-    recipe = dataclasses.replace(recipe, evaluation=dataclasses.replace(recipe.evaluation, execute=(5,)))
-    with pytest.raises(ValueError, match="5 actions of each chunk should be carried out, and this policy's have 4"):
+    recipe = dataclasses.replace(
+        recipe, evaluation=dataclasses.replace(recipe.evaluation, execute=(5,))
+    )
+    with pytest.raises(
+        ValueError, match="5 actions of each chunk should be carried out, and this policy's have 4"
+    ):
         evaluate.main(recipe)
 
 
@@ -264,14 +371,21 @@ def test_more_actions_than_a_chunk_has_are_an_error(recipe) -> None:
         ({"splits": ()}, "splits is empty; name at least one split, the benchmark's are seen"),
         ({"execute": (2, 2)}, "execute says a value twice: 2 2"),
         ({"splits": ("seen", "seen")}, "splits says a value twice"),
-        ({"seed": 9_999_999}, "evaluation has the seeds 9999999 to 10000002, and collection has 10000000 to 10000005"),
+        (
+            {"seed": 9_999_999},
+            "evaluation has the seeds 9999999 to 10000002, and collection has 10000000 to 10000005",
+        ),
         ({"slower": (20.0,), "late": ()}, "needs a rule for acting late"),
         ({"late": ("run_on",)}, "late is about policies on a slower computer"),
         ({"budgets": (0.5,)}, "budgets are those of the recipe's student, and there is none in"),
     ],
 )
-def test_settings_that_contradict_each_other_or_do_nothing_are_errors(recipe, ran, setting, message) -> None:
-    recipe = dataclasses.replace(recipe, evaluation=dataclasses.replace(recipe.evaluation, **setting))
+def test_settings_that_contradict_each_other_or_do_nothing_are_errors(
+    recipe, ran, setting, message
+) -> None:
+    recipe = dataclasses.replace(
+        recipe, evaluation=dataclasses.replace(recipe.evaluation, **setting)
+    )
     with pytest.raises(ValueError, match=message):
         evaluate.main(recipe)
     assert not ran, "before anything was run"
@@ -284,13 +398,31 @@ def test_a_machines_processor_has_a_name() -> None:
 def test_the_command_line_takes_several_numbers() -> None:
     from armlet.__main__ import override
 
-    options = ["--evaluation.execute", "2", "4", "6", "--evaluation.slower", "20", "50", "--evaluation.late", "wait", "run_on"]
+    options = [
+        "--evaluation.execute",
+        "2",
+        "4",
+        "6",
+        "--evaluation.slower",
+        "20",
+        "50",
+        "--evaluation.late",
+        "wait",
+        "run_on",
+    ]
     setting = override(reaching(), options, "armlet evaluate").evaluation
-    assert (setting.execute, setting.slower, setting.late) == ((2, 4, 6), (20.0, 50.0), ("wait", "run_on"))
+    assert (setting.execute, setting.slower, setting.late) == (
+        (2, 4, 6),
+        (20.0, 50.0),
+        ("wait", "run_on"),
+    )
 
 
 def test_every_policys_name_is_its_own(recipe, teachers) -> None:
-    assert list(contenders(dataclasses.replace(recipe, policies=(teachers[1],)))) == ["teacher", "teacher-1"]
+    assert list(contenders(dataclasses.replace(recipe, policies=(teachers[1],)))) == [
+        "teacher",
+        "teacher-1",
+    ]
     same = teachers[1].parent / "other" / "teacher-1"
     both = contenders(dataclasses.replace(recipe, policies=(teachers[1], same)))
     assert both[same.as_posix()].folder == same and both["teacher-1"].folder == teachers[1]
@@ -301,8 +433,14 @@ def test_every_policys_name_is_its_own(recipe, teachers) -> None:
 def test_the_same_policy_under_two_names_is_refused(recipe, teachers, tmp_path) -> None:
     save_policy(dots_policy(3), recipe.student_folder)
     (tmp_path / "link").symlink_to(teachers[0])
-    for folder, named in ((recipe.student_folder, recipe.name), (tmp_path / "link", "teacher"), (teachers[0], "teacher")):
-        with pytest.raises(ValueError, match=f"names {folder}, which is evaluated already, as '{named}'"):
+    for folder, named in (
+        (recipe.student_folder, recipe.name),
+        (tmp_path / "link", "teacher"),
+        (teachers[0], "teacher"),
+    ):
+        with pytest.raises(
+            ValueError, match=f"names {folder}, which is evaluated already, as '{named}'"
+        ):
             contenders(dataclasses.replace(recipe, policies=(folder,)))
 
 
@@ -332,7 +470,10 @@ def test_a_policy_saved_anew_is_run_anew_in_the_same_process(tmp_path) -> None:
             policy.head.net[-1].weight.zero_()
             policy.head.net[-1].bias.fill_(direction)
         save_policy(policy, tmp_path / "policy")
-        found = [result.success for _, result in run_all({"it": Contender(tmp_path / "policy")}, dots, jobs, workers=1)]
+        found = [
+            result.success
+            for _, result in run_all({"it": Contender(tmp_path / "policy")}, dots, jobs, workers=1)
+        ]
         alone = load_policy(tmp_path / "policy")
         assert found == [run_episode(alone, dots, task, seed).success for _, task, seed in jobs]
         successes.append(found)

@@ -17,6 +17,8 @@ def out(tmp_path_factory) -> Path:
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_example(path: Path, out: Path) -> None:
     assert 20 <= len(path.read_text().splitlines()) <= 50
-    ran = subprocess.run([sys.executable, str(path), str(out)], capture_output=True, text=True, check=False)
+    ran = subprocess.run(
+        [sys.executable, str(path), str(out)], capture_output=True, text=True, check=False
+    )
     assert ran.returncode == 0, ran.stderr[-2000:]
     assert ran.stdout.strip()

@@ -17,7 +17,9 @@ def test_an_episode_ends_in_success_or_truncation() -> None:
     observation, info = environment.reset(seed=4, options={"task": "touch"})
     assert info["task"] == "touch" and environment.observation_space.contains(observation)
     for _ in range(30):
-        observation, reward, terminated, _truncated, info = environment.step(environment._world.expert_action())
+        observation, reward, terminated, _truncated, info = environment.step(
+            environment._world.expert_action()
+        )
         if terminated:
             break
     assert terminated and reward == 1 and info["success"]

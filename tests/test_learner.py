@@ -30,7 +30,16 @@ def test_signals_are_those_of_the_parts() -> None:
         hidden = policy.run_layer(index, tokens.hidden if hidden is None else hidden, tokens)
         hiddens.append(hidden)
     condition = policy.condition(hidden, tokens)
-    want = ["condition", "actions", "imitation", "gates", "costs", "semantics", "layer_actions", "privileged.subject"]
+    want = [
+        "condition",
+        "actions",
+        "imitation",
+        "gates",
+        "costs",
+        "semantics",
+        "layer_actions",
+        "privileged.subject",
+    ]
     found = watch(learner, batch, [*want, "hidden.0", "hidden.2", "pointed.subject"])
     torch.testing.assert_close(found["condition"], condition)
     torch.testing.assert_close(found["actions"], policy.head(condition))
@@ -41,7 +50,9 @@ def test_signals_are_those_of_the_parts() -> None:
     semantics, actions = learner.probe(hiddens, tokens.mask)
     torch.testing.assert_close(found["semantics"], semantics)
     torch.testing.assert_close(found["layer_actions"], actions)
-    torch.testing.assert_close(found["privileged.subject"], learner.privileged["subject"](condition))
+    torch.testing.assert_close(
+        found["privileged.subject"], learner.privileged["subject"](condition)
+    )
     seen = tokens.hidden[:, : policy.vision_tokens]
     torch.testing.assert_close(found["pointed.subject"], learner.pointers["subject"](seen))
     assert (found["gates"] == 1).all() and found["costs"].tolist() == policy.layer_costs().tolist()
@@ -70,7 +81,9 @@ def test_exploration_reaches_the_network_that_decides() -> None:
         return backbone(*arguments, **options)
 
     learner.policy.backbone = listening
-    learner.trace(make_batches(learner.policy, frames).batch(np.arange(3)), ["actions"], exploration=0.7)
+    learner.trace(
+        make_batches(learner.policy, frames).batch(np.arange(3)), ["actions"], exploration=0.7
+    )
     assert told == [0.7]
 
 

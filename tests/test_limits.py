@@ -1,4 +1,5 @@
-"""Numbers that a user may set: those that mean nothing are refused by name, before anything is done."""
+"""Numbers that a user may set: those that mean nothing are refused by name, before anything is
+done."""
 
 import dataclasses
 import math
@@ -33,7 +34,9 @@ class Some:
         (ABOVE_0, MOST, (1e308,), (math.inf, 0)),
     ],
 )
-def test_a_range_has_its_ends_and_no_nan(low: float, high: float, inside: tuple, outside: tuple) -> None:
+def test_a_range_has_its_ends_and_no_nan(
+    low: float, high: float, inside: tuple, outside: tuple
+) -> None:
     for number in inside:
         check(Some(number), share=(low, high))
         check(Some(several=(number, number)), several=(low, high))
@@ -87,11 +90,17 @@ def test_recipes(tmp_path: Path) -> None:
         ({"outside_range": math.nan}, "outside_range is nan"),
         ({"teach": dataclasses.replace(recipe.teach, steps=0)}, "teach has no steps"),
         (
-            {"probe": dataclasses.replace(recipe.probe, stage=dataclasses.replace(recipe.probe.stage, steps=0))},
+            {
+                "probe": dataclasses.replace(
+                    recipe.probe, stage=dataclasses.replace(recipe.probe.stage, steps=0)
+                )
+            },
             r"probe\.stage has no steps",
         ),
         ({"stages": none}, "stages has no steps"),
     ):
         with pytest.raises(ValueError, match=said):
             dataclasses.replace(recipe, **field)
-    dataclasses.replace(recipe, stages=(none[0], *recipe.stages[1:]))  # one of several may be left out
+    dataclasses.replace(
+        recipe, stages=(none[0], *recipe.stages[1:])
+    )  # one of several may be left out

@@ -1,4 +1,5 @@
-"""What was made from something else is never continued, used or overwritten: stages of training, probe heads, policies."""
+"""What was made from something else is never continued, used or overwritten: stages of training,
+probe heads, policies."""
 
 import dataclasses
 import json
@@ -22,9 +23,16 @@ STAGE = Stage(Imitate(), steps=4, batch_size=5, warmup=2, log_every=1, checkpoin
 
 
 def train(
-    folder: Path, stage: Stage = STAGE, *, frames: Frames | None = None, seed: int = 1, start: float = 0.0, **options
+    folder: Path,
+    stage: Stage = STAGE,
+    *,
+    frames: Frames | None = None,
+    seed: int = 1,
+    start: float = 0.0,
+    **options,
 ) -> str:
-    """A digest of the weights that a stage ends with; `start` is added to the first weight before it."""
+    """A digest of the weights that a stage ends with; `start` is added to the first weight before
+    it."""
     learner = Learner(make_policy(), privileged={"subject": 3, "target": 3})
     with torch.no_grad():
         next(learner.parameters()).view(-1)[0] += start
@@ -43,7 +51,9 @@ def other_frames() -> Frames:
 CHANGES = {
     "learning_rate: 0.001 → 0.002": {"stage": dataclasses.replace(STAGE, learning_rate=2e-3)},
     "steps: 4 → 6": {"stage": dataclasses.replace(STAGE, steps=6)},
-    "objective.privileged: 1 → 0.5": {"stage": dataclasses.replace(STAGE, objective=Imitate(privileged=0.5))},
+    "objective.privileged: 1 → 0.5": {
+        "stage": dataclasses.replace(STAGE, objective=Imitate(privileged=0.5))
+    },
     "the frames: ": {"frames": other_frames()},
     "seed: 1 → 2": {"seed": 2},
     "the weights it starts from: ": {"start": 1e-3},
@@ -60,7 +70,9 @@ def trained(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("said", CHANGES)
-def test_a_stage_that_answers_another_question_starts_anew_beside_the_old(trained: Path, tmp_path, capfd, said: str) -> None:
+def test_a_stage_that_answers_another_question_starts_anew_beside_the_old(
+    trained: Path, tmp_path, capfd, said: str
+) -> None:
     folder = tmp_path / "stage"
     shutil.copytree(trained, folder)
     before = {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix != ".lock"}
@@ -69,7 +81,9 @@ def test_a_stage_that_answers_another_question_starts_anew_beside_the_old(traine
     assert said in told and "starts anew" in told
     assert found == train(tmp_path / "fresh", **CHANGES[said]), "as if nothing had been there"
     (aside,) = tmp_path.glob("stage.before-*")
-    assert {path.name: path.read_bytes() for path in aside.iterdir() if path.suffix != ".lock"} == before
+    assert {
+        path.name: path.read_bytes() for path in aside.iterdir() if path.suffix != ".lock"
+    } == before
     assert aside.name in told
 
 
@@ -93,14 +107,19 @@ def test_more_steps_of_a_stage_that_never_changes_continue_it(tmp_path, capfd) -
     assert "starts anew" in capfd.readouterr().err
 
 
-def test_a_state_that_does_not_say_what_it_is_of_is_kept_beside(trained: Path, tmp_path, capfd) -> None:
+def test_a_state_that_does_not_say_what_it_is_of_is_kept_beside(
+    trained: Path, tmp_path, capfd
+) -> None:
     folder = tmp_path / "stage"
     folder.mkdir()
     state = torch.load(trained / "state.pt", weights_only=True)
     del state["question"]
     torch.save(state, folder / "state.pt")
     assert train(folder) == train(tmp_path / "fresh")
-    assert "an older armlet" in capfd.readouterr().err and len(list(tmp_path.glob("stage.before-*"))) == 1
+    assert (
+        "an older armlet" in capfd.readouterr().err
+        and len(list(tmp_path.glob("stage.before-*"))) == 1
+    )
 
 
 def test_a_policy_is_finished_for_its_own_question_and_for_no_other(tmp_path) -> None:
@@ -111,7 +130,9 @@ def test_a_policy_is_finished_for_its_own_question_and_for_no_other(tmp_path) ->
     with pytest.raises(ValueError, match=r"seed: 1 → 2\)\. Nothing was trained.* --out, or delete"):
         is_finished(folder, {"seed": 2, "rate": (1, 2)}, fixes="--out")
     save_policy(policy, tmp_path / "shipped")
-    with pytest.raises(ValueError, match="does not say what it was made from: it ships with armlet"):
+    with pytest.raises(
+        ValueError, match="does not say what it was made from: it ships with armlet"
+    ):
         is_finished(tmp_path / "shipped", {"seed": 1}, fixes="--out")
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.tex").write_text("…")

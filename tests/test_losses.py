@@ -1,4 +1,5 @@
-"""Every loss against its closed form, or a loop in numpy that follows the equations of recipes.md."""
+"""Every loss against its closed form, or a loop in numpy that follows the equations of
+recipes.md."""
 
 import numpy as np
 import pytest
@@ -34,7 +35,8 @@ def cosine(a, b):
     return a @ b / np.linalg.norm(a) / np.linalg.norm(b)
 
 
-# --- properties that all distances share --------------------------------------------------------------------
+# --- properties that all distances share
+# --------------------------------------------------------------------
 
 DISTANCES = {
     losses.action_mse: chunks,
@@ -48,7 +50,9 @@ DISTANCES = {
     losses.action_distribution_kl: chunks,
     losses.representation_mse: vectors,
 }
-every_distance = pytest.mark.parametrize("distance", DISTANCES, ids=lambda distance: distance.__name__)
+every_distance = pytest.mark.parametrize(
+    "distance", DISTANCES, ids=lambda distance: distance.__name__
+)
 
 
 @every_distance
@@ -81,7 +85,8 @@ def test_finite_in_bfloat16_at_any_size(distance, size):
     assert x.grad.isfinite().all()
 
 
-# --- actions ------------------------------------------------------------------------------------------------
+# --- actions
+# ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -91,9 +96,14 @@ def test_finite_in_bfloat16_at_any_size(distance, size):
 )
 def test_action_distances_average_the_valid_steps(distance, of):
     student, target, valid = chunks(), chunks(), some_valid()
-    expected = [of((s[v] - t[v]).numpy()).mean() if v.any() else 0.0 for s, t, v in zip(student, target, valid, strict=True)]
+    expected = [
+        of((s[v] - t[v]).numpy()).mean() if v.any() else 0.0
+        for s, t, v in zip(student, target, valid, strict=True)
+    ]
     np.testing.assert_allclose(distance(student, target, valid), expected)
-    np.testing.assert_allclose(distance(student, target), of((student - target).numpy()).mean((1, 2)))
+    np.testing.assert_allclose(
+        distance(student, target), of((student - target).numpy()).mean((1, 2))
+    )
 
 
 @pytest.mark.parametrize("distance", [losses.action_mse, losses.action_l1])
@@ -115,7 +125,9 @@ def test_action_cross_entropy_is_minus_the_log_of_the_right_bin():
     log_probability = np.log(odds / odds.sum(-1, keepdims=True))
     entropy = -np.take_along_axis(log_probability, target.numpy()[..., None], -1)[..., 0].mean(-1)
     np.testing.assert_allclose(losses.action_cross_entropy(logits, target), entropy.mean(-1))
-    expected = [e[v].mean() if v.any() else 0.0 for e, v in zip(entropy, valid.numpy(), strict=True)]
+    expected = [
+        e[v].mean() if v.any() else 0.0 for e, v in zip(entropy, valid.numpy(), strict=True)
+    ]
     np.testing.assert_allclose(losses.action_cross_entropy(logits, target, valid), expected)
     ignored = target.masked_fill(~valid[..., None], 999)
     np.testing.assert_allclose(losses.action_cross_entropy(logits, ignored, valid), expected)
@@ -129,11 +141,14 @@ def test_action_cross_entropy_to_shares_is_the_mean_of_that_to_each_bin():
     torch.testing.assert_close(losses.action_cross_entropy(logits, shares), expected.mean(-1))
     ignored = shares.masked_fill(~valid[..., None, None], torch.nan)
     torch.testing.assert_close(
-        losses.action_cross_entropy(logits, ignored, valid), losses.action_cross_entropy(logits, shares, valid)
+        losses.action_cross_entropy(logits, ignored, valid),
+        losses.action_cross_entropy(logits, shares, valid),
     )
     target = torch.randint(0, 7, (BATCH, CHUNK, DIMS))
     certain = torch.nn.functional.one_hot(target, 7).double()
-    torch.testing.assert_close(losses.action_cross_entropy(logits, certain), losses.action_cross_entropy(logits, target))
+    torch.testing.assert_close(
+        losses.action_cross_entropy(logits, certain), losses.action_cross_entropy(logits, target)
+    )
 
 
 def test_action_cross_entropy_of_ignorance_is_the_log_of_256():
@@ -143,7 +158,10 @@ def test_action_cross_entropy_of_ignorance_is_the_log_of_256():
 
 
 def test_weighted_action_cross_entropy_is_the_sum_of_the_paper_divided_by_its_weights():
-    logits, target = torch.randn(BATCH, CHUNK, DIMS, 7, dtype=torch.float64), torch.randint(0, 7, (BATCH, CHUNK, DIMS))
+    logits, target = (
+        torch.randn(BATCH, CHUNK, DIMS, 7, dtype=torch.float64),
+        torch.randint(0, 7, (BATCH, CHUNK, DIMS)),
+    )
     weights = torch.tensor([1.0, 2.0])
     total = np.zeros(BATCH)
     for b, k, j in np.ndindex(BATCH, CHUNK, DIMS):
@@ -167,18 +185,25 @@ def test_what_an_annotator_did_not_name_costs_nothing():
     gap = losses.text_cosine(said, text, label)
     np.testing.assert_allclose(
         gap[named].detach(),
-        [1 - cosine(a, b) for a, b in zip(said[named].detach().numpy(), text[named].detach().numpy(), strict=True)],
+        [
+            1 - cosine(a, b)
+            for a, b in zip(said[named].detach().numpy(), text[named].detach().numpy(), strict=True)
+        ],
     )
     assert (gap[~named] == 0).all()
     gap.sum().backward()
     assert text.grad is None and (said.grad[~named] == 0).all()
 
 
-# --- semantics ----------------------------------------------------------------------------------------------
+# --- semantics
+# ----------------------------------------------------------------------------------------------
 
 
 def test_conditions_are_compared_by_squares_or_by_direction():
-    student, teacher = torch.tensor([[3.0, 4.0], [1.0, 0.0]]), torch.tensor([[0.0, 0.0], [1.0, 1.0]])
+    student, teacher = (
+        torch.tensor([[3.0, 4.0], [1.0, 0.0]]),
+        torch.tensor([[0.0, 0.0], [1.0, 1.0]]),
+    )
     assert losses.condition_mse(student, teacher).tolist() == [12.5, 0.5]
     found = losses.condition_cosine(student[1:], teacher[1:])
     assert found.tolist() == [pytest.approx(1 - 0.5**0.5)]
@@ -187,7 +212,9 @@ def test_conditions_are_compared_by_squares_or_by_direction():
 
 def test_cosine_gap_knows_directions_only():
     x = vectors()
-    torch.testing.assert_close(losses.cosine_gap(3 * x, x), torch.zeros(BATCH, LAYERS).double(), atol=1e-12, rtol=0)
+    torch.testing.assert_close(
+        losses.cosine_gap(3 * x, x), torch.zeros(BATCH, LAYERS).double(), atol=1e-12, rtol=0
+    )
     torch.testing.assert_close(losses.cosine_gap(-x, x), torch.full((BATCH, LAYERS), 2.0).double())
     basis = torch.eye(WIDTH)[:2, None]
     torch.testing.assert_close(losses.cosine_gap(basis, basis.flip(0)), torch.ones(2, 1))
@@ -198,7 +225,10 @@ def test_structure_gap_is_the_mse_of_the_cosine_matrices():
     gap = losses.structure_gap(student, teacher)
     for layer in range(LAYERS):
         s, t = student[:, layer].numpy(), teacher[:, layer].numpy()
-        matrix = [[(cosine(s[i], s[j]) - cosine(t[i], t[j])) ** 2 for j in range(BATCH)] for i in range(BATCH)]
+        matrix = [
+            [(cosine(s[i], s[j]) - cosine(t[i], t[j])) ** 2 for j in range(BATCH)]
+            for i in range(BATCH)
+        ]
         np.testing.assert_allclose(gap[:, layer], np.mean(matrix, axis=1), atol=1e-12)
         np.testing.assert_allclose(gap[:, layer].mean(), np.mean(matrix), atol=1e-12)
 
@@ -225,7 +255,8 @@ def test_semantic_loss_weighs_structure_with_eta():
     torch.testing.assert_close(losses.semantic_loss(student, teacher, eta=0.0), align)
 
 
-# --- actions by layer ---------------------------------------------------------------------------------------
+# --- actions by layer
+# ---------------------------------------------------------------------------------------
 
 
 def layer_action_reference(student, teacher, expert):
@@ -250,14 +281,23 @@ def test_layer_action_loss_of_one_step(steps, which):
     student, teacher, expert = chunks(BATCH, LAYERS), chunks(BATCH, LAYERS), chunks()
     one = [actions[..., which, :] for actions in (student, teacher, expert)]
     expected = layer_action_reference(*one)
-    np.testing.assert_allclose(losses.layer_action_loss(student, teacher, expert, steps=steps), expected)
+    np.testing.assert_allclose(
+        losses.layer_action_loss(student, teacher, expert, steps=steps), expected
+    )
     single_action_heads = losses.layer_action_loss(one[0], one[1], expert, steps=steps)
     np.testing.assert_allclose(single_action_heads, expected)
 
 
 def test_layer_action_loss_of_the_valid_steps():
-    student, teacher, expert, valid = chunks(BATCH, LAYERS), chunks(BATCH, LAYERS), chunks(), some_valid()
-    loss = losses.layer_action_loss(student, teacher, expert.masked_fill(~valid[..., None], torch.nan), valid)
+    student, teacher, expert, valid = (
+        chunks(BATCH, LAYERS),
+        chunks(BATCH, LAYERS),
+        chunks(),
+        some_valid(),
+    )
+    loss = losses.layer_action_loss(
+        student, teacher, expert.masked_fill(~valid[..., None], torch.nan), valid
+    )
     for b in range(BATCH):
         kept = [actions[b : b + 1, ..., valid[b], :] for actions in (student, teacher, expert)]
         expected = layer_action_reference(*kept) if valid[b].any() else np.zeros((1, LAYERS))
@@ -265,7 +305,8 @@ def test_layer_action_loss_of_the_valid_steps():
 
 
 def test_a_layer_is_not_pulled_by_the_one_behind_it():
-    """The consistency term moves a layer towards the one before it and never the other way round."""
+    """The consistency term moves a layer towards the one before it and never the other way
+    round."""
     student = chunks(BATCH, LAYERS).requires_grad_()
     loss = losses.layer_action_loss(student, chunks(BATCH, LAYERS), chunks())
     gradient = torch.autograd.grad(loss[:, 2].sum(), student)[0].abs().sum((0, 2, 3)) > 0
@@ -278,7 +319,8 @@ def test_heads_for_one_action_cannot_be_compared_with_a_chunk():
         losses.layer_action_loss(one, one, torch.zeros(BATCH, CHUNK, DIMS))
 
 
-# --- depth and budget ---------------------------------------------------------------------------------------
+# --- depth and budget
+# ---------------------------------------------------------------------------------------
 
 
 @given(st.integers(2, 64), st.floats(0.1, 4))
@@ -308,7 +350,9 @@ def test_budget_gap_for_every_sample_or_for_the_batch():
     each = losses.budget_gap(gates, costs, torch.tensor([1.0, 0.75, 0.5]))
     torch.testing.assert_close(each, torch.tensor([0.0, 0.0, 0.25]))
     mean = (1 + 0.75 + 0) / 3 - 0.5
-    torch.testing.assert_close(losses.budget_gap(gates, costs, 0.5, over="batch"), torch.full((3,), mean**2))
+    torch.testing.assert_close(
+        losses.budget_gap(gates, costs, 0.5, over="batch"), torch.full((3,), mean**2)
+    )
     with pytest.raises((ValueError, TypeError), match="sample"):
         losses.budget_gap(gates, costs, 0.5, over="layer")
 
@@ -322,12 +366,15 @@ def test_a_budget_pulls_from_both_sides_and_the_dear_layers_most():
         assert gates.grad[0, 1].abs() > gates.grad[0, 0].abs()
 
 
-# --- as published -------------------------------------------------------------------------------------------
+# --- as published
+# -------------------------------------------------------------------------------------------
 
 
 def test_published_balance_is_the_variance_of_the_mean_gates():
     gates = torch.rand(BATCH, LAYERS)
-    np.testing.assert_allclose(losses.published_balance(gates), np.var(gates.numpy().mean(0)), rtol=1e-5)
+    np.testing.assert_allclose(
+        losses.published_balance(gates), np.var(gates.numpy().mean(0)), rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("everywhere", [0.0, 0.5, 1.0])
@@ -360,51 +407,71 @@ def test_published_total_is_the_sum_over_layers_it_is_written_as():
     np.testing.assert_allclose(ours, total)
 
 
-# --- distributions over actions (aed) -----------------------------------------------------------------------
+# --- distributions over actions (aed)
+# -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("shape", [(BATCH, CHUNK, 24), (BATCH, CHUNK, DIMS, 7)], ids=["codebook", "bins"])
+@pytest.mark.parametrize(
+    "shape", [(BATCH, CHUNK, 24), (BATCH, CHUNK, DIMS, 7)], ids=["codebook", "bins"]
+)
 @pytest.mark.parametrize("temperature", [1.0, 3.0])
 def test_action_distribution_kl_is_torchs(shape, temperature):
     student, teacher, valid = torch.randn(shape).double(), torch.randn(shape).double(), some_valid()
     logs = [F.log_softmax(logits / temperature, -1) for logits in (student, teacher)]
-    steps = F.kl_div(*logs, reduction="none", log_target=True).sum(-1).view(BATCH, CHUNK, -1).mean(-1)
+    steps = (
+        F.kl_div(*logs, reduction="none", log_target=True).sum(-1).view(BATCH, CHUNK, -1).mean(-1)
+    )
     gap = losses.action_distribution_kl(student, teacher, temperature=temperature)
     torch.testing.assert_close(gap, temperature**2 * steps.mean(1))
     spoiled = teacher.masked_fill(~valid.view(BATCH, CHUNK, *(1,) * (len(shape) - 2)), torch.nan)
-    expected = [temperature**2 * row[v].mean() if v.any() else row.new_zeros(()) for row, v in zip(steps, valid, strict=True)]
+    expected = [
+        temperature**2 * row[v].mean() if v.any() else row.new_zeros(())
+        for row, v in zip(steps, valid, strict=True)
+    ]
     masked = losses.action_distribution_kl(student, spoiled, valid, temperature=temperature)
     torch.testing.assert_close(masked, torch.stack(expected))
 
 
 def test_temperature_leaves_the_gradient_its_size():
-    """Softened a lot, T² KL becomes half the squared difference of the (centred) logits over their number: no T is left."""
+    """Softened a lot, T² KL becomes half the squared difference of the (centred) logits over their
+    number: no T is left."""
     student, teacher = torch.randn(BATCH, 1, 24).double(), torch.randn(BATCH, 1, 24).double()
     centred = [logits - logits.mean(-1, keepdim=True) for logits in (student, teacher)]
     limit = (centred[0] - centred[1]).square().sum((1, 2)) / (2 * 24)
-    torch.testing.assert_close(losses.action_distribution_kl(student, teacher, temperature=1e4), limit, rtol=1e-3, atol=0)
+    torch.testing.assert_close(
+        losses.action_distribution_kl(student, teacher, temperature=1e4), limit, rtol=1e-3, atol=0
+    )
 
 
 def test_a_mixture_is_the_cross_entropy_to_both():
-    student, teacher = torch.randn(BATCH, CHUNK, 24).double(), torch.randn(BATCH, CHUNK, 24).double()
+    student, teacher = (
+        torch.randn(BATCH, CHUNK, 24).double(),
+        torch.randn(BATCH, CHUNK, 24).double(),
+    )
     expert, valid = torch.randint(24, (BATCH, CHUNK)), some_valid()
 
     def mixed(share, teacher=teacher, **options):
         return losses.mixed_action_loss(student, teacher, expert, share=share, **options)
 
-    torch.testing.assert_close(mixed(0.0, valid=valid), losses.action_cross_entropy(student, expert, valid))
+    torch.testing.assert_close(
+        mixed(0.0, valid=valid), losses.action_cross_entropy(student, expert, valid)
+    )
     softened = losses.action_distribution_kl(student, teacher, valid, temperature=2.0)
     torch.testing.assert_close(mixed(1.0, valid=valid, temperature=2.0), softened)
     probability = teacher.softmax(-1)
     target = 0.3 * probability + 0.7 * F.one_hot(expert, 24)
     entropy = -(probability * probability.log()).sum(-1)
-    reference = F.cross_entropy(student.transpose(1, 2), target.transpose(1, 2), reduction="none") - 0.3 * entropy
+    reference = (
+        F.cross_entropy(student.transpose(1, 2), target.transpose(1, 2), reduction="none")
+        - 0.3 * entropy
+    )
     torch.testing.assert_close(mixed(0.3), reference.mean(1))
     with pytest.raises(ValueError, match=r"from 0 to 1; found 1\.5"):
         mixed(1.5)
 
 
-# --- what looks at what (aed) -------------------------------------------------------------------------------
+# --- what looks at what (aed)
+# -------------------------------------------------------------------------------
 
 
 def maps(places, words=6):
@@ -419,17 +486,26 @@ def test_attention_kl_is_torchs_over_the_real_words():
     student, teacher, words = maps(9), maps(9), some_words()
     gap = losses.attention_kl(student, teacher, words)
     for b in range(BATCH):
-        mine, theirs = (rows[b][:, words[b]] / rows[b][:, words[b]].sum(-1, keepdim=True) for rows in (student, teacher))
+        mine, theirs = (
+            rows[b][:, words[b]] / rows[b][:, words[b]].sum(-1, keepdim=True)
+            for rows in (student, teacher)
+        )
         torch.testing.assert_close(gap[b], F.kl_div(mine.log(), theirs, reduction="batchmean"))
-    torch.testing.assert_close(losses.attention_kl(teacher, teacher, words), torch.zeros(BATCH).double())
+    torch.testing.assert_close(
+        losses.attention_kl(teacher, teacher, words), torch.zeros(BATCH).double()
+    )
     spoiled = teacher.masked_fill(~words[:, None], 0.9)
     torch.testing.assert_close(losses.attention_kl(student, spoiled, words), gap)
     silent = [rows.masked_fill(~words[:, None], 0) for rows in (student, teacher)]
     torch.testing.assert_close(losses.attention_kl(*silent), gap)
     order = torch.randperm(6)
-    torch.testing.assert_close(losses.attention_kl(student[..., order], teacher[..., order], words[:, order]), gap)
+    torch.testing.assert_close(
+        losses.attention_kl(student[..., order], teacher[..., order], words[:, order]), gap
+    )
     order = torch.randperm(BATCH)
-    torch.testing.assert_close(losses.attention_kl(student[order], teacher[order], words[order]), gap[order])
+    torch.testing.assert_close(
+        losses.attention_kl(student[order], teacher[order], words[order]), gap[order]
+    )
 
 
 def test_attention_kl_of_half_precision_and_of_certainty_is_finite():
@@ -442,20 +518,26 @@ def test_attention_kl_of_half_precision_and_of_certainty_is_finite():
     loss = losses.attention_kl(wrong, certain.half(), words)
     loss.sum().backward()
     assert loss.dtype == torch.float32 and loss.isfinite().all() and wrong.grad.isfinite().all()
-    torch.testing.assert_close(losses.attention_kl(maps(9).half(), maps(9).half(), words).min() > 0, torch.tensor(True))
+    torch.testing.assert_close(
+        losses.attention_kl(maps(9).half(), maps(9).half(), words).min() > 0, torch.tensor(True)
+    )
 
 
 def test_a_map_over_another_grid_is_resized_camera_by_camera():
-    """Attention that is linear in the place is the same on any grid, inside; and rows still sum to 1."""
+    """Attention that is linear in the place is the same on any grid, inside; and rows still sum to
+    1."""
     student, teacher = maps(14**2 + 4**2), maps(16**2 + 6**2)
     words, grids = some_words(), {"student_grids": (14, 4), "teacher_grids": (16, 6)}
     resized = losses.resize_grids(teacher, (16, 6), (14, 4), wanted=212)
     torch.testing.assert_close(resized.sum(-1), torch.ones(BATCH, 212).double())
     scene = teacher[:, :256].transpose(1, 2).reshape(BATCH, 6, 16, 16)
     reference = F.interpolate(scene, (14, 14), mode="bilinear", align_corners=False)
-    torch.testing.assert_close(resized[:, :196].transpose(1, 2).reshape(BATCH, 6, 14, 14), reference)
     torch.testing.assert_close(
-        losses.attention_kl(student, teacher, words, **grids), losses.attention_kl(student, resized, words)
+        resized[:, :196].transpose(1, 2).reshape(BATCH, 6, 14, 14), reference
+    )
+    torch.testing.assert_close(
+        losses.attention_kl(student, teacher, words, **grids),
+        losses.attention_kl(student, resized, words),
     )
     everywhere = teacher[:, :1].expand(-1, 292, -1)
     gap = losses.attention_kl(teacher[:, :1].expand(-1, 212, -1), everywhere, words, **grids)
@@ -482,8 +564,13 @@ def test_grids_that_cannot_be_are_named():
 def test_representations_are_compared_in_direction_alone():
     student, teacher = vectors(), vectors()
     gap = losses.representation_mse(student, teacher)
-    torch.testing.assert_close(losses.representation_mse(7 * student + 3, teacher), gap, rtol=1e-3, atol=1e-4)
-    mine, theirs = ((x - x.mean(-1, keepdim=True)) / x.std(-1, keepdim=True, correction=0) for x in (student, teacher))
+    torch.testing.assert_close(
+        losses.representation_mse(7 * student + 3, teacher), gap, rtol=1e-3, atol=1e-4
+    )
+    mine, theirs = (
+        (x - x.mean(-1, keepdim=True)) / x.std(-1, keepdim=True, correction=0)
+        for x in (student, teacher)
+    )
     torch.testing.assert_close(gap, (mine - theirs).square().mean((1, 2)), rtol=1e-3, atol=1e-4)
     wide = torch.randn(BATCH, 25, WIDTH).double()
     resized = losses.resize_grids(wide, (5,), (2,), wanted=4)
@@ -493,7 +580,8 @@ def test_representations_are_compared_in_direction_alone():
     )
 
 
-# --- pictures beside words (aed) ----------------------------------------------------------------------------
+# --- pictures beside words (aed)
+# ----------------------------------------------------------------------------
 
 
 def embeddings():
@@ -503,13 +591,20 @@ def embeddings():
 def test_info_nce_with_one_right_answer_is_cross_entropy():
     (image, text), alone = embeddings(), torch.arange(BATCH)
     scores = image @ text.T / 0.07
-    reference = (F.cross_entropy(scores, alone, reduction="none") + F.cross_entropy(scores.T, alone, reduction="none")) / 2
-    torch.testing.assert_close(losses.info_nce(image, text, torch.eye(BATCH, dtype=torch.bool)), reference)
+    reference = (
+        F.cross_entropy(scores, alone, reduction="none")
+        + F.cross_entropy(scores.T, alone, reduction="none")
+    ) / 2
+    torch.testing.assert_close(
+        losses.info_nce(image, text, torch.eye(BATCH, dtype=torch.bool)), reference
+    )
 
 
 def test_info_nce_counts_every_sample_with_the_same_instruction_as_right():
     image, text = embeddings()
-    same = losses.same_instruction(torch.tensor([[4, 5, 0], [7, 0, 0], [4, 5, 0], [4, 5, 6], [7, 0, 0]]))
+    same = losses.same_instruction(
+        torch.tensor([[4, 5, 0], [7, 0, 0], [4, 5, 0], [4, 5, 6], [7, 0, 0]])
+    )
     assert same.tolist() == [
         [True, False, True, False, False],
         [False, True, False, False, True],
@@ -518,11 +613,15 @@ def test_info_nce_counts_every_sample_with_the_same_instruction_as_right():
         [False, True, False, False, True],
     ]
     logs = [F.log_softmax(scores / 0.2, -1) for scores in (image @ text.T, text @ image.T)]
-    expected = [-(logs[0][i][same[i]].mean() + logs[1][i][same[i]].mean()) / 2 for i in range(BATCH)]
+    expected = [
+        -(logs[0][i][same[i]].mean() + logs[1][i][same[i]].mean()) / 2 for i in range(BATCH)
+    ]
     loss = losses.info_nce(image, text, same, temperature=0.2)
     torch.testing.assert_close(loss, torch.stack(expected))
     order = torch.randperm(BATCH)
-    torch.testing.assert_close(losses.info_nce(image[order], text[order], same[order][:, order], 0.2), loss[order])
+    torch.testing.assert_close(
+        losses.info_nce(image[order], text[order], same[order][:, order], 0.2), loss[order]
+    )
     torch.testing.assert_close(losses.info_nce(text, image, same, 0.2), loss)
 
 
@@ -530,6 +629,10 @@ def test_the_least_info_nce_is_the_log_of_how_many_are_right():
     code = torch.tensor([0, 1, 0, 2, 1])
     perfect = F.one_hot(code, WIDTH).double()
     same = code[:, None] == code
-    torch.testing.assert_close(losses.info_nce(perfect, perfect, same, 0.01), same.sum(1).double().log())
+    torch.testing.assert_close(
+        losses.info_nce(perfect, perfect, same, 0.01), same.sum(1).double().log()
+    )
     gradient = torch.randn(BATCH, WIDTH, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x: losses.info_nce(F.normalize(x, dim=-1), perfect, same), (gradient,))
+    assert torch.autograd.gradcheck(
+        lambda x: losses.info_nce(F.normalize(x, dim=-1), perfect, same), (gradient,)
+    )

@@ -1,4 +1,5 @@
-"""What routes depend on, for policies of which that is known; who is timed after whom; operations against a closed form."""
+"""What routes depend on, for policies of which that is known; who is timed after whom; operations
+against a closed form."""
 
 import numpy as np
 import pytest
@@ -15,7 +16,10 @@ def observations(count: int = 24) -> list[Observation]:
     pixels = {"scene": 24, "wrist": 16}
     return [
         Observation(
-            {name: rng.integers(0, 256, (size, size, 3), dtype=np.uint8) for name, size in pixels.items()},
+            {
+                name: rng.integers(0, 256, (size, size, 3), dtype=np.uint8)
+                for name, size in pixels.items()
+            },
             rng.normal(size=4).astype(np.float32),
             TEXTS[index % 3],
             rng.uniform(-1, 1, 4).astype(np.float32),
@@ -54,7 +58,8 @@ def test_operations_of_a_backbone_are_those_of_its_matrices() -> None:
 
 
 def test_operations_are_the_mean_of_what_each_moment_takes() -> None:
-    """Also where moments of one instruction take different routes, and one route serves instructions of different lengths."""
+    """Also where moments of one instruction take different routes, and one route serves
+    instructions of different lengths."""
     policy = reads_the_state_alone()
     moments = observations()
     singly = [compute(policy, [moment]) for moment in moments]
@@ -77,7 +82,8 @@ class Recorded:
 
 
 def test_every_policy_is_timed_on_the_same_observations_and_after_any_other() -> None:
-    """One that always followed the largest would find its own weights gone from the caches, and look slower than its equal."""
+    """One that always followed the largest would find its own weights gone from the caches, and
+    look slower than its equal."""
     asked: list[tuple[str, str]] = []
     names, calls = ("large", "one", "other"), 120
     found = latency({name: Recorded(name, asked) for name in names}, observations(), calls=calls)

@@ -1,7 +1,8 @@
-"""What every recipe minimises: each term reads what it says and nothing else, weighs what it says, and hears no padding.
+"""What every recipe minimises: each term reads what it says and nothing else, weighs what it says,
+and hears no padding.
 
-The terms are those of tests/test_losses.py; here it is asked what an objective makes of them. Every objective of every recipe
-is asked, with its own weights.
+The terms are those of tests/test_losses.py; here it is asked what an objective makes of them. Every
+objective of every recipe is asked, with its own weights.
 """
 
 import dataclasses
@@ -32,9 +33,15 @@ def all_objectives() -> dict[str, Objective]:
     """Those of all recipes, once each, under the name of the first recipe that has it."""
     found: dict[Objective, str] = {}
     for recipe in RECIPES:
-        stages = [*recipe.all_stages, *([recipe.teach] if recipe.teach else []), *([recipe.probe.stage] if recipe.probe else [])]
+        stages = [
+            *recipe.all_stages,
+            *([recipe.teach] if recipe.teach else []),
+            *([recipe.probe.stage] if recipe.probe else []),
+        ]
         for stage in stages:
-            found.setdefault(stage.objective, f"{recipe.name}-{type(stage.objective).__name__}-{len(found)}")
+            found.setdefault(
+                stage.objective, f"{recipe.name}-{type(stage.objective).__name__}-{len(found)}"
+            )
     return {name: objective for objective, name in found.items()}
 
 
@@ -52,7 +59,9 @@ class World:
 
     def terms(self, objective: Objective) -> dict[str, Tensor]:
         layers = {"semantics", "layer_actions"}
-        own = {name: x[:: objective.every] if name in layers else x for name, x in self.student.items()}
+        own = {
+            name: x[:: objective.every] if name in layers else x for name, x in self.student.items()
+        }
         student = {name: own[name] for name in objective.wants}
         teacher = {name: self.teacher[name] for name in objective.needs}
         return objective(student, teacher, self.batch)
@@ -86,7 +95,11 @@ def world(objective: Objective, seed: int = 0) -> World:
             "phase": normal(SAMPLES, 9),
             "direction": normal(SAMPLES, WIDTH),
             "direction.text": normal(SAMPLES, WIDTH),
-            **{f"{how}.{fact}": normal(SAMPLES, 3) for how in ("privileged", "pointed") for fact in ("subject", "target")},
+            **{
+                f"{how}.{fact}": normal(SAMPLES, 3)
+                for how in ("privileged", "pointed")
+                for fact in ("subject", "target")
+            },
         }
 
     student, teacher = trace(), trace()
@@ -141,7 +154,10 @@ def _output(objective: MatchOutput) -> Said:
 def _actdistill(objective: ActDistill) -> Said:
     return _output(objective.output) | {
         "semantic": (objective.semantic, reads("semantics", "semantics")),
-        "layer_action": (objective.layer_action, reads("layer_actions", "layer_actions", "actions valid")),
+        "layer_action": (
+            objective.layer_action,
+            reads("layer_actions", "layer_actions", "actions valid"),
+        ),
         "budget": (objective.budget, reads("gates", "", "budget", "costs")),
     }
 
@@ -166,13 +182,18 @@ def _aed(objective: Aed) -> Said:
 
 
 def _vla_ad(objective: VlaAd) -> Said:
-    teacher, expert = ("actions", "valid") if objective.target == "teacher" else ("", "actions valid")
+    teacher, expert = (
+        ("actions", "valid") if objective.target == "teacher" else ("", "actions valid")
+    )
     found: Said = {"image": (objective.alpha, reads("logits", teacher, expert))}
     if objective.semantic in ("privileged_text", "both"):
         found["told"] = 1, reads("logits.told", teacher, expert)
     if objective.semantic in ("aux_heads", "both"):
         found["phase"] = objective.phase, reads("phase", "", "phase")
-        found["direction"] = objective.direction, reads("direction", "", "direction", "direction.text")
+        found["direction"] = (
+            objective.direction,
+            reads("direction", "", "direction", "direction.text"),
+        )
     return found
 
 
@@ -190,12 +211,18 @@ SAID: dict[type[Objective], Callable[..., Said]] = {
 
 
 def said(objective: Objective) -> dict[str, Reads]:
-    """Term → what it reads, as the docstrings of the recipes say; a term of weight 0 is not there."""
-    assert type(objective) in SAID, f"this test does not know {type(objective).__name__}: say in SAID what its terms read"
+    """Term → what it reads, as the docstrings of the recipes say; a term of weight 0 is not
+    there."""
+    assert type(objective) in SAID, (
+        f"this test does not know {type(objective).__name__}: say in SAID what its terms read"
+    )
     found = SAID[type(objective)](objective)
     for fact in getattr(objective, "facts", ()):
         for how in ("privileged", "pointed"):
-            found[f"{how}.{fact}"] = getattr(objective, "privileged", 1.0), reads(f"{how}.{fact}", "", f"fact.{fact}")
+            found[f"{how}.{fact}"] = (
+                getattr(objective, "privileged", 1.0),
+                reads(f"{how}.{fact}", "", f"fact.{fact}"),
+            )
     return {name: read for name, (weight, read) in found.items() if weight}
 
 
@@ -213,12 +240,22 @@ def test_each_term_reads_what_it_says_and_nothing_else(objective: Objective) -> 
 
     another = world(objective, seed=1)
     for name in objective.wants:
-        found = changed(dataclasses.replace(here, student={**here.student, name: another.student[name] * 1.5}))
+        found = changed(
+            dataclasses.replace(here, student={**here.student, name: another.student[name] * 1.5})
+        )
         if name == "costs":
-            found = changed(dataclasses.replace(here, student={**here.student, name: here.student[name].flip(0)}))
-        assert found == {term for term, read in expected.items() if name in read.student | read.constant}, name
+            found = changed(
+                dataclasses.replace(
+                    here, student={**here.student, name: here.student[name].flip(0)}
+                )
+            )
+        assert found == {
+            term for term, read in expected.items() if name in read.student | read.constant
+        }, name
     for name in objective.needs:
-        found = changed(dataclasses.replace(here, teacher={**here.teacher, name: another.teacher[name]}))
+        found = changed(
+            dataclasses.replace(here, teacher={**here.teacher, name: another.teacher[name]})
+        )
         assert found == {term for term, read in expected.items() if name in read.teacher}, name
     batch = here.batch
     others = {
@@ -229,7 +266,9 @@ def test_each_term_reads_what_it_says_and_nothing_else(objective: Objective) -> 
         "phase": {"labels": {**batch.labels, "phase": batch.labels["phase"].flip(0)}},
         "direction": {"labels": {**batch.labels, "direction": batch.labels["direction"].flip(0)}},
         **{
-            f"fact.{fact}": {"privileged": {**batch.privileged, fact: another.batch.privileged[fact]}}
+            f"fact.{fact}": {
+                "privileged": {**batch.privileged, fact: another.batch.privileged[fact]}
+            }
             for fact in batch.privileged
         },
     }
@@ -240,14 +279,23 @@ def test_each_term_reads_what_it_says_and_nothing_else(objective: Objective) -> 
 
 @each_objective
 def test_each_term_pulls_on_its_own_signals_of_the_student_alone(objective: Objective) -> None:
-    """A gradient that is not zero on what it reads, none on anything else, and none on what is a target."""
+    """A gradient that is not zero on what it reads, none on anything else, and none on what is a
+    target."""
     here = world(objective)
-    own = {name: x.clone().requires_grad_(x.is_floating_point()) for name, x in here.student.items()}
+    own = {
+        name: x.clone().requires_grad_(x.is_floating_point()) for name, x in here.student.items()
+    }
     terms = dataclasses.replace(here, student=own).terms(objective)
     for term, read in said(objective).items():
         names = sorted(objective.wants)
-        pulls = torch.autograd.grad(terms[term], [own[name] for name in names], retain_graph=True, allow_unused=True)
-        found = {name for name, pull in zip(names, pulls, strict=True) if pull is not None and bool(pull.abs().sum() > 0)}
+        pulls = torch.autograd.grad(
+            terms[term], [own[name] for name in names], retain_graph=True, allow_unused=True
+        )
+        found = {
+            name
+            for name, pull in zip(names, pulls, strict=True)
+            if pull is not None and bool(pull.abs().sum() > 0)
+        }
         assert found - {"costs"} == read.student, term
 
 
@@ -266,7 +314,9 @@ def test_what_lies_past_an_episodes_end_is_not_heard(objective: Objective) -> No
             deep[name] = torch.where(rows, trace[name].flip(-1) * 3, trace[name])
         return {**trace, **chunks, **deep}
 
-    batch = dataclasses.replace(here.batch, actions=here.batch.actions.masked_fill(past[..., None], 7))
+    batch = dataclasses.replace(
+        here.batch, actions=here.batch.actions.masked_fill(past[..., None], 7)
+    )
     after = World(spoiled(here.student), spoiled(here.teacher), batch).terms(objective)
     for name, value in before.items():
         assert torch.equal(value, after[name]), name
@@ -274,7 +324,8 @@ def test_what_lies_past_an_episodes_end_is_not_heard(objective: Objective) -> No
 
 @each_objective
 def test_layers_are_compared_with_the_same_samples_layers(objective: Objective) -> None:
-    """Where only every n-th sample's layers are read, the teacher's and the expert's of the others have no effect."""
+    """Where only every n-th sample's layers are read, the teacher's and the expert's of the others
+    have no effect."""
     here, another = world(objective), world(objective, seed=1)
     others = torch.arange(SAMPLES) % objective.every != 0
     if objective.every == 1:
@@ -282,7 +333,11 @@ def test_layers_are_compared_with_the_same_samples_layers(objective: Objective) 
     assert others.sum() > SAMPLES / 2
 
     def mixed(name: str) -> Tensor:
-        return torch.where(others.view(-1, *(1,) * (here.teacher[name].ndim - 1)), another.teacher[name], here.teacher[name])
+        return torch.where(
+            others.view(-1, *(1,) * (here.teacher[name].ndim - 1)),
+            another.teacher[name],
+            here.teacher[name],
+        )
 
     teacher = {**here.teacher, **{name: mixed(name) for name in ("semantics", "layer_actions")}}
     actions = torch.where(others[:, None, None], another.batch.actions, here.batch.actions)
@@ -308,12 +363,20 @@ WEIGHTS: list[tuple[Objective, str, set[str]]] = [
     (VlaAd("both"), "alpha", {"image"}),
     (VlaAd("both"), "phase", {"phase"}),
     (VlaAd("both"), "direction", {"direction"}),
-    (Imitate(), "privileged", {f"{how}.{fact}" for how in ("privileged", "pointed") for fact in ("subject", "target")}),
+    (
+        Imitate(),
+        "privileged",
+        {f"{how}.{fact}" for how in ("privileged", "pointed") for fact in ("subject", "target")},
+    ),
 ]
 
 
-@pytest.mark.parametrize(("objective", "weight", "scaled"), WEIGHTS, ids=lambda x: x if isinstance(x, str) else "")
-def test_a_weight_scales_its_own_terms_and_no_other(objective: Objective, weight: str, scaled: set[str]) -> None:
+@pytest.mark.parametrize(
+    ("objective", "weight", "scaled"), WEIGHTS, ids=lambda x: x if isinstance(x, str) else ""
+)
+def test_a_weight_scales_its_own_terms_and_no_other(
+    objective: Objective, weight: str, scaled: set[str]
+) -> None:
     here = world(objective)
     before = here.terms(objective)
     after = here.terms(dataclasses.replace(objective, **{weight: 3 * getattr(objective, weight)}))
@@ -332,12 +395,17 @@ def _layer_action(here: World) -> Tensor:
     few = slice(None, None, 4)
     pair = (trace["layer_actions"][few] for trace in (here.student, here.teacher))
     actions, valid = here.batch.targets()
-    return 7 * _depth_weighted(here, losses.layer_action_loss(*pair, actions[few], valid[few], "current"))
+    return 7 * _depth_weighted(
+        here, losses.layer_action_loss(*pair, actions[few], valid[few], "current")
+    )
 
 
 def _semantic(here: World) -> Tensor:
     return 3 * _depth_weighted(
-        here, losses.semantic_loss(*(trace["semantics"][::4] for trace in (here.student, here.teacher)), 0.9)
+        here,
+        losses.semantic_loss(
+            *(trace["semantics"][::4] for trace in (here.student, here.teacher)), 0.9
+        ),
     )
 
 
@@ -353,28 +421,43 @@ def _distillation(here: World) -> Tensor:
 
 def _softened(here: World) -> Tensor:
     logits = here.student["logits"], here.teacher["logits"]
-    return 0.5 * losses.action_distribution_kl(*logits, here.batch.actions_valid, temperature=3.0).mean()
+    return (
+        0.5
+        * losses.action_distribution_kl(*logits, here.batch.actions_valid, temperature=3.0).mean()
+    )
 
 
 def _soft_bins(here: World) -> Tensor:
     codec = Bins(tuple("abcd"), (-1.0,) * DIMS, (1.0,) * DIMS, BINS)
     shares = codec.gaussian(here.teacher["actions"].float(), temperature=2.0)
     weights = torch.tensor([1.0, 1, 2, 0])
-    return 2 * losses.action_cross_entropy(here.student["logits"], shares, here.batch.actions_valid, weights).mean()
+    return (
+        2
+        * losses.action_cross_entropy(
+            here.student["logits"], shares, here.batch.actions_valid, weights
+        ).mean()
+    )
 
 
 def _told(here: World) -> Tensor:
     numbers = ((here.teacher["actions"] + 1) / 2 * BINS).floor().long().clamp(0, BINS - 1)
-    return losses.action_cross_entropy(here.student["logits.told"], numbers, here.batch.actions_valid).mean()
+    return losses.action_cross_entropy(
+        here.student["logits.told"], numbers, here.batch.actions_valid
+    ).mean()
 
 
 def _directed(here: World) -> Tensor:
-    cosine = torch.cosine_similarity(here.student["direction"], here.student["direction.text"], dim=-1)
-    return 0.3 * ((1 - cosine) * (here.batch.labels["direction"] != DIRECTIONS.index("none"))).mean()
+    cosine = torch.cosine_similarity(
+        here.student["direction"], here.student["direction.text"], dim=-1
+    )
+    return (
+        0.3 * ((1 - cosine) * (here.batch.labels["direction"] != DIRECTIONS.index("none"))).mean()
+    )
 
 
 def _fitted(here: World) -> Tensor:
-    """The mean over layers of each layer's error against the expert, over the steps that there are."""
+    """The mean over layers of each layer's error against the expert, over the steps that there
+    are."""
     actions, valid = here.batch.targets()
     error = (here.student["layer_actions"] - actions[:, None]).square().mean(-1) * valid[:, None]
     return (error.sum(-1) / valid.sum(-1)[:, None]).mean()
@@ -388,28 +471,59 @@ LAYERED = ActDistill(semantic=3.0, layer_action=7.0, eta=0.9, gamma=1.0, steps="
 UNUSUAL: list[tuple[Objective, str, Callable[[World], Tensor]]] = [
     (LAYERED, "semantic", _semantic),
     (LAYERED, "layer_action", _layer_action),
-    (ActDistill(keep=0.2, budget=4.0, over="batch"), "budget", lambda here: 4 * (_keep(here).mean() - 0.2) ** 2),
-    (ActDistill(keep=0.2, budget=4.0, over="sample"), "budget", lambda here: 4 * ((_keep(here) - 0.2) ** 2).mean()),
+    (
+        ActDistill(keep=0.2, budget=4.0, over="batch"),
+        "budget",
+        lambda here: 4 * (_keep(here).mean() - 0.2) ** 2,
+    ),
+    (
+        ActDistill(keep=0.2, budget=4.0, over="sample"),
+        "budget",
+        lambda here: 4 * ((_keep(here) - 0.2) ** 2).mean(),
+    ),
     (Published(alpha=3.0, beta=5.0, eta=0.1, gamma=1.0), "distillation", _distillation),
-    (Published(balance=4.0), "balance", lambda here: 4 * here.student["soft_gates"].mean(0).var(correction=0)),
+    (
+        Published(balance=4.0),
+        "balance",
+        lambda here: 4 * here.student["soft_gates"].mean(0).var(correction=0),
+    ),
     (MatchOutput(imitation=3.0), "imitation", lambda here: 3 * here.student["imitation"].mean()),
     (Aed(action=2.0, share=0.25, temperature=3.0), "action", _softened),
     (Aed(action=2.0, share=0.25), "imitation", lambda here: 1.5 * here.student["imitation"].mean()),
     (VlaAd("none", alpha=2.0, soft=2.0, weights=(1.0, 1.0, 2.0, 0.0)), "image", _soft_bins),
     (VlaAd("both"), "told", _told),
     (VlaAd("both", direction=0.3), "direction", _directed),
-    (Finetune(("subject", "target")), "pointed.target", lambda here: _guess(here, "pointed.target") / 2),
-    (Imitate(3.0, ("subject",)), "privileged.subject", lambda here: 3 * _guess(here, "privileged.subject")),
+    (
+        Finetune(("subject", "target")),
+        "pointed.target",
+        lambda here: _guess(here, "pointed.target") / 2,
+    ),
+    (
+        Imitate(3.0, ("subject",)),
+        "privileged.subject",
+        lambda here: 3 * _guess(here, "privileged.subject"),
+    ),
     (FitHeads(), "layer_actions", _fitted),
-    (Align(("target",)), "align", lambda here: (here.student["condition"] - here.teacher["condition"]).square().mean()),
+    (
+        Align(("target",)),
+        "align",
+        lambda here: (here.student["condition"] - here.teacher["condition"]).square().mean(),
+    ),
 ]
 
 
-@pytest.mark.parametrize(("objective", "term", "expected"), UNUSUAL, ids=lambda x: x if isinstance(x, str) else "")
-def test_every_setting_is_used(objective: Objective, term: str, expected: Callable[[World], Tensor]) -> None:
-    """`weights`, `temperature`, `eta`, `gamma`, `steps`, `over`, `share`, `soft` … as they are said, not as they usually are."""
+@pytest.mark.parametrize(
+    ("objective", "term", "expected"), UNUSUAL, ids=lambda x: x if isinstance(x, str) else ""
+)
+def test_every_setting_is_used(
+    objective: Objective, term: str, expected: Callable[[World], Tensor]
+) -> None:
+    """`weights`, `temperature`, `eta`, `gamma`, `steps`, `over`, `share`, `soft` … as they are
+    said, not as they usually are."""
     here = world(objective)
-    torch.testing.assert_close(here.terms(objective)[term].double(), expected(here).double(), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        here.terms(objective)[term].double(), expected(here).double(), rtol=1e-5, atol=1e-6
+    )
 
 
 def test_a_budget_of_the_batch_stands_above_the_objectives_own() -> None:
@@ -426,18 +540,34 @@ def test_a_perfect_match_costs_nothing(every: int) -> None:
     objective = ActDistill(keep=1.0, every=every)
     here = world(objective)
     zero = torch.zeros_like(here.student["layer_actions"])
-    ideal = {**here.student, "layer_actions": zero, "gates": torch.ones(SAMPLES, LAYERS), "imitation": torch.zeros(SAMPLES)}
+    ideal = {
+        **here.student,
+        "layer_actions": zero,
+        "gates": torch.ones(SAMPLES, LAYERS),
+        "imitation": torch.zeros(SAMPLES),
+    }
     still = dataclasses.replace(here.batch, actions=torch.zeros_like(here.batch.actions))
     terms = World(ideal, ideal, still).terms(objective)
-    assert terms.keys() == {"imitation", "action", "condition", "semantic", "layer_action", "budget"}
+    assert terms.keys() == {
+        "imitation",
+        "action",
+        "condition",
+        "semantic",
+        "layer_action",
+        "budget",
+    }
     assert all(abs(float(value)) < 1e-6 for value in terms.values()), terms
     pair = Aed(contrastive=0)
     same = world(pair)
-    terms = World({**same.student, "projected": same.teacher["fused"]}, same.teacher, same.batch).terms(pair)
+    terms = World(
+        {**same.student, "projected": same.teacher["fused"]}, same.teacher, same.batch
+    ).terms(pair)
     assert abs(float(terms["representation"])) < 1e-9
-    terms = World({**same.student, LAST: same.teacher[LAST], "logits": same.teacher["logits"]}, same.teacher, same.batch).terms(
-        pair
-    )
+    terms = World(
+        {**same.student, LAST: same.teacher[LAST], "logits": same.teacher["logits"]},
+        same.teacher,
+        same.batch,
+    ).terms(pair)
     assert abs(float(terms["attention"])) < 1e-9 and abs(float(terms["action"])) < 1e-9
 
 
@@ -445,7 +575,9 @@ def test_words_without_an_annotator_are_refused() -> None:
     objective = VlaAd("privileged_text")
     here = world(objective)
     with pytest.raises(ValueError, match="give the recipe an `annotator`"):
-        dataclasses.replace(here, batch=dataclasses.replace(here.batch, description=None)).terms(objective)
+        dataclasses.replace(here, batch=dataclasses.replace(here.batch, description=None)).terms(
+            objective
+        )
 
 
 # What recipes say of their steps.
@@ -459,63 +591,105 @@ def chosen(condition: Callable[[Recipe], bool]) -> list[Recipe]:
 
 def test_routes_are_drawn_while_the_router_learns_and_then_it_stands_still() -> None:
     def learned(recipe: Recipe) -> bool:
-        return isinstance(recipe.student, Routing) and recipe.student.mode == "straight_through" and len(recipe.stages) == 2
+        return (
+            isinstance(recipe.student, Routing)
+            and recipe.student.mode == "straight_through"
+            and len(recipe.stages) == 2
+        )
 
     for recipe in chosen(learned):
         routing, settling = recipe.stages
-        assert "policy.router.*" in settling.freeze and "policy.router.*" not in routing.freeze, recipe.name
+        assert "policy.router.*" in settling.freeze and "policy.router.*" not in routing.freeze, (
+            recipe.name
+        )
         assert routing.exploration[0] > routing.exploration[1] >= 0, recipe.name
-        assert "policy.inner.vision.*" in routing.freeze and "policy.inner.vision.*" in settling.freeze
+        assert (
+            "policy.inner.vision.*" in routing.freeze and "policy.inner.vision.*" in settling.freeze
+        )
         assert not settling.compile, "batches of every size go through a layer"
         assert all(
-            stage.objective.keep == recipe.student.budget for stage in recipe.stages if isinstance(stage.objective, ActDistill)
+            stage.objective.keep == recipe.student.budget
+            for stage in recipe.stages
+            if isinstance(stage.objective, ActDistill)
         )
     steps = {recipe.name: [stage.steps for stage in recipe.stages] for recipe in RECIPES}
     for name in ("actdistill_tabletop", "action_kd_tabletop", "blind_tabletop", "dial_tabletop"):
-        assert sum(steps[name]) == sum(steps["tabletop"]) == sum(steps["first_k_tabletop"]), "as many as any other recipe"
+        assert sum(steps[name]) == sum(steps["tabletop"]) == sum(steps["first_k_tabletop"]), (
+            "as many as any other recipe"
+        )
 
 
 def test_a_dial_is_told_every_budget() -> None:
-    for recipe in chosen(lambda recipe: isinstance(recipe.student, Routing) and recipe.student.dial):
-        assert all(stage.budgets and stage.budgets[0] <= 0.125 and stage.budgets[1] == 1 for stage in recipe.stages)
+    for recipe in chosen(
+        lambda recipe: isinstance(recipe.student, Routing) and recipe.student.dial
+    ):
+        assert all(
+            stage.budgets and stage.budgets[0] <= 0.125 and stage.budgets[1] == 1
+            for stage in recipe.stages
+        )
 
 
 def test_a_probe_trains_its_heads_alone() -> None:
-    assert all(recipe.probe.stage.train == ("probe.*",) for recipe in chosen(lambda recipe: recipe.probe is not None))
+    assert all(
+        recipe.probe.stage.train == ("probe.*",)
+        for recipe in chosen(lambda recipe: recipe.probe is not None)
+    )
 
 
 def test_a_student_without_a_teacher_reads_none() -> None:
-    for recipe in chosen(lambda recipe: "_bc" in recipe.name or recipe.name.startswith("bc_") or recipe.name == "vla_ad_bc"):
+    for recipe in chosen(
+        lambda recipe: (
+            "_bc" in recipe.name or recipe.name.startswith("bc_") or recipe.name == "vla_ad_bc"
+        )
+    ):
         assert not any(stage.objective.needs for stage in recipe.all_stages), recipe.name
-        assert all(stage.objective.wants & {"imitation", "logits"} for stage in recipe.all_stages), recipe.name
+        assert all(
+            stage.objective.wants & {"imitation", "logits"} for stage in recipe.all_stages
+        ), recipe.name
 
 
 def test_baselines_keep_as_many_layers_as_actdistill_runs() -> None:
     by_name = {recipe.name: recipe for recipe in RECIPES}
-    assert by_name["first_k_tabletop"].student.layers == by_name["layer_drop_tabletop"].student.layers == 2
-    assert by_name["bc_tabletop"].student.student.layers == 2 == 8 * by_name["actdistill_tabletop"].student.budget
+    assert (
+        by_name["first_k_tabletop"].student.layers
+        == by_name["layer_drop_tabletop"].student.layers
+        == 2
+    )
+    assert (
+        by_name["bc_tabletop"].student.student.layers
+        == 2
+        == 8 * by_name["actdistill_tabletop"].student.budget
+    )
 
 
 def test_aeds_last_third_hears_the_expert_at_a_tenth_of_the_rate() -> None:
-    for recipe in chosen(lambda recipe: recipe.name.startswith("aed_") and recipe.name != "aed_self"):
+    for recipe in chosen(
+        lambda recipe: recipe.name.startswith("aed_") and recipe.name != "aed_self"
+    ):
         first, last = recipe.stages
-        assert last.objective.share <= min(first.objective.share, 0.25) and last.learning_rate == pytest.approx(
-            first.learning_rate / 10
-        )
+        assert last.objective.share <= min(
+            first.objective.share, 0.25
+        ) and last.learning_rate == pytest.approx(first.learning_rate / 10)
         assert last.steps == pytest.approx(first.steps / 2, abs=1)
         assert dataclasses.replace(last.objective, share=first.objective.share) == first.objective
 
 
 def test_the_attention_that_aed_matches_is_the_last_layers() -> None:
     recipe = aed.aed_tabletop()
-    assert f"attention.{recipe.network.fusion_layers - 1}" == f"attention.{recipe.student.network.fusion_layers - 1}" == LAST
+    assert (
+        f"attention.{recipe.network.fusion_layers - 1}"
+        == f"attention.{recipe.student.network.fusion_layers - 1}"
+        == LAST
+    )
     assert LAST in recipe.traced
 
 
 def test_vita_vlas_first_stage_leaves_the_decoder_alone_and_the_second_does_not() -> None:
     import fnmatch
 
-    for recipe in chosen(lambda recipe: recipe.name.startswith("vita_vla") and len(recipe.stages) == 2):
+    for recipe in chosen(
+        lambda recipe: recipe.name.startswith("vita_vla") and len(recipe.stages) == 2
+    ):
         assert [type(stage.objective) for stage in recipe.stages] == [Align, Finetune]
         trains = [
             {
@@ -525,7 +699,10 @@ def test_vita_vlas_first_stage_leaves_the_decoder_alone_and_the_second_does_not(
             }
             for stage in recipe.stages
         ]
-        assert trains == [{"policy.mapper.0.weight"}, {"policy.mapper.0.weight", "policy.head.arm.weight"}]
+        assert trains == [
+            {"policy.mapper.0.weight"},
+            {"policy.mapper.0.weight", "policy.head.arm.weight"},
+        ]
 
 
 def test_with_and_without_words_are_the_same_but_for_the_words() -> None:
@@ -535,9 +712,15 @@ def test_with_and_without_words_are_the_same_but_for_the_words() -> None:
     ):
         stages = [
             tuple(
-                dataclasses.replace(each, objective=dataclasses.replace(each.objective, semantic="none"))
+                dataclasses.replace(
+                    each, objective=dataclasses.replace(each.objective, semantic="none")
+                )
                 for each in recipe.all_stages
             )
             for recipe in (said_recipe, silent)
         ]
-        assert stages[0] == stages[1] and said_recipe.annotator is not None and silent.annotator is None
+        assert (
+            stages[0] == stages[1]
+            and said_recipe.annotator is not None
+            and silent.annotator is None
+        )

@@ -1,4 +1,5 @@
-"""Episodes whose columns have other names, without a state, and with a camera called `observation.image`: taught from and distilled."""
+"""Episodes whose columns have other names, without a state, and with a camera called
+`observation.image`: taught from and distilled."""
 
 import json
 from pathlib import Path
@@ -22,7 +23,9 @@ NAMES = {"observation.images.eye": "observation.image", "action": "actions"}
 @pytest.fixture
 def episodes(tmp_path) -> Path:
     root = tmp_path / "episodes"
-    writer = EpisodeWriter(root, Features(("x",), ("dx",), {"eye": (32, 32)}, {}), fps=5, robot="t", metadata={})
+    writer = EpisodeWriter(
+        root, Features(("x",), ("dx",), {"eye": (32, 32)}, {}), fps=5, robot="t", metadata={}
+    )
     for number in range(4):
         values = np.linspace(-1, 1, 6, dtype=np.float32)[:, None]
         pictures = np.full((6, 32, 32, 3), 40 * number, np.uint8)
@@ -30,31 +33,57 @@ def episodes(tmp_path) -> Path:
     writer.finalise()
     for path in [*root.glob("data/*/*.parquet"), *root.glob("meta/episodes/*/*.parquet")]:
         table = pq.read_table(path)
-        table = table.drop_columns([name for name in table.column_names if name == "observation.state"])
-        names = [name.replace("observation.images.eye", NAMES["observation.images.eye"]) for name in table.column_names]
+        table = table.drop_columns(
+            [name for name in table.column_names if name == "observation.state"]
+        )
+        names = [
+            name.replace("observation.images.eye", NAMES["observation.images.eye"])
+            for name in table.column_names
+        ]
         pq.write_table(table.rename_columns([NAMES.get(name, name) for name in names]), path)
     folder = root / "videos/observation.images.eye"
     folder.rename(folder.with_name(NAMES["observation.images.eye"]))
     info = json.loads((root / "meta/info.json").read_text())
     del info["features"]["observation.state"]
-    info["features"] = {NAMES.get(name, name): feature for name, feature in info["features"].items()}
+    info["features"] = {
+        NAMES.get(name, name): feature for name, feature in info["features"].items()
+    }
     (root / "meta/info.json").write_text(json.dumps(info))
     return root
 
 
 def test_the_command_line_says_which_columns(episodes: Path, tmp_path) -> None:
-    places = ["--episodes", str(episodes), "--teacher", str(tmp_path / "teacher"), "--out", str(tmp_path / "out")]
+    places = [
+        "--episodes",
+        str(episodes),
+        "--teacher",
+        str(tmp_path / "teacher"),
+        "--out",
+        str(tmp_path / "out"),
+    ]
     plain = override(reaching(), places, "armlet")
-    with pytest.raises(ValueError, match=r"no feature 'observation\.state' for the state.*or None where there is no state"):
+    with pytest.raises(
+        ValueError,
+        match=r"no feature 'observation\.state' for the state.*or None where there is no state",
+    ):
         teach.main(plain)
-    recipe = override(reaching(), [*places, "--columns.state", "None", "--columns.action", "actions"], "armlet")
-    assert recipe.columns == Columns(None, "actions") and recipe.own_columns == Columns(None, "action")
+    recipe = override(
+        reaching(), [*places, "--columns.state", "None", "--columns.action", "actions"], "armlet"
+    )
+    assert recipe.columns == Columns(None, "actions") and recipe.own_columns == Columns(
+        None, "action"
+    )
     teacher = load_policy(teach.main(recipe))
     seen = Observation(
-        {"observation.image": np.zeros((32, 32, 3), np.uint8)}, np.array([0.5], np.float32), "go", np.zeros(1, np.float32)
+        {"observation.image": np.zeros((32, 32, 3), np.uint8)},
+        np.array([0.5], np.float32),
+        "go",
+        np.zeros(1, np.float32),
     )
     blind = Observation(seen.images, np.zeros(0, np.float32), "go", seen.previous_action)
-    np.testing.assert_array_equal(teacher.infer(seen), teacher.infer(blind), err_msg="it was taught without a state")
+    np.testing.assert_array_equal(
+        teacher.infer(seen), teacher.infer(blind), err_msg="it was taught without a state"
+    )
     probe.main(recipe)
     student = load_policy(distil.main(recipe))
     assert np.isfinite(student.infer(blind)).all()

@@ -13,13 +13,20 @@ from armlet.practice import mixed, worth_learning
 
 
 def data_of(frames, failed: set[int]):
-    return SimpleNamespace(episodes=[SimpleNamespace(info={"success": index not in failed}) for index in range(frames.episodes)])
+    return SimpleNamespace(
+        episodes=[
+            SimpleNamespace(info={"success": index not in failed})
+            for index in range(frames.episodes)
+        ]
+    )
 
 
 def test_failed_episodes_come_first_then_the_largest_differences() -> None:
     frames = make_frames(episodes=5)
     rng = np.random.default_rng(0)
-    frames = dataclasses.replace(frames, executed=frames.actions + rng.normal(size=frames.actions.shape).astype(np.float32))
+    frames = dataclasses.replace(
+        frames, executed=frames.actions + rng.normal(size=frames.actions.shape).astype(np.float32)
+    )
     data = data_of(frames, {1, 3})
     assert worth_learning(data, frames, None).tolist() == list(range(len(frames)))
     episode = np.repeat(np.arange(5), np.diff(frames.starts))
@@ -34,12 +41,16 @@ def test_failed_episodes_come_first_then_the_largest_differences() -> None:
 
 
 @given(st.integers(50, 5000), st.integers(1, 60), st.floats(0.05, 0.6))
-def test_what_was_practised_is_drawn_as_often_as_asked(base: int, practised: int, share: float) -> None:
+def test_what_was_practised_is_drawn_as_often_as_asked(
+    base: int, practised: int, share: float
+) -> None:
     rows = mixed(np.arange(base), base + np.arange(practised), share)
     counts = np.bincount(rows)
     assert (counts[:base] == 1).all() and len(set(counts[base:])) == 1
     found = (rows >= base).mean()
-    if practised <= share / (1 - share) * base:  # else once is more than asked, and less than once there is not
+    if (
+        practised <= share / (1 - share) * base
+    ):  # else once is more than asked, and less than once there is not
         assert found == pytest.approx(share, abs=0.5 * practised / len(rows) + 0.01)
     else:
         assert counts[-1] == 1

@@ -1,7 +1,8 @@
-"""`armlet recompute`: what it says of a report is right if every report that is right passes and every number that is changed is named.
+"""`armlet recompute`: what it says of a report is right if every report that is right passes and
+every number that is changed is named.
 
-The report is made here from outcomes that are written down in full, small enough to count by hand: three seeds, two splits, policies that
-act late. Every single number of it is changed in turn.
+The report is made here from outcomes that are written down in full, small enough to count by hand:
+three seeds, two splits, policies that act late. Every single number of it is changed in turn.
 """
 
 import copy
@@ -23,7 +24,10 @@ SECTIONS = ("policies", "pairs", "pairs_by_split", "seeds", "delayed", "delayed_
 
 def run(rng: np.random.Generator, count: int, rate: float) -> Run:
     success = tuple(bool(value) for value in rng.random(count) < rate)
-    steps = tuple(int(value) if good else 40 for value, good in zip(rng.integers(5, 40, count), success, strict=True))
+    steps = tuple(
+        int(value) if good else 40
+        for value, good in zip(rng.integers(5, 40, count), success, strict=True)
+    )
     return Run(
         success=success,
         steps=steps,
@@ -34,12 +38,18 @@ def run(rng: np.random.Generator, count: int, rate: float) -> Run:
 
 
 def made() -> Outcomes:
-    """Twelve episodes of two splits each, six policies, of which three are one recipe with three seeds, and two that act late."""
+    """Twelve episodes of two splits each, six policies, of which three are one recipe with three
+    seeds, and two that act late."""
     rng = np.random.default_rng(0)
-    episodes = tuple(Episode(split, *TASKS[index % 3], 100 + index) for split in ("seen", "unseen_scenes") for index in range(12))
+    episodes = tuple(
+        Episode(split, *TASKS[index % 3], 100 + index)
+        for split in ("seen", "unseen_scenes")
+        for index in range(12)
+    )
     rates = {"teacher": 0.9, "student-0": 0.7, "student-1": 0.8, "student-2": 0.6, "cut": 0.5}
     policies = tuple(
-        PolicyRun(name, f"print-{name}", 2, (1.0, 2.0), {"11": 5, "10": 2}, run(rng, 24, rate)) for name, rate in rates.items()
+        PolicyRun(name, f"print-{name}", 2, (1.0, 2.0), {"11": 5, "10": 2}, run(rng, 24, rate))
+        for name, rate in rates.items()
     )
     delayed = tuple(
         DelayedRun(name, slower, rule, 7.0 * slower, 2, run(rng, 12, 0.6))
@@ -54,15 +64,29 @@ MADE = made()
 
 
 def report(folder: Path, outcomes: Outcomes = MADE, *, keep: bool = True) -> Path:
-    """A report of these outcomes, with what else a report needs; without `keep` as before outcomes were stored, with Wilson's intervals."""
+    """A report of these outcomes, with what else a report needs; without `keep` as before outcomes
+    were stored, with Wilson's intervals."""
     sections = kept.recompute(outcomes)
-    value: dict[str, Any] = {"version": 2, **sections, "rollouts": [], "training": {}, "fingerprint": {}}
+    value: dict[str, Any] = {
+        "version": 2,
+        **sections,
+        "rollouts": [],
+        "training": {},
+        "fingerprint": {},
+    }
     for policy in value["policies"]:
-        policy["latency_ms"] = {"policy": {"p50": 5.0, "p95": 6.0, "p99": 7.0}, "threads": 1, "device": "cpu"}
+        policy["latency_ms"] = {
+            "policy": {"p50": 5.0, "p95": 6.0, "p99": 7.0},
+            "threads": 1,
+            "device": "cpu",
+        }
         policy["routing"]["layers"] = [0, 1]
     folder.mkdir(parents=True, exist_ok=True)
     if keep:
-        value["outcomes"] = {"file": "outcomes.json.gz", "sha256": kept.write(folder / "outcomes.json.gz", outcomes)}
+        value["outcomes"] = {
+            "file": "outcomes.json.gz",
+            "sha256": kept.write(folder / "outcomes.json.gz", outcomes),
+        }
     else:
         value["version"] = 1
         for tally in tallies(value):
@@ -123,7 +147,9 @@ def unnoticed(path: Path, places: Iterator[tuple]) -> list[tuple]:
     return found
 
 
-def test_a_report_with_outcomes_is_what_they_say_and_every_changed_number_of_it_is_found(tmp_path, monkeypatch) -> None:
+def test_a_report_with_outcomes_is_what_they_say_and_every_changed_number_of_it_is_found(
+    tmp_path, monkeypatch
+) -> None:
     path = report(tmp_path)
     account = recompute.check(path)
     assert account.differences == [] and account.not_stored == []
@@ -158,7 +184,8 @@ def test_a_row_a_pair_or_a_group_that_outcomes_do_not_have_is_found(tmp_path) ->
 
 
 def test_every_outcome_counts(tmp_path) -> None:
-    """One bit of one policy turned round in the file, its sha256 put right: the report no longer says what the file does."""
+    """One bit of one policy turned round in the file, its sha256 put right: the report no longer
+    says what the file does."""
     path = report(tmp_path)
     value = json.loads(path.read_text())
     content = kept.to_bytes(MADE)
@@ -168,11 +195,18 @@ def test_every_outcome_counts(tmp_path) -> None:
             bits[row] = not bits[row]
             other = [*MADE.policies]
             other[number] = PolicyRun(
-                policy.name, policy.fingerprint, 2, policy.layer_costs, policy.routes, with_success(policy.run, bits)
+                policy.name,
+                policy.fingerprint,
+                2,
+                policy.layer_costs,
+                policy.routes,
+                with_success(policy.run, bits),
             )
             turned = Outcomes(MADE.hz, MADE.limit, MADE.episodes, tuple(other), MADE.delayed)
             sha256 = kept.write(tmp_path / "outcomes.json.gz", turned)
-            path.write_text(json.dumps({**value, "outcomes": {**value["outcomes"], "sha256": sha256}}))
+            path.write_text(
+                json.dumps({**value, "outcomes": {**value["outcomes"], "sha256": sha256}})
+            )
             found = "\n".join(map(str, recompute.check(path).differences))
             assert policy.name in found, (policy.name, row)
     (tmp_path / "outcomes.json.gz").write_bytes(content)
@@ -195,13 +229,26 @@ def test_other_outcomes_than_the_reports_own_are_refused(tmp_path) -> None:
         recompute.check(path)
 
 
-def test_without_outcomes_every_count_interval_and_comparison_is_found_and_the_rest_is_named(tmp_path) -> None:
+def test_without_outcomes_every_count_interval_and_comparison_is_found_and_the_rest_is_named(
+    tmp_path,
+) -> None:
     path = report(tmp_path, keep=False)
     account = recompute.check(path)
     assert account.differences == []
     assert account.not_stored == ["mean steps", "gripper toggles", "intervals over seeds"]
     value = json.loads(path.read_text())
-    counted = ("successes", "episodes", "ci95", "both", "only_a", "only_b", "neither", "n", "difference", "mcnemar_p")
+    counted = (
+        "successes",
+        "episodes",
+        "ci95",
+        "both",
+        "only_a",
+        "only_b",
+        "neither",
+        "n",
+        "difference",
+        "mcnemar_p",
+    )
     places = [
         keys
         for keys in numbers(value)
@@ -212,16 +259,22 @@ def test_without_outcomes_every_count_interval_and_comparison_is_found_and_the_r
     places = [
         keys
         for keys in places
-        if keys[1] in (0, 1, 2, "unseen_scenes") and keys[2] in (*range(2), *value["policies"][0], *value["pairs"][0])
+        if keys[1] in (0, 1, 2, "unseen_scenes")
+        and keys[2] in (*range(2), *value["policies"][0], *value["pairs"][0])
     ]
-    places += [keys for keys in numbers(value["seeds"], ("seeds",)) if keys[-1] in ("success", "seeds", "difference", "n")]
+    places += [
+        keys
+        for keys in numbers(value["seeds"], ("seeds",))
+        if keys[-1] in ("success", "seeds", "difference", "n")
+    ]
     places += [keys for keys in numbers(value["seeds"], ("seeds",)) if keys[-2] == "each"]
     assert len(places) > 100
     assert unnoticed(path, iter(places)) == []
 
 
 def test_counts_that_agree_with_their_interval_and_not_with_each_other_are_found(tmp_path) -> None:
-    """One success more, its interval put right: of a task, of a split that only pairs speak of, and of a policy in all."""
+    """One success more, its interval put right: of a task, of a split that only pairs speak of, and
+    of a policy in all."""
     path = report(tmp_path, keep=False)
     right = json.loads(path.read_text())
     policy = right["policies"][1]
@@ -259,7 +312,8 @@ def test_the_verb_says_what_differs_or_what_was_compared(tmp_path) -> None:
     value["pairs"][0]["ci95"][0] -= 0.001
     path.write_text(json.dumps(value))
     with pytest.raises(
-        ValueError, match=r"1 of \d+ numbers .*\n.*pairs, student-0 − teacher\.ci95\[0\]: found -0\.\d+, expected"
+        ValueError,
+        match=r"1 of \d+ numbers .*\n.*pairs, student-0 − teacher\.ci95\[0\]: found -0\.\d+, expected",
     ):
         recompute.main((path,))
     with pytest.raises(ValueError, match="at least one"):

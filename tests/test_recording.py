@@ -1,4 +1,5 @@
-"""Episodes made by acting, in a world that counts: what was asked, what was done, who is kept, and in which worlds."""
+"""Episodes made by acting, in a world that counts: what was asked, what was done, who is kept, and
+in which worlds."""
 
 import dataclasses
 from pathlib import Path
@@ -13,7 +14,9 @@ from armlet.recording import ExpertActs, Perturbation, StudentActs, TeacherActs,
 from armlet.types import ActionSpec, Observation
 
 NOBODY = Perturbation(share=0, distracted=0)
-SPEC = ActionSpec(("dx", "dy", "gripper"), "delta", "none", (-1.0,) * 3, (1.0,) * 3, 2, -1.0, 1.0, 10, 0.05)
+SPEC = ActionSpec(
+    ("dx", "dy", "gripper"), "delta", "none", (-1.0,) * 3, (1.0,) * 3, 2, -1.0, 1.0, 10, 0.05
+)
 
 
 class Counting:
@@ -26,13 +29,20 @@ class Counting:
 
     def observe(self) -> Observation:
         image = np.full((4, 4, 3), self.step_number, np.uint8)
-        return Observation({"eye": image}, np.array([self.step_number], np.float32), self.instruction, np.zeros(3, np.float32))
+        return Observation(
+            {"eye": image},
+            np.array([self.step_number], np.float32),
+            self.instruction,
+            np.zeros(3, np.float32),
+        )
 
     def privileged(self) -> dict[str, np.ndarray]:
         return {"subject": np.array([10 + self.step_number], np.float32)}
 
     def expert_action(self) -> np.ndarray:
-        return np.array([self.step_number / 100, 0.3, -1.0 if self.step_number < 4 else 1.0], np.float32)
+        return np.array(
+            [self.step_number / 100, 0.3, -1.0 if self.step_number < 4 else 1.0], np.float32
+        )
 
     def distraction(self, number: int) -> np.ndarray:
         return np.array([-0.9, -0.9, 1.0], np.float32)
@@ -47,7 +57,8 @@ class Counting:
 
 @dataclasses.dataclass(frozen=True)
 class Counter:
-    """A benchmark of two tasks in two splits; worlds of seeds that `fails` divides never succeed."""
+    """A benchmark of two tasks in two splits; worlds of seeds that `fails` divides never
+    succeed."""
 
     ends: int | None = 12
     fails: int = 10**9
@@ -76,10 +87,13 @@ def test_what_is_seen_and_what_is_said_of_it_belong_to_one_moment() -> None:
 
 
 def test_the_disturbed_are_told_what_the_expert_says_and_do_another_thing() -> None:
-    """Label: always the expert's. Done: the expert's and a constant for one to three steps; a gripper as said, or the other way."""
+    """Label: always the expert's. Done: the expert's and a constant for one to three steps; a
+    gripper as said, or the other way."""
     lengths, flips, shifted, large = [], [], 0, []
     for seed in range(60):
-        world = roll_out(Counter(ends=None), Task("one", "counting"), seed, Perturbation(share=1, distracted=0))
+        world = roll_out(
+            Counter(ends=None), Task("one", "counting"), seed, Perturbation(share=1, distracted=0)
+        )
         np.testing.assert_allclose(world.action[:, 0], np.arange(30) / 100, atol=1e-6)
         gap = world.executed - world.action
         assert np.abs(world.executed).max() <= 1
@@ -99,8 +113,13 @@ def test_the_disturbed_are_told_what_the_expert_says_and_do_another_thing() -> N
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
 def test_as_many_episodes_are_disturbed_or_distracted_as_asked(share: float) -> None:
-    for perturbation in (Perturbation(share=share, distracted=0, probability=0.5), Perturbation(share=0, distracted=share)):
-        made = [roll_out(Counter(), Task("one", "counting"), seed, perturbation) for seed in range(150)]
+    for perturbation in (
+        Perturbation(share=share, distracted=0, probability=0.5),
+        Perturbation(share=0, distracted=share),
+    ):
+        made = [
+            roll_out(Counter(), Task("one", "counting"), seed, perturbation) for seed in range(150)
+        ]
         changed = np.mean([np.abs(each.executed - each.action).max() > 1e-6 for each in made])
         assert changed == pytest.approx(share, abs=0.1 if 0 < share < 1 else 1e-9)
 
@@ -108,7 +127,9 @@ def test_as_many_episodes_are_disturbed_or_distracted_as_asked(share: float) -> 
 def test_the_distracted_go_elsewhere_for_a_while_and_are_told_what_was_right() -> None:
     firsts, lengths = [], []
     for seed in range(100):
-        made = roll_out(Counter(ends=None), Task("one", "counting"), seed, Perturbation(share=0, distracted=1))
+        made = roll_out(
+            Counter(ends=None), Task("one", "counting"), seed, Perturbation(share=0, distracted=1)
+        )
         away = np.abs(made.executed - [-0.9, -0.9, 1.0]).max(1) < 1e-6
         np.testing.assert_array_equal(made.executed[~away], made.action[~away])
         np.testing.assert_allclose(made.action[:, 0], np.arange(30) / 100, atol=1e-6)
@@ -126,18 +147,28 @@ def test_each_attempt_of_the_expert_is_in_a_world_of_its_own_and_failures_are_no
     episodes = [acts(attempt) for attempt in range(12)]
     assert [seed for _, seed in benchmark.made] == list(range(600, 612))
     assert [task.name for task, _ in benchmark.made] == ["one", "two"] * 6
-    assert [episode is None for episode in episodes] == [(600 + attempt) % 3 == 0 for attempt in range(12)]
+    assert [episode is None for episode in episodes] == [
+        (600 + attempt) % 3 == 0 for attempt in range(12)
+    ]
     kept = [episode for episode in episodes if episode]
     assert [each.info["seed"] for each in kept] == [seed for seed in range(600, 612) if seed % 3]
-    assert [each.info["attempt"] for each in kept] == [attempt for attempt in range(12) if (600 + attempt) % 3]
-    assert all(each.info["success"] and each.extra.keys() == {"executed", "privileged.subject"} for each in kept)
+    assert [each.info["attempt"] for each in kept] == [
+        attempt for attempt in range(12) if (600 + attempt) % 3
+    ]
+    assert all(
+        each.info["success"] and each.extra.keys() == {"executed", "privileged.subject"}
+        for each in kept
+    )
     gaps = [each.extra["executed"] - each.action for each in kept]
     disturbed = [gap for gap in gaps if np.abs(gap).max() > 1e-6]
-    assert 2 <= len(disturbed) < len(kept) and not np.array_equal(disturbed[0], disturbed[1]), "each in its own way"
+    assert 2 <= len(disturbed) < len(kept) and not np.array_equal(disturbed[0], disturbed[1]), (
+        "each in its own way"
+    )
 
 
 class Speaker:
-    """Answers a chunk of four in which each number says who speaks, when it looked and which action of the chunk it is."""
+    """Answers a chunk of four in which each number says who speaks, when it looked and which action
+    of the chunk it is."""
 
     def __init__(self, who: float, execute: int) -> None:
         self.who, self.execute, self.looks = who, execute, []
@@ -154,22 +185,38 @@ def speakers(monkeypatch) -> dict[str, Speaker]:
     return found
 
 
-def test_the_student_acts_and_its_teacher_says_at_every_step_what_it_would_have_done(speakers) -> None:
-    """Three of a chunk are carried out before it looks again. A student's failures are kept; its world is the split's."""
+def test_the_student_acts_and_its_teacher_says_at_every_step_what_it_would_have_done(
+    speakers,
+) -> None:
+    """Three of a chunk are carried out before it looks again. A student's failures are kept; its
+    world is the split's."""
     benchmark = Counter(fails=2)
     acts = StudentActs(benchmark, Path("student"), Path("teacher"), 40, "unseen")
     failed, succeeded = acts(0), acts(1)
-    assert benchmark.made == [(Task("one", "counting", "unseen"), 40), (Task("two", "counting", "unseen"), 41)]
+    assert benchmark.made == [
+        (Task("one", "counting", "unseen"), 40),
+        (Task("two", "counting", "unseen"), 41),
+    ]
     assert not failed.info["success"] and succeeded.info["success"]
     assert len(failed.state) == 30 and len(succeeded.state) == 12
     assert succeeded.action.tolist() == [[2, step, 0] for step in range(12)]
-    assert succeeded.extra["executed"].tolist() == [[1, step // 3 * 3, step % 3] for step in range(12)]
+    assert succeeded.extra["executed"].tolist() == [
+        [1, step // 3 * 3, step % 3] for step in range(12)
+    ]
 
 
-def test_the_teacher_acts_as_it_does_when_deployed_and_only_its_successes_are_kept(speakers) -> None:
+def test_the_teacher_acts_as_it_does_when_deployed_and_only_its_successes_are_kept(
+    speakers,
+) -> None:
     benchmark = Counter(fails=2)
     acts = TeacherActs(benchmark, Path("teacher"), 70)
     failed, succeeded = acts(0), acts(1)
-    assert failed is None and succeeded.info["seed"] == 71 and [seed for _, seed in benchmark.made] == [70, 71]
+    assert (
+        failed is None
+        and succeeded.info["seed"] == 71
+        and [seed for _, seed in benchmark.made] == [70, 71]
+    )
     assert succeeded.action.tolist() == [[2, step, 0] for step in range(12)]
-    assert succeeded.extra["executed"].tolist() == [[2, step // 2 * 2, step % 2] for step in range(12)]
+    assert succeeded.extra["executed"].tolist() == [
+        [2, step // 2 * 2, step % 2] for step in range(12)
+    ]

@@ -1,4 +1,5 @@
-"""The page: every number from its report, nothing from the network; and, in a real browser (`make test-page`), its clicks."""
+"""The page: every number from its report, nothing from the network; and, in a real browser (`make
+test-page`), its clicks."""
 
 import json
 import re
@@ -16,7 +17,11 @@ EVIL = "</script><script>window.broken = 1</script>"
 
 
 def policy(name: str, successes: int, milliseconds: float, budget: float | None = None) -> dict:
-    share = {"successes": successes, "episodes": 100, "ci95": [successes / 100 - 0.05, min(1, successes / 100 + 0.03)]}
+    share = {
+        "successes": successes,
+        "episodes": 100,
+        "ci95": [successes / 100 - 0.05, min(1, successes / 100 + 0.03)],
+    }
     times = {"p50": milliseconds, "p95": 2 * milliseconds, "p99": 3 * milliseconds}
     return {
         "name": name,
@@ -28,7 +33,12 @@ def policy(name: str, successes: int, milliseconds: float, budget: float | None 
         "params": {"total": 1_234_567, "backbone": 1_000_000},
         "keep_ratio": 0.375,
         "budget": budget,
-        "routing": {"activation": [1.0, 0.5, 0.25], "patterns": 3, "commonest_pattern": "110", "commonest_share": 0.6},
+        "routing": {
+            "activation": [1.0, 0.5, 0.25],
+            "patterns": 3,
+            "commonest_pattern": "110",
+            "commonest_share": 0.6,
+        },
         "peak_memory_mb": 321.0,
         "by_family": {"tool": share},
         "by_task": {"rake": share},
@@ -76,14 +86,31 @@ def written(tmp_path) -> Path:
     value = {
         "policies": policies,
         "pairs": [pair],
-        "pairs_by_split": {"unseen_objects": [{**pair, "difference": -0.04, "non_inferior_3pp": False}]},
+        "pairs_by_split": {
+            "unseen_objects": [{**pair, "difference": -0.04, "non_inferior_3pp": False}]
+        },
         "seeds": {
-            "policies": [{"name": "first", "seeds": 3, "success": 0.961, "each": [0.95, 0.96, 0.973]}],
-            "pairs": [{"a": "first", "b": "other", "difference": 0.02, "ci95": [0.01, 0.03], "non_inferior_3pp": True, "n": 100}],
+            "policies": [
+                {"name": "first", "seeds": 3, "success": 0.961, "each": [0.95, 0.96, 0.973]}
+            ],
+            "pairs": [
+                {
+                    "a": "first",
+                    "b": "other",
+                    "difference": 0.02,
+                    "ci95": [0.01, 0.03],
+                    "non_inferior_3pp": True,
+                    "n": 100,
+                }
+            ],
         },
         "rollouts": [film, {**film, "task": "push"}],
         "training": {"student": [curve, {**curve, "loss": [0.5, 0.4]}]},
-        "fingerprint": {"benchmark": {"benchmark": "tabletop"}, "recipe": {"name": "mine"}, "note": EVIL},
+        "fingerprint": {
+            "benchmark": {"benchmark": "tabletop"},
+            "recipe": {"name": "mine"},
+            "note": EVIL,
+        },
     }
     path = tmp_path / "report.json"
     path.write_text(json.dumps(value))
@@ -92,7 +119,9 @@ def written(tmp_path) -> Path:
 
 def test_the_page_is_whole_and_asks_nothing_of_a_network(written: Path, tmp_path) -> None:
     page = report.main((written,), out=tmp_path / "page.html").read_text()
-    own = re.sub(r"<script>.*?</script>", "", page, flags=re.S)  # plotly's own code names places that it does not visit
+    own = re.sub(
+        r"<script>.*?</script>", "", page, flags=re.S
+    )  # plotly's own code names places that it does not visit
     assert not re.findall(r"""(?:src|href)=["'](?!#|data:)""", own)
     for shown in (
         "99/100",
@@ -111,23 +140,31 @@ def test_the_page_is_whole_and_asks_nothing_of_a_network(written: Path, tmp_path
     data = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.S)
     assert data is not None
     restored = json.loads(data.group(1))
-    assert restored[0]["fingerprint"]["note"] == EVIL and restored[0]["rollouts"][0]["source"].startswith(
-        "data:video/mp4;base64,"
-    )
+    assert restored[0]["fingerprint"]["note"] == EVIL and restored[0]["rollouts"][0][
+        "source"
+    ].startswith("data:video/mp4;base64,")
     assert EVIL not in own
 
 
 def test_many_reports_make_one_page_and_a_folder_is_enough(written: Path) -> None:
     page = report.main((written.parent, written))
-    assert page == written.with_name("report.html") and page.read_text().count('<section id="report-') == 2
+    assert (
+        page == written.with_name("report.html")
+        and page.read_text().count('<section id="report-') == 2
+    )
 
 
 def test_a_cut_students_layers_stand_under_their_teachers_numbers(written: Path) -> None:
     page = report.main((written,)).read_text()
     table = page[page.index("<h3>What runs</h3>") :]
-    rows = [re.findall(r"<td>(.*?)</td>", row) for row in re.findall(r"<tr>(.*?)</tr>", table, re.DOTALL)]
+    rows = [
+        re.findall(r"<td>(.*?)</td>", row)
+        for row in re.findall(r"<tr>(.*?)</tr>", table, re.DOTALL)
+    ]
     assert re.findall(r"<th>(.*?)</th>", table)[:5] == ["policy", "0", "1", "2", "routes"]
-    assert [row[:4] for row in rows if row[:1] == ["teacher"]] == [["teacher", "1.00", "0.50", "0.25"]]
+    assert [row[:4] for row in rows if row[:1] == ["teacher"]] == [
+        ["teacher", "1.00", "0.50", "0.25"]
+    ]
     assert [row[:4] for row in rows if row[:1] == ["cut"]] == [["cut", "1.00", "", "1.00"]]
 
 
@@ -170,16 +207,37 @@ def test_by_which_rule_policies_act_late_is_said_and_how_long_they_took(written:
     value = json.loads(written.read_text())
     seconds = {"successes": 2.25, "restricted": 3.75, "limit": 8.0}
     value["version"] = 2
-    value["delayed"] = [late_row(name, 2, late="run_on", seconds_to_success=seconds) for name in ("teacher", "student")]
+    value["delayed"] = [
+        late_row(name, 2, late="run_on", seconds_to_success=seconds)
+        for name in ("teacher", "student")
+    ]
     value["delayed_pairs"] = [{**value["pairs"][0], "slower": 20.0, "late": "run_on"}]
     written.write_text(json.dumps(value))
     page = report.main((written,)).read_text()
     table = page[page.index("<h3>On slower computers") : page.index("<h3>Pairs</h3>")]
-    rows = [re.findall(r"<td>(.*?)</td>", row) for row in re.findall(r"<tr>(.*?)</tr>", table, re.DOTALL)]
-    assert rows[1] == ["teacher", "20", "run_on", "110", "2", "61/100", "50.0 % – 70.0 %", "2.25", "3.75"]
-    assert "<li>20× slower, run_on: student − teacher: -1.0 pp" in table and "no longer offered" not in table
+    rows = [
+        re.findall(r"<td>(.*?)</td>", row)
+        for row in re.findall(r"<tr>(.*?)</tr>", table, re.DOTALL)
+    ]
+    assert rows[1] == [
+        "teacher",
+        "20",
+        "run_on",
+        "110",
+        "2",
+        "61/100",
+        "50.0 % – 70.0 %",
+        "2.25",
+        "3.75",
+    ]
+    assert (
+        "<li>20× slower, run_on: student − teacher: -1.0 pp" in table
+        and "no longer offered" not in table
+    )
     words = figures.table(value)
-    assert "| teacher | 20× slower | run_on | 2 | 61/100 = 61.0 % | 50.0–70.0 | 2.25 | 3.75 |" in words
+    assert (
+        "| teacher | 20× slower | run_on | 2 | 61/100 = 61.0 % | 50.0–70.0 | 2.25 | 3.75 |" in words
+    )
     assert "- 20× slower, run_on: student − teacher: -1.0 pp" in words
 
 
@@ -192,7 +250,9 @@ def test_every_average_has_its_tasks_beside_it(written: Path) -> None:
     words = figures.table(value).splitlines()
     start = words.index("| policy, by task | rake | push |")
     assert words[start + 1] == "|---|---|---|"
-    assert words[start + 2 : start + 7] == [f"| {row['name']} | 41/43 | 42/43 |" for row in value["policies"]]
+    assert words[start + 2 : start + 7] == [
+        f"| {row['name']} | 41/43 | 42/43 |" for row in value["policies"]
+    ]
     page = report.main((written,)).read_text()
     table = page[page.index("By task, on the first split") :]
     assert re.findall(r"<th>(.*?)</th>", table)[:3] == ["policy", "rake", "push"]
@@ -201,13 +261,18 @@ def test_every_average_has_its_tasks_beside_it(written: Path) -> None:
 
 def test_speed_is_said_for_a_second_of_motion(written: Path) -> None:
     value = json.loads(written.read_text())
-    assert "| teacher | 99/100 = 99.0 % | 94.0–100.0 | 11.5 | 5.50 | 1.00× | 38.5 |" in figures.table(value)
+    assert (
+        "| teacher | 99/100 = 99.0 % | 94.0–100.0 | 11.5 | 5.50 | 1.00× | 38.5 |"
+        in figures.table(value)
+    )
     del value["policies"][0]["ms_per_second_of_motion"]
     assert "| 5.50 | 1.00× | – |" in figures.table(value)
 
 
 @pytest.mark.parametrize(
-    "path", sorted(REPRODUCTIONS.rglob("*.json")), ids=lambda path: path.relative_to(REPRODUCTIONS).as_posix()
+    "path",
+    sorted(REPRODUCTIONS.rglob("*.json")),
+    ids=lambda path: path.relative_to(REPRODUCTIONS).as_posix(),
 )
 def test_reports_from_before_are_read_still(path: Path) -> None:
     """Those that stand in the docs, of version 1 and 2: as a page and as a table."""
@@ -218,7 +283,9 @@ def test_reports_from_before_are_read_still(path: Path) -> None:
     assert all(row["late"] == "skip" for row in found["delayed"]) or found["version"] > 1
     page, words = report.render([found]), figures.table(found)
     for policy in found["policies"]:
-        assert f"<td>{policy['name']}</td><td>{policy['successes']}/{policy['episodes']}</td>" in page
+        assert (
+            f"<td>{policy['name']}</td><td>{policy['successes']}/{policy['episodes']}</td>" in page
+        )
         assert f"| {policy['name']} | {policy['successes']}/{policy['episodes']} = " in words
 
 
@@ -228,7 +295,8 @@ def test_a_report_of_a_later_version_is_refused(written: Path) -> None:
         report.main((written,))
 
 
-# --- in a browser -------------------------------------------------------------------------------------------
+# --- in a browser
+# -------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -248,7 +316,10 @@ def page(written: Path) -> Iterator:
         browser = driver.chromium.launch(executable_path="/usr/bin/chromium", args=quiet)
         context = browser.new_context(offline=True, viewport={"width": 1100, "height": 900})
         shown = context.new_page()
-        shown.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+        shown.on(
+            "console",
+            lambda message: errors.append(message.text) if message.type == "error" else None,
+        )
         shown.on("pageerror", lambda error: errors.append(str(error)))
         shown.goto(path.as_uri())
         yield shown
@@ -274,7 +345,9 @@ def test_the_map_and_the_film_move_together(page) -> None:
         page.keyboard.press("ArrowRight")
         page.wait_for_timeout(80)
     page.wait_for_function("document.querySelector('[data-chart=routing]').dataset.step === '6'")
-    assert page.evaluate("document.querySelector('video').currentTime") == pytest.approx(0.6, abs=0.02)
+    assert page.evaluate("document.querySelector('video').currentTime") == pytest.approx(
+        0.6, abs=0.02
+    )
     box = chart.locator(".nsewdrag").first.bounding_box()
     page.mouse.click(box["x"] + 0.9 * box["width"], box["y"] + box["height"] / 2)
     page.wait_for_function("document.querySelector('video').currentTime > 1.4")
@@ -282,7 +355,9 @@ def test_the_map_and_the_film_move_together(page) -> None:
 
 @pytest.mark.page
 def test_the_map_leaves_blank_what_was_cut_away(page) -> None:
-    first = page.evaluate("charts.routing(reports[0], 0)[0].map((trace) => trace.z.map((layer) => layer[0]))")
+    first = page.evaluate(
+        "charts.routing(reports[0], 0)[0].map((trace) => trace.z.map((layer) => layer[0]))"
+    )
     assert first == [[1, 1, 1], [1, 0, 1], [1, None, 1]]
 
 

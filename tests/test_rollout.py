@@ -1,4 +1,5 @@
-"""The closed loop with a policy that thinks while the world goes on: which action is carried out at which step, against timetables
+"""The closed loop with a policy that thinks while the world goes on: which action is carried out at
+which step, against timetables
 written by hand, and in a world whose place is the sum of all moves."""
 
 from dataclasses import replace
@@ -15,11 +16,14 @@ from armlet.types import ActionSpec
 
 
 def spec(mode: str = "delta") -> ActionSpec:
-    return ActionSpec(("x", "gripper"), mode, "none", (-99.0,) * 2, (99.0,) * 2, 1, -1.0, 1.0, 10, 0.05)
+    return ActionSpec(
+        ("x", "gripper"), mode, "none", (-99.0,) * 2, (99.0,) * 2, 1, -1.0, 1.0, 10, 0.05
+    )
 
 
 class Line(World):
-    """A place on a line, the sum of all moves; done where it is at `goal`. Remembers what it was told."""
+    """A place on a line, the sum of all moves; done where it is at `goal`. Remembers what it was
+    told."""
 
     def __init__(self, goal: float) -> None:
         self.goal = goal
@@ -40,14 +44,18 @@ class Line(World):
 
 
 class Names:
-    """Answers with actions that name themselves: the number of the decision times 100, and the action's place in its chunk."""
+    """Answers with actions that name themselves: the number of the decision times 100, and the
+    action's place in its chunk."""
 
     def __init__(self, chunk: int, execute: int) -> None:
         self.chunk, self.execute, self.asked = chunk, execute, 0
 
     def decide(self, observation: float) -> Decision:
         self.asked += 1
-        return Decision(np.array([(100 * self.asked + place, 0.5) for place in range(self.chunk)], np.float32), (1,))
+        return Decision(
+            np.array([(100 * self.asked + place, 0.5) for place in range(self.chunk)], np.float32),
+            (1,),
+        )
 
 
 class Walks:
@@ -62,17 +70,24 @@ class Walks:
 
 
 def episode(policy, world: World, *, steps: int, mode: str = "delta", **settings) -> Result:
-    benchmark = SimpleNamespace(make=lambda task, seed: world, max_steps=steps, action_spec=spec(mode))
+    benchmark = SimpleNamespace(
+        make=lambda task, seed: world, max_steps=steps, action_spec=spec(mode)
+    )
     return run_episode(policy, benchmark, Task("walk", "line"), 0, **settings)
 
 
-def carried_out(chunk: int, execute: int, lag: int, late: str, *, steps: int, mode: str = "delta") -> str:
-    """The episode as text: a0 a1 … of the first chunk, b0 … of the second; a dash where the arm held still."""
+def carried_out(
+    chunk: int, execute: int, lag: int, late: str, *, steps: int, mode: str = "delta"
+) -> str:
+    """The episode as text: a0 a1 … of the first chunk, b0 … of the second; a dash where the arm
+    held still."""
     world = Line(goal=np.inf)
     result = episode(Names(chunk, execute), world, steps=steps, mode=mode, lag=lag, late=late)
     assert result.steps == steps == len(world.told) and not result.success
     moved = [(int(x) // 100, int(x) % 100) for x, _ in world.told]
-    words = ["–" if number == 0 else f"{'abcdefghij'[number - 1]}{place}" for number, place in moved]
+    words = [
+        "–" if number == 0 else f"{'abcdefghij'[number - 1]}{place}" for number, place in moved
+    ]
     assert result.waited == words.count("–")
     return " ".join(words)
 
@@ -84,17 +99,31 @@ TIMETABLES = [
     (6, 2, 1, "wait", "– a0 a1 – b0 b1 – c0 c1"),
     (6, 2, 1, "run_on", "– a0 a1 a2 b1 b2 b3 c1 c2 c3"),
     (6, 2, 3, "wait", "– – – a0 a1 – – – b0 b1 – – –"),
-    (6, 2, 3, "run_on", "– – – a0 a1 a2 a3 a4 b3 b4 b5 – – c1 c2 c3 c4 c5 d3 d4"),  # b5 alone is left: two steps of holding still
+    (
+        6,
+        2,
+        3,
+        "run_on",
+        "– – – a0 a1 a2 a3 a4 b3 b4 b5 – – c1 c2 c3 c4 c5 d3 d4",
+    ),  # b5 alone is left: two steps of holding still
     (6, 4, 2, "wait", "– – a0 a1 a2 a3 – – b0 b1 b2 b3"),
     (6, 4, 2, "run_on", "– – a0 a1 a2 a3 a4 a5 b2 b3 b4 b5 – – c0 c1 c2 c3 c4 c5 d2"),
-    (6, 6, 2, "run_on", "– – a0 a1 a2 a3 a4 a5 – – b0 b1 b2 b3 b4 b5"),  # nothing is ever left: as if it waited
+    (
+        6,
+        6,
+        2,
+        "run_on",
+        "– – a0 a1 a2 a3 a4 a5 – – b0 b1 b2 b3 b4 b5",
+    ),  # nothing is ever left: as if it waited
     (1, 1, 1, "run_on", "– a0 – b0 – c0"),
     (3, 2, 7, "run_on", "– – – – – – – a0 a1 a2 – – – – – – b1 b2 – – – – – – – c0 c1 c2 – – –"),
 ]
 
 
 @pytest.mark.parametrize(("chunk", "execute", "lag", "late", "timetable"), TIMETABLES)
-def test_which_action_is_carried_out_at_which_step(chunk: int, execute: int, lag: int, late: str, timetable: str) -> None:
+def test_which_action_is_carried_out_at_which_step(
+    chunk: int, execute: int, lag: int, late: str, timetable: str
+) -> None:
     assert carried_out(chunk, execute, lag, late, steps=len(timetable.split())) == timetable
     if lag == 0:
         assert carried_out(chunk, execute, lag, late, steps=6, mode="absolute") == timetable
@@ -105,7 +134,8 @@ def test_which_action_is_carried_out_at_which_step(chunk: int, execute: int, lag
 @pytest.mark.parametrize("execute", range(1, 6))
 @pytest.mark.parametrize("goal", [1, 2, 7, 12])
 def test_relative_moves_are_made_once_each(goal: int, execute: int, lag: int, late: str) -> None:
-    """Whoever plans rightly arrives: no move is lost, and none made twice, however late the plan comes. What waiting costs is time."""
+    """Whoever plans rightly arrives: no move is lost, and none made twice, however late the plan
+    comes. What waiting costs is time."""
     world = Line(goal)
     result = episode(Walks(goal, 5, execute), world, steps=200, lag=lag, late=late)
     assert result.success and world.place == goal
@@ -121,7 +151,10 @@ def test_relative_moves_are_made_once_each(goal: int, execute: int, lag: int, la
 def test_an_arm_that_runs_on_is_never_slower_than_one_that_waits() -> None:
     for lag in range(1, 6):
         for execute in (1, 2, 4):
-            steps = [episode(Walks(30, 6, execute), Line(30), steps=900, lag=lag, late=late).steps for late in ("wait", "run_on")]
+            steps = [
+                episode(Walks(30, 6, execute), Line(30), steps=900, lag=lag, late=late).steps
+                for late in ("wait", "run_on")
+            ]
             assert steps[1] < steps[0]
 
 
@@ -140,12 +173,26 @@ def test_while_it_waits_the_world_goes_on_and_may_end_the_episode() -> None:
 def test_an_arm_that_waits_keeps_its_gripper_and_its_place() -> None:
     world = Line(np.inf)
     episode(Names(2, 2), world, steps=5, lag=1)
-    assert [tuple(action) for action in world.told] == [(0, -1), (100, 0.5), (101, 0.5), (0, 0.5), (200, 0.5)]
+    assert [tuple(action) for action in world.told] == [
+        (0, -1),
+        (100, 0.5),
+        (101, 0.5),
+        (0, 0.5),
+        (200, 0.5),
+    ]
     told = Line(np.inf)
     told.holding_action = lambda: np.array([7.0, 1.0], np.float32)
     episode(Names(2, 2), told, steps=5, lag=1, mode="absolute")
-    assert [tuple(action) for action in told.told] == [(7, 1), (100, 0.5), (101, 0.5), (101, 0.5), (200, 0.5)]
-    with pytest.raises(ValueError, match=r"Line takes absolute positions .* give it `holding_action`"):
+    assert [tuple(action) for action in told.told] == [
+        (7, 1),
+        (100, 0.5),
+        (101, 0.5),
+        (101, 0.5),
+        (200, 0.5),
+    ]
+    with pytest.raises(
+        ValueError, match=r"Line takes absolute positions .* give it `holding_action`"
+    ):
         episode(Names(2, 2), Line(np.inf), steps=5, lag=1, mode="absolute")
 
 
@@ -155,7 +202,10 @@ def test_how_many_actions_are_carried_out_is_a_setting() -> None:
         result = episode(Names(6, 2), world, steps=12, execute=execute)
         assert len(result.gates) == looks and world.looks == list(range(0, 12, execute or 2))
     for execute in (7, 0):
-        with pytest.raises(ValueError, match=f"{execute} actions of each chunk should be carried out, and this policy's have 6"):
+        with pytest.raises(
+            ValueError,
+            match=f"{execute} actions of each chunk should be carried out, and this policy's have 6",
+        ):
             episode(Names(6, 2), Line(np.inf), steps=12, execute=execute)
 
 
@@ -173,7 +223,9 @@ def test_how_many_actions_are_carried_out_is_a_setting() -> None:
         (2.6, 400, 2),
     ],
 )
-def test_a_decision_is_ready_at_the_first_tick_that_is_not_too_early(milliseconds: float, hz: float, steps: int) -> None:
+def test_a_decision_is_ready_at_the_first_tick_that_is_not_too_early(
+    milliseconds: float, hz: float, steps: int
+) -> None:
     assert steps_late(milliseconds, hz) == steps
     with pytest.raises(ValueError, match="0 ms or more, found -1"):
         steps_late(-1, hz)
@@ -189,13 +241,24 @@ def test_every_episode_of_a_plan_has_a_seed_of_its_own_and_tasks_come_in_turn() 
 
 @pytest.mark.parametrize(
     ("commands", "toggles"),
-    [([-1, -1, 1, 1], 1), ([-1, 1, -1, 1], 3), ([-1, 0, -1, 0, 1], 1), ([0, 0, 0], 0), ([0.2, 0.9, 0.1], 0), ([1], 0)],
+    [
+        ([-1, -1, 1, 1], 1),
+        ([-1, 1, -1, 1], 3),
+        ([-1, 0, -1, 0, 1], 1),
+        ([0, 0, 0], 0),
+        ([0.2, 0.9, 0.1], 0),
+        ([1], 0),
+    ],
 )
-def test_a_gripper_toggles_when_it_is_sent_across_the_middle(commands: list[float], toggles: int) -> None:
+def test_a_gripper_toggles_when_it_is_sent_across_the_middle(
+    commands: list[float], toggles: int
+) -> None:
     tabletop = Tabletop().action_spec
     actions = np.zeros((len(commands), tabletop.dims), np.float32)
     actions[:, tabletop.gripper] = commands
     assert gripper_toggles(tabletop, actions) == toggles
     assert gripper_toggles(replace(tabletop, gripper=None), actions) is None
-    turned = replace(tabletop, gripper_open=tabletop.gripper_closed, gripper_closed=tabletop.gripper_open)
+    turned = replace(
+        tabletop, gripper_open=tabletop.gripper_closed, gripper_closed=tabletop.gripper_open
+    )
     assert gripper_toggles(turned, actions) == toggles

@@ -1,4 +1,5 @@
-"""Options reach every field of a recipe, and the scripts under runs/ call verbs, recipes and options that exist."""
+"""Options reach every field of a recipe, and the scripts under runs/ call verbs, recipes and
+options that exist."""
 
 import os
 import subprocess
@@ -28,19 +29,35 @@ def test_a_recipe_without_options_is_itself(name: str) -> None:
         ("actdistill_tabletop", ["--student.no-use-state"], {"student": {"use_state": False}}),
         ("bc_tabletop", ["--student.student.layers", "3"], {"student": {"student": {"layers": 3}}}),
         ("tabletop", ["--network.depth", "12"], {"network": {"depth": 12}}),
-        ("vla_ad_tabletop", ["--student.network.width", "48"], {"student": {"network": {"width": 48}}}),
-        ("vla_ad_tabletop", ["--annotator.embodiment.lift", "0.05"], {"annotator": {"embodiment": {"lift": 0.05}}}),
-        ("actdistill_tabletop", ["--stages.1.objective.action", "0"], {"stages": {1: {"objective": {"action": 0}}}}),
+        (
+            "vla_ad_tabletop",
+            ["--student.network.width", "48"],
+            {"student": {"network": {"width": 48}}},
+        ),
+        (
+            "vla_ad_tabletop",
+            ["--annotator.embodiment.lift", "0.05"],
+            {"annotator": {"embodiment": {"lift": 0.05}}},
+        ),
+        (
+            "actdistill_tabletop",
+            ["--stages.1.objective.action", "0"],
+            {"stages": {1: {"objective": {"action": 0}}}},
+        ),
         ("tabletop", ["--benchmark.scene-pixels", "96"], {"benchmark": {"scene_pixels": 96}}),
     ],
 )
-def test_an_option_reaches_its_field_and_no_other(name: str, options: list[str], found: dict) -> None:
+def test_an_option_reaches_its_field_and_no_other(
+    name: str, options: list[str], found: dict
+) -> None:
     recipe = recipes.find(name)()
     before, after = to_json(recipe), to_json(override(recipe, options, "armlet"))
 
     def merge(old: object, new: object) -> object:
         if isinstance(old, list) and isinstance(new, dict):
-            return [merge(item, new[index]) if index in new else item for index, item in enumerate(old)]
+            return [
+                merge(item, new[index]) if index in new else item for index, item in enumerate(old)
+            ]
         if isinstance(old, dict) and isinstance(new, dict):
             assert new.keys() <= old.keys()
             return old | {key: merge(old[key], value) for key, value in new.items()}
@@ -51,11 +68,20 @@ def test_an_option_reaches_its_field_and_no_other(name: str, options: list[str],
 
 @pytest.mark.parametrize("script", RUNS)
 def test_what_a_script_calls_exists(script: str, tmp_path) -> None:
-    """The script runs with an armlet that only writes down what it is asked; then each call is parsed as armlet would."""
+    """The script runs with an armlet that only writes down what it is asked; then each call is
+    parsed as armlet would."""
     log, fake = tmp_path / "calls", tmp_path / "armlet"
-    fake.write_text(f"#!/usr/bin/env bash\nprintf '%s\\t' \"$@\" >> {log}.$$\nmv {log}.$$ {log}.$$.done\n")
+    fake.write_text(
+        f"#!/usr/bin/env bash\nprintf '%s\\t' \"$@\" >> {log}.$$\nmv {log}.$$ {log}.$$.done\n"
+    )
     fake.chmod(0o755)
-    subprocess.run(["bash", ROOT / script], check=True, env=os.environ | {"ARMLET": str(fake)}, timeout=60, capture_output=True)
+    subprocess.run(
+        ["bash", ROOT / script],
+        check=True,
+        env=os.environ | {"ARMLET": str(fake)},
+        timeout=60,
+        capture_output=True,
+    )
     calls = [path.read_text().rstrip("\t").split("\t") for path in tmp_path.glob("calls.*.done")]
     assert len(calls) > 3
     for verb, recipe, *options in calls:

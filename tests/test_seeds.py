@@ -1,4 +1,5 @@
-"""No policy is tested on a world that it, or a recipe's choice, was made with: seeds of data, rounds, trials and evaluations are apart, for
+"""No policy is tested on a world that it, or a recipe's choice, was made with: seeds of data,
+rounds, trials and evaluations are apart, for
 every recipe; and each of them makes exactly the worlds that its range of seeds says."""
 
 import dataclasses
@@ -37,12 +38,20 @@ def test_what_a_recipe_trains_on_and_is_tested_on_is_apart(name: str) -> None:
 
 
 def test_no_recipe_is_tested_on_what_another_was_made_with() -> None:
-    """A student is compared with those of other recipes, and starts from a teacher that was made by another."""
-    tested = [each for recipe in RECIPES.values() for what, each in evaluate.seeds(recipe).items() if what == "evaluation"]
+    """A student is compared with those of other recipes, and starts from a teacher that was made by
+    another."""
+    tested = [
+        each
+        for recipe in RECIPES.values()
+        for what, each in evaluate.seeds(recipe).items()
+        if what == "evaluation"
+    ]
     for recipe in RECIPES.values():
         for what, each in evaluate.seeds(recipe).items():
             if what != "evaluation" and len(each):
-                assert all(each.stop <= other.start or other.stop <= each.start for other in tested), (recipe.name, what)
+                assert all(
+                    each.stop <= other.start or other.stop <= each.start for other in tested
+                ), (recipe.name, what)
 
 
 made: list[int] = []  # the seeds of all worlds, in order
@@ -60,7 +69,9 @@ class Watched(Dots):
 def recipe(monkeypatch, tmp_path) -> Recipe:
     made.clear()
     answer = np.zeros((2, 1), np.float32)
-    still = SimpleNamespace(execute=2, infer=lambda seen: answer, decide=lambda seen: Decision(answer, (1,)))
+    still = SimpleNamespace(
+        execute=2, infer=lambda seen: answer, decide=lambda seen: Decision(answer, (1,))
+    )
     monkeypatch.setattr(recording, "_loaded", lambda folder: still)
     return dataclasses.replace(reaching(), benchmark=Watched(), out=tmp_path)
 
@@ -79,7 +90,9 @@ def test_an_expert_and_a_teacher_that_act_use_the_collections_seeds(recipe) -> N
 
 def test_a_rounds_student_and_its_trial_use_the_rounds_seeds(recipe, monkeypatch) -> None:
     stage = recipe.stages[0]
-    recipe = dataclasses.replace(recipe, rounds=(Round(stage, episodes=3, trial=2), Round(stage, episodes=4, trial=3)))
+    recipe = dataclasses.replace(
+        recipe, rounds=(Round(stage, episodes=3, trial=2), Round(stage, episodes=4, trial=3))
+    )
     ranges = evaluate.seeds(recipe)
     apart(ranges)
     tried: list[int] = []
@@ -93,7 +106,9 @@ def test_a_rounds_student_and_its_trial_use_the_rounds_seeds(recipe, monkeypatch
     for number, each in enumerate(recipe.rounds):
         made.clear()
         tried.clear()
-        student = StudentActs(recipe.benchmark, recipe.out, recipe.teacher, first_seed(recipe, number), each.split)
+        student = StudentActs(
+            recipe.benchmark, recipe.out, recipe.teacher, first_seed(recipe, number), each.split
+        )
         for attempt in range(each.episodes):
             student(attempt)
         assert made == list(ranges[f"rounds.{number}"])

@@ -1,4 +1,5 @@
-"""The teachers that ship: they succeed in every family, they listen, and they are what their reports say they are."""
+"""The teachers that ship: they succeed in every family, they listen, and they are what their
+reports say they are."""
 
 import dataclasses
 import json
@@ -48,12 +49,15 @@ def successes(policy: Policy | Deaf, episodes: int) -> dict[str, list[bool]]:
 
 
 def test_it_succeeds_and_a_deaf_one_does_not(teacher: Policy) -> None:
-    """28 of 35: a teacher of 90 % has fewer in 2 % of such lists (binomial), and no policy that cannot hear comes near."""
+    """28 of 35: a teacher of 90 % has fewer in 2 % of such lists (binomial), and no policy that
+    cannot hear comes near."""
     hearing = successes(teacher, EPISODES)
     assert sum(map(sum, hearing.values())) >= 28, hearing
     deaf = successes(Deaf(teacher, "touch the red cube"), EPISODES)
     assert sum(map(sum, deaf.values())) <= EPISODES // 3, deaf
-    assert sum(deaf["stack"]) + sum(deaf["place"]) <= 1, "a policy that does not know what to put where succeeds by accident"
+    assert sum(deaf["stack"]) + sum(deaf["place"]) <= 1, (
+        "a policy that does not know what to put where succeeds by accident"
+    )
 
 
 def test_the_report_is_about_it(folder: Path, teacher: Policy) -> None:
@@ -62,6 +66,10 @@ def test_the_report_is_about_it(folder: Path, teacher: Policy) -> None:
     assert (shown["name"], shown["fingerprint"]) == ("teacher", policy_fingerprint(folder))
     assert shown["episodes"] >= 400
     assert shown["successes"] >= 0.9 * shown["episodes"]
-    assert shown["params"]["total"] == sum(parameter.numel() for parameter in teacher.parameters()) <= 5_000_000
+    assert (
+        shown["params"]["total"]
+        == sum(parameter.numel() for parameter in teacher.parameters())
+        <= 5_000_000
+    )
     fingerprint = json.loads(json.dumps(Tabletop().fingerprint()))
     assert report["fingerprint"]["benchmark"] == fingerprint

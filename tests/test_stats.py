@@ -18,9 +18,13 @@ from armlet.stats import (
 )
 
 
-@pytest.mark.parametrize(("successes", "episodes"), [(0, 10), (10, 10), (81, 263), (390, 400), (1, 1)])
+@pytest.mark.parametrize(
+    ("successes", "episodes"), [(0, 10), (10, 10), (81, 263), (390, 400), (1, 1)]
+)
 def test_wilson_is_statsmodels(successes: int, episodes: int) -> None:
-    assert wilson(successes, episodes) == pytest.approx(proportion_confint(successes, episodes, method="wilson"), abs=1e-12)
+    assert wilson(successes, episodes) == pytest.approx(
+        proportion_confint(successes, episodes, method="wilson"), abs=1e-12
+    )
 
 
 def test_nothing_run_says_nothing() -> None:
@@ -30,12 +34,17 @@ def test_nothing_run_says_nothing() -> None:
 
 @pytest.mark.parametrize(("only_a", "only_b"), [(0, 0), (5, 0), (3, 7), (12, 30)])
 def test_mcnemar_is_statsmodels(only_a: int, only_b: int) -> None:
-    reference = reference_mcnemar([[10, only_a], [only_b, 10]], exact=True).pvalue if only_a + only_b else 1.0
+    reference = (
+        reference_mcnemar([[10, only_a], [only_b, 10]], exact=True).pvalue
+        if only_a + only_b
+        else 1.0
+    )
     assert mcnemar(only_a, only_b) == pytest.approx(reference)
 
 
 def test_newcombes_published_example() -> None:
-    """Newcombe 1998, table II, columns (36, 12, 2, 0): method 10 gives 0.2 with interval 0.0569 to 0.3404."""
+    """Newcombe 1998, table II, columns (36, 12, 2, 0): method 10 gives 0.2 with interval 0.0569 to
+    0.3404."""
     low, high = newcombe_paired(36, 12, 2, 0)
     assert (low, high) == pytest.approx((0.0569, 0.3404), abs=5e-5)
 
@@ -43,7 +52,10 @@ def test_newcombes_published_example() -> None:
 def test_the_interval_covers() -> None:
     cells = (0.8, 0.08, 0.06, 0.06)
     tables = multinomial.rvs(200, cells, size=2000, random_state=0)
-    hits = [low <= cells[1] - cells[2] <= high for low, high in (newcombe_paired(*map(int, table)) for table in tables)]
+    hits = [
+        low <= cells[1] - cells[2] <= high
+        for low, high in (newcombe_paired(*map(int, table)) for table in tables)
+    ]
     assert 0.93 <= np.mean(hits) <= 0.975
 
 
@@ -66,16 +78,25 @@ def difficulty(rng: np.random.Generator, n: int) -> np.ndarray:
     return rng.normal(0, 1.5, n)
 
 
-def students(rng: np.random.Generator, rate: float, spread: float, count: int, hard: np.ndarray) -> np.ndarray:
-    """Outcomes (count, n) of students that succeed in `rate` of all episodes that there are, on average over seeds; `spread`: how much
-    their skill differs, on the probit's scale. `rate` is exact: Φ(m/√(1 + 1.5² + spread²)) is the mean of Φ(m + skill + difficulty)."""
+def students(
+    rng: np.random.Generator, rate: float, spread: float, count: int, hard: np.ndarray
+) -> np.ndarray:
+    """Outcomes (count, n) of students that succeed in `rate` of all episodes that there are, on
+    average over seeds; `spread`: how much
+    their skill differs, on the probit's scale. `rate` is exact: Φ(m/√(1 + 1.5² + spread²)) is the
+    mean of Φ(m + skill + difficulty)."""
     mean = norm.ppf(rate) * np.sqrt(1 + 1.5**2 + spread**2)
     skill = rng.normal(0, spread, (count, 1))
     return rng.random((count, len(hard))) < norm.cdf(mean + skill + hard)
 
 
 def coverage(
-    rates: tuple[float, float], spreads: tuple[float, float], counts: tuple[int, int], *, times: int, n: int = 400
+    rates: tuple[float, float],
+    spreads: tuple[float, float],
+    counts: tuple[int, int],
+    *,
+    times: int,
+    n: int = 400,
 ) -> float:
     """How often the interval over seeds holds the true difference."""
     rng = np.random.default_rng(0)
@@ -89,17 +110,22 @@ def coverage(
 
 
 def points(rate: float, spread: float) -> float:
-    """The standard deviation over seeds of the rate of success, in points, of students whose skill differs by `spread`."""
+    """The standard deviation over seeds of the rate of success, in points, of students whose skill
+    differs by `spread`."""
     skill = np.random.default_rng(0).normal(0, spread, 20_000)
     mean = norm.ppf(rate) * np.sqrt(1 + 1.5**2 + spread**2)
     return float(100 * norm.cdf((mean + skill) / np.sqrt(1 + 1.5**2)).std())
 
 
 @pytest.mark.parametrize(
-    ("spreads", "counts", "floor"), [((0.2, 0.2), (3, 3), 0.93), ((0.2, 0.2), (6, 6), 0.93), ((0.2, 0), (4, 1), 0.92)]
+    ("spreads", "counts", "floor"),
+    [((0.2, 0.2), (3, 3), 0.93), ((0.2, 0.2), (6, 6), 0.93), ((0.2, 0), (4, 1), 0.92)],
 )
-def test_over_seeds_the_interval_holds_the_truth_as_often_as_it_says(spreads, counts, floor: float) -> None:
-    """Students whose success differs by 1 to 3 points from seed to seed, episodes whose difficulty varies."""
+def test_over_seeds_the_interval_holds_the_truth_as_often_as_it_says(
+    spreads, counts, floor: float
+) -> None:
+    """Students whose success differs by 1 to 3 points from seed to seed, episodes whose difficulty
+    varies."""
     assert 0.9 < points(0.96, 0.2) < points(0.85, 0.2) < 3
     for rates in ((0.96, 0.90), (0.85, 0.80)):
         assert floor <= coverage(rates, spreads, counts, times=400) <= 0.99
@@ -113,13 +139,23 @@ def test_over_seeds_coverage_is_what_the_docstring_says(rates, counts) -> None:
         spreads = (spread if counts[0] > 1 else 0.0, spread if counts[1] > 1 else 0.0)
         found = coverage(rates, spreads, counts, times=1500)
         floor = {(5, 3): 0.905, (3, 1): 0.905}.get(counts, 0.92)
-        assert floor <= found <= 0.99, (spread, points(rates[0], spread), points(rates[1], spread), found)
+        assert floor <= found <= 0.99, (
+            spread,
+            points(rates[0], spread),
+            points(rates[1], spread),
+            found,
+        )
 
 
-def test_over_seeds_the_interval_is_the_one_of_means_where_students_differ_and_episodes_do_not() -> None:
-    """Each student has one rate in blocks of equal episodes, so that only students vary: Welch's interval of the students' means."""
+def test_over_seeds_the_interval_is_the_one_of_means_where_students_differ_and_episodes_do_not() -> (
+    None
+):
+    """Each student has one rate in blocks of equal episodes, so that only students vary: Welch's
+    interval of the students' means."""
     a = np.array([[1] * 9 + [0], [1] * 8 + [0] * 2, [1] * 6 + [0] * 4]).repeat(4000, 1)
-    b = np.array([[1] * 5 + [0] * 5, [1] * 4 + [0] * 6, [1] * 2 + [0] * 8, [0] * 10]).repeat(4000, 1)
+    b = np.array([[1] * 5 + [0] * 5, [1] * 4 + [0] * 6, [1] * 2 + [0] * 8, [0] * 10]).repeat(
+        4000, 1
+    )
     rng = np.random.default_rng(0)
     a, b = (np.stack([rng.permutation(row) for row in side]) for side in (a, b))
     welch = ttest_ind(a.mean(1), b.mean(1), equal_var=False).confidence_interval(0.95)
@@ -127,7 +163,8 @@ def test_over_seeds_the_interval_is_the_one_of_means_where_students_differ_and_e
 
 
 def test_over_seeds_the_interval_is_the_paired_one_where_students_do_not_differ() -> None:
-    """Twins: all variance is of episodes, and that of the paired t-test (one pseudo-observation makes no difference at n = 4000)."""
+    """Twins: all variance is of episodes, and that of the paired t-test (one pseudo-observation
+    makes no difference at n = 4000)."""
     rng = np.random.default_rng(0)
     one, other = rng.random(4000) < 0.9, rng.random(4000) < 0.8
     found = compare_seeds(np.stack([one, one, one]), np.stack([other, other]))
@@ -140,7 +177,10 @@ def test_over_seeds_with_few_students_more_are_needed_than_episodes() -> None:
 
     def width(count: int, n: int) -> float:
         found = [
-            compare_seeds(*(students(rng, rate, 0.3, count, difficulty(rng, n)) for rate in (0.9, 0.85))).ci95 for _ in range(40)
+            compare_seeds(
+                *(students(rng, rate, 0.3, count, difficulty(rng, n)) for rate in (0.9, 0.85))
+            ).ci95
+            for _ in range(40)
         ]
         return float(np.mean([high - low for low, high in found]))
 
@@ -165,7 +205,9 @@ def test_over_seeds_a_comparison_is_antisymmetric_judges_the_margin_and_is_never
     assert forward.ci95 == pytest.approx(tuple(-bound for bound in reversed(backward.ci95)))
     assert forward.non_inferior_3pp and not backward.non_inferior_3pp
     perfect = compare_seeds(np.ones((2, 200), bool), np.ones((3, 200), bool))
-    assert perfect.difference == 0 and perfect.ci95 == pytest.approx((-0.0099, 0.0099), abs=5e-4), "1.97 / 200"
+    assert perfect.difference == 0 and perfect.ci95 == pytest.approx((-0.0099, 0.0099), abs=5e-4), (
+        "1.97 / 200"
+    )
 
 
 def test_over_seeds_what_cannot_be_compared_is_refused() -> None:
@@ -177,7 +219,9 @@ def test_over_seeds_what_cannot_be_compared_is_refused() -> None:
         compare_seeds(np.ones((2, 1)), np.ones((2, 1)))
 
 
-@pytest.mark.parametrize(("successes", "episodes"), [(0, 10), (10, 10), (81, 263), (398, 400), (1, 1)])
+@pytest.mark.parametrize(
+    ("successes", "episodes"), [(0, 10), (10, 10), (81, 263), (398, 400), (1, 1)]
+)
 def test_clopper_pearson_is_statsmodels(successes: int, episodes: int) -> None:
     expected = proportion_confint(successes, episodes, method="beta")
     assert clopper_pearson(successes, episodes) == pytest.approx(expected, abs=1e-12)
@@ -186,7 +230,9 @@ def test_clopper_pearson_is_statsmodels(successes: int, episodes: int) -> None:
 def exact_coverage(interval, rate: float, episodes: int) -> float:
     """How often an interval holds the rate it is about: summed over all outcomes, nothing drawn."""
     counts = np.arange(episodes + 1)
-    held = [low <= rate <= high for low, high in (interval(int(count), episodes) for count in counts)]
+    held = [
+        low <= rate <= high for low, high in (interval(int(count), episodes) for count in counts)
+    ]
     return float(binom.pmf(counts, episodes, rate)[held].sum())
 
 
@@ -198,33 +244,47 @@ def test_a_tables_interval_holds_rates_near_the_ends_too() -> None:
             assert exact_coverage(rate_ci95, rate, episodes) >= 0.95
             assert exact_coverage(rate_ci95, 1 - rate, episodes) >= 0.95
     assert rate_ci95(88, 100) == wilson(88, 100) and rate_ci95(12, 100) == wilson(12, 100)
-    assert rate_ci95(95, 100) == clopper_pearson(95, 100) and rate_ci95(5, 100) == clopper_pearson(5, 100)
+    assert rate_ci95(95, 100) == clopper_pearson(95, 100) and rate_ci95(5, 100) == clopper_pearson(
+        5, 100
+    )
     assert rate_ci95(0, 0) == (0, 1)
 
 
 def test_a_correlation_that_the_correction_takes_away_leaves_two_independent_intervals() -> None:
-    """Where n/2 is more than ad − bc, φ is 0 (Newcombe 1998, page 2640), and Wilson's two intervals add up in squares."""
+    """Where n/2 is more than ad − bc, φ is 0 (Newcombe 1998, page 2640), and Wilson's two intervals
+    add up in squares."""
     for both, only_a, only_b, neither in ((1, 0, 0, 1), (5, 4, 2, 2)):
         n = both + only_a + only_b + neither
         assert 0 < both * neither - only_a * only_b <= n / 2
         found = newcombe_paired(both, only_a, only_b, neither)
         a, b = both + only_a, both + only_b
-        (low_a, high_a), (low_b, high_b) = (proportion_confint(each, n, method="wilson") for each in (a, b))
+        (low_a, high_a), (low_b, high_b) = (
+            proportion_confint(each, n, method="wilson") for each in (a, b)
+        )
         below = np.hypot(a / n - low_a, high_b - b / n)
         above = np.hypot(high_a - a / n, b / n - low_b)
         assert found == pytest.approx(((a - b) / n - below, (a - b) / n + above))
 
 
 def test_a_ratios_interval_is_the_delta_methods_where_episodes_are_many() -> None:
-    """Var(Σa/Σb) ≈ Σ(a − r·b)² / (Σb)² (Cochran 1977, eq. 6.13): what is counted in one episode hangs together."""
+    """Var(Σa/Σb) ≈ Σ(a − r·b)² / (Σb)² (Cochran 1977, eq. 6.13): what is counted in one episode
+    hangs together."""
     rng = np.random.default_rng(0)
     steps = rng.integers(8, 81, 3000)
-    toggles = rng.poisson(steps * rng.gamma(1, 0.05, 3000) * steps / 40)  # more often in longer ones
-    assert toggles.sum() / steps.sum() > 1.2 * (toggles / steps).mean(), "so that a mean of rates is another number"
+    toggles = rng.poisson(
+        steps * rng.gamma(1, 0.05, 3000) * steps / 40
+    )  # more often in longer ones
+    assert toggles.sum() / steps.sum() > 1.2 * (toggles / steps).mean(), (
+        "so that a mean of rates is another number"
+    )
     rate = toggles.sum() / steps.sum()
     error = np.sqrt(((toggles - rate * steps) ** 2).sum()) / steps.sum()
-    assert error > 1.5 * np.sqrt(toggles.sum()) / steps.sum(), "were they counted singly, the interval would be far narrower"
-    assert ratio_ci95(toggles, steps) == pytest.approx((rate - 1.96 * error, rate + 1.96 * error), rel=0.02)
+    assert error > 1.5 * np.sqrt(toggles.sum()) / steps.sum(), (
+        "were they counted singly, the interval would be far narrower"
+    )
+    assert ratio_ci95(toggles, steps) == pytest.approx(
+        (rate - 1.96 * error, rate + 1.96 * error), rel=0.02
+    )
 
 
 def test_a_ratio_of_few_episodes() -> None:

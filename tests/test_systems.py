@@ -1,4 +1,5 @@
-"""The published systems, each through all its verbs on a handful of episodes: its own teacher, traces, stages and student."""
+"""The published systems, each through all its verbs on a handful of episodes: its own teacher,
+traces, stages and student."""
 
 import dataclasses
 import json
@@ -32,7 +33,15 @@ def episodes(tmp_path_factory) -> Recipe:
 def shrunk(network, **changes):
     """The recipe's own network, a fraction of its size, for the tiny cameras."""
     if isinstance(network, TwoTowerNetwork):
-        sizes = {"width": 24, "heads": 2, "vision_layers": 1, "text_layers": 1, "patch": 16, "channels": 8, "chunk": 3}
+        sizes = {
+            "width": 24,
+            "heads": 2,
+            "vision_layers": 1,
+            "text_layers": 1,
+            "patch": 16,
+            "channels": 8,
+            "chunk": 3,
+        }
         return dataclasses.replace(network, **sizes, **changes)
     return dataclasses.replace(network, strides={"scene": 16, "wrist": 16}, **changes)
 
@@ -61,7 +70,10 @@ def tiny(recipe: Recipe, episodes: Recipe, out: Path, **student) -> Recipe:
         split="last",  # six episodes are too few for parts by task
         stages=tuple(map(short, recipe.stages)),
         rounds=tuple(
-            dataclasses.replace(each, stage=short(each.stage), episodes=2, workers=1, trial=2, replay=5) for each in recipe.rounds
+            dataclasses.replace(
+                each, stage=short(each.stage), episodes=2, workers=1, trial=2, replay=5
+            )
+            for each in recipe.rounds
         ),
         evaluation=episodes.evaluation,
     )
@@ -84,10 +96,15 @@ def test_aed_goes_from_episodes_to_a_report(aed: Recipe) -> None:
     assert [policy["name"] for policy in report["policies"]] == ["teacher", "aed_tabletop"]
     columns = report["training"]["aed_tabletop"][0]
     assert {"action", "imitation", "attention", "representation", "contrastive"} <= columns.keys()
-    assert all(np.isfinite(columns[name]).all() for name in ("action", "attention", "representation", "contrastive"))
+    assert all(
+        np.isfinite(columns[name]).all()
+        for name in ("action", "attention", "representation", "contrastive")
+    )
     student = load_policy(aed.student_folder)
     gripper = student.infer(episodes_observation(aed))[:, 3]
-    assert set(np.round(gripper, 5)) <= {-1.0, 1.0}, "what is chosen is one of 24 primitives, the gripper open or closed"
+    assert set(np.round(gripper, 5)) <= {-1.0, 1.0}, (
+        "what is chosen is one of 24 primitives, the gripper open or closed"
+    )
 
 
 def episodes_observation(recipe: Recipe):
@@ -95,7 +112,9 @@ def episodes_observation(recipe: Recipe):
     return benchmark.make(benchmark.tasks()[0], 1).observe()
 
 
-def test_a_teacher_that_averages_its_student_resumes_to_the_same_end(aed: Recipe, episodes: Recipe, monkeypatch) -> None:
+def test_a_teacher_that_averages_its_student_resumes_to_the_same_end(
+    aed: Recipe, episodes: Recipe, monkeypatch
+) -> None:
     from armlet import training
 
     whole = dataclasses.replace(tiny(aed_self(), episodes, aed.out.parent), teacher=aed.teacher)
@@ -127,15 +146,22 @@ def test_an_average_of_another_shape_is_refused(aed: Recipe) -> None:
 def test_the_feedback_loop_promotes_or_rolls_back(aed: Recipe, episodes: Recipe) -> None:
     online = tiny(aed_online(), episodes, aed.out.parent)
     distil.main(online)
-    verdicts = [json.loads((online.out / f"round-{number}" / "trial.json").read_text()) for number in range(len(online.rounds))]
-    assert all(verdict["promoted"] == (verdict["after"] >= verdict["before"]) for verdict in verdicts)
+    verdicts = [
+        json.loads((online.out / f"round-{number}" / "trial.json").read_text())
+        for number in range(len(online.rounds))
+    ]
+    assert all(
+        verdict["promoted"] == (verdict["after"] >= verdict["before"]) for verdict in verdicts
+    )
     assert {verdict["split"] for verdict in verdicts} == {"unseen_wordings"}
 
 
 @pytest.fixture(scope="module")
 def vita(episodes: Recipe, tmp_path_factory) -> Recipe:
     made = tiny(vita_vla_tabletop(), episodes, tmp_path_factory.mktemp("vita"), channels=8)
-    made = dataclasses.replace(made, network=shrunk(made.network, width=32, depth=2, heads=2, vision_channels=8))
+    made = dataclasses.replace(
+        made, network=shrunk(made.network, width=32, depth=2, heads=2, vision_channels=8)
+    )
     for verb in (teach, probe):
         verb.main(made)
     return made
@@ -146,8 +172,15 @@ def test_vita_vla_goes_from_episodes_to_a_report(vita: Recipe, episodes: Recipe)
     alone = tiny(vita_vla_finetune(), episodes, vita.out.parent, channels=8)
     folder = distil.main(alone)
     report = json.loads(evaluate.main(dataclasses.replace(vita, policies=(folder,))).read_text())
-    assert [policy["name"] for policy in report["policies"]] == ["teacher", "vita_vla_tabletop", "vita_vla_finetune"]
-    assert list(report["training"]["vita_vla_tabletop"][0]) and "align" in report["training"]["vita_vla_tabletop"][0]
+    assert [policy["name"] for policy in report["policies"]] == [
+        "teacher",
+        "vita_vla_tabletop",
+        "vita_vla_finetune",
+    ]
+    assert (
+        list(report["training"]["vita_vla_tabletop"][0])
+        and "align" in report["training"]["vita_vla_tabletop"][0]
+    )
 
 
 def test_the_alignment_leaves_the_experts_decoder_alone(vita: Recipe) -> None:
@@ -157,14 +190,22 @@ def test_the_alignment_leaves_the_experts_decoder_alone(vita: Recipe) -> None:
         assert torch.equal(student.head.state_dict()[name], tensor), name
 
 
-@pytest.mark.parametrize("recipe", [aed_tabletop(), aed_metaworld(), aed_families(), aed_self()], ids=lambda recipe: recipe.name)
+@pytest.mark.parametrize(
+    "recipe",
+    [aed_tabletop(), aed_metaworld(), aed_families(), aed_self()],
+    ids=lambda recipe: recipe.name,
+)
 def test_the_grids_that_losses_resize_are_those_that_the_networks_see(recipe: Recipe) -> None:
     body = Body(
-        recipe.benchmark.action_spec, identity(len(recipe.benchmark.state_names)), identity(4), train_tokenizer(["push it"])
+        recipe.benchmark.action_spec,
+        identity(len(recipe.benchmark.state_names)),
+        identity(4),
+        train_tokenizer(["push it"]),
     )
     teacher = recipe.network.build(body, recipe.benchmark.cameras)
     sample = Batch(
-        {name: torch.zeros(1, 3, size, size) for name, size in recipe.benchmark.cameras.items()}, *[torch.zeros(1, 1)] * 4
+        {name: torch.zeros(1, 3, size, size) for name, size in recipe.benchmark.cameras.items()},
+        *[torch.zeros(1, 1)] * 4,
     )
     student = recipe.student.build(teacher, sample)
     assert all(stage.objective.grids == teacher.grids == student.grids for stage in recipe.stages)

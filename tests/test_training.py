@@ -1,4 +1,5 @@
-"""The training loop: resumes to the same result, draws every frame once an epoch, and fails loudly."""
+"""The training loop: resumes to the same result, draws every frame once an epoch, and fails
+loudly."""
 
 import dataclasses
 import json
@@ -32,7 +33,15 @@ def run(folder: Path, stage: Stage = STAGE, **options) -> Learner:
     torch.manual_seed(3)
     policy = make_policy()
     learner = Learner(policy, privileged={"subject": 3, "target": 3})
-    Trainer(learner, stage, make_batches(policy, make_frames()), folder=folder, seed=1, title="test", **options).run()
+    Trainer(
+        learner,
+        stage,
+        make_batches(policy, make_frames()),
+        folder=folder,
+        seed=1,
+        title="test",
+        **options,
+    ).run()
     return learner
 
 
@@ -42,7 +51,9 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize("optimiser", ["muon", "adamw"])
 @pytest.mark.parametrize("at", [5, 7])
-def test_a_killed_run_resumes_to_the_same_weights(tmp_path, monkeypatch, at: int, optimiser: str) -> None:
+def test_a_killed_run_resumes_to_the_same_weights(
+    tmp_path, monkeypatch, at: int, optimiser: str
+) -> None:
     stage = dataclasses.replace(STAGE, optimiser=optimiser)
     whole = run(tmp_path / "whole", stage)
     update = Trainer._update
@@ -61,13 +72,18 @@ def test_a_killed_run_resumes_to_the_same_weights(tmp_path, monkeypatch, at: int
     resumed = run(tmp_path / "parts", stage)
     for (name, a), b in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
         assert torch.equal(a, b), name
-    logs = [[json.loads(line) for line in (tmp_path / run / "metrics.jsonl").open()] for run in ("whole", "parts")]
+    logs = [
+        [json.loads(line) for line in (tmp_path / run / "metrics.jsonl").open()]
+        for run in ("whole", "parts")
+    ]
     for row in logs[0] + logs[1]:
         row.pop("seconds")
     assert logs[0] == logs[1] and [row["step"] for row in logs[0]] == list(range(1, 9))
 
 
-def test_the_next_batchs_pictures_are_begun_while_this_one_is_learnt(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_next_batchs_pictures_are_begun_while_this_one_is_learnt(
+    tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     drawn, expected = [], []
     draws, expects = BatchMaker.batch, BatchMaker.expect
 
@@ -85,16 +101,24 @@ def test_the_next_batchs_pictures_are_begun_while_this_one_is_learnt(tmp_path, m
     assert len(drawn) == STAGE.steps and expected == drawn[1:]
 
 
-def test_without_a_compiler_the_same_is_done_uncompiled_and_said(tmp_path, monkeypatch, capsys) -> None:
+def test_without_a_compiler_the_same_is_done_uncompiled_and_said(
+    tmp_path, monkeypatch, capsys
+) -> None:
     plain = run(tmp_path / "plain")
     monkeypatch.setattr("armlet.training.shutil.which", lambda name: None)
     asked = run(tmp_path / "asked", dataclasses.replace(STAGE, compile=True))
     assert "no C++ compiler" in capsys.readouterr().err
-    assert all(torch.equal(a, b) for a, b in zip(plain.state_dict().values(), asked.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(plain.state_dict().values(), asked.state_dict().values(), strict=True)
+    )
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="torch.compile needs a C++ compiler")
+@pytest.mark.skipif(
+    not any(map(shutil.which, ("c++", "g++", "clang++"))),
+    reason="torch.compile needs a C++ compiler",
+)
 @pytest.mark.parametrize("kind", ["plain", "routed", "two towers"])
 def test_compiled_layers_learn_the_same(tmp_path, kind: str) -> None:
     learners = []
@@ -104,14 +128,22 @@ def test_compiled_layers_learn_the_same(tmp_path, kind: str) -> None:
         if kind == "routed":
             policy = Routing().build(policy)
         if kind == "two towers":
-            network = TwoTowerNetwork(width=32, heads=2, vision_layers=2, text_layers=1, patch=8, chunk=3, execute=1)
+            network = TwoTowerNetwork(
+                width=32, heads=2, vision_layers=2, text_layers=1, patch=8, chunk=3, execute=1
+            )
             policy = network.build(policy.body, {"scene": 24, "wrist": 16})
         learner = Learner(policy)
-        stage = dataclasses.replace(STAGE, objective=Imitate(facts=()), precision="fp32", compile=compiled)
+        stage = dataclasses.replace(
+            STAGE, objective=Imitate(facts=()), precision="fp32", compile=compiled
+        )
         folder = tmp_path / str(compiled)
-        Trainer(learner, stage, make_batches(policy, make_frames()), folder=folder, seed=1, title="test").run()
+        Trainer(
+            learner, stage, make_batches(policy, make_frames()), folder=folder, seed=1, title="test"
+        ).run()
         learners.append(learner)
-    for (name, a), b in zip(learners[0].state_dict().items(), learners[1].state_dict().values(), strict=True):
+    for (name, a), b in zip(
+        learners[0].state_dict().items(), learners[1].state_dict().values(), strict=True
+    ):
         torch.testing.assert_close(a, b, atol=2e-3, rtol=2e-2, msg=name)
 
 
@@ -133,22 +165,35 @@ def test_half_a_compiled_library_left_by_a_killed_process_is_not_the_end(tmp_pat
     for library in libraries:
         library.write_bytes(library.read_bytes()[:100])
     assert "damaged" in run(tmp_path / "second").stderr
-    ends = [(tmp_path / name / "metrics.jsonl").read_text().splitlines()[-1] for name in ("first", "second")]
+    ends = [
+        (tmp_path / name / "metrics.jsonl").read_text().splitlines()[-1]
+        for name in ("first", "second")
+    ]
     assert json.loads(ends[0])["loss"] == pytest.approx(json.loads(ends[1])["loss"], rel=1e-3), (
         "the same but for rounding to bf16"
     )
 
 
 def test_every_frame_once_an_epoch_in_an_order_of_its_own() -> None:
-    epochs = [np.concatenate([draw(23, 5, epoch * 5 + step, seed=4) for step in range(5)]) for epoch in range(3)]
+    epochs = [
+        np.concatenate([draw(23, 5, epoch * 5 + step, seed=4) for step in range(5)])
+        for epoch in range(3)
+    ]
     assert all(sorted(rows) == list(range(23)) for rows in epochs)
     assert not np.array_equal(epochs[0], epochs[1])
-    assert not np.array_equal(draw(23, 5, 0, seed=4), draw(23, 5, 0, seed=5)), "and another seed draws otherwise"
+    assert not np.array_equal(draw(23, 5, 0, seed=4), draw(23, 5, 0, seed=5)), (
+        "and another seed draws otherwise"
+    )
     assert len(draw(23, 5, 4, seed=4)) == 3, "the last batch holds what is left"
 
 
 def test_training_learns(tmp_path) -> None:
-    run(tmp_path, dataclasses.replace(STAGE, steps=150, learning_rate=3e-3, batch_size=16, log_every=10, precision="fp32"))
+    run(
+        tmp_path,
+        dataclasses.replace(
+            STAGE, steps=150, learning_rate=3e-3, batch_size=16, log_every=10, precision="fp32"
+        ),
+    )
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").open()]
     assert rows[-1]["imitation"] < 0.6 * rows[0]["imitation"]
 
@@ -157,20 +202,34 @@ def test_patterns_choose_what_trains() -> None:
     learner = Learner(make_policy())
     chosen = trainable(learner, dataclasses.replace(STAGE, freeze=("policy.vision.*",)))
     assert chosen and not any(name.startswith("policy.vision") for name in chosen)
-    asked = trainable(learner, dataclasses.replace(STAGE, train=("policy.head.*", "policy.layers.1.*")))
+    asked = trainable(
+        learner, dataclasses.replace(STAGE, train=("policy.head.*", "policy.layers.1.*"))
+    )
     every = {name for name, _ in learner.named_parameters()}
-    assert asked.keys() == {name for name in every if name.startswith(("policy.head.", "policy.layers.1."))} != every
+    assert (
+        asked.keys()
+        == {name for name in every if name.startswith(("policy.head.", "policy.layers.1."))}
+        != every
+    )
     with pytest.raises(ValueError, match="leaves nothing to train"):
         trainable(learner, dataclasses.replace(STAGE, freeze=("*",)))
     for field in ("train", "freeze"):
-        with pytest.raises(ValueError, match=rf"{field}=.*'policy.vison.\*' matches no parameter; did you mean 'policy.vision"):
-            trainable(learner, dataclasses.replace(STAGE, **{field: ("policy.head.*", "policy.vison.*")}))
+        with pytest.raises(
+            ValueError,
+            match=rf"{field}=.*'policy.vison.\*' matches no parameter; did you mean 'policy.vision",
+        ):
+            trainable(
+                learner, dataclasses.replace(STAGE, **{field: ("policy.head.*", "policy.vison.*")})
+            )
 
 
 def test_frozen_weights_stay_to_the_bit(tmp_path) -> None:
     before = {name: tensor.clone() for name, tensor in make_policy().state_dict().items()}
     learner = run(tmp_path, dataclasses.replace(STAGE, freeze=("policy.vision.*",)))
-    speaks_only_through_vision = ("vision", "asked")  # `asked` modulates the images, by a gain that starts at nothing
+    speaks_only_through_vision = (
+        "vision",
+        "asked",
+    )  # `asked` modulates the images, by a gain that starts at nothing
     for name, tensor in learner.policy.state_dict().items():
         if name.startswith("vision") or not name.startswith(speaks_only_through_vision):
             assert torch.equal(tensor, before[name]) == name.startswith("vision"), name
@@ -181,9 +240,13 @@ def test_fitting_heads_leaves_the_teacher_as_it_was(tmp_path) -> None:
     before = {name: tensor.clone() for name, tensor in policy.state_dict().items()}
     heads = ProbeHeads(4, 32, chunk=3, dims=4, graph_width=16, semantic_width=16, hidden=16)
     start = {name: tensor.clone() for name, tensor in heads.state_dict().items()}
-    stage = dataclasses.replace(STAGE, objective=FitHeads(), train=("probe.*",), optimiser="adamw", steps=3, ema=None)
+    stage = dataclasses.replace(
+        STAGE, objective=FitHeads(), train=("probe.*",), optimiser="adamw", steps=3, ema=None
+    )
     batches = make_batches(policy, make_frames())
-    Trainer(Learner(policy, probe=heads), stage, batches, folder=tmp_path, seed=0, title="probe").run()
+    Trainer(
+        Learner(policy, probe=heads), stage, batches, folder=tmp_path, seed=0, title="probe"
+    ).run()
     assert all(torch.equal(tensor, before[name]) for name, tensor in policy.state_dict().items())
     assert any(not torch.equal(tensor, start[name]) for name, tensor in heads.state_dict().items())
 
@@ -192,7 +255,9 @@ def test_nan_stops_the_run_and_says_where(tmp_path) -> None:
     policy, frames = make_policy(), make_frames()
     frames.actions[:] = np.nan
     learner = Learner(policy, privileged={"subject": 3, "target": 3})
-    trainer = Trainer(learner, STAGE, make_batches(policy, frames), folder=tmp_path, seed=0, title="nan")
+    trainer = Trainer(
+        learner, STAGE, make_batches(policy, frames), folder=tmp_path, seed=0, title="nan"
+    )
     with pytest.raises(FloatingPointError, match=r"the loss is nan at step 0.*imitation"):
         trainer.run()
 
@@ -207,14 +272,17 @@ def test_episodes_of_another_robot_are_refused() -> None:
 def test_warm_up_and_schedule() -> None:
     stage = dataclasses.replace(STAGE, steps=1000, warmup=10)
     assert rate(stage, 0) == pytest.approx(0.1) and rate(stage, 9) == pytest.approx(1, abs=1e-3)
-    assert rate(stage, 505) == pytest.approx(0.5, abs=0.02) and rate(stage, 999) == pytest.approx(0.02)
+    assert rate(stage, 505) == pytest.approx(0.5, abs=0.02) and rate(stage, 999) == pytest.approx(
+        0.02
+    )
     assert rate(dataclasses.replace(stage, schedule="constant"), 999) == 1
 
 
 @pytest.mark.parametrize("size", [1, 3, 8])
 @pytest.mark.parametrize("keep", [0.3, 0.6])
 def test_the_budget_is_reached_with_batches_of_any_size(tmp_path, size: int, keep: float) -> None:
-    """The budget alone moves the router to the keep ratio asked for, whatever the size of the (last) batch."""
+    """The budget alone moves the router to the keep ratio asked for, whatever the size of the
+    (last) batch."""
     policy = Routing(initial_keep=0.9).build(make_policy(depth=10))
     learner, frames = Learner(policy), make_frames()
 
@@ -226,11 +294,15 @@ def test_the_budget_is_reached_with_batches_of_any_size(tmp_path, size: int, kee
         def __call__(self, student, teacher, batch):
             from armlet import losses
 
-            gap = losses.budget_gap(student["gates"], student["costs"], self.keep, over="batch").mean()
+            gap = losses.budget_gap(
+                student["gates"], student["costs"], self.keep, over="batch"
+            ).mean()
             return {"budget": 10 * gap, "imitation": 0.01 * student["imitation"].mean()}
 
     stage = Stage(Budget(keep=keep), steps=250, batch_size=size, learning_rate=1e-2, optimiser="adamw", warmup=1, precision="fp32", train=("policy.router.*",), schedule="constant")  # fmt: skip
-    Trainer(learner, stage, make_batches(policy, frames), folder=tmp_path, seed=0, title="budget").run()
+    Trainer(
+        learner, stage, make_batches(policy, frames), folder=tmp_path, seed=0, title="budget"
+    ).run()
     with torch.no_grad():
         batch = make_batches(policy, frames).batch(np.arange(len(frames)))
         gates = learner.trace(batch, ["gates"])["gates"]
@@ -240,15 +312,21 @@ def test_the_budget_is_reached_with_batches_of_any_size(tmp_path, size: int, kee
 def test_frames_of_rare_actions_are_drawn_more_often() -> None:
     rng = np.random.default_rng(0)
     head = CodebookHead(8, 2, 2, primitives=[[1.0, 0], [-1, 0], [0, 1]])
-    actions = torch.tensor([[1.0, 0.1]] * 80 + [[-1, 0.1]] * 16 + [[0.1, 0.9]] * 4)[torch.from_numpy(rng.permutation(100))]
+    actions = torch.tensor([[1.0, 0.1]] * 80 + [[-1, 0.1]] * 16 + [[0.1, 0.9]] * 4)[
+        torch.from_numpy(rng.permutation(100))
+    ]
     batches = SimpleNamespace(first_actions=lambda: actions)
     classes = head.classes(actions).numpy()
-    counts = [np.bincount(classes[balanced(np.arange(100), batches, head, power)]) for power in (0.5, 1.0)]
+    counts = [
+        np.bincount(classes[balanced(np.arange(100), batches, head, power)]) for power in (0.5, 1.0)
+    ]
     assert counts[0].tolist() == [80, 16 * 2, 4 * 4] and counts[1].tolist() == [80, 80, 80]
     some = np.flatnonzero(classes != 1)
     times = np.bincount(balanced(some, batches, head, 1.0), minlength=100)
     own = np.bincount(classes[some])
     wanted = np.where(classes != 1, np.round(own.max() / np.maximum(own, 1)[classes]), 0)
-    np.testing.assert_array_equal(times, wanted)  # each by its own class, among the rows that are drawn from
+    np.testing.assert_array_equal(
+        times, wanted
+    )  # each by its own class, among the rows that are drawn from
     with pytest.raises(ValueError, match="does not choose among a few actions"):
         balanced(np.arange(100), batches, RegressionHead(8, 2, 2), 1.0)

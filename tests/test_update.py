@@ -1,4 +1,5 @@
-"""A step of the training loop against arithmetic done by hand: a linear policy whose gradient, optimiser, schedule and average
+"""A step of the training loop against arithmetic done by hand: a linear policy whose gradient,
+optimiser, schedule and average
 have closed forms; and what it is shown at each step."""
 
 import contextlib
@@ -40,25 +41,38 @@ class Toward(Objective):
 
 
 class Linear(nn.Module):
-    """answer = state Wᵀ + Vᵀ·bright + b; remembers what it was shown. W is a matrix of the backbone, V another's."""
+    """answer = state Wᵀ + Vᵀ·bright + b; remembers what it was shown. W is a matrix of the
+    backbone, V another's."""
 
     def __init__(self) -> None:
         super().__init__()
         g = torch.Generator().manual_seed(0)
         layers = nn.ModuleList([nn.Linear(4, 4, bias=False)])
-        self.policy = nn.ModuleDict({"layers": layers, "eyes": nn.Linear(1, 4, bias=False), "head": nn.Linear(1, 4)})
+        self.policy = nn.ModuleDict(
+            {"layers": layers, "eyes": nn.Linear(1, 4, bias=False), "head": nn.Linear(1, 4)}
+        )
         for parameter in self.parameters():
             parameter.data.copy_(torch.randn(parameter.shape, generator=g))
-        self.policy.body, self.policy.device, self.policy.blocks = POLICY.body, torch.device("cpu"), []
+        self.policy.body, self.policy.device, self.policy.blocks = (
+            POLICY.body,
+            torch.device("cpu"),
+            [],
+        )
         self.shown: list[SimpleNamespace] = []
 
     def autocast(self, precision: str) -> contextlib.AbstractContextManager:
         return contextlib.nullcontext()
 
-    def trace(self, batch: Batch, want: Collection[str], *, exploration: float = -1.0, every: int = -1) -> Trace:
+    def trace(
+        self, batch: Batch, want: Collection[str], *, exploration: float = -1.0, every: int = -1
+    ) -> Trace:
         noise = float(torch.rand(1))
-        self.shown.append(SimpleNamespace(batch=batch, exploration=exploration, every=every, noise=noise))
-        return {"answer": batch.state @ self.policy["layers"][0].weight.T + self.policy["head"].bias}
+        self.shown.append(
+            SimpleNamespace(batch=batch, exploration=exploration, every=every, noise=noise)
+        )
+        return {
+            "answer": batch.state @ self.policy["layers"][0].weight.T + self.policy["head"].bias
+        }
 
 
 STAGE = Stage(
@@ -82,9 +96,13 @@ def batches() -> BatchMaker:
     return make_batches(POLICY, make_frames())
 
 
-def train(folder: Path, stage: Stage = STAGE, *, seed: int = 5, **options) -> tuple[Linear, Trainer]:
+def train(
+    folder: Path, stage: Stage = STAGE, *, seed: int = 5, **options
+) -> tuple[Linear, Trainer]:
     learner = Linear()
-    trainer = Trainer(learner, stage, batches(), folder=folder, seed=seed, title="by hand", **options)
+    trainer = Trainer(
+        learner, stage, batches(), folder=folder, seed=seed, title="by hand", **options
+    )
     trainer.run()
     return learner, trainer
 
@@ -92,8 +110,10 @@ def train(folder: Path, stage: Stage = STAGE, *, seed: int = 5, **options) -> tu
 def by_hand(
     stage: Stage, seed: int, rows: np.ndarray
 ) -> tuple[list[dict[str, float]], dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """The same in double precision, from the papers: clipping, warm-up and half a cosine, AdamW (Loshchilov & Hutter 2019,
-    algorithm 2), and an average whose decay grows from 1/10 on. Returns log, weights and average."""
+    """The same in double precision, from the papers: clipping, warm-up and half a cosine, AdamW
+    (Loshchilov & Hutter 2019,
+    algorithm 2), and an average whose decay grows from 1/10 on. Returns log, weights and
+    average."""
     start = Linear()
     weights = {
         "w": start.policy["layers"][0].weight.detach().double().numpy(),
@@ -112,22 +132,38 @@ def by_hand(
         gradient = {"w": pull.T @ x, "b": pull.sum(0)}
         norm = float(np.sqrt(sum((value**2).sum() for value in gradient.values())))
         warm = min(1, (step + 1) / stage.warmup)
-        rate = stage.learning_rate * warm * max(0.02, 0.5 * (1 + np.cos(np.pi * step / stage.steps)))
-        log.append({"step": step + 1, "loss": gap + size, "gap": gap, "size": size, "grad_norm": norm, "learning_rate": rate})
+        rate = (
+            stage.learning_rate * warm * max(0.02, 0.5 * (1 + np.cos(np.pi * step / stage.steps)))
+        )
+        log.append(
+            {
+                "step": step + 1,
+                "loss": gap + size,
+                "gap": gap,
+                "size": size,
+                "grad_norm": norm,
+                "learning_rate": rate,
+            }
+        )
         decay = min(stage.ema or 0, (2 + step) / (11 + step))
         for name, value in weights.items():
             g = gradient[name] * min(1, stage.clip / norm)
             first[name] = 0.9 * first[name] + 0.1 * g
             second[name] = 0.95 * second[name] + 0.05 * g**2
             value *= 1 - rate * stage.weight_decay
-            value -= rate * (first[name] / (1 - 0.9 ** (step + 1))) / (np.sqrt(second[name] / (1 - 0.95 ** (step + 1))) + 1e-8)
+            value -= (
+                rate
+                * (first[name] / (1 - 0.9 ** (step + 1)))
+                / (np.sqrt(second[name] / (1 - 0.95 ** (step + 1))) + 1e-8)
+            )
             average[name] = decay * average[name] + (1 - decay) * value
     return log, weights, average
 
 
 @pytest.mark.parametrize("ema", [0.9, 0.3, None])
 def test_steps_are_those_done_by_hand(tmp_path: Path, ema: float | None) -> None:
-    """Loss, gradient, clipping, rate, weight decay and optimiser at every step; and which weights are left: the averaged ones."""
+    """Loss, gradient, clipping, rate, weight decay and optimiser at every step; and which weights
+    are left: the averaged ones."""
     rows = np.arange(3, 25)
     stage = dataclasses.replace(STAGE, ema=ema)
     learner, _ = train(tmp_path, stage, rows=rows)
@@ -138,16 +174,24 @@ def test_steps_are_those_done_by_hand(tmp_path: Path, ema: float | None) -> None
     for ours, theirs in zip(log, found, strict=True):
         assert {name: theirs[name] for name in ours} == pytest.approx(ours, rel=1e-4, abs=1e-6)
     left = average if ema else weights
-    np.testing.assert_allclose(learner.policy["layers"][0].weight.detach(), left["w"], rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(learner.policy["head"].bias.detach(), left["b"], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        learner.policy["layers"][0].weight.detach(), left["w"], rtol=1e-4, atol=1e-5
+    )
+    np.testing.assert_allclose(
+        learner.policy["head"].bias.detach(), left["b"], rtol=1e-4, atol=1e-5
+    )
     assert not learner.training
 
 
 def test_what_is_frozen_or_not_asked_to_stays(tmp_path: Path) -> None:
     start = Linear()
-    learner, _ = train(tmp_path / "a", dataclasses.replace(STAGE, freeze=("policy.head.*",), weight_decay=1.0))
+    learner, _ = train(
+        tmp_path / "a", dataclasses.replace(STAGE, freeze=("policy.head.*",), weight_decay=1.0)
+    )
     assert torch.equal(learner.policy["head"].bias, start.policy["head"].bias)
-    assert torch.equal(learner.policy["eyes"].weight, start.policy["eyes"].weight), "not among `train`"
+    assert torch.equal(learner.policy["eyes"].weight, start.policy["eyes"].weight), (
+        "not among `train`"
+    )
     assert not torch.equal(learner.policy["layers"][0].weight, start.policy["layers"][0].weight)
 
 
@@ -166,15 +210,31 @@ class Sum(Linear):
 
     gradient = torch.tensor([[3.0, 0.1, 0, 0], [0, 2, 0.5, 0], [0, 0, -1, 0.2], [0.3, 0, 0, 0.7]])
 
-    def trace(self, batch: Batch, want: Collection[str], *, exploration: float = 0, every: int = 1) -> Trace:
+    def trace(
+        self, batch: Batch, want: Collection[str], *, exploration: float = 0, every: int = 1
+    ) -> Trace:
         weight = self.policy["layers"][0].weight
-        return {"sum": (self.gradient * weight).sum() + self.policy["eyes"].weight.sum() - self.policy["head"].bias.sum()}
+        return {
+            "sum": (self.gradient * weight).sum()
+            + self.policy["eyes"].weight.sum()
+            - self.policy["head"].bias.sum()
+        }
 
 
 def test_muon_takes_the_backbones_matrices_and_adamw_the_rest(tmp_path: Path) -> None:
-    """One step from nothing: AdamW moves every number by the rate against its sign. Muon moves a matrix by the nearest orthogonal
+    """One step from nothing: AdamW moves every number by the rate against its sign. Muon moves a
+    matrix by the nearest orthogonal
     one, scaled as AdamW's steps are: 0.2 √(largest side) (Liu et al. 2025, arXiv 2502.16982)."""
-    stage = dataclasses.replace(STAGE, objective=Both(), optimiser="muon", steps=1, warmup=1, ema=None, clip=1e9, train=("*",))
+    stage = dataclasses.replace(
+        STAGE,
+        objective=Both(),
+        optimiser="muon",
+        steps=1,
+        warmup=1,
+        ema=None,
+        clip=1e9,
+        train=("*",),
+    )
     before, learner = Sum(), Sum()
     Trainer(learner, stage, batches(), folder=tmp_path, seed=0, title="muon").run()
     rate, kept = stage.learning_rate, 1 - stage.learning_rate * stage.weight_decay
@@ -188,7 +248,9 @@ def test_muon_takes_the_backbones_matrices_and_adamw_the_rest(tmp_path: Path) ->
     step = moved("policy.layers.0.weight") / (0.2 * 2)
     left, _, right = torch.linalg.svd(Sum.gradient)
     sizes = torch.diagonal(left.T @ step @ right.T)
-    assert ((sizes > 0.6) & (sizes < 1.3)).all(), "singular values near 1, along the gradient's own directions"
+    assert ((sizes > 0.6) & (sizes < 1.3)).all(), (
+        "singular values near 1, along the gradient's own directions"
+    )
     assert (left.T @ step @ right.T - torch.diag(sizes)).abs().max() < 0.1
 
 
@@ -196,11 +258,17 @@ def test_every_step_has_frames_of_its_own_and_an_epoch_has_all(tmp_path: Path) -
     rows = np.arange(5, 29)
     learner, trainer = train(tmp_path / "a", dataclasses.replace(STAGE, steps=6), rows=rows)
     starts = trainer.batches.frames.starts
-    shown = [starts[each.batch.keys[:, 0].numpy()] + each.batch.keys[:, 1].numpy() for each in learner.shown]
+    shown = [
+        starts[each.batch.keys[:, 0].numpy()] + each.batch.keys[:, 1].numpy()
+        for each in learner.shown
+    ]
     assert sorted(np.concatenate(shown[:3])) == sorted(np.concatenate(shown[3:])) == rows.tolist()
     assert len({tuple(each) for each in shown}) == 6
     other, _ = train(tmp_path / "b", dataclasses.replace(STAGE, steps=6), seed=6, rows=rows)
-    assert any(not torch.equal(a.batch.keys, b.batch.keys) for a, b in zip(learner.shown, other.shown, strict=True))
+    assert any(
+        not torch.equal(a.batch.keys, b.batch.keys)
+        for a, b in zip(learner.shown, other.shown, strict=True)
+    )
 
 
 def test_pictures_are_changed_anew_at_every_step_and_alike_in_all_cameras(tmp_path: Path) -> None:
@@ -215,24 +283,39 @@ def test_pictures_are_changed_anew_at_every_step_and_alike_in_all_cameras(tmp_pa
             dark = (plain[name] > 0) & (plain[name] < 0.7)  # what no gain makes white
             ratio = torch.where(dark, pixels / plain[name].clamp(min=1e-6), torch.nan).flatten(1)
             found[name] = ratio.nanmean(1)
-            assert torch.allclose(ratio.nan_to_num(0) - found[name][:, None] * dark.flatten(1), torch.zeros(()), atol=1e-5)
+            assert torch.allclose(
+                ratio.nan_to_num(0) - found[name][:, None] * dark.flatten(1),
+                torch.zeros(()),
+                atol=1e-5,
+            )
         torch.testing.assert_close(found["scene"], found["wrist"])
         gains.append(found["scene"])
     spread = torch.stack([gain.std() for gain in gains])
-    assert (torch.stack(gains) > 0.69).all() and (torch.stack(gains) < 1.31).all() and (spread > 0.1).all()
+    assert (
+        (torch.stack(gains) > 0.69).all()
+        and (torch.stack(gains) < 1.31).all()
+        and (spread > 0.1).all()
+    )
     assert len({round(float(gain[0]), 5) for gain in gains}) == 6, "another light at every step"
     other, _ = train(tmp_path / "b", stage, seed=6)
-    assert not torch.equal(other.shown[0].batch.images["scene"].mean(), learner.shown[0].batch.images["scene"].mean())
+    assert not torch.equal(
+        other.shown[0].batch.images["scene"].mean(), learner.shown[0].batch.images["scene"].mean()
+    )
 
 
-def test_exploration_goes_from_first_to_last_and_layers_are_read_as_often_as_asked(tmp_path: Path) -> None:
+def test_exploration_goes_from_first_to_last_and_layers_are_read_as_often_as_asked(
+    tmp_path: Path,
+) -> None:
     learner, _ = train(tmp_path, dataclasses.replace(STAGE, steps=5, exploration=(1.0, 0.5)))
     assert [each.exploration for each in learner.shown] == pytest.approx([1.0, 0.9, 0.8, 0.7, 0.6])
     assert {each.every for each in learner.shown} == {3}
 
 
 def test_budgets_are_drawn_over_the_whole_range(tmp_path: Path) -> None:
-    learner, _ = train(tmp_path / "a", dataclasses.replace(STAGE, steps=200, budgets=(0.2, 0.8), checkpoint_every=1000))
+    learner, _ = train(
+        tmp_path / "a",
+        dataclasses.replace(STAGE, steps=200, budgets=(0.2, 0.8), checkpoint_every=1000),
+    )
     drawn = np.array([each.batch.budget for each in learner.shown])
     assert drawn.min() >= 0.2 and drawn.max() <= 0.8
     assert np.quantile(drawn, [0.1, 0.5, 0.9]) == pytest.approx([0.26, 0.5, 0.74], abs=0.06)
@@ -260,18 +343,27 @@ def test_the_teacher_is_asked_of_the_frames_that_the_student_sees(tmp_path: Path
             return super().__call__(student, teacher, batch)
 
     asked: list[tuple[Tensor, Tensor]] = []
-    train(tmp_path, dataclasses.replace(STAGE, objective=Asks()), teacher=lambda keys: {"number": 1000 * keys[:, 0] + keys[:, 1]})
+    train(
+        tmp_path,
+        dataclasses.replace(STAGE, objective=Asks()),
+        teacher=lambda keys: {"number": 1000 * keys[:, 0] + keys[:, 1]},
+    )
     assert len(asked) == STAGE.steps
     assert all(torch.equal(1000 * keys[:, 0] + keys[:, 1], answer) for keys, answer in asked)
 
 
 @torch.no_grad()
 def test_a_student_that_is_its_own_teacher_is_answered_by_its_average_on_plain_pictures() -> None:
-    """By hand: each call first moves the average a tenth of the way towards the student; what it answers is of the very frames."""
+    """By hand: each call first moves the average a tenth of the way towards the student; what it
+    answers is of the very frames."""
     student, start = make_policy(), make_policy()
     for parameter in student.parameters():
-        parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
-    answers = SelfAnswers(SelfTeacher(student, decay=0.9, start=start), batches(), frozenset({"actions"}))
+        parameter.add_(
+            0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+        )
+    answers = SelfAnswers(
+        SelfTeacher(student, decay=0.9, start=start), batches(), frozenset({"actions"})
+    )
     made, rows = batches(), np.array([20, 3, 11])
     keys = torch.from_numpy(made.keys(rows))
     reference = make_policy()
@@ -286,8 +378,11 @@ def test_a_student_that_is_its_own_teacher_is_answered_by_its_average_on_plain_p
 
 
 @pytest.mark.parametrize("opened", [-1.0, 0.0])
-def test_grippers_are_flipped_about_their_middle_in_what_both_say(tmp_path: Path, opened: float) -> None:
-    """Also for a gripper that is open at 0: what is told wrong is its other end, 1, and not 0 again."""
+def test_grippers_are_flipped_about_their_middle_in_what_both_say(
+    tmp_path: Path, opened: float
+) -> None:
+    """Also for a gripper that is open at 0: what is told wrong is its other end, 1, and not 0
+    again."""
     spec = dataclasses.replace(POLICY.body.action_spec, gripper_open=opened)
     frames = make_frames()
     frames.actions[:, 3] = np.where(frames.actions[:, 3] > 0, spec.gripper_closed, opened)
@@ -308,7 +403,12 @@ def test_grippers_are_flipped_about_their_middle_in_what_both_say(tmp_path: Path
     learner = Linear()
     learner.policy.body = dataclasses.replace(POLICY.body, action_spec=spec)
     stage = dataclasses.replace(STAGE, objective=Listens(), gripper_noise=0.5)
-    options = {"folder": tmp_path, "seed": 1, "title": "noise", "teacher": lambda keys: {"actions": plain(keys).actions}}
+    options = {
+        "folder": tmp_path,
+        "seed": 1,
+        "title": "noise",
+        "teacher": lambda keys: {"actions": plain(keys).actions},
+    }
     Trainer(learner, stage, made, **options).run()
     flips = []
     for batch, teacher in heard:
@@ -324,7 +424,18 @@ def test_grippers_are_flipped_about_their_middle_in_what_both_say(tmp_path: Path
 
 def test_a_robot_without_a_gripper_cannot_be_told_wrong(tmp_path: Path) -> None:
     learner = Linear()
-    learner.policy.body = dataclasses.replace(POLICY.body, action_spec=dataclasses.replace(POLICY.body.action_spec, gripper=None))
-    trainer = Trainer(learner, dataclasses.replace(STAGE, gripper_noise=0.3), batches(), folder=tmp_path, seed=1, title="noise")
-    with pytest.raises(ValueError, match=r"gripper_noise=0\.3: this robot's actions have no gripper"):
+    learner.policy.body = dataclasses.replace(
+        POLICY.body, action_spec=dataclasses.replace(POLICY.body.action_spec, gripper=None)
+    )
+    trainer = Trainer(
+        learner,
+        dataclasses.replace(STAGE, gripper_noise=0.3),
+        batches(),
+        folder=tmp_path,
+        seed=1,
+        title="noise",
+    )
+    with pytest.raises(
+        ValueError, match=r"gripper_noise=0\.3: this robot's actions have no gripper"
+    ):
         trainer.run()

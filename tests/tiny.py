@@ -1,4 +1,5 @@
-"""A small world for tests: a few frames, a small policy, a recipe over them that runs in seconds."""
+"""A small world for tests: a few frames, a small policy, a recipe over them that runs in
+seconds."""
 
 import dataclasses
 from pathlib import Path
@@ -46,11 +47,16 @@ def make_frames(*, episodes: int = 7, seed: int = 0) -> Frames:
     total = int(lengths.sum())
     actions = rng.uniform(-1, 1, (total, 4)).astype(np.float32)
     return Frames(
-        images={name: rng.integers(0, 256, (total, s, s, 3), dtype=np.uint8) for name, s in (("scene", 24), ("wrist", 16))},
+        images={
+            name: rng.integers(0, 256, (total, s, s, 3), dtype=np.uint8)
+            for name, s in (("scene", 24), ("wrist", 16))
+        },
         state=rng.normal(size=(total, 4)).astype(np.float32),
         actions=actions,
         executed=actions,
-        privileged={name: rng.normal(size=(total, 3)).astype(np.float32) for name in ("subject", "target")},
+        privileged={
+            name: rng.normal(size=(total, 3)).astype(np.float32) for name in ("subject", "target")
+        },
         texts=TEXTS,
         asked=np.repeat(np.arange(episodes) % 3, lengths),
         starts=np.array([0, *np.cumsum(lengths)]),
@@ -72,7 +78,9 @@ def tiny_recipe(out: Path) -> Recipe:
         collection=Collection(episodes=7, workers=1),
         network=VLANetwork(width=32, depth=4, heads=2, chunk=3, vision_channels=8),
         teach=dataclasses.replace(base.teach, steps=6, **short),
-        probe=dataclasses.replace(base.probe, stage=dataclasses.replace(base.probe.stage, steps=6, **short)),
+        probe=dataclasses.replace(
+            base.probe, stage=dataclasses.replace(base.probe.stage, steps=6, **short)
+        ),
         stages=tuple(dataclasses.replace(stage, steps=6, **short) for stage in base.stages),
         evaluation=Evaluation(episodes=7, workers=1, latency_calls=8),
     )

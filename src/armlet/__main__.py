@@ -10,12 +10,14 @@ Verbs, in the order of the work:
     distil     episodes + traces → a student
     evaluate   teacher, student and baselines on the same episodes → report.json, a table, a picture
     report     report.json files → one web page: `armlet report out/*/evaluation/report.json`
-    recompute  report.json files: every interval, pair and tally again, from the stored counts and outcomes
+    recompute  report.json files: every interval, pair and tally again, from the stored counts and
+               outcomes
 
 Every field of a recipe can be set: `armlet distil actdistill_tabletop --seed 1 --out out/second`;
-`armlet distil actdistill_tabletop --help` lists them; `--debug`, anywhere, shows where an error came from.
-A recipe of your own: `armlet distil mypackage.recipes:mine`. A data set or policy on the Hugging Face hub, in place of the folder that
-is read: `--episodes hf:user/set`, `--teacher hf:user/policy@revision`.
+`armlet distil actdistill_tabletop --help` lists them; `--debug`, anywhere, shows where an error
+came from. A recipe of your own: `armlet distil mypackage.recipes:mine`. A data set or policy on the
+Hugging Face hub, in place of the folder that is read: `--episodes hf:user/set`, `--teacher
+hf:user/policy@revision`.
 """
 
 import contextlib
@@ -55,7 +57,9 @@ def main() -> None:
         return
     verb, *rest = arguments
     if verb not in VERBS:
-        sys.exit(f"armlet: no verb {verb!r}; there are {', '.join(VERBS)} (armlet --help says more)")
+        sys.exit(
+            f"armlet: no verb {verb!r}; there are {', '.join(VERBS)} (armlet --help says more)"
+        )
     if verb in OF_REPORTS:
         _on_reports(verb, rest, debug=debug)
         return
@@ -63,7 +67,9 @@ def main() -> None:
         sys.stdout.write(usage())
         return
     if not rest or rest[0].startswith("-"):
-        sys.exit(f"armlet {verb}: name a recipe first, such as actdistill_tabletop (armlet --help lists them)")
+        sys.exit(
+            f"armlet {verb}: name a recipe first, such as actdistill_tabletop (armlet --help lists them)"
+        )
     name, *overrides = rest
     _run(verb, name, overrides, debug=debug)
 
@@ -72,15 +78,24 @@ def _on_reports(verb: str, arguments: list[str], *, debug: bool) -> None:
     import tyro
 
     work = importlib.import_module(f"armlet.{verb}").main
-    _finish(f"armlet {verb}", lambda: tyro.cli(work, args=arguments, prog=f"armlet {verb}"), debug=debug)
+    _finish(
+        f"armlet {verb}", lambda: tyro.cli(work, args=arguments, prog=f"armlet {verb}"), debug=debug
+    )
 
 
 def override(recipe: "Recipe", options: list[str], prog: str) -> "Recipe":
-    """The recipe with what the options say in place of its own fields; says what is wrong, or helps, and leaves."""
+    """The recipe with what the options say in place of its own fields; says what is wrong, or
+    helps, and leaves."""
     import tyro
 
     with _in_one_line(prog):
-        return tyro.cli(type(recipe), default=recipe, args=options, prog=prog, config=(tyro.conf.AvoidSubcommands,))
+        return tyro.cli(
+            type(recipe),
+            default=recipe,
+            args=options,
+            prog=prog,
+            config=(tyro.conf.AvoidSubcommands,),
+        )
 
 
 @contextlib.contextmanager

@@ -1,10 +1,13 @@
-"""Policies and training states on disk. A policy is a folder: `config.json`, `model.safetensors`, `tokenizer.json`.
+"""Policies and training states on disk. A policy is a folder: `config.json`, `model.safetensors`,
+`tokenizer.json`.
 
-The three are one commit. `config.json`, which holds network and statistics, says which weights and words it belongs to: by their
-fingerprint, which stands in `model.safetensors` too, and by a hash of the words. A save writes new weights and words beside the old
-(`….next`), then renames the new `config.json` into place, and only then gives weights and words their names. Whoever reads, at
-whatever moment and also after a kill, takes the weights and words that the config names, under either name; a folder in which there
-are none was mixed by hand, and is refused. Policies that armlet 0.1 saved before carry no fingerprint, and are read as they are.
+The three are one commit. `config.json`, which holds network and statistics, says which weights and
+words it belongs to: by their fingerprint, which stands in `model.safetensors` too, and by a hash of
+the words. A save writes new weights and words beside the old (`….next`), then renames the new
+`config.json` into place, and only then gives weights and words their names. Whoever reads, at
+whatever moment and also after a kill, takes the weights and words that the config names, under
+either name; a folder in which there are none was mixed by hand, and is refused. Policies that
+armlet 0.1 saved before carry no fingerprint, and are read as they are.
 
 Loading is loud: a missing, unexpected or misshapen tensor is an error that names it.
 """
@@ -38,7 +41,10 @@ from armlet.data.hub import local_folder, refuse_writing
 from armlet.policies import Policy, rebuild
 
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
-FINGERPRINT, WORDS = "fingerprint", "tokenizer"  # in the config; the first in the weights' metadata too
+FINGERPRINT, WORDS = (
+    "fingerprint",
+    "tokenizer",
+)  # in the config; the first in the weights' metadata too
 NEXT = ".next"  # a file of the newest save until it has its name
 VERSION = 1  # of the config, as its entry `armlet`
 LOCK = ".saving.lock"  # there while a policy is being saved
@@ -52,16 +58,22 @@ T = TypeVar("T")
 
 
 def save_policy(
-    policy: Policy, folder: Path, *, provenance: dict[str, Any] | None = None, weights: Literal["fp16", "fp32"] = "fp32"
+    policy: Policy,
+    folder: Path,
+    *,
+    provenance: dict[str, Any] | None = None,
+    weights: Literal["fp16", "fp32"] = "fp32",
 ) -> None:
-    """Write a policy; `provenance` (the recipe, the data, the command) is kept in its config. With `weights` "fp16" the file is
-    half as large; what is read from it runs in single precision again.
+    """Write a policy; `provenance` (the recipe, the data, the command) is kept in its config. With
+    `weights` "fp16" the file is half as large; what is read from it runs in single precision again.
 
-    A policy of armlet that is there is replaced, in one step: where anything fails, it is what it was. Other files of the folder
-    stay. Raises ValueError for a weight that fp16 cannot hold, FileExistsError where somebody else's model is in the folder,
-    FullDiskError.
+    A policy of armlet that is there is replaced, in one step: where anything fails, it is what it
+    was. Other files of the folder stay. Raises ValueError for a weight that fp16 cannot hold,
+    FileExistsError where somebody else's model is in the folder, FullDiskError.
     """
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in policy.state_dict().items()}
+    tensors = {
+        name: tensor.detach().cpu().contiguous() for name, tensor in policy.state_dict().items()
+    }
     if weights == "fp16":
         tensors = {name: _halved(name, tensor) for name, tensor in tensors.items()}
     description = json.loads(json.dumps(policy.to_json()))
@@ -89,12 +101,15 @@ def save_policy(
 def _halved(name: str, tensor: torch.Tensor) -> torch.Tensor:
     half = tensor.half() if tensor.is_floating_point() else tensor
     if not half.isfinite().all():
-        raise ValueError(f"{name} has weights up to {tensor.abs().max():g}, and fp16 holds 65504 at most; keep it in fp32")
+        raise ValueError(
+            f"{name} has weights up to {tensor.abs().max():g}, and fp16 holds 65504 at most; keep it in fp32"
+        )
     return half
 
 
 def _refuse_foreign(folder: Path) -> None:
-    """Raises FileExistsError where the folder has a file of these names that armlet did not write, as other libraries do too."""
+    """Raises FileExistsError where the folder has a file of these names that armlet did not write,
+    as other libraries do too."""
     config = folder / CONFIG
     if os.path.lexists(config):
         ours = False
@@ -102,7 +117,9 @@ def _refuse_foreign(folder: Path) -> None:
             ours = "policy" in read_json(config, fix=FIX)
         foreign = None if ours else config
     else:
-        foreign = next((folder / name for name in (WEIGHTS, TOKENIZER) if os.path.lexists(folder / name)), None)
+        foreign = next(
+            (folder / name for name in (WEIGHTS, TOKENIZER) if os.path.lexists(folder / name)), None
+        )
     if foreign is not None:
         raise FileExistsError(
             f"{foreign} is there already, and is not part of a policy that armlet wrote; it is left as it is. Choose another "
@@ -110,8 +127,11 @@ def _refuse_foreign(folder: Path) -> None:
         )
 
 
-def _write_weights(tensors: dict[str, torch.Tensor], folder: Path, description: dict[str, Any], tokenizer: bytes) -> str:
-    """Write the weights as those of the next policy; returns its fingerprint, which stands in their metadata."""
+def _write_weights(
+    tensors: dict[str, torch.Tensor], folder: Path, description: dict[str, Any], tokenizer: bytes
+) -> str:
+    """Write the weights as those of the next policy; returns its fingerprint, which stands in their
+    metadata."""
     size = sum(tensor.nbytes for tensor in tensors.values())
     with atomic_file(folder / (WEIGHTS + NEXT), size=size) as part:
         save_file(tensors, part, metadata={FINGERPRINT: UNKNOWN})
@@ -127,8 +147,11 @@ def _write_weights(tensors: dict[str, torch.Tensor], folder: Path, description: 
 
 
 def _finish(folder: Path) -> None:
-    """Give the weights and words that the config names their names, and remove those of a save that did not get so far."""
-    config: dict[str, Any] = read_json(folder / CONFIG, fix=FIX) if (folder / CONFIG).exists() else {}
+    """Give the weights and words that the config names their names, and remove those of a save that
+    did not get so far."""
+    config: dict[str, Any] = (
+        read_json(folder / CONFIG, fix=FIX) if (folder / CONFIG).exists() else {}
+    )
     weights, words = folder / (WEIGHTS + NEXT), folder / (TOKENIZER + NEXT)
     if weights.exists():
         named = FINGERPRINT in config and _tensors(weights, fix=FIX)[0] == config[FINGERPRINT]
@@ -151,7 +174,8 @@ def _hash(content: bytes) -> str:
 
 
 def load_policy(folder: Path | str, *, device: str = "cpu") -> Policy:
-    """Read a policy from a folder, or by its name on the hub (`hf:user/name`, see data.hub), in eval mode. Raises FileNotFoundError or
+    """Read a policy from a folder, or by its name on the hub (`hf:user/name`, see data.hub), in
+    eval mode. Raises FileNotFoundError or
     ValueError, naming the file or tensor, and what `data.hub.local_folder` raises."""
     folder = local_folder(folder, kind="model")
     config, (tensors, digest), tokenizer = _read(folder, _tensors_and_digest)
@@ -174,15 +198,21 @@ def load_policy(folder: Path | str, *, device: str = "cpu") -> Policy:
     return policy.to(device).eval()
 
 
-def _tensors_and_digest(path: Path, config: dict[str, Any]) -> tuple[str | None, tuple[dict[str, torch.Tensor], Any]]:
+def _tensors_and_digest(
+    path: Path, config: dict[str, Any]
+) -> tuple[str | None, tuple[dict[str, torch.Tensor], Any]]:
     marked, tensors = _tensors(path, fix=FIX)
     return marked, (tensors, _digest(config["policy"], path)[1])
 
 
-def _read(folder: Path, look: Callable[[Path, dict[str, Any]], tuple[str | None, T]]) -> tuple[dict[str, Any], T, bytes]:
-    """The config, what `look` finds in the weights, and the words, all of one policy, whoever saves another meanwhile.
+def _read(
+    folder: Path, look: Callable[[Path, dict[str, Any]], tuple[str | None, T]]
+) -> tuple[dict[str, Any], T, bytes]:
+    """The config, what `look` finds in the weights, and the words, all of one policy, whoever saves
+    another meanwhile.
 
-    `look` takes the weights' file and the config, and gives the fingerprint in that file and what it found there.
+    `look` takes the weights' file and the config, and gives the fingerprint in that file and what
+    it found there.
     """
     if folder.is_file():
         raise ValueError(f"{folder} is a file, expected a folder; {FIX}")
@@ -210,7 +240,11 @@ def _read(folder: Path, look: Callable[[Path, dict[str, Any]], tuple[str | None,
                 raise
 
 
-def _find_weights(folder: Path, config: dict[str, Any], look: Callable[[Path, dict[str, Any]], tuple[str | None, T]]) -> T:
+def _find_weights(
+    folder: Path,
+    config: dict[str, Any],
+    look: Callable[[Path, dict[str, Any]], tuple[str | None, T]],
+) -> T:
     wanted, found = config.get(FINGERPRINT), None
     for path in _named(folder / WEIGHTS):
         found, value = look(path, config)
@@ -229,9 +263,18 @@ def _called(fingerprint: str | None) -> str:
 def _differing(folder: Path, config: dict[str, Any]) -> str:
     """Which tensors of the weights do not fit the config, for an error; nothing where all do."""
     try:
-        policy = rebuild(config["policy"], _tokenizer(_find_words(folder, config), folder / TOKENIZER))
+        policy = rebuild(
+            config["policy"], _tokenizer(_find_words(folder, config), folder / TOKENIZER)
+        )
         load_weights(policy, read_tensors(folder / WEIGHTS, fix=FIX), source=folder / WEIGHTS)
-    except (KeyError, TypeError, AttributeError, IndexError, ValueError, FileNotFoundError) as error:
+    except (
+        KeyError,
+        TypeError,
+        AttributeError,
+        IndexError,
+        ValueError,
+        FileNotFoundError,
+    ) as error:
         return f". {error}"
     return ""
 
@@ -248,7 +291,8 @@ def _find_words(folder: Path, config: dict[str, Any]) -> bytes:
 
 
 def _named(path: Path) -> list[Path]:
-    """The file, and that of a save which has not given it its name. Raises FileNotFoundError where there is neither."""
+    """The file, and that of a save which has not given it its name. Raises FileNotFoundError where
+    there is neither."""
     found = [each for each in (path, path.with_name(path.name + NEXT)) if each.exists()]
     if not found:
         check_is_here(path, fix=FIX)
@@ -259,11 +303,14 @@ def _tokenizer(content: bytes, path: Path) -> Tokenizer:
     try:
         return Tokenizer.from_str(content.decode())
     except Exception as error:  # the library raises nothing more special
-        raise ValueError(f"{path} ({len(content)} bytes) is not a tokenizer ({error}); {FIX}") from error
+        raise ValueError(
+            f"{path} ({len(content)} bytes) is not a tokenizer ({error}); {FIX}"
+        ) from error
 
 
 def read_tensors(path: Path, *, fix: str) -> dict[str, torch.Tensor]:
-    """The tensors of a safetensors file. Raises FileNotFoundError or ValueError naming the file; `fix` says what to do."""
+    """The tensors of a safetensors file. Raises FileNotFoundError or ValueError naming the file;
+    `fix` says what to do."""
     return _tensors(path, fix=fix)[1]
 
 
@@ -285,10 +332,13 @@ def _tensors(path: Path, *, fix: str) -> tuple[str | None, dict[str, torch.Tenso
 
 
 def load_weights(module: nn.Module, weights: dict[str, torch.Tensor], *, source: Path) -> None:
-    """Copy tensors into a module of exactly these names and shapes, or raise ValueError naming the differences."""
+    """Copy tensors into a module of exactly these names and shapes, or raise ValueError naming the
+    differences."""
     own = module.state_dict()
     problems = [f"missing {name} {tuple(own[name].shape)}" for name in own.keys() - weights.keys()]
-    problems += [f"unexpected {name} {tuple(weights[name].shape)}" for name in weights.keys() - own.keys()]
+    problems += [
+        f"unexpected {name} {tuple(weights[name].shape)}" for name in weights.keys() - own.keys()
+    ]
     problems += [
         f"{name} has shape {tuple(weights[name].shape)}, expected {tuple(own[name].shape)}"
         for name in own.keys() & weights.keys()
@@ -296,19 +346,25 @@ def load_weights(module: nn.Module, weights: dict[str, torch.Tensor], *, source:
     ]
     if problems:
         shown = "; ".join(sorted(problems)[:12])
-        raise ValueError(f"{source} does not fit its config ({len(problems)} tensors differ): {shown}")
+        raise ValueError(
+            f"{source} does not fit its config ({len(problems)} tensors differ): {shown}"
+        )
     module.load_state_dict(weights)
 
 
 def policy_fingerprint(folder: Path | str) -> str:
-    """A hash of what decides a policy's answers: its weights, words and network, not its provenance."""
-    _, digest, tokenizer = _read(local_folder(folder, kind="model"), lambda path, config: _digest(config["policy"], path))
+    """A hash of what decides a policy's answers: its weights, words and network, not its
+    provenance."""
+    _, digest, tokenizer = _read(
+        local_folder(folder, kind="model"), lambda path, config: _digest(config["policy"], path)
+    )
     digest.update(tokenizer)
     return digest.hexdigest()[:16]
 
 
 def _digest(description: dict[str, Any], weights: Path) -> tuple[str | None, Any]:
-    """The fingerprint that stands in the weights' file, if one does, and the hash of network and weights, for which it does not
+    """The fingerprint that stands in the weights' file, if one does, and the hash of network and
+    weights, for which it does not
     count: it is made from them."""
     check_is_here(weights, fix=FIX)
     digest = hashlib.sha256(json.dumps(description, sort_keys=True).encode())
@@ -317,7 +373,9 @@ def _digest(description: dict[str, Any], weights: Path) -> tuple[str | None, Any
         header = file.read(min(length, weights.stat().st_size))
         described = parse_json(header, weights, fix=FIX)
         marked = described.get("__metadata__", {}).pop(FINGERPRINT, None)
-        if marked is not None:  # the header as the library writes it where nobody gives a fingerprint
+        if (
+            marked is not None
+        ):  # the header as the library writes it where nobody gives a fingerprint
             if not described["__metadata__"]:
                 del described["__metadata__"]
             header = json.dumps(described, separators=(",", ":"), ensure_ascii=False).encode()
@@ -327,20 +385,28 @@ def _digest(description: dict[str, Any], weights: Path) -> tuple[str | None, Any
         while block := file.read(2**20):
             digest.update(block)
             body += len(block)
-    wanted = max((each["data_offsets"][1] for name, each in described.items() if name != "__metadata__"), default=0)
+    wanted = max(
+        (each["data_offsets"][1] for name, each in described.items() if name != "__metadata__"),
+        default=0,
+    )
     if body != wanted:
-        raise ValueError(f"{weights} holds {body} bytes of tensors, and its header promises {wanted}: it was cut short; {FIX}")
+        raise ValueError(
+            f"{weights} holds {body} bytes of tensors, and its header promises {wanted}: it was cut short; {FIX}"
+        )
     return marked, digest
 
 
 def read_provenance(folder: Path | str) -> dict[str, Any]:
     """What `save_policy` was told of where a policy comes from; empty where it was told nothing."""
-    found: dict[str, Any] = read_json(local_folder(folder, kind="model") / CONFIG, fix=FIX).get("provenance", {})
+    found: dict[str, Any] = read_json(local_folder(folder, kind="model") / CONFIG, fix=FIX).get(
+        "provenance", {}
+    )
     return found
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
-    """A training state: weights, optimiser, step, RNG. Renamed into place, so a kill leaves the previous one."""
+    """A training state: weights, optimiser, step, RNG. Renamed into place, so a kill leaves the
+    previous one."""
     with atomic_file(path) as part:
         torch.save(state, part)
 

@@ -1,4 +1,5 @@
-"""distil: episodes + traces → a student. Runs the recipe's stages on the one training loop; names no recipe."""
+"""distil: episodes + traces → a student. Runs the recipe's stages on the one training loop; names
+no recipe."""
 
 import sys
 from dataclasses import asdict
@@ -23,7 +24,14 @@ from armlet.lineage import PROVENANCE, Question, as_json, digest_text, is_finish
 from armlet.policies import Policy
 from armlet.practice import mixed, practise, round_folder, stays, worth_learning
 from armlet.recipe import Recipe, Stage, at_hand, to_json
-from armlet.supervision import check_heads, heads_file, identity, labelled_frames, load_heads, make_heads
+from armlet.supervision import (
+    check_heads,
+    heads_file,
+    identity,
+    labelled_frames,
+    load_heads,
+    make_heads,
+)
 from armlet.training import SelfAnswers, TeacherTraces, Trainer, make_batches, settings
 from armlet.types import Batch, Trace
 
@@ -31,7 +39,8 @@ SAMPLE = 512  # frames that a student is cut to fit, or calibrated on
 
 
 def main(recipe: Recipe) -> Path:
-    """Train the recipe's student; returns its folder. One that is there and was made by this question stays as it is."""
+    """Train the recipe's student; returns its folder. One that is there and was made by this
+    question stays as it is."""
     if recipe.student is None or not recipe.stages:
         raise ValueError(f"recipe {recipe.name!r} has no student and stages to distil")
     recipe = at_hand(recipe, reads=("episodes", "teacher"))
@@ -54,7 +63,9 @@ def _main(recipe: Recipe) -> Path:
     train, held_out = (rows_of(whole.starts, part) for part in _parts(recipe, data))
     torch.manual_seed(recipe.seed)
     assert recipe.student is not None
-    student = recipe.student.build(teacher, _sample(make_batches(teacher, whole), train, recipe.seed)).to(device)
+    student = recipe.student.build(
+        teacher, _sample(make_batches(teacher, whole), train, recipe.seed)
+    ).to(device)
     if student.head.chunk != teacher.head.chunk:
         raise ValueError(
             f"the student decides {student.head.chunk} actions at a time and its teacher {teacher.head.chunk}; give the student's "
@@ -71,7 +82,9 @@ def _main(recipe: Recipe) -> Path:
         if number >= 0:
             more = practise(recipe, student, teacher, number)
             met, known = (
-                labelled_frames(recipe, more, teacher.view, round_folder(recipe, number) / "labels"),
+                labelled_frames(
+                    recipe, more, teacher.view, round_folder(recipe, number) / "labels"
+                ),
                 sum(map(len, frames)),
             )
             practised.append(known + worth_learning(more, met, recipe.rounds[number].replay))
@@ -88,7 +101,8 @@ def _main(recipe: Recipe) -> Path:
             folder=recipe.out / f"distil-{index}",
             seed=recipe.seed + index,
             title=f"{title} {index + 1}/{len(recipe.all_stages)}",
-            teacher=_teacher(stage, None if index else teacher, student, batches) or _answers(recipe, stores, frames, device),
+            teacher=_teacher(stage, None if index else teacher, student, batches)
+            or _answers(recipe, stores, frames, device),
             rows=rows,
             made_from=_made_from(wanted, sets, stores, student),
         )
@@ -98,19 +112,25 @@ def _main(recipe: Recipe) -> Path:
             learner.load_state_dict(before)
             student.calibrate(unseen)
     provenance = {"recipe": to_json(recipe), "data": data.fingerprint, PROVENANCE: wanted}
-    save_policy(student.deployed(), recipe.student_folder, provenance=provenance, weights=recipe.weights)
+    save_policy(
+        student.deployed(), recipe.student_folder, provenance=provenance, weights=recipe.weights
+    )
     return recipe.student_folder
 
 
 def _check_episodes(recipe: Recipe, data: EpisodeDataset, teacher: Policy, *, title: str) -> None:
-    """Raises ValueError where the episodes are not the teacher's robot's, or lack what an objective reads."""
+    """Raises ValueError where the episodes are not the teacher's robot's, or lack what an objective
+    reads."""
     check_policy(data, data.columns()["action"], teacher, limit=recipe.outside_range, title=title)
     for index, stage in enumerate(recipe.stages):
         check_facts(data, stage.objective.wants, option=f"--stages.{index}.objective.facts")
 
 
-def _made_from(wanted: Question, sets: list[str], stores: list[TraceStore], student: Policy) -> dict[str, Any]:
-    """What a stage is made from beside its own settings: the data sets so far, the teacher and its answers, and the student's kind."""
+def _made_from(
+    wanted: Question, sets: list[str], stores: list[TraceStore], student: Policy
+) -> dict[str, Any]:
+    """What a stage is made from beside its own settings: the data sets so far, the teacher and its
+    answers, and the student's kind."""
     return {
         "data": list(sets),
         "teacher": wanted["teacher"],
@@ -122,16 +142,22 @@ def _made_from(wanted: Question, sets: list[str], stores: list[TraceStore], stud
 
 
 def question(recipe: Recipe, data: EpisodeDataset) -> Question:
-    """What a recipe's student is made from: everything that can change it, and nothing that cannot. Raises FileNotFoundError or
-    ValueError where the probe heads that its objectives read have not been fitted, or were fitted otherwise."""
+    """What a recipe's student is made from: everything that can change it, and nothing that cannot.
+    Raises FileNotFoundError or
+    ValueError where the probe heads that its objectives read have not been fitted, or were fitted
+    otherwise."""
     if _layers_read(recipe):
         check_heads(recipe, data.fingerprint)
-    rounds = [{**to_json(each), "stage": settings(each.stage), "workers": None} for each in recipe.rounds]
+    rounds = [
+        {**to_json(each), "stage": settings(each.stage), "workers": None} for each in recipe.rounds
+    ]
     return as_json(
         {
             "data": data.fingerprint,
             "teacher": policy_fingerprint(recipe.teacher),
-            "traces": asdict(identity(recipe, data.fingerprint)) if _needed(recipe) or _layers_read(recipe) else None,
+            "traces": asdict(identity(recipe, data.fingerprint))
+            if _needed(recipe) or _layers_read(recipe)
+            else None,
             "labels": None if recipe.annotator is None else annotator_fingerprint(recipe.annotator),
             "student": to_json(recipe.student),
             "stages": [settings(stage) for stage in recipe.stages],
@@ -152,7 +178,9 @@ def _parts(recipe: Recipe, data: EpisodeDataset) -> tuple[np.ndarray, np.ndarray
 
 def _sample(batches: BatchMaker, rows: np.ndarray, seed: int) -> Batch:
     """Up to `SAMPLE` of these frames, from all over."""
-    chosen = np.random.default_rng([seed, 2]).choice(len(rows), min(SAMPLE, len(rows)), replace=False)
+    chosen = np.random.default_rng([seed, 2]).choice(
+        len(rows), min(SAMPLE, len(rows)), replace=False
+    )
     return batches.batch(rows[np.sort(chosen)])
 
 
@@ -164,12 +192,19 @@ def _learner(recipe: Recipe, student: Policy, data: EpisodeDataset) -> Learner:
         assert recipe.probe is not None  # building the recipe has checked it
         heads = make_heads(student, recipe.probe)
         load_heads(heads, heads_file(recipe))
-    facts = {name: size for name, size in data.privileged.items() if {f"privileged.{name}", f"pointed.{name}"} & wanted}
+    facts = {
+        name: size
+        for name, size in data.privileged.items()
+        if {f"privileged.{name}", f"pointed.{name}"} & wanted
+    }
     return Learner(student, probe=heads, privileged=facts)
 
 
-def _teacher(stage: Stage, start: Policy | None, student: Policy, batches: BatchMaker) -> SelfAnswers | None:
-    """The student's own average, where a stage wants it for a teacher; it starts from `start`, or from the student as it is."""
+def _teacher(
+    stage: Stage, start: Policy | None, student: Policy, batches: BatchMaker
+) -> SelfAnswers | None:
+    """The student's own average, where a stage wants it for a teacher; it starts from `start`, or
+    from the student as it is."""
     if stage.teacher == "frozen":
         return None
     average = SelfTeacher(student, decay=stage.teacher_decay, start=start)
@@ -178,36 +213,64 @@ def _teacher(stage: Stage, start: Policy | None, student: Policy, batches: Batch
 
 def _layers_read(recipe: Recipe) -> bool:
     """Whether an objective reads the layers of the student, through the probe's heads."""
-    return any({"semantics", "layer_actions"} & stage.objective.wants for stage in recipe.all_stages)
+    return any(
+        {"semantics", "layer_actions"} & stage.objective.wants for stage in recipe.all_stages
+    )
 
 
 def _needed(recipe: Recipe) -> list[str]:
-    return sorted({name for stage in recipe.all_stages if stage.teacher == "frozen" for name in stage.objective.needs})
+    return sorted(
+        {
+            name
+            for stage in recipe.all_stages
+            if stage.teacher == "frozen"
+            for name in stage.objective.needs
+        }
+    )
 
 
 def _stores(recipe: Recipe, data: EpisodeDataset, folder: Path | None = None) -> list[TraceStore]:
     """The teacher's answers to these episodes, where an objective needs any."""
-    return [TraceStore(folder or recipe.traces, identity(recipe, data.fingerprint))] if _needed(recipe) else []
+    return (
+        [TraceStore(folder or recipe.traces, identity(recipe, data.fingerprint))]
+        if _needed(recipe)
+        else []
+    )
 
 
-def _answers(recipe: Recipe, stores: list[TraceStore], frames: list[Frames], device: str) -> TeacherTraces | None:
-    """The teacher's trace by key; the episodes of the n-th data set are numbered after those of the sets before it."""
+def _answers(
+    recipe: Recipe, stores: list[TraceStore], frames: list[Frames], device: str
+) -> TeacherTraces | None:
+    """The teacher's trace by key; the episodes of the n-th data set are numbered after those of the
+    sets before it."""
     if not stores:
         return None
     needed, firsts = _needed(recipe), np.cumsum([0, *(part.episodes for part in frames[:-1])])
-    # A map over words is as wide as the longest text of its data set: what is missing in a narrower one is padding, 0.
-    shapes = [{name: store.columns[name][0] for name in needed if name in store.columns} for store in stores]
-    rooms: dict[str, list[int]] = {name: np.max([shape[name] for shape in shapes], axis=0).tolist() for name in shapes[0]}
+    # A map over words is as wide as the longest text of its data set: what is missing in a narrower
+    # one is padding, 0.
+    shapes = [
+        {name: store.columns[name][0] for name in needed if name in store.columns}
+        for store in stores
+    ]
+    rooms: dict[str, list[int]] = {
+        name: np.max([shape[name] for shape in shapes], axis=0).tolist() for name in shapes[0]
+    }
 
     def answer(keys: Tensor) -> Trace:
-        found, part = keys.cpu().numpy(), np.searchsorted(firsts, keys[:, 0].cpu().numpy(), side="right") - 1
+        found, part = (
+            keys.cpu().numpy(),
+            np.searchsorted(firsts, keys[:, 0].cpu().numpy(), side="right") - 1,
+        )
         rows: dict[str, Tensor] = {}
         for number in np.unique(part):
             mine = np.flatnonzero(part == number)
             answers = stores[number].read(found[mine] - [firsts[number], 0], want=needed)
             for name, values in answers.items():
                 whole = rows.setdefault(name, values.new_zeros(len(found), *rooms[name]))
-                at: tuple[Tensor | slice, ...] = (torch.from_numpy(mine), *(slice(size) for size in values.shape[1:]))
+                at: tuple[Tensor | slice, ...] = (
+                    torch.from_numpy(mine),
+                    *(slice(size) for size in values.shape[1:]),
+                )
                 whole[at] = values
         return {name: values.to(device).float() for name, values in rows.items()}
 

@@ -1,8 +1,9 @@
 """evaluate: policies × benchmark → report.json, outcomes.json.gz, a table, a picture and videos.
 
-Every policy meets the same episodes, fixed in advance as task × seed. What has been run is kept line by line in
-`episodes.jsonl` under everything that it was made from, so a killed evaluation goes on where it stopped, and a changed one
-begins anew. What the report says of episodes is computed from `outcomes.json.gz` (`armlet.outcomes`), which lies beside it.
+Every policy meets the same episodes, fixed in advance as task × seed. What has been run is kept
+line by line in `episodes.jsonl` under everything that it was made from, so a killed evaluation goes
+on where it stopped, and a changed one begins anew. What the report says of episodes is computed
+from `outcomes.json.gz` (`armlet.outcomes`), which lies beside it.
 """
 
 import json
@@ -52,7 +53,9 @@ def main(recipe: Recipe) -> Path:
     outcomes = Outcomes(
         hz=recipe.benchmark.action_spec.control_hz,
         limit=recipe.benchmark.max_steps,
-        episodes=tuple(Episode(task.split, task.family, task.name, seed) for task, seed in planned(recipe)),
+        episodes=tuple(
+            Episode(task.split, task.family, task.name, seed) for task, seed in planned(recipe)
+        ),
         policies=tuple(policy_run(name, policies[name], field[name], rows[name]) for name in field),
         delayed=run_delayed(recipe, field, timings, out),
     )
@@ -62,7 +65,16 @@ def main(recipe: Recipe) -> Path:
         "outcomes": {"file": OUTCOMES, "sha256": kept.write(out / OUTCOMES, outcomes)},
         **sections,
         "policies": [
-            {**row, **measured(row, policies[row["name"]], field[row["name"]], observations, timings[row["name"]])}
+            {
+                **row,
+                **measured(
+                    row,
+                    policies[row["name"]],
+                    field[row["name"]],
+                    observations,
+                    timings[row["name"]],
+                ),
+            }
             for row in sections["policies"]
         ],
         "rollouts": make_videos(recipe, field, policies, out),
@@ -86,7 +98,8 @@ def check(recipe: Recipe) -> None:
     setting = recipe.evaluation
     if not setting.splits:
         raise ValueError(
-            "--evaluation.splits is empty; name at least one split, the benchmark's are " + ", ".join(recipe.benchmark.splits)
+            "--evaluation.splits is empty; name at least one split, the benchmark's are "
+            + ", ".join(recipe.benchmark.splits)
         )
     ranges = seeds(recipe)
     ours = ranges.pop("evaluation")
@@ -97,7 +110,9 @@ def check(recipe: Recipe) -> None:
                 "would be tested on worlds that they were trained on; give --evaluation.seed another range"
             )
     if setting.slower and not setting.late:
-        raise ValueError("--evaluation.slower needs a rule for acting late: --evaluation.late wait run_on")
+        raise ValueError(
+            "--evaluation.slower needs a rule for acting late: --evaluation.late wait run_on"
+        )
     if setting.late != ("wait",) and not setting.slower:
         raise ValueError(
             "--evaluation.late is about policies on a slower computer, and none is asked for: --evaluation.slower 20"
@@ -105,13 +120,20 @@ def check(recipe: Recipe) -> None:
     for name in ("splits", "budgets", "execute", "slower", "late"):
         values = getattr(setting, name)
         if len(set(values)) < len(values):
-            raise ValueError(f"--evaluation.{name} says a value twice: {' '.join(map(str, values))}")
+            raise ValueError(
+                f"--evaluation.{name} says a value twice: {' '.join(map(str, values))}"
+            )
 
 
 def seeds(recipe: Recipe) -> dict[str, range]:
-    """Whose worlds are made from which seeds, by what they are for. A world belongs to its task, split and seed."""
+    """Whose worlds are made from which seeds, by what they are for. A world belongs to its task,
+    split and seed."""
     setting = recipe.evaluation
-    found = {"collection": range(recipe.collection.seed, recipe.collection.seed + recipe.collection.episodes)}
+    found = {
+        "collection": range(
+            recipe.collection.seed, recipe.collection.seed + recipe.collection.episodes
+        )
+    }
     for number, each in enumerate(recipe.rounds):
         first = first_seed(recipe, number)
         found[f"rounds.{number}"] = range(first, first + each.episodes)
@@ -121,13 +143,17 @@ def seeds(recipe: Recipe) -> dict[str, range]:
 
 
 def contenders(recipe: Recipe) -> dict[str, Contender]:
-    """Name → policy: the teacher first. Two students of one name are told apart by their folder, or the whole name on the hub. After them the same policies again,
+    """Name → policy: the teacher first. Two students of one name are told apart by their folder, or
+    the whole name on the hub. After them the same policies again,
     once for each number of actions that `execute` asks for."""
     folders = {"teacher": Contender(recipe.teacher)}
     if (recipe.student_folder / "config.json").exists():
         folders[recipe.name] = Contender(recipe.student_folder)
         budgets = recipe.evaluation.budgets
-        folders |= {f"{recipe.name} at {budget:g}": Contender(recipe.student_folder, budget) for budget in budgets}
+        folders |= {
+            f"{recipe.name} at {budget:g}": Contender(recipe.student_folder, budget)
+            for budget in budgets
+        }
     elif recipe.evaluation.budgets:
         raise ValueError(
             f"--evaluation.budgets are those of the recipe's student, and there is none in {recipe.student_folder}; "
@@ -143,9 +169,14 @@ def contenders(recipe: Recipe) -> dict[str, Contender]:
         name = called.parent.name if called.name == "student" else called.name
         if name in folders:
             name = folder.as_posix()
-        twin = next((each for each, contender in folders.items() if _same_place(contender.folder, folder)), None)
+        twin = next(
+            (each for each, contender in folders.items() if _same_place(contender.folder, folder)),
+            None,
+        )
         if twin is not None:
-            raise ValueError(f"--policies names {folder}, which is evaluated already, as {twin!r}: each policy is run once")
+            raise ValueError(
+                f"--policies names {folder}, which is evaluated already, as {twin!r}: each policy is run once"
+            )
         folders[name] = Contender(folder)
     again = {}
     for execute in recipe.evaluation.execute:
@@ -170,20 +201,29 @@ def planned(recipe: Recipe) -> list[tuple[Task, int]]:
     return found
 
 
-# --- running what has not been run --------------------------------------------------------------------------
+# --- running what has not been run
+# --------------------------------------------------------------------------
 
 
 def run_episodes(recipe: Recipe, field: dict[str, Contender], out: Path) -> dict[str, list[Row]]:
-    """Every policy on every episode of every split; what stands in `episodes.jsonl` is not run again."""
+    """Every policy on every episode of every split; what stands in `episodes.jsonl` is not run
+    again."""
     wanted = planned(recipe)
     made_from = {name: conditions(contender, recipe.benchmark) for name, contender in field.items()}
     with hold(out / "evaluating.lock", "evaluating"):
         done = _run_missing(recipe, field, made_from, wanted, out / "episodes.jsonl")
-    return {name: [done[key(made_from[name], task.split, task.name, seed)] for task, seed in wanted] for name in field}
+    return {
+        name: [done[key(made_from[name], task.split, task.name, seed)] for task, seed in wanted]
+        for name in field
+    }
 
 
 def _run_missing(
-    recipe: Recipe, field: dict[str, Contender], made_from: dict[str, Row], wanted: list[tuple[Task, int]], log: Path
+    recipe: Recipe,
+    field: dict[str, Contender],
+    made_from: dict[str, Row],
+    wanted: list[tuple[Task, int]],
+    log: Path,
 ) -> dict[tuple[str, str, str, int], Row]:
     """What the log says once every wanted episode stands in it."""
     done = read_log(log)
@@ -193,9 +233,13 @@ def _run_missing(
             if key(made_from[name], task.split, task.name, seed) not in done:
                 jobs.append((name, task, seed))
     every = len(wanted) * len(field)
-    progress = Progress(f"evaluate {recipe.name}", total=every, start=every - len(jobs), unit="episode")
+    progress = Progress(
+        f"evaluate {recipe.name}", total=every, start=every - len(jobs), unit="episode"
+    )
     with appending(log) as add:
-        for name, result in run_all(field, recipe.benchmark, jobs, workers=recipe.evaluation.workers):
+        for name, result in run_all(
+            field, recipe.benchmark, jobs, workers=recipe.evaluation.workers
+        ):
             row = {"made_from": made_from[name], **episode_row(result)}
             done[key(made_from[name], result.task.split, result.task.name, result.seed)] = row
             add(json.dumps(row))
@@ -205,7 +249,8 @@ def _run_missing(
 
 
 def conditions(contender: Contender, benchmark: Benchmark) -> Row:
-    """Everything that decides how an episode (split, task, seed) goes: a row of the log is used again only where all of it is the same.
+    """Everything that decides how an episode (split, task, seed) goes: a row of the log is used
+    again only where all of it is the same.
     `execute` None: the policy's own number, which its fingerprint covers."""
     return {
         "policy": contender.fingerprint,
@@ -225,7 +270,8 @@ def key(made_from: Row, split: str, task: str, seed: int) -> tuple[str, str, str
 
 
 def read_log(path: Path) -> dict[tuple[str, str, str, int], Row]:
-    """Finished episodes by key. A last line cut short by a kill is dropped; rows from before it was kept what they were made from
+    """Finished episodes by key. A last line cut short by a kill is dropped; rows from before it was
+    kept what they were made from
     stay in the file and are not used."""
     done: dict[tuple[str, str, str, int], Row] = {}
     for line in whole_lines(path):
@@ -257,7 +303,8 @@ def episode_row(result: Result) -> Row:
 def run_delayed(
     recipe: Recipe, field: dict[str, Contender], timings: dict[str, dict[str, float]], out: Path
 ) -> tuple[DelayedRun, ...]:
-    """The first split again on computers `slower` times slower than this one, under each rule of acting `late`: what speed is worth. A
+    """The first split again on computers `slower` times slower than this one, under each rule of
+    acting `late`: what speed is worth. A
     decision is taken to need its measured p50 times that factor (rollout says what follows)."""
     setting = recipe.evaluation
     if not setting.slower:
@@ -277,7 +324,8 @@ def run_delayed(
     return tuple(replace(each, run=run_of(rows[label])) for label, each in found.items())
 
 
-# --- what the report says -----------------------------------------------------------------------------------
+# --- what the report says
+# -----------------------------------------------------------------------------------
 
 NOTHING = Run(success=(), steps=(), decisions=(), waited=(), toggles=None)
 
@@ -310,8 +358,15 @@ def policy_run(name: str, policy: Policy, contender: Contender, rows: list[Row])
     )
 
 
-def measured(row: Row, policy: Policy, contender: Contender, observations: list[Observation], timing: dict[str, float]) -> Row:
-    """What a policy's row says beside its outcomes: milliseconds, operations, memory, and how it was made. `ms_per_second_of_motion`:
+def measured(
+    row: Row,
+    policy: Policy,
+    contender: Contender,
+    observations: list[Observation],
+    timing: dict[str, float],
+) -> Row:
+    """What a policy's row says beside its outcomes: milliseconds, operations, memory, and how it
+    was made. `ms_per_second_of_motion`:
     p50 × how often it is asked in a second in which the arm moves."""
     routed = row["routing"] | {"layers": policy.layer_numbers}
     if routed["patterns"] > 1:  # one that always runs the same depends on nothing
@@ -324,22 +379,28 @@ def measured(row: Row, policy: Policy, contender: Contender, observations: list[
         "flops": measure.compute(policy, observations),
         "params": measure.parameters(policy),
         "peak_memory_mb": measure.peak_memory_mb(contender.folder, observations[0]),
-        "bytes_on_disk": (local_folder(contender.folder, kind="model") / "model.safetensors").stat().st_size,
+        "bytes_on_disk": (local_folder(contender.folder, kind="model") / "model.safetensors")
+        .stat()
+        .st_size,
         "gripper_noise": gripper_noise(contender.folder),
         "budget": contender.budget,
     }
 
 
 def gripper_noise(folder: Path) -> float | None:
-    """The share of gripper commands that were flipped for a student, by the recipe that made it: the largest of its stages and
+    """The share of gripper commands that were flipped for a student, by the recipe that made it:
+    the largest of its stages and
     rounds. None of a policy that does not say how it was made."""
     recipe = read_provenance(folder).get("recipe", {})
     stages = [*recipe.get("stages", ()), *(each["stage"] for each in recipe.get("rounds", ()))]
     return max((stage.get("gripper_noise", 0.0) for stage in stages), default=None)
 
 
-def sample_observations(policies: dict[str, Policy], benchmark: Benchmark, seed: int) -> list[Observation]:
-    """Moments for timing and counting: the first policy's own, one whole episode of every task. Not only beginnings:
+def sample_observations(
+    policies: dict[str, Policy], benchmark: Benchmark, seed: int
+) -> list[Observation]:
+    """Moments for timing and counting: the first policy's own, one whole episode of every task. Not
+    only beginnings:
     what a router runs depends on the moment."""
     policy = next(iter(policies.values()))
     observations: list[Observation] = []
@@ -348,14 +409,28 @@ def sample_observations(policies: dict[str, Policy], benchmark: Benchmark, seed:
     return observations
 
 
-def make_videos(recipe: Recipe, field: dict[str, Contender], policies: dict[str, Policy], out: Path) -> list[Row]:
-    """The same episode by every policy, side by side, for the first episodes of the plan: the films' rows of the report."""
+def make_videos(
+    recipe: Recipe, field: dict[str, Contender], policies: dict[str, Policy], out: Path
+) -> list[Row]:
+    """The same episode by every policy, side by side, for the first episodes of the plan: the
+    films' rows of the report."""
     found: list[Row] = []
     hz = round(recipe.benchmark.action_spec.control_hz)
-    for task, seed in plan(recipe.benchmark, recipe.evaluation.splits[0], recipe.evaluation.videos, recipe.evaluation.seed):
-        films = [film(policy, recipe.benchmark, task, seed, execute=field[name].execute) for name, policy in policies.items()]
+    for task, seed in plan(
+        recipe.benchmark,
+        recipe.evaluation.splits[0],
+        recipe.evaluation.videos,
+        recipe.evaluation.seed,
+    ):
+        films = [
+            film(policy, recipe.benchmark, task, seed, execute=field[name].execute)
+            for name, policy in policies.items()
+        ]
         longest = max(len(frames) for frames, _ in films)
-        padded = [np.concatenate([frames, frames[-1:].repeat(longest - len(frames), 0)]) for frames, _ in films]
+        padded = [
+            np.concatenate([frames, frames[-1:].repeat(longest - len(frames), 0)])
+            for frames, _ in films
+        ]
         name = f"{task.name}-{seed}.mp4"
         write_video(out / name, np.concatenate(padded, 2), fps=hz)
         seen = [
@@ -364,21 +439,28 @@ def make_videos(recipe: Recipe, field: dict[str, Contender], policies: dict[str,
                 "execute": field[name].execute or policies[name].execute,
                 **{key: row[key] for key in ("success", "steps", "gates")},
             }
-            for name, row in zip(policies, (episode_row(result) for _, result in films), strict=True)
+            for name, row in zip(
+                policies, (episode_row(result) for _, result in films), strict=True
+            )
         ]
         found.append({"task": task.name, "seed": seed, "video": name, "fps": hz, "policies": seen})
     return found
 
 
 def training(field: dict[str, Contender]) -> dict[str, list[Row]]:
-    """Policy → its stages' loss curves, column by column to five digits, where the logs of its training lie beside it."""
+    """Policy → its stages' loss curves, column by column to five digits, where the logs of its
+    training lie beside it."""
     found: dict[str, list[Row]] = {}
     for name, contender in field.items():
         beside = contender.folder.name == "student" and not is_name(contender.folder)
         ours = beside and contender.budget is None and contender.execute is None
         logs = sorted(contender.folder.parent.glob("distil-*/metrics.jsonl")) if ours else []
         rows = [[json.loads(line) for line in log.read_text().splitlines()] for log in logs]
-        stages = [{key: [_short(row[key]) for row in stage] for key in stage[0]} for stage in rows if stage]
+        stages = [
+            {key: [_short(row[key]) for row in stage] for key in stage[0]}
+            for stage in rows
+            if stage
+        ]
         if stages:
             found[name] = stages
     return found
@@ -389,9 +471,12 @@ def _short(value: Any) -> Any:
 
 
 def fingerprint(recipe: Recipe, field: dict[str, Contender]) -> Row:
-    """What this report was made with. `recipe` is the one that was given to `evaluate`; `evaluated` holds each policy's folder and the
+    """What this report was made with. `recipe` is the one that was given to `evaluate`; `evaluated`
+    holds each policy's folder and the
     recipe that it was made by, where it says so."""
-    made_by = {name: read_provenance(contender.folder).get("recipe") for name, contender in field.items()}
+    made_by = {
+        name: read_provenance(contender.folder).get("recipe") for name, contender in field.items()
+    }
     armlet = source.identity()
     return {
         "armlet": armlet["version"],
@@ -407,10 +492,16 @@ def fingerprint(recipe: Recipe, field: dict[str, Contender]) -> Row:
         "workers": recipe.evaluation.workers,
         "seeds": {
             "recipe": recipe.seed,
-            "episodes": [recipe.evaluation.seed, recipe.evaluation.seed + recipe.evaluation.episodes - 1],
+            "episodes": [
+                recipe.evaluation.seed,
+                recipe.evaluation.seed + recipe.evaluation.episodes - 1,
+            ],
         },
         "benchmark": recipe.benchmark.fingerprint(),
         "recipe": to_json(recipe),
         "evaluation": asdict(recipe.evaluation),
-        "evaluated": {name: {"folder": field[name].folder.as_posix(), "recipe": made_by[name]} for name in field},
+        "evaluated": {
+            name: {"folder": field[name].folder.as_posix(), "recipe": made_by[name]}
+            for name in field
+        },
     }

@@ -1,4 +1,5 @@
-"""A report as a table in words and a picture: success against milliseconds. Knows reports (those of version 1 as `report.read` gives
+"""A report as a table in words and a picture: success against milliseconds. Knows reports (those of
+version 1 as `report.read` gives
 them); runs nothing."""
 
 from pathlib import Path
@@ -12,21 +13,34 @@ Bars = tuple[list[float], list[list[float]]]
 
 
 def table(report: Report) -> str:
-    """Markdown: one row a policy, then its successes task by task, then one sentence a pair; the same for further splits, if there are
+    """Markdown: one row a policy, then its successes task by task, then one sentence a pair; the
+    same for further splits, if there are
     any; then how the policies do when they act late."""
     policies = report["policies"]
-    lines = [*main_lines(policies), "", *group_lines(policies, "by_task", "task"), "", *map(sentence, report["pairs"])]
+    lines = [
+        *main_lines(policies),
+        "",
+        *group_lines(policies, "by_task", "task"),
+        "",
+        *map(sentence, report["pairs"]),
+    ]
     if report.get("seeds"):
         lines += ["", *seed_lines(report["seeds"])]
     for split, found in report.get("pairs_by_split", {}).items():
         lines += ["", *split_lines(policies, split), "", *map(sentence, found)]
     if report.get("delayed"):
-        lines += ["", *delayed_lines(report["delayed"]), "", *map(delayed_sentence, report.get("delayed_pairs", []))]
+        lines += [
+            "",
+            *delayed_lines(report["delayed"]),
+            "",
+            *map(delayed_sentence, report.get("delayed_pairs", [])),
+        ]
     return "\n".join(lines).rstrip("\n") + "\n"
 
 
 def main_lines(policies: list[dict[str, Any]]) -> list[str]:
-    """One row a policy: success, time, computation. Reports of version 1 do not say how often a policy was asked."""
+    """One row a policy: success, time, computation. Reports of version 1 do not say how often a
+    policy was asked."""
     base = policies[0]["latency_ms"]["policy"]["p50"]
     lines = [
         "| policy | success | 95 % interval | steps | p50 ms | speed | ms per second of motion | backbone FLOPs | layers run | parameters |",
@@ -49,18 +63,26 @@ def number(value: float | None, digits: int) -> str:
 
 
 def group_lines(policies: list[dict[str, Any]], field: str, what: str) -> list[str]:
-    """Successes of episodes of each policy in each group of the first split: an average can hide that one task makes all the
+    """Successes of episodes of each policy in each group of the first split: an average can hide
+    that one task makes all the
     difference."""
     groups = list(policies[0][field])
-    lines = [f"| policy, by {what} | " + " | ".join(groups) + " |", "|---" * (len(groups) + 1) + "|"]
+    lines = [
+        f"| policy, by {what} | " + " | ".join(groups) + " |",
+        "|---" * (len(groups) + 1) + "|",
+    ]
     for policy in policies:
-        cells = [f"{policy[field][group]['successes']}/{policy[field][group]['episodes']}" for group in groups]
+        cells = [
+            f"{policy[field][group]['successes']}/{policy[field][group]['episodes']}"
+            for group in groups
+        ]
         lines.append(f"| {policy['name']} | " + " | ".join(cells) + " |")
     return lines
 
 
 def delayed_lines(rows: list[dict[str, Any]]) -> list[str]:
-    """How policies do whose actions come late. `time to success`: of the episodes that succeed, and over all, a failure counting as
+    """How policies do whose actions come late. `time to success`: of the episodes that succeed, and
+    over all, a failure counting as
     the limit."""
     lines = [
         "| acting late | computer | rule | steps late | success | 95 % interval | seconds to success | … failures as the limit |",
@@ -83,14 +105,18 @@ def delayed_sentence(pair: dict[str, Any]) -> str:
 def split_lines(policies: list[dict[str, Any]], split: str) -> list[str]:
     """How often each policy succeeds in one split."""
     lines = [f"| {split.replace('_', ' ')} | success | 95 % interval |", "|---|---|---|"]
-    return lines + [f"| {policy['name']} | {rate(policy['by_split'][split])} |" for policy in policies]
+    return lines + [
+        f"| {policy['name']} | {rate(policy['by_split'][split])} |" for policy in policies
+    ]
 
 
 def rate(row: dict[str, Any]) -> str:
     """Two cells: successes of episodes, and their interval in %."""
     low, high = row["ci95"]
     share = 100 * row["successes"] / row["episodes"]
-    return f"{row['successes']}/{row['episodes']} = {share:.1f} % | {100 * low:.1f}–{100 * high:.1f}"
+    return (
+        f"{row['successes']}/{row['episodes']} = {share:.1f} % | {100 * low:.1f}–{100 * high:.1f}"
+    )
 
 
 def seed_lines(seeds: Report) -> list[str]:
@@ -98,7 +124,9 @@ def seed_lines(seeds: Report) -> list[str]:
     lines = ["| over seeds | seeds | mean success | each |", "|---|---|---|---|"]
     for policy in seeds["policies"]:
         each = ", ".join(f"{100 * rate:.1f}" for rate in policy["each"])
-        lines.append(f"| {policy['name']} | {policy['seeds']} | {100 * policy['success']:.1f} % | {each} |")
+        lines.append(
+            f"| {policy['name']} | {policy['seeds']} | {100 * policy['success']:.1f} % | {each} |"
+        )
     lines.append("")
     return lines + [seed_sentence(pair) for pair in seeds["pairs"]]
 
@@ -124,7 +152,8 @@ def sentence(pair: dict[str, Any]) -> str:
 
 
 def success_against_latency(report: Report, path: Path) -> None:
-    """A picture: each policy at (p50 ms, success), with its interval; students of several seeds in one colour."""
+    """A picture: each policy at (p50 ms, success), with its interval; students of several seeds in
+    one colour."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4.4), layout="constrained")
@@ -138,7 +167,9 @@ def success_against_latency(report: Report, path: Path) -> None:
         colour = colours.setdefault(kind, f"C{len(colours)}")
         rates, errors = _success([policy])
         x = policy["latency_ms"]["policy"]["p50"]
-        axes.errorbar([x], rates, yerr=errors, fmt="o", capsize=4, markersize=8, label=label, color=colour)
+        axes.errorbar(
+            [x], rates, yerr=errors, fmt="o", capsize=4, markersize=8, label=label, color=colour
+        )
     slowest = max(policy["latency_ms"]["policy"]["p50"] for policy in report["policies"])
     lowest = min(policy["ci95"][0] for policy in report["policies"])
     axes.set_xlabel("milliseconds a decision (p50, batch 1, one thread)")
@@ -148,18 +179,22 @@ def success_against_latency(report: Report, path: Path) -> None:
     axes.legend(loc="lower right")
     axes.grid(alpha=0.3)
     episodes = report["policies"][0]["episodes"]
-    axes.set_title(f"{report['fingerprint']['benchmark']['benchmark']}: the same {episodes} episodes, 95 % intervals")
+    axes.set_title(
+        f"{report['fingerprint']['benchmark']['benchmark']}: the same {episodes} episodes, 95 % intervals"
+    )
     with atomic_file(path) as part:
         figure.savefig(part, dpi=130, format="png")
 
 
 def success_against_budget(report: Report, path: Path) -> None:
-    """A picture of the student with a dial: success, and milliseconds, against the share of the backbone's FLOPs that it spends; the
+    """A picture of the student with a dial: success, and milliseconds, against the share of the
+    backbone's FLOPs that it spends; the
     other policies beside it. Raises ValueError where no policy was run at a budget."""
     from matplotlib.figure import Figure
 
     at_budgets = sorted(
-        (policy for policy in report["policies"] if policy["budget"] is not None), key=lambda policy: policy["budget"]
+        (policy for policy in report["policies"] if policy["budget"] is not None),
+        key=lambda policy: policy["budget"],
     )
     if not at_budgets:
         raise ValueError(
@@ -173,11 +208,23 @@ def success_against_budget(report: Report, path: Path) -> None:
         share = [100 * policy["flops"]["backbone"] / whole for policy in policies]
         rates, errors = _success(policies)
         success.errorbar(share, rates, yerr=errors, fmt=style, capsize=3, label=label, color=colour)
-        milliseconds.plot(share, [policy["latency_ms"]["policy"]["p50"] for policy in policies], style, label=label, color=colour)
+        milliseconds.plot(
+            share,
+            [policy["latency_ms"]["policy"]["p50"] for policy in policies],
+            style,
+            label=label,
+            color=colour,
+        )
 
     draw(at_budgets, "one student, its dial turned", "o-", "C0")
-    student = at_budgets[0]["fingerprint"].partition("@")[0]  # the same student without a budget of its own is no other policy
-    others = [policy for policy in report["policies"] if policy["budget"] is None and policy["fingerprint"] != student]
+    student = at_budgets[0]["fingerprint"].partition("@")[
+        0
+    ]  # the same student without a budget of its own is no other policy
+    others = [
+        policy
+        for policy in report["policies"]
+        if policy["budget"] is None and policy["fingerprint"] != student
+    ]
     for index, policy in enumerate(others):
         draw([policy], policy["name"], "s", f"C{index % 9 + 1}")
     success.set_ylabel("success, %")
@@ -194,8 +241,9 @@ def success_against_budget(report: Report, path: Path) -> None:
 
 
 def success_against_noise(report: Report, path: Path) -> None:
-    """A picture of students that were told some of their teacher's gripper commands the wrong way round: success, and how often their
-    gripper toggles, against the share of these. A line joins policies whose names differ only after an @; the first policy, which
+    """A picture of students that were told some of their teacher's gripper commands the wrong way
+    round: success, and how often their gripper toggles, against the share of these. A line joins
+    policies whose names differ only after an @; the first policy, which
     told them, is drawn across."""
     from matplotlib.figure import Figure
 
@@ -227,7 +275,9 @@ def success_against_noise(report: Report, path: Path) -> None:
         axes.set_xlabel("gripper labels flipped, %")
         axes.grid(alpha=0.3)
     figure.legend(loc="outside lower center", ncols=3)
-    figure.suptitle(f"the same {teacher['episodes']} episodes; 95 % intervals are of episodes, not of trainings")
+    figure.suptitle(
+        f"the same {teacher['episodes']} episodes; 95 % intervals are of episodes, not of trainings"
+    )
     with atomic_file(path) as part:
         figure.savefig(part, dpi=130, format="png")
 
@@ -235,14 +285,22 @@ def success_against_noise(report: Report, path: Path) -> None:
 def _success(policies: list[dict[str, Any]]) -> Bars:
     """Success in percent."""
     rates = [100 * policy["successes"] / policy["episodes"] for policy in policies]
-    return _bars(rates, [(100 * low, 100 * high) for low, high in (policy["ci95"] for policy in policies)])
+    return _bars(
+        rates, [(100 * low, 100 * high) for low, high in (policy["ci95"] for policy in policies)]
+    )
 
 
 def _toggles(policies: list[dict[str, Any]]) -> Bars:
     """Toggles in 100 steps; where there is no interval, none is drawn."""
     found = [policy["gripper_toggles"] for policy in policies]
     rates = [toggles["per_100_steps"] for toggles in found]
-    return _bars(rates, [toggles["per_100_steps_ci95"] or (rate, rate) for toggles, rate in zip(found, rates, strict=True)])
+    return _bars(
+        rates,
+        [
+            toggles["per_100_steps_ci95"] or (rate, rate)
+            for toggles, rate in zip(found, rates, strict=True)
+        ],
+    )
 
 
 def _bars(rates: list[float], intervals: list[tuple[float, float]]) -> Bars:

@@ -1,7 +1,7 @@
 """Any benchmark as a Gymnasium environment. Knows the benchmark contract; knows no benchmark.
 
-Each `step` renders, which worlds themselves do only when looked at: for loops that carry out chunks of actions use
-`Benchmark.make`, as `armlet.rollout` does.
+Each `step` renders, which worlds themselves do only when looked at: for loops that carry out chunks
+of actions use `Benchmark.make`, as `armlet.rollout` does.
 """
 
 from typing import Any, ClassVar
@@ -17,20 +17,28 @@ from armlet.types import Observation
 class Environment(gymnasium.Env):
     """One task of a benchmark, or (by default) all of a split in turn by the seed.
 
-    Observations are dicts: one (h, w, 3) uint8 entry per camera, `state`, `previous_action` and the `instruction`. The reward is 1 on
-    success, which ends the episode; `max_steps` truncates it. `reset(options={"task": name})` chooses a task.
+    Observations are dicts: one (h, w, 3) uint8 entry per camera, `state`, `previous_action` and the
+    `instruction`. The reward is 1 on success, which ends the episode; `max_steps` truncates it.
+    `reset(options={"task": name})` chooses a task.
     """
 
     metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"]}  # type: ignore[misc]  # gymnasium declares no ClassVar
 
-    def __init__(self, benchmark: Benchmark, *, split: str = "seen", render_size: int = 224) -> None:
+    def __init__(
+        self, benchmark: Benchmark, *, split: str = "seen", render_size: int = 224
+    ) -> None:
         self.benchmark, self.render_mode, self._render_size = benchmark, "rgb_array", render_size
         self._tasks = benchmark.tasks(split)
         self._world: World | None = None
         self._steps = 0
         spec = benchmark.action_spec
-        self.action_space = spaces.Box(np.array(spec.low, np.float32), np.array(spec.high, np.float32))
-        cameras = {name: spaces.Box(0, 255, (size, size, 3), np.uint8) for name, size in benchmark.cameras.items()}
+        self.action_space = spaces.Box(
+            np.array(spec.low, np.float32), np.array(spec.high, np.float32)
+        )
+        cameras = {
+            name: spaces.Box(0, 255, (size, size, 3), np.uint8)
+            for name, size in benchmark.cameras.items()
+        }
         self.observation_space = spaces.Dict(
             {
                 **cameras,
@@ -40,7 +48,9 @@ class Environment(gymnasium.Env):
             }
         )
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
         super().reset(seed=seed)
         number = int(self.np_random.integers(2**31)) if seed is None else seed
         task = self._task(number, (options or {}).get("task"))
@@ -55,7 +65,9 @@ class Environment(gymnasium.Env):
         for task in self._tasks:
             if task.name == name:
                 return task
-        raise ValueError(f"no task {name!r}; there are {', '.join(task.name for task in self._tasks)}")
+        raise ValueError(
+            f"no task {name!r}; there are {', '.join(task.name for task in self._tasks)}"
+        )
 
     def step(self, action: np.ndarray) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
         if self._world is None:

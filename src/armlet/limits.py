@@ -1,4 +1,5 @@
-"""Numbers that a user may set, held to where they mean something. Knows dataclasses and numbers; nothing of what they are for."""
+"""Numbers that a user may set, held to where they mean something. Knows dataclasses and numbers;
+nothing of what they are for."""
 
 import dataclasses
 import math
@@ -13,13 +14,16 @@ MOST = sys.float_info.max  # of any finite number
 
 
 def check(value: Any, /, **ranges: Range) -> None:
-    """Raises ValueError naming the first field of a dataclass that lies outside its range; every number of a tuple must lie in it, and
+    """Raises ValueError naming the first field of a dataclass that lies outside its range; every
+    number of a tuple must lie in it, and
     None, where somebody said nothing, lies in all."""
     for name, (low, high) in ranges.items():
         for number in _numbers(getattr(value, name)):
             if low <= number <= high:  # NaN is in no range
                 continue
-            raise ValueError(f"{type(value).__name__}.{name} is {number}, expected {_said(low, high)}")
+            raise ValueError(
+                f"{type(value).__name__}.{name} is {number}, expected {_said(low, high)}"
+            )
 
 
 def _numbers(value: Any) -> Iterator[float]:

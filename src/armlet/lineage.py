@@ -1,8 +1,10 @@
-"""What a result was made from, its *question*: kept beside it, and compared before the result is used again.
+"""What a result was made from, its *question*: kept beside it, and compared before the result is
+used again.
 
-A question is a JSON value: fingerprints of data and teacher, the settings of a stage, its seed, a digest of the weights that it
-starts from. A result that answers another question is never continued, never used and never overwritten: half a result is moved
-beside, under a name that says so; a finished policy is refused. Knows folders and digests; knows no recipe.
+A question is a JSON value: fingerprints of data and teacher, the settings of a stage, its seed, a
+digest of the weights that it starts from. A result that answers another question is never
+continued, never used and never overwritten: half a result is moved beside, under a name that says
+so; a finished policy is refused. Knows folders and digests; knows no recipe.
 """
 
 import hashlib
@@ -69,7 +71,8 @@ def short(question: Question) -> str:
 
 
 def differences(before: Question, now: Question) -> list[str]:
-    """Where two questions differ, an entry a line: `learning_rate: 1e+12 → 0.001`. Empty where they are the same."""
+    """Where two questions differ, an entry a line: `learning_rate: 1e+12 → 0.001`. Empty where they
+    are the same."""
     old, new = _flat(as_json(before)), _flat(as_json(now))
     found = []
     for name in sorted(old.keys() | new.keys()):
@@ -114,7 +117,8 @@ def _value(value: Any) -> str:
 
 
 def set_aside(path: Path, mark: str) -> Path:
-    """Rename a file or folder to `<name>.before-<mark>`, or with a number behind it where that is taken; returns the new path."""
+    """Rename a file or folder to `<name>.before-<mark>`, or with a number behind it where that is
+    taken; returns the new path."""
     target = path.with_name(f"{path.name}.before-{mark}")
     number = 2
     while target.exists() or target.is_symlink():
@@ -124,7 +128,8 @@ def set_aside(path: Path, mark: str) -> Path:
 
 
 def claim(folder: Path, file: str, question: Question, *, title: str) -> None:
-    """Make `folder` that of this question, which is kept in it as `file`. What stands there and answers another question, or does
+    """Make `folder` that of this question, which is kept in it as `file`. What stands there and
+    answers another question, or does
     not say which, is moved beside, and a line says so."""
     path, wanted = folder / file, as_json(question)
     if path.is_file():
@@ -138,25 +143,36 @@ def claim(folder: Path, file: str, question: Question, *, title: str) -> None:
         why = ""
     if why:
         aside = set_aside(folder, short(wanted))
-        sys.stderr.write(f"{title}: {folder} {why}; it is kept as {aside.name}, and this starts anew\n")
+        sys.stderr.write(
+            f"{title}: {folder} {why}; it is kept as {aside.name}, and this starts anew\n"
+        )
     write_atomically(path, json.dumps(wanted, indent=1).encode())
 
 
 def is_finished(folder: Path, question: Question, *, fixes: str) -> bool:
     """Whether the policy at `folder` answers this question already; False where there is none yet.
 
-    To be asked before anything is trained. Raises ValueError where a policy, or anything else, stands there that was made otherwise:
-    it is never overwritten. `fixes`: the options that choose another folder.
+    To be asked before anything is trained. Raises ValueError where a policy, or anything else,
+    stands there that was made otherwise: it is never overwritten. `fixes`: the options that choose
+    another folder.
     """
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
     advice = f"Nothing was trained, and it stays as it is: {fixes}, or delete {folder} to have it made anew"
     if not folder.is_dir():
-        raise ValueError(f"{folder} is a file, and a policy would be written there as a folder. {advice}")
+        raise ValueError(
+            f"{folder} is a file, and a policy would be written there as a folder. {advice}"
+        )
     if not (folder / CONFIG).is_file():
-        strange = [path.name for path in sorted(folder.iterdir()) if not path.name.startswith(".") and path.suffix not in HALF]
+        strange = [
+            path.name
+            for path in sorted(folder.iterdir())
+            if not path.name.startswith(".") and path.suffix not in HALF
+        ]
         if strange:
-            raise ValueError(f"{folder} holds {strange[0]} and no {CONFIG}: it is no policy of armlet's. {advice}")
+            raise ValueError(
+                f"{folder} holds {strange[0]} and no {CONFIG}: it is no policy of armlet's. {advice}"
+            )
         return False
     found = read_provenance(folder).get(PROVENANCE)
     if found is None:
@@ -166,6 +182,8 @@ def is_finished(folder: Path, question: Question, *, fixes: str) -> bool:
         )
     differing = differences(found, question)
     if differing:
-        raise ValueError(f"{folder} holds a policy that was made from something else ({summary(differing)}). {advice}")
+        raise ValueError(
+            f"{folder} holds a policy that was made from something else ({summary(differing)}). {advice}"
+        )
     policy_fingerprint(folder)  # raises where weights or words are missing or cut short
     return True

@@ -1,16 +1,18 @@
-"""Distances between traces: pure functions of tensors, for objectives, which weigh them, and for `evaluate`.
+"""Distances between traces: pure functions of tensors, for objectives, which weigh them, and for
+`evaluate`.
 
-They return one number a sample, `(b,)`, or one a sample and layer, `(b, l)`; who calls them takes the mean.
-They are computed in float32 at least, whatever precision comes in. This file knows no network, no recipe and
-no weight.
+They return one number a sample, `(b,)`, or one a sample and layer, `(b, l)`; who calls them takes
+the mean. They are computed in float32 at least, whatever precision comes in. This file knows no
+network, no recipe and no weight.
 
-Names and equations of ActDistill (arXiv 2511.18082) where nothing else is said. Functions named `published_…`
-are that paper's public code as it is, kept so that numbers can be compared; what is wrong with each is in its
-docstring. The last part is that of `aed` (recipes.md §2): distributions over actions, attention maps, token grids, and
-pictures beside words.
+Names and equations of ActDistill (arXiv 2511.18082) where nothing else is said. Functions named
+`published_…` are that paper's public code as it is, kept so that numbers can be compared; what is
+wrong with each is in its docstring. The last part is that of `aed` (recipes.md §2): distributions
+over actions, attention maps, token grids, and pictures beside words.
 
-Beside the axes of `types`: `m`, `u`, `e` a teacher's tokens, words and width, where they are refused or brought to the
-student's; `c` channels of whatever kind; `v` entries of an action vocabulary (bins of a dimension, words of a codebook).
+Beside the axes of `types`: `m`, `u`, `e` a teacher's tokens, words and width, where they are
+refused or brought to the student's; `c` channels of whatever kind; `v` entries of an action
+vocabulary (bins of a dimension, words of a codebook).
 """
 
 from collections.abc import Sequence
@@ -22,20 +24,28 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 Steps = Literal["chunk", "current", "last"]
-Grids = Sequence[int]  # the sides, in tokens, of the square grids of all cameras, in the order of their tokens
+Grids = Sequence[
+    int
+]  # the sides, in tokens, of the square grids of all cameras, in the order of their tokens
 
-_RARE = 1e-6  # what attention gives less than this is given this much, so that no logarithm is infinite
+_RARE = (
+    1e-6  # what attention gives less than this is given this much, so that no logarithm is infinite
+)
 
 
 def action_mse(
-    student: Float[Tensor, "b k a"], target: Float[Tensor, "b k a"], valid: Bool[Tensor, "b k"] | None = None
+    student: Float[Tensor, "b k a"],
+    target: Float[Tensor, "b k a"],
+    valid: Bool[Tensor, "b k"] | None = None,
 ) -> Float[Tensor, " b"]:
     """Mean squared error over the valid steps of a chunk; 0 for a sample without any."""
     return _over_steps(_difference(student, target, valid).square().mean(dim=-1), valid)
 
 
 def action_l1(
-    student: Float[Tensor, "b k a"], target: Float[Tensor, "b k a"], valid: Bool[Tensor, "b k"] | None = None
+    student: Float[Tensor, "b k a"],
+    target: Float[Tensor, "b k a"],
+    valid: Bool[Tensor, "b k"] | None = None,
 ) -> Float[Tensor, " b"]:
     """Mean absolute error over the valid steps of a chunk; 0 for a sample without any."""
     return _over_steps(_difference(student, target, valid).abs().mean(dim=-1), valid)
@@ -47,33 +57,46 @@ def action_cross_entropy(
     valid: Bool[Tensor, "b k"] | None = None,
     weights: Float[Tensor, " a"] | None = None,
 ) -> Float[Tensor, " b"]:
-    """Cross-entropy to action tokens, averaged over the dimensions (if there are any) and the valid steps.
+    """Cross-entropy to action tokens, averaged over the dimensions (if there are any) and the valid
+    steps.
 
-    `target` numbers the bin of each action dimension, 0 <= target < bins (256 in OpenVLA), or the word for the whole
-    action, or says how likely each of them is; in steps that are not valid it may be anything. `weights` make the average
-    over dimensions a weighted one: k sum(w) times it is the sum over k and j of w_j CE of VLA-AD (arXiv 2605.16241), whose w
-    is (1, 1, 1, 2, 2, 2, 1).
+    `target` numbers the bin of each action dimension, 0 <= target < bins (256 in OpenVLA), or the
+    word for the whole action, or says how likely each of them is; in steps that are not valid it
+    may be anything. `weights` make the average over dimensions a weighted one: k sum(w) times it is
+    the sum over k and j of w_j CE of VLA-AD (arXiv 2605.16241), whose w is (1, 1, 1, 2, 2, 2, 1).
     """
     if valid is not None:
         target = target.masked_fill(~_beside(valid, target), 0)
     soft = target.is_floating_point()
-    flat = target.flatten(0, -2).to(torch.promote_types(logits.dtype, torch.float32)) if soft else target.flatten().long()
+    flat = (
+        target.flatten(0, -2).to(torch.promote_types(logits.dtype, torch.float32))
+        if soft
+        else target.flatten().long()
+    )
     entropy = F.cross_entropy(_wide(logits).flatten(0, -2), flat, reduction="none")
     entropy = entropy.view(*target.shape[:2], -1)
-    entropy = entropy.mean(dim=-1) if weights is None else entropy @ (weights / weights.sum()).to(entropy)
+    entropy = (
+        entropy.mean(dim=-1) if weights is None else entropy @ (weights / weights.sum()).to(entropy)
+    )
     return _over_steps(entropy if valid is None else entropy.masked_fill(~valid, 0), valid)
 
 
-def label_cross_entropy(logits: Float[Tensor, "b c"], label: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
-    """Cross-entropy to what an annotator named, a phase say; 0 where it named nothing (a label below 0)."""
+def label_cross_entropy(
+    logits: Float[Tensor, "b c"], label: Int[Tensor, " b"]
+) -> Float[Tensor, " b"]:
+    """Cross-entropy to what an annotator named, a phase say; 0 where it named nothing (a label
+    below 0)."""
     entropy = F.cross_entropy(_wide(logits), label.clamp(min=0).long(), reduction="none")
     return entropy.masked_fill(label < 0, 0)
 
 
 def text_cosine(
-    embedding: Float[Tensor, "b d"], text: Float[Tensor, "b d"], label: Int[Tensor, " b"] | None = None
+    embedding: Float[Tensor, "b d"],
+    text: Float[Tensor, "b d"],
+    label: Int[Tensor, " b"] | None = None,
 ) -> Float[Tensor, " b"]:
-    """1 - cosine to the embedding of a text that says what is meant, a direction say; 0 where nothing is (a label below 0).
+    """1 - cosine to the embedding of a text that says what is meant, a direction say; 0 where
+    nothing is (a label below 0).
 
     The text is a target and has no gradient.
     """
@@ -81,33 +104,47 @@ def text_cosine(
     return gap if label is None else gap.masked_fill(label < 0, 0)
 
 
-def condition_mse(student: Float[Tensor, "b d"], teacher: Float[Tensor, "b d"]) -> Float[Tensor, " b"]:
-    """Distance of the features that condition the action heads: what the published loss never matches."""
+def condition_mse(
+    student: Float[Tensor, "b d"], teacher: Float[Tensor, "b d"]
+) -> Float[Tensor, " b"]:
+    """Distance of the features that condition the action heads: what the published loss never
+    matches."""
     return (_wide(student) - _wide(teacher)).square().mean(dim=-1)
 
 
-def condition_cosine(student: Float[Tensor, "b d"], teacher: Float[Tensor, "b d"]) -> Float[Tensor, " b"]:
-    """1 - cosine of the features that condition the action heads, for students whose scale may differ."""
+def condition_cosine(
+    student: Float[Tensor, "b d"], teacher: Float[Tensor, "b d"]
+) -> Float[Tensor, " b"]:
+    """1 - cosine of the features that condition the action heads, for students whose scale may
+    differ."""
     return 1 - _cosine(student, teacher)
 
 
-def cosine_gap(student: Float[Tensor, "b l d"], teacher: Float[Tensor, "b l d"]) -> Float[Tensor, "b l"]:
+def cosine_gap(
+    student: Float[Tensor, "b l d"], teacher: Float[Tensor, "b l d"]
+) -> Float[Tensor, "b l"]:
     """L_align: 1 - cos(s_l, s_l^T), for each sample and layer."""
     return 1 - _cosine(student, teacher)
 
 
-def structure_gap(student: Float[Tensor, "b l d"], teacher: Float[Tensor, "b l d"]) -> Float[Tensor, "b l"]:
-    """L_struct: how differently a sample lies to the others of its batch, by cosine, in student and teacher.
+def structure_gap(
+    student: Float[Tensor, "b l d"], teacher: Float[Tensor, "b l d"]
+) -> Float[Tensor, "b l"]:
+    """L_struct: how differently a sample lies to the others of its batch, by cosine, in student and
+    teacher.
 
-    Row i of the squared difference of the two b x b cosine matrices, averaged; the mean over samples is the
-    paper's MSE of the matrices. The diagonal, 1 in both, is left at exactly 0, so a batch of one gives 0.
+    Row i of the squared difference of the two b x b cosine matrices, averaged; the mean over
+    samples is the paper's MSE of the matrices. The diagonal, 1 in both, is left at exactly 0, so a
+    batch of one gives 0.
     """
     squared = (_cosine_matrix(student) - _cosine_matrix(teacher)).square()  # (l, b, b)
     itself = torch.eye(len(student), dtype=torch.bool, device=student.device)
     return squared.masked_fill(itself, 0).mean(dim=-1).T
 
 
-def semantic_loss(student: Float[Tensor, "b l d"], teacher: Float[Tensor, "b l d"], eta: float = 0.5) -> Float[Tensor, "b l"]:
+def semantic_loss(
+    student: Float[Tensor, "b l d"], teacher: Float[Tensor, "b l d"], eta: float = 0.5
+) -> Float[Tensor, "b l"]:
     """L_sem = L_align + eta L_struct, for each sample and layer."""
     return cosine_gap(student, teacher) + eta * structure_gap(student, teacher)
 
@@ -119,13 +156,17 @@ def layer_action_loss(
     valid: Bool[Tensor, "b k"] | None = None,
     steps: Steps = "chunk",
 ) -> Float[Tensor, "b l"]:
-    """L_act = MSE(a_l, a_gt) + MSE(a_l, a_l^T) + MSE(a_l, stopgrad(a_{l-1})), for each sample and layer.
+    """L_act = MSE(a_l, a_gt) + MSE(a_l, a_l^T) + MSE(a_l, stopgrad(a_{l-1})), for each sample and
+    layer.
 
-    a_{l-1} is the student's at the layer before in the tensor, a_{-1} = 0. `steps` says which part of the
-    chunk counts: all of it, the action to be executed now, or, as published, the last. Heads may give the
-    whole chunk (p = k) or just that one action (p = 1). Steps that are not valid count in no term.
+    a_{l-1} is the student's at the layer before in the tensor, a_{-1} = 0. `steps` says which part
+    of the chunk counts: all of it, the action to be executed now, or, as published, the last. Heads
+    may give the whole chunk (p = k) or just that one action (p = 1). Steps that are not valid count
+    in no term.
     """
-    student, teacher, expert = (_wide(take_steps(actions, steps)) for actions in (student, teacher, expert))
+    student, teacher, expert = (
+        _wide(take_steps(actions, steps)) for actions in (student, teacher, expert)
+    )
     valid = None if valid is None else take_steps(valid[..., None], steps)[:, None, :, 0]
     if not student.shape[2] == teacher.shape[2] == expert.shape[1]:
         raise ValueError(
@@ -134,7 +175,10 @@ def layer_action_loss(
             'for one action and use steps="current" or "last"'
         )
     before = torch.cat([torch.zeros_like(student[:, :1]), student[:, :-1].detach()], dim=1)
-    terms = [_difference(student, target, valid).square() for target in (expert[:, None], teacher, before)]
+    terms = [
+        _difference(student, target, valid).square()
+        for target in (expert[:, None], teacher, before)
+    ]
     return _over_steps(torch.stack(terms).sum(0).mean(dim=-1), valid)
 
 
@@ -149,8 +193,11 @@ def take_steps(actions: Tensor, steps: Steps) -> Tensor:
     raise ValueError(f"no steps {steps!r}; there are chunk, current, last")
 
 
-def depth_weights(layers: int, gamma: float = 2.0, device: torch.device | None = None) -> Float[Tensor, " l"]:
-    """w_l = (l / (L - 1)) ** gamma, divided by its mean: deeper layers count more. One layer weighs 1."""
+def depth_weights(
+    layers: int, gamma: float = 2.0, device: torch.device | None = None
+) -> Float[Tensor, " l"]:
+    """w_l = (l / (L - 1)) ** gamma, divided by its mean: deeper layers count more. One layer weighs
+    1."""
     if layers == 1:
         return torch.ones(1, device=device)
     weights = torch.linspace(0, 1, layers, device=device) ** gamma
@@ -158,7 +205,8 @@ def depth_weights(layers: int, gamma: float = 2.0, device: torch.device | None =
 
 
 def keep_ratio(gates: Float[Tensor, "b l"], costs: Float[Tensor, " l"]) -> Float[Tensor, " b"]:
-    """The share of the backbone's computation that runs; `costs` of the layers in any unit, say FLOPs."""
+    """The share of the backbone's computation that runs; `costs` of the layers in any unit, say
+    FLOPs."""
     costs = costs.to(gates.device, torch.promote_types(gates.dtype, torch.float32))
     return (gates * costs).sum(dim=-1) / costs.sum()
 
@@ -171,9 +219,9 @@ def budget_gap(
 ) -> Float[Tensor, " b"]:
     """L_budget = (keep - rho) ** 2 on the FLOPs-weighted keep ratio.
 
-    `target` is rho in 0..1, one for all samples or one for each. `over="sample"` asks it of every sample;
-    `over="batch"` of the mean of the batch, so a hard moment may cost more than an easy one (every sample
-    then has the same value). With hard gates pass their straight-through form.
+    `target` is rho in 0..1, one for all samples or one for each. `over="sample"` asks it of every
+    sample; `over="batch"` of the mean of the batch, so a hard moment may cost more than an easy one
+    (every sample then has the same value). With hard gates pass their straight-through form.
     """
     gap = keep_ratio(gates, costs) - target
     if over == "batch":
@@ -204,8 +252,8 @@ def published_distillation(
 ) -> Float[Tensor, ""]:
     """sum over l of w_l (alpha L_sem + beta L_act), batch means, as the public code has it.
 
-    The pairs are (student, teacher). Its a_gt is the last action of the chunk, 15 steps ahead in CogACT, and
-    padded steps count like any other.
+    The pairs are (student, teacher). Its a_gt is the last action of the chunk, 15 steps ahead in
+    CogACT, and padded steps count like any other.
     """
     weights = depth_weights(semantics[0].shape[1], gamma, semantics[0].device)
     semantic = semantic_loss(*semantics, eta)
@@ -220,11 +268,19 @@ def action_distribution_kl(
     *,
     temperature: float = 1.0,
 ) -> Float[Tensor, " b"]:
-    """T² KL(teacher ‖ student) of two distributions over actions, given as logits and softened by T (Hinton et al. 2015,
-    arXiv 1503.02531, §2: T² keeps the gradient's size), averaged over the dimensions (if there are any) and valid steps."""
-    if valid is not None:  # ahead of the softmax, so that what lies past an episode's end may be anything
-        student, teacher = (torch.where(_beside(valid, logits), logits, 0.0) for logits in (student, teacher))
-    student, teacher = (F.log_softmax(_wide(logits) / temperature, dim=-1) for logits in (student, teacher))
+    """T² KL(teacher ‖ student) of two distributions over actions, given as logits and softened by T
+    (Hinton et al. 2015,
+    arXiv 1503.02531, §2: T² keeps the gradient's size), averaged over the dimensions (if there are
+    any) and valid steps."""
+    if (
+        valid is not None
+    ):  # ahead of the softmax, so that what lies past an episode's end may be anything
+        student, teacher = (
+            torch.where(_beside(valid, logits), logits, 0.0) for logits in (student, teacher)
+        )
+    student, teacher = (
+        F.log_softmax(_wide(logits) / temperature, dim=-1) for logits in (student, teacher)
+    )
     gap = (teacher.exp() * (teacher - student)).sum(dim=-1)
     return temperature**2 * _over_steps(gap.view(*gap.shape[:2], -1).mean(dim=-1), valid)
 
@@ -238,9 +294,11 @@ def mixed_action_loss(
     share: float = 0.5,
     temperature: float = 1.0,
 ) -> Float[Tensor, " b"]:
-    """share · T² KL(teacher ‖ student) + (1 − share) · cross-entropy to the expert: 0 hears the expert only, 1 the teacher.
+    """share · T² KL(teacher ‖ student) + (1 − share) · cross-entropy to the expert: 0 hears the
+    expert only, 1 the teacher.
 
-    At T = 1 that is the cross-entropy to the mixture of both, up to a constant. The expert's one word is not softened.
+    At T = 1 that is the cross-entropy to the mixture of both, up to a constant. The expert's one
+    word is not softened.
     """
     if not 0 <= share <= 1:
         raise ValueError(f"share of the teacher's word lies from 0 to 1; found {share}")
@@ -256,12 +314,13 @@ def attention_kl(
     student_grids: Grids | None = None,
     teacher_grids: Grids | None = None,
 ) -> Float[Tensor, " b"]:
-    """KL(teacher ‖ student) of what each place of the picture listens to, averaged over the student's places.
+    """KL(teacher ‖ student) of what each place of the picture listens to, averaged over the
+    student's places.
 
-    Rows are head-averaged attention over the same words, one to one, of which `words` are real; padding counts for
-    nothing. It need not be named where it has 0 in both already, as in a two-tower's trace. Where the two see the
-    picture in different grids the teacher's is resized to the student's; then all rows are made to sum to 1 (again,
-    after half precision and resizing).
+    Rows are head-averaged attention over the same words, one to one, of which `words` are real;
+    padding counts for nothing. It need not be named where it has 0 in both already, as in a
+    two-tower's trace. Where the two see the picture in different grids the teacher's is resized to
+    the student's; then all rows are made to sum to 1 (again, after half precision and resizing).
     """
     if student.shape[-1] != teacher.shape[-1]:
         raise ValueError(
@@ -281,10 +340,12 @@ def representation_mse(
     student_grids: Grids | None = None,
     teacher_grids: Grids | None = None,
 ) -> Float[Tensor, " b"]:
-    """Mean squared error of hidden states, each token's brought to mean 0 and variance 1 (layer norm without gain).
+    """Mean squared error of hidden states, each token's brought to mean 0 and variance 1 (layer
+    norm without gain).
 
-    A teacher that sees the picture in another grid is resized to the student's; a student of another width is compared
-    through a projection of its own (`projected` in a two-tower student's trace).
+    A teacher that sees the picture in another grid is resized to the student's; a student of
+    another width is compared through a projection of its own (`projected` in a two-tower student's
+    trace).
     """
     if student.shape[-1] != teacher.shape[-1]:
         raise ValueError(
@@ -296,18 +357,29 @@ def representation_mse(
     return (mine - theirs).square().mean(dim=(1, 2))
 
 
-def resize_grids(tokens: Float[Tensor, "b m c"], grids: Grids | None, to: Grids | None, *, wanted: int) -> Float[Tensor, "b n c"]:
-    """Tokens on the square grids of some cameras, resized bilinearly to other grids of as many cameras: `wanted` tokens.
+def resize_grids(
+    tokens: Float[Tensor, "b m c"], grids: Grids | None, to: Grids | None, *, wanted: int
+) -> Float[Tensor, "b n c"]:
+    """Tokens on the square grids of some cameras, resized bilinearly to other grids of as many
+    cameras: `wanted` tokens.
 
-    Where grids are the same, or not said, the tokens must fit as they are. Raises ValueError where they do not.
+    Where grids are the same, or not said, the tokens must fit as they are. Raises ValueError where
+    they do not.
     """
     if grids is None or to is None or tuple(grids) == tuple(to):
         grids = to = to or grids or ()
-    for name, sides, found in (("teacher_grids", grids, tokens.shape[1]), ("student_grids", to, wanted)):
+    for name, sides, found in (
+        ("teacher_grids", grids, tokens.shape[1]),
+        ("student_grids", to, wanted),
+    ):
         if sides and sum(side**2 for side in sides) != found:
-            raise ValueError(f"{name}={tuple(sides)} have {sum(side**2 for side in sides)} places, and there are {found}")
+            raise ValueError(
+                f"{name}={tuple(sides)} have {sum(side**2 for side in sides)} places, and there are {found}"
+            )
     if len(grids) != len(to):
-        raise ValueError(f"the teacher sees through {len(grids)} cameras and the student through {len(to)}: {grids}, {to}")
+        raise ValueError(
+            f"the teacher sees through {len(grids)} cameras and the student through {len(to)}: {grids}, {to}"
+        )
     if tuple(grids) == tuple(to):
         if tokens.shape[1] != wanted:
             raise ValueError(
@@ -316,14 +388,20 @@ def resize_grids(tokens: Float[Tensor, "b m c"], grids: Grids | None, to: Grids 
             )
         return tokens
     cameras = tokens.split([side**2 for side in grids], dim=1)
-    resized = [_resized(camera, side, new) for camera, side, new in zip(cameras, grids, to, strict=True)]
+    resized = [
+        _resized(camera, side, new) for camera, side, new in zip(cameras, grids, to, strict=True)
+    ]
     return torch.cat(resized, dim=1)
 
 
 def _resized(tokens: Tensor, side: int, new: int) -> Tensor:
     """(b, side², c) → (b, new², c)."""
     picture = tokens.transpose(1, 2).unflatten(-1, (side, side))
-    return F.interpolate(picture, (new, new), mode="bilinear", align_corners=False).flatten(2).transpose(1, 2)
+    return (
+        F.interpolate(picture, (new, new), mode="bilinear", align_corners=False)
+        .flatten(2)
+        .transpose(1, 2)
+    )
 
 
 def _shares(rows: Tensor, words: Tensor | None) -> Tensor:
@@ -334,18 +412,24 @@ def _shares(rows: Tensor, words: Tensor | None) -> Tensor:
 
 
 def info_nce(
-    image: Float[Tensor, "b d"], text: Float[Tensor, "b d"], same: Bool[Tensor, "b b"], temperature: float = 0.07
+    image: Float[Tensor, "b d"],
+    text: Float[Tensor, "b d"],
+    same: Bool[Tensor, "b b"],
+    temperature: float = 0.07,
 ) -> Float[Tensor, " b"]:
-    """Symmetric InfoNCE between pictures and words of length 1: each finds its own among the batch's, in both directions.
+    """Symmetric InfoNCE between pictures and words of length 1: each finds its own among the
+    batch's, in both directions.
 
-    `same` says which samples have the same instruction: all of these are right answers, and their log-probabilities
-    are averaged (as in UniCL, arXiv 2204.03610). So the least there can be for a sample with p right answers is log
-    p. With one each it is CLIP's loss (arXiv 2103.00020).
+    `same` says which samples have the same instruction: all of these are right answers, and their
+    log-probabilities are averaged (as in UniCL, arXiv 2204.03610). So the least there can be for a
+    sample with p right answers is log p. With one each it is CLIP's loss (arXiv 2103.00020).
     """
     right = (same | torch.eye(len(same), dtype=torch.bool, device=same.device)).to(torch.float32)
     right = right / right.sum(dim=1, keepdim=True)
     similarity = _wide(image) @ _wide(text).T / temperature
-    forth, back = (-(right * F.log_softmax(scores, dim=1)).sum(dim=1) for scores in (similarity, similarity.T))
+    forth, back = (
+        -(right * F.log_softmax(scores, dim=1)).sum(dim=1) for scores in (similarity, similarity.T)
+    )
     return (forth + back) / 2
 
 
@@ -367,7 +451,8 @@ def _wide(x: Tensor) -> Tensor:
 def _difference(student: Tensor, target: Tensor, valid: Tensor | None) -> Tensor:
     """student - target, 0 where not valid.
 
-    Masked ahead of any square, so that not even a NaN past the end of an episode reaches the gradient.
+    Masked ahead of any square, so that not even a NaN past the end of an episode reaches the
+    gradient.
     """
     difference = _wide(student) - _wide(target)
     return difference if valid is None else torch.where(valid[..., None], difference, 0.0)

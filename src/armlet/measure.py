@@ -1,8 +1,10 @@
-"""What a decision costs: milliseconds, multiplications, parameters, memory. Knows policies, no benchmark and no file.
+"""What a decision costs: milliseconds, multiplications, parameters, memory. Knows policies, no
+benchmark and no file.
 
-Latency is wall time from an observation in numpy to actions in numpy, batch 1, after warm-up, synchronised; the
-policies of one table are timed in turn on the same observations, so drift of the machine falls on all alike, and in an
-order drawn anew for each, so that none always finds the caches as the largest one left them.
+Latency is wall time from an observation in numpy to actions in numpy, batch 1, after warm-up,
+synchronised; the policies of one table are timed in turn on the same observations, so drift of the
+machine falls on all alike, and in an order drawn anew for each, so that none always finds the
+caches as the largest one left them.
 """
 
 import multiprocessing
@@ -28,7 +30,9 @@ def percentiles(milliseconds: Sequence[float]) -> dict[str, float]:
     return {f"p{q}": float(np.percentile(milliseconds, q)) for q in (50, 95, 99)}
 
 
-def latency(policies: dict[str, Policy], observations: Sequence[Observation], *, calls: int) -> dict[str, dict[str, float]]:
+def latency(
+    policies: dict[str, Policy], observations: Sequence[Observation], *, calls: int
+) -> dict[str, dict[str, float]]:
     """p50, p95, p99 in ms of `infer`, every policy on every observation, in an order drawn anew."""
     for policy in policies.values():
         for index in range(WARM_UP):
@@ -52,8 +56,10 @@ def _time_once(policy: Policy, observation: Observation) -> float:
 
 @torch.inference_mode()
 def compute(policy: Policy, observations: Sequence[Observation]) -> dict[str, float]:
-    """Mean floating-point operations of a decision, counted from what ran, in all and in the backbone. Moments with the same
-    instruction and the same layers, from the same cameras, run the same operations: one of them is counted, which is slow."""
+    """Mean floating-point operations of a decision, counted from what ran, in all and in the
+    backbone. Moments with the same
+    instruction and the same layers, from the same cameras, run the same operations: one of them is
+    counted, which is slow."""
     counted: dict[Hashable, tuple[int, int]] = {}
     counts = []
     for observation in observations:
@@ -76,8 +82,11 @@ def _count(policy: Policy, observation: Observation) -> tuple[int, int]:
     return whole.get_total_flops(), backbone.get_total_flops()
 
 
-def what_routes_depend_on(policy: Policy, observations: Sequence[Observation], *, seed: int = 0) -> dict[str, float]:
-    """The share of decisions whose route changes when one thing is replaced by that of another moment, drawn at random: the
+def what_routes_depend_on(
+    policy: Policy, observations: Sequence[Observation], *, seed: int = 0
+) -> dict[str, float]:
+    """The share of decisions whose route changes when one thing is replaced by that of another
+    moment, drawn at random: the
     images, the instruction, the robot's state, its previous action, or everything."""
     others = np.random.default_rng(seed).permutation(len(observations))
     routes = [policy.decide(observation).gates for observation in observations]
@@ -87,14 +96,22 @@ def what_routes_depend_on(policy: Policy, observations: Sequence[Observation], *
             replace(observation, **{name: getattr(observations[other], name) for name in names})
             for observation, other in zip(observations, others, strict=True)
         ]
-        return float(np.mean([policy.decide(seen).gates != route for seen, route in zip(mixed, routes, strict=True)]))
+        return float(
+            np.mean(
+                [
+                    policy.decide(seen).gates != route
+                    for seen, route in zip(mixed, routes, strict=True)
+                ]
+            )
+        )
 
     names = ("images", "instruction", "state", "previous_action")
     return {**{name: changed(name) for name in names}, "everything": changed(*names)}
 
 
 def parameters(policy: Policy) -> dict[str, int]:
-    """Counts of parameters: of the whole policy as it is deployed, and of its layers, the part that students cut or skip."""
+    """Counts of parameters: of the whole policy as it is deployed, and of its layers, the part that
+    students cut or skip."""
     return {
         "total": sum(parameter.numel() for parameter in policy.parameters()),
         "backbone": sum(parameter.numel() for parameter in policy.layers.parameters()),
@@ -102,7 +119,8 @@ def parameters(policy: Policy) -> dict[str, int]:
 
 
 def processor() -> str:
-    """The processor's model, as Linux names it, or what Python knows of it; "unknown" where neither does."""
+    """The processor's model, as Linux names it, or what Python knows of it; "unknown" where neither
+    does."""
     listed = Path("/proc/cpuinfo")
     if listed.is_file():
         for line in listed.read_text(errors="replace").splitlines():
@@ -113,7 +131,8 @@ def processor() -> str:
 
 
 def peak_memory_mb(folder: Path, observation: Observation) -> float:
-    """Peak resident memory, in MB, of a fresh process that loads the policy and decides ten times: what a robot's
+    """Peak resident memory, in MB, of a fresh process that loads the policy and decides ten times:
+    what a robot's
     computer must have, libraries included."""
     context = multiprocessing.get_context("spawn")
     with context.Pool(1, maxtasksperchild=1) as pool:

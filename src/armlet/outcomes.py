@@ -1,19 +1,22 @@
-"""What happened in every single episode of an evaluation, kept beside its report; and every count, interval and comparison of the
-report as a function of it.
+"""What happened in every single episode of an evaluation, kept beside its report; and every count,
+interval and comparison of the report as a function of it.
 
     outcomes = outcomes.read(Path("evaluation/outcomes.json.gz"))
     outcomes.recompute(outcomes)["pairs"] == report["pairs"]
 
-`armlet evaluate` makes its report by calling `recompute`, so a reader who calls it on the stored file gets the same numbers, those of the
-bootstrap included (its seeds are fixed). The file is JSON, compressed, of a few bytes an episode:
+`armlet evaluate` makes its report by calling `recompute`, so a reader who calls it on the stored
+file gets the same numbers, those of the bootstrap included (its seeds are fixed). The file is JSON,
+compressed, of a few bytes an episode:
 
     version    1
     hz, limit  control steps a second; the step at which an episode ends without success
-    episodes   [[split, family, task, seed], …]: the n episodes that every policy met, in the order of the plan
-    policies   [{name, fingerprint, execute, layer_costs, routes, success, steps, decisions, waited, toggles}, …], the first is the one
-               that others are compared with; `success` is a text of n characters, 1 or 0; the lists have n numbers
-    delayed    [{policy, slower, late, delay_ms, lag_steps, success, …}, …]: the same policies acting late, in the episodes of the
-               first split only
+    episodes   [[split, family, task, seed], …]: the n episodes that every policy met, in the order
+               of the plan
+    policies   [{name, fingerprint, execute, layer_costs, routes, success, steps, decisions, waited,
+               toggles}, …], the first is the one that others are compared with; `success` is a text
+               of n characters, 1 or 0; the lists have n numbers
+    delayed    [{policy, slower, late, delay_ms, lag_steps, success, …}, …]: the same policies
+               acting late, in the episodes of the first split only
 
 This file knows no policy, no world and no torch.
 """
@@ -39,7 +42,8 @@ Section = dict[str, Any]
 
 @dataclass(frozen=True)
 class Episode:
-    """One episode that was fixed in advance: a task, the condition it is run under, and the seed of its world."""
+    """One episode that was fixed in advance: a task, the condition it is run under, and the seed of
+    its world."""
 
     split: str
     family: str
@@ -49,8 +53,9 @@ class Episode:
 
 @dataclass(frozen=True)
 class Run:
-    """What one policy did in n episodes, entry by entry. `steps`: control steps until success or the limit, those of waiting included;
-    `decisions`: how often the policy was asked; `waited`: steps in which the arm held still because no action was there;
+    """What one policy did in n episodes, entry by entry. `steps`: control steps until success or
+    the limit, those of waiting included; `decisions`: how often the policy was asked; `waited`:
+    steps in which the arm held still because no action was there;
     `toggles`: how often the gripper was sent the other way (None: no gripper)."""
 
     success: tuple[bool, ...]
@@ -75,8 +80,10 @@ class Run:
 
 @dataclass(frozen=True)
 class PolicyRun:
-    """One policy in all episodes. `execute`: actions carried out before it looks again; `layer_costs` (l,): what each layer costs,
-    relative to the others; `routes`: how often each set of layers ran, as a text of l characters 1 or 0, in the first split."""
+    """One policy in all episodes. `execute`: actions carried out before it looks again;
+    `layer_costs` (l,): what each layer costs,
+    relative to the others; `routes`: how often each set of layers ran, as a text of l characters 1
+    or 0, in the first split."""
 
     name: str
     fingerprint: str
@@ -88,8 +95,9 @@ class PolicyRun:
 
 @dataclass(frozen=True)
 class DelayedRun:
-    """A policy whose actions come `lag_steps` control steps late, in the first split's episodes. `late` is the controller's rule
-    for that time (`rollout.Late`), `slower` how many times slower than here the computer was taken to be, `delay_ms` the time of
+    """A policy whose actions come `lag_steps` control steps late, in the first split's episodes.
+    `late` is the controller's rule for that time (`rollout.Late`), `slower` how many times slower
+    than here the computer was taken to be, `delay_ms` the time of
     a decision that follows."""
 
     policy: str
@@ -102,7 +110,8 @@ class DelayedRun:
 
 @dataclass(frozen=True)
 class Outcomes:
-    """Everything that a report's success rates are computed from. Raises ValueError where a run has not one entry an episode."""
+    """Everything that a report's success rates are computed from. Raises ValueError where a run has
+    not one entry an episode."""
 
     hz: float
     limit: int
@@ -113,14 +122,24 @@ class Outcomes:
     def __post_init__(self) -> None:
         first = len(self.rows_of(self.splits[0])) if self.episodes else 0
         expected = [(policy.name, policy.run, len(self.episodes)) for policy in self.policies]
-        expected += [(f"{late.policy} {late.slower:g}× slower, {late.late}", late.run, first) for late in self.delayed]
+        expected += [
+            (f"{late.policy} {late.slower:g}× slower, {late.late}", late.run, first)
+            for late in self.delayed
+        ]
         for name, run, n in expected:
-            columns = {"success": run.success, "steps": run.steps, "decisions": run.decisions, "waited": run.waited}
+            columns = {
+                "success": run.success,
+                "steps": run.steps,
+                "decisions": run.decisions,
+                "waited": run.waited,
+            }
             if run.toggles is not None:
                 columns["toggles"] = run.toggles
             for column, values in columns.items():
                 if len(values) != n:
-                    raise ValueError(f"outcomes of {name!r}: {column} has {len(values)} entries, expected {n}, one an episode")
+                    raise ValueError(
+                        f"outcomes of {name!r}: {column} has {len(values)} entries, expected {n}, one an episode"
+                    )
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -134,10 +153,13 @@ class Outcomes:
     def successes(self, split: str) -> dict[str, np.ndarray]:
         """Policy → in which of one split's m episodes it succeeded, (m,) bool."""
         rows = self.rows_of(split)
-        return {policy.name: np.array(policy.run.only(rows).success, bool) for policy in self.policies}
+        return {
+            policy.name: np.array(policy.run.only(rows).success, bool) for policy in self.policies
+        }
 
 
-# --- on disk ------------------------------------------------------------------------------------------------
+# --- on disk
+# ------------------------------------------------------------------------------------------------
 
 
 def to_bytes(outcomes: Outcomes) -> bytes:
@@ -159,39 +181,52 @@ def from_bytes(content: bytes, *, source: str = "outcomes") -> Outcomes:
     try:
         value = json.loads(gzip.decompress(content))
     except (OSError, EOFError, zlib.error, ValueError) as error:
-        raise ValueError(f"{source} is not compressed JSON ({error}); was it cut short? Run `armlet evaluate` again") from error
+        raise ValueError(
+            f"{source} is not compressed JSON ({error}); was it cut short? Run `armlet evaluate` again"
+        ) from error
     found = value.get("version") if isinstance(value, dict) else None
     if found != VERSION:
-        raise ValueError(f"{source} has version {found!r}, expected {VERSION}; was it written by another armlet?")
+        raise ValueError(
+            f"{source} has version {found!r}, expected {VERSION}; was it written by another armlet?"
+        )
     try:
         return Outcomes(
             hz=value["hz"],
             limit=value["limit"],
             episodes=tuple(Episode(*entry) for entry in value["episodes"]),
             policies=tuple(
-                PolicyRun(**_fields(entry) | {"layer_costs": tuple(entry["layer_costs"])}) for entry in value["policies"]
+                PolicyRun(**_fields(entry) | {"layer_costs": tuple(entry["layer_costs"])})
+                for entry in value["policies"]
             ),
             delayed=tuple(DelayedRun(**_fields(entry)) for entry in value["delayed"]),
         )
     except (KeyError, TypeError) as error:
-        raise ValueError(f"{source} lacks or garbles a field ({error}); it was not written by `armlet evaluate`") from error
+        raise ValueError(
+            f"{source} lacks or garbles a field ({error}); it was not written by `armlet evaluate`"
+        ) from error
 
 
 def write(path: Path, outcomes: Outcomes) -> str:
-    """Write the file, whole or not at all; returns the sha256 of its content, which the report keeps."""
+    """Write the file, whole or not at all; returns the sha256 of its content, which the report
+    keeps."""
     content = to_bytes(outcomes)
     write_atomically(path, content)
     return hashlib.sha256(content).hexdigest()
 
 
 def read(path: Path, *, sha256: str | None = None) -> Outcomes:
-    """Read the file. `sha256`: what its report says of it. Raises FileNotFoundError or ValueError naming the file."""
+    """Read the file. `sha256`: what its report says of it. Raises FileNotFoundError or ValueError
+    naming the file."""
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing; `armlet evaluate` writes it beside report.json")
+        raise FileNotFoundError(
+            f"{path} is missing; `armlet evaluate` writes it beside report.json"
+        )
     content = path.read_bytes()
     found = hashlib.sha256(content).hexdigest()
     if sha256 is not None and found != sha256:
-        raise ValueError(f"{path} is not the one its report was made from: sha256 {found[:12]}…, expected {sha256[:12]}…")
+        raise ValueError(
+            f"{path} is not the one its report was made from: sha256 {found[:12]}…, expected {sha256[:12]}…"
+        )
     return from_bytes(content, source=str(path))
 
 
@@ -204,22 +239,30 @@ def _flat(entry: PolicyRun | DelayedRun) -> dict[str, Any]:
 
 
 def _fields(entry: dict[str, Any]) -> dict[str, Any]:
-    """The inverse of `_flat`, for the constructor of what it was made from, which refuses fields that it does not know."""
+    """The inverse of `_flat`, for the constructor of what it was made from, which refuses fields
+    that it does not know."""
     fields = dict(entry)
     text = fields.pop("success")
     if set(text) - {"0", "1"}:
         raise TypeError(f"success is a text of 0 and 1, found {sorted(set(text))}")
-    steps, decisions, waited = (tuple(fields.pop(name)) for name in ("steps", "decisions", "waited"))
+    steps, decisions, waited = (
+        tuple(fields.pop(name)) for name in ("steps", "decisions", "waited")
+    )
     toggles = fields.pop("toggles")
     success = tuple(bit == "1" for bit in text)
-    return {**fields, "run": Run(success, steps, decisions, waited, None if toggles is None else tuple(toggles))}
+    return {
+        **fields,
+        "run": Run(success, steps, decisions, waited, None if toggles is None else tuple(toggles)),
+    }
 
 
-# --- the report's sections ----------------------------------------------------------------------------------
+# --- the report's sections
+# ----------------------------------------------------------------------------------
 
 
 def recompute(outcomes: Outcomes) -> Section:
-    """The sections of a report that follow from outcomes alone. A policy's row lacks what was measured otherwise: milliseconds,
+    """The sections of a report that follow from outcomes alone. A policy's row lacks what was
+    measured otherwise: milliseconds,
     operations, memory."""
     first = outcomes.splits[0]
     return {
@@ -233,7 +276,8 @@ def recompute(outcomes: Outcomes) -> Section:
 
 
 def policy_row(outcomes: Outcomes, policy: PolicyRun) -> Section:
-    """What one policy's row says of its episodes. Everything but `by_split` is about the first split."""
+    """What one policy's row says of its episodes. Everything but `by_split` is about the first
+    split."""
     rows = outcomes.rows_of(outcomes.splits[0])
     run = policy.run.only(rows)
     seen = [outcomes.episodes[row] for row in rows]
@@ -257,7 +301,9 @@ def policy_row(outcomes: Outcomes, policy: PolicyRun) -> Section:
 
 def delayed_row(outcomes: Outcomes, late: DelayedRun) -> Section:
     """A policy that acts late: how late, by which rule, and what came of it."""
-    steps = [number for number, success in zip(late.run.steps, late.run.success, strict=True) if success]
+    steps = [
+        number for number, success in zip(late.run.steps, late.run.success, strict=True) if success
+    ]
     return {
         "name": late.policy,
         "slower": late.slower,
@@ -275,7 +321,11 @@ def delayed_row(outcomes: Outcomes, late: DelayedRun) -> Section:
 def tally(success: Sequence[bool]) -> Section:
     """Successes of episodes, with their interval."""
     successes = sum(success)
-    return {"successes": successes, "episodes": len(success), "ci95": stats.rate_ci95(successes, len(success))}
+    return {
+        "successes": successes,
+        "episodes": len(success),
+        "ci95": stats.rate_ci95(successes, len(success)),
+    }
 
 
 def tally_by(groups: Sequence[str], success: Sequence[bool]) -> dict[str, Section]:
@@ -287,8 +337,9 @@ def tally_by(groups: Sequence[str], success: Sequence[bool]) -> dict[str, Sectio
 
 
 def seconds_to_success(outcomes: Outcomes, run: Run) -> Section:
-    """`successes`: mean seconds of the episodes that succeeded (None: none did), which flatters a policy that fails where it would
-    have taken long; `restricted`: mean over all episodes, a failure counting as the `limit` (the restricted mean survival time,
+    """`successes`: mean seconds of the episodes that succeeded (None: none did), which flatters a
+    policy that fails where it would have taken long; `restricted`: mean over all episodes, a
+    failure counting as the `limit` (the restricted mean survival time,
     Royston and Parmar 2013)."""
     limit = outcomes.limit / outcomes.hz
     seconds = np.array(run.steps, float) / outcomes.hz
@@ -301,7 +352,8 @@ def seconds_to_success(outcomes: Outcomes, run: Run) -> Section:
 
 
 def decisions_per_second(outcomes: Outcomes, run: Run) -> float | None:
-    """How often the policy was asked in a second in which the arm moved; None where it never moved. About hz / execute, and more where
+    """How often the policy was asked in a second in which the arm moved; None where it never moved.
+    About hz / execute, and more where
     success cuts a chunk short."""
     moved = sum(run.steps) - sum(run.waited)
     return sum(run.decisions) * outcomes.hz / moved if moved else None
@@ -356,20 +408,32 @@ def pairs(outcomes: Outcomes, split: str) -> list[Section]:
 
 
 def delayed_pairs(outcomes: Outcomes) -> list[Section]:
-    """The policies that were run late under the same rule on the same slow computer, every one against the first of them."""
+    """The policies that were run late under the same rule on the same slow computer, every one
+    against the first of them."""
     groups: dict[tuple[float, str], list[DelayedRun]] = {}
     for late in outcomes.delayed:
         groups.setdefault((late.slower, late.late), []).append(late)
     rows = []
     for (slower, rule), (first, *others) in groups.items():
         for other in others:
-            compared = stats.compare_paired(np.array(other.run.success, bool), np.array(first.run.success, bool))
-            rows.append({"slower": slower, "late": rule, "a": other.policy, "b": first.policy, **compared.to_json()})
+            compared = stats.compare_paired(
+                np.array(other.run.success, bool), np.array(first.run.success, bool)
+            )
+            rows.append(
+                {
+                    "slower": slower,
+                    "late": rule,
+                    "a": other.policy,
+                    "b": first.policy,
+                    **compared.to_json(),
+                }
+            )
     return rows
 
 
 def over_seeds(outcomes: Outcomes, split: str) -> Section:
-    """Students that differ in their seed only, `name-0`, `name-1` …, taken together, and compared with each other and with the
+    """Students that differ in their seed only, `name-0`, `name-1` …, taken together, and compared
+    with each other and with the
     first policy, on one split's episodes. Empty where there are none."""
     found = outcomes.successes(split)
     first = next(iter(found))
@@ -388,8 +452,13 @@ def over_seeds(outcomes: Outcomes, split: str) -> Section:
     compared = []
     for index, a in enumerate(names):
         for b in names[:index]:
-            compared.append({"a": a, "b": b, **stats.compare_seeds(together[a], together[b]).to_json()})
-    return {"policies": [_seed_row(name, values) for name, values in together.items()], "pairs": compared}
+            compared.append(
+                {"a": a, "b": b, **stats.compare_seeds(together[a], together[b]).to_json()}
+            )
+    return {
+        "policies": [_seed_row(name, values) for name, values in together.items()],
+        "pairs": compared,
+    }
 
 
 def _seed_row(name: str, values: np.ndarray) -> Section:

@@ -1,6 +1,8 @@
-"""On-policy rounds: the student of this moment acts, its teacher labels what it met, and a trial says whether it may stay.
+"""On-policy rounds: the student of this moment acts, its teacher labels what it met, and a trial
+says whether it may stay.
 
-Which frames a round adds, how often they are drawn, and who is promoted. Knows recipes by their fields, none by name.
+Which frames a round adds, how often they are drawn, and who is promoted. Knows recipes by their
+fields, none by name.
 """
 
 import json
@@ -35,7 +37,8 @@ def identity_of(policy: Policy) -> str:
 
 
 def round_folder(recipe: Recipe, number: int) -> Path:
-    """Where round `number` keeps its episodes, their traces, the student that acted and the trial."""
+    """Where round `number` keeps its episodes, their traces, the student that acted and the
+    trial."""
     return recipe.out / f"round-{number}"
 
 
@@ -45,11 +48,17 @@ def first_seed(recipe: Recipe, number: int) -> int:
 
 
 def practise(recipe: Recipe, student: Policy, teacher: Policy, number: int) -> EpisodeDataset:
-    """The student acts, its teacher labels what it met: the episodes, their traces stored beside them.
+    """The student acts, its teacher labels what it met: the episodes, their traces stored beside
+    them.
 
-    A round of another student, teacher or world that is there already is moved beside: its episodes are not what this student met.
+    A round of another student, teacher or world that is there already is moved beside: its episodes
+    are not what this student met.
     """
-    each, folder, seed = recipe.rounds[number], round_folder(recipe, number), first_seed(recipe, number)
+    each, folder, seed = (
+        recipe.rounds[number],
+        round_folder(recipe, number),
+        first_seed(recipe, number),
+    )
     title = f"practise {recipe.name} {number + 1}/{len(recipe.rounds)}"
     question = {
         "student": identity_of(student),
@@ -90,7 +99,8 @@ def practise(recipe: Recipe, student: Policy, teacher: Policy, number: int) -> E
 
 
 def worth_learning(data: EpisodeDataset, frames: Frames, limit: int | None) -> np.ndarray:
-    """The rows (n,) that a round keeps: all, or at most `limit`, those of failed episodes first, then those where what the student
+    """The rows (n,) that a round keeps: all, or at most `limit`, those of failed episodes first,
+    then those where what the student
     did lies furthest (mean absolute difference) from what its teacher would have done."""
     if limit is None or limit >= len(frames):
         return np.arange(len(frames))
@@ -101,26 +111,35 @@ def worth_learning(data: EpisodeDataset, frames: Frames, limit: int | None) -> n
 
 
 def mixed(base: np.ndarray, practised: np.ndarray, share: float) -> np.ndarray:
-    """The rows `base` once, and those that were practised so often that they are about `share` of all (at least once)."""
+    """The rows `base` once, and those that were practised so often that they are about `share` of
+    all (at least once)."""
     times = max(1, round(share / (1 - share) * len(base) / max(len(practised), 1)))
     return np.concatenate([base, np.tile(practised, times)])
 
 
 def stays(recipe: Recipe, number: int, student: Policy) -> bool:
-    """Whether the student that a round made succeeds as often as before it, on episodes that it did not practise on. The
+    """Whether the student that a round made succeeds as often as before it, on episodes that it did
+    not practise on. The
     verdict is kept in `trial.json`, and read there by a run that is resumed."""
     each, folder = recipe.rounds[number], round_folder(recipe, number)
     if not each.trial:
         return True
     path = folder / TRIAL_FILE
     question = as_json(
-        {"student": identity_of(student), "episodes": each.trial, "split": each.split, "seed": _trial_seed(recipe, number)}
+        {
+            "student": identity_of(student),
+            "episodes": each.trial,
+            "split": each.split,
+            "seed": _trial_seed(recipe, number),
+        }
     )
     if path.exists():
         found = read_json(path, fix="delete it to run the trial again")
         if found.get("made_from") == question:
             return bool(found["promoted"])
-        if (folder / "candidate").exists():  # before the verdict: killed in between, this is done again
+        if (
+            folder / "candidate"
+        ).exists():  # before the verdict: killed in between, this is done again
             set_aside(folder / "candidate", short(question))
         aside = set_aside(path, short(question))
         sys.stderr.write(
@@ -129,7 +148,13 @@ def stays(recipe: Recipe, number: int, student: Policy) -> bool:
         )
     save_policy(student, folder / "candidate")
     before, after = _successes(recipe, each, [folder / "student", folder / "candidate"], number)
-    verdict = {"episodes": each.trial, "split": each.split, "before": before, "after": after, "promoted": after >= before}
+    verdict = {
+        "episodes": each.trial,
+        "split": each.split,
+        "before": before,
+        "after": after,
+        "promoted": after >= before,
+    }
     write_atomically(path, json.dumps({**verdict, "made_from": question}, indent=1).encode())
     return after >= before
 
@@ -143,7 +168,9 @@ def _successes(recipe: Recipe, each: Round, folders: list[Path], number: int) ->
     field = {folder.name: Contender(folder) for folder in folders}
     held_out = plan(recipe.benchmark, each.split, each.trial, _trial_seed(recipe, number))
     jobs = [(name, task, seed) for task, seed in held_out for name in field]
-    progress = Progress(f"trial {recipe.name} {number + 1}/{len(recipe.rounds)}", total=len(jobs), unit="episode")
+    progress = Progress(
+        f"trial {recipe.name} {number + 1}/{len(recipe.rounds)}", total=len(jobs), unit="episode"
+    )
     found = dict.fromkeys(field, 0)
     for name, result in run_all(field, recipe.benchmark, jobs, workers=each.workers):
         found[name] += result.success

@@ -1,8 +1,9 @@
 """probe: episodes + teacher → traces, one row per (episode, step).
 
-Fits the heads that read every layer on the frozen, unrouted teacher (ActDistill stage 1), then runs the teacher
-over the whole data set once and stores what it answers. `distil` needs the store, never the teacher's own code.
-An annotator, a teacher that answers in words, is asked last; its labels are stored beside the traces.
+Fits the heads that read every layer on the frozen, unrouted teacher (ActDistill stage 1), then runs
+the teacher over the whole data set once and stores what it answers. `distil` needs the store, never
+the teacher's own code. An annotator, a teacher that answers in words, is asked last; its labels are
+stored beside the traces.
 """
 
 from pathlib import Path
@@ -16,12 +17,22 @@ from armlet.data.frames import BatchMaker, load_frames
 from armlet.data.traces import HEADER
 from armlet.learner import Learner
 from armlet.recipe import Recipe, at_hand
-from armlet.supervision import annotate, heads_file, heads_question, identity, load_heads, make_heads, save_heads, store_traces
+from armlet.supervision import (
+    annotate,
+    heads_file,
+    heads_question,
+    identity,
+    load_heads,
+    make_heads,
+    save_heads,
+    store_traces,
+)
 from armlet.training import Trainer, make_batches
 
 
 def main(recipe: Recipe) -> Path:
-    """Fit the heads, store the traces; returns the store's folder. Resumes where an earlier run was killed."""
+    """Fit the heads, store the traces; returns the store's folder. Resumes where an earlier run was
+    killed."""
     recipe = at_hand(recipe, reads=("episodes", "teacher"))
     data, title = EpisodeDataset(recipe.episodes, recipe.columns), f"probe {recipe.name}"
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -40,9 +51,13 @@ def main(recipe: Recipe) -> Path:
     return recipe.traces
 
 
-def _fit(recipe: Recipe, learner: Learner, batches: BatchMaker, data_fingerprint: str, *, title: str) -> None:
-    """Fitted heads, or those that were fitted by this question before, into the learner. Where traces were stored with heads of another
-    question, they are refused before anything is fitted: other students may be learning from them."""
+def _fit(
+    recipe: Recipe, learner: Learner, batches: BatchMaker, data_fingerprint: str, *, title: str
+) -> None:
+    """Fitted heads, or those that were fitted by this question before, into the learner. Where
+    traces were stored with heads of another
+    question, they are refused before anything is fitted: other students may be learning from
+    them."""
     assert recipe.probe is not None and learner.probe is not None
     path = heads_file(recipe)
     trainer = Trainer(

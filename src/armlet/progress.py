@@ -9,17 +9,23 @@ from tqdm import tqdm
 class Progress:
     """`total` steps of something called `title`; `start` steps were done by an earlier run."""
 
-    def __init__(self, title: str, *, total: int, start: int = 0, unit: str = "step", every: float = 20.0) -> None:
+    def __init__(
+        self, title: str, *, total: int, start: int = 0, unit: str = "step", every: float = 20.0
+    ) -> None:
         self.title, self.total, self.done, self.unit, self.every = title, total, start, unit, every
         self._start, self._begun, self._said = start, time.monotonic(), time.monotonic()
-        self._bar = tqdm(total=total, initial=start, desc=title, unit=unit) if sys.stderr.isatty() else None
+        self._bar = (
+            tqdm(total=total, initial=start, desc=title, unit=unit) if sys.stderr.isatty() else None
+        )
 
     def advance(self, count: int = 1, **values: float) -> None:
         """`count` more are done; `values` are shown beside the bar."""
         self.done += count
         if self._bar is not None:
             self._bar.update(count)
-            self._bar.set_postfix({name: f"{value:.4g}" for name, value in values.items()}, refresh=False)
+            self._bar.set_postfix(
+                {name: f"{value:.4g}" for name, value in values.items()}, refresh=False
+            )
         elif time.monotonic() - self._said > self.every or self.done == self.total:
             self._said = time.monotonic()
             self._line(values)
@@ -29,7 +35,9 @@ class Progress:
         rate = (self.done - self._start) / seconds
         left = (self.total - self.done) / rate if rate else float("inf")
         shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
-        sys.stderr.write(f"{self.title}: {self.done}/{self.total} {self.unit}s, {rate:.3g}/s, {left:.0f} s left  {shown}\n")
+        sys.stderr.write(
+            f"{self.title}: {self.done}/{self.total} {self.unit}s, {rate:.3g}/s, {left:.0f} s left  {shown}\n"
+        )
         sys.stderr.flush()
 
     def close(self) -> None:

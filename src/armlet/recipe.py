@@ -1,7 +1,8 @@
 """Values that say what to run: an Objective, a Stage, a Recipe. Nothing here runs anything.
 
-A run is a frozen value returned by a function in `armlet/recipes/`; variants use `dataclasses.replace`. Whatever
-changes a result is in the recipe, and saved beside what it produced.
+A run is a frozen value returned by a function in `armlet/recipes/`; variants use
+`dataclasses.replace`. Whatever changes a result is in the recipe, and saved beside what it
+produced.
 """
 
 import dataclasses
@@ -31,8 +32,9 @@ from armlet.types import Batch, Precision, Trace
 class Objective(ABC):
     """What a stage minimises. Subclasses are frozen dataclasses whose fields are its weights.
 
-    `needs`: what it reads from the teacher's trace; `wants`: what it reads from the student's. `every`: it reads the layers
-    (semantics and layer actions) of every n-th sample only; the heads that read them are the dearest part of a small network's step.
+    `needs`: what it reads from the teacher's trace; `wants`: what it reads from the student's.
+    `every`: it reads the layers (semantics and layer actions) of every n-th sample only; the heads
+    that read them are the dearest part of a small network's step.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
@@ -48,15 +50,19 @@ class Objective(ABC):
 class Stage:
     """One stretch of training.
 
-    `train` and `freeze` are patterns of parameter names (`vision.*`); what matches `train` and not `freeze` trains.
-    `ema` averages the weights that are saved (None: the last ones). `augment` changes the pictures. `balance`
-    draws frames of rare actions more often, where the head chooses among a few: 0 as they come, 1 all about equally. `gripper_noise`: the
-    share of gripper commands that are told wrong, the expert's and the teacher's final ones alike (data.noise). `exploration`: the noise of a network that decides while it trains, a router, from the first step to the
-    last (Gumbel noise at 1, none at 0); `budgets`: the range from which each step's budget is drawn, for one with a dial.
-    With `teacher="ema_self"` it is no stored trace that is matched, but what the student's own running average
-    (`teacher_decay`) answers; in the first stage the average starts from the teacher, which must be the same network, later from the student.
-    `precision` is that of the matrix products; weights and losses stay in single precision. `compile`
-    fuses each backbone layer (torch.compile) where that is possible: on a CPU, where a C++ compiler is found.
+    `train` and `freeze` are patterns of parameter names (`vision.*`); what matches `train` and not
+    `freeze` trains. `ema` averages the weights that are saved (None: the last ones). `augment`
+    changes the pictures. `balance` draws frames of rare actions more often, where the head chooses
+    among a few: 0 as they come, 1 all about equally. `gripper_noise`: the share of gripper commands
+    that are told wrong, the expert's and the teacher's final ones alike (data.noise).
+    `exploration`: the noise of a network that decides while it trains, a router, from the first
+    step to the last (Gumbel noise at 1, none at 0); `budgets`: the range from which each step's
+    budget is drawn, for one with a dial. With `teacher="ema_self"` it is no stored trace that is
+    matched, but what the student's own running average (`teacher_decay`) answers; in the first
+    stage the average starts from the teacher, which must be the same network, later from the
+    student. `precision` is that of the matrix products; weights and losses stay in single
+    precision. `compile` fuses each backbone layer (torch.compile) where that is possible: on a CPU,
+    where a C++ compiler is found.
     """
 
     objective: Objective
@@ -86,15 +92,29 @@ class Stage:
     def __post_init__(self) -> None:
         limits.positive(self, "batch_size", "log_every", "checkpoint_every")
         limits.check(self, steps=(0, inf))  # of several stages, one may be left out so
-        limits.check(self, learning_rate=(ABOVE_0, MOST), clip=(ABOVE_0, inf), weight_decay=(0, MOST), warmup=(0, inf))
-        limits.check(self, ema=(0, BELOW_1), teacher_decay=(0, BELOW_1), balance=(0, MOST), gripper_noise=(0, 1))
+        limits.check(
+            self,
+            learning_rate=(ABOVE_0, MOST),
+            clip=(ABOVE_0, inf),
+            weight_decay=(0, MOST),
+            warmup=(0, inf),
+        )
+        limits.check(
+            self,
+            ema=(0, BELOW_1),
+            teacher_decay=(0, BELOW_1),
+            balance=(0, MOST),
+            gripper_noise=(0, 1),
+        )
         limits.check(self, exploration=(0, MOST), budgets=(ABOVE_0, 1))
 
 
 @dataclass(frozen=True)
 class Collection:
-    """How episodes are made: how many, with which workers, and in which shares of them the expert is disturbed (DART)
-    and distracted (sent to a wrong thing first). With the teacher as `actor`, it acts undisturbed. Only successes are kept."""
+    """How episodes are made: how many, with which workers, and in which shares of them the expert
+    is disturbed (DART)
+    and distracted (sent to a wrong thing first). With the teacher as `actor`, it acts undisturbed.
+    Only successes are kept."""
 
     episodes: int = 8000
     seed: int = 10_000_000
@@ -110,7 +130,8 @@ class Collection:
 
 @dataclass(frozen=True)
 class Probe:
-    """The heads that read every layer while training, and how they are fitted on the frozen teacher."""
+    """The heads that read every layer while training, and how they are fitted on the frozen
+    teacher."""
 
     stage: Stage
     graph_width: int = 32
@@ -122,17 +143,22 @@ class Probe:
     hidden: int = 128
 
     def __post_init__(self) -> None:
-        limits.positive(self, "graph_width", "semantic_width", "neighbours", "heads", "queries", "hidden")
+        limits.positive(
+            self, "graph_width", "semantic_width", "neighbours", "heads", "queries", "hidden"
+        )
         limits.check(self, graph_layers=(0, inf))
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """`episodes` paired episodes a split, spread evenly over the tasks; `latency_calls` timed decisions; `budgets`: the
-    shares of its backbone at which the recipe's student is run as well (it must have been calibrated); `execute`: every policy is run
-    as well carrying out this many actions of a chunk before it looks again. `slower`: how many times
-    slower a robot's computer is than this one, for runs in which the world goes on while a policy thinks, and `late`: what the arm does
-    meanwhile (armlet/rollout.py): `wait` holds still, `run_on` carries out what is left of the chunk before."""
+    """`episodes` paired episodes a split, spread evenly over the tasks; `latency_calls` timed
+    decisions; `budgets`: the shares of its backbone at which the recipe's student is run as well
+    (it must have been calibrated); `execute`: every policy is run as well carrying out this many
+    actions of a chunk before it looks again. `slower`: how many times slower a robot's computer is
+    than this one, for runs in which the world goes on while a policy thinks, and `late`: what the
+    arm does
+    meanwhile (armlet/rollout.py): `wait` holds still, `run_on` carries out what is left of the
+    chunk before."""
 
     episodes: int = 400
     splits: tuple[str, ...] = ("seen",)
@@ -147,17 +173,22 @@ class Evaluation:
 
     def __post_init__(self) -> None:
         limits.positive(self, "episodes", "workers", "latency_calls", "execute")
-        limits.check(self, seed=(0, inf), videos=(0, inf), budgets=(ABOVE_0, 1), slower=(ABOVE_0, MOST))
+        limits.check(
+            self, seed=(0, inf), videos=(0, inf), budgets=(ABOVE_0, 1), slower=(ABOVE_0, MOST)
+        )
 
 
 @dataclass(frozen=True)
 class Round:
-    """One on-policy round after the stages: the student acts in `episodes` episodes of `split` from `seed` on (a later round in
-    others), the teacher labels every state it reaches, the data grow by these, and `stage` trains on all of them.
+    """One on-policy round after the stages: the student acts in `episodes` episodes of `split` from
+    `seed` on (a later round in others), the teacher labels every state it reaches, the data grow by
+    these, and `stage` trains on all of them.
 
-    `share` of what is drawn comes from the rounds' own frames, however few they are. `replay` bounds those that a round keeps: first
-    all of episodes that failed, then those where student and teacher differ most; None keeps all. With `trial`, that many held-out
-    episodes are run by the student before and after the round, and where it succeeds less often than before it goes back to what it was.
+    `share` of what is drawn comes from the rounds' own frames, however few they are. `replay`
+    bounds those that a round keeps: first all of episodes that failed, then those where student and
+    teacher differ most; None keeps all. With `trial`, that many held-out episodes are run by the
+    student before and after the round, and where it succeeds less often than before it goes back to
+    what it was.
     """
 
     stage: Stage
@@ -176,15 +207,20 @@ class Round:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything a run needs. Each verb reads the fields it is about and leaves its result under `out`."""
+    """Everything a run needs. Each verb reads the fields it is about and leaves its result under
+    `out`."""
 
     name: str  # of the student, in logs and reports
     benchmark: Benchmark  # the world in which episodes are collected and policies evaluated
     episodes: Path  # a LeRobotDataset: its folder, or hf:user/name; `collect` writes it
     teacher: Path  # a policy: its folder, or hf:user/name; `teach` writes it
     out: Path  # the folder of the student, its stages and its evaluation
-    columns: Columns = field(default_factory=Columns)  # of the episodes: which hold state (None: it is not read) and action
-    pictures: Pictures = field(default_factory=Pictures)  # of the episodes: how they are seen, and kept while training
+    columns: Columns = field(
+        default_factory=Columns
+    )  # of the episodes: which hold state (None: it is not read) and action
+    pictures: Pictures = field(
+        default_factory=Pictures
+    )  # of the episodes: how they are seen, and kept while training
     collection: Collection = field(default_factory=Collection)
     network: Network | None = None
     normalise_actions: Mode = "identity"  # by which of the episodes' statistics a network sees actions (armlet/data/normalise.py)
@@ -195,22 +231,37 @@ class Recipe:
     student: Student | None = None
     stages: tuple[Stage, ...] = ()
     rounds: tuple[Round, ...] = ()
-    traced: tuple[str, ...] = ("actions", "condition")  # what `probe` stores of the teacher, beside what its heads read
+    traced: tuple[str, ...] = (
+        "actions",
+        "condition",
+    )  # what `probe` stores of the teacher, beside what its heads read
     trace_precision: Precision = "fp32"  # of the teacher's matrix products while `probe` watches it
     evaluation: Evaluation = field(default_factory=Evaluation)
     shared: Path | None = None  # where traces are, when several recipes use the same
-    split: Literal["last", "tasks"] = "last"  # by tasks: 70/15/15, no instruction and no scene in two parts (data/splits.py)
-    held_out: float = 0.02  # with `last`: the share of episodes, the last ones, that no student trains on
-    policies: tuple[Path, ...] = ()  # folders, or hf:user/name, of more policies that `evaluate` runs in the same episodes
+    split: Literal["last", "tasks"] = (
+        "last"  # by tasks: 70/15/15, no instruction and no scene in two parts (data/splits.py)
+    )
+    held_out: float = (
+        0.02  # with `last`: the share of episodes, the last ones, that no student trains on
+    )
+    policies: tuple[
+        Path, ...
+    ] = ()  # folders, or hf:user/name, of more policies that `evaluate` runs in the same episodes
     weights: Literal["fp16", "fp32"] = "fp32"  # as which a teacher or student is kept on disk
     seed: int = 0  # of weights, batches and noise, whatever is trained
 
     def __post_init__(self) -> None:
         limits.check(self, outside_range=(0, 1), held_out=(ABOVE_0, BELOW_1), seed=(0, inf))
-        trained = {"teach": (self.teach,), "probe.stage": (self.probe and self.probe.stage,), "stages": self.stages}
+        trained = {
+            "teach": (self.teach,),
+            "probe.stage": (self.probe and self.probe.stage,),
+            "stages": self.stages,
+        }
         for name, stages in trained.items():
             if any(stages) and not sum(stage.steps for stage in stages if stage):
-                raise ValueError(f"recipe {self.name!r}: {name} has no steps, so nothing would be trained; give it at least 1")
+                raise ValueError(
+                    f"recipe {self.name!r}: {name} has no steps, so nothing would be trained; give it at least 1"
+                )
         provided = set(self.traced) | ({"semantics", "layer_actions"} if self.probe else set())
         for index, stage in enumerate(self.all_stages):
             missing = stage.objective.needs - provided if stage.teacher == "frozen" else frozenset()
@@ -227,7 +278,8 @@ class Recipe:
 
     @property
     def own_columns(self) -> Columns:
-        """Of episodes that armlet records itself: its own names, and no state where none is read."""
+        """Of episodes that armlet records itself: its own names, and no state where none is
+        read."""
         return Columns(state=None) if self.columns.state is None else Columns()
 
     @property
@@ -245,14 +297,19 @@ class Recipe:
 
 
 Factory = Callable[[], Recipe]
-KINDS: dict[str, hub.Kind] = {"episodes": "dataset", "teacher": "model", "policies": "model"}  # what a field names
+KINDS: dict[str, hub.Kind] = {
+    "episodes": "dataset",
+    "teacher": "model",
+    "policies": "model",
+}  # what a field names
 
 
 def at_hand(recipe: Recipe, *, reads: Sequence[str], writes: Sequence[str] = ()) -> Recipe:
-    """The recipe with what a verb `reads` at hand: names on the hub are fetched, and stand for one commit from here on.
+    """The recipe with what a verb `reads` at hand: names on the hub are fetched, and stand for one
+    commit from here on.
 
-    Every verb begins with it. Raises ValueError where a field that is written to names something on the hub, or lies in its cache, and
-    what `hub.pinned` raises.
+    Every verb begins with it. Raises ValueError where a field that is written to names something on
+    the hub, or lies in its cache, and what `hub.pinned` raises.
     """
     for name in ("out", "shared", *writes):
         place = getattr(recipe, name)

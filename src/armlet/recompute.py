@@ -1,13 +1,16 @@
-"""recompute: every interval, comparison and tally of a report again, from the counts and outcomes that are stored.
+"""recompute: every interval, comparison and tally of a report again, from the counts and outcomes
+that are stored.
 
     armlet recompute report.json [more …]
 
-A report says how many of how many episodes succeeded and, of two policies, in how many both, one or neither did; everything else that
-it says of success follows from these, and is compared here with what it says. Where the outcomes of single episodes are kept beside it
-(`outcomes.json.gz`), the counts themselves are counted again, and so are steps, gripper toggles and the intervals over seeds. Without them
-these three stand in the report as they were found, and are named as such.
+A report says how many of how many episodes succeeded and, of two policies, in how many both, one or
+neither did; everything else that it says of success follows from these, and is compared here with
+what it says. Where the outcomes of single episodes are kept beside it (`outcomes.json.gz`), the
+counts themselves are counted again, and so are steps, gripper toggles and the intervals over seeds.
+Without them these three stand in the report as they were found, and are named as such.
 
-Milliseconds, operations and memory were measured; nothing here can say whether they are right. Knows reports; runs no policy.
+Milliseconds, operations and memory were measured; nothing here can say whether they are right.
+Knows reports; runs no policy.
 """
 
 import math
@@ -22,8 +25,17 @@ from armlet import outcomes, stats
 from armlet.report import read
 
 Report = dict[str, Any]
-GROUPINGS = ("by_family", "by_task", "by_split")  # successes of a policy by what the episodes are about
-FOURFOLD = ("both", "only_a", "only_b", "neither")  # in how many episodes which of two policies succeeded
+GROUPINGS = (
+    "by_family",
+    "by_task",
+    "by_split",
+)  # successes of a policy by what the episodes are about
+FOURFOLD = (
+    "both",
+    "only_a",
+    "only_b",
+    "neither",
+)  # in how many episodes which of two policies succeeded
 
 
 @dataclass(frozen=True)
@@ -41,7 +53,8 @@ class Difference:
 
 @dataclass
 class Account:
-    """What was compared in one report: how many numbers, which differ, and what cannot be recomputed."""
+    """What was compared in one report: how many numbers, which differ, and what cannot be
+    recomputed."""
 
     file: str
     compared: int = 0
@@ -49,12 +62,17 @@ class Account:
     not_stored: list[str] = field(default_factory=list)
 
     def same(self, where: str, found: Any, expected: Any) -> None:
-        """Compare two numbers, texts, or lists and dictionaries of them, entry by entry. What `expected` does not speak of is left."""
+        """Compare two numbers, texts, or lists and dictionaries of them, entry by entry. What
+        `expected` does not speak of is left."""
         if isinstance(expected, dict) and isinstance(found, dict):
             for name, value in expected.items():
                 self.same(f"{where}.{name}", found.get(name, "nothing"), value)
             return
-        if isinstance(expected, list | tuple) and isinstance(found, list | tuple) and len(expected) == len(found):
+        if (
+            isinstance(expected, list | tuple)
+            and isinstance(found, list | tuple)
+            and len(expected) == len(found)
+        ):
             for index, (one, other) in enumerate(zip(found, expected, strict=True)):
                 self.same(f"{where}[{index}]", one, other)
             return
@@ -64,7 +82,8 @@ class Account:
 
 
 def main(reports: tuple[Path, ...], /) -> str:
-    """Check reports; returns one line a report. `reports`: files, or folders that hold a report.json.
+    """Check reports; returns one line a report. `reports`: files, or folders that hold a
+    report.json.
 
     Raises ValueError that lists every number which differs.
     """
@@ -75,12 +94,15 @@ def main(reports: tuple[Path, ...], /) -> str:
     if differences:
         compared = sum(account.compared for account in accounts)
         lines = "\n".join(f"  {difference}" for difference in differences)
-        raise ValueError(f"{len(differences)} of {compared} numbers are not what the stored counts give:\n{lines}")
+        raise ValueError(
+            f"{len(differences)} of {compared} numbers are not what the stored counts give:\n{lines}"
+        )
     return "\n".join(_sentence(account) for account in accounts)
 
 
 def check(path: Path) -> Account:
-    """Recompute one report. Raises FileNotFoundError or ValueError where report or outcomes cannot be read."""
+    """Recompute one report. Raises FileNotFoundError or ValueError where report or outcomes cannot
+    be read."""
     report = read(path)
     account = Account(path.as_posix())
     try:
@@ -91,13 +113,18 @@ def check(path: Path) -> Account:
             account.not_stored += _what_counts_cannot_say(report)
         _margins(account, report)
     except KeyError as error:
-        raise ValueError(f"{path} lacks the field {error}; was it edited, or written by another armlet?") from error
+        raise ValueError(
+            f"{path} lacks the field {error}; was it edited, or written by another armlet?"
+        ) from error
     return account
 
 
 def _by_outcomes(account: Account, report: Report, path: Path) -> None:
-    """Everything from the outcomes of single episodes: the sections that `armlet evaluate` itself computes from them."""
-    kept = outcomes.read(_beside(path, report["outcomes"]["file"]), sha256=report["outcomes"]["sha256"])
+    """Everything from the outcomes of single episodes: the sections that `armlet evaluate` itself
+    computes from them."""
+    kept = outcomes.read(
+        _beside(path, report["outcomes"]["file"]), sha256=report["outcomes"]["sha256"]
+    )
     for name, expected in outcomes.recompute(kept).items():
         found = report[name]
         if isinstance(expected, list):
@@ -105,21 +132,28 @@ def _by_outcomes(account: Account, report: Report, path: Path) -> None:
             for own, row in zip(found, expected, strict=False):
                 account.same(f"{name}, {_name(row)}", own, row)
                 for grouping in [grouping for grouping in GROUPINGS if grouping in row]:
-                    account.same(f"{name}, {_name(row)}: groups of {grouping}", sorted(own[grouping]), sorted(row[grouping]))
+                    account.same(
+                        f"{name}, {_name(row)}: groups of {grouping}",
+                        sorted(own[grouping]),
+                        sorted(row[grouping]),
+                    )
         else:
             account.same(name, found, expected)
             account.same(f"groups of {name}", sorted(found), sorted(expected))
 
 
 def _beside(path: Path, name: str) -> Path:
-    """The file of outcomes. A report that was put elsewhere as `x.json` may have it beside it as `x.outcomes.json.gz`, so that several
-    reports can lie in one folder; whichever it is, its sha256 has to be the one that the report names."""
+    """The file of outcomes. A report that was put elsewhere as `x.json` may have it beside it as
+    `x.outcomes.json.gz`, so that several
+    reports can lie in one folder; whichever it is, its sha256 has to be the one that the report
+    names."""
     own = path.with_name(f"{path.stem}.{name}")
     return own if own.is_file() else path.with_name(name)
 
 
 def _by_counts(account: Account, report: Report) -> None:
-    """Intervals and comparisons from the counts in the report itself: Wilson's interval of every rate, which reports without outcomes
+    """Intervals and comparisons from the counts in the report itself: Wilson's interval of every
+    rate, which reports without outcomes
     have throughout; Newcombe's and McNemar's of every pair."""
     for policy in report["policies"]:
         _rate(account, policy["name"], policy)
@@ -140,16 +174,26 @@ def _by_counts(account: Account, report: Report) -> None:
 
 
 def _rate(account: Account, where: str, tally: Report) -> None:
-    if not 0 <= tally["successes"] <= tally["episodes"] or not tally["episodes"]:  # no interval belongs to such a count
-        account.same(f"{where}: successes", tally["successes"], f"0 to {tally['episodes']}, of at least one episode")
+    if (
+        not 0 <= tally["successes"] <= tally["episodes"] or not tally["episodes"]
+    ):  # no interval belongs to such a count
+        account.same(
+            f"{where}: successes",
+            tally["successes"],
+            f"0 to {tally['episodes']}, of at least one episode",
+        )
         return
-    account.same(f"{where}: ci95", tally["ci95"], list(stats.wilson(tally["successes"], tally["episodes"])))
+    account.same(
+        f"{where}: ci95", tally["ci95"], list(stats.wilson(tally["successes"], tally["episodes"]))
+    )
 
 
 def _outcomes_of(pair: Report) -> tuple[np.ndarray, np.ndarray]:
     """Outcomes (n,) bool of two policies that fill the pair's table of both, one and neither."""
     counts = [pair[count] for count in FOURFOLD]
-    return np.repeat([True, True, False, False], counts), np.repeat([True, False, True, False], counts)
+    return np.repeat([True, True, False, False], counts), np.repeat(
+        [True, False, True, False], counts
+    )
 
 
 def _all_pairs(report: Report) -> Iterator[tuple[str, Report]]:
@@ -192,7 +236,8 @@ def _is_seed_of(member: str, name: str) -> bool:
 
 
 def _margins(account: Account, report: Report) -> None:
-    """Counts that stand in two places agree: a pair's with its policies', a policy's with those of its tasks and families."""
+    """Counts that stand in two places agree: a pair's with its policies', a policy's with those of
+    its tasks and families."""
     first = _first_split(report)
     by_split = {}
     for policy in report["policies"]:
@@ -224,7 +269,11 @@ def _what_counts_cannot_say(report: Report) -> list[str]:
 
 def _sentence(account: Account) -> str:
     """One line of a report in which nothing differs."""
-    rest = f"; not to be recomputed without outcomes: {', '.join(account.not_stored)}" if account.not_stored else ""
+    rest = (
+        f"; not to be recomputed without outcomes: {', '.join(account.not_stored)}"
+        if account.not_stored
+        else ""
+    )
     return f"{account.file}: {account.compared} numbers recomputed, none differs{rest}"
 
 
@@ -237,8 +286,13 @@ def _name(row: Report) -> str:
 
 
 def _equal(found: Any, expected: Any) -> bool:
-    """Numbers to the last digits that two versions of a library may differ in; all else, and counts, exactly."""
-    if isinstance(expected, float) and isinstance(found, int | float) and not isinstance(found, bool):
+    """Numbers to the last digits that two versions of a library may differ in; all else, and
+    counts, exactly."""
+    if (
+        isinstance(expected, float)
+        and isinstance(found, int | float)
+        and not isinstance(found, bool)
+    ):
         return math.isclose(found, expected, rel_tol=1e-9, abs_tol=1e-12)
     return type(found) is type(expected) and found == expected
 

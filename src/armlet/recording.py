@@ -1,8 +1,10 @@
-"""Episodes made by acting: who acts, who says what would have been right, and how attempts become a data set.
+"""Episodes made by acting: who acts, who says what would have been right, and how attempts become a
+data set.
 
-What acts is a callable from the number of an attempt to an episode, or to None where nothing is kept: `ExpertActs`, with
-disturbances, or `StudentActs`, whose teacher labels every state that it reaches. Workers write what they made
-themselves; a killed run goes on with the attempts that are missing.
+What acts is a callable from the number of an attempt to an episode, or to None where nothing is
+kept: `ExpertActs`, with disturbances, or `StudentActs`, whose teacher labels every state that it
+reaches. Workers write what they made themselves; a killed run goes on with the attempts that are
+missing.
 """
 
 import functools
@@ -30,15 +32,27 @@ Acts = Callable[[int], EpisodeFrames | None]
 
 
 def record(
-    root: Path, benchmark: Benchmark, acts: Acts, *, episodes: int, workers: int, metadata: dict[str, Any], title: str
+    root: Path,
+    benchmark: Benchmark,
+    acts: Acts,
+    *,
+    episodes: int,
+    workers: int,
+    metadata: dict[str, Any],
+    title: str,
 ) -> Path:
-    """Attempts 0 to `episodes` that are not in the data set at `root` yet, in `workers` processes; returns `root`."""
+    """Attempts 0 to `episodes` that are not in the data set at `root` yet, in `workers` processes;
+    returns `root`."""
     with hold(root / CACHE / "recording.lock", "recording episodes"):
         features = features_of(benchmark, benchmark.make(benchmark.tasks()[0], 0))
         hz = round(benchmark.action_spec.control_hz)
         writer = EpisodeWriter(root, features, fps=hz, robot=benchmark.name, metadata=metadata)
         finished = {info["attempt"] for info in writer.finished()}
-        jobs = [(root, acts, attempt, features, hz) for attempt in range(episodes) if attempt not in finished]
+        jobs = [
+            (root, acts, attempt, features, hz)
+            for attempt in range(episodes)
+            if attempt not in finished
+        ]
         progress = Progress(title, total=episodes, start=len(finished), unit="episode")
         kept = len(finished)
         with multiprocessing.get_context("spawn").Pool(workers) as pool:
@@ -51,7 +65,8 @@ def record(
 
 
 def _work(job: tuple[Path, Acts, int, Features, int]) -> bool:
-    """One attempt, in a worker process; True where there is something to keep and it was written."""
+    """One attempt, in a worker process; True where there is something to keep and it was
+    written."""
     root, acts, attempt, features, hz = job
     episode = acts(attempt)
     if episode is None:
@@ -77,7 +92,9 @@ class ExpertActs:
 
     def __call__(self, attempt: int) -> EpisodeFrames | None:
         tasks, seed = self.benchmark.tasks(), self.collection.seed + attempt
-        perturbation = Perturbation(share=self.collection.disturbed_share, distracted=self.collection.distracted_share)
+        perturbation = Perturbation(
+            share=self.collection.disturbed_share, distracted=self.collection.distracted_share
+        )
         task = tasks[attempt % len(tasks)]
         rollout = roll_out(self.benchmark, task, seed, perturbation)
         return rollout.episode(task, attempt, seed) if rollout.success else None
@@ -85,7 +102,8 @@ class ExpertActs:
 
 @dataclass(frozen=True)
 class TeacherActs:
-    """A policy acts as it does when deployed, chunk by chunk; recorded is the first action that it would answer at each step. Only
+    """A policy acts as it does when deployed, chunk by chunk; recorded is the first action that it
+    would answer at each step. Only
     episodes that succeed are kept."""
 
     benchmark: Benchmark
@@ -101,7 +119,8 @@ class TeacherActs:
 
 @dataclass(frozen=True)
 class StudentActs:
-    """A student acts, and at every step its teacher says what it would have done (DAgger, arXiv 1011.0686). Episodes that
+    """A student acts, and at every step its teacher says what it would have done (DAgger, arXiv
+    1011.0686). Episodes that
     fail are kept as well: they are where the student needs telling."""
 
     benchmark: Benchmark
@@ -113,7 +132,9 @@ class StudentActs:
     def __call__(self, attempt: int) -> EpisodeFrames:
         tasks, seed = self.benchmark.tasks(self.split), self.seed + attempt
         task = tasks[attempt % len(tasks)]
-        return practise(_loaded(self.student), _loaded(self.teacher), self.benchmark, task, seed).episode(task, attempt, seed)
+        return practise(
+            _loaded(self.student), _loaded(self.teacher), self.benchmark, task, seed
+        ).episode(task, attempt, seed)
 
 
 @functools.cache
@@ -123,8 +144,11 @@ def _loaded(folder: Path) -> Policy:
     return load_policy(folder)
 
 
-def practise(student: Policy, teacher: Policy, benchmark: Benchmark, task: Task, seed: int) -> "Rollout":
-    """One episode in which the student's chunks are carried out and the teacher's first action is recorded at every step."""
+def practise(
+    student: Policy, teacher: Policy, benchmark: Benchmark, task: Task, seed: int
+) -> "Rollout":
+    """One episode in which the student's chunks are carried out and the teacher's first action is
+    recorded at every step."""
     world = benchmark.make(task, seed)
     observations: list[Observation] = []
     actions: list[np.ndarray] = []
@@ -147,12 +171,13 @@ def practise(student: Policy, teacher: Policy, benchmark: Benchmark, task: Task,
 class Perturbation:
     """How a share of the episodes is disturbed.
 
-    `share` of episodes; in them `probability` per step of starting a disturbance that lasts 1–3 steps and adds a
-    constant of up to `size` (in units of a full command) to every dimension but the gripper, which flips with
-    probability `flip` instead.
+    `share` of episodes; in them `probability` per step of starting a disturbance that lasts 1–3
+    steps and adds a constant of up to `size` (in units of a full command) to every dimension but
+    the gripper, which flips with probability `flip` instead.
 
-    A share of `distracted` episodes has the hand go to another thing for up to `longest` steps, from the first step in
-    half of them and from a later one in the others, if the world has such a thing.
+    A share of `distracted` episodes has the hand go to another thing for up to `longest` steps,
+    from the first step in half of them and from a later one in the others, if the world has such a
+    thing.
     """
 
     share: float = 0.6
@@ -165,7 +190,8 @@ class Perturbation:
 
 @dataclass(frozen=True)
 class Rollout:
-    """One episode as arrays over T steps: what was seen, what the expert said, what was executed."""
+    """One episode as arrays over T steps: what was seen, what the expert said, what was
+    executed."""
 
     images: dict[str, np.ndarray]  # camera -> (T, h, w, 3) uint8
     state: np.ndarray  # (T, s) float32
@@ -181,14 +207,26 @@ class Rollout:
             images=self.images,
             state=self.state,
             action=self.action,
-            extra={"executed": self.executed, **{f"privileged.{name}": values for name, values in self.privileged.items()}},
+            extra={
+                "executed": self.executed,
+                **{f"privileged.{name}": values for name, values in self.privileged.items()},
+            },
             task=self.instruction,
-            info={"attempt": attempt, "task": task.name, "family": task.family, "seed": seed, "success": self.success},
+            info={
+                "attempt": attempt,
+                "task": task.name,
+                "family": task.family,
+                "seed": seed,
+                "success": self.success,
+            },
         )
 
 
-def roll_out(benchmark: Benchmark, task: Task, seed: int, perturbation: Perturbation, *, tail: int = 2) -> Rollout:
-    """Run the expert once. `tail` steps are recorded after success, so that a policy learns to stay put."""
+def roll_out(
+    benchmark: Benchmark, task: Task, seed: int, perturbation: Perturbation, *, tail: int = 2
+) -> Rollout:
+    """Run the expert once. `tail` steps are recorded after success, so that a policy learns to stay
+    put."""
     rng = np.random.default_rng([seed, 1])
     world = benchmark.make(task, seed)
     disturbed = rng.random() < perturbation.share
@@ -216,14 +254,17 @@ def roll_out(benchmark: Benchmark, task: Task, seed: int, perturbation: Perturba
 
 
 def _detour(rng: np.random.Generator, perturbation: Perturbation) -> tuple[int, int, int]:
-    """First and last (exclusive) step of a distraction, and the number of the thing; (0, 0, …) where there is none."""
+    """First and last (exclusive) step of a distraction, and the number of the thing; (0, 0, …)
+    where there is none."""
     if rng.random() >= perturbation.distracted:
         return 0, 0, 0
     first = 0 if rng.random() < 0.5 else int(rng.integers(1, 8))
     return first, first + int(rng.integers(2, perturbation.longest + 1)), int(rng.integers(1000))
 
 
-def _offset(rng: np.random.Generator, benchmark: Benchmark, perturbation: Perturbation, action: np.ndarray) -> np.ndarray:
+def _offset(
+    rng: np.random.Generator, benchmark: Benchmark, perturbation: Perturbation, action: np.ndarray
+) -> np.ndarray:
     spec = benchmark.action_spec
     offset = rng.uniform(-perturbation.size, perturbation.size, spec.dims).astype(np.float32)
     if spec.gripper is not None:
@@ -232,14 +273,27 @@ def _offset(rng: np.random.Generator, benchmark: Benchmark, perturbation: Pertur
     return offset
 
 
-def _rollout(world: World, observations: list, actions: list, executed: list, privileged: list, *, success: bool) -> Rollout:
+def _rollout(
+    world: World,
+    observations: list,
+    actions: list,
+    executed: list,
+    privileged: list,
+    *,
+    success: bool,
+) -> Rollout:
     world.close()
     return Rollout(
-        images={name: np.stack([seen.images[name] for seen in observations]) for name in observations[0].images},
+        images={
+            name: np.stack([seen.images[name] for seen in observations])
+            for name in observations[0].images
+        },
         state=np.stack([seen.state for seen in observations]),
         action=np.stack(actions),
         executed=np.stack(executed),
-        privileged={name: np.stack([facts[name] for facts in privileged]) for name in privileged[0]},
+        privileged={
+            name: np.stack([facts[name] for facts in privileged]) for name in privileged[0]
+        },
         instruction=world.instruction,
         success=success,
     )

@@ -1,7 +1,8 @@
-"""Cameras for MuJoCo models: a ray caster that needs no graphics library, and EGL where a probe finds it working.
+"""Cameras for MuJoCo models: a ray caster that needs no graphics library, and EGL where a probe
+finds it working.
 
-Pixels of the two differ, so a benchmark names its renderer in its fingerprint and never mixes them. This file
-knows MuJoCo models and cameras; it knows no benchmark.
+Pixels of the two differ, so a benchmark names its renderer in its fingerprint and never mixes them.
+This file knows MuJoCo models and cameras; it knows no benchmark.
 """
 
 import functools
@@ -35,8 +36,11 @@ class Camera(Protocol):
 
 @functools.cache
 def probe_egl() -> bool:
-    """Whether off-screen EGL rendering works here. Asked in a subprocess: a broken driver aborts its process."""
-    answer = subprocess.run([sys.executable, "-c", _PROBE], capture_output=True, text=True, timeout=60, check=False)
+    """Whether off-screen EGL rendering works here. Asked in a subprocess: a broken driver aborts
+    its process."""
+    answer = subprocess.run(
+        [sys.executable, "-c", _PROBE], capture_output=True, text=True, timeout=60, check=False
+    )
     return answer.returncode == 0 and "works" in answer.stdout
 
 
@@ -45,7 +49,9 @@ def resolve_renderer(renderer: str) -> str:
     if renderer == "auto":
         return "egl" if probe_egl() else "ray"
     if renderer == "egl" and not probe_egl():
-        raise RuntimeError("renderer 'egl' was asked for, but EGL does not work on this machine; use 'ray' or 'auto'")
+        raise RuntimeError(
+            "renderer 'egl' was asked for, but EGL does not work on this machine; use 'ray' or 'auto'"
+        )
     if renderer not in ("ray", "egl"):
         raise ValueError(f"renderer must be 'ray', 'egl' or 'auto', found {renderer!r}")
     return renderer
@@ -57,10 +63,11 @@ def make_camera(model: mujoco.MjModel, name: str, size: int, renderer: str = "ra
 
 
 class RayCamera:
-    """One ray per pixel through `mj_multiRay`, shaded by surface normals from the gradients of the hit points.
+    """One ray per pixel through `mj_multiRay`, shaded by surface normals from the gradients of the
+    hit points.
 
-    `light` is the direction to the light (world frame, any length) and `ambient` the share of light that does
-    not depend on it; both are ours because MuJoCo's lights belong to its OpenGL renderer.
+    `light` is the direction to the light (world frame, any length) and `ambient` the share of light
+    that does not depend on it; both are ours because MuJoCo's lights belong to its OpenGL renderer.
     """
 
     def __init__(
@@ -105,7 +112,9 @@ class RayCamera:
         lengths = np.sqrt(np.einsum("pc,pc->p", normals, normals)) + 1e-12
         shade = self._ambient + (1 - self._ambient) * np.abs(normals @ self._light) / lengths
         hit = self._geom >= 0
-        colours = np.where(hit[:, None], self._palette[self._geom] * shade[:, None], self._background)
+        colours = np.where(
+            hit[:, None], self._palette[self._geom] * shade[:, None], self._background
+        )
         return (np.clip(colours, 0, 1) * 255).astype(np.uint8).reshape(self._size, self._size, 3)
 
 
@@ -121,7 +130,9 @@ class EglCamera:
         model.vis.global_.offheight = max(size, model.vis.global_.offheight)
         self._model = model
         self._gl = GLContext(size, size)
-        weakref.finalize(self, self._gl.free)  # also at exit, when it is too late for its own __del__
+        weakref.finalize(
+            self, self._gl.free
+        )  # also at exit, when it is too late for its own __del__
         self._gl.make_current()
         self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100.value)
         self._scene = mujoco.MjvScene(model, maxgeom=1000)
@@ -136,7 +147,9 @@ class EglCamera:
         self._gl.make_current()
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN.value, self._context)
         everything = mujoco.mjtCatBit.mjCAT_ALL.value
-        mujoco.mjv_updateScene(self._model, data, self._options, None, self._camera, everything, self._scene)
+        mujoco.mjv_updateScene(
+            self._model, data, self._options, None, self._camera, everything, self._scene
+        )
         mujoco.mjr_render(self._viewport, self._scene, self._context)
         mujoco.mjr_readPixels(self._pixels, None, self._viewport, self._context)
         return self._pixels[::-1].copy()

@@ -1,4 +1,5 @@
-"""Which armlet ran: its commit where there is one, whether anything in it differs from that, and a digest of its files. Knows git and
+"""Which armlet ran: its commit where there is one, whether anything in it differs from that, and a
+digest of its files. Knows git and
 the package's own folder; works without either git or a repository."""
 
 import functools
@@ -13,14 +14,17 @@ PACKAGE = Path(__file__).parent
 
 @functools.cache  # once a process: what was imported is what runs, whatever is edited meanwhile
 def identity() -> dict[str, Any]:
-    """`version`; `commit` (None where the package is installed, or there is no git); `dirty`: whether a file of the package differs
-    from the commit or is unknown to it (None without one); `files`: a digest of the package's files, which tells two states of the
+    """`version`; `commit` (None where the package is installed, or there is no git); `dirty`:
+    whether a file of the package differs from the commit or is unknown to it (None without one);
+    `files`: a digest of the package's files, which tells two states of the
     code apart with and without a commit."""
     commit = _commit(PACKAGE)
     return {
         "version": version("armlet"),
         "commit": commit,
-        "dirty": None if commit is None else bool(_git(PACKAGE, "status", "--porcelain", "--", ".")),
+        "dirty": None
+        if commit is None
+        else bool(_git(PACKAGE, "status", "--porcelain", "--", ".")),
         "files": digest(PACKAGE),
     }
 
@@ -38,7 +42,8 @@ def digest(folder: Path) -> str:
 
 
 def _commit(package: Path) -> str | None:
-    """None where git does not know the package, though it may know the folder around it: an environment inside another project."""
+    """None where git does not know the package, though it may know the folder around it: an
+    environment inside another project."""
     if _git(package, "ls-files", "--error-unmatch", "--", "__init__.py") is None:
         return None
     return _git(package, "rev-parse", "HEAD")
@@ -47,7 +52,9 @@ def _commit(package: Path) -> str | None:
 def _git(folder: Path, *arguments: str) -> str | None:
     """What git answers; None where it has none, or is not there."""
     try:
-        answer = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=False)
+        answer = subprocess.run(
+            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=False
+        )
     except OSError:  # no git on this machine
         return None
     return answer.stdout.strip() if answer.returncode == 0 else None

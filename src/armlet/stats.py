@@ -1,4 +1,5 @@
-"""Intervals and paired tests for success rates (evidence.md). Pure functions of counts and outcomes."""
+"""Intervals and paired tests for success rates (evidence.md). Pure functions of counts and
+outcomes."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -18,15 +19,19 @@ def wilson(successes: int, episodes: int, *, confidence: float = 0.95) -> tuple[
 
 
 def rate_ci95(successes: int, episodes: int) -> tuple[float, float]:
-    """95 % interval of a success rate, the one that tables show: Wilson's where that lies within 5 to 95 %, and Clopper and Pearson's exact
-    one where it reaches beyond. Wilson's alone holds a true rate of .98 in 92 % of cases at n = 50, and one of .997 in 86 %; this one
+    """95 % interval of a success rate, the one that tables show: Wilson's where that lies within 5
+    to 95 %, and Clopper and Pearson's exact one where it reaches beyond. Wilson's alone holds a
+    true rate of .98 in 92 % of cases at n = 50, and one of .997 in 86 %; this one
     holds every rate above .95 in at least 95 % of cases from n = 50 on."""
     low, high = wilson(successes, episodes)
     return (low, high) if low >= 0.05 and high <= 0.95 else clopper_pearson(successes, episodes)
 
 
-def clopper_pearson(successes: int, episodes: int, *, confidence: float = 0.95) -> tuple[float, float]:
-    """The exact interval of a proportion, which holds the truth at least as often as it says; (0, 1) where nothing was run."""
+def clopper_pearson(
+    successes: int, episodes: int, *, confidence: float = 0.95
+) -> tuple[float, float]:
+    """The exact interval of a proportion, which holds the truth at least as often as it says; (0,
+    1) where nothing was run."""
     if episodes == 0:
         return 0.0, 1.0
     interval = scipy_stats.binomtest(successes, episodes).proportion_ci(confidence, method="exact")
@@ -34,14 +39,16 @@ def clopper_pearson(successes: int, episodes: int, *, confidence: float = 0.95) 
 
 
 def mcnemar(only_a: int, only_b: int) -> float:
-    """Exact two-sided McNemar p: how surprising the discordant pairs are, were both equally good; 1 where there are none."""
+    """Exact two-sided McNemar p: how surprising the discordant pairs are, were both equally good; 1
+    where there are none."""
     if only_a + only_b == 0:
         return 1.0
     return float(scipy_stats.binomtest(only_a, only_a + only_b, 0.5).pvalue)
 
 
 def newcombe_paired(both: int, only_a: int, only_b: int, neither: int) -> tuple[float, float]:
-    """95 % interval of p_a − p_b for paired proportions (Newcombe 1998, Stat. Med. 17:2635, method 10)."""
+    """95 % interval of p_a − p_b for paired proportions (Newcombe 1998, Stat. Med. 17:2635, method
+    10)."""
     n = both + only_a + only_b + neither
     if n == 0:
         return -1.0, 1.0
@@ -65,12 +72,18 @@ def _correlation(both: int, only_a: int, only_b: int, neither: int) -> float:
     return float(corrected / np.sqrt(product))
 
 
-def ratio_ci95(counts: np.ndarray, exposures: np.ndarray, *, resamples: int = 9999, seed: int = 0) -> tuple[float, float] | None:
-    """95 % interval of Σ counts / Σ exposures over n episodes (n,): a percentile bootstrap that draws episodes again, since what
-    is counted in one of them hangs together. None of fewer than two episodes. Raises ValueError for an episode without exposure."""
+def ratio_ci95(
+    counts: np.ndarray, exposures: np.ndarray, *, resamples: int = 9999, seed: int = 0
+) -> tuple[float, float] | None:
+    """95 % interval of Σ counts / Σ exposures over n episodes (n,): a percentile bootstrap that
+    draws episodes again, since what
+    is counted in one of them hangs together. None of fewer than two episodes. Raises ValueError for
+    an episode without exposure."""
     counts, exposures = np.asarray(counts, np.float64), np.asarray(exposures, np.float64)
     if counts.shape != exposures.shape or counts.ndim != 1:
-        raise ValueError(f"counts and exposures must have one shape (n,), found {counts.shape} and {exposures.shape}")
+        raise ValueError(
+            f"counts and exposures must have one shape (n,), found {counts.shape} and {exposures.shape}"
+        )
     if (exposures <= 0).any():
         raise ValueError(f"exposures must be positive, found {exposures.min():g}")
     if len(counts) < 2:
@@ -90,7 +103,8 @@ def ratio_ci95(counts: np.ndarray, exposures: np.ndarray, *, resamples: int = 99
 
 @dataclass(frozen=True)
 class PairedComparison:
-    """a against b on the same n episodes. `non_inferior_3pp`: the interval's lower end lies above −3 pp (a one-sided
+    """a against b on the same n episodes. `non_inferior_3pp`: the interval's lower end lies above
+    −3 pp (a one-sided
     test at 2.5 %)."""
 
     n: int
@@ -130,7 +144,8 @@ def compare_paired(a: np.ndarray, b: np.ndarray) -> PairedComparison:
 
 @dataclass(frozen=True)
 class SeedComparison:
-    """Mean success of a's students against b's on the same n episodes; `seeds` how many students each has."""
+    """Mean success of a's students against b's on the same n episodes; `seeds` how many students
+    each has."""
 
     n: int
     seeds: tuple[int, int]
@@ -143,28 +158,36 @@ class SeedComparison:
 
 
 def compare_seeds(a: np.ndarray, b: np.ndarray) -> SeedComparison:
-    """Outcomes (s, n) bool of the students that two recipes made from s seeds each, on the same n episodes. Raises ValueError where there
-    are fewer than two episodes, or not the same ones.
+    """Outcomes (s, n) bool of the students that two recipes made from s seeds each, on the same n
+    episodes. Raises ValueError where there are fewer than two episodes, or not the same ones.
 
-    The interval is about other seeds and other episodes. Outcomes are students × episodes, crossed, so the difference of the means varies
-    with three things, whose variances are estimated by the mean squares of a two-way layout without replication:
+    The interval is about other seeds and other episodes. Outcomes are students × episodes, crossed,
+    so the difference of the means varies with three things, whose variances are estimated by the
+    mean squares of a two-way layout without replication:
 
-        students   s²(means of a's students)/s_a + s²(means of b's)/s_b; a side of one student is a policy that is given, not drawn
-        episodes   s²(mean of a − mean of b, episode by episode)/n, with one discordant pair added (as Agresti and Min 2005 add half a
-                   one to each cell), so that it is not 0 where all succeed
+        students   s²(means of a's students)/s_a + s²(means of b's)/s_b; a side of one student is a
+                   policy that is given, not drawn
+        episodes   s²(mean of a − mean of b, episode by episode)/n, with one discordant pair added
+                   (as Agresti and Min 2005 add half a one to each cell), so that it is not 0 where
+                   all succeed
         the rest   (students × episodes)/(s·n), which is in both of the above and is subtracted once
 
-    The half-width is Student's t times the root of their sum, with Satterthwaite's degrees of freedom (1946): few seeds make wide
-    intervals, since their spread is hardly known. With one student on both sides it is the paired interval of `compare_paired`.
+    The half-width is Student's t times the root of their sum, with Satterthwaite's degrees of
+    freedom (1946): few seeds make wide intervals, since their spread is hardly known. With one
+    student on both sides it is the paired interval of `compare_paired`.
 
-    Coverage of a stated 95 %, simulated (tests/test_stats.py, slow; 400 episodes of varying difficulty, rates .80 to .98, seeds that differ
-    by 0.1–7 points): 93–98 % for 3, 6 or 12 seeds a side; 91–98 % for 5 against 3, the least where the side of three varies much more;
-    92–96 % for 3 or 6 against one given policy, the least where they differ by 7 points, since such rates are skewed. The percentile
-    bootstrap of students and episodes (Owen 2007) that stood here before covered 87–90 % where seeds differ by 1–3 points.
+    Coverage of a stated 95 %, simulated (tests/test_stats.py, slow; 400 episodes of varying
+    difficulty, rates .80 to .98, seeds that differ by 0.1–7 points): 93–98 % for 3, 6 or 12 seeds a
+    side; 91–98 % for 5 against 3, the least where the side of three varies much more; 92–96 % for 3
+    or 6 against one given policy, the least where they differ by 7 points, since such rates are
+    skewed. The percentile bootstrap of students and episodes (Owen 2007) that stood here before
+    covered 87–90 % where seeds differ by 1–3 points.
     """
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or not len(a) or not len(b):
-        raise ValueError(f"outcomes over seeds must have shapes (seeds, n) with one n, found {a.shape} and {b.shape}")
+        raise ValueError(
+            f"outcomes over seeds must have shapes (seeds, n) with one n, found {a.shape} and {b.shape}"
+        )
     n = a.shape[1]
     if n < 2:
         raise ValueError(f"a comparison over seeds needs at least 2 episodes, found {n}")
@@ -194,6 +217,8 @@ def _half_width(a: np.ndarray, b: np.ndarray) -> float:
         residual = outcomes - outcomes.mean(0) - students[:, None] + outcomes.mean()
         rest += float((residual**2).sum()) / ((count - 1) * (n - 1)) / (count * n)
     total = sum(variance for variance, _ in terms)
-    variance = max(total - rest, episodes, total - episodes)  # by chance the estimate can be below each of its parts
+    variance = max(
+        total - rest, episodes, total - episodes
+    )  # by chance the estimate can be below each of its parts
     freedom = variance**2 / sum(part**2 / degrees for part, degrees in terms)
     return float(scipy_stats.t.ppf(0.975, freedom) * np.sqrt(variance))

@@ -1,4 +1,5 @@
-"""What `probe` writes and `distil` reads: the heads that watch every layer, the traces, and what an annotator said."""
+"""What `probe` writes and `distil` reads: the heads that watch every layer, the traces, and what an
+annotator said."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -52,11 +53,18 @@ def make_heads(policy: Policy, probe: Probe) -> ProbeHeads:
 def save_heads(heads: ProbeHeads, path: Path) -> None:
     """Whole or not at all."""
     with atomic_file(path) as part:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in heads.state_dict().items()}, part)
+        save_file(
+            {
+                name: tensor.detach().cpu().contiguous()
+                for name, tensor in heads.state_dict().items()
+            },
+            part,
+        )
 
 
 def load_heads(heads: ProbeHeads, path: Path) -> None:
-    """Fitted weights into fresh heads. Raises FileNotFoundError where `probe` has not run, ValueError where it ran with other heads."""
+    """Fitted weights into fresh heads. Raises FileNotFoundError where `probe` has not run,
+    ValueError where it ran with other heads."""
     _check_fitted(path)
     weights = read_tensors(path, fix=HEADS_FIX)
     try:
@@ -70,18 +78,24 @@ def load_heads(heads: ProbeHeads, path: Path) -> None:
 
 def _check_fitted(path: Path) -> None:
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: the probe heads have not been fitted; run `armlet probe` first")
+        raise FileNotFoundError(
+            f"{path} is missing: the probe heads have not been fitted; run `armlet probe` first"
+        )
 
 
 def heads_question(recipe: Recipe, data_fingerprint: str) -> Question:
-    """What heads must have been fitted on, and how, to be used with this recipe; the seed may be another's, whose traces are shared."""
+    """What heads must have been fitted on, and how, to be used with this recipe; the seed may be
+    another's, whose traces are shared."""
     assert recipe.probe is not None
     shape = {name: value for name, value in to_json(recipe.probe).items() if name != "stage"}
-    return as_json({"data": data_fingerprint, "teacher": policy_fingerprint(recipe.teacher), "probe": shape})
+    return as_json(
+        {"data": data_fingerprint, "teacher": policy_fingerprint(recipe.teacher), "probe": shape}
+    )
 
 
 def check_heads(recipe: Recipe, data_fingerprint: str) -> None:
-    """Raises FileNotFoundError where there are no fitted heads, ValueError where they were fitted on other data, another teacher or in
+    """Raises FileNotFoundError where there are no fitted heads, ValueError where they were fitted
+    on other data, another teacher or in
     another way than this recipe says."""
     assert recipe.probe is not None
     path = heads_file(recipe)
@@ -99,7 +113,9 @@ def check_heads(recipe: Recipe, data_fingerprint: str) -> None:
     found = read_json(about, fix=fix)
     differing = differences({name: found.get(name) for name in wanted}, wanted)
     if differing:
-        raise ValueError(f"{path}: these heads were fitted otherwise than this recipe says ({summary(differing)}); {fix}")
+        raise ValueError(
+            f"{path}: these heads were fitted otherwise than this recipe says ({summary(differing)}); {fix}"
+        )
 
 
 def identity(recipe: Recipe, data_fingerprint: str) -> StoreIdentity:
@@ -109,14 +125,29 @@ def identity(recipe: Recipe, data_fingerprint: str) -> StoreIdentity:
     if probe is not None:
         _check_fitted(heads)
         digest = digest_weights(read_tensors(heads, fix=HEADS_FIX))
-        preprocessing = f"{probe.graph_width}-{probe.semantic_width}-{probe.neighbours}, heads {digest}"
+        preprocessing = (
+            f"{probe.graph_width}-{probe.semantic_width}-{probe.neighbours}, heads {digest}"
+        )
     if recipe.trace_precision != "fp32":
         preprocessing += f", {recipe.trace_precision}"
-    return StoreIdentity(data=data_fingerprint, teacher=policy_fingerprint(recipe.teacher), preprocessing=preprocessing)
+    return StoreIdentity(
+        data=data_fingerprint,
+        teacher=policy_fingerprint(recipe.teacher),
+        preprocessing=preprocessing,
+    )
 
 
-def store_traces(recipe: Recipe, root: Path, learner: Learner, batches: BatchMaker, store: StoreIdentity, *, title: str) -> None:
-    """What a teacher answers to every frame, into the store at `root`; rows that are there already stay."""
+def store_traces(
+    recipe: Recipe,
+    root: Path,
+    learner: Learner,
+    batches: BatchMaker,
+    store: StoreIdentity,
+    *,
+    title: str,
+) -> None:
+    """What a teacher answers to every frame, into the store at `root`; rows that are there already
+    stay."""
     learner.eval()
     want = [*recipe.traced, *(["semantics", "layer_actions"] if learner.probe else [])]
 
@@ -141,14 +172,16 @@ def store_traces(recipe: Recipe, root: Path, learner: Learner, batches: BatchMak
 
 
 def annotate(recipe: Recipe, data: EpisodeDataset, folder: Path) -> None:
-    """What the recipe's annotator, if it has one, says of every frame, into the store at `folder`. Where that costs money,
+    """What the recipe's annotator, if it has one, says of every frame, into the store at `folder`.
+    Where that costs money,
     somebody at the terminal must agree first."""
     if recipe.annotator:
         store_labels(folder, recipe.annotator, data, confirm=confirm_on_terminal)
 
 
 def labelled_frames(recipe: Recipe, data: EpisodeDataset, view: View, folder: Path) -> Frames:
-    """The frames of a data set as `view` sees them, with the labels that `annotate` stored at `folder`, if the recipe has an
+    """The frames of a data set as `view` sees them, with the labels that `annotate` stored at
+    `folder`, if the recipe has an
     annotator."""
     frames = load_frames(data, view, recipe.pictures)
     if recipe.annotator is None:

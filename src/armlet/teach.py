@@ -1,7 +1,8 @@
 """teach: episodes → a teacher, by behaviour cloning, for teachers we train ourselves.
 
-The network's sizes come from the recipe; cameras, state, actions, words and statistics come from the episodes, measured over all
-rows. Where simulator facts stand beside the episodes, linear heads guess them while it learns and are thrown away.
+The network's sizes come from the recipe; cameras, state, actions, words and statistics come from
+the episodes, measured over all rows. Where simulator facts stand beside the episodes, linear heads
+guess them while it learns and are thrown away.
 """
 
 import sys
@@ -27,18 +28,35 @@ STATE, ACTION = "observation.state", "action"
 
 
 def main(recipe: Recipe) -> Path:
-    """Train the recipe's teacher; returns its folder. One that is there and was made by this question stays as it is."""
+    """Train the recipe's teacher; returns its folder. One that is there and was made by this
+    question stays as it is."""
     if recipe.teach is None or recipe.network is None:
-        raise ValueError(f"recipe {recipe.name!r} has no `teach` stage and `network`; it distils a teacher that exists")
+        raise ValueError(
+            f"recipe {recipe.name!r} has no `teach` stage and `network`; it distils a teacher that exists"
+        )
     recipe = at_hand(recipe, reads=("episodes",), writes=("teacher",))
     assert recipe.teach is not None  # as before
-    data, title, robot = EpisodeDataset(recipe.episodes, recipe.columns), f"teach {recipe.name}", recipe.benchmark
-    check_taught(data, data.columns()[ACTION], robot.action_spec, limit=recipe.outside_range, title=title)
+    data, title, robot = (
+        EpisodeDataset(recipe.episodes, recipe.columns),
+        f"teach {recipe.name}",
+        recipe.benchmark,
+    )
+    check_taught(
+        data, data.columns()[ACTION], robot.action_spec, limit=recipe.outside_range, title=title
+    )
     check_facts(data, recipe.teach.objective.wants, option="--teach.objective.facts")
     remark_on_benchmark(data, robot.state_names, robot.cameras, benchmark=robot.name, title=title)
     policy = new_policy(recipe, data)
-    made_from = {"data": data.fingerprint, "network": policy.to_json(), "words": digest_text([policy.body.tokenizer.to_str()])}
-    question = made_from | {"stage": settings(recipe.teach), "seed": recipe.seed, "weights": recipe.weights}
+    made_from = {
+        "data": data.fingerprint,
+        "network": policy.to_json(),
+        "words": digest_text([policy.body.tokenizer.to_str()]),
+    }
+    question = made_from | {
+        "stage": settings(recipe.teach),
+        "seed": recipe.seed,
+        "weights": recipe.weights,
+    }
     if is_finished(recipe.teacher, question, fixes="give another folder with `--teacher`"):
         sys.stderr.write(f"{title}: {recipe.teacher} was taught exactly this already\n")
         return recipe.teacher
@@ -58,7 +76,11 @@ def main(recipe: Recipe) -> Path:
         made_from=made_from,
     )
     trainer.run()
-    provenance: dict[str, Any] = {"recipe": to_json(recipe), "data": data.fingerprint, PROVENANCE: question}
+    provenance: dict[str, Any] = {
+        "recipe": to_json(recipe),
+        "data": data.fingerprint,
+        PROVENANCE: question,
+    }
     save_policy(policy, recipe.teacher, provenance=provenance, weights=recipe.weights)
     return recipe.teacher
 
@@ -95,7 +117,8 @@ def _state_normaliser(data: EpisodeDataset) -> Normaliser:
 
 
 def standing_still(recipe: Recipe, data: EpisodeDataset) -> list[str]:
-    """Lines that name the dimensions that hardly moved in the data, and what is done with them; none where all moved."""
+    """Lines that name the dimensions that hardly moved in the data, and what is done with them;
+    none where all moved."""
     spec, lines = recipe.benchmark.action_spec, []
     dims = len(data.state_names)
     state = steady(data.measured(STATE), "mean_std", what=STATE, dims=dims) if dims else {}
@@ -109,11 +132,14 @@ def standing_still(recipe: Recipe, data: EpisodeDataset) -> list[str]:
 
 
 def without_effect(recipe: Recipe, data: EpisodeDataset) -> list[str]:
-    """A line for what the network is told of cameras that the episodes do not have; none where there is no such thing. No error: a recipe
+    """A line for what the network is told of cameras that the episodes do not have; none where
+    there is no such thing. No error: a recipe
     may speak of its own robot's cameras, and be used for another's."""
     told = getattr(recipe.network, "strides", {})
     unknown = sorted(set(told) - set(data.cameras))
     if not unknown:
         return []
     there = ", ".join(data.cameras) or "none"
-    return [f"network.strides of {', '.join(unknown)} has no effect: the episodes have no such camera (they have {there})"]
+    return [
+        f"network.strides of {', '.join(unknown)} has no effect: the episodes have no such camera (they have {there})"
+    ]

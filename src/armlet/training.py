@@ -1,8 +1,9 @@
 """THE training loop, the only one: `teach`, `probe` and `distil` pass it different values.
 
-Knows objectives, batches and traces by their contracts; knows no recipe by name. A killed run resumes to the
-same result: weights, optimisers, RNG and the position in the data are saved together, with what they were made from (`lineage`).
-What was made from something else is never continued: it is moved beside, and the stage starts anew.
+Knows objectives, batches and traces by their contracts; knows no recipe by name. A killed run
+resumes to the same result: weights, optimisers, RNG and the position in the data are saved
+together, with what they were made from (`lineage`). What was made from something else is never
+continued: it is moved beside, and the stage starts anew.
 """
 
 import contextlib
@@ -31,7 +32,17 @@ from armlet.data.normalise import check_sane
 from armlet.layers.ema import SelfTeacher
 from armlet.layers.heads import ActionHead
 from armlet.learner import Learner, watch
-from armlet.lineage import Question, as_json, differences, digest_arrays, digest_text, digest_weights, set_aside, short, summary
+from armlet.lineage import (
+    Question,
+    as_json,
+    differences,
+    digest_arrays,
+    digest_text,
+    digest_weights,
+    set_aside,
+    short,
+    summary,
+)
 from armlet.policies import Policy
 from armlet.progress import Progress
 from armlet.recipe import Stage, to_json
@@ -39,11 +50,15 @@ from armlet.types import Batch, Trace
 
 TeacherTraces = Callable[[Tensor], Trace]  # keys (b, 2) -> the teacher's trace
 LOCK, STATE, ABOUT = "training.lock", "state.pt", "stage.json"
-CHANGES_NOTHING = ("log_every", "checkpoint_every")  # fields of a stage that cannot change what it makes
+CHANGES_NOTHING = (
+    "log_every",
+    "checkpoint_every",
+)  # fields of a stage that cannot change what it makes
 
 
 class SelfAnswers(nn.Module):
-    """What the student's own running average answers, for `Stage(teacher="ema_self")`: asked once a step, it first takes a step
+    """What the student's own running average answers, for `Stage(teacher="ema_self")`: asked once a
+    step, it first takes a step
     towards the student. It sees frames as they are, where the student's are brighter or darker."""
 
     def __init__(self, teacher: SelfTeacher, batches: BatchMaker, needs: frozenset[str]) -> None:
@@ -55,11 +70,14 @@ class SelfAnswers(nn.Module):
         self.teacher.update()
         (batches,), (watched,) = self._batches, self._watched
         found = keys.cpu().numpy()
-        return watch(watched, batches.batch(batches.frames.starts[found[:, 0]] + found[:, 1]), self.needs)
+        return watch(
+            watched, batches.batch(batches.frames.starts[found[:, 0]] + found[:, 1]), self.needs
+        )
 
 
 def trainable(learner: nn.Module, stage: Stage) -> dict[str, nn.Parameter]:
-    """Parameters that a stage trains, by name. Raises ValueError where one of its patterns matches none, or all leave none."""
+    """Parameters that a stage trains, by name. Raises ValueError where one of its patterns matches
+    none, or all leave none."""
     _check_patterns([name for name, _ in learner.named_parameters()], stage)
     chosen = {
         name: parameter
@@ -69,20 +87,33 @@ def trainable(learner: nn.Module, stage: Stage) -> dict[str, nn.Parameter]:
     }
     if not chosen:
         names = ", ".join(name for name, _ in list(learner.named_parameters())[:4])
-        raise ValueError(f"train={stage.train} freeze={stage.freeze} leaves nothing to train; names look like {names} …")
+        raise ValueError(
+            f"train={stage.train} freeze={stage.freeze} leaves nothing to train; names look like {names} …"
+        )
     return chosen
 
 
 def _check_patterns(names: list[str], stage: Stage) -> None:
-    """Raises ValueError for a pattern of `train` or `freeze` that matches no parameter: it was meant to do something."""
+    """Raises ValueError for a pattern of `train` or `freeze` that matches no parameter: it was
+    meant to do something."""
     for field in ("train", "freeze"):
         for pattern in getattr(stage, field):
             if any(fnmatch.fnmatch(name, pattern) for name in names):
                 continue
-            heads = {name.rsplit(".", depth)[0] + ".*" for name in names for depth in range(1, name.count(".") + 1)}
+            heads = {
+                name.rsplit(".", depth)[0] + ".*"
+                for name in names
+                for depth in range(1, name.count(".") + 1)
+            }
             near = difflib.get_close_matches(pattern, sorted({*names, *heads}), 3, cutoff=0.5)
-            hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"names look like {', '.join(names[:4])} …"
-            raise ValueError(f"{field}={getattr(stage, field)}: {pattern!r} matches no parameter; {hint}")
+            hint = (
+                f"did you mean {' or '.join(map(repr, near))}?"
+                if near
+                else f"names look like {', '.join(names[:4])} …"
+            )
+            raise ValueError(
+                f"{field}={getattr(stage, field)}: {pattern!r} matches no parameter; {hint}"
+            )
 
 
 def settings(stage: Stage) -> dict[str, Any]:
@@ -91,7 +122,8 @@ def settings(stage: Stage) -> dict[str, Any]:
 
 
 def digest_frames(frames: Frames) -> str:
-    """A hash of every column of some frames; of pictures, which a data set's fingerprint covers, the number."""
+    """A hash of every column of some frames; of pictures, which a data set's fingerprint covers,
+    the number."""
     arrays: dict[str, np.ndarray] = {}
     texts: list[str] = []
     for field in dataclasses.fields(frames):
@@ -107,22 +139,34 @@ def digest_frames(frames: Frames) -> str:
     return f"{digest_arrays(arrays)} {digest_text(texts)}"
 
 
-def make_optimisers(parameters: dict[str, nn.Parameter], stage: Stage) -> list[torch.optim.Optimizer]:
-    """AdamW, or Muon for the backbone's matrices and AdamW for the rest (Jordan et al. 2024, with AdamW's step size)."""
-    matrices = [p for name, p in parameters.items() if stage.optimiser == "muon" and p.ndim == 2 and ".layers." in name]
+def make_optimisers(
+    parameters: dict[str, nn.Parameter], stage: Stage
+) -> list[torch.optim.Optimizer]:
+    """AdamW, or Muon for the backbone's matrices and AdamW for the rest (Jordan et al. 2024, with
+    AdamW's step size)."""
+    matrices = [
+        p
+        for name, p in parameters.items()
+        if stage.optimiser == "muon" and p.ndim == 2 and ".layers." in name
+    ]
     chosen = {id(p) for p in matrices}
     rest = [p for p in parameters.values() if id(p) not in chosen]
     step, decay = stage.learning_rate, stage.weight_decay
     optimisers: list[torch.optim.Optimizer] = []
     if matrices:
-        optimisers.append(torch.optim.Muon(matrices, lr=step, weight_decay=decay, adjust_lr_fn="match_rms_adamw"))
+        optimisers.append(
+            torch.optim.Muon(matrices, lr=step, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
+        )
     if rest:
-        optimisers.append(torch.optim.AdamW(rest, lr=step, weight_decay=decay, betas=(0.9, 0.95), fused=True))
+        optimisers.append(
+            torch.optim.AdamW(rest, lr=step, weight_decay=decay, betas=(0.9, 0.95), fused=True)
+        )
     return optimisers
 
 
 def rate(stage: Stage, step: int) -> float:
-    """The factor on the learning rate at a step: linear warm-up, then constant or a half cosine down to 2 %."""
+    """The factor on the learning rate at a step: linear warm-up, then constant or a half cosine
+    down to 2 %."""
     warm = min(1.0, (step + 1) / max(stage.warmup, 1))
     if stage.schedule == "constant":
         return warm
@@ -130,7 +174,8 @@ def rate(stage: Stage, step: int) -> float:
 
 
 def make_batches(policy: Policy, frames: Frames) -> BatchMaker:
-    """Batches as this policy takes them. Raises ValueError where the episodes are of another robot, or hold values that its
+    """Batches as this policy takes them. Raises ValueError where the episodes are of another robot,
+    or hold values that its
     statistics make absurd of."""
     batches = BatchMaker(
         frames,
@@ -148,29 +193,41 @@ def make_batches(policy: Policy, frames: Frames) -> BatchMaker:
         ("executed", frames.executed, body.actions),
     ):
         known = body.state_names if what == "observation.state" else body.action_spec.names
-        check_sane(what, values, normaliser, known or [str(index) for index in range(values.shape[1])])
+        check_sane(
+            what, values, normaliser, known or [str(index) for index in range(values.shape[1])]
+        )
     return batches
 
 
-def balanced(rows: np.ndarray, batches: BatchMaker, head: ActionHead, power: float, *, most: int = 20) -> np.ndarray:
-    """The rows, those of rare actions several times (at most `most`): (largest class / own class) ** power, rounded."""
+def balanced(
+    rows: np.ndarray, batches: BatchMaker, head: ActionHead, power: float, *, most: int = 20
+) -> np.ndarray:
+    """The rows, those of rare actions several times (at most `most`): (largest class / own class)
+    ** power, rounded."""
     classes = head.classes(batches.first_actions())
     if classes is None:
-        raise ValueError(f"balance={power}: a {type(head).__name__} does not choose among a few actions; set balance to 0")
+        raise ValueError(
+            f"balance={power}: a {type(head).__name__} does not choose among a few actions; set balance to 0"
+        )
     mine = classes.cpu().numpy()[rows]
     counts = np.bincount(mine)[mine]
-    return np.repeat(rows, np.clip(np.round((counts.max() / counts) ** power), 1, most).astype(np.int64))
+    return np.repeat(
+        rows, np.clip(np.round((counts.max() / counts) ** power), 1, most).astype(np.int64)
+    )
 
 
 class Trainer:
-    """Runs one stage on one learner. `folder` gets `metrics.jsonl`, `state.pt` and `stage.json`; a finished stage stays finished.
+    """Runs one stage on one learner. `folder` gets `metrics.jsonl`, `state.pt` and `stage.json`; a
+    finished stage stays finished.
 
-    `rows`: the frames of an epoch, some perhaps several times; all of them once where nothing is said. `made_from`: what the caller
-    knows of where the result comes from (fingerprints of data sets, of the teacher and its traces; the network), as JSON.
+    `rows`: the frames of an epoch, some perhaps several times; all of them once where nothing is
+    said. `made_from`: what the caller knows of where the result comes from (fingerprints of data
+    sets, of the teacher and its traces; the network), as JSON.
 
-    `question` is that and what is known here: the stage's settings, seed, frames and rows, and the weights that the learner has when
-    the trainer is made. Where `folder` holds the state of another question, it is moved beside, a line says what differs, and the
-    stage starts anew. A stage whose rate and exploration never change may be given more steps: it goes on.
+    `question` is that and what is known here: the stage's settings, seed, frames and rows, and the
+    weights that the learner has when the trainer is made. Where `folder` holds the state of another
+    question, it is moved beside, a line says what differs, and the stage starts anew. A stage whose
+    rate and exploration never change may be given more steps: it goes on.
     """
 
     def __init__(
@@ -187,17 +244,23 @@ class Trainer:
         made_from: dict[str, Any] | None = None,
     ) -> None:
         rows = np.arange(len(batches)) if rows is None else rows
-        self.rows = balanced(rows, batches, learner.policy.head, stage.balance) if stage.balance else rows
+        self.rows = (
+            balanced(rows, batches, learner.policy.head, stage.balance) if stage.balance else rows
+        )
         self.learner, self.stage, self.batches, self.teacher = learner, stage, batches, teacher
         self.folder, self.seed, self.title, self.step = folder, seed, title, 0
-        self._state: dict[str, Any] | None = None  # what the folder holds, once it has been looked at
+        self._state: dict[str, Any] | None = (
+            None  # what the folder holds, once it has been looked at
+        )
         for parameter in learner.parameters():
             parameter.requires_grad_(False)
         self.parameters = trainable(learner, stage)
         for parameter in self.parameters.values():
             parameter.requires_grad_(True)
         self.optimisers = make_optimisers(self.parameters, stage)
-        self.average = {name: p.detach().clone() for name, p in self.parameters.items()} if stage.ema else {}
+        self.average = (
+            {name: p.detach().clone() for name, p in self.parameters.items()} if stage.ema else {}
+        )
         self.question: Question = as_json(
             {
                 **(made_from or {}),
@@ -210,18 +273,24 @@ class Trainer:
         )
 
     def run(self) -> None:
-        """Train to the end of the stage, then leave the averaged weights (if any) in the learner, in eval mode."""
-        while True:  # where something is moved away, its lock is too, and the new folder's must be taken
+        """Train to the end of the stage, then leave the averaged weights (if any) in the learner,
+        in eval mode."""
+        while (
+            True
+        ):  # where something is moved away, its lock is too, and the new folder's must be taken
             with hold(self.folder / LOCK, "training"):
                 why = self.obstacle()
                 if not why:
                     self._run()
                     return
                 aside = set_aside(self.folder, short(self.question))
-            sys.stderr.write(f"{self.title}: {self.folder} {why}; it is kept as {aside.name}, and the stage starts anew\n")
+            sys.stderr.write(
+                f"{self.title}: {self.folder} {why}; it is kept as {aside.name}, and the stage starts anew\n"
+            )
 
     def obstacle(self) -> str:
-        """Why this stage cannot go on from what its folder holds; empty where it can, or where there is nothing."""
+        """Why this stage cannot go on from what its folder holds; empty where it can, or where
+        there is nothing."""
         found = self._found()
         if found is None:
             return ""
@@ -233,18 +302,23 @@ class Trainer:
         return f"was made from something else ({summary(differing)})"
 
     def _found(self) -> Question | None:
-        """The question that the folder answers, empty where it does not say; None where nobody has trained there."""
+        """The question that the folder answers, empty where it does not say; None where nobody has
+        trained there."""
         self._state = load_state(self._state_file) if self._state_file.exists() else None
         if self._state is not None:
             question: Question = self._state.get("question", {})
             return question
         about = self.folder / ABOUT
         if about.exists():
-            return read_json(about, fix=f"delete {self.folder} to train this stage from its start, or copy it again")
+            return read_json(
+                about,
+                fix=f"delete {self.folder} to train this stage from its start, or copy it again",
+            )
         return {} if (self.folder / "metrics.jsonl").exists() else None
 
     def _only_longer(self, found: Question) -> bool:
-        """Whether the question differs in the number of steps alone, no step depends on it, and there is nothing to undo."""
+        """Whether the question differs in the number of steps alone, no step depends on it, and
+        there is nothing to undo."""
         stage = self.stage
         if stage.schedule != "constant" or stage.exploration[0] != stage.exploration[1]:
             return False
@@ -292,7 +366,9 @@ class Trainer:
         first, last = stage.exploration
         exploration = first + (last - first) * self.step / stage.steps
         with self.learner.autocast(self.stage.precision):
-            student = self.learner.trace(batch, stage.objective.wants, exploration=exploration, every=stage.objective.every)
+            student = self.learner.trace(
+                batch, stage.objective.wants, exploration=exploration, every=stage.objective.every
+            )
         terms = stage.objective(student, teacher, batch)
         loss = torch.stack(list(terms.values())).sum()
         values = {name: float(value.detach()) for name, value in terms.items()}
@@ -314,35 +390,61 @@ class Trainer:
             decay = min(stage.ema, (1 + self.step) / (10 + self.step))
             for name, parameter in self.parameters.items():
                 self.average[name].lerp_(parameter.detach(), 1 - decay)
-        return {"loss": sum(values.values()), **values, "grad_norm": float(norm), "learning_rate": stage.learning_rate * factor}
+        return {
+            "loss": sum(values.values()),
+            **values,
+            "grad_norm": float(norm),
+            "learning_rate": stage.learning_rate * factor,
+        }
 
     def _told_wrong(self, batch: Batch, teacher: Trace) -> tuple[Batch, Trace]:
         """The batch and the teacher's answer with a share of the gripper commands flipped."""
         body, spec = self.learner.policy.body, self.learner.policy.body.action_spec
         if (gripper := spec.gripper) is None:
-            raise ValueError(f"gripper_noise={self.stage.gripper_noise}: this robot's actions have no gripper; set it to 0")
+            raise ValueError(
+                f"gripper_noise={self.stage.gripper_noise}: this robot's actions have no gripper; set it to 0"
+            )
         keys, share = batch.keys, self.stage.gripper_noise
         assert keys is not None and batch.actions is not None  # a batch made from episodes has them
-        middle = float(body.actions.apply(np.full(spec.dims, (spec.gripper_open + spec.gripper_closed) / 2, np.float32))[gripper])
-        batch = replace(batch, actions=flip_grippers(batch.actions, keys, gripper, share, middle=middle))
+        middle = float(
+            body.actions.apply(
+                np.full(spec.dims, (spec.gripper_open + spec.gripper_closed) / 2, np.float32)
+            )[gripper]
+        )
+        batch = replace(
+            batch, actions=flip_grippers(batch.actions, keys, gripper, share, middle=middle)
+        )
         if "actions" in teacher:
-            teacher = {**teacher, "actions": flip_grippers(teacher["actions"], keys, gripper, share, middle=middle)}
+            teacher = {
+                **teacher,
+                "actions": flip_grippers(teacher["actions"], keys, gripper, share, middle=middle),
+            }
         return batch, teacher
 
     @contextlib.contextmanager
     def _compiled(self) -> Iterator[Callable[[], dict[str, float]]]:
-        """The layers compiled one by one while it lasts: they share their code, so the first compilation serves all.
-        On a CPU that takes a C++ compiler; without one the same arithmetic runs uncompiled, and a line says so.
+        """The layers compiled one by one while it lasts: they share their code, so the first
+        compilation serves all. On a CPU that takes a C++ compiler; without one the same arithmetic
+        runs uncompiled, and a line says so.
 
-        Compiled code is cached outside the run, and a process killed while compiling leaves half a library there, on which
-        every later run would fail: then this run compiles once more, into a cache of its own.
+        Compiled code is cached outside the run, and a process killed while compiling leaves half a
+        library there, on which every later run would fail: then this run compiles once more, into a
+        cache of its own.
         """
         layers = self.learner.policy.blocks if self.stage.compile else []
-        if layers and self.learner.policy.device.type == "cpu" and not any(map(shutil.which, ("c++", "g++", "clang++"))):
-            sys.stderr.write(f"{self.title}: no C++ compiler (g++ or clang++) was found; the layers run uncompiled, and slower\n")
+        if (
+            layers
+            and self.learner.policy.device.type == "cpu"
+            and not any(map(shutil.which, ("c++", "g++", "clang++")))
+        ):
+            sys.stderr.write(
+                f"{self.title}: no C++ compiler (g++ or clang++) was found; the layers run uncompiled, and slower\n"
+            )
             layers = []
         for layer in layers:
-            layer.compile(dynamic=False)  # an epoch's smaller last batch is compiled once more, not made dynamic
+            layer.compile(
+                dynamic=False
+            )  # an epoch's smaller last batch is compiled once more, not made dynamic
         with contextlib.ExitStack() as own_cache:
 
             def update() -> dict[str, float]:
@@ -389,7 +491,9 @@ class Trainer:
             return
         before = state["question"]["stage"]["steps"]
         if before != self.stage.steps:
-            sys.stderr.write(f"{self.title}: steps: {before} → {self.stage.steps}; it goes on from step {state['step']}\n")
+            sys.stderr.write(
+                f"{self.title}: steps: {before} → {self.stage.steps}; it goes on from step {state['step']}\n"
+            )
         self.learner.load_state_dict(state["learner"])
         for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
             optimiser.load_state_dict(saved)
@@ -399,9 +503,12 @@ class Trainer:
 
     @contextlib.contextmanager
     def _log(self) -> Iterator[Callable[[dict[str, Any]], None]]:
-        """Lines of metrics.jsonl; those past the resumed step are dropped, so no step stands there twice, and so is half a line."""
+        """Lines of metrics.jsonl; those past the resumed step are dropped, so no step stands there
+        twice, and so is half a line."""
         path = self.folder / "metrics.jsonl"
         kept = [line for line in whole_lines(path) if json.loads(line)["step"] <= self.step]
-        write_atomically(path, "".join(line + "\n" for line in kept).encode())  # killed here, the log of before still stands
+        write_atomically(
+            path, "".join(line + "\n" for line in kept).encode()
+        )  # killed here, the log of before still stands
         with appending(path) as add:
             yield lambda row: add(json.dumps(row))

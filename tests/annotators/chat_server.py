@@ -1,4 +1,5 @@
-"""A real HTTP server on loopback that speaks the chat-completions wire format, and misbehaves as told."""
+"""A real HTTP server on loopback that speaks the chat-completions wire format, and misbehaves as
+told."""
 
 import base64
 import hashlib
@@ -22,7 +23,8 @@ GOOD = '{"element": "red drawer", "direction": "pull"}'
 
 @dataclass(frozen=True)
 class Reply:
-    """`text` what the model says; or a `status` other than 200; or raw `body`; `reset`: the connection is torn down."""
+    """`text` what the model says; or a `status` other than 200; or raw `body`; `reset`: the
+    connection is torn down."""
 
     text: str = GOOD
     status: int = 200
@@ -33,7 +35,8 @@ class Reply:
 
 @dataclass
 class Chat:
-    """What was asked so far, as the server saw it, and what it answers: (number of the request, body) → Reply."""
+    """What was asked so far, as the server saw it, and what it answers: (number of the request,
+    body) → Reply."""
 
     answer: Callable[[int, dict[str, Any]], Reply]
     requests: list[dict[str, Any]] = field(default_factory=list)
@@ -45,14 +48,23 @@ class Chat:
 
     def questions(self) -> list[str]:
         """One hash for every request, the same for the same question."""
-        return [hashlib.sha256(json.dumps(each["messages"]).encode()).hexdigest() for each in self.requests]
+        return [
+            hashlib.sha256(json.dumps(each["messages"]).encode()).hexdigest()
+            for each in self.requests
+        ]
 
 
 def pictures(request: dict[str, Any]) -> list[np.ndarray]:
     """The pictures of a request, decoded."""
-    urls = [part["image_url"]["url"] for part in request["messages"][1]["content"] if part["type"] == "image_url"]
+    urls = [
+        part["image_url"]["url"]
+        for part in request["messages"][1]["content"]
+        if part["type"] == "image_url"
+    ]
     assert all(url.startswith("data:image/png;base64,") for url in urls)
-    return [np.asarray(Image.open(io.BytesIO(base64.b64decode(url.split(",", 1)[1])))) for url in urls]
+    return [
+        np.asarray(Image.open(io.BytesIO(base64.b64decode(url.split(",", 1)[1])))) for url in urls
+    ]
 
 
 def words(request: dict[str, Any]) -> str:
@@ -100,7 +112,9 @@ class Handler(BaseHTTPRequestHandler):
             self.send_response(reply.status)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(body)))
-            self.send_header("retry-after-ms", "20")  # what a server may say, and tests have no time for less
+            self.send_header(
+                "retry-after-ms", "20"
+            )  # what a server may say, and tests have no time for less
             self.end_headers()
             self.wfile.write(body)
         except (BrokenPipeError, ConnectionResetError):

@@ -1,4 +1,5 @@
-"""Labels in the language columns of a data set come back as they were, and make room for nobody else's by accident."""
+"""Labels in the language columns of a data set come back as they were, and make room for nobody
+else's by accident."""
 
 import numpy as np
 import pytest
@@ -15,11 +16,15 @@ from armlet.data.language import read_persistent, remark, write_persistent
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    return data_of(tmp_path_factory.mktemp("data") / "d", PICK_AND_PLACE, PULL_A_DRAWER, DESCEND_AND_PUSH)
+    return data_of(
+        tmp_path_factory.mktemp("data") / "d", PICK_AND_PLACE, PULL_A_DRAWER, DESCEND_AND_PUSH
+    )
 
 
 def same(one: Labels, other: Labels) -> bool:
-    numbers = np.array_equal(one.phase, other.phase) and np.array_equal(one.direction, other.direction)
+    numbers = np.array_equal(one.phase, other.phase) and np.array_equal(
+        one.direction, other.direction
+    )
     return numbers and one.element == other.element and one.description == other.description
 
 
@@ -43,33 +48,53 @@ words = st.tuples(
 )
 
 
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(st.data())
 def test_any_labels_come_back(data, tmp_path_factory, draw) -> None:
     labels = Labels.named(*zip(*[draw.draw(words) for _ in range(len(data))], strict=True))
-    assert same(read_language(write_language(data, labels, tmp_path_factory.mktemp("c") / "copy")), labels)
+    assert same(
+        read_language(write_language(data, labels, tmp_path_factory.mktemp("c") / "copy")), labels
+    )
 
 
 def test_ours_are_replaced_and_others_are_kept(data, tmp_path) -> None:
     rules = load_labels(store_labels(tmp_path / "s", PhaseRules(), data), data)
-    theirs = [[remark("plan", f"plan {number}", 0.0), remark("memory", "seen", 0.0)] for number in range(3)]
-    first = write_language(write_persistent(data, tmp_path / "theirs", theirs), rules, tmp_path / "first")
+    theirs = [
+        [remark("plan", f"plan {number}", 0.0), remark("memory", "seen", 0.0)]
+        for number in range(3)
+    ]
+    first = write_language(
+        write_persistent(data, tmp_path / "theirs", theirs), rules, tmp_path / "first"
+    )
     other = Labels.named(["holding"] * len(data), None, ["cup"] * len(data))
     second = write_language(first, other, tmp_path / "second")
     assert same(read_language(second), other)
     for number, rows in enumerate(read_persistent(second)):
-        assert [row["content"] for row in rows] == ["seen", "holding, none, cup", f"plan {number}", "holding the cup"]
+        assert [row["content"] for row in rows] == [
+            "seen",
+            "holding, none, cup",
+            f"plan {number}",
+            "holding the cup",
+        ]
 
 
 def test_another_producers_subtasks_are_not_mixed_with_ours(data, tmp_path) -> None:
-    theirs = write_persistent(data, tmp_path / "theirs", [[remark("subtask", "reach, then pull", 0.0)]] * 3)
+    theirs = write_persistent(
+        data, tmp_path / "theirs", [[remark("subtask", "reach, then pull", 0.0)]] * 3
+    )
     with pytest.raises(LabelError, match="no motion of the form"):
         read_language(theirs)
     labels = Labels.named(["idle"] * len(data))
-    with pytest.raises(LabelError, match="somebody else wrote the subtask 'reach, then pull' of episode 0"):
+    with pytest.raises(
+        LabelError, match="somebody else wrote the subtask 'reach, then pull' of episode 0"
+    ):
         write_language(theirs, labels, tmp_path / "copy")
     assert not (tmp_path / "copy").exists()
-    assert same(read_language(write_language(theirs, labels, tmp_path / "copy", replace=True)), labels)
+    assert same(
+        read_language(write_language(theirs, labels, tmp_path / "copy", replace=True)), labels
+    )
 
 
 def test_motions_in_other_words_are_not_ours(data, tmp_path) -> None:

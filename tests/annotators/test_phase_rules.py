@@ -1,4 +1,5 @@
-"""Phases by rule: plain motions have the names they should, and the scripted expert mostly agrees."""
+"""Phases by rule: plain motions have the names they should, and the scripted expert mostly
+agrees."""
 
 import dataclasses
 import sys
@@ -38,10 +39,16 @@ def names(labels: Labels) -> list[str]:
 
 
 def directions(labels: Labels) -> set[str]:
-    return {DIRECTIONS[way] for way, phase in zip(labels.direction, names(labels), strict=True) if phase == "operating"}
+    return {
+        DIRECTIONS[way]
+        for way, phase in zip(labels.direction, names(labels), strict=True)
+        if phase == "operating"
+    }
 
 
-@pytest.mark.parametrize("parts", [PICK_AND_PLACE, PULL_A_DRAWER, DESCEND_AND_PUSH], ids=["place", "drawer", "push"])
+@pytest.mark.parametrize(
+    "parts", [PICK_AND_PLACE, PULL_A_DRAWER, DESCEND_AND_PUSH], ids=["place", "drawer", "push"]
+)
 def test_plain_motions(parts) -> None:
     episode, wanted = play(*parts)
     labels = RULES.annotate(episode, 10)
@@ -64,7 +71,8 @@ def test_rest_has_its_names() -> None:
 
 
 def test_what_is_dropped_is_grasped_again() -> None:
-    """A thing let go is being placed, unless the fingers close there again: then it had been lost."""
+    """A thing let go is being placed, unless the fingers close there again: then it had been
+    lost."""
     dropped = ("transporting", 2, (0, 0, 1), CLOSED, THING)
     back = ("approaching", 2, (0, 0, -1), OPEN, WIDE)
     again = ("regrasping", 1, (0, 0, 0), CLOSED, WIDE)
@@ -93,16 +101,28 @@ def test_phases_do_not_depend_on_where_it_happens_or_which_way(x, y, angle, part
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     state, action = episode.state.copy(), episode.action.copy()
     state[:, :2] = state[:, :2] @ turn.T + [x, y]
-    action[:, :2] = 0.7 * action[:, :2] @ turn.T  # a diagonal command of full length would be clipped
+    action[:, :2] = (
+        0.7 * action[:, :2] @ turn.T
+    )  # a diagonal command of full length would be clipped
     assert names(RULES.annotate(EpisodeFrames({}, state, action, {}, "", {}), 10)) == wanted
 
 
 def test_another_robots_numbers_mean_the_same() -> None:
-    """The gripper command's sign, the places of the numbers, and absolute commands are values of the embodiment."""
+    """The gripper command's sign, the places of the numbers, and absolute commands are values of
+    the embodiment."""
     episode, wanted = play(*PICK_AND_PLACE)
     state = np.concatenate([episode.state[:, 3:], episode.state[:, :3]], 1)
-    action = np.concatenate([episode.state[:, :3], -episode.action[:, 3:]], 1)  # where to be, and how far to open
-    other = dataclasses.replace(TABLETOP, position=(1, 2, 3), opening=0, closes_above=False, metres_per_command=None, clear=0.04)
+    action = np.concatenate(
+        [episode.state[:, :3], -episode.action[:, 3:]], 1
+    )  # where to be, and how far to open
+    other = dataclasses.replace(
+        TABLETOP,
+        position=(1, 2, 3),
+        opening=0,
+        closes_above=False,
+        metres_per_command=None,
+        clear=0.04,
+    )
     found = names(PhaseRules(other).annotate(EpisodeFrames({}, state, action, {}, "", {}), 10))
     assert found == wanted
 

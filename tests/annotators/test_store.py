@@ -59,12 +59,23 @@ class Says(Annotator):
             time.sleep(0.05)
             raise AnnotationError([(2, 5, "no words for it")])
         length = len(episode.state)
-        return Labels.named(["idle"] * length, None, [self.words[0]] * length, [f"{self.words[1]} {s}" for s in range(length)])
+        return Labels.named(
+            ["idle"] * length,
+            None,
+            [self.words[0]] * length,
+            [f"{self.words[1]} {s}" for s in range(length)],
+        )
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    return data_of(tmp_path_factory.mktemp("data") / "d", PICK_AND_PLACE, PULL_A_DRAWER, DESCEND_AND_PUSH, PULL_A_DRAWER)
+    return data_of(
+        tmp_path_factory.mktemp("data") / "d",
+        PICK_AND_PLACE,
+        PULL_A_DRAWER,
+        DESCEND_AND_PUSH,
+        PULL_A_DRAWER,
+    )
 
 
 def test_labels_come_back_as_they_were(data, tmp_path) -> None:
@@ -73,10 +84,14 @@ def test_labels_come_back_as_they_were(data, tmp_path) -> None:
     assert len(labels) == len(data)
     columns = data.columns()
     for number, (start, stop) in enumerate(zip(data.starts[:-1], data.starts[1:], strict=True)):
-        alone = EpisodeFrames({}, columns["observation.state"][start:stop], columns["action"][start:stop], {}, "", {})
+        alone = EpisodeFrames(
+            {}, columns["observation.state"][start:stop], columns["action"][start:stop], {}, "", {}
+        )
         wanted = rules.annotate(alone, data.fps)
         mine = labels.part(start, stop)
-        assert np.array_equal(mine.phase, wanted.phase) and np.array_equal(mine.direction, wanted.direction)
+        assert np.array_equal(mine.phase, wanted.phase) and np.array_equal(
+            mine.direction, wanted.direction
+        )
         assert (mine.element, mine.description) == (wanted.element, wanted.description), number
 
 
@@ -95,14 +110,21 @@ def test_rules_do_not_decode_pictures(data, tmp_path, monkeypatch) -> None:
 
 def test_only_what_is_missing_is_asked_again(data, tmp_path) -> None:
     says = Says(fails=frozenset({1, 3}))
-    with pytest.raises(LabelError, match=r"2 of 4 episodes have no labels(.|\n)*episode 1, steps 2 to 4: no words for it"):
+    with pytest.raises(
+        LabelError,
+        match=r"2 of 4 episodes have no labels(.|\n)*episode 1, steps 2 to 4: no words for it",
+    ):
         store_labels(tmp_path / "s", says, data)
     assert [each["episode"] for each in json.loads((tmp_path / "s" / FAILED).read_text())] == [1, 3]
     with pytest.raises(LabelError, match="store_labels adds the missing ones"):
         load_labels(tmp_path / "s", data)
     again = Says()
     labels = load_labels(store_labels(tmp_path / "s", again, data), data)
-    assert sorted(again.asked) == [1, 3] and len(labels) == len(data) and not (tmp_path / "s" / FAILED).exists()
+    assert (
+        sorted(again.asked) == [1, 3]
+        and len(labels) == len(data)
+        and not (tmp_path / "s" / FAILED).exists()
+    )
     third = Says()
     store_labels(tmp_path / "s", third, data)
     assert third.asked == []
@@ -169,7 +191,13 @@ def test_too_few_labels_are_refused(data, tmp_path) -> None:
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.lists(st.tuples(st.sampled_from(PHASES), st.sampled_from(DIRECTIONS), texts), min_size=1, max_size=12))
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(PHASES), st.sampled_from(DIRECTIONS), texts),
+        min_size=1,
+        max_size=12,
+    )
+)
 def test_any_words_survive_the_row(entries) -> None:
     from armlet.annotators.store import _texts, _words
 

@@ -1,4 +1,5 @@
-"""Meta-World: reproducible to the bit, solved by its experts, seen the right way up, and refused in one sentence
+"""Meta-World: reproducible to the bit, solved by its experts, seen the right way up, and refused in
+one sentence
 where its packages are missing."""
 
 import dataclasses
@@ -19,11 +20,16 @@ from armlet.rendering import probe_egl
 
 BENCHMARK = Metaworld()
 TASKS = {task.name: task for task in BENCHMARK.tasks()}
-missing = importlib.util.find_spec("metaworld") is None or importlib.util.find_spec("fast_simplification") is None
+missing = (
+    importlib.util.find_spec("metaworld") is None
+    or importlib.util.find_spec("fast_simplification") is None
+)
 
 
 def needs_extra(test):
-    skip = pytest.mark.skipif(missing, reason="the metaworld extra is not installed: pip install -e '.[metaworld]'")
+    skip = pytest.mark.skipif(
+        missing, reason="the metaworld extra is not installed: pip install -e '.[metaworld]'"
+    )
     return pytest.mark.metaworld(skip(test))
 
 
@@ -36,7 +42,11 @@ def digest(name: str, seed: int = 5) -> str:
     world, parts = world_of(name, seed), []
     for _ in range(2):
         seen = world.observe()
-        parts += [seen.images["scene"].tobytes(), seen.images["wrist"].tobytes(), seen.state.tobytes()]
+        parts += [
+            seen.images["scene"].tobytes(),
+            seen.images["wrist"].tobytes(),
+            seen.state.tobytes(),
+        ]
         for _ in range(3):
             world.step(world.expert_action())
     world.close()
@@ -106,7 +116,10 @@ def test_a_world_is_the_same_to_the_bit(name: str) -> None:
         a, b = first.observe(), second.observe()
         assert all(np.array_equal(a.images[camera], b.images[camera]) for camera in a.images)
         assert np.array_equal(a.state, b.state) and a.instruction == b.instruction
-        assert all(np.array_equal(value, second.privileged()[fact]) for fact, value in first.privileged().items())
+        assert all(
+            np.array_equal(value, second.privileged()[fact])
+            for fact, value in first.privileged().items()
+        )
         action = first.expert_action()
         assert np.array_equal(action, second.expert_action())
         first.step(action)
@@ -116,7 +129,9 @@ def test_a_world_is_the_same_to_the_bit(name: str) -> None:
 @needs_extra
 def test_a_world_is_the_same_after_others_and_in_another_process() -> None:
     code = f"import sys; sys.path.insert(0, {__file__.rsplit('/', 1)[0]!r}); from test_metaworld import digest; print(digest('drawer-open-v3'))"
-    elsewhere = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+    elsewhere = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.strip()
     for seed in range(3):
         digest("drawer-open-v3", seed)
     assert digest("drawer-open-v3") == elsewhere != digest("drawer-open-v3", 6)
@@ -139,13 +154,19 @@ def test_stages_are_given_back_and_a_closed_world_stays_closed() -> None:
 def test_wordings_change_with_the_split_and_the_scene_does_not() -> None:
     unseen = BENCHMARK.make(dataclasses.replace(TASKS["reach-v3"], split="unseen_wordings"), 5)
     seen = world_of("reach-v3")
-    assert seen.instruction in WORDINGS["reach-v3"][0] and unseen.instruction in WORDINGS["reach-v3"][1]
+    assert (
+        seen.instruction in WORDINGS["reach-v3"][0]
+        and unseen.instruction in WORDINGS["reach-v3"][1]
+    )
     assert np.array_equal(seen.observe().images["scene"], unseen.observe().images["scene"])
 
 
 @needs_extra
 def test_a_repeated_command_is_the_native_one_several_times_over() -> None:
-    slow, native = world_of("drawer-open-v3"), world_of("drawer-open-v3", benchmark=Metaworld(action_repeat=1))
+    slow, native = (
+        world_of("drawer-open-v3"),
+        world_of("drawer-open-v3", benchmark=Metaworld(action_repeat=1)),
+    )
     action = np.array([0.3, -0.2, 0.5, 1.0])
     slow.step(action)
     for _ in range(BENCHMARK.action_repeat):
@@ -161,7 +182,9 @@ def test_plus_one_closes_the_gripper_and_commands_go_where_they_say() -> None:
         world.step(np.array([1.0, 0.0, 0.0, 1.0]))
     after = world.observe().state
     assert after[3] < 0.6 * before[3]
-    assert after[0] - before[0] == pytest.approx(5 * BENCHMARK.action_spec.translation_scale, abs=0.08)
+    assert after[0] - before[0] == pytest.approx(
+        5 * BENCHMARK.action_spec.translation_scale, abs=0.08
+    )
     assert np.allclose(after[1:3], before[1:3], atol=0.02)
     with pytest.raises(ValueError, match="finite action"):
         world.step(np.zeros(7))
@@ -174,7 +197,9 @@ def test_the_state_says_nothing_of_the_goal_and_privileged_facts_do() -> None:
     first, second = world_of("reach-v3", 1), world_of("reach-v3", 2)
     assert np.allclose(first.observe().state, second.observe().state, atol=1e-4)
     assert not np.allclose(first.privileged()["target"], second.privileged()["target"], atol=1e-3)
-    assert all(fact.shape == (3,) and fact.dtype == np.float32 for fact in first.privileged().values())
+    assert all(
+        fact.shape == (3,) and fact.dtype == np.float32 for fact in first.privileged().values()
+    )
     while not first.step(first.expert_action()):
         pass
     assert np.linalg.norm(first.observe().state[:3] - first.privileged()["target"]) < 0.12
@@ -214,7 +239,9 @@ def test_a_bare_goal_is_seen_and_nothing_blue_elsewhere(renderer: str) -> None:
 
 @needs_extra
 def test_pixels_are_a_choice() -> None:
-    world = world_of("button-press-topdown-v3", benchmark=Metaworld(scene_pixels=96, wrist_pixels=32))
+    world = world_of(
+        "button-press-topdown-v3", benchmark=Metaworld(scene_pixels=96, wrist_pixels=32)
+    )
     images = world.observe().images
     assert images["scene"].shape == (96, 96, 3) and images["wrist"].shape == (32, 32, 3)
     assert world.render(40).shape == (40, 40, 3) and world.render(40).dtype == np.uint8
@@ -224,6 +251,8 @@ def test_pixels_are_a_choice() -> None:
 @needs_extra
 @pytest.mark.parametrize("name", TASKS)
 def test_disturbed_experts_recover(name: str) -> None:
-    rollouts = [roll_out(BENCHMARK, TASKS[name], 100 + seed, Perturbation(share=1.0)) for seed in range(5)]
+    rollouts = [
+        roll_out(BENCHMARK, TASKS[name], 100 + seed, Perturbation(share=1.0)) for seed in range(5)
+    ]
     assert all(rollout.success for rollout in rollouts)
     assert len(rollouts[0].images["scene"]) == len(rollouts[0].action)

@@ -1,4 +1,5 @@
-"""Tabletop: reproducible to the bit, solved by its expert, and not solvable without reading the words."""
+"""Tabletop: reproducible to the bit, solved by its expert, and not solvable without reading the
+words."""
 
 import dataclasses
 import hashlib
@@ -10,7 +11,14 @@ from tokenizers import Tokenizer
 
 from armlet.benchmarks.tabletop import FAMILIES, Tabletop, TabletopWorld, expert
 from armlet.benchmarks.tabletop.language import KNOWN_WORDS, SEEN, UNSEEN
-from armlet.benchmarks.tabletop.scene import HELD_OUT, OBJECT_COLOURS, OBJECT_HALF, PLACE_COLOURS, SHAPES, scene_xml
+from armlet.benchmarks.tabletop.scene import (
+    HELD_OUT,
+    OBJECT_COLOURS,
+    OBJECT_HALF,
+    PLACE_COLOURS,
+    SHAPES,
+    scene_xml,
+)
 from armlet.data.text import encode, train_tokenizer
 from armlet.recording import Perturbation, roll_out
 
@@ -29,7 +37,11 @@ def run_expert(task_name: str, seed: int, benchmark: Tabletop = BENCHMARK) -> bo
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_expert_succeeds(family: str) -> None:
-    outcomes = [run_expert(skill, 7000 + seed) for skill in FAMILIES[family] for seed in range(60 // len(FAMILIES[family]))]
+    outcomes = [
+        run_expert(skill, 7000 + seed)
+        for skill in FAMILIES[family]
+        for seed in range(60 // len(FAMILIES[family]))
+    ]
     assert np.mean(outcomes) >= 0.98, f"{family}: {np.mean(outcomes):.3f}"
 
 
@@ -62,25 +74,38 @@ def world_of(name: str, split: str, seed: int, benchmark: Tabletop = BENCHMARK) 
 
 
 def objects_of(world: TabletopWorld) -> set[tuple[str, str]]:
-    """The (colour, shape) pairs of a scene's loose objects, by their colours in the picture and not by their names."""
+    """The (colour, shape) pairs of a scene's loose objects, by their colours in the picture and not
+    by their names."""
     colour_of = {colour: name for name, colour in OBJECT_COLOURS.items()}
-    return {(colour_of[thing.colour], thing.shape) for thing in world._layout.things if thing.kind == "object"}
+    return {
+        (colour_of[thing.colour], thing.shape)
+        for thing in world._layout.things
+        if thing.kind == "object"
+    }
 
 
 def asked_for(world: TabletopWorld) -> tuple[str, str]:
     """What the goal is about, as (colour, shape)."""
     (thing,) = (thing for thing in world._layout.things if thing.name == world.goal.subject)
     colour, shape = thing.name.split("_")
-    assert thing.colour == OBJECT_COLOURS[colour] and thing.shape == shape, "a name says what a thing looks like"
+    assert thing.colour == OBJECT_COLOURS[colour] and thing.shape == shape, (
+        "a name says what a thing looks like"
+    )
     assert f"{colour} {shape}" in world.instruction
     return colour, shape
 
 
-@pytest.mark.parametrize("split", ["seen", "unseen_scenes", "unseen_wordings", "seen_shapes", "known_words"])
+@pytest.mark.parametrize(
+    "split", ["seen", "unseen_scenes", "unseen_wordings", "seen_shapes", "known_words"]
+)
 def test_held_out_pairs_of_colour_and_shape_stand_in_no_other_scene(split: str) -> None:
     names = ASKED if split == "seen_shapes" else TASKS
-    pairs = set.union(*(objects_of(world_of(name, split, seed)) for name in names for seed in range(40)))
-    assert len(pairs) == 8 and not pairs & HELD_OUT, "all other pairs of five colours and two shapes do"
+    pairs = set.union(
+        *(objects_of(world_of(name, split, seed)) for name in names for seed in range(40))
+    )
+    assert len(pairs) == 8 and not pairs & HELD_OUT, (
+        "all other pairs of five colours and two shapes do"
+    )
 
 
 def test_in_scenes_of_unseen_objects_one_is_held_out_and_colours_differ() -> None:
@@ -95,8 +120,12 @@ def test_in_scenes_of_unseen_objects_one_is_held_out_and_colours_differ() -> Non
     assert met == HELD_OUT
 
 
-@pytest.mark.parametrize(("split", "allowed"), [("unseen_shapes", HELD_OUT), ("seen_shapes", SEEN_TWICE)])
-def test_where_the_shape_is_needed_the_colour_alone_names_two_things(split: str, allowed: set) -> None:
+@pytest.mark.parametrize(
+    ("split", "allowed"), [("unseen_shapes", HELD_OUT), ("seen_shapes", SEEN_TWICE)]
+)
+def test_where_the_shape_is_needed_the_colour_alone_names_two_things(
+    split: str, allowed: set
+) -> None:
     met: set[tuple[str, str]] = set()
     for name in ASKED:
         for seed in range(60):
@@ -107,7 +136,9 @@ def test_where_the_shape_is_needed_the_colour_alone_names_two_things(split: str,
             assert {(colour, shape), (colour, other)} <= found
             assert found & HELD_OUT == ({(colour, shape)} if split == "unseen_shapes" else set())
             others = [each for each, _ in found if each != colour]
-            assert len(set(others)) == len(others) == len(found) - 2, "only this colour is there twice"
+            assert len(set(others)) == len(others) == len(found) - 2, (
+                "only this colour is there twice"
+            )
             assert world.goal.target != f"{colour}_{other}"
             met.add((colour, shape))
     assert met == allowed
@@ -116,7 +147,9 @@ def test_where_the_shape_is_needed_the_colour_alone_names_two_things(split: str,
 def test_where_no_object_is_asked_for_no_shape_is_needed() -> None:
     for split in ("unseen_shapes", "seen_shapes"):
         assert [task.name for task in BENCHMARK.tasks(split)] == list(ASKED)
-        with pytest.raises(ValueError, match=f"no task of the families .'drawer'. in the split {split!r}"):
+        with pytest.raises(
+            ValueError, match=f"no task of the families .'drawer'. in the split {split!r}"
+        ):
             Tabletop(families=("drawer",)).tasks(split)
 
 
@@ -137,13 +170,19 @@ def test_unseen_scenes_look_unlike_any_seen_one() -> None:
 
 
 def test_an_unseen_look_is_seen() -> None:
-    """The same things under a seen and an unseen look: most pixels of the picture differ by far more than two seen looks do."""
+    """The same things under a seen and an unseen look: most pixels of the picture differ by far
+    more than two seen looks do."""
     layout = world_of("touch", "seen", 3)._layout
     goal = world_of("touch", "seen", 3).goal
 
     def picture(split: str, seed: int) -> np.ndarray:
         look = world_of("touch", split, seed)._layout.look
-        return TabletopWorld(BENCHMARK, dataclasses.replace(layout, look=look), goal).observe().images["scene"].astype(int)
+        return (
+            TabletopWorld(BENCHMARK, dataclasses.replace(layout, look=look), goal)
+            .observe()
+            .images["scene"]
+            .astype(int)
+        )
 
     seen = [picture("seen", seed) for seed in range(12)]
     for seed in range(4):
@@ -155,11 +194,17 @@ def templates(texts: dict[str, tuple[str, ...]], skill: str) -> set[str]:
     """Every sentence that a skill's wordings make."""
     objects = [f"{colour} {shape}" for colour in OBJECT_COLOURS for shape in SHAPES]
     drawers = [f"{colour} drawer" for colour in OBJECT_COLOURS]
-    places = [(f"{colour} {kind}", {"plate": "on", "box": "into"}[kind]) for colour in PLACE_COLOURS for kind in ("plate", "box")]
+    places = [
+        (f"{colour} {kind}", {"plate": "on", "box": "into"}[kind])
+        for colour in PLACE_COLOURS
+        for kind in ("plate", "box")
+    ]
     said = set()
     for text in texts[skill]:
         for thing in drawers if skill in ("open", "close") else objects:
-            for target, relation in places if skill == "place" else [(thing, "on") for thing in objects]:
+            for target, relation in (
+                places if skill == "place" else [(thing, "on") for thing in objects]
+            ):
                 for side in ("left", "right"):
                     said.add(text.format(object=thing, target=target, relation=relation, side=side))
     return said
@@ -177,7 +222,9 @@ def test_each_split_speaks_as_it_should(split: str) -> None:
         assert said <= templates(own, task.name)
         if own is not SEEN:
             assert not said & SEEN_SENTENCES
-        spoken = {text for text in own[task.name] if said & templates({task.name: (text,)}, task.name)}
+        spoken = {
+            text for text in own[task.name] if said & templates({task.name: (text,)}, task.name)
+        }
         assert spoken == set(own[task.name]), "every wording is used"
 
 
@@ -188,40 +235,52 @@ def test_known_words_were_heard_in_sentences_no_longer_than_the_longest() -> Non
     for skill in KNOWN_WORDS:
         for sentence in templates(KNOWN_WORDS, skill):
             assert set(sentence.split()) <= heard and len(sentence.split()) <= longest
-    assert any(set(sentence.split()) - heard for skill in UNSEEN for sentence in templates(UNSEEN, skill))
+    assert any(
+        set(sentence.split()) - heard for skill in UNSEEN for sentence in templates(UNSEEN, skill)
+    )
 
 
 @pytest.mark.parametrize("tokenizer", ["trained here", "tabletop-teacher", "aed-teacher"])
 def test_known_words_feed_no_embedding_that_was_not_trained(tokenizer: str) -> None:
-    """A tokenizer could cut a known word elsewhere than it did in training; that of the data, and those of the shipped teachers, do not."""
+    """A tokenizer could cut a known word elsewhere than it did in training; that of the data, and
+    those of the shipped teachers, do not."""
     if tokenizer == "trained here":
         found = train_tokenizer(sorted(SEEN_SENTENCES))
     else:
         found = Tokenizer.from_file(str(CHECKPOINTS / tokenizer / "tokenizer.json"))
-    trained = {token for sentence in SEEN_SENTENCES for token in encode(found, sentence, longest=1000)}
+    trained = {
+        token for sentence in SEEN_SENTENCES for token in encode(found, sentence, longest=1000)
+    }
     longest = max(len(encode(found, sentence, longest=1000)) for sentence in SEEN_SENTENCES)
     for skill in KNOWN_WORDS:
         for sentence in templates(KNOWN_WORDS, skill):
             tokens = encode(found, sentence, longest=longest)
             assert set(tokens) <= trained, sentence
     spoken = {
-        token for skill in UNSEEN for sentence in templates(UNSEEN, skill) for token in encode(found, sentence, longest=1000)
+        token
+        for skill in UNSEEN
+        for sentence in templates(UNSEEN, skill)
+        for token in encode(found, sentence, longest=1000)
     }
     assert spoken - trained, "the older split does"
 
 
-# --- a table that moves -------------------------------------------------------------------------------------
+# --- a table that moves
+# -------------------------------------------------------------------------------------
 
 
 def test_without_a_belt_worlds_are_what_they_were() -> None:
-    """Scenes, words and goals of the first four splits, by a digest taken before there were others and a belt: reports were made with them,
+    """Scenes, words and goals of the first four splits, by a digest taken before there were others
+    and a belt: reports were made with them,
     and a split's worlds must not hang on what is added later."""
     digest = hashlib.sha256()
     for split in ("seen", "unseen_objects", "unseen_scenes", "unseen_wordings"):
         for task in BENCHMARK.tasks(split):
             for seed in range(12):
                 world = BENCHMARK.make(task, seed)
-                digest.update((scene_xml(world._layout) + world.instruction + repr(world.goal)).encode())
+                digest.update(
+                    (scene_xml(world._layout) + world.instruction + repr(world.goal)).encode()
+                )
     assert digest.hexdigest() == "2e5872e44659e901c033fa9bf667e45b250ad7c781ef21d74cc77d32d9bc893e"
     assert BENCHMARK.splits[:4] == ("seen", "unseen_objects", "unseen_scenes", "unseen_wordings")
     assert "belt" not in BENCHMARK.fingerprint() and Tabletop(belt=0.0) == BENCHMARK
@@ -233,7 +292,8 @@ STILL = np.array([0, 0, 0, expert.OPEN], np.float32)
 
 @pytest.mark.parametrize("name", ASKED)
 def test_a_belt_carries_everything_at_its_speed(name: str) -> None:
-    """Place after t seconds is place + speed · t, for all that stands on the table and for nothing else."""
+    """Place after t seconds is place + speed · t, for all that stands on the table and for nothing
+    else."""
     for seed in range(3):
         world = world_of(name, "seen", seed, BELT)
         names = [thing.name for thing in world._layout.things]
@@ -249,7 +309,9 @@ def test_a_belt_carries_everything_at_its_speed(name: str) -> None:
 def test_a_belt_changes_nothing_but_that_things_move() -> None:
     for name in ASKED:
         for seed in range(8):
-            moving, still = (world_of(name, "seen", seed, benchmark) for benchmark in (BELT, BENCHMARK))
+            moving, still = (
+                world_of(name, "seen", seed, benchmark) for benchmark in (BELT, BENCHMARK)
+            )
             assert dataclasses.replace(moving._layout, belt=0.0) == still._layout
             assert (moving.instruction, moving.goal) == (still.instruction, still.goal)
     slowly = world_of("place", "seen", 5, Tabletop(belt=1e-4)).observe().images["scene"]
@@ -279,7 +341,8 @@ def test_the_expert_works_on_a_belt() -> None:
 
 
 def test_what_is_seen_late_is_missed_on_a_belt_only() -> None:
-    """The expert, acting on what it saw half a second ago, touches things on a table, and hardly any that move."""
+    """The expert, acting on what it saw half a second ago, touches things on a table, and hardly
+    any that move."""
 
     def successes(benchmark: Tabletop) -> int:
         count = 0
@@ -289,7 +352,9 @@ def test_what_is_seen_late_is_missed_on_a_belt_only() -> None:
             done = False
             for _ in range(25):
                 move = expert.funnel(world.tcp, seen_at, rise=0.05)
-                done = done or world.step(np.array([*np.clip((move - world.tcp) / 0.05, -1, 1), expert.OPEN]))
+                done = done or world.step(
+                    np.array([*np.clip((move - world.tcp) / 0.05, -1, 1), expert.OPEN])
+                )
             count += done
         return count
 
@@ -307,7 +372,8 @@ def test_a_belt_is_in_the_fingerprint_and_within_limits() -> None:
 
 
 def test_the_instruction_is_needed() -> None:
-    """An expert that acts on another scene's words (the right skill, the wrong thing) fails nearly always."""
+    """An expert that acts on another scene's words (the right skill, the wrong thing) fails nearly
+    always."""
     wins, episodes = 0, 0
     for name in ("touch", "push", "place", "open", "rake"):
         for seed in range(6):
@@ -316,7 +382,8 @@ def test_the_instruction_is_needed() -> None:
             others = [
                 thing.name
                 for thing in world._layout.things
-                if thing.kind == ("drawer" if name == "open" else "object") and thing.name != goal.subject
+                if thing.kind == ("drawer" if name == "open" else "object")
+                and thing.name != goal.subject
             ]
             asked = dataclasses.replace(goal, subject=others[0])
             success = False
@@ -332,13 +399,20 @@ def test_the_instruction_is_needed() -> None:
 
 
 def beside_a_wrong_thing(distracted: float) -> float:
-    """The share of frames of touching whose hand is over something that was not asked for, and no success is lost."""
+    """The share of frames of touching whose hand is over something that was not asked for, and no
+    success is lost."""
     near = []
     for seed in range(12):
-        rollout = roll_out(BENCHMARK, TASKS["touch"], 300 + seed, Perturbation(share=0, distracted=distracted))
+        rollout = roll_out(
+            BENCHMARK, TASKS["touch"], 300 + seed, Perturbation(share=0, distracted=distracted)
+        )
         assert rollout.success
         world = BENCHMARK.make(TASKS["touch"], 300 + seed)
-        others = [world.position(thing.name) for thing in world._layout.things if thing.name != world.goal.subject]
+        others = [
+            world.position(thing.name)
+            for thing in world._layout.things
+            if thing.name != world.goal.subject
+        ]
         lateral = [np.linalg.norm(rollout.state[:, :2] - place[:2], axis=1) for place in others]
         near.extend((np.min(lateral, 0) < 0.03) & (rollout.state[:, 2] < 0.1))
     return float(np.mean(near))
@@ -347,7 +421,9 @@ def beside_a_wrong_thing(distracted: float) -> float:
 def test_distracted_hands_go_to_wrong_things_and_come_back() -> None:
     assert beside_a_wrong_thing(1.0) > 2 * beside_a_wrong_thing(0.0)
     rollouts = [
-        roll_out(BENCHMARK, task, 40 + seed, Perturbation(share=0, distracted=1)) for task in TASKS.values() for seed in range(3)
+        roll_out(BENCHMARK, task, 40 + seed, Perturbation(share=0, distracted=1))
+        for task in TASKS.values()
+        for seed in range(3)
     ]
     assert np.mean([rollout.success for rollout in rollouts]) >= 0.9
 
@@ -359,7 +435,9 @@ def test_recovery_data_still_succeeds_and_labels_are_the_experts() -> None:
     changed = np.concatenate([np.abs(r.action - r.executed).max(1) for r in rollouts]) > 1e-6
     assert 0.1 < changed.mean() < 0.9
     first = rollouts[0]
-    assert len(first.state) == len(first.action) == len(first.executed) == len(first.images["scene"])
+    assert (
+        len(first.state) == len(first.action) == len(first.executed) == len(first.images["scene"])
+    )
 
 
 def test_bad_actions_are_refused() -> None:

@@ -1,4 +1,5 @@
-"""A hub on this machine for tests: what huggingface_hub asks a server for, over real HTTP. Files above `LARGE` bytes are kept as a hub
+"""A hub on this machine for tests: what huggingface_hub asks a server for, over real HTTP. Files
+above `LARGE` bytes are kept as a hub
 keeps those of Git LFS: under another address, to which it sends whoever asks."""
 
 import contextlib
@@ -17,12 +18,17 @@ Answer = tuple[int, dict[str, str], bytes]
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 @dataclass
 class Repository:
-    """`commits` sha → files; `revisions` branch or tag → sha; `token`: who may read it, everybody where it is empty."""
+    """`commits` sha → files; `revisions` branch or tag → sha; `token`: who may read it, everybody
+    where it is empty."""
 
     commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
     revisions: dict[str, str] = field(default_factory=dict)
@@ -39,7 +45,8 @@ class Repository:
 
 @dataclass
 class Hub:
-    """`asked`: (method, path, Authorization) of every request. `breaks`: paths of files whose bytes stop half way, once each or, in
+    """`asked`: (method, path, Authorization) of every request. `breaks`: paths of files whose bytes
+    stop half way, once each or, in
     `fails`, that are answered 500."""
 
     address: str = ""
@@ -72,7 +79,11 @@ class Hub:
 
 
 def _refused(status: int, code: str = "", message: str = "no") -> Answer:
-    return status, {"X-Error-Code": code, "X-Error-Message": message}, json.dumps({"error": message}).encode()
+    return (
+        status,
+        {"X-Error-Code": code, "X-Error-Message": message},
+        json.dumps({"error": message}).encode(),
+    )
 
 
 def _found(hub: Hub, path: str, query: dict[str, list[str]], authorization: str) -> Answer:
@@ -93,10 +104,15 @@ def _found(hub: Hub, path: str, query: dict[str, list[str]], authorization: str)
     repository = hub.repositories.get(f"{kind}/{name}")
     if authorization == "Bearer stale":
         return _refused(401, message="Invalid credentials in Authorization header")
-    if repository is None or (repository.token and authorization != f"Bearer {repository.token}" and not repository.gated):
+    if repository is None or (
+        repository.token and authorization != f"Bearer {repository.token}" and not repository.gated
+    ):
         return _refused(404 if authorization else 401, "RepoNotFound", "Repository not found")
     if rest == ["refs"]:
-        refs = [{"name": each, "ref": f"refs/heads/{each}", "targetCommit": sha} for each, sha in repository.revisions.items()]
+        refs = [
+            {"name": each, "ref": f"refs/heads/{each}", "targetCommit": sha}
+            for each, sha in repository.revisions.items()
+        ]
         return 200, {}, json.dumps({"branches": refs, "tags": [], "converts": []}).encode()
     revision = unquote(rest[1]) if rest else "main"
     sha = revision if revision in repository.commits else repository.revisions.get(revision, "")
@@ -107,7 +123,14 @@ def _found(hub: Hub, path: str, query: dict[str, list[str]], authorization: str)
         return (
             200,
             {},
-            json.dumps({"id": name, "sha": sha, "private": False, "siblings": [{"rfilename": each} for each in files]}).encode(),
+            json.dumps(
+                {
+                    "id": name,
+                    "sha": sha,
+                    "private": False,
+                    "siblings": [{"rfilename": each} for each in files],
+                }
+            ).encode(),
         )
     if api:
         return _tree(hub, path, files, int(query.get("cursor", ["0"])[0]))
@@ -117,11 +140,24 @@ def _found(hub: Hub, path: str, query: dict[str, list[str]], authorization: str)
 def _tree(hub: Hub, path: str, files: dict[str, bytes], first: int) -> Answer:
     entries = []
     for name, content in list(files.items())[first : first + PAGE]:
-        entry = {"type": "file", "path": name, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
+        entry = {
+            "type": "file",
+            "path": name,
+            "size": len(content),
+            "oid": hashlib.sha1(content).hexdigest(),
+        }
         if len(content) > LARGE:
-            entry["lfs"] = {"oid": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 130}
+            entry["lfs"] = {
+                "oid": hashlib.sha256(content).hexdigest(),
+                "size": len(content),
+                "pointerSize": 130,
+            }
         entries.append(entry)
-    following = {"Link": f'<{hub.address}{path}?cursor={first + PAGE}>; rel="next"'} if first + PAGE < len(files) else {}
+    following = (
+        {"Link": f'<{hub.address}{path}?cursor={first + PAGE}>; rel="next"'}
+        if first + PAGE < len(files)
+        else {}
+    )
     return 200, following, json.dumps(entries).encode()
 
 
@@ -154,7 +190,9 @@ class _Handler(BaseHTTPRequestHandler):
         answer = self.hub.answer(url.path)
         if answer is None and any(url.path.endswith(file) for file in self.hub.fails):
             answer = _refused(500, message="something broke")
-        status, headers, content = answer or _found(self.hub, url.path, parse_qs(url.query), authorization)
+        status, headers, content = answer or _found(
+            self.hub, url.path, parse_qs(url.query), authorization
+        )
         self.send_response(status)
         for key, value in headers.items():
             self.send_header(key, value)
@@ -180,7 +218,9 @@ def serve() -> Iterator[Hub]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": hub}))
     server.daemon_threads = True
     hub.address = f"http://127.0.0.1:{server.server_address[1]}"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread = threading.Thread(
+        target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
+    )
     thread.start()
 
     def stop() -> None:

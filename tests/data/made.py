@@ -1,4 +1,5 @@
-"""A LeRobotDataset made by hand, in closed form: state, action and the grey of every picture say which frame of which episode it is.
+"""A LeRobotDataset made by hand, in closed form: state, action and the grey of every picture say
+which frame of which episode it is.
 
 A test changes what it is about — rows, films, metadata — and saves.
 """
@@ -24,7 +25,13 @@ def grey(episode: int, frame: int) -> int:
     return (20 + 40 * episode + 5 * frame) % 240
 
 
-def film(path: Path, pictures: list[tuple[int, int]], *, tick: Fraction = Fraction(1, FPS), **options: str) -> None:
+def film(
+    path: Path,
+    pictures: list[tuple[int, int]],
+    *,
+    tick: Fraction = Fraction(1, FPS),
+    **options: str,
+) -> None:
     """H.264 of (time in ticks, grey level) each; `options` are the encoder's."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
@@ -33,7 +40,9 @@ def film(path: Path, pictures: list[tuple[int, int]], *, tick: Fraction = Fracti
         stream.pix_fmt, stream.codec_context.time_base = "yuv444p", tick
         stream.options = {"crf": "0", "threads": "1", "bf": "0", **options}
         for time, level in pictures:
-            frame = av.VideoFrame.from_ndarray(np.full((SIDE, SIDE, 3), level, np.uint8), format="rgb24")
+            frame = av.VideoFrame.from_ndarray(
+                np.full((SIDE, SIDE, 3), level, np.uint8), format="rgb24"
+            )
             frame.pts, frame.time_base = time, tick
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
@@ -46,7 +55,8 @@ def number(row: dict[str, Any]) -> float:
 
 @dataclass
 class Made:
-    """`rows` of `files`, episodes as meta lists them, the film's (ticks, grey); `save` writes v3.0, `save_v21` v2.1."""
+    """`rows` of `files`, episodes as meta lists them, the film's (ticks, grey); `save` writes v3.0,
+    `save_v21` v2.1."""
 
     lengths: tuple[int, ...] = (4, 3, 5)
     rows: list[dict[str, Any]] = field(default_factory=list)
@@ -59,8 +69,17 @@ class Made:
         first = 0
         for episode, length in enumerate(self.lengths):
             for frame in range(length):
-                row = {"episode_index": episode, "frame_index": frame, "index": first + frame, "task_index": episode % 2}
-                row |= {"timestamp": np.float32(frame / FPS), "observation.state": [number(row)] * 2, "action": [number(row)]}
+                row = {
+                    "episode_index": episode,
+                    "frame_index": frame,
+                    "index": first + frame,
+                    "task_index": episode % 2,
+                }
+                row |= {
+                    "timestamp": np.float32(frame / FPS),
+                    "observation.state": [number(row)] * 2,
+                    "action": [number(row)],
+                }
                 self.rows.append(row)
                 self.shown.append((first + frame, grey(episode, frame)))
             self.listed.append(
@@ -80,7 +99,11 @@ class Made:
             "data_path": "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet",
             "video_path": "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4",
             "features": {
-                EYE: {"dtype": "video", "shape": [SIDE, SIDE, 3], "names": ["height", "width", "channels"]},
+                EYE: {
+                    "dtype": "video",
+                    "shape": [SIDE, SIDE, 3],
+                    "names": ["height", "width", "channels"],
+                },
                 "observation.state": {"dtype": "float32", "shape": [2], "names": ["x", "y"]},
                 "action": {"dtype": "float32", "shape": [1], "names": None},
             },
@@ -90,7 +113,9 @@ class Made:
         (root / "meta/episodes/chunk-000").mkdir(parents=True)
         (root / "data/chunk-000").mkdir(parents=True)
         pq.write_table(pa.Table.from_pylist(self.rows), root / "data/chunk-000/file-000.parquet")
-        pq.write_table(pa.Table.from_pylist(self.listed), root / "meta/episodes/chunk-000/file-000.parquet")
+        pq.write_table(
+            pa.Table.from_pylist(self.listed), root / "meta/episodes/chunk-000/file-000.parquet"
+        )
         tasks = pa.table({"task_index": list(self.tasks), "task": list(self.tasks.values())})
         pq.write_table(tasks, root / "meta/tasks.parquet")
         film(root / f"videos/{EYE}/chunk-000/file-000.mp4", self.shown)
@@ -108,8 +133,13 @@ class Made:
             shown = [(row["frame_index"], grey(episode, row["frame_index"])) for row in rows]
             film(root / f"videos/chunk-000/{EYE}/episode_{episode:06d}.mp4", shown)
         self.write_info(root)
-        lines = [{name: each[name] for name in ("episode_index", "tasks", "length")} for each in self.listed]
-        (root / "meta/episodes.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        lines = [
+            {name: each[name] for name in ("episode_index", "tasks", "length")}
+            for each in self.listed
+        ]
+        (root / "meta/episodes.jsonl").write_text(
+            "".join(json.dumps(line) + "\n" for line in lines)
+        )
         tasks = [{"task_index": index, "task": text} for index, text in self.tasks.items()]
         (root / "meta/tasks.jsonl").write_text("".join(json.dumps(line) + "\n" for line in tasks))
         return root

@@ -1,4 +1,5 @@
-"""Bins and codebooks: there and back by property, against numpy's digitize and scipy's cdist, and what they refuse."""
+"""Bins and codebooks: there and back by property, against numpy's digitize and scipy's cdist, and
+what they refuse."""
 
 import dataclasses
 import json
@@ -33,14 +34,23 @@ seeds = st.integers(0, 2**32 - 1)
 
 
 def draw(spec: ActionSpec, seed: int, count: int = 200) -> np.ndarray:
-    return np.random.default_rng(seed).uniform(spec.low, spec.high, (count, spec.dims)).astype(np.float32)
+    return (
+        np.random.default_rng(seed)
+        .uniform(spec.low, spec.high, (count, spec.dims))
+        .astype(np.float32)
+    )
 
 
 def book(spec: ActionSpec, kind: str = "axes") -> Codebook:
-    return Codebook.axes(spec, (1.0, 0.25)) if kind == "axes" else Codebook.fit(draw(spec, 0, 500), spec)
+    return (
+        Codebook.axes(spec, (1.0, 0.25))
+        if kind == "axes"
+        else Codebook.fit(draw(spec, 0, 500), spec)
+    )
 
 
-# --- bins ---------------------------------------------------------------------------------------------------
+# --- bins
+# ---------------------------------------------------------------------------------------------------
 
 
 @given(seed=seeds, bins=st.integers(2, 300), digitised=st.booleans())
@@ -62,7 +72,8 @@ def test_every_bin_comes_back_as_itself(low, size, bins) -> None:
 
 @given(seed=seeds)
 def test_openvla_numbers_are_those_of_its_tokenizer(seed) -> None:
-    """Reference: np.digitize of the edges np.linspace(−1, 1, 256), and the middles of the 255 intervals between them."""
+    """Reference: np.digitize of the edges np.linspace(−1, 1, 256), and the middles of the 255
+    intervals between them."""
     rng = np.random.default_rng(seed)
     actions = np.concatenate([rng.uniform(-1, 1, (100, 3)), [[-1.0, 0.9999, 1.0]]])
     edges = np.linspace(-1, 1, 256)
@@ -77,7 +88,9 @@ def test_openvla_numbers_are_those_of_its_tokenizer(seed) -> None:
 def test_ranges_come_from_quantiles_or_extremes() -> None:
     statistics = {"q01": [-1.0, 0.0], "q99": [1.0, 2.0], "min": [-3.0, -3.0], "max": [3.0, 3.0]}
     assert Bins.from_statistics(statistics, ("x", "y")).high == (1.0, 2.0)
-    assert Bins.from_statistics(statistics, ("x", "y"), ends=("min", "max"), bins=8) == Bins(("x", "y"), (-3, -3), (3, 3), 8)
+    assert Bins.from_statistics(statistics, ("x", "y"), ends=("min", "max"), bins=8) == Bins(
+        ("x", "y"), (-3, -3), (3, 3), 8
+    )
     assert Bins.from_spec(SPEC).low == SPEC.low
     with pytest.raises(ValueError, match=r"lack 'q10'"):
         Bins.from_statistics(statistics, ("x", "y"), ends=("q10", "q99"))
@@ -92,7 +105,10 @@ def test_outside_the_range_is_an_error_that_says_where_or_saturates_when_asked()
     with pytest.raises(ValueError, match=r"'turn' is 7, outside 0 … 6 \(2 of 6 numbers"):
         BINS.encode(actions)
     assert BINS.encode(actions, clip=True).tolist()[1:] == [[18, 49], [0, 8]]
-    assert BINS.encode(np.float32([0.5, 6.0])).tolist() == [49, 49]  # the end of a range, in single precision, is inside
+    assert BINS.encode(np.float32([0.5, 6.0])).tolist() == [
+        49,
+        49,
+    ]  # the end of a range, in single precision, is inside
     with pytest.raises(ValueError, match=r"'turn' is NaN or infinite at \(1,\)"):
         BINS.encode(np.array([[0.0, 1.0], [0.0, np.nan]]), clip=True)
     with pytest.raises(ValueError, match=r"shape \(3,\), expected \(…, 2\): x, turn"):
@@ -109,16 +125,23 @@ def test_outside_the_range_is_an_error_that_says_where_or_saturates_when_asked()
 def test_two_hot_labels_mean_exactly_the_value(seed, digitised) -> None:
     codec = Bins(WIDE.names, WIDE.low, WIDE.high, 31, digitised)
     outermost = codec.half_bin + 1e-9
-    actions = np.random.default_rng(seed).uniform(np.array(WIDE.low) + outermost, np.array(WIDE.high) - outermost, (2, 9, 7))
+    actions = np.random.default_rng(seed).uniform(
+        np.array(WIDE.low) + outermost, np.array(WIDE.high) - outermost, (2, 9, 7)
+    )
     labels = codec.two_hot(torch.from_numpy(actions))
     assert labels.shape == (2, 9, 7, 31)
-    assert ((labels > 0).sum(-1) <= 2).all() and torch.allclose(labels.sum(-1), torch.ones(2, 9, 7).double())
+    assert ((labels > 0).sum(-1) <= 2).all() and torch.allclose(
+        labels.sum(-1), torch.ones(2, 9, 7).double()
+    )
     assert torch.allclose(codec.expectation(labels), torch.from_numpy(actions), atol=1e-7)
 
 
 def test_two_hot_labels_beyond_the_outermost_middles_are_the_outermost_bin() -> None:
     labels = BINS.two_hot(torch.tensor([[0.5, 6.0], [-0.3, 0.0], [9.0, -9.0]]))
-    assert labels.argmax(-1).tolist() == [[49, 49], [0, 0], [49, 0]] and labels.max(-1).values.eq(1).all()
+    assert (
+        labels.argmax(-1).tolist() == [[49, 49], [0, 0], [49, 0]]
+        and labels.max(-1).values.eq(1).all()
+    )
 
 
 def test_gaussian_labels_against_the_formula() -> None:
@@ -132,7 +155,8 @@ def test_gaussian_labels_against_the_formula() -> None:
         codec.gaussian(torch.tensor([1.0]), temperature=0)
 
 
-# --- codebooks ----------------------------------------------------------------------------------------------
+# --- codebooks
+# ----------------------------------------------------------------------------------------------
 
 
 @given(spec=specs, kind=st.sampled_from(["axes", "fit"]))
@@ -146,7 +170,8 @@ def test_every_primitive_comes_back_as_itself(spec, kind) -> None:
 @given(spec=specs, seed=seeds)
 @settings(deadline=None)
 def test_the_nearest_on_the_gripper_s_own_side(spec, seed) -> None:
-    """Reference: scipy's distances in half ranges, among the primitives whose gripper is on the same side."""
+    """Reference: scipy's distances in half ranges, among the primitives whose gripper is on the
+    same side."""
     codec, actions = book(spec), draw(spec, seed)
     moving = [index for index in range(spec.dims) if index != spec.gripper]
     half = (np.array(spec.high) - np.array(spec.low))[moving] / 2
@@ -165,7 +190,9 @@ def test_axes_are_twenty_four_for_a_hand_with_or_without_rotation() -> None:
     assert len(Codebook.axes(SPEC).primitives) == 24
     wide = Codebook.axes(WIDE, steps=(0.5,))
     assert len(wide.primitives) == 24 and not (wide.array[:, :6] == 0).all(1).any()
-    assert sorted({abs(value) for value in wide.array[:, 0]}) == [0, 1] and sorted(set(wide.array[:, 6])) == [0, 1]
+    assert sorted({abs(value) for value in wide.array[:, 0]}) == [0, 1] and sorted(
+        set(wide.array[:, 6])
+    ) == [0, 1]
     none = dataclasses.replace(SPEC, names=("dx", "dy", "dz", "yaw"), gripper=None)
     assert len(Codebook.axes(none).primitives) == 16
     with pytest.raises(ValueError, match="mode is 'absolute', expected 'delta'; use fit"):
@@ -186,12 +213,17 @@ def test_fitted_primitives_find_the_clusters_and_are_the_same_every_time() -> No
         < Codebook.fit(actions, SPEC, size=8).error(actions)["dimensions"]["dx"]["mean"]
     )
     assert np.median(cdist(truth, found.array).min(1)) < 0.01
-    for closed in (-1.0, 1.0):  # what is done with an open hand is not what is done with a closed one
+    for closed in (
+        -1.0,
+        1.0,
+    ):  # what is done with an open hand is not what is done with a closed one
         seldom = actions.copy()
         seldom[:, 0] = np.abs(seldom[:, 0]) * seldom[:, 3]
         turned = dataclasses.replace(SPEC, gripper_open=-closed, gripper_closed=closed)
         again = Codebook.fit(seldom, turned)
-        assert (again.array[:, 0] * again.array[:, 3] > -0.01).all() and again.error(seldom)["grippers_flipped"] == 0
+        assert (again.array[:, 0] * again.array[:, 3] > -0.01).all() and again.error(seldom)[
+            "grippers_flipped"
+        ] == 0
     with pytest.raises(ValueError, match="12 primitives are to be found among 3 different actions"):
         Codebook.fit(np.repeat(truth[[0, 1, 2, 12, 13, 14]], 9, 0), SPEC)
     with pytest.raises(ValueError, match="1 primitives are to be found among 0"):
@@ -202,7 +234,12 @@ def test_a_codebook_refuses_what_it_cannot_keep() -> None:
     codec = book(SPEC)
     with pytest.raises(ValueError, match=r"'dz' is -1.5, outside -1 … 1"):
         codec.encode(np.array([0.0, 0.0, -1.5, 1.0]))
-    assert codec.decode(codec.encode(np.array([0.0, 0.0, -1.5, 1.0]), clip=True)).tolist() == [0, 0, -1, 1]
+    assert codec.decode(codec.encode(np.array([0.0, 0.0, -1.5, 1.0]), clip=True)).tolist() == [
+        0,
+        0,
+        -1,
+        1,
+    ]
     with pytest.raises(ValueError, match="numbered 0 to 23, found -1 to 3"):
         codec.decode(np.array([-1, 3]))
     with pytest.raises(ValueError, match=r"grippers of primitives are \[-1.0, 0.5\]"):
@@ -265,11 +302,19 @@ def test_the_expert_succeeds_through_the_codebook() -> None:
     done = []
     for seed in range(14):
         world = benchmark.make(benchmark.tasks()[seed % 7], seed)
-        done.append(any(world.step(codec.decode(codec.encode(world.expert_action()))) for _ in range(benchmark.max_steps)))
+        done.append(
+            any(
+                world.step(codec.decode(codec.encode(world.expert_action())))
+                for _ in range(benchmark.max_steps)
+            )
+        )
     assert sum(done) >= 13
 
 
 def test_the_middle_between_open_and_closed_counts_as_the_higher() -> None:
     primitives = np.array([[0.1, -1.0], [0.1, 1.0]], np.float32)
     for gripper, nearest in ((-0.01, 0), (0.0, 1), (0.01, 1)):
-        assert squared_distances(np.array([[0.1, gripper]], np.float32), primitives, 1).argmin() == nearest
+        assert (
+            squared_distances(np.array([[0.1, gripper]], np.float32), primitives, 1).argmin()
+            == nearest
+        )

@@ -33,7 +33,8 @@ def chunk(seed: int, steps: int, size: float = 1.0) -> np.ndarray:
     return values
 
 
-# --- retime -------------------------------------------------------------------------------------------------
+# --- retime
+# -------------------------------------------------------------------------------------------------
 
 
 @given(seed=st.integers(0, 10**6), steps=st.integers(1, 12), there=rates, back=rates)
@@ -52,7 +53,9 @@ def test_deltas_move_as_far_and_the_gripper_is_never_blended(seed, steps, there,
 def test_a_multiple_of_the_rate_and_back_changes_nothing(seed, steps, times) -> None:
     for spec in (DELTA, PLACES):
         actions = chunk(seed, steps)
-        assert np.allclose(retime(retime(actions, 10, 10.0 * times, spec), 10.0 * times, 10, spec), actions)
+        assert np.allclose(
+            retime(retime(actions, 10, 10.0 * times, spec), 10.0 * times, 10, spec), actions
+        )
 
 
 def test_retiming_against_the_closed_form() -> None:
@@ -61,9 +64,16 @@ def test_retiming_against_the_closed_form() -> None:
     assert retime(deltas, 10, 20, DELTA)[:, 3].tolist() == [-1, -1, 1, 1]
     assert retime(deltas, 10, 5, DELTA).tolist() == [[4, 0, 0, 1]]
     assert np.allclose(retime(deltas, 10, 15, DELTA)[:, 0], [2 / 3, 1 / 3 + 1, 2])
-    assert len(retime(np.zeros((15, 4)), 3, 50, DELTA)) == 250  # 15 * (50 / 3) is a little more in floating point
+    assert (
+        len(retime(np.zeros((15, 4)), 3, 50, DELTA)) == 250
+    )  # 15 * (50 / 3) is a little more in floating point
     places = np.array([[1.0, 0, 0, -1], [3.0, 0, 0, 1]])
-    assert retime(places, 10, 20, PLACES)[:, 0].tolist() == [1, 1, 2, 3]  # held until the first place is known
+    assert retime(places, 10, 20, PLACES)[:, 0].tolist() == [
+        1,
+        1,
+        2,
+        3,
+    ]  # held until the first place is known
     assert retime(places, 10, 5, PLACES).tolist() == [[3, 0, 0, 1]]
 
 
@@ -80,7 +90,8 @@ def test_what_cannot_be_retimed_is_refused() -> None:
             retime(np.zeros(shape), 10, 20, DELTA)
 
 
-# --- convert ------------------------------------------------------------------------------------------------
+# --- convert
+# ------------------------------------------------------------------------------------------------
 
 
 @given(
@@ -100,7 +111,9 @@ def test_there_and_back_is_the_identity(seed, ends, scale, times) -> None:
         control_hz=10.0 * times,
     )
     actions = chunk(seed, 6)
-    actions[..., 3] = np.random.default_rng(seed).uniform(-1, 1, 6)  # half open means half open on both sides
+    actions[..., 3] = np.random.default_rng(seed).uniform(
+        -1, 1, 6
+    )  # half open means half open on both sides
     there = convert(actions, DELTA, other)
     assert np.allclose(convert(there, other, DELTA), actions, atol=1e-5)
     metres = there[..., :3].sum(1) * scale
@@ -108,7 +121,9 @@ def test_there_and_back_is_the_identity(seed, ends, scale, times) -> None:
 
 
 def test_the_gripper_s_sign_and_range() -> None:
-    wide = dataclasses.replace(DELTA, low=(-4.0, -4, -4, 0), high=(4.0, 4, 4, 1), gripper_open=1.0, gripper_closed=0.0)
+    wide = dataclasses.replace(
+        DELTA, low=(-4.0, -4, -4, 0), high=(4.0, 4, 4, 1), gripper_open=1.0, gripper_closed=0.0
+    )
     actions = np.array([[1.0, 0, 0, -1], [1.0, 0, 0, 1], [1.0, 0, 0, 0]])
     assert convert(actions, DELTA, wide)[:, 3].tolist() == [1, 0, 0.5]
     assert np.array_equal(convert(actions, DELTA, DELTA), actions)
@@ -128,7 +143,10 @@ def test_an_action_that_the_other_robot_cannot_carry_out_is_an_error() -> None:
 
 def test_all_that_cannot_be_converted_is_named() -> None:
     other = dataclasses.replace(PLACES, rotation="quaternion")
-    with pytest.raises(ValueError, match=r"names is .*; mode is 'delta' .*; rotation is 'none' and should be 'quaternion'"):
+    with pytest.raises(
+        ValueError,
+        match=r"names is .*; mode is 'delta' .*; rotation is 'none' and should be 'quaternion'",
+    ):
         convert(np.zeros((2, 4)), DELTA, other)
     with pytest.raises(ValueError, match="gripper is 1 both open and closed"):
         convert(np.zeros((2, 4)), DELTA, dataclasses.replace(DELTA, gripper_open=1.0))

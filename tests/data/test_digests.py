@@ -1,4 +1,5 @@
-"""A data set's fingerprint sees everything that is read, and reads what has not changed no second time."""
+"""A data set's fingerprint sees everything that is read, and reads what has not changed no second
+time."""
 
 import io
 import json
@@ -86,9 +87,14 @@ def test_files_behind_links(root: Path, tmp_path, later) -> None:
 
 
 def test_pictures_in_files_of_their_own(tmp_path, later) -> None:
-    """As a table names them, beside those whose bytes are in it; grey, palettes and transparency become colours, depth does not."""
+    """As a table names them, beside those whose bytes are in it; grey, palettes and transparency
+    become colours, depth does not."""
     made = Made(lengths=(4,))
-    made.info["features"]["observation.images.side"] = {"dtype": "image", "shape": [SIDE, SIDE, 3], "names": None}
+    made.info["features"]["observation.images.side"] = {
+        "dtype": "image",
+        "shape": [SIDE, SIDE, 3],
+        "names": None,
+    }
     modes = ["RGB", "L", "RGBA", "P"]
     for row, mode in zip(made.rows, modes, strict=True):
         level = grey(0, row["frame_index"])
@@ -96,7 +102,10 @@ def test_pictures_in_files_of_their_own(tmp_path, later) -> None:
         buffer = io.BytesIO()
         picture.save(buffer, "PNG")
         inside = mode in ("RGB", "L")
-        row["observation.images.side"] = {"bytes": buffer.getvalue() if inside else None, "path": f"pictures/{mode}.png"}
+        row["observation.images.side"] = {
+            "bytes": buffer.getvalue() if inside else None,
+            "path": f"pictures/{mode}.png",
+        }
         if not inside:
             (tmp_path / "d/pictures").mkdir(parents=True, exist_ok=True)
             picture.save(tmp_path / "d/pictures" / f"{mode}.png")
@@ -104,23 +113,33 @@ def test_pictures_in_files_of_their_own(tmp_path, later) -> None:
     root = made.save(tmp_path / "e")
     (tmp_path / "pictures").rename(root / "pictures")
     data = EpisodeDataset(root)
-    assert [int(picture.mean().round()) for picture in data.read_pictures("side", 0, 4)] == [grey(0, frame) for frame in range(4)]
+    assert [int(picture.mean().round()) for picture in data.read_pictures("side", 0, 4)] == [
+        grey(0, frame) for frame in range(4)
+    ]
     before = data.fingerprint
     path = root / "pictures/RGBA.png"
     Image.fromarray(np.zeros((SIDE, SIDE, 4), np.uint8)).save(path)
     assert print_of(root) != before
     Image.fromarray(np.zeros((SIDE, SIDE), np.uint16)).save(path)
-    with pytest.raises(EpisodeError, match=r"episode 0, frame 2 has pixels of mode I;16, more than 8 bits"):
+    with pytest.raises(
+        EpisodeError, match=r"episode 0, frame 2 has pixels of mode I;16, more than 8 bits"
+    ):
         list(EpisodeDataset(root).read_pictures("side", 0, 4))
     path.write_bytes(b"")
     with pytest.raises(EpisodeError, match=r"RGBA\.png is empty"):
         list(EpisodeDataset(root).read_pictures("side", 0, 4))
 
 
-def test_what_has_not_changed_is_not_read_again(root: Path, later, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_has_not_changed_is_not_read_again(
+    root: Path, later, monkeypatch: pytest.MonkeyPatch
+) -> None:
     read: list[str] = []
     hashed = module.hashlib.file_digest
-    monkeypatch.setattr(module.hashlib, "file_digest", lambda file, name: read.append(Path(file.name).name) or hashed(file, name))
+    monkeypatch.setattr(
+        module.hashlib,
+        "file_digest",
+        lambda file, name: read.append(Path(file.name).name) or hashed(file, name),
+    )
     before = print_of(root)
     assert len(read) == 6
     read.clear()
@@ -134,7 +153,8 @@ def test_what_has_not_changed_is_not_read_again(root: Path, later, monkeypatch: 
 
 
 def test_a_young_file_is_read_again(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that changes without its size and times doing so, as within a tick of the file system's clock."""
+    """One that changes without its size and times doing so, as within a tick of the file system's
+    clock."""
     path, cache = tmp_path / "f", tmp_path / "cache"
     stamp = [1, time.time_ns(), 3, time.time_ns()]
     monkeypatch.setattr(module, "_stamp", lambda path: stamp)
@@ -149,7 +169,9 @@ def test_a_young_file_is_read_again(tmp_path, monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize("changed", range(4))
-def test_size_times_and_inode_all_count(tmp_path, monkeypatch: pytest.MonkeyPatch, changed: int) -> None:
+def test_size_times_and_inode_all_count(
+    tmp_path, monkeypatch: pytest.MonkeyPatch, changed: int
+) -> None:
     path, cache = tmp_path / "f", tmp_path / "cache"
     stamp = [1, LONG_AGO, 3, LONG_AGO]
     monkeypatch.setattr(module, "_stamp", lambda path: stamp)
@@ -167,11 +189,16 @@ def test_a_damaged_record_is_no_harm(root: Path, later) -> None:
         assert print_of(root) == before
 
 
-def test_a_folder_that_cannot_be_written_to(tmp_path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    """Then the cache is the user's, a folder for each data set; where nobody is at home, the machine's."""
+def test_a_folder_that_cannot_be_written_to(
+    tmp_path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    """Then the cache is the user's, a folder for each data set; where nobody is at home, the
+    machine's."""
     allowed = os.access
     locked = {str(tmp_path / "d")}
-    monkeypatch.setattr(os, "access", lambda path, mode: str(path) not in locked and allowed(path, mode))
+    monkeypatch.setattr(
+        os, "access", lambda path, mode: str(path) not in locked and allowed(path, mode)
+    )
     monkeypatch.setattr(module, "HOME", tmp_path / "home/armlet")
     monkeypatch.setattr(module.tempfile, "gettempdir", lambda: str(tmp_path / "tmp"))
     monkeypatch.setattr(module, "_said", set())
@@ -184,7 +211,11 @@ def test_a_folder_that_cannot_be_written_to(tmp_path, monkeypatch: pytest.Monkey
     assert cache_folder(tmp_path / "link") == place, "the same data set by another name"
     assert not capsys.readouterr().err, "said once"
     pictures = EpisodeDataset(root).all_images("eye")
-    assert len(pictures) == 12 and not (root / ".cache").exists() and any(place.glob("*-eye-32x32-exact-*.npy"))
+    assert (
+        len(pictures) == 12
+        and not (root / ".cache").exists()
+        and any(place.glob("*-eye-32x32-exact-*.npy"))
+    )
     locked.add(str(tmp_path / "home"))
     locked.add(str(tmp_path / "home/armlet"))
     (tmp_path / "tmp").mkdir()

@@ -1,4 +1,5 @@
-"""Episodes on disk: what is written is read, in LeRobot's layout; what is wrong is named; what is killed goes on."""
+"""Episodes on disk: what is written is read, in LeRobot's layout; what is wrong is named; what is
+killed goes on."""
 
 import io
 import json
@@ -22,7 +23,12 @@ from armlet.data.frames import load_frames
 from armlet.data.video import VideoError, write_video
 from armlet.data.writer import STAGING, EpisodeWriter
 
-FEATURES = Features(("x", "y", "gap"), ("dx", "gripper"), {"scene": (48, 48), "wrist": (32, 48)}, {"privileged.goal": 3})
+FEATURES = Features(
+    ("x", "y", "gap"),
+    ("dx", "gripper"),
+    {"scene": (48, 48), "wrist": (32, 48)},
+    {"privileged.goal": 3},
+)
 TASKS = ("open the red drawer", "push the blue cube")
 
 
@@ -33,7 +39,11 @@ def episode(index: int) -> EpisodeFrames:
     for name, (height, width) in FEATURES.cameras.items():
         frames = np.full((length, height, width, 3), 90, np.uint8)
         for step in range(length):
-            frames[step, 8:24, 4 + 2 * step : 16 + 2 * step] = [[250, 20, 20], [20, 30, 240], [20, 200, 60]][index % 3]
+            frames[step, 8:24, 4 + 2 * step : 16 + 2 * step] = [
+                [250, 20, 20],
+                [20, 30, 240],
+                [20, 200, 60],
+            ][index % 3]
         images[name] = frames
     return EpisodeFrames(
         images,
@@ -46,7 +56,9 @@ def episode(index: int) -> EpisodeFrames:
 
 
 def writer(root: Path, **options) -> EpisodeWriter:
-    return EpisodeWriter(root, FEATURES, fps=10, robot="test", metadata={"renderer": "ray"}, **options)
+    return EpisodeWriter(
+        root, FEATURES, fps=10, robot="test", metadata={"renderer": "ray"}, **options
+    )
 
 
 def write(root: Path, count: int, **options) -> EpisodeDataset:
@@ -106,7 +118,9 @@ def test_appending_and_finalising_twice(tmp_path) -> None:
     assert len(again.finished()) == 4
     data = again.finalise()
     assert_equal(data, [0, 1, 2, 5])
-    assert data.fingerprint != before and writer(tmp_path).finalise().fingerprint == data.fingerprint
+    assert (
+        data.fingerprint != before and writer(tmp_path).finalise().fingerprint == data.fingerprint
+    )
 
 
 def test_layout_is_lerobots(tmp_path) -> None:
@@ -115,7 +129,9 @@ def test_layout_is_lerobots(tmp_path) -> None:
     assert info["codebase_version"] == "v3.0" and info["total_frames"] == 5 + 6 + 7
     assert info["features"]["observation.images.scene"]["info"]["video.codec"] == "h264"
     row = pq.read_table(tmp_path / "meta/episodes/chunk-000/file-000.parquet").to_pylist()[1]
-    assert row["dataset_from_index"] == 5 and row["videos/observation.images.wrist/from_timestamp"] == pytest.approx(0.5)
+    assert row["dataset_from_index"] == 5 and row[
+        "videos/observation.images.wrist/from_timestamp"
+    ] == pytest.approx(0.5)
     assert "stats/action/q99" in row
     tasks = pq.read_table(tmp_path / "meta/tasks.parquet")
     assert json.loads(tasks.schema.metadata[b"pandas"])["index_columns"] == ["__index_level_0__"]
@@ -125,7 +141,8 @@ def test_layout_is_lerobots(tmp_path) -> None:
 
 
 def as_v21(old: EpisodeDataset, root: Path) -> None:
-    """The same episodes as a v2.1 folder: a parquet file and a video per camera for each, statistics per episode."""
+    """The same episodes as a v2.1 folder: a parquet file and a video per camera for each,
+    statistics per episode."""
     (root / "meta").mkdir(parents=True)
     info = json.loads((old.root / "meta/info.json").read_text()) | {
         "codebase_version": "v2.1",
@@ -142,11 +159,16 @@ def as_v21(old: EpisodeDataset, root: Path) -> None:
         data.parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(table.slice(int(old.starts[index]), episode.length), data)
         for camera, frames in old.images(index).items():
-            name = f"videos/chunk-{index // 3:03d}/observation.images.{camera}/episode_{index:06d}.mp4"
+            name = (
+                f"videos/chunk-{index // 3:03d}/observation.images.{camera}/episode_{index:06d}.mp4"
+            )
             write_video(root / name, frames, fps=10, pixels="yuv444p", quality=1)
         listed.append({"episode_index": index, "tasks": [episode.task], "length": episode.length})
         kept = {
-            name: {kind: rows[index][f"stats/{name}/{kind}"] for kind in ("min", "max", "mean", "std", "count")}
+            name: {
+                kind: rows[index][f"stats/{name}/{kind}"]
+                for kind in ("min", "max", "mean", "std", "count")
+            }
             for name in ("observation.state", "action")
         }
         statistics.append({"episode_index": index, "stats": kept})
@@ -168,7 +190,8 @@ def test_version_2_1_is_read_alike(tmp_path) -> None:
 
 
 def test_pictures_in_the_table_and_columns_of_numbers(tmp_path) -> None:
-    """As lerobot writes without videos: PNG bytes in the table, channels first in the metadata, scalar columns."""
+    """As lerobot writes without videos: PNG bytes in the table, channels first in the metadata,
+    scalar columns."""
     new = write(tmp_path, 4)
     path, meta = tmp_path / "data/chunk-000/file-000.parquet", tmp_path / "meta/info.json"
     pictures = []
@@ -178,7 +201,12 @@ def test_pictures_in_the_table_and_columns_of_numbers(tmp_path) -> None:
             Image.fromarray(frame).save(buffer, "PNG")
             pictures.append({"bytes": buffer.getvalue(), "path": None})
     rewrite(path, lambda table: table.append_column("observation.images.scene", pa.array(pictures)))
-    rewrite(path, lambda table: table.append_column("next.reward", pa.array(np.arange(len(new)), pa.float32())))
+    rewrite(
+        path,
+        lambda table: table.append_column(
+            "next.reward", pa.array(np.arange(len(new)), pa.float32())
+        ),
+    )
     info = json.loads(meta.read_text())
     info["features"]["observation.images.scene"] = {
         "dtype": "image", "shape": [3, 48, 48], "names": ["channels", "height", "width"]
@@ -201,7 +229,11 @@ def test_videos_cut_elsewhere_than_the_data(tmp_path) -> None:
     def change(table: pa.Table) -> pa.Table:
         rows = table.to_pylist()
         for row, begins in ((rows[3], 0.0), (rows[4], rows[3]["length"] / 10)):
-            row |= {f"{key}/chunk_index": 1, f"{key}/file_index": 2, f"{key}/from_timestamp": begins}
+            row |= {
+                f"{key}/chunk_index": 1,
+                f"{key}/file_index": 2,
+                f"{key}/from_timestamp": begins,
+            }
         return pa.Table.from_pylist(rows, schema=table.schema)
 
     rewrite(listed, change)
@@ -231,7 +263,8 @@ for index in range(500):
 
 @pytest.mark.parametrize("survived", range(4))
 def test_kill_while_laying_out(tmp_path, monkeypatch: pytest.MonkeyPatch, survived: int) -> None:
-    """Killed after a file was written, and before all of what it was made from was removed: nothing is there twice."""
+    """Killed after a file was written, and before all of what it was made from was removed: nothing
+    is there twice."""
     remove, removed = shutil.rmtree, []
 
     def killed(path: Path, **kwargs) -> None:
@@ -266,16 +299,27 @@ def test_bad_episodes_are_refused(tmp_path) -> None:
     with pytest.raises(EpisodeError, match="lacks camera 'wrist'"):
         target.add(replace(good, images={"scene": good.images["scene"]}))
     with pytest.raises(EpisodeError, match=r"expected .* uint8"):
-        target.add(replace(good, images={name: frames / 255.0 for name, frames in good.images.items()}))
+        target.add(
+            replace(good, images={name: frames / 255.0 for name, frames in good.images.items()})
+        )
     for change, says in (
-        ({"action": good.action.astype(np.float64) + 1e300}, "action: NaN or infinite at frame 0 of 5, as float32"),
+        (
+            {"action": good.action.astype(np.float64) + 1e300},
+            "action: NaN or infinite at frame 0 of 5, as float32",
+        ),
         ({"action": good.action.tolist()}, "action: found list, expected an array of numbers"),
-        ({"action": good.action.astype(str)}, "action: found an array of <U32, expected an array of numbers"),
+        (
+            {"action": good.action.astype(str)},
+            "action: found an array of <U32, expected an array of numbers",
+        ),
         ({"state": good.state[:0]}, "an episode has one frame or more"),
         ({"task": None}, "task: found None, expected a text"),
         ({"task": b"go"}, "task: found b'go', expected a text"),
         ({"info": {"seed": np.float32(1)}}, "info: 'seed' is float32, expected what JSON can say"),
-        ({"images": {**good.images, "scene": good.images["scene"].tolist()}}, r"camera 'scene': found list, expected \(5"),
+        (
+            {"images": {**good.images, "scene": good.images["scene"].tolist()}},
+            r"camera 'scene': found list, expected \(5",
+        ),
     ):
         with pytest.raises(EpisodeError, match=says):
             target.add(replace(good, **change))
@@ -285,7 +329,8 @@ def test_bad_episodes_are_refused(tmp_path) -> None:
 
 @pytest.mark.parametrize("kind", [np.int64, np.float64, np.bool_])
 def test_numbers_of_another_type_are_kept_as_those_of_the_data_set(tmp_path, kind: type) -> None:
-    """Beside those that are there: a column of two types could not be laid out, and what is staged stays."""
+    """Beside those that are there: a column of two types could not be laid out, and what is staged
+    stays."""
     target, good = writer(tmp_path), episode(0)
     whole = (good.action > 0).astype(kind)
     target.add(good)
@@ -318,7 +363,11 @@ def test_damaged_data_sets_are_named(tmp_path) -> None:
     def poison(table: pa.Table) -> pa.Table:
         actions = table.column("action").to_pylist()
         actions[7][0] = float("nan")
-        return table.set_column(table.column_names.index("action"), "action", pa.array(actions, pa.list_(pa.float32(), 2)))
+        return table.set_column(
+            table.column_names.index("action"),
+            "action",
+            pa.array(actions, pa.list_(pa.float32(), 2)),
+        )
 
     rewrite(data_file, poison)
     with pytest.raises(EpisodeError, match="action is NaN or infinite in episode 1, frame 2"):
@@ -370,5 +419,7 @@ for camera in data.cameras:
     both = [subprocess.Popen([sys.executable, "-c", script]) for _ in range(2)]
     assert [process.wait() for process in both] == [0, 0]
     for camera in data.cameras:
-        one_by_one = np.concatenate([data.images(number)[camera] for number in range(len(data.episodes))])
+        one_by_one = np.concatenate(
+            [data.images(number)[camera] for number in range(len(data.episodes))]
+        )
         assert (data.all_images(camera) == one_by_one).all()

@@ -1,4 +1,5 @@
-"""Files and folders that are whole or not there, against processes that die and disks that are full; logs that were cut short;
+"""Files and folders that are whole or not there, against processes that die and disks that are
+full; logs that were cut short;
 locks against real processes: one that writes, one that waits, one that is killed."""
 
 import errno
@@ -48,7 +49,9 @@ with hold(Path(sys.argv[1]), "baking"):
 
 @pytest.fixture
 def holder(tmp_path):
-    process = subprocess.Popen([sys.executable, "-c", HOLDS, str(tmp_path / "lock")], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLDS, str(tmp_path / "lock")], stdout=subprocess.PIPE, text=True
+    )
     assert process.stdout is not None
     assert process.stdout.readline() == "held\n"
     yield process
@@ -67,7 +70,9 @@ def test_one_process_at_a_time_and_a_dead_one_holds_nothing(tmp_path, holder) ->
 
 
 def test_one_that_waits_goes_on_when_the_other_ends(tmp_path, holder, capfd) -> None:
-    killer = subprocess.Popen([sys.executable, "-c", f"import os, time; time.sleep(1); os.kill({holder.pid}, 9)"])
+    killer = subprocess.Popen(
+        [sys.executable, "-c", f"import os, time; time.sleep(1); os.kill({holder.pid}, 9)"]
+    )
     started = time.monotonic()
     with hold(tmp_path / "lock", "baking", wait=True):
         assert time.monotonic() - started > 0.5
@@ -89,7 +94,9 @@ def test_a_killed_write_leaves_the_old_or_the_new_and_the_next_one_sweeps_up(tmp
     for _ in killed_everywhere(prepare, lambda: write_atomically(path, b"new")):
         seen.add((path.read_bytes(), len(names(path.parent))))
     assert {content for content, _ in seen} == {b"old", b"new"}
-    (path.parent / f"file.{files._host()}-{2**22 + 1}-0.part").write_bytes(b"of a process that is gone")
+    (path.parent / f"file.{files._host()}-{2**22 + 1}-0.part").write_bytes(
+        b"of a process that is gone"
+    )
     (path.parent / "theirs.part").write_bytes(b"not ours")
     files._swept.clear()
     write_atomically(path, b"newer")
@@ -108,7 +115,10 @@ def test_what_a_living_process_writes_is_not_swept(tmp_path) -> None:
 
 def test_many_threads_write_one_file_and_none_mixes(tmp_path) -> None:
     contents = [bytes([number]) * 100_000 for number in range(8)]
-    threads = [threading.Thread(target=write_atomically, args=(tmp_path / "f", content)) for content in contents]
+    threads = [
+        threading.Thread(target=write_atomically, args=(tmp_path / "f", content))
+        for content in contents
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -151,7 +161,12 @@ def test_a_killed_folder_is_not_there_or_whole(tmp_path) -> None:
     for _ in killed_everywhere(lambda: None, work):
         seen.add(place.exists())
         if place.exists():
-            assert {str(path.relative_to(place)) for path in place.rglob("*")} == {"a", "b", "a/f", "b/f"}
+            assert {str(path.relative_to(place)) for path in place.rglob("*")} == {
+                "a",
+                "b",
+                "a/f",
+                "b/f",
+            }
     assert seen == {False, True}
     files._swept.clear()
     write_atomically(tmp_path / "other", b"")
@@ -161,7 +176,11 @@ def test_a_killed_folder_is_not_there_or_whole(tmp_path) -> None:
 @pytest.mark.parametrize("what", ["file", "folder", "dangling link"])
 def test_a_folder_takes_no_others_place(tmp_path, what: str) -> None:
     place = tmp_path / "place"
-    {"file": place.touch, "folder": place.mkdir, "dangling link": lambda: place.symlink_to("nowhere")}[what]()
+    {
+        "file": place.touch,
+        "folder": place.mkdir,
+        "dangling link": lambda: place.symlink_to("nowhere"),
+    }[what]()
     with pytest.raises(FileExistsError, match="place"), atomic_folder(place):
         raise AssertionError("the block must not start")
     assert names(tmp_path) == ["place"]
@@ -190,7 +209,9 @@ WRITERS = {
     "bytes": lambda part: part.write_bytes(bytes(800_000)),
     "torch": lambda part: torch.save({"a": torch.zeros(100_000)}, part),
     "safetensors": lambda part: save_file({"a": torch.zeros(100_000)}, part),
-    "parquet": lambda part: pq.write_table(pa.table({"a": np.random.default_rng(0).normal(size=100_000)}), part),
+    "parquet": lambda part: pq.write_table(
+        pa.table({"a": np.random.default_rng(0).normal(size=100_000)}), part
+    ),
     "numpy": array,
 }
 
@@ -207,20 +228,27 @@ def _fill(root: str) -> None:
         assert caught.value.errno == errno.EFBIG and path.read_bytes() == b"old"
     with pytest.raises(FullDiskError, match=r"whole could not be written; 0\.8 MB are needed"):
         write_atomically(Path(root, "whole"), bytes(800_000))
-    with pytest.raises(FullDiskError, match=r"folder could not be written"), atomic_folder(Path(root, "folder")) as folder:
+    with (
+        pytest.raises(FullDiskError, match=r"folder could not be written"),
+        atomic_folder(Path(root, "folder")) as folder,
+    ):
         array(folder / "a")
 
     def long_log(add: Callable[[str], None]) -> None:
         for number in range(100_000):
             add(f'{{"n": {number}}}')
 
-    with pytest.raises(FullDiskError, match=r"log could not be written"), appending(Path(root, "log")) as add:
+    with (
+        pytest.raises(FullDiskError, match=r"log could not be written"),
+        appending(Path(root, "log")) as add,
+    ):
         long_log(add)
     os._exit(7)
 
 
 def test_no_room_is_one_error_whoever_writes(tmp_path) -> None:
-    """The libraries say it as RuntimeError about positions, SafetensorError, OSError with and without a number."""
+    """The libraries say it as RuntimeError about positions, SafetensorError, OSError with and
+    without a number."""
     process = multiprocessing.get_context("spawn").Process(target=_fill, args=(str(tmp_path),))
     process.start()
     process.join(120)
@@ -230,7 +258,9 @@ def test_no_room_is_one_error_whoever_writes(tmp_path) -> None:
     assert len(lines) > 5000 and lines[-1] == f'{{"n": {len(lines) - 1}}}'
 
 
-def test_a_mistake_is_not_called_a_full_disk_and_other_errors_name_the_file(tmp_path, monkeypatch) -> None:
+def test_a_mistake_is_not_called_a_full_disk_and_other_errors_name_the_file(
+    tmp_path, monkeypatch
+) -> None:
     with pytest.raises(RuntimeError, match="shapes differ"), atomic_file(tmp_path / "f"):
         raise RuntimeError("shapes differ")
     with pytest.raises(OSError, match=r"Input/output error: '.*/f'"), atomic_file(tmp_path / "f"):
@@ -240,8 +270,13 @@ def test_a_mistake_is_not_called_a_full_disk_and_other_errors_name_the_file(tmp_
     assert names(tmp_path) == []
 
 
-@settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(rows=st.lists(st.dictionaries(st.text(max_size=3), st.integers(), max_size=2), max_size=4), cut=st.integers(0, 200))
+@settings(
+    deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    rows=st.lists(st.dictionaries(st.text(max_size=3), st.integers(), max_size=2), max_size=4),
+    cut=st.integers(0, 200),
+)
 def test_a_log_cut_anywhere_keeps_its_whole_lines_and_goes_on(tmp_path, rows, cut: int) -> None:
     path = tmp_path / "log"
     path.unlink(missing_ok=True)

@@ -1,4 +1,5 @@
-"""How pictures of any shape are brought to a stated size: against torch's own scaling, and by what must hold of any."""
+"""How pictures of any shape are brought to a stated size: against torch's own scaling, and by what
+must hold of any."""
 
 import numpy as np
 import pytest
@@ -27,7 +28,9 @@ def torch_scaled(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 @pytest.mark.parametrize("wanted", [(24, 24), (13, 40)])
 def test_stretched_as_torch_scales(found: tuple[int, int], wanted: tuple[int, int]) -> None:
     image = noise(*found)
-    assert np.abs(fit_picture(image, wanted, "stretch") - torch_scaled(image, wanted)).max() <= 1.01  # two roundings to bytes
+    assert (
+        np.abs(fit_picture(image, wanted, "stretch") - torch_scaled(image, wanted)).max() <= 1.01
+    )  # two roundings to bytes
 
 
 @pytest.mark.parametrize(
@@ -50,7 +53,10 @@ def test_letterbox_shows_all_of_it_between_even_bars(found, wanted, inner, top, 
     assert not boxed.any()
 
 
-@pytest.mark.parametrize(("found", "whole", "part"), [((48, 64), (24, 32), np.s_[:, 4:28]), ((72, 48), (36, 24), np.s_[6:30, :])])
+@pytest.mark.parametrize(
+    ("found", "whole", "part"),
+    [((48, 64), (24, 32), np.s_[:, 4:28]), ((72, 48), (36, 24), np.s_[6:30, :])],
+)
 def test_crop_shows_the_middle_of_the_whole_scaled_to_fill(found, whole, part) -> None:
     image = noise(*found)
     cropped = fit_picture(image, 24, "crop")
@@ -66,12 +72,24 @@ def test_nothing_shifts(fit: str) -> None:
         np.testing.assert_array_equal(mirrored, np.flip(fit_picture(image, 32, fit), axis))
 
 
-@given(st.sampled_from(FITS), st.integers(1, 90), st.integers(1, 90), st.integers(1, 40), st.integers(1, 40), st.integers(1, 255))
-def test_one_grey_stays_that_grey_whatever_the_sizes(fit: str, height: int, width: int, to: int, wide: int, level: int) -> None:
+@given(
+    st.sampled_from(FITS),
+    st.integers(1, 90),
+    st.integers(1, 90),
+    st.integers(1, 40),
+    st.integers(1, 40),
+    st.integers(1, 255),
+)
+def test_one_grey_stays_that_grey_whatever_the_sizes(
+    fit: str, height: int, width: int, to: int, wide: int, level: int
+) -> None:
     image = np.full((height, width, 3), level, np.uint8)
     fitted = fit_picture(image, (to, wide), fit)
     assert fitted.shape == (to, wide, 3) and fitted.dtype == np.uint8
-    assert set(np.unique(fitted)) <= ({0, level} if fit == "letterbox" else {level}) and fitted.max() == level
+    assert (
+        set(np.unique(fitted)) <= ({0, level} if fit == "letterbox" else {level})
+        and fitted.max() == level
+    )
 
 
 @pytest.mark.parametrize("fit", ["exact", *FITS])
@@ -82,11 +100,19 @@ def test_one_of_that_size_is_untouched(fit: str) -> None:
 
 def test_what_is_no_picture_or_of_another_size_is_named() -> None:
     with pytest.raises(
-        FitError, match=r"camera 'eye': found \(20, 24, 3\), expected \(24, 24, 3\) uint8.*--pictures\.fit letterbox"
+        FitError,
+        match=r"camera 'eye': found \(20, 24, 3\), expected \(24, 24, 3\) uint8.*--pictures\.fit letterbox",
     ):
         fit_picture(noise(20, 24), 24, "exact", camera="eye")
-    for wrong in (noise(20, 24).astype(np.float32), noise(20, 24)[..., 0], noise(20, 24)[..., :1], noise(20, 24)[None]):
-        with pytest.raises(FitError, match=r"camera 'eye': found .*, expected \(h, w, 3\) uint8, channels last"):
+    for wrong in (
+        noise(20, 24).astype(np.float32),
+        noise(20, 24)[..., 0],
+        noise(20, 24)[..., :1],
+        noise(20, 24)[None],
+    ):
+        with pytest.raises(
+            FitError, match=r"camera 'eye': found .*, expected \(h, w, 3\) uint8, channels last"
+        ):
             fit_picture(wrong, 24, "letterbox", camera="eye")
     with pytest.raises(FitError, match="camera 'eye': found an empty picture"):
         fit_picture(np.zeros((0, 24, 3), np.uint8), 24, "letterbox", camera="eye")
@@ -98,7 +124,14 @@ def test_a_view_says_what_some_pictures_lack() -> None:
     view = View({"eye": (24, 24), "hand": (16, 16)})
     assert view.differences({"eye": (24, 24), "hand": (16, 16), "more": (9, 9)}) == []
     lines = view.differences({"eye": (24, 20)})
-    assert len(lines) == 2 and "camera 'eye'" in lines[0] and "camera 'hand'" in lines[1] and "there is eye" in lines[1]
-    assert View(view.cameras, "crop").differences({"eye": (24, 20), "hand": (99, 1)}) == [], "any size is taken"
+    assert (
+        len(lines) == 2
+        and "camera 'eye'" in lines[0]
+        and "camera 'hand'" in lines[1]
+        and "there is eye" in lines[1]
+    )
+    assert View(view.cameras, "crop").differences({"eye": (24, 20), "hand": (99, 1)}) == [], (
+        "any size is taken"
+    )
     with pytest.raises(FitError, match=r"here: camera 'eye'.*; camera 'hand'"):
         view.check({"eye": (24, 20)}, whose="here")

@@ -1,4 +1,5 @@
-"""Frames → batches against a join written by hand, in a world whose numbers say where they are from; and several data sets as one."""
+"""Frames → batches against a join written by hand, in a world whose numbers say where they are
+from; and several data sets as one."""
 
 import dataclasses
 
@@ -26,7 +27,8 @@ def where(episode: int, step: int) -> float:
 
 
 def numbered(first: int = 0) -> Frames:
-    """Frames whose every number says which episode (counted from `first`) and step it belongs to."""
+    """Frames whose every number says which episode (counted from `first`) and step it belongs
+    to."""
     places = [(episode, step) for episode, length in enumerate(LENGTHS) for step in range(length)]
     at = np.array([where(first + episode, step) for episode, step in places], np.float32)
     scene = np.zeros((len(places), 2, 3, 3), np.uint8)
@@ -48,12 +50,15 @@ def numbered(first: int = 0) -> Frames:
 
 def batches_of(frames: Frames) -> BatchMaker:
     tokenizer = train_tokenizer([*TEXTS, *frames.descriptions])
-    return BatchMaker(frames, tokenizer, STATE, ACTION, chunk=CHUNK, text_tokens=16, device=torch.device("cpu"))
+    return BatchMaker(
+        frames, tokenizer, STATE, ACTION, chunk=CHUNK, text_tokens=16, device=torch.device("cpu")
+    )
 
 
 @pytest.mark.parametrize("joined", [False, True], ids=["one data set", "the second of two"])
 def test_a_batch_is_the_join_written_by_hand(joined: bool) -> None:
-    """Rows in any order; labels ahead, the action before, borders, words, facts and what an annotator said of that very frame."""
+    """Rows in any order; labels ahead, the action before, borders, words, facts and what an
+    annotator said of that very frame."""
     frames, first = numbered(), 0
     if joined:
         frames, first = join_frames([numbered(), numbered(len(LENGTHS))]), len(LENGTHS)
@@ -79,15 +84,23 @@ def test_a_batch_is_the_join_written_by_hand(joined: bool) -> None:
         done = (
             (-before, -before - 0.5) if step else (0, 0)
         )  # at an episode's start nothing has been done: zero, in the robot's units
-        assert batch.previous_action[row].tolist() == pytest.approx([(done[0] - 1) / 4, (done[1] + 1) / 0.5])
+        assert batch.previous_action[row].tolist() == pytest.approx(
+            [(done[0] - 1) / 4, (done[1] + 1) / 0.5]
+        )
         words = tokenizer.encode(TEXTS[episode]).ids
         assert batch.text[row].tolist() == words + [0] * (batch.text.shape[1] - len(words))
-        assert batch.text_mask[row].tolist() == [True] * len(words) + [False] * (batch.text.shape[1] - len(words))
+        assert batch.text_mask[row].tolist() == [True] * len(words) + [False] * (
+            batch.text.shape[1] - len(words)
+        )
         said = tokenizer.encode(f"word {len(LENGTHS) - 1 - episode}").ids
         assert batch.description[row, : len(said)].tolist() == said
         assert (batch.labels["phase"][row], batch.labels["direction"][row]) == (int(at), -int(at))
-        assert batch.privileged["subject"][row, 0] == pytest.approx((at - subject.mean()) / subject.std(), abs=1e-4)
-        assert batch.privileged["target"][row, 0] == pytest.approx(-(at - subject.mean()) / subject.std(), abs=1e-4)
+        assert batch.privileged["subject"][row, 0] == pytest.approx(
+            (at - subject.mean()) / subject.std(), abs=1e-4
+        )
+        assert batch.privileged["target"][row, 0] == pytest.approx(
+            -(at - subject.mean()) / subject.std(), abs=1e-4
+        )
         pixel = (10 * episode + step) / 255
         assert batch.images["scene"].shape[1:] == (3, 2, 3)
         assert batch.images["scene"][row, 2, 0, 1] == pytest.approx(pixel)
@@ -97,21 +110,36 @@ def test_a_batch_is_the_join_written_by_hand(joined: bool) -> None:
 
 def test_pictures_are_changed_by_what_is_asked_and_nothing_else_is() -> None:
     batches, rows = batches_of(numbered()), np.array([3, 0, 7])
-    plain, changed = batches.batch(rows), batches.batch(rows, change=lambda images: {name: 1 - x for name, x in images.items()})
+    plain, changed = (
+        batches.batch(rows),
+        batches.batch(rows, change=lambda images: {name: 1 - x for name, x in images.items()}),
+    )
     for name, pixels in plain.images.items():
         assert torch.equal(changed.images[name], 1 - pixels)
-    for name in ("text", "state", "previous_action", "actions", "actions_valid", "keys", "description"):
+    for name in (
+        "text",
+        "state",
+        "previous_action",
+        "actions",
+        "actions_valid",
+        "keys",
+        "description",
+    ):
         assert torch.equal(getattr(plain, name), getattr(changed, name)), name
 
 
 def test_first_actions_are_each_frames_own() -> None:
     frames = numbered()
-    np.testing.assert_allclose(batches_of(frames).first_actions().numpy(), ACTION.apply(frames.actions))
+    np.testing.assert_allclose(
+        batches_of(frames).first_actions().numpy(), ACTION.apply(frames.actions)
+    )
 
 
 @given(st.lists(st.integers(1, 5), min_size=1, max_size=4), st.data())
 def test_joined_rows_are_those_of_a_concatenation(lengths: list[int], data: st.DataObject) -> None:
-    parts = [np.random.default_rng(n).integers(0, 9, (length, 2)) for n, length in enumerate(lengths)]
+    parts = [
+        np.random.default_rng(n).integers(0, 9, (length, 2)) for n, length in enumerate(lengths)
+    ]
     whole = np.concatenate(parts)
     rows = np.array(data.draw(st.lists(st.integers(0, len(whole) - 1), min_size=1, max_size=9)))
     joined = Joined(parts)
@@ -126,13 +154,18 @@ def test_joined_episodes_follow_one_another() -> None:
     assert len(both) == len(first) + len(second) and both.episodes == 10
     rows = np.array([len(first), 0, len(both) - 1])
     np.testing.assert_array_equal(
-        both.images["scene"][rows], np.stack([second.images["scene"][0], first.images["scene"][0], second.images["scene"][-1]])
+        both.images["scene"][rows],
+        np.stack([second.images["scene"][0], first.images["scene"][0], second.images["scene"][-1]]),
     )
     assert both.starts[first.episodes] == len(first)
 
 
 def test_data_sets_of_which_some_are_described_are_refused() -> None:
-    said = dataclasses.replace(make_frames(), descriptions=("reach", "hold"), described=np.zeros(len(make_frames()), np.int64))
+    said = dataclasses.replace(
+        make_frames(),
+        descriptions=("reach", "hold"),
+        described=np.zeros(len(make_frames()), np.int64),
+    )
     both = join_frames([said, said])
     assert both.descriptions == ("reach", "hold") * 2 and set(both.described) == {0, 2}
     with pytest.raises(ValueError, match="number 1 has no descriptions"):

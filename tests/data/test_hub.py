@@ -1,4 +1,5 @@
-"""Names on the hub: what is read by name is what the folder holds, to the bit; what was fetched is not fetched again; a name stands for a
+"""Names on the hub: what is read by name is what the folder holds, to the bit; what was fetched is
+not fetched again; a name stands for a
 commit; and what the hub refuses is said in a line. Against a server on this machine, over HTTP."""
 
 import json
@@ -50,7 +51,11 @@ def hub(monkeypatch, tmp_path) -> Iterator[Hub]:
     with serve() as served:
         constants = huggingface_hub.constants
         monkeypatch.setattr(constants, "ENDPOINT", served.address)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", served.address + "/{repo_id}/resolve/{revision}/{filename}")
+        monkeypatch.setattr(
+            constants,
+            "HUGGINGFACE_CO_URL_TEMPLATE",
+            served.address + "/{repo_id}/resolve/{revision}/{filename}",
+        )
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
         monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
@@ -66,13 +71,26 @@ def hub(monkeypatch, tmp_path) -> Iterator[Hub]:
 
 def dataset(hub: Hub, source: Path = SET, name: str = "anna/arm") -> str:
     """A data set on the hub, with what else people keep beside one; the commit."""
-    files = {path: content for path, content in files_of(source).items() if not path.startswith("expected")}
+    files = {
+        path: content
+        for path, content in files_of(source).items()
+        if not path.startswith("expected")
+    }
     return hub.repository("datasets", name).commit(MORE | files)
 
 
-def changed(hub: Hub, file: str, content: bytes, *revisions: str, kind: str = "datasets", name: str = "anna/arm") -> str:
+def changed(
+    hub: Hub,
+    file: str,
+    content: bytes,
+    *revisions: str,
+    kind: str = "datasets",
+    name: str = "anna/arm",
+) -> str:
     repository = hub.repository(kind, name)
-    return repository.commit(repository.commits[repository.revisions["main"]] | {file: content}, *revisions)
+    return repository.commit(
+        repository.commits[repository.revisions["main"]] | {file: content}, *revisions
+    )
 
 
 def columns(source: Path) -> Columns:
@@ -85,17 +103,29 @@ def columns(source: Path) -> Columns:
 def test_a_data_set_by_name_is_its_folder(source: Path, hub: Hub, tmp_path, capsys) -> None:
     dataset(hub, source)
     shutil.copytree(source, tmp_path / "copy")
-    here, there = EpisodeDataset(tmp_path / "copy", columns(source)), EpisodeDataset("hf:anna/arm", columns(source))
-    assert there.fingerprint == here.fingerprint and there.tasks == here.tasks and there.episodes == here.episodes
+    here, there = (
+        EpisodeDataset(tmp_path / "copy", columns(source)),
+        EpisodeDataset("hf:anna/arm", columns(source)),
+    )
+    assert (
+        there.fingerprint == here.fingerprint
+        and there.tasks == here.tasks
+        and there.episodes == here.episodes
+    )
     assert there.cameras == here.cameras
     for name, values in here.columns().items():
         np.testing.assert_array_equal(there.columns()[name], values)
     for camera in here.cameras:
         np.testing.assert_array_equal(there.all_images(camera), here.all_images(camera))
     fetched = set(files_of(there.root))
-    assert fetched == {path for path in files_of(source) if not path.startswith("expected")}, "and nothing was written there"
+    assert fetched == {path for path in files_of(source) if not path.startswith("expected")}, (
+        "and nothing was written there"
+    )
     said = capsys.readouterr().err.replace("\n", " ")
-    assert re.search(r"hf:anna/arm: fetching \d+ files, 0\.\d MB, of commit [0-9a-f]{12} .*hf:anna/arm: fetched to", said)
+    assert re.search(
+        r"hf:anna/arm: fetching \d+ files, 0\.\d MB, of commit [0-9a-f]{12} .*hf:anna/arm: fetched to",
+        said,
+    )
 
 
 def test_files_may_lie_where_only_the_metadata_say(hub: Hub, tmp_path) -> None:
@@ -104,10 +134,25 @@ def test_files_may_lie_where_only_the_metadata_say(hub: Hub, tmp_path) -> None:
     (tmp_path / "meta").mkdir()
     (tmp_path / "meta/info.json").write_text(json.dumps(info))
     files = dict.fromkeys(
-        ["rows [1]/0.parquet", "films/eye.mp4", "other/0.parquet", "shots/0.png", "data/x", "images/a/b.png"], 1
+        [
+            "rows [1]/0.parquet",
+            "films/eye.mp4",
+            "other/0.parquet",
+            "shots/0.png",
+            "data/x",
+            "images/a/b.png",
+        ],
+        1,
     )
-    assert download.needed("dataset", files, tmp_path) == ["rows [1]/0.parquet", "films/eye.mp4", "data/x", "images/a/b.png"]
-    (tmp_path / "meta/info.json").write_text(json.dumps(info | {"features": {"eye": {"dtype": "image"}}}))
+    assert download.needed("dataset", files, tmp_path) == [
+        "rows [1]/0.parquet",
+        "films/eye.mp4",
+        "data/x",
+        "images/a/b.png",
+    ]
+    (tmp_path / "meta/info.json").write_text(
+        json.dumps(info | {"features": {"eye": {"dtype": "image"}}})
+    )
     assert "shots/0.png" in download.needed("dataset", files, tmp_path)
 
 
@@ -115,7 +160,12 @@ def test_a_policy_by_name_is_its_folder(hub: Hub, tmp_path) -> None:
     policy = make_policy(depth=2)
     save_policy(policy, tmp_path / "p", provenance={"data": "d"})
     files = files_of(tmp_path / "p")
-    more = {"README.md": b"#", "pytorch_model.bin": b"\x80", "optimizer.pt": b"\x80", "checkpoints/1/model.safetensors": b"x"}
+    more = {
+        "README.md": b"#",
+        "pytorch_model.bin": b"\x80",
+        "optimizer.pt": b"\x80",
+        "checkpoints/1/model.safetensors": b"x",
+    }
     hub.repository("models", "anna/touch").commit(files | more)
     loaded = load_policy("hf:anna/touch")
     assert hub.fetched == sorted(files), "no pickle, and no other checkpoint"
@@ -127,16 +177,31 @@ def test_a_policy_by_name_is_its_folder(hub: Hub, tmp_path) -> None:
 
 def test_a_folder_in_a_repository(hub: Hub, tmp_path) -> None:
     save_policy(make_policy(depth=2), tmp_path / "p")
-    inside = {f"runs/last [1]/{name}": content for name, content in files_of(tmp_path / "p").items()}
-    hub.repository("models", "anna/touch").commit(inside | {"README.md": b"#", "runs/config.json": b"{}"}, "main", "more/work")
+    inside = {
+        f"runs/last [1]/{name}": content for name, content in files_of(tmp_path / "p").items()
+    }
+    hub.repository("models", "anna/touch").commit(
+        inside | {"README.md": b"#", "runs/config.json": b"{}"}, "main", "more/work"
+    )
     found = local_folder("hf:anna/touch/runs/last [1]@more/work", kind="model")
-    assert policy_fingerprint(found) == policy_fingerprint(tmp_path / "p") and hub.fetched == sorted(inside)
-    with pytest.raises(HubError, match=r"no config\.json; there is one in hf:anna/touch/runs, hf:anna/touch/runs/last \[1\]$"):
+    assert policy_fingerprint(found) == policy_fingerprint(
+        tmp_path / "p"
+    ) and hub.fetched == sorted(inside)
+    with pytest.raises(
+        HubError,
+        match=r"no config\.json; there is one in hf:anna/touch/runs, hf:anna/touch/runs/last \[1\]$",
+    ):
         local_folder("hf:anna/touch", kind="model")
-    with pytest.raises(HubError, match=r"there is no folder 'run' in anna/touch; there is one in hf:anna/touch/runs@more/work,"):
+    with pytest.raises(
+        HubError,
+        match=r"there is no folder 'run' in anna/touch; there is one in hf:anna/touch/runs@more/work,",
+    ):
         local_folder("hf:anna/touch/run@more/work", kind="model")
     hub.repository("datasets", "anna/rlds").commit({"README.md": b"#", "rlds/a.tfrecord": b"x"})
-    with pytest.raises(HubError, match=r"is no LeRobot data set: it has no meta/info\.json; it has README\.md, rlds$"):
+    with pytest.raises(
+        HubError,
+        match=r"is no LeRobot data set: it has no meta/info\.json; it has README\.md, rlds$",
+    ):
         local_folder("hf:anna/rlds", kind="dataset")
 
 
@@ -152,7 +217,10 @@ def test_what_is_here_is_not_fetched_again(hub: Hub) -> None:
     assert pinned("hf:anna/arm", kind="dataset") == Path(f"hf:anna/arm@{commit}")
     hub.asked.clear()
     assert local_folder(f"hf:anna/arm@{commit}", kind="dataset") == place
-    assert pinned(f"hf:anna/arm@{commit}", kind="dataset") == Path(f"hf:anna/arm@{commit}") and hub.asked == []
+    assert (
+        pinned(f"hf:anna/arm@{commit}", kind="dataset") == Path(f"hf:anna/arm@{commit}")
+        and hub.asked == []
+    )
 
 
 def test_a_branch_that_moved_is_other_data(hub: Hub) -> None:
@@ -160,7 +228,9 @@ def test_a_branch_that_moved_is_other_data(hub: Hub) -> None:
     hub.repository("datasets", "anna/arm").revisions["v1"] = first
     before = EpisodeDataset("hf:anna/arm").fingerprint
     hub.asked.clear()
-    second = changed(hub, "meta/tasks.parquet", files_of(GOLDEN / "d06_task_changes")["meta/tasks.parquet"])
+    second = changed(
+        hub, "meta/tasks.parquet", files_of(GOLDEN / "d06_task_changes")["meta/tasks.parquet"]
+    )
     moved = local_folder("hf:anna/arm", kind="dataset")
     assert moved.name == second and (moved / "meta/tasks.parquet").stat().st_size
     assert hub.fetched == ["meta/tasks.parquet"], "what did not change is not fetched again"
@@ -171,7 +241,8 @@ def test_a_branch_that_moved_is_other_data(hub: Hub) -> None:
     assert EpisodeDataset("hf:anna/arm").fingerprint != before, "the branch, still moved"
 
 
-# --- what the hub refuses ----------------------------------------------------------------------------------------
+# --- what the hub refuses
+# ----------------------------------------------------------------------------------------
 
 
 REFUSALS = {
@@ -194,14 +265,18 @@ def test_what_the_hub_refuses_is_said_in_a_line(name: str, hub: Hub) -> None:
         hub.repository("datasets", other).token = "right"
     hub.repository("datasets", "anna/gated").gated = True
     codes = {"anna/odd": 418, "anna/forbidden": 403}
-    hub.answer = lambda path: next(((code, {}, b"no") for repo, code in codes.items() if repo in path), None)
+    hub.answer = lambda path: next(
+        ((code, {}, b"no") for repo, code in codes.items() if repo in path), None
+    )
     with pytest.raises(HubError, match=REFUSALS[name]) as raised:
         EpisodeDataset(name)
     assert "\n" not in str(raised.value) and str(raised.value).startswith(f"{name}: ")
 
 
 @pytest.mark.parametrize("where", ["in the environment", "kept by `hf auth login`"])
-def test_a_token_opens_what_is_private_and_is_never_shown(where: str, hub: Hub, monkeypatch, tmp_path, capfd) -> None:
+def test_a_token_opens_what_is_private_and_is_never_shown(
+    where: str, hub: Hub, monkeypatch, tmp_path, capfd
+) -> None:
     def log_in(token: str) -> None:
         if where == "in the environment":
             monkeypatch.setenv("HF_TOKEN", token)
@@ -223,9 +298,12 @@ def test_a_token_opens_what_is_private_and_is_never_shown(where: str, hub: Hub, 
     data = EpisodeDataset("hf:anna/arm")
     assert len(data) == 7
     seen = {(path.startswith("/large/"), who) for _, path, who in hub.asked}
-    assert seen == {(False, "Bearer stale"), (False, "Bearer wrong"), (False, "Bearer right"), (True, "")}, (
-        "another host sees none"
-    )
+    assert seen == {
+        (False, "Bearer stale"),
+        (False, "Bearer wrong"),
+        (False, "Bearer right"),
+        (True, ""),
+    }, "another host sees none"
     said += capfd.readouterr()
     assert not any(token in text for token in ("stale", "wrong", "right") for text in said)
 
@@ -235,7 +313,8 @@ def test_what_was_taken_back_is_still_had_by_its_commit(hub: Hub) -> None:
     before = EpisodeDataset("hf:anna/arm").fingerprint
     hub.repositories.clear()
     with pytest.raises(
-        HubError, match=r"\. What was fetched before is here, and is used without asking as (hf:anna/arm@\w{40})$"
+        HubError,
+        match=r"\. What was fetched before is here, and is used without asking as (hf:anna/arm@\w{40})$",
     ) as raised:
         EpisodeDataset("hf:anna/arm")
     by_commit = str(raised.value).split()[-1]
@@ -262,22 +341,35 @@ def test_a_name_that_is_none(name: str, hub: Hub) -> None:
 
 
 def test_names_are_taken_apart(tmp_path, monkeypatch) -> None:
-    assert names.parse("hf:a/b/c/d@refs/pr/1") == Name("a/b", "c/d", "refs/pr/1") and not names.is_name("a/hf:b/c")
+    assert names.parse("hf:a/b/c/d@refs/pr/1") == Name(
+        "a/b", "c/d", "refs/pr/1"
+    ) and not names.is_name("a/hf:b/c")
     for text in ("hf:a/b", "hf:a/b/c", "hf:a/b@v2.1", f"hf:a/b/c@{'0' * 40}"):
         assert str(names.parse(Path(text))) == text
-    assert names.parse("hf:a/b@" + "0" * 40).is_pinned and not names.parse("hf:a/b@" + "0" * 39).is_pinned
-    assert names.without_revision(Path("hf:a/b/c@x/y")) == Path("hf:a/b/c") and names.without_revision(Path("a@b")) == Path("a@b")
-    with pytest.raises(ValueError, match=r"leave out 'datasets', the option says which kind it is: hf:anna/arm$"):
+    assert (
+        names.parse("hf:a/b@" + "0" * 40).is_pinned
+        and not names.parse("hf:a/b@" + "0" * 39).is_pinned
+    )
+    assert names.without_revision(Path("hf:a/b/c@x/y")) == Path(
+        "hf:a/b/c"
+    ) and names.without_revision(Path("a@b")) == Path("a@b")
+    with pytest.raises(
+        ValueError, match=r"leave out 'datasets', the option says which kind it is: hf:anna/arm$"
+    ):
         names.parse("hf:datasets/anna/arm")
     monkeypatch.chdir(tmp_path)
     Path("hf:anna/arm").mkdir(parents=True)
     whole = re.escape(str(tmp_path / "hf:anna/arm"))
-    with pytest.raises(ValueError, match=rf"a folder here is called so too: rename the folder, or give its whole path, {whole}$"):
+    with pytest.raises(
+        ValueError,
+        match=rf"a folder here is called so too: rename the folder, or give its whole path, {whole}$",
+    ):
         names.parse("hf:anna/arm")
     assert local_folder(tmp_path / "hf:anna/arm", kind="dataset") == tmp_path / "hf:anna/arm"
 
 
-# --- without network, and half way -------------------------------------------------------------------------------
+# --- without network, and half way
+# -------------------------------------------------------------------------------
 
 
 def off(hub: Hub, monkeypatch, how: str) -> str:
@@ -294,7 +386,9 @@ def off(hub: Hub, monkeypatch, how: str) -> str:
 
 
 @pytest.mark.parametrize("how", ["HF_HUB_OFFLINE", "no server", "503", "a login page"])
-def test_without_network_what_is_here_is_used_and_that_is_said(how: str, hub: Hub, monkeypatch, capsys) -> None:
+def test_without_network_what_is_here_is_used_and_that_is_said(
+    how: str, hub: Hub, monkeypatch, capsys
+) -> None:
     commit = dataset(hub)
     before = EpisodeDataset("hf:anna/arm")
     capsys.readouterr()
@@ -304,13 +398,15 @@ def test_without_network_what_is_here_is_used_and_that_is_said(how: str, hub: Hu
     said = capsys.readouterr().err.splitlines()
     assert len([line for line in said if "hf:anna/arm" in line]) == 1
     assert re.match(
-        rf"hf:anna/arm: {why}.*; commit {commit[:12]} is used, .* whether there is a newer one is not known$", said[0]
+        rf"hf:anna/arm: {why}.*; commit {commit[:12]} is used, .* whether there is a newer one is not known$",
+        said[0],
     )
     pinned(f"hf:anna/arm@{commit}", kind="dataset")
     assert capsys.readouterr().err == "", "of a commit there is no newer one"
     for name in ("hf:anna/other", "hf:anna/arm@v1", "hf:anna/arm@" + "1" * 40):
         with pytest.raises(
-            HubError, match=rf"{name}: {why}.*, and it was never fetched in full to .*hub; (unset HF_HUB|check the network)"
+            HubError,
+            match=rf"{name}: {why}.*, and it was never fetched in full to .*hub; (unset HF_HUB|check the network)",
         ) as raised:
             EpisodeDataset(name)
         assert "\n" not in str(raised.value)
@@ -331,13 +427,16 @@ def test_a_listing_that_cannot_be_had_or_kept(where: str, hub: Hub, tmp_path) ->
 
 
 @pytest.mark.parametrize("broken", ["breaks", "fails"])
-def test_an_interrupted_download_goes_on_and_is_never_taken_for_whole(broken: str, hub: Hub, monkeypatch) -> None:
+def test_an_interrupted_download_goes_on_and_is_never_taken_for_whole(
+    broken: str, hub: Hub, monkeypatch
+) -> None:
     commit = dataset(hub)
     film = "videos/observation.image/chunk-000/file-000.mp4"
     getattr(hub, broken).add(film)
     for name in ("hf:anna/arm", f"hf:anna/arm@{commit}"):
         with pytest.raises(
-            HubError, match=rf"fetching commit {commit[:12]} broke off \(.*\); the same again goes on with"
+            HubError,
+            match=rf"fetching commit {commit[:12]} broke off \(.*\); the same again goes on with",
         ) as raised:
             EpisodeDataset(name)
         assert "\n" not in str(raised.value)
@@ -357,13 +456,15 @@ def test_an_interrupted_download_goes_on_and_is_never_taken_for_whole(broken: st
 
 
 def test_what_another_program_fetched_in_part_is_not_whole(hub: Hub, monkeypatch) -> None:
-    """Anybody may have asked for a few files of it: the folder is there, and the branch is known."""
+    """Anybody may have asked for a few files of it: the folder is there, and the branch is
+    known."""
     commit = dataset(hub)
     huggingface_hub.hf_hub_download("anna/arm", "meta/info.json", repo_type="dataset")
     with monkeypatch.context() as offline:
         offline.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
         with pytest.raises(
-            HubError, match=rf"commit {commit[:12]} is here only in part \(it is not known which files it lacks\); unset"
+            HubError,
+            match=rf"commit {commit[:12]} is here only in part \(it is not known which files it lacks\); unset",
         ):
             EpisodeDataset("hf:anna/arm")
     assert len(EpisodeDataset("hf:anna/arm")) == 7
@@ -387,7 +488,8 @@ def test_a_full_disk(hub: Hub, monkeypatch) -> None:
     with monkeypatch.context() as full:
         full.setattr("shutil.disk_usage", lambda path: usage._replace(free=10_000))
         with pytest.raises(
-            FullDiskError, match=r"hf:anna/arm: 0\.\d MB are to be fetched to .*hub, and 0\.0 MB are free there; .*HF_HOME"
+            FullDiskError,
+            match=r"hf:anna/arm: 0\.\d MB are to be fetched to .*hub, and 0\.0 MB are free there; .*HF_HOME",
         ):
             EpisodeDataset("hf:anna/arm")
     real = huggingface_hub.hf_hub_download
@@ -399,12 +501,15 @@ def test_a_full_disk(hub: Hub, monkeypatch) -> None:
 
     with monkeypatch.context() as full:
         full.setattr(huggingface_hub, "hf_hub_download", fails)
-        with pytest.raises(FullDiskError, match=r"MB are free there; free some room, or give the hub another cache"):
+        with pytest.raises(
+            FullDiskError, match=r"MB are free there; free some room, or give the hub another cache"
+        ):
             EpisodeDataset("hf:anna/arm")
     assert len(EpisodeDataset("hf:anna/arm")) == 7
 
 
-# --- what is fetched stays as it is ------------------------------------------------------------------------------
+# --- what is fetched stays as it is
+# ------------------------------------------------------------------------------
 
 
 def test_nothing_is_written_into_the_cache_of_the_hub(hub: Hub, tmp_path, capsys) -> None:
@@ -413,7 +518,10 @@ def test_nothing_is_written_into_the_cache_of_the_hub(hub: Hub, tmp_path, capsys
     dataset(hub, source)
     data = EpisodeDataset("hf:anna/arm")
     before = files_of(data.root)
-    assert data.cache.is_relative_to(tmp_path / "home") and "belongs to the hub's cache" in capsys.readouterr().err
+    assert (
+        data.cache.is_relative_to(tmp_path / "home")
+        and "belongs to the hub's cache" in capsys.readouterr().err
+    )
     with pytest.raises(ValueError, match="belongs to the hub's cache, where files stay"):
         EpisodeWriter(data.root, FEATURES, fps=5, robot="t", metadata={})
     with pytest.raises(ValueError, match="belongs to the hub's cache, where files stay"):
@@ -436,13 +544,21 @@ def recorded(root: Path) -> Path:
     for number in range(2):
         values = np.linspace(-1, 1, 6, dtype=np.float32)[:, None]
         writer.add(
-            EpisodeFrames({"eye": np.full((6, 32, 32, 3), 40 * number, np.uint8)}, values, values, {}, "go to the red dot", {})
+            EpisodeFrames(
+                {"eye": np.full((6, 32, 32, 3), 40 * number, np.uint8)},
+                values,
+                values,
+                {},
+                "go to the red dot",
+                {},
+            )
         )
     writer.finalise()
     return root
 
 
-# --- recipes and the command line --------------------------------------------------------------------------------
+# --- recipes and the command line
+# --------------------------------------------------------------------------------
 
 
 def test_a_recipe_is_pinned_before_it_runs(hub: Hub, tmp_path) -> None:
@@ -458,26 +574,44 @@ def test_a_recipe_is_pinned_before_it_runs(hub: Hub, tmp_path) -> None:
         policies=(tmp_path / "p", Path("hf:anna/touch@v1")),
     )
     ready = at_hand(recipe, reads=("episodes", "teacher", "policies"))
-    assert ready.episodes == Path(f"hf:anna/arm@{data}") and ready.teacher == Path(f"hf:anna/touch@{commit}")
+    assert ready.episodes == Path(f"hf:anna/arm@{data}") and ready.teacher == Path(
+        f"hf:anna/touch@{commit}"
+    )
     assert ready.policies == (tmp_path / "p", Path(f"hf:anna/touch@{older}"))
     field = contenders(ready)
-    assert list(field) == ["teacher", "p", "touch"] and field["teacher"].fingerprint == field["p"].fingerprint
+    assert (
+        list(field) == ["teacher", "p", "touch"]
+        and field["teacher"].fingerprint == field["p"].fingerprint
+    )
     unread = at_hand(recipe, reads=("teacher",))
     assert unread.episodes == recipe.episodes and unread.policies == recipe.policies
-    with pytest.raises(ValueError, match=r"--policies names hf:anna/touch@[0-9a-f]{40}, which is evaluated already"):
-        contenders(replace(ready, policies=(ready.policies[1], ready.policies[1], ready.policies[1])))
+    with pytest.raises(
+        ValueError, match=r"--policies names hf:anna/touch@[0-9a-f]{40}, which is evaluated already"
+    ):
+        contenders(
+            replace(ready, policies=(ready.policies[1], ready.policies[1], ready.policies[1]))
+        )
     for verb, field_ in ((collect, "episodes"), (teach, "teacher"), (distil, "out")):
-        with pytest.raises(ValueError, match=f"^--{field_}: hf:anna/new is a name on the hub, and this is written to"):
+        with pytest.raises(
+            ValueError,
+            match=f"^--{field_}: hf:anna/new is a name on the hub, and this is written to",
+        ):
             verb.main(replace(recipe, **{field_: Path("hf:anna/new")}))
 
 
 def test_the_command_line(hub: Hub, tmp_path, monkeypatch, capsys) -> None:
-    """Taught from a data set by name; what is kept says which commit, and no path of this machine. Then once more, without network."""
+    """Taught from a data set by name; what is kept says which commit, and no path of this machine.
+    Then once more, without network."""
     commit = dataset(hub, recorded(tmp_path / "recorded"))
     command = ["teach", "outside:reaching", "--episodes", "hf:anna/arm", "--teach.steps", "2"]
     command += ["--out", "out", "--teacher", "out/teacher"]
     paths = os.pathsep.join([str(Path(teach.__file__).parents[1]), str(Path(__file__).parents[1])])
-    home = {"HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path), "HOME": str(tmp_path / "home"), "PYTHONPATH": paths}
+    home = {
+        "HF_ENDPOINT": hub.address,
+        "HF_HOME": str(tmp_path),
+        "HOME": str(tmp_path / "home"),
+        "PYTHONPATH": paths,
+    }
     first = subprocess.run(
         [sys.executable, "-m", "armlet", *command],
         capture_output=True,
@@ -489,7 +623,10 @@ def test_the_command_line(hub: Hub, tmp_path, monkeypatch, capsys) -> None:
     assert first.returncode == 0 and "hf:anna/arm: fetching" in first.stderr, first.stderr
     assert "%|" not in first.stderr, "no bar in a log"
     kept = (tmp_path / "out/teacher/config.json").read_text()
-    assert json.loads(kept)["provenance"]["recipe"]["episodes"] == f"hf:anna/arm@{commit}" and str(tmp_path) not in kept
+    assert (
+        json.loads(kept)["provenance"]["recipe"]["episodes"] == f"hf:anna/arm@{commit}"
+        and str(tmp_path) not in kept
+    )
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["armlet", *command])
@@ -498,10 +635,14 @@ def test_the_command_line(hub: Hub, tmp_path, monkeypatch, capsys) -> None:
         offline.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
         main()
     said = capsys.readouterr().err
-    assert f"HF_HUB_OFFLINE is set; commit {commit[:12]} is used" in said and "was taught exactly this already" in said
+    assert (
+        f"HF_HUB_OFFLINE is set; commit {commit[:12]} is used" in said
+        and "was taught exactly this already" in said
+    )
     assert hub.asked == []
     hub.repositories.clear()
     with pytest.raises(
-        SystemExit, match=r"^armlet teach outside:reaching: HubError: hf:anna/arm: there is no data set of this name"
+        SystemExit,
+        match=r"^armlet teach outside:reaching: HubError: hf:anna/arm: there is no data set of this name",
     ):
         main()

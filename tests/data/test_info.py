@@ -1,4 +1,5 @@
-"""meta/info.json as other programs, and people, write it: taken where one thing can be meant, else refused by the field's name."""
+"""meta/info.json as other programs, and people, write it: taken where one thing can be meant, else
+refused by the field's name."""
 
 import json
 from pathlib import Path
@@ -34,7 +35,12 @@ def assert_right(data: EpisodeDataset) -> None:
     assert data.column("action").tolist() == [number(row) for row in rows]
     assert data.cameras == {"eye": (SIDE, SIDE)}
     means = [picture.mean() for picture in data.read_pictures("eye", 0, len(data))]
-    assert np.abs(np.subtract(means, [grey(row["episode_index"], row["frame_index"]) for row in rows])).max() <= 1
+    assert (
+        np.abs(
+            np.subtract(means, [grey(row["episode_index"], row["frame_index"]) for row in rows])
+        ).max()
+        <= 1
+    )
 
 
 @pytest.mark.parametrize(
@@ -68,7 +74,11 @@ def test_one_right_reading_is_taken(tmp_path, place, value) -> None:
 @pytest.mark.parametrize(
     ("place", "value", "says"),
     [
-        ((*ACTION, "shape"), [-1], r"features\['action'\]: shape is \[-1\], expected a list of whole numbers"),
+        (
+            (*ACTION, "shape"),
+            [-1],
+            r"features\['action'\]: shape is \[-1\], expected a list of whole numbers",
+        ),
         ((*ACTION, "shape"), [1.5], r"features\['action'\]: shape is \[1\.5\]"),
         ((*ACTION, "shape"), [[1]], r"features\['action'\]: shape is \[\[1\]\]"),
         ((*ACTION, "shape"), [True], r"features\['action'\]: shape is \[True\]"),
@@ -76,19 +86,47 @@ def test_one_right_reading_is_taken(tmp_path, place, value) -> None:
         ((*ACTION, "shape"), "one", r"features\['action'\]: shape is 'one'"),
         ((*ACTION, "shape"), [0], "feature 'action' has no numbers"),
         ((*ACTION, "dtype"), 5, r"features\['action'\]: dtype is 5, expected a text"),
-        ((*CAMERA, "dtype"), None, rf"features\['{EYE}'\] has no dtype, expected 'video' or 'image'"),
+        (
+            (*CAMERA, "dtype"),
+            None,
+            rf"features\['{EYE}'\] has no dtype, expected 'video' or 'image'",
+        ),
         ((*CAMERA, "dtype"), ["video"], rf"features\['{EYE}'\]: dtype is \['video'\]"),
-        ((*CAMERA, "info"), {"video.height": "tall"}, r"info: video\.height is 'tall', expected a whole number"),
-        ((*CAMERA, "info"), {"is_depth_map": "no"}, r"info: is_depth_map is 'no', expected true or false"),
-        ((*CAMERA, "video_info"), {"video.depth_min": "near"}, r"video_info: video\.depth_min is 'near', expected metres"),
+        (
+            (*CAMERA, "info"),
+            {"video.height": "tall"},
+            r"info: video\.height is 'tall', expected a whole number",
+        ),
+        (
+            (*CAMERA, "info"),
+            {"is_depth_map": "no"},
+            r"info: is_depth_map is 'no', expected true or false",
+        ),
+        (
+            (*CAMERA, "video_info"),
+            {"video.depth_min": "near"},
+            r"video_info: video\.depth_min is 'near', expected metres",
+        ),
         (("data_path",), 5, r"data_path is 5, expected the name of a file with \{chunk_index\}"),
-        (("data_path",), "data/{foo}.parquet", r"data_path is 'data/\{foo\}\.parquet', expected \{chunk_index\}"),
-        (("data_path",), "data/{}.parquet", r"data_path is 'data/\{\}\.parquet', expected \{chunk_index\}"),
+        (
+            ("data_path",),
+            "data/{foo}.parquet",
+            r"data_path is 'data/\{foo\}\.parquet', expected \{chunk_index\}",
+        ),
+        (
+            ("data_path",),
+            "data/{}.parquet",
+            r"data_path is 'data/\{\}\.parquet', expected \{chunk_index\}",
+        ),
         (("video_path",), ["a"], r"video_path is \['a'\], expected the name"),
         (("video_path",), "{video_key:03d}.mp4", r"video_path is '\{video_key:03d\}\.mp4'"),
         (("chunks_size",), "many", "chunks_size is 'many', expected a whole number"),
         (("total_episodes",), "all", "total_episodes is 'all', expected a whole number"),
-        (("codebase_version",), ["v3.0"], r"codebase_version is \['v3\.0'\], expected one of v2\.0"),
+        (
+            ("codebase_version",),
+            ["v3.0"],
+            r"codebase_version is \['v3\.0'\], expected one of v2\.0",
+        ),
         (("features",), [], "features is list, expected an object"),
     ],
 )
@@ -106,17 +144,31 @@ def test_a_camera_without_a_dtype_whose_film_is_described_is_a_film(tmp_path) ->
     assert_right(EpisodeDataset(made.save(tmp_path / "d")))
     made.info["features"]["front"] = {"shape": [8, 8, 3], "names": ["height", "width", "channel"]}
     made.write_info(tmp_path / "d")
-    with pytest.raises(EpisodeError, match=r"features\['front'\] has no dtype, expected 'video' or 'image'"):
+    with pytest.raises(
+        EpisodeError, match=r"features\['front'\] has no dtype, expected 'video' or 'image'"
+    ):
         EpisodeDataset(tmp_path / "d")
 
 
 def test_a_camera_of_another_dtype_is_not_left_out_silently(tmp_path, capsys) -> None:
     made = Made()
-    made.info["features"]["observation.images.raw"] = {"dtype": "uint8", "shape": [8, 8, 3], "names": None}
-    made.info["features"]["observation.images.eye.seconds"] = {"dtype": "float32", "shape": [1], "names": None}
+    made.info["features"]["observation.images.raw"] = {
+        "dtype": "uint8",
+        "shape": [8, 8, 3],
+        "names": None,
+    }
+    made.info["features"]["observation.images.eye.seconds"] = {
+        "dtype": "float32",
+        "shape": [1],
+        "names": None,
+    }
     assert_right(EpisodeDataset(made.save(tmp_path / "d")))
     said = capsys.readouterr().err
-    assert said.count("\n") == 1 and "observation.images.raw is uint8 in meta/info.json" in said and "it is left out" in said
+    assert (
+        said.count("\n") == 1
+        and "observation.images.raw is uint8 in meta/info.json" in said
+        and "it is left out" in said
+    )
 
 
 def test_each_version_has_its_own_names_of_files(tmp_path) -> None:
@@ -125,7 +177,9 @@ def test_each_version_has_its_own_names_of_files(tmp_path) -> None:
     root = made.save_v21(tmp_path / "d")
     made.info["data_path"] = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
     made.write_info(root)
-    with pytest.raises(EpisodeError, match=r"data_path is .*, expected \{episode_chunk\}, \{episode_index\}"):
+    with pytest.raises(
+        EpisodeError, match=r"data_path is .*, expected \{episode_chunk\}, \{episode_index\}"
+    ):
         EpisodeDataset(root)
     made.info |= {"data_path": None, "video_path": "videos/{video_key}/{file_index}.mp4"}
     made.write_info(root)

@@ -1,4 +1,5 @@
-"""Rows, pictures and words are joined by their keys: what stands elsewhere is found, what contradicts is named with its first place."""
+"""Rows, pictures and words are joined by their keys: what stands elsewhere is found, what
+contradicts is named with its first place."""
 
 import json
 from dataclasses import replace
@@ -37,8 +38,13 @@ def assert_right(data: EpisodeDataset, keys: list[tuple[int, int]]) -> None:
     columns = data.columns()
     assert columns["action"][:, 0].tolist() == wanted
     assert columns["observation.state"][:, 1].tolist() == wanted
-    assert np.abs(np.subtract(levels(data), [grey(episode, frame) for episode, frame in keys])).max() <= 1
-    assert [data.tasks[place] for place in data.asked] == [TASKS[episode % 2] for episode, _ in keys]
+    assert (
+        np.abs(np.subtract(levels(data), [grey(episode, frame) for episode, frame in keys])).max()
+        <= 1
+    )
+    assert [data.tasks[place] for place in data.asked] == [
+        TASKS[episode % 2] for episode, _ in keys
+    ]
     episodes = np.unique([episode for episode, _ in keys], return_counts=True)
     assert np.diff(data.starts).tolist() == episodes[1].tolist()
     assert [episode.index for episode in data.episodes] == episodes[0].tolist()
@@ -55,7 +61,8 @@ def test_rows_in_any_order(tmp_path) -> None:
 
 
 def test_rows_in_files_in_any_order(tmp_path) -> None:
-    """Episodes 2 and 0 in one file, 1 in another that is named first; a file that no episode names is not looked at."""
+    """Episodes 2 and 0 in one file, 1 in another that is named first; a file that no episode names
+    is not looked at."""
     made = Made()
     made.listed[1]["data/file_index"] = 7
     root = made.save(tmp_path / "d")
@@ -82,7 +89,10 @@ def test_rows_without_motion_were_dropped(tmp_path) -> None:
     kept = [row for row in made.rows if row["episode_index"] or row["frame_index"] in (0, 3)]
     made.rows[:] = kept
     made.listed[0] |= {"length": 2, "dataset_to_index": 2}
-    assert_right(EpisodeDataset(made.save(tmp_path / "d")), [key for key in ALL if key not in ((0, 1), (0, 2))])
+    assert_right(
+        EpisodeDataset(made.save(tmp_path / "d")),
+        [key for key in ALL if key not in ((0, 1), (0, 2))],
+    )
 
 
 def twice(made: Made) -> None:
@@ -130,7 +140,10 @@ def listed_twice(made: Made) -> None:
     ("change", "says"),
     [
         (twice, r"frame 1 of episode 1 is there twice: .*file-000\.parquet, row 5, and .*row 6"),
-        (missing, r"file-000\.parquet: episode 1 has 2 rows and the metadata say 3; frame 1 is the first that is missing"),
+        (
+            missing,
+            r"file-000\.parquet: episode 1 has 2 rows and the metadata say 3; frame 1 is the first that is missing",
+        ),
         (too_many, r"episode 1 has 4 rows and the metadata say 3; frame 3 is the first too many"),
         (another_span, r"episode 1 has length 3 and reaches from row 4 to 8"),
         (no_rows, r"file-000\.parquet has no row of episode 1"),
@@ -138,7 +151,10 @@ def listed_twice(made: Made) -> None:
         (at_times([0, 0.4, 0.2]), r"timestamp of episode 1, frame 2 is 0\.2, after 0\.4"),
         (at_times([0, 0.2, 0.2]), r"timestamp of episode 1, frame 2 is 0\.2, after 0\.2"),
         (untold, r"episode 0 have no column task_index"),
-        (unknown_task, r"episode 1, frame 1 has task_index 9, and .*tasks\.parquet has no such task"),
+        (
+            unknown_task,
+            r"episode 1, frame 1 has task_index 9, and .*tasks\.parquet has no such task",
+        ),
         (listed_twice, r"lists episode 1 twice"),
     ],
 )
@@ -161,10 +177,16 @@ def test_version_2_1_and_rows_beyond_what_its_metadata_say(tmp_path, capsys) -> 
     made = Made()
     made.listed[1]["length"] = 2
     assert_right(EpisodeDataset(made.save_v21(tmp_path / "d")), ALL)
-    assert "has 3 rows of episode 1 and the metadata say 2; the rows are taken" in capsys.readouterr().err
+    assert (
+        "has 3 rows of episode 1 and the metadata say 2; the rows are taken"
+        in capsys.readouterr().err
+    )
     made.listed[1]["length"] = 4
     made.save_v21(tmp_path / "e")
-    with pytest.raises(EpisodeError, match=r"episode_000001\.parquet: episode 1 has 3 rows and the metadata say 4; frame 3"):
+    with pytest.raises(
+        EpisodeError,
+        match=r"episode_000001\.parquet: episode 1 has 3 rows and the metadata say 4; frame 3",
+    ):
         EpisodeDataset(tmp_path / "e")
 
 
@@ -193,7 +215,8 @@ def test_times_follow_from_frames_where_there_are_none(tmp_path) -> None:
 
 
 def changing(root: Path) -> EpisodeDataset:
-    """Episode 0 is told something else from frame 2 on; the metadata list its tasks in the wrong order."""
+    """Episode 0 is told something else from frame 2 on; the metadata list its tasks in the wrong
+    order."""
     made = Made()
     made.rows[2]["task_index"] = made.rows[3]["task_index"] = 1
     made.listed[0]["tasks"] = [TASKS[1], TASKS[0]]
@@ -203,7 +226,10 @@ def changing(root: Path) -> EpisodeDataset:
 def test_words_change_within_an_episode(tmp_path) -> None:
     data = changing(tmp_path / "d")
     assert data.tasks == TASKS and data.asked.tolist() == [0, 0, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0]
-    assert [(episode.task, episode.tasks) for episode in data.episodes[:2]] == [(TASKS[0], TASKS), (TASKS[1], TASKS[1:])]
+    assert [(episode.task, episode.tasks) for episode in data.episodes[:2]] == [
+        (TASKS[0], TASKS),
+        (TASKS[1], TASKS[1:]),
+    ]
 
 
 def test_a_tasks_number_is_no_place(tmp_path) -> None:
@@ -221,14 +247,21 @@ def test_a_batch_has_the_words_of_its_frames(tmp_path) -> None:
     made.tasks = {0: TASKS[1], 1: "wait"}
     for each in made.listed:
         each["tasks"] = [made.tasks[each["episode_index"]]]
-    frames = join_frames([load_frames(changing(tmp_path / "d")), load_frames(EpisodeDataset(made.save(tmp_path / "e")))])
+    frames = join_frames(
+        [
+            load_frames(changing(tmp_path / "d")),
+            load_frames(EpisodeDataset(made.save(tmp_path / "e"))),
+        ]
+    )
     assert frames.texts == (*TASKS, "wait") and frames.episodes == 5
     tokenizer = train_tokenizer(frames.texts)
     same = [Normaliser(np.zeros(dims, np.float32), np.ones(dims, np.float32)) for dims in (2, 1)]
     batches = BatchMaker(frames, tokenizer, *same, chunk=2, text_tokens=16, device=None)
     batch = batches.batch(np.array([1, 2, 12, 14]))
     found = [text[mask].tolist() for text, mask in zip(batch.text, batch.text_mask, strict=True)]
-    assert found == [encode(tokenizer, text, longest=16) for text in (TASKS[0], TASKS[1], TASKS[1], "wait")]
+    assert found == [
+        encode(tokenizer, text, longest=16) for text in (TASKS[0], TASKS[1], TASKS[1], "wait")
+    ]
     assert batch.keys.tolist() == [[0, 1], [0, 2], [3, 0], [4, 0]]
 
 
@@ -246,9 +279,12 @@ def test_an_episode_of_several_tasks_stays_with_all_that_share_one(tmp_path) -> 
 
 
 def test_a_converted_folder_is_told_by_its_own_versions_file(tmp_path) -> None:
-    """A v2.1 folder with the meta/tasks.parquet of another version, and a v3.0 one with a meta/tasks.jsonl, both of other numbers."""
+    """A v2.1 folder with the meta/tasks.parquet of another version, and a v3.0 one with a
+    meta/tasks.jsonl, both of other numbers."""
     root = Made().save_v21(tmp_path / "d")
-    pq.write_table(pa.table({"task_index": [0, 1], "task": TASKS[::-1]}), root / "meta/tasks.parquet")
+    pq.write_table(
+        pa.table({"task_index": [0, 1], "task": TASKS[::-1]}), root / "meta/tasks.parquet"
+    )
     before = EpisodeDataset(root)
     assert_right(before, ALL)
     root = Made().save(tmp_path / "e")
@@ -263,7 +299,9 @@ def test_a_converted_folder_has_its_own_versions_statistics(tmp_path) -> None:
 
     for name, make, mean in (("d", Made.save_v21, 1.0), ("e", Made.save, 2.0)):
         root = make(Made(), tmp_path / name)
-        (root / "meta/episodes_stats.jsonl").write_text(json.dumps({"episode_index": 0, "stats": {"action": said(1.0)}}))
+        (root / "meta/episodes_stats.jsonl").write_text(
+            json.dumps({"episode_index": 0, "stats": {"action": said(1.0)}})
+        )
         (root / "meta/stats.json").write_text(json.dumps({"action": said(2.0)}))
         assert EpisodeDataset(root).stats["action"]["mean"] == [mean]
 
@@ -304,7 +342,10 @@ def test_pictures_kept_as_lists_of_numbers(tmp_path, first: bool) -> None:
     ("odd", "says"),
     [
         ([[[1, 2, 3]], [[4, 5, 6], [7, 8, 9]]], "holds lists of several lengths"),
-        ([[[1, 2, 256]]], r"holds numbers int64 of shape \(1, 1, 3\), expected \(height, width, 3\) whole numbers from 0 to 255"),
+        (
+            [[[1, 2, 256]]],
+            r"holds numbers int64 of shape \(1, 1, 3\), expected \(height, width, 3\) whole numbers from 0 to 255",
+        ),
         ([[[1, 2]]], r"holds numbers int64 of shape \(1, 1, 2\)"),
         ([], r"holds numbers \w+ of shape \(0,\)"),
         (None, "is empty"),
@@ -316,24 +357,34 @@ def test_lists_that_are_no_picture_are_named(tmp_path, odd, says: str) -> None:
     pictures[5] = odd
     data = tabled(tmp_path / "d", pictures, shape=[1, 1, 3])
     assert len(list(data.read_pictures("list", 0, 5))) == 5
-    with pytest.raises(EpisodeError, match=rf"observation\.images\.list of episode 1, frame 1 ({says})"):
+    with pytest.raises(
+        EpisodeError, match=rf"observation\.images\.list of episode 1, frame 1 ({says})"
+    ):
         list(data.read_pictures("list", 5, 6))
 
 
 def test_numbers_that_are_no_picture_are_named(tmp_path) -> None:
     data = tabled(tmp_path / "d", [7] * len(ALL), shape=[1, 1, 3])
-    with pytest.raises(EpisodeError, match=r"episode 0, frame 0 is int, expected a picture's bytes or path"):
+    with pytest.raises(
+        EpisodeError, match=r"episode 0, frame 0 is int, expected a picture's bytes or path"
+    ):
         next(data.read_pictures("list", 0, 1))
 
 
 def test_a_film_longer_than_its_rows(tmp_path) -> None:
-    """Each episode's film has one frame more than the table; without the times of the metadata all but the first would be wrong."""
+    """Each episode's film has one frame more than the table; without the times of the metadata all
+    but the first would be wrong."""
     made = Made()
     made.shown = []
     for episode, (each, length) in enumerate(zip(made.listed, made.lengths, strict=True)):
         begins = len(made.shown)
-        made.shown += [(begins + frame, grey(episode, frame)) for frame in range(length)] + [(begins + length, 250)]
-        each |= {f"videos/{EYE}/from_timestamp": begins / FPS, f"videos/{EYE}/to_timestamp": len(made.shown) / FPS}
+        made.shown += [(begins + frame, grey(episode, frame)) for frame in range(length)] + [
+            (begins + length, 250)
+        ]
+        each |= {
+            f"videos/{EYE}/from_timestamp": begins / FPS,
+            f"videos/{EYE}/to_timestamp": len(made.shown) / FPS,
+        }
     assert_right(EpisodeDataset(made.save(tmp_path / "d")), ALL)
 
 
@@ -342,21 +393,30 @@ def test_a_film_at_another_rate(tmp_path, rate: int) -> None:
     made = Made()
     root = made.save(tmp_path / "d")
     times = [grey(episode, frame) for episode, frame in ALL]
-    shown = [(tick, times[tick * FPS // rate] if tick * FPS % rate == 0 else 250) for tick in range(len(ALL) * rate // FPS)]
+    shown = [
+        (tick, times[tick * FPS // rate] if tick * FPS % rate == 0 else 250)
+        for tick in range(len(ALL) * rate // FPS)
+    ]
     film(root / FILM, shown, tick=Fraction(1, rate))
     assert_right(EpisodeDataset(root), ALL)
 
 
 def test_no_picture_of_the_next_episode(tmp_path) -> None:
-    """The film of episode 1 is a frame shorter than its rows: its last row must not get the first picture of episode 2."""
+    """The film of episode 1 is a frame shorter than its rows: its last row must not get the first
+    picture of episode 2."""
     made = Made()
     del made.shown[6]
     made.shown = [(place, level) for place, (_, level) in enumerate(made.shown)]
     made.listed[1][f"videos/{EYE}/to_timestamp"] = 6 / FPS
-    made.listed[2] |= {f"videos/{EYE}/from_timestamp": 6 / FPS, f"videos/{EYE}/to_timestamp": 11 / FPS}
+    made.listed[2] |= {
+        f"videos/{EYE}/from_timestamp": 6 / FPS,
+        f"videos/{EYE}/to_timestamp": 11 / FPS,
+    }
     data = EpisodeDataset(made.save(tmp_path / "d"))
     assert levels(data, 0, 6) and levels(data, 7)
-    with pytest.raises(VideoError, match=r"no picture belongs to episode 1, frame 2, at 1\.2 s of its film"):
+    with pytest.raises(
+        VideoError, match=r"no picture belongs to episode 1, frame 2, at 1\.2 s of its film"
+    ):
         levels(data, 0, 8)
 
 
@@ -364,7 +424,12 @@ def test_pictures_of_some_rows(tmp_path) -> None:
     """Across episodes and films, and refused beyond the rows there are."""
     data = EpisodeDataset(Made().save_v21(tmp_path / "d"))
     for first, last in ((0, 12), (2, 9), (5, 6), (11, 12), (3, 3)):
-        assert np.abs(np.subtract(levels(data, first, last), [grey(*key) for key in ALL[first:last]])).max(initial=0) <= 1
+        assert (
+            np.abs(
+                np.subtract(levels(data, first, last), [grey(*key) for key in ALL[first:last]])
+            ).max(initial=0)
+            <= 1
+        )
     with pytest.raises(EpisodeError, match="rows 0 to 12, and rows 3 to 13"):
         levels(data, 3, 13)
     with pytest.raises(EpisodeError, match="no camera 'nose'; it has eye"):
@@ -374,7 +439,10 @@ def test_pictures_of_some_rows(tmp_path) -> None:
 def test_the_size_that_is_promised(tmp_path) -> None:
     made = Made()
     made.info["features"][EYE]["shape"] = [64, 48, 3]
-    with pytest.raises(EpisodeError, match=r"eye in episode 0, frame 0 is \(32, 32, 3\), meta/info\.json says \(64, 48, 3\)"):
+    with pytest.raises(
+        EpisodeError,
+        match=r"eye in episode 0, frame 0 is \(32, 32, 3\), meta/info\.json says \(64, 48, 3\)",
+    ):
         levels(EpisodeDataset(made.save(tmp_path / "d")))
 
 
@@ -387,7 +455,11 @@ def test_other_columns_by_their_own_type(tmp_path) -> None:
         "done": ("bool", [1], [place == 3 for place in range(count)]),
         "contacts": ("int32", [1], list(range(count))),
         "pose": ("float64", [3], [[place / 3, 0.1, -place] for place in range(count)]),
-        "matrix": ("float64", [2, 3], [[[place, 1.0, 2.0], [3.0, 4.0, 5.0]] for place in range(count)]),
+        "matrix": (
+            "float64",
+            [2, 3],
+            [[[place, 1.0, 2.0], [3.0, 4.0, 5.0]] for place in range(count)],
+        ),
         "note": ("string", [1], [f"é {place}" for place in range(count)]),
         "scalar": ("float64", [], [place / 7 for place in range(count)]),
     }
@@ -401,7 +473,9 @@ def test_other_columns_by_their_own_type(tmp_path) -> None:
         assert found.tolist() == values, name
     assert data.column("done").dtype == bool and data.column("matrix").shape == (count, 2, 3)
     assert data.column("pose").dtype == np.float64 and data.column("note").dtype.kind == "U"
-    assert set(data.columns()) == {"observation.state", "action"}, "nothing else is read for training"
+    assert set(data.columns()) == {"observation.state", "action"}, (
+        "nothing else is read for training"
+    )
     with pytest.raises(EpisodeError, match=r"file-000\.parquet lacks column 'nothing'"):
         data.column("nothing")
     with pytest.raises(EpisodeError, match=r"note is .*, and only numbers have statistics"):
@@ -411,7 +485,11 @@ def test_other_columns_by_their_own_type(tmp_path) -> None:
 def test_what_is_not_read_may_be_anything(tmp_path) -> None:
     made = Made().feature("effort", "float32", [1], [float("nan")] * len(ALL))
     made.info["features"]["absent"] = {"dtype": "float32", "shape": [4], "names": None}
-    made.info["features"]["executed"] = {"dtype": "bool", "shape": [1], "names": None}  # somebody else's, and no action
+    made.info["features"]["executed"] = {
+        "dtype": "bool",
+        "shape": [1],
+        "names": None,
+    }  # somebody else's, and no action
     assert_right(EpisodeDataset(made.save(tmp_path / "d")), ALL)
 
 
@@ -430,10 +508,13 @@ def test_columns_of_other_names_and_no_state(tmp_path) -> None:
     assert blind.columns()["observation.state"].shape == (12, 0) and blind.state_names == ()
     assert blind.fingerprint != named.fingerprint
     with pytest.raises(
-        EpisodeError, match=r"no feature 'observation\.state' for the state; it has .*actions.*--columns\.state NAME"
+        EpisodeError,
+        match=r"no feature 'observation\.state' for the state; it has .*actions.*--columns\.state NAME",
     ):
         EpisodeDataset(root)
-    with pytest.raises(EpisodeError, match=r"no feature 'action' for the action.*--columns\.action NAME"):
+    with pytest.raises(
+        EpisodeError, match=r"no feature 'action' for the action.*--columns\.action NAME"
+    ):
         EpisodeDataset(root, Columns("pos"))
 
 
@@ -444,7 +525,10 @@ def test_float64_and_scalars_are_state_and_action_too(tmp_path) -> None:
     made.info["features"]["action"] |= {"dtype": "float64", "shape": []}
     data = EpisodeDataset(made.save(tmp_path / "d"))
     assert_right(data, ALL)
-    assert data.columns()["action"].dtype == np.float32 and data.columns()["action"].shape == (12, 1)
+    assert data.columns()["action"].dtype == np.float32 and data.columns()["action"].shape == (
+        12,
+        1,
+    )
 
 
 FLOATS = pa.list_(pa.float32())
@@ -470,7 +554,8 @@ def with_column(made: Made, name: str, values: list, kind: pa.DataType, root: Pa
     ],
 )
 def test_rows_of_other_lengths_are_named(tmp_path, kind, first, second, found: str) -> None:
-    """Though their numbers together are as many as are wanted: every row between them would be shifted."""
+    """Though their numbers together are as many as are wanted: every row between them would be
+    shifted."""
     rows = Made().rows
     values = [[1.0, 2.0] for _ in rows]
     if kind == pa.list_(FLOATS):
@@ -492,7 +577,9 @@ def test_rows_of_a_matrix_are_of_one_length_each(tmp_path) -> None:
     values[5] = [[1.0, 2.0], [3.0, 4.0, 5.0, 6.0]]
     made = Made().feature("pose", "float32", [2, 3], [[0.0] * 6] * len(ALL))
     data = EpisodeDataset(with_column(made, "pose", values, pa.list_(FLOATS), tmp_path / "d"))
-    with pytest.raises(EpisodeError, match="pose has lists of several lengths in episode 1, frame 1"):
+    with pytest.raises(
+        EpisodeError, match="pose has lists of several lengths in episode 1, frame 1"
+    ):
         data.column("pose")
 
 
@@ -505,11 +592,15 @@ def test_a_key_that_is_missing_shifts_no_other(tmp_path) -> None:
 
 
 def test_what_is_empty_is_not_taken_for_a_number(tmp_path) -> None:
-    for place, (kind, rest) in enumerate(((pa.bool_(), True), (pa.int64(), 1), (pa.float64(), 1.0), (pa.float64(), 1e300))):
+    for place, (kind, rest) in enumerate(
+        ((pa.bool_(), True), (pa.int64(), 1), (pa.float64(), 1.0), (pa.float64(), 1e300))
+    ):
         values = [[rest] for _ in ALL]
         if rest != 1e300:
             values[7] = [None]
-        data = EpisodeDataset(with_column(Made(), "action", values, pa.list_(kind), tmp_path / str(place)))
+        data = EpisodeDataset(
+            with_column(Made(), "action", values, pa.list_(kind), tmp_path / str(place))
+        )
         first = "episode 0, frame 0" if rest == 1e300 else "episode 2, frame 0"
         with pytest.raises(EpisodeError, match=f"action is NaN or infinite in {first}"):
             data.columns()
@@ -557,19 +648,31 @@ def test_shapes_of_pictures(tmp_path, shape, names) -> None:
 
 def test_names_of_cameras(tmp_path) -> None:
     made = Made()
-    for name in ("image", "observation.images.image", "observation.images.arm.left", "observation.image"):
+    for name in (
+        "image",
+        "observation.images.image",
+        "observation.images.arm.left",
+        "observation.image",
+    ):
         made.info["features"][name] = made.info["features"][EYE]
         for each in made.listed:
             each |= {key.replace(EYE, name): value for key, value in each.items() if EYE in key}
     cameras = EpisodeDataset(made.save(tmp_path / "d")).cameras
-    assert list(cameras) == ["eye", "image", "observation.images.image", "arm.left", "observation.image"]
+    assert list(cameras) == [
+        "eye",
+        "image",
+        "observation.images.image",
+        "arm.left",
+        "observation.image",
+    ]
 
 
 # Statistics
 
 
 def test_statistics_are_measured(tmp_path) -> None:
-    """A dimension that is constant within each episode: quantiles averaged over episodes would be far from the true ones."""
+    """A dimension that is constant within each episode: quantiles averaged over episodes would be
+    far from the true ones."""
     made = Made(lengths=(4, 3, 5))
     for row in made.rows:
         row["action"] = [float(row["episode_index"])]
@@ -579,14 +682,19 @@ def test_statistics_are_measured(tmp_path) -> None:
     for name, share in {"q01": 0.01, "q10": 0.1, "q50": 0.5, "q90": 0.9, "q99": 0.99}.items():
         assert found[name] == np.quantile(values, share, axis=0).tolist()
     assert (found["min"], found["max"], found["count"]) == ([0.0], [2.0], [12])
-    assert found["mean"] == pytest.approx(values.mean(0)) and found["std"] == pytest.approx(values.std(0))
+    assert found["mean"] == pytest.approx(values.mean(0)) and found["std"] == pytest.approx(
+        values.std(0)
+    )
     assert data.measured("frame_index")["max"] == [4.0], "any column of numbers"
     assert data.stats["action"] == found, "there is no stats.json"
 
 
 def test_statistics_stay_what_the_file_says(tmp_path) -> None:
     root = Made().save(tmp_path / "d")
-    said = {"action": {"mean": [7.0], "std": [float("nan")], "q01": None}, "observation.state": None}
+    said = {
+        "action": {"mean": [7.0], "std": [float("nan")], "q01": None},
+        "observation.state": None,
+    }
     (root / "meta/stats.json").write_text(json.dumps(said))
     data = EpisodeDataset(root)
     assert data.stats["action"]["mean"] == [7.0] and data.measured("action")["mean"] != [7.0]
@@ -613,7 +721,14 @@ def test_statistics_that_are_none_are_named(tmp_path, said, says: str) -> None:
 
 def test_odd_metadata(tmp_path, capsys) -> None:
     made = Made()
-    made.info |= {"fps": "5.0", "total_episodes": None, "data_path": None, "video_path": None, "splits": None, "robot_type": None}
+    made.info |= {
+        "fps": "5.0",
+        "total_episodes": None,
+        "data_path": None,
+        "video_path": None,
+        "splits": None,
+        "robot_type": None,
+    }
     root = made.save(tmp_path / "d")
     path = root / "meta/info.json"
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
@@ -660,7 +775,9 @@ def test_files_that_are_not_there_are_named(tmp_path, name: str) -> None:
     path.write_bytes(b"")
     assert "is empty" in refused()
     path.write_bytes(whole[: len(whole) // 2])
-    assert any(word in refused() for word in ("truncated", "damaged", "cannot be read", "is no JSON"))
+    assert any(
+        word in refused() for word in ("truncated", "damaged", "cannot be read", "is no JSON")
+    )
     path.unlink()
     if name != "meta/tasks.parquet" and name != LISTED:
         assert "is missing" in refused()
@@ -678,7 +795,9 @@ def test_folders_that_are_links(tmp_path) -> None:
 
 
 def test_told_is_what_a_frame_was_told(tmp_path) -> None:
-    episode = EpisodeFrames({}, np.zeros((3, 1), np.float32), np.zeros((3, 1), np.float32), {}, "a", {}, ("a", "a", "b"))
+    episode = EpisodeFrames(
+        {}, np.zeros((3, 1), np.float32), np.zeros((3, 1), np.float32), {}, "a", {}, ("a", "a", "b")
+    )
     assert [episode.told(frame) for frame in range(3)] == ["a", "a", "b"]
     assert replace(episode, asked=()).told(2) == "a"
     with pytest.raises(EpisodeError, match="2 tasks, and one is kept an episode"):
@@ -692,7 +811,10 @@ def test_told_is_what_a_frame_was_told(tmp_path) -> None:
         ({"shape": [8, 8, 3], "info": {"is_depth_map": True}}, True),
         ({"shape": [8, 8, 3], "video_info": {"video.is_depth_map": True}}, True),
         ({"shape": [8, 8, 3], "info": {"video.pix_fmt": "gray16le"}}, True),
-        ({"shape": [8, 8, 3], "info": {"video.pix_fmt": "yuv420p10le", "is_depth_map": False}}, False),
+        (
+            {"shape": [8, 8, 3], "info": {"video.pix_fmt": "yuv420p10le", "is_depth_map": False}},
+            False,
+        ),
         ({"shape": [8, 8, 1]}, True),
         ({"shape": [1, 8, 8], "names": ["channels", "height", "width"]}, True),
         ({"shape": [8, 8]}, True),
@@ -705,17 +827,30 @@ def test_what_is_no_camera_of_colours(feature: dict, depth: bool) -> None:
 
 
 def test_a_depth_camera_of_which_too_little_is_said(tmp_path, capsys) -> None:
-    """It is left out with a word, and the colours beside it are read; a grey camera that says so has colours."""
+    """It is left out with a word, and the colours beside it are read; a grey camera that says so
+    has colours."""
     made = Made()
-    for name, about in (("deep", {"is_depth_map": True}), ("grey", {"is_depth_map": False, "video.pix_fmt": "gray"})):
-        made.info["features"][f"observation.images.{name}"] = {"dtype": "video", "shape": [SIDE, SIDE, 1], "info": about}
+    for name, about in (
+        ("deep", {"is_depth_map": True}),
+        ("grey", {"is_depth_map": False, "video.pix_fmt": "gray"}),
+    ):
+        made.info["features"][f"observation.images.{name}"] = {
+            "dtype": "video",
+            "shape": [SIDE, SIDE, 1],
+            "info": about,
+        }
         for each in made.listed:
-            each |= {key.replace(".eye", f".{name}"): value for key, value in each.items() if EYE in key}
+            each |= {
+                key.replace(".eye", f".{name}"): value for key, value in each.items() if EYE in key
+            }
     root = made.save(tmp_path / "d")
     film(root / "videos/observation.images.grey/chunk-000/file-000.mp4", made.shown)
     data = EpisodeDataset(root)
     assert data.cameras == {"eye": (SIDE, SIDE), "grey": (SIDE, SIDE)} and not data.depth_cameras
-    assert "camera 'deep' has one channel, no colours; it is left out, because" in capsys.readouterr().err
+    assert (
+        "camera 'deep' has one channel, no colours; it is left out, because"
+        in capsys.readouterr().err
+    )
     assert_right(data, ALL)
     assert [picture.shape for picture in data.read_pictures("grey", 0, 2)] == [(SIDE, SIDE, 3)] * 2
     assert data.fingerprint, "its film is not there, and nobody reads it"

@@ -1,4 +1,5 @@
-"""The language columns of a data set: written into a copy, read back, and other people's rows left alone."""
+"""The language columns of a data set: written into a copy, read back, and other people's rows left
+alone."""
 
 import json
 import os
@@ -9,7 +10,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from armlet.data.episodes import EpisodeDataset, EpisodeError, EpisodeFrames, Features
-from armlet.data.language import EVENTS, PERSISTENT, frame_times, read_persistent, remark, write_persistent
+from armlet.data.language import (
+    EVENTS,
+    PERSISTENT,
+    frame_times,
+    read_persistent,
+    remark,
+    write_persistent,
+)
 from armlet.data.writer import EpisodeWriter
 
 FEATURES = Features(("x", "gap"), ("dx", "gripper"), {"scene": (32, 32)}, {})
@@ -20,7 +28,9 @@ SPOKEN = [{"type": "function", "function": {"name": "say", "arguments": {"text":
 @pytest.fixture
 def data(tmp_path) -> EpisodeDataset:
     """Two files: two episodes, and one."""
-    writer = EpisodeWriter(tmp_path / "d", FEATURES, fps=10, robot="test", metadata={}, episodes_per_file=2)
+    writer = EpisodeWriter(
+        tmp_path / "d", FEATURES, fps=10, robot="test", metadata={}, episodes_per_file=2
+    )
     for index, length in enumerate(LENGTHS):
         rng = np.random.default_rng(index)
         images = {"scene": rng.integers(0, 256, (length, 32, 32, 3), dtype=np.uint8)}
@@ -30,7 +40,10 @@ def data(tmp_path) -> EpisodeDataset:
 
 
 REMARKS = [
-    [remark("subtask", "go there", 0.0), remark("subtask", "grasp — ещё 立方", float(np.float32(0.3)))],
+    [
+        remark("subtask", "go there", 0.0),
+        remark("subtask", "grasp — ещё 立方", float(np.float32(0.3))),
+    ],
     [],
     [remark("memory", "it was left", 0.0)],
 ]
@@ -39,14 +52,17 @@ REMARKS = [
 def test_what_is_said_holds_on_every_frame(data, tmp_path) -> None:
     copy = write_persistent(data, tmp_path / "copy", REMARKS)
     assert read_persistent(copy) == REMARKS and read_persistent(data) == [[], [], []]
-    frames = [row for name in copy.data_files for row in pq.read_table(copy.root / name).to_pylist()]
+    frames = [
+        row for name in copy.data_files for row in pq.read_table(copy.root / name).to_pylist()
+    ]
     for row in frames:
         assert row[PERSISTENT] == REMARKS[row["episode_index"]] and row[EVENTS] == []
     assert np.array_equal(frame_times(copy), [row["timestamp"] for row in frames])
 
 
 def test_the_schema_is_lerobots(data, tmp_path) -> None:
-    """As `language_persistent_arrow_type` of lerobot 0.6.2 has it; its JSON is text underneath, which `datasets` casts."""
+    """As `language_persistent_arrow_type` of lerobot 0.6.2 has it; its JSON is text underneath,
+    which `datasets` casts."""
     copy = write_persistent(data, tmp_path / "copy", REMARKS)
     schema = pq.read_schema(copy.root / copy.data_files[0])
     row = schema.field(PERSISTENT).type.value_type
@@ -67,9 +83,13 @@ def test_the_copy_is_the_same_data_set_but_for_its_words(data, tmp_path) -> None
     data.all_images("scene")  # a cache, which belongs to the original
     copy = write_persistent(data, tmp_path / "copy", REMARKS)
     assert copy.fingerprint != data.fingerprint
-    assert all(np.array_equal(values, copy.columns()[name]) for name, values in data.columns().items())
+    assert all(
+        np.array_equal(values, copy.columns()[name]) for name, values in data.columns().items()
+    )
     assert np.array_equal(copy.images(2)["scene"], data.images(2)["scene"])
-    assert [episode.info for episode in copy.episodes] == [episode.info for episode in data.episodes]
+    assert [episode.info for episode in copy.episodes] == [
+        episode.info for episode in data.episodes
+    ]
     assert not (copy.root / ".cache").exists()
     video = next(copy.root.glob("videos/**/*.mp4"))
     assert os.stat(video).st_nlink == 2, "a video is not copied where it can be linked"
@@ -81,16 +101,27 @@ def test_events_and_tool_calls_of_others_stay(data, tmp_path, form: str) -> None
     for name in data.data_files:
         table = pq.read_table(data.root / name)
         said = [
-            {"role": "assistant", "content": None, "style": None, "camera": None, "tool_calls": SPOKEN if frame == 1 else None}
+            {
+                "role": "assistant",
+                "content": None,
+                "style": None,
+                "camera": None,
+                "tool_calls": SPOKEN if frame == 1 else None,
+            }
             for frame in table.column("frame_index").to_pylist()
         ]
         events = pa.array([[row] for row in said])
         if form == "json":
-            texts = [[row | {"tool_calls": [json.dumps(call) for call in row["tool_calls"] or []]}] for row in said]
+            texts = [
+                [row | {"tool_calls": [json.dumps(call) for call in row["tool_calls"] or []]}]
+                for row in said
+            ]
             plain = pa.array(texts)
             kinds = plain.type.value_type
             fields = [kinds.field(at) for at in range(kinds.num_fields - 1)]
-            events = plain.cast(pa.list_(pa.struct([*fields, pa.field("tool_calls", pa.list_(pa.json_()))])))
+            events = plain.cast(
+                pa.list_(pa.struct([*fields, pa.field("tool_calls", pa.list_(pa.json_()))]))
+            )
         pq.write_table(table.append_column(EVENTS, events), data.root / name)
     before = pq.read_table(data.root / data.data_files[0]).column(EVENTS)
     copy = write_persistent(EpisodeDataset(data.root), tmp_path / "copy", REMARKS)

@@ -1,4 +1,5 @@
-"""Wrong gripper labels: as many as asked, the same wherever a step is met, and nothing else touched."""
+"""Wrong gripper labels: as many as asked, the same wherever a step is met, and nothing else
+touched."""
 
 import numpy as np
 import pytest
@@ -19,11 +20,15 @@ def test_the_share_asked_for_is_flipped_and_nothing_else_changes(share: float) -
     assert torch.equal(flipped[..., :3], actions[..., :3])
     assert torch.equal(flipped[..., 3].abs(), actions[..., 3].abs())
     wrong = (flipped[:, 0, 3] < 0).float().view(300, 20)
-    assert float(wrong.mean()) == pytest.approx(share, abs=4 * np.sqrt(share * (1 - share) / wrong.numel()))
+    assert float(wrong.mean()) == pytest.approx(
+        share, abs=4 * np.sqrt(share * (1 - share) / wrong.numel())
+    )
     # neither along an episode nor between episodes does one say anything of the next
     centred = wrong - share
     for product in (centred[:, 1:] * centred[:, :-1], centred[1:] * centred[:-1]):
-        assert float(product.mean()) == pytest.approx(0, abs=4 * share * (1 - share) / np.sqrt(wrong.numel()) + 1e-12)
+        assert float(product.mean()) == pytest.approx(
+            0, abs=4 * share * (1 - share) / np.sqrt(wrong.numel()) + 1e-12
+        )
 
 
 def test_a_step_is_as_wrong_in_every_chunk_that_holds_it() -> None:
@@ -39,4 +44,6 @@ def test_a_step_is_as_wrong_in_every_chunk_that_holds_it() -> None:
 def test_a_gripper_that_opens_at_one_and_closes_at_zero_is_told_the_other() -> None:
     actions, keys = chunks(20, 10, 2)
     actions[..., 3] = (actions[..., 3] > 1).float()
-    assert torch.equal(flip_grippers(actions, keys, 3, 1.0, middle=0.5)[..., 3], 1 - actions[..., 3])
+    assert torch.equal(
+        flip_grippers(actions, keys, 3, 1.0, middle=0.5)[..., 3], 1 - actions[..., 3]
+    )

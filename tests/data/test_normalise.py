@@ -10,13 +10,20 @@ from armlet.data.statistics import combine, of_images, of_values
 def skewed(count: int = 4000, seed: int = 0) -> np.ndarray:
     """Three dimensions, none symmetric about 0 and each of another size."""
     rng = np.random.default_rng(seed)
-    return np.stack([rng.gamma(2, 3, count), -50 + rng.exponential(0.1, count), rng.uniform(2, 9, count)], 1)
+    return np.stack(
+        [rng.gamma(2, 3, count), -50 + rng.exponential(0.1, count), rng.uniform(2, 9, count)], 1
+    )
 
 
 def test_statistics_are_numpys() -> None:
     values = skewed()
     found = of_values(values)
-    for name, expected in (("min", values.min(0)), ("max", values.max(0)), ("mean", values.mean(0)), ("std", values.std(0))):
+    for name, expected in (
+        ("min", values.min(0)),
+        ("max", values.max(0)),
+        ("mean", values.mean(0)),
+        ("std", values.std(0)),
+    ):
         assert found[name] == pytest.approx(expected), name
     for name, share in (("q01", 1), ("q10", 10), ("q50", 50), ("q90", 90), ("q99", 99)):
         assert found[name] == pytest.approx(np.percentile(values, share, axis=0)), name
@@ -40,7 +47,9 @@ def test_statistics_of_pictures_are_a_channels_own() -> None:
     frames = np.zeros((50, 4, 6, 3), np.uint8)
     frames[..., 0], frames[..., 1], frames[25:, :, :, 2] = 255, 51, 255
     found = of_images(frames)
-    assert np.shape(found["mean"]) == (3, 1, 1) and np.ravel(found["mean"]) == pytest.approx([1, 0.2, 0.5])
+    assert np.shape(found["mean"]) == (3, 1, 1) and np.ravel(found["mean"]) == pytest.approx(
+        [1, 0.2, 0.5]
+    )
     assert np.ravel(found["std"]) == pytest.approx([0, 0, 0.5]) and found["count"] == [20]
 
 
@@ -82,7 +91,8 @@ def test_statistics_that_are_missing_or_another_robots_are_named() -> None:
 
 @pytest.mark.parametrize("mode", ["mean_std", "quantiles"])
 def test_a_constant_dimension_passes_through_and_a_small_one_does_not(mode: str) -> None:
-    """A joint that stood still, exactly or but for float32's rounding, passes in its own unit, or in that of its place where this is
+    """A joint that stood still, exactly or but for float32's rounding, passes in its own unit, or
+    in that of its place where this is
     larger than 1; a tenth of a millimetre about 0, in metres, is a range."""
     rng = np.random.default_rng(0)
     noise = np.float32(1e6) + rng.integers(0, 2, 500) * np.spacing(np.float32(1e6))
@@ -90,7 +100,9 @@ def test_a_constant_dimension_passes_through_and_a_small_one_does_not(mode: str)
     values = np.stack([np.full(500, 0.1), np.zeros(500), noise, small], 1)
     made = Normaliser.from_statistics(of_values(values), mode, what="state", dims=4)
     assert made.scale[:3] == pytest.approx([1, 1, 1e6])
-    assert made.apply(np.array([0.101, 0.02, 1e6, 0], np.float32))[:2] == pytest.approx([0.001, 0.02], abs=1e-5)
+    assert made.apply(np.array([0.101, 0.02, 1e6, 0], np.float32))[:2] == pytest.approx(
+        [0.001, 0.02], abs=1e-5
+    )
     assert np.ptp(made.apply(small[:, None] * np.ones(4))[:, 3]) > 1.9
     changed = made.apply(values)
     np.testing.assert_allclose(made.invert(changed), values, rtol=1e-6)
@@ -113,7 +125,8 @@ X = np.array([0.7, -3.0, 2.25], np.float32)
 @pytest.mark.parametrize("mode", ["mean_std", *BOUNDS])
 @pytest.mark.parametrize("variant", ["armlet", "lerobot", "openpi"])
 def test_each_library_is_followed_to_its_own_formula(variant: str, mode: str) -> None:
-    """The formulas as those libraries' documentation gives them, written out a dimension at a time in double precision."""
+    """The formulas as those libraries' documentation gives them, written out a dimension at a time
+    in double precision."""
     if variant == "openpi" and mode in ("min_max", "quantile10"):
         with pytest.raises(ValueError, match=f"openpi has no normalisation '{mode}'"):
             Normaliser.from_statistics(STATISTICS, mode, what="action", dims=3, variant=variant)
@@ -131,7 +144,9 @@ def test_each_library_is_followed_to_its_own_formula(variant: str, mode: str) ->
             width = high - low + (epsilon if variant == "openpi" else 0)
             expected = 2 * (value - low) / width - 1
         assert made.apply(X)[index] == pytest.approx(expected, rel=1e-4, abs=1e-5)
-    loss = 1e-3 if (variant, mode) == ("lerobot", "mean_std") else 1e-5  # lerobot leaves its 1e-8 out on the way back
+    loss = (
+        1e-3 if (variant, mode) == ("lerobot", "mean_std") else 1e-5
+    )  # lerobot leaves its 1e-8 out on the way back
     np.testing.assert_allclose(made.invert(made.apply(X)), X, rtol=loss)
     again = Normaliser.from_json(made.to_json())
     np.testing.assert_array_equal(again.apply(X), made.apply(X))
@@ -139,13 +154,18 @@ def test_each_library_is_followed_to_its_own_formula(variant: str, mode: str) ->
 
 
 def test_values_that_statistics_make_absurd_are_named() -> None:
-    made = Normaliser.from_statistics({"mean": [0.0, 5.0], "std": [1.0, 0.5]}, "mean_std", what="state", dims=2)
+    made = Normaliser.from_statistics(
+        {"mean": [0.0, 5.0], "std": [1.0, 0.5]}, "mean_std", what="state", dims=2
+    )
     values = np.zeros((200, 2), np.float32) + [0, 5]
     check_sane("state", values, made, ["x", "y"])
     values[7, 1] = 5 + 0.5 * 60
     check_sane("state", values, made, ["x", "y"])  # one of 200 rows
     values[8:13, 1] = values[7, 1]
-    with pytest.raises(ValueError, match=r"state, dimension 1 \(y\): 35 in row 7 is 60 when normalised .* 3.0% of the rows"):
+    with pytest.raises(
+        ValueError,
+        match=r"state, dimension 1 \(y\): 35 in row 7 is 60 when normalised .* 3.0% of the rows",
+    ):
         check_sane("state", values, made, ["x", "y"])
     values[7:13, 1] = 5
     values[150, 0] = -1001

@@ -1,4 +1,5 @@
-"""A data set's pictures at a policy's size, read by rows: kept in a file or streamed, the same to the bit; killed, crowded, out of room."""
+"""A data set's pictures at a policy's size, read by rows: kept in a file or streamed, the same to
+the bit; killed, crowded, out of room."""
 
 import errno
 import os
@@ -15,7 +16,16 @@ from hypothesis import strategies as st
 from armlet.data import pictures as module
 from armlet.data.files import FullDiskError, hold
 from armlet.data.fit import FitError, View, fit_picture
-from armlet.data.pictures import Cached, Joined, Pictures, Streamed, blocks, expect, open_pictures, shares
+from armlet.data.pictures import (
+    Cached,
+    Joined,
+    Pictures,
+    Streamed,
+    blocks,
+    expect,
+    open_pictures,
+    shares,
+)
 
 LENGTHS = (5, 700, 1, 30)
 VIEW = View({"eye": (8, 8)}, "letterbox")
@@ -24,16 +34,23 @@ STREAMED = Pictures("letterbox", 8, cache_gb=0, workers=2)
 
 
 class Episodes:
-    """A data set of random pictures in memory, which notes the rows that it was asked for and can break at one of them."""
+    """A data set of random pictures in memory, which notes the rows that it was asked for and can
+    break at one of them."""
 
     def __init__(
-        self, root: Path, cameras: tuple[str, ...] = ("eye",), seed: int = 0, lengths: tuple[int, ...] = LENGTHS
+        self,
+        root: Path,
+        cameras: tuple[str, ...] = ("eye",),
+        seed: int = 0,
+        lengths: tuple[int, ...] = LENGTHS,
     ) -> None:
         self.root, self.cache = root, root / ".cache"
         self.pictures_fingerprint = f"{seed:016x}"
         self.starts = np.cumsum([0, *lengths])
         rng = np.random.default_rng(seed)
-        self.all = {name: rng.integers(0, 256, (len(self), 6, 10, 3), dtype=np.uint8) for name in cameras}
+        self.all = {
+            name: rng.integers(0, 256, (len(self), 6, 10, 3), dtype=np.uint8) for name in cameras
+        }
         self.cameras = dict.fromkeys(cameras, (6, 10))
         self.asked: list[int] = []
         self.breaks: int | None = None
@@ -82,7 +99,9 @@ def test_another_view_of_the_same_pictures_is_another_file(data: Episodes, fit: 
     for size in (8, 5):
         found = open_pictures(data, View({"eye": (size, size)}, fit), Pictures(fit, size))["eye"]
         np.testing.assert_array_equal(found[:], data.expected(fit=fit, size=size))
-    assert len(list(data.cache.glob("*.npy"))) == (2 if fit == "letterbox" else 3), "what was decoded before is kept"
+    assert len(list(data.cache.glob("*.npy"))) == (2 if fit == "letterbox" else 3), (
+        "what was decoded before is kept"
+    )
 
 
 def test_decoded_once_and_readable_by_anybody(data: Episodes) -> None:
@@ -106,7 +125,9 @@ def test_only_cameras_that_are_looked_through_are_decoded(tmp_path: Path) -> Non
         open_pictures(data, View({"eye": (8, 8)}), Pictures())
 
 
-def test_a_run_that_broke_off_goes_on_from_what_is_on_the_disk(data: Episodes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_broke_off_goes_on_from_what_is_on_the_disk(
+    data: Episodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module, "SAVED_EVERY", 0.0)
     one = Pictures("letterbox", 8, workers=1)
     data.breaks = 720  # in the second block
@@ -116,7 +137,9 @@ def test_a_run_that_broke_off_goes_on_from_what_is_on_the_disk(data: Episodes, m
     data.breaks, before = None, len(data.asked)
     found = open_pictures(data, VIEW, one)["eye"]
     first_block = blocks(data.starts)[0]
-    assert sorted(data.asked[before:]) == list(range(first_block[1], len(data))), "the first block was there already"
+    assert sorted(data.asked[before:]) == list(range(first_block[1], len(data))), (
+        "the first block was there already"
+    )
     np.testing.assert_array_equal(found[:], data.expected())
 
 
@@ -125,7 +148,9 @@ def test_half_a_line_of_what_was_done_is_not_believed(data: Episodes) -> None:
     part = place.rename(place.with_name(place.name + ".part"))
     os.truncate(part, part.stat().st_size)
     first, last = blocks(data.starts)[0]
-    with part.open("r+b") as file:  # everything but the first block is rubbish, as after a crash before it was written
+    with part.open(
+        "r+b"
+    ) as file:  # everything but the first block is rubbish, as after a crash before it was written
         header = part.stat().st_size - len(data) * 8 * 8 * 3
         file.seek(header + last * 8 * 8 * 3)
         file.write(b"\xff" * ((len(data) - last) * 8 * 8 * 3))
@@ -139,7 +164,10 @@ def test_half_a_line_of_what_was_done_is_not_believed(data: Episodes) -> None:
 
 def test_two_who_want_the_same_decode_it_once(data: Episodes) -> None:
     found: list[np.ndarray] = []
-    both = [threading.Thread(target=lambda: found.append(open_pictures(data, VIEW, KEPT)["eye"][:])) for _ in range(2)]
+    both = [
+        threading.Thread(target=lambda: found.append(open_pictures(data, VIEW, KEPT)["eye"][:]))
+        for _ in range(2)
+    ]
     for thread in both:
         thread.start()
     for thread in both:
@@ -149,7 +177,9 @@ def test_two_who_want_the_same_decode_it_once(data: Episodes) -> None:
         np.testing.assert_array_equal(pictures, data.expected())
 
 
-def test_what_belongs_to_earlier_episodes_goes_and_what_somebody_decodes_stays(tmp_path: Path, capsys) -> None:
+def test_what_belongs_to_earlier_episodes_goes_and_what_somebody_decodes_stays(
+    tmp_path: Path, capsys
+) -> None:
     old, new = Episodes(tmp_path, seed=1), Episodes(tmp_path, seed=2)
     gone = open_pictures(old, VIEW, KEPT)["eye"].path
     busy = tmp_path / ".cache" / f"{3:016x}-eye-8x8-crop-1.npy.part"
@@ -173,10 +203,15 @@ def test_a_file_that_was_damaged_is_made_again(data: Episodes, damage: str) -> N
     np.testing.assert_array_equal(open_pictures(data, VIEW, KEPT)["eye"][:], data.expected())
 
 
-def test_no_room_is_said_before_and_while_writing(data: Episodes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_room_is_said_before_and_while_writing(
+    data: Episodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
     usage = shutil.disk_usage(data.root)
     monkeypatch.setattr(module.shutil, "disk_usage", lambda place: usage._replace(free=1000))
-    with pytest.raises(FullDiskError, match=r"the disk has 1e-06 GB free; free some, or give --pictures\.cache_gb 0"):
+    with pytest.raises(
+        FullDiskError,
+        match=r"the disk has 1e-06 GB free; free some, or give --pictures\.cache_gb 0",
+    ):
         open_pictures(data, VIEW, KEPT)
     assert not data.asked, "nothing was decoded in vain"
     monkeypatch.undo()
@@ -187,7 +222,9 @@ def test_no_room_is_said_before_and_while_writing(data: Episodes, monkeypatch: p
     monkeypatch.setattr(module.os, "pwrite", full)
     with pytest.raises(FullDiskError, match=r"could not be written.*--pictures\.cache_gb 0"):
         open_pictures(data, VIEW, KEPT)
-    assert not list(data.cache.glob("*.npy*")), "a full disk hurts everybody: what was written is gone"
+    assert not list(data.cache.glob("*.npy*")), (
+        "a full disk hurts everybody: what was written is gone"
+    )
 
 
 def test_what_lies_in_a_read_only_data_set_is_used(data: Episodes, tmp_path: Path) -> None:
@@ -203,9 +240,13 @@ def test_what_lies_in_a_read_only_data_set_is_used(data: Episodes, tmp_path: Pat
 
 def test_a_set_larger_than_the_limit_is_streamed_and_says_so(data: Episodes, capsys) -> None:
     size = len(data) * 8 * 8 * 3 / 1e9
-    assert isinstance(open_pictures(data, VIEW, Pictures("letterbox", 8, cache_gb=size))["eye"], Cached)
+    assert isinstance(
+        open_pictures(data, VIEW, Pictures("letterbox", 8, cache_gb=size))["eye"], Cached
+    )
     assert "streamed" not in capsys.readouterr().err
-    assert isinstance(open_pictures(data, VIEW, Pictures("letterbox", 8, cache_gb=size * 0.999))["eye"], Streamed)
+    assert isinstance(
+        open_pictures(data, VIEW, Pictures("letterbox", 8, cache_gb=size * 0.999))["eye"], Streamed
+    )
     assert "pictures are streamed" in capsys.readouterr().err
 
 
@@ -224,7 +265,9 @@ def test_what_was_expected_is_decoded_once_and_in_time(data: Episodes) -> None:
 
 def test_memory_stays_within_its_bound(data: Episodes) -> None:
     one = 8 * 8 * 3
-    pictures = open_pictures(data, VIEW, Pictures("letterbox", 8, cache_gb=0, memory_gb=10 * one / 1e9, workers=2))["eye"]
+    pictures = open_pictures(
+        data, VIEW, Pictures("letterbox", 8, cache_gb=0, memory_gb=10 * one / 1e9, workers=2)
+    )["eye"]
     expected = data.expected()
     for first in range(0, 700, 30):
         rows = np.arange(first, first + 30)
@@ -235,7 +278,9 @@ def test_memory_stays_within_its_bound(data: Episodes) -> None:
 
 def test_pictures_used_last_stay_in_memory(data: Episodes) -> None:
     one = 8 * 8 * 3
-    pictures = open_pictures(data, VIEW, Pictures("letterbox", 8, cache_gb=0, memory_gb=10.5 * one / 1e9, workers=1))["eye"]
+    pictures = open_pictures(
+        data, VIEW, Pictures("letterbox", 8, cache_gb=0, memory_gb=10.5 * one / 1e9, workers=1)
+    )["eye"]
     pictures[np.arange(10)]
     pictures[np.arange(5)]
     pictures[np.arange(20, 25)]  # in place of 5 to 9, which were used before the others
@@ -262,7 +307,12 @@ def test_several_data_sets_are_read_as_one(tmp_path: Path) -> None:
     several = [Episodes(tmp_path / str(seed), seed=seed, lengths=(735 + seed,)) for seed in (1, 2)]
     for each in several:
         each.root.mkdir()
-    joined = Joined([open_pictures(each, VIEW, how)["eye"] for each, how in zip(several, (KEPT, STREAMED), strict=True)])
+    joined = Joined(
+        [
+            open_pictures(each, VIEW, how)["eye"]
+            for each, how in zip(several, (KEPT, STREAMED), strict=True)
+        ]
+    )
     whole = np.concatenate([each.expected() for each in several])
     for rows in (np.array([740, 3, 736, 735, 1400, 3]), slice(730, 745), np.array([], np.int64)):
         expect(joined, np.arange(len(joined))[rows])
@@ -273,7 +323,9 @@ def test_several_data_sets_are_read_as_one(tmp_path: Path) -> None:
 def test_blocks_are_all_rows_once_and_none_is_long(lengths: list[int]) -> None:
     starts = np.cumsum([0, *lengths])
     found = blocks(starts)
-    assert [row for first, last in found for row in (first, last)][1:-1:2] == [first for first, _ in found[1:]]
+    assert [row for first, last in found for row in (first, last)][1:-1:2] == [
+        first for first, _ in found[1:]
+    ]
     assert found[0][0] == 0 and found[-1][1] == starts[-1]
     assert all(0 < last - first <= module.LONGEST + module.BLOCK for first, last in found)
 
@@ -282,8 +334,13 @@ def test_blocks_are_all_rows_once_and_none_is_long(lengths: list[int]) -> None:
 def test_shares_are_all_rows_once_of_neighbours(count: int, threads: int) -> None:
     rows = np.arange(count) * 3
     found = shares(rows, threads)
-    assert len(found) <= threads and (np.concatenate(found) if found else rows).tolist() == rows.tolist()
-    assert all(len(share) for share in found) and (len(found) <= 1 or min(map(len, found)) >= module.FEWEST // 2)
+    assert (
+        len(found) <= threads
+        and (np.concatenate(found) if found else rows).tolist() == rows.tolist()
+    )
+    assert all(len(share) for share in found) and (
+        len(found) <= 1 or min(map(len, found)) >= module.FEWEST // 2
+    )
 
 
 # What may be asked for
@@ -291,21 +348,34 @@ def test_shares_are_all_rows_once_of_neighbours(count: int, threads: int) -> Non
 
 def test_a_policy_is_taught_on_squares_of_a_stated_size() -> None:
     cameras = {"eye": (48, 64), "hand": (32, 32)}
-    assert Pictures("crop", 24).view(cameras, whose="d") == View({"eye": (24, 24), "hand": (24, 24)}, "crop")
+    assert Pictures("crop", 24).view(cameras, whose="d") == View(
+        {"eye": (24, 24), "hand": (24, 24)}, "crop"
+    )
     assert Pictures().view({"hand": (32, 32)}, whose="d") == View({"hand": (32, 32)})
     with pytest.raises(
-        FitError, match=r"d: camera 'eye' has pictures of 48 × 64 pixels.*--pictures\.fit letterbox.*--pictures\.size 48"
+        FitError,
+        match=r"d: camera 'eye' has pictures of 48 × 64 pixels.*--pictures\.fit letterbox.*--pictures\.size 48",
     ):
         Pictures().view(cameras, whose="d")
-    with pytest.raises(FitError, match=r"camera 'hand' has pictures of 32 × 32 pixels, and pictures\.size is 24"):
+    with pytest.raises(
+        FitError, match=r"camera 'hand' has pictures of 32 × 32 pixels, and pictures\.size is 24"
+    ):
         Pictures(size=24).view({"hand": (32, 32)}, whose="d")
 
 
 def test_what_would_have_no_effect_on_a_taught_policy_is_refused() -> None:
     view = View({"eye": (24, 24)}, "crop")
-    for same in (Pictures(), Pictures("crop", 24), Pictures(size=24), Pictures(cache_gb=0, workers=1)):
+    for same in (
+        Pictures(),
+        Pictures("crop", 24),
+        Pictures(size=24),
+        Pictures(cache_gb=0, workers=1),
+    ):
         same.agree(view)
-    for other, said in ((Pictures("stretch", 24), "pictures.fit 'stretch'"), (Pictures("crop", 25), "pictures.size 25")):
+    for other, said in (
+        (Pictures("stretch", 24), "pictures.fit 'stretch'"),
+        (Pictures("crop", 25), "pictures.size 25"),
+    ):
         with pytest.raises(FitError, match=rf"{said} would have no effect.*fit crop, 24 × 24"):
             other.agree(view)
 
@@ -326,7 +396,12 @@ def test_fields_that_make_no_sense_are_named(fields: dict, said: str) -> None:
         Pictures(**fields)
 
 
-@pytest.mark.parametrize(("height", "width", "side"), [(50, 60, 48), (48, 64, 48), (4, 7, 48), (120, 160, 144), (480, 640, 192)])
-def test_the_size_that_is_suggested_can_be_cut_into_patches(height: int, width: int, side: int) -> None:
+@pytest.mark.parametrize(
+    ("height", "width", "side"),
+    [(50, 60, 48), (48, 64, 48), (4, 7, 48), (120, 160, 144), (480, 640, 192)],
+)
+def test_the_size_that_is_suggested_can_be_cut_into_patches(
+    height: int, width: int, side: int
+) -> None:
     with pytest.raises(FitError, match=f"`--pictures.size {side}`"):
         Pictures().view({"eye": (height, width)}, whose="d")

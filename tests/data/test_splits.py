@@ -1,4 +1,5 @@
-"""Parts of a data set: nothing in two of them, every kind of task in each, the same whatever the order."""
+"""Parts of a data set: nothing in two of them, every kind of task in each, the same whatever the
+order."""
 
 from types import SimpleNamespace
 
@@ -11,7 +12,8 @@ from armlet.data.splits import by_task, last, rows_of
 def data_of(episodes: list[tuple[str, str, int]]):
     return SimpleNamespace(
         episodes=[
-            SimpleNamespace(task=words, tasks=(words,), info={"task": kind, "seed": seed}) for kind, words, seed in episodes
+            SimpleNamespace(task=words, tasks=(words,), info={"task": kind, "seed": seed})
+            for kind, words, seed in episodes
         ]
     )
 
@@ -19,7 +21,9 @@ def data_of(episodes: list[tuple[str, str, int]]):
 def many(count: int = 600):
     rng = np.random.default_rng(0)
     kinds = ("push", "place", "rake")
-    return data_of([(kinds[n % 3], f"{kinds[n % 3]} thing {rng.integers(40)}", n) for n in range(count)])
+    return data_of(
+        [(kinds[n % 3], f"{kinds[n % 3]} thing {rng.integers(40)}", n) for n in range(count)]
+    )
 
 
 def test_no_instruction_and_no_scene_is_in_two_parts_and_every_kind_is_in_each() -> None:
@@ -28,21 +32,33 @@ def test_no_instruction_and_no_scene_is_in_two_parts_and_every_kind_is_in_each()
         data.episodes[300 + number].info["seed"] = data.episodes[number].info["seed"]
     parts = by_task(data)
     assert sorted(np.concatenate(parts)) == list(range(600))
-    for field in (lambda episode: episode.task, lambda episode: (episode.info["task"], episode.info["seed"])):
+    for field in (
+        lambda episode: episode.task,
+        lambda episode: (episode.info["task"], episode.info["seed"]),
+    ):
         found = [{field(data.episodes[number]) for number in part} for part in parts]
         assert not (found[0] & found[1] or found[0] & found[2] or found[1] & found[2])
     assert [len(part) / 600 for part in parts] == pytest.approx([0.7, 0.15, 0.15], abs=0.04)
-    assert all({data.episodes[number].info["task"] for number in part} == {"push", "place", "rake"} for part in parts)
+    assert all(
+        {data.episodes[number].info["task"] for number in part} == {"push", "place", "rake"}
+        for part in parts
+    )
 
 
 def parts_of(data) -> dict[str, int]:
     """Instruction → its part."""
-    return {data.episodes[number].task: part for part, numbers in enumerate(by_task(data)) for number in numbers}
+    return {
+        data.episodes[number].task: part
+        for part, numbers in enumerate(by_task(data))
+        for number in numbers
+    }
 
 
 def test_parts_do_not_hang_on_the_order_of_collection() -> None:
     data = many()
-    shuffled = SimpleNamespace(episodes=[data.episodes[number] for number in np.random.default_rng(1).permutation(600)])
+    shuffled = SimpleNamespace(
+        episodes=[data.episodes[number] for number in np.random.default_rng(1).permutation(600)]
+    )
     assert parts_of(data) == parts_of(shuffled)
 
 

@@ -1,4 +1,5 @@
-"""Words ↔ numbers: 0 pads and is no word, case says nothing, and what is too long is refused, not cut."""
+"""Words ↔ numbers: 0 pads and is no word, case says nothing, and what is too long is refused, not
+cut."""
 
 import pytest
 
@@ -17,7 +18,9 @@ def test_every_text_comes_back_and_no_word_is_padding() -> None:
 
 def test_case_says_nothing() -> None:
     tokenizer = train_tokenizer(TEXTS)
-    assert encode(tokenizer, "Touch the RED cube", longest=32) == encode(tokenizer, TEXTS[0], longest=32)
+    assert encode(tokenizer, "Touch the RED cube", longest=32) == encode(
+        tokenizer, TEXTS[0], longest=32
+    )
 
 
 def test_what_is_too_long_or_empty_is_refused() -> None:

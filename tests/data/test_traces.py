@@ -20,7 +20,14 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader, Dataset
 
 from armlet.data.files import BusyError
-from armlet.data.traces import KEYS, StaleTraceError, StoreIdentity, TraceError, TraceStore, TraceWriter
+from armlet.data.traces import (
+    KEYS,
+    StaleTraceError,
+    StoreIdentity,
+    TraceError,
+    TraceStore,
+    TraceWriter,
+)
 
 IDENTITY = StoreIdentity(data="d1", teacher="t1", preprocessing="p1")
 COLUMNS = {"semantics": ((3, 5), "float16"), "actions": ((2, 4), "float16"), "phase": ((), "int64")}
@@ -37,7 +44,9 @@ def values_of(keys: np.ndarray) -> dict[str, torch.Tensor]:
 
 
 def every_key(episodes: int = 6, steps: int = 9) -> np.ndarray:
-    return np.array([(episode, step) for episode in range(episodes) for step in range(steps)], np.int64)
+    return np.array(
+        [(episode, step) for episode in range(episodes) for step in range(steps)], np.int64
+    )
 
 
 def fill(root: Path, keys: np.ndarray, **options) -> None:
@@ -53,11 +62,17 @@ def assert_joined(store: TraceStore, keys: np.ndarray) -> None:
 
 
 @settings(deadline=None, max_examples=15)
-@given(order=st.permutations(range(54)), size=st.integers(1, 54), shard=st.sampled_from([90, 500, 2**20]))
+@given(
+    order=st.permutations(range(54)),
+    size=st.integers(1, 54),
+    shard=st.sampled_from([90, 500, 2**20]),
+)
 def test_rows_are_joined_by_key(tmp_path_factory, order, size, shard) -> None:
     root, keys = tmp_path_factory.mktemp("store"), every_key()
     fill(root, keys[list(order)], shard_bytes=shard)
-    assert_joined(TraceStore(root, IDENTITY), keys[np.random.default_rng(size).permutation(54)[:size]])
+    assert_joined(
+        TraceStore(root, IDENTITY), keys[np.random.default_rng(size).permutation(54)[:size]]
+    )
 
 
 def test_gaps_and_subsets_of_columns(tmp_path) -> None:
@@ -75,7 +90,8 @@ def test_gaps_and_subsets_of_columns(tmp_path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("field", "word"), [("data", "the episodes"), ("teacher", "the teacher"), ("preprocessing", "the preproc")]
+    ("field", "word"),
+    [("data", "the episodes"), ("teacher", "the teacher"), ("preprocessing", "the preproc")],
 )
 def test_a_stale_store_is_refused_and_says_why(tmp_path, field: str, word: str) -> None:
     fill(tmp_path, every_key())
@@ -156,7 +172,10 @@ for start in range(0, len(keys), 3):
 """
     process = subprocess.Popen([sys.executable, "-c", script])
     deadline = time.monotonic() + 120
-    while not ((tmp_path / KEYS).exists() and (tmp_path / KEYS).stat().st_size > 600) and time.monotonic() < deadline:
+    while (
+        not ((tmp_path / KEYS).exists() and (tmp_path / KEYS).stat().st_size > 600)
+        and time.monotonic() < deadline
+    ):
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -194,9 +213,14 @@ def test_a_full_disk_loses_nothing(tmp_path) -> None:
 
 def test_two_writers_are_one_too_many(tmp_path) -> None:
     fill(tmp_path, every_key()[:3])
-    with TraceWriter(tmp_path, IDENTITY, COLUMNS), pytest.raises(BusyError, match="another process is writing traces"):
+    with (
+        TraceWriter(tmp_path, IDENTITY, COLUMNS),
+        pytest.raises(BusyError, match="another process is writing traces"),
+    ):
         TraceWriter(tmp_path, IDENTITY, COLUMNS)
-    with pytest.raises(TraceError, match="this run would write") as kept:  # one that may not write holds nothing
+    with pytest.raises(
+        TraceError, match="this run would write"
+    ) as kept:  # one that may not write holds nothing
         TraceWriter(tmp_path, IDENTITY, {"other": ((1,), "float16")})
     TraceWriter(tmp_path, IDENTITY, COLUMNS).close()
     assert kept.tb is not None
@@ -211,7 +235,10 @@ class Rows(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         key = self.store.keys[index]
-        return {"key": torch.from_numpy(key.copy()), **{name: value[0] for name, value in self.store.read(key).items()}}
+        return {
+            "key": torch.from_numpy(key.copy()),
+            **{name: value[0] for name, value in self.store.read(key).items()},
+        }
 
 
 def test_worker_processes_and_shuffling(tmp_path) -> None:
@@ -229,16 +256,29 @@ def test_a_row_of_a_large_teacher_fits_the_budget(tmp_path) -> None:
     columns = {"semantics": ((32, 512), "float16"), "layer_actions": ((32, 1, 7), "float16")}
     keys = every_key(2, 10)
     with TraceWriter(tmp_path, IDENTITY, columns) as writer:
-        writer.append(keys, {"semantics": torch.randn(20, 32, 512), "layer_actions": torch.randn(20, 32, 1, 7)})
+        writer.append(
+            keys,
+            {"semantics": torch.randn(20, 32, 512), "layer_actions": torch.randn(20, 32, 1, 7)},
+        )
     assert sum(path.stat().st_size for path in tmp_path.iterdir()) / 20 <= 36_000
 
 
 def test_a_whole_number_that_does_not_fit_is_refused(tmp_path) -> None:
     """A byte would keep 256 as 0, and a text one letter short as another text."""
-    with TraceWriter(tmp_path, IDENTITY, {"phase": ((), "uint8"), "text": ((4,), "uint8")}) as writer:
-        writer.append(np.array([[0, 0]]), {"phase": np.array([255]), "text": np.frombuffer(b"ab\0\0", np.uint8)[None]})
+    with TraceWriter(
+        tmp_path, IDENTITY, {"phase": ((), "uint8"), "text": ((4,), "uint8")}
+    ) as writer:
+        writer.append(
+            np.array([[0, 0]]),
+            {"phase": np.array([255]), "text": np.frombuffer(b"ab\0\0", np.uint8)[None]},
+        )
         for phase in (256, -1):
-            with pytest.raises(TraceError, match=rf"phase of episode 0, step 1 is {phase}, which uint8 cannot hold"):
-                writer.append(np.array([[0, 1]]), {"phase": np.array([phase]), "text": np.zeros((1, 4), np.uint8)})
+            with pytest.raises(
+                TraceError, match=rf"phase of episode 0, step 1 is {phase}, which uint8 cannot hold"
+            ):
+                writer.append(
+                    np.array([[0, 1]]),
+                    {"phase": np.array([phase]), "text": np.zeros((1, 4), np.uint8)},
+                )
     row = TraceStore(tmp_path, IDENTITY).read([[0, 0]])
     assert row["phase"].item() == 255 and bytes(row["text"][0].tolist()) == b"ab\0\0"

@@ -1,4 +1,5 @@
-"""A film's own clock: pictures are those nearest in time, in any order, whatever the encoder did, or the first without one is named."""
+"""A film's own clock: pictures are those nearest in time, in any order, whatever the encoder did,
+or the first without one is named."""
 
 import wave
 from fractions import Fraction
@@ -20,7 +21,8 @@ def greys(path: Path, numbers: list[int]) -> list[int]:
 
 @pytest.fixture(scope="module")
 def reordered(tmp_path_factory) -> Path:
-    """60 frames at 25 a second with B frames, a key frame every 12: what is decoded is not what is shown next."""
+    """60 frames at 25 a second with B frames, a key frame every 12: what is decoded is not what is
+    shown next."""
     path = tmp_path_factory.mktemp("film") / "b.mp4"
     film(path, [(number, 4 * number) for number in range(60)], tick=Fraction(1, 25), **B_FRAMES)
     with av.open(str(path)) as container:
@@ -40,31 +42,44 @@ def test_any_order_gives_what_one_pass_gives(reordered) -> None:
     seen = Film(reordered)
     whole = list(seen.frames(np.arange(60)))
     rng = np.random.default_rng(0)
-    for numbers in (rng.permutation(60), np.arange(59, -1, -1), np.array([0, 40, 41, 2, 2, 59]), rng.integers(0, 60, 20)):
+    for numbers in (
+        rng.permutation(60),
+        np.arange(59, -1, -1),
+        np.array([0, 40, 41, 2, 2, 59]),
+        rng.integers(0, 60, 20),
+    ):
         for number, picture in zip(numbers, seen.frames(numbers), strict=True):
             assert np.array_equal(picture, whole[number])
 
 
 def test_one_pass_decodes_each_frame_once(reordered, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Near rows are read on, and far ones are jumped to: rows 0 … 9 and 50 … 59 of 60 are not a pass over all."""
+    """Near rows are read on, and far ones are jumped to: rows 0 … 9 and 50 … 59 of 60 are not a
+    pass over all."""
     seen, decoded = Film(reordered), []
     import armlet.data.video as video
 
     kept = video._array
-    monkeypatch.setattr(video, "_array", lambda frame, pixels: decoded.append(frame.pts) or kept(frame, pixels))
+    monkeypatch.setattr(
+        video, "_array", lambda frame, pixels: decoded.append(frame.pts) or kept(frame, pixels)
+    )
     jumps = []
     jump = Film._jump
     monkeypatch.setattr(Film, "_jump", lambda *inputs: jumps.append(inputs[3]) or jump(*inputs))
     list(seen.frames(np.array([*range(10), *range(50, 60)])))
     assert len(decoded) == 20 and jumps == [50]
     list(seen.frames(np.array([3, 3, 3, 15])))
-    assert len(decoded) == 22 and jumps == [50], "a picture asked for again is not decoded again, and 12 frames are no jump"
+    assert len(decoded) == 22 and jumps == [50], (
+        "a picture asked for again is not decoded again, and 12 frames are no jump"
+    )
 
 
 def test_nearest_within_half_a_period(tmp_path) -> None:
-    """10 frames a second from 0 to 0.9 s; what the earlier of two equally near frames has is taken."""
+    """10 frames a second from 0 to 0.9 s; what the earlier of two equally near frames has is
+    taken."""
     film(tmp_path / "f.mp4", [(number, 10 * number) for number in range(10)], tick=Fraction(1, 10))
-    numbers, near = Film(tmp_path / "f.mp4").nearest(np.array([0.0, 0.04, 0.06, 0.05, 0.9, 0.94, 0.96, -0.04, -0.06]))
+    numbers, near = Film(tmp_path / "f.mp4").nearest(
+        np.array([0.0, 0.04, 0.06, 0.05, 0.9, 0.94, 0.96, -0.04, -0.06])
+    )
     assert numbers.tolist() == [0, 0, 1, 0, 9, 9, 9, 0, 0]
     assert near.tolist() == [True] * 6 + [False, True, False]
     numbers, near = Film(tmp_path / "f.mp4").nearest(np.array([0.29, 0.44, 0.5, 0.6]), 0.3, 0.5)
@@ -72,19 +87,34 @@ def test_nearest_within_half_a_period(tmp_path) -> None:
 
 
 def test_a_film_that_begins_late(tmp_path) -> None:
-    """Its first frame is shown at 0.4 s: rows from then on are right, and the first before is named."""
+    """Its first frame is shown at 0.4 s: rows from then on are right, and the first before is
+    named."""
     path = tmp_path / "f.mp4"
     film(path, [(4 + number, 10 * number) for number in range(8)], tick=Fraction(1, 10))
     assert Film(path).times[0] == pytest.approx(0.4)
-    assert np.abs(np.subtract([p.mean() for p in read_frames(path, 4, 8, fps=10)], 10 * np.arange(8))).max() <= 1
-    with pytest.raises(VideoError, match=r"row 2, at 0\.2 s: .*f\.mp4 has 8 frames from 0\.4 s to 1\.1 s"):
+    assert (
+        np.abs(
+            np.subtract([p.mean() for p in read_frames(path, 4, 8, fps=10)], 10 * np.arange(8))
+        ).max()
+        <= 1
+    )
+    with pytest.raises(
+        VideoError, match=r"row 2, at 0\.2 s: .*f\.mp4 has 8 frames from 0\.4 s to 1\.1 s"
+    ):
         next(read_frames(path, 2, 8, fps=10))
 
 
 def test_a_film_that_an_edit_list_cuts(tmp_path) -> None:
-    """Copied from the middle of a group: the frames before the cut are in the file, and none of the film."""
+    """Copied from the middle of a group: the frames before the cut are in the file, and none of the
+    film."""
     whole, cut = tmp_path / "whole.mp4", tmp_path / "cut.mp4"
-    film(whole, [(number, 8 * number) for number in range(24)], tick=Fraction(1, 10), g="12", **{"x264-params": "scenecut=0"})
+    film(
+        whole,
+        [(number, 8 * number) for number in range(24)],
+        tick=Fraction(1, 10),
+        g="12",
+        **{"x264-params": "scenecut=0"},
+    )
     with av.open(str(whole)) as source, av.open(str(cut), "w") as target:
         inside = source.streams.video[0]
         stream = target.add_stream_from_template(inside)
@@ -104,7 +134,8 @@ def test_a_film_that_an_edit_list_cuts(tmp_path) -> None:
 
 
 def test_a_film_of_variable_rate(tmp_path) -> None:
-    """Frames at 0, 1, 2, 3, 7, 8 tenths: row 5 of ten a second has none near, the others have their own."""
+    """Frames at 0, 1, 2, 3, 7, 8 tenths: row 5 of ten a second has none near, the others have their
+    own."""
     path, ticks = tmp_path / "f.mp4", [0, 1, 2, 3, 7, 8]
     film(path, [(tick, 10 * tick) for tick in ticks], tick=Fraction(1, 10))
     for tick in ticks:
@@ -114,7 +145,8 @@ def test_a_film_of_variable_rate(tmp_path) -> None:
 
 
 def test_damaged_films_are_named(tmp_path) -> None:
-    """Cut short with its index in front, overwritten in the middle, without pictures, no film at all."""
+    """Cut short with its index in front, overwritten in the middle, without pictures, no film at
+    all."""
     path = tmp_path / "f.mp4"
     levels = np.random.default_rng(0).integers(0, 255, (40, SIDE, SIDE, 3), dtype=np.uint8)
     with av.open(str(path), "w", options={"movflags": "faststart"}) as container:

@@ -2,7 +2,8 @@
 
 python lerobot_side.py read ROOT OUT.npz     every item of a data set, as lerobot gives it
 python lerobot_side.py write ROOT IN.npz     a data set as lerobot records one
-python lerobot_side.py speak ROOT OUT.npz    the language columns, as lerobot 0.6 has the `datasets` library read them
+python lerobot_side.py speak ROOT OUT.npz    the language columns, as lerobot 0.6 has the `datasets`
+library read them
 """
 
 import json
@@ -19,7 +20,8 @@ CHUNK = 4
 
 
 def define_torchvision_operators() -> None:
-    """A torchvision without its compiled part (there is none for this torch) still wants these two to be known."""
+    """A torchvision without its compiled part (there is none for this torch) still wants these two
+    to be known."""
     library = torch.library.Library("torchvision", "DEF")
     library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
@@ -34,9 +36,15 @@ def read(root: Path, out: Path) -> None:
     data = LeRobotDataset("local/armlet", root=root, video_backend="pyav", delta_timestamps=ahead)
     items = [data[index] for index in range(len(data))]
     columns = {
-        name: np.stack([item[name].numpy() for item in items]) for name in items[0] if isinstance(items[0][name], torch.Tensor)
+        name: np.stack([item[name].numpy() for item in items])
+        for name in items[0]
+        if isinstance(items[0][name], torch.Tensor)
     }
-    stats = {f"stats/{name}/{kind}": np.asarray(v) for name, kinds in data.meta.stats.items() for kind, v in kinds.items()}
+    stats = {
+        f"stats/{name}/{kind}": np.asarray(v)
+        for name, kinds in data.meta.stats.items()
+        for kind, v in kinds.items()
+    }
     tasks = np.array([item["task"] for item in items])
     np.savez(out, task=tasks, episodes=data.num_episodes, fps=data.fps, **columns, **stats)
 
@@ -47,11 +55,25 @@ def write(root: Path, source: Path) -> None:
     given = dict(np.load(source))
     height, width = given["scene"].shape[2:4]
     features = {
-        "observation.images.scene": {"dtype": "video", "shape": (height, width, 3), "names": ["height", "width", "channels"]},
-        "observation.state": {"dtype": "float32", "shape": (given["state"].shape[-1],), "names": None},
-        "action": {"dtype": "float32", "shape": (given["action"].shape[-1],), "names": ["dx", "gripper"]},
+        "observation.images.scene": {
+            "dtype": "video",
+            "shape": (height, width, 3),
+            "names": ["height", "width", "channels"],
+        },
+        "observation.state": {
+            "dtype": "float32",
+            "shape": (given["state"].shape[-1],),
+            "names": None,
+        },
+        "action": {
+            "dtype": "float32",
+            "shape": (given["action"].shape[-1],),
+            "names": ["dx", "gripper"],
+        },
     }
-    data = LeRobotDataset.create("local/lerobot", fps=10, features=features, root=root, robot_type="test", use_videos=True)
+    data = LeRobotDataset.create(
+        "local/lerobot", fps=10, features=features, root=root, robot_type="test", use_videos=True
+    )
     for episode in range(len(given["scene"])):
         for step in range(given["scene"].shape[1]):
             data.add_frame(
@@ -67,13 +89,20 @@ def write(root: Path, source: Path) -> None:
 
 
 def speak(root: Path, out: Path) -> None:
-    """This lerobot is older than the columns, so the features stand here as `language_persistent_row_feature` and
+    """This lerobot is older than the columns, so the features stand here as
+    `language_persistent_row_feature` and
     `language_event_row_feature` of lerobot 0.6.2 (src/lerobot/datasets/language.py) build them."""
     import datasets
 
     text, calls = datasets.Value("string"), datasets.List(datasets.Json())
     event = {"role": text, "content": text, "style": text, "camera": text, "tool_calls": calls}
-    persistent = {"role": text, "content": text, "style": text, "timestamp": datasets.Value("float32"), "camera": text}
+    persistent = {
+        "role": text,
+        "content": text,
+        "style": text,
+        "timestamp": datasets.Value("float32"),
+        "camera": text,
+    }
     columns = {"language_persistent": persistent | {"tool_calls": calls}, "language_events": event}
     features = datasets.Features({name: datasets.List(row) for name, row in columns.items()})
     paths = [str(path) for path in sorted((root / "data").glob("*/*.parquet"))]
@@ -83,4 +112,6 @@ def speak(root: Path, out: Path) -> None:
 
 if __name__ == "__main__":
     define_torchvision_operators()
-    {"read": read, "write": write, "speak": speak}[sys.argv[1]](Path(sys.argv[2]), Path(sys.argv[3]))
+    {"read": read, "write": write, "speak": speak}[sys.argv[1]](
+        Path(sys.argv[2]), Path(sys.argv[3])
+    )

@@ -13,26 +13,41 @@ from armlet.data.writer import EpisodeWriter
 
 HERE = Path(__file__).parent
 LEROBOT = HERE.parent.parent / ".venv-lerobot/bin/python"
-FEATURES = Features(("x", "y", "gap"), ("dx", "gripper"), {"scene": (48, 48), "wrist": (32, 32)}, {"privileged.goal": 3})
+FEATURES = Features(
+    ("x", "y", "gap"),
+    ("dx", "gripper"),
+    {"scene": (48, 48), "wrist": (32, 32)},
+    {"privileged.goal": 3},
+)
 TASKS = ("open the red drawer", "push the blue cube", "lift it")
 pytestmark = [
     pytest.mark.lerobot,
-    pytest.mark.skipif(not LEROBOT.exists(), reason="no environment with lerobot; make test-lerobot makes it"),
+    pytest.mark.skipif(
+        not LEROBOT.exists(), reason="no environment with lerobot; make test-lerobot makes it"
+    ),
 ]
 
 
 def lerobot(verb: str, root: Path, arrays: Path) -> None:
     done = subprocess.run(
-        [str(LEROBOT), str(HERE / "lerobot_side.py"), verb, str(root), str(arrays)], capture_output=True, text=True, check=False
+        [str(LEROBOT), str(HERE / "lerobot_side.py"), verb, str(root), str(arrays)],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
 
 
 def moving_square(length: int, size: int, seed: int) -> np.ndarray:
-    """(length, size, size, 3): a square that moves 2 pixels a frame, so that a frame read in the wrong place shows."""
+    """(length, size, size, 3): a square that moves 2 pixels a frame, so that a frame read in the
+    wrong place shows."""
     frames = np.full((length, size, size, 3), 90, np.uint8)
     for step in range(length):
-        frames[step, 6:20, 2 + 2 * step : 12 + 2 * step] = [[250, 20, 20], [20, 30, 240], [20, 200, 60]][seed % 3]
+        frames[step, 6:20, 2 + 2 * step : 12 + 2 * step] = [
+            [250, 20, 20],
+            [20, 30, 240],
+            [20, 200, 60],
+        ][seed % 3]
     return frames
 
 
@@ -41,12 +56,24 @@ def psnr(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def ours(root: Path, lengths: list[int], *, episodes_per_file: int) -> EpisodeDataset:
-    writer = EpisodeWriter(root, FEATURES, fps=10, robot="test", metadata={}, episodes_per_file=episodes_per_file)
+    writer = EpisodeWriter(
+        root, FEATURES, fps=10, robot="test", metadata={}, episodes_per_file=episodes_per_file
+    )
     for index, length in enumerate(lengths):
         rng = np.random.default_rng(index)
         numbers = [rng.normal(size=(length, dims)).astype(np.float32) for dims in (3, 2, 3)]
-        images = {name: moving_square(length, size, index) for name, (size, _) in FEATURES.cameras.items()}
-        writer.add(EpisodeFrames(images, *numbers[:2], {"privileged.goal": numbers[2]}, TASKS[index % 3], {"attempt": index}))
+        images = {
+            name: moving_square(length, size, index) for name, (size, _) in FEATURES.cameras.items()
+        }
+        writer.add(
+            EpisodeFrames(
+                images,
+                *numbers[:2],
+                {"privileged.goal": numbers[2]},
+                TASKS[index % 3],
+                {"attempt": index},
+            )
+        )
     return writer.finalise()
 
 
@@ -60,15 +87,21 @@ def test_lerobot_reads_ours(tmp_path, episodes_per_file: int) -> None:
     assert np.array_equal(seen["observation.state"], columns["observation.state"])
     assert np.array_equal(seen["privileged.goal"], columns["privileged.goal"])
     assert np.array_equal(seen["index"], np.arange(sum(lengths)))
-    assert seen["task"].tolist() == [TASKS[index % 3] for index, length in enumerate(lengths) for _ in range(length)]
+    assert seen["task"].tolist() == [
+        TASKS[index % 3] for index, length in enumerate(lengths) for _ in range(length)
+    ]
     for position, (start, end) in enumerate(zip(data.starts[:-1], data.starts[1:], strict=True)):
         for step in range(start, end):
-            rows = np.minimum(np.arange(step, step + 4), end - 1)  # its chunks repeat an episode's last action, and say so
+            rows = np.minimum(
+                np.arange(step, step + 4), end - 1
+            )  # its chunks repeat an episode's last action, and say so
             assert np.array_equal(seen["action"][step], columns["action"][rows])
             assert np.array_equal(seen["action_is_pad"][step], np.arange(step, step + 4) >= end)
         for camera, frames in data.images(position).items():
             theirs = np.moveaxis(seen[f"observation.images.{camera}"][start:end], 1, -1) * 255
-            assert psnr(theirs, frames) > 45, "the same decoder, so the same pixels but for rounding"
+            assert psnr(theirs, frames) > 45, (
+                "the same decoder, so the same pixels but for rounding"
+            )
     for kind in ("mean", "std", "min", "max", "q01", "q99", "count"):
         assert np.allclose(seen[f"stats/action/{kind}"], data.stats["action"][kind])
     assert seen["stats/observation.images.scene/mean"].shape == (3, 1, 1)
@@ -76,18 +109,26 @@ def test_lerobot_reads_ours(tmp_path, episodes_per_file: int) -> None:
 
 def test_lerobot_reads_what_is_said(tmp_path) -> None:
     lengths = [4, 6, 3]
-    said = [[remark("subtask", f"episode {number}", 0.0), remark("plan", "é 立方", 0.0)] for number in range(3)]
+    said = [
+        [remark("subtask", f"episode {number}", 0.0), remark("plan", "é 立方", 0.0)]
+        for number in range(3)
+    ]
     write_persistent(ours(tmp_path / "ours", lengths, episodes_per_file=2), tmp_path / "copy", said)
     lerobot("speak", tmp_path / "copy", tmp_path / "heard.npz")
     heard = {name: json.loads(str(text)) for name, text in np.load(tmp_path / "heard.npz").items()}
-    assert heard["language_persistent"] == [said[number] for number, length in enumerate(lengths) for _ in range(length)]
+    assert heard["language_persistent"] == [
+        said[number] for number, length in enumerate(lengths) for _ in range(length)
+    ]
     assert heard["language_events"] == [[]] * sum(lengths)
 
 
 def test_we_read_lerobots(tmp_path) -> None:
     rng = np.random.default_rng(0)
     frames = np.stack([moving_square(8, 64, seed) for seed in range(4)])
-    state, action = rng.normal(size=(4, 8, 3)).astype(np.float32), rng.normal(size=(4, 8, 2)).astype(np.float32)
+    state, action = (
+        rng.normal(size=(4, 8, 3)).astype(np.float32),
+        rng.normal(size=(4, 8, 2)).astype(np.float32),
+    )
     tasks = [TASKS[index % 3] for index in range(4)]
     np.savez(tmp_path / "given.npz", scene=frames, state=state, action=action, tasks=tasks)
     lerobot("write", tmp_path / "theirs", tmp_path / "given.npz")

@@ -1,4 +1,5 @@
-"""The arm-and-gripper head against its closed form, and the ways in which it must respect a robot's conventions."""
+"""The arm-and-gripper head against its closed form, and the ways in which it must respect a robot's
+conventions."""
 
 import dataclasses
 
@@ -21,18 +22,25 @@ def by_hand(head: ArmGripperHead, vector: Tensor) -> tuple[Tensor, Tensor]:
     """One step (width,) → arm (a − 1,), probability of a closed gripper; layer by layer."""
     hidden = torch.relu(head.net[0].weight @ vector + head.net[0].bias)
     hidden = torch.relu(head.net[2].weight @ hidden + head.net[2].bias)
-    return torch.tanh(head.arm.weight @ hidden + head.arm.bias), torch.sigmoid(head.gripper(hidden))[0]
+    return torch.tanh(head.arm.weight @ hidden + head.arm.bias), torch.sigmoid(
+        head.gripper(hidden)
+    )[0]
 
 
 def test_it_has_the_layers_of_the_paper() -> None:
     head = make()
-    shapes = [tuple(layer.weight.shape) for layer in (head.net[0], head.net[2], head.arm, head.gripper)]
+    shapes = [
+        tuple(layer.weight.shape) for layer in (head.net[0], head.net[2], head.arm, head.gripper)
+    ]
     assert shapes == [(4, 8), (4, 4), (3, 4), (1, 4)]
 
 
 @pytest.mark.parametrize("index", [0, 2, 3, -1])
 def test_each_step_is_decoded_by_the_same_network_from_its_own_vector(index: int) -> None:
-    head, condition = make(gripper=index, gripper_open=0.5, gripper_closed=-0.25), torch.randn(5, CHUNK * WIDTH)
+    head, condition = (
+        make(gripper=index, gripper_open=0.5, gripper_closed=-0.25),
+        torch.randn(5, CHUNK * WIDTH),
+    )
     actions = head(condition)
     assert actions.shape == (5, CHUNK, DIMS)
     for sample in range(5):
@@ -44,8 +52,13 @@ def test_each_step_is_decoded_by_the_same_network_from_its_own_vector(index: int
 
 
 @pytest.mark.parametrize(("opened", "closed"), [(-1.0, 1.0), (1.0, 0.0)])
-def test_the_loss_is_mae_of_the_arm_and_a_hundredth_of_bce_of_the_gripper(opened: float, closed: float) -> None:
-    head, condition = make(gripper=1, gripper_open=opened, gripper_closed=closed), torch.randn(6, CHUNK * WIDTH)
+def test_the_loss_is_mae_of_the_arm_and_a_hundredth_of_bce_of_the_gripper(
+    opened: float, closed: float
+) -> None:
+    head, condition = (
+        make(gripper=1, gripper_open=opened, gripper_closed=closed),
+        torch.randn(6, CHUNK * WIDTH),
+    )
     actions = torch.rand(6, CHUNK, DIMS) * 2 - 1
     actions[..., 1] = torch.where(torch.rand(6, CHUNK) < 0.5, opened, closed)
     valid = torch.arange(CHUNK) < torch.tensor([3, 2, 1, 3, 3, 0])[:, None]
@@ -57,7 +70,11 @@ def test_the_loss_is_mae_of_the_arm_and_a_hundredth_of_bce_of_the_gripper(opened
             target = actions[sample, step]
             arms.append((arm - target[[0, 2, 3]]).abs().mean())
             grippers.append(-torch.log(probability if target[1] == closed else 1 - probability))
-        expected = torch.stack(arms).mean() + 0.01 * torch.stack(grippers).mean() if arms else torch.tensor(0.0)
+        expected = (
+            torch.stack(arms).mean() + 0.01 * torch.stack(grippers).mean()
+            if arms
+            else torch.tensor(0.0)
+        )
         torch.testing.assert_close(found[sample], expected)
 
 
@@ -80,14 +97,24 @@ def test_a_robot_without_a_gripper_has_an_arm_only() -> None:
     actions = head(torch.randn(2, CHUNK * WIDTH))
     condition = torch.randn(2, CHUNK * WIDTH)
     torch.testing.assert_close(
-        head.loss(condition, actions, torch.ones(2, CHUNK)), (head(condition) - actions).abs().mean((1, 2))
+        head.loss(condition, actions, torch.ones(2, CHUNK)),
+        (head(condition) - actions).abs().mean((1, 2)),
     )
 
 
 def test_the_robot_says_which_number_is_its_gripper() -> None:
-    spec = dataclasses.replace(Tabletop().action_spec, gripper=1, gripper_open=1.0, gripper_closed=0.0)
-    head = HEADS["arm_gripper"](WIDTH, CHUNK, DIMS, **fitted("arm_gripper", spec, {"gripper_weight": 0.5}))
-    assert head.options == {"gripper": 1, "gripper_open": 1.0, "gripper_closed": 0.0, "gripper_weight": 0.5}
+    spec = dataclasses.replace(
+        Tabletop().action_spec, gripper=1, gripper_open=1.0, gripper_closed=0.0
+    )
+    head = HEADS["arm_gripper"](
+        WIDTH, CHUNK, DIMS, **fitted("arm_gripper", spec, {"gripper_weight": 0.5})
+    )
+    assert head.options == {
+        "gripper": 1,
+        "gripper_open": 1.0,
+        "gripper_closed": 0.0,
+        "gripper_weight": 0.5,
+    }
     assert ArmGripperHead(WIDTH, CHUNK, DIMS, **head.options).options == head.options
     assert fitted("regression", spec, {"hidden": 3}) == {"hidden": 3}
 

@@ -1,4 +1,5 @@
-"""The flow head against straight lines: with the true velocity the loss is nothing and a few Euler steps arrive exactly."""
+"""The flow head against straight lines: with the true velocity the loss is nothing and a few Euler
+steps arrive exactly."""
 
 from collections.abc import Callable
 
@@ -17,9 +18,12 @@ def head(steps: int = 4) -> FlowHead:
 
 
 def towards(actions: Tensor, times: list[Tensor]) -> Callable[..., Tensor]:
-    """The velocity of a point that is at `noisy` at time t and goes straight to `actions`, where it is at time 1."""
+    """The velocity of a point that is at `noisy` at time t and goes straight to `actions`, where it
+    is at time 1."""
 
-    def velocity(noisy: Tensor, t: Tensor, condition: Tensor, valid: Tensor | None = None) -> Tensor:
+    def velocity(
+        noisy: Tensor, t: Tensor, condition: Tensor, valid: Tensor | None = None
+    ) -> Tensor:
         times.append(t)
         return (actions - noisy) / (1 - t[:, None, None])
 
@@ -33,17 +37,29 @@ def test_the_loss_is_the_distance_to_the_straight_lines_velocity(monkeypatch) ->
     monkeypatch.setattr(flow, "velocity", towards(actions, times))
     assert float(flow.loss(condition, actions, valid).max()) < 1e-6
     (t,) = times
-    assert t.min() >= 0 and t.max() < 1 and float(t.std()) == pytest.approx(12**-0.5, rel=0.15), "uniform, each sample's own"
-    monkeypatch.setattr(flow, "velocity", lambda noisy, t, condition, valid: towards(actions, [])(noisy, t, condition) + 2)
-    torch.testing.assert_close(flow.loss(condition, actions, valid), torch.full((SAMPLES,), 4.0), rtol=1e-3, atol=1e-3)
+    assert t.min() >= 0 and t.max() < 1 and float(t.std()) == pytest.approx(12**-0.5, rel=0.15), (
+        "uniform, each sample's own"
+    )
+    monkeypatch.setattr(
+        flow,
+        "velocity",
+        lambda noisy, t, condition, valid: towards(actions, [])(noisy, t, condition) + 2,
+    )
+    torch.testing.assert_close(
+        flow.loss(condition, actions, valid), torch.full((SAMPLES,), 4.0), rtol=1e-3, atol=1e-3
+    )
     valid[:, 1:] = 0
     spoiled = actions.clone()
     spoiled[:, 1:] = 1e3
-    torch.testing.assert_close(flow.loss(condition, spoiled, valid), torch.full((SAMPLES,), 4.0), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(
+        flow.loss(condition, spoiled, valid), torch.full((SAMPLES,), 4.0), rtol=1e-3, atol=1e-3
+    )
 
 
 @pytest.mark.parametrize("steps", [1, 4, 7])
-def test_euler_steps_go_from_the_noise_at_time_0_to_the_actions_at_time_1(monkeypatch, steps: int) -> None:
+def test_euler_steps_go_from_the_noise_at_time_0_to_the_actions_at_time_1(
+    monkeypatch, steps: int
+) -> None:
     flow, times = head(steps), []
     actions = torch.randn(5, CHUNK, DIMS)
     monkeypatch.setattr(flow, "velocity", towards(actions, times))

@@ -1,4 +1,5 @@
-"""The probe heads against a dense numpy version of their docstring, and against PyTorch Geometric."""
+"""The probe heads against a dense numpy version of their docstring, and against PyTorch
+Geometric."""
 
 import numpy as np
 import pytest
@@ -16,7 +17,15 @@ from armlet.layers.graph import (
 )
 
 WIDTH = 12
-SMALL = {"graph_width": 8, "semantic_width": 6, "neighbours": 3, "heads": 2, "graph_layers": 2, "queries": 3, "hidden": 5}
+SMALL = {
+    "graph_width": 8,
+    "semantic_width": 6,
+    "neighbours": 3,
+    "heads": 2,
+    "graph_layers": 2,
+    "queries": 3,
+    "hidden": 5,
+}
 
 
 @pytest.fixture(autouse=True)
@@ -25,7 +34,8 @@ def seed():
 
 
 def ragged(batch=3, length=9, width=WIDTH, dtype=torch.float64):
-    """Hidden states and a mask whose samples have different numbers of real tokens, not all at the front."""
+    """Hidden states and a mask whose samples have different numbers of real tokens, not all at the
+    front."""
     hidden = torch.randn(batch, length, width, dtype=dtype)
     mask = torch.arange(length) < torch.linspace(2, length, batch).long()[:, None]
     mask[0] = mask[0].flip(0)
@@ -40,7 +50,8 @@ def roughen(module: nn.Module) -> nn.Module:
     return module
 
 
-# --- the reference: one sample, one layer, dense matrices, numpy --------------------------------------------
+# --- the reference: one sample, one layer, dense matrices, numpy
+# --------------------------------------------
 
 
 def layer_norm(x):
@@ -68,14 +79,18 @@ def semantic_vector(parameters, tokens, neighbours):
     p = {name.removeprefix("stack."): value.numpy() for name, value in parameters.items()}
     normal = layer_norm(tokens)
     x = normal @ p["project.0.weight"].T + p["project.0.bias"]
-    affinity = (x @ p["query.weight"][0]) @ (x @ p["key.weight"][0]).T / np.sqrt(p["key.weight"].shape[-1])
+    affinity = (
+        (x @ p["query.weight"][0]) @ (x @ p["key.weight"][0]).T / np.sqrt(p["key.weight"].shape[-1])
+    )
     edge_weight = np.zeros_like(affinity)
     for i, row in enumerate(affinity):
         kept = np.argsort(-row)[:neighbours]
         edge_weight[i, kept] = softmax(row[kept])
     layer = 0
     while f"attention.{layer}.weight" in p:
-        arguments = [p[f"attention.{layer}.{name}"][0] for name in ("weight", "receiver", "sender", "bias")]
+        arguments = [
+            p[f"attention.{layer}.{name}"][0] for name in ("weight", "receiver", "sender", "bias")
+        ]
         update = dense_attention(x, *arguments, edge_weight)
         update = np.where(update > 0, update, np.expm1(update))
         x = layer_norm(x + update) * p[f"norm.{layer}.gain"][0] + p[f"norm.{layer}.shift"][0]
@@ -90,11 +105,14 @@ def semantic_vector(parameters, tokens, neighbours):
 @pytest.mark.parametrize("neighbours", [1, 3, 8, 50])
 @pytest.mark.parametrize("graph_layers", [0, 1, 2])
 def test_equals_the_dense_reference(neighbours, graph_layers):
-    head = SemanticHead(WIDTH, **SMALL | {"neighbours": neighbours, "graph_layers": graph_layers}).double()
+    head = SemanticHead(
+        WIDTH, **SMALL | {"neighbours": neighbours, "graph_layers": graph_layers}
+    ).double()
     roughen(head)
     hidden, mask = ragged()
     expected = [
-        semantic_vector(head.state_dict(), tokens[real].numpy(), neighbours) for tokens, real in zip(hidden, mask, strict=True)
+        semantic_vector(head.state_dict(), tokens[real].numpy(), neighbours)
+        for tokens, real in zip(hidden, mask, strict=True)
     ]
     np.testing.assert_allclose(head(hidden, mask).detach().numpy(), expected, atol=1e-10)
 
@@ -108,7 +126,8 @@ def test_layer_action_head_is_a_plain_mlp():
     torch.testing.assert_close(head(semantic), expected)
 
 
-# --- all layers at once -------------------------------------------------------------------------------------
+# --- all layers at once
+# -------------------------------------------------------------------------------------
 
 
 def single(heads: ProbeHeads, layer: int) -> tuple[SemanticHead, LayerActionHead]:
@@ -144,7 +163,9 @@ def test_all_layers_at_once_equal_one_after_another():
         alone = semantic(hidden, mask)
         torch.testing.assert_close(semantics[:, layer], alone)
         torch.testing.assert_close(actions[:, layer], action(alone))
-        torch.testing.assert_close(together[layer], torch.autograd.grad(action(alone).square().sum(), hidden)[0])
+        torch.testing.assert_close(
+            together[layer], torch.autograd.grad(action(alone).square().sum(), hidden)[0]
+        )
 
 
 @pytest.mark.parametrize("chosen", [[2], [0, 3], [3, 1, 0]])
@@ -177,7 +198,8 @@ def test_says_what_is_wrong_with_the_call():
         heads([hidden] * 4, mask)
 
 
-# --- what must not matter -----------------------------------------------------------------------------------
+# --- what must not matter
+# -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("extra", [1, 7, 40])
@@ -231,7 +253,8 @@ def test_one_real_token_and_more_neighbours_than_tokens():
     torch.testing.assert_close(head(padded, torch.tensor([[True] + [False] * 4])), expected)
 
 
-# --- numbers stay finite ------------------------------------------------------------------------------------
+# --- numbers stay finite
+# ------------------------------------------------------------------------------------
 
 PRECISIONS = {
     "float32": (torch.float32, torch.float32, False),
@@ -269,7 +292,8 @@ def test_half_the_precision_gives_nearly_the_same_vector():
     assert gap.max() < 0.02
 
 
-# --- gradients ----------------------------------------------------------------------------------------------
+# --- gradients
+# ----------------------------------------------------------------------------------------------
 
 
 def test_gradients_are_the_derivatives():
@@ -279,7 +303,9 @@ def test_gradients_are_the_derivatives():
     names = [name for name, _ in head.named_parameters()]
 
     def by_parameters(hidden, *values):
-        return torch.func.functional_call(head, dict(zip(names, values, strict=True)), (hidden, mask))
+        return torch.func.functional_call(
+            head, dict(zip(names, values, strict=True)), (hidden, mask)
+        )
 
     values = [parameter.detach().requires_grad_() for parameter in head.parameters()]
     assert torch.autograd.gradcheck(by_parameters, (hidden, *values))
@@ -289,11 +315,14 @@ def test_every_parameter_learns():
     heads = probe()
     hidden, mask = ragged()
     heads([hidden] * 4, mask)[1].square().sum().backward()
-    still = [name for name, parameter in heads.named_parameters() if parameter.grad.abs().max() == 0]
+    still = [
+        name for name, parameter in heads.named_parameters() if parameter.grad.abs().max() == 0
+    ]
     assert still == []
 
 
-# --- the graph ----------------------------------------------------------------------------------------------
+# --- the graph
+# ----------------------------------------------------------------------------------------------
 
 
 def test_nearest_keeps_the_highest_real_affinities():
@@ -310,7 +339,10 @@ def test_messages_run_from_neighbour_to_node():
     """Node i hears i + 1 only; so a change of node 3 is heard by node 2 and by nobody else."""
     attention = GraphAttention(1, 4, heads=2).double()
     edges = Edges.of(((torch.arange(6) + 1) % 6)[:, None])
-    nodes, affinity = torch.randn(1, 6, 4, dtype=torch.float64), torch.zeros(1, 6, 1, dtype=torch.float64)
+    nodes, affinity = (
+        torch.randn(1, 6, 4, dtype=torch.float64),
+        torch.zeros(1, 6, 1, dtype=torch.float64),
+    )
     before = attention(nodes, edges, affinity)
     nodes[0, 3] += 1
     changed = (attention(nodes, edges, affinity) - before)[0].abs().sum(-1) > 1e-9
@@ -318,7 +350,8 @@ def test_messages_run_from_neighbour_to_node():
 
 
 def test_no_node_is_left_without_a_message():
-    """Even where all listen to the same few: the published code leaves all but those few at zero."""
+    """Even where all listen to the same few: the published code leaves all but those few at
+    zero."""
     attention = GraphAttention(1, 8, heads=4)
     edges = Edges.of(torch.tensor([[0, 1]] * 50))
     out = attention(torch.randn(1, 50, 8), edges, torch.randn(1, 50, 2))
@@ -331,11 +364,16 @@ def test_a_surplus_edge_weighs_nothing():
     kept = torch.randint(0, 5, (5, 2))
     affinity = torch.randn(1, 5, 2, dtype=torch.float64)
     surplus = torch.full((1, 5, 1), -torch.inf, dtype=torch.float64)
-    with_surplus = attention(nodes, Edges.of(torch.cat([kept, kept[:, :1]], dim=1)), torch.cat([affinity, surplus], dim=-1))
+    with_surplus = attention(
+        nodes,
+        Edges.of(torch.cat([kept, kept[:, :1]], dim=1)),
+        torch.cat([affinity, surplus], dim=-1),
+    )
     torch.testing.assert_close(with_surplus, attention(nodes, Edges.of(kept), affinity))
 
 
-# --- sizes --------------------------------------------------------------------------------------------------
+# --- sizes
+# --------------------------------------------------------------------------------------------------
 
 
 def test_three_million_parameters_a_layer_at_width_4096():
@@ -344,11 +382,13 @@ def test_three_million_parameters_a_layer_at_width_4096():
     assert 2.5e6 < sum(parameter.numel() for parameter in heads.parameters()) / 32 < 3.2e6
 
 
-# --- PyTorch Geometric --------------------------------------------------------------------------------------
+# --- PyTorch Geometric
+# --------------------------------------------------------------------------------------
 
 
 def geometric_layer(attention: GraphAttention, conv):
-    """PyTorch Geometric's layer with our weights: it keeps all heads in one (heads * out, in) matrix."""
+    """PyTorch Geometric's layer with our weights: it keeps all heads in one (heads * out, in)
+    matrix."""
     _, heads, width, _ = attention.weight.shape
     with torch.no_grad():
         conv.lin.weight.copy_(attention.weight[0].transpose(1, 2).reshape(heads * width, width))
@@ -377,12 +417,15 @@ def test_equals_pytorch_geometric(heads):
     our_gradients = torch.autograd.grad((ours * probe_vector).sum(), [nodes, attention.weight])
     their_gradients = torch.autograd.grad((theirs * probe_vector).sum(), [nodes, conv.lin.weight])
     torch.testing.assert_close(our_gradients[0], their_gradients[0])
-    torch.testing.assert_close(our_gradients[1][0], their_gradients[1].view(heads, 6, 6).transpose(1, 2))
+    torch.testing.assert_close(
+        our_gradients[1][0], their_gradients[1].view(heads, 6, 6).transpose(1, 2)
+    )
 
 
 @pytest.mark.reference
 def test_affinity_is_a_prior_on_geometric_attention():
-    """alpha is proportional to w_ij exp(e_ij), with PyTorch Geometric's own attention and segment softmax."""
+    """alpha is proportional to w_ij exp(e_ij), with PyTorch Geometric's own attention and segment
+    softmax."""
     geometric = pytest.importorskip("torch_geometric.nn")
     utils = pytest.importorskip("torch_geometric.utils")
     attention = roughen(GraphAttention(1, 6, 1).double())
@@ -393,7 +436,9 @@ def test_affinity_is_a_prior_on_geometric_attention():
     target = torch.arange(20).repeat_interleave(5)
     affinity = torch.randn(20, 5, dtype=torch.float64)
 
-    _, (_, alpha) = conv(nodes, torch.stack([heard.flatten(), target]), return_attention_weights=True)
+    _, (_, alpha) = conv(
+        nodes, torch.stack([heard.flatten(), target]), return_attention_weights=True
+    )
     weight = alpha[:, 0] * utils.softmax(affinity.flatten(), target, num_nodes=20)
     weight = weight / utils.scatter(weight, target, dim_size=20)[target]
     message = weight[:, None] * (nodes @ attention.weight[0, 0])[heard.flatten()]

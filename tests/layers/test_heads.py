@@ -1,4 +1,5 @@
-"""Action heads: bins and primitives against the codec, offsets that stay where they may, and what a trace says of logits."""
+"""Action heads: bins and primitives against the codec, offsets that stay where they may, and what a
+trace says of logits."""
 
 import dataclasses
 import json
@@ -17,7 +18,9 @@ from armlet.learner import Learner
 from armlet.policies.vla import VLA, from_json
 from armlet.types import ActionSpec, Observation
 
-SPEC = ActionSpec(("dx", "dy", "dz", "gripper"), "delta", "none", (-1.0,) * 4, (1.0,) * 4, 3, -1.0, 1.0, 10, 0.05)
+SPEC = ActionSpec(
+    ("dx", "dy", "dz", "gripper"), "delta", "none", (-1.0,) * 4, (1.0,) * 4, 3, -1.0, 1.0, 10, 0.05
+)
 BOOK = Codebook.axes(SPEC)
 OPTIONS = {"primitives": BOOK.array.tolist(), "gripper": 3}
 WIDTH, CHUNK = 8, 3
@@ -33,24 +36,36 @@ def make(**options) -> CodebookHead:
 
 def policy(head: str, options: dict | None = None) -> VLA:
     base = make_policy()
-    return VLA(dataclasses.replace(base.config, head=head, head_options=options or {}), base.body).eval()
+    return VLA(
+        dataclasses.replace(base.config, head=head, head_options=options or {}), base.body
+    ).eval()
 
 
-# --- every head -----------------------------------------------------------------------------------------------
+# --- every head
+# -----------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
 def test_regression_is_the_absolute_error() -> None:
     head = RegressionHead(WIDTH, CHUNK, 4)
-    condition, actions, valid = torch.randn(2, WIDTH), torch.randn(2, CHUNK, 4), torch.tensor([[1.0, 1, 1], [1, 0, 0]])
+    condition, actions, valid = (
+        torch.randn(2, WIDTH),
+        torch.randn(2, CHUNK, 4),
+        torch.tensor([[1.0, 1, 1], [1, 0, 0]]),
+    )
     error = (head(condition) - actions).abs().mean(-1)
-    torch.testing.assert_close(head.loss(condition, actions, valid), torch.stack([error[0].mean(), error[1, 0]]))
+    torch.testing.assert_close(
+        head.loss(condition, actions, valid), torch.stack([error[0].mean(), error[1, 0]])
+    )
 
 
 @pytest.mark.parametrize("name", HEADS)
 def test_a_heads_loss_is_the_mean_over_the_steps_that_there_are(name: str) -> None:
-    """The same as that of a chunk of these steps alone, whatever stands in the others; nothing where there are none."""
-    options = {"codebook": {**OPTIONS, "refine": True}, "arm_gripper": {"gripper_weight": 0.5}}.get(name, {})
+    """The same as that of a chunk of these steps alone, whatever stands in the others; nothing
+    where there are none."""
+    options = {"codebook": {**OPTIONS, "refine": True}, "arm_gripper": {"gripper_weight": 0.5}}.get(
+        name, {}
+    )
     torch.manual_seed(0)
     head = HEADS[name](32, CHUNK, 4, **options)
     condition, actions = torch.randn(3, 32 * head.vectors), torch.rand(3, CHUNK, 4) * 2 - 1
@@ -60,15 +75,24 @@ def test_a_heads_loss_is_the_mean_over_the_steps_that_there_are(name: str) -> No
         torch.manual_seed(1)  # a flow's noise
         return head.loss(condition, said, counted)
 
-    single = torch.stack([loss(actions, F.one_hot(torch.tensor([step] * 3), CHUNK).float()) for step in range(CHUNK)], 1)
+    single = torch.stack(
+        [
+            loss(actions, F.one_hot(torch.tensor([step] * 3), CHUNK).float())
+            for step in range(CHUNK)
+        ],
+        1,
+    )
     spoiled = torch.where(valid[..., None] > 0, actions, 0.9)
     heard = loss(actions, valid)
     if name != "flow":  # whose steps see one another
         torch.testing.assert_close(loss(spoiled, valid), heard)
-    torch.testing.assert_close(heard, torch.stack([single[0].mean(), single[1, :2].mean(), torch.zeros(())]))
+    torch.testing.assert_close(
+        heard, torch.stack([single[0].mean(), single[1, :2].mean(), torch.zeros(())])
+    )
 
 
-# --- bins ---------------------------------------------------------------------------------------------------
+# --- bins
+# ---------------------------------------------------------------------------------------------------
 
 
 @given(seed=st.integers(0, 10**6), bins=st.sampled_from([2, 8, 256]))
@@ -77,13 +101,20 @@ def test_the_bin_head_and_the_codec_count_the_same_bins(seed, bins) -> None:
     head, codec = BinHead(WIDTH, CHUNK, 4, bins=bins), Bins.from_spec(SPEC, bins=bins)
     condition, actions = torch.randn(5, WIDTH), torch.rand(5, CHUNK, 4) * 2.4 - 1.2
     logits, valid = head.logits(condition), torch.ones(5, CHUNK)
-    assert torch.allclose(head(condition), torch.from_numpy(codec.decode(logits.argmax(-1).numpy())))
+    assert torch.allclose(
+        head(condition), torch.from_numpy(codec.decode(logits.argmax(-1).numpy()))
+    )
     target = torch.from_numpy(codec.encode(actions.numpy(), clip=True))
-    wanted = F.cross_entropy(logits.flatten(0, 2), target.flatten(), reduction="none").view(5, -1).mean(1)
+    wanted = (
+        F.cross_entropy(logits.flatten(0, 2), target.flatten(), reduction="none")
+        .view(5, -1)
+        .mean(1)
+    )
     assert torch.allclose(head.loss(condition, actions, valid), wanted, atol=1e-5)
 
 
-# --- codebook -----------------------------------------------------------------------------------------------
+# --- codebook
+# -----------------------------------------------------------------------------------------------
 
 
 def test_the_codebook_head_decides_on_primitives_and_learns_the_nearest() -> None:
@@ -103,7 +134,9 @@ def test_at_first_refining_changes_nothing() -> None:
     torch.manual_seed(0)
     head = CodebookHead(WIDTH, CHUNK, 4, **OPTIONS, refine=True)
     condition = torch.randn(5, WIDTH)
-    assert np.array_equal(head(condition).detach().numpy(), BOOK.decode(head.logits(condition).argmax(-1).numpy()))
+    assert np.array_equal(
+        head(condition).detach().numpy(), BOOK.decode(head.logits(condition).argmax(-1).numpy())
+    )
 
 
 @given(reach=st.floats(0.01, 2), seed=st.integers(0, 10**6))
@@ -129,9 +162,13 @@ def test_the_offset_is_the_chosen_primitive_s_own() -> None:
 
 
 def test_refinement_learns_what_primitives_leave_over() -> None:
-    """Constant actions between the primitives: chosen alone they cannot be named, refined they can."""
+    """Constant actions between the primitives: chosen alone they cannot be named, refined they
+    can."""
     torch.manual_seed(1)
-    condition, actions = torch.ones(4, WIDTH), torch.tensor([0.6, -0.3, 0.1, 1.0]).expand(4, CHUNK, 4)
+    condition, actions = (
+        torch.ones(4, WIDTH),
+        torch.tensor([0.6, -0.3, 0.1, 1.0]).expand(4, CHUNK, 4),
+    )
     valid, left = torch.ones(4, CHUNK), {}
     for refine in (False, True):
         head = CodebookHead(WIDTH, CHUNK, 4, **OPTIONS, refine=refine)
@@ -153,14 +190,25 @@ def test_the_loss_asks_for_a_primitive_on_the_gripper_s_side_though_another_is_n
 
 
 def test_refinement_is_judged_on_the_nearest_primitive_whatever_is_chosen() -> None:
-    """A fresh head has offsets of 0, so what is added to the cross-entropy is what the codec leaves over."""
+    """A fresh head has offsets of 0, so what is added to the cross-entropy is what the codec leaves
+    over."""
     torch.manual_seed(0)
-    plain, refined = CodebookHead(WIDTH, CHUNK, 4, **OPTIONS), CodebookHead(WIDTH, CHUNK, 4, **OPTIONS, refine=True)
-    refined.load_state_dict(
-        plain.state_dict() | {name: value for name, value in refined.state_dict().items() if "offset" in name}
+    plain, refined = (
+        CodebookHead(WIDTH, CHUNK, 4, **OPTIONS),
+        CodebookHead(WIDTH, CHUNK, 4, **OPTIONS, refine=True),
     )
-    condition, actions, valid = torch.randn(5, WIDTH), torch.rand(5, CHUNK, 4) * 2 - 1, torch.ones(5, CHUNK)
-    left = np.abs(BOOK.decode(BOOK.encode(actions.numpy())) - actions.numpy())[..., :3].sum((1, 2)) / (4 * CHUNK)
+    refined.load_state_dict(
+        plain.state_dict()
+        | {name: value for name, value in refined.state_dict().items() if "offset" in name}
+    )
+    condition, actions, valid = (
+        torch.randn(5, WIDTH),
+        torch.rand(5, CHUNK, 4) * 2 - 1,
+        torch.ones(5, CHUNK),
+    )
+    left = np.abs(BOOK.decode(BOOK.encode(actions.numpy())) - actions.numpy())[..., :3].sum(
+        (1, 2)
+    ) / (4 * CHUNK)
     added = refined.loss(condition, actions, valid) - plain.loss(condition, actions, valid)
     assert np.allclose(added.detach(), left, atol=1e-5)
 
@@ -172,15 +220,21 @@ def test_options_that_do_not_fit_are_refused() -> None:
         CodebookHead(WIDTH, CHUNK, 4, **(OPTIONS | {"gripper": 0}))
 
 
-# --- in a policy --------------------------------------------------------------------------------------------
+# --- in a policy
+# --------------------------------------------------------------------------------------------
 
 
 def observation() -> Observation:
     images = {"scene": np.zeros((24, 24, 3), np.uint8), "wrist": np.zeros((16, 16, 3), np.uint8)}
-    return Observation(images, np.zeros(4, np.float32), "touch the red cube", np.zeros(4, np.float32))
+    return Observation(
+        images, np.zeros(4, np.float32), "touch the red cube", np.zeros(4, np.float32)
+    )
 
 
-@pytest.mark.parametrize(("head", "options", "shape"), [("bins", {"bins": 16}, (1, 3, 4, 16)), ("codebook", OPTIONS, (1, 3, 24))])
+@pytest.mark.parametrize(
+    ("head", "options", "shape"),
+    [("bins", {"bins": 16}, (1, 3, 4, 16)), ("codebook", OPTIONS, (1, 3, 24))],
+)
 def test_a_trace_has_the_logits_of_a_head_that_chooses(head, options, shape) -> None:
     made = policy(head, options)
     trace = Learner(made).eval().trace(made.prepare([observation()]), ["logits", "condition"])
@@ -198,14 +252,17 @@ def test_logits_of_a_head_that_names_numbers_are_an_error_naming_it(head) -> Non
 def test_primitives_come_back_with_the_description_alone() -> None:
     made = policy("codebook", OPTIONS | {"refine": True})
     again = from_json(json.loads(json.dumps(made.to_json())), made.body.tokenizer)
-    assert torch.equal(again.head.primitives, made.head.primitives) and again.head.offset is not None
+    assert (
+        torch.equal(again.head.primitives, made.head.primitives) and again.head.offset is not None
+    )
     again.load_state_dict(made.state_dict())
     assert np.array_equal(again.eval().infer(observation()), made.infer(observation()))
 
 
 @pytest.mark.parametrize("kind", list(HEADS))
 def test_padding_reaches_neither_the_loss_nor_a_gradient(kind: str) -> None:
-    """Past the end of an episode stands anything: another chunk there changes nothing, forward and backward."""
+    """Past the end of an episode stands anything: another chunk there changes nothing, forward and
+    backward."""
     options = {"codebook": OPTIONS, "arm_gripper": {"gripper": 3}}
     torch.manual_seed(0)
     head = HEADS[kind](32, 5, 4, **options.get(kind, {}))

@@ -1,4 +1,5 @@
-"""Modules by names that torch forbids, and a robot without a state: every network is built, trained, saved and loaded with both."""
+"""Modules by names that torch forbids, and a robot without a state: every network is built,
+trained, saved and loaded with both."""
 
 import dataclasses
 
@@ -21,7 +22,18 @@ from armlet.policies.two_tower import TwoTowerNetwork
 from armlet.policies.vla import VLANetwork
 from armlet.training import make_batches
 
-NAMES = ["scene", "observation.image", "arm.left", "keys", "type", "50%", "observation%2Eimage", "%6Beys", "a/b", "é 立方"]
+NAMES = [
+    "scene",
+    "observation.image",
+    "arm.left",
+    "keys",
+    "type",
+    "50%",
+    "observation%2Eimage",
+    "%6Beys",
+    "a/b",
+    "é 立方",
+]
 
 
 def test_names_of_any_kind() -> None:
@@ -30,7 +42,9 @@ def test_names_of_any_kind() -> None:
     assert list(named) == list(named.keys()) == NAMES and dict(named.items()) == modules
     assert all(named[name] is module and name in named for name, module in modules.items())
     assert "nose" not in named and len(dict(named.named_parameters())) == 2 * len(NAMES)
-    assert "scene.weight" in named.state_dict(), "plain names stay as they are: weights on disk have them"
+    assert "scene.weight" in named.state_dict(), (
+        "plain names stay as they are: weights on disk have them"
+    )
 
 
 @given(st.lists(st.text(min_size=1, max_size=6), unique=True, max_size=6))
@@ -47,7 +61,13 @@ def test_without_a_state_the_same_token_for_all() -> None:
     assert torch.equal(layer(torch.zeros(2, 0)), layer.bias.expand(2, 4))
 
 
-LANGUAGE = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+LANGUAGE = {
+    "model_type": "llama",
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+}
 STRIDES = {"scene.left": 8, "keys": 8}
 CLIP = ClipLoraNetwork(
     image=24, patch=8, width=32, depth=2, heads=2, text_width=32, text_depth=1, text_heads=2, text_tokens=32, embed=32, chunk=3, execute=3,
@@ -55,8 +75,12 @@ CLIP = ClipLoraNetwork(
 )  # fmt: skip
 NETWORKS: dict[str, Network] = {
     "vla": VLANetwork(width=32, depth=2, heads=2, chunk=3, vision_channels=8, strides=STRIDES),
-    "two_tower": TwoTowerNetwork(width=32, heads=2, vision_layers=1, text_layers=1, patch=8, chunk=3, goal=16, prototypes=5),
-    "action_query": ActionQueryNetwork(language=LANGUAGE, expert_width=16, channels=4, strides=STRIDES),
+    "two_tower": TwoTowerNetwork(
+        width=32, heads=2, vision_layers=1, text_layers=1, patch=8, chunk=3, goal=16, prototypes=5
+    ),
+    "action_query": ActionQueryNetwork(
+        language=LANGUAGE, expert_width=16, channels=4, strides=STRIDES
+    ),
     "clip_lora early": dataclasses.replace(CLIP, fusion="early"),
     "clip_lora late": CLIP,
 }
@@ -67,7 +91,9 @@ def test_networks_with_such_cameras_and_no_state(name: str, tmp_path) -> None:
     network = NETWORKS[name]
     frames = make_frames(episodes=3)
     images = {"scene.left": frames.images["scene"], "keys": frames.images["wrist"]}
-    frames = dataclasses.replace(frames, images=images, state=np.zeros((len(frames), 0), np.float32))
+    frames = dataclasses.replace(
+        frames, images=images, state=np.zeros((len(frames), 0), np.float32)
+    )
     spec = Tabletop().action_spec
     body = Body(spec, identity(0), identity(4), train_tokenizer(TEXTS))
     torch.manual_seed(0)

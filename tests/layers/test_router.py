@@ -1,4 +1,5 @@
-"""The router's pooling against a loop, its gates against their definition, training against deployment."""
+"""The router's pooling against a loop, its gates against their definition, training against
+deployment."""
 
 import pytest
 import torch
@@ -38,7 +39,8 @@ def trained(**options) -> Router:
 
 
 def seen(batch=4, dtype=torch.float32):
-    """Tokens of which the first five show, the next four say (some are padding), and the last is neither."""
+    """Tokens of which the first five show, the next four say (some are padding), and the last is
+    neither."""
     tokens = torch.randn(batch, 10, 8, dtype=dtype)
     vision = torch.zeros(batch, 10, dtype=torch.bool)
     vision[:, :5] = True
@@ -47,7 +49,8 @@ def seen(batch=4, dtype=torch.float32):
     return tokens, vision, text, torch.randn(batch, 3), torch.randn(batch, 2)
 
 
-# --- the network that decides -------------------------------------------------------------------------------
+# --- the network that decides
+# -------------------------------------------------------------------------------
 
 
 def test_pools_what_the_masks_say():
@@ -55,16 +58,26 @@ def test_pools_what_the_masks_say():
     pooled = pool(tokens, torch.stack([vision, text], dim=1))
     for sample in range(len(tokens)):
         shown, said = tokens[sample][vision[sample]], tokens[sample][text[sample]]
-        expected = torch.stack([shown.mean(0), said.mean(0), shown.max(0).values, said.max(0).values])
+        expected = torch.stack(
+            [shown.mean(0), said.mean(0), shown.max(0).values, said.max(0).values]
+        )
         torch.testing.assert_close(pooled[sample], expected)
 
 
 def test_logits_are_an_mlps_of_what_was_seen_said_felt_and_done():
-    """In this order: means and maxima of pictures and words, each normalised; the state; the previous action; the budget."""
+    """In this order: means and maxima of pictures and words, each normalised; the state; the
+    previous action; the budget."""
     router = trained(dial=True)
     tokens, vision, text, state, action = seen()
-    four = [tokens[0][vision[0]].mean(0), tokens[0][text[0]].mean(0), tokens[0][vision[0]].amax(0), tokens[0][text[0]].amax(0)]
-    features = torch.cat([*(router.norm(each) for each in four), state[0], action[0], torch.tensor([0.3])])
+    four = [
+        tokens[0][vision[0]].mean(0),
+        tokens[0][text[0]].mean(0),
+        tokens[0][vision[0]].amax(0),
+        tokens[0][text[0]].amax(0),
+    ]
+    features = torch.cat(
+        [*(router.norm(each) for each in four), state[0], action[0], torch.tensor([0.3])]
+    )
     expected = router.leave(F.gelu(router.enter(features)))
     torch.testing.assert_close(router(tokens, vision, text, state, action, 0.3)[0], expected)
 
@@ -92,7 +105,9 @@ def test_image_and_words_and_state_and_action_all_matter():
     router = trained()
     tokens, vision, text, state, action = seen()
     facts = [tokens.requires_grad_(), state.requires_grad_(), action.requires_grad_()]
-    to_tokens, to_state, to_action = torch.autograd.grad(router(tokens, vision, text, state, action).sum(), facts)
+    to_tokens, to_state, to_action = torch.autograd.grad(
+        router(tokens, vision, text, state, action).sum(), facts
+    )
     assert (to_tokens[vision].abs().sum(-1) > 0).all()
     assert (to_tokens[text].abs().sum(-1) > 0).all()
     assert (to_tokens[~(vision | text)] == 0).all()
@@ -154,7 +169,8 @@ def test_logits_and_gradients_are_finite(rms, dtype):
     assert tokens.grad.isfinite().all()
 
 
-# --- gates --------------------------------------------------------------------------------------------------
+# --- gates
+# --------------------------------------------------------------------------------------------------
 
 
 @given(st.floats(-5, 5), st.floats(-5, 5))
@@ -185,7 +201,9 @@ def test_straight_through_is_hard_in_value_and_soft_in_gradient(mode, temperatur
     assert (gates.hard[gates.soft > 0.5] == 1).all()
     assert (gates.hard[gates.soft < 0.5] == 0).all()
     gradient = torch.autograd.grad(gates.straight_through.sum(), logits)[0]
-    torch.testing.assert_close(gradient, (gates.soft * (1 - gates.soft) / temperature), atol=2e-2, rtol=2e-2)
+    torch.testing.assert_close(
+        gradient, (gates.soft * (1 - gates.soft) / temperature), atol=2e-2, rtol=2e-2
+    )
 
 
 @pytest.mark.parametrize("mode", ["straight_through", "soft_residual", "published_soft"])
@@ -202,7 +220,9 @@ def test_gumbel_runs_a_layer_with_its_probability():
 
 def test_gumbel_repeats_with_its_generator():
     logits = torch.randn(20, LAYERS)
-    first, second, other = (gate_sample(logits, "gumbel", generator=torch.Generator().manual_seed(s)) for s in (3, 3, 4))
+    first, second, other = (
+        gate_sample(logits, "gumbel", generator=torch.Generator().manual_seed(s)) for s in (3, 3, 4)
+    )
     assert torch.equal(first.soft, second.soft)
     assert not torch.equal(first.soft, other.soft)
 
@@ -214,7 +234,8 @@ def test_an_unknown_mode_is_an_error():
         gate_sample(torch.zeros(1, 1), "hard")
 
 
-# --- what a gate does ---------------------------------------------------------------------------------------
+# --- what a gate does
+# ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
@@ -256,13 +277,21 @@ def test_the_gate_learns_from_layers_that_are_frozen():
 
 
 def test_soft_mix_and_the_published_gate_are_what_they_say():
-    hidden, layer_out, hard, soft = torch.randn(2, 3, 4), torch.randn(2, 3, 4), torch.ones(2), torch.rand(2)
+    hidden, layer_out, hard, soft = (
+        torch.randn(2, 3, 4),
+        torch.randn(2, 3, 4),
+        torch.ones(2),
+        torch.rand(2),
+    )
     p = soft[:, None, None]
-    torch.testing.assert_close(soft_mix(hidden, layer_out, hard, soft), (1 - p) * hidden + p * layer_out)
+    torch.testing.assert_close(
+        soft_mix(hidden, layer_out, hard, soft), (1 - p) * hidden + p * layer_out
+    )
     assert torch.equal(published_soft_gate(hidden, layer_out, hard, soft), p * layer_out)
 
 
-# --- training is deployment ---------------------------------------------------------------------------------
+# --- training is deployment
+# ---------------------------------------------------------------------------------
 
 
 class RandomNetwork:
@@ -300,12 +329,17 @@ def test_training_is_deployment_bit_for_bit(mode, dtype):
     network, hidden = RandomNetwork(dtype=dtype), torch.randn(1, 16, 64).to(dtype)
     for _ in range(5):
         gates = gate_sample(torch.randn(1, 32), mode)
-        assert torch.equal(network.trained(hidden, gates, mode), network.deployed(hidden, gates.hard))
+        assert torch.equal(
+            network.trained(hidden, gates, mode), network.deployed(hidden, gates.hard)
+        )
 
 
 def test_samples_of_a_batch_may_take_different_routes():
     """In the published code a batch of which some samples skip crashes."""
-    network, hidden = RandomNetwork(dtype=torch.float64), torch.randn(4, 16, 64, dtype=torch.float64)
+    network, hidden = (
+        RandomNetwork(dtype=torch.float64),
+        torch.randn(4, 16, 64, dtype=torch.float64),
+    )
     gates = gate_sample(torch.randn(4, 32))
     together = network.trained(hidden, gates, "straight_through")
     alone = [network.deployed(hidden[i : i + 1], gates.hard[i : i + 1]) for i in range(4)]
@@ -323,7 +357,8 @@ def test_the_published_training_is_another_network_than_the_one_deployed():
 
 
 def test_a_router_learns_to_skip_the_layers_that_hurt():
-    """Of six layers three add noise; the task's gradient alone, through `mix`, turns exactly those off."""
+    """Of six layers three add noise; the task's gradient alone, through `mix`, turns exactly those
+    off."""
     torch.manual_seed(0)
     harmful = torch.tensor([False, True, False, True, True, False])
     logits = torch.full((LAYERS,), 1.0, requires_grad=True)

@@ -1,25 +1,29 @@
-"""Break the code in one place at a time, and see that a test notices: `make test-mutants`, or `tests/mutants/run.py --help`.
+"""Break the code in one place at a time, and see that a test notices: `make test-mutants`, or
+`tests/mutants/run.py --help`.
 
 The places stand in `*.toml` beside this file, one table an area:
 
     [[mutant]]
     name = "labels shifted by a step"     # what is wrong then, in words
     file = "src/armlet/data/frames.py"
-    find = "rows[:, None] + steps"        # stands exactly once in the file
+    find = "rows[:, None] + steps"        # stands exactly once in the file, however its lines are
+                                          broken
     replace = "rows[:, None] + 1 + steps"
     tests = ["tests/data/test_frames.py"] # files, or single tests as pytest names them
     named = true                          # optional: found unnoticed by an audit (`--named`)
     hangs = true                          # optional: a test that never ends counts as caught
 
-A mutant is *caught* where one of its tests fails, and *survives* where all pass. It is an *error* where it does not apply,
-or where the tests could not even be read (a mutant that breaks an import says nothing about the tests). Anything but
-caught makes this program end with 1. What was found is kept in `build/mutants.json`.
+A mutant is *caught* where one of its tests fails, and *survives* where all pass. It is an *error*
+where it does not apply, or where the tests could not even be read (a mutant that breaks an import
+says nothing about the tests). Anything but caught makes this program end with 1. What was found is
+kept in `build/mutants.json`.
 
-Each mutant is tried in a copy of the repository and in a process of its own. These are forked from one that has imported
-torch and the like but nothing of armlet, which saves the seconds that these imports take and changes nothing that the tests see:
-no bytecode is written, and where `armlet` was imported from is checked. Of pytest's plugins only those are loaded that tests
-use: looking for others takes longer than most tests. What caught a mutant the last time is tried first.
-Knows no test and no line of armlet.
+Each mutant is tried in a copy of the repository and in a process of its own. These are forked from
+one that has imported torch and the like but nothing of armlet, which saves the seconds that these
+imports take and changes nothing that the tests see: no bytecode is written, and where `armlet` was
+imported from is checked. Of pytest's plugins only those are loaded that tests use: looking for
+others takes longer than most tests. What caught a mutant the last time is tried first. Knows no
+test and no line of armlet.
 """
 
 import argparse
@@ -29,6 +33,7 @@ import importlib
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import sys
@@ -45,9 +50,21 @@ from typing import Any
 import pytest
 
 HERE = Path(__file__).resolve().parent
-LEFT_OUT = ("build", "out", "dist", "__pycache__", "checkpoints")  # of the copies; checkpoints are linked, as they are large
+LEFT_OUT = (
+    "build",
+    "out",
+    "dist",
+    "__pycache__",
+    "checkpoints",
+)  # of the copies; checkpoints are linked, as they are large
 PLUGINS = ("pytest_timeout", "_hypothesis_pytestplugin")
-NOT_A_FINDING = ("ImportError", "ModuleNotFoundError", "SyntaxError", "IndentationError", "NameError")
+NOT_A_FINDING = (
+    "ImportError",
+    "ModuleNotFoundError",
+    "SyntaxError",
+    "IndentationError",
+    "NameError",
+)
 # What armlet and its tests import, and takes long to.
 HEAVY = (
     "torch",
@@ -97,7 +114,8 @@ class Mutant:
 
 @dataclass
 class Outcome:
-    """How the tests took it. `verdict`: caught, survived, broken, timeout or inapplicable; `by` the test that failed first; `why` its
+    """How the tests took it. `verdict`: caught, survived, broken, timeout or inapplicable; `by` the
+    test that failed first; `why` its
     last line; `failed` how many failed (one, unless all were run)."""
 
     verdict: str
@@ -108,18 +126,26 @@ class Outcome:
 
 
 def read_tables(folder: Path) -> list[Mutant]:
-    """All mutants, area by area. Raises ValueError with the table and the entry where one is not as it should be."""
+    """All mutants, area by area. Raises ValueError with the table and the entry where one is not as
+    it should be."""
     found: list[Mutant] = []
     known = {field.name for field in fields(Mutant)} - {"area"}
     for path in sorted(folder.glob("*.toml")):
         for number, entry in enumerate(tomllib.loads(path.read_text()).get("mutant", []), 1):
-            missing, extra = {"name", "file", "find", "replace", "tests"} - entry.keys(), entry.keys() - known
+            missing, extra = (
+                {"name", "file", "find", "replace", "tests"} - entry.keys(),
+                entry.keys() - known,
+            )
             if missing or extra or not entry["tests"]:
                 raise ValueError(
                     f"{path}, entry {number}: missing {sorted(missing)}, unknown {sorted(extra)}; it needs at least one test"
                 )
             found.append(Mutant(**{**entry, "tests": tuple(entry["tests"])}, area=path.stem))
-    twice = [name for name, count in Counter((mutant.area, mutant.name) for mutant in found).items() if count > 1]
+    twice = [
+        name
+        for name, count in Counter((mutant.area, mutant.name) for mutant in found).items()
+        if count > 1
+    ]
     if twice:
         raise ValueError(f"mutants of the same name in one table: {twice}")
     return found
@@ -134,21 +160,43 @@ def copy_repository(root: Path, folder: Path) -> None:
 
 
 def broken_text(root: Path, mutant: Mutant) -> str:
-    """The file as the mutant leaves it. Raises ValueError where the mutant does not apply (any more)."""
+    """The file as the mutant leaves it. Raises ValueError where the mutant does not apply (any
+    more)."""
     path = root / mutant.file
     if not path.is_file() or not path.resolve().is_relative_to(root.resolve()):
         raise ValueError(f"no longer applies: there is no {mutant.file} that may be broken")
     text = path.read_text()
-    count = text.count(mutant.find)
-    if count != 1:
-        raise ValueError(f"no longer applies: {mutant.find!r} stands {count} times in {mutant.file}, expected once")
+    found = places(text, mutant.find)
+    if len(found) != 1:
+        raise ValueError(
+            f"no longer applies: {mutant.find!r} stands {len(found)} times in {mutant.file}, expected once"
+        )
+    first, last = found[0]
+    broken = text[:first] + mutant.replace + text[last:]
     if path.suffix == ".py":
-        compile(text.replace(mutant.find, mutant.replace), mutant.file, "exec")
-    return text.replace(mutant.find, mutant.replace)
+        compile(broken, mutant.file, "exec")
+    return broken
+
+
+def places(text: str, wanted: str) -> list[tuple[int, int]]:
+    """Where `wanted` stands in a text, from and to: as it is written, or else with its lines broken
+    otherwise, as a formatter breaks
+    them, which puts a comma behind the last of several lines."""
+    exact = [(match.start(), match.end()) for match in re.finditer(re.escape(wanted), text)]
+    if exact:
+        return exact
+    pieces = []
+    for piece in re.findall(r"\w+|\S", wanted):
+        if piece in ")]}" and pieces:
+            pieces.append(r"(?:,\s*)?")
+        pieces.append(re.escape(piece) + r"\s*")
+    pattern = "".join(pieces).removesuffix(r"\s*")
+    return [(match.start(), match.end()) for match in re.finditer(pattern, text)]
 
 
 class Watch:
-    """A pytest plugin: which tests failed and of what; those named in `first` are run before all others."""
+    """A pytest plugin: which tests failed and of what; those named in `first` are run before all
+    others."""
 
     def __init__(self, first: tuple[str, ...] = ()) -> None:
         self.first = first
@@ -177,7 +225,9 @@ class Watch:
         self.failures.append((report.nodeid, f"{kind}: {' '.join(line)}"))
 
 
-def run_tests(copy: Path, tests: tuple[str, ...], first: tuple[str, ...], stop: bool, answer: Path) -> None:
+def run_tests(
+    copy: Path, tests: tuple[str, ...], first: tuple[str, ...], stop: bool, answer: Path
+) -> None:
     """In a process of its own: pytest on the copy. Writes what it found to `answer`, as JSON."""
     os.setsid()
     log = os.open(answer.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -186,27 +236,55 @@ def run_tests(copy: Path, tests: tuple[str, ...], first: tuple[str, ...], stop: 
     os.chdir(copy)
     early = [name for name in sys.modules if name == "armlet" or name.startswith("armlet.")]
     assert not early, f"imported before the code was broken: {early}"
-    # What is installed as armlet is somebody else's; what pytest finds in the working folder must not stand before the copy.
+    # What is installed as armlet is somebody else's; what pytest finds in the working folder must
+    # not stand before the copy.
     sys.path[:] = [
         str(copy / "src"),
-        *(entry for entry in sys.path if entry != str(HERE) and not (Path(entry) / "armlet").exists()),
+        *(
+            entry
+            for entry in sys.path
+            if entry != str(HERE) and not (Path(entry) / "armlet").exists()
+        ),
     ]
     sys.dont_write_bytecode = True
-    os.environ.update(PYTHONPATH=str(copy / "src"), PYTHONDONTWRITEBYTECODE="1", PYTEST_DISABLE_PLUGIN_AUTOLOAD="1")
+    os.environ.update(
+        PYTHONPATH=str(copy / "src"),
+        PYTHONDONTWRITEBYTECODE="1",
+        PYTEST_DISABLE_PLUGIN_AUTOLOAD="1",
+    )
     importlib.invalidate_caches()
-    shutil.rmtree(copy / ".hypothesis", ignore_errors=True)  # an example that one mutant failed must not catch the next
+    shutil.rmtree(
+        copy / ".hypothesis", ignore_errors=True
+    )  # an example that one mutant failed must not catch the next
     watch = Watch(first)
-    options = ["-q", "-p", "no:cacheprovider", "--tb=short", f"--basetemp={copy.parent / 'tmp'}", *(["-x"] if stop else [])]
+    options = [
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "--tb=short",
+        f"--basetemp={copy.parent / 'tmp'}",
+        *(["-x"] if stop else []),
+    ]
     if "hypothesis" in sys.modules:
         options += [word for plugin in PLUGINS for word in ("-p", plugin)] + ["--hypothesis-seed=0"]
     code = int(pytest.main([*options, *tests], plugins=[watch]))
     strays = [
         name
         for name, module in sys.modules.items()
-        if name.split(".")[0] == "armlet" and not str(getattr(module, "__file__", None) or "").startswith(str(copy))
+        if name.split(".")[0] == "armlet"
+        and not str(getattr(module, "__file__", None) or "").startswith(str(copy))
     ]
     assert not strays, f"not imported from the copy: {strays}"
-    answer.write_text(json.dumps({"code": code, "unreadable": watch.unreadable, "failures": watch.failures, "ran": watch.ran}))
+    answer.write_text(
+        json.dumps(
+            {
+                "code": code,
+                "unreadable": watch.unreadable,
+                "failures": watch.failures,
+                "ran": watch.ran,
+            }
+        )
+    )
     sys.stdout.flush()
     os._exit(0)
 
@@ -223,9 +301,16 @@ class Worker:
         self._restore: dict[Path, str] = {}
 
     def start(
-        self, job: Any, mutants: list[Mutant], tests: tuple[str, ...], first: tuple[str, ...], *, stop: bool = True
+        self,
+        job: Any,
+        mutants: list[Mutant],
+        tests: tuple[str, ...],
+        first: tuple[str, ...],
+        *,
+        stop: bool = True,
     ) -> None:
-        """Break the copy and begin. Raises ValueError where a mutant does not apply; the copy is whole then."""
+        """Break the copy and begin. Raises ValueError where a mutant does not apply; the copy is
+        whole then."""
         self.job, self.begun = job, time.monotonic()
         try:
             for mutant in mutants:
@@ -243,7 +328,9 @@ class Worker:
 
     def end(self, *, late: bool) -> Outcome:
         """What came of it. `late`: the time was up."""
-        with contextlib.suppress(ProcessLookupError):  # itself, where it hangs, and what it left running
+        with contextlib.suppress(
+            ProcessLookupError
+        ):  # itself, where it hangs, and what it left running
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.join()
         self.process = None
@@ -253,7 +340,11 @@ class Worker:
             return Outcome("timeout", why=f"not ended after {seconds:.0f} s", seconds=seconds)
         if not self.answer.exists():
             lines = self.answer.with_suffix(".log").read_text().strip().splitlines()
-            return Outcome("broken", why=f"the tests' process died: {(lines or ['nothing was printed'])[-1]}", seconds=seconds)
+            return Outcome(
+                "broken",
+                why=f"the tests' process died: {(lines or ['nothing was printed'])[-1]}",
+                seconds=seconds,
+            )
         said = json.loads(self.answer.read_text())
         failures = said["failures"]
         by, why = failures[0] if failures else ("", "")
@@ -261,7 +352,9 @@ class Worker:
             return Outcome("caught", by, why, seconds, len(failures))
         if said["code"] == 0 and said["ran"]:
             return Outcome("survived", seconds=seconds)
-        why = said["unreadable"] or f"pytest ended with {said['code']}, {said['ran']} tests were run"
+        why = (
+            said["unreadable"] or f"pytest ended with {said['code']}, {said['ran']} tests were run"
+        )
         return Outcome("broken", by, why, seconds, len(failures))
 
     def mend(self) -> None:
@@ -271,7 +364,9 @@ class Worker:
 
 
 def try_all(
-    workers: list[Worker], jobs: list[tuple[Any, list[Mutant], tuple[str, ...], tuple[str, ...]]], limit: float
+    workers: list[Worker],
+    jobs: list[tuple[Any, list[Mutant], tuple[str, ...], tuple[str, ...]]],
+    limit: float,
 ) -> Iterator:
     """(job, outcome), as they end."""
     waiting = list(reversed(jobs))
@@ -282,7 +377,13 @@ def try_all(
                 try:
                     worker.start(job, mutants, tests, first)
                 except (ValueError, SyntaxError) as error:
-                    yield job, Outcome("broken" if isinstance(error, SyntaxError) else "inapplicable", why=str(error))
+                    yield (
+                        job,
+                        Outcome(
+                            "broken" if isinstance(error, SyntaxError) else "inapplicable",
+                            why=str(error),
+                        ),
+                    )
         busy = [worker for worker in workers if worker.process]
         wait([worker.process.sentinel for worker in busy], timeout=1)
         for worker in busy:
@@ -306,7 +407,9 @@ def chosen(mutants: list[Mutant], options: argparse.Namespace) -> list[Mutant]:
     ]
     if not found:
         areas = sorted({mutant.area for mutant in mutants})
-        raise ValueError(f"no such mutant: only={options.only}, area={options.area}; the areas are {', '.join(areas)}")
+        raise ValueError(
+            f"no such mutant: only={options.only}, area={options.area}; the areas are {', '.join(areas)}"
+        )
     return found
 
 
@@ -314,7 +417,10 @@ def check_whole(workers: list[Worker], mutants: list[Mutant], limit: float) -> b
     """Whether all named tests pass where nothing is broken: else they would catch anything."""
     files = sorted({test.partition("::")[0] for mutant in mutants for test in mutant.tests})
     named = {
-        file: sorted({test for mutant in mutants for test in mutant.tests if test.startswith(f"{file}::")}) for file in files
+        file: sorted(
+            {test for mutant in mutants for test in mutant.tests if test.startswith(f"{file}::")}
+        )
+        for file in files
     }
     whole = {file for mutant in mutants for file in mutant.tests if "::" not in file}
     jobs = [(file, [], (file,) if file in whole else tuple(named[file]), ()) for file in files]
@@ -322,7 +428,9 @@ def check_whole(workers: list[Worker], mutants: list[Mutant], limit: float) -> b
     for file, outcome in try_all(workers, jobs, limit):
         passed = outcome.verdict == "survived"
         good &= passed
-        say(f"  {outcome.seconds:5.1f} s  {'passes' if passed else f'{outcome.verdict}: {outcome.by} {outcome.why}'}  {file}")
+        say(
+            f"  {outcome.seconds:5.1f} s  {'passes' if passed else f'{outcome.verdict}: {outcome.by} {outcome.why}'}  {file}"
+        )
     return good
 
 
@@ -332,16 +440,26 @@ def together(worker: Worker, mutants: list[Mutant], limit: float) -> int:
     worker.start(None, mutants, tests, (), stop=False)
     worker.process.join(limit)
     outcome = worker.end(late=worker.process.is_alive())
-    say(f"{len(mutants)} at once: {outcome.verdict}, {outcome.failed} tests fail in {outcome.seconds:.0f} s {outcome.why}")
+    say(
+        f"{len(mutants)} at once: {outcome.verdict}, {outcome.failed} tests fail in {outcome.seconds:.0f} s {outcome.why}"
+    )
     return outcome.failed
 
 
-def run_mutants(workers: list[Worker], mutants: list[Mutant], options: argparse.Namespace) -> dict[Mutant, Outcome]:
+def run_mutants(
+    workers: list[Worker], mutants: list[Mutant], options: argparse.Namespace
+) -> dict[Mutant, Outcome]:
     """One after the other, each worker its own; a line for each."""
     before: dict[str, str] = {}
     if options.results.exists():
-        before = {f"{entry['area']}/{entry['name']}": entry["by"] for entry in json.loads(options.results.read_text())["mutants"]}
-    jobs = [(mutant, [mutant], mutant.tests, (before.get(f"{mutant.area}/{mutant.name}", ""),)) for mutant in mutants]
+        before = {
+            f"{entry['area']}/{entry['name']}": entry["by"]
+            for entry in json.loads(options.results.read_text())["mutants"]
+        }
+    jobs = [
+        (mutant, [mutant], mutant.tests, (before.get(f"{mutant.area}/{mutant.name}", ""),))
+        for mutant in mutants
+    ]
     outcomes: dict[Mutant, Outcome] = {}
     for mutant, outcome in try_all(workers, jobs, options.limit):
         if outcome.verdict == "timeout" and mutant.hangs:
@@ -360,24 +478,48 @@ def keep(path: Path, outcomes: dict[Mutant, Outcome], seconds: float) -> None:
     ours = {(mutant.area, mutant.name) for mutant in outcomes}
     entries = [entry for entry in old if (entry["area"], entry["name"]) not in ours]
     entries += [
-        {"area": mutant.area, "name": mutant.name, "file": mutant.file, **asdict(outcome)} for mutant, outcome in outcomes.items()
+        {"area": mutant.area, "name": mutant.name, "file": mutant.file, **asdict(outcome)}
+        for mutant, outcome in outcomes.items()
     ]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"seconds": seconds, "mutants": entries}, indent=1))
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", action="append", help="mutants whose name contains this (may be repeated)")
-    parser.add_argument("--area", action="append", help="the mutants of this table (may be repeated)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--only", action="append", help="mutants whose name contains this (may be repeated)"
+    )
+    parser.add_argument(
+        "--area", action="append", help="the mutants of this table (may be repeated)"
+    )
     parser.add_argument("--named", action="store_true", help="those that an audit found unnoticed")
-    parser.add_argument("--together", action="store_true", help="break all chosen places at once, and count the tests that fail")
+    parser.add_argument(
+        "--together",
+        action="store_true",
+        help="break all chosen places at once, and count the tests that fail",
+    )
     parser.add_argument("--jobs", type=int, default=2, help="how many at a time (2)")
     parser.add_argument("--limit", type=float, default=180, help="seconds a mutant may take (180)")
-    parser.add_argument("--unchecked", action="store_true", help="do not first see that the tests pass where nothing is broken")
-    parser.add_argument("--root", type=Path, default=HERE.parent.parent, help="the repository (this one)")
-    parser.add_argument("--tables", type=Path, default=None, help="the folder of the tables (tests/mutants)")
-    parser.add_argument("--results", type=Path, default=None, help="where what was found is kept (build/mutants.json)")
+    parser.add_argument(
+        "--unchecked",
+        action="store_true",
+        help="do not first see that the tests pass where nothing is broken",
+    )
+    parser.add_argument(
+        "--root", type=Path, default=HERE.parent.parent, help="the repository (this one)"
+    )
+    parser.add_argument(
+        "--tables", type=Path, default=None, help="the folder of the tables (tests/mutants)"
+    )
+    parser.add_argument(
+        "--results",
+        type=Path,
+        default=None,
+        help="where what was found is kept (build/mutants.json)",
+    )
     parser.add_argument("--cold", action="store_true", help="import nothing in advance")
     return parser.parse_args()
 
@@ -398,7 +540,10 @@ def main() -> int:
     gc.collect()
     gc.freeze()  # what is shared with the processes to come stays shared: none of them goes through it
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
-        workers = [Worker(options.root, Path(folder) / str(number)) for number in range(1 if options.together else options.jobs)]
+        workers = [
+            Worker(options.root, Path(folder) / str(number))
+            for number in range(1 if options.together else options.jobs)
+        ]
         if options.together:
             return 0 if together(workers[0], mutants, 10 * options.limit) else 1
         say(f"{len(mutants)} mutants; first their tests, with nothing broken:")
@@ -416,7 +561,9 @@ def report(outcomes: dict[Mutant, Outcome], seconds: float) -> int:
     say("\n" + "".join(f"{name:>14s}" for name in ("area", *verdicts)))
     areas = sorted({mutant.area for mutant in outcomes})
     for area in [*areas, "all"]:
-        count = Counter(outcome.verdict for mutant, outcome in outcomes.items() if area in (mutant.area, "all"))
+        count = Counter(
+            outcome.verdict for mutant, outcome in outcomes.items() if area in (mutant.area, "all")
+        )
         say(f"{area:>14s}" + "".join(f"{count[verdict]:>14d}" for verdict in verdicts))
     wrong = {mutant: outcome for mutant, outcome in outcomes.items() if outcome.verdict != "caught"}
     for mutant, outcome in wrong.items():

@@ -1,4 +1,5 @@
-"""The runner of mutants, on a project of two functions: what must be caught is, and nothing else is said to be."""
+"""The runner of mutants, on a project of two functions: what must be caught is, and nothing else is
+said to be."""
 
 import json
 import subprocess
@@ -43,13 +44,23 @@ tests = ["tests/test_double.py{test}"]
 """
 
 
-def verdicts(root: Path, *mutants: tuple[str, str, str, str], options: tuple[str, ...] = ()) -> tuple[int, dict[str, dict], str]:
-    """Write the project and its table, run; (exit status, name → what was found, what was printed)."""
-    for path, text in (("src/armlet/__init__.py", SOURCE), ("tests/test_double.py", TESTS), ("pyproject.toml", "")):
+def verdicts(
+    root: Path, *mutants: tuple[str, str, str, str], options: tuple[str, ...] = ()
+) -> tuple[int, dict[str, dict], str]:
+    """Write the project and its table, run; (exit status, name → what was found, what was
+    printed)."""
+    for path, text in (
+        ("src/armlet/__init__.py", SOURCE),
+        ("tests/test_double.py", TESTS),
+        ("pyproject.toml", ""),
+    ):
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         (root / path).write_text(text)
     (root / "tests" / "mutants").mkdir()
-    table = "".join(MUTANT.format(name=name, find=find, replace=new, test=test) for name, find, new, test in mutants)
+    table = "".join(
+        MUTANT.format(name=name, find=find, replace=new, test=test)
+        for name, find, new, test in mutants
+    )
     (root / "tests" / "mutants" / "double.toml").write_text(table)
     command = [sys.executable, RUNNER, "--cold", "--root", root, *options]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -62,7 +73,9 @@ def verdicts(root: Path, *mutants: tuple[str, str, str, str], options: tuple[str
 def test_what_a_test_notices_is_caught_in_this_process_and_in_one_it_starts(tmp_path: Path) -> None:
     wrong = ("return 2 * x", "return 3 * x")
     status, found, _ = verdicts(
-        tmp_path, ("here", *wrong, "::test_double"), ("there", *wrong, "::test_a_process_of_ones_own_has_the_same_code")
+        tmp_path,
+        ("here", *wrong, "::test_double"),
+        ("there", *wrong, "::test_a_process_of_ones_own_has_the_same_code"),
     )
     assert status == 0
     assert [entry["verdict"] for entry in found.values()] == ["caught", "caught"]
@@ -71,7 +84,10 @@ def test_what_a_test_notices_is_caught_in_this_process_and_in_one_it_starts(tmp_
 
 def test_what_changes_nothing_or_what_nobody_tests_survives(tmp_path: Path) -> None:
     status, found, printed = verdicts(
-        tmp_path, ("nothing", "2 * x", "x * 2", ""), ("untested", "3 * x", "4 * x", ""), ("double", "2 * x", "2 + x + 1", "")
+        tmp_path,
+        ("nothing", "2 * x", "x * 2", ""),
+        ("untested", "3 * x", "4 * x", ""),
+        ("double", "2 * x", "2 + x + 1", ""),
     )
     assert status == 1
     assert {name: entry["verdict"] for name, entry in found.items()} == {
@@ -114,7 +130,9 @@ def test_a_test_that_never_ends_is_not_waited_for(tmp_path: Path) -> None:
 
 
 def test_where_the_tests_fail_anyway_nothing_is_tried(tmp_path: Path) -> None:
-    (tmp_path / "conftest.py").write_text("def pytest_itemcollected(item):\n    item.obj = lambda: 1 / 0\n")
+    (tmp_path / "conftest.py").write_text(
+        "def pytest_itemcollected(item):\n    item.obj = lambda: 1 / 0\n"
+    )
     status, found, printed = verdicts(tmp_path, ("here", "2 * x", "3 * x", ""))
     assert status == 1 and not found and "fail without any mutant" in printed
 
@@ -136,4 +154,6 @@ def test_every_mutant_of_this_repository_applies_and_names_a_test_that_is_there(
         assert run.broken_text(root, mutant) != (root / mutant.file).read_text(), mutant.name
         for test in mutant.tests:
             path, _, function = test.partition("::")
-            assert f"def {function.partition('[')[0]}" in (root / path).read_text(), f"{mutant.name}: {test}"
+            assert f"def {function.partition('[')[0]}" in (root / path).read_text(), (
+                f"{mutant.name}: {test}"
+            )

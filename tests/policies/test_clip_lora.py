@@ -1,4 +1,5 @@
-"""VLA-AD's student against references: transformers' own CLIP, the masked path without any description, the towers without LoRA."""
+"""VLA-AD's student against references: transformers' own CLIP, the masked path without any
+description, the towers without LoRA."""
 
 import dataclasses
 import fnmatch
@@ -29,7 +30,16 @@ from armlet.types import ActionSpec, Batch
 SHIPPED = Path(__file__).parents[2] / "checkpoints/tabletop-teacher"
 CAMERAS = {"scene": 24, "wrist": 16}
 SPEC = ActionSpec(
-    ("dx", "dy", "dz", "gripper"), "delta", "none", (-1.0,) * 4, (1.0,) * 4, 3, -1.0, 1.0, control_hz=10, translation_scale=0.05
+    ("dx", "dy", "dz", "gripper"),
+    "delta",
+    "none",
+    (-1.0,) * 4,
+    (1.0,) * 4,
+    3,
+    -1.0,
+    1.0,
+    control_hz=10,
+    translation_scale=0.05,
 )
 TINY = ClipLoraNetwork(
     image=24,
@@ -72,7 +82,10 @@ def shaken(policy: ClipLora) -> ClipLora:
 
 
 def ids(policy: ClipLora, *texts: str) -> torch.Tensor:
-    rows = [torch.tensor(encode(policy.body.tokenizer, text, longest=64) if text else [0]) for text in texts]
+    rows = [
+        torch.tensor(encode(policy.body.tokenizer, text, longest=64) if text else [0])
+        for text in texts
+    ]
     return nn.utils.rnn.pad_sequence(rows, batch_first=True)
 
 
@@ -91,31 +104,50 @@ def take(batch: Batch, row: int) -> Batch:
 
 
 def trained(policy: ClipLora) -> dict[str, nn.Parameter]:
-    return {n: p for n, p in Learner(policy).named_parameters() if any(fnmatch.fnmatch(n, pattern) for pattern in TRAINED)}
+    return {
+        n: p
+        for n, p in Learner(policy).named_parameters()
+        if any(fnmatch.fnmatch(n, pattern) for pattern in TRAINED)
+    }
 
 
-# --- the towers ----------------------------------------------------------------------------------------------
+# --- the towers
+# ----------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
 def test_the_towers_are_transformers_clip(tmp_path) -> None:
-    """Weights by name, here that of a folder; each camera's embedding and each text's are CLIP's own."""
+    """Weights by name, here that of a folder; each camera's embedding and each text's are CLIP's
+    own."""
     network = dataclasses.replace(TINY, fusion="late", lora_rank=2)
     torch.manual_seed(5)
     tokenizer = body().tokenizer
-    text = network.text_tower(tokenizer.get_vocab_size()).to_dict() | {"eos_token_id": 7, "max_position_embeddings": 32}
-    clip = CLIPModel(CLIPModel.config_class(text_config=text, vision_config=network.tower().to_dict(), projection_dim=16)).eval()
+    text = network.text_tower(tokenizer.get_vocab_size()).to_dict() | {
+        "eos_token_id": 7,
+        "max_position_embeddings": 32,
+    }
+    clip = CLIPModel(
+        CLIPModel.config_class(
+            text_config=text, vision_config=network.tower().to_dict(), projection_dim=16
+        )
+    ).eval()
     clip.save_pretrained(tmp_path)
     tokenizer.save(str(tmp_path / "tokenizer.json"))
-    policy = dataclasses.replace(network, pretrained=str(tmp_path)).build(body(), {"scene": 24}).eval()
+    policy = (
+        dataclasses.replace(network, pretrained=str(tmp_path)).build(body(), {"scene": 24}).eval()
+    )
     batch = frames(policy)
     tokens = policy.embed(batch)
     seen = policy.condition(policy.backbone(tokens, batch).hidden, tokens)[:, :16]
-    wanted = clip.get_image_features(pixels(batch.images["scene"], 24, "clip_vision_model")).pooler_output
+    wanted = clip.get_image_features(
+        pixels(batch.images["scene"], 24, "clip_vision_model")
+    ).pooler_output
     torch.testing.assert_close(seen, wanted, atol=1e-5, rtol=1e-5)
     words = torch.tensor([[5, 9, 30, 7, 0, 0], [80, 81, 82, 83, 84, 7]])  # 7 ends a text there
     _, said = policy.read(words)
-    torch.testing.assert_close(said, clip.get_text_features(words).pooler_output, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        said, clip.get_text_features(words).pooler_output, atol=1e-5, rtol=1e-5
+    )
 
 
 def test_weights_that_do_not_fit_or_cannot_be_had_are_named(tmp_path, monkeypatch) -> None:
@@ -124,10 +156,15 @@ def test_weights_that_do_not_fit_or_cannot_be_had_are_named(tmp_path, monkeypatc
 
     monkeypatch.setattr(CLIPModel, "from_pretrained", unreachable)
     body().tokenizer.save(str(tmp_path / "tokenizer.json"))
-    with pytest.raises(OSError, match=r"the weights of .* are not in the cache .*no route to host.*save the model to a folder"):
+    with pytest.raises(
+        OSError,
+        match=r"the weights of .* are not in the cache .*no route to host.*save the model to a folder",
+    ):
         dataclasses.replace(TINY, pretrained=str(tmp_path)).build(body(), CAMERAS)
     monkeypatch.undo()
-    clip = CLIPModel.config_class(vision_config=TINY.tower().to_dict(), text_config=TINY.text_tower(500).to_dict())
+    clip = CLIPModel.config_class(
+        vision_config=TINY.tower().to_dict(), text_config=TINY.text_tower(500).to_dict()
+    )
     CLIPModel(clip).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"has shape \(.*\), and the network\s+wants"):
         dataclasses.replace(TINY, pretrained=str(tmp_path)).build(body(), CAMERAS)
@@ -138,26 +175,43 @@ def test_weights_that_do_not_fit_or_cannot_be_had_are_named(tmp_path, monkeypatc
 
 
 def test_the_published_sizes() -> None:
-    spec = ActionSpec(tuple("xyzabcg"), "delta", "euler", (-1.0,) * 7, (1.0,) * 7, 6, -1.0, 1.0, 10.0, 0.05)
+    spec = ActionSpec(
+        tuple("xyzabcg"), "delta", "euler", (-1.0,) * 7, (1.0,) * 7, 6, -1.0, 1.0, 10.0, 0.05
+    )
     with torch.device("meta"):
-        policy = published().build(Body(spec, identity(8), identity(7), train_tokenizer(TEXTS)), {"scene": 224})
+        policy = published().build(
+            Body(spec, identity(8), identity(7), train_tokenizer(TEXTS)), {"scene": 224}
+        )
     learns = trained(policy)
-    assert {id(p) for p in learns.values()} == {id(p) for p in policy.parameters() if p.requires_grad}
+    assert {id(p) for p in learns.values()} == {
+        id(p) for p in policy.parameters() if p.requires_grad
+    }
     assert sum(p.numel() for p in learns.values()) == 8_562_688
     assert sum(p.numel() for name, p in learns.items() if "lora_" in name) == 491_520
     assert sum(p.numel() for p in policy.parameters()) == 158_270_976
-    assert 158_270_976 - 8_562_688 == 149_708_288  # LongCLIP-B/16 but for its temperature, which no embedding needs
-    assert sum(p.numel() for p in small().build(body(), {"scene": 72, "wrist": 48}).parameters()) < 1_050_000
+    assert (
+        158_270_976 - 8_562_688 == 149_708_288
+    )  # LongCLIP-B/16 but for its temperature, which no embedding needs
+    assert (
+        sum(p.numel() for p in small().build(body(), {"scene": 72, "wrist": 48}).parameters())
+        < 1_050_000
+    )
 
 
 @pytest.mark.parametrize("recipe", [vla_ad_large(), vla_ad_tiny()], ids=lambda recipe: recipe.name)
 def test_a_student_44_times_smaller_than_its_teacher(recipe: Recipe) -> None:
     words = Body(SPEC, identity(5), identity(4), load_policy(SHIPPED).body.tokenizer)
-    large, least = (network.build(words, recipe.benchmark.cameras) for network in (recipe.network, recipe.student.network))
-    assert 44 * sum(p.numel() for p in least.parameters()) <= sum(p.numel() for p in large.parameters())
+    large, least = (
+        network.build(words, recipe.benchmark.cameras)
+        for network in (recipe.network, recipe.student.network)
+    )
+    assert 44 * sum(p.numel() for p in least.parameters()) <= sum(
+        p.numel() for p in large.parameters()
+    )
 
 
-# --- one batch, many ways ------------------------------------------------------------------------------------
+# --- one batch, many ways
+# ------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -167,7 +221,10 @@ def test_each_sample_is_answered_as_if_alone_and_padding_changes_nothing(fusion:
     batch = frames(policy)
     tokens = policy.embed(batch)
     together = policy.condition(policy.backbone(tokens, batch).hidden, tokens)
-    assert together.shape == (6, policy.condition_width) and tokens.vision.sum(1).eq(policy.vision_tokens).all()
+    assert (
+        together.shape == (6, policy.condition_width)
+        and tokens.vision.sum(1).eq(policy.vision_tokens).all()
+    )
     for row in range(len(batch)):
         one = take(batch, row)
         tokens = policy.embed(one)
@@ -181,8 +238,12 @@ def test_cameras_and_words_meet_early_or_not_at_all(fusion: str) -> None:
     policy = make(fusion=fusion)
     batch = frames(policy)
     before = policy.backbone(policy.embed(batch), batch).hidden[:, : policy.grids["scene"]]
-    other_wrist = dataclasses.replace(batch, images={**batch.images, "wrist": 1 - batch.images["wrist"]})
-    other_words = dataclasses.replace(batch, text=batch.text.roll(1, 0), text_mask=batch.text_mask.roll(1, 0))
+    other_wrist = dataclasses.replace(
+        batch, images={**batch.images, "wrist": 1 - batch.images["wrist"]}
+    )
+    other_words = dataclasses.replace(
+        batch, text=batch.text.roll(1, 0), text_mask=batch.text_mask.roll(1, 0)
+    )
     for other in (other_wrist, other_words):
         after = policy.backbone(policy.embed(other), other).hidden[:, : policy.grids["scene"]]
         assert torch.equal(before, after) == (fusion == "late")
@@ -196,7 +257,10 @@ def test_it_can_be_routed_cut_and_saved(tmp_path, fusion: str) -> None:
     assert routed.condition_width == policy.condition_width
     with torch.no_grad():
         assert torch.equal(routed(batch), policy(batch))
-        assert torch.equal(Learner(routed).trace(batch, ["logits"])["logits"], Learner(policy).trace(batch, ["logits"])["logits"])
+        assert torch.equal(
+            Learner(routed).trace(batch, ["logits"])["logits"],
+            Learner(policy).trace(batch, ["logits"])["logits"],
+        )
         cut = policy.keep_layers((0, 2))
         assert cut.layer_numbers == (0, 2) and policy.layer_numbers == (0, 1, 2)
         hidden = tokens = policy.embed(batch)
@@ -205,12 +269,16 @@ def test_it_can_be_routed_cut_and_saved(tmp_path, fusion: str) -> None:
     for number, saved in enumerate((policy, cut, routed)):
         save_policy(saved, tmp_path / str(number))
         again = load_policy(tmp_path / str(number))
-        assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in saved.state_dict().items())
+        assert all(
+            torch.equal(tensor, again.state_dict()[name])
+            for name, tensor in saved.state_dict().items()
+        )
         with torch.no_grad():
             assert torch.equal(again(batch), saved(batch))
 
 
-# --- LoRA ----------------------------------------------------------------------------------------------------
+# --- LoRA
+# ----------------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -220,13 +288,17 @@ def test_merged_is_unmerged(tmp_path, fusion: str) -> None:
     batch = frames(policy)
     want = ["condition", "logits"]
     fresh = Learner(policy).trace(batch, want)
-    torch.testing.assert_close(Learner(policy.deployed()).trace(batch, want), fresh, atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        Learner(policy.deployed()).trace(batch, want), fresh, atol=1e-6, rtol=0
+    )
     shaken(policy)
     learned = Learner(policy).trace(batch, want)
     assert (learned["condition"] - fresh["condition"]).abs().max() > 0.01
     merged = policy.deployed()
     torch.testing.assert_close(Learner(merged).trace(batch, want), learned, atol=1e-5, rtol=1e-5)
-    assert not any("lora" in name or name.startswith(("phase", "direction")) for name in merged.state_dict())
+    assert not any(
+        "lora" in name or name.startswith(("phase", "direction")) for name in merged.state_dict()
+    )
     save_policy(merged, tmp_path)
     assert torch.equal(load_policy(tmp_path)(batch), merged(batch))
 
@@ -241,13 +313,16 @@ class Privileged(Objective):
         actions, valid = batch.targets()
         bins, weights = to_bins(actions), torch.tensor([1.0, 1.0, 1.0, 2.0])
         paths = {
-            name: losses.action_cross_entropy(student[name], bins, valid, weights).mean() for name in ("logits", "logits.told")
+            name: losses.action_cross_entropy(student[name], bins, valid, weights).mean()
+            for name in ("logits", "logits.told")
         }
         label = batch.labels["direction"]
         return {
             **paths,
             "phase": losses.label_cross_entropy(student["phase"], batch.labels["phase"]).mean(),
-            "direction": losses.text_cosine(student["direction"], student["direction.text"], label).mean(),
+            "direction": losses.text_cosine(
+                student["direction"], student["direction.text"], label
+            ).mean(),
         }
 
 
@@ -270,23 +345,39 @@ class Described:
 
 
 def described(policy: ClipLora, batch: Batch) -> Batch:
-    texts = [("", "the gripper closes on the cube", "it pulls the drawer")[row % 3] for row in range(len(batch))]
+    texts = [
+        ("", "the gripper closes on the cube", "it pulls the drawer")[row % 3]
+        for row in range(len(batch))
+    ]
     label = torch.arange(len(batch))
-    return dataclasses.replace(batch, description=ids(policy, *texts), labels={"phase": label % 9, "direction": label % 3 - 1})
+    return dataclasses.replace(
+        batch,
+        description=ids(policy, *texts),
+        labels={"phase": label % 9, "direction": label % 3 - 1},
+    )
 
 
 def test_a_stage_trains_lora_and_what_stands_on_the_towers_and_nothing_else(tmp_path) -> None:
     policy = make(fusion="late", lora_rank=2, aux_heads=True, directions=("pull", "push"))
     before = {name: tensor.clone() for name, tensor in policy.state_dict().items()}
-    stage = Stage(Privileged(), steps=3, batch_size=8, optimiser="adamw", warmup=1, log_every=1, train=TRAINED)
+    stage = Stage(
+        Privileged(), steps=3, batch_size=8, optimiser="adamw", warmup=1, log_every=1, train=TRAINED
+    )
     Trainer(Learner(policy), stage, Described(policy), folder=tmp_path, seed=0, title="test").run()
-    changed = {name for name, tensor in policy.state_dict().items() if not torch.equal(tensor, before[name])}
+    changed = {
+        name
+        for name, tensor in policy.state_dict().items()
+        if not torch.equal(tensor, before[name])
+    }
     assert changed == {name.removeprefix("policy.") for name in trained(policy)}
     assert {"masked", "phase.weight", "head.net.0.weight"} < changed
-    assert any(name.startswith("text.") for name in changed) and any(name.startswith("layers.") for name in changed)
+    assert any(name.startswith("text.") for name in changed) and any(
+        name.startswith("layers.") for name in changed
+    )
 
 
-# --- what only training knows --------------------------------------------------------------------------------
+# --- what only training knows
+# --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("fusion", FUSIONS)
@@ -324,7 +415,9 @@ def test_a_text_is_read_once_and_depends_on_nothing_but_itself() -> None:
     policy = make()
     texts = ids(policy, TEXTS[0], TEXTS[1], TEXTS[0])
     seen = []
-    policy.text.register_forward_pre_hook(lambda module, args, kwargs: seen.append(len(kwargs["input_ids"])), with_kwargs=True)
+    policy.text.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
     _, embedding = policy.read(texts)
     assert seen == [2] and torch.equal(embedding[0], embedding[2])
     assert not torch.equal(embedding[0], embedding[1])
@@ -347,7 +440,9 @@ def test_auxiliary_heads_are_asked_while_training_only() -> None:
     _, texts = policy.read(ids(policy, *policy.network.directions))
     label = batch.labels["direction"]
     torch.testing.assert_close(trace["direction.text"][label >= 0], texts[label[label >= 0]])
-    assert not trace["direction.text"].requires_grad and not trace["direction.text"][label < 0].any()
+    assert (
+        not trace["direction.text"].requires_grad and not trace["direction.text"][label < 0].any()
+    )
     for head in (policy.phase, policy.direction):
         head.register_forward_hook(lambda *_: pytest.fail("a head of training ran"))
     policy(batch)
@@ -357,17 +452,25 @@ def test_auxiliary_heads_are_asked_while_training_only() -> None:
         Learner(make(fusion="early", aux_heads=True)).trace(batch, ["direction.text"])
 
 
-# --- what early fusion is for --------------------------------------------------------------------------------
+# --- what early fusion is for
+# --------------------------------------------------------------------------------
 
 
 def squares(count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Pictures of three squares, red, blue and green; which is meant; where that one is, in −1 … 1."""
+    """Pictures of three squares, red, blue and green; which is meant; where that one is, in −1 …
+    1."""
     colours = torch.tensor([[0.9, 0.1, 0.1], [0.1, 0.2, 0.9], [0.1, 0.8, 0.2]])
-    images, meant, place = torch.full((count, 3, 36, 36), 0.5), torch.randint(3, (count,)), torch.zeros(count, 2)
+    images, meant, place = (
+        torch.full((count, 3, 36, 36), 0.5),
+        torch.randint(3, (count,)),
+        torch.zeros(count, 2),
+    )
     for index in range(count):
         for colour, cell in enumerate(torch.randperm(9)[:3].tolist()):
             row, column = divmod(cell, 3)
-            images[index, :, row * 12 + 3 : row * 12 + 9, column * 12 + 3 : column * 12 + 9] = colours[colour][:, None, None]
+            images[index, :, row * 12 + 3 : row * 12 + 9, column * 12 + 3 : column * 12 + 9] = (
+                colours[colour][:, None, None]
+            )
             if colour == meant[index]:
                 place[index] = torch.tensor([row, column]) - 1.0
     return images, meant, place
@@ -375,15 +478,31 @@ def squares(count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 @pytest.mark.parametrize("fusion", FUSIONS)
 def test_only_early_fusion_learns_at_once_which_thing_is_meant(fusion: str) -> None:
-    """Late fusion learns where the three squares are and not which is named: it stays at the entropy of three guesses."""
-    spec = dataclasses.replace(SPEC, names=("dx", "dy"), low=(-1.0,) * 2, high=(1.0,) * 2, gripper=None)
+    """Late fusion learns where the three squares are and not which is named: it stays at the
+    entropy of three guesses."""
+    spec = dataclasses.replace(
+        SPEC, names=("dx", "dy"), low=(-1.0,) * 2, high=(1.0,) * 2, gripper=None
+    )
     names = [f"touch the {colour} cube" for colour in ("red", "blue", "green")]
     network = dataclasses.replace(
-        TINY, fusion=fusion, image=36, patch=12, strides={"scene": 12}, depth=2, text_width=32, text_depth=1, embed=32, channels=8
+        TINY,
+        fusion=fusion,
+        image=36,
+        patch=12,
+        strides={"scene": 12},
+        depth=2,
+        text_width=32,
+        text_depth=1,
+        embed=32,
+        channels=8,
     )
-    network = dataclasses.replace(network, chunk=2, execute=2, head_options={"hidden": 48, "bins": 64})
+    network = dataclasses.replace(
+        network, chunk=2, execute=2, head_options={"hidden": 48, "bins": 64}
+    )
     torch.manual_seed(0)
-    policy = network.build(Body(spec, identity(2), identity(2), train_tokenizer(names)), {"scene": 36})
+    policy = network.build(
+        Body(spec, identity(2), identity(2), train_tokenizer(names)), {"scene": 36}
+    )
     images, meant, place = squares(1000)
     text, target = ids(policy, *names)[meant], 0.7 * place[:, None].expand(-1, 2, -1)
     optimiser = torch.optim.AdamW(policy.parameters(), lr=5e-3)
@@ -405,11 +524,23 @@ def test_only_early_fusion_learns_at_once_which_thing_is_meant(fusion: str) -> N
 
 @pytest.mark.slow
 def test_the_published_size_learns_a_step() -> None:
-    """Memory of some gigabytes: two frames forward and backward at full size, and what stood still has no gradient."""
-    spec = ActionSpec(tuple("xyzabcg"), "delta", "euler", (-1.0,) * 7, (1.0,) * 7, 6, -1.0, 1.0, 10.0, 0.05)
-    policy = published().build(Body(spec, identity(8), identity(7), train_tokenizer(TEXTS)), {"scene": 224})
+    """Memory of some gigabytes: two frames forward and backward at full size, and what stood still
+    has no gradient."""
+    spec = ActionSpec(
+        tuple("xyzabcg"), "delta", "euler", (-1.0,) * 7, (1.0,) * 7, 6, -1.0, 1.0, 10.0, 0.05
+    )
+    policy = published().build(
+        Body(spec, identity(8), identity(7), train_tokenizer(TEXTS)), {"scene": 224}
+    )
     text = ids(policy, *TEXTS[:2])
-    batch = Batch({"scene": torch.rand(2, 3, 224, 224)}, text, text != 0, torch.zeros(2, 8), torch.zeros(2, 7), description=text)
+    batch = Batch(
+        {"scene": torch.rand(2, 3, 224, 224)},
+        text,
+        text != 0,
+        torch.zeros(2, 8),
+        torch.zeros(2, 7),
+        description=text,
+    )
     optimiser = torch.optim.AdamW([p for p in policy.parameters() if p.requires_grad], lr=1e-3)
     bins, found = torch.randint(0, 256, (2, 5, 7)), []
     for _ in range(3):
@@ -421,6 +552,6 @@ def test_the_published_size_learns_a_step() -> None:
         found.append(float(loss.detach()))
     assert found[-1] < found[0]
     frozen = {name for name, p in policy.named_parameters() if p.grad is None}
-    assert frozen == {name.removeprefix("policy.") for name, _ in Learner(policy).named_parameters()} - {
-        name.removeprefix("policy.") for name in trained(policy)
-    }
+    assert frozen == {
+        name.removeprefix("policy.") for name, _ in Learner(policy).named_parameters()
+    } - {name.removeprefix("policy.") for name in trained(policy)}

@@ -1,4 +1,5 @@
-"""What a robot says of itself is checked before a policy acts on it: number, kind, shape, finiteness."""
+"""What a robot says of itself is checked before a policy acts on it: number, kind, shape,
+finiteness."""
 
 import dataclasses
 
@@ -38,4 +39,6 @@ def test_numbers_of_any_kind_are_taken() -> None:
     policy, seen = make_policy(), observe()
     wanted = policy.infer(seen)
     for state in ([0, 0, 0, 0], (0.0,) * 4, seen.state.astype("float64"), torch.zeros(4)):
-        assert (policy.infer(dataclasses.replace(seen, state=state, previous_action=state)) == wanted).all()
+        assert (
+            policy.infer(dataclasses.replace(seen, state=state, previous_action=state)) == wanted
+        ).all()

@@ -1,4 +1,5 @@
-"""What enters our VLA and what leaves it, part by part: pictures, words and state where they belong, actions in the robot's numbers."""
+"""What enters our VLA and what leaves it, part by part: pictures, words and state where they
+belong, actions in the robot's numbers."""
 
 import dataclasses
 
@@ -15,13 +16,23 @@ from armlet.training import make_batches
 from armlet.types import Observation
 
 STATE = Normaliser(np.array([1, 2, 3, 4], np.float32), np.array([2, 4, 5, 0.5], np.float32))
-ACTIONS = Normaliser(np.array([0.1, -0.2, 0.3, 0], np.float32), np.array([0.5, 0.25, 2, 1], np.float32))
+ACTIONS = Normaliser(
+    np.array([0.1, -0.2, 0.3, 0], np.float32), np.array([0.5, 0.25, 2, 1], np.float32)
+)
 
 
 def observed(seed: int, text: str) -> Observation:
     rng = np.random.default_rng(seed)
-    images = {name: rng.integers(0, 256, (side, side, 3), dtype=np.uint8) for name, side in (("scene", 24), ("wrist", 16))}
-    return Observation(images, rng.normal(size=4).astype(np.float32), text, rng.uniform(-1, 1, 4).astype(np.float32))
+    images = {
+        name: rng.integers(0, 256, (side, side, 3), dtype=np.uint8)
+        for name, side in (("scene", 24), ("wrist", 16))
+    }
+    return Observation(
+        images,
+        rng.normal(size=4).astype(np.float32),
+        text,
+        rng.uniform(-1, 1, 4).astype(np.float32),
+    )
 
 
 def robot() -> VLA:
@@ -32,15 +43,29 @@ def robot() -> VLA:
 
 def test_an_observation_becomes_the_batch_written_by_hand() -> None:
     policy, seen = robot(), [observed(0, TEXTS[1].upper()), observed(1, TEXTS[0])]
-    batch = gather(seen, {"wrist": 16, "scene": 24}, policy.body, text_tokens=32, device=torch.device("cpu"))
+    batch = gather(
+        seen, {"wrist": 16, "scene": 24}, policy.body, text_tokens=32, device=torch.device("cpu")
+    )
     for row, each in enumerate(seen):
         for name, image in each.images.items():
-            np.testing.assert_allclose(batch.images[name][row].numpy(), image.transpose(2, 0, 1) / 255, atol=1e-6)
-        np.testing.assert_allclose(batch.state[row], (each.state - STATE.offset) / STATE.scale, rtol=1e-5)
-        np.testing.assert_allclose(batch.previous_action[row], (each.previous_action - ACTIONS.offset) / ACTIONS.scale, rtol=1e-5)
+            np.testing.assert_allclose(
+                batch.images[name][row].numpy(), image.transpose(2, 0, 1) / 255, atol=1e-6
+            )
+        np.testing.assert_allclose(
+            batch.state[row], (each.state - STATE.offset) / STATE.scale, rtol=1e-5
+        )
+        np.testing.assert_allclose(
+            batch.previous_action[row],
+            (each.previous_action - ACTIONS.offset) / ACTIONS.scale,
+            rtol=1e-5,
+        )
         ids = policy.body.tokenizer.encode(each.instruction.lower()).ids
-        assert batch.text[row, : len(ids)].tolist() == ids and batch.text[row, len(ids) :].sum() == 0
-        assert batch.text_mask[row].tolist() == [True] * len(ids) + [False] * (batch.text.shape[1] - len(ids))
+        assert (
+            batch.text[row, : len(ids)].tolist() == ids and batch.text[row, len(ids) :].sum() == 0
+        )
+        assert batch.text_mask[row].tolist() == [True] * len(ids) + [False] * (
+            batch.text.shape[1] - len(ids)
+        )
     assert batch.text_mask[1].sum() < batch.text_mask[0].sum()
 
 
@@ -53,13 +78,16 @@ def test_what_is_decided_is_in_the_robots_numbers_and_within_its_range() -> None
     expected = normalised * ACTIONS.scale + ACTIONS.offset
     assert (np.abs(expected) > 1).any() and (np.abs(expected) < 1).any()
     decision = policy.decide(seen)
-    np.testing.assert_allclose(decision.actions, np.clip(expected, spec.low, spec.high), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        decision.actions, np.clip(expected, spec.low, spec.high), rtol=1e-4, atol=1e-5
+    )
     assert decision.actions.dtype == np.float32 and decision.gates == (1,) * 4
 
 
 @torch.no_grad()
 def test_tokens_stand_in_the_order_that_is_said() -> None:
-    """[cameras, words, state, query], each made of its own part of the batch; masks say which are which."""
+    """[cameras, words, state, query], each made of its own part of the batch; masks say which are
+    which."""
     policy = make_policy()
     batch = make_batches(policy, make_frames()).batch(np.array([0, 9, 20]))
     tokens, words = policy.embed(batch), policy.words(batch.text)
@@ -92,7 +120,9 @@ def test_every_token_hears_every_other_and_the_head_the_last() -> None:
         assert heard.all(), "the first hear the last, too"
     padded = tokens.hidden.clone()
     padded[~tokens.mask] += 5
-    torch.testing.assert_close(policy.run_layer(0, padded, tokens)[tokens.mask], before[tokens.mask])
+    torch.testing.assert_close(
+        policy.run_layer(0, padded, tokens)[tokens.mask], before[tokens.mask]
+    )
     moved = before.clone()
     moved[:, :-1] += 1
     assert torch.equal(policy.condition(moved, tokens), policy.condition(before, tokens))
@@ -139,11 +169,16 @@ def test_a_picture_of_another_size_is_named() -> None:
         ({"images": {}}, r"lacks camera\(s\) \['scene', 'wrist'\]"),
         ({"state": [[1, 2], [3]]}, r"state: found .*, expected 4 numbers"),
         ({"state": ["a", "b", "c", "d"]}, r"state: found .*, expected 4 numbers"),
-        ({"previous_action": torch.tensor([0, 0, float("nan"), 0])}, r"previous_action: NaN or infinite at \[2\]"),
+        (
+            {"previous_action": torch.tensor([0, 0, float("nan"), 0])},
+            r"previous_action: NaN or infinite at \[2\]",
+        ),
     ],
 )
 @pytest.mark.parametrize("place", [0, 1])
-def test_what_is_told_wrongly_is_named_wherever_it_stands(change: dict, said: str, place: int) -> None:
+def test_what_is_told_wrongly_is_named_wherever_it_stands(
+    change: dict, said: str, place: int
+) -> None:
     seen = [observed(0, TEXTS[0]), observed(1, TEXTS[1])]
     seen[place] = dataclasses.replace(seen[place], **change)
     with pytest.raises(ValueError, match=said):

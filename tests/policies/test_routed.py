@@ -35,7 +35,9 @@ def batch_for(policy: Routed, rows: int = 40) -> Batch:
 @torch.no_grad()
 def spent(policy: Routed, batch: Batch) -> float:
     told = replace(batch, budget=policy.routing.budget) if policy.routing.dial else batch
-    return float(keep_ratio(policy.backbone(policy.embed(told), told).gates, policy.layer_costs()).mean())
+    return float(
+        keep_ratio(policy.backbone(policy.embed(told), told).gates, policy.layer_costs()).mean()
+    )
 
 
 @pytest.mark.parametrize("dial", [False, True])
@@ -52,13 +54,22 @@ def test_a_calibrated_budget_is_kept_and_used(dial: bool) -> None:
 
 
 @given(
-    st.lists(st.lists(st.integers(-20, 20).map(lambda n: n / 4), min_size=3, max_size=3), min_size=1, max_size=6),
+    st.lists(
+        st.lists(st.integers(-20, 20).map(lambda n: n / 4), min_size=3, max_size=3),
+        min_size=1,
+        max_size=6,
+    ),
     st.lists(st.floats(0.1, 3), min_size=3, max_size=3),
     st.floats(0.01, 1),
 )
 @settings(max_examples=200, deadline=None)
-def test_no_threshold_below_the_one_found_can_be_paid(rows: list, costs: list, budget: float) -> None:
-    logits, prices = torch.tensor(rows, dtype=torch.float64), torch.tensor(costs, dtype=torch.float64)
+def test_no_threshold_below_the_one_found_can_be_paid(
+    rows: list, costs: list, budget: float
+) -> None:
+    logits, prices = (
+        torch.tensor(rows, dtype=torch.float64),
+        torch.tensor(costs, dtype=torch.float64),
+    )
 
     def share(threshold: float) -> float:
         return float(keep_ratio(hard_gates(logits, threshold), prices).mean())
@@ -78,7 +89,9 @@ def test_a_dial_turned_is_another_setting_of_the_same_weights(tmp_path) -> None:
     save_policy(policy, tmp_path)
     again = load_policy(tmp_path)
     batch = batch_for(policy)
-    assert again.at(0.4).routing == policy.at(0.4).routing and spent(again.at(0.4), batch) == spent(policy.at(0.4), batch)
+    assert again.at(0.4).routing == policy.at(0.4).routing and spent(again.at(0.4), batch) == spent(
+        policy.at(0.4), batch
+    )
 
 
 def test_budgets_that_cannot_be_had_are_refused() -> None:
@@ -98,7 +111,9 @@ def test_budgets_that_cannot_be_had_are_refused() -> None:
 def test_the_budget_changes_what_a_told_router_runs() -> None:
     policy = routed(dial=True, budget=0.5)
     batch = batch_for(policy)
-    logits = [policy.route(policy.embed(batch), replace(batch, budget=budget)) for budget in (0.1, 0.9)]
+    logits = [
+        policy.route(policy.embed(batch), replace(batch, budget=budget)) for budget in (0.1, 0.9)
+    ]
     assert (logits[0] - logits[1]).abs().max() > 0.01
 
 
@@ -136,7 +151,8 @@ def test_a_random_router_survives_saving(tmp_path) -> None:
 
 
 def test_a_router_with_a_budget_sets_its_own_threshold() -> None:
-    """Logits that all lie below 0, as after little training, would run nothing: the budget says what runs."""
+    """Logits that all lie below 0, as after little training, would run nothing: the budget says
+    what runs."""
     policy = routed(budget=0.375)
     torch.nn.init.normal_(policy.router.leave.bias, mean=-9.0, std=0.5)
     batch = batch_for(policy)
@@ -159,6 +175,10 @@ def test_a_router_that_always_says_the_same_is_left_behind(tmp_path) -> None:
     assert one.routing.only == (0, 2, 5, 7) and one.at(0.25).routing.only is None
     save_policy(one, tmp_path)
     plain = load_policy(tmp_path).deployed()
-    assert plain.layer_numbers == (0, 2, 5, 7) and len(plain.layers) == 4 and not hasattr(plain, "router")
+    assert (
+        plain.layer_numbers == (0, 2, 5, 7)
+        and len(plain.layers) == 4
+        and not hasattr(plain, "router")
+    )
     with torch.no_grad():
         torch.testing.assert_close(plain(batch), one(batch))

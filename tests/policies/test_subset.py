@@ -13,8 +13,15 @@ def test_layers_that_do_little_are_dropped() -> None:
     teacher = make_policy(depth=6)
     batch = make_batches(teacher, make_frames()).batch(np.arange(20))
     with torch.no_grad():
-        for index, size in ((1, 0.0), (4, 0.0), (2, 3.0)):  # two layers that do nothing, and one that does much
-            for parameter in (teacher.layers[index].self_attn.o_proj.weight, teacher.layers[index].mlp.down_proj.weight):
+        for index, size in (
+            (1, 0.0),
+            (4, 0.0),
+            (2, 3.0),
+        ):  # two layers that do nothing, and one that does much
+            for parameter in (
+                teacher.layers[index].self_attn.o_proj.weight,
+                teacher.layers[index].mlp.down_proj.weight,
+            ):
                 parameter.mul_(size)
     found = influence(teacher, batch)
     assert found[[1, 4]].abs().max() < 1e-6 and found.argmax() == 2
@@ -36,7 +43,8 @@ def test_influence_is_how_far_a_layer_turns_the_real_tokens_it_is_given() -> Non
     for index in range(4):
         after = teacher.run_layer(index, hidden, tokens)
         turned = [
-            1 - float(torch.cosine_similarity(a, b, dim=0)) for a, b in zip(hidden[tokens.mask], after[tokens.mask], strict=True)
+            1 - float(torch.cosine_similarity(a, b, dim=0))
+            for a, b in zip(hidden[tokens.mask], after[tokens.mask], strict=True)
         ]
         expected.append(np.mean(turned))
         hidden = after

@@ -1,4 +1,5 @@
-"""Our VLA and its router against references: transformers' own model, the unrouted network, the batch without padding."""
+"""Our VLA and its router against references: transformers' own model, the unrouted network, the
+batch without padding."""
 
 import dataclasses
 
@@ -19,7 +20,16 @@ from armlet.policies.vla import VLA, VLAConfig
 from armlet.types import ActionSpec, Observation
 
 SPEC = ActionSpec(
-    ("dx", "dy", "dz", "gripper"), "delta", "none", (-1.0,) * 4, (1.0,) * 4, 3, -1.0, 1.0, control_hz=10, translation_scale=0.05
+    ("dx", "dy", "dz", "gripper"),
+    "delta",
+    "none",
+    (-1.0,) * 4,
+    (1.0,) * 4,
+    3,
+    -1.0,
+    1.0,
+    control_hz=10,
+    translation_scale=0.05,
 )
 TEXTS = ("touch the red cube", "put the blue cylinder into the white box", "open the green drawer")
 
@@ -49,7 +59,10 @@ def make(head: str = "regression", **changes) -> VLA:
 
 def observe(text: str, seed: int = 0) -> Observation:
     rng = np.random.default_rng(seed)
-    images = {name: rng.integers(0, 256, (size, size, 3), dtype=np.uint8) for name, size in (("scene", 48), ("wrist", 32))}
+    images = {
+        name: rng.integers(0, 256, (size, size, 3), dtype=np.uint8)
+        for name, size in (("scene", 48), ("wrist", 32))
+    }
     return Observation(images, rng.normal(size=4).astype(np.float32), text, np.zeros(4, np.float32))
 
 
@@ -85,7 +98,9 @@ def test_padding_changes_nothing() -> None:
     alone, together = policy.prepare([short]), policy.prepare([long, short])
     tokens = policy.embed(together)
     logits = policy.route(tokens, together)[1]
-    torch.testing.assert_close(policy.route(policy.embed(alone), alone)[0], logits, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        policy.route(policy.embed(alone), alone)[0], logits, atol=1e-5, rtol=1e-5
+    )
     torch.testing.assert_close(policy(alone)[0], policy(together)[1], atol=1e-5, rtol=1e-5)
 
 
@@ -95,7 +110,9 @@ def test_what_is_asked_depends_on_the_order_of_the_words_and_not_on_padding() ->
     ids = torch.tensor([[5, 6, 7, 0, 0], [7, 6, 5, 0, 0]])
     asked = policy.ask(policy.words(ids), ids != 0)
     assert (asked[0] - asked[1]).norm() > 0.1 * asked[0].norm(), "'a on b' is not 'b on a'"
-    assert torch.allclose(asked[:1], policy.ask(policy.words(ids[:1, :3]), ids[:1, :3] != 0), atol=1e-6)
+    assert torch.allclose(
+        asked[:1], policy.ask(policy.words(ids[:1, :3]), ids[:1, :3] != 0), atol=1e-6
+    )
 
 
 def test_gates_of_one_are_the_unrouted_network_to_the_bit() -> None:
@@ -163,20 +180,29 @@ def test_a_frozen_router_trains_only_the_layers_it_chose() -> None:
     def gradients() -> dict[str, torch.Tensor | None]:
         routed.zero_grad(set_to_none=True)
         routed(batch).square().sum().backward()
-        return {name: p.grad for name, p in routed.named_parameters() if not name.startswith("router.")}
+        return {
+            name: p.grad for name, p in routed.named_parameters() if not name.startswith("router.")
+        }
 
     masked = gradients()
     routed.router.requires_grad_(False)
     skipping = gradients()
     with torch.no_grad():
         ran = routed.backbone(routed.embed(batch), batch).gates.sum(0)
-    assert 0 in ran and len(set(ran.tolist())) > 2, "the test should meet layers that none, some and all samples run"
+    assert 0 in ran and len(set(ran.tolist())) > 2, (
+        "the test should meet layers that none, some and all samples run"
+    )
     for name, gradient in skipping.items():
         if gradient is None:
             assert masked[name] is None or not masked[name].any()
         else:
             torch.testing.assert_close(gradient, masked[name], atol=1e-5, rtol=1e-4)
-    idle = [p for index, layer in enumerate(routed.layers) if ran[index] == 0 for p in layer.parameters()]
+    idle = [
+        p
+        for index, layer in enumerate(routed.layers)
+        if ran[index] == 0
+        for p in layer.parameters()
+    ]
     assert idle and all(p.grad is None for p in idle)
 
 
@@ -198,7 +224,9 @@ def test_every_head_learns_one_batch(head: str) -> None:
     policy = make(head, head_options={"steps": 8} if head == "flow" else {}).train()
     batch = policy.prepare([observe(text, seed) for seed, text in enumerate(TEXTS)])
     target = torch.rand(3, 5, 4) * 1.6 - 0.8
-    batch = dataclasses.replace(batch, actions=target, actions_valid=torch.ones(3, 5, dtype=torch.bool))
+    batch = dataclasses.replace(
+        batch, actions=target, actions_valid=torch.ones(3, 5, dtype=torch.bool)
+    )
     optimiser = torch.optim.AdamW(policy.parameters(), lr=3e-3)
     torch.manual_seed(0)
     for _ in range(600 if head == "flow" else 150):
@@ -218,7 +246,9 @@ def test_first_k_and_kept_layers_are_the_teachers_own() -> None:
     for kept, cut in (((0, 1, 2), student), ((0, 2, 5), Kept((0, 2, 5)).build(teacher))):
         for number, layer in zip(kept, cut.layers, strict=True):
             wanted = teacher.layers[number].state_dict()
-            assert all(torch.equal(tensor, wanted[name]) for name, tensor in layer.state_dict().items())
+            assert all(
+                torch.equal(tensor, wanted[name]) for name, tensor in layer.state_dict().items()
+            )
         assert cut.layer_numbers == kept
     with pytest.raises(ValueError, match="increasing numbers from 0 to 5"):
         Kept((0, 6)).build(teacher)
@@ -226,7 +256,11 @@ def test_first_k_and_kept_layers_are_the_teachers_own() -> None:
 
 @pytest.mark.parametrize("kind", ["vla", "routed", "first_k"])
 def test_a_saved_policy_answers_the_same(tmp_path, kind: str) -> None:
-    policy = {"vla": make, "routed": lambda: shaken(make()), "first_k": lambda: FirstK(2).build(make())}[kind]().eval()
+    policy = {
+        "vla": make,
+        "routed": lambda: shaken(make()),
+        "first_k": lambda: FirstK(2).build(make()),
+    }[kind]().eval()
     save_policy(policy, tmp_path)
     again = load_policy(tmp_path)
     assert np.array_equal(policy.infer(observe(TEXTS[1])), again.infer(observe(TEXTS[1])))

@@ -1,7 +1,9 @@
-"""The annotator contract: a teacher that answers in words. Its labels are rows of the trace store, one a frame.
+"""The annotator contract: a teacher that answers in words. Its labels are rows of the trace store,
+one a frame.
 
-A label is a phase and a direction, each one of a closed vocabulary, the name of the thing acted on (the element), and
-the words that a student is told (the description). `store` keeps them and reads them again.
+A label is a phase and a direction, each one of a closed vocabulary, the name of the thing acted on
+(the element), and the words that a student is told (the description). `store` keeps them and reads
+them again.
 
 An annotator sees an episode and nothing of the simulator, the expert or the policy that made it.
 """
@@ -33,11 +35,14 @@ class LabelError(ValueError):
 
 
 class AnnotationError(LabelError):
-    """What an annotator could not say about one episode. `segments`: (first step, step after the last, what was wrong)."""
+    """What an annotator could not say about one episode. `segments`: (first step, step after the
+    last, what was wrong)."""
 
     def __init__(self, segments: Sequence[tuple[int, int, str]]) -> None:
         self.segments = tuple(segments)
-        super().__init__("; ".join(f"steps {start} to {stop - 1}: {what}" for start, stop, what in segments))
+        super().__init__(
+            "; ".join(f"steps {start} to {stop - 1}: {what}" for start, stop, what in segments)
+        )
 
 
 class NotConfirmedError(RuntimeError):
@@ -45,28 +50,35 @@ class NotConfirmedError(RuntimeError):
 
 
 def describe(phase: str, direction: str = "none", element: str = "") -> str:
-    """The words a student is told about a moment, unless an annotator gave its own: `operating: pull the red drawer`."""
+    """The words a student is told about a moment, unless an annotator gave its own: `operating:
+    pull the red drawer`."""
     what = f" the {element}" if element else ""
     return f"{phase}{what}" if direction == "none" else f"{phase}: {direction}{what}"
 
 
 def element_name(text: str) -> str:
-    """The name of a thing as labels keep it: lower case, single spaces, no article. Raises LabelError where it is no name.
+    """The name of a thing as labels keep it: lower case, single spaces, no article. Raises
+    LabelError where it is no name.
 
-    Letters of any script, digits, spaces, hyphens and apostrophes; at most six words and `ELEMENT_BYTES` bytes.
+    Letters of any script, digits, spaces, hyphens and apostrophes; at most six words and
+    `ELEMENT_BYTES` bytes.
     """
     name = re.sub(r"^(the|a|an) (?=.)", "", " ".join(text.lower().split()))
     strange = sorted({letter for letter in name if not (letter.isalnum() or letter in " -'")})
     if not name or strange or len(name.split()) > 6:
-        raise LabelError(f"{text!r} is no name of a thing; expected one to six words of letters, digits, hyphens and apostrophes")
+        raise LabelError(
+            f"{text!r} is no name of a thing; expected one to six words of letters, digits, hyphens and apostrophes"
+        )
     encode_text(name, ELEMENT_BYTES, "element")
     return name
 
 
 @dataclass(frozen=True)
 class Labels:
-    """What an annotator says about T frames: `phase` (T,) into PHASES and `direction` (T,) into DIRECTIONS, int64; `element`,
-    T names (empty: none is meant), and `description`, T texts. Raises LabelError where they do not fit one another."""
+    """What an annotator says about T frames: `phase` (T,) into PHASES and `direction` (T,) into
+    DIRECTIONS, int64; `element`,
+    T names (empty: none is meant), and `description`, T texts. Raises LabelError where they do not
+    fit one another."""
 
     phase: np.ndarray
     direction: np.ndarray
@@ -76,16 +88,28 @@ class Labels:
     def __post_init__(self) -> None:
         lengths = {name: len(getattr(self, name)) for name in self.__dataclass_fields__}
         if len(set(lengths.values())) != 1:
-            raise LabelError(f"labels of one episode must have one entry a frame in every field, found {lengths}")
-        for name, values, words in (("phase", self.phase, PHASES), ("direction", self.direction, DIRECTIONS)):
+            raise LabelError(
+                f"labels of one episode must have one entry a frame in every field, found {lengths}"
+            )
+        for name, values, words in (
+            ("phase", self.phase, PHASES),
+            ("direction", self.direction, DIRECTIONS),
+        ):
             if len(values) and not (values.min() >= 0 and values.max() < len(words)):
-                raise LabelError(f"{name} is a number from 0 to {len(words) - 1}, found {values.min()} to {values.max()}")
-        for name, texts, room in (("element", self.element, ELEMENT_BYTES), ("description", self.description, DESCRIPTION_BYTES)):
+                raise LabelError(
+                    f"{name} is a number from 0 to {len(words) - 1}, found {values.min()} to {values.max()}"
+                )
+        for name, texts, room in (
+            ("element", self.element, ELEMENT_BYTES),
+            ("description", self.description, DESCRIPTION_BYTES),
+        ):
             for text in set(texts):
                 encode_text(text, room, name)
         for name in set(self.element) - {""}:
             if element_name(name) != name:
-                raise LabelError(f"the element {name!r} is not as labels keep it: {element_name(name)!r}")
+                raise LabelError(
+                    f"the element {name!r} is not as labels keep it: {element_name(name)!r}"
+                )
 
     @staticmethod
     def named(
@@ -94,11 +118,14 @@ class Labels:
         elements: Sequence[str] | None = None,
         descriptions: Sequence[str] | None = None,
     ) -> "Labels":
-        """Labels from words, one a frame. Without `descriptions` they are what `describe` makes of the rest."""
+        """Labels from words, one a frame. Without `descriptions` they are what `describe` makes of
+        the rest."""
         directions = ["none"] * len(phases) if directions is None else directions
         elements = [""] * len(phases) if elements is None else elements
         if descriptions is None:
-            descriptions = [describe(*words) for words in zip(phases, directions, elements, strict=True)]
+            descriptions = [
+                describe(*words) for words in zip(phases, directions, elements, strict=True)
+            ]
         numbers = _numbers(phases, PHASES), _numbers(directions, DIRECTIONS)
         return Labels(*numbers, tuple(elements), tuple(descriptions))
 
@@ -107,10 +134,16 @@ class Labels:
 
     def words(self, frame: int) -> tuple[str, str, str, str]:
         """Phase, direction, element and description of one frame."""
-        return PHASES[self.phase[frame]], DIRECTIONS[self.direction[frame]], self.element[frame], self.description[frame]
+        return (
+            PHASES[self.phase[frame]],
+            DIRECTIONS[self.direction[frame]],
+            self.element[frame],
+            self.description[frame],
+        )
 
     def elements(self) -> tuple[tuple[str, ...], np.ndarray]:
-        """The names that occur, in order of the alphabet, and which of them each frame has: (T,) int64."""
+        """The names that occur, in order of the alphabet, and which of them each frame has: (T,)
+        int64."""
         names = tuple(sorted(set(self.element)))
         places = {name: place for place, name in enumerate(names)}
         return names, np.array([places[name] for name in self.element], np.int64)
@@ -121,7 +154,12 @@ class Labels:
 
     def part(self, start: int, stop: int) -> "Labels":
         """The labels of some frames that follow one another."""
-        return Labels(self.phase[start:stop], self.direction[start:stop], self.element[start:stop], self.description[start:stop])
+        return Labels(
+            self.phase[start:stop],
+            self.direction[start:stop],
+            self.element[start:stop],
+            self.description[start:stop],
+        )
 
 
 def _numbers(words: Sequence[str], known: tuple[str, ...]) -> np.ndarray:
@@ -139,7 +177,8 @@ def stretches(values: Sequence[Any]) -> list[tuple[int, int]]:
 
 @dataclass(frozen=True)
 class Cost:
-    """What annotating costs if every question is asked once: questions, pictures, tokens, and the price in dollars."""
+    """What annotating costs if every question is asked once: questions, pictures, tokens, and the
+    price in dollars."""
 
     questions: int
     frames: int
@@ -156,9 +195,11 @@ class Cost:
 
 @dataclass(frozen=True)
 class Annotator(ABC):
-    """Subclasses are frozen dataclasses whose fields are everything that changes an answer, and how to reach who answers.
+    """Subclasses are frozen dataclasses whose fields are everything that changes an answer, and how
+    to reach who answers.
 
-    `looks`: whether it wants the pictures of an episode; decoding them takes far longer than a rule does.
+    `looks`: whether it wants the pictures of an episode; decoding them takes far longer than a rule
+    does.
     """
 
     looks: ClassVar[bool] = False
@@ -174,11 +215,15 @@ class Annotator(ABC):
 
     @abstractmethod
     def annotate(self, episode: EpisodeFrames, fps: float) -> Labels:
-        """Labels of an episode's T frames; `episode.images` is empty for one that does not look. Raises AnnotationError
+        """Labels of an episode's T frames; `episode.images` is empty for one that does not look.
+        Raises AnnotationError
         naming the segments it has no answer for."""
 
-    def estimate(self, episodes: Iterable[EpisodeFrames], sizes: dict[str, tuple[int, int]], fps: float) -> Cost | None:
-        """What annotating these episodes, given without pictures, would cost; None where it costs nothing. `sizes`
+    def estimate(
+        self, episodes: Iterable[EpisodeFrames], sizes: dict[str, tuple[int, int]], fps: float
+    ) -> Cost | None:
+        """What annotating these episodes, given without pictures, would cost; None where it costs
+        nothing. `sizes`
         camera → (height, width)."""
         return None
 
@@ -194,8 +239,11 @@ def annotator_fingerprint(annotator: Annotator) -> str:
 
 
 def encode_text(text: str, room: int, name: str) -> bytes:
-    """UTF-8 of a text that fits a row's `room` bytes. Raises LabelError where it does not: a text is never cut."""
+    """UTF-8 of a text that fits a row's `room` bytes. Raises LabelError where it does not: a text
+    is never cut."""
     content = text.encode()
     if len(content) > room or "\0" in text:
-        raise LabelError(f"the {name} {text[:60]!r} has {len(content)} bytes; {room} at most fit in a row, none of them zero")
+        raise LabelError(
+            f"the {name} {text[:60]!r} has {len(content)} bytes; {room} at most fit in a row, none of them zero"
+        )
     return content

@@ -1,10 +1,11 @@
 """Labels ↔ the language columns of a LeRobotDataset (`armlet.data.language` says what these are).
 
-Of every stretch in which nothing changes, two rows hold from its first frame on: a `subtask`, whose content is the
-description, which is what lerobot's own recipes train on; and a `motion`, whose content is phase, direction and element in
-this order with commas between them, `operating, pull, red drawer`. A motion in these words is how our rows are told from
-those of others. lerobot takes a row as true until the next one of its style, whoever wrote it, so two producers of
-subtasks or motions cannot share a data set; rows of all other styles, and events, are left as they are.
+Of every stretch in which nothing changes, two rows hold from its first frame on: a `subtask`, whose
+content is the description, which is what lerobot's own recipes train on; and a `motion`, whose
+content is phase, direction and element in this order with commas between them, `operating, pull,
+red drawer`. A motion in these words is how our rows are told from those of others. lerobot takes a
+row as true until the next one of its style, whoever wrote it, so two producers of subtasks or
+motions cannot share a data set; rows of all other styles, and events, are left as they are.
 """
 
 from pathlib import Path
@@ -18,14 +19,19 @@ from armlet.data.language import Remark, frame_times, read_persistent, remark, w
 SUBTASK, MOTION = "subtask", "motion"
 
 
-def write_language(data: EpisodeDataset, labels: Labels, target: Path | str, *, replace: bool = False) -> EpisodeDataset:
-    """A copy of a data set at `target`, with labels of its N frames as language. Labels that it has of ours are replaced.
+def write_language(
+    data: EpisodeDataset, labels: Labels, target: Path | str, *, replace: bool = False
+) -> EpisodeDataset:
+    """A copy of a data set at `target`, with labels of its N frames as language. Labels that it has
+    of ours are replaced.
 
-    Raises LabelError where labels and frames differ in number, or somebody else's subtasks or motions stand there, unless
-    `replace` says to drop these.
+    Raises LabelError where labels and frames differ in number, or somebody else's subtasks or
+    motions stand there, unless `replace` says to drop these.
     """
     if len(labels) != len(data):
-        raise LabelError(f"{data.root} has {len(data)} frames, and there are labels of {len(labels)}")
+        raise LabelError(
+            f"{data.root} has {len(data)} frames, and there are labels of {len(labels)}"
+        )
     times, remarks = frame_times(data), []
     for number, there in enumerate(read_persistent(data)):
         others = [row for row in there if row not in _ours(there)]
@@ -38,12 +44,15 @@ def write_language(data: EpisodeDataset, labels: Labels, target: Path | str, *, 
         start, stop = data.starts[number], data.starts[number + 1]
         kept = [row for row in others if row not in clashing]
         rows = kept + _remarks(labels.part(start, stop), times[start:stop])
-        remarks.append(sorted(rows, key=lambda row: (row["timestamp"], row["style"] or "", row["role"])))
+        remarks.append(
+            sorted(rows, key=lambda row: (row["timestamp"], row["style"] or "", row["role"]))
+        )
     return write_persistent(data, target, remarks)
 
 
 def read_language(data: EpisodeDataset) -> Labels:
-    """Labels of all N frames, from rows that `write_language` wrote, or that say the same in the same way. Raises LabelError
+    """Labels of all N frames, from rows that `write_language` wrote, or that say the same in the
+    same way. Raises LabelError
     naming an episode without."""
     times, frames = frame_times(data), []
     for number, there in enumerate(read_persistent(data)):
@@ -65,14 +74,20 @@ def _remarks(labels: Labels, times: np.ndarray) -> list[Remark]:
 def _words(rows: list[Remark], times: np.ndarray, where: str) -> list[tuple[str, str, str, str]]:
     """Phase, direction, element and description of every frame of an episode."""
     motions = {row["timestamp"]: named for row in rows if (named := _parse(row))}
-    described = {row["timestamp"]: row["content"] for row in rows if row["style"] == SUBTASK and row["content"] is not None}
+    described = {
+        row["timestamp"]: row["content"]
+        for row in rows
+        if row["style"] == SUBTASK and row["content"] is not None
+    }
     begins = np.array(sorted(motions))
     place = np.searchsorted(begins, times, "right") - 1  # both come from the same float32 column
     if not len(begins) or place[0] < 0:
         raise LabelError(
             f"{where}: no motion of the form 'phase, direction, element' holds at its start; write_language makes them"
         )
-    words = [(*motions[time], described.get(time, describe(*motions[time]))) for time in begins.tolist()]
+    words = [
+        (*motions[time], described.get(time, describe(*motions[time]))) for time in begins.tolist()
+    ]
     return [words[index] for index in place]
 
 
@@ -87,4 +102,8 @@ def _parse(row: Remark) -> tuple[str, str, str] | None:
 def _ours(rows: list[Remark]) -> list[Remark]:
     """Motions in our words, and the subtasks that begin with them."""
     begins = {row["timestamp"] for row in rows if _parse(row)}
-    return [row for row in rows if _parse(row) or (row["style"] == SUBTASK and row["timestamp"] in begins)]
+    return [
+        row
+        for row in rows
+        if _parse(row) or (row["style"] == SUBTASK and row["timestamp"] in begins)
+    ]

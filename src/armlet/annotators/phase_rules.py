@@ -1,14 +1,19 @@
-"""Phases by rule, from kinematics alone: gripper command and opening, where the hand is told to go, and where it is.
+"""Phases by rule, from kinematics alone: gripper command and opening, where the hand is told to go,
+and where it is.
 
-The rules read a whole episode, so what a step is may depend on what comes of it: fingers that close are grasping only
-if something is then between them, and a hand with a thing is placing where it will let go. They know no simulator, no
-expert and no words of the instruction, so they name no element. Nine phases as in VLA-AD (arXiv 2605.16241):
+The rules read a whole episode, so what a step is may depend on what comes of it: fingers that close
+are grasping only if something is then between them, and a hand with a thing is placing where it
+will let go. They know no simulator, no expert and no words of the instruction, so they name no
+element. Nine phases as in VLA-AD (arXiv 2605.16241):
 
     idle          has not begun to move              completed    moves no more
     approaching   moves with nothing in hand         transporting moves with a thing in hand
-    grasping      closes on a thing                  regrasping   closes again, after a grasp that failed or was lost
-    holding       keeps still with a thing in hand   placing      over the place where it lets go, until it has left it
-    operating     moves level and low: slides a thing that it pushes (closed, nothing in hand) or holds (not lifted)
+    grasping      closes on a thing                  regrasping   closes again, after a grasp that
+                  failed or was lost
+    holding       keeps still with a thing in hand   placing      over the place where it lets go,
+                  until it has left it
+    operating     moves level and low: slides a thing that it pushes (closed, nothing in hand) or
+                  holds (not lifted)
 """
 
 import dataclasses
@@ -23,19 +28,23 @@ from armlet.data.episodes import EpisodeFrames
 
 @dataclass(frozen=True)
 class Embodiment:
-    """What a robot's numbers mean and where its phases begin. Lengths in metres, speeds in metres a second, times in seconds.
+    """What a robot's numbers mean and where its phases begin. Lengths in metres, speeds in metres a
+    second, times in seconds.
 
-    `position` and `opening`: indices into the state of the tool centre (x, y, z up) and of the fingers' opening;
-    `gripper`: index of the gripper command, which closes when it is above `closes_from` (or, where `closes_above` is False, below).
-    `metres_per_command`: what a translation command of 1.0 (the action's first three numbers) moves in one step; None where
+    `position` and `opening`: indices into the state of the tool centre (x, y, z up) and of the
+    fingers' opening; `gripper`: index of the gripper command, which closes when it is above
+    `closes_from` (or, where `closes_above` is False, below). `metres_per_command`: what a
+    translation command of 1.0 (the action's first three numbers) moves in one step; None where
     commands are no displacements, and the motion measured is used.
 
-    Fingers opened less than `empty` hold nothing, more than `opened` hold nothing either; they have come to rest when they
-    move less than `settled` a step. A closed hand that holds nothing and moves level below `low` is operating; with `hooks`,
-    an open one as well. A thing in hand is lifted when it is `lift` higher than where it was grasped. Within `near` of where it will let go a hand is placing;
-    having let go it has left when it is `clear` away. Closing again within `again` of where a thing was lost is the same thing.
-    Slower than `still` for `pause` is keeping still. Shorter interruptions of a phase than `shortest` are part of it.
-    `axes`: what moving along +x, −x, +y, −y, +z, −z is called.
+    Fingers opened less than `empty` hold nothing, more than `opened` hold nothing either; they have
+    come to rest when they move less than `settled` a step. A closed hand that holds nothing and
+    moves level below `low` is operating; with `hooks`, an open one as well. A thing in hand is
+    lifted when it is `lift` higher than where it was grasped. Within `near` of where it will let go
+    a hand is placing; having let go it has left when it is `clear` away. Closing again within
+    `again` of where a thing was lost is the same thing. Slower than `still` for `pause` is keeping
+    still. Shorter interruptions of a phase than `shortest` are part of it. `axes`: what moving
+    along +x, −x, +y, −y, +z, −z is called.
     """
 
     position: tuple[int, int, int]
@@ -78,9 +87,10 @@ TABLETOP = Embodiment(
     shortest=0.1,
     axes=("push", "pull", "left", "right", "lift", "lower"),
 )
-# Meta-World's opening is 1 open, 0.3 closed on nothing and 0.45 on an object; many of its experts operate with an open hand.
-# Set by looking at episodes of six tasks; its experts name no phases, so how well it does has not been measured. Buttons
-# pressed from above and doors, which are not low, are called approaching.
+# Meta-World's opening is 1 open, 0.3 closed on nothing and 0.45 on an object; many of its experts
+# operate with an open hand. Set by looking at episodes of six tasks; its experts name no phases, so
+# how well it does has not been measured. Buttons pressed from above and doors, which are not low,
+# are called approaching.
 METAWORLD = Embodiment(
     position=(0, 1, 2),
     opening=3,
@@ -105,7 +115,8 @@ METAWORLD = Embodiment(
 
 @dataclass(frozen=True)
 class PhaseRules(Annotator):
-    """Phases, and the direction of every operating segment, of a robot with one arm and a two-finger gripper."""
+    """Phases, and the direction of every operating segment, of a robot with one arm and a
+    two-finger gripper."""
 
     embodiment: Embodiment = TABLETOP
 
@@ -124,7 +135,8 @@ class PhaseRules(Annotator):
 
 @dataclass(frozen=True)
 class Motion:
-    """An episode of T steps as the rules see it: `place` (T, 3) metres, `wanted` (T, 3) metres a second, `closed` (T,) whether the
+    """An episode of T steps as the rules see it: `place` (T, 3) metres, `wanted` (T, 3) metres a
+    second, `closed` (T,) whether the
     command is to close, `gap` (T,) the fingers' opening."""
 
     embodiment: Embodiment
@@ -141,7 +153,9 @@ class Motion:
             wanted = np.diff(place, axis=0, append=place[-1:]) * fps
         else:
             wanted = np.clip(episode.action[:, :3], -1, 1) * embodiment.metres_per_command * fps
-        closed = (episode.action[:, embodiment.gripper] > embodiment.closes_from) == embodiment.closes_above
+        closed = (
+            episode.action[:, embodiment.gripper] > embodiment.closes_from
+        ) == embodiment.closes_above
         return cls(embodiment, fps, place, wanted, closed, episode.state[:, embodiment.opening])
 
     def phases(self) -> list[str]:
@@ -159,9 +173,13 @@ class Motion:
         """(T,) bool: closed, the fingers at rest, and apart."""
         e = self.embodiment
         steps = np.abs(np.diff(self.gap, prepend=self.gap[:1], append=self.gap[-1:]))
-        resting = np.minimum(steps[:-1], steps[1:]) < e.settled  # since the step before, or until the next
+        resting = (
+            np.minimum(steps[:-1], steps[1:]) < e.settled
+        )  # since the step before, or until the next
         after = np.append(self.gap[1:], self.gap[-1])
-        return self.closed & resting & (self.gap > e.empty) & (self.gap < e.opened) & (after > e.empty)
+        return (
+            self.closed & resting & (self.gap > e.empty) & (self.gap < e.opened) & (after > e.empty)
+        )
 
     def direction(self, start: int, stop: int) -> str:
         """The name of the axis along which these steps move most."""
@@ -174,8 +192,11 @@ class Motion:
         along, up = np.linalg.norm(self.wanted[step, :2]), abs(self.wanted[step, 2])
         return bool(along > max(up, self.embodiment.still))
 
-    def _closed(self, found: list[str], held: np.ndarray, start: int, stop: int, *, lost: bool) -> bool:
-        """Name the steps from `start` to `stop`, in which the command is to close. Returns whether they end in a loss."""
+    def _closed(
+        self, found: list[str], held: np.ndarray, start: int, stop: int, *, lost: bool
+    ) -> bool:
+        """Name the steps from `start` to `stop`, in which the command is to close. Returns whether
+        they end in a loss."""
         parts = [(start + first, start + last) for first, last in stretches(list(held[start:stop]))]
         for first, last in parts:
             if held[first]:
@@ -203,7 +224,8 @@ class Motion:
             found[step] = "regrasping" if again else "grasping"
 
     def _carry(self, found: list[str], start: int, stop: int, *, height: float) -> None:
-        """With a thing in hand that was grasped at `height`: it is slid, or it is lifted and carried."""
+        """With a thing in hand that was grasped at `height`: it is slid, or it is lifted and
+        carried."""
         for step in range(start, stop):
             lifted = self.place[step, 2] - height > self.embodiment.lift
             sliding = self._level(step) or (self._slow(step) and found[step - 1] == "operating")
@@ -230,7 +252,8 @@ class Motion:
         return float(np.linalg.norm(self.place[one, :2] - self.place[other, :2]))
 
     def _place(self, found: list[str], held: np.ndarray, start: int, stop: int) -> None:
-        """Placing, before and after fingers open at `stop`; an episode that ends with a thing in hand places nothing."""
+        """Placing, before and after fingers open at `stop`; an episode that ends with a thing in
+        hand places nothing."""
         if stop == len(found):
             return
         for step in range(start, stop):
@@ -246,9 +269,14 @@ class Motion:
             step += 1
 
     def _rest(self, found: list[str], held: np.ndarray) -> list[str]:
-        """Stretches without motion get the names of rest: before everything, with a thing in hand, after everything."""
-        speed = np.linalg.norm(np.diff(self.place, axis=0, append=self.place[-1:]), axis=1) * self.fps
-        still = (np.linalg.norm(self.wanted, axis=1) < self.embodiment.still) & (speed < self.embodiment.still)
+        """Stretches without motion get the names of rest: before everything, with a thing in hand,
+        after everything."""
+        speed = (
+            np.linalg.norm(np.diff(self.place, axis=0, append=self.place[-1:]), axis=1) * self.fps
+        )
+        still = (np.linalg.norm(self.wanted, axis=1) < self.embodiment.still) & (
+            speed < self.embodiment.still
+        )
         for start, stop in stretches(list(still)):
             if not still[start] or stop - start < self.embodiment.pause * self.fps:
                 continue
@@ -267,7 +295,13 @@ class Motion:
         """A short interruption of a phase belongs to it. Grasping is short by nature."""
         shortest = self.embodiment.shortest * self.fps
         parts = stretches(found)
-        for (before, _), (start, stop), (after, _) in zip(parts[:-2], parts[1:-1], parts[2:], strict=True):
-            if stop - start < shortest and found[before] == found[after] and found[start] not in ("grasping", "regrasping"):
+        for (before, _), (start, stop), (after, _) in zip(
+            parts[:-2], parts[1:-1], parts[2:], strict=True
+        ):
+            if (
+                stop - start < shortest
+                and found[before] == found[after]
+                and found[start] not in ("grasping", "regrasping")
+            ):
                 found[start:stop] = [found[before]] * (stop - start)
         return found

@@ -1,7 +1,8 @@
 """Labels on disk: one row a frame in a trace store, and which of them are still missing.
 
-Texts stand in the rows themselves, as UTF-8 bytes padded to a fixed width, so a store is complete in one place and a
-row is still one read; a text that does not fit is refused, never cut. Knows no annotator.
+Texts stand in the rows themselves, as UTF-8 bytes padded to a fixed width, so a store is complete
+in one place and a row is still one read; a text that does not fit is refused, never cut. Knows no
+annotator.
 """
 
 import json
@@ -44,17 +45,25 @@ Row = tuple[np.ndarray, dict[str, np.ndarray]]
 
 def label_identity(annotator: Annotator, data: EpisodeDataset) -> StoreIdentity:
     """What a store of labels must have been made from."""
-    return StoreIdentity(data=data.fingerprint, teacher=annotator_fingerprint(annotator), preprocessing=FORMAT)
+    return StoreIdentity(
+        data=data.fingerprint, teacher=annotator_fingerprint(annotator), preprocessing=FORMAT
+    )
 
 
 def store_labels(
-    root: Path | str, annotator: Annotator, data: EpisodeDataset, *, confirm: Callable[[Cost], bool] | None = None
+    root: Path | str,
+    annotator: Annotator,
+    data: EpisodeDataset,
+    *,
+    confirm: Callable[[Cost], bool] | None = None,
 ) -> Path:
-    """Labels of every frame of a data set, into the store at `root`; what is there already stays. Returns `root`.
+    """Labels of every frame of a data set, into the store at `root`; what is there already stays.
+    Returns `root`.
 
-    `confirm` is shown what it will cost, before anything is asked. Raises NotConfirmedError where that costs
-    something and `confirm` is missing or says no. Episodes an annotator has no answer for become one LabelError at the
-    end, when all the others are stored; it names them, `failed.json` lists them, and the next run asks only about these.
+    `confirm` is shown what it will cost, before anything is asked. Raises NotConfirmedError where
+    that costs something and `confirm` is missing or says no. Episodes an annotator has no answer
+    for become one LabelError at the end, when all the others are stored; it names them,
+    `failed.json` lists them, and the next run asks only about these.
     """
     root, identity = Path(root), label_identity(annotator, data)
     _refuse_others(root, identity)
@@ -66,7 +75,13 @@ def store_labels(
             for number, episode in enumerate(data.episodes)
             if any((number, step) not in done for step in range(episode.length))
         ]
-        cost = annotator.estimate((episodes.blind(number) for number in missing), data.cameras, data.fps) if missing else None
+        cost = (
+            annotator.estimate(
+                (episodes.blind(number) for number in missing), data.cameras, data.fps
+            )
+            if missing
+            else None
+        )
         if cost is not None and cost.questions:
             if confirm is None or not confirm(cost):
                 raise NotConfirmedError(f"nothing was asked, because nobody confirmed {cost}")
@@ -85,8 +100,16 @@ class _Episodes:
     def blind(self, number: int) -> EpisodeFrames:
         span = slice(self.data.starts[number], self.data.starts[number + 1])
         values = {name: column[span] for name, column in self.columns.items()}
-        state, action, about = values.pop("observation.state"), values.pop("action"), self.data.episodes[number]
-        asked = tuple(self.data.tasks[place] for place in self.data.asked[span].tolist()) if len(about.tasks) > 1 else ()
+        state, action, about = (
+            values.pop("observation.state"),
+            values.pop("action"),
+            self.data.episodes[number],
+        )
+        asked = (
+            tuple(self.data.tasks[place] for place in self.data.asked[span].tolist())
+            if len(about.tasks) > 1
+            else ()
+        )
         return EpisodeFrames({}, state, action, values, about.task, about.info, asked)
 
     def seen(self, number: int) -> EpisodeFrames:
@@ -97,19 +120,29 @@ class _Episodes:
 
 
 def _annotate(
-    annotator: Annotator, episodes: _Episodes, missing: list[int], done: set[tuple[int, ...]], writer: TraceWriter
+    annotator: Annotator,
+    episodes: _Episodes,
+    missing: list[int],
+    done: set[tuple[int, ...]],
+    writer: TraceWriter,
 ) -> dict[int, str]:
     """Episode → why it has no labels."""
     data, in_a_row = episodes.data, 0
     failed: dict[int, str] = {}
     progress = Progress(
-        f"labels of {data.root.name}", total=len(data.episodes), start=len(data.episodes) - len(missing), unit="episode"
+        f"labels of {data.root.name}",
+        total=len(data.episodes),
+        start=len(data.episodes) - len(missing),
+        unit="episode",
     )
     pending: list[Row] = []
     pool = ThreadPoolExecutor(annotator.concurrency)
     try:
         jobs: dict[Future[Labels], int] = {
-            pool.submit(lambda number: annotator.annotate(episodes.seen(number), data.fps), number): number for number in missing
+            pool.submit(
+                lambda number: annotator.annotate(episodes.seen(number), data.fps), number
+            ): number
+            for number in missing
         }
         for job in as_completed(jobs):
             number = jobs.pop(job)
@@ -124,7 +157,10 @@ def _annotate(
                 _flush(writer, pending)
             progress.advance(failed=len(failed))
             if in_a_row == GIVE_UP:
-                failed |= dict.fromkeys(jobs.values(), f"not tried: {GIVE_UP} episodes before it failed one after the other")
+                failed |= dict.fromkeys(
+                    jobs.values(),
+                    f"not tried: {GIVE_UP} episodes before it failed one after the other",
+                )
                 break
     finally:
         pool.shutdown(cancel_futures=True)
@@ -135,7 +171,9 @@ def _annotate(
 
 def _rows(number: int, labels: Labels, length: int, done: set[tuple[int, ...]]) -> Row:
     if len(labels) != length:
-        raise LabelError(f"episode {number} has {length} frames, and the annotator labelled {len(labels)}")
+        raise LabelError(
+            f"episode {number} has {length} frames, and the annotator labelled {len(labels)}"
+        )
     steps = np.array([step for step in range(length) if (number, step) not in done])
     columns = {
         "phase": labels.phase,
@@ -143,11 +181,14 @@ def _rows(number: int, labels: Labels, length: int, done: set[tuple[int, ...]]) 
         "element": _texts(labels.element, ELEMENT_BYTES, "element"),
         "description": _texts(labels.description, DESCRIPTION_BYTES, "description"),
     }
-    return np.stack([np.full(len(steps), number), steps], 1), {name: values[steps] for name, values in columns.items()}
+    return np.stack([np.full(len(steps), number), steps], 1), {
+        name: values[steps] for name, values in columns.items()
+    }
 
 
 def _flush(writer: TraceWriter, pending: list[Row]) -> None:
-    """Write what is pending. What cannot be written is not tried again: the next run makes it anew."""
+    """Write what is pending. What cannot be written is not tried again: the next run makes it
+    anew."""
     rows, pending[:] = pending.copy(), []
     if rows:
         columns = {name: np.concatenate([values[name] for _, values in rows]) for name in COLUMNS}
@@ -168,18 +209,31 @@ def _report(root: Path, failed: dict[int, str], episodes: int) -> None:
     )
 
 
-def load_labels(root: Path | str, data: EpisodeDataset, annotator: Annotator | None = None) -> Labels:
-    """Labels of all N frames of a data set, in its order. Raises LabelError where the store belongs to other episodes (or to
+def load_labels(
+    root: Path | str, data: EpisodeDataset, annotator: Annotator | None = None
+) -> Labels:
+    """Labels of all N frames of a data set, in its order. Raises LabelError where the store belongs
+    to other episodes (or to
     another annotator, if one is given), or lacks some."""
     root = Path(root)
     if not (root / HEADER).is_file():
         raise LabelError(f"{root} holds no labels; store_labels makes them")
     store = TraceStore(root)
     found = store.header.identity
-    wanted = label_identity(annotator, data) if annotator else StoreIdentity(data.fingerprint, found["teacher"], FORMAT)
+    wanted = (
+        label_identity(annotator, data)
+        if annotator
+        else StoreIdentity(data.fingerprint, found["teacher"], FORMAT)
+    )
     _refuse_others(root, wanted)
     lengths = np.diff(data.starts)
-    keys = np.stack([np.repeat(np.arange(len(lengths)), lengths), np.concatenate([np.arange(length) for length in lengths])], 1)
+    keys = np.stack(
+        [
+            np.repeat(np.arange(len(lengths)), lengths),
+            np.concatenate([np.arange(length) for length in lengths]),
+        ],
+        1,
+    )
     try:
         rows = {name: values.numpy() for name, values in store.read(keys).items()}
     except KeyError as error:
@@ -187,7 +241,9 @@ def load_labels(root: Path | str, data: EpisodeDataset, annotator: Annotator | N
             f"{root} has labels of {len(store)} of {len(keys)} frames; store_labels adds the missing ones"
         ) from error
     element, description = (_words(rows[name]) for name in ("element", "description"))
-    return Labels(rows["phase"].astype(np.int64), rows["direction"].astype(np.int64), element, description)
+    return Labels(
+        rows["phase"].astype(np.int64), rows["direction"].astype(np.int64), element, description
+    )
 
 
 def _refuse_others(root: Path, wanted: StoreIdentity) -> None:
@@ -195,7 +251,11 @@ def _refuse_others(root: Path, wanted: StoreIdentity) -> None:
     if not (root / HEADER).is_file():
         return
     found = read_json(root / HEADER, fix=f"delete {root} to annotate again")["identity"]
-    names = {"data": "other episodes", "teacher": "another annotator", "preprocessing": "another version of armlet"}
+    names = {
+        "data": "other episodes",
+        "teacher": "another annotator",
+        "preprocessing": "another version of armlet",
+    }
     for key, value in asdict(wanted).items():
         if found.get(key) != value:
             raise LabelError(
@@ -206,7 +266,10 @@ def _refuse_others(root: Path, wanted: StoreIdentity) -> None:
 
 def _texts(texts: Sequence[str], room: int, name: str) -> np.ndarray:
     """T texts as (T, room) uint8, padded with zeros."""
-    rows = {text: np.frombuffer(encode_text(text, room, name).ljust(room, b"\0"), np.uint8) for text in set(texts)}
+    rows = {
+        text: np.frombuffer(encode_text(text, room, name).ljust(room, b"\0"), np.uint8)
+        for text in set(texts)
+    }
     return np.stack([rows[text] for text in texts]) if texts else np.zeros((0, room), np.uint8)
 
 

@@ -1,12 +1,15 @@
-"""A vision-language model names what is acted on, and which way: any server that speaks the OpenAI chat API with pictures.
+"""A vision-language model names what is acted on, and which way: any server that speaks the OpenAI
+chat API with pictures.
 
-Phases come from `phase_rules` and stand in the question, which keeps the wording of the answers stable. About every
-operating segment one question is asked, with key frames spread over it, because one frame cannot tell pulling from
-pushing; its answer, (element, direction), holds for the whole segment (VLA-AD, arXiv 2605.16241). An answer is taken
-only if it is JSON in the vocabulary; otherwise the model is told what was wrong and asked again, a few times.
+Phases come from `phase_rules` and stand in the question, which keeps the wording of the answers
+stable. About every operating segment one question is asked, with key frames spread over it, because
+one frame cannot tell pulling from pushing; its answer, (element, direction), holds for the whole
+segment (VLA-AD, arXiv 2605.16241). An answer is taken only if it is JSON in the vocabulary;
+otherwise the model is told what was wrong and asked again, a few times.
 
-Every answer is kept on disk under a hash of the model, the words and the pictures, so no question is paid for twice.
-Nothing is asked before somebody has confirmed what it costs. Knows no particular model or server.
+Every answer is kept on disk under a hash of the model, the words and the pictures, so no question
+is paid for twice. Nothing is asked before somebody has confirmed what it costs. Knows no particular
+model or server.
 """
 
 import base64
@@ -67,19 +70,22 @@ class ServerError(RuntimeError):
 
 @dataclass(frozen=True)
 class Vlm(Annotator):
-    """`model` at `base_url`, an OpenAI-compatible chat server (vLLM, llama.cpp, Ollama, OpenAI …). Not for models that refuse
-    `max_tokens` or a `temperature`, as OpenAI's reasoning models do.
+    """`model` at `base_url`, an OpenAI-compatible chat server (vLLM, llama.cpp, Ollama, OpenAI …).
+    Not for models that refuse `max_tokens` or a `temperature`, as OpenAI's reasoning models do.
 
-    What decides an answer: `rules` for the phases; `camera` whose pictures are shown, `frames` of each segment, each enlarged
-    `enlarge` times; `own_words`: the model also writes the description; `temperature`, `answer_tokens` at most, and
-    `repeats`: how often it is told that its answer will not do.
+    What decides an answer: `rules` for the phases; `camera` whose pictures are shown, `frames` of
+    each segment, each enlarged `enlarge` times; `own_words`: the model also writes the description;
+    `temperature`, `answer_tokens` at most, and `repeats`: how often it is told that its answer will
+    not do.
 
-    How it is reached: `key_file` holds the server's key, where it wants one; `cache` keeps the answers; `concurrency`
-    episodes at the same time; an answer may take `timeout` seconds; a server that is busy, failing or gone is tried
-    `retries` times more, after ever longer pauses. `json_mode` asks the server for JSON, which nearly all of them know.
+    How it is reached: `key_file` holds the server's key, where it wants one; `cache` keeps the
+    answers; `concurrency` episodes at the same time; an answer may take `timeout` seconds; a server
+    that is busy, failing or gone is tried `retries` times more, after ever longer pauses.
+    `json_mode` asks the server for JSON, which nearly all of them know.
 
-    What it costs: `price_in` and `price_out` in dollars per million tokens; `patch` pixels a side make one token of a
-    picture. `yes`: somebody agreed to that; `store_labels` sets it when its `confirm` says so.
+    What it costs: `price_in` and `price_out` in dollars per million tokens; `patch` pixels a side
+    make one token of a picture. `yes`: somebody agreed to that; `store_labels` sets it when its
+    `confirm` says so.
     """
 
     looks: ClassVar[bool] = True
@@ -105,13 +111,30 @@ class Vlm(Annotator):
     yes: bool = False
 
     def __post_init__(self) -> None:
-        least = {"frames": 1, "enlarge": 1, "repeats": 0, "concurrency": 1, "retries": 0, "patch": 1}
+        least = {
+            "frames": 1,
+            "enlarge": 1,
+            "repeats": 0,
+            "concurrency": 1,
+            "retries": 0,
+            "patch": 1,
+        }
         for name, number in least.items():
             if getattr(self, name) < number:
                 raise ValueError(f"Vlm.{name} is {getattr(self, name)}; expected {number} or more")
 
     def fingerprint(self) -> dict[str, Any]:
-        decides = ("model", "camera", "frames", "enlarge", "own_words", "temperature", "answer_tokens", "repeats", "json_mode")
+        decides = (
+            "model",
+            "camera",
+            "frames",
+            "enlarge",
+            "own_words",
+            "temperature",
+            "answer_tokens",
+            "repeats",
+            "json_mode",
+        )
         return {
             "rules": self.rules.fingerprint(),
             "words": [SYSTEM, QUESTION, OWN_WORDS, *ALLOWED],
@@ -121,25 +144,38 @@ class Vlm(Annotator):
     def confirmed(self) -> "Vlm":
         return replace(self, yes=True)
 
-    def estimate(self, episodes: Iterable[EpisodeFrames], sizes: dict[str, tuple[int, int]], fps: float) -> Cost:
-        """Every question asked once. What the cache holds already costs nothing; asking again, where an answer will not do,
+    def estimate(
+        self, episodes: Iterable[EpisodeFrames], sizes: dict[str, tuple[int, int]], fps: float
+    ) -> Cost:
+        """Every question asked once. What the cache holds already costs nothing; asking again,
+        where an answer will not do,
         costs more."""
         if self.camera not in sizes:
-            raise LabelError(f"the episodes have no camera {self.camera!r}; they have {', '.join(sorted(sizes))}")
+            raise LabelError(
+                f"the episodes have no camera {self.camera!r}; they have {', '.join(sorted(sizes))}"
+            )
         height, width = sizes[self.camera]
-        picture = math.ceil(height * self.enlarge / self.patch) * math.ceil(width * self.enlarge / self.patch) + 2
+        picture = (
+            math.ceil(height * self.enlarge / self.patch)
+            * math.ceil(width * self.enlarge / self.patch)
+            + 2
+        )
         questions = frames = letters = 0
         for episode in episodes:
             for start, stop in self._segments(self.rules.annotate(episode, fps), episode):
                 questions += 1
                 frames += len(self._shown(start, stop))
                 letters += len(SYSTEM) + len(self._words(episode.told(start), start, stop, fps))
-        tokens_in, tokens_out = frames * picture + letters // CHARACTERS, questions * self.answer_tokens
+        tokens_in, tokens_out = (
+            frames * picture + letters // CHARACTERS,
+            questions * self.answer_tokens,
+        )
         price = (tokens_in * self.price_in + tokens_out * self.price_out) / 1e6
         return Cost(questions, frames, tokens_in, tokens_out, price)
 
     def annotate(self, episode: EpisodeFrames, fps: float) -> Labels:
-        """Raises AnnotationError naming the segments without an answer, NotConfirmedError where one would have to be asked
+        """Raises AnnotationError naming the segments without an answer, NotConfirmedError where one
+        would have to be asked
         for and nobody agreed, ServerError where the server will not have any of it."""
         labels = self.rules.annotate(episode, fps)
         directions, elements = ["none"] * len(labels), [""] * len(labels)
@@ -152,16 +188,26 @@ class Vlm(Annotator):
                 problems.append((start, stop, str(error)))
                 continue
             span, steps = slice(start, stop), stop - start
-            directions[span], elements[span], descriptions[span] = [direction] * steps, [element] * steps, [words] * steps
+            directions[span], elements[span], descriptions[span] = (
+                [direction] * steps,
+                [element] * steps,
+                [words] * steps,
+            )
         if problems:
             raise AnnotationError(problems)
-        return Labels.named([PHASES[phase] for phase in labels.phase], directions, elements, descriptions)
+        return Labels.named(
+            [PHASES[phase] for phase in labels.phase], directions, elements, descriptions
+        )
 
     def _segments(self, labels: Labels, episode: EpisodeFrames) -> list[tuple[int, int]]:
         """The operating stretches, cut where the robot is told something else."""
         operating = PHASES.index("operating")
-        moments = [(phase, episode.told(frame)) for frame, phase in enumerate(labels.phase.tolist())]
-        return [(start, stop) for start, stop in stretches(moments) if labels.phase[start] == operating]
+        moments = [
+            (phase, episode.told(frame)) for frame, phase in enumerate(labels.phase.tolist())
+        ]
+        return [
+            (start, stop) for start, stop in stretches(moments) if labels.phase[start] == operating
+        ]
 
     def _shown(self, start: int, stop: int) -> list[int]:
         """The steps of a segment's key frames: all of them, if it is short."""
@@ -178,11 +224,18 @@ class Vlm(Annotator):
             words=OWN_WORDS if self.own_words else "",
         )
 
-    def _messages(self, episode: EpisodeFrames, start: int, stop: int, fps: float) -> list[dict[str, Any]]:
+    def _messages(
+        self, episode: EpisodeFrames, start: int, stop: int, fps: float
+    ) -> list[dict[str, Any]]:
         if self.camera not in episode.images:
-            raise LabelError(f"the episode has no camera {self.camera!r}; it has {', '.join(sorted(episode.images)) or 'none'}")
+            raise LabelError(
+                f"the episode has no camera {self.camera!r}; it has {', '.join(sorted(episode.images)) or 'none'}"
+            )
         pictures = episode.images[self.camera][self._shown(start, stop)]
-        shown = [{"type": "image_url", "image_url": {"url": data_url(picture, self.enlarge)}} for picture in pictures]
+        shown = [
+            {"type": "image_url", "image_url": {"url": data_url(picture, self.enlarge)}}
+            for picture in pictures
+        ]
         words = {"type": "text", "text": self._words(episode.told(start), start, stop, fps)}
         return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": [words, *shown]}]
 
@@ -204,7 +257,11 @@ class Vlm(Annotator):
             except LabelError as error:
                 wrong = str(error)
                 told = f"That will not do: {wrong}. Answer again, with the JSON object and nothing else."
-                messages = [*messages, {"role": "assistant", "content": text}, {"role": "user", "content": told}]
+                messages = [
+                    *messages,
+                    {"role": "assistant", "content": text},
+                    {"role": "user", "content": told},
+                ]
             else:
                 bought = {"model": self.model, "answer": text, "usage": usage}
                 write_atomically(path, json.dumps(bought).encode())
@@ -212,7 +269,8 @@ class Vlm(Annotator):
         raise _NoAnswerError(f"{self.repeats + 1} answers would not do; the last: {wrong}")
 
     def _kept(self, path: Path) -> tuple[str, str, str] | None:
-        """The answer in a file of the cache; None where there is none, or where it is damaged: that costs asking again."""
+        """The answer in a file of the cache; None where there is none, or where it is damaged: that
+        costs asking again."""
         try:
             return self._parse(json.loads(path.read_text())["answer"])
         except (FileNotFoundError, ValueError, KeyError, TypeError):
@@ -223,21 +281,30 @@ class Vlm(Annotator):
         return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
     def _ask(self, messages: list[dict[str, Any]]) -> tuple[str, dict[str, int]]:
-        """One question to the server, whose own library retries with growing pauses what may pass."""
+        """One question to the server, whose own library retries with growing pauses what may
+        pass."""
         openai = _library()
         client = _client(self.base_url, self._secret(), self.timeout, self.retries)
         wanted = {"response_format": {"type": "json_object"}} if self.json_mode else {}
         try:
             made = client.chat.completions.create(
-                model=self.model, messages=messages, temperature=self.temperature, max_tokens=self.answer_tokens, **wanted
+                model=self.model,
+                messages=messages,
+                temperature=self.temperature,
+                max_tokens=self.answer_tokens,
+                **wanted,
             )
         except openai.APIStatusError as error:
             what = f"{self.base_url} answered {error.status_code}: {str(error.message)[:200]}"
             if error.status_code in TRANSIENT or error.status_code >= 500:
                 raise _NoAnswerError(f"after {self.retries + 1} tries, {what}") from error
-            raise ServerError(f"{what}; check the server, the model's name ({self.model!r}) and the key") from error
+            raise ServerError(
+                f"{what}; check the server, the model's name ({self.model!r}) and the key"
+            ) from error
         except openai.APIConnectionError as error:  # among them the ones that took too long
-            raise _NoAnswerError(f"after {self.retries + 1} tries, no answer from {self.base_url}: {error}") from error
+            raise _NoAnswerError(
+                f"after {self.retries + 1} tries, no answer from {self.base_url}: {error}"
+            ) from error
         except (openai.APIError, json.JSONDecodeError) as error:
             raise _NoAnswerError(f"{self.base_url} does not speak the chat API: {error}") from error
         choices = getattr(made, "choices", None)
@@ -249,15 +316,24 @@ class Vlm(Annotator):
         return self.key_file.read_text().strip() if self.key_file else "none"
 
     def _parse(self, text: str) -> tuple[str, str, str]:
-        """(element, direction, description). Raises LabelError saying what is wrong with an answer."""
-        inside = re.fullmatch(r"\s*```(?:json)?\s*(.*?)\s*```\s*", text, re.DOTALL)  # many models wrap JSON so
+        """(element, direction, description). Raises LabelError saying what is wrong with an
+        answer."""
+        inside = re.fullmatch(
+            r"\s*```(?:json)?\s*(.*?)\s*```\s*", text, re.DOTALL
+        )  # many models wrap JSON so
         try:
             answer = json.loads(inside.group(1) if inside else text)
         except json.JSONDecodeError as error:
             raise LabelError(f"{text[:80]!r} is not JSON ({error})") from error
         keys = {"element", "direction"} | ({"description"} if self.own_words else set())
-        if not isinstance(answer, dict) or answer.keys() != keys or not all(isinstance(value, str) for value in answer.values()):
-            raise LabelError(f"{text[:80]!r} is no JSON object of the texts {', '.join(sorted(keys))}")
+        if (
+            not isinstance(answer, dict)
+            or answer.keys() != keys
+            or not all(isinstance(value, str) for value in answer.values())
+        ):
+            raise LabelError(
+                f"{text[:80]!r} is no JSON object of the texts {', '.join(sorted(keys))}"
+            )
         direction, element = answer["direction"].strip().lower(), element_name(answer["element"])
         if direction not in ALLOWED:
             raise LabelError(f"{direction!r} is no direction; it is one of {', '.join(ALLOWED)}")
@@ -295,12 +371,15 @@ def _library() -> Any:
     try:
         import openai
     except ModuleNotFoundError:
-        raise ModuleNotFoundError("annotating with a model needs the package 'openai': pip install -e '.[vlm]'") from None
+        raise ModuleNotFoundError(
+            "annotating with a model needs the package 'openai': pip install -e '.[vlm]'"
+        ) from None
     return openai
 
 
 @functools.cache
 def _client(base_url: str, key: str, timeout: float, retries: int) -> Any:
-    """Connections that a process's threads share. Pauses between retries double up to eight seconds, or are what the server
+    """Connections that a process's threads share. Pauses between retries double up to eight
+    seconds, or are what the server
     asks for."""
     return _library().OpenAI(base_url=base_url, api_key=key, timeout=timeout, max_retries=retries)

@@ -1,6 +1,7 @@
 """The benchmark contract: tasks, worlds and (where there is one) an expert. One file per benchmark.
 
-A benchmark is found by being in this folder: every frozen dataclass here that derives from `Benchmark`.
+A benchmark is found by being in this folder: every frozen dataclass here that derives from
+`Benchmark`.
 """
 
 from abc import ABC, abstractmethod
@@ -14,7 +15,8 @@ from armlet.types import ActionSpec, Observation
 
 @dataclass(frozen=True)
 class Task:
-    """One thing to do. `name` is unique in its benchmark; `family` groups tasks in reports; `split` is the
+    """One thing to do. `name` is unique in its benchmark; `family` groups tasks in reports; `split`
+    is the
     condition it is run under (`seen`, or one of the benchmark's generalisation splits)."""
 
     name: str
@@ -23,7 +25,8 @@ class Task:
 
 
 class World(ABC):
-    """One running episode. Rendering happens in `observe` only, so steps inside an action chunk cost no image."""
+    """One running episode. Rendering happens in `observe` only, so steps inside an action chunk
+    cost no image."""
 
     instruction: str
 
@@ -36,10 +39,13 @@ class World(ABC):
 
     def expert_action(self) -> np.ndarray:
         """The scripted expert's action (a,) in the present state."""
-        raise NotImplementedError(f"{type(self).__name__} has no scripted expert; bring episodes instead of `collect`")
+        raise NotImplementedError(
+            f"{type(self).__name__} has no scripted expert; bring episodes instead of `collect`"
+        )
 
     def holding_action(self) -> np.ndarray:
-        """The action (a,) that holds the arm where it is as the episode begins. Only for robots that are told absolute positions: no
+        """The action (a,) that holds the arm where it is as the episode begins. Only for robots
+        that are told absolute positions: no
         motion is zero for the others."""
         raise ValueError(
             f"{type(self).__name__} takes absolute positions and does not say which of them holds its arm still before the first; "
@@ -47,7 +53,8 @@ class World(ABC):
         )
 
     def distraction(self, number: int) -> np.ndarray | None:
-        """The action (a,) of a hand that goes to some other thing, number `number` of those there are (modulo), whatever
+        """The action (a,) of a hand that goes to some other thing, number `number` of those there
+        are (modulo), whatever
         was asked; None where there is nothing else to go to."""
         return None
 
@@ -56,7 +63,8 @@ class World(ABC):
         return ""
 
     def privileged(self) -> dict[str, np.ndarray]:
-        """Simulator facts (name -> float32 vector of fixed length), stored beside the episode, never shown to a policy
+        """Simulator facts (name -> float32 vector of fixed length), stored beside the episode,
+        never shown to a policy
         that acts."""
         return {}
 
@@ -105,4 +113,5 @@ class Benchmark(ABC):
 
     @abstractmethod
     def fingerprint(self) -> dict[str, Any]:
-        """Versions and settings that change pixels or physics (renderer, simulator version …), JSON-ready."""
+        """Versions and settings that change pixels or physics (renderer, simulator version …),
+        JSON-ready."""

@@ -1,11 +1,14 @@
-"""What an append adds to a LeRobotDataset v3.0 folder, prepared whole beside it and then moved in, file by file.
+"""What an append adds to a LeRobotDataset v3.0 folder, prepared whole beside it and then moved in,
+file by file.
 
-A data set is many files, and no disk renames several at once. So all new files are written into `.append/ready`, which appears
-whole; it is the decision, and whoever opens the data set to write next carries out what a killed run left of it. A file that is still
-in there has not been moved, so nothing is done twice, and what is moved is ours for certain. The order keeps every reader right:
-videos, which nobody looks at before the list of episodes names them; then rows, tasks, that list, statistics; and `meta/info.json`,
-which counts what there is, last. Before that last rename the data set is what it was (the list then has more episodes than are
-counted, and lerobot's reader more rows than it uses); after it everything is there. Knows no episode's content.
+A data set is many files, and no disk renames several at once. So all new files are written into
+`.append/ready`, which appears whole; it is the decision, and whoever opens the data set to write
+next carries out what a killed run left of it. A file that is still in there has not been moved, so
+nothing is done twice, and what is moved is ours for certain. The order keeps every reader right:
+videos, which nobody looks at before the list of episodes names them; then rows, tasks, that list,
+statistics; and `meta/info.json`, which counts what there is, last. Before that last rename the data
+set is what it was (the list then has more episodes than are counted, and lerobot's reader more rows
+than it uses); after it everything is there. Knows no episode's content.
 """
 
 import errno
@@ -31,14 +34,20 @@ APPEND, READY, PLAN = ".append", ".append/ready", "plan.json"
 ARMLET = "meta/armlet.json"
 LISTED = "meta/episodes/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 REPLACED = (TASKS, STATS, INFO)  # all other files are new
-NEEDED = ("episode_index", "length", "data/chunk_index", "data/file_index")  # of the list of episodes
+NEEDED = (
+    "episode_index",
+    "length",
+    "data/chunk_index",
+    "data/file_index",
+)  # of the list of episodes
 FIX = "copy the data set again"
 ELSEWHERE = "choose another folder"
 
 
 @dataclass(frozen=True)
 class Existing:
-    """A finished data set: meta/info.json, the texts of its tasks by their numbers, the rows of its list of episodes, and its data
+    """A finished data set: meta/info.json, the texts of its tasks by their numbers, the rows of its
+    list of episodes, and its data
     files, relative to its folder, in order."""
 
     info: dict[str, Any]
@@ -52,7 +61,8 @@ class Existing:
 
 
 def check_agrees(root: Path, features: Features, *, fps: int, robot: str) -> None:
-    """Raises EpisodeError where a folder holds something to which armlet may not add such episodes; touches nothing."""
+    """Raises EpisodeError where a folder holds something to which armlet may not add such episodes;
+    touches nothing."""
     if root.exists() and not root.is_dir():
         raise EpisodeError(f"{root} is a file, expected a folder; {ELSEWHERE}")
     if not (root / INFO).exists():
@@ -85,7 +95,9 @@ def check_agrees(root: Path, features: Features, *, fps: int, robot: str) -> Non
     ]
     differing += _feature_differences(features_there, wanted["features"])
     if differing:
-        raise EpisodeError(f"{where}: {'; '.join(differing)}. Data of two kinds are not mixed; {ELSEWHERE}")
+        raise EpisodeError(
+            f"{where}: {'; '.join(differing)}. Data of two kinds are not mixed; {ELSEWHERE}"
+        )
     if not (root / ARMLET).exists():
         raise EpisodeError(
             f"{where}: {ARMLET} is missing, so another program laid this data set out, and armlet does not write into others' files; "
@@ -103,8 +115,14 @@ def _feature_differences(found: dict[str, Any], wanted: dict[str, Any]) -> list[
         names = f" {feature.get('names')}" if feature.get("names") is not None else ""
         return f"{feature.get('dtype')} {list(feature.get('shape') or [])}{names}"
 
-    differing = [f"the data set has {name!r}, these episodes do not" for name in found if name not in wanted]
-    differing += [f"these episodes have {name!r}, the data set does not" for name in wanted if name not in found]
+    differing = [
+        f"the data set has {name!r}, these episodes do not" for name in found if name not in wanted
+    ]
+    differing += [
+        f"these episodes have {name!r}, the data set does not"
+        for name in wanted
+        if name not in found
+    ]
     differing += [
         f"{name!r} is {described(found[name])} there and {described(feature)} here"
         for name, feature in wanted.items()
@@ -114,15 +132,20 @@ def _feature_differences(found: dict[str, Any], wanted: dict[str, Any]) -> list[
 
 
 def read_existing(root: Path, cameras: list[str]) -> Existing | None:
-    """What stands in a folder that `check_agrees` has passed and in which no append is half done; None where nothing does.
+    """What stands in a folder that `check_agrees` has passed and in which no append is half done;
+    None where nothing does.
 
-    Raises EpisodeError where its parts contradict one another, so that adding to it would make that worse. `cameras`: the
-    features that are videos.
+    Raises EpisodeError where its parts contradict one another, so that adding to it would make that
+    worse. `cameras`: the features that are videos.
     """
     listed = _numbered(root / "meta/episodes")
     data = [f"data/{path.parent.name}/{path.name}" for path in _numbered(root / "data")]
     if not (root / INFO).exists():
-        left = [name for name in (TASKS, STATS) if (root / name).exists()] + data + [str(path) for path in listed]
+        left = (
+            [name for name in (TASKS, STATS) if (root / name).exists()]
+            + data
+            + [str(path) for path in listed]
+        )
         if left:
             raise EpisodeError(
                 f"{root} has {left[0]} and no {INFO}: what a run of an older armlet left when it was killed, or a copy that was cut "
@@ -142,10 +165,17 @@ def read_existing(root: Path, cameras: list[str]) -> Existing | None:
             f"{root / 'meta/episodes'} lists {len(rows)} episodes, and {INFO} counts {info['total_episodes']}, from 0 on; files that "
             "it does not count may be left of a run that was killed: move them away"
         )
-    named = {info["data_path"].format(chunk_index=row["data/chunk_index"], file_index=row["data/file_index"]) for row in rows}
+    named = {
+        info["data_path"].format(
+            chunk_index=row["data/chunk_index"], file_index=row["data/file_index"]
+        )
+        for row in rows
+    }
     stray = [name for name in data if name not in named]
     if stray:
-        raise EpisodeError(f"{root / stray[0]} belongs to no episode of the data set; move it away, then add to it")
+        raise EpisodeError(
+            f"{root / stray[0]} belongs to no episode of the data set; move it away, then add to it"
+        )
     frames = sum(count_rows(root / name) for name in data)
     if frames != info["total_frames"] or sum(row["length"] for row in rows) != frames:
         raise EpisodeError(
@@ -154,14 +184,18 @@ def read_existing(root: Path, cameras: list[str]) -> Existing | None:
         )
     lacking = [name for name in cameras if rows and f"videos/{name}/file_index" not in rows[0]]
     if lacking:
-        raise EpisodeError(f"{root / 'meta/episodes'} does not say where the videos of {lacking[0]!r} are; {FIX}")
+        raise EpisodeError(
+            f"{root / 'meta/episodes'} does not say where the videos of {lacking[0]!r} are; {FIX}"
+        )
     return Existing(info, _tasks(root / TASKS), rows, data)
 
 
 def _tasks(path: Path) -> list[str]:
     texts = task_texts(path)
     if sorted(texts) != list(range(len(texts))):
-        raise EpisodeError(f"{path}: the tasks are numbered {sorted(texts)}, expected 0 to {len(texts) - 1}; {FIX}")
+        raise EpisodeError(
+            f"{path}: the tasks are numbered {sorted(texts)}, expected 0 to {len(texts) - 1}; {FIX}"
+        )
     return [texts[number] for number in range(len(texts))]
 
 
@@ -176,7 +210,8 @@ def _numbers(path: Path) -> tuple[int, int]:
 
 
 def next_place(folder: Path, chunks_size: int) -> dict[str, int]:
-    """The numbers that the next file in `folder` takes: after those of every file that is there, whoever wrote it and whether
+    """The numbers that the next file in `folder` takes: after those of every file that is there,
+    whoever wrote it and whether
     anything refers to it."""
     chunk, file = max(map(_numbers, folder.glob("chunk-*/file-*")), default=(-1, -1))
     if chunk < 0:
@@ -187,7 +222,8 @@ def next_place(folder: Path, chunks_size: int) -> dict[str, int]:
 
 
 def check_schema(root: Path, files: list[str], table: pa.Table) -> None:
-    """Raises EpisodeError where the newest of the files has other columns than a table that is to stand beside it."""
+    """Raises EpisodeError where the newest of the files has other columns than a table that is to
+    stand beside it."""
     if not files:
         return
     with open_parquet(root / files[-1]) as file:
@@ -202,12 +238,14 @@ def check_schema(root: Path, files: list[str], table: pa.Table) -> None:
 
 
 def _types(schema: pa.Schema) -> dict[str, str]:
-    """Column → its type. What a list holds has another name in memory (item) than in a file (element)."""
+    """Column → its type. What a list holds has another name in memory (item) than in a file
+    (element)."""
     return {field.name: str(field.type).replace("element: ", "item: ") for field in schema}
 
 
 def plan(root: Path, ready: Path, staged: list[str], files: list[str]) -> None:
-    """Say in `ready`, which holds `files` by the names that they will have, what to move, in this order, and which staged episodes are
+    """Say in `ready`, which holds `files` by the names that they will have, what to move, in this
+    order, and which staged episodes are
     done then."""
     content = {"staged": staged, "files": files, "info": _hash(root / INFO)}
     (ready / PLAN).write_text(json.dumps(content))
@@ -218,14 +256,18 @@ def _hash(path: Path) -> str | None:
 
 
 def carry_out(root: Path, staging: Path) -> None:
-    """Move in what was prepared, from the file on at which a killed run stopped; does nothing where nothing was.
+    """Move in what was prepared, from the file on at which a killed run stopped; does nothing where
+    nothing was.
 
-    Raises EpisodeError where the data set was changed since by somebody else and a part is moved already.
+    Raises EpisodeError where the data set was changed since by somebody else and a part is moved
+    already.
     """
     ready = root / READY
     if not ready.exists():
         return
-    decided = read_json(ready / PLAN, fix=f"move {ready} away, and see which of its files are missing")
+    decided = read_json(
+        ready / PLAN, fix=f"move {ready} away, and see which of its files are missing"
+    )
     left = [name for name in decided["files"] if (ready / name).exists()]
     if INFO in left and decided["info"] != _hash(root / INFO):
         if len(left) < len(decided["files"]):
@@ -234,7 +276,9 @@ def carry_out(root: Path, staging: Path) -> None:
                 f"{root / INFO} was changed while episodes were being added and the run was killed. Move {', '.join(moved)} and "
                 f"{ready} away, then run the same command again: the episodes are still staged"
             )
-        _remove(ready)  # nothing of it is in the data set, which is another now: the staged episodes are laid out anew
+        _remove(
+            ready
+        )  # nothing of it is in the data set, which is another now: the staged episodes are laid out anew
         return
     for name in left:
         _move(ready / name, root / name, replace=name in REPLACED)
@@ -267,7 +311,9 @@ def _move(source: Path, target: Path, *, replace: bool) -> None:
     except OSError as error:
         if error.errno != errno.EXDEV:
             raise
-        with atomic_file(target, size=source.stat().st_size) as part:  # the folder is a link to another disk
+        with atomic_file(
+            target, size=source.stat().st_size
+        ) as part:  # the folder is a link to another disk
             shutil.copyfile(source, part)
         source.unlink()
         return

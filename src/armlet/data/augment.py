@@ -1,7 +1,9 @@
-"""Pictures as they might as well have been: brighter, paler, moved a little. Knows pixels, no words and no robot.
+"""Pictures as they might as well have been: brighter, paler, moved a little. Knows pixels, no words
+and no robot.
 
-Nothing here changes what an instruction means: hues stay, since words name colours, and no picture is mirrored or turned,
-since words name sides and the robot's actions have directions. All cameras of a moment change alike in light.
+Nothing here changes what an instruction means: hues stay, since words name colours, and no picture
+is mirrored or turned, since words name sides and the robot's actions have directions. All cameras
+of a moment change alike in light.
 """
 
 from dataclasses import dataclass
@@ -14,7 +16,8 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Augment:
-    """Brightness, contrast and saturation are each scaled by a factor in 1 ± what is given; `crop` moves every picture by up to so
+    """Brightness, contrast and saturation are each scaled by a factor in 1 ± what is given; `crop`
+    moves every picture by up to so
     many pixels each way, its edge repeated. 0 leaves a thing alone."""
 
     brightness: float = 0.1
@@ -23,17 +26,24 @@ class Augment:
     crop: int = 0
 
     def __call__(self, images: dict[str, Tensor], rng: np.random.Generator) -> dict[str, Tensor]:
-        """Pictures by camera, (b, 3, h, w) in [0, 1] → the same, changed sample by sample as `rng` says."""
+        """Pictures by camera, (b, 3, h, w) in [0, 1] → the same, changed sample by sample as `rng`
+        says."""
         if not images:  # a policy of numbers alone
             return {}
         first = next(iter(images.values()))
         count, device = len(first), first.device
 
         def factors(spread: float) -> Tensor | None:
-            drawn = rng.uniform(1 - spread, 1 + spread, count).astype(np.float32) if spread else None
-            return None if drawn is None else torch.from_numpy(drawn).to(device)[:, None, None, None]
+            if not spread:
+                return None
+            drawn = rng.uniform(1 - spread, 1 + spread, count).astype(np.float32)
+            return torch.from_numpy(drawn).to(device)[:, None, None, None]
 
-        gain, contrast, saturation = factors(self.brightness), factors(self.contrast), factors(self.saturation)
+        gain, contrast, saturation = (
+            factors(self.brightness),
+            factors(self.contrast),
+            factors(self.saturation),
+        )
         changed = {}
         for name, pixels in images.items():
             if gain is not None:

@@ -1,8 +1,9 @@
-"""Actions ↔ classes: equal bins of every dimension (`Bins`), or one of a few primitives (`Codebook`).
+"""Actions ↔ classes: equal bins of every dimension (`Bins`), or one of a few primitives
+(`Codebook`).
 
-Knows what an ActionSpec says of an action; knows no policy, no benchmark and no file. Functions of `Array` use only
-operators that numpy and torch share, so that what a data set is encoded with and what an action head computes is one
-arithmetic.
+Knows what an ActionSpec says of an action; knows no policy, no benchmark and no file. Functions of
+`Array` use only operators that numpy and torch share, so that what a data set is encoded with and
+what an action head computes is one arithmetic.
 """
 
 import warnings
@@ -23,7 +24,8 @@ SLACK = 1e-6  # of a range: what single precision may add to its end
 
 
 def bin_numbers(values: Array, low: Array | float, high: Array | float, intervals: int) -> Array:
-    """Which of `intervals` equal parts of low…high each value lies in: a whole number, still floating, not clipped."""
+    """Which of `intervals` equal parts of low…high each value lies in: a whole number, still
+    floating, not clipped."""
     return (values - low) / (high - low) * intervals // 1
 
 
@@ -32,16 +34,21 @@ def bin_centres(numbers: Array, low: Array | float, high: Array | float, interva
     return (numbers + 0.5) * ((high - low) / intervals) + low
 
 
-def squared_distances(actions: Array, primitives: Array, gripper: int | None, scale: Sequence[float] | None = None) -> Array:
+def squared_distances(
+    actions: Array, primitives: Array, gripper: int | None, scale: Sequence[float] | None = None
+) -> Array:
     """(…, a), (n, a) → (…, n): how far each action is from each primitive.
 
-    The gripper decides first: a primitive on its other side is `FAR`. Then the sum over the other dimensions of the
-    squared difference, in units of `scale` (a,), 1 where nothing is said. Sides part in the middle between the lowest and
-    the highest gripper of the primitives; the middle itself counts as the higher.
+    The gripper decides first: a primitive on its other side is `FAR`. Then the sum over the other
+    dimensions of the squared difference, in units of `scale` (a,), 1 where nothing is said. Sides
+    part in the middle between the lowest and the highest gripper of the primitives; the middle
+    itself counts as the higher.
     """
     units = (1.0,) * primitives.shape[-1] if scale is None else scale
     terms = [
-        ((actions[..., index, None] - primitives[:, index]) / unit) ** 2 for index, unit in enumerate(units) if index != gripper
+        ((actions[..., index, None] - primitives[:, index]) / unit) ** 2
+        for index, unit in enumerate(units)
+        if index != gripper
     ]
     if gripper is not None:
         ends = primitives[:, gripper]
@@ -51,26 +58,44 @@ def squared_distances(actions: Array, primitives: Array, gripper: int | None, sc
 
 
 def soft_primitives(
-    actions: Tensor, primitives: Tensor, gripper: int | None, *, temperature: float, scale: Sequence[float] | None = None
+    actions: Tensor,
+    primitives: Tensor,
+    gripper: int | None,
+    *,
+    temperature: float,
+    scale: Sequence[float] | None = None,
 ) -> Tensor:
-    """(…, a), (n, a) → (…, n): the softmax of −distance²/temperature. None of it lies on the other side of the gripper."""
-    return (-squared_distances(actions, primitives, gripper, scale) / _positive(temperature)).softmax(-1)
+    """(…, a), (n, a) → (…, n): the softmax of −distance²/temperature. None of it lies on the other
+    side of the gripper."""
+    return (
+        -squared_distances(actions, primitives, gripper, scale) / _positive(temperature)
+    ).softmax(-1)
 
 
 def within(
-    actions: np.ndarray, names: Sequence[str], low: Sequence[float], high: Sequence[float], *, clip: bool = False
+    actions: np.ndarray,
+    names: Sequence[str],
+    low: Sequence[float],
+    high: Sequence[float],
+    *,
+    clip: bool = False,
 ) -> np.ndarray:
-    """`actions` (…, a) as float64, none outside low…high; with `clip`, those that were are moved to its end.
+    """`actions` (…, a) as float64, none outside low…high; with `clip`, those that were are moved to
+    its end.
 
-    Raises ValueError naming dimension, value and range of the first that is outside, if not `clip`; and where a value is NaN
-    or infinite, or the last axis is not one entry a name.
+    Raises ValueError naming dimension, value and range of the first that is outside, if not `clip`;
+    and where a value is NaN or infinite, or the last axis is not one entry a name.
     """
     values = np.asarray(actions, np.float64)
     if values.ndim == 0 or values.shape[-1] != len(names):
-        raise ValueError(f"actions have shape {values.shape}, expected (…, {len(names)}): {', '.join(names)}")
+        raise ValueError(
+            f"actions have shape {values.shape}, expected (…, {len(names)}): {', '.join(names)}"
+        )
     if not np.isfinite(values).all():
         where = np.argwhere(~np.isfinite(values))[0]
-        raise ValueError(f"action dimension {names[where[-1]]!r} is NaN or infinite at {tuple(map(int, where[:-1]))}")
+        raise ValueError(
+            f"action dimension {names[where[-1]]!r} is NaN or infinite at {tuple(map(int, where[:-1]))}"
+        )
     ends = np.asarray(low, np.float64), np.asarray(high, np.float64)
     slack = SLACK * (ends[1] - ends[0])
     outside = (values < ends[0] - slack) | (values > ends[1] + slack)
@@ -87,10 +112,11 @@ def within(
 
 @dataclass(frozen=True)
 class Bins:
-    """Every dimension by itself ↔ `bins` equal parts of low…high. What comes back differs by at most `half_bin`.
+    """Every dimension by itself ↔ `bins` equal parts of low…high. What comes back differs by at
+    most `half_bin`.
 
-    `digitised`: the last number stands for exactly `high` and the others for bins − 1 parts, as np.digitize counts and
-    OpenVLA's tokens are numbered.
+    `digitised`: the last number stands for exactly `high` and the others for bins − 1 parts, as
+    np.digitize counts and OpenVLA's tokens are numbered.
     """
 
     names: tuple[str, ...]
@@ -102,9 +128,13 @@ class Bins:
     def __post_init__(self) -> None:
         sizes = {"names": len(self.names), "low": len(self.low), "high": len(self.high)}
         if len(set(sizes.values())) != 1:
-            raise ValueError(f"Bins: names, low and high must have one entry a dimension, found {sizes}")
+            raise ValueError(
+                f"Bins: names, low and high must have one entry a dimension, found {sizes}"
+            )
         if self.intervals < 2:
-            raise ValueError(f"Bins: bins is {self.bins}, which makes {self.intervals} interval(s); expected 2 or more")
+            raise ValueError(
+                f"Bins: bins is {self.bins}, which makes {self.intervals} interval(s); expected 2 or more"
+            )
         for name, low, high in zip(self.names, self.low, self.high, strict=True):
             if not low < high:
                 raise ValueError(
@@ -114,13 +144,22 @@ class Bins:
 
     @classmethod
     def from_statistics(
-        cls, statistics: dict[str, Any], names: tuple[str, ...], *, ends: tuple[str, str] = ("q01", "q99"), bins: int = 256
+        cls,
+        statistics: dict[str, Any],
+        names: tuple[str, ...],
+        *,
+        ends: tuple[str, str] = ("q01", "q99"),
+        bins: int = 256,
     ) -> Self:
-        """Ranges from a data set's statistics of its actions: `ends` ("q01", "q99"), beyond which two in a hundred lie,
-        or ("min", "max"). Raises ValueError where one is missing or has another number of dimensions."""
+        """Ranges from a data set's statistics of its actions: `ends` ("q01", "q99"), beyond which
+        two in a hundred lie,
+        or ("min", "max"). Raises ValueError where one is missing or has another number of
+        dimensions."""
         for end in ends:
             if end not in statistics:
-                raise ValueError(f"the statistics lack {end!r}, one end of the bins; they have {sorted(statistics)}")
+                raise ValueError(
+                    f"the statistics lack {end!r}, one end of the bins; they have {sorted(statistics)}"
+                )
             if np.shape(statistics[end]) != (len(names),):
                 raise ValueError(
                     f"the statistics' {end} has shape {np.shape(statistics[end])}, expected ({len(names)},) for "
@@ -136,7 +175,8 @@ class Bins:
 
     @classmethod
     def openvla(cls, names: tuple[str, ...]) -> Self:
-        """OpenVLA's numbers (arXiv 2406.09246) of actions normalised to [−1, 1]; its token is vocabulary − 1 − number."""
+        """OpenVLA's numbers (arXiv 2406.09246) of actions normalised to [−1, 1]; its token is
+        vocabulary − 1 − number."""
         return cls(names, (-1.0,) * len(names), (1.0,) * len(names), 256, digitised=True)
 
     @property
@@ -149,22 +189,29 @@ class Bins:
         return (np.array(self.high) - np.array(self.low)) / (2 * self.intervals)
 
     def encode(self, actions: np.ndarray, *, clip: bool = False) -> np.ndarray:
-        """(…, a) → (…, a) int64. Outside the range: ValueError (see `within`), or with `clip` the outermost bin."""
+        """(…, a) → (…, a) int64. Outside the range: ValueError (see `within`), or with `clip` the
+        outermost bin."""
         low, high = np.array(self.low), np.array(self.high)
         values = within(actions, self.names, self.low, self.high, clip=clip)
         numbers = bin_numbers(values, low, high, self.intervals)
         return numbers.clip(0, self.bins - 1).astype(np.int64)
 
     def decode(self, numbers: np.ndarray) -> np.ndarray:
-        """(…, a) int → (…, a) float32, the middles of the bins. Raises ValueError for a number that is none of them."""
+        """(…, a) int → (…, a) float32, the middles of the bins. Raises ValueError for a number that
+        is none of them."""
         found = np.asarray(numbers)
         if found.size and (found.min() < 0 or found.max() >= self.bins):
-            raise ValueError(f"bins are numbered 0 to {self.bins - 1}, found {found.min()} to {found.max()}")
+            raise ValueError(
+                f"bins are numbered 0 to {self.bins - 1}, found {found.min()} to {found.max()}"
+            )
         inside = np.minimum(found, self.intervals - 1)
-        return bin_centres(inside.astype(np.float64), np.array(self.low), np.array(self.high), self.intervals).astype(np.float32)
+        return bin_centres(
+            inside.astype(np.float64), np.array(self.low), np.array(self.high), self.intervals
+        ).astype(np.float32)
 
     def two_hot(self, actions: Tensor) -> Tensor:
-        """(…, a) → (…, a, bins): the two bins whose middles a value lies between share it, so that `expectation` is the value.
+        """(…, a) → (…, a, bins): the two bins whose middles a value lies between share it, so that
+        `expectation` is the value.
 
         Beyond the outermost middles all of it is in the outermost bin, as where `encode` clips.
         """
@@ -176,7 +223,8 @@ class Bins:
         return shares.scatter_(-1, below.long().unsqueeze(-1) + 1, above)
 
     def gaussian(self, actions: Tensor, *, temperature: float) -> Tensor:
-        """(…, a) → (…, a, bins): the softmax of −distance²/temperature, the distance to each bin's middle in bins."""
+        """(…, a) → (…, a, bins): the softmax of −distance²/temperature, the distance to each bin's
+        middle in bins."""
         numbers = torch.arange(self.intervals, device=actions.device)
         position = self._position(actions).clamp(0, self.intervals - 1)
         shares = (-((position.unsqueeze(-1) - numbers) ** 2) / _positive(temperature)).softmax(-1)
@@ -186,7 +234,9 @@ class Bins:
         """(…, a, bins) → (…, a): the mean of the bins' middles."""
         low, high = self._ends(probabilities)
         numbers = torch.arange(self.bins).clamp(max=self.intervals - 1).to(probabilities)
-        return (probabilities * bin_centres(numbers, low[:, None], high[:, None], self.intervals)).sum(-1)
+        return (
+            probabilities * bin_centres(numbers, low[:, None], high[:, None], self.intervals)
+        ).sum(-1)
 
     def _position(self, actions: Tensor) -> Tensor:
         """Where values stand in the row of middles: 0 on the first, 1 on the second."""
@@ -199,11 +249,12 @@ class Bins:
 
 @dataclass(frozen=True)
 class Codebook:
-    """A whole action ↔ the number of the nearest of n primitives; takes every action that `spec` accepts.
+    """A whole action ↔ the number of the nearest of n primitives; takes every action that `spec`
+    accepts.
 
-    Nearest: the gripper's side first, then the Euclidean distance of the other dimensions, each in half its range. Every
-    primitive holds the gripper exactly open or exactly closed, so it is never rounded to the wrong side; how far open it is gets
-    lost.
+    Nearest: the gripper's side first, then the Euclidean distance of the other dimensions, each in
+    half its range. Every primitive holds the gripper exactly open or exactly closed, so it is never
+    rounded to the wrong side; how far open it is gets lost.
     """
 
     spec: ActionSpec
@@ -215,8 +266,13 @@ class Codebook:
             raise ValueError("Codebook: there are no primitives")
         within(found, spec.names, spec.low, spec.high)
         if len(np.unique(found, axis=0)) != len(found):
-            raise ValueError(f"Codebook: {len(found) - len(np.unique(found, axis=0))} of {len(found)} primitives are repeated")
-        if spec.gripper is not None and set(found[:, spec.gripper]) != {spec.gripper_open, spec.gripper_closed}:
+            raise ValueError(
+                f"Codebook: {len(found) - len(np.unique(found, axis=0))} of {len(found)} primitives are repeated"
+            )
+        if spec.gripper is not None and set(found[:, spec.gripper]) != {
+            spec.gripper_open,
+            spec.gripper_closed,
+        }:
             raise ValueError(
                 f"Codebook: grippers of primitives are {sorted(set(found[:, spec.gripper].tolist()))}, expected both of "
                 f"{spec.gripper_open:g} (open) and {spec.gripper_closed:g} (closed) and nothing else"
@@ -230,10 +286,13 @@ class Codebook:
     @property
     def scale(self) -> tuple[float, ...]:
         """(a,): half the range of each dimension, the unit of distances."""
-        return tuple((high - low) / 2 for low, high in zip(self.spec.low, self.spec.high, strict=True))
+        return tuple(
+            (high - low) / 2 for low, high in zip(self.spec.low, self.spec.high, strict=True)
+        )
 
     def encode(self, actions: np.ndarray, *, clip: bool = False) -> np.ndarray:
-        """(…, a) → (…) int64. Outside the spec's range: ValueError (see `within`), or with `clip` what its nearest end gets."""
+        """(…, a) → (…) int64. Outside the spec's range: ValueError (see `within`), or with `clip`
+        what its nearest end gets."""
         values = within(actions, self.spec.names, self.spec.low, self.spec.high, clip=clip)
         return squared_distances(values, self.array, self.spec.gripper, self.scale).argmin(-1)
 
@@ -241,7 +300,9 @@ class Codebook:
         """(…) int → (…, a) float32. Raises ValueError for a number that is no primitive's."""
         found = np.asarray(codes)
         if found.size and (found.min() < 0 or found.max() >= len(self.primitives)):
-            raise ValueError(f"primitives are numbered 0 to {len(self.primitives) - 1}, found {found.min()} to {found.max()}")
+            raise ValueError(
+                f"primitives are numbered 0 to {len(self.primitives) - 1}, found {found.min()} to {found.max()}"
+            )
         return self.array[found].astype(np.float32)
 
     def error(self, actions: np.ndarray, *, clip: bool = False) -> dict[str, Any]:
@@ -251,27 +312,36 @@ class Codebook:
     def soft(self, actions: Tensor, *, temperature: float) -> Tensor:
         """(…, a) → (…, n), see `soft_primitives`; distances are those of `encode`."""
         primitives = torch.from_numpy(self.array).to(actions)
-        return soft_primitives(actions, primitives, self.spec.gripper, temperature=temperature, scale=self.scale)
+        return soft_primitives(
+            actions, primitives, self.spec.gripper, temperature=temperature, scale=self.scale
+        )
 
     def expectation(self, probabilities: Tensor) -> Tensor:
-        """(…, n) → (…, a): the mean primitive. The gripper's is between its ends where both sides are likely."""
+        """(…, n) → (…, a): the mean primitive. The gripper's is between its ends where both sides
+        are likely."""
         return probabilities @ torch.from_numpy(self.array).to(probabilities)
 
     @classmethod
     def axes(cls, spec: ActionSpec, steps: Sequence[float] = (1.0, 0.25)) -> Self:
-        """Primitives that move one dimension each, either way, by each of `steps` (shares of its range from 0), with the gripper
-        open and closed: 24 for three dimensions, a gripper and two steps, or for six, a gripper and one.
+        """Primitives that move one dimension each, either way, by each of `steps` (shares of its
+        range from 0), with the gripper open and closed: 24 for three dimensions, a gripper and two
+        steps, or for six, a gripper and one.
 
-        None stands still: in closed loop an action that is rounded to rest stays at rest, and never arrives. Policies that
-        carry out several actions between two looks want episodes of an expert that acted through the codebook (bench/codebook.py).
-        Raises ValueError for absolute actions, where 0 is a place.
+        None stands still: in closed loop an action that is rounded to rest stays at rest, and never
+        arrives. Policies that carry out several actions between two looks want episodes of an
+        expert that acted through the codebook (bench/codebook.py). Raises ValueError for absolute
+        actions, where 0 is a place.
         """
         if spec.mode != "delta":
-            raise ValueError(f"axes needs actions in which 0 is no motion: mode is {spec.mode!r}, expected 'delta'; use fit")
+            raise ValueError(
+                f"axes needs actions in which 0 is no motion: mode is {spec.mode!r}, expected 'delta'; use fit"
+            )
         moving = [index for index in range(spec.dims) if index != spec.gripper]
         still = [index for index in moving if not spec.low[index] < 0 < spec.high[index]]
         if still:
-            raise ValueError(f"axes needs ranges with 0 inside; it is not in that of {[spec.names[index] for index in still]}")
+            raise ValueError(
+                f"axes needs ranges with 0 inside; it is not in that of {[spec.names[index] for index in still]}"
+            )
         rows = []
         for gripper in (0.0,) if spec.gripper is None else (spec.gripper_open, spec.gripper_closed):
             for step in steps:
@@ -286,10 +356,11 @@ class Codebook:
 
     @classmethod
     def fit(cls, actions: np.ndarray, spec: ActionSpec, *, size: int = 24, seed: int = 0) -> Self:
-        """k-means of `actions` (N, a) in the distance of `encode`, each side of the gripper by itself with its share of `size`.
+        """k-means of `actions` (N, a) in the distance of `encode`, each side of the gripper by
+        itself with its share of `size`.
 
-        Closest on average, which is not best in closed loop (bench/codebook.py). Raises ValueError where a side has fewer
-        different actions than its share of primitives.
+        Closest on average, which is not best in closed loop (bench/codebook.py). Raises ValueError
+        where a side has fewer different actions than its share of primitives.
         """
         values = within(actions, spec.names, spec.low, spec.high).reshape(-1, spec.dims)
         moving = [index for index in range(spec.dims) if index != spec.gripper]
@@ -318,12 +389,20 @@ class Codebook:
 
 
 def codec_error(actions: np.ndarray, decoded: np.ndarray, spec: ActionSpec) -> dict[str, Any]:
-    """What a codec made of `actions` (…, a): mean, 95th percentile and largest error of every dimension, in its own units; of the
-    hand's motion in metres, where the spec has dimensions that move it; and the share of grippers on the wrong side."""
+    """What a codec made of `actions` (…, a): mean, 95th percentile and largest error of every
+    dimension, in its own units; of the
+    hand's motion in metres, where the spec has dimensions that move it; and the share of grippers
+    on the wrong side."""
     gap = (np.asarray(decoded, np.float64) - np.asarray(actions, np.float64)).reshape(-1, spec.dims)
-    found: dict[str, Any] = {"dimensions": {name: _summary(np.abs(gap[:, index])) for index, name in enumerate(spec.names)}}
+    found: dict[str, Any] = {
+        "dimensions": {
+            name: _summary(np.abs(gap[:, index])) for index, name in enumerate(spec.names)
+        }
+    }
     if spec.translation:
-        found["metres"] = _summary(np.linalg.norm(gap[:, list(spec.translation)], axis=1) * spec.translation_scale)
+        found["metres"] = _summary(
+            np.linalg.norm(gap[:, list(spec.translation)], axis=1) * spec.translation_scale
+        )
     if spec.gripper is not None:
         middle = (spec.gripper_open + spec.gripper_closed) / 2
         sides = [np.asarray(values)[..., spec.gripper] >= middle for values in (actions, decoded)]
@@ -332,7 +411,11 @@ def codec_error(actions: np.ndarray, decoded: np.ndarray, spec: ActionSpec) -> d
 
 
 def _summary(errors: np.ndarray) -> dict[str, float]:
-    return {"mean": float(errors.mean()), "p95": float(np.quantile(errors, 0.95)), "max": float(errors.max())}
+    return {
+        "mean": float(errors.mean()),
+        "p95": float(np.quantile(errors, 0.95)),
+        "max": float(errors.max()),
+    }
 
 
 def _centres(points: np.ndarray, count: int, seed: int) -> np.ndarray:
@@ -346,7 +429,9 @@ def _centres(points: np.ndarray, count: int, seed: int) -> np.ndarray:
     best, least = points[:count], np.inf
     rng = np.random.default_rng(seed)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # an emptied cluster stays the action that it began as
+        warnings.simplefilter(
+            "ignore", UserWarning
+        )  # an emptied cluster stays the action that it began as
         for _ in range(3):
             centres, labels = kmeans2(points, count, iter=30, minit="++", seed=rng)
             spread = float(((points - centres[labels]) ** 2).sum())
@@ -357,5 +442,7 @@ def _centres(points: np.ndarray, count: int, seed: int) -> np.ndarray:
 
 def _positive(temperature: float) -> float:
     if not temperature > 0:
-        raise ValueError(f"temperature is {temperature}, expected more than 0; the nearest alone is what encode gives")
+        raise ValueError(
+            f"temperature is {temperature}, expected more than 0; the nearest alone is what encode gives"
+        )
     return temperature

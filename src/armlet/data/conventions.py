@@ -1,6 +1,8 @@
-"""Actions of one convention → another: control rate (`retime`), and everything else an ActionSpec says (`convert`).
+"""Actions of one convention → another: control rate (`retime`), and everything else an ActionSpec
+says (`convert`).
 
-Knows no policy and no benchmark. What cannot be converted exactly is refused by name; nothing is assumed equal.
+Knows no policy and no benchmark. What cannot be converted exactly is refused by name; nothing is
+assumed equal.
 """
 
 import math
@@ -20,16 +22,18 @@ ADDITIVE = {  # in what is summed or interpolated a dimension at a time
 
 
 def retime(chunk: np.ndarray, from_hz: float, to_hz: float, spec: ActionSpec) -> np.ndarray:
-    """A chunk (…, k, a) for a robot that executes `from_hz` actions a second → (…, k', a) float64 for one at `to_hz`.
+    """A chunk (…, k, a) for a robot that executes `from_hz` actions a second → (…, k', a) float64
+    for one at `to_hz`.
 
-    k' = ⌈k · to_hz / from_hz⌉, so that none of the time is lost. Deltas are spread evenly over their time and summed anew: their
-    total is conserved, and the last may be shorter than its step. Small rotations are added a dimension at a time, which is
-    exact about one axis. Absolute actions are places to be reached by the end of a step, interpolated between the steps and held
-    before the first. The gripper is never blended: a step does what was commanded last within it, so a command shorter than a
-    step can be lost and the last one cannot.
+    k' = ⌈k · to_hz / from_hz⌉, so that none of the time is lost. Deltas are spread evenly over
+    their time and summed anew: their total is conserved, and the last may be shorter than its step.
+    Small rotations are added a dimension at a time, which is exact about one axis. Absolute actions
+    are places to be reached by the end of a step, interpolated between the steps and held before
+    the first. The gripper is never blended: a step does what was commanded last within it, so a
+    command shorter than a step can be lost and the last one cannot.
 
-    Raises ValueError for rates that are not positive, an empty chunk, and rotations that cannot be added or interpolated
-    dimension by dimension.
+    Raises ValueError for rates that are not positive, an empty chunk, and rotations that cannot be
+    added or interpolated dimension by dimension.
     """
     values = np.asarray(chunk, np.float64)
     if not (from_hz > 0 and to_hz > 0):
@@ -41,11 +45,15 @@ def retime(chunk: np.ndarray, from_hz: float, to_hz: float, spec: ActionSpec) ->
     if from_hz == to_hz:
         return values.copy()
     if (spec.mode, spec.rotation) not in ADDITIVE:
-        raise ValueError(f"{spec.mode} actions with rotation {spec.rotation!r} cannot be retimed one dimension at a time")
+        raise ValueError(
+            f"{spec.mode} actions with rotation {spec.rotation!r} cannot be retimed one dimension at a time"
+        )
     steps = values.shape[-2]
     ratio = to_hz / from_hz
     count = math.ceil(steps * ratio - 1e-9)
-    edges = np.minimum(np.arange(count + 1) / ratio, steps)  # where the new steps begin and end, in old ones
+    edges = np.minimum(
+        np.arange(count + 1) / ratio, steps
+    )  # where the new steps begin and end, in old ones
     if spec.mode == "delta":
         travelled = np.concatenate([np.zeros_like(values[..., :1, :]), values.cumsum(-2)], -2)
         made = np.diff(_between(travelled, edges), axis=-2)
@@ -65,12 +73,16 @@ def _between(values: np.ndarray, positions: np.ndarray) -> np.ndarray:
     return (1 - share) * values[..., below, :] + share * values[..., above, :]
 
 
-def convert(actions: np.ndarray, source: ActionSpec, target: ActionSpec, *, clip: bool = False) -> np.ndarray:
-    """`actions` (…, a) as `source` means them → float32 as `target` does: gripper sign and range, metres a command, control rate.
+def convert(
+    actions: np.ndarray, source: ActionSpec, target: ActionSpec, *, clip: bool = False
+) -> np.ndarray:
+    """`actions` (…, a) as `source` means them → float32 as `target` does: gripper sign and range,
+    metres a command, control rate.
 
-    Where the rates differ, `actions` is a chunk (…, k, a), and comes back with another k (`retime`). Only dimensions in
-    `ActionSpec.translation` have a scale; rotations are taken to be in the same unit. Raises ValueError with everything that
-    cannot be converted; for an action that one of the robots does not accept, unless `clip` moves it to the end of the range.
+    Where the rates differ, `actions` is a chunk (…, k, a), and comes back with another k
+    (`retime`). Only dimensions in `ActionSpec.translation` have a scale; rotations are taken to be
+    in the same unit. Raises ValueError with everything that cannot be converted; for an action that
+    one of the robots does not accept, unless `clip` moves it to the end of the range.
     """
     refused = _refused(source, target)
     if refused:
@@ -81,8 +93,12 @@ def convert(actions: np.ndarray, source: ActionSpec, target: ActionSpec, *, clip
     if source.mode == "delta":
         values[..., list(source.translation)] *= source.translation_scale / target.translation_scale
     if source.gripper is not None:
-        closed = (values[..., source.gripper] - source.gripper_open) / (source.gripper_closed - source.gripper_open)
-        values[..., source.gripper] = (1 - closed) * target.gripper_open + closed * target.gripper_closed
+        closed = (values[..., source.gripper] - source.gripper_open) / (
+            source.gripper_closed - source.gripper_open
+        )
+        values[..., source.gripper] = (
+            1 - closed
+        ) * target.gripper_open + closed * target.gripper_closed
     return within(values, target.names, target.low, target.high, clip=clip).astype(np.float32)
 
 
@@ -97,7 +113,9 @@ def _refused(source: ActionSpec, target: ActionSpec) -> list[str]:
         if spec.gripper is not None and spec.gripper_open == spec.gripper_closed:
             found.append(f"the {which}'s gripper is {spec.gripper_open:g} both open and closed")
         if spec.mode == "delta" and not spec.translation_scale > 0:
-            found.append(f"the {which}'s translation_scale is {spec.translation_scale}, expected more than 0")
+            found.append(
+                f"the {which}'s translation_scale is {spec.translation_scale}, expected more than 0"
+            )
     if source.translation_scale != target.translation_scale:
         scales = f"translation_scale is {source.translation_scale} and should be {target.translation_scale}"
         if source.mode == "absolute":

@@ -1,4 +1,5 @@
-"""What a depth camera's film holds → millimetres, as lerobot 0.6 keeps distances in video. Knows no file."""
+"""What a depth camera's film holds → millimetres, as lerobot 0.6 keeps distances in video. Knows no
+file."""
 
 from typing import Any
 
@@ -9,13 +10,17 @@ NEEDED = ("video.depth_min", "video.depth_max")
 
 
 def unreadable(about: dict[str, Any]) -> str | None:
-    """Why the distances of a camera cannot be had from its film, of which `about` is said; None where they can."""
+    """Why the distances of a camera cannot be had from its film, of which `about` is said; None
+    where they can."""
     missing = [name for name in NEEDED if not isinstance(about.get(name), int | float)]
     if missing:
         return f"meta/info.json does not say its {missing[0]}"
     if about["video.depth_max"] <= about["video.depth_min"]:
         return "its video.depth_max in meta/info.json is not more than its video.depth_min"
-    if about.get("video.use_log") and about["video.depth_min"] + (about.get("video.shift") or 0) <= 0:
+    if (
+        about.get("video.use_log")
+        and about["video.depth_min"] + (about.get("video.shift") or 0) <= 0
+    ):
         return "its video.depth_min and video.shift in meta/info.json have no logarithm"
     if str(about.get("video.pix_fmt", "gray12le")) not in ("gray12le", "gray12be"):
         return f"its pixels are {about['video.pix_fmt']}, and gray12le is known"
@@ -25,10 +30,13 @@ def unreadable(about: dict[str, Any]) -> str | None:
 def millimetres(levels: np.ndarray, about: dict[str, Any]) -> np.ndarray:
     """Levels (h, w) of 12 bits → (h, w, 1) float32, distances in millimetres.
 
-    Levels are equal steps of the distance, or of log(distance + shift), from `video.depth_min` to `video.depth_max`, both in metres;
-    a film of whole millimetres ("depth_unit": "mm") gives whole millimetres again.
+    Levels are equal steps of the distance, or of log(distance + shift), from `video.depth_min` to
+    `video.depth_max`, both in metres; a film of whole millimetres ("depth_unit": "mm") gives whole
+    millimetres again.
     """
-    share = levels.astype(np.float64) / LEVELS  # in double precision: whole millimetres are rounded at the end
+    share = (
+        levels.astype(np.float64) / LEVELS
+    )  # in double precision: whole millimetres are rounded at the end
     low, high = float(about["video.depth_min"]), float(about["video.depth_max"])
     if about.get("video.use_log"):
         shift = float(about.get("video.shift") or 0)

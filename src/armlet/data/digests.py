@@ -1,4 +1,5 @@
-"""Hashes of files, each read once for as long as it stays as it is, and where what is derived from a data set is kept.
+"""Hashes of files, each read once for as long as it stays as it is, and where what is derived from
+a data set is kept.
 
 Knows bytes; knows no format.
 """
@@ -23,13 +24,18 @@ _said: set[Path] = set()  # folders whose cache is elsewhere, and about which th
 
 
 def cache_folder(root: Path) -> Path:
-    """Where what is derived from the data set at `root` is kept: in it or, where it is read-only or belongs to the hub's cache, in the
-    user's cache or that of the machine, which is said on stderr once a process. The folder need not be there yet."""
+    """Where what is derived from the data set at `root` is kept: in it or, where it is read-only or
+    belongs to the hub's cache, in the
+    user's cache or that of the machine, which is said on stderr once a process. The folder need not
+    be there yet."""
     own, fetched = root / CACHE, in_cache(root)
     if not fetched and os.access(own if own.exists() else root, os.W_OK | os.X_OK):
         return own
     real = root.resolve()
-    places = (HOME.expanduser(), Path(tempfile.gettempdir()) / f"armlet-{os.getuid()}")  # the second where nobody is at home
+    places = (
+        HOME.expanduser(),
+        Path(tempfile.gettempdir()) / f"armlet-{os.getuid()}",
+    )  # the second where nobody is at home
     place = next((place for place in places if _can_make(place)), places[0])
     elsewhere = place / hashlib.sha256(str(real).encode()).hexdigest()[:16]
     if real not in _said:
@@ -46,8 +52,10 @@ def _can_make(folder: Path) -> bool:
 
 
 def digests(paths: Iterable[Path], cache: Path) -> list[bytes]:
-    """The SHA-256 of each file. Those that have not changed since they were read last, by the record in `cache`, are not read again:
-    the same real path, size, inode, and times of change to the nanosecond. Files written in the last two seconds are always read."""
+    """The SHA-256 of each file. Those that have not changed since they were read last, by the
+    record in `cache`, are not read again:
+    the same real path, size, inode, and times of change to the nanosecond. Files written in the
+    last two seconds are always read."""
     known, fresh = _known(cache / KEPT), False
     found = []
     for path in paths:
@@ -76,7 +84,8 @@ def _stamp(path: Path) -> list[int]:
 
 
 def _young(stamp: list[int], now: int) -> bool:
-    """Whether a file changed within two seconds before `now` (nanoseconds), or after it, by either of its clocks."""
+    """Whether a file changed within two seconds before `now` (nanoseconds), or after it, by either
+    of its clocks."""
     return now - max(stamp[1], stamp[3]) < YOUNG * 1e9
 
 
@@ -86,7 +95,9 @@ def _known(path: Path) -> dict[str, list]:
         found = json.loads(path.read_text())
     except (OSError, ValueError):
         return {}
-    whole = isinstance(found, dict) and all(isinstance(entry, list) and len(entry) == 5 for entry in found.values())
+    whole = isinstance(found, dict) and all(
+        isinstance(entry, list) and len(entry) == 5 for entry in found.values()
+    )
     return found if whole else {}
 
 
@@ -94,4 +105,6 @@ def _keep(path: Path, known: dict[str, list]) -> None:
     try:
         write_atomically(path, json.dumps(known).encode())
     except OSError as error:  # hashes are right without it, and only slower the next time
-        sys.stderr.write(f"{path} cannot be written ({error.strerror}); the data set is read again next time\n")
+        sys.stderr.write(
+            f"{path} cannot be written ({error.strerror}); the data set is read again next time\n"
+        )

@@ -1,9 +1,12 @@
-"""What a name on the Hugging Face hub stands for, fetched once: a commit, and of its files those that reading needs.
+"""What a name on the Hugging Face hub stands for, fetched once: a commit, and of its files those
+that reading needs.
 
-The hub's own library speaks to the server and keeps its cache, so its settings hold: HF_HOME, HF_ENDPOINT, HF_TOKEN and what
-`hf auth login` keeps, HF_HUB_OFFLINE. Two things are added. A commit counts as being here only where every file that reading needs
-is, in the size that the hub's listing of it says, for which the listing must be here too. And a branch or tag stands for the last
-commit that was here whole, when there is no asking. An error is one line, and quotes nothing that may hold a token.
+The hub's own library speaks to the server and keeps its cache, so its settings hold: HF_HOME,
+HF_ENDPOINT, HF_TOKEN and what `hf auth login` keeps, HF_HUB_OFFLINE. Two things are added. A commit
+counts as being here only where every file that reading needs is, in the size that the hub's listing
+of it says, for which the listing must be here too. And a branch or tag stands for the last commit
+that was here whole, when there is no asking. An error is one line, and quotes nothing that may hold
+a token.
 
 Knows the file names of a data set and a policy; opens none but meta/info.json.
 """
@@ -42,15 +45,25 @@ from armlet.data.hub import PREFIX, Kind, Name
 from armlet.data.opening import EpisodeError, read_object
 from armlet.progress import Progress
 
-FIRST: dict[Kind, str] = {"dataset": "meta/info.json", "model": "config.json"}  # without it, it is something else
+FIRST: dict[Kind, str] = {
+    "dataset": "meta/info.json",
+    "model": "config.json",
+}  # without it, it is something else
 CALLED: dict[Kind, str] = {"dataset": "data set", "model": "policy"}
 OTHER: dict[Kind, Kind] = {"dataset": "model", "model": "dataset"}
 FOLDERS = ("meta", "data", "videos", "images")  # of a LeRobotDataset
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
-OF_A_POLICY = (".json", ".safetensors", ".txt", ".model")  # network, weights, words; never a pickle, which can run what it likes
+OF_A_POLICY = (
+    ".json",
+    ".safetensors",
+    ".txt",
+    ".model",
+)  # network, weights, words; never a pickle, which can run what it likes
 WORKERS = 8  # files at a time, as the hub's library does
 LOGIN = "log in with `hf auth login`, or set HF_TOKEN"
-_said: set[str] = set()  # names that were not checked for something newer, and about which that was said
+_said: set[str] = (
+    set()
+)  # names that were not checked for something newer, and about which that was said
 
 
 class HubError(OSError):
@@ -62,7 +75,8 @@ class _StoppedError(Exception):
 
 
 def find(name: Name, kind: Kind) -> tuple[str, Path]:
-    """The commit that a name stands for, and the folder with its files, fetched where they are not here. Raises HubError,
+    """The commit that a name stands for, and the folder with its files, fetched where they are not
+    here. Raises HubError,
     FullDiskError, EpisodeError."""
     cache = _Cache(name, kind)
     if name.is_pinned and cache.missing(name.revision) == {}:
@@ -79,32 +93,47 @@ def find(name: Name, kind: Kind) -> tuple[str, Path]:
 
 
 class _Cache:
-    """What is here of a repository, in the layout that the hub's library documents: refs/<revision> holds a commit, and
+    """What is here of a repository, in the layout that the hub's library documents: refs/<revision>
+    holds a commit, and
     snapshots/<commit> links to its files."""
 
     def __init__(self, name: Name, kind: Kind) -> None:
         self.name, self.kind = name, kind
-        self.root = Path(constants.HF_HUB_CACHE).expanduser() / f"{kind}s--{name.repo.replace('/', '--')}"
+        self.root = (
+            Path(constants.HF_HUB_CACHE).expanduser() / f"{kind}s--{name.repo.replace('/', '--')}"
+        )
 
     def folder(self, commit: str) -> Path:
         return self.root / "snapshots" / commit / self.name.folder
 
     def listing(self, commit: str) -> dict[str, int] | None:
-        """Every file of a commit below the folder that is named, and its size in bytes; None where no listing was kept."""
+        """Every file of a commit below the folder that is named, and its size in bytes; None where
+        no listing was kept."""
         try:
-            files = huggingface_hub.get_cached_repo_tree(self.name.repo, repo_type=self.kind, revision=commit)
+            files = huggingface_hub.get_cached_repo_tree(
+                self.name.repo, repo_type=self.kind, revision=commit
+            )
         except CachedRepoTreeNotFoundError:
             return None
         inside = f"{self.name.folder}/" if self.name.folder else ""
-        return {file.path.removeprefix(inside): file.size for file in files if file.path.startswith(inside)}
+        return {
+            file.path.removeprefix(inside): file.size
+            for file in files
+            if file.path.startswith(inside)
+        }
 
     def missing(self, commit: str) -> dict[str, int] | None:
-        """The files that are needed and not here in full, with their sizes; None where it is not known which are needed."""
+        """The files that are needed and not here in full, with their sizes; None where it is not
+        known which are needed."""
         listing, folder = self.listing(commit), self.folder(commit)
         first = FIRST[self.kind]
         if listing is None or first not in listing or not _is_whole(folder / first, listing[first]):
             return None
-        return {file: listing[file] for file in needed(self.kind, listing, folder) if not _is_whole(folder / file, listing[file])}
+        return {
+            file: listing[file]
+            for file in needed(self.kind, listing, folder)
+            if not _is_whole(folder / file, listing[file])
+        }
 
     def last(self) -> str | None:
         """The commit that the name stood for last, as far as is known here."""
@@ -117,19 +146,32 @@ class _Cache:
         """That the name stands for this commit, which is here whole."""
         if self.last() == commit:
             return
-        with contextlib.suppress(OSError):  # a cache that is shared may be read-only; only a look without network needs this
+        with contextlib.suppress(
+            OSError
+        ):  # a cache that is shared may be read-only; only a look without network needs this
             write_atomically(self.root / "refs" / self.name.revision, commit.encode())
 
     def fall_back(self, why: str) -> str:
-        """The last commit that the name stood for, as the hub cannot be asked; says so once a process. Raises HubError where it is
+        """The last commit that the name stood for, as the hub cannot be asked; says so once a
+        process. Raises HubError where it is
         not here whole."""
         commit = self.last()
-        offline = "unset HF_HUB_OFFLINE" if constants.HF_HUB_OFFLINE else "check the network (and HF_ENDPOINT, if it is set)"
+        offline = (
+            "unset HF_HUB_OFFLINE"
+            if constants.HF_HUB_OFFLINE
+            else "check the network (and HF_ENDPOINT, if it is set)"
+        )
         if commit is None or not self.folder(commit).exists():
-            raise HubError(f"{self.name}: {why}, and it was never fetched in full to {self.root.parent}; {offline}")
+            raise HubError(
+                f"{self.name}: {why}, and it was never fetched in full to {self.root.parent}; {offline}"
+            )
         missing = self.missing(commit)
         if missing != {}:
-            lacks = "it is not known which files it lacks" if missing is None else f"{_files(len(missing))} of it are missing"
+            lacks = (
+                "it is not known which files it lacks"
+                if missing is None
+                else f"{_files(len(missing))} of it are missing"
+            )
             raise HubError(
                 f"{self.name}: {why}, and commit {commit[:12]} is here only in part ({lacks}); {offline}, and the rest is fetched"
             )
@@ -149,10 +191,14 @@ def _is_whole(path: Path, size: int) -> bool:
 
 
 def needed(kind: Kind, files: dict[str, int], folder: Path) -> list[str]:
-    """Of the files of a data set or policy, by their paths in its `folder`, those that reading it needs. A data set's meta/info.json
-    must be there: it may say that rows and films are in other folders. Raises EpisodeError where that file cannot be read."""
+    """Of the files of a data set or policy, by their paths in its `folder`, those that reading it
+    needs. A data set's meta/info.json
+    must be there: it may say that rows and films are in other folders. Raises EpisodeError where
+    that file cannot be read."""
     if kind == "model":
-        return [file for file in files if "/" not in file and PurePosixPath(file).suffix in OF_A_POLICY]
+        return [
+            file for file in files if "/" not in file and PurePosixPath(file).suffix in OF_A_POLICY
+        ]
     info = read_object(folder / FIRST[kind])
     patterns = [f"{each}/*" for each in FOLDERS]
     for field in ("data_path", "video_path"):
@@ -160,18 +206,22 @@ def needed(kind: Kind, files: dict[str, int], folder: Path) -> list[str]:
             patterns.append("*".join(escape(part) for part in re.split(r"\{[^}]*\}", info[field])))
     features = info.get("features")
     kinds = (
-        {feature.get("dtype") for feature in features.values() if isinstance(feature, dict)} if isinstance(features, dict) else ()
+        {feature.get("dtype") for feature in features.values() if isinstance(feature, dict)}
+        if isinstance(features, dict)
+        else ()
     )
     if "image" in kinds:  # a table may name a picture file anywhere
         patterns += [f"*{suffix}" for suffix in PICTURES]
     return [file for file in files if any(fnmatchcase(file, pattern) for pattern in patterns)]
 
 
-# --- asking and fetching ----------------------------------------------------------------------------------------
+# --- asking and fetching
+# ----------------------------------------------------------------------------------------
 
 
 def _ask(cache: _Cache) -> tuple[str | None, str]:
-    """The commit that the hub says a name stands for; None, and why, where it cannot be asked. Raises HubError where it refuses."""
+    """The commit that the hub says a name stands for; None, and why, where it cannot be asked.
+    Raises HubError where it refuses."""
     name, kind = cache.name, cache.kind
     try:
         found = huggingface_hub.HfApi().repo_info(
@@ -186,7 +236,9 @@ def _ask(cache: _Cache) -> tuple[str | None, str]:
             raise
         last = cache.last()
         if last is not None and cache.missing(last) == {}:
-            refusal += f". What was fetched before is here, and is used without asking as {name.at(last)}"
+            refusal += (
+                f". What was fetched before is here, and is used without asking as {name.at(last)}"
+            )
         raise HubError(refusal) from error
     assert found.sha is not None  # where the hub answers, it says which commit that is
     return found.sha, ""
@@ -199,7 +251,11 @@ def _fetch(cache: _Cache, commit: str) -> None:
     try:
         # Brings the listing too, and keeps it.
         huggingface_hub.snapshot_download(
-            name.repo, repo_type=kind, revision=commit, allow_patterns=[escape(first)], tqdm_class=_silent(lambda count: None)
+            name.repo,
+            repo_type=kind,
+            revision=commit,
+            allow_patterns=[escape(first)],
+            tqdm_class=_silent(lambda count: None),
         )
         listing = cache.listing(commit)
         if listing is None:  # the library passes over either
@@ -210,28 +266,44 @@ def _fetch(cache: _Cache, commit: str) -> None:
         if FIRST[kind] not in listing:
             raise HubError(_something_else(cache, commit, listing))
         if not _is_whole(cache.folder(commit) / FIRST[kind], listing[FIRST[kind]]):
-            huggingface_hub.hf_hub_download(name.repo, first, repo_type=kind, revision=commit, force_download=True)
+            huggingface_hub.hf_hub_download(
+                name.repo, first, repo_type=kind, revision=commit, force_download=True
+            )
         missing = cache.missing(commit)
         if missing:
             _download(cache, commit, missing)
         missing = cache.missing(commit)
-    except (HubError, FullDiskError, EpisodeError, TypeError, LookupError, AttributeError, AssertionError):
+    except (
+        HubError,
+        FullDiskError,
+        EpisodeError,
+        TypeError,
+        LookupError,
+        AttributeError,
+        AssertionError,
+    ):
         raise  # said already, or a mistake of ours
     except Exception as error:  # of the HTTP library, of the one for large files, of the system
         raise _broken_off(error, cache, commit) from error
     if missing != {}:
         lacks = "the listing of its files" if missing is None else ", ".join(sorted(missing)[:3])
-        raise HubError(f"{name}: what the hub sent of commit {commit[:12]} is not what it lists ({lacks}); try again")
+        raise HubError(
+            f"{name}: what the hub sent of commit {commit[:12]} is not what it lists ({lacks}); try again"
+        )
 
 
 def _download(cache: _Cache, commit: str, files: dict[str, int]) -> None:
     """Fetch files side by side; those that are whole stay whatever happens to the others."""
     name, folder = cache.name, cache.folder(commit)
     size = sum(files.values())
-    free = shutil.disk_usage(next(each for each in (cache.root, *cache.root.parents) if each.exists())).free
+    free = shutil.disk_usage(
+        next(each for each in (cache.root, *cache.root.parents) if each.exists())
+    ).free
     if free < size:
         raise FullDiskError(errno.ENOSPC, _too_large(cache, size, free))
-    sys.stderr.write(f"{name}: fetching {_files(len(files))}, {_megabytes(size)}, of commit {commit[:12]}\n")
+    sys.stderr.write(
+        f"{name}: fetching {_files(len(files))}, {_megabytes(size)}, of commit {commit[:12]}\n"
+    )
     progress = Progress(f"fetch {name}", total=size, unit="byte")
     stopped, lock = threading.Event(), threading.Lock()
 
@@ -252,7 +324,9 @@ def _download(cache: _Cache, commit: str, files: dict[str, int]) -> None:
             f"{name.folder}/{file}" if name.folder else file,
             repo_type=cache.kind,
             revision=commit,
-            force_download=(folder / file).exists(),  # it is there in another size, and would be taken as it is
+            force_download=(
+                folder / file
+            ).exists(),  # it is there in another size, and would be taken as it is
             tqdm_class=_silent(count),
         )
         count(left)
@@ -290,7 +364,8 @@ def _silent(count: Any) -> type[tqdm]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The hub's library says nothing of its own while we use it, as we do, in a line, and without addresses that are signed; where a
+    """The hub's library says nothing of its own while we use it, as we do, in a line, and without
+    addresses that are signed; where a
     user has asked it to say more, it does."""
     before = logging.get_verbosity()
     if before == logging.WARNING:
@@ -301,7 +376,8 @@ def _quiet() -> Iterator[None]:
         logging.set_verbosity(before)
 
 
-# --- what went wrong, in a line -----------------------------------------------------------------------------------
+# --- what went wrong, in a line
+# -----------------------------------------------------------------------------------
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
@@ -323,7 +399,9 @@ def _unreachable(error: Exception) -> str | None:
         if isinstance(cause, HTTPError):
             return f"{_host()} cannot be reached ({type(cause).__name__})"
         if isinstance(cause, json.JSONDecodeError):
-            return f"{_host()} answers, and not as a hub does (is a login page or a proxy in between?)"
+            return (
+                f"{_host()} answers, and not as a hub does (is a login page or a proxy in between?)"
+            )
     return None
 
 
@@ -345,10 +423,12 @@ def _refusal(error: Exception, name: Name, kind: Kind) -> str | None:
                 f"were two options confused? A {CALLED[kind]} is expected here"
             )
         has_token = huggingface_hub.get_token() is not None
-        private = "if it is private, the token in use may not read it" if has_token else f"if it is private, {LOGIN}"
-        return (
-            f"{name}: there is no {CALLED[kind]} of this name on {_host()} that everybody may see; check the name, or {private}"
+        private = (
+            "if it is private, the token in use may not read it"
+            if has_token
+            else f"if it is private, {LOGIN}"
         )
+        return f"{name}: there is no {CALLED[kind]} of this name on {_host()} that everybody may see; check the name, or {private}"
     if status == 401:
         return f"{name}: {_host()} does not accept the token in use (401); {LOGIN}"
     if status == 403:
@@ -369,7 +449,9 @@ def _revisions(name: Name, kind: Kind) -> str:
 def _exists(name: Name, kind: Kind) -> bool:
     """Whether a repository of that kind is there, as far as the hub says."""
     try:
-        huggingface_hub.HfApi().repo_info(name.repo, repo_type=kind, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+        huggingface_hub.HfApi().repo_info(
+            name.repo, repo_type=kind, timeout=constants.HF_HUB_ETAG_TIMEOUT
+        )
     except (HTTPError, OSError, ValueError):
         return False
     return True
@@ -382,9 +464,13 @@ def _broken_off(error: Exception, cache: _Cache, commit: str) -> OSError:
         if isinstance(cause, OSError) and cause.errno in FULL:
             missing = sum((cache.missing(commit) or {}).values())
             there = next(each for each in (cache.root, *cache.root.parents) if each.exists())
-            return FullDiskError(cause.errno, _too_large(cache, missing, shutil.disk_usage(there).free))
+            return FullDiskError(
+                cause.errno, _too_large(cache, missing, shutil.disk_usage(there).free)
+            )
         if isinstance(cause, PermissionError):
-            return HubError(f"{name}: {cause.filename or cache.root} cannot be written; give the hub another cache with HF_HOME")
+            return HubError(
+                f"{name}: {cause.filename or cache.root} cannot be written; give the hub another cache with HF_HOME"
+            )
     refusal = None if _unreachable(error) else _refusal(error, name, cache.kind)
     if refusal is not None:
         return HubError(refusal)
@@ -403,14 +489,17 @@ def _too_large(cache: _Cache, size: int, free: int) -> str:
 
 
 def _something_else(cache: _Cache, commit: str, listing: dict[str, int]) -> str:
-    """That a repository holds no data set or policy where one was looked for; where it does, for the likely fix."""
+    """That a repository holds no data set or policy where one was looked for; where it does, for
+    the likely fix."""
     name, first = cache.name, FIRST[cache.kind]
     whole = _Cache(Name(name.repo), cache.kind).listing(commit) or {}
     if name.folder and not listing:
         what = f"{name}: there is no folder {name.folder!r} in {name.repo}"
     else:
         what = f"{name} is no {'LeRobot data set' if cache.kind == 'dataset' else 'policy of armlet'}: it has no {first}"
-    others = [file.removesuffix(f"/{first}") for file in sorted(whole) if file.endswith(f"/{first}")]
+    others = [
+        file.removesuffix(f"/{first}") for file in sorted(whole) if file.endswith(f"/{first}")
+    ]
     if others:
         at = "" if name.revision == "main" else f"@{name.revision}"
         return f"{what}; there is one in {', '.join(f'{PREFIX}{name.repo}/{other}{at}' for other in others[:3])}"

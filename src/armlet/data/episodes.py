@@ -1,7 +1,9 @@
-"""Episodes read from LeRobotDataset folders, v2.0 to v3.1 (parquet, and mp4 or pictures), on pyarrow and PyAV alone.
+"""Episodes read from LeRobotDataset folders, v2.0 to v3.1 (parquet, and mp4 or pictures), on
+pyarrow and PyAV alone.
 
-Everything is joined by keys: rows by episode_index and frame_index, pictures by timestamp and the film's own clock, words by
-task_index. `writer` writes such folders. Knows no policy and no benchmark.
+Everything is joined by keys: rows by episode_index and frame_index, pictures by timestamp and the
+film's own clock, words by task_index. `writer` writes such folders. Knows no policy and no
+benchmark.
 """
 
 import hashlib
@@ -48,7 +50,8 @@ STATE, ACTION, EXECUTED, PRIVILEGED = "observation.state", "action", "executed",
 
 @dataclass(frozen=True)
 class Features:
-    """What a frame holds. `cameras` name → (height, width); `extra` float32 columns name → length."""
+    """What a frame holds. `cameras` name → (height, width); `extra` float32 columns name →
+    length."""
 
     state: tuple[str, ...]
     action: tuple[str, ...]
@@ -58,7 +61,8 @@ class Features:
 
 @dataclass(frozen=True)
 class EpisodeFrames:
-    """One episode of T frames: `images` camera → (T, h, w, 3) uint8; the rest float32 (T, x); `info` JSON scalars. `task`: what the
+    """One episode of T frames: `images` camera → (T, h, w, 3) uint8; the rest float32 (T, x);
+    `info` JSON scalars. `task`: what the
     robot was told; `asked`: T texts, where it was told several things one after the other."""
 
     images: dict[str, np.ndarray]
@@ -74,7 +78,8 @@ class EpisodeFrames:
         return self.asked[frame] if self.asked else self.task
 
     def check(self, features: Features) -> None:
-        """Raises EpisodeError where the episode does not fit, naming the column: what passes can be laid out and read again."""
+        """Raises EpisodeError where the episode does not fit, naming the column: what passes can be
+        laid out and read again."""
         self._check_words()
         columns: dict[str, tuple[Any, int]] = {
             STATE: (self.state, len(features.state)),
@@ -83,21 +88,33 @@ class EpisodeFrames:
         columns |= {name: (self.extra.get(name), size) for name, size in features.extra.items()}
         length = np.shape(self.state)[0] if np.ndim(self.state) else 0
         if length == 0:
-            raise EpisodeError(f"{STATE}: found {np.shape(self.state)}; an episode has one frame or more")
+            raise EpisodeError(
+                f"{STATE}: found {np.shape(self.state)}; an episode has one frame or more"
+            )
         for name, (values, size) in columns.items():
             _check_column(name, values, (length, size))
         for name, (height, wide) in features.cameras.items():
             images = self.images.get(name)
             if images is None:
-                raise EpisodeError(f"the episode lacks camera {name!r}; it has {sorted(self.images)}")
-            found = f"{images.shape} {images.dtype}" if isinstance(images, np.ndarray) else type(images).__name__
+                raise EpisodeError(
+                    f"the episode lacks camera {name!r}; it has {sorted(self.images)}"
+                )
+            found = (
+                f"{images.shape} {images.dtype}"
+                if isinstance(images, np.ndarray)
+                else type(images).__name__
+            )
             if found != f"({length}, {height}, {wide}, 3) uint8":
-                raise EpisodeError(f"camera {name!r}: found {found}, expected ({length}, {height}, {wide}, 3) uint8")
+                raise EpisodeError(
+                    f"camera {name!r}: found {found}, expected ({length}, {height}, {wide}, 3) uint8"
+                )
 
     def _check_words(self) -> None:
         for text in (self.task, *self.asked):
             if not isinstance(text, str):
-                raise EpisodeError(f"task: found {text!r}, expected a text of what the robot was told")
+                raise EpisodeError(
+                    f"task: found {text!r}, expected a text of what the robot was told"
+                )
         if set(self.asked) - {self.task}:
             raise EpisodeError(
                 f"the episode has {len(set(self.asked))} tasks, and one is kept an episode; cut it where they change"
@@ -106,7 +123,9 @@ class EpisodeFrames:
             try:
                 json.dumps({key: value})
             except (TypeError, ValueError) as error:
-                raise EpisodeError(f"info: {key!r} is {type(value).__name__}, expected what JSON can say ({error})") from error
+                raise EpisodeError(
+                    f"info: {key!r} is {type(value).__name__}, expected what JSON can say ({error})"
+                ) from error
 
     def numbers(self) -> dict[str, np.ndarray]:
         """What is kept of a frame but its pictures: column → (T, x) float32."""
@@ -118,13 +137,19 @@ def _check_column(name: str, values: Any, shape: tuple[int, int]) -> None:
     if values is None:
         raise EpisodeError(f"the episode lacks column {name!r}, which the data set has")
     if not isinstance(values, np.ndarray) or values.dtype.kind not in "fiub":
-        found = f"an array of {values.dtype}" if isinstance(values, np.ndarray) else type(values).__name__
+        found = (
+            f"an array of {values.dtype}"
+            if isinstance(values, np.ndarray)
+            else type(values).__name__
+        )
         raise EpisodeError(f"{name}: found {found}, expected an array of numbers")
     if values.shape != shape:
         raise EpisodeError(f"{name}: found shape {values.shape}, expected {shape}")
     bad = np.flatnonzero(~np.isfinite(_float32(values)).all(1))
     if len(bad):
-        raise EpisodeError(f"{name}: NaN or infinite at frame {bad[0]} of {shape[0]}, as float32; drop or repair the episode")
+        raise EpisodeError(
+            f"{name}: NaN or infinite at frame {bad[0]} of {shape[0]}, as float32; drop or repair the episode"
+        )
 
 
 def _float32(values: np.ndarray) -> np.ndarray:
@@ -134,7 +159,8 @@ def _float32(values: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Episode:
-    """One episode of a data set: its number there, length in frames, what the robot was told (`task` first, `tasks` one after the
+    """One episode of a data set: its number there, length in frames, what the robot was told
+    (`task` first, `tasks` one after the
     other, each once), and what is known about it."""
 
     index: int
@@ -145,15 +171,18 @@ class Episode:
 
 
 class EpisodeDataset:
-    """A LeRobotDataset folder, or one by its name on the hub (`data.hub`). What it needs is checked when it is opened; errors name file, column, episode and frame.
+    """A LeRobotDataset folder, or one by its name on the hub (`data.hub`). What it needs is checked
+    when it is opened; errors name file, column, episode and frame.
 
-    Its N rows stand in order of episode and frame, `starts` (E + 1,) says where each episode begins, and `timestamps` (N,) float64
-    are their seconds in the episode. `runs` (R,) says where each stretch of rows without a gap begins: at each episode, and after rows
-    that are missing within one. `tasks` are the different texts of what the robot was told, in order of appearance, and
-    `asked` (N,) int64 the number of each row's. `cameras` and `depth_cameras`: name → (height, width).
+    Its N rows stand in order of episode and frame, `starts` (E + 1,) says where each episode
+    begins, and `timestamps` (N,) float64 are their seconds in the episode. `runs` (R,) says where
+    each stretch of rows without a gap begins: at each episode, and after rows that are missing
+    within one. `tasks` are the different texts of what the robot was told, in order of appearance,
+    and `asked` (N,) int64 the number of each row's. `cameras` and `depth_cameras`: name → (height,
+    width).
 
-    `columns` says which columns hold state and action; `columns()`, `measured` and `extra` call them observation.state and
-    action whatever they are called there.
+    `columns` says which columns hold state and action; `columns()`, `measured` and `extra` call
+    them observation.state and action whatever they are called there.
     """
 
     def __init__(self, root: Path | str, columns: Columns | None = None) -> None:
@@ -168,7 +197,9 @@ class EpisodeDataset:
         files = data_files(self.root) if None in named else list(dict.fromkeys(map(str, named)))
         alone = self._info["codebase_version"].startswith("v2")
         filmed = any(feature["dtype"] == "video" for feature in self._features.values())
-        self._rows: Rows = read_rows(self.root, files, self._stored, self.fps, alone=alone, filmed=filmed)
+        self._rows: Rows = read_rows(
+            self.root, files, self._stored, self.fps, alone=alone, filmed=filmed
+        )
         self.data_files, self.timestamps = self._rows.files, self._rows.time
         self.starts, self.runs = self._rows.starts, self._rows.runs
         self.tasks, self.asked = told(self.root, self._info, self._rows, self._stored)
@@ -184,7 +215,11 @@ class EpisodeDataset:
     @property
     def privileged(self) -> dict[str, int]:
         """Facts that only a simulator knows, name → how many numbers."""
-        return {name.removeprefix(PRIVILEGED): size for name, size in self.extra.items() if name.startswith(PRIVILEGED)}
+        return {
+            name.removeprefix(PRIVILEGED): size
+            for name, size in self.extra.items()
+            if name.startswith(PRIVILEGED)
+        }
 
     @cached_property
     def cache(self) -> Path:
@@ -194,9 +229,13 @@ class EpisodeDataset:
     # What the metadata say
 
     def _find_columns(self) -> None:
-        """The columns with a role, by the names they are asked for here: `_role` name → (name there, how many numbers)."""
+        """The columns with a role, by the names they are asked for here: `_role` name → (name
+        there, how many numbers)."""
         self._role: dict[str, tuple[str, int]] = {}
-        for role, option, name in ((STATE, "state", self.roles.state), (ACTION, "action", self.roles.action)):
+        for role, option, name in (
+            (STATE, "state", self.roles.state),
+            (ACTION, "action", self.roles.action),
+        ):
             if name is None:
                 continue
             if name not in self._features:
@@ -206,38 +245,62 @@ class EpisodeDataset:
                     f"Name the one that holds it{none}: --columns.{option} NAME"
                 )
             self._role[role] = name, self._width(name)
-        self.state_names = names_of(self._features[self._role[STATE][0]], self._role[STATE][1]) if STATE in self._role else ()
+        self.state_names = (
+            names_of(self._features[self._role[STATE][0]], self._role[STATE][1])
+            if STATE in self._role
+            else ()
+        )
         action, dims = self._role[ACTION]
         if dims == 0:
-            raise EpisodeError(f"{self.root / INFO}: feature {action!r} has no numbers; name the one that holds the action")
+            raise EpisodeError(
+                f"{self.root / INFO}: feature {action!r} has no numbers; name the one that holds the action"
+            )
         self.action_names = names_of(self._features[action], dims)
         self.extra: dict[str, int] = {}
         for name, feature in self._features.items():
             numbers = str(feature["dtype"]).startswith(("float", "int", "bool"))
             flat = len(feature.get("shape") or [1]) == 1
-            done = name == EXECUTED and str(feature["dtype"]).startswith("float") and width(feature) == dims
+            done = (
+                name == EXECUTED
+                and str(feature["dtype"]).startswith("float")
+                and width(feature) == dims
+            )
             if done or (name.startswith(PRIVILEGED) and numbers and flat):
                 self.extra[name] = self._width(name)
         self._role |= {name: (name, size) for name, size in self.extra.items()}
 
     def _width(self, name: str) -> int:
-        """How many numbers a row of a column has: as the metadata say or, where they do not, as the first file does."""
+        """How many numbers a row of a column has: as the metadata say or, where they do not, as the
+        first file does."""
         size = width(self._features[name])
         if size is not None:
             return size
         path, table, place = next(self._rows.columns(self.root, [name]))
-        return int(np.prod(as_values(table.column(name), None, f"{path}: {name}", place).shape[1:], dtype=int))
+        return int(
+            np.prod(
+                as_values(table.column(name), None, f"{path}: {name}", place).shape[1:], dtype=int
+            )
+        )
 
     def _find_cameras(self) -> None:
         """`_kept`: our name of a camera → the feature's."""
         for name, feature in self._features.items():
-            if name.startswith(IMAGE) and feature["dtype"] not in PICTURES and len(feature["shape"] or []) == 3:
+            if (
+                name.startswith(IMAGE)
+                and feature["dtype"] not in PICTURES
+                and len(feature["shape"] or []) == 3
+            ):
                 sys.stderr.write(
                     f"{self.root}: {name} is {feature['dtype']} in meta/info.json, and cameras are video or image; it is left out\n"
                 )
-        pictures = [name for name, feature in self._features.items() if feature["dtype"] in PICTURES]
+        pictures = [
+            name for name, feature in self._features.items() if feature["dtype"] in PICTURES
+        ]
         short = [name.removeprefix(IMAGE) for name in pictures]
-        self._kept = {own if short.count(own) == 1 else name: name for own, name in zip(short, pictures, strict=True)}
+        self._kept = {
+            own if short.count(own) == 1 else name: name
+            for own, name in zip(short, pictures, strict=True)
+        }
         self.cameras: dict[str, tuple[int, int]] = {}
         self.depth_cameras: dict[str, tuple[int, int]] = {}
         for camera, name in self._kept.items():
@@ -245,11 +308,17 @@ class EpisodeDataset:
             if not is_depth(feature):
                 self.cameras[camera] = picture_size(feature) or self._first_size(name)
                 continue
-            why = unreadable(video_info(feature)) if feature["dtype"] == "video" else "they are not kept in a film"
+            why = (
+                unreadable(video_info(feature))
+                if feature["dtype"] == "video"
+                else "they are not kept in a film"
+            )
             if why is None:
                 self.depth_cameras[camera] = picture_size(feature) or self._first_size(name)
             else:
-                sys.stderr.write(f"{self.root}: camera {camera!r} has one channel, no colours; it is left out, because {why}\n")
+                sys.stderr.write(
+                    f"{self.root}: camera {camera!r} has one channel, no colours; it is left out, because {why}\n"
+                )
 
     def _first_size(self, name: str) -> tuple[int, int]:
         height, wide = next(self._sources.colours(name, np.arange(1))).shape[:2]
@@ -268,14 +337,19 @@ class EpisodeDataset:
 
     @property
     def stats(self) -> dict[str, Any]:
-        """Statistics by feature as meta/stats.json has them or, in v2.1, those of the episodes taken together as lerobot does; computed
-        where there are none. Quantiles of several episodes are averages there: `measured` has the true ones."""
+        """Statistics by feature as meta/stats.json has them or, in v2.1, those of the episodes
+        taken together as lerobot does; computed
+        where there are none. Quantiles of several episodes are averages there: `measured` has the
+        true ones."""
         if self._statistics is None:
-            self._statistics = {there: self.measured(name) for name, (there, _) in self._role.items()}
+            self._statistics = {
+                there: self.measured(name) for name, (there, _) in self._role.items()
+            }
         return self._statistics
 
     def measured(self, name: str) -> dict[str, Any]:
-        """Exact statistics of all N rows: lists for min, max, mean, std, q01, q10, q50, q90 and q99, and the count. `name` is one of
+        """Exact statistics of all N rows: lists for min, max, mean, std, q01, q10, q50, q90 and
+        q99, and the count. `name` is one of
         `columns()`, or any other column of numbers."""
         if name not in self._measured:
             if name in self._role:
@@ -284,7 +358,9 @@ class EpisodeDataset:
             else:
                 values = self.column(name)
                 if values.dtype.kind not in "fiub":
-                    raise EpisodeError(f"{self.root}: {name} is {values.dtype}, and only numbers have statistics")
+                    raise EpisodeError(
+                        f"{self.root}: {name} is {values.dtype}, and only numbers have statistics"
+                    )
             self._measured[name] = of_values(values)
         return self._measured[name]
 
@@ -300,7 +376,9 @@ class EpisodeDataset:
             except (KeyError, IndexError, TypeError, ValueError) as error:
                 if isinstance(error, EpisodeError):
                     raise
-                raise EpisodeError(f"{path} cannot be understood ({error!r}); copy it again, or delete it") from error
+                raise EpisodeError(
+                    f"{path} cannot be understood ({error!r}); copy it again, or delete it"
+                ) from error
         else:
             statistics = read_object(path)
         for role in (STATE, ACTION):
@@ -308,7 +386,9 @@ class EpisodeDataset:
                 self._check_statistics(path, statistics, *self._role[role])
         return statistics
 
-    def _check_statistics(self, path: Path, statistics: dict[str, Any], name: str, dims: int) -> None:
+    def _check_statistics(
+        self, path: Path, statistics: dict[str, Any], name: str, dims: int
+    ) -> None:
         kinds = statistics.get(name)
         if kinds is None:
             return
@@ -334,7 +414,8 @@ class EpisodeDataset:
     # Columns
 
     def columns(self) -> dict[str, np.ndarray]:
-        """What is trained on, of all frames, (N, x) float32: observation.state (of width 0 where there is none), action, and `extra`.
+        """What is trained on, of all frames, (N, x) float32: observation.state (of width 0 where
+        there is none), action, and `extra`.
         Raises EpisodeError on NaN or a missing column."""
         found = {STATE: np.zeros((len(self), 0), np.float32)} | self._matrices(self._role)
         for name, values in found.items():
@@ -348,14 +429,17 @@ class EpisodeDataset:
         return found
 
     def column(self, name: str) -> np.ndarray:
-        """Any column by its own name, of all frames: (N, …) of its own type and shape; (N,) for one number or text a row. Raises
+        """Any column by its own name, of all frames: (N, …) of its own type and shape; (N,) for one
+        number or text a row. Raises
         EpisodeError where there is none."""
         feature = self._features.get(name, {})
         if feature.get("dtype") in PICTURES:
             raise EpisodeError(f"{self.root}: {name} holds pictures; read_pictures reads them")
         parts = []
         for path, table, place in self._rows.columns(self.root, [name]):
-            parts.append(as_values(table.column(name), feature.get("shape"), f"{path}: {name}", place))
+            parts.append(
+                as_values(table.column(name), feature.get("shape"), f"{path}: {name}", place)
+            )
         return np.concatenate(parts)[self._rows.order]
 
     def _matrices(self, wanted: dict[str, tuple[str, int]]) -> dict[str, np.ndarray]:
@@ -368,7 +452,8 @@ class EpisodeDataset:
         return {name: np.concatenate(values)[self._rows.order] for name, values in parts.items()}
 
     def rows_of(self, file: str) -> np.ndarray:
-        """Of each row of one of `data_files`, in the order of the file: its number among the N, or -1 where it is none of them."""
+        """Of each row of one of `data_files`, in the order of the file: its number among the N, or
+        -1 where it is none of them."""
         return self._rows.of_file(self.data_files.index(file))
 
     # Pictures
@@ -376,28 +461,38 @@ class EpisodeDataset:
     def images(self, episode: int) -> dict[str, np.ndarray]:
         """Camera → (T, h, w, 3) uint8 of one episode, by its position."""
         first, last = int(self.starts[episode]), int(self.starts[episode + 1])
-        return {camera: np.stack(list(self.read_pictures(camera, first, last))) for camera in self.cameras}
+        return {
+            camera: np.stack(list(self.read_pictures(camera, first, last)))
+            for camera in self.cameras
+        }
 
     def all_images(self, camera: str) -> np.ndarray:
-        """All pictures of a camera in their own size, (N, h, w, 3) uint8, decoded once into a file that is mapped into memory: for looking
-        at a small data set. Training reads them at the size its policy sees (`pictures.open_pictures`)."""
+        """All pictures of a camera in their own size, (N, h, w, 3) uint8, decoded once into a file
+        that is mapped into memory: for looking
+        at a small data set. Training reads them at the size its policy sees
+        (`pictures.open_pictures`)."""
         self._check_camera(camera)
         return mapped(self, camera)
 
     def read_pictures(self, camera: str, first: int, last: int) -> Iterator[np.ndarray]:
-        """The pictures (h, w, 3) uint8 of rows `first` to `last` (exclusive) of the N, one at a time, at full size.
+        """The pictures (h, w, 3) uint8 of rows `first` to `last` (exclusive) of the N, one at a
+        time, at full size.
 
-        A row's picture is the frame of the camera's film that is nearest to its timestamp, by the film's own clock, at most half
-        of a film frame's period away. Raises EpisodeError or VideoError naming file, episode and frame where there is none.
+        A row's picture is the frame of the camera's film that is nearest to its timestamp, by the
+        film's own clock, at most half of a film frame's period away. Raises EpisodeError or
+        VideoError naming file, episode and frame where there is none.
         """
         self._check_span(first, last)
         return self.pictures_of(camera, np.arange(first, last))
 
     def pictures_of(self, camera: str, rows: np.ndarray) -> Iterator[np.ndarray]:
-        """The same of any `rows` (n,) int64, in their order; those that increase are had fastest. Several threads may read."""
+        """The same of any `rows` (n,) int64, in their order; those that increase are had fastest.
+        Several threads may read."""
         self._check_camera(camera)
         wanted = (*self.cameras[camera], 3)
-        for row, picture in zip(rows.tolist(), self._sources.colours(self._kept[camera], rows), strict=True):
+        for row, picture in zip(
+            rows.tolist(), self._sources.colours(self._kept[camera], rows), strict=True
+        ):
             if picture.shape != wanted:
                 raise EpisodeError(
                     f"{self.root}: the picture of {camera} in {self._rows.place_of(row)} is {picture.shape}, meta/info.json says {wanted}"
@@ -405,7 +500,8 @@ class EpisodeDataset:
             yield picture
 
     def read_depth(self, camera: str, first: int, last: int) -> Iterator[np.ndarray]:
-        """The distances (h, w, 1) float32 in millimetres of rows `first` to `last` (exclusive), as `read_pictures` has pictures."""
+        """The distances (h, w, 1) float32 in millimetres of rows `first` to `last` (exclusive), as
+        `read_pictures` has pictures."""
         if camera not in self.depth_cameras:
             raise EpisodeError(
                 f"{self.root} has no depth camera {camera!r} that can be read; it has {', '.join(self.depth_cameras) or 'none'}"
@@ -419,17 +515,22 @@ class EpisodeDataset:
     def _check_camera(self, camera: str) -> None:
         if camera not in self.cameras:
             depth = "; its distances are read by read_depth" if camera in self.depth_cameras else ""
-            raise EpisodeError(f"{self.root} has no camera {camera!r}; it has {', '.join(self.cameras) or 'none'}{depth}")
+            raise EpisodeError(
+                f"{self.root} has no camera {camera!r}; it has {', '.join(self.cameras) or 'none'}{depth}"
+            )
 
     def _check_span(self, first: int, last: int) -> None:
         if not 0 <= first <= last <= len(self):
-            raise EpisodeError(f"{self.root} has rows 0 to {len(self)}, and rows {first} to {last} were asked for")
+            raise EpisodeError(
+                f"{self.root} has rows 0 to {len(self)}, and rows {first} to {last} were asked for"
+            )
 
     # What is derived from them
 
     @property
     def fingerprint(self) -> str:
-        """A hash of everything that is read: metadata, columns, films, pictures in files of their own, and which columns are asked for.
+        """A hash of everything that is read: metadata, columns, films, pictures in files of their
+        own, and which columns are asked for.
         Looked at once; files that have not changed are not read again."""
         return self._hashes[0]
 
@@ -441,15 +542,20 @@ class EpisodeDataset:
     @cached_property
     def _hashes(self) -> tuple[str, str]:
         names = {path.relative_to(self.root).as_posix() for path in episode_files(self.root)}
-        told_in, measured_in = tasks_file(self.root, self._info), statistics_file(self.root, self._info)
+        told_in, measured_in = (
+            tasks_file(self.root, self._info),
+            statistics_file(self.root, self._info),
+        )
         names |= {path.relative_to(self.root).as_posix() for path in (told_in, measured_in) if path}
         names |= {name for name in (INFO, EPISODE_LINES) if (self.root / name).exists()}
         names |= set(self.data_files)
         for camera, key in self._kept.items():
             if self._features[key]["dtype"] == "video":
                 films = {each.videos[key].file for each in self._stored}
-                # distances are not trained on, so a data set may have lost their films
-                names |= films if camera in self.cameras else {name for name in films if (self.root / name).exists()}
+                if camera not in self.cameras:
+                    # Distances are not trained on, so a data set may have lost their films.
+                    films = {name for name in films if (self.root / name).exists()}
+                names |= films
             elif camera in self.cameras:
                 names |= self._sources.outside(key)
         ordered = sorted(names)

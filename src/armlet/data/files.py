@@ -1,9 +1,10 @@
-"""A file or a folder appears whole or not at all, a log is read without half a line, and of two processes one at a time writes.
-Knows bytes and lines of JSON; knows no other format.
+"""A file or a folder appears whole or not at all, a log is read without half a line, and of two
+processes one at a time writes. Knows bytes and lines of JSON; knows no other format.
 
-What is written stands beside its place first, under a name that no other process uses and that ends in `.part`; then it is made
-durable, renamed, and the rename made durable too. A process that dies leaves at most such a `.part`, which nothing reads, and
-which the next process that writes into the folder removes.
+What is written stands beside its place first, under a name that no other process uses and that ends
+in `.part`; then it is made durable, renamed, and the rename made durable too. A process that dies
+leaves at most such a `.part`, which nothing reads, and which the next process that writes into the
+folder removes.
 """
 
 import contextlib
@@ -32,7 +33,9 @@ FULL = {
 }
 _numbers = itertools.count()
 _under_way: set[Path] = set()  # what this process is writing
-_swept: set[tuple[int, Path]] = set()  # (process, folder): leftovers are looked for once, as folders may hold very many files
+_swept: set[tuple[int, Path]] = (
+    set()
+)  # (process, folder): leftovers are looked for once, as folders may hold very many files
 
 
 class BusyError(OSError):
@@ -44,7 +47,8 @@ class FullDiskError(OSError):
 
 
 def hold(lock: Path, doing: str, *, wait: bool = False) -> AcquireReturnProxy:
-    """Until the `with` it is used in ends, or this process does, no other process holds `lock`, a file that is made for it.
+    """Until the `with` it is used in ends, or this process does, no other process holds `lock`, a
+    file that is made for it.
 
     Where one does, raises BusyError that says what it is `doing` there; with `wait`, waits for it.
     """
@@ -54,7 +58,9 @@ def hold(lock: Path, doing: str, *, wait: bool = False) -> AcquireReturnProxy:
         return held.acquire(timeout=0)
     except Timeout:
         if not wait:
-            raise BusyError(f"{lock.parent}: another process is {doing} here; wait for it, or stop it") from None
+            raise BusyError(
+                f"{lock.parent}: another process is {doing} here; wait for it, or stop it"
+            ) from None
     sys.stderr.write(f"{lock.parent}: another process is {doing} here; waiting for it\n")
     return held.acquire()
 
@@ -67,11 +73,14 @@ def hold_and_remove(lock: Path, doing: str) -> Iterator[None]:
             yield
         finally:
             with contextlib.suppress(PermissionError):  # Windows removes no open file
-                lock.unlink(missing_ok=True)  # still held: whoever opened it meanwhile sees that it is gone, and makes another
+                lock.unlink(
+                    missing_ok=True
+                )  # still held: whoever opened it meanwhile sees that it is gone, and makes another
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """The whole file or, where anything fails, what stood there before. Raises FullDiskError, naming the file, where there is no
+    """The whole file or, where anything fails, what stood there before. Raises FullDiskError,
+    naming the file, where there is no
     room for it."""
     with atomic_file(path, size=len(content)) as part:
         part.write_bytes(content)
@@ -79,11 +88,13 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 @contextlib.contextmanager
 def atomic_file(path: Path, *, size: int | None = None) -> Iterator[Path]:
-    """The name to write a file under, whatever writes it; when the block ends, the file is at `path`, whole.
+    """The name to write a file under, whatever writes it; when the block ends, the file is at
+    `path`, whole.
 
-    Where the block raises, what stood at `path` still stands, and nothing else is left. A full disk becomes one FullDiskError,
-    however the library that met it put it; `size`, in bytes, is what it says was needed. The name does not end as `path`
-    does, so a library that guesses a format from it must be told.
+    Where the block raises, what stood at `path` still stands, and nothing else is left. A full disk
+    becomes one FullDiskError, however the library that met it put it; `size`, in bytes, is what it
+    says was needed. The name does not end as `path` does, so a library that guesses a format from
+    it must be told.
     """
     make_folder(path.parent)
     _sweep(path.parent)
@@ -102,7 +113,8 @@ def atomic_file(path: Path, *, size: int | None = None) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """An empty folder to fill; when the block ends, it is at `path` with all that it holds. Where the block raises, nothing is.
+    """An empty folder to fill; when the block ends, it is at `path` with all that it holds. Where
+    the block raises, nothing is.
 
     Raises FileExistsError where there is something at `path` already.
     """
@@ -130,7 +142,9 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 def _refuse_existing(path: Path) -> None:
     if os.path.lexists(path):
-        raise FileExistsError(errno.EEXIST, "exists already; choose another folder, or delete this one", str(path))
+        raise FileExistsError(
+            errno.EEXIST, "exists already; choose another folder, or delete this one", str(path)
+        )
 
 
 def make_folder(folder: Path) -> None:
@@ -168,13 +182,19 @@ def _beside(path: Path) -> Path:
 
 
 def _sweep(folder: Path) -> None:
-    """Remove what processes of this computer left half written when they died; other names are not ours."""
+    """Remove what processes of this computer left half written when they died; other names are not
+    ours."""
     if (os.getpid(), folder) in _swept:
         return
     _swept.add((os.getpid(), folder))
     for path in folder.iterdir():
         found = PART.search(path.name)
-        if found is None or found["host"] != _host() or path in _under_way or _lives(int(found["process"])):
+        if (
+            found is None
+            or found["host"] != _host()
+            or path in _under_way
+            or _lives(int(found["process"]))
+        ):
             continue
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)  # another process may be sweeping too
@@ -197,9 +217,13 @@ def _lives(process: int) -> bool:
 
 
 @contextlib.contextmanager
-def naming_a_full_disk(path: Path, part: Path | None = None, *, size: int | None = None) -> Iterator[None]:
-    """Whatever a library raises in the block because there is no room becomes one FullDiskError about `path`; other errors pass,
-    those of the system with the file's name. `part` is what was written so far, where that is another file."""
+def naming_a_full_disk(
+    path: Path, part: Path | None = None, *, size: int | None = None
+) -> Iterator[None]:
+    """Whatever a library raises in the block because there is no room becomes one FullDiskError
+    about `path`; other errors pass,
+    those of the system with the file's name. `part` is what was written so far, where that is
+    another file."""
     part = part or path
     try:
         yield
@@ -209,14 +233,23 @@ def naming_a_full_disk(path: Path, part: Path | None = None, *, size: int | None
         number = _why_full(error, path.parent)
         if number is not None:
             written = size if size is not None else _size(part)
-            needed = f"; {written / 1e6:.1f} MB are needed" if size is not None else f" after {written / 1e6:.1f} MB"
+            needed = (
+                f"; {written / 1e6:.1f} MB are needed"
+                if size is not None
+                else f" after {written / 1e6:.1f} MB"
+            )
             free = shutil.disk_usage(path.parent).free / 1e6
             raise FullDiskError(
                 number,
                 f"{path} could not be written{needed}: {FULL[number]} ({free:.1f} MB free). What was there before is as it was; "
                 "free some room, or choose another --out",
             ) from error
-        if isinstance(error, OSError) and error.errno is not None and error.filename is None and len(error.args) == 2:
+        if (
+            isinstance(error, OSError)
+            and error.errno is not None
+            and error.filename is None
+            and len(error.args) == 2
+        ):
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
 
@@ -241,7 +274,9 @@ def _why_full(error: BaseException, folder: Path) -> int | None:
         return None  # a mistake, whatever the disk is like
     if isinstance(error, OSError) and error.errno is not None:
         return None  # the system said why
-    return _probe(folder)  # torch speaks of positions in a zip file, numpy of numbers requested and written
+    return _probe(
+        folder
+    )  # torch speaks of positions in a zip file, numpy of numbers requested and written
 
 
 def _probe(folder: Path) -> int | None:
@@ -258,7 +293,8 @@ def _probe(folder: Path) -> int | None:
 
 
 def check_is_here(path: Path, *, fix: str) -> None:
-    """Raises FileNotFoundError where there is no file, ValueError where it is a folder or the pointer that Git LFS leaves in the
+    """Raises FileNotFoundError where there is no file, ValueError where it is a folder or the
+    pointer that Git LFS leaves in the
     place of a file; `fix` says what to do."""
     if path.is_dir():
         raise ValueError(f"{path} is a folder, expected a file; {fix}")
@@ -280,7 +316,8 @@ def read_whole(path: Path, *, fix: str) -> bytes:
 
 
 def parse_json(content: bytes, path: Path, *, fix: str) -> dict[str, Any]:
-    """The JSON object in `content`, which was read from `path`. Raises ValueError naming the file and the place."""
+    """The JSON object in `content`, which was read from `path`. Raises ValueError naming the file
+    and the place."""
     try:
         found = json.loads(content.decode())
     except ValueError as error:
@@ -298,10 +335,12 @@ def read_json(path: Path, *, fix: str) -> dict[str, Any]:
 
 
 def whole_lines(path: Path) -> list[str]:
-    """The lines of a log that is written line by line, each a JSON object; none where there is no file. A last one cut short by
-    a kill is left out, and cut off the file, so that the next line does not join it.
+    """The lines of a log that is written line by line, each a JSON object; none where there is no
+    file. A last one cut short by a kill is left out, and cut off the file, so that the next line
+    does not join it.
 
-    Raises ValueError, naming the line, where one is something else: such a file was damaged, and what it counted is lost.
+    Raises ValueError, naming the line, where one is something else: such a file was damaged, and
+    what it counted is lost.
     """
     if not path.exists():
         return []
@@ -330,7 +369,8 @@ def _is_object(line: bytes) -> bool:
 
 @contextlib.contextmanager
 def appending(path: Path) -> Iterator[Callable[[str], None]]:
-    """What adds a line to a log, and gives it to the system before it returns, so a killed process loses none that it wrote."""
+    """What adds a line to a log, and gives it to the system before it returns, so a killed process
+    loses none that it wrote."""
     make_folder(path.parent)
     new = not path.exists()
     with path.open("ab", buffering=0) as file:
@@ -341,7 +381,9 @@ def appending(path: Path) -> Iterator[Callable[[str], None]]:
             content = (line + "\n").encode()
             with naming_a_full_disk(path):
                 written = 0
-                while written < len(content):  # a nearly full disk takes a part, then refuses the rest
+                while written < len(
+                    content
+                ):  # a nearly full disk takes a part, then refuses the rest
                     written += file.write(content[written:])
 
         yield add

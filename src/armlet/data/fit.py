@@ -1,9 +1,11 @@
-"""How a picture of any shape becomes one of a stated size: the same arithmetic for training and for a robot's pictures.
+"""How a picture of any shape becomes one of a stated size: the same arithmetic for training and for
+a robot's pictures.
 
-Pillow's triangle filter (BILINEAR) does the scaling. It is widened by the factor that a picture shrinks, so it averages over
-all that falls into a pixel and fine patterns do not alias; enlarging, it interpolates, where a box filter would repeat pixels.
-Its weights are normalised, symmetrical and in fixed point: a uniform picture stays uniform, nothing shifts, and every machine
-gives the same bits. It is also what openpi and torchvision scale with.
+Pillow's triangle filter (BILINEAR) does the scaling. It is widened by the factor that a picture
+shrinks, so it averages over all that falls into a pixel and fine patterns do not alias; enlarging,
+it interpolates, where a box filter would repeat pixels. Its weights are normalised, symmetrical and
+in fixed point: a uniform picture stays uniform, nothing shifts, and every machine gives the same
+bits. It is also what openpi and torchvision scale with.
 
 Knows arrays; knows no data set, no policy and no torch.
 """
@@ -15,7 +17,9 @@ import numpy as np
 from PIL import Image
 
 Fit = Literal["exact", "letterbox", "crop", "stretch"]
-VERSION = 1  # of the arithmetic below: raise it where the same picture would be fitted to other bits
+VERSION = (
+    1  # of the arithmetic below: raise it where the same picture would be fitted to other bits
+)
 MOST = 8192  # pixels a side that a picture may be asked to have
 
 
@@ -32,46 +36,58 @@ def known_fit(name: str) -> Fit:
 
 @dataclass(frozen=True)
 class View:
-    """What a policy sees: camera → (height, width) of its pictures in pixels, and how one of another shape is fitted to that."""
+    """What a policy sees: camera → (height, width) of its pictures in pixels, and how one of
+    another shape is fitted to that."""
 
     cameras: dict[str, tuple[int, int]]
     fit: Fit = "exact"
 
     def differences(self, found: dict[str, tuple[int, int]]) -> list[str]:
-        """A line for every camera that some pictures, name → (height, width), lack or have in a size that is not taken."""
+        """A line for every camera that some pictures, name → (height, width), lack or have in a
+        size that is not taken."""
         lines = []
         for name, wanted in self.cameras.items():
             if name not in found:
                 there = ", ".join(sorted(found)) or "none"
-                lines.append(f"camera {name!r}: the policy looks through it and there is {there}; rename one, or record it")
+                lines.append(
+                    f"camera {name!r}: the policy looks through it and there is {there}; rename one, or record it"
+                )
             elif self.fit == "exact" and tuple(found[name]) != tuple(wanted):
                 lines.append(_another_size(name, found[name], wanted))
         return lines
 
     def check(self, found: dict[str, tuple[int, int]], *, whose: str) -> None:
-        """Raises FitError where there are differences; `whose` the cameras are goes into the message."""
+        """Raises FitError where there are differences; `whose` the cameras are goes into the
+        message."""
         lines = self.differences(found)
         if lines:
             raise FitError(f"{whose}: {'; '.join(lines)}")
 
 
-def fit_picture(image: np.ndarray, size: int | tuple[int, int], fit: Fit, *, camera: str = "") -> np.ndarray:
-    """A picture (h, w, 3) uint8 at `size`, (height, width) or the side of a square, in pixels. One that has it already is given
-    back untouched.
+def fit_picture(
+    image: np.ndarray, size: int | tuple[int, int], fit: Fit, *, camera: str = ""
+) -> np.ndarray:
+    """A picture (h, w, 3) uint8 at `size`, (height, width) or the side of a square, in pixels. One
+    that has it already is given back untouched.
 
-    `letterbox`: the whole picture, as large as fits, black bars evenly around (where the rows or columns left over are odd, the
-    last bar has one more). `crop`: as small as fills, the middle of it. `stretch`: both axes scaled on their own. `exact`:
-    raises FitError, naming `camera`, where the picture is not of that size.
+    `letterbox`: the whole picture, as large as fits, black bars evenly around (where the rows or
+    columns left over are odd, the last bar has one more). `crop`: as small as fills, the middle of
+    it. `stretch`: both axes scaled on their own. `exact`: raises FitError, naming `camera`, where
+    the picture is not of that size.
     """
     height, width = (size, size) if isinstance(size, int) else size
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         wanted = f"({height}, {width}, 3)" if fit == "exact" else "(h, w, 3)"
-        raise FitError(f"camera {camera!r}: found {image.shape} {image.dtype}, expected {wanted} uint8, channels last")
+        raise FitError(
+            f"camera {camera!r}: found {image.shape} {image.dtype}, expected {wanted} uint8, channels last"
+        )
     found = image.shape[:2]
     if found == (height, width):
         return image
     if 0 in found:
-        raise FitError(f"camera {camera!r}: found an empty picture, {image.shape}, expected ({height}, {width}, 3) uint8")
+        raise FitError(
+            f"camera {camera!r}: found an empty picture, {image.shape}, expected ({height}, {width}, 3) uint8"
+        )
     if fit == "exact":
         raise FitError(_another_size(camera, found, (height, width)))
     if fit == "letterbox":
@@ -97,22 +113,33 @@ def _letterbox(image: np.ndarray, height: int, width: int) -> np.ndarray:
     top = (height - inner_height) // 2
     left = (width - inner_width) // 2
     whole = np.zeros((height, width, 3), np.uint8)
-    whole[top : top + inner_height, left : left + inner_width] = _scaled(image, inner_height, inner_width)
+    whole[top : top + inner_height, left : left + inner_width] = _scaled(
+        image, inner_height, inner_width
+    )
     return whole
 
 
 def _middle(found: tuple[int, ...], height: int, width: int) -> tuple[float, float, float, float]:
-    """The largest part of the right shape around a picture's middle, (left, top, right, bottom), to a fraction of a pixel."""
+    """The largest part of the right shape around a picture's middle, (left, top, right, bottom), to
+    a fraction of a pixel."""
     scale = max(height / found[0], width / found[1])
     # Rounding must not leave the picture by a hair: Pillow refuses a box that does.
     half_height = min(height / scale / 2, found[0] / 2)
     half_width = min(width / scale / 2, found[1] / 2)
     middle_row = found[0] / 2
     middle_column = found[1] / 2
-    return middle_column - half_width, middle_row - half_height, middle_column + half_width, middle_row + half_height
+    return (
+        middle_column - half_width,
+        middle_row - half_height,
+        middle_column + half_width,
+        middle_row + half_height,
+    )
 
 
-def _scaled(image: np.ndarray, height: int, width: int, box: tuple[float, float, float, float] | None = None) -> np.ndarray:
-    """`box` of the picture, or all of it, at this size. Without `reducing_gap`, which would be faster and not the same."""
+def _scaled(
+    image: np.ndarray, height: int, width: int, box: tuple[float, float, float, float] | None = None
+) -> np.ndarray:
+    """`box` of the picture, or all of it, at this size. Without `reducing_gap`, which would be
+    faster and not the same."""
     picture = Image.fromarray(np.ascontiguousarray(image))
     return np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR, box=box))

@@ -1,4 +1,5 @@
-"""Episodes in memory, ready to be drawn as batches: one row a frame, joined to traces by (episode, step).
+"""Episodes in memory, ready to be drawn as batches: one row a frame, joined to traces by (episode,
+step).
 
 Knows arrays and a tokenizer; knows no network.
 """
@@ -23,10 +24,12 @@ Change = Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]  # picture
 
 @dataclass(frozen=True)
 class Frames:
-    """N frames of E episodes in order. `starts` (E + 1,) says where each episode begins; `texts` are different instructions, of
-    which a frame's is number `asked`: it may change within an episode. `executed` is what the robot really did, for the previous
-    action. `runs` (R,): where stretches begin whose rows follow one another without a gap, episodes among them; None: at each episode,
-    and nowhere else. What an annotator said, if one did: `labels` by name, and `descriptions`, different texts, of which a frame's is
+    """N frames of E episodes in order. `starts` (E + 1,) says where each episode begins; `texts`
+    are different instructions, of which a frame's is number `asked`: it may change within an
+    episode. `executed` is what the robot really did, for the previous action. `runs` (R,): where
+    stretches begin whose rows follow one another without a gap, episodes among them; None: at each
+    episode, and nowhere else. What an annotator said, if one did: `labels` by name, and
+    `descriptions`, different texts, of which a frame's is
     number `described`."""
 
     images: dict[str, Rows]  # camera -> (N, h, w, 3) uint8
@@ -56,8 +59,10 @@ class Frames:
 
 
 class BatchMaker:
-    """Rows of `Frames` → a `Batch`: normalised, tokenised, chunked. Actions past the end of an episode are not valid, nor are
-    those past a gap in it: what was done in between is not known. After one, too, nothing has been done before."""
+    """Rows of `Frames` → a `Batch`: normalised, tokenised, chunked. Actions past the end of an
+    episode are not valid, nor are
+    those past a gap in it: what was done in between is not known. After one, too, nothing has been
+    done before."""
 
     def __init__(
         self,
@@ -75,17 +80,27 @@ class BatchMaker:
         _same_robot("action", frames.actions, actions)
         self._episode = np.repeat(np.arange(frames.episodes), np.diff(frames.starts))
         ends = np.append(frames.begins[1:], len(frames))
-        self._end = np.repeat(ends, ends - frames.begins)  # of each row: where its stretch without a gap ends
+        self._end = np.repeat(
+            ends, ends - frames.begins
+        )  # of each row: where its stretch without a gap ends
         self._state = state.apply(frames.state).astype(np.float32)
         self._actions = actions.apply(frames.actions).astype(np.float32)
         executed = actions.apply(frames.executed).astype(np.float32)
         self._previous = np.zeros_like(executed)
         self._previous[1:] = executed[:-1]
         self._previous[frames.begins] = actions.apply(np.zeros(executed.shape[1], np.float32))
-        self._text = _padded([encode(tokenizer, text, longest=text_tokens) for text in frames.texts])
-        longest = max((len(tokenizer.encode(text.lower()).ids) for text in frames.descriptions), default=1)
-        self._descriptions = _padded([encode(tokenizer, text, longest=longest) for text in frames.descriptions])
-        self._privileged = {name: _standardised(values) for name, values in frames.privileged.items()}
+        self._text = _padded(
+            [encode(tokenizer, text, longest=text_tokens) for text in frames.texts]
+        )
+        longest = max(
+            (len(tokenizer.encode(text.lower()).ids) for text in frames.descriptions), default=1
+        )
+        self._descriptions = _padded(
+            [encode(tokenizer, text, longest=longest) for text in frames.descriptions]
+        )
+        self._privileged = {
+            name: _standardised(values) for name, values in frames.privileged.items()
+        }
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -107,7 +122,9 @@ class BatchMaker:
         actions = self._actions[np.minimum(wanted, len(self) - 1)]
         actions[~valid] = 0
         images = {name: self._images(name, rows) for name in frames.images}
-        text = self._text[frames.asked[rows]]  # padded to the longest of all: one shape, so compiled code is compiled once
+        text = self._text[
+            frames.asked[rows]
+        ]  # padded to the longest of all: one shape, so compiled code is compiled once
         return Batch(
             images=images if change is None else change(images),
             text=self._tensor(text),
@@ -117,13 +134,18 @@ class BatchMaker:
             actions=self._tensor(actions),
             actions_valid=self._tensor(valid),
             keys=torch.from_numpy(self.keys(rows)),
-            description=None if frames.described is None else self._tensor(self._descriptions[frames.described[rows]]),
+            description=None
+            if frames.described is None
+            else self._tensor(self._descriptions[frames.described[rows]]),
             labels={name: self._tensor(values[rows]) for name, values in frames.labels.items()},
-            privileged={name: self._tensor(values[rows]) for name, values in self._privileged.items()},
+            privileged={
+                name: self._tensor(values[rows]) for name, values in self._privileged.items()
+            },
         )
 
     def expect(self, rows: np.ndarray) -> None:
-        """A word that the pictures of `rows` (b,) are asked for next: those that are streamed are decoded meanwhile."""
+        """A word that the pictures of `rows` (b,) are asked for next: those that are streamed are
+        decoded meanwhile."""
         for pictures in self.frames.images.values():
             expect(pictures, rows)
 
@@ -158,54 +180,78 @@ def join_frames(parts: Sequence[Frames]) -> Frames:
     first, lengths = parts[0], [len(part) for part in parts]
     texts = tuple(dict.fromkeys(text for part in parts for text in part.texts))
     places = {text: place for place, text in enumerate(texts)}
-    asked = [np.array([places[text] for text in part.texts], np.int64)[part.asked] for part in parts]
+    asked = [
+        np.array([places[text] for text in part.texts], np.int64)[part.asked] for part in parts
+    ]
     offsets = np.cumsum([0, *lengths[:-1]])
     return Frames(
         images={name: Joined([part.images[name] for part in parts]) for name in first.images},
         state=np.concatenate([part.state for part in parts]),
         actions=np.concatenate([part.actions for part in parts]),
         executed=np.concatenate([part.executed for part in parts]),
-        privileged={name: np.concatenate([part.privileged[name] for part in parts]) for name in first.privileged},
+        privileged={
+            name: np.concatenate([part.privileged[name] for part in parts])
+            for name in first.privileged
+        },
         texts=texts,
         asked=np.concatenate(asked),
-        starts=np.concatenate([[0], *(part.starts[1:] + offset for part, offset in zip(parts, offsets, strict=True))]),
-        runs=np.concatenate([part.begins + offset for part, offset in zip(parts, offsets, strict=True)]),
-        labels={name: np.concatenate([part.labels[name] for part in parts]) for name in first.labels},
+        starts=np.concatenate(
+            [[0], *(part.starts[1:] + offset for part, offset in zip(parts, offsets, strict=True))]
+        ),
+        runs=np.concatenate(
+            [part.begins + offset for part, offset in zip(parts, offsets, strict=True)]
+        ),
+        labels={
+            name: np.concatenate([part.labels[name] for part in parts]) for name in first.labels
+        },
         descriptions=tuple(text for part in parts for text in part.descriptions),
         described=_joined_descriptions(parts),
     )
 
 
 def _joined_descriptions(parts: Sequence[Frames]) -> np.ndarray | None:
-    """Numbers of descriptions when those of every part stand behind those of the parts before it; None where none has any. Raises
-    ValueError where some parts are described and some are not: nobody asked the annotator about these."""
+    """Numbers of descriptions when those of every part stand behind those of the parts before it;
+    None where none has any. Raises
+    ValueError where some parts are described and some are not: nobody asked the annotator about
+    these."""
     silent = [number for number, part in enumerate(parts) if part.described is None]
     if len(silent) == len(parts):
         return None
     if silent:
-        raise ValueError(f"of {len(parts)} data sets, number {silent[0]} has no descriptions and others have; annotate it, too")
+        raise ValueError(
+            f"of {len(parts)} data sets, number {silent[0]} has no descriptions and others have; annotate it, too"
+        )
     firsts = np.cumsum([0, *(len(part.descriptions) for part in parts[:-1])])
-    return np.concatenate([np.asarray(part.described) + first for part, first in zip(parts, firsts, strict=True)])
+    return np.concatenate(
+        [np.asarray(part.described) + first for part, first in zip(parts, firsts, strict=True)]
+    )
 
 
 def draw(length: int, batch_size: int, step: int, seed: int) -> np.ndarray:
-    """The rows of batch number `step`: every frame once an epoch, in an order that depends on (seed, epoch) only,
-    so a resumed run draws what an uninterrupted one would. The last batch of an epoch may be smaller."""
+    """The rows of batch number `step`: every frame once an epoch, in an order that depends on
+    (seed, epoch) only,
+    so a resumed run draws what an uninterrupted one would. The last batch of an epoch may be
+    smaller."""
     per_epoch = -(-length // batch_size)
     epoch, position = divmod(step, per_epoch)
     order = _order(length, epoch, seed)
     return np.sort(order[position * batch_size : (position + 1) * batch_size])
 
 
-@functools.lru_cache(maxsize=2)  # of this epoch and, at its end, of the next, whose first rows are asked for ahead
+@functools.lru_cache(
+    maxsize=2
+)  # of this epoch and, at its end, of the next, whose first rows are asked for ahead
 def _order(length: int, epoch: int, seed: int) -> np.ndarray:
     order = np.random.default_rng([seed, epoch]).permutation(length)
     order.setflags(write=False)
     return order
 
 
-def load_frames(data: EpisodeDataset, view: View | None = None, pictures: Pictures | None = None) -> Frames:
-    """All frames of a data set, its pictures as `view` sees them: where nothing is said, all of them, as they are. Columns stand in
+def load_frames(
+    data: EpisodeDataset, view: View | None = None, pictures: Pictures | None = None
+) -> Frames:
+    """All frames of a data set, its pictures as `view` sees them: where nothing is said, all of
+    them, as they are. Columns stand in
     memory; pictures are read by rows, kept or streamed as `pictures` says."""
     columns = data.columns()
     privileged = {name: columns[f"privileged.{name}"] for name in data.privileged}

@@ -1,11 +1,14 @@
-"""Data sets and policies by their names on the Hugging Face hub: `hf:user/name`, wherever a folder is named.
+"""Data sets and policies by their names on the Hugging Face hub: `hf:user/name`, wherever a folder
+is named.
 
-A name may say a folder in the repository and a revision: `hf:user/name/sub/folder@revision`. The revision is a branch, a tag or a
-commit, and whatever follows the first `@`, as branches have slashes; without one it is the branch `main`, which for a data set may
-be newer than the tags (`v2.1`, `v3.0`) by which lerobot chooses what it can read: armlet reads all of these formats.
+A name may say a folder in the repository and a revision: `hf:user/name/sub/folder@revision`. The
+revision is a branch, a tag or a commit, and whatever follows the first `@`, as branches have
+slashes; without one it is the branch `main`, which for a data set may be newer than the tags
+(`v2.1`, `v3.0`) by which lerobot chooses what it can read: armlet reads all of these formats.
 
-A name becomes a folder in the hub's cache, the one that every library of the hub shares (`HF_HOME`): the files of one commit, as
-links. Nothing is ever written there: what is derived is kept elsewhere, as for a folder that is read-only.
+A name becomes a folder in the hub's cache, the one that every library of the hub shares
+(`HF_HOME`): the files of one commit, as links. Nothing is ever written there: what is derived is
+kept elsewhere, as for a folder that is read-only.
 
 Knows names and folders; asks no server (`download` does), and opens no file.
 """
@@ -18,12 +21,19 @@ from typing import Literal
 PREFIX = "hf:"
 MAIN = "main"
 FORM = "expected hf:user/name, hf:user/name@revision or hf:user/name/folder@revision"
-KINDS = ("datasets", "models", "spaces", "buckets")  # what addresses of the hub begin with, and names here do not
+KINDS = (
+    "datasets",
+    "models",
+    "spaces",
+    "buckets",
+)  # what addresses of the hub begin with, and names here do not
 
 Kind = Literal["dataset", "model"]
 
 _PARTS = re.compile(r"hf:(?P<repo>[^/@]+/[^/@]+)(?P<folder>(?:/[^/@]+)*)(?:@(?P<revision>.+))?")
-_REVISION = re.compile(r"[^\s~^:?*\[\\/]+(?:/[^\s~^:?*\[\\/]+)*")  # what git takes for a name of a branch or tag
+_REVISION = re.compile(
+    r"[^\s~^:?*\[\\/]+(?:/[^\s~^:?*\[\\/]+)*"
+)  # what git takes for a name of a branch or tag
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SNAPSHOT = re.compile(r"/(?:models|datasets|spaces)--[^/]+/snapshots/[0-9a-f]{40}(?:/|$)")
 
@@ -56,18 +66,25 @@ def is_name(place: Path | str) -> bool:
 
 
 def parse(place: Path | str) -> Name:
-    """A name taken apart. Raises ValueError where it is none, and where a folder here is called so: which is meant is not guessed."""
+    """A name taken apart. Raises ValueError where it is none, and where a folder here is called so:
+    which is meant is not guessed."""
     from huggingface_hub.utils import HFValidationError, validate_repo_id
 
     text = Path(place).as_posix()
     found = _PARTS.fullmatch(text)
     if found is None:
         raise ValueError(f"{text} is no name on the hub; {FORM}")
-    repo, folder, revision = found["repo"], found["folder"].removeprefix("/"), found["revision"] or MAIN
+    repo, folder, revision = (
+        found["repo"],
+        found["folder"].removeprefix("/"),
+        found["revision"] or MAIN,
+    )
     user, _, rest = repo.partition("/")
     if user in KINDS:
         shorter = "/".join(filter(None, (rest, folder)))
-        raise ValueError(f"{text}: leave out {user!r}, the option says which kind it is: {PREFIX}{shorter}")
+        raise ValueError(
+            f"{text}: leave out {user!r}, the option says which kind it is: {PREFIX}{shorter}"
+        )
     try:
         validate_repo_id(repo)
     except HFValidationError as error:
@@ -85,11 +102,13 @@ def parse(place: Path | str) -> Name:
 
 
 def local_folder(place: Path | str, *, kind: Kind) -> Path:
-    """The folder that holds a data set or a policy ("model"): the one that is named or, for a name on the hub, where its files are.
+    """The folder that holds a data set or a policy ("model"): the one that is named or, for a name
+    on the hub, where its files are.
 
-    What is not there yet is fetched. Where the hub cannot be reached, the commit that a name stood for last is used, and one line
-    says so; a commit that is there whole is used without asking. Raises ValueError for a name that is none, FullDiskError, and
-    `download.HubError`, an OSError, saying in one line what the hub refused and what to do.
+    What is not there yet is fetched. Where the hub cannot be reached, the commit that a name stood
+    for last is used, and one line says so; a commit that is there whole is used without asking.
+    Raises ValueError for a name that is none, FullDiskError, and `download.HubError`, an OSError,
+    saying in one line what the hub refused and what to do.
     """
     if not is_name(place):
         return Path(place)
@@ -99,10 +118,12 @@ def local_folder(place: Path | str, *, kind: Kind) -> Path:
 
 
 def pinned(place: Path | str, *, kind: Kind) -> Path:
-    """The same place, and for a name on the hub the commit that it stands for now, `hf:user/name@<commit>`, its files fetched.
+    """The same place, and for a name on the hub the commit that it stands for now,
+    `hf:user/name@<commit>`, its files fetched.
 
-    Whoever begins long work does it under such a name: a branch that moves meanwhile changes nothing, other processes need no
-    network, and what is written about the work says what it was about. Raises as `local_folder` does.
+    Whoever begins long work does it under such a name: a branch that moves meanwhile changes
+    nothing, other processes need no network, and what is written about the work says what it was
+    about. Raises as `local_folder` does.
     """
     if not is_name(place):
         return Path(place)
@@ -118,14 +139,18 @@ def without_revision(place: Path) -> Path:
 
 
 def in_cache(folder: Path | str) -> bool:
-    """Whether a folder is, or lies in, what the hub's libraries fetched: the files of one commit, which are to stay as they are."""
+    """Whether a folder is, or lies in, what the hub's libraries fetched: the files of one commit,
+    which are to stay as they are."""
     return _SNAPSHOT.search(Path(folder).resolve().as_posix()) is not None
 
 
 def refuse_writing(place: Path | str) -> None:
-    """Raises ValueError where a folder to write into is a name on the hub, or lies in the hub's cache."""
+    """Raises ValueError where a folder to write into is a name on the hub, or lies in the hub's
+    cache."""
     if is_name(place):
-        raise ValueError(f"{Path(place).as_posix()} is a name on the hub, and this is written to: give a folder of your own")
+        raise ValueError(
+            f"{Path(place).as_posix()} is a name on the hub, and this is written to: give a folder of your own"
+        )
     if in_cache(place):
         raise ValueError(
             f"{place} belongs to the hub's cache, where files stay as they were fetched: copy it to a folder of your own "

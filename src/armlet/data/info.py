@@ -1,7 +1,9 @@
-"""meta/info.json read once, every field that armlet looks at made what it is expected to be, or refused by its name.
+"""meta/info.json read once, every field that armlet looks at made what it is expected to be, or
+refused by its name.
 
-Other programs write it, and people do by hand, so a number may be a text and a shape a number: where only one thing can be meant it
-is taken. Knows no file but this one; what stands where is `layout`.
+Other programs write it, and people do by hand, so a number may be a text and a shape a number:
+where only one thing can be meant it is taken. Knows no file but this one; what stands where is
+`layout`.
 """
 
 import math
@@ -18,7 +20,8 @@ PLACES_V3 = {"chunk_index": 0, "file_index": 0, "video_key": "camera"}
 
 
 def read_info(root: Path) -> dict[str, Any]:
-    """meta/info.json with `fps` a number, and `features` name → description, of which `shape` is a list of whole numbers, or None where
+    """meta/info.json with `fps` a number, and `features` name → description, of which `shape` is a
+    list of whole numbers, or None where
     it is not said. Raises EpisodeError naming the field that will not do."""
     path = root / INFO
     info = read_object(path)
@@ -28,10 +31,17 @@ def read_info(root: Path) -> dict[str, Any]:
             f"{path}: codebase_version is {version!r}, expected one of {', '.join(VERSIONS)}; convert it with lerobot"
         )
     features = info.get("features")
-    if not isinstance(features, dict) or not all(isinstance(feature, dict) for feature in features.values()):
-        raise EpisodeError(f"{path}: features is {type(features).__name__}, expected an object of objects; copy it again")
+    if not isinstance(features, dict) or not all(
+        isinstance(feature, dict) for feature in features.values()
+    ):
+        raise EpisodeError(
+            f"{path}: features is {type(features).__name__}, expected an object of objects; copy it again"
+        )
     places = PLACES_V2 if version.startswith("v2") else PLACES_V3
-    described = {name: _feature(name, feature, f"{path}: features[{name!r}]") for name, feature in features.items()}
+    described = {
+        name: _feature(name, feature, f"{path}: features[{name!r}]")
+        for name, feature in features.items()
+    }
     filmed = any(feature["dtype"] == "video" for feature in described.values())
     read = {
         "fps": _rate(info.get("fps"), path),
@@ -39,7 +49,9 @@ def read_info(root: Path) -> dict[str, Any]:
         "chunks_size": _optional_count(info.get("chunks_size"), f"{path}: chunks_size"),
         "data_path": _template(info.get("data_path"), f"{path}: data_path", places),
         # where there are no films, nobody cares what an older version called them
-        "video_path": _template(info.get("video_path"), f"{path}: video_path", places) if filmed else None,
+        "video_path": _template(info.get("video_path"), f"{path}: video_path", places)
+        if filmed
+        else None,
         "features": described,
     }
     return info | read
@@ -52,7 +64,9 @@ def _rate(value: Any, path: Path) -> float:
     except (TypeError, ValueError):
         rate = math.nan
     if not (math.isfinite(rate) and rate > 0) or isinstance(value, bool):
-        raise EpisodeError(f"{path}: fps is {value!r}, expected rows a second; write how many there are")
+        raise EpisodeError(
+            f"{path}: fps is {value!r}, expected rows a second; write how many there are"
+        )
     return int(rate) if rate.is_integer() else rate
 
 
@@ -75,15 +89,20 @@ def _optional_count(value: Any, where: str) -> int | None:
 
 
 def _template(value: Any, where: str, places: dict[str, Any]) -> str | None:
-    """How files are called. Raises EpisodeError where nothing can be put in for what stands in its braces."""
+    """How files are called. Raises EpisodeError where nothing can be put in for what stands in its
+    braces."""
     if value is None:
         return None
     if not isinstance(value, str):
-        raise EpisodeError(f"{where} is {value!r}, expected the name of a file with {_braces(places)}; write it, or null")
+        raise EpisodeError(
+            f"{where} is {value!r}, expected the name of a file with {_braces(places)}; write it, or null"
+        )
     try:
         value.format(**places)
     except (KeyError, IndexError, AttributeError, TypeError, ValueError) as error:
-        raise EpisodeError(f"{where} is {value!r}, expected {_braces(places)} in it and nothing else in braces") from error
+        raise EpisodeError(
+            f"{where} is {value!r}, expected {_braces(places)} in it and nothing else in braces"
+        ) from error
     return value
 
 
@@ -99,30 +118,41 @@ def _feature(name: str, feature: dict[str, Any], where: str) -> dict[str, Any]:
 
 
 def _shape(value: Any, where: str) -> list[int] | None:
-    """How long a row is in each direction. A number alone is one direction; names of sides (["h", "w", "c"]) and nulls say nothing."""
+    """How long a row is in each direction. A number alone is one direction; names of sides (["h",
+    "w", "c"]) and nulls say nothing."""
     if value is None:
         return None
     sides = value if isinstance(value, list) else [value]
     counts = [_count(side) for side in sides]
-    silent = [count is None and (side is None or isinstance(side, str)) for side, count in zip(sides, counts, strict=True)]
+    silent = [
+        count is None and (side is None or isinstance(side, str))
+        for side, count in zip(sides, counts, strict=True)
+    ]
     if isinstance(value, list) and any(silent):
         return None
     found = [count for count in counts if count is not None]
     if len(found) != len(sides):
-        raise EpisodeError(f"{where} is {value!r}, expected a list of whole numbers; write how many numbers a row has, or null")
+        raise EpisodeError(
+            f"{where} is {value!r}, expected a list of whole numbers; write how many numbers a row has, or null"
+        )
     return found
 
 
 def _dtype(name: str, feature: dict[str, Any], where: str) -> str | None:
-    """A feature's type. One that has none and can only be a camera would be left out without a word."""
+    """A feature's type. One that has none and can only be a camera would be left out without a
+    word."""
     value = feature.get("dtype")
     if value is not None and not isinstance(value, str):
-        raise EpisodeError(f"{where}: dtype is {value!r}, expected a text such as 'float32' or 'video'; write it")
+        raise EpisodeError(
+            f"{where}: dtype is {value!r}, expected a text such as 'float32' or 'video'; write it"
+        )
     if value is None:
         if any(key.startswith("video.") for key in video_info(feature)):
             return "video"
         if name.startswith(IMAGE) or sides(feature) is not None:
-            raise EpisodeError(f"{where} has no dtype, expected 'video' or 'image'; write which of them its pictures are kept in")
+            raise EpisodeError(
+                f"{where} has no dtype, expected 'video' or 'image'; write which of them its pictures are kept in"
+            )
     return value
 
 
@@ -134,8 +164,14 @@ def _check_about(about: Any, where: str) -> None:
         _optional_count(about.get(name), f"{where}: {name}")
     for name in ("is_depth_map", "video.is_depth_map", "video.use_log"):
         if about.get(name) not in (None, True, False):
-            raise EpisodeError(f"{where}: {name} is {about[name]!r}, expected true or false; write which")
+            raise EpisodeError(
+                f"{where}: {name} is {about[name]!r}, expected true or false; write which"
+            )
     for name in ("video.depth_min", "video.depth_max", "video.shift"):
         value = about.get(name)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value)):
+        if value is not None and (
+            isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or not math.isfinite(value)
+        ):
             raise EpisodeError(f"{where}: {name} is {value!r}, expected metres; write how many")

@@ -1,18 +1,22 @@
-"""The language columns of a LeRobotDataset ("v3.1"): what was said about an episode, beside its frames.
+"""The language columns of a LeRobotDataset ("v3.1"): what was said about an episode, beside its
+frames.
 
-Found in huggingface/lerobot at 7427f318 (version 0.6.2): `src/lerobot/datasets/language.py` (the schema),
-`src/lerobot/annotations/steerable_pipeline/writer.py` (who fills it), `docs/source/language_and_recipes.mdx`, and pull
-requests #3467 and #3471, which brought them:
+Found in huggingface/lerobot at 7427f318 (version 0.6.2): `src/lerobot/datasets/language.py` (the
+schema), `src/lerobot/annotations/steerable_pipeline/writer.py` (who fills it),
+`docs/source/language_and_recipes.mdx`, and pull requests #3467 and #3471, which brought them:
 
-- two columns of `data/*/*.parquet`, each a list of rows: `language_persistent`, the same list on every frame of an episode,
-  and `language_events`, only on the frame at which something happened;
-- a row is a struct of role (never null), content, style, timestamp (float32 seconds into the episode; persistent rows only),
-  camera, and tool_calls (a list of JSON); persistent styles are subtask, plan, memory, motion and task_aug, and what a row says
-  holds from its timestamp, which is a frame's own, until the next row of that style; the camera is null for all of these;
-- `meta/info.json` declares both as `{"dtype": "language", "shape": [1], "names": null}`, without which lerobot refuses to read
-  them; its `codebase_version` stays "v3.0", although the documentation speaks of v3.1.
+- two columns of `data/*/*.parquet`, each a list of rows: `language_persistent`, the same list on
+  every frame of an episode, and `language_events`, only on the frame at which something happened;
+- a row is a struct of role (never null), content, style, timestamp (float32 seconds into the
+  episode; persistent rows only), camera, and tool_calls (a list of JSON); persistent styles are
+  subtask, plan, memory, motion and task_aug, and what a row says holds from its timestamp, which is
+  a frame's own, until the next row of that style; the camera is null for all of these;
+- `meta/info.json` declares both as `{"dtype": "language", "shape": [1], "names": null}`, without
+  which lerobot refuses to read them; its `codebase_version` stays "v3.0", although the
+  documentation speaks of v3.1.
 
-lerobot 0.4.4 does not know the type and cannot open a data set that declares it. This file knows no annotator and no style's meaning.
+lerobot 0.4.4 does not know the type and cannot open a data set that declares it. This file knows no
+annotator and no style's meaning.
 """
 
 import json
@@ -42,7 +46,14 @@ Remark = dict[str, Any]
 
 def remark(style: str, content: str, time: float) -> Remark:
     """A persistent row: what holds from `time`, in seconds, on."""
-    return {"role": "assistant", "content": content, "style": style, "timestamp": time, "camera": None, "tool_calls": None}
+    return {
+        "role": "assistant",
+        "content": content,
+        "style": style,
+        "timestamp": time,
+        "camera": None,
+        "tool_calls": None,
+    }
 
 
 def frame_times(data: EpisodeDataset) -> np.ndarray:
@@ -51,7 +62,8 @@ def frame_times(data: EpisodeDataset) -> np.ndarray:
 
 
 def read_persistent(data: EpisodeDataset) -> list[list[Remark]]:
-    """The persistent rows of every episode, empty lists where the data set has no such column. Raises EpisodeError where it
+    """The persistent rows of every episode, empty lists where the data set has no such column.
+    Raises EpisodeError where it
     has one in some files only."""
     have = [PERSISTENT in pq.read_schema(data.root / name).names for name in data.data_files]
     if not any(have):
@@ -62,29 +74,43 @@ def read_persistent(data: EpisodeDataset) -> list[list[Remark]]:
             f"{data.root / lacks} lacks column {PERSISTENT!r}, which other files of the data set have; write it anew"
         )
     found: list[list[Remark]] = [[] for _ in data.episodes]
-    positions = {int(start): position for position, start in enumerate(data.starts[:-1])}  # the first row of each episode
+    positions = {
+        int(start): position for position, start in enumerate(data.starts[:-1])
+    }  # the first row of each episode
     for name in data.data_files:
         rows = data.rows_of(name)
         firsts = np.flatnonzero(np.isin(rows, data.starts[:-1]))
-        column = pq.read_table(data.root / name, columns=[PERSISTENT]).column(0).take(pa.array(firsts, pa.int64()))
+        column = (
+            pq.read_table(data.root / name, columns=[PERSISTENT])
+            .column(0)
+            .take(pa.array(firsts, pa.int64()))
+        )
         for place, said in zip(firsts.tolist(), column.to_pylist(), strict=True):
             found[positions[int(rows[place])]] = said or []
     return found
 
 
-def write_persistent(data: EpisodeDataset, target: Path | str, remarks: Sequence[Sequence[Remark]]) -> EpisodeDataset:
-    """A copy of a data set at `target` in which these are the persistent rows of every episode; rows of events stay as they are.
+def write_persistent(
+    data: EpisodeDataset, target: Path | str, remarks: Sequence[Sequence[Remark]]
+) -> EpisodeDataset:
+    """A copy of a data set at `target` in which these are the persistent rows of every episode;
+    rows of events stay as they are.
 
-    The copy appears whole or not at all; videos are linked where the disk can, as nothing writes to them. Not done in place,
-    because the fingerprint of the episodes would change, and with it every trace and label made from them would be stale. Add
-    episodes first: `EpisodeWriter` declares no language. Raises EpisodeError where `target` exists.
+    The copy appears whole or not at all; videos are linked where the disk can, as nothing writes to
+    them. Not done in place, because the fingerprint of the episodes would change, and with it every
+    trace and label made from them would be stale. Add episodes first: `EpisodeWriter` declares no
+    language. Raises EpisodeError where `target` exists.
     """
     target = Path(target)
     refuse_writing(target)
     if target.exists():
-        raise EpisodeError(f"{target} exists already; choose another folder for the copy, or delete this one")
+        raise EpisodeError(
+            f"{target} exists already; choose another folder for the copy, or delete this one"
+        )
     if len(remarks) != len(data.episodes):
-        raise EpisodeError(f"{data.root} has {len(data.episodes)} episodes, and there are remarks about {len(remarks)}")
+        raise EpisodeError(
+            f"{data.root} has {len(data.episodes)} episodes, and there are remarks about {len(remarks)}"
+        )
     rewritten = {data.root / name for name in data.data_files}
     with atomic_folder(target) as part:
         for path in _files(data.root):
@@ -104,7 +130,8 @@ def _write_tables(data: EpisodeDataset, part: Path, remarks: Sequence[Sequence[R
     for name in data.data_files:
         table = pq.read_table(data.root / name)
         rows = data.rows_of(name)
-        # frames of no episode are what a killed run left behind, number -1; nothing is said about them
+        # frames of no episode are what a killed run left behind, number -1; nothing is said about
+        # them
         episode = np.where(rows < 0, -1, np.searchsorted(data.starts, rows, "right") - 1)
         present, which = np.unique(episode, return_inverse=True)
         said = [list(remarks[number]) if number >= 0 else [] for number in present.tolist()]
@@ -131,12 +158,20 @@ def _rows_type(table: pa.Table, name: str, *, timed: bool) -> pa.DataType:
     if name in table.column_names:
         row = table.schema.field(name).type.value_type
         kept = row.field("tool_calls").type
-        plain = pa.types.is_list(kept) and isinstance(kept.value_type, pa.BaseExtensionType)  # JSON, which is text underneath
+        plain = pa.types.is_list(kept) and isinstance(
+            kept.value_type, pa.BaseExtensionType
+        )  # JSON, which is text underneath
         calls = pa.list_(kept.value_type.storage_type) if plain else kept
-    fields = [("role", pa.string(), False), ("content", pa.string(), True), ("style", pa.string(), True)]
+    fields = [
+        ("role", pa.string(), False),
+        ("content", pa.string(), True),
+        ("style", pa.string(), True),
+    ]
     fields += [("timestamp", pa.float32(), False)] if timed else []
     fields += [("camera", pa.string(), True), ("tool_calls", calls, True)]
-    return pa.list_(pa.struct([pa.field(key, kind, nullable=nullable) for key, kind, nullable in fields]))
+    return pa.list_(
+        pa.struct([pa.field(key, kind, nullable=nullable) for key, kind, nullable in fields])
+    )
 
 
 def _files(root: Path) -> list[Path]:

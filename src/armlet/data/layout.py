@@ -1,4 +1,5 @@
-"""File names and metadata of LeRobotDataset: v3.0 as lerobot 0.4–0.6 reads it, and where v2.0 to v3.1 keep an episode.
+"""File names and metadata of LeRobotDataset: v3.0 as lerobot 0.4–0.6 reads it, and where v2.0 to
+v3.1 keep an episode.
 
 Knows no values of a data set.
 """
@@ -23,7 +24,11 @@ INFO, STATS, TASKS = "meta/info.json", "meta/stats.json", "meta/tasks.parquet"
 EPISODES = "meta/episodes/chunk-000/file-{file:03d}.parquet"
 DATA = "data/chunk-000/file-{file:03d}.parquet"
 VIDEO = "videos/{camera}/chunk-000/file-{file:03d}.mp4"
-TASK_LINES, EPISODE_LINES, STAT_LINES = "meta/tasks.jsonl", "meta/episodes.jsonl", "meta/episodes_stats.jsonl"  # v2.x
+TASK_LINES, EPISODE_LINES, STAT_LINES = (
+    "meta/tasks.jsonl",
+    "meta/episodes.jsonl",
+    "meta/episodes_stats.jsonl",
+)  # v2.x
 OURS = "meta/armlet.json"  # made by `EpisodeWriter`, which writes meta/info.json last
 PATHS_V2 = (
     "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet",
@@ -37,7 +42,8 @@ PATHS_V3 = (
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns of a data set hold the robot's state and its actions; state None: there is none, or it is not to be read."""
+    """Which columns of a data set hold the robot's state and its actions; state None: there is
+    none, or it is not to be read."""
 
     state: str | None = "observation.state"
     action: str = "action"
@@ -52,13 +58,27 @@ def column_type(values: np.ndarray) -> pa.DataType:
 def tasks_table(tasks: list[str]) -> pa.Table:
     """Task texts as the index that pandas expects, which lerobot reads through pandas."""
     name = "__index_level_0__"
-    table = pa.table({"task_index": pa.array(range(len(tasks)), pa.int64()), name: pa.array(tasks, pa.string())})
+    table = pa.table(
+        {"task_index": pa.array(range(len(tasks)), pa.int64()), name: pa.array(tasks, pa.string())}
+    )
     pandas = {
         "index_columns": [name],
         "column_indexes": [],
         "columns": [
-            {"name": "task_index", "field_name": "task_index", "pandas_type": "int64", "numpy_type": "int64", "metadata": None},
-            {"name": None, "field_name": name, "pandas_type": "unicode", "numpy_type": "object", "metadata": None},
+            {
+                "name": "task_index",
+                "field_name": "task_index",
+                "pandas_type": "int64",
+                "numpy_type": "int64",
+                "metadata": None,
+            },
+            {
+                "name": None,
+                "field_name": name,
+                "pandas_type": "unicode",
+                "numpy_type": "object",
+                "metadata": None,
+            },
         ],
         "creator": {"library": "pyarrow", "version": pa.__version__},
         "pandas_version": "2.2.0",
@@ -66,10 +86,13 @@ def tasks_table(tasks: list[str]) -> pa.Table:
     return table.replace_schema_metadata({"pandas": json.dumps(pandas)})
 
 
-def info_json(features: Any, fps: int, robot: str, *, episodes: int, frames: int, tasks: int) -> dict[str, Any]:
+def info_json(
+    features: Any, fps: int, robot: str, *, episodes: int, frames: int, tasks: int
+) -> dict[str, Any]:
     """meta/info.json; `features` is an `episodes.Features`."""
     described: dict[str, Any] = {
-        f"observation.images.{name}": _video(height, width, fps) for name, (height, width) in features.cameras.items()
+        f"observation.images.{name}": _video(height, width, fps)
+        for name, (height, width) in features.cameras.items()
     }
     described["observation.state"] = _vector(len(features.state), list(features.state))
     described["action"] = _vector(len(features.action), list(features.action))
@@ -109,12 +132,18 @@ def _video(height: int, width: int, fps: int) -> dict[str, Any]:
         "video.channels": 3,
         "has_audio": False,
     }
-    return {"dtype": "video", "shape": [height, width, 3], "names": ["height", "width", "channels"], "info": details}
+    return {
+        "dtype": "video",
+        "shape": [height, width, 3],
+        "names": ["height", "width", "channels"],
+        "info": details,
+    }
 
 
 @dataclass(frozen=True)
 class Clip:
-    """Where an episode's film lies: a file, relative to the data set's folder, and from which second of it to which (None: to
+    """Where an episode's film lies: a file, relative to the data set's folder, and from which
+    second of it to which (None: to
     its end)."""
 
     file: str
@@ -124,8 +153,10 @@ class Clip:
 
 @dataclass(frozen=True)
 class Stored:
-    """One episode as the metadata list it: its number, how many rows it has (None: they do not say), what its tasks are, in no
-    order, and where it lies: `data`, a file relative to the data set's folder (None: they do not say), and a clip a camera."""
+    """One episode as the metadata list it: its number, how many rows it has (None: they do not
+    say), what its tasks are, in no
+    order, and where it lies: `data`, a file relative to the data set's folder (None: they do not
+    say), and a clip a camera."""
 
     index: int
     length: int | None
@@ -140,7 +171,10 @@ Layout = Callable[[Path, dict[str, Any]], list[Stored]]
 
 def episode_files(root: Path) -> list[Path]:
     """The files of a v3.x folder that list its episodes, in order; folders may be links."""
-    return sorted([*root.glob("meta/episodes/*/*.parquet"), *root.glob("meta/episodes/*.parquet")], key=_by_numbers)
+    return sorted(
+        [*root.glob("meta/episodes/*/*.parquet"), *root.glob("meta/episodes/*.parquet")],
+        key=_by_numbers,
+    )
 
 
 def data_files(root: Path) -> list[str]:
@@ -150,14 +184,19 @@ def data_files(root: Path) -> list[str]:
 
 
 def stored_v30(root: Path, info: dict[str, Any]) -> list[Stored]:
-    """Episodes of a v3.x folder: many to a file, and videos cut into files where the data need not be."""
+    """Episodes of a v3.x folder: many to a file, and videos cut into files where the data need not
+    be."""
     paths = episode_files(root)
     if not paths:
-        raise EpisodeError(f"{root / 'meta/episodes'} holds no parquet file, which lists the episodes; copy the data set again")
+        raise EpisodeError(
+            f"{root / 'meta/episodes'} holds no parquet file, which lists the episodes; copy the data set again"
+        )
     data_path, video_path = _paths(info, PATHS_V3)
     found = []
     for path in paths:
-        names = [name for name in column_names(path) if not name.startswith("stats/")]  # those are most of the file
+        names = [
+            name for name in column_names(path) if not name.startswith("stats/")
+        ]  # those are most of the file
         for row in read_table(path, names).to_pylist():
             where = f"{path}: episode {row.get('episode_index')}"
             try:
@@ -165,12 +204,18 @@ def stored_v30(root: Path, info: dict[str, Any]) -> list[Stored]:
             except (KeyError, IndexError, TypeError, ValueError) as error:
                 if isinstance(error, EpisodeError):
                     raise
-                raise EpisodeError(f"{where} cannot be understood ({error!r}); copy it again") from error
+                raise EpisodeError(
+                    f"{where} cannot be understood ({error!r}); copy it again"
+                ) from error
     return found
 
 
-def _row_v30(row: dict[str, Any], info: dict[str, Any], data_path: str, video_path: str, where: str) -> Stored:
-    first, last, length = (row.get(name) for name in ("dataset_from_index", "dataset_to_index", "length"))
+def _row_v30(
+    row: dict[str, Any], info: dict[str, Any], data_path: str, video_path: str, where: str
+) -> Stored:
+    first, last, length = (
+        row.get(name) for name in ("dataset_from_index", "dataset_to_index", "length")
+    )
     if first is not None and last is not None:
         if length is not None and last - first != length:
             raise EpisodeError(
@@ -180,7 +225,9 @@ def _row_v30(row: dict[str, Any], info: dict[str, Any], data_path: str, video_pa
         length = last - first
     data = None
     if row.get("data/chunk_index") is not None and row.get("data/file_index") is not None:
-        data = data_path.format(chunk_index=row["data/chunk_index"], file_index=row["data/file_index"])
+        data = data_path.format(
+            chunk_index=row["data/chunk_index"], file_index=row["data/file_index"]
+        )
     videos = {}
     for key in _video_keys(info):
         at = f"videos/{key}"
@@ -201,24 +248,37 @@ def stored_v2(root: Path, info: dict[str, Any]) -> list[Stored]:
         try:
             index = int(row["episode_index"])
             length = None if row.get("length") is None else int(row["length"])
-            place = {"episode_chunk": index // (info["chunks_size"] or 1000), "episode_index": index}
-            videos = {key: Clip(video_path.format(video_key=key, **place), 0.0) for key in _video_keys(info)}
+            place = {
+                "episode_chunk": index // (info["chunks_size"] or 1000),
+                "episode_index": index,
+            }
+            videos = {
+                key: Clip(video_path.format(video_key=key, **place), 0.0)
+                for key in _video_keys(info)
+            }
             data = data_path.format(**place)
         except (KeyError, IndexError, TypeError, ValueError) as error:
-            raise EpisodeError(f"{where} cannot be understood ({error!r}); copy it again") from error
+            raise EpisodeError(
+                f"{where} cannot be understood ({error!r}); copy it again"
+            ) from error
         found.append(Stored(index, length, _tasks(row, where), {}, data, videos))
     return found
 
 
-VERSIONS: dict[str, Layout] = {"v2.0": stored_v2, "v2.1": stored_v2, "v3.0": stored_v30, "v3.1": stored_v30}
+VERSIONS: dict[str, Layout] = {
+    "v2.0": stored_v2,
+    "v2.1": stored_v2,
+    "v3.0": stored_v30,
+    "v3.1": stored_v30,
+}
 
 
 def stored_episodes(root: Path, info: dict[str, Any]) -> list[Stored]:
     """The episodes that the metadata list, in order of their numbers.
 
-    Raises EpisodeError where there are fewer than meta/info.json counts, or one number is there twice. Where there are more,
-    the last ones of a folder of ours are what a killed run left, and are left out; in another's the count is wrong, and all are
-    taken. Either is said on stderr.
+    Raises EpisodeError where there are fewer than meta/info.json counts, or one number is there
+    twice. Where there are more, the last ones of a folder of ours are what a killed run left, and
+    are left out; in another's the count is wrong, and all are taken. Either is said on stderr.
     """
     found = VERSIONS[info["codebase_version"]](root, info)
     total = info["total_episodes"]
@@ -229,14 +289,18 @@ def stored_episodes(root: Path, info: dict[str, Any]) -> list[Stored]:
     if total is not None and len(found) > total:
         ours = (root / OURS).exists()
         does = "the last ones, of a run that was killed, are left out" if ours else "all are taken"
-        sys.stderr.write(f"{root / 'meta'} lists {len(found)} episodes, and meta/info.json counts {total}; {does}\n")
+        sys.stderr.write(
+            f"{root / 'meta'} lists {len(found)} episodes, and meta/info.json counts {total}; {does}\n"
+        )
         found = found[:total] if ours else found
     if not found:
         raise EpisodeError(f"{root} has no episodes; was it recorded to the end?")
     found.sort(key=lambda each: each.index)
     for before, after in itertools.pairwise(found):
         if before.index == after.index:
-            raise EpisodeError(f"{root / 'meta'} lists episode {after.index} twice; were folders merged by hand?")
+            raise EpisodeError(
+                f"{root / 'meta'} lists episode {after.index} twice; were folders merged by hand?"
+            )
     return found
 
 
@@ -265,20 +329,35 @@ def _video_keys(info: dict[str, Any]) -> list[str]:
 
 
 def task_texts(path: Path) -> dict[int, str]:
-    """task_index → text, of meta/tasks.parquet or meta/tasks.jsonl. Raises EpisodeError where a number has two texts."""
+    """task_index → text, of meta/tasks.parquet or meta/tasks.jsonl. Raises EpisodeError where a
+    number has two texts."""
     if path.suffix == ".parquet":
         table = read_table(path)
-        texts = [field.name for field in table.schema if pa.types.is_string(field.type) or pa.types.is_large_string(field.type)]
+        texts = [
+            field.name
+            for field in table.schema
+            if pa.types.is_string(field.type) or pa.types.is_large_string(field.type)
+        ]
         named = [name for name in ("task", "__index_level_0__", *texts) if name in texts]
         if not named or "task_index" not in table.column_names:
-            raise EpisodeError(f"{path} has columns {table.column_names}, expected task_index and a text; copy it again")
-        pairs = list(zip(table.column("task_index").to_pylist(), table.column(named[0]).to_pylist(), strict=True))
+            raise EpisodeError(
+                f"{path} has columns {table.column_names}, expected task_index and a text; copy it again"
+            )
+        pairs = list(
+            zip(
+                table.column("task_index").to_pylist(),
+                table.column(named[0]).to_pylist(),
+                strict=True,
+            )
+        )
     else:
         pairs = [(row.get("task_index"), row.get("task")) for row in read_lines(path)]
     found: dict[int, str] = {}
     for index, text in pairs:
         if not isinstance(index, int) or not isinstance(text, str):
-            raise EpisodeError(f"{path}: task_index {index!r} has the text {text!r}, expected a number and a text; copy it again")
+            raise EpisodeError(
+                f"{path}: task_index {index!r} has the text {text!r}, expected a number and a text; copy it again"
+            )
         if found.setdefault(index, text) != text:
             raise EpisodeError(
                 f"{path}: task_index {index} is {found[index]!r} and {text!r}; which of them the robot was told is lost"
@@ -287,18 +366,25 @@ def task_texts(path: Path) -> dict[int, str]:
 
 
 def width(feature: dict[str, Any]) -> int | None:
-    """How many numbers a row of a feature has; None where its shape is not said. [] is one number."""
+    """How many numbers a row of a feature has; None where its shape is not said. [] is one
+    number."""
     shape = feature.get("shape")
     return None if shape is None else math.prod(shape)
 
 
 def names_of(feature: dict[str, Any], count: int) -> tuple[str, ...]:
-    """A name for each of `count` numbers: the feature's own, where it has a different one for each, or 0, 1, 2 …
+    """A name for each of `count` numbers: the feature's own, where it has a different one for each,
+    or 0, 1, 2 …
 
-    Lists may be nested in objects ({"motors": […]}), one after the other, or an object may number its names ({"dx": 0, …}).
+    Lists may be nested in objects ({"motors": […]}), one after the other, or an object may number
+    its names ({"dx": 0, …}).
     """
     names = feature.get("names")
-    if isinstance(names, dict) and names and all(isinstance(place, int) for place in names.values()):
+    if (
+        isinstance(names, dict)
+        and names
+        and all(isinstance(place, int) for place in names.values())
+    ):
         names = [name for name, _ in sorted(names.items(), key=lambda each: each[1])]
     found = _flat(names)
     fit = len(found) == count == len(set(found))
@@ -319,7 +405,8 @@ def _flat(names: Any) -> list[str]:
 
 
 def picture_size(feature: dict[str, Any]) -> tuple[int, int] | None:
-    """(height, width) of a camera's pictures; None where the metadata do not say. `names` says in which order the shape stands, and
+    """(height, width) of a camera's pictures; None where the metadata do not say. `names` says in
+    which order the shape stands, and
     where it does not, the side that is 1, 3 or 4 and first or last is the channels."""
     shape = feature.get("shape") or []
     if len(shape) == 2:
@@ -337,13 +424,16 @@ def picture_size(feature: dict[str, Any]) -> tuple[int, int] | None:
 
 
 def sides(feature: dict[str, Any]) -> dict[str, int] | None:
-    """Where height "h" and width "w" stand in the shape of a feature whose three `names` are those of a picture; None where they are
+    """Where height "h" and width "w" stand in the shape of a feature whose three `names` are those
+    of a picture; None where they are
     not."""
     names = feature.get("names")
     if not isinstance(names, list | tuple) or len(names) != 3:
         return None
     letters = [str(name)[:1].lower() for name in names]
-    return {side: letters.index(side) for side in "hw"} if sorted(letters) == ["c", "h", "w"] else None
+    return (
+        {side: letters.index(side) for side in "hw"} if sorted(letters) == ["c", "h", "w"] else None
+    )
 
 
 def video_info(feature: dict[str, Any]) -> dict[str, Any]:
@@ -356,9 +446,14 @@ def video_info(feature: dict[str, Any]) -> dict[str, Any]:
 
 
 def is_depth(feature: dict[str, Any]) -> bool:
-    """Whether a camera's pictures are distances, or anything else with one channel, and not colours."""
+    """Whether a camera's pictures are distances, or anything else with one channel, and not
+    colours."""
     about, shape = video_info(feature), feature.get("shape") or []
-    said = [about[name] for name in ("is_depth_map", "video.is_depth_map") if about.get(name) is not None]
+    said = [
+        about[name]
+        for name in ("is_depth_map", "video.is_depth_map")
+        if about.get(name) is not None
+    ]
     pixels = str(about.get("video.pix_fmt") or "")
     if any(said) or re.match(r"(gray|y|ya)f?(9|1\d|32)", pixels):
         return True
@@ -371,14 +466,18 @@ def is_depth(feature: dict[str, Any]) -> bool:
 
 
 def tasks_file(root: Path, info: dict[str, Any]) -> Path | None:
-    """Where the texts of the tasks are; None where they are in no file of their own. A folder that was converted may hold the file of
+    """Where the texts of the tasks are; None where they are in no file of their own. A folder that
+    was converted may hold the file of
     its old version, too: that of its own comes first."""
-    names = (TASK_LINES, TASKS) if info["codebase_version"].startswith("v2") else (TASKS, TASK_LINES)
+    names = (
+        (TASK_LINES, TASKS) if info["codebase_version"].startswith("v2") else (TASKS, TASK_LINES)
+    )
     return _first(root, names)
 
 
 def statistics_file(root: Path, info: dict[str, Any]) -> Path | None:
-    """Where the statistics are: meta/stats.json, or the episodes' of v2.1; None where there are none. Its own version's come first."""
+    """Where the statistics are: meta/stats.json, or the episodes' of v2.1; None where there are
+    none. Its own version's come first."""
     names = (STAT_LINES, STATS) if info["codebase_version"] == "v2.1" else (STATS, STAT_LINES)
     return _first(root, names)
 

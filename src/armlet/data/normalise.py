@@ -1,20 +1,29 @@
-"""Numbers of a robot ↔ numbers of a network, by the statistics of a data set. Knows no file and no network.
+"""Numbers of a robot ↔ numbers of a network, by the statistics of a data set. Knows no file and no
+network.
 
-    normalised = (value − offset) / scale + shift          value = (normalised − shift) · back + offset
+    normalised = (value − offset) / scale + shift          value = (normalised − shift) · back +
+    offset
 
-a dimension at a time. `back` is `scale` but where a library's own way back is not the inverse of its way there.
+a dimension at a time. `back` is `scale` but where a library's own way back is not the inverse of
+its way there.
 
-**Modes** say which statistics count: `mean_std`; `min_max`; `quantiles` (q01 and q99); `quantile10` (q10 and q90); `identity`, none.
-**Variants** say by which formula, for policies that were trained elsewhere must be fed as they were there:
+**Modes** say which statistics count: `mean_std`; `min_max`; `quantiles` (q01 and q99); `quantile10`
+(q10 and q90); `identity`, none. **Variants** say by which formula, for policies that were trained
+elsewhere must be fed as they were there:
 
-    armlet   mean_std     (x − mean) / s, s the deviation                                    back: its inverse
+    armlet   mean_std     (x − mean) / s, s the deviation                                    back:
+             its inverse
              the others   (x − (lo + hi)/2) / s, s = (hi − lo)/2, so lo … hi becomes −1 … 1
              s is never almost nothing: see `steady` below
-    lerobot  mean_std     (x − mean) / (std + 1e-8)                                          back: x · std + mean, without the 1e-8
-             the others   2 (x − lo) / (hi − lo) − 1, with 1e-8 for hi − lo where that is 0  back: (x + 1)(hi − lo)/2 + lo
+    lerobot  mean_std     (x − mean) / (std + 1e-8)                                          back: x
+             · std + mean, without the 1e-8
+             the others   2 (x − lo) / (hi − lo) − 1, with 1e-8 for hi − lo where that is 0  back:
+                          (x + 1)(hi − lo)/2 + lo
              (NormalizerProcessorStep of 0.4 to 0.6)
-    openpi   mean_std     (x − mean) / (std + 1e-6)                                          back: x · (std + 1e-6) + mean
-             quantiles    2 (x − q01) / (q99 − q01 + 1e-6) − 1                               back: its inverse
+    openpi   mean_std     (x − mean) / (std + 1e-6)                                          back: x
+             · (std + 1e-6) + mean
+             quantiles    2 (x − q01) / (q99 − q01 + 1e-6) − 1                               back:
+                          its inverse
              (transforms.Normalize and Unnormalize; it has no other modes)
 
 `epsilon` replaces a library's own small number; 0 leaves it out.
@@ -48,7 +57,8 @@ FEW = 0.01  # of the rows
 
 @dataclass(frozen=True)
 class Normaliser:
-    """See the module's docstring; arrays (x,) float32. Without `shift` it is 0, without `back` it is `scale`."""
+    """See the module's docstring; arrays (x,) float32. Without `shift` it is 0, without `back` it
+    is `scale`."""
 
     offset: np.ndarray
     scale: np.ndarray
@@ -75,13 +85,15 @@ class Normaliser:
     ) -> Self:
         """The normaliser of a mode and variant; dimensions in `keep` pass as they are.
 
-        Raises ValueError where statistics are missing, belong to another robot (a different number of dimensions) or would divide
-        by nothing, and for a mode that a variant does not have.
+        Raises ValueError where statistics are missing, belong to another robot (a different number
+        of dimensions) or would divide by nothing, and for a mode that a variant does not have.
         """
         first, second = _read(statistics, mode, what=what, dims=dims)
         if variant == "armlet":
             if epsilon is not None:
-                raise ValueError(f"epsilon={epsilon}: normalisation variant 'armlet' has none; leave it out, or choose another")
+                raise ValueError(
+                    f"epsilon={epsilon}: normalisation variant 'armlet' has none; leave it out, or choose another"
+                )
             offset, scale = _own(first, second, mode)
             shift, back = np.zeros(dims), scale
         elif mode == "identity":
@@ -119,14 +131,18 @@ class Normaliser:
         return cls(**{name: np.array(numbers, np.float32) for name, numbers in value.items()})
 
 
-def _read(statistics: dict[str, Any], mode: Mode, *, what: str, dims: int) -> tuple[np.ndarray, np.ndarray]:
+def _read(
+    statistics: dict[str, Any], mode: Mode, *, what: str, dims: int
+) -> tuple[np.ndarray, np.ndarray]:
     """The two statistics that a mode reads, (dims,) float64 each."""
     if mode not in NEEDED:
         raise ValueError(f"no normalisation {mode!r}; there are {', '.join(NEEDED)}")
     found = []
     for name in NEEDED[mode]:
         if name not in statistics:
-            raise ValueError(f"statistics of {what!r} lack {name!r}, which normalisation {mode!r} needs")
+            raise ValueError(
+                f"statistics of {what!r} lack {name!r}, which normalisation {mode!r} needs"
+            )
         values = np.array(statistics[name], np.float64)
         if values.shape != (dims,):
             raise ValueError(
@@ -134,7 +150,9 @@ def _read(statistics: dict[str, Any], mode: Mode, *, what: str, dims: int) -> tu
             )
         bad = np.flatnonzero(~np.isfinite(values))
         if len(bad):
-            raise ValueError(f"statistics of {what!r}: {name} of dimension {bad[0]} is {values[bad[0]]}; measure them again")
+            raise ValueError(
+                f"statistics of {what!r}: {name} of dimension {bad[0]} is {values[bad[0]]}; measure them again"
+            )
         found.append(values)
     if mode == "identity":
         return np.zeros(dims), np.ones(dims)
@@ -169,7 +187,9 @@ def _theirs(
     return first, width / 2, np.full_like(first, -1), width / 2
 
 
-def _centre_and_spread(first: np.ndarray, second: np.ndarray, mode: Mode) -> tuple[np.ndarray, np.ndarray]:
+def _centre_and_spread(
+    first: np.ndarray, second: np.ndarray, mode: Mode
+) -> tuple[np.ndarray, np.ndarray]:
     """Where a dimension stands and how far it moves about that."""
     if mode == "mean_std":
         return first, second
@@ -184,16 +204,21 @@ def _steady(centre: np.ndarray, spread: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 def steady(statistics: dict[str, Any], mode: Mode, *, what: str, dims: int) -> dict[int, str]:
-    """The dimensions that hardly moved in the data → what `Normaliser.from_statistics` does with each, in words.
+    """The dimensions that hardly moved in the data → what `Normaliser.from_statistics` does with
+    each, in words.
 
-    Divided by a deviation of almost nothing, a joint that always stood at 0.1 and reads 0.101 would be a million deviations away. No
-    size in metres or radians says what almost nothing is, so it is measured against the place where the dimension stands:
+    Divided by a deviation of almost nothing, a joint that always stood at 0.1 and reads 0.101 would
+    be a million deviations away. No size in metres or radians says what almost nothing is, so it is
+    measured against the place where the dimension stands:
 
-    - it *stands still* where it moved by no more than 1e-6 of that place (rounding), or 1e-7 about 0. Its distance from
-      that place passes in its own unit: scale 1, or the size of the place itself where that is larger than 1.
-    - it *nearly* stands still where it moved by less than 1e-3 of that place. A thousandth of the place is then one unit.
+    - it *stands still* where it moved by no more than 1e-6 of that place (rounding), or 1e-7 about
+      0. Its distance from that place passes in its own unit: scale 1, or the size of the place
+      itself where that is larger than 1.
+    - it *nearly* stands still where it moved by less than 1e-3 of that place. A thousandth of the
+      place is then one unit.
 
-    A dimension that moves by 1e-4 about 0 does not stand still by this, and is normalised like any other.
+    A dimension that moves by 1e-4 about 0 does not stand still by this, and is normalised like any
+    other.
     """
     if mode == "identity":
         return {}
@@ -208,9 +233,11 @@ def steady(statistics: dict[str, Any], mode: Mode, *, what: str, dims: int) -> d
 
 
 def check_sane(what: str, values: np.ndarray, normaliser: Normaliser, names: Sequence[str]) -> None:
-    """Raises ValueError where `values` (N, x) of a data set, normalised, are further off than numbers of the same robot can be.
+    """Raises ValueError where `values` (N, x) of a data set, normalised, are further off than
+    numbers of the same robot can be.
 
-    That is more than 1000 once, or more than 50 in more than 1 % of the rows. A dimension without statistics (identity) may be 50.
+    That is more than 1000 once, or more than 50 in more than 1 % of the rows. A dimension without
+    statistics (identity) may be 50.
     """
     found = np.abs(normaliser.apply(values))
     plain = (normaliser.offset == 0) & (normaliser.scale == 1) & (normaliser.shift == 0)

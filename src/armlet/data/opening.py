@@ -1,4 +1,5 @@
-"""Files of a data set opened, or refused by name: missing, empty, cut short, a Git LFS pointer, a link to nowhere.
+"""Files of a data set opened, or refused by name: missing, empty, cut short, a Git LFS pointer, a
+link to nowhere.
 
 Knows JSON and parquet; knows no layout and no value.
 """
@@ -12,7 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 LFS = b"version https://git-lfs.github.com/spec/"
-BROKEN = (pa.ArrowException, OSError)  # what pyarrow raises at a file that is damaged, cut short or of another kind
+BROKEN = (
+    pa.ArrowException,
+    OSError,
+)  # what pyarrow raises at a file that is damaged, cut short or of another kind
 
 
 class EpisodeError(ValueError):
@@ -20,7 +24,8 @@ class EpisodeError(ValueError):
 
 
 def fault(path: Path) -> str | None:
-    """What is wrong with a file before its content is looked at, with the likely fix; None where nothing is."""
+    """What is wrong with a file before its content is looked at, with the likely fix; None where
+    nothing is."""
     if path.is_symlink() and not path.exists():
         return f"{path} is missing: it is a link to {path.readlink()}, where nothing is; download or copy it again"
     if path.is_dir():
@@ -48,30 +53,41 @@ def checked(path: Path) -> Path:
 
 
 def read_text(path: Path) -> str:
-    """The text of a file, whether or not it begins with a byte order mark. Raises EpisodeError naming it."""
+    """The text of a file, whether or not it begins with a byte order mark. Raises EpisodeError
+    naming it."""
     try:
         return checked(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise EpisodeError(f"{path} is no UTF-8 text ({error.reason} at byte {error.start}); copy it again") from error
+        raise EpisodeError(
+            f"{path} is no UTF-8 text ({error.reason} at byte {error.start}); copy it again"
+        ) from error
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises EpisodeError naming the file, and the place where it stops being one."""
+    """A JSON object. Raises EpisodeError naming the file, and the place where it stops being
+    one."""
     found = _parsed(read_text(path), str(path))
     if not isinstance(found, dict):
-        raise EpisodeError(f"{path} holds {type(found).__name__}, expected a JSON object; copy it again")
+        raise EpisodeError(
+            f"{path} holds {type(found).__name__}, expected a JSON object; copy it again"
+        )
     return found
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a file with a JSON object on every line. Raises EpisodeError naming file and line."""
+    """The objects of a file with a JSON object on every line. Raises EpisodeError naming file and
+    line."""
     found = []
-    for number, line in enumerate(read_text(path).split("\n"), start=1):  # splitlines() would cut at U+2028 within a text, too
+    for number, line in enumerate(
+        read_text(path).split("\n"), start=1
+    ):  # splitlines() would cut at U+2028 within a text, too
         if not line.strip():
             continue
         value = _parsed(line, f"{path}, line {number}")
         if not isinstance(value, dict):
-            raise EpisodeError(f"{path}, line {number} holds {type(value).__name__}, expected a JSON object; copy it again")
+            raise EpisodeError(
+                f"{path}, line {number} holds {type(value).__name__}, expected a JSON object; copy it again"
+            )
         found.append(value)
     return found
 
@@ -80,7 +96,9 @@ def _parsed(text: str, where: str) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        raise EpisodeError(f"{where} is no JSON ({error}); was a copy interrupted? Copy it again") from error
+        raise EpisodeError(
+            f"{where} is no JSON ({error}); was a copy interrupted? Copy it again"
+        ) from error
 
 
 def open_parquet(path: Path) -> pq.ParquetFile:
@@ -89,11 +107,14 @@ def open_parquet(path: Path) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(path)
     except BROKEN as error:
-        raise EpisodeError(f"{path} cannot be read as parquet ({_short(error)}); copy it again") from error
+        raise EpisodeError(
+            f"{path} cannot be read as parquet ({_short(error)}); copy it again"
+        ) from error
 
 
 def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
-    """Some columns of a parquet file, or all. Raises EpisodeError naming it, and a column that it lacks."""
+    """Some columns of a parquet file, or all. Raises EpisodeError naming it, and a column that it
+    lacks."""
     with open_parquet(path) as file:
         names = file.schema_arrow.names
         missing = [name for name in columns or () if name not in names]

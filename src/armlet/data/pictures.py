@@ -1,8 +1,10 @@
-"""A data set's pictures at the size a policy sees them, read by rows: decoded once into a file, or streamed.
+"""A data set's pictures at the size a policy sees them, read by rows: decoded once into a file, or
+streamed.
 
-A picture is fitted as soon as it is decoded, so nowhere do all of them stand at full size. What fits into `cache_gb` is decoded
-once, in parallel, into one file a camera; more than that is decoded when it is asked for. The rows are the same either way, to
-the bit. Neither way maps a file into memory: what is read does not count as the process's own and does not grow.
+A picture is fitted as soon as it is decoded, so nowhere do all of them stand at full size. What
+fits into `cache_gb` is decoded once, in parallel, into one file a camera; more than that is decoded
+when it is asked for. The rows are the same either way, to the bit. Neither way maps a file into
+memory: what is read does not count as the process's own and does not grow.
 
 Knows how pictures are fitted and kept; of a data set only `Source`.
 """
@@ -45,11 +47,13 @@ OPTIONS = "give --pictures.cache_gb 0 to stream without it, or a smaller --pictu
 class Pictures:
     """How the episodes' pictures are seen and kept.
 
-    `fit`: how a picture of another shape becomes a square of `size` pixels a side: letterbox (all of it, black bars), crop (its
-    middle), stretch; exact takes it as it is, and it must be square (and of `size`, where one is given). A teacher keeps the fit
-    it was taught with, and its students inherit it. `cache_gb`: decoded pictures of a data set are kept on disk up to so many
-    gigabytes, next to it; where there are more, they are streamed. `memory_gb`: of pictures that streaming keeps in memory.
-    `workers`: threads that decode; None: one a core, at most 8. The last three change no result.
+    `fit`: how a picture of another shape becomes a square of `size` pixels a side: letterbox (all
+    of it, black bars), crop (its middle), stretch; exact takes it as it is, and it must be square
+    (and of `size`, where one is given). A teacher keeps the fit it was taught with, and its
+    students inherit it. `cache_gb`: decoded pictures of a data set are kept on disk up to so many
+    gigabytes, next to it; where there are more, they are streamed. `memory_gb`: of pictures that
+    streaming keeps in memory. `workers`: threads that decode; None: one a core, at most 8. The last
+    three change no result.
     """
 
     fit: Fit = "exact"
@@ -60,20 +64,27 @@ class Pictures:
 
     def __post_init__(self) -> None:
         if self.fit != "exact" and self.size is None:
-            raise FitError(f"pictures.fit is {self.fit!r} and pictures.size is not given; name the side in pixels, such as 224")
+            raise FitError(
+                f"pictures.fit is {self.fit!r} and pictures.size is not given; name the side in pixels, such as 224"
+            )
         if self.size is not None and not 1 <= self.size <= MOST:
             raise FitError(f"pictures.size is {self.size}, expected 1 to {MOST} pixels a side")
         if not (self.cache_gb >= 0 and self.memory_gb >= 0):  # nor is NaN
-            raise FitError(f"pictures.cache_gb is {self.cache_gb} and pictures.memory_gb {self.memory_gb}; expected 0 or more")
+            raise FitError(
+                f"pictures.cache_gb is {self.cache_gb} and pictures.memory_gb {self.memory_gb}; expected 0 or more"
+            )
         if self.workers is not None and self.workers < 1:
-            raise FitError(f"pictures.workers is {self.workers}, expected 1 or more threads, or nothing for one a core")
+            raise FitError(
+                f"pictures.workers is {self.workers}, expected 1 or more threads, or nothing for one a core"
+            )
 
     @property
     def threads(self) -> int:
         return self.workers or min(os.cpu_count() or 1, 8)
 
     def view(self, cameras: dict[str, tuple[int, int]], *, whose: str) -> View:
-        """What a policy that is taught on these cameras, name → (height, width), will see. Raises FitError where their pictures
+        """What a policy that is taught on these cameras, name → (height, width), will see. Raises
+        FitError where their pictures
         are not square, or not of the size that was asked for."""
         if self.fit != "exact":
             assert self.size is not None
@@ -97,9 +108,12 @@ class Pictures:
         return self.fit != "exact" or self.size is not None
 
     def agree(self, view: View) -> None:
-        """Raises FitError where another fit or size is asked for than a policy that exists was taught with: it would be ignored."""
+        """Raises FitError where another fit or size is asked for than a policy that exists was
+        taught with: it would be ignored."""
         sizes = sorted(set(view.cameras.values()))
-        taught = f"fit {view.fit}, " + " and ".join(f"{height} × {width}" for height, width in sizes)
+        taught = f"fit {view.fit}, " + " and ".join(
+            f"{height} × {width}" for height, width in sizes
+        )
         if self.fit not in ("exact", view.fit):
             raise FitError(
                 f"pictures.fit {self.fit!r} would have no effect: the teacher sees as it was taught ({taught}); leave it out"
@@ -111,12 +125,14 @@ class Pictures:
 
 
 def _suggested(height: int, width: int) -> int:
-    """A side that every patch of networks here (8, 12 or 16 pixels) divides, near to the picture's."""
+    """A side that every patch of networks here (8, 12 or 16 pixels) divides, near to the
+    picture's."""
     return min(192, 48 * max(1, max(height, width) // 48))
 
 
 class Source(Protocol):
-    """What must be known of a data set whose pictures are read. `starts` (E + 1,): rows at which episodes begin."""
+    """What must be known of a data set whose pictures are read. `starts` (E + 1,): rows at which
+    episodes begin."""
 
     root: Path
     cameras: dict[str, tuple[int, int]]
@@ -142,9 +158,11 @@ class Rows(Protocol):
 
 
 def open_pictures(data: Source, view: View, pictures: Pictures) -> dict[str, Rows]:
-    """Camera → the data set's pictures as `view` sees them; decodes them first where that has not been done.
+    """Camera → the data set's pictures as `view` sees them; decodes them first where that has not
+    been done.
 
-    Raises FitError where the cameras do not fit the view, and OSError where there is no room for what is decoded.
+    Raises FitError where the cameras do not fit the view, and OSError where there is no room for
+    what is decoded.
     """
     view.check(data.cameras, whose=str(data.root))
     if not view.cameras:
@@ -157,10 +175,13 @@ def open_pictures(data: Source, view: View, pictures: Pictures) -> dict[str, Row
         store = Store(int(pictures.memory_gb * 1e9))
         pool = ThreadPoolExecutor(pictures.threads, thread_name_prefix="pictures")
         return {
-            name: Streamed(data, name, shape, view.fit, store, pool, pictures.threads) for name, shape in view.cameras.items()
+            name: Streamed(data, name, shape, view.fit, store, pool, pictures.threads)
+            for name, shape in view.cameras.items()
         }
     remove_stale(data.cache, data.pictures_fingerprint)
-    return {name: _cached(data, name, shape, view.fit, pictures) for name, shape in view.cameras.items()}
+    return {
+        name: _cached(data, name, shape, view.fit, pictures) for name, shape in view.cameras.items()
+    }
 
 
 def _say(line: str) -> None:
@@ -172,14 +193,17 @@ def _bytes_of(count: int, size: tuple[int, int]) -> int:
 
 
 def _row_numbers(rows: np.ndarray | slice | int, length: int) -> np.ndarray:
-    """Rows as numbers from 0, as numpy would count them; raises IndexError where one is not there."""
+    """Rows as numbers from 0, as numpy would count them; raises IndexError where one is not
+    there."""
     return np.asarray(np.arange(length)[rows])
 
 
 # Decoded once
 
 
-def _cached(data: Source, camera: str, size: tuple[int, int], fit: Fit, pictures: Pictures) -> "Cached":
+def _cached(
+    data: Source, camera: str, size: tuple[int, int], fit: Fit, pictures: Pictures
+) -> "Cached":
     name = f"{data.pictures_fingerprint}-{quote(camera, safe='')}-{size[0]}x{size[1]}-{fit}-{VERSION}.npy"
     place = data.cache / name
     shape = (len(data), *size, 3)
@@ -194,27 +218,36 @@ def _cached(data: Source, camera: str, size: tuple[int, int], fit: Fit, pictures
 
 
 def _is_whole(path: Path, shape: tuple[int, ...]) -> bool:
-    """Whether the file is there, as long as it was written, and says what it holds: one that somebody cut short is made again."""
+    """Whether the file is there, as long as it was written, and says what it holds: one that
+    somebody cut short is made again."""
     header = _header(shape)
     try:
         with path.open("rb") as file:
-            return os.fstat(file.fileno()).st_size == len(header) + int(np.prod(shape)) and file.read(len(header)) == header
+            return (
+                os.fstat(file.fileno()).st_size == len(header) + int(np.prod(shape))
+                and file.read(len(header)) == header
+            )
     except FileNotFoundError:
         return False
 
 
 def mapped(data: Source, camera: str) -> np.ndarray:
     """A camera's pictures in their own size, (N, h, w, 3) uint8, mapped into memory."""
-    return np.load(_cached(data, camera, data.cameras[camera], "exact", Pictures()).path, mmap_mode="r")
+    return np.load(
+        _cached(data, camera, data.cameras[camera], "exact", Pictures()).path, mmap_mode="r"
+    )
 
 
 def remove_stale(folder: Path, fingerprint: str) -> None:
-    """Delete what was decoded of other episodes than these, as the data set has changed since, and by other versions of armlet.
+    """Delete what was decoded of other episodes than these, as the data set has changed since, and
+    by other versions of armlet.
     What another process is decoding stays, and who reads a file still can."""
     freed = 0
     for path in sorted(folder.glob("*.npy*")):
         found = re.fullmatch(r"(([0-9a-f]{16})-.+)\.npy(\.part|\.done)?", path.name)
-        if found is None or (found[2] == fingerprint and re.search(rf"-\d+x\d+-[a-z]+-{VERSION}$", found[1])):
+        if found is None or (
+            found[2] == fingerprint and re.search(rf"-\d+x\d+-[a-z]+-{VERSION}$", found[1])
+        ):
             continue
         try:
             with hold(folder / f"{found[1]}.lock", "decoding"):
@@ -223,11 +256,14 @@ def remove_stale(folder: Path, fingerprint: str) -> None:
         except (BusyError, FileNotFoundError):
             continue
     if freed:
-        _say(f"{folder}: removed {freed / 1e9:.3g} GB of decoded pictures that belonged to earlier episodes of this data set")
+        _say(
+            f"{folder}: removed {freed / 1e9:.3g} GB of decoded pictures that belonged to earlier episodes of this data set"
+        )
 
 
 class Cached:
-    """Pictures in a .npy file, read by rows and never mapped: mapped pages would count as this process's memory."""
+    """Pictures in a .npy file, read by rows and never mapped: mapped pages would count as this
+    process's memory."""
 
     def __init__(self, path: Path, shape: tuple[int, ...]) -> None:
         self.shape = shape
@@ -238,8 +274,13 @@ class Cached:
         self._file = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
         weakref.finalize(self, os.close, self._file)
         expected = len(header) + shape[0] * self._row
-        if os.fstat(self._file).st_size != expected or os.pread(self._file, len(header), 0) != header:
-            raise ValueError(f"{path}: found another file than {shape} pictures of {expected} bytes; delete it, it is made again")
+        if (
+            os.fstat(self._file).st_size != expected
+            or os.pread(self._file, len(header), 0) != header
+        ):
+            raise ValueError(
+                f"{path}: found another file than {shape} pictures of {expected} bytes; delete it, it is made again"
+            )
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -249,7 +290,9 @@ class Cached:
         numbers = _row_numbers(rows, len(self))
         flat = numbers.reshape(-1)
         found = np.empty((len(flat), self._row), np.uint8)
-        ends = np.flatnonzero(np.diff(flat) != 1) + 1  # rows that follow one another are read at once
+        ends = (
+            np.flatnonzero(np.diff(flat) != 1) + 1
+        )  # rows that follow one another are read at once
         for first, last in pairwise([0, *ends.tolist(), len(flat)]):
             if last > first:
                 self._read(found[first:last], int(flat[first]))
@@ -261,7 +304,9 @@ class Cached:
         while len(room):
             count = os.preadv(self._file, [room], at)
             if count == 0:
-                raise ValueError(f"{self.path} ends before row {row + len(into)} of {len(self)}; delete it, it is made again")
+                raise ValueError(
+                    f"{self.path} ends before row {row + len(into)} of {len(self)}; delete it, it is made again"
+                )
             room = room[count:]
             at += count
 
@@ -269,18 +314,23 @@ class Cached:
 def _header(shape: tuple[int, ...]) -> bytes:
     """The first bytes of the .npy file, so that anybody can read it with numpy."""
     written = io.BytesIO()
-    np.lib.format.write_array_header_1_0(written, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    np.lib.format.write_array_header_1_0(
+        written, {"descr": "|u1", "fortran_order": False, "shape": shape}
+    )
     return written.getvalue()
 
 
 class _Decoding:
-    """One camera's pictures on their way into the file at `place`, which appears when all are there.
+    """One camera's pictures on their way into the file at `place`, which appears when all are
+    there.
 
-    Rows are written where they belong in `.part`, and `.done` says which are on the disk: a line of first and last for a block.
-    A run that was killed goes on from there.
+    Rows are written where they belong in `.part`, and `.done` says which are on the disk: a line of
+    first and last for a block. A run that was killed goes on from there.
     """
 
-    def __init__(self, data: Source, camera: str, size: tuple[int, int], fit: Fit, place: Path, threads: int) -> None:
+    def __init__(
+        self, data: Source, camera: str, size: tuple[int, int], fit: Fit, place: Path, threads: int
+    ) -> None:
         self.data, self.camera, self.size, self.fit = data, camera, size, fit
         self.place, self.threads = place, threads
         self.part = place.with_name(place.name + ".part")
@@ -336,16 +386,26 @@ class _Decoding:
         return written
 
     def _decode(self, file: int, written: np.ndarray) -> None:
-        progress = Progress(f"decode {self.camera}", total=len(written), start=int(written.sum()), unit="frame")
+        progress = Progress(
+            f"decode {self.camera}", total=len(written), start=int(written.sum()), unit="frame"
+        )
         pool = ThreadPoolExecutor(self.threads, thread_name_prefix="decode")
-        left = [(first, last) for first, last in blocks(self.data.starts) if not written[first:last].all()]
-        running = {pool.submit(self._block, file, first, last): (first, last) for first, last in left}
+        left = [
+            (first, last)
+            for first, last in blocks(self.data.starts)
+            if not written[first:last].all()
+        ]
+        running = {
+            pool.submit(self._block, file, first, last): (first, last) for first, last in left
+        }
         saved = time.monotonic()
         finished: list[tuple[int, int]] = []
         try:
             while running:
                 ready, _ = wait(running, timeout=SAVED_EVERY, return_when=FIRST_COMPLETED)
-                for future in sorted(ready, key=_failed):  # what was decoded is kept, whatever went wrong beside it
+                for future in sorted(
+                    ready, key=_failed
+                ):  # what was decoded is kept, whatever went wrong beside it
                     first, last = block = running.pop(future)
                     future.result()
                     finished.append(block)
@@ -356,7 +416,9 @@ class _Decoding:
         finally:
             self.stop.set()
             pool.shutdown(cancel_futures=True)
-            with suppress(OSError):  # what went wrong is on its way already; where not, the whole file is made durable below
+            with suppress(
+                OSError
+            ):  # what went wrong is on its way already; where not, the whole file is made durable below
                 self._save(file, finished)
             progress.close()
 
@@ -366,17 +428,25 @@ class _Decoding:
             return
         os.fsync(file)
         with self.done.open("a") as log:
-            log.writelines(json.dumps({"first": first, "last": last}) + "\n" for first, last in finished)
+            log.writelines(
+                json.dumps({"first": first, "last": last}) + "\n" for first, last in finished
+            )
             log.flush()
             os.fsync(log.fileno())
         finished.clear()
 
     def _block(self, file: int, first: int, last: int) -> None:
         rows = np.arange(first, last)
-        for row, picture in zip(rows.tolist(), fitted(self.data, self.camera, rows, self.size, self.fit), strict=True):
+        for row, picture in zip(
+            rows.tolist(), fitted(self.data, self.camera, rows, self.size, self.fit), strict=True
+        ):
             if self.stop.is_set():
                 return
-            _write(file, np.ascontiguousarray(picture).data.cast("B"), len(self.header) + row * self.row)
+            _write(
+                file,
+                np.ascontiguousarray(picture).data.cast("B"),
+                len(self.header) + row * self.row,
+            )
 
 
 def _failed(future: Future[None]) -> bool:
@@ -392,7 +462,8 @@ def _write(file: int, content: "bytes | memoryview", at: int) -> None:
 
 
 def blocks(starts: np.ndarray) -> list[tuple[int, int]]:
-    """All rows in blocks (first, last) of whole episodes, at least `BLOCK` rows each but the last; a long episode is cut. An
+    """All rows in blocks (first, last) of whole episodes, at least `BLOCK` rows each but the last;
+    a long episode is cut. An
     episode begins with a key frame, so a block that begins with one decodes nothing in vain."""
     found = []
     first = int(starts[0])
@@ -405,7 +476,9 @@ def blocks(starts: np.ndarray) -> list[tuple[int, int]]:
     return found
 
 
-def fitted(data: Source, camera: str, rows: np.ndarray, size: tuple[int, int], fit: Fit) -> Iterator[np.ndarray]:
+def fitted(
+    data: Source, camera: str, rows: np.ndarray, size: tuple[int, int], fit: Fit
+) -> Iterator[np.ndarray]:
     """The pictures of `rows` (n,), each fitted as soon as it is decoded."""
     for picture in data.pictures_of(camera, rows):
         yield fit_picture(picture, size, fit, camera=camera)
@@ -415,7 +488,8 @@ def fitted(data: Source, camera: str, rows: np.ndarray, size: tuple[int, int], f
 
 
 class Store:
-    """Pictures by (camera, row), those used last, up to so many bytes; several threads may use it."""
+    """Pictures by (camera, row), those used last, up to so many bytes; several threads may use
+    it."""
 
     def __init__(self, room: int) -> None:
         self.room, self.used = room, 0
@@ -442,7 +516,8 @@ class Store:
 
 
 class Streamed:
-    """Pictures that are decoded when their rows are asked for, or a little before, by the threads of `pool`."""
+    """Pictures that are decoded when their rows are asked for, or a little before, by the threads
+    of `pool`."""
 
     def __init__(
         self,
@@ -463,14 +538,23 @@ class Streamed:
         return self.shape[0]
 
     def expect(self, rows: np.ndarray) -> None:
-        """Begin to decode rows that will be asked for next. What was expected before and not asked for is given up."""
+        """Begin to decode rows that will be asked for next. What was expected before and not asked
+        for is given up."""
         numbers = np.unique(_row_numbers(rows, len(self)))
         wanted = set(numbers.tolist())
         for row, future in self._expected.items():
             if row not in wanted:
                 future.cancel()  # of what is decoded already the store keeps what it has room for
-        self._expected = {row: future for row, future in self._expected.items() if row in wanted and not future.cancelled()}
-        missing = [row for row in numbers.tolist() if row not in self._expected and self._store.get((self._camera, row)) is None]
+        self._expected = {
+            row: future
+            for row, future in self._expected.items()
+            if row in wanted and not future.cancelled()
+        }
+        missing = [
+            row
+            for row in numbers.tolist()
+            if row not in self._expected and self._store.get((self._camera, row)) is None
+        ]
         self._expected |= self._begin(missing)
 
     def __getitem__(self, rows: np.ndarray | slice | int) -> np.ndarray:
@@ -486,7 +570,11 @@ class Streamed:
                 missing.append(row)
             else:
                 found[row] = kept
-        expected = {row: self._expected.pop(row) for row in np.unique(numbers).tolist() if row in self._expected}
+        expected = {
+            row: self._expected.pop(row)
+            for row in np.unique(numbers).tolist()
+            if row in self._expected
+        }
         for row, future in (expected | self._begin(missing)).items():
             found[row] = future.result()[row]
         answer = np.empty((numbers.size, *self.shape[1:]), np.uint8)
@@ -495,7 +583,8 @@ class Streamed:
         return answer.reshape(*numbers.shape, *self.shape[1:])
 
     def _begin(self, rows: list[int]) -> dict[int, "Future[dict[int, np.ndarray]]"]:
-        """Row → the thread's answer that will hold it; rows near one another are decoded together."""
+        """Row → the thread's answer that will hold it; rows near one another are decoded
+        together."""
         begun: dict[int, Future[dict[int, np.ndarray]]] = {}
         for part in shares(np.array(rows, np.int64), self._threads):
             future = self._pool.submit(self._decode, part)
@@ -524,7 +613,10 @@ class Joined:
         """The rows (b,) int64, in their order."""
         numbers = _row_numbers(rows, len(self))
         owner = self._owner(numbers)
-        found = [part[numbers[owner == index] - self.firsts[index]] for index, part in enumerate(self.parts)]
+        found = [
+            part[numbers[owner == index] - self.firsts[index]]
+            for index, part in enumerate(self.parts)
+        ]
         order = np.argsort(np.argsort(owner, kind="stable"), kind="stable")
         return np.concatenate(found)[order]
 
@@ -540,12 +632,14 @@ class Joined:
 
 
 def expect(pictures: Rows, rows: np.ndarray) -> None:
-    """A word that `rows` (b,) are asked for next; only pictures that are streamed have use for it."""
+    """A word that `rows` (b,) are asked for next; only pictures that are streamed have use for
+    it."""
     if isinstance(pictures, Streamed | Joined):
         pictures.expect(rows)
 
 
 def shares(rows: np.ndarray, threads: int) -> list[np.ndarray]:
-    """Increasing rows in a share for each thread, of neighbours; fewer shares where they would be too small."""
+    """Increasing rows in a share for each thread, of neighbours; fewer shares where they would be
+    too small."""
     count = min(threads, -(-len(rows) // FEWEST))
     return np.array_split(rows, count) if count else []

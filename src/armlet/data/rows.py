@@ -1,4 +1,5 @@
-"""Which row of which file is frame f of episode e: rows found by their own keys, never by where they stand.
+"""Which row of which file is frame f of episode e: rows found by their own keys, never by where
+they stand.
 
 Knows the key columns of a LeRobotDataset; knows no other column, and no picture.
 """
@@ -24,12 +25,14 @@ SLIGHT = 0.01  # this much is said
 
 @dataclass(frozen=True)
 class Rows:
-    """N rows of E episodes, in order of episode and frame. `starts` (E + 1,): where each episode begins; `runs` (R,): where each
-    stretch of rows begins that follow one another without a gap, episodes among them.
+    """N rows of E episodes, in order of episode and frame. `starts` (E + 1,): where each episode
+    begins; `runs` (R,): where each stretch of rows begins that follow one another without a gap,
+    episodes among them.
 
-    Of each row (N,): `file`, into `files`, and `place` there; `episode`, its position among the episodes; `frame`, its frame_index;
-    `time`, its second in the episode; `task`, its task_index, None where a file has none. `sizes`: how many rows each file has;
-    `numbers` (E,): the episodes' own numbers.
+    Of each row (N,): `file`, into `files`, and `place` there; `episode`, its position among the
+    episodes; `frame`, its frame_index; `time`, its second in the episode; `task`, its task_index,
+    None where a file has none. `sizes`: how many rows each file has; `numbers` (E,): the episodes'
+    own numbers.
     """
 
     files: tuple[str, ...]
@@ -66,30 +69,43 @@ class Rows:
         return firsts[self.file] + self.place
 
     def of_file(self, number: int) -> np.ndarray:
-        """The number of each row of a file among the N, in the order of the file; -1 where it is none of them."""
+        """The number of each row of a file among the N, in the order of the file; -1 where it is
+        none of them."""
         found = np.full(self.sizes[number], -1, np.int64)
         mine = np.flatnonzero(self.file == number)
         found[self.place[mine]] = mine
         return found
 
     def columns(self, root: Path, names: Sequence[str]) -> Iterator[tuple[Path, pa.Table, Place]]:
-        """Some columns, file by file, as they stand there, and what their rows are called. Raises EpisodeError where a file lacks
+        """Some columns, file by file, as they stand there, and what their rows are called. Raises
+        EpisodeError where a file lacks
         one, or has other rows than when the data set was opened."""
         for number, (file, size) in enumerate(zip(self.files, self.sizes, strict=True)):
             table = read_table(root / file, names)
             if len(table) != size:
-                raise EpisodeError(f"{root / file} has changed since the data set was opened; open it again")
+                raise EpisodeError(
+                    f"{root / file} has changed since the data set was opened; open it again"
+                )
             yield root / file, table, partial(self.place_in, number)
 
 
-def read_rows(root: Path, files: Sequence[str], stored: Sequence[Stored], fps: float, *, alone: bool, filmed: bool) -> Rows:
+def read_rows(
+    root: Path,
+    files: Sequence[str],
+    stored: Sequence[Stored],
+    fps: float,
+    *,
+    alone: bool,
+    filmed: bool,
+) -> Rows:
     """The rows of these episodes in these files.
 
-    Rows of other episodes are left out, in one line on stderr. Raises EpisodeError naming file, episode and first frame where a
-    row is there twice, is missing, or is one more than the metadata say, and where times are missing, NaN, do not increase, or
-    run at another rate than `fps`. Where no picture is `filmed`, times that all are the same are taken as not said.
-    With `alone`, a file holds one episode (v2.x): one whose frames are numbered without a gap is then taken as it is, however
-    many frames its metadata say it has, again with a word on stderr.
+    Rows of other episodes are left out, in one line on stderr. Raises EpisodeError naming file,
+    episode and first frame where a row is there twice, is missing, or is one more than the metadata
+    say, and where times are missing, NaN, do not increase, or run at another rate than `fps`. Where
+    no picture is `filmed`, times that all are the same are taken as not said. With `alone`, a file
+    holds one episode (v2.x): one whose frames are numbered without a gap is then taken as it is,
+    however many frames its metadata say it has, again with a word on stderr.
     """
     found = _read_keys(root, files, fps)
     numbers = np.array([each.index for each in stored], np.int64)
@@ -111,14 +127,17 @@ def read_rows(root: Path, files: Sequence[str], stored: Sequence[Stored], fps: f
     found = replace(found, starts=starts)
     _check_lengths(root, found, stored, alone=alone)
     if not filmed and _untimed(found):
-        sys.stderr.write(f"{root}: {TIME} is the same in all rows; times are taken from {FRAME} and fps\n")
+        sys.stderr.write(
+            f"{root}: {TIME} is the same in all rows; times are taken from {FRAME} and fps\n"
+        )
         found = replace(found, time=found.frame / fps)
     _check_times(root, found)
     return replace(found, runs=_runs(root, found, fps))
 
 
 def _read_keys(root: Path, files: Sequence[str], fps: float) -> Rows:
-    """The key columns of all files, one after the other; `episode` is the number that a row has itself."""
+    """The key columns of all files, one after the other; `episode` is the number that a row has
+    itself."""
     parts: dict[str, list[np.ndarray]] = {name: [] for name in (EPISODE, FRAME, TIME, TASK)}
     sizes = []
     for name in files:
@@ -127,14 +146,18 @@ def _read_keys(root: Path, files: Sequence[str], fps: float) -> Rows:
         names = table.column_names
         missing = sorted({EPISODE, FRAME} - set(names))
         if missing:
-            raise EpisodeError(f"{path} lacks column {missing[0]!r}, by which its rows are found; convert it with lerobot")
+            raise EpisodeError(
+                f"{path} lacks column {missing[0]!r}, by which its rows are found; convert it with lerobot"
+            )
         sizes.append(len(table))
         for key, part in parts.items():
             if key in names:
                 part.append(_numbers(table.column(key), path, key))
         if TIME not in names:
             parts[TIME].append(parts[FRAME][-1] / fps)
-    joined = {key: np.concatenate(values) for key, values in parts.items() if len(values) == len(files)}
+    joined = {
+        key: np.concatenate(values) for key, values in parts.items() if len(values) == len(files)
+    }
     return Rows(
         files=tuple(files),
         sizes=tuple(sizes),
@@ -154,9 +177,13 @@ def _numbers(column: pa.ChunkedArray, path: Path, name: str) -> np.ndarray:
     """A key column as (n,) int64, or float64 where it holds seconds."""
     if not len(column):
         return np.zeros(0, np.int64)
-    values, _ = flat(column, 1, f"{path}: {name}", "row {}".format)  # a number a row may be kept as a list of one
+    values, _ = flat(
+        column, 1, f"{path}: {name}", "row {}".format
+    )  # a number a row may be kept as a list of one
     if not (pa.types.is_integer(values.type) or pa.types.is_floating(values.type)):
-        raise EpisodeError(f"{path}: {name} is {column.type}, expected a number a row; convert it with lerobot")
+        raise EpisodeError(
+            f"{path}: {name} is {column.type}, expected a number a row; convert it with lerobot"
+        )
     if values.null_count:
         row = int(np.argmax(values.is_null().to_numpy(zero_copy_only=False)))
         raise EpisodeError(f"{path}: {name} is empty in row {row}; write the file again")
@@ -165,12 +192,16 @@ def _numbers(column: pa.ChunkedArray, path: Path, name: str) -> np.ndarray:
     try:
         return pc.cast(values, pa.int64()).to_numpy(zero_copy_only=False)
     except pa.ArrowInvalid as error:
-        raise EpisodeError(f"{path}: {name} is not a whole number everywhere ({error}); write the file again") from error
+        raise EpisodeError(
+            f"{path}: {name} is not a whole number everywhere ({error}); write the file again"
+        ) from error
 
 
 def _taken(rows: Rows, chosen: np.ndarray) -> Rows:
     task = None if rows.task is None else rows.task[chosen]
-    fields = {name: getattr(rows, name)[chosen] for name in ("file", "place", "episode", "frame", "time")}
+    fields = {
+        name: getattr(rows, name)[chosen] for name in ("file", "place", "episode", "frame", "time")
+    }
     return replace(rows, task=task, **fields)
 
 
@@ -179,7 +210,9 @@ def _refuse_twice(root: Path, rows: Rows) -> None:
     if not same.any():
         return
     first = int(np.argmax(same))
-    places = [f"{root / rows.files[rows.file[row]]}, row {rows.place[row]}" for row in (first, first + 1)]
+    places = [
+        f"{root / rows.files[rows.file[row]]}, row {rows.place[row]}" for row in (first, first + 1)
+    ]
     raise EpisodeError(
         f"frame {rows.frame[first]} of episode {rows.numbers[rows.episode[first]]} is there twice: {places[0]}, and {places[1]}; "
         "were files merged or appended without new numbers?"
@@ -188,10 +221,14 @@ def _refuse_twice(root: Path, rows: Rows) -> None:
 
 def _check_lengths(root: Path, rows: Rows, stored: Sequence[Stored], *, alone: bool) -> None:
     """As many rows as the metadata promise, episode by episode."""
-    for position, (each, count) in enumerate(zip(stored, np.diff(rows.starts).tolist(), strict=True)):
+    for position, (each, count) in enumerate(
+        zip(stored, np.diff(rows.starts).tolist(), strict=True)
+    ):
         if count == 0:
             where = f"{root / each.data} has" if each.data else f"the files in {root / 'data'} have"
-            raise EpisodeError(f"{where} no row of episode {each.index}, which the metadata list; copy the data set again")
+            raise EpisodeError(
+                f"{where} no row of episode {each.index}, which the metadata list; copy the data set again"
+            )
         if each.length is None or count == each.length:
             continue
         span = slice(rows.starts[position], rows.starts[position + 1])
@@ -234,12 +271,16 @@ def _untimed(rows: Rows) -> bool:
 
 
 def _runs(root: Path, rows: Rows, fps: float) -> np.ndarray:
-    """Where each stretch of rows begins that follow one another at the rate `fps`, by their times and by their frame_index.
+    """Where each stretch of rows begins that follow one another at the rate `fps`, by their times
+    and by their frame_index.
 
-    A gap within an episode, as where rows without motion were dropped, is said on stderr: what was done there is not known, so no
-    chunk of actions may run over it. Raises EpisodeError where the rows run at another rate.
+    A gap within an episode, as where rows without motion were dropped, is said on stderr: what was
+    done there is not known, so no chunk of actions may run over it. Raises EpisodeError where the
+    rows run at another rate.
     """
-    inside = np.diff(rows.episode) == 0  # of each row but the last: whether the next is of the same episode
+    inside = (
+        np.diff(rows.episode) == 0
+    )  # of each row but the last: whether the next is of the same episode
     if not inside.any():
         return rows.starts[:-1]
     frames, times = np.diff(rows.frame), np.diff(rows.time)
@@ -270,6 +311,7 @@ def _runs(root: Path, rows: Rows, fps: float) -> np.ndarray:
 
 
 def _usual(steps: np.ndarray) -> float:
-    """The mean of those near the median: a few gaps do not count, and rounded times, such as 0.03, 0.07, 0.1, average out."""
+    """The mean of those near the median: a few gaps do not count, and rounded times, such as 0.03,
+    0.07, 0.1, average out."""
     median = np.median(steps)
     return float(steps[np.abs(steps - median) <= 0.5 * median].mean())

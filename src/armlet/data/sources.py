@@ -1,4 +1,5 @@
-"""Where the pictures of rows are, and how they are had: in films, by the films' own clocks, or in the tables, or in files beside them.
+"""Where the pictures of rows are, and how they are had: in films, by the films' own clocks, or in
+the tables, or in files beside them.
 
 Knows rows and features by their keys; knows no camera's name, and checks no size.
 """
@@ -20,29 +21,36 @@ from armlet.data.opening import BROKEN, EpisodeError, checked, open_parquet
 from armlet.data.rows import Rows
 from armlet.data.video import Film, VideoError
 
-GROUPS = 2  # row groups of pictures that are kept: one, and the next where threads have gone on to it
+GROUPS = (
+    2  # row groups of pictures that are kept: one, and the next where threads have gone on to it
+)
 
 
 @dataclass(frozen=True)
 class Sources:
-    """The picture features of the data set at `root`; several threads may read. Films whose clocks were read are remembered."""
+    """The picture features of the data set at `root`; several threads may read. Films whose clocks
+    were read are remembered."""
 
     root: Path
     rows: Rows
     stored: Sequence[Stored]
     features: dict[str, dict[str, Any]]
     _films: dict[str, Film] = field(default_factory=dict)
-    _groups: dict[tuple[Path, int, str], pa.ChunkedArray] = field(default_factory=dict)  # those used last, at the end
+    _groups: dict[tuple[Path, int, str], pa.ChunkedArray] = field(
+        default_factory=dict
+    )  # those used last, at the end
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def colours(self, key: str, wanted: np.ndarray) -> Iterator[np.ndarray]:
-        """Pictures (h, w, 3) uint8 of the rows `wanted` (n,), in their order; those that increase are had fastest."""
+        """Pictures (h, w, 3) uint8 of the rows `wanted` (n,), in their order; those that increase
+        are had fastest."""
         if self.features[key]["dtype"] == "video":
             return self.filmed(key, wanted, pixels="rgb24")
         return self._tabled(key, wanted)
 
     def filmed(self, key: str, wanted: np.ndarray, *, pixels: str | None) -> Iterator[np.ndarray]:
-        """Frames of the films of a feature, as arrays of the pixel format `pixels` (None: the film's own); each film is opened once for
+        """Frames of the films of a feature, as arrays of the pixel format `pixels` (None: the
+        film's own); each film is opened once for
         the rows that follow one another in it."""
         episodes, clip_of = np.unique(self.rows.episode[wanted], return_inverse=True)
         clips = [self.stored[number].videos[key] for number in episodes.tolist()]
@@ -52,7 +60,9 @@ class Sources:
             indices = np.array(list(run))
             rows, clip = wanted[indices], clip_of[indices]
             film = self._film(name)
-            frames, near = film.nearest(begins[clip] + self.rows.time[rows], begins[clip], ends[clip])
+            frames, near = film.nearest(
+                begins[clip] + self.rows.time[rows], begins[clip], ends[clip]
+            )
             if not near.all():
                 first = int(np.argmin(near))
                 row, at = int(rows[first]), clip[first]
@@ -69,15 +79,21 @@ class Sources:
         return self._films[name]
 
     def _tabled(self, key: str, wanted: np.ndarray) -> Iterator[np.ndarray]:
-        """Pictures that the tables hold, a row group in memory at a time, and the last ones kept: those who read in parallel read
+        """Pictures that the tables hold, a row group in memory at a time, and the last ones kept:
+        those who read in parallel read
         near one another."""
         rows = self.rows
         for number, run in groupby(wanted.tolist(), key=lambda row: int(rows.file[row])):
             path = self.root / self.rows.files[number]
             with open_parquet(path) as parquet:
                 if key not in parquet.schema_arrow.names:
-                    raise EpisodeError(f"{path} lacks column {key!r}, which meta/info.json promises")
-                sizes = [parquet.metadata.row_group(group).num_rows for group in range(parquet.num_row_groups)]
+                    raise EpisodeError(
+                        f"{path} lacks column {key!r}, which meta/info.json promises"
+                    )
+                sizes = [
+                    parquet.metadata.row_group(group).num_rows
+                    for group in range(parquet.num_row_groups)
+                ]
                 firsts = np.cumsum([0, *sizes])
                 held, column = -1, None
                 for row in run:
@@ -87,7 +103,9 @@ class Sources:
                         held, column = group, self._group(parquet, group, key, path)
                     assert column is not None
                     yield _picture(
-                        column[place - int(firsts[group])].as_py(), self.root, f"{path}: {key} of {self.rows.place_of(row)}"
+                        column[place - int(firsts[group])].as_py(),
+                        self.root,
+                        f"{path}: {key} of {self.rows.place_of(row)}",
                     )
 
     def _group(self, parquet: Any, group: int, key: str, path: Path) -> pa.ChunkedArray:
@@ -109,7 +127,9 @@ class Sources:
                 kind = parquet.schema_arrow.field(key).type
                 if not pa.types.is_struct(kind):
                     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
-                        found |= set(parquet.read(columns=[key]).column(key).drop_null().to_pylist())
+                        found |= set(
+                            parquet.read(columns=[key]).column(key).drop_null().to_pylist()
+                        )
                     continue
                 if not _without_bytes(parquet, f"{key}.bytes"):
                     continue
@@ -123,23 +143,34 @@ def _group(parquet: Any, group: int, key: str, path: Path) -> pa.ChunkedArray:
     try:
         return parquet.read_row_group(group, columns=[key]).column(key)
     except BROKEN as error:
-        raise EpisodeError(f"{path}: {key} is damaged ({str(error)[:160]}); copy it again") from error
+        raise EpisodeError(
+            f"{path}: {key} is damaged ({str(error)[:160]}); copy it again"
+        ) from error
 
 
 def _without_bytes(parquet: Any, leaf: str) -> bool:
-    """Whether some row of the column `leaf` is null, or might be: only the statistics of the file are looked at."""
+    """Whether some row of the column `leaf` is null, or might be: only the statistics of the file
+    are looked at."""
     for group in range(parquet.num_row_groups):
-        columns = [parquet.metadata.row_group(group).column(number) for number in range(parquet.metadata.num_columns)]
+        columns = [
+            parquet.metadata.row_group(group).column(number)
+            for number in range(parquet.metadata.num_columns)
+        ]
         for column in columns:
             if column.path_in_schema != leaf:
                 continue
-            if column.statistics is None or column.statistics.null_count is None or column.statistics.null_count > 0:
+            if (
+                column.statistics is None
+                or column.statistics.null_count is None
+                or column.statistics.null_count > 0
+            ):
                 return True
     return False
 
 
 def _picture(kept: Any, root: Path, where: str) -> np.ndarray:
-    """A picture as the `datasets` library keeps one: its bytes, or the path of a file; or its pixels, in lists. (h, w, 3) uint8, grey
+    """A picture as the `datasets` library keeps one: its bytes, or the path of a file; or its
+    pixels, in lists. (h, w, 3) uint8, grey
     and palettes as colours, without what is transparent."""
     if isinstance(kept, bytes):
         kept = {"bytes": kept}
@@ -150,7 +181,9 @@ def _picture(kept: Any, root: Path, where: str) -> np.ndarray:
     if not kept:
         raise EpisodeError(f"{where} is empty; write the pictures again")
     if not isinstance(kept, dict):
-        raise EpisodeError(f"{where} is {type(kept).__name__}, expected a picture's bytes or path; write the pictures again")
+        raise EpisodeError(
+            f"{where} is {type(kept).__name__}, expected a picture's bytes or path; write the pictures again"
+        )
     if not (kept.get("bytes") or kept.get("path")):
         raise EpisodeError(f"{where} is empty; write the pictures again")
     source = io.BytesIO(kept["bytes"]) if kept.get("bytes") else checked(root / kept["path"])
@@ -162,7 +195,9 @@ def _picture(kept: Any, root: Path, where: str) -> np.ndarray:
                 )
             return np.asarray(image.convert("RGB"))
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise EpisodeError(f"{where} cannot be read as a picture ({error}); write it again") from error
+        raise EpisodeError(
+            f"{where} cannot be read as a picture ({error}); write it again"
+        ) from error
 
 
 def _pixels(kept: list[Any], where: str) -> np.ndarray:
@@ -170,7 +205,9 @@ def _pixels(kept: list[Any], where: str) -> np.ndarray:
     try:
         found = np.asarray(kept)
     except ValueError as error:
-        raise EpisodeError(f"{where} holds lists of several lengths; write the pictures again") from error
+        raise EpisodeError(
+            f"{where} holds lists of several lengths; write the pictures again"
+        ) from error
     if found.ndim == 3 and found.shape[2] != 3 and found.shape[0] == 3:
         found = found.transpose(1, 2, 0)
     whole = found.dtype.kind in "iu" and found.size and found.min() >= 0 and found.max() <= 255

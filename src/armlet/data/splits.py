@@ -1,4 +1,5 @@
-"""Which episodes a student learns from, which it is calibrated on, and which nobody shows it. Knows data sets, no network."""
+"""Which episodes a student learns from, which it is calibrated on, and which nobody shows it. Knows
+data sets, no network."""
 
 import hashlib
 import math
@@ -12,21 +13,27 @@ SHARES = (0.70, 0.15, 0.15)  # of episodes to train on, to calibrate on, and to 
 
 
 def last(data: EpisodeDataset, held_out: float) -> tuple[np.ndarray, np.ndarray]:
-    """The numbers of the first episodes, and of the last share `held_out` of them (at least one). Raises ValueError where
+    """The numbers of the first episodes, and of the last share `held_out` of them (at least one).
+    Raises ValueError where
     nothing is left."""
     episodes = len(data.episodes)
     count = max(1, math.ceil(held_out * episodes))
     if count >= episodes:
-        raise ValueError(f"held_out {held_out} of {episodes} episodes leaves none to train on; lower it, or collect more")
+        raise ValueError(
+            f"held_out {held_out} of {episodes} episodes leaves none to train on; lower it, or collect more"
+        )
     return np.arange(episodes - count), np.arange(episodes - count, episodes)
 
 
-def by_task(data: EpisodeDataset, shares: tuple[float, float, float] = SHARES) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Three parts in which no instruction and no scene (the seed it was drawn from) stands twice; every kind of task is in each, as
-    far as it has instructions enough.
+def by_task(
+    data: EpisodeDataset, shares: tuple[float, float, float] = SHARES
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Three parts in which no instruction and no scene (the seed it was drawn from) stands twice;
+    every kind of task is in each, as far as it has instructions enough.
 
-    Episodes that share an instruction, any of those of an episode, or a scene stay together. Groups are ordered by a hash of their words, so that a larger
-    collection of the same kind moves few of them. Raises ValueError where a part would be empty.
+    Episodes that share an instruction, any of those of an episode, or a scene stay together. Groups
+    are ordered by a hash of their words, so that a larger collection of the same kind moves few of
+    them. Raises ValueError where a part would be empty.
     """
     groups = _groups(data)
     by_kind: dict[str, list[list[int]]] = defaultdict(list)
@@ -34,11 +41,16 @@ def by_task(data: EpisodeDataset, shares: tuple[float, float, float] = SHARES) -
         by_kind[str(data.episodes[group[0]].info.get("task", ""))].append(group)
     parts: list[list[int]] = [[], [], []]
     for kind in sorted(by_kind):
-        ordered = sorted(by_kind[kind], key=lambda group: _hash(min(min(data.episodes[number].tasks) for number in group)))
+        ordered = sorted(
+            by_kind[kind],
+            key=lambda group: _hash(min(min(data.episodes[number].tasks) for number in group)),
+        )
         total, done = sum(map(len, ordered)), 0
         for group in ordered:  # the middle of a group says which part it is in
             share = (done + len(group) / 2) / total
-            parts[0 if share < shares[0] else 1 if share < shares[0] + shares[1] else 2].extend(group)
+            parts[0 if share < shares[0] else 1 if share < shares[0] + shares[1] else 2].extend(
+                group
+            )
             done += len(group)
     if not all(parts):
         raise ValueError(

@@ -1,4 +1,5 @@
-"""Words → token ids: a byte-level BPE (the `tokenizers` library), trained on the instructions of a data set, or RoBERTa's.
+"""Words → token ids: a byte-level BPE (the `tokenizers` library), trained on the instructions of a
+data set, or RoBERTa's.
 
 Bytes make every text encodable, also words that were never seen. This file knows no network.
 """
@@ -9,7 +10,11 @@ from pathlib import Path
 from huggingface_hub import hf_hub_download
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-PAD, START, END = "<pad>", "<s>", "</s>"  # the last two only where a network was trained with them around every text
+PAD, START, END = (
+    "<pad>",
+    "<s>",
+    "</s>",
+)  # the last two only where a network was trained with them around every text
 
 
 def train_tokenizer(texts: Iterable[str], *, vocabulary: int = 1024) -> Tokenizer:
@@ -41,14 +46,16 @@ def encode(tokenizer: Tokenizer, text: str, *, longest: int) -> list[int]:
 
 
 def marks(tokenizer: Tokenizer) -> tuple[int, int, int] | None:
-    """The ids of RoBERTa's padding, start and end; None for a tokenizer without such marks, as the data's own."""
+    """The ids of RoBERTa's padding, start and end; None for a tokenizer without such marks, as the
+    data's own."""
     pad, start, end = (tokenizer.token_to_id(token) for token in (PAD, START, END))
     return None if pad is None or start is None or end is None else (pad, start, end)
 
 
 def load_tokenizer(name: str) -> Tokenizer:
-    """RoBERTa's BPE, from the Hugging Face hub or a local folder, without the marks that it puts around a text: a network
-    that wants them adds them, so that what stands in a batch is words, and 0 pads. Raises ValueError where it cannot be had,
+    """RoBERTa's BPE, from the Hugging Face hub or a local folder, without the marks that it puts
+    around a text: a network that wants them adds them, so that what stands in a batch is words, and
+    0 pads. Raises ValueError where it cannot be had,
     or is of another kind."""
     local = Path(name) / "tokenizer.json"
     try:
@@ -63,5 +70,7 @@ def load_tokenizer(name: str) -> Tokenizer:
     tokenizer.no_padding()
     tokenizer.no_truncation()
     if marks(tokenizer) is None:
-        raise ValueError(f"the tokenizer {name!r} is not RoBERTa's: it lacks one of the tokens {PAD}, {START}, {END}")
+        raise ValueError(
+            f"the tokenizer {name!r} is not RoBERTa's: it lacks one of the tokens {PAD}, {START}, {END}"
+        )
     return tokenizer

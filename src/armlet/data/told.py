@@ -1,4 +1,5 @@
-"""What the robot was told in each row: by the row's task_index and the file of tasks, never by the order in which an episode lists
+"""What the robot was told in each row: by the row's task_index and the file of tasks, never by the
+order in which an episode lists
 its tasks, which is none. Knows rows; knows no other column."""
 
 from collections.abc import Sequence
@@ -12,11 +13,18 @@ from armlet.data.opening import EpisodeError, open_parquet
 from armlet.data.rows import Rows
 
 
-def told(root: Path, info: dict[str, Any], rows: Rows, stored: Sequence[Stored]) -> tuple[tuple[str, ...], np.ndarray]:
-    """The different texts in order of appearance, and the number (N,) int64 of each row's. Raises EpisodeError naming the first
+def told(
+    root: Path, info: dict[str, Any], rows: Rows, stored: Sequence[Stored]
+) -> tuple[tuple[str, ...], np.ndarray]:
+    """The different texts in order of appearance, and the number (N,) int64 of each row's. Raises
+    EpisodeError naming the first
     episode, and frame, of which it is not known, or of which the list of episodes says another."""
     if rows.task is None:
-        number = next(number for number, each in enumerate(stored) if each.data is None or not _has_task(root / each.data))
+        number = next(
+            number
+            for number, each in enumerate(stored)
+            if each.data is None or not _has_task(root / each.data)
+        )
         raise EpisodeError(
             f"{root}: the rows of episode {stored[number].index} have no column task_index, so which task they "
             "belong to is not known; convert the data set with lerobot"
@@ -43,8 +51,11 @@ def told(root: Path, info: dict[str, Any], rows: Rows, stored: Sequence[Stored])
     return tasks, np.array([places[said[int(number)]] for number in found], np.int64)[which]
 
 
-def _check_listed(root: Path, path: Path, rows: Rows, stored: Sequence[Stored], texts: dict[int, str]) -> None:
-    """What an episode's rows were told must be among the tasks that the metadata list for it, in whatever order; a task more in the
+def _check_listed(
+    root: Path, path: Path, rows: Rows, stored: Sequence[Stored], texts: dict[int, str]
+) -> None:
+    """What an episode's rows were told must be among the tasks that the metadata list for it, in
+    whatever order; a task more in the
     list does no harm, as after rows were cut away. Blanks do not count."""
     assert rows.task is not None
     plain = {number: " ".join(text.split()) for number, text in texts.items()}
@@ -52,7 +63,11 @@ def _check_listed(root: Path, path: Path, rows: Rows, stored: Sequence[Stored], 
         listed = {" ".join(text.split()) for text in each.tasks}
         span = slice(rows.starts[position], rows.starts[position + 1])
         found, firsts = np.unique(rows.task[span], return_index=True)
-        strange = [first for number, first in zip(found.tolist(), firsts.tolist(), strict=True) if plain[number] not in listed]
+        strange = [
+            first
+            for number, first in zip(found.tolist(), firsts.tolist(), strict=True)
+            if plain[number] not in listed
+        ]
         if strange:
             row = int(rows.starts[position]) + min(strange)
             raise EpisodeError(
@@ -68,7 +83,8 @@ def _has_task(path: Path) -> bool:
 
 
 def _only_tasks(root: Path, stored: Sequence[Stored]) -> dict[int, str]:
-    """Position → task of the episodes, where no file says what a task_index means, and each has one task."""
+    """Position → task of the episodes, where no file says what a task_index means, and each has one
+    task."""
     found = {}
     for position, each in enumerate(stored):
         if len(each.tasks) != 1:

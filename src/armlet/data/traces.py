@@ -1,8 +1,10 @@
-"""The trace store: what a teacher answered, one row per (episode, step), joined by key and never by order.
+"""The trace store: what a teacher answered, one row per (episode, step), joined by key and never by
+order.
 
-On disk: `header.json` (identity and columns), `keys.bin` (two int64 and a CRC-32 a row) and `rows-NNN.bin`, in which
-all columns of a row lie side by side, so a random row is one contiguous read. Rows are appended first and their keys
-after, so what a killed or full-disk run left half written is cut off on the next opening. Knows no policy.
+On disk: `header.json` (identity and columns), `keys.bin` (two int64 and a CRC-32 a row) and
+`rows-NNN.bin`, in which all columns of a row lie side by side, so a random row is one contiguous
+read. Rows are appended first and their keys after, so what a killed or full-disk run left half
+written is cut off on the next opening. Knows no policy.
 """
 
 import json
@@ -69,10 +71,16 @@ class _Header:
     def read(cls, root: Path) -> Self:
         path = root / HEADER
         if not path.is_file():
-            raise TraceError(f"{path} is missing: there are no traces here; run `armlet probe` first")
+            raise TraceError(
+                f"{path} is missing: there are no traces here; run `armlet probe` first"
+            )
         try:
-            value = read_json(path, fix=f"delete {root} and run `armlet probe` again, or copy the file again")
-            columns = {name: (tuple(shape), dtype) for name, (shape, dtype) in value["columns"].items()}
+            value = read_json(
+                path, fix=f"delete {root} and run `armlet probe` again, or copy the file again"
+            )
+            columns = {
+                name: (tuple(shape), dtype) for name, (shape, dtype) in value["columns"].items()
+            }
             return cls(dict(value["identity"]), columns, int(value["rows_per_shard"]))
         except (KeyError, TypeError, AttributeError) as error:
             raise TraceError(
@@ -91,9 +99,17 @@ def _shard(root: Path, number: int) -> Path:
 
 
 class TraceWriter:
-    """Appends rows; a context manager. Opening an existing store of the same identity goes on where it ended."""
+    """Appends rows; a context manager. Opening an existing store of the same identity goes on where
+    it ended."""
 
-    def __init__(self, root: Path | str, identity: StoreIdentity, columns: Columns, *, shard_bytes: int = 2**30) -> None:
+    def __init__(
+        self,
+        root: Path | str,
+        identity: StoreIdentity,
+        columns: Columns,
+        *,
+        shard_bytes: int = 2**30,
+    ) -> None:
         self.root = Path(root)
         self._held = hold(self.root / LOCK, "writing traces")
         try:
@@ -108,7 +124,9 @@ class TraceWriter:
             header = _Header.read(self.root)
             _check_identity(self.root, header.identity, identity)
             if header.columns != columns:
-                raise TraceError(f"{self.root} has columns {header.columns}, this run would write {columns}")
+                raise TraceError(
+                    f"{self.root} has columns {header.columns}, this run would write {columns}"
+                )
         else:
             header = _Header(asdict(identity), columns, rows_per_shard)
             write_atomically(self.root / HEADER, json.dumps(asdict(header), indent=1).encode())
@@ -123,13 +141,19 @@ class TraceWriter:
         whole = path.stat().st_size // KEY.itemsize
         per, size = self.header.rows_per_shard, self._row.itemsize
         stored = 0
-        while stored % per == 0 and (shard := _shard(self.root, stored // per)).exists() and shard.stat().st_size >= size:
+        while (
+            stored % per == 0
+            and (shard := _shard(self.root, stored // per)).exists()
+            and shard.stat().st_size >= size
+        ):
             stored += min(shard.stat().st_size // size, per)
         whole = min(whole, stored)
         os.truncate(path, whole * KEY.itemsize)
         for shard in self.root.glob("rows-*.bin"):
             number = int(shard.stem.removeprefix("rows-"))
-            os.truncate(shard, min(shard.stat().st_size, max(0, min(whole - number * per, per)) * size))
+            os.truncate(
+                shard, min(shard.stat().st_size, max(0, min(whole - number * per, per)) * size)
+            )
         keys = np.fromfile(path, KEY)
         return set(zip(keys["episode"].tolist(), keys["step"].tolist(), strict=True))
 
@@ -138,8 +162,10 @@ class TraceWriter:
         return np.array(sorted(self._keys), np.int64).reshape(-1, 2)
 
     def append(self, keys: Tensor | np.ndarray, values: Mapping[str, Tensor | np.ndarray]) -> None:
-        """Store rows: `keys` (b, 2) episode and step; `values` name → (b, …). Raises TraceError on a missing or unknown
-        column, a key twice, NaN or a number too large for the column's type; OSError on a full disk, nothing lost."""
+        """Store rows: `keys` (b, 2) episode and step; `values` name → (b, …). Raises TraceError on
+        a missing or unknown
+        column, a key twice, NaN or a number too large for the column's type; OSError on a full
+        disk, nothing lost."""
         keys = np.asarray(keys, np.int64)
         new = [tuple(key) for key in keys.tolist()]
         for key in new:
@@ -162,16 +188,27 @@ class TraceWriter:
 
     def _rows(self, keys: np.ndarray, values: Mapping[str, Tensor | np.ndarray]) -> np.ndarray:
         if values.keys() != self.header.columns.keys():
-            missing, extra = self.header.columns.keys() - values.keys(), values.keys() - self.header.columns.keys()
-            raise TraceError(f"{self.root}: missing column(s) {sorted(missing)}, unknown column(s) {sorted(extra)}")
+            missing, extra = (
+                self.header.columns.keys() - values.keys(),
+                values.keys() - self.header.columns.keys(),
+            )
+            raise TraceError(
+                f"{self.root}: missing column(s) {sorted(missing)}, unknown column(s) {sorted(extra)}"
+            )
         rows = np.zeros(len(keys), self._row)
         for name, (shape, dtype) in self.header.columns.items():
             value = values[name]
             if isinstance(value, Tensor):
-                value = value.detach().cpu().to(torch.float32 if value.is_floating_point() else torch.int64)
+                value = (
+                    value.detach()
+                    .cpu()
+                    .to(torch.float32 if value.is_floating_point() else torch.int64)
+                )
             array = np.asarray(value)
             if array.shape != (len(keys), *shape):
-                raise TraceError(f"{self.root}: {name} has shape {array.shape}, expected {(len(keys), *shape)}")
+                raise TraceError(
+                    f"{self.root}: {name} has shape {array.shape}, expected {(len(keys), *shape)}"
+                )
             _check_range(name, array, dtype, keys)
             rows[name] = array
         return rows
@@ -219,12 +256,15 @@ def _check_range(name: str, array: np.ndarray, dtype: str, keys: np.ndarray) -> 
 
 
 class TraceStore:
-    """Reads a store. Rows come from memory-mapped shards; a row's checksum is verified when it is first read.
+    """Reads a store. Rows come from memory-mapped shards; a row's checksum is verified when it is
+    first read.
 
     May be pickled and shared with worker processes: every process maps the files itself.
     """
 
-    def __init__(self, root: Path | str, identity: StoreIdentity | None = None, *, verify: bool = True) -> None:
+    def __init__(
+        self, root: Path | str, identity: StoreIdentity | None = None, *, verify: bool = True
+    ) -> None:
         self.root, self.verify = Path(root), verify
         self.header = _Header.read(self.root)
         if identity is not None:
@@ -232,7 +272,9 @@ class TraceStore:
         self._entries = np.fromfile(self.root / KEYS, KEY)
         order = np.lexsort((self._entries["step"], self._entries["episode"]))
         self._order, self._sorted = order, self._entries[order]
-        self.keys = np.stack([self._sorted["episode"], self._sorted["step"]], 1)  # (rows, 2) int64, sorted
+        self.keys = np.stack(
+            [self._sorted["episode"], self._sorted["step"]], 1
+        )  # (rows, 2) int64, sorted
         self._episodes = np.unique(self._sorted["episode"])
         self._firsts = np.searchsorted(self._sorted["episode"], self._episodes)
         self._checked = np.zeros(len(self._entries), bool)
@@ -254,7 +296,9 @@ class TraceStore:
         for number in range(-(-len(self) // per)):
             path, wanted = _shard(self.root, number), min(per, len(self) - number * per) * size
             if not path.is_file():
-                raise TraceError(f"{path} is missing; copy the whole folder again, or run `armlet probe`")
+                raise TraceError(
+                    f"{path} is missing; copy the whole folder again, or run `armlet probe`"
+                )
             if path.stat().st_size < wanted:
                 raise TraceError(
                     f"{path} has {path.stat().st_size} bytes, expected {wanted}: it is truncated; "
@@ -264,12 +308,18 @@ class TraceStore:
     def _map(self) -> list[np.ndarray]:
         if self._shards is None:
             count = -(-len(self) // self.header.rows_per_shard)
-            self._shards = [np.asarray(np.memmap(_shard(self.root, n), self.header.row, mode="r")) for n in range(count)]
+            self._shards = [
+                np.asarray(np.memmap(_shard(self.root, n), self.header.row, mode="r"))
+                for n in range(count)
+            ]
         return self._shards
 
     def positions(self, keys: np.ndarray) -> np.ndarray:
-        """Where rows lie. Raises KeyError naming an (episode, step) that the store does not have."""
-        place = np.minimum(np.searchsorted(self._episodes, keys[:, 0]), max(len(self._episodes) - 1, 0))
+        """Where rows lie. Raises KeyError naming an (episode, step) that the store does not
+        have."""
+        place = np.minimum(
+            np.searchsorted(self._episodes, keys[:, 0]), max(len(self._episodes) - 1, 0)
+        )
         first = self._firsts[place] if len(self) else np.zeros(len(keys), np.int64)
         step_of_first = self._sorted["step"][first] if len(self) else first
         found = np.clip(first + keys[:, 1] - step_of_first, 0, max(len(self) - 1, 0))
@@ -286,8 +336,11 @@ class TraceStore:
             )
         return self._order[found]
 
-    def read(self, keys: Tensor | np.ndarray | Sequence, want: Iterable[str] | None = None) -> dict[str, Tensor]:
-        """Columns `want` (default: all) of the rows with these keys (b, 2), in their order: name → (b, …)."""
+    def read(
+        self, keys: Tensor | np.ndarray | Sequence, want: Iterable[str] | None = None
+    ) -> dict[str, Tensor]:
+        """Columns `want` (default: all) of the rows with these keys (b, 2), in their order: name →
+        (b, …)."""
         keys = np.asarray(keys, np.int64).reshape(-1, 2)
         names = list(want) if want is not None else list(self.columns)
         unknown = [name for name in names if name not in self.columns]
@@ -296,7 +349,10 @@ class TraceStore:
         positions = self.positions(keys)
         shards, per = self._map(), self.header.rows_per_shard
         numbers = positions // per
-        values = {name: np.empty((len(keys), *self.columns[name][0]), self.columns[name][1]) for name in names}
+        values = {
+            name: np.empty((len(keys), *self.columns[name][0]), self.columns[name][1])
+            for name in names
+        }
         for number in np.unique(numbers):
             at = np.flatnonzero(numbers == number)
             rows = positions[at] - number * per
@@ -304,7 +360,9 @@ class TraceStore:
                 self._verify(shards[number], rows, positions[at])
             for name in names:
                 found = shards[number][name][rows]
-                if len(at) == len(keys):  # one shard holds them all: nothing to put together, so nothing is copied twice
+                if len(at) == len(
+                    keys
+                ):  # one shard holds them all: nothing to put together, so nothing is copied twice
                     values[name] = np.asarray(found)
                 else:
                     values[name][at] = found

@@ -13,15 +13,19 @@ Place = Callable[[int], str]  # which row of a file: its episode and frame, in w
 
 
 def _is_list(kind: pa.DataType) -> bool:
-    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    return (
+        pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    )
 
 
-def flat(column: pa.ChunkedArray, count: int | None, where: str, place: Place) -> tuple[pa.Array, tuple[int, ...]]:
+def flat(
+    column: pa.ChunkedArray, count: int | None, where: str, place: Place
+) -> tuple[pa.Array, tuple[int, ...]]:
     """The values of all rows one after the other, and the shape of a row; scalars have none, ().
 
-    `count`: how many values a row has, None: as many as the first. Raises EpisodeError naming `where` and the first row that has
-    another number of them, is empty, or holds lists of several lengths: their sum may be right all the same, and every row in
-    between would be shifted.
+    `count`: how many values a row has, None: as many as the first. Raises EpisodeError naming
+    `where` and the first row that has another number of them, is empty, or holds lists of several
+    lengths: their sum may be right all the same, and every row in between would be shifted.
     """
     values = column.combine_chunks()
     if isinstance(values, pa.ExtensionArray):
@@ -49,29 +53,46 @@ def flat(column: pa.ChunkedArray, count: int | None, where: str, place: Place) -
     if len(wrong):
         first = int(wrong[0])
         numbers = f"{found[first]} value{'' if found[first] == 1 else 's'}"
-        raise EpisodeError(f"{where} has {numbers} in {place(first)}, expected {count}; write the file again")
+        raise EpisodeError(
+            f"{where} has {numbers} in {place(first)}, expected {count}; write the file again"
+        )
     if unequal:
-        raise EpisodeError(f"{where} has lists of several lengths in {place(min(unequal))}; write the file again")
+        raise EpisodeError(
+            f"{where} has lists of several lengths in {place(min(unequal))}; write the file again"
+        )
     return values, tuple(shape)
 
 
 def as_matrix(column: pa.ChunkedArray, size: int, where: str, place: Place) -> np.ndarray:
-    """A column of vectors, or of numbers, as (n, size) float32. Raises EpisodeError saying `where`, and in which row, it has another
+    """A column of vectors, or of numbers, as (n, size) float32. Raises EpisodeError saying `where`,
+    and in which row, it has another
     size, or no numbers."""
     kind = column.type
     values, _ = flat(column, size, where, place)
-    if not (pa.types.is_integer(values.type) or pa.types.is_floating(values.type) or pa.types.is_boolean(values.type)):
+    if not (
+        pa.types.is_integer(values.type)
+        or pa.types.is_floating(values.type)
+        or pa.types.is_boolean(values.type)
+    ):
         raise EpisodeError(f"{where} is {kind}, expected numbers")
     if pa.types.is_boolean(values.type):
-        values = pc.cast(values, pa.uint8())  # so that an empty one is NaN, which is looked for later
-    with np.errstate(over="ignore"):  # too large for float32 is infinite, which is looked for as well
+        values = pc.cast(
+            values, pa.uint8()
+        )  # so that an empty one is NaN, which is looked for later
+    with np.errstate(
+        over="ignore"
+    ):  # too large for float32 is infinite, which is looked for as well
         return values.to_numpy(zero_copy_only=False).astype(np.float32).reshape(-1, size)
 
 
-def as_values(column: pa.ChunkedArray, shape: Sequence[int] | None, where: str, place: Place) -> np.ndarray:
-    """A column as an array (n, …) of its own type, each row of this shape; one number, or text, a row is (n,).
+def as_values(
+    column: pa.ChunkedArray, shape: Sequence[int] | None, where: str, place: Place
+) -> np.ndarray:
+    """A column as an array (n, …) of its own type, each row of this shape; one number, or text, a
+    row is (n,).
 
-    Lists of records (the language columns) are an array of Python objects. Raises EpisodeError where a row has another shape.
+    Lists of records (the language columns) are an array of Python objects. Raises EpisodeError
+    where a row has another shape.
     """
     kind = column.type
     while _is_list(kind):
@@ -80,7 +101,9 @@ def as_values(column: pa.ChunkedArray, shape: Sequence[int] | None, where: str, 
         kind = kind.storage_type
     if pa.types.is_struct(kind) or pa.types.is_map(kind) or pa.types.is_binary(kind):
         rows = np.empty(len(column), object)
-        for number, value in enumerate(column.to_pylist()):  # one by one: numpy would make rows of equal lists
+        for number, value in enumerate(
+            column.to_pylist()
+        ):  # one by one: numpy would make rows of equal lists
             rows[number] = value
         return rows
     values, own = flat(column, None if shape is None else math.prod(shape), where, place)

@@ -1,6 +1,8 @@
-"""Frames ↔ mp4 files, on PyAV: pictures are found by the film's own clock, never by counting. Knows no data set.
+"""Frames ↔ mp4 files, on PyAV: pictures are found by the film's own clock, never by counting. Knows
+no data set.
 
-Small pictures with saturated colours lose most to chroma subsampling, so data uses 4:4:4; films for people 4:2:0.
+Small pictures with saturated colours lose most to chroma subsampling, so data uses 4:4:4; films for
+people 4:2:0.
 """
 
 import math
@@ -18,8 +20,11 @@ class VideoError(ValueError):
     """A video that cannot be read as its metadata says."""
 
 
-def write_video(path: Path, frames: np.ndarray, *, fps: int, pixels: str = "yuv420p", quality: int = 18) -> None:
-    """(T, h, w, 3) uint8 → H.264; every second frame is a key frame and none is reordered, so any span decodes fast."""
+def write_video(
+    path: Path, frames: np.ndarray, *, fps: int, pixels: str = "yuv420p", quality: int = 18
+) -> None:
+    """(T, h, w, 3) uint8 → H.264; every second frame is a key frame and none is reordered, so any
+    span decodes fast."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=fps)
@@ -27,12 +32,17 @@ def write_video(path: Path, frames: np.ndarray, *, fps: int, pixels: str = "yuv4
         stream.pix_fmt = pixels
         stream.options = {"crf": str(quality), "g": "2", "bf": "0", "threads": "1"}
         for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
+            container.mux(
+                stream.encode(
+                    av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+                )
+            )
         container.mux(stream.encode())
 
 
 def concatenate(sources: list[Path], target: Path) -> None:
-    """Join videos of one encoder setting without encoding again; frame i of the result is at i / fps."""
+    """Join videos of one encoder setting without encoding again; frame i of the result is at i /
+    fps."""
     with av.open(str(target), "w", format="mp4") as output:
         stream, position = None, 0
         for source in sources:
@@ -41,7 +51,9 @@ def concatenate(sources: list[Path], target: Path) -> None:
                 if stream is None:
                     stream = output.add_stream_from_template(inside)
                 if inside.average_rate is None or inside.time_base is None:
-                    raise VideoError(f"{source} does not say its frame rate; was it written by `write_video`?")
+                    raise VideoError(
+                        f"{source} does not say its frame rate; was it written by `write_video`?"
+                    )
                 tick = round(1 / (inside.average_rate * inside.time_base))
                 for packet in container.demux(inside):
                     if packet.dts is None:
@@ -58,10 +70,12 @@ SEEK = 16  # frames decoded on, rather than jumped over: a jump costs about as m
 
 
 class Film:
-    """A film's own clock, read without decoding anything: when each frame is shown, and where decoding can begin.
+    """A film's own clock, read without decoding anything: when each frame is shown, and where
+    decoding can begin.
 
-    `times` (n,) float64 in seconds, increasing; `period`: seconds from one frame to the next, the median. Frames are numbered in
-    the order in which they are shown. Frames that an edit list cuts away are none.
+    `times` (n,) float64 in seconds, increasing; `period`: seconds from one frame to the next, the
+    median. Frames are numbered in the order in which they are shown. Frames that an edit list cuts
+    away are none.
 
     Raises VideoError naming the file where it is missing, no video, or cut short.
     """
@@ -76,12 +90,18 @@ class Film:
             rate = stream.average_rate or stream.guessed_rate
             try:
                 for packet in container.demux(stream):
-                    if packet.size == 0 or packet.is_discard:  # the end of the film; what an edit list cuts away
+                    if (
+                        packet.size == 0 or packet.is_discard
+                    ):  # the end of the film; what an edit list cuts away
                         continue
                     if packet.is_corrupt:
-                        raise VideoError(f"{path} is damaged or truncated after frame {len(shown)}; copy or record it again")
+                        raise VideoError(
+                            f"{path} is damaged or truncated after frame {len(shown)}; copy or record it again"
+                        )
                     if packet.pts is None:
-                        raise VideoError(f"{path}: frame {len(shown)} has no time; copy or record it again")
+                        raise VideoError(
+                            f"{path}: frame {len(shown)} has no time; copy or record it again"
+                        )
                     shown.append(packet.pts)
                     keys.append(bool(packet.is_keyframe))
             except av.error.FFmpegError as error:
@@ -99,10 +119,15 @@ class Film:
             self.period = 1 / float(rate) if rate else math.inf
 
     def nearest(
-        self, times: np.ndarray, begins: np.ndarray | float = -math.inf, ends: np.ndarray | float = math.inf
+        self,
+        times: np.ndarray,
+        begins: np.ndarray | float = -math.inf,
+        ends: np.ndarray | float = math.inf,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Of each of the `times` (b,), in seconds: the number of the frame nearest to it, and whether that frame is within half of a
-        frame's period. Only frames from `begins` up to, and without, `ends` count: what else is in the film is another episode's."""
+        """Of each of the `times` (b,), in seconds: the number of the frame nearest to it, and
+        whether that frame is within half of a
+        frame's period. Only frames from `begins` up to, and without, `ends` count: what else is in
+        the film is another episode's."""
         last = len(self.times) - 1
         after = np.searchsorted(self.times, times).clip(max=last)
         before = np.maximum(after - 1, 0)
@@ -120,11 +145,12 @@ class Film:
         )
 
     def frames(self, numbers: np.ndarray, *, pixels: str | None = "rgb24") -> Iterator[np.ndarray]:
-        """The frames of these `numbers` in their order, whatever it is, as arrays of the pixel format `pixels`: (h, w, 3) uint8 for
-        rgb24; None: the film's own, as a depth camera's film needs.
+        """The frames of these `numbers` in their order, whatever it is, as arrays of the pixel
+        format `pixels`: (h, w, 3) uint8 for rgb24; None: the film's own, as a depth camera's film
+        needs.
 
-        One pass over numbers that follow one another closely; a jump goes to the nearest key frame. Raises VideoError naming
-        file and frame where one cannot be decoded.
+        One pass over numbers that follow one another closely; a jump goes to the nearest key frame.
+        Raises VideoError naming file and frame where one cannot be decoded.
         """
         with _opened(self.path) as container:
             stream = _stream(container, self.path)
@@ -143,13 +169,18 @@ class Film:
                 yield picture
 
     def _key(self, number: int) -> int:
-        """The number of the last key frame up to frame `number`; 0 where there is none: decoding then begins with the film."""
+        """The number of the last key frame up to frame `number`; 0 where there is none: decoding
+        then begins with the film."""
         place = int(np.searchsorted(self._keys, number, "right")) - 1
         return int(self._keys[place]) if place >= 0 else 0
 
-    def _jump(self, container: Any, stream: Any, number: int, key: int) -> tuple[Iterator[Any], Any]:
-        """A decoder that stands just behind frame `number`, and this frame. Seeking goes by the times of decoding, which lie before
-        those of showing, so it may land behind the key frame that was meant: then it goes further back."""
+    def _jump(
+        self, container: Any, stream: Any, number: int, key: int
+    ) -> tuple[Iterator[Any], Any]:
+        """A decoder that stands just behind frame `number`, and this frame. Seeking goes by the
+        times of decoding, which lie before
+        those of showing, so it may land behind the key frame that was meant: then it goes further
+        back."""
         while True:
             container.seek(int(self._shown[key]), stream=stream, backward=True)
             decoder = container.decode(stream)
@@ -165,7 +196,9 @@ class Film:
         try:
             for frame in decoder:
                 if frame.pts is None:
-                    raise VideoError(f"{self.path}: a frame before number {number} has no time; copy or record it again")
+                    raise VideoError(
+                        f"{self.path}: a frame before number {number} has no time; copy or record it again"
+                    )
                 if frame.pts < wanted:
                     continue
                 if frame.pts == wanted and not frame.is_corrupt:
@@ -174,18 +207,25 @@ class Film:
                     return None
                 break
         except av.error.FFmpegError as error:
-            raise VideoError(f"{place} cannot be decoded ({error}); the file is damaged: copy or record it again") from error
-        raise VideoError(f"{place} cannot be decoded; the file is damaged or truncated: copy or record it again")
+            raise VideoError(
+                f"{place} cannot be decoded ({error}); the file is damaged: copy or record it again"
+            ) from error
+        raise VideoError(
+            f"{place} cannot be decoded; the file is damaged or truncated: copy or record it again"
+        )
 
 
 def read_frames(path: Path, start: int, count: int, *, fps: float) -> Iterator[np.ndarray]:
-    """`count` pictures (h, w, 3) uint8 of a table that has `fps` rows a second, from row `start` on: at each row's time, the film's
+    """`count` pictures (h, w, 3) uint8 of a table that has `fps` rows a second, from row `start`
+    on: at each row's time, the film's
     nearest frame. Raises VideoError naming the file and the first row without a frame."""
     film = Film(path)
     numbers, near = film.nearest((start + np.arange(count)) / fps)
     if not near.all():
         row = start + int(np.argmin(near))
-        raise VideoError(f"no frame of the film belongs to row {row}, at {row / fps:.6g} s: {film}; is it truncated?")
+        raise VideoError(
+            f"no frame of the film belongs to row {row}, at {row / fps:.6g} s: {film}; is it truncated?"
+        )
     return film.frames(numbers)
 
 
@@ -196,7 +236,9 @@ def _opened(path: Path) -> Any:
     try:
         return av.open(str(path))
     except (av.error.FFmpegError, OSError) as error:
-        raise VideoError(f"{path} cannot be opened as a video ({error}); was it truncated? Copy or record it again") from error
+        raise VideoError(
+            f"{path} cannot be opened as a video ({error}); was it truncated? Copy or record it again"
+        ) from error
 
 
 def _stream(container: Any, path: Path) -> Any:
@@ -204,7 +246,9 @@ def _stream(container: Any, path: Path) -> Any:
         raise VideoError(f"{path} holds no video; copy or record it again")
     stream = container.streams.video[0]
     if stream.time_base is None:
-        raise VideoError(f"{path} does not say in which unit its times are; copy or record it again")
+        raise VideoError(
+            f"{path} does not say in which unit its times are; copy or record it again"
+        )
     return stream
 
 

@@ -1,7 +1,8 @@
 """Episodes → LeRobotDataset v3.0 on disk, on pyarrow and PyAV alone.
 
-Each finished episode is staged in a folder that appears by one rename, so a killed run loses only the episode
-under way; `finalise` lays the staged episodes out as v3.0, in new files beside those that are there. Knows no policy and no benchmark.
+Each finished episode is staged in a folder that appears by one rename, so a killed run loses only
+the episode under way; `finalise` lays the staged episodes out as v3.0, in new files beside those
+that are there. Knows no policy and no benchmark.
 """
 
 import json
@@ -28,7 +29,13 @@ from armlet.data.appending import (
     read_existing,
 )
 from armlet.data.episodes import EpisodeDataset, EpisodeError, EpisodeFrames, Features
-from armlet.data.files import atomic_folder, hold_and_remove, make_folder, read_json, write_atomically
+from armlet.data.files import (
+    atomic_folder,
+    hold_and_remove,
+    make_folder,
+    read_json,
+    write_atomically,
+)
 from armlet.data.hub import refuse_writing
 from armlet.data.layout import IMAGE, INFO, STATS, TASKS, column_type, info_json, tasks_table
 from armlet.data.statistics import combine, of_images, of_values
@@ -41,15 +48,25 @@ ABOUT, COLUMNS = "about.json", "columns.npz"
 FIX = "delete this folder to make the episode again"
 
 
-def stage_episode(root: Path, index: int, episode: EpisodeFrames, features: Features, *, fps: int) -> None:
-    """Write one episode where `finalise` finds it; may run in a worker process. Whole or not at all.
+def stage_episode(
+    root: Path, index: int, episode: EpisodeFrames, features: Features, *, fps: int
+) -> None:
+    """Write one episode where `finalise` finds it; may run in a worker process. Whole or not at
+    all.
 
     Raises FileExistsError where one of this number is staged already.
     """
     episode.check(features)
-    columns: dict[str, Any] = {**episode.numbers()}  # mypy takes one of them for an option of numpy's
+    columns: dict[str, Any] = {
+        **episode.numbers()
+    }  # mypy takes one of them for an option of numpy's
     statistics = {IMAGE + name: of_images(frames) for name, frames in episode.images.items()}
-    about = {"task": episode.task, "length": len(episode.state), "info": episode.info, "statistics": statistics}
+    about = {
+        "task": episode.task,
+        "length": len(episode.state),
+        "info": episode.info,
+        "statistics": statistics,
+    }
     with atomic_folder(root / STAGING / f"{index:07d}") as part:
         np.savez(part / COLUMNS, **columns)
         for name, frames in episode.images.items():
@@ -58,15 +75,23 @@ def stage_episode(root: Path, index: int, episode: EpisodeFrames, features: Feat
 
 
 class EpisodeWriter:
-    """Adds episodes to a data set, new or one that armlet laid out. `metadata` describes how it was made; an existing one must agree,
-    and so must its rate, features, robot and version. Where they do not, raises EpisodeError and touches nothing.
+    """Adds episodes to a data set, new or one that armlet laid out. `metadata` describes how it was
+    made; an existing one must agree, and so must its rate, features, robot and version. Where they
+    do not, raises EpisodeError and touches nothing.
 
-    What is there is never rewritten but for the tables of tasks and statistics and meta/info.json: new episodes get files with
-    numbers that no file has.
+    What is there is never rewritten but for the tables of tasks and statistics and meta/info.json:
+    new episodes get files with numbers that no file has.
     """
 
     def __init__(
-        self, root: Path, features: Features, *, fps: int, robot: str, metadata: dict[str, Any], episodes_per_file: int = 5000
+        self,
+        root: Path,
+        features: Features,
+        *,
+        fps: int,
+        robot: str,
+        metadata: dict[str, Any],
+        episodes_per_file: int = 5000,
     ) -> None:
         self.root, self.features, self.fps, self.robot = Path(root), features, fps, robot
         self.metadata, self.episodes_per_file = metadata, episodes_per_file
@@ -110,12 +135,18 @@ class EpisodeWriter:
             )
 
     def _check_staged(self) -> None:
-        """Episodes that another run staged, and no data set counts yet, must be of this kind, too."""
+        """Episodes that another run staged, and no data set counts yet, must be of this kind,
+        too."""
         if not self.staged() or not (self.root / DECLARED).exists():
             return
-        found, wanted = read_json(self.root / DECLARED, fix="delete it and the staged episodes"), self._declared
+        found, wanted = (
+            read_json(self.root / DECLARED, fix="delete it and the staged episodes"),
+            self._declared,
+        )
         differing = [
-            f"{key} {found.get(key)!r} there, {value!r} here" for key, value in wanted.items() if found.get(key) != value
+            f"{key} {found.get(key)!r} there, {value!r} here"
+            for key, value in wanted.items()
+            if found.get(key) != value
         ]
         if differing:
             raise EpisodeError(
@@ -135,7 +166,11 @@ class EpisodeWriter:
     def staged(self) -> list[Path]:
         """Finished episodes not laid out yet, in order."""
         staging = self.root / STAGING
-        return sorted(path for path in staging.iterdir() if path.name.isdigit()) if staging.exists() else []
+        return (
+            sorted(path for path in staging.iterdir() if path.name.isdigit())
+            if staging.exists()
+            else []
+        )
 
     def finished(self) -> list[dict[str, Any]]:
         """The `info` of every finished episode."""
@@ -165,16 +200,28 @@ class EpisodeWriter:
         return self.finalised
 
     def _prepare(self, staged: list[Path]) -> None:
-        """Everything that these episodes add to the data set, in the folder from which `carry_out` moves it there."""
+        """Everything that these episodes add to the data set, in the folder from which `carry_out`
+        moves it there."""
         old = read_existing(self.root, self._keys)
         tasks = list(old.tasks) if old else []
         total = len(old.rows) if old else 0
-        info = old.info if old else info_json(self.features, self.fps, self.robot, episodes=0, frames=0, tasks=0)
-        places = {key: next_place(self.root / "videos" / key, info["chunks_size"]) for key in self._keys}
-        places |= {name: next_place(self.root / name, info["chunks_size"]) for name in ("data", "meta/episodes")}
+        info = (
+            old.info
+            if old
+            else info_json(self.features, self.fps, self.robot, episodes=0, frames=0, tasks=0)
+        )
+        places = {
+            key: next_place(self.root / "videos" / key, info["chunks_size"]) for key in self._keys
+        }
+        places |= {
+            name: next_place(self.root / name, info["chunks_size"])
+            for name in ("data", "meta/episodes")
+        }
         rows, table = self._tables(staged, old, places, tasks)
         check_schema(self.root, old.data if old else [], table)
-        videos = {key: info["video_path"].format(video_key=key, **places[key]) for key in self._keys}
+        videos = {
+            key: info["video_path"].format(video_key=key, **places[key]) for key in self._keys
+        }
         data = info["data_path"].format(**places["data"])
         listed = LISTED.format(**places["meta/episodes"])
         with atomic_folder(self.root / READY) as ready:
@@ -197,27 +244,43 @@ class EpisodeWriter:
             plan(self.root, ready, [path.name for path in staged], files)
 
     def _list(self, rows: list[dict[str, Any]]) -> pa.Table:
-        """The list of new episodes. Raises EpisodeError where the one that is there has other columns."""
+        """The list of new episodes. Raises EpisodeError where the one that is there has other
+        columns."""
         table = pa.Table.from_pylist(rows)
         files = sorted(self.root.glob("meta/episodes/chunk-*/file-*.parquet"))
         check_schema(self.root, [str(path.relative_to(self.root)) for path in files], table)
         return table
 
-    def _statistics(self, old: Existing | None, rows: list[dict[str, Any]], table: pa.Table) -> dict[str, Any]:
+    def _statistics(
+        self, old: Existing | None, rows: list[dict[str, Any]], table: pa.Table
+    ) -> dict[str, Any]:
         """Of all rows, exactly; of pictures as each episode's were sampled."""
         every = [*(old.rows if old else []), *rows]
-        names = [key.split("/")[1] for key in rows[0] if key.startswith("stats/") and key.endswith("/count")]
+        names = [
+            key.split("/")[1]
+            for key in rows[0]
+            if key.startswith("stats/") and key.endswith("/count")
+        ]
         together = {}
         for name in names:
             if name in table.column_names:
-                before = [pq.read_table(self.root / file, columns=[name]).column(name) for file in (old.data if old else [])]
-                together[name] = of_values(np.concatenate([_numbers(column) for column in [*before, table.column(name)]]))
+                before = [
+                    pq.read_table(self.root / file, columns=[name]).column(name)
+                    for file in (old.data if old else [])
+                ]
+                together[name] = of_values(
+                    np.concatenate([_numbers(column) for column in [*before, table.column(name)]])
+                )
             else:
                 together[name] = combine([_statistics_of(row, name) for row in every])
         return together
 
     def _tables(
-        self, staged: list[Path], old: Existing | None, places: dict[str, dict[str, int]], tasks: list[str]
+        self,
+        staged: list[Path],
+        old: Existing | None,
+        places: dict[str, dict[str, int]],
+        tasks: list[str],
     ) -> tuple[list[dict[str, Any]], pa.Table]:
         columns: dict[str, list[np.ndarray]] = {}
         rows: list[dict[str, Any]] = []
@@ -235,13 +298,19 @@ class EpisodeWriter:
                 "index": np.arange(first, first + length),
                 "task_index": np.full(length, tasks.index(about["task"])),
             }
-            statistics = about["statistics"] | {name: of_values(column) for name, column in values.items()}
-            rows.append(self._row(about, index, first, time, places, statistics) | {STAGED: path.name})
+            statistics = about["statistics"] | {
+                name: of_values(column) for name, column in values.items()
+            }
+            rows.append(
+                self._row(about, index, first, time, places, statistics) | {STAGED: path.name}
+            )
             for name, column in values.items():
                 columns.setdefault(name, []).append(column)
             index, first, time = index + 1, first + length, time + length
         joined = {name: np.concatenate(parts) for name, parts in columns.items()}
-        return rows, pa.table({name: pa.array(list(values), column_type(values)) for name, values in joined.items()})
+        return rows, pa.table(
+            {name: pa.array(list(values), column_type(values)) for name, values in joined.items()}
+        )
 
     def _row(
         self,

@@ -1,15 +1,17 @@
-"""Heads that read a backbone layer: its tokens as a graph, one semantic vector, and the action it would take.
+"""Heads that read a backbone layer: its tokens as a graph, one semantic vector, and the action it
+would take.
 
-ActDistill (arXiv 2511.18082), stage 1. The heads exist while training only. All layers are read in one go:
-every parameter behind the first projection carries a leading layer axis, so thirty small layers cost a few
-large matrix products, not thirty small ones. This file knows hidden states and a mask; it knows no policy, no
-loss, no trace.
+ActDistill (arXiv 2511.18082), stage 1. The heads exist while training only. All layers are read in
+one go: every parameter behind the first projection carries a leading layer axis, so thirty small
+layers cost a few large matrix products, not thirty small ones. This file knows hidden states and a
+mask; it knows no policy, no loss, no trace.
 
-Beside the axes of `types`: `g` width of the graph, `e` neighbours kept by a node (edges), `h` attention heads
-(no images here), `q` queries of the pooling, `m` the nodes of all samples of one layer in one row of `b * n`.
+Beside the axes of `types`: `g` width of the graph, `e` neighbours kept by a node (edges), `h`
+attention heads (no images here), `q` queries of the pooling, `m` the nodes of all samples of one
+layer in one row of `b * n`.
 
-Not done, because a teacher's answer must be the same each time it is asked: dropout (0.1 in the published
-code).
+Not done, because a teacher's answer must be the same each time it is asked: dropout (0.1 in the
+published code).
 """
 
 from collections.abc import Sequence
@@ -22,11 +24,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-_NEGATIVE_SLOPE = 0.2  # of the leaky ReLU inside graph attention, as in the GAT paper (arXiv 1710.10903)
+_NEGATIVE_SLOPE = (
+    0.2  # of the leaky ReLU inside graph attention, as in the GAT paper (arXiv 1710.10903)
+)
 
 
 class SemanticHead(nn.Module):
-    """One layer's hidden states (b, n, d) and token mask (b, n) -> its semantic vector (b, semantic_width).
+    """One layer's hidden states (b, n, d) and token mask (b, n) -> its semantic vector (b,
+    semantic_width).
 
     The single-layer form of `SemanticHeads`, which documents the mathematics and the sizes.
     """
@@ -43,16 +48,23 @@ class SemanticHead(nn.Module):
         hidden: int = 128,
     ) -> None:
         super().__init__()
-        self.stack = SemanticHeads(1, width, graph_width, semantic_width, neighbours, heads, graph_layers, queries, hidden)
+        self.stack = SemanticHeads(
+            1, width, graph_width, semantic_width, neighbours, heads, graph_layers, queries, hidden
+        )
 
-    def forward(self, hidden: Float[Tensor, "b n d"], mask: Bool[Tensor, "b n"]) -> Float[Tensor, "b s"]:
+    def forward(
+        self, hidden: Float[Tensor, "b n d"], mask: Bool[Tensor, "b n"]
+    ) -> Float[Tensor, "b s"]:
         return self.stack([hidden], mask)[:, 0]
 
 
 class LayerActionHead(nn.Module):
-    """One layer's semantic vector (b, semantic_width) -> the action chunk (b, k, a) that layer would take."""
+    """One layer's semantic vector (b, semantic_width) -> the action chunk (b, k, a) that layer
+    would take."""
 
-    def __init__(self, semantic_width: int = 512, hidden: int = 256, *, chunk: int, dims: int) -> None:
+    def __init__(
+        self, semantic_width: int = 512, hidden: int = 256, *, chunk: int, dims: int
+    ) -> None:
         super().__init__()
         self.stack = LayerActionHeads(1, semantic_width, hidden, chunk=chunk, dims=dims)
 
@@ -63,8 +75,9 @@ class LayerActionHead(nn.Module):
 class ProbeHeads(nn.Module):
     """A semantic head and an action head for each of `layers` backbone layers.
 
-    The defaults are for a 7B backbone; the paper's, but for `graph_width`, `queries` and `hidden`, which are ours: 3 M
-    parameters a layer at width 4096 where the public code has 177 M. For a narrow backbone shrink the three widths.
+    The defaults are for a 7B backbone; the paper's, but for `graph_width`, `queries` and `hidden`,
+    which are ours: 3 M parameters a layer at width 4096 where the public code has 177 M. For a
+    narrow backbone shrink the three widths.
     """
 
     def __init__(
@@ -84,7 +97,15 @@ class ProbeHeads(nn.Module):
     ) -> None:
         super().__init__()
         self.semantic = SemanticHeads(
-            layers, width, graph_width, semantic_width, neighbours, heads, graph_layers, queries, hidden
+            layers,
+            width,
+            graph_width,
+            semantic_width,
+            neighbours,
+            heads,
+            graph_layers,
+            queries,
+            hidden,
         )
         self.action = LayerActionHeads(layers, semantic_width, hidden, chunk=chunk, dims=dims)
 
@@ -96,8 +117,9 @@ class ProbeHeads(nn.Module):
     ) -> tuple[Float[Tensor, "b l s"], Float[Tensor, "b l k a"]]:
         """Hidden states after each layer -> semantics (b, l, s) and layer actions (b, l, k, a).
 
-        `mask` is True on real tokens. `layers` names the layers that `hiddens` come from, in the same order,
-        when they are not all: a student that skips layers, or a teacher read in pieces to save memory.
+        `mask` is True on real tokens. `layers` names the layers that `hiddens` come from, in the
+        same order, when they are not all: a student that skips layers, or a teacher read in pieces
+        to save memory.
         """
         semantics = self.semantic(hiddens, mask, layers)
         return semantics, self.action(semantics, layers)
@@ -108,20 +130,24 @@ class SemanticHeads(nn.Module):
 
     For the tokens h_i of one layer of one sample:
 
-    1. x_i = P LayerNorm(h_i), at `graph_width`. Ahead of the graph, so that the graph is cheap (recipes
-       section 1, error 7) and affinities are finite whatever the size of the hidden states (error 6).
-    2. S_ij = (W_phi x_i) . (W_psi x_j) / sqrt(d'), d' = graph_width / 4. Each node keeps the `neighbours`
-       highest S_ij among the real tokens and may keep itself. Edge weight w_ij = softmax over the kept.
-    3. `graph_layers` times x <- LayerNorm(x + ELU(GraphAttention(x))): neighbour j speaks, node i hears.
-       With `graph_layers` 0 there is no graph: what an ablation needs to show what the graph is worth.
-    4. Pooling by `queries` vectors w_q, p_q = sum_i alpha_qi [x_i, LayerNorm(h_i)], alpha_q = softmax(w_q . x) over
-       the real tokens, then s = MLP([p_1, ..., p_q]) with `hidden` units.
+    1. x_i = P LayerNorm(h_i), at `graph_width`. Ahead of the graph, so that the graph is cheap
+       (recipes section 1, error 7) and affinities are finite whatever the size of the hidden states
+       (error 6).
+    2. S_ij = (W_phi x_i) . (W_psi x_j) / sqrt(d'), d' = graph_width / 4. Each node keeps the
+       `neighbours` highest S_ij among the real tokens and may keep itself. Edge weight w_ij =
+       softmax over the kept.
+    3. `graph_layers` times x <- LayerNorm(x + ELU(GraphAttention(x))): neighbour j speaks, node i
+       hears. With `graph_layers` 0 there is no graph: what an ablation needs to show what the graph
+       is worth.
+    4. Pooling by `queries` vectors w_q, p_q = sum_i alpha_qi [x_i, LayerNorm(h_i)], alpha_q =
+       softmax(w_q . x) over the real tokens, then s = MLP([p_1, ..., p_q]) with `hidden` units.
 
     Padding is never a neighbour and never pooled, so it does not change the result.
 
-    The paper pools once, and what it pools is the nodes, which are as wide as the backbone there. Where they are
-    narrow that loses what the action is read from: the graph says where to look, at its own width, and what is seen
-    there is read at the backbone's, for one more product a sample instead of one a token (docs/machinery).
+    The paper pools once, and what it pools is the nodes, which are as wide as the backbone there.
+    Where they are narrow that loses what the action is read from: the graph says where to look, at
+    its own width, and what is seen there is read at the backbone's, for one more product a sample
+    instead of one a token (docs/machinery).
     """
 
     def __init__(
@@ -142,8 +168,12 @@ class SemanticHeads(nn.Module):
         self.project = nn.ModuleList(_Projection(width, graph_width) for _ in range(layers))
         self.query = _StackedLinear(layers, graph_width, affinity_width, bias=False)
         self.key = _StackedLinear(layers, graph_width, affinity_width, bias=False)
-        self.attention = nn.ModuleList(GraphAttention(layers, graph_width, heads) for _ in range(graph_layers))
-        self.norm = nn.ModuleList(_StackedLayerNorm(layers, graph_width) for _ in range(graph_layers))
+        self.attention = nn.ModuleList(
+            GraphAttention(layers, graph_width, heads) for _ in range(graph_layers)
+        )
+        self.norm = nn.ModuleList(
+            _StackedLayerNorm(layers, graph_width) for _ in range(graph_layers)
+        )
         self.pool = _StackedLinear(layers, graph_width, queries, bias=False)
         self.read = _StackedMLP(layers, queries * (graph_width + width), hidden, semantic_width)
 
@@ -153,17 +183,25 @@ class SemanticHeads(nn.Module):
         mask: Bool[Tensor, "b n"],
         layers: Sequence[int] | None = None,
     ) -> Float[Tensor, "b l s"]:
-        """Semantic vectors of the layers `hiddens` come from; `layers` names them when they are not all.
+        """Semantic vectors of the layers `hiddens` come from; `layers` names them when they are not
+        all.
 
-        Raises ValueError if a sample has no real token (this reads one boolean back from the device).
+        Raises ValueError if a sample has no real token (this reads one boolean back from the
+        device).
         """
         project = self.project if layers is None else [self.project[index] for index in layers]
         if len(hiddens) != len(project):
-            raise ValueError(f"{len(hiddens)} hidden states for {len(project)} layers; name which in `layers`")
+            raise ValueError(
+                f"{len(hiddens)} hidden states for {len(project)} layers; name which in `layers`"
+            )
         if not mask.any(dim=1).all():
-            raise ValueError("mask has a sample without a single real token: there is nothing to pool")
+            raise ValueError(
+                "mask has a sample without a single real token: there is nothing to pool"
+            )
         normal = [F.layer_norm(hidden, hidden.shape[-1:]) for hidden in hiddens]
-        x = torch.stack([narrow(wide) for narrow, wide in zip(project, normal, strict=True)])  # (l, b, n, g)
+        x = torch.stack(
+            [narrow(wide) for narrow, wide in zip(project, normal, strict=True)]
+        )  # (l, b, n, g)
         nodes = rearrange(x, "l b n g -> l (b n) g")
         pick = _index(layers, nodes.device)
         if len(self.attention):
@@ -173,7 +211,8 @@ class SemanticHeads(nn.Module):
         return rearrange(self.read(self._pool(nodes, normal, mask, pick), pick), "l b s -> b l s")
 
     def _edges(self, nodes: Tensor, mask: Tensor, pick: Tensor | None) -> tuple["Edges", Tensor]:
-        """The kept edges of all layers and their affinities (l, m, e), -inf for a surplus edge to padding."""
+        """The kept edges of all layers and their affinities (l, m, e), -inf for a surplus edge to
+        padding."""
         batch, length = mask.shape
         query, key = self.query(nodes, pick), self.key(nodes, pick)
         scale = query.shape[-1] ** -0.5
@@ -183,25 +222,39 @@ class SemanticHeads(nn.Module):
             token = nearest(by_sample[0], by_sample[1], mask, self.neighbours)
             first = torch.arange(0, len(token) * length, length, device=token.device)
             edges = Edges.of((token + first[:, None, None]).flatten(0, 1))
-        heard = key.flatten(0, 1).index_select(0, edges.sender.flatten()).view(*edges.sender.shape, -1)
+        heard = (
+            key.flatten(0, 1).index_select(0, edges.sender.flatten()).view(*edges.sender.shape, -1)
+        )
         affinity = (query.flatten(0, 1)[:, None] * heard).sum(dim=-1) * scale
         affinity = affinity.masked_fill(~mask.flatten()[edges.sender], -torch.inf)
         return edges, affinity.view(len(nodes), batch * length, -1)
 
-    def _pool(self, nodes: Tensor, normal: list[Tensor], mask: Tensor, pick: Tensor | None) -> Tensor:
-        """Attention pooling over the real tokens, of nodes (l, m, g) and of what they stand for, l of (b, n, d):
+    def _pool(
+        self, nodes: Tensor, normal: list[Tensor], mask: Tensor, pick: Tensor | None
+    ) -> Tensor:
+        """Attention pooling over the real tokens, of nodes (l, m, g) and of what they stand for, l
+        of (b, n, d):
         (l, b, q * (g + d))."""
         score = rearrange(self.pool(nodes, pick), "l (b n) q -> l b q n", b=len(mask))
         alpha = score.masked_fill(~mask[:, None], -torch.inf).softmax(dim=-1)
-        seen = torch.stack([weight.to(wide.dtype) @ wide for weight, wide in zip(alpha, normal, strict=True)])
-        pooled = torch.cat([alpha @ rearrange(nodes, "l (b n) g -> l b n g", b=len(mask)), seen.to(alpha.dtype)], dim=-1)
+        seen = torch.stack(
+            [weight.to(wide.dtype) @ wide for weight, wide in zip(alpha, normal, strict=True)]
+        )
+        pooled = torch.cat(
+            [alpha @ rearrange(nodes, "l (b n) g -> l b n g", b=len(mask)), seen.to(alpha.dtype)],
+            dim=-1,
+        )
         return pooled.flatten(2)
 
 
 def nearest(
-    query: Float[Tensor, "b n c"], key: Float[Tensor, "b n c"], mask: Bool[Tensor, "b n"], neighbours: int
+    query: Float[Tensor, "b n c"],
+    key: Float[Tensor, "b n c"],
+    mask: Bool[Tensor, "b n"],
+    neighbours: int,
 ) -> Int[Tensor, "b n e"]:
-    """Of each token i, the e = min(neighbours, n) real tokens j with the highest query_i . key_j, unordered.
+    """Of each token i, the e = min(neighbours, n) real tokens j with the highest query_i . key_j,
+    unordered.
 
     Where a sample has fewer real tokens than e, the surplus points to padding.
     """
@@ -210,16 +263,18 @@ def nearest(
 
 
 class GraphAttention(nn.Module):
-    """Graph attention (GAT, arXiv 1710.10903) with averaged heads, for `layers` graphs' worth of parameters.
+    """Graph attention (GAT, arXiv 1710.10903) with averaged heads, for `layers` graphs' worth of
+    parameters.
 
-    Node i receives from its kept neighbours j, for each head with matrix W and vectors a_recv, a_send:
+    Node i receives from its kept neighbours j, for each head with matrix W and vectors a_recv,
+    a_send:
 
         out_i = bias + mean over heads of sum_j alpha_ij W x_j
         alpha_ij = softmax over j of ( LeakyReLU(a_recv . W x_i + a_send . W x_j) + S_ij )
 
-    Adding the affinity S_ij is multiplying by the edge weight w_ij, whose normaliser cancels: alpha_ij is
-    proportional to w_ij exp(LeakyReLU(...)). The x_j are summed before W is applied, which is the same number
-    without a message of the full width for each edge and head.
+    Adding the affinity S_ij is multiplying by the edge weight w_ij, whose normaliser cancels:
+    alpha_ij is proportional to w_ij exp(LeakyReLU(...)). The x_j are summed before W is applied,
+    which is the same number without a message of the full width for each edge and head.
     """
 
     def __init__(self, layers: int, width: int, heads: int) -> None:
@@ -236,7 +291,8 @@ class GraphAttention(nn.Module):
         affinity: Float[Tensor, "l m e"],
         pick: Int[Tensor, " l"] | None = None,
     ) -> Float[Tensor, "l m g"]:
-        """`edges` are those of the flattened (l * m) nodes, `affinity[l, i]` the S_ij of node i's."""
+        """`edges` are those of the flattened (l * m) nodes, `affinity[l, i]` the S_ij of node
+        i's."""
         weight = _pick(self.weight, pick)
         heads = weight.shape[1]
         receiver = _per_head(nodes, weight, _pick(self.receiver, pick))
@@ -244,7 +300,9 @@ class GraphAttention(nn.Module):
         heard = sender.index_select(0, edges.sender.flatten()).view(*affinity.shape, heads)
         score = F.leaky_relu(receiver[:, :, None] + heard, _NEGATIVE_SLOPE)  # (l, m, e, h)
         alpha = (score + affinity[..., None]).softmax(dim=2).to(nodes.dtype)
-        received = _WeightedSum.apply(nodes.flatten(0, 1), alpha.flatten(0, 1), edges)  # (l * m, h, g)
+        received = _WeightedSum.apply(
+            nodes.flatten(0, 1), alpha.flatten(0, 1), edges
+        )  # (l * m, h, g)
         received = received.reshape(*nodes.shape[:2], -1)
         return received @ weight.flatten(1, 2) / heads + _pick(self.bias, pick)
 
@@ -252,8 +310,8 @@ class GraphAttention(nn.Module):
 class Edges(NamedTuple):
     """Who listens to whom among `r` nodes, and the same edges sorted by who is heard.
 
-    `sender` (r, e): the rows j that node i listens to. `order` (r * e,): edges, as positions in `sender`,
-    sorted by sender. `start` (r,): where the edges of sender j begin in `order`.
+    `sender` (r, e): the rows j that node i listens to. `order` (r * e,): edges, as positions in
+    `sender`, sorted by sender. `start` (r,): where the edges of sender j begin in `order`.
     """
 
     sender: Int[Tensor, "r e"]
@@ -268,10 +326,12 @@ class Edges(NamedTuple):
 
 
 class _WeightedSum(torch.autograd.Function):
-    """out[i, h] = sum over e of alpha[i, e, h] * table[sender[i, e]]: (r, g), (r, e, h) -> (r, h, g).
+    """out[i, h] = sum over e of alpha[i, e, h] * table[sender[i, e]]: (r, g), (r, e, h) -> (r, h,
+    g).
 
-    The same as a gather and a product, without the (r, e, g) copy that autograd would keep of the gather, and
-    with a backward that adds up each sender's edges where they lie instead of scattering them.
+    The same as a gather and a product, without the (r, e, g) copy that autograd would keep of the
+    gather, and with a backward that adds up each sender's edges where they lie instead of
+    scattering them.
     """
 
     @staticmethod
@@ -292,7 +352,9 @@ class _WeightedSum(torch.autograd.Function):
         rows, kept, heads = alpha.shape
         gathered = table.index_select(0, edges.sender.flatten()).view(rows, kept, -1)
         to_alpha = gathered @ gradient.transpose(1, 2)  # (r, e, h)
-        receivers = (edges.order // kept)[:, None] * heads + torch.arange(heads, device=table.device)
+        receivers = (edges.order // kept)[:, None] * heads + torch.arange(
+            heads, device=table.device
+        )
         to_table = F.embedding_bag(
             receivers.flatten(),
             gradient.reshape(rows * heads, -1),
@@ -309,16 +371,23 @@ def _per_head(nodes: Tensor, weight: Tensor, vector: Tensor) -> Tensor:
 
 
 class LayerActionHeads(nn.Module):
-    """Semantic vectors (b, l, s) -> the chunk that each layer would execute (b, l, k, a): an MLP a layer."""
+    """Semantic vectors (b, l, s) -> the chunk that each layer would execute (b, l, k, a): an MLP a
+    layer."""
 
-    def __init__(self, layers: int, semantic_width: int = 512, hidden: int = 256, *, chunk: int, dims: int) -> None:
+    def __init__(
+        self, layers: int, semantic_width: int = 512, hidden: int = 256, *, chunk: int, dims: int
+    ) -> None:
         super().__init__()
         self.chunk = chunk
         self.read = _StackedMLP(layers, semantic_width, hidden, chunk * dims)
 
-    def forward(self, semantics: Float[Tensor, "b l s"], layers: Sequence[int] | None = None) -> Float[Tensor, "b l k a"]:
+    def forward(
+        self, semantics: Float[Tensor, "b l s"], layers: Sequence[int] | None = None
+    ) -> Float[Tensor, "b l k a"]:
         rows = rearrange(semantics, "b l s -> l b s")
-        return rearrange(self.read(rows, _index(layers, rows.device)), "l b (k a) -> b l k a", k=self.chunk)
+        return rearrange(
+            self.read(rows, _index(layers, rows.device)), "l b (k a) -> b l k a", k=self.chunk
+        )
 
 
 class _Projection(nn.Module):

@@ -1,10 +1,14 @@
-"""Action heads: a condition vector (b, d) → a chunk of normalised actions (b, k, a). One contract, four kinds.
+"""Action heads: a condition vector (b, d) → a chunk of normalised actions (b, k, a). One contract,
+four kinds.
 
     RegressionHead   one MLP, L1 loss (OpenVLA-OFT, arXiv 2502.19645)
     BinHead          256 bins a dimension, cross-entropy (OpenVLA, arXiv 2406.09246)
-    CodebookHead     one of a few primitives, cross-entropy, and an offset from it (BeT, arXiv 2206.11251)
-    FlowHead         a small DiT that carries noise to actions in a few Euler steps (π0, arXiv 2410.24164)
-    ArmGripperHead   one vector a step; the arm by L1 loss, the gripper open or closed (VITA-VLA, arXiv 2510.09607)
+    CodebookHead     one of a few primitives, cross-entropy, and an offset from it (BeT, arXiv
+                     2206.11251)
+    FlowHead         a small DiT that carries noise to actions in a few Euler steps (π0, arXiv
+                     2410.24164)
+    ArmGripperHead   one vector a step; the arm by L1 loss, the gripper open or closed (VITA-VLA,
+                     arXiv 2510.09607)
 
 None knows a backbone, a benchmark or a unit: actions are normalised to about [−1, 1].
 """
@@ -35,7 +39,8 @@ class ActionHead(nn.Module, ABC):
         """(b, d) → (b, k, a), the actions to execute."""
 
     def classes(self, actions: Tensor) -> Tensor | None:
-        """(…, a) normalised actions → (…,) which of a few each is nearest to, for a head that chooses among a few; else None."""
+        """(…, a) normalised actions → (…,) which of a few each is nearest to, for a head that
+        chooses among a few; else None."""
         return None
 
     @abstractmethod
@@ -43,7 +48,8 @@ class ActionHead(nn.Module, ABC):
         """(b,): how far from `actions` (b, k, a), counting the steps where `valid` (b, k)."""
 
     def logits(self, condition: Tensor) -> Tensor | None:
-        """(b, k, …, n), the logits of the classes it chooses among; None where it names numbers outright."""
+        """(b, k, …, n), the logits of the classes it chooses among; None where it names numbers
+        outright."""
         return None
 
 
@@ -59,7 +65,9 @@ class RegressionHead(ActionHead):
     def __init__(self, width: int, chunk: int, dims: int, *, hidden: int = 256) -> None:
         super().__init__()
         self.chunk, self.dims = chunk, dims
-        self.net = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, chunk * dims))
+        self.net = nn.Sequential(
+            nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, chunk * dims)
+        )
 
     def forward(self, condition: Tensor) -> Tensor:
         return self.net(condition).unflatten(-1, (self.chunk, self.dims))
@@ -69,17 +77,22 @@ class RegressionHead(ActionHead):
 
 
 def to_bins(actions: Tensor, bins: int = 256) -> Tensor:
-    """The number of the bin of [−1, 1] in which each action lies, int64; what lies outside is in the first or the last."""
+    """The number of the bin of [−1, 1] in which each action lies, int64; what lies outside is in
+    the first or the last."""
     return bin_numbers(actions, -1.0, 1.0, bins).clamp(0, bins - 1).long()
 
 
 class BinHead(ActionHead):
     """Logits over equal bins of [−1, 1]; the decision is the centre of the likeliest bin."""
 
-    def __init__(self, width: int, chunk: int, dims: int, *, bins: int = 256, hidden: int = 256) -> None:
+    def __init__(
+        self, width: int, chunk: int, dims: int, *, bins: int = 256, hidden: int = 256
+    ) -> None:
         super().__init__()
         self.chunk, self.dims, self.bins = chunk, dims, bins
-        self.net = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, chunk * dims * bins))
+        self.net = nn.Sequential(
+            nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, chunk * dims * bins)
+        )
 
     def logits(self, condition: Tensor) -> Tensor:
         return self.net(condition).unflatten(-1, (self.chunk, self.dims, self.bins))
@@ -89,17 +102,21 @@ class BinHead(ActionHead):
 
     def loss(self, condition: Tensor, actions: Tensor, valid: Tensor) -> Tensor:
         target = to_bins(actions, self.bins)
-        error = F.cross_entropy(self.logits(condition).flatten(0, 2), target.flatten(), reduction="none")
+        error = F.cross_entropy(
+            self.logits(condition).flatten(0, 2), target.flatten(), reduction="none"
+        )
         return masked_mean(error.view(target.shape), valid)
 
 
 class CodebookHead(ActionHead):
-    """Logits over `primitives` (n, a), in normalised actions; the decision is the likeliest, refined where that is asked for.
+    """Logits over `primitives` (n, a), in normalised actions; the decision is the likeliest,
+    refined where that is asked for.
 
-    With `refine` every primitive has an offset of its own for every step of the chunk, of at most `reach` in each dimension, so the
-    offset is conditioned on the primitive that is chosen; the gripper (dimension `gripper`) is never refined. Offsets begin at 0.
-    Which primitive is nearest, and that the gripper decides first, is said in `data.codec.squared_distances`. Primitives live in the
-    options that the network is described with, not in its weights.
+    With `refine` every primitive has an offset of its own for every step of the chunk, of at most
+    `reach` in each dimension, so the offset is conditioned on the primitive that is chosen; the
+    gripper (dimension `gripper`) is never refined. Offsets begin at 0. Which primitive is nearest,
+    and that the gripper decides first, is said in `data.codec.squared_distances`. Primitives live
+    in the options that the network is described with, not in its weights.
     """
 
     primitives: Tensor
@@ -130,7 +147,11 @@ class CodebookHead(ActionHead):
             )
         self.chunk, self.dims, self.gripper, self.reach = chunk, dims, gripper, reach
         self.register_buffer("primitives", book, persistent=False)
-        self.register_buffer("moving", torch.tensor([float(index != gripper) for index in range(dims)]), persistent=False)
+        self.register_buffer(
+            "moving",
+            torch.tensor([float(index != gripper) for index in range(dims)]),
+            persistent=False,
+        )
         self.trunk = nn.Sequential(nn.Linear(width, hidden), nn.GELU())
         self.choose = nn.Linear(hidden, chunk * len(book))
         self.offset = nn.Linear(hidden, chunk * len(book) * dims) if refine else None
@@ -148,12 +169,17 @@ class CodebookHead(ActionHead):
         return squared_distances(actions, self.primitives, self.gripper).argmin(-1)
 
     def loss(self, condition: Tensor, actions: Tensor, valid: Tensor) -> Tensor:
-        """Cross-entropy to the nearest primitive; with `refine` also the L1 error of that primitive, refined."""
+        """Cross-entropy to the nearest primitive; with `refine` also the L1 error of that
+        primitive, refined."""
         nearest = self.classes(actions)  # (b, k)
-        error = F.cross_entropy(self.logits(condition).flatten(0, 1), nearest.flatten(), reduction="none")
+        error = F.cross_entropy(
+            self.logits(condition).flatten(0, 1), nearest.flatten(), reduction="none"
+        )
         error = error.view(*nearest.shape, 1)
         if self.offset is not None:
-            error = error + ((self._act(condition, nearest) - actions) * self.moving).abs().mean(-1, keepdim=True)
+            error = error + ((self._act(condition, nearest) - actions) * self.moving).abs().mean(
+                -1, keepdim=True
+            )
         return masked_mean(error, valid)
 
     def _act(self, condition: Tensor, chosen: Tensor) -> Tensor:
@@ -161,13 +187,16 @@ class CodebookHead(ActionHead):
         actions = self.primitives[chosen]
         if self.offset is None:
             return actions
-        offsets = self.offset(self.trunk(condition)).unflatten(-1, (self.chunk, len(self.primitives), self.dims))
+        offsets = self.offset(self.trunk(condition)).unflatten(
+            -1, (self.chunk, len(self.primitives), self.dims)
+        )
         own = offsets.take_along_dim(chosen[..., None, None], 2).squeeze(2)  # (b, k, a)
         return actions + self.reach * own.tanh() * self.moving
 
 
 class _Block(nn.Module):
-    """A DiT block: attention over the chunk, then an MLP, each modulated by the condition (adaLN)."""
+    """A DiT block: attention over the chunk, then an MLP, each modulated by the condition
+    (adaLN)."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -175,33 +204,54 @@ class _Block(nn.Module):
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
-        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+        self.mlp = nn.Sequential(
+            nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
+        )
         self.modulation = nn.Linear(width, 6 * width)
         nn.init.zeros_(self.modulation.weight)
         nn.init.zeros_(self.modulation.bias)
 
     def forward(self, x: Tensor, condition: Tensor, valid: Tensor | None = None) -> Tensor:
-        """(b, k, d), (b, d) → (b, k, d). `valid` (b, k) bool: which steps the others may attend to; None: all."""
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(condition).unsqueeze(1).chunk(6, -1)
+        """(b, k, d), (b, d) → (b, k, d). `valid` (b, k) bool: which steps the others may attend to;
+        None: all."""
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = (
+            self.modulation(condition).unsqueeze(1).chunk(6, -1)
+        )
         query, key, value = self.qkv(self.norm(x) * (1 + scale_a) + shift_a).chunk(3, -1)
-        query, key, value = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (query, key, value))
+        query, key, value = (
+            part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (query, key, value)
+        )
         seen = None if valid is None else valid[:, None, None, :]
-        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=seen).transpose(1, 2).flatten(2)
+        attended = (
+            F.scaled_dot_product_attention(query, key, value, attn_mask=seen)
+            .transpose(1, 2)
+            .flatten(2)
+        )
         x = x + gate_a * self.out(attended)
         return x + gate_m * self.mlp(self.norm(x) * (1 + scale_m) + shift_m)
 
 
 class FlowHead(ActionHead):
-    """Rectified flow: learns the velocity from noise (t = 0) to actions (t = 1), integrates it in `steps`.
+    """Rectified flow: learns the velocity from noise (t = 0) to actions (t = 1), integrates it in
+    `steps`.
 
-    Sampling starts from fixed noise drawn from `seed`, so a policy answers the same observation the same way.
+    Sampling starts from fixed noise drawn from `seed`, so a policy answers the same observation the
+    same way.
     """
 
     noise: Tensor
     frequencies: Tensor
 
     def __init__(
-        self, width: int, chunk: int, dims: int, *, hidden: int = 128, blocks: int = 2, steps: int = 4, seed: int = 0
+        self,
+        width: int,
+        chunk: int,
+        dims: int,
+        *,
+        hidden: int = 128,
+        blocks: int = 2,
+        steps: int = 4,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         self.chunk, self.dims, self.steps = chunk, dims, steps
@@ -215,10 +265,15 @@ class FlowHead(ActionHead):
         self.register_buffer("noise", noise)
         self.register_buffer("frequencies", torch.exp(torch.linspace(0, 6, 32)), persistent=False)
 
-    def velocity(self, noisy: Tensor, t: Tensor, condition: Tensor, valid: Tensor | None = None) -> Tensor:
-        """(b, k, a), (b,), (b, d) → (b, k, a). `valid` (b, k) bool: steps that are no padding; None: all."""
+    def velocity(
+        self, noisy: Tensor, t: Tensor, condition: Tensor, valid: Tensor | None = None
+    ) -> Tensor:
+        """(b, k, a), (b,), (b, d) → (b, k, a). `valid` (b, k) bool: steps that are no padding;
+        None: all."""
         angles = t[:, None] * self.frequencies
-        embedded = self.time(torch.cat([angles.sin(), angles.cos()], -1)) + self.condition(condition)
+        embedded = self.time(torch.cat([angles.sin(), angles.cos()], -1)) + self.condition(
+            condition
+        )
         x = self.enter(noisy) + self.position
         for block in self.blocks:
             x = block(x, F.silu(embedded), valid)
@@ -235,24 +290,31 @@ class FlowHead(ActionHead):
         noise = torch.randn_like(actions)
         t = torch.rand(len(actions), device=actions.device, dtype=actions.dtype)
         mixed = noise + t[:, None, None] * (actions - noise)
-        # What stands past the end of an episode is no action, so the steps that count may not attend to it. Where nothing is
-        # valid, all is attended to: a softmax over nothing is NaN, and that sample's loss is 0 anyway.
+        # What stands past the end of an episode is no action, so the steps that count may not
+        # attend to it. Where nothing is valid, all is attended to: a softmax over nothing is NaN,
+        # and that sample's loss is 0 anyway.
         real = valid.bool()
         seen = real | ~real.any(1, keepdim=True)
-        return masked_mean((self.velocity(mixed, t, condition, seen) - (actions - noise)).square(), valid)
+        return masked_mean(
+            (self.velocity(mixed, t, condition, seen) - (actions - noise)).square(), valid
+        )
 
 
 class ArmGripperHead(ActionHead):
-    """The decoder of VITA-VLA's small expert (arXiv 2510.09607, after Seer, arXiv 2412.15109), which its large student reuses.
+    """The decoder of VITA-VLA's small expert (arXiv 2510.09607, after Seer, arXiv 2412.15109),
+    which its large student reuses.
 
-    The condition (b, k · width) is one vector for each step of the chunk, side by side, and all steps share one MLP: width →
-    width/2, ReLU, width/2, ReLU; then the arm through tanh and the gripper through a sigmoid, which is how likely it is to be
-    closed. One vector a step, and not one for all, because what a student must learn to say in the expert's place is then all that
-    the decoder reads, with nothing in between that only the expert had learned.
+    The condition (b, k · width) is one vector for each step of the chunk, side by side, and all
+    steps share one MLP: width → width/2, ReLU, width/2, ReLU; then the arm through tanh and the
+    gripper through a sigmoid, which is how likely it is to be closed. One vector a step, and not
+    one for all, because what a student must learn to say in the expert's place is then all that the
+    decoder reads, with nothing in between that only the expert had learned.
 
-    `gripper` is the index of the gripper among the dimensions (None: all are the arm), `gripper_open` and `gripper_closed` its two
-    ends as they are in normalised actions. What is decided is one of these two, as BinHead decides for a bin: only the loss,
-    MAE(arm) + `gripper_weight` · BCE(gripper), has a gradient for the gripper. A published figure swaps the two labels.
+    `gripper` is the index of the gripper among the dimensions (None: all are the arm),
+    `gripper_open` and `gripper_closed` its two ends as they are in normalised actions. What is
+    decided is one of these two, as BinHead decides for a bin: only the loss, MAE(arm) +
+    `gripper_weight` · BCE(gripper), has a gradient for the gripper. A published figure swaps the
+    two labels.
     """
 
     def __init__(
@@ -268,9 +330,13 @@ class ArmGripperHead(ActionHead):
     ) -> None:
         super().__init__()
         if gripper is not None and not -dims <= gripper < dims:
-            raise ValueError(f"gripper={gripper}: there are {dims} action dimensions; give the index of one, or None")
+            raise ValueError(
+                f"gripper={gripper}: there are {dims} action dimensions; give the index of one, or None"
+            )
         if gripper_open == gripper_closed:
-            raise ValueError(f"gripper_open and gripper_closed are both {gripper_open}; they must differ to be told apart")
+            raise ValueError(
+                f"gripper_open and gripper_closed are both {gripper_open}; they must differ to be told apart"
+            )
         self.width, self.chunk, self.dims, self.vectors = width, chunk, dims, chunk
         self.options: dict[str, Any] = {
             "gripper": gripper if gripper is None else gripper % dims,
@@ -279,7 +345,9 @@ class ArmGripperHead(ActionHead):
             "gripper_weight": gripper_weight,
         }
         half = width // 2
-        self.net = nn.Sequential(nn.Linear(width, half), nn.ReLU(), nn.Linear(half, half), nn.ReLU())
+        self.net = nn.Sequential(
+            nn.Linear(width, half), nn.ReLU(), nn.Linear(half, half), nn.ReLU()
+        )
         self.arm = nn.Linear(half, dims - (gripper is not None))
         self.gripper = None if gripper is None else nn.Linear(half, 1)
 
@@ -291,13 +359,17 @@ class ArmGripperHead(ActionHead):
                 f"{self.chunk * self.width} in all"
             )
         hidden = self.net(condition.unflatten(-1, (self.chunk, self.width)))
-        return torch.tanh(self.arm(hidden)), None if self.gripper is None else self.gripper(hidden).squeeze(-1)
+        return torch.tanh(self.arm(hidden)), None if self.gripper is None else self.gripper(
+            hidden
+        ).squeeze(-1)
 
     def forward(self, condition: Tensor) -> Tensor:
         arm, logit = self._decode(condition)
         if logit is None:
             return arm
-        index, opened, closed = (self.options[name] for name in ("gripper", "gripper_open", "gripper_closed"))
+        index, opened, closed = (
+            self.options[name] for name in ("gripper", "gripper_open", "gripper_closed")
+        )
         decided = torch.where(logit >= 0, closed, opened).to(arm.dtype).unsqueeze(-1)
         return torch.cat([arm[..., :index], decided, arm[..., index:]], -1)
 
@@ -305,20 +377,29 @@ class ArmGripperHead(ActionHead):
         arm, logit = self._decode(condition)
         if logit is None:
             return masked_mean((arm - actions).abs(), valid)
-        index, opened, closed = (self.options[name] for name in ("gripper", "gripper_open", "gripper_closed"))
+        index, opened, closed = (
+            self.options[name] for name in ("gripper", "gripper_open", "gripper_closed")
+        )
         wanted = torch.cat([actions[..., :index], actions[..., index + 1 :]], -1)
         shut = ((actions[..., index] - opened) / (closed - opened)).clamp(0, 1)
         entropy = F.binary_cross_entropy_with_logits(logit, shut, reduction="none").unsqueeze(-1)
-        return masked_mean((arm - wanted).abs(), valid) + self.options["gripper_weight"] * masked_mean(entropy, valid)
+        return masked_mean((arm - wanted).abs(), valid) + self.options[
+            "gripper_weight"
+        ] * masked_mean(entropy, valid)
 
 
 def fitted(kind: Kind, spec: ActionSpec, options: dict[str, Any]) -> dict[str, Any]:
-    """A head's options with what it must know of the robot's actions; what `options` say themselves stands."""
+    """A head's options with what it must know of the robot's actions; what `options` say themselves
+    stands."""
     if kind == "codebook":
         return {"gripper": spec.gripper, **options}
     if kind != "arm_gripper":
         return options
-    robot = {"gripper": spec.gripper, "gripper_open": spec.gripper_open, "gripper_closed": spec.gripper_closed}
+    robot = {
+        "gripper": spec.gripper,
+        "gripper_open": spec.gripper_open,
+        "gripper_closed": spec.gripper_closed,
+    }
     return {**robot, **options}
 
 

@@ -1,4 +1,5 @@
-"""Weights and words by name, from the Hugging Face hub or a folder. Knows no policy; nothing is fetched unless a name is given."""
+"""Weights and words by name, from the Hugging Face hub or a folder. Knows no policy; nothing is
+fetched unless a name is given."""
 
 from pathlib import Path
 from typing import Any
@@ -10,26 +11,35 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 PIXELS = {  # mean and deviation of the images on which a kind of tower was trained
-    "clip_vision_model": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
+    "clip_vision_model": (
+        (0.48145466, 0.4578275, 0.40821073),
+        (0.26862954, 0.26130258, 0.27577711),
+    ),
     "siglip_vision_model": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
 }
 
 
 def pixels(images: Tensor, size: int, kind: str) -> Tensor:
-    """Images (b, 3, h, w) in [0, 1] → (b, 3, size, size) as a tower of this kind (its `model_type`) was trained to see them.
+    """Images (b, 3, h, w) in [0, 1] → (b, 3, size, size) as a tower of this kind (its `model_type`)
+    was trained to see them.
 
     Raises ValueError naming the kinds that are known.
     """
     if kind not in PIXELS:
-        raise ValueError(f"how an image tower of type {kind!r} sees pixels is not known here; known are {', '.join(PIXELS)}")
+        raise ValueError(
+            f"how an image tower of type {kind!r} sees pixels is not known here; known are {', '.join(PIXELS)}"
+        )
     if images.shape[-2:] != (size, size):
-        images = F.interpolate(images, (size, size), mode="bicubic", align_corners=False, antialias=True).clamp(0, 1)
+        images = F.interpolate(
+            images, (size, size), mode="bicubic", align_corners=False, antialias=True
+        ).clamp(0, 1)
     mean, deviation = (images.new_tensor(each)[:, None, None] for each in PIXELS[kind])
     return (images - mean) / deviation
 
 
 def fetch(kind: Any, name: str) -> Any:
-    """A transformers model of class `kind` by its name on the hub, or the folder in which it was saved.
+    """A transformers model of class `kind` by its name on the hub, or the folder in which it was
+    saved.
 
     Raises OSError saying what to do where it is neither here nor to be fetched.
     """
@@ -45,10 +55,16 @@ def fetch_tokenizer(name: str) -> Tokenizer:
 
 
 def stretch(positions: Tensor, length: int, kept: int = 20) -> Tensor:
-    """A CLIP's text positions (t, d) → (length, d): the first `kept` as they are, the rest interpolated (LongCLIP, arXiv
+    """A CLIP's text positions (t, d) → (length, d): the first `kept` as they are, the rest
+    interpolated (LongCLIP, arXiv
     2403.15378, §3.2)."""
     rest = positions[kept:].T[None]
-    return torch.cat([positions[:kept], F.interpolate(rest, length - kept, mode="linear", align_corners=False)[0].T])
+    return torch.cat(
+        [
+            positions[:kept],
+            F.interpolate(rest, length - kept, mode="linear", align_corners=False)[0].T,
+        ]
+    )
 
 
 def _fetched(get: Any, name: str, what: str) -> Any:

@@ -1,12 +1,13 @@
-"""Which layers run: a small network that decides, and the arithmetic that makes training what is deployed.
+"""Which layers run: a small network that decides, and the arithmetic that makes training what is
+deployed.
 
-ActDistill (arXiv 2511.18082), stage 2. A gate is 1 (the layer runs) or 0 (it is skipped), in training as at
-deployment; what is soft is only the gradient. The published rule, which multiplies whole hidden states by
-soft gates while training, is kept as `published_soft_gate` for comparison. This file knows tokens, logits and
-gates; it knows no backbone, no loss and no budget.
+ActDistill (arXiv 2511.18082), stage 2. A gate is 1 (the layer runs) or 0 (it is skipped), in
+training as at deployment; what is soft is only the gradient. The published rule, which multiplies
+whole hidden states by soft gates while training, is kept as `published_soft_gate` for comparison.
+This file knows tokens, logits and gates; it knows no backbone, no loss and no budget.
 
-Two sources of gradient for the router: `mix`, through which every loss on the network's output speaks, and
-`Gates.straight_through`, through which a budget on the gates speaks.
+Two sources of gradient for the router: `mix`, through which every loss on the network's output
+speaks, and `Gates.straight_through`, through which a budget on the gates speaks.
 """
 
 import math
@@ -21,19 +22,23 @@ from torch.autograd.function import once_differentiable
 
 GateMode = Literal["straight_through", "gumbel", "soft_residual", "published_soft"]
 
-FORCED = 1e4  # the logit of a layer that always runs; finite, so that logits can be stored and averaged
+FORCED = (
+    1e4  # the logit of a layer that always runs; finite, so that logits can be stored and averaged
+)
 
 
 class Router(nn.Module):
-    """What is seen and asked -> one logit a layer; a layer runs where its logit reaches the threshold.
+    """What is seen and asked -> one logit a layer; a layer runs where its logit reaches the
+    threshold.
 
-    Reads the tokens that enter layer 0, pooled by mean and by maximum, vision and text apart; and, which the
-    published router does not, the robot's state and its previous action (AC2-VLA gains from them). Padding
-    changes nothing. A kind of token that a sample lacks altogether reads as zeros.
+    Reads the tokens that enter layer 0, pooled by mean and by maximum, vision and text apart; and,
+    which the published router does not, the robot's state and its previous action (AC2-VLA gains
+    from them). Padding changes nothing. A kind of token that a sample lacks altogether reads as
+    zeros.
 
-    `initial_keep`: the probability with which every layer runs before training; the last linear map starts at
-    zero. `dial`: the router is told the budget, too. `always_on`: layers that run whatever is decided, negative indices counting from the end; their
-    logit is `FORCED`.
+    `initial_keep`: the probability with which every layer runs before training; the last linear map
+    starts at zero. `dial`: the router is told the budget, too. `always_on`: layers that run
+    whatever is decided, negative indices counting from the end; their logit is `FORCED`.
     """
 
     def __init__(
@@ -52,7 +57,9 @@ class Router(nn.Module):
     ) -> None:
         super().__init__()
         if not 0 < initial_keep < 1:
-            raise ValueError(f"initial_keep lies between 0 and 1, both excluded; found {initial_keep}")
+            raise ValueError(
+                f"initial_keep lies between 0 and 1, both excluded; found {initial_keep}"
+            )
         self.use_state = use_state
         self.use_previous_action = use_previous_action
         self.dial = dial
@@ -75,15 +82,21 @@ class Router(nn.Module):
     ) -> Float[Tensor, "b l"]:
         """Logits (b, l) from the tokens that enter layer 0 and their two masks.
 
-        `state` and `previous_action` are normalised; `budget` is a share of the backbone, 0 to 1. Raises ValueError when one that this router was built to
-        use is not given.
+        `state` and `previous_action` are normalised; `budget` is a share of the backbone, 0 to 1.
+        Raises ValueError when one that this router was built to use is not given.
         """
-        pooled = pool(tokens, torch.stack([vision_mask, text_mask], dim=1)).to(self.norm.weight.dtype)
+        pooled = pool(tokens, torch.stack([vision_mask, text_mask], dim=1)).to(
+            self.norm.weight.dtype
+        )
         features = [self.norm(pooled).flatten(1)]  # (b, 4 d)
         wanted = (
             ("state", self.use_state, state),
             ("previous_action", self.use_previous_action, previous_action),
-            ("budget", self.dial, None if budget is None else pooled.new_full((len(pooled), 1), budget)),
+            (
+                "budget",
+                self.dial,
+                None if budget is None else pooled.new_full((len(pooled), 1), budget),
+            ),
         )
         for name, used, fact in wanted:
             if not used:
@@ -97,10 +110,12 @@ class Router(nn.Module):
 
 
 class RandomRouter(nn.Module):
-    """As many layers as a router would run, chosen by nothing: the baseline that shows what choosing is worth.
+    """As many layers as a router would run, chosen by nothing: the baseline that shows what
+    choosing is worth.
 
-    Exactly `count` logits are 1 and the others -1, drawn anew at every decision from a hash of the robot's state and previous
-    action, so that an episode repeats and training draws what deployment does.
+    Exactly `count` logits are 1 and the others -1, drawn anew at every decision from a hash of the
+    robot's state and previous action, so that an episode repeats and training draws what deployment
+    does.
     """
 
     def __init__(self, state_dims: int, action_dims: int, layers: int, *, count: int) -> None:
@@ -108,9 +123,13 @@ class RandomRouter(nn.Module):
         self.count = count
         generator = torch.Generator().manual_seed(0)
         self.mixing: Tensor
-        self.register_buffer("mixing", 1e3 * torch.randn(state_dims + action_dims, layers, generator=generator))
+        self.register_buffer(
+            "mixing", 1e3 * torch.randn(state_dims + action_dims, layers, generator=generator)
+        )
 
-    def forward(self, state: Float[Tensor, "b s"], previous_action: Float[Tensor, "b a"]) -> Float[Tensor, "b l"]:
+    def forward(
+        self, state: Float[Tensor, "b s"], previous_action: Float[Tensor, "b a"]
+    ) -> Float[Tensor, "b l"]:
         noise = torch.sin(torch.cat([state, previous_action], dim=1) @ self.mixing)
         chosen = noise.topk(self.count, dim=1).indices
         return torch.full_like(noise, -1.0).scatter(1, chosen, 1.0)
@@ -124,23 +143,28 @@ def pool(tokens: Float[Tensor, "b n d"], masks: Bool[Tensor, "b m n"]) -> Float[
     count = masks.sum(dim=-1, keepdim=True)
     mean = (masks.to(tokens.dtype) @ tokens) / count.clamp(min=1)
     lowest = torch.finfo(tokens.dtype).min
-    maxima = [tokens.masked_fill(~mask[..., None], lowest).amax(dim=1) for mask in masks.unbind(dim=1)]
+    maxima = [
+        tokens.masked_fill(~mask[..., None], lowest).amax(dim=1) for mask in masks.unbind(dim=1)
+    ]
     maximum = torch.stack(maxima, dim=1).masked_fill(count == 0, 0.0)
     return torch.cat([mean, maximum], dim=1)
 
 
 def hard_gates(logits: Float[Tensor, "b l"], threshold: float = 0.0) -> Float[Tensor, "b l"]:
-    """1 where a layer runs, 0 where it is skipped: what is deployed. `threshold` is the dial, in logits."""
+    """1 where a layer runs, 0 where it is skipped: what is deployed. `threshold` is the dial, in
+    logits."""
     return (logits >= threshold).to(logits.dtype)
 
 
 def active_layers(gates: Float[Tensor, "b l"]) -> tuple[int, ...]:
-    """The layers that any sample runs, in order. The one read from the device that a decision needs."""
+    """The layers that any sample runs, in order. The one read from the device that a decision
+    needs."""
     return tuple(index for index, runs in enumerate((gates > 0).any(dim=0).tolist()) if runs)
 
 
 class Gates(NamedTuple):
-    """The gates of a training step, (b, l): `hard` is 1 where a layer runs, `soft` carries the gradient."""
+    """The gates of a training step, (b, l): `hard` is 1 where a layer runs, `soft` carries the
+    gradient."""
 
     hard: Tensor
     soft: Tensor
@@ -161,11 +185,11 @@ def gate_sample(
 ) -> Gates:
     """The gates of a training step; `mixer(mode)` says how they act on hidden states.
 
-    `soft` is sigmoid((logits - threshold) / temperature), and `hard` is what `hard_gates` deploys. In mode
-    `gumbel` logistic noise is added to the logits first (binary Gumbel-softmax, arXiv 1611.00712): a layer
-    runs with its probability, and the route drawn computes exactly what that route computes when deployed.
-    `soft_residual` and `published_soft` are for comparison: their mixers act on the hidden states with
-    `soft`.
+    `soft` is sigmoid((logits - threshold) / temperature), and `hard` is what `hard_gates` deploys.
+    In mode `gumbel` logistic noise is added to the logits first (binary Gumbel-softmax, arXiv
+    1611.00712): a layer runs with its probability, and the route drawn computes exactly what that
+    route computes when deployed. `soft_residual` and `published_soft` are for comparison: their
+    mixers act on the hidden states with `soft`.
     """
     if mode not in _MIXERS:
         raise ValueError(f"no gate mode {mode!r}; there are {', '.join(_MIXERS)}")
@@ -174,7 +198,8 @@ def gate_sample(
 
 
 def mixer(mode: GateMode) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
-    """The function (hidden, layer_out, hard, soft) -> hidden that belongs to a mode of `gate_sample`."""
+    """The function (hidden, layer_out, hard, soft) -> hidden that belongs to a mode of
+    `gate_sample`."""
     if mode not in _MIXERS:
         raise ValueError(f"no gate mode {mode!r}; there are {', '.join(_MIXERS)}")
     return _MIXERS[mode]
@@ -186,11 +211,12 @@ def mix(
     hard: Float[Tensor, " b"],
     soft: Float[Tensor, " b"],
 ) -> Float[Tensor, "b n d"]:
-    """h + m (layer(h) - h) with a hard gate m: bit for bit `layer_out` where m = 1 and `hidden` where m = 0.
+    """h + m (layer(h) - h) with a hard gate m: bit for bit `layer_out` where m = 1 and `hidden`
+    where m = 0.
 
-    Selected, not computed: nothing is rounded in any precision, and nothing that a skipped layer produced
-    (NaN included) gets through. Backward: the gradient goes to the chosen branch, and <gradient, layer_out -
-    hidden> to `soft`, as if m were soft.
+    Selected, not computed: nothing is rounded in any precision, and nothing that a skipped layer
+    produced (NaN included) gets through. Backward: the gradient goes to the chosen branch, and
+    <gradient, layer_out - hidden> to `soft`, as if m were soft.
     """
     return _Mix.apply(hidden, layer_out, hard, soft)
 
@@ -222,7 +248,8 @@ def soft_mix(
     hard: Float[Tensor, " b"],
     soft: Float[Tensor, " b"],
 ) -> Float[Tensor, "b n d"]:
-    """h + p (layer(h) - h) with a soft gate p: the published idea without its error; not what is deployed."""
+    """h + p (layer(h) - h) with a soft gate p: the published idea without its error; not what is
+    deployed."""
     return hidden + soft.to(hidden.dtype)[:, None, None] * (layer_out - hidden)
 
 
@@ -232,10 +259,11 @@ def published_soft_gate(
     hard: Float[Tensor, " b"],
     soft: Float[Tensor, " b"],
 ) -> Float[Tensor, "b n d"]:
-    """p layer(h), as the public code trains: the residual stream is scaled too, over L layers by p ** L.
+    """p layer(h), as the public code trains: the residual stream is scaled too, over L layers by p
+    ** L.
 
-    At deployment that code runs a layer unscaled or skips it, which is another network (recipes section 1,
-    error 1).
+    At deployment that code runs a layer unscaled or skips it, which is another network (recipes
+    section 1, error 1).
     """
     return layer_out * soft.to(layer_out.dtype)[:, None, None]
 
@@ -249,7 +277,8 @@ _MIXERS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
 
 
 def _inner(left: Tensor, right: Tensor) -> Tensor:
-    """Inner product over all axes but the first, summed in float32 at least: (b, n, d) twice -> (b,)."""
+    """Inner product over all axes but the first, summed in float32 at least: (b, n, d) twice ->
+    (b,)."""
     wide = torch.promote_types(left.dtype, torch.float32)
     return (left * right).flatten(1).sum(dim=1, dtype=wide)
 

@@ -1,4 +1,5 @@
-"""A convolutional image encoder, pixels → a grid of tokens, a pointer into such tokens, and what word vectors ask it to look
+"""A convolutional image encoder, pixels → a grid of tokens, a pointer into such tokens, and what
+word vectors ask it to look
 for. They know no camera by name and no text."""
 
 import torch
@@ -9,9 +10,10 @@ from torch import Tensor, nn
 class ConvEncoder(nn.Module):
     """(b, 3, h, w) in [0, 1] → (b, n, width), one token per `stride`² pixels, positions included.
 
-    `size` is the side of the square image; it must be a multiple of `stride`, which is 8, 12 or 16. What is looked
-    for modulates the features (FiLM, arXiv 1709.07871, as in RT-1): `words` (b, width) scales and shifts each channel
-    of the last map, so that "red" can single out what is red before the backbone begins.
+    `size` is the side of the square image; it must be a multiple of `stride`, which is 8, 12 or 16.
+    What is looked for modulates the features (FiLM, arXiv 1709.07871, as in RT-1): `words` (b,
+    width) scales and shifts each channel of the last map, so that "red" can single out what is red
+    before the backbone begins.
     """
 
     def __init__(self, size: int, width: int, *, stride: int = 12, channels: int = 32) -> None:
@@ -45,20 +47,25 @@ class ConvEncoder(nn.Module):
 
 
 def on_grid(positions: Tensor, side: int) -> Tensor:
-    """Learned positions (1, n, d) of a square grid, on a grid of another side where one is asked: (1, side², d)."""
+    """Learned positions (1, n, d) of a square grid, on a grid of another side where one is asked:
+    (1, side², d)."""
     own = round(positions.shape[1] ** 0.5)
     if own == side:
         return positions
     picture = positions.transpose(1, 2).unflatten(-1, (own, own))
-    return F.interpolate(picture, (side, side), mode="bicubic", align_corners=False).flatten(2).transpose(1, 2)
+    return (
+        F.interpolate(picture, (side, side), mode="bicubic", align_corners=False)
+        .flatten(2)
+        .transpose(1, 2)
+    )
 
 
 class Pointer(nn.Module):
     """Where the thing meant is, from the tokens (b, n, width) of a picture alone: (b, size).
 
-    A soft-argmax over tokens (Levine et al. 2016, arXiv 1504.00702, §4.1), each with a place of its own to learn. The
-    query knows no words, so that tokens can be told apart only by what the words did to them: what it learns is to mark
-    the thing meant.
+    A soft-argmax over tokens (Levine et al. 2016, arXiv 1504.00702, §4.1), each with a place of its
+    own to learn. The query knows no words, so that tokens can be told apart only by what the words
+    did to them: what it learns is to mark the thing meant.
     """
 
     def __init__(self, width: int, tokens: int, size: int) -> None:
@@ -74,12 +81,15 @@ class Pointer(nn.Module):
 
 
 class Pointers(nn.Module):
-    """What several pointers say of the tokens (b, n, width) of a picture, side by side: (b, size), `size` / `count` from each."""
+    """What several pointers say of the tokens (b, n, width) of a picture, side by side: (b, size),
+    `size` / `count` from each."""
 
     def __init__(self, width: int, tokens: int, size: int, *, count: int) -> None:
         super().__init__()
         if size % count:
-            raise ValueError(f"size {size} is not a multiple of {count}, the number of pointers that share it")
+            raise ValueError(
+                f"size {size} is not a multiple of {count}, the number of pointers that share it"
+            )
         self.each = nn.ModuleList(Pointer(width, tokens, size // count) for _ in range(count))
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -87,7 +97,8 @@ class Pointers(nn.Module):
 
 
 def ordered_mean(words: Tensor, mask: Tensor, order: Tensor) -> Tensor:
-    """Word vectors (b, n, d), real where `mask` (b, n), → their mean (b, d), each weighed by its place, `order` (≥ n, d), so that
+    """Word vectors (b, n, d), real where `mask` (b, n), → their mean (b, d), each weighed by its
+    place, `order` (≥ n, d), so that
     "a on b" is not "b on a"."""
     return word_mean(words * order[: words.shape[1]], mask)
 

@@ -21,13 +21,24 @@ from armlet.data.text import encode
 from armlet.layers.heads import ActionHead
 from armlet.types import ActionSpec, Batch, Observation, Trace
 
-SIZES = ("width", "depth", "heads", "chunk", "execute", "text_tokens", "patch", "image")  # of a network, where it has them
+SIZES = (
+    "width",
+    "depth",
+    "heads",
+    "chunk",
+    "execute",
+    "text_tokens",
+    "patch",
+    "image",
+)  # of a network, where it has them
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """What enters the backbone. `hidden` (b, n, d); `mask`, `vision`, `text` (b, n) bool: real, image and word
-    tokens; `attention` what a layer needs as its mask (None: everything sees everything); `rotary` (cos, sin)."""
+    """What enters the backbone. `hidden` (b, n, d); `mask`, `vision`, `text` (b, n) bool: real,
+    image and word
+    tokens; `attention` what a layer needs as its mask (None: everything sees everything); `rotary`
+    (cos, sin)."""
 
     hidden: Tensor
     mask: Tensor
@@ -52,8 +63,9 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Pass:
-    """One pass through the backbone: last `hidden` (b, n, d); `hiddens`, after every layer, where asked for;
-    `gates` (b, l), 1 where a layer ran; `extras`, whatever else the network has to say (a router's logits);
+    """One pass through the backbone: last `hidden` (b, n, d); `hiddens`, after every layer, where
+    asked for; `gates` (b, l), 1 where a layer ran; `extras`, whatever else the network has to say
+    (a router's logits);
     `plan`, the first sample's gates where the host has read them."""
 
     hidden: Tensor
@@ -99,9 +111,14 @@ class Body:
     def from_json(cls, description: dict[str, Any], tokenizer: Tokenizer) -> Self:
         """What `to_json` described; other entries of the description are another's."""
         spec = ActionSpec.from_json(description["action_spec"])
-        state, actions = Normaliser.from_json(description["state"]), Normaliser.from_json(description["actions"])
+        state, actions = (
+            Normaliser.from_json(description["state"]),
+            Normaliser.from_json(description["actions"]),
+        )
         names = tuple(description.get("state_names", ()))
-        return cls(spec, state, actions, tokenizer, names, known_fit(description.get("fit", "exact")))
+        return cls(
+            spec, state, actions, tokenizer, names, known_fit(description.get("fit", "exact"))
+        )
 
 
 class Policy(nn.Module, ABC):
@@ -115,7 +132,9 @@ class Policy(nn.Module, ABC):
     vision_tokens: int  # of all cameras
     text_tokens: int  # of the longest instruction it takes
     execute: int  # actions of a chunk carried out before it looks again
-    kept_layers: tuple[int, ...] | None = None  # which layers of the network it was cut from are its own; None: it was not cut
+    kept_layers: tuple[int, ...] | None = (
+        None  # which layers of the network it was cut from are its own; None: it was not cut
+    )
 
     @property
     def view(self) -> View:
@@ -134,7 +153,8 @@ class Policy(nn.Module, ABC):
 
     @property
     def condition_width(self) -> int:
-        """Of what `condition` answers; where a policy says nothing else, the tokens that its head reads, side by side."""
+        """Of what `condition` answers; where a policy says nothing else, the tokens that its head
+        reads, side by side."""
         return self.width * self.head.vectors
 
     @abstractmethod
@@ -160,14 +180,18 @@ class Policy(nn.Module, ABC):
 
     @abstractmethod
     def to_json(self) -> dict[str, Any]:
-        """Everything needed to build it again but the weights and the tokenizer; `type` names the module here."""
+        """Everything needed to build it again but the weights and the tokenizer; `type` names the
+        module here."""
 
     @abstractmethod
     def keep_layers(self, kept: tuple[int, ...]) -> "Policy":
         """A copy whose backbone has only these layers, in order."""
 
-    def backbone(self, tokens: Tokens, batch: Batch, *, watch: bool = False, exploration: float = 0.0) -> Pass:
-        """All layers in order; with `watch` the hidden states after each are kept. `exploration` is for networks
+    def backbone(
+        self, tokens: Tokens, batch: Batch, *, watch: bool = False, exploration: float = 0.0
+    ) -> Pass:
+        """All layers in order; with `watch` the hidden states after each are kept. `exploration` is
+        for networks
         that decide while they train; this one decides nothing."""
         hidden, seen = tokens.hidden, []
         for index in range(len(self.layers)):
@@ -178,8 +202,9 @@ class Policy(nn.Module, ABC):
         return Pass(hidden, tuple(seen), gates, {})
 
     def signals(self, names: Collection[str], batch: Batch, tokens: Tokens, run: Pass) -> Trace:
-        """What else this network can say of a pass that `Learner.trace` has made, by name: attention maps, embeddings, logits.
-        `names` are those that nobody else answers; one that this network does not know is left out. Hidden states after every
+        """What else this network can say of a pass that `Learner.trace` has made, by name:
+        attention maps, embeddings, logits. `names` are those that nobody else answers; one that
+        this network does not know is left out. Hidden states after every
         layer are in `run.hiddens` where a name says `attention.` or `hidden.`."""
         return {}
 
@@ -189,12 +214,16 @@ class Policy(nn.Module, ABC):
         return self.head(self.condition(self.backbone(tokens, batch).hidden, tokens))
 
     def layer_costs(self) -> Tensor:
-        """(l,) relative cost of each layer: its parameters, to which the multiplications per token are proportional."""
-        return torch.tensor([float(sum(p.numel() for p in layer.parameters())) for layer in self.layers])
+        """(l,) relative cost of each layer: its parameters, to which the multiplications per token
+        are proportional."""
+        return torch.tensor(
+            [float(sum(p.numel() for p in layer.parameters())) for layer in self.layers]
+        )
 
     @torch.inference_mode()
     def decide(self, observation: Observation) -> Decision:
-        """One observation → actions in the robot's own numbers, and which layers ran to find them."""
+        """One observation → actions in the robot's own numbers, and which layers ran to find
+        them."""
         batch = self.prepare([observation])
         tokens = self.embed(batch)
         run = self.backbone(tokens, batch)
@@ -208,15 +237,20 @@ class Policy(nn.Module, ABC):
         return self.decide(observation).actions
 
     def deployed(self) -> "Policy":
-        """This policy without what only training needs, answering the same; most have nothing to leave behind."""
+        """This policy without what only training needs, answering the same; most have nothing to
+        leave behind."""
         return self
 
     def calibrate(self, batch: Batch) -> None:
-        """What a policy measures of itself once it is trained, on frames that it was not trained on. Most measure nothing."""
+        """What a policy measures of itself once it is trained, on frames that it was not trained
+        on. Most measure nothing."""
 
     def at(self, budget: float) -> "Policy":
-        """The same policy, costing at most this share of its backbone. Raises ValueError where it has no such dial."""
-        raise ValueError(f"a policy of type {self.to_json()['type']!r} has no budget dial; routed students have one")
+        """The same policy, costing at most this share of its backbone. Raises ValueError where it
+        has no such dial."""
+        raise ValueError(
+            f"a policy of type {self.to_json()['type']!r} has no budget dial; routed students have one"
+        )
 
     @property
     def device(self) -> torch.device:
@@ -225,10 +259,12 @@ class Policy(nn.Module, ABC):
 
 @dataclass(frozen=True)
 class Network(ABC):
-    """A frozen dataclass of sizes that makes a policy from nothing; what depends on robot and data it is told.
+    """A frozen dataclass of sizes that makes a policy from nothing; what depends on robot and data
+    it is told.
 
-    Where it has them, `width`, `depth`, `heads`, `chunk`, `execute`, `text_tokens`, `patch` and `image` are at least 1, `heads` divides
-    `width`, and no more of a chunk is carried out than it has.
+    Where it has them, `width`, `depth`, `heads`, `chunk`, `execute`, `text_tokens`, `patch` and
+    `image` are at least 1, `heads` divides `width`, and no more of a chunk is carried out than it
+    has.
     """
 
     def __post_init__(self) -> None:
@@ -238,7 +274,9 @@ class Network(ABC):
             limits.check(self, execute=(1, getattr(self, "chunk")))  # noqa: B009 - not every network has one
         width, heads = getattr(self, "width", 0), getattr(self, "heads", 1)
         if width % heads:
-            raise ValueError(f"{type(self).__name__}.heads is {heads}, expected a divisor of its width, {width}")
+            raise ValueError(
+                f"{type(self).__name__}.heads is {heads}, expected a divisor of its width, {width}"
+            )
 
     @abstractmethod
     def build(self, body: Body, cameras: dict[str, int]) -> Policy:
@@ -251,16 +289,23 @@ class Student(ABC):
 
     @abstractmethod
     def build(self, teacher: Policy, sample: Batch | None = None) -> Policy:
-        """A new policy; the teacher itself stays as it is. `sample`: some of the data, for students cut to fit them."""
+        """A new policy; the teacher itself stays as it is. `sample`: some of the data, for students
+        cut to fit them."""
 
 
 def gather(
-    observations: Sequence[Observation], cameras: dict[str, int], body: Body, *, text_tokens: int, device: torch.device
+    observations: Sequence[Observation],
+    cameras: dict[str, int],
+    body: Body,
+    *,
+    text_tokens: int,
+    device: torch.device,
 ) -> Batch:
     """Robot observations → a batch: what `prepare` does for every policy of this folder.
 
-    `cameras`: name → side in pixels, to which pictures are brought as the body's `fit` says. Raises ValueError naming a camera that
-    is missing or whose pictures are not taken, or an instruction that is empty or longer than `text_tokens`.
+    `cameras`: name → side in pixels, to which pictures are brought as the body's `fit` says. Raises
+    ValueError naming a camera that is missing or whose pictures are not taken, or an instruction
+    that is empty or longer than `text_tokens`.
     """
     if not observations:
         raise ValueError("found no observation, expected at least one")
@@ -268,17 +313,27 @@ def gather(
         _check_told(seen, cameras)
     images = {}
     for name, size in cameras.items():
-        pictures = [fit_picture(np.asarray(seen.images[name]), size, body.fit, camera=name) for seen in observations]
+        pictures = [
+            fit_picture(np.asarray(seen.images[name]), size, body.fit, camera=name)
+            for seen in observations
+        ]
         stacked = np.stack(pictures)
         images[name] = torch.from_numpy(stacked).to(device).permute(0, 3, 1, 2).float().div_(255)
     ids = [encode(body.tokenizer, seen.instruction, longest=text_tokens) for seen in observations]
-    text = nn.utils.rnn.pad_sequence([torch.tensor(row) for row in ids], batch_first=True).to(device)
+    text = nn.utils.rnn.pad_sequence([torch.tensor(row) for row in ids], batch_first=True).to(
+        device
+    )
     if len(body.state.offset):
-        state = np.stack([body.state.apply(_numbers("state", seen.state, body.state)) for seen in observations])
+        state = np.stack(
+            [body.state.apply(_numbers("state", seen.state, body.state)) for seen in observations]
+        )
     else:  # taught without a state: whatever the robot says of its own is not looked at
         state = np.zeros((len(observations), 0), np.float32)
     previous = np.stack(
-        [body.actions.apply(_numbers("previous_action", seen.previous_action, body.actions)) for seen in observations]
+        [
+            body.actions.apply(_numbers("previous_action", seen.previous_action, body.actions))
+            for seen in observations
+        ]
     )
     return Batch(
         images=images,
@@ -290,26 +345,37 @@ def gather(
 
 
 def _check_told(seen: Observation, cameras: Collection[str]) -> None:
-    """Raises ValueError naming the camera that an observation lacks, or the field that is of another kind."""
+    """Raises ValueError naming the camera that an observation lacks, or the field that is of
+    another kind."""
     if not isinstance(seen.images, Mapping):
-        raise ValueError(f"images: found a {type(seen.images).__name__}, expected a dictionary of camera → picture")
+        raise ValueError(
+            f"images: found a {type(seen.images).__name__}, expected a dictionary of camera → picture"
+        )
     missing = [name for name in cameras if name not in seen.images]
     if missing:
-        raise ValueError(f"the observation lacks camera(s) {missing}; it has {sorted(map(str, seen.images))}")
+        raise ValueError(
+            f"the observation lacks camera(s) {missing}; it has {sorted(map(str, seen.images))}"
+        )
     if not isinstance(seen.instruction, str):
-        raise ValueError(f"instruction: found a {type(seen.instruction).__name__}, expected a text (str)")
+        raise ValueError(
+            f"instruction: found a {type(seen.instruction).__name__}, expected a text (str)"
+        )
 
 
 def _numbers(field: str, values: Any, normaliser: Normaliser) -> np.ndarray:
-    """A field of an observation as (x,) float32: lists, tensors and other kinds of numbers are taken as well. Raises ValueError
-    naming the field where they are not as many as the policy was taught with, not finite, or no numbers."""
+    """A field of an observation as (x,) float32: lists, tensors and other kinds of numbers are
+    taken as well. Raises ValueError
+    naming the field where they are not as many as the policy was taught with, not finite, or no
+    numbers."""
     dims = len(normaliser.offset)
     if isinstance(values, Tensor):
         values = values.detach().float().cpu()  # numpy knows no bfloat16
     try:
         found = np.asarray(values)
     except ValueError as error:  # rows of different lengths
-        raise ValueError(f"{field}: found {values!r:.60}, expected {dims} numbers in a row") from error
+        raise ValueError(
+            f"{field}: found {values!r:.60}, expected {dims} numbers in a row"
+        ) from error
     if found.dtype.kind not in "fiu":
         raise ValueError(f"{field}: found {found.dtype} ({values!r:.60}), expected {dims} numbers")
     if found.shape != (dims,):
@@ -318,18 +384,23 @@ def _numbers(field: str, values: Any, normaliser: Normaliser) -> np.ndarray:
             "its data set"
         )
     if not np.isfinite(found).all():
-        raise ValueError(f"{field}: NaN or infinite at {np.flatnonzero(~np.isfinite(found)).tolist()}, expected finite numbers")
+        raise ValueError(
+            f"{field}: NaN or infinite at {np.flatnonzero(~np.isfinite(found)).tolist()}, expected finite numbers"
+        )
     return found.astype(np.float32)
 
 
 def weights_of(policy: Policy, kept: tuple[int, ...]) -> dict[str, Tensor]:
-    """The weights of a policy whose layers are these of another's `layers`, renumbered, and whose rest is the same.
+    """The weights of a policy whose layers are these of another's `layers`, renumbered, and whose
+    rest is the same.
 
     Raises ValueError where `kept` are not increasing numbers of layers that are there.
     """
     depth = len(policy.layers)
     if not kept or sorted(set(kept)) != list(kept) or kept[-1] >= depth or kept[0] < 0:
-        raise ValueError(f"layers to keep must be increasing numbers from 0 to {depth - 1}, found {kept}")
+        raise ValueError(
+            f"layers to keep must be increasing numbers from 0 to {depth - 1}, found {kept}"
+        )
     weights = {}
     for name, tensor in policy.state_dict().items():
         room, _, rest = name.partition(".")
@@ -344,7 +415,9 @@ def weights_of(policy: Policy, kept: tuple[int, ...]) -> dict[str, Tensor]:
 
 def tuples(fields: dict[str, Any]) -> dict[str, Any]:
     """The fields of a frozen dataclass as they were before JSON, which knows lists only."""
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+    return {
+        name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()
+    }
 
 
 def rebuild(description: dict[str, Any], tokenizer: Tokenizer) -> Policy:
@@ -353,5 +426,7 @@ def rebuild(description: dict[str, Any], tokenizer: Tokenizer) -> Policy:
     try:
         module = importlib.import_module(f"{__name__}.{kind}")
     except ModuleNotFoundError as error:
-        raise ValueError(f"policy type {kind!r} is unknown: there is no armlet/policies/{kind}.py") from error
+        raise ValueError(
+            f"policy type {kind!r} is unknown: there is no armlet/policies/{kind}.py"
+        ) from error
     return module.from_json(description, tokenizer)

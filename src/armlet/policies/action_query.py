@@ -1,19 +1,26 @@
-"""VITA-VLA's student (arXiv 2510.09607): a vision-language model that learns to act in the place of a small expert.
+"""VITA-VLA's student (arXiv 2510.09607): a vision-language model that learns to act in the place of
+a small expert.
 
     paper                                       here
-    VLM, a causal language model with eyes      `language`, a transformers configuration; `vision`, another, or our own eyes
-    state → one token, arm and gripper apart    `state`; `gripper_state` says which numbers of the state are the gripper's
+    VLM, a causal language model with eyes      `language`, a transformers configuration; `vision`,
+                                                another, or our own eyes
+    state → one token, arm and gripper apart    `state`; `gripper_state` says which numbers of the
+                                                state are the gripper's
     one action query, repeated, last in order   `query`, as often as the chunk has steps
-    a 3-layer MLP, q → D of the expert          `mapper`, of hidden width 2 D, with which stage 1 trains 29.4 M at the paper's size
-    the expert's own decoder                    `head`, an ArmGripperHead, made a copy of the expert's to the bit by `ReuseDecoder`
+    a 3-layer MLP, q → D of the expert          `mapper`, of hidden width 2 D, with which stage 1
+                                                trains 29.4 M at the paper's size
+    the expert's own decoder                    `head`, an ArmGripperHead, made a copy of the
+                                                expert's to the bit by `ReuseDecoder`
 
-The expert is any policy whose head is an ArmGripperHead: `VLANetwork(head="arm_gripper")`. The condition of both, (b, k · D), is what
-that decoder reads, so stage 1 is `losses.condition_mse(student["condition"], teacher["condition"])` with `ALIGN` as what trains;
-stage 2 is the head's own loss, `imitation`, with `FINETUNE` as what does not. A model that starts from nothing has nothing to keep:
-there stage 1 trains `(*ALIGN, *SCRATCH)`, and stage 2 freezes nothing.
+The expert is any policy whose head is an ArmGripperHead: `VLANetwork(head="arm_gripper")`. The
+condition of both, (b, k · D), is what that decoder reads, so stage 1 is
+`losses.condition_mse(student["condition"], teacher["condition"])` with `ALIGN` as what trains;
+stage 2 is the head's own loss, `imitation`, with `FINETUNE` as what does not. A model that starts
+from nothing has nothing to keep: there stage 1 trains `(*ALIGN, *SCRATCH)`, and stage 2 freezes
+nothing.
 
-Tokens stand in the order [cameras, words, state, queries], each seeing itself and those before it, as a language model was
-trained. Knows no benchmark and no recipe.
+Tokens stand in the order [cameras, words, state, queries], each seeing itself and those before it,
+as a language model was trained. Knows no benchmark and no recipe.
 """
 
 from collections.abc import Sequence
@@ -35,7 +42,14 @@ from armlet.types import Batch, Observation
 
 ALIGN = ("policy.state.*", "policy.query", "policy.mapper.*")  # what stage 1 trains
 FINETUNE = ("policy.vision.*",)  # what stage 2 freezes
-SCRATCH = ("policy.vision.*", "policy.order", "policy.asked.*", "policy.words.*", "policy.layers.*", "policy.norm.*")
+SCRATCH = (
+    "policy.vision.*",
+    "policy.order",
+    "policy.asked.*",
+    "policy.words.*",
+    "policy.layers.*",
+    "policy.norm.*",
+)
 
 
 def llama(width: int = 128, depth: int = 8, heads: int = 4) -> dict[str, Any]:
@@ -73,12 +87,14 @@ SIGLIP_SO400M = {  # 256 tokens an image, as many as the paper's own eyes give
 
 @dataclass(frozen=True)
 class ActionQueryNetwork(Network):
-    """`language` and `vision` are configurations of transformers (`model_type` and sizes); without `vision` each camera has a
-    ConvEncoder that is told what is asked, with `strides` (camera → pixels a token, 12 where nothing is said) and `channels`.
+    """`language` and `vision` are configurations of transformers (`model_type` and sizes); without
+    `vision` each camera has a ConvEncoder that is told what is asked, with `strides` (camera →
+    pixels a token, 12 where nothing is said) and `channels`.
 
-    `pretrained` and `pretrained_vision` are names on the hub, or folders, of models whose configuration and weights are taken instead;
-    the first brings its words. `expert_width`, `chunk` and `head_options` are the decoder's, and `ReuseDecoder` takes them from the
-    expert. `gripper_state`: indices of the gripper's numbers in the robot's state, the rest is the arm's.
+    `pretrained` and `pretrained_vision` are names on the hub, or folders, of models whose
+    configuration and weights are taken instead; the first brings its words. `expert_width`, `chunk`
+    and `head_options` are the decoder's, and `ReuseDecoder` takes them from the expert.
+    `gripper_state`: indices of the gripper's numbers in the robot's state, the rest is the arm's.
     """
 
     language: dict[str, Any] = field(default_factory=llama)
@@ -93,31 +109,48 @@ class ActionQueryNetwork(Network):
     strides: dict[str, int] = field(default_factory=dict)
     channels: int = 32
     head_options: dict[str, Any] = field(default_factory=dict)
-    kept_layers: tuple[int, ...] | None = None  # which layers of the network it was cut from, where it was cut
+    kept_layers: tuple[int, ...] | None = (
+        None  # which layers of the network it was cut from, where it was cut
+    )
 
     def build(self, body: Body, cameras: dict[str, int]) -> "ActionQuery":
         """Fresh weights, or those that are named. Raises OSError where these cannot be had."""
-        network = replace(self, head_options=fitted("arm_gripper", body.action_spec, self.head_options))
+        network = replace(
+            self, head_options=fitted("arm_gripper", body.action_spec, self.head_options)
+        )
         language, tower = None, None
         if self.pretrained:
-            language, body = fetch(AutoModel, self.pretrained).float(), replace(body, tokenizer=fetch_tokenizer(self.pretrained))
+            language, body = (
+                fetch(AutoModel, self.pretrained).float(),
+                replace(body, tokenizer=fetch_tokenizer(self.pretrained)),
+            )
             language.set_attn_implementation("eager")  # as it will be when it is loaded again
             network = replace(network, language=language.config.to_dict())
         if self.pretrained_vision:
             tower = fetch(AutoModel, self.pretrained_vision).float()
-            tower = getattr(tower, "vision_model", tower)  # of a model of pictures and words, the eyes
+            tower = getattr(
+                tower, "vision_model", tower
+            )  # of a model of pictures and words, the eyes
             network = replace(network, vision=tower.config.to_dict())
         return ActionQuery(network, cameras, body, language=language, tower=tower)
 
 
 def published() -> ActionQueryNetwork:
-    """The paper's size, 7.7 B: a Qwen2 of 7 B as in VITA-1.5, and an expert 384 wide. The eyes are SigLIP's, where the paper's are
+    """The paper's size, 7.7 B: a Qwen2 of 7 B as in VITA-1.5, and an expert 384 wide. The eyes are
+    SigLIP's, where the paper's are
     InternViT, whose code is not transformers'."""
-    return ActionQueryNetwork(language=QWEN2_7B, vision=SIGLIP_SO400M, expert_width=384, text_tokens=128, gripper_state=(-2, -1))
+    return ActionQueryNetwork(
+        language=QWEN2_7B,
+        vision=SIGLIP_SO400M,
+        expert_width=384,
+        text_tokens=128,
+        gripper_state=(-2, -1),
+    )
 
 
 class StateToken(nn.Module):
-    """The robot's state (b, s) → one token (b, width): arm and gripper each through a map of their own, then joined."""
+    """The robot's state (b, s) → one token (b, width): arm and gripper each through a map of their
+    own, then joined."""
 
     def __init__(self, dims: int, gripper: tuple[int, ...], width: int) -> None:
         super().__init__()
@@ -133,23 +166,34 @@ class StateToken(nn.Module):
         self.join = nn.Linear(2 * width, width)
 
     def forward(self, state: Tensor) -> Tensor:
-        return self.join(torch.cat([self.arm(state[:, self.rest]), self.gripper(state[:, self.own])], -1))
+        return self.join(
+            torch.cat([self.arm(state[:, self.rest]), self.gripper(state[:, self.own])], -1)
+        )
 
 
 class Eyes(nn.Module):
-    """A pretrained image tower and a projector, shared by all cameras: (b, 3, h, w) in [0, 1] → (b, n, width)."""
+    """A pretrained image tower and a projector, shared by all cameras: (b, 3, h, w) in [0, 1] → (b,
+    n, width)."""
 
-    def __init__(self, vision: dict[str, Any], width: int, tower: PreTrainedModel | None = None) -> None:
+    def __init__(
+        self, vision: dict[str, Any], width: int, tower: PreTrainedModel | None = None
+    ) -> None:
         super().__init__()
-        self.tower = AutoModel.from_config(AutoConfig.for_model(**vision)) if tower is None else tower
+        self.tower = (
+            AutoModel.from_config(AutoConfig.for_model(**vision)) if tower is None else tower
+        )
         config = self.tower.config
         self.kind, self.size = config.model_type, int(config.image_size)
         self.tokens = (self.size // int(config.patch_size)) ** 2
-        self.project = nn.Sequential(nn.Linear(config.hidden_size, width), nn.GELU(), nn.Linear(width, width))
+        self.project = nn.Sequential(
+            nn.Linear(config.hidden_size, width), nn.GELU(), nn.Linear(width, width)
+        )
 
     def forward(self, image: Tensor) -> Tensor:
         seen = self.tower(pixel_values=pixels(image, self.size, self.kind)).last_hidden_state
-        return self.project(seen[:, -self.tokens :])  # without the class token, where a tower has one
+        return self.project(
+            seen[:, -self.tokens :]
+        )  # without the class token, where a tower has one
 
 
 class ActionQuery(Policy):
@@ -172,7 +216,9 @@ class ActionQuery(Policy):
         width = self.width = int(self.words.embedding_dim)
         if network.vision is None:
             eyes = {
-                name: ConvEncoder(size, width, stride=network.strides.get(name, 12), channels=network.channels)
+                name: ConvEncoder(
+                    size, width, stride=network.strides.get(name, 12), channels=network.channels
+                )
                 for name, size in cameras.items()
             }
             self.vision: nn.Module = Named(eyes)
@@ -183,16 +229,25 @@ class ActionQuery(Policy):
             self.vision = shared = Eyes(network.vision, width, tower)
             self.vision_tokens = shared.tokens * len(cameras)
         dims = len(body.state.offset)
-        self.state: nn.Module = StateToken(dims, network.gripper_state, width) if dims else NoState(width)
+        self.state: nn.Module = (
+            StateToken(dims, network.gripper_state, width) if dims else NoState(width)
+        )
         self.query = nn.Parameter(torch.randn(width) * 0.02)
         between = 2 * network.expert_width
         self.mapper = nn.Sequential(
-            nn.Linear(width, between), nn.GELU(), nn.Linear(between, between), nn.GELU(), nn.Linear(between, network.expert_width)
+            nn.Linear(width, between),
+            nn.GELU(),
+            nn.Linear(between, between),
+            nn.GELU(),
+            nn.Linear(between, network.expert_width),
         )
-        self.head = ArmGripperHead(network.expert_width, network.chunk, body.action_spec.dims, **network.head_options)
+        self.head = ArmGripperHead(
+            network.expert_width, network.chunk, body.action_spec.dims, **network.head_options
+        )
 
     def _take(self, model: PreTrainedModel) -> None:
-        """The parts of a language model, which become the policy's own. Raises ValueError where it is of another build."""
+        """The parts of a language model, which become the policy's own. Raises ValueError where it
+        is of another build."""
         parts = ("embed_tokens", "layers", "rotary_emb", "norm")
         missing = [name for name in parts if not hasattr(model, name)]
         if missing:
@@ -207,21 +262,32 @@ class ActionQuery(Policy):
         return self.network.expert_width * self.network.chunk
 
     def prepare(self, observations: Sequence[Observation]) -> Batch:
-        return gather(observations, self.cameras, self.body, text_tokens=self.text_tokens, device=self.device)
+        return gather(
+            observations, self.cameras, self.body, text_tokens=self.text_tokens, device=self.device
+        )
 
     def embed(self, batch: Batch) -> Tokens:
         words = self.words(batch.text)
-        state, query = self.state(batch.state).unsqueeze(1), self.query.expand(len(batch), self.network.chunk, -1)
+        state, query = (
+            self.state(batch.state).unsqueeze(1),
+            self.query.expand(len(batch), self.network.chunk, -1),
+        )
         hidden = torch.cat([*self._see(batch, words), words, state, query], 1)
         text = F.pad(batch.text_mask, (self.vision_tokens, 1 + self.network.chunk))
         vision = torch.zeros_like(text)
         vision[:, : self.vision_tokens] = True
         mask = text | vision
         mask[:, self.vision_tokens + words.shape[1] :] = True
-        before = torch.ones(hidden.shape[1], hidden.shape[1], dtype=torch.bool, device=hidden.device).tril()
+        before = torch.ones(
+            hidden.shape[1], hidden.shape[1], dtype=torch.bool, device=hidden.device
+        ).tril()
         unseen = ~(before & mask[:, None, None, :])
-        attention = torch.zeros(unseen.shape, device=hidden.device, dtype=hidden.dtype).masked_fill_(unseen, -1e9)
-        return Tokens(hidden, mask, vision, text, attention, self.rotary(hidden, mask.long().cumsum(1) - 1))
+        attention = torch.zeros(
+            unseen.shape, device=hidden.device, dtype=hidden.dtype
+        ).masked_fill_(unseen, -1e9)
+        return Tokens(
+            hidden, mask, vision, text, attention, self.rotary(hidden, mask.long().cumsum(1) - 1)
+        )
 
     def _see(self, batch: Batch, words: Tensor) -> list[Tensor]:
         if isinstance(self.vision, Eyes):
@@ -231,7 +297,9 @@ class ActionQuery(Policy):
         return [self.vision[name](batch.images[name], asked) for name in self.cameras]
 
     def run_layer(self, index: int, hidden: Tensor, tokens: Tokens) -> Tensor:
-        return self.layers[index](hidden, attention_mask=tokens.attention, position_embeddings=tokens.rotary)
+        return self.layers[index](
+            hidden, attention_mask=tokens.attention, position_embeddings=tokens.rotary
+        )
 
     def condition(self, hidden: Tensor, tokens: Tokens) -> Tensor:
         return self.mapper(self.norm(hidden[:, -self.network.chunk :])).flatten(1)
@@ -241,12 +309,21 @@ class ActionQuery(Policy):
         language = {**self.network.language, "num_hidden_layers": len(kept)}
         if language.get("layer_types"):
             language["layer_types"] = [language["layer_types"][index] for index in kept]
-        student = ActionQuery(replace(self.network, language=language, kept_layers=tuple(kept)), self.cameras, self.body)
+        student = ActionQuery(
+            replace(self.network, language=language, kept_layers=tuple(kept)),
+            self.cameras,
+            self.body,
+        )
         student.load_state_dict(weights)
         return student.to(self.device)
 
     def to_json(self) -> dict[str, Any]:
-        return {"type": "action_query", "network": asdict(self.network), "cameras": self.cameras, **self.body.to_json()}
+        return {
+            "type": "action_query",
+            "network": asdict(self.network),
+            "cameras": self.cameras,
+            **self.body.to_json(),
+        }
 
 
 def from_json(description: dict[str, Any], tokenizer: Tokenizer) -> ActionQuery:
@@ -257,7 +334,8 @@ def from_json(description: dict[str, Any], tokenizer: Tokenizer) -> ActionQuery:
 
 @dataclass(frozen=True)
 class ReuseDecoder(Student):
-    """A vision-language model in front of a trained expert's own decoder, whose weights it starts from, to the bit."""
+    """A vision-language model in front of a trained expert's own decoder, whose weights it starts
+    from, to the bit."""
 
     network: ActionQueryNetwork = field(default_factory=ActionQueryNetwork)
 
@@ -268,10 +346,16 @@ class ReuseDecoder(Student):
                 'the expert with VLANetwork(head="arm_gripper")'
             )
         if sample is None:
-            raise ValueError("ReuseDecoder reads from the data which cameras there are; pass build() a sample batch")
+            raise ValueError(
+                "ReuseDecoder reads from the data which cameras there are; pass build() a sample batch"
+            )
         head = teacher.head
         network = replace(
-            self.network, expert_width=head.width, chunk=head.chunk, head_options=head.options, execute=teacher.execute
+            self.network,
+            expert_width=head.width,
+            chunk=head.chunk,
+            head_options=head.options,
+            execute=teacher.execute,
         )
         cameras = {name: int(image.shape[-1]) for name, image in sample.images.items()}
         student = network.build(teacher.body, cameras)
@@ -280,8 +364,15 @@ class ReuseDecoder(Student):
 
 
 def _language_model(language: dict[str, Any], vocabulary: int) -> PreTrainedModel:
-    """Without its output layer, which would name words; its vocabulary fits the tokenizer where the configuration names none."""
-    fixed = {"vocab_size": vocabulary, "pad_token_id": 0, "bos_token_id": None, "eos_token_id": None, **language}
+    """Without its output layer, which would name words; its vocabulary fits the tokenizer where the
+    configuration names none."""
+    fixed = {
+        "vocab_size": vocabulary,
+        "pad_token_id": 0,
+        "bos_token_id": None,
+        "eos_token_id": None,
+        **language,
+    }
     if fixed["vocab_size"] < vocabulary:
         raise ValueError(
             f"the language model knows {fixed['vocab_size']} words and the tokenizer has {vocabulary}; they belong to different models"

@@ -1,21 +1,28 @@
-"""VLA-AD's student (arXiv 2605.16241): CLIP's two towers, and an MLP on the embeddings of image, instruction and description.
+"""VLA-AD's student (arXiv 2605.16241): CLIP's two towers, and an MLP on the embeddings of image,
+instruction and description.
 
     paper                                    here
-    LongCLIP-B/16, 149.7 M, frozen           `published()`; 248 text positions; weights by name: `pretrained`
+    LongCLIP-B/16, 149.7 M, frozen           `published()`; 248 text positions; weights by name:
+                                             `pretrained`
     LoRA of rank 8, on what it does not say  on q and v of both towers (`lora_rank`, `lora_alpha`)
-    3 × 512 → MLP → 5·7·256 logits           the condition (b, (cameras + 2) · embed), and a BinHead of 768 hidden units
+    3 × 512 → MLP → 5·7·256 logits           the condition (b, (cameras + 2) · embed), and a BinHead
+                                             of 768 hidden units
     the description, masked at run time      `masked`, a learned embedding in its place
 
-The backbone that is watched and routed is the image tower; words and image meet after it, so a router knows no words. Each camera's image is resized to
-the one tower's size and gives one embedding; cameras do not see one another. A description is read only for the signals of
-training, from `Batch.description`: what `forward` and `decide` answer cannot depend on it, since they never look at it.
+The backbone that is watched and routed is the image tower; words and image meet after it, so a
+router knows no words. Each camera's image is resized to the one tower's size and gives one
+embedding; cameras do not see one another. A description is read only for the signals of training,
+from `Batch.description`: what `forward` and `decide` answer cannot depend on it, since they never
+look at it.
 
-Ours, off in the paper's preset: `fusion="early"`. A small network that learns from little data binds words to things only where
-the words modulate what is seen early, so here the eyes are convolutional and modulated by what is asked (FiLM), words and
-robot state stand beside the image's tokens through all layers, and an image's embedding is a few soft-argmaxes over its tokens.
+Ours, off in the paper's preset: `fusion="early"`. A small network that learns from little data
+binds words to things only where the words modulate what is seen early, so here the eyes are
+convolutional and modulated by what is asked (FiLM), words and robot state stand beside the image's
+tokens through all layers, and an image's embedding is a few soft-argmaxes over its tokens.
 
-Not done: the published LongCLIP file, which is in OpenAI's own format; a CLIP in transformers' format is taken, and its 77 text
-positions are stretched to 248 as LongCLIP does before it trains on. Knows no benchmark, no recipe and no annotator.
+Not done: the published LongCLIP file, which is in OpenAI's own format; a CLIP in transformers'
+format is taken, and its 77 text positions are stretched to 248 as LongCLIP does before it trains
+on. Knows no benchmark, no recipe and no annotator.
 """
 
 from collections.abc import Collection, Sequence
@@ -36,18 +43,26 @@ from armlet.layers.vision import ConvEncoder, Pointers, ordered_mean
 from armlet.policies import Body, Network, Pass, Policy, Tokens, gather, tuples, weights_of
 from armlet.types import Batch, Observation, Trace
 
-TRAINED = ("policy.*lora_*", "policy.masked", "policy.state.*", "policy.head.*", "policy.phase.*", "policy.direction.*")
+TRAINED = (
+    "policy.*lora_*",
+    "policy.masked",
+    "policy.state.*",
+    "policy.head.*",
+    "policy.phase.*",
+    "policy.direction.*",
+)
 
 
 @dataclass(frozen=True)
 class ClipLoraNetwork(Network):
     """Sizes of the two towers and what stands on them; see the module's docstring.
 
-    `image` and `patch` in pixels, for late fusion; `strides` (camera → pixels a token, 12 where nothing is said), `channels` and
-    `pointers` for early. `mlp`: how many times wider the towers' MLPs are. `vocabulary`: the text tower's, where it is not the
-    tokenizer's. `lora_rank` 0: no LoRA, all weights train. `aux_heads`: guesses of phase and direction while it learns;
-    `phases` says how many phases there are, `directions` the words of each direction's label. `pretrained`: a CLIP by name,
-    with its own tokenizer.
+    `image` and `patch` in pixels, for late fusion; `strides` (camera → pixels a token, 12 where
+    nothing is said), `channels` and `pointers` for early. `mlp`: how many times wider the towers'
+    MLPs are. `vocabulary`: the text tower's, where it is not the tokenizer's. `lora_rank` 0: no
+    LoRA, all weights train. `aux_heads`: guesses of phase and direction while it learns; `phases`
+    says how many phases there are, `directions` the words of each direction's label. `pretrained`:
+    a CLIP by name, with its own tokenizer.
     """
 
     image: int = 224
@@ -77,7 +92,9 @@ class ClipLoraNetwork(Network):
     phases: int = 9
     directions: tuple[str, ...] = ()
     pretrained: str = ""
-    kept_layers: tuple[int, ...] | None = None  # which layers of the network it was cut from, where it was cut
+    kept_layers: tuple[int, ...] | None = (
+        None  # which layers of the network it was cut from, where it was cut
+    )
 
     def build(self, body: Body, cameras: dict[str, int]) -> "ClipLora":
         """Fresh weights, or those of `pretrained`. Raises OSError where these cannot be had."""
@@ -115,7 +132,8 @@ class ClipLoraNetwork(Network):
 
 
 def published(pretrained: str = "") -> ClipLoraNetwork:
-    """The paper's student: 158.3 M parameters with one camera and 7 action dimensions, of which `TRAINED` are 8.6 M."""
+    """The paper's student: 158.3 M parameters with one camera and 7 action dimensions, of which
+    `TRAINED` are 8.6 M."""
     return ClipLoraNetwork(vocabulary=49408, lora_rank=8, pretrained=pretrained)
 
 
@@ -143,12 +161,20 @@ def small() -> ClipLoraNetwork:
 def tiny() -> ClipLoraNetwork:
     """A tenth of `small()`: about 100,000 parameters, actions in 32 bins a dimension."""
     eyes_and_words = replace(small(), channels=8, pointers=2, text_width=24, text_depth=1)
-    return replace(eyes_and_words, width=40, depth=2, heads=2, embed=32, head_options={"hidden": 18, "bins": 32})
+    return replace(
+        eyes_and_words,
+        width=40,
+        depth=2,
+        heads=2,
+        embed=32,
+        head_options={"hidden": 18, "bins": 32},
+    )
 
 
 @dataclass(frozen=True)
 class ClipTokens(Tokens):
-    """The image tower's tokens, and what joins them behind it: `said` (b, embed), the instruction."""
+    """The image tower's tokens, and what joins them behind it: `said` (b, embed), the
+    instruction."""
 
     said: Tensor
     state: Tensor  # (b, s)
@@ -165,7 +191,11 @@ class ClipLora(Policy):
     def __init__(self, network: ClipLoraNetwork, cameras: dict[str, int], body: Body) -> None:
         super().__init__()
         self.network, self.cameras, self.body = network, cameras, body
-        self.width, self.text_tokens, self.execute = network.width, network.text_tokens, network.execute
+        self.width, self.text_tokens, self.execute = (
+            network.width,
+            network.text_tokens,
+            network.execute,
+        )
         self.kept_layers = network.kept_layers
         own = body.tokenizer.get_vocab_size()
         if network.vocabulary is not None and own > network.vocabulary:
@@ -186,8 +216,12 @@ class ClipLora(Policy):
         self.masked = nn.Parameter(torch.randn(network.embed) * 0.02)
         if network.use_state:
             early = network.fusion == "early"
-            self.state = state_layer(len(body.state.offset), network.width if early else network.embed)
-        self.head = HEADS[network.head](self.condition_width, network.chunk, body.action_spec.dims, **network.head_options)
+            self.state = state_layer(
+                len(body.state.offset), network.width if early else network.embed
+            )
+        self.head = HEADS[network.head](
+            self.condition_width, network.chunk, body.action_spec.dims, **network.head_options
+        )
         if network.aux_heads:
             self.phase = nn.Linear(self.condition_width, network.phases)
             self.direction = nn.Linear(self.condition_width, network.embed)
@@ -198,26 +232,37 @@ class ClipLora(Policy):
         """What modulates, joins and pools; returns how many tokens each camera gives."""
         network, width = self.network, self.network.width
         self.order = nn.Parameter(1 + 0.5 * torch.randn(network.text_tokens, network.text_width))
-        self.asked = nn.Sequential(nn.LayerNorm(network.text_width), nn.Linear(network.text_width, width), nn.GELU())
+        self.asked = nn.Sequential(
+            nn.LayerNorm(network.text_width), nn.Linear(network.text_width, width), nn.GELU()
+        )
         self.words = nn.Linear(network.text_width, width)
         if network.use_state:
             self.felt = nn.Linear(width, network.embed)
         eyes = {
-            name: ConvEncoder(size, width, stride=network.strides.get(name, 12), channels=network.channels)
+            name: ConvEncoder(
+                size, width, stride=network.strides.get(name, 12), channels=network.channels
+            )
             for name, size in self.cameras.items()
         }
         self.eyes = Named(eyes)
         self.pointers = Named(
-            {name: Pointers(width, each.tokens, network.embed, count=network.pointers) for name, each in eyes.items()}
+            {
+                name: Pointers(width, each.tokens, network.embed, count=network.pointers)
+                for name, each in eyes.items()
+            }
         )
         return {name: each.tokens for name, each in eyes.items()}
 
     def _add_lora(self) -> None:
-        """Low-rank additions, which start at zero, to the query and value maps of both towers, whose own weights stand still."""
+        """Low-rank additions, which start at zero, to the query and value maps of both towers,
+        whose own weights stand still."""
         from peft import LoraConfig, inject_adapter_in_model  # slow to import, and of use only here
 
         lora = LoraConfig(
-            r=self.network.lora_rank, lora_alpha=self.network.lora_alpha, lora_dropout=0.0, target_modules=["q_proj", "v_proj"]
+            r=self.network.lora_rank,
+            lora_alpha=self.network.lora_alpha,
+            lora_dropout=0.0,
+            target_modules=["q_proj", "v_proj"],
         )
         for tower in (self.text, self.layers):
             inject_adapter_in_model(lora, tower)
@@ -231,14 +276,18 @@ class ClipLora(Policy):
         return (len(self.cameras) + 2 + self.network.use_state) * self.network.embed
 
     def prepare(self, observations: Sequence[Observation]) -> Batch:
-        return gather(observations, self.cameras, self.body, text_tokens=self.text_tokens, device=self.device)
+        return gather(
+            observations, self.cameras, self.body, text_tokens=self.text_tokens, device=self.device
+        )
 
     def read(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Words (b, t) int64, 0 pads, → the text tower's states (b, t, text width) and the text's embedding (b, embed).
+        """Words (b, t) int64, 0 pads, → the text tower's states (b, t, text width) and the text's
+        embedding (b, embed).
 
-        A text's embedding is that of its last word, which has seen the others (in CLIP that word is the end of the text), and
-        depends on nothing but the text: each different text of a batch is read once, and while the tower is frozen it may be
-        kept. Raises ValueError where the texts are longer than the tower takes.
+        A text's embedding is that of its last word, which has seen the others (in CLIP that word is
+        the end of the text), and depends on nothing but the text: each different text of a batch is
+        read once, and while the tower is frozen it may be kept. Raises ValueError where the texts
+        are longer than the tower takes.
         """
         if ids.shape[1] > self.text_tokens:
             raise ValueError(
@@ -255,12 +304,18 @@ class ClipLora(Policy):
         words, said = self.read(batch.text)
         if self.network.fusion == "late":
             eyes = [
-                self.enter(self.patches(pixels(batch.images[name], self.network.image, "clip_vision_model")))
+                self.enter(
+                    self.patches(
+                        pixels(batch.images[name], self.network.image, "clip_vision_model")
+                    )
+                )
                 for name in self.cameras
             ]
             hidden = torch.cat(eyes, 1)
             mask = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
-            return self._tokens(batch, hidden, mask, torch.zeros_like(mask), self._apart(hidden), said)
+            return self._tokens(
+                batch, hidden, mask, torch.zeros_like(mask), self._apart(hidden), said
+            )
         asked = self.asked(ordered_mean(words, batch.text_mask, self.order))
         eyes = [self.eyes[name](batch.images[name], asked) for name in self.cameras]
         state = [self.state(batch.state).unsqueeze(1)] if self.network.use_state else []
@@ -273,7 +328,13 @@ class ClipLora(Policy):
         return self._tokens(batch, hidden, mask, text, attention[:, None, None, :], said)
 
     def _tokens(
-        self, batch: Batch, hidden: Tensor, mask: Tensor, text: Tensor, attention: Tensor | None, said: Tensor
+        self,
+        batch: Batch,
+        hidden: Tensor,
+        mask: Tensor,
+        text: Tensor,
+        attention: Tensor | None,
+        said: Tensor,
     ) -> ClipTokens:
         vision = torch.zeros_like(mask)
         vision[:, : self.vision_tokens] = True
@@ -281,14 +342,19 @@ class ClipLora(Policy):
         return ClipTokens(hidden, mask, vision, text, attention, (none, none), said, batch.state)
 
     def _apart(self, hidden: Tensor) -> Tensor | None:
-        """The mask under which each camera's tokens see their own kind only; None where there is one camera."""
+        """The mask under which each camera's tokens see their own kind only; None where there is
+        one camera."""
         if len(self.grids) == 1:
             return None
         camera = torch.repeat_interleave(
-            torch.arange(len(self.grids)), torch.tensor(list(self.grids.values())), output_size=self.vision_tokens
+            torch.arange(len(self.grids)),
+            torch.tensor(list(self.grids.values())),
+            output_size=self.vision_tokens,
         )
         other = (camera[:, None] != camera[None]).to(hidden.device)
-        apart = torch.zeros(other.shape, dtype=hidden.dtype, device=hidden.device).masked_fill_(other, -1e9)
+        apart = torch.zeros(other.shape, dtype=hidden.dtype, device=hidden.device).masked_fill_(
+            other, -1e9
+        )
         return apart.expand(len(hidden), 1, -1, -1)
 
     def run_layer(self, index: int, hidden: Tensor, tokens: Tokens) -> Tensor:
@@ -298,11 +364,18 @@ class ClipLora(Policy):
         return self._join(hidden, tokens, self.masked.expand(len(hidden), -1))
 
     def _join(self, hidden: Tensor, tokens: Tokens, description: Tensor) -> Tensor:
-        """One embedding for each camera, the instruction's, the description's, the state's: (b, condition width)."""
+        """One embedding for each camera, the instruction's, the description's, the state's: (b,
+        condition width)."""
         assert isinstance(tokens, ClipTokens)
         late, cameras = self.network.fusion == "late", []
-        for name, seen in zip(self.grids, hidden[:, : self.vision_tokens].split(list(self.grids.values()), 1), strict=True):
-            cameras.append(self.see(self.leave(seen[:, 0])) if late else self.pointers[name](self.leave(seen)))
+        for name, seen in zip(
+            self.grids,
+            hidden[:, : self.vision_tokens].split(list(self.grids.values()), 1),
+            strict=True,
+        ):
+            cameras.append(
+                self.see(self.leave(seen[:, 0])) if late else self.pointers[name](self.leave(seen))
+            )
         state = []
         if self.network.use_state:
             state = [self.state(tokens.state) if late else self.felt(self.leave(hidden[:, -1]))]
@@ -314,8 +387,10 @@ class ClipLora(Policy):
         logits         (b, k, a, 256)  of the masked path, which is the one deployed
         logits.told    (b, k, a, 256)  of the path that is told the description, where there is one
         phase          (b, phases)     logits, from the masked path, with `aux_heads`
-        direction      (b, embed)      a guess of the embedding of the direction's words, with `aux_heads`
-        direction.text (b, embed)      that embedding, by `batch.labels["direction"]`; zeros for a label below 0
+        direction      (b, embed)      a guess of the embedding of the direction's words, with
+                       `aux_heads`
+        direction.text (b, embed)      that embedding, by `batch.labels["direction"]`; zeros for a
+                                       label below 0
         """
         found: Trace = {}
         masked = self.condition(run.hidden, tokens).float()
@@ -326,13 +401,18 @@ class ClipLora(Policy):
                 told = self._join(run.hidden, tokens, self.described(batch)).float()
                 found["logits.told"] = self.head.logits(told)
         if self.network.aux_heads:
-            found |= {name: getattr(self, name)(masked) for name in ("phase", "direction") if name in names}
+            found |= {
+                name: getattr(self, name)(masked)
+                for name in ("phase", "direction")
+                if name in names
+            }
         if "direction.text" in names:
             found["direction.text"] = self._directions(batch)
         return found
 
     def described(self, batch: Batch) -> Tensor:
-        """(b, embed): the embedding of each description; the learned `masked` one where there is none."""
+        """(b, embed): the embedding of each description; the learned `masked` one where there is
+        none."""
         masked = self.masked.expand(len(batch), -1)
         if batch.description is None:
             return masked
@@ -345,36 +425,55 @@ class ClipLora(Policy):
                 "direction.text needs `directions` in the network, the words of each label, and a label named 'direction' in the "
                 f"batch; found {self.network.directions} and the labels {sorted(batch.labels)}"
             )
-        rows = [torch.tensor(encode(self.body.tokenizer, text, longest=self.text_tokens)) for text in self.network.directions]
+        rows = [
+            torch.tensor(encode(self.body.tokenizer, text, longest=self.text_tokens))
+            for text in self.network.directions
+        ]
         with torch.no_grad():
-            _, embedding = self.read(nn.utils.rnn.pad_sequence(rows, batch_first=True).to(self.device))
+            _, embedding = self.read(
+                nn.utils.rnn.pad_sequence(rows, batch_first=True).to(self.device)
+            )
         label = batch.labels["direction"]
         return embedding[label.clamp(min=0)].masked_fill((label < 0)[:, None], 0)
 
     def deployed(self) -> "ClipLora":
-        """The policy to deploy: LoRA folded into the towers, and the heads that only training needs left behind.
+        """The policy to deploy: LoRA folded into the towers, and the heads that only training needs
+        left behind.
 
         They stay in what training saves, so that a later stage goes on with them.
         """
-        plain = ClipLora(replace(self.network, lora_rank=0, aux_heads=False), self.cameras, self.body)
-        weights = {name.replace(".base_layer.", "."): tensor for name, tensor in self.state_dict().items()}
+        plain = ClipLora(
+            replace(self.network, lora_rank=0, aux_heads=False), self.cameras, self.body
+        )
+        weights = {
+            name.replace(".base_layer.", "."): tensor for name, tensor in self.state_dict().items()
+        }
         if self.network.lora_rank:
             from peft.tuners.lora import Linear  # slow to import, and of use only here
 
             for name, module in self.named_modules():
                 if isinstance(module, Linear):
-                    weights[f"{name}.weight"] = weights[f"{name}.weight"] + module.get_delta_weight("default")
+                    weights[f"{name}.weight"] = weights[f"{name}.weight"] + module.get_delta_weight(
+                        "default"
+                    )
         plain.load_state_dict({name: weights[name] for name in plain.state_dict()})
         return plain.to(self.device).train(self.training)
 
     def keep_layers(self, kept: tuple[int, ...]) -> "ClipLora":
         weights = weights_of(self, kept)
-        student = ClipLora(replace(self.network, depth=len(kept), kept_layers=tuple(kept)), self.cameras, self.body)
+        student = ClipLora(
+            replace(self.network, depth=len(kept), kept_layers=tuple(kept)), self.cameras, self.body
+        )
         student.load_state_dict(weights)
         return student.to(self.device)
 
     def to_json(self) -> dict[str, Any]:
-        return {"type": "clip_lora", "network": asdict(self.network), "cameras": self.cameras, **self.body.to_json()}
+        return {
+            "type": "clip_lora",
+            "network": asdict(self.network),
+            "cameras": self.cameras,
+            **self.body.to_json(),
+        }
 
 
 def from_json(description: dict[str, Any], tokenizer: Tokenizer) -> ClipLora:
@@ -384,9 +483,12 @@ def from_json(description: dict[str, Any], tokenizer: Tokenizer) -> ClipLora:
 
 
 def _take_clip(policy: ClipLora, clip: CLIPModel) -> None:
-    """The weights of a transformers CLIPModel. Raises ValueError where the network has other sizes or none of its parts."""
+    """The weights of a transformers CLIPModel. Raises ValueError where the network has other sizes
+    or none of its parts."""
     if policy.network.fusion == "early":
-        raise ValueError("fusion='early' has eyes of its own and takes no pretrained CLIP; use fusion='late', as `published()`")
+        raise ValueError(
+            "fusion='early' has eyes of its own and takes no pretrained CLIP; use fusion='late', as `published()`"
+        )
     vision = clip.vision_model
     parts = {
         "text": clip.text_model,
@@ -397,7 +499,11 @@ def _take_clip(policy: ClipLora, clip: CLIPModel) -> None:
         "leave": vision.post_layernorm,
         "see": clip.visual_projection,
     }
-    found = {f"{part}.{name}": tensor for part, module in parts.items() for name, tensor in module.state_dict().items()}
+    found = {
+        f"{part}.{name}": tensor
+        for part, module in parts.items()
+        for name, tensor in module.state_dict().items()
+    }
     places = "text.embeddings.position_embedding.weight"
     if len(found[places]) < policy.text_tokens:
         found[places] = stretch(found[places], policy.text_tokens)

@@ -1,8 +1,9 @@
-"""Any policy with a router in front of its layers: per observation, some layers run and the rest are skipped.
+"""Any policy with a router in front of its layers: per observation, some layers run and the rest
+are skipped.
 
-While it trains, a skipped layer is computed and its result discarded by a hard gate, so that the gradient
-reaches the router; when it acts, the layer does not run. The two give the same numbers, bit for bit
-(recipes.md §1, error 1). Knows no particular network.
+While it trains, a skipped layer is computed and its result discarded by a hard gate, so that the
+gradient reaches the router; when it acts, the layer does not run. The two give the same numbers,
+bit for bit (recipes.md §1, error 1). Knows no particular network.
 """
 
 import copy
@@ -16,7 +17,16 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from armlet.layers.heads import ActionHead
-from armlet.layers.router import GateMode, Gates, RandomRouter, Router, active_layers, gate_sample, hard_gates, mixer
+from armlet.layers.router import (
+    GateMode,
+    Gates,
+    RandomRouter,
+    Router,
+    active_layers,
+    gate_sample,
+    hard_gates,
+    mixer,
+)
 from armlet.policies import Pass, Policy, Student, Tokens, rebuild
 from armlet.types import Batch, Observation, Trace
 
@@ -25,15 +35,18 @@ BUDGETS = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)  # where a dial is 
 
 @dataclass(frozen=True)
 class Routing(Student):
-    """How a router is made. `initial_keep`: how likely a layer is to run before training; `threshold`: the logit
-    from which on it runs; `always`: layers that run whatever the router says; `mode`: how gates act while training
-    (`layers.router.gate_sample`; anything but `straight_through` and `gumbel` is for comparison with the paper).
+    """How a router is made. `initial_keep`: how likely a layer is to run before training;
+    `threshold`: the logit from which on it runs; `always`: layers that run whatever the router
+    says; `mode`: how gates act while training (`layers.router.gate_sample`; anything but
+    `straight_through` and `gumbel` is for comparison with the paper).
 
-    `budget`: the share of the backbone that decisions may cost in the mean; after each stage of training the threshold is set so
-    that they do (`Routed.calibrate`), and None leaves it alone. `dial`: the router is told the budget as well, `budget` where
-    nobody says otherwise. `calibration`: (budget, threshold) pairs as measured. `only`: the route that all frames took when it was
-    calibrated, if they took one.
-    `chooser="random"` is a baseline: a share `initial_keep` of the layers, drawn by nobody's wish."""
+    `budget`: the share of the backbone that decisions may cost in the mean; after each stage of
+    training the threshold is set so that they do (`Routed.calibrate`), and None leaves it alone.
+    `dial`: the router is told the budget as well, `budget` where nobody says otherwise.
+    `calibration`: (budget, threshold) pairs as measured. `only`: the route that all frames took
+    when it was calibrated, if they took one.
+    `chooser="random"` is a baseline: a share `initial_keep` of the layers, drawn by nobody's
+    wish."""
 
     hidden: int = 64
     use_state: bool = True
@@ -50,7 +63,9 @@ class Routing(Student):
 
     def __post_init__(self) -> None:
         if self.dial and self.budget is None:
-            raise ValueError("a router with a dial needs a `budget`, what it is told where nobody says otherwise")
+            raise ValueError(
+                "a router with a dial needs a `budget`, what it is told where nobody says otherwise"
+            )
 
     def build(self, teacher: Policy, sample: Batch | None = None) -> Policy:
         return Routed(copy.deepcopy(teacher), self)
@@ -105,7 +120,8 @@ class Routed(Policy):
         return self.inner.keep_layers(kept)
 
     def route(self, tokens: Tokens, batch: Batch) -> Tensor:
-        """The router's logits (b, l), in single precision whatever the rest runs in: a route must not hang on rounding.
+        """The router's logits (b, l), in single precision whatever the rest runs in: a route must
+        not hang on rounding.
 
         The tokens are only read: a budget must not speak to the eyes.
         """
@@ -113,21 +129,32 @@ class Routed(Policy):
             state, action = batch.state.float(), batch.previous_action.float()
             if isinstance(self.router, RandomRouter):
                 return self.router(state, action)
-            return self.router(tokens.hidden.detach().float(), tokens.vision, tokens.text, state, action, batch.budget)
+            return self.router(
+                tokens.hidden.detach().float(),
+                tokens.vision,
+                tokens.text,
+                state,
+                action,
+                batch.budget,
+            )
 
-    def backbone(self, tokens: Tokens, batch: Batch, *, watch: bool = False, exploration: float = 0.0) -> Pass:
+    def backbone(
+        self, tokens: Tokens, batch: Batch, *, watch: bool = False, exploration: float = 0.0
+    ) -> Pass:
         logits = self.route(tokens, batch) - self._threshold(batch)
         if not logits.requires_grad:  # at rest, or the router is frozen: there is nobody to tell what a skipped layer would do
             return self._skipping(tokens, logits, watch=watch)
         mode = self.routing.mode
-        if mode == "straight_through" and exploration > 0:  # logistic noise, scaled: which layers run is drawn
+        if mode == "straight_through" and exploration > 0:
+            # Logistic noise, scaled: which layers run is drawn.
             gates = gate_sample(logits / exploration, "gumbel", temperature=1 / exploration)
         else:
             gates = gate_sample(logits, mode)
         return self._masked(tokens, logits, gates, watch=watch)
 
     def _threshold(self, batch: Batch) -> float:
-        """The logit from which on a layer runs: by what a decision of this batch may cost, where the router has a dial."""
+        """The logit from which on a layer runs: by what a decision of this batch may cost, where
+        the router has a dial."""
         if not self.routing.calibration or batch.budget in (None, self.routing.budget):
             return self.routing.threshold
         budgets, thresholds = zip(*self.routing.calibration, strict=True)
@@ -142,7 +169,12 @@ class Routed(Policy):
             hidden = join(hidden, out, gates.hard[:, index], gates.soft[:, index])
             if watch:
                 seen.append(hidden)
-        return Pass(hidden, tuple(seen), gates.straight_through, {"router_logits": logits, "soft_gates": gates.soft})
+        return Pass(
+            hidden,
+            tuple(seen),
+            gates.straight_through,
+            {"router_logits": logits, "soft_gates": gates.soft},
+        )
 
     def _skipping(self, tokens: Tokens, logits: Tensor, *, watch: bool) -> Pass:
         """Only the chosen layers run. The gates are read by the host once."""
@@ -155,14 +187,17 @@ class Routed(Policy):
                 hidden = self.run_layer(index, hidden, tokens)
             elif rows:
                 at = torch.tensor(rows, device=hidden.device)
-                hidden = hidden.index_copy(0, at, self.run_layer(index, hidden[at], tokens.select(at)))
+                hidden = hidden.index_copy(
+                    0, at, self.run_layer(index, hidden[at], tokens.select(at))
+                )
             if watch:
                 seen.append(hidden)
         return Pass(hidden, tuple(seen), gates, {"router_logits": logits}, tuple(map(int, plan[0])))
 
     @torch.no_grad()
     def calibrate(self, batch: Batch) -> None:
-        """Find, for each of `BUDGETS`, the threshold at which the layers that run on this batch cost that share of the backbone
+        """Find, for each of `BUDGETS`, the threshold at which the layers that run on this batch
+        cost that share of the backbone
         and no more, and set the threshold for this router's own budget, if it has one."""
         if self.routing.chooser == "random":
             return
@@ -177,28 +212,37 @@ class Routed(Policy):
             self.routing = self.at(self.routing.budget).routing
         if not self.routing.dial:
             routes = self._gates(tokens, batch).unique(dim=0)
-            self.routing = replace(self.routing, only=active_layers(routes) if len(routes) == 1 else None)
+            self.routing = replace(
+                self.routing, only=active_layers(routes) if len(routes) == 1 else None
+            )
 
     def at(self, budget: float) -> "Routed":
-        """The same weights at another budget; between calibrated budgets the threshold is interpolated."""
+        """The same weights at another budget; between calibrated budgets the threshold is
+        interpolated."""
         if not self.routing.calibration:
-            raise ValueError("this router has not been calibrated, so no threshold is known for a budget; distil it again")
+            raise ValueError(
+                "this router has not been calibrated, so no threshold is known for a budget; distil it again"
+            )
         budgets, thresholds = zip(*self.routing.calibration, strict=True)
         if not budgets[0] <= budget <= budgets[-1]:
-            raise ValueError(f"a budget of {budget}: this router is calibrated from {budgets[0]} to {budgets[-1]}")
+            raise ValueError(
+                f"a budget of {budget}: this router is calibrated from {budgets[0]} to {budgets[-1]}"
+            )
         other = copy.copy(self)  # the modules are shared, the setting is its own
         threshold = float(np.interp(budget, budgets, thresholds))
         other.routing = replace(self.routing, budget=budget, threshold=threshold, only=None)
         return other
 
     def deployed(self) -> Policy:
-        """Without its router, if that took one route on all frames that it was calibrated on: deciding what is always the same
+        """Without its router, if that took one route on all frames that it was calibrated on:
+        deciding what is always the same
         costs time and changes nothing."""
         return self if not self.routing.only else self.keep_layers(self.routing.only)
 
     @torch.no_grad()
     def static(self, batch: Batch) -> Policy:
-        """The network without its router that always takes this router's commonest route on `batch`: for export."""
+        """The network without its router that always takes this router's commonest route on
+        `batch`: for export."""
         routes, counts = self._gates(self.embed(batch), batch).unique(dim=0, return_counts=True)
         return self.keep_layers(active_layers(routes[counts.argmax()][None]))
 
@@ -220,9 +264,15 @@ def from_json(description: dict[str, Any], tokenizer: Tokenizer) -> Routed:
 
 
 def _make_router(inner: Policy, routing: Routing) -> Router | RandomRouter:
-    state_dims, action_dims, layers = len(inner.body.state.offset), inner.body.action_spec.dims, len(inner.layers)
+    state_dims, action_dims, layers = (
+        len(inner.body.state.offset),
+        inner.body.action_spec.dims,
+        len(inner.layers),
+    )
     if routing.chooser == "random":
-        return RandomRouter(state_dims, action_dims, layers, count=round(routing.initial_keep * layers))
+        return RandomRouter(
+            state_dims, action_dims, layers, count=round(routing.initial_keep * layers)
+        )
     return Router(
         inner.width,
         state_dims=state_dims,
@@ -238,13 +288,16 @@ def _make_router(inner: Policy, routing: Routing) -> Router | RandomRouter:
 
 
 def _threshold(logits: Tensor, costs: Tensor, budget: float) -> float:
-    """The lowest logit that the budget, a share of the cost of all layers of all samples (b, l), can pay for; above all of
+    """The lowest logit that the budget, a share of the cost of all layers of all samples (b, l),
+    can pay for; above all of
     them where it can pay for none. Equal logits run or are skipped together."""
     values, order = logits.flatten().sort(descending=True)
     spent = costs.expand_as(logits).flatten()[order].cumsum(0) / (costs.sum() * len(logits))
     affordable = spent <= budget + 1e-6
     count = int(affordable.sum())
     if count == len(values):
-        return float(values[-1]) - 1  # with room to spare: all run, also where a logit is a little lower
+        return (
+            float(values[-1]) - 1
+        )  # with room to spare: all run, also where a logit is a little lower
     above = values[:count][values[:count] > values[count]]
     return float((above[-1] + values[count]) / 2 if len(above) else values[0] + 1)

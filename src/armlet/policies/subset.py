@@ -1,4 +1,5 @@
-"""Students without a router: fewer layers of their teacher, always the same ones; the same network made afresh; another network."""
+"""Students without a router: fewer layers of their teacher, always the same ones; the same network
+made afresh; another network."""
 
 from dataclasses import dataclass
 
@@ -12,7 +13,8 @@ from armlet.types import Batch
 
 @dataclass(frozen=True)
 class FirstK(Student):
-    """The first `layers` layers: the simplest way to halve a network, and the baseline to beat (recipes.md §1, 3)."""
+    """The first `layers` layers: the simplest way to halve a network, and the baseline to beat
+    (recipes.md §1, 3)."""
 
     layers: int
 
@@ -32,20 +34,24 @@ class Kept(Student):
 
 @dataclass(frozen=True)
 class LayerDrop(Student):
-    """The `layers` layers that change their input most on the data (block influence, ShortGPT, arXiv 2403.03853)."""
+    """The `layers` layers that change their input most on the data (block influence, ShortGPT,
+    arXiv 2403.03853)."""
 
     layers: int
 
     def build(self, teacher: Policy, sample: Batch | None = None) -> Policy:
         if sample is None:
-            raise ValueError("LayerDrop looks at the data to choose layers; pass build() a sample batch")
+            raise ValueError(
+                "LayerDrop looks at the data to choose layers; pass build() a sample batch"
+            )
         strongest = influence(teacher, sample).topk(self.layers).indices
         return teacher.keep_layers(tuple(sorted(strongest.tolist())))
 
 
 @torch.no_grad()
 def influence(policy: Policy, batch: Batch) -> Float[Tensor, " l"]:
-    """1 − the cosine of what enters a layer and what leaves it, mean over real tokens: near 0, a layer does little."""
+    """1 − the cosine of what enters a layer and what leaves it, mean over real tokens: near 0, a
+    layer does little."""
     tokens = policy.embed(batch)
     hidden, found = tokens.hidden, []
     for index in range(len(policy.layers)):
@@ -66,11 +72,14 @@ class Fresh(Student):
 
 @dataclass(frozen=True)
 class Another(Student):
-    """Another kind of network than the teacher's, from nothing, for the same robot: its words, statistics and cameras."""
+    """Another kind of network than the teacher's, from nothing, for the same robot: its words,
+    statistics and cameras."""
 
     network: Network
 
     def build(self, teacher: Policy, sample: Batch | None = None) -> Policy:
         if sample is None:
             raise ValueError("Another fits its eyes to the data; pass build() a sample batch")
-        return self.network.build(teacher.body, {name: images.shape[-1] for name, images in sample.images.items()})
+        return self.network.build(
+            teacher.body, {name: images.shape[-1] for name, images in sample.images.items()}
+        )

@@ -1,18 +1,21 @@
-"""Two towers: a ViT for pictures and a RoBERTa for words (transformers' own), cross-attention from one to the other, a goal
-code that modulates what the action head is told. The student and the teacher of `aed` (recipes.md §2).
+"""Two towers: a ViT for pictures and a RoBERTa for words (transformers' own), cross-attention from
+one to the other, a goal code that modulates what the action head is told. The student and the
+teacher of `aed` (recipes.md §2).
 
     pictures, state → ViT ─┐                              ┌─ goal code over sub-tasks ─┐
-                           ├─ fusion layers ── pool ──────┤                            FiLM ── condition ── head
+                           ├─ fusion layers ── pool ──────┤                            FiLM ──
+                           condition ── head
     words ───────→ RoBERTa ┘   (`layers`)                 └────────────────────────────┘
 
-Tokens stand in the order [patches of each camera, class token, robot state, words]; all but the words ask, and the words answer.
-Vision tokens are the patches alone, so that a map over them is a map over the picture. From 1 M to 0.7 B parameters by
-configuration: the sizes are at the end. Knows no benchmark, no recipe and no loss.
+Tokens stand in the order [patches of each camera, class token, robot state, words]; all but the
+words ask, and the words answer. Vision tokens are the patches alone, so that a map over them is a
+map over the picture. From 1 M to 0.7 B parameters by configuration: the sizes are at the end. Knows
+no benchmark, no recipe and no loss.
 
-Ours, and not in the published system: several cameras, which go through one ViT together, side by side; the robot's
-state, a token of the ViT and a part of the goal code (`use_state`); `early_words`, for small networks: a few convolutions
-embed the patches, and the instruction scales and shifts what they found before the ViT begins, so that "red" singles out
-what is red.
+Ours, and not in the published system: several cameras, which go through one ViT together, side by
+side; the robot's state, a token of the ViT and a part of the goal code (`use_state`);
+`early_words`, for small networks: a few convolutions embed the patches, and the instruction scales
+and shifts what they found before the ViT begins, so that "red" singles out what is red.
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -40,14 +43,17 @@ from armlet.types import Batch, Observation, Trace
 class TwoTowerNetwork(Network):
     """Sizes of two towers that are as wide as each other; every MLP is four times as wide.
 
-    `patch` in pixels; `channels` of the first convolution of eyes that hear `early_words`; `text_tokens` the longest
-    instruction; `goal` and `prototypes` the size and number of sub-tasks; `embedding` the width in which pictures and words
-    are compared while it learns; `mean` and `std` what images are normalised by, per channel; `dropout` of the text tower, in
-    training; `attention` "eager" or "sdpa", which is slower among tens of tokens on a CPU; `checkpointing` trades time for
-    memory: activations are computed again on the way back; `vocabulary` entries of the word table, None: the tokenizer's number.
+    `patch` in pixels; `channels` of the first convolution of eyes that hear `early_words`;
+    `text_tokens` the longest instruction; `goal` and `prototypes` the size and number of sub-tasks;
+    `embedding` the width in which pictures and words are compared while it learns; `mean` and `std`
+    what images are normalised by, per channel; `dropout` of the text tower, in training;
+    `attention` "eager" or "sdpa", which is slower among tens of tokens on a CPU; `checkpointing`
+    trades time for memory: activations are computed again on the way back; `vocabulary` entries of
+    the word table, None: the tokenizer's number.
 
-    `pretrained_vision` and `pretrained_text` name weights of exactly these sizes, on the Hugging Face hub or in a local folder,
-    and are looked at only where a network is built; `hub_tokenizer` names the RoBERTa BPE to use in place of the data's own.
+    `pretrained_vision` and `pretrained_text` name weights of exactly these sizes, on the Hugging
+    Face hub or in a local folder, and are looked at only where a network is built; `hub_tokenizer`
+    names the RoBERTa BPE to use in place of the data's own.
     """
 
     width: int = 96
@@ -90,8 +96,11 @@ class TwoTowerNetwork(Network):
             body = replace(body, tokenizer=load_tokenizer(self.hub_tokenizer))
         return self.assemble(body, cameras)
 
-    def assemble(self, body: Body, cameras: dict[str, int], *, teacher_width: int | None = None) -> "TwoTower":
-        """A policy that speaks the tokens of `body` and, given its teacher's width, can be compared with it while it learns."""
+    def assemble(
+        self, body: Body, cameras: dict[str, int], *, teacher_width: int | None = None
+    ) -> "TwoTower":
+        """A policy that speaks the tokens of `body` and, given its teacher's width, can be compared
+        with it while it learns."""
         policy = TwoTower(TwoTowerConfig(self, cameras, teacher_width), body)
         if self.pretrained_vision:
             _load_pretrained(policy.vision, "pretrained_vision", self.pretrained_vision)
@@ -120,7 +129,8 @@ class TwoTowerNetwork(Network):
             intermediate_size=4 * self.width,
             hidden_dropout_prob=self.dropout,
             attention_probs_dropout_prob=self.dropout,
-            max_position_embeddings=self.text_tokens + 4,  # two marks around the text; positions begin at the padding's id + 1
+            max_position_embeddings=self.text_tokens
+            + 4,  # two marks around the text; positions begin at the padding's id + 1
             type_vocab_size=1,
             layer_norm_eps=1e-5,
             pad_token_id=(marks(tokenizer) or (0,))[0],
@@ -130,14 +140,16 @@ class TwoTowerNetwork(Network):
 
     @property
     def _spread(self) -> float:
-        """The deviation of fresh weights: BERT's and ViT's 0.02 at their width of 768, wider where a network is narrower."""
+        """The deviation of fresh weights: BERT's and ViT's 0.02 at their width of 768, wider where
+        a network is narrower."""
         return (3 * self.width) ** -0.5
 
 
 @dataclass(frozen=True)
 class TwoTowerConfig:
-    """The sizes, and what depends on data and teacher: `cameras` name → side in pixels; `teacher_width` that of the hidden states
-    with which its own are compared while it learns (None: with nobody's); `kept_layers` which fusion layers of the network
+    """The sizes, and what depends on data and teacher: `cameras` name → side in pixels;
+    `teacher_width` that of the hidden states with which its own are compared while it learns (None:
+    with nobody's); `kept_layers` which fusion layers of the network
     it was cut from, where it was cut."""
 
     network: TwoTowerNetwork
@@ -148,30 +160,40 @@ class TwoTowerConfig:
     def __post_init__(self) -> None:
         uneven = {name: size for name, size in self.cameras.items() if size % self.network.patch}
         if uneven:
-            raise ValueError(f"patches of {self.network.patch} px do not divide images of {uneven} px; choose another `patch`")
+            raise ValueError(
+                f"patches of {self.network.patch} px do not divide images of {uneven} px; choose another `patch`"
+            )
         if self.network.head not in HEADS:
-            raise ValueError(f"there is no action head {self.network.head!r}; there are {', '.join(HEADS)}")
+            raise ValueError(
+                f"there is no action head {self.network.head!r}; there are {', '.join(HEADS)}"
+            )
 
 
 class TwoTower(Policy):
-    """See the module's docstring. `grids`: the side of each camera's grid of vision tokens, in the order of the tokens.
+    """See the module's docstring. `grids`: the side of each camera's grid of vision tokens, in the
+    order of the tokens.
 
-    `taught` holds what only training reads: projections of picture and words for a contrastive loss, and of hidden states to
-    a teacher's width. They are the student's own, so that the loop that trains, saves and resumes it needs to know nothing of
-    them; acting never runs them.
+    `taught` holds what only training reads: projections of picture and words for a contrastive
+    loss, and of hidden states to a teacher's width. They are the student's own, so that the loop
+    that trains, saves and resumes it needs to know nothing of them; acting never runs them.
 
-    Signals beside those of `Learner`: `attention.<i>` (b, n, t), to which words fusion layer i listens from each vision
-    token, the mean of its heads, 0 on padding (RoBERTa's two marks, where it has them, are words too); `fused` (b, n, d), vision
-    tokens after the last layer, and `projected` (b, n, e), the same at the teacher's width; `image` and `text` (b, c), of
-    length 1, neither of which has seen the other; `goal` (b, g) and `prototypes` (b, p), the goal code and its soft
-    assignment; `logits`, where the head has them.
+    Signals beside those of `Learner`: `attention.<i>` (b, n, t), to which words fusion layer i
+    listens from each vision token, the mean of its heads, 0 on padding (RoBERTa's two marks, where
+    it has them, are words too); `fused` (b, n, d), vision tokens after the last layer, and
+    `projected` (b, n, e), the same at the teacher's width; `image` and `text` (b, c), of length 1,
+    neither of which has seen the other; `goal` (b, g) and `prototypes` (b, p), the goal code and
+    its soft assignment; `logits`, where the head has them.
     """
 
     def __init__(self, config: TwoTowerConfig, body: Body) -> None:
         super().__init__()
         network = config.network
         self.config, self.network, self.body, self.cameras = config, network, body, config.cameras
-        self.width, self.text_tokens, self.execute = network.width, network.text_tokens, network.execute
+        self.width, self.text_tokens, self.execute = (
+            network.width,
+            network.text_tokens,
+            network.execute,
+        )
         self.kept_layers = config.kept_layers
         self.grids = tuple(size // network.patch for size in config.cameras.values())
         self.vision_tokens = sum(side**2 for side in self.grids)
@@ -185,15 +207,24 @@ class TwoTower(Policy):
         self.eyes = Named()
         if network.early_words:
             for name, side in config.cameras.items():
-                self.eyes[name] = ConvEncoder(side, width, stride=network.patch, channels=network.channels)
+                self.eyes[name] = ConvEncoder(
+                    side, width, stride=network.patch, channels=network.channels
+                )
             self.vision.embeddings.patch_embeddings = nn.Identity()  # type: ignore[assignment]  # the eyes embed patches in its place
-        self.layers = nn.ModuleList(FusionLayer(width, network.heads) for _ in range(network.fusion_layers))
+        self.layers = nn.ModuleList(
+            FusionLayer(width, network.heads) for _ in range(network.fusion_layers)
+        )
         self.pool = AttentionPool(width, network.heads)
-        self.goal = GoalCode(width * (2 if network.use_state else 1), network.goal, network.prototypes)
+        self.goal = GoalCode(
+            width * (2 if network.use_state else 1), network.goal, network.prototypes
+        )
         self.abstraction, self.norm = FiLM(network.goal, width), nn.LayerNorm(width)
         options = fitted(network.head, body.action_spec, network.head_options)
         self.head = HEADS[network.head](width, network.chunk, body.action_spec.dims, **options)
-        taught = {"image": nn.Linear(width, network.embedding), "text": nn.Linear(width, network.embedding)}
+        taught = {
+            "image": nn.Linear(width, network.embedding),
+            "text": nn.Linear(width, network.embedding),
+        }
         if config.teacher_width is not None:
             taught["teacher"] = nn.Linear(width, config.teacher_width)
         self.taught = nn.ModuleDict(taught)
@@ -207,24 +238,36 @@ class TwoTower(Policy):
         return [*self.vision.layers, *self.words.encoder.layer, *self.layers]
 
     def prepare(self, observations: Sequence[Observation]) -> Batch:
-        return gather(observations, self.config.cameras, self.body, text_tokens=self.network.text_tokens, device=self.device)
+        return gather(
+            observations,
+            self.config.cameras,
+            self.body,
+            text_tokens=self.network.text_tokens,
+            device=self.device,
+        )
 
     def read(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The words as RoBERTa understands them (b, t, d), and which are real (b, t)."""
         ids, real = batch.text, batch.text_mask
         if self._marks:
             pad, start, end = self._marks
-            ids, real = F.pad(ids.masked_fill(~real, pad), (1, 1), value=pad), F.pad(real, (2, 0), value=True)
+            ids, real = (
+                F.pad(ids.masked_fill(~real, pad), (1, 1), value=pad),
+                F.pad(real, (2, 0), value=True),
+            )
             ids[:, 0] = start
             ids[torch.arange(len(ids), device=ids.device), real.sum(1) - 1] = end
         hidden = self.words.embeddings(ids)
-        mask = hidden.new_zeros(real.shape).masked_fill(~real, torch.finfo(hidden.dtype).min)[:, None, None]
+        mask = hidden.new_zeros(real.shape).masked_fill(~real, torch.finfo(hidden.dtype).min)[
+            :, None, None
+        ]
         for layer in self.words.encoder.layer:
             hidden = self._run(layer, hidden, mask)
         return hidden, real
 
     def see(self, batch: Batch, asked: Tensor | None = None) -> Tensor:
-        """What the ViT makes of all cameras and the state: (b, n, d) in the order [patches, class token, state].
+        """What the ViT makes of all cameras and the state: (b, n, d) in the order [patches, class
+        token, state].
 
         `asked` (b, d) says what to look for, if words speak to the eyes.
         """
@@ -236,8 +279,14 @@ class TwoTower(Policy):
                 found = self.eyes[name](torch.addcmul(0.5 - self.mean * scale, image, scale), asked)
             else:
                 found = embeddings.patch_embeddings((image - self.mean) / self.std)
-            patches.append(found + on_grid(embeddings.position_embeddings[:, 1:], self.grids[index]) + self.camera[index])
-        whole = (embeddings.cls_token + embeddings.position_embeddings[:, :1]).expand(len(batch), -1, -1)
+            patches.append(
+                found
+                + on_grid(embeddings.position_embeddings[:, 1:], self.grids[index])
+                + self.camera[index]
+            )
+        whole = (embeddings.cls_token + embeddings.position_embeddings[:, :1]).expand(
+            len(batch), -1, -1
+        )
         state = [] if self.state is None else [self.state(batch.state).unsqueeze(1)]
         hidden = torch.cat([*patches, whole, *state], 1)
         for layer in self.vision.layers:
@@ -246,7 +295,11 @@ class TwoTower(Policy):
 
     def embed(self, batch: Batch) -> Tokens:
         words, real = self.read(batch)
-        asked = self.ask(self.words.embeddings.word_embeddings(batch.text), batch.text_mask) if self.ask else None
+        asked = (
+            self.ask(self.words.embeddings.word_embeddings(batch.text), batch.text_mask)
+            if self.ask
+            else None
+        )
         seen = self.see(batch, asked)
         hidden = torch.cat([seen, words], 1)
         mask = torch.cat([real.new_ones(seen.shape[:2]), real], 1)
@@ -286,17 +339,23 @@ class TwoTower(Policy):
         known: dict[str, Callable[[], Tensor]] = {
             "fused": lambda: fused,
             "image": lambda: self._image(batch, tokens),
-            "text": lambda: self._unit("text", word_mean(tokens.hidden[:, self._asking :], tokens.text[:, self._asking :])),
+            "text": lambda: self._unit(
+                "text", word_mean(tokens.hidden[:, self._asking :], tokens.text[:, self._asking :])
+            ),
             "goal": lambda: self.abstract(run.hidden)[1].code,
             "prototypes": lambda: self.abstract(run.hidden)[1].assignment,
-            **{f"attention.{index}": partial(self._map, index, tokens, run) for index in range(len(self.layers))},
+            **{
+                f"attention.{index}": partial(self._map, index, tokens, run)
+                for index in range(len(self.layers))
+            },
         }
         if "teacher" in self.taught:
             known["projected"] = lambda: self.taught["teacher"](fused)
         return {name: known[name]() for name in names if name in known}
 
     def _image(self, batch: Batch, tokens: Tokens) -> Tensor:
-        """The picture alone, (b, c): where words speak to the eyes it is looked at again without, or they would tell."""
+        """The picture alone, (b, c): where words speak to the eyes it is looked at again without,
+        or they would tell."""
         seen = self.see(batch) if self.ask else tokens.hidden
         return self._unit("image", seen[:, : self.vision_tokens].mean(1))
 
@@ -307,12 +366,16 @@ class TwoTower(Policy):
         """(b, n, t): from each vision token, how much fusion layer `index` listens to each word."""
         before, layer = tokens.hidden if index == 0 else run.hiddens[index - 1], self.layers[index]
         assert isinstance(layer, FusionLayer) and tokens.attention is not None  # made so here
-        return layer.weights(before[:, : self.vision_tokens], before[:, self._asking :], tokens.attention)
+        return layer.weights(
+            before[:, : self.vision_tokens], before[:, self._asking :], tokens.attention
+        )
 
     def keep_layers(self, kept: tuple[int, ...]) -> "TwoTower":
         weights = weights_of(self, kept)
         network = replace(self.network, fusion_layers=len(kept))
-        student = TwoTower(replace(self.config, network=network, kept_layers=tuple(kept)), self.body)
+        student = TwoTower(
+            replace(self.config, network=network, kept_layers=tuple(kept)), self.body
+        )
         student.load_state_dict(weights)
         return student.to(self.device)
 
@@ -334,14 +397,18 @@ def from_json(description: dict[str, Any], tokenizer: Tokenizer) -> TwoTower:
 
 @dataclass(frozen=True)
 class TwoTowerStudent(Student):
-    """Two towers of other sizes than the teacher's, made afresh: the same robot, words, cameras and chunk, so that both answer
-    the same batch. Here the teacher's width is known, and with it the projection in which hidden states are compared."""
+    """Two towers of other sizes than the teacher's, made afresh: the same robot, words, cameras and
+    chunk, so that both answer
+    the same batch. Here the teacher's width is known, and with it the projection in which hidden
+    states are compared."""
 
     network: TwoTowerNetwork
 
     def build(self, teacher: Policy, sample: Batch | None = None) -> Policy:
         if sample is None:
-            raise ValueError("TwoTowerStudent sees through the data's cameras; pass build() a sample batch")
+            raise ValueError(
+                "TwoTowerStudent sees through the data's cameras; pass build() a sample batch"
+            )
         for name, wanted in (("chunk", teacher.head.chunk), ("text_tokens", teacher.text_tokens)):
             found = getattr(self.network, name)
             if found != wanted:
@@ -353,7 +420,8 @@ class TwoTowerStudent(Student):
 
 
 def _load_pretrained(tower: PreTrainedModel, what: str, name: str) -> None:
-    """Copy published weights into a tower. Raises ValueError where they cannot be had or have other sizes."""
+    """Copy published weights into a tower. Raises ValueError where they cannot be had or have other
+    sizes."""
     try:
         weights = type(tower).from_pretrained(name, add_pooling_layer=False).state_dict()
     except OSError as error:
@@ -364,7 +432,9 @@ def _load_pretrained(tower: PreTrainedModel, what: str, name: str) -> None:
     try:
         tower.load_state_dict(weights)
     except RuntimeError as error:
-        raise ValueError(f"{what}={name!r} has other sizes than this network, or images are not of its size: {error}") from error
+        raise ValueError(
+            f"{what}={name!r} has other sizes than this network, or images are not of its size: {error}"
+        ) from error
 
 
 def small_student() -> TwoTowerNetwork:
@@ -378,7 +448,8 @@ def small_teacher() -> TwoTowerNetwork:
 
 
 def student_base() -> TwoTowerNetwork:
-    """The published student: ViT-B/16 ‖ RoBERTa-base for one camera of 224 px, about 225 M parameters. One action a frame."""
+    """The published student: ViT-B/16 ‖ RoBERTa-base for one camera of 224 px, about 225 M
+    parameters. One action a frame."""
     return TwoTowerNetwork(
         width=768,
         heads=12,
@@ -402,10 +473,11 @@ def student_base() -> TwoTowerNetwork:
 
 
 def teacher_large() -> TwoTowerNetwork:
-    """The published teacher: ViT-L/14 ‖ RoBERTa-large, about 0.68 B parameters, told in the student's BPE.
+    """The published teacher: ViT-L/14 ‖ RoBERTa-large, about 0.68 B parameters, told in the
+    student's BPE.
 
-    Its eyes start from nothing: no ViT-L/14 of this architecture is known on the hub (CLIP's and DINOv2's are others). With
-    `patch=16` there is google/vit-large-patch16-224-in21k.
+    Its eyes start from nothing: no ViT-L/14 of this architecture is known on the hub (CLIP's and
+    DINOv2's are others). With `patch=16` there is google/vit-large-patch16-224-in21k.
     """
     return replace(
         student_base(),

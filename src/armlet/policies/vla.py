@@ -1,8 +1,10 @@
-"""Our VLA: convolutional eyes, words, robot state, a Llama backbone (transformers' own layers), an action head.
+"""Our VLA: convolutional eyes, words, robot state, a Llama backbone (transformers' own layers), an
+action head.
 
-About 1 M to 7 B parameters by configuration. Tokens stand in the order [cameras, words, state, action query];
-every token sees every other (the prefix attention of π0), and the query's last hidden state conditions the
-action head; a head that wants a vector for each step of the chunk has the query repeated. Knows no benchmark and no recipe.
+About 1 M to 7 B parameters by configuration. Tokens stand in the order [cameras, words, state,
+action query]; every token sees every other (the prefix attention of π0), and the query's last
+hidden state conditions the action head; a head that wants a vector for each step of the chunk has
+the query repeated. Knows no benchmark and no recipe.
 """
 
 from collections.abc import Sequence
@@ -13,7 +15,11 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import LlamaConfig
-from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMSNorm, LlamaRotaryEmbedding
+from transformers.models.llama.modeling_llama import (
+    LlamaDecoderLayer,
+    LlamaRMSNorm,
+    LlamaRotaryEmbedding,
+)
 
 from armlet.layers.heads import HEADS, Kind, fitted
 from armlet.layers.named import Named, state_layer
@@ -24,8 +30,10 @@ from armlet.types import Batch, Observation
 
 @dataclass(frozen=True)
 class VLAConfig:
-    """Sizes of the network. `cameras` name → side in pixels; `strides` name → pixels per token; `text_tokens` the
-    longest instruction; `execute` how many actions of a chunk are carried out before the policy looks again."""
+    """Sizes of the network. `cameras` name → side in pixels; `strides` name → pixels per token;
+    `text_tokens` the
+    longest instruction; `execute` how many actions of a chunk are carried out before the policy
+    looks again."""
 
     cameras: dict[str, int]
     strides: dict[str, int]
@@ -41,7 +49,9 @@ class VLAConfig:
     vision_channels: int = 32
     head: Kind = "regression"
     head_options: dict[str, Any] = field(default_factory=dict)
-    kept_layers: tuple[int, ...] | None = None  # which layers of the network it was cut from, where it was cut
+    kept_layers: tuple[int, ...] | None = (
+        None  # which layers of the network it was cut from, where it was cut
+    )
 
     def llama(self) -> LlamaConfig:
         return LlamaConfig(
@@ -58,7 +68,8 @@ class VLAConfig:
 
 @dataclass(frozen=True)
 class VLANetwork(Network):
-    """Sizes of a VLA that is taught from nothing; `strides` camera → pixels per token, 16 where nothing is said."""
+    """Sizes of a VLA that is taught from nothing; `strides` camera → pixels per token, 16 where
+    nothing is said."""
 
     width: int = 128
     depth: int = 8
@@ -97,17 +108,30 @@ class VLA(Policy):
     def __init__(self, config: VLAConfig, body: Body) -> None:
         super().__init__()
         self.config, self.body, self.cameras = config, body, config.cameras
-        self.width, self.text_tokens, self.execute = config.width, config.text_tokens, config.execute
+        self.width, self.text_tokens, self.execute = (
+            config.width,
+            config.text_tokens,
+            config.execute,
+        )
         self.kept_layers = config.kept_layers
         llama = config.llama()
         eyes = {
-            name: ConvEncoder(size, config.width, stride=config.strides[name], channels=config.vision_channels)
+            name: ConvEncoder(
+                size, config.width, stride=config.strides[name], channels=config.vision_channels
+            )
             for name, size in config.cameras.items()
         }
-        self.vision, self.vision_tokens = Named(eyes), sum(encoder.tokens for encoder in eyes.values())
+        self.vision, self.vision_tokens = (
+            Named(eyes),
+            sum(encoder.tokens for encoder in eyes.values()),
+        )
         self.words = nn.Embedding(config.vocabulary, config.width, padding_idx=0)
-        self.order = nn.Parameter(1 + 0.5 * torch.randn(config.text_tokens, config.width))  # "a on b" is not "b on a"
-        self.asked = nn.Sequential(nn.LayerNorm(config.width), nn.Linear(config.width, config.width), nn.GELU())
+        self.order = nn.Parameter(
+            1 + 0.5 * torch.randn(config.text_tokens, config.width)
+        )  # "a on b" is not "b on a"
+        self.asked = nn.Sequential(
+            nn.LayerNorm(config.width), nn.Linear(config.width, config.width), nn.GELU()
+        )
         self.state = state_layer(config.state_dims, config.width)
         self.query = nn.Parameter(torch.randn(config.width) * 0.02)
         layers = [LlamaDecoderLayer(llama, index) for index in range(config.depth)]
@@ -116,14 +140,23 @@ class VLA(Policy):
         self.layers = nn.ModuleList(layers)
         self.norm = LlamaRMSNorm(config.width)
         self.rotary = LlamaRotaryEmbedding(llama)
-        self.head = HEADS[config.head](config.width, config.chunk, config.action_dims, **config.head_options)
+        self.head = HEADS[config.head](
+            config.width, config.chunk, config.action_dims, **config.head_options
+        )
         self.apply(_initialise)
 
     def prepare(self, observations: Sequence[Observation]) -> Batch:
-        return gather(observations, self.config.cameras, self.body, text_tokens=self.text_tokens, device=self.device)
+        return gather(
+            observations,
+            self.config.cameras,
+            self.body,
+            text_tokens=self.text_tokens,
+            device=self.device,
+        )
 
     def ask(self, words: Tensor, mask: Tensor) -> Tensor:
-        """Embedded words (b, n, d), real where `mask` (b, n) → one vector (b, d) that says what to look for."""
+        """Embedded words (b, n, d), real where `mask` (b, n) → one vector (b, d) that says what to
+        look for."""
         return self.asked(ordered_mean(words, mask, self.order))
 
     def embed(self, batch: Batch) -> Tokens:
@@ -139,15 +172,21 @@ class VLA(Policy):
         vision, text = torch.zeros_like(mask), torch.zeros_like(mask)
         vision[:, :seen] = True
         text[:, seen : seen + words.shape[1]] = batch.text_mask
-        if len(batch) == 1 and bool(batch.text_mask.all()):  # nothing is padded: no mask to build, and positions just count up
+        if len(batch) == 1 and bool(
+            batch.text_mask.all()
+        ):  # nothing is padded: no mask to build, and positions just count up
             positions = torch.arange(length, device=hidden.device)[None]
             return Tokens(hidden, mask, vision, text, None, self.rotary(hidden, positions))
         positions = mask.long().cumsum(1) - 1
-        attention = torch.zeros(mask.shape, device=hidden.device).masked_fill_(~mask, -1e9)[:, None, None, :]
+        attention = torch.zeros(mask.shape, device=hidden.device).masked_fill_(~mask, -1e9)[
+            :, None, None, :
+        ]
         return Tokens(hidden, mask, vision, text, attention, self.rotary(hidden, positions))
 
     def run_layer(self, index: int, hidden: Tensor, tokens: Tokens) -> Tensor:
-        return self.layers[index](hidden, attention_mask=tokens.attention, position_embeddings=tokens.rotary)
+        return self.layers[index](
+            hidden, attention_mask=tokens.attention, position_embeddings=tokens.rotary
+        )
 
     def condition(self, hidden: Tensor, tokens: Tokens) -> Tensor:
         return self.norm(hidden[:, -self.head.vectors :]).flatten(1)

@@ -1,7 +1,9 @@
-"""The simple ways to a smaller network, on the data, teacher, traces and number of steps of every other recipe.
+"""The simple ways to a smaller network, on the data, teacher, traces and number of steps of every
+other recipe.
 
-`first_k` is the one that matters most: the published router's activation falls with depth, close to running the first
-layers only (recipes.md §1, 3). On tabletop each keeps two of eight layers, as many as ActDistill's student runs.
+`first_k` is the one that matters most: the published router's activation falls with depth, close to
+running the first layers only (recipes.md §1, 3). On tabletop each keeps two of eight layers, as
+many as ActDistill's student runs.
 """
 
 from dataclasses import replace
@@ -21,11 +23,14 @@ def _baseline(base: Recipe, name: str, out: Path, student: Student, stage: Stage
 
 
 def _first_k(base: Recipe, name: str, out: Path, kept: int) -> Recipe:
-    return _baseline(base, name, out, FirstK(kept), replace(base.stages[0], freeze=("policy.vision.*",)))
+    return _baseline(
+        base, name, out, FirstK(kept), replace(base.stages[0], freeze=("policy.vision.*",))
+    )
 
 
 def first_k_tabletop() -> Recipe:
-    """The baseline: the teacher's first layers, fine-tuned towards the expert and the teacher's answer."""
+    """The baseline: the teacher's first layers, fine-tuned towards the expert and the teacher's
+    answer."""
     return _first_k(tabletop(), "first_k_tabletop", Path("out/first_k_tabletop"), KEPT)
 
 
@@ -42,7 +47,12 @@ def first_k_demo() -> Recipe:
 def layer_drop_tabletop() -> Recipe:
     """The layers that change their input most, fine-tuned as `first_k` is."""
     base = first_k_tabletop()
-    return replace(base, name="layer_drop_tabletop", out=Path("out/layer_drop_tabletop"), student=LayerDrop(KEPT))
+    return replace(
+        base,
+        name="layer_drop_tabletop",
+        out=Path("out/layer_drop_tabletop"),
+        student=LayerDrop(KEPT),
+    )
 
 
 def random_skip_tabletop() -> Recipe:
@@ -54,7 +64,8 @@ def random_skip_tabletop() -> Recipe:
 
 
 def bc_tabletop() -> Recipe:
-    """No teacher: a fresh network of two layers that imitates the expert, as the teacher itself once did."""
+    """No teacher: a fresh network of two layers that imitates the expert, as the teacher itself
+    once did."""
     base = tabletop()
     stage = replace(base.stages[0], objective=Imitate(), learning_rate=1e-3)
     return _baseline(base, "bc_tabletop", Path("out/bc_tabletop"), Fresh(FirstK(KEPT)), stage)

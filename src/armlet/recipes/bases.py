@@ -1,8 +1,10 @@
-"""What recipes start from: a benchmark with its episodes and teacher, how teachers are taught and watched, and the
-objectives that are no recipe's own. A recipe adds a student and the stages that train it.
+"""What recipes start from: a benchmark with its episodes and teacher, how teachers are taught and
+watched, and the objectives that are no recipe's own. A recipe adds a student and the stages that
+train it.
 
-All recipes of one base share its episodes, teacher and traces, so what differs in a table is the recipe. A base is a recipe
-without a student: `armlet collect tabletop`, `armlet teach tabletop` and `armlet probe tabletop` make what they share.
+All recipes of one base share its episodes, teacher and traces, so what differs in a table is the
+recipe. A base is a recipe without a student: `armlet collect tabletop`, `armlet teach tabletop` and
+`armlet probe tabletop` make what they share.
 """
 
 from dataclasses import dataclass, replace
@@ -27,14 +29,20 @@ def guesses(facts: tuple[str, ...]) -> frozenset[str]:
     return frozenset(f"{how}.{fact}" for fact in facts for how in ("privileged", "pointed"))
 
 
-def guess(student: Trace, batch: Batch, facts: tuple[str, ...], weight: float = 1.0) -> dict[str, Tensor]:
-    """Guesses of simulator facts (standardised) while a network learns from nothing which thing the words mean.
+def guess(
+    student: Trace, batch: Batch, facts: tuple[str, ...], weight: float = 1.0
+) -> dict[str, Tensor]:
+    """Guesses of simulator facts (standardised) while a network learns from nothing which thing the
+    words mean.
 
-    They are squared errors: near the thing, where the hand gives its place away, they are small at once, and what
-    is left to learn from is the rest, where only the words tell which thing is meant.
+    They are squared errors: near the thing, where the hand gives its place away, they are small at
+    once, and what is left to learn from is the rest, where only the words tell which thing is
+    meant.
     """
     return {
-        f"{how}.{fact}": weight / len(facts) * (student[f"{how}.{fact}"].float() - batch.privileged[fact]).square().mean()
+        f"{how}.{fact}": weight
+        / len(facts)
+        * (student[f"{how}.{fact}"].float() - batch.privileged[fact]).square().mean()
         for fact in facts
         for how in ("privileged", "pointed")
     }
@@ -52,7 +60,9 @@ class Imitate(Objective):
         return guesses(self.facts) | {"imitation"}
 
     def __call__(self, student: Trace, teacher: Trace, batch: Batch) -> dict[str, Tensor]:
-        return {"imitation": student["imitation"].mean()} | guess(student, batch, self.facts, self.privileged)
+        return {"imitation": student["imitation"].mean()} | guess(
+            student, batch, self.facts, self.privileged
+        )
 
 
 @dataclass(frozen=True)
@@ -64,12 +74,17 @@ class FitHeads(Objective):
     def __call__(self, student: Trace, teacher: Trace, batch: Batch) -> dict[str, Tensor]:
         expert, valid = batch.targets()
         layers = student["layer_actions"].unbind(1)
-        return {"layer_actions": torch.stack([losses.action_mse(actions, expert, valid) for actions in layers]).mean()}
+        return {
+            "layer_actions": torch.stack(
+                [losses.action_mse(actions, expert, valid) for actions in layers]
+            ).mean()
+        }
 
 
 @dataclass(frozen=True)
 class MatchOutput(Objective):
-    """Fine-tuning towards the expert and the teacher's final answer, without layer supervision or budget."""
+    """Fine-tuning towards the expert and the teacher's final answer, without layer supervision or
+    budget."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"actions", "condition"})
     wants: ClassVar[frozenset[str]] = frozenset({"imitation", "actions", "condition"})
@@ -80,18 +95,23 @@ class MatchOutput(Objective):
     def __call__(self, student: Trace, teacher: Trace, batch: Batch) -> dict[str, Tensor]:
         return {
             "imitation": self.imitation * student["imitation"].mean(),
-            "action": self.action * losses.action_l1(student["actions"], teacher["actions"], batch.actions_valid).mean(),
-            "condition": self.condition * losses.condition_cosine(student["condition"], teacher["condition"]).mean(),
+            "action": self.action
+            * losses.action_l1(student["actions"], teacher["actions"], batch.actions_valid).mean(),
+            "condition": self.condition
+            * losses.condition_cosine(student["condition"], teacher["condition"]).mean(),
         }
 
 
 TEACH = Stage(Imitate(), steps=6000, batch_size=128, ema=0.999, compile=True)
 PROBE = Probe(Stage(FitHeads(), steps=600, optimiser="adamw", train=("probe.*",)))
-DISTIL = Stage(MatchOutput(), steps=3000, batch_size=128, learning_rate=5e-4, ema=0.998, compile=True)
+DISTIL = Stage(
+    MatchOutput(), steps=3000, batch_size=128, learning_rate=5e-4, ema=0.998, compile=True
+)
 
 
 def tabletop() -> Recipe:
-    """8,000 episodes of tabletop, the teacher that ships with the repository and its traces; no student."""
+    """8,000 episodes of tabletop, the teacher that ships with the repository and its traces; no
+    student."""
     return Recipe(
         name="tabletop",
         benchmark=Tabletop(),
@@ -108,7 +128,8 @@ def tabletop() -> Recipe:
 
 
 def metaworld() -> Recipe:
-    """Three tasks of Meta-World (needs the extra), a teacher taught from Meta-World's own experts; no student."""
+    """Three tasks of Meta-World (needs the extra), a teacher taught from Meta-World's own experts;
+    no student."""
     return replace(
         tabletop(),
         name="metaworld",
@@ -126,7 +147,8 @@ def metaworld() -> Recipe:
 
 
 def demo() -> Recipe:
-    """tabletop in minutes on two cores: few episodes, few steps, 100 paired episodes in the end; no student."""
+    """tabletop in minutes on two cores: few episodes, few steps, 100 paired episodes in the end; no
+    student."""
     base = tabletop()
     return replace(
         base,

@@ -1,19 +1,26 @@
-"""VITA-VLA (arXiv 2510.09607): a small action expert teaches a vision–language model to act, and lends it its decoder.
+"""VITA-VLA (arXiv 2510.09607): a small action expert teaches a vision–language model to act, and
+lends it its decoder.
 
     paper                                           here
-    small action expert, Seer                       a VLA of ours whose head is the paper's decoder: `VLANetwork(head="arm_gripper")`
-    VLM, state token, action query, mapper          `policies.action_query`; `published()` is the paper's size, 7.5 B
-    stage 1: MSE(mapper(h^VLM), h^expert)           `Align`; only `ALIGN` trains, where the model was pretrained
-    stage 2: MAE(arm) + 0.01 BCE(gripper)           `Finetune`: the head's own loss; eyes frozen, where they were pretrained
+    small action expert, Seer                       a VLA of ours whose head is the paper's decoder:
+    `VLANetwork(head="arm_gripper")`
+    VLM, state token, action query, mapper          `policies.action_query`; `published()` is the
+    paper's size, 7.5 B
+    stage 1: MSE(mapper(h^VLM), h^expert)           `Align`; only `ALIGN` trains, where the model
+    was pretrained
+    stage 2: MAE(arm) + 0.01 BCE(gripper)           `Finetune`: the head's own loss; eyes frozen,
+    where they were pretrained
 
     armlet teach  vita_vla_tabletop     # the expert
     armlet probe  vita_vla_tabletop     # what its decoder reads, frame by frame
     armlet distil vita_vla_tabletop
     armlet evaluate vita_vla_tabletop --policies out/vita_vla_finetune/student
 
-What it saves is training: `vita_vla_finetune` is the same model, decoder and number of steps without stage 1. No pretrained model can be
-had here, so ours starts from nothing: both stages train all of it but the decoder, which stage 1 leaves alone, and what a pretrained model
-would know of words and things is learned by guessing simulator facts while it trains (`facts`), with and without stage 1.
+What it saves is training: `vita_vla_finetune` is the same model, decoder and number of steps
+without stage 1. No pretrained model can be had here, so ours starts from nothing: both stages train
+all of it but the decoder, which stage 1 leaves alone, and what a pretrained model would know of
+words and things is learned by guessing simulator facts while it trains (`facts`), with and without
+stage 1.
 """
 
 from dataclasses import dataclass, replace
@@ -67,7 +74,12 @@ def _distilled(base: Recipe, name: str, *, align: int, finetune: int) -> Recipe:
     """`align` steps of stage 1, none where it is 0, and `finetune` of stage 2."""
     shared = Path("out") / f"vita_vla_{base.name}"
     stage = replace(DISTIL, learning_rate=1e-3)
-    first = replace(stage, objective=Align(FACTS), steps=align, train=(*ALIGN, *SCRATCH, "privileged.*", "pointers.*"))
+    first = replace(
+        stage,
+        objective=Align(FACTS),
+        steps=align,
+        train=(*ALIGN, *SCRATCH, "privileged.*", "pointers.*"),
+    )
     second = replace(stage, objective=Finetune(FACTS), steps=finetune)
     return replace(
         base,
@@ -83,7 +95,8 @@ def _distilled(base: Recipe, name: str, *, align: int, finetune: int) -> Recipe:
 
 
 def vita_vla_tabletop() -> Recipe:
-    """VITA-VLA on tabletop: a language model of ours aligned with a small expert, then fine-tuned with its decoder."""
+    """VITA-VLA on tabletop: a language model of ours aligned with a small expert, then fine-tuned
+    with its decoder."""
     return _distilled(tabletop(), "vita_vla_tabletop", align=3000, finetune=3000)
 
 

@@ -1,12 +1,14 @@
-"""Meta-World (Yu et al. 2019; version 3.1.1) with its own scripted experts: a Sawyer arm and fifty tasks.
+"""Meta-World (Yu et al. 2019; version 3.1.1) with its own scripted experts: a Sawyer arm and fifty
+tasks.
 
-Needs `pip install -e '.[metaworld]'`; importing this file does not. What is ours: the words (`language`), the cheap
-pictures (`visual`), and a blue ball where the goal of a task is a mere point in space; what a task asks for is
-otherwise to be seen, and the state a policy gets says nothing of objects or goals. Everything random comes from
-(task, seed): positions are drawn from Meta-World's own ranges, not from its fifty fixed goals per task.
+Needs `pip install -e '.[metaworld]'`; importing this file does not. What is ours: the words
+(`language`), the cheap pictures (`visual`), and a blue ball where the goal of a task is a mere
+point in space; what a task asks for is otherwise to be seen, and the state a policy gets says
+nothing of objects or goals. Everything random comes from (task, seed): positions are drawn from
+Meta-World's own ranges, not from its fifty fixed goals per task.
 
-Native control is 80 Hz, each command moving the hand's target by up to 1 cm. Here a command is carried out
-`action_repeat` times, and the robot acts and is recorded at 80 / `action_repeat` Hz.
+Native control is 80 Hz, each command moving the hand's target by up to 1 cm. Here a command is
+carried out `action_repeat` times, and the robot acts and is recorded at 80 / `action_repeat` Hz.
 """
 
 import importlib.metadata
@@ -26,7 +28,10 @@ from armlet.benchmarks.metaworld.visual import Marker, VisualCopy
 from armlet.rendering import Camera, make_camera, resolve_renderer
 from armlet.types import ActionSpec, Observation
 
-NATIVE_HZ, NATIVE_STEP = 80.0, 0.01  # frame_skip 5 × 2.5 ms; metres a command of 1.0 moves the hand's target
+NATIVE_HZ, NATIVE_STEP = (
+    80.0,
+    0.01,
+)  # frame_skip 5 × 2.5 ms; metres a command of 1.0 moves the hand's target
 NATIVE_LIMIT = 500  # commands, after which Meta-World refuses to go on
 PACKAGES = ("metaworld", "packaging", "fast-simplification")
 GOAL = "goal"
@@ -43,9 +48,11 @@ BARE_GOALS = frozenset(
 
 @dataclass(frozen=True)
 class Metaworld(Benchmark):
-    """`task_names` out of Meta-World's fifty. `renderer` `ray` (anywhere), `egl`, or `auto`. `scene_view` and
-    `wrist_view` are Meta-World's names of cameras; the first is turned upright and narrowed to `scene_fov` degrees.
-    `action_repeat` native commands a step; `step_limit` steps an episode, at most 500 native commands."""
+    """`task_names` out of Meta-World's fifty. `renderer` `ray` (anywhere), `egl`, or `auto`.
+    `scene_view` and `wrist_view` are Meta-World's names of cameras; the first is turned upright and
+    narrowed to `scene_fov` degrees.
+    `action_repeat` native commands a step; `step_limit` steps an episode, at most 500 native
+    commands."""
 
     name: ClassVar[str] = "metaworld"
     splits: ClassVar[tuple[str, ...]] = ("seen", "unseen_wordings")
@@ -114,7 +121,11 @@ class Metaworld(Benchmark):
             "benchmark": self.name,
             "renderer": resolve_renderer(self.renderer),
             "mujoco": mujoco.__version__,
-            **{package: importlib.metadata.version(package) for package in PACKAGES if package != "packaging"},
+            **{
+                package: importlib.metadata.version(package)
+                for package in PACKAGES
+                if package != "packaging"
+            },
             "cameras": self.cameras,
             "views": self.views,
             "scene_fov": self.scene_fov,
@@ -124,7 +135,8 @@ class Metaworld(Benchmark):
 
 
 def require_extra() -> None:
-    """Raises ModuleNotFoundError, with the command that mends it, where the extra is not installed."""
+    """Raises ModuleNotFoundError, with the command that mends it, where the extra is not
+    installed."""
     for package in PACKAGES:
         try:
             importlib.metadata.version(package)
@@ -140,7 +152,11 @@ class MetaworldWorld(World):
     def __init__(self, benchmark: Metaworld, task: Task, seed: int) -> None:
         keys = [seed, zlib.crc32(task.name.encode())]
         unseen = task.split == "unseen_wordings"
-        self.instruction = say(task.name, np.random.default_rng([*keys, benchmark.splits.index(task.split)]), unseen=unseen)
+        self.instruction = say(
+            task.name,
+            np.random.default_rng([*keys, benchmark.splits.index(task.split)]),
+            unseen=unseen,
+        )
         self._sizes, self._repeat = benchmark.cameras, benchmark.action_repeat
         stage = _borrow(benchmark, task.name)
         self._stage: _Stage | None = stage
@@ -159,7 +175,9 @@ class MetaworldWorld(World):
 
     def observe(self) -> Observation:
         images = {name: self.stage.picture(name, size) for name, size in self._sizes.items()}
-        return Observation(images, self._seen[:4].astype(np.float32), self.instruction, self._previous.copy())
+        return Observation(
+            images, self._seen[:4].astype(np.float32), self.instruction, self._previous.copy()
+        )
 
     def render(self, size: int) -> np.ndarray:
         return self.stage.picture("scene", size)
@@ -175,15 +193,22 @@ class MetaworldWorld(World):
         return self._succeeded
 
     def expert_action(self) -> np.ndarray:
-        """Meta-World's scripted policy, a function of the present state, within the range of an action."""
+        """Meta-World's scripted policy, a function of the present state, within the range of an
+        action."""
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Constant")  # it asks for more than the range, to be clipped
+            warnings.filterwarnings(
+                "ignore", message="Constant"
+            )  # it asks for more than the range, to be clipped
             action = self.stage.expert.get_action(self._seen)
         return np.clip(action, -1, 1).astype(np.float32)
 
     def privileged(self) -> dict[str, np.ndarray]:
-        """`subject` and `target`: where the (first) object is and where the goal is now (3,) metres."""
-        return {"subject": self._seen[4:7].astype(np.float32), "target": self._seen[36:39].astype(np.float32)}
+        """`subject` and `target`: where the (first) object is and where the goal is now (3,)
+        metres."""
+        return {
+            "subject": self._seen[4:7].astype(np.float32),
+            "target": self._seen[36:39].astype(np.float32),
+        }
 
     def close(self) -> None:
         self._stage = None
@@ -191,7 +216,8 @@ class MetaworldWorld(World):
 
 
 class _Stage:
-    """A Meta-World environment, its expert and its cameras: slow to build, so kept and reset for every episode."""
+    """A Meta-World environment, its expert and its cameras: slow to build, so kept and reset for
+    every episode."""
 
     def __init__(self, benchmark: Metaworld, task_name: str) -> None:
         require_extra()
@@ -205,10 +231,11 @@ class _Stage:
         self._cameras: dict[tuple[str, int], Camera] = {}
 
     def reset(self, seed: int) -> np.ndarray:
-        """Draw the positions of a seed, then start an episode with them: Meta-World's own order (`_make_tasks`).
+        """Draw the positions of a seed, then start an episode with them: Meta-World's own order
+        (`_make_tasks`).
 
-        Two resets, because places that follow from the drawn ones are right only at the second. Returns the
-        39 numbers the expert reads.
+        Two resets, because places that follow from the drawn ones are right only at the second.
+        Returns the 39 numbers the expert reads.
         """
         import metaworld
 
@@ -219,7 +246,9 @@ class _Stage:
         data = {"env_cls": type(env), "rand_vec": env._last_rand_vec, "partially_observable": False}
         env.set_task(metaworld.Task(env_name=self._task_name, data=pickle.dumps(data)))
         env.reset()
-        mujoco.mj_forward(env.model, env.data)  # window-close moves its window last, and answers as if it had not
+        mujoco.mj_forward(
+            env.model, env.data
+        )  # window-close moves its window last, and answers as if it had not
         env._prev_obs = env._get_curr_obs_combined_no_goal()
         return env._get_obs()
 
@@ -230,7 +259,9 @@ class _Stage:
         data = visual.follow(self.env.model, self.env.data, places)
         if (camera, size) not in self._cameras:
             view = self._benchmark.views[camera]
-            self._cameras[camera, size] = make_camera(visual.model, view, size, resolve_renderer(self._benchmark.renderer))
+            self._cameras[camera, size] = make_camera(
+                visual.model, view, size, resolve_renderer(self._benchmark.renderer)
+            )
         return self._cameras[camera, size].render(data)
 
     def _copy(self) -> VisualCopy:
@@ -245,10 +276,13 @@ class _Stage:
         return self._visual
 
 
-_FREE: dict[tuple[Metaworld, str], list[_Stage]] = {}  # a process's own stages that no world uses at the moment
+_FREE: dict[
+    tuple[Metaworld, str], list[_Stage]
+] = {}  # a process's own stages that no world uses at the moment
 
 
 def _borrow(benchmark: Metaworld, task_name: str) -> _Stage:
-    """A stage of this process that is free, or a new one. Worlds give theirs back when closed or forgotten."""
+    """A stage of this process that is free, or a new one. Worlds give theirs back when closed or
+    forgotten."""
     free = _FREE.setdefault((benchmark, task_name), [])
     return free.pop() if free else _Stage(benchmark, task_name)

@@ -1,7 +1,8 @@
-"""What people say to the robot in each of Meta-World's fifty tasks, which ships no words of its own.
+"""What people say to the robot in each of Meta-World's fifty tasks, which ships no words of its
+own.
 
-`seen` wordings are drawn while data is collected; `unseen` wordings only when generalisation is measured. The goal
-that a task marks with a sphere is "the blue ball". This file knows no physics.
+`seen` wordings are drawn while data is collected; `unseen` wordings only when generalisation is
+measured. The goal that a task marks with a sphere is "the blue ball". This file knows no physics.
 """
 
 import numpy as np

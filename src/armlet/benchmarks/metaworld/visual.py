@@ -1,8 +1,10 @@
-"""A visual copy of a MuJoCo model that is cheap to look at. Physics run on the original; the copy follows its poses.
+"""A visual copy of a MuJoCo model that is cheap to look at. Physics run on the original; the copy
+follows its poses.
 
-What is changed in the copy: meshes of many faces are decimated, what only collides is left out, sites are hidden
-except those named as markers, which become spheres (a ray caster sees no sites), lights cast no shadows, nothing
-mirrors, and cameras that hang upside down are turned upright. Knows MuJoCo; knows no benchmark.
+What is changed in the copy: meshes of many faces are decimated, what only collides is left out,
+sites are hidden except those named as markers, which become spheres (a ray caster sees no sites),
+lights cast no shadows, nothing mirrors, and cameras that hang upside down are turned upright. Knows
+MuJoCo; knows no benchmark.
 """
 
 from collections.abc import Mapping
@@ -27,8 +29,9 @@ class Marker:
 class VisualCopy:
     """The copy and its state. `path` is the file `original` was compiled from.
 
-    `markers`: site name → how it is drawn. `flat` gives every geom one plain colour, the mean of its texture,
-    for cameras that know no materials; it leaves textures as they are otherwise. `fov` narrows a camera (degrees).
+    `markers`: site name → how it is drawn. `flat` gives every geom one plain colour, the mean of
+    its texture, for cameras that know no materials; it leaves textures as they are otherwise. `fov`
+    narrows a camera (degrees).
     """
 
     def __init__(
@@ -45,11 +48,16 @@ class VisualCopy:
         _leave_out_collisions(spec)
         _add_markers(spec, markers)
         self.model = spec.compile()
-        self.model.stat.extent, self.model.stat.center = original.stat.extent, original.stat.center  # clipping planes
+        self.model.stat.extent, self.model.stat.center = (
+            original.stat.extent,
+            original.stat.center,
+        )  # clipping planes
         self.data = mujoco.MjData(self.model)
         self._markers = {name: self.model.geom(_MARKER + name).id for name in markers}
         if (self.model.nq, self.model.nbody) != (original.nq, original.nbody):
-            raise RuntimeError(f"the visual copy of {path} has other joints or bodies than the model that runs")
+            raise RuntimeError(
+                f"the visual copy of {path} has other joints or bodies than the model that runs"
+            )
         self.model.site_rgba[:, 3] = 0
         self.model.light_castshadow[:] = 0
         self.model.mat_reflectance[:] = 0
@@ -59,8 +67,11 @@ class VisualCopy:
         if flat:
             _flatten(self.model)
 
-    def follow(self, model: mujoco.MjModel, data: mujoco.MjData, places: Mapping[str, np.ndarray]) -> mujoco.MjData:
-        """Take the poses of the running simulation; `places` is where each marker is (world frame, metres)."""
+    def follow(
+        self, model: mujoco.MjModel, data: mujoco.MjData, places: Mapping[str, np.ndarray]
+    ) -> mujoco.MjData:
+        """Take the poses of the running simulation; `places` is where each marker is (world frame,
+        metres)."""
         self.model.body_pos[:], self.model.body_quat[:] = model.body_pos, model.body_quat
         self.data.qpos[:] = data.qpos
         self.data.mocap_pos[:], self.data.mocap_quat[:] = data.mocap_pos, data.mocap_quat
@@ -82,21 +93,28 @@ def _decimate(spec: mujoco.MjSpec, original: mujoco.MjModel) -> None:
         vertices, faces = fast_simplification.simplify(vertices, faces, target_count=FACES)
         mesh.file, mesh.scale = "", [1, 1, 1]
         mesh.refpos, mesh.refquat = [0, 0, 0], [1, 0, 0, 0]
-        mesh.uservert, mesh.userface = vertices.astype(float).ravel(), faces.astype(np.int32).ravel()
+        mesh.uservert, mesh.userface = (
+            vertices.astype(float).ravel(),
+            faces.astype(np.int32).ravel(),
+        )
 
 
 def _mesh(model: mujoco.MjModel, index: int) -> tuple[np.ndarray, np.ndarray]:
-    """Vertices (v, 3) and faces (f, 3) as they were before the compiler moved the mesh to its centre of mass."""
+    """Vertices (v, 3) and faces (f, 3) as they were before the compiler moved the mesh to its
+    centre of mass."""
     first, count = model.mesh_vertadr[index], model.mesh_vertnum[index]
     rotation = np.zeros(9)
     mujoco.mju_quat2Mat(rotation, model.mesh_quat[index])
-    vertices = model.mesh_vert[first : first + count] @ rotation.reshape(3, 3).T + model.mesh_pos[index]
+    vertices = (
+        model.mesh_vert[first : first + count] @ rotation.reshape(3, 3).T + model.mesh_pos[index]
+    )
     first, count = model.mesh_faceadr[index], model.mesh_facenum[index]
     return vertices.astype(np.float32), model.mesh_face[first : first + count]
 
 
 def _weld(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The same surface with vertices that coincide made one, which decimation needs to see neighbours."""
+    """The same surface with vertices that coincide made one, which decimation needs to see
+    neighbours."""
     kept, index = np.unique(vertices, axis=0, return_inverse=True)
     faces = index.reshape(-1)[faces].astype(np.int32)
     a, b, c = faces.T
@@ -107,7 +125,9 @@ def _leave_out_collisions(spec: mujoco.MjSpec) -> None:
     for geom in list(spec.geoms):
         if geom.group >= _HIDDEN_GROUP:
             geom.delete()
-    spec.compiler.boundmass = spec.compiler.boundinertia = 1e-6  # bodies that had their mass from those geoms
+    spec.compiler.boundmass = spec.compiler.boundinertia = (
+        1e-6  # bodies that had their mass from those geoms
+    )
 
 
 def _add_markers(spec: mujoco.MjSpec, markers: Mapping[str, Marker]) -> None:
@@ -132,7 +152,8 @@ def _turn_upright(model: mujoco.MjModel) -> None:
 
 
 def _flatten(model: mujoco.MjModel) -> None:
-    """Materials and textures become one colour per geom: material × mean texture, or × the geom's own colour."""
+    """Materials and textures become one colour per geom: material × mean texture, or × the geom's
+    own colour."""
     default = np.array([0.5, 0.5, 0.5, 1.0], np.float32)
     for geom in np.flatnonzero(model.geom_matid >= 0):
         material = model.geom_matid[geom]
@@ -143,7 +164,9 @@ def _flatten(model: mujoco.MjModel) -> None:
             colour[:3] *= _mean_colour(model, texture)
         model.geom_rgba[geom] = colour
         model.geom_matid[geom] = -1
-    glass = model.geom_rgba[:, 3] < 0.5  # a ray caster would take it for solid; rays pass what has no opacity
+    glass = (
+        model.geom_rgba[:, 3] < 0.5
+    )  # a ray caster would take it for solid; rays pass what has no opacity
     model.geom_rgba[glass, 3] = 0
 
 

@@ -1,4 +1,5 @@
-"""Tabletop: language-conditioned manipulation in four families, on MuJoCo physics and a camera without OpenGL.
+"""Tabletop: language-conditioned manipulation in four families, on MuJoCo physics and a camera
+without OpenGL.
 
     reach_push   touch an object; push one to the left or right
     pick_place   put an object on a plate, into a box, or on another object
@@ -10,15 +11,19 @@ Which object, place, side or drawer is meant stands only in the words. Everythin
 
 Splits, each a condition that data are never collected under, but for `seen` and `seen_shapes`:
 
-    unseen_objects   the first thing of a scene is of a colour and shape that are never seen together; colours in a scene differ, so
-                     the colour alone says which thing is meant
-    unseen_shapes    such a thing is asked for, and beside it stands one of the same colour and the other shape: the shape is needed
-    seen_shapes      the same with pairs of colour and shape that are seen: what `unseen_shapes` is to be compared with
+    unseen_objects   the first thing of a scene is of a colour and shape that are never seen
+                     together; colours in a scene differ, so the colour alone says which thing is
+                     meant
+    unseen_shapes    such a thing is asked for, and beside it stands one of the same colour and the
+                     other shape: the shape is needed
+    seen_shapes      the same with pairs of colour and shape that are seen: what `unseen_shapes` is
+                     to be compared with
     unseen_scenes    another table, light from elsewhere, a moved camera
     unseen_wordings  other sentences, with words that were never heard
     known_words      other sentences, of words that were heard
 
-With `belt` the table's top moves. What takes time then costs success: a thing is no longer where it was seen.
+With `belt` the table's top moves. What takes time then costs success: a thing is no longer where it
+was seen.
 """
 
 import zlib
@@ -31,7 +36,15 @@ import numpy as np
 from armlet.benchmarks import Benchmark, Task, World
 from armlet.benchmarks.tabletop import expert
 from armlet.benchmarks.tabletop.layouts import TWINS, Goal, belt_direction, draw
-from armlet.benchmarks.tabletop.scene import DRAWER_TRAVEL, HANDLE_FORWARD, HIGH, LOW, OBJECT_HALF, Layout, build_model
+from armlet.benchmarks.tabletop.scene import (
+    DRAWER_TRAVEL,
+    HANDLE_FORWARD,
+    HIGH,
+    LOW,
+    OBJECT_HALF,
+    Layout,
+    build_model,
+)
 from armlet.rendering import Camera, RayCamera, make_camera, resolve_renderer
 from armlet.types import ActionSpec, Observation
 
@@ -48,10 +61,12 @@ FASTEST_BELT = 0.1  # m/s: at that a thing crosses the reachable zone in about f
 
 @dataclass(frozen=True)
 class Tabletop(Benchmark):
-    """`scene_pixels` and `wrist_pixels` 64–224; `renderer` `ray` (anywhere), `egl`, or `auto`; `families` a subset.
+    """`scene_pixels` and `wrist_pixels` 64–224; `renderer` `ray` (anywhere), `egl`, or `auto`;
+    `families` a subset.
 
-    `belt`: the speed in m/s (0 to 0.1) at which everything on the table is carried to the left or right; 0 is a table that stands still.
-    It runs the way on which what is meant stays longest within reach, and against the side that a thing should be pushed to: waiting
+    `belt`: the speed in m/s (0 to 0.1) at which everything on the table is carried to the left or
+    right; 0 is a table that stands still. It runs the way on which what is meant stays longest
+    within reach, and against the side that a thing should be pushed to: waiting
     is no help. Drawers stand still by nature, so their tasks are left out where there is a belt."""
 
     name: ClassVar[str] = "tabletop"
@@ -106,17 +121,25 @@ class Tabletop(Benchmark):
         self.check_split(split)
         unknown = set(self.families) - set(FAMILIES)
         if unknown:
-            raise ValueError(f"tabletop has no family {sorted(unknown)}; it has {', '.join(FAMILIES)}")
+            raise ValueError(
+                f"tabletop has no family {sorted(unknown)}; it has {', '.join(FAMILIES)}"
+            )
         families = self.families
         if split in TWINS or self.belt:
             families = tuple(family for family in families if family != "drawer")
         if not families:
             why = f"with a belt of {self.belt} m/s" if self.belt else f"in the split {split!r}"
-            raise ValueError(f"tabletop has no task of the families {list(self.families)} {why}; drawers are left out there")
-        return tuple(Task(skill, family, split) for family in families for skill in FAMILIES[family])
+            raise ValueError(
+                f"tabletop has no task of the families {list(self.families)} {why}; drawers are left out there"
+            )
+        return tuple(
+            Task(skill, family, split) for family in families for skill in FAMILIES[family]
+        )
 
     def make(self, task: Task, seed: int) -> "TabletopWorld":
-        rng = np.random.default_rng([seed, zlib.crc32(task.name.encode()), self.splits.index(task.split)])
+        rng = np.random.default_rng(
+            [seed, zlib.crc32(task.name.encode()), self.splits.index(task.split)]
+        )
         layout, goal = draw(task, rng)
         if self.belt:
             layout = replace(layout, belt=self.belt * belt_direction(layout, goal))
@@ -135,7 +158,8 @@ class Tabletop(Benchmark):
 
 
 class TabletopWorld(World):
-    """One episode. Forces, contacts and poses are MuJoCo's; success is judged on the object's own pose and speed."""
+    """One episode. Forces, contacts and poses are MuJoCo's; success is judged on the object's own
+    pose and speed."""
 
     def __init__(self, benchmark: Tabletop, layout: Layout, goal: Goal) -> None:
         self.goal = goal
@@ -182,7 +206,9 @@ class TabletopWorld(World):
         return self.position(name) + np.array([-HANDLE_FORWARD, 0.0, 0.010])
 
     def observe(self) -> Observation:
-        images = {name: self._camera(name, size).render(self._data) for name, size in self._sizes.items()}
+        images = {
+            name: self._camera(name, size).render(self._data) for name, size in self._sizes.items()
+        }
         state = np.array([*self.tcp, self.gap], np.float32)
         return Observation(images, state, self.instruction, self._previous.copy())
 
@@ -216,7 +242,10 @@ class TabletopWorld(World):
         body = self._model.body(name).id
         touching = set()
         for contact in self._data.contact:
-            pair = {int(self._model.geom_bodyid[contact.geom1]), int(self._model.geom_bodyid[contact.geom2])}
+            pair = {
+                int(self._model.geom_bodyid[contact.geom1]),
+                int(self._model.geom_bodyid[contact.geom2]),
+            }
             if body in pair:
                 touching |= pair & self._fingers
         return len(touching) == 2
@@ -225,7 +254,11 @@ class TabletopWorld(World):
         """Where the centre of the subject should come to rest for `place` and `stack`."""
         target = self.position(self.goal.target)
         kind = next(thing.kind for thing in self._layout.things if thing.name == self.goal.target)
-        height = {"plate": 0.004 + OBJECT_HALF, "box": 0.004 + OBJECT_HALF, "object": 2 * OBJECT_HALF}[kind]
+        height = {
+            "plate": 0.004 + OBJECT_HALF,
+            "box": 0.004 + OBJECT_HALF,
+            "object": 2 * OBJECT_HALF,
+        }[kind]
         return target + [0, 0, height]
 
     def _facts(self) -> expert.Facts:
@@ -234,10 +267,19 @@ class TabletopWorld(World):
         if goal.skill in ("open", "close"):
             handle, opening = self.handle(goal.subject), self.opening(goal.subject)
             target = expert.drawer_goal(handle, opening, opened=goal.skill == "open")
-            return expert.Facts(self.tcp, self.gap, handle, self.held(goal.subject), target, axis, opening)
+            return expert.Facts(
+                self.tcp, self.gap, handle, self.held(goal.subject), target, axis, opening
+            )
         if goal.skill == "rake":
             axis = self._data.body("rake").xmat.reshape(3, 3)[:, 0].copy()
-            return expert.Facts(self.tcp, self.gap, self.position("rake"), self.held("rake"), self.position(goal.subject), axis)
+            return expert.Facts(
+                self.tcp,
+                self.gap,
+                self.position("rake"),
+                self.held("rake"),
+                self.position(goal.subject),
+                axis,
+            )
         subject = self.position(goal.subject)
         target = self._resting_place() if goal.skill in ("place", "stack") else subject
         return expert.Facts(self.tcp, self.gap, subject, self.held(goal.subject), target, axis)
@@ -246,9 +288,12 @@ class TabletopWorld(World):
         facts = self._facts()
         if self.goal.skill == "rake":
             return expert.rake(facts, facts.goal)
-        return {"touch": expert.touch, "push": expert.push, "place": expert.place, "stack": expert.place}.get(
-            self.goal.skill, expert.slide
-        )(facts)
+        return {
+            "touch": expert.touch,
+            "push": expert.push,
+            "place": expert.place,
+            "stack": expert.place,
+        }.get(self.goal.skill, expert.slide)(facts)
 
     def expert_action(self) -> np.ndarray:
         move = self._move()
@@ -258,7 +303,8 @@ class TabletopWorld(World):
         return self._move().phase
 
     def distraction(self, number: int) -> np.ndarray:
-        """Towards any thing of the scene, down to its top; with the fingers as the expert wants them, and high if they hold."""
+        """Towards any thing of the scene, down to its top; with the fingers as the expert wants
+        them, and high if they hold."""
         move = self._move()
         thing = self._layout.things[number % len(self._layout.things)]
         point = self.handle(thing.name) if thing.kind == "drawer" else self.position(thing.name)
@@ -267,7 +313,8 @@ class TabletopWorld(World):
         return np.array([*np.clip((wanted - self.tcp) / STEP, -1, 1), move.gripper], np.float32)
 
     def privileged(self) -> dict[str, np.ndarray]:
-        """`subject` and `target`: where the thing meant, and the place meant, are now (3,) metres."""
+        """`subject` and `target`: where the thing meant, and the place meant, are now (3,)
+        metres."""
         goal, facts = self.goal, self._facts()
         subject = self.position(goal.subject) if goal.skill == "rake" else facts.subject
         target = facts.subject if goal.skill == "rake" else facts.goal
@@ -279,7 +326,9 @@ class TabletopWorld(World):
         goal = self.goal
         if goal.skill == "touch":
             top = self.position(goal.subject) + [0, 0, OBJECT_HALF]
-            return bool(np.linalg.norm((self.tcp - top)[:2]) < 0.018 and self.tcp[2] - top[2] < 0.02)
+            return bool(
+                np.linalg.norm((self.tcp - top)[:2]) < 0.018 and self.tcp[2] - top[2] < 0.02
+            )
         if goal.skill == "push":
             return bool(self.position(goal.subject)[1] * (1 if goal.side == "left" else -1) > 0.15)
         if goal.skill == "open":
@@ -291,12 +340,15 @@ class TabletopWorld(World):
         return self._rests()
 
     def _rests(self) -> bool:
-        """Whether the subject lies where it should, released and still, or carried along by the belt."""
+        """Whether the subject lies where it should, released and still, or carried along by the
+        belt."""
         subject, wanted = self.position(self.goal.subject), self._resting_place()
         near = 0.020 if self.goal.skill == "stack" else 0.026
         velocity = np.zeros(6)
         body = self._model.body(self.goal.subject).id
-        mujoco.mj_objectVelocity(self._model, self._data, mujoco.mjtObj.mjOBJ_BODY.value, body, velocity, 0)
+        mujoco.mj_objectVelocity(
+            self._model, self._data, mujoco.mjtObj.mjOBJ_BODY.value, body, velocity, 0
+        )
         return bool(
             np.linalg.norm((subject - wanted)[:2]) < near
             and abs(subject[2] - wanted[2]) < 0.012

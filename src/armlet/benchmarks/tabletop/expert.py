@@ -1,16 +1,22 @@
 """The scripted expert: an action from what is true now, with no memory, timer or hidden phase.
 
-Every motion is a *funnel*: far from a point the hand travels high, near it the hand comes down, so that the
-action is a continuous function of the state and a policy can learn it from pictures. Each skill returns the
-point the tool centre should go to, the gripper command, and the name of what it is doing. Positions are in metres, world
-frame; the gripper command is −1 open, +1 closed.
+Every motion is a *funnel*: far from a point the hand travels high, near it the hand comes down, so
+that the action is a continuous function of the state and a policy can learn it from pictures. Each
+skill returns the point the tool centre should go to, the gripper command, and the name of what it
+is doing. Positions are in metres, world frame; the gripper command is −1 open, +1 closed.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 
-from armlet.benchmarks.tabletop.scene import DRAWER_TRAVEL, OBJECT_HALF, RAKE_BAR, RAKE_DROP, RAKE_GRIP
+from armlet.benchmarks.tabletop.scene import (
+    DRAWER_TRAVEL,
+    OBJECT_HALF,
+    RAKE_BAR,
+    RAKE_DROP,
+    RAKE_GRIP,
+)
 
 OPEN, CLOSED = -1.0, 1.0
 GRASP_TOLERANCE = 0.012  # lateral distance at which the fingers may close
@@ -29,7 +35,8 @@ class Move:
 
 @dataclass(frozen=True)
 class Facts:
-    """What the expert reads off the simulator. Points (3,) in metres; `held` whether both fingers touch `subject`."""
+    """What the expert reads off the simulator. Points (3,) in metres; `held` whether both fingers
+    touch `subject`."""
 
     tcp: np.ndarray
     gap: float
@@ -40,7 +47,9 @@ class Facts:
     opening: float = 0.0
 
 
-def funnel(tcp: np.ndarray, point: np.ndarray, *, rise: float, slope: float = 4.0, throat: float = 0.008) -> np.ndarray:
+def funnel(
+    tcp: np.ndarray, point: np.ndarray, *, rise: float, slope: float = 4.0, throat: float = 0.008
+) -> np.ndarray:
     """`point`, raised by up to `rise` in proportion to the lateral distance from it."""
     lateral = float(np.linalg.norm(tcp[:2] - point[:2]))
     lift = float(np.clip((lateral - throat) * slope, 0.0, rise))
@@ -52,7 +61,9 @@ def funnel(tcp: np.ndarray, point: np.ndarray, *, rise: float, slope: float = 4.
 
 
 def touch(facts: Facts) -> Move:
-    return Move(funnel(facts.tcp, facts.subject + [0, 0, OBJECT_HALF], rise=0.05), OPEN, "approaching")
+    return Move(
+        funnel(facts.tcp, facts.subject + [0, 0, OBJECT_HALF], rise=0.05), OPEN, "approaching"
+    )
 
 
 def push(facts: Facts) -> Move:
@@ -64,7 +75,9 @@ def push(facts: Facts) -> Move:
         ahead = thing + facts.axis * 0.02
         return Move(np.array([thing[0], ahead[1], 0.018]), CLOSED, "operating")
     behind = thing - facts.axis * PUSH_BEHIND
-    return Move(funnel(tcp, np.array([behind[0], behind[1], 0.018]), rise=0.065), CLOSED, "approaching")
+    return Move(
+        funnel(tcp, np.array([behind[0], behind[1], 0.018]), rise=0.065), CLOSED, "approaching"
+    )
 
 
 def grasp(tcp: np.ndarray, point: np.ndarray, *, rise: float) -> Move:
@@ -78,7 +91,9 @@ def grasp(tcp: np.ndarray, point: np.ndarray, *, rise: float) -> Move:
 def place(facts: Facts) -> Move:
     """`goal` is where the centre of the object should come to rest."""
     tcp, thing = facts.tcp, facts.subject
-    settled = np.linalg.norm(thing[:2] - facts.goal[:2]) < 0.017 and thing[2] - facts.goal[2] < 0.010
+    settled = (
+        np.linalg.norm(thing[:2] - facts.goal[:2]) < 0.017 and thing[2] - facts.goal[2] < 0.010
+    )
     if settled:
         return Move(np.array([tcp[0], tcp[1], tcp[2] + 0.05]), OPEN, "placing")
     if not facts.held:
@@ -90,7 +105,8 @@ def place(facts: Facts) -> Move:
 
 
 def slide(facts: Facts) -> Move:
-    """Grasp a drawer's handle (`subject`) and take it to where the drawer is open or closed (`goal`)."""
+    """Grasp a drawer's handle (`subject`) and take it to where the drawer is open or closed
+    (`goal`)."""
     if not facts.held:
         return grasp(facts.tcp, facts.subject, rise=0.06)
     step = facts.tcp + np.clip(facts.goal - facts.subject, -0.04, 0.04) * [1, 1, 0]
@@ -98,7 +114,8 @@ def slide(facts: Facts) -> Move:
 
 
 def rake(facts: Facts, far_thing: np.ndarray) -> Move:
-    """Hold the rake (`subject` is its handle's middle), bring its crossbar behind `far_thing`, and pull."""
+    """Hold the rake (`subject` is its handle's middle), bring its crossbar behind `far_thing`, and
+    pull."""
     if not facts.held:
         return grasp(facts.tcp, facts.subject + facts.axis * RAKE_GRIP, rise=0.05)
     bar = facts.subject + facts.axis * RAKE_BAR - [0, 0, RAKE_DROP]
@@ -112,6 +129,7 @@ def rake(facts: Facts, far_thing: np.ndarray) -> Move:
 
 
 def drawer_goal(handle: np.ndarray, opening: float, *, opened: bool) -> np.ndarray:
-    """Where a handle stands when its drawer is fully open or closed (the drawer opens towards −x)."""
+    """Where a handle stands when its drawer is fully open or closed (the drawer opens towards
+    −x)."""
     wanted = DRAWER_TRAVEL if opened else 0.0
     return handle + np.array([opening - wanted, 0.0, 0.0])

@@ -1,15 +1,21 @@
-"""What people say to the robot: templates with paraphrases, and wordings kept apart for generalisation.
+"""What people say to the robot: templates with paraphrases, and wordings kept apart for
+generalisation.
 
-`SEEN` wordings are drawn while data is collected, the others only when generalisation is measured: those in `UNSEEN` bring new words
-and are often longer than any seen one, so a network meets embeddings that nothing has trained; those in `KNOWN_WORDS` say it anew
-in words that occur among the seen wordings of some task, in no more of them than the longest. This file knows no physics.
+`SEEN` wordings are drawn while data is collected, the others only when generalisation is measured:
+those in `UNSEEN` bring new words and are often longer than any seen one, so a network meets
+embeddings that nothing has trained; those in `KNOWN_WORDS` say it anew in words that occur among
+the seen wordings of some task, in no more of them than the longest. This file knows no physics.
 """
 
 import numpy as np
 
 SEEN: dict[str, tuple[str, ...]] = {
     "touch": ("touch the {object}", "reach for the {object}", "move the hand to the {object}"),
-    "push": ("push the {object} to the {side}", "slide the {object} to the {side}", "shove the {object} {side}"),
+    "push": (
+        "push the {object} to the {side}",
+        "slide the {object} to the {side}",
+        "shove the {object} {side}",
+    ),
     "place": (
         "put the {object} {relation} the {target}",
         "place the {object} {relation} the {target}",
@@ -31,17 +37,34 @@ SEEN: dict[str, tuple[str, ...]] = {
 UNSEEN: dict[str, tuple[str, ...]] = {
     "touch": ("please go and touch the {object}", "the {object} : reach it"),
     "push": ("could you push the {object} over to the {side}", "to the {side} , push the {object}"),
-    "place": ("{relation} the {target} , put the {object}", "take the {object} and put it {relation} the {target}"),
-    "stack": ("on top of the {target} , stack the {object}", "take the {object} and stack it on the {target}"),
+    "place": (
+        "{relation} the {target} , put the {object}",
+        "take the {object} and put it {relation} the {target}",
+    ),
+    "stack": (
+        "on top of the {target} , stack the {object}",
+        "take the {object} and stack it on the {target}",
+    ),
     "open": ("please open the {object} for me", "the {object} should be open"),
     "close": ("please close the {object} for me", "the {object} should be closed"),
-    "rake": ("take the rake and bring the {object} closer", "the {object} is too far , use the rake to pull it"),
+    "rake": (
+        "take the rake and bring the {object} closer",
+        "the {object} is too far , use the rake to pull it",
+    ),
 }
 
 
 KNOWN_WORDS: dict[str, tuple[str, ...]] = {
-    "touch": ("put the hand on the {object}", "reach the {object} with the hand", "bring the hand to the {object}"),
-    "push": ("move the {object} to the {side}", "slide the {object} {side}", "use the hand to push the {object} {side}"),
+    "touch": (
+        "put the hand on the {object}",
+        "reach the {object} with the hand",
+        "bring the hand to the {object}",
+    ),
+    "push": (
+        "move the {object} to the {side}",
+        "slide the {object} {side}",
+        "use the hand to push the {object} {side}",
+    ),
     "place": (
         "bring the {object} {relation} the {target}",
         "{relation} the {target} put the {object}",
@@ -52,8 +75,16 @@ KNOWN_WORDS: dict[str, tuple[str, ...]] = {
         "on top of the {target} place the {object}",
         "bring the {object} on top of the {target}",
     ),
-    "open": ("slide the {object} open", "slide out the {object}", "use the hand to open the {object}"),
-    "close": ("slide the {object} shut", "push to close the {object}", "use the hand to shut the {object}"),
+    "open": (
+        "slide the {object} open",
+        "slide out the {object}",
+        "use the hand to open the {object}",
+    ),
+    "close": (
+        "slide the {object} shut",
+        "push to close the {object}",
+        "use the hand to shut the {object}",
+    ),
     "rake": (
         "use the rake to bring the {object} nearer",
         "with the rake pull the {object} closer",

@@ -1,4 +1,5 @@
-"""What an episode asks for and in which scene, drawn for each task: things, hand, look and words. Knows no physics and no expert."""
+"""What an episode asks for and in which scene, drawn for each task: things, hand, look and words.
+Knows no physics and no expert."""
 
 from dataclasses import dataclass
 
@@ -20,7 +21,10 @@ from armlet.benchmarks.tabletop.scene import (
     spread,
 )
 
-TWINS = {"unseen_shapes": True, "seen_shapes": False}  # splits in which a shape is needed; whether the thing meant is held out
+TWINS = {
+    "unseen_shapes": True,
+    "seen_shapes": False,
+}  # splits in which a shape is needed; whether the thing meant is held out
 
 
 @dataclass(frozen=True)
@@ -40,26 +44,44 @@ def draw(task: Task, rng: np.random.Generator) -> tuple[Layout, Goal]:
 
 
 def belt_direction(layout: Layout, goal: Goal) -> float:
-    """+1 to the left or −1 to the right: against a push, else so that what is meant passes the middle of the table."""
+    """+1 to the left or −1 to the right: against a push, else so that what is meant passes the
+    middle of the table."""
     if goal.skill == "push":
         return -1.0 if goal.side == "left" else 1.0
-    meant = [thing.position[1] for thing in layout.things if thing.name in (goal.subject, goal.target)]
+    meant = [
+        thing.position[1] for thing in layout.things if thing.name in (goal.subject, goal.target)
+    ]
     return -1.0 if np.mean(meant) > 0 else 1.0
 
 
-def _objects(rng: np.random.Generator, points: list[tuple[float, float]], task: Task) -> list[Thing]:
+def _objects(
+    rng: np.random.Generator, points: list[tuple[float, float]], task: Task
+) -> list[Thing]:
     if task.split in TWINS:
         drawn = draw_twins(rng, len(points), unseen=TWINS[task.split])
     else:
         drawn = draw_objects(rng, len(points), unseen=task.split == "unseen_objects")
     return [
-        Thing(f"{colour}_{shape}", "object", OBJECT_COLOURS[colour], point, shape, yaw=float(rng.uniform(-0.25, 0.25)))
+        Thing(
+            f"{colour}_{shape}",
+            "object",
+            OBJECT_COLOURS[colour],
+            point,
+            shape,
+            yaw=float(rng.uniform(-0.25, 0.25)),
+        )
         for (colour, shape), point in zip(drawn, points, strict=True)
     ]
 
 
 def _finish(
-    rng: np.random.Generator, task: Task, things: list[Thing], skill: str, subject: str, words: dict[str, str], **goal: str
+    rng: np.random.Generator,
+    task: Task,
+    things: list[Thing],
+    skill: str,
+    subject: str,
+    words: dict[str, str],
+    **goal: str,
 ) -> tuple[Layout, Goal]:
     hand = _hand(rng, things)
     look = draw_look(rng, unseen=task.split == "unseen_scenes")
@@ -68,14 +90,19 @@ def _finish(
 
 
 def _hand(rng: np.random.Generator, things: list[Thing]) -> tuple[float, float, float]:
-    """Where the hand starts: mostly over some thing, any thing, so that where it is does not tell what is meant."""
+    """Where the hand starts: mostly over some thing, any thing, so that where it is does not tell
+    what is meant."""
     if rng.random() < 0.35:
         return tuple(rng.uniform([-0.20, -0.18, 0.09], [0.12, 0.18, 0.20]))
     thing = things[rng.integers(len(things))]
     x, y = np.array(thing.position) + rng.normal(0, 0.02, 2)
     if thing.kind == "drawer":
         x -= thing.opening + HANDLE_FORWARD
-    return float(np.clip(x, LOW[0], REACH)), float(np.clip(y, -0.19, 0.19)), float(rng.uniform(0.085, 0.16))
+    return (
+        float(np.clip(x, LOW[0], REACH)),
+        float(np.clip(y, -0.19, 0.19)),
+        float(rng.uniform(0.085, 0.16)),
+    )
 
 
 def _spoken(name: str) -> str:
@@ -90,7 +117,9 @@ def _touch_layout(rng: np.random.Generator, task: Task) -> tuple[Layout, Goal]:
 def _push_layout(rng: np.random.Generator, task: Task) -> tuple[Layout, Goal]:
     """Rows along x, so that a push along y meets no other object."""
     rows = rng.permutation([-0.13, -0.03, 0.07])
-    points = [(float(x + rng.uniform(-0.012, 0.012)), float(rng.uniform(-0.085, 0.085))) for x in rows]
+    points = [
+        (float(x + rng.uniform(-0.012, 0.012)), float(rng.uniform(-0.085, 0.085))) for x in rows
+    ]
     things = _objects(rng, points, task)
     side = ("left", "right")[rng.integers(2)]
     words = {"object": _spoken(things[0].name), "side": side}
@@ -103,14 +132,18 @@ def _place_layout(rng: np.random.Generator, task: Task) -> tuple[Layout, Goal]:
     colours = rng.permutation(list(PLACE_COLOURS))[:2]
     places = [
         Thing(f"{colour}_{kind}", kind, PLACE_COLOURS[colour], point)
-        for colour, kind, point in zip(colours, rng.choice(["plate", "box"], 2), points[3:], strict=True)
+        for colour, kind, point in zip(
+            colours, rng.choice(["plate", "box"], 2), points[3:], strict=True
+        )
     ]
     words = {
         "object": _spoken(things[0].name),
         "target": _spoken(places[0].name),
         "relation": "on" if places[0].kind == "plate" else "into",
     }
-    return _finish(rng, task, things + places, "place", things[0].name, words, target=places[0].name)
+    return _finish(
+        rng, task, things + places, "place", things[0].name, words, target=places[0].name
+    )
 
 
 def _stack_layout(rng: np.random.Generator, task: Task) -> tuple[Layout, Goal]:
@@ -135,16 +168,22 @@ def _drawer_layout(rng: np.random.Generator, task: Task) -> tuple[Layout, Goal]:
     ]
     loose = _objects(rng, spread(rng, 2, (-0.17, -0.17), (-0.09, 0.17), 0.09), task)
     chosen = drawers[rng.integers(2)]
-    return _finish(rng, task, drawers + loose, task.name, chosen.name, {"object": _spoken(chosen.name)})
+    return _finish(
+        rng, task, drawers + loose, task.name, chosen.name, {"object": _spoken(chosen.name)}
+    )
 
 
 def _rake_layout(rng: np.random.Generator, task: Task) -> tuple[Layout, Goal]:
     rows = rng.permutation([-0.14, 0.0, 0.14])
-    points = [(float(rng.uniform(0.185, 0.225)), float(y + rng.uniform(-0.015, 0.015))) for y in rows]
+    points = [
+        (float(rng.uniform(0.185, 0.225)), float(y + rng.uniform(-0.015, 0.015))) for y in rows
+    ]
     things = _objects(rng, points, task)
     place = (float(rng.uniform(-0.07, -0.03)), float(rng.uniform(-0.14, 0.14)))
     rake = Thing("rake", "rake", (0.35, 0.22, 0.10), place, yaw=float(rng.uniform(-0.06, 0.06)))
-    return _finish(rng, task, [*things, rake], "rake", things[0].name, {"object": _spoken(things[0].name)})
+    return _finish(
+        rng, task, [*things, rake], "rake", things[0].name, {"object": _spoken(things[0].name)}
+    )
 
 
 _LAYOUTS = {

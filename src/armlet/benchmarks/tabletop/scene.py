@@ -1,7 +1,8 @@
 """What stands on the table: a layout drawn from a seed, and the MuJoCo model that it describes.
 
-World frame, metres: +x away from the robot's operator, +y left, +z up, table top at z = 0. The hand can reach
-x ≤ `REACH`; what lies beyond needs a tool. This file knows no task rule, no words and no expert.
+World frame, metres: +x away from the robot's operator, +y left, +z up, table top at z = 0. The hand
+can reach x ≤ `REACH`; what lies beyond needs a tool. This file knows no task rule, no words and no
+expert.
 """
 
 from dataclasses import dataclass, field
@@ -14,7 +15,10 @@ Shape = Literal["cube", "cylinder"]
 Kind = Literal["object", "plate", "box", "drawer", "rake"]
 
 REACH = 0.14
-LOW, HIGH = np.array([-0.24, -0.22, 0.006]), np.array([REACH, 0.22, 0.24])  # where the tool centre can be sent
+LOW, HIGH = (
+    np.array([-0.24, -0.22, 0.006]),
+    np.array([REACH, 0.22, 0.24]),
+)  # where the tool centre can be sent
 OBJECT_HALF = 0.02
 DRAWER_TRAVEL = 0.12
 HANDLE_FORWARD = 0.03  # how far the handle stands in front of its drawer's closed front
@@ -23,7 +27,10 @@ RAKE_BAR = 0.11  # where its crossbar is
 RAKE_HEIGHT = 0.055  # of its handle above the table: an object passes below
 RAKE_DROP = 0.030  # from the handle down to the middle of the crossbar
 
-BELT_MASS, BELT_DRIVE = 200.0, 20_000.0  # kg, N·s/m: so much that nothing that lies or pushes on it changes its speed
+BELT_MASS, BELT_DRIVE = (
+    200.0,
+    20_000.0,
+)  # kg, N·s/m: so much that nothing that lies or pushes on it changes its speed
 
 OBJECT_COLOURS = {
     "red": (0.85, 0.10, 0.10),
@@ -32,16 +39,24 @@ OBJECT_COLOURS = {
     "yellow": (0.92, 0.82, 0.10),
     "purple": (0.55, 0.15, 0.70),
 }
-PLACE_COLOURS = {"white": (0.97, 0.97, 0.97), "black": (0.08, 0.08, 0.08), "orange": (1.0, 0.50, 0.05)}
+PLACE_COLOURS = {
+    "white": (0.97, 0.97, 0.97),
+    "black": (0.08, 0.08, 0.08),
+    "orange": (1.0, 0.50, 0.05),
+}
 SHAPES: tuple[Shape, ...] = ("cube", "cylinder")
-HELD_OUT: set[tuple[str, Shape]] = {("green", "cylinder"), ("purple", "cube")}  # never on the table in a `seen` scene
+HELD_OUT: set[tuple[str, Shape]] = {
+    ("green", "cylinder"),
+    ("purple", "cube"),
+}  # never on the table in a `seen` scene
 TABLES = ((0.78, 0.68, 0.55), (0.70, 0.72, 0.74), (0.60, 0.52, 0.45))
 UNSEEN_TABLES = ((0.45, 0.60, 0.50), (0.85, 0.78, 0.82))
 
 
 @dataclass(frozen=True)
 class Thing:
-    """One movable or fixed thing. `name` is also its body's name; `opening` is a drawer's starting position."""
+    """One movable or fixed thing. `name` is also its body's name; `opening` is a drawer's starting
+    position."""
 
     name: str
     kind: Kind
@@ -64,7 +79,8 @@ class Look:
 
 @dataclass(frozen=True)
 class Layout:
-    """Everything that stands on the table, and how it looks. `belt`: how fast all of it is carried along y, in m/s; 0 is a table."""
+    """Everything that stands on the table, and how it looks. `belt`: how fast all of it is carried
+    along y, in m/s; 0 is a table."""
 
     things: tuple[Thing, ...]
     hand: tuple[float, float, float]
@@ -73,7 +89,8 @@ class Layout:
 
 
 def draw_look(rng: np.random.Generator, *, unseen: bool) -> Look:
-    """A seen scene varies a little; an unseen one has another table, light from elsewhere and a moved camera."""
+    """A seen scene varies a little; an unseen one has another table, light from elsewhere and a
+    moved camera."""
     if unseen:
         side = rng.choice([-1.0, 1.0])
         return Look(
@@ -91,9 +108,14 @@ def draw_look(rng: np.random.Generator, *, unseen: bool) -> Look:
 
 
 def spread(
-    rng: np.random.Generator, count: int, low: tuple[float, float], high: tuple[float, float], gap: float
+    rng: np.random.Generator,
+    count: int,
+    low: tuple[float, float],
+    high: tuple[float, float],
+    gap: float,
 ) -> list[tuple[float, float]]:
-    """`count` points in a rectangle, each at least `gap` from every other (rejection; restarts when stuck)."""
+    """`count` points in a rectangle, each at least `gap` from every other (rejection; restarts when
+    stuck)."""
     while True:
         points: list[np.ndarray] = []
         for _ in range(200):
@@ -105,7 +127,8 @@ def spread(
 
 
 def draw_objects(rng: np.random.Generator, count: int, *, unseen: bool) -> list[tuple[str, Shape]]:
-    """`count` (colour, shape) pairs of different colours; with `unseen` the first is a held-out pair."""
+    """`count` (colour, shape) pairs of different colours; with `unseen` the first is a held-out
+    pair."""
     colours = list(OBJECT_COLOURS)
     rng.shuffle(colours)
     if unseen:
@@ -122,13 +145,19 @@ def draw_objects(rng: np.random.Generator, count: int, *, unseen: bool) -> list[
 
 
 def draw_twins(rng: np.random.Generator, count: int, *, unseen: bool) -> list[tuple[str, Shape]]:
-    """`count` (colour, shape) pairs, at least three, of which the first and the last are of one colour and differ in their shape, so that
-    naming the first takes its shape; the others are of other colours. With `unseen` the first is a held-out pair; all others are
+    """`count` (colour, shape) pairs, at least three, of which the first and the last are of one
+    colour and differ in their shape, so that naming the first takes its shape; the others are of
+    other colours. With `unseen` the first is a held-out pair; all others are
     pairs that seen scenes have, and so is the first without it."""
     if unseen:
         firsts = sorted(HELD_OUT)
     else:
-        firsts = [(colour, shape) for colour in OBJECT_COLOURS for shape in SHAPES if not _is_held_out(colour)]
+        firsts = [
+            (colour, shape)
+            for colour in OBJECT_COLOURS
+            for shape in SHAPES
+            if not _is_held_out(colour)
+        ]
     colour, shape = firsts[rng.integers(len(firsts))]
     twin = next(other for other in SHAPES if other != shape)
     others = [other for other in OBJECT_COLOURS if other != colour]
@@ -194,8 +223,9 @@ def _table_xml(layout: Layout) -> str:
 
 
 def _belt_xml(layout: Layout, fixed: list[Thing]) -> str:
-    """Where the table's top would be, a slab that looks like it and moves along y; what a table has fixed to it is fixed to the slab.
-    It is wider than the cameras see and longer than it travels, so a picture shows only that things move. The table below it holds
+    """Where the table's top would be, a slab that looks like it and moves along y; what a table has
+    fixed to it is fixed to the slab. It is wider than the cameras see and longer than it travels,
+    so a picture shows only that things move. The table below it holds
     nothing: an object that stood on both would be held back by it."""
     rgba = _rgba(layout.look.table)
     riders = "".join(_THING_XML[thing.kind](thing) for thing in fixed)
@@ -205,7 +235,9 @@ def _belt_xml(layout: Layout, fixed: list[Thing]) -> str:
 {riders}</body>"""
 
 
-_FINGER = '<geom type="box" size=".012 .006 .04" rgba=".6 .6 .65 1" mass=".05" friction="2" condim="4"/>'
+_FINGER = (
+    '<geom type="box" size=".012 .006 .04" rgba=".6 .6 .65 1" mass=".05" friction="2" condim="4"/>'
+)
 _HAND_XML = f"""<body name="hand" pos="0 0 0" gravcomp="1">
 <joint name="x" type="slide" axis="1 0 0"/><joint name="y" type="slide" axis="0 1 0"/><joint name="z" type="slide" axis="0 0 1"/>
 <geom type="box" size=".016 .055 .012" pos="0 0 .086" rgba=".3 .3 .35 1" mass=".6" contype="0" conaffinity="0"/>
@@ -252,7 +284,8 @@ def _box_xml(thing: Thing) -> str:
 
 
 def _drawer_xml(thing: Thing) -> str:
-    """A drawer that slides along x inside a fixed cabinet; its handle is a post that the fingers can close on."""
+    """A drawer that slides along x inside a fixed cabinet; its handle is a post that the fingers
+    can close on."""
     x, y = thing.position
     rgba = _rgba(thing.colour)
     forward = HANDLE_FORWARD
@@ -269,7 +302,8 @@ def _drawer_xml(thing: Thing) -> str:
 
 
 def _rake_xml(thing: Thing) -> str:
-    """A handle on two legs; the far leg is the wide crossbar that pulls. Objects fit below the handle."""
+    """A handle on two legs; the far leg is the wide crossbar that pulls. Objects fit below the
+    handle."""
     x, y = thing.position
     rgba = _rgba(thing.colour)
     return f"""<body name="{thing.name}" pos="{x:.6f} {y:.6f} {RAKE_HEIGHT + 0.0005}" euler="0 0 {np.degrees(thing.yaw):.4f}"><freejoint/>
