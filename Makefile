@@ -12,7 +12,7 @@ demo: $(READY)
 	bash runs/demo.sh $(if $(TEACH),--teach)
 
 test: check
-	$(BIN)/pytest -q -n 2 --dist loadfile --jaxtyping-packages=armlet.losses,armlet.layers.graph,armlet.layers.router,beartype.beartype
+	$(BIN)/pytest -q -n 2 --dist loadfile --jaxtyping-packages=armlet.training.losses,armlet.layers.graph,armlet.layers.router,beartype.beartype
 
 check: $(READY)
 	$(BIN)/ruff format --check .

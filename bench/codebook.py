@@ -26,9 +26,9 @@ import tyro
 from armlet.benchmarks import Task, World
 from armlet.benchmarks.tabletop import Tabletop
 from armlet.data.codec import Bins, Codebook, codec_error
+from armlet.evaluation.stats import wilson
 from armlet.progress import Progress
-from armlet.recording import Perturbation, roll_out
-from armlet.stats import wilson
+from armlet.rollout.recording import Perturbation, roll_out
 
 Codec = Callable[[np.ndarray], np.ndarray]
 

@@ -27,8 +27,8 @@ from armlet.benchmarks import Task, World
 from armlet.benchmarks.tabletop import Tabletop
 from armlet.data.episodes import EpisodeFrames
 from armlet.progress import Progress
-from armlet.recording import Perturbation, roll_out
-from armlet.types import Observation
+from armlet.robot.observation import Observation
+from armlet.rollout.recording import Perturbation, roll_out
 
 CALM, DISTURBED = Perturbation(share=0.0, distracted=0.0), Perturbation(share=1.0)
 OF_THE_EXPERT = ("approaching", "grasping", "transporting", "placing", "operating")

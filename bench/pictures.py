@@ -33,10 +33,10 @@ import tyro
 
 from armlet.data.episodes import EpisodeDataset
 from armlet.data.frames import BatchMaker, draw, load_frames
-from armlet.data.normalise import Normaliser
 from armlet.data.pictures import Pictures
 from armlet.data.text import train_tokenizer
 from armlet.progress import Progress
+from armlet.robot.normalise import Normaliser
 
 CAMERAS, HEIGHT, WIDTH, FPS = ("front", "wrist"), 480, 640, 30
 SIDE, BATCH, STEPS = 224, 64, 100

@@ -23,18 +23,18 @@ import tyro
 from scipy import stats
 from torch import Tensor, nn
 
-from armlet import losses
-from armlet.checkpoint import load_policy
 from armlet.data.episodes import EpisodeDataset
 from armlet.data.frames import draw, load_frames
 from armlet.data.pictures import Pictures
 from armlet.layers.graph import Edges, ProbeHeads
-from armlet.policies import Policy
+from armlet.policies.checkpoint import load_policy
+from armlet.policies.contract import Policy
 from armlet.progress import Progress
 from armlet.recipe import Probe
 from armlet.recipes.bases import PROBE
-from armlet.supervision import make_heads
-from armlet.training import make_batches
+from armlet.training import losses
+from armlet.training.supervision import make_heads
+from armlet.training.trainer import make_batches
 
 KINDS = ("ours", "geometric, pooled once", "geometric", "no graph")
 

@@ -16,8 +16,8 @@ import tyro
 from torch.utils.benchmark import Timer
 
 from armlet.benchmarks.tabletop import Tabletop
-from armlet.checkpoint import load_policy
 from armlet.layers.router import FORCED
+from armlet.policies.checkpoint import load_policy
 from armlet.policies.routed import Routed, Routing
 
 

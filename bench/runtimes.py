@@ -33,11 +33,11 @@ import tyro
 from torch import Tensor, nn
 
 from armlet.benchmarks.tabletop import Tabletop
-from armlet.checkpoint import load_policy, policy_fingerprint
-from armlet.policies import Tokens
+from armlet.policies.checkpoint import load_policy, policy_fingerprint
+from armlet.policies.contract import Tokens
 from armlet.policies.vla import VLA
-from armlet.rollout import plan, run_episode
-from armlet.types import Observation
+from armlet.robot.observation import Observation
+from armlet.rollout.loop import plan, run_episode
 
 try:
     import onnxruntime

@@ -20,15 +20,15 @@ import torch
 import tyro
 
 from armlet.benchmarks.tabletop import Tabletop
-from armlet.checkpoint import load_policy
 from armlet.data.frames import Frames
-from armlet.learner import Learner
+from armlet.policies.checkpoint import load_policy
 from armlet.policies.routed import Routing
 from armlet.recipe import Objective
 from armlet.recipes.actdistill import ActDistill, actdistill_tabletop
 from armlet.recipes.bases import MatchOutput
-from armlet.supervision import make_heads
-from armlet.training import Trainer, make_batches
+from armlet.training.learner import Learner
+from armlet.training.supervision import make_heads
+from armlet.training.trainer import Trainer, make_batches
 
 TURN = 5  # steps
 

@@ -52,7 +52,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from armlet import figures, recompute, report
+from armlet import recompute, report
+from armlet.evaluation import figures
 
 ROOT = Path(__file__).parent.parent
 Report = dict[str, Any]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from armlet import load_policy
 from armlet.benchmarks.tabletop import Tabletop
-from armlet.rollout import plan, run_episode
+from armlet.rollout.loop import plan, run_episode
 
 
 def main(out: Path) -> None:

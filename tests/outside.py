@@ -13,7 +13,8 @@ from armlet.policies.vla import VLANetwork
 from armlet.recipe import Collection, Evaluation, Recipe
 from armlet.recipes.actdistill import actdistill_tabletop
 from armlet.recipes.bases import Imitate
-from armlet.types import ActionSpec, Observation
+from armlet.robot.observation import Observation
+from armlet.robot.spec import ActionSpec
 
 COLOURS = {"red": (255, 0, 0), "blue": (0, 0, 255)}
 

@@ -9,7 +9,7 @@ import pytest
 from tiny import make_policy
 
 from armlet.agreement import check_policy, check_taught, outside_range
-from armlet.types import ActionSpec
+from armlet.robot.spec import ActionSpec
 
 SPEC = ActionSpec(
     ("dx", "dy", "dz", "gripper"), "delta", "none", (-1.0,) * 4, (1.0,) * 4, 3, 1.0, -1.0, 10, 0.05

@@ -9,18 +9,19 @@ import pytest
 import torch
 from outside import reaching
 
-from armlet import distil, probe, teach, training
+from armlet import distil, probe, teach
 from armlet.__main__ import override
-from armlet.checkpoint import load_policy
 from armlet.data.digests import CACHE
 from armlet.data.episodes import EpisodeDataset, EpisodeFrames, Features
-from armlet.data.fit import FitError, fit_picture
 from armlet.data.frames import load_frames
 from armlet.data.pictures import Cached, Pictures, Streamed
 from armlet.data.writer import EpisodeWriter
+from armlet.policies.checkpoint import load_policy
 from armlet.recipe import Recipe
-from armlet.training import make_batches
-from armlet.types import Observation
+from armlet.robot.fit import FitError, fit_picture
+from armlet.robot.observation import Observation
+from armlet.training import trainer as training
+from armlet.training.trainer import make_batches
 
 LETTERBOX = ("--pictures.fit", "letterbox", "--pictures.size", "32")
 

@@ -14,7 +14,9 @@ from kills import killed_everywhere
 from safetensors.torch import load_file, save_file
 from tiny import TEXTS, identity, make_policy
 
-from armlet.checkpoint import (
+from armlet.data.files import FullDiskError
+from armlet.data.text import train_tokenizer
+from armlet.policies.checkpoint import (
     CONFIG,
     TOKENIZER,
     WEIGHTS,
@@ -26,11 +28,9 @@ from armlet.checkpoint import (
     save_policy,
     save_state,
 )
-from armlet.data.files import FullDiskError
-from armlet.data.text import train_tokenizer
-from armlet.policies import Body
+from armlet.policies.contract import Body
 from armlet.policies.vla import VLA
-from armlet.types import Observation
+from armlet.robot.observation import Observation
 
 SHIPPED = Path(__file__).parents[1] / "checkpoints"
 FILES = (CONFIG, WEIGHTS, TOKENIZER)
@@ -252,7 +252,7 @@ def test_a_full_disk_leaves_the_policy_that_was_there(tmp_path, monkeypatch) -> 
         Path(path).write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("armlet.checkpoint.save_file", full)
+    monkeypatch.setattr("armlet.policies.checkpoint.save_file", full)
     with pytest.raises(
         FullDiskError, match=r"model\.safetensors.* MB are needed: the disk is full"
     ):

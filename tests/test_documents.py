@@ -20,8 +20,9 @@ from typing import Any
 import pytest
 import tyro
 
-from armlet import outcomes, recipes
+from armlet import recipes
 from armlet.__main__ import OF_REPORTS, VERBS, override
+from armlet.evaluation import outcomes
 
 ROOT = Path(__file__).parents[1]
 BOUND = re.compile(

@@ -13,16 +13,17 @@ import pytest
 import torch
 from outside import Dots, reaching
 
-from armlet import evaluate, measure, outcomes, source
-from armlet.checkpoint import load_policy, save_policy
-from armlet.data.normalise import Normaliser
+from armlet import evaluate, source
 from armlet.data.pictures import Pictures
 from armlet.data.text import train_tokenizer
 from armlet.evaluate import conditions, contenders, run_episodes
-from armlet.policies import Body
+from armlet.evaluation import measure, outcomes
+from armlet.policies.checkpoint import load_policy, save_policy
+from armlet.policies.contract import Body
 from armlet.policies.vla import VLANetwork
 from armlet.recipe import Evaluation, Recipe
-from armlet.rollout import Contender, Result, plan, run_all, run_episode
+from armlet.robot.normalise import Normaliser
+from armlet.rollout.loop import Contender, Result, plan, run_all, run_episode
 
 
 def dots_policy(seed: int):

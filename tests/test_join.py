@@ -16,22 +16,24 @@ import pytest
 import torch
 from outside import Dots, reaching
 
-from armlet import collect, distil, practice, probe, recording, supervision
+from armlet import collect, distil, probe
 from armlet.annotators import Labels
-from armlet.checkpoint import load_policy, save_policy
 from armlet.data.episodes import EpisodeDataset
-from armlet.data.fit import View
 from armlet.data.frames import BatchMaker, Frames, load_frames
 from armlet.data.traces import TraceStore, TraceWriter
-from armlet.learner import Learner, watch
-from armlet.policies import Policy
+from armlet.policies.checkpoint import load_policy, save_policy
+from armlet.policies.contract import Policy
 from armlet.policies.routed import Routed
-from armlet.policies.subset import Kept
+from armlet.policies.students import Kept
 from armlet.recipe import Recipe, Round
 from armlet.recipes.bases import MatchOutput
-from armlet.supervision import heads_file, load_heads, make_heads
+from armlet.robot.fit import View
+from armlet.rollout import recording
 from armlet.teach import new_policy
-from armlet.training import SelfAnswers, Trainer, make_batches
+from armlet.training import practice, supervision
+from armlet.training.learner import Learner, watch
+from armlet.training.supervision import heads_file, load_heads, make_heads
+from armlet.training.trainer import SelfAnswers, Trainer, make_batches
 from armlet.types import Trace
 
 SIGNALS = ("actions", "condition", "semantics", "layer_actions")

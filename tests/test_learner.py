@@ -8,8 +8,8 @@ import torch
 from tiny import make_frames, make_policy
 
 from armlet.layers.graph import ProbeHeads
-from armlet.learner import Learner, watch
-from armlet.training import make_batches
+from armlet.training.learner import Learner, watch
+from armlet.training.trainer import make_batches
 
 
 def probed() -> Learner:

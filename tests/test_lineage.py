@@ -11,13 +11,13 @@ import pytest
 import torch
 from tiny import make_frames, make_policy
 
-from armlet.checkpoint import load_policy, save_policy
 from armlet.data.frames import Frames
-from armlet.learner import Learner
 from armlet.lineage import claim, differences, digest_weights, is_finished, set_aside
+from armlet.policies.checkpoint import load_policy, save_policy
 from armlet.recipe import Stage
 from armlet.recipes.bases import Imitate
-from armlet.training import Trainer, make_batches
+from armlet.training.learner import Learner
+from armlet.training.trainer import Trainer, make_batches
 
 STAGE = Stage(Imitate(), steps=4, batch_size=5, warmup=2, log_every=1, checkpoint_every=2, ema=0.9)
 

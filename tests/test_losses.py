@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from armlet import losses
+from armlet.training import losses
 
 BATCH, LAYERS, CHUNK, DIMS, WIDTH = 5, 4, 3, 2, 6
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from tiny import TEXTS, make_policy
 
-from armlet.measure import WARM_UP, compute, latency, what_routes_depend_on
+from armlet.evaluation.measure import WARM_UP, compute, latency, what_routes_depend_on
 from armlet.policies.routed import Routed, Routing
-from armlet.types import Observation
+from armlet.robot.observation import Observation
 
 
 def observations(count: int = 24) -> list[Observation]:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from armlet import losses, recipes
+from armlet import recipes
 from armlet.annotators import DIRECTIONS
 from armlet.data.codec import Bins
 from armlet.policies.routed import Routing
@@ -23,6 +23,7 @@ from armlet.recipes.aed import LAST, Aed
 from armlet.recipes.bases import FitHeads, Imitate, MatchOutput
 from armlet.recipes.vita_vla import Align, Finetune
 from armlet.recipes.vla_ad import VlaAd
+from armlet.training import losses
 from armlet.types import Batch, Trace
 
 SAMPLES, CHUNK, DIMS, LAYERS, WIDTH, BINS, WORDS = 17, 3, 4, 5, 8, 16, 6

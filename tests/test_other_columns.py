@@ -11,11 +11,11 @@ from outside import reaching
 
 from armlet import distil, probe, teach
 from armlet.__main__ import override
-from armlet.checkpoint import load_policy
 from armlet.data.episodes import EpisodeFrames, Features
 from armlet.data.layout import Columns
 from armlet.data.writer import EpisodeWriter
-from armlet.types import Observation
+from armlet.policies.checkpoint import load_policy
+from armlet.robot.observation import Observation
 
 NAMES = {"observation.images.eye": "observation.image", "action": "actions"}
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from armlet import outcomes as kept
-from armlet import stats
-from armlet.outcomes import DelayedRun, Episode, Outcomes, PolicyRun, Run, recompute
+from armlet.evaluation import outcomes as kept
+from armlet.evaluation import stats
+from armlet.evaluation.outcomes import DelayedRun, Episode, Outcomes, PolicyRun, Run, recompute
 
 EPISODES = (
     Episode("seen", "hand", "touch", 10),

@@ -11,31 +11,23 @@ import numpy as np
 import pytest
 from tiny import tiny_recipe
 
-from armlet import (
-    collect,
-    distil,
-    evaluate,
-    figures,
-    outcomes,
-    practice,
-    probe,
-    recipes,
-    teach,
-    training,
-)
+from armlet import collect, distil, evaluate, probe, recipes, teach
 from armlet import report as report_page
 from armlet.__main__ import main, override
-from armlet.checkpoint import load_policy
 from armlet.data.episodes import EpisodeDataset
 from armlet.data.files import BusyError, hold
 from armlet.data.frames import load_frames
 from armlet.data.traces import StaleTraceError, TraceStore
+from armlet.evaluation import figures, outcomes
+from armlet.policies.checkpoint import load_policy
 from armlet.recipe import Recipe, Round
 from armlet.recipes.baselines import first_k_tabletop
 from armlet.recipes.bases import Imitate
-from armlet.rollout import run_episode
-from armlet.supervision import heads_file
-from armlet.training import make_batches
+from armlet.rollout.loop import run_episode
+from armlet.training import practice
+from armlet.training import trainer as training
+from armlet.training.supervision import heads_file
+from armlet.training.trainer import make_batches
 
 EXAMPLE = Path(__file__).parent / "outside.py"
 
@@ -99,7 +91,7 @@ def test_the_report_has_what_a_number_needs(recipe: Recipe) -> None:
 def test_a_second_evaluation_runs_nothing_again(
     recipe: Recipe, monkeypatch, no_fresh_process
 ) -> None:
-    from armlet import rollout
+    from armlet.rollout import loop as rollout
 
     monkeypatch.setattr(rollout, "_work", None)  # to run an episode for the table would fail
     log = recipe.out / "evaluation" / "episodes.jsonl"

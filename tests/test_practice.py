@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import make_frames
 
-from armlet.practice import mixed, worth_learning
+from armlet.training.practice import mixed, worth_learning
 
 
 def data_of(frames, failed: set[int]):

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from armlet import outcomes as kept
 from armlet import recompute
-from armlet.outcomes import DelayedRun, Episode, Outcomes, PolicyRun, Run
+from armlet.evaluation import outcomes as kept
+from armlet.evaluation.outcomes import DelayedRun, Episode, Outcomes, PolicyRun, Run
 
 TASKS = (("hand", "touch"), ("hand", "push"), ("tool", "rake"))
 SECTIONS = ("policies", "pairs", "pairs_by_split", "seeds", "delayed", "delayed_pairs")

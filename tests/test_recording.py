@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from armlet import recording
 from armlet.benchmarks import Task
 from armlet.recipe import Collection
-from armlet.recording import ExpertActs, Perturbation, StudentActs, TeacherActs, roll_out
-from armlet.types import ActionSpec, Observation
+from armlet.robot.observation import Observation
+from armlet.robot.spec import ActionSpec
+from armlet.rollout import recording
+from armlet.rollout.recording import ExpertActs, Perturbation, StudentActs, TeacherActs, roll_out
 
 NOBODY = Perturbation(share=0, distracted=0)
 SPEC = ActionSpec(

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from armlet import figures, report
+from armlet import report
 from armlet.data.video import write_video
+from armlet.evaluation import figures
 
 REPRODUCTIONS = Path(__file__).parents[1] / "docs" / "reproductions"
 EVIL = "</script><script>window.broken = 1</script>"

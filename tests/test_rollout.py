@@ -10,9 +10,9 @@ import pytest
 
 from armlet.benchmarks import Task, World
 from armlet.benchmarks.tabletop import Tabletop
-from armlet.policies import Decision
-from armlet.rollout import Result, gripper_toggles, plan, run_episode, steps_late
-from armlet.types import ActionSpec
+from armlet.policies.contract import Decision
+from armlet.robot.spec import ActionSpec
+from armlet.rollout.loop import Result, gripper_toggles, plan, run_episode, steps_late
 
 
 def spec(mode: str = "delta") -> ActionSpec:

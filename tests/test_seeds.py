@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 from outside import Dots, DotWorld, reaching
 
-from armlet import evaluate, practice, recipes, recording
-from armlet.policies import Decision
-from armlet.practice import TRIAL, first_seed
+from armlet import evaluate, recipes
+from armlet.policies.contract import Decision
 from armlet.recipe import Recipe, Round
-from armlet.recording import ExpertActs, StudentActs, TeacherActs
-from armlet.rollout import Result
+from armlet.rollout import recording
+from armlet.rollout.loop import Result
+from armlet.rollout.recording import ExpertActs, StudentActs, TeacherActs
+from armlet.training import practice
+from armlet.training.practice import TRIAL, first_seed
 
 RECIPES = {name: recipes.find(name)() for name in recipes.available()}
 

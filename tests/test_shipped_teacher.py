@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from armlet.benchmarks.tabletop import Tabletop
-from armlet.checkpoint import load_policy, policy_fingerprint
-from armlet.policies import Decision, Policy
-from armlet.rollout import plan, run_episode
-from armlet.types import Observation
+from armlet.policies.checkpoint import load_policy, policy_fingerprint
+from armlet.policies.contract import Decision, Policy
+from armlet.robot.observation import Observation
+from armlet.rollout.loop import plan, run_episode
 
 HOME = Path(__file__).parent.parent
 TEACHERS = {

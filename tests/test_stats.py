@@ -6,7 +6,7 @@ from scipy.stats import binom, multinomial, norm, ttest_ind, ttest_rel
 from statsmodels.stats.contingency_tables import mcnemar as reference_mcnemar
 from statsmodels.stats.proportion import proportion_confint
 
-from armlet.stats import (
+from armlet.evaluation.stats import (
     clopper_pearson,
     compare_paired,
     compare_seeds,

@@ -11,9 +11,9 @@ import torch
 from tiny import identity, tiny_recipe
 
 from armlet import collect, distil, evaluate, probe, teach
-from armlet.checkpoint import load_policy
 from armlet.data.text import train_tokenizer
-from armlet.policies import Body
+from armlet.policies.checkpoint import load_policy
+from armlet.policies.contract import Body
 from armlet.policies.two_tower import TwoTowerNetwork
 from armlet.recipe import Recipe
 from armlet.recipes.aed import aed_families, aed_metaworld, aed_online, aed_self, aed_tabletop
@@ -115,7 +115,7 @@ def episodes_observation(recipe: Recipe):
 def test_a_teacher_that_averages_its_student_resumes_to_the_same_end(
     aed: Recipe, episodes: Recipe, monkeypatch
 ) -> None:
-    from armlet import training
+    from armlet.training import trainer as training
 
     whole = dataclasses.replace(tiny(aed_self(), episodes, aed.out.parent), teacher=aed.teacher)
     killed = dataclasses.replace(whole, out=whole.out.with_name("killed"))

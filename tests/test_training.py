@@ -18,13 +18,13 @@ from tiny import make_frames, make_policy
 from armlet.data.frames import BatchMaker, draw
 from armlet.layers.graph import ProbeHeads
 from armlet.layers.heads import CodebookHead, RegressionHead
-from armlet.learner import Learner
 from armlet.policies.routed import Routing
 from armlet.policies.two_tower import TwoTowerNetwork
 from armlet.recipe import Stage
 from armlet.recipes.actdistill import ActDistill
 from armlet.recipes.bases import FitHeads, Imitate
-from armlet.training import Trainer, balanced, make_batches, rate, trainable
+from armlet.training.learner import Learner
+from armlet.training.trainer import Trainer, balanced, make_batches, rate, trainable
 
 STAGE = Stage(Imitate(), steps=8, batch_size=5, warmup=2, log_every=1, checkpoint_every=4, ema=0.9)
 
@@ -105,7 +105,7 @@ def test_without_a_compiler_the_same_is_done_uncompiled_and_said(
     tmp_path, monkeypatch, capsys
 ) -> None:
     plain = run(tmp_path / "plain")
-    monkeypatch.setattr("armlet.training.shutil.which", lambda name: None)
+    monkeypatch.setattr("armlet.training.trainer.shutil.which", lambda name: None)
     asked = run(tmp_path / "asked", dataclasses.replace(STAGE, compile=True))
     assert "no C++ compiler" in capsys.readouterr().err
     assert all(
@@ -292,7 +292,7 @@ def test_the_budget_is_reached_with_batches_of_any_size(tmp_path, size: int, kee
         wants = frozenset({"gates", "costs", "imitation"})
 
         def __call__(self, student, teacher, batch):
-            from armlet import losses
+            from armlet.training import losses
 
             gap = losses.budget_gap(
                 student["gates"], student["costs"], self.keep, over="batch"

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from armlet.data.augment import Augment
 from armlet.data.frames import BatchMaker, draw
 from armlet.layers.ema import SelfTeacher
-from armlet.learner import Learner, watch
 from armlet.recipe import Objective, Stage
-from armlet.training import SelfAnswers, Trainer, make_batches
+from armlet.training.learner import Learner, watch
+from armlet.training.trainer import SelfAnswers, Trainer, make_batches
 from armlet.types import Batch, Trace
 
 POLICY = make_policy()

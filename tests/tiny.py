@@ -9,12 +9,12 @@ import torch
 
 from armlet.benchmarks.tabletop import Tabletop
 from armlet.data.frames import Frames
-from armlet.data.normalise import Normaliser
 from armlet.data.text import train_tokenizer
-from armlet.policies import Body
+from armlet.policies.contract import Body
 from armlet.policies.vla import VLA, VLAConfig, VLANetwork
 from armlet.recipe import Collection, Evaluation, Recipe
 from armlet.recipes.actdistill import actdistill_tabletop
+from armlet.robot.normalise import Normaliser
 
 TEXTS = ("touch the red cube", "put the blue cylinder into the white box", "open the green drawer")
 

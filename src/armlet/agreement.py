@@ -22,8 +22,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from armlet.data.episodes import EpisodeDataset
-from armlet.policies import Policy
-from armlet.types import ActionSpec
+from armlet.policies.contract import Policy
+from armlet.robot.spec import ActionSpec
 
 TOLERANCE = 0.01  # of a dimension's range: rounding, and video-rate interpolation, stay within
 

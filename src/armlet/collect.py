@@ -10,9 +10,9 @@ are kept.
 
 from pathlib import Path
 
-from armlet.checkpoint import policy_fingerprint
+from armlet.policies.checkpoint import policy_fingerprint
 from armlet.recipe import Recipe, at_hand
-from armlet.recording import Acts, ExpertActs, TeacherActs, record
+from armlet.rollout.recording import Acts, ExpertActs, TeacherActs, record
 
 
 def main(recipe: Recipe) -> Path:

@@ -12,19 +12,19 @@ from torch import Tensor
 
 from armlet.agreement import check_facts, check_policy
 from armlet.annotators import annotator_fingerprint
-from armlet.checkpoint import load_policy, policy_fingerprint, save_policy
 from armlet.data.episodes import EpisodeDataset
 from armlet.data.files import hold
 from armlet.data.frames import BatchMaker, Frames, join_frames
 from armlet.data.splits import by_task, last, rows_of
 from armlet.data.traces import TraceStore
 from armlet.layers.ema import SelfTeacher
-from armlet.learner import Learner
 from armlet.lineage import PROVENANCE, Question, as_json, digest_text, is_finished
-from armlet.policies import Policy
-from armlet.practice import mixed, practise, round_folder, stays, worth_learning
+from armlet.policies.checkpoint import load_policy, policy_fingerprint, save_policy
+from armlet.policies.contract import Policy
 from armlet.recipe import Recipe, Stage, at_hand, to_json
-from armlet.supervision import (
+from armlet.training.learner import Learner
+from armlet.training.practice import mixed, practise, round_folder, stays, worth_learning
+from armlet.training.supervision import (
     check_heads,
     heads_file,
     identity,
@@ -32,7 +32,7 @@ from armlet.supervision import (
     load_heads,
     make_heads,
 )
-from armlet.training import SelfAnswers, TeacherTraces, Trainer, make_batches, settings
+from armlet.training.trainer import SelfAnswers, TeacherTraces, Trainer, make_batches, settings
 from armlet.types import Batch, Trace
 
 SAMPLE = 512  # frames that a student is cut to fit, or calibrated on

@@ -3,7 +3,7 @@
 Every policy meets the same episodes, fixed in advance as task × seed. What has been run is kept
 line by line in `episodes.jsonl` under everything that it was made from, so a killed evaluation goes
 on where it stopped, and a changed one begins anew. What the report says of episodes is computed
-from `outcomes.json.gz` (`armlet.outcomes`), which lies beside it.
+from `outcomes.json.gz` (`armlet.evaluation.outcomes`), which lies beside it.
 """
 
 import json
@@ -17,20 +17,21 @@ from typing import Any
 import numpy as np
 import torch
 
-from armlet import figures, measure, source
-from armlet import outcomes as kept
+from armlet import source
 from armlet.benchmarks import Benchmark, Task
-from armlet.checkpoint import read_provenance
 from armlet.data.files import appending, hold, whole_lines, write_atomically
 from armlet.data.hub import is_name, local_folder, without_revision
 from armlet.data.video import write_video
-from armlet.outcomes import DelayedRun, Episode, Outcomes, PolicyRun, Run
-from armlet.policies import Policy
-from armlet.practice import TRIAL, first_seed
+from armlet.evaluation import figures, measure
+from armlet.evaluation import outcomes as kept
+from armlet.evaluation.outcomes import DelayedRun, Episode, Outcomes, PolicyRun, Run
+from armlet.policies.checkpoint import read_provenance
+from armlet.policies.contract import Policy
 from armlet.progress import Progress
 from armlet.recipe import Recipe, at_hand, to_json
-from armlet.rollout import Contender, Result, film, plan, run_all, run_episode, steps_late
-from armlet.types import Observation
+from armlet.robot.observation import Observation
+from armlet.rollout.loop import Contender, Result, film, plan, run_all, run_episode, steps_late
+from armlet.training.practice import TRIAL, first_seed
 
 VERSION = 2  # of report.json; 1 had no outcomes beside it
 OUTCOMES = "outcomes.json.gz"

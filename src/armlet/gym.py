@@ -1,7 +1,7 @@
 """Any benchmark as a Gymnasium environment. Knows the benchmark contract; knows no benchmark.
 
 Each `step` renders, which worlds themselves do only when looked at: for loops that carry out chunks
-of actions use `Benchmark.make`, as `armlet.rollout` does.
+of actions use `Benchmark.make`, as `armlet.rollout.loop` does.
 """
 
 from typing import Any, ClassVar
@@ -11,7 +11,7 @@ import numpy as np
 from gymnasium import spaces
 
 from armlet.benchmarks import Benchmark, Task, World
-from armlet.types import Observation
+from armlet.robot.observation import Observation
 
 
 class Environment(gymnasium.Env):

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from armlet.checkpoint import CONFIG, policy_fingerprint, read_provenance
 from armlet.data.files import read_json, write_atomically
+from armlet.policies.checkpoint import CONFIG, policy_fingerprint, read_provenance
 
 Question = dict[str, Any]
 SHOWN = 6  # differences that an error names; the rest are counted

@@ -11,13 +11,13 @@ from pathlib import Path
 import torch
 
 from armlet.agreement import check_policy
-from armlet.checkpoint import load_policy
 from armlet.data.episodes import EpisodeDataset
 from armlet.data.frames import BatchMaker, load_frames
 from armlet.data.traces import HEADER
-from armlet.learner import Learner
+from armlet.policies.checkpoint import load_policy
 from armlet.recipe import Recipe, at_hand
-from armlet.supervision import (
+from armlet.training.learner import Learner
+from armlet.training.supervision import (
     annotate,
     heads_file,
     heads_question,
@@ -27,7 +27,7 @@ from armlet.supervision import (
     save_heads,
     store_traces,
 )
-from armlet.training import Trainer, make_batches
+from armlet.training.trainer import Trainer, make_batches
 
 
 def main(recipe: Recipe) -> Path:

@@ -22,10 +22,10 @@ from armlet.benchmarks import Benchmark
 from armlet.data import hub
 from armlet.data.augment import Augment
 from armlet.data.layout import Columns
-from armlet.data.normalise import Mode
 from armlet.data.pictures import Pictures
 from armlet.limits import ABOVE_0, BELOW_1, MOST
-from armlet.policies import Network, Student
+from armlet.policies.contract import Network, Student
+from armlet.robot.normalise import Mode
 from armlet.types import Batch, Precision, Trace
 
 
@@ -157,7 +157,7 @@ class Evaluation:
     actions of a chunk before it looks again. `slower`: how many times slower a robot's computer is
     than this one, for runs in which the world goes on while a policy thinks, and `late`: what the
     arm does
-    meanwhile (armlet/rollout.py): `wait` holds still, `run_on` carries out what is left of the
+    meanwhile (armlet/rollout/loop.py): `wait` holds still, `run_on` carries out what is left of the
     chunk before."""
 
     episodes: int = 400
@@ -223,7 +223,7 @@ class Recipe:
     )  # of the episodes: how they are seen, and kept while training
     collection: Collection = field(default_factory=Collection)
     network: Network | None = None
-    normalise_actions: Mode = "identity"  # by which of the episodes' statistics a network sees actions (armlet/data/normalise.py)
+    normalise_actions: Mode = "identity"  # by which of the episodes' statistics a network sees actions (armlet/robot/normalise.py)
     outside_range: float = 0.5  # the largest share of frames whose action may lie outside the robot's range (armlet/agreement.py)
     teach: Stage | None = None
     probe: Probe | None = None

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from armlet import outcomes, stats
+from armlet.evaluation import outcomes, stats
 from armlet.report import read
 
 Report = dict[str, Any]

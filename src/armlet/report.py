@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from armlet.data.files import write_atomically
-from armlet.figures import delayed_sentence, number, seed_sentence, sentence
+from armlet.evaluation.figures import delayed_sentence, number, seed_sentence, sentence
 
 Report = dict[str, Any]
 TEMPLATE = Path(__file__).with_name("report.html")

@@ -13,16 +13,16 @@ import numpy as np
 import torch
 
 from armlet.agreement import check_facts, check_taught, remark_on_benchmark
-from armlet.checkpoint import save_policy
 from armlet.data.episodes import EpisodeDataset
 from armlet.data.frames import load_frames
-from armlet.data.normalise import Normaliser, steady
 from armlet.data.text import train_tokenizer
-from armlet.learner import Learner
 from armlet.lineage import PROVENANCE, digest_text, is_finished
-from armlet.policies import Body, Policy
+from armlet.policies.checkpoint import save_policy
+from armlet.policies.contract import Body, Policy
 from armlet.recipe import Recipe, at_hand, to_json
-from armlet.training import Trainer, make_batches, settings
+from armlet.robot.normalise import Normaliser, steady
+from armlet.training.learner import Learner
+from armlet.training.trainer import Trainer, make_batches, settings
 
 STATE, ACTION = "observation.state", "action"
 
@@ -127,7 +127,7 @@ def standing_still(recipe: Recipe, data: EpisodeDataset) -> list[str]:
     for what, names, found in ((STATE, data.state_names, state), (ACTION, spec.names, action)):
         if found:
             told = "; ".join(f"{names[index]} {how}" for index, how in found.items())
-            lines.append(f"{what}: {told} (armlet/data/normalise.py)")
+            lines.append(f"{what}: {told} (armlet/robot/normalise.py)")
     return lines
 
 

@@ -32,89 +32,12 @@ missing signal is a `KeyError` with its name:
 """
 
 from dataclasses import dataclass, field
-from typing import Any, Literal, Self
+from typing import Literal
 
-import numpy as np
 from torch import Tensor
 
 Trace = dict[str, Tensor]
 Precision = Literal["bf16", "fp32"]  # of matrix products
-
-
-@dataclass(frozen=True)
-class ActionSpec:
-    """What the numbers of an action mean. Two specs that differ are converted or refused, never
-    assumed equal.
-
-    `names` one per dimension; `low`/`high` the range the robot accepts; `gripper` the index of the
-    gripper dimension (None without one) and `gripper_open`/`gripper_closed` its two ends;
-    `control_hz` the rate at which single actions are executed; `translation_scale` metres moved by
-    a command of 1.0.
-    """
-
-    names: tuple[str, ...]
-    mode: Literal["delta", "absolute"]
-    rotation: Literal["none", "axis_angle", "euler", "quaternion", "rot6d"]
-    low: tuple[float, ...]
-    high: tuple[float, ...]
-    gripper: int | None
-    gripper_open: float
-    gripper_closed: float
-    control_hz: float
-    translation_scale: float
-
-    def __post_init__(self) -> None:
-        sizes = {"names": len(self.names), "low": len(self.low), "high": len(self.high)}
-        if len(set(sizes.values())) != 1:
-            raise ValueError(
-                f"ActionSpec: names, low and high must have one entry a dimension, found {sizes}"
-            )
-
-    @property
-    def dims(self) -> int:
-        return len(self.names)
-
-    @property
-    def translation(self) -> tuple[int, ...]:
-        """Which dimensions move the hand along an axis, in units of `translation_scale`: those
-        named x, y, z or dx, dy, dz."""
-        return tuple(
-            index
-            for index, name in enumerate(self.names)
-            if name.removeprefix("d") in ("x", "y", "z")
-        )
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> Self:
-        """The inverse of `dataclasses.asdict`, from JSON, which has no tuples."""
-        fields: dict[str, Any] = {
-            name: tuple(item) if isinstance(item, list) else item for name, item in value.items()
-        }
-        return cls(**fields)
-
-    def differences(self, other: "ActionSpec") -> list[str]:
-        """The fields in which two specs differ, as readable lines; empty when they are
-        interchangeable."""
-        return [
-            f"{name}: {getattr(self, name)!r} != {getattr(other, name)!r}"
-            for name in self.__dataclass_fields__
-            if getattr(self, name) != getattr(other, name)
-        ]
-
-
-@dataclass(frozen=True)
-class Observation:
-    """What a robot knows at one moment, in numpy: what `Policy.infer` takes and `World.observe`
-    gives.
-
-    `images`: camera name -> (h, w, 3) uint8; `state` (s,) float32; `instruction` the words;
-    `previous_action` (a,) float32, zeros at the start of an episode.
-    """
-
-    images: dict[str, np.ndarray]
-    state: np.ndarray
-    instruction: str
-    previous_action: np.ndarray
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ import pytest
 
 from armlet.benchmarks.metaworld import BARE_GOALS, Metaworld, MetaworldWorld, require_extra
 from armlet.benchmarks.metaworld.language import WORDINGS
-from armlet.recording import Perturbation, roll_out
-from armlet.rendering import probe_egl
+from armlet.benchmarks.rendering import probe_egl
+from armlet.rollout.recording import Perturbation, roll_out
 
 BENCHMARK = Metaworld()
 TASKS = {task.name: task for task in BENCHMARK.tasks()}

@@ -20,7 +20,7 @@ from armlet.benchmarks.tabletop.scene import (
     scene_xml,
 )
 from armlet.data.text import encode, train_tokenizer
-from armlet.recording import Perturbation, roll_out
+from armlet.rollout.recording import Perturbation, roll_out
 
 BENCHMARK = Tabletop()
 TASKS = {task.name: task for task in BENCHMARK.tasks()}

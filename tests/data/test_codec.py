@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from scipy.spatial.distance import cdist
 
 from armlet.benchmarks.tabletop import Tabletop
-from armlet.data.codec import Bins, Codebook, codec_error, squared_distances, within
-from armlet.types import ActionSpec
+from armlet.data.codec import Bins, Codebook, codec_error, squared_distances
+from armlet.robot.spec import ActionSpec, within
 
 SPEC = Tabletop().action_spec
 WIDE = ActionSpec(  # six dimensions that move in ranges of their own, and a gripper whose open end is the higher

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from tiny import make_frames
 
 from armlet.data.frames import BatchMaker, Frames, Joined, join_frames
-from armlet.data.normalise import Normaliser
 from armlet.data.text import train_tokenizer
+from armlet.robot.normalise import Normaliser
 
 LENGTHS = (4, 1, 6, 3)
 CHUNK = 3

@@ -11,8 +11,8 @@ from made import EYE, FPS, Made, film, grey, number
 
 from armlet.data.episodes import EpisodeDataset, EpisodeError
 from armlet.data.frames import BatchMaker, Frames, join_frames, load_frames
-from armlet.data.normalise import Normaliser
 from armlet.data.text import train_tokenizer
+from armlet.robot.normalise import Normaliser
 
 CHUNK = 3
 OFFSET, SCALE = 7.0, 2.0

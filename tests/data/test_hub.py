@@ -20,7 +20,6 @@ from tiny import make_policy, tiny_recipe
 
 from armlet import collect, distil, teach
 from armlet.__main__ import main
-from armlet.checkpoint import load_policy, policy_fingerprint, read_provenance, save_policy
 from armlet.data import download
 from armlet.data import hub as names
 from armlet.data.download import HubError
@@ -31,6 +30,7 @@ from armlet.data.language import read_persistent, remark, write_persistent
 from armlet.data.layout import Columns
 from armlet.data.writer import EpisodeWriter
 from armlet.evaluate import contenders
+from armlet.policies.checkpoint import load_policy, policy_fingerprint, read_provenance, save_policy
 from armlet.recipe import at_hand
 
 GOLDEN = Path(__file__).parent / "golden"

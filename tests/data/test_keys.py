@@ -15,10 +15,10 @@ from made import EYE, FPS, SIDE, TASKS, Made, film, grey, number
 from armlet.data.episodes import EpisodeDataset, EpisodeError, EpisodeFrames, Features
 from armlet.data.frames import BatchMaker, join_frames, load_frames
 from armlet.data.layout import Columns, is_depth
-from armlet.data.normalise import Normaliser
 from armlet.data.splits import by_task
 from armlet.data.text import encode, train_tokenizer
 from armlet.data.video import VideoError
+from armlet.robot.normalise import Normaliser
 
 DATA, LISTED, FILM = (
     "data/chunk-000/file-000.parquet",

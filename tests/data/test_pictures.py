@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 
 from armlet.data import pictures as module
 from armlet.data.files import FullDiskError, hold
-from armlet.data.fit import FitError, View, fit_picture
 from armlet.data.pictures import (
     Cached,
     Joined,
@@ -26,6 +25,7 @@ from armlet.data.pictures import (
     open_pictures,
     shares,
 )
+from armlet.robot.fit import FitError, View, fit_picture
 
 LENGTHS = (5, 700, 1, 30)
 VIEW = View({"eye": (8, 8)}, "letterbox")

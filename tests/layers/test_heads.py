@@ -14,9 +14,10 @@ from tiny import make_policy
 
 from armlet.data.codec import Bins, Codebook
 from armlet.layers.heads import HEADS, BinHead, CodebookHead, RegressionHead
-from armlet.learner import Learner
 from armlet.policies.vla import VLA, from_json
-from armlet.types import ActionSpec, Observation
+from armlet.robot.observation import Observation
+from armlet.robot.spec import ActionSpec
+from armlet.training.learner import Learner
 
 SPEC = ActionSpec(
     ("dx", "dy", "dz", "gripper"), "delta", "none", (-1.0,) * 4, (1.0,) * 4, 3, -1.0, 1.0, 10, 0.05

@@ -12,15 +12,15 @@ from tiny import TEXTS, identity, make_frames
 from torch import nn
 
 from armlet.benchmarks.tabletop import Tabletop
-from armlet.checkpoint import load_policy, save_policy
 from armlet.data.text import train_tokenizer
 from armlet.layers.named import Named, NoState, state_layer
-from armlet.policies import Body, Network
 from armlet.policies.action_query import ActionQueryNetwork
+from armlet.policies.checkpoint import load_policy, save_policy
 from armlet.policies.clip_lora import ClipLoraNetwork
+from armlet.policies.contract import Body, Network
 from armlet.policies.two_tower import TwoTowerNetwork
 from armlet.policies.vla import VLANetwork
-from armlet.training import make_batches
+from armlet.training.trainer import make_batches
 
 NAMES = [
     "scene",

@@ -10,12 +10,8 @@ import torch
 from tiny import TEXTS, identity, make_frames, make_policy
 from transformers import AutoConfig, AutoModel
 
-from armlet import losses
 from armlet.benchmarks.tabletop import Tabletop
-from armlet.checkpoint import load_policy, save_policy
 from armlet.data.text import train_tokenizer
-from armlet.learner import Learner, watch
-from armlet.policies import Body
 from armlet.policies.action_query import (
     ALIGN,
     FINETUNE,
@@ -27,11 +23,16 @@ from armlet.policies.action_query import (
     llama,
     published,
 )
+from armlet.policies.checkpoint import load_policy, save_policy
+from armlet.policies.contract import Body
 from armlet.policies.routed import Routing
 from armlet.policies.vla import VLA, VLANetwork
 from armlet.recipe import Objective, Stage
-from armlet.training import Trainer, make_batches
-from armlet.types import ActionSpec, Batch
+from armlet.robot.spec import ActionSpec
+from armlet.training import losses
+from armlet.training.learner import Learner, watch
+from armlet.training.trainer import Trainer, make_batches
+from armlet.types import Batch
 
 CAMERAS = {"scene": 24, "wrist": 16}
 STRIDES = {"scene": 8, "wrist": 8}

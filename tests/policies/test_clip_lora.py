@@ -13,19 +13,20 @@ from tiny import TEXTS, identity, make_frames
 from torch import nn
 from transformers import CLIPModel
 
-from armlet import losses
-from armlet.checkpoint import load_policy, save_policy
 from armlet.data.text import encode, train_tokenizer
 from armlet.layers.heads import to_bins
 from armlet.layers.pretrained import pixels
-from armlet.learner import Learner
-from armlet.policies import Body
+from armlet.policies.checkpoint import load_policy, save_policy
 from armlet.policies.clip_lora import TRAINED, ClipLora, ClipLoraNetwork, published, small
+from armlet.policies.contract import Body
 from armlet.policies.routed import Routing
 from armlet.recipe import Objective, Recipe, Stage
 from armlet.recipes.vla_ad import vla_ad_large, vla_ad_tiny
-from armlet.training import Trainer, make_batches
-from armlet.types import ActionSpec, Batch
+from armlet.robot.spec import ActionSpec
+from armlet.training import losses
+from armlet.training.learner import Learner
+from armlet.training.trainer import Trainer, make_batches
+from armlet.types import Batch
 
 SHIPPED = Path(__file__).parents[2] / "checkpoints/tabletop-teacher"
 CAMERAS = {"scene": 24, "wrist": 16}

@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny import make_policy
 
-from armlet.types import Observation
+from armlet.robot.observation import Observation
 
 
 def observe() -> Observation:

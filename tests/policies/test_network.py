@@ -8,12 +8,12 @@ import pytest
 import torch
 from tiny import TEXTS, make_frames, make_policy
 
-from armlet.data.normalise import Normaliser
 from armlet.layers.vision import ConvEncoder, ordered_mean
-from armlet.policies import gather
+from armlet.policies.contract import gather
 from armlet.policies.vla import VLA
-from armlet.training import make_batches
-from armlet.types import Observation
+from armlet.robot.normalise import Normaliser
+from armlet.robot.observation import Observation
+from armlet.training.trainer import make_batches
 
 STATE = Normaliser(np.array([1, 2, 3, 4], np.float32), np.array([2, 4, 5, 0.5], np.float32))
 ACTIONS = Normaliser(

@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import make_frames, make_policy
 
-from armlet.checkpoint import load_policy, save_policy
 from armlet.layers.router import hard_gates
-from armlet.losses import keep_ratio
+from armlet.policies.checkpoint import load_policy, save_policy
 from armlet.policies.routed import BUDGETS, Routed, Routing, _threshold
-from armlet.training import make_batches
+from armlet.training.losses import keep_ratio
+from armlet.training.trainer import make_batches
 from armlet.types import Batch
 
 

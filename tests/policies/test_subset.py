@@ -5,8 +5,8 @@ import pytest
 import torch
 from tiny import make_frames, make_policy
 
-from armlet.policies.subset import FirstK, Fresh, LayerDrop, influence
-from armlet.training import make_batches
+from armlet.policies.students import FirstK, Fresh, LayerDrop, influence
+from armlet.training.trainer import make_batches
 
 
 def test_layers_that_do_little_are_dropped() -> None:

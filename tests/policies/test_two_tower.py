@@ -11,15 +11,13 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from torch import Tensor, nn
 from transformers import RobertaModel, ViTModel
 
-from armlet import losses
 from armlet.benchmarks.tabletop import Tabletop
-from armlet.checkpoint import load_policy, save_policy
 from armlet.data import text as text_module
 from armlet.data.text import END, PAD, START, load_tokenizer, train_tokenizer
-from armlet.learner import Learner, watch
-from armlet.policies import Body, Policy
+from armlet.policies.checkpoint import load_policy, save_policy
+from armlet.policies.contract import Body, Policy
 from armlet.policies.routed import Routed, Routing
-from armlet.policies.subset import FirstK, Fresh, Kept
+from armlet.policies.students import FirstK, Fresh, Kept
 from armlet.policies.two_tower import (
     TwoTower,
     TwoTowerConfig,
@@ -30,7 +28,10 @@ from armlet.policies.two_tower import (
     student_base,
     teacher_large,
 )
-from armlet.types import Batch, Observation
+from armlet.robot.observation import Observation
+from armlet.training import losses
+from armlet.training.learner import Learner, watch
+from armlet.types import Batch
 
 CAMERAS = {"scene": 24, "wrist": 16}
 TINY = TwoTowerNetwork(

@@ -9,15 +9,16 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers.models.llama.modeling_llama import LlamaModel
 
-from armlet.checkpoint import load_policy, save_policy
-from armlet.data.normalise import Normaliser
 from armlet.data.text import train_tokenizer
-from armlet.learner import Learner, watch
-from armlet.policies import Body, Policy
+from armlet.policies.checkpoint import load_policy, save_policy
+from armlet.policies.contract import Body, Policy
 from armlet.policies.routed import Routed, Routing
-from armlet.policies.subset import FirstK, Kept
+from armlet.policies.students import FirstK, Kept
 from armlet.policies.vla import VLA, VLAConfig
-from armlet.types import ActionSpec, Observation
+from armlet.robot.normalise import Normaliser
+from armlet.robot.observation import Observation
+from armlet.robot.spec import ActionSpec
+from armlet.training.learner import Learner, watch
 
 SPEC = ActionSpec(
     ("dx", "dy", "dz", "gripper"),

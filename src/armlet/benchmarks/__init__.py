@@ -10,7 +10,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from armlet.types import ActionSpec, Observation
+from armlet.robot.observation import Observation
+from armlet.robot.spec import ActionSpec
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,10 @@ import torch
 from scipy.cluster.vq import kmeans2
 from torch import Tensor
 
-from armlet.types import ActionSpec
+from armlet.robot.spec import ActionSpec, within
 
 Array = TypeVar("Array", np.ndarray, Tensor)
 FAR = 1e9  # added to the squared distance of a primitive whose gripper does something else
-SLACK = 1e-6  # of a range: what single precision may add to its end
 
 
 def bin_numbers(values: Array, low: Array | float, high: Array | float, intervals: int) -> Array:
@@ -70,44 +69,6 @@ def soft_primitives(
     return (
         -squared_distances(actions, primitives, gripper, scale) / _positive(temperature)
     ).softmax(-1)
-
-
-def within(
-    actions: np.ndarray,
-    names: Sequence[str],
-    low: Sequence[float],
-    high: Sequence[float],
-    *,
-    clip: bool = False,
-) -> np.ndarray:
-    """`actions` (…, a) as float64, none outside low…high; with `clip`, those that were are moved to
-    its end.
-
-    Raises ValueError naming dimension, value and range of the first that is outside, if not `clip`;
-    and where a value is NaN or infinite, or the last axis is not one entry a name.
-    """
-    values = np.asarray(actions, np.float64)
-    if values.ndim == 0 or values.shape[-1] != len(names):
-        raise ValueError(
-            f"actions have shape {values.shape}, expected (…, {len(names)}): {', '.join(names)}"
-        )
-    if not np.isfinite(values).all():
-        where = np.argwhere(~np.isfinite(values))[0]
-        raise ValueError(
-            f"action dimension {names[where[-1]]!r} is NaN or infinite at {tuple(map(int, where[:-1]))}"
-        )
-    ends = np.asarray(low, np.float64), np.asarray(high, np.float64)
-    slack = SLACK * (ends[1] - ends[0])
-    outside = (values < ends[0] - slack) | (values > ends[1] + slack)
-    if outside.any() and not clip:
-        where = np.argwhere(outside)[0]
-        at = where[-1]
-        raise ValueError(
-            f"action dimension {names[at]!r} is {values[tuple(where)]:g}, outside {ends[0][at]:g} … {ends[1][at]:g} "
-            f"({outside.sum()} of {outside.size} numbers are outside theirs); clip=True moves them to the end of their range, "
-            "unless the range is that of another robot"
-        )
-    return np.clip(values, *ends)
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ import torch
 from tokenizers import Tokenizer
 
 from armlet.data.episodes import EpisodeDataset
-from armlet.data.fit import View
-from armlet.data.normalise import Normaliser
 from armlet.data.pictures import Joined, Pictures, Rows, expect, open_pictures
 from armlet.data.text import encode
+from armlet.robot.fit import View
+from armlet.robot.normalise import Normaliser
 from armlet.types import Batch
 
 Change = Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]  # pictures by camera, changed

@@ -33,8 +33,8 @@ import numpy as np
 
 from armlet.data.digests import CACHE
 from armlet.data.files import FULL, BusyError, FullDiskError, hold, make_durable, whole_lines
-from armlet.data.fit import MOST, VERSION, Fit, FitError, View, fit_picture
 from armlet.progress import Progress
+from armlet.robot.fit import MOST, VERSION, Fit, FitError, View, fit_picture
 
 BLOCK = 256  # rows that are decoded in one go, or a little more: what a killed run may lose, once for each thread
 LONGEST = 1024  # rows of one block, however long an episode is

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from armlet.data.codec import bin_centres, bin_numbers, squared_distances
-from armlet.types import ActionSpec
+from armlet.robot.spec import ActionSpec
 
 Kind = Literal["regression", "bins", "codebook", "flow", "arm_gripper"]
 

@@ -37,8 +37,18 @@ from armlet.layers.heads import ArmGripperHead, fitted
 from armlet.layers.named import Named, NoState
 from armlet.layers.pretrained import fetch, fetch_tokenizer, pixels
 from armlet.layers.vision import ConvEncoder, ordered_mean
-from armlet.policies import Body, Network, Policy, Student, Tokens, gather, tuples, weights_of
-from armlet.types import Batch, Observation
+from armlet.policies.contract import (
+    Body,
+    Network,
+    Policy,
+    Student,
+    Tokens,
+    gather,
+    tuples,
+    weights_of,
+)
+from armlet.robot.observation import Observation
+from armlet.types import Batch
 
 ALIGN = ("policy.state.*", "policy.query", "policy.mapper.*")  # what stage 1 trains
 FINETUNE = ("policy.vision.*",)  # what stage 2 freezes

@@ -40,8 +40,9 @@ from armlet.layers.heads import HEADS, BinHead
 from armlet.layers.named import Named, state_layer
 from armlet.layers.pretrained import fetch, fetch_tokenizer, pixels, stretch
 from armlet.layers.vision import ConvEncoder, Pointers, ordered_mean
-from armlet.policies import Body, Network, Pass, Policy, Tokens, gather, tuples, weights_of
-from armlet.types import Batch, Observation, Trace
+from armlet.policies.contract import Body, Network, Pass, Policy, Tokens, gather, tuples, weights_of
+from armlet.robot.observation import Observation
+from armlet.types import Batch, Trace
 
 TRAINED = (
     "policy.*lora_*",

@@ -27,8 +27,9 @@ from armlet.layers.router import (
     hard_gates,
     mixer,
 )
-from armlet.policies import Pass, Policy, Student, Tokens, rebuild
-from armlet.types import Batch, Observation, Trace
+from armlet.policies.contract import Pass, Policy, Student, Tokens, rebuild
+from armlet.robot.observation import Observation
+from armlet.types import Batch, Trace
 
 BUDGETS = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)  # where a dial is calibrated
 

@@ -35,8 +35,18 @@ from armlet.layers.fusion import AttentionPool, FiLM, FusionLayer, Goal, GoalCod
 from armlet.layers.heads import HEADS, Kind, fitted
 from armlet.layers.named import Named, state_layer
 from armlet.layers.vision import ConvEncoder, on_grid, word_mean
-from armlet.policies import Body, Network, Pass, Policy, Student, Tokens, gather, weights_of
-from armlet.types import Batch, Observation, Trace
+from armlet.policies.contract import (
+    Body,
+    Network,
+    Pass,
+    Policy,
+    Student,
+    Tokens,
+    gather,
+    weights_of,
+)
+from armlet.robot.observation import Observation
+from armlet.types import Batch, Trace
 
 
 @dataclass(frozen=True)

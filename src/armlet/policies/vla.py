@@ -24,8 +24,9 @@ from transformers.models.llama.modeling_llama import (
 from armlet.layers.heads import HEADS, Kind, fitted
 from armlet.layers.named import Named, state_layer
 from armlet.layers.vision import ConvEncoder, ordered_mean
-from armlet.policies import Body, Network, Policy, Tokens, gather, tuples, weights_of
-from armlet.types import Batch, Observation
+from armlet.policies.contract import Body, Network, Policy, Tokens, gather, tuples, weights_of
+from armlet.robot.observation import Observation
+from armlet.types import Batch
 
 
 @dataclass(frozen=True)

@@ -30,10 +30,10 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from armlet import losses
 from armlet.policies.routed import Routing
 from armlet.recipe import Objective, Recipe, Round
 from armlet.recipes.bases import MatchOutput, demo, metaworld, tabletop
+from armlet.training import losses
 from armlet.types import Batch, Trace
 
 

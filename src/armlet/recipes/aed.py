@@ -30,15 +30,15 @@ from pathlib import Path
 
 from torch import Tensor
 
-from armlet import losses
 from armlet.benchmarks import Benchmark
 from armlet.benchmarks.tabletop import Tabletop
 from armlet.data.augment import Augment
 from armlet.data.codec import Codebook
-from armlet.policies.subset import Kept
+from armlet.policies.students import Kept
 from armlet.policies.two_tower import TwoTowerNetwork, TwoTowerStudent, small_student, small_teacher
 from armlet.recipe import Collection, Objective, Recipe, Round, Stage
 from armlet.recipes.bases import DISTIL, FACTS, TEACH, guess, guesses, metaworld, tabletop
+from armlet.training import losses
 from armlet.types import Batch, Trace
 
 LAST = "attention.1"  # of the two fusion layers, the one that the goal code reads

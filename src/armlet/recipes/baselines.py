@@ -9,9 +9,9 @@ many as ActDistill's student runs.
 from dataclasses import replace
 from pathlib import Path
 
-from armlet.policies import Student
+from armlet.policies.contract import Student
 from armlet.policies.routed import Routing
-from armlet.policies.subset import FirstK, Fresh, LayerDrop
+from armlet.policies.students import FirstK, Fresh, LayerDrop
 from armlet.recipe import Recipe, Stage
 from armlet.recipes.bases import Imitate, demo, metaworld, tabletop
 

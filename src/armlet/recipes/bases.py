@@ -14,11 +14,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from armlet import losses
 from armlet.benchmarks.metaworld import Metaworld
 from armlet.benchmarks.tabletop import Tabletop
 from armlet.policies.vla import VLANetwork
 from armlet.recipe import Collection, Evaluation, Objective, Probe, Recipe, Stage
+from armlet.training import losses
 from armlet.types import Batch, Trace
 
 FACTS = ("subject", "target")  # where the thing is that the words mean, and where it shall go

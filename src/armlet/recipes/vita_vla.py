@@ -29,11 +29,11 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from armlet import losses
 from armlet.policies.action_query import ALIGN, SCRATCH, ActionQueryNetwork, ReuseDecoder
 from armlet.policies.vla import VLANetwork
 from armlet.recipe import Objective, Recipe
 from armlet.recipes.bases import DISTIL, FACTS, guess, guesses, metaworld, tabletop
+from armlet.training import losses
 from armlet.types import Batch, Trace
 
 STRIDES = {"scene": 12, "wrist": 16}

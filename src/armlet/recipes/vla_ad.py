@@ -33,17 +33,17 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from armlet import losses
 from armlet.annotators import DIRECTIONS, PHASES
 from armlet.annotators.phase_rules import METAWORLD, PhaseRules
 from armlet.data.codec import Bins
 from armlet.layers.heads import to_bins
 from armlet.policies.clip_lora import ClipLoraNetwork, small, tiny
-from armlet.policies.subset import Another
+from armlet.policies.students import Another
 from armlet.policies.vla import VLANetwork
 from armlet.recipe import Collection, Objective, Recipe, Round
 from armlet.recipes.aed import aed_tabletop
 from armlet.recipes.bases import DISTIL, FACTS, TEACH, demo, guess, guesses, metaworld, tabletop
+from armlet.training import losses
 from armlet.types import Batch, Trace
 
 Semantic = Literal["none", "privileged_text", "aux_heads", "both"]

@@ -25,8 +25,9 @@ import numpy as np
 from armlet.benchmarks import Benchmark, Task, World
 from armlet.benchmarks.metaworld.language import WORDINGS, say
 from armlet.benchmarks.metaworld.visual import Marker, VisualCopy
-from armlet.rendering import Camera, make_camera, resolve_renderer
-from armlet.types import ActionSpec, Observation
+from armlet.benchmarks.rendering import Camera, make_camera, resolve_renderer
+from armlet.robot.observation import Observation
+from armlet.robot.spec import ActionSpec
 
 NATIVE_HZ, NATIVE_STEP = (
     80.0,

@@ -34,6 +34,7 @@ import mujoco
 import numpy as np
 
 from armlet.benchmarks import Benchmark, Task, World
+from armlet.benchmarks.rendering import Camera, RayCamera, make_camera, resolve_renderer
 from armlet.benchmarks.tabletop import expert
 from armlet.benchmarks.tabletop.layouts import TWINS, Goal, belt_direction, draw
 from armlet.benchmarks.tabletop.scene import (
@@ -45,8 +46,8 @@ from armlet.benchmarks.tabletop.scene import (
     Layout,
     build_model,
 )
-from armlet.rendering import Camera, RayCamera, make_camera, resolve_renderer
-from armlet.types import ActionSpec, Observation
+from armlet.robot.observation import Observation
+from armlet.robot.spec import ActionSpec
 
 FAMILIES = {
     "reach_push": ("touch", "push"),

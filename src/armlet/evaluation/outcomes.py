@@ -33,8 +33,8 @@ from typing import Any
 
 import numpy as np
 
-from armlet import stats
 from armlet.data.files import write_atomically
+from armlet.evaluation import stats
 
 VERSION = 1
 Section = dict[str, Any]

@@ -24,14 +24,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from armlet.checkpoint import load_state, save_state
 from armlet.data.files import appending, hold, read_json, whole_lines, write_atomically
 from armlet.data.frames import BatchMaker, Frames, draw
 from armlet.data.noise import flip_grippers
-from armlet.data.normalise import check_sane
 from armlet.layers.ema import SelfTeacher
 from armlet.layers.heads import ActionHead
-from armlet.learner import Learner, watch
 from armlet.lineage import (
     Question,
     as_json,
@@ -43,9 +40,12 @@ from armlet.lineage import (
     short,
     summary,
 )
-from armlet.policies import Policy
+from armlet.policies.checkpoint import load_state, save_state
+from armlet.policies.contract import Policy
 from armlet.progress import Progress
 from armlet.recipe import Stage, to_json
+from armlet.robot.normalise import check_sane
+from armlet.training.learner import Learner, watch
 from armlet.types import Batch, Trace
 
 TeacherTraces = Callable[[Tensor], Trace]  # keys (b, 2) -> the teacher's trace

@@ -38,7 +38,7 @@ from armlet.data.files import (
     write_atomically,
 )
 from armlet.data.hub import local_folder, refuse_writing
-from armlet.policies import Policy, rebuild
+from armlet.policies.contract import Policy, rebuild
 
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
 FINGERPRINT, WORDS = (
@@ -184,7 +184,7 @@ def load_policy(folder: Path | str, *, device: str = "cpu") -> Policy:
     if config.get(FINGERPRINT, found) != found:
         raise ValueError(
             f"{folder}: `policy` in {CONFIG}, or {WEIGHTS}, was changed after the policy was saved: together they are {found} and not "
-            f"{config[FINGERPRINT]}; {FIX}. What is changed on purpose is saved again, with armlet.checkpoint.save_policy"
+            f"{config[FINGERPRINT]}; {FIX}. What is changed on purpose is saved again, with armlet.policies.checkpoint.save_policy"
         )
     words = _tokenizer(tokenizer, folder / TOKENIZER)
     try:

@@ -13,7 +13,7 @@ from torch import nn
 from armlet.layers.graph import ProbeHeads
 from armlet.layers.named import Named
 from armlet.layers.vision import Pointer
-from armlet.policies import Policy
+from armlet.policies.contract import Policy
 from armlet.types import Batch, Precision, Trace
 
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from armlet.data.normalise import Normaliser, check_sane
 from armlet.data.statistics import combine, of_images, of_values
+from armlet.robot.normalise import Normaliser, check_sane
 
 
 def skewed(count: int = 4000, seed: int = 0) -> np.ndarray:

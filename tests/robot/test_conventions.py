@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from armlet.data.conventions import convert, retime
-from armlet.types import ActionSpec
+from armlet.robot.conventions import convert, retime
+from armlet.robot.spec import ActionSpec
 
 DELTA = ActionSpec(
     names=("dx", "dy", "dz", "gripper"),

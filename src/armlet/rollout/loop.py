@@ -37,9 +37,10 @@ import numpy as np
 import torch
 
 from armlet.benchmarks import Benchmark, Task, World
-from armlet.checkpoint import load_policy, policy_fingerprint
-from armlet.policies import Policy
-from armlet.types import ActionSpec, Observation
+from armlet.policies.checkpoint import load_policy, policy_fingerprint
+from armlet.policies.contract import Policy
+from armlet.robot.observation import Observation
+from armlet.robot.spec import ActionSpec
 
 Late = Literal["wait", "run_on"]
 

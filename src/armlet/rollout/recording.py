@@ -18,15 +18,15 @@ import numpy as np
 import torch
 
 from armlet.benchmarks import Benchmark, Task, World
-from armlet.checkpoint import load_policy
 from armlet.data.digests import CACHE
 from armlet.data.episodes import EpisodeFrames, Features
 from armlet.data.files import hold
 from armlet.data.writer import EpisodeWriter, stage_episode
-from armlet.policies import Policy
+from armlet.policies.checkpoint import load_policy
+from armlet.policies.contract import Policy
 from armlet.progress import Progress
 from armlet.recipe import Collection
-from armlet.types import Observation
+from armlet.robot.observation import Observation
 
 Acts = Callable[[int], EpisodeFrames | None]
 

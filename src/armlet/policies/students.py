@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from armlet.policies import Network, Policy, Student, rebuild
+from armlet.policies.contract import Network, Policy, Student, rebuild
 from armlet.types import Batch
 
 

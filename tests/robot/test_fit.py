@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.functional import interpolate
 
-from armlet.data.fit import FitError, View, fit_picture, known_fit
+from armlet.robot.fit import FitError, View, fit_picture, known_fit
 
 FITS = ("letterbox", "crop", "stretch")
 

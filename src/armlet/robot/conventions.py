@@ -9,8 +9,7 @@ import math
 
 import numpy as np
 
-from armlet.data.codec import within
-from armlet.types import ActionSpec
+from armlet.robot.spec import ActionSpec, within
 
 ADDITIVE = {  # in what is summed or interpolated a dimension at a time
     ("delta", "none"),

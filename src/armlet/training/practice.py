@@ -11,19 +11,26 @@ from pathlib import Path
 
 import numpy as np
 
-from armlet.checkpoint import policy_fingerprint, save_policy
 from armlet.data.episodes import EpisodeDataset
 from armlet.data.files import read_json, write_atomically
 from armlet.data.frames import Frames, load_frames
-from armlet.learner import Learner
 from armlet.lineage import as_json, claim, digest_text, digest_weights, set_aside, short
-from armlet.policies import Policy
+from armlet.policies.checkpoint import policy_fingerprint, save_policy
+from armlet.policies.contract import Policy
 from armlet.progress import Progress
 from armlet.recipe import Recipe, Round, to_json
-from armlet.recording import StudentActs, record
-from armlet.rollout import Contender, plan, run_all
-from armlet.supervision import annotate, heads_file, identity, load_heads, make_heads, store_traces
-from armlet.training import make_batches
+from armlet.rollout.loop import Contender, plan, run_all
+from armlet.rollout.recording import StudentActs, record
+from armlet.training.learner import Learner
+from armlet.training.supervision import (
+    annotate,
+    heads_file,
+    identity,
+    load_heads,
+    make_heads,
+    store_traces,
+)
+from armlet.training.trainer import make_batches
 
 ROUND, TRIAL_FILE = "round.json", "trial.json"
 TRIAL = 5_000_000  # between the seeds of a round's own episodes and those of its trial

@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from armlet.checkpoint import load_policy
-from armlet.policies import Policy
-from armlet.types import Observation
+from armlet.policies.checkpoint import load_policy
+from armlet.policies.contract import Policy
+from armlet.robot.observation import Observation
 
 WARM_UP = 20
 

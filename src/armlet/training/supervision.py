@@ -9,19 +9,19 @@ from safetensors.torch import save_file
 
 from armlet.annotators.store import load_labels, store_labels
 from armlet.annotators.vlm import confirm_on_terminal
-from armlet.checkpoint import load_weights, policy_fingerprint, read_tensors
 from armlet.data.episodes import EpisodeDataset
 from armlet.data.files import atomic_file, read_json
-from armlet.data.fit import View
 from armlet.data.frames import BatchMaker, Frames, load_frames
 from armlet.data.traces import StoreIdentity, TraceWriter
 from armlet.layers.graph import ProbeHeads
-from armlet.learner import Learner, watch
 from armlet.lineage import Question, as_json, differences, digest_weights, summary
-from armlet.policies import Policy
+from armlet.policies.checkpoint import load_weights, policy_fingerprint, read_tensors
+from armlet.policies.contract import Policy
 from armlet.progress import Progress
 from armlet.recipe import Probe, Recipe, to_json
-from armlet.training import ABOUT, settings
+from armlet.robot.fit import View
+from armlet.training.learner import Learner, watch
+from armlet.training.trainer import ABOUT, settings
 from armlet.types import Batch, Trace
 
 ROWS = 128  # a forward pass
