@@ -63,7 +63,7 @@ class Dots(Benchmark):
             "none",
             (-1.0,),
             (1.0,),
-            None,
+            (),
             0.0,
             0.0,
             control_hz=5,

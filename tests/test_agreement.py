@@ -12,7 +12,16 @@ from armlet.agreement import check_policy, check_taught, outside_range
 from armlet.robot.spec import ActionSpec
 
 SPEC = ActionSpec(
-    ("dx", "dy", "dz", "gripper"), "delta", "none", (-1.0,) * 4, (1.0,) * 4, 3, 1.0, -1.0, 10, 0.05
+    ("dx", "dy", "dz", "gripper"),
+    "delta",
+    "none",
+    (-1.0,) * 4,
+    (1.0,) * 4,
+    (3,),
+    1.0,
+    -1.0,
+    10,
+    0.05,
 )
 INSIDE = np.random.default_rng(0).uniform(-1, 1, (400, 4)).astype(np.float32)
 

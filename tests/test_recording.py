@@ -16,7 +16,7 @@ from armlet.rollout.recording import ExpertActs, Perturbation, StudentActs, Teac
 
 NOBODY = Perturbation(share=0, distracted=0)
 SPEC = ActionSpec(
-    ("dx", "dy", "gripper"), "delta", "none", (-1.0,) * 3, (1.0,) * 3, 2, -1.0, 1.0, 10, 0.05
+    ("dx", "dy", "gripper"), "delta", "none", (-1.0,) * 3, (1.0,) * 3, (2,), -1.0, 1.0, 10, 0.05
 )
 
 

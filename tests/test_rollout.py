@@ -17,7 +17,7 @@ from armlet.rollout.loop import Result, gripper_toggles, plan, run_episode, step
 
 def spec(mode: str = "delta") -> ActionSpec:
     return ActionSpec(
-        ("x", "gripper"), mode, "none", (-99.0,) * 2, (99.0,) * 2, 1, -1.0, 1.0, 10, 0.05
+        ("x", "gripper"), mode, "none", (-99.0,) * 2, (99.0,) * 2, (1,), -1.0, 1.0, 10, 0.05
     )
 
 
@@ -255,10 +255,18 @@ def test_a_gripper_toggles_when_it_is_sent_across_the_middle(
 ) -> None:
     tabletop = Tabletop().action_spec
     actions = np.zeros((len(commands), tabletop.dims), np.float32)
-    actions[:, tabletop.gripper] = commands
+    actions[:, tabletop.grippers[0]] = commands
     assert gripper_toggles(tabletop, actions) == toggles
-    assert gripper_toggles(replace(tabletop, gripper=None), actions) is None
+    assert gripper_toggles(replace(tabletop, grippers=()), actions) is None
     turned = replace(
         tabletop, gripper_open=tabletop.gripper_closed, gripper_closed=tabletop.gripper_open
     )
     assert gripper_toggles(turned, actions) == toggles
+
+
+def test_the_grippers_of_two_arms_are_counted_together() -> None:
+    spec = replace(Tabletop().action_spec, grippers=(0, 3))
+    actions = np.zeros((4, spec.dims), np.float32)
+    actions[:, 0] = (-1, 1, 1, -1)
+    actions[:, 3] = (1, 1, -1, -1)
+    assert gripper_toggles(spec, actions) == 3

@@ -425,7 +425,7 @@ def test_grippers_are_flipped_about_their_middle_in_what_both_say(
 def test_a_robot_without_a_gripper_cannot_be_told_wrong(tmp_path: Path) -> None:
     learner = Linear()
     learner.policy.body = dataclasses.replace(
-        POLICY.body, action_spec=dataclasses.replace(POLICY.body.action_spec, gripper=None)
+        POLICY.body, action_spec=dataclasses.replace(POLICY.body.action_spec, grippers=())
     )
     trainer = Trainer(
         learner,

@@ -99,7 +99,7 @@ def new_policy(recipe: Recipe, data: EpisodeDataset) -> Policy:
             recipe.normalise_actions,
             what=ACTION,
             dims=spec.dims,
-            keep=() if spec.gripper is None else (spec.gripper,),
+            keep=spec.grippers,
         ),
         tokenizer=tokenizer,
         state_names=() if all(name.isdigit() for name in data.state_names) else data.state_names,
@@ -123,7 +123,8 @@ def standing_still(recipe: Recipe, data: EpisodeDataset) -> list[str]:
     dims = len(data.state_names)
     state = steady(data.measured(STATE), "mean_std", what=STATE, dims=dims) if dims else {}
     action = steady(data.measured(ACTION), recipe.normalise_actions, what=ACTION, dims=spec.dims)
-    action.pop(-1 if spec.gripper is None else spec.gripper, None)
+    for index in spec.grippers:
+        action.pop(index, None)
     for what, names, found in ((STATE, data.state_names, state), (ACTION, spec.names, action)):
         if found:
             told = "; ".join(f"{names[index]} {how}" for index, how in found.items())

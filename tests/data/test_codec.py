@@ -22,7 +22,7 @@ WIDE = ActionSpec(  # six dimensions that move in ranges of their own, and a gri
     rotation="euler",
     low=(-2.0, -1.0, -1.0, -0.5, -0.5, -0.5, 0.0),
     high=(2.0, 1.0, 1.0, 0.5, 0.5, 0.5, 1.0),
-    gripper=6,
+    grippers=(6,),
     gripper_open=1.0,
     gripper_closed=0.0,
     control_hz=20,
@@ -173,16 +173,18 @@ def test_the_nearest_on_the_gripper_s_own_side(spec, seed) -> None:
     """Reference: scipy's distances in half ranges, among the primitives whose gripper is on the
     same side."""
     codec, actions = book(spec), draw(spec, seed)
-    moving = [index for index in range(spec.dims) if index != spec.gripper]
+    moving = [index for index in range(spec.dims) if index not in spec.grippers]
     half = (np.array(spec.high) - np.array(spec.low))[moving] / 2
     distances = cdist(actions[:, moving] / half, codec.array[:, moving] / half)
     middle = (spec.gripper_open + spec.gripper_closed) / 2
-    same = (actions[:, [spec.gripper]] >= middle) == (codec.array[:, spec.gripper] >= middle)
+    same = (actions[:, spec.grippers] >= middle) == (codec.array[:, spec.grippers[0]] >= middle)
     chosen = codec.encode(actions)
     wanted = np.where(same, distances, np.inf)
     assert np.allclose(wanted[np.arange(len(actions)), chosen], wanted.min(1), atol=1e-6)
     decoded = codec.decode(chosen)
-    assert np.array_equal(decoded[:, spec.gripper] >= middle, actions[:, spec.gripper] >= middle)
+    assert np.array_equal(
+        decoded[:, spec.grippers[0]] >= middle, actions[:, spec.grippers[0]] >= middle
+    )
     assert codec.error(actions)["grippers_flipped"] == 0
 
 
@@ -193,7 +195,7 @@ def test_axes_are_twenty_four_for_a_hand_with_or_without_rotation() -> None:
     assert sorted({abs(value) for value in wide.array[:, 0]}) == [0, 1] and sorted(
         set(wide.array[:, 6])
     ) == [0, 1]
-    none = dataclasses.replace(SPEC, names=("dx", "dy", "dz", "yaw"), gripper=None)
+    none = dataclasses.replace(SPEC, names=("dx", "dy", "dz", "yaw"), grippers=())
     assert len(Codebook.axes(none).primitives) == 16
     with pytest.raises(ValueError, match="mode is 'absolute', expected 'delta'; use fit"):
         Codebook.axes(dataclasses.replace(SPEC, mode="absolute"))
@@ -266,11 +268,11 @@ def test_soft_primitives_keep_to_their_side_and_prefer_the_nearest(spec, seed, t
     chosen = torch.from_numpy(codec.encode(actions))
     assert torch.allclose(labels.gather(1, chosen[:, None])[:, 0], labels.max(1).values)
     middle = (spec.gripper_open + spec.gripper_closed) / 2
-    other = (actions[:, [spec.gripper]] >= middle) != (codec.array[:, spec.gripper] >= middle)
+    other = (actions[:, spec.grippers] >= middle) != (codec.array[:, spec.grippers[0]] >= middle)
     assert labels.numpy()[other].max() == 0
-    gripper = codec.expectation(labels)[:, spec.gripper]
+    gripper = codec.expectation(labels)[:, spec.grippers[0]]
     ends = sorted((spec.gripper_open, spec.gripper_closed))
-    assert np.allclose(gripper, np.where(actions[:, spec.gripper] >= middle, ends[1], ends[0]))
+    assert np.allclose(gripper, np.where(actions[:, spec.grippers[0]] >= middle, ends[1], ends[0]))
 
 
 def test_cold_soft_primitives_are_the_nearest_one() -> None:
@@ -315,6 +317,30 @@ def test_the_middle_between_open_and_closed_counts_as_the_higher() -> None:
     primitives = np.array([[0.1, -1.0], [0.1, 1.0]], np.float32)
     for gripper, nearest in ((-0.01, 0), (0.0, 1), (0.01, 1)):
         assert (
-            squared_distances(np.array([[0.1, gripper]], np.float32), primitives, 1).argmin()
+            squared_distances(np.array([[0.1, gripper]], np.float32), primitives, (1,)).argmin()
             == nearest
         )
+
+
+def test_of_two_arms_each_gripper_keeps_its_side() -> None:
+    names = ("left", "left_gripper", "right", "right_gripper")
+    spec = dataclasses.replace(
+        SPEC,
+        names=names,
+        low=(-1.0, 0.0, -1.0, 0.0),
+        high=(1.0,) * 4,
+        grippers=(1, 3),
+        gripper_open=1.0,
+        gripper_closed=0.0,
+    )
+    book = Codebook.axes(spec, steps=(1.0,))
+    assert len(book.primitives) == 2 * 2 * 2 * 2  # two moving dimensions, both ways, four hands
+    rng = np.random.default_rng(0)
+    actions = rng.uniform(spec.low, spec.high, (400, 4))
+    fitted = Codebook.fit(actions, spec, size=12)
+    assert len(fitted.primitives) == 12
+    for codec in (book, fitted):
+        decoded = codec.decode(codec.encode(actions))
+        for gripper in spec.grippers:
+            assert np.array_equal(decoded[:, gripper], actions[:, gripper] >= 0.5)
+        assert codec.error(actions)["grippers_flipped"] == 0

@@ -104,13 +104,13 @@ def test_a_robot_without_a_gripper_has_an_arm_only() -> None:
 
 def test_the_robot_says_which_number_is_its_gripper() -> None:
     spec = dataclasses.replace(
-        Tabletop().action_spec, gripper=1, gripper_open=1.0, gripper_closed=0.0
+        Tabletop().action_spec, grippers=(1,), gripper_open=1.0, gripper_closed=0.0
     )
     head = HEADS["arm_gripper"](
         WIDTH, CHUNK, DIMS, **fitted("arm_gripper", spec, {"gripper_weight": 0.5})
     )
     assert head.options == {
-        "gripper": 1,
+        "gripper": [1],
         "gripper_open": 1.0,
         "gripper_closed": 0.0,
         "gripper_weight": 0.5,
@@ -126,3 +126,19 @@ def test_what_does_not_fit_is_named() -> None:
         make(gripper=4)
     with pytest.raises(ValueError, match="must differ"):
         make(gripper_open=1.0)
+
+
+def test_two_grippers_stand_where_the_robot_has_them_and_learn_apart() -> None:
+    head = make(gripper=(2, 0), gripper_open=0.0)
+    condition = torch.randn(5, CHUNK * WIDTH)
+    arm, logits = head._decode(condition)
+    actions = head(condition)
+    torch.testing.assert_close(actions[..., [1, 3]], arm)
+    torch.testing.assert_close(actions[..., [0, 2]], (logits >= 0).float())
+    wanted = torch.rand(5, CHUNK, DIMS)
+    shut = wanted[..., [0, 2]]
+    likely = torch.sigmoid(logits)
+    entropy = -(shut * likely.log() + (1 - shut) * (1 - likely).log()).mean((1, 2))
+    error = (arm - wanted[..., [1, 3]]).abs().mean((1, 2))
+    loss = head.loss(condition, wanted, torch.ones(5, CHUNK))
+    torch.testing.assert_close(loss, error + 0.01 * entropy)

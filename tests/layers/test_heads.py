@@ -20,7 +20,16 @@ from armlet.robot.spec import ActionSpec
 from armlet.training.learner import Learner
 
 SPEC = ActionSpec(
-    ("dx", "dy", "dz", "gripper"), "delta", "none", (-1.0,) * 4, (1.0,) * 4, 3, -1.0, 1.0, 10, 0.05
+    ("dx", "dy", "dz", "gripper"),
+    "delta",
+    "none",
+    (-1.0,) * 4,
+    (1.0,) * 4,
+    (3,),
+    -1.0,
+    1.0,
+    10,
+    0.05,
 )
 BOOK = Codebook.axes(SPEC)
 OPTIONS = {"primitives": BOOK.array.tolist(), "gripper": 3}

@@ -245,7 +245,7 @@ def test_models_that_do_not_fit_are_named() -> None:
 
 def test_the_published_sizes() -> None:
     spec = ActionSpec(
-        tuple("xyzabcg"), "delta", "euler", (-1.0,) * 7, (1.0,) * 7, 6, -1.0, 1.0, 10.0, 0.05
+        tuple("xyzabcg"), "delta", "euler", (-1.0,) * 7, (1.0,) * 7, (6,), -1.0, 1.0, 10.0, 0.05
     )
     with torch.device("meta"):
         policy = published().build(
@@ -265,7 +265,7 @@ def test_the_published_sizes() -> None:
 def test_an_expert_has_a_vector_for_each_step(tmp_path) -> None:
     policy = expert()
     assert policy.head.options == {
-        "gripper": 3,
+        "gripper": [3],
         "gripper_open": -1.0,
         "gripper_closed": 1.0,
         "gripper_weight": 0.01,

@@ -36,7 +36,7 @@ SPEC = ActionSpec(
     "none",
     (-1.0,) * 4,
     (1.0,) * 4,
-    3,
+    (3,),
     -1.0,
     1.0,
     control_hz=10,
@@ -177,7 +177,7 @@ def test_weights_that_do_not_fit_or_cannot_be_had_are_named(tmp_path, monkeypatc
 
 def test_the_published_sizes() -> None:
     spec = ActionSpec(
-        tuple("xyzabcg"), "delta", "euler", (-1.0,) * 7, (1.0,) * 7, 6, -1.0, 1.0, 10.0, 0.05
+        tuple("xyzabcg"), "delta", "euler", (-1.0,) * 7, (1.0,) * 7, (6,), -1.0, 1.0, 10.0, 0.05
     )
     with torch.device("meta"):
         policy = published().build(
@@ -482,7 +482,7 @@ def test_only_early_fusion_learns_at_once_which_thing_is_meant(fusion: str) -> N
     """Late fusion learns where the three squares are and not which is named: it stays at the
     entropy of three guesses."""
     spec = dataclasses.replace(
-        SPEC, names=("dx", "dy"), low=(-1.0,) * 2, high=(1.0,) * 2, gripper=None
+        SPEC, names=("dx", "dy"), low=(-1.0,) * 2, high=(1.0,) * 2, grippers=()
     )
     names = [f"touch the {colour} cube" for colour in ("red", "blue", "green")]
     network = dataclasses.replace(
@@ -528,7 +528,7 @@ def test_the_published_size_learns_a_step() -> None:
     """Memory of some gigabytes: two frames forward and backward at full size, and what stood still
     has no gradient."""
     spec = ActionSpec(
-        tuple("xyzabcg"), "delta", "euler", (-1.0,) * 7, (1.0,) * 7, 6, -1.0, 1.0, 10.0, 0.05
+        tuple("xyzabcg"), "delta", "euler", (-1.0,) * 7, (1.0,) * 7, (6,), -1.0, 1.0, 10.0, 0.05
     )
     policy = published().build(
         Body(spec, identity(8), identity(7), train_tokenizer(TEXTS)), {"scene": 224}

@@ -26,7 +26,7 @@ SPEC = ActionSpec(
     "none",
     (-1.0,) * 4,
     (1.0,) * 4,
-    3,
+    (3,),
     -1.0,
     1.0,
     control_hz=10,

@@ -6,6 +6,7 @@ Knows what an ActionSpec says of an action; knows no policy, no benchmark and no
 what an action head computes is one arithmetic.
 """
 
+import itertools
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -34,11 +35,14 @@ def bin_centres(numbers: Array, low: Array | float, high: Array | float, interva
 
 
 def squared_distances(
-    actions: Array, primitives: Array, gripper: int | None, scale: Sequence[float] | None = None
+    actions: Array,
+    primitives: Array,
+    grippers: Sequence[int],
+    scale: Sequence[float] | None = None,
 ) -> Array:
     """(…, a), (n, a) → (…, n): how far each action is from each primitive.
 
-    The gripper decides first: a primitive on its other side is `FAR`. Then the sum over the other
+    Grippers decide first: a primitive on the other side of one is `FAR`. Then the sum over the other
     dimensions of the squared difference, in units of `scale` (a,), 1 where nothing is said. Sides
     part in the middle between the lowest and the highest gripper of the primitives; the middle
     itself counts as the higher.
@@ -47,9 +51,9 @@ def squared_distances(
     terms = [
         ((actions[..., index, None] - primitives[:, index]) / unit) ** 2
         for index, unit in enumerate(units)
-        if index != gripper
+        if index not in grippers
     ]
-    if gripper is not None:
+    for gripper in grippers:
         ends = primitives[:, gripper]
         middle = (ends.min() + ends.max()) / 2
         terms.append(((actions[..., gripper, None] >= middle) != (ends >= middle)) * FAR)
@@ -59,7 +63,7 @@ def squared_distances(
 def soft_primitives(
     actions: Tensor,
     primitives: Tensor,
-    gripper: int | None,
+    grippers: Sequence[int],
     *,
     temperature: float,
     scale: Sequence[float] | None = None,
@@ -67,7 +71,7 @@ def soft_primitives(
     """(…, a), (n, a) → (…, n): the softmax of −distance²/temperature. None of it lies on the other
     side of the gripper."""
     return (
-        -squared_distances(actions, primitives, gripper, scale) / _positive(temperature)
+        -squared_distances(actions, primitives, grippers, scale) / _positive(temperature)
     ).softmax(-1)
 
 
@@ -230,14 +234,13 @@ class Codebook:
             raise ValueError(
                 f"Codebook: {len(found) - len(np.unique(found, axis=0))} of {len(found)} primitives are repeated"
             )
-        if spec.gripper is not None and set(found[:, spec.gripper]) != {
-            spec.gripper_open,
-            spec.gripper_closed,
-        }:
-            raise ValueError(
-                f"Codebook: grippers of primitives are {sorted(set(found[:, spec.gripper].tolist()))}, expected both of "
-                f"{spec.gripper_open:g} (open) and {spec.gripper_closed:g} (closed) and nothing else"
-            )
+        for gripper in spec.grippers:
+            ends = set(found[:, gripper].tolist())
+            if ends != {spec.gripper_open, spec.gripper_closed}:
+                raise ValueError(
+                    f"Codebook: grippers of primitives are {sorted(ends)}, expected both of "
+                    f"{spec.gripper_open:g} (open) and {spec.gripper_closed:g} (closed) and nothing else"
+                )
 
     @property
     def array(self) -> np.ndarray:
@@ -255,7 +258,7 @@ class Codebook:
         """(…, a) → (…) int64. Outside the spec's range: ValueError (see `within`), or with `clip`
         what its nearest end gets."""
         values = within(actions, self.spec.names, self.spec.low, self.spec.high, clip=clip)
-        return squared_distances(values, self.array, self.spec.gripper, self.scale).argmin(-1)
+        return squared_distances(values, self.array, self.spec.grippers, self.scale).argmin(-1)
 
     def decode(self, codes: np.ndarray) -> np.ndarray:
         """(…) int → (…, a) float32. Raises ValueError for a number that is no primitive's."""
@@ -274,7 +277,7 @@ class Codebook:
         """(…, a) → (…, n), see `soft_primitives`; distances are those of `encode`."""
         primitives = torch.from_numpy(self.array).to(actions)
         return soft_primitives(
-            actions, primitives, self.spec.gripper, temperature=temperature, scale=self.scale
+            actions, primitives, self.spec.grippers, temperature=temperature, scale=self.scale
         )
 
     def expectation(self, probabilities: Tensor) -> Tensor:
@@ -297,21 +300,22 @@ class Codebook:
             raise ValueError(
                 f"axes needs actions in which 0 is no motion: mode is {spec.mode!r}, expected 'delta'; use fit"
             )
-        moving = [index for index in range(spec.dims) if index != spec.gripper]
+        moving = [index for index in range(spec.dims) if index not in spec.grippers]
         still = [index for index in moving if not spec.low[index] < 0 < spec.high[index]]
         if still:
             raise ValueError(
                 f"axes needs ranges with 0 inside; it is not in that of {[spec.names[index] for index in still]}"
             )
         rows = []
-        for gripper in (0.0,) if spec.gripper is None else (spec.gripper_open, spec.gripper_closed):
+        ends = (spec.gripper_open, spec.gripper_closed)
+        for held in itertools.product(ends, repeat=len(spec.grippers)):
             for step in steps:
                 for index in moving:
                     for end in (spec.low[index], spec.high[index]):
                         row = [0.0] * spec.dims
                         row[index] = step * end
-                        if spec.gripper is not None:
-                            row[spec.gripper] = gripper
+                        for gripper, place in zip(spec.grippers, held, strict=True):
+                            row[gripper] = place
                         rows.append(tuple(row))
         return cls(spec, tuple(rows))
 
@@ -324,20 +328,23 @@ class Codebook:
         where a side has fewer different actions than its share of primitives.
         """
         values = within(actions, spec.names, spec.low, spec.high).reshape(-1, spec.dims)
-        moving = [index for index in range(spec.dims) if index != spec.gripper]
+        moving = [index for index in range(spec.dims) if index not in spec.grippers]
         scale = np.array([(spec.high[index] - spec.low[index]) / 2 for index in moving])
-        sides = [(values, size, 0.0)]
-        if spec.gripper is not None:
-            middle = (spec.gripper_open + spec.gripper_closed) / 2
-            ends = sorted((spec.gripper_open, spec.gripper_closed))
-            upper = values[:, spec.gripper] >= middle
-            share = int(np.clip(round(size * upper.mean()), 1, size - 1))
-            sides = [(values[~upper], size - share, ends[0]), (values[upper], share, ends[1])]
+        grippers = list(spec.grippers)
+        ends = np.array(sorted((spec.gripper_open, spec.gripper_closed)))
+        upper = values[:, grippers] >= ends.mean()  # (N, grippers)
+        sides = np.array(list(itertools.product((False, True), repeat=len(grippers))), bool)
+        members = [(upper == side).all(1) for side in sides]
+        counts = [max(1, round(size * mine.mean())) for mine in members[1:]]
+        counts.insert(0, size - sum(counts))
+        if counts[0] < 1:  # rounding gave all to the others
+            counts[int(np.argmax(counts))] -= 1 - counts[0]
+            counts[0] = 1
         found: list[tuple[float, ...]] = []
-        for side, count, gripper in sides:
-            centres = _centres(side[:, moving] / scale, count, seed) * scale
-            row = np.full((count, spec.dims), gripper)
-            row[:, moving] = centres
+        for side, mine, count in zip(sides, members, counts, strict=True):
+            row = np.zeros((count, spec.dims))
+            row[:, moving] = _centres(values[mine][:, moving] / scale, count, seed) * scale
+            row[:, grippers] = ends[side.astype(int)]
             found.extend(map(tuple, row.tolist()))
         return cls(spec, tuple(found))
 
@@ -364,10 +371,12 @@ def codec_error(actions: np.ndarray, decoded: np.ndarray, spec: ActionSpec) -> d
         found["metres"] = _summary(
             np.linalg.norm(gap[:, list(spec.translation)], axis=1) * spec.translation_scale
         )
-    if spec.gripper is not None:
+    if spec.grippers:
         middle = (spec.gripper_open + spec.gripper_closed) / 2
-        sides = [np.asarray(values)[..., spec.gripper] >= middle for values in (actions, decoded)]
-        found["grippers_flipped"] = float((sides[0] != sides[1]).mean())
+        grippers = list(spec.grippers)
+        meant = np.asarray(actions)[..., grippers] >= middle
+        made = np.asarray(decoded)[..., grippers] >= middle
+        found["grippers_flipped"] = float((meant != made).mean())
     return found
 
 

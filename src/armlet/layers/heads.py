@@ -129,7 +129,7 @@ class CodebookHead(ActionHead):
         dims: int,
         *,
         primitives: Sequence[Sequence[float]],
-        gripper: int | None = None,
+        gripper: int | Sequence[int] | None = None,
         refine: bool = False,
         reach: float = 1.0,
         hidden: int = 256,
@@ -140,16 +140,20 @@ class CodebookHead(ActionHead):
             raise ValueError(
                 f"head_options: primitives have shape {tuple(book.shape)}, expected (n, {dims}), one row a primitive"
             )
-        if gripper is not None and len(book[:, gripper].unique()) != 2:
-            raise ValueError(
-                f"head_options: dimension {gripper} of the primitives, the gripper, has the values "
-                f"{book[:, gripper].unique().tolist()}, expected two, open and closed; is gripper the right dimension?"
-            )
-        self.chunk, self.dims, self.gripper, self.reach = chunk, dims, gripper, reach
+        grippers = gripper_dims(gripper, dims)
+        for index in grippers:
+            ends = book[:, index].unique().tolist()
+            if len(ends) != 2:
+                raise ValueError(
+                    f"head_options: dimension {index} of the primitives, the gripper, has the values "
+                    f"{ends}, expected two, open and closed; is gripper the right dimension?"
+                )
+        self.chunk, self.dims, self.reach = chunk, dims, reach
+        self.grippers = grippers
         self.register_buffer("primitives", book, persistent=False)
         self.register_buffer(
             "moving",
-            torch.tensor([float(index != gripper) for index in range(dims)]),
+            torch.tensor([float(index not in grippers) for index in range(dims)]),
             persistent=False,
         )
         self.trunk = nn.Sequential(nn.Linear(width, hidden), nn.GELU())
@@ -166,7 +170,7 @@ class CodebookHead(ActionHead):
         return self._act(condition, self.logits(condition).argmax(-1))
 
     def classes(self, actions: Tensor) -> Tensor:
-        return squared_distances(actions, self.primitives, self.gripper).argmin(-1)
+        return squared_distances(actions, self.primitives, self.grippers).argmin(-1)
 
     def loss(self, condition: Tensor, actions: Tensor, valid: Tensor) -> Tensor:
         """Cross-entropy to the nearest primitive; with `refine` also the L1 error of that
@@ -310,8 +314,8 @@ class ArmGripperHead(ActionHead):
     one for all, because what a student must learn to say in the expert's place is then all that the
     decoder reads, with nothing in between that only the expert had learned.
 
-    `gripper` is the index of the gripper among the dimensions (None: all are the arm),
-    `gripper_open` and `gripper_closed` its two ends as they are in normalised actions. What is
+    `gripper` says which dimensions are grippers (an index, several, or None: all are the arm),
+    `gripper_open` and `gripper_closed` are their two ends as they are in normalised actions. What is
     decided is one of these two, as BinHead decides for a bin: only the loss, MAE(arm) +
     `gripper_weight` · BCE(gripper), has a gradient for the gripper. A published figure swaps the
     two labels.
@@ -323,23 +327,20 @@ class ArmGripperHead(ActionHead):
         chunk: int,
         dims: int,
         *,
-        gripper: int | None = -1,
+        gripper: int | Sequence[int] | None = -1,
         gripper_open: float = -1.0,
         gripper_closed: float = 1.0,
         gripper_weight: float = 0.01,
     ) -> None:
         super().__init__()
-        if gripper is not None and not -dims <= gripper < dims:
-            raise ValueError(
-                f"gripper={gripper}: there are {dims} action dimensions; give the index of one, or None"
-            )
+        grippers = gripper_dims(gripper, dims)
         if gripper_open == gripper_closed:
             raise ValueError(
                 f"gripper_open and gripper_closed are both {gripper_open}; they must differ to be told apart"
             )
         self.width, self.chunk, self.dims, self.vectors = width, chunk, dims, chunk
         self.options: dict[str, Any] = {
-            "gripper": gripper if gripper is None else gripper % dims,
+            "gripper": list(grippers),
             "gripper_open": gripper_open,
             "gripper_closed": gripper_closed,
             "gripper_weight": gripper_weight,
@@ -348,55 +349,67 @@ class ArmGripperHead(ActionHead):
         self.net = nn.Sequential(
             nn.Linear(width, half), nn.ReLU(), nn.Linear(half, half), nn.ReLU()
         )
-        self.arm = nn.Linear(half, dims - (gripper is not None))
-        self.gripper = None if gripper is None else nn.Linear(half, 1)
+        self.grippers = list(grippers)
+        self.moving = [index for index in range(dims) if index not in grippers]
+        places = [*self.moving, *self.grippers]
+        self.order = [places.index(index) for index in range(dims)]  # of arm and grippers → action
+        self.arm = nn.Linear(half, len(self.moving))
+        self.gripper = nn.Linear(half, len(grippers)) if grippers else None
 
     def _decode(self, condition: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The arm (b, k, a − 1) in [−1, 1] and the logit of a closed gripper (b, k)."""
+        """The arm (b, k, a − g) in [−1, 1] and the logits of g closed grippers (b, k, g)."""
         if condition.shape[-1] != self.chunk * self.width:
             raise ValueError(
                 f"condition of width {condition.shape[-1]}: this head reads {self.chunk} steps of {self.width} each, "
                 f"{self.chunk * self.width} in all"
             )
         hidden = self.net(condition.unflatten(-1, (self.chunk, self.width)))
-        return torch.tanh(self.arm(hidden)), None if self.gripper is None else self.gripper(
-            hidden
-        ).squeeze(-1)
+        logits = None if self.gripper is None else self.gripper(hidden)
+        return torch.tanh(self.arm(hidden)), logits
 
     def forward(self, condition: Tensor) -> Tensor:
         arm, logit = self._decode(condition)
         if logit is None:
             return arm
-        index, opened, closed = (
-            self.options[name] for name in ("gripper", "gripper_open", "gripper_closed")
-        )
-        decided = torch.where(logit >= 0, closed, opened).to(arm.dtype).unsqueeze(-1)
-        return torch.cat([arm[..., :index], decided, arm[..., index:]], -1)
+        closed = self.options["gripper_closed"]
+        decided = torch.where(logit >= 0, closed, self.options["gripper_open"]).to(arm.dtype)
+        return torch.cat([arm, decided], -1)[..., self.order]
 
     def loss(self, condition: Tensor, actions: Tensor, valid: Tensor) -> Tensor:
         arm, logit = self._decode(condition)
         if logit is None:
             return masked_mean((arm - actions).abs(), valid)
-        index, opened, closed = (
-            self.options[name] for name in ("gripper", "gripper_open", "gripper_closed")
-        )
-        wanted = torch.cat([actions[..., :index], actions[..., index + 1 :]], -1)
-        shut = ((actions[..., index] - opened) / (closed - opened)).clamp(0, 1)
-        entropy = F.binary_cross_entropy_with_logits(logit, shut, reduction="none").unsqueeze(-1)
-        return masked_mean((arm - wanted).abs(), valid) + self.options[
-            "gripper_weight"
-        ] * masked_mean(entropy, valid)
+        opened = self.options["gripper_open"]
+        width = self.options["gripper_closed"] - opened
+        shut = ((actions[..., self.grippers] - opened) / width).clamp(0, 1)
+        entropy = F.binary_cross_entropy_with_logits(logit, shut, reduction="none")
+        arm_error = masked_mean((arm - actions[..., self.moving]).abs(), valid)
+        return arm_error + self.options["gripper_weight"] * masked_mean(entropy, valid)
+
+
+def gripper_dims(gripper: int | Sequence[int] | None, dims: int) -> tuple[int, ...]:
+    """The indices of the gripper dimensions, from 0, however they are said: one, several, or None.
+    Raises ValueError for one that is not there."""
+    if gripper is None:
+        return ()
+    said = (gripper,) if isinstance(gripper, int) else tuple(gripper)
+    for index in said:
+        if not -dims <= index < dims:
+            raise ValueError(
+                f"gripper={gripper}: there are {dims} action dimensions; give the indices of some, or None"
+            )
+    return tuple(sorted(index % dims for index in said))
 
 
 def fitted(kind: Kind, spec: ActionSpec, options: dict[str, Any]) -> dict[str, Any]:
     """A head's options with what it must know of the robot's actions; what `options` say themselves
     stands."""
     if kind == "codebook":
-        return {"gripper": spec.gripper, **options}
+        return {"gripper": list(spec.grippers), **options}
     if kind != "arm_gripper":
         return options
     robot = {
-        "gripper": spec.gripper,
+        "gripper": list(spec.grippers),
         "gripper_open": spec.gripper_open,
         "gripper_closed": spec.gripper_closed,
     }

@@ -58,9 +58,10 @@ def retime(chunk: np.ndarray, from_hz: float, to_hz: float, spec: ActionSpec) ->
         made = np.diff(_between(travelled, edges), axis=-2)
     else:
         made = _between(values, np.maximum(edges[1:] - 1, 0))
-    if spec.gripper is not None:
+    if spec.grippers:
         last = np.ceil(edges[1:] - 1e-9).astype(int) - 1
-        made[..., spec.gripper] = values[..., last, spec.gripper]
+        for index in spec.grippers:
+            made[..., index] = values[..., last, index]
     return made
 
 
@@ -91,13 +92,10 @@ def convert(
         values = retime(values, source.control_hz, target.control_hz, source)
     if source.mode == "delta":
         values[..., list(source.translation)] *= source.translation_scale / target.translation_scale
-    if source.gripper is not None:
-        closed = (values[..., source.gripper] - source.gripper_open) / (
-            source.gripper_closed - source.gripper_open
-        )
-        values[..., source.gripper] = (
-            1 - closed
-        ) * target.gripper_open + closed * target.gripper_closed
+    for index in source.grippers:
+        width = source.gripper_closed - source.gripper_open
+        closed = (values[..., index] - source.gripper_open) / width
+        values[..., index] = (1 - closed) * target.gripper_open + closed * target.gripper_closed
     return within(values, target.names, target.low, target.high, clip=clip).astype(np.float32)
 
 
@@ -105,11 +103,11 @@ def _refused(source: ActionSpec, target: ActionSpec) -> list[str]:
     """Why one cannot become the other, a line each; empty where it can."""
     found = [
         f"{name} is {getattr(source, name)!r} and should be {getattr(target, name)!r}"
-        for name in ("names", "mode", "rotation", "gripper")
+        for name in ("names", "mode", "rotation", "grippers")
         if getattr(source, name) != getattr(target, name)
     ]
     for which, spec in (("source", source), ("target", target)):
-        if spec.gripper is not None and spec.gripper_open == spec.gripper_closed:
+        if spec.grippers and spec.gripper_open == spec.gripper_closed:
             found.append(f"the {which}'s gripper is {spec.gripper_open:g} both open and closed")
         if spec.mode == "delta" and not spec.translation_scale > 0:
             found.append(

@@ -14,8 +14,8 @@ class ActionSpec:
     """What the numbers of an action mean. Two specs that differ are converted or refused, never
     assumed equal.
 
-    `names` one per dimension; `low`/`high` the range the robot accepts; `gripper` the index of the
-    gripper dimension (None without one) and `gripper_open`/`gripper_closed` its two ends;
+    `names` one per dimension; `low`/`high` the range the robot accepts; `grippers` the indices of
+    gripper dimensions (none without one, two of two arms), `gripper_open`/`gripper_closed` their ends;
     `control_hz` the rate at which single actions are executed; `translation_scale` metres moved by
     a command of 1.0.
     """
@@ -25,7 +25,7 @@ class ActionSpec:
     rotation: Literal["none", "axis_angle", "euler", "quaternion", "rot6d"]
     low: tuple[float, ...]
     high: tuple[float, ...]
-    gripper: int | None
+    grippers: tuple[int, ...]
     gripper_open: float
     gripper_closed: float
     control_hz: float
@@ -55,6 +55,10 @@ class ActionSpec:
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Self:
         """The inverse of `dataclasses.asdict`, from JSON, which has no tuples."""
+        if "gripper" in value:  # as it was written while there could be only one
+            value = dict(value)
+            only = value.pop("gripper")
+            value["grippers"] = [] if only is None else [only]
         fields: dict[str, Any] = {
             name: tuple(item) if isinstance(item, list) else item for name, item in value.items()
         }

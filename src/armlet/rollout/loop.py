@@ -137,11 +137,14 @@ def run_episode(
 def gripper_toggles(spec: ActionSpec, actions: np.ndarray) -> int | None:
     """How often, along an episode's actions (T, a), the gripper is commanded across the middle
     between open and closed."""
-    if spec.gripper is None:
+    if not spec.grippers:
         return None
-    closed = actions[:, spec.gripper] - (spec.gripper_open + spec.gripper_closed) / 2
-    sides = np.sign(closed)[closed != 0]  # the middle itself is on no side
-    return int((sides[1:] != sides[:-1]).sum())
+    toggles = 0
+    for index in spec.grippers:
+        closed = actions[:, index] - (spec.gripper_open + spec.gripper_closed) / 2
+        sides = np.sign(closed)[closed != 0]  # the middle itself is on no side
+        toggles += int((sides[1:] != sides[:-1]).sum())
+    return toggles
 
 
 def still(spec: ActionSpec, last: np.ndarray | None, world: World) -> np.ndarray:
@@ -150,8 +153,8 @@ def still(spec: ActionSpec, last: np.ndarray | None, world: World) -> np.ndarray
     if spec.mode == "absolute":
         return world.holding_action() if last is None else last
     held = np.zeros(spec.dims, np.float32)
-    if spec.gripper is not None:
-        held[spec.gripper] = spec.gripper_open if last is None else last[spec.gripper]
+    for index in spec.grippers:
+        held[index] = spec.gripper_open if last is None else last[index]
     return held
 
 

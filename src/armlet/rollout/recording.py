@@ -267,9 +267,9 @@ def _offset(
 ) -> np.ndarray:
     spec = benchmark.action_spec
     offset = rng.uniform(-perturbation.size, perturbation.size, spec.dims).astype(np.float32)
-    if spec.gripper is not None:
+    for index in spec.grippers:
         flips = rng.random() < perturbation.flip
-        offset[spec.gripper] = -2 * action[spec.gripper] if flips else 0.0
+        offset[index] = -2 * action[index] if flips else 0.0
     return offset
 
 

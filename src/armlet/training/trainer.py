@@ -400,25 +400,23 @@ class Trainer:
     def _told_wrong(self, batch: Batch, teacher: Trace) -> tuple[Batch, Trace]:
         """The batch and the teacher's answer with a share of the gripper commands flipped."""
         body, spec = self.learner.policy.body, self.learner.policy.body.action_spec
-        if (gripper := spec.gripper) is None:
+        if not spec.grippers:
             raise ValueError(
                 f"gripper_noise={self.stage.gripper_noise}: this robot's actions have no gripper; set it to 0"
             )
         keys, share = batch.keys, self.stage.gripper_noise
         assert keys is not None and batch.actions is not None  # a batch made from episodes has them
-        middle = float(
-            body.actions.apply(
-                np.full(spec.dims, (spec.gripper_open + spec.gripper_closed) / 2, np.float32)
-            )[gripper]
-        )
-        batch = replace(
-            batch, actions=flip_grippers(batch.actions, keys, gripper, share, middle=middle)
-        )
-        if "actions" in teacher:
-            teacher = {
-                **teacher,
-                "actions": flip_grippers(teacher["actions"], keys, gripper, share, middle=middle),
-            }
+        halves = np.full(spec.dims, (spec.gripper_open + spec.gripper_closed) / 2, np.float32)
+        middles = body.actions.apply(halves)
+        told, answered = batch.actions, teacher.get("actions")
+        for index in spec.grippers:
+            middle = float(middles[index])
+            told = flip_grippers(told, keys, index, share, middle=middle)
+            if answered is not None:
+                answered = flip_grippers(answered, keys, index, share, middle=middle)
+        batch = replace(batch, actions=told)
+        if answered is not None:
+            teacher = {**teacher, "actions": answered}
         return batch, teacher
 
     @contextlib.contextmanager

@@ -85,7 +85,7 @@ class Metaworld(Benchmark):
             rotation="none",
             low=(-1.0,) * 4,
             high=(1.0,) * 4,
-            gripper=3,
+            grippers=(3,),
             gripper_open=-1.0,
             gripper_closed=1.0,
             control_hz=NATIVE_HZ / self.action_repeat,

@@ -99,7 +99,7 @@ class Tabletop(Benchmark):
             rotation="none",
             low=(-1.0,) * 4,
             high=(1.0,) * 4,
-            gripper=3,
+            grippers=(3,),
             gripper_open=expert.OPEN,
             gripper_closed=expert.CLOSED,
             control_hz=CONTROL_HZ,
