@@ -11,7 +11,7 @@ OMP_NUM_THREADS=2 $armlet probe aed_tabletop
 OMP_NUM_THREADS=2 $armlet probe vla_ad_tiny_offline
 for rate in ${RATES:-0 0.2 0.4}; do
   for recipe in vla_ad_tiny_offline vla_ad_tiny_offline_{action_kd,aux,both}; do
-    make_student "out/noisy_gripper/$recipe@$rate" "$recipe" --stages.0.steps "${STEPS:-5000}" --stages.0.gripper-noise "$rate"
+    make_student "out/noisy_gripper/$recipe@$rate" "$recipe" --stages.0.steps "${STEPS:-5000}" --stages.0.transforms.1.share "$rate"
   done
 done
 all_made

@@ -25,7 +25,7 @@ from armlet.policies.checkpoint import load_policy, save_policy
 from armlet.policies.contract import Policy
 from armlet.policies.routed import Routed
 from armlet.policies.students import Kept
-from armlet.recipe import Recipe, Round
+from armlet.recipe import OwnAverage, Recipe, Round
 from armlet.recipes.bases import MatchOutput
 from armlet.robot.fit import View
 from armlet.rollout import recording
@@ -251,7 +251,7 @@ def test_a_student_that_is_its_own_teacher_starts_from_the_teacher_and_later_fro
     here: Recipe, distilled
 ) -> None:
     stages = tuple(
-        dataclasses.replace(stage, objective=MatchOutput(), teacher="ema_self")
+        dataclasses.replace(stage, objective=MatchOutput(), teacher=OwnAverage())
         for stage in here.stages
     )
     start = load_policy(here.teacher)

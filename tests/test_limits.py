@@ -12,7 +12,8 @@ from tiny import tiny_recipe
 from armlet.limits import ABOVE_0, BELOW_1, MOST, check
 from armlet.policies.two_tower import TwoTowerNetwork
 from armlet.policies.vla import VLANetwork
-from armlet.recipe import Collection, Evaluation, Probe, Round, Stage
+from armlet.data.transforms import Balance, DrawBudget, Explore, GripperNoise
+from armlet.recipe import OwnAverage, Collection, Evaluation, Probe, Round, Stage
 from armlet.recipes.bases import Imitate
 
 STAGE = Stage(Imitate(), steps=5)
@@ -51,8 +52,7 @@ def test_a_range_has_its_ends_and_no_nan(
     "field",
     [
         {"steps": -1}, {"batch_size": 0}, {"log_every": 0}, {"checkpoint_every": 0}, {"learning_rate": 0}, {"learning_rate": math.nan},
-        {"clip": 0}, {"clip": -1}, {"ema": 1}, {"ema": -1}, {"teacher_decay": 1}, {"weight_decay": -1}, {"warmup": -1}, {"balance": -1},
-        {"gripper_noise": 1.1}, {"exploration": (1, -1)}, {"budgets": (0, 1)}, {"budgets": (0.5, 1.5)},
+        {"clip": 0}, {"clip": -1}, {"ema": 1}, {"ema": -1}, {"weight_decay": -1}, {"warmup": -1},
     ],
     ids=str,
 )  # fmt: skip
@@ -68,6 +68,8 @@ def test_stages(field: dict) -> None:
         (Evaluation, {"episodes": 0}), (Evaluation, {"latency_calls": 0}), (Evaluation, {"execute": (2, 0)}), (Evaluation, {"seed": -1}),
         (Evaluation, {"slower": (math.nan,)}), (Evaluation, {"slower": (math.inf,)}), (Evaluation, {"slower": (0,)}),
         (Evaluation, {"budgets": (0,)}), (Evaluation, {"workers": 0}),
+        (OwnAverage, {"decay": 1}), (OwnAverage, {"decay": -0.1}), (Balance, {"power": -1}), (GripperNoise, {"share": 1.1}),
+        (Explore, {"last": -1}), (DrawBudget, {"lowest": 0}), (DrawBudget, {"highest": 1.5}), (DrawBudget, {"lowest": 0.8, "highest": 0.2}),
         (partial(Probe, STAGE), {"neighbours": 0}), (partial(Round, STAGE), {"share": 1}), (partial(Round, STAGE), {"replay": 0}),
         (VLANetwork, {"depth": 0}), (VLANetwork, {"chunk": 0}), (VLANetwork, {"execute": 7}), (VLANetwork, {"heads": 3}),
         (TwoTowerNetwork, {"patch": 0}), (TwoTowerNetwork, {"heads": 5}), (TwoTowerNetwork, {"execute": 0}),

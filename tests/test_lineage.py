@@ -97,7 +97,7 @@ def test_a_stage_that_answers_this_question_goes_on(trained: Path, tmp_path, cap
 
 
 def test_more_steps_of_a_stage_that_never_changes_continue_it(tmp_path, capfd) -> None:
-    constant = dataclasses.replace(STAGE, schedule="constant", exploration=(0.0, 0.0))
+    constant = dataclasses.replace(STAGE, schedule="constant")
     train(tmp_path / "stage", constant)
     longer = dataclasses.replace(constant, steps=7)
     found = train(tmp_path / "stage", longer)

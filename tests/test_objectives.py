@@ -15,6 +15,7 @@ from torch import Tensor
 from armlet import recipes
 from armlet.annotators import DIRECTIONS
 from armlet.data.codec import Bins
+from armlet.data.transforms import DrawBudget, Explore
 from armlet.policies.routed import Routing
 from armlet.recipe import Objective, Recipe
 from armlet.recipes import aed, vla_ad
@@ -603,7 +604,9 @@ def test_routes_are_drawn_while_the_router_learns_and_then_it_stands_still() -> 
         assert "policy.router.*" in settling.freeze and "policy.router.*" not in routing.freeze, (
             recipe.name
         )
-        assert routing.exploration[0] > routing.exploration[1] >= 0, recipe.name
+        (explore,) = (each for each in routing.transforms if isinstance(each, Explore))
+        assert explore.first > explore.last >= 0, recipe.name
+        assert not any(isinstance(each, Explore) for each in settling.transforms)
         assert (
             "policy.inner.vision.*" in routing.freeze and "policy.inner.vision.*" in settling.freeze
         )
@@ -624,10 +627,9 @@ def test_a_dial_is_told_every_budget() -> None:
     for recipe in chosen(
         lambda recipe: isinstance(recipe.student, Routing) and recipe.student.dial
     ):
-        assert all(
-            stage.budgets and stage.budgets[0] <= 0.125 and stage.budgets[1] == 1
-            for stage in recipe.stages
-        )
+        for stage in recipe.stages:
+            (drawn,) = (each for each in stage.transforms if isinstance(each, DrawBudget))
+            assert drawn.lowest <= 0.125 and drawn.highest == 1
 
 
 def test_a_probe_trains_its_heads_alone() -> None:

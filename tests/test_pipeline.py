@@ -18,6 +18,7 @@ from armlet.data.episodes import EpisodeDataset
 from armlet.data.files import BusyError, hold
 from armlet.data.frames import load_frames
 from armlet.data.traces import StaleTraceError, TraceStore
+from armlet.data.transforms import GripperNoise
 from armlet.evaluation import figures, outcomes
 from armlet.policies.checkpoint import load_policy
 from armlet.recipe import Recipe, Round
@@ -310,7 +311,8 @@ def test_students_of_flipped_labels_are_drawn_against_their_share(
 ) -> None:
     made = []
     for noise in (0.0, 0.25):
-        stages = (dataclasses.replace(recipe.stages[0], steps=2, gripper_noise=noise),)
+        transforms = (*recipe.stages[0].transforms, GripperNoise(noise))
+        stages = (dataclasses.replace(recipe.stages[0], steps=2, transforms=transforms),)
         folder = tmp_path / f"student@{noise:g}"
         made.append(
             distil.main(
@@ -340,6 +342,17 @@ def test_students_of_flipped_labels_are_drawn_against_their_share(
         (
             {"recipe": {"stages": [{"gripper_noise": 0.1}, {"gripper_noise": 0.2}], "rounds": []}},
             0.2,
+        ),
+        (
+            {
+                "recipe": {
+                    "stages": [{"transforms": [{"class": "Balance", "power": 1}]}],
+                    "rounds": [
+                        {"stage": {"transforms": [{"class": "GripperNoise", "share": 0.3}]}}
+                    ],
+                }
+            },
+            0.3,
         ),
         (
             {

@@ -15,7 +15,7 @@ from armlet.data.text import train_tokenizer
 from armlet.policies.checkpoint import load_policy
 from armlet.policies.contract import Body
 from armlet.policies.two_tower import TwoTowerNetwork
-from armlet.recipe import Recipe
+from armlet.recipe import OwnAverage, Recipe
 from armlet.recipes.aed import aed_families, aed_metaworld, aed_online, aed_self, aed_tabletop
 from armlet.recipes.vita_vla import vita_vla_finetune, vita_vla_tabletop
 from armlet.types import Batch
@@ -137,7 +137,7 @@ def test_a_teacher_that_averages_its_student_resumes_to_the_same_end(
 
 
 def test_an_average_of_another_shape_is_refused(aed: Recipe) -> None:
-    stages = tuple(dataclasses.replace(stage, teacher="ema_self") for stage in aed.stages)
+    stages = tuple(dataclasses.replace(stage, teacher=OwnAverage()) for stage in aed.stages)
     wrong = dataclasses.replace(aed, out=aed.out.with_name("wrong"), stages=stages)
     with pytest.raises(ValueError, match="must be the same network"):
         distil.main(wrong)

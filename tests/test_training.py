@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,15 +15,16 @@ import torch
 from tiny import make_frames, make_policy
 
 from armlet.data.frames import BatchMaker, draw
+from armlet.data.transforms import Balance
 from armlet.layers.graph import ProbeHeads
-from armlet.layers.heads import CodebookHead, RegressionHead
+from armlet.layers.heads import CodebookHead
 from armlet.policies.routed import Routing
 from armlet.policies.two_tower import TwoTowerNetwork
 from armlet.recipe import Stage
 from armlet.recipes.actdistill import ActDistill
 from armlet.recipes.bases import FitHeads, Imitate
 from armlet.training.learner import Learner
-from armlet.training.trainer import Trainer, balanced, make_batches, rate, trainable
+from armlet.training.trainer import Trainer, make_batches, rate, trainable
 
 STAGE = Stage(Imitate(), steps=8, batch_size=5, warmup=2, log_every=1, checkpoint_every=4, ema=0.9)
 
@@ -315,18 +315,50 @@ def test_frames_of_rare_actions_are_drawn_more_often() -> None:
     actions = torch.tensor([[1.0, 0.1]] * 80 + [[-1, 0.1]] * 16 + [[0.1, 0.9]] * 4)[
         torch.from_numpy(rng.permutation(100))
     ]
-    batches = SimpleNamespace(first_actions=lambda: actions)
-    classes = head.classes(actions).numpy()
-    counts = [
-        np.bincount(classes[balanced(np.arange(100), batches, head, power)]) for power in (0.5, 1.0)
-    ]
+    found = head.classes(actions)
+    classes = found.numpy()
+
+    def chosen(rows: np.ndarray, power: float) -> np.ndarray:
+        return Balance(power).choose(rows, lambda: found)
+
+    counts = [np.bincount(classes[chosen(np.arange(100), power)]) for power in (0.5, 1.0)]
     assert counts[0].tolist() == [80, 16 * 2, 4 * 4] and counts[1].tolist() == [80, 80, 80]
     some = np.flatnonzero(classes != 1)
-    times = np.bincount(balanced(some, batches, head, 1.0), minlength=100)
+    times = np.bincount(chosen(some, 1.0), minlength=100)
     own = np.bincount(classes[some])
     wanted = np.where(classes != 1, np.round(own.max() / np.maximum(own, 1)[classes]), 0)
-    np.testing.assert_array_equal(
-        times, wanted
-    )  # each by its own class, among the rows that are drawn from
-    with pytest.raises(ValueError, match="does not choose among a few actions"):
-        balanced(np.arange(100), batches, RegressionHead(8, 2, 2), 1.0)
+    # Each by its own class, among the rows that are drawn from.
+    np.testing.assert_array_equal(times, wanted)
+    assert chosen(np.arange(100), 0.0).tolist() == list(range(100))
+
+
+def test_a_trainer_draws_the_frames_that_its_transforms_choose(tmp_path) -> None:
+    policy = TwoTowerNetwork(
+        width=32,
+        heads=2,
+        vision_layers=1,
+        text_layers=1,
+        patch=8,
+        chunk=3,
+        execute=1,
+        head="codebook",
+        head_options={"primitives": [[1.0, 0, 0, 0], [-1, 0, 0, 0]]},
+    ).build(make_policy().body, {"scene": 24, "wrist": 16})
+    frames = make_frames()
+    frames.actions[:] = [1, 0, 0, 0]
+    frames.actions[4:8] = [-1, 0, 0, 0]
+    stage = dataclasses.replace(STAGE, transforms=(Balance(1.0),))
+    options = {"folder": tmp_path, "seed": 0, "title": "balance"}
+    batches = make_batches(policy, frames)
+    rows = Trainer(
+        Learner(policy, privileged={"subject": 3, "target": 3}), stage, batches, **options
+    ).rows
+    times = np.bincount(rows)
+    assert set(times[4:8]) == {round((len(frames) - 4) / 4)} and set(
+        np.delete(times, range(4, 8))
+    ) == {1}
+    plain = Learner(make_policy(), privileged={"subject": 3, "target": 3})
+    with pytest.raises(
+        ValueError, match=r"Balance\(power=1\.0\): .* does not choose among a few actions"
+    ):
+        Trainer(plain, stage, make_batches(plain.policy, frames), **options)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from armlet.data.augment import Augment
 from armlet.data.frames import BatchMaker, draw
+from armlet.data.transforms import DrawBudget, Explore, GripperNoise
 from armlet.layers.ema import SelfTeacher
 from armlet.recipe import Objective, Stage
 from armlet.training.learner import Learner, watch
@@ -85,7 +86,7 @@ STAGE = Stage(
     warmup=3,
     clip=0.8,
     ema=0.4,
-    augment=Augment(brightness=0),
+    transforms=(),
     log_every=1,
     checkpoint_every=100,
     train=("policy.layers.*", "policy.head.bias"),
@@ -272,7 +273,9 @@ def test_every_step_has_frames_of_its_own_and_an_epoch_has_all(tmp_path: Path) -
 
 
 def test_pictures_are_changed_anew_at_every_step_and_alike_in_all_cameras(tmp_path: Path) -> None:
-    stage = dataclasses.replace(STAGE, steps=6, batch_size=64, augment=Augment(brightness=0.3))
+    stage = dataclasses.replace(
+        STAGE, steps=6, batch_size=64, transforms=(Augment(brightness=0.3),)
+    )
     learner, trainer = train(tmp_path / "a", stage)
     gains = []
     for each in learner.shown:
@@ -306,7 +309,9 @@ def test_pictures_are_changed_anew_at_every_step_and_alike_in_all_cameras(tmp_pa
 def test_exploration_goes_from_first_to_last_and_layers_are_read_as_often_as_asked(
     tmp_path: Path,
 ) -> None:
-    learner, _ = train(tmp_path, dataclasses.replace(STAGE, steps=5, exploration=(1.0, 0.5)))
+    learner, _ = train(
+        tmp_path, dataclasses.replace(STAGE, steps=5, transforms=(Explore(1.0, 0.5),))
+    )
     assert [each.exploration for each in learner.shown] == pytest.approx([1.0, 0.9, 0.8, 0.7, 0.6])
     assert {each.every for each in learner.shown} == {3}
 
@@ -314,7 +319,9 @@ def test_exploration_goes_from_first_to_last_and_layers_are_read_as_often_as_ask
 def test_budgets_are_drawn_over_the_whole_range(tmp_path: Path) -> None:
     learner, _ = train(
         tmp_path / "a",
-        dataclasses.replace(STAGE, steps=200, budgets=(0.2, 0.8), checkpoint_every=1000),
+        dataclasses.replace(
+            STAGE, steps=200, transforms=(DrawBudget(0.2, 0.8),), checkpoint_every=1000
+        ),
     )
     drawn = np.array([each.batch.budget for each in learner.shown])
     assert drawn.min() >= 0.2 and drawn.max() <= 0.8
@@ -402,7 +409,7 @@ def test_grippers_are_flipped_about_their_middle_in_what_both_say(
 
     learner = Linear()
     learner.policy.body = dataclasses.replace(POLICY.body, action_spec=spec)
-    stage = dataclasses.replace(STAGE, objective=Listens(), gripper_noise=0.5)
+    stage = dataclasses.replace(STAGE, objective=Listens(), transforms=(GripperNoise(0.5),))
     options = {
         "folder": tmp_path,
         "seed": 1,
@@ -429,13 +436,13 @@ def test_a_robot_without_a_gripper_cannot_be_told_wrong(tmp_path: Path) -> None:
     )
     trainer = Trainer(
         learner,
-        dataclasses.replace(STAGE, gripper_noise=0.3),
+        dataclasses.replace(STAGE, transforms=(GripperNoise(0.3),)),
         batches(),
         folder=tmp_path,
         seed=1,
         title="noise",
     )
     with pytest.raises(
-        ValueError, match=r"gripper_noise=0\.3: this robot's actions have no gripper"
+        ValueError, match=r"GripperNoise\(share=0\.3\): this robot's actions have no gripper"
     ):
         trainer.run()

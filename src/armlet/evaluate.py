@@ -394,7 +394,12 @@ def gripper_noise(folder: Path) -> float | None:
     rounds. None of a policy that does not say how it was made."""
     recipe = read_provenance(folder).get("recipe", {})
     stages = [*recipe.get("stages", ()), *(each["stage"] for each in recipe.get("rounds", ()))]
-    return max((stage.get("gripper_noise", 0.0) for stage in stages), default=None)
+    shares = []
+    for stage in stages:
+        found = [each for each in stage.get("transforms", ()) if each["class"] == "GripperNoise"]
+        # `gripper_noise` was a field of a stage before there were transforms.
+        shares += [stage.get("gripper_noise", 0.0), *(each["share"] for each in found)]
+    return max(shares, default=None)
 
 
 def sample_observations(

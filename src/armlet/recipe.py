@@ -23,6 +23,7 @@ from armlet.data import hub
 from armlet.data.augment import Augment
 from armlet.data.layout import Columns
 from armlet.data.pictures import Pictures
+from armlet.data.transforms import BatchTransform
 from armlet.limits import ABOVE_0, BELOW_1, MOST
 from armlet.policies.contract import Network, Student
 from armlet.robot.normalise import Mode
@@ -47,47 +48,64 @@ class Objective(ABC):
 
 
 @dataclass(frozen=True)
-class Stage:
-    """One stretch of training.
+class OwnAverage:
+    """The student's own running average as its teacher (Mean Teacher, arXiv 1703.01780). In the
+    first stage it starts from the recipe's teacher, which must be the same network; in a later one
+    from the student as it is then."""
 
-    `train` and `freeze` are patterns of parameter names (`vision.*`); what matches `train` and not
-    `freeze` trains. `ema` averages the weights that are saved (None: the last ones). `augment`
-    changes the pictures. `balance` draws frames of rare actions more often, where the head chooses
-    among a few: 0 as they come, 1 all about equally. `gripper_noise`: the share of gripper commands
-    that are told wrong, the expert's and the teacher's final ones alike (data.noise).
-    `exploration`: the noise of a network that decides while it trains, a router, from the first
-    step to the last (Gumbel noise at 1, none at 0); `budgets`: the range from which each step's
-    budget is drawn, for one with a dial. With `teacher="ema_self"` it is no stored trace that is
-    matched, but what the student's own running average (`teacher_decay`) answers; in the first
-    stage the average starts from the teacher, which must be the same network, later from the
-    student. `precision` is that of the matrix products; weights and losses stay in single
-    precision. `compile` fuses each backbone layer (torch.compile) where that is possible: on a CPU,
-    where a C++ compiler is found.
-    """
+    decay: float = 0.995
+    """What the average keeps of itself at a step, the rest is the student's: from 0, it follows at
+    once, to below 1."""
+
+    def __post_init__(self) -> None:
+        limits.check(self, decay=(0, BELOW_1))
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stretch of training."""
 
     objective: Objective
+    """What is minimised, and the weights of its terms."""
     steps: int
+    """How many batches are learnt from; 0 leaves the stage out."""
     batch_size: int = 64
+    """Frames in a batch; every frame is drawn once before any is drawn again."""
     learning_rate: float = 1e-3
+    """Step size after the warm-up, of AdamW; Muon's steps are scaled to be as large."""
     optimiser: Literal["muon", "adamw"] = "muon"
+    """muon: of the backbone's matrices, and AdamW of the rest; adamw: of everything."""
     weight_decay: float = 0.01
+    """What weights lose a step, as a multiple of the learning rate (decoupled, as in AdamW)."""
     warmup: int = 200
+    """Steps over which the learning rate rises from 0."""
     schedule: Literal["cosine", "constant"] = "cosine"
+    """The rate after the warm-up: half a cosine down to 2 % at the last step, or as it is."""
     clip: float = 1.0
+    """The largest norm that the gradient of all weights together may have; longer ones are
+    shortened to it."""
     ema: float | None = None
-    augment: Augment = field(default_factory=Augment)
-    balance: float = 0.0
-    gripper_noise: float = 0.0
-    exploration: tuple[float, float] = (1.0, 0.0)
-    budgets: tuple[float, float] | None = None
-    teacher: Literal["frozen", "ema_self"] = "frozen"
-    teacher_decay: float = 0.995
+    """Decay a step of the average of the weights that is what the stage leaves behind; None: it
+    leaves the last weights."""
+    transforms: tuple[BatchTransform, ...] = (Augment(),)
+    """What is done to the batches before the student sees them, in this order (armlet/data/transforms.py,
+    augment.py)."""
+    teacher: OwnAverage | None = None
+    """Whom the student is compared with; None: what `probe` stored of the recipe's teacher."""
     precision: Precision = "bf16"
+    """Of the matrix products; weights and losses stay in single precision."""
     compile: bool = False
+    """Fuse each layer (torch.compile): slow to start, then faster. On a CPU it takes a C++
+    compiler; without one a line says so."""
     train: tuple[str, ...] = ("*",)
+    """Patterns of the names of weights that train, as `policy.head.*`; one that matches none is an
+    error."""
     freeze: tuple[str, ...] = ()
+    """Patterns of those that do not, although `train` names them."""
     log_every: int = 50
+    """Steps between two lines of metrics.jsonl."""
     checkpoint_every: int = 500
+    """Steps between two saved states, from which a killed run goes on; Ctrl-C saves one as well."""
 
     def __post_init__(self) -> None:
         limits.positive(self, "batch_size", "log_every", "checkpoint_every")
@@ -98,15 +116,8 @@ class Stage:
             clip=(ABOVE_0, inf),
             weight_decay=(0, MOST),
             warmup=(0, inf),
-        )
-        limits.check(
-            self,
             ema=(0, BELOW_1),
-            teacher_decay=(0, BELOW_1),
-            balance=(0, MOST),
-            gripper_noise=(0, 1),
         )
-        limits.check(self, exploration=(0, MOST), budgets=(ABOVE_0, 1))
 
 
 @dataclass(frozen=True)
@@ -134,13 +145,21 @@ class Probe:
     teacher."""
 
     stage: Stage
+    """How they are fitted."""
     graph_width: int = 32
+    """Numbers a node of a layer's graph of tokens."""
     semantic_width: int = 64
+    """Numbers in what a layer's graph says: its semantic vector."""
     neighbours: int = 8
+    """Image tokens that each is joined to: those most like it."""
     heads: int = 4
+    """Attention heads in the graph's layers."""
     graph_layers: int = 2
+    """Rounds in which the nodes of a graph hear their neighbours."""
     queries: int = 8
+    """Questions that the head of a layer's action asks its tokens."""
     hidden: int = 128
+    """Width inside the head of a layer's action."""
 
     def __post_init__(self) -> None:
         limits.positive(
@@ -180,25 +199,27 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Round:
-    """One on-policy round after the stages: the student acts in `episodes` episodes of `split` from
-    `seed` on (a later round in others), the teacher labels every state it reaches, the data grow by
-    these, and `stage` trains on all of them.
-
-    `share` of what is drawn comes from the rounds' own frames, however few they are. `replay`
-    bounds those that a round keeps: first all of episodes that failed, then those where student and
-    teacher differ most; None keeps all. With `trial`, that many held-out episodes are run by the
-    student before and after the round, and where it succeeds less often than before it goes back to
-    what it was.
-    """
+    """One on-policy round after the stages: the student acts, the teacher labels every state that
+    it reaches, the data grow by these, and training goes on, on all of them."""
 
     stage: Stage
+    """How the student is trained on the data, old and new."""
     episodes: int = 500
+    """How many the student acts in."""
     seed: int = 20_000_000
+    """Of the first of them; a later round acts in others."""
     workers: int = 2
+    """Processes that act at the same time."""
     split: str = "seen"
+    """The benchmark's split from which the episodes' tasks are."""
     share: float = 0.3
+    """Of the frames that are drawn, the share that comes from the rounds' own, however few."""
     replay: int | None = None
+    """The most frames that a round adds: all of failed episodes first, then those where student and
+    teacher differ most. None: all."""
     trial: int = 0
+    """Held-out episodes that the student of before and after the round runs; where it succeeds less
+    often than before, it goes back to what it was. 0: no trial."""
 
     def __post_init__(self) -> None:
         limits.positive(self, "episodes", "workers", "replay")
@@ -264,7 +285,7 @@ class Recipe:
                 )
         provided = set(self.traced) | ({"semantics", "layer_actions"} if self.probe else set())
         for index, stage in enumerate(self.all_stages):
-            missing = stage.objective.needs - provided if stage.teacher == "frozen" else frozenset()
+            missing = stage.objective.needs - provided if stage.teacher is None else frozenset()
             if missing:
                 raise ValueError(
                     f"recipe {self.name!r}: stage {index} ({type(stage.objective).__name__}) needs {sorted(missing)} "

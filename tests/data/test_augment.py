@@ -23,7 +23,7 @@ def picture(side: int = 24) -> torch.Tensor:
 @given(st.integers(0, 10_000))
 @settings(deadline=None, max_examples=40)
 def test_left_stays_left_and_red_stays_red(seed: int) -> None:
-    images = STRONG({"scene": picture()}, np.random.default_rng(seed))["scene"]
+    images = STRONG.pictures({"scene": picture()}, np.random.default_rng(seed))["scene"]
     assert images.shape == (4, 3, 24, 24) and images.min() >= 0 and images.max() <= 1
     columns = torch.arange(24.0)
     for image in images:
@@ -39,12 +39,12 @@ def test_left_stays_left_and_red_stays_red(seed: int) -> None:
 
 def test_nothing_asked_changes_nothing_and_one_thing_asked_is_that_thing() -> None:
     rng = np.random.default_rng(0)
-    assert STRONG({}, rng) == {}, "there may be no camera"
+    assert STRONG.pictures({}, rng) == {}, "there may be no camera"
     image = {"scene": torch.rand(3, 3, 8, 8)}
-    assert torch.equal(Augment(brightness=0)(image, rng)["scene"], image["scene"])
-    brighter = Augment(brightness=0.2)({"scene": image["scene"] * 0.5}, np.random.default_rng(1))[
-        "scene"
-    ]
+    assert torch.equal(Augment(brightness=0).pictures(image, rng)["scene"], image["scene"])
+    brighter = Augment(brightness=0.2).pictures(
+        {"scene": image["scene"] * 0.5}, np.random.default_rng(1)
+    )["scene"]
     gain = np.random.default_rng(1).uniform(0.8, 1.2, 3).astype(np.float32)
     torch.testing.assert_close(
         brighter, image["scene"] * 0.5 * torch.from_numpy(gain)[:, None, None, None]
@@ -60,14 +60,14 @@ def weighed(seed: int) -> torch.Tensor:
 
 def test_contrast_is_about_a_pictures_mean_and_saturation_about_each_pixels_grey() -> None:
     image = 0.3 + 0.4 * torch.rand(3, 3, 8, 8)
-    changed = Augment(brightness=0, contrast=0.2)({"scene": image}, np.random.default_rng(1))[
-        "scene"
-    ]
+    changed = Augment(brightness=0, contrast=0.2).pictures(
+        {"scene": image}, np.random.default_rng(1)
+    )["scene"]
     mean = image.mean((1, 2, 3), keepdim=True)
     torch.testing.assert_close(changed, mean + weighed(1) * (image - mean))
-    changed = Augment(brightness=0, saturation=0.2)({"scene": image}, np.random.default_rng(1))[
-        "scene"
-    ]
+    changed = Augment(brightness=0, saturation=0.2).pictures(
+        {"scene": image}, np.random.default_rng(1)
+    )["scene"]
     grey = image.mean(1, keepdim=True)
     torch.testing.assert_close(changed, grey + weighed(1) * (image - grey))
 
@@ -75,7 +75,9 @@ def test_contrast_is_about_a_pictures_mean_and_saturation_about_each_pixels_grey
 def test_each_picture_is_moved_by_whole_pixels_each_way_as_often_and_its_edge_repeated() -> None:
     count = 1000
     image = torch.arange(36.0).view(1, 1, 6, 6).expand(count, 3, 6, 6) / 36
-    moved = Augment(brightness=0, crop=2)({"scene": image}, np.random.default_rng(2))["scene"]
+    moved = Augment(brightness=0, crop=2).pictures({"scene": image}, np.random.default_rng(2))[
+        "scene"
+    ]
     edge = np.pad(image[0, 0].numpy(), 2, mode="edge")
     places = {
         (top, left): edge[top : top + 6, left : left + 6].tobytes()
@@ -91,7 +93,9 @@ def test_each_picture_is_moved_by_whole_pixels_each_way_as_often_and_its_edge_re
 
 def test_all_cameras_change_alike_in_light() -> None:
     same = torch.rand(2, 3, 8, 8) * 0.5
-    changed = Augment(brightness=0.3)({"scene": same, "wrist": same}, np.random.default_rng(0))
+    changed = Augment(brightness=0.3).pictures(
+        {"scene": same, "wrist": same}, np.random.default_rng(0)
+    )
     assert torch.equal(changed["scene"], changed["wrist"])
     assert float((changed["scene"] / same).std()) == pytest.approx(
         float((changed["wrist"] / same).std())

@@ -108,26 +108,6 @@ def test_a_batch_is_the_join_written_by_hand(joined: bool) -> None:
         assert batch.images["wrist"][row, 2, 0, 1] == pytest.approx(1 - pixel)
 
 
-def test_pictures_are_changed_by_what_is_asked_and_nothing_else_is() -> None:
-    batches, rows = batches_of(numbered()), np.array([3, 0, 7])
-    plain, changed = (
-        batches.batch(rows),
-        batches.batch(rows, change=lambda images: {name: 1 - x for name, x in images.items()}),
-    )
-    for name, pixels in plain.images.items():
-        assert torch.equal(changed.images[name], 1 - pixels)
-    for name in (
-        "text",
-        "state",
-        "previous_action",
-        "actions",
-        "actions_valid",
-        "keys",
-        "description",
-    ):
-        assert torch.equal(getattr(plain, name), getattr(changed, name)), name
-
-
 def test_first_actions_are_each_frames_own() -> None:
     frames = numbered()
     np.testing.assert_allclose(

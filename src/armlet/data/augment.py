@@ -6,26 +6,34 @@ is mirrored or turned, since words name sides and the robot's actions have direc
 of a moment change alike in light.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from armlet.data.transforms import BatchTransform, Moment
+from armlet.types import Batch, Trace
+
 
 @dataclass(frozen=True)
-class Augment:
-    """Brightness, contrast and saturation are each scaled by a factor in 1 ± what is given; `crop`
-    moves every picture by up to so
-    many pixels each way, its edge repeated. 0 leaves a thing alone."""
+class Augment(BatchTransform):
+    """Changes the light of the pictures, and where they lie. 0 leaves a thing alone."""
 
     brightness: float = 0.1
+    """Each picture's brightness is scaled by a factor drawn from 1 ± this."""
     contrast: float = 0.0
+    """The same of its contrast."""
     saturation: float = 0.0
+    """The same of its saturation."""
     crop: int = 0
+    """Every picture is moved by up to so many pixels each way, its edge repeated."""
 
-    def __call__(self, images: dict[str, Tensor], rng: np.random.Generator) -> dict[str, Tensor]:
+    def __call__(self, batch: Batch, teacher: Trace, moment: Moment) -> tuple[Batch, Trace]:
+        return replace(batch, images=self.pictures(batch.images, moment.rng)), teacher
+
+    def pictures(self, images: dict[str, Tensor], rng: np.random.Generator) -> dict[str, Tensor]:
         """Pictures by camera, (b, 3, h, w) in [0, 1] → the same, changed sample by sample as `rng`
         says."""
         if not images:  # a policy of numbers alone

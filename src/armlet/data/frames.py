@@ -5,7 +5,7 @@ Knows arrays and a tokenizer; knows no network.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,8 +18,6 @@ from armlet.data.text import encode
 from armlet.robot.fit import View
 from armlet.robot.normalise import Normaliser
 from armlet.types import Batch
-
-Change = Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]  # pictures by camera, changed
 
 
 @dataclass(frozen=True)
@@ -114,19 +112,18 @@ class BatchMaker:
         """(N, a): every frame's own action, normalised."""
         return self._tensor(self._actions)
 
-    def batch(self, rows: np.ndarray, *, change: Change | None = None) -> Batch:
-        """The batch of `rows` (b,), its pictures changed by `change`, if there is one."""
+    def batch(self, rows: np.ndarray) -> Batch:
+        """The batch of `rows` (b,)."""
         frames = self.frames
         wanted = rows[:, None] + np.arange(self.chunk)
         valid = wanted < self._end[rows][:, None]
         actions = self._actions[np.minimum(wanted, len(self) - 1)]
         actions[~valid] = 0
-        images = {name: self._images(name, rows) for name in frames.images}
         text = self._text[
             frames.asked[rows]
         ]  # padded to the longest of all: one shape, so compiled code is compiled once
         return Batch(
-            images=images if change is None else change(images),
+            images={name: self._images(name, rows) for name in frames.images},
             text=self._tensor(text),
             text_mask=self._tensor(text != 0),
             state=self._tensor(self._state[rows]),

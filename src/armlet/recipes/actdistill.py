@@ -30,6 +30,7 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
+from armlet.data.transforms import DrawBudget, Explore
 from armlet.policies.routed import Routing
 from armlet.recipe import Objective, Recipe, Round
 from armlet.recipes.bases import MatchOutput, demo, metaworld, tabletop
@@ -123,7 +124,11 @@ def _distilled(base: Recipe, name: str, out: Path, *, student: Routing, route: i
     keep = student.budget
     assert keep is not None  # every recipe here gives one
     routing = replace(
-        stage, objective=ActDistill(keep=keep), steps=route, freeze=frozen, exploration=(1.0, 0.6)
+        stage,
+        objective=ActDistill(keep=keep),
+        steps=route,
+        freeze=frozen,
+        transforms=(*stage.transforms, Explore(1.0, 0.6)),
     )
     # Not compiled: batches of every size go through a layer, as many samples as the router sends
     # there.
@@ -165,7 +170,9 @@ def dial_tabletop() -> Recipe:
     """One student for every budget: its router is told what a decision may cost
     (`--evaluation.budgets`)."""
     base = tabletop()
-    drawn = replace(base, stages=(replace(base.stages[0], budgets=(0.1, 1.0)),))
+    (stage,) = base.stages
+    told = (*stage.transforms, DrawBudget(0.1, 1.0))
+    drawn = replace(base, stages=(replace(stage, transforms=told),))
     student = Routing(dial=True, budget=0.25)
     return _distilled(
         drawn, "dial_tabletop", Path("out/dial_tabletop"), student=student, route=1500
@@ -200,7 +207,6 @@ def published_tabletop() -> Recipe:
         base.stages[0],
         objective=Published(),
         freeze=("policy.inner.vision.*",),
-        exploration=(0.0, 0.0),
     )
     student = Routing(mode="published_soft")
     return replace(

@@ -12,7 +12,7 @@ that choose among 24 actions.
     1.0 L_action + 0.5 L_attn + 0.5 L_repr       `action`, `attention`, `representation`
       + 0.2 L_contrastive                        `contrastive`
     teacher's, expert's or mixed targets         `share` of the teacher, `temperature`
-    frozen and ema_self teachers                 `Stage.teacher`
+    frozen and ema_self teachers                 `Stage.teacher`: None and `OwnAverage`
     online loop: replay, relabel, promote        `aed_online`: `Round(replay=…, trial=…)`
 
     armlet probe  aed_tabletop         # the shipped teacher's actions, attention and hidden states
@@ -34,9 +34,10 @@ from armlet.benchmarks import Benchmark
 from armlet.benchmarks.tabletop import Tabletop
 from armlet.data.augment import Augment
 from armlet.data.codec import Codebook
+from armlet.data.transforms import Balance
 from armlet.policies.students import Kept
 from armlet.policies.two_tower import TwoTowerNetwork, TwoTowerStudent, small_student, small_teacher
-from armlet.recipe import Collection, Objective, Recipe, Round, Stage
+from armlet.recipe import Collection, Objective, OwnAverage, Recipe, Round, Stage
 from armlet.recipes.bases import DISTIL, FACTS, TEACH, guess, guesses, metaworld, tabletop
 from armlet.training import losses
 from armlet.types import Batch, Trace
@@ -160,7 +161,8 @@ def _distilled(
 def _two_stages(objective: Aed, steps: int) -> tuple[Stage, Stage]:
     """The teacher's voice first; then the last third with the expert's, at a tenth of the rate."""
     pictures = Augment(brightness=0.15, contrast=0.15, saturation=0.15, crop=2)
-    stage = replace(DISTIL, objective=objective, learning_rate=1e-3, augment=pictures, balance=0.5)
+    transforms = (pictures, Balance(0.5))
+    stage = replace(DISTIL, objective=objective, learning_rate=1e-3, transforms=transforms)
     last = replace(objective, share=min(objective.share, 0.25))
     return replace(stage, steps=steps * 2 // 3), replace(
         stage, objective=last, steps=steps // 3, learning_rate=1e-4
@@ -240,10 +242,12 @@ def aed_online() -> Recipe:
 
 
 def aed_self() -> Recipe:
-    """The teacher's own shape, taught by its own running average (`ema_self`)."""
+    """The teacher's own shape, taught by its own running average (the account's ema_self)."""
     base = aed_tabletop()
     objective = Aed(projected=False, facts=FACTS)
-    stages = tuple(replace(stage, objective=objective, teacher="ema_self") for stage in base.stages)
+    stages = tuple(
+        replace(stage, objective=objective, teacher=OwnAverage()) for stage in base.stages
+    )
     return replace(
         base, name="aed_self", out=Path("out/aed_self"), student=Kept((0, 1)), stages=stages
     )

@@ -36,6 +36,7 @@ from torch import Tensor
 from armlet.annotators import DIRECTIONS, PHASES
 from armlet.annotators.phase_rules import METAWORLD, PhaseRules
 from armlet.data.codec import Bins
+from armlet.data.transforms import GripperNoise
 from armlet.layers.heads import to_bins
 from armlet.policies.clip_lora import ClipLoraNetwork, small, tiny
 from armlet.policies.students import Another
@@ -142,7 +143,11 @@ def _distilled(
     """The base's episodes and teacher, a CLIP of ours, and an objective with or without words."""
     (stage,) = base.stages
     objective = VlaAd(semantic, soft=soft, facts=FACTS)
-    training = replace(stage, objective=objective, learning_rate=learning_rate)
+    # Nothing is told wrong unless a study asks for it (runs/noisy_gripper.sh).
+    transforms = (*stage.transforms, GripperNoise())
+    training = replace(
+        stage, objective=objective, learning_rate=learning_rate, transforms=transforms
+    )
     return replace(
         base,
         name=name,

@@ -16,7 +16,6 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,9 +25,8 @@ from torch import Tensor, nn
 
 from armlet.data.files import appending, hold, read_json, whole_lines, write_atomically
 from armlet.data.frames import BatchMaker, Frames, draw
-from armlet.data.noise import flip_grippers
+from armlet.data.transforms import Moment
 from armlet.layers.ema import SelfTeacher
-from armlet.layers.heads import ActionHead
 from armlet.lineage import (
     Question,
     as_json,
@@ -46,7 +44,7 @@ from armlet.progress import Progress
 from armlet.recipe import Stage, to_json
 from armlet.robot.normalise import check_sane
 from armlet.training.learner import Learner, watch
-from armlet.types import Batch, Trace
+from armlet.types import Trace
 
 TeacherTraces = Callable[[Tensor], Trace]  # keys (b, 2) -> the teacher's trace
 LOCK, STATE, ABOUT = "training.lock", "state.pt", "stage.json"
@@ -57,9 +55,8 @@ CHANGES_NOTHING = (
 
 
 class SelfAnswers(nn.Module):
-    """What the student's own running average answers, for `Stage(teacher="ema_self")`: asked once a
-    step, it first takes a step
-    towards the student. It sees frames as they are, where the student's are brighter or darker."""
+    """What the student's own running average answers, for `Stage(teacher=OwnAverage())`: asked once
+    a step, it first takes a step towards the student. It sees frames as they are, where the student's are brighter or darker."""
 
     def __init__(self, teacher: SelfTeacher, batches: BatchMaker, needs: frozenset[str]) -> None:
         super().__init__()
@@ -199,23 +196,6 @@ def make_batches(policy: Policy, frames: Frames) -> BatchMaker:
     return batches
 
 
-def balanced(
-    rows: np.ndarray, batches: BatchMaker, head: ActionHead, power: float, *, most: int = 20
-) -> np.ndarray:
-    """The rows, those of rare actions several times (at most `most`): (largest class / own class)
-    ** power, rounded."""
-    classes = head.classes(batches.first_actions())
-    if classes is None:
-        raise ValueError(
-            f"balance={power}: a {type(head).__name__} does not choose among a few actions; set balance to 0"
-        )
-    mine = classes.cpu().numpy()[rows]
-    counts = np.bincount(mine)[mine]
-    return np.repeat(
-        rows, np.clip(np.round((counts.max() / counts) ** power), 1, most).astype(np.int64)
-    )
-
-
 class Trainer:
     """Runs one stage on one learner. `folder` gets `metrics.jsonl`, `state.pt` and `stage.json`; a
     finished stage stays finished.
@@ -227,7 +207,7 @@ class Trainer:
     `question` is that and what is known here: the stage's settings, seed, frames and rows, and the
     weights that the learner has when the trainer is made. Where `folder` holds the state of another
     question, it is moved beside, a line says what differs, and the stage starts anew. A stage whose
-    rate and exploration never change may be given more steps: it goes on.
+    rate and transforms do not depend on the number of steps may be given more of them: it goes on.
     """
 
     def __init__(
@@ -243,10 +223,11 @@ class Trainer:
         rows: np.ndarray | None = None,
         made_from: dict[str, Any] | None = None,
     ) -> None:
-        rows = np.arange(len(batches)) if rows is None else rows
-        self.rows = (
-            balanced(rows, batches, learner.policy.head, stage.balance) if stage.balance else rows
-        )
+        self.rows = np.arange(len(batches)) if rows is None else rows
+        for transform in stage.transforms:
+            self.rows = transform.choose(
+                self.rows, lambda: learner.policy.head.classes(batches.first_actions())
+            )
         self.learner, self.stage, self.batches, self.teacher = learner, stage, batches, teacher
         self.folder, self.seed, self.title, self.step = folder, seed, title, 0
         self._state: dict[str, Any] | None = (
@@ -320,7 +301,9 @@ class Trainer:
         """Whether the question differs in the number of steps alone, no step depends on it, and
         there is nothing to undo."""
         stage = self.stage
-        if stage.schedule != "constant" or stage.exploration[0] != stage.exploration[1]:
+        if stage.schedule != "constant":
+            return False
+        if any(transform.depends_on_steps for transform in stage.transforms):
             return False
         longer = {**found, "stage": {**found.get("stage", {}), "steps": stage.steps}}
         trained = self._state["step"] if self._state else 0
@@ -352,22 +335,23 @@ class Trainer:
     def _update(self) -> dict[str, float]:
         stage = self.stage
         rows = self._rows_of(self.step)
-        rng = np.random.default_rng([self.seed, self.step, 1])
-        batch = self.batches.batch(rows, change=lambda images: stage.augment(images, rng))
+        batch = self.batches.batch(rows)
         if self.step + 1 < stage.steps:
             self.batches.expect(self._rows_of(self.step + 1))
-        if stage.budgets:
-            batch = replace(batch, budget=float(rng.uniform(*stage.budgets)))
         assert batch.keys is not None  # a batch made from episodes has them
         teacher = self.teacher(batch.keys) if self.teacher and stage.objective.needs else {}
-        if stage.gripper_noise:
-            batch, teacher = self._told_wrong(batch, teacher)
+        body = self.learner.policy.body
+        rng = np.random.default_rng([self.seed, self.step, 1])
+        moment = Moment(self.step, stage.steps, rng, body.action_spec, body.actions)
+        for transform in stage.transforms:
+            batch, teacher = transform(batch, teacher, moment)
         torch.manual_seed(self.seed * 1_000_003 + self.step)
-        first, last = stage.exploration
-        exploration = first + (last - first) * self.step / stage.steps
         with self.learner.autocast(self.stage.precision):
             student = self.learner.trace(
-                batch, stage.objective.wants, exploration=exploration, every=stage.objective.every
+                batch,
+                stage.objective.wants,
+                exploration=batch.exploration,
+                every=stage.objective.every,
             )
         terms = stage.objective(student, teacher, batch)
         loss = torch.stack(list(terms.values())).sum()
@@ -396,28 +380,6 @@ class Trainer:
             "grad_norm": float(norm),
             "learning_rate": stage.learning_rate * factor,
         }
-
-    def _told_wrong(self, batch: Batch, teacher: Trace) -> tuple[Batch, Trace]:
-        """The batch and the teacher's answer with a share of the gripper commands flipped."""
-        body, spec = self.learner.policy.body, self.learner.policy.body.action_spec
-        if not spec.grippers:
-            raise ValueError(
-                f"gripper_noise={self.stage.gripper_noise}: this robot's actions have no gripper; set it to 0"
-            )
-        keys, share = batch.keys, self.stage.gripper_noise
-        assert keys is not None and batch.actions is not None  # a batch made from episodes has them
-        halves = np.full(spec.dims, (spec.gripper_open + spec.gripper_closed) / 2, np.float32)
-        middles = body.actions.apply(halves)
-        told, answered = batch.actions, teacher.get("actions")
-        for index in spec.grippers:
-            middle = float(middles[index])
-            told = flip_grippers(told, keys, index, share, middle=middle)
-            if answered is not None:
-                answered = flip_grippers(answered, keys, index, share, middle=middle)
-        batch = replace(batch, actions=told)
-        if answered is not None:
-            teacher = {**teacher, "actions": answered}
-        return batch, teacher
 
     @contextlib.contextmanager
     def _compiled(self) -> Iterator[Callable[[], dict[str, float]]]:
