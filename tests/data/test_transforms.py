@@ -1,0 +1,129 @@
+"""What transforms do to a batch, against what the training loop did in their place before there
+were any; and that each leaves alone what is not its own."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from armlet.data.augment import Augment
+from armlet.data.noise import flip_grippers
+from armlet.data.transforms import (
+    Balance,
+    BatchTransform,
+    DrawBudget,
+    Explore,
+    GripperNoise,
+    Moment,
+)
+from armlet.robot.normalise import Normaliser
+from armlet.robot.spec import ActionSpec
+from armlet.types import Batch, Trace
+
+SPEC = ActionSpec(("x", "grip"), "delta", "none", (-1.0, 0.0), (1.0, 1.0), (1,), 0.0, 1.0, 10, 0.01)
+NORMALISER = Normaliser(np.array([0.1, 0.2], np.float32), np.array([2.0, 3.0], np.float32))
+
+
+def batch_of(rng: np.random.Generator, size: int = 5) -> Batch:
+    actions = NORMALISER.apply(rng.integers(0, 2, (size, 3, 2)).astype(np.float32))
+    keys = np.stack([rng.integers(0, 9, size), rng.integers(0, 50, size)], 1)
+    nothing = torch.zeros(size, 1)
+    return Batch(
+        {"eye": torch.from_numpy(rng.random((size, 3, 6, 6), np.float32))},
+        nothing.long(),
+        nothing.bool(),
+        nothing,
+        nothing,
+        actions=torch.from_numpy(actions.astype(np.float32)),
+        actions_valid=torch.ones(size, 3, dtype=torch.bool),
+        keys=torch.from_numpy(keys),
+    )
+
+
+def moment(seed: int = 0, step: int = 3, steps: int = 7) -> Moment:
+    return Moment(step, steps, np.random.default_rng([seed, step, 1]), SPEC, NORMALISER)
+
+
+def untouched(before: Batch, after: Batch, *but: str) -> bool:
+    """Whether all other fields are the very same objects."""
+    return all(
+        getattr(before, field.name) is getattr(after, field.name)
+        for field in dataclasses.fields(Batch)
+        if field.name not in but
+    )
+
+
+@given(st.integers(0, 999), st.integers(0, 20))
+def test_a_list_of_them_does_what_the_loop_did_itself(seed: int, step: int) -> None:
+    """Pictures first, then the budget, from one generator a step; exploration along a line; the
+    gripper in what expert and teacher say."""
+    batch = batch_of(np.random.default_rng(seed))
+    teacher = {"actions": batch.actions + 0.5, "condition": torch.ones(5, 2)}
+    augment, share = Augment(brightness=0.2, crop=1), 0.4
+    told, answered = batch, teacher
+    now = moment(seed, step, 21)
+    for transform in (augment, DrawBudget(0.2, 0.9), Explore(1.0, 0.6), GripperNoise(share)):
+        told, answered = transform(told, answered, now)
+
+    rng = np.random.default_rng([seed, step, 1])
+    images = augment.pictures(batch.images, rng)
+    budget = float(rng.uniform(0.2, 0.9))
+    middle = float(NORMALISER.apply(np.full(2, 0.5, np.float32))[1])
+    assert torch.equal(told.images["eye"], images["eye"]) and told.budget == budget
+    assert told.exploration == 1.0 + (0.6 - 1.0) * step / 21
+    for found, said in ((told.actions, batch.actions), (answered["actions"], teacher["actions"])):
+        wanted = flip_grippers(said, batch.keys, 1, share, middle=middle)
+        assert torch.equal(found, wanted)
+    assert answered["condition"] is teacher["condition"]
+    assert untouched(batch, told, "images", "budget", "exploration", "actions")
+
+
+@pytest.mark.parametrize(
+    ("transform", "own"),
+    [
+        (BatchTransform(), ()),
+        (Balance(1.0), ()),
+        (Augment(), ("images",)),
+        (Explore(), ("exploration",)),
+        (DrawBudget(), ("budget",)),
+        (GripperNoise(0.5), ("actions",)),
+        (GripperNoise(0.0), ()),
+    ],
+    ids=str,
+)
+def test_each_leaves_alone_what_is_not_its_own(transform: BatchTransform, own: tuple) -> None:
+    batch = batch_of(np.random.default_rng(0))
+    before = {name: pixels.clone() for name, pixels in batch.images.items()}
+    actions = batch.actions.clone()
+    teacher: Trace = {"condition": torch.ones(5, 2)}
+    told, answered = transform(batch, teacher, moment())
+    assert untouched(batch, told, *own) and answered == teacher
+    assert torch.equal(batch.images["eye"], before["eye"]), "changed, not changed in place"
+    assert torch.equal(batch.actions, actions)
+    for name in own:
+        assert getattr(told, name) is not getattr(batch, name)
+    if not isinstance(transform, Balance):
+        rows = np.array([4, 2, 2])
+        assert transform.choose(rows, lambda: None) is rows
+
+
+def test_only_what_changes_along_the_way_depends_on_how_many_steps_there_are() -> None:
+    assert Explore(1.0, 0.5).depends_on_steps
+    steady = (Explore(0.5, 0.5), Augment(), DrawBudget(), GripperNoise(0.1), Balance())
+    assert not any(each.depends_on_steps for each in steady)
+
+
+def test_a_head_that_does_not_choose_has_no_rare_actions() -> None:
+    with pytest.raises(ValueError, match=r"Balance\(power=0\.5\): .*leave Balance out"):
+        Balance().choose(np.arange(3), lambda: None)
+
+
+def test_where_no_gripper_is_told_wrong_none_is_needed() -> None:
+    bare = dataclasses.replace(moment(), spec=dataclasses.replace(SPEC, grippers=()))
+    batch = batch_of(np.random.default_rng(0))
+    assert GripperNoise(0.0)(batch, {}, bare) == (batch, {})
+    with pytest.raises(ValueError, match="this robot's actions have no gripper"):
+        GripperNoise(0.1)(batch, {}, bare)
