@@ -21,7 +21,7 @@ from armlet.annotators import Labels
 from armlet.data.episodes import EpisodeDataset
 from armlet.data.frames import BatchMaker, Frames, load_frames
 from armlet.data.traces import TraceStore, TraceWriter
-from armlet.policies.checkpoint import load_policy, save_policy
+from armlet.policies.checkpoint import load_policy, policy_fingerprint, save_policy
 from armlet.policies.contract import Policy
 from armlet.policies.routed import Routed
 from armlet.policies.students import Kept
@@ -288,7 +288,8 @@ def test_what_is_missing_in_a_store_is_added_under_its_own_key(
     """Whatever rows are there already, from the end or from the middle."""
     full = TraceStore(here.traces)
     done = full.keys[[7, 3, len(full) - 1, 12]]
-    identity = supervision.identity(here, EpisodeDataset(here.episodes).fingerprint)
+    data = EpisodeDataset(here.episodes)
+    identity = supervision.identity(here, data.fingerprint, policy_fingerprint(here.teacher))
     with TraceWriter(tmp_path / "some", identity, full.columns) as writer:
         writer.append(done, full.read(done))
     learner = Learner(load_policy(here.teacher))

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from tiny import tiny_recipe
 
+from armlet.data.transforms import Balance, DrawBudget, Explore, GripperNoise
 from armlet.limits import ABOVE_0, BELOW_1, MOST, check
 from armlet.policies.two_tower import TwoTowerNetwork
 from armlet.policies.vla import VLANetwork
-from armlet.data.transforms import Balance, DrawBudget, Explore, GripperNoise
-from armlet.recipe import OwnAverage, Collection, Evaluation, Probe, Round, Stage
+from armlet.recipe import Collection, Evaluation, OwnAverage, Probe, Round, Stage
 from armlet.recipes.bases import Imitate
 
 STAGE = Stage(Imitate(), steps=5)

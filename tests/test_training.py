@@ -342,11 +342,11 @@ def test_a_trainer_draws_the_frames_that_its_transforms_choose(tmp_path) -> None
         chunk=3,
         execute=1,
         head="codebook",
-        head_options={"primitives": [[1.0, 0, 0, 0], [-1, 0, 0, 0]]},
+        head_options={"primitives": [[1.0, 0, 0, 1], [-1, 0, 0, -1]]},
     ).build(make_policy().body, {"scene": 24, "wrist": 16})
     frames = make_frames()
-    frames.actions[:] = [1, 0, 0, 0]
-    frames.actions[4:8] = [-1, 0, 0, 0]
+    frames.actions[:] = [1, 0, 0, 1]
+    frames.actions[4:8] = [-1, 0, 0, -1]
     stage = dataclasses.replace(STAGE, transforms=(Balance(1.0),))
     options = {"folder": tmp_path, "seed": 0, "title": "balance"}
     batches = make_batches(policy, frames)

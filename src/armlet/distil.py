@@ -1,5 +1,8 @@
-"""distil: episodes + traces → a student. Runs the recipe's stages on the one training loop; names
-no recipe."""
+"""distil: episodes + traces → a student. Runs the recipe's stages and rounds on the one training
+loop; names no recipe.
+
+The teacher itself is read only where its weights are needed (training/teacher.py).
+"""
 
 import sys
 from dataclasses import asdict
@@ -12,18 +15,18 @@ from torch import Tensor
 
 from armlet.agreement import check_facts, check_policy
 from armlet.annotators import annotator_fingerprint
+from armlet.data.corpus import Corpus, Part
 from armlet.data.episodes import EpisodeDataset
 from armlet.data.files import hold
-from armlet.data.frames import BatchMaker, Frames, join_frames
-from armlet.data.splits import by_task, last, rows_of
-from armlet.data.traces import TraceStore
+from armlet.data.frames import BatchMaker
+from armlet.data.splits import parts_of, rows_of
 from armlet.layers.ema import SelfTeacher
 from armlet.lineage import PROVENANCE, Question, as_json, digest_text, is_finished
-from armlet.policies.checkpoint import load_policy, policy_fingerprint, save_policy
+from armlet.policies.checkpoint import save_policy
 from armlet.policies.contract import Policy
 from armlet.recipe import Recipe, Stage, at_hand, to_json
 from armlet.training.learner import Learner
-from armlet.training.practice import mixed, practise, round_folder, stays, worth_learning
+from armlet.training.practice import mixed, practise, stays
 from armlet.training.supervision import (
     check_heads,
     heads_file,
@@ -31,9 +34,11 @@ from armlet.training.supervision import (
     labelled_frames,
     load_heads,
     make_heads,
+    open_traces,
 )
+from armlet.training.teacher import fetched, meet_teacher
 from armlet.training.trainer import SelfAnswers, TeacherTraces, Trainer, make_batches, settings
-from armlet.types import Batch, Trace
+from armlet.types import Batch
 
 SAMPLE = 512  # frames that a student is cut to fit, or calibrated on
 
@@ -43,78 +48,69 @@ def main(recipe: Recipe) -> Path:
     question stays as it is."""
     if recipe.student is None or not recipe.stages:
         raise ValueError(f"recipe {recipe.name!r} has no student and stages to distil")
-    recipe = at_hand(recipe, reads=("episodes", "teacher"))
+    recipe = fetched(at_hand(recipe, reads=("episodes",)))
     # The folders of stages and rounds are moved where they answer another question.
     with hold(recipe.out / "distil.lock", "distilling"):
-        return _main(recipe)
+        return _distil(recipe)
 
 
-def _main(recipe: Recipe) -> Path:
-    data, title = EpisodeDataset(recipe.episodes, recipe.columns), f"distil {recipe.name}"
+def _distil(recipe: Recipe) -> Path:
+    assert recipe.student is not None  # as before
+    title = f"distil {recipe.name}"
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    teacher = load_policy(recipe.teacher, device=device)
-    recipe.pictures.agree(teacher.view)
-    wanted = question(recipe, data)
+    data = EpisodeDataset(recipe.episodes, recipe.columns)
+    facts, teacher = meet_teacher(recipe, device)
+    recipe.pictures.agree(facts.view)
+    wanted = question(recipe, data, facts.fingerprint)
     if is_finished(recipe.student_folder, wanted, fixes="give another folder with `--out`"):
         sys.stderr.write(f"{title}: {recipe.student_folder} was distilled exactly so already\n")
         return recipe.student_folder
     _check_episodes(recipe, data, teacher, title=title)
-    whole = labelled_frames(recipe, data, teacher.view, recipe.labels)
-    train, held_out = (rows_of(whole.starts, part) for part in _parts(recipe, data))
+
+    episodes = _episodes(recipe, data, teacher, facts.fingerprint)
+    train, held_out = _rows(recipe, data)
     torch.manual_seed(recipe.seed)
-    assert recipe.student is not None
-    student = recipe.student.build(
-        teacher, _sample(make_batches(teacher, whole), train, recipe.seed)
-    ).to(device)
-    if student.head.chunk != teacher.head.chunk:
-        raise ValueError(
-            f"the student decides {student.head.chunk} actions at a time and its teacher {teacher.head.chunk}; give the student's "
-            "network the teacher's `chunk`"
-        )
-    batches = make_batches(student, whole)
+    sample = _sample(make_batches(teacher, episodes.frames), train, recipe.seed)
+    student = recipe.student.build(teacher, sample).to(device)
+    _check_chunk(student, facts.chunk)
     learner = _learner(recipe, student, data).to(device)
-    unseen = _sample(batches, held_out, recipe.seed)
-    frames, stores = [whole], _stores(recipe, data)
-    sets = [data.fingerprint]
-    practised: list[np.ndarray] = []  # rows of what the rounds added, among all frames
-    for index, stage in enumerate(recipe.all_stages):
-        number, rows, before = index - len(recipe.stages), train, {}
-        if number >= 0:
-            more = practise(recipe, student, teacher, number)
-            met, known = (
-                labelled_frames(
-                    recipe, more, teacher.view, round_folder(recipe, number) / "labels"
-                ),
-                sum(map(len, frames)),
-            )
-            practised.append(known + worth_learning(more, met, recipe.rounds[number].replay))
-            frames.append(met)
-            sets.append(more.fingerprint)
-            stores += _stores(recipe, more, round_folder(recipe, number) / "traces")
-            batches = make_batches(student, join_frames(frames))
-            rows = mixed(train, np.concatenate(practised), recipe.rounds[number].share)
-            before = {name: tensor.clone() for name, tensor in learner.state_dict().items()}
-        trainer = Trainer(
+    corpus = Corpus([episodes], lambda frames: make_batches(student, frames), needs=_needed(recipe))
+    unseen = _sample(corpus, held_out, recipe.seed)
+
+    def fit(stage: Stage, index: int, corpus: Corpus, rows: np.ndarray) -> None:
+        """Stage number `index` of all, on these rows of the corpus."""
+        start = teacher if index == 0 else None
+        Trainer(
             learner,
             stage,
-            batches,
+            corpus,
             folder=recipe.out / f"distil-{index}",
             seed=recipe.seed + index,
             title=f"{title} {index + 1}/{len(recipe.all_stages)}",
-            teacher=_teacher(stage, None if index else teacher, student, batches)
-            or _answers(recipe, stores, frames, device),
+            teacher=_answers(stage, corpus, student, start),
             rows=rows,
-            made_from=_made_from(wanted, sets, stores, student),
-        )
-        trainer.run()
+            made_from=_made_from(wanted, corpus, student),
+        ).run()
         student.calibrate(unseen)
-        if number >= 0 and not stays(recipe, number, student):
+
+    for index, stage in enumerate(recipe.stages):
+        fit(stage, index, corpus, train)
+
+    practised = np.zeros(0, np.int64)  # rows that the rounds added
+    for number, each in enumerate(recipe.rounds):
+        met, worth = practise(recipe, student, teacher, number)
+        practised = np.concatenate([practised, len(corpus) + worth])
+        corpus = corpus.with_more(met)
+        before = _copied(learner)
+        rows = mixed(train, practised, each.share)
+        fit(each.stage, len(recipe.stages) + number, corpus, rows)
+        if not stays(recipe, number, student):
             learner.load_state_dict(before)
             student.calibrate(unseen)
+
     provenance = {"recipe": to_json(recipe), "data": data.fingerprint, PROVENANCE: wanted}
-    save_policy(
-        student.deployed(), recipe.student_folder, provenance=provenance, weights=recipe.weights
-    )
+    finished = student.deployed()
+    save_policy(finished, recipe.student_folder, provenance=provenance, weights=recipe.weights)
     return recipe.student_folder
 
 
@@ -126,57 +122,31 @@ def _check_episodes(recipe: Recipe, data: EpisodeDataset, teacher: Policy, *, ti
         check_facts(data, stage.objective.wants, option=f"--stages.{index}.objective.facts")
 
 
-def _made_from(
-    wanted: Question, sets: list[str], stores: list[TraceStore], student: Policy
-) -> dict[str, Any]:
-    """What a stage is made from beside its own settings: the data sets so far, the teacher and its
-    answers, and the student's kind."""
-    return {
-        "data": list(sets),
-        "teacher": wanted["teacher"],
-        "traces": [store.header.identity for store in stores],
-        "labels": wanted["labels"],
-        "student": student.to_json(),
-        "words": digest_text([student.body.tokenizer.to_str()]),
-    }
+def _check_chunk(student: Policy, chunk: int) -> None:
+    if student.head.chunk != chunk:
+        raise ValueError(
+            f"the student decides {student.head.chunk} actions at a time and its teacher {chunk}; "
+            "give the student's network the teacher's `chunk`"
+        )
 
 
-def question(recipe: Recipe, data: EpisodeDataset) -> Question:
-    """What a recipe's student is made from: everything that can change it, and nothing that cannot.
-    Raises FileNotFoundError or
-    ValueError where the probe heads that its objectives read have not been fitted, or were fitted
-    otherwise."""
-    if _layers_read(recipe):
-        check_heads(recipe, data.fingerprint)
-    rounds = [
-        {**to_json(each), "stage": settings(each.stage), "workers": None} for each in recipe.rounds
-    ]
-    return as_json(
-        {
-            "data": data.fingerprint,
-            "teacher": policy_fingerprint(recipe.teacher),
-            "traces": asdict(identity(recipe, data.fingerprint))
-            if _needed(recipe) or _layers_read(recipe)
-            else None,
-            "labels": None if recipe.annotator is None else annotator_fingerprint(recipe.annotator),
-            "student": to_json(recipe.student),
-            "stages": [settings(stage) for stage in recipe.stages],
-            "rounds": rounds,
-            "benchmark": to_json(recipe.benchmark) if rounds else None,
-            "split": recipe.split,
-            "held_out": recipe.held_out,
-            "seed": recipe.seed,
-            "weights": recipe.weights,
-        }
-    )
+def _episodes(recipe: Recipe, data: EpisodeDataset, teacher: Policy, fingerprint: str) -> Part:
+    """The recipe's episodes, with what the teacher of this fingerprint answered to them, where an
+    objective needs that."""
+    frames = labelled_frames(recipe, data, teacher.view, recipe.labels)
+    if not _needed(recipe):
+        return Part(frames, data.fingerprint)
+    store = identity(recipe, data.fingerprint, fingerprint)
+    return Part(frames, data.fingerprint, open_traces(recipe, recipe.traces, store))
 
 
-def _parts(recipe: Recipe, data: EpisodeDataset) -> tuple[np.ndarray, np.ndarray]:
-    """The episodes to train on, and those to calibrate on."""
-    return last(data, recipe.held_out) if recipe.split == "last" else by_task(data)[:2]
+def _rows(recipe: Recipe, data: EpisodeDataset) -> tuple[np.ndarray, np.ndarray]:
+    """The frames to train on, and those to calibrate on."""
+    train, held_out = parts_of(data, recipe.split, recipe.held_out)
+    return rows_of(data.starts, train), rows_of(data.starts, held_out)
 
 
-def _sample(batches: BatchMaker, rows: np.ndarray, seed: int) -> Batch:
+def _sample(batches: BatchMaker | Corpus, rows: np.ndarray, seed: int) -> Batch:
     """Up to `SAMPLE` of these frames, from all over."""
     chosen = np.random.default_rng([seed, 2]).choice(
         len(rows), min(SAMPLE, len(rows)), replace=False
@@ -200,15 +170,19 @@ def _learner(recipe: Recipe, student: Policy, data: EpisodeDataset) -> Learner:
     return Learner(student, probe=heads, privileged=facts)
 
 
-def _teacher(
-    stage: Stage, start: Policy | None, student: Policy, batches: BatchMaker
-) -> SelfAnswers | None:
-    """The student's own average, where a stage wants it for a teacher; it starts from `start`, or
-    from the student as it is."""
-    if stage.teacher == "frozen":
-        return None
-    average = SelfTeacher(student, decay=stage.teacher_decay, start=start)
-    return SelfAnswers(average, batches, stage.objective.needs)
+def _answers(
+    stage: Stage, corpus: Corpus, student: Policy, start: Policy | None
+) -> TeacherTraces | None:
+    """What a stage's student is compared with: the traces, or its own average, which starts from
+    `start`, or from the student as it is; None where nothing is stored."""
+    if stage.teacher is None:
+        return corpus.traces if corpus.stores else None
+    average = SelfTeacher(student, decay=stage.teacher.decay, start=start)
+    return SelfAnswers(average, corpus, stage.objective.needs)
+
+
+def _copied(learner: Learner) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in learner.state_dict().items()}
 
 
 def _layers_read(recipe: Recipe) -> bool:
@@ -218,60 +192,50 @@ def _layers_read(recipe: Recipe) -> bool:
     )
 
 
-def _needed(recipe: Recipe) -> list[str]:
-    return sorted(
-        {
-            name
-            for stage in recipe.all_stages
-            if stage.teacher == "frozen"
-            for name in stage.objective.needs
-        }
-    )
+def _needed(recipe: Recipe) -> frozenset[str]:
+    """What the objectives read of the stored traces."""
+    read = [stage.objective.needs for stage in recipe.all_stages if stage.teacher is None]
+    return frozenset().union(*read)
 
 
-def _stores(recipe: Recipe, data: EpisodeDataset, folder: Path | None = None) -> list[TraceStore]:
-    """The teacher's answers to these episodes, where an objective needs any."""
-    return (
-        [TraceStore(folder or recipe.traces, identity(recipe, data.fingerprint))]
-        if _needed(recipe)
-        else []
-    )
-
-
-def _answers(
-    recipe: Recipe, stores: list[TraceStore], frames: list[Frames], device: str
-) -> TeacherTraces | None:
-    """The teacher's trace by key; the episodes of the n-th data set are numbered after those of the
-    sets before it."""
-    if not stores:
-        return None
-    needed, firsts = _needed(recipe), np.cumsum([0, *(part.episodes for part in frames[:-1])])
-    # A map over words is as wide as the longest text of its data set: what is missing in a narrower
-    # one is padding, 0.
-    shapes = [
-        {name: store.columns[name][0] for name in needed if name in store.columns}
-        for store in stores
-    ]
-    rooms: dict[str, list[int]] = {
-        name: np.max([shape[name] for shape in shapes], axis=0).tolist() for name in shapes[0]
+def _made_from(wanted: Question, corpus: Corpus, student: Policy) -> dict[str, Any]:
+    """What a stage is made from beside its own settings: the data sets so far, the teacher and its
+    answers, and the student's kind."""
+    return {
+        "data": corpus.fingerprints,
+        "teacher": wanted["teacher"],
+        "traces": [store.header.identity for store in corpus.stores],
+        "labels": wanted["labels"],
+        "student": student.to_json(),
+        "words": digest_text([student.body.tokenizer.to_str()]),
     }
 
-    def answer(keys: Tensor) -> Trace:
-        found, part = (
-            keys.cpu().numpy(),
-            np.searchsorted(firsts, keys[:, 0].cpu().numpy(), side="right") - 1,
-        )
-        rows: dict[str, Tensor] = {}
-        for number in np.unique(part):
-            mine = np.flatnonzero(part == number)
-            answers = stores[number].read(found[mine] - [firsts[number], 0], want=needed)
-            for name, values in answers.items():
-                whole = rows.setdefault(name, values.new_zeros(len(found), *rooms[name]))
-                at: tuple[Tensor | slice, ...] = (
-                    torch.from_numpy(mine),
-                    *(slice(size) for size in values.shape[1:]),
-                )
-                whole[at] = values
-        return {name: values.to(device).float() for name, values in rows.items()}
 
-    return answer
+def question(recipe: Recipe, data: EpisodeDataset, teacher: str) -> Question:
+    """What a recipe's student is made from: everything that can change it, and nothing that cannot;
+    `teacher` is a fingerprint. Raises FileNotFoundError or ValueError where the probe heads that
+    its objectives read have not been fitted, or were fitted otherwise."""
+    if _layers_read(recipe):
+        check_heads(recipe, data.fingerprint, teacher)
+    traces = None
+    if _needed(recipe) or _layers_read(recipe):
+        traces = asdict(identity(recipe, data.fingerprint, teacher))
+    rounds = [
+        {**to_json(each), "stage": settings(each.stage), "workers": None} for each in recipe.rounds
+    ]
+    return as_json(
+        {
+            "data": data.fingerprint,
+            "teacher": teacher,
+            "traces": traces,
+            "labels": None if recipe.annotator is None else annotator_fingerprint(recipe.annotator),
+            "student": to_json(recipe.student),
+            "stages": [settings(stage) for stage in recipe.stages],
+            "rounds": rounds,
+            "benchmark": to_json(recipe.benchmark) if rounds else None,
+            "split": recipe.split,
+            "held_out": recipe.held_out,
+            "seed": recipe.seed,
+            "weights": recipe.weights,
+        }
+    )

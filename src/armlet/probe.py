@@ -1,8 +1,9 @@
 """probe: episodes + teacher → traces, one row per (episode, step).
 
 Fits the heads that read every layer on the frozen, unrouted teacher (ActDistill stage 1), then runs
-the teacher over the whole data set once and stores what it answers. `distil` needs the store, never
-the teacher's own code. An annotator, a teacher that answers in words, is asked last; its labels are
+the teacher over the whole data set once and stores what it answers, and beside it what a student
+must know of the teacher. A student that takes none of the teacher's weights is distilled from the
+store alone. An annotator, a teacher that answers in words, is asked last; its labels are
 stored beside the traces.
 """
 
@@ -14,7 +15,8 @@ from armlet.agreement import check_policy
 from armlet.data.episodes import EpisodeDataset
 from armlet.data.frames import BatchMaker, load_frames
 from armlet.data.traces import HEADER
-from armlet.policies.checkpoint import load_policy
+from armlet.policies.checkpoint import load_policy, policy_fingerprint
+from armlet.policies.facts import TeacherFacts
 from armlet.recipe import Recipe, at_hand
 from armlet.training.learner import Learner
 from armlet.training.supervision import (
@@ -39,25 +41,33 @@ def main(recipe: Recipe) -> Path:
     teacher = load_policy(recipe.teacher, device=device)
     recipe.pictures.agree(teacher.view)
     check_policy(data, data.columns()["action"], teacher, limit=recipe.outside_range, title=title)
+    fingerprint = policy_fingerprint(recipe.teacher)
     learner = Learner(teacher)
     batches = make_batches(teacher, load_frames(data, teacher.view, recipe.pictures))
     if recipe.probe:
         torch.manual_seed(recipe.seed)
         learner.probe = make_heads(teacher, recipe.probe).to(device)
-        _fit(recipe, learner, batches, data.fingerprint, title=title)
-    store = identity(recipe, data.fingerprint)
+        _fit(recipe, learner, batches, data.fingerprint, fingerprint, title=title)
+    store = identity(recipe, data.fingerprint, fingerprint)
     store_traces(recipe, recipe.traces, learner, batches, store, title=f"traces {recipe.name}")
+    TeacherFacts.of(teacher, fingerprint).write(recipe.traces)
     annotate(recipe, data, recipe.labels)
     return recipe.traces
 
 
 def _fit(
-    recipe: Recipe, learner: Learner, batches: BatchMaker, data_fingerprint: str, *, title: str
+    recipe: Recipe,
+    learner: Learner,
+    batches: BatchMaker,
+    data: str,
+    teacher: str,
+    *,
+    title: str,
 ) -> None:
     """Fitted heads, or those that were fitted by this question before, into the learner. Where
     traces were stored with heads of another
     question, they are refused before anything is fitted: other students may be learning from
-    them."""
+    them. `data` and `teacher` are fingerprints."""
     assert recipe.probe is not None and learner.probe is not None
     path = heads_file(recipe)
     trainer = Trainer(
@@ -67,7 +77,7 @@ def _fit(
         folder=path.parent,
         seed=recipe.seed,
         title=title,
-        made_from=heads_question(recipe, data_fingerprint),
+        made_from=heads_question(recipe, data, teacher),
     )
     why = trainer.obstacle()
     if why and (recipe.traces / HEADER).is_file():

@@ -4,6 +4,7 @@ data sets, no network."""
 import hashlib
 import math
 from collections import defaultdict
+from typing import Literal
 
 import numpy as np
 
@@ -59,6 +60,17 @@ def by_task(
         )
     train, calibrate, left = (np.array(sorted(part), np.int64) for part in parts)
     return train, calibrate, left
+
+
+def parts_of(
+    data: EpisodeDataset, split: Literal["last", "tasks"], held_out: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """The numbers of the episodes to train on, and of those to calibrate on: `last` and its share
+    `held_out`, or the first two parts of `by_task`. Raises ValueError as these do."""
+    if split == "last":
+        return last(data, held_out)
+    train, calibrate, _ = by_task(data)
+    return train, calibrate
 
 
 def rows_of(starts: np.ndarray, episodes: np.ndarray) -> np.ndarray:

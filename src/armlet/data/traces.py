@@ -94,6 +94,12 @@ class _Header:
         return _row_type(self.columns)
 
 
+def read_identity(root: Path) -> StoreIdentity:
+    """What the store at `root` was made from. Raises TraceError where there is none."""
+    found = _Header.read(root).identity
+    return StoreIdentity(**{name: found.get(name, "") for name in StoreIdentity.__annotations__})
+
+
 def _shard(root: Path, number: int) -> Path:
     return root / f"rows-{number:03d}.bin"
 

@@ -7,7 +7,7 @@ import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -288,6 +288,11 @@ class Network(ABC):
 @dataclass(frozen=True)
 class Student(ABC):
     """A frozen dataclass that makes a student out of a teacher."""
+
+    needs_teacher: ClassVar[bool] = True
+    """Whether it takes or looks at the teacher's weights. One that does not is given a network of
+    the teacher's shape and robot, words and statistics, whose weights are random, so that it can be
+    made where the teacher is not (policies/facts.py)."""
 
     @abstractmethod
     def build(self, teacher: Policy, sample: Batch | None = None) -> Policy:

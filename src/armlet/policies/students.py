@@ -2,6 +2,7 @@
 made afresh; another network."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -66,6 +67,11 @@ class Fresh(Student):
 
     student: Student
 
+    @property
+    def needs_teacher(self) -> bool:  # type: ignore[override]  # it follows from `student`
+        # Which layers these two keep is said; another may look at the weights to choose.
+        return self.student.needs_teacher and not isinstance(self.student, FirstK | Kept)
+
     def build(self, teacher: Policy, sample: Batch | None = None) -> Policy:
         return rebuild(self.student.build(teacher, sample).to_json(), teacher.body.tokenizer)
 
@@ -75,6 +81,7 @@ class Another(Student):
     """Another kind of network than the teacher's, from nothing, for the same robot: its words,
     statistics and cameras."""
 
+    needs_teacher: ClassVar[bool] = False
     network: Network
 
     def build(self, teacher: Policy, sample: Batch | None = None) -> Policy:

@@ -21,7 +21,7 @@ and shifts what they found before the ViT begins, so that "red" singles out what
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -412,6 +412,7 @@ class TwoTowerStudent(Student):
     the same batch. Here the teacher's width is known, and with it the projection in which hidden
     states are compared."""
 
+    needs_teacher: ClassVar[bool] = False
     network: TwoTowerNetwork
 
     def build(self, teacher: Policy, sample: Batch | None = None) -> Policy:

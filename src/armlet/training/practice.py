@@ -11,9 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
+from armlet.data.corpus import Part
 from armlet.data.episodes import EpisodeDataset
 from armlet.data.files import read_json, write_atomically
 from armlet.data.frames import Frames, load_frames
+from armlet.data.traces import TraceStore
 from armlet.lineage import as_json, claim, digest_text, digest_weights, set_aside, short
 from armlet.policies.checkpoint import policy_fingerprint, save_policy
 from armlet.policies.contract import Policy
@@ -26,6 +28,7 @@ from armlet.training.supervision import (
     annotate,
     heads_file,
     identity,
+    labelled_frames,
     load_heads,
     make_heads,
     store_traces,
@@ -54,18 +57,37 @@ def first_seed(recipe: Recipe, number: int) -> int:
     return recipe.rounds[number].seed + NEXT * number
 
 
-def practise(recipe: Recipe, student: Policy, teacher: Policy, number: int) -> EpisodeDataset:
-    """The student acts, its teacher labels what it met: the episodes, their traces stored beside
-    them.
+def practise(
+    recipe: Recipe, student: Policy, teacher: Policy, number: int
+) -> tuple[Part, np.ndarray]:
+    """Round `number`: the student acts, its teacher labels what it met. Returns the episodes with
+    their traces, and which of their frames (n,) are worth learning from.
 
     A round of another student, teacher or world that is there already is moved beside: its episodes
     are not what this student met.
     """
-    each, folder, seed = (
-        recipe.rounds[number],
-        round_folder(recipe, number),
-        first_seed(recipe, number),
-    )
+    data = _act(recipe, student, number)
+    folder = round_folder(recipe, number)
+    watched = Learner(teacher)
+    if recipe.probe:
+        watched.probe = make_heads(teacher, recipe.probe).to(teacher.device)
+        load_heads(watched.probe, heads_file(recipe))
+    batches = make_batches(teacher, load_frames(data, teacher.view, recipe.pictures))
+    store = identity(recipe, data.fingerprint, policy_fingerprint(recipe.teacher))
+    title = f"traces {recipe.name} {number + 1}"
+    store_traces(recipe, folder / "traces", watched, batches, store, title=title)
+    annotate(recipe, data, folder / "labels")
+    frames = labelled_frames(recipe, data, teacher.view, folder / "labels")
+    traces = TraceStore(folder / "traces", store)
+    worth = worth_learning(data, frames, recipe.rounds[number].replay)
+    return Part(frames, data.fingerprint, traces), worth
+
+
+def _act(recipe: Recipe, student: Policy, number: int) -> EpisodeDataset:
+    """The episodes in which the student acts, as its teacher labels them."""
+    each = recipe.rounds[number]
+    folder = round_folder(recipe, number)
+    seed = first_seed(recipe, number)
     title = f"practise {recipe.name} {number + 1}/{len(recipe.rounds)}"
     question = {
         "student": identity_of(student),
@@ -92,17 +114,7 @@ def practise(recipe: Recipe, student: Policy, teacher: Policy, number: int) -> E
         },
         title=title,
     )
-    data = EpisodeDataset(folder / "episodes", recipe.own_columns)
-    watched = Learner(teacher)
-    if recipe.probe:
-        watched.probe = make_heads(teacher, recipe.probe).to(teacher.device)
-        load_heads(watched.probe, heads_file(recipe))
-    batches = make_batches(teacher, load_frames(data, teacher.view, recipe.pictures))
-    store = identity(recipe, data.fingerprint)
-    title = f"traces {recipe.name} {number + 1}"
-    store_traces(recipe, folder / "traces", watched, batches, store, title=title)
-    annotate(recipe, data, folder / "labels")
-    return data
+    return EpisodeDataset(folder / "episodes", recipe.own_columns)
 
 
 def worth_learning(data: EpisodeDataset, frames: Frames, limit: int | None) -> np.ndarray:

@@ -1,8 +1,13 @@
-"""What `probe` writes and `distil` reads: the heads that watch every layer, the traces, and what an
-annotator said."""
+"""What `probe` writes and `distil` reads: the heads that watch every layer, the traces, what a
+student must know of the teacher, and what an annotator said.
 
+The teacher is known here by its fingerprint: where its folder is gone, that is what `probe` kept.
+"""
+
+import shlex
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors.torch import save_file
@@ -12,10 +17,16 @@ from armlet.annotators.vlm import confirm_on_terminal
 from armlet.data.episodes import EpisodeDataset
 from armlet.data.files import atomic_file, read_json
 from armlet.data.frames import BatchMaker, Frames, load_frames
-from armlet.data.traces import StoreIdentity, TraceWriter
+from armlet.data.traces import (
+    StaleTraceError,
+    StoreIdentity,
+    TraceStore,
+    TraceWriter,
+    read_identity,
+)
 from armlet.layers.graph import ProbeHeads
 from armlet.lineage import Question, as_json, differences, digest_weights, summary
-from armlet.policies.checkpoint import load_weights, policy_fingerprint, read_tensors
+from armlet.policies.checkpoint import load_weights, read_tensors
 from armlet.policies.contract import Policy
 from armlet.progress import Progress
 from armlet.recipe import Probe, Recipe, to_json
@@ -83,43 +94,89 @@ def _check_fitted(path: Path) -> None:
         )
 
 
-def heads_question(recipe: Recipe, data_fingerprint: str) -> Question:
-    """What heads must have been fitted on, and how, to be used with this recipe; the seed may be
-    another's, whose traces are shared."""
+def heads_question(recipe: Recipe, data: str, teacher: str) -> Question:
+    """What heads must have been fitted on, and how, to be used with this recipe: `data` and
+    `teacher` are fingerprints. The seed may be another's, whose traces are shared."""
     assert recipe.probe is not None
     shape = {name: value for name, value in to_json(recipe.probe).items() if name != "stage"}
-    return as_json(
-        {"data": data_fingerprint, "teacher": policy_fingerprint(recipe.teacher), "probe": shape}
-    )
+    return as_json({"data": data, "teacher": teacher, "probe": shape})
 
 
-def check_heads(recipe: Recipe, data_fingerprint: str) -> None:
+def check_heads(recipe: Recipe, data: str, teacher: str) -> None:
     """Raises FileNotFoundError where there are no fitted heads, ValueError where they were fitted
-    on other data, another teacher or in
-    another way than this recipe says."""
+    on other data, another teacher or in another way than this recipe says; where options say it, by
+    these options."""
     assert recipe.probe is not None
     path = heads_file(recipe)
     _check_fitted(path)
     about = path.with_name(ABOUT)
-    fix = (
-        "give this verb the same --probe options as `armlet probe`; or run `armlet probe` again with these options, with another `--shared` "
-        f"or after deleting {path.parent} and the traces beside it"
+    anew = (
+        "run `armlet probe` again with these options, with another `--shared` or after deleting "
+        f"{path.parent} and the traces beside it"
     )
     if not about.is_file():
         raise ValueError(
-            f"{path} does not say what the heads were fitted on: {about} is missing (an older armlet made none); {fix}"
+            f"{path} does not say what the heads were fitted on: {about} is missing (an older "
+            f"armlet made none); {anew}"
         )
-    wanted = {**heads_question(recipe, data_fingerprint), "stage": settings(recipe.probe.stage)}
-    found = read_json(about, fix=fix)
-    differing = differences({name: found.get(name) for name in wanted}, wanted)
-    if differing:
-        raise ValueError(
-            f"{path}: these heads were fitted otherwise than this recipe says ({summary(differing)}); {fix}"
-        )
+    question = heads_question(recipe, data, teacher)
+    wanted = {**question, "stage": settings(recipe.probe.stage)}
+    found = read_json(about, fix=anew)
+    found = {name: found.get(name) for name in wanted}
+    differing = differences(found, wanted)
+    if not differing:
+        return
+    if {name: found[name] for name in ("data", "teacher")} == {
+        name: wanted[name] for name in ("data", "teacher")
+    }:
+        options = options_for(_probe_of(found), _probe_of(wanted), at="probe")
+        same = " ".join(options) or "the same --probe options"
+        fix = f"give this verb {same} as `armlet probe` was given; or {anew}"
+    else:
+        fix = anew
+    raise ValueError(
+        f"{path}: these heads were fitted otherwise than this recipe says ({summary(differing)}); {fix}"
+    )
 
 
-def identity(recipe: Recipe, data_fingerprint: str) -> StoreIdentity:
-    """What a store must have been made from to be used with this recipe."""
+def _probe_of(question: Question) -> dict[str, Any]:
+    """The settings of a probe, as they are nested in a recipe."""
+    return {**(question["probe"] or {}), "stage": question["stage"] or {}}
+
+
+def options_for(found: Any, wanted: Any, *, at: str) -> list[str]:
+    """The options of a command line that make the settings `wanted` those that were `found`; `at`
+    is the field of the recipe that they are in. A setting that no option says, such as which
+    objective a stage has, is left out."""
+    options: list[str] = []
+    for name in sorted(found.keys() & wanted.keys()) if isinstance(found, dict) else ():
+        there, here = found[name], wanted[name]
+        place = f"{at}.{name}"
+        if there == here:
+            continue
+        if isinstance(there, list) and any(isinstance(each, dict) for each in there):
+            there = {str(index): each for index, each in enumerate(there)}
+            here = {str(index): each for index, each in enumerate(here)}
+        if isinstance(there, dict) and isinstance(here, dict):
+            options += options_for(there, here, at=place)
+        elif name != "class" and not isinstance(there, dict):
+            options.append(_option(place, there))
+    return options
+
+
+def _option(place: str, value: Any) -> str:
+    """A setting as tyro reads it."""
+    place = place.replace("_", "-")
+    if isinstance(value, bool):
+        parent, _, name = place.rpartition(".")
+        return f"--{place}" if value else f"--{parent}.no-{name}"
+    values = value if isinstance(value, list) else [value]
+    return " ".join([f"--{place}", *(shlex.quote(str(each)) for each in values)])
+
+
+def identity(recipe: Recipe, data: str, teacher: str) -> StoreIdentity:
+    """What a store must have been made from to be used with this recipe; `data` and `teacher` are
+    fingerprints."""
     probe, heads = recipe.probe, heads_file(recipe)
     preprocessing = "no probe heads"
     if probe is not None:
@@ -130,11 +187,21 @@ def identity(recipe: Recipe, data_fingerprint: str) -> StoreIdentity:
         )
     if recipe.trace_precision != "fp32":
         preprocessing += f", {recipe.trace_precision}"
-    return StoreIdentity(
-        data=data_fingerprint,
-        teacher=policy_fingerprint(recipe.teacher),
-        preprocessing=preprocessing,
-    )
+    return StoreIdentity(data=data, teacher=teacher, preprocessing=preprocessing)
+
+
+def open_traces(recipe: Recipe, root: Path, wanted: StoreIdentity) -> TraceStore:
+    """The store at `root`. Raises StaleTraceError where it was made from something else than
+    `wanted`, naming the option where one would do."""
+    found = read_identity(root).preprocessing
+    precision = "bf16" if found.endswith(", bf16") else "fp32"
+    if precision != recipe.trace_precision:
+        raise StaleTraceError(
+            f"the traces in {root} were stored in {precision}, and this recipe's are in "
+            f"{recipe.trace_precision}: give this verb `--trace-precision {precision}`, as `armlet "
+            "probe` was given, or run `armlet probe` into another `--shared`"
+        )
+    return TraceStore(root, wanted)
 
 
 def store_traces(

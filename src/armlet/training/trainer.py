@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from armlet.data.corpus import Corpus
 from armlet.data.files import appending, hold, read_json, whole_lines, write_atomically
 from armlet.data.frames import BatchMaker, Frames, draw
 from armlet.data.transforms import Moment
@@ -58,7 +59,9 @@ class SelfAnswers(nn.Module):
     """What the student's own running average answers, for `Stage(teacher=OwnAverage())`: asked once
     a step, it first takes a step towards the student. It sees frames as they are, where the student's are brighter or darker."""
 
-    def __init__(self, teacher: SelfTeacher, batches: BatchMaker, needs: frozenset[str]) -> None:
+    def __init__(
+        self, teacher: SelfTeacher, batches: BatchMaker | Corpus, needs: frozenset[str]
+    ) -> None:
         super().__init__()
         self.teacher, self.needs = teacher, needs
         self._batches, self._watched = (batches,), (Learner(cast(Policy, teacher.module)).eval(),)
@@ -214,7 +217,7 @@ class Trainer:
         self,
         learner: Learner,
         stage: Stage,
-        batches: BatchMaker,
+        batches: BatchMaker | Corpus,
         *,
         folder: Path,
         seed: int,

@@ -1,0 +1,94 @@
+"""What a student must know of its teacher, kept beside the traces: with it a student that takes none
+of the teacher's weights is made, and taught from the traces, where the teacher itself is not.
+
+`probe` writes it as `teacher.json` in the trace store's folder. Knows policies by their contract;
+knows no recipe.
+"""
+
+import json
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Self
+
+from tokenizers import Tokenizer
+
+from armlet.data.files import read_json, write_atomically
+from armlet.policies.contract import Body, Policy, rebuild
+from armlet.robot.fit import View
+
+FACTS = "teacher.json"
+VERSION = 1  # of the file, as its entry `armlet`
+
+
+@dataclass(frozen=True)
+class TeacherFacts:
+    """A teacher without its weights. `fingerprint` says which one: it is that of its folder."""
+
+    fingerprint: str
+    body: Body  # its robot, how it normalises, its words
+    cameras: dict[str, int]  # name → side of its square picture in pixels
+    chunk: int  # actions that it decides at a time
+    execute: int  # of these, how many it carries out before it looks again
+    layers: int
+    width: int  # of a token
+    condition_width: int  # of the feature that conditions its action head
+    vision_tokens: int  # of all cameras
+    text_tokens: int  # of the longest instruction it takes
+    network: dict[str, Any]  # as `Policy.to_json` describes it
+
+    @classmethod
+    def of(cls, policy: Policy, fingerprint: str) -> Self:
+        """What is to be known of a policy whose folder has this fingerprint."""
+        return cls(
+            fingerprint=fingerprint,
+            body=policy.body,
+            cameras=dict(policy.cameras),
+            chunk=policy.head.chunk,
+            execute=policy.execute,
+            layers=len(policy.layers),
+            width=policy.width,
+            condition_width=policy.condition_width,
+            vision_tokens=policy.vision_tokens,
+            text_tokens=policy.text_tokens,
+            network=json.loads(json.dumps(policy.to_json())),
+        )
+
+    @property
+    def view(self) -> View:
+        """How the teacher sees the pictures of a data set."""
+        return View({name: (side, side) for name, side in self.cameras.items()}, self.body.fit)
+
+    def stand_in(self) -> Policy:
+        """A network of the teacher's shape, for its robot and with its words, whose weights are
+        random: what a student is made from that takes none of them (`Student.needs_teacher`)."""
+        return rebuild(self.network, self.body.tokenizer).eval()
+
+    def write(self, folder: Path) -> None:
+        """Whole or not at all, in place of what another teacher left there."""
+        kept: dict[str, Any] = {each.name: getattr(self, each.name) for each in fields(self)}
+        kept["body"] = self.body.to_json()
+        kept["tokenizer"] = json.loads(self.body.tokenizer.to_str())
+        said = json.dumps({"armlet": VERSION, **kept}, indent=1)
+        write_atomically(folder / FACTS, said.encode())
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """What `write` left in a folder. Raises FileNotFoundError, or ValueError naming the
+        file."""
+        path = folder / FACTS
+        fix = f"run `armlet probe` again, which writes it anew, or copy {FACTS} again"
+        found = read_json(path, fix=fix)
+        version = found.pop("armlet", None)
+        if version != VERSION:
+            raise ValueError(
+                f"{path}: `armlet` is {version!r}, expected {VERSION}: another version of armlet "
+                f"wrote it; {fix}"
+            )
+        try:
+            tokenizer = Tokenizer.from_str(json.dumps(found.pop("tokenizer")))
+            body = Body.from_json(found.pop("body"), tokenizer)
+            return cls(body=body, **found)
+        except Exception as error:  # the tokenizers' library raises nothing more special
+            raise ValueError(
+                f"{path} does not describe a teacher ({type(error).__name__}: {error}); {fix}"
+            ) from error

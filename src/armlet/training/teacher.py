@@ -1,0 +1,91 @@
+"""Whom a student learns from: the teacher itself or, where none of its weights are needed, what
+`probe` kept of it. So a student that starts from nothing is distilled from the traces alone.
+
+Knows recipes by their fields, none by name.
+"""
+
+import sys
+
+from armlet.data import hub
+from armlet.policies.checkpoint import load_policy, policy_fingerprint
+from armlet.policies.contract import Policy
+from armlet.policies.facts import FACTS, TeacherFacts
+from armlet.recipe import Recipe, at_hand
+
+
+def why_needed(recipe: Recipe) -> str:
+    """What takes the teacher's own weights when this recipe is distilled, in words; empty where
+    nothing does."""
+    reasons = []
+    if recipe.student is not None and recipe.student.needs_teacher:
+        kind = type(recipe.student).__name__
+        reasons.append(f"its student ({kind}) is made from them")
+    if recipe.stages and recipe.stages[0].teacher is not None:
+        reasons.append("the average that teaches its first stage starts from them")
+    if recipe.rounds:
+        reasons.append("in its rounds the teacher says what it would have done")
+    return "; ".join(reasons)
+
+
+def is_kept(recipe: Recipe) -> bool:
+    """Whether `probe` has kept what a student must know of the teacher."""
+    return (recipe.traces / FACTS).is_file()
+
+
+def meet_teacher(recipe: Recipe, device: str) -> tuple[TeacherFacts, Policy]:
+    """What is known of the teacher, and the policy that students are built from: the teacher or,
+    where none of its weights are needed, a stand-in of random weights.
+
+    Raises FileNotFoundError naming the teacher's folder where it is not there and is needed.
+    """
+    why = why_needed(recipe)
+    if not why:
+        facts = _known(recipe, device)
+        return facts, facts.stand_in().to(device)
+    if not _is_there(recipe):
+        raise FileNotFoundError(
+            f"{recipe.teacher} is not there, and {recipe.name} needs the weights of its teacher: "
+            f"{why}. Give the teacher's folder with `--teacher`"
+        )
+    teacher = load_policy(recipe.teacher, device=device)
+    return TeacherFacts.of(teacher, policy_fingerprint(recipe.teacher)), teacher
+
+
+def fetched(recipe: Recipe) -> Recipe:
+    """The recipe with a teacher on the hub at hand, under the name of one commit; where it cannot be
+    had and is not needed, under its own. Raises what `recipe.at_hand` does."""
+    try:
+        return at_hand(recipe, reads=("teacher",))
+    except OSError:
+        if why_needed(recipe) or not is_kept(recipe):
+            raise
+        return recipe
+
+
+def _is_there(recipe: Recipe) -> bool:
+    """Whether the teacher's folder is there; on the hub, whether it was fetched."""
+    if hub.is_name(recipe.teacher):
+        return hub.parse(recipe.teacher).is_pinned
+    return recipe.teacher.exists()
+
+
+def _known(recipe: Recipe, device: str) -> TeacherFacts:
+    """Of the teacher in its folder, where it is there: it may be another than the one that `probe`
+    met, and what is wrong with that is said where the traces are opened."""
+    kept = TeacherFacts.read(recipe.traces) if is_kept(recipe) else None
+    if not _is_there(recipe):
+        if kept is None:
+            raise FileNotFoundError(
+                f"{recipe.teacher} is not there, and neither is {recipe.traces / FACTS}, in which "
+                "`armlet probe` keeps what a student must know of its teacher. Give the teacher's "
+                "folder with `--teacher`, or run `armlet probe` where it is"
+            )
+        sys.stderr.write(
+            f"{recipe.name}: {recipe.teacher} is not there; what `probe` kept of the teacher in "
+            f"{recipe.traces} is used\n"
+        )
+        return kept
+    fingerprint = policy_fingerprint(recipe.teacher)
+    if kept is not None and kept.fingerprint == fingerprint:
+        return kept
+    return TeacherFacts.of(load_policy(recipe.teacher, device=device), fingerprint)
