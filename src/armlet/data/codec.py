@@ -42,10 +42,10 @@ def squared_distances(
 ) -> Array:
     """(…, a), (n, a) → (…, n): how far each action is from each primitive.
 
-    Grippers decide first: a primitive on the other side of one is `FAR`. Then the sum over the other
-    dimensions of the squared difference, in units of `scale` (a,), 1 where nothing is said. Sides
-    part in the middle between the lowest and the highest gripper of the primitives; the middle
-    itself counts as the higher.
+    Grippers decide first: a primitive on the other side of one is `FAR`. Then the sum over the
+    other dimensions of the squared difference, in units of `scale` (a,), 1 where nothing is said.
+    Sides part in the middle between the lowest and the highest gripper of the primitives; the
+    middle itself counts as the higher.
     """
     units = (1.0,) * primitives.shape[-1] if scale is None else scale
     terms = [
@@ -98,13 +98,14 @@ class Bins:
             )
         if self.intervals < 2:
             raise ValueError(
-                f"Bins: bins is {self.bins}, which makes {self.intervals} interval(s); expected 2 or more"
+                f"Bins: bins is {self.bins}, which makes {self.intervals} interval(s); expected 2 "
+                "or more"
             )
         for name, low, high in zip(self.names, self.low, self.high, strict=True):
             if not low < high:
                 raise ValueError(
-                    f"Bins: dimension {name!r} has the range {low:g} … {high:g}, expected low < high; "
-                    "if it never changes in the data, give it a range by hand"
+                    f"Bins: dimension {name!r} has the range {low:g} … {high:g}, expected low < "
+                    "high; if it never changes in the data, give it a range by hand"
                 )
 
     @classmethod
@@ -117,18 +118,18 @@ class Bins:
         bins: int = 256,
     ) -> Self:
         """Ranges from a data set's statistics of its actions: `ends` ("q01", "q99"), beyond which
-        two in a hundred lie,
-        or ("min", "max"). Raises ValueError where one is missing or has another number of
-        dimensions."""
+        two in a hundred lie, or ("min", "max"). Raises ValueError where one is missing or has
+        another number of dimensions."""
         for end in ends:
             if end not in statistics:
                 raise ValueError(
-                    f"the statistics lack {end!r}, one end of the bins; they have {sorted(statistics)}"
+                    f"the statistics lack {end!r}, one end of the bins; they have "
+                    f"{sorted(statistics)}"
                 )
             if np.shape(statistics[end]) != (len(names),):
                 raise ValueError(
-                    f"the statistics' {end} has shape {np.shape(statistics[end])}, expected ({len(names)},) for "
-                    f"{', '.join(names)}; are they of another robot?"
+                    f"the statistics' {end} has shape {np.shape(statistics[end])}, expected "
+                    f"({len(names)},) for {', '.join(names)}; are they of another robot?"
                 )
         low, high = (tuple(map(float, statistics[end])) for end in ends)
         return cls(names, low, high, bins)
@@ -156,7 +157,8 @@ class Bins:
     def encode(self, actions: np.ndarray, *, clip: bool = False) -> np.ndarray:
         """(…, a) → (…, a) int64. Outside the range: ValueError (see `within`), or with `clip` the
         outermost bin."""
-        low, high = np.array(self.low), np.array(self.high)
+        low = np.array(self.low)
+        high = np.array(self.high)
         values = within(actions, self.names, self.low, self.high, clip=clip)
         numbers = bin_numbers(values, low, high, self.intervals)
         return numbers.clip(0, self.bins - 1).astype(np.int64)
@@ -226,20 +228,23 @@ class Codebook:
     primitives: tuple[tuple[float, ...], ...]
 
     def __post_init__(self) -> None:
-        spec, found = self.spec, self.array
+        spec = self.spec
+        found = self.array
         if found.ndim != 2:
             raise ValueError("Codebook: there are no primitives")
         within(found, spec.names, spec.low, spec.high)
         if len(np.unique(found, axis=0)) != len(found):
             raise ValueError(
-                f"Codebook: {len(found) - len(np.unique(found, axis=0))} of {len(found)} primitives are repeated"
+                f"Codebook: {len(found) - len(np.unique(found, axis=0))} of {len(found)} "
+                "primitives are repeated"
             )
         for gripper in spec.grippers:
             ends = set(found[:, gripper].tolist())
             if ends != {spec.gripper_open, spec.gripper_closed}:
                 raise ValueError(
                     f"Codebook: grippers of primitives are {sorted(ends)}, expected both of "
-                    f"{spec.gripper_open:g} (open) and {spec.gripper_closed:g} (closed) and nothing else"
+                    f"{spec.gripper_open:g} (open) and {spec.gripper_closed:g} (closed) and "
+                    "nothing else"
                 )
 
     @property
@@ -265,7 +270,8 @@ class Codebook:
         found = np.asarray(codes)
         if found.size and (found.min() < 0 or found.max() >= len(self.primitives)):
             raise ValueError(
-                f"primitives are numbered 0 to {len(self.primitives) - 1}, found {found.min()} to {found.max()}"
+                f"primitives are numbered 0 to {len(self.primitives) - 1}, found {found.min()} to "
+                f"{found.max()}"
             )
         return self.array[found].astype(np.float32)
 
@@ -298,13 +304,15 @@ class Codebook:
         """
         if spec.mode != "delta":
             raise ValueError(
-                f"axes needs actions in which 0 is no motion: mode is {spec.mode!r}, expected 'delta'; use fit"
+                f"axes needs actions in which 0 is no motion: mode is {spec.mode!r}, expected "
+                "'delta'; use fit"
             )
         moving = [index for index in range(spec.dims) if index not in spec.grippers]
         still = [index for index in moving if not spec.low[index] < 0 < spec.high[index]]
         if still:
             raise ValueError(
-                f"axes needs ranges with 0 inside; it is not in that of {[spec.names[index] for index in still]}"
+                "axes needs ranges with 0 inside; it is not in that of "
+                f"{[spec.names[index] for index in still]}"
             )
         rows = []
         ends = (spec.gripper_open, spec.gripper_closed)
@@ -358,9 +366,8 @@ class Codebook:
 
 def codec_error(actions: np.ndarray, decoded: np.ndarray, spec: ActionSpec) -> dict[str, Any]:
     """What a codec made of `actions` (…, a): mean, 95th percentile and largest error of every
-    dimension, in its own units; of the
-    hand's motion in metres, where the spec has dimensions that move it; and the share of grippers
-    on the wrong side."""
+    dimension, in its own units; of the hand's motion in metres, where the spec has dimensions that
+    move it; and the share of grippers on the wrong side."""
     gap = (np.asarray(decoded, np.float64) - np.asarray(actions, np.float64)).reshape(-1, spec.dims)
     found: dict[str, Any] = {
         "dimensions": {
@@ -393,26 +400,28 @@ def _centres(points: np.ndarray, count: int, seed: int) -> np.ndarray:
     different = len(np.unique(points, axis=0))
     if different < count:
         raise ValueError(
-            f"{count} primitives are to be found among {different} different actions on one side of the gripper; "
-            "bring more episodes, or lower size"
+            f"{count} primitives are to be found among {different} different actions on one side "
+            "of the gripper; bring more episodes, or lower size"
         )
-    best, least = points[:count], np.inf
+    best = points[:count]
+    least = np.inf
     rng = np.random.default_rng(seed)
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", UserWarning
-        )  # an emptied cluster stays the action that it began as
+        # An emptied cluster stays the action that it began as.
+        warnings.simplefilter("ignore", UserWarning)
         for _ in range(3):
             centres, labels = kmeans2(points, count, iter=30, minit="++", seed=rng)
             spread = float(((points - centres[labels]) ** 2).sum())
             if spread < least:
-                best, least = centres, spread
+                best = centres
+                least = spread
     return best
 
 
 def _positive(temperature: float) -> float:
     if not temperature > 0:
         raise ValueError(
-            f"temperature is {temperature}, expected more than 0; the nearest alone is what encode gives"
+            f"temperature is {temperature}, expected more than 0; the nearest alone is what "
+            "encode gives"
         )
     return temperature

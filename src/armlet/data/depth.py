@@ -34,13 +34,14 @@ def millimetres(levels: np.ndarray, about: dict[str, Any]) -> np.ndarray:
     `video.depth_max`, both in metres; a film of whole millimetres ("depth_unit": "mm") gives whole
     millimetres again.
     """
-    share = (
-        levels.astype(np.float64) / LEVELS
-    )  # in double precision: whole millimetres are rounded at the end
-    low, high = float(about["video.depth_min"]), float(about["video.depth_max"])
+    # In double precision: whole millimetres are rounded at the end.
+    share = levels.astype(np.float64) / LEVELS
+    low = float(about["video.depth_min"])
+    high = float(about["video.depth_max"])
     if about.get("video.use_log"):
         shift = float(about.get("video.shift") or 0)
-        start, stop = np.log(low + shift), np.log(high + shift)
+        start = np.log(low + shift)
+        stop = np.log(high + shift)
         metres = np.exp(share * (stop - start) + start) - shift
     else:
         metres = share * (high - low) + low

@@ -28,11 +28,13 @@ from urllib.parse import urlsplit
 
 import huggingface_hub
 from huggingface_hub import constants
+
+# Of the HTTP library that this version of the hub's uses.
 from huggingface_hub.errors import (
     CachedRepoTreeNotFoundError,
     GatedRepoError,
     HfHubHTTPError,
-    HTTPError,  # of the HTTP library that this version of the hub's uses
+    HTTPError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
@@ -45,25 +47,18 @@ from armlet.data.hub import PREFIX, Kind, Name
 from armlet.data.opening import EpisodeError, read_object
 from armlet.progress import Progress
 
-FIRST: dict[Kind, str] = {
-    "dataset": "meta/info.json",
-    "model": "config.json",
-}  # without it, it is something else
+# Without it, it is something else.
+FIRST: dict[Kind, str] = {"dataset": "meta/info.json", "model": "config.json"}
 CALLED: dict[Kind, str] = {"dataset": "data set", "model": "policy"}
 OTHER: dict[Kind, Kind] = {"dataset": "model", "model": "dataset"}
 FOLDERS = ("meta", "data", "videos", "images")  # of a LeRobotDataset
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
-OF_A_POLICY = (
-    ".json",
-    ".safetensors",
-    ".txt",
-    ".model",
-)  # network, weights, words; never a pickle, which can run what it likes
+# Network, weights, words; never a pickle, which can run what it likes.
+OF_A_POLICY = (".json", ".safetensors", ".txt", ".model")
 WORKERS = 8  # files at a time, as the hub's library does
 LOGIN = "log in with `hf auth login`, or set HF_TOKEN"
-_said: set[str] = (
-    set()
-)  # names that were not checked for something newer, and about which that was said
+# Names that were not checked for something newer, and about which that was said.
+_said: set[str] = set()
 
 
 class HubError(OSError):
@@ -76,8 +71,7 @@ class _StoppedError(Exception):
 
 def find(name: Name, kind: Kind) -> tuple[str, Path]:
     """The commit that a name stands for, and the folder with its files, fetched where they are not
-    here. Raises HubError,
-    FullDiskError, EpisodeError."""
+    here. Raises HubError, FullDiskError, EpisodeError."""
     cache = _Cache(name, kind)
     if name.is_pinned and cache.missing(name.revision) == {}:
         return name.revision, cache.folder(name.revision)
@@ -94,11 +88,11 @@ def find(name: Name, kind: Kind) -> tuple[str, Path]:
 
 class _Cache:
     """What is here of a repository, in the layout that the hub's library documents: refs/<revision>
-    holds a commit, and
-    snapshots/<commit> links to its files."""
+    holds a commit, and snapshots/<commit> links to its files."""
 
     def __init__(self, name: Name, kind: Kind) -> None:
-        self.name, self.kind = name, kind
+        self.name = name
+        self.kind = kind
         self.root = (
             Path(constants.HF_HUB_CACHE).expanduser() / f"{kind}s--{name.repo.replace('/', '--')}"
         )
@@ -125,7 +119,8 @@ class _Cache:
     def missing(self, commit: str) -> dict[str, int] | None:
         """The files that are needed and not here in full, with their sizes; None where it is not
         known which are needed."""
-        listing, folder = self.listing(commit), self.folder(commit)
+        listing = self.listing(commit)
+        folder = self.folder(commit)
         first = FIRST[self.kind]
         if listing is None or first not in listing or not _is_whole(folder / first, listing[first]):
             return None
@@ -146,15 +141,13 @@ class _Cache:
         """That the name stands for this commit, which is here whole."""
         if self.last() == commit:
             return
-        with contextlib.suppress(
-            OSError
-        ):  # a cache that is shared may be read-only; only a look without network needs this
+        # A cache that is shared may be read-only; only a look without network needs this.
+        with contextlib.suppress(OSError):
             write_atomically(self.root / "refs" / self.name.revision, commit.encode())
 
     def fall_back(self, why: str) -> str:
         """The last commit that the name stood for, as the hub cannot be asked; says so once a
-        process. Raises HubError where it is
-        not here whole."""
+        process. Raises HubError where it is not here whole."""
         commit = self.last()
         offline = (
             "unset HF_HUB_OFFLINE"
@@ -163,7 +156,8 @@ class _Cache:
         )
         if commit is None or not self.folder(commit).exists():
             raise HubError(
-                f"{self.name}: {why}, and it was never fetched in full to {self.root.parent}; {offline}"
+                f"{self.name}: {why}, and it was never fetched in full to {self.root.parent}; "
+                f"{offline}"
             )
         missing = self.missing(commit)
         if missing != {}:
@@ -173,12 +167,14 @@ class _Cache:
                 else f"{_files(len(missing))} of it are missing"
             )
             raise HubError(
-                f"{self.name}: {why}, and commit {commit[:12]} is here only in part ({lacks}); {offline}, and the rest is fetched"
+                f"{self.name}: {why}, and commit {commit[:12]} is here only in part ({lacks}); "
+                f"{offline}, and the rest is fetched"
             )
         if not self.name.is_pinned and str(self.name) not in _said:
             _said.add(str(self.name))
             sys.stderr.write(
-                f"{self.name}: {why}; commit {commit[:12]} is used, which is here, and whether there is a newer one is not known\n"
+                f"{self.name}: {why}; commit {commit[:12]} is used, which is here, and whether "
+                "there is a newer one is not known\n"
             )
         return commit
 
@@ -192,9 +188,8 @@ def _is_whole(path: Path, size: int) -> bool:
 
 def needed(kind: Kind, files: dict[str, int], folder: Path) -> list[str]:
     """Of the files of a data set or policy, by their paths in its `folder`, those that reading it
-    needs. A data set's meta/info.json
-    must be there: it may say that rows and films are in other folders. Raises EpisodeError where
-    that file cannot be read."""
+    needs. A data set's meta/info.json must be there: it may say that rows and films are in other
+    folders. Raises EpisodeError where that file cannot be read."""
     if kind == "model":
         return [
             file for file in files if "/" not in file and PurePosixPath(file).suffix in OF_A_POLICY
@@ -222,7 +217,8 @@ def needed(kind: Kind, files: dict[str, int], folder: Path) -> list[str]:
 def _ask(cache: _Cache) -> tuple[str | None, str]:
     """The commit that the hub says a name stands for; None, and why, where it cannot be asked.
     Raises HubError where it refuses."""
-    name, kind = cache.name, cache.kind
+    name = cache.name
+    kind = cache.kind
     try:
         found = huggingface_hub.HfApi().repo_info(
             name.repo, repo_type=kind, revision=name.revision, timeout=constants.HF_HUB_ETAG_TIMEOUT
@@ -246,7 +242,8 @@ def _ask(cache: _Cache) -> tuple[str | None, str]:
 
 def _fetch(cache: _Cache, commit: str) -> None:
     """Everything that is needed of a commit and not here. Raises HubError, FullDiskError."""
-    name, kind = cache.name, cache.kind
+    name = cache.name
+    kind = cache.kind
     first = f"{name.folder}/{FIRST[kind]}" if name.folder else FIRST[kind]
     try:
         # Brings the listing too, and keeps it.
@@ -260,8 +257,9 @@ def _fetch(cache: _Cache, commit: str) -> None:
         listing = cache.listing(commit)
         if listing is None:  # the library passes over either
             raise HubError(
-                f"{name}: the listing of commit {commit[:12]} could not be had, or not be kept in {cache.root}: try again, and see "
-                "that this can be written to (HF_HOME gives the hub another cache)"
+                f"{name}: the listing of commit {commit[:12]} could not be had, or not be kept in "
+                f"{cache.root}: try again, and see that this can be written to (HF_HOME gives the "
+                "hub another cache)"
             )
         if FIRST[kind] not in listing:
             raise HubError(_something_else(cache, commit, listing))
@@ -288,13 +286,15 @@ def _fetch(cache: _Cache, commit: str) -> None:
     if missing != {}:
         lacks = "the listing of its files" if missing is None else ", ".join(sorted(missing)[:3])
         raise HubError(
-            f"{name}: what the hub sent of commit {commit[:12]} is not what it lists ({lacks}); try again"
+            f"{name}: what the hub sent of commit {commit[:12]} is not what it lists ({lacks}); "
+            "try again"
         )
 
 
 def _download(cache: _Cache, commit: str, files: dict[str, int]) -> None:
     """Fetch files side by side; those that are whole stay whatever happens to the others."""
-    name, folder = cache.name, cache.folder(commit)
+    name = cache.name
+    folder = cache.folder(commit)
     size = sum(files.values())
     free = shutil.disk_usage(
         next(each for each in (cache.root, *cache.root.parents) if each.exists())
@@ -305,7 +305,8 @@ def _download(cache: _Cache, commit: str, files: dict[str, int]) -> None:
         f"{name}: fetching {_files(len(files))}, {_megabytes(size)}, of commit {commit[:12]}\n"
     )
     progress = Progress(f"fetch {name}", total=size, unit="byte")
-    stopped, lock = threading.Event(), threading.Lock()
+    stopped = threading.Event()
+    lock = threading.Lock()
 
     def fetch(file: str) -> None:
         left = files[file]
@@ -319,14 +320,13 @@ def _download(cache: _Cache, commit: str, files: dict[str, int]) -> None:
             with lock:
                 progress.advance(more)
 
+        # It is there in another size, and would be taken as it is.
         huggingface_hub.hf_hub_download(
             name.repo,
             f"{name.folder}/{file}" if name.folder else file,
             repo_type=cache.kind,
             revision=commit,
-            force_download=(
-                folder / file
-            ).exists(),  # it is there in another size, and would be taken as it is
+            force_download=(folder / file).exists(),
             tqdm_class=_silent(count),
         )
         count(left)
@@ -365,8 +365,7 @@ def _silent(count: Any) -> type[tqdm]:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """The hub's library says nothing of its own while we use it, as we do, in a line, and without
-    addresses that are signed; where a
-    user has asked it to say more, it does."""
+    addresses that are signed; where a user has asked it to say more, it does."""
     before = logging.get_verbosity()
     if before == logging.WARNING:
         logging.set_verbosity_error()
@@ -419,8 +418,9 @@ def _refusal(error: Exception, name: Name, kind: Kind) -> str | None:
     if isinstance(answer, RepositoryNotFoundError):
         if _exists(name, OTHER[kind]):
             return (
-                f"{name}: there is no {CALLED[kind]} of this name on {_host()}, but a {CALLED[OTHER[kind]]}; "
-                f"were two options confused? A {CALLED[kind]} is expected here"
+                f"{name}: there is no {CALLED[kind]} of this name on {_host()}, but a "
+                f"{CALLED[OTHER[kind]]}; were two options confused? A {CALLED[kind]} is expected "
+                "here"
             )
         has_token = huggingface_hub.get_token() is not None
         private = (
@@ -459,7 +459,8 @@ def _exists(name: Name, kind: Kind) -> bool:
 
 def _broken_off(error: Exception, cache: _Cache, commit: str) -> OSError:
     """What stopped a download."""
-    name, host = cache.name, _host()
+    name = cache.name
+    host = _host()
     for cause in _causes(error):
         if isinstance(cause, OSError) and cause.errno in FULL:
             missing = sum((cache.missing(commit) or {}).values())
@@ -469,7 +470,8 @@ def _broken_off(error: Exception, cache: _Cache, commit: str) -> OSError:
             )
         if isinstance(cause, PermissionError):
             return HubError(
-                f"{name}: {cause.filename or cache.root} cannot be written; give the hub another cache with HF_HOME"
+                f"{name}: {cause.filename or cache.root} cannot be written; give the hub another "
+                "cache with HF_HOME"
             )
     refusal = None if _unreachable(error) else _refusal(error, name, cache.kind)
     if refusal is not None:
@@ -477,21 +479,24 @@ def _broken_off(error: Exception, cache: _Cache, commit: str) -> OSError:
     first = re.sub(r"\S+://\S+", "…", str(error).strip().split("\n")[0])  # an address may be signed
     why = _unreachable(error) or f"{host}: {type(error).__name__}: {first}"
     return HubError(
-        f"{name}: fetching commit {commit[:12]} broke off ({why}); the same again goes on with the files that are not here yet"
+        f"{name}: fetching commit {commit[:12]} broke off ({why}); the same again goes on with "
+        "the files that are not here yet"
     )
 
 
 def _too_large(cache: _Cache, size: int, free: int) -> str:
     return (
-        f"{cache.name}: {_megabytes(size)} are to be fetched to {cache.root.parent}, and {_megabytes(free)} are free there; free some "
-        "room, or give the hub another cache with HF_HOME"
+        f"{cache.name}: {_megabytes(size)} are to be fetched to {cache.root.parent}, and "
+        f"{_megabytes(free)} are free there; free some room, or give the hub another cache with "
+        "HF_HOME"
     )
 
 
 def _something_else(cache: _Cache, commit: str, listing: dict[str, int]) -> str:
     """That a repository holds no data set or policy where one was looked for; where it does, for
     the likely fix."""
-    name, first = cache.name, FIRST[cache.kind]
+    name = cache.name
+    first = FIRST[cache.kind]
     whole = _Cache(Name(name.repo), cache.kind).listing(commit) or {}
     if name.folder and not listing:
         what = f"{name}: there is no folder {name.folder!r} in {name.repo}"

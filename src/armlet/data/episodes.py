@@ -45,7 +45,10 @@ from armlet.data.statistics import combine, of_values
 from armlet.data.told import told
 from armlet.data.values import as_matrix, as_values
 
-STATE, ACTION, EXECUTED, PRIVILEGED = "observation.state", "action", "executed", "privileged."
+STATE = "observation.state"
+ACTION = "action"
+EXECUTED = "executed"
+PRIVILEGED = "privileged."
 
 
 @dataclass(frozen=True)
@@ -62,8 +65,8 @@ class Features:
 @dataclass(frozen=True)
 class EpisodeFrames:
     """One episode of T frames: `images` camera → (T, h, w, 3) uint8; the rest float32 (T, x);
-    `info` JSON scalars. `task`: what the
-    robot was told; `asked`: T texts, where it was told several things one after the other."""
+    `info` JSON scalars. `task`: what the robot was told; `asked`: T texts, where it was told
+    several things one after the other."""
 
     images: dict[str, np.ndarray]
     state: np.ndarray
@@ -106,7 +109,8 @@ class EpisodeFrames:
             )
             if found != f"({length}, {height}, {wide}, 3) uint8":
                 raise EpisodeError(
-                    f"camera {name!r}: found {found}, expected ({length}, {height}, {wide}, 3) uint8"
+                    f"camera {name!r}: found {found}, expected ({length}, {height}, {wide}, 3) "
+                    "uint8"
                 )
 
     def _check_words(self) -> None:
@@ -117,7 +121,8 @@ class EpisodeFrames:
                 )
         if set(self.asked) - {self.task}:
             raise EpisodeError(
-                f"the episode has {len(set(self.asked))} tasks, and one is kept an episode; cut it where they change"
+                f"the episode has {len(set(self.asked))} tasks, and one is kept an episode; cut "
+                "it where they change"
             )
         for key, value in self.info.items():
             try:
@@ -148,7 +153,8 @@ def _check_column(name: str, values: Any, shape: tuple[int, int]) -> None:
     bad = np.flatnonzero(~np.isfinite(_float32(values)).all(1))
     if len(bad):
         raise EpisodeError(
-            f"{name}: NaN or infinite at frame {bad[0]} of {shape[0]}, as float32; drop or repair the episode"
+            f"{name}: NaN or infinite at frame {bad[0]} of {shape[0]}, as float32; drop or repair "
+            "the episode"
         )
 
 
@@ -160,8 +166,7 @@ def _float32(values: np.ndarray) -> np.ndarray:
 @dataclass(frozen=True)
 class Episode:
     """One episode of a data set: its number there, length in frames, what the robot was told
-    (`task` first, `tasks` one after the
-    other, each once), and what is known about it."""
+    (`task` first, `tasks` one after the other, each once), and what is known about it."""
 
     index: int
     length: int
@@ -200,8 +205,10 @@ class EpisodeDataset:
         self._rows: Rows = read_rows(
             self.root, files, self._stored, self.fps, alone=alone, filmed=filmed
         )
-        self.data_files, self.timestamps = self._rows.files, self._rows.time
-        self.starts, self.runs = self._rows.starts, self._rows.runs
+        self.data_files = self._rows.files
+        self.timestamps = self._rows.time
+        self.starts = self._rows.starts
+        self.runs = self._rows.runs
         self.tasks, self.asked = told(self.root, self._info, self._rows, self._stored)
         self.episodes = self._episodes()
         self._sources = Sources(self.root, self._rows, self._stored, self._features)
@@ -241,8 +248,9 @@ class EpisodeDataset:
             if name not in self._features:
                 none = ", or None where there is no state" if option == "state" else ""
                 raise EpisodeError(
-                    f"{self.root / INFO} has no feature {name!r} for the {option}; it has {', '.join(sorted(self._features))}. "
-                    f"Name the one that holds it{none}: --columns.{option} NAME"
+                    f"{self.root / INFO} has no feature {name!r} for the {option}; it has "
+                    f"{', '.join(sorted(self._features))}. Name the one that holds it{none}: "
+                    f"--columns.{option} NAME"
                 )
             self._role[role] = name, self._width(name)
         self.state_names = (
@@ -253,7 +261,8 @@ class EpisodeDataset:
         action, dims = self._role[ACTION]
         if dims == 0:
             raise EpisodeError(
-                f"{self.root / INFO}: feature {action!r} has no numbers; name the one that holds the action"
+                f"{self.root / INFO}: feature {action!r} has no numbers; name the one that holds "
+                "the action"
             )
         self.action_names = names_of(self._features[action], dims)
         self.extra: dict[str, int] = {}
@@ -291,7 +300,8 @@ class EpisodeDataset:
                 and len(feature["shape"] or []) == 3
             ):
                 sys.stderr.write(
-                    f"{self.root}: {name} is {feature['dtype']} in meta/info.json, and cameras are video or image; it is left out\n"
+                    f"{self.root}: {name} is {feature['dtype']} in meta/info.json, and cameras "
+                    "are video or image; it is left out\n"
                 )
         pictures = [
             name for name, feature in self._features.items() if feature["dtype"] in PICTURES
@@ -317,7 +327,8 @@ class EpisodeDataset:
                 self.depth_cameras[camera] = picture_size(feature) or self._first_size(name)
             else:
                 sys.stderr.write(
-                    f"{self.root}: camera {camera!r} has one channel, no colours; it is left out, because {why}\n"
+                    f"{self.root}: camera {camera!r} has one channel, no colours; it is left out, "
+                    f"because {why}\n"
                 )
 
     def _first_size(self, name: str) -> tuple[int, int]:
@@ -338,9 +349,8 @@ class EpisodeDataset:
     @property
     def stats(self) -> dict[str, Any]:
         """Statistics by feature as meta/stats.json has them or, in v2.1, those of the episodes
-        taken together as lerobot does; computed
-        where there are none. Quantiles of several episodes are averages there: `measured` has the
-        true ones."""
+        taken together as lerobot does; computed where there are none. Quantiles of several episodes
+        are averages there: `measured` has the true ones."""
         if self._statistics is None:
             self._statistics = {
                 there: self.measured(name) for name, (there, _) in self._role.items()
@@ -349,8 +359,7 @@ class EpisodeDataset:
 
     def measured(self, name: str) -> dict[str, Any]:
         """Exact statistics of all N rows: lists for min, max, mean, std, q01, q10, q50, q90 and
-        q99, and the count. `name` is one of
-        `columns()`, or any other column of numbers."""
+        q99, and the count. `name` is one of `columns()`, or any other column of numbers."""
         if name not in self._measured:
             if name in self._role:
                 there, size = self._role[name]
@@ -394,7 +403,8 @@ class EpisodeDataset:
             return
         if not isinstance(kinds, dict):
             raise EpisodeError(
-                f"{path}: {name} is {kinds!r}, expected an object of min, max, mean …; copy it again, or delete it"
+                f"{path}: {name} is {kinds!r}, expected an object of min, max, mean …; copy it "
+                "again, or delete it"
             )
         for kind, values in kinds.items():
             if kind == "count" or values is None:
@@ -403,35 +413,34 @@ class EpisodeDataset:
                 size = np.asarray(values, np.float64).size
             except (TypeError, ValueError) as error:
                 raise EpisodeError(
-                    f"{path}: {name} {kind} is {values!r}, expected {dims} numbers; copy it again, or delete it"
+                    f"{path}: {name} {kind} is {values!r}, expected {dims} numbers; copy it "
+                    "again, or delete it"
                 ) from error
             if size != dims:
                 raise EpisodeError(
-                    f"{path}: {name} {kind} has {size} values and the feature has {dims} dimensions; "
-                    "these are the statistics of another robot"
+                    f"{path}: {name} {kind} has {size} values and the feature has {dims} "
+                    "dimensions; these are the statistics of another robot"
                 )
 
     # Columns
 
     def columns(self) -> dict[str, np.ndarray]:
         """What is trained on, of all frames, (N, x) float32: observation.state (of width 0 where
-        there is none), action, and `extra`.
-        Raises EpisodeError on NaN or a missing column."""
+        there is none), action, and `extra`. Raises EpisodeError on NaN or a missing column."""
         found = {STATE: np.zeros((len(self), 0), np.float32)} | self._matrices(self._role)
         for name, values in found.items():
             bad = np.flatnonzero(~np.isfinite(values).all(1))
             if len(bad):
                 there = self._role[name][0]
                 raise EpisodeError(
-                    f"{self.root}: {there} is NaN or infinite in {self._rows.place_of(bad[0])}, in {self.root / self._rows.file_of(bad[0])}; "
-                    "drop or repair the episode"
+                    f"{self.root}: {there} is NaN or infinite in {self._rows.place_of(bad[0])}, "
+                    f"in {self.root / self._rows.file_of(bad[0])}; drop or repair the episode"
                 )
         return found
 
     def column(self, name: str) -> np.ndarray:
         """Any column by its own name, of all frames: (N, …) of its own type and shape; (N,) for one
-        number or text a row. Raises
-        EpisodeError where there is none."""
+        number or text a row. Raises EpisodeError where there is none."""
         feature = self._features.get(name, {})
         if feature.get("dtype") in PICTURES:
             raise EpisodeError(f"{self.root}: {name} holds pictures; read_pictures reads them")
@@ -460,7 +469,8 @@ class EpisodeDataset:
 
     def images(self, episode: int) -> dict[str, np.ndarray]:
         """Camera → (T, h, w, 3) uint8 of one episode, by its position."""
-        first, last = int(self.starts[episode]), int(self.starts[episode + 1])
+        first = int(self.starts[episode])
+        last = int(self.starts[episode + 1])
         return {
             camera: np.stack(list(self.read_pictures(camera, first, last)))
             for camera in self.cameras
@@ -468,9 +478,8 @@ class EpisodeDataset:
 
     def all_images(self, camera: str) -> np.ndarray:
         """All pictures of a camera in their own size, (N, h, w, 3) uint8, decoded once into a file
-        that is mapped into memory: for looking
-        at a small data set. Training reads them at the size its policy sees
-        (`pictures.open_pictures`)."""
+        that is mapped into memory: for looking at a small data set. Training reads them at the size
+        its policy sees (`pictures.open_pictures`)."""
         self._check_camera(camera)
         return mapped(self, camera)
 
@@ -495,7 +504,8 @@ class EpisodeDataset:
         ):
             if picture.shape != wanted:
                 raise EpisodeError(
-                    f"{self.root}: the picture of {camera} in {self._rows.place_of(row)} is {picture.shape}, meta/info.json says {wanted}"
+                    f"{self.root}: the picture of {camera} in {self._rows.place_of(row)} is "
+                    f"{picture.shape}, meta/info.json says {wanted}"
                 )
             yield picture
 
@@ -504,7 +514,8 @@ class EpisodeDataset:
         `read_pictures` has pictures."""
         if camera not in self.depth_cameras:
             raise EpisodeError(
-                f"{self.root} has no depth camera {camera!r} that can be read; it has {', '.join(self.depth_cameras) or 'none'}"
+                f"{self.root} has no depth camera {camera!r} that can be read; it has "
+                f"{', '.join(self.depth_cameras) or 'none'}"
             )
         self._check_span(first, last)
         key = self._kept[camera]
@@ -516,7 +527,8 @@ class EpisodeDataset:
         if camera not in self.cameras:
             depth = "; its distances are read by read_depth" if camera in self.depth_cameras else ""
             raise EpisodeError(
-                f"{self.root} has no camera {camera!r}; it has {', '.join(self.cameras) or 'none'}{depth}"
+                f"{self.root} has no camera {camera!r}; it has "
+                f"{', '.join(self.cameras) or 'none'}{depth}"
             )
 
     def _check_span(self, first: int, last: int) -> None:
@@ -530,8 +542,8 @@ class EpisodeDataset:
     @property
     def fingerprint(self) -> str:
         """A hash of everything that is read: metadata, columns, films, pictures in files of their
-        own, and which columns are asked for.
-        Looked at once; files that have not changed are not read again."""
+        own, and which columns are asked for. Looked at once; files that have not changed are not
+        read again."""
         return self._hashes[0]
 
     @property
@@ -542,10 +554,8 @@ class EpisodeDataset:
     @cached_property
     def _hashes(self) -> tuple[str, str]:
         names = {path.relative_to(self.root).as_posix() for path in episode_files(self.root)}
-        told_in, measured_in = (
-            tasks_file(self.root, self._info),
-            statistics_file(self.root, self._info),
-        )
+        told_in = tasks_file(self.root, self._info)
+        measured_in = statistics_file(self.root, self._info)
         names |= {path.relative_to(self.root).as_posix() for path in (told_in, measured_in) if path}
         names |= {name for name in (INFO, EPISODE_LINES) if (self.root / name).exists()}
         names |= set(self.data_files)

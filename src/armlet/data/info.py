@@ -21,21 +21,23 @@ PLACES_V3 = {"chunk_index": 0, "file_index": 0, "video_key": "camera"}
 
 def read_info(root: Path) -> dict[str, Any]:
     """meta/info.json with `fps` a number, and `features` name → description, of which `shape` is a
-    list of whole numbers, or None where
-    it is not said. Raises EpisodeError naming the field that will not do."""
+    list of whole numbers, or None where it is not said. Raises EpisodeError naming the field that
+    will not do."""
     path = root / INFO
     info = read_object(path)
     version = info.get("codebase_version")
     if not isinstance(version, str) or version not in VERSIONS:
         raise EpisodeError(
-            f"{path}: codebase_version is {version!r}, expected one of {', '.join(VERSIONS)}; convert it with lerobot"
+            f"{path}: codebase_version is {version!r}, expected one of {', '.join(VERSIONS)}; "
+            "convert it with lerobot"
         )
     features = info.get("features")
     if not isinstance(features, dict) or not all(
         isinstance(feature, dict) for feature in features.values()
     ):
         raise EpisodeError(
-            f"{path}: features is {type(features).__name__}, expected an object of objects; copy it again"
+            f"{path}: features is {type(features).__name__}, expected an object of objects; copy "
+            "it again"
         )
     places = PLACES_V2 if version.startswith("v2") else PLACES_V3
     described = {
@@ -95,7 +97,8 @@ def _template(value: Any, where: str, places: dict[str, Any]) -> str | None:
         return None
     if not isinstance(value, str):
         raise EpisodeError(
-            f"{where} is {value!r}, expected the name of a file with {_braces(places)}; write it, or null"
+            f"{where} is {value!r}, expected the name of a file with {_braces(places)}; write it, "
+            "or null"
         )
     try:
         value.format(**places)
@@ -133,7 +136,8 @@ def _shape(value: Any, where: str) -> list[int] | None:
     found = [count for count in counts if count is not None]
     if len(found) != len(sides):
         raise EpisodeError(
-            f"{where} is {value!r}, expected a list of whole numbers; write how many numbers a row has, or null"
+            f"{where} is {value!r}, expected a list of whole numbers; write how many numbers a "
+            "row has, or null"
         )
     return found
 
@@ -151,7 +155,8 @@ def _dtype(name: str, feature: dict[str, Any], where: str) -> str | None:
             return "video"
         if name.startswith(IMAGE) or sides(feature) is not None:
             raise EpisodeError(
-                f"{where} has no dtype, expected 'video' or 'image'; write which of them its pictures are kept in"
+                f"{where} has no dtype, expected 'video' or 'image'; write which of them its "
+                "pictures are kept in"
             )
     return value
 

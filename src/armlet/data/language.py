@@ -39,7 +39,8 @@ from armlet.data.layout import INFO
 from armlet.data.writer import STAGING
 from armlet.progress import Progress
 
-PERSISTENT, EVENTS = "language_persistent", "language_events"
+PERSISTENT = "language_persistent"
+EVENTS = "language_events"
 DECLARED = {"dtype": "language", "shape": [1], "names": None}
 Remark = dict[str, Any]
 
@@ -63,20 +64,19 @@ def frame_times(data: EpisodeDataset) -> np.ndarray:
 
 def read_persistent(data: EpisodeDataset) -> list[list[Remark]]:
     """The persistent rows of every episode, empty lists where the data set has no such column.
-    Raises EpisodeError where it
-    has one in some files only."""
+    Raises EpisodeError where it has one in some files only."""
     have = [PERSISTENT in pq.read_schema(data.root / name).names for name in data.data_files]
     if not any(have):
         return [[] for _ in data.episodes]
     if not all(have):
         lacks = data.data_files[have.index(False)]
         raise EpisodeError(
-            f"{data.root / lacks} lacks column {PERSISTENT!r}, which other files of the data set have; write it anew"
+            f"{data.root / lacks} lacks column {PERSISTENT!r}, which other files of the data set "
+            "have; write it anew"
         )
     found: list[list[Remark]] = [[] for _ in data.episodes]
-    positions = {
-        int(start): position for position, start in enumerate(data.starts[:-1])
-    }  # the first row of each episode
+    # The first row of each episode.
+    positions = {int(start): position for position, start in enumerate(data.starts[:-1])}
     for name in data.data_files:
         rows = data.rows_of(name)
         firsts = np.flatnonzero(np.isin(rows, data.starts[:-1]))
@@ -109,7 +109,8 @@ def write_persistent(
         )
     if len(remarks) != len(data.episodes):
         raise EpisodeError(
-            f"{data.root} has {len(data.episodes)} episodes, and there are remarks about {len(remarks)}"
+            f"{data.root} has {len(data.episodes)} episodes, and there are remarks about "
+            f"{len(remarks)}"
         )
     rewritten = {data.root / name for name in data.data_files}
     with atomic_folder(target) as part:
@@ -158,9 +159,8 @@ def _rows_type(table: pa.Table, name: str, *, timed: bool) -> pa.DataType:
     if name in table.column_names:
         row = table.schema.field(name).type.value_type
         kept = row.field("tool_calls").type
-        plain = pa.types.is_list(kept) and isinstance(
-            kept.value_type, pa.BaseExtensionType
-        )  # JSON, which is text underneath
+        # JSON, which is text underneath.
+        plain = pa.types.is_list(kept) and isinstance(kept.value_type, pa.BaseExtensionType)
         calls = pa.list_(kept.value_type.storage_type) if plain else kept
     fields = [
         ("role", pa.string(), False),

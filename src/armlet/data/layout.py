@@ -20,15 +20,16 @@ import pyarrow as pa
 from armlet.data.opening import EpisodeError, column_names, read_lines, read_table
 
 IMAGE = "observation.images."
-INFO, STATS, TASKS = "meta/info.json", "meta/stats.json", "meta/tasks.parquet"
+INFO = "meta/info.json"
+STATS = "meta/stats.json"
+TASKS = "meta/tasks.parquet"
 EPISODES = "meta/episodes/chunk-000/file-{file:03d}.parquet"
 DATA = "data/chunk-000/file-{file:03d}.parquet"
 VIDEO = "videos/{camera}/chunk-000/file-{file:03d}.mp4"
-TASK_LINES, EPISODE_LINES, STAT_LINES = (
-    "meta/tasks.jsonl",
-    "meta/episodes.jsonl",
-    "meta/episodes_stats.jsonl",
-)  # v2.x
+# v2.x.
+TASK_LINES = "meta/tasks.jsonl"
+EPISODE_LINES = "meta/episodes.jsonl"
+STAT_LINES = "meta/episodes_stats.jsonl"
 OURS = "meta/armlet.json"  # made by `EpisodeWriter`, which writes meta/info.json last
 PATHS_V2 = (
     "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet",
@@ -143,8 +144,7 @@ def _video(height: int, width: int, fps: int) -> dict[str, Any]:
 @dataclass(frozen=True)
 class Clip:
     """Where an episode's film lies: a file, relative to the data set's folder, and from which
-    second of it to which (None: to
-    its end)."""
+    second of it to which (None: to its end)."""
 
     file: str
     begins: float
@@ -154,9 +154,8 @@ class Clip:
 @dataclass(frozen=True)
 class Stored:
     """One episode as the metadata list it: its number, how many rows it has (None: they do not
-    say), what its tasks are, in no
-    order, and where it lies: `data`, a file relative to the data set's folder (None: they do not
-    say), and a clip a camera."""
+    say), what its tasks are, in no order, and where it lies: `data`, a file relative to the data
+    set's folder (None: they do not say), and a clip a camera."""
 
     index: int
     length: int | None
@@ -189,14 +188,14 @@ def stored_v30(root: Path, info: dict[str, Any]) -> list[Stored]:
     paths = episode_files(root)
     if not paths:
         raise EpisodeError(
-            f"{root / 'meta/episodes'} holds no parquet file, which lists the episodes; copy the data set again"
+            f"{root / 'meta/episodes'} holds no parquet file, which lists the episodes; copy the "
+            "data set again"
         )
     data_path, video_path = _paths(info, PATHS_V3)
     found = []
     for path in paths:
-        names = [
-            name for name in column_names(path) if not name.startswith("stats/")
-        ]  # those are most of the file
+        # Those are most of the file.
+        names = [name for name in column_names(path) if not name.startswith("stats/")]
         for row in read_table(path, names).to_pylist():
             where = f"{path}: episode {row.get('episode_index')}"
             try:
@@ -219,8 +218,8 @@ def _row_v30(
     if first is not None and last is not None:
         if length is not None and last - first != length:
             raise EpisodeError(
-                f"{where} has length {length} and reaches from row {first} to {last}, which are {last - first}; "
-                "convert the data set again"
+                f"{where} has length {length} and reaches from row {first} to {last}, which are "
+                f"{last - first}; convert the data set again"
             )
         length = last - first
     data = None
@@ -233,7 +232,8 @@ def _row_v30(
         at = f"videos/{key}"
         place = {"chunk_index": row[f"{at}/chunk_index"], "file_index": row[f"{at}/file_index"]}
         file = video_path.format(video_key=key, **place)
-        begins, ends = row[f"{at}/from_timestamp"], row.get(f"{at}/to_timestamp")
+        begins = row[f"{at}/from_timestamp"]
+        ends = row.get(f"{at}/to_timestamp")
         videos[key] = Clip(file, float(begins), None if ends is None else float(ends))
     about = json.loads(row.get("armlet/info") or "{}")
     return Stored(int(row["episode_index"]), length, _tasks(row, where), about, data, videos)
@@ -284,13 +284,15 @@ def stored_episodes(root: Path, info: dict[str, Any]) -> list[Stored]:
     total = info["total_episodes"]
     if not found or (total is not None and len(found) < total):
         raise EpisodeError(
-            f"{root / 'meta'} lists {len(found)} episodes, and meta/info.json promises {total}; copy the data set again"
+            f"{root / 'meta'} lists {len(found)} episodes, and meta/info.json promises {total}; "
+            "copy the data set again"
         )
     if total is not None and len(found) > total:
         ours = (root / OURS).exists()
         does = "the last ones, of a run that was killed, are left out" if ours else "all are taken"
         sys.stderr.write(
-            f"{root / 'meta'} lists {len(found)} episodes, and meta/info.json counts {total}; {does}\n"
+            f"{root / 'meta'} lists {len(found)} episodes, and meta/info.json counts {total}; "
+            f"{does}\n"
         )
         found = found[:total] if ours else found
     if not found:
@@ -319,7 +321,8 @@ def _tasks(row: dict[str, Any], where: str) -> tuple[str, ...]:
         tasks = [tasks]
     if not tasks or any(not isinstance(task, str) for task in tasks):
         raise EpisodeError(
-            f"{where} has no task (tasks: {tasks!r}); say in its metadata what the robot was to do, or leave it out"
+            f"{where} has no task (tasks: {tasks!r}); say in its metadata what the robot was to "
+            "do, or leave it out"
         )
     return tuple(tasks)
 
@@ -341,7 +344,8 @@ def task_texts(path: Path) -> dict[int, str]:
         named = [name for name in ("task", "__index_level_0__", *texts) if name in texts]
         if not named or "task_index" not in table.column_names:
             raise EpisodeError(
-                f"{path} has columns {table.column_names}, expected task_index and a text; copy it again"
+                f"{path} has columns {table.column_names}, expected task_index and a text; copy "
+                "it again"
             )
         pairs = list(
             zip(
@@ -356,11 +360,13 @@ def task_texts(path: Path) -> dict[int, str]:
     for index, text in pairs:
         if not isinstance(index, int) or not isinstance(text, str):
             raise EpisodeError(
-                f"{path}: task_index {index!r} has the text {text!r}, expected a number and a text; copy it again"
+                f"{path}: task_index {index!r} has the text {text!r}, expected a number and a "
+                "text; copy it again"
             )
         if found.setdefault(index, text) != text:
             raise EpisodeError(
-                f"{path}: task_index {index} is {found[index]!r} and {text!r}; which of them the robot was told is lost"
+                f"{path}: task_index {index} is {found[index]!r} and {text!r}; which of them the "
+                "robot was told is lost"
             )
     return found
 
@@ -406,14 +412,15 @@ def _flat(names: Any) -> list[str]:
 
 def picture_size(feature: dict[str, Any]) -> tuple[int, int] | None:
     """(height, width) of a camera's pictures; None where the metadata do not say. `names` says in
-    which order the shape stands, and
-    where it does not, the side that is 1, 3 or 4 and first or last is the channels."""
+    which order the shape stands, and where it does not, the side that is 1, 3 or 4 and first or
+    last is the channels."""
     shape = feature.get("shape") or []
     if len(shape) == 2:
         return shape[0], shape[1]
     if len(shape) != 3:
         about = video_info(feature)
-        height, wide = about.get("video.height"), about.get("video.width")
+        height = about.get("video.height")
+        wide = about.get("video.width")
         return (int(height), int(wide)) if height and wide else None
     places = sides(feature)
     if places is None:
@@ -425,8 +432,7 @@ def picture_size(feature: dict[str, Any]) -> tuple[int, int] | None:
 
 def sides(feature: dict[str, Any]) -> dict[str, int] | None:
     """Where height "h" and width "w" stand in the shape of a feature whose three `names` are those
-    of a picture; None where they are
-    not."""
+    of a picture; None where they are not."""
     names = feature.get("names")
     if not isinstance(names, list | tuple) or len(names) != 3:
         return None
@@ -448,7 +454,8 @@ def video_info(feature: dict[str, Any]) -> dict[str, Any]:
 def is_depth(feature: dict[str, Any]) -> bool:
     """Whether a camera's pictures are distances, or anything else with one channel, and not
     colours."""
-    about, shape = video_info(feature), feature.get("shape") or []
+    about = video_info(feature)
+    shape = feature.get("shape") or []
     said = [
         about[name]
         for name in ("is_depth_map", "video.is_depth_map")
@@ -459,7 +466,8 @@ def is_depth(feature: dict[str, Any]) -> bool:
         return True
     if said:  # a camera of grey pictures, which says that it is one
         return False
-    size, count = picture_size(feature), about.get("video.channels")
+    size = picture_size(feature)
+    count = about.get("video.channels")
     if size is not None and len(shape) == 3:
         count = math.prod(shape) // max(math.prod(size), 1)
     return str(count) == "1" or len(shape) == 2 or pixels.startswith("gray")
@@ -467,8 +475,7 @@ def is_depth(feature: dict[str, Any]) -> bool:
 
 def tasks_file(root: Path, info: dict[str, Any]) -> Path | None:
     """Where the texts of the tasks are; None where they are in no file of their own. A folder that
-    was converted may hold the file of
-    its old version, too: that of its own comes first."""
+    was converted may hold the file of its old version, too: that of its own comes first."""
     names = (
         (TASK_LINES, TASKS) if info["codebase_version"].startswith("v2") else (TASKS, TASK_LINES)
     )

@@ -13,10 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 LFS = b"version https://git-lfs.github.com/spec/"
-BROKEN = (
-    pa.ArrowException,
-    OSError,
-)  # what pyarrow raises at a file that is damaged, cut short or of another kind
+# What pyarrow raises at a file that is damaged, cut short or of another kind.
+BROKEN = (pa.ArrowException, OSError)
 
 
 class EpisodeError(ValueError):
@@ -78,15 +76,15 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     """The objects of a file with a JSON object on every line. Raises EpisodeError naming file and
     line."""
     found = []
-    for number, line in enumerate(
-        read_text(path).split("\n"), start=1
-    ):  # splitlines() would cut at U+2028 within a text, too
+    # splitlines() would cut at U+2028 within a text, too.
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
         if not line.strip():
             continue
         value = _parsed(line, f"{path}, line {number}")
         if not isinstance(value, dict):
             raise EpisodeError(
-                f"{path}, line {number} holds {type(value).__name__}, expected a JSON object; copy it again"
+                f"{path}, line {number} holds {type(value).__name__}, expected a JSON object; "
+                "copy it again"
             )
         found.append(value)
     return found

@@ -36,7 +36,9 @@ from armlet.data.files import FULL, BusyError, FullDiskError, hold, make_durable
 from armlet.progress import Progress
 from armlet.robot.fit import MOST, VERSION, Fit, FitError, View, fit_picture
 
-BLOCK = 256  # rows that are decoded in one go, or a little more: what a killed run may lose, once for each thread
+# Rows that are decoded in one go, or a little more: what a killed run may lose, once for each
+# thread.
+BLOCK = 256
 LONGEST = 1024  # rows of one block, however long an episode is
 SAVED_EVERY = 5.0  # seconds between two entries of what has been decoded
 FEWEST = 8  # rows that a thread is given when pictures are streamed: it opens the film anew
@@ -65,17 +67,20 @@ class Pictures:
     def __post_init__(self) -> None:
         if self.fit != "exact" and self.size is None:
             raise FitError(
-                f"pictures.fit is {self.fit!r} and pictures.size is not given; name the side in pixels, such as 224"
+                f"pictures.fit is {self.fit!r} and pictures.size is not given; name the side in "
+                "pixels, such as 224"
             )
         if self.size is not None and not 1 <= self.size <= MOST:
             raise FitError(f"pictures.size is {self.size}, expected 1 to {MOST} pixels a side")
         if not (self.cache_gb >= 0 and self.memory_gb >= 0):  # nor is NaN
             raise FitError(
-                f"pictures.cache_gb is {self.cache_gb} and pictures.memory_gb {self.memory_gb}; expected 0 or more"
+                f"pictures.cache_gb is {self.cache_gb} and pictures.memory_gb {self.memory_gb}; "
+                "expected 0 or more"
             )
         if self.workers is not None and self.workers < 1:
             raise FitError(
-                f"pictures.workers is {self.workers}, expected 1 or more threads, or nothing for one a core"
+                f"pictures.workers is {self.workers}, expected 1 or more threads, or nothing for "
+                "one a core"
             )
 
     @property
@@ -84,21 +89,22 @@ class Pictures:
 
     def view(self, cameras: dict[str, tuple[int, int]], *, whose: str) -> View:
         """What a policy that is taught on these cameras, name → (height, width), will see. Raises
-        FitError where their pictures
-        are not square, or not of the size that was asked for."""
+        FitError where their pictures are not square, or not of the size that was asked for."""
         if self.fit != "exact":
             assert self.size is not None
             return View(dict.fromkeys(cameras, (self.size, self.size)), self.fit)
         for name, (height, width) in cameras.items():
             if height != width:
                 raise FitError(
-                    f"{whose}: camera {name!r} has pictures of {height} × {width} pixels, and a policy taught here sees squares; "
-                    f"give `--pictures.fit letterbox` (or crop, stretch) and `--pictures.size {_suggested(height, width)}`"
+                    f"{whose}: camera {name!r} has pictures of {height} × {width} pixels, and a "
+                    "policy taught here sees squares; give `--pictures.fit letterbox` (or crop, "
+                    f"stretch) and `--pictures.size {_suggested(height, width)}`"
                 )
             if self.size not in (None, height):
                 raise FitError(
-                    f"{whose}: camera {name!r} has pictures of {height} × {width} pixels, and pictures.size is {self.size}; give "
-                    "`--pictures.fit letterbox` (or crop, stretch) too, or leave the size out"
+                    f"{whose}: camera {name!r} has pictures of {height} × {width} pixels, and "
+                    f"pictures.size is {self.size}; give `--pictures.fit letterbox` (or crop, "
+                    "stretch) too, or leave the size out"
                 )
         return View(dict(cameras))
 
@@ -116,11 +122,13 @@ class Pictures:
         )
         if self.fit not in ("exact", view.fit):
             raise FitError(
-                f"pictures.fit {self.fit!r} would have no effect: the teacher sees as it was taught ({taught}); leave it out"
+                f"pictures.fit {self.fit!r} would have no effect: the teacher sees as it was "
+                f"taught ({taught}); leave it out"
             )
         if self.size is not None and sizes != [(self.size, self.size)]:
             raise FitError(
-                f"pictures.size {self.size} would have no effect: the teacher sees as it was taught ({taught}); leave it out"
+                f"pictures.size {self.size} would have no effect: the teacher sees as it was "
+                f"taught ({taught}); leave it out"
             )
 
 
@@ -170,7 +178,8 @@ def open_pictures(data: Source, view: View, pictures: Pictures) -> dict[str, Row
     size = sum(_bytes_of(len(data), shape) for shape in view.cameras.values())
     if size > pictures.cache_gb * 1e9:
         _say(
-            f"{data.root}: pictures are streamed: {size / 1e9:.3g} GB decoded, more than --pictures.cache_gb {pictures.cache_gb:g}"
+            f"{data.root}: pictures are streamed: {size / 1e9:.3g} GB decoded, more than "
+            f"--pictures.cache_gb {pictures.cache_gb:g}"
         )
         store = Store(int(pictures.memory_gb * 1e9))
         pool = ThreadPoolExecutor(pictures.threads, thread_name_prefix="pictures")
@@ -240,8 +249,8 @@ def mapped(data: Source, camera: str) -> np.ndarray:
 
 def remove_stale(folder: Path, fingerprint: str) -> None:
     """Delete what was decoded of other episodes than these, as the data set has changed since, and
-    by other versions of armlet.
-    What another process is decoding stays, and who reads a file still can."""
+    by other versions of armlet. What another process is decoding stays, and who reads a file still
+    can."""
     freed = 0
     for path in sorted(folder.glob("*.npy*")):
         found = re.fullmatch(r"(([0-9a-f]{16})-.+)\.npy(\.part|\.done)?", path.name)
@@ -257,7 +266,8 @@ def remove_stale(folder: Path, fingerprint: str) -> None:
             continue
     if freed:
         _say(
-            f"{folder}: removed {freed / 1e9:.3g} GB of decoded pictures that belonged to earlier episodes of this data set"
+            f"{folder}: removed {freed / 1e9:.3g} GB of decoded pictures that belonged to earlier "
+            "episodes of this data set"
         )
 
 
@@ -279,7 +289,8 @@ class Cached:
             or os.pread(self._file, len(header), 0) != header
         ):
             raise ValueError(
-                f"{path}: found another file than {shape} pictures of {expected} bytes; delete it, it is made again"
+                f"{path}: found another file than {shape} pictures of {expected} bytes; delete "
+                "it, it is made again"
             )
 
     def __len__(self) -> int:
@@ -290,9 +301,8 @@ class Cached:
         numbers = _row_numbers(rows, len(self))
         flat = numbers.reshape(-1)
         found = np.empty((len(flat), self._row), np.uint8)
-        ends = (
-            np.flatnonzero(np.diff(flat) != 1) + 1
-        )  # rows that follow one another are read at once
+        # Rows that follow one another are read at once.
+        ends = np.flatnonzero(np.diff(flat) != 1) + 1
         for first, last in pairwise([0, *ends.tolist(), len(flat)]):
             if last > first:
                 self._read(found[first:last], int(flat[first]))
@@ -305,7 +315,8 @@ class Cached:
             count = os.preadv(self._file, [room], at)
             if count == 0:
                 raise ValueError(
-                    f"{self.path} ends before row {row + len(into)} of {len(self)}; delete it, it is made again"
+                    f"{self.path} ends before row {row + len(into)} of {len(self)}; delete it, it "
+                    "is made again"
                 )
             room = room[count:]
             at += count
@@ -331,8 +342,12 @@ class _Decoding:
     def __init__(
         self, data: Source, camera: str, size: tuple[int, int], fit: Fit, place: Path, threads: int
     ) -> None:
-        self.data, self.camera, self.size, self.fit = data, camera, size, fit
-        self.place, self.threads = place, threads
+        self.data = data
+        self.camera = camera
+        self.size = size
+        self.fit = fit
+        self.place = place
+        self.threads = threads
         self.part = place.with_name(place.name + ".part")
         self.done = place.with_name(place.name + ".done")
         self.header = _header((len(data), *size, 3))
@@ -348,8 +363,9 @@ class _Decoding:
         if needed > free:
             raise FullDiskError(
                 errno.ENOSPC,
-                f"{self.place}: the decoded pictures take {total / 1e9:.3g} GB, of which {needed / 1e9:.3g} are still to be "
-                f"written, and the disk has {free / 1e9:.3g} GB free; free some, or {OPTIONS}",
+                f"{self.place}: the decoded pictures take {total / 1e9:.3g} GB, of which "
+                f"{needed / 1e9:.3g} are still to be written, and the disk has {free / 1e9:.3g} "
+                f"GB free; free some, or {OPTIONS}",
             )
         file = os.open(self.part, os.O_RDWR | os.O_CREAT, 0o644)
         try:
@@ -364,8 +380,8 @@ class _Decoding:
             self.done.unlink(missing_ok=True)
             raise FullDiskError(
                 error.errno,
-                f"{self.place} could not be written, {total / 1e9:.3g} GB of decoded pictures: {error.strerror}; free some room, "
-                f"or {OPTIONS}",
+                f"{self.place} could not be written, {total / 1e9:.3g} GB of decoded pictures: "
+                f"{error.strerror}; free some room, or {OPTIONS}",
             ) from error
         finally:
             os.close(file)
@@ -403,9 +419,8 @@ class _Decoding:
         try:
             while running:
                 ready, _ = wait(running, timeout=SAVED_EVERY, return_when=FIRST_COMPLETED)
-                for future in sorted(
-                    ready, key=_failed
-                ):  # what was decoded is kept, whatever went wrong beside it
+                # What was decoded is kept, whatever went wrong beside it.
+                for future in sorted(ready, key=_failed):
                     first, last = block = running.pop(future)
                     future.result()
                     finished.append(block)
@@ -416,9 +431,9 @@ class _Decoding:
         finally:
             self.stop.set()
             pool.shutdown(cancel_futures=True)
-            with suppress(
-                OSError
-            ):  # what went wrong is on its way already; where not, the whole file is made durable below
+            # What went wrong is on its way already; where not, the whole file is made durable
+            # below.
+            with suppress(OSError):
                 self._save(file, finished)
             progress.close()
 
@@ -463,8 +478,8 @@ def _write(file: int, content: "bytes | memoryview", at: int) -> None:
 
 def blocks(starts: np.ndarray) -> list[tuple[int, int]]:
     """All rows in blocks (first, last) of whole episodes, at least `BLOCK` rows each but the last;
-    a long episode is cut. An
-    episode begins with a key frame, so a block that begins with one decodes nothing in vain."""
+    a long episode is cut. An episode begins with a key frame, so a block that begins with one
+    decodes nothing in vain."""
     found = []
     first = int(starts[0])
     for end in map(int, starts[1:]):
@@ -492,7 +507,8 @@ class Store:
     it."""
 
     def __init__(self, room: int) -> None:
-        self.room, self.used = room, 0
+        self.room = room
+        self.used = 0
         self._kept: OrderedDict[tuple[str, int], np.ndarray] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -530,8 +546,13 @@ class Streamed:
         threads: int,
     ) -> None:
         self.shape = (len(data), *size, 3)
-        self._data, self._camera, self._size, self._fit = data, camera, size, fit
-        self._store, self._pool, self._threads = store, pool, threads
+        self._data = data
+        self._camera = camera
+        self._size = size
+        self._fit = fit
+        self._store = store
+        self._pool = pool
+        self._threads = threads
         self._expected: dict[int, Future[dict[int, np.ndarray]]] = {}  # row → who decodes it
 
     def __len__(self) -> int:

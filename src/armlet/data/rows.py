@@ -18,8 +18,12 @@ from armlet.data.layout import Stored
 from armlet.data.opening import EpisodeError, read_present, read_table
 from armlet.data.values import Place, flat
 
-EPISODE, FRAME, TIME, TASK = "episode_index", "frame_index", "timestamp", "task_index"
-OTHER = 0.05  # rows this much faster or slower than fps are of another rate; less may be a robot's own clock
+EPISODE = "episode_index"
+FRAME = "frame_index"
+TIME = "timestamp"
+TASK = "task_index"
+# Rows this much faster or slower than fps are of another rate; less may be a robot's own clock.
+OTHER = 0.05
 SLIGHT = 0.01  # this much is said
 
 
@@ -78,8 +82,7 @@ class Rows:
 
     def columns(self, root: Path, names: Sequence[str]) -> Iterator[tuple[Path, pa.Table, Place]]:
         """Some columns, file by file, as they stand there, and what their rows are called. Raises
-        EpisodeError where a file lacks
-        one, or has other rows than when the data set was opened."""
+        EpisodeError where a file lacks one, or has other rows than when the data set was opened."""
         for number, (file, size) in enumerate(zip(self.files, self.sizes, strict=True)):
             table = read_table(root / file, names)
             if len(table) != size:
@@ -115,8 +118,10 @@ def read_rows(
     if not known.all():
         foreign = np.unique(found.episode[~known])
         sys.stderr.write(
-            f"{root}: {int((~known).sum())} rows belong to no episode that the metadata list (episode_index "
-            f"{', '.join(map(str, foreign[:5].tolist()))}{', …' if len(foreign) > 5 else ''}); they are left out\n"
+            f"{root}: {int((~known).sum())} rows belong to no episode that the metadata list "
+            "(episode_index "
+            f"{', '.join(map(str, foreign[:5].tolist()))}{', …' if len(foreign) > 5 else ''}); "
+            "they are left out\n"
         )
     found = replace(found, episode=order[at], numbers=numbers)
     chosen = np.flatnonzero(known)
@@ -147,7 +152,8 @@ def _read_keys(root: Path, files: Sequence[str], fps: float) -> Rows:
         missing = sorted({EPISODE, FRAME} - set(names))
         if missing:
             raise EpisodeError(
-                f"{path} lacks column {missing[0]!r}, by which its rows are found; convert it with lerobot"
+                f"{path} lacks column {missing[0]!r}, by which its rows are found; convert it "
+                "with lerobot"
             )
         sizes.append(len(table))
         for key, part in parts.items():
@@ -177,9 +183,8 @@ def _numbers(column: pa.ChunkedArray, path: Path, name: str) -> np.ndarray:
     """A key column as (n,) int64, or float64 where it holds seconds."""
     if not len(column):
         return np.zeros(0, np.int64)
-    values, _ = flat(
-        column, 1, f"{path}: {name}", "row {}".format
-    )  # a number a row may be kept as a list of one
+    # A number a row may be kept as a list of one.
+    values, _ = flat(column, 1, f"{path}: {name}", "row {}".format)
     if not (pa.types.is_integer(values.type) or pa.types.is_floating(values.type)):
         raise EpisodeError(
             f"{path}: {name} is {column.type}, expected a number a row; convert it with lerobot"
@@ -214,8 +219,8 @@ def _refuse_twice(root: Path, rows: Rows) -> None:
         f"{root / rows.files[rows.file[row]]}, row {rows.place[row]}" for row in (first, first + 1)
     ]
     raise EpisodeError(
-        f"frame {rows.frame[first]} of episode {rows.numbers[rows.episode[first]]} is there twice: {places[0]}, and {places[1]}; "
-        "were files merged or appended without new numbers?"
+        f"frame {rows.frame[first]} of episode {rows.numbers[rows.episode[first]]} is there "
+        f"twice: {places[0]}, and {places[1]}; were files merged or appended without new numbers?"
     )
 
 
@@ -227,16 +232,19 @@ def _check_lengths(root: Path, rows: Rows, stored: Sequence[Stored], *, alone: b
         if count == 0:
             where = f"{root / each.data} has" if each.data else f"the files in {root / 'data'} have"
             raise EpisodeError(
-                f"{where} no row of episode {each.index}, which the metadata list; copy the data set again"
+                f"{where} no row of episode {each.index}, which the metadata list; copy the data "
+                "set again"
             )
         if each.length is None or count == each.length:
             continue
         span = slice(rows.starts[position], rows.starts[position + 1])
-        frames, path = rows.frame[span], root / rows.files[rows.file[rows.starts[position]]]
+        frames = rows.frame[span]
+        path = root / rows.files[rows.file[rows.starts[position]]]
         whole = np.array_equal(frames, np.arange(count))
         if alone and whole and count > each.length:
             sys.stderr.write(
-                f"{path} has {count} rows of episode {each.index} and the metadata say {each.length}; the rows are taken\n"
+                f"{path} has {count} rows of episode {each.index} and the metadata say "
+                f"{each.length}; the rows are taken\n"
             )
             continue
         if count < each.length:
@@ -246,8 +254,8 @@ def _check_lengths(root: Path, rows: Rows, stored: Sequence[Stored], *, alone: b
         else:
             what = f"frame {frames[each.length]} is the first too many"
         raise EpisodeError(
-            f"{path}: episode {each.index} has {count} rows and the metadata say {each.length}; {what}. "
-            "Convert the data set again, or put its metadata right"
+            f"{path}: episode {each.index} has {count} rows and the metadata say {each.length}; "
+            f"{what}. Convert the data set again, or put its metadata right"
         )
 
 
@@ -260,7 +268,9 @@ def _check_times(root: Path, rows: Rows) -> None:
     row = int(np.argmax(bad))
     before = f", after {rows.time[row - 1]:.6g}" if row > rows.starts[rows.episode[row]] else ""
     raise EpisodeError(
-        f"{root / rows.file_of(row)}: {TIME} of {rows.place_of(row)} is {rows.time[row]:.6g}{before}; expected seconds that increase from frame to frame. Write the times again"
+        f"{root / rows.file_of(row)}: {TIME} of {rows.place_of(row)} is "
+        f"{rows.time[row]:.6g}{before}; expected seconds that increase from frame to frame. Write "
+        "the times again"
     )
 
 
@@ -278,12 +288,12 @@ def _runs(root: Path, rows: Rows, fps: float) -> np.ndarray:
     done there is not known, so no chunk of actions may run over it. Raises EpisodeError where the
     rows run at another rate.
     """
-    inside = (
-        np.diff(rows.episode) == 0
-    )  # of each row but the last: whether the next is of the same episode
+    # Of each row but the last: whether the next is of the same episode.
+    inside = np.diff(rows.episode) == 0
     if not inside.any():
         return rows.starts[:-1]
-    frames, times = np.diff(rows.frame), np.diff(rows.time)
+    frames = np.diff(rows.frame)
+    times = np.diff(rows.time)
     least = int(frames[inside].min())
     step = _usual(times[inside & (frames == least)])  # seconds
     unit = least
@@ -292,18 +302,22 @@ def _runs(root: Path, rows: Rows, fps: float) -> np.ndarray:
     elif abs(step * fps - 1) > OTHER:
         first = int(np.argmax(inside & (frames == least)))
         raise EpisodeError(
-            f"{root / rows.file_of(first)}: rows are {step:.4g} s apart by their {TIME}, which are {1 / step:.4g} a second (first from "
-            f"{rows.place_of(first)} on), and meta/info.json says fps {fps:g}; write the right fps there, or the times again, in seconds"
+            f"{root / rows.file_of(first)}: rows are {step:.4g} s apart by their {TIME}, which "
+            f"are {1 / step:.4g} a second (first from {rows.place_of(first)} on), and "
+            f"meta/info.json says fps {fps:g}; write the right fps there, or the times again, in "
+            "seconds"
         )
     elif abs(step * fps - 1) > SLIGHT:
         sys.stderr.write(
-            f"{root}: rows are {1 / step:.4g} a second by their {TIME}, and meta/info.json says fps {fps:g}; they are taken as of that rate\n"
+            f"{root}: rows are {1 / step:.4g} a second by their {TIME}, and meta/info.json says "
+            f"fps {fps:g}; they are taken as of that rate\n"
         )
     gap = inside & ((frames != unit) | (times > 1.5 * step * unit / least))
     if gap.any():
         first = int(np.argmax(gap))
         sys.stderr.write(
-            f"{root}: {int(gap.sum())} gaps within episodes, the first after {rows.place_of(first)}, {times[first]:.3g} s long where "
+            f"{root}: {int(gap.sum())} gaps within episodes, the first after "
+            f"{rows.place_of(first)}, {times[first]:.3g} s long where "
             f"{1 / fps:.3g} s is a step; no chunk of actions runs over them"
             f"{': no two rows follow one another. Is fps that of the rows?' if gap.sum() == inside.sum() else ''}\n"
         )

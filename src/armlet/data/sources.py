@@ -21,9 +21,8 @@ from armlet.data.opening import BROKEN, EpisodeError, checked, open_parquet
 from armlet.data.rows import Rows
 from armlet.data.video import Film, VideoError
 
-GROUPS = (
-    2  # row groups of pictures that are kept: one, and the next where threads have gone on to it
-)
+# Row groups of pictures that are kept: one, and the next where threads have gone on to it.
+GROUPS = 2
 
 
 @dataclass(frozen=True)
@@ -36,9 +35,8 @@ class Sources:
     stored: Sequence[Stored]
     features: dict[str, dict[str, Any]]
     _films: dict[str, Film] = field(default_factory=dict)
-    _groups: dict[tuple[Path, int, str], pa.ChunkedArray] = field(
-        default_factory=dict
-    )  # those used last, at the end
+    # Those used last, at the end.
+    _groups: dict[tuple[Path, int, str], pa.ChunkedArray] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def colours(self, key: str, wanted: np.ndarray) -> Iterator[np.ndarray]:
@@ -50,26 +48,28 @@ class Sources:
 
     def filmed(self, key: str, wanted: np.ndarray, *, pixels: str | None) -> Iterator[np.ndarray]:
         """Frames of the films of a feature, as arrays of the pixel format `pixels` (None: the
-        film's own); each film is opened once for
-        the rows that follow one another in it."""
+        film's own); each film is opened once for the rows that follow one another in it."""
         episodes, clip_of = np.unique(self.rows.episode[wanted], return_inverse=True)
         clips = [self.stored[number].videos[key] for number in episodes.tolist()]
         begins = np.array([clip.begins for clip in clips])
         ends = np.array([np.inf if clip.ends is None else clip.ends for clip in clips])
         for name, run in groupby(range(len(wanted)), key=lambda index: clips[clip_of[index]].file):
             indices = np.array(list(run))
-            rows, clip = wanted[indices], clip_of[indices]
+            rows = wanted[indices]
+            clip = clip_of[indices]
             film = self._film(name)
             frames, near = film.nearest(
                 begins[clip] + self.rows.time[rows], begins[clip], ends[clip]
             )
             if not near.all():
                 first = int(np.argmin(near))
-                row, at = int(rows[first]), clip[first]
+                row = int(rows[first])
+                at = clip[first]
                 raise VideoError(
-                    f"no picture belongs to {self.rows.place_of(row)}, at {begins[at] + self.rows.time[row]:.6g} s of its film, where "
-                    f"the episode lies from {begins[at]:.6g} s to {ends[at]:.6g} s: {film}. Is the film truncated, or are the times "
-                    "others than the film's? Copy or record it again"
+                    f"no picture belongs to {self.rows.place_of(row)}, at "
+                    f"{begins[at] + self.rows.time[row]:.6g} s of its film, where the episode "
+                    f"lies from {begins[at]:.6g} s to {ends[at]:.6g} s: {film}. Is the film "
+                    "truncated, or are the times others than the film's? Copy or record it again"
                 )
             yield from film.frames(frames, pixels=pixels)
 
@@ -80,8 +80,7 @@ class Sources:
 
     def _tabled(self, key: str, wanted: np.ndarray) -> Iterator[np.ndarray]:
         """Pictures that the tables hold, a row group in memory at a time, and the last ones kept:
-        those who read in parallel read
-        near one another."""
+        those who read in parallel read near one another."""
         rows = self.rows
         for number, run in groupby(wanted.tolist(), key=lambda row: int(rows.file[row])):
             path = self.root / self.rows.files[number]
@@ -95,12 +94,14 @@ class Sources:
                     for group in range(parquet.num_row_groups)
                 ]
                 firsts = np.cumsum([0, *sizes])
-                held, column = -1, None
+                held = -1
+                column = None
                 for row in run:
                     place = int(rows.place[row])
                     group = int(np.searchsorted(firsts, place, "right")) - 1
                     if group != held:
-                        held, column = group, self._group(parquet, group, key, path)
+                        held = group
+                        column = self._group(parquet, group, key, path)
                     assert column is not None
                     yield _picture(
                         column[place - int(firsts[group])].as_py(),
@@ -170,8 +171,7 @@ def _without_bytes(parquet: Any, leaf: str) -> bool:
 
 def _picture(kept: Any, root: Path, where: str) -> np.ndarray:
     """A picture as the `datasets` library keeps one: its bytes, or the path of a file; or its
-    pixels, in lists. (h, w, 3) uint8, grey
-    and palettes as colours, without what is transparent."""
+    pixels, in lists. (h, w, 3) uint8, grey and palettes as colours, without what is transparent."""
     if isinstance(kept, bytes):
         kept = {"bytes": kept}
     elif isinstance(kept, str):
@@ -182,7 +182,8 @@ def _picture(kept: Any, root: Path, where: str) -> np.ndarray:
         raise EpisodeError(f"{where} is empty; write the pictures again")
     if not isinstance(kept, dict):
         raise EpisodeError(
-            f"{where} is {type(kept).__name__}, expected a picture's bytes or path; write the pictures again"
+            f"{where} is {type(kept).__name__}, expected a picture's bytes or path; write the "
+            "pictures again"
         )
     if not (kept.get("bytes") or kept.get("path")):
         raise EpisodeError(f"{where} is empty; write the pictures again")
@@ -191,7 +192,8 @@ def _picture(kept: Any, root: Path, where: str) -> np.ndarray:
         with Image.open(source) as image:
             if image.mode.startswith(("I", "F")):
                 raise EpisodeError(
-                    f"{where} has pixels of mode {image.mode}, more than 8 bits: no colours. Is it a depth camera?"
+                    f"{where} has pixels of mode {image.mode}, more than 8 bits: no colours. Is "
+                    "it a depth camera?"
                 )
             return np.asarray(image.convert("RGB"))
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
@@ -213,7 +215,7 @@ def _pixels(kept: list[Any], where: str) -> np.ndarray:
     whole = found.dtype.kind in "iu" and found.size and found.min() >= 0 and found.max() <= 255
     if found.ndim != 3 or found.shape[2] != 3 or not whole:
         raise EpisodeError(
-            f"{where} holds numbers {found.dtype} of shape {found.shape}, expected (height, width, 3) whole numbers from 0 to 255; "
-            "write the pictures again"
+            f"{where} holds numbers {found.dtype} of shape {found.shape}, expected (height, "
+            "width, 3) whole numbers from 0 to 255; write the pictures again"
         )
     return np.ascontiguousarray(found, np.uint8)

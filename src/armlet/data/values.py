@@ -65,8 +65,7 @@ def flat(
 
 def as_matrix(column: pa.ChunkedArray, size: int, where: str, place: Place) -> np.ndarray:
     """A column of vectors, or of numbers, as (n, size) float32. Raises EpisodeError saying `where`,
-    and in which row, it has another
-    size, or no numbers."""
+    and in which row, it has another size, or no numbers."""
     kind = column.type
     values, _ = flat(column, size, where, place)
     if not (
@@ -76,12 +75,10 @@ def as_matrix(column: pa.ChunkedArray, size: int, where: str, place: Place) -> n
     ):
         raise EpisodeError(f"{where} is {kind}, expected numbers")
     if pa.types.is_boolean(values.type):
-        values = pc.cast(
-            values, pa.uint8()
-        )  # so that an empty one is NaN, which is looked for later
-    with np.errstate(
-        over="ignore"
-    ):  # too large for float32 is infinite, which is looked for as well
+        # So that an empty one is NaN, which is looked for later.
+        values = pc.cast(values, pa.uint8())
+    # Too large for float32 is infinite, which is looked for as well.
+    with np.errstate(over="ignore"):
         return values.to_numpy(zero_copy_only=False).astype(np.float32).reshape(-1, size)
 
 
@@ -101,9 +98,8 @@ def as_values(
         kind = kind.storage_type
     if pa.types.is_struct(kind) or pa.types.is_map(kind) or pa.types.is_binary(kind):
         rows = np.empty(len(column), object)
-        for number, value in enumerate(
-            column.to_pylist()
-        ):  # one by one: numpy would make rows of equal lists
+        # One by one: numpy would make rows of equal lists.
+        for number, value in enumerate(column.to_pylist()):
             rows[number] = value
         return rows
     values, own = flat(column, None if shape is None else math.prod(shape), where, place)

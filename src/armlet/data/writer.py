@@ -42,9 +42,11 @@ from armlet.data.statistics import combine, of_images, of_values
 from armlet.data.video import concatenate, write_video
 from armlet.progress import Progress
 
-STAGING, STAGED = ".staging", "armlet/staged"
+STAGING = ".staging"
+STAGED = "armlet/staged"
 DECLARED = f"{APPEND}/staged.json"  # what the staged episodes are like; gone once they are laid out
-ABOUT, COLUMNS = "about.json", "columns.npz"
+ABOUT = "about.json"
+COLUMNS = "columns.npz"
 FIX = "delete this folder to make the episode again"
 
 
@@ -57,9 +59,8 @@ def stage_episode(
     Raises FileExistsError where one of this number is staged already.
     """
     episode.check(features)
-    columns: dict[str, Any] = {
-        **episode.numbers()
-    }  # mypy takes one of them for an option of numpy's
+    # Mypy takes one of them for an option of numpy's.
+    columns: dict[str, Any] = {**episode.numbers()}
     statistics = {IMAGE + name: of_images(frames) for name, frames in episode.images.items()}
     about = {
         "task": episode.task,
@@ -93,8 +94,12 @@ class EpisodeWriter:
         metadata: dict[str, Any],
         episodes_per_file: int = 5000,
     ) -> None:
-        self.root, self.features, self.fps, self.robot = Path(root), features, fps, robot
-        self.metadata, self.episodes_per_file = metadata, episodes_per_file
+        self.root = Path(root)
+        self.features = features
+        self.fps = fps
+        self.robot = robot
+        self.metadata = metadata
+        self.episodes_per_file = episodes_per_file
         refuse_writing(self.root)
         check_agrees(self.root, features, fps=fps, robot=robot)
         self._check_metadata()
@@ -123,15 +128,14 @@ class EpisodeWriter:
         before = self.root / ARMLET
         if not before.exists():
             return
-        found, wanted = (
-            read_json(before, fix="write what it said, or choose another folder"),
-            json.loads(json.dumps(self.metadata)),
-        )
+        found = read_json(before, fix="write what it said, or choose another folder")
+        wanted = json.loads(json.dumps(self.metadata))
         differing = [key for key in {*found, *wanted} if found.get(key) != wanted.get(key)]
         if differing:
             raise EpisodeError(
-                f"{before}: these episodes were made otherwise ({', '.join(sorted(differing))} differ), and data of two kinds "
-                "are not mixed; choose another folder, or delete this one"
+                f"{before}: these episodes were made otherwise ({', '.join(sorted(differing))} "
+                "differ), and data of two kinds are not mixed; choose another folder, or delete "
+                "this one"
             )
 
     def _check_staged(self) -> None:
@@ -139,10 +143,8 @@ class EpisodeWriter:
         too."""
         if not self.staged() or not (self.root / DECLARED).exists():
             return
-        found, wanted = (
-            read_json(self.root / DECLARED, fix="delete it and the staged episodes"),
-            self._declared,
-        )
+        found = read_json(self.root / DECLARED, fix="delete it and the staged episodes")
+        wanted = self._declared
         differing = [
             f"{key} {found.get(key)!r} there, {value!r} here"
             for key, value in wanted.items()
@@ -150,8 +152,8 @@ class EpisodeWriter:
         ]
         if differing:
             raise EpisodeError(
-                f"{self.root / STAGING} holds {len(self.staged())} finished episodes of another kind ({'; '.join(differing)}); choose "
-                "another folder, or delete this one"
+                f"{self.root / STAGING} holds {len(self.staged())} finished episodes of another "
+                f"kind ({'; '.join(differing)}); choose another folder, or delete this one"
             )
 
     def _carry_out(self) -> None:
@@ -306,7 +308,9 @@ class EpisodeWriter:
             )
             for name, column in values.items():
                 columns.setdefault(name, []).append(column)
-            index, first, time = index + 1, first + length, time + length
+            index = index + 1
+            first = first + length
+            time = time + length
         joined = {name: np.concatenate(parts) for name, parts in columns.items()}
         return rows, pa.table(
             {name: pa.array(list(values), column_type(values)) for name, values in joined.items()}
