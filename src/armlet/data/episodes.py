@@ -37,11 +37,11 @@ from armlet.data.layout import (
     video_info,
     width,
 )
-from armlet.data.opening import EpisodeError, checked, read_lines, read_object
+from armlet.data.opening import EpisodeError, checked
 from armlet.data.pictures import mapped
 from armlet.data.rows import Rows, read_rows
 from armlet.data.sources import Sources
-from armlet.data.statistics import combine, of_values
+from armlet.data.statistics import check_statistics, of_values, read_statistics
 from armlet.data.told import told
 from armlet.data.values import as_matrix, as_values
 
@@ -88,7 +88,9 @@ class EpisodeFrames:
             STATE: (self.state, len(features.state)),
             ACTION: (self.action, len(features.action)),
         }
-        columns |= {name: (self.extra.get(name), size) for name, size in features.extra.items()}
+        for name, size in features.extra.items():
+            columns[name] = (self.extra.get(name), size)
+        # The state says how many frames there are, even a state of no numbers, (T, 0).
         length = np.shape(self.state)[0] if np.ndim(self.state) else 0
         if length == 0:
             raise EpisodeError(
@@ -102,11 +104,10 @@ class EpisodeFrames:
                 raise EpisodeError(
                     f"the episode lacks camera {name!r}; it has {sorted(self.images)}"
                 )
-            found = (
-                f"{images.shape} {images.dtype}"
-                if isinstance(images, np.ndarray)
-                else type(images).__name__
-            )
+            if isinstance(images, np.ndarray):
+                found = f"{images.shape} {images.dtype}"
+            else:
+                found = type(images).__name__
             if found != f"({length}, {height}, {wide}, 3) uint8":
                 raise EpisodeError(
                     f"camera {name!r}: found {found}, expected ({length}, {height}, {wide}, 3) "
@@ -119,12 +120,15 @@ class EpisodeFrames:
                 raise EpisodeError(
                     f"task: found {text!r}, expected a text of what the robot was told"
                 )
+        # What is read may have several tasks an episode; our writer, whose list of episodes says
+        # one, does not split a recording by itself.
         if set(self.asked) - {self.task}:
             raise EpisodeError(
                 f"the episode has {len(set(self.asked))} tasks, and one is kept an episode; cut "
                 "it where they change"
             )
         for key, value in self.info.items():
+            # One by one, so that the message can name the key that will not do.
             try:
                 json.dumps({key: value})
             except (TypeError, ValueError) as error:
@@ -142,14 +146,15 @@ def _check_column(name: str, values: Any, shape: tuple[int, int]) -> None:
     if values is None:
         raise EpisodeError(f"the episode lacks column {name!r}, which the data set has")
     if not isinstance(values, np.ndarray) or values.dtype.kind not in "fiub":
-        found = (
-            f"an array of {values.dtype}"
-            if isinstance(values, np.ndarray)
-            else type(values).__name__
-        )
+        if isinstance(values, np.ndarray):
+            found = f"an array of {values.dtype}"
+        else:
+            found = type(values).__name__
         raise EpisodeError(f"{name}: found {found}, expected an array of numbers")
     if values.shape != shape:
         raise EpisodeError(f"{name}: found shape {values.shape}, expected {shape}")
+    # As float32, for that is what is written: a double of 1e39 is finite here and infinite in the
+    # file.
     bad = np.flatnonzero(~np.isfinite(_float32(values)).all(1))
     if len(bad):
         raise EpisodeError(
@@ -198,12 +203,11 @@ class EpisodeDataset:
         self._features: dict[str, dict[str, Any]] = self._info["features"]
         self._measured: dict[str, dict[str, Any]] = {}
         self._stored = stored_episodes(self.root, self._info)
-        named = [each.data for each in self._stored]
-        files = data_files(self.root) if None in named else list(dict.fromkeys(map(str, named)))
+        # Before v3 every episode had files of its own.
         alone = self._info["codebase_version"].startswith("v2")
         filmed = any(feature["dtype"] == "video" for feature in self._features.values())
         self._rows: Rows = read_rows(
-            self.root, files, self._stored, self.fps, alone=alone, filmed=filmed
+            self.root, self._row_files(), self._stored, self.fps, alone=alone, filmed=filmed
         )
         self.data_files = self._rows.files
         self.timestamps = self._rows.time
@@ -212,6 +216,8 @@ class EpisodeDataset:
         self.tasks, self.asked = told(self.root, self._info, self._rows, self._stored)
         self.episodes = self._episodes()
         self._sources = Sources(self.root, self._rows, self._stored, self._features)
+        # From here on the rows can be read: columns and cameras whose size the metadata do not say
+        # are measured in the first row.
         self._find_columns()
         self._find_cameras()
         self._statistics = self._read_statistics()
@@ -219,14 +225,21 @@ class EpisodeDataset:
     def __len__(self) -> int:
         return len(self._rows)
 
+    def _row_files(self) -> list[str]:
+        """The files that hold the rows, relative to the folder, each once."""
+        named = [each.data for each in self._stored]
+        if None in named:  # the metadata do not say: all that lie where rows are kept
+            return data_files(self.root)
+        return list(dict.fromkeys(map(str, named)))
+
     @property
     def privileged(self) -> dict[str, int]:
         """Facts that only a simulator knows, name → how many numbers."""
-        return {
-            name.removeprefix(PRIVILEGED): size
-            for name, size in self.extra.items()
-            if name.startswith(PRIVILEGED)
-        }
+        found = {}
+        for name, size in self.extra.items():
+            if name.startswith(PRIVILEGED):
+                found[name.removeprefix(PRIVILEGED)] = size
+        return found
 
     @cached_property
     def cache(self) -> Path:
@@ -238,6 +251,7 @@ class EpisodeDataset:
     def _find_columns(self) -> None:
         """The columns with a role, by the names they are asked for here: `_role` name → (name
         there, how many numbers)."""
+        # state and action first: statistics and columns are read in this order
         self._role: dict[str, tuple[str, int]] = {}
         for role, option, name in (
             (STATE, "state", self.roles.state),
@@ -253,11 +267,10 @@ class EpisodeDataset:
                     f"--columns.{option} NAME"
                 )
             self._role[role] = name, self._width(name)
-        self.state_names = (
-            names_of(self._features[self._role[STATE][0]], self._role[STATE][1])
-            if STATE in self._role
-            else ()
-        )
+        self.state_names: tuple[str, ...] = ()
+        if STATE in self._role:
+            state, size = self._role[STATE]
+            self.state_names = names_of(self._features[state], size)
         action, dims = self._role[ACTION]
         if dims == 0:
             raise EpisodeError(
@@ -267,16 +280,21 @@ class EpisodeDataset:
         self.action_names = names_of(self._features[action], dims)
         self.extra: dict[str, int] = {}
         for name, feature in self._features.items():
-            numbers = str(feature["dtype"]).startswith(("float", "int", "bool"))
-            flat = len(feature.get("shape") or [1]) == 1
-            done = (
-                name == EXECUTED
-                and str(feature["dtype"]).startswith("float")
-                and width(feature) == dims
-            )
-            if done or (name.startswith(PRIVILEGED) and numbers and flat):
+            if self._is_extra(name, feature, dims):
                 self.extra[name] = self._width(name)
-        self._role |= {name: (name, size) for name, size in self.extra.items()}
+        for name, size in self.extra.items():
+            self._role[name] = name, size
+
+    @staticmethod
+    def _is_extra(name: str, feature: dict[str, Any], dims: int) -> bool:
+        """Whether a column holds what the simulator knew, or the action as it was executed: what
+        other recorders call so counts only if it looks like an action."""
+        kind = str(feature["dtype"])
+        if name == EXECUTED:
+            return kind.startswith("float") and width(feature) == dims
+        is_flat = len(feature.get("shape") or [1]) == 1
+        is_numeric = kind.startswith(("float", "int", "bool"))
+        return name.startswith(PRIVILEGED) and is_numeric and is_flat
 
     def _width(self, name: str) -> int:
         """How many numbers a row of a column has: as the metadata say or, where they do not, as the
@@ -285,11 +303,8 @@ class EpisodeDataset:
         if size is not None:
             return size
         path, table, place = next(self._rows.columns(self.root, [name]))
-        return int(
-            np.prod(
-                as_values(table.column(name), None, f"{path}: {name}", place).shape[1:], dtype=int
-            )
-        )
+        first = as_values(table.column(name), None, f"{path}: {name}", place)  # (n, …)
+        return int(np.prod(first.shape[1:], dtype=int))
 
     def _find_cameras(self) -> None:
         """`_kept`: our name of a camera → the feature's."""
@@ -307,10 +322,11 @@ class EpisodeDataset:
             name for name, feature in self._features.items() if feature["dtype"] in PICTURES
         ]
         short = [name.removeprefix(IMAGE) for name in pictures]
-        self._kept = {
-            own if short.count(own) == 1 else name: name
-            for own, name in zip(short, pictures, strict=True)
-        }
+        self._kept: dict[str, str] = {}
+        for own, name in zip(short, pictures, strict=True):
+            # `top` and `observation.images.top` may stand side by side: both keep their whole name.
+            is_unique = short.count(own) == 1
+            self._kept[own if is_unique else name] = name
         self.cameras: dict[str, tuple[int, int]] = {}
         self.depth_cameras: dict[str, tuple[int, int]] = {}
         for camera, name in self._kept.items():
@@ -318,11 +334,10 @@ class EpisodeDataset:
             if not is_depth(feature):
                 self.cameras[camera] = picture_size(feature) or self._first_size(name)
                 continue
-            why = (
-                unreadable(video_info(feature))
-                if feature["dtype"] == "video"
-                else "they are not kept in a film"
-            )
+            if feature["dtype"] == "video":
+                why = unreadable(video_info(feature))
+            else:
+                why = "they are not kept in a film"
             if why is None:
                 self.depth_cameras[camera] = picture_size(feature) or self._first_size(name)
             else:
@@ -339,9 +354,13 @@ class EpisodeDataset:
         found = []
         for each, start, stop in zip(self._stored, self.starts[:-1], self.starts[1:], strict=True):
             numbers = self.asked[start:stop]
+            # Only where the task changes is there a text to look up: a dict of all rows is slow.
             changes = np.flatnonzero(np.diff(numbers)) + 1
-            tasks = tuple(dict.fromkeys(self.tasks[number] for number in numbers[[0, *changes]]))
-            found.append(Episode(each.index, int(stop - start), tasks[0], each.info, tasks))
+            tasks: dict[str, None] = {}  # an ordered set
+            for number in numbers[[0, *changes]]:
+                tasks[self.tasks[number]] = None
+            texts = tuple(tasks)
+            found.append(Episode(each.index, int(stop - start), texts[0], each.info, texts))
         return tuple(found)
 
     # Statistics
@@ -352,9 +371,10 @@ class EpisodeDataset:
         taken together as lerobot does; computed where there are none. Quantiles of several episodes
         are averages there: `measured` has the true ones."""
         if self._statistics is None:
-            self._statistics = {
-                there: self.measured(name) for name, (there, _) in self._role.items()
-            }
+            found = {}
+            for name, (there, _) in self._role.items():
+                found[there] = self.measured(name)
+            self._statistics = found
         return self._statistics
 
     def measured(self, name: str) -> dict[str, Any]:
@@ -377,56 +397,19 @@ class EpisodeDataset:
         path = statistics_file(self.root, self._info)
         if path is None:
             return None
-        if path.suffix == ".jsonl":
-            try:
-                parts = [row["stats"] for row in read_lines(path)]
-                shared = [name for name in parts[0] if all(name in part for part in parts)]
-                statistics = {name: combine([part[name] for part in parts]) for name in shared}
-            except (KeyError, IndexError, TypeError, ValueError) as error:
-                if isinstance(error, EpisodeError):
-                    raise
-                raise EpisodeError(
-                    f"{path} cannot be understood ({error!r}); copy it again, or delete it"
-                ) from error
-        else:
-            statistics = read_object(path)
+        statistics = read_statistics(path)
         for role in (STATE, ACTION):
             if role in self._role:
-                self._check_statistics(path, statistics, *self._role[role])
+                name, dims = self._role[role]
+                check_statistics(path, statistics, name, dims)
         return statistics
-
-    def _check_statistics(
-        self, path: Path, statistics: dict[str, Any], name: str, dims: int
-    ) -> None:
-        kinds = statistics.get(name)
-        if kinds is None:
-            return
-        if not isinstance(kinds, dict):
-            raise EpisodeError(
-                f"{path}: {name} is {kinds!r}, expected an object of min, max, mean …; copy it "
-                "again, or delete it"
-            )
-        for kind, values in kinds.items():
-            if kind == "count" or values is None:
-                continue
-            try:
-                size = np.asarray(values, np.float64).size
-            except (TypeError, ValueError) as error:
-                raise EpisodeError(
-                    f"{path}: {name} {kind} is {values!r}, expected {dims} numbers; copy it "
-                    "again, or delete it"
-                ) from error
-            if size != dims:
-                raise EpisodeError(
-                    f"{path}: {name} {kind} has {size} values and the feature has {dims} "
-                    "dimensions; these are the statistics of another robot"
-                )
 
     # Columns
 
     def columns(self) -> dict[str, np.ndarray]:
         """What is trained on, of all frames, (N, x) float32: observation.state (of width 0 where
         there is none), action, and `extra`. Raises EpisodeError on NaN or a missing column."""
+        # A robot without state has one of width 0, (N, 0), so that nobody has to ask.
         found = {STATE: np.zeros((len(self), 0), np.float32)} | self._matrices(self._role)
         for name, values in found.items():
             bad = np.flatnonzero(~np.isfinite(values).all(1))
@@ -449,11 +432,13 @@ class EpisodeDataset:
             parts.append(
                 as_values(table.column(name), feature.get("shape"), f"{path}: {name}", place)
             )
+        # From the order of the files to that of episodes and frames.
         return np.concatenate(parts)[self._rows.order]
 
     def _matrices(self, wanted: dict[str, tuple[str, int]]) -> dict[str, np.ndarray]:
         """Columns (N, x) float32 by the names they have here."""
         parts: dict[str, list[np.ndarray]] = {name: [] for name in wanted}
+        # Two roles may share a column (`--columns.state action`), which is read once.
         names = list(dict.fromkeys(there for there, _ in wanted.values()))
         for path, table, place in self._rows.columns(self.root, names):
             for name, (there, size) in wanted.items():
@@ -471,10 +456,10 @@ class EpisodeDataset:
         """Camera → (T, h, w, 3) uint8 of one episode, by its position."""
         first = int(self.starts[episode])
         last = int(self.starts[episode + 1])
-        return {
-            camera: np.stack(list(self.read_pictures(camera, first, last)))
-            for camera in self.cameras
-        }
+        found = {}
+        for camera in self.cameras:
+            found[camera] = np.stack(list(self.read_pictures(camera, first, last)))
+        return found
 
     def all_images(self, camera: str) -> np.ndarray:
         """All pictures of a camera in their own size, (N, h, w, 3) uint8, decoded once into a file
@@ -520,6 +505,7 @@ class EpisodeDataset:
         self._check_span(first, last)
         key = self._kept[camera]
         about = video_info(self._features[key])
+        # In the film's own pixels (12 bits of grey): a conversion to colours would keep 8 of them.
         for levels in self._sources.filmed(key, np.arange(first, last), pixels=None):
             yield millimetres(levels, about)
 
@@ -553,10 +539,24 @@ class EpisodeDataset:
 
     @cached_property
     def _hashes(self) -> tuple[str, str]:
-        names = {path.relative_to(self.root).as_posix() for path in episode_files(self.root)}
-        told_in = tasks_file(self.root, self._info)
-        measured_in = statistics_file(self.root, self._info)
-        names |= {path.relative_to(self.root).as_posix() for path in (told_in, measured_in) if path}
+        ordered = sorted(self._files_read())
+        digest = hashlib.sha256(json.dumps([self.roles.state, self.roles.action]).encode())
+        without = hashlib.sha256()
+        found = digests([checked(self.root / name) for name in ordered], self.cache)
+        for name, content in zip(ordered, found, strict=True):
+            for each in (digest, without):
+                each.update(name.encode())
+                each.update(content)
+        # 64 bits tell data sets apart; nobody is to be kept from forging one.
+        return digest.hexdigest()[:16], without.hexdigest()[:16]
+
+    def _files_read(self) -> set[str]:
+        """The files whose content decides what is read, relative to the folder."""
+        paths = list(episode_files(self.root))
+        for path in (tasks_file(self.root, self._info), statistics_file(self.root, self._info)):
+            if path is not None:
+                paths.append(path)
+        names = {path.relative_to(self.root).as_posix() for path in paths}
         names |= {name for name in (INFO, EPISODE_LINES) if (self.root / name).exists()}
         names |= set(self.data_files)
         for camera, key in self._kept.items():
@@ -567,13 +567,6 @@ class EpisodeDataset:
                     films = {name for name in films if (self.root / name).exists()}
                 names |= films
             elif camera in self.cameras:
+                # Pictures in the tables are in the digests of these; those beside them are not.
                 names |= self._sources.outside(key)
-        ordered = sorted(names)
-        digest = hashlib.sha256(json.dumps([self.roles.state, self.roles.action]).encode())
-        without = hashlib.sha256()
-        found = digests([checked(self.root / name) for name in ordered], self.cache)
-        for name, content in zip(ordered, found, strict=True):
-            for each in (digest, without):
-                each.update(name.encode())
-                each.update(content)
-        return digest.hexdigest()[:16], without.hexdigest()[:16]
+        return names
