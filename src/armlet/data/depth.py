@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-LEVELS = 4095  # 12 bits
+LEVELS = 4095  # the highest of 12 bits
+# No defaults for these: they differ from camera to camera.
 NEEDED = ("video.depth_min", "video.depth_max")
 
 
@@ -17,11 +18,10 @@ def unreadable(about: dict[str, Any]) -> str | None:
         return f"meta/info.json does not say its {missing[0]}"
     if about["video.depth_max"] <= about["video.depth_min"]:
         return "its video.depth_max in meta/info.json is not more than its video.depth_min"
-    if (
-        about.get("video.use_log")
-        and about["video.depth_min"] + (about.get("video.shift") or 0) <= 0
-    ):
+    nearest = about["video.depth_min"] + (about.get("video.shift") or 0)
+    if about.get("video.use_log") and nearest <= 0:
         return "its video.depth_min and video.shift in meta/info.json have no logarithm"
+    # Any other format would be read as other numbers, and nothing in the film would tell.
     if str(about.get("video.pix_fmt", "gray12le")) not in ("gray12le", "gray12be"):
         return f"its pixels are {about['video.pix_fmt']}, and gray12le is known"
     return None

@@ -33,9 +33,11 @@ def cache_folder(root: Path) -> Path:
     if not fetched and os.access(own if own.exists() else root, os.W_OK | os.X_OK):
         return own
     real = root.resolve()
-    # The second where nobody is at home.
+    # The second where there is no home to write to, as in some containers; with the user's number,
+    # since everybody's temporary folder is the same.
     places = (HOME.expanduser(), Path(tempfile.gettempdir()) / f"armlet-{os.getuid()}")
     place = next((place for place in places if _can_make(place)), places[0])
+    # Named by the whole real path: two data sets may be called the same.
     elsewhere = place / hashlib.sha256(str(real).encode()).hexdigest()[:16]
     if real not in _said:
         _said.add(real)
@@ -69,6 +71,7 @@ def digests(paths: Iterable[Path], cache: Path) -> list[bytes]:
             digest = hashlib.file_digest(file, "sha256").digest()
         found.append(digest)
         known.pop(str(real), None)
+        # Kept only if it did not change while it was read.
         if before == _stamp(real) and not _young(before, now):
             known[str(real)] = [*before, digest.hex()]
             fresh = True
@@ -78,6 +81,7 @@ def digests(paths: Iterable[Path], cache: Path) -> list[bytes]:
 
 
 def _stamp(path: Path) -> list[int]:
+    # The time of change beside that of modification: programs set the latter back, as tar does.
     about = path.stat()
     return [about.st_size, about.st_mtime_ns, about.st_ino, about.st_ctime_ns]
 
@@ -94,10 +98,13 @@ def _known(path: Path) -> dict[str, list]:
         found = json.loads(path.read_text())
     except (OSError, ValueError):
         return {}
-    whole = isinstance(found, dict) and all(
-        isinstance(entry, list) and len(entry) == 5 for entry in found.values()
-    )
-    return found if whole else {}
+    if not isinstance(found, dict):
+        return {}
+    for entry in found.values():
+        # size, two times, inode, and the digest; an older armlet's may have less
+        if not (isinstance(entry, list) and len(entry) == 5):
+            return {}
+    return found
 
 
 def _keep(path: Path, known: dict[str, list]) -> None:

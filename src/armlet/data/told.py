@@ -19,17 +19,14 @@ def told(
     EpisodeError naming the first episode, and frame, of which it is not known, or of which the list
     of episodes says another."""
     if rows.task is None:
-        number = next(
-            number
-            for number, each in enumerate(stored)
-            if each.data is None or not _has_task(root / each.data)
-        )
         raise EpisodeError(
-            f"{root}: the rows of episode {stored[number].index} have no column task_index, so "
-            "which task they belong to is not known; convert the data set with lerobot"
+            f"{root}: the rows of episode {_without_task(root, stored)} have no column "
+            "task_index, so which task they belong to is not known; convert the data set with "
+            "lerobot"
         )
     path = tasks_file(root, info)
     if path is None:
+        # A task an episode: the episode's position, (N,), stands for it.
         said = _only_tasks(root, stored)
         numbers = rows.episode
     else:
@@ -45,11 +42,14 @@ def told(
         _check_listed(root, path, rows, stored, texts)
         said = texts
         numbers = rows.task
+    # The few different numbers, not the N rows, are looked up and put in order of appearance.
     found, first, which = np.unique(numbers, return_index=True, return_inverse=True)
-    order = np.argsort(first, kind="stable")
-    tasks = tuple(dict.fromkeys(said[int(found[place])] for place in order))
-    places = {text: place for place, text in enumerate(tasks)}
-    return tasks, np.array([places[said[int(number)]] for number in found], np.int64)[which]
+    places: dict[str, int] = {}
+    for place in np.argsort(first, kind="stable"):
+        # Two numbers may have one text: they are one task.
+        places.setdefault(said[int(found[place])], len(places))
+    asked = np.array([places[said[int(number)]] for number in found], np.int64)
+    return tuple(places), asked[which]
 
 
 def _check_listed(
@@ -59,16 +59,17 @@ def _check_listed(
     whatever order; a task more in the list does no harm, as after rows were cut away. Blanks do not
     count."""
     assert rows.task is not None
-    plain = {number: " ".join(text.split()) for number, text in texts.items()}
+    plain = {}
+    for number, text in texts.items():
+        plain[number] = _without_blanks(text)
     for position, each in enumerate(stored):
-        listed = {" ".join(text.split()) for text in each.tasks}
+        listed = set(map(_without_blanks, each.tasks))
         span = slice(rows.starts[position], rows.starts[position + 1])
         found, firsts = np.unique(rows.task[span], return_index=True)
-        strange = [
-            first
-            for number, first in zip(found.tolist(), firsts.tolist(), strict=True)
-            if plain[number] not in listed
-        ]
+        strange = []  # the first rows, in the episode, of tasks that are not listed
+        for number, first in zip(found.tolist(), firsts.tolist(), strict=True):
+            if plain[number] not in listed:
+                strange.append(first)
         if strange:
             row = int(rows.starts[position]) + min(strange)
             raise EpisodeError(
@@ -77,6 +78,19 @@ def _check_listed(
                 f"metadata list {', '.join(map(repr, each.tasks))} for this episode; put right "
                 "whichever is wrong"
             )
+
+
+def _without_blanks(text: str) -> str:
+    """With single ones: people type two, and converters leave a line end."""
+    return " ".join(text.split())
+
+
+def _without_task(root: Path, stored: Sequence[Stored]) -> int:
+    """The number of the first episode whose rows have no task_index, as some have none."""
+    for each in stored:
+        if each.data is None or not _has_task(root / each.data):
+            return each.index
+    raise AssertionError("all files have the column")
 
 
 def _has_task(path: Path) -> bool:

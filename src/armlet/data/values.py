@@ -33,7 +33,9 @@ def flat(
     row = np.arange(len(values))  # of each value: which row it stands in
     shape: list[int] = []
     unequal: list[int] = []
+    # Lists in lists are opened level by level; each level is a dimension of the row's shape.
     while _is_list(values.type):
+        # -1: a null in the place of a list, which is not the same as a list of nothing.
         lengths = pc.fill_null(pc.list_value_length(values), -1).to_numpy(zero_copy_only=False)
         usual = int(lengths[0]) if len(lengths) else 0
         others = np.flatnonzero((lengths != usual) | (lengths < 0))
@@ -46,6 +48,7 @@ def flat(
         if count not in (None, 1) and len(column):
             raise EpisodeError(f"{where} has 1 value in {place(0)}, expected {count}")
         return values, ()
+    # (n,): how many values each row has; minlength, as the last rows may have none.
     found = np.bincount(row, minlength=len(column))
     if count is None:
         count = int(found[0]) if len(found) else 0
@@ -97,16 +100,18 @@ def as_values(
     if isinstance(kind, pa.BaseExtensionType):
         kind = kind.storage_type
     if pa.types.is_struct(kind) or pa.types.is_map(kind) or pa.types.is_binary(kind):
-        rows = np.empty(len(column), object)
+        rows = np.empty(len(column), object)  # (n,)
         # One by one: numpy would make rows of equal lists.
         for number, value in enumerate(column.to_pylist()):
             rows[number] = value
         return rows
     values, own = flat(column, None if shape is None else math.prod(shape), where, place)
     wanted = own if shape is None else tuple(shape)
+    # lerobot's scalars have shape [1] in the metadata, and are numbers in the files.
     if math.prod(wanted) == 1:
         wanted = ()
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        # numpy's own texts where all are there: they compare as a whole.
         texts = values.to_pylist()
         array = np.array(texts, object if None in texts else str)
     else:
