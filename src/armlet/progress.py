@@ -12,8 +12,14 @@ class Progress:
     def __init__(
         self, title: str, *, total: int, start: int = 0, unit: str = "step", every: float = 20.0
     ) -> None:
-        self.title, self.total, self.done, self.unit, self.every = title, total, start, unit, every
-        self._start, self._begun, self._said = start, time.monotonic(), time.monotonic()
+        self.title = title
+        self.total = total
+        self.done = start
+        self.unit = unit
+        self.every = every
+        self._start = start
+        self._begun = time.monotonic()
+        self._said = time.monotonic()
         self._bar = (
             tqdm(total=total, initial=start, desc=title, unit=unit) if sys.stderr.isatty() else None
         )
@@ -36,7 +42,8 @@ class Progress:
         left = (self.total - self.done) / rate if rate else float("inf")
         shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
         sys.stderr.write(
-            f"{self.title}: {self.done}/{self.total} {self.unit}s, {rate:.3g}/s, {left:.0f} s left  {shown}\n"
+            f"{self.title}: {self.done}/{self.total} {self.unit}s, {rate:.3g}/s, {left:.0f} s "
+            f"left  {shown}\n"
         )
         sys.stderr.flush()
 

@@ -1,6 +1,6 @@
 """Which armlet ran: its commit where there is one, whether anything in it differs from that, and a
-digest of its files. Knows git and
-the package's own folder; works without either git or a repository."""
+digest of its files. Knows git and the package's own folder; works without either git or a
+repository."""
 
 import functools
 import hashlib
@@ -16,8 +16,8 @@ PACKAGE = Path(__file__).parent
 def identity() -> dict[str, Any]:
     """`version`; `commit` (None where the package is installed, or there is no git); `dirty`:
     whether a file of the package differs from the commit or is unknown to it (None without one);
-    `files`: a digest of the package's files, which tells two states of the
-    code apart with and without a commit."""
+    `files`: a digest of the package's files, which tells two states of the code apart with and
+    without a commit."""
     commit = _commit(PACKAGE)
     return {
         "version": version("armlet"),

@@ -13,14 +13,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from armlet.data import pictures as module
+from armlet.data import decoding
+from armlet.data.decoding import blocks
 from armlet.data.files import FullDiskError, hold
 from armlet.data.pictures import (
+    FEWEST,
     Cached,
     Joined,
     Pictures,
     Streamed,
-    blocks,
     expect,
     open_pictures,
     shares,
@@ -128,7 +129,7 @@ def test_only_cameras_that_are_looked_through_are_decoded(tmp_path: Path) -> Non
 def test_a_run_that_broke_off_goes_on_from_what_is_on_the_disk(
     data: Episodes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "SAVED_EVERY", 0.0)
+    monkeypatch.setattr(decoding, "SAVED_EVERY", 0.0)
     one = Pictures("letterbox", 8, workers=1)
     data.breaks = 720  # in the second block
     with pytest.raises(ValueError, match="row 720 is damaged"):
@@ -207,7 +208,7 @@ def test_no_room_is_said_before_and_while_writing(
     data: Episodes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = shutil.disk_usage(data.root)
-    monkeypatch.setattr(module.shutil, "disk_usage", lambda place: usage._replace(free=1000))
+    monkeypatch.setattr(decoding.shutil, "disk_usage", lambda place: usage._replace(free=1000))
     with pytest.raises(
         FullDiskError,
         match=r"the disk has 1e-06 GB free; free some, or give --pictures\.cache_gb 0",
@@ -219,7 +220,7 @@ def test_no_room_is_said_before_and_while_writing(
     def full(*_) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(module.os, "pwrite", full)
+    monkeypatch.setattr(decoding.os, "pwrite", full)
     with pytest.raises(FullDiskError, match=r"could not be written.*--pictures\.cache_gb 0"):
         open_pictures(data, VIEW, KEPT)
     assert not list(data.cache.glob("*.npy*")), (
@@ -327,7 +328,7 @@ def test_blocks_are_all_rows_once_and_none_is_long(lengths: list[int]) -> None:
         first for first, _ in found[1:]
     ]
     assert found[0][0] == 0 and found[-1][1] == starts[-1]
-    assert all(0 < last - first <= module.LONGEST + module.BLOCK for first, last in found)
+    assert all(0 < last - first <= decoding.LONGEST + decoding.BLOCK for first, last in found)
 
 
 @given(st.integers(0, 400), st.integers(1, 9))
@@ -339,7 +340,7 @@ def test_shares_are_all_rows_once_of_neighbours(count: int, threads: int) -> Non
         and (np.concatenate(found) if found else rows).tolist() == rows.tolist()
     )
     assert all(len(share) for share in found) and (
-        len(found) <= 1 or min(map(len, found)) >= module.FEWEST // 2
+        len(found) <= 1 or min(map(len, found)) >= FEWEST // 2
     )
 
 

@@ -27,7 +27,9 @@ PHASES = (
 DIRECTIONS = (
     "none", "push", "pull", "left", "right", "up", "down", "lift", "lower", "open", "close", "rotate",
 )  # fmt: skip
-ELEMENT_BYTES, DESCRIPTION_BYTES = 64, 256  # of UTF-8, in a row of the store
+# Of UTF-8, in a row of the store.
+ELEMENT_BYTES = 64
+DESCRIPTION_BYTES = 256
 
 
 class LabelError(ValueError):
@@ -67,7 +69,8 @@ def element_name(text: str) -> str:
     strange = sorted({letter for letter in name if not (letter.isalnum() or letter in " -'")})
     if not name or strange or len(name.split()) > 6:
         raise LabelError(
-            f"{text!r} is no name of a thing; expected one to six words of letters, digits, hyphens and apostrophes"
+            f"{text!r} is no name of a thing; expected one to six words of letters, digits, "
+            "hyphens and apostrophes"
         )
     encode_text(name, ELEMENT_BYTES, "element")
     return name
@@ -76,9 +79,8 @@ def element_name(text: str) -> str:
 @dataclass(frozen=True)
 class Labels:
     """What an annotator says about T frames: `phase` (T,) into PHASES and `direction` (T,) into
-    DIRECTIONS, int64; `element`,
-    T names (empty: none is meant), and `description`, T texts. Raises LabelError where they do not
-    fit one another."""
+    DIRECTIONS, int64; `element`, T names (empty: none is meant), and `description`, T texts. Raises
+    LabelError where they do not fit one another."""
 
     phase: np.ndarray
     direction: np.ndarray
@@ -97,7 +99,8 @@ class Labels:
         ):
             if len(values) and not (values.min() >= 0 and values.max() < len(words)):
                 raise LabelError(
-                    f"{name} is a number from 0 to {len(words) - 1}, found {values.min()} to {values.max()}"
+                    f"{name} is a number from 0 to {len(words) - 1}, found {values.min()} to "
+                    f"{values.max()}"
                 )
         for name, texts, room in (
             ("element", self.element, ELEMENT_BYTES),
@@ -188,8 +191,9 @@ class Cost:
 
     def __str__(self) -> str:
         return (
-            f"{self.questions} questions with {self.frames} pictures: about {self.tokens_in / 1e6:.3g} M tokens to the model and at "
-            f"most {self.tokens_out / 1e6:.3g} M from it, about ${self.price:.2f}"
+            f"{self.questions} questions with {self.frames} pictures: about "
+            f"{self.tokens_in / 1e6:.3g} M tokens to the model and at most "
+            f"{self.tokens_out / 1e6:.3g} M from it, about ${self.price:.2f}"
         )
 
 
@@ -216,15 +220,13 @@ class Annotator(ABC):
     @abstractmethod
     def annotate(self, episode: EpisodeFrames, fps: float) -> Labels:
         """Labels of an episode's T frames; `episode.images` is empty for one that does not look.
-        Raises AnnotationError
-        naming the segments it has no answer for."""
+        Raises AnnotationError naming the segments it has no answer for."""
 
     def estimate(
         self, episodes: Iterable[EpisodeFrames], sizes: dict[str, tuple[int, int]], fps: float
     ) -> Cost | None:
         """What annotating these episodes, given without pictures, would cost; None where it costs
-        nothing. `sizes`
-        camera → (height, width)."""
+        nothing. `sizes` camera → (height, width)."""
         return None
 
     def confirmed(self) -> "Annotator":
@@ -244,6 +246,7 @@ def encode_text(text: str, room: int, name: str) -> bytes:
     content = text.encode()
     if len(content) > room or "\0" in text:
         raise LabelError(
-            f"the {name} {text[:60]!r} has {len(content)} bytes; {room} at most fit in a row, none of them zero"
+            f"the {name} {text[:60]!r} has {len(content)} bytes; {room} at most fit in a row, "
+            "none of them zero"
         )
     return content

@@ -16,7 +16,8 @@ from armlet.annotators import DIRECTIONS, PHASES, LabelError, Labels, describe
 from armlet.data.episodes import EpisodeDataset
 from armlet.data.language import Remark, frame_times, read_persistent, remark, write_persistent
 
-SUBTASK, MOTION = "subtask", "motion"
+SUBTASK = "subtask"
+MOTION = "motion"
 
 
 def write_language(
@@ -32,16 +33,19 @@ def write_language(
         raise LabelError(
             f"{data.root} has {len(data)} frames, and there are labels of {len(labels)}"
         )
-    times, remarks = frame_times(data), []
+    times = frame_times(data)
+    remarks = []
     for number, there in enumerate(read_persistent(data)):
         others = [row for row in there if row not in _ours(there)]
         clashing = [row for row in others if row["style"] in (SUBTASK, MOTION)]
         if clashing and not replace:
             raise LabelError(
-                f"{data.root}: somebody else wrote the {clashing[0]['style']} {clashing[0]['content']!r} of episode {number}, and only one "
-                "producer's can hold at a time; say replace=True to drop theirs"
+                f"{data.root}: somebody else wrote the {clashing[0]['style']} "
+                f"{clashing[0]['content']!r} of episode {number}, and only one producer's can "
+                "hold at a time; say replace=True to drop theirs"
             )
-        start, stop = data.starts[number], data.starts[number + 1]
+        start = data.starts[number]
+        stop = data.starts[number + 1]
         kept = [row for row in others if row not in clashing]
         rows = kept + _remarks(labels.part(start, stop), times[start:stop])
         remarks.append(
@@ -52,11 +56,12 @@ def write_language(
 
 def read_language(data: EpisodeDataset) -> Labels:
     """Labels of all N frames, from rows that `write_language` wrote, or that say the same in the
-    same way. Raises LabelError
-    naming an episode without."""
-    times, frames = frame_times(data), []
+    same way. Raises LabelError naming an episode without."""
+    times = frame_times(data)
+    frames = []
     for number, there in enumerate(read_persistent(data)):
-        start, stop = data.starts[number], data.starts[number + 1]
+        start = data.starts[number]
+        stop = data.starts[number + 1]
         frames += _words(there, times[start:stop], f"{data.root}, episode {number}")
     phases, directions, elements, descriptions = zip(*frames, strict=True)
     return Labels.named(phases, directions, elements, descriptions)
@@ -83,7 +88,8 @@ def _words(rows: list[Remark], times: np.ndarray, where: str) -> list[tuple[str,
     place = np.searchsorted(begins, times, "right") - 1  # both come from the same float32 column
     if not len(begins) or place[0] < 0:
         raise LabelError(
-            f"{where}: no motion of the form 'phase, direction, element' holds at its start; write_language makes them"
+            f"{where}: no motion of the form 'phase, direction, element' holds at its start; "
+            "write_language makes them"
         )
     words = [
         (*motions[time], described.get(time, describe(*motions[time]))) for time in begins.tolist()

@@ -136,8 +136,7 @@ class PhaseRules(Annotator):
 @dataclass(frozen=True)
 class Motion:
     """An episode of T steps as the rules see it: `place` (T, 3) metres, `wanted` (T, 3) metres a
-    second, `closed` (T,) whether the
-    command is to close, `gap` (T,) the fingers' opening."""
+    second, `closed` (T,) whether the command is to close, `gap` (T,) the fingers' opening."""
 
     embodiment: Embodiment
     fps: float
@@ -173,9 +172,8 @@ class Motion:
         """(T,) bool: closed, the fingers at rest, and apart."""
         e = self.embodiment
         steps = np.abs(np.diff(self.gap, prepend=self.gap[:1], append=self.gap[-1:]))
-        resting = (
-            np.minimum(steps[:-1], steps[1:]) < e.settled
-        )  # since the step before, or until the next
+        # Since the step before, or until the next.
+        resting = np.minimum(steps[:-1], steps[1:]) < e.settled
         after = np.append(self.gap[1:], self.gap[-1])
         return (
             self.closed & resting & (self.gap > e.empty) & (self.gap < e.opened) & (after > e.empty)
@@ -189,7 +187,8 @@ class Motion:
 
     def _level(self, step: int) -> bool:
         """Moving, and more sideways than up or down."""
-        along, up = np.linalg.norm(self.wanted[step, :2]), abs(self.wanted[step, 2])
+        along = np.linalg.norm(self.wanted[step, :2])
+        up = abs(self.wanted[step, 2])
         return bool(along > max(up, self.embodiment.still))
 
     def _closed(

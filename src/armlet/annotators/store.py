@@ -65,7 +65,8 @@ def store_labels(
     for become one LabelError at the end, when all the others are stored; it names them,
     `failed.json` lists them, and the next run asks only about these.
     """
-    root, identity = Path(root), label_identity(annotator, data)
+    root = Path(root)
+    identity = label_identity(annotator, data)
     _refuse_others(root, identity)
     with TraceWriter(root, identity, COLUMNS) as writer:
         episodes = _Episodes(data, annotator)
@@ -95,16 +96,16 @@ class _Episodes:
     """The episodes of a data set as annotators take them."""
 
     def __init__(self, data: EpisodeDataset, annotator: Annotator) -> None:
-        self.data, self.looks, self.columns = data, annotator.looks, data.columns()
+        self.data = data
+        self.looks = annotator.looks
+        self.columns = data.columns()
 
     def blind(self, number: int) -> EpisodeFrames:
         span = slice(self.data.starts[number], self.data.starts[number + 1])
         values = {name: column[span] for name, column in self.columns.items()}
-        state, action, about = (
-            values.pop("observation.state"),
-            values.pop("action"),
-            self.data.episodes[number],
-        )
+        state = values.pop("observation.state")
+        action = values.pop("action")
+        about = self.data.episodes[number]
         asked = (
             tuple(self.data.tasks[place] for place in self.data.asked[span].tolist())
             if len(about.tasks) > 1
@@ -127,7 +128,8 @@ def _annotate(
     writer: TraceWriter,
 ) -> dict[int, str]:
     """Episode → why it has no labels."""
-    data, in_a_row = episodes.data, 0
+    data = episodes.data
+    in_a_row = 0
     failed: dict[int, str] = {}
     progress = Progress(
         f"labels of {data.root.name}",
@@ -149,7 +151,8 @@ def _annotate(
             try:
                 labels = job.result()
             except AnnotationError as error:
-                failed[number], in_a_row = str(error), in_a_row + 1
+                failed[number] = str(error)
+                in_a_row = in_a_row + 1
             else:
                 in_a_row = 0
                 pending.append(_rows(number, labels, data.episodes[number].length, done))
@@ -189,7 +192,8 @@ def _rows(number: int, labels: Labels, length: int, done: set[tuple[int, ...]]) 
 def _flush(writer: TraceWriter, pending: list[Row]) -> None:
     """Write what is pending. What cannot be written is not tried again: the next run makes it
     anew."""
-    rows, pending[:] = pending.copy(), []
+    rows = pending.copy()
+    pending[:] = []
     if rows:
         columns = {name: np.concatenate([values[name] for _, values in rows]) for name in COLUMNS}
         writer.append(np.concatenate([keys for keys, _ in rows]), columns)
@@ -204,8 +208,8 @@ def _report(root: Path, failed: dict[int, str], episodes: int) -> None:
     write_atomically(path, json.dumps(listed, indent=1).encode())
     shown = "\n  ".join(f"episode {each['episode']}, {each['why']}" for each in listed[:8])
     raise LabelError(
-        f"{len(failed)} of {episodes} episodes have no labels; the others are stored. Run the same command again to ask only "
-        f"about these ({path} lists them all):\n  {shown}"
+        f"{len(failed)} of {episodes} episodes have no labels; the others are stored. Run the "
+        f"same command again to ask only about these ({path} lists them all):\n  {shown}"
     )
 
 
@@ -213,8 +217,7 @@ def load_labels(
     root: Path | str, data: EpisodeDataset, annotator: Annotator | None = None
 ) -> Labels:
     """Labels of all N frames of a data set, in its order. Raises LabelError where the store belongs
-    to other episodes (or to
-    another annotator, if one is given), or lacks some."""
+    to other episodes (or to another annotator, if one is given), or lacks some."""
     root = Path(root)
     if not (root / HEADER).is_file():
         raise LabelError(f"{root} holds no labels; store_labels makes them")
@@ -238,7 +241,8 @@ def load_labels(
         rows = {name: values.numpy() for name, values in store.read(keys).items()}
     except KeyError as error:
         raise LabelError(
-            f"{root} has labels of {len(store)} of {len(keys)} frames; store_labels adds the missing ones"
+            f"{root} has labels of {len(store)} of {len(keys)} frames; store_labels adds the "
+            "missing ones"
         ) from error
     element, description = (_words(rows[name]) for name in ("element", "description"))
     return Labels(
@@ -259,8 +263,9 @@ def _refuse_others(root: Path, wanted: StoreIdentity) -> None:
     for key, value in asdict(wanted).items():
         if found.get(key) != value:
             raise LabelError(
-                f"the labels in {root} belong to {names[key]}: they were made from {found.get(key)!r}, and this is {value!r}. "
-                "Store labels in another folder, or delete this one"
+                f"the labels in {root} belong to {names[key]}: they were made from "
+                f"{found.get(key)!r}, and this is {value!r}. Store labels in another folder, or "
+                "delete this one"
             )
 
 

@@ -49,8 +49,9 @@ from armlet.data.files import write_atomically
 
 ALLOWED = tuple(name for name in DIRECTIONS if name != "none")
 SYSTEM = (
-    "You annotate recordings of a robot arm. You get a few frames of one short stretch of a recording, in order of time, what the "
-    "robot was told to do, and the phase it is in. Answer with one JSON object and nothing else."
+    "You annotate recordings of a robot arm. You get a few frames of one short stretch of a "
+    "recording, in order of time, what the robot was told to do, and the phase it is in. Answer "
+    "with one JSON object and nothing else."
 )
 QUESTION = """The robot was told: "{task}"
 Phase: {phase}. It lasts {seconds:.1f} s; the {frames} frames below are spread evenly over it.
@@ -148,8 +149,7 @@ class Vlm(Annotator):
         self, episodes: Iterable[EpisodeFrames], sizes: dict[str, tuple[int, int]], fps: float
     ) -> Cost:
         """Every question asked once. What the cache holds already costs nothing; asking again,
-        where an answer will not do,
-        costs more."""
+        where an answer will not do, costs more."""
         if self.camera not in sizes:
             raise LabelError(
                 f"the episodes have no camera {self.camera!r}; they have {', '.join(sorted(sizes))}"
@@ -166,19 +166,18 @@ class Vlm(Annotator):
                 questions += 1
                 frames += len(self._shown(start, stop))
                 letters += len(SYSTEM) + len(self._words(episode.told(start), start, stop, fps))
-        tokens_in, tokens_out = (
-            frames * picture + letters // CHARACTERS,
-            questions * self.answer_tokens,
-        )
+        tokens_in = frames * picture + letters // CHARACTERS
+        tokens_out = questions * self.answer_tokens
         price = (tokens_in * self.price_in + tokens_out * self.price_out) / 1e6
         return Cost(questions, frames, tokens_in, tokens_out, price)
 
     def annotate(self, episode: EpisodeFrames, fps: float) -> Labels:
         """Raises AnnotationError naming the segments without an answer, NotConfirmedError where one
-        would have to be asked
-        for and nobody agreed, ServerError where the server will not have any of it."""
+        would have to be asked for and nobody agreed, ServerError where the server will not have any
+        of it."""
         labels = self.rules.annotate(episode, fps)
-        directions, elements = ["none"] * len(labels), [""] * len(labels)
+        directions = ["none"] * len(labels)
+        elements = [""] * len(labels)
         descriptions = [describe(PHASES[phase]) for phase in labels.phase]
         problems = []
         for start, stop in self._segments(labels, episode):
@@ -187,12 +186,11 @@ class Vlm(Annotator):
             except _NoAnswerError as error:
                 problems.append((start, stop, str(error)))
                 continue
-            span, steps = slice(start, stop), stop - start
-            directions[span], elements[span], descriptions[span] = (
-                [direction] * steps,
-                [element] * steps,
-                [words] * steps,
-            )
+            span = slice(start, stop)
+            steps = stop - start
+            directions[span] = [direction] * steps
+            elements[span] = [element] * steps
+            descriptions[span] = [words] * steps
         if problems:
             raise AnnotationError(problems)
         return Labels.named(
@@ -229,7 +227,8 @@ class Vlm(Annotator):
     ) -> list[dict[str, Any]]:
         if self.camera not in episode.images:
             raise LabelError(
-                f"the episode has no camera {self.camera!r}; it has {', '.join(sorted(episode.images)) or 'none'}"
+                f"the episode has no camera {self.camera!r}; it has "
+                f"{', '.join(sorted(episode.images)) or 'none'}"
             )
         pictures = episode.images[self.camera][self._shown(start, stop)]
         shown = [
@@ -247,7 +246,8 @@ class Vlm(Annotator):
             return kept
         if not self.yes:
             raise NotConfirmedError(
-                f"a question to {self.model} at {self.base_url} was not asked, because nobody confirmed what it costs"
+                f"a question to {self.model} at {self.base_url} was not asked, because nobody "
+                "confirmed what it costs"
             )
         wrong = ""
         for _ in range(self.repeats + 1):
@@ -318,9 +318,8 @@ class Vlm(Annotator):
     def _parse(self, text: str) -> tuple[str, str, str]:
         """(element, direction, description). Raises LabelError saying what is wrong with an
         answer."""
-        inside = re.fullmatch(
-            r"\s*```(?:json)?\s*(.*?)\s*```\s*", text, re.DOTALL
-        )  # many models wrap JSON so
+        # Many models wrap JSON so.
+        inside = re.fullmatch(r"\s*```(?:json)?\s*(.*?)\s*```\s*", text, re.DOTALL)
         try:
             answer = json.loads(inside.group(1) if inside else text)
         except json.JSONDecodeError as error:
@@ -334,7 +333,8 @@ class Vlm(Annotator):
             raise LabelError(
                 f"{text[:80]!r} is no JSON object of the texts {', '.join(sorted(keys))}"
             )
-        direction, element = answer["direction"].strip().lower(), element_name(answer["element"])
+        direction = answer["direction"].strip().lower()
+        element = element_name(answer["element"])
         if direction not in ALLOWED:
             raise LabelError(f"{direction!r} is no direction; it is one of {', '.join(ALLOWED)}")
         if not self.own_words:
@@ -380,6 +380,5 @@ def _library() -> Any:
 @functools.cache
 def _client(base_url: str, key: str, timeout: float, retries: int) -> Any:
     """Connections that a process's threads share. Pauses between retries double up to eight
-    seconds, or are what the server
-    asks for."""
+    seconds, or are what the server asks for."""
     return _library().OpenAI(base_url=base_url, api_key=key, timeout=timeout, max_retries=retries)

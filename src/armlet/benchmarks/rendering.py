@@ -50,7 +50,8 @@ def resolve_renderer(renderer: str) -> str:
         return "egl" if probe_egl() else "ray"
     if renderer == "egl" and not probe_egl():
         raise RuntimeError(
-            "renderer 'egl' was asked for, but EGL does not work on this machine; use 'ray' or 'auto'"
+            "renderer 'egl' was asked for, but EGL does not work on this machine; use 'ray' or "
+            "'auto'"
         )
     if renderer not in ("ray", "egl"):
         raise ValueError(f"renderer must be 'ray', 'egl' or 'auto', found {renderer!r}")
@@ -107,7 +108,8 @@ class RayCamera:
             self._geom, self._distance, len(rays), _FAR,
         )  # fmt: skip
         points = (rays * self._distance[:, None]).reshape(self._size, self._size, 3)
-        along_x, along_y = np.gradient(points, axis=1), np.gradient(points, axis=0)
+        along_x = np.gradient(points, axis=1)
+        along_y = np.gradient(points, axis=0)
         normals = np.cross(along_x, along_y).reshape(-1, 3)
         lengths = np.sqrt(np.einsum("pc,pc->p", normals, normals)) + 1e-12
         shade = self._ambient + (1 - self._ambient) * np.abs(normals @ self._light) / lengths
@@ -130,9 +132,8 @@ class EglCamera:
         model.vis.global_.offheight = max(size, model.vis.global_.offheight)
         self._model = model
         self._gl = GLContext(size, size)
-        weakref.finalize(
-            self, self._gl.free
-        )  # also at exit, when it is too late for its own __del__
+        # Also at exit, when it is too late for its own __del__.
+        weakref.finalize(self, self._gl.free)
         self._gl.make_current()
         self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100.value)
         self._scene = mujoco.MjvScene(model, maxgeom=1000)

@@ -30,16 +30,14 @@ from armlet.data.info import read_info
 from armlet.data.layout import INFO, STATS, TASKS, info_json, task_texts
 from armlet.data.opening import count_rows, open_parquet, read_table
 
-APPEND, READY, PLAN = ".append", ".append/ready", "plan.json"
+APPEND = ".append"
+READY = ".append/ready"
+PLAN = "plan.json"
 ARMLET = "meta/armlet.json"
 LISTED = "meta/episodes/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 REPLACED = (TASKS, STATS, INFO)  # all other files are new
-NEEDED = (
-    "episode_index",
-    "length",
-    "data/chunk_index",
-    "data/file_index",
-)  # of the list of episodes
+# Of the list of episodes.
+NEEDED = ("episode_index", "length", "data/chunk_index", "data/file_index")
 FIX = "copy the data set again"
 ELSEWHERE = "choose another folder"
 
@@ -47,8 +45,7 @@ ELSEWHERE = "choose another folder"
 @dataclass(frozen=True)
 class Existing:
     """A finished data set: meta/info.json, the texts of its tasks by their numbers, the rows of its
-    list of episodes, and its data
-    files, relative to its folder, in order."""
+    list of episodes, and its data files, relative to its folder, in order."""
 
     info: dict[str, Any]
     tasks: list[str]
@@ -70,8 +67,8 @@ def check_agrees(root: Path, features: Features, *, fps: int, robot: str) -> Non
             there = [name for name in ("meta", "data", "videos") if os.path.lexists(root / name)]
             if any(next((root / name).rglob("*"), None) for name in there):
                 raise EpisodeError(
-                    f"{root} holds {', '.join(there)} and no {INFO}: this is no data set that armlet laid out, and it is left as it is; "
-                    f"{ELSEWHERE}"
+                    f"{root} holds {', '.join(there)} and no {INFO}: this is no data set that "
+                    f"armlet laid out, and it is left as it is; {ELSEWHERE}"
                 )
         return
     info = read_json(root / INFO, fix=FIX)
@@ -79,8 +76,8 @@ def check_agrees(root: Path, features: Features, *, fps: int, robot: str) -> Non
     where = f"{root / INFO}: episodes cannot be added here"
     if info.get("codebase_version") != wanted["codebase_version"]:
         raise EpisodeError(
-            f"{where}: codebase_version is {info.get('codebase_version')!r}, and armlet writes {wanted['codebase_version']!r}; "
-            f"convert the data set with lerobot, or {ELSEWHERE}"
+            f"{where}: codebase_version is {info.get('codebase_version')!r}, and armlet writes "
+            f"{wanted['codebase_version']!r}; convert the data set with lerobot, or {ELSEWHERE}"
         )
     counts = ("total_episodes", "total_frames", "chunks_size")
     for name in counts:
@@ -100,12 +97,13 @@ def check_agrees(root: Path, features: Features, *, fps: int, robot: str) -> Non
         )
     if not (root / ARMLET).exists():
         raise EpisodeError(
-            f"{where}: {ARMLET} is missing, so another program laid this data set out, and armlet does not write into others' files; "
-            f"{ELSEWHERE}, and merge the two with lerobot"
+            f"{where}: {ARMLET} is missing, so another program laid this data set out, and armlet "
+            f"does not write into others' files; {ELSEWHERE}, and merge the two with lerobot"
         )
     if info.get("splits") != {"train": f"0:{info.get('total_episodes')}"}:
         raise EpisodeError(
-            f"{where}: splits is {info.get('splits')!r}, which does not say to what new episodes belong; "
+            f"{where}: splits is {info.get('splits')!r}, which does not say to what new episodes "
+            "belong; "
             f'write {{"train": "0:{info.get("total_episodes")}"}} there, or {ELSEWHERE}'
         )
 
@@ -148,8 +146,9 @@ def read_existing(root: Path, cameras: list[str]) -> Existing | None:
         )
         if left:
             raise EpisodeError(
-                f"{root} has {left[0]} and no {INFO}: what a run of an older armlet left when it was killed, or a copy that was cut "
-                f"short. Delete {', '.join(left)} to write the staged episodes anew"
+                f"{root} has {left[0]} and no {INFO}: what a run of an older armlet left when it "
+                f"was killed, or a copy that was cut short. Delete {', '.join(left)} to write the "
+                "staged episodes anew"
             )
         return None
     info = read_json(root / INFO, fix=FIX)
@@ -162,8 +161,9 @@ def read_existing(root: Path, cameras: list[str]) -> Existing | None:
         rows += table.to_pylist()
     if [row["episode_index"] for row in rows] != list(range(info["total_episodes"])):
         raise EpisodeError(
-            f"{root / 'meta/episodes'} lists {len(rows)} episodes, and {INFO} counts {info['total_episodes']}, from 0 on; files that "
-            "it does not count may be left of a run that was killed: move them away"
+            f"{root / 'meta/episodes'} lists {len(rows)} episodes, and {INFO} counts "
+            f"{info['total_episodes']}, from 0 on; files that it does not count may be left of a "
+            "run that was killed: move them away"
         )
     named = {
         info["data_path"].format(
@@ -179,8 +179,8 @@ def read_existing(root: Path, cameras: list[str]) -> Existing | None:
     frames = sum(count_rows(root / name) for name in data)
     if frames != info["total_frames"] or sum(row["length"] for row in rows) != frames:
         raise EpisodeError(
-            f"{root}: the data files hold {frames} frames, {INFO} counts {info['total_frames']} and the list of episodes "
-            f"{sum(row['length'] for row in rows)}; {FIX}"
+            f"{root}: the data files hold {frames} frames, {INFO} counts {info['total_frames']} "
+            f"and the list of episodes {sum(row['length'] for row in rows)}; {FIX}"
         )
     lacking = [name for name in cameras if rows and f"videos/{name}/file_index" not in rows[0]]
     if lacking:
@@ -211,8 +211,7 @@ def _numbers(path: Path) -> tuple[int, int]:
 
 def next_place(folder: Path, chunks_size: int) -> dict[str, int]:
     """The numbers that the next file in `folder` takes: after those of every file that is there,
-    whoever wrote it and whether
-    anything refers to it."""
+    whoever wrote it and whether anything refers to it."""
     chunk, file = max(map(_numbers, folder.glob("chunk-*/file-*")), default=(-1, -1))
     if chunk < 0:
         return {"chunk_index": 0, "file_index": 0}
@@ -232,8 +231,8 @@ def check_schema(root: Path, files: list[str], table: pa.Table) -> None:
     differing = sorted(name for name in {*there, *here} if there.get(name) != here.get(name))
     if differing:
         raise EpisodeError(
-            f"{root / files[-1]} has other columns than armlet writes ({', '.join(differing)}): another program changed it, and "
-            f"nothing is added; {ELSEWHERE}"
+            f"{root / files[-1]} has other columns than armlet writes ({', '.join(differing)}): "
+            f"another program changed it, and nothing is added; {ELSEWHERE}"
         )
 
 
@@ -245,8 +244,7 @@ def _types(schema: pa.Schema) -> dict[str, str]:
 
 def plan(root: Path, ready: Path, staged: list[str], files: list[str]) -> None:
     """Say in `ready`, which holds `files` by the names that they will have, what to move, in this
-    order, and which staged episodes are
-    done then."""
+    order, and which staged episodes are done then."""
     content = {"staged": staged, "files": files, "info": _hash(root / INFO)}
     (ready / PLAN).write_text(json.dumps(content))
 
@@ -273,12 +271,13 @@ def carry_out(root: Path, staging: Path) -> None:
         if len(left) < len(decided["files"]):
             moved = [name for name in decided["files"] if name not in left and name not in REPLACED]
             raise EpisodeError(
-                f"{root / INFO} was changed while episodes were being added and the run was killed. Move {', '.join(moved)} and "
-                f"{ready} away, then run the same command again: the episodes are still staged"
+                f"{root / INFO} was changed while episodes were being added and the run was "
+                f"killed. Move {', '.join(moved)} and {ready} away, then run the same command "
+                "again: the episodes are still staged"
             )
-        _remove(
-            ready
-        )  # nothing of it is in the data set, which is another now: the staged episodes are laid out anew
+        # Nothing of it is in the data set, which is another now: the staged episodes are laid out
+        # anew.
+        _remove(ready)
         return
     for name in left:
         _move(ready / name, root / name, replace=name in REPLACED)
@@ -301,8 +300,8 @@ def _move(source: Path, target: Path, *, replace: bool) -> None:
     if not replace and os.path.lexists(target):
         if not (target.is_file() and filecmp.cmp(source, target, shallow=False)):
             raise EpisodeError(
-                f"{target} is there, and was not when this file was prepared: another program writes here too. It is left as it is; "
-                f"move it away and run the same command again"
+                f"{target} is there, and was not when this file was prepared: another program "
+                "writes here too. It is left as it is; move it away and run the same command again"
             )
         source.unlink()  # copied from another disk, and killed before it was removed here
         return
@@ -311,9 +310,8 @@ def _move(source: Path, target: Path, *, replace: bool) -> None:
     except OSError as error:
         if error.errno != errno.EXDEV:
             raise
-        with atomic_file(
-            target, size=source.stat().st_size
-        ) as part:  # the folder is a link to another disk
+        # The folder is a link to another disk.
+        with atomic_file(target, size=source.stat().st_size) as part:
             shutil.copyfile(source, part)
         source.unlink()
         return

@@ -42,17 +42,18 @@ def squared_distances(
 ) -> Array:
     """(…, a), (n, a) → (…, n): how far each action is from each primitive.
 
-    Grippers decide first: a primitive on the other side of one is `FAR`. Then the sum over the other
-    dimensions of the squared difference, in units of `scale` (a,), 1 where nothing is said. Sides
-    part in the middle between the lowest and the highest gripper of the primitives; the middle
-    itself counts as the higher.
+    Grippers decide first: a primitive on the other side of one is `FAR`. Then the sum over the
+    other dimensions of the squared difference, in units of `scale` (a,), 1 where nothing is said.
+    Sides part in the middle between the lowest and the highest gripper of the primitives; the
+    middle itself counts as the higher.
     """
     units = (1.0,) * primitives.shape[-1] if scale is None else scale
-    terms = [
-        ((actions[..., index, None] - primitives[:, index]) / unit) ** 2
-        for index, unit in enumerate(units)
-        if index not in grippers
-    ]
+    # A sum over dimensions one by one: numpy and torch add along an axis in different orders, and
+    # both must come to the same bits.
+    terms = []  # each (…, n)
+    for index, unit in enumerate(units):
+        if index not in grippers:
+            terms.append(((actions[..., index, None] - primitives[:, index]) / unit) ** 2)
     for gripper in grippers:
         ends = primitives[:, gripper]
         middle = (ends.min() + ends.max()) / 2
@@ -70,6 +71,7 @@ def soft_primitives(
 ) -> Tensor:
     """(…, a), (n, a) → (…, n): the softmax of −distance²/temperature. None of it lies on the other
     side of the gripper."""
+    # What lies `FAR` away has a share of exp(−1e9/temperature), which is exactly 0.
     return (
         -squared_distances(actions, primitives, grippers, scale) / _positive(temperature)
     ).softmax(-1)
@@ -98,13 +100,14 @@ class Bins:
             )
         if self.intervals < 2:
             raise ValueError(
-                f"Bins: bins is {self.bins}, which makes {self.intervals} interval(s); expected 2 or more"
+                f"Bins: bins is {self.bins}, which makes {self.intervals} interval(s); expected 2 "
+                "or more"
             )
         for name, low, high in zip(self.names, self.low, self.high, strict=True):
             if not low < high:
                 raise ValueError(
-                    f"Bins: dimension {name!r} has the range {low:g} … {high:g}, expected low < high; "
-                    "if it never changes in the data, give it a range by hand"
+                    f"Bins: dimension {name!r} has the range {low:g} … {high:g}, expected low < "
+                    "high; if it never changes in the data, give it a range by hand"
                 )
 
     @classmethod
@@ -117,20 +120,21 @@ class Bins:
         bins: int = 256,
     ) -> Self:
         """Ranges from a data set's statistics of its actions: `ends` ("q01", "q99"), beyond which
-        two in a hundred lie,
-        or ("min", "max"). Raises ValueError where one is missing or has another number of
-        dimensions."""
+        two in a hundred lie, or ("min", "max"). Raises ValueError where one is missing or has
+        another number of dimensions."""
         for end in ends:
             if end not in statistics:
                 raise ValueError(
-                    f"the statistics lack {end!r}, one end of the bins; they have {sorted(statistics)}"
+                    f"the statistics lack {end!r}, one end of the bins; they have "
+                    f"{sorted(statistics)}"
                 )
             if np.shape(statistics[end]) != (len(names),):
                 raise ValueError(
-                    f"the statistics' {end} has shape {np.shape(statistics[end])}, expected ({len(names)},) for "
-                    f"{', '.join(names)}; are they of another robot?"
+                    f"the statistics' {end} has shape {np.shape(statistics[end])}, expected "
+                    f"({len(names)},) for {', '.join(names)}; are they of another robot?"
                 )
-        low, high = (tuple(map(float, statistics[end])) for end in ends)
+        low = tuple(map(float, statistics[ends[0]]))
+        high = tuple(map(float, statistics[ends[1]]))
         return cls(names, low, high, bins)
 
     @classmethod
@@ -156,9 +160,12 @@ class Bins:
     def encode(self, actions: np.ndarray, *, clip: bool = False) -> np.ndarray:
         """(…, a) → (…, a) int64. Outside the range: ValueError (see `within`), or with `clip` the
         outermost bin."""
-        low, high = np.array(self.low), np.array(self.high)
+        low = np.array(self.low)
+        high = np.array(self.high)
         values = within(actions, self.names, self.low, self.high, clip=clip)
         numbers = bin_numbers(values, low, high, self.intervals)
+        # Exactly `high` begins an interval too many: it belongs to the last bin, unless digitised,
+        # where it has a number of its own.
         return numbers.clip(0, self.bins - 1).astype(np.int64)
 
     def decode(self, numbers: np.ndarray) -> np.ndarray:
@@ -169,10 +176,11 @@ class Bins:
             raise ValueError(
                 f"bins are numbered 0 to {self.bins - 1}, found {found.min()} to {found.max()}"
             )
-        inside = np.minimum(found, self.intervals - 1)
-        return bin_centres(
-            inside.astype(np.float64), np.array(self.low), np.array(self.high), self.intervals
-        ).astype(np.float32)
+        # Digitised, the last number is decoded as the one before it, as OpenVLA does.
+        inside = np.minimum(found, self.intervals - 1).astype(np.float64)
+        low = np.array(self.low)
+        high = np.array(self.high)
+        return bin_centres(inside, low, high, self.intervals).astype(np.float32)
 
     def two_hot(self, actions: Tensor) -> Tensor:
         """(…, a) → (…, a, bins): the two bins whose middles a value lies between share it, so that
@@ -181,8 +189,9 @@ class Bins:
         Beyond the outermost middles all of it is in the outermost bin, as where `encode` clips.
         """
         position = self._position(actions).clamp(0, self.intervals - 1)
+        # At most the last but one, so that there is a bin above; its share is then 1.
         below = position.floor().clamp(max=self.intervals - 2)
-        above = (position - below).unsqueeze(-1)
+        above = (position - below).unsqueeze(-1)  # (…, a, 1)
         shares = position.new_zeros(*position.shape, self.bins)
         shares.scatter_(-1, below.long().unsqueeze(-1), 1 - above)
         return shares.scatter_(-1, below.long().unsqueeze(-1) + 1, above)
@@ -193,15 +202,15 @@ class Bins:
         numbers = torch.arange(self.intervals, device=actions.device)
         position = self._position(actions).clamp(0, self.intervals - 1)
         shares = (-((position.unsqueeze(-1) - numbers) ** 2) / _positive(temperature)).softmax(-1)
+        # Digitised, the last number stands for one value only, and has no share.
         return torch.nn.functional.pad(shares, (0, self.bins - self.intervals))
 
     def expectation(self, probabilities: Tensor) -> Tensor:
         """(…, a, bins) → (…, a): the mean of the bins' middles."""
         low, high = self._ends(probabilities)
         numbers = torch.arange(self.bins).clamp(max=self.intervals - 1).to(probabilities)
-        return (
-            probabilities * bin_centres(numbers, low[:, None], high[:, None], self.intervals)
-        ).sum(-1)
+        centres = bin_centres(numbers, low[:, None], high[:, None], self.intervals)  # (a, bins)
+        return (probabilities * centres).sum(-1)
 
     def _position(self, actions: Tensor) -> Tensor:
         """Where values stand in the row of middles: 0 on the first, 1 on the second."""
@@ -226,20 +235,23 @@ class Codebook:
     primitives: tuple[tuple[float, ...], ...]
 
     def __post_init__(self) -> None:
-        spec, found = self.spec, self.array
+        spec = self.spec
+        found = self.array
         if found.ndim != 2:
             raise ValueError("Codebook: there are no primitives")
         within(found, spec.names, spec.low, spec.high)
         if len(np.unique(found, axis=0)) != len(found):
             raise ValueError(
-                f"Codebook: {len(found) - len(np.unique(found, axis=0))} of {len(found)} primitives are repeated"
+                f"Codebook: {len(found) - len(np.unique(found, axis=0))} of {len(found)} "
+                "primitives are repeated"
             )
         for gripper in spec.grippers:
             ends = set(found[:, gripper].tolist())
             if ends != {spec.gripper_open, spec.gripper_closed}:
                 raise ValueError(
                     f"Codebook: grippers of primitives are {sorted(ends)}, expected both of "
-                    f"{spec.gripper_open:g} (open) and {spec.gripper_closed:g} (closed) and nothing else"
+                    f"{spec.gripper_open:g} (open) and {spec.gripper_closed:g} (closed) and "
+                    "nothing else"
                 )
 
     @property
@@ -250,9 +262,10 @@ class Codebook:
     @property
     def scale(self) -> tuple[float, ...]:
         """(a,): half the range of each dimension, the unit of distances."""
-        return tuple(
-            (high - low) / 2 for low, high in zip(self.spec.low, self.spec.high, strict=True)
-        )
+        halves = []
+        for low, high in zip(self.spec.low, self.spec.high, strict=True):
+            halves.append((high - low) / 2)
+        return tuple(halves)
 
     def encode(self, actions: np.ndarray, *, clip: bool = False) -> np.ndarray:
         """(…, a) → (…) int64. Outside the spec's range: ValueError (see `within`), or with `clip`
@@ -265,7 +278,8 @@ class Codebook:
         found = np.asarray(codes)
         if found.size and (found.min() < 0 or found.max() >= len(self.primitives)):
             raise ValueError(
-                f"primitives are numbered 0 to {len(self.primitives) - 1}, found {found.min()} to {found.max()}"
+                f"primitives are numbered 0 to {len(self.primitives) - 1}, found {found.min()} to "
+                f"{found.max()}"
             )
         return self.array[found].astype(np.float32)
 
@@ -298,13 +312,15 @@ class Codebook:
         """
         if spec.mode != "delta":
             raise ValueError(
-                f"axes needs actions in which 0 is no motion: mode is {spec.mode!r}, expected 'delta'; use fit"
+                f"axes needs actions in which 0 is no motion: mode is {spec.mode!r}, expected "
+                "'delta'; use fit"
             )
-        moving = [index for index in range(spec.dims) if index not in spec.grippers]
+        moving = _moving(spec)
         still = [index for index in moving if not spec.low[index] < 0 < spec.high[index]]
         if still:
             raise ValueError(
-                f"axes needs ranges with 0 inside; it is not in that of {[spec.names[index] for index in still]}"
+                "axes needs ranges with 0 inside; it is not in that of "
+                f"{[spec.names[index] for index in still]}"
             )
         rows = []
         ends = (spec.gripper_open, spec.gripper_closed)
@@ -328,18 +344,16 @@ class Codebook:
         where a side has fewer different actions than its share of primitives.
         """
         values = within(actions, spec.names, spec.low, spec.high).reshape(-1, spec.dims)
-        moving = [index for index in range(spec.dims) if index not in spec.grippers]
+        moving = _moving(spec)
         scale = np.array([(spec.high[index] - spec.low[index]) / 2 for index in moving])
         grippers = list(spec.grippers)
+        # Lower end first, whichever of them is open.
         ends = np.array(sorted((spec.gripper_open, spec.gripper_closed)))
         upper = values[:, grippers] >= ends.mean()  # (N, grippers)
+        # (2 ** grippers, grippers): two grippers have four sides between them, no gripper has one.
         sides = np.array(list(itertools.product((False, True), repeat=len(grippers))), bool)
-        members = [(upper == side).all(1) for side in sides]
-        counts = [max(1, round(size * mine.mean())) for mine in members[1:]]
-        counts.insert(0, size - sum(counts))
-        if counts[0] < 1:  # rounding gave all to the others
-            counts[int(np.argmax(counts))] -= 1 - counts[0]
-            counts[0] = 1
+        members = [(upper == side).all(1) for side in sides]  # of each side: (N,) bool
+        counts = _shares(size, members)
         found: list[tuple[float, ...]] = []
         for side, mine, count in zip(sides, members, counts, strict=True):
             row = np.zeros((count, spec.dims))
@@ -356,17 +370,32 @@ class Codebook:
         return cls(ActionSpec.from_json(value["spec"]), tuple(map(tuple, value["primitives"])))
 
 
+def _moving(spec: ActionSpec) -> list[int]:
+    """The dimensions that are no gripper."""
+    return [index for index in range(spec.dims) if index not in spec.grippers]
+
+
+def _shares(size: int, members: Sequence[np.ndarray]) -> list[int]:
+    """How many of `size` primitives each side gets, by how many actions lie there: one or more."""
+    counts = []
+    for mine in members[1:]:
+        counts.append(max(1, round(size * mine.mean())))
+    counts.insert(0, size - sum(counts))
+    if counts[0] < 1:  # rounding gave all to the others
+        counts[int(np.argmax(counts))] -= 1 - counts[0]
+        counts[0] = 1
+    return counts
+
+
 def codec_error(actions: np.ndarray, decoded: np.ndarray, spec: ActionSpec) -> dict[str, Any]:
     """What a codec made of `actions` (…, a): mean, 95th percentile and largest error of every
-    dimension, in its own units; of the
-    hand's motion in metres, where the spec has dimensions that move it; and the share of grippers
-    on the wrong side."""
+    dimension, in its own units; of the hand's motion in metres, where the spec has dimensions that
+    move it; and the share of grippers on the wrong side."""
     gap = (np.asarray(decoded, np.float64) - np.asarray(actions, np.float64)).reshape(-1, spec.dims)
-    found: dict[str, Any] = {
-        "dimensions": {
-            name: _summary(np.abs(gap[:, index])) for index, name in enumerate(spec.names)
-        }
-    }
+    dimensions = {}
+    for index, name in enumerate(spec.names):
+        dimensions[name] = _summary(np.abs(gap[:, index]))
+    found: dict[str, Any] = {"dimensions": dimensions}
     if spec.translation:
         found["metres"] = _summary(
             np.linalg.norm(gap[:, list(spec.translation)], axis=1) * spec.translation_scale
@@ -393,26 +422,29 @@ def _centres(points: np.ndarray, count: int, seed: int) -> np.ndarray:
     different = len(np.unique(points, axis=0))
     if different < count:
         raise ValueError(
-            f"{count} primitives are to be found among {different} different actions on one side of the gripper; "
-            "bring more episodes, or lower size"
+            f"{count} primitives are to be found among {different} different actions on one side "
+            "of the gripper; bring more episodes, or lower size"
         )
-    best, least = points[:count], np.inf
+    best = points[:count]
+    least = np.inf
     rng = np.random.default_rng(seed)
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", UserWarning
-        )  # an emptied cluster stays the action that it began as
+        # scipy warns of an emptied cluster; it stays the action that it began as, a primitive like
+        # any other.
+        warnings.simplefilter("ignore", UserWarning)
         for _ in range(3):
             centres, labels = kmeans2(points, count, iter=30, minit="++", seed=rng)
             spread = float(((points - centres[labels]) ** 2).sum())
             if spread < least:
-                best, least = centres, spread
+                best = centres
+                least = spread
     return best
 
 
 def _positive(temperature: float) -> float:
     if not temperature > 0:
         raise ValueError(
-            f"temperature is {temperature}, expected more than 0; the nearest alone is what encode gives"
+            f"temperature is {temperature}, expected more than 0; the nearest alone is what "
+            "encode gives"
         )
     return temperature

@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-LEVELS = 4095  # 12 bits
+LEVELS = 4095  # the highest of 12 bits
+# No defaults for these: they differ from camera to camera.
 NEEDED = ("video.depth_min", "video.depth_max")
 
 
@@ -17,11 +18,10 @@ def unreadable(about: dict[str, Any]) -> str | None:
         return f"meta/info.json does not say its {missing[0]}"
     if about["video.depth_max"] <= about["video.depth_min"]:
         return "its video.depth_max in meta/info.json is not more than its video.depth_min"
-    if (
-        about.get("video.use_log")
-        and about["video.depth_min"] + (about.get("video.shift") or 0) <= 0
-    ):
+    nearest = about["video.depth_min"] + (about.get("video.shift") or 0)
+    if about.get("video.use_log") and nearest <= 0:
         return "its video.depth_min and video.shift in meta/info.json have no logarithm"
+    # Any other format would be read as other numbers, and nothing in the film would tell.
     if str(about.get("video.pix_fmt", "gray12le")) not in ("gray12le", "gray12be"):
         return f"its pixels are {about['video.pix_fmt']}, and gray12le is known"
     return None
@@ -34,13 +34,14 @@ def millimetres(levels: np.ndarray, about: dict[str, Any]) -> np.ndarray:
     `video.depth_max`, both in metres; a film of whole millimetres ("depth_unit": "mm") gives whole
     millimetres again.
     """
-    share = (
-        levels.astype(np.float64) / LEVELS
-    )  # in double precision: whole millimetres are rounded at the end
-    low, high = float(about["video.depth_min"]), float(about["video.depth_max"])
+    # In double precision: whole millimetres are rounded at the end.
+    share = levels.astype(np.float64) / LEVELS
+    low = float(about["video.depth_min"])
+    high = float(about["video.depth_max"])
     if about.get("video.use_log"):
         shift = float(about.get("video.shift") or 0)
-        start, stop = np.log(low + shift), np.log(high + shift)
+        start = np.log(low + shift)
+        stop = np.log(high + shift)
         metres = np.exp(share * (stop - start) + start) - shift
     else:
         metres = share * (high - low) + low

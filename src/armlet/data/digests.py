@@ -19,24 +19,25 @@ from armlet.data.hub import in_cache
 CACHE = ".cache"  # a folder in the data set's own, where that can be written to
 HOME = Path("~/.cache/armlet")
 KEPT = "digests.json"
-YOUNG = 2.0  # seconds: a file may change again within its clock's granularity, and nothing would show it
+# Seconds: a file may change again within its clock's granularity, and nothing would show it.
+YOUNG = 2.0
 _said: set[Path] = set()  # folders whose cache is elsewhere, and about which that was said
 
 
 def cache_folder(root: Path) -> Path:
     """Where what is derived from the data set at `root` is kept: in it or, where it is read-only or
-    belongs to the hub's cache, in the
-    user's cache or that of the machine, which is said on stderr once a process. The folder need not
-    be there yet."""
-    own, fetched = root / CACHE, in_cache(root)
+    belongs to the hub's cache, in the user's cache or that of the machine, which is said on stderr
+    once a process. The folder need not be there yet."""
+    own = root / CACHE
+    fetched = in_cache(root)
     if not fetched and os.access(own if own.exists() else root, os.W_OK | os.X_OK):
         return own
     real = root.resolve()
-    places = (
-        HOME.expanduser(),
-        Path(tempfile.gettempdir()) / f"armlet-{os.getuid()}",
-    )  # the second where nobody is at home
+    # The second where there is no home to write to, as in some containers; with the user's number,
+    # since everybody's temporary folder is the same.
+    places = (HOME.expanduser(), Path(tempfile.gettempdir()) / f"armlet-{os.getuid()}")
     place = next((place for place in places if _can_make(place)), places[0])
+    # Named by the whole real path: two data sets may be called the same.
     elsewhere = place / hashlib.sha256(str(real).encode()).hexdigest()[:16]
     if real not in _said:
         _said.add(real)
@@ -53,10 +54,10 @@ def _can_make(folder: Path) -> bool:
 
 def digests(paths: Iterable[Path], cache: Path) -> list[bytes]:
     """The SHA-256 of each file. Those that have not changed since they were read last, by the
-    record in `cache`, are not read again:
-    the same real path, size, inode, and times of change to the nanosecond. Files written in the
-    last two seconds are always read."""
-    known, fresh = _known(cache / KEPT), False
+    record in `cache`, are not read again: the same real path, size, inode, and times of change to
+    the nanosecond. Files written in the last two seconds are always read."""
+    known = _known(cache / KEPT)
+    fresh = False
     found = []
     for path in paths:
         real = path.resolve()
@@ -70,6 +71,7 @@ def digests(paths: Iterable[Path], cache: Path) -> list[bytes]:
             digest = hashlib.file_digest(file, "sha256").digest()
         found.append(digest)
         known.pop(str(real), None)
+        # Kept only if it did not change while it was read.
         if before == _stamp(real) and not _young(before, now):
             known[str(real)] = [*before, digest.hex()]
             fresh = True
@@ -79,6 +81,7 @@ def digests(paths: Iterable[Path], cache: Path) -> list[bytes]:
 
 
 def _stamp(path: Path) -> list[int]:
+    # The time of change beside that of modification: programs set the latter back, as tar does.
     about = path.stat()
     return [about.st_size, about.st_mtime_ns, about.st_ino, about.st_ctime_ns]
 
@@ -95,10 +98,13 @@ def _known(path: Path) -> dict[str, list]:
         found = json.loads(path.read_text())
     except (OSError, ValueError):
         return {}
-    whole = isinstance(found, dict) and all(
-        isinstance(entry, list) and len(entry) == 5 for entry in found.values()
-    )
-    return found if whole else {}
+    if not isinstance(found, dict):
+        return {}
+    for entry in found.values():
+        # size, two times, inode, and the digest; an older armlet's may have less
+        if not (isinstance(entry, list) and len(entry) == 5):
+            return {}
+    return found
 
 
 def _keep(path: Path, known: dict[str, list]) -> None:

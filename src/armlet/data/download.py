@@ -28,11 +28,13 @@ from urllib.parse import urlsplit
 
 import huggingface_hub
 from huggingface_hub import constants
+
+# HTTPError is that of whichever HTTP library this version of the hub's is built on.
 from huggingface_hub.errors import (
     CachedRepoTreeNotFoundError,
     GatedRepoError,
     HfHubHTTPError,
-    HTTPError,  # of the HTTP library that this version of the hub's uses
+    HTTPError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
@@ -45,25 +47,18 @@ from armlet.data.hub import PREFIX, Kind, Name
 from armlet.data.opening import EpisodeError, read_object
 from armlet.progress import Progress
 
-FIRST: dict[Kind, str] = {
-    "dataset": "meta/info.json",
-    "model": "config.json",
-}  # without it, it is something else
+# Without it, it is something else.
+FIRST: dict[Kind, str] = {"dataset": "meta/info.json", "model": "config.json"}
 CALLED: dict[Kind, str] = {"dataset": "data set", "model": "policy"}
 OTHER: dict[Kind, Kind] = {"dataset": "model", "model": "dataset"}
 FOLDERS = ("meta", "data", "videos", "images")  # of a LeRobotDataset
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
-OF_A_POLICY = (
-    ".json",
-    ".safetensors",
-    ".txt",
-    ".model",
-)  # network, weights, words; never a pickle, which can run what it likes
-WORKERS = 8  # files at a time, as the hub's library does
+# Network, weights, words; never a pickle, which can run what it likes.
+OF_A_POLICY = (".json", ".safetensors", ".txt", ".model")
+WORKERS = 8  # files at a time, as the hub's own library does
 LOGIN = "log in with `hf auth login`, or set HF_TOKEN"
-_said: set[str] = (
-    set()
-)  # names that were not checked for something newer, and about which that was said
+# Names that were not checked for something newer, and about which that was said.
+_said: set[str] = set()
 
 
 class HubError(OSError):
@@ -76,8 +71,7 @@ class _StoppedError(Exception):
 
 def find(name: Name, kind: Kind) -> tuple[str, Path]:
     """The commit that a name stands for, and the folder with its files, fetched where they are not
-    here. Raises HubError,
-    FullDiskError, EpisodeError."""
+    here. Raises HubError, FullDiskError, EpisodeError."""
     cache = _Cache(name, kind)
     if name.is_pinned and cache.missing(name.revision) == {}:
         return name.revision, cache.folder(name.revision)
@@ -94,11 +88,14 @@ def find(name: Name, kind: Kind) -> tuple[str, Path]:
 
 class _Cache:
     """What is here of a repository, in the layout that the hub's library documents: refs/<revision>
-    holds a commit, and
-    snapshots/<commit> links to its files."""
+    holds a commit, and snapshots/<commit> links to its files."""
 
     def __init__(self, name: Name, kind: Kind) -> None:
-        self.name, self.kind = name, kind
+        self.name = name
+        self.kind = kind
+        # The layout that the library documents
+        # (https://huggingface.co/docs/huggingface_hub/guides/manage-cache): its functions find
+        # single files, and whether a commit is whole it does not say.
         self.root = (
             Path(constants.HF_HUB_CACHE).expanduser() / f"{kind}s--{name.repo.replace('/', '--')}"
         )
@@ -116,24 +113,25 @@ class _Cache:
         except CachedRepoTreeNotFoundError:
             return None
         inside = f"{self.name.folder}/" if self.name.folder else ""
-        return {
-            file.path.removeprefix(inside): file.size
-            for file in files
-            if file.path.startswith(inside)
-        }
+        found = {}
+        for file in files:
+            if file.path.startswith(inside):
+                found[file.path.removeprefix(inside)] = file.size
+        return found
 
     def missing(self, commit: str) -> dict[str, int] | None:
         """The files that are needed and not here in full, with their sizes; None where it is not
         known which are needed."""
-        listing, folder = self.listing(commit), self.folder(commit)
+        listing = self.listing(commit)
+        folder = self.folder(commit)
         first = FIRST[self.kind]
         if listing is None or first not in listing or not _is_whole(folder / first, listing[first]):
             return None
-        return {
-            file: listing[file]
-            for file in needed(self.kind, listing, folder)
-            if not _is_whole(folder / file, listing[file])
-        }
+        found = {}
+        for file in needed(self.kind, listing, folder):
+            if not _is_whole(folder / file, listing[file]):
+                found[file] = listing[file]
+        return found
 
     def last(self) -> str | None:
         """The commit that the name stood for last, as far as is known here."""
@@ -146,39 +144,38 @@ class _Cache:
         """That the name stands for this commit, which is here whole."""
         if self.last() == commit:
             return
-        with contextlib.suppress(
-            OSError
-        ):  # a cache that is shared may be read-only; only a look without network needs this
+        # A cache that is shared may be read-only; only a look without network needs this.
+        with contextlib.suppress(OSError):
             write_atomically(self.root / "refs" / self.name.revision, commit.encode())
 
     def fall_back(self, why: str) -> str:
         """The last commit that the name stood for, as the hub cannot be asked; says so once a
-        process. Raises HubError where it is
-        not here whole."""
+        process. Raises HubError where it is not here whole."""
         commit = self.last()
-        offline = (
-            "unset HF_HUB_OFFLINE"
-            if constants.HF_HUB_OFFLINE
-            else "check the network (and HF_ENDPOINT, if it is set)"
-        )
+        if constants.HF_HUB_OFFLINE:
+            offline = "unset HF_HUB_OFFLINE"
+        else:
+            offline = "check the network (and HF_ENDPOINT, if it is set)"
         if commit is None or not self.folder(commit).exists():
             raise HubError(
-                f"{self.name}: {why}, and it was never fetched in full to {self.root.parent}; {offline}"
+                f"{self.name}: {why}, and it was never fetched in full to {self.root.parent}; "
+                f"{offline}"
             )
         missing = self.missing(commit)
         if missing != {}:
-            lacks = (
-                "it is not known which files it lacks"
-                if missing is None
-                else f"{_files(len(missing))} of it are missing"
-            )
+            if missing is None:
+                lacks = "it is not known which files it lacks"
+            else:
+                lacks = f"{_files(len(missing))} of it are missing"
             raise HubError(
-                f"{self.name}: {why}, and commit {commit[:12]} is here only in part ({lacks}); {offline}, and the rest is fetched"
+                f"{self.name}: {why}, and commit {commit[:12]} is here only in part ({lacks}); "
+                f"{offline}, and the rest is fetched"
             )
         if not self.name.is_pinned and str(self.name) not in _said:
             _said.add(str(self.name))
             sys.stderr.write(
-                f"{self.name}: {why}; commit {commit[:12]} is used, which is here, and whether there is a newer one is not known\n"
+                f"{self.name}: {why}; commit {commit[:12]} is used, which is here, and whether "
+                "there is a newer one is not known\n"
             )
         return commit
 
@@ -192,42 +189,57 @@ def _is_whole(path: Path, size: int) -> bool:
 
 def needed(kind: Kind, files: dict[str, int], folder: Path) -> list[str]:
     """Of the files of a data set or policy, by their paths in its `folder`, those that reading it
-    needs. A data set's meta/info.json
-    must be there: it may say that rows and films are in other folders. Raises EpisodeError where
-    that file cannot be read."""
+    needs. A data set's meta/info.json must be there: it may say that rows and films are in other
+    folders. Raises EpisodeError where that file cannot be read."""
     if kind == "model":
-        return [
-            file for file in files if "/" not in file and PurePosixPath(file).suffix in OF_A_POLICY
-        ]
+        found = []
+        for file in files:
+            # At the top only: a repository of a policy may hold its checkpoints in folders.
+            if "/" not in file and PurePosixPath(file).suffix in OF_A_POLICY:
+                found.append(file)
+        return found
     info = read_object(folder / FIRST[kind])
     patterns = [f"{each}/*" for each in FOLDERS]
     for field in ("data_path", "video_path"):
         if isinstance(info.get(field), str):
-            patterns.append("*".join(escape(part) for part in re.split(r"\{[^}]*\}", info[field])))
-    features = info.get("features")
-    kinds = (
-        {feature.get("dtype") for feature in features.values() if isinstance(feature, dict)}
-        if isinstance(features, dict)
-        else ()
-    )
-    if "image" in kinds:  # a table may name a picture file anywhere
+            # data/chunk-{episode_chunk:03d}/… → data/chunk-*/…
+            literal = re.split(r"\{[^}]*\}", info[field])
+            patterns.append("*".join(map(escape, literal)))
+    if "image" in _dtypes(info):  # a table may name a picture file anywhere
         patterns += [f"*{suffix}" for suffix in PICTURES]
-    return [file for file in files if any(fnmatchcase(file, pattern) for pattern in patterns)]
+    return [file for file in files if _matches_any(file, patterns)]
 
 
-# --- asking and fetching
-# ----------------------------------------------------------------------------------------
+def _dtypes(info: dict[str, Any]) -> set[Any]:
+    """Those of the features in a meta/info.json that nobody has checked yet."""
+    features = info.get("features")
+    found = set()
+    if isinstance(features, dict):
+        for feature in features.values():
+            if isinstance(feature, dict):
+                found.add(feature.get("dtype"))
+    return found
+
+
+def _matches_any(file: str, patterns: list[str]) -> bool:
+    # fnmatchcase, whose `*` also stands for slashes: data/* is all that lies below data.
+    return any(fnmatchcase(file, pattern) for pattern in patterns)
+
+
+# Asking and fetching
 
 
 def _ask(cache: _Cache) -> tuple[str | None, str]:
     """The commit that the hub says a name stands for; None, and why, where it cannot be asked.
     Raises HubError where it refuses."""
-    name, kind = cache.name, cache.kind
+    name = cache.name
+    kind = cache.kind
     try:
         found = huggingface_hub.HfApi().repo_info(
             name.repo, repo_type=kind, revision=name.revision, timeout=constants.HF_HUB_ETAG_TIMEOUT
         )
-    except Exception as error:  # the HTTP library's errors are not ours to list; what is not understood is raised as it is
+    # The HTTP library's errors are not ours to list; what is not understood is raised as it is.
+    except Exception as error:  # raised again, or told in words
         why = _unreachable(error)
         if why is not None:
             return None, why
@@ -246,10 +258,11 @@ def _ask(cache: _Cache) -> tuple[str | None, str]:
 
 def _fetch(cache: _Cache, commit: str) -> None:
     """Everything that is needed of a commit and not here. Raises HubError, FullDiskError."""
-    name, kind = cache.name, cache.kind
+    name = cache.name
+    kind = cache.kind
     first = f"{name.folder}/{FIRST[kind]}" if name.folder else FIRST[kind]
     try:
-        # Brings the listing too, and keeps it.
+        # For one file, but it brings the listing of all of them too, and keeps it.
         huggingface_hub.snapshot_download(
             name.repo,
             repo_type=kind,
@@ -260,11 +273,13 @@ def _fetch(cache: _Cache, commit: str) -> None:
         listing = cache.listing(commit)
         if listing is None:  # the library passes over either
             raise HubError(
-                f"{name}: the listing of commit {commit[:12]} could not be had, or not be kept in {cache.root}: try again, and see "
-                "that this can be written to (HF_HOME gives the hub another cache)"
+                f"{name}: the listing of commit {commit[:12]} could not be had, or not be kept in "
+                f"{cache.root}: try again, and see that this can be written to (HF_HOME gives the "
+                "hub another cache)"
             )
         if FIRST[kind] not in listing:
             raise HubError(_something_else(cache, commit, listing))
+        # The library takes a file that is there as it is; a truncated one must be forced.
         if not _is_whole(cache.folder(commit) / FIRST[kind], listing[FIRST[kind]]):
             huggingface_hub.hf_hub_download(
                 name.repo, first, repo_type=kind, revision=commit, force_download=True
@@ -288,24 +303,25 @@ def _fetch(cache: _Cache, commit: str) -> None:
     if missing != {}:
         lacks = "the listing of its files" if missing is None else ", ".join(sorted(missing)[:3])
         raise HubError(
-            f"{name}: what the hub sent of commit {commit[:12]} is not what it lists ({lacks}); try again"
+            f"{name}: what the hub sent of commit {commit[:12]} is not what it lists ({lacks}); "
+            "try again"
         )
 
 
 def _download(cache: _Cache, commit: str, files: dict[str, int]) -> None:
     """Fetch files side by side; those that are whole stay whatever happens to the others."""
-    name, folder = cache.name, cache.folder(commit)
+    name = cache.name
+    folder = cache.folder(commit)
     size = sum(files.values())
-    free = shutil.disk_usage(
-        next(each for each in (cache.root, *cache.root.parents) if each.exists())
-    ).free
+    free = _free_bytes(cache)
     if free < size:
         raise FullDiskError(errno.ENOSPC, _too_large(cache, size, free))
     sys.stderr.write(
         f"{name}: fetching {_files(len(files))}, {_megabytes(size)}, of commit {commit[:12]}\n"
     )
     progress = Progress(f"fetch {name}", total=size, unit="byte")
-    stopped, lock = threading.Event(), threading.Lock()
+    stopped = threading.Event()
+    lock = threading.Lock()
 
     def fetch(file: str) -> None:
         left = files[file]
@@ -319,18 +335,19 @@ def _download(cache: _Cache, commit: str, files: dict[str, int]) -> None:
             with lock:
                 progress.advance(more)
 
+        # It is there in another size, and would be taken as it is.
         huggingface_hub.hf_hub_download(
             name.repo,
             f"{name.folder}/{file}" if name.folder else file,
             repo_type=cache.kind,
             revision=commit,
-            force_download=(
-                folder / file
-            ).exists(),  # it is there in another size, and would be taken as it is
+            force_download=(folder / file).exists(),
             tqdm_class=_silent(count),
         )
         count(left)
 
+    # Not snapshot_download: it cannot be stopped by a file that fails, nor say how many bytes of
+    # all have come.
     pool = ThreadPoolExecutor(WORKERS)
     try:
         running = [pool.submit(fetch, file) for file in files]
@@ -343,6 +360,12 @@ def _download(cache: _Cache, commit: str, files: dict[str, int]) -> None:
     sys.stderr.write(f"{name}: fetched to {folder}\n")
 
 
+def _free_bytes(cache: _Cache) -> int:
+    """On the disk where the cache is, or will be: its folder may not be there yet."""
+    there = next(each for each in (cache.root, *cache.root.parents) if each.exists())
+    return shutil.disk_usage(there).free
+
+
 def _silent(count: Any) -> type[tqdm]:
     """A bar that shows nothing, for the hub's library to tell how many bytes have come."""
 
@@ -351,6 +374,7 @@ def _silent(count: Any) -> type[tqdm]:
             super().__init__(*arguments, **{**options, "disable": True})
 
         def update(self, n: float | None = 1) -> None:
+            # tqdm itself calls nothing where it is disabled, so this is the library speaking.
             count(int(n or 0))
 
         def update_transfer(self, n: float | None = 1) -> None:
@@ -365,8 +389,7 @@ def _silent(count: Any) -> type[tqdm]:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """The hub's library says nothing of its own while we use it, as we do, in a line, and without
-    addresses that are signed; where a
-    user has asked it to say more, it does."""
+    addresses that are signed; where a user has asked it to say more, it does."""
     before = logging.get_verbosity()
     if before == logging.WARNING:
         logging.set_verbosity_error()
@@ -376,8 +399,7 @@ def _quiet() -> Iterator[None]:
         logging.set_verbosity(before)
 
 
-# --- what went wrong, in a line
-# -----------------------------------------------------------------------------------
+# What went wrong, in a line
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
@@ -395,7 +417,9 @@ def _unreachable(error: Exception) -> str | None:
             return "HF_HUB_OFFLINE is set"
         if isinstance(cause, HfHubHTTPError):
             status = cause.response.status_code
-            return f"{_host()} answered {status}" if status >= 500 or status in (408, 429) else None
+            # 408: took too long, 429: asked too often; both pass, as a server's own errors do.
+            passes = status >= 500 or status in (408, 429)
+            return f"{_host()} answered {status}" if passes else None
         if isinstance(cause, HTTPError):
             return f"{_host()} cannot be reached ({type(cause).__name__})"
         if isinstance(cause, json.JSONDecodeError):
@@ -411,28 +435,39 @@ def _refusal(error: Exception, name: Name, kind: Kind) -> str | None:
     if answer is None:
         return None
     status = answer.response.status_code
+    # Gated first: for the library it is a kind of missing repository.
     if isinstance(answer, GatedRepoError):
-        page = f"{constants.ENDPOINT.rsplit('@', 1)[-1]}/{'datasets/' if kind == 'dataset' else ''}{name.repo}"
-        return f"{name}: its owner decides who may read this {CALLED[kind]}; ask for access at {page}, and {LOGIN}"
+        address = constants.ENDPOINT.rsplit("@", 1)[-1]  # without what may be a password
+        inside = "datasets/" if kind == "dataset" else ""
+        return (
+            f"{name}: its owner decides who may read this {CALLED[kind]}; ask for access at "
+            f"{address}/{inside}{name.repo}, and {LOGIN}"
+        )
     if isinstance(answer, RevisionNotFoundError):
         return f"{name}: there is no revision {name.revision!r}; {_revisions(name, kind)}"
     if isinstance(answer, RepositoryNotFoundError):
         if _exists(name, OTHER[kind]):
             return (
-                f"{name}: there is no {CALLED[kind]} of this name on {_host()}, but a {CALLED[OTHER[kind]]}; "
-                f"were two options confused? A {CALLED[kind]} is expected here"
+                f"{name}: there is no {CALLED[kind]} of this name on {_host()}, but a "
+                f"{CALLED[OTHER[kind]]}; were two options confused? A {CALLED[kind]} is expected "
+                "here"
             )
-        has_token = huggingface_hub.get_token() is not None
-        private = (
-            "if it is private, the token in use may not read it"
-            if has_token
-            else f"if it is private, {LOGIN}"
+        # The hub does not say whether a private repository exists.
+        if huggingface_hub.get_token() is not None:
+            private = "if it is private, the token in use may not read it"
+        else:
+            private = f"if it is private, {LOGIN}"
+        return (
+            f"{name}: there is no {CALLED[kind]} of this name on {_host()} that everybody may "
+            f"see; check the name, or {private}"
         )
-        return f"{name}: there is no {CALLED[kind]} of this name on {_host()} that everybody may see; check the name, or {private}"
     if status == 401:
         return f"{name}: {_host()} does not accept the token in use (401); {LOGIN}"
     if status == 403:
-        return f"{name}: {_host()} refuses it (403): the token in use may not read it; {LOGIN}, with one that may"
+        return (
+            f"{name}: {_host()} refuses it (403): the token in use may not read it; {LOGIN}, "
+            "with one that may"
+        )
     return f"{name}: {_host()} refuses it ({status})"
 
 
@@ -443,7 +478,8 @@ def _revisions(name: Name, kind: Kind) -> str:
     except (HTTPError, OSError, ValueError):  # what is to be said is worse than this
         return "give a branch, a tag or a commit"
     there = [each.name for each in (*found.branches, *found.tags)]
-    return f"there are {', '.join(there[:12])}{' and more' if len(there) > 12 else ''}, and commits"
+    more = " and more" if len(there) > 12 else ""
+    return f"there are {', '.join(there[:12])}{more}, and commits"
 
 
 def _exists(name: Name, kind: Kind) -> bool:
@@ -459,50 +495,56 @@ def _exists(name: Name, kind: Kind) -> bool:
 
 def _broken_off(error: Exception, cache: _Cache, commit: str) -> OSError:
     """What stopped a download."""
-    name, host = cache.name, _host()
+    name = cache.name
+    host = _host()
     for cause in _causes(error):
         if isinstance(cause, OSError) and cause.errno in FULL:
-            missing = sum((cache.missing(commit) or {}).values())
-            there = next(each for each in (cache.root, *cache.root.parents) if each.exists())
-            return FullDiskError(
-                cause.errno, _too_large(cache, missing, shutil.disk_usage(there).free)
-            )
+            missing = cache.missing(commit) or {}
+            size = sum(missing.values())
+            return FullDiskError(cause.errno, _too_large(cache, size, _free_bytes(cache)))
         if isinstance(cause, PermissionError):
             return HubError(
-                f"{name}: {cause.filename or cache.root} cannot be written; give the hub another cache with HF_HOME"
+                f"{name}: {cause.filename or cache.root} cannot be written; give the hub another "
+                "cache with HF_HOME"
             )
     refusal = None if _unreachable(error) else _refusal(error, name, cache.kind)
     if refusal is not None:
         return HubError(refusal)
-    first = re.sub(r"\S+://\S+", "…", str(error).strip().split("\n")[0])  # an address may be signed
+    # Large files come from addresses that are signed: whoever reads one in a log may fetch it.
+    first = re.sub(r"\S+://\S+", "…", str(error).strip().split("\n")[0])
     why = _unreachable(error) or f"{host}: {type(error).__name__}: {first}"
     return HubError(
-        f"{name}: fetching commit {commit[:12]} broke off ({why}); the same again goes on with the files that are not here yet"
+        f"{name}: fetching commit {commit[:12]} broke off ({why}); the same again goes on with "
+        "the files that are not here yet"
     )
 
 
 def _too_large(cache: _Cache, size: int, free: int) -> str:
     return (
-        f"{cache.name}: {_megabytes(size)} are to be fetched to {cache.root.parent}, and {_megabytes(free)} are free there; free some "
-        "room, or give the hub another cache with HF_HOME"
+        f"{cache.name}: {_megabytes(size)} are to be fetched to {cache.root.parent}, and "
+        f"{_megabytes(free)} are free there; free some room, or give the hub another cache with "
+        "HF_HOME"
     )
 
 
 def _something_else(cache: _Cache, commit: str, listing: dict[str, int]) -> str:
     """That a repository holds no data set or policy where one was looked for; where it does, for
     the likely fix."""
-    name, first = cache.name, FIRST[cache.kind]
+    name = cache.name
+    first = FIRST[cache.kind]
     whole = _Cache(Name(name.repo), cache.kind).listing(commit) or {}
+    wanted = "LeRobot data set" if cache.kind == "dataset" else "policy of armlet"
     if name.folder and not listing:
         what = f"{name}: there is no folder {name.folder!r} in {name.repo}"
     else:
-        what = f"{name} is no {'LeRobot data set' if cache.kind == 'dataset' else 'policy of armlet'}: it has no {first}"
-    others = [
-        file.removesuffix(f"/{first}") for file in sorted(whole) if file.endswith(f"/{first}")
-    ]
+        what = f"{name} is no {wanted}: it has no {first}"
+    at = "" if name.revision == "main" else f"@{name.revision}"
+    others = []  # as the user would name them
+    for file in sorted(whole):
+        if file.endswith(f"/{first}"):
+            others.append(f"{PREFIX}{name.repo}/{file.removesuffix(f'/{first}')}{at}")
     if others:
-        at = "" if name.revision == "main" else f"@{name.revision}"
-        return f"{what}; there is one in {', '.join(f'{PREFIX}{name.repo}/{other}{at}' for other in others[:3])}"
+        return f"{what}; there is one in {', '.join(others[:3])}"
     there = sorted({file.partition("/")[0] for file in whole})
     return f"{what}; it has {', '.join(there[:8]) or 'no files'}"
 

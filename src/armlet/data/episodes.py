@@ -37,15 +37,18 @@ from armlet.data.layout import (
     video_info,
     width,
 )
-from armlet.data.opening import EpisodeError, checked, read_lines, read_object
+from armlet.data.opening import EpisodeError, checked
 from armlet.data.pictures import mapped
 from armlet.data.rows import Rows, read_rows
 from armlet.data.sources import Sources
-from armlet.data.statistics import combine, of_values
+from armlet.data.statistics import check_statistics, of_values, read_statistics
 from armlet.data.told import told
 from armlet.data.values import as_matrix, as_values
 
-STATE, ACTION, EXECUTED, PRIVILEGED = "observation.state", "action", "executed", "privileged."
+STATE = "observation.state"
+ACTION = "action"
+EXECUTED = "executed"
+PRIVILEGED = "privileged."
 
 
 @dataclass(frozen=True)
@@ -62,8 +65,8 @@ class Features:
 @dataclass(frozen=True)
 class EpisodeFrames:
     """One episode of T frames: `images` camera → (T, h, w, 3) uint8; the rest float32 (T, x);
-    `info` JSON scalars. `task`: what the
-    robot was told; `asked`: T texts, where it was told several things one after the other."""
+    `info` JSON scalars. `task`: what the robot was told; `asked`: T texts, where it was told
+    several things one after the other."""
 
     images: dict[str, np.ndarray]
     state: np.ndarray
@@ -85,7 +88,9 @@ class EpisodeFrames:
             STATE: (self.state, len(features.state)),
             ACTION: (self.action, len(features.action)),
         }
-        columns |= {name: (self.extra.get(name), size) for name, size in features.extra.items()}
+        for name, size in features.extra.items():
+            columns[name] = (self.extra.get(name), size)
+        # The state says how many frames there are, even a state of no numbers, (T, 0).
         length = np.shape(self.state)[0] if np.ndim(self.state) else 0
         if length == 0:
             raise EpisodeError(
@@ -99,14 +104,14 @@ class EpisodeFrames:
                 raise EpisodeError(
                     f"the episode lacks camera {name!r}; it has {sorted(self.images)}"
                 )
-            found = (
-                f"{images.shape} {images.dtype}"
-                if isinstance(images, np.ndarray)
-                else type(images).__name__
-            )
+            if isinstance(images, np.ndarray):
+                found = f"{images.shape} {images.dtype}"
+            else:
+                found = type(images).__name__
             if found != f"({length}, {height}, {wide}, 3) uint8":
                 raise EpisodeError(
-                    f"camera {name!r}: found {found}, expected ({length}, {height}, {wide}, 3) uint8"
+                    f"camera {name!r}: found {found}, expected ({length}, {height}, {wide}, 3) "
+                    "uint8"
                 )
 
     def _check_words(self) -> None:
@@ -115,11 +120,15 @@ class EpisodeFrames:
                 raise EpisodeError(
                     f"task: found {text!r}, expected a text of what the robot was told"
                 )
+        # What is read may have several tasks an episode; our writer, whose list of episodes says
+        # one, does not split a recording by itself.
         if set(self.asked) - {self.task}:
             raise EpisodeError(
-                f"the episode has {len(set(self.asked))} tasks, and one is kept an episode; cut it where they change"
+                f"the episode has {len(set(self.asked))} tasks, and one is kept an episode; cut "
+                "it where they change"
             )
         for key, value in self.info.items():
+            # One by one, so that the message can name the key that will not do.
             try:
                 json.dumps({key: value})
             except (TypeError, ValueError) as error:
@@ -137,18 +146,20 @@ def _check_column(name: str, values: Any, shape: tuple[int, int]) -> None:
     if values is None:
         raise EpisodeError(f"the episode lacks column {name!r}, which the data set has")
     if not isinstance(values, np.ndarray) or values.dtype.kind not in "fiub":
-        found = (
-            f"an array of {values.dtype}"
-            if isinstance(values, np.ndarray)
-            else type(values).__name__
-        )
+        if isinstance(values, np.ndarray):
+            found = f"an array of {values.dtype}"
+        else:
+            found = type(values).__name__
         raise EpisodeError(f"{name}: found {found}, expected an array of numbers")
     if values.shape != shape:
         raise EpisodeError(f"{name}: found shape {values.shape}, expected {shape}")
+    # As float32, for that is what is written: a double of 1e39 is finite here and infinite in the
+    # file.
     bad = np.flatnonzero(~np.isfinite(_float32(values)).all(1))
     if len(bad):
         raise EpisodeError(
-            f"{name}: NaN or infinite at frame {bad[0]} of {shape[0]}, as float32; drop or repair the episode"
+            f"{name}: NaN or infinite at frame {bad[0]} of {shape[0]}, as float32; drop or repair "
+            "the episode"
         )
 
 
@@ -160,8 +171,7 @@ def _float32(values: np.ndarray) -> np.ndarray:
 @dataclass(frozen=True)
 class Episode:
     """One episode of a data set: its number there, length in frames, what the robot was told
-    (`task` first, `tasks` one after the
-    other, each once), and what is known about it."""
+    (`task` first, `tasks` one after the other, each once), and what is known about it."""
 
     index: int
     length: int
@@ -193,18 +203,21 @@ class EpisodeDataset:
         self._features: dict[str, dict[str, Any]] = self._info["features"]
         self._measured: dict[str, dict[str, Any]] = {}
         self._stored = stored_episodes(self.root, self._info)
-        named = [each.data for each in self._stored]
-        files = data_files(self.root) if None in named else list(dict.fromkeys(map(str, named)))
+        # Before v3 every episode had files of its own.
         alone = self._info["codebase_version"].startswith("v2")
         filmed = any(feature["dtype"] == "video" for feature in self._features.values())
         self._rows: Rows = read_rows(
-            self.root, files, self._stored, self.fps, alone=alone, filmed=filmed
+            self.root, self._row_files(), self._stored, self.fps, alone=alone, filmed=filmed
         )
-        self.data_files, self.timestamps = self._rows.files, self._rows.time
-        self.starts, self.runs = self._rows.starts, self._rows.runs
+        self.data_files = self._rows.files
+        self.timestamps = self._rows.time
+        self.starts = self._rows.starts
+        self.runs = self._rows.runs
         self.tasks, self.asked = told(self.root, self._info, self._rows, self._stored)
         self.episodes = self._episodes()
         self._sources = Sources(self.root, self._rows, self._stored, self._features)
+        # From here on the rows can be read: columns and cameras whose size the metadata do not say
+        # are measured in the first row.
         self._find_columns()
         self._find_cameras()
         self._statistics = self._read_statistics()
@@ -212,14 +225,21 @@ class EpisodeDataset:
     def __len__(self) -> int:
         return len(self._rows)
 
+    def _row_files(self) -> list[str]:
+        """The files that hold the rows, relative to the folder, each once."""
+        named = [each.data for each in self._stored]
+        if None in named:  # the metadata do not say: all that lie where rows are kept
+            return data_files(self.root)
+        return list(dict.fromkeys(map(str, named)))
+
     @property
     def privileged(self) -> dict[str, int]:
         """Facts that only a simulator knows, name → how many numbers."""
-        return {
-            name.removeprefix(PRIVILEGED): size
-            for name, size in self.extra.items()
-            if name.startswith(PRIVILEGED)
-        }
+        found = {}
+        for name, size in self.extra.items():
+            if name.startswith(PRIVILEGED):
+                found[name.removeprefix(PRIVILEGED)] = size
+        return found
 
     @cached_property
     def cache(self) -> Path:
@@ -231,6 +251,7 @@ class EpisodeDataset:
     def _find_columns(self) -> None:
         """The columns with a role, by the names they are asked for here: `_role` name → (name
         there, how many numbers)."""
+        # state and action first: statistics and columns are read in this order
         self._role: dict[str, tuple[str, int]] = {}
         for role, option, name in (
             (STATE, "state", self.roles.state),
@@ -241,33 +262,39 @@ class EpisodeDataset:
             if name not in self._features:
                 none = ", or None where there is no state" if option == "state" else ""
                 raise EpisodeError(
-                    f"{self.root / INFO} has no feature {name!r} for the {option}; it has {', '.join(sorted(self._features))}. "
-                    f"Name the one that holds it{none}: --columns.{option} NAME"
+                    f"{self.root / INFO} has no feature {name!r} for the {option}; it has "
+                    f"{', '.join(sorted(self._features))}. Name the one that holds it{none}: "
+                    f"--columns.{option} NAME"
                 )
             self._role[role] = name, self._width(name)
-        self.state_names = (
-            names_of(self._features[self._role[STATE][0]], self._role[STATE][1])
-            if STATE in self._role
-            else ()
-        )
+        self.state_names: tuple[str, ...] = ()
+        if STATE in self._role:
+            state, size = self._role[STATE]
+            self.state_names = names_of(self._features[state], size)
         action, dims = self._role[ACTION]
         if dims == 0:
             raise EpisodeError(
-                f"{self.root / INFO}: feature {action!r} has no numbers; name the one that holds the action"
+                f"{self.root / INFO}: feature {action!r} has no numbers; name the one that holds "
+                "the action"
             )
         self.action_names = names_of(self._features[action], dims)
         self.extra: dict[str, int] = {}
         for name, feature in self._features.items():
-            numbers = str(feature["dtype"]).startswith(("float", "int", "bool"))
-            flat = len(feature.get("shape") or [1]) == 1
-            done = (
-                name == EXECUTED
-                and str(feature["dtype"]).startswith("float")
-                and width(feature) == dims
-            )
-            if done or (name.startswith(PRIVILEGED) and numbers and flat):
+            if self._is_extra(name, feature, dims):
                 self.extra[name] = self._width(name)
-        self._role |= {name: (name, size) for name, size in self.extra.items()}
+        for name, size in self.extra.items():
+            self._role[name] = name, size
+
+    @staticmethod
+    def _is_extra(name: str, feature: dict[str, Any], dims: int) -> bool:
+        """Whether a column holds what the simulator knew, or the action as it was executed: what
+        other recorders call so counts only if it looks like an action."""
+        kind = str(feature["dtype"])
+        if name == EXECUTED:
+            return kind.startswith("float") and width(feature) == dims
+        is_flat = len(feature.get("shape") or [1]) == 1
+        is_numeric = kind.startswith(("float", "int", "bool"))
+        return name.startswith(PRIVILEGED) and is_numeric and is_flat
 
     def _width(self, name: str) -> int:
         """How many numbers a row of a column has: as the metadata say or, where they do not, as the
@@ -276,11 +303,8 @@ class EpisodeDataset:
         if size is not None:
             return size
         path, table, place = next(self._rows.columns(self.root, [name]))
-        return int(
-            np.prod(
-                as_values(table.column(name), None, f"{path}: {name}", place).shape[1:], dtype=int
-            )
-        )
+        first = as_values(table.column(name), None, f"{path}: {name}", place)  # (n, …)
+        return int(np.prod(first.shape[1:], dtype=int))
 
     def _find_cameras(self) -> None:
         """`_kept`: our name of a camera → the feature's."""
@@ -291,16 +315,18 @@ class EpisodeDataset:
                 and len(feature["shape"] or []) == 3
             ):
                 sys.stderr.write(
-                    f"{self.root}: {name} is {feature['dtype']} in meta/info.json, and cameras are video or image; it is left out\n"
+                    f"{self.root}: {name} is {feature['dtype']} in meta/info.json, and cameras "
+                    "are video or image; it is left out\n"
                 )
         pictures = [
             name for name, feature in self._features.items() if feature["dtype"] in PICTURES
         ]
         short = [name.removeprefix(IMAGE) for name in pictures]
-        self._kept = {
-            own if short.count(own) == 1 else name: name
-            for own, name in zip(short, pictures, strict=True)
-        }
+        self._kept: dict[str, str] = {}
+        for own, name in zip(short, pictures, strict=True):
+            # `top` and `observation.images.top` may stand side by side: both keep their whole name.
+            is_unique = short.count(own) == 1
+            self._kept[own if is_unique else name] = name
         self.cameras: dict[str, tuple[int, int]] = {}
         self.depth_cameras: dict[str, tuple[int, int]] = {}
         for camera, name in self._kept.items():
@@ -308,16 +334,16 @@ class EpisodeDataset:
             if not is_depth(feature):
                 self.cameras[camera] = picture_size(feature) or self._first_size(name)
                 continue
-            why = (
-                unreadable(video_info(feature))
-                if feature["dtype"] == "video"
-                else "they are not kept in a film"
-            )
+            if feature["dtype"] == "video":
+                why = unreadable(video_info(feature))
+            else:
+                why = "they are not kept in a film"
             if why is None:
                 self.depth_cameras[camera] = picture_size(feature) or self._first_size(name)
             else:
                 sys.stderr.write(
-                    f"{self.root}: camera {camera!r} has one channel, no colours; it is left out, because {why}\n"
+                    f"{self.root}: camera {camera!r} has one channel, no colours; it is left out, "
+                    f"because {why}\n"
                 )
 
     def _first_size(self, name: str) -> tuple[int, int]:
@@ -328,9 +354,13 @@ class EpisodeDataset:
         found = []
         for each, start, stop in zip(self._stored, self.starts[:-1], self.starts[1:], strict=True):
             numbers = self.asked[start:stop]
+            # Only where the task changes is there a text to look up: a dict of all rows is slow.
             changes = np.flatnonzero(np.diff(numbers)) + 1
-            tasks = tuple(dict.fromkeys(self.tasks[number] for number in numbers[[0, *changes]]))
-            found.append(Episode(each.index, int(stop - start), tasks[0], each.info, tasks))
+            tasks: dict[str, None] = {}  # an ordered set
+            for number in numbers[[0, *changes]]:
+                tasks[self.tasks[number]] = None
+            texts = tuple(tasks)
+            found.append(Episode(each.index, int(stop - start), texts[0], each.info, texts))
         return tuple(found)
 
     # Statistics
@@ -338,19 +368,18 @@ class EpisodeDataset:
     @property
     def stats(self) -> dict[str, Any]:
         """Statistics by feature as meta/stats.json has them or, in v2.1, those of the episodes
-        taken together as lerobot does; computed
-        where there are none. Quantiles of several episodes are averages there: `measured` has the
-        true ones."""
+        taken together as lerobot does; computed where there are none. Quantiles of several episodes
+        are averages there: `measured` has the true ones."""
         if self._statistics is None:
-            self._statistics = {
-                there: self.measured(name) for name, (there, _) in self._role.items()
-            }
+            found = {}
+            for name, (there, _) in self._role.items():
+                found[there] = self.measured(name)
+            self._statistics = found
         return self._statistics
 
     def measured(self, name: str) -> dict[str, Any]:
         """Exact statistics of all N rows: lists for min, max, mean, std, q01, q10, q50, q90 and
-        q99, and the count. `name` is one of
-        `columns()`, or any other column of numbers."""
+        q99, and the count. `name` is one of `columns()`, or any other column of numbers."""
         if name not in self._measured:
             if name in self._role:
                 there, size = self._role[name]
@@ -368,70 +397,33 @@ class EpisodeDataset:
         path = statistics_file(self.root, self._info)
         if path is None:
             return None
-        if path.suffix == ".jsonl":
-            try:
-                parts = [row["stats"] for row in read_lines(path)]
-                shared = [name for name in parts[0] if all(name in part for part in parts)]
-                statistics = {name: combine([part[name] for part in parts]) for name in shared}
-            except (KeyError, IndexError, TypeError, ValueError) as error:
-                if isinstance(error, EpisodeError):
-                    raise
-                raise EpisodeError(
-                    f"{path} cannot be understood ({error!r}); copy it again, or delete it"
-                ) from error
-        else:
-            statistics = read_object(path)
+        statistics = read_statistics(path)
         for role in (STATE, ACTION):
             if role in self._role:
-                self._check_statistics(path, statistics, *self._role[role])
+                name, dims = self._role[role]
+                check_statistics(path, statistics, name, dims)
         return statistics
-
-    def _check_statistics(
-        self, path: Path, statistics: dict[str, Any], name: str, dims: int
-    ) -> None:
-        kinds = statistics.get(name)
-        if kinds is None:
-            return
-        if not isinstance(kinds, dict):
-            raise EpisodeError(
-                f"{path}: {name} is {kinds!r}, expected an object of min, max, mean …; copy it again, or delete it"
-            )
-        for kind, values in kinds.items():
-            if kind == "count" or values is None:
-                continue
-            try:
-                size = np.asarray(values, np.float64).size
-            except (TypeError, ValueError) as error:
-                raise EpisodeError(
-                    f"{path}: {name} {kind} is {values!r}, expected {dims} numbers; copy it again, or delete it"
-                ) from error
-            if size != dims:
-                raise EpisodeError(
-                    f"{path}: {name} {kind} has {size} values and the feature has {dims} dimensions; "
-                    "these are the statistics of another robot"
-                )
 
     # Columns
 
     def columns(self) -> dict[str, np.ndarray]:
         """What is trained on, of all frames, (N, x) float32: observation.state (of width 0 where
-        there is none), action, and `extra`.
-        Raises EpisodeError on NaN or a missing column."""
+        there is none), action, and `extra`. Raises EpisodeError on NaN or a missing column."""
+        # A robot without state has one of width 0, (N, 0), so that nobody has to ask.
         found = {STATE: np.zeros((len(self), 0), np.float32)} | self._matrices(self._role)
         for name, values in found.items():
             bad = np.flatnonzero(~np.isfinite(values).all(1))
             if len(bad):
                 there = self._role[name][0]
                 raise EpisodeError(
-                    f"{self.root}: {there} is NaN or infinite in {self._rows.place_of(bad[0])}, in {self.root / self._rows.file_of(bad[0])}; "
-                    "drop or repair the episode"
+                    f"{self.root}: {there} is NaN or infinite in {self._rows.place_of(bad[0])}, "
+                    f"in {self.root / self._rows.file_of(bad[0])}; drop or repair the episode"
                 )
         return found
 
     def column(self, name: str) -> np.ndarray:
         """Any column by its own name, of all frames: (N, …) of its own type and shape; (N,) for one
-        number or text a row. Raises
-        EpisodeError where there is none."""
+        number or text a row. Raises EpisodeError where there is none."""
         feature = self._features.get(name, {})
         if feature.get("dtype") in PICTURES:
             raise EpisodeError(f"{self.root}: {name} holds pictures; read_pictures reads them")
@@ -440,11 +432,13 @@ class EpisodeDataset:
             parts.append(
                 as_values(table.column(name), feature.get("shape"), f"{path}: {name}", place)
             )
+        # From the order of the files to that of episodes and frames.
         return np.concatenate(parts)[self._rows.order]
 
     def _matrices(self, wanted: dict[str, tuple[str, int]]) -> dict[str, np.ndarray]:
         """Columns (N, x) float32 by the names they have here."""
         parts: dict[str, list[np.ndarray]] = {name: [] for name in wanted}
+        # Two roles may share a column (`--columns.state action`), which is read once.
         names = list(dict.fromkeys(there for there, _ in wanted.values()))
         for path, table, place in self._rows.columns(self.root, names):
             for name, (there, size) in wanted.items():
@@ -460,17 +454,17 @@ class EpisodeDataset:
 
     def images(self, episode: int) -> dict[str, np.ndarray]:
         """Camera → (T, h, w, 3) uint8 of one episode, by its position."""
-        first, last = int(self.starts[episode]), int(self.starts[episode + 1])
-        return {
-            camera: np.stack(list(self.read_pictures(camera, first, last)))
-            for camera in self.cameras
-        }
+        first = int(self.starts[episode])
+        last = int(self.starts[episode + 1])
+        found = {}
+        for camera in self.cameras:
+            found[camera] = np.stack(list(self.read_pictures(camera, first, last)))
+        return found
 
     def all_images(self, camera: str) -> np.ndarray:
         """All pictures of a camera in their own size, (N, h, w, 3) uint8, decoded once into a file
-        that is mapped into memory: for looking
-        at a small data set. Training reads them at the size its policy sees
-        (`pictures.open_pictures`)."""
+        that is mapped into memory: for looking at a small data set. Training reads them at the size
+        its policy sees (`pictures.open_pictures`)."""
         self._check_camera(camera)
         return mapped(self, camera)
 
@@ -495,7 +489,8 @@ class EpisodeDataset:
         ):
             if picture.shape != wanted:
                 raise EpisodeError(
-                    f"{self.root}: the picture of {camera} in {self._rows.place_of(row)} is {picture.shape}, meta/info.json says {wanted}"
+                    f"{self.root}: the picture of {camera} in {self._rows.place_of(row)} is "
+                    f"{picture.shape}, meta/info.json says {wanted}"
                 )
             yield picture
 
@@ -504,11 +499,13 @@ class EpisodeDataset:
         `read_pictures` has pictures."""
         if camera not in self.depth_cameras:
             raise EpisodeError(
-                f"{self.root} has no depth camera {camera!r} that can be read; it has {', '.join(self.depth_cameras) or 'none'}"
+                f"{self.root} has no depth camera {camera!r} that can be read; it has "
+                f"{', '.join(self.depth_cameras) or 'none'}"
             )
         self._check_span(first, last)
         key = self._kept[camera]
         about = video_info(self._features[key])
+        # In the film's own pixels (12 bits of grey): a conversion to colours would keep 8 of them.
         for levels in self._sources.filmed(key, np.arange(first, last), pixels=None):
             yield millimetres(levels, about)
 
@@ -516,7 +513,8 @@ class EpisodeDataset:
         if camera not in self.cameras:
             depth = "; its distances are read by read_depth" if camera in self.depth_cameras else ""
             raise EpisodeError(
-                f"{self.root} has no camera {camera!r}; it has {', '.join(self.cameras) or 'none'}{depth}"
+                f"{self.root} has no camera {camera!r}; it has "
+                f"{', '.join(self.cameras) or 'none'}{depth}"
             )
 
     def _check_span(self, first: int, last: int) -> None:
@@ -530,8 +528,8 @@ class EpisodeDataset:
     @property
     def fingerprint(self) -> str:
         """A hash of everything that is read: metadata, columns, films, pictures in files of their
-        own, and which columns are asked for.
-        Looked at once; files that have not changed are not read again."""
+        own, and which columns are asked for. Looked at once; files that have not changed are not
+        read again."""
         return self._hashes[0]
 
     @property
@@ -541,12 +539,24 @@ class EpisodeDataset:
 
     @cached_property
     def _hashes(self) -> tuple[str, str]:
-        names = {path.relative_to(self.root).as_posix() for path in episode_files(self.root)}
-        told_in, measured_in = (
-            tasks_file(self.root, self._info),
-            statistics_file(self.root, self._info),
-        )
-        names |= {path.relative_to(self.root).as_posix() for path in (told_in, measured_in) if path}
+        ordered = sorted(self._files_read())
+        digest = hashlib.sha256(json.dumps([self.roles.state, self.roles.action]).encode())
+        without = hashlib.sha256()
+        found = digests([checked(self.root / name) for name in ordered], self.cache)
+        for name, content in zip(ordered, found, strict=True):
+            for each in (digest, without):
+                each.update(name.encode())
+                each.update(content)
+        # 64 bits tell data sets apart; nobody is to be kept from forging one.
+        return digest.hexdigest()[:16], without.hexdigest()[:16]
+
+    def _files_read(self) -> set[str]:
+        """The files whose content decides what is read, relative to the folder."""
+        paths = list(episode_files(self.root))
+        for path in (tasks_file(self.root, self._info), statistics_file(self.root, self._info)):
+            if path is not None:
+                paths.append(path)
+        names = {path.relative_to(self.root).as_posix() for path in paths}
         names |= {name for name in (INFO, EPISODE_LINES) if (self.root / name).exists()}
         names |= set(self.data_files)
         for camera, key in self._kept.items():
@@ -557,13 +567,6 @@ class EpisodeDataset:
                     films = {name for name in films if (self.root / name).exists()}
                 names |= films
             elif camera in self.cameras:
+                # Pictures in the tables are in the digests of these; those beside them are not.
                 names |= self._sources.outside(key)
-        ordered = sorted(names)
-        digest = hashlib.sha256(json.dumps([self.roles.state, self.roles.action]).encode())
-        without = hashlib.sha256()
-        found = digests([checked(self.root / name) for name in ordered], self.cache)
-        for name, content in zip(ordered, found, strict=True):
-            for each in (digest, without):
-                each.update(name.encode())
-                each.update(content)
-        return digest.hexdigest()[:16], without.hexdigest()[:16]
+        return names

@@ -33,9 +33,8 @@ FULL = {
 }
 _numbers = itertools.count()
 _under_way: set[Path] = set()  # what this process is writing
-_swept: set[tuple[int, Path]] = (
-    set()
-)  # (process, folder): leftovers are looked for once, as folders may hold very many files
+# (process, folder): leftovers are looked for once, as folders may hold very many files.
+_swept: set[tuple[int, Path]] = set()
 
 
 class BusyError(OSError):
@@ -73,15 +72,13 @@ def hold_and_remove(lock: Path, doing: str) -> Iterator[None]:
             yield
         finally:
             with contextlib.suppress(PermissionError):  # Windows removes no open file
-                lock.unlink(
-                    missing_ok=True
-                )  # still held: whoever opened it meanwhile sees that it is gone, and makes another
+                # Still held: whoever opened it meanwhile sees that it is gone, and makes another.
+                lock.unlink(missing_ok=True)
 
 
 def write_atomically(path: Path, content: bytes) -> None:
     """The whole file or, where anything fails, what stood there before. Raises FullDiskError,
-    naming the file, where there is no
-    room for it."""
+    naming the file, where there is no room for it."""
     with atomic_file(path, size=len(content)) as part:
         part.write_bytes(content)
 
@@ -204,7 +201,8 @@ def _sweep(folder: Path) -> None:
 
 def _lives(process: int) -> bool:
     if process == os.getpid():
-        return False  # what this process is writing is known; the rest is of one that had its number before
+        # What this process is writing is known; the rest is of one that had its number before.
+        return False
     if os.name == "nt":
         return True  # asking would end it
     try:
@@ -221,9 +219,8 @@ def naming_a_full_disk(
     path: Path, part: Path | None = None, *, size: int | None = None
 ) -> Iterator[None]:
     """Whatever a library raises in the block because there is no room becomes one FullDiskError
-    about `path`; other errors pass,
-    those of the system with the file's name. `part` is what was written so far, where that is
-    another file."""
+    about `path`; other errors pass, those of the system with the file's name. `part` is what was
+    written so far, where that is another file."""
     part = part or path
     try:
         yield
@@ -241,8 +238,8 @@ def naming_a_full_disk(
             free = shutil.disk_usage(path.parent).free / 1e6
             raise FullDiskError(
                 number,
-                f"{path} could not be written{needed}: {FULL[number]} ({free:.1f} MB free). What was there before is as it was; "
-                "free some room, or choose another --out",
+                f"{path} could not be written{needed}: {FULL[number]} ({free:.1f} MB free). What "
+                "was there before is as it was; free some room, or choose another --out",
             ) from error
         if (
             isinstance(error, OSError)
@@ -274,9 +271,8 @@ def _why_full(error: BaseException, folder: Path) -> int | None:
         return None  # a mistake, whatever the disk is like
     if isinstance(error, OSError) and error.errno is not None:
         return None  # the system said why
-    return _probe(
-        folder
-    )  # torch speaks of positions in a zip file, numpy of numbers requested and written
+    # Torch speaks of positions in a zip file, numpy of numbers requested and written.
+    return _probe(folder)
 
 
 def _probe(folder: Path) -> int | None:
@@ -294,8 +290,7 @@ def _probe(folder: Path) -> int | None:
 
 def check_is_here(path: Path, *, fix: str) -> None:
     """Raises FileNotFoundError where there is no file, ValueError where it is a folder or the
-    pointer that Git LFS leaves in the
-    place of a file; `fix` says what to do."""
+    pointer that Git LFS leaves in the place of a file; `fix` says what to do."""
     if path.is_dir():
         raise ValueError(f"{path} is a folder, expected a file; {fix}")
     if not path.exists():
@@ -305,7 +300,8 @@ def check_is_here(path: Path, *, fix: str) -> None:
         start = file.read(len(LFS))
     if start == LFS:
         raise ValueError(
-            f"{path} is a pointer of Git LFS ({path.stat().st_size} bytes), not the file itself; run `git lfs pull` in its repository"
+            f"{path} is a pointer of Git LFS ({path.stat().st_size} bytes), not the file itself; "
+            "run `git lfs pull` in its repository"
         )
 
 
@@ -322,7 +318,8 @@ def parse_json(content: bytes, path: Path, *, fix: str) -> dict[str, Any]:
         found = json.loads(content.decode())
     except ValueError as error:
         raise ValueError(
-            f"{path} ({len(content)} bytes) is not JSON ({error}): cut short, or not written by armlet; {fix}"
+            f"{path} ({len(content)} bytes) is not JSON ({error}): cut short, or not written by "
+            f"armlet; {fix}"
         ) from error
     if not isinstance(found, dict):
         raise ValueError(f"{path} holds a JSON {type(found).__name__}, expected an object; {fix}")
@@ -350,8 +347,9 @@ def whole_lines(path: Path) -> list[str]:
         if not _is_object(line):
             found = "NUL bytes" if b"\0" in line else repr(line[:40].decode(errors="replace"))
             raise ValueError(
-                f"{path}, line {number} of {len(lines)}: found {found}, expected a JSON object; the file was damaged (by a "
-                "power cut, or by hand). Delete that line to do again what it stood for, or the file to do all of it again"
+                f"{path}, line {number} of {len(lines)}: found {found}, expected a JSON object; "
+                "the file was damaged (by a power cut, or by hand). Delete that line to do again "
+                "what it stood for, or the file to do all of it again"
             )
     if rest:  # cut off in place: a copy would need room, and the disk may just have been full
         with path.open("r+b") as file:
@@ -381,9 +379,8 @@ def appending(path: Path) -> Iterator[Callable[[str], None]]:
             content = (line + "\n").encode()
             with naming_a_full_disk(path):
                 written = 0
-                while written < len(
-                    content
-                ):  # a nearly full disk takes a part, then refuses the rest
+                # A nearly full disk takes a part, then refuses the rest.
+                while written < len(content):
                     written += file.write(content[written:])
 
         yield add

@@ -21,19 +21,14 @@ from typing import Literal
 PREFIX = "hf:"
 MAIN = "main"
 FORM = "expected hf:user/name, hf:user/name@revision or hf:user/name/folder@revision"
-KINDS = (
-    "datasets",
-    "models",
-    "spaces",
-    "buckets",
-)  # what addresses of the hub begin with, and names here do not
+# What addresses of the hub begin with, and names here do not.
+KINDS = ("datasets", "models", "spaces", "buckets")
 
 Kind = Literal["dataset", "model"]
 
 _PARTS = re.compile(r"hf:(?P<repo>[^/@]+/[^/@]+)(?P<folder>(?:/[^/@]+)*)(?:@(?P<revision>.+))?")
-_REVISION = re.compile(
-    r"[^\s~^:?*\[\\/]+(?:/[^\s~^:?*\[\\/]+)*"
-)  # what git takes for a name of a branch or tag
+# What git takes for a name of a branch or tag.
+_REVISION = re.compile(r"[^\s~^:?*\[\\/]+(?:/[^\s~^:?*\[\\/]+)*")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SNAPSHOT = re.compile(r"/(?:models|datasets|spaces)--[^/]+/snapshots/[0-9a-f]{40}(?:/|$)")
 
@@ -74,11 +69,9 @@ def parse(place: Path | str) -> Name:
     found = _PARTS.fullmatch(text)
     if found is None:
         raise ValueError(f"{text} is no name on the hub; {FORM}")
-    repo, folder, revision = (
-        found["repo"],
-        found["folder"].removeprefix("/"),
-        found["revision"] or MAIN,
-    )
+    repo = found["repo"]
+    folder = found["folder"].removeprefix("/")
+    revision = found["revision"] or MAIN
     user, _, rest = repo.partition("/")
     if user in KINDS:
         shorter = "/".join(filter(None, (rest, folder)))
@@ -95,8 +88,8 @@ def parse(place: Path | str) -> Name:
         raise ValueError(f"{text}: {revision!r} is no branch, tag or commit; {FORM}")
     if Path(text).exists():
         raise ValueError(
-            f"{text} is a name on the hub, and a folder here is called so too: rename the folder, or give its whole path, "
-            f"{Path(text).absolute()}"
+            f"{text} is a name on the hub, and a folder here is called so too: rename the folder, "
+            f"or give its whole path, {Path(text).absolute()}"
         )
     return Name(repo, folder, revision)
 
@@ -149,10 +142,11 @@ def refuse_writing(place: Path | str) -> None:
     cache."""
     if is_name(place):
         raise ValueError(
-            f"{Path(place).as_posix()} is a name on the hub, and this is written to: give a folder of your own"
+            f"{Path(place).as_posix()} is a name on the hub, and this is written to: give a "
+            "folder of your own"
         )
     if in_cache(place):
         raise ValueError(
-            f"{place} belongs to the hub's cache, where files stay as they were fetched: copy it to a folder of your own "
-            "(cp -rL), and give that"
+            f"{place} belongs to the hub's cache, where files stay as they were fetched: copy it "
+            "to a folder of your own (cp -rL), and give that"
         )

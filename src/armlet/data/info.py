@@ -7,6 +7,7 @@ where only one thing can be meant it is taken. Knows no file but this one; what 
 """
 
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,48 +22,52 @@ PLACES_V3 = {"chunk_index": 0, "file_index": 0, "video_key": "camera"}
 
 def read_info(root: Path) -> dict[str, Any]:
     """meta/info.json with `fps` a number, and `features` name → description, of which `shape` is a
-    list of whole numbers, or None where
-    it is not said. Raises EpisodeError naming the field that will not do."""
+    list of whole numbers, or None where it is not said. Raises EpisodeError naming the field that
+    will not do."""
     path = root / INFO
     info = read_object(path)
     version = info.get("codebase_version")
     if not isinstance(version, str) or version not in VERSIONS:
         raise EpisodeError(
-            f"{path}: codebase_version is {version!r}, expected one of {', '.join(VERSIONS)}; convert it with lerobot"
+            f"{path}: codebase_version is {version!r}, expected one of {', '.join(VERSIONS)}; "
+            "convert it with lerobot"
         )
     features = info.get("features")
-    if not isinstance(features, dict) or not all(
-        isinstance(feature, dict) for feature in features.values()
-    ):
+    if not isinstance(features, dict) or not _are_objects(features.values()):
         raise EpisodeError(
-            f"{path}: features is {type(features).__name__}, expected an object of objects; copy it again"
+            f"{path}: features is {type(features).__name__}, expected an object of objects; copy "
+            "it again"
         )
     places = PLACES_V2 if version.startswith("v2") else PLACES_V3
-    described = {
-        name: _feature(name, feature, f"{path}: features[{name!r}]")
-        for name, feature in features.items()
-    }
-    filmed = any(feature["dtype"] == "video" for feature in described.values())
+    described = {}
+    for name, feature in features.items():
+        described[name] = _feature(name, feature, f"{path}: features[{name!r}]")
+    video_path = None
+    # Where there are no films, nobody cares what an older version called them.
+    if any(feature["dtype"] == "video" for feature in described.values()):
+        video_path = _template(info.get("video_path"), f"{path}: video_path", places)
     read = {
         "fps": _rate(info.get("fps"), path),
         "total_episodes": _optional_count(info.get("total_episodes"), f"{path}: total_episodes"),
         "chunks_size": _optional_count(info.get("chunks_size"), f"{path}: chunks_size"),
         "data_path": _template(info.get("data_path"), f"{path}: data_path", places),
-        # where there are no films, nobody cares what an older version called them
-        "video_path": _template(info.get("video_path"), f"{path}: video_path", places)
-        if filmed
-        else None,
+        "video_path": video_path,
         "features": described,
     }
     return info | read
 
 
+def _are_objects(values: Iterable[Any]) -> bool:
+    return all(isinstance(value, dict) for value in values)
+
+
 def _rate(value: Any, path: Path) -> float:
     """Rows a second; a whole number where it is one."""
     try:
-        rate = float(value)
+        rate = float(value)  # also of "30"
     except (TypeError, ValueError):
         rate = math.nan
+    # To Python true is the number 1; in a file by hand it is a mistake.
     if not (math.isfinite(rate) and rate > 0) or isinstance(value, bool):
         raise EpisodeError(
             f"{path}: fps is {value!r}, expected rows a second; write how many there are"
@@ -95,7 +100,8 @@ def _template(value: Any, where: str, places: dict[str, Any]) -> str | None:
         return None
     if not isinstance(value, str):
         raise EpisodeError(
-            f"{where} is {value!r}, expected the name of a file with {_braces(places)}; write it, or null"
+            f"{where} is {value!r}, expected the name of a file with {_braces(places)}; write it, "
+            "or null"
         )
     try:
         value.format(**places)
@@ -123,17 +129,17 @@ def _shape(value: Any, where: str) -> list[int] | None:
     if value is None:
         return None
     sides = value if isinstance(value, list) else [value]
-    counts = [_count(side) for side in sides]
-    silent = [
-        count is None and (side is None or isinstance(side, str))
-        for side, count in zip(sides, counts, strict=True)
-    ]
-    if isinstance(value, list) and any(silent):
-        return None
-    found = [count for count in counts if count is not None]
+    found = []
+    for side in sides:
+        count = _count(side)
+        if count is not None:
+            found.append(count)
+        elif isinstance(value, list) and (side is None or isinstance(side, str)):
+            return None  # says nothing; a number that is none is refused below
     if len(found) != len(sides):
         raise EpisodeError(
-            f"{where} is {value!r}, expected a list of whole numbers; write how many numbers a row has, or null"
+            f"{where} is {value!r}, expected a list of whole numbers; write how many numbers a "
+            "row has, or null"
         )
     return found
 
@@ -147,11 +153,13 @@ def _dtype(name: str, feature: dict[str, Any], where: str) -> str | None:
             f"{where}: dtype is {value!r}, expected a text such as 'float32' or 'video'; write it"
         )
     if value is None:
+        # What lerobot says of a film and of nothing else.
         if any(key.startswith("video.") for key in video_info(feature)):
             return "video"
         if name.startswith(IMAGE) or sides(feature) is not None:
             raise EpisodeError(
-                f"{where} has no dtype, expected 'video' or 'image'; write which of them its pictures are kept in"
+                f"{where} has no dtype, expected 'video' or 'image'; write which of them its "
+                "pictures are kept in"
             )
     return value
 

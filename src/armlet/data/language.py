@@ -39,7 +39,8 @@ from armlet.data.layout import INFO
 from armlet.data.writer import STAGING
 from armlet.progress import Progress
 
-PERSISTENT, EVENTS = "language_persistent", "language_events"
+PERSISTENT = "language_persistent"
+EVENTS = "language_events"
 DECLARED = {"dtype": "language", "shape": [1], "names": None}
 Remark = dict[str, Any]
 
@@ -63,29 +64,26 @@ def frame_times(data: EpisodeDataset) -> np.ndarray:
 
 def read_persistent(data: EpisodeDataset) -> list[list[Remark]]:
     """The persistent rows of every episode, empty lists where the data set has no such column.
-    Raises EpisodeError where it
-    has one in some files only."""
+    Raises EpisodeError where it has one in some files only."""
     have = [PERSISTENT in pq.read_schema(data.root / name).names for name in data.data_files]
+    found: list[list[Remark]] = [[] for _ in data.episodes]
     if not any(have):
-        return [[] for _ in data.episodes]
+        return found
     if not all(have):
         lacks = data.data_files[have.index(False)]
         raise EpisodeError(
-            f"{data.root / lacks} lacks column {PERSISTENT!r}, which other files of the data set have; write it anew"
+            f"{data.root / lacks} lacks column {PERSISTENT!r}, which other files of the data set "
+            "have; write it anew"
         )
-    found: list[list[Remark]] = [[] for _ in data.episodes]
-    positions = {
-        int(start): position for position, start in enumerate(data.starts[:-1])
-    }  # the first row of each episode
+    positions = {int(start): position for position, start in enumerate(data.starts[:-1])}
     for name in data.data_files:
+        # Every row of an episode has the same list, so the first one's is enough: to turn all of
+        # them into Python's lists would take minutes.
         rows = data.rows_of(name)
         firsts = np.flatnonzero(np.isin(rows, data.starts[:-1]))
-        column = (
-            pq.read_table(data.root / name, columns=[PERSISTENT])
-            .column(0)
-            .take(pa.array(firsts, pa.int64()))
-        )
-        for place, said in zip(firsts.tolist(), column.to_pylist(), strict=True):
+        column = pq.read_table(data.root / name, columns=[PERSISTENT]).column(0)
+        lists = column.take(pa.array(firsts, pa.int64())).to_pylist()
+        for place, said in zip(firsts.tolist(), lists, strict=True):
             found[positions[int(rows[place])]] = said or []
     return found
 
@@ -109,7 +107,8 @@ def write_persistent(
         )
     if len(remarks) != len(data.episodes):
         raise EpisodeError(
-            f"{data.root} has {len(data.episodes)} episodes, and there are remarks about {len(remarks)}"
+            f"{data.root} has {len(data.episodes)} episodes, and there are remarks about "
+            f"{len(remarks)}"
         )
     rewritten = {data.root / name for name in data.data_files}
     with atomic_folder(target) as part:
@@ -120,6 +119,7 @@ def write_persistent(
         _write_tables(data, part, remarks)
         info = json.loads((data.root / INFO).read_text())
         info["features"] |= {PERSISTENT: DECLARED, EVENTS: DECLARED}
+        # Not written over: the copy of a file that is read-only is read-only, too.
         (part / INFO).unlink()
         (part / INFO).write_text(json.dumps(info, indent=1))
     return EpisodeDataset(target)
@@ -130,18 +130,20 @@ def _write_tables(data: EpisodeDataset, part: Path, remarks: Sequence[Sequence[R
     for name in data.data_files:
         table = pq.read_table(data.root / name)
         rows = data.rows_of(name)
-        # frames of no episode are what a killed run left behind, number -1; nothing is said about
-        # them
+        # (n,): which episode each row of the file is of. Frames of none are what a killed run left
+        # behind, number -1; nothing is said about them.
         episode = np.where(rows < 0, -1, np.searchsorted(data.starts, rows, "right") - 1)
         present, which = np.unique(episode, return_inverse=True)
-        said = [list(remarks[number]) if number >= 0 else [] for number in present.tolist()]
-        column = pa.array(said, _rows_type(table, PERSISTENT, timed=True)).take(pa.array(which))
-        events = _rows_type(table, EVENTS, timed=False)
-        columns = (
-            {PERSISTENT: column}
-            if EVENTS in table.column_names
-            else {PERSISTENT: column, EVENTS: pa.array([[]] * len(table), events)}
-        )
+        said: list[list[Remark]] = []
+        for number in present.tolist():
+            said.append(list(remarks[number]) if number >= 0 else [])
+        # One list an episode, then repeated by Arrow for each of its rows.
+        lists = pa.array(said, _rows_type(table, PERSISTENT, timed=True))
+        columns = {PERSISTENT: lists.take(pa.array(which))}
+        if EVENTS not in table.column_names:
+            # meta/info.json declares both, so both must be there.
+            events = _rows_type(table, EVENTS, timed=False)
+            columns[EVENTS] = pa.array([[]] * len(table), events)
         for key, values in columns.items():
             if key in table.column_names:
                 table = table.drop_columns([key])
@@ -158,20 +160,20 @@ def _rows_type(table: pa.Table, name: str, *, timed: bool) -> pa.DataType:
     if name in table.column_names:
         row = table.schema.field(name).type.value_type
         kept = row.field("tool_calls").type
-        plain = pa.types.is_list(kept) and isinstance(
-            kept.value_type, pa.BaseExtensionType
-        )  # JSON, which is text underneath
+        # JSON, which is text underneath.
+        plain = pa.types.is_list(kept) and isinstance(kept.value_type, pa.BaseExtensionType)
         calls = pa.list_(kept.value_type.storage_type) if plain else kept
     fields = [
         ("role", pa.string(), False),
         ("content", pa.string(), True),
         ("style", pa.string(), True),
     ]
-    fields += [("timestamp", pa.float32(), False)] if timed else []
+    # In lerobot's order: fields of a struct are compared by their places.
+    if timed:
+        fields.append(("timestamp", pa.float32(), False))
     fields += [("camera", pa.string(), True), ("tool_calls", calls, True)]
-    return pa.list_(
-        pa.struct([pa.field(key, kind, nullable=nullable) for key, kind, nullable in fields])
-    )
+    row = pa.struct([pa.field(key, kind, nullable=nullable) for key, kind, nullable in fields])
+    return pa.list_(row)
 
 
 def _files(root: Path) -> list[Path]:
@@ -184,7 +186,8 @@ def _files(root: Path) -> list[Path]:
 
 def _copy(source: Path, target: Path, *, link: bool) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    real = source.resolve()  # a hub's cache holds links that lead to its blobs from there only
+    # The hub's cache holds relative links, which lead to its files from there only.
+    real = source.resolve()
     if link:
         try:
             os.link(real, target)

@@ -20,16 +20,15 @@ import pyarrow as pa
 from armlet.data.opening import EpisodeError, column_names, read_lines, read_table
 
 IMAGE = "observation.images."
-INFO, STATS, TASKS = "meta/info.json", "meta/stats.json", "meta/tasks.parquet"
-EPISODES = "meta/episodes/chunk-000/file-{file:03d}.parquet"
-DATA = "data/chunk-000/file-{file:03d}.parquet"
-VIDEO = "videos/{camera}/chunk-000/file-{file:03d}.mp4"
-TASK_LINES, EPISODE_LINES, STAT_LINES = (
-    "meta/tasks.jsonl",
-    "meta/episodes.jsonl",
-    "meta/episodes_stats.jsonl",
-)  # v2.x
+INFO = "meta/info.json"
+STATS = "meta/stats.json"
+TASKS = "meta/tasks.parquet"
+# In v2.0 and v2.1, lines of JSON.
+TASK_LINES = "meta/tasks.jsonl"
+EPISODE_LINES = "meta/episodes.jsonl"
+STAT_LINES = "meta/episodes_stats.jsonl"
 OURS = "meta/armlet.json"  # made by `EpisodeWriter`, which writes meta/info.json last
+# Where rows and films are if meta/info.json does not say.
 PATHS_V2 = (
     "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet",
     "videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4",
@@ -52,6 +51,7 @@ class Columns:
 def column_type(values: np.ndarray) -> pa.DataType:
     """Parquet type of a column: fixed-size lists for vectors, scalars otherwise."""
     base = pa.float32() if values.dtype.kind == "f" else pa.int64()
+    # Of fixed sizes, as the features are that lerobot gives the `datasets` library.
     return pa.list_(base, values.shape[1]) if values.ndim == 2 else base
 
 
@@ -61,6 +61,8 @@ def tasks_table(tasks: list[str]) -> pa.Table:
     table = pa.table(
         {"task_index": pa.array(range(len(tasks)), pa.int64()), name: pa.array(tasks, pa.string())}
     )
+    # What pandas itself would have written; without it `pd.read_parquet` gives an index of numbers,
+    # and lerobot looks a task up by its text in the index.
     pandas = {
         "index_columns": [name],
         "column_indexes": [],
@@ -90,16 +92,17 @@ def info_json(
     features: Any, fps: int, robot: str, *, episodes: int, frames: int, tasks: int
 ) -> dict[str, Any]:
     """meta/info.json; `features` is an `episodes.Features`."""
-    described: dict[str, Any] = {
-        f"observation.images.{name}": _video(height, width, fps)
-        for name, (height, width) in features.cameras.items()
-    }
+    described: dict[str, Any] = {}
+    for name, (height, width) in features.cameras.items():
+        described[IMAGE + name] = _video(height, width, fps)
     described["observation.state"] = _vector(len(features.state), list(features.state))
     described["action"] = _vector(len(features.action), list(features.action))
-    described |= {name: _vector(size, None) for name, size in features.extra.items()}
+    for name, size in features.extra.items():
+        described[name] = _vector(size, None)
     described["timestamp"] = {"dtype": "float32", "shape": [1], "names": None}
     for name in ("frame_index", "episode_index", "index", "task_index"):
         described[name] = {"dtype": "int64", "shape": [1], "names": None}
+    data_path, video_path = PATHS_V3
     return {
         "codebase_version": "v3.0",
         "robot_type": robot,
@@ -111,8 +114,8 @@ def info_json(
         "video_files_size_in_mb": 200,
         "fps": fps,
         "splits": {"train": f"0:{episodes}"},
-        "data_path": "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet",
-        "video_path": "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4",
+        "data_path": data_path,
+        "video_path": video_path,
         "features": described,
     }
 
@@ -143,8 +146,7 @@ def _video(height: int, width: int, fps: int) -> dict[str, Any]:
 @dataclass(frozen=True)
 class Clip:
     """Where an episode's film lies: a file, relative to the data set's folder, and from which
-    second of it to which (None: to
-    its end)."""
+    second of it to which (None: to its end)."""
 
     file: str
     begins: float
@@ -154,9 +156,8 @@ class Clip:
 @dataclass(frozen=True)
 class Stored:
     """One episode as the metadata list it: its number, how many rows it has (None: they do not
-    say), what its tasks are, in no
-    order, and where it lies: `data`, a file relative to the data set's folder (None: they do not
-    say), and a clip a camera."""
+    say), what its tasks are, in no order, and where it lies: `data`, a file relative to the data
+    set's folder (None: they do not say), and a clip a camera."""
 
     index: int
     length: int | None
@@ -171,10 +172,9 @@ Layout = Callable[[Path, dict[str, Any]], list[Stored]]
 
 def episode_files(root: Path) -> list[Path]:
     """The files of a v3.x folder that list its episodes, in order; folders may be links."""
-    return sorted(
-        [*root.glob("meta/episodes/*/*.parquet"), *root.glob("meta/episodes/*.parquet")],
-        key=_by_numbers,
-    )
+    # Not `**`, which does not go through links.
+    found = [*root.glob("meta/episodes/*/*.parquet"), *root.glob("meta/episodes/*.parquet")]
+    return sorted(found, key=_by_numbers)
 
 
 def data_files(root: Path) -> list[str]:
@@ -189,14 +189,14 @@ def stored_v30(root: Path, info: dict[str, Any]) -> list[Stored]:
     paths = episode_files(root)
     if not paths:
         raise EpisodeError(
-            f"{root / 'meta/episodes'} holds no parquet file, which lists the episodes; copy the data set again"
+            f"{root / 'meta/episodes'} holds no parquet file, which lists the episodes; copy the "
+            "data set again"
         )
     data_path, video_path = _paths(info, PATHS_V3)
     found = []
     for path in paths:
-        names = [
-            name for name in column_names(path) if not name.startswith("stats/")
-        ]  # those are most of the file
+        # Statistics are most of the file, and lie elsewhere too.
+        names = [name for name in column_names(path) if not name.startswith("stats/")]
         for row in read_table(path, names).to_pylist():
             where = f"{path}: episode {row.get('episode_index')}"
             try:
@@ -213,14 +213,14 @@ def stored_v30(root: Path, info: dict[str, Any]) -> list[Stored]:
 def _row_v30(
     row: dict[str, Any], info: dict[str, Any], data_path: str, video_path: str, where: str
 ) -> Stored:
-    first, last, length = (
-        row.get(name) for name in ("dataset_from_index", "dataset_to_index", "length")
-    )
+    first = row.get("dataset_from_index")
+    last = row.get("dataset_to_index")
+    length = row.get("length")
     if first is not None and last is not None:
         if length is not None and last - first != length:
             raise EpisodeError(
-                f"{where} has length {length} and reaches from row {first} to {last}, which are {last - first}; "
-                "convert the data set again"
+                f"{where} has length {length} and reaches from row {first} to {last}, which are "
+                f"{last - first}; convert the data set again"
             )
         length = last - first
     data = None
@@ -233,7 +233,8 @@ def _row_v30(
         at = f"videos/{key}"
         place = {"chunk_index": row[f"{at}/chunk_index"], "file_index": row[f"{at}/file_index"]}
         file = video_path.format(video_key=key, **place)
-        begins, ends = row[f"{at}/from_timestamp"], row.get(f"{at}/to_timestamp")
+        begins = row[f"{at}/from_timestamp"]
+        ends = row.get(f"{at}/to_timestamp")
         videos[key] = Clip(file, float(begins), None if ends is None else float(ends))
     about = json.loads(row.get("armlet/info") or "{}")
     return Stored(int(row["episode_index"]), length, _tasks(row, where), about, data, videos)
@@ -252,10 +253,10 @@ def stored_v2(root: Path, info: dict[str, Any]) -> list[Stored]:
                 "episode_chunk": index // (info["chunks_size"] or 1000),
                 "episode_index": index,
             }
-            videos = {
-                key: Clip(video_path.format(video_key=key, **place), 0.0)
-                for key in _video_keys(info)
-            }
+            videos = {}
+            for key in _video_keys(info):
+                # A film of its own begins with the episode.
+                videos[key] = Clip(video_path.format(video_key=key, **place), 0.0)
             data = data_path.format(**place)
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise EpisodeError(
@@ -284,13 +285,15 @@ def stored_episodes(root: Path, info: dict[str, Any]) -> list[Stored]:
     total = info["total_episodes"]
     if not found or (total is not None and len(found) < total):
         raise EpisodeError(
-            f"{root / 'meta'} lists {len(found)} episodes, and meta/info.json promises {total}; copy the data set again"
+            f"{root / 'meta'} lists {len(found)} episodes, and meta/info.json promises {total}; "
+            "copy the data set again"
         )
     if total is not None and len(found) > total:
         ours = (root / OURS).exists()
         does = "the last ones, of a run that was killed, are left out" if ours else "all are taken"
         sys.stderr.write(
-            f"{root / 'meta'} lists {len(found)} episodes, and meta/info.json counts {total}; {does}\n"
+            f"{root / 'meta'} lists {len(found)} episodes, and meta/info.json counts {total}; "
+            f"{does}\n"
         )
         found = found[:total] if ours else found
     if not found:
@@ -317,9 +320,10 @@ def _tasks(row: dict[str, Any], where: str) -> tuple[str, ...]:
     tasks = row.get("tasks")
     if isinstance(tasks, str):  # some converters write the text itself
         tasks = [tasks]
-    if not tasks or any(not isinstance(task, str) for task in tasks):
+    if not tasks or not all(isinstance(task, str) for task in tasks):
         raise EpisodeError(
-            f"{where} has no task (tasks: {tasks!r}); say in its metadata what the robot was to do, or leave it out"
+            f"{where} has no task (tasks: {tasks!r}); say in its metadata what the robot was to "
+            "do, or leave it out"
         )
     return tuple(tasks)
 
@@ -332,37 +336,41 @@ def task_texts(path: Path) -> dict[int, str]:
     """task_index → text, of meta/tasks.parquet or meta/tasks.jsonl. Raises EpisodeError where a
     number has two texts."""
     if path.suffix == ".parquet":
-        table = read_table(path)
-        texts = [
-            field.name
-            for field in table.schema
-            if pa.types.is_string(field.type) or pa.types.is_large_string(field.type)
-        ]
-        named = [name for name in ("task", "__index_level_0__", *texts) if name in texts]
-        if not named or "task_index" not in table.column_names:
-            raise EpisodeError(
-                f"{path} has columns {table.column_names}, expected task_index and a text; copy it again"
-            )
-        pairs = list(
-            zip(
-                table.column("task_index").to_pylist(),
-                table.column(named[0]).to_pylist(),
-                strict=True,
-            )
-        )
+        pairs = _tabled_tasks(path)
     else:
         pairs = [(row.get("task_index"), row.get("task")) for row in read_lines(path)]
+    # From numbers to texts, and not by the order of rows: they may stand in any.
     found: dict[int, str] = {}
     for index, text in pairs:
         if not isinstance(index, int) or not isinstance(text, str):
             raise EpisodeError(
-                f"{path}: task_index {index!r} has the text {text!r}, expected a number and a text; copy it again"
+                f"{path}: task_index {index!r} has the text {text!r}, expected a number and a "
+                "text; copy it again"
             )
         if found.setdefault(index, text) != text:
             raise EpisodeError(
-                f"{path}: task_index {index} is {found[index]!r} and {text!r}; which of them the robot was told is lost"
+                f"{path}: task_index {index} is {found[index]!r} and {text!r}; which of them the "
+                "robot was told is lost"
             )
     return found
+
+
+def _tabled_tasks(path: Path) -> list[tuple[Any, Any]]:
+    """(task_index, text) of every row of meta/tasks.parquet."""
+    table = read_table(path)
+    texts = []
+    for field in table.schema:
+        if pa.types.is_string(field.type) or pa.types.is_large_string(field.type):
+            texts.append(field.name)
+    # pandas calls an index without a name __index_level_0__, one that has a name by it.
+    named = [name for name in ("task", "__index_level_0__", *texts) if name in texts]
+    if not named or "task_index" not in table.column_names:
+        raise EpisodeError(
+            f"{path} has columns {table.column_names}, expected task_index and a text; copy "
+            "it again"
+        )
+    numbers = table.column("task_index").to_pylist()
+    return list(zip(numbers, table.column(named[0]).to_pylist(), strict=True))
 
 
 def width(feature: dict[str, Any]) -> int | None:
@@ -380,13 +388,12 @@ def names_of(feature: dict[str, Any], count: int) -> tuple[str, ...]:
     its names ({"dx": 0, …}).
     """
     names = feature.get("names")
-    if (
-        isinstance(names, dict)
-        and names
-        and all(isinstance(place, int) for place in names.values())
-    ):
-        names = [name for name, _ in sorted(names.items(), key=lambda each: each[1])]
+    if isinstance(names, dict) and names:
+        numbered = all(isinstance(place, int) for place in names.values())
+        if numbered:
+            names = [name for name, _ in sorted(names.items(), key=lambda each: each[1])]
     found = _flat(names)
+    # A name twice, or too few of them: which number they mean is not known.
     fit = len(found) == count == len(set(found))
     return tuple(found) if fit else tuple(map(str, range(count)))
 
@@ -406,17 +413,19 @@ def _flat(names: Any) -> list[str]:
 
 def picture_size(feature: dict[str, Any]) -> tuple[int, int] | None:
     """(height, width) of a camera's pictures; None where the metadata do not say. `names` says in
-    which order the shape stands, and
-    where it does not, the side that is 1, 3 or 4 and first or last is the channels."""
+    which order the shape stands, and where it does not, the side that is 1, 3 or 4 and first or
+    last is the channels."""
     shape = feature.get("shape") or []
     if len(shape) == 2:
         return shape[0], shape[1]
     if len(shape) != 3:
         about = video_info(feature)
-        height, wide = about.get("video.height"), about.get("video.width")
+        height = about.get("video.height")
+        wide = about.get("video.width")
         return (int(height), int(wide)) if height and wide else None
     places = sides(feature)
     if places is None:
+        # lerobot's own order, (h, w, c), unless the numbers say (c, h, w), torch's.
         places = {"h": 0, "w": 1}
         if shape[0] in (1, 3, 4) and shape[2] not in (1, 3, 4):
             places = {"h": 1, "w": 2}
@@ -425,15 +434,15 @@ def picture_size(feature: dict[str, Any]) -> tuple[int, int] | None:
 
 def sides(feature: dict[str, Any]) -> dict[str, int] | None:
     """Where height "h" and width "w" stand in the shape of a feature whose three `names` are those
-    of a picture; None where they are
-    not."""
+    of a picture; None where they are not."""
     names = feature.get("names")
     if not isinstance(names, list | tuple) or len(names) != 3:
         return None
+    # By their first letters: height, width, channels or channel, in capitals or not.
     letters = [str(name)[:1].lower() for name in names]
-    return (
-        {side: letters.index(side) for side in "hw"} if sorted(letters) == ["c", "h", "w"] else None
-    )
+    if sorted(letters) != ["c", "h", "w"]:
+        return None
+    return {"h": letters.index("h"), "w": letters.index("w")}
 
 
 def video_info(feature: dict[str, Any]) -> dict[str, Any]:
@@ -448,18 +457,21 @@ def video_info(feature: dict[str, Any]) -> dict[str, Any]:
 def is_depth(feature: dict[str, Any]) -> bool:
     """Whether a camera's pictures are distances, or anything else with one channel, and not
     colours."""
-    about, shape = video_info(feature), feature.get("shape") or []
-    said = [
-        about[name]
-        for name in ("is_depth_map", "video.is_depth_map")
-        if about.get(name) is not None
-    ]
+    about = video_info(feature)
+    shape = feature.get("shape") or []
+    said = []
+    for name in ("is_depth_map", "video.is_depth_map"):
+        if about.get(name) is not None:
+            said.append(about[name])
     pixels = str(about.get("video.pix_fmt") or "")
+    # One channel of more than 8 bits (gray12le, gray16be, grayf32le): ffmpeg's names.
     if any(said) or re.match(r"(gray|y|ya)f?(9|1\d|32)", pixels):
         return True
     if said:  # a camera of grey pictures, which says that it is one
         return False
-    size, count = picture_size(feature), about.get("video.channels")
+    size = picture_size(feature)
+    count = about.get("video.channels")
+    # Where the shape says it too, the shape decides.
     if size is not None and len(shape) == 3:
         count = math.prod(shape) // max(math.prod(size), 1)
     return str(count) == "1" or len(shape) == 2 or pixels.startswith("gray")
@@ -467,8 +479,7 @@ def is_depth(feature: dict[str, Any]) -> bool:
 
 def tasks_file(root: Path, info: dict[str, Any]) -> Path | None:
     """Where the texts of the tasks are; None where they are in no file of their own. A folder that
-    was converted may hold the file of
-    its old version, too: that of its own comes first."""
+    was converted may hold the file of its old version, too: that of its own comes first."""
     names = (
         (TASK_LINES, TASKS) if info["codebase_version"].startswith("v2") else (TASKS, TASK_LINES)
     )
@@ -485,6 +496,7 @@ def statistics_file(root: Path, info: dict[str, Any]) -> Path | None:
 def _first(root: Path, names: Sequence[str]) -> Path | None:
     for name in names:
         path = root / name
+        # A link to nothing is taken too: whoever reads it says so, and a default would hide it.
         if path.exists() or path.is_symlink():
             return path
     return None

@@ -13,10 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 LFS = b"version https://git-lfs.github.com/spec/"
-BROKEN = (
-    pa.ArrowException,
-    OSError,
-)  # what pyarrow raises at a file that is damaged, cut short or of another kind
+# What pyarrow raises at a file that is damaged, cut short or of another kind.
+BROKEN = (pa.ArrowException, OSError)
 
 
 class EpisodeError(ValueError):
@@ -26,12 +24,19 @@ class EpisodeError(ValueError):
 def fault(path: Path) -> str | None:
     """What is wrong with a file before its content is looked at, with the likely fix; None where
     nothing is."""
+    # A link to nowhere first: to everything else here it is a file that is missing.
     if path.is_symlink() and not path.exists():
-        return f"{path} is missing: it is a link to {path.readlink()}, where nothing is; download or copy it again"
+        return (
+            f"{path} is missing: it is a link to {path.readlink()}, where nothing is; download or "
+            "copy it again"
+        )
     if path.is_dir():
         return f"{path} is a folder, expected a file"
     if not path.is_file():
-        return f"{path} is missing; expected a LeRobotDataset folder (made by `armlet collect` or lerobot)"
+        return (
+            f"{path} is missing; expected a LeRobotDataset folder (made by `armlet collect` or "
+            "lerobot)"
+        )
     try:
         with path.open("rb") as file:
             begins = file.read(len(LFS))
@@ -40,7 +45,10 @@ def fault(path: Path) -> str | None:
     if not begins:
         return f"{path} is empty; was a copy interrupted? Copy it again"
     if begins == LFS:
-        return f"{path} is a Git LFS pointer, not the file itself; run `git lfs pull` in the data set's folder"
+        return (
+            f"{path} is a Git LFS pointer, not the file itself; run `git lfs pull` in the data "
+            "set's folder"
+        )
     return None
 
 
@@ -55,6 +63,7 @@ def checked(path: Path) -> Path:
 def read_text(path: Path) -> str:
     """The text of a file, whether or not it begins with a byte order mark. Raises EpisodeError
     naming it."""
+    # Windows' editors begin a file with the mark, and json refuses it.
     try:
         return checked(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -78,15 +87,15 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     """The objects of a file with a JSON object on every line. Raises EpisodeError naming file and
     line."""
     found = []
-    for number, line in enumerate(
-        read_text(path).split("\n"), start=1
-    ):  # splitlines() would cut at U+2028 within a text, too
+    # splitlines() would cut at U+2028 within a text, too.
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
         if not line.strip():
             continue
         value = _parsed(line, f"{path}, line {number}")
         if not isinstance(value, dict):
             raise EpisodeError(
-                f"{path}, line {number} holds {type(value).__name__}, expected a JSON object; copy it again"
+                f"{path}, line {number} holds {type(value).__name__}, expected a JSON object; "
+                "copy it again"
             )
         found.append(value)
     return found
@@ -126,7 +135,8 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
 def read_present(path: Path, columns: Sequence[str]) -> pa.Table:
     """Those of some columns that a parquet file has. Raises EpisodeError naming it."""
     with open_parquet(path) as file:
-        return _read(file, path, [name for name in columns if name in file.schema_arrow.names])
+        present = [name for name in columns if name in file.schema_arrow.names]
+        return _read(file, path, present)
 
 
 def _read(file: pq.ParquetFile, path: Path, columns: Sequence[str]) -> pa.Table:
@@ -134,7 +144,9 @@ def _read(file: pq.ParquetFile, path: Path, columns: Sequence[str]) -> pa.Table:
         table = file.read(columns=list(columns))
     except BROKEN as error:
         raise EpisodeError(f"{path} is damaged ({_short(error)}); copy it again") from error
-    return table.select(list(columns))  # "image" would also bring a column called "image.path"
+    # Arrow takes a name for a path into nested columns: "image" would bring a column called
+    # "image.path", too.
+    return table.select(list(columns))
 
 
 def column_names(path: Path) -> list[str]:
@@ -150,4 +162,5 @@ def count_rows(path: Path) -> int:
 
 
 def _short(error: BaseException) -> str:
+    # Arrow's messages may be pages long: a schema, a trace of C++.
     return str(error).split("\n", 1)[0][:160]

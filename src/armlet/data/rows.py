@@ -18,8 +18,12 @@ from armlet.data.layout import Stored
 from armlet.data.opening import EpisodeError, read_present, read_table
 from armlet.data.values import Place, flat
 
-EPISODE, FRAME, TIME, TASK = "episode_index", "frame_index", "timestamp", "task_index"
-OTHER = 0.05  # rows this much faster or slower than fps are of another rate; less may be a robot's own clock
+EPISODE = "episode_index"
+FRAME = "frame_index"
+TIME = "timestamp"
+TASK = "task_index"
+# Rows this much faster or slower than fps are of another rate; less may be a robot's own clock.
+OTHER = 0.05
 SLIGHT = 0.01  # this much is said
 
 
@@ -78,8 +82,7 @@ class Rows:
 
     def columns(self, root: Path, names: Sequence[str]) -> Iterator[tuple[Path, pa.Table, Place]]:
         """Some columns, file by file, as they stand there, and what their rows are called. Raises
-        EpisodeError where a file lacks
-        one, or has other rows than when the data set was opened."""
+        EpisodeError where a file lacks one, or has other rows than when the data set was opened."""
         for number, (file, size) in enumerate(zip(self.files, self.sizes, strict=True)):
             table = read_table(root / file, names)
             if len(table) != size:
@@ -108,24 +111,30 @@ def read_rows(
     however many frames its metadata say it has, again with a word on stderr.
     """
     found = _read_keys(root, files, fps)
+    # Episodes are numbered as they like, (E,), with gaps and in any order: each row's number is
+    # looked up among the sorted ones.
     numbers = np.array([each.index for each in stored], np.int64)
     order = np.argsort(numbers, kind="stable")  # positions in order of their numbers
     at = np.searchsorted(numbers[order], found.episode).clip(max=len(order) - 1)
     known = numbers[order][at] == found.episode
     if not known.all():
         foreign = np.unique(found.episode[~known])
+        shown = ", ".join(map(str, foreign[:5].tolist()))
+        more = ", …" if len(foreign) > 5 else ""
         sys.stderr.write(
-            f"{root}: {int((~known).sum())} rows belong to no episode that the metadata list (episode_index "
-            f"{', '.join(map(str, foreign[:5].tolist()))}{', …' if len(foreign) > 5 else ''}); they are left out\n"
+            f"{root}: {int((~known).sum())} rows belong to no episode that the metadata list "
+            f"(episode_index {shown}{more}); they are left out\n"
         )
     found = replace(found, episode=order[at], numbers=numbers)
     chosen = np.flatnonzero(known)
+    # lexsort sorts by its last key first: by episode, then by frame.
     chosen = chosen[np.lexsort((found.frame[chosen], found.episode[chosen]))]
     found = _taken(found, chosen)
     _refuse_twice(root, found)
     starts = np.searchsorted(found.episode, np.arange(len(stored) + 1))
     found = replace(found, starts=starts)
     _check_lengths(root, found, stored, alone=alone)
+    # Films have clocks, so there the times must be right; pictures in tables need none.
     if not filmed and _untimed(found):
         sys.stderr.write(
             f"{root}: {TIME} is the same in all rows; times are taken from {FRAME} and fps\n"
@@ -142,12 +151,13 @@ def _read_keys(root: Path, files: Sequence[str], fps: float) -> Rows:
     sizes = []
     for name in files:
         path = root / name
-        table = read_present(path, list(parts))
+        table = read_present(path, list(parts))  # those of them that the file has
         names = table.column_names
         missing = sorted({EPISODE, FRAME} - set(names))
         if missing:
             raise EpisodeError(
-                f"{path} lacks column {missing[0]!r}, by which its rows are found; convert it with lerobot"
+                f"{path} lacks column {missing[0]!r}, by which its rows are found; convert it "
+                "with lerobot"
             )
         sizes.append(len(table))
         for key, part in parts.items():
@@ -155,9 +165,11 @@ def _read_keys(root: Path, files: Sequence[str], fps: float) -> Rows:
                 part.append(_numbers(table.column(key), path, key))
         if TIME not in names:
             parts[TIME].append(parts[FRAME][-1] / fps)
-    joined = {
-        key: np.concatenate(values) for key, values in parts.items() if len(values) == len(files)
-    }
+    joined = {}
+    for key, values in parts.items():
+        # task_index may be in some files only; then it says nothing of all rows, and is left out.
+        if len(values) == len(files):
+            joined[key] = np.concatenate(values)
     return Rows(
         files=tuple(files),
         sizes=tuple(sizes),
@@ -177,18 +189,18 @@ def _numbers(column: pa.ChunkedArray, path: Path, name: str) -> np.ndarray:
     """A key column as (n,) int64, or float64 where it holds seconds."""
     if not len(column):
         return np.zeros(0, np.int64)
-    values, _ = flat(
-        column, 1, f"{path}: {name}", "row {}".format
-    )  # a number a row may be kept as a list of one
+    # A number a row may be kept as a list of one.
+    values, _ = flat(column, 1, f"{path}: {name}", "row {}".format)
     if not (pa.types.is_integer(values.type) or pa.types.is_floating(values.type)):
         raise EpisodeError(
             f"{path}: {name} is {column.type}, expected a number a row; convert it with lerobot"
         )
-    if values.null_count:
+    if values.null_count:  # as numbers, arrow would make NaN of them
         row = int(np.argmax(values.is_null().to_numpy(zero_copy_only=False)))
         raise EpisodeError(f"{path}: {name} is empty in row {row}; write the file again")
     if name == TIME:
         return values.to_numpy(zero_copy_only=False).astype(np.float64)
+    # pandas writes whole numbers as floating ones where a column was joined or had gaps.
     try:
         return pc.cast(values, pa.int64()).to_numpy(zero_copy_only=False)
     except pa.ArrowInvalid as error:
@@ -198,45 +210,54 @@ def _numbers(column: pa.ChunkedArray, path: Path, name: str) -> np.ndarray:
 
 
 def _taken(rows: Rows, chosen: np.ndarray) -> Rows:
-    task = None if rows.task is None else rows.task[chosen]
-    fields = {
-        name: getattr(rows, name)[chosen] for name in ("file", "place", "episode", "frame", "time")
-    }
-    return replace(rows, task=task, **fields)
+    return replace(
+        rows,
+        file=rows.file[chosen],
+        place=rows.place[chosen],
+        episode=rows.episode[chosen],
+        frame=rows.frame[chosen],
+        time=rows.time[chosen],
+        task=None if rows.task is None else rows.task[chosen],
+    )
 
 
 def _refuse_twice(root: Path, rows: Rows) -> None:
+    # Rows are in order by now, so two of the same frame stand side by side.
     same = (np.diff(rows.episode) == 0) & (np.diff(rows.frame) == 0)
     if not same.any():
         return
     first = int(np.argmax(same))
-    places = [
-        f"{root / rows.files[rows.file[row]]}, row {rows.place[row]}" for row in (first, first + 1)
-    ]
+    places = []
+    for row in (first, first + 1):
+        places.append(f"{root / rows.file_of(row)}, row {rows.place[row]}")
     raise EpisodeError(
-        f"frame {rows.frame[first]} of episode {rows.numbers[rows.episode[first]]} is there twice: {places[0]}, and {places[1]}; "
-        "were files merged or appended without new numbers?"
+        f"frame {rows.frame[first]} of episode {rows.numbers[rows.episode[first]]} is there "
+        f"twice: {places[0]}, and {places[1]}; were files merged or appended without new numbers?"
     )
 
 
 def _check_lengths(root: Path, rows: Rows, stored: Sequence[Stored], *, alone: bool) -> None:
     """As many rows as the metadata promise, episode by episode."""
-    for position, (each, count) in enumerate(
-        zip(stored, np.diff(rows.starts).tolist(), strict=True)
-    ):
+    counts = np.diff(rows.starts).tolist()
+    for position, (each, count) in enumerate(zip(stored, counts, strict=True)):
         if count == 0:
             where = f"{root / each.data} has" if each.data else f"the files in {root / 'data'} have"
             raise EpisodeError(
-                f"{where} no row of episode {each.index}, which the metadata list; copy the data set again"
+                f"{where} no row of episode {each.index}, which the metadata list; copy the data "
+                "set again"
             )
         if each.length is None or count == each.length:
             continue
         span = slice(rows.starts[position], rows.starts[position + 1])
-        frames, path = rows.frame[span], root / rows.files[rows.file[rows.starts[position]]]
+        frames = rows.frame[span]
+        path = root / rows.files[rows.file[rows.starts[position]]]
         whole = np.array_equal(frames, np.arange(count))
+        # In a file of its own, more rows than promised can be nobody else's: the metadata were
+        # written before the last of them. In a file of many, they may be the next episode's.
         if alone and whole and count > each.length:
             sys.stderr.write(
-                f"{path} has {count} rows of episode {each.index} and the metadata say {each.length}; the rows are taken\n"
+                f"{path} has {count} rows of episode {each.index} and the metadata say "
+                f"{each.length}; the rows are taken\n"
             )
             continue
         if count < each.length:
@@ -246,21 +267,24 @@ def _check_lengths(root: Path, rows: Rows, stored: Sequence[Stored], *, alone: b
         else:
             what = f"frame {frames[each.length]} is the first too many"
         raise EpisodeError(
-            f"{path}: episode {each.index} has {count} rows and the metadata say {each.length}; {what}. "
-            "Convert the data set again, or put its metadata right"
+            f"{path}: episode {each.index} has {count} rows and the metadata say {each.length}; "
+            f"{what}. Convert the data set again, or put its metadata right"
         )
 
 
 def _check_times(root: Path, rows: Rows) -> None:
     bad = ~np.isfinite(rows.time)
-    inside = np.diff(rows.episode) == 0
+    inside = np.diff(rows.episode) == 0  # (N - 1,): whether a row and the next are of one episode
+    # Not `<= 0`: a NaN among the two compares as false either way, and must count as bad.
     bad[1:] |= inside & ~(np.diff(rows.time) > 0)
     if not bad.any():
         return
     row = int(np.argmax(bad))
     before = f", after {rows.time[row - 1]:.6g}" if row > rows.starts[rows.episode[row]] else ""
     raise EpisodeError(
-        f"{root / rows.file_of(row)}: {TIME} of {rows.place_of(row)} is {rows.time[row]:.6g}{before}; expected seconds that increase from frame to frame. Write the times again"
+        f"{root / rows.file_of(row)}: {TIME} of {rows.place_of(row)} is "
+        f"{rows.time[row]:.6g}{before}; expected seconds that increase from frame to frame. Write "
+        "the times again"
     )
 
 
@@ -278,34 +302,43 @@ def _runs(root: Path, rows: Rows, fps: float) -> np.ndarray:
     done there is not known, so no chunk of actions may run over it. Raises EpisodeError where the
     rows run at another rate.
     """
-    inside = (
-        np.diff(rows.episode) == 0
-    )  # of each row but the last: whether the next is of the same episode
+    # (N - 1,), of each row but the last: whether the next is of the same episode.
+    inside = np.diff(rows.episode) == 0
     if not inside.any():
         return rows.starts[:-1]
-    frames, times = np.diff(rows.frame), np.diff(rows.time)
+    frames = np.diff(rows.frame)
+    times = np.diff(rows.time)
+    # Frames may be numbered by twos or tens, as where a recording was thinned out.
     least = int(frames[inside].min())
     step = _usual(times[inside & (frames == least)])  # seconds
     unit = least
     if least > 1 and abs(step * fps - least) <= OTHER * least:
-        unit = 1  # no two rows follow one another
+        # Thinned out, and the times still say so: of the rows at fps no two follow one another.
+        unit = 1
     elif abs(step * fps - 1) > OTHER:
         first = int(np.argmax(inside & (frames == least)))
         raise EpisodeError(
-            f"{root / rows.file_of(first)}: rows are {step:.4g} s apart by their {TIME}, which are {1 / step:.4g} a second (first from "
-            f"{rows.place_of(first)} on), and meta/info.json says fps {fps:g}; write the right fps there, or the times again, in seconds"
+            f"{root / rows.file_of(first)}: rows are {step:.4g} s apart by their {TIME}, which "
+            f"are {1 / step:.4g} a second (first from {rows.place_of(first)} on), and "
+            f"meta/info.json says fps {fps:g}; write the right fps there, or the times again, in "
+            "seconds"
         )
     elif abs(step * fps - 1) > SLIGHT:
         sys.stderr.write(
-            f"{root}: rows are {1 / step:.4g} a second by their {TIME}, and meta/info.json says fps {fps:g}; they are taken as of that rate\n"
+            f"{root}: rows are {1 / step:.4g} a second by their {TIME}, and meta/info.json says "
+            f"fps {fps:g}; they are taken as of that rate\n"
         )
+    # Half a step late is still the next row; a clock that jitters more has lost one.
     gap = inside & ((frames != unit) | (times > 1.5 * step * unit / least))
     if gap.any():
         first = int(np.argmax(gap))
+        doubt = ""
+        if gap.sum() == inside.sum():
+            doubt = ": no two rows follow one another. Is fps that of the rows?"
         sys.stderr.write(
-            f"{root}: {int(gap.sum())} gaps within episodes, the first after {rows.place_of(first)}, {times[first]:.3g} s long where "
-            f"{1 / fps:.3g} s is a step; no chunk of actions runs over them"
-            f"{': no two rows follow one another. Is fps that of the rows?' if gap.sum() == inside.sum() else ''}\n"
+            f"{root}: {int(gap.sum())} gaps within episodes, the first after "
+            f"{rows.place_of(first)}, {times[first]:.3g} s long where {1 / fps:.3g} s is a step; "
+            f"no chunk of actions runs over them{doubt}\n"
         )
     return np.union1d(rows.starts[:-1], np.flatnonzero(gap) + 1)
 

@@ -33,7 +33,9 @@ def flat(
     row = np.arange(len(values))  # of each value: which row it stands in
     shape: list[int] = []
     unequal: list[int] = []
+    # Lists in lists are opened level by level; each level is a dimension of the row's shape.
     while _is_list(values.type):
+        # -1: a null in the place of a list, which is not the same as a list of nothing.
         lengths = pc.fill_null(pc.list_value_length(values), -1).to_numpy(zero_copy_only=False)
         usual = int(lengths[0]) if len(lengths) else 0
         others = np.flatnonzero((lengths != usual) | (lengths < 0))
@@ -46,6 +48,7 @@ def flat(
         if count not in (None, 1) and len(column):
             raise EpisodeError(f"{where} has 1 value in {place(0)}, expected {count}")
         return values, ()
+    # (n,): how many values each row has; minlength, as the last rows may have none.
     found = np.bincount(row, minlength=len(column))
     if count is None:
         count = int(found[0]) if len(found) else 0
@@ -65,8 +68,7 @@ def flat(
 
 def as_matrix(column: pa.ChunkedArray, size: int, where: str, place: Place) -> np.ndarray:
     """A column of vectors, or of numbers, as (n, size) float32. Raises EpisodeError saying `where`,
-    and in which row, it has another
-    size, or no numbers."""
+    and in which row, it has another size, or no numbers."""
     kind = column.type
     values, _ = flat(column, size, where, place)
     if not (
@@ -76,12 +78,10 @@ def as_matrix(column: pa.ChunkedArray, size: int, where: str, place: Place) -> n
     ):
         raise EpisodeError(f"{where} is {kind}, expected numbers")
     if pa.types.is_boolean(values.type):
-        values = pc.cast(
-            values, pa.uint8()
-        )  # so that an empty one is NaN, which is looked for later
-    with np.errstate(
-        over="ignore"
-    ):  # too large for float32 is infinite, which is looked for as well
+        # So that an empty one is NaN, which is looked for later.
+        values = pc.cast(values, pa.uint8())
+    # Too large for float32 is infinite, which is looked for as well.
+    with np.errstate(over="ignore"):
         return values.to_numpy(zero_copy_only=False).astype(np.float32).reshape(-1, size)
 
 
@@ -100,17 +100,18 @@ def as_values(
     if isinstance(kind, pa.BaseExtensionType):
         kind = kind.storage_type
     if pa.types.is_struct(kind) or pa.types.is_map(kind) or pa.types.is_binary(kind):
-        rows = np.empty(len(column), object)
-        for number, value in enumerate(
-            column.to_pylist()
-        ):  # one by one: numpy would make rows of equal lists
+        rows = np.empty(len(column), object)  # (n,)
+        # One by one: numpy would make rows of equal lists.
+        for number, value in enumerate(column.to_pylist()):
             rows[number] = value
         return rows
     values, own = flat(column, None if shape is None else math.prod(shape), where, place)
     wanted = own if shape is None else tuple(shape)
+    # lerobot's scalars have shape [1] in the metadata, and are numbers in the files.
     if math.prod(wanted) == 1:
         wanted = ()
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        # numpy's own texts where all are there: they compare as a whole.
         texts = values.to_pylist()
         array = np.array(texts, object if None in texts else str)
     else:

@@ -44,7 +44,8 @@ def concatenate(sources: list[Path], target: Path) -> None:
     """Join videos of one encoder setting without encoding again; frame i of the result is at i /
     fps."""
     with av.open(str(target), "w", format="mp4") as output:
-        stream, position = None, 0
+        stream = None
+        position = 0
         for source in sources:
             with av.open(str(source)) as container:
                 inside = container.streams.video[0]
@@ -64,7 +65,8 @@ def concatenate(sources: list[Path], target: Path) -> None:
                     position += 1
 
 
-TIE = 1e-6  # seconds: of two frames as near as this the earlier is taken, so that rounding does not choose
+# Seconds: of two frames as near as this the earlier is taken, so that rounding does not choose.
+TIE = 1e-6
 SLACK = 1e-4  # seconds that rounding may add to a time: rows keep theirs in single precision
 SEEK = 16  # frames decoded on, rather than jumped over: a jump costs about as many
 
@@ -90,13 +92,13 @@ class Film:
             rate = stream.average_rate or stream.guessed_rate
             try:
                 for packet in container.demux(stream):
-                    if (
-                        packet.size == 0 or packet.is_discard
-                    ):  # the end of the film; what an edit list cuts away
+                    # The end of the film; what an edit list cuts away.
+                    if packet.size == 0 or packet.is_discard:
                         continue
                     if packet.is_corrupt:
                         raise VideoError(
-                            f"{path} is damaged or truncated after frame {len(shown)}; copy or record it again"
+                            f"{path} is damaged or truncated after frame {len(shown)}; copy or "
+                            "record it again"
                         )
                     if packet.pts is None:
                         raise VideoError(
@@ -106,7 +108,8 @@ class Film:
                     keys.append(bool(packet.is_keyframe))
             except av.error.FFmpegError as error:
                 raise VideoError(
-                    f"{path} is damaged or truncated after frame {len(shown)} ({error}); copy or record it again"
+                    f"{path} is damaged or truncated after frame {len(shown)} ({error}); copy or "
+                    "record it again"
                 ) from error
         if not shown:
             raise VideoError(f"{path} has no frames; was it truncated? Copy or record it again")
@@ -125,9 +128,8 @@ class Film:
         ends: np.ndarray | float = math.inf,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Of each of the `times` (b,), in seconds: the number of the frame nearest to it, and
-        whether that frame is within half of a
-        frame's period. Only frames from `begins` up to, and without, `ends` count: what else is in
-        the film is another episode's."""
+        whether that frame is within half of a frame's period. Only frames from `begins` up to, and
+        without, `ends` count: what else is in the film is another episode's."""
         last = len(self.times) - 1
         after = np.searchsorted(self.times, times).clip(max=last)
         before = np.maximum(after - 1, 0)
@@ -140,8 +142,8 @@ class Film:
 
     def __str__(self) -> str:
         return (
-            f"{self.path} has {len(self.times)} frames from {self.times[0]:.6g} s to {self.times[-1]:.6g} s, "
-            f"one every {self.period:.4g} s"
+            f"{self.path} has {len(self.times)} frames from {self.times[0]:.6g} s to "
+            f"{self.times[-1]:.6g} s, one every {self.period:.4g} s"
         )
 
     def frames(self, numbers: np.ndarray, *, pixels: str | None = "rgb24") -> Iterator[np.ndarray]:
@@ -156,15 +158,19 @@ class Film:
             stream = _stream(container, self.path)
             stream.thread_type = "AUTO"
             decoder = container.decode(stream)
-            at, picture = -1, None  # the number of the frame that was decoded last
+            # The number of the frame that was decoded last.
+            at = -1
+            picture = None
             for number in numbers.tolist():
                 key = self._key(number)
                 if number < at or key > at + SEEK:
                     decoder, frame = self._jump(container, stream, number, key)
-                    at, picture = number, _array(frame, pixels)
+                    at = number
+                    picture = _array(frame, pixels)
                 elif number > at:
                     frame = self._decode_to(decoder, number)
-                    at, picture = number, _array(frame, pixels)
+                    at = number
+                    picture = _array(frame, pixels)
                 assert picture is not None  # number is at, and something was decoded
                 yield picture
 
@@ -178,9 +184,8 @@ class Film:
         self, container: Any, stream: Any, number: int, key: int
     ) -> tuple[Iterator[Any], Any]:
         """A decoder that stands just behind frame `number`, and this frame. Seeking goes by the
-        times of decoding, which lie before
-        those of showing, so it may land behind the key frame that was meant: then it goes further
-        back."""
+        times of decoding, which lie before those of showing, so it may land behind the key frame
+        that was meant: then it goes further back."""
         while True:
             container.seek(int(self._shown[key]), stream=stream, backward=True)
             decoder = container.decode(stream)
@@ -197,7 +202,8 @@ class Film:
             for frame in decoder:
                 if frame.pts is None:
                     raise VideoError(
-                        f"{self.path}: a frame before number {number} has no time; copy or record it again"
+                        f"{self.path}: a frame before number {number} has no time; copy or record "
+                        "it again"
                     )
                 if frame.pts < wanted:
                     continue
@@ -217,14 +223,15 @@ class Film:
 
 def read_frames(path: Path, start: int, count: int, *, fps: float) -> Iterator[np.ndarray]:
     """`count` pictures (h, w, 3) uint8 of a table that has `fps` rows a second, from row `start`
-    on: at each row's time, the film's
-    nearest frame. Raises VideoError naming the file and the first row without a frame."""
+    on: at each row's time, the film's nearest frame. Raises VideoError naming the file and the
+    first row without a frame."""
     film = Film(path)
     numbers, near = film.nearest((start + np.arange(count)) / fps)
     if not near.all():
         row = start + int(np.argmin(near))
         raise VideoError(
-            f"no frame of the film belongs to row {row}, at {row / fps:.6g} s: {film}; is it truncated?"
+            f"no frame of the film belongs to row {row}, at {row / fps:.6g} s: {film}; is it "
+            "truncated?"
         )
     return film.frames(numbers)
 
@@ -237,7 +244,8 @@ def _opened(path: Path) -> Any:
         return av.open(str(path))
     except (av.error.FFmpegError, OSError) as error:
         raise VideoError(
-            f"{path} cannot be opened as a video ({error}); was it truncated? Copy or record it again"
+            f"{path} cannot be opened as a video ({error}); was it truncated? Copy or record it "
+            "again"
         ) from error
 
 

@@ -39,12 +39,15 @@ from armlet.data.files import (
 from armlet.data.hub import refuse_writing
 from armlet.data.layout import IMAGE, INFO, STATS, TASKS, column_type, info_json, tasks_table
 from armlet.data.statistics import combine, of_images, of_values
+from armlet.data.values import as_values
 from armlet.data.video import concatenate, write_video
 from armlet.progress import Progress
 
-STAGING, STAGED = ".staging", "armlet/staged"
+STAGING = ".staging"
+STAGED = "armlet/staged"
 DECLARED = f"{APPEND}/staged.json"  # what the staged episodes are like; gone once they are laid out
-ABOUT, COLUMNS = "about.json", "columns.npz"
+ABOUT = "about.json"
+COLUMNS = "columns.npz"
 FIX = "delete this folder to make the episode again"
 
 
@@ -57,19 +60,24 @@ def stage_episode(
     Raises FileExistsError where one of this number is staged already.
     """
     episode.check(features)
-    columns: dict[str, Any] = {
-        **episode.numbers()
-    }  # mypy takes one of them for an option of numpy's
-    statistics = {IMAGE + name: of_images(frames) for name, frames in episode.images.items()}
+    # Mypy takes one of them for an option of numpy's.
+    columns: dict[str, Any] = {**episode.numbers()}
+    # Of pictures while they are as they were seen: what comes out of a film is a little different.
+    statistics = {}
+    for name, frames in episode.images.items():
+        statistics[IMAGE + name] = of_images(frames)
     about = {
         "task": episode.task,
         "length": len(episode.state),
         "info": episode.info,
         "statistics": statistics,
     }
+    # Padded, so that the order of names is that of numbers.
     with atomic_folder(root / STAGING / f"{index:07d}") as part:
         np.savez(part / COLUMNS, **columns)
         for name, frames in episode.images.items():
+            # 4:4:4, for halving the colours' resolution would blur small coloured things most
+            # (`video`).
             write_video(part / f"{name}.mp4", frames, fps=fps, pixels="yuv444p", quality=12)
         (part / ABOUT).write_text(json.dumps(about))
 
@@ -93,8 +101,13 @@ class EpisodeWriter:
         metadata: dict[str, Any],
         episodes_per_file: int = 5000,
     ) -> None:
-        self.root, self.features, self.fps, self.robot = Path(root), features, fps, robot
-        self.metadata, self.episodes_per_file = metadata, episodes_per_file
+        self.root = Path(root)
+        self.features = features
+        self.fps = fps
+        self.robot = robot
+        self.metadata = metadata
+        self.episodes_per_file = episodes_per_file
+        # First everything that may refuse and touches nothing, then what a killed run has left.
         refuse_writing(self.root)
         check_agrees(self.root, features, fps=fps, robot=robot)
         self._check_metadata()
@@ -114,24 +127,21 @@ class EpisodeWriter:
 
     @property
     def _declared(self) -> dict[str, Any]:
-        declared: dict[str, Any] = json.loads(
-            json.dumps({"fps": self.fps, "robot": self.robot, "features": asdict(self.features)})
-        )
-        return declared
+        declared = {"fps": self.fps, "robot": self.robot, "features": asdict(self.features)}
+        return _as_read(declared)
 
     def _check_metadata(self) -> None:
         before = self.root / ARMLET
         if not before.exists():
             return
-        found, wanted = (
-            read_json(before, fix="write what it said, or choose another folder"),
-            json.loads(json.dumps(self.metadata)),
-        )
+        found = read_json(before, fix="write what it said, or choose another folder")
+        wanted = _as_read(self.metadata)
         differing = [key for key in {*found, *wanted} if found.get(key) != wanted.get(key)]
         if differing:
             raise EpisodeError(
-                f"{before}: these episodes were made otherwise ({', '.join(sorted(differing))} differ), and data of two kinds "
-                "are not mixed; choose another folder, or delete this one"
+                f"{before}: these episodes were made otherwise ({', '.join(sorted(differing))} "
+                "differ), and data of two kinds are not mixed; choose another folder, or delete "
+                "this one"
             )
 
     def _check_staged(self) -> None:
@@ -139,19 +149,15 @@ class EpisodeWriter:
         too."""
         if not self.staged() or not (self.root / DECLARED).exists():
             return
-        found, wanted = (
-            read_json(self.root / DECLARED, fix="delete it and the staged episodes"),
-            self._declared,
-        )
-        differing = [
-            f"{key} {found.get(key)!r} there, {value!r} here"
-            for key, value in wanted.items()
-            if found.get(key) != value
-        ]
+        found = read_json(self.root / DECLARED, fix="delete it and the staged episodes")
+        differing = []
+        for key, value in self._declared.items():
+            if found.get(key) != value:
+                differing.append(f"{key} {found.get(key)!r} there, {value!r} here")
         if differing:
             raise EpisodeError(
-                f"{self.root / STAGING} holds {len(self.staged())} finished episodes of another kind ({'; '.join(differing)}); choose "
-                "another folder, or delete this one"
+                f"{self.root / STAGING} holds {len(self.staged())} finished episodes of another "
+                f"kind ({'; '.join(differing)}); choose another folder, or delete this one"
             )
 
     def _carry_out(self) -> None:
@@ -166,16 +172,20 @@ class EpisodeWriter:
     def staged(self) -> list[Path]:
         """Finished episodes not laid out yet, in order."""
         staging = self.root / STAGING
-        return (
-            sorted(path for path in staging.iterdir() if path.name.isdigit())
-            if staging.exists()
-            else []
-        )
+        if not staging.exists():
+            return []
+        # Other names are episodes that a killed process has begun to stage (`files.atomic_folder`).
+        return sorted(path for path in staging.iterdir() if path.name.isdigit())
 
     def finished(self) -> list[dict[str, Any]]:
         """The `info` of every finished episode."""
-        old = [episode.info for episode in self.finalised.episodes] if self.finalised else []
-        return old + [read_json(path / ABOUT, fix=FIX)["info"] for path in self.staged()]
+        found = []
+        if self.finalised:
+            for episode in self.finalised.episodes:
+                found.append(episode.info)
+        for path in self.staged():
+            found.append(read_json(path / ABOUT, fix=FIX)["info"])
+        return found
 
     def add(self, episode: EpisodeFrames) -> None:
         """Stage one episode, numbered after the last."""
@@ -188,6 +198,7 @@ class EpisodeWriter:
         staged = self.staged()
         progress = Progress(f"lay out {self.robot}", total=len(staged), unit="episode")
         with hold_and_remove(self.root / APPEND / "lock", "adding episodes"):
+            # Each round is a whole append of its own: a kill between two loses nothing.
             for start in range(0, len(staged), self.episodes_per_file):
                 some = staged[start : start + self.episodes_per_file]
                 self._prepare(some)
@@ -205,23 +216,16 @@ class EpisodeWriter:
         old = read_existing(self.root, self._keys)
         tasks = list(old.tasks) if old else []
         total = len(old.rows) if old else 0
-        info = (
-            old.info
-            if old
-            else info_json(self.features, self.fps, self.robot, episodes=0, frames=0, tasks=0)
-        )
-        places = {
-            key: next_place(self.root / "videos" / key, info["chunks_size"]) for key in self._keys
-        }
-        places |= {
-            name: next_place(self.root / name, info["chunks_size"])
-            for name in ("data", "meta/episodes")
-        }
+        if old:
+            info = old.info
+        else:
+            info = info_json(self.features, self.fps, self.robot, episodes=0, frames=0, tasks=0)
+        places = self._next_places(info["chunks_size"])
         rows, table = self._tables(staged, old, places, tasks)
         check_schema(self.root, old.data if old else [], table)
-        videos = {
-            key: info["video_path"].format(video_key=key, **places[key]) for key in self._keys
-        }
+        videos = {}
+        for key in self._keys:
+            videos[key] = info["video_path"].format(video_key=key, **places[key])
         data = info["data_path"].format(**places["data"])
         listed = LISTED.format(**places["meta/episodes"])
         with atomic_folder(self.root / READY) as ready:
@@ -240,8 +244,18 @@ class EpisodeWriter:
                 "splits": {"train": f"0:{total + len(rows)}"},
             }
             (ready / INFO).write_text(json.dumps(info | counted, indent=1))
+            # The order in which they are moved keeps every reader right: see `appending`.
             files = [*videos.values(), data, TASKS, listed, STATS, INFO]
             plan(self.root, ready, [path.name for path in staged], files)
+
+    def _next_places(self, chunks_size: int) -> dict[str, dict[str, int]]:
+        """Camera, `data` or `meta/episodes` → the numbers that its next file takes."""
+        places = {}
+        for key in self._keys:
+            places[key] = next_place(self.root / "videos" / key, chunks_size)
+        for name in ("data", "meta/episodes"):
+            places[name] = next_place(self.root / name, chunks_size)
+        return places
 
     def _list(self, rows: list[dict[str, Any]]) -> pa.Table:
         """The list of new episodes. Raises EpisodeError where the one that is there has other
@@ -255,24 +269,22 @@ class EpisodeWriter:
         self, old: Existing | None, rows: list[dict[str, Any]], table: pa.Table
     ) -> dict[str, Any]:
         """Of all rows, exactly; of pictures as each episode's were sampled."""
-        every = [*(old.rows if old else []), *rows]
-        names = [
-            key.split("/")[1]
-            for key in rows[0]
-            if key.startswith("stats/") and key.endswith("/count")
-        ]
+        old_rows = old.rows if old else []
+        old_files = old.data if old else []
         together = {}
-        for name in names:
+        for name in _with_statistics(rows[0]):
             if name in table.column_names:
-                before = [
-                    pq.read_table(self.root / file, columns=[name]).column(name)
-                    for file in (old.data if old else [])
-                ]
-                together[name] = of_values(
-                    np.concatenate([_numbers(column) for column in [*before, table.column(name)]])
-                )
+                # Quantiles of all cannot be had from those of episodes, so old files are read again.
+                parts = []
+                for file in old_files:
+                    before = pq.read_table(self.root / file, columns=[name])
+                    parts.append(_numbers(before, name))
+                parts.append(_numbers(table, name))
+                together[name] = of_values(np.concatenate(parts))
             else:
-                together[name] = combine([_statistics_of(row, name) for row in every])
+                # A camera, whose pictures would have to be decoded.
+                sampled = [_statistics_of(row, name) for row in [*old_rows, *rows]]
+                together[name] = combine(sampled)
         return together
 
     def _tables(
@@ -282,9 +294,13 @@ class EpisodeWriter:
         places: dict[str, dict[str, int]],
         tasks: list[str],
     ) -> tuple[list[dict[str, Any]], pa.Table]:
+        """The rows of the list of episodes, and the table of frames. What is new among the texts is
+        added to `tasks`."""
         columns: dict[str, list[np.ndarray]] = {}
         rows: list[dict[str, Any]] = []
-        index, first, time = (len(old.rows), old.frames, 0) if old else (0, 0, 0)
+        index = len(old.rows) if old else 0
+        first = old.frames if old else 0  # among the frames of the whole data set
+        time = 0  # frames in the film: every append begins films of its own
         for path in staged:
             about = read_json(path / ABOUT, fix=FIX)
             length = about["length"]
@@ -298,19 +314,22 @@ class EpisodeWriter:
                 "index": np.arange(first, first + length),
                 "task_index": np.full(length, tasks.index(about["task"])),
             }
-            statistics = about["statistics"] | {
-                name: of_values(column) for name, column in values.items()
-            }
-            rows.append(
-                self._row(about, index, first, time, places, statistics) | {STAGED: path.name}
-            )
+            statistics = about["statistics"]
+            for name, column in values.items():
+                statistics[name] = of_values(column)
+            row = self._row(about, index, first, time, places, statistics)
+            # Read by nobody here: it tells a person which staged episode a row has been.
+            rows.append(row | {STAGED: path.name})
             for name, column in values.items():
                 columns.setdefault(name, []).append(column)
-            index, first, time = index + 1, first + length, time + length
-        joined = {name: np.concatenate(parts) for name, parts in columns.items()}
-        return rows, pa.table(
-            {name: pa.array(list(values), column_type(values)) for name, values in joined.items()}
-        )
+            index += 1
+            first += length
+            time += length
+        arrays = {}
+        for name, parts in columns.items():
+            joined = np.concatenate(parts)
+            arrays[name] = pa.array(list(joined), column_type(joined))
+        return rows, pa.table(arrays)
 
     def _row(
         self,
@@ -341,20 +360,35 @@ class EpisodeWriter:
                 f"videos/{key}/to_timestamp": (time + about["length"]) / self.fps,
             }
         for name, values in statistics.items():
-            row |= {f"stats/{name}/{kind}": value for kind, value in values.items()}
+            for kind, value in values.items():
+                row[f"stats/{name}/{kind}"] = value
         return row
 
 
-def _numbers(column: pa.ChunkedArray) -> np.ndarray:
+def _as_read(value: dict[str, Any]) -> dict[str, Any]:
+    """As it will be read again: JSON turns tuples into lists, and keys into texts."""
+    read: dict[str, Any] = json.loads(json.dumps(value))
+    return read
+
+
+def _numbers(table: pa.Table, name: str) -> np.ndarray:
     """A column of numbers or of vectors, as (n,) or (n, x)."""
-    parts = []
-    for chunk in column.chunks:
-        values = chunk.flatten() if pa.types.is_nested(chunk.type) else chunk
-        parts.append(values.to_numpy(zero_copy_only=False))
-    joined = np.concatenate(parts)
-    return joined.reshape(len(column), -1)
+    return as_values(table.column(name), None, name, "row {}".format)
+
+
+def _with_statistics(row: dict[str, Any]) -> list[str]:
+    """The features of which a row of the list of episodes has statistics: every one has a count."""
+    found = []
+    for key in row:
+        if key.startswith("stats/") and key.endswith("/count"):
+            found.append(key.split("/")[1])
+    return found
 
 
 def _statistics_of(row: dict[str, Any], name: str) -> dict[str, Any]:
     prefix = f"stats/{name}/"
-    return {key.removeprefix(prefix): value for key, value in row.items() if key.startswith(prefix)}
+    found = {}
+    for key, value in row.items():
+        if key.startswith(prefix):
+            found[key.removeprefix(prefix)] = value
+    return found

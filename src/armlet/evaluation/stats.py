@@ -21,8 +21,8 @@ def wilson(successes: int, episodes: int, *, confidence: float = 0.95) -> tuple[
 def rate_ci95(successes: int, episodes: int) -> tuple[float, float]:
     """95 % interval of a success rate, the one that tables show: Wilson's where that lies within 5
     to 95 %, and Clopper and Pearson's exact one where it reaches beyond. Wilson's alone holds a
-    true rate of .98 in 92 % of cases at n = 50, and one of .997 in 86 %; this one
-    holds every rate above .95 in at least 95 % of cases from n = 50 on."""
+    true rate of .98 in 92 % of cases at n = 50, and one of .997 in 86 %; this one holds every rate
+    above .95 in at least 95 % of cases from n = 50 on."""
     low, high = wilson(successes, episodes)
     return (low, high) if low >= 0.05 and high <= 0.95 else clopper_pearson(successes, episodes)
 
@@ -52,10 +52,14 @@ def newcombe_paired(both: int, only_a: int, only_b: int, neither: int) -> tuple[
     n = both + only_a + only_b + neither
     if n == 0:
         return -1.0, 1.0
-    p_a, p_b = (both + only_a) / n, (both + only_b) / n
+    p_a = (both + only_a) / n
+    p_b = (both + only_b) / n
     (low_a, high_a), (low_b, high_b) = wilson(both + only_a, n), wilson(both + only_b, n)
     phi = _correlation(both, only_a, only_b, neither)
-    below_a, above_a, below_b, above_b = p_a - low_a, high_a - p_a, p_b - low_b, high_b - p_b
+    below_a = p_a - low_a
+    above_a = high_a - p_a
+    below_b = p_b - low_b
+    above_b = high_b - p_b
     lower = below_a**2 - 2 * phi * below_a * above_b + above_b**2
     upper = above_a**2 - 2 * phi * above_a * below_b + below_b**2
     difference = p_a - p_b
@@ -67,7 +71,8 @@ def _correlation(both: int, only_a: int, only_b: int, neither: int) -> float:
     product = (both + only_a) * (only_b + neither) * (both + only_b) * (only_a + neither)
     if product == 0:
         return 0.0
-    n, top = both + only_a + only_b + neither, both * neither - only_a * only_b
+    n = both + only_a + only_b + neither
+    top = both * neither - only_a * only_b
     corrected = max(top - n / 2, 0) if top > 0 else top
     return float(corrected / np.sqrt(product))
 
@@ -76,13 +81,14 @@ def ratio_ci95(
     counts: np.ndarray, exposures: np.ndarray, *, resamples: int = 9999, seed: int = 0
 ) -> tuple[float, float] | None:
     """95 % interval of Σ counts / Σ exposures over n episodes (n,): a percentile bootstrap that
-    draws episodes again, since what
-    is counted in one of them hangs together. None of fewer than two episodes. Raises ValueError for
-    an episode without exposure."""
-    counts, exposures = np.asarray(counts, np.float64), np.asarray(exposures, np.float64)
+    draws episodes again, since what is counted in one of them hangs together. None of fewer than
+    two episodes. Raises ValueError for an episode without exposure."""
+    counts = np.asarray(counts, np.float64)
+    exposures = np.asarray(exposures, np.float64)
     if counts.shape != exposures.shape or counts.ndim != 1:
         raise ValueError(
-            f"counts and exposures must have one shape (n,), found {counts.shape} and {exposures.shape}"
+            f"counts and exposures must have one shape (n,), found {counts.shape} and "
+            f"{exposures.shape}"
         )
     if (exposures <= 0).any():
         raise ValueError(f"exposures must be positive, found {exposures.min():g}")
@@ -104,8 +110,7 @@ def ratio_ci95(
 @dataclass(frozen=True)
 class PairedComparison:
     """a against b on the same n episodes. `non_inferior_3pp`: the interval's lower end lies above
-    −3 pp (a one-sided
-    test at 2.5 %)."""
+    −3 pp (a one-sided test at 2.5 %)."""
 
     n: int
     both: int
@@ -123,10 +128,13 @@ class PairedComparison:
 
 def compare_paired(a: np.ndarray, b: np.ndarray) -> PairedComparison:
     """Outcomes (n,) bool of two policies on the same episodes, in the same order."""
-    a, b = np.asarray(a, bool), np.asarray(b, bool)
+    a = np.asarray(a, bool)
+    b = np.asarray(b, bool)
     if a.shape != b.shape or a.ndim != 1:
         raise ValueError(f"paired outcomes must have one shape (n,), found {a.shape} and {b.shape}")
-    both, only_a, only_b = int((a & b).sum()), int((a & ~b).sum()), int((~a & b).sum())
+    both = int((a & b).sum())
+    only_a = int((a & ~b).sum())
+    only_b = int((~a & b).sum())
     neither = len(a) - both - only_a - only_b
     interval = newcombe_paired(both, only_a, only_b, neither)
     return PairedComparison(
@@ -183,10 +191,12 @@ def compare_seeds(a: np.ndarray, b: np.ndarray) -> SeedComparison:
     skewed. The percentile bootstrap of students and episodes (Owen 2007) that stood here before
     covered 87–90 % where seeds differ by 1–3 points.
     """
-    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    a = np.asarray(a, np.float64)
+    b = np.asarray(b, np.float64)
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or not len(a) or not len(b):
         raise ValueError(
-            f"outcomes over seeds must have shapes (seeds, n) with one n, found {a.shape} and {b.shape}"
+            f"outcomes over seeds must have shapes (seeds, n) with one n, found {a.shape} and "
+            f"{b.shape}"
         )
     n = a.shape[1]
     if n < 2:
@@ -196,7 +206,8 @@ def compare_seeds(a: np.ndarray, b: np.ndarray) -> SeedComparison:
         low, high = compare_paired(a[0], b[0]).ci95
     else:
         half = _half_width(a, b)
-        low, high = difference - half, difference + half
+        low = difference - half
+        high = difference + half
     return SeedComparison(n, (len(a), len(b)), difference, (low, high), low > -MARGIN)
 
 
@@ -217,8 +228,7 @@ def _half_width(a: np.ndarray, b: np.ndarray) -> float:
         residual = outcomes - outcomes.mean(0) - students[:, None] + outcomes.mean()
         rest += float((residual**2).sum()) / ((count - 1) * (n - 1)) / (count * n)
     total = sum(variance for variance, _ in terms)
-    variance = max(
-        total - rest, episodes, total - episodes
-    )  # by chance the estimate can be below each of its parts
+    # By chance the estimate can be below each of its parts.
+    variance = max(total - rest, episodes, total - episodes)
     freedom = variance**2 / sum(part**2 / degrees for part, degrees in terms)
     return float(scipy_stats.t.ppf(0.975, freedom) * np.sqrt(variance))

@@ -29,10 +29,9 @@ from armlet.benchmarks.rendering import Camera, make_camera, resolve_renderer
 from armlet.robot.observation import Observation
 from armlet.robot.spec import ActionSpec
 
-NATIVE_HZ, NATIVE_STEP = (
-    80.0,
-    0.01,
-)  # frame_skip 5 × 2.5 ms; metres a command of 1.0 moves the hand's target
+# frame_skip 5 × 2.5 ms; metres a command of 1.0 moves the hand's target.
+NATIVE_HZ = 80.0
+NATIVE_STEP = 0.01
 NATIVE_LIMIT = 500  # commands, after which Meta-World refuses to go on
 PACKAGES = ("metaworld", "packaging", "fast-simplification")
 GOAL = "goal"
@@ -51,9 +50,8 @@ BARE_GOALS = frozenset(
 class Metaworld(Benchmark):
     """`task_names` out of Meta-World's fifty. `renderer` `ray` (anywhere), `egl`, or `auto`.
     `scene_view` and `wrist_view` are Meta-World's names of cameras; the first is turned upright and
-    narrowed to `scene_fov` degrees.
-    `action_repeat` native commands a step; `step_limit` steps an episode, at most 500 native
-    commands."""
+    narrowed to `scene_fov` degrees. `action_repeat` native commands a step; `step_limit` steps an
+    episode, at most 500 native commands."""
 
     name: ClassVar[str] = "metaworld"
     splits: ClassVar[tuple[str, ...]] = ("seen", "unseen_wordings")
@@ -73,8 +71,8 @@ class Metaworld(Benchmark):
             raise ValueError(f"Meta-World has no task {unknown}; it has {', '.join(WORDINGS)}")
         if self.action_repeat < 1 or self.step_limit * self.action_repeat > NATIVE_LIMIT:
             raise ValueError(
-                f"step_limit × action_repeat must be 1 to {NATIVE_LIMIT}, Meta-World's longest episode; "
-                f"found {self.step_limit} × {self.action_repeat}"
+                f"step_limit × action_repeat must be 1 to {NATIVE_LIMIT}, Meta-World's longest "
+                f"episode; found {self.step_limit} × {self.action_repeat}"
             )
 
     @property
@@ -143,7 +141,8 @@ def require_extra() -> None:
             importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             raise ModuleNotFoundError(
-                f"the benchmark metaworld needs the package {package!r}: pip install -e '.[metaworld]'"
+                f"the benchmark metaworld needs the package {package!r}: pip install -e "
+                "'.[metaworld]'"
             ) from None
 
 
@@ -158,7 +157,8 @@ class MetaworldWorld(World):
             np.random.default_rng([*keys, benchmark.splits.index(task.split)]),
             unseen=unseen,
         )
-        self._sizes, self._repeat = benchmark.cameras, benchmark.action_repeat
+        self._sizes = benchmark.cameras
+        self._repeat = benchmark.action_repeat
         stage = _borrow(benchmark, task.name)
         self._stage: _Stage | None = stage
         self._give_back = weakref.finalize(self, _FREE[benchmark, task.name].append, stage)
@@ -197,9 +197,8 @@ class MetaworldWorld(World):
         """Meta-World's scripted policy, a function of the present state, within the range of an
         action."""
         with warnings.catch_warnings():
-            warnings.filterwarnings(
-                "ignore", message="Constant"
-            )  # it asks for more than the range, to be clipped
+            # It asks for more than the range, to be clipped.
+            warnings.filterwarnings("ignore", message="Constant")
             action = self.stage.expert.get_action(self._seen)
         return np.clip(action, -1, 1).astype(np.float32)
 
@@ -225,7 +224,8 @@ class _Stage:
         import metaworld
         from metaworld.policies import ENV_POLICY_MAP
 
-        self._benchmark, self._task_name = benchmark, task_name
+        self._benchmark = benchmark
+        self._task_name = task_name
         self.env = metaworld.ALL_V3_ENVIRONMENTS[task_name]()
         self.expert: Any = ENV_POLICY_MAP[task_name]()  # type: ignore[abstract]
         self._visual: VisualCopy | None = None
@@ -241,15 +241,16 @@ class _Stage:
         import metaworld
 
         env = self.env
-        env._set_task_called, env._freeze_rand_vec, env.seeded_rand_vec = True, False, True
+        env._set_task_called = True
+        env._freeze_rand_vec = False
+        env.seeded_rand_vec = True
         env.seed(seed)
         env.reset()
         data = {"env_cls": type(env), "rand_vec": env._last_rand_vec, "partially_observable": False}
         env.set_task(metaworld.Task(env_name=self._task_name, data=pickle.dumps(data)))
         env.reset()
-        mujoco.mj_forward(
-            env.model, env.data
-        )  # window-close moves its window last, and answers as if it had not
+        # Window-close moves its window last, and answers as if it had not.
+        mujoco.mj_forward(env.model, env.data)
         env._prev_obs = env._get_curr_obs_combined_no_goal()
         return env._get_obs()
 
@@ -277,9 +278,8 @@ class _Stage:
         return self._visual
 
 
-_FREE: dict[
-    tuple[Metaworld, str], list[_Stage]
-] = {}  # a process's own stages that no world uses at the moment
+# A process's own stages that no world uses at the moment.
+_FREE: dict[tuple[Metaworld, str], list[_Stage]] = {}
 
 
 def _borrow(benchmark: Metaworld, task_name: str) -> _Stage:

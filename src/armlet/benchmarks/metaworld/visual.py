@@ -48,10 +48,9 @@ class VisualCopy:
         _leave_out_collisions(spec)
         _add_markers(spec, markers)
         self.model = spec.compile()
-        self.model.stat.extent, self.model.stat.center = (
-            original.stat.extent,
-            original.stat.center,
-        )  # clipping planes
+        # Clipping planes.
+        self.model.stat.extent = original.stat.extent
+        self.model.stat.center = original.stat.center
         self.data = mujoco.MjData(self.model)
         self._markers = {name: self.model.geom(_MARKER + name).id for name in markers}
         if (self.model.nq, self.model.nbody) != (original.nq, original.nbody):
@@ -72,9 +71,11 @@ class VisualCopy:
     ) -> mujoco.MjData:
         """Take the poses of the running simulation; `places` is where each marker is (world frame,
         metres)."""
-        self.model.body_pos[:], self.model.body_quat[:] = model.body_pos, model.body_quat
+        self.model.body_pos[:] = model.body_pos
+        self.model.body_quat[:] = model.body_quat
         self.data.qpos[:] = data.qpos
-        self.data.mocap_pos[:], self.data.mocap_quat[:] = data.mocap_pos, data.mocap_quat
+        self.data.mocap_pos[:] = data.mocap_pos
+        self.data.mocap_quat[:] = data.mocap_quat
         for name, place in places.items():
             self.model.geom_pos[self._markers[name]] = place
         mujoco.mj_kinematics(self.model, self.data)
@@ -91,24 +92,26 @@ def _decimate(spec: mujoco.MjSpec, original: mujoco.MjModel) -> None:
             continue
         vertices, faces = _weld(*_mesh(original, index))
         vertices, faces = fast_simplification.simplify(vertices, faces, target_count=FACES)
-        mesh.file, mesh.scale = "", [1, 1, 1]
-        mesh.refpos, mesh.refquat = [0, 0, 0], [1, 0, 0, 0]
-        mesh.uservert, mesh.userface = (
-            vertices.astype(float).ravel(),
-            faces.astype(np.int32).ravel(),
-        )
+        mesh.file = ""
+        mesh.scale = [1, 1, 1]
+        mesh.refpos = [0, 0, 0]
+        mesh.refquat = [1, 0, 0, 0]
+        mesh.uservert = vertices.astype(float).ravel()
+        mesh.userface = faces.astype(np.int32).ravel()
 
 
 def _mesh(model: mujoco.MjModel, index: int) -> tuple[np.ndarray, np.ndarray]:
     """Vertices (v, 3) and faces (f, 3) as they were before the compiler moved the mesh to its
     centre of mass."""
-    first, count = model.mesh_vertadr[index], model.mesh_vertnum[index]
+    first = model.mesh_vertadr[index]
+    count = model.mesh_vertnum[index]
     rotation = np.zeros(9)
     mujoco.mju_quat2Mat(rotation, model.mesh_quat[index])
     vertices = (
         model.mesh_vert[first : first + count] @ rotation.reshape(3, 3).T + model.mesh_pos[index]
     )
-    first, count = model.mesh_faceadr[index], model.mesh_facenum[index]
+    first = model.mesh_faceadr[index]
+    count = model.mesh_facenum[index]
     return vertices.astype(np.float32), model.mesh_face[first : first + count]
 
 
@@ -125,16 +128,17 @@ def _leave_out_collisions(spec: mujoco.MjSpec) -> None:
     for geom in list(spec.geoms):
         if geom.group >= _HIDDEN_GROUP:
             geom.delete()
-    spec.compiler.boundmass = spec.compiler.boundinertia = (
-        1e-6  # bodies that had their mass from those geoms
-    )
+    # Bodies that had their mass from those geoms.
+    spec.compiler.boundmass = spec.compiler.boundinertia = 1e-6
 
 
 def _add_markers(spec: mujoco.MjSpec, markers: Mapping[str, Marker]) -> None:
     for name, marker in markers.items():
         geom = spec.worldbody.add_geom()
-        geom.name, geom.type = _MARKER + name, mujoco.mjtGeom.mjGEOM_SPHERE
-        geom.size, geom.rgba = [marker.radius, 0, 0], marker.rgba
+        geom.name = _MARKER + name
+        geom.type = mujoco.mjtGeom.mjGEOM_SPHERE
+        geom.size = [marker.radius, 0, 0]
+        geom.rgba = marker.rgba
         geom.contype = geom.conaffinity = 0
         geom.pos = [0, 0, -5]  # not the world's own origin, where the compiler would nail it down
 
@@ -164,9 +168,8 @@ def _flatten(model: mujoco.MjModel) -> None:
             colour[:3] *= _mean_colour(model, texture)
         model.geom_rgba[geom] = colour
         model.geom_matid[geom] = -1
-    glass = (
-        model.geom_rgba[:, 3] < 0.5
-    )  # a ray caster would take it for solid; rays pass what has no opacity
+    # A ray caster would take it for solid; rays pass what has no opacity.
+    glass = model.geom_rgba[:, 3] < 0.5
     model.geom_rgba[glass, 3] = 0
 
 

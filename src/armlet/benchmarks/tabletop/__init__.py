@@ -67,10 +67,11 @@ class Tabletop(Benchmark):
 
     `belt`: the speed in m/s (0 to 0.1) at which everything on the table is carried to the left or
     right; 0 is a table that stands still. It runs the way on which what is meant stays longest
-    within reach, and against the side that a thing should be pushed to: waiting
-    is no help. Drawers stand still by nature, so their tasks are left out where there is a belt."""
+    within reach, and against the side that a thing should be pushed to: waiting is no help. Drawers
+    stand still by nature, so their tasks are left out where there is a belt."""
 
     name: ClassVar[str] = "tabletop"
+    # A split's place in this list is part of its worlds' seed: new ones go to the end.
     splits: ClassVar[tuple[str, ...]] = (
         "seen",
         "unseen_objects",
@@ -79,7 +80,7 @@ class Tabletop(Benchmark):
         "unseen_shapes",
         "seen_shapes",
         "known_words",
-    )  # a split's place in this list is part of its worlds' seed: new ones go to the end
+    )
     scene_pixels: int = 72
     wrist_pixels: int = 48
     renderer: str = "ray"
@@ -131,7 +132,8 @@ class Tabletop(Benchmark):
         if not families:
             why = f"with a belt of {self.belt} m/s" if self.belt else f"in the split {split!r}"
             raise ValueError(
-                f"tabletop has no task of the families {list(self.families)} {why}; drawers are left out there"
+                f"tabletop has no task of the families {list(self.families)} {why}; drawers are "
+                "left out there"
             )
         return tuple(
             Task(skill, family, split) for family in families for skill in FAMILIES[family]
@@ -266,7 +268,8 @@ class TabletopWorld(World):
         goal = self.goal
         axis = np.array([0.0, 1.0 if goal.side == "left" else -1.0, 0.0])
         if goal.skill in ("open", "close"):
-            handle, opening = self.handle(goal.subject), self.opening(goal.subject)
+            handle = self.handle(goal.subject)
+            opening = self.opening(goal.subject)
             target = expert.drawer_goal(handle, opening, opened=goal.skill == "open")
             return expert.Facts(
                 self.tcp, self.gap, handle, self.held(goal.subject), target, axis, opening
@@ -316,7 +319,8 @@ class TabletopWorld(World):
     def privileged(self) -> dict[str, np.ndarray]:
         """`subject` and `target`: where the thing meant, and the place meant, are now (3,)
         metres."""
-        goal, facts = self.goal, self._facts()
+        goal = self.goal
+        facts = self._facts()
         subject = self.position(goal.subject) if goal.skill == "rake" else facts.subject
         target = facts.subject if goal.skill == "rake" else facts.goal
         if goal.skill == "push":
@@ -343,7 +347,8 @@ class TabletopWorld(World):
     def _rests(self) -> bool:
         """Whether the subject lies where it should, released and still, or carried along by the
         belt."""
-        subject, wanted = self.position(self.goal.subject), self._resting_place()
+        subject = self.position(self.goal.subject)
+        wanted = self._resting_place()
         near = 0.020 if self.goal.skill == "stack" else 0.026
         velocity = np.zeros(6)
         body = self._model.body(self.goal.subject).id

@@ -18,7 +18,8 @@ from armlet.benchmarks.tabletop.scene import (
     RAKE_GRIP,
 )
 
-OPEN, CLOSED = -1.0, 1.0
+OPEN = -1.0
+CLOSED = 1.0
 GRASP_TOLERANCE = 0.012  # lateral distance at which the fingers may close
 CARRY = 0.075  # height of a carried object's centre above the table
 PUSH_BEHIND = 0.058  # where a push starts, behind the object's centre
@@ -68,7 +69,8 @@ def touch(facts: Facts) -> Move:
 
 def push(facts: Facts) -> Move:
     """`axis` is the direction of the push, a unit vector along y."""
-    tcp, thing = facts.tcp, facts.subject
+    tcp = facts.tcp
+    thing = facts.subject
     along = float((tcp - thing) @ facts.axis)
     across = abs(float(tcp[0] - thing[0]))
     if along < -0.024 and along > -0.085 and across < 0.018 and tcp[2] < 0.035:
@@ -90,7 +92,8 @@ def grasp(tcp: np.ndarray, point: np.ndarray, *, rise: float) -> Move:
 
 def place(facts: Facts) -> Move:
     """`goal` is where the centre of the object should come to rest."""
-    tcp, thing = facts.tcp, facts.subject
+    tcp = facts.tcp
+    thing = facts.subject
     settled = (
         np.linalg.norm(thing[:2] - facts.goal[:2]) < 0.017 and thing[2] - facts.goal[2] < 0.010
     )

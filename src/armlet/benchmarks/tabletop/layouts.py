@@ -21,10 +21,8 @@ from armlet.benchmarks.tabletop.scene import (
     spread,
 )
 
-TWINS = {
-    "unseen_shapes": True,
-    "seen_shapes": False,
-}  # splits in which a shape is needed; whether the thing meant is held out
+# Splits in which a shape is needed; whether the thing meant is held out.
+TWINS = {"unseen_shapes": True, "seen_shapes": False}
 
 
 @dataclass(frozen=True)
@@ -155,7 +153,8 @@ def _stack_layout(rng: np.random.Generator, task: Task) -> tuple[Layout, Goal]:
 def _drawer_layout(rng: np.random.Generator, task: Task) -> tuple[Layout, Goal]:
     """Both drawers start half open, so that neither the picture nor the state says what to do."""
     colours = rng.permutation(list(OBJECT_COLOURS))[:2]
-    depth, middle = rng.uniform(0.14, 0.17), rng.uniform(-0.03, 0.03)
+    depth = rng.uniform(0.14, 0.17)
+    middle = rng.uniform(-0.03, 0.03)
     drawers = [
         Thing(
             f"{colour}_drawer",

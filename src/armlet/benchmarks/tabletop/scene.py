@@ -15,10 +15,9 @@ Shape = Literal["cube", "cylinder"]
 Kind = Literal["object", "plate", "box", "drawer", "rake"]
 
 REACH = 0.14
-LOW, HIGH = (
-    np.array([-0.24, -0.22, 0.006]),
-    np.array([REACH, 0.22, 0.24]),
-)  # where the tool centre can be sent
+# Where the tool centre can be sent.
+LOW = np.array([-0.24, -0.22, 0.006])
+HIGH = np.array([REACH, 0.22, 0.24])
 OBJECT_HALF = 0.02
 DRAWER_TRAVEL = 0.12
 HANDLE_FORWARD = 0.03  # how far the handle stands in front of its drawer's closed front
@@ -27,10 +26,9 @@ RAKE_BAR = 0.11  # where its crossbar is
 RAKE_HEIGHT = 0.055  # of its handle above the table: an object passes below
 RAKE_DROP = 0.030  # from the handle down to the middle of the crossbar
 
-BELT_MASS, BELT_DRIVE = (
-    200.0,
-    20_000.0,
-)  # kg, N·s/m: so much that nothing that lies or pushes on it changes its speed
+# Kg, N·s/m: so much that nothing that lies or pushes on it changes its speed.
+BELT_MASS = 200.0
+BELT_DRIVE = 20_000.0
 
 OBJECT_COLOURS = {
     "red": (0.85, 0.10, 0.10),
@@ -45,10 +43,8 @@ PLACE_COLOURS = {
     "orange": (1.0, 0.50, 0.05),
 }
 SHAPES: tuple[Shape, ...] = ("cube", "cylinder")
-HELD_OUT: set[tuple[str, Shape]] = {
-    ("green", "cylinder"),
-    ("purple", "cube"),
-}  # never on the table in a `seen` scene
+# Never on the table in a `seen` scene.
+HELD_OUT: set[tuple[str, Shape]] = {("green", "cylinder"), ("purple", "cube")}
 TABLES = ((0.78, 0.68, 0.55), (0.70, 0.72, 0.74), (0.60, 0.52, 0.45))
 UNSEEN_TABLES = ((0.45, 0.60, 0.50), (0.85, 0.78, 0.82))
 
@@ -147,8 +143,8 @@ def draw_objects(rng: np.random.Generator, count: int, *, unseen: bool) -> list[
 def draw_twins(rng: np.random.Generator, count: int, *, unseen: bool) -> list[tuple[str, Shape]]:
     """`count` (colour, shape) pairs, at least three, of which the first and the last are of one
     colour and differ in their shape, so that naming the first takes its shape; the others are of
-    other colours. With `unseen` the first is a held-out pair; all others are
-    pairs that seen scenes have, and so is the first without it."""
+    other colours. With `unseen` the first is a held-out pair; all others are pairs that seen scenes
+    have, and so is the first without it."""
     if unseen:
         firsts = sorted(HELD_OUT)
     else:
@@ -197,10 +193,12 @@ def scene_xml(layout: Layout) -> str:
     fixed = [thing for thing in layout.things if thing.kind in ("plate", "box")]
     loose = [thing for thing in layout.things if thing not in fixed]
     if layout.belt:
-        table, drive = _belt_xml(layout, fixed), f'<velocity joint="belt" kv="{BELT_DRIVE}"/>'
+        table = _belt_xml(layout, fixed)
+        drive = f'<velocity joint="belt" kv="{BELT_DRIVE}"/>'
         bodies = "".join(_THING_XML[thing.kind](thing) for thing in loose)
     else:
-        table, drive = _table_xml(layout), ""
+        table = _table_xml(layout)
+        drive = ""
         bodies = "".join(_THING_XML[thing.kind](thing) for thing in layout.things)
     return f"""<mujoco>
 <option timestep="0.005" integrator="implicitfast" cone="elliptic" impratio="10"/>
@@ -225,8 +223,8 @@ def _table_xml(layout: Layout) -> str:
 def _belt_xml(layout: Layout, fixed: list[Thing]) -> str:
     """Where the table's top would be, a slab that looks like it and moves along y; what a table has
     fixed to it is fixed to the slab. It is wider than the cameras see and longer than it travels,
-    so a picture shows only that things move. The table below it holds
-    nothing: an object that stood on both would be held back by it."""
+    so a picture shows only that things move. The table below it holds nothing: an object that stood
+    on both would be held back by it."""
     rgba = _rgba(layout.look.table)
     riders = "".join(_THING_XML[thing.kind](thing) for thing in fixed)
     return f"""<geom name="table" type="plane" size="1 1 .1" pos="0 0 -.05" rgba="{rgba}" friction="1"/>
@@ -254,8 +252,10 @@ def _object_xml(thing: Thing) -> str:
     kind = "box" if thing.shape == "cube" else "cylinder"
     x, y = thing.position
     return (
-        f'<body name="{thing.name}" pos="{x:.6f} {y:.6f} {half + 0.0005}" euler="0 0 {np.degrees(thing.yaw):.4f}"><freejoint/>'
-        f'<geom type="{kind}" size="{size}" rgba="{_rgba(thing.colour)}" mass=".05" friction="1.2 .01 .001" condim="4"/></body>'
+        f'<body name="{thing.name}" pos="{x:.6f} {y:.6f} {half + 0.0005}" euler="0 0 '
+        f'{np.degrees(thing.yaw):.4f}"><freejoint/>'
+        f'<geom type="{kind}" size="{size}" rgba="{_rgba(thing.colour)}" mass=".05" friction="1.2 '
+        '.01 .001" condim="4"/></body>'
     )
 
 
