@@ -21,7 +21,7 @@ from armlet.layers.ema import SelfTeacher
 from armlet.lineage import PROVENANCE, Question, as_json, digest_text, is_finished
 from armlet.policies.checkpoint import load_policy, policy_fingerprint, save_policy
 from armlet.policies.contract import Policy
-from armlet.recipe import Recipe, Stage, at_hand, to_json
+from armlet.recipe import Recipe, Stage, at_hand, suited, to_json
 from armlet.training.learner import Learner
 from armlet.training.practice import mixed, practise, round_folder, stays, worth_learning
 from armlet.training.supervision import (
@@ -54,6 +54,7 @@ def _main(recipe: Recipe) -> Path:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     teacher = load_policy(recipe.teacher, device=device)
     recipe.pictures.agree(teacher.view)
+    recipe = suited(recipe, teacher.body.action_spec)
     wanted = question(recipe, data)
     if is_finished(recipe.student_folder, wanted, fixes="give another folder with `--out`"):
         sys.stderr.write(f"{title}: {recipe.student_folder} was distilled exactly so already\n")
