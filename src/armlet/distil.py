@@ -24,7 +24,7 @@ from armlet.layers.ema import SelfTeacher
 from armlet.lineage import PROVENANCE, Question, as_json, digest_text, is_finished
 from armlet.policies.checkpoint import save_policy
 from armlet.policies.contract import Policy
-from armlet.recipe import Recipe, Stage, at_hand, to_json
+from armlet.recipe import Recipe, Stage, at_hand, suited, to_json
 from armlet.training.learner import Learner
 from armlet.training.practice import mixed, practise, stays
 from armlet.training.supervision import (
@@ -61,6 +61,7 @@ def _distil(recipe: Recipe) -> Path:
     data = EpisodeDataset(recipe.episodes, recipe.columns)
     facts, teacher = meet_teacher(recipe, device)
     recipe.pictures.agree(facts.view)
+    recipe = suited(recipe, facts.body.action_spec)
     wanted = question(recipe, data, facts.fingerprint)
     if is_finished(recipe.student_folder, wanted, fixes="give another folder with `--out`"):
         sys.stderr.write(f"{title}: {recipe.student_folder} was distilled exactly so already\n")

@@ -17,7 +17,7 @@ from armlet.data.frames import BatchMaker, load_frames
 from armlet.data.traces import HEADER
 from armlet.policies.checkpoint import load_policy, policy_fingerprint
 from armlet.policies.facts import TeacherFacts
-from armlet.recipe import Recipe, at_hand
+from armlet.recipe import Recipe, at_hand, suited
 from armlet.training.learner import Learner
 from armlet.training.supervision import (
     annotate,
@@ -40,6 +40,7 @@ def main(recipe: Recipe) -> Path:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     teacher = load_policy(recipe.teacher, device=device)
     recipe.pictures.agree(teacher.view)
+    recipe = suited(recipe, teacher.body.action_spec)
     check_policy(data, data.columns()["action"], teacher, limit=recipe.outside_range, title=title)
     fingerprint = policy_fingerprint(recipe.teacher)
     learner = Learner(teacher)

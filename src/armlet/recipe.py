@@ -27,6 +27,7 @@ from armlet.data.transforms import BatchTransform
 from armlet.limits import ABOVE_0, BELOW_1, MOST
 from armlet.policies.contract import Network, Student
 from armlet.robot.normalise import Mode
+from armlet.robot.spec import ActionSpec
 from armlet.types import Batch, Precision, Trace
 
 
@@ -232,7 +233,7 @@ class Recipe:
     `out`."""
 
     name: str  # of the student, in logs and reports
-    benchmark: Benchmark  # the world in which episodes are collected and policies evaluated
+    benchmark: Benchmark | None  # the world in which episodes are collected and policies evaluated
     episodes: Path  # a LeRobotDataset: its folder, or hf:user/name; `collect` writes it
     teacher: Path  # a policy: its folder, or hf:user/name; `teach` writes it
     out: Path  # the folder of the student, its stages and its evaluation
@@ -317,6 +318,7 @@ class Recipe:
         return self.out / "student"
 
 
+YOURS = Path("YOUR-EPISODES")  # stands where a recipe is for whatever robot `--episodes` are of
 Factory = Callable[[], Recipe]
 KINDS: dict[str, hub.Kind] = {
     "episodes": "dataset",
@@ -347,6 +349,13 @@ def at_hand(recipe: Recipe, *, reads: Sequence[str], writes: Sequence[str] = ())
         else:
             found[name] = hub.pinned(places, kind=kind)
     return replace(recipe, **found)
+
+
+def suited(recipe: Recipe, robot: ActionSpec) -> Recipe:
+    """The recipe with what its annotator must know of the robot, which the teacher says."""
+    if recipe.annotator is None:
+        return recipe
+    return replace(recipe, annotator=recipe.annotator.suited(robot))
 
 
 def to_json(value: Any) -> Any:

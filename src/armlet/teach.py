@@ -106,6 +106,7 @@ def new_policy(recipe: Recipe, data: EpisodeDataset) -> Policy:
         fit=view.fit,
     )
     torch.manual_seed(recipe.seed)
+    network = network.suited(body, data.columns()[ACTION])
     return network.build(body, {name: height for name, (height, _) in view.cameras.items()})
 
 

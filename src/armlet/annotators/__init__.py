@@ -20,6 +20,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from armlet.data.episodes import EpisodeFrames
+from armlet.robot.spec import ActionSpec
 
 PHASES = (
     "idle", "approaching", "grasping", "transporting", "holding", "placing", "operating", "regrasping", "completed",
@@ -212,6 +213,10 @@ class Annotator(ABC):
     def concurrency(self) -> int:
         """How many episodes it takes at the same time."""
         return 1
+
+    def suited(self, robot: ActionSpec) -> "Annotator":
+        """The annotator with what it must know of the robot; most know it, or need not."""
+        return self
 
     @abstractmethod
     def fingerprint(self) -> dict[str, Any]:

@@ -17,10 +17,10 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 from urllib.parse import quote
 
 import numpy as np
@@ -31,6 +31,9 @@ from armlet.data.files import BusyError, hold
 from armlet.robot.fit import MOST, VERSION, Fit, FitError, View
 
 FEWEST = 8  # rows that a thread is given when pictures are streamed: it opens the film anew
+STEP = 48  # pixels, which every patch of networks here (8, 12 or 16) divides
+LARGEST = 192  # pixels a side that `auto` takes as they are
+SIDE = 96  # to which it brings the others
 
 
 @dataclass(frozen=True)
@@ -39,21 +42,22 @@ class Pictures:
 
     `fit`: how a picture of another shape becomes a square of `size` pixels a side: letterbox (all
     of it, black bars), crop (its middle), stretch; exact takes it as it is, and it must be square
-    (and of `size`, where one is given). A teacher keeps the fit it was taught with, and its
+    (and of `size`, where one is given). auto: exact where all pictures are squares that our patches
+    divide and that are not large, else letterbox, to 96 pixels where no size is given. A teacher keeps the fit it was taught with, and its
     students inherit it. `cache_gb`: decoded pictures of a data set are kept on disk up to so many
     gigabytes, next to it; where there are more, they are streamed. `memory_gb`: of pictures that
     streaming keeps in memory. `workers`: threads that decode; None: one a core, at most 8. The last
     three change no result.
     """
 
-    fit: Fit = "exact"
+    fit: Fit | Literal["auto"] = "exact"
     size: int | None = None
     cache_gb: float = 50.0
     memory_gb: float = 0.5
     workers: int | None = None
 
     def __post_init__(self) -> None:
-        if self.fit != "exact" and self.size is None:
+        if self.fit not in ("exact", "auto") and self.size is None:
             raise FitError(
                 f"pictures.fit is {self.fit!r} and pictures.size is not given; name the side in "
                 "pixels, such as 224"
@@ -78,6 +82,12 @@ class Pictures:
     def view(self, cameras: dict[str, tuple[int, int]], *, whose: str) -> View:
         """What a policy that is taught on these cameras, name → (height, width), will see. Raises
         FitError where their pictures are not square, or not of the size that was asked for."""
+        if self.fit == "auto":
+            small = all(h == w <= LARGEST and not h % STEP for h, w in cameras.values())
+            fit: Fit = "exact" if small and self.size is None else "letterbox"
+            return replace(self, fit=fit, size=self.size or (None if small else SIDE)).view(
+                cameras, whose=whose
+            )
         if self.fit != "exact":
             assert self.size is not None
             return View(dict.fromkeys(cameras, (self.size, self.size)), self.fit)
@@ -99,7 +109,7 @@ class Pictures:
     @property
     def asked(self) -> bool:
         """Whether a way to see pictures is asked for, which must then be the teacher's."""
-        return self.fit != "exact" or self.size is not None
+        return self.fit not in ("exact", "auto") or self.size is not None
 
     def agree(self, view: View) -> None:
         """Raises FitError where another fit or size is asked for than a policy that exists was
@@ -107,7 +117,7 @@ class Pictures:
         sizes = sorted(set(view.cameras.values()))
         shown = [f"{height} × {width}" for height, width in sizes]
         taught = f"fit {view.fit}, {' and '.join(shown)}"
-        if self.fit not in ("exact", view.fit):
+        if self.fit not in ("exact", "auto", view.fit):
             raise FitError(
                 f"pictures.fit {self.fit!r} would have no effect: the teacher sees as it was "
                 f"taught ({taught}); leave it out"
@@ -122,7 +132,7 @@ class Pictures:
 def _suggested(height: int, width: int) -> int:
     """A side that every patch of networks here (8, 12 or 16 pixels) divides, near to the
     picture's."""
-    return min(192, 48 * max(1, max(height, width) // 48))
+    return min(LARGEST, STEP * max(1, max(height, width) // STEP))
 
 
 class Rows(Protocol):

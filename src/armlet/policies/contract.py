@@ -280,6 +280,11 @@ class Network(ABC):
                 f"{type(self).__name__}.heads is {heads}, expected a divisor of its width, {width}"
             )
 
+    def suited(self, body: Body, actions: np.ndarray) -> "Network":
+        """The network with what it takes from a data set's `actions` (N, a), in the robot's own
+        numbers; most take nothing."""
+        return self
+
     @abstractmethod
     def build(self, body: Body, cameras: dict[str, int]) -> Policy:
         """A policy with fresh weights. `cameras`: name → side of its square image in pixels."""

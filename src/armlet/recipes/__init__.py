@@ -1,15 +1,17 @@
-"""One file per recipe; the file in the folder is the entry. A function that returns `Recipe` is a
-choice on the command line, under its own name. From outside: `armlet distil
-mypackage.recipes:mine`.
+"""One file per system; what the file in the folder has is a choice on the command line: each row of
+its table `RECIPES`, and each function without arguments that returns a `Recipe`. From outside:
+`armlet distil mypackage.recipes:mine`, a function or a row there.
 
-Names are read from the source, so that listing them imports nothing heavy.
+Names are read from the source, so that listing them imports nothing heavy: a row stands there as
+`"name": Row("what it is", …)`.
 """
 
 import ast
 import difflib
 import importlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,29 +19,49 @@ if TYPE_CHECKING:  # naming the recipes imports nothing heavy
     from armlet.recipe import Recipe
 
 _HERE = Path(__file__).parent
+TABLE = "RECIPES"  # of a file: name → Row (recipes/bases.py)
 
 
 def available() -> dict[str, str]:
-    """Recipe name → first line of its docstring."""
+    """Recipe name → one line that says what it is."""
     return {name: summary for name, (_, summary) in _found().items()}
 
 
 def _found() -> dict[str, tuple[str, str]]:
+    """Recipe name → the module that has it, and the line that says what it is."""
     found: dict[str, tuple[str, str]] = {}
     for path in sorted(_HERE.glob("[!_]*.py")):
-        for node in ast.parse(path.read_text()).body:
-            if (
-                isinstance(node, ast.FunctionDef)
-                and ast.unparse(node.returns or ast.Constant("")) == "Recipe"
-            ):
-                if node.name.startswith("_"):
-                    continue
-                if node.name in found:
-                    raise ValueError(
-                        f"two recipes are called {node.name}: {found[node.name][0]}.py and {path.name}"
-                    )
-                found[node.name] = (path.stem, (ast.get_docstring(node) or "").split("\n")[0])
+        for name, summary in _choices(path):
+            if name in found:
+                raise ValueError(
+                    f"two recipes are called {name}: {found[name][0]}.py and {path.name}"
+                )
+            found[name] = (path.stem, summary)
     return found
+
+
+def _choices(path: Path) -> Iterator[tuple[str, str]]:
+    """Name and summary of every recipe that a file's source has."""
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
+            returns = ast.unparse(node.returns or ast.Constant(""))
+            if returns == "Recipe" and not ast.unparse(node.args):
+                yield node.name, (ast.get_docstring(node) or "").split("\n")[0]
+        elif isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == TABLE:
+            yield from _rows(node.value, path)
+
+
+def _rows(table: ast.expr, path: Path) -> Iterator[tuple[str, str]]:
+    rows = zip(table.keys, table.values, strict=True) if isinstance(table, ast.Dict) else ()
+    for key, row in rows:
+        try:
+            assert key is not None and isinstance(row, ast.Call)
+            yield ast.literal_eval(key), ast.literal_eval(row.args[0])
+        except (AssertionError, IndexError, ValueError) as error:
+            raise ValueError(
+                f"{path.name}, line {row.lineno}: a row of {TABLE} is read without running it; "
+                'expected `"name": Row("what it is", …)`'
+            ) from error
 
 
 def make(name: str) -> "Recipe":
@@ -57,8 +79,8 @@ def make(name: str) -> "Recipe":
 
 
 def find(name: str) -> Callable[[], "Recipe"]:
-    """The function called `name`, or `package.module:function`. Raises ValueError with the nearest
-    name."""
+    """What makes the recipe called `name`, or `package.module:function`. Raises ValueError with
+    the nearest name."""
     if ":" in name:
         return _outside(name)
     found = _found()
@@ -66,7 +88,9 @@ def find(name: str) -> Callable[[], "Recipe"]:
         near = difflib.get_close_matches(name, found, 1)
         hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(found)}"
         raise ValueError(f"no recipe {name!r}; {hint}")
-    return getattr(importlib.import_module(f"{__name__}.{found[name][0]}"), name)
+    module = importlib.import_module(f"{__name__}.{found[name][0]}")
+    row = getattr(module, TABLE, {}).get(name)
+    return getattr(module, name) if row is None else partial(row.make, name)
 
 
 def _outside(name: str) -> Callable[[], "Recipe"]:
@@ -84,7 +108,8 @@ def _outside(name: str) -> Callable[[], "Recipe"]:
         ) from error
     except ValueError as error:  # an empty name
         raise ValueError(f"{name!r} names no module; expected package.module:function") from error
-    found = getattr(module, function, None)
+    row = getattr(module, TABLE, {}).get(function)
+    found = getattr(module, function, None) if row is None else partial(row.make, function)
     if not callable(found):
         there = sorted(
             each

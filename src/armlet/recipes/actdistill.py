@@ -14,18 +14,20 @@ cost; then the router stands still, and the layers learn the routes that it take
 router comes to rest *on* its threshold, where the pull of the budget and that of the task cancel
 and the least thing decides what runs: dev/LOG.md.
 
-    armlet teach  actdistill_tabletop      # a teacher; one ships with the repository, so this is
-                  optional
-    armlet probe  actdistill_tabletop
-    armlet distil actdistill_tabletop
-    armlet evaluate actdistill_tabletop
+    armlet teach    actdistill --episodes DIR     # a teacher, or bring one: --teacher DIR
+    armlet probe    actdistill --episodes DIR
+    armlet distil   actdistill --episodes DIR
+    armlet evaluate actdistill --episodes DIR
+
+On tabletop it is `actdistill_tabletop` with no options: episodes are collected, and a teacher ships
+with the repository.
 
 The baselines are in baselines.py. What to expect, measured, stands in
 docs/reproductions/actdistill.md.
 """
 
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from functools import partial
 from typing import ClassVar, Literal
 
 from torch import Tensor
@@ -33,7 +35,7 @@ from torch import Tensor
 from armlet.data.transforms import DrawBudget, Explore
 from armlet.policies.routed import Routing
 from armlet.recipe import Objective, Recipe, Round
-from armlet.recipes.bases import MatchOutput, demo, metaworld, tabletop
+from armlet.recipes.bases import MatchOutput, Row, demo, metaworld, own, tabletop
 from armlet.training import losses
 from armlet.types import Batch, Trace
 
@@ -117,10 +119,14 @@ class Published(Objective):
         }
 
 
-def _distilled(base: Recipe, name: str, out: Path, *, student: Routing, route: int) -> Recipe:
+QUARTER = Routing(budget=0.25)
+
+
+def actdistill(base: Recipe, student: Routing = QUARTER, *, route: int = 1000) -> Recipe:
     """`route` steps in which the router is found, and the rest of the base's steps with the router
     frozen."""
-    (stage,), frozen = base.stages, ("policy.inner.vision.*",)
+    (stage,) = base.stages
+    frozen = ("policy.inner.vision.*",)
     keep = student.budget
     assert keep is not None  # every recipe here gives one
     routing = replace(
@@ -135,94 +141,106 @@ def _distilled(base: Recipe, name: str, out: Path, *, student: Routing, route: i
     settling = replace(
         stage, steps=stage.steps - route, freeze=(*frozen, "policy.router.*"), compile=False
     )
-    return replace(base, name=name, out=out, student=student, stages=(routing, settling))
+    return replace(base, student=student, stages=(routing, settling))
 
 
-def actdistill_tabletop() -> Recipe:
-    """ActDistill on tabletop: the shipped teacher's layers and a router that runs a quarter of
-    them."""
-    out = Path("out/actdistill_tabletop")
-    return _distilled(
-        tabletop(), "actdistill_tabletop", out, student=Routing(budget=0.25), route=1000
-    )
-
-
-def actdistill_metaworld() -> Recipe:
-    """ActDistill on three tasks of Meta-World (needs the extra)."""
-    out = Path("out/actdistill_metaworld")
-    return _distilled(
-        metaworld(), "actdistill_metaworld", out, student=Routing(budget=0.3), route=400
-    )
-
-
-def actdistill_demo() -> Recipe:
-    """The demo's student: ActDistill on tabletop in minutes, on two cores."""
-    return _distilled(
-        demo(),
-        "actdistill_demo",
-        Path("out/demo/actdistill"),
-        student=Routing(budget=0.3),
-        route=350,
-    )
-
-
-def dial_tabletop() -> Recipe:
-    """One student for every budget: its router is told what a decision may cost
-    (`--evaluation.budgets`)."""
-    base = tabletop()
+def dial(base: Recipe) -> Recipe:
+    """Every step of the first stage draws what its decisions may cost, and the router is told."""
     (stage,) = base.stages
     told = (*stage.transforms, DrawBudget(0.1, 1.0))
     drawn = replace(base, stages=(replace(stage, transforms=told),))
-    student = Routing(dial=True, budget=0.25)
-    return _distilled(
-        drawn, "dial_tabletop", Path("out/dial_tabletop"), student=student, route=1500
-    )
+    return actdistill(drawn, Routing(dial=True, budget=0.25), route=1500)
 
 
-def action_kd_tabletop() -> Recipe:
-    """ActDistill's student and router, told the expert's and the teacher's final action and nothing
-    else."""
-    base = actdistill_tabletop()
+def action_kd(base: Recipe, *, budget: float = 0.25) -> Recipe:
+    """Neither the condition nor any layer is matched."""
+    recipe = actdistill(base, Routing(budget=budget))
     said = MatchOutput(condition=0)
-    objective = ActDistill(output=said, keep=0.25, semantic=0, layer_action=0)
-    stages = (replace(base.stages[0], objective=objective), replace(base.stages[1], objective=said))
-    return replace(
-        base, name="action_kd_tabletop", out=Path("out/action_kd_tabletop"), stages=stages
-    )
+    objective = ActDistill(output=said, keep=budget, semantic=0, layer_action=0)
+    first, second = recipe.stages
+    stages = (replace(first, objective=objective), replace(second, objective=said))
+    return replace(recipe, stages=stages)
 
 
-def blind_tabletop() -> Recipe:
-    """ActDistill whose router sees image and words only, as the published one: no robot state, no
-    previous action."""
-    base = actdistill_tabletop()
-    student = Routing(budget=0.25, use_state=False, use_previous_action=False)
-    return replace(base, name="blind_tabletop", out=Path("out/blind_tabletop"), student=student)
-
-
-def published_tabletop() -> Recipe:
-    """The published training as it is written: soft gates on whole hidden states, its loss, its
-    balance term."""
-    base = tabletop()
+def published(base: Recipe) -> Recipe:
+    """One stage with the public code's gates and loss, whose budget is nobody's."""
     stage = replace(
         base.stages[0],
         objective=Published(),
         freeze=("policy.inner.vision.*",),
     )
-    student = Routing(mode="published_soft")
-    return replace(
-        base,
-        name="published_tabletop",
-        out=Path("out/published_tabletop"),
-        student=student,
-        stages=(stage,),
-    )
+    return replace(base, student=Routing(mode="published_soft"), stages=(stage,))
 
 
-def onpolicy_tabletop() -> Recipe:
-    """ActDistill, then one on-policy round: the student acts, its teacher labels what it met, and
-    it learns on."""
-    base = actdistill_tabletop()
-    more = Round(replace(base.stages[1], steps=1000, learning_rate=3e-4), episodes=1000)
-    return replace(
-        base, name="onpolicy_tabletop", out=Path("out/onpolicy_tabletop"), rounds=(more,)
-    )
+def onpolicy(base: Recipe) -> Recipe:
+    """One round of practice after the two stages."""
+    recipe = actdistill(base)
+    lesson = replace(recipe.stages[1], steps=1000, learning_rate=3e-4)
+    return replace(recipe, rounds=(Round(lesson, episodes=1000),))
+
+
+BLIND = Routing(budget=0.25, use_state=False, use_previous_action=False)
+RECIPES = {
+    "actdistill": Row(
+        "ActDistill for your own robot: its teacher's layers and a router that runs half of them.",
+        own,
+        partial(actdistill, student=Routing(budget=0.5)),
+    ),
+    "dial": Row(
+        "One student of your own robot for every budget: its router is told what a decision may "
+        "cost.",
+        own,
+        dial,
+    ),
+    "action_kd": Row(
+        "ActDistill for your own robot, told the final action and nothing else.",
+        own,
+        partial(action_kd, budget=0.5),
+    ),
+    "actdistill_tabletop": Row(
+        "ActDistill on tabletop: the shipped teacher's layers and a router that runs a quarter "
+        "of them.",
+        tabletop,
+        actdistill,
+    ),
+    "actdistill_metaworld": Row(
+        "ActDistill on three tasks of Meta-World (needs the extra).",
+        metaworld,
+        partial(actdistill, student=Routing(budget=0.3), route=400),
+    ),
+    "actdistill_demo": Row(
+        "The demo's student: ActDistill on tabletop in minutes, on two cores.",
+        demo,
+        partial(actdistill, student=Routing(budget=0.3), route=350),
+    ),
+    "dial_tabletop": Row(
+        "One student for every budget: its router is told what a decision may cost "
+        "(`--evaluation.budgets`).",
+        tabletop,
+        dial,
+    ),
+    "action_kd_tabletop": Row(
+        "ActDistill's student and router, told the expert's and the teacher's final action and "
+        "nothing else.",
+        tabletop,
+        action_kd,
+    ),
+    "blind_tabletop": Row(
+        "ActDistill whose router sees image and words only, as the published one: no robot "
+        "state, no previous action.",
+        tabletop,
+        partial(actdistill, student=BLIND),
+    ),
+    "published_tabletop": Row(
+        "The published training as it is written: soft gates on whole hidden states, its loss, "
+        "its balance term.",
+        tabletop,
+        published,
+    ),
+    "onpolicy_tabletop": Row(
+        "ActDistill, then one on-policy round: the student acts, its teacher labels what it met, "
+        "and it learns on.",
+        tabletop,
+        onpolicy,
+    ),
+}

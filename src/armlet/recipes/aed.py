@@ -26,7 +26,9 @@ they learn by guessing simulator facts while they train (`facts`), in every row 
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -35,21 +37,23 @@ from armlet.benchmarks.tabletop import Tabletop
 from armlet.data.augment import Augment
 from armlet.data.codec import Codebook
 from armlet.data.transforms import Balance
+from armlet.policies.fitting import Choosing, SameChoices
 from armlet.policies.students import Kept
 from armlet.policies.two_tower import TwoTowerNetwork, TwoTowerStudent, small_student, small_teacher
 from armlet.recipe import Collection, Objective, OwnAverage, Recipe, Round, Stage
-from armlet.recipes.bases import DISTIL, FACTS, TEACH, guess, guesses, metaworld, tabletop
+from armlet.recipes.bases import DISTIL, FACTS, TEACH, Row, guess, guesses, metaworld, own, tabletop
 from armlet.training import losses
 from armlet.types import Batch, Trace
 
 LAST = "attention.1"  # of the two fusion layers, the one that the goal code reads
+TRACED = ("actions", "condition", "logits", LAST, "fused")
 
 
 @dataclass(frozen=True)
 class Aed(Objective):
     """The account's four terms with its weights. A weight of 0 leaves a term out, and what it would
     read. `grids`: vision tokens a
-    side, camera by camera; the recipes set it from cameras and patches."""
+    side, camera by camera, from cameras and patches; () where both networks have the same."""
 
     action: float = 1.0
     attention: float = 0.5
@@ -90,19 +94,20 @@ class Aed(Objective):
 
     def __call__(self, student: Trace, teacher: Trace, batch: Batch) -> dict[str, Tensor]:
         _, valid = batch.targets()
+        grids = self.grids or None
         distances: dict[str, Callable[[], Tensor]] = {
             "action": lambda: losses.action_distribution_kl(
                 student["logits"], teacher["logits"], valid, temperature=self.temperature
             ),
             "imitation": lambda: student["imitation"],
             "attention": lambda: losses.attention_kl(
-                student[LAST], teacher[LAST], student_grids=self.grids, teacher_grids=self.grids
+                student[LAST], teacher[LAST], student_grids=grids, teacher_grids=grids
             ),
             "representation": lambda: losses.representation_mse(
                 student[self._own],
                 teacher["fused"],
-                student_grids=self.grids,
-                teacher_grids=self.grids,
+                student_grids=grids,
+                teacher_grids=grids,
             ),
             "contrastive": lambda: losses.info_nce(
                 student["image"], student["text"], losses.same_instruction(batch.text)
@@ -114,6 +119,9 @@ class Aed(Objective):
             if weight
         }
         return terms | guess(student, batch, self.facts)
+
+
+WHOLE = Aed()
 
 
 def choosing(network: TwoTowerNetwork, benchmark: Benchmark, patch: int) -> TwoTowerNetwork:
@@ -128,37 +136,34 @@ def choosing(network: TwoTowerNetwork, benchmark: Benchmark, patch: int) -> TwoT
     )
 
 
-def _distilled(
+def aed(
     base: Recipe,
-    name: str,
-    objective: Aed,
+    objective: Aed = WHOLE,
     *,
-    steps: int,
+    steps: int = 6000,
     patch: int = 12,
     teacher: Path | None = None,
 ) -> Recipe:
+    """The base's episodes, a larger pair of towers as the teacher, and a smaller one that learns
+    from it."""
+    assert base.benchmark is not None
     shared = Path("out") / f"aed_{base.name}"
-    teach = base.teach
-    assert teach is not None
     grids = tuple(size // patch for size in base.benchmark.cameras.values())
     return replace(
         base,
-        name=name,
-        out=Path("out") / name,
         shared=shared,
         teacher=teacher or shared / "teacher",
         network=choosing(small_teacher(), base.benchmark, patch),
-        teach=teach,
         probe=None,
         split="tasks",
-        traced=("actions", "condition", "logits", LAST, "fused"),
+        traced=TRACED,
         trace_precision="bf16",  # half of the time, and the student learns in it as well
         student=TwoTowerStudent(choosing(small_student(), base.benchmark, patch)),
-        stages=_two_stages(replace(objective, grids=grids, facts=FACTS), steps),
+        stages=two_stages(replace(objective, grids=grids, facts=FACTS), steps),
     )
 
 
-def _two_stages(objective: Aed, steps: int) -> tuple[Stage, Stage]:
+def two_stages(objective: Aed, steps: int) -> tuple[Stage, Stage]:
     """The teacher's voice first; then the last third with the expert's, at a tenth of the rate."""
     pictures = Augment(brightness=0.15, contrast=0.15, saturation=0.15, crop=2)
     transforms = (pictures, Balance(0.5))
@@ -169,85 +174,121 @@ def _two_stages(objective: Aed, steps: int) -> tuple[Stage, Stage]:
     )
 
 
-def _on_tabletop(name: str, objective: Aed) -> Recipe:
+def for_any_robot(base: Recipe) -> Recipe:
+    """Nobody knows which way this robot's actions go: its primitives are found among them."""
+    return replace(
+        base,
+        network=Choosing(small_teacher()),
+        probe=None,
+        traced=TRACED,
+        trace_precision="bf16",
+        student=SameChoices(small_student()),
+        stages=two_stages(Aed(grids=()), 6000),
+    )
+
+
+def on_tabletop(base: Recipe, objective: Aed = WHOLE) -> Recipe:
     """All with the teacher that ships with the repository (runs/aed_teacher.sh made it)."""
-    base = replace(tabletop(), teach=replace(TEACH, steps=5000))
-    return _distilled(base, name, objective, steps=6000, teacher=Path("checkpoints/aed-teacher"))
+    longer = replace(base, teach=replace(TEACH, steps=5000))
+    return aed(longer, objective, teacher=Path("checkpoints/aed-teacher"))
 
 
-def aed_tabletop() -> Recipe:
-    """AED on tabletop: two towers of 4 M parameters teach two of 1 M, which choose among 24
-    actions."""
-    return _on_tabletop("aed_tabletop", Aed())
+def on_metaworld(base: Recipe) -> Recipe:
+    """Its few instructions do not part into three."""
+    return replace(aed(base, steps=1500), split="last")
 
 
-def aed_metaworld() -> Recipe:
-    """AED on three tasks of Meta-World (needs the extra), whose few instructions do not part into
-    three."""
-    return replace(_distilled(metaworld(), "aed_metaworld", Aed(), steps=1500), split="last")
-
-
-def aed_families() -> Recipe:
-    """AED's data as the account has them: three families, 224 px, up to 50,000 trajectories
-    (`--collection.episodes`)."""
-    base = tabletop()
-    families = replace(
+def families(base: Recipe) -> Recipe:
+    """The account's pictures and its number of trajectories."""
+    larger = replace(
         base,
         name="families",
         benchmark=Tabletop(scene_pixels=224, wrist_pixels=96),
         episodes=Path("out/aed_families/episodes"),
         collection=Collection(episodes=50_000),
     )
-    return _distilled(families, "aed_families", Aed(), steps=6000, patch=16)
+    return aed(larger, patch=16)
 
 
-def aed_minus_attention() -> Recipe:
-    """AED without the attention term."""
-    return _on_tabletop("aed_minus_attention", Aed(attention=0))
-
-
-def aed_minus_contrastive() -> Recipe:
-    """AED without the contrastive term."""
-    return _on_tabletop("aed_minus_contrastive", Aed(contrastive=0))
-
-
-def aed_action_only() -> Recipe:
-    """AED's student, taught actions only: the action distillation that the other terms must
-    beat."""
-    return _on_tabletop("aed_action_only", Aed(attention=0, representation=0, contrastive=0))
-
-
-def aed_contrastive_only() -> Recipe:
-    """AED's student with contrast and the expert's actions only; without any action it would not
-    act."""
-    return _on_tabletop("aed_contrastive_only", Aed(attention=0, representation=0, share=0))
-
-
-def aed_bc() -> Recipe:
-    """AED's student without a teacher: the expert's actions and nothing else."""
-    return _on_tabletop("aed_bc", Aed(attention=0, representation=0, contrastive=0, share=0))
-
-
-def aed_online() -> Recipe:
-    """AED, then its feedback loop on unseen wordings: hard steps relabelled, learned from, kept
-    only if success does not fall.
-
-    Of tabletop's unseen splits it is the one in which the student falls far behind its teacher
-    (docs/reproductions/aed.md).
-    """
-    base = aed_tabletop()
-    lesson = replace(base.stages[0], steps=300, learning_rate=5e-4)
+def online(base: Recipe) -> Recipe:
+    """Of tabletop's unseen splits it is the one in which the student falls far behind its teacher
+    (docs/reproductions/aed.md)."""
+    recipe = on_tabletop(base)
+    lesson = replace(recipe.stages[0], steps=300, learning_rate=5e-4)
     step = Round(lesson, episodes=150, split="unseen_wordings", share=0.5, replay=2000, trial=200)
-    return replace(base, name="aed_online", out=Path("out/aed_online"), rounds=(step,) * 2)
+    return replace(recipe, rounds=(step,) * 2)
 
 
-def aed_self() -> Recipe:
-    """The teacher's own shape, taught by its own running average (the account's ema_self)."""
-    base = aed_tabletop()
+def own_average(base: Recipe) -> Recipe:
+    """A student of its teacher's shape."""
+    recipe = on_tabletop(base)
     objective = Aed(projected=False, facts=FACTS)
     stages = tuple(
-        replace(stage, objective=objective, teacher=OwnAverage()) for stage in base.stages
+        replace(stage, objective=objective, teacher=OwnAverage()) for stage in recipe.stages
     )
-    return replace(
-        base, name="aed_self", out=Path("out/aed_self"), student=Kept((0, 1)), stages=stages
-    )
+    return replace(recipe, student=Kept((0, 1)), stages=stages)
+
+
+def weighing(**weights: Any) -> Callable[[Recipe], Recipe]:
+    """AED on tabletop with other weights."""
+    return partial(on_tabletop, objective=replace(WHOLE, **weights))
+
+
+RECIPES = {
+    "aed": Row(
+        "AED for your own robot: two towers teach two smaller ones to choose among 24 of its "
+        "actions.",
+        own,
+        for_any_robot,
+    ),
+    "aed_tabletop": Row(
+        "AED on tabletop: two towers of 4 M parameters teach two of 1 M, which choose among 24 "
+        "actions.",
+        tabletop,
+        on_tabletop,
+    ),
+    "aed_metaworld": Row(
+        "AED on three tasks of Meta-World (needs the extra), whose few instructions do not part "
+        "into three.",
+        metaworld,
+        on_metaworld,
+    ),
+    "aed_families": Row(
+        "AED's data as the account has them: three families, 224 px, up to 50,000 trajectories "
+        "(`--collection.episodes`).",
+        tabletop,
+        families,
+    ),
+    "aed_minus_attention": Row("AED without the attention term.", tabletop, weighing(attention=0)),
+    "aed_minus_contrastive": Row(
+        "AED without the contrastive term.", tabletop, weighing(contrastive=0)
+    ),
+    "aed_action_only": Row(
+        "AED's student, taught actions only: the action distillation that the other terms must "
+        "beat.",
+        tabletop,
+        weighing(attention=0, representation=0, contrastive=0),
+    ),
+    "aed_contrastive_only": Row(
+        "AED's student with contrast and the expert's actions only; without any action it would "
+        "not act.",
+        tabletop,
+        weighing(attention=0, representation=0, share=0),
+    ),
+    "aed_bc": Row(
+        "AED's student without a teacher: the expert's actions and nothing else.",
+        tabletop,
+        weighing(attention=0, representation=0, contrastive=0, share=0),
+    ),
+    "aed_online": Row(
+        "AED, then its feedback loop on unseen wordings: hard steps relabelled, learned from, "
+        "kept only if success does not fall.",
+        tabletop,
+        online,
+    ),
+    "aed_self": Row(
+        "The teacher's own shape, taught by its own running average (`ema_self`).",
+        tabletop,
+        own_average,
+    ),
+}

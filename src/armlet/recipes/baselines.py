@@ -7,65 +7,88 @@ many as ActDistill's student runs.
 """
 
 from dataclasses import replace
-from pathlib import Path
+from functools import partial
 
-from armlet.policies.contract import Student
 from armlet.policies.routed import Routing
 from armlet.policies.students import FirstK, Fresh, LayerDrop
-from armlet.recipe import Recipe, Stage
-from armlet.recipes.bases import Imitate, demo, metaworld, tabletop
+from armlet.recipe import Recipe
+from armlet.recipes.bases import FACTS, Imitate, Row, demo, metaworld, own, tabletop
 
 KEPT = 2  # of eight layers, on tabletop
+HALF = 4  # of as many, for a robot that nobody knows
 
 
-def _baseline(base: Recipe, name: str, out: Path, student: Student, stage: Stage) -> Recipe:
-    return replace(base, name=name, out=out, student=student, stages=(stage,))
+def first_k(base: Recipe, kept: int = KEPT) -> Recipe:
+    """The first layers, with the teacher's eyes as they are."""
+    stage = replace(base.stages[0], freeze=("policy.vision.*",))
+    return replace(base, student=FirstK(kept), stages=(stage,))
 
 
-def _first_k(base: Recipe, name: str, out: Path, kept: int) -> Recipe:
-    return _baseline(
-        base, name, out, FirstK(kept), replace(base.stages[0], freeze=("policy.vision.*",))
-    )
+def layer_drop(base: Recipe, kept: int = KEPT) -> Recipe:
+    return replace(first_k(base), student=LayerDrop(kept))
 
 
-def first_k_tabletop() -> Recipe:
-    """The baseline: the teacher's first layers, fine-tuned towards the expert and the teacher's
-    answer."""
-    return _first_k(tabletop(), "first_k_tabletop", Path("out/first_k_tabletop"), KEPT)
-
-
-def first_k_metaworld() -> Recipe:
-    """The baseline on Meta-World."""
-    return _first_k(metaworld(), "first_k_metaworld", Path("out/first_k_metaworld"), 3)
-
-
-def first_k_demo() -> Recipe:
-    """The demo's baseline: as many first layers as the budget allows, the same data and steps."""
-    return _first_k(demo(), "first_k_demo", Path("out/demo/first_k"), 3)
-
-
-def layer_drop_tabletop() -> Recipe:
-    """The layers that change their input most, fine-tuned as `first_k` is."""
-    base = first_k_tabletop()
-    return replace(
-        base,
-        name="layer_drop_tabletop",
-        out=Path("out/layer_drop_tabletop"),
-        student=LayerDrop(KEPT),
-    )
-
-
-def random_skip_tabletop() -> Recipe:
-    """As many layers, drawn at random at every decision, in training and when deployed."""
-    base = tabletop()
+def random_skip(base: Recipe, share: float = KEPT / 8) -> Recipe:
     stage = replace(base.stages[0], freeze=("policy.inner.vision.*",), compile=False)
-    student = Routing(chooser="random", initial_keep=KEPT / 8)
-    return _baseline(base, "random_skip_tabletop", Path("out/random_skip_tabletop"), student, stage)
+    student = Routing(chooser="random", initial_keep=share)
+    return replace(base, student=student, stages=(stage,))
 
 
-def bc_tabletop() -> Recipe:
-    """No teacher: a fresh network of two layers that imitates the expert, as the teacher itself
-    once did."""
-    base = tabletop()
-    stage = replace(base.stages[0], objective=Imitate(), learning_rate=1e-3)
-    return _baseline(base, "bc_tabletop", Path("out/bc_tabletop"), Fresh(FirstK(KEPT)), stage)
+def bc(base: Recipe, kept: int = KEPT, facts: tuple[str, ...] = FACTS) -> Recipe:
+    """The network of `first_k`, from nothing, with the rate of one that starts so."""
+    stage = replace(base.stages[0], objective=Imitate(facts=facts), learning_rate=1e-3)
+    return replace(base, student=Fresh(FirstK(kept)), stages=(stage,))
+
+
+RECIPES = {
+    "first_k": Row(
+        "The baseline for your own robot: its teacher's first layers, fine-tuned towards expert "
+        "and teacher.",
+        own,
+        partial(first_k, kept=HALF),
+    ),
+    "layer_drop": Row(
+        "The layers of your own robot's teacher that change their input most, fine-tuned as "
+        "`first_k` is.",
+        own,
+        partial(layer_drop, kept=HALF),
+    ),
+    "random_skip": Row(
+        "Half of the layers of your own robot's teacher, chosen at random at every decision.",
+        own,
+        partial(random_skip, share=HALF / 8),
+    ),
+    "bc": Row(
+        "No teacher: a fresh network of half the layers that imitates your own robot's episodes.",
+        own,
+        partial(bc, kept=HALF, facts=()),
+    ),
+    "first_k_tabletop": Row(
+        "The baseline: the teacher's first layers, fine-tuned towards the expert and the "
+        "teacher's answer.",
+        tabletop,
+        first_k,
+    ),
+    "first_k_metaworld": Row("The baseline on Meta-World.", metaworld, partial(first_k, kept=3)),
+    "first_k_demo": Row(
+        "The demo's baseline: as many first layers as the budget allows, the same data and steps.",
+        demo,
+        partial(first_k, kept=3),
+    ),
+    "layer_drop_tabletop": Row(
+        "The layers that change their input most, fine-tuned as `first_k` is.",
+        tabletop,
+        layer_drop,
+    ),
+    "random_skip_tabletop": Row(
+        "As many layers, chosen at random at every decision, in training and when deployed.",
+        tabletop,
+        random_skip,
+    ),
+    "bc_tabletop": Row(
+        "No teacher: a fresh network of two layers that imitates the expert, as the teacher "
+        "itself once did.",
+        tabletop,
+        bc,
+    ),
+}

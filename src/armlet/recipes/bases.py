@@ -1,12 +1,17 @@
-"""What recipes start from: a benchmark with its episodes and teacher, how teachers are taught and
-watched, and the objectives that are no recipe's own. A recipe adds a student and the stages that
-train it.
+"""What recipes start from: episodes and a teacher, how teachers are taught and watched, and the
+objectives that are no recipe's own. A recipe adds a student and the stages that train it.
 
-All recipes of one base share its episodes, teacher and traces, so what differs in a table is the
-recipe. A base is a recipe without a student: `armlet collect tabletop`, `armlet teach tabletop` and
-`armlet probe tabletop` make what they share.
+`own` is a robot of one's own: episodes from the command line, no world, and sizes that fit what the
+episodes turn out to have. `tabletop`, `metaworld` and `demo` are worlds of ours. All recipes of one
+world share its episodes, teacher and traces, so what differs in a table is the recipe. A base is a
+recipe without a student: `armlet collect tabletop`, `armlet teach tabletop` and `armlet probe
+tabletop` make what they share.
+
+`Row` is a line of a file's table of recipes: a base and what is changed in it; its name says where
+its files are.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
@@ -16,8 +21,10 @@ from torch import Tensor
 
 from armlet.benchmarks.metaworld import Metaworld
 from armlet.benchmarks.tabletop import Tabletop
+from armlet.data.pictures import Pictures
+from armlet.policies.fitting import FitsRobot
 from armlet.policies.vla import VLANetwork
-from armlet.recipe import Collection, Evaluation, Objective, Probe, Recipe, Stage
+from armlet.recipe import YOURS, Collection, Evaluation, Objective, Probe, Recipe, Stage
 from armlet.training import losses
 from armlet.types import Batch, Trace
 
@@ -107,6 +114,47 @@ PROBE = Probe(Stage(FitHeads(), steps=600, optimiser="adamw", train=("probe.*",)
 DISTIL = Stage(
     MatchOutput(), steps=3000, batch_size=128, learning_rate=5e-4, ema=0.998, compile=True
 )
+
+
+@dataclass(frozen=True)
+class Row:
+    """A recipe as a line of a table: what it is, what it starts from, and what makes it of that."""
+
+    summary: str
+    base: Callable[[], Recipe]
+    change: Callable[[Recipe], Recipe]
+
+    def make(self, name: str) -> Recipe:
+        """The recipe of this name, whose files are in a folder of this name. A teacher of one's own
+        robot is there as well, until `--teacher` names another."""
+        recipe = self.change(self.base())
+        out = recipe.out.parent / name
+        if name.endswith("_demo"):  # what the demo makes lies together
+            out = recipe.out / name.removesuffix("_demo")
+        if recipe.benchmark is None:
+            recipe = replace(recipe, teacher=out / "teacher")
+        return replace(recipe, name=name, out=out)
+
+
+def own() -> Recipe:
+    """Your own robot (--episodes) and a teacher, taught from them or brought (--teacher); no
+    student."""
+    # A chunk is a time, and patches divide the pictures: both follow from the episodes. No joint is
+    # as large as another, so actions are brought to -1 … 1 by what the episodes have.
+    return Recipe(
+        name="own",
+        benchmark=None,
+        episodes=YOURS,
+        teacher=Path("out/own/teacher"),
+        out=Path("out/own"),
+        pictures=Pictures(fit="auto"),
+        network=FitsRobot(VLANetwork()),
+        normalise_actions="min_max",
+        teach=replace(TEACH, objective=Imitate(facts=())),
+        probe=PROBE,
+        stages=(DISTIL,),
+        held_out=0.1,  # of what may be fifty episodes, enough to measure on
+    )
 
 
 def tabletop() -> Recipe:

@@ -24,15 +24,17 @@ stage 1.
 """
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
 from torch import Tensor
 
 from armlet.policies.action_query import ALIGN, SCRATCH, ActionQueryNetwork, ReuseDecoder
+from armlet.policies.fitting import FitsPictures, FitsRobot
 from armlet.policies.vla import VLANetwork
-from armlet.recipe import Objective, Recipe
-from armlet.recipes.bases import DISTIL, FACTS, guess, guesses, metaworld, tabletop
+from armlet.recipe import Objective, Recipe, Stage
+from armlet.recipes.bases import DISTIL, FACTS, Row, guess, guesses, metaworld, own, tabletop
 from armlet.training import losses
 from armlet.types import Batch, Trace
 
@@ -70,46 +72,70 @@ class Finetune(Objective):
         return {"imitation": student["imitation"].mean()} | guess(student, batch, self.facts)
 
 
-def _distilled(base: Recipe, name: str, *, align: int, finetune: int) -> Recipe:
-    """`align` steps of stage 1, none where it is 0, and `finetune` of stage 2."""
+def vita_vla(base: Recipe, *, align: int = 3000, finetune: int = 3000) -> Recipe:
+    """`align` steps of stage 1, none where it is 0, and `finetune` of stage 2, with a small expert
+    for this world."""
     shared = Path("out") / f"vita_vla_{base.name}"
-    stage = replace(DISTIL, learning_rate=1e-3)
-    first = replace(
-        stage,
-        objective=Align(FACTS),
-        steps=align,
-        train=(*ALIGN, *SCRATCH, "privileged.*", "pointers.*"),
-    )
-    second = replace(stage, objective=Finetune(FACTS), steps=finetune)
     return replace(
         base,
-        name=name,
-        out=Path("out") / name,
         shared=shared,
         teacher=shared / "expert",
         network=VLANetwork(chunk=CHUNK, head="arm_gripper", strides=STRIDES),
         probe=None,
         student=ReuseDecoder(ActionQueryNetwork(strides=STRIDES)),
-        stages=(first, second) if align else (second,),
+        stages=_stages(FACTS, align, finetune),
     )
 
 
-def vita_vla_tabletop() -> Recipe:
-    """VITA-VLA on tabletop: a language model of ours aligned with a small expert, then fine-tuned
-    with its decoder."""
-    return _distilled(tabletop(), "vita_vla_tabletop", align=3000, finetune=3000)
+def for_any_robot(base: Recipe) -> Recipe:
+    """The same with an expert that is fitted to the robot, and with nothing to guess."""
+    return replace(
+        base,
+        network=FitsRobot(VLANetwork(head="arm_gripper")),
+        probe=None,
+        student=FitsPictures(ReuseDecoder()),
+        stages=_stages((), 3000, 3000),
+    )
 
 
-def vita_vla_finetune() -> Recipe:
-    """VITA-VLA's model and decoder without the alignment, for as many steps."""
-    return _distilled(tabletop(), "vita_vla_finetune", align=0, finetune=6000)
+def _stages(facts: tuple[str, ...], align: int, finetune: int) -> tuple[Stage, ...]:
+    stage = replace(DISTIL, learning_rate=1e-3)
+    first = replace(
+        stage,
+        objective=Align(facts),
+        steps=align,
+        train=(*ALIGN, *SCRATCH, *(("privileged.*", "pointers.*") if facts else ())),
+    )
+    second = replace(stage, objective=Finetune(facts), steps=finetune)
+    return (first, second) if align else (second,)
 
 
-def vita_vla_metaworld() -> Recipe:
-    """VITA-VLA on three tasks of Meta-World (needs the extra)."""
-    return _distilled(metaworld(), "vita_vla_metaworld", align=500, finetune=500)
-
-
-def vita_vla_metaworld_finetune() -> Recipe:
-    """The same without the alignment, for as many steps."""
-    return _distilled(metaworld(), "vita_vla_metaworld_finetune", align=0, finetune=1000)
+RECIPES = {
+    "vita_vla": Row(
+        "VITA-VLA for your own robot: a language model aligned with a small expert, then "
+        "fine-tuned with its decoder.",
+        own,
+        for_any_robot,
+    ),
+    "vita_vla_tabletop": Row(
+        "VITA-VLA on tabletop: a language model of ours aligned with a small expert, then "
+        "fine-tuned with its decoder.",
+        tabletop,
+        vita_vla,
+    ),
+    "vita_vla_finetune": Row(
+        "VITA-VLA's model and decoder without the alignment, for as many steps.",
+        tabletop,
+        partial(vita_vla, align=0, finetune=6000),
+    ),
+    "vita_vla_metaworld": Row(
+        "VITA-VLA on three tasks of Meta-World (needs the extra).",
+        metaworld,
+        partial(vita_vla, align=500, finetune=500),
+    ),
+    "vita_vla_metaworld_finetune": Row(
+        "The same without the alignment, for as many steps.",
+        metaworld,
+        partial(vita_vla, align=0, finetune=1000),
+    ),
+}

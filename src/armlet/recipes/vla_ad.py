@@ -27,6 +27,7 @@ student, data, guesses and steps without a word; what semantics add is the diffe
 """
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -34,20 +35,35 @@ import torch
 from torch import Tensor
 
 from armlet.annotators import DIRECTIONS, PHASES
+from armlet.annotators.motion_rules import MotionRules
 from armlet.annotators.phase_rules import METAWORLD, PhaseRules
 from armlet.data.codec import Bins
 from armlet.data.transforms import GripperNoise
 from armlet.layers.heads import to_bins
 from armlet.policies.clip_lora import ClipLoraNetwork, small, tiny
+from armlet.policies.fitting import Alike
 from armlet.policies.students import Another
 from armlet.policies.vla import VLANetwork
 from armlet.recipe import Collection, Objective, Recipe, Round
-from armlet.recipes.aed import aed_tabletop
-from armlet.recipes.bases import DISTIL, FACTS, TEACH, demo, guess, guesses, metaworld, tabletop
+from armlet.recipes.aed import on_tabletop
+from armlet.recipes.bases import (
+    DISTIL,
+    FACTS,
+    TEACH,
+    Row,
+    demo,
+    guess,
+    guesses,
+    metaworld,
+    own,
+    tabletop,
+)
 from armlet.training import losses
 from armlet.types import Batch, Trace
 
 Semantic = Literal["none", "privileged_text", "aux_heads", "both"]
+SMALL = small()
+TABLETOP_RULES = PhaseRules()
 
 
 @dataclass(frozen=True)
@@ -120,7 +136,34 @@ class VlaAd(Objective):
         return codec.gaussian(actions, temperature=self.soft)
 
 
-def _student(network: ClipLoraNetwork, semantic: Semantic) -> ClipLoraNetwork:
+def vla_ad(
+    base: Recipe,
+    semantic: Semantic = "privileged_text",
+    *,
+    target: Literal["teacher", "expert"] = "teacher",
+    rules: PhaseRules = TABLETOP_RULES,
+    network: ClipLoraNetwork = SMALL,
+    soft: float = 32.0,
+    learning_rate: float = 1e-3,
+) -> Recipe:
+    """The base's episodes and teacher, a CLIP of ours, and an objective with or without words."""
+    (stage,) = base.stages
+    objective = VlaAd(semantic, target=target, soft=soft, facts=FACTS)
+    # Nothing is told wrong unless a study asks for it (runs/noisy_gripper.sh).
+    transforms = (*stage.transforms, GripperNoise())
+    training = replace(
+        stage, objective=objective, learning_rate=learning_rate, transforms=transforms
+    )
+    return replace(
+        base,
+        annotator=None if semantic == "none" else rules,
+        student=Another(told(network, semantic)),
+        stages=(training,),
+    )
+
+
+def told(network: ClipLoraNetwork, semantic: Semantic) -> ClipLoraNetwork:
+    """The network with heads for what it guesses, where it guesses."""
     return replace(
         network,
         aux_heads=semantic in ("aux_heads", "both"),
@@ -129,36 +172,21 @@ def _student(network: ClipLoraNetwork, semantic: Semantic) -> ClipLoraNetwork:
     )
 
 
-def _distilled(
-    base: Recipe,
-    name: str,
-    semantic: Semantic,
-    *,
-    rules: PhaseRules | None = None,
-    out: Path | None = None,
-    network: ClipLoraNetwork | None = None,
-    soft: float = 32.0,
-    learning_rate: float = 1e-3,
-) -> Recipe:
-    """The base's episodes and teacher, a CLIP of ours, and an objective with or without words."""
-    (stage,) = base.stages
-    objective = VlaAd(semantic, soft=soft, facts=FACTS)
-    # Nothing is told wrong unless a study asks for it (runs/noisy_gripper.sh).
-    transforms = (*stage.transforms, GripperNoise())
-    training = replace(
-        stage, objective=objective, learning_rate=learning_rate, transforms=transforms
-    )
+def for_any_robot(base: Recipe) -> Recipe:
+    """Phases by what every robot has, motion and grippers; a student as small, fitted to its
+    teacher, with nothing to guess of a simulator."""
+    network = replace(small(), strides={})
     return replace(
         base,
-        name=name,
-        out=out or Path("out") / name,
-        annotator=None if semantic == "none" else rules or PhaseRules(),
-        student=Another(_student(network or small(), semantic)),
-        stages=(training,),
+        probe=None,
+        trace_precision="bf16",
+        annotator=MotionRules(),
+        student=Alike(told(network, "privileged_text")),
+        stages=(replace(DISTIL, objective=VlaAd(soft=32.0), steps=6000, learning_rate=1e-3),),
     )
 
 
-def _base() -> Recipe:
+def longer() -> Recipe:
     """tabletop, of whose teacher no layer is read; and more steps, for a student that starts from
     nothing."""
     return replace(
@@ -170,127 +198,133 @@ def _base() -> Recipe:
     )
 
 
-def vla_ad_tabletop() -> Recipe:
-    """VLA-AD on tabletop: phases by rule, told to the student while it learns."""
-    return _distilled(_base(), "vla_ad_tabletop", "privileged_text")
-
-
-def vla_ad_aux() -> Recipe:
-    """VLA-AD's other account: the student guesses phase and direction while it learns."""
-    return _distilled(_base(), "vla_ad_aux", "aux_heads")
-
-
-def vla_ad_both() -> Recipe:
-    """VLA-AD with both: told the description, and guessing phase and direction."""
-    return _distilled(_base(), "vla_ad_both", "both")
-
-
-def vla_ad_action_kd() -> Recipe:
-    """VLA-AD's student without a word: the teacher's actions and nothing else."""
-    return _distilled(_base(), "vla_ad_action_kd", "none")
-
-
-def vla_ad_bc() -> Recipe:
-    """VLA-AD's student without a teacher: the expert's actions and nothing else."""
-    base = _distilled(_base(), "vla_ad_bc", "none")
-    (stage,) = base.stages
-    assert isinstance(stage.objective, VlaAd)
-    return replace(
-        base, stages=(replace(stage, objective=replace(stage.objective, target="expert")),)
-    )
-
-
-def vla_ad_large() -> Recipe:
-    """VLA-AD with a teacher 44 times larger than its student, 44.8 M parameters; teaching it takes
-    a GPU (runs/vla_ad_large.sh)."""
-    return _large("vla_ad_large", "privileged_text")
-
-
-def vla_ad_large_action_kd() -> Recipe:
-    """The same without a word: the teacher's actions and nothing else."""
-    return _large("vla_ad_large_action_kd", "none")
-
-
-def _large(name: str, semantic: Semantic) -> Recipe:
-    out, base = Path("out/vla_ad_large"), _base()
+def large() -> Recipe:
+    """The same with a teacher of 44.8 M parameters."""
+    base = longer()
+    out = Path("out/vla_ad_large")
     assert isinstance(base.network, VLANetwork)
-    base = replace(
+    return replace(
         base,
         network=replace(base.network, width=512, depth=14, heads=8),
         teach=replace(TEACH, learning_rate=5e-4, warmup=500),
         teacher=out / "teacher",
         shared=out,
     )
-    return _distilled(base, name, semantic)
 
 
-def vla_ad_tiny() -> Recipe:
-    """VLA-AD with a student 44 times smaller than its teacher, AED's: about 0.1 M parameters of 4.4
-    M."""
-    return _practising("vla_ad_tiny", "privileged_text")
+def rollouts() -> Recipe:
+    """The same with episodes of the teacher."""
+    folder = Path("out/vla_ad_rollouts")
+    collection = Collection(actor="teacher")
+    return replace(longer(), episodes=folder / "episodes", shared=folder, collection=collection)
 
 
-def vla_ad_tiny_action_kd() -> Recipe:
-    """The same without a word: the teacher's actions and nothing else."""
-    return _practising("vla_ad_tiny_action_kd", "none")
+def with_aed_teacher() -> Recipe:
+    """The teacher and traces of AED on tabletop; steps are cheap, and so a tiny student takes more
+    of them, and larger ones (dev/LOG.md)."""
+    return replace(on_tabletop(tabletop()), split="last", stages=(replace(DISTIL, steps=20_000),))
 
 
-def vla_ad_tiny_offline() -> Recipe:
-    """`vla_ad_tiny` without its rounds of practice, as the paper has none; runs/noisy_gripper.sh
-    trains it."""
-    return _tiny("vla_ad_tiny_offline", "privileged_text")
+def tiny_student(base: Recipe, semantic: Semantic = "privileged_text") -> Recipe:
+    return vla_ad(base, semantic, network=tiny(), soft=2.0, learning_rate=4e-3)
 
 
-def vla_ad_tiny_offline_action_kd() -> Recipe:
-    """The same without a word: the teacher's actions and nothing else."""
-    return _tiny("vla_ad_tiny_offline_action_kd", "none")
-
-
-def vla_ad_tiny_offline_aux() -> Recipe:
-    """`vla_ad_tiny_offline` that guesses phase and direction and is not told them."""
-    return _tiny("vla_ad_tiny_offline_aux", "aux_heads")
-
-
-def vla_ad_tiny_offline_both() -> Recipe:
-    """`vla_ad_tiny_offline` that is told the description and guesses phase and direction."""
-    return _tiny("vla_ad_tiny_offline_both", "both")
-
-
-def _tiny(name: str, semantic: Semantic) -> Recipe:
-    """The teacher and traces of AED on tabletop; steps are cheap, and so it takes more of them, and
-    larger ones (dev/LOG.md)."""
-    base = replace(aed_tabletop(), split="last", stages=(replace(DISTIL, steps=20_000),))
-    return _distilled(base, name, semantic, network=tiny(), soft=2.0, learning_rate=4e-3)
-
-
-def _practising(name: str, semantic: Semantic) -> Recipe:
+def practising(base: Recipe, semantic: Semantic = "privileged_text") -> Recipe:
     """A student so small stands still, or goes in circles, in places where no episode of the expert
-    has been. So it practises: three
-    rounds in which its teacher says what to do there. The paper has none."""
-    recipe = _tiny(name, semantic)
+    has been. So it practises: three rounds in which its teacher says what to do there. The paper
+    has none."""
+    recipe = tiny_student(base, semantic)
     lesson = replace(recipe.stages[0], steps=2500, learning_rate=2e-3)
     return replace(recipe, rounds=(Round(lesson, episodes=700),) * 3)
 
 
-def vla_ad_rollouts() -> Recipe:
-    """VLA-AD on what its teacher did, as published: successful rollouts only, nobody disturbed."""
-    base = replace(
-        _base(),
-        episodes=Path("out/vla_ad_rollouts/episodes"),
-        shared=Path("out/vla_ad_rollouts"),
-        collection=Collection(actor="teacher"),
-    )
-    return _distilled(base, "vla_ad_rollouts", "privileged_text")
-
-
-def vla_ad_metaworld() -> Recipe:
-    """VLA-AD on three tasks of Meta-World (needs the extra)."""
-    return _distilled(
-        metaworld(), "vla_ad_metaworld", "privileged_text", rules=PhaseRules(METAWORLD)
-    )
-
-
-def vla_ad_demo() -> Recipe:
-    """VLA-AD on the demo's few episodes, in minutes: the whole path, and too few steps to
-    succeed."""
-    return _distilled(demo(), "vla_ad_demo", "privileged_text", out=Path("out/demo/vla_ad"))
+RECIPES = {
+    "vla_ad": Row(
+        "VLA-AD for your own robot: phases by its motion and grippers, told to the student while "
+        "it learns.",
+        own,
+        for_any_robot,
+    ),
+    "vla_ad_tabletop": Row(
+        "VLA-AD on tabletop: phases by rule, told to the student while it learns.", longer, vla_ad
+    ),
+    "vla_ad_aux": Row(
+        "VLA-AD's other account: the student guesses phase and direction while it learns.",
+        longer,
+        partial(vla_ad, semantic="aux_heads"),
+    ),
+    "vla_ad_both": Row(
+        "VLA-AD with both: told the description, and guessing phase and direction.",
+        longer,
+        partial(vla_ad, semantic="both"),
+    ),
+    "vla_ad_action_kd": Row(
+        "VLA-AD's student without a word: the teacher's actions and nothing else.",
+        longer,
+        partial(vla_ad, semantic="none"),
+    ),
+    "vla_ad_bc": Row(
+        "VLA-AD's student without a teacher: the expert's actions and nothing else.",
+        longer,
+        partial(vla_ad, semantic="none", target="expert"),
+    ),
+    "vla_ad_large": Row(
+        "VLA-AD with a teacher 44 times larger than its student, 44.8 M parameters; teaching it "
+        "takes a GPU (runs/vla_ad_large.sh).",
+        large,
+        vla_ad,
+    ),
+    "vla_ad_large_action_kd": Row(
+        "The same without a word: the teacher's actions and nothing else.",
+        large,
+        partial(vla_ad, semantic="none"),
+    ),
+    "vla_ad_tiny": Row(
+        "VLA-AD with a student 44 times smaller than its teacher, AED's: about 0.1 M parameters "
+        "of 4.4 M.",
+        with_aed_teacher,
+        practising,
+    ),
+    "vla_ad_tiny_action_kd": Row(
+        "The same without a word: the teacher's actions and nothing else.",
+        with_aed_teacher,
+        partial(practising, semantic="none"),
+    ),
+    "vla_ad_tiny_offline": Row(
+        "`vla_ad_tiny` without its rounds of practice, as the paper has none; "
+        "runs/noisy_gripper.sh trains it.",
+        with_aed_teacher,
+        tiny_student,
+    ),
+    "vla_ad_tiny_offline_action_kd": Row(
+        "The same without a word: the teacher's actions and nothing else.",
+        with_aed_teacher,
+        partial(tiny_student, semantic="none"),
+    ),
+    "vla_ad_tiny_offline_aux": Row(
+        "`vla_ad_tiny_offline` that guesses phase and direction and is not told them.",
+        with_aed_teacher,
+        partial(tiny_student, semantic="aux_heads"),
+    ),
+    "vla_ad_tiny_offline_both": Row(
+        "`vla_ad_tiny_offline` that is told the description and guesses phase and direction.",
+        with_aed_teacher,
+        partial(tiny_student, semantic="both"),
+    ),
+    "vla_ad_rollouts": Row(
+        "VLA-AD on what its teacher did, as published: successful rollouts only, nobody disturbed.",
+        rollouts,
+        vla_ad,
+    ),
+    "vla_ad_metaworld": Row(
+        "VLA-AD on three tasks of Meta-World (needs the extra).",
+        metaworld,
+        partial(vla_ad, rules=PhaseRules(METAWORLD)),
+    ),
+    "vla_ad_demo": Row(
+        "VLA-AD on the demo's few episodes, in minutes: the whole path, and too few steps to "
+        "succeed.",
+        demo,
+        vla_ad,
+    ),
+}

@@ -1,0 +1,179 @@
+"""Networks and students for a robot that no recipe knows: how many actions a chunk has, which
+patches divide the pictures and which primitives there are follows from its episodes, or from its
+teacher. Knows no data set.
+
+A chunk is a time: 0.6 s are 30 actions at 50 Hz and 3 at 5 Hz. What a robot meets while it carries
+them out blindly is as far away either way.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from math import inf
+from typing import Any
+
+import numpy as np
+
+from armlet import limits
+from armlet.data.codec import Codebook
+from armlet.limits import ABOVE_0, MOST
+from armlet.policies.action_query import ActionQueryNetwork, ReuseDecoder
+from armlet.policies.contract import Body, Network, Policy, Student
+from armlet.policies.two_tower import TwoTower, TwoTowerNetwork, TwoTowerStudent
+from armlet.types import Batch
+
+PATCHES = (16, 12, 8)  # pixels, those that our eyes can have, from few tokens to many
+
+
+def patch_for(sizes: Iterable[int]) -> int:
+    """The largest patch that divides pictures of all these sizes. Raises ValueError where none
+    does."""
+    sides = sorted(set(sizes))
+    for patch in PATCHES:
+        if not any(side % patch for side in sides):
+            return patch
+    raise ValueError(
+        f"pictures of {', '.join(map(str, sides))} pixels a side: no patch of {PATCHES} divides "
+        "them all; give `--pictures.fit letterbox --pictures.size` a multiple of 8, such as 96"
+    )
+
+
+@dataclass(frozen=True)
+class FitsRobot(Network):
+    """A network whose chunk, and patches, fit the robot it is made for."""
+
+    network: Network
+    """Its other sizes; it has a chunk, and `strides` or one `patch`."""
+    chunk_seconds: float = 0.6
+    """Seconds that a chunk of actions lasts."""
+    execute_seconds: float = 0.2
+    """Seconds of it that are carried out before the policy looks again."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        limits.check(self, chunk_seconds=(ABOVE_0, MOST))
+        limits.check(self, execute_seconds=(ABOVE_0, self.chunk_seconds))
+
+    def build(self, body: Body, cameras: dict[str, int]) -> Policy:
+        hz = body.action_spec.control_hz
+        chunk = max(1, round(self.chunk_seconds * hz))
+        execute = min(chunk, max(1, round(self.execute_seconds * hz)))
+        return fitted(self.network, cameras, chunk=chunk, execute=execute).build(body, cameras)
+
+
+def fitted(network: Network, cameras: dict[str, int], **sizes: Any) -> Network:
+    """The network with other sizes, and with patches that divide the pictures of these cameras,
+    name → side; those that it names itself stay."""
+    if hasattr(network, "strides"):
+        fitting = {name: patch_for([side]) for name, side in cameras.items()}
+        sizes["strides"] = fitting | network.strides
+    elif cameras:
+        sizes["patch"] = patch_for(cameras.values())
+    return replace(network, **sizes)
+
+
+@dataclass(frozen=True)
+class Choosing(FitsRobot):
+    """Two towers that choose among primitives which k-means finds in the robot's own actions, and
+    refine what they chose."""
+
+    primitives: int = 24
+    """How many actions there are to choose among."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        limits.check(self, primitives=(2, inf))
+
+    def suited(self, body: Body, actions: np.ndarray) -> Network:
+        options = {"primitives": primitives(body, actions, self.primitives), "refine": True}
+        network = fitted(self.network, {}, head="codebook", head_options=options)
+        return FitsRobot(network, self.chunk_seconds, self.execute_seconds)
+
+    def build(self, body: Body, cameras: dict[str, int]) -> Policy:
+        raise ValueError("Choosing finds its primitives in actions; call suited() with them first")
+
+
+def primitives(body: Body, actions: np.ndarray, size: int) -> list[list[float]]:
+    """`size` actions (as a network sees them) that `actions` (N, a) of a data set lie close to.
+
+    Raises ValueError where on one side of a gripper there are fewer different ones than its share.
+    """
+    spec = body.action_spec
+    values = body.actions.apply(np.asarray(actions, np.float64))
+    ends = np.full((2, spec.dims), ((spec.gripper_open,), (spec.gripper_closed,)))
+    opened, closed = body.actions.apply(ends)[:, spec.grippers[0]] if spec.grippers else (-1, 1)
+    low = values.min(0)
+    high = values.max(0)
+    still = high - low < 1e-6  # a dimension that never moves has no range to measure distance in
+    low[still] -= 1
+    high[still] += 1
+    for gripper in spec.grippers:
+        low[gripper] = min(low[gripper], opened, closed)
+        high[gripper] = max(high[gripper], opened, closed)
+    seen = replace(
+        spec,
+        low=tuple(low.tolist()),
+        high=tuple(high.tolist()),
+        gripper_open=float(opened),
+        gripper_closed=float(closed),
+    )
+    return Codebook.fit(values, seen, size=size).array.tolist()
+
+
+@dataclass(frozen=True)
+class Alike(Student):
+    """Another kind of network than the teacher's, from nothing, that decides as many actions at a
+    time as its teacher and sees its pictures in patches that divide them."""
+
+    network: Network
+    """Its other sizes; chunk and execute are the teacher's."""
+
+    def build(self, teacher: Policy, sample: Batch | None = None) -> Policy:
+        if sample is None:
+            raise ValueError("Alike sees through the data's cameras; pass build() a sample batch")
+        cameras = {name: int(images.shape[-1]) for name, images in sample.images.items()}
+        sizes = {"chunk": teacher.head.chunk, "execute": teacher.execute}
+        return fitted(self.network, cameras, **sizes).build(teacher.body, cameras)
+
+
+@dataclass(frozen=True)
+class SameChoices(Student):
+    """Two towers of other sizes than the teacher's, that choose among the same primitives, as often
+    and in the same patches."""
+
+    network: TwoTowerNetwork
+    """Its other sizes."""
+
+    def build(self, teacher: Policy, sample: Batch | None = None) -> Policy:
+        if not isinstance(teacher, TwoTower) or teacher.network.head != "codebook":
+            raise ValueError(
+                f"the teacher is a {type(teacher).__name__} that does not choose among primitives, "
+                "and this student learns which it chooses; make one with `armlet teach` of the "
+                "same recipe, and leave `--teacher` out"
+            )
+        theirs = teacher.network
+        network = replace(
+            self.network,
+            head=theirs.head,
+            head_options=theirs.head_options,
+            patch=theirs.patch,
+            chunk=theirs.chunk,
+            execute=theirs.execute,
+            text_tokens=theirs.text_tokens,
+        )
+        return TwoTowerStudent(network).build(teacher, sample)
+
+
+@dataclass(frozen=True)
+class FitsPictures(Student):
+    """A student whose network sees the data's pictures in patches that divide them."""
+
+    student: ReuseDecoder
+    """All else of it."""
+
+    def build(self, teacher: Policy, sample: Batch | None = None) -> Policy:
+        if sample is None:
+            raise ValueError("FitsPictures looks at the data; pass build() a sample batch")
+        cameras = {name: int(images.shape[-1]) for name, images in sample.images.items()}
+        network = fitted(self.student.network, cameras)
+        assert isinstance(network, ActionQueryNetwork)  # `fitted` changes sizes, not kinds
+        return replace(self.student, network=network).build(teacher, sample)
