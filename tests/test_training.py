@@ -415,10 +415,9 @@ def test_ctrl_c_in_the_last_step_ends_a_stage_that_is_finished(tmp_path, monkeyp
 
 def test_a_second_ctrl_c_stops_at_once() -> None:
     reached = []
-    with pytest.raises(KeyboardInterrupt):  # noqa: PT012 - what is raised is raised inside
-        with waiting_stop("test") as stop:
-            signal.raise_signal(signal.SIGINT)
-            reached.append(stop.asked)
-            signal.raise_signal(signal.SIGINT)
-            reached.append("after the second")
+    with pytest.raises(KeyboardInterrupt), waiting_stop("test") as stop:  # noqa: PT012
+        signal.raise_signal(signal.SIGINT)
+        reached.append(stop.asked)
+        signal.raise_signal(signal.SIGINT)
+        reached.append("after the second")
     assert reached == [True]
