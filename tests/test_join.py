@@ -435,7 +435,7 @@ def test_a_new_teacher_knows_its_robot_by_the_episodes(here: Recipe) -> None:
     words = policy.body.tokenizer.encode("go to the red dot")
     assert len(words.ids) < len("go to the red dot") / 2, "the words of these episodes are its own"
     gripped = dataclasses.replace(
-        here.benchmark.action_spec, gripper=0, gripper_open=-1.0, gripper_closed=1.0
+        here.benchmark.action_spec, grippers=(0,), gripper_open=-1.0, gripper_closed=1.0
     )
     benchmark = SimpleNamespace(action_spec=gripped)
     assert abs(columns["action"].mean()) > 0.01 and abs(columns["action"].std() - 1) > 0.01

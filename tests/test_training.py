@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +25,7 @@ from armlet.recipe import Stage
 from armlet.recipes.actdistill import ActDistill
 from armlet.recipes.bases import FitHeads, Imitate
 from armlet.training.learner import Learner
+from armlet.training.stopping import waiting_stop
 from armlet.training.trainer import Trainer, make_batches, rate, trainable
 
 STAGE = Stage(Imitate(), steps=8, batch_size=5, warmup=2, log_every=1, checkpoint_every=4, ema=0.9)
@@ -362,3 +364,60 @@ def test_a_trainer_draws_the_frames_that_its_transforms_choose(tmp_path) -> None
         ValueError, match=r"Balance\(power=1\.0\): .* does not choose among a few actions"
     ):
         Trainer(plain, stage, make_batches(plain.policy, frames), **options)
+
+
+def interrupted(folder: Path, monkeypatch: pytest.MonkeyPatch, *, after: int) -> None:
+    """Somebody presses Ctrl-C while step number `after` is under way."""
+    update = Trainer._update
+
+    def pressed(trainer: Trainer) -> dict[str, float]:
+        if trainer.step == after - 1:
+            signal.raise_signal(signal.SIGINT)
+        return update(trainer)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_update", pressed)
+        with pytest.raises(KeyboardInterrupt):
+            run(folder)
+
+
+@pytest.mark.parametrize("after", [1, 6])
+def test_ctrl_c_waits_for_the_step_and_saves_it(tmp_path, monkeypatch, capfd, after: int) -> None:
+    whole = run(tmp_path / "whole")
+    handler = signal.getsignal(signal.SIGINT)
+    interrupted(tmp_path / "parts", monkeypatch, after=after)
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert "stops after this step" in capfd.readouterr().err
+    state = torch.load(tmp_path / "parts" / "state.pt", weights_only=True)
+    assert state["step"] == after, "nothing since the last checkpoint is lost"
+    begun: list[int] = []
+    update = Trainer._update
+    monkeypatch.setattr(Trainer, "_update", lambda self: begun.append(self.step) or update(self))
+    resumed = run(tmp_path / "parts")
+    assert begun == list(range(after, STAGE.steps))
+    for (name, a), b in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def test_ctrl_c_in_the_last_step_ends_a_stage_that_is_finished(tmp_path, monkeypatch) -> None:
+    update = Trainer._update
+
+    def pressed(trainer: Trainer) -> dict[str, float]:
+        if trainer.step == STAGE.steps - 1:
+            signal.raise_signal(signal.SIGINT)
+        return update(trainer)
+
+    monkeypatch.setattr(Trainer, "_update", pressed)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path)
+    assert torch.load(tmp_path / "state.pt", weights_only=True)["step"] == STAGE.steps
+
+
+def test_a_second_ctrl_c_stops_at_once() -> None:
+    reached = []
+    with pytest.raises(KeyboardInterrupt), waiting_stop("test") as stop:  # noqa: PT012
+        signal.raise_signal(signal.SIGINT)
+        reached.append(stop.asked)
+        signal.raise_signal(signal.SIGINT)
+        reached.append("after the second")
+    assert reached == [True]

@@ -1,7 +1,7 @@
 """THE training loop, the only one: `teach`, `probe` and `distil` pass it different values.
 
-Knows objectives, batches and traces by their contracts; knows no recipe by name. A killed run
-resumes to the same result: weights, optimisers, RNG and the position in the data are saved
+Knows objectives, batches and traces by their contracts; knows no recipe by name. Ctrl-C waits for
+the step that runs, and what was trained is saved. A killed run resumes to the same result: weights, optimisers, RNG and the position in the data are saved
 together, with what they were made from (`lineage`). What was made from something else is never
 continued: it is moved beside, and the stage starts anew.
 """
@@ -45,6 +45,7 @@ from armlet.progress import Progress
 from armlet.recipe import Stage, to_json
 from armlet.robot.normalise import check_sane
 from armlet.training.learner import Learner, watch
+from armlet.training.stopping import waiting_stop
 from armlet.types import Trace
 
 TeacherTraces = Callable[[Tensor], Trace]  # keys (b, 2) -> the teacher's trace
@@ -57,7 +58,8 @@ CHANGES_NOTHING = (
 
 class SelfAnswers(nn.Module):
     """What the student's own running average answers, for `Stage(teacher=OwnAverage())`: asked once
-    a step, it first takes a step towards the student. It sees frames as they are, where the student's are brighter or darker."""
+    a step, it first takes a step towards the student. It sees frames as they are, where the
+    student's are brighter or darker."""
 
     def __init__(
         self, teacher: SelfTeacher, batches: BatchMaker | Corpus, needs: frozenset[str]
@@ -317,15 +319,18 @@ class Trainer:
         write_atomically(self.folder / ABOUT, json.dumps(self.question, indent=1).encode())
         progress = Progress(self.title, total=self.stage.steps, start=self.step)
         self.learner.train()
-        with self._log() as write, self._compiled() as update:
-            while self.step < self.stage.steps:
+        with self._log() as write, self._compiled() as update, waiting_stop(self.title) as stop:
+            while self.step < self.stage.steps and not stop.asked:
                 started = time.perf_counter()
                 terms = update()
                 progress.advance(loss=terms["loss"])
-                if self.step % self.stage.log_every == 0 or self.step == self.stage.steps:
+                done = self.step == self.stage.steps
+                if done or self.step % self.stage.log_every == 0:
                     write({"step": self.step, "seconds": time.perf_counter() - started, **terms})
-                if self.step % self.stage.checkpoint_every == 0 or self.step == self.stage.steps:
+                if done or self.step % self.stage.checkpoint_every == 0:
                     self._save()
+            if stop.asked:
+                self._save()
         progress.close()
         for name, value in self.average.items():
             self.parameters[name].data.copy_(value)
