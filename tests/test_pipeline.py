@@ -21,7 +21,6 @@ from armlet.data.traces import StaleTraceError, TraceStore
 from armlet.evaluation import figures, outcomes
 from armlet.policies.checkpoint import load_policy
 from armlet.recipe import Recipe, Round
-from armlet.recipes.baselines import first_k_tabletop
 from armlet.recipes.bases import Imitate
 from armlet.rollout.loop import run_episode
 from armlet.training import practice
@@ -138,7 +137,9 @@ def test_collecting_again_changes_nothing_and_more_is_added(recipe: Recipe) -> N
 
 
 def test_first_k_uses_the_same_traces(recipe: Recipe) -> None:
-    short = dataclasses.replace(first_k_tabletop().stages[0], steps=3, batch_size=8, compile=False)
+    short = dataclasses.replace(
+        recipes.make("first_k_tabletop").stages[0], steps=3, batch_size=8, compile=False
+    )
     changes = {
         "name": "first",
         "out": recipe.out / "first",
@@ -146,7 +147,9 @@ def test_first_k_uses_the_same_traces(recipe: Recipe) -> None:
         "stages": (short,),
     }
     baseline = dataclasses.replace(
-        recipe, student=dataclasses.replace(first_k_tabletop().student, layers=2), **changes
+        recipe,
+        student=dataclasses.replace(recipes.make("first_k_tabletop").student, layers=2),
+        **changes,
     )
     distil.main(baseline)
     assert len(load_policy(baseline.student_folder).layers) == 2
