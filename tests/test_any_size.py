@@ -10,7 +10,7 @@ import torch
 from outside import reaching
 
 from armlet import distil, probe, teach
-from armlet.__main__ import override
+from armlet.options import override
 from armlet.data.digests import CACHE
 from armlet.data.episodes import EpisodeDataset, EpisodeFrames, Features
 from armlet.data.frames import load_frames

@@ -21,7 +21,8 @@ import pytest
 import tyro
 
 from armlet import recipes
-from armlet.__main__ import OF_REPORTS, VERBS, override
+from armlet.__main__ import OF_REPORTS, VERBS
+from armlet.options import override
 from armlet.evaluation import outcomes
 
 ROOT = Path(__file__).parents[1]

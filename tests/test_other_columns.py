@@ -10,7 +10,7 @@ import pytest
 from outside import reaching
 
 from armlet import distil, probe, teach
-from armlet.__main__ import override
+from armlet.options import override
 from armlet.data.episodes import EpisodeFrames, Features
 from armlet.data.layout import Columns
 from armlet.data.writer import EpisodeWriter

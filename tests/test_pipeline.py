@@ -13,7 +13,8 @@ from tiny import tiny_recipe
 
 from armlet import collect, distil, evaluate, probe, recipes, teach
 from armlet import report as report_page
-from armlet.__main__ import main, override
+from armlet.__main__ import main
+from armlet.options import override
 from armlet.data.episodes import EpisodeDataset
 from armlet.data.files import BusyError, hold
 from armlet.data.frames import load_frames
@@ -427,7 +428,7 @@ def test_the_command_line_explains_itself() -> None:
         (("distill", "tabletop"), "no verb 'distill'"),
         (("distil",), "name a recipe"),
         (("distil", "actdistil_tabletop"), "did you mean 'actdistill_tabletop'"),
-        (("distil", "actdistill_tabletop", "--student.hiden", "3"), "Unrecognized options: --student.hiden"),
+        (("distil", "actdistill_tabletop", "--student.hiden", "3"), "no option --student.hiden; did you mean --student.hidden?"),
         (("teach", "tabletop", "--teach.batch-size", "x"), "--teach.batch-size: invalid literal for int"),
         (("teach", "tabletop", "--teach.batch-size", "0"), "Stage.batch_size is 0, expected at least 1"),
         (("probe", "actdistill_tabletop", "--episodes", "{here}"), "meta/info.json is missing"),

@@ -16,14 +16,17 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Augment:
-    """Brightness, contrast and saturation are each scaled by a factor in 1 ± what is given; `crop`
-    moves every picture by up to so
-    many pixels each way, its edge repeated. 0 leaves a thing alone."""
+    """Brightness, contrast and saturation are each scaled by a factor in 1 ± what is given; 0 leaves a
+    thing alone."""
 
     brightness: float = 0.1
+    """Of all cameras alike: ± this share."""
     contrast: float = 0.0
+    """The same: ± this share."""
     saturation: float = 0.0
+    """The same: ± this share."""
     crop: int = 0
+    """Pixels by which every picture is moved at most, each way, its edge repeated."""
 
     def __call__(self, images: dict[str, Tensor], rng: np.random.Generator) -> dict[str, Tensor]:
         """Pictures by camera, (b, 3, h, w) in [0, 1] → the same, changed sample by sample as `rng`

@@ -17,6 +17,7 @@ class FirstK(Student):
     (recipes.md §1, 3)."""
 
     layers: int
+    """How many are kept."""
 
     def build(self, teacher: Policy, sample: Batch | None = None) -> Policy:
         return teacher.keep_layers(tuple(range(self.layers)))
@@ -27,6 +28,7 @@ class Kept(Student):
     """Layers chosen by hand."""
 
     layers: tuple[int, ...]
+    """Their numbers, from 0."""
 
     def build(self, teacher: Policy, sample: Batch | None = None) -> Policy:
         return teacher.keep_layers(self.layers)
@@ -38,6 +40,7 @@ class LayerDrop(Student):
     arXiv 2403.03853)."""
 
     layers: int
+    """How many are kept."""
 
     def build(self, teacher: Policy, sample: Batch | None = None) -> Policy:
         if sample is None:
@@ -65,6 +68,7 @@ class Fresh(Student):
     """The network that `student` would make, with weights that owe the teacher nothing."""
 
     student: Student
+    """What makes the network."""
 
     def build(self, teacher: Policy, sample: Batch | None = None) -> Policy:
         return rebuild(self.student.build(teacher, sample).to_json(), teacher.body.tokenizer)
@@ -76,6 +80,7 @@ class Another(Student):
     statistics and cameras."""
 
     network: Network
+    """Which."""
 
     def build(self, teacher: Policy, sample: Batch | None = None) -> Policy:
         if sample is None:

@@ -60,7 +60,9 @@ class Imitate(Objective):
     """Behaviour cloning, with guesses of simulator facts while a teacher learns."""
 
     privileged: float = 1.0
+    """Weight of the guesses."""
     facts: tuple[str, ...] = FACTS
+    """Which simulator facts are guessed."""
 
     @property
     def wants(self) -> frozenset[str]:  # type: ignore[override]  # it follows from `facts`
@@ -96,8 +98,11 @@ class MatchOutput(Objective):
     needs: ClassVar[frozenset[str]] = frozenset({"actions", "condition"})
     wants: ClassVar[frozenset[str]] = frozenset({"imitation", "actions", "condition"})
     imitation: float = 1.0
+    """Weight of the expert's actions."""
     action: float = 1.0
+    """Weight of the teacher's actions."""
     condition: float = 0.5
+    """Weight of what the teacher's head reads."""
 
     def __call__(self, student: Trace, teacher: Trace, batch: Batch) -> dict[str, Tensor]:
         return {
