@@ -22,8 +22,8 @@ import tyro
 
 from armlet import recipes
 from armlet.__main__ import OF_REPORTS, VERBS
-from armlet.options import override
 from armlet.evaluation import outcomes
+from armlet.options import override
 
 ROOT = Path(__file__).parents[1]
 BOUND = re.compile(

@@ -14,12 +14,12 @@ from tiny import tiny_recipe
 from armlet import collect, distil, evaluate, probe, recipes, teach
 from armlet import report as report_page
 from armlet.__main__ import main
-from armlet.options import override
 from armlet.data.episodes import EpisodeDataset
 from armlet.data.files import BusyError, hold
 from armlet.data.frames import load_frames
 from armlet.data.traces import StaleTraceError, TraceStore
 from armlet.evaluation import figures, outcomes
+from armlet.options import override
 from armlet.policies.checkpoint import load_policy
 from armlet.recipe import Recipe, Round
 from armlet.recipes.bases import Imitate

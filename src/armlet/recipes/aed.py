@@ -33,7 +33,6 @@ from typing import Any
 from torch import Tensor
 
 from armlet.benchmarks import Benchmark
-from armlet.benchmarks.tabletop import Tabletop
 from armlet.data.augment import Augment
 from armlet.data.codec import Codebook
 from armlet.policies.fitting import Choosing, SameChoices
@@ -206,6 +205,8 @@ def on_metaworld(base: Recipe) -> Recipe:
 
 def families(base: Recipe) -> Recipe:
     """The account's pictures and its number of trajectories."""
+    from armlet.benchmarks.tabletop import Tabletop
+
     larger = replace(
         base,
         name="families",

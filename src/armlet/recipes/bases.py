@@ -19,8 +19,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from armlet.benchmarks.metaworld import Metaworld
-from armlet.benchmarks.tabletop import Tabletop
 from armlet.data.pictures import Pictures
 from armlet.policies.fitting import FitsRobot
 from armlet.policies.vla import VLANetwork
@@ -165,6 +163,8 @@ def own() -> Recipe:
 def tabletop() -> Recipe:
     """8,000 episodes of tabletop, the teacher that ships with the repository and its traces; no
     student."""
+    from armlet.benchmarks.tabletop import Tabletop  # brings its simulator with it
+
     return Recipe(
         name="tabletop",
         benchmark=Tabletop(),
@@ -183,6 +183,8 @@ def tabletop() -> Recipe:
 def metaworld() -> Recipe:
     """Three tasks of Meta-World (needs the extra), a teacher taught from Meta-World's own experts;
     no student."""
+    from armlet.benchmarks.metaworld import Metaworld
+
     return replace(
         tabletop(),
         name="metaworld",
