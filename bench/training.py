@@ -19,12 +19,13 @@ import numpy as np
 import torch
 import tyro
 
+from armlet import recipes
 from armlet.benchmarks.tabletop import Tabletop
 from armlet.data.frames import Frames
 from armlet.policies.checkpoint import load_policy
 from armlet.policies.routed import Routing
 from armlet.recipe import Objective
-from armlet.recipes.actdistill import ActDistill, actdistill_tabletop
+from armlet.recipes.actdistill import ActDistill
 from armlet.recipes.bases import MatchOutput
 from armlet.training.learner import Learner
 from armlet.training.supervision import make_heads
@@ -69,7 +70,7 @@ def noise(teacher) -> Frames:
 
 def main(arguments: Arguments) -> None:
     torch.set_num_threads(2)
-    recipe = actdistill_tabletop()
+    recipe = recipes.make("actdistill_tabletop")
     stage = dataclasses.replace(recipe.stages[0], checkpoint_every=10**9, steps=10**9)
     teacher = load_policy(arguments.teacher)
     heads = make_heads(teacher, recipe.probe)

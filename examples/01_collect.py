@@ -7,15 +7,14 @@ import dataclasses
 import sys
 from pathlib import Path
 
-from armlet import collect
+from armlet import collect, recipes
 from armlet.data.episodes import EpisodeDataset
 from armlet.recipe import Collection
-from armlet.recipes.actdistill import actdistill_tabletop
 
 
 def main(out: Path) -> None:
     recipe = dataclasses.replace(
-        actdistill_tabletop(),
+        recipes.make("actdistill_tabletop"),
         episodes=out / "episodes",
         collection=Collection(episodes=14, workers=2),
     )

@@ -7,13 +7,12 @@ import dataclasses
 import sys
 from pathlib import Path
 
-from armlet import load_policy, teach
+from armlet import load_policy, recipes, teach
 from armlet.benchmarks.tabletop import Tabletop
-from armlet.recipes.actdistill import actdistill_tabletop
 
 
 def main(out: Path, *, steps: int = 30) -> None:
-    recipe = actdistill_tabletop()
+    recipe = recipes.make("actdistill_tabletop")
     recipe = dataclasses.replace(
         recipe,
         episodes=out / "episodes",

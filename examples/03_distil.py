@@ -7,14 +7,13 @@ import dataclasses
 import sys
 from pathlib import Path
 
-from armlet import distil, probe
+from armlet import distil, probe, recipes
 from armlet.data.traces import TraceStore
 from armlet.recipe import Recipe
-from armlet.recipes.actdistill import actdistill_tabletop
 
 
 def recipe_in(out: Path, *, steps: int = 30) -> Recipe:
-    base = actdistill_tabletop()
+    base = recipes.make("actdistill_tabletop")
     short = {"steps": steps, "batch_size": 32, "warmup": 5, "compile": False}
     heads = dataclasses.replace(base.probe.stage, **short)
     stages = tuple(dataclasses.replace(stage, **short) for stage in base.stages)

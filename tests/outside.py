@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from armlet import recipes
 from armlet.benchmarks import Benchmark, Task, World
 from armlet.policies.vla import VLANetwork
 from armlet.recipe import Collection, Evaluation, Recipe
-from armlet.recipes.actdistill import actdistill_tabletop
 from armlet.recipes.bases import Imitate
 from armlet.robot.observation import Observation
 from armlet.robot.spec import ActionSpec
@@ -94,7 +94,7 @@ class Dots(Benchmark):
 
 def reaching() -> Recipe:
     """A recipe of one's own."""
-    base = actdistill_tabletop()
+    base = recipes.make("actdistill_tabletop")
     short = {"steps": 5, "batch_size": 8, "compile": False}
     return dataclasses.replace(
         base,

@@ -10,12 +10,12 @@ import torch
 from outside import reaching
 
 from armlet import distil, probe, teach
-from armlet.__main__ import override
 from armlet.data.digests import CACHE
 from armlet.data.episodes import EpisodeDataset, EpisodeFrames, Features
 from armlet.data.frames import load_frames
 from armlet.data.pictures import Cached, Pictures, Streamed
 from armlet.data.writer import EpisodeWriter
+from armlet.options import override
 from armlet.policies.checkpoint import load_policy
 from armlet.recipe import Recipe
 from armlet.robot.fit import FitError, fit_picture

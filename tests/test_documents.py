@@ -21,8 +21,9 @@ import pytest
 import tyro
 
 from armlet import recipes
-from armlet.__main__ import OF_REPORTS, VERBS, override
+from armlet.__main__ import OF_REPORTS, VERBS
 from armlet.evaluation import outcomes
+from armlet.options import override
 
 ROOT = Path(__file__).parents[1]
 BOUND = re.compile(

@@ -397,7 +397,7 @@ def test_a_machines_processor_has_a_name() -> None:
 
 
 def test_the_command_line_takes_several_numbers() -> None:
-    from armlet.__main__ import override
+    from armlet.options import override
 
     options = [
         "--evaluation.execute",

@@ -18,7 +18,6 @@ from armlet.data.codec import Bins
 from armlet.data.transforms import DrawBudget, Explore
 from armlet.policies.routed import Routing
 from armlet.recipe import Objective, Recipe
-from armlet.recipes import aed, vla_ad
 from armlet.recipes.actdistill import ActDistill, Published
 from armlet.recipes.aed import LAST, Aed
 from armlet.recipes.bases import FitHeads, Imitate, MatchOutput
@@ -72,7 +71,8 @@ class World:
 def world(objective: Objective, seed: int = 0) -> World:
     """Random numbers of the shapes that `types` says; some steps lie past their episode's end."""
     g = torch.Generator().manual_seed(seed)
-    places = sum(side**2 for side in objective.grids) if isinstance(objective, Aed) else 1
+    grids = objective.grids if isinstance(objective, Aed) else ()
+    places = sum(side**2 for side in grids) or 4  # no grids: both see the same places
     logits = (SAMPLES, CHUNK, 24) if isinstance(objective, Aed) else (SAMPLES, CHUNK, DIMS, BINS)
 
     def normal(*shape: int) -> Tensor:
@@ -678,7 +678,7 @@ def test_aeds_last_third_hears_the_expert_at_a_tenth_of_the_rate() -> None:
 
 
 def test_the_attention_that_aed_matches_is_the_last_layers() -> None:
-    recipe = aed.aed_tabletop()
+    recipe = recipes.make("aed_tabletop")
     assert (
         f"attention.{recipe.network.fusion_layers - 1}"
         == f"attention.{recipe.student.network.fusion_layers - 1}"
@@ -710,8 +710,8 @@ def test_vita_vlas_first_stage_leaves_the_decoder_alone_and_the_second_does_not(
 
 def test_with_and_without_words_are_the_same_but_for_the_words() -> None:
     for said_recipe, silent in (
-        (vla_ad.vla_ad_tabletop(), vla_ad.vla_ad_action_kd()),
-        (vla_ad.vla_ad_tiny(), vla_ad.vla_ad_tiny_action_kd()),
+        (recipes.make("vla_ad_tabletop"), recipes.make("vla_ad_action_kd")),
+        (recipes.make("vla_ad_tiny"), recipes.make("vla_ad_tiny_action_kd")),
     ):
         stages = [
             tuple(

@@ -10,10 +10,10 @@ import pytest
 from outside import reaching
 
 from armlet import distil, probe, teach
-from armlet.__main__ import override
 from armlet.data.episodes import EpisodeFrames, Features
 from armlet.data.layout import Columns
 from armlet.data.writer import EpisodeWriter
+from armlet.options import override
 from armlet.policies.checkpoint import load_policy
 from armlet.robot.observation import Observation
 

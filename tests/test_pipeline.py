@@ -13,16 +13,16 @@ from tiny import tiny_recipe
 
 from armlet import collect, distil, evaluate, probe, recipes, teach
 from armlet import report as report_page
-from armlet.__main__ import main, override
+from armlet.__main__ import main
 from armlet.data.episodes import EpisodeDataset
 from armlet.data.files import BusyError, hold
 from armlet.data.frames import load_frames
 from armlet.data.traces import StaleTraceError, TraceStore
 from armlet.data.transforms import GripperNoise
 from armlet.evaluation import figures, outcomes
+from armlet.options import override
 from armlet.policies.checkpoint import load_policy
 from armlet.recipe import Recipe, Round
-from armlet.recipes.baselines import first_k_tabletop
 from armlet.recipes.bases import Imitate
 from armlet.rollout.loop import run_episode
 from armlet.training import practice
@@ -139,7 +139,9 @@ def test_collecting_again_changes_nothing_and_more_is_added(recipe: Recipe) -> N
 
 
 def test_first_k_uses_the_same_traces(recipe: Recipe) -> None:
-    short = dataclasses.replace(first_k_tabletop().stages[0], steps=3, batch_size=8, compile=False)
+    short = dataclasses.replace(
+        recipes.make("first_k_tabletop").stages[0], steps=3, batch_size=8, compile=False
+    )
     changes = {
         "name": "first",
         "out": recipe.out / "first",
@@ -147,7 +149,9 @@ def test_first_k_uses_the_same_traces(recipe: Recipe) -> None:
         "stages": (short,),
     }
     baseline = dataclasses.replace(
-        recipe, student=dataclasses.replace(first_k_tabletop().student, layers=2), **changes
+        recipe,
+        student=dataclasses.replace(recipes.make("first_k_tabletop").student, layers=2),
+        **changes,
     )
     distil.main(baseline)
     assert len(load_policy(baseline.student_folder).layers) == 2
@@ -437,7 +441,7 @@ def test_the_command_line_explains_itself() -> None:
         (("distill", "tabletop"), "no verb 'distill'"),
         (("distil",), "name a recipe"),
         (("distil", "actdistil_tabletop"), "did you mean 'actdistill_tabletop'"),
-        (("distil", "actdistill_tabletop", "--student.hiden", "3"), "Unrecognized options: --student.hiden"),
+        (("distil", "actdistill_tabletop", "--student.hiden", "3"), "no option --student.hiden; did you mean --student.hidden?"),
         (("teach", "tabletop", "--teach.batch-size", "x"), "--teach.batch-size: invalid literal for int"),
         (("teach", "tabletop", "--teach.batch-size", "0"), "Stage.batch_size is 0, expected at least 1"),
         (("probe", "actdistill_tabletop", "--episodes", "{here}"), "meta/info.json is missing"),

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from armlet import recipes
-from armlet.__main__ import VERBS, override
+from armlet.__main__ import VERBS
+from armlet.options import override
 from armlet.recipe import to_json
 
 ROOT = Path(__file__).parent.parent

@@ -10,14 +10,12 @@ import pytest
 import torch
 from tiny import identity, tiny_recipe
 
-from armlet import collect, distil, evaluate, probe, teach
+from armlet import collect, distil, evaluate, probe, recipes, teach
 from armlet.data.text import train_tokenizer
 from armlet.policies.checkpoint import load_policy
 from armlet.policies.contract import Body
 from armlet.policies.two_tower import TwoTowerNetwork
 from armlet.recipe import OwnAverage, Recipe
-from armlet.recipes.aed import aed_families, aed_metaworld, aed_online, aed_self, aed_tabletop
-from armlet.recipes.vita_vla import vita_vla_finetune, vita_vla_tabletop
 from armlet.types import Batch
 
 SHORT = {"steps": 3, "batch_size": 8, "warmup": 1, "log_every": 1, "checkpoint_every": 2}
@@ -82,7 +80,7 @@ def tiny(recipe: Recipe, episodes: Recipe, out: Path, **student) -> Recipe:
 @pytest.fixture(scope="module")
 def aed(episodes: Recipe, tmp_path_factory) -> Recipe:
     out = tmp_path_factory.mktemp("aed")
-    made = tiny(aed_tabletop(), episodes, out)
+    made = tiny(recipes.make("aed_tabletop"), episodes, out)
     made = dataclasses.replace(made, network=shrunk(made.network, fusion_layers=2))
     made = dataclasses.replace(made, network=dataclasses.replace(made.network, width=32))
     for verb in (teach, probe):
@@ -117,7 +115,9 @@ def test_a_teacher_that_averages_its_student_resumes_to_the_same_end(
 ) -> None:
     from armlet.training import trainer as training
 
-    whole = dataclasses.replace(tiny(aed_self(), episodes, aed.out.parent), teacher=aed.teacher)
+    whole = dataclasses.replace(
+        tiny(recipes.make("aed_self"), episodes, aed.out.parent), teacher=aed.teacher
+    )
     killed = dataclasses.replace(whole, out=whole.out.with_name("killed"))
     update = training.Trainer._update
 
@@ -144,7 +144,7 @@ def test_an_average_of_another_shape_is_refused(aed: Recipe) -> None:
 
 
 def test_the_feedback_loop_promotes_or_rolls_back(aed: Recipe, episodes: Recipe) -> None:
-    online = tiny(aed_online(), episodes, aed.out.parent)
+    online = tiny(recipes.make("aed_online"), episodes, aed.out.parent)
     distil.main(online)
     verdicts = [
         json.loads((online.out / f"round-{number}" / "trial.json").read_text())
@@ -158,7 +158,9 @@ def test_the_feedback_loop_promotes_or_rolls_back(aed: Recipe, episodes: Recipe)
 
 @pytest.fixture(scope="module")
 def vita(episodes: Recipe, tmp_path_factory) -> Recipe:
-    made = tiny(vita_vla_tabletop(), episodes, tmp_path_factory.mktemp("vita"), channels=8)
+    made = tiny(
+        recipes.make("vita_vla_tabletop"), episodes, tmp_path_factory.mktemp("vita"), channels=8
+    )
     made = dataclasses.replace(
         made, network=shrunk(made.network, width=32, depth=2, heads=2, vision_channels=8)
     )
@@ -169,7 +171,7 @@ def vita(episodes: Recipe, tmp_path_factory) -> Recipe:
 
 def test_vita_vla_goes_from_episodes_to_a_report(vita: Recipe, episodes: Recipe) -> None:
     distil.main(vita)
-    alone = tiny(vita_vla_finetune(), episodes, vita.out.parent, channels=8)
+    alone = tiny(recipes.make("vita_vla_finetune"), episodes, vita.out.parent, channels=8)
     folder = distil.main(alone)
     report = json.loads(evaluate.main(dataclasses.replace(vita, policies=(folder,))).read_text())
     assert [policy["name"] for policy in report["policies"]] == [
@@ -192,7 +194,12 @@ def test_the_alignment_leaves_the_experts_decoder_alone(vita: Recipe) -> None:
 
 @pytest.mark.parametrize(
     "recipe",
-    [aed_tabletop(), aed_metaworld(), aed_families(), aed_self()],
+    [
+        recipes.make("aed_tabletop"),
+        recipes.make("aed_metaworld"),
+        recipes.make("aed_families"),
+        recipes.make("aed_self"),
+    ],
     ids=lambda recipe: recipe.name,
 )
 def test_the_grids_that_losses_resize_are_those_that_the_networks_see(recipe: Recipe) -> None:

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from armlet import recipes
 from armlet.benchmarks.tabletop import Tabletop
 from armlet.data.frames import Frames
 from armlet.data.text import train_tokenizer
 from armlet.policies.contract import Body
 from armlet.policies.vla import VLA, VLAConfig, VLANetwork
 from armlet.recipe import Collection, Evaluation, Recipe
-from armlet.recipes.actdistill import actdistill_tabletop
 from armlet.robot.normalise import Normaliser
 
 TEXTS = ("touch the red cube", "put the blue cylinder into the white box", "open the green drawer")
@@ -65,7 +65,7 @@ def make_frames(*, episodes: int = 7, seed: int = 0) -> Frames:
 
 def tiny_recipe(out: Path) -> Recipe:
     """ActDistill end to end on a handful of tabletop episodes."""
-    base = actdistill_tabletop()
+    base = recipes.make("actdistill_tabletop")
     short = {"batch_size": 8, "warmup": 2, "log_every": 1, "checkpoint_every": 4, "compile": False}
     return dataclasses.replace(
         base,

@@ -20,19 +20,12 @@ Hugging Face hub, in place of the folder that is read: `--episodes hf:user/set`,
 hf:user/policy@revision`.
 """
 
-import contextlib
 import importlib
 import importlib.metadata
-import io
 import sys
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:  # a recipe brings torch with it, and `armlet --help` needs none
-    from armlet.recipe import Recipe
+from collections.abc import Callable
 
 VERBS = ("collect", "teach", "probe", "distil", "evaluate", "report", "recompute")
-BOX = "╭╮╰╯─│"  # what the parser of options frames its errors with
 HELP = ("-h", "--help", "help")
 OF_REPORTS = ("report", "recompute")  # verbs that take reports, no recipe
 
@@ -83,43 +76,14 @@ def _on_reports(verb: str, arguments: list[str], *, debug: bool) -> None:
     )
 
 
-def override(recipe: "Recipe", options: list[str], prog: str) -> "Recipe":
-    """The recipe with what the options say in place of its own fields; says what is wrong, or
-    helps, and leaves."""
-    import tyro
-
-    with _in_one_line(prog):
-        return tyro.cli(
-            type(recipe),
-            default=recipe,
-            args=options,
-            prog=prog,
-            config=(tyro.conf.AvoidSubcommands,),
-        )
-
-
-@contextlib.contextmanager
-def _in_one_line(prog: str) -> Iterator[None]:
-    """What the parser of options draws a box around, as the line that every other error is."""
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said):
-            yield
-    except SystemExit as left:
-        if not left.code:  # it has helped
-            raise
-        _, *lines = said.getvalue().splitlines()  # the first is the box's title
-        words = " ".join(lines).translate(dict.fromkeys(map(ord, BOX), " ")).split()
-        sys.exit(f"{prog}: {' '.join(words)}")
-
-
 def _run(verb: str, name: str, overrides: list[str], *, debug: bool) -> None:
     command = f"armlet {verb} {name}"
 
     def work() -> object:
         from armlet import recipes
+        from armlet.options import override
 
-        recipe = override(recipes.make(name), overrides, command)
+        recipe = override(recipes.make(name), overrides, command, verb)
         return importlib.import_module(f"armlet.{verb}").main(recipe)
 
     _finish(command, work, debug=debug)

@@ -123,17 +123,20 @@ class Stage:
 
 @dataclass(frozen=True)
 class Collection:
-    """How episodes are made: how many, with which workers, and in which shares of them the expert
-    is disturbed (DART)
-    and distracted (sent to a wrong thing first). With the teacher as `actor`, it acts undisturbed.
-    Only successes are kept."""
+    """How episodes are made. Only successes are kept."""
 
     episodes: int = 8000
+    """How many."""
     seed: int = 10_000_000
+    """Of the first; each has the next."""
     workers: int = 2
+    """Processes at the same time."""
     disturbed_share: float = 0.6
+    """Share of episodes in which the expert is disturbed (DART)."""
     distracted_share: float = 0.5
+    """Share in which it is sent to a wrong thing first."""
     actor: Literal["expert", "teacher"] = "expert"
+    """Who acts; the teacher acts undisturbed."""
 
     def __post_init__(self) -> None:
         limits.positive(self, "episodes", "workers")
@@ -171,25 +174,32 @@ class Probe:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """`episodes` paired episodes a split, spread evenly over the tasks; `latency_calls` timed
-    decisions; `budgets`: the shares of its backbone at which the recipe's student is run as well
-    (it must have been calibrated); `execute`: every policy is run as well carrying out this many
-    actions of a chunk before it looks again. `slower`: how many times slower a robot's computer is
-    than this one, for runs in which the world goes on while a policy thinks, and `late`: what the
-    arm does
-    meanwhile (armlet/rollout/loop.py): `wait` holds still, `run_on` carries out what is left of the
-    chunk before."""
+    """How policies are measured."""
 
     episodes: int = 400
+    """Paired episodes a split, spread evenly over its tasks."""
     splits: tuple[str, ...] = ("seen",)
+    """The benchmark's conditions."""
     seed: int = 500_000_000
+    """Of the first episode."""
     workers: int = 2
+    """Processes at the same time."""
     latency_calls: int = 200
+    """Timed decisions."""
     budgets: tuple[float, ...] = ()
+    """Shares of its backbone at which the recipe's student is run as well; it must have been
+    calibrated."""
     execute: tuple[int, ...] = ()
+    """Every policy is run as well carrying out this many actions of a chunk before it looks
+    again."""
     slower: tuple[float, ...] = ()
+    """How many times slower a robot's computer is than this one, for runs in which the world goes
+    on while a policy thinks."""
     late: tuple[Literal["wait", "run_on"], ...] = ("wait",)
+    """What the arm does meanwhile: wait holds still, run_on carries out what is left of the chunk
+    before (armlet/rollout/loop.py)."""
     videos: int = 1
+    """Films of each policy."""
 
     def __post_init__(self) -> None:
         limits.positive(self, "episodes", "workers", "latency_calls", "execute")
@@ -232,45 +242,61 @@ class Recipe:
     """Everything a run needs. Each verb reads the fields it is about and leaves its result under
     `out`."""
 
-    name: str  # of the student, in logs and reports
-    benchmark: Benchmark | None  # the world in which episodes are collected and policies evaluated
-    episodes: Path  # a LeRobotDataset: its folder, or hf:user/name; `collect` writes it
-    teacher: Path  # a policy: its folder, or hf:user/name; `teach` writes it
-    out: Path  # the folder of the student, its stages and its evaluation
-    columns: Columns = field(
-        default_factory=Columns
-    )  # of the episodes: which hold state (None: it is not read) and action
-    pictures: Pictures = field(
-        default_factory=Pictures
-    )  # of the episodes: how they are seen, and kept while training
+    name: str
+    """Of the student, in logs and reports."""
+    benchmark: Benchmark | None
+    """The world in which episodes are collected and policies act; None: there is none, and
+    policies are measured on held-out episodes."""
+    episodes: Path
+    """A LeRobotDataset: its folder, or hf:user/name; `collect` writes it."""
+    teacher: Path
+    """A policy: its folder, or hf:user/name; `teach` writes it."""
+    out: Path
+    """The folder of the student, its stages and its evaluation."""
+    columns: Columns = field(default_factory=Columns)
+    """Of the episodes: which hold state and action."""
+    pictures: Pictures = field(default_factory=Pictures)
+    """Of the episodes: how they are seen, and kept while training."""
     collection: Collection = field(default_factory=Collection)
+    """How `collect` makes episodes."""
     network: Network | None = None
-    normalise_actions: Mode = "identity"  # by which of the episodes' statistics a network sees actions (armlet/robot/normalise.py)
-    outside_range: float = 0.5  # the largest share of frames whose action may lie outside the robot's range (armlet/agreement.py)
+    """What `teach` makes a teacher of."""
+    normalise_actions: Mode = "identity"
+    """By which of the episodes' statistics a network sees actions (armlet/robot/normalise.py)."""
+    outside_range: float = 0.5
+    """The largest share of frames whose action may lie outside the robot's range
+    (armlet/agreement.py)."""
     teach: Stage | None = None
+    """How a teacher is taught."""
     probe: Probe | None = None
+    """How the teacher's layers are read, where a student learns from them."""
     annotator: Annotator | None = None
+    """Who says in words what happens in the episodes."""
     student: Student | None = None
+    """What is made out of the teacher."""
     stages: tuple[Stage, ...] = ()
+    """How the student is trained, one after the other."""
     rounds: tuple[Round, ...] = ()
-    traced: tuple[str, ...] = (
-        "actions",
-        "condition",
-    )  # what `probe` stores of the teacher, beside what its heads read
-    trace_precision: Precision = "fp32"  # of the teacher's matrix products while `probe` watches it
+    """On-policy rounds after them."""
+    traced: tuple[str, ...] = ("actions", "condition")
+    """What `probe` stores of the teacher, beside what its heads read."""
+    trace_precision: Precision = "fp32"
+    """Of the teacher's matrix products while `probe` watches it."""
     evaluation: Evaluation = field(default_factory=Evaluation)
-    shared: Path | None = None  # where traces are, when several recipes use the same
-    split: Literal["last", "tasks"] = (
-        "last"  # by tasks: 70/15/15, no instruction and no scene in two parts (data/splits.py)
-    )
-    held_out: float = (
-        0.02  # with `last`: the share of episodes, the last ones, that no student trains on
-    )
-    policies: tuple[
-        Path, ...
-    ] = ()  # folders, or hf:user/name, of more policies that `evaluate` runs in the same episodes
-    weights: Literal["fp16", "fp32"] = "fp32"  # as which a teacher or student is kept on disk
-    seed: int = 0  # of weights, batches and noise, whatever is trained
+    """How policies are measured."""
+    shared: Path | None = None
+    """The folder of traces, when several recipes use the same; none: in `out`."""
+    split: Literal["last", "tasks"] = "last"
+    """Which episodes no student trains on: the last ones, or by tasks, 70/15/15, no instruction
+    and no scene in two parts (armlet/data/splits.py)."""
+    held_out: float = 0.02
+    """With `last`, the share of episodes, from the end."""
+    policies: tuple[Path, ...] = ()
+    """Folders, or hf:user/name, of more policies that `evaluate` runs in the same episodes."""
+    weights: Literal["fp16", "fp32"] = "fp32"
+    """As which numbers a teacher or student is kept on disk."""
+    seed: int = 0
+    """Of weights, batches and noise, whatever is trained."""
 
     def __post_init__(self) -> None:
         limits.check(self, outside_range=(0, 1), held_out=(ABOVE_0, BELOW_1), seed=(0, inf))

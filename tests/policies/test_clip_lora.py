@@ -13,6 +13,7 @@ from tiny import TEXTS, identity, make_frames
 from torch import nn
 from transformers import CLIPModel
 
+from armlet import recipes
 from armlet.data.text import encode, train_tokenizer
 from armlet.layers.heads import to_bins
 from armlet.layers.pretrained import pixels
@@ -21,7 +22,6 @@ from armlet.policies.clip_lora import TRAINED, ClipLora, ClipLoraNetwork, publis
 from armlet.policies.contract import Body
 from armlet.policies.routed import Routing
 from armlet.recipe import Objective, Recipe, Stage
-from armlet.recipes.vla_ad import vla_ad_large, vla_ad_tiny
 from armlet.robot.spec import ActionSpec
 from armlet.training import losses
 from armlet.training.learner import Learner
@@ -199,7 +199,11 @@ def test_the_published_sizes() -> None:
     )
 
 
-@pytest.mark.parametrize("recipe", [vla_ad_large(), vla_ad_tiny()], ids=lambda recipe: recipe.name)
+@pytest.mark.parametrize(
+    "recipe",
+    [recipes.make("vla_ad_large"), recipes.make("vla_ad_tiny")],
+    ids=lambda recipe: recipe.name,
+)
 def test_a_student_44_times_smaller_than_its_teacher(recipe: Recipe) -> None:
     words = Body(SPEC, identity(5), identity(4), load_policy(SHIPPED).body.tokenizer)
     large, least = (

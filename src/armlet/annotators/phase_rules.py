@@ -29,43 +29,47 @@ from armlet.data.episodes import EpisodeFrames
 @dataclass(frozen=True)
 class Embodiment:
     """What a robot's numbers mean and where its phases begin. Lengths in metres, speeds in metres a
-    second, times in seconds.
-
-    `position` and `opening`: indices into the state of the tool centre (x, y, z up) and of the
-    fingers' opening; `gripper`: index of the gripper command, which closes when it is above
-    `closes_from` (or, where `closes_above` is False, below). `metres_per_command`: what a
-    translation command of 1.0 (the action's first three numbers) moves in one step; None where
-    commands are no displacements, and the motion measured is used.
-
-    Fingers opened less than `empty` hold nothing, more than `opened` hold nothing either; they have
-    come to rest when they move less than `settled` a step. A closed hand that holds nothing and
-    moves level below `low` is operating; with `hooks`, an open one as well. A thing in hand is
-    lifted when it is `lift` higher than where it was grasped. Within `near` of where it will let go
-    a hand is placing; having let go it has left when it is `clear` away. Closing again within
-    `again` of where a thing was lost is the same thing. Slower than `still` for `pause` is keeping
-    still. Shorter interruptions of a phase than `shortest` are part of it. `axes`: what moving
-    along +x, −x, +y, −y, +z, −z is called.
-    """
+    second, times in seconds."""
 
     position: tuple[int, int, int]
+    """Indices into the state of the tool centre: x, y, z up."""
     opening: int
+    """Index into the state of the fingers' opening."""
     gripper: int
+    """Index of the gripper command."""
     closes_from: float
+    """The gripper command above which it closes."""
     metres_per_command: float | None
+    """What a translation command of 1.0 (the action's first three numbers) moves in one step;
+    none: commands are no displacements, and the motion measured is used."""
     empty: float
+    """Fingers opened less than this hold nothing."""
     opened: float
+    """Nor do fingers opened more than this."""
     settled: float
+    """Fingers that move less than this a step have come to rest."""
     low: float
+    """A closed hand that holds nothing and moves level below this height is operating."""
     lift: float
+    """A thing is lifted when it is so much higher than where it was grasped."""
     near: float
+    """Within this of where it will let go a hand is placing."""
     clear: float
+    """Having let go, it has left when it is so far away."""
     again: float
+    """Closing again within this of where a thing was lost is the same thing."""
     still: float
+    """Slower than this, in metres a second, is keeping still …"""
     pause: float
+    """… where it lasts for so many seconds."""
     shortest: float
+    """Interruptions of a phase shorter than this, in seconds, are part of it."""
     axes: tuple[str, str, str, str, str, str]
+    """What moving along +x, −x, +y, −y, +z, −z is called."""
     closes_above: bool = True
+    """False: the gripper closes below `closes_from`."""
     hooks: bool = False
+    """An open hand that moves level and low is operating, too."""
 
 
 TABLETOP = Embodiment(
@@ -119,6 +123,7 @@ class PhaseRules(Annotator):
     two-finger gripper."""
 
     embodiment: Embodiment = TABLETOP
+    """What the robot's numbers mean, and where its phases begin."""
 
     def fingerprint(self) -> dict[str, Any]:
         return {"rules": 1, **dataclasses.asdict(self.embodiment)}

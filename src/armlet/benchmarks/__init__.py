@@ -77,6 +77,7 @@ class World(ABC):
         """Give back what the world holds."""
 
 
+@dataclass(frozen=True)
 class Benchmark(ABC):
     """Subclasses are frozen dataclasses whose fields are everything that changes a result."""
 

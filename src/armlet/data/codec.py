@@ -14,7 +14,6 @@ from typing import Any, Self, TypeVar
 
 import numpy as np
 import torch
-from scipy.cluster.vq import kmeans2
 from torch import Tensor
 
 from armlet.robot.spec import ActionSpec, within
@@ -419,6 +418,8 @@ def _summary(errors: np.ndarray) -> dict[str, float]:
 
 def _centres(points: np.ndarray, count: int, seed: int) -> np.ndarray:
     """(N, x) → (count, x), the best of a few starts of k-means."""
+    from scipy.cluster.vq import kmeans2  # a quarter of a second, for what few recipes do
+
     different = len(np.unique(points, axis=0))
     if different < count:
         raise ValueError(

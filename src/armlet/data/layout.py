@@ -41,11 +41,12 @@ PATHS_V3 = (
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns of a data set hold the robot's state and its actions; state None: there is
-    none, or it is not to be read."""
+    """Which columns of a data set hold the robot's state and its actions."""
 
     state: str | None = "observation.state"
+    """None: there is none, or it is not to be read."""
     action: str = "action"
+    """What the robot was told."""
 
 
 def column_type(values: np.ndarray) -> pa.DataType:

@@ -38,23 +38,23 @@ SIDE = 96  # to which it brings the others
 
 @dataclass(frozen=True)
 class Pictures:
-    """How the episodes' pictures are seen and kept.
-
-    `fit`: how a picture of another shape becomes a square of `size` pixels a side: letterbox (all
-    of it, black bars), crop (its middle), stretch; exact takes it as it is, and it must be square
-    (and of `size`, where one is given). auto: exact where all pictures are squares that our patches
-    divide and that are not large, else letterbox, to 96 pixels where no size is given. A teacher keeps the fit it was taught with, and its
-    students inherit it. `cache_gb`: decoded pictures of a data set are kept on disk up to so many
-    gigabytes, next to it; where there are more, they are streamed. `memory_gb`: of pictures that
-    streaming keeps in memory. `workers`: threads that decode; None: one a core, at most 8. The last
-    three change no result.
-    """
+    """How the episodes' pictures are seen and kept. A teacher keeps the fit it was taught with, and its
+    students inherit it; the last three change no result."""
 
     fit: Fit | Literal["auto"] = "exact"
+    """How a picture of another shape becomes a square of `size` pixels a side: letterbox (all of
+    it, black bars), crop (its middle), stretch; exact takes it as it is, and it must be square.
+    auto: exact where all are squares that our patches divide and at most 192 pixels a side, else
+    letterbox."""
     size: int | None = None
+    """Pixels a side; none: as they are, or 96 where auto must letterbox."""
     cache_gb: float = 50.0
+    """Gigabytes of decoded pictures that are kept on disk, beside the data; more than that is
+    streamed."""
     memory_gb: float = 0.5
+    """Gigabytes of pictures that streaming keeps in memory."""
     workers: int | None = None
+    """Threads that decode; none: one a core, at most 8."""
 
     def __post_init__(self) -> None:
         if self.fit not in ("exact", "auto") and self.size is None:

@@ -97,31 +97,36 @@ SIGLIP_SO400M = {  # 256 tokens an image, as many as the paper's own eyes give
 
 @dataclass(frozen=True)
 class ActionQueryNetwork(Network):
-    """`language` and `vision` are configurations of transformers (`model_type` and sizes); without
-    `vision` each camera has a ConvEncoder that is told what is asked, with `strides` (camera →
-    pixels a token, 12 where nothing is said) and `channels`.
-
-    `pretrained` and `pretrained_vision` are names on the hub, or folders, of models whose
-    configuration and weights are taken instead; the first brings its words. `expert_width`, `chunk`
-    and `head_options` are the decoder's, and `ReuseDecoder` takes them from the expert.
-    `gripper_state`: indices of the gripper's numbers in the robot's state, the rest is the arm's.
-    """
+    """A language model, eyes, and the decoder of an expert, which `ReuseDecoder` takes from the expert."""
 
     language: dict[str, Any] = field(default_factory=llama)
+    """A configuration of transformers: `model_type` and sizes."""
     vision: dict[str, Any] | None = None
+    """Another, of an image tower; none: each camera has a ConvEncoder that is told what is
+    asked."""
     pretrained: str = ""
+    """A language model on the hub, or a folder, whose configuration, weights and words are taken
+    instead."""
     pretrained_vision: str = ""
+    """The same for an image tower."""
     expert_width: int = 128
+    """Numbers that the decoder reads for each step of a chunk."""
     chunk: int = 3
+    """Actions decided at a time."""
     execute: int = 3
+    """Actions of a chunk that are carried out before the policy looks again."""
     text_tokens: int = 32
+    """Tokens of the longest instruction."""
     gripper_state: tuple[int, ...] = (-1,)
+    """Indices of the gripper's numbers in the robot's state; the rest is the arm's."""
     strides: dict[str, int] = field(default_factory=dict)
+    """Camera → pixels a token, a side; 12 where nothing is said."""
     channels: int = 32
+    """Channels of the eyes' first convolution."""
     head_options: dict[str, Any] = field(default_factory=dict)
-    kept_layers: tuple[int, ...] | None = (
-        None  # which layers of the network it was cut from, where it was cut
-    )
+    """More of the head, by the names of its arguments (armlet/layers/heads.py)."""
+    kept_layers: tuple[int, ...] | None = None
+    """Which layers of the network it was cut from, where it was cut."""
 
     def build(self, body: Body, cameras: dict[str, int]) -> "ActionQuery":
         """Fresh weights, or those that are named. Raises OSError where these cannot be had."""
@@ -348,6 +353,7 @@ class ReuseDecoder(Student):
     from, to the bit."""
 
     network: ActionQueryNetwork = field(default_factory=ActionQueryNetwork)
+    """Its sizes; those of the decoder are the expert's."""
 
     def build(self, teacher: Policy, sample: Batch | None = None) -> ActionQuery:
         if not isinstance(teacher.head, ArmGripperHead):

@@ -56,46 +56,64 @@ TRAINED = (
 
 @dataclass(frozen=True)
 class ClipLoraNetwork(Network):
-    """Sizes of the two towers and what stands on them; see the module's docstring.
-
-    `image` and `patch` in pixels, for late fusion; `strides` (camera → pixels a token, 12 where
-    nothing is said), `channels` and `pointers` for early. `mlp`: how many times wider the towers'
-    MLPs are. `vocabulary`: the text tower's, where it is not the tokenizer's. `lora_rank` 0: no
-    LoRA, all weights train. `aux_heads`: guesses of phase and direction while it learns; `phases`
-    says how many phases there are, `directions` the words of each direction's label. `pretrained`:
-    a CLIP by name, with its own tokenizer.
-    """
+    """Sizes of the two towers and what stands on them; see the module's docstring."""
 
     image: int = 224
+    """Pixels a side to which pictures are brought, for late fusion."""
     patch: int = 16
+    """Pixels of a patch, a side, for late fusion."""
     width: int = 768
+    """Numbers a token has in the image tower."""
     depth: int = 12
+    """Layers of the image tower."""
     heads: int = 12
+    """Attention heads of its layers."""
     text_width: int = 512
+    """Numbers a token has in the text tower."""
     text_depth: int = 12
+    """Layers of the text tower."""
     text_heads: int = 8
+    """Attention heads of its layers."""
     text_tokens: int = 248
+    """Tokens of the longest text, instruction or description."""
     vocabulary: int | None = None
+    """The text tower's, where it is not the tokenizer's."""
     mlp: int = 4
+    """How many times wider the towers' MLPs are."""
     embed: int = 512
+    """Numbers of an embedding of an image or a text."""
     chunk: int = 5
+    """Actions decided at a time."""
     execute: int = 5
+    """Actions of a chunk that are carried out before the policy looks again."""
     head: Literal["regression", "bins", "flow"] = "bins"
+    """How actions are decided (armlet/layers/heads.py)."""
     head_options: dict[str, Any] = field(default_factory=lambda: {"hidden": 768})
+    """More of the head, by the names of its arguments (armlet/layers/heads.py)."""
     fusion: Literal["late", "early"] = "late"
+    """late: CLIP's own; early: words stand beside the image's tokens, for small networks."""
     strides: dict[str, int] = field(default_factory=dict)
+    """Camera → pixels a token, a side, for early fusion; 12 where nothing is said."""
     channels: int = 24
+    """Channels of the eyes' first convolution, for early fusion."""
     pointers: int = 4
+    """Soft-argmaxes that make an image's embedding, for early fusion."""
     use_state: bool = False
+    """The robot's state is a token, for early fusion."""
     lora_rank: int = 0
+    """Rank of LoRA on q and v of both towers; 0: none, all weights train."""
     lora_alpha: int = 16
+    """LoRA's scale, over its rank."""
     aux_heads: bool = False
+    """Guess phase and direction while it learns."""
     phases: int = 9
+    """How many phases there are to guess."""
     directions: tuple[str, ...] = ()
+    """The words of each direction's label."""
     pretrained: str = ""
-    kept_layers: tuple[int, ...] | None = (
-        None  # which layers of the network it was cut from, where it was cut
-    )
+    """A CLIP by its name on the hub, with its own tokenizer."""
+    kept_layers: tuple[int, ...] | None = None
+    """Which layers of the network it was cut from, where it was cut."""
 
     def build(self, body: Body, cameras: dict[str, int]) -> "ClipLora":
         """Fresh weights, or those of `pretrained`. Raises OSError where these cannot be had."""

@@ -9,7 +9,7 @@ them out blindly is as far away either way.
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from math import inf
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -41,6 +41,7 @@ def patch_for(sizes: Iterable[int]) -> int:
 class FitsRobot(Network):
     """A network whose chunk, and patches, fit the robot it is made for."""
 
+    settles: ClassVar[tuple[str, ...]] = ("chunk", "execute")  # fields of `network` without effect
     network: Network
     """Its other sizes; it has a chunk, and `strides` or one `patch`."""
     chunk_seconds: float = 0.6
@@ -76,6 +77,7 @@ class Choosing(FitsRobot):
     """Two towers that choose among primitives which k-means finds in the robot's own actions, and
     refine what they chose."""
 
+    settles: ClassVar[tuple[str, ...]] = ("chunk", "execute", "patch", "head")
     primitives: int = 24
     """How many actions there are to choose among."""
 
@@ -124,6 +126,7 @@ class Alike(Student):
     """Another kind of network than the teacher's, from nothing, that decides as many actions at a
     time as its teacher and sees its pictures in patches that divide them."""
 
+    settles: ClassVar[tuple[str, ...]] = ("chunk", "execute")
     network: Network
     """Its other sizes; chunk and execute are the teacher's."""
 
@@ -140,6 +143,7 @@ class SameChoices(Student):
     """Two towers of other sizes than the teacher's, that choose among the same primitives, as often
     and in the same patches."""
 
+    settles: ClassVar[tuple[str, ...]] = ("chunk", "execute", "patch", "head", "text-tokens")
     network: TwoTowerNetwork
     """Its other sizes."""
 

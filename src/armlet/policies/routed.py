@@ -36,31 +36,34 @@ BUDGETS = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)  # where a dial is 
 
 @dataclass(frozen=True)
 class Routing(Student):
-    """How a router is made. `initial_keep`: how likely a layer is to run before training;
-    `threshold`: the logit from which on it runs; `always`: layers that run whatever the router
-    says; `mode`: how gates act while training (`layers.router.gate_sample`; anything but
-    `straight_through` and `gumbel` is for comparison with the paper).
-
-    `budget`: the share of the backbone that decisions may cost in the mean; after each stage of
-    training the threshold is set so that they do (`Routed.calibrate`), and None leaves it alone.
-    `dial`: the router is told the budget as well, `budget` where nobody says otherwise.
-    `calibration`: (budget, threshold) pairs as measured. `only`: the route that all frames took
-    when it was calibrated, if they took one.
-    `chooser="random"` is a baseline: a share `initial_keep` of the layers, drawn by nobody's
-    wish."""
+    """How a router is made."""
 
     hidden: int = 64
+    """Width inside the router."""
     use_state: bool = True
+    """It sees the robot's state."""
     use_previous_action: bool = True
+    """It sees the action before."""
     initial_keep: float = 0.8
+    """How likely a layer is to run before training; of a random router, always."""
     threshold: float = 0.0
+    """The logit from which on a layer runs; set by calibration where there is a budget."""
     always: tuple[int, ...] = ()
+    """Layers that run whatever the router says, by number from 0."""
     mode: GateMode = "straight_through"
+    """How gates act while training (armlet/layers/router.py); all but the first two are for
+    comparison with the paper."""
     dial: bool = False
+    """The router is told the budget as well: one student for all of them."""
     budget: float | None = None
+    """The share of the backbone that decisions may cost in the mean, set after each stage
+    (`Routed.calibrate`); none leaves the threshold alone."""
     calibration: tuple[tuple[float, float], ...] = ()
+    """(budget, threshold) pairs, as measured."""
     only: tuple[int, ...] | None = None
+    """The route that all frames took when it was calibrated, if they took one."""
     chooser: Literal["learned", "random"] = "learned"
+    """random is a baseline: a share `initial_keep` of the layers, chosen at random."""
 
     def __post_init__(self) -> None:
         if self.dial and self.budget is None:

@@ -18,6 +18,7 @@ class FirstK(Student):
     (recipes.md §1, 3)."""
 
     layers: int
+    """How many are kept."""
 
     def build(self, teacher: Policy, sample: Batch | None = None) -> Policy:
         return teacher.keep_layers(tuple(range(self.layers)))
@@ -28,6 +29,7 @@ class Kept(Student):
     """Layers chosen by hand."""
 
     layers: tuple[int, ...]
+    """Their numbers, from 0."""
 
     def build(self, teacher: Policy, sample: Batch | None = None) -> Policy:
         return teacher.keep_layers(self.layers)
@@ -39,6 +41,7 @@ class LayerDrop(Student):
     arXiv 2403.03853)."""
 
     layers: int
+    """How many are kept."""
 
     def build(self, teacher: Policy, sample: Batch | None = None) -> Policy:
         if sample is None:
@@ -66,6 +69,7 @@ class Fresh(Student):
     """The network that `student` would make, with weights that owe the teacher nothing."""
 
     student: Student
+    """What makes the network."""
 
     @property
     def needs_teacher(self) -> bool:  # type: ignore[override]  # it follows from `student`
@@ -83,6 +87,7 @@ class Another(Student):
 
     needs_teacher: ClassVar[bool] = False
     network: Network
+    """Which."""
 
     def build(self, teacher: Policy, sample: Batch | None = None) -> Policy:
         if sample is None:

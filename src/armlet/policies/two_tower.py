@@ -51,47 +51,61 @@ from armlet.types import Batch, Trace
 
 @dataclass(frozen=True)
 class TwoTowerNetwork(Network):
-    """Sizes of two towers that are as wide as each other; every MLP is four times as wide.
-
-    `patch` in pixels; `channels` of the first convolution of eyes that hear `early_words`;
-    `text_tokens` the longest instruction; `goal` and `prototypes` the size and number of sub-tasks;
-    `embedding` the width in which pictures and words are compared while it learns; `mean` and `std`
-    what images are normalised by, per channel; `dropout` of the text tower, in training;
-    `attention` "eager" or "sdpa", which is slower among tens of tokens on a CPU; `checkpointing`
-    trades time for memory: activations are computed again on the way back; `vocabulary` entries of
-    the word table, None: the tokenizer's number.
-
-    `pretrained_vision` and `pretrained_text` name weights of exactly these sizes, on the Hugging
-    Face hub or in a local folder, and are looked at only where a network is built; `hub_tokenizer`
-    names the RoBERTa BPE to use in place of the data's own.
-    """
+    """Sizes of two towers that are as wide as each other; every MLP is four times as wide."""
 
     width: int = 96
+    """Numbers a token has, in both towers."""
     heads: int = 4
+    """Attention heads of a layer; they divide the width."""
     vision_layers: int = 4
+    """Layers of the ViT."""
     text_layers: int = 2
+    """Layers of the RoBERTa."""
     fusion_layers: int = 2
+    """Layers in which pictures ask words."""
     patch: int = 12
+    """Pixels of a patch, a side."""
     channels: int = 24
+    """Channels of the first convolution of eyes that hear `early_words`."""
     text_tokens: int = 32
+    """Tokens of the longest instruction."""
     chunk: int = 6
+    """Actions decided at a time."""
     execute: int = 2
+    """Actions of a chunk that are carried out before the policy looks again."""
     goal: int = 128
+    """Numbers of the goal code."""
     prototypes: int = 16
+    """How many sub-tasks the goal code is made of."""
     embedding: int = 64
+    """The width in which pictures and words are compared while it learns."""
     use_state: bool = True
+    """The robot's state is a token of the ViT and a part of the goal code."""
     early_words: bool = True
+    """The instruction scales and shifts what a few convolutions find before the ViT begins."""
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    """What images are normalised by, per channel: subtracted."""
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    """The same: divided by."""
     dropout: float = 0.0
+    """Of the text tower, in training."""
     attention: Literal["eager", "sdpa"] = "eager"
+    """sdpa is slower among tens of tokens on a CPU."""
     checkpointing: bool = False
+    """Compute activations again on the way back: less memory, more time."""
     head: Kind = "regression"
+    """How actions are decided (armlet/layers/heads.py)."""
     head_options: dict[str, Any] = field(default_factory=dict)
+    """More of the head, by the names of its arguments (armlet/layers/heads.py)."""
     vocabulary: int | None = None
+    """Entries of the word table; none: as many as the tokenizer has."""
     hub_tokenizer: str | None = None
+    """The RoBERTa BPE to use in place of the data's own, by its name on the hub."""
     pretrained_vision: str | None = None
+    """Weights of exactly these sizes, on the hub or in a folder; looked at only where a network is
+    built."""
     pretrained_text: str | None = None
+    """The same for the text tower."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -414,6 +428,7 @@ class TwoTowerStudent(Student):
 
     needs_teacher: ClassVar[bool] = False
     network: TwoTowerNetwork
+    """Its sizes."""
 
     def build(self, teacher: Policy, sample: Batch | None = None) -> Policy:
         if sample is None:

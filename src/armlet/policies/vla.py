@@ -69,19 +69,28 @@ class VLAConfig:
 
 @dataclass(frozen=True)
 class VLANetwork(Network):
-    """Sizes of a VLA that is taught from nothing; `strides` camera → pixels per token, 16 where
-    nothing is said."""
+    """Sizes of a VLA that is taught from nothing."""
 
     width: int = 128
+    """Numbers a token has in the backbone."""
     depth: int = 8
+    """Layers of the backbone."""
     heads: int = 4
+    """Attention heads of a layer; they divide the width."""
     chunk: int = 6
+    """Actions decided at a time."""
     execute: int = 2
+    """Actions of a chunk that are carried out before the policy looks again."""
     text_tokens: int = 32
+    """Tokens of the longest instruction."""
     vision_channels: int = 32
+    """Channels of the eyes' first convolution."""
     strides: dict[str, int] = field(default_factory=dict)
+    """Camera → pixels a token, a side: 8, 12 or 16; 16 where nothing is said."""
     head: Kind = "regression"
+    """How actions are decided (armlet/layers/heads.py)."""
     head_options: dict[str, Any] = field(default_factory=dict)
+    """More of the head, by the names of its arguments (armlet/layers/heads.py)."""
 
     def build(self, body: Body, cameras: dict[str, int]) -> "VLA":
         config = VLAConfig(

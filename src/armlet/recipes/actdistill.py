@@ -52,15 +52,26 @@ class ActDistill(Objective):
         {"imitation", "actions", "condition", "semantics", "layer_actions", "gates", "costs"}
     )
     output: MatchOutput = field(default_factory=MatchOutput)
+    """How the output is matched."""
     keep: float = 0.5
+    """ρ: the share of the backbone that may run."""
     budget: float = 30.0
+    """λ: weight of what runs beyond it."""
     over: Literal["sample", "batch"] = "batch"
+    """Whether every sample keeps to the share, or the mean of a batch."""
     semantic: float = 0.2
+    """α: weight of the layers' semantics."""
     layer_action: float = 0.2
+    """β: weight of the actions that the layers say."""
     eta: float = 0.5
+    """η: weight of structure among the semantics."""
     gamma: float = 2.0
+    """Exponent of the depth's weights; 0: all layers alike."""
     steps: losses.Steps = "chunk"
-    every: int = 8  # of so many samples the layers of one are supervised; what supervision costs a step: docs/machinery
+    """Which steps of a chunk the layers' actions are compared at."""
+    every: int = 8
+    """Of so many samples the layers of one are supervised; what supervision costs a step:
+    docs/machinery."""
 
     def __call__(self, student: Trace, teacher: Trace, batch: Batch) -> dict[str, Tensor]:
         depth = losses.depth_weights(
@@ -96,10 +107,15 @@ class Published(Objective):
         {"imitation", "semantics", "layer_actions", "soft_gates"}
     )
     balance: float = 1.0
+    """Weight of the balance term."""
     alpha: float = 1.0
+    """Weight of the semantics."""
     beta: float = 1.0
+    """Weight of the layers' actions."""
     eta: float = 0.5
+    """Weight of structure among the semantics."""
     gamma: float = 2.0
+    """Exponent of the depth's weights."""
 
     def __call__(self, student: Trace, teacher: Trace, batch: Batch) -> dict[str, Tensor]:
         expert, _ = batch.targets()

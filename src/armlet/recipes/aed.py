@@ -33,7 +33,6 @@ from typing import Any
 from torch import Tensor
 
 from armlet.benchmarks import Benchmark
-from armlet.benchmarks.tabletop import Tabletop
 from armlet.data.augment import Augment
 from armlet.data.codec import Codebook
 from armlet.data.transforms import Balance
@@ -52,18 +51,26 @@ TRACED = ("actions", "condition", "logits", LAST, "fused")
 @dataclass(frozen=True)
 class Aed(Objective):
     """The account's four terms with its weights. A weight of 0 leaves a term out, and what it would
-    read. `grids`: vision tokens a
-    side, camera by camera, from cameras and patches; () where both networks have the same."""
+    read."""
 
     action: float = 1.0
+    """Weight of the choice among primitives."""
     attention: float = 0.5
+    """Weight of the maps of what pictures ask of words."""
     representation: float = 0.5
+    """Weight of the hidden states."""
     contrastive: float = 0.2
+    """Weight of pictures against words."""
     share: float = 0.5
+    """Of the action term, the teacher's share; the rest is the expert's."""
     temperature: float = 2.0
+    """Of both distributions over primitives."""
     grids: tuple[int, ...] = (6, 4)
+    """Vision tokens a side, camera by camera; none: both networks have the same."""
     projected: bool = True
+    """Compare hidden states through a projection to the teacher's width."""
     facts: tuple[str, ...] = ()
+    """Simulator facts guessed while it learns."""
 
     @property
     def _terms(self) -> dict[str, tuple[float, tuple[str, ...], tuple[str, ...]]]:
@@ -200,6 +207,8 @@ def on_metaworld(base: Recipe) -> Recipe:
 
 def families(base: Recipe) -> Recipe:
     """The account's pictures and its number of trajectories."""
+    from armlet.benchmarks.tabletop import Tabletop
+
     larger = replace(
         base,
         name="families",

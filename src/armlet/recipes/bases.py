@@ -19,8 +19,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from armlet.benchmarks.metaworld import Metaworld
-from armlet.benchmarks.tabletop import Tabletop
 from armlet.data.pictures import Pictures
 from armlet.policies.fitting import FitsRobot
 from armlet.policies.vla import VLANetwork
@@ -60,7 +58,9 @@ class Imitate(Objective):
     """Behaviour cloning, with guesses of simulator facts while a teacher learns."""
 
     privileged: float = 1.0
+    """Weight of the guesses."""
     facts: tuple[str, ...] = FACTS
+    """Which simulator facts are guessed."""
 
     @property
     def wants(self) -> frozenset[str]:  # type: ignore[override]  # it follows from `facts`
@@ -96,8 +96,11 @@ class MatchOutput(Objective):
     needs: ClassVar[frozenset[str]] = frozenset({"actions", "condition"})
     wants: ClassVar[frozenset[str]] = frozenset({"imitation", "actions", "condition"})
     imitation: float = 1.0
+    """Weight of the expert's actions."""
     action: float = 1.0
+    """Weight of the teacher's actions."""
     condition: float = 0.5
+    """Weight of what the teacher's head reads."""
 
     def __call__(self, student: Trace, teacher: Trace, batch: Batch) -> dict[str, Tensor]:
         return {
@@ -160,6 +163,8 @@ def own() -> Recipe:
 def tabletop() -> Recipe:
     """8,000 episodes of tabletop, the teacher that ships with the repository and its traces; no
     student."""
+    from armlet.benchmarks.tabletop import Tabletop  # brings its simulator with it
+
     return Recipe(
         name="tabletop",
         benchmark=Tabletop(),
@@ -178,6 +183,8 @@ def tabletop() -> Recipe:
 def metaworld() -> Recipe:
     """Three tasks of Meta-World (needs the extra), a teacher taught from Meta-World's own experts;
     no student."""
+    from armlet.benchmarks.metaworld import Metaworld
+
     return replace(
         tabletop(),
         name="metaworld",

@@ -48,6 +48,7 @@ class Align(Objective):
 
     needs: ClassVar[frozenset[str]] = frozenset({"condition"})
     facts: tuple[str, ...] = ()
+    """Simulator facts guessed while it learns."""
 
     @property
     def wants(self) -> frozenset[str]:  # type: ignore[override]  # it follows from `facts`
@@ -63,6 +64,7 @@ class Finetune(Objective):
     """Stage 2: MAE(arm) + 0.01 BCE(gripper) against the expert's actions in the data."""
 
     facts: tuple[str, ...] = ()
+    """Simulator facts guessed while it learns."""
 
     @property
     def wants(self) -> frozenset[str]:  # type: ignore[override]  # it follows from `facts`

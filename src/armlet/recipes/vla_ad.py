@@ -69,20 +69,25 @@ TABLETOP_RULES = PhaseRules()
 @dataclass(frozen=True)
 class VlaAd(Objective):
     """The teacher's actions as bins, for the path that is told the description and for the one that
-    is deployed.
-
-    With `soft`, the temperature of `data.codec.Bins.gaussian`, the neighbours of an action's bin
-    count as well; 0 is the paper's one bin. `facts` are guessed as in `bases.guess`.
-    """
+    is deployed."""
 
     semantic: Semantic = "privileged_text"
+    """How the annotator's words help: told, guessed, both, or not at all."""
     alpha: float = 1.0
+    """α: weight of the path that is deployed."""
     phase: float = 0.1
+    """Weight of the guess of the phase."""
     direction: float = 0.1
+    """Weight of the guess of the direction."""
     weights: tuple[float, ...] | None = None
+    """Of each action dimension; none: all alike."""
     target: Literal["teacher", "expert"] = "teacher"
+    """Whose actions are learned."""
     soft: float = 0.0
+    """Temperature by which the neighbours of an action's bin count as well
+    (`data.codec.Bins.gaussian`); 0: the paper's one bin."""
     facts: tuple[str, ...] = ()
+    """Simulator facts guessed while it learns, as in `bases.guess`."""
 
     @property
     def needs(self) -> frozenset[str]:  # type: ignore[override]  # it follows from `target`

@@ -56,14 +56,23 @@ class Metaworld(Benchmark):
     name: ClassVar[str] = "metaworld"
     splits: ClassVar[tuple[str, ...]] = ("seen", "unseen_wordings")
     task_names: tuple[str, ...] = ("reach-v3", "drawer-open-v3", "button-press-topdown-v3")
+    """Out of Meta-World's fifty."""
     scene_pixels: int = 72
+    """Pixels a side of the camera that sees the scene."""
     wrist_pixels: int = 48
+    """The same of the one on the hand."""
     renderer: str = "ray"
+    """ray (anywhere), egl, or auto."""
     scene_view: str = "corner4"
+    """Meta-World's name of the first camera, which is turned upright."""
     wrist_view: str = "gripperPOV"
+    """Meta-World's name of the second."""
     scene_fov: float = 48.0
+    """Degrees to which the first is narrowed."""
     action_repeat: int = 4
+    """Native commands a step."""
     step_limit: int = 80
+    """Steps after which an episode has failed; at most 500 native commands."""
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.task_names if name not in WORDINGS]

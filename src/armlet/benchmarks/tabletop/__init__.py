@@ -82,11 +82,17 @@ class Tabletop(Benchmark):
         "known_words",
     )
     scene_pixels: int = 72
+    """Pixels a side of the camera that sees the table: 64 to 224."""
     wrist_pixels: int = 48
+    """The same of the one on the hand."""
     renderer: str = "ray"
+    """ray (anywhere), egl, or auto."""
     families: tuple[str, ...] = tuple(FAMILIES)
+    """Which families of tasks there are."""
     step_limit: int = 80
+    """Steps after which an episode has failed."""
     belt: float = 0.0
+    """Metres a second, 0 to 0.1, at which everything on the table is carried aside."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.belt <= FASTEST_BELT:

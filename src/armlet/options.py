@@ -1,0 +1,343 @@
+"""A recipe's fields as options of the command line: reading them, and `--help`.
+
+`--help` says what is usually set for a verb, `--help-all` every option, each with its default and
+the words that stand below the field where it is declared. Stages that are alike are listed once.
+What the options of one verb are, another takes as well, so one line of options serves all of them;
+an option that has no effect for any verb of this recipe is an error.
+
+Knows dataclasses, recipes and benchmarks by name; no verb's work.
+"""
+
+import ast
+import contextlib
+import dataclasses
+import difflib
+import inspect
+import io
+import re
+import shutil
+import sys
+import textwrap
+import types
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from armlet import benchmarks
+from armlet.recipe import YOURS, Recipe
+
+BOX = "╭╮╰╯─│"  # what the parser of options frames its errors with
+HELP, HELP_ALL = ("-h", "--help"), "--help-all"
+WORDS = {str: "TEXT", int: "N", float: "X", "Path": "PATH"}
+
+# What is usually set, in this order. In these patterns `*` is a part of a name, `**` several.
+USUAL: dict[str, tuple[str, ...]] = {
+    "collect": ("--episodes", "--benchmark.*", "--collection.*"),
+    "teach": (
+        "--episodes", "--teacher", "--out", "--seed", "--columns.*", "--robot.*", "--pictures.fit",
+        "--pictures.size", "--network.**width", "--network.**depth", "--network.**chunk*",
+        "--network.**execute*", "--teach.steps", "--teach.batch-size", "--teach.learning-rate",
+    ),
+    "probe": ("--episodes", "--teacher", "--out", "--shared", "--seed", "--robot.*", "--probe.stage.steps"),
+    "distil": (
+        "--episodes", "--teacher", "--out", "--shared", "--seed", "--robot.*", "--held-out",
+        "--student.layers", "--student.budget", "--student.student.layers", "--stages.*.steps",
+        "--stages.*.batch-size", "--stages.*.learning-rate", "--rounds.*.episodes",
+    ),
+    "evaluate": ("--episodes", "--teacher", "--out", "--policies", "--robot.*", "--evaluation.*"),
+}  # fmt: skip
+
+# What a recipe without a benchmark does not do: it collects nothing and nothing acts in a world.
+OF_WORLDS = (
+    "--collection.*", "--evaluation.splits", "--evaluation.slower", "--evaluation.late",
+    "--evaluation.videos",
+)  # fmt: skip
+
+
+def override(recipe: Recipe, options: list[str], prog: str, verb: str = "distil") -> Recipe:
+    """The recipe with what the options say in place of its own fields; says what is wrong, or
+    helps, and leaves."""
+    asked = [option for option in options if option in (*HELP, HELP_ALL)]
+    try:
+        recipe, options = _with_benchmark(recipe, options)
+    except ValueError as error:
+        sys.exit(f"{prog}: {error}")
+    if asked:
+        sys.stdout.write(help_text(recipe, prog, verb, everything=HELP_ALL in asked))
+        sys.exit(0)
+    unknown = _unknown(recipe, options)
+    if unknown:
+        sys.exit(f"{prog}: {unknown} (--help-all lists them)")
+    import tyro
+
+    with _in_one_line(prog):
+        made = tyro.cli(
+            type(recipe),
+            default=recipe,
+            args=options,
+            prog=prog,
+            config=(tyro.conf.AvoidSubcommands,),
+        )
+    if made.benchmark is None and made.out != recipe.out and made.teacher == recipe.teacher:
+        made = replace(made, teacher=made.out / "teacher")
+    problem = _missing(made) or _without_effect(recipe, made)
+    if problem:
+        sys.exit(f"{prog}: {problem}")
+    return made
+
+
+def _with_benchmark(recipe: Recipe, options: list[str]) -> tuple[Recipe, list[str]]:
+    """`--benchmark NAME` found among the options, in a recipe that has none; the other options,
+    `--benchmark.…` among them, are those of the recipe with it."""
+    rest: list[str] = []
+    name = None
+    words = iter(options)
+    for word in words:
+        option, _, value = word.partition("=")
+        if option != "--benchmark":
+            rest.append(word)
+            continue
+        name = value or next(words, None)
+        if name is None or name.startswith("--"):
+            raise ValueError("--benchmark needs a name: package.module:Name, or gym:ENV_ID")
+    if name is None:
+        return recipe, rest
+    if recipe.benchmark is not None:
+        raise ValueError(
+            f"--benchmark {name}: recipe {recipe.name!r} is made for {recipe.benchmark.name}; take "
+            "one for your own robot (armlet --help lists them)"
+        )
+    return replace(recipe, benchmark=benchmarks.find(name)), rest  # type: ignore[attr-defined]  # helper rollout's
+
+
+def _unknown(recipe: Recipe, options: list[str]) -> str:
+    """What is wrong with the first option that the recipe does not have; nothing where it has
+    all."""
+    there = [option.name for option in options_of(recipe)]
+    for word in options:
+        name = word.partition("=")[0].replace("_", "-")
+        if not name.startswith("--") or name.replace("no-", "") in there or name in there:
+            continue
+        near = difflib.get_close_matches(name, there, 1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        return f"recipe {recipe.name!r} has no option {name}{hint}"
+    return ""
+
+
+def _matches(name: str, *patterns: str) -> bool:
+    """Whether an option is one of these: `*` stands for part of a name, `**` for several names."""
+    for pattern in patterns:
+        words = re.escape(pattern).replace(r"\*\*", ".*").replace(r"\*", "[^.]*")
+        if re.fullmatch(words, name):
+            return True
+    return False
+
+
+def _missing(recipe: Recipe) -> str:
+    if recipe.episodes != YOURS:
+        return ""
+    return (
+        f"recipe {recipe.name!r} is for your own robot: name its episodes with `--episodes`, the "
+        "folder of a LeRobotDataset, or hf:user/name of one on the Hugging Face hub"
+    )
+
+
+def _without_effect(before: Recipe, after: Recipe) -> str:
+    """What is wrong with options that were given and that no verb of this recipe reads; nothing
+    where all are read."""
+    old = {option.name: option.value for option in options_of(before)}
+    changed = [each for each in options_of(after) if old.get(each.name, ...) != each.value]
+    given = [each.name for each in changed]
+    settled = [each.name for each in changed if each.settled]
+    if settled:
+        return f"{', '.join(settled)} has no effect: it follows from the robot, or from the teacher"
+    if after.benchmark is None:
+        idle = [name for name in given if _matches(name, *OF_WORLDS)]
+        if idle:
+            return (
+                f"{', '.join(idle)} has no effect: recipe {after.name!r} has no world in which "
+                "anything acts; give it one with `--benchmark package.module:Name` or "
+                "`--benchmark gym:ENV_ID`, or leave it out"
+            )
+    if after.split == "tasks" and "--held-out" in given:
+        return "--held-out has no effect with `--split tasks`, which holds out 15 % of the tasks"
+    return ""
+
+
+@contextlib.contextmanager
+def _in_one_line(prog: str) -> Iterator[None]:
+    """What the parser of options draws a box around, as the line that every other error is."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            yield
+    except SystemExit:
+        _, *lines = said.getvalue().splitlines()  # the first is the box's title
+        words = " ".join(lines).translate(dict.fromkeys(map(ord, BOX), " ")).split()
+        sys.exit(f"{prog}: {' '.join(words).partition(' For full helptext')[0]}")
+
+
+# Help
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option: `group`, the dotted name of what it is a field of; `takes`, its values in words;
+    `text`, what it is."""
+
+    name: str
+    group: str
+    takes: str
+    text: str
+    value: Any
+    settled: bool = False  # by what it is a part of, so that setting it would have no effect
+
+    def lines(self, width: int) -> list[str]:
+        default = _said(self.value)
+        text = f"{self.text} ({default})" if default else self.text
+        head = f"  {self.name}" + (f" {self.takes}" if self.takes else "")
+        body = textwrap.wrap(text, width - 8)
+        return [head, *(f"        {line}" for line in body)]
+
+
+def _said(value: Any) -> str:
+    """A default, in words."""
+    if value == YOURS:
+        return "required"
+    if isinstance(value, tuple | list):
+        return "default: " + (" ".join(map(str, value)) or "none")
+    if isinstance(value, dict):
+        return "default: " + (" ".join(f"{name} {item}" for name, item in value.items()) or "none")
+    return f"default: {'none' if value is None else value}"
+
+
+def options_of(value: Any, group: str = "") -> list[Option]:
+    """Every option of a dataclass, in the order of its fields, those of its parts behind it."""
+    own: list[Option] = []
+    parts: list[Option] = []
+    settles = getattr(type(value), "settles", ())
+    hints = get_type_hints(type(value))
+    texts = field_texts(type(value))
+    for field in dataclasses.fields(value):
+        item = getattr(value, field.name)
+        name = f"{group}.{field.name}" if group else field.name
+        if dataclasses.is_dataclass(item):
+            for option in options_of(item, name):
+                settled = option.settled or option.name.rpartition(".")[2] in settles
+                parts.append(replace(option, settled=settled))
+        elif isinstance(item, tuple) and item and dataclasses.is_dataclass(item[0]):
+            for index, each in enumerate(item):
+                parts += options_of(each, f"{name}.{index}")
+        elif isinstance(item, dict) and item:
+            for key, each in item.items():
+                if isinstance(each, str | int | float):  # not the numbers of a codebook
+                    dashed = f"--{name}.{key}".replace("_", "-")
+                    text = texts.get(field.name, "")
+                    own.append(Option(dashed, group, _takes(type(each)), text, each))
+        elif not _is_fixed(hints[field.name], item):
+            dashed = "--" + name.replace("_", "-")
+            takes = _takes(hints[field.name])
+            own.append(Option(dashed, group, takes, texts.get(field.name, ""), item))
+    return own + parts
+
+
+def _is_fixed(hint: Any, value: Any) -> bool:
+    """Whether a field cannot be set from the command line: it may hold anything, or is a part that
+    this recipe does not have."""
+    if hint is Any:
+        return True
+    if dataclasses.is_dataclass(hint):
+        return True
+    return any(_is_fixed(each, value) for each in get_args(hint) if not isinstance(each, str))
+
+
+def _takes(hint: Any) -> str:
+    """A field's values in words: `N`, `a|b|c`, `X …`."""
+    kind = get_origin(hint)
+    if hint is bool:
+        return "| --no-…"
+    if kind is Literal:
+        return "|".join(map(str, get_args(hint)))
+    if kind in (Union, types.UnionType):
+        return "|".join("none" if each is type(None) else _takes(each) for each in get_args(hint))
+    if kind is tuple:
+        inside = [each for each in get_args(hint) if each is not Ellipsis]
+        words = " ".join(_takes(each) for each in inside)
+        return f"[{words} …]" if Ellipsis in get_args(hint) else words
+    if kind is dict:
+        return "[NAME VALUE …]"
+    return WORDS.get(hint, WORDS.get(getattr(hint, "__name__", ""), "VALUE"))
+
+
+def field_texts(kind: type) -> dict[str, str]:
+    """Field → the words below it in the source, of a dataclass and what it derives from."""
+    found: dict[str, str] = {}
+    for each in reversed(kind.__mro__):
+        if dataclasses.is_dataclass(each):
+            found |= _own_texts(each)
+    return found
+
+
+@cache
+def _own_texts(kind: Any) -> dict[str, str]:
+    try:
+        source = inspect.getsource(kind)
+    except OSError:  # a class of an interactive session
+        return {}
+    (node,) = ast.parse(textwrap.dedent(source)).body
+    assert isinstance(node, ast.ClassDef)
+    found: dict[str, str] = {}
+    for line, below in zip(node.body, node.body[1:], strict=False):
+        if isinstance(line, ast.AnnAssign) and isinstance(below, ast.Expr):
+            text = ast.literal_eval(below.value)
+            found[ast.unparse(line.target)] = " ".join(text.split())
+    return found
+
+
+def help_text(recipe: Recipe, prog: str, verb: str, *, everything: bool) -> str:
+    """What `--help` prints, or with `everything` what `--help-all` does."""
+    width = min(shutil.get_terminal_size().columns, 100)
+    there = [option for option in options_of(recipe) if not option.settled]
+    lines = [f"{prog} [--option value …]", ""]
+    if recipe.benchmark is None:
+        lines += [
+            "  --benchmark NAME",
+            "        a world to act in: package.module:Name, or gym:ENV_ID (default: none)",
+        ]
+    if everything:
+        return "\n".join(lines + _all(recipe, there, width)) + "\n"
+    usual = USUAL.get(verb, ())
+    shown: list[Option] = []
+    for pattern in usual:
+        matching = [each for each in there if _matches(each.name, pattern)]
+        shown += [each for each in matching if each not in shown]
+    for option in shown:
+        lines += option.lines(width)
+    rest = len(there) - len(shown)
+    lines += ["", f"`{prog} --help-all` lists {rest} more; `armlet --help` the verbs and recipes."]
+    return "\n".join(lines) + "\n"
+
+
+def _all(recipe: Recipe, there: list[Option], width: int) -> list[str]:
+    lines: list[str] = []
+    groups = list(dict.fromkeys(option.group for option in there))
+    before: dict[str, tuple[str, list[Option]]] = {}  # shape of a group → the first that has it
+    for group in groups:
+        own = [option for option in there if option.group == group]
+        shape = " ".join(option.name.rpartition(".")[2] for option in own)
+        alike, first = before.setdefault(shape, (group, own))
+        title = group.replace("_", "-") or recipe.name
+        lines += ["", title]
+        if alike == group:
+            for option in own:
+                lines += option.lines(width)
+            continue
+        lines.append(f"  as --{alike.replace('_', '-')}.…; its defaults that differ:")
+        differing = [
+            f"  {mine.name} ({_said(mine.value)})"
+            for mine, theirs in zip(own, first, strict=True)
+            if mine.value != theirs.value
+        ]
+        lines += differing or ["  none"]
+    return lines

@@ -1,0 +1,119 @@
+"""The command line: every option is a field with words of its own, read as it is listed; what has
+no effect is refused, and nothing heavy is imported before it is used."""
+
+import subprocess
+import sys
+import warnings
+
+import pytest
+import tyro
+
+from armlet import recipes
+from armlet.options import USUAL, help_text, options_of, override
+from armlet.recipe import Recipe
+
+ELSEWHERE = ("teach", "probe", "stages", "rounds")  # whose fields helper corpus is writing about
+
+
+def parsers_options(recipe: Recipe) -> set[str]:
+    """What the parser itself takes."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        parser = tyro.extras.get_parser(
+            Recipe, default=recipe, config=(tyro.conf.AvoidSubcommands,)
+        )
+    return {action.option_strings[0] for action in parser._actions} - {"-h"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["actdistill", "aed", "vla_ad", "vita_vla", "bc", "onpolicy_tabletop", "aed_metaworld",
+     "vla_ad_tiny", "vita_vla_tabletop", "demo"],
+)  # fmt: skip
+def test_what_is_listed_is_what_is_read(name: str) -> None:
+    recipe = recipes.make(name)
+    listed = {option.name for option in options_of(recipe)}
+    read = parsers_options(recipe)
+    assert listed <= read
+    assert [each for each in read - listed if ".primitives." not in each] == []
+
+
+@pytest.mark.parametrize("name", recipes.available())
+def test_every_option_has_words(name: str) -> None:
+    silent = [option.name for option in options_of(recipes.make(name)) if not option.text]
+    assert [each for each in silent if not each.removeprefix("--").startswith(ELSEWHERE)] == []
+
+
+def test_help_is_short_and_help_all_is_whole(capsys) -> None:
+    recipe = recipes.make("actdistill")
+    for verb in USUAL:
+        short = help_text(recipe, "armlet", verb, everything=False)
+        assert 5 < short.count("\n  --") < 25, verb
+    assert "--episodes PATH" in short and "(required)" in short
+    whole = help_text(recipe, "armlet", "distil", everything=True)
+    told = [option.name for option in options_of(recipe) if not option.settled]
+    assert [name for name in told if name.startswith("--pictures") and name not in whole] == []
+    # Of stages that are alike one is listed, and of the others what differs.
+    assert whole.count("--teach.log-every") == 1 and "--stages.1.log-every" not in whole
+    assert "--stages.1.steps (default: 2000)" in whole
+    with pytest.raises(SystemExit) as left:
+        override(recipe, ["--help"], "armlet distil actdistill")
+    assert left.value.code == 0 and capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "said"),
+    [
+        ("actdistill", [], "name its episodes with `--episodes`"),
+        ("actdistill", ["--episodes", "here", "--collection.episodes", "3"], "--collection.episodes has no effect"),
+        ("actdistill", ["--episodes", "here", "--evaluation.videos", "3"], "--evaluation.videos has no effect"),
+        ("actdistill", ["--episodes", "here", "--network.network.chunk", "3"], "--network.network.chunk has no effect"),
+        ("aed", ["--episodes", "here", "--student.network.patch", "8"], "--student.network.patch has no effect"),
+        ("aed_tabletop", ["--held-out", "0.3"], "--held-out has no effect"),
+        ("first_k_tabletop", ["--benchmark", "gym:Ant-v5"], "is made for tabletop"),
+        ("actdistill", ["--benchmark"], "--benchmark needs a name"),
+        ("actdistill", ["--episodes", "here", "--no-such"], "has no option --no-such"),
+        ("actdistill", ["--episodes", "here", "--sead", "1"], "no option --sead; did you mean --seed?"),
+    ],
+)  # fmt: skip
+def test_what_would_have_no_effect_is_refused(name: str, options: list[str], said: str) -> None:
+    with pytest.raises(SystemExit) as left:
+        override(recipes.make(name), options, "armlet teach")
+    assert said in str(left.value.code) and "\n" not in str(left.value.code)
+
+
+def test_options_of_other_verbs_may_stand_there() -> None:
+    line = ["--episodes", "here", "--teach.steps", "7", "--stages.1.steps", "9", "--seed", "3"]
+    made = override(recipes.make("actdistill"), line, "armlet probe", "probe")
+    assert (made.teach.steps, made.stages[1].steps, made.seed) == (7, 9, 3)
+
+
+def test_a_teacher_of_ones_own_robot_is_where_everything_else_is() -> None:
+    recipe = recipes.make("actdistill")
+    assert recipe.teacher.as_posix() == "out/actdistill/teacher"
+    line = ["--episodes", "here", "--out", "there"]
+    assert override(recipe, line, "armlet").teacher.as_posix() == "there/teacher"
+    named = override(recipe, [*line, "--teacher", "mine"], "armlet")
+    assert named.teacher.as_posix() == "mine"
+    shipped = recipes.make("actdistill_tabletop")
+    assert override(shipped, line, "armlet").teacher == shipped.teacher
+
+
+HEAVY = ("transformers", "mujoco", "matplotlib", "scipy", "plotly", "gymnasium", "peft")
+
+
+@pytest.mark.parametrize(
+    ("code", "light"),
+    [
+        ("import sys; sys.argv = ['armlet', '--help']; from armlet.__main__ import main; main()",
+         (*HEAVY, "torch", "numpy", "tyro")),
+        ("import armlet.recipes.actdistill", HEAVY),
+        ("from armlet import recipes; recipes.make('first_k_tabletop'); import armlet.distil", HEAVY),
+    ],
+)  # fmt: skip
+def test_nothing_heavy_is_imported_before_it_is_used(code: str, light: tuple[str, ...]) -> None:
+    ask = f"{code}; print([name for name in {light!r} if name in sys.modules], file=sys.stderr)"
+    ran = subprocess.run(
+        [sys.executable, "-c", f"import sys; {ask}"], capture_output=True, text=True, check=True
+    )
+    assert ran.stderr.strip().splitlines()[-1] == "[]"
