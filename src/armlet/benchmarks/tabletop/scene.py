@@ -26,9 +26,9 @@ RAKE_BAR = 0.11  # where its crossbar is
 RAKE_HEIGHT = 0.055  # of its handle above the table: an object passes below
 RAKE_DROP = 0.030  # from the handle down to the middle of the crossbar
 
-# Kg, N·s/m: so much that nothing that lies or pushes on it changes its speed.
-BELT_MASS = 200.0
-BELT_DRIVE = 20_000.0
+# So much that nothing that lies or pushes on it changes its speed.
+BELT_MASS = 200.0  # kg
+BELT_DRIVE = 20_000.0  # N·s/m
 
 OBJECT_COLOURS = {
     "red": (0.85, 0.10, 0.10),
@@ -116,7 +116,8 @@ def spread(
         points: list[np.ndarray] = []
         for _ in range(200):
             point = rng.uniform(low, high)
-            if all(np.linalg.norm(point - other) >= gap for other in points):
+            distances = [np.linalg.norm(point - other) for other in points]
+            if not distances or min(distances) >= gap:
                 points.append(point)
             if len(points) == count:
                 return [(float(x), float(y)) for x, y in points]
@@ -133,9 +134,8 @@ def draw_objects(rng: np.random.Generator, count: int, *, unseen: bool) -> list[
         colours.insert(0, first[0])
     chosen: list[tuple[str, Shape]] = []
     for index, colour in enumerate(colours[:count]):
-        allowed = [shape for shape in SHAPES if (colour, shape) not in HELD_OUT]
-        if unseen and index == 0:
-            allowed = [shape for shape in SHAPES if (colour, shape) in HELD_OUT]
+        # The first thing of a list is the one that is meant.
+        allowed = _shapes(colour, held_out=unseen and index == 0)
         chosen.append((colour, allowed[rng.integers(len(allowed))]))
     return chosen
 
@@ -148,26 +148,25 @@ def draw_twins(rng: np.random.Generator, count: int, *, unseen: bool) -> list[tu
     if unseen:
         firsts = sorted(HELD_OUT)
     else:
-        firsts = [
-            (colour, shape)
-            for colour in OBJECT_COLOURS
-            for shape in SHAPES
-            if not _is_held_out(colour)
-        ]
+        # Of colours that are seen in both shapes: the twin must be a pair that is seen, too.
+        firsts = []
+        for each in OBJECT_COLOURS:
+            if not _shapes(each, held_out=True):
+                firsts += [(each, shape) for shape in SHAPES]
     colour, shape = firsts[rng.integers(len(firsts))]
     twin = next(other for other in SHAPES if other != shape)
     others = [other for other in OBJECT_COLOURS if other != colour]
     rng.shuffle(others)
     between: list[tuple[str, Shape]] = []
     for other in others[: count - 2]:
-        allowed = [each for each in SHAPES if (other, each) not in HELD_OUT]
+        allowed = _shapes(other, held_out=False)
         between.append((other, allowed[rng.integers(len(allowed))]))
     return [(colour, shape), *between, (colour, twin)]
 
 
-def _is_held_out(colour: str) -> bool:
-    """Whether one of the shapes is never seen in this colour."""
-    return any((colour, shape) in HELD_OUT for shape in SHAPES)
+def _shapes(colour: str, *, held_out: bool) -> list[Shape]:
+    """The shapes that are never seen in this colour, or those that are."""
+    return [shape for shape in SHAPES if ((colour, shape) in HELD_OUT) == held_out]
 
 
 def build_model(layout: Layout) -> mujoco.MjModel:
@@ -180,6 +179,8 @@ def _rgba(colour: tuple[float, float, float]) -> str:
 
 
 def _look_at(eye: np.ndarray, target: np.ndarray) -> str:
+    """The axes of a camera, as MJCF has them: its x (right) and its y (up), which is as much up as
+    it can be."""
     forward = (target - eye) / np.linalg.norm(target - eye)
     right = np.cross(forward, [0.0, 0.0, 1.0])
     right /= np.linalg.norm(right)
@@ -192,6 +193,8 @@ def scene_xml(layout: Layout) -> str:
     eye = np.array([-0.36, 0.0, 0.80]) + layout.look.camera_shift
     fixed = [thing for thing in layout.things if thing.kind in ("plate", "box")]
     loose = [thing for thing in layout.things if thing not in fixed]
+    # Without a belt in the order of the layout: bodies' numbers, and so the bits of a simulation,
+    # hang on it.
     if layout.belt:
         table = _belt_xml(layout, fixed)
         drive = f'<velocity joint="belt" kv="{BELT_DRIVE}"/>'
@@ -233,6 +236,8 @@ def _belt_xml(layout: Layout, fixed: list[Thing]) -> str:
 {riders}</body>"""
 
 
+# Two fingers and a palm that nothing touches (contype 0), moved along x, y and z by three slides:
+# an arm that never reaches its own limits. gravcomp: it does not fall.
 _FINGER = (
     '<geom type="box" size=".012 .006 .04" rgba=".6 .6 .65 1" mass=".05" friction="2" condim="4"/>'
 )
@@ -248,6 +253,7 @@ _HAND_XML = f"""<body name="hand" pos="0 0 0" gravcomp="1">
 
 def _object_xml(thing: Thing) -> str:
     half = OBJECT_HALF
+    # Sizes in MJCF are half sides, or a radius and half a height.
     size = f"{half} {half} {half}" if thing.shape == "cube" else f"{half} {half}"
     kind = "box" if thing.shape == "cube" else "cylinder"
     x, y = thing.position
@@ -270,15 +276,14 @@ def _plate_xml(thing: Thing) -> str:
 def _box_xml(thing: Thing) -> str:
     x, y = thing.position
     rgba = _rgba(thing.colour)
-    walls = "".join(
-        f'<geom type="box" size="{size}" pos="{position}" rgba="{rgba}"/>'
-        for size, position in (
-            (".045 .004 .012", "0 .041 .012"),
-            (".045 .004 .012", "0 -.041 .012"),
-            (".004 .041 .012", ".041 0 .012"),
-            (".004 .041 .012", "-.041 0 .012"),
-        )
-    )
+    walls = ""
+    for size, position in (  # half a wall's sides, and where its middle is
+        (".045 .004 .012", "0 .041 .012"),
+        (".045 .004 .012", "0 -.041 .012"),
+        (".004 .041 .012", ".041 0 .012"),
+        (".004 .041 .012", "-.041 0 .012"),
+    ):
+        walls += f'<geom type="box" size="{size}" pos="{position}" rgba="{rgba}"/>'
     base = f'<geom type="box" size=".041 .041 .002" pos="0 0 .002" rgba="{rgba}"/>'
     return f'<body name="{thing.name}" pos="{x:.6f} {y:.6f} 0">{base}{walls}</body>'
 
