@@ -20,6 +20,8 @@ import numpy as np
 
 from armlet.data.episodes import EpisodeFrames
 
+# Rows of a store hold places in these lists: what is new goes to the end. The phases are VLA-AD's
+# (arXiv 2605.16241); "none" is the direction of a phase that has none.
 PHASES = (
     "idle", "approaching", "grasping", "transporting", "holding", "placing", "operating", "regrasping", "completed",
 )  # fmt: skip
@@ -115,6 +117,7 @@ class Labels:
         ):
             for text in set(texts):  # a few, however many frames there are
                 encode_text(text, room, name)
+        # Two spellings of one thing would be two elements to whoever learns to tell them apart.
         for name in set(self.element) - {""}:
             if element_name(name) != name:
                 raise LabelError(
@@ -130,8 +133,10 @@ class Labels:
     ) -> "Labels":
         """Labels from words, one a frame. Without `descriptions` they are what `describe` makes of
         the rest."""
-        directions = ["none"] * len(phases) if directions is None else directions
-        elements = [""] * len(phases) if elements is None else elements
+        if directions is None:
+            directions = ["none"] * len(phases)
+        if elements is None:
+            elements = [""] * len(phases)
         if descriptions is None:
             descriptions = [
                 describe(*words) for words in zip(phases, directions, elements, strict=True)
@@ -159,12 +164,11 @@ class Labels:
         """The names that occur, in order of the alphabet, and which of them each frame has: (T,)
         int64."""
         names = tuple(sorted(set(self.element)))
-        places = {name: place for place, name in enumerate(names)}
-        return names, np.array([places[name] for name in self.element], np.int64)
+        return names, np.array(list(map(names.index, self.element)), np.int64)
 
     def segments(self) -> list[tuple[int, int]]:
         """(first frame, frame after the last) of every stretch in which nothing changes."""
-        return stretches([self.words(frame) for frame in range(len(self))])
+        return stretches(list(map(self.words, range(len(self)))))
 
     def part(self, start: int, stop: int) -> "Labels":
         """The labels of some frames that follow one another."""
@@ -180,7 +184,7 @@ def _numbers(words: Sequence[str], known: tuple[str, ...]) -> np.ndarray:
     strange = sorted(set(words) - set(known))
     if strange:
         raise LabelError(f"{strange[0]!r} is not in the vocabulary: {', '.join(known)}")
-    return np.array([known.index(word) for word in words], np.int64)
+    return np.array(list(map(known.index, words)), np.int64)
 
 
 def stretches(values: Sequence[Any]) -> list[tuple[int, int]]:

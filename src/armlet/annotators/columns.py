@@ -37,7 +37,9 @@ def write_language(
     remarks = []
     for number, there in enumerate(read_persistent(data)):
         # Ours are left out here and written anew below: labels may have changed.
-        others = [row for row in there if row not in _ours(there)]
+        ours = _ours(there)
+        others = [row for row in there if row not in ours]
+        # lerobot cannot tell two producers' rows of one style apart.
         clashing = [row for row in others if row["style"] in (SUBTASK, MOTION)]
         if clashing and not replace:
             raise LabelError(
@@ -62,6 +64,7 @@ def read_language(data: EpisodeDataset) -> Labels:
         start = data.starts[number]
         stop = data.starts[number + 1]
         frames += _words(there, times[start:stop], f"{data.root}, episode {number}")
+    # From a row a frame to a column a field.
     phases, directions, elements, descriptions = zip(*frames, strict=True)
     return Labels.named(phases, directions, elements, descriptions)
 
@@ -73,6 +76,8 @@ def _by_time(row: Remark) -> tuple[float, str, str]:
 
 def _remarks(labels: Labels, times: np.ndarray) -> list[Remark]:
     rows = []
+    # The pair only where something changes: lerobot takes a row as true until the next of its
+    # style.
     for first, _ in labels.segments():
         *named, description = labels.words(first)
         time = float(times[first])
@@ -119,10 +124,8 @@ def _parse(row: Remark) -> tuple[str, str, str] | None:
 
 def _ours(rows: list[Remark]) -> list[Remark]:
     """Motions in our words, and the subtasks that begin with them."""
-    begins = {row["timestamp"] for row in rows if _parse(row)}
-    found = []
-    for row in rows:
-        # A subtask is in anybody's words; ours is told by the motion that stands beside it.
-        if _parse(row) or (row["style"] == SUBTASK and row["timestamp"] in begins):
-            found.append(row)
-    return found
+    motions = list(filter(_parse, rows))
+    begins = {row["timestamp"] for row in motions}
+    # A subtask is in anybody's words; ours is told by the motion that stands beside it.
+    subtasks = [row for row in rows if row["style"] == SUBTASK and row["timestamp"] in begins]
+    return motions + subtasks

@@ -32,12 +32,16 @@ from armlet.progress import Progress
 
 FORMAT = "labels 1"  # raised whenever what stands in a row changes
 COLUMNS: dict[str, tuple[tuple[int, ...], str]] = {
+    # (), one number: its place in PHASES, or in DIRECTIONS. Whoever changes these lists, which are
+    # not in the store, raises FORMAT.
     "phase": ((), "uint8"),
     "direction": ((), "uint8"),
     "element": ((ELEMENT_BYTES,), "uint8"),
     "description": ((DESCRIPTION_BYTES,), "uint8"),
 }
-ROWS = 2048  # in memory before they are written; a write waits for the disk twice
+# Rows in memory before they are written: every write waits for the disk twice, and what a killed
+# run may lose has to be asked for, and paid for, again.
+ROWS = 2048
 GIVE_UP = 20  # episodes that fail one after the other before the rest are not tried any more
 FAILED = "failed.json"
 Row = tuple[np.ndarray, dict[str, np.ndarray]]
@@ -80,6 +84,7 @@ def store_labels(
             # One by one: all episodes at once need not fit into memory.
             blind = map(episodes.blind, missing)
             cost = annotator.estimate(blind, data.cameras, data.fps)
+        # Rules ask nobody (None), and of episodes in which nothing is operated nobody is asked (0).
         if cost is not None and cost.questions:
             if confirm is None or not confirm(cost):
                 raise NotConfirmedError(f"nothing was asked, because nobody confirmed {cost}")
@@ -166,6 +171,7 @@ def _annotate(
                 )
                 break
     finally:
+        # Also after an error: what was answered is paid for, and kept.
         pool.shutdown(cancel_futures=True)
         _flush(writer, pending)
         progress.close()
@@ -200,14 +206,16 @@ def _flush(writer: TraceWriter, pending: list[Row]) -> None:
     pending.clear()
     if not rows:
         return
+    keys, values = zip(*rows, strict=True)
     columns = {}
     for name in COLUMNS:
-        columns[name] = np.concatenate([values[name] for _, values in rows])
-    writer.append(np.concatenate([keys for keys, _ in rows]), columns)
+        columns[name] = np.concatenate([each[name] for each in values])
+    writer.append(np.concatenate(keys), columns)
 
 
 def _report(root: Path, failed: dict[int, str], episodes: int) -> None:
     path = root / FAILED
+    # One file, of the last run: an old list would name episodes that have labels by now.
     if not failed:
         path.unlink(missing_ok=True)
         return
@@ -246,17 +254,17 @@ def load_labels(
     steps = np.arange(len(episodes)) - np.repeat(data.starts[:-1], lengths)
     keys = np.stack([episodes, steps], 1)
     try:
-        rows = {name: values.numpy() for name, values in store.read(keys).items()}
+        rows = store.read(keys)  # tensors (N, …)
     except KeyError as error:
         raise LabelError(
             f"{root} has labels of {len(store)} of {len(keys)} frames; store_labels adds the "
             "missing ones"
         ) from error
     return Labels(
-        rows["phase"].astype(np.int64),
-        rows["direction"].astype(np.int64),
-        _words(rows["element"]),
-        _words(rows["description"]),
+        rows["phase"].numpy().astype(np.int64),
+        rows["direction"].numpy().astype(np.int64),
+        _words(rows["element"].numpy()),
+        _words(rows["description"].numpy()),
     )
 
 

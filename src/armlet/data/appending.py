@@ -160,42 +160,54 @@ def read_existing(root: Path, cameras: list[str]) -> Existing | None:
             )
         return None
     info = read_json(root / INFO, fix=FIX)
-    rows: list[dict[str, Any]] = []
-    for path in listed:
-        table = read_table(path)
-        missing = [name for name in NEEDED if name not in table.column_names]
-        if missing:
-            raise EpisodeError(f"{path} lacks column {missing[0]!r}; {FIX}")
-        rows += table.to_pylist()
-    if [row["episode_index"] for row in rows] != list(range(info["total_episodes"])):
+    rows = _read_list(listed)
+    numbers = [row["episode_index"] for row in rows]
+    if numbers != list(range(info["total_episodes"])):
         raise EpisodeError(
             f"{root / 'meta/episodes'} lists {len(rows)} episodes, and {INFO} counts "
             f"{info['total_episodes']}, from 0 on; files that it does not count may be left of a "
             "run that was killed: move them away"
         )
-    named = set()
-    for row in rows:
-        place = {"chunk_index": row["data/chunk_index"], "file_index": row["data/file_index"]}
-        named.add(info["data_path"].format(**place))
-    # A reader that takes all files in the folder, as lerobot's, would find rows of no episode.
-    stray = [name for name in data if name not in named]
-    if stray:
-        raise EpisodeError(
-            f"{root / stray[0]} belongs to no episode of the data set; move it away, then add to it"
-        )
+    _refuse_stray(root, data, info["data_path"], rows)
     frames = sum(count_rows(root / name) for name in data)
     if frames != info["total_frames"] or _frames(rows) != frames:
         raise EpisodeError(
             f"{root}: the data files hold {frames} frames, {INFO} counts {info['total_frames']} "
-            f"and the list of episodes {sum(row['length'] for row in rows)}; {FIX}"
+            f"and the list of episodes {_frames(rows)}; {FIX}"
         )
     # The columns are the same in all rows, so the first one's are enough.
-    lacking = [name for name in cameras if rows and f"videos/{name}/file_index" not in rows[0]]
-    if lacking:
-        raise EpisodeError(
-            f"{root / 'meta/episodes'} does not say where the videos of {lacking[0]!r} are; {FIX}"
-        )
+    for name in cameras:
+        if rows and f"videos/{name}/file_index" not in rows[0]:
+            raise EpisodeError(
+                f"{root / 'meta/episodes'} does not say where the videos of {name!r} are; {FIX}"
+            )
     return Existing(info, _tasks(root / TASKS), rows, data)
+
+
+def _read_list(paths: list[Path]) -> list[dict[str, Any]]:
+    """The rows of the list of episodes."""
+    rows: list[dict[str, Any]] = []
+    for path in paths:
+        table = read_table(path)
+        for name in NEEDED:
+            if name not in table.column_names:
+                raise EpisodeError(f"{path} lacks column {name!r}; {FIX}")
+        rows += table.to_pylist()
+    return rows
+
+
+def _refuse_stray(root: Path, data: list[str], data_path: str, rows: list[dict[str, Any]]) -> None:
+    """Raises EpisodeError where there is a file of rows that no episode is in: a reader that takes
+    all files of the folder, as lerobot's, would find rows of nobody."""
+    named = set()
+    for row in rows:
+        place = {"chunk_index": row["data/chunk_index"], "file_index": row["data/file_index"]}
+        named.add(data_path.format(**place))
+    for name in data:
+        if name not in named:
+            raise EpisodeError(
+                f"{root / name} belongs to no episode of the data set; move it away, then add to it"
+            )
 
 
 def _frames(rows: list[dict[str, Any]]) -> int:
@@ -209,7 +221,7 @@ def _tasks(path: Path) -> list[str]:
         raise EpisodeError(
             f"{path}: the tasks are numbered {sorted(texts)}, expected 0 to {len(texts) - 1}; {FIX}"
         )
-    return [texts[number] for number in range(len(texts))]
+    return [text for _, text in sorted(texts.items())]
 
 
 def _numbered(folder: Path) -> list[Path]:
@@ -242,7 +254,8 @@ def check_schema(root: Path, files: list[str], table: pa.Table) -> None:
     with open_parquet(root / files[-1]) as file:
         there = _types(file.schema_arrow)
     here = _types(table.schema)
-    differing = sorted(name for name in {*there, *here} if there.get(name) != here.get(name))
+    # As pairs of name and type: what only one of the two has.
+    differing = sorted(dict(there.items() ^ here.items()))
     if differing:
         raise EpisodeError(
             f"{root / files[-1]} has other columns than armlet writes ({', '.join(differing)}): "
@@ -284,12 +297,17 @@ def carry_out(root: Path, staging: Path) -> None:
     decided = read_json(
         ready / PLAN, fix=f"move {ready} away, and see which of its files are missing"
     )
-    left = [name for name in decided["files"] if (ready / name).exists()]
+    left = []
+    moved = []
+    for name in decided["files"]:
+        if (ready / name).exists():
+            left.append(name)
+        elif name not in REPLACED:
+            moved.append(name)
     # INFO is moved last, so while it is left the one in the data set is still the one that was
     # there.
     if INFO in left and decided["info"] != _hash(root / INFO):
         if len(left) < len(decided["files"]):
-            moved = [name for name in decided["files"] if name not in left and name not in REPLACED]
             raise EpisodeError(
                 f"{root / INFO} was changed while episodes were being added and the run was "
                 f"killed. Move {', '.join(moved)} and {ready} away, then run the same command "

@@ -316,12 +316,12 @@ class Codebook:
                 "'delta'; use fit"
             )
         moving = _moving(spec)
-        still = [index for index in moving if not spec.low[index] < 0 < spec.high[index]]
+        still = []  # names of dimensions that could not move both ways
+        for index in moving:
+            if not spec.low[index] < 0 < spec.high[index]:
+                still.append(spec.names[index])
         if still:
-            raise ValueError(
-                "axes needs ranges with 0 inside; it is not in that of "
-                f"{[spec.names[index] for index in still]}"
-            )
+            raise ValueError(f"axes needs ranges with 0 inside; it is not in that of {still}")
         rows = []
         ends = (spec.gripper_open, spec.gripper_closed)
         for held in itertools.product(ends, repeat=len(spec.grippers)):
@@ -363,7 +363,7 @@ class Codebook:
         return cls(spec, tuple(found))
 
     def to_json(self) -> dict[str, Any]:
-        return {"spec": asdict(self.spec), "primitives": [list(row) for row in self.primitives]}
+        return {"spec": asdict(self.spec), "primitives": list(map(list, self.primitives))}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Self:

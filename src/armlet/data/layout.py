@@ -309,7 +309,8 @@ def stored_episodes(root: Path, info: dict[str, Any]) -> list[Stored]:
 
 def _by_numbers(path: Path) -> list[int]:
     """Files in the order of their numbers: file-1000 comes after file-999."""
-    return [int(digits) for digits in re.findall(r"\d+", "/".join(path.parts[-2:]))]
+    # Of the folder and the file: chunk-001/file-002 → [1, 2].
+    return list(map(int, re.findall(r"\d+", "/".join(path.parts[-2:]))))
 
 
 def _paths(info: dict[str, Any], usual: tuple[str, str]) -> tuple[str, str]:
@@ -329,7 +330,11 @@ def _tasks(row: dict[str, Any], where: str) -> tuple[str, ...]:
 
 
 def _video_keys(info: dict[str, Any]) -> list[str]:
-    return [name for name, feature in info["features"].items() if feature.get("dtype") == "video"]
+    found = []
+    for name, feature in info["features"].items():
+        if feature.get("dtype") == "video":
+            found.append(name)
+    return found
 
 
 def task_texts(path: Path) -> dict[int, str]:

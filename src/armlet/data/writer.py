@@ -123,6 +123,7 @@ class EpisodeWriter:
 
     @property
     def _keys(self) -> list[str]:
+        """The features that are videos."""
         return [IMAGE + name for name in self.features.cameras]
 
     @property
