@@ -205,7 +205,7 @@ class Cost:
     price in dollars."""
 
     questions: int
-    frames: int
+    frames: int  # pictures, of all questions together
     tokens_in: int
     tokens_out: int
     price: float

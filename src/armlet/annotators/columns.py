@@ -38,7 +38,7 @@ def write_language(
     for number, there in enumerate(read_persistent(data)):
         # Ours are left out here and written anew below: labels may have changed.
         ours = _ours(there)
-        others = [row for row in there if row not in ours]
+        others = [row for row in there if row not in ours]  # of all styles, and of any producer
         # lerobot cannot tell two producers' rows of one style apart.
         clashing = [row for row in others if row["style"] in (SUBTASK, MOTION)]
         if clashing and not replace:
@@ -49,8 +49,8 @@ def write_language(
             )
         start = data.starts[number]
         stop = data.starts[number + 1]
-        kept = [row for row in others if row not in clashing]
-        rows = kept + _remarks(labels.part(start, stop), times[start:stop])
+        rows = [row for row in others if row not in clashing]
+        rows += _remarks(labels.part(start, stop), times[start:stop])
         remarks.append(sorted(rows, key=_by_time))
     return write_persistent(data, target, remarks)
 
@@ -108,7 +108,7 @@ def _words(rows: list[Remark], times: np.ndarray, where: str) -> list[tuple[str,
     for time in begins.tolist():
         named = motions[time]
         words.append((*named, described.get(time, describe(*named))))
-    return [words[index] for index in place]
+    return [words[index] for index in place]  # a row a frame
 
 
 def _parse(row: Remark) -> tuple[str, str, str] | None:

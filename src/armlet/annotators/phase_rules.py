@@ -211,6 +211,7 @@ class Motion:
                 if last < stop:
                     self._grasp(found, first, last, again=lost)
         if held[start:stop].any():
+            # A thing that is let go on purpose is not grasped again at the same place.
             lost = self._comes_back(stop)
             if not lost:
                 self._place(found, held, start, stop)
@@ -250,7 +251,7 @@ class Motion:
     def _comes_back(self, stop: int) -> bool:
         """Whether fingers that open at `stop` close again about there."""
         later = np.flatnonzero(self.closed[stop:])
-        if not len(later):
+        if not len(later):  # they stay open to the end
             return False
         return self._apart(stop, stop + int(later[0])) < self.embodiment.again
 
@@ -297,7 +298,7 @@ class Motion:
     def _smooth(self, found: list[str]) -> list[str]:
         """A short interruption of a phase belongs to it. Grasping is short by nature."""
         shortest = self.embodiment.shortest * self.fps
-        parts = stretches(found)
+        parts = stretches(found)  # as they were before: one that has grown swallows no other
         for index in range(1, len(parts) - 1):
             start, stop = parts[index]
             before = found[parts[index - 1][0]]

@@ -47,7 +47,7 @@ from armlet.annotators.phase_rules import PhaseRules
 from armlet.data.episodes import EpisodeFrames
 from armlet.data.files import write_atomically
 
-ALLOWED = tuple(name for name in DIRECTIONS if name != "none")
+ALLOWED = DIRECTIONS[1:]  # without "none": something is being operated
 SYSTEM = (
     "You annotate recordings of a robot arm. You get a few frames of one short stretch of a "
     "recording, in order of time, what the robot was told to do, and the phase it is in. Answer "
@@ -62,7 +62,7 @@ Answer with {keys}:
 OWN_WORDS = """
 "description": one short sentence that says what the robot does in these frames"""
 TRANSIENT = (408, 409, 429)  # and everything from 500 on
-CHARACTERS = 3  # at least so many in a token of English
+CHARACTERS = 3  # at least so many in a token of English: the estimate is to be too high, if wrong
 
 
 class ServerError(RuntimeError):
@@ -112,6 +112,7 @@ class Vlm(Annotator):
     yes: bool = False
 
     def __post_init__(self) -> None:
+        # Everything else is the server's to refuse, which knows its limits.
         least = {
             "frames": 1,
             "enlarge": 1,
@@ -136,6 +137,7 @@ class Vlm(Annotator):
             "repeats",
             "json_mode",
         )
+        # Not the server's address, keys or prices: the same model answers the same anywhere.
         return {
             "rules": self.rules.fingerprint(),
             "words": [SYSTEM, QUESTION, OWN_WORDS, *ALLOWED],
@@ -233,7 +235,7 @@ class Vlm(Annotator):
                 f"the episode has no camera {self.camera!r}; it has "
                 f"{', '.join(sorted(episode.images)) or 'none'}"
             )
-        pictures = episode.images[self.camera][self._shown(start, stop)]
+        pictures = episode.images[self.camera][self._shown(start, stop)]  # (frames, h, w, 3)
         shown = []
         for picture in pictures:
             url = data_url(picture, self.enlarge)
@@ -339,6 +341,7 @@ class Vlm(Annotator):
         keys = {"element", "direction"}
         if self.own_words:
             keys.add("description")
+        # Nothing more than was asked for, either: a model that adds a field has not understood.
         is_complete = isinstance(answer, dict) and answer.keys() == keys
         if not is_complete or not all(isinstance(value, str) for value in answer.values()):
             raise LabelError(
@@ -364,6 +367,7 @@ class _NoAnswerError(Exception):
 def confirm_on_terminal(cost: Cost) -> bool:
     """Show what it costs and ask; no without a terminal."""
     sys.stderr.write(f"{cost}\n")
+    # In a batch job nobody can answer, and nobody's money is spent.
     if not sys.stdin.isatty():
         return False
     sys.stderr.write("Ask? [y/N] ")
@@ -374,6 +378,7 @@ def confirm_on_terminal(cost: Cost) -> bool:
 def data_url(picture: np.ndarray, enlarge: int = 1) -> str:
     """(h, w, 3) uint8 as a PNG in a URL, each pixel `enlarge` pixels a side."""
     file = io.BytesIO()
+    # Repeated, not interpolated: a model is shown the pixels that there are. PNG loses none.
     Image.fromarray(picture.repeat(enlarge, 0).repeat(enlarge, 1)).save(file, "PNG")
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 

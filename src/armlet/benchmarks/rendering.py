@@ -38,6 +38,7 @@ class Camera(Protocol):
 def probe_egl() -> bool:
     """Whether off-screen EGL rendering works here. Asked in a subprocess: a broken driver aborts
     its process."""
+    # 60 s: a driver that hangs does not answer at all.
     answer = subprocess.run(
         [sys.executable, "-c", _PROBE], capture_output=True, text=True, timeout=60, check=False
     )

@@ -20,6 +20,8 @@ from torch import Tensor
 from armlet.robot.spec import ActionSpec, within
 
 Array = TypeVar("Array", np.ndarray, Tensor)
+# Larger than any real distance (a range of 1 is a few units), and small enough that a float32 sum
+# with it is still finite.
 FAR = 1e9  # added to the squared distance of a primitive whose gripper does something else
 
 
@@ -327,6 +329,7 @@ class Codebook:
         for held in itertools.product(ends, repeat=len(spec.grippers)):
             for step in steps:
                 for index in moving:
+                    # Each way by its own end: ranges need not be the same on both sides of 0.
                     for end in (spec.low[index], spec.high[index]):
                         row = [0.0] * spec.dims
                         row[index] = step * end
@@ -356,6 +359,7 @@ class Codebook:
         counts = _shares(size, members)
         found: list[tuple[float, ...]] = []
         for side, mine, count in zip(sides, members, counts, strict=True):
+            # In units of `scale`, so that k-means measures distance as `encode` does.
             row = np.zeros((count, spec.dims))
             row[:, moving] = _centres(values[mine][:, moving] / scale, count, seed) * scale
             row[:, grippers] = ends[side.astype(int)]

@@ -89,6 +89,7 @@ def parse(place: Path | str) -> Name:
         raise ValueError(f"{text}: {folder!r} is no folder in a repository; {FORM}")
     if ".." in revision or _REVISION.fullmatch(revision) is None:
         raise ValueError(f"{text}: {revision!r} is no branch, tag or commit; {FORM}")
+    # To the system "hf:user" is a name of a folder like any other.
     if Path(text).exists():
         raise ValueError(
             f"{text} is a name on the hub, and a folder here is called so too: rename the folder, "

@@ -121,7 +121,7 @@ class PairedComparison:
     −3 pp (a one-sided test at 2.5 %)."""
 
     n: int
-    both: int
+    both: int  # of the n, in how many both succeed; the next three likewise
     only_a: int
     only_b: int
     neither: int

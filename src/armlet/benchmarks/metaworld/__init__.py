@@ -109,6 +109,7 @@ class Metaworld(Benchmark):
 
     def tasks(self, split: str = "seen") -> tuple[Task, ...]:
         self.check_split(split)
+        # Families by the first word, which is what is done: button, door, drawer, reach …
         return tuple(Task(name, name.split("-")[0], split) for name in self.task_names)
 
     def make(self, task: Task, seed: int) -> "MetaworldWorld":
@@ -203,6 +204,7 @@ class MetaworldWorld(World):
             # It asks for more than the range, to be clipped.
             warnings.filterwarnings("ignore", message="Constant")
             action = self.stage.expert.get_action(self._seen)
+        # As Meta-World itself would clip it: what is recorded is what is done.
         return np.clip(action, -1, 1).astype(np.float32)
 
     def privileged(self) -> dict[str, np.ndarray]:

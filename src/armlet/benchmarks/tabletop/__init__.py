@@ -179,6 +179,7 @@ class TabletopWorld(World):
         self._data = mujoco.MjData(self._model)
         self._cameras: dict[tuple[str, int], Camera] = {}
         self._previous = np.zeros(4, np.float32)
+        # Bodies' numbers in the model, to find their contacts.
         self._fingers = {self._model.body(f"{side}_finger").id for side in ("left", "right")}
         self._place_hand(layout.hand)
         for thing in layout.things:
@@ -201,6 +202,8 @@ class TabletopWorld(World):
     def tcp(self) -> np.ndarray:
         return self._data.site("tcp").xpos.copy()
 
+    # What follows in names of bodies is known to the simulator only, and to the expert.
+
     @property
     def gap(self) -> float:
         return float(self._data.joint("left").qpos[0] + self._data.joint("right").qpos[0])
@@ -212,6 +215,7 @@ class TabletopWorld(World):
         return float(self._data.joint(f"{name}_slide").qpos[0])
 
     def handle(self, name: str) -> np.ndarray:
+        # A drawer's position is its front's; the middle of the post is in front of and above it.
         return self.position(name) + np.array([-HANDLE_FORWARD, 0.0, 0.010])
 
     def observe(self) -> Observation:
@@ -227,6 +231,7 @@ class TabletopWorld(World):
     def _camera(self, name: str, size: int) -> Camera:
         if (name, size) not in self._cameras:
             camera: Camera
+            # MuJoCo's own lights, which EGL shows, are not seen by rays: the look is passed on.
             if self._renderer == "ray":
                 look = self._layout.look
                 camera = RayCamera(self._model, name, size, light=look.light, ambient=look.ambient)
@@ -244,6 +249,7 @@ class TabletopWorld(World):
         # From where the hand is, not from where it was told to go: a hand that is held back does
         # not jump when it comes free.
         self._data.ctrl[:3] = np.clip(self.tcp + action[:3] * STEP, LOW, HIGH)
+        # Open or closed and nothing between: a thing between the fingers stops them.
         self._data.ctrl[3:5] = 0.034 if action[3] < 0 else 0.0
         mujoco.mj_step(self._model, self._data, 20)  # of 5 ms: one step at 10 Hz
         return self.succeeded()
@@ -259,7 +265,7 @@ class TabletopWorld(World):
             }
             if body in pair:
                 touching |= pair & self._fingers
-        return len(touching) == 2
+        return len(touching) == 2  # of one finger it may just lean on
 
     def _resting_place(self) -> np.ndarray:
         """Where the centre of the subject should come to rest for `place` and `stack`."""
@@ -343,6 +349,7 @@ class TabletopWorld(World):
 
     def succeeded(self) -> bool:
         goal = self.goal
+        # Judged by where things are, in metres, not by what the hand has done: any way to it counts.
         if goal.skill == "touch":
             top = self.position(goal.subject) + [0, 0, OBJECT_HALF]
             return bool(

@@ -53,6 +53,7 @@ def funnel(
 ) -> np.ndarray:
     """`point`, raised by up to `rise` in proportion to the lateral distance from it."""
     lateral = float(np.linalg.norm(tcp[:2] - point[:2]))
+    # 0 within `throat`, then `slope` metres up for each metre away.
     lift = float(np.clip((lateral - throat) * slope, 0.0, rise))
     wanted = np.array([point[0], point[1], point[2] + lift])
     # Come up before going sideways; by degrees, so that the action does not jump.
@@ -98,7 +99,7 @@ def place(facts: Facts) -> Move:
     settled = (
         np.linalg.norm(thing[:2] - facts.goal[:2]) < 0.017 and thing[2] - facts.goal[2] < 0.010
     )
-    if settled:
+    if settled:  # let go and rise, whatever else is true: the thing is where it should be
         return Move(np.array([tcp[0], tcp[1], tcp[2] + 0.05]), OPEN, "placing")
     if not facts.held:
         return grasp(tcp, np.array([thing[0], thing[1], max(thing[2] - 0.004, 0.010)]), rise=0.07)

@@ -44,7 +44,7 @@ def draw(task: Task, rng: np.random.Generator) -> tuple[Layout, Goal]:
 def belt_direction(layout: Layout, goal: Goal) -> float:
     """+1 to the left or −1 to the right: against a push, else so that what is meant passes the
     middle of the table."""
-    if goal.skill == "push":
+    if goal.skill == "push":  # with it, waiting would be enough
         return -1.0 if goal.side == "left" else 1.0
     meant = []
     for thing in layout.things:
@@ -87,6 +87,7 @@ def _finish(
 def _hand(rng: np.random.Generator, things: list[Thing]) -> tuple[float, float, float]:
     """Where the hand starts: mostly over some thing, any thing, so that where it is does not tell
     what is meant."""
+    # Anywhere in a third of the episodes.
     if rng.random() < 0.35:
         return tuple(rng.uniform([-0.20, -0.18, 0.09], [0.12, 0.18, 0.20]))
     thing = things[rng.integers(len(things))]
@@ -105,6 +106,8 @@ def _spoken(name: str) -> str:
 
 
 def _touch_layout(rng: np.random.Generator, task: Task) -> tuple[Layout, Goal]:
+    # The first thing is the one that is meant, here and below. It is not to be seen: places and
+    # colours are drawn at random.
     things = _objects(rng, spread(rng, 4, (-0.16, -0.17), (0.12, 0.17), 0.09), task)
     return _finish(rng, task, things, "touch", things[0].name, {"object": _spoken(things[0].name)})
 
@@ -122,6 +125,7 @@ def _push_layout(rng: np.random.Generator, task: Task) -> tuple[Layout, Goal]:
 
 
 def _place_layout(rng: np.random.Generator, task: Task) -> tuple[Layout, Goal]:
+    # 10.5 cm apart, as plates and boxes are 9 cm wide.
     points = spread(rng, 5, (-0.15, -0.16), (0.12, 0.16), 0.105)
     things = _objects(rng, points[:3], task)
     colours = rng.permutation(list(PLACE_COLOURS))[:2]
@@ -150,6 +154,7 @@ def _drawer_layout(rng: np.random.Generator, task: Task) -> tuple[Layout, Goal]:
     colours = rng.permutation(list(OBJECT_COLOURS))[:2]
     depth = rng.uniform(0.14, 0.17)
     middle = rng.uniform(-0.03, 0.03)
+    # Side by side with 17 cm between their middles; a cabinet is 12 cm wide.
     drawers = []
     for colour, offset in zip(colours, (0.085, -0.085), strict=True):
         drawers.append(
@@ -177,6 +182,7 @@ def _rake_layout(rng: np.random.Generator, task: Task) -> tuple[Layout, Goal]:
         points.append((float(rng.uniform(0.185, 0.225)), float(y + rng.uniform(-0.015, 0.015))))
     things = _objects(rng, points, task)
     place = (float(rng.uniform(-0.07, -0.03)), float(rng.uniform(-0.14, 0.14)))
+    # Within reach, and nearly straight, as the hand cannot turn it.
     rake = Thing("rake", "rake", (0.35, 0.22, 0.10), place, yaw=float(rng.uniform(-0.06, 0.06)))
     return _finish(
         rng, task, [*things, rake], "rake", things[0].name, {"object": _spoken(things[0].name)}
