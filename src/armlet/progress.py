@@ -1,4 +1,5 @@
-"""Progress of long work: a bar with rate and time left on a terminal, plain lines in a log."""
+"""Progress of long work: a bar with rate and time left on a terminal, plain lines in a log. Knows
+no work."""
 
 import sys
 import time
@@ -17,34 +18,33 @@ class Progress:
         self.done = start
         self.unit = unit
         self.every = every
+        # What an earlier run did took none of this run's time, so it does not count for the rate.
         self._start = start
         self._begun = time.monotonic()
         self._said = time.monotonic()
-        self._bar = (
-            tqdm(total=total, initial=start, desc=title, unit=unit) if sys.stderr.isatty() else None
-        )
+        self._bar = None
+        if sys.stderr.isatty():
+            self._bar = tqdm(total=total, initial=start, desc=title, unit=unit)
 
     def advance(self, count: int = 1, **values: float) -> None:
         """`count` more are done; `values` are shown beside the bar."""
         self.done += count
         if self._bar is not None:
             self._bar.update(count)
-            self._bar.set_postfix(
-                {name: f"{value:.4g}" for name, value in values.items()}, refresh=False
-            )
+            shown = {name: f"{value:.4g}" for name, value in values.items()}
+            self._bar.set_postfix(shown, refresh=False)
+        # The last one always: a log must say that it is done.
         elif time.monotonic() - self._said > self.every or self.done == self.total:
             self._said = time.monotonic()
             self._line(values)
 
     def _line(self, values: dict[str, float]) -> None:
-        seconds = max(time.monotonic() - self._begun, 1e-9)
+        seconds = max(time.monotonic() - self._begun, 1e-9)  # the first line may come at once
         rate = (self.done - self._start) / seconds
         left = (self.total - self.done) / rate if rate else float("inf")
+        where = f"{self.title}: {self.done}/{self.total} {self.unit}s"
         shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
-        sys.stderr.write(
-            f"{self.title}: {self.done}/{self.total} {self.unit}s, {rate:.3g}/s, {left:.0f} s "
-            f"left  {shown}\n"
-        )
+        sys.stderr.write(f"{where}, {rate:.3g}/s, {left:.0f} s left  {shown}\n")
         sys.stderr.flush()
 
     def close(self) -> None:

@@ -19,12 +19,14 @@ def identity() -> dict[str, Any]:
     `files`: a digest of the package's files, which tells two states of the code apart with and
     without a commit."""
     commit = _commit(PACKAGE)
+    dirty = None
+    if commit is not None:
+        # Of the package only: notes and results beside it change nothing that runs.
+        dirty = bool(_git(PACKAGE, "status", "--porcelain", "--", "."))
     return {
         "version": version("armlet"),
         "commit": commit,
-        "dirty": None
-        if commit is None
-        else bool(_git(PACKAGE, "status", "--porcelain", "--", ".")),
+        "dirty": dirty,
         "files": digest(PACKAGE),
     }
 
@@ -35,6 +37,7 @@ def digest(folder: Path) -> str:
     for path in sorted(folder.rglob("*")):
         if not path.is_file() or "__pycache__" in path.parts:
             continue
+        # With the length, so that no byte can move from one file to the next unnoticed.
         content = path.read_bytes()
         found.update(f"{path.relative_to(folder).as_posix()} {len(content)}\n".encode())
         found.update(content)

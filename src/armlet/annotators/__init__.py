@@ -9,7 +9,6 @@ An annotator sees an episode and nothing of the simulator, the expert or the pol
 """
 
 import hashlib
-import itertools
 import json
 import re
 from abc import ABC, abstractmethod
@@ -22,6 +21,8 @@ import numpy as np
 from armlet.data.episodes import EpisodeFrames
 from armlet.robot.spec import ActionSpec
 
+# Rows of a store hold places in these lists: what is new goes to the end. The phases are VLA-AD's
+# (arXiv 2605.16241); "none" is the direction of a phase that has none.
 PHASES = (
     "idle", "approaching", "grasping", "transporting", "holding", "placing", "operating", "regrasping", "completed",
 )  # fmt: skip
@@ -43,9 +44,10 @@ class AnnotationError(LabelError):
 
     def __init__(self, segments: Sequence[tuple[int, int, str]]) -> None:
         self.segments = tuple(segments)
-        super().__init__(
-            "; ".join(f"steps {start} to {stop - 1}: {what}" for start, stop, what in segments)
-        )
+        lines = []
+        for start, stop, what in segments:
+            lines.append(f"steps {start} to {stop - 1}: {what}")
+        super().__init__("; ".join(lines))
 
 
 class NotConfirmedError(RuntimeError):
@@ -66,8 +68,10 @@ def element_name(text: str) -> str:
     Letters of any script, digits, spaces, hyphens and apostrophes; at most six words and
     `ELEMENT_BYTES` bytes.
     """
+    # (?=.): "the" alone is a name without a thing, and stays as it is, to be seen in an error.
     name = re.sub(r"^(the|a|an) (?=.)", "", " ".join(text.lower().split()))
-    strange = sorted({letter for letter in name if not (letter.isalnum() or letter in " -'")})
+    # isalnum counts letters of every script.
+    strange = [letter for letter in name if not (letter.isalnum() or letter in " -'")]
     if not name or strange or len(name.split()) > 6:
         raise LabelError(
             f"{text!r} is no name of a thing; expected one to six words of letters, digits, "
@@ -89,7 +93,12 @@ class Labels:
     description: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        lengths = {name: len(getattr(self, name)) for name in self.__dataclass_fields__}
+        lengths = {
+            "phase": len(self.phase),
+            "direction": len(self.direction),
+            "element": len(self.element),
+            "description": len(self.description),
+        }
         if len(set(lengths.values())) != 1:
             raise LabelError(
                 f"labels of one episode must have one entry a frame in every field, found {lengths}"
@@ -107,8 +116,9 @@ class Labels:
             ("element", self.element, ELEMENT_BYTES),
             ("description", self.description, DESCRIPTION_BYTES),
         ):
-            for text in set(texts):
+            for text in set(texts):  # a few, however many frames there are
                 encode_text(text, room, name)
+        # Two spellings of one thing would be two elements to whoever learns to tell them apart.
         for name in set(self.element) - {""}:
             if element_name(name) != name:
                 raise LabelError(
@@ -124,14 +134,20 @@ class Labels:
     ) -> "Labels":
         """Labels from words, one a frame. Without `descriptions` they are what `describe` makes of
         the rest."""
-        directions = ["none"] * len(phases) if directions is None else directions
-        elements = [""] * len(phases) if elements is None else elements
+        if directions is None:
+            directions = ["none"] * len(phases)
+        if elements is None:
+            elements = [""] * len(phases)
         if descriptions is None:
             descriptions = [
                 describe(*words) for words in zip(phases, directions, elements, strict=True)
             ]
-        numbers = _numbers(phases, PHASES), _numbers(directions, DIRECTIONS)
-        return Labels(*numbers, tuple(elements), tuple(descriptions))
+        return Labels(
+            _numbers(phases, PHASES),
+            _numbers(directions, DIRECTIONS),
+            tuple(elements),
+            tuple(descriptions),
+        )
 
     def __len__(self) -> int:
         return len(self.phase)
@@ -149,12 +165,11 @@ class Labels:
         """The names that occur, in order of the alphabet, and which of them each frame has: (T,)
         int64."""
         names = tuple(sorted(set(self.element)))
-        places = {name: place for place, name in enumerate(names)}
-        return names, np.array([places[name] for name in self.element], np.int64)
+        return names, np.array(list(map(names.index, self.element)), np.int64)
 
     def segments(self) -> list[tuple[int, int]]:
         """(first frame, frame after the last) of every stretch in which nothing changes."""
-        return stretches([self.words(frame) for frame in range(len(self))])
+        return stretches(list(map(self.words, range(len(self)))))
 
     def part(self, start: int, stop: int) -> "Labels":
         """The labels of some frames that follow one another."""
@@ -170,13 +185,19 @@ def _numbers(words: Sequence[str], known: tuple[str, ...]) -> np.ndarray:
     strange = sorted(set(words) - set(known))
     if strange:
         raise LabelError(f"{strange[0]!r} is not in the vocabulary: {', '.join(known)}")
-    return np.array([known.index(word) for word in words], np.int64)
+    return np.array(list(map(known.index, words)), np.int64)
 
 
 def stretches(values: Sequence[Any]) -> list[tuple[int, int]]:
     """(first, after the last) of every run of equal values."""
-    cuts = [0, *(at for at in range(1, len(values)) if values[at] != values[at - 1]), len(values)]
-    return [(start, stop) for start, stop in itertools.pairwise(cuts) if stop > start]
+    # Not numpy: values may be tuples of words.
+    found = []
+    start = 0
+    for at in range(1, len(values) + 1):
+        if at == len(values) or values[at] != values[at - 1]:
+            found.append((start, at))
+            start = at
+    return found
 
 
 @dataclass(frozen=True)
@@ -185,7 +206,7 @@ class Cost:
     price in dollars."""
 
     questions: int
-    frames: int
+    frames: int  # pictures, of all questions together
     tokens_in: int
     tokens_out: int
     price: float
@@ -241,6 +262,7 @@ class Annotator(ABC):
 
 def annotator_fingerprint(annotator: Annotator) -> str:
     """A hash of what decides an annotator's answers."""
+    # The class is in it: two annotators may have the same options.
     value = {"annotator": type(annotator).__name__, **annotator.fingerprint()}
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -249,6 +271,7 @@ def encode_text(text: str, room: int, name: str) -> bytes:
     """UTF-8 of a text that fits a row's `room` bytes. Raises LabelError where it does not: a text
     is never cut."""
     content = text.encode()
+    # Rows are padded with zero bytes, so a text may have none of its own.
     if len(content) > room or "\0" in text:
         raise LabelError(
             f"the {name} {text[:60]!r} has {len(content)} bytes; {room} at most fit in a row, "

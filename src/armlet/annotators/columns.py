@@ -36,7 +36,10 @@ def write_language(
     times = frame_times(data)
     remarks = []
     for number, there in enumerate(read_persistent(data)):
-        others = [row for row in there if row not in _ours(there)]
+        # Ours are left out here and written anew below: labels may have changed.
+        ours = _ours(there)
+        others = [row for row in there if row not in ours]  # of all styles, and of any producer
+        # lerobot cannot tell two producers' rows of one style apart.
         clashing = [row for row in others if row["style"] in (SUBTASK, MOTION)]
         if clashing and not replace:
             raise LabelError(
@@ -46,11 +49,9 @@ def write_language(
             )
         start = data.starts[number]
         stop = data.starts[number + 1]
-        kept = [row for row in others if row not in clashing]
-        rows = kept + _remarks(labels.part(start, stop), times[start:stop])
-        remarks.append(
-            sorted(rows, key=lambda row: (row["timestamp"], row["style"] or "", row["role"]))
-        )
+        rows = [row for row in others if row not in clashing]
+        rows += _remarks(labels.part(start, stop), times[start:stop])
+        remarks.append(sorted(rows, key=_by_time))
     return write_persistent(data, target, remarks)
 
 
@@ -63,12 +64,20 @@ def read_language(data: EpisodeDataset) -> Labels:
         start = data.starts[number]
         stop = data.starts[number + 1]
         frames += _words(there, times[start:stop], f"{data.root}, episode {number}")
+    # From a row a frame to a column a field.
     phases, directions, elements, descriptions = zip(*frames, strict=True)
     return Labels.named(phases, directions, elements, descriptions)
 
 
+def _by_time(row: Remark) -> tuple[float, str, str]:
+    """By time as lerobot expects them, then so that the same labels make the same bytes."""
+    return row["timestamp"], row["style"] or "", row["role"]
+
+
 def _remarks(labels: Labels, times: np.ndarray) -> list[Remark]:
     rows = []
+    # The pair only where something changes: lerobot takes a row as true until the next of its
+    # style.
     for first, _ in labels.segments():
         *named, description = labels.words(first)
         time = float(times[first])
@@ -78,23 +87,28 @@ def _remarks(labels: Labels, times: np.ndarray) -> list[Remark]:
 
 def _words(rows: list[Remark], times: np.ndarray, where: str) -> list[tuple[str, str, str, str]]:
     """Phase, direction, element and description of every frame of an episode."""
-    motions = {row["timestamp"]: named for row in rows if (named := _parse(row))}
-    described = {
-        row["timestamp"]: row["content"]
-        for row in rows
-        if row["style"] == SUBTASK and row["content"] is not None
-    }
+    motions: dict[float, tuple[str, str, str]] = {}  # by the second at which they begin
+    described: dict[float, str] = {}
+    for row in rows:
+        named = _parse(row)
+        if named is not None:
+            motions[row["timestamp"]] = named
+        elif row["style"] == SUBTASK and row["content"] is not None:
+            described[row["timestamp"]] = row["content"]
     begins = np.array(sorted(motions))
-    place = np.searchsorted(begins, times, "right") - 1  # both come from the same float32 column
+    # Which motion holds at each frame: the last that has begun. Times are compared exactly, as both
+    # come from the same float32 column.
+    place = np.searchsorted(begins, times, "right") - 1
     if not len(begins) or place[0] < 0:
         raise LabelError(
             f"{where}: no motion of the form 'phase, direction, element' holds at its start; "
             "write_language makes them"
         )
-    words = [
-        (*motions[time], described.get(time, describe(*motions[time]))) for time in begins.tolist()
-    ]
-    return [words[index] for index in place]
+    words = []
+    for time in begins.tolist():
+        named = motions[time]
+        words.append((*named, described.get(time, describe(*named))))
+    return [words[index] for index in place]  # a row a frame
 
 
 def _parse(row: Remark) -> tuple[str, str, str] | None:
@@ -102,14 +116,16 @@ def _parse(row: Remark) -> tuple[str, str, str] | None:
     if row["style"] != MOTION or (row["content"] or "").count(", ") != 2:
         return None
     phase, direction, element = row["content"].split(", ")
-    return (phase, direction, element) if phase in PHASES and direction in DIRECTIONS else None
+    # Another producer's motion, such as "arm, left, fast", has other words.
+    if phase not in PHASES or direction not in DIRECTIONS:
+        return None
+    return phase, direction, element
 
 
 def _ours(rows: list[Remark]) -> list[Remark]:
     """Motions in our words, and the subtasks that begin with them."""
-    begins = {row["timestamp"] for row in rows if _parse(row)}
-    return [
-        row
-        for row in rows
-        if _parse(row) or (row["style"] == SUBTASK and row["timestamp"] in begins)
-    ]
+    motions = list(filter(_parse, rows))
+    begins = {row["timestamp"] for row in motions}
+    # A subtask is in anybody's words; ours is told by the motion that stands beside it.
+    subtasks = [row for row in rows if row["style"] == SUBTASK and row["timestamp"] in begins]
+    return motions + subtasks

@@ -153,6 +153,8 @@ class Motion:
     @classmethod
     def of(cls, embodiment: Embodiment, episode: EpisodeFrames, fps: float) -> "Motion":
         place = episode.state[:, list(embodiment.position)].astype(np.float64)
+        # Where the hand is told to go tells phases earlier than where it is: it lags behind, and is
+        # stopped by what it pushes.
         if embodiment.metres_per_command is None:
             wanted = np.diff(place, axis=0, append=place[-1:]) * fps
         else:
@@ -163,6 +165,7 @@ class Motion:
         return cls(embodiment, fps, place, wanted, closed, episode.state[:, embodiment.opening])
 
     def phases(self) -> list[str]:
+        # From the middle out: first what the fingers do, then rest over it, then what is too short.
         found = ["approaching"] * len(self.closed)
         held = self.held()
         lost = False  # the last grasp failed, or what it held was lost
@@ -175,18 +178,19 @@ class Motion:
 
     def held(self) -> np.ndarray:
         """(T,) bool: closed, the fingers at rest, and apart."""
-        e = self.embodiment
+        robot = self.embodiment
+        # (T + 1,): how far the fingers moved before each step, and after the last.
         steps = np.abs(np.diff(self.gap, prepend=self.gap[:1], append=self.gap[-1:]))
         # Since the step before, or until the next.
-        resting = np.minimum(steps[:-1], steps[1:]) < e.settled
+        resting = np.minimum(steps[:-1], steps[1:]) < robot.settled
+        apart = (self.gap > robot.empty) & (self.gap < robot.opened)
+        # Fingers that are about to close on nothing pass through every width.
         after = np.append(self.gap[1:], self.gap[-1])
-        return (
-            self.closed & resting & (self.gap > e.empty) & (self.gap < e.opened) & (after > e.empty)
-        )
+        return self.closed & resting & apart & (after > robot.empty)
 
     def direction(self, start: int, stop: int) -> str:
         """The name of the axis along which these steps move most."""
-        moved = self.wanted[start:stop].sum(0)
+        moved = self.wanted[start:stop].sum(0)  # (3,): there and back again cancel out
         axis = int(np.abs(moved).argmax())
         return self.embodiment.axes[2 * axis + int(moved[axis] < 0)]
 
@@ -201,8 +205,9 @@ class Motion:
     ) -> bool:
         """Name the steps from `start` to `stop`, in which the command is to close. Returns whether
         they end in a loss."""
-        parts = [(start + first, start + last) for first, last in stretches(list(held[start:stop]))]
-        for first, last in parts:
+        for offset, end in stretches(list(held[start:stop])):
+            first = start + offset
+            last = start + end
             if held[first]:
                 self._carry(found, first, last, height=self.place[max(first - 1, start), 2])
                 lost = True  # if it comes to a grasp again before the fingers open
@@ -211,11 +216,14 @@ class Motion:
                 if last < stop:
                     self._grasp(found, first, last, again=lost)
         if held[start:stop].any():
+            # A thing that is let go on purpose is not grasped again at the same place.
             lost = self._comes_back(stop)
             if not lost:
                 self._place(found, held, start, stop)
             return lost
-        failed = stop < len(found) and all(self._slow(step) for step in range(start, stop))
+        # Closed on nothing and opened again. Only at a standstill was it an attempt to grasp: a
+        # hand that moves closed may be pushing.
+        failed = stop < len(found) and all(map(self._slow, range(start, stop)))
         if failed:
             found[start:stop] = ["regrasping" if lost else "grasping"] * (stop - start)
         return failed
@@ -232,6 +240,7 @@ class Motion:
         carried."""
         for step in range(start, stop):
             lifted = self.place[step, 2] - height > self.embodiment.lift
+            # A slide that pauses goes on being one.
             sliding = self._level(step) or (self._slow(step) and found[step - 1] == "operating")
             found[step] = "operating" if sliding and not lifted else "transporting"
 
@@ -247,7 +256,7 @@ class Motion:
     def _comes_back(self, stop: int) -> bool:
         """Whether fingers that open at `stop` close again about there."""
         later = np.flatnonzero(self.closed[stop:])
-        if not len(later):
+        if not len(later):  # they stay open to the end
             return False
         return self._apart(stop, stop + int(later[0])) < self.embodiment.again
 
@@ -263,24 +272,20 @@ class Motion:
         for step in range(start, stop):
             if held[step] and self._apart(step, stop) < self.embodiment.near:
                 found[step] = "placing"
-        step = stop
-        while (
-            step < len(found)
-            and not self.closed[step]
-            and not (self._level(step) and self._apart(step, stop) > self.embodiment.clear)
-        ):
+        for step in range(stop, len(found)):
+            has_left = self._level(step) and self._apart(step, stop) > self.embodiment.clear
+            if self.closed[step] or has_left:
+                break
             found[step] = "placing"
-            step += 1
 
     def _rest(self, found: list[str], held: np.ndarray) -> list[str]:
         """Stretches without motion get the names of rest: before everything, with a thing in hand,
         after everything."""
-        speed = (
-            np.linalg.norm(np.diff(self.place, axis=0, append=self.place[-1:]), axis=1) * self.fps
-        )
-        still = (np.linalg.norm(self.wanted, axis=1) < self.embodiment.still) & (
-            speed < self.embodiment.still
-        )
+        moved = np.diff(self.place, axis=0, append=self.place[-1:])  # (T, 3)
+        speed = np.linalg.norm(moved, axis=1) * self.fps
+        # Both: a hand that is told nothing may swing on, and one that is held may be told to go.
+        is_told_to_rest = np.linalg.norm(self.wanted, axis=1) < self.embodiment.still
+        still = is_told_to_rest & (speed < self.embodiment.still)
         for start, stop in stretches(list(still)):
             if not still[start] or stop - start < self.embodiment.pause * self.fps:
                 continue
@@ -298,14 +303,12 @@ class Motion:
     def _smooth(self, found: list[str]) -> list[str]:
         """A short interruption of a phase belongs to it. Grasping is short by nature."""
         shortest = self.embodiment.shortest * self.fps
-        parts = stretches(found)
-        for (before, _), (start, stop), (after, _) in zip(
-            parts[:-2], parts[1:-1], parts[2:], strict=True
-        ):
-            if (
-                stop - start < shortest
-                and found[before] == found[after]
-                and found[start] not in ("grasping", "regrasping")
-            ):
-                found[start:stop] = [found[before]] * (stop - start)
+        parts = stretches(found)  # as they were before: one that has grown swallows no other
+        for index in range(1, len(parts) - 1):
+            start, stop = parts[index]
+            before = found[parts[index - 1][0]]
+            after = found[parts[index + 1][0]]
+            is_short = stop - start < shortest and found[start] not in ("grasping", "regrasping")
+            if is_short and before == after:
+                found[start:stop] = [before] * (stop - start)
         return found

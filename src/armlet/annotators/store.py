@@ -32,12 +32,16 @@ from armlet.progress import Progress
 
 FORMAT = "labels 1"  # raised whenever what stands in a row changes
 COLUMNS: dict[str, tuple[tuple[int, ...], str]] = {
+    # (), one number: its place in PHASES, or in DIRECTIONS. Whoever changes these lists, which are
+    # not in the store, raises FORMAT.
     "phase": ((), "uint8"),
     "direction": ((), "uint8"),
     "element": ((ELEMENT_BYTES,), "uint8"),
     "description": ((DESCRIPTION_BYTES,), "uint8"),
 }
-ROWS = 2048  # in memory before they are written; a write waits for the disk twice
+# Rows in memory before they are written: every write waits for the disk twice, and what a killed
+# run may lose has to be asked for, and paid for, again.
+ROWS = 2048
 GIVE_UP = 20  # episodes that fail one after the other before the rest are not tried any more
 FAILED = "failed.json"
 Row = tuple[np.ndarray, dict[str, np.ndarray]]
@@ -70,19 +74,17 @@ def store_labels(
     _refuse_others(root, identity)
     with TraceWriter(root, identity, COLUMNS) as writer:
         episodes = _Episodes(data, annotator)
-        done = {tuple(key) for key in writer.done().tolist()}
-        missing = [
-            number
-            for number, episode in enumerate(data.episodes)
-            if any((number, step) not in done for step in range(episode.length))
-        ]
-        cost = (
-            annotator.estimate(
-                (episodes.blind(number) for number in missing), data.cameras, data.fps
-            )
-            if missing
-            else None
-        )
+        done = set(map(tuple, writer.done().tolist()))  # (episode, step)
+        missing = []
+        for number, episode in enumerate(data.episodes):
+            if _steps_left(number, episode.length, done):
+                missing.append(number)
+        cost = None
+        if missing:
+            # One by one: all episodes at once need not fit into memory.
+            blind = map(episodes.blind, missing)
+            cost = annotator.estimate(blind, data.cameras, data.fps)
+        # Rules ask nobody (None), and of episodes in which nothing is operated nobody is asked (0).
         if cost is not None and cost.questions:
             if confirm is None or not confirm(cost):
                 raise NotConfirmedError(f"nothing was asked, because nobody confirmed {cost}")
@@ -101,19 +103,19 @@ class _Episodes:
         self.columns = data.columns()
 
     def blind(self, number: int) -> EpisodeFrames:
+        """An episode without its pictures."""
         span = slice(self.data.starts[number], self.data.starts[number + 1])
         values = {name: column[span] for name, column in self.columns.items()}
         state = values.pop("observation.state")
         action = values.pop("action")
         about = self.data.episodes[number]
-        asked = (
-            tuple(self.data.tasks[place] for place in self.data.asked[span].tolist())
-            if len(about.tasks) > 1
-            else ()
-        )
+        asked: tuple[str, ...] = ()
+        if len(about.tasks) > 1:
+            asked = tuple(self.data.tasks[place] for place in self.data.asked[span].tolist())
         return EpisodeFrames({}, state, action, values, about.task, about.info, asked)
 
     def seen(self, number: int) -> EpisodeFrames:
+        """An episode with its pictures, for an annotator that looks at them."""
         episode = self.blind(number)
         if self.looks:
             episode.images.update(self.data.images(number))
@@ -129,7 +131,7 @@ def _annotate(
 ) -> dict[int, str]:
     """Episode → why it has no labels."""
     data = episodes.data
-    in_a_row = 0
+    in_a_row = 0  # how many failed one after the other
     failed: dict[int, str] = {}
     progress = Progress(
         f"labels of {data.root.name}",
@@ -138,27 +140,30 @@ def _annotate(
         unit="episode",
     )
     pending: list[Row] = []
+
+    def annotate(number: int) -> Labels:
+        return annotator.annotate(episodes.seen(number), data.fps)
+
+    # Threads, not processes: an annotator mostly waits for a server.
     pool = ThreadPoolExecutor(annotator.concurrency)
     try:
-        jobs: dict[Future[Labels], int] = {
-            pool.submit(
-                lambda number: annotator.annotate(episodes.seen(number), data.fps), number
-            ): number
-            for number in missing
-        }
+        jobs: dict[Future[Labels], int] = {}
+        for number in missing:
+            jobs[pool.submit(annotate, number)] = number
         for job in as_completed(jobs):
             number = jobs.pop(job)
             try:
                 labels = job.result()
             except AnnotationError as error:
                 failed[number] = str(error)
-                in_a_row = in_a_row + 1
+                in_a_row += 1
             else:
                 in_a_row = 0
                 pending.append(_rows(number, labels, data.episodes[number].length, done))
             if sum(len(keys) for keys, _ in pending) >= ROWS:
                 _flush(writer, pending)
             progress.advance(failed=len(failed))
+            # A server that is down would otherwise be asked about every episode, with all retries.
             if in_a_row == GIVE_UP:
                 failed |= dict.fromkeys(
                     jobs.values(),
@@ -166,10 +171,16 @@ def _annotate(
                 )
                 break
     finally:
+        # Also after an error: what was answered is paid for, and kept.
         pool.shutdown(cancel_futures=True)
         _flush(writer, pending)
         progress.close()
     return failed
+
+
+def _steps_left(number: int, length: int, done: set[tuple[int, ...]]) -> list[int]:
+    """The steps of an episode that have no labels yet: a killed run may have written some."""
+    return [step for step in range(length) if (number, step) not in done]
 
 
 def _rows(number: int, labels: Labels, length: int, done: set[tuple[int, ...]]) -> Row:
@@ -177,36 +188,44 @@ def _rows(number: int, labels: Labels, length: int, done: set[tuple[int, ...]]) 
         raise LabelError(
             f"episode {number} has {length} frames, and the annotator labelled {len(labels)}"
         )
-    steps = np.array([step for step in range(length) if (number, step) not in done])
+    steps = np.array(_steps_left(number, length, done))
+    keys = np.stack([np.full(len(steps), number), steps], 1)  # (n, 2)
     columns = {
-        "phase": labels.phase,
-        "direction": labels.direction,
-        "element": _texts(labels.element, ELEMENT_BYTES, "element"),
-        "description": _texts(labels.description, DESCRIPTION_BYTES, "description"),
+        "phase": labels.phase[steps],
+        "direction": labels.direction[steps],
+        "element": _texts(labels.element, ELEMENT_BYTES, "element")[steps],
+        "description": _texts(labels.description, DESCRIPTION_BYTES, "description")[steps],
     }
-    return np.stack([np.full(len(steps), number), steps], 1), {
-        name: values[steps] for name, values in columns.items()
-    }
+    return keys, columns
 
 
 def _flush(writer: TraceWriter, pending: list[Row]) -> None:
     """Write what is pending. What cannot be written is not tried again: the next run makes it
     anew."""
     rows = pending.copy()
-    pending[:] = []
-    if rows:
-        columns = {name: np.concatenate([values[name] for _, values in rows]) for name in COLUMNS}
-        writer.append(np.concatenate([keys for keys, _ in rows]), columns)
+    pending.clear()
+    if not rows:
+        return
+    keys, values = zip(*rows, strict=True)
+    columns = {}
+    for name in COLUMNS:
+        columns[name] = np.concatenate([each[name] for each in values])
+    writer.append(np.concatenate(keys), columns)
 
 
 def _report(root: Path, failed: dict[int, str], episodes: int) -> None:
     path = root / FAILED
+    # One file, of the last run: an old list would name episodes that have labels by now.
     if not failed:
         path.unlink(missing_ok=True)
         return
-    listed = [{"episode": number, "why": failed[number]} for number in sorted(failed)]
+    listed = []
+    lines = []
+    for number in sorted(failed):
+        listed.append({"episode": number, "why": failed[number]})
+        lines.append(f"episode {number}, {failed[number]}")
     write_atomically(path, json.dumps(listed, indent=1).encode())
-    shown = "\n  ".join(f"episode {each['episode']}, {each['why']}" for each in listed[:8])
+    shown = "\n  ".join(lines[:8])
     raise LabelError(
         f"{len(failed)} of {episodes} episodes have no labels; the others are stored. Run the "
         f"same command again to ask only about these ({path} lists them all):\n  {shown}"
@@ -223,30 +242,29 @@ def load_labels(
         raise LabelError(f"{root} holds no labels; store_labels makes them")
     store = TraceStore(root)
     found = store.header.identity
-    wanted = (
-        label_identity(annotator, data)
-        if annotator
-        else StoreIdentity(data.fingerprint, found["teacher"], FORMAT)
-    )
+    if annotator:
+        wanted = label_identity(annotator, data)
+    else:
+        # Whoever made them: only the episodes must be these.
+        wanted = StoreIdentity(data.fingerprint, found["teacher"], FORMAT)
     _refuse_others(root, wanted)
     lengths = np.diff(data.starts)
-    keys = np.stack(
-        [
-            np.repeat(np.arange(len(lengths)), lengths),
-            np.concatenate([np.arange(length) for length in lengths]),
-        ],
-        1,
-    )
+    episodes = np.repeat(np.arange(len(lengths)), lengths)  # (N,)
+    # Each row's number less that of its episode's first row; keys are (N, 2).
+    steps = np.arange(len(episodes)) - np.repeat(data.starts[:-1], lengths)
+    keys = np.stack([episodes, steps], 1)
     try:
-        rows = {name: values.numpy() for name, values in store.read(keys).items()}
+        rows = store.read(keys)  # tensors (N, …)
     except KeyError as error:
         raise LabelError(
             f"{root} has labels of {len(store)} of {len(keys)} frames; store_labels adds the "
             "missing ones"
         ) from error
-    element, description = (_words(rows[name]) for name in ("element", "description"))
     return Labels(
-        rows["phase"].astype(np.int64), rows["direction"].astype(np.int64), element, description
+        rows["phase"].numpy().astype(np.int64),
+        rows["direction"].numpy().astype(np.int64),
+        _words(rows["element"].numpy()),
+        _words(rows["description"].numpy()),
     )
 
 
@@ -271,15 +289,19 @@ def _refuse_others(root: Path, wanted: StoreIdentity) -> None:
 
 def _texts(texts: Sequence[str], room: int, name: str) -> np.ndarray:
     """T texts as (T, room) uint8, padded with zeros."""
-    rows = {
-        text: np.frombuffer(encode_text(text, room, name).ljust(room, b"\0"), np.uint8)
-        for text in set(texts)
-    }
-    return np.stack([rows[text] for text in texts]) if texts else np.zeros((0, room), np.uint8)
+    if not texts:  # np.stack takes no empty list
+        return np.zeros((0, room), np.uint8)
+    # A few different texts stand for hundreds of frames: each is encoded once.
+    rows = {}
+    for text in set(texts):
+        padded = encode_text(text, room, name).ljust(room, b"\0")
+        rows[text] = np.frombuffer(padded, np.uint8)
+    return np.stack([rows[text] for text in texts])
 
 
 def _words(rows: np.ndarray) -> tuple[str, ...]:
     """(T, room) uint8 → T texts."""
+    # `encode_text` refuses zero bytes, so those at the end are padding.
     known, which = np.unique(rows, axis=0, return_inverse=True)
     texts = [row.tobytes().rstrip(b"\0").decode() for row in known]
     return tuple(texts[index] for index in which.ravel())

@@ -47,7 +47,7 @@ from armlet.annotators.phase_rules import PhaseRules
 from armlet.data.episodes import EpisodeFrames
 from armlet.data.files import write_atomically
 
-ALLOWED = tuple(name for name in DIRECTIONS if name != "none")
+ALLOWED = DIRECTIONS[1:]  # without "none": something is being operated
 SYSTEM = (
     "You annotate recordings of a robot arm. You get a few frames of one short stretch of a "
     "recording, in order of time, what the robot was told to do, and the phase it is in. Answer "
@@ -62,7 +62,7 @@ Answer with {keys}:
 OWN_WORDS = """
 "description": one short sentence that says what the robot does in these frames"""
 TRANSIENT = (408, 409, 429)  # and everything from 500 on
-CHARACTERS = 3  # at least so many in a token of English
+CHARACTERS = 3  # at least so many in a token of English: the estimate is to be too high, if wrong
 
 
 class ServerError(RuntimeError):
@@ -112,6 +112,7 @@ class Vlm(Annotator):
     yes: bool = False
 
     def __post_init__(self) -> None:
+        # Everything else is the server's to refuse, which knows its limits.
         least = {
             "frames": 1,
             "enlarge": 1,
@@ -136,6 +137,7 @@ class Vlm(Annotator):
             "repeats",
             "json_mode",
         )
+        # Not the server's address, keys or prices: the same model answers the same anywhere.
         return {
             "rules": self.rules.fingerprint(),
             "words": [SYSTEM, QUESTION, OWN_WORDS, *ALLOWED],
@@ -155,11 +157,10 @@ class Vlm(Annotator):
                 f"the episodes have no camera {self.camera!r}; they have {', '.join(sorted(sizes))}"
             )
         height, width = sizes[self.camera]
-        picture = (
-            math.ceil(height * self.enlarge / self.patch)
-            * math.ceil(width * self.enlarge / self.patch)
-            + 2
-        )
+        # Tokens of a picture: one a patch, and a mark before and behind, as Qwen's models have it.
+        high = math.ceil(height * self.enlarge / self.patch)
+        wide = math.ceil(width * self.enlarge / self.patch)
+        picture = high * wide + 2
         questions = frames = letters = 0
         for episode in episodes:
             for start, stop in self._segments(self.rules.annotate(episode, fps), episode):
@@ -176,9 +177,12 @@ class Vlm(Annotator):
         would have to be asked for and nobody agreed, ServerError where the server will not have any
         of it."""
         labels = self.rules.annotate(episode, fps)
+        phases = [PHASES[phase] for phase in labels.phase]
         directions = ["none"] * len(labels)
         elements = [""] * len(labels)
-        descriptions = [describe(PHASES[phase]) for phase in labels.phase]
+        descriptions = list(map(describe, phases))
+        # All segments are asked about before one without an answer is told: the next run then finds
+        # the others in the cache.
         problems = []
         for start, stop in self._segments(labels, episode):
             try:
@@ -193,22 +197,23 @@ class Vlm(Annotator):
             descriptions[span] = [words] * steps
         if problems:
             raise AnnotationError(problems)
-        return Labels.named(
-            [PHASES[phase] for phase in labels.phase], directions, elements, descriptions
-        )
+        return Labels.named(phases, directions, elements, descriptions)
 
     def _segments(self, labels: Labels, episode: EpisodeFrames) -> list[tuple[int, int]]:
         """The operating stretches, cut where the robot is told something else."""
         operating = PHASES.index("operating")
-        moments = [
-            (phase, episode.told(frame)) for frame, phase in enumerate(labels.phase.tolist())
-        ]
-        return [
-            (start, stop) for start, stop in stretches(moments) if labels.phase[start] == operating
-        ]
+        moments = []
+        for frame, phase in enumerate(labels.phase.tolist()):
+            moments.append((phase, episode.told(frame)))
+        found = []
+        for start, stop in stretches(moments):
+            if labels.phase[start] == operating:
+                found.append((start, stop))
+        return found
 
     def _shown(self, start: int, stop: int) -> list[int]:
         """The steps of a segment's key frames: all of them, if it is short."""
+        # A set, as a segment shorter than `frames` would show some of its steps twice.
         return sorted(set(np.linspace(start, stop - 1, self.frames).round().astype(int).tolist()))
 
     def _words(self, task: str, start: int, stop: int, fps: float) -> str:
@@ -230,16 +235,17 @@ class Vlm(Annotator):
                 f"the episode has no camera {self.camera!r}; it has "
                 f"{', '.join(sorted(episode.images)) or 'none'}"
             )
-        pictures = episode.images[self.camera][self._shown(start, stop)]
-        shown = [
-            {"type": "image_url", "image_url": {"url": data_url(picture, self.enlarge)}}
-            for picture in pictures
-        ]
+        pictures = episode.images[self.camera][self._shown(start, stop)]  # (frames, h, w, 3)
+        shown = []
+        for picture in pictures:
+            url = data_url(picture, self.enlarge)
+            shown.append({"type": "image_url", "image_url": {"url": url}})
         words = {"type": "text", "text": self._words(episode.told(start), start, stop, fps)}
         return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": [words, *shown]}]
 
     def _answer(self, messages: list[dict[str, Any]]) -> tuple[str, str, str]:
         """(element, direction, description) from the cache or the server. Raises _NoAnswerError."""
+        # The key is that of the first question: what it is told of its mistakes is not part of it.
         path = self.cache / f"{self._key(messages)}.json"
         kept = self._kept(path)
         if kept is not None:
@@ -256,7 +262,10 @@ class Vlm(Annotator):
                 answer = self._parse(text)
             except LabelError as error:
                 wrong = str(error)
-                told = f"That will not do: {wrong}. Answer again, with the JSON object and nothing else."
+                told = (
+                    f"That will not do: {wrong}. Answer again, with the JSON object and nothing "
+                    "else."
+                )
                 messages = [
                     *messages,
                     {"role": "assistant", "content": text},
@@ -296,6 +305,7 @@ class Vlm(Annotator):
             )
         except openai.APIStatusError as error:
             what = f"{self.base_url} answered {error.status_code}: {str(error.message)[:200]}"
+            # What the library has retried in vain; every other refusal would come again.
             if error.status_code in TRANSIENT or error.status_code >= 500:
                 raise _NoAnswerError(f"after {self.retries + 1} tries, {what}") from error
             raise ServerError(
@@ -307,29 +317,33 @@ class Vlm(Annotator):
             ) from error
         except (openai.APIError, json.JSONDecodeError) as error:
             raise _NoAnswerError(f"{self.base_url} does not speak the chat API: {error}") from error
+        # Servers of other makes leave out what the library's types promise.
         choices = getattr(made, "choices", None)
         text = (choices[0].message.content if choices else None) or ""
         usage = getattr(made, "usage", None)
-        return text, {"in": usage.prompt_tokens, "out": usage.completion_tokens} if usage else {}
+        if not usage:
+            return text, {}
+        return text, {"in": usage.prompt_tokens, "out": usage.completion_tokens}
 
     def _secret(self) -> str:
+        # The library insists on a key, also for servers that want none.
         return self.key_file.read_text().strip() if self.key_file else "none"
 
     def _parse(self, text: str) -> tuple[str, str, str]:
         """(element, direction, description). Raises LabelError saying what is wrong with an
         answer."""
-        # Many models wrap JSON so.
+        # Many models wrap JSON so, whatever they are told.
         inside = re.fullmatch(r"\s*```(?:json)?\s*(.*?)\s*```\s*", text, re.DOTALL)
         try:
             answer = json.loads(inside.group(1) if inside else text)
         except json.JSONDecodeError as error:
             raise LabelError(f"{text[:80]!r} is not JSON ({error})") from error
-        keys = {"element", "direction"} | ({"description"} if self.own_words else set())
-        if (
-            not isinstance(answer, dict)
-            or answer.keys() != keys
-            or not all(isinstance(value, str) for value in answer.values())
-        ):
+        keys = {"element", "direction"}
+        if self.own_words:
+            keys.add("description")
+        # Nothing more than was asked for, either: a model that adds a field has not understood.
+        is_complete = isinstance(answer, dict) and answer.keys() == keys
+        if not is_complete or not all(isinstance(value, str) for value in answer.values()):
             raise LabelError(
                 f"{text[:80]!r} is no JSON object of the texts {', '.join(sorted(keys))}"
             )
@@ -353,6 +367,7 @@ class _NoAnswerError(Exception):
 def confirm_on_terminal(cost: Cost) -> bool:
     """Show what it costs and ask; no without a terminal."""
     sys.stderr.write(f"{cost}\n")
+    # In a batch job nobody can answer, and nobody's money is spent.
     if not sys.stdin.isatty():
         return False
     sys.stderr.write("Ask? [y/N] ")
@@ -363,6 +378,7 @@ def confirm_on_terminal(cost: Cost) -> bool:
 def data_url(picture: np.ndarray, enlarge: int = 1) -> str:
     """(h, w, 3) uint8 as a PNG in a URL, each pixel `enlarge` pixels a side."""
     file = io.BytesIO()
+    # Repeated, not interpolated: a model is shown the pixels that there are. PNG loses none.
     Image.fromarray(picture.repeat(enlarge, 0).repeat(enlarge, 1)).save(file, "PNG")
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 

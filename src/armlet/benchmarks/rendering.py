@@ -38,6 +38,7 @@ class Camera(Protocol):
 def probe_egl() -> bool:
     """Whether off-screen EGL rendering works here. Asked in a subprocess: a broken driver aborts
     its process."""
+    # 60 s: a driver that hangs does not answer at all.
     answer = subprocess.run(
         [sys.executable, "-c", _PROBE], capture_output=True, text=True, timeout=60, check=False
     )
@@ -87,10 +88,13 @@ class RayCamera:
         self._light = np.asarray(light) / np.linalg.norm(light)
         self._ambient = ambient
         self._background = background
+        # (geoms, 3): a plain colour each, for rays know no textures.
         self._palette = model.geom_rgba[:, :3].copy()
         for geom, material in enumerate(model.geom_matid):
             if material >= 0:
                 self._palette[geom] = model.mat_rgba[material, :3]
+        # A pinhole camera: it looks along −z, x is right and y up; the picture reaches from −1 to 1
+        # at the focal length, and rays go through the middles of pixels.
         focal = 1 / np.tan(np.radians(model.cam_fovy[self._camera]) / 2)
         axis = (np.arange(size) + 0.5) / size * 2 - 1
         right, up = np.meshgrid(axis, -axis)
@@ -103,15 +107,20 @@ class RayCamera:
         rotation = data.cam_xmat[self._camera].reshape(3, 3)
         rays = self._rays @ rotation.T
         origin = data.cam_xpos[self._camera].copy()
+        # Into `_geom` (h·w,), −1 where nothing is met, and `_distance` (h·w,). All groups of geoms,
+        # fixed ones too (1), and no body left out (−1).
         mujoco.mj_multiRay(
             self._model, data, origin, rays.ravel(), None, 1, -1,
             self._geom, self._distance, len(rays), _FAR,
         )  # fmt: skip
         points = (rays * self._distance[:, None]).reshape(self._size, self._size, 3)
+        # (h, w, 3) → normals (h·w, 3): neighbouring points span the surface. Edges of things come
+        # out wrong by a pixel, which a normal from the geom's shape would cost far more to avoid.
         along_x = np.gradient(points, axis=1)
         along_y = np.gradient(points, axis=0)
         normals = np.cross(along_x, along_y).reshape(-1, 3)
         lengths = np.sqrt(np.einsum("pc,pc->p", normals, normals)) + 1e-12
+        # Lambert's cosine; its absolute value, as the gradients do not say which side is outside.
         shade = self._ambient + (1 - self._ambient) * np.abs(normals @ self._light) / lengths
         hit = self._geom >= 0
         colours = np.where(
@@ -126,6 +135,7 @@ class EglCamera:
     def __init__(self, model: mujoco.MjModel, name: str, size: int) -> None:
         from mujoco.egl import GLContext
 
+        # Read when the context is made: later is too late.
         model.vis.quality.shadowsize = 0
         model.vis.quality.offsamples = 0
         model.vis.global_.offwidth = max(size, model.vis.global_.offwidth)
@@ -145,6 +155,7 @@ class EglCamera:
         self._pixels = np.zeros((size, size, 3), np.uint8)
 
     def render(self, data: mujoco.MjData) -> np.ndarray:
+        # A thread has one current context, and another camera may have been it since.
         self._gl.make_current()
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN.value, self._context)
         everything = mujoco.mjtCatBit.mjCAT_ALL.value
@@ -153,4 +164,5 @@ class EglCamera:
         )
         mujoco.mjr_render(self._viewport, self._scene, self._context)
         mujoco.mjr_readPixels(self._pixels, None, self._viewport, self._context)
+        # OpenGL's rows begin at the bottom.
         return self._pixels[::-1].copy()

@@ -54,7 +54,7 @@ class Existing:
 
     @property
     def frames(self) -> int:
-        return sum(row["length"] for row in self.rows)
+        return _frames(self.rows)
 
 
 def check_agrees(root: Path, features: Features, *, fps: int, robot: str) -> None:
@@ -64,12 +64,7 @@ def check_agrees(root: Path, features: Features, *, fps: int, robot: str) -> Non
         raise EpisodeError(f"{root} is a file, expected a folder; {ELSEWHERE}")
     if not (root / INFO).exists():
         if not (root / ARMLET).exists():
-            there = [name for name in ("meta", "data", "videos") if os.path.lexists(root / name)]
-            if any(next((root / name).rglob("*"), None) for name in there):
-                raise EpisodeError(
-                    f"{root} holds {', '.join(there)} and no {INFO}: this is no data set that "
-                    f"armlet laid out, and it is left as it is; {ELSEWHERE}"
-                )
+            _refuse_others_files(root)
         return
     info = read_json(root / INFO, fix=FIX)
     wanted = info_json(features, fps, robot, episodes=0, frames=0, tasks=0)
@@ -85,11 +80,10 @@ def check_agrees(root: Path, features: Features, *, fps: int, robot: str) -> Non
         if not isinstance(count, int) or isinstance(count, bool) or count < (name == "chunks_size"):
             raise EpisodeError(f"{where}: {name} is {count!r}, expected a whole number; {FIX}")
     features_there = read_info(root)["features"]  # refuses by name what nobody could read
-    differing = [
-        f"{name} is {info.get(name)!r} there and {wanted[name]!r} here"
-        for name in ("fps", "robot_type", "data_path", "video_path")
-        if info.get(name) != wanted[name]
-    ]
+    differing = []
+    for name in ("fps", "robot_type", "data_path", "video_path"):
+        if info.get(name) != wanted[name]:
+            differing.append(f"{name} is {info.get(name)!r} there and {wanted[name]!r} here")
     differing += _feature_differences(features_there, wanted["features"])
     if differing:
         raise EpisodeError(
@@ -108,25 +102,41 @@ def check_agrees(root: Path, features: Features, *, fps: int, robot: str) -> Non
         )
 
 
-def _feature_differences(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
-    def described(feature: dict[str, Any]) -> str:
-        names = f" {feature.get('names')}" if feature.get("names") is not None else ""
-        return f"{feature.get('dtype')} {list(feature.get('shape') or [])}{names}"
+def _refuse_others_files(root: Path) -> None:
+    """Raises EpisodeError where a folder that armlet has not begun has files where ours would be;
+    empty folders do no harm."""
+    there = [name for name in ("meta", "data", "videos") if os.path.lexists(root / name)]
+    for name in there:
+        if next((root / name).rglob("*"), None) is not None:
+            raise EpisodeError(
+                f"{root} holds {', '.join(there)} and no {INFO}: this is no data set that "
+                f"armlet laid out, and it is left as it is; {ELSEWHERE}"
+            )
 
-    differing = [
-        f"the data set has {name!r}, these episodes do not" for name in found if name not in wanted
-    ]
-    differing += [
-        f"these episodes have {name!r}, the data set does not"
-        for name in wanted
-        if name not in found
-    ]
-    differing += [
-        f"{name!r} is {described(found[name])} there and {described(feature)} here"
-        for name, feature in wanted.items()
-        if name in found and described(found[name]) != described(feature)
-    ]
+
+def _feature_differences(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
+    # What is missing on either side first: it explains most of what else differs.
+    differing = []
+    for name in found:
+        if name not in wanted:
+            differing.append(f"the data set has {name!r}, these episodes do not")
+    for name in wanted:
+        if name not in found:
+            differing.append(f"these episodes have {name!r}, the data set does not")
+    for name, feature in wanted.items():
+        if name not in found:
+            continue
+        there = _described(found[name])
+        here = _described(feature)
+        if there != here:
+            differing.append(f"{name!r} is {there} there and {here} here")
     return differing
+
+
+def _described(feature: dict[str, Any]) -> str:
+    """What must agree of a feature: not how its film was encoded, which may change."""
+    names = f" {feature.get('names')}" if feature.get("names") is not None else ""
+    return f"{feature.get('dtype')} {list(feature.get('shape') or [])}{names}"
 
 
 def read_existing(root: Path, cameras: list[str]) -> Existing | None:
@@ -139,11 +149,9 @@ def read_existing(root: Path, cameras: list[str]) -> Existing | None:
     listed = _numbered(root / "meta/episodes")
     data = [f"data/{path.parent.name}/{path.name}" for path in _numbered(root / "data")]
     if not (root / INFO).exists():
-        left = (
-            [name for name in (TASKS, STATS) if (root / name).exists()]
-            + data
-            + [str(path) for path in listed]
-        )
+        left = [name for name in (TASKS, STATS) if (root / name).exists()]
+        left += data
+        left += map(str, listed)
         if left:
             raise EpisodeError(
                 f"{root} has {left[0]} and no {INFO}: what a run of an older armlet left when it "
@@ -152,51 +160,68 @@ def read_existing(root: Path, cameras: list[str]) -> Existing | None:
             )
         return None
     info = read_json(root / INFO, fix=FIX)
-    rows: list[dict[str, Any]] = []
-    for path in listed:
-        table = read_table(path)
-        missing = [name for name in NEEDED if name not in table.column_names]
-        if missing:
-            raise EpisodeError(f"{path} lacks column {missing[0]!r}; {FIX}")
-        rows += table.to_pylist()
-    if [row["episode_index"] for row in rows] != list(range(info["total_episodes"])):
+    rows = _read_list(listed)
+    numbers = [row["episode_index"] for row in rows]
+    if numbers != list(range(info["total_episodes"])):
         raise EpisodeError(
             f"{root / 'meta/episodes'} lists {len(rows)} episodes, and {INFO} counts "
             f"{info['total_episodes']}, from 0 on; files that it does not count may be left of a "
             "run that was killed: move them away"
         )
-    named = {
-        info["data_path"].format(
-            chunk_index=row["data/chunk_index"], file_index=row["data/file_index"]
-        )
-        for row in rows
-    }
-    stray = [name for name in data if name not in named]
-    if stray:
-        raise EpisodeError(
-            f"{root / stray[0]} belongs to no episode of the data set; move it away, then add to it"
-        )
+    _refuse_stray(root, data, info["data_path"], rows)
     frames = sum(count_rows(root / name) for name in data)
-    if frames != info["total_frames"] or sum(row["length"] for row in rows) != frames:
+    if frames != info["total_frames"] or _frames(rows) != frames:
         raise EpisodeError(
             f"{root}: the data files hold {frames} frames, {INFO} counts {info['total_frames']} "
-            f"and the list of episodes {sum(row['length'] for row in rows)}; {FIX}"
+            f"and the list of episodes {_frames(rows)}; {FIX}"
         )
-    lacking = [name for name in cameras if rows and f"videos/{name}/file_index" not in rows[0]]
-    if lacking:
-        raise EpisodeError(
-            f"{root / 'meta/episodes'} does not say where the videos of {lacking[0]!r} are; {FIX}"
-        )
+    # The columns are the same in all rows, so the first one's are enough.
+    for name in cameras:
+        if rows and f"videos/{name}/file_index" not in rows[0]:
+            raise EpisodeError(
+                f"{root / 'meta/episodes'} does not say where the videos of {name!r} are; {FIX}"
+            )
     return Existing(info, _tasks(root / TASKS), rows, data)
 
 
+def _read_list(paths: list[Path]) -> list[dict[str, Any]]:
+    """The rows of the list of episodes."""
+    rows: list[dict[str, Any]] = []
+    for path in paths:
+        table = read_table(path)
+        for name in NEEDED:
+            if name not in table.column_names:
+                raise EpisodeError(f"{path} lacks column {name!r}; {FIX}")
+        rows += table.to_pylist()
+    return rows
+
+
+def _refuse_stray(root: Path, data: list[str], data_path: str, rows: list[dict[str, Any]]) -> None:
+    """Raises EpisodeError where there is a file of rows that no episode is in: a reader that takes
+    all files of the folder, as lerobot's, would find rows of nobody."""
+    named = set()
+    for row in rows:
+        place = {"chunk_index": row["data/chunk_index"], "file_index": row["data/file_index"]}
+        named.add(data_path.format(**place))
+    for name in data:
+        if name not in named:
+            raise EpisodeError(
+                f"{root / name} belongs to no episode of the data set; move it away, then add to it"
+            )
+
+
+def _frames(rows: list[dict[str, Any]]) -> int:
+    return sum(row["length"] for row in rows)
+
+
 def _tasks(path: Path) -> list[str]:
+    """The texts by their numbers, which must be 0, 1, 2 …: new ones are numbered after them."""
     texts = task_texts(path)
     if sorted(texts) != list(range(len(texts))):
         raise EpisodeError(
             f"{path}: the tasks are numbered {sorted(texts)}, expected 0 to {len(texts) - 1}; {FIX}"
         )
-    return [texts[number] for number in range(len(texts))]
+    return [text for _, text in sorted(texts.items())]
 
 
 def _numbered(folder: Path) -> list[Path]:
@@ -205,6 +230,7 @@ def _numbered(folder: Path) -> list[Path]:
 
 
 def _numbers(path: Path) -> tuple[int, int]:
+    # As numbers: file-1000 comes after file-999. Others' names count as before all of them.
     found = re.fullmatch(r"chunk-(\d+)/file-(\d+)\..*", f"{path.parent.name}/{path.name}")
     return (int(found[1]), int(found[2])) if found else (-1, -1)
 
@@ -228,7 +254,8 @@ def check_schema(root: Path, files: list[str], table: pa.Table) -> None:
     with open_parquet(root / files[-1]) as file:
         there = _types(file.schema_arrow)
     here = _types(table.schema)
-    differing = sorted(name for name in {*there, *here} if there.get(name) != here.get(name))
+    # As pairs of name and type: what only one of the two has.
+    differing = sorted(dict(there.items() ^ here.items()))
     if differing:
         raise EpisodeError(
             f"{root / files[-1]} has other columns than armlet writes ({', '.join(differing)}): "
@@ -239,12 +266,16 @@ def check_schema(root: Path, files: list[str], table: pa.Table) -> None:
 def _types(schema: pa.Schema) -> dict[str, str]:
     """Column → its type. What a list holds has another name in memory (item) than in a file
     (element)."""
-    return {field.name: str(field.type).replace("element: ", "item: ") for field in schema}
+    found = {}
+    for field in schema:
+        found[field.name] = str(field.type).replace("element: ", "item: ")
+    return found
 
 
 def plan(root: Path, ready: Path, staged: list[str], files: list[str]) -> None:
     """Say in `ready`, which holds `files` by the names that they will have, what to move, in this
     order, and which staged episodes are done then."""
+    # The hash says which data set this was prepared for: None where there was none yet.
     content = {"staged": staged, "files": files, "info": _hash(root / INFO)}
     (ready / PLAN).write_text(json.dumps(content))
 
@@ -266,10 +297,17 @@ def carry_out(root: Path, staging: Path) -> None:
     decided = read_json(
         ready / PLAN, fix=f"move {ready} away, and see which of its files are missing"
     )
-    left = [name for name in decided["files"] if (ready / name).exists()]
+    left = []
+    moved = []
+    for name in decided["files"]:
+        if (ready / name).exists():
+            left.append(name)
+        elif name not in REPLACED:
+            moved.append(name)
+    # INFO is moved last, so while it is left the one in the data set is still the one that was
+    # there.
     if INFO in left and decided["info"] != _hash(root / INFO):
         if len(left) < len(decided["files"]):
-            moved = [name for name in decided["files"] if name not in left and name not in REPLACED]
             raise EpisodeError(
                 f"{root / INFO} was changed while episodes were being added and the run was "
                 f"killed. Move {', '.join(moved)} and {ready} away, then run the same command "
@@ -281,6 +319,7 @@ def carry_out(root: Path, staging: Path) -> None:
         return
     for name in left:
         _move(ready / name, root / name, replace=name in REPLACED)
+    # Only now: until the last file is in its place the staged episodes could still be needed.
     for name in decided["staged"]:
         if (staging / name).exists():
             shutil.rmtree(staging / name)
@@ -288,7 +327,8 @@ def carry_out(root: Path, staging: Path) -> None:
 
 
 def _remove(ready: Path) -> None:
-    gone = ready.with_name("done")  # renamed first: half of it is no decision
+    # Renamed first, for a folder is not deleted at once, and half of it is no decision.
+    gone = ready.with_name("done")
     if gone.exists():
         shutil.rmtree(gone, ignore_errors=True)
     ready.rename(gone)
@@ -298,6 +338,7 @@ def _remove(ready: Path) -> None:
 def _move(source: Path, target: Path, *, replace: bool) -> None:
     make_folder(target.parent)
     if not replace and os.path.lexists(target):
+        # Not shallow: two files of one size and time would count as the same unread.
         if not (target.is_file() and filecmp.cmp(source, target, shallow=False)):
             raise EpisodeError(
                 f"{target} is there, and was not when this file was prepared: another program "

@@ -19,6 +19,8 @@ from torch import Tensor
 from armlet.robot.spec import ActionSpec, within
 
 Array = TypeVar("Array", np.ndarray, Tensor)
+# Larger than any real distance (a range of 1 is a few units), and small enough that a float32 sum
+# with it is still finite.
 FAR = 1e9  # added to the squared distance of a primitive whose gripper does something else
 
 
@@ -315,17 +317,18 @@ class Codebook:
                 "'delta'; use fit"
             )
         moving = _moving(spec)
-        still = [index for index in moving if not spec.low[index] < 0 < spec.high[index]]
+        still = []  # names of dimensions that could not move both ways
+        for index in moving:
+            if not spec.low[index] < 0 < spec.high[index]:
+                still.append(spec.names[index])
         if still:
-            raise ValueError(
-                "axes needs ranges with 0 inside; it is not in that of "
-                f"{[spec.names[index] for index in still]}"
-            )
+            raise ValueError(f"axes needs ranges with 0 inside; it is not in that of {still}")
         rows = []
         ends = (spec.gripper_open, spec.gripper_closed)
         for held in itertools.product(ends, repeat=len(spec.grippers)):
             for step in steps:
                 for index in moving:
+                    # Each way by its own end: ranges need not be the same on both sides of 0.
                     for end in (spec.low[index], spec.high[index]):
                         row = [0.0] * spec.dims
                         row[index] = step * end
@@ -355,6 +358,7 @@ class Codebook:
         counts = _shares(size, members)
         found: list[tuple[float, ...]] = []
         for side, mine, count in zip(sides, members, counts, strict=True):
+            # In units of `scale`, so that k-means measures distance as `encode` does.
             row = np.zeros((count, spec.dims))
             row[:, moving] = _centres(values[mine][:, moving] / scale, count, seed) * scale
             row[:, grippers] = ends[side.astype(int)]
@@ -362,7 +366,7 @@ class Codebook:
         return cls(spec, tuple(found))
 
     def to_json(self) -> dict[str, Any]:
-        return {"spec": asdict(self.spec), "primitives": [list(row) for row in self.primitives]}
+        return {"spec": asdict(self.spec), "primitives": list(map(list, self.primitives))}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Self:

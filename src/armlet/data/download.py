@@ -545,7 +545,7 @@ def _something_else(cache: _Cache, commit: str, listing: dict[str, int]) -> str:
             others.append(f"{PREFIX}{name.repo}/{file.removesuffix(f'/{first}')}{at}")
     if others:
         return f"{what}; there is one in {', '.join(others[:3])}"
-    there = sorted({file.partition("/")[0] for file in whole})
+    there = sorted({file.partition("/")[0] for file in whole})  # files and folders at the top
     return f"{what}; it has {', '.join(there[:8]) or 'no files'}"
 
 

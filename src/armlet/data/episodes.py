@@ -227,10 +227,12 @@ class EpisodeDataset:
 
     def _row_files(self) -> list[str]:
         """The files that hold the rows, relative to the folder, each once."""
-        named = [each.data for each in self._stored]
-        if None in named:  # the metadata do not say: all that lie where rows are kept
-            return data_files(self.root)
-        return list(dict.fromkeys(map(str, named)))
+        named: dict[str, None] = {}  # an ordered set
+        for each in self._stored:
+            if each.data is None:  # the metadata do not say: all that lie where rows are kept
+                return data_files(self.root)
+            named[each.data] = None
+        return list(named)
 
     @property
     def privileged(self) -> dict[str, int]:
@@ -318,9 +320,10 @@ class EpisodeDataset:
                     f"{self.root}: {name} is {feature['dtype']} in meta/info.json, and cameras "
                     "are video or image; it is left out\n"
                 )
-        pictures = [
-            name for name, feature in self._features.items() if feature["dtype"] in PICTURES
-        ]
+        pictures = []
+        for name, feature in self._features.items():
+            if feature["dtype"] in PICTURES:
+                pictures.append(name)
         short = [name.removeprefix(IMAGE) for name in pictures]
         self._kept: dict[str, str] = {}
         for own, name in zip(short, pictures, strict=True):
@@ -556,15 +559,19 @@ class EpisodeDataset:
         for path in (tasks_file(self.root, self._info), statistics_file(self.root, self._info)):
             if path is not None:
                 paths.append(path)
+        for name in (INFO, EPISODE_LINES):
+            if (self.root / name).exists():
+                paths.append(self.root / name)
         names = {path.relative_to(self.root).as_posix() for path in paths}
-        names |= {name for name in (INFO, EPISODE_LINES) if (self.root / name).exists()}
         names |= set(self.data_files)
         for camera, key in self._kept.items():
             if self._features[key]["dtype"] == "video":
-                films = {each.videos[key].file for each in self._stored}
-                if camera not in self.cameras:
+                films = set()
+                for each in self._stored:
+                    film = each.videos[key].file
                     # Distances are not trained on, so a data set may have lost their films.
-                    films = {name for name in films if (self.root / name).exists()}
+                    if camera in self.cameras or (self.root / film).exists():
+                        films.add(film)
                 names |= films
             elif camera in self.cameras:
                 # Pictures in the tables are in the digests of these; those beside them are not.

@@ -52,6 +52,7 @@ def hold(lock: Path, doing: str, *, wait: bool = False) -> AcquireReturnProxy:
     Where one does, raises BusyError that says what it is `doing` there; with `wait`, waits for it.
     """
     lock.parent.mkdir(parents=True, exist_ok=True)
+    # A lock of the system's: it ends with the process, so no leftover file locks anybody out.
     held = FileLock(lock)
     try:
         return held.acquire(timeout=0)
@@ -100,6 +101,7 @@ def atomic_file(path: Path, *, size: int | None = None) -> Iterator[Path]:
     try:
         with naming_a_full_disk(path, part, size=size):
             yield part
+            # Content before name: otherwise a power cut may leave the name on an empty file.
             make_durable(part)
             part.replace(path)
             make_durable(path.parent)
@@ -124,10 +126,12 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         with naming_a_full_disk(path, part):
             part.mkdir()
             yield part
+            # From the innermost folder out, each after what it holds.
             for folder, _, names in os.walk(part, topdown=False):
                 for name in names:
                     make_durable(Path(folder, name))
                 make_durable(Path(folder))
+            # Again, as filling it may take long; and rename would replace an empty folder.
             _refuse_existing(path)
             part.rename(path)
             make_durable(path.parent)
@@ -138,6 +142,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def _refuse_existing(path: Path) -> None:
+    # lexists: a link to nothing is something, too.
     if os.path.lexists(path):
         raise FileExistsError(
             errno.EEXIST, "exists already; choose another folder, or delete this one", str(path)
@@ -146,6 +151,7 @@ def _refuse_existing(path: Path) -> None:
 
 def make_folder(folder: Path) -> None:
     """The folder and those it lies in, where they are missing, so that they outlast a power cut."""
+    # A new name is durable once the folder that holds it is.
     missing = [each for each in (folder, *folder.parents) if not each.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     for each in missing:
@@ -170,6 +176,7 @@ def make_durable(path: Path) -> None:
 
 
 def _host() -> str:
+    # In the names, as folders on a network disk are shared, and process numbers are not.
     return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:6]
 
 
@@ -186,12 +193,9 @@ def _sweep(folder: Path) -> None:
     _swept.add((os.getpid(), folder))
     for path in folder.iterdir():
         found = PART.search(path.name)
-        if (
-            found is None
-            or found["host"] != _host()
-            or path in _under_way
-            or _lives(int(found["process"]))
-        ):
+        if found is None or found["host"] != _host():
+            continue
+        if path in _under_way or _lives(int(found["process"])):
             continue
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)  # another process may be sweeping too
@@ -205,11 +209,12 @@ def _lives(process: int) -> bool:
         return False
     if os.name == "nt":
         return True  # asking would end it
+    # Signal 0 is none: the system only says whether it could be sent.
     try:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
-    except (PermissionError, OverflowError):
+    except (PermissionError, OverflowError):  # somebody else's; a number too large to ask about
         return True
     return True
 
@@ -221,7 +226,8 @@ def naming_a_full_disk(
     """Whatever a library raises in the block because there is no room becomes one FullDiskError
     about `path`; other errors pass, those of the system with the file's name. `part` is what was
     written so far, where that is another file."""
-    part = part or path
+    if part is None:
+        part = path
     try:
         yield
     except FullDiskError:
@@ -229,18 +235,17 @@ def naming_a_full_disk(
     except Exception as error:  # every library has its own; all are raised again
         number = _why_full(error, path.parent)
         if number is not None:
-            written = size if size is not None else _size(part)
-            needed = (
-                f"; {written / 1e6:.1f} MB are needed"
-                if size is not None
-                else f" after {written / 1e6:.1f} MB"
-            )
+            if size is not None:
+                needed = f"; {size / 1e6:.1f} MB are needed"
+            else:
+                needed = f" after {_size(part) / 1e6:.1f} MB"
             free = shutil.disk_usage(path.parent).free / 1e6
             raise FullDiskError(
                 number,
                 f"{path} could not be written{needed}: {FULL[number]} ({free:.1f} MB free). What "
                 "was there before is as it was; free some room, or choose another --out",
             ) from error
+        # An error of the system without the file's name, as write and fsync raise: (number, text).
         if (
             isinstance(error, OSError)
             and error.errno is not None
@@ -271,7 +276,8 @@ def _why_full(error: BaseException, folder: Path) -> int | None:
         return None  # a mistake, whatever the disk is like
     if isinstance(error, OSError) and error.errno is not None:
         return None  # the system said why
-    # Torch speaks of positions in a zip file, numpy of numbers requested and written.
+    # Others hide the cause: torch speaks of positions in a zip file, numpy of numbers requested and
+    # written. So the disk itself is asked.
     return _probe(folder)
 
 
@@ -342,6 +348,7 @@ def whole_lines(path: Path) -> list[str]:
     if not path.exists():
         return []
     content = path.read_bytes()
+    # What follows the last line end is no line yet; `splitlines` would not tell the difference.
     *lines, rest = content.split(b"\n")
     for number, line in enumerate(lines, 1):
         if not _is_object(line):
@@ -371,6 +378,7 @@ def appending(path: Path) -> Iterator[Callable[[str], None]]:
     loses none that it wrote."""
     make_folder(path.parent)
     new = not path.exists()
+    # Without a buffer of Python's: what is in one dies with the process.
     with path.open("ab", buffering=0) as file:
         if new:
             make_durable(path.parent)

@@ -29,6 +29,7 @@ Kind = Literal["dataset", "model"]
 _PARTS = re.compile(r"hf:(?P<repo>[^/@]+/[^/@]+)(?P<folder>(?:/[^/@]+)*)(?:@(?P<revision>.+))?")
 # What git takes for a name of a branch or tag.
 _REVISION = re.compile(r"[^\s~^:?*\[\\/]+(?:/[^\s~^:?*\[\\/]+)*")
+# Of SHA-1, as the hub's repositories all have.
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SNAPSHOT = re.compile(r"/(?:models|datasets|spaces)--[^/]+/snapshots/[0-9a-f]{40}(?:/|$)")
 
@@ -63,8 +64,10 @@ def is_name(place: Path | str) -> bool:
 def parse(place: Path | str) -> Name:
     """A name taken apart. Raises ValueError where it is none, and where a folder here is called so:
     which is meant is not guessed."""
+    # Here, not above: who names no repository need not wait for the library.
     from huggingface_hub.utils import HFValidationError, validate_repo_id
 
+    # Through Path, as tyro makes one of every option: hf:a//b has become hf:a/b by then.
     text = Path(place).as_posix()
     found = _PARTS.fullmatch(text)
     if found is None:
@@ -86,6 +89,7 @@ def parse(place: Path | str) -> Name:
         raise ValueError(f"{text}: {folder!r} is no folder in a repository; {FORM}")
     if ".." in revision or _REVISION.fullmatch(revision) is None:
         raise ValueError(f"{text}: {revision!r} is no branch, tag or commit; {FORM}")
+    # To the system "hf:user" is a name of a folder like any other.
     if Path(text).exists():
         raise ValueError(
             f"{text} is a name on the hub, and a folder here is called so too: rename the folder, "

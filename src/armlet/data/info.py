@@ -46,6 +46,7 @@ def read_info(root: Path) -> dict[str, Any]:
     # Where there are no films, nobody cares what an older version called them.
     if any(feature["dtype"] == "video" for feature in described.values()):
         video_path = _template(info.get("video_path"), f"{path}: video_path", places)
+    # What is not read here stays as it is: others' fields are none of our business.
     read = {
         "fps": _rate(info.get("fps"), path),
         "total_episodes": _optional_count(info.get("total_episodes"), f"{path}: total_episodes"),
@@ -103,6 +104,8 @@ def _template(value: Any, where: str, places: dict[str, Any]) -> str | None:
             f"{where} is {value!r}, expected the name of a file with {_braces(places)}; write it, "
             "or null"
         )
+    # Tried out: whatever stands in the braces (a format such as :03d, too) must be something that
+    # numbers and names can be put into.
     try:
         value.format(**places)
     except (KeyError, IndexError, AttributeError, TypeError, ValueError) as error:
@@ -170,6 +173,7 @@ def _check_about(about: Any, where: str) -> None:
         return
     for name in ("video.height", "video.width", "video.channels"):
         _optional_count(about.get(name), f"{where}: {name}")
+    # A text "false" would count as true.
     for name in ("is_depth_map", "video.is_depth_map", "video.use_log"):
         if about.get(name) not in (None, True, False):
             raise EpisodeError(

@@ -110,7 +110,7 @@ def write_persistent(
             f"{data.root} has {len(data.episodes)} episodes, and there are remarks about "
             f"{len(remarks)}"
         )
-    rewritten = {data.root / name for name in data.data_files}
+    rewritten = set(map(data.root.joinpath, data.data_files))
     with atomic_folder(target) as part:
         for path in _files(data.root):
             inside = path.relative_to(data.root)
@@ -163,24 +163,24 @@ def _rows_type(table: pa.Table, name: str, *, timed: bool) -> pa.DataType:
         # JSON, which is text underneath.
         plain = pa.types.is_list(kept) and isinstance(kept.value_type, pa.BaseExtensionType)
         calls = pa.list_(kept.value_type.storage_type) if plain else kept
-    fields = [
-        ("role", pa.string(), False),
-        ("content", pa.string(), True),
-        ("style", pa.string(), True),
-    ]
     # In lerobot's order: fields of a struct are compared by their places.
+    fields = [
+        pa.field("role", pa.string(), nullable=False),
+        pa.field("content", pa.string()),
+        pa.field("style", pa.string()),
+    ]
     if timed:
-        fields.append(("timestamp", pa.float32(), False))
-    fields += [("camera", pa.string(), True), ("tool_calls", calls, True)]
-    row = pa.struct([pa.field(key, kind, nullable=nullable) for key, kind, nullable in fields])
-    return pa.list_(row)
+        fields.append(pa.field("timestamp", pa.float32(), nullable=False))
+    fields.append(pa.field("camera", pa.string()))
+    fields.append(pa.field("tool_calls", calls))
+    return pa.list_(pa.struct(fields))
 
 
 def _files(root: Path) -> list[Path]:
     """Every file of a folder, in folders that are links as well."""
-    found = []
+    found: list[Path] = []
     for folder, _, names in os.walk(root, followlinks=True):
-        found += [Path(folder) / name for name in names]
+        found += map(Path(folder).joinpath, names)
     return sorted(found)
 
 

@@ -196,6 +196,7 @@ def stored_v30(root: Path, info: dict[str, Any]) -> list[Stored]:
     data_path, video_path = _paths(info, PATHS_V3)
     found = []
     for path in paths:
+        # Row by row, so that an error can name the episode.
         # Statistics are most of the file, and lie elsewhere too.
         names = [name for name in column_names(path) if not name.startswith("stats/")]
         for row in read_table(path, names).to_pylist():
@@ -217,6 +218,7 @@ def _row_v30(
     first = row.get("dataset_from_index")
     last = row.get("dataset_to_index")
     length = row.get("length")
+    # Either says how long an episode is; where both do, they must agree.
     if first is not None and last is not None:
         if length is not None and last - first != length:
             raise EpisodeError(
@@ -224,7 +226,7 @@ def _row_v30(
                 f"{last - first}; convert the data set again"
             )
         length = last - first
-    data = None
+    data = None  # in which file is not said: its rows are looked for in all of them
     if row.get("data/chunk_index") is not None and row.get("data/file_index") is not None:
         data = data_path.format(
             chunk_index=row["data/chunk_index"], file_index=row["data/file_index"]
@@ -250,6 +252,7 @@ def stored_v2(root: Path, info: dict[str, Any]) -> list[Stored]:
         try:
             index = int(row["episode_index"])
             length = None if row.get("length") is None else int(row["length"])
+            # 1000 files a folder, unless it is said; armlet and lerobot write this number.
             place = {
                 "episode_chunk": index // (info["chunks_size"] or 1000),
                 "episode_index": index,
@@ -282,7 +285,7 @@ def stored_episodes(root: Path, info: dict[str, Any]) -> list[Stored]:
     twice. Where there are more, the last ones of a folder of ours are what a killed run left, and
     are left out; in another's the count is wrong, and all are taken. Either is said on stderr.
     """
-    found = VERSIONS[info["codebase_version"]](root, info)
+    found = VERSIONS[info["codebase_version"]](root, info)  # `read_info` has checked the version
     total = info["total_episodes"]
     if not found or (total is not None and len(found) < total):
         raise EpisodeError(
@@ -310,7 +313,8 @@ def stored_episodes(root: Path, info: dict[str, Any]) -> list[Stored]:
 
 def _by_numbers(path: Path) -> list[int]:
     """Files in the order of their numbers: file-1000 comes after file-999."""
-    return [int(digits) for digits in re.findall(r"\d+", "/".join(path.parts[-2:]))]
+    # Of the folder and the file: chunk-001/file-002 → [1, 2].
+    return list(map(int, re.findall(r"\d+", "/".join(path.parts[-2:]))))
 
 
 def _paths(info: dict[str, Any], usual: tuple[str, str]) -> tuple[str, str]:
@@ -330,7 +334,11 @@ def _tasks(row: dict[str, Any], where: str) -> tuple[str, ...]:
 
 
 def _video_keys(info: dict[str, Any]) -> list[str]:
-    return [name for name, feature in info["features"].items() if feature.get("dtype") == "video"]
+    found = []
+    for name, feature in info["features"].items():
+        if feature.get("dtype") == "video":
+            found.append(name)
+    return found
 
 
 def task_texts(path: Path) -> dict[int, str]:
@@ -449,6 +457,7 @@ def sides(feature: dict[str, Any]) -> dict[str, int] | None:
 def video_info(feature: dict[str, Any]) -> dict[str, Any]:
     """What else is said of a camera; older versions called it `video_info`."""
     found: dict[str, Any] = {}
+    # The newer name last, so that it wins where a converter has kept both.
     for name in ("video_info", "info"):
         if isinstance(feature.get(name), dict):
             found |= feature[name]

@@ -31,6 +31,7 @@ def told(
         numbers = rows.episode
     else:
         texts = task_texts(path)
+        # (N,) bool, and no look-up row by row: N may be millions.
         unknown = ~np.isin(rows.task, np.array(list(texts), np.int64))
         if unknown.any():
             row = int(np.argmax(unknown))

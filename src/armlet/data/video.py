@@ -30,14 +30,13 @@ def write_video(
         stream = container.add_stream("libx264", rate=fps)
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = pixels
+        # g: a key frame every second frame; bf: no frames that need later ones. One thread, since
+        # with several the bytes of a film depend on the machine.
         stream.options = {"crf": str(quality), "g": "2", "bf": "0", "threads": "1"}
         for frame in frames:
-            container.mux(
-                stream.encode(
-                    av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
-                )
-            )
-        container.mux(stream.encode())
+            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode())  # what the encoder still holds
 
 
 def concatenate(sources: list[Path], target: Path) -> None:
@@ -55,10 +54,12 @@ def concatenate(sources: list[Path], target: Path) -> None:
                     raise VideoError(
                         f"{source} does not say its frame rate; was it written by `write_video`?"
                     )
+                # A frame's duration in units of the film's clock: at 10 fps and 1/10240 s, 1024.
                 tick = round(1 / (inside.average_rate * inside.time_base))
                 for packet in container.demux(inside):
-                    if packet.dts is None:
+                    if packet.dts is None:  # the empty packet that ends a film
                         continue
+                    # No frame is reordered (bf = 0), so it is shown when it is decoded.
                     packet.pts = packet.dts = position * tick
                     packet.stream = stream
                     output.mux(packet)
@@ -113,6 +114,8 @@ class Film:
                 ) from error
         if not shown:
             raise VideoError(f"{path} has no frames; was it truncated? Copy or record it again")
+        # Packets come in the order of decoding; films of others reorder frames, so they are sorted
+        # by when they are shown.
         self._shown, first = np.unique(np.array(shown, np.int64), return_index=True)
         self._keys = np.flatnonzero(np.array(keys)[first])
         self.times = self._shown * float(unit)
@@ -130,11 +133,14 @@ class Film:
         """Of each of the `times` (b,), in seconds: the number of the frame nearest to it, and
         whether that frame is within half of a frame's period. Only frames from `begins` up to, and
         without, `ends` count: what else is in the film is another episode's."""
+        # All arrays (b,): the frames around each time, the later one if it is nearer, kept within
+        # the frames of the episode's own span.
         last = len(self.times) - 1
         after = np.searchsorted(self.times, times).clip(max=last)
         before = np.maximum(after - 1, 0)
         later = np.abs(self.times[after] - times) < np.abs(self.times[before] - times) - TIE
         half = self.period / 2
+        # Half a period early, as a clip's bounds are rounded, and its first frame belongs to it.
         first_own = np.searchsorted(self.times, np.subtract(begins, half)).clip(max=last)
         last_own = np.maximum(np.searchsorted(self.times, np.subtract(ends, half)) - 1, 0)
         numbers = np.minimum(np.maximum(np.where(later, after, before), first_own), last_own)
@@ -156,7 +162,7 @@ class Film:
         """
         with _opened(self.path) as container:
             stream = _stream(container, self.path)
-            stream.thread_type = "AUTO"
+            stream.thread_type = "AUTO"  # frames side by side, not only slices of one
             decoder = container.decode(stream)
             # The number of the frame that was decoded last.
             at = -1
@@ -192,6 +198,8 @@ class Film:
             frame = self._decode_to(decoder, number, missed=key > 0)
             if frame is not None:
                 return decoder, frame
+            # One key frame further back; at the first, decoding begins with the film, which is
+            # never missed.
             key = self._key(key - 1)
 
     def _decode_to(self, decoder: Iterator[Any], number: int, *, missed: bool = False) -> Any:
@@ -237,6 +245,7 @@ def read_frames(path: Path, start: int, count: int, *, fps: float) -> Iterator[n
 
 
 def _opened(path: Path) -> Any:
+    # Asked here, as ffmpeg says "Invalid data" of a Git LFS pointer.
     wrong = fault(path)
     if wrong is not None:
         raise VideoError(wrong)

@@ -123,6 +123,7 @@ class EpisodeWriter:
 
     @property
     def _keys(self) -> list[str]:
+        """The features that are videos."""
         return [IMAGE + name for name in self.features.cameras]
 
     @property
@@ -147,6 +148,7 @@ class EpisodeWriter:
     def _check_staged(self) -> None:
         """Episodes that another run staged, and no data set counts yet, must be of this kind,
         too."""
+        # An older armlet did not say what the episodes that it staged are like.
         if not self.staged() or not (self.root / DECLARED).exists():
             return
         found = read_json(self.root / DECLARED, fix="delete it and the staged episodes")
@@ -161,6 +163,7 @@ class EpisodeWriter:
             )
 
     def _carry_out(self) -> None:
+        # Looked for first: without anything to do, no lock and no file is made.
         if (self.root / READY).exists():
             with hold_and_remove(self.root / APPEND / "lock", "adding episodes"):
                 carry_out(self.root, self.root / STAGING)
@@ -190,6 +193,7 @@ class EpisodeWriter:
     def add(self, episode: EpisodeFrames) -> None:
         """Stage one episode, numbered after the last."""
         staged = self.staged()
+        # After the last, not in the first gap: workers may be staging others right now.
         index = int(staged[-1].name) + 1 if staged else self.start
         stage_episode(self.root, index, episode, self.features, fps=self.fps)
 
@@ -205,6 +209,7 @@ class EpisodeWriter:
                 carry_out(self.root, self.root / STAGING)
                 progress.advance(len(some))
         progress.close()
+        # Other processes may have staged more meanwhile, which DECLARED, in there, is about.
         if not self.staged():
             shutil.rmtree(self.root / APPEND, ignore_errors=True)
         self.finalised = EpisodeDataset(self.root)
@@ -213,6 +218,8 @@ class EpisodeWriter:
     def _prepare(self, staged: list[Path]) -> None:
         """Everything that these episodes add to the data set, in the folder from which `carry_out`
         moves it there."""
+        # Read again under the lock: another process may have added episodes since this writer was
+        # made.
         old = read_existing(self.root, self._keys)
         tasks = list(old.tasks) if old else []
         total = len(old.rows) if old else 0

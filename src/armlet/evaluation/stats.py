@@ -1,5 +1,5 @@
-"""Intervals and paired tests for success rates (evidence.md). Pure functions of counts and
-outcomes."""
+"""Intervals and paired tests for success rates. Pure functions of counts and outcomes; knows no
+policy and no report."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from scipy import stats as scipy_stats
 
-MARGIN = 0.03
+MARGIN = 0.03  # a student within 3 percentage points counts as no worse (non-inferiority)
 
 
 def wilson(successes: int, episodes: int, *, confidence: float = 0.95) -> tuple[float, float]:
@@ -24,7 +24,9 @@ def rate_ci95(successes: int, episodes: int) -> tuple[float, float]:
     true rate of .98 in 92 % of cases at n = 50, and one of .997 in 86 %; this one holds every rate
     above .95 in at least 95 % of cases from n = 50 on."""
     low, high = wilson(successes, episodes)
-    return (low, high) if low >= 0.05 and high <= 0.95 else clopper_pearson(successes, episodes)
+    if low >= 0.05 and high <= 0.95:
+        return low, high
+    return clopper_pearson(successes, episodes)
 
 
 def clopper_pearson(
@@ -41,6 +43,7 @@ def clopper_pearson(
 def mcnemar(only_a: int, only_b: int) -> float:
     """Exact two-sided McNemar p: how surprising the discordant pairs are, were both equally good; 1
     where there are none."""
+    # Given how many pairs differ, either side of each is as likely as a coin's.
     if only_a + only_b == 0:
         return 1.0
     return float(scipy_stats.binomtest(only_a, only_a + only_b, 0.5).pvalue)
@@ -54,12 +57,15 @@ def newcombe_paired(both: int, only_a: int, only_b: int, neither: int) -> tuple[
         return -1.0, 1.0
     p_a = (both + only_a) / n
     p_b = (both + only_b) / n
-    (low_a, high_a), (low_b, high_b) = wilson(both + only_a, n), wilson(both + only_b, n)
+    low_a, high_a = wilson(both + only_a, n)
+    low_b, high_b = wilson(both + only_b, n)
     phi = _correlation(both, only_a, only_b, neither)
     below_a = p_a - low_a
     above_a = high_a - p_a
     below_b = p_b - low_b
     above_b = high_b - p_b
+    # Squares of distances, as of two sides with the angle between them: correlated rates (φ > 0)
+    # make a narrow interval. Rounding may take a sum of 0 a little below it.
     lower = below_a**2 - 2 * phi * below_a * above_b + above_b**2
     upper = above_a**2 - 2 * phi * above_a * below_b + below_b**2
     difference = p_a - p_b
@@ -73,6 +79,7 @@ def _correlation(both: int, only_a: int, only_b: int, neither: int) -> float:
         return 0.0
     n = both + only_a + only_b + neither
     top = both * neither - only_a * only_b
+    # Only a positive φ is corrected: it is what narrows the interval.
     corrected = max(top - n / 2, 0) if top > 0 else top
     return float(corrected / np.sqrt(product))
 
@@ -94,6 +101,7 @@ def ratio_ci95(
         raise ValueError(f"exposures must be positive, found {exposures.min():g}")
     if len(counts) < 2:
         return None
+    # Drawn in pairs: an episode's counts stay with its exposure.
     found = scipy_stats.bootstrap(
         (counts, exposures),
         lambda a, b, axis: a.sum(axis) / b.sum(axis),
@@ -101,7 +109,7 @@ def ratio_ci95(
         vectorized=True,
         method="percentile",
         n_resamples=resamples,
-        batch=500,
+        batch=500,  # resamples at a time, for memory
         rng=np.random.default_rng(seed),
     )
     return float(found.confidence_interval.low), float(found.confidence_interval.high)
@@ -113,7 +121,7 @@ class PairedComparison:
     −3 pp (a one-sided test at 2.5 %)."""
 
     n: int
-    both: int
+    both: int  # of the n, in how many both succeed; the next three likewise
     only_a: int
     only_b: int
     neither: int
@@ -202,6 +210,7 @@ def compare_seeds(a: np.ndarray, b: np.ndarray) -> SeedComparison:
     if n < 2:
         raise ValueError(f"a comparison over seeds needs at least 2 episodes, found {n}")
     difference = float(a.mean() - b.mean())
+    # One policy on each side: no seeds to vary, and for two proportions there is a better interval.
     if len(a) == len(b) == 1:
         low, high = compare_paired(a[0], b[0]).ci95
     else:
@@ -214,21 +223,23 @@ def compare_seeds(a: np.ndarray, b: np.ndarray) -> SeedComparison:
 def _half_width(a: np.ndarray, b: np.ndarray) -> float:
     """Of the 95 % interval of mean a − mean b over students and episodes (`compare_seeds`)."""
     n = a.shape[1]
-    per_episode = a.mean(0) - b.mean(0)
+    per_episode = a.mean(0) - b.mean(0)  # (n,)
     squares = float(((per_episode - per_episode.mean()) ** 2).sum())
-    episodes = (squares + 1) / (n * (n - 1))
+    episodes = (squares + 1) / (n * (n - 1))  # + 1: the discordant pair that is added
     terms = [(episodes, n - 1)]
     rest = 0.0
     for outcomes in (a, b):
         count = len(outcomes)
         if count == 1:
             continue
-        students = outcomes.mean(1)
+        students = outcomes.mean(1)  # (s,)
         terms.append((float(students.var(ddof=1)) / count, count - 1))
+        # (s, n): what neither the student nor the episode explains.
         residual = outcomes - outcomes.mean(0) - students[:, None] + outcomes.mean()
         rest += float((residual**2).sum()) / ((count - 1) * (n - 1)) / (count * n)
     total = sum(variance for variance, _ in terms)
     # By chance the estimate can be below each of its parts.
     variance = max(total - rest, episodes, total - episodes)
+    # Satterthwaite: the degrees of freedom of a sum of variances, each known by its own.
     freedom = variance**2 / sum(part**2 / degrees for part, degrees in terms)
     return float(scipy_stats.t.ppf(0.975, freedom) * np.sqrt(variance))

@@ -29,13 +29,13 @@ from armlet.benchmarks.rendering import Camera, make_camera, resolve_renderer
 from armlet.robot.observation import Observation
 from armlet.robot.spec import ActionSpec
 
-# frame_skip 5 × 2.5 ms; metres a command of 1.0 moves the hand's target.
-NATIVE_HZ = 80.0
-NATIVE_STEP = 0.01
+NATIVE_HZ = 80.0  # frame_skip 5 × 2.5 ms
+NATIVE_STEP = 0.01  # metres that a command of 1.0 moves the hand's target
 NATIVE_LIMIT = 500  # commands, after which Meta-World refuses to go on
 PACKAGES = ("metaworld", "packaging", "fast-simplification")
 GOAL = "goal"
 BLUE_BALL = Marker(rgba=(0.05, 0.15, 1.0, 1.0), radius=0.03)
+# Tasks whose goal is a mere point in space, which Meta-World shows as a site only.
 BARE_GOALS = frozenset(
     f"{name}-v3"
     for name in (
@@ -118,6 +118,7 @@ class Metaworld(Benchmark):
 
     def tasks(self, split: str = "seen") -> tuple[Task, ...]:
         self.check_split(split)
+        # Families by the first word, which is what is done: button, door, drawer, reach …
         return tuple(Task(name, name.split("-")[0], split) for name in self.task_names)
 
     def make(self, task: Task, seed: int) -> "MetaworldWorld":
@@ -129,11 +130,9 @@ class Metaworld(Benchmark):
             "benchmark": self.name,
             "renderer": resolve_renderer(self.renderer),
             "mujoco": mujoco.__version__,
-            **{
-                package: importlib.metadata.version(package)
-                for package in PACKAGES
-                if package != "packaging"
-            },
+            # The experts and the meshes; `packaging` only tells versions apart.
+            "metaworld": importlib.metadata.version("metaworld"),
+            "fast-simplification": importlib.metadata.version("fast-simplification"),
             "cameras": self.cameras,
             "views": self.views,
             "scene_fov": self.scene_fov,
@@ -145,6 +144,7 @@ class Metaworld(Benchmark):
 def require_extra() -> None:
     """Raises ModuleNotFoundError, with the command that mends it, where the extra is not
     installed."""
+    # Asked by name and not imported: that alone takes seconds.
     for package in PACKAGES:
         try:
             importlib.metadata.version(package)
@@ -159,6 +159,8 @@ class MetaworldWorld(World):
     """One episode. Success is Meta-World's own, at any native command of the episode."""
 
     def __init__(self, benchmark: Metaworld, task: Task, seed: int) -> None:
+        # crc32, as Python's own hash of a text differs from process to process. The scene does not
+        # depend on the split, the words do.
         keys = [seed, zlib.crc32(task.name.encode())]
         unseen = task.split == "unseen_wordings"
         self.instruction = say(
@@ -170,6 +172,7 @@ class MetaworldWorld(World):
         self._repeat = benchmark.action_repeat
         stage = _borrow(benchmark, task.name)
         self._stage: _Stage | None = stage
+        # Also when a world is forgotten without being closed; not at exit, when it is of no use.
         self._give_back = weakref.finalize(self, _FREE[benchmark, task.name].append, stage)
         self._give_back.atexit = False
         self._seen = stage.reset(int(np.random.default_rng(keys).integers(2**62)))
@@ -197,6 +200,7 @@ class MetaworldWorld(World):
         if action.shape != (4,) or not np.isfinite(action).all():
             raise ValueError(f"metaworld takes a finite action of shape (4,), found {action}")
         self._previous = np.clip(action, -1, 1)
+        # All of them, also after success: an episode's length does not hang on when it is noticed.
         for _ in range(self._repeat):
             self._seen, _, _, _, info = self.stage.env.step(self._previous)
             self._succeeded |= bool(info["success"])
@@ -209,6 +213,7 @@ class MetaworldWorld(World):
             # It asks for more than the range, to be clipped.
             warnings.filterwarnings("ignore", message="Constant")
             action = self.stage.expert.get_action(self._seen)
+        # As Meta-World itself would clip it: what is recorded is what is done.
         return np.clip(action, -1, 1).astype(np.float32)
 
     def privileged(self) -> dict[str, np.ndarray]:
@@ -249,6 +254,8 @@ class _Stage:
         """
         import metaworld
 
+        # Private names, as its own benchmark classes use them: there is no public way to draw the
+        # positions of one seed.
         env = self.env
         env._set_task_called = True
         env._freeze_rand_vec = False
@@ -258,7 +265,7 @@ class _Stage:
         data = {"env_cls": type(env), "rand_vec": env._last_rand_vec, "partially_observable": False}
         env.set_task(metaworld.Task(env_name=self._task_name, data=pickle.dumps(data)))
         env.reset()
-        # Window-close moves its window last, and answers as if it had not.
+        # The task window-close moves its window last, and answers as if it had not.
         mujoco.mj_forward(env.model, env.data)
         env._prev_obs = env._get_curr_obs_combined_no_goal()
         return env._get_obs()

@@ -48,15 +48,20 @@ class VisualCopy:
         _leave_out_collisions(spec)
         _add_markers(spec, markers)
         self.model = spec.compile()
-        # Clipping planes.
+        # The camera's clipping planes are multiples of the extent, which the compiler measures
+        # anew: without the collision geoms it would be another.
         self.model.stat.extent = original.stat.extent
         self.model.stat.center = original.stat.center
         self.data = mujoco.MjData(self.model)
         self._markers = {name: self.model.geom(_MARKER + name).id for name in markers}
+        # `follow` copies poses by index, so the joints and bodies must be the same, in the same
+        # order.
         if (self.model.nq, self.model.nbody) != (original.nq, original.nbody):
             raise RuntimeError(
                 f"the visual copy of {path} has other joints or bodies than the model that runs"
             )
+        # Sites are aids of the simulation, such as the goal; shadows and reflections cost a second
+        # and a third rendering of everything.
         self.model.site_rgba[:, 3] = 0
         self.model.light_castshadow[:] = 0
         self.model.mat_reflectance[:] = 0
@@ -78,6 +83,7 @@ class VisualCopy:
         self.data.mocap_quat[:] = data.mocap_quat
         for name, place in places.items():
             self.model.geom_pos[self._markers[name]] = place
+        # What of mj_forward places geoms, cameras and lights; contacts and forces nobody sees.
         mujoco.mj_kinematics(self.model, self.data)
         mujoco.mj_camlight(self.model, self.data)
         return self.data
@@ -88,10 +94,11 @@ def _decimate(spec: mujoco.MjSpec, original: mujoco.MjModel) -> None:
 
     for mesh in spec.meshes:
         index = original.mesh(mesh.name).id
-        if original.mesh_facenum[index] <= 2 * FACES:
+        if original.mesh_facenum[index] <= 2 * FACES:  # little to win
             continue
         vertices, faces = _weld(*_mesh(original, index))
         vertices, faces = fast_simplification.simplify(vertices, faces, target_count=FACES)
+        # Given by its numbers from here on; they are scaled and placed already.
         mesh.file = ""
         mesh.scale = [1, 1, 1]
         mesh.refpos = [0, 0, 0]
@@ -107,9 +114,8 @@ def _mesh(model: mujoco.MjModel, index: int) -> tuple[np.ndarray, np.ndarray]:
     count = model.mesh_vertnum[index]
     rotation = np.zeros(9)
     mujoco.mju_quat2Mat(rotation, model.mesh_quat[index])
-    vertices = (
-        model.mesh_vert[first : first + count] @ rotation.reshape(3, 3).T + model.mesh_pos[index]
-    )
+    centred = model.mesh_vert[first : first + count]  # (v, 3)
+    vertices = centred @ rotation.reshape(3, 3).T + model.mesh_pos[index]
     first = model.mesh_faceadr[index]
     count = model.mesh_facenum[index]
     return vertices.astype(np.float32), model.mesh_face[first : first + count]
@@ -120,6 +126,7 @@ def _weld(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarr
     neighbours."""
     kept, index = np.unique(vertices, axis=0, return_inverse=True)
     faces = index.reshape(-1)[faces].astype(np.int32)
+    # A triangle two of whose corners have become one is a line.
     a, b, c = faces.T
     return kept, faces[(a != b) & (b != c) & (c != a)]
 
@@ -128,7 +135,8 @@ def _leave_out_collisions(spec: mujoco.MjSpec) -> None:
     for geom in list(spec.geoms):
         if geom.group >= _HIDDEN_GROUP:
             geom.delete()
-    # Bodies that had their mass from those geoms.
+    # The compiler refuses moving bodies without mass, and some had theirs from those geoms. The
+    # copy is never simulated, so any mass will do.
     spec.compiler.boundmass = spec.compiler.boundinertia = 1e-6
 
 
@@ -149,6 +157,7 @@ def _turn_upright(model: mujoco.MjModel) -> None:
     for camera in np.flatnonzero(model.cam_bodyid == 0):
         rotation = np.zeros(9)
         mujoco.mju_quat2Mat(rotation, model.cam_quat[camera])
+        # The z part of the camera's up axis, its second column.
         if rotation.reshape(3, 3)[2, 1] < -1e-6:
             turned = np.zeros(4)
             mujoco.mju_mulQuat(turned, model.cam_quat[camera], half_turn)
@@ -161,8 +170,12 @@ def _flatten(model: mujoco.MjModel) -> None:
     default = np.array([0.5, 0.5, 0.5, 1.0], np.float32)
     for geom in np.flatnonzero(model.geom_matid >= 0):
         material = model.geom_matid[geom]
-        own = not np.array_equal(model.geom_rgba[geom], default)
-        colour = (model.geom_rgba if own else model.mat_rgba)[geom if own else material].copy()
+        # A geom's colour wins over its material's, unless it is the one that MuJoCo gives to those
+        # of which nothing is said.
+        if np.array_equal(model.geom_rgba[geom], default):
+            colour = model.mat_rgba[material].copy()
+        else:
+            colour = model.geom_rgba[geom].copy()
         texture = model.mat_texid[material].max()
         if texture >= 0:
             colour[:3] *= _mean_colour(model, texture)

@@ -133,6 +133,7 @@ class Tabletop(Benchmark):
                 f"tabletop has no family {sorted(unknown)}; it has {', '.join(FAMILIES)}"
             )
         families = self.families
+        # A drawer has no shape to be told by, and does not ride on a belt.
         if split in TWINS or self.belt:
             families = tuple(family for family in families if family != "drawer")
         if not families:
@@ -141,11 +142,14 @@ class Tabletop(Benchmark):
                 f"tabletop has no task of the families {list(self.families)} {why}; drawers are "
                 "left out there"
             )
-        return tuple(
-            Task(skill, family, split) for family in families for skill in FAMILIES[family]
-        )
+        found = []
+        for family in families:
+            for skill in FAMILIES[family]:
+                found.append(Task(skill, family, split))
+        return tuple(found)
 
     def make(self, task: Task, seed: int) -> "TabletopWorld":
+        # crc32, as Python's own hash of a text differs from process to process.
         rng = np.random.default_rng(
             [seed, zlib.crc32(task.name.encode()), self.splits.index(task.split)]
         )
@@ -155,6 +159,7 @@ class Tabletop(Benchmark):
         return TabletopWorld(self, layout, goal)
 
     def fingerprint(self) -> dict[str, Any]:
+        # Left out where there is none: reports from before there were belts stay comparable.
         belt = {"belt": self.belt} if self.belt else {}
         return {
             **belt,
@@ -180,6 +185,7 @@ class TabletopWorld(World):
         self._data = mujoco.MjData(self._model)
         self._cameras: dict[tuple[str, int], Camera] = {}
         self._previous = np.zeros(4, np.float32)
+        # Bodies' numbers in the model, to find their contacts.
         self._fingers = {self._model.body(f"{side}_finger").id for side in ("left", "right")}
         self._place_hand(layout.hand)
         for thing in layout.things:
@@ -188,18 +194,21 @@ class TabletopWorld(World):
         if layout.belt:
             self._data.joint("belt").qvel[0] = layout.belt
             self._data.ctrl[5] = layout.belt
+        # 0.1 s, so that things have come to rest before the first look.
         mujoco.mj_step(self._model, self._data, 20)
 
     def _place_hand(self, hand: tuple[float, float, float]) -> None:
         for axis, value in zip("xyz", hand, strict=True):
             self._data.joint(axis).qpos[0] = value
         for side in ("left", "right"):
-            self._data.joint(side).qpos[0] = 0.034
+            self._data.joint(side).qpos[0] = 0.034  # metres: fully open
         self._data.ctrl[:5] = [*hand, 0.034, 0.034]
 
     @property
     def tcp(self) -> np.ndarray:
         return self._data.site("tcp").xpos.copy()
+
+    # What follows in names of bodies is known to the simulator only, and to the expert.
 
     @property
     def gap(self) -> float:
@@ -212,12 +221,13 @@ class TabletopWorld(World):
         return float(self._data.joint(f"{name}_slide").qpos[0])
 
     def handle(self, name: str) -> np.ndarray:
+        # A drawer's position is its front's; the middle of the post is in front of and above it.
         return self.position(name) + np.array([-HANDLE_FORWARD, 0.0, 0.010])
 
     def observe(self) -> Observation:
-        images = {
-            name: self._camera(name, size).render(self._data) for name, size in self._sizes.items()
-        }
+        images = {}
+        for name, size in self._sizes.items():
+            images[name] = self._camera(name, size).render(self._data)
         state = np.array([*self.tcp, self.gap], np.float32)
         return Observation(images, state, self.instruction, self._previous.copy())
 
@@ -227,6 +237,7 @@ class TabletopWorld(World):
     def _camera(self, name: str, size: int) -> Camera:
         if (name, size) not in self._cameras:
             camera: Camera
+            # MuJoCo's own lights, which EGL shows, are not seen by rays: the look is passed on.
             if self._renderer == "ray":
                 look = self._layout.look
                 camera = RayCamera(self._model, name, size, light=look.light, ambient=look.ambient)
@@ -241,9 +252,12 @@ class TabletopWorld(World):
             raise ValueError(f"tabletop takes a finite action of shape (4,), found {action}")
         action = np.clip(action, -1, 1)
         self._previous = action.astype(np.float32)
+        # From where the hand is, not from where it was told to go: a hand that is held back does
+        # not jump when it comes free.
         self._data.ctrl[:3] = np.clip(self.tcp + action[:3] * STEP, LOW, HIGH)
+        # Open or closed and nothing between: a thing between the fingers stops them.
         self._data.ctrl[3:5] = 0.034 if action[3] < 0 else 0.0
-        mujoco.mj_step(self._model, self._data, 20)
+        mujoco.mj_step(self._model, self._data, 20)  # of 5 ms: one step at 10 Hz
         return self.succeeded()
 
     def held(self, name: str) -> bool:
@@ -257,12 +271,13 @@ class TabletopWorld(World):
             }
             if body in pair:
                 touching |= pair & self._fingers
-        return len(touching) == 2
+        return len(touching) == 2  # of one finger it may just lean on
 
     def _resting_place(self) -> np.ndarray:
         """Where the centre of the subject should come to rest for `place` and `stack`."""
         target = self.position(self.goal.target)
         kind = next(thing.kind for thing in self._layout.things if thing.name == self.goal.target)
+        # Above the middle of what it lies on; of plates and boxes the bottom is 4 mm thick.
         height = {
             "plate": 0.004 + OBJECT_HALF,
             "box": 0.004 + OBJECT_HALF,
@@ -281,6 +296,7 @@ class TabletopWorld(World):
                 self.tcp, self.gap, handle, self.held(goal.subject), target, axis, opening
             )
         if goal.skill == "rake":
+            # The rake's own x axis in the world: along its handle, towards the crossbar.
             axis = self._data.body("rake").xmat.reshape(3, 3)[:, 0].copy()
             return expert.Facts(
                 self.tcp,
@@ -298,12 +314,15 @@ class TabletopWorld(World):
         facts = self._facts()
         if self.goal.skill == "rake":
             return expert.rake(facts, facts.goal)
-        return {
+        skills = {
             "touch": expert.touch,
             "push": expert.push,
             "place": expert.place,
             "stack": expert.place,
-        }.get(self.goal.skill, expert.slide)(facts)
+            "open": expert.slide,
+            "close": expert.slide,
+        }
+        return skills[self.goal.skill](facts)
 
     def expert_action(self) -> np.ndarray:
         move = self._move()
@@ -318,6 +337,7 @@ class TabletopWorld(World):
         move = self._move()
         thing = self._layout.things[number % len(self._layout.things)]
         point = self.handle(thing.name) if thing.kind == "drawer" else self.position(thing.name)
+        # With a thing in hand it passes above the others.
         height = OBJECT_HALF if move.gripper == expert.OPEN else expert.CARRY
         wanted = expert.funnel(self.tcp, point + [0, 0, height], rise=0.05)
         return np.array([*np.clip((wanted - self.tcp) / STEP, -1, 1), move.gripper], np.float32)
@@ -330,18 +350,20 @@ class TabletopWorld(World):
         subject = self.position(goal.subject) if goal.skill == "rake" else facts.subject
         target = facts.subject if goal.skill == "rake" else facts.goal
         if goal.skill == "push":
-            target = facts.subject + facts.axis * 0.1
+            target = facts.subject + facts.axis * 0.1  # no place is meant: 10 cm on
         return {"subject": subject.astype(np.float32), "target": target.astype(np.float32)}
 
     def succeeded(self) -> bool:
         goal = self.goal
+        # Judged by where things are, in metres, not by what the hand has done: any way to it counts.
         if goal.skill == "touch":
             top = self.position(goal.subject) + [0, 0, OBJECT_HALF]
             return bool(
                 np.linalg.norm((self.tcp - top)[:2]) < 0.018 and self.tcp[2] - top[2] < 0.02
             )
         if goal.skill == "push":
-            return bool(self.position(goal.subject)[1] * (1 if goal.side == "left" else -1) > 0.15)
+            sign = 1 if goal.side == "left" else -1
+            return bool(self.position(goal.subject)[1] * sign > 0.15)
         if goal.skill == "open":
             return self.opening(goal.subject) > DRAWER_TRAVEL - 0.02
         if goal.skill == "close":
@@ -356,7 +378,7 @@ class TabletopWorld(World):
         subject = self.position(self.goal.subject)
         wanted = self._resting_place()
         near = 0.020 if self.goal.skill == "stack" else 0.026
-        velocity = np.zeros(6)
+        velocity = np.zeros(6)  # angular, then linear, in the world's directions (0 below)
         body = self._model.body(self.goal.subject).id
         mujoco.mj_objectVelocity(
             self._model, self._data, mujoco.mjtObj.mjOBJ_BODY.value, body, velocity, 0
@@ -364,6 +386,7 @@ class TabletopWorld(World):
         return bool(
             np.linalg.norm((subject - wanted)[:2]) < near
             and abs(subject[2] - wanted[2]) < 0.012
+            # m/s, beside the belt's own speed
             and np.linalg.norm(velocity[3:] - [0, self._layout.belt, 0]) < 0.05
             and not self.held(self.goal.subject)
         )

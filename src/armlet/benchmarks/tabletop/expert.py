@@ -53,18 +53,19 @@ def funnel(
 ) -> np.ndarray:
     """`point`, raised by up to `rise` in proportion to the lateral distance from it."""
     lateral = float(np.linalg.norm(tcp[:2] - point[:2]))
+    # 0 within `throat`, then `slope` metres up for each metre away.
     lift = float(np.clip((lateral - throat) * slope, 0.0, rise))
     wanted = np.array([point[0], point[1], point[2] + lift])
-    if tcp[2] < wanted[2] - 0.02:  # come up before going sideways
+    # Come up before going sideways; by degrees, so that the action does not jump.
+    if tcp[2] < wanted[2] - 0.02:
         slow = float(np.clip(1 - (wanted[2] - tcp[2] - 0.02) / 0.03, 0.0, 1.0))
         wanted[:2] = tcp[:2] + slow * (wanted[:2] - tcp[:2])
     return wanted
 
 
 def touch(facts: Facts) -> Move:
-    return Move(
-        funnel(facts.tcp, facts.subject + [0, 0, OBJECT_HALF], rise=0.05), OPEN, "approaching"
-    )
+    top = facts.subject + [0, 0, OBJECT_HALF]
+    return Move(funnel(facts.tcp, top, rise=0.05), OPEN, "approaching")
 
 
 def push(facts: Facts) -> Move:
@@ -73,13 +74,14 @@ def push(facts: Facts) -> Move:
     thing = facts.subject
     along = float((tcp - thing) @ facts.axis)
     across = abs(float(tcp[0] - thing[0]))
+    # Behind the thing (2.4 to 8.5 cm), in line with it, and low: push. The point lies ahead of the
+    # thing, so the hand never arrives and goes on pushing.
     if along < -0.024 and along > -0.085 and across < 0.018 and tcp[2] < 0.035:
         ahead = thing + facts.axis * 0.02
         return Move(np.array([thing[0], ahead[1], 0.018]), CLOSED, "operating")
     behind = thing - facts.axis * PUSH_BEHIND
-    return Move(
-        funnel(tcp, np.array([behind[0], behind[1], 0.018]), rise=0.065), CLOSED, "approaching"
-    )
+    start = np.array([behind[0], behind[1], 0.018])
+    return Move(funnel(tcp, start, rise=0.065), CLOSED, "approaching")
 
 
 def grasp(tcp: np.ndarray, point: np.ndarray, *, rise: float) -> Move:
@@ -97,10 +99,12 @@ def place(facts: Facts) -> Move:
     settled = (
         np.linalg.norm(thing[:2] - facts.goal[:2]) < 0.017 and thing[2] - facts.goal[2] < 0.010
     )
-    if settled:
+    if settled:  # let go and rise, whatever else is true: the thing is where it should be
         return Move(np.array([tcp[0], tcp[1], tcp[2] + 0.05]), OPEN, "placing")
     if not facts.held:
         return grasp(tcp, np.array([thing[0], thing[1], max(thing[2] - 0.004, 0.010)]), rise=0.07)
+    # The thing is what must arrive, and the hand holds it where it happens to: so the funnel is the
+    # thing's, and the hand keeps its distance from it.
     offset = tcp - thing
     wanted = funnel(thing, facts.goal + [0, 0, 0.004], rise=CARRY, slope=4.0, throat=0.010)
     far = np.linalg.norm(thing[:2] - facts.goal[:2]) > 0.02
@@ -112,6 +116,7 @@ def slide(facts: Facts) -> Move:
     (`goal`)."""
     if not facts.held:
         return grasp(facts.tcp, facts.subject, rise=0.06)
+    # Along x, the drawer's own axis; sideways and up the hand stays on the handle.
     step = facts.tcp + np.clip(facts.goal - facts.subject, -0.04, 0.04) * [1, 1, 0]
     return Move(np.array([step[0], facts.subject[1], facts.subject[2]]), CLOSED, "operating")
 
@@ -125,6 +130,7 @@ def rake(facts: Facts, far_thing: np.ndarray) -> Move:
     offset = facts.tcp - bar
     ahead = float(bar[0] - far_thing[0])
     across = abs(float(bar[1] - far_thing[1]))
+    # The crossbar is behind the thing (further from the operator), in line with it, and low: pull.
     if 0.015 < ahead < 0.075 and across < 0.025 and bar[2] < 0.040:
         return Move(np.array([bar[0] - 0.035, far_thing[1], 0.026]) + offset, CLOSED, "operating")
     behind = np.array([far_thing[0] + 0.046, far_thing[1], 0.026])

@@ -9,6 +9,8 @@ the seen wordings of some task, in no more of them than the longest. This file k
 
 import numpy as np
 
+# Skill → templates. What stands in braces are the words of an episode: `object`, `side`, `target`,
+# and `relation` ("on" a plate, "into" a box).
 SEEN: dict[str, tuple[str, ...]] = {
     "touch": ("touch the {object}", "reach for the {object}", "move the hand to the {object}"),
     "push": (

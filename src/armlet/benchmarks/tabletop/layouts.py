@@ -44,11 +44,12 @@ def draw(task: Task, rng: np.random.Generator) -> tuple[Layout, Goal]:
 def belt_direction(layout: Layout, goal: Goal) -> float:
     """+1 to the left or −1 to the right: against a push, else so that what is meant passes the
     middle of the table."""
-    if goal.skill == "push":
+    if goal.skill == "push":  # with it, waiting would be enough
         return -1.0 if goal.side == "left" else 1.0
-    meant = [
-        thing.position[1] for thing in layout.things if thing.name in (goal.subject, goal.target)
-    ]
+    meant = []
+    for thing in layout.things:
+        if thing.name in (goal.subject, goal.target):
+            meant.append(thing.position[1])
     return -1.0 if np.mean(meant) > 0 else 1.0
 
 
@@ -59,17 +60,12 @@ def _objects(
         drawn = draw_twins(rng, len(points), unseen=TWINS[task.split])
     else:
         drawn = draw_objects(rng, len(points), unseen=task.split == "unseen_objects")
-    return [
-        Thing(
-            f"{colour}_{shape}",
-            "object",
-            OBJECT_COLOURS[colour],
-            point,
-            shape,
-            yaw=float(rng.uniform(-0.25, 0.25)),
-        )
-        for (colour, shape), point in zip(drawn, points, strict=True)
-    ]
+    things = []
+    for (colour, shape), point in zip(drawn, points, strict=True):
+        yaw = float(rng.uniform(-0.25, 0.25))
+        name = f"{colour}_{shape}"
+        things.append(Thing(name, "object", OBJECT_COLOURS[colour], point, shape, yaw=yaw))
+    return things
 
 
 def _finish(
@@ -81,6 +77,7 @@ def _finish(
     words: dict[str, str],
     **goal: str,
 ) -> tuple[Layout, Goal]:
+    # What is drawn, and in which order, is the world of a seed: whatever is added is drawn last.
     hand = _hand(rng, things)
     look = draw_look(rng, unseen=task.split == "unseen_scenes")
     text = language.say(skill, words, rng, split=task.split)
@@ -90,12 +87,13 @@ def _finish(
 def _hand(rng: np.random.Generator, things: list[Thing]) -> tuple[float, float, float]:
     """Where the hand starts: mostly over some thing, any thing, so that where it is does not tell
     what is meant."""
+    # Anywhere in a third of the episodes.
     if rng.random() < 0.35:
         return tuple(rng.uniform([-0.20, -0.18, 0.09], [0.12, 0.18, 0.20]))
     thing = things[rng.integers(len(things))]
     x, y = np.array(thing.position) + rng.normal(0, 0.02, 2)
     if thing.kind == "drawer":
-        x -= thing.opening + HANDLE_FORWARD
+        x -= thing.opening + HANDLE_FORWARD  # over its handle
     return (
         float(np.clip(x, LOW[0], REACH)),
         float(np.clip(y, -0.19, 0.19)),
@@ -108,6 +106,8 @@ def _spoken(name: str) -> str:
 
 
 def _touch_layout(rng: np.random.Generator, task: Task) -> tuple[Layout, Goal]:
+    # The first thing is the one that is meant, here and below. It is not to be seen: places and
+    # colours are drawn at random.
     things = _objects(rng, spread(rng, 4, (-0.16, -0.17), (0.12, 0.17), 0.09), task)
     return _finish(rng, task, things, "touch", things[0].name, {"object": _spoken(things[0].name)})
 
@@ -115,9 +115,9 @@ def _touch_layout(rng: np.random.Generator, task: Task) -> tuple[Layout, Goal]:
 def _push_layout(rng: np.random.Generator, task: Task) -> tuple[Layout, Goal]:
     """Rows along x, so that a push along y meets no other object."""
     rows = rng.permutation([-0.13, -0.03, 0.07])
-    points = [
-        (float(x + rng.uniform(-0.012, 0.012)), float(rng.uniform(-0.085, 0.085))) for x in rows
-    ]
+    points = []
+    for x in rows:
+        points.append((float(x + rng.uniform(-0.012, 0.012)), float(rng.uniform(-0.085, 0.085))))
     things = _objects(rng, points, task)
     side = ("left", "right")[rng.integers(2)]
     words = {"object": _spoken(things[0].name), "side": side}
@@ -125,15 +125,14 @@ def _push_layout(rng: np.random.Generator, task: Task) -> tuple[Layout, Goal]:
 
 
 def _place_layout(rng: np.random.Generator, task: Task) -> tuple[Layout, Goal]:
+    # 10.5 cm apart, as plates and boxes are 9 cm wide.
     points = spread(rng, 5, (-0.15, -0.16), (0.12, 0.16), 0.105)
     things = _objects(rng, points[:3], task)
     colours = rng.permutation(list(PLACE_COLOURS))[:2]
-    places = [
-        Thing(f"{colour}_{kind}", kind, PLACE_COLOURS[colour], point)
-        for colour, kind, point in zip(
-            colours, rng.choice(["plate", "box"], 2), points[3:], strict=True
-        )
-    ]
+    kinds = rng.choice(["plate", "box"], 2)
+    places = []
+    for colour, kind, point in zip(colours, kinds, points[3:], strict=True):
+        places.append(Thing(f"{colour}_{kind}", kind, PLACE_COLOURS[colour], point))
     words = {
         "object": _spoken(things[0].name),
         "target": _spoken(places[0].name),
@@ -155,16 +154,19 @@ def _drawer_layout(rng: np.random.Generator, task: Task) -> tuple[Layout, Goal]:
     colours = rng.permutation(list(OBJECT_COLOURS))[:2]
     depth = rng.uniform(0.14, 0.17)
     middle = rng.uniform(-0.03, 0.03)
-    drawers = [
-        Thing(
-            f"{colour}_drawer",
-            "drawer",
-            OBJECT_COLOURS[colour],
-            (float(depth), float(middle + offset)),
-            opening=float(rng.uniform(0.05, 0.075)),
+    # Side by side with 17 cm between their middles; a cabinet is 12 cm wide.
+    drawers = []
+    for colour, offset in zip(colours, (0.085, -0.085), strict=True):
+        drawers.append(
+            Thing(
+                f"{colour}_drawer",
+                "drawer",
+                OBJECT_COLOURS[colour],
+                (float(depth), float(middle + offset)),
+                opening=float(rng.uniform(0.05, 0.075)),
+            )
         )
-        for colour, offset in zip(colours, (0.085, -0.085), strict=True)
-    ]
+    # Between the operator and the drawers, where they are in nobody's way.
     loose = _objects(rng, spread(rng, 2, (-0.17, -0.17), (-0.09, 0.17), 0.09), task)
     chosen = drawers[rng.integers(2)]
     return _finish(
@@ -174,11 +176,13 @@ def _drawer_layout(rng: np.random.Generator, task: Task) -> tuple[Layout, Goal]:
 
 def _rake_layout(rng: np.random.Generator, task: Task) -> tuple[Layout, Goal]:
     rows = rng.permutation([-0.14, 0.0, 0.14])
-    points = [
-        (float(rng.uniform(0.185, 0.225)), float(y + rng.uniform(-0.015, 0.015))) for y in rows
-    ]
+    # All three lie beyond `REACH`, so that none of them can be had by hand.
+    points = []
+    for y in rows:
+        points.append((float(rng.uniform(0.185, 0.225)), float(y + rng.uniform(-0.015, 0.015))))
     things = _objects(rng, points, task)
     place = (float(rng.uniform(-0.07, -0.03)), float(rng.uniform(-0.14, 0.14)))
+    # Within reach, and nearly straight, as the hand cannot turn it.
     rake = Thing("rake", "rake", (0.35, 0.22, 0.10), place, yaw=float(rng.uniform(-0.06, 0.06)))
     return _finish(
         rng, task, [*things, rake], "rake", things[0].name, {"object": _spoken(things[0].name)}

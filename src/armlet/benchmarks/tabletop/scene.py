@@ -18,17 +18,17 @@ REACH = 0.14
 # Where the tool centre can be sent.
 LOW = np.array([-0.24, -0.22, 0.006])
 HIGH = np.array([REACH, 0.22, 0.24])
-OBJECT_HALF = 0.02
-DRAWER_TRAVEL = 0.12
+OBJECT_HALF = 0.02  # half a cube's side, a cylinder's radius and half its height
+DRAWER_TRAVEL = 0.12  # from closed to open
 HANDLE_FORWARD = 0.03  # how far the handle stands in front of its drawer's closed front
 RAKE_GRIP = -0.06  # where to hold the rake, along its own x axis
 RAKE_BAR = 0.11  # where its crossbar is
 RAKE_HEIGHT = 0.055  # of its handle above the table: an object passes below
 RAKE_DROP = 0.030  # from the handle down to the middle of the crossbar
 
-# Kg, N·s/m: so much that nothing that lies or pushes on it changes its speed.
-BELT_MASS = 200.0
-BELT_DRIVE = 20_000.0
+# So much that nothing that lies or pushes on it changes its speed.
+BELT_MASS = 200.0  # kg
+BELT_DRIVE = 20_000.0  # N·s/m
 
 OBJECT_COLOURS = {
     "red": (0.85, 0.10, 0.10),
@@ -45,6 +45,7 @@ PLACE_COLOURS = {
 SHAPES: tuple[Shape, ...] = ("cube", "cylinder")
 # Never on the table in a `seen` scene.
 HELD_OUT: set[tuple[str, Shape]] = {("green", "cylinder"), ("purple", "cube")}
+# Colours of the table: of seen scenes, and of `unseen_scenes`.
 TABLES = ((0.78, 0.68, 0.55), (0.70, 0.72, 0.74), (0.60, 0.52, 0.45))
 UNSEEN_TABLES = ((0.45, 0.60, 0.50), (0.85, 0.78, 0.82))
 
@@ -93,6 +94,7 @@ def draw_look(rng: np.random.Generator, *, unseen: bool) -> Look:
             table=UNSEEN_TABLES[rng.integers(len(UNSEEN_TABLES))],
             light=(-0.5, 0.6 * side, 0.6),
             ambient=float(rng.uniform(0.3, 0.4)),
+            # Metres, and six times as far as in seen scenes.
             camera_shift=tuple(rng.uniform(-0.035, 0.035, 3)),
         )
     return Look(
@@ -116,7 +118,8 @@ def spread(
         points: list[np.ndarray] = []
         for _ in range(200):
             point = rng.uniform(low, high)
-            if all(np.linalg.norm(point - other) >= gap for other in points):
+            distances = [np.linalg.norm(point - other) for other in points]
+            if not distances or min(distances) >= gap:
                 points.append(point)
             if len(points) == count:
                 return [(float(x), float(y)) for x, y in points]
@@ -125,6 +128,7 @@ def spread(
 def draw_objects(rng: np.random.Generator, count: int, *, unseen: bool) -> list[tuple[str, Shape]]:
     """`count` (colour, shape) pairs of different colours; with `unseen` the first is a held-out
     pair."""
+    # Different colours, so that the colour alone says which thing is meant.
     colours = list(OBJECT_COLOURS)
     rng.shuffle(colours)
     if unseen:
@@ -133,9 +137,8 @@ def draw_objects(rng: np.random.Generator, count: int, *, unseen: bool) -> list[
         colours.insert(0, first[0])
     chosen: list[tuple[str, Shape]] = []
     for index, colour in enumerate(colours[:count]):
-        allowed = [shape for shape in SHAPES if (colour, shape) not in HELD_OUT]
-        if unseen and index == 0:
-            allowed = [shape for shape in SHAPES if (colour, shape) in HELD_OUT]
+        # The first thing of a list is the one that is meant.
+        allowed = _shapes(colour, held_out=unseen and index == 0)
         chosen.append((colour, allowed[rng.integers(len(allowed))]))
     return chosen
 
@@ -148,26 +151,25 @@ def draw_twins(rng: np.random.Generator, count: int, *, unseen: bool) -> list[tu
     if unseen:
         firsts = sorted(HELD_OUT)
     else:
-        firsts = [
-            (colour, shape)
-            for colour in OBJECT_COLOURS
-            for shape in SHAPES
-            if not _is_held_out(colour)
-        ]
+        # Of colours that are seen in both shapes: the twin must be a pair that is seen, too.
+        firsts = []
+        for each in OBJECT_COLOURS:
+            if not _shapes(each, held_out=True):
+                firsts += [(each, shape) for shape in SHAPES]
     colour, shape = firsts[rng.integers(len(firsts))]
     twin = next(other for other in SHAPES if other != shape)
     others = [other for other in OBJECT_COLOURS if other != colour]
     rng.shuffle(others)
     between: list[tuple[str, Shape]] = []
     for other in others[: count - 2]:
-        allowed = [each for each in SHAPES if (other, each) not in HELD_OUT]
+        allowed = _shapes(other, held_out=False)
         between.append((other, allowed[rng.integers(len(allowed))]))
     return [(colour, shape), *between, (colour, twin)]
 
 
-def _is_held_out(colour: str) -> bool:
-    """Whether one of the shapes is never seen in this colour."""
-    return any((colour, shape) in HELD_OUT for shape in SHAPES)
+def _shapes(colour: str, *, held_out: bool) -> list[Shape]:
+    """The shapes that are never seen in this colour, or those that are."""
+    return [shape for shape in SHAPES if ((colour, shape) in HELD_OUT) == held_out]
 
 
 def build_model(layout: Layout) -> mujoco.MjModel:
@@ -180,6 +182,8 @@ def _rgba(colour: tuple[float, float, float]) -> str:
 
 
 def _look_at(eye: np.ndarray, target: np.ndarray) -> str:
+    """The axes of a camera, as MJCF has them: its x (right) and its y (up), which is as much up as
+    it can be."""
     forward = (target - eye) / np.linalg.norm(target - eye)
     right = np.cross(forward, [0.0, 0.0, 1.0])
     right /= np.linalg.norm(right)
@@ -192,6 +196,8 @@ def scene_xml(layout: Layout) -> str:
     eye = np.array([-0.36, 0.0, 0.80]) + layout.look.camera_shift
     fixed = [thing for thing in layout.things if thing.kind in ("plate", "box")]
     loose = [thing for thing in layout.things if thing not in fixed]
+    # Without a belt in the order of the layout: bodies' numbers, and so the bits of a simulation,
+    # hang on it.
     if layout.belt:
         table = _belt_xml(layout, fixed)
         drive = f'<velocity joint="belt" kv="{BELT_DRIVE}"/>'
@@ -205,19 +211,24 @@ def scene_xml(layout: Layout) -> str:
 <worldbody>
 <light pos="0 0 2" dir="-.2 -.2 -1"/>
 {table}
-<camera name="scene" pos="{eye[0]:.6f} {eye[1]:.6f} {eye[2]:.6f}" xyaxes="{_look_at(eye, np.array([0.035, 0, 0]))}" fovy="31"/>
+<camera name="scene" pos="{eye[0]:.6f} {eye[1]:.6f} {eye[2]:.6f}"
+ xyaxes="{_look_at(eye, np.array([0.035, 0, 0]))}" fovy="31"/>
 {_HAND_XML}
 {bodies}
 </worldbody>
 <actuator>
-<position joint="x" kp="1200" kv="55"/><position joint="y" kp="1200" kv="55"/><position joint="z" kp="1200" kv="55"/>
-<position joint="left" kp="300" kv="6" forcerange="-8 8"/><position joint="right" kp="300" kv="6" forcerange="-8 8"/>{drive}
+<position joint="x" kp="1200" kv="55"/>
+<position joint="y" kp="1200" kv="55"/>
+<position joint="z" kp="1200" kv="55"/>
+<position joint="left" kp="300" kv="6" forcerange="-8 8"/>
+<position joint="right" kp="300" kv="6" forcerange="-8 8"/>{drive}
 </actuator>
 </mujoco>"""
 
 
 def _table_xml(layout: Layout) -> str:
-    return f'<geom name="table" type="plane" size="1 1 .1" rgba="{_rgba(layout.look.table)}" friction="1"/>'
+    rgba = _rgba(layout.look.table)
+    return f'<geom name="table" type="plane" size="1 1 .1" rgba="{rgba}" friction="1"/>'
 
 
 def _belt_xml(layout: Layout, fixed: list[Thing]) -> str:
@@ -227,35 +238,44 @@ def _belt_xml(layout: Layout, fixed: list[Thing]) -> str:
     on both would be held back by it."""
     rgba = _rgba(layout.look.table)
     riders = "".join(_THING_XML[thing.kind](thing) for thing in fixed)
-    return f"""<geom name="table" type="plane" size="1 1 .1" pos="0 0 -.05" rgba="{rgba}" friction="1"/>
+    return f"""<geom name="table" type="plane" size="1 1 .1" pos="0 0 -.05" rgba="{rgba}"
+ friction="1"/>
 <body name="belt" pos="0 0 0" gravcomp="1"><joint name="belt" type="slide" axis="0 1 0"/>
 <geom type="box" size="1 1.5 .01" pos="0 0 -.01" rgba="{rgba}" friction="1" mass="{BELT_MASS}"/>
 {riders}</body>"""
 
 
+# Two fingers and a palm that nothing touches (contype 0), moved along x, y and z by three slides:
+# an arm that never reaches its own limits. gravcomp: it does not fall.
 _FINGER = (
     '<geom type="box" size=".012 .006 .04" rgba=".6 .6 .65 1" mass=".05" friction="2" condim="4"/>'
 )
 _HAND_XML = f"""<body name="hand" pos="0 0 0" gravcomp="1">
-<joint name="x" type="slide" axis="1 0 0"/><joint name="y" type="slide" axis="0 1 0"/><joint name="z" type="slide" axis="0 0 1"/>
-<geom type="box" size=".016 .055 .012" pos="0 0 .086" rgba=".3 .3 .35 1" mass=".6" contype="0" conaffinity="0"/>
+<joint name="x" type="slide" axis="1 0 0"/>
+<joint name="y" type="slide" axis="0 1 0"/>
+<joint name="z" type="slide" axis="0 0 1"/>
+<geom type="box" size=".016 .055 .012" pos="0 0 .086" rgba=".3 .3 .35 1" mass=".6" contype="0"
+ conaffinity="0"/>
 <site name="tcp" pos="0 0 0"/>
 <camera name="wrist" pos="-.085 0 .060" xyaxes="0 -1 0 .66 0 .75" fovy="80"/>
-<body name="left_finger" pos="0 .006 .032" gravcomp="1"><joint name="left" type="slide" axis="0 1 0" range="0 .034"/>{_FINGER}</body>
-<body name="right_finger" pos="0 -.006 .032" gravcomp="1"><joint name="right" type="slide" axis="0 -1 0" range="0 .034"/>{_FINGER}</body>
+<body name="left_finger" pos="0 .006 .032" gravcomp="1">
+<joint name="left" type="slide" axis="0 1 0" range="0 .034"/>{_FINGER}</body>
+<body name="right_finger" pos="0 -.006 .032" gravcomp="1">
+<joint name="right" type="slide" axis="0 -1 0" range="0 .034"/>{_FINGER}</body>
 </body>"""
 
 
 def _object_xml(thing: Thing) -> str:
     half = OBJECT_HALF
+    # Sizes in MJCF are half sides, or a radius and half a height.
     size = f"{half} {half} {half}" if thing.shape == "cube" else f"{half} {half}"
     kind = "box" if thing.shape == "cube" else "cylinder"
     x, y = thing.position
     return (
-        f'<body name="{thing.name}" pos="{x:.6f} {y:.6f} {half + 0.0005}" euler="0 0 '
-        f'{np.degrees(thing.yaw):.4f}"><freejoint/>'
-        f'<geom type="{kind}" size="{size}" rgba="{_rgba(thing.colour)}" mass=".05" friction="1.2 '
-        '.01 .001" condim="4"/></body>'
+        f'<body name="{thing.name}" pos="{x:.6f} {y:.6f} {half + 0.0005}" '
+        f'euler="0 0 {np.degrees(thing.yaw):.4f}"><freejoint/>'
+        f'<geom type="{kind}" size="{size}" rgba="{_rgba(thing.colour)}" mass=".05" '
+        'friction="1.2 .01 .001" condim="4"/></body>'
     )
 
 
@@ -270,15 +290,14 @@ def _plate_xml(thing: Thing) -> str:
 def _box_xml(thing: Thing) -> str:
     x, y = thing.position
     rgba = _rgba(thing.colour)
-    walls = "".join(
-        f'<geom type="box" size="{size}" pos="{position}" rgba="{rgba}"/>'
-        for size, position in (
-            (".045 .004 .012", "0 .041 .012"),
-            (".045 .004 .012", "0 -.041 .012"),
-            (".004 .041 .012", ".041 0 .012"),
-            (".004 .041 .012", "-.041 0 .012"),
-        )
-    )
+    walls = ""
+    for size, position in (  # half a wall's sides, and where its middle is
+        (".045 .004 .012", "0 .041 .012"),
+        (".045 .004 .012", "0 -.041 .012"),
+        (".004 .041 .012", ".041 0 .012"),
+        (".004 .041 .012", "-.041 0 .012"),
+    ):
+        walls += f'<geom type="box" size="{size}" pos="{position}" rgba="{rgba}"/>'
     base = f'<geom type="box" size=".041 .041 .002" pos="0 0 .002" rgba="{rgba}"/>'
     return f'<body name="{thing.name}" pos="{x:.6f} {y:.6f} 0">{base}{walls}</body>'
 
@@ -288,16 +307,22 @@ def _drawer_xml(thing: Thing) -> str:
     can close on."""
     x, y = thing.position
     rgba = _rgba(thing.colour)
+    # Its bottom and the rod of its handle touch nothing (contype 0): fingers shall find the post.
     forward = HANDLE_FORWARD
     return f"""<body name="{thing.name}_cabinet" pos="{x:.6f} {y:.6f} 0">
 <geom type="box" size=".07 .060 .004" pos=".07 0 .056" rgba=".45 .40 .36 1"/>
 <geom type="box" size=".07 .003 .026" pos=".07 .057 .026" rgba=".45 .40 .36 1"/>
 <geom type="box" size=".07 .003 .026" pos=".07 -.057 .026" rgba=".45 .40 .36 1"/>
-<body name="{thing.name}" pos="0 0 .025"><joint name="{thing.name}_slide" type="slide" axis="-1 0 0" range="0 {DRAWER_TRAVEL}" damping="3" frictionloss=".4"/>
+<body name="{thing.name}" pos="0 0 .025">
+<joint name="{thing.name}_slide" type="slide" axis="-1 0 0" range="0 {DRAWER_TRAVEL}" damping="3"
+ frictionloss=".4"/>
 <geom type="box" size=".005 .050 .021" pos="0 0 0" rgba=".75 .72 .68 1" mass=".1"/>
-<geom type="box" size=".06 .048 .003" pos=".06 0 -.018" rgba=".75 .72 .68 1" mass=".1" contype="0" conaffinity="0"/>
-<geom type="box" size="{forward / 2} .005 .005" pos="{-forward / 2} 0 .0" rgba="{rgba}" mass=".02" contype="0" conaffinity="0"/>
-<geom type="box" size=".009 .012 .022" pos="{-forward} 0 .012" rgba="{rgba}" mass=".03" friction="2" condim="4"/>
+<geom type="box" size=".06 .048 .003" pos=".06 0 -.018" rgba=".75 .72 .68 1" mass=".1" contype="0"
+ conaffinity="0"/>
+<geom type="box" size="{forward / 2} .005 .005" pos="{-forward / 2} 0 .0" rgba="{rgba}" mass=".02"
+ contype="0" conaffinity="0"/>
+<geom type="box" size=".009 .012 .022" pos="{-forward} 0 .012" rgba="{rgba}" mass=".03"
+ friction="2" condim="4"/>
 </body></body>"""
 
 
@@ -306,10 +331,14 @@ def _rake_xml(thing: Thing) -> str:
     handle."""
     x, y = thing.position
     rgba = _rgba(thing.colour)
-    return f"""<body name="{thing.name}" pos="{x:.6f} {y:.6f} {RAKE_HEIGHT + 0.0005}" euler="0 0 {np.degrees(thing.yaw):.4f}"><freejoint/>
+    turned = f"0 0 {np.degrees(thing.yaw):.4f}"
+    return f"""<body name="{thing.name}" pos="{x:.6f} {y:.6f} {RAKE_HEIGHT + 0.0005}"
+ euler="{turned}"><freejoint/>
 <geom type="box" size=".105 .009 .009" rgba="{rgba}" mass=".03" friction="2" condim="4"/>
-<geom type="box" size=".006 .05 .024" pos="{RAKE_BAR} 0 {-RAKE_DROP}" rgba="{rgba}" mass=".012" friction=".6" condim="4"/>
-<geom type="box" size=".006 .03 .023" pos="-.099 0 {-RAKE_DROP - 0.001}" rgba="{rgba}" mass=".008" friction=".6" condim="4"/>
+<geom type="box" size=".006 .05 .024" pos="{RAKE_BAR} 0 {-RAKE_DROP}" rgba="{rgba}" mass=".012"
+ friction=".6" condim="4"/>
+<geom type="box" size=".006 .03 .023" pos="-.099 0 {-RAKE_DROP - 0.001}" rgba="{rgba}" mass=".008"
+ friction=".6" condim="4"/>
 </body>"""
 
 
