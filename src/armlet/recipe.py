@@ -249,6 +249,7 @@ class Recipe:
     ] = ()  # folders, or hf:user/name, of more policies that `evaluate` runs in the same episodes
     weights: Literal["fp16", "fp32"] = "fp32"  # as which a teacher or student is kept on disk
     seed: int = 0  # of weights, batches and noise, whatever is trained
+    acting_device: str = "cpu"  # where policies act and are timed (collect, rounds, evaluate)
 
     def __post_init__(self) -> None:
         limits.check(self, outside_range=(0, 1), held_out=(ABOVE_0, BELOW_1), seed=(0, inf))
