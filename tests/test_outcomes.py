@@ -14,15 +14,15 @@ import pytest
 
 from armlet.evaluation import outcomes as kept
 from armlet.evaluation import stats
-from armlet.evaluation.outcomes import DelayedRun, Episode, Outcomes, PolicyRun, Run, recompute
+from armlet.evaluation.outcomes import DelayedRun, Outcomes, Planned, PolicyRun, Run, recompute
 
 EPISODES = (
-    Episode("seen", "hand", "touch", 10),
-    Episode("seen", "hand", "push", 11),
-    Episode("seen", "tool", "rake", 12),
-    Episode("seen", "hand", "touch", 13),
-    Episode("unseen", "hand", "touch", 10),
-    Episode("unseen", "tool", "rake", 11),
+    Planned("seen", "hand", "touch", 10),
+    Planned("seen", "hand", "push", 11),
+    Planned("seen", "tool", "rake", 12),
+    Planned("seen", "hand", "touch", 13),
+    Planned("unseen", "hand", "touch", 10),
+    Planned("unseen", "tool", "rake", 11),
 )
 
 
@@ -267,7 +267,7 @@ def of(rows: dict[str, np.ndarray]) -> Outcomes:
     all fail."""
     n = len(next(iter(rows.values())))
     episodes = tuple(
-        Episode(split, "hand", "touch", seed) for split in ("seen", "unseen") for seed in range(n)
+        Planned(split, "hand", "touch", seed) for split in ("seen", "unseen") for seed in range(n)
     )
     policies = []
     for name, values in rows.items():

@@ -3,16 +3,15 @@ which step, against timetables
 written by hand, and in a world whose place is the sum of all moves."""
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from armlet.benchmarks import Task, World
+from armlet.benchmarks import World
 from armlet.benchmarks.tabletop import Tabletop
 from armlet.policies.contract import Decision
 from armlet.robot.spec import ActionSpec
-from armlet.rollout.loop import Result, gripper_toggles, plan, run_episode, steps_late
+from armlet.rollout.loop import Episode, gripper_toggles, plan, run, steps_late
 
 
 def spec(mode: str = "delta") -> ActionSpec:
@@ -69,11 +68,8 @@ class Walks:
         return Decision(np.stack([moves, np.zeros(self.chunk)], 1).astype(np.float32), (1,))
 
 
-def episode(policy, world: World, *, steps: int, mode: str = "delta", **settings) -> Result:
-    benchmark = SimpleNamespace(
-        make=lambda task, seed: world, max_steps=steps, action_spec=spec(mode)
-    )
-    return run_episode(policy, benchmark, Task("walk", "line"), 0, **settings)
+def episode(policy, world: World, *, steps: int, mode: str = "delta", **settings) -> Episode:
+    return run(world, policy, spec=spec(mode), limit=steps, **settings)
 
 
 def carried_out(
