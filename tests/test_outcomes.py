@@ -44,10 +44,11 @@ def run(
     )
 
 
-def policy(name: str, success: str, steps: list[int], **more) -> PolicyRun:
-    return PolicyRun(
-        name, f"print-{name}", 2, (1.0, 3.0), {"11": 3, "10": 1}, run(success, steps, **more)
-    )
+def policy(
+    name: str, success: str, steps: list[int], *, seeds_of: str | None = None, **more
+) -> PolicyRun:
+    own = run(success, steps, **more)
+    return PolicyRun(name, f"print-{name}", 2, (1.0, 3.0), {"11": 3, "10": 1}, own, seeds_of)
 
 
 OUTCOMES = Outcomes(

@@ -9,7 +9,7 @@ what decisions cost is measured here. A killed evaluation goes on where it stopp
 import json
 import platform
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from armlet import source
+from armlet.benchmarks import Task
 from armlet.data.files import write_atomically
 from armlet.data.hub import is_name, local_folder
 from armlet.evaluation import figures, measure
@@ -32,90 +33,116 @@ from armlet.policies.contract import Policy
 from armlet.recipe import Recipe, at_hand, to_json
 from armlet.robot.observation import Observation
 from armlet.rollout.door import check_world
+from armlet.rollout.loop import plan
 from armlet.rollout.pool import THREADS, Contender, threads
 
 OUTCOMES = "outcomes.json.gz"
+
+
+@dataclass(frozen=True)
+class Field:
+    """Who is compared, by name: each policy on disk, loaded, and what it says of how it was
+    made."""
+
+    contenders: dict[str, Contender]
+    policies: dict[str, Policy]
+    made: dict[str, Provenance]
 
 
 def main(recipe: Recipe) -> Path:
     """Evaluate the recipe's teacher, its student and `policies`; returns the report's path."""
     check(recipe)
     recipe = at_hand(recipe, reads=("teacher", "policies"))
-    setting = recipe.evaluation
-    benchmark = recipe.benchmark
-    device = recipe.acting_device
-    out = recipe.out / "evaluation"
-    title = f"evaluate {recipe.name}"
-
-    field = contenders(recipe)
-    policies = {name: contender.load(device) for name, contender in field.items()}
+    field = load(recipe)
     if recipe.pictures.asked:
-        recipe.pictures.agree(policies["teacher"].view)
-    for name, policy in policies.items():
-        check_world(policy, benchmark, whose=f"policy {name!r}")
-
-    episodes = planned(benchmark, setting)
+        recipe.pictures.agree(field.policies["teacher"].view)
+    for name, policy in field.policies.items():
+        check_world(policy, recipe.benchmark, whose=f"policy {name!r}")
+    out = recipe.out / "evaluation"
+    episodes = planned(recipe.benchmark, recipe.evaluation)
     rows = run_episodes(
-        field, benchmark, episodes, out, title=title, workers=setting.workers, device=device
+        field.contenders,
+        recipe.benchmark,
+        episodes,
+        out,
+        title=f"evaluate {recipe.name}",
+        workers=recipe.evaluation.workers,
+        device=recipe.acting_device,
     )
-    made = {name: read_provenance(contender.folder) for name, contender in field.items()}
     with threads(THREADS):
-        observations = sample_observations(policies["teacher"], benchmark, setting.seed)
-        timings = measure.latency(policies, observations, calls=setting.latency_calls)
-        delayed = run_delayed(
-            field,
-            benchmark,
-            episodes,
-            out,
-            setting=setting,
-            milliseconds={name: times["p50"] for name, times in timings.items()},
-            title=title,
-            device=device,
-        )
-        seeds = seeds_of(field, made)
-        outcomes = Outcomes(
-            hz=benchmark.action_spec.control_hz,
-            limit=benchmark.max_steps,
-            episodes=tuple(
-                Planned(task.split, task.family, task.name, seed) for task, seed in episodes
-            ),
-            policies=tuple(
-                policy_run(name, policies[name], field[name], rows[name], seeds.get(name))
-                for name in field
-            ),
-            delayed=delayed,
-        )
-        sections = kept.recompute(outcomes)
-        measurements = {}
-        for row in sections["policies"]:
-            name = row["name"]
-            measurements[name] = measured(
-                row, policies[name], field[name], observations, timings[name], made[name]
-            )
-        filmed = [each for each in episodes if each[0].split == setting.splits[0]]
-        films = [
-            make_film(policies, field, benchmark, task, seed, out)
-            for task, seed in filmed[: setting.videos]
-        ]
-    report = Report(
+        report = summarise(recipe, field, episodes, rows, out)
+    return write(report, out)
+
+
+def load(recipe: Recipe) -> Field:
+    """The contenders, where policies act."""
+    found = contenders(recipe)
+    return Field(
+        contenders=found,
+        policies={name: each.load(recipe.acting_device) for name, each in found.items()},
+        made={name: read_provenance(each.folder) for name, each in found.items()},
+    )
+
+
+def summarise(
+    recipe: Recipe,
+    field: Field,
+    episodes: list[tuple[Task, int]],
+    rows: dict[str, list[Row]],
+    out: Path,
+) -> Report:
+    """The report: policies are timed, run late and filmed, and all is put together. `rows`: what
+    each policy did in the episodes."""
+    benchmark = recipe.benchmark
+    setting = recipe.evaluation
+    observations = sample_observations(field.policies["teacher"], benchmark, setting.seed)
+    timings = measure.latency(field.policies, observations, calls=setting.latency_calls)
+    delayed = run_delayed(
+        field.contenders,
+        benchmark,
+        episodes,
+        out,
+        setting=setting,
+        milliseconds={name: times["p50"] for name, times in timings.items()},
+        title=f"evaluate {recipe.name}",
+        device=recipe.acting_device,
+    )
+    outcomes = Outcomes(
+        hz=benchmark.action_spec.control_hz,
+        limit=benchmark.max_steps,
+        episodes=tuple(
+            Planned(task.split, task.family, task.name, seed) for task, seed in episodes
+        ),
+        policies=policy_runs(field, rows),
+        delayed=delayed,
+    )
+    sections = kept.recompute(outcomes)
+    measurements = {
+        row["name"]: measured(row, field, observations, timings[row["name"]])
+        for row in sections["policies"]
+    }
+    films = [
+        make_film(field.policies, field.contenders, benchmark, task, seed, out)
+        for task, seed in plan(benchmark, setting.splits[0], setting.videos, setting.seed)
+    ]
+    return Report(
         outcomes=OutcomesFile(OUTCOMES, kept.write(out / OUTCOMES, outcomes)),
         sections=sections,
         measured=measurements,
         films=tuple(films),
-        training=training(field, made),
-        fingerprint=fingerprint(recipe, field, made),
+        training=training(field),
+        fingerprint=fingerprint(recipe, field),
     )
-    return write(report, field, out)
 
 
-def write(report: Report, field: dict[str, Contender], out: Path) -> Path:
+def write(report: Report, out: Path) -> Path:
     """The report as JSON, as a table, which is printed, and as pictures; returns its path."""
     said = report.to_json()
     write_atomically(out / "report.json", json.dumps(said, indent=1).encode())
     table = figures.table(said)
     write_atomically(out / "table.md", table.encode())
     figures.success_against_latency(said, out / "success-latency.png")
-    if any(contender.budget is not None for contender in field.values()):
+    if any(each.budget is not None for each in report.measured.values()):
         figures.success_against_budget(said, out / "success-budget.png")
     if any(policy["gripper_noise"] for policy in said["policies"][1:]):
         figures.success_against_noise(said, out / "success-noise.png")
@@ -126,35 +153,35 @@ def write(report: Report, field: dict[str, Contender], out: Path) -> Path:
 # --- what the report says
 
 
-def policy_run(
-    name: str, policy: Policy, contender: Contender, rows: list[Row], seeds_of: str | None
-) -> PolicyRun:
-    """One policy's outcomes; its routes are counted in the first split. `seeds_of`: the students
-    that it is one seed of."""
-    routes: Counter[str] = Counter()
-    for row in rows:
-        if row["split"] == rows[0]["split"]:
-            routes.update(row["gates"])
-    return PolicyRun(
-        name=name,
-        fingerprint=contender.fingerprint,
-        execute=contender.execute or policy.execute,
-        layer_costs=tuple(policy.layer_costs().tolist()),
-        routes=dict(sorted(routes.items())),
-        run=run_of(rows),
-        seeds_of=seeds_of,
-    )
+def policy_runs(field: Field, rows: dict[str, list[Row]]) -> tuple[PolicyRun, ...]:
+    """The policies' outcomes; their routes are counted in the first split."""
+    together = seeds_of(field.contenders, field.made)
+    found = []
+    for name, contender in field.contenders.items():
+        routes: Counter[str] = Counter()
+        for row in rows[name]:
+            if row["split"] == rows[name][0]["split"]:
+                routes.update(row["gates"])
+        policy = field.policies[name]
+        run = PolicyRun(
+            name=name,
+            fingerprint=contender.fingerprint,
+            execute=contender.execute or policy.execute,
+            layer_costs=tuple(policy.layer_costs().tolist()),
+            routes=dict(sorted(routes.items())),
+            run=run_of(rows[name]),
+            seeds_of=together.get(name),
+        )
+        found.append(run)
+    return tuple(found)
 
 
 def measured(
-    row: Section,
-    policy: Policy,
-    contender: Contender,
-    observations: list[Observation],
-    timing: dict[str, float],
-    made: Provenance,
+    row: Section, field: Field, observations: list[Observation], timing: dict[str, float]
 ) -> Measured:
     """What a policy costs. `row`: what its outcomes say."""
+    contender = field.contenders[row["name"]]
+    policy = field.policies[row["name"]]
     changes = None
     if row["routing"]["patterns"] > 1:  # one that always runs the same depends on nothing
         changes = measure.what_routes_depend_on(policy, observations)
@@ -169,34 +196,32 @@ def measured(
         params=measure.parameters(policy),
         peak_memory_mb=measure.peak_memory_mb(contender.folder, observations[0]),
         bytes_on_disk=weights.stat().st_size,
-        gripper_noise=gripper_noise(made),
+        gripper_noise=gripper_noise(field.made[row["name"]]),
         budget=contender.budget,
     )
 
 
-def training(field: dict[str, Contender], made: dict[str, Provenance]) -> dict[str, list[Curves]]:
+def training(field: Field) -> dict[str, list[Curves]]:
     """Policy → its stages' loss curves, once a policy however often it is run."""
     found: dict[str, list[Curves]] = {}
-    for name, contender in field.items():
+    for name, contender in field.contenders.items():
         once = contender.budget is None and contender.execute is None
         if once and not is_name(contender.folder):
-            stages = curves(contender.folder, made[name])
+            stages = curves(contender.folder, field.made[name])
             if stages:
                 found[name] = stages
     return found
 
 
-def fingerprint(
-    recipe: Recipe, field: dict[str, Contender], made: dict[str, Provenance]
-) -> dict[str, Any]:
+def fingerprint(recipe: Recipe, field: Field) -> dict[str, Any]:
     """What this report was made with. `recipe` is the one that was given to `evaluate`; `evaluated`
     holds each policy's folder and the recipe that it was made by, where it says so."""
     armlet = source.identity()
     setting = recipe.evaluation
     evaluated = {}
-    for name, contender in field.items():
-        folder = contender.folder.as_posix()
-        evaluated[name] = {"folder": folder, "recipe": made[name].get("recipe")}
+    for name, contender in field.contenders.items():
+        made_by = field.made[name].get("recipe")
+        evaluated[name] = {"folder": contender.folder.as_posix(), "recipe": made_by}
     return {
         "armlet": armlet["version"],
         "commit": armlet["commit"],

@@ -12,41 +12,37 @@ from pathlib import Path
 from typing import Any
 
 from armlet.data.files import read_json
+from armlet.lineage import PROVENANCE
 from armlet.rollout.pool import Contender
 
 Provenance = dict[str, Any]  # as `checkpoint.read_provenance` gives it
 Curves = dict[str, list[Any]]  # a column of a training log → its values
 
-# Fields of a recipe that say where results go and how they are looked at. What is left decides
-# what a student is, but for its seed.
-NO_DIFFERENCE = ("name", "seed", "out", "shared", "evaluation", "policies", "acting_device")
-
 
 def seeds_of(field: dict[str, Contender], made: dict[str, Provenance]) -> dict[str, str]:
-    """Name of a policy → the name of the students that it is one seed of, by their recipes: the
-    same recipe, each with a seed of its own, evaluated in the same way. One that is alone stands
-    under its own name where its name alone would put it with others, else not at all; nor does one
-    that does not say how it was made."""
+    """Name of a policy → the name of the students that it is one seed of: those that were made by
+    the same question (lineage.py: data, teacher, stages …) but for the seed, and are evaluated in
+    the same way. One that is alone stands under its own name where its name alone would put it with
+    others, else not at all; nor does one that does not say how it was made."""
     groups: dict[str, list[str]] = {}
     for name, contender in field.items():
-        recipe = made[name].get("recipe") or {}
-        if recipe.get("seed") is None:
+        question = dict(made[name].get(PROVENANCE) or {})
+        if question.pop("seed", None) is None:
             continue
-        rest = {key: value for key, value in recipe.items() if key not in NO_DIFFERENCE}
-        way = [rest, contender.budget, contender.execute]
+        way = [question, contender.budget, contender.execute]
         groups.setdefault(json.dumps(way, sort_keys=True), []).append(name)
     found: dict[str, str] = {}
-    taken = Counter(field)
+    taken = set(field)
     for members in groups.values():
-        drawn = [made[name]["recipe"]["seed"] for name in members]
+        drawn = [made[name][PROVENANCE]["seed"] for name in members]
         if len(members) < 2 or len(set(drawn)) < len(drawn):
             continue
         called = _stem(members[0])
         if any(_stem(name) != called for name in members):
             called = " + ".join(members)
-        taken[called] += 1
-        if taken[called] > 1:  # another group, or a policy, is called so
+        if called in taken:  # another group, or a policy, is called so
             called = f"{called} ({', '.join(members)})"
+        taken.add(called)
         found |= dict.fromkeys(members, called)
     stems = Counter(map(_stem, field))
     for members in groups.values():
@@ -66,7 +62,7 @@ def curves(folder: Path, made: Provenance) -> list[Curves]:
     folder. A log is taken only where its stage is the one that the student says it was made by:
     what lies there may be of a later run. Empty where there is none, or the student says
     nothing."""
-    question = made.get("question") or {}
+    question = made.get(PROVENANCE) or {}
     stages = [
         *question.get("stages", ()),
         *(each["stage"] for each in question.get("rounds", ())),
