@@ -61,14 +61,13 @@ def work_through(
 
 
 def _here(work: Callable[[Job], Made], jobs: Iterable[Job]) -> Iterator[Made]:
-    # Since this process last ran one, another policy may have been saved to its folder.
-    loaded.cache_clear()
     try:
         for job in jobs:
             with threads(THREADS):
                 made = work(job)
             yield made
     finally:
+        # Before this process runs one again, another policy may be saved to its folder.
         loaded.cache_clear()
 
 
