@@ -28,7 +28,8 @@ from armlet.benchmarks.tabletop import Tabletop
 from armlet.data.codec import Bins, Codebook, codec_error
 from armlet.evaluation.stats import wilson
 from armlet.progress import Progress
-from armlet.rollout.recording import Perturbation, roll_out
+from armlet.rollout.actors import run_expert
+from armlet.rollout.disturbance import Perturbation
 
 Codec = Callable[[np.ndarray], np.ndarray]
 
@@ -46,9 +47,9 @@ def recorded_actions(benchmark: Tabletop, episodes: int, seed: int) -> np.ndarra
     tasks, progress = benchmark.tasks(), Progress("recording", total=episodes, unit="episode")
     actions = []
     for index in range(episodes):
-        actions.append(
-            roll_out(benchmark, tasks[index % len(tasks)], seed + index, Perturbation()).action
-        )
+        task = tasks[index % len(tasks)]
+        episode = run_expert(benchmark, task, seed + index, Perturbation())
+        actions.append(episode.frames({}).action)
         progress.advance()
     progress.close()
     return np.concatenate(actions)

@@ -28,7 +28,8 @@ from armlet.benchmarks.tabletop import Tabletop
 from armlet.data.episodes import EpisodeFrames
 from armlet.progress import Progress
 from armlet.robot.observation import Observation
-from armlet.rollout.recording import Perturbation, roll_out
+from armlet.rollout.actors import run_expert
+from armlet.rollout.disturbance import Perturbation
 
 CALM, DISTURBED = Perturbation(share=0.0, distracted=0.0), Perturbation(share=1.0)
 OF_THE_EXPERT = ("approaching", "grasping", "transporting", "placing", "operating")
@@ -87,8 +88,8 @@ def record(episodes: int, seed: int) -> list[Recorded]:
     progress = Progress("phases", total=episodes, unit="episode")
     for number in range(episodes):
         task, disturbed = tasks[number % len(tasks)], number // len(tasks) % 2 == 1
-        rollout = roll_out(benchmark, task, seed + number, DISTURBED if disturbed else CALM)
-        recorded.append((task.name, disturbed, rollout.episode(task, number, seed + number)))
+        episode = run_expert(benchmark, task, seed + number, DISTURBED if disturbed else CALM)
+        recorded.append((task.name, disturbed, episode.frames({})))
         progress.advance()
     progress.close()
     return recorded

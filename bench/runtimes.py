@@ -37,7 +37,7 @@ from armlet.policies.checkpoint import load_policy, policy_fingerprint
 from armlet.policies.contract import Tokens
 from armlet.policies.vla import VLA
 from armlet.robot.observation import Observation
-from armlet.rollout.loop import plan, run_episode
+from armlet.rollout.loop import plan, run_task
 
 try:
     import onnxruntime
@@ -174,7 +174,7 @@ def observations(policy: VLA, seed: int, *, episodes: int = 28) -> list[Observat
     found: list[Observation] = []
     benchmark = Tabletop()
     for task, own in plan(benchmark, "seen", episodes, seed):
-        run_episode(policy, benchmark, task, own, on_look=found.append)
+        run_task(policy, benchmark, task, own, on_look=found.append)
     return found
 
 

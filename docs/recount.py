@@ -54,6 +54,7 @@ from typing import Any
 
 from armlet import recompute, report
 from armlet.evaluation import figures
+from armlet.evaluation import report as evaluation_report
 
 ROOT = Path(__file__).parent.parent
 Report = dict[str, Any]
@@ -801,7 +802,7 @@ def reports(root: Path) -> list[Path]:
     found = []
     for path in sorted((root / "docs").rglob("*.json")):
         content = json.loads(path.read_text())
-        if isinstance(content, dict) and all(name in content for name in report.NEEDED):
+        if isinstance(content, dict) and all(name in content for name in evaluation_report.NEEDED):
             found.append(path)
     return found
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 from armlet import load_policy
 from armlet.benchmarks.tabletop import Tabletop
-from armlet.rollout.loop import plan, run_episode
+from armlet.rollout.loop import plan, run_task
 
 
 def main(out: Path) -> None:
     benchmark, student = Tabletop(), load_policy(out / "student")
     for task, seed in plan(benchmark, "seen", episodes=3, seed=500_000_000):
-        result = run_episode(student, benchmark, task, seed)
+        result = run_task(student, benchmark, task, seed)
         ran = sum(map(sum, result.gates)) / sum(map(len, result.gates))
         verdict = "succeeded" if result.success else "failed"
         print(

@@ -16,14 +16,16 @@ from outside import Dots, reaching
 from armlet import evaluate, source
 from armlet.data.pictures import Pictures
 from armlet.data.text import train_tokenizer
-from armlet.evaluate import conditions, contenders, run_episodes
-from armlet.evaluation import measure, outcomes
+from armlet.evaluation import episodes, measure, outcomes
+from armlet.evaluation.episodes import conditions
+from armlet.evaluation.settings import contenders, planned
 from armlet.policies.checkpoint import load_policy, save_policy
 from armlet.policies.contract import Body
 from armlet.policies.vla import VLANetwork
 from armlet.recipe import Evaluation, Recipe
 from armlet.robot.normalise import Normaliser
-from armlet.rollout.loop import Contender, Result, plan, run_all, run_episode
+from armlet.rollout.loop import Episode, plan, run_task
+from armlet.rollout.pool import Attempt, Contender, run_all
 
 
 def dots_policy(seed: int):
@@ -53,6 +55,11 @@ def recipe(teachers, tmp_path) -> Recipe:
     return dataclasses.replace(reaching(), teacher=teachers[0], out=tmp_path, evaluation=setting)
 
 
+def run_episodes(recipe: Recipe, field: dict[str, Contender], out: Path) -> dict:
+    benchmark, setting = recipe.benchmark, recipe.evaluation
+    return episodes.run_episodes(field, benchmark, planned(benchmark, setting), out, title="test")
+
+
 # --- what is run again
 # --------------------------------------------------------------------------------------
 
@@ -72,12 +79,12 @@ def ran(monkeypatch) -> list[tuple[str, str, int]]:
     """What is really run, as (name, task, seed); an episode succeeds where its seed is even."""
     jobs: list[tuple[str, str, int]] = []
 
-    def run_all(field, benchmark, episodes, *, workers):
-        for name, task, seed in episodes:
-            jobs.append((name, task.name, seed))
-            yield name, Result(task, seed, seed % 2 == 0, 7, 0, None, ((1, 1),))
+    def run_all(field, benchmark, attempts, **settings):
+        for each in attempts:
+            jobs.append((each.name, each.task.name, each.seed))
+            yield each, Episode(each.seed % 2 == 0, np.zeros((7, 1)), 0, None, ((1, 1),))
 
-    monkeypatch.setattr(evaluate, "run_all", run_all)
+    monkeypatch.setattr(episodes, "run_all", run_all)
     return jobs
 
 
@@ -464,7 +471,7 @@ def test_a_line_of_the_log_without_its_split_is_named(recipe, ran) -> None:
 def test_a_policy_saved_anew_is_run_anew_in_the_same_process(tmp_path) -> None:
     """What is logged under a fingerprint is what the policy of that fingerprint did."""
     policy, dots = dots_policy(0), Dots()
-    jobs = [("it", task, seed) for task, seed in plan(dots, "seen", 2, 7)]
+    jobs = [Attempt("it", task, seed) for task, seed in plan(dots, "seen", 2, 7)]
     successes = []
     for direction in (-1.0, 1.0):  # always one way: one of two dots is on either side
         with torch.no_grad():
@@ -472,11 +479,11 @@ def test_a_policy_saved_anew_is_run_anew_in_the_same_process(tmp_path) -> None:
             policy.head.net[-1].bias.fill_(direction)
         save_policy(policy, tmp_path / "policy")
         found = [
-            result.success
-            for _, result in run_all({"it": Contender(tmp_path / "policy")}, dots, jobs, workers=1)
+            episode.success
+            for _, episode in run_all({"it": Contender(tmp_path / "policy")}, dots, jobs, workers=1)
         ]
         alone = load_policy(tmp_path / "policy")
-        assert found == [run_episode(alone, dots, task, seed).success for _, task, seed in jobs]
+        assert found == [run_task(alone, dots, each.task, each.seed).success for each in jobs]
         successes.append(found)
     assert successes[0] == [not success for success in successes[1]], "the other way, the other dot"
 

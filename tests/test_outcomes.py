@@ -14,15 +14,15 @@ import pytest
 
 from armlet.evaluation import outcomes as kept
 from armlet.evaluation import stats
-from armlet.evaluation.outcomes import DelayedRun, Episode, Outcomes, PolicyRun, Run, recompute
+from armlet.evaluation.outcomes import DelayedRun, Outcomes, Planned, PolicyRun, Run, recompute
 
 EPISODES = (
-    Episode("seen", "hand", "touch", 10),
-    Episode("seen", "hand", "push", 11),
-    Episode("seen", "tool", "rake", 12),
-    Episode("seen", "hand", "touch", 13),
-    Episode("unseen", "hand", "touch", 10),
-    Episode("unseen", "tool", "rake", 11),
+    Planned("seen", "hand", "touch", 10),
+    Planned("seen", "hand", "push", 11),
+    Planned("seen", "tool", "rake", 12),
+    Planned("seen", "hand", "touch", 13),
+    Planned("unseen", "hand", "touch", 10),
+    Planned("unseen", "tool", "rake", 11),
 )
 
 
@@ -44,10 +44,11 @@ def run(
     )
 
 
-def policy(name: str, success: str, steps: list[int], **more) -> PolicyRun:
-    return PolicyRun(
-        name, f"print-{name}", 2, (1.0, 3.0), {"11": 3, "10": 1}, run(success, steps, **more)
-    )
+def policy(
+    name: str, success: str, steps: list[int], *, seeds_of: str | None = None, **more
+) -> PolicyRun:
+    own = run(success, steps, **more)
+    return PolicyRun(name, f"print-{name}", 2, (1.0, 3.0), {"11": 3, "10": 1}, own, seeds_of)
 
 
 OUTCOMES = Outcomes(
@@ -124,7 +125,7 @@ def test_what_is_no_outcomes_file_is_named(tmp_path) -> None:
     def changed(**fields) -> bytes:
         return gzip.compress(json.dumps(json.loads(gzip.decompress(content)) | fields).encode())
 
-    with pytest.raises(ValueError, match="version 7, expected 1"):
+    with pytest.raises(ValueError, match=r"version 7, expected one of \(1, 2\)"):
         kept.from_bytes(changed(version=7))
     value = json.loads(gzip.decompress(content))
     del value["hz"]
@@ -267,7 +268,7 @@ def of(rows: dict[str, np.ndarray]) -> Outcomes:
     all fail."""
     n = len(next(iter(rows.values())))
     episodes = tuple(
-        Episode(split, "hand", "touch", seed) for split in ("seen", "unseen") for seed in range(n)
+        Planned(split, "hand", "touch", seed) for split in ("seen", "unseen") for seed in range(n)
     )
     policies = []
     for name, values in rows.items():

@@ -24,7 +24,7 @@ from armlet.options import override
 from armlet.policies.checkpoint import load_policy
 from armlet.recipe import Recipe, Round
 from armlet.recipes.bases import Imitate
-from armlet.rollout.loop import run_episode
+from armlet.rollout.loop import run_task
 from armlet.training import practice
 from armlet.training import trainer as training
 from armlet.training.supervision import heads_file
@@ -92,9 +92,9 @@ def test_the_report_has_what_a_number_needs(recipe: Recipe) -> None:
 def test_a_second_evaluation_runs_nothing_again(
     recipe: Recipe, monkeypatch, no_fresh_process
 ) -> None:
-    from armlet.rollout import loop as rollout
+    from armlet.rollout import pool
 
-    monkeypatch.setattr(rollout, "_work", None)  # to run an episode for the table would fail
+    monkeypatch.setattr(pool, "_Evaluate", None)  # to run an episode for the table would fail
     log = recipe.out / "evaluation" / "episodes.jsonl"
     before = log.read_text()
     log.write_text(before + '{"policy": "cut sho')
@@ -190,7 +190,7 @@ def test_every_recipe_trains_a_student_that_acts(recipe: Recipe, tmp_path, name:
     probe.main(small)  # an annotator's labels; the traces are there
     made = load_policy(distil.main(small))
     task = recipe.benchmark.tasks()[0]
-    gates = np.array(run_episode(made, recipe.benchmark, task, 3).gates)
+    gates = np.array(run_task(made, recipe.benchmark, task, 3).gates)
     assert gates.shape[1] == len(made.layers) and set(np.unique(gates)) <= {0, 1}
 
 

@@ -16,7 +16,7 @@ import pytest
 
 from armlet import recompute
 from armlet.evaluation import outcomes as kept
-from armlet.evaluation.outcomes import DelayedRun, Episode, Outcomes, PolicyRun, Run
+from armlet.evaluation.outcomes import DelayedRun, Outcomes, Planned, PolicyRun, Run
 
 TASKS = (("hand", "touch"), ("hand", "push"), ("tool", "rake"))
 SECTIONS = ("policies", "pairs", "pairs_by_split", "seeds", "delayed", "delayed_pairs")
@@ -42,7 +42,7 @@ def made() -> Outcomes:
     seeds, and two that act late."""
     rng = np.random.default_rng(0)
     episodes = tuple(
-        Episode(split, *TASKS[index % 3], 100 + index)
+        Planned(split, *TASKS[index % 3], 100 + index)
         for split in ("seen", "unseen_scenes")
         for index in range(12)
     )

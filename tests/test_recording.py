@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 
 from armlet.benchmarks import Task
+from armlet.policies.contract import Decision
 from armlet.recipe import Collection
 from armlet.robot.observation import Observation
 from armlet.robot.spec import ActionSpec
-from armlet.rollout import recording
-from armlet.rollout.recording import ExpertActs, Perturbation, StudentActs, TeacherActs, roll_out
+from armlet.rollout import actors
+from armlet.rollout.actors import ExpertActs, StudentActs, TeacherActs, run_expert
+from armlet.rollout.disturbance import Perturbation
 
 NOBODY = Perturbation(share=0, distracted=0)
 SPEC = ActionSpec(
@@ -24,6 +26,7 @@ class Counting:
     """Everything that is seen says which step it is; done after `ends` steps, if ever."""
 
     instruction = "count"
+    over = False
 
     def __init__(self, ends: int | None) -> None:
         self.step_number, self.ends, self.done = 0, ends, []
@@ -77,14 +80,15 @@ class Counter:
 
 def test_what_is_seen_and_what_is_said_of_it_belong_to_one_moment() -> None:
     """And two steps are recorded after success, so that a policy learns to stay."""
-    made = roll_out(Counter(), Task("one", "counting"), 1, NOBODY)
+    episode = run_expert(Counter(), Task("one", "counting"), 1, NOBODY)
+    made = episode.recorded
     steps = np.arange(14)
-    assert made.success and made.state[:, 0].tolist() == steps.tolist()
+    assert episode.success and made.state[:, 0].tolist() == steps.tolist()
     assert made.images["eye"][:, 0, 0, 0].tolist() == steps.tolist()
-    assert made.privileged["subject"][:, 0].tolist() == (10 + steps).tolist()
+    assert made.extra["privileged.subject"][:, 0].tolist() == (10 + steps).tolist()
     np.testing.assert_allclose(made.action[:, 0], steps / 100, atol=1e-6)
-    np.testing.assert_array_equal(made.action, made.executed)
-    assert not roll_out(Counter(ends=None), Task("one", "counting"), 1, NOBODY).success
+    np.testing.assert_array_equal(made.action, episode.executed)
+    assert not run_expert(Counter(ends=None), Task("one", "counting"), 1, NOBODY).success
 
 
 def test_the_disturbed_are_told_what_the_expert_says_and_do_another_thing() -> None:
@@ -92,19 +96,19 @@ def test_the_disturbed_are_told_what_the_expert_says_and_do_another_thing() -> N
     gripper as said, or the other way."""
     lengths, flips, shifted, large = [], [], 0, []
     for seed in range(60):
-        world = roll_out(
+        world = run_expert(
             Counter(ends=None), Task("one", "counting"), seed, Perturbation(share=1, distracted=0)
         )
-        np.testing.assert_allclose(world.action[:, 0], np.arange(30) / 100, atol=1e-6)
-        gap = world.executed - world.action
+        np.testing.assert_allclose(world.recorded.action[:, 0], np.arange(30) / 100, atol=1e-6)
+        gap = world.executed - world.recorded.action
         assert np.abs(world.executed).max() <= 1
         moved = np.abs(gap[:, :2]).max(1) > 1e-6
         shifted += moved.sum()
         large.extend(np.abs(gap[moved, 1]))
         gripper = world.executed[:, 2]
         assert set(np.unique(gripper)) <= {-1.0, 1.0}, "open or closed, never between"
-        flips.extend(gripper[moved] != world.action[moved, 2])
-        assert (gripper[~moved] == world.action[~moved, 2]).all()
+        flips.extend(gripper[moved] != world.recorded.action[moved, 2])
+        assert (gripper[~moved] == world.recorded.action[~moved, 2]).all()
         runs = np.flatnonzero(np.diff(np.concatenate([[0], np.round(gap[:, 1], 5), [0]])))
         lengths.extend(np.diff(runs)[np.abs(gap[runs[:-1].clip(max=29), 1]) > 1e-6])
     assert max(lengths) <= 3 and set(lengths) == {1, 2, 3}
@@ -119,21 +123,24 @@ def test_as_many_episodes_are_disturbed_or_distracted_as_asked(share: float) -> 
         Perturbation(share=0, distracted=share),
     ):
         made = [
-            roll_out(Counter(), Task("one", "counting"), seed, perturbation) for seed in range(150)
+            run_expert(Counter(), Task("one", "counting"), seed, perturbation)
+            for seed in range(150)
         ]
-        changed = np.mean([np.abs(each.executed - each.action).max() > 1e-6 for each in made])
+        changed = np.mean(
+            [np.abs(each.executed - each.recorded.action).max() > 1e-6 for each in made]
+        )
         assert changed == pytest.approx(share, abs=0.1 if 0 < share < 1 else 1e-9)
 
 
 def test_the_distracted_go_elsewhere_for_a_while_and_are_told_what_was_right() -> None:
     firsts, lengths = [], []
     for seed in range(100):
-        made = roll_out(
+        made = run_expert(
             Counter(ends=None), Task("one", "counting"), seed, Perturbation(share=0, distracted=1)
         )
         away = np.abs(made.executed - [-0.9, -0.9, 1.0]).max(1) < 1e-6
-        np.testing.assert_array_equal(made.executed[~away], made.action[~away])
-        np.testing.assert_allclose(made.action[:, 0], np.arange(30) / 100, atol=1e-6)
+        np.testing.assert_array_equal(made.executed[~away], made.recorded.action[~away])
+        np.testing.assert_allclose(made.recorded.action[:, 0], np.arange(30) / 100, atol=1e-6)
         where = np.flatnonzero(away)
         assert (np.diff(where) == 1).all()
         firsts.append(where[0])
@@ -178,11 +185,14 @@ class Speaker:
         self.looks.append(float(observation.state[0]))
         return np.array([[self.who, self.looks[-1], ahead] for ahead in range(4)], np.float32)
 
+    def decide(self, observation: Observation) -> Decision:
+        return Decision(self.infer(observation), (1,))
+
 
 @pytest.fixture
 def speakers(monkeypatch) -> dict[str, Speaker]:
     found = {"student": Speaker(1, 3), "teacher": Speaker(2, 2)}
-    monkeypatch.setattr(recording, "_loaded", lambda folder: found[folder.name])
+    monkeypatch.setattr(actors, "loaded", lambda folder, device: found[folder.name])
     return found
 
 

@@ -3,16 +3,23 @@ which step, against timetables
 written by hand, and in a world whose place is the sum of all moves."""
 
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from armlet.benchmarks import Task, World
 from armlet.benchmarks.tabletop import Tabletop
+from armlet.evaluation import episodes
 from armlet.policies.contract import Decision
+from armlet.robot.observation import Observation
 from armlet.robot.spec import ActionSpec
-from armlet.rollout.loop import Result, gripper_toggles, plan, run_episode, steps_late
+from armlet.rollout import pool
+from armlet.rollout.actors import Expert
+from armlet.rollout.loop import Episode, gripper_toggles, plan, run, steps_late
+from armlet.rollout.recording import acted_on
 
 
 def spec(mode: str = "delta") -> ActionSpec:
@@ -64,16 +71,14 @@ class Walks:
     def __init__(self, goal: float, chunk: int, execute: int) -> None:
         self.goal, self.chunk, self.execute = goal, chunk, execute
 
-    def decide(self, place: float) -> Decision:
+    def decide(self, seen: float | Observation) -> Decision:
+        place = seen.state[0] if isinstance(seen, Observation) else seen
         moves = np.clip(self.goal - place - np.arange(self.chunk), 0, 1)
         return Decision(np.stack([moves, np.zeros(self.chunk)], 1).astype(np.float32), (1,))
 
 
-def episode(policy, world: World, *, steps: int, mode: str = "delta", **settings) -> Result:
-    benchmark = SimpleNamespace(
-        make=lambda task, seed: world, max_steps=steps, action_spec=spec(mode)
-    )
-    return run_episode(policy, benchmark, Task("walk", "line"), 0, **settings)
+def episode(policy, world: World, *, steps: int, mode: str = "delta", **settings) -> Episode:
+    return run(world, policy, spec=spec(mode), limit=steps, **settings)
 
 
 def carried_out(
@@ -270,3 +275,161 @@ def test_the_grippers_of_two_arms_are_counted_together() -> None:
     actions[:, 0] = (-1, 1, 1, -1)
     actions[:, 3] = (1, 1, -1, -1)
     assert gripper_toggles(spec, actions) == 3
+
+
+# --- one loop, whatever is asked of it
+
+
+class Seen(Line):
+    """The same, as a robot would see it: the place is the state, and the picture its shade."""
+
+    instruction = "go"
+
+    def observe(self) -> Observation:
+        place = super().observe()
+        image = np.full((2, 2, 3), len(self.told), np.uint8)
+        state = np.array([place], np.float32)
+        return Observation({"eye": image}, state, self.instruction, np.zeros(2, np.float32))
+
+    def privileged(self) -> dict[str, np.ndarray]:
+        return {"told": np.array([len(self.told)], np.float32)}
+
+    def expert_action(self) -> np.ndarray:
+        return np.array([self.goal - self.place, -1.0], np.float32)
+
+
+class Answers(Names):
+    def infer(self, observation: Observation) -> np.ndarray:
+        return self.decide(observation).actions
+
+
+@pytest.mark.parametrize(("lag", "late"), [(0, "wait"), (2, "wait"), (2, "run_on")])
+def test_what_is_recorded_changes_nothing_that_is_done(lag: int, late: str) -> None:
+    settings = {"steps": 11, "lag": lag, "late": late}
+    bare, kept = (
+        episode(Names(4, 2), Seen(np.inf), record=record, **settings) for record in (False, True)
+    )
+    np.testing.assert_array_equal(bare.executed, kept.executed)
+    assert (bare.waited, bare.gates, bare.recorded) == (kept.waited, kept.gates, None)
+    frames = kept.frames({"attempt": 1})
+    np.testing.assert_array_equal(frames.extra["executed"], kept.executed)
+    np.testing.assert_array_equal(frames.action, kept.executed)
+    steps = np.arange(11)
+    assert frames.extra["privileged.told"][:, 0].tolist() == steps.tolist()
+    assert frames.images["eye"][:, 0, 0, 0].tolist() == steps.tolist()
+    travelled = np.cumsum([0, *kept.executed[:-1, 0]])
+    np.testing.assert_allclose(frames.state[:, 0], travelled)
+    assert frames.info == {"attempt": 1} and frames.task == "go"
+    with pytest.raises(ValueError, match="run without `record=True`"):
+        bare.frames({})
+
+
+def test_an_expert_may_label_what_a_policy_meets() -> None:
+    """DAgger with the world's own expert: its answers are recorded, the policy's are done."""
+    world = Seen(50.0)
+    made = episode(Walks(9, 4, 2), world, steps=12, label=Expert(world), record=True)
+    frames = made.frames({})
+    np.testing.assert_allclose(frames.action[:, 0], 50 - frames.state[:, 0])
+    assert frames.state[-1, 0] == 9 and made.executed[:, 0].max() == 1
+    assert np.abs(frames.action - made.executed).max() > 1
+
+
+def test_who_labels_is_asked_at_every_step_and_only_where_it_is_kept() -> None:
+    labels = Answers(3, 1)
+    episode(Names(4, 2), Seen(np.inf), steps=7, label=labels, record=True)
+    assert labels.asked == 7
+    episode(Names(4, 2), Seen(np.inf), steps=7, label=labels)
+    assert labels.asked == 7
+
+
+def test_an_expert_is_a_policy_of_one_action() -> None:
+    world = Seen(3.0)
+    made = episode(Expert(world), world, steps=9, record=True)
+    assert made.success and made.steps == 1 and made.gates == ((),)
+    np.testing.assert_array_equal(made.executed, [[3.0, -1.0]])
+
+
+@pytest.mark.parametrize(("tail", "steps"), [(0, 5), (2, 7), (9, 8)])
+def test_a_tail_follows_success_as_far_as_the_limit(tail: int, steps: int) -> None:
+    made = episode(Walks(5, 4, 1), Line(5), steps=8, tail=tail)
+    assert (made.success, made.steps) == (True, steps)
+
+
+def test_a_world_that_is_over_takes_no_further_step() -> None:
+    class Falls(Line):
+        def step(self, action: np.ndarray) -> bool:
+            self.over = len(self.told) == 3
+            return super().step(action)
+
+    made = episode(Names(6, 6), Falls(np.inf), steps=50)
+    assert (made.success, made.steps, len(made.gates)) == (False, 4, 1)
+
+
+def test_a_world_is_closed_whatever_happens() -> None:
+    class Closes(Line):
+        closed = 0
+
+        def close(self) -> None:
+            self.closed += 1
+
+    fine, broken = Closes(2), Closes(2)
+    episode(Walks(2, 2, 1), fine, steps=5)
+    with pytest.raises(ValueError, match="9 actions of each chunk"):
+        episode(Names(6, 2), broken, steps=5, execute=9)
+    assert fine.closed == broken.closed == 1
+
+
+# --- processes
+
+
+def test_the_threads_of_whoever_asks_stay_as_they_are(monkeypatch) -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        seen = []
+        for made in pool.work_through(threads_here, [1, 2], workers=1):
+            seen.append((made, torch.get_num_threads()))
+        assert seen == [(1, 2), (1, 2)], "one in a job, as before between two"
+        with pytest.raises(ZeroDivisionError):
+            list(pool.work_through(fails, [1], workers=1))
+        assert torch.get_num_threads() == 2
+        made = list(pool.work_through(threads_here, [1, 2], workers=1, alone=False))
+        assert made == [1, 1] and torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def threads_here(job: int) -> int:
+    return torch.get_num_threads()
+
+
+def fails(job: int) -> float:
+    return job / 0
+
+
+def test_policies_act_on_the_device_that_is_asked_for(monkeypatch) -> None:
+    asked: list[str] = []
+
+    def load_policy(folder: Path, *, device: str) -> Names:
+        asked.append(device)
+        return Names(4, 2)
+
+    monkeypatch.setattr(pool, "load_policy", load_policy)
+    world = SimpleNamespace(
+        make=lambda task, seed: Line(np.inf), max_steps=3, action_spec=spec(), name="line"
+    )
+    jobs = [pool.Attempt("it", Task("walk", "line"), seed) for seed in (1, 2)]
+    field = {"it": pool.Contender(Path("somewhere"))}
+    for _ in range(2):
+        made = list(pool.run_all(field, world, jobs, workers=1, device="meta"))
+        assert [attempt.seed for attempt, _ in made] == [1, 2]
+    assert asked == ["meta", "meta"], "loaded once a run, however many episodes"
+    conditions = episodes.conditions
+    monkeypatch.setattr(pool, "policy_fingerprint", lambda folder: "print")
+    world.fingerprint = dict
+    assert conditions(field["it"], world, "cuda") != conditions(field["it"], world)
+
+
+def test_a_data_set_says_on_which_device_its_policies_acted() -> None:
+    assert acted_on("cuda:1") == {"device": "cuda:1"}
+    assert acted_on("cpu") == {}, "as those before it"

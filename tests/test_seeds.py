@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from outside import Dots, DotWorld, reaching
 
-from armlet import evaluate, recipes
+from armlet import recipes
+from armlet.evaluation import settings
 from armlet.policies.contract import Decision
 from armlet.recipe import Recipe, Round
-from armlet.rollout import recording
-from armlet.rollout.loop import Result
-from armlet.rollout.recording import ExpertActs, StudentActs, TeacherActs
+from armlet.rollout import actors
+from armlet.rollout.actors import ExpertActs, StudentActs, TeacherActs
 from armlet.training import practice
 from armlet.training.practice import TRIAL, first_seed
 
@@ -31,7 +31,7 @@ def apart(ranges: dict[str, range]) -> None:
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_what_a_recipe_trains_on_and_is_tested_on_is_apart(name: str) -> None:
-    ranges = evaluate.seeds(RECIPES[name])
+    ranges = settings.seeds(RECIPES[name])
     assert len(ranges["evaluation"]) == RECIPES[name].evaluation.episodes > 0
     assert {what for what in ranges if what.endswith("its trial")} == {
         f"rounds.{n}, its trial" for n in range(len(RECIPES[name].rounds))
@@ -45,11 +45,11 @@ def test_no_recipe_is_tested_on_what_another_was_made_with() -> None:
     tested = [
         each
         for recipe in RECIPES.values()
-        for what, each in evaluate.seeds(recipe).items()
+        for what, each in settings.seeds(recipe).items()
         if what == "evaluation"
     ]
     for recipe in RECIPES.values():
-        for what, each in evaluate.seeds(recipe).items():
+        for what, each in settings.seeds(recipe).items():
             if what != "evaluation" and len(each):
                 assert all(
                     each.stop <= other.start or other.stop <= each.start for other in tested
@@ -74,12 +74,12 @@ def recipe(monkeypatch, tmp_path) -> Recipe:
     still = SimpleNamespace(
         execute=2, infer=lambda seen: answer, decide=lambda seen: Decision(answer, (1,))
     )
-    monkeypatch.setattr(recording, "_loaded", lambda folder: still)
+    monkeypatch.setattr(actors, "loaded", lambda folder, device: still)
     return dataclasses.replace(reaching(), benchmark=Watched(), out=tmp_path)
 
 
 def test_an_expert_and_a_teacher_that_act_use_the_collections_seeds(recipe) -> None:
-    said = evaluate.seeds(recipe)["collection"]
+    said = settings.seeds(recipe)["collection"]
     for acts in (
         ExpertActs(recipe.benchmark, recipe.collection),
         TeacherActs(recipe.benchmark, recipe.teacher, recipe.collection.seed),
@@ -95,14 +95,14 @@ def test_a_rounds_student_and_its_trial_use_the_rounds_seeds(recipe, monkeypatch
     recipe = dataclasses.replace(
         recipe, rounds=(Round(stage, episodes=3, trial=2), Round(stage, episodes=4, trial=3))
     )
-    ranges = evaluate.seeds(recipe)
+    ranges = settings.seeds(recipe)
     apart(ranges)
     tried: list[int] = []
 
-    def run_all(field, benchmark, episodes, *, workers):
-        for name, task, seed in episodes:
-            tried.append(seed)
-            yield name, Result(task, seed, True, 1, 0, None, ())
+    def run_all(field, benchmark, attempts, **settings):
+        for attempt in attempts:
+            tried.append(attempt.seed)
+            yield attempt, SimpleNamespace(success=True)
 
     monkeypatch.setattr(practice, "run_all", run_all)
     for number, each in enumerate(recipe.rounds):
@@ -120,5 +120,5 @@ def test_a_rounds_student_and_its_trial_use_the_rounds_seeds(recipe, monkeypatch
 
 
 def test_every_episode_of_an_evaluation_has_a_seed_of_its_own_in_its_range(recipe) -> None:
-    planned = evaluate.planned(recipe)
-    assert [seed for _, seed in planned] == list(evaluate.seeds(recipe)["evaluation"])
+    planned = settings.planned(recipe.benchmark, recipe.evaluation)
+    assert [seed for _, seed in planned] == list(settings.seeds(recipe)["evaluation"])

@@ -12,7 +12,7 @@ from armlet.benchmarks.tabletop import Tabletop
 from armlet.policies.checkpoint import load_policy, policy_fingerprint
 from armlet.policies.contract import Decision, Policy
 from armlet.robot.observation import Observation
-from armlet.rollout.loop import plan, run_episode
+from armlet.rollout.loop import plan, run_task
 
 HOME = Path(__file__).parent.parent
 TEACHERS = {
@@ -45,7 +45,7 @@ def teacher(folder: Path) -> Policy:
 def successes(policy: Policy | Deaf, episodes: int) -> dict[str, list[bool]]:
     benchmark, found = Tabletop(), {}
     for task, seed in plan(benchmark, "seen", episodes, seed=640_000_000):
-        found.setdefault(task.name, []).append(run_episode(policy, benchmark, task, seed).success)
+        found.setdefault(task.name, []).append(run_task(policy, benchmark, task, seed).success)
     return found
 
 

@@ -10,43 +10,51 @@ are kept.
 
 from pathlib import Path
 
-from armlet.policies.checkpoint import policy_fingerprint
+from armlet.policies.checkpoint import load_policy, policy_fingerprint
 from armlet.recipe import Recipe, at_hand
-from armlet.rollout.recording import Acts, ExpertActs, TeacherActs, record
+from armlet.rollout.actors import Acts, ExpertActs, TeacherActs
+from armlet.rollout.door import check_world
+from armlet.rollout.recording import acted_on, record
 
 
 def main(recipe: Recipe) -> Path:
-    """Run who acts; returns the folder of the episodes."""
-    recipe = at_hand(
-        recipe,
-        reads=("teacher",) if recipe.collection.actor == "teacher" else (),
-        writes=("episodes",),
-    )
-    benchmark, collection = recipe.benchmark, recipe.collection
+    """Run who acts; returns the folder of the episodes. Raises ValueError where a teacher that
+    should act is one of another robot."""
+    by_teacher = recipe.collection.actor == "teacher"
+    recipe = at_hand(recipe, reads=("teacher",) if by_teacher else (), writes=("episodes",))
+    if by_teacher:
+        whose = f"the teacher {recipe.teacher}"
+        check_world(load_policy(recipe.teacher), recipe.benchmark, whose=whose)
     return record(
         recipe.episodes,
-        benchmark,
+        recipe.benchmark,
         _actor(recipe),
-        episodes=collection.episodes,
-        workers=collection.workers,
-        metadata={"benchmark": benchmark.fingerprint(), **_how(recipe)},
-        title=f"collect {benchmark.name}",
+        episodes=recipe.collection.episodes,
+        workers=recipe.collection.workers,
+        metadata={"benchmark": recipe.benchmark.fingerprint(), **_how(recipe)},
+        title=f"collect {recipe.benchmark.name}",
     )
 
 
 def _actor(recipe: Recipe) -> Acts:
-    if recipe.collection.actor == "teacher":
-        return TeacherActs(recipe.benchmark, recipe.teacher, recipe.collection.seed)
-    return ExpertActs(recipe.benchmark, recipe.collection)
+    if recipe.collection.actor == "expert":
+        return ExpertActs(recipe.benchmark, recipe.collection)
+    return TeacherActs(
+        recipe.benchmark, recipe.teacher, recipe.collection.seed, recipe.acting_device
+    )
 
 
 def _how(recipe: Recipe) -> dict[str, float | str]:
     """What makes episodes of one collection differ from those of another."""
     collection = recipe.collection
-    if collection.actor == "teacher":
-        return {"teacher": policy_fingerprint(recipe.teacher), "seed": collection.seed}
+    if collection.actor == "expert":
+        return {
+            "disturbed": collection.disturbed_share,
+            "distracted": collection.distracted_share,
+            "seed": collection.seed,
+        }
     return {
-        "disturbed": collection.disturbed_share,
-        "distracted": collection.distracted_share,
+        "teacher": policy_fingerprint(recipe.teacher),
         "seed": collection.seed,
+        **acted_on(recipe.acting_device),
     }

@@ -27,7 +27,9 @@ class Environment(gymnasium.Env):
     def __init__(
         self, benchmark: Benchmark, *, split: str = "seen", render_size: int = 224
     ) -> None:
-        self.benchmark, self.render_mode, self._render_size = benchmark, "rgb_array", render_size
+        self.benchmark = benchmark
+        self.render_mode = "rgb_array"
+        self._render_size = render_size
         self._tasks = benchmark.tasks(split)
         self._world: World | None = None
         self._steps = 0
@@ -36,8 +38,8 @@ class Environment(gymnasium.Env):
             np.array(spec.low, np.float32), np.array(spec.high, np.float32)
         )
         cameras = {
-            name: spaces.Box(0, 255, (size, size, 3), np.uint8)
-            for name, size in benchmark.cameras.items()
+            name: spaces.Box(0, 255, (*size, 3), np.uint8)
+            for name, size in benchmark.camera_sizes.items()
         }
         self.observation_space = spaces.Dict(
             {
@@ -56,7 +58,8 @@ class Environment(gymnasium.Env):
         task = self._task(number, (options or {}).get("task"))
         if self._world is not None:
             self._world.close()
-        self._world, self._steps = self.benchmark.make(task, number), 0
+        self._world = self.benchmark.make(task, number)
+        self._steps = 0
         return self._observation(), {"task": task.name, "seed": number}
 
     def _task(self, number: int, name: str | None) -> Task:
@@ -74,7 +77,8 @@ class Environment(gymnasium.Env):
             raise RuntimeError("call reset before step")
         success = bool(self._world.step(action))
         self._steps += 1
-        truncated = not success and self._steps >= self.benchmark.max_steps
+        ended = self._world.over or self._steps >= self.benchmark.max_steps
+        truncated = not success and ended
         return self._observation(), float(success), success, truncated, {"success": success}
 
     def _observation(self) -> dict[str, Any]:

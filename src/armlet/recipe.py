@@ -297,6 +297,8 @@ class Recipe:
     """As which numbers a teacher or student is kept on disk."""
     seed: int = 0
     """Of weights, batches and noise, whatever is trained."""
+    acting_device: str = "cpu"
+    """Where policies act and are timed (collect, rounds, evaluate): cpu, cuda …"""
 
     def __post_init__(self) -> None:
         limits.check(self, outside_range=(0, 1), held_out=(ABOVE_0, BELOW_1), seed=(0, inf))

@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from armlet.data.files import write_atomically
+from armlet.evaluation import report as evaluation
 from armlet.evaluation.figures import delayed_sentence, number, seed_sentence, sentence
 
 Report = dict[str, Any]
 TEMPLATE = Path(__file__).with_name("report.html")
-VERSIONS = (1, 2)
-NEEDED = ("policies", "pairs", "fingerprint")
 
 
 def main(reports: tuple[Path, ...], /, *, out: Path | None = None) -> Path:
@@ -34,59 +33,18 @@ def main(reports: tuple[Path, ...], /, *, out: Path | None = None) -> Path:
 
 
 def read(path: Path) -> Report:
-    """A report and the films it names. Raises FileNotFoundError or ValueError naming the file and
-    the field."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing; `armlet evaluate` writes it")
-    try:
-        report = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"{path} is not JSON ({error}); was it cut short? Run `armlet evaluate` again"
-        ) from error
-    missing = [name for name in NEEDED if not isinstance(report, dict) or name not in report]
-    if missing:
-        raise ValueError(
-            f"{path} lacks {', '.join(missing)}; it was not written by `armlet evaluate`"
-        )
-    _complete(report, path)
-    report["depth"] = 1 + max(
-        (max(policy["routing"]["layers"]) for policy in report["policies"]), default=-1
-    )
+    """A report, the films it names, and what the page asks for beside. Raises FileNotFoundError or
+    ValueError naming the file and the field."""
+    report = evaluation.read(path)
+    layers = [max(policy["routing"]["layers"]) for policy in report["policies"]]
+    report["depth"] = 1 + max(layers, default=-1)
     for rollout in report.get("rollouts", []):
         film = path.parent / rollout["video"]
-        found = film.is_file()
-        rollout["source"] = (
-            "data:video/mp4;base64," + base64.b64encode(film.read_bytes()).decode()
-            if found
-            else None
-        )
+        rollout["source"] = None
+        if film.is_file():
+            content = base64.b64encode(film.read_bytes()).decode()
+            rollout["source"] = f"data:video/mp4;base64,{content}"
     return {**report, "path": path.as_posix()}
-
-
-def _complete(report: Report, path: Path) -> None:
-    """Into a report of version 1 goes what the page asks for and such a report does not say. Raises
-    ValueError for a version that is
-    not known."""
-    version = report.setdefault("version", 1)
-    if version not in VERSIONS:
-        raise ValueError(
-            f"{path} has version {version!r}, expected one of {VERSIONS}; a newer armlet wrote it"
-        )
-    for policy in report["policies"]:
-        policy.setdefault("gripper_toggles", None)
-        policy.setdefault("ms_per_second_of_motion", None)
-        policy.setdefault("seconds_to_success", None)
-        policy["routing"].setdefault(
-            "layers", list(range(len(policy["routing"]["activation"])))
-        )  # counted as its own
-    report.setdefault("pairs_by_split", {})
-    report.setdefault("delayed_pairs", [])
-    for row in report.setdefault("delayed", []):
-        row.setdefault(
-            "late", "skip"
-        )  # the rule of that time: an action left out for every step late, whether or not one was made
-        row.setdefault("seconds_to_success", {"successes": None, "restricted": None, "limit": None})
 
 
 def render(reports: list[Report]) -> str:

@@ -16,7 +16,8 @@ import pytest
 from armlet.benchmarks.metaworld import BARE_GOALS, Metaworld, MetaworldWorld, require_extra
 from armlet.benchmarks.metaworld.language import WORDINGS
 from armlet.benchmarks.rendering import probe_egl
-from armlet.rollout.recording import Perturbation, roll_out
+from armlet.rollout.actors import run_expert
+from armlet.rollout.disturbance import Perturbation
 
 BENCHMARK = Metaworld()
 TASKS = {task.name: task for task in BENCHMARK.tasks()}
@@ -252,7 +253,7 @@ def test_pixels_are_a_choice() -> None:
 @pytest.mark.parametrize("name", TASKS)
 def test_disturbed_experts_recover(name: str) -> None:
     rollouts = [
-        roll_out(BENCHMARK, TASKS[name], 100 + seed, Perturbation(share=1.0)) for seed in range(5)
+        run_expert(BENCHMARK, TASKS[name], 100 + seed, Perturbation(share=1.0)) for seed in range(5)
     ]
     assert all(rollout.success for rollout in rollouts)
-    assert len(rollouts[0].images["scene"]) == len(rollouts[0].action)
+    assert len(rollouts[0].recorded.images["scene"]) == rollouts[0].steps

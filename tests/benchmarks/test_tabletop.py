@@ -20,7 +20,8 @@ from armlet.benchmarks.tabletop.scene import (
     scene_xml,
 )
 from armlet.data.text import encode, train_tokenizer
-from armlet.rollout.recording import Perturbation, roll_out
+from armlet.rollout.actors import run_expert
+from armlet.rollout.disturbance import Perturbation
 
 BENCHMARK = Tabletop()
 TASKS = {task.name: task for task in BENCHMARK.tasks()}
@@ -30,7 +31,7 @@ SEEN_TWICE = {
 }  # colours of which both shapes are seen
 
 
-def run_expert(task_name: str, seed: int, benchmark: Tabletop = BENCHMARK) -> bool:
+def expert_succeeds(task_name: str, seed: int, benchmark: Tabletop = BENCHMARK) -> bool:
     world = benchmark.make(TASKS[task_name], seed)
     return any(world.step(world.expert_action()) for _ in range(benchmark.max_steps))
 
@@ -38,7 +39,7 @@ def run_expert(task_name: str, seed: int, benchmark: Tabletop = BENCHMARK) -> bo
 @pytest.mark.parametrize("family", FAMILIES)
 def test_expert_succeeds(family: str) -> None:
     outcomes = [
-        run_expert(skill, 7000 + seed)
+        expert_succeeds(skill, 7000 + seed)
         for skill in FAMILIES[family]
         for seed in range(60 // len(FAMILIES[family]))
     ]
@@ -336,7 +337,7 @@ def test_a_belt_runs_against_a_push_and_past_the_middle() -> None:
 
 
 def test_the_expert_works_on_a_belt() -> None:
-    outcomes = [run_expert(name, 7000 + seed, BELT) for name in ASKED for seed in range(6)]
+    outcomes = [expert_succeeds(name, 7000 + seed, BELT) for name in ASKED for seed in range(6)]
     assert np.mean(outcomes) >= 0.9
 
 
@@ -403,7 +404,7 @@ def beside_a_wrong_thing(distracted: float) -> float:
     success is lost."""
     near = []
     for seed in range(12):
-        rollout = roll_out(
+        rollout = run_expert(
             BENCHMARK, TASKS["touch"], 300 + seed, Perturbation(share=0, distracted=distracted)
         )
         assert rollout.success
@@ -413,15 +414,17 @@ def beside_a_wrong_thing(distracted: float) -> float:
             for thing in world._layout.things
             if thing.name != world.goal.subject
         ]
-        lateral = [np.linalg.norm(rollout.state[:, :2] - place[:2], axis=1) for place in others]
-        near.extend((np.min(lateral, 0) < 0.03) & (rollout.state[:, 2] < 0.1))
+        lateral = [
+            np.linalg.norm(rollout.recorded.state[:, :2] - place[:2], axis=1) for place in others
+        ]
+        near.extend((np.min(lateral, 0) < 0.03) & (rollout.recorded.state[:, 2] < 0.1))
     return float(np.mean(near))
 
 
 def test_distracted_hands_go_to_wrong_things_and_come_back() -> None:
     assert beside_a_wrong_thing(1.0) > 2 * beside_a_wrong_thing(0.0)
     rollouts = [
-        roll_out(BENCHMARK, task, 40 + seed, Perturbation(share=0, distracted=1))
+        run_expert(BENCHMARK, task, 40 + seed, Perturbation(share=0, distracted=1))
         for task in TASKS.values()
         for seed in range(3)
     ]
@@ -430,14 +433,15 @@ def test_distracted_hands_go_to_wrong_things_and_come_back() -> None:
 
 def test_recovery_data_still_succeeds_and_labels_are_the_experts() -> None:
     strong = Perturbation(share=1.0)
-    rollouts = [roll_out(BENCHMARK, TASKS["stack"], 100 + seed, strong) for seed in range(20)]
+    rollouts = [run_expert(BENCHMARK, TASKS["stack"], 100 + seed, strong) for seed in range(20)]
     assert np.mean([rollout.success for rollout in rollouts]) >= 0.8
-    changed = np.concatenate([np.abs(r.action - r.executed).max(1) for r in rollouts]) > 1e-6
-    assert 0.1 < changed.mean() < 0.9
-    first = rollouts[0]
-    assert (
-        len(first.state) == len(first.action) == len(first.executed) == len(first.images["scene"])
+    changed = (
+        np.concatenate([np.abs(r.recorded.action - r.executed).max(1) for r in rollouts]) > 1e-6
     )
+    assert 0.1 < changed.mean() < 0.9
+    first = rollouts[0].recorded
+    lengths = {len(first.state), len(first.action), len(first.images["scene"])}
+    assert lengths == {rollouts[0].steps}
 
 
 def test_bad_actions_are_refused() -> None:

@@ -1,9 +1,12 @@
 """The benchmark contract: tasks, worlds and (where there is one) an expert. One file per benchmark.
 
-A benchmark is found by being in this folder: every frozen dataclass here that derives from
-`Benchmark`.
+`find` makes one by its name. Those of this folder are found by their module's name, one of
+somebody's own as `package.module:Name`, a Gymnasium environment as `gym:ENV_ID`. Nothing has to be
+registered, and nothing is imported before it is asked for.
 """
 
+import importlib
+import pkgutil
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -30,6 +33,9 @@ class World(ABC):
     cost no image."""
 
     instruction: str
+    over: bool = False
+    """True once the world has ended without success (a fall, a time limit of its own): it takes no
+    further step. Most never do."""
 
     @abstractmethod
     def observe(self) -> Observation: ...
@@ -95,7 +101,12 @@ class Benchmark(ABC):
     @property
     @abstractmethod
     def cameras(self) -> dict[str, int]:
-        """Camera name -> side of its square image in pixels."""
+        """Camera name -> side of its square image in pixels; of another shape, the longer side."""
+
+    @property
+    def camera_sizes(self) -> dict[str, tuple[int, int]]:
+        """Camera name -> (height, width) of its image in pixels."""
+        return {name: (side, side) for name, side in self.cameras.items()}
 
     @property
     @abstractmethod
@@ -117,3 +128,76 @@ class Benchmark(ABC):
     def fingerprint(self) -> dict[str, Any]:
         """Versions and settings that change pixels or physics (renderer, simulator version …),
         JSON-ready."""
+
+
+def find(name: str, **options: Any) -> Benchmark:
+    """A benchmark by its name: a module of this folder (`tabletop`), `package.module:Name` of a
+    class or a function of one's own, or `gym:ENV_ID`. `options`: fields of it, where they are not
+    to be its own.
+
+    Raises ValueError that says what was not found, or what there is. Errors of a module that is
+    found are its own.
+    """
+    if name.startswith("gym:"):
+        from armlet.benchmarks.gymnasium import Gymnasium
+
+        made: object = Gymnasium(name.removeprefix("gym:"), **options)
+    elif ":" in name:
+        made = _outside(name)(**options)
+    else:
+        made = _inside(name)(**options)
+    if not isinstance(made, Benchmark):
+        raise ValueError(
+            f"benchmark {name!r} is a {type(made).__name__}, expected one that derives from "
+            "armlet.benchmarks.Benchmark, or a function that returns one"
+        )
+    return made
+
+
+def available() -> list[str]:
+    """The names of the benchmarks in this folder."""
+    return sorted(
+        module.name
+        for module in pkgutil.iter_modules(__path__)
+        if module.name not in ("rendering", "gymnasium")
+    )
+
+
+def _inside(name: str) -> Any:
+    """The class of this folder whose `name` it is."""
+    if name not in available():
+        raise ValueError(
+            f"there is no benchmark {name!r}; there are {', '.join(available())}, a class of your "
+            "own as package.module:Name, and a Gymnasium environment as gym:ENV_ID"
+        )
+    module = importlib.import_module(f"armlet.benchmarks.{name}")
+    for value in vars(module).values():
+        if _is_benchmark(value) and value.name == name:
+            return value
+    raise ValueError(f"armlet.benchmarks.{name} has no Benchmark whose `name` is {name!r}")
+
+
+def _outside(name: str) -> Any:
+    """What `package.module:Name` names."""
+    place, _, attribute = name.partition(":")
+    try:
+        module = importlib.import_module(place)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{place}.".startswith(f"{error.name}."):
+            raise  # the module is there, and lacks one that it imports
+        raise ValueError(
+            f"benchmark {name!r}: there is no module {error.name!r} to import; is its folder on "
+            "PYTHONPATH, or its package installed?"
+        ) from error
+    found = getattr(module, attribute, None)
+    if not callable(found):
+        there = [each for each, value in vars(module).items() if _is_benchmark(value)]
+        raise ValueError(
+            f"benchmark {name!r}: {place} has no {attribute!r} that can be called; its benchmarks "
+            f"are {', '.join(sorted(there)) or 'none'}"
+        )
+    return found
+
+
+def _is_benchmark(value: object) -> bool:
+    return isinstance(value, type) and issubclass(value, Benchmark) and value is not Benchmark

@@ -161,7 +161,7 @@ def success_against_latency(report: Report, path: Path) -> None:
     together = {policy["name"] for policy in (report.get("seeds") or {"policies": []})["policies"]}
     colours: dict[str, str] = {}
     for policy in report["policies"]:
-        stem = policy["name"].rpartition("-")[0]
+        stem = policy.get("seeds_of") or policy["name"].rpartition("-")[0]
         kind = stem if stem in together else policy["name"]
         label = None if kind in colours else kind
         colour = colours.setdefault(kind, f"C{len(colours)}")

@@ -8,7 +8,7 @@ interval and comparison of the report as a function of it.
 file gets the same numbers, those of the bootstrap included (its seeds are fixed). The file is JSON,
 compressed, of a few bytes an episode:
 
-    version    1
+    version    1, or 2 where students are said to be seeds of one recipe
     hz, limit  control steps a second; the step at which an episode ends without success
     episodes   [[split, family, task, seed], …]: the n episodes that every policy met, in the order
                of the plan
@@ -36,12 +36,13 @@ import numpy as np
 from armlet.data.files import write_atomically
 from armlet.evaluation import stats
 
-VERSION = 1
+VERSION = 2  # 1 had no `seeds_of`; a file in which nobody has one is still written as 1
+VERSIONS = (1, 2)
 Section = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Episode:
+class Planned:
     """One episode that was fixed in advance: a task, the condition it is run under, and the seed of
     its world."""
 
@@ -83,7 +84,8 @@ class PolicyRun:
     """One policy in all episodes. `execute`: actions carried out before it looks again;
     `layer_costs` (l,): what each layer costs,
     relative to the others; `routes`: how often each set of layers ran, as a text of l characters 1
-    or 0, in the first split."""
+    or 0, in the first split. `seeds_of`: what the students are called together of which this is one
+    seed, by what they say of how they were made (None: they say nothing, or it is alone)."""
 
     name: str
     fingerprint: str
@@ -91,6 +93,7 @@ class PolicyRun:
     layer_costs: tuple[float, ...]
     routes: dict[str, int]
     run: Run
+    seeds_of: str | None = None
 
 
 @dataclass(frozen=True)
@@ -115,7 +118,7 @@ class Outcomes:
 
     hz: float
     limit: int
-    episodes: tuple[Episode, ...]
+    episodes: tuple[Planned, ...]
     policies: tuple[PolicyRun, ...]
     delayed: tuple[DelayedRun, ...] = ()
 
@@ -164,8 +167,9 @@ class Outcomes:
 
 def to_bytes(outcomes: Outcomes) -> bytes:
     """The file's content: the same bytes for the same outcomes, whenever they are written."""
+    grouped = any(policy.seeds_of is not None for policy in outcomes.policies)
     value = {
-        "version": VERSION,
+        "version": VERSION if grouped else 1,
         "hz": outcomes.hz,
         "limit": outcomes.limit,
         "episodes": [[e.split, e.family, e.task, e.seed] for e in outcomes.episodes],
@@ -185,15 +189,16 @@ def from_bytes(content: bytes, *, source: str = "outcomes") -> Outcomes:
             f"{source} is not compressed JSON ({error}); was it cut short? Run `armlet evaluate` again"
         ) from error
     found = value.get("version") if isinstance(value, dict) else None
-    if found != VERSION:
+    if found not in VERSIONS:
         raise ValueError(
-            f"{source} has version {found!r}, expected {VERSION}; was it written by another armlet?"
+            f"{source} has version {found!r}, expected one of {VERSIONS}; was it written by a newer "
+            "armlet?"
         )
     try:
         return Outcomes(
             hz=value["hz"],
             limit=value["limit"],
-            episodes=tuple(Episode(*entry) for entry in value["episodes"]),
+            episodes=tuple(Planned(*entry) for entry in value["episodes"]),
             policies=tuple(
                 PolicyRun(**_fields(entry) | {"layer_costs": tuple(entry["layer_costs"])})
                 for entry in value["policies"]
@@ -233,6 +238,8 @@ def read(path: Path, *, sha256: str | None = None) -> Outcomes:
 def _flat(entry: PolicyRun | DelayedRun) -> dict[str, Any]:
     """An entry of the file: the fields of its run stand beside its own."""
     fields = asdict(entry)
+    if fields.get("seeds_of", "") is None:
+        del fields["seeds_of"]
     run = fields.pop("run")
     run["success"] = "".join("1" if success else "0" for success in run["success"])
     return {**fields, **run}
@@ -286,6 +293,7 @@ def policy_row(outcomes: Outcomes, policy: PolicyRun) -> Section:
         "name": policy.name,
         "fingerprint": policy.fingerprint,
         "execute": policy.execute,
+        **({} if policy.seeds_of is None else {"seeds_of": policy.seeds_of}),
         **tally(run.success),
         "mean_steps": float(np.mean(steps)) if steps else None,
         "seconds_to_success": seconds_to_success(outcomes, run),
@@ -432,20 +440,19 @@ def delayed_pairs(outcomes: Outcomes) -> list[Section]:
 
 
 def over_seeds(outcomes: Outcomes, split: str) -> Section:
-    """Students that differ in their seed only, `name-0`, `name-1` …, taken together, and compared
-    with each other and with the
-    first policy, on one split's episodes. Empty where there are none."""
+    """Students that differ in their seed only, taken together, and compared with each other and
+    with the first policy, on one split's episodes. Empty where there are none."""
     found = outcomes.successes(split)
     first = next(iter(found))
     groups: dict[str, list[str]] = {}
-    for name in found:
-        match = re.fullmatch(r"(.+)-\d+", name)
-        if match:
-            groups.setdefault(match[1], []).append(name)
+    for policy in outcomes.policies:
+        together_with = seeds_of(policy)
+        if together_with is not None:
+            groups.setdefault(together_with, []).append(policy.name)
     together = {first: found[first][None]}
-    for stem, members in groups.items():
+    for called, members in groups.items():
         if len(members) > 1:
-            together[stem] = np.stack([found[member] for member in members])
+            together[called] = np.stack([found[member] for member in members])
     if len(together) < 2:
         return {}
     names = list(together)
@@ -459,6 +466,15 @@ def over_seeds(outcomes: Outcomes, split: str) -> Section:
         "policies": [_seed_row(name, values) for name, values in together.items()],
         "pairs": compared,
     }
+
+
+def seeds_of(policy: PolicyRun) -> str | None:
+    """What the students are called together of which this is one seed. One that does not say how it
+    was made is taken by its name, `name-0`, `name-1` …: there is nothing else to go by."""
+    if policy.seeds_of is not None:
+        return policy.seeds_of
+    match = re.fullmatch(r"(.+)-\d+", policy.name)
+    return match[1] if match else None
 
 
 def _seed_row(name: str, values: np.ndarray) -> Section:

@@ -1,7 +1,9 @@
-"""A policy in a world, closed loop: look, decide, carry out some of the chunk, look again.
+"""The closed loop: look, decide, carry out some of the chunk, look again. There is one, `run`.
 
-Episodes are fixed in advance as (task, seed); each runs in a world of its own, so none depends on
-how another ended. Worker processes share nothing but the list.
+Who acts is an argument (a policy, or the expert of a world: `actors`), and so is all else that
+makes one use differ from another: who says what would have been right (`label`), what keeps the arm
+from doing as it was told (`disturb`), how late the actions come (`lag`, `late`), and whether what
+was seen is kept (`record`). Knows worlds and policies; knows no file and no other process.
 
 **When thinking takes time.** Actions are sent at control ticks only, `hz` of them a second. A
 policy that looks at one tick and needs δ milliseconds has its chunk ready at the first tick that is
@@ -25,60 +27,139 @@ action for every tick that passed, whether or not anything was done in it, is no
 away relative moves that nobody made.)
 """
 
-import functools
+import contextlib
 import math
-import multiprocessing
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
 
 import numpy as np
-import torch
 
 from armlet.benchmarks import Benchmark, Task, World
-from armlet.policies.checkpoint import load_policy, policy_fingerprint
-from armlet.policies.contract import Policy
+from armlet.data.episodes import EpisodeFrames
+from armlet.policies.contract import Decision
 from armlet.robot.observation import Observation
 from armlet.robot.spec import ActionSpec
 
 Late = Literal["wait", "run_on"]
+Action = np.ndarray  # (a,) in the robot's own numbers
+
+
+class Actor(Protocol):
+    """Whoever can act: every policy, and a world's expert."""
+
+    @property
+    def execute(self) -> int:
+        """Actions of a chunk that are carried out before it looks again."""
+
+    def decide(self, observation: Observation) -> Decision: ...
+
+    def infer(self, observation: Observation) -> np.ndarray:
+        """(k, a): the actions of `decide` alone."""
 
 
 @dataclass(frozen=True)
-class Result:
-    """How one episode went. `steps` in all, those of waiting included; `waited`: in how many of
-    them the arm held still because no action was there; `gates` (decisions, l) is what ran at each
-    decision; `toggles` how often the gripper was sent the other way
-    (None without one)."""
+class Episode:
+    """How one episode went: what an evaluation counts, and what a data set keeps.
 
-    task: Task
-    seed: int
+    `executed` (T, a): what the robot was told at every step, those of waiting included; `waited`:
+    in how many of them the arm held still because no action was there; `gates` (decisions, l): what
+    ran at each decision; `toggles`: how often the gripper was sent the other way (None without
+    one). `recorded`: what was seen at every step and what would have been right there; None where
+    it was not asked for.
+    """
+
     success: bool
-    steps: int
+    executed: np.ndarray
     waited: int
     toggles: int | None
     gates: tuple[tuple[int, ...], ...]
+    recorded: EpisodeFrames | None = None
+
+    @property
+    def steps(self) -> int:
+        return len(self.executed)
+
+    def frames(self, info: dict[str, Any]) -> EpisodeFrames:
+        """As a data set keeps it, with `info` about it. Raises ValueError where it was not
+        recorded."""
+        kept = self.recorded
+        if kept is None:
+            raise ValueError("this episode was run without `record=True`, so nothing of it is kept")
+        return EpisodeFrames(kept.images, kept.state, kept.action, kept.extra, kept.task, info)
 
 
-def plan(benchmark: Benchmark, split: str, episodes: int, seed: int) -> list[tuple[Task, int]]:
-    """`episodes` pairs of task and seed, the tasks in turn."""
-    tasks = benchmark.tasks(split)
-    return [(tasks[index % len(tasks)], seed + index) for index in range(episodes)]
+def run(
+    world: World,
+    actor: Actor,
+    *,
+    spec: ActionSpec,
+    limit: int,
+    label: Actor | None = None,
+    disturb: Callable[[Action], Action] | None = None,
+    execute: int | None = None,
+    lag: int = 0,
+    late: Late = "wait",
+    tail: int = 0,
+    record: bool = False,
+    on_look: Callable[[Observation], object] = lambda observation: None,
+    on_world: Callable[[World], object] = lambda world: None,
+) -> Episode:
+    """One episode, closed loop, of at most `limit` steps; it ends with success, or `tail` steps
+    after it. `world` is as `Benchmark.make` gives it, and is closed.
+
+    `label`: who is asked at every step what to do there; the first action of its answer is
+    recorded, and not carried out (DAgger). None: recorded is what the actor itself wanted.
+    `disturb`: the action that was wanted → the one carried out in its place. `execute`: actions of
+    a chunk carried out before the actor looks again (None: its own number). `lag` steps pass in the
+    world while it thinks; `late` says what the arm does meanwhile (see above). `record`: the world
+    is looked at in every step and kept. `on_look` is given what the actor is about to see;
+    `on_world` the world as it begins and after every step.
+
+    Raises ValueError where a chunk has fewer actions than should be carried out.
+    """
+    execute = actor.execute if execute is None else execute
+    kept = _Record(keep=record)
+    commands: deque[Action | None] = deque()  # None: there is no action yet, the arm holds still
+    left: list[Action] = []  # of the chunk before, what has not been carried out
+    gates: list[tuple[int, ...]] = []
+    executed: list[Action] = []
+    waited = 0
+    success = False
+    with contextlib.closing(world):
+        on_world(world)
+        while len(executed) < limit and not world.over:
+            if record or not commands:
+                observation = world.observe()
+                kept.see(world, observation)
+            if not commands:
+                on_look(observation)
+                decision = actor.decide(observation)
+                gates.append(decision.gates)
+                chunk = _checked(decision.actions, execute)
+                now, left = schedule(chunk, left, execute=execute, lag=lag, late=late)
+                commands.extend(now)
+            wanted = commands.popleft()
+            if wanted is None:
+                waited += 1
+                wanted = still(spec, executed[-1] if executed else None, world)
+            if record:
+                kept.actions.append(wanted if label is None else label.infer(observation)[0])
+            executed.append(wanted if disturb is None else disturb(wanted))
+            success = bool(world.step(executed[-1])) or success
+            on_world(world)
+            if success:
+                tail -= 1
+                if tail < 0:
+                    break
+    done = np.stack(executed)
+    recorded = kept.frames(world.instruction, done) if record else None
+    return Episode(success, done, waited, gripper_toggles(spec, done), tuple(gates), recorded)
 
 
-def steps_late(milliseconds: float, hz: float) -> int:
-    """Control steps by which an action is late after so much thinking (see above). Raises
-    ValueError for a negative time."""
-    if milliseconds < 0:
-        raise ValueError(f"a decision takes 0 ms or more, found {milliseconds:g}")
-    return math.ceil(
-        round(milliseconds * hz / 1e3, 9)
-    )  # rounded: 0.1 s at 10 Hz is one step, not 1.0000000000000002
-
-
-def run_episode(
-    policy: Policy,
+def run_task(
+    actor: Actor,
     benchmark: Benchmark,
     task: Task,
     seed: int,
@@ -88,50 +169,95 @@ def run_episode(
     late: Late = "wait",
     on_look: Callable[[Observation], object] = lambda observation: None,
     on_world: Callable[[World], object] = lambda world: None,
-) -> Result:
-    """One episode, closed loop. `execute`: actions of a chunk carried out before it looks again
-    (None: the policy's own number). `lag` steps pass in the world while the policy thinks; `late`
-    says what the arm does meanwhile (see above). `on_look` is given what the policy is about to
-    see; `on_world` the world as it begins and after every step. Raises ValueError where a chunk has
-    fewer actions
-    than should be carried out."""
-    execute = policy.execute if execute is None else execute
-    spec = benchmark.action_spec
-    world = benchmark.make(task, seed)
-    on_world(world)
-    success = False
-    gates: list[tuple[int, ...]] = []
-    done: list[np.ndarray] = []
-    waited = 0
-    left: list[np.ndarray] = []  # of the chunk before, what has not been carried out
-    last: np.ndarray | None = None
-    while len(done) < benchmark.max_steps and not success:
-        observation = world.observe()
-        on_look(observation)
-        decision = policy.decide(observation)
-        gates.append(decision.gates)
-        chunk = list(decision.actions)
-        if not 1 <= execute <= len(chunk):
-            raise ValueError(
-                f"{execute} actions of each chunk should be carried out, and this policy's have {len(chunk)}"
-            )
-        meanwhile: list[np.ndarray | None] = list(left[:lag]) if late == "run_on" else []
-        fresh = chunk[
-            len(meanwhile) :
-        ]  # without those in whose place the old chunk's were carried out
-        meanwhile += [None] * (lag - len(meanwhile))
-        left = fresh[execute:]
-        for wanted in (*meanwhile, *fresh[:execute]):
-            last = still(spec, last, world) if wanted is None else wanted
-            waited += wanted is None
-            success = bool(world.step(last))
-            done.append(last)
-            on_world(world)
-            if success or len(done) >= benchmark.max_steps:
-                break
-    world.close()
-    toggles = gripper_toggles(spec, np.stack(done))
-    return Result(task, seed, success, len(done), waited, toggles, tuple(gates))
+) -> Episode:
+    """`run` in the benchmark's world of (task, seed), nothing recorded."""
+    return run(
+        benchmark.make(task, seed),
+        actor,
+        spec=benchmark.action_spec,
+        limit=benchmark.max_steps,
+        execute=execute,
+        lag=lag,
+        late=late,
+        on_look=on_look,
+        on_world=on_world,
+    )
+
+
+def film(
+    actor: Actor,
+    benchmark: Benchmark,
+    task: Task,
+    seed: int,
+    *,
+    execute: int | None = None,
+    size: int = 224,
+) -> tuple[np.ndarray, Episode]:
+    """Frames (T + 1, size, size, 3) uint8 of one episode, its beginning and every step; and how it
+    went."""
+    frames: list[np.ndarray] = []
+
+    def look(world: World) -> None:
+        frames.append(world.render(size))
+
+    episode = run_task(actor, benchmark, task, seed, execute=execute, on_world=look)
+    return np.stack(frames), episode
+
+
+def plan(benchmark: Benchmark, split: str, episodes: int, seed: int) -> list[tuple[Task, int]]:
+    """`episodes` pairs of task and seed, fixed in advance, the tasks in turn. Each is run in a
+    world of its own, so none depends on how another ended."""
+    tasks = benchmark.tasks(split)
+    return [(tasks[index % len(tasks)], seed + index) for index in range(episodes)]
+
+
+# --- when actions come late
+
+
+def steps_late(milliseconds: float, hz: float) -> int:
+    """Control steps by which an action is late after so much thinking (see above). Raises
+    ValueError for a negative time."""
+    if milliseconds < 0:
+        raise ValueError(f"a decision takes 0 ms or more, found {milliseconds:g}")
+    # Rounded: 0.1 s at 10 Hz is one step, not 1.0000000000000002.
+    return math.ceil(round(milliseconds * hz / 1e3, 9))
+
+
+def schedule(
+    chunk: list[Action], left: list[Action], *, execute: int, lag: int, late: Late
+) -> tuple[list[Action | None], list[Action]]:
+    """What is carried out until the actor looks again, tick by tick (None: the arm holds still),
+    and what is left of the chunk then. `left` is what was left of the chunk before."""
+    meanwhile = left[:lag] if late == "run_on" else []
+    # Without those in whose place the old chunk's were carried out.
+    fresh = chunk[len(meanwhile) :]
+    waiting = [None] * (lag - len(meanwhile))
+    return [*meanwhile, *waiting, *fresh[:execute]], fresh[execute:]
+
+
+def _checked(actions: np.ndarray, execute: int) -> list[Action]:
+    """A chunk (k, a) as its k actions."""
+    chunk = list(actions)
+    if not 1 <= execute <= len(chunk):
+        raise ValueError(
+            f"{execute} actions of each chunk should be carried out, and this policy's have "
+            f"{len(chunk)}"
+        )
+    return chunk
+
+
+def still(spec: ActionSpec, last: Action | None, world: World) -> Action:
+    """The action (a,) that holds an arm still after it was told `last` (None: nothing yet): no
+    motion, the gripper as it was."""
+    if spec.mode == "absolute":
+        return world.holding_action() if last is None else last
+    held = np.zeros(spec.dims, np.float32)
+    for index in spec.grippers:
+        held[index] = spec.gripper_open if last is None else last[index]
+    return held
+
+
+# --- what an episode was like
 
 
 def gripper_toggles(spec: ActionSpec, actions: np.ndarray) -> int | None:
@@ -147,92 +273,34 @@ def gripper_toggles(spec: ActionSpec, actions: np.ndarray) -> int | None:
     return toggles
 
 
-def still(spec: ActionSpec, last: np.ndarray | None, world: World) -> np.ndarray:
-    """The action (a,) that holds an arm still after it was told `last` (None: nothing yet): no
-    motion, the gripper as it was."""
-    if spec.mode == "absolute":
-        return world.holding_action() if last is None else last
-    held = np.zeros(spec.dims, np.float32)
-    for index in spec.grippers:
-        held[index] = spec.gripper_open if last is None else last[index]
-    return held
+@dataclass
+class _Record:
+    """What was seen so far, step by step, where it is to be kept. `actions`: what would have been
+    right."""
 
+    keep: bool
+    observations: list[Observation] = field(default_factory=list)
+    privileged: list[dict[str, np.ndarray]] = field(default_factory=list)
+    actions: list[Action] = field(default_factory=list)
 
-def film(
-    policy: Policy,
-    benchmark: Benchmark,
-    task: Task,
-    seed: int,
-    *,
-    execute: int | None = None,
-    size: int = 224,
-) -> tuple[np.ndarray, Result]:
-    """Frames (T, size, size, 3) uint8 of one episode, its beginning and every step; and how it
-    went."""
-    frames: list[np.ndarray] = []
+    def see(self, world: World, observation: Observation) -> None:
+        if not self.keep:
+            return
+        self.observations.append(observation)
+        self.privileged.append(world.privileged())
 
-    def look(world: World) -> None:
-        frames.append(world.render(size))
-
-    result = run_episode(policy, benchmark, task, seed, execute=execute, on_world=look)
-    return np.stack(frames), result
-
-
-@dataclass(frozen=True)
-class Contender:
-    """A policy on disk and how it is run: at which budget (for one with a dial), how many actions
-    it carries out before it looks again
-    (None: its own number), how many steps late its actions come, and what the arm does
-    meanwhile."""
-
-    folder: Path
-    budget: float | None = None
-    execute: int | None = None
-    lag: int = 0
-    late: Late = "wait"
-
-    def load(self) -> Policy:
-        policy = load_policy(self.folder)
-        return policy if self.budget is None else policy.at(self.budget)
-
-    @property
-    def fingerprint(self) -> str:
-        """Of the policy and its budget: what decides its answers."""
-        return policy_fingerprint(self.folder) + (
-            "" if self.budget is None else f"@{self.budget:g}"
+    def frames(self, instruction: str, executed: np.ndarray) -> EpisodeFrames:
+        images = {
+            name: np.stack([seen.images[name] for seen in self.observations])
+            for name in self.observations[0].images
+        }
+        extra = {"executed": executed}
+        for name in self.privileged[0]:
+            extra[f"privileged.{name}"] = np.stack([facts[name] for facts in self.privileged])
+        return EpisodeFrames(
+            images=images,
+            state=np.stack([seen.state for seen in self.observations]),
+            action=np.stack(self.actions),
+            extra=extra,
+            task=instruction,
         )
-
-    def run(self, policy: Policy, benchmark: Benchmark, task: Task, seed: int) -> Result:
-        """One episode of `policy`, which is this one loaded."""
-        return run_episode(
-            policy, benchmark, task, seed, execute=self.execute, lag=self.lag, late=self.late
-        )
-
-
-@functools.cache
-def _loaded(folder: Path, budget: float | None) -> Policy:
-    """A worker's own copy, loaded once however it is run."""
-    torch.set_num_threads(1)
-    return Contender(folder, budget).load()
-
-
-def _work(job: tuple[str, Contender, Benchmark, Task, int]) -> tuple[str, Result]:
-    name, contender, benchmark, task, seed = job
-    return name, contender.run(_loaded(contender.folder, contender.budget), benchmark, task, seed)
-
-
-def run_all(
-    contenders: dict[str, Contender],
-    benchmark: Benchmark,
-    episodes: Sequence[tuple[str, Task, int]],
-    *,
-    workers: int,
-) -> Iterator[tuple[str, Result]]:
-    """Run (policy name, task, seed) jobs in `workers` processes; results come as they finish."""
-    jobs = [(name, contenders[name], benchmark, task, seed) for name, task, seed in episodes]
-    if workers <= 1:
-        _loaded.cache_clear()  # since this process last ran one, another policy may have been saved to its folder
-        yield from map(_work, jobs)
-        return
-    with multiprocessing.get_context("spawn").Pool(workers) as pool:
-        yield from pool.imap_unordered(_work, jobs, chunksize=4)

@@ -21,8 +21,11 @@ from armlet.policies.checkpoint import policy_fingerprint, save_policy
 from armlet.policies.contract import Policy
 from armlet.progress import Progress
 from armlet.recipe import Recipe, Round, to_json
-from armlet.rollout.loop import Contender, plan, run_all
-from armlet.rollout.recording import StudentActs, record
+from armlet.rollout.actors import StudentActs
+from armlet.rollout.door import check_world
+from armlet.rollout.loop import plan
+from armlet.rollout.pool import Attempt, Contender, run_all
+from armlet.rollout.recording import acted_on, record
 from armlet.training.learner import Learner
 from armlet.training.supervision import (
     annotate,
@@ -97,13 +100,22 @@ def _act(recipe: Recipe, student: Policy, number: int) -> EpisodeDataset:
         "split": each.split,
         "seed": seed,
     }
+    check_world(student, recipe.benchmark, whose="the student")
+    check_world(teacher, recipe.benchmark, whose=f"the teacher {recipe.teacher}")
     claim(folder, ROUND, question, title=title)
     if not (folder / "student" / "config.json").exists():  # one that is there has acted already
         save_policy(student, folder / "student")
     record(
         folder / "episodes",
         recipe.benchmark,
-        StudentActs(recipe.benchmark, folder / "student", recipe.teacher, seed, each.split),
+        StudentActs(
+            recipe.benchmark,
+            folder / "student",
+            recipe.teacher,
+            seed,
+            each.split,
+            recipe.acting_device,
+        ),
         episodes=each.episodes,
         workers=each.workers,
         metadata={
@@ -111,6 +123,7 @@ def _act(recipe: Recipe, student: Policy, number: int) -> EpisodeDataset:
             "student": policy_fingerprint(folder / "student"),
             "seed": seed,
             "split": each.split,
+            **acted_on(recipe.acting_device),
         },
         title=title,
     )
@@ -186,13 +199,16 @@ def _successes(recipe: Recipe, each: Round, folders: list[Path], number: int) ->
     """How often each policy succeeds in the same episodes."""
     field = {folder.name: Contender(folder) for folder in folders}
     held_out = plan(recipe.benchmark, each.split, each.trial, _trial_seed(recipe, number))
-    jobs = [(name, task, seed) for task, seed in held_out for name in field]
+    jobs = [Attempt(name, task, seed) for task, seed in held_out for name in field]
     progress = Progress(
         f"trial {recipe.name} {number + 1}/{len(recipe.rounds)}", total=len(jobs), unit="episode"
     )
     found = dict.fromkeys(field, 0)
-    for name, result in run_all(field, recipe.benchmark, jobs, workers=each.workers):
-        found[name] += result.success
+    episodes = run_all(
+        field, recipe.benchmark, jobs, workers=each.workers, device=recipe.acting_device
+    )
+    for attempt, episode in episodes:
+        found[attempt.name] += episode.success
         progress.advance()
     progress.close()
     return list(found.values())

@@ -1,0 +1,70 @@
+"""The same episode by every policy, side by side; and moments of episodes to measure policies on."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from armlet.benchmarks import Benchmark, Task
+from armlet.data.video import write_video
+from armlet.evaluation.episodes import episode_row
+from armlet.policies.contract import Policy
+from armlet.robot.observation import Observation
+from armlet.rollout.loop import film, run_task
+from armlet.rollout.pool import Contender
+
+
+@dataclass(frozen=True)
+class Film:
+    """A film beside the report, and how the episode in it went for each policy, from left to
+    right."""
+
+    task: str
+    seed: int
+    video: str  # the file's name
+    fps: int
+    policies: tuple[dict[str, Any], ...]  # name, execute, success, steps, gates
+
+
+def make_film(
+    policies: dict[str, Policy],
+    field: dict[str, Contender],
+    benchmark: Benchmark,
+    task: Task,
+    seed: int,
+    out: Path,
+) -> Film:
+    """One episode by every policy; one that ends first stands still until the last has ended."""
+    hz = round(benchmark.action_spec.control_hz)
+    pictures: list[np.ndarray] = []
+    seen: list[dict[str, Any]] = []
+    for name, policy in policies.items():
+        execute = field[name].execute
+        frames, episode = film(policy, benchmark, task, seed, execute=execute)
+        pictures.append(frames)
+        row = episode_row(task, seed, episode)
+        kept = {key: row[key] for key in ("success", "steps", "gates")}
+        seen.append({"name": name, "execute": execute or policy.execute, **kept})
+    longest = max(map(len, pictures))
+    padded = [
+        np.concatenate([frames, frames[-1:].repeat(longest - len(frames), 0)])
+        for frames in pictures
+    ]
+    video = f"{_file_name(task.name)}-{seed}.mp4"
+    write_video(out / video, np.concatenate(padded, 2), fps=hz)
+    return Film(task.name, seed, video, hz, tuple(seen))
+
+
+def _file_name(task: str) -> str:
+    """A task's name without what ends a folder's."""
+    return task.replace("/", "-").replace(":", "-")
+
+
+def sample_observations(policy: Policy, benchmark: Benchmark, seed: int) -> list[Observation]:
+    """Moments for timing and counting: the policy's own, one whole episode of every task. Not only
+    beginnings: what a router runs depends on the moment."""
+    observations: list[Observation] = []
+    for task in benchmark.tasks():
+        run_task(policy, benchmark, task, seed, on_look=observations.append)
+    return observations

@@ -1,0 +1,102 @@
+"""What policies say of how they were made: which of them differ in their seed alone, which training
+logs are theirs, what a study did to their labels.
+
+Everything is read from a policy's own provenance, never from what its folder is called. Knows
+provenances; loads no policy.
+"""
+
+import json
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from armlet.data.files import read_json
+from armlet.lineage import PROVENANCE
+from armlet.rollout.pool import Contender
+
+Provenance = dict[str, Any]  # as `checkpoint.read_provenance` gives it
+Curves = dict[str, list[Any]]  # a column of a training log → its values
+
+
+def seeds_of(field: dict[str, Contender], made: dict[str, Provenance]) -> dict[str, str]:
+    """Name of a policy → the name of the students that it is one seed of: those that were made by
+    the same question (lineage.py: data, teacher, stages …) but for the seed, and are evaluated in
+    the same way. One that is alone stands under its own name where its name alone would put it with
+    others, else not at all; nor does one that does not say how it was made."""
+    groups: dict[str, list[str]] = {}
+    for name, contender in field.items():
+        question = dict(made[name].get(PROVENANCE) or {})
+        if question.pop("seed", None) is None:
+            continue
+        way = [question, contender.budget, contender.execute]
+        groups.setdefault(json.dumps(way, sort_keys=True), []).append(name)
+    found: dict[str, str] = {}
+    taken = set(field)
+    for members in groups.values():
+        drawn = [made[name][PROVENANCE]["seed"] for name in members]
+        if len(members) < 2 or len(set(drawn)) < len(drawn):
+            continue
+        called = _stem(members[0])
+        if any(_stem(name) != called for name in members):
+            called = " + ".join(members)
+        if called in taken:  # another group, or a policy, is called so
+            called = f"{called} ({', '.join(members)})"
+        taken.add(called)
+        found |= dict.fromkeys(members, called)
+    stems = Counter(map(_stem, field))
+    for members in groups.values():
+        for name in members:
+            if name not in found and stems[_stem(name)] > 1:
+                found[name] = name  # its name is like another's, and it says that it is alone
+    return found
+
+
+def _stem(name: str) -> str:
+    """What the students of several seeds have in common: `x-0 execute 4` → `x execute 4`."""
+    return re.sub(r"-\d+(?= |$)", "", name, count=1)
+
+
+def curves(folder: Path, made: Provenance) -> list[Curves]:
+    """The stages of a student's training, column by column to five digits, from the logs beside its
+    folder. A log is taken only where its stage is the one that the student says it was made by:
+    what lies there may be of a later run. Empty where there is none, or the student says
+    nothing."""
+    question = made.get(PROVENANCE) or {}
+    stages = [
+        *question.get("stages", ()),
+        *(each["stage"] for each in question.get("rounds", ())),
+    ]
+    found = []
+    for index, stage in enumerate(stages):
+        place = folder.parent / f"distil-{index}"
+        log = place / "metrics.jsonl"
+        about = place / "stage.json"
+        if not (log.is_file() and about.is_file()):
+            continue
+        said = read_json(about, fix=f"delete {place} where it is of no use any more")
+        if said.get("stage") != stage or said.get("teacher") != question.get("teacher"):
+            continue
+        rows = [json.loads(line) for line in log.read_text().splitlines()]
+        if rows:
+            found.append({key: [_short(row[key]) for row in rows] for key in rows[0]})
+    return found
+
+
+def _short(value: Any) -> Any:
+    return float(f"{value:.5g}") if isinstance(value, float) else value
+
+
+def gripper_noise(made: Provenance) -> float | None:
+    """The share of gripper commands that were flipped for a student, by the recipe that made it:
+    the largest of its stages and rounds. None of a policy that does not say how it was made."""
+    recipe = made.get("recipe") or {}
+    stages = [*recipe.get("stages", ()), *(each["stage"] for each in recipe.get("rounds", ()))]
+    shares = []
+    for stage in stages:
+        # A field of the stage before there were transforms.
+        shares.append(stage.get("gripper_noise", 0.0))
+        for transform in stage.get("transforms", ()):
+            if transform["class"] == "GripperNoise":
+                shares.append(transform["share"])
+    return max(shares, default=None)

@@ -1,0 +1,123 @@
+"""Which episodes an evaluation runs and which policies meet in them; and whether what is asked
+makes sense. Runs nothing.
+"""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from armlet.benchmarks import Benchmark, Task
+from armlet.data.hub import is_name, without_revision
+from armlet.recipe import Evaluation, Recipe
+from armlet.rollout.loop import plan
+from armlet.rollout.pool import Contender
+from armlet.training.practice import TRIAL, first_seed
+
+
+def check(recipe: Recipe) -> None:
+    """Raises ValueError for settings that contradict each other or would have no effect."""
+    setting = recipe.evaluation
+    if not setting.splits:
+        raise ValueError(
+            "--evaluation.splits is empty; name at least one split, the benchmark's are "
+            + ", ".join(recipe.benchmark.splits)
+        )
+    ranges = seeds(recipe)
+    ours = ranges.pop("evaluation")
+    for what, theirs in ranges.items():
+        if ours.start < theirs.stop and theirs.start < ours.stop:
+            raise ValueError(
+                f"evaluation has the seeds {ours.start} to {ours.stop - 1}, and {what} has "
+                f"{theirs.start} to {theirs.stop - 1}: policies would be tested on worlds that "
+                "they were trained on; give --evaluation.seed another range"
+            )
+    if setting.slower and not setting.late:
+        raise ValueError(
+            "--evaluation.slower needs a rule for acting late: --evaluation.late wait run_on"
+        )
+    if setting.late != ("wait",) and not setting.slower:
+        raise ValueError(
+            "--evaluation.late is about policies on a slower computer, and none is asked for: "
+            "--evaluation.slower 20"
+        )
+    for name in ("splits", "budgets", "execute", "slower", "late"):
+        values = getattr(setting, name)
+        if len(set(values)) < len(values):
+            raise ValueError(
+                f"--evaluation.{name} says a value twice: {' '.join(map(str, values))}"
+            )
+
+
+def seeds(recipe: Recipe) -> dict[str, range]:
+    """Whose worlds are made from which seeds, by what they are for. A world belongs to its task,
+    split and seed."""
+    setting = recipe.evaluation
+    first = recipe.collection.seed
+    found = {"collection": range(first, first + recipe.collection.episodes)}
+    for number, each in enumerate(recipe.rounds):
+        first = first_seed(recipe, number)
+        found[f"rounds.{number}"] = range(first, first + each.episodes)
+        found[f"rounds.{number}, its trial"] = range(first + TRIAL, first + TRIAL + each.trial)
+    found["evaluation"] = range(setting.seed, setting.seed + setting.episodes)
+    return found
+
+
+def planned(benchmark: Benchmark, setting: Evaluation) -> list[tuple[Task, int]]:
+    """Every episode of every split, in order."""
+    found = []
+    for split in setting.splits:
+        found += plan(benchmark, split, setting.episodes, setting.seed)
+    return found
+
+
+def contenders(recipe: Recipe) -> dict[str, Contender]:
+    """Name → policy: the teacher first, then the recipe's student, then `policies`. Two students of
+    one name are told apart by their folder, or the whole name on the hub. After them the same
+    policies again, once for each number of actions that `execute` asks for."""
+    found = {"teacher": Contender(recipe.teacher), **_student(recipe)}
+    for folder in recipe.policies:
+        called = without_revision(folder)
+        name = called.parent.name if called.name == "student" else called.name
+        if name in found:
+            name = folder.as_posix()
+        for twin, contender in found.items():
+            if _same_place(contender.folder, folder):
+                raise ValueError(
+                    f"--policies names {folder}, which is evaluated already, as {twin!r}: each "
+                    "policy is run once"
+                )
+        found[name] = Contender(folder)
+    again = {}
+    for execute in recipe.evaluation.execute:
+        for name, contender in found.items():
+            again[f"{name} execute {execute}"] = replace(contender, execute=execute)
+    return found | again
+
+
+def _student(recipe: Recipe) -> dict[str, Contender]:
+    """The recipe's student, where it has been made, and at every budget that is asked for."""
+    folder = recipe.student_folder
+    budgets = recipe.evaluation.budgets
+    if (folder / "config.json").exists():
+        found = {recipe.name: Contender(folder)}
+        for budget in budgets:
+            found[f"{recipe.name} at {budget:g}"] = Contender(folder, budget)
+        return found
+    if budgets:
+        raise ValueError(
+            f"--evaluation.budgets are those of the recipe's student, and there is none in "
+            f"{folder}; run `armlet distil` first, or leave the option out"
+        )
+    if recipe.student is not None:
+        sys.stderr.write(
+            f"evaluate {recipe.name}: there is no student in {folder} yet (`armlet distil` makes "
+            "it); only the teacher and `--policies` are run\n"
+        )
+    return {}
+
+
+def _same_place(one: Path, other: Path) -> bool:
+    """Whether two places are one folder, or one name on the hub."""
+    if is_name(one) or is_name(other):
+        return one == other
+    return one.resolve() == other.resolve()

@@ -1,0 +1,136 @@
+"""Work in several processes, each of which loads a policy once; and evaluations as such work.
+
+On which device policies run and how many threads a process has is said by who asks, and goes into
+what is made. The number of threads of the process that asks is never changed for longer than a job
+takes. Workers share nothing but the list of jobs.
+"""
+
+import contextlib
+import functools
+import multiprocessing
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+from armlet.benchmarks import Benchmark, Task
+from armlet.policies.checkpoint import load_policy, policy_fingerprint
+from armlet.policies.contract import Policy
+from armlet.rollout.loop import Episode, Late, run_task
+
+Job = TypeVar("Job")
+Made = TypeVar("Made")
+THREADS = 1  # of a worker: as many workers as cores run more in an hour than as many threads
+CHUNK = 4  # jobs that a worker is given at a time
+
+
+@contextlib.contextmanager
+def threads(number: int) -> Iterator[None]:
+    """As many threads for torch in this process; as many as before when it is left."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@functools.cache
+def loaded(folder: Path, budget: float | None = None, device: str = "cpu") -> Policy:
+    """This process's own copy of a policy, loaded once however it is run."""
+    return Contender(folder, budget).load(device)
+
+
+def work_through(
+    work: Callable[[Job], Made], jobs: Sequence[Job], *, workers: int, alone: bool = True
+) -> Iterator[Made]:
+    """`work(job)` for every job, in `workers` processes of one thread each, as they finish.
+
+    One worker is this process itself, with one thread while a job runs, unless `alone` is False:
+    then even one is a process of its own, whose policies and random numbers are not this one's.
+    `work` has to be importable: a function of a module, or a frozen dataclass.
+    """
+    if workers <= 1 and alone:
+        yield from _here(work, jobs)
+        return
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(workers, initializer=torch.set_num_threads, initargs=(THREADS,)) as pool:
+        yield from pool.imap_unordered(work, jobs, chunksize=CHUNK)
+
+
+def _here(work: Callable[[Job], Made], jobs: Iterable[Job]) -> Iterator[Made]:
+    try:
+        for job in jobs:
+            with threads(THREADS):
+                made = work(job)
+            yield made
+    finally:
+        # Before this process runs one again, another policy may be saved to its folder.
+        loaded.cache_clear()
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A policy on disk and how it is run: at which budget (for one with a dial), how many actions
+    it carries out before it looks again (None: its own number), how many steps late its actions
+    come, and what the arm does meanwhile."""
+
+    folder: Path
+    budget: float | None = None
+    execute: int | None = None
+    lag: int = 0
+    late: Late = "wait"
+
+    def load(self, device: str = "cpu") -> Policy:
+        policy = load_policy(self.folder, device=device)
+        return policy if self.budget is None else policy.at(self.budget)
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the policy and its budget: what decides its answers."""
+        dial = "" if self.budget is None else f"@{self.budget:g}"
+        return policy_fingerprint(self.folder) + dial
+
+    def run(self, policy: Policy, benchmark: Benchmark, task: Task, seed: int) -> Episode:
+        """One episode of `policy`, which is this one loaded."""
+        return run_task(
+            policy, benchmark, task, seed, execute=self.execute, lag=self.lag, late=self.late
+        )
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One contender in one episode: what is run in a worker, and by what its result is known."""
+
+    name: str
+    task: Task
+    seed: int
+
+
+@dataclass(frozen=True)
+class _Evaluate:
+    """Runs attempts; sent to the workers."""
+
+    contenders: dict[str, Contender]
+    benchmark: Benchmark
+    device: str
+
+    def __call__(self, attempt: Attempt) -> tuple[Attempt, Episode]:
+        contender = self.contenders[attempt.name]
+        policy = loaded(contender.folder, contender.budget, self.device)
+        return attempt, contender.run(policy, self.benchmark, attempt.task, attempt.seed)
+
+
+def run_all(
+    contenders: dict[str, Contender],
+    benchmark: Benchmark,
+    attempts: Sequence[Attempt],
+    *,
+    workers: int,
+    device: str = "cpu",
+) -> Iterator[tuple[Attempt, Episode]]:
+    """Every attempt in `workers` processes, with the policies on `device`; episodes come as they
+    finish."""
+    yield from work_through(_Evaluate(contenders, benchmark, device), attempts, workers=workers)
