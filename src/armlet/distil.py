@@ -20,7 +20,7 @@ from armlet.data.traces import TraceStore
 from armlet.layers.ema import SelfTeacher
 from armlet.lineage import PROVENANCE, Question, as_json, digest_text, is_finished
 from armlet.policies.checkpoint import load_policy, policy_fingerprint, save_policy
-from armlet.policies.contract import Policy
+from armlet.policies.contract import Backbone
 from armlet.recipe import Recipe, Stage, at_hand, to_json
 from armlet.training.learner import Learner
 from armlet.training.practice import mixed, practise, round_folder, stays, worth_learning
@@ -66,9 +66,9 @@ def _main(recipe: Recipe) -> Path:
     student = recipe.student.build(
         teacher, _sample(make_batches(teacher, whole), train, recipe.seed)
     ).to(device)
-    if student.head.chunk != teacher.head.chunk:
+    if student.chunk != teacher.chunk:
         raise ValueError(
-            f"the student decides {student.head.chunk} actions at a time and its teacher {teacher.head.chunk}; give the student's "
+            f"the student decides {student.chunk} actions at a time and its teacher {teacher.chunk}; give the student's "
             "network the teacher's `chunk`"
         )
     batches = make_batches(student, whole)
@@ -118,7 +118,7 @@ def _main(recipe: Recipe) -> Path:
     return recipe.student_folder
 
 
-def _check_episodes(recipe: Recipe, data: EpisodeDataset, teacher: Policy, *, title: str) -> None:
+def _check_episodes(recipe: Recipe, data: EpisodeDataset, teacher: Backbone, *, title: str) -> None:
     """Raises ValueError where the episodes are not the teacher's robot's, or lack what an objective
     reads."""
     check_policy(data, data.columns()["action"], teacher, limit=recipe.outside_range, title=title)
@@ -127,7 +127,7 @@ def _check_episodes(recipe: Recipe, data: EpisodeDataset, teacher: Policy, *, ti
 
 
 def _made_from(
-    wanted: Question, sets: list[str], stores: list[TraceStore], student: Policy
+    wanted: Question, sets: list[str], stores: list[TraceStore], student: Backbone
 ) -> dict[str, Any]:
     """What a stage is made from beside its own settings: the data sets so far, the teacher and its
     answers, and the student's kind."""
@@ -184,7 +184,7 @@ def _sample(batches: BatchMaker, rows: np.ndarray, seed: int) -> Batch:
     return batches.batch(rows[np.sort(chosen)])
 
 
-def _learner(recipe: Recipe, student: Policy, data: EpisodeDataset) -> Learner:
+def _learner(recipe: Recipe, student: Backbone, data: EpisodeDataset) -> Learner:
     """The student with the heads its objectives read; the probe's start as the teacher's."""
     wanted = {name for stage in recipe.all_stages for name in stage.objective.wants}
     heads = None
@@ -201,7 +201,7 @@ def _learner(recipe: Recipe, student: Policy, data: EpisodeDataset) -> Learner:
 
 
 def _teacher(
-    stage: Stage, start: Policy | None, student: Policy, batches: BatchMaker
+    stage: Stage, start: Backbone | None, student: Backbone, batches: BatchMaker
 ) -> SelfAnswers | None:
     """The student's own average, where a stage wants it for a teacher; it starts from `start`, or
     from the student as it is."""

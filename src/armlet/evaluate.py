@@ -26,7 +26,7 @@ from armlet.evaluation import figures, measure
 from armlet.evaluation import outcomes as kept
 from armlet.evaluation.outcomes import DelayedRun, Episode, Outcomes, PolicyRun, Run
 from armlet.policies.checkpoint import read_provenance
-from armlet.policies.contract import Policy
+from armlet.policies.contract import Backbone
 from armlet.progress import Progress
 from armlet.recipe import Recipe, at_hand, to_json
 from armlet.robot.observation import Observation
@@ -343,7 +343,7 @@ def run_of(rows: list[Row]) -> Run:
     )
 
 
-def policy_run(name: str, policy: Policy, contender: Contender, rows: list[Row]) -> PolicyRun:
+def policy_run(name: str, policy: Backbone, contender: Contender, rows: list[Row]) -> PolicyRun:
     """One policy's outcomes; its routes are counted in the first split."""
     routes: Counter[str] = Counter()
     for row in rows:
@@ -361,7 +361,7 @@ def policy_run(name: str, policy: Policy, contender: Contender, rows: list[Row])
 
 def measured(
     row: Row,
-    policy: Policy,
+    policy: Backbone,
     contender: Contender,
     observations: list[Observation],
     timing: dict[str, float],
@@ -398,7 +398,7 @@ def gripper_noise(folder: Path) -> float | None:
 
 
 def sample_observations(
-    policies: dict[str, Policy], benchmark: Benchmark, seed: int
+    policies: dict[str, Backbone], benchmark: Benchmark, seed: int
 ) -> list[Observation]:
     """Moments for timing and counting: the first policy's own, one whole episode of every task. Not
     only beginnings:
@@ -411,7 +411,7 @@ def sample_observations(
 
 
 def make_videos(
-    recipe: Recipe, field: dict[str, Contender], policies: dict[str, Policy], out: Path
+    recipe: Recipe, field: dict[str, Contender], policies: dict[str, Backbone], out: Path
 ) -> list[Row]:
     """The same episode by every policy, side by side, for the first episodes of the plan: the
     films' rows of the report."""

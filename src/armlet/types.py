@@ -48,8 +48,8 @@ class Batch:
     bool; `state` (b, s) and `previous_action` (b, a) normalised; `actions` (b, k, a) normalised
     targets and `actions_valid` (b, k) bool (False past the end of the episode), both None at
     inference; `keys` (b, 2) int64 (episode, step); `budget` the share of the backbone that each
-    decision may cost, for a student that can be told; `description` (b, u) int64, 0 pads, an
-    annotator's words about the moment, and `labels`, name → (b,) int64, what it named (phase,
+    decision may cost, for a student that can be told; `description` (b, u) int64, real where
+    `description_mask` (b, u), an annotator's words about the moment, and `labels`, name → (b,) int64, what it named (phase,
     element, direction): privileged, for training only; `privileged`: simulator facts for auxiliary
     losses while a teacher trains.
     """
@@ -64,6 +64,7 @@ class Batch:
     keys: Tensor | None = None
     budget: float | None = None
     description: Tensor | None = None
+    description_mask: Tensor | None = None
     labels: dict[str, Tensor] = field(default_factory=dict)
     privileged: dict[str, Tensor] = field(default_factory=dict)
 

@@ -38,7 +38,7 @@ from armlet.data.files import (
     write_atomically,
 )
 from armlet.data.hub import local_folder, refuse_writing
-from armlet.policies.contract import Policy, rebuild
+from armlet.policies.contract import Backbone, rebuild
 
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
 FINGERPRINT, WORDS = (
@@ -58,7 +58,7 @@ T = TypeVar("T")
 
 
 def save_policy(
-    policy: Policy,
+    policy: Backbone,
     folder: Path,
     *,
     provenance: dict[str, Any] | None = None,
@@ -173,7 +173,7 @@ def _hash(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:16]
 
 
-def load_policy(folder: Path | str, *, device: str = "cpu") -> Policy:
+def load_policy(folder: Path | str, *, device: str = "cpu") -> Backbone:
     """Read a policy from a folder, or by its name on the hub (`hf:user/name`, see data.hub), in
     eval mode. Raises FileNotFoundError or
     ValueError, naming the file or tensor, and what `data.hub.local_folder` raises."""

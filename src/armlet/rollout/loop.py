@@ -38,7 +38,7 @@ import torch
 
 from armlet.benchmarks import Benchmark, Task, World
 from armlet.policies.checkpoint import load_policy, policy_fingerprint
-from armlet.policies.contract import Policy
+from armlet.policies.contract import Backbone, Policy
 from armlet.robot.observation import Observation
 from armlet.robot.spec import ActionSpec
 
@@ -191,7 +191,7 @@ class Contender:
     lag: int = 0
     late: Late = "wait"
 
-    def load(self) -> Policy:
+    def load(self) -> Backbone:
         policy = load_policy(self.folder)
         return policy if self.budget is None else policy.at(self.budget)
 
@@ -210,7 +210,7 @@ class Contender:
 
 
 @functools.cache
-def _loaded(folder: Path, budget: float | None) -> Policy:
+def _loaded(folder: Path, budget: float | None) -> Backbone:
     """A worker's own copy, loaded once however it is run."""
     torch.set_num_threads(1)
     return Contender(folder, budget).load()

@@ -16,7 +16,7 @@ from armlet.data.files import read_json, write_atomically
 from armlet.data.frames import Frames, load_frames
 from armlet.lineage import as_json, claim, digest_text, digest_weights, set_aside, short
 from armlet.policies.checkpoint import policy_fingerprint, save_policy
-from armlet.policies.contract import Policy
+from armlet.policies.contract import Backbone
 from armlet.progress import Progress
 from armlet.recipe import Recipe, Round, to_json
 from armlet.rollout.loop import Contender, plan, run_all
@@ -37,7 +37,7 @@ TRIAL = 5_000_000  # between the seeds of a round's own episodes and those of it
 NEXT = 10_000  # between those of one round and of the next
 
 
-def identity_of(policy: Policy) -> str:
+def identity_of(policy: Backbone) -> str:
     """A hash of what decides a policy's answers, before it is saved: weights, network, words."""
     described = json.dumps(policy.to_json(), sort_keys=True)
     return f"{digest_weights(policy.state_dict())} {digest_text([described, policy.body.tokenizer.to_str()])}"
@@ -54,7 +54,7 @@ def first_seed(recipe: Recipe, number: int) -> int:
     return recipe.rounds[number].seed + NEXT * number
 
 
-def practise(recipe: Recipe, student: Policy, teacher: Policy, number: int) -> EpisodeDataset:
+def practise(recipe: Recipe, student: Backbone, teacher: Backbone, number: int) -> EpisodeDataset:
     """The student acts, its teacher labels what it met: the episodes, their traces stored beside
     them.
 
@@ -124,7 +124,7 @@ def mixed(base: np.ndarray, practised: np.ndarray, share: float) -> np.ndarray:
     return np.concatenate([base, np.tile(practised, times)])
 
 
-def stays(recipe: Recipe, number: int, student: Policy) -> bool:
+def stays(recipe: Recipe, number: int, student: Backbone) -> bool:
     """Whether the student that a round made succeeds as often as before it, on episodes that it did
     not practise on. The
     verdict is kept in `trial.json`, and read there by a run that is resumed."""

@@ -28,7 +28,6 @@ from armlet.data.files import appending, hold, read_json, whole_lines, write_ato
 from armlet.data.frames import BatchMaker, Frames, draw
 from armlet.data.noise import flip_grippers
 from armlet.layers.ema import SelfTeacher
-from armlet.layers.heads import ActionHead
 from armlet.lineage import (
     Question,
     as_json,
@@ -41,7 +40,7 @@ from armlet.lineage import (
     summary,
 )
 from armlet.policies.checkpoint import load_state, save_state
-from armlet.policies.contract import Policy
+from armlet.policies.contract import Backbone
 from armlet.progress import Progress
 from armlet.recipe import Stage, to_json
 from armlet.robot.normalise import check_sane
@@ -64,7 +63,7 @@ class SelfAnswers(nn.Module):
     def __init__(self, teacher: SelfTeacher, batches: BatchMaker, needs: frozenset[str]) -> None:
         super().__init__()
         self.teacher, self.needs = teacher, needs
-        self._batches, self._watched = (batches,), (Learner(cast(Policy, teacher.module)).eval(),)
+        self._batches, self._watched = (batches,), (Learner(cast(Backbone, teacher.module)).eval(),)
 
     def forward(self, keys: Tensor) -> Trace:
         self.teacher.update()
@@ -173,19 +172,11 @@ def rate(stage: Stage, step: int) -> float:
     return warm * max(0.02, 0.5 * (1 + math.cos(math.pi * step / max(stage.steps, 1))))
 
 
-def make_batches(policy: Policy, frames: Frames) -> BatchMaker:
+def make_batches(policy: Backbone, frames: Frames) -> BatchMaker:
     """Batches as this policy takes them. Raises ValueError where the episodes are of another robot,
     or hold values that its
     statistics make absurd of."""
-    batches = BatchMaker(
-        frames,
-        policy.body.tokenizer,
-        policy.body.state,
-        policy.body.actions,
-        chunk=policy.head.chunk,
-        text_tokens=policy.text_tokens,
-        device=policy.device,
-    )
+    batches = BatchMaker(frames, policy.inputs, device=policy.device)
     body = policy.body
     for what, values, normaliser in (
         ("observation.state", frames.state, body.state),
@@ -200,14 +191,14 @@ def make_batches(policy: Policy, frames: Frames) -> BatchMaker:
 
 
 def balanced(
-    rows: np.ndarray, batches: BatchMaker, head: ActionHead, power: float, *, most: int = 20
+    rows: np.ndarray, batches: BatchMaker, policy: Backbone, power: float, *, most: int = 20
 ) -> np.ndarray:
     """The rows, those of rare actions several times (at most `most`): (largest class / own class)
     ** power, rounded."""
-    classes = head.classes(batches.first_actions())
+    classes = policy.classes(batches.first_actions())
     if classes is None:
         raise ValueError(
-            f"balance={power}: a {type(head).__name__} does not choose among a few actions; set balance to 0"
+            f"balance={power}: {policy.kind} does not choose among a few actions; set balance to 0"
         )
     mine = classes.cpu().numpy()[rows]
     counts = np.bincount(mine)[mine]
@@ -245,7 +236,7 @@ class Trainer:
     ) -> None:
         rows = np.arange(len(batches)) if rows is None else rows
         self.rows = (
-            balanced(rows, batches, learner.policy.head, stage.balance) if stage.balance else rows
+            balanced(rows, batches, learner.policy, stage.balance) if stage.balance else rows
         )
         self.learner, self.stage, self.batches, self.teacher = learner, stage, batches, teacher
         self.folder, self.seed, self.title, self.step = folder, seed, title, 0
@@ -366,7 +357,7 @@ class Trainer:
         first, last = stage.exploration
         exploration = first + (last - first) * self.step / stage.steps
         with self.learner.autocast(self.stage.precision):
-            student = self.learner.trace(
+            student = self.learner(
                 batch, stage.objective.wants, exploration=exploration, every=stage.objective.every
             )
         terms = stage.objective(student, teacher, batch)
