@@ -145,7 +145,7 @@ def test_the_towers_are_transformers_clip(tmp_path) -> None:
     ).pooler_output
     torch.testing.assert_close(seen, wanted, atol=1e-5, rtol=1e-5)
     words = torch.tensor([[5, 9, 30, 7, 0, 0], [80, 81, 82, 83, 84, 7]])  # 7 ends a text there
-    _, said = policy.read(words)
+    _, said = policy.read(words, words != 0)
     torch.testing.assert_close(
         said, clip.get_text_features(words).pooler_output, atol=1e-5, rtol=1e-5
     )
@@ -350,9 +350,11 @@ def described(policy: ClipLora, batch: Batch) -> Batch:
         for row in range(len(batch))
     ]
     label = torch.arange(len(batch))
+    words = ids(policy, *texts)
     return dataclasses.replace(
         batch,
-        description=ids(policy, *texts),
+        description=words,
+        description_mask=words != 0,
         labels={"phase": label % 9, "direction": label % 3 - 1},
     )
 
@@ -418,17 +420,20 @@ def test_a_text_is_read_once_and_depends_on_nothing_but_itself() -> None:
     policy.text.register_forward_pre_hook(
         lambda module, args, kwargs: seen.append(len(kwargs["input_ids"])), with_kwargs=True
     )
-    _, embedding = policy.read(texts)
+    _, embedding = policy.read(texts, texts != 0)
     assert seen == [2] and torch.equal(embedding[0], embedding[2])
     assert not torch.equal(embedding[0], embedding[1])
-    states, _ = policy.read(texts)
+    states, _ = policy.read(texts, texts != 0)
     for row in range(3):
         last = int((texts[row] != 0).sum()) - 1
         torch.testing.assert_close(embedding[row], policy.say(states[row, last]))
-    _, alone = policy.read(ids(policy, TEXTS[0]))
+    text = ids(policy, TEXTS[0])
+    _, alone = policy.read(text, text != 0)
     torch.testing.assert_close(alone[0], embedding[0], atol=1e-6, rtol=1e-5)
+    text = torch.ones(6, 40, dtype=torch.long)
+    batch = frames(policy, description=text, description_mask=text != 0)
     with pytest.raises(ValueError, match="texts of 40 tokens, and the text tower takes 32"):
-        policy.described(frames(policy, description=torch.ones(6, 40, dtype=torch.long)))
+        policy.described(batch)
 
 
 def test_auxiliary_heads_are_asked_while_training_only() -> None:
@@ -437,7 +442,8 @@ def test_auxiliary_heads_are_asked_while_training_only() -> None:
     want = ["phase", "direction", "direction.text"]
     trace = Learner(policy)(batch, want)
     assert [tuple(trace[name].shape) for name in want] == [(6, 9), (6, 16), (6, 16)]
-    _, texts = policy.read(ids(policy, *policy.network.directions))
+    words = ids(policy, *policy.network.directions)
+    _, texts = policy.read(words, words != 0)
     label = batch.labels["direction"]
     torch.testing.assert_close(trace["direction.text"][label >= 0], texts[label[label >= 0]])
     assert (
@@ -540,6 +546,7 @@ def test_the_published_size_learns_a_step() -> None:
         torch.zeros(2, 8),
         torch.zeros(2, 7),
         description=text,
+        description_mask=text != 0,
     )
     optimiser = torch.optim.AdamW([p for p in policy.parameters() if p.requires_grad], lr=1e-3)
     bins, found = torch.randint(0, 256, (2, 5, 7)), []

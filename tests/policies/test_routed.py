@@ -84,14 +84,14 @@ def test_a_dial_turned_is_another_setting_of_the_same_weights(tmp_path) -> None:
     policy = routed(dial=True, budget=0.5)
     policy.calibrate(batch_for(policy))
     other = policy.at(0.25)
-    assert other.routing != policy.routing and policy.routing.budget == 0.5
+    assert other.measured != policy.measured and policy.routing.budget == 0.5
     assert all(a is b for a, b in zip(other.parameters(), policy.parameters(), strict=True))
     save_policy(policy, tmp_path)
     again = load_policy(tmp_path)
     batch = batch_for(policy)
-    assert again.at(0.4).routing == policy.at(0.4).routing and spent(again.at(0.4), batch) == spent(
-        policy.at(0.4), batch
-    )
+    assert again.at(0.4).measured == policy.at(0.4).measured and spent(
+        again.at(0.4), batch
+    ) == spent(policy.at(0.4), batch)
 
 
 def test_budgets_that_cannot_be_had_are_refused() -> None:
@@ -166,13 +166,13 @@ def test_a_router_with_a_budget_sets_its_own_threshold() -> None:
 def test_a_router_that_always_says_the_same_is_left_behind(tmp_path) -> None:
     several = routed(budget=0.5)
     several.calibrate(batch_for(several))
-    assert several.routing.only is None and several.deployed() is several
+    assert several.measured.only is None and several.deployed() is several
     one = routed(budget=0.5)
     torch.nn.init.zeros_(one.router.leave.weight)
     one.router.leave.bias.data = torch.tensor([3.0, -1, 2, -1, -1, 1, -1, 2.5])
     batch = batch_for(one)
     one.calibrate(batch)
-    assert one.routing.only == (0, 2, 5, 7) and one.at(0.25).routing.only is None
+    assert one.measured.only == (0, 2, 5, 7) and one.at(0.25).measured.only is None
     save_policy(one, tmp_path)
     plain = load_policy(tmp_path).deployed()
     assert (

@@ -28,7 +28,7 @@ from armlet.layers.router import (
     hard_gates,
     mixer,
 )
-from armlet.policies.contract import Backbone, Pass, State, Student, left_to, rebuild
+from armlet.policies.contract import Backbone, Pass, State, Student, left_to, rebuild, tuples
 from armlet.robot.observation import Observation
 from armlet.types import Batch
 
@@ -37,30 +37,24 @@ BUDGETS = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)  # where a dial is 
 
 @dataclass(frozen=True)
 class Routing(Student):
-    """How a router is made. `initial_keep`: how likely a layer is to run before training;
-    `threshold`: the logit from which on it runs; `always`: layers that run whatever the router
-    says; `mode`: how gates act while training (`layers.router.gate_sample`; anything but
-    `straight_through` and `gumbel` is for comparison with the paper).
+    """How a router is made. `initial_keep`: how likely a layer is to run before training; `always`:
+    layers that run whatever the router says; `mode`: how gates act while training
+    (`layers.router.gate_sample`; anything but `straight_through` and `gumbel` is for comparison with
+    the paper).
 
     `budget`: the share of the backbone that decisions may cost in the mean; after each stage of
     training the threshold is set so that they do (`Routed.calibrate`), and None leaves it alone.
     `dial`: the router is told the budget as well, `budget` where nobody says otherwise.
-    `calibration`: (budget, threshold) pairs as measured. `only`: the route that all frames took
-    when it was calibrated, if they took one.
-    `chooser="random"` is a baseline: a share `initial_keep` of the layers, drawn by nobody's
-    wish."""
+    `chooser="random"` is a baseline: a share `initial_keep` of the layers, chosen at random."""
 
     hidden: int = 64
     use_state: bool = True
     use_previous_action: bool = True
     initial_keep: float = 0.8
-    threshold: float = 0.0
     always: tuple[int, ...] = ()
     mode: GateMode = "straight_through"
     dial: bool = False
     budget: float | None = None
-    calibration: tuple[tuple[float, float], ...] = ()
-    only: tuple[int, ...] | None = None
     chooser: Literal["learned", "random"] = "learned"
 
     def __post_init__(self) -> None:
@@ -71,6 +65,22 @@ class Routing(Student):
 
     def build(self, teacher: Backbone, sample: Batch | None = None) -> Backbone:
         return Routed(copy.deepcopy(teacher), self)  # type: ignore[abstract]  # mypy sees no `left_to`
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What a router has measured of itself: `threshold`, the logit from which on a layer runs;
+    `calibration`, (budget, threshold) pairs; `only`, the route that all frames took when it was
+    calibrated, if they took one."""
+
+    threshold: float = 0.0
+    calibration: tuple[tuple[float, float], ...] = ()
+    only: tuple[int, ...] | None = None
+
+    def at(self, budget: float) -> float:
+        """The threshold at a budget, interpolated between those that were measured."""
+        budgets, thresholds = zip(*self.calibration, strict=True)
+        return float(np.interp(budget, budgets, thresholds))
 
 
 @left_to(
@@ -105,9 +115,13 @@ class Routed(Backbone):
     """See the module's docstring. `inner` is the policy whose layers are routed; cut to some of
     them (`keep_layers`) it is the static network, and the router is gone."""
 
-    def __init__(self, inner: Backbone, routing: Routing) -> None:
+    def __init__(
+        self, inner: Backbone, routing: Routing, measured: Calibration | None = None
+    ) -> None:
         super().__init__()
-        self.inner, self.routing = inner, routing
+        self.inner = inner
+        self.routing = routing
+        self.measured = measured or Calibration()
         self.router = _make_router(inner, routing)
 
     def prepare(self, observations: Sequence[Observation]) -> Batch:
@@ -147,10 +161,10 @@ class Routed(Backbone):
     def _threshold(self, batch: Batch) -> float:
         """The logit from which on a layer runs: by what a decision of this batch may cost, where
         the router has a dial."""
-        if not self.routing.calibration or batch.budget in (None, self.routing.budget):
-            return self.routing.threshold
-        budgets, thresholds = zip(*self.routing.calibration, strict=True)
-        return float(np.interp(batch.budget, budgets, thresholds))
+        asked = batch.budget
+        if asked is None or asked == self.routing.budget or not self.measured.calibration:
+            return self.measured.threshold
+        return self.measured.at(asked)
 
     def _masked(self, start: State, logits: Tensor, gates: Gates, *, watch: bool) -> Pass:
         """Every layer is computed, so that the router learns what each would have done."""
@@ -201,37 +215,36 @@ class Routed(Backbone):
             told = replace(batch, budget=budget) if self.routing.dial else batch
             logits = self.route(start, told).cpu()
             found.append((budget, _threshold(logits, costs, budget)))
-        self.routing = replace(self.routing, calibration=tuple(found))
+        self.measured = replace(self.measured, calibration=tuple(found))
         if self.routing.budget is not None:
-            self.routing = self.at(self.routing.budget).routing
+            self.measured = self.at(self.routing.budget).measured
         if not self.routing.dial:
             routes = self._gates(start, batch).unique(dim=0)
-            self.routing = replace(
-                self.routing, only=active_layers(routes) if len(routes) == 1 else None
-            )
+            only = active_layers(routes) if len(routes) == 1 else None
+            self.measured = replace(self.measured, only=only)
 
     def at(self, budget: float) -> Self:
         """The same weights at another budget; between calibrated budgets the threshold is
         interpolated."""
-        if not self.routing.calibration:
+        if not self.measured.calibration:
             raise ValueError(
                 "this router has not been calibrated, so no threshold is known for a budget; distil it again"
             )
-        budgets, thresholds = zip(*self.routing.calibration, strict=True)
-        if not budgets[0] <= budget <= budgets[-1]:
+        lowest, highest = self.measured.calibration[0][0], self.measured.calibration[-1][0]
+        if not lowest <= budget <= highest:
             raise ValueError(
-                f"a budget of {budget}: this router is calibrated from {budgets[0]} to {budgets[-1]}"
+                f"a budget of {budget}: this router is calibrated from {lowest} to {highest}"
             )
         other = copy.copy(self)  # the modules are shared, the setting is its own
-        threshold = float(np.interp(budget, budgets, thresholds))
-        other.routing = replace(self.routing, budget=budget, threshold=threshold, only=None)
+        other.routing = replace(self.routing, budget=budget)
+        other.measured = replace(self.measured, threshold=self.measured.at(budget), only=None)
         return other
 
     def deployed(self) -> Backbone:
         """Without its router, if that took one route on all frames that it was calibrated on:
         deciding what is always the same
         costs time and changes nothing."""
-        return self if not self.routing.only else self.keep_layers(self.routing.only)
+        return self if not self.measured.only else self.keep_layers(self.measured.only)
 
     @torch.no_grad()
     def static(self, batch: Batch) -> Backbone:
@@ -245,17 +258,21 @@ class Routed(Backbone):
         return hard_gates(self.route(start, batch) - self._threshold(batch))
 
     def to_json(self) -> dict[str, Any]:
-        return {"type": "routed", "routing": asdict(self.routing), "inner": self.inner.to_json()}
+        routing = {**asdict(self.routing), **asdict(self.measured)}
+        return {"type": "routed", "routing": routing, "inner": self.inner.to_json()}
 
 
 def from_json(description: dict[str, Any], tokenizer: Tokenizer) -> Routed:
     """The network that `to_json` described, with fresh weights."""
-    routing = dict(description["routing"])
-    routing["always"] = tuple(routing["always"])
-    routing["calibration"] = tuple(map(tuple, routing.get("calibration", ())))
-    routing["only"] = routing.get("only") and tuple(routing["only"])
+    routing = tuples(description["routing"])
+    only = routing.pop("only", None)
+    measured = Calibration(
+        threshold=routing.pop("threshold"),
+        calibration=tuple(map(tuple, routing.pop("calibration", ()))),
+        only=only or None,
+    )
     inner = rebuild(description["inner"], tokenizer)
-    return Routed(inner, Routing(**routing))  # type: ignore[abstract]  # as above
+    return Routed(inner, Routing(**routing), measured)  # type: ignore[abstract]  # as above
 
 
 def _mixed(mix: Mixer, hard: Tensor, soft: Tensor, before: Tensor, after: Tensor) -> Tensor:
