@@ -403,12 +403,13 @@ class ClipLora(TokenPolicy):
                                        label below 0
         """
         found = super().signals(names, batch, run)
+        guessed = [name for name in ("phase", "direction") if name in names]
+        # Ahead of what is told: in another order gradients are summed, and rounded, otherwise.
+        masked = self.condition(run.state).float() if guessed else None
         if isinstance(self.head, BinHead) and "logits.told" in names:
             told = self._join(run.state, self.described(batch)).float()
             found["logits.told"] = self.head.logits(told)
-        guessed = [name for name in ("phase", "direction") if name in names]
-        if self.network.aux_heads and guessed:
-            masked = self.condition(run.state).float()
+        if self.network.aux_heads and masked is not None:
             found |= {name: getattr(self, name)(masked) for name in guessed}
         if "direction.text" in names:
             found["direction.text"] = self._directions(batch)

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from armlet import limits
 from armlet.data.inputs import Inputs
 from armlet.data.text import Words
+from armlet.layers.router import mix
 from armlet.robot.fit import Fit, View, known_fit
 from armlet.robot.normalise import Normaliser
 from armlet.robot.observation import Observation
@@ -122,6 +123,16 @@ class Pass(Generic[S]):
         if name not in self.extras:
             self.extras[name] = make()
         return self.extras[name]
+
+    def gated(self, index: int, before: Tensor, after: Tensor) -> Tensor:
+        """For networks whose layers run again while they decode: what went into layer `index` there
+        (b, …), and what came out, as its gates say; the router learns from that, too."""
+        gate = self.gates[:, index]
+        return mix(before, after, gate, gate)
+
+    def skips(self, index: int) -> bool:
+        """Whether layer `index` is known to run for nobody, so that it need not run again."""
+        return len(self.gates) == 1 and bool(self.plan) and not self.plan[index]
 
 
 @dataclass(frozen=True)
