@@ -461,10 +461,25 @@ def tuples(fields: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def rebuild(description: dict[str, Any], tokenizer: Tokenizer) -> Backbone:
+def rebuild(description: dict[str, Any], tokenizer: Tokenizer, *, empty: bool = False) -> Backbone:
     """A policy with fresh weights from its description; `type` names a module of this folder, or a
-    Backbone from elsewhere as `package.module:Class`, whose `from_json` makes it."""
-    kind = str(description.get("type"))
+    Backbone from elsewhere as `package.module:Class`, whose `from_json` makes it.
+
+    `empty`: without weights, to be given those of a file (`checkpoint.load_weights`). Parameters
+    have names, shapes and a precision, and take neither memory nor the time to draw them; buffers
+    are what the network computes.
+    """
+    make = _maker(str(description.get("type")))
+    if not empty:
+        return make(description, tokenizer)
+    from accelerate import init_empty_weights  # of use only here
+
+    with init_empty_weights(include_buffers=False):
+        return make(description, tokenizer)
+
+
+def _maker(kind: str) -> Callable[[dict[str, Any], Tokenizer], Backbone]:
+    """What makes a policy of this type from its description. Raises ValueError where nothing does."""
     place, _, name = kind.partition(":")
     path = place if name else f"armlet.policies.{kind}"
     try:
@@ -473,12 +488,14 @@ def rebuild(description: dict[str, Any], tokenizer: Tokenizer) -> Backbone:
         fix = f"there is no module {place!r}" if name else f"there is no armlet/policies/{kind}.py"
         raise ValueError(f"policy type {kind!r} is unknown: {fix}") from error
     if not name:
-        return module.from_json(description, tokenizer)
+        return module.from_json
     found = getattr(module, name, None)
-    make = getattr(found, "from_json", None)
-    if not (isinstance(found, type) and issubclass(found, Backbone) and make):
+    if not (isinstance(found, type) and issubclass(found, Backbone)):
         raise ValueError(
-            f"policy type {kind!r}: {name} in {place} is {found!r}, expected a Backbone with `from_json`"
+            f"policy type {kind!r}: {name} in {place} is {found!r}, expected a Backbone"
         )
-    made: Backbone = make(description, tokenizer)
-    return made
+    make: Callable[[dict[str, Any], Tokenizer], Backbone] | None
+    make = getattr(found, "from_json", None)
+    if make is None:
+        raise ValueError(f"policy type {kind!r}: {name} has no `from_json`, so it cannot be loaded")
+    return make
