@@ -33,9 +33,11 @@ import tyro
 
 from armlet.data.episodes import EpisodeDataset
 from armlet.data.frames import BatchMaker, draw, load_frames
+from armlet.data.inputs import Inputs
 from armlet.data.pictures import Pictures
-from armlet.data.text import train_tokenizer
+from armlet.data.text import Words, train_tokenizer
 from armlet.progress import Progress
+from armlet.robot.fit import View
 from armlet.robot.normalise import Normaliser
 
 CAMERAS, HEIGHT, WIDTH, FPS = ("front", "wrist"), 480, 640, 30
@@ -102,9 +104,8 @@ def train(root: Path, pictures: Pictures) -> dict[str, float]:
     frames = load_frames(data, pictures.view(data.cameras, whose=str(root)), pictures)
     unit = Normaliser(np.zeros(DIMS, np.float32), np.ones(DIMS, np.float32))
     tokenizer = train_tokenizer(sorted(data.tasks))
-    batches = BatchMaker(
-        frames, tokenizer, unit, unit, chunk=16, text_tokens=8, device=torch.device("cpu")
-    )
+    inputs = Inputs(View(data.cameras), Words(tokenizer, 8), unit, unit, chunk=16)
+    batches = BatchMaker(frames, inputs, device=torch.device("cpu"))
     batches.batch(draw(len(batches), BATCH, 0, 0))
     opened = time.perf_counter() - started
     progress = Progress(f"batches of {fingerprint}", total=STEPS, unit="step")

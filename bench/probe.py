@@ -112,9 +112,9 @@ def main(arguments: Arguments) -> None:
         batch = batches.batch(rows)
         expert, valid = batch.targets()
         with torch.no_grad():
-            tokens = teacher.embed(batch)
-            hiddens = teacher.backbone(tokens, batch, watch=True).hiddens
-        return list(hiddens), tokens.mask, expert, valid
+            run = teacher.run_layers(teacher.embed(batch), batch, watch=True)
+        layers = [teacher.features(state) for state in run.states]
+        return [layer.hidden for layer in layers], layers[0].mask, expert, valid
 
     kinds = list(KINDS)
     errors: dict[str, list[float]] = {kind: [] for kind in kinds}

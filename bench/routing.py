@@ -51,8 +51,8 @@ def main(arguments: Arguments) -> None:
                 .median
             )
 
-    whole = time(lambda tokens: teacher.backbone(tokens, batch))
-    half = time(lambda tokens: student.backbone(tokens, batch))
+    whole = time(lambda tokens: teacher.run_layers(tokens, batch))
+    half = time(lambda tokens: student.run_layers(tokens, batch))
     routing = time(lambda tokens: student.route(tokens, batch))
     network = time(lambda tokens: teacher(batch))
     skipped = whole * (layers // 2) / layers

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 
 from armlet.benchmarks.tabletop import Tabletop
 from armlet.policies.checkpoint import load_policy, policy_fingerprint
-from armlet.policies.contract import Tokens
+from armlet.policies.tokens import TokenState
 from armlet.policies.vla import VLA
 from armlet.robot.observation import Observation
 from armlet.rollout.loop import plan, run_task
@@ -66,8 +66,7 @@ class Graph(nn.Module):
     wrist pictures (1, 3, h, w) in [0, 1], token ids (1, n), state (1, s) → normalised actions (1,
     k, a).
 
-    `VLA.embed` asks the batch whether any word is padding, which a graph cannot do; here none is,
-    by construction."""
+    `VLA.embed` builds a mask for words that may be padding; here none is, by construction."""
 
     def __init__(self, policy: VLA) -> None:
         super().__init__()
@@ -82,10 +81,11 @@ class Graph(nn.Module):
         hidden = torch.cat([*eyes, words, policy.state(state).unsqueeze(1), query], 1)
         real = torch.ones_like(hidden[..., 0], dtype=torch.bool)
         positions = torch.arange(hidden.shape[1], device=hidden.device)[None]
-        tokens = Tokens(hidden, real, real, real, None, policy.rotary(hidden, positions))
+        rotary = policy.rotary(hidden, positions)
+        tokens = TokenState(hidden, real, real, real, rotary=rotary)
         for index in range(len(policy.layers)):
-            hidden = policy.run_layer(index, hidden, tokens)
-        return policy.head(policy.condition(hidden, tokens))
+            tokens = policy.run_layer(index, tokens)
+        return policy.head(policy.condition(tokens))
 
 
 def exported(policy: VLA, example: Observation, path: Path) -> Callable[[Observation], np.ndarray]:

@@ -77,7 +77,7 @@ def main(arguments: Arguments) -> None:
     batches = make_batches(teacher, noise(teacher))
     learned = Learner(teacher, probe=heads).eval()
     with torch.no_grad():
-        row = learned.trace(
+        row = learned(
             batches.batch(np.arange(1)), ["actions", "condition", "semantics", "layer_actions"]
         )
 

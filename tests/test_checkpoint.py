@@ -75,12 +75,11 @@ def variant(number: int) -> VLA:
     which they are."""
     policy = make_policy(depth=2)
     texts = [*TEXTS, *["zig zag"] * number]
-    config, body = policy.config, policy.body
+    body = policy.body
     statistics = identity(4)
     statistics.offset[:] = number
-    made = VLA(
-        config, Body(body.action_spec, statistics, identity(4), train_tokenizer(texts))
-    ).eval()
+    own = Body(body.action_spec, statistics, identity(4), train_tokenizer(texts))
+    made = VLA(policy.network, policy.cameras, own).eval()
     with torch.no_grad():
         for parameter in made.parameters():
             parameter.fill_(number)

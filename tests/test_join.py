@@ -429,9 +429,7 @@ def test_a_new_teacher_knows_its_robot_by_the_episodes(here: Recipe) -> None:
     np.testing.assert_allclose(
         policy.body.actions.apply(np.stack([low, high])), [[-1], [1]], atol=1e-5
     )
-    assert policy.body.action_spec == here.benchmark.action_spec and policy.config.cameras == {
-        "eye": 32
-    }
+    assert policy.body.action_spec == here.benchmark.action_spec and policy.cameras == {"eye": 32}
     words = policy.body.tokenizer.encode("go to the red dot")
     assert len(words.ids) < len("go to the red dot") / 2, "the words of these episodes are its own"
     gripped = dataclasses.replace(

@@ -24,12 +24,12 @@ def test_signals_are_those_of_the_parts() -> None:
     policy, frames = learner.policy, make_frames()
     batch = make_batches(policy, frames).batch(np.arange(len(frames)))
     assert not batch.actions_valid.all(), "some steps lie past the end"
-    hidden, tokens = None, policy.embed(batch)
+    state = tokens = policy.embed(batch)
     hiddens = []
     for index in range(4):
-        hidden = policy.run_layer(index, tokens.hidden if hidden is None else hidden, tokens)
-        hiddens.append(hidden)
-    condition = policy.condition(hidden, tokens)
+        state = policy.run_layer(index, state)
+        hiddens.append(state.hidden)
+    condition = policy.condition(state)
     want = [
         "condition",
         "actions",
@@ -65,8 +65,8 @@ def test_layers_of_every_nth_sample_are_rows_of_all(every: int) -> None:
     learner, frames = probed(), make_frames()
     batch = make_batches(learner.policy, frames).batch(np.arange(len(frames)))
     assert len({tuple(mask) for mask in batch.text_mask.tolist()}) > 1
-    whole = learner.trace(batch, ["semantics", "layer_actions", "actions"])
-    some = learner.trace(batch, ["semantics", "layer_actions", "actions"], every=every)
+    whole = learner(batch, ["semantics", "layer_actions", "actions"])
+    some = learner(batch, ["semantics", "layer_actions", "actions"], every=every)
     for name in ("semantics", "layer_actions"):
         torch.testing.assert_close(some[name], whole[name][::every])
     assert torch.equal(some["actions"], whole["actions"])
@@ -74,16 +74,14 @@ def test_layers_of_every_nth_sample_are_rows_of_all(every: int) -> None:
 
 def test_exploration_reaches_the_network_that_decides() -> None:
     learner, frames, told = probed(), make_frames(), []
-    backbone = learner.policy.backbone
+    run_layers = learner.policy.run_layers
 
     def listening(*arguments, **options):
         told.append(options["exploration"])
-        return backbone(*arguments, **options)
+        return run_layers(*arguments, **options)
 
-    learner.policy.backbone = listening
-    learner.trace(
-        make_batches(learner.policy, frames).batch(np.arange(3)), ["actions"], exploration=0.7
-    )
+    learner.policy.run_layers = listening
+    learner(make_batches(learner.policy, frames).batch(np.arange(3)), ["actions"], exploration=0.7)
     assert told == [0.7]
 
 
@@ -91,10 +89,10 @@ def test_a_signal_that_is_not_there_is_named() -> None:
     learner = Learner(make_policy()).eval()
     batch = make_batches(learner.policy, make_frames()).batch(np.arange(2))
     with pytest.raises(KeyError, match="this learner has none"):
-        learner.trace(batch, ["semantics"])
+        learner(batch, ["semantics"])
     with pytest.raises(KeyError, match=r"no signal \['goal'\]"):
-        learner.trace(batch, ["goal"])
+        learner(batch, ["goal"])
     with pytest.raises(ValueError, match="no actions to compare with"):
-        learner.trace(dataclasses.replace(batch, actions=None), ["imitation"])
+        learner(dataclasses.replace(batch, actions=None), ["imitation"])
     with pytest.raises(RuntimeError, match="eval mode"):
         watch(learner.train(), batch, ["actions"])

@@ -307,7 +307,7 @@ def test_the_budget_is_reached_with_batches_of_any_size(tmp_path, size: int, kee
     ).run()
     with torch.no_grad():
         batch = make_batches(policy, frames).batch(np.arange(len(frames)))
-        gates = learner.trace(batch, ["gates"])["gates"]
+        gates = learner(batch, ["gates"])["gates"]
     assert gates.mean() == pytest.approx(keep, abs=0.12)
 
 

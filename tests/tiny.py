@@ -12,7 +12,7 @@ from armlet.benchmarks.tabletop import Tabletop
 from armlet.data.frames import Frames
 from armlet.data.text import train_tokenizer
 from armlet.policies.contract import Body
-from armlet.policies.vla import VLA, VLAConfig, VLANetwork
+from armlet.policies.vla import VLA, VLANetwork
 from armlet.recipe import Collection, Evaluation, Recipe
 from armlet.robot.normalise import Normaliser
 
@@ -26,19 +26,17 @@ def identity(dims: int) -> Normaliser:
 def make_policy(*, depth: int = 4) -> VLA:
     torch.manual_seed(0)
     tokenizer = train_tokenizer(TEXTS)
-    config = VLAConfig(
-        cameras={"scene": 24, "wrist": 16},
+    network = VLANetwork(
         strides={"scene": 8, "wrist": 8},
-        state_dims=4,
-        action_dims=4,
-        vocabulary=tokenizer.get_vocab_size(),
         width=32,
         depth=depth,
         heads=2,
         chunk=3,
+        execute=3,
         vision_channels=8,
     )
-    return VLA(config, Body(Tabletop().action_spec, identity(4), identity(4), tokenizer)).eval()
+    body = Body(Tabletop().action_spec, identity(4), identity(4), tokenizer)
+    return network.build(body, {"scene": 24, "wrist": 16}).eval()
 
 
 def make_frames(*, episodes: int = 7, seed: int = 0) -> Frames:

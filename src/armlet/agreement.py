@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from armlet.data.episodes import EpisodeDataset
-from armlet.policies.contract import Policy
+from armlet.policies.contract import Backbone
 from armlet.robot.spec import ActionSpec
 
 TOLERANCE = 0.01  # of a dimension's range: rounding, and video-rate interpolation, stay within
@@ -70,7 +70,7 @@ def check_taught(
 
 
 def check_policy(
-    data: EpisodeDataset, actions: np.ndarray, policy: Policy, *, limit: float, title: str
+    data: EpisodeDataset, actions: np.ndarray, policy: Backbone, *, limit: float, title: str
 ) -> None:
     """The episodes on which a policy is to be watched or distilled. Raises ValueError naming all
     that differs."""

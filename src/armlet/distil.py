@@ -23,7 +23,7 @@ from armlet.data.splits import parts_of, rows_of
 from armlet.layers.ema import SelfTeacher
 from armlet.lineage import PROVENANCE, Question, as_json, digest_text, is_finished
 from armlet.policies.checkpoint import save_policy
-from armlet.policies.contract import Policy
+from armlet.policies.contract import Backbone
 from armlet.recipe import Recipe, Stage, at_hand, suited, to_json
 from armlet.training.learner import Learner
 from armlet.training.practice import mixed, practise, stays
@@ -115,7 +115,7 @@ def _distil(recipe: Recipe) -> Path:
     return recipe.student_folder
 
 
-def _check_episodes(recipe: Recipe, data: EpisodeDataset, teacher: Policy, *, title: str) -> None:
+def _check_episodes(recipe: Recipe, data: EpisodeDataset, teacher: Backbone, *, title: str) -> None:
     """Raises ValueError where the episodes are not the teacher's robot's, or lack what an objective
     reads."""
     check_policy(data, data.columns()["action"], teacher, limit=recipe.outside_range, title=title)
@@ -123,15 +123,15 @@ def _check_episodes(recipe: Recipe, data: EpisodeDataset, teacher: Policy, *, ti
         check_facts(data, stage.objective.wants, option=f"--stages.{index}.objective.facts")
 
 
-def _check_chunk(student: Policy, chunk: int) -> None:
-    if student.head.chunk != chunk:
+def _check_chunk(student: Backbone, chunk: int) -> None:
+    if student.chunk != chunk:
         raise ValueError(
-            f"the student decides {student.head.chunk} actions at a time and its teacher {chunk}; "
+            f"the student decides {student.chunk} actions at a time and its teacher {chunk}; "
             "give the student's network the teacher's `chunk`"
         )
 
 
-def _episodes(recipe: Recipe, data: EpisodeDataset, teacher: Policy, fingerprint: str) -> Part:
+def _episodes(recipe: Recipe, data: EpisodeDataset, teacher: Backbone, fingerprint: str) -> Part:
     """The recipe's episodes, with what the teacher of this fingerprint answered to them, where an
     objective needs that."""
     frames = labelled_frames(recipe, data, teacher.view, recipe.labels)
@@ -155,7 +155,7 @@ def _sample(batches: BatchMaker | Corpus, rows: np.ndarray, seed: int) -> Batch:
     return batches.batch(rows[np.sort(chosen)])
 
 
-def _learner(recipe: Recipe, student: Policy, data: EpisodeDataset) -> Learner:
+def _learner(recipe: Recipe, student: Backbone, data: EpisodeDataset) -> Learner:
     """The student with the heads its objectives read; the probe's start as the teacher's."""
     wanted = {name for stage in recipe.all_stages for name in stage.objective.wants}
     heads = None
@@ -172,7 +172,7 @@ def _learner(recipe: Recipe, student: Policy, data: EpisodeDataset) -> Learner:
 
 
 def _answers(
-    stage: Stage, corpus: Corpus, student: Policy, start: Policy | None
+    stage: Stage, corpus: Corpus, student: Backbone, start: Backbone | None
 ) -> TeacherTraces | None:
     """What a stage's student is compared with: the traces, or its own average, which starts from
     `start`, or from the student as it is; None where nothing is stored."""
@@ -199,7 +199,7 @@ def _needed(recipe: Recipe) -> frozenset[str]:
     return frozenset().union(*read)
 
 
-def _made_from(wanted: Question, corpus: Corpus, student: Policy) -> dict[str, Any]:
+def _made_from(wanted: Question, corpus: Corpus, student: Backbone) -> dict[str, Any]:
     """What a stage is made from beside its own settings: the data sets so far, the teacher and its
     answers, and the student's kind."""
     return {

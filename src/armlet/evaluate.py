@@ -29,7 +29,7 @@ from armlet.evaluation.provenance import Curves, Provenance, curves, gripper_noi
 from armlet.evaluation.report import Latency, Measured, OutcomesFile, Report
 from armlet.evaluation.settings import check, contenders, planned
 from armlet.policies.checkpoint import read_provenance
-from armlet.policies.contract import Policy
+from armlet.policies.contract import Backbone
 from armlet.recipe import Recipe, at_hand, to_json
 from armlet.robot.observation import Observation
 from armlet.rollout.door import check_world
@@ -45,7 +45,7 @@ class Field:
     made."""
 
     contenders: dict[str, Contender]
-    policies: dict[str, Policy]
+    policies: dict[str, Backbone]
     made: dict[str, Provenance]
 
 
@@ -202,7 +202,7 @@ def measured(
 
 
 def training(field: Field) -> dict[str, list[Curves]]:
-    """Policy → its stages' loss curves, once a policy however often it is run."""
+    """Backbone → its stages' loss curves, once a policy however often it is run."""
     found: dict[str, list[Curves]] = {}
     for name, contender in field.contenders.items():
         once = contender.budget is None and contender.execute is None

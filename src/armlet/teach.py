@@ -18,7 +18,7 @@ from armlet.data.frames import load_frames
 from armlet.data.text import train_tokenizer
 from armlet.lineage import PROVENANCE, digest_text, is_finished
 from armlet.policies.checkpoint import save_policy
-from armlet.policies.contract import Body, Policy
+from armlet.policies.contract import Backbone, Body
 from armlet.recipe import Recipe, at_hand, to_json
 from armlet.robot.normalise import Normaliser, steady
 from armlet.training.learner import Learner
@@ -85,7 +85,7 @@ def main(recipe: Recipe) -> Path:
     return recipe.teacher
 
 
-def new_policy(recipe: Recipe, data: EpisodeDataset) -> Policy:
+def new_policy(recipe: Recipe, data: EpisodeDataset) -> Backbone:
     """A fresh network that fits the episodes."""
     network, spec = recipe.network, recipe.benchmark.action_spec
     assert network is not None

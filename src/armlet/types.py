@@ -49,8 +49,8 @@ class Batch:
     targets and `actions_valid` (b, k) bool (False past the end of the episode), both None at
     inference; `keys` (b, 2) int64 (episode, step); `budget` the share of the backbone that each
     decision may cost, for a student that can be told; `exploration` the scale of the noise in what a
-    network decides while it trains (0: none); `description` (b, u) int64, 0 pads, an
-    annotator's words about the moment, and `labels`, name → (b,) int64, what it named (phase,
+    network decides while it trains (0: none); `description` (b, u) int64, real where
+    `description_mask` (b, u), an annotator's words about the moment, and `labels`, name → (b,) int64, what it named (phase,
     element, direction): privileged, for training only; `privileged`: simulator facts for auxiliary
     losses while a teacher trains.
     """
@@ -66,6 +66,7 @@ class Batch:
     budget: float | None = None
     exploration: float = 0.0
     description: Tensor | None = None
+    description_mask: Tensor | None = None
     labels: dict[str, Tensor] = field(default_factory=dict)
     privileged: dict[str, Tensor] = field(default_factory=dict)
 

@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from tiny import make_frames
 
 from armlet.data.frames import BatchMaker, Frames, Joined, join_frames
-from armlet.data.text import train_tokenizer
+from armlet.data.inputs import Inputs
+from armlet.data.text import Words, train_tokenizer
+from armlet.robot.fit import View
 from armlet.robot.normalise import Normaliser
 
 LENGTHS = (4, 1, 6, 3)
@@ -50,9 +52,8 @@ def numbered(first: int = 0) -> Frames:
 
 def batches_of(frames: Frames) -> BatchMaker:
     tokenizer = train_tokenizer([*TEXTS, *frames.descriptions])
-    return BatchMaker(
-        frames, tokenizer, STATE, ACTION, chunk=CHUNK, text_tokens=16, device=torch.device("cpu")
-    )
+    inputs = Inputs(View({}), Words(tokenizer, 16), STATE, ACTION, CHUNK)
+    return BatchMaker(frames, inputs, device=torch.device("cpu"))
 
 
 @pytest.mark.parametrize("joined", [False, True], ids=["one data set", "the second of two"])

@@ -11,7 +11,9 @@ from made import EYE, FPS, Made, film, grey, number
 
 from armlet.data.episodes import EpisodeDataset, EpisodeError
 from armlet.data.frames import BatchMaker, Frames, join_frames, load_frames
-from armlet.data.text import train_tokenizer
+from armlet.data.inputs import Inputs
+from armlet.data.text import Words, train_tokenizer
+from armlet.robot.fit import View
 from armlet.robot.normalise import Normaliser
 
 CHUNK = 3
@@ -46,9 +48,8 @@ def batches_of(frames: Frames) -> BatchMaker:
     state = Normaliser(np.zeros(2, np.float32), np.ones(2, np.float32))
     action = Normaliser(np.array([OFFSET], np.float32), np.array([SCALE], np.float32))
     tokenizer = train_tokenizer(frames.texts)
-    return BatchMaker(
-        frames, tokenizer, state, action, chunk=CHUNK, text_tokens=16, device=torch.device("cpu")
-    )
+    inputs = Inputs(View({}), Words(tokenizer, 16), state, action, CHUNK)
+    return BatchMaker(frames, inputs, device=torch.device("cpu"))
 
 
 def assert_joined(

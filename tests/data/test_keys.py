@@ -14,10 +14,12 @@ from made import EYE, FPS, SIDE, TASKS, Made, film, grey, number
 
 from armlet.data.episodes import EpisodeDataset, EpisodeError, EpisodeFrames, Features
 from armlet.data.frames import BatchMaker, join_frames, load_frames
+from armlet.data.inputs import Inputs
 from armlet.data.layout import Columns, is_depth
 from armlet.data.splits import by_task
-from armlet.data.text import encode, train_tokenizer
+from armlet.data.text import Words, encode, train_tokenizer
 from armlet.data.video import VideoError
+from armlet.robot.fit import View
 from armlet.robot.normalise import Normaliser
 
 DATA, LISTED, FILM = (
@@ -256,7 +258,8 @@ def test_a_batch_has_the_words_of_its_frames(tmp_path) -> None:
     assert frames.texts == (*TASKS, "wait") and frames.episodes == 5
     tokenizer = train_tokenizer(frames.texts)
     same = [Normaliser(np.zeros(dims, np.float32), np.ones(dims, np.float32)) for dims in (2, 1)]
-    batches = BatchMaker(frames, tokenizer, *same, chunk=2, text_tokens=16, device=None)
+    inputs = Inputs(View({}), Words(tokenizer, 16), *same, chunk=2)
+    batches = BatchMaker(frames, inputs, device=None)
     batch = batches.batch(np.array([1, 2, 12, 14]))
     found = [text[mask].tolist() for text, mask in zip(batch.text, batch.text_mask, strict=True)]
     assert found == [

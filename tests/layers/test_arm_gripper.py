@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from armlet.benchmarks.tabletop import Tabletop
-from armlet.layers.heads import HEADS, ArmGripperHead, fitted
+from armlet.layers.heads import HEADS, ArmGripperHead, RegressionHead
 
 WIDTH, CHUNK, DIMS = 8, 3, 4
 
@@ -107,7 +107,7 @@ def test_the_robot_says_which_number_is_its_gripper() -> None:
         Tabletop().action_spec, grippers=(1,), gripper_open=1.0, gripper_closed=0.0
     )
     head = HEADS["arm_gripper"](
-        WIDTH, CHUNK, DIMS, **fitted("arm_gripper", spec, {"gripper_weight": 0.5})
+        WIDTH, CHUNK, DIMS, **ArmGripperHead.fitted(spec, {"gripper_weight": 0.5})
     )
     assert head.options == {
         "gripper": [1],
@@ -116,7 +116,7 @@ def test_the_robot_says_which_number_is_its_gripper() -> None:
         "gripper_weight": 0.5,
     }
     assert ArmGripperHead(WIDTH, CHUNK, DIMS, **head.options).options == head.options
-    assert fitted("regression", spec, {"hidden": 3}) == {"hidden": 3}
+    assert RegressionHead.fitted(spec, {"hidden": 3}) == {"hidden": 3}
 
 
 def test_what_does_not_fit_is_named() -> None:

@@ -46,9 +46,8 @@ def make(**options) -> CodebookHead:
 
 def policy(head: str, options: dict | None = None) -> VLA:
     base = make_policy()
-    return VLA(
-        dataclasses.replace(base.config, head=head, head_options=options or {}), base.body
-    ).eval()
+    network = dataclasses.replace(base.network, head=head, head_options=options or {})
+    return VLA(network, base.cameras, base.body).eval()
 
 
 # --- every head
@@ -247,7 +246,7 @@ def observation() -> Observation:
 )
 def test_a_trace_has_the_logits_of_a_head_that_chooses(head, options, shape) -> None:
     made = policy(head, options)
-    trace = Learner(made).eval().trace(made.prepare([observation()]), ["logits", "condition"])
+    trace = Learner(made).eval()(made.prepare([observation()]), ["logits", "condition"])
     assert trace["logits"].shape == shape
     assert torch.equal(trace["logits"], made.head.logits(trace["condition"]))
 
@@ -256,7 +255,7 @@ def test_a_trace_has_the_logits_of_a_head_that_chooses(head, options, shape) -> 
 def test_logits_of_a_head_that_names_numbers_are_an_error_naming_it(head) -> None:
     made = policy(head)
     with pytest.raises(KeyError, match=rf"{type(made.head).__name__} has no signal \['logits'\]"):
-        Learner(made).eval().trace(made.prepare([observation()]), ["logits"])
+        Learner(made).eval()(made.prepare([observation()]), ["logits"])
 
 
 def test_primitives_come_back_with_the_description_alone() -> None:

@@ -121,7 +121,7 @@ def test_the_backbone_is_transformers_own_and_causal(kind: str) -> None:
     batch = frames(policy)
     tokens = policy.embed(batch)
     assert not tokens.mask.all(), "some words are padding"
-    found = policy.norm(policy.backbone(tokens, batch).hidden)
+    found = policy.norm(policy.run_layers(tokens, batch).state.hidden)
     positions = tokens.mask.long().cumsum(1) - 1
     wanted = reference(
         inputs_embeds=tokens.hidden, attention_mask=tokens.mask.long(), position_ids=positions
@@ -134,18 +134,19 @@ def test_the_queries_come_last_and_nobody_looks_ahead() -> None:
     policy = make()
     batch = frames(policy)
     tokens = policy.embed(batch)
-    hidden = policy.backbone(tokens, batch).hidden
+    last = policy.run_layers(tokens, batch).state
+    hidden = last.hidden
     moved = dataclasses.replace(batch, state=batch.state + 1)
-    after = policy.backbone(policy.embed(moved), moved).hidden
+    after = policy.run_layers(policy.embed(moved), moved).state.hidden
     assert (
         torch.equal(after[:, :-4], hidden[:, :-4])
         and (after[:, -4:] != hidden[:, -4:]).any(-1).all()
     )
     torch.testing.assert_close(tokens.hidden[:, -3:], policy.query.expand(6, 3, -1))
-    assert policy.condition(hidden, tokens).shape == (6, policy.condition_width) == (6, 3 * 16)
+    assert policy.condition(last).shape == (6, policy.condition_width) == (6, 3 * 16)
     assert (hidden[:, -1] - hidden[:, -2]).abs().max() > 1e-4, "one query, told apart by its place"
     condition = policy.mapper(policy.norm(hidden[:, -3:])).flatten(1)
-    torch.testing.assert_close(policy.condition(hidden, tokens), condition)
+    torch.testing.assert_close(policy.condition(last), condition)
 
 
 @torch.no_grad()
@@ -157,14 +158,14 @@ def test_each_sample_is_answered_as_if_alone_and_padding_changes_nothing(
     batch = frames(policy)
     tokens = policy.embed(batch)
     assert int(tokens.vision[0].sum()) == policy.vision_tokens == (32 if vision else 13)
-    together = policy.condition(policy.backbone(tokens, batch).hidden, tokens)
+    together = policy.condition(policy.run_layers(tokens, batch).state)
     for row in range(len(batch)):
         one = slice(row, row + 1)
         text = batch.text[one, : int(batch.text_mask[row].sum())]
         images = {name: image[one] for name, image in batch.images.items()}
         alone = Batch(images, text, text != 0, batch.state[one], batch.previous_action[one])
         tokens = policy.embed(alone)
-        found = policy.condition(policy.backbone(tokens, alone).hidden, tokens)
+        found = policy.condition(policy.run_layers(tokens, alone).state)
         torch.testing.assert_close(found[0], together[row], atol=1e-5, rtol=1e-4)
 
 
@@ -187,8 +188,8 @@ def test_it_can_be_routed_cut_and_saved(tmp_path, vision: dict | None) -> None:
         cut = policy.keep_layers((0, 2))
         assert cut.layer_numbers == (0, 2) and policy.layer_numbers == (0, 1, 2)
         tokens = policy.embed(batch)
-        hidden = policy.run_layer(2, policy.run_layer(0, tokens.hidden, tokens), tokens)
-        assert torch.equal(cut(batch), policy.head(policy.condition(hidden, tokens)))
+        last = policy.run_layer(2, policy.run_layer(0, tokens))
+        assert torch.equal(cut(batch), policy.head(policy.condition(last)))
         for number, saved in enumerate((policy, cut, routed)):
             save_policy(saved, tmp_path / str(number))
             again = load_policy(tmp_path / str(number))

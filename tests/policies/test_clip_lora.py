@@ -139,13 +139,13 @@ def test_the_towers_are_transformers_clip(tmp_path) -> None:
     )
     batch = frames(policy)
     tokens = policy.embed(batch)
-    seen = policy.condition(policy.backbone(tokens, batch).hidden, tokens)[:, :16]
+    seen = policy.condition(policy.run_layers(tokens, batch).state)[:, :16]
     wanted = clip.get_image_features(
         pixels(batch.images["scene"], 24, "clip_vision_model")
     ).pooler_output
     torch.testing.assert_close(seen, wanted, atol=1e-5, rtol=1e-5)
     words = torch.tensor([[5, 9, 30, 7, 0, 0], [80, 81, 82, 83, 84, 7]])  # 7 ends a text there
-    _, said = policy.read(words)
+    _, said = policy.read(words, words != 0)
     torch.testing.assert_close(
         said, clip.get_text_features(words).pooler_output, atol=1e-5, rtol=1e-5
     )
@@ -225,7 +225,7 @@ def test_each_sample_is_answered_as_if_alone_and_padding_changes_nothing(fusion:
     policy = make(fusion=fusion)
     batch = frames(policy)
     tokens = policy.embed(batch)
-    together = policy.condition(policy.backbone(tokens, batch).hidden, tokens)
+    together = policy.condition(policy.run_layers(tokens, batch).state)
     assert (
         together.shape == (6, policy.condition_width)
         and tokens.vision.sum(1).eq(policy.vision_tokens).all()
@@ -233,7 +233,7 @@ def test_each_sample_is_answered_as_if_alone_and_padding_changes_nothing(fusion:
     for row in range(len(batch)):
         one = take(batch, row)
         tokens = policy.embed(one)
-        alone = policy.condition(policy.backbone(tokens, one).hidden, tokens)
+        alone = policy.condition(policy.run_layers(tokens, one).state)
         torch.testing.assert_close(alone[0], together[row], atol=1e-5, rtol=1e-5)
 
 
@@ -242,7 +242,7 @@ def test_each_sample_is_answered_as_if_alone_and_padding_changes_nothing(fusion:
 def test_cameras_and_words_meet_early_or_not_at_all(fusion: str) -> None:
     policy = make(fusion=fusion)
     batch = frames(policy)
-    before = policy.backbone(policy.embed(batch), batch).hidden[:, : policy.grids["scene"]]
+    before = policy.run_layers(policy.embed(batch), batch).state.hidden[:, : policy.grids["scene"]]
     other_wrist = dataclasses.replace(
         batch, images={**batch.images, "wrist": 1 - batch.images["wrist"]}
     )
@@ -250,7 +250,9 @@ def test_cameras_and_words_meet_early_or_not_at_all(fusion: str) -> None:
         batch, text=batch.text.roll(1, 0), text_mask=batch.text_mask.roll(1, 0)
     )
     for other in (other_wrist, other_words):
-        after = policy.backbone(policy.embed(other), other).hidden[:, : policy.grids["scene"]]
+        after = policy.run_layers(policy.embed(other), other).state.hidden[
+            :, : policy.grids["scene"]
+        ]
         assert torch.equal(before, after) == (fusion == "late")
 
 
@@ -263,14 +265,13 @@ def test_it_can_be_routed_cut_and_saved(tmp_path, fusion: str) -> None:
     with torch.no_grad():
         assert torch.equal(routed(batch), policy(batch))
         assert torch.equal(
-            Learner(routed).trace(batch, ["logits"])["logits"],
-            Learner(policy).trace(batch, ["logits"])["logits"],
+            Learner(routed)(batch, ["logits"])["logits"],
+            Learner(policy)(batch, ["logits"])["logits"],
         )
         cut = policy.keep_layers((0, 2))
         assert cut.layer_numbers == (0, 2) and policy.layer_numbers == (0, 1, 2)
-        hidden = tokens = policy.embed(batch)
-        hidden = policy.run_layer(2, policy.run_layer(0, tokens.hidden, tokens), tokens)
-        assert torch.equal(cut(batch), policy.head(policy.condition(hidden, tokens)))
+        last = policy.run_layer(2, policy.run_layer(0, policy.embed(batch)))
+        assert torch.equal(cut(batch), policy.head(policy.condition(last)))
     for number, saved in enumerate((policy, cut, routed)):
         save_policy(saved, tmp_path / str(number))
         again = load_policy(tmp_path / str(number))
@@ -292,15 +293,13 @@ def test_merged_is_unmerged(tmp_path, fusion: str) -> None:
     policy = make(fusion=fusion, lora_rank=4, aux_heads=True)
     batch = frames(policy)
     want = ["condition", "logits"]
-    fresh = Learner(policy).trace(batch, want)
-    torch.testing.assert_close(
-        Learner(policy.deployed()).trace(batch, want), fresh, atol=1e-6, rtol=0
-    )
+    fresh = Learner(policy)(batch, want)
+    torch.testing.assert_close(Learner(policy.deployed())(batch, want), fresh, atol=1e-6, rtol=0)
     shaken(policy)
-    learned = Learner(policy).trace(batch, want)
+    learned = Learner(policy)(batch, want)
     assert (learned["condition"] - fresh["condition"]).abs().max() > 0.01
     merged = policy.deployed()
-    torch.testing.assert_close(Learner(merged).trace(batch, want), learned, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(Learner(merged)(batch, want), learned, atol=1e-5, rtol=1e-5)
     assert not any(
         "lora" in name or name.startswith(("phase", "direction")) for name in merged.state_dict()
     )
@@ -355,9 +354,11 @@ def described(policy: ClipLora, batch: Batch) -> Batch:
         for row in range(len(batch))
     ]
     label = torch.arange(len(batch))
+    words = ids(policy, *texts)
     return dataclasses.replace(
         batch,
-        description=ids(policy, *texts),
+        description=words,
+        description_mask=words != 0,
         labels={"phase": label % 9, "direction": label % 3 - 1},
     )
 
@@ -391,13 +392,13 @@ def test_what_is_deployed_does_not_depend_on_descriptions_to_the_bit(fusion: str
     plain = frames(policy)
     told = described(policy, plain)
     want = ["actions", "condition", "logits", "phase"]
-    answers = [Learner(policy).trace(batch, want) for batch in (plain, told)]
+    answers = [Learner(policy)(batch, want) for batch in (plain, told)]
     assert all(torch.equal(answers[0][name], answers[1][name]) for name in want)
     assert torch.equal(policy(plain), policy(told))
     gradients = []
     for batch in (plain, told):
         policy.zero_grad()
-        Learner(policy).trace(batch, ["logits", "logits.told"])["logits"].square().mean().backward()
+        Learner(policy)(batch, ["logits", "logits.told"])["logits"].square().mean().backward()
         gradients.append([None if p.grad is None else p.grad.clone() for p in policy.parameters()])
     assert all(a is b is None or torch.equal(a, b) for a, b in zip(*gradients, strict=True))
 
@@ -406,12 +407,12 @@ def test_what_is_deployed_does_not_depend_on_descriptions_to_the_bit(fusion: str
 def test_a_description_is_heard_where_there_is_one() -> None:
     policy = make(fusion="early")
     batch = described(policy, frames(policy))
-    trace = Learner(policy).trace(batch, ["logits", "logits.told"])
+    trace = Learner(policy)(batch, ["logits", "logits.told"])
     assert trace["logits"].shape == (6, 3, 4, 256)
     heard = (trace["logits"] != trace["logits.told"]).flatten(1).any(1)
     assert heard.tolist() == [False, True, True] * 2, "a description of pads only is none"
     silent = dataclasses.replace(batch, description=None)
-    trace = Learner(policy).trace(silent, ["logits", "logits.told"])
+    trace = Learner(policy)(silent, ["logits", "logits.told"])
     assert torch.equal(trace["logits"], trace["logits.told"])
 
 
@@ -423,26 +424,30 @@ def test_a_text_is_read_once_and_depends_on_nothing_but_itself() -> None:
     policy.text.register_forward_pre_hook(
         lambda module, args, kwargs: seen.append(len(kwargs["input_ids"])), with_kwargs=True
     )
-    _, embedding = policy.read(texts)
+    _, embedding = policy.read(texts, texts != 0)
     assert seen == [2] and torch.equal(embedding[0], embedding[2])
     assert not torch.equal(embedding[0], embedding[1])
-    states, _ = policy.read(texts)
+    states, _ = policy.read(texts, texts != 0)
     for row in range(3):
         last = int((texts[row] != 0).sum()) - 1
         torch.testing.assert_close(embedding[row], policy.say(states[row, last]))
-    _, alone = policy.read(ids(policy, TEXTS[0]))
+    text = ids(policy, TEXTS[0])
+    _, alone = policy.read(text, text != 0)
     torch.testing.assert_close(alone[0], embedding[0], atol=1e-6, rtol=1e-5)
+    text = torch.ones(6, 40, dtype=torch.long)
+    batch = frames(policy, description=text, description_mask=text != 0)
     with pytest.raises(ValueError, match="texts of 40 tokens, and the text tower takes 32"):
-        policy.described(frames(policy, description=torch.ones(6, 40, dtype=torch.long)))
+        policy.described(batch)
 
 
 def test_auxiliary_heads_are_asked_while_training_only() -> None:
     policy = make(fusion="early", aux_heads=True, directions=("pull the drawer", "push the cube"))
     batch = described(policy, frames(policy))
     want = ["phase", "direction", "direction.text"]
-    trace = Learner(policy).trace(batch, want)
+    trace = Learner(policy)(batch, want)
     assert [tuple(trace[name].shape) for name in want] == [(6, 9), (6, 16), (6, 16)]
-    _, texts = policy.read(ids(policy, *policy.network.directions))
+    words = ids(policy, *policy.network.directions)
+    _, texts = policy.read(words, words != 0)
     label = batch.labels["direction"]
     torch.testing.assert_close(trace["direction.text"][label >= 0], texts[label[label >= 0]])
     assert (
@@ -452,9 +457,9 @@ def test_auxiliary_heads_are_asked_while_training_only() -> None:
         head.register_forward_hook(lambda *_: pytest.fail("a head of training ran"))
     policy(batch)
     with pytest.raises(KeyError, match="has no signal"):
-        Learner(make(fusion="early")).trace(batch, ["phase"])
+        Learner(make(fusion="early"))(batch, ["phase"])
     with pytest.raises(KeyError, match="needs `directions` in the network"):
-        Learner(make(fusion="early", aux_heads=True)).trace(batch, ["direction.text"])
+        Learner(make(fusion="early", aux_heads=True))(batch, ["direction.text"])
 
 
 # --- what early fusion is for
@@ -517,7 +522,7 @@ def test_only_early_fusion_learns_at_once_which_thing_is_meant(fusion: str) -> N
         nothing = torch.zeros(64, 2)
         batch = Batch({"scene": images[rows]}, text[rows], text[rows] != 0, nothing, nothing)
         tokens = policy.embed(batch)
-        condition = policy.condition(policy.backbone(tokens, batch).hidden, tokens)
+        condition = policy.condition(policy.run_layers(tokens, batch).state)
         loss = policy.head.loss(condition, target[rows], torch.ones(64, 2)).mean()
         optimiser.zero_grad()
         loss.backward()
@@ -545,11 +550,12 @@ def test_the_published_size_learns_a_step() -> None:
         torch.zeros(2, 8),
         torch.zeros(2, 7),
         description=text,
+        description_mask=text != 0,
     )
     optimiser = torch.optim.AdamW([p for p in policy.parameters() if p.requires_grad], lr=1e-3)
     bins, found = torch.randint(0, 256, (2, 5, 7)), []
     for _ in range(3):
-        trace = Learner(policy).trace(batch, ["logits", "logits.told"])
+        trace = Learner(policy)(batch, ["logits", "logits.told"])
         loss = sum(losses.action_cross_entropy(trace[name], bins).mean() for name in trace)
         optimiser.zero_grad()
         loss.backward()

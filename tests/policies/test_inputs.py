@@ -2,12 +2,14 @@
 finiteness."""
 
 import dataclasses
+import json
 
 import pytest
 import torch
 from tiny import make_policy
 
 from armlet.robot.observation import Observation
+from armlet.robot.spec import CameraSpec, RobotSpec
 
 
 def observe() -> Observation:
@@ -42,3 +44,14 @@ def test_numbers_of_any_kind_are_taken() -> None:
         assert (
             policy.infer(dataclasses.replace(seen, state=state, previous_action=state)) == wanted
         ).all()
+
+
+def test_a_policy_says_what_robot_it_acts_for() -> None:
+    policy = make_policy()
+    policy.body = dataclasses.replace(policy.body, state_names=("a", "b", "c", "d"), fit="crop")
+    robot = policy.robot
+    assert robot.action == policy.body.action_spec
+    assert robot.observation.cameras == {"scene": CameraSpec(24, 24), "wrist": CameraSpec(16, 16)}
+    assert robot.observation.state_names == ("a", "b", "c", "d")
+    assert (robot.observation.state_dims, robot.observation.fit) == (4, "crop")
+    assert RobotSpec.from_json(json.loads(json.dumps(robot.to_json()))) == robot

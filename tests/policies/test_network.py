@@ -9,7 +9,6 @@ import torch
 from tiny import TEXTS, make_frames, make_policy
 
 from armlet.layers.vision import ConvEncoder, ordered_mean
-from armlet.policies.contract import gather
 from armlet.policies.vla import VLA
 from armlet.robot.normalise import Normaliser
 from armlet.robot.observation import Observation
@@ -43,9 +42,7 @@ def robot() -> VLA:
 
 def test_an_observation_becomes_the_batch_written_by_hand() -> None:
     policy, seen = robot(), [observed(0, TEXTS[1].upper()), observed(1, TEXTS[0])]
-    batch = gather(
-        seen, {"wrist": 16, "scene": 24}, policy.body, text_tokens=32, device=torch.device("cpu")
-    )
+    batch = policy.prepare(seen)
     for row, each in enumerate(seen):
         for name, image in each.images.items():
             np.testing.assert_allclose(
@@ -111,23 +108,28 @@ def test_every_token_hears_every_other_and_the_head_the_last() -> None:
     policy = make_policy()
     batch = make_batches(policy, make_frames()).batch(np.array([0, 9, 20]))
     tokens = policy.embed(batch)
-    before = policy.run_layer(0, tokens.hidden, tokens)
+
+    def after(hidden: torch.Tensor) -> torch.Tensor:
+        return policy.run_layer(0, dataclasses.replace(tokens, hidden=hidden)).hidden
+
+    def told(hidden: torch.Tensor) -> torch.Tensor:
+        return policy.condition(dataclasses.replace(tokens, hidden=hidden))
+
+    before = after(tokens.hidden)
     spoken = torch.randn(tokens.hidden.shape[-1], generator=torch.Generator().manual_seed(0))
     for place in (0, tokens.hidden.shape[1] - 1):
         said = tokens.hidden.clone()
         said[:, place] += spoken
-        heard = (policy.run_layer(0, said, tokens) - before).abs().sum(-1) > 1e-6
+        heard = (after(said) - before).abs().sum(-1) > 1e-6
         assert heard.all(), "the first hear the last, too"
     padded = tokens.hidden.clone()
     padded[~tokens.mask] += 5
-    torch.testing.assert_close(
-        policy.run_layer(0, padded, tokens)[tokens.mask], before[tokens.mask]
-    )
+    torch.testing.assert_close(after(padded)[tokens.mask], before[tokens.mask])
     moved = before.clone()
     moved[:, :-1] += 1
-    assert torch.equal(policy.condition(moved, tokens), policy.condition(before, tokens))
+    assert torch.equal(told(moved), told(before))
     moved[:, -1] += spoken
-    assert not torch.allclose(policy.condition(moved, tokens), policy.condition(before, tokens))
+    assert not torch.allclose(told(moved), told(before))
 
 
 def test_a_layers_cost_is_its_parameters() -> None:

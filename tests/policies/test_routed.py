@@ -36,7 +36,7 @@ def batch_for(policy: Routed, rows: int = 40) -> Batch:
 def spent(policy: Routed, batch: Batch) -> float:
     told = replace(batch, budget=policy.routing.budget) if policy.routing.dial else batch
     return float(
-        keep_ratio(policy.backbone(policy.embed(told), told).gates, policy.layer_costs()).mean()
+        keep_ratio(policy.run_layers(policy.embed(told), told).gates, policy.layer_costs()).mean()
     )
 
 
@@ -84,14 +84,14 @@ def test_a_dial_turned_is_another_setting_of_the_same_weights(tmp_path) -> None:
     policy = routed(dial=True, budget=0.5)
     policy.calibrate(batch_for(policy))
     other = policy.at(0.25)
-    assert other.routing != policy.routing and policy.routing.budget == 0.5
+    assert other.measured != policy.measured and policy.routing.budget == 0.5
     assert all(a is b for a, b in zip(other.parameters(), policy.parameters(), strict=True))
     save_policy(policy, tmp_path)
     again = load_policy(tmp_path)
     batch = batch_for(policy)
-    assert again.at(0.4).routing == policy.at(0.4).routing and spent(again.at(0.4), batch) == spent(
-        policy.at(0.4), batch
-    )
+    assert again.at(0.4).measured == policy.at(0.4).measured and spent(
+        again.at(0.4), batch
+    ) == spent(policy.at(0.4), batch)
 
 
 def test_budgets_that_cannot_be_had_are_refused() -> None:
@@ -101,7 +101,7 @@ def test_budgets_that_cannot_be_had_are_refused() -> None:
     policy.calibrate(batch_for(policy))
     with pytest.raises(ValueError, match=r"calibrated from 0\.125 to 1"):
         policy.at(0.05)
-    with pytest.raises(ValueError, match="'vla' has no budget dial"):
+    with pytest.raises(ValueError, match="'vla' with a RegressionHead has no budget dial"):
         policy.inner.at(0.5)
     told = routed(dial=True, budget=0.5)
     with pytest.raises(ValueError, match="uses budget"):
@@ -122,7 +122,7 @@ def test_a_static_route_is_the_commonest_one() -> None:
     batch = batch_for(policy)
     static = policy.static(batch)
     with torch.no_grad():
-        gates = policy.backbone(policy.embed(batch), batch).gates
+        gates = policy.run_layers(policy.embed(batch), batch).gates
         routes, counts = gates.unique(dim=0, return_counts=True)
         same = (gates == routes[counts.argmax()]).all(1)
         assert 0 < same.sum() < len(same)
@@ -134,11 +134,11 @@ def test_a_random_router_runs_the_same_number_everywhere_and_repeats() -> None:
     policy = routed(chooser="random", initial_keep=3 / 8)
     batch = batch_for(policy)
     with torch.no_grad():
-        gates = policy.backbone(policy.embed(batch), batch).gates
+        gates = policy.run_layers(policy.embed(batch), batch).gates
     assert (gates.sum(1) == 3).all()
     assert len(gates.unique(dim=0)) > 15, "56 routes there are"
     assert (gates.mean(0) - 3 / 8).abs().max() < 0.35
-    trained = policy.train().backbone(policy.embed(batch), batch, exploration=1.0).gates
+    trained = policy.train().run_layers(policy.embed(batch), batch, exploration=1.0).gates
     assert torch.equal(trained, gates), "training draws what deployment does"
 
 
@@ -166,13 +166,13 @@ def test_a_router_with_a_budget_sets_its_own_threshold() -> None:
 def test_a_router_that_always_says_the_same_is_left_behind(tmp_path) -> None:
     several = routed(budget=0.5)
     several.calibrate(batch_for(several))
-    assert several.routing.only is None and several.deployed() is several
+    assert several.measured.only is None and several.deployed() is several
     one = routed(budget=0.5)
     torch.nn.init.zeros_(one.router.leave.weight)
     one.router.leave.bias.data = torch.tensor([3.0, -1, 2, -1, -1, 1, -1, 2.5])
     batch = batch_for(one)
     one.calibrate(batch)
-    assert one.routing.only == (0, 2, 5, 7) and one.at(0.25).routing.only is None
+    assert one.measured.only == (0, 2, 5, 7) and one.at(0.25).measured.only is None
     save_policy(one, tmp_path)
     plain = load_policy(tmp_path).deployed()
     assert (

@@ -26,7 +26,7 @@ def test_layers_that_do_little_are_dropped() -> None:
     found = influence(teacher, batch)
     assert found[[1, 4]].abs().max() < 1e-6 and found.argmax() == 2
     student = LayerDrop(4).build(teacher, batch)
-    assert student.config.kept_layers == (0, 2, 3, 5)
+    assert student.kept_layers == (0, 2, 3, 5)
     with torch.no_grad():
         torch.testing.assert_close(student(batch), teacher(batch))
     with pytest.raises(ValueError, match="sample batch"):
@@ -39,15 +39,16 @@ def test_influence_is_how_far_a_layer_turns_the_real_tokens_it_is_given() -> Non
     batch = make_batches(teacher, make_frames()).batch(np.arange(20))
     tokens = teacher.embed(batch)
     assert not tokens.mask.all()
-    hidden, expected = tokens.hidden, []
+    state, expected = tokens, []
     for index in range(4):
-        after = teacher.run_layer(index, hidden, tokens)
+        hidden = state.hidden
+        state = teacher.run_layer(index, state)
+        after = state.hidden
         turned = [
             1 - float(torch.cosine_similarity(a, b, dim=0))
             for a, b in zip(hidden[tokens.mask], after[tokens.mask], strict=True)
         ]
         expected.append(np.mean(turned))
-        hidden = after
     np.testing.assert_allclose(influence(teacher, batch), expected, rtol=1e-4)
 
 

@@ -15,7 +15,7 @@ from armlet.benchmarks.tabletop import Tabletop
 from armlet.data import text as text_module
 from armlet.data.text import END, PAD, START, load_tokenizer, train_tokenizer
 from armlet.policies.checkpoint import load_policy, save_policy
-from armlet.policies.contract import Body, Policy
+from armlet.policies.contract import Backbone, Body
 from armlet.policies.routed import Routed, Routing
 from armlet.policies.students import FirstK, Fresh, Kept
 from armlet.policies.two_tower import (
@@ -71,16 +71,16 @@ def observe(text: str, seed: int = 0, cameras: dict[str, int] = CAMERAS) -> Obse
     return Observation(images, rng.normal(size=4).astype(np.float32), text, np.zeros(4, np.float32))
 
 
-def batch_for(policy: Policy, count: int = 3) -> Batch:
+def batch_for(policy: Backbone, count: int = 3) -> Batch:
     return policy.prepare([observe(TEXTS[index % 3], index) for index in range(count)])
 
 
-def taught_batch(policy: Policy, count: int = 6) -> Batch:
+def taught_batch(policy: Backbone, count: int = 6) -> Batch:
     actions, valid = torch.rand(count, 3, 4) * 1.6 - 0.8, torch.ones(count, 3, dtype=torch.bool)
     return replace(batch_for(policy, count), actions=actions, actions_valid=valid)
 
 
-def shaken(policy: Policy) -> Routed:
+def shaken(policy: Backbone) -> Routed:
     routed = Routing().build(policy)
     assert isinstance(routed, Routed)
     torch.manual_seed(1)
@@ -295,7 +295,7 @@ def test_checkpointing_changes_memory_and_not_gradients() -> None:
         policy = make(checkpointing=checkpointing, dropout=0.1).train()
         batch = taught_batch(policy.eval()) if not gradients else batch
         torch.manual_seed(3)
-        Learner(policy).train().trace(batch, ["imitation"])["imitation"].sum().backward()
+        Learner(policy).train()(batch, ["imitation"])["imitation"].sum().backward()
         gradients.append({name: p.grad for name, p in policy.named_parameters()})
     plain, recomputed = gradients
     assert any(gradient is not None and gradient.abs().sum() > 0 for gradient in plain.values())
@@ -339,9 +339,7 @@ def test_kept_layers_are_the_networks_own() -> None:
     policy = make(fusion_layers=4)
     cut = Kept((0, 2)).build(policy)
     assert (
-        isinstance(cut, TwoTower)
-        and cut.config.kept_layers == (0, 2)
-        and cut.network.fusion_layers == 2
+        isinstance(cut, TwoTower) and cut.kept_layers == (0, 2) and cut.network.fusion_layers == 2
     )
     for index, layer in enumerate(cut.layers):
         wanted = policy.layers[(0, 2)[index]].state_dict()
@@ -401,7 +399,7 @@ def test_a_student_is_compared_with_a_wider_teacher_on_a_finer_grid() -> None:
     )
     grids = {"student_grids": student.grids, "teacher_grids": teacher.grids}
     theirs = watch(Learner(teacher).eval(), sample, ["attention.1", "fused"])
-    mine = Learner(student).trace(sample, ["attention.1", "projected", "image", "text"])
+    mine = Learner(student)(sample, ["attention.1", "projected", "image", "text"])
     terms = {
         "attention": losses.attention_kl(
             mine["attention.1"], theirs["attention.1"], sample.text_mask, **grids
@@ -585,7 +583,7 @@ def test_the_small_student_learns_64_moments_by_heart() -> None:
     batch = replace(batch, actions=actions, actions_valid=valid)
     optimiser = torch.optim.AdamW(policy.parameters(), lr=1e-3)
     for _ in range(75):
-        loss = Learner(policy).trace(batch, ["imitation"])["imitation"].mean()
+        loss = Learner(policy)(batch, ["imitation"])["imitation"].mean()
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -606,11 +604,8 @@ def test_the_published_student_takes_a_step() -> None:
     )
     optimiser, found = torch.optim.SGD(policy.parameters(), lr=1e-3), []
     for _ in range(2):
-        loss = (
-            Learner(policy)
-            .trace(batch, ["imitation", "attention.0", "image", "text"])["imitation"]
-            .mean()
-        )
+        trace = Learner(policy)(batch, ["imitation", "attention.0", "image", "text"])
+        loss = trace["imitation"].mean()
         optimiser.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(policy.parameters(), 1.0)

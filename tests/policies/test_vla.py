@@ -11,10 +11,10 @@ from transformers.models.llama.modeling_llama import LlamaModel
 
 from armlet.data.text import train_tokenizer
 from armlet.policies.checkpoint import load_policy, save_policy
-from armlet.policies.contract import Body, Policy
+from armlet.policies.contract import Backbone, Body
 from armlet.policies.routed import Routed, Routing
 from armlet.policies.students import FirstK, Kept
-from armlet.policies.vla import VLA, VLAConfig
+from armlet.policies.vla import VLA, VLANetwork
 from armlet.robot.normalise import Normaliser
 from armlet.robot.observation import Observation
 from armlet.robot.spec import ActionSpec
@@ -42,20 +42,18 @@ def identity(dims: int) -> Normaliser:
 def make(head: str = "regression", **changes) -> VLA:
     torch.manual_seed(0)
     tokenizer = train_tokenizer(TEXTS)
-    config = VLAConfig(
-        cameras={"scene": 48, "wrist": 32},
+    network = VLANetwork(
         strides={"scene": 12, "wrist": 16},
-        state_dims=4,
-        action_dims=4,
-        vocabulary=tokenizer.get_vocab_size(),
         width=64,
         depth=6,
         heads=2,
         chunk=5,
+        execute=3,
         head=head,
     )
-    config = dataclasses.replace(config, **changes)
-    return VLA(config, Body(SPEC, identity(4), identity(4), tokenizer)).eval()
+    network = dataclasses.replace(network, **changes)
+    body = Body(SPEC, identity(4), identity(4), tokenizer)
+    return network.build(body, {"scene": 48, "wrist": 32}).eval()
 
 
 def observe(text: str, seed: int = 0) -> Observation:
@@ -67,7 +65,7 @@ def observe(text: str, seed: int = 0) -> Observation:
     return Observation(images, rng.normal(size=4).astype(np.float32), text, np.zeros(4, np.float32))
 
 
-def shaken(policy: Policy) -> Routed:
+def shaken(policy: Backbone) -> Routed:
     """A routed policy whose router really decides: about half of the layers, by what it sees."""
     routed = Routing().build(policy)
     torch.manual_seed(1)
@@ -79,7 +77,7 @@ def shaken(policy: Policy) -> Routed:
 @torch.no_grad()
 def test_the_backbone_is_transformers_llama() -> None:
     policy = make()
-    reference = LlamaModel(policy.config.llama())
+    reference = LlamaModel(policy.network.llama(policy.words.num_embeddings))
     for own, other in zip(policy.layers, reference.layers, strict=True):
         other.load_state_dict(own.state_dict())
     reference.norm.load_state_dict(policy.norm.state_dict())
@@ -88,7 +86,7 @@ def test_the_backbone_is_transformers_llama() -> None:
     length = tokens.hidden.shape[1]
     everything = torch.zeros(1, 1, length, length)
     wanted = reference(inputs_embeds=tokens.hidden, attention_mask=everything).last_hidden_state
-    hidden = policy.norm(policy.backbone(tokens, batch).hidden)
+    hidden = policy.norm(policy.run_layers(tokens, batch).state.hidden)
     torch.testing.assert_close(hidden, wanted, atol=1e-5, rtol=1e-5)
 
 
@@ -158,10 +156,10 @@ def test_skipped_layers_do_not_run() -> None:
     with torch.inference_mode():
         tokens = none.embed(batch)
         with FlopCounterMode(display=False) as counter:
-            none.backbone(tokens, batch)
+            none.run_layers(tokens, batch)
         routing = counter.get_total_flops()
         with FlopCounterMode(display=False) as counter:
-            policy.backbone(tokens, batch)
+            policy.run_layers(tokens, batch)
     assert none.decide(observe(TEXTS[0])).gates == (0,) * 6
     assert routing < 0.05 * counter.get_total_flops()
 
@@ -189,7 +187,7 @@ def test_a_frozen_router_trains_only_the_layers_it_chose() -> None:
     routed.router.requires_grad_(False)
     skipping = gradients()
     with torch.no_grad():
-        ran = routed.backbone(routed.embed(batch), batch).gates.sum(0)
+        ran = routed.run_layers(routed.embed(batch), batch).gates.sum(0)
     assert 0 in ran and len(set(ran.tolist())) > 2, (
         "the test should meet layers that none, some and all samples run"
     )
@@ -214,8 +212,8 @@ def test_exploration_draws_routes_and_less_of_it_draws_fewer() -> None:
 
     def differing(exploration: float) -> float:
         torch.manual_seed(0)
-        gates = routed.backbone(tokens, batch, exploration=exploration).gates
-        return float((gates != routed.backbone(tokens, batch).gates).float().mean())
+        gates = routed.run_layers(tokens, batch, exploration=exploration).gates
+        return float((gates != routed.run_layers(tokens, batch).gates).float().mean())
 
     assert differing(1.0) > differing(0.3) > differing(0.0) == 0
 
@@ -231,7 +229,7 @@ def test_every_head_learns_one_batch(head: str) -> None:
     optimiser = torch.optim.AdamW(policy.parameters(), lr=3e-3)
     torch.manual_seed(0)
     for _ in range(600 if head == "flow" else 150):
-        loss = Learner(policy).trace(batch, ["imitation"])["imitation"].mean()
+        loss = Learner(policy)(batch, ["imitation"])["imitation"].mean()
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()

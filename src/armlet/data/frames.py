@@ -1,7 +1,7 @@
 """Episodes in memory, ready to be drawn as batches: one row a frame, joined to traces by (episode,
 step).
 
-Knows arrays and a tokenizer; knows no network.
+Knows arrays, and from `Inputs` how a policy wants its words and numbers; knows no network.
 """
 
 import functools
@@ -10,11 +10,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer
 
 from armlet.data.episodes import EpisodeDataset
+from armlet.data.inputs import Inputs
 from armlet.data.pictures import Joined, Pictures, Rows, expect, open_pictures
-from armlet.data.text import encode
 from armlet.robot.fit import View
 from armlet.robot.normalise import Normaliser
 from armlet.types import Batch
@@ -62,18 +61,9 @@ class BatchMaker:
     those past a gap in it: what was done in between is not known. After one, too, nothing has been
     done before."""
 
-    def __init__(
-        self,
-        frames: Frames,
-        tokenizer: Tokenizer,
-        state: Normaliser,
-        actions: Normaliser,
-        *,
-        chunk: int,
-        text_tokens: int,
-        device: torch.device,
-    ) -> None:
-        self.frames, self.device, self.chunk = frames, device, chunk
+    def __init__(self, frames: Frames, inputs: Inputs, *, device: torch.device) -> None:
+        self.frames, self.device, self.chunk = frames, device, inputs.chunk
+        state, actions = inputs.state, inputs.actions
         _same_robot("observation.state", frames.state, state)
         _same_robot("action", frames.actions, actions)
         self._episode = np.repeat(np.arange(frames.episodes), np.diff(frames.starts))
@@ -87,15 +77,8 @@ class BatchMaker:
         self._previous = np.zeros_like(executed)
         self._previous[1:] = executed[:-1]
         self._previous[frames.begins] = actions.apply(np.zeros(executed.shape[1], np.float32))
-        self._text = _padded(
-            [encode(tokenizer, text, longest=text_tokens) for text in frames.texts]
-        )
-        longest = max(
-            (len(tokenizer.encode(text.lower()).ids) for text in frames.descriptions), default=1
-        )
-        self._descriptions = _padded(
-            [encode(tokenizer, text, longest=longest) for text in frames.descriptions]
-        )
+        self._text, self._text_mask = inputs.words(frames.texts)
+        self._descriptions, self._described = inputs.words(frames.descriptions, any_length=True)
         self._privileged = {
             name: _standardised(values) for name, values in frames.privileged.items()
         }
@@ -119,21 +102,23 @@ class BatchMaker:
         valid = wanted < self._end[rows][:, None]
         actions = self._actions[np.minimum(wanted, len(self) - 1)]
         actions[~valid] = 0
-        text = self._text[
-            frames.asked[rows]
-        ]  # padded to the longest of all: one shape, so compiled code is compiled once
+        images = {name: self._images(name, rows) for name in frames.images}
+        asked = frames.asked[rows]
+        described = None if frames.described is None else frames.described[rows]
         return Batch(
-            images={name: self._images(name, rows) for name in frames.images},
-            text=self._tensor(text),
-            text_mask=self._tensor(text != 0),
+            images=images,
+            # Padded to the longest of all: one shape, so compiled code is compiled once.
+            text=self._tensor(self._text[asked]),
+            text_mask=self._tensor(self._text_mask[asked]),
             state=self._tensor(self._state[rows]),
             previous_action=self._tensor(self._previous[rows]),
             actions=self._tensor(actions),
             actions_valid=self._tensor(valid),
             keys=torch.from_numpy(self.keys(rows)),
-            description=None
-            if frames.described is None
-            else self._tensor(self._descriptions[frames.described[rows]]),
+            description=None if described is None else self._tensor(self._descriptions[described]),
+            description_mask=None
+            if described is None
+            else self._tensor(self._described[described]),
             labels={name: self._tensor(values[rows]) for name, values in frames.labels.items()},
             privileged={
                 name: self._tensor(values[rows]) for name, values in self._privileged.items()
@@ -159,13 +144,6 @@ def _same_robot(what: str, values: np.ndarray, normaliser: Normaliser) -> None:
             f"{what} of the episodes has {values.shape[1]} dimensions and the policy's statistics have "
             f"{len(normaliser.offset)}; the policy belongs to another robot than these episodes"
         )
-
-
-def _padded(rows: list[list[int]]) -> np.ndarray:
-    text = np.zeros((len(rows), max(map(len, rows), default=1)), np.int64)
-    for index, row in enumerate(rows):
-        text[index, : len(row)] = row
-    return text
 
 
 def _standardised(values: np.ndarray) -> np.ndarray:

@@ -1,12 +1,15 @@
 """Words → token ids: a byte-level BPE (the `tokenizers` library), trained on the instructions of a
 data set, or RoBERTa's.
 
-Bytes make every text encodable, also words that were never seen. This file knows no network.
+Bytes make every text encodable, also words that were never seen. How our own networks read stands
+here and nowhere else: lower case, no prompt, and 0 pads. This file knows no network.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from huggingface_hub import hf_hub_download
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
@@ -42,6 +45,29 @@ def encode(tokenizer: Tokenizer, text: str, *, longest: int) -> list[int]:
             f"{text[:80]!r}; shorten it, or teach a policy with a larger `text_tokens`"
         )
     return ids
+
+
+@dataclass(frozen=True)
+class Words:
+    """How our own networks read: lower case, nothing added, 0 pads. At most `longest` tokens."""
+
+    tokenizer: Tokenizer
+    longest: int
+
+    def __call__(
+        self, texts: Sequence[str], *, any_length: bool = False
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """n texts → their ids (n, t) int64, padded to the longest of them, and which are real (n, t)
+        bool. `any_length`: also those that are longer than what a robot may be told.
+
+        Raises ValueError naming the text that is empty or too long.
+        """
+        longest = 2**31 if any_length else self.longest
+        rows = [encode(self.tokenizer, text, longest=longest) for text in texts]
+        ids = np.zeros((len(rows), max(map(len, rows), default=1)), np.int64)
+        for index, row in enumerate(rows):
+            ids[index, : len(row)] = row
+        return ids, ids != 0
 
 
 def marks(tokenizer: Tokenizer) -> tuple[int, int, int] | None:

@@ -11,7 +11,7 @@ import multiprocessing
 import platform
 import resource
 import time
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +20,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from armlet.policies.checkpoint import load_policy
-from armlet.policies.contract import Policy
+from armlet.policies.contract import Backbone, Policy
 from armlet.robot.observation import Observation
 
 WARM_UP = 20
@@ -31,7 +31,7 @@ def percentiles(milliseconds: Sequence[float]) -> dict[str, float]:
 
 
 def latency(
-    policies: dict[str, Policy], observations: Sequence[Observation], *, calls: int
+    policies: Mapping[str, Policy], observations: Sequence[Observation], *, calls: int
 ) -> dict[str, dict[str, float]]:
     """p50, p95, p99 in ms of `infer`, every policy on every observation, in an order drawn anew."""
     for policy in policies.values():
@@ -47,7 +47,7 @@ def latency(
 
 
 def _time_once(policy: Policy, observation: Observation) -> float:
-    if policy.device.type == "cuda":
+    if isinstance(policy, Backbone) and policy.device.type == "cuda":
         torch.cuda.synchronize(policy.device)
     started = time.perf_counter()
     policy.infer(observation)  # ends in numpy: the device has finished
@@ -55,7 +55,7 @@ def _time_once(policy: Policy, observation: Observation) -> float:
 
 
 @torch.inference_mode()
-def compute(policy: Policy, observations: Sequence[Observation]) -> dict[str, float]:
+def compute(policy: Backbone, observations: Sequence[Observation]) -> dict[str, float]:
     """Mean floating-point operations of a decision, counted from what ran, in all and in the
     backbone. Moments with the same
     instruction and the same layers, from the same cameras, run the same operations: one of them is
@@ -72,13 +72,13 @@ def compute(policy: Policy, observations: Sequence[Observation]) -> dict[str, fl
     return {"total": float(total), "backbone": float(backbone)}
 
 
-def _count(policy: Policy, observation: Observation) -> tuple[int, int]:
+def _count(policy: Backbone, observation: Observation) -> tuple[int, int]:
     batch = policy.prepare([observation])
     with FlopCounterMode(display=False) as whole:
         policy(batch)
-    tokens = policy.embed(batch)
+    state = policy.embed(batch)
     with FlopCounterMode(display=False) as backbone:
-        policy.backbone(tokens, batch)
+        policy.run_layers(state, batch)
     return whole.get_total_flops(), backbone.get_total_flops()
 
 
@@ -109,7 +109,7 @@ def what_routes_depend_on(
     return {**{name: changed(name) for name in names}, "everything": changed(*names)}
 
 
-def parameters(policy: Policy) -> dict[str, int]:
+def parameters(policy: Backbone) -> dict[str, int]:
     """Counts of parameters: of the whole policy as it is deployed, and of its layers, the part that
     students cut or skip."""
     return {

@@ -1,5 +1,5 @@
 """Action heads: a condition vector (b, d) → a chunk of normalised actions (b, k, a). One contract,
-four kinds.
+five kinds.
 
     RegressionHead   one MLP, L1 loss (OpenVLA-OFT, arXiv 2502.19645)
     BinHead          256 bins a dimension, cross-entropy (OpenVLA, arXiv 2406.09246)
@@ -33,6 +33,12 @@ class ActionHead(nn.Module, ABC):
     chunk: int
     dims: int
     vectors: int = 1  # of a token's width, side by side in the condition
+
+    @classmethod
+    def fitted(cls, spec: ActionSpec, options: dict[str, Any]) -> dict[str, Any]:
+        """Its options with what it must know of the robot's actions; what `options` say themselves
+        stands."""
+        return options
 
     @abstractmethod
     def forward(self, condition: Tensor) -> Tensor:
@@ -162,6 +168,10 @@ class CodebookHead(ActionHead):
         if self.offset is not None:
             nn.init.zeros_(self.offset.weight)
             nn.init.zeros_(self.offset.bias)
+
+    @classmethod
+    def fitted(cls, spec: ActionSpec, options: dict[str, Any]) -> dict[str, Any]:
+        return {"gripper": list(spec.grippers), **options}
 
     def logits(self, condition: Tensor) -> Tensor:
         return self.choose(self.trunk(condition)).unflatten(-1, (self.chunk, len(self.primitives)))
@@ -356,6 +366,15 @@ class ArmGripperHead(ActionHead):
         self.arm = nn.Linear(half, len(self.moving))
         self.gripper = nn.Linear(half, len(grippers)) if grippers else None
 
+    @classmethod
+    def fitted(cls, spec: ActionSpec, options: dict[str, Any]) -> dict[str, Any]:
+        robot = {
+            "gripper": list(spec.grippers),
+            "gripper_open": spec.gripper_open,
+            "gripper_closed": spec.gripper_closed,
+        }
+        return {**robot, **options}
+
     def _decode(self, condition: Tensor) -> tuple[Tensor, Tensor | None]:
         """The arm (b, k, a − g) in [−1, 1] and the logits of g closed grippers (b, k, g)."""
         if condition.shape[-1] != self.chunk * self.width:
@@ -399,21 +418,6 @@ def gripper_dims(gripper: int | Sequence[int] | None, dims: int) -> tuple[int, .
                 f"gripper={gripper}: there are {dims} action dimensions; give the indices of some, or None"
             )
     return tuple(sorted(index % dims for index in said))
-
-
-def fitted(kind: Kind, spec: ActionSpec, options: dict[str, Any]) -> dict[str, Any]:
-    """A head's options with what it must know of the robot's actions; what `options` say themselves
-    stands."""
-    if kind == "codebook":
-        return {"gripper": list(spec.grippers), **options}
-    if kind != "arm_gripper":
-        return options
-    robot = {
-        "gripper": list(spec.grippers),
-        "gripper_open": spec.gripper_open,
-        "gripper_closed": spec.gripper_closed,
-    }
-    return {**robot, **options}
 
 
 HEADS: dict[str, type[ActionHead]] = {

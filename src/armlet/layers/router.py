@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 GateMode = Literal["straight_through", "gumbel", "soft_residual", "published_soft"]
+Mixer = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # before, after, hard, soft → one
 
 FORCED = (
     1e4  # the logit of a layer that always runs; finite, so that logits can be stored and averaged
@@ -197,7 +198,7 @@ def gate_sample(
     return Gates(hard_gates(noisy, threshold), ((noisy - threshold) / temperature).sigmoid())
 
 
-def mixer(mode: GateMode) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
+def mixer(mode: GateMode) -> Mixer:
     """The function (hidden, layer_out, hard, soft) -> hidden that belongs to a mode of
     `gate_sample`."""
     if mode not in _MIXERS:
@@ -206,11 +207,11 @@ def mixer(mode: GateMode) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
 
 
 def mix(
-    hidden: Float[Tensor, "b n d"],
-    layer_out: Float[Tensor, "b n d"],
+    hidden: Float[Tensor, "b *x"],
+    layer_out: Float[Tensor, "b *x"],
     hard: Float[Tensor, " b"],
     soft: Float[Tensor, " b"],
-) -> Float[Tensor, "b n d"]:
+) -> Float[Tensor, "b *x"]:
     """h + m (layer(h) - h) with a hard gate m: bit for bit `layer_out` where m = 1 and `hidden`
     where m = 0.
 
@@ -224,7 +225,7 @@ def mix(
 class _Mix(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden: Tensor, layer_out: Tensor, hard: Tensor, soft: Tensor) -> Tensor:
-        runs = (hard > 0.5)[:, None, None]
+        runs = _beside(hard > 0.5, hidden)
         ctx.save_for_backward(hidden, layer_out, runs)
         ctx.soft_dtype = soft.dtype
         return torch.where(runs, layer_out, hidden)
@@ -243,37 +244,42 @@ class _Mix(torch.autograd.Function):
 
 
 def soft_mix(
-    hidden: Float[Tensor, "b n d"],
-    layer_out: Float[Tensor, "b n d"],
+    hidden: Float[Tensor, "b *x"],
+    layer_out: Float[Tensor, "b *x"],
     hard: Float[Tensor, " b"],
     soft: Float[Tensor, " b"],
-) -> Float[Tensor, "b n d"]:
+) -> Float[Tensor, "b *x"]:
     """h + p (layer(h) - h) with a soft gate p: the published idea without its error; not what is
     deployed."""
-    return hidden + soft.to(hidden.dtype)[:, None, None] * (layer_out - hidden)
+    return hidden + _beside(soft.to(hidden.dtype), hidden) * (layer_out - hidden)
 
 
 def published_soft_gate(
-    hidden: Float[Tensor, "b n d"],
-    layer_out: Float[Tensor, "b n d"],
+    hidden: Float[Tensor, "b *x"],
+    layer_out: Float[Tensor, "b *x"],
     hard: Float[Tensor, " b"],
     soft: Float[Tensor, " b"],
-) -> Float[Tensor, "b n d"]:
+) -> Float[Tensor, "b *x"]:
     """p layer(h), as the public code trains: the residual stream is scaled too, over L layers by p
     ** L.
 
     At deployment that code runs a layer unscaled or skips it, which is another network (recipes
     section 1, error 1).
     """
-    return layer_out * soft.to(layer_out.dtype)[:, None, None]
+    return layer_out * _beside(soft.to(layer_out.dtype), layer_out)
 
 
-_MIXERS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
+_MIXERS: dict[str, Mixer] = {
     "straight_through": mix,
     "gumbel": mix,
     "soft_residual": soft_mix,
     "published_soft": published_soft_gate,
 }
+
+
+def _beside(gate: Tensor, x: Tensor) -> Tensor:
+    """A gate (b,) with as many axes as x (b, …)."""
+    return gate.view(-1, *(1,) * (x.ndim - 1))
 
 
 def _inner(left: Tensor, right: Tensor) -> Tensor:

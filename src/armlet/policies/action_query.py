@@ -23,32 +23,24 @@ Tokens stand in the order [cameras, words, state, queries], each seeing itself a
 as a language model was trained. Knows no benchmark and no recipe.
 """
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, PreTrainedModel
 
-from armlet.layers.heads import ArmGripperHead, fitted
+from armlet.layers.heads import ArmGripperHead
 from armlet.layers.named import Named, NoState
 from armlet.layers.pretrained import fetch, fetch_tokenizer, pixels
 from armlet.layers.vision import ConvEncoder, ordered_mean
-from armlet.policies.contract import (
-    Body,
-    Network,
-    Policy,
-    Student,
-    Tokens,
-    gather,
-    tuples,
-    weights_of,
-)
-from armlet.robot.observation import Observation
+from armlet.policies.contract import Backbone, Body, Network, Student, tuples, weights_of
+from armlet.policies.tokens import TokenPolicy, TokenState
 from armlet.types import Batch
+
+if TYPE_CHECKING:  # slow to import, and of use only where a network is built
+    from transformers import PreTrainedModel
 
 ALIGN = ("policy.state.*", "policy.query", "policy.mapper.*")  # what stage 1 trains
 FINETUNE = ("policy.vision.*",)  # what stage 2 freezes
@@ -125,14 +117,13 @@ class ActionQueryNetwork(Network):
     """Channels of the eyes' first convolution."""
     head_options: dict[str, Any] = field(default_factory=dict)
     """More of the head, by the names of its arguments (armlet/layers/heads.py)."""
-    kept_layers: tuple[int, ...] | None = None
-    """Which layers of the network it was cut from, where it was cut."""
 
     def build(self, body: Body, cameras: dict[str, int]) -> "ActionQuery":
         """Fresh weights, or those that are named. Raises OSError where these cannot be had."""
-        network = replace(
-            self, head_options=fitted("arm_gripper", body.action_spec, self.head_options)
-        )
+        from transformers import AutoModel
+
+        options = ArmGripperHead.fitted(body.action_spec, self.head_options)
+        network = replace(self, head_options=options)
         language, tower = None, None
         if self.pretrained:
             language, body = (
@@ -191,8 +182,10 @@ class Eyes(nn.Module):
     n, width)."""
 
     def __init__(
-        self, vision: dict[str, Any], width: int, tower: PreTrainedModel | None = None
+        self, vision: dict[str, Any], width: int, tower: "PreTrainedModel | None" = None
     ) -> None:
+        from transformers import AutoConfig, AutoModel
+
         super().__init__()
         self.tower = (
             AutoModel.from_config(AutoConfig.for_model(**vision)) if tower is None else tower
@@ -211,7 +204,7 @@ class Eyes(nn.Module):
         )  # without the class token, where a tower has one
 
 
-class ActionQuery(Policy):
+class ActionQuery(TokenPolicy):
     """See the module's docstring."""
 
     def __init__(
@@ -220,13 +213,17 @@ class ActionQuery(Policy):
         cameras: dict[str, int],
         body: Body,
         *,
-        language: PreTrainedModel | None = None,
-        tower: PreTrainedModel | None = None,
+        kept_layers: tuple[int, ...] | None = None,
+        language: "PreTrainedModel | None" = None,
+        tower: "PreTrainedModel | None" = None,
     ) -> None:
         super().__init__()
-        self.network, self.cameras, self.body = network, cameras, body
-        self.text_tokens, self.execute = network.text_tokens, network.execute
-        self.kept_layers = network.kept_layers
+        self.network = network
+        self.cameras = cameras
+        self.body = body
+        self.text_tokens = network.text_tokens
+        self.execute = network.execute
+        self.kept_layers = kept_layers
         self._take(language or _language_model(network.language, body.tokenizer.get_vocab_size()))
         width = self.width = int(self.words.embedding_dim)
         if network.vision is None:
@@ -260,7 +257,7 @@ class ActionQuery(Policy):
             network.expert_width, network.chunk, body.action_spec.dims, **network.head_options
         )
 
-    def _take(self, model: PreTrainedModel) -> None:
+    def _take(self, model: "PreTrainedModel") -> None:
         """The parts of a language model, which become the policy's own. Raises ValueError where it
         is of another build."""
         parts = ("embed_tokens", "layers", "rotary_emb", "norm")
@@ -273,15 +270,10 @@ class ActionQuery(Policy):
         self.words, self.layers, self.rotary, self.norm = (getattr(model, name) for name in parts)
 
     @property
-    def condition_width(self) -> int:
+    def condition_width(self) -> int:  # type: ignore[override]
         return self.network.expert_width * self.network.chunk
 
-    def prepare(self, observations: Sequence[Observation]) -> Batch:
-        return gather(
-            observations, self.cameras, self.body, text_tokens=self.text_tokens, device=self.device
-        )
-
-    def embed(self, batch: Batch) -> Tokens:
+    def embed(self, batch: Batch) -> TokenState:
         words = self.words(batch.text)
         state, query = (
             self.state(batch.state).unsqueeze(1),
@@ -300,9 +292,8 @@ class ActionQuery(Policy):
         attention = torch.zeros(
             unseen.shape, device=hidden.device, dtype=hidden.dtype
         ).masked_fill_(unseen, -1e9)
-        return Tokens(
-            hidden, mask, vision, text, attention, self.rotary(hidden, mask.long().cumsum(1) - 1)
-        )
+        rotary = self.rotary(hidden, mask.long().cumsum(1) - 1)
+        return TokenState(hidden, mask, vision, text, attention, rotary)
 
     def _see(self, batch: Batch, words: Tensor) -> list[Tensor]:
         if isinstance(self.vision, Eyes):
@@ -311,31 +302,29 @@ class ActionQuery(Policy):
         asked = self.asked(ordered_mean(words, batch.text_mask, self.order))
         return [self.vision[name](batch.images[name], asked) for name in self.cameras]
 
-    def run_layer(self, index: int, hidden: Tensor, tokens: Tokens) -> Tensor:
-        return self.layers[index](
-            hidden, attention_mask=tokens.attention, position_embeddings=tokens.rotary
+    def run_layer(self, index: int, state: TokenState) -> TokenState:
+        hidden = self.layers[index](
+            state.hidden, attention_mask=state.attention, position_embeddings=state.rotary
         )
+        return replace(state, hidden=hidden)
 
-    def condition(self, hidden: Tensor, tokens: Tokens) -> Tensor:
-        return self.mapper(self.norm(hidden[:, -self.network.chunk :])).flatten(1)
+    def condition(self, state: TokenState) -> Tensor:
+        return self.mapper(self.norm(state.hidden[:, -self.network.chunk :])).flatten(1)
 
     def keep_layers(self, kept: tuple[int, ...]) -> "ActionQuery":
         weights = weights_of(self, kept)
         language = {**self.network.language, "num_hidden_layers": len(kept)}
         if language.get("layer_types"):
             language["layer_types"] = [language["layer_types"][index] for index in kept]
-        student = ActionQuery(
-            replace(self.network, language=language, kept_layers=tuple(kept)),
-            self.cameras,
-            self.body,
-        )
+        network = replace(self.network, language=language)
+        student = ActionQuery(network, self.cameras, self.body, kept_layers=tuple(kept))
         student.load_state_dict(weights)
         return student.to(self.device)
 
     def to_json(self) -> dict[str, Any]:
         return {
             "type": "action_query",
-            "network": asdict(self.network),
+            "network": {**asdict(self.network), "kept_layers": self.kept_layers},
             "cameras": self.cameras,
             **self.body.to_json(),
         }
@@ -343,8 +332,12 @@ class ActionQuery(Policy):
 
 def from_json(description: dict[str, Any], tokenizer: Tokenizer) -> ActionQuery:
     """The network that `to_json` described, with fresh weights."""
-    network = ActionQueryNetwork(**tuples(description["network"]))
-    return ActionQuery(network, description["cameras"], Body.from_json(description, tokenizer))
+    network = tuples(description["network"])
+    kept = network.pop("kept_layers", None)
+    body = Body.from_json(description, tokenizer)
+    return ActionQuery(
+        ActionQueryNetwork(**network), description["cameras"], body, kept_layers=kept
+    )
 
 
 @dataclass(frozen=True)
@@ -355,17 +348,17 @@ class ReuseDecoder(Student):
     network: ActionQueryNetwork = field(default_factory=ActionQueryNetwork)
     """Its sizes; those of the decoder are the expert's."""
 
-    def build(self, teacher: Policy, sample: Batch | None = None) -> ActionQuery:
-        if not isinstance(teacher.head, ArmGripperHead):
+    def build(self, teacher: Backbone, sample: Batch | None = None) -> ActionQuery:
+        head = getattr(teacher, "head", None)
+        if not isinstance(head, ArmGripperHead):
             raise ValueError(
-                f"the expert's head is {type(teacher.head).__name__}, and what is reused is the decoder of an ArmGripperHead; teach "
+                f"the expert's head is {type(head).__name__}, and what is reused is the decoder of an ArmGripperHead; teach "
                 'the expert with VLANetwork(head="arm_gripper")'
             )
         if sample is None:
             raise ValueError(
                 "ReuseDecoder reads from the data which cameras there are; pass build() a sample batch"
             )
-        head = teacher.head
         network = replace(
             self.network,
             expert_width=head.width,
@@ -379,9 +372,11 @@ class ReuseDecoder(Student):
         return student.to(teacher.device)
 
 
-def _language_model(language: dict[str, Any], vocabulary: int) -> PreTrainedModel:
+def _language_model(language: dict[str, Any], vocabulary: int) -> "PreTrainedModel":
     """Without its output layer, which would name words; its vocabulary fits the tokenizer where the
     configuration names none."""
+    from transformers import AutoConfig, AutoModel
+
     fixed = {
         "vocab_size": vocabulary,
         "pad_token_id": 0,

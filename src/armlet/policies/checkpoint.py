@@ -16,9 +16,9 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, BinaryIO, Literal, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -38,7 +38,7 @@ from armlet.data.files import (
     write_atomically,
 )
 from armlet.data.hub import local_folder, refuse_writing
-from armlet.policies.contract import Policy, rebuild
+from armlet.policies.contract import Backbone, rebuild
 
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
 FINGERPRINT, WORDS = (
@@ -54,11 +54,22 @@ FIX = (
     "make it anew"
 )
 PATIENCE = 3  # times that an unchanged config may not find its weights: a save may give them their name in between
+BLOCK = 2**20  # bytes read at a time
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}  # as a safetensors file names them
 T = TypeVar("T")
 
 
 def save_policy(
-    policy: Policy,
+    policy: Backbone,
     folder: Path,
     *,
     provenance: dict[str, Any] | None = None,
@@ -173,7 +184,7 @@ def _hash(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:16]
 
 
-def load_policy(folder: Path | str, *, device: str = "cpu") -> Policy:
+def load_policy(folder: Path | str, *, device: str = "cpu") -> Backbone:
     """Read a policy from a folder, or by its name on the hub (`hf:user/name`, see data.hub), in
     eval mode. Raises FileNotFoundError or
     ValueError, naming the file or tensor, and what `data.hub.local_folder` raises."""
@@ -188,7 +199,7 @@ def load_policy(folder: Path | str, *, device: str = "cpu") -> Policy:
         )
     words = _tokenizer(tokenizer, folder / TOKENIZER)
     try:
-        policy = rebuild(config["policy"], words)
+        policy = rebuild(config["policy"], words, empty=True)
     except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
         raise ValueError(
             f"{folder / CONFIG}: `policy` does not describe a policy ({type(error).__name__}: {error}); it was changed by hand, or "
@@ -201,8 +212,11 @@ def load_policy(folder: Path | str, *, device: str = "cpu") -> Policy:
 def _tensors_and_digest(
     path: Path, config: dict[str, Any]
 ) -> tuple[str | None, tuple[dict[str, torch.Tensor], Any]]:
-    marked, tensors = _tensors(path, fix=FIX)
-    return marked, (tensors, _digest(config["policy"], path)[1])
+    with _opened(path, fix=FIX):  # the library says whether the file is whole
+        pass
+    tensors: dict[str, torch.Tensor] = {}
+    marked, digest = _digest(config["policy"], path, tensors)
+    return marked, (tensors, digest)
 
 
 def _read(
@@ -263,9 +277,8 @@ def _called(fingerprint: str | None) -> str:
 def _differing(folder: Path, config: dict[str, Any]) -> str:
     """Which tensors of the weights do not fit the config, for an error; nothing where all do."""
     try:
-        policy = rebuild(
-            config["policy"], _tokenizer(_find_words(folder, config), folder / TOKENIZER)
-        )
+        words = _tokenizer(_find_words(folder, config), folder / TOKENIZER)
+        policy = rebuild(config["policy"], words, empty=True)
         load_weights(policy, read_tensors(folder / WEIGHTS, fix=FIX), source=folder / WEIGHTS)
     except (
         KeyError,
@@ -316,11 +329,18 @@ def read_tensors(path: Path, *, fix: str) -> dict[str, torch.Tensor]:
 
 def _tensors(path: Path, *, fix: str) -> tuple[str | None, dict[str, torch.Tensor]]:
     """The fingerprint that stands in a safetensors file, if one does, and its tensors."""
+    with _opened(path, fix=fix) as file:
+        metadata = file.metadata() or {}
+        return metadata.get(FINGERPRINT), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dict
+
+
+@contextlib.contextmanager
+def _opened(path: Path, *, fix: str) -> Iterator[Any]:
+    """A safetensors file. Raises FileNotFoundError or ValueError naming it."""
     check_is_here(path, fix=fix)
     try:
         with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            return metadata.get(FINGERPRINT), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dict
+            yield file
     except SafetensorError as error:
         raise ValueError(
             f"{path} ({path.stat().st_size} bytes) is no whole safetensors file ({error}): it was cut short, or is something else; "
@@ -333,7 +353,8 @@ def _tensors(path: Path, *, fix: str) -> tuple[str | None, dict[str, torch.Tenso
 
 def load_weights(module: nn.Module, weights: dict[str, torch.Tensor], *, source: Path) -> None:
     """Copy tensors into a module of exactly these names and shapes, or raise ValueError naming the
-    differences."""
+    differences. A module that was built without weights takes the tensors themselves, each in the
+    precision that the module says; they leave `weights`, so that none is there twice."""
     own = module.state_dict()
     problems = [f"missing {name} {tuple(own[name].shape)}" for name in own.keys() - weights.keys()]
     problems += [
@@ -349,7 +370,11 @@ def load_weights(module: nn.Module, weights: dict[str, torch.Tensor], *, source:
         raise ValueError(
             f"{source} does not fit its config ({len(problems)} tensors differ): {shown}"
         )
-    module.load_state_dict(weights)
+    if not any(tensor.is_meta for tensor in own.values()):
+        module.load_state_dict(weights)
+        return
+    taken = {name: weights.pop(name).to(tensor.dtype) for name, tensor in own.items()}
+    module.load_state_dict(taken, assign=True)
 
 
 def policy_fingerprint(folder: Path | str) -> str:
@@ -362,10 +387,12 @@ def policy_fingerprint(folder: Path | str) -> str:
     return digest.hexdigest()[:16]
 
 
-def _digest(description: dict[str, Any], weights: Path) -> tuple[str | None, Any]:
+def _digest(
+    description: dict[str, Any], weights: Path, tensors: dict[str, torch.Tensor] | None = None
+) -> tuple[str | None, Any]:
     """The fingerprint that stands in the weights' file, if one does, and the hash of network and
-    weights, for which it does not
-    count: it is made from them."""
+    weights, for which it does not count: it is made from them. Where `tensors` are given, the file's
+    are put there: read once, into memory of their own."""
     check_is_here(weights, fix=FIX)
     digest = hashlib.sha256(json.dumps(description, sort_keys=True).encode())
     with weights.open("rb") as file:
@@ -382,7 +409,11 @@ def _digest(description: dict[str, Any], weights: Path) -> tuple[str | None, Any
             header += b" " * (-len(header) % 8)
         digest.update(len(header).to_bytes(8, "little") + header)
         body = 0
-        while block := file.read(2**20):
+        if tensors is not None:
+            for name, entry in _in_file(described):
+                tensors[name] = _empty(entry, weights)
+                body += _fill(file, tensors[name], digest)
+        while block := file.read(BLOCK):
             digest.update(block)
             body += len(block)
     wanted = max(
@@ -394,6 +425,33 @@ def _digest(description: dict[str, Any], weights: Path) -> tuple[str | None, Any
             f"{weights} holds {body} bytes of tensors, and its header promises {wanted}: it was cut short; {FIX}"
         )
     return marked, digest
+
+
+def _in_file(header: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """The tensors that a header names, as they follow one another."""
+    entries = [item for item in header.items() if item[0] != "__metadata__"]
+    return sorted(entries, key=lambda item: item[1]["data_offsets"])
+
+
+def _empty(entry: dict[str, Any], weights: Path) -> torch.Tensor:
+    if entry["dtype"] not in DTYPES:
+        raise ValueError(
+            f"{weights} holds numbers of type {entry['dtype']}, expected {', '.join(DTYPES)}; {FIX}"
+        )
+    return torch.empty(entry["shape"], dtype=DTYPES[entry["dtype"]])
+
+
+def _fill(file: BinaryIO, tensor: torch.Tensor, digest: Any) -> int:
+    """The next bytes of a file into a tensor and a hash; returns how many there were."""
+    room = memoryview(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    filled = 0
+    while filled < len(room):
+        count = file.readinto(room[filled : filled + BLOCK])  # type: ignore[attr-defined]  # typeshed's BinaryIO lacks it
+        if not count:
+            break
+        digest.update(room[filled : filled + count])
+        filled += count
+    return filled
 
 
 def read_provenance(folder: Path | str) -> dict[str, Any]:

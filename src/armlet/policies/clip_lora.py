@@ -25,24 +25,25 @@ format is taken, and its 77 text positions are stretched to 248 as LongCLIP does
 on. Knows no benchmark, no recipe and no annotator.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor, nn
-from transformers import CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModel
 
-from armlet.data.text import encode
 from armlet.layers.heads import HEADS, BinHead
 from armlet.layers.named import Named, state_layer
 from armlet.layers.pretrained import fetch, fetch_tokenizer, pixels, stretch
 from armlet.layers.vision import ConvEncoder, Pointers, ordered_mean
-from armlet.policies.contract import Body, Network, Pass, Policy, Tokens, gather, tuples, weights_of
-from armlet.robot.observation import Observation
+from armlet.policies.contract import Body, Network, Pass, tuples, weights_of
+from armlet.policies.tokens import TokenPolicy, TokenState
 from armlet.types import Batch, Trace
+
+if TYPE_CHECKING:  # slow to import, and of use only where a network is built
+    from transformers import CLIPModel, CLIPTextConfig, CLIPVisionConfig
 
 TRAINED = (
     "policy.*lora_*",
@@ -112,18 +113,20 @@ class ClipLoraNetwork(Network):
     """The words of each direction's label."""
     pretrained: str = ""
     """A CLIP by its name on the hub, with its own tokenizer."""
-    kept_layers: tuple[int, ...] | None = None
-    """Which layers of the network it was cut from, where it was cut."""
 
     def build(self, body: Body, cameras: dict[str, int]) -> "ClipLora":
         """Fresh weights, or those of `pretrained`. Raises OSError where these cannot be had."""
         if not self.pretrained:
             return ClipLora(self, cameras, body)
+        from transformers import CLIPModel
+
         policy = ClipLora(self, cameras, replace(body, tokenizer=fetch_tokenizer(self.pretrained)))
         _take_clip(policy, fetch(CLIPModel, self.pretrained))
         return policy
 
-    def tower(self) -> CLIPVisionConfig:
+    def tower(self) -> "CLIPVisionConfig":
+        from transformers import CLIPVisionConfig
+
         return CLIPVisionConfig(
             hidden_size=self.width,
             intermediate_size=self.mlp * self.width,
@@ -135,7 +138,9 @@ class ClipLoraNetwork(Network):
             attn_implementation="sdpa" if self.fusion == "late" else "eager",  # type: ignore[call-arg]  # as in vla.py
         )
 
-    def text_tower(self, vocabulary: int) -> CLIPTextConfig:
+    def text_tower(self, vocabulary: int) -> "CLIPTextConfig":
+        from transformers import CLIPTextConfig
+
         return CLIPTextConfig(
             vocab_size=vocabulary,
             hidden_size=self.text_width,
@@ -190,32 +195,36 @@ def tiny() -> ClipLoraNetwork:
     )
 
 
-@dataclass(frozen=True)
-class ClipTokens(Tokens):
-    """The image tower's tokens, and what joins them behind it: `said` (b, embed), the
-    instruction."""
+@dataclass(frozen=True, kw_only=True)
+class ClipState(TokenState):
+    """The image tower's tokens, and what joins them behind it: `said` (b, embed), the instruction;
+    `felt` (b, s), the robot's state."""
 
     said: Tensor
-    state: Tensor  # (b, s)
-
-    def select(self, rows: Tensor) -> "ClipTokens":
-        chosen = super().select(rows)
-        assert isinstance(chosen, ClipTokens)
-        return replace(chosen, said=self.said[rows], state=self.state[rows])
+    felt: Tensor
 
 
-class ClipLora(Policy):
+class ClipLora(TokenPolicy):
     """See the module's docstring."""
 
-    def __init__(self, network: ClipLoraNetwork, cameras: dict[str, int], body: Body) -> None:
+    def __init__(
+        self,
+        network: ClipLoraNetwork,
+        cameras: dict[str, int],
+        body: Body,
+        *,
+        kept_layers: tuple[int, ...] | None = None,
+    ) -> None:
+        from transformers import CLIPTextModel, CLIPVisionModel
+
         super().__init__()
-        self.network, self.cameras, self.body = network, cameras, body
-        self.width, self.text_tokens, self.execute = (
-            network.width,
-            network.text_tokens,
-            network.execute,
-        )
-        self.kept_layers = network.kept_layers
+        self.network = network
+        self.cameras = cameras
+        self.body = body
+        self.width = network.width
+        self.text_tokens = network.text_tokens
+        self.execute = network.execute
+        self.kept_layers = kept_layers
         own = body.tokenizer.get_vocab_size()
         if network.vocabulary is not None and own > network.vocabulary:
             raise ValueError(
@@ -291,36 +300,37 @@ class ClipLora(Policy):
                 parameter.requires_grad_("lora_" in name)
 
     @property
-    def condition_width(self) -> int:
+    def condition_width(self) -> int:  # type: ignore[override]
         return (len(self.cameras) + 2 + self.network.use_state) * self.network.embed
 
-    def prepare(self, observations: Sequence[Observation]) -> Batch:
-        return gather(
-            observations, self.cameras, self.body, text_tokens=self.text_tokens, device=self.device
-        )
-
-    def read(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Words (b, t) int64, 0 pads, → the text tower's states (b, t, text width) and the text's
-        embedding (b, embed).
+    def read(self, ids: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
+        """Words (b, t) int64, real where `real` (b, t) → the text tower's states (b, t, text width)
+        and the text's embedding (b, embed).
 
         A text's embedding is that of its last word, which has seen the others (in CLIP that word is
         the end of the text), and depends on nothing but the text: each different text of a batch is
-        read once, and while the tower is frozen it may be kept. Raises ValueError where the texts
-        are longer than the tower takes.
+        read once, and while the tower is frozen it may be kept. A graph that is exported reads all:
+        how many differ, it cannot ask. Raises ValueError where the texts are longer than the tower
+        takes.
         """
         if ids.shape[1] > self.text_tokens:
             raise ValueError(
                 f"texts of {ids.shape[1]} tokens, and the text tower takes {self.text_tokens} at most; shorten the "
                 "descriptions, or build the network with a larger `text_tokens`"
             )
-        distinct, which = ids.unique(dim=0, return_inverse=True)
-        states = self.text(input_ids=distinct).last_hidden_state
-        last = ((distinct != 0) * torch.arange(1, ids.shape[1] + 1, device=ids.device)).argmax(1)
-        embedding = self.say(states[torch.arange(len(states), device=ids.device), last])
+        if torch.compiler.is_compiling():
+            return self._read(ids, real)
+        distinct, which = torch.stack([ids, real.long()]).unique(dim=1, return_inverse=True)
+        states, embedding = self._read(distinct[0], distinct[1].bool())
         return states[which], embedding[which]
 
-    def embed(self, batch: Batch) -> ClipTokens:
-        words, said = self.read(batch.text)
+    def _read(self, ids: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
+        states = self.text(input_ids=ids).last_hidden_state
+        last = (real * torch.arange(1, ids.shape[1] + 1, device=ids.device)).argmax(1)
+        return states, self.say(states[torch.arange(len(states), device=ids.device), last])
+
+    def embed(self, batch: Batch) -> ClipState:
+        words, said = self.read(batch.text, batch.text_mask)
         if self.network.fusion == "late":
             eyes = [
                 self.enter(
@@ -354,11 +364,10 @@ class ClipLora(Policy):
         text: Tensor,
         attention: Tensor | None,
         said: Tensor,
-    ) -> ClipTokens:
+    ) -> ClipState:
         vision = torch.zeros_like(mask)
         vision[:, : self.vision_tokens] = True
-        none = hidden.new_zeros(1, 0)  # CLIP's positions are in its tokens, not in its attention
-        return ClipTokens(hidden, mask, vision, text, attention, (none, none), said, batch.state)
+        return ClipState(hidden, mask, vision, text, attention, said=said, felt=batch.state)
 
     def _apart(self, hidden: Tensor) -> Tensor | None:
         """The mask under which each camera's tokens see their own kind only; None where there is
@@ -376,16 +385,17 @@ class ClipLora(Policy):
         )
         return apart.expand(len(hidden), 1, -1, -1)
 
-    def run_layer(self, index: int, hidden: Tensor, tokens: Tokens) -> Tensor:
-        return self.layers[index](hidden, tokens.attention)
+    def run_layer(self, index: int, state: TokenState) -> TokenState:
+        return replace(state, hidden=self.layers[index](state.hidden, state.attention))
 
-    def condition(self, hidden: Tensor, tokens: Tokens) -> Tensor:
-        return self._join(hidden, tokens, self.masked.expand(len(hidden), -1))
+    def condition(self, state: TokenState) -> Tensor:
+        return self._join(state, self.masked.expand(len(state.hidden), -1))
 
-    def _join(self, hidden: Tensor, tokens: Tokens, description: Tensor) -> Tensor:
+    def _join(self, tokens: TokenState, description: Tensor) -> Tensor:
         """One embedding for each camera, the instruction's, the description's, the state's: (b,
         condition width)."""
-        assert isinstance(tokens, ClipTokens)
+        assert isinstance(tokens, ClipState)  # made so here
+        hidden = tokens.hidden
         late, cameras = self.network.fusion == "late", []
         for name, seen in zip(
             self.grids,
@@ -397,10 +407,10 @@ class ClipLora(Policy):
             )
         state = []
         if self.network.use_state:
-            state = [self.state(tokens.state) if late else self.felt(self.leave(hidden[:, -1]))]
+            state = [self.state(tokens.felt) if late else self.felt(self.leave(hidden[:, -1]))]
         return torch.cat([*cameras, tokens.said, description, *state], -1)
 
-    def signals(self, names: Collection[str], batch: Batch, tokens: Tokens, run: Pass) -> Trace:
+    def signals(self, names: Collection[str], batch: Batch, run: Pass[TokenState]) -> Trace:
         """For training; nothing of it is computed while the policy acts.
 
         logits         (b, k, a, 256)  of the masked path, which is the one deployed
@@ -411,20 +421,15 @@ class ClipLora(Policy):
         direction.text (b, embed)      that embedding, by `batch.labels["direction"]`; zeros for a
                                        label below 0
         """
-        found: Trace = {}
-        masked = self.condition(run.hidden, tokens).float()
-        if isinstance(self.head, BinHead):
-            if "logits" in names:
-                found["logits"] = self.head.logits(masked)
-            if "logits.told" in names:
-                told = self._join(run.hidden, tokens, self.described(batch)).float()
-                found["logits.told"] = self.head.logits(told)
-        if self.network.aux_heads:
-            found |= {
-                name: getattr(self, name)(masked)
-                for name in ("phase", "direction")
-                if name in names
-            }
+        found = super().signals(names, batch, run)
+        guessed = [name for name in ("phase", "direction") if name in names]
+        # Ahead of what is told: in another order gradients are summed, and rounded, otherwise.
+        masked = self.condition(run.state).float() if guessed else None
+        if isinstance(self.head, BinHead) and "logits.told" in names:
+            told = self._join(run.state, self.described(batch)).float()
+            found["logits.told"] = self.head.logits(told)
+        if self.network.aux_heads and masked is not None:
+            found |= {name: getattr(self, name)(masked) for name in guessed}
         if "direction.text" in names:
             found["direction.text"] = self._directions(batch)
         return found
@@ -433,10 +438,10 @@ class ClipLora(Policy):
         """(b, embed): the embedding of each description; the learned `masked` one where there is
         none."""
         masked = self.masked.expand(len(batch), -1)
-        if batch.description is None:
+        if batch.description is None or batch.description_mask is None:
             return masked
-        _, embedding = self.read(batch.description)
-        return torch.where((batch.description != 0).any(1, keepdim=True), embedding, masked)
+        _, embedding = self.read(batch.description, batch.description_mask)
+        return torch.where(batch.description_mask.any(1, keepdim=True), embedding, masked)
 
     def _directions(self, batch: Batch) -> Tensor:
         if "direction" not in batch.labels or not self.network.directions:
@@ -444,14 +449,12 @@ class ClipLora(Policy):
                 "direction.text needs `directions` in the network, the words of each label, and a label named 'direction' in the "
                 f"batch; found {self.network.directions} and the labels {sorted(batch.labels)}"
             )
-        rows = [
-            torch.tensor(encode(self.body.tokenizer, text, longest=self.text_tokens))
-            for text in self.network.directions
-        ]
+        ids, real = (
+            torch.from_numpy(each).to(self.device)
+            for each in self.inputs.words(self.network.directions)
+        )
         with torch.no_grad():
-            _, embedding = self.read(
-                nn.utils.rnn.pad_sequence(rows, batch_first=True).to(self.device)
-            )
+            _, embedding = self.read(ids, real)
         label = batch.labels["direction"]
         return embedding[label.clamp(min=0)].masked_fill((label < 0)[:, None], 0)
 
@@ -461,9 +464,8 @@ class ClipLora(Policy):
 
         They stay in what training saves, so that a later stage goes on with them.
         """
-        plain = ClipLora(
-            replace(self.network, lora_rank=0, aux_heads=False), self.cameras, self.body
-        )
+        network = replace(self.network, lora_rank=0, aux_heads=False)
+        plain = ClipLora(network, self.cameras, self.body, kept_layers=self.kept_layers)
         weights = {
             name.replace(".base_layer.", "."): tensor for name, tensor in self.state_dict().items()
         }
@@ -480,16 +482,15 @@ class ClipLora(Policy):
 
     def keep_layers(self, kept: tuple[int, ...]) -> "ClipLora":
         weights = weights_of(self, kept)
-        student = ClipLora(
-            replace(self.network, depth=len(kept), kept_layers=tuple(kept)), self.cameras, self.body
-        )
+        network = replace(self.network, depth=len(kept))
+        student = ClipLora(network, self.cameras, self.body, kept_layers=tuple(kept))
         student.load_state_dict(weights)
         return student.to(self.device)
 
     def to_json(self) -> dict[str, Any]:
         return {
             "type": "clip_lora",
-            "network": asdict(self.network),
+            "network": {**asdict(self.network), "kept_layers": self.kept_layers},
             "cameras": self.cameras,
             **self.body.to_json(),
         }
@@ -497,11 +498,13 @@ class ClipLora(Policy):
 
 def from_json(description: dict[str, Any], tokenizer: Tokenizer) -> ClipLora:
     """The network that `to_json` described, with fresh weights."""
-    network = ClipLoraNetwork(**tuples(description["network"]))
-    return ClipLora(network, description["cameras"], Body.from_json(description, tokenizer))
+    network = tuples(description["network"])
+    kept = network.pop("kept_layers", None)
+    body = Body.from_json(description, tokenizer)
+    return ClipLora(ClipLoraNetwork(**network), description["cameras"], body, kept_layers=kept)
 
 
-def _take_clip(policy: ClipLora, clip: CLIPModel) -> None:
+def _take_clip(policy: ClipLora, clip: "CLIPModel") -> None:
     """The weights of a transformers CLIPModel. Raises ValueError where the network has other sizes
     or none of its parts."""
     if policy.network.fusion == "early":

@@ -1,13 +1,23 @@
-"""The policy contract. Any network that can name its layer list can be watched, probed and routed.
+"""The policy contract, in two floors.
 
-One file per network in this folder; nothing is copied or edited to watch or route it.
+*Policy*: anything that acts, ours or not, here or behind a socket. *Backbone*: a policy whose
+inside can be watched, probed, routed and cut, because it can name its layers and hand over what goes
+from one to the next. That, its `State`, is opaque to whoever does so: hidden tokens and masks, two
+streams with keys and values of each layer, a cache, whatever the network needs. What is read of it,
+by a router or a probe, the network says itself (`Backbone.features`).
+
+One file per network in this folder; nothing is copied or edited to watch or route it. Networks of
+tokens with an action head, as all of ours are, need only what `tokens.TokenPolicy` leaves open.
 """
 
+import abc
+import dataclasses
 import importlib
+import operator
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Generic, Self, TypeVar
 
 import numpy as np
 import torch
@@ -15,12 +25,13 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from armlet import limits
-from armlet.data.text import encode
-from armlet.layers.heads import ActionHead
-from armlet.robot.fit import Fit, View, fit_picture, known_fit
+from armlet.data.inputs import Inputs
+from armlet.data.text import Words
+from armlet.layers.router import mix
+from armlet.robot.fit import Fit, View, known_fit
 from armlet.robot.normalise import Normaliser
 from armlet.robot.observation import Observation
-from armlet.robot.spec import ActionSpec
+from armlet.robot.spec import ActionSpec, CameraSpec, ObservationSpec, RobotSpec
 from armlet.types import Batch, Trace
 
 SIZES = (
@@ -33,53 +44,101 @@ SIZES = (
     "patch",
     "image",
 )  # of a network, where it has them
+Join = Callable[[Tensor, Tensor], Tensor]  # (b, …) twice, a layer's input and its output → one
 
 
 @dataclass(frozen=True)
-class Tokens:
-    """What enters the backbone. `hidden` (b, n, d); `mask`, `vision`, `text` (b, n) bool: real,
-    image and word
-    tokens; `attention` what a layer needs as its mask (None: everything sees everything); `rotary`
-    (cos, sin)."""
+class State:
+    """What goes from layer to layer of b samples: a frozen dataclass of tensors (b, …), None, and
+    tuples of those.
+
+    Whoever routes a network knows no more of it than the three methods here. `changing` names the
+    fields that a layer changes, floating point all of them; the others stand still all the way.
+    """
+
+    changing: ClassVar[tuple[str, ...]] = ()
+
+    def select(self, rows: Tensor) -> Self:
+        """The same for some samples; `rows` (b',) int64."""
+        fields = {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
+        chosen = {name: _each(lambda x: x[rows], value) for name, value in fields.items()}
+        return replace(self, **chosen)
+
+    def put(self, rows: Tensor, part: Self) -> Self:
+        """This state, with what a layer did to the samples `rows` (b',), `part`, in their places."""
+        return self._joined(part, lambda mine, theirs: mine.index_copy(0, rows, theirs))
+
+    def blend(self, other: Self, join: Join) -> Self:
+        """This state, joined with what a layer made of it, tensor by tensor."""
+        return self._joined(other, join)
+
+    def _joined(self, other: Self, join: Join) -> Self:
+        joined = {
+            name: _each(join, getattr(self, name), getattr(other, name)) for name in self.changing
+        }
+        return replace(self, **joined)
+
+
+def _each(do: Callable[..., Tensor], *values: Any) -> Any:
+    """`do` to the tensors of some values of the same build: tensors, None, or tuples of those."""
+    first = values[0]
+    if first is None:
+        return None
+    if isinstance(first, tuple):
+        return tuple(_each(do, *parts) for parts in zip(*values, strict=True))
+    return do(*values)
+
+
+S = TypeVar("S", bound=State)
+
+
+@dataclass(frozen=True)
+class Features:
+    """What may be read of a state by a router or a probe. `hidden` (b, n, d); `mask`, `vision`,
+    `text` (b, n) bool: real tokens, those of pictures, those of words."""
 
     hidden: Tensor
     mask: Tensor
     vision: Tensor
     text: Tensor
-    attention: Tensor | None
-    rotary: tuple[Tensor, Tensor]
-
-    def select(self, rows: Tensor) -> "Tokens":
-        """The same for some samples of the batch; `rows` (b',) int64."""
-        cos, sin = self.rotary
-        return replace(
-            self,
-            hidden=self.hidden[rows],
-            mask=self.mask[rows],
-            vision=self.vision[rows],
-            text=self.text[rows],
-            attention=None if self.attention is None else self.attention[rows],
-            rotary=(cos if len(cos) == 1 else cos[rows], sin if len(sin) == 1 else sin[rows]),
-        )
 
 
 @dataclass(frozen=True)
-class Pass:
-    """One pass through the backbone: last `hidden` (b, n, d); `hiddens`, after every layer, where
-    asked for; `gates` (b, l), 1 where a layer ran; `extras`, whatever else the network has to say
-    (a router's logits);
-    `plan`, the first sample's gates where the host has read them."""
+class Pass(Generic[S]):
+    """One pass through the layers: the state that entered the first, `start`, and left the last,
+    `state`; `states`, after every layer, where asked for; `gates` (b, l), 1 where a layer ran;
+    `extras`, whatever else there is to say (a router's logits); `plan`, the first sample's gates
+    where the host has read them."""
 
-    hidden: Tensor
-    hiddens: tuple[Tensor, ...]
+    start: S
+    state: S
+    states: tuple[S, ...]
     gates: Tensor
     extras: Trace
     plan: tuple[int, ...] = ()
 
+    def once(self, name: str, make: Callable[[], Tensor]) -> Tensor:
+        """What actions, loss and signals all read is made by whoever is first to ask: computed
+        once, and its gradients summed before they go on."""
+        if name not in self.extras:
+            self.extras[name] = make()
+        return self.extras[name]
+
+    def gated(self, index: int, before: Tensor, after: Tensor) -> Tensor:
+        """For networks whose layers run again while they decode: what went into layer `index` there
+        (b, …), and what came out, as its gates say; the router learns from that, too."""
+        gate = self.gates[:, index]
+        return mix(before, after, gate, gate)
+
+    def skips(self, index: int) -> bool:
+        """Whether layer `index` is known to run for nobody, so that it need not run again."""
+        return len(self.gates) == 1 and bool(self.plan) and not self.plan[index]
+
 
 @dataclass(frozen=True)
 class Decision:
-    """`actions` (k, a) float32 in the robot's own numbers; `gates` (l,) 1 for a layer that ran."""
+    """`actions` (k, a) float32 in the robot's own numbers; `gates` (l,) 1 for a layer that ran, none
+    where nobody can say."""
 
     actions: np.ndarray
     gates: tuple[int, ...]
@@ -112,36 +171,104 @@ class Body:
     @classmethod
     def from_json(cls, description: dict[str, Any], tokenizer: Tokenizer) -> Self:
         """What `to_json` described; other entries of the description are another's."""
-        spec = ActionSpec.from_json(description["action_spec"])
-        state, actions = (
-            Normaliser.from_json(description["state"]),
-            Normaliser.from_json(description["actions"]),
-        )
-        names = tuple(description.get("state_names", ()))
         return cls(
-            spec, state, actions, tokenizer, names, known_fit(description.get("fit", "exact"))
+            action_spec=ActionSpec.from_json(description["action_spec"]),
+            state=Normaliser.from_json(description["state"]),
+            actions=Normaliser.from_json(description["actions"]),
+            tokenizer=tokenizer,
+            state_names=tuple(description.get("state_names", ())),
+            fit=known_fit(description.get("fit", "exact")),
         )
 
 
-class Policy(nn.Module, ABC):
-    """Images, words and state in; a chunk of actions out."""
+class Policy(ABC):
+    """Anything that acts: an observation in, a chunk of actions out."""
+
+    execute: int  # actions of a chunk carried out before it looks again
+
+    @property
+    @abstractmethod
+    def robot(self) -> RobotSpec:
+        """The robot that it acts for: to be compared with whoever it meets."""
+
+    @abstractmethod
+    def infer(self, observation: Observation) -> np.ndarray:
+        """One observation → (k, a) float32 actions in the robot's own numbers."""
+
+    def decide(self, observation: Observation) -> Decision:
+        """The same, and which layers ran to find it, where that can be said."""
+        return Decision(self.infer(observation), ())
+
+    def reset(self) -> None:  # noqa: B027 - most have nothing to forget
+        """An episode begins. Most remember nothing."""
+
+    def deployed(self) -> "Policy":
+        """This policy without what only training needs, answering the same; most have nothing to
+        leave behind."""
+        return self
+
+    def at(self, budget: float) -> Self:
+        """The same policy, costing at most this share of its backbone. Raises ValueError where it
+        has no such dial."""
+        raise ValueError(f"{self.kind} has no budget dial; routed students have one")
+
+    @property
+    def kind(self) -> str:
+        """What it is, in an error."""
+        return f"a {type(self).__name__}"
+
+
+class Backbone(nn.Module, Policy, Generic[S]):
+    """A policy whose layers can be watched, probed, routed and cut.
+
+    A subclass names its `layers`, says how a batch becomes a state (`embed`), what a layer does to
+    it (`run_layer`), what may be read of it (`features`), and what is decided at the end (`decode`,
+    `loss`). Nothing else is needed; signals beyond these, a feature that conditions an action head
+    among them, are said where there are any (`signals`).
+    """
 
     layers: nn.ModuleList
-    head: ActionHead
     body: Body
     cameras: dict[str, int]  # name → side of its square picture in pixels
-    width: int  # of a token
-    vision_tokens: int  # of all cameras
+    chunk: int  # actions that are decided at a time
+    width: int  # of the features
     text_tokens: int  # of the longest instruction it takes
-    execute: int  # actions of a chunk carried out before it looks again
-    kept_layers: tuple[int, ...] | None = (
-        None  # which layers of the network it was cut from are its own; None: it was not cut
-    )
+    vision_tokens: int = 0  # of all cameras, where some of the features are theirs
+    condition_width: int | None = None  # of the signal `condition`, where there is one
+    kept_layers: tuple[int, ...] | None = None  # of the network it was cut from; None: it was not
+    of_layers: tuple[str, ...] = ("hidden.",)  # how signals begin that read every layer's state
 
     @property
     def view(self) -> View:
         """How it sees the pictures of a data set or a robot."""
         return View({name: (side, side) for name, side in self.cameras.items()}, self.body.fit)
+
+    @property
+    def inputs(self) -> Inputs:
+        """How it wants pictures, words and numbers. A network with a prompt, a tokenizer or a
+        padding of its own brings its own `words`."""
+        words = Words(self.body.tokenizer, self.text_tokens)
+        return Inputs(self.view, words, self.body.state, self.body.actions, self.chunk)
+
+    @property
+    def robot(self) -> RobotSpec:
+        sizes = self.view.cameras.items()
+        seen = ObservationSpec(
+            cameras={name: CameraSpec(height, width) for name, (height, width) in sizes},
+            state_names=self.body.state_names,
+            fit=self.body.fit,
+            state_dims=len(self.body.state.offset),
+        )
+        return RobotSpec(self.body.action_spec, seen)
+
+    @property
+    def kind(self) -> str:
+        return f"a policy of type {self.to_json()['type']!r}"
+
+    @property
+    def dims(self) -> int:
+        """Of an action."""
+        return self.body.action_spec.dims
 
     @property
     def layer_numbers(self) -> tuple[int, ...]:
@@ -154,66 +281,76 @@ class Policy(nn.Module, ABC):
         return list(self.layers)
 
     @property
-    def condition_width(self) -> int:
-        """Of what `condition` answers; where a policy says nothing else, the tokens that its head
-        reads, side by side."""
-        return self.width * self.head.vectors
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
 
-    @abstractmethod
     def prepare(self, observations: Sequence[Observation]) -> Batch:
         """Robot observations → a batch on the policy's device, normalised."""
+        return self.inputs.batch(observations, device=self.device)
 
     @abstractmethod
-    def embed(self, batch: Batch) -> Tokens:
-        """A batch → the tokens that enter layer 0."""
+    def embed(self, batch: Batch) -> S:
+        """A batch → the state that enters layer 0."""
 
     @abstractmethod
-    def run_layer(self, index: int, hidden: Tensor, tokens: Tokens) -> Tensor:
-        """Hidden states (b, n, d) through layer `index`."""
+    def run_layer(self, index: int, state: S) -> S:
+        """The state through layer `index`."""
+
+    def skip_layer(self, index: int, state: S) -> S:
+        """The state past layer `index`, which does not run. It is of the same build as what
+        `run_layer` gives, so that the samples of a batch may go either way."""
+        return state
 
     @abstractmethod
-    def condition(self, hidden: Tensor, tokens: Tokens) -> Tensor:
-        """Last hidden states → the feature (b, d) that conditions the action head."""
+    def features(self, state: S) -> Features:
+        """What may be read of a state, before the first layer or after any."""
 
-    def denormalise(self, actions: np.ndarray) -> np.ndarray:
-        """Normalised actions (…, a) → what the robot takes, within its range."""
-        spec = self.body.action_spec
-        return np.clip(self.body.actions.invert(actions), spec.low, spec.high).astype(np.float32)
+    @abstractmethod
+    def decode(self, run: Pass[S], batch: Batch) -> Tensor:
+        """(b, k, a) normalised actions, from all that a pass has left."""
+
+    @abstractmethod
+    def loss(self, run: Pass[S], batch: Batch) -> Tensor:
+        """(b,): how far the pass is from the batch's actions, counting those that are valid."""
+
+    def classes(self, actions: Tensor) -> Tensor | None:
+        """(…, a) normalised actions → (…,) which of a few each is nearest to, for a policy that
+        chooses among a few; else None."""
+        return None
 
     @abstractmethod
     def to_json(self) -> dict[str, Any]:
         """Everything needed to build it again but the weights and the tokenizer; `type` names the
-        module here."""
+        module here, or, from elsewhere, `package.module:Class`."""
 
     @abstractmethod
-    def keep_layers(self, kept: tuple[int, ...]) -> "Policy":
+    def keep_layers(self, kept: tuple[int, ...]) -> "Backbone":
         """A copy whose backbone has only these layers, in order."""
 
-    def backbone(
-        self, tokens: Tokens, batch: Batch, *, watch: bool = False, exploration: float = 0.0
-    ) -> Pass:
-        """All layers in order; with `watch` the hidden states after each are kept. `exploration` is
-        for networks
-        that decide while they train; this one decides nothing."""
-        hidden, seen = tokens.hidden, []
+    def run_layers(
+        self, state: S, batch: Batch, *, watch: bool = False, exploration: float = 0.0
+    ) -> Pass[S]:
+        """All layers in order; with `watch` the states after each are kept. `exploration` is for
+        networks that decide while they train; this one decides nothing."""
+        start = state
+        seen = []
         for index in range(len(self.layers)):
-            hidden = self.run_layer(index, hidden, tokens)
+            state = self.run_layer(index, state)
             if watch:
-                seen.append(hidden)
-        gates = torch.ones(len(batch), len(self.layers), device=hidden.device)
-        return Pass(hidden, tuple(seen), gates, {})
+                seen.append(state)
+        gates = torch.ones(len(batch), len(self.layers), device=self.device)
+        return Pass(start, state, tuple(seen), gates, {})
 
-    def signals(self, names: Collection[str], batch: Batch, tokens: Tokens, run: Pass) -> Trace:
-        """What else this network can say of a pass that `Learner.trace` has made, by name:
-        attention maps, embeddings, logits. `names` are those that nobody else answers; one that
-        this network does not know is left out. Hidden states after every
-        layer are in `run.hiddens` where a name says `attention.` or `hidden.`."""
+    def signals(self, names: Collection[str], batch: Batch, run: Pass[S]) -> Trace:
+        """What else this network can say of a pass, by name: a condition, logits, attention maps,
+        embeddings. `names` are those that nobody else answers; one that this network does not know
+        is left out. States after every layer are in `run.states` where a name begins as one of
+        `of_layers` does."""
         return {}
 
     def forward(self, batch: Batch) -> Tensor:
         """(b, k, a) normalised actions."""
-        tokens = self.embed(batch)
-        return self.head(self.condition(self.backbone(tokens, batch).hidden, tokens))
+        return self.decode(self.run_layers(self.embed(batch), batch), batch)
 
     def layer_costs(self) -> Tensor:
         """(l,) relative cost of each layer: its parameters, to which the multiplications per token
@@ -222,41 +359,40 @@ class Policy(nn.Module, ABC):
             [float(sum(p.numel() for p in layer.parameters())) for layer in self.layers]
         )
 
+    def denormalise(self, actions: np.ndarray) -> np.ndarray:
+        """Normalised actions (…, a) → what the robot takes, within its range."""
+        spec = self.body.action_spec
+        return np.clip(self.body.actions.invert(actions), spec.low, spec.high).astype(np.float32)
+
     @torch.inference_mode()
     def decide(self, observation: Observation) -> Decision:
-        """One observation → actions in the robot's own numbers, and which layers ran to find
-        them."""
         batch = self.prepare([observation])
-        tokens = self.embed(batch)
-        run = self.backbone(tokens, batch)
-        actions = self.head(self.condition(run.hidden, tokens))[0].float().cpu().numpy()
+        run = self.run_layers(self.embed(batch), batch)
+        actions = self.decode(run, batch)[0].float().cpu().numpy()
         if not np.isfinite(actions).all():
             raise FloatingPointError("the policy answered with NaN or infinite actions")
         return Decision(self.denormalise(actions), run.plan or (1,) * len(self.layers))
 
     def infer(self, observation: Observation) -> np.ndarray:
-        """One observation → (k, a) float32 actions in the robot's own numbers."""
         return self.decide(observation).actions
 
-    def deployed(self) -> "Policy":
-        """This policy without what only training needs, answering the same; most have nothing to
-        leave behind."""
+    def deployed(self) -> "Backbone":
         return self
 
     def calibrate(self, batch: Batch) -> None:
         """What a policy measures of itself once it is trained, on frames that it was not trained
         on. Most measure nothing."""
 
-    def at(self, budget: float) -> "Policy":
-        """The same policy, costing at most this share of its backbone. Raises ValueError where it
-        has no such dial."""
-        raise ValueError(
-            f"a policy of type {self.to_json()['type']!r} has no budget dial; routed students have one"
-        )
 
-    @property
-    def device(self) -> torch.device:
-        return next(self.parameters()).device
+def left_to(place: str, *names: str) -> Callable[[type], type]:
+    """For a class around another policy: these members are those of the one at `place`."""
+
+    def decorate(cls: type) -> type:
+        for name in names:
+            setattr(cls, name, property(operator.attrgetter(f"{place}.{name}")))
+        return abc.update_abstractmethods(cls)
+
+    return decorate
 
 
 @dataclass(frozen=True)
@@ -286,7 +422,7 @@ class Network(ABC):
         return self
 
     @abstractmethod
-    def build(self, body: Body, cameras: dict[str, int]) -> Policy:
+    def build(self, body: Body, cameras: dict[str, int]) -> Backbone:
         """A policy with fresh weights. `cameras`: name → side of its square image in pixels."""
 
 
@@ -300,109 +436,12 @@ class Student(ABC):
     made where the teacher is not (policies/facts.py)."""
 
     @abstractmethod
-    def build(self, teacher: Policy, sample: Batch | None = None) -> Policy:
+    def build(self, teacher: Backbone, sample: Batch | None = None) -> Backbone:
         """A new policy; the teacher itself stays as it is. `sample`: some of the data, for students
         cut to fit them."""
 
 
-def gather(
-    observations: Sequence[Observation],
-    cameras: dict[str, int],
-    body: Body,
-    *,
-    text_tokens: int,
-    device: torch.device,
-) -> Batch:
-    """Robot observations → a batch: what `prepare` does for every policy of this folder.
-
-    `cameras`: name → side in pixels, to which pictures are brought as the body's `fit` says. Raises
-    ValueError naming a camera that is missing or whose pictures are not taken, or an instruction
-    that is empty or longer than `text_tokens`.
-    """
-    if not observations:
-        raise ValueError("found no observation, expected at least one")
-    for seen in observations:
-        _check_told(seen, cameras)
-    images = {}
-    for name, size in cameras.items():
-        pictures = [
-            fit_picture(np.asarray(seen.images[name]), size, body.fit, camera=name)
-            for seen in observations
-        ]
-        stacked = np.stack(pictures)
-        images[name] = torch.from_numpy(stacked).to(device).permute(0, 3, 1, 2).float().div_(255)
-    ids = [encode(body.tokenizer, seen.instruction, longest=text_tokens) for seen in observations]
-    text = nn.utils.rnn.pad_sequence([torch.tensor(row) for row in ids], batch_first=True).to(
-        device
-    )
-    if len(body.state.offset):
-        state = np.stack(
-            [body.state.apply(_numbers("state", seen.state, body.state)) for seen in observations]
-        )
-    else:  # taught without a state: whatever the robot says of its own is not looked at
-        state = np.zeros((len(observations), 0), np.float32)
-    previous = np.stack(
-        [
-            body.actions.apply(_numbers("previous_action", seen.previous_action, body.actions))
-            for seen in observations
-        ]
-    )
-    return Batch(
-        images=images,
-        text=text,
-        text_mask=text != 0,
-        state=torch.from_numpy(state).to(device),
-        previous_action=torch.from_numpy(previous).to(device),
-    )
-
-
-def _check_told(seen: Observation, cameras: Collection[str]) -> None:
-    """Raises ValueError naming the camera that an observation lacks, or the field that is of
-    another kind."""
-    if not isinstance(seen.images, Mapping):
-        raise ValueError(
-            f"images: found a {type(seen.images).__name__}, expected a dictionary of camera → picture"
-        )
-    missing = [name for name in cameras if name not in seen.images]
-    if missing:
-        raise ValueError(
-            f"the observation lacks camera(s) {missing}; it has {sorted(map(str, seen.images))}"
-        )
-    if not isinstance(seen.instruction, str):
-        raise ValueError(
-            f"instruction: found a {type(seen.instruction).__name__}, expected a text (str)"
-        )
-
-
-def _numbers(field: str, values: Any, normaliser: Normaliser) -> np.ndarray:
-    """A field of an observation as (x,) float32: lists, tensors and other kinds of numbers are
-    taken as well. Raises ValueError
-    naming the field where they are not as many as the policy was taught with, not finite, or no
-    numbers."""
-    dims = len(normaliser.offset)
-    if isinstance(values, Tensor):
-        values = values.detach().float().cpu()  # numpy knows no bfloat16
-    try:
-        found = np.asarray(values)
-    except ValueError as error:  # rows of different lengths
-        raise ValueError(
-            f"{field}: found {values!r:.60}, expected {dims} numbers in a row"
-        ) from error
-    if found.dtype.kind not in "fiu":
-        raise ValueError(f"{field}: found {found.dtype} ({values!r:.60}), expected {dims} numbers")
-    if found.shape != (dims,):
-        raise ValueError(
-            f"{field}: found shape {found.shape}, expected ({dims},); the policy was taught with {dims} numbers, in the order of "
-            "its data set"
-        )
-    if not np.isfinite(found).all():
-        raise ValueError(
-            f"{field}: NaN or infinite at {np.flatnonzero(~np.isfinite(found)).tolist()}, expected finite numbers"
-        )
-    return found.astype(np.float32)
-
-
-def weights_of(policy: Policy, kept: tuple[int, ...]) -> dict[str, Tensor]:
+def weights_of(policy: Backbone, kept: tuple[int, ...]) -> dict[str, Tensor]:
     """The weights of a policy whose layers are these of another's `layers`, renumbered, and whose
     rest is the same.
 
@@ -432,13 +471,41 @@ def tuples(fields: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def rebuild(description: dict[str, Any], tokenizer: Tokenizer) -> Policy:
-    """A policy with fresh weights from its description; `type` names a module of this folder."""
-    kind = description.get("type")
+def rebuild(description: dict[str, Any], tokenizer: Tokenizer, *, empty: bool = False) -> Backbone:
+    """A policy with fresh weights from its description; `type` names a module of this folder, or a
+    Backbone from elsewhere as `package.module:Class`, whose `from_json` makes it.
+
+    `empty`: without weights, to be given those of a file (`checkpoint.load_weights`). Parameters
+    have names, shapes and a precision, and take neither memory nor the time to draw them; buffers
+    are what the network computes.
+    """
+    make = _maker(str(description.get("type")))
+    if not empty:
+        return make(description, tokenizer)
+    from accelerate import init_empty_weights  # of use only here
+
+    with init_empty_weights(include_buffers=False):
+        return make(description, tokenizer)
+
+
+def _maker(kind: str) -> Callable[[dict[str, Any], Tokenizer], Backbone]:
+    """What makes a policy of this type from its description. Raises ValueError where nothing does."""
+    place, _, name = kind.partition(":")
+    path = place if name else f"armlet.policies.{kind}"
     try:
-        module = importlib.import_module(f"armlet.policies.{kind}")
+        module = importlib.import_module(path)
     except ModuleNotFoundError as error:
+        fix = f"there is no module {place!r}" if name else f"there is no armlet/policies/{kind}.py"
+        raise ValueError(f"policy type {kind!r} is unknown: {fix}") from error
+    if not name:
+        return module.from_json
+    found = getattr(module, name, None)
+    if not (isinstance(found, type) and issubclass(found, Backbone)):
         raise ValueError(
-            f"policy type {kind!r} is unknown: there is no armlet/policies/{kind}.py"
-        ) from error
-    return module.from_json(description, tokenizer)
+            f"policy type {kind!r}: {name} in {place} is {found!r}, expected a Backbone"
+        )
+    make: Callable[[dict[str, Any], Tokenizer], Backbone] | None
+    make = getattr(found, "from_json", None)
+    if make is None:
+        raise ValueError(f"policy type {kind!r}: {name} has no `from_json`, so it cannot be loaded")
+    return make

@@ -13,7 +13,7 @@ from typing import Any, Self
 from tokenizers import Tokenizer
 
 from armlet.data.files import read_json, write_atomically
-from armlet.policies.contract import Body, Policy, rebuild
+from armlet.policies.contract import Backbone, Body, rebuild
 from armlet.robot.fit import View
 
 FACTS = "teacher.json"
@@ -37,7 +37,7 @@ class TeacherFacts:
     network: dict[str, Any]  # as `Policy.to_json` describes it
 
     @classmethod
-    def of(cls, policy: Policy, fingerprint: str) -> Self:
+    def of(cls, policy: Backbone, fingerprint: str) -> Self:
         """What is to be known of a policy whose folder has this fingerprint."""
         return cls(
             fingerprint=fingerprint,
@@ -58,7 +58,7 @@ class TeacherFacts:
         """How the teacher sees the pictures of a data set."""
         return View({name: (side, side) for name, side in self.cameras.items()}, self.body.fit)
 
-    def stand_in(self) -> Policy:
+    def stand_in(self) -> Backbone:
         """A network of the teacher's shape, for its robot and with its words, whose weights are
         random: what a student is made from that takes none of them (`Student.needs_teacher`)."""
         return rebuild(self.network, self.body.tokenizer).eval()

@@ -7,19 +7,20 @@ bit for bit (recipes.md §1, error 1). Knows no particular network.
 """
 
 import copy
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from functools import partial
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from armlet.layers.heads import ActionHead
 from armlet.layers.router import (
     GateMode,
     Gates,
+    Mixer,
     RandomRouter,
     Router,
     active_layers,
@@ -27,9 +28,9 @@ from armlet.layers.router import (
     hard_gates,
     mixer,
 )
-from armlet.policies.contract import Pass, Policy, Student, Tokens, rebuild
+from armlet.policies.contract import Backbone, Pass, State, Student, left_to, rebuild, tuples
 from armlet.robot.observation import Observation
-from armlet.types import Batch, Trace
+from armlet.types import Batch
 
 BUDGETS = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)  # where a dial is calibrated
 
@@ -46,8 +47,6 @@ class Routing(Student):
     """It sees the action before."""
     initial_keep: float = 0.8
     """How likely a layer is to run before training; of a random router, always."""
-    threshold: float = 0.0
-    """The logit from which on a layer runs; set by calibration where there is a budget."""
     always: tuple[int, ...] = ()
     """Layers that run whatever the router says, by number from 0."""
     mode: GateMode = "straight_through"
@@ -58,10 +57,6 @@ class Routing(Student):
     budget: float | None = None
     """The share of the backbone that decisions may cost in the mean, set after each stage
     (`Routed.calibrate`); none leaves the threshold alone."""
-    calibration: tuple[tuple[float, float], ...] = ()
-    """(budget, threshold) pairs, as measured."""
-    only: tuple[int, ...] | None = None
-    """The route that all frames took when it was calibrated, if they took one."""
     chooser: Literal["learned", "random"] = "learned"
     """random is a baseline: a share `initial_keep` of the layers, chosen at random."""
 
@@ -71,132 +66,143 @@ class Routing(Student):
                 "a router with a dial needs a `budget`, what it is told where nobody says otherwise"
             )
 
-    def build(self, teacher: Policy, sample: Batch | None = None) -> Policy:
-        return Routed(copy.deepcopy(teacher), self)
+    def build(self, teacher: Backbone, sample: Batch | None = None) -> Backbone:
+        return Routed(copy.deepcopy(teacher), self)  # type: ignore[abstract]  # mypy sees no `left_to`
 
 
-class Routed(Policy):
-    """See the module's docstring. `inner` is the policy whose layers are routed."""
+@dataclass(frozen=True)
+class Calibration:
+    """What a router has measured of itself: `threshold`, the logit from which on a layer runs;
+    `calibration`, (budget, threshold) pairs; `only`, the route that all frames took when it was
+    calibrated, if they took one."""
 
-    def __init__(self, inner: Policy, routing: Routing) -> None:
+    threshold: float = 0.0
+    calibration: tuple[tuple[float, float], ...] = ()
+    only: tuple[int, ...] | None = None
+
+    def at(self, budget: float) -> float:
+        """The threshold at a budget, interpolated between those that were measured."""
+        budgets, thresholds = zip(*self.calibration, strict=True)
+        return float(np.interp(budget, budgets, thresholds))
+
+
+@left_to(
+    "inner",
+    "body",
+    "cameras",
+    "chunk",
+    "width",
+    "text_tokens",
+    "vision_tokens",
+    "condition_width",
+    "kept_layers",
+    "of_layers",
+    "execute",
+    "head",
+    "layers",
+    "blocks",
+    "view",
+    "inputs",
+    "embed",
+    "run_layer",
+    "skip_layer",
+    "features",
+    "decode",
+    "loss",
+    "classes",
+    "signals",
+    "keep_layers",
+    "layer_costs",
+)
+class Routed(Backbone):
+    """See the module's docstring. `inner` is the policy whose layers are routed; cut to some of
+    them (`keep_layers`) it is the static network, and the router is gone."""
+
+    def __init__(
+        self, inner: Backbone, routing: Routing, measured: Calibration | None = None
+    ) -> None:
         super().__init__()
-        self.inner, self.routing, self.body = inner, routing, inner.body
-        self.cameras = inner.cameras
-        self.width, self.execute = inner.width, inner.execute
-        self.kept_layers = inner.kept_layers
-        self.vision_tokens, self.text_tokens = inner.vision_tokens, inner.text_tokens
+        self.inner = inner
+        self.routing = routing
+        self.measured = measured or Calibration()
         self.router = _make_router(inner, routing)
-
-    @property
-    def layers(self) -> torch.nn.ModuleList:  # type: ignore[override]  # the inner one's own, not registered twice
-        return self.inner.layers
-
-    @property
-    def blocks(self) -> list[torch.nn.Module]:
-        return self.inner.blocks
-
-    @property
-    def head(self) -> ActionHead:  # type: ignore[override]
-        return self.inner.head
-
-    @property
-    def condition_width(self) -> int:
-        return self.inner.condition_width
 
     def prepare(self, observations: Sequence[Observation]) -> Batch:
         batch = self.inner.prepare(observations)
         return replace(batch, budget=self.routing.budget) if self.routing.dial else batch
 
-    def embed(self, batch: Batch) -> Tokens:
-        return self.inner.embed(batch)
-
-    def run_layer(self, index: int, hidden: Tensor, tokens: Tokens) -> Tensor:
-        return self.inner.run_layer(index, hidden, tokens)
-
-    def condition(self, hidden: Tensor, tokens: Tokens) -> Tensor:
-        return self.inner.condition(hidden, tokens)
-
-    def signals(self, names: Collection[str], batch: Batch, tokens: Tokens, run: Pass) -> Trace:
-        return self.inner.signals(names, batch, tokens, run)
-
-    def keep_layers(self, kept: tuple[int, ...]) -> Policy:
-        """The static network of these layers; the router is gone."""
-        return self.inner.keep_layers(kept)
-
-    def route(self, tokens: Tokens, batch: Batch) -> Tensor:
+    def route(self, start: State, batch: Batch) -> Tensor:
         """The router's logits (b, l), in single precision whatever the rest runs in: a route must
         not hang on rounding.
 
-        The tokens are only read: a budget must not speak to the eyes.
+        What it reads is detached, so that the budget's loss cannot train the vision tower.
         """
-        with torch.autocast(tokens.hidden.device.type, enabled=False):
+        seen = self.features(start)
+        with torch.autocast(seen.hidden.device.type, enabled=False):
             state, action = batch.state.float(), batch.previous_action.float()
             if isinstance(self.router, RandomRouter):
                 return self.router(state, action)
             return self.router(
-                tokens.hidden.detach().float(),
-                tokens.vision,
-                tokens.text,
-                state,
-                action,
-                batch.budget,
+                seen.hidden.detach().float(), seen.vision, seen.text, state, action, batch.budget
             )
 
-    def backbone(
-        self, tokens: Tokens, batch: Batch, *, watch: bool = False, exploration: float = 0.0
+    def run_layers(
+        self, state: State, batch: Batch, *, watch: bool = False, exploration: float = 0.0
     ) -> Pass:
-        logits = self.route(tokens, batch) - self._threshold(batch)
-        if not logits.requires_grad:  # at rest, or the router is frozen: there is nobody to tell what a skipped layer would do
-            return self._skipping(tokens, logits, watch=watch)
+        logits = self.route(state, batch) - self._threshold(batch)
+        # At rest, or with a frozen router, there is nobody to tell what a skipped layer would do.
+        if not logits.requires_grad:
+            return self._skipping(state, logits, watch=watch)
         mode = self.routing.mode
         if mode == "straight_through" and exploration > 0:
             # Logistic noise, scaled: which layers run is drawn.
             gates = gate_sample(logits / exploration, "gumbel", temperature=1 / exploration)
         else:
             gates = gate_sample(logits, mode)
-        return self._masked(tokens, logits, gates, watch=watch)
+        return self._masked(state, logits, gates, watch=watch)
 
     def _threshold(self, batch: Batch) -> float:
         """The logit from which on a layer runs: by what a decision of this batch may cost, where
         the router has a dial."""
-        if not self.routing.calibration or batch.budget in (None, self.routing.budget):
-            return self.routing.threshold
-        budgets, thresholds = zip(*self.routing.calibration, strict=True)
-        return float(np.interp(batch.budget, budgets, thresholds))
+        asked = batch.budget
+        if asked is None or asked == self.routing.budget or not self.measured.calibration:
+            return self.measured.threshold
+        return self.measured.at(asked)
 
-    def _masked(self, tokens: Tokens, logits: Tensor, gates: Gates, *, watch: bool) -> Pass:
+    def _masked(self, start: State, logits: Tensor, gates: Gates, *, watch: bool) -> Pass:
         """Every layer is computed, so that the router learns what each would have done."""
-        join = mixer(self.routing.mode)
-        hidden, seen = tokens.hidden, []
+        mix = mixer(self.routing.mode)
+        state = start
+        seen = []
         for index in range(len(self.layers)):
-            out = self.run_layer(index, hidden, tokens)
-            hidden = join(hidden, out, gates.hard[:, index], gates.soft[:, index])
+            join = partial(_mixed, mix, gates.hard[:, index], gates.soft[:, index])
+            ran = self.run_layer(index, state)
+            state = self.skip_layer(index, state).blend(ran, join)
             if watch:
-                seen.append(hidden)
-        return Pass(
-            hidden,
-            tuple(seen),
-            gates.straight_through,
-            {"router_logits": logits, "soft_gates": gates.soft},
-        )
+                seen.append(state)
+        extras = {"router_logits": logits, "soft_gates": gates.soft}
+        return Pass(start, state, tuple(seen), gates.straight_through, extras)
 
-    def _skipping(self, tokens: Tokens, logits: Tensor, *, watch: bool) -> Pass:
+    def _skipping(self, start: State, logits: Tensor, *, watch: bool) -> Pass:
         """Only the chosen layers run. The gates are read by the host once."""
         gates = hard_gates(logits)
         plan = gates.tolist()
-        hidden, seen = tokens.hidden, []
+        state = start
+        seen = []
         for index in range(len(self.layers)):
             rows = [row for row, chosen in enumerate(plan) if chosen[index]]
             if len(rows) == len(plan):
-                hidden = self.run_layer(index, hidden, tokens)
-            elif rows:
-                at = torch.tensor(rows, device=hidden.device)
-                hidden = hidden.index_copy(
-                    0, at, self.run_layer(index, hidden[at], tokens.select(at))
-                )
+                state = self.run_layer(index, state)
+            else:
+                skipped = self.skip_layer(index, state)
+                if rows:
+                    at = torch.tensor(rows, device=gates.device)
+                    skipped = skipped.put(at, self.run_layer(index, state.select(at)))
+                state = skipped
             if watch:
-                seen.append(hidden)
-        return Pass(hidden, tuple(seen), gates, {"router_logits": logits}, tuple(map(int, plan[0])))
+                seen.append(state)
+        first = tuple(map(int, plan[0]))
+        return Pass(start, state, tuple(seen), gates, {"router_logits": logits}, first)
 
     @torch.no_grad()
     def calibrate(self, batch: Batch) -> None:
@@ -205,69 +211,79 @@ class Routed(Policy):
         and no more, and set the threshold for this router's own budget, if it has one."""
         if self.routing.chooser == "random":
             return
-        tokens, costs = self.embed(batch), self.layer_costs()
+        start = self.embed(batch)
+        costs = self.layer_costs()
         found = []
         for budget in BUDGETS:
             told = replace(batch, budget=budget) if self.routing.dial else batch
-            logits = self.route(tokens, told).cpu()
+            logits = self.route(start, told).cpu()
             found.append((budget, _threshold(logits, costs, budget)))
-        self.routing = replace(self.routing, calibration=tuple(found))
+        self.measured = replace(self.measured, calibration=tuple(found))
         if self.routing.budget is not None:
-            self.routing = self.at(self.routing.budget).routing
+            self.measured = self.at(self.routing.budget).measured
         if not self.routing.dial:
-            routes = self._gates(tokens, batch).unique(dim=0)
-            self.routing = replace(
-                self.routing, only=active_layers(routes) if len(routes) == 1 else None
-            )
+            routes = self._gates(start, batch).unique(dim=0)
+            only = active_layers(routes) if len(routes) == 1 else None
+            self.measured = replace(self.measured, only=only)
 
-    def at(self, budget: float) -> "Routed":
+    def at(self, budget: float) -> Self:
         """The same weights at another budget; between calibrated budgets the threshold is
         interpolated."""
-        if not self.routing.calibration:
+        if not self.measured.calibration:
             raise ValueError(
                 "this router has not been calibrated, so no threshold is known for a budget; distil it again"
             )
-        budgets, thresholds = zip(*self.routing.calibration, strict=True)
-        if not budgets[0] <= budget <= budgets[-1]:
+        lowest, highest = self.measured.calibration[0][0], self.measured.calibration[-1][0]
+        if not lowest <= budget <= highest:
             raise ValueError(
-                f"a budget of {budget}: this router is calibrated from {budgets[0]} to {budgets[-1]}"
+                f"a budget of {budget}: this router is calibrated from {lowest} to {highest}"
             )
         other = copy.copy(self)  # the modules are shared, the setting is its own
-        threshold = float(np.interp(budget, budgets, thresholds))
-        other.routing = replace(self.routing, budget=budget, threshold=threshold, only=None)
+        other.routing = replace(self.routing, budget=budget)
+        other.measured = replace(self.measured, threshold=self.measured.at(budget), only=None)
         return other
 
-    def deployed(self) -> Policy:
+    def deployed(self) -> Backbone:
         """Without its router, if that took one route on all frames that it was calibrated on:
         deciding what is always the same
         costs time and changes nothing."""
-        return self if not self.routing.only else self.keep_layers(self.routing.only)
+        return self if not self.measured.only else self.keep_layers(self.measured.only)
 
     @torch.no_grad()
-    def static(self, batch: Batch) -> Policy:
+    def static(self, batch: Batch) -> Backbone:
         """The network without its router that always takes this router's commonest route on
         `batch`: for export."""
         routes, counts = self._gates(self.embed(batch), batch).unique(dim=0, return_counts=True)
         return self.keep_layers(active_layers(routes[counts.argmax()][None]))
 
-    def _gates(self, tokens: Tokens, batch: Batch) -> Tensor:
+    def _gates(self, start: State, batch: Batch) -> Tensor:
         """(b, l): what runs."""
-        return hard_gates(self.route(tokens, batch) - self._threshold(batch))
+        return hard_gates(self.route(start, batch) - self._threshold(batch))
 
     def to_json(self) -> dict[str, Any]:
-        return {"type": "routed", "routing": asdict(self.routing), "inner": self.inner.to_json()}
+        routing = {**asdict(self.routing), **asdict(self.measured)}
+        return {"type": "routed", "routing": routing, "inner": self.inner.to_json()}
 
 
 def from_json(description: dict[str, Any], tokenizer: Tokenizer) -> Routed:
     """The network that `to_json` described, with fresh weights."""
-    routing = dict(description["routing"])
-    routing["always"] = tuple(routing["always"])
-    routing["calibration"] = tuple(map(tuple, routing.get("calibration", ())))
-    routing["only"] = routing.get("only") and tuple(routing["only"])
-    return Routed(rebuild(description["inner"], tokenizer), Routing(**routing))
+    routing = tuples(description["routing"])
+    only = routing.pop("only", None)
+    measured = Calibration(
+        threshold=routing.pop("threshold"),
+        calibration=tuple(map(tuple, routing.pop("calibration", ()))),
+        only=only or None,
+    )
+    inner = rebuild(description["inner"], tokenizer)
+    return Routed(inner, Routing(**routing), measured)  # type: ignore[abstract]  # as above
 
 
-def _make_router(inner: Policy, routing: Routing) -> Router | RandomRouter:
+def _mixed(mix: Mixer, hard: Tensor, soft: Tensor, before: Tensor, after: Tensor) -> Tensor:
+    """A tensor of a state as it was before a layer and after it, as the gates (b,) say."""
+    return mix(before, after, hard, soft)
+
+
+def _make_router(inner: Backbone, routing: Routing) -> Router | RandomRouter:
     state_dims, action_dims, layers = (
         len(inner.body.state.offset),
         inner.body.action_spec.dims,

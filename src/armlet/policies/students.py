@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from armlet.policies.contract import Network, Policy, Student, rebuild
+from armlet.policies.contract import Backbone, Network, Student, rebuild
 from armlet.types import Batch
 
 
@@ -20,7 +20,7 @@ class FirstK(Student):
     layers: int
     """How many are kept."""
 
-    def build(self, teacher: Policy, sample: Batch | None = None) -> Policy:
+    def build(self, teacher: Backbone, sample: Batch | None = None) -> Backbone:
         return teacher.keep_layers(tuple(range(self.layers)))
 
 
@@ -31,7 +31,7 @@ class Kept(Student):
     layers: tuple[int, ...]
     """Their numbers, from 0."""
 
-    def build(self, teacher: Policy, sample: Batch | None = None) -> Policy:
+    def build(self, teacher: Backbone, sample: Batch | None = None) -> Backbone:
         return teacher.keep_layers(self.layers)
 
 
@@ -43,7 +43,7 @@ class LayerDrop(Student):
     layers: int
     """How many are kept."""
 
-    def build(self, teacher: Policy, sample: Batch | None = None) -> Policy:
+    def build(self, teacher: Backbone, sample: Batch | None = None) -> Backbone:
         if sample is None:
             raise ValueError(
                 "LayerDrop looks at the data to choose layers; pass build() a sample batch"
@@ -53,14 +53,18 @@ class LayerDrop(Student):
 
 
 @torch.no_grad()
-def influence(policy: Policy, batch: Batch) -> Float[Tensor, " l"]:
+def influence(policy: Backbone, batch: Batch) -> Float[Tensor, " l"]:
     """1 − the cosine of what enters a layer and what leaves it, mean over real tokens: near 0, a
     layer does little."""
-    tokens = policy.embed(batch)
-    hidden, found = tokens.hidden, []
+    state = policy.embed(batch)
+    before = policy.features(state)
+    found = []
     for index in range(len(policy.layers)):
-        before, hidden = hidden, policy.run_layer(index, hidden, tokens)
-        found.append(1 - torch.cosine_similarity(before, hidden, dim=-1)[tokens.mask].mean())
+        state = policy.run_layer(index, state)
+        after = policy.features(state)
+        likeness = torch.cosine_similarity(before.hidden, after.hidden, dim=-1)
+        found.append(1 - likeness[before.mask].mean())
+        before = after
     return torch.stack(found)
 
 
@@ -76,7 +80,7 @@ class Fresh(Student):
         # Which layers these two keep is said; another may look at the weights to choose.
         return self.student.needs_teacher and not isinstance(self.student, FirstK | Kept)
 
-    def build(self, teacher: Policy, sample: Batch | None = None) -> Policy:
+    def build(self, teacher: Backbone, sample: Batch | None = None) -> Backbone:
         return rebuild(self.student.build(teacher, sample).to_json(), teacher.body.tokenizer)
 
 
@@ -89,7 +93,7 @@ class Another(Student):
     network: Network
     """Which."""
 
-    def build(self, teacher: Policy, sample: Batch | None = None) -> Policy:
+    def build(self, teacher: Backbone, sample: Batch | None = None) -> Backbone:
         if sample is None:
             raise ValueError("Another fits its eyes to the data; pass build() a sample batch")
         return self.network.build(

@@ -18,35 +18,28 @@ side; the robot's state, a token of the ViT and a part of the goal code (`use_st
 and shifts what they found before the ViT begins, so that "red" singles out what is red.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import PreTrainedModel, RobertaConfig, RobertaModel, ViTConfig, ViTModel
 
 from armlet.data.text import load_tokenizer, marks
 from armlet.layers.fusion import AttentionPool, FiLM, FusionLayer, Goal, GoalCode, Question
-from armlet.layers.heads import HEADS, Kind, fitted
+from armlet.layers.heads import HEADS, Kind
 from armlet.layers.named import Named, state_layer
 from armlet.layers.vision import ConvEncoder, on_grid, word_mean
-from armlet.policies.contract import (
-    Body,
-    Network,
-    Pass,
-    Policy,
-    Student,
-    Tokens,
-    gather,
-    weights_of,
-)
-from armlet.robot.observation import Observation
+from armlet.policies.contract import Backbone, Body, Network, Pass, Student, weights_of
+from armlet.policies.tokens import TokenPolicy, TokenState
 from armlet.types import Batch, Trace
+
+if TYPE_CHECKING:  # slow to import, and of use only where a network is built
+    from transformers import PreTrainedModel, RobertaConfig, ViTConfig
 
 
 @dataclass(frozen=True)
@@ -132,7 +125,9 @@ class TwoTowerNetwork(Network):
             _load_pretrained(policy.words, "pretrained_text", self.pretrained_text)
         return policy
 
-    def vit(self, size: int) -> ViTConfig:
+    def vit(self, size: int) -> "ViTConfig":
+        from transformers import ViTConfig
+
         return ViTConfig(
             hidden_size=self.width,
             num_hidden_layers=self.vision_layers,
@@ -144,7 +139,9 @@ class TwoTowerNetwork(Network):
             attn_implementation=self.attention,  # type: ignore[call-arg]
         )
 
-    def roberta(self, tokenizer: Tokenizer) -> RobertaConfig:
+    def roberta(self, tokenizer: Tokenizer) -> "RobertaConfig":
+        from transformers import RobertaConfig
+
         return RobertaConfig(
             vocab_size=self.vocabulary or tokenizer.get_vocab_size(),
             hidden_size=self.width,
@@ -173,13 +170,11 @@ class TwoTowerNetwork(Network):
 class TwoTowerConfig:
     """The sizes, and what depends on data and teacher: `cameras` name → side in pixels;
     `teacher_width` that of the hidden states with which its own are compared while it learns (None:
-    with nobody's); `kept_layers` which fusion layers of the network
-    it was cut from, where it was cut."""
+    with nobody's)."""
 
     network: TwoTowerNetwork
     cameras: dict[str, int]
     teacher_width: int | None = None
-    kept_layers: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         uneven = {name: size for name, size in self.cameras.items() if size % self.network.patch}
@@ -193,7 +188,7 @@ class TwoTowerConfig:
             )
 
 
-class TwoTower(Policy):
+class TwoTower(TokenPolicy):
     """See the module's docstring. `grids`: the side of each camera's grid of vision tokens, in the
     order of the tokens.
 
@@ -209,20 +204,27 @@ class TwoTower(Policy):
     its soft assignment; `logits`, where the head has them.
     """
 
-    def __init__(self, config: TwoTowerConfig, body: Body) -> None:
+    of_layers = ("hidden.", "attention.")
+
+    def __init__(
+        self, config: TwoTowerConfig, body: Body, *, kept_layers: tuple[int, ...] | None = None
+    ) -> None:
+        from transformers import RobertaModel, ViTModel
+
         super().__init__()
         network = config.network
-        self.config, self.network, self.body, self.cameras = config, network, body, config.cameras
-        self.width, self.text_tokens, self.execute = (
-            network.width,
-            network.text_tokens,
-            network.execute,
-        )
-        self.kept_layers = config.kept_layers
+        self.config = config
+        self.network = network
+        self.body = body
+        self.cameras = config.cameras
+        self.text_tokens = network.text_tokens
+        self.execute = network.execute
+        self.kept_layers = kept_layers
         self.grids = tuple(size // network.patch for size in config.cameras.values())
         self.vision_tokens = sum(side**2 for side in self.grids)
         self._marks = marks(body.tokenizer)
-        width, size = network.width, max(config.cameras.values())
+        self.width = width = network.width
+        size = max(config.cameras.values())
         self.vision = ViTModel(network.vit(size), add_pooling_layer=False)
         self.words = RobertaModel(network.roberta(body.tokenizer), add_pooling_layer=False)
         self.camera = nn.Parameter(torch.zeros(len(config.cameras), width))
@@ -243,8 +245,9 @@ class TwoTower(Policy):
             width * (2 if network.use_state else 1), network.goal, network.prototypes
         )
         self.abstraction, self.norm = FiLM(network.goal, width), nn.LayerNorm(width)
-        options = fitted(network.head, body.action_spec, network.head_options)
-        self.head = HEADS[network.head](width, network.chunk, body.action_spec.dims, **options)
+        head = HEADS[network.head]
+        options = head.fitted(body.action_spec, network.head_options)
+        self.head = head(width, network.chunk, body.action_spec.dims, **options)
         taught = {
             "image": nn.Linear(width, network.embedding),
             "text": nn.Linear(width, network.embedding),
@@ -260,15 +263,6 @@ class TwoTower(Policy):
     @property
     def blocks(self) -> list[nn.Module]:
         return [*self.vision.layers, *self.words.encoder.layer, *self.layers]
-
-    def prepare(self, observations: Sequence[Observation]) -> Batch:
-        return gather(
-            observations,
-            self.config.cameras,
-            self.body,
-            text_tokens=self.network.text_tokens,
-            device=self.device,
-        )
 
     def read(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The words as RoBERTa understands them (b, t, d), and which are real (b, t)."""
@@ -297,7 +291,7 @@ class TwoTower(Policy):
         """
         embeddings, scale, patches = self.vision.embeddings, 0.5 / self.std, []
         asked = batch.state.new_zeros(len(batch), self.width) if asked is None else asked
-        for index, name in enumerate(self.config.cameras):
+        for index, name in enumerate(self.cameras):
             image = batch.images[name]
             if name in self.eyes:  # a ConvEncoder takes images around 0.5
                 found = self.eyes[name](torch.addcmul(0.5 - self.mean * scale, image, scale), asked)
@@ -317,7 +311,7 @@ class TwoTower(Policy):
             hidden = self._run(layer, hidden)
         return self.vision.layernorm(hidden)
 
-    def embed(self, batch: Batch) -> Tokens:
+    def embed(self, batch: Batch) -> TokenState:
         words, real = self.read(batch)
         asked = (
             self.ask(self.words.embeddings.word_embeddings(batch.text), batch.text_mask)
@@ -330,17 +324,18 @@ class TwoTower(Policy):
         vision, text = torch.zeros_like(mask), torch.zeros_like(mask)
         vision[:, : self.vision_tokens] = True
         text[:, seen.shape[1] :] = real
-        nowhere = hidden.new_empty(1, 0)  # positions are in the tokens: nothing rotates
-        return Tokens(hidden, mask, vision, text, real[:, None, None], (nowhere, nowhere))
+        return TokenState(hidden, mask, vision, text, real[:, None, None])
 
     @property
     def _asking(self) -> int:
         """How many tokens are no words: patches, the class token, the state."""
         return self.vision_tokens + 1 + self.network.use_state
 
-    def run_layer(self, index: int, hidden: Tensor, tokens: Tokens) -> Tensor:
-        seen, words = hidden[:, : self._asking], hidden[:, self._asking :]
-        return torch.cat([self._run(self.layers[index], seen, words, tokens.attention), words], 1)
+    def run_layer(self, index: int, state: TokenState) -> TokenState:
+        seen = state.hidden[:, : self._asking]
+        words = state.hidden[:, self._asking :]
+        seen = self._run(self.layers[index], seen, words, state.attention)
+        return replace(state, hidden=torch.cat([seen, words], 1))
 
     def _run(self, layer: nn.Module, *inputs: Any) -> Tensor:
         if self.network.checkpointing and self.training and torch.is_grad_enabled():
@@ -354,58 +349,63 @@ class TwoTower(Policy):
             return summary, self.goal(summary)
         return summary, self.goal(torch.cat([summary, hidden[:, self._asking - 1]], -1))
 
-    def condition(self, hidden: Tensor, tokens: Tokens) -> Tensor:
-        summary, goal = self.abstract(hidden)
+    def condition(self, state: TokenState) -> Tensor:
+        summary, goal = self.abstract(state.hidden)
         return self.norm(self.abstraction(summary, goal.code))
 
-    def signals(self, names: Collection[str], batch: Batch, tokens: Tokens, run: Pass) -> Trace:
-        fused = run.hidden[:, : self.vision_tokens]
+    def signals(self, names: Collection[str], batch: Batch, run: Pass[TokenState]) -> Trace:
+        start = run.start
+        hidden = run.state.hidden
+        fused = hidden[:, : self.vision_tokens]
         known: dict[str, Callable[[], Tensor]] = {
             "fused": lambda: fused,
-            "image": lambda: self._image(batch, tokens),
+            "image": lambda: self._image(batch, start),
             "text": lambda: self._unit(
-                "text", word_mean(tokens.hidden[:, self._asking :], tokens.text[:, self._asking :])
+                "text", word_mean(start.hidden[:, self._asking :], start.text[:, self._asking :])
             ),
-            "goal": lambda: self.abstract(run.hidden)[1].code,
-            "prototypes": lambda: self.abstract(run.hidden)[1].assignment,
+            "goal": lambda: self.abstract(hidden)[1].code,
+            "prototypes": lambda: self.abstract(hidden)[1].assignment,
             **{
-                f"attention.{index}": partial(self._map, index, tokens, run)
+                f"attention.{index}": partial(self._map, index, run)
                 for index in range(len(self.layers))
             },
         }
         if "teacher" in self.taught:
             known["projected"] = lambda: self.taught["teacher"](fused)
-        return {name: known[name]() for name in names if name in known}
+        found = {name: known[name]() for name in names if name in known}
+        return super().signals(names, batch, run) | found
 
-    def _image(self, batch: Batch, tokens: Tokens) -> Tensor:
+    def _image(self, batch: Batch, start: TokenState) -> Tensor:
         """The picture alone, (b, c): where words speak to the eyes it is looked at again without,
         or they would tell."""
-        seen = self.see(batch) if self.ask else tokens.hidden
+        seen = self.see(batch) if self.ask else start.hidden
         return self._unit("image", seen[:, : self.vision_tokens].mean(1))
 
     def _unit(self, kind: str, feature: Tensor) -> Tensor:
         return F.normalize(self.taught[kind](feature).float(), dim=-1)
 
-    def _map(self, index: int, tokens: Tokens, run: Pass) -> Tensor:
+    def _map(self, index: int, run: Pass[TokenState]) -> Tensor:
         """(b, n, t): from each vision token, how much fusion layer `index` listens to each word."""
-        before, layer = tokens.hidden if index == 0 else run.hiddens[index - 1], self.layers[index]
-        assert isinstance(layer, FusionLayer) and tokens.attention is not None  # made so here
+        before = run.states[index - 1] if index else run.start
+        layer = self.layers[index]
+        assert isinstance(layer, FusionLayer) and before.attention is not None  # made so here
+        hidden = before.hidden
         return layer.weights(
-            before[:, : self.vision_tokens], before[:, self._asking :], tokens.attention
+            hidden[:, : self.vision_tokens], hidden[:, self._asking :], before.attention
         )
 
     def keep_layers(self, kept: tuple[int, ...]) -> "TwoTower":
         weights = weights_of(self, kept)
         network = replace(self.network, fusion_layers=len(kept))
-        student = TwoTower(
-            replace(self.config, network=network, kept_layers=tuple(kept)), self.body
-        )
+        config = replace(self.config, network=network)
+        student = TwoTower(config, self.body, kept_layers=tuple(kept))
         student.load_state_dict(weights)
         return student.to(self.device)
 
     def to_json(self) -> dict[str, Any]:
         """Everything but the weights and the tokenizer."""
-        return {"type": "two_tower", "config": asdict(self.config), **self.body.to_json()}
+        config = {**asdict(self.config), "kept_layers": self.kept_layers}
+        return {"type": "two_tower", "config": config, **self.body.to_json()}
 
 
 def from_json(description: dict[str, Any], tokenizer: Tokenizer) -> TwoTower:
@@ -414,9 +414,11 @@ def from_json(description: dict[str, Any], tokenizer: Tokenizer) -> TwoTower:
     network = dict(config["network"])
     network |= {name: tuple(network[name]) for name in ("mean", "std")}
     config["network"] = TwoTowerNetwork(**network)
-    if config["kept_layers"] is not None:
-        config["kept_layers"] = tuple(config["kept_layers"])
-    return TwoTower(TwoTowerConfig(**config), Body.from_json(description, tokenizer))
+    kept = config.pop("kept_layers")
+    body = Body.from_json(description, tokenizer)
+    return TwoTower(
+        TwoTowerConfig(**config), body, kept_layers=None if kept is None else tuple(kept)
+    )
 
 
 @dataclass(frozen=True)
@@ -430,12 +432,12 @@ class TwoTowerStudent(Student):
     network: TwoTowerNetwork
     """Its sizes."""
 
-    def build(self, teacher: Policy, sample: Batch | None = None) -> Policy:
+    def build(self, teacher: Backbone, sample: Batch | None = None) -> Backbone:
         if sample is None:
             raise ValueError(
                 "TwoTowerStudent sees through the data's cameras; pass build() a sample batch"
             )
-        for name, wanted in (("chunk", teacher.head.chunk), ("text_tokens", teacher.text_tokens)):
+        for name, wanted in (("chunk", teacher.chunk), ("text_tokens", teacher.text_tokens)):
             found = getattr(self.network, name)
             if found != wanted:
                 raise ValueError(
@@ -445,7 +447,7 @@ class TwoTowerStudent(Student):
         return self.network.assemble(teacher.body, cameras, teacher_width=teacher.width)
 
 
-def _load_pretrained(tower: PreTrainedModel, what: str, name: str) -> None:
+def _load_pretrained(tower: "PreTrainedModel", what: str, name: str) -> None:
     """Copy published weights into a tower. Raises ValueError where they cannot be had or have other
     sizes."""
     try:

@@ -7,64 +7,22 @@ hidden state conditions the action head; a head that wants a vector for each ste
 the query repeated. Knows no benchmark and no recipe.
 """
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
-from transformers import LlamaConfig
-from transformers.models.llama.modeling_llama import (
-    LlamaDecoderLayer,
-    LlamaRMSNorm,
-    LlamaRotaryEmbedding,
-)
 
-from armlet.layers.heads import HEADS, Kind, fitted
+from armlet.layers.heads import HEADS, Kind
 from armlet.layers.named import Named, state_layer
 from armlet.layers.vision import ConvEncoder, ordered_mean
-from armlet.policies.contract import Body, Network, Policy, Tokens, gather, tuples, weights_of
-from armlet.robot.observation import Observation
+from armlet.policies.contract import Body, Network, tuples, weights_of
+from armlet.policies.tokens import TokenPolicy, TokenState
 from armlet.types import Batch
 
-
-@dataclass(frozen=True)
-class VLAConfig:
-    """Sizes of the network. `cameras` name → side in pixels; `strides` name → pixels per token;
-    `text_tokens` the
-    longest instruction; `execute` how many actions of a chunk are carried out before the policy
-    looks again."""
-
-    cameras: dict[str, int]
-    strides: dict[str, int]
-    state_dims: int
-    action_dims: int
-    vocabulary: int
-    width: int = 128
-    depth: int = 8
-    heads: int = 4
-    chunk: int = 8
-    execute: int = 3
-    text_tokens: int = 32
-    vision_channels: int = 32
-    head: Kind = "regression"
-    head_options: dict[str, Any] = field(default_factory=dict)
-    kept_layers: tuple[int, ...] | None = (
-        None  # which layers of the network it was cut from, where it was cut
-    )
-
-    def llama(self) -> LlamaConfig:
-        return LlamaConfig(
-            vocab_size=self.vocabulary,
-            hidden_size=self.width,
-            intermediate_size=int(self.width * 8 / 3) // 32 * 32,
-            num_hidden_layers=self.depth,
-            num_attention_heads=self.heads,
-            num_key_value_heads=self.heads,
-            max_position_embeddings=4096,
-            attn_implementation="eager",  # type: ignore[call-arg]  # tens of tokens: faster than fused, thrice in backward
-        )
+if TYPE_CHECKING:  # slow to import, and of use only where a network is built
+    from transformers import LlamaConfig
 
 
 @dataclass(frozen=True)
@@ -93,86 +51,79 @@ class VLANetwork(Network):
     """More of the head, by the names of its arguments (armlet/layers/heads.py)."""
 
     def build(self, body: Body, cameras: dict[str, int]) -> "VLA":
-        config = VLAConfig(
-            cameras=cameras,
-            strides={name: self.strides.get(name, 16) for name in cameras},
-            state_dims=len(body.state.offset),
-            action_dims=body.action_spec.dims,
-            vocabulary=body.tokenizer.get_vocab_size(),
-            width=self.width,
-            depth=self.depth,
-            heads=self.heads,
-            chunk=self.chunk,
-            execute=self.execute,
-            text_tokens=self.text_tokens,
-            vision_channels=self.vision_channels,
-            head=self.head,
-            head_options=fitted(self.head, body.action_spec, self.head_options),
+        options = HEADS[self.head].fitted(body.action_spec, self.head_options)
+        return VLA(replace(self, head_options=options), cameras, body)
+
+    def llama(self, vocabulary: int) -> "LlamaConfig":
+        from transformers import LlamaConfig
+
+        return LlamaConfig(
+            vocab_size=vocabulary,
+            hidden_size=self.width,
+            intermediate_size=int(self.width * 8 / 3) // 32 * 32,
+            num_hidden_layers=self.depth,
+            num_attention_heads=self.heads,
+            num_key_value_heads=self.heads,
+            max_position_embeddings=4096,
+            attn_implementation="eager",  # type: ignore[call-arg]  # tens of tokens: faster than fused, thrice in backward
         )
-        return VLA(config, body)
 
 
-class VLA(Policy):
+class VLA(TokenPolicy):
     """See the module's docstring."""
 
-    def __init__(self, config: VLAConfig, body: Body) -> None:
+    def __init__(
+        self,
+        network: VLANetwork,
+        cameras: dict[str, int],
+        body: Body,
+        *,
+        kept_layers: tuple[int, ...] | None = None,
+    ) -> None:
+        from transformers.models.llama import modeling_llama
+
         super().__init__()
-        self.config, self.body, self.cameras = config, body, config.cameras
-        self.width, self.text_tokens, self.execute = (
-            config.width,
-            config.text_tokens,
-            config.execute,
-        )
-        self.kept_layers = config.kept_layers
-        llama = config.llama()
+        strides = {name: network.strides.get(name, 16) for name in cameras}
+        self.network = replace(network, strides=strides)
+        self.body = body
+        self.cameras = cameras
+        self.kept_layers = kept_layers
+        self.width = width = network.width
+        self.text_tokens = network.text_tokens
+        self.execute = network.execute
+        vocabulary = body.tokenizer.get_vocab_size()
+        llama = network.llama(vocabulary)
         eyes = {
-            name: ConvEncoder(
-                size, config.width, stride=config.strides[name], channels=config.vision_channels
-            )
-            for name, size in config.cameras.items()
+            name: ConvEncoder(size, width, stride=strides[name], channels=network.vision_channels)
+            for name, size in cameras.items()
         }
-        self.vision, self.vision_tokens = (
-            Named(eyes),
-            sum(encoder.tokens for encoder in eyes.values()),
-        )
-        self.words = nn.Embedding(config.vocabulary, config.width, padding_idx=0)
-        self.order = nn.Parameter(
-            1 + 0.5 * torch.randn(config.text_tokens, config.width)
-        )  # "a on b" is not "b on a"
-        self.asked = nn.Sequential(
-            nn.LayerNorm(config.width), nn.Linear(config.width, config.width), nn.GELU()
-        )
-        self.state = state_layer(config.state_dims, config.width)
-        self.query = nn.Parameter(torch.randn(config.width) * 0.02)
-        layers = [LlamaDecoderLayer(llama, index) for index in range(config.depth)]
+        self.vision = Named(eyes)
+        self.vision_tokens = sum(encoder.tokens for encoder in eyes.values())
+        self.words = nn.Embedding(vocabulary, width, padding_idx=0)
+        # Each place in a sentence has factors of its own: "a on b" is not "b on a".
+        self.order = nn.Parameter(1 + 0.5 * torch.randn(network.text_tokens, width))
+        self.asked = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.GELU())
+        self.state = state_layer(len(body.state.offset), width)
+        self.query = nn.Parameter(torch.randn(width) * 0.02)
+        layers = [modeling_llama.LlamaDecoderLayer(llama, index) for index in range(network.depth)]
         for layer in layers:
             layer.self_attn.is_causal = False
         self.layers = nn.ModuleList(layers)
-        self.norm = LlamaRMSNorm(config.width)
-        self.rotary = LlamaRotaryEmbedding(llama)
-        self.head = HEADS[config.head](
-            config.width, config.chunk, config.action_dims, **config.head_options
-        )
+        self.norm = modeling_llama.LlamaRMSNorm(width)
+        self.rotary = modeling_llama.LlamaRotaryEmbedding(llama)
+        dims = body.action_spec.dims
+        self.head = HEADS[network.head](width, network.chunk, dims, **network.head_options)
         self.apply(_initialise)
-
-    def prepare(self, observations: Sequence[Observation]) -> Batch:
-        return gather(
-            observations,
-            self.config.cameras,
-            self.body,
-            text_tokens=self.text_tokens,
-            device=self.device,
-        )
 
     def ask(self, words: Tensor, mask: Tensor) -> Tensor:
         """Embedded words (b, n, d), real where `mask` (b, n) → one vector (b, d) that says what to
         look for."""
         return self.asked(ordered_mean(words, mask, self.order))
 
-    def embed(self, batch: Batch) -> Tokens:
+    def embed(self, batch: Batch) -> TokenState:
         words = self.words(batch.text)
         asked = self.ask(words, batch.text_mask)
-        eyes = [self.vision[name](batch.images[name], asked) for name in self.config.cameras]
+        eyes = [self.vision[name](batch.images[name], asked) for name in self.cameras]
         state = self.state(batch.state).unsqueeze(1)
         query = self.query.expand(len(batch), self.head.vectors, -1)
         hidden = torch.cat([*eyes, words, state, query], 1)
@@ -182,39 +133,70 @@ class VLA(Policy):
         vision, text = torch.zeros_like(mask), torch.zeros_like(mask)
         vision[:, :seen] = True
         text[:, seen : seen + words.shape[1]] = batch.text_mask
-        if len(batch) == 1 and bool(
-            batch.text_mask.all()
-        ):  # nothing is padded: no mask to build, and positions just count up
+        if _unpadded(batch):  # no mask to build, and positions just count up
             positions = torch.arange(length, device=hidden.device)[None]
-            return Tokens(hidden, mask, vision, text, None, self.rotary(hidden, positions))
+            rotary = self.rotary(hidden, positions)
+            return TokenState(hidden, mask, vision, text, rotary=rotary)
         positions = mask.long().cumsum(1) - 1
-        attention = torch.zeros(mask.shape, device=hidden.device).masked_fill_(~mask, -1e9)[
-            :, None, None, :
-        ]
-        return Tokens(hidden, mask, vision, text, attention, self.rotary(hidden, positions))
+        attention = torch.zeros(mask.shape, device=hidden.device).masked_fill_(~mask, -1e9)
+        rotary = self.rotary(hidden, positions)
+        return TokenState(hidden, mask, vision, text, attention[:, None, None, :], rotary)
 
-    def run_layer(self, index: int, hidden: Tensor, tokens: Tokens) -> Tensor:
-        return self.layers[index](
-            hidden, attention_mask=tokens.attention, position_embeddings=tokens.rotary
+    def run_layer(self, index: int, state: TokenState) -> TokenState:
+        hidden = self.layers[index](
+            state.hidden, attention_mask=state.attention, position_embeddings=state.rotary
         )
+        return replace(state, hidden=hidden)
 
-    def condition(self, hidden: Tensor, tokens: Tokens) -> Tensor:
-        return self.norm(hidden[:, -self.head.vectors :]).flatten(1)
+    def condition(self, state: TokenState) -> Tensor:
+        return self.norm(state.hidden[:, -self.head.vectors :]).flatten(1)
 
     def keep_layers(self, kept: tuple[int, ...]) -> "VLA":
         weights = weights_of(self, kept)
-        student = VLA(replace(self.config, depth=len(kept), kept_layers=tuple(kept)), self.body)
+        network = replace(self.network, depth=len(kept))
+        student = VLA(network, self.cameras, self.body, kept_layers=tuple(kept))
         student.load_state_dict(weights)
         return student.to(self.device)
 
     def to_json(self) -> dict[str, Any]:
         """Everything but the weights and the tokenizer."""
-        return {"type": "vla", "network": asdict(self.config), **self.body.to_json()}
+        network = {
+            "cameras": self.cameras,
+            "state_dims": len(self.body.state.offset),
+            "action_dims": self.body.action_spec.dims,
+            "vocabulary": self.words.num_embeddings,
+            **asdict(self.network),
+            "kept_layers": self.kept_layers,
+        }
+        return {"type": "vla", "network": network, **self.body.to_json()}
 
 
 def from_json(description: dict[str, Any], tokenizer: Tokenizer) -> VLA:
     """The network that `to_json` described, with fresh weights."""
-    return VLA(VLAConfig(**tuples(description["network"])), Body.from_json(description, tokenizer))
+    network = tuples(description["network"])
+    body = Body.from_json(description, tokenizer)
+    cameras, kept = network.pop("cameras"), network.pop("kept_layers", None)
+    fitting = {
+        "state_dims": len(body.state.offset),
+        "action_dims": body.action_spec.dims,
+        "vocabulary": tokenizer.get_vocab_size(),
+    }
+    for name, found in fitting.items():
+        if network.pop(name) != found:
+            raise ValueError(
+                f"network.{name} is {description['network'][name]}, and its statistics or words "
+                f"have {found}"
+            )
+    return VLA(VLANetwork(**network), cameras, body, kept_layers=kept)
+
+
+def _unpadded(batch: Batch) -> bool:
+    """Whether this is one observation none of whose words is padding. A graph that is exported or
+    compiled cannot ask: there every batch is treated as one that may be padded, which gives the
+    same."""
+    if len(batch) > 1 or torch.compiler.is_compiling():
+        return False
+    return bool(batch.text_mask.all())
 
 
 def _initialise(module: nn.Module) -> None:

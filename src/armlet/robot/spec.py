@@ -1,10 +1,13 @@
-"""What the numbers of a robot's actions mean. Knows no data set, no policy and no file."""
+"""What a robot is: what the numbers of its actions mean, and what it sees and feels. Knows no data
+set, no policy and no file."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, Self
 
 import numpy as np
+
+from armlet.robot.fit import Fit, known_fit
 
 SLACK = 1e-6  # of a range: what single precision may add to its end
 
@@ -72,6 +75,56 @@ class ActionSpec:
             for name in self.__dataclass_fields__
             if getattr(self, name) != getattr(other, name)
         ]
+
+
+@dataclass(frozen=True)
+class CameraSpec:
+    """The pictures of a camera, in pixels."""
+
+    height: int
+    width: int
+
+
+@dataclass(frozen=True)
+class ObservationSpec:
+    """What a robot sees and feels. `cameras` by name; `state_names` one a number of its state, none
+    where nobody knows them, and `state_units` as many, or none; `fit` how a picture of another size
+    is brought to a camera's; `state_dims` how many numbers its state has."""
+
+    cameras: dict[str, CameraSpec]
+    state_names: tuple[str, ...] = ()
+    state_units: tuple[str, ...] = ()
+    fit: Fit = "exact"
+    state_dims: int | None = None
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Self:
+        """The inverse of `dataclasses.asdict`, from JSON, which has no tuples."""
+        return cls(
+            cameras={name: CameraSpec(**camera) for name, camera in value["cameras"].items()},
+            state_names=tuple(value.get("state_names", ())),
+            state_units=tuple(value.get("state_units", ())),
+            fit=known_fit(value.get("fit", "exact")),
+            state_dims=value.get("state_dims"),
+        )
+
+
+@dataclass(frozen=True)
+class RobotSpec:
+    """All that two parties must agree on before one of them acts for the other."""
+
+    action: ActionSpec
+    observation: ObservationSpec
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Self:
+        """The inverse of `to_json`."""
+        return cls(
+            ActionSpec.from_json(value["action"]), ObservationSpec.from_json(value["observation"])
+        )
 
 
 def within(

@@ -1,31 +1,33 @@
 """A policy while it is trained or watched: the network, and the heads that exist only then.
 
-`trace` answers any of the signals named in `types`; an objective says which it wants, and nothing
-else is computed. Knows no recipe.
+Called with a batch, a learner answers any of the signals named in `types`; an objective says which it
+wants, and nothing else is computed. Knows no recipe.
 """
 
 from collections.abc import Collection
 from contextlib import AbstractContextManager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from armlet.layers.graph import ProbeHeads
 from armlet.layers.named import Named
 from armlet.layers.vision import Pointer
-from armlet.policies.contract import Policy
+from armlet.policies.contract import Backbone, Features, Pass
 from armlet.types import Batch, Precision, Trace
+
+LAYERS = frozenset({"semantics", "layer_actions"})  # what the probe reads of every layer
 
 
 class Learner(nn.Module):
     """`probe` reads every layer (semantics and layer actions); `privileged` names the simulator
     facts that are guessed while a teacher learns, name → number of values: by a linear head from
-    the condition
-    (`privileged.x`), and by a pointer into the vision tokens before the backbone (`pointed.x`)."""
+    the condition, or from the mean of the last tokens where a policy has none (`privileged.x`), and
+    by a pointer into the vision tokens before the backbone, where it has those (`pointed.x`)."""
 
     def __init__(
         self,
-        policy: Policy,
+        policy: Backbone,
         *,
         probe: ProbeHeads | None = None,
         privileged: dict[str, int] | None = None,
@@ -33,77 +35,95 @@ class Learner(nn.Module):
         super().__init__()
         self.policy, self.probe = policy, probe
         facts = privileged or {}
-        self.privileged = Named(
-            {name: nn.Linear(policy.condition_width, size) for name, size in facts.items()}
-        )
-        self.pointers = Named(
-            {
-                name: Pointer(policy.width, policy.vision_tokens, size)
-                for name, size in facts.items()
-            }
-        )
+        read = policy.condition_width or policy.width
+        self.privileged = Named({name: nn.Linear(read, size) for name, size in facts.items()})
+        seen = policy.vision_tokens
+        pointed = facts.items() if seen else ()
+        self.pointers = Named({name: Pointer(policy.width, seen, size) for name, size in pointed})
 
     def autocast(self, precision: Precision) -> AbstractContextManager:
         """Matrix products in this precision while it lasts; weights and losses stay in single
         precision."""
         return torch.autocast(self.policy.device.type, torch.bfloat16, enabled=precision == "bf16")
 
-    def trace(
+    def forward(
         self, batch: Batch, want: Collection[str], *, exploration: float = 0.0, every: int = 1
     ) -> Trace:
         """The signals in `want`; those of single layers of every n-th sample only, where `every` is
-        more than 1. Raises KeyError naming a signal that this learner does not have."""
-        policy = self.policy
-        watch = bool({"semantics", "layer_actions"} & set(want)) or any(
-            name.startswith(("hidden.", "attention.")) for name in want
-        )
-        tokens = policy.embed(batch)
-        run = policy.backbone(tokens, batch, watch=watch, exploration=exploration)
-        condition = policy.condition(run.hidden, tokens).float()
-        costs = policy.layer_costs().to(condition.device)
+        more than 1. Raises KeyError naming a signal that this learner does not have.
+
+        What reads the same tensor comes in one fixed order: their gradients are summed in its
+        reverse, and another order rounds otherwise.
+        """
+        policy, wanted = self.policy, set(want)
+        if wanted & LAYERS and self.probe is None:
+            raise KeyError(
+                "semantics and layer_actions come from probe heads, and this learner has none"
+            )
+        watched = bool(wanted & LAYERS) or any(name.startswith(policy.of_layers) for name in want)
+        run = policy.run_layers(policy.embed(batch), batch, watch=watched, exploration=exploration)
+        if policy.condition_width is not None:
+            policy.signals(["condition"], batch, run)
         trace: Trace = {
-            "condition": condition,
             "gates": run.gates.float(),
-            "costs": costs,
+            "costs": policy.layer_costs().to(run.gates.device),
             **run.extras,
         }
-        if "actions" in want:
-            trace["actions"] = policy.head(condition)
-        if "logits" in want and (logits := policy.head.logits(condition)) is not None:
-            trace["logits"] = logits
-        if "imitation" in want:
-            actions, valid = batch.targets()
-            trace["imitation"] = policy.head.loss(condition, actions, valid.float())
-        if {"semantics", "layer_actions"} & set(want):
-            if self.probe is None:
-                raise KeyError(
-                    "semantics and layer_actions come from probe heads, and this learner has none"
-                )
-            trace["semantics"], trace["layer_actions"] = self.probe(
-                [hidden[::every].float() for hidden in run.hiddens], tokens.mask[::every]
-            )
-        for name, head in self.privileged.items():
-            trace[f"privileged.{name}"] = head(condition)
-        if any(name.startswith("pointed.") for name in want):
-            seen = tokens.hidden[tokens.vision].unflatten(0, (len(batch), -1))
-            trace |= {f"pointed.{name}": pointer(seen) for name, pointer in self.pointers.items()}
+        if "actions" in wanted:
+            trace["actions"] = policy.decode(run, batch)
+        if "logits" in wanted:
+            trace |= policy.signals(["logits"], batch, run)
+        if "imitation" in wanted:
+            trace["imitation"] = policy.loss(run, batch)
+        if wanted & LAYERS:
+            trace["semantics"], trace["layer_actions"] = self._probed(run, every)
+        trace |= self._guesses(run, wanted)
         for name in want:
             if name.startswith("hidden."):
-                trace[name] = run.hiddens[int(name.removeprefix("hidden."))]
-        trace |= policy.signals([name for name in want if name not in trace], batch, tokens, run)
-        missing = [name for name in want if name not in trace]
-        if missing:
-            kind = (
-                f"a policy of type {policy.to_json()['type']!r} with a {type(policy.head).__name__}"
-            )
-            facts = any(name.startswith(("privileged.", "pointed.")) for name in missing)
-            fix = (
-                "; facts are guessed where the episodes have them: leave `facts` of the objective empty otherwise"
-                if facts
-                else ""
-            )
-            raise KeyError(f"{kind} has no signal {missing}; it has {sorted(trace)}{fix}")
+                state = run.states[int(name.removeprefix("hidden."))]
+                trace[name] = policy.features(state).hidden
+        trace |= policy.signals([name for name in want if name not in trace], batch, run)
+        self._check(want, trace)
         return {name: trace[name] for name in want}
+
+    def _probed(self, run: Pass, every: int) -> tuple[Tensor, Tensor]:
+        """What the probe's heads read of every layer, in every n-th sample."""
+        assert self.probe is not None  # looked at before
+        layers = [self.policy.features(state) for state in run.states]
+        hiddens = [layer.hidden[::every].float() for layer in layers]
+        return self.probe(hiddens, layers[0].mask[::every])
+
+    def _guesses(self, run: Pass, wanted: set[str]) -> Trace:
+        """Guesses of simulator facts."""
+        found: Trace = {}
+        if self.privileged:
+            told = run.extras.get("condition")
+            if told is None:
+                told = _mean(self.policy.features(run.state)).float()
+            found |= {f"privileged.{name}": head(told) for name, head in self.privileged.items()}
+        if any(name.startswith("pointed.") for name in wanted):
+            first = self.policy.features(run.start)
+            seen = first.hidden[first.vision].unflatten(0, (len(first.hidden), -1))
+            found |= {f"pointed.{name}": pointer(seen) for name, pointer in self.pointers.items()}
+        return found
+
+    def _check(self, want: Collection[str], trace: Trace) -> None:
+        missing = [name for name in want if name not in trace]
+        if not missing:
+            return
+        fix = ""
+        if any(name.startswith(("privileged.", "pointed.")) for name in missing):
+            fix = (
+                "; facts are guessed where the episodes have them: leave `facts` of the objective "
+                "empty otherwise"
+            )
+        raise KeyError(f"{self.policy.kind} has no signal {missing}; it has {sorted(trace)}{fix}")
+
+
+def _mean(features: Features) -> Tensor:
+    """(b, d): of the real tokens."""
+    real = features.mask[..., None].to(features.hidden.dtype)
+    return (features.hidden * real).sum(1) / real.sum(1).clamp(min=1)
 
 
 @torch.no_grad()
@@ -112,4 +132,5 @@ def watch(learner: Learner, batch: Batch, want: Collection[str]) -> Trace:
     error 4)."""
     if learner.training:
         raise RuntimeError("a policy is watched in eval mode; call .eval() first")
-    return learner.trace(batch, want)
+    trace: Trace = learner(batch, want)
+    return trace

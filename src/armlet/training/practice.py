@@ -18,7 +18,7 @@ from armlet.data.frames import Frames, load_frames
 from armlet.data.traces import TraceStore
 from armlet.lineage import as_json, claim, digest_text, digest_weights, set_aside, short
 from armlet.policies.checkpoint import policy_fingerprint, save_policy
-from armlet.policies.contract import Policy
+from armlet.policies.contract import Backbone
 from armlet.progress import Progress
 from armlet.recipe import Recipe, Round, to_json
 from armlet.rollout.actors import StudentActs
@@ -43,7 +43,7 @@ TRIAL = 5_000_000  # between the seeds of a round's own episodes and those of it
 NEXT = 10_000  # between those of one round and of the next
 
 
-def identity_of(policy: Policy) -> str:
+def identity_of(policy: Backbone) -> str:
     """A hash of what decides a policy's answers, before it is saved: weights, network, words."""
     described = json.dumps(policy.to_json(), sort_keys=True)
     return f"{digest_weights(policy.state_dict())} {digest_text([described, policy.body.tokenizer.to_str()])}"
@@ -61,7 +61,7 @@ def first_seed(recipe: Recipe, number: int) -> int:
 
 
 def practise(
-    recipe: Recipe, student: Policy, teacher: Policy, number: int
+    recipe: Recipe, student: Backbone, teacher: Backbone, number: int
 ) -> tuple[Part, np.ndarray]:
     """Round `number`: the student acts, its teacher labels what it met. Returns the episodes with
     their traces, and which of their frames (n,) are worth learning from.
@@ -86,7 +86,7 @@ def practise(
     return Part(frames, data.fingerprint, traces), worth
 
 
-def _act(recipe: Recipe, student: Policy, number: int) -> EpisodeDataset:
+def _act(recipe: Recipe, student: Backbone, number: int) -> EpisodeDataset:
     """The episodes in which the student acts, as its teacher labels them."""
     each = recipe.rounds[number]
     folder = round_folder(recipe, number)
@@ -149,7 +149,7 @@ def mixed(base: np.ndarray, practised: np.ndarray, share: float) -> np.ndarray:
     return np.concatenate([base, np.tile(practised, times)])
 
 
-def stays(recipe: Recipe, number: int, student: Policy) -> bool:
+def stays(recipe: Recipe, number: int, student: Backbone) -> bool:
     """Whether the student that a round made succeeds as often as before it, on episodes that it did
     not practise on. The
     verdict is kept in `trial.json`, and read there by a run that is resumed."""

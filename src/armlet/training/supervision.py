@@ -27,7 +27,7 @@ from armlet.data.traces import (
 from armlet.layers.graph import ProbeHeads
 from armlet.lineage import Question, as_json, differences, digest_weights, summary
 from armlet.policies.checkpoint import load_weights, read_tensors
-from armlet.policies.contract import Policy
+from armlet.policies.contract import Backbone
 from armlet.progress import Progress
 from armlet.recipe import Probe, Recipe, to_json
 from armlet.robot.fit import View
@@ -44,13 +44,13 @@ def heads_file(recipe: Recipe) -> Path:
     return recipe.traces.parent / "probe" / "heads.safetensors"
 
 
-def make_heads(policy: Policy, probe: Probe) -> ProbeHeads:
+def make_heads(policy: Backbone, probe: Probe) -> ProbeHeads:
     """Fresh heads for every layer of a policy."""
     return ProbeHeads(
         len(policy.layers),
         policy.width,
-        chunk=policy.head.chunk,
-        dims=policy.head.dims,
+        chunk=policy.chunk,
+        dims=policy.dims,
         graph_width=probe.graph_width,
         semantic_width=probe.semantic_width,
         neighbours=probe.neighbours,

@@ -8,7 +8,7 @@ import sys
 
 from armlet.data import hub
 from armlet.policies.checkpoint import load_policy, policy_fingerprint
-from armlet.policies.contract import Policy
+from armlet.policies.contract import Backbone
 from armlet.policies.facts import FACTS, TeacherFacts
 from armlet.recipe import Recipe, at_hand
 
@@ -32,7 +32,7 @@ def is_kept(recipe: Recipe) -> bool:
     return (recipe.traces / FACTS).is_file()
 
 
-def meet_teacher(recipe: Recipe, device: str) -> tuple[TeacherFacts, Policy]:
+def meet_teacher(recipe: Recipe, device: str) -> tuple[TeacherFacts, Backbone]:
     """What is known of the teacher, and the policy that students are built from: the teacher or,
     where none of its weights are needed, a stand-in of random weights.
 

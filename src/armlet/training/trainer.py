@@ -40,7 +40,7 @@ from armlet.lineage import (
     summary,
 )
 from armlet.policies.checkpoint import load_state, save_state
-from armlet.policies.contract import Policy
+from armlet.policies.contract import Backbone
 from armlet.progress import Progress
 from armlet.recipe import Stage, to_json
 from armlet.robot.normalise import check_sane
@@ -66,7 +66,7 @@ class SelfAnswers(nn.Module):
     ) -> None:
         super().__init__()
         self.teacher, self.needs = teacher, needs
-        self._batches, self._watched = (batches,), (Learner(cast(Policy, teacher.module)).eval(),)
+        self._batches, self._watched = (batches,), (Learner(cast(Backbone, teacher.module)).eval(),)
 
     def forward(self, keys: Tensor) -> Trace:
         self.teacher.update()
@@ -175,19 +175,11 @@ def rate(stage: Stage, step: int) -> float:
     return warm * max(0.02, 0.5 * (1 + math.cos(math.pi * step / max(stage.steps, 1))))
 
 
-def make_batches(policy: Policy, frames: Frames) -> BatchMaker:
+def make_batches(policy: Backbone, frames: Frames) -> BatchMaker:
     """Batches as this policy takes them. Raises ValueError where the episodes are of another robot,
     or hold values that its
     statistics make absurd of."""
-    batches = BatchMaker(
-        frames,
-        policy.body.tokenizer,
-        policy.body.state,
-        policy.body.actions,
-        chunk=policy.head.chunk,
-        text_tokens=policy.text_tokens,
-        device=policy.device,
-    )
+    batches = BatchMaker(frames, policy.inputs, device=policy.device)
     body = policy.body
     for what, values, normaliser in (
         ("observation.state", frames.state, body.state),
@@ -231,7 +223,7 @@ class Trainer:
         self.rows = np.arange(len(batches)) if rows is None else rows
         for transform in stage.transforms:
             self.rows = transform.choose(
-                self.rows, lambda: learner.policy.head.classes(batches.first_actions())
+                self.rows, lambda: learner.policy.classes(batches.first_actions())
             )
         self.learner, self.stage, self.batches, self.teacher = learner, stage, batches, teacher
         self.folder, self.seed, self.title, self.step = folder, seed, title, 0
@@ -355,7 +347,7 @@ class Trainer:
             batch, teacher = transform(batch, teacher, moment)
         torch.manual_seed(self.seed * 1_000_003 + self.step)
         with self.learner.autocast(self.stage.precision):
-            student = self.learner.trace(
+            student = self.learner(
                 batch,
                 stage.objective.wants,
                 exploration=batch.exploration,

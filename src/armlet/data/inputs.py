@@ -1,0 +1,125 @@
+"""What a policy wants to be told, and how: its pictures, words and numbers.
+
+A policy says it (`Backbone.inputs`); whoever makes a batch, from episodes (`frames.BatchMaker`) or
+from a robot's observations (`Inputs.batch`), asks it. Knows no network and no data set.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from armlet.robot.fit import View, fit_picture
+from armlet.robot.normalise import Normaliser
+from armlet.robot.observation import Observation
+from armlet.types import Batch
+
+
+class Reader(Protocol):
+    """How a policy reads: its prompt, case, tokenizer and padding are its own business."""
+
+    def __call__(
+        self, texts: Sequence[str], *, any_length: bool = False
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """n texts → ids (n, t) int64, padded, and which are real (n, t) bool. Raises ValueError
+        naming a text that is not taken; with `any_length` none is too long."""
+        ...
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """`view`: the pictures that are looked at; `words`: how texts are read; `state` and `actions`:
+    how these are normalised; `chunk`: how many actions are decided at a time."""
+
+    view: View
+    words: Reader
+    state: Normaliser
+    actions: Normaliser
+    chunk: int
+
+    def batch(self, observations: Sequence[Observation], *, device: torch.device) -> Batch:
+        """What a robot observes, at b moments, as a batch.
+
+        Raises ValueError naming a camera that is missing or whose pictures are not taken, an
+        instruction that the policy does not read, or numbers that are not the robot's.
+        """
+        if not observations:
+            raise ValueError("found no observation, expected at least one")
+        for seen in observations:
+            _check_told(seen, self.view.cameras)
+        images = {}
+        for name, size in self.view.cameras.items():
+            pictures = [
+                fit_picture(np.asarray(seen.images[name]), size, self.view.fit, camera=name)
+                for seen in observations
+            ]
+            stacked = torch.from_numpy(np.stack(pictures)).to(device)
+            images[name] = stacked.permute(0, 3, 1, 2).float().div_(255)
+        ids, real = self.words([seen.instruction for seen in observations])
+        if len(self.state.offset):
+            states = [
+                self.state.apply(_numbers("state", seen.state, self.state)) for seen in observations
+            ]
+            state = np.stack(states)
+        else:  # taught without a state: whatever the robot says of its own is not looked at
+            state = np.zeros((len(observations), 0), np.float32)
+        previous = [
+            self.actions.apply(_numbers("previous_action", seen.previous_action, self.actions))
+            for seen in observations
+        ]
+        return Batch(
+            images=images,
+            text=torch.from_numpy(ids).to(device),
+            text_mask=torch.from_numpy(real).to(device),
+            state=torch.from_numpy(state).to(device),
+            previous_action=torch.from_numpy(np.stack(previous)).to(device),
+        )
+
+
+def _check_told(seen: Observation, cameras: Collection[str]) -> None:
+    """Raises ValueError naming the camera that an observation lacks, or the field that is of
+    another kind."""
+    if not isinstance(seen.images, Mapping):
+        raise ValueError(
+            f"images: found a {type(seen.images).__name__}, expected a dictionary of camera → picture"
+        )
+    missing = [name for name in cameras if name not in seen.images]
+    if missing:
+        raise ValueError(
+            f"the observation lacks camera(s) {missing}; it has {sorted(map(str, seen.images))}"
+        )
+    if not isinstance(seen.instruction, str):
+        raise ValueError(
+            f"instruction: found a {type(seen.instruction).__name__}, expected a text (str)"
+        )
+
+
+def _numbers(field: str, values: Any, normaliser: Normaliser) -> np.ndarray:
+    """A field of an observation as (x,) float32: lists, tensors and other kinds of numbers are
+    taken as well. Raises ValueError
+    naming the field where they are not as many as the policy was taught with, not finite, or no
+    numbers."""
+    dims = len(normaliser.offset)
+    if isinstance(values, Tensor):
+        values = values.detach().float().cpu()  # numpy knows no bfloat16
+    try:
+        found = np.asarray(values)
+    except ValueError as error:  # rows of different lengths
+        raise ValueError(
+            f"{field}: found {values!r:.60}, expected {dims} numbers in a row"
+        ) from error
+    if found.dtype.kind not in "fiu":
+        raise ValueError(f"{field}: found {found.dtype} ({values!r:.60}), expected {dims} numbers")
+    if found.shape != (dims,):
+        raise ValueError(
+            f"{field}: found shape {found.shape}, expected ({dims},); the policy was taught with {dims} numbers, in the order of "
+            "its data set"
+        )
+    if not np.isfinite(found).all():
+        raise ValueError(
+            f"{field}: NaN or infinite at {np.flatnonzero(~np.isfinite(found)).tolist()}, expected finite numbers"
+        )
+    return found.astype(np.float32)
