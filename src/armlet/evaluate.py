@@ -18,11 +18,13 @@ import numpy as np
 import torch
 
 from armlet import source
+from armlet.agreement import check_policy
 from armlet.benchmarks import Benchmark, Task
+from armlet.data.episodes import EpisodeDataset
 from armlet.data.files import appending, hold, whole_lines, write_atomically
 from armlet.data.hub import is_name, local_folder, without_revision
 from armlet.data.video import write_video
-from armlet.evaluation import figures, measure
+from armlet.evaluation import figures, measure, offline
 from armlet.evaluation import outcomes as kept
 from armlet.evaluation.outcomes import DelayedRun, Episode, Outcomes, PolicyRun, Run
 from armlet.policies.checkpoint import read_provenance
@@ -40,6 +42,8 @@ Row = dict[str, Any]
 
 def main(recipe: Recipe) -> Path:
     """Evaluate the recipe's teacher, its student and `policies`; returns the report's path."""
+    if recipe.benchmark is None:
+        return compare_with_held_out(recipe)
     check(recipe)
     recipe = at_hand(recipe, reads=("teacher", "policies"))
     field = contenders(recipe)
@@ -92,6 +96,21 @@ def main(recipe: Recipe) -> Path:
         figures.success_against_noise(report, out / "success-noise.png")
     print(table)  # noqa: T201 - the verdict, for the person who ran it
     return out / "report.json"
+
+
+def compare_with_held_out(recipe: Recipe) -> Path:
+    """The same policies where there is no world to act in: against the episodes that nobody was
+    trained on."""
+    offline.check(recipe.evaluation)
+    recipe = at_hand(recipe, reads=("episodes", "teacher", "policies"))
+    data = EpisodeDataset(recipe.episodes, recipe.columns)
+    actions = data.columns()["action"]
+    field = contenders(recipe)
+    policies = {name: contender.load() for name, contender in field.items()}
+    for name, policy in policies.items():
+        title = f"evaluate {name}"
+        check_policy(data, actions, policy, limit=recipe.outside_range, title=title)
+    return offline.run(recipe, data, policies, field)
 
 
 def check(recipe: Recipe) -> None:

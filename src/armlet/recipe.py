@@ -158,7 +158,8 @@ class Evaluation:
     than this one, for runs in which the world goes on while a policy thinks, and `late`: what the
     arm does
     meanwhile (armlet/rollout/loop.py): `wait` holds still, `run_on` carries out what is left of the
-    chunk before."""
+    chunk before. Without a benchmark policies are compared with held-out episodes instead, at up to
+    `frames` of their frames (armlet/evaluation/offline.py)."""
 
     episodes: int = 400
     splits: tuple[str, ...] = ("seen",)
@@ -170,9 +171,10 @@ class Evaluation:
     slower: tuple[float, ...] = ()
     late: tuple[Literal["wait", "run_on"], ...] = ("wait",)
     videos: int = 1
+    frames: int = 2000
 
     def __post_init__(self) -> None:
-        limits.positive(self, "episodes", "workers", "latency_calls", "execute")
+        limits.positive(self, "episodes", "workers", "latency_calls", "execute", "frames")
         limits.check(
             self, seed=(0, inf), videos=(0, inf), budgets=(ABOVE_0, 1), slower=(ABOVE_0, MOST)
         )

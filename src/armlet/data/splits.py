@@ -4,6 +4,8 @@ data sets, no network."""
 import hashlib
 import math
 from collections import defaultdict
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -91,3 +93,21 @@ def _groups(data: EpisodeDataset) -> list[list[int]]:
 
 def _hash(text: str) -> bytes:
     return hashlib.sha256(text.encode()).digest()
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Numbers of episodes: those to `train` on, those to `calibrate` on, and those that are `held_out`
+    of both; the last two are the same where a data set is cut in two."""
+
+    train: np.ndarray
+    calibrate: np.ndarray
+    held_out: np.ndarray
+
+
+def parts(data: EpisodeDataset, split: Literal["last", "tasks"], held_out: float) -> Parts:
+    """A data set as a recipe's `split` and `held_out` cut it."""
+    if split == "tasks":
+        return Parts(*by_task(data))
+    train, left = last(data, held_out)
+    return Parts(train, left, left)
