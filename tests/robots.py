@@ -68,7 +68,9 @@ class Robot:
         """One demonstration; the same number, the same numbers."""
         rng = np.random.default_rng([len(self.action), self.hz, number])
         which = number % 2
-        dots = np.stack([rng.uniform([0.1, 0.15], [0.4, 0.85]), rng.uniform([0.6, 0.15], [0.9, 0.85])])
+        dots = np.stack(
+            [rng.uniform([0.1, 0.15], [0.4, 0.85]), rng.uniform([0.6, 0.15], [0.9, 0.85])]
+        )
         start = np.array([0.5, 0.5]) + rng.uniform(-0.05, 0.05, 2)
         places = way(start, dots[which])
         length = len(places) - 1

@@ -74,11 +74,18 @@ def compute(policy: Policy, observations: Sequence[Observation]) -> dict[str, fl
 
 def _count(policy: Policy, observation: Observation) -> tuple[int, int]:
     batch = policy.prepare([observation])
+    # The counter follows gradients through modules, and fails on one that answers with a bare
+    # parameter, as the state's of a robot without a state does.
+    trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad_(False)
     with FlopCounterMode(display=False) as whole:
         policy(batch)
     tokens = policy.embed(batch)
     with FlopCounterMode(display=False) as backbone:
         policy.backbone(tokens, batch)
+    for parameter in trained:
+        parameter.requires_grad_(True)
     return whole.get_total_flops(), backbone.get_total_flops()
 
 

@@ -210,8 +210,7 @@ def evaluate(
     compared = Compared(
         data=str(data.root),
         data_fingerprint=data.fingerprint,
-        robot=asdict(spec),
-        names=spec.names,
+        robot=spec,
         hz=data.fps,
         episodes=tuple(map(int, held_out)),
         shown=len(shown),
@@ -331,14 +330,19 @@ class _Picked:
 def decide_together(
     policy: Policy, observations: Sequence[Observation]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """`Policy.decide` of several observations in one pass: actions (b, k, a) in the robot's units,
-    and gates (b, l)."""
+    """`Policy.decide` of several observations: actions (b, k, a) in the robot's units, and gates
+    (b, l). A network is asked about all in one pass; others, which are not ours to batch, about one
+    after the other, as if an episode began with each."""
+    if not isinstance(policy, torch.nn.Module):
+        decisions = [policy.decide(observation) for observation in observations]
+        ran = np.array([decision.gates for decision in decisions], np.float32)
+        return np.stack([decision.actions for decision in decisions]), ran
     batch = policy.prepare(observations)
     tokens = policy.embed(batch)
-    ran = policy.backbone(tokens, batch)
-    actions = policy.head(policy.condition(ran.hidden, tokens)).float().cpu().numpy()
-    # NaN is looked for by the caller, who knows the row; clipping would keep it.
-    return policy.denormalise(actions), ran.gates.float().cpu().numpy()
+    run_through = policy.backbone(tokens, batch)
+    actions = policy.head(policy.condition(run_through.hidden, tokens)).float().cpu().numpy()
+    # NaN is looked for by the caller, who knows the row; denormalising keeps it.
+    return policy.denormalise(actions), run_through.gates.float().cpu().numpy()
 
 
 def _kept_answers(
@@ -359,7 +363,7 @@ def _kept_answers(
         "rows": rows.tolist(),
         "armlet": source.identity(),
         "torch": torch.__version__,
-        "device": str(policy.device),
+        "device": str(policy.device) if isinstance(policy, torch.nn.Module) else None,
     }
     path = folder / f"{short(question)}.npz"
     if path.is_file():
@@ -568,8 +572,8 @@ def _remarks(compared: Compared, rows: Sequence[PolicyRow]) -> tuple[str, ...]:
         )
     still = [
         name
-        for index, name in enumerate(compared.names)
-        if compared.scale[index] <= STILL and index not in compared.robot["grippers"]
+        for index, name in enumerate(compared.robot.names)
+        if compared.scale[index] <= STILL and index not in compared.robot.grippers
     ]
     if still:
         found.append(f"Hardly moves in these episodes, and is not counted: {', '.join(still)}.")

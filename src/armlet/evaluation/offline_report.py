@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from armlet.data.files import atomic_file, read_json
 from armlet.evaluation.action_errors import Agreement, Estimate
+from armlet.robot.spec import ActionSpec
 
 VERSION = 1
 KIND = "offline"
@@ -98,8 +99,7 @@ class Compared:
 
     data: str
     data_fingerprint: str
-    robot: dict[str, Any]  # its ActionSpec
-    names: tuple[str, ...]
+    robot: ActionSpec
     hz: float
     episodes: tuple[int, ...]  # held out, by their number
     shown: int  # episodes of which the baselines are means
@@ -249,7 +249,7 @@ def dimension_lines(report: OfflineReport) -> list[str]:
         "| error, in the robot's units | " + " | ".join(row.name for row in report.policies) + " |",
         "|---" * (len(report.policies) + 1) + "|",
     ]
-    for index, name in enumerate(report.compared.names):
+    for index, name in enumerate(report.compared.robot.names):
         cells = [number(row.expert.by_dimension[index], 4) for row in report.policies]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return lines
@@ -361,7 +361,7 @@ def error_by_step(report: OfflineReport, path: Path) -> None:
     figure.legend(
         handles, labels, loc="outside lower center", ncols=min(4, len(labels)), fontsize=8
     )
-    hidden = len(compared.names) - len(drawn)
+    hidden = len(compared.robot.names) - len(drawn)
     left_out = f"; {hidden} more dimensions are in the table" if hidden else ""
     figure.suptitle(
         f"{compared.frames} frames of {len(compared.episodes)} held-out episodes{left_out}; no success rate",
@@ -374,14 +374,14 @@ def error_by_step(report: OfflineReport, path: Path) -> None:
 def _drawn(report: OfflineReport) -> list[int]:
     """The dimensions that have a panel, in their order."""
     compared = report.compared
-    low = compared.robot["low"]
-    high = compared.robot["high"]
+    low = compared.robot.low
+    high = compared.robot.high
 
     def in_range(index: int) -> float:
         width = high[index] - low[index]
         return compared.scale[index] / width if 0 < width < math.inf else compared.scale[index]
 
-    order = sorted(range(len(compared.names)), key=in_range, reverse=True)
+    order = sorted(range(len(compared.robot.names)), key=in_range, reverse=True)
     return sorted(order[:PANELS])
 
 
@@ -389,7 +389,7 @@ def _draw(axes: Any, report: OfflineReport, dimension: int | None) -> None:
     """A line a policy; `dimension` None: all that moves, without units."""
     axes.set_title("all that moves (mean action = 1)", fontsize=9)
     if dimension is not None:
-        axes.set_title(report.compared.names[dimension], fontsize=9)
+        axes.set_title(report.compared.robot.names[dimension], fontsize=9)
     for place, row in enumerate(report.policies):
         values = row.expert.share_by_step
         if dimension is not None:
