@@ -13,6 +13,7 @@ import pytest
 import torch
 from robots import BLIND_TO_ITSELF, ROBOTS, SEVEN, WORDS, Robot
 
+from armlet import report as report_page
 from armlet.data.episodes import EpisodeDataset
 from armlet.data.layout import Columns
 from armlet.data.splits import parts
@@ -290,6 +291,22 @@ def test_table_and_picture_say_that_it_is_no_success_rate(data, tmp_path) -> Non
     assert "nobody said what it was trained on" in table
     offline_report.error_by_step(report, tmp_path / "picture.png")
     assert (tmp_path / "picture.png").stat().st_size > 10_000
+
+
+def test_the_page_shows_it_and_tells_it_from_an_evaluation_in_a_world(data, tmp_path) -> None:
+    folder = tmp_path / "a<b"
+    folder.mkdir()
+    report = compare(data, {"teacher": Scripted(data)}, made_with={"recipe": {"name": "<mine>"}})
+    (folder / "report.json").write_text(json.dumps(report.to_json()))
+    offline_report.error_by_step(report, folder / "error-by-step.png")
+    page = report_page.main((folder,)).read_text()
+    body = page[: page.index("<script")]
+    for said in ("no success rate", "data:image/png;base64", "first third", "<td>dx</td>"):
+        assert said in body
+    assert "&lt;mine&gt;" in body and "<mine>" not in body and "a<b" not in body
+    assert "success, %" not in body and "| " not in body.replace("<pre>", "")[:2000]
+    (folder / "error-by-step.png").unlink()
+    assert "does not lie beside" in report_page.main((folder,)).read_text()
 
 
 def test_one_held_out_episode_has_no_interval_and_the_report_says_so(data) -> None:

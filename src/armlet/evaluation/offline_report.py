@@ -145,6 +145,15 @@ def from_json(value: dict[str, Any], *, source: str) -> OfflineReport:
     return report
 
 
+def is_offline(path: Path) -> bool:
+    """Whether a report.json is one of these; what is wrong with a file is said by who reads it."""
+    try:
+        said = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(said, dict) and said.get("kind") == KIND
+
+
 def read(path: Path) -> OfflineReport:
     """A report.json that `armlet evaluate` wrote of a robot without a benchmark."""
     return from_json(read_json(path, fix="run `armlet evaluate` again"), source=str(path))
@@ -193,7 +202,7 @@ def table(report: OfflineReport) -> str:
         group_lines(report, "by_third"),
         group_lines(report, "by_phase"),
         [sentence(pair) for pair in report.pairs],
-        [f"- {row.name}: {row.seen.why}" for row in report.policies if row.kind == "policy"],
+        seen_lines(report),
     ]
     return "\n\n".join("\n".join(lines) for lines in parts if lines) + "\n"
 
@@ -298,6 +307,11 @@ def group_lines(report: OfflineReport, field: Literal["by_third", "by_phase"]) -
             cells.append(number(sum(shares) / len(shares) if shares else None, 3))
         lines.append(f"| {group} | " + " | ".join(cells) + " |")
     return lines
+
+
+def seen_lines(report: OfflineReport) -> list[str]:
+    """What the provenance of each policy says of the episodes it is compared with."""
+    return [f"- {row.name}: {row.seen.why}" for row in report.policies if row.kind == "policy"]
 
 
 def sentence(pair: Pair) -> str:
