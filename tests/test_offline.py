@@ -365,7 +365,7 @@ def test_a_student_of_a_teacher_that_knew_them_is_not_called_unseen(data, monkey
     found = offline._provenances(contenders, data, split)
     assert {name: seen.verdict for name, seen in found.items()} == {
         "teacher": "seen",
-        "student": "seen",
+        "student": "through teacher",
         "stranger": "unseen",
     }
 

@@ -577,9 +577,7 @@ def _remarks(compared: Compared, rows: Sequence[PolicyRow]) -> tuple[str, ...]:
     ]
     if still:
         found.append(f"Hardly moves in these episodes, and is not counted: {', '.join(still)}.")
-    best = min(
-        (row for row in rows if row.kind == "baseline"), key=lambda row: row.expert.share.mean
-    )
+    best = said.best_baseline(rows)
     for row in rows:
         if row.kind == "policy" and row.expert.share.mean >= best.expert.share.mean:
             found.append(
@@ -607,7 +605,7 @@ def _provenances(
         of_teacher = (question or {}).get("teacher") == contenders[teacher].fingerprint
         if own.verdict == "unseen" and of_teacher and found[teacher].verdict != "unseen":
             own = Seen(
-                found[teacher].verdict,
+                "through teacher",
                 f"it was not trained on these episodes itself; of its teacher: {found[teacher].why}",
             )
         found[name] = own

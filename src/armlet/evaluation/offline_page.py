@@ -30,7 +30,7 @@ def section(report: OfflineReport, path: Path) -> str:
         _table(said.group_lines(report, "by_third")),
         _table(said.group_lines(report, "by_phase")),
         "<h3>Pairs</h3>",
-        *_prose([said.sentence(pair) for pair in report.pairs]),
+        *_prose(said.pair_lines(report)),
         "<h3>What each was trained on</h3>",
         *_prose(said.seen_lines(report)),
         "<details><summary>Fingerprint: versions, seeds, the recipe</summary>"

@@ -9,6 +9,7 @@ import json
 import math
 import types
 import typing
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -43,9 +44,10 @@ class Errors:
 
 @dataclass(frozen=True)
 class Seen:
-    """Whether a policy was trained on the episodes that it is compared with, by its provenance."""
+    """Whether a policy was trained on the episodes that it is compared with, by its provenance;
+    `through teacher`: not itself, and what it learned from was, or may have been."""
 
-    verdict: Literal["unseen", "seen", "unknown"]
+    verdict: Literal["unseen", "seen", "through teacher", "unknown"]
     why: str
 
 
@@ -201,7 +203,7 @@ def table(report: OfflineReport) -> str:
         gripper_lines(report.policies),
         group_lines(report, "by_third"),
         group_lines(report, "by_phase"),
-        [sentence(pair) for pair in report.pairs],
+        pair_lines(report),
         seen_lines(report),
     ]
     return "\n\n".join("\n".join(lines) for lines in parts if lines) + "\n"
@@ -240,7 +242,7 @@ def main_lines(policies: tuple[PolicyRow, ...]) -> list[str]:
             ]
         cells = [
             row.name if row.kind == "policy" else f"*{row.name}*",
-            {"unseen": "no", "seen": "yes", "unknown": "unknown"}[row.seen.verdict],
+            {"unseen": "no", "seen": "yes"}.get(row.seen.verdict, row.seen.verdict),
             number(row.expert.share.mean, 3),
             interval(row.expert.share.ci95, 3),
             number(steps[0], 3),
@@ -314,6 +316,20 @@ def seen_lines(report: OfflineReport) -> list[str]:
     return [f"- {row.name}: {row.seen.why}" for row in report.policies if row.kind == "policy"]
 
 
+def pair_lines(report: OfflineReport) -> list[str]:
+    """A sentence for each policy against the first, and against the best of what needs none; the
+    other pairs are in report.json."""
+    policies = {row.name for row in report.policies if row.kind == "policy"}
+    shown = policies | {best_baseline(report.policies).name}
+    return [sentence(pair) for pair in report.pairs if pair.b in shown]
+
+
+def best_baseline(policies: Sequence[PolicyRow]) -> PolicyRow:
+    """The one that is nearest to the expert."""
+    found = [row for row in policies if row.kind == "baseline"]
+    return min(found, key=lambda row: row.expert.share.mean)
+
+
 def sentence(pair: Pair) -> str:
     """A paired comparison in words."""
     found = pair.share
@@ -369,7 +385,9 @@ def error_by_step(report: OfflineReport, path: Path) -> None:
         panel.tick_params(labelsize=8)
     for panel in axes[panels:]:
         panel.set_axis_off()
-    figure.supxlabel("step of the chunk, 1 is carried out next", fontsize=9)
+    # Of the whole figure such a label would lie behind the legend.
+    for panel in axes[max(panels - columns, 0) : panels]:
+        panel.set_xlabel("step of the chunk, 1 is next", fontsize=8)
     figure.supylabel("mean absolute error, in the robot's units", fontsize=9)
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(
