@@ -19,7 +19,7 @@ from armlet.data.corpus import Corpus, Part
 from armlet.data.episodes import EpisodeDataset
 from armlet.data.files import hold
 from armlet.data.frames import BatchMaker
-from armlet.data.splits import parts_of, rows_of
+from armlet.data.splits import parts, rows_of
 from armlet.layers.ema import SelfTeacher
 from armlet.lineage import PROVENANCE, Question, as_json, digest_text, is_finished
 from armlet.policies.checkpoint import save_policy
@@ -143,8 +143,8 @@ def _episodes(recipe: Recipe, data: EpisodeDataset, teacher: Backbone, fingerpri
 
 def _rows(recipe: Recipe, data: EpisodeDataset) -> tuple[np.ndarray, np.ndarray]:
     """The frames to train on, and those to calibrate on."""
-    train, held_out = parts_of(data, recipe.split, recipe.held_out)
-    return rows_of(data.starts, train), rows_of(data.starts, held_out)
+    cut = parts(data, recipe.split, recipe.held_out)
+    return rows_of(data.starts, cut.train), rows_of(data.starts, cut.calibrate)
 
 
 def _sample(batches: BatchMaker | Corpus, rows: np.ndarray, seed: int) -> Batch:

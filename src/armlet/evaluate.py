@@ -17,10 +17,12 @@ import numpy as np
 import torch
 
 from armlet import source
+from armlet.agreement import check_policy
 from armlet.benchmarks import Task
+from armlet.data.episodes import EpisodeDataset
 from armlet.data.files import write_atomically
 from armlet.data.hub import is_name, local_folder
-from armlet.evaluation import figures, measure
+from armlet.evaluation import figures, measure, offline
 from armlet.evaluation import outcomes as kept
 from armlet.evaluation.episodes import Row, run_delayed, run_episodes, run_of
 from armlet.evaluation.films import make_film, sample_observations
@@ -51,6 +53,8 @@ class Field:
 
 def main(recipe: Recipe) -> Path:
     """Evaluate the recipe's teacher, its student and `policies`; returns the report's path."""
+    if recipe.benchmark is None:
+        return compare_with_held_out(recipe)
     check(recipe)
     recipe = at_hand(recipe, reads=("teacher", "policies"))
     field = load(recipe)
@@ -72,6 +76,20 @@ def main(recipe: Recipe) -> Path:
     with threads(THREADS):
         report = summarise(recipe, field, episodes, rows, out)
     return write(report, out)
+
+
+def compare_with_held_out(recipe: Recipe) -> Path:
+    """The same policies where there is no world to act in: against the episodes that nobody was
+    trained on."""
+    offline.check(recipe.evaluation)
+    recipe = at_hand(recipe, reads=("episodes", "teacher", "policies"))
+    data = EpisodeDataset(recipe.episodes, recipe.columns)
+    actions = data.columns()["action"]
+    field = load(recipe)
+    for name, policy in field.policies.items():
+        title = f"evaluate {name}"
+        check_policy(data, actions, policy, limit=recipe.outside_range, title=title)
+    return offline.run(recipe, data, field.policies, field.contenders)
 
 
 def load(recipe: Recipe) -> Field:

@@ -200,9 +200,12 @@ class Evaluation:
     before (armlet/rollout/loop.py)."""
     videos: int = 1
     """Films of each policy."""
+    frames: int = 2000
+    """Without a benchmark: frames of held-out episodes at which policies are compared, at most
+    (armlet/evaluation/offline.py)."""
 
     def __post_init__(self) -> None:
-        limits.positive(self, "episodes", "workers", "latency_calls", "execute")
+        limits.positive(self, "episodes", "workers", "latency_calls", "execute", "frames")
         limits.check(
             self, seed=(0, inf), videos=(0, inf), budgets=(ABOVE_0, 1), slower=(ABOVE_0, MOST)
         )

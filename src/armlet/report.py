@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from armlet.data.files import write_atomically
+from armlet.evaluation import offline_page, offline_report
 from armlet.evaluation import report as evaluation
 from armlet.evaluation.figures import delayed_sentence, number, seed_sentence, sentence
+from armlet.evaluation.offline_report import is_offline
 
 Report = dict[str, Any]
 TEMPLATE = Path(__file__).with_name("report.html")
@@ -26,10 +28,17 @@ def main(reports: tuple[Path, ...], /, *, out: Path | None = None) -> Path:
     if not reports:
         raise ValueError("name at least one report.json (made by `armlet evaluate`)")
     paths = [path / "report.json" if path.is_dir() else path for path in reports]
-    sections = [read(path) for path in paths]
+    sections = [_offline(path) if is_offline(path) else read(path) for path in paths]
     out = out or paths[0].with_name("report.html")
     write_atomically(out, render(sections).encode())
     return out
+
+
+def _offline(path: Path) -> Report:
+    """A comparison with held-out episodes, which is no evaluation in a world, as the page has it."""
+    report = offline_report.read(path)
+    named = {"recipe": {"name": report.fingerprint.get("recipe", {}).get("name", path.parent.name)}}
+    return {"fingerprint": named, "section": offline_page.section(report, path)}
 
 
 def read(path: Path) -> Report:
@@ -59,7 +68,8 @@ def render(reports: list[Report]) -> str:
         percent=lambda value: f"{100 * value:.1f} %", pretty=_pretty, number=number
     )
     template = environment.from_string(TEMPLATE.read_text())
-    data = json.dumps(reports).replace(
+    drawn = [{key: value for key, value in each.items() if key != "section"} for each in reports]
+    data = json.dumps(drawn).replace(
         "<", "\\u003c"
     )  # nothing in it can end the script element that holds it
     said = {

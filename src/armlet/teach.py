@@ -1,7 +1,8 @@
 """teach: episodes → a teacher, by behaviour cloning, for teachers we train ourselves.
 
 The network's sizes come from the recipe; cameras, state, actions, words and statistics come from
-the episodes, measured over all rows. Where simulator facts stand beside the episodes, linear heads
+the episodes, measured over all rows. Where there is no benchmark, the held-out episodes are not
+trained on. Where simulator facts stand beside the episodes, linear heads
 guess them while it learns and are thrown away.
 """
 
@@ -15,6 +16,7 @@ import torch
 from armlet.agreement import check_facts, check_taught, remark_on_benchmark
 from armlet.data.episodes import EpisodeDataset
 from armlet.data.frames import load_frames
+from armlet.data.splits import parts, rows_of
 from armlet.data.text import train_tokenizer
 from armlet.lineage import PROVENANCE, digest_text, is_finished
 from armlet.policies.checkpoint import save_policy
@@ -57,6 +59,11 @@ def main(recipe: Recipe) -> Path:
         "seed": recipe.seed,
         "weights": recipe.weights,
     }
+    rows = None
+    if recipe.benchmark is None:
+        # There is no world to test it in: it is compared with episodes that it must not know.
+        rows = rows_of(data.starts, parts(data, recipe.split, recipe.held_out).train)
+        question |= {"split": recipe.split, "held_out": recipe.held_out}
     if is_finished(recipe.teacher, question, fixes="give another folder with `--teacher`"):
         sys.stderr.write(f"{title}: {recipe.teacher} was taught exactly this already\n")
         return recipe.teacher
@@ -73,6 +80,7 @@ def main(recipe: Recipe) -> Path:
         folder=recipe.out / "teach",
         seed=recipe.seed,
         title=title,
+        rows=rows,
         made_from=made_from,
     )
     trainer.run()

@@ -4,6 +4,7 @@ data sets, no network."""
 import hashlib
 import math
 from collections import defaultdict
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -62,17 +63,6 @@ def by_task(
     return train, calibrate, left
 
 
-def parts_of(
-    data: EpisodeDataset, split: Literal["last", "tasks"], held_out: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """The numbers of the episodes to train on, and of those to calibrate on: `last` and its share
-    `held_out`, or the first two parts of `by_task`. Raises ValueError as these do."""
-    if split == "last":
-        return last(data, held_out)
-    train, calibrate, _ = by_task(data)
-    return train, calibrate
-
-
 def rows_of(starts: np.ndarray, episodes: np.ndarray) -> np.ndarray:
     """The frames (n,) of some episodes, in order; `starts` (E + 1,) says where each begins."""
     return np.concatenate([np.arange(starts[number], starts[number + 1]) for number in episodes])
@@ -103,3 +93,21 @@ def _groups(data: EpisodeDataset) -> list[list[int]]:
 
 def _hash(text: str) -> bytes:
     return hashlib.sha256(text.encode()).digest()
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Numbers of episodes: those to `train` on, those to `calibrate` on, and those that are `held_out`
+    of both; the last two are the same where a data set is cut in two."""
+
+    train: np.ndarray
+    calibrate: np.ndarray
+    held_out: np.ndarray
+
+
+def parts(data: EpisodeDataset, split: Literal["last", "tasks"], held_out: float) -> Parts:
+    """A data set as a recipe's `split` and `held_out` cut it."""
+    if split == "tasks":
+        return Parts(*by_task(data))
+    train, left = last(data, held_out)
+    return Parts(train, left, left)

@@ -74,11 +74,18 @@ def compute(policy: Backbone, observations: Sequence[Observation]) -> dict[str, 
 
 def _count(policy: Backbone, observation: Observation) -> tuple[int, int]:
     batch = policy.prepare([observation])
+    # The counter follows gradients through modules, and fails on one that answers with a bare
+    # parameter, as the state's of a robot without a state does.
+    trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad_(False)
     with FlopCounterMode(display=False) as whole:
         policy(batch)
     state = policy.embed(batch)
     with FlopCounterMode(display=False) as backbone:
         policy.run_layers(state, batch)
+    for parameter in trained:
+        parameter.requires_grad_(True)
     return whole.get_total_flops(), backbone.get_total_flops()
 
 

@@ -1,0 +1,671 @@
+"""Policies against held-out episodes, for robots that nobody simulates: how far their actions lie from
+the expert's, and from the teacher's.
+
+Every policy is asked at the same frames of episodes that were not trained on, and says what it
+would do from there on. Nothing is executed, so no error of a policy leads it astray, and none of
+its answers is a success: the report says so. What explains a small error without any skill is
+measured beside it: to say the last action again, the mean action, the mean of each step of a chunk,
+the mean episode.
+
+Policies answer through `prepare`, as on a robot; pictures are read as for training, so what was
+decoded for that is used. Answers are kept under everything they were made from, and a killed
+evaluation asks only the policies that had not been asked. Knows no benchmark and no world.
+"""
+
+import json
+import platform
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from armlet import source
+from armlet.annotators import PHASES
+from armlet.annotators.store import load_labels
+from armlet.data.episodes import EpisodeDataset
+from armlet.data.files import atomic_file, hold, write_atomically
+from armlet.data.pictures import Pictures, Rows, open_pictures
+from armlet.data.splits import Parts, parts
+from armlet.evaluation import measure
+from armlet.evaluation import offline_report as said
+from armlet.evaluation.action_errors import (
+    MEAN,
+    THIRDS,
+    Estimate,
+    Moments,
+    Recording,
+    absolute,
+    baselines,
+    by_dimension,
+    by_group,
+    by_step,
+    choose_rows,
+    gripper_agreement,
+    moments_at,
+    over_episodes,
+    share,
+    thirds,
+)
+from armlet.evaluation.offline_report import (
+    Compared,
+    Cost,
+    Errors,
+    OfflineReport,
+    Pair,
+    PolicyRow,
+    Seen,
+    numbers,
+)
+from armlet.lineage import PROVENANCE, short
+from armlet.policies.checkpoint import read_provenance
+from armlet.policies.contract import Policy
+from armlet.progress import Progress
+from armlet.recipe import Evaluation, Recipe, to_json
+from armlet.robot.fit import View
+from armlet.robot.observation import Observation
+from armlet.robot.spec import ActionSpec
+
+AT_ONCE = 32  # frames that a network is asked about in one pass
+TIMED = 16  # frames whose decisions are timed and counted, in turn
+STILL = 1e-6  # of its size: a dimension in which even the mean action errs by less does not move
+NEEDLESS = Seen("unseen", "it is no policy")
+IN_A_WORLD = ("episodes", "splits", "seed", "execute", "slower", "late", "videos")
+
+
+class Contender(Protocol):
+    """What is known of a policy on disk: `rollout.loop.Contender`."""
+
+    @property
+    def folder(self) -> Path: ...
+
+    @property
+    def fingerprint(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What one policy says at n moments: `actions` (n, k, a) in the robot's units, `gates` (n, l),
+    how much of each layer ran."""
+
+    actions: np.ndarray
+    gates: np.ndarray
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """An annotator's phases: `groups` (N,) says which of `names` each row of the data set is in."""
+
+    names: tuple[str, ...]
+    groups: np.ndarray
+
+
+@dataclass(frozen=True)
+class Known:
+    """What a report says of policies beside their answers."""
+
+    folders: Mapping[str, str] = field(default_factory=dict)
+    fingerprints: Mapping[str, str] = field(default_factory=dict)
+    seen: Mapping[str, Seen] = field(default_factory=dict)
+
+
+def run(
+    recipe: Recipe,
+    data: EpisodeDataset,
+    policies: dict[str, Policy],
+    contenders: Mapping[str, Contender],
+) -> Path:
+    """Compare the recipe's policies, the teacher first, with its held-out episodes; returns the
+    report's path. Writes report.json, table.md and error-by-step.png under `out`/evaluation."""
+    check(recipe.evaluation)
+    out = recipe.out / "evaluation"
+    split = parts(data, recipe.split, recipe.held_out)
+    fingerprints = {name: contenders[name].fingerprint for name in policies}
+    known = Known(
+        folders={name: contenders[name].folder.as_posix() for name in policies},
+        fingerprints=fingerprints,
+        seen=_provenances(contenders, data, split),
+    )
+    with hold(out / "evaluating.lock", "evaluating"):
+        report = evaluate(
+            policies,
+            data,
+            split.held_out,
+            shown=split.train,
+            frames=recipe.evaluation.frames,
+            calls=recipe.evaluation.latency_calls,
+            pictures=recipe.pictures,
+            labelled=_labels(recipe, data),
+            known=known,
+            kept=out / "answers",
+            made_with=_fingerprint(recipe),
+            title=f"evaluate {recipe.name}",
+        )
+        content = json.dumps(report.to_json(), indent=1, allow_nan=False)
+        write_atomically(out / "report.json", content.encode())
+        table = said.table(report)
+        write_atomically(out / "table.md", table.encode())
+        said.error_by_step(report, out / "error-by-step.png")
+    print(table)  # noqa: T201 - the verdict, for the person who ran it
+    return out / "report.json"
+
+
+def check(setting: Evaluation) -> None:
+    """Raises ValueError for settings of episodes in a simulator: there is none, and they would have
+    no effect."""
+    usual = Evaluation()
+    changed = [name for name in IN_A_WORLD if getattr(setting, name) != getattr(usual, name)]
+    if changed:
+        options = ", ".join(f"--evaluation.{name}" for name in changed)
+        raise ValueError(
+            f"{options}: this recipe has no benchmark, so policies are compared with held-out episodes "
+            "and nothing is executed; leave these options out, or give a recipe with a benchmark"
+        )
+
+
+def evaluate(
+    policies: dict[str, Policy],
+    data: EpisodeDataset,
+    held_out: np.ndarray,
+    *,
+    shown: np.ndarray,
+    frames: int = 2000,
+    calls: int = 200,
+    pictures: Pictures | None = None,
+    labelled: Labelled | None = None,
+    known: Known | None = None,
+    kept: Path | None = None,
+    made_with: dict[str, Any] | None = None,
+    title: str = "evaluate",
+) -> OfflineReport:
+    """Policies by name, the first of them the reference (a teacher), at up to `frames` frames of the
+    episodes `held_out`; baselines are means of the episodes `shown`.
+
+    `calls`: decisions that are timed, 0: none. `kept`: a folder in which answers are kept. Raises
+    ValueError where a policy does not fit the data, naming it and the camera or number it lacks, or
+    where it answers NaN.
+    """
+    known = known or Known()
+    for name, policy in policies.items():
+        check_fits(name, policy, data)
+    columns = data.columns()
+    actions = columns["action"]
+    recording = Recording(actions, columns.get("executed", actions), data.starts, data.runs)
+    rows = choose_rows(recording, held_out, frames)
+    asked = Asker(data, recording, columns["observation.state"], pictures or Pictures())
+    answers = {
+        name: _kept_answers(
+            asked, policy, rows, known.fingerprints.get(name), kept, f"{title}, {name}"
+        )
+        for name, policy in policies.items()
+    }
+    reference = next(iter(policies))
+    spec = policies[reference].body.action_spec
+    comparison = Comparison(recording, rows, shown, answers, reference, spec, labelled)
+    costs = _costs(policies, asked, rows, answers, calls)
+    compared = Compared(
+        data=str(data.root),
+        data_fingerprint=data.fingerprint,
+        robot=spec,
+        hz=data.fps,
+        episodes=tuple(map(int, held_out)),
+        shown=len(shown),
+        frames=len(rows),
+        of_frames=len(recording.rows_of(held_out)),
+        steps=comparison.steps,
+        moving=comparison.moving,
+        scale=tuple(map(float, comparison.scale)),
+    )
+    made = [_row(name, comparison, known, policies.get(name), costs) for name in comparison.names]
+    return OfflineReport(
+        compared=compared,
+        policies=tuple(made),
+        pairs=comparison.pairs(tuple(policies)),
+        remarks=_remarks(compared, made),
+        fingerprint=made_with or {},
+    )
+
+
+def check_fits(name: str, policy: Policy, data: EpisodeDataset) -> None:
+    """Raises ValueError naming the policy and all of the data that it lacks or cannot take."""
+    body = policy.body
+    problems = policy.view.differences(data.cameras)
+    counted = (
+        ("action", len(data.action_names), body.action_spec.dims),
+        ("observation.state", len(data.state_names), len(body.state.offset)),
+    )
+    for what, found, wanted in counted:
+        # A policy that was taught without a state does not look at one that is there.
+        if found != wanted and (wanted or what == "action"):
+            problems.append(f"{what}: the episodes have {found} numbers, the policy {wanted}")
+    if problems:
+        raise ValueError(
+            f"policy {name!r} cannot be compared with {data.root}: {'; '.join(problems)}"
+        )
+
+
+# --- asking policies
+
+
+class Asker:
+    """A data set from which policies are asked, as if a robot stood at one of its rows."""
+
+    def __init__(
+        self, data: EpisodeDataset, recording: Recording, state: np.ndarray, pictures: Pictures
+    ) -> None:
+        self.data, self.recording, self.state, self.pictures = data, recording, state, pictures
+        self._views: dict[str, dict[str, Rows]] = {}
+
+    def pictures_as(self, view: View) -> dict[str, Rows]:
+        """The data set's pictures as a policy sees them; opened once for policies that see alike."""
+        return self._views.setdefault(repr(view), open_pictures(self.data, view, self.pictures))
+
+    def observations(self, rows: np.ndarray, images: Mapping[str, Rows]) -> list[Observation]:
+        """What a robot knows at each of `rows` (n,)."""
+        seen = {name: pictures[rows] for name, pictures in images.items()}
+        moments = moments_at(self.recording, rows, 1)
+        found = []
+        for place, row in enumerate(rows):
+            found.append(
+                Observation(
+                    images={name: pictures[place] for name, pictures in seen.items()},
+                    state=self.state[row],
+                    instruction=self.data.tasks[self.data.asked[row]],
+                    previous_action=moments.previous[place].astype(np.float32),
+                )
+            )
+        return found
+
+    def raw(self, rows: np.ndarray) -> list[Observation]:
+        """The same with pictures in the data set's own size, as a camera gives them."""
+        images = {}
+        for camera in self.data.cameras:
+            # By place, for `observations` asks for all of them in their order.
+            images[camera] = dict(
+                zip(rows.tolist(), self.data.pictures_of(camera, rows), strict=True)
+            )
+        stacked = {name: _Picked(pictures) for name, pictures in images.items()}
+        return self.observations(rows, stacked)
+
+    def ask(self, policy: Policy, rows: np.ndarray, title: str) -> Answers:
+        """What a policy says at each of `rows` (n,). Raises ValueError where that is NaN."""
+        images = self.pictures_as(policy.view)
+        progress = Progress(title, total=len(rows), unit="frame")
+        actions = []
+        gates = []
+        for start in range(0, len(rows), AT_ONCE):
+            some = rows[start : start + AT_ONCE]
+            chunks, ran = decide_together(policy, self.observations(some, images))
+            bad = np.flatnonzero(~np.isfinite(chunks).all((1, 2)))
+            if len(bad):
+                raise ValueError(
+                    f"{title}: the policy answers NaN or infinite actions at row {some[bad[0]]} of {self.data.root}; "
+                    "was its training unstable? Nothing can be said of it"
+                )
+            actions.append(chunks)
+            gates.append(ran)
+            progress.advance(len(some))
+        progress.close()
+        return Answers(np.concatenate(actions), np.concatenate(gates))
+
+
+class _Picked:
+    """Pictures that are held, by their row."""
+
+    def __init__(self, pictures: dict[int, np.ndarray]) -> None:
+        self._pictures = pictures
+
+    def __len__(self) -> int:
+        return len(self._pictures)
+
+    def __getitem__(self, rows: np.ndarray | slice | int, /) -> np.ndarray:
+        return np.stack([self._pictures[row] for row in np.asarray(rows).tolist()])
+
+
+@torch.inference_mode()
+def decide_together(
+    policy: Policy, observations: Sequence[Observation]
+) -> tuple[np.ndarray, np.ndarray]:
+    """`Policy.decide` of several observations: actions (b, k, a) in the robot's units, and gates
+    (b, l). A network is asked about all in one pass; others, which are not ours to batch, about one
+    after the other, as if an episode began with each."""
+    if not isinstance(policy, torch.nn.Module):
+        decisions = [policy.decide(observation) for observation in observations]
+        ran = np.array([decision.gates for decision in decisions], np.float32)
+        return np.stack([decision.actions for decision in decisions]), ran
+    batch = policy.prepare(observations)
+    tokens = policy.embed(batch)
+    run_through = policy.backbone(tokens, batch)
+    actions = policy.head(policy.condition(run_through.hidden, tokens)).float().cpu().numpy()
+    # NaN is looked for by the caller, who knows the row; denormalising keeps it.
+    return policy.denormalise(actions), run_through.gates.float().cpu().numpy()
+
+
+def _kept_answers(
+    asked: Asker,
+    policy: Policy,
+    rows: np.ndarray,
+    fingerprint: str | None,
+    folder: Path | None,
+    title: str,
+) -> Answers:
+    """The answers that stand in `folder` under everything they were made from, or new ones."""
+    if folder is None or fingerprint is None:
+        return asked.ask(policy, rows, title)
+    question = {
+        "policy": fingerprint,
+        "data": asked.data.fingerprint,
+        "columns": asdict(asked.data.roles),
+        "rows": rows.tolist(),
+        "armlet": source.identity(),
+        "torch": torch.__version__,
+        "device": str(policy.device) if isinstance(policy, torch.nn.Module) else None,
+    }
+    path = folder / f"{short(question)}.npz"
+    if path.is_file():
+        with np.load(path) as file:
+            if str(file["question"]) == json.dumps(question, sort_keys=True):
+                return Answers(file["actions"], file["gates"])
+    answers = asked.ask(policy, rows, title)
+    with atomic_file(path) as part, part.open("wb") as file:
+        np.savez(
+            file,
+            question=json.dumps(question, sort_keys=True),
+            actions=answers.actions,
+            gates=answers.gates,
+        )
+    return answers
+
+
+# --- what is said of their answers
+
+
+class Comparison:
+    """Chunks of several policies, and of what needs none, at the same moments. Means over steps are
+    of the shortest chunk's, so that all are compared in the same ones."""
+
+    def __init__(
+        self,
+        recording: Recording,
+        rows: np.ndarray,
+        shown: np.ndarray,
+        answers: Mapping[str, Answers],
+        reference: str,
+        spec: ActionSpec,
+        labelled: Labelled | None,
+    ) -> None:
+        self.spec, self.reference, self.labelled = spec, reference, labelled
+        lengths = [each.actions.shape[1] for each in answers.values()]
+        self.steps = min(lengths)
+        self.moments = moments_at(recording, rows, max(lengths))
+        chunks = {name: each.actions.astype(np.float64) for name, each in answers.items()}
+        self.chunks = chunks | baselines(recording, shown, self.moments)
+        self.names = tuple(self.chunks)
+        self.errors = {name: self._errors(chunk) for name, chunk in self.chunks.items()}
+        self.valid = self.moments.valid[:, : self.steps]
+        self.scale = by_dimension(self.errors[MEAN][:, : self.steps], self.valid)
+        size = np.maximum(np.abs(self.moments.actions).max((0, 1)), 1e-12)
+        moves = self.scale > STILL * size
+        arm = [index for index in range(spec.dims) if moves[index] and index not in spec.grippers]
+        # Where nothing but grippers moves, they are what errors are about.
+        self.moving = tuple(arm) or tuple(np.flatnonzero(moves).tolist())
+
+    def _errors(self, chunk: np.ndarray) -> np.ndarray:
+        """(n, k, a), of one policy's own number of steps."""
+        return absolute(chunk, self.moments.actions[:, : chunk.shape[1]])
+
+    def share(self, errors: np.ndarray) -> np.ndarray:
+        """(n, k) of errors (n, k, a), without units."""
+        if not self.moving:
+            return np.zeros(errors.shape[:2])
+        return share(errors, self.scale, self.moving)
+
+    def against_expert(self, name: str) -> Errors:
+        return self._summary(self.errors[name])
+
+    def against_teacher(self, name: str) -> Errors | None:
+        """None of the teacher itself. Steps that the teacher's chunks do not have are left out."""
+        if name == self.reference:
+            return None
+        theirs = self.chunks[self.reference]
+        mine = self.chunks[name]
+        common = min(mine.shape[1], theirs.shape[1])
+        return self._summary(absolute(mine[:, :common], theirs[:, :common]))
+
+    def _summary(self, errors: np.ndarray) -> Errors:
+        moments = self.moments
+        valid = moments.valid[:, : errors.shape[1]]
+        common = errors[:, : self.steps]
+        shares = self.share(errors)
+        phases: dict[str, np.ndarray] = {}
+        if self.labelled is not None:
+            groups = self.labelled.groups[moments.rows]
+            phases = by_group(common, self.valid, self.labelled.names, groups)
+        by_third = by_group(common, self.valid, THIRDS, thirds(moments))
+        return Errors(
+            share=over_episodes(shares[:, : self.steps], self.valid, moments.episode),
+            by_dimension=numbers(by_dimension(common, self.valid)),
+            by_step=tuple(map(numbers, by_step(errors, valid))),
+            share_by_step=numbers(by_step(shares[..., None], valid)[:, 0]),
+            by_third={name: numbers(found) for name, found in by_third.items()},
+            by_phase={name: numbers(found) for name, found in phases.items()},
+        )
+
+    def pairs(self, policies: Sequence[str]) -> tuple[Pair, ...]:
+        """Each policy against the reference, then each against everything that needs no policy."""
+        others = [name for name in self.names if name not in policies]
+        pairs = [(name, self.reference) for name in policies if name != self.reference]
+        for name in policies:
+            pairs += [(name, other) for other in others]
+        return tuple(self._pair(a, b) for a, b in pairs)
+
+    def _pair(self, a: str, b: str) -> Pair:
+        difference = self.errors[a][:, : self.steps] - self.errors[b][:, : self.steps]
+        episode = self.moments.episode
+        dimensions: list[Estimate] = []
+        for index in range(self.spec.dims):
+            dimensions.append(over_episodes(difference[..., index], self.valid, episode))
+        whole = over_episodes(self.share(difference), self.valid, episode)
+        return Pair(a, b, whole, tuple(dimensions))
+
+
+def _row(
+    name: str,
+    comparison: Comparison,
+    known: Known,
+    policy: Policy | None,
+    costs: Mapping[str, Cost],
+) -> PolicyRow:
+    spec = comparison.spec
+    chunk = comparison.chunks[name]
+    ends = (spec.gripper_open, spec.gripper_closed)
+    untold = Seen("unknown", "nobody said what it was trained on")
+    cut = _first_steps(comparison.moments, comparison.steps)
+    return PolicyRow(
+        name=name,
+        kind="baseline" if policy is None else "policy",
+        chunk=chunk.shape[1],
+        execute=None if policy is None else policy.execute,
+        folder=known.folders.get(name),
+        fingerprint=known.fingerprints.get(name),
+        seen=NEEDLESS if policy is None else known.seen.get(name, untold),
+        expert=comparison.against_expert(name),
+        teacher=comparison.against_teacher(name),
+        grippers=gripper_agreement(
+            chunk[:, : comparison.steps],
+            cut,
+            {index: spec.names[index] for index in spec.grippers},
+            ends,
+        ),
+        cost=costs.get(name),
+    )
+
+
+def _first_steps(moments: Moments, steps: int) -> Moments:
+    """The same moments, with chunks of the first `steps` steps."""
+    return Moments(
+        rows=moments.rows,
+        episode=moments.episode,
+        step=moments.step,
+        length=moments.length,
+        actions=moments.actions[:, :steps],
+        valid=moments.valid[:, :steps],
+        previous=moments.previous,
+        known=moments.known,
+    )
+
+
+def _costs(
+    policies: dict[str, Policy],
+    asked: Asker,
+    rows: np.ndarray,
+    answers: Mapping[str, Answers],
+    calls: int,
+) -> dict[str, Cost]:
+    """Of networks: milliseconds on one thread, operations, and which layers ran."""
+    networks = {name: p for name, p in policies.items() if isinstance(p, torch.nn.Module)}
+    if not calls or not networks:
+        return {}
+    places = np.linspace(0, len(rows) - 1, min(TIMED, len(rows))).astype(np.int64)
+    observations = asked.raw(rows[np.unique(places)])
+    with one_thread():
+        timings = measure.latency(networks, observations, calls=calls)
+        flops = {name: measure.compute(policy, observations) for name, policy in networks.items()}
+    found = {}
+    for name, policy in networks.items():
+        ran = answers[name].gates.mean(0)
+        weights = policy.layer_costs().cpu().numpy()
+        found[name] = Cost(
+            latency_ms=timings[name],
+            device=str(policy.device),
+            threads=1,
+            flops=flops[name],
+            params=measure.parameters(policy),
+            layers=tuple(map(int, policy.layer_numbers)),
+            activation=tuple(map(float, ran)),
+            keep_ratio=float((ran * weights).sum() / weights.sum()),
+        )
+    return found
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Times are of one thread; the caller's number is put back."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _remarks(compared: Compared, rows: Sequence[PolicyRow]) -> tuple[str, ...]:
+    """What a reader of the table should know before the numbers."""
+    found = []
+    if len(compared.episodes) < 2:
+        found.append(
+            "One episode is held out, so there are no intervals: give --held-out a larger share."
+        )
+    still = [
+        name
+        for index, name in enumerate(compared.robot.names)
+        if compared.scale[index] <= STILL and index not in compared.robot.grippers
+    ]
+    if still:
+        found.append(f"Hardly moves in these episodes, and is not counted: {', '.join(still)}.")
+    best = said.best_baseline(rows)
+    for row in rows:
+        if row.kind == "policy" and row.expert.share.mean >= best.expert.share.mean:
+            found.append(
+                f"{row.name} is no nearer to the expert than `{best.name}`, which looks at nothing."
+            )
+    for row in rows:
+        if row.kind == "policy" and row.seen.verdict != "unseen":
+            found.append(f"{row.name}: {row.seen.why}; its error may be that of episodes it knows.")
+    return tuple(found)
+
+
+# --- what policies were trained on
+
+
+def _provenances(
+    contenders: Mapping[str, Contender], data: EpisodeDataset, split: Parts
+) -> dict[str, Seen]:
+    """Of each policy on disk, whether it was trained on the held-out episodes. A student that was
+    not has still met them through a teacher that was: that is said of it."""
+    teacher = next(iter(contenders))
+    found: dict[str, Seen] = {}
+    for name, contender in contenders.items():
+        question = read_provenance(contender.folder).get(PROVENANCE)
+        own = seen_in_training(question, data, split.held_out)
+        of_teacher = (question or {}).get("teacher") == contenders[teacher].fingerprint
+        if own.verdict == "unseen" and of_teacher and found[teacher].verdict != "unseen":
+            own = Seen(
+                "through teacher",
+                f"it was not trained on these episodes itself; of its teacher: {found[teacher].why}",
+            )
+        found[name] = own
+    return found
+
+
+def seen_in_training(
+    question: dict[str, Any] | None, data: EpisodeDataset, held_out: np.ndarray
+) -> Seen:
+    """Whether a policy that answers `question` (what it was made from, of its provenance) was
+    trained on the episodes `held_out` of this data set."""
+    if question is None:
+        return Seen("unknown", "its folder does not say what it was trained on")
+    if question.get("data") != data.fingerprint:
+        return Seen(
+            "unknown", "it was trained on another data set, and these episodes may be part of it"
+        )
+    if question.get("held_out") is None:
+        return Seen("seen", "it was trained on all episodes of this data set")
+    theirs = parts(data, question.get("split", "last"), question["held_out"])
+    both = np.intersect1d(theirs.train, held_out)
+    if len(both):
+        return Seen("seen", f"it was trained on {len(both)} of these {len(held_out)} episodes")
+    measured = np.intersect1d(np.concatenate([theirs.calibrate, theirs.held_out]), held_out)
+    assert len(measured) == len(held_out)
+    return Seen(
+        "unseen",
+        "it was not trained on these episodes (statistics for normalising are of all episodes; what a router "
+        "measures of itself, its threshold, is measured on episodes that are not trained on)",
+    )
+
+
+def _labels(recipe: Recipe, data: EpisodeDataset) -> Labelled | None:
+    """An annotator's phases, where it has been asked already; a line on stderr where not."""
+    if recipe.annotator is None:
+        return None
+    if not recipe.labels.is_dir():
+        sys.stderr.write(
+            f"evaluate {recipe.name}: nobody annotated these episodes yet (`armlet probe` does, into {recipe.labels}): "
+            "errors are told by thirds of an episode, not by phase\n"
+        )
+        return None
+    labels = load_labels(recipe.labels, data, recipe.annotator)
+    return Labelled(PHASES, np.asarray(labels.phase))
+
+
+def _fingerprint(recipe: Recipe) -> dict[str, Any]:
+    """What this report was made with."""
+    armlet = source.identity()
+    return {
+        "armlet": armlet["version"],
+        "commit": armlet["commit"],
+        "dirty": armlet["dirty"],
+        "files": armlet["files"],
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "machine": platform.machine(),
+        "processor": measure.processor(),
+        "recipe": to_json(recipe),
+        "split": recipe.split,
+        "held_out": recipe.held_out,
+    }

@@ -1,0 +1,433 @@
+"""The report of a comparison with held-out episodes: what stands in it, as JSON, a table in words and
+a picture.
+
+Version 1, told apart from a report of episodes in a simulator by its `kind`. Knows no policy and no
+data set.
+"""
+
+import json
+import math
+import types
+import typing
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from armlet.data.files import atomic_file, read_json
+from armlet.evaluation.action_errors import Agreement, Estimate
+from armlet.robot.spec import ActionSpec
+
+VERSION = 1
+KIND = "offline"
+NO_SUCCESS_RATE = (
+    "This is no success rate: nothing was executed. It says how near the actions lie to those that were "
+    "recorded, along the way that was recorded; a policy that is near can still fail where its own "
+    "errors lead it, and one that is far can succeed in another way."
+)
+PANELS = 15  # dimensions that are drawn, those that move most in units of their range
+Numbers = tuple[float | None, ...]  # one a dimension; None where nothing could be counted
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Mean absolute errors against one reference. `share`: without units, 1 is as far from the
+    expert as the mean action is; over all dimensions that move and are no gripper."""
+
+    share: Estimate
+    by_dimension: Numbers
+    by_step: tuple[Numbers, ...]  # of the policy's whole chunk, the first step first
+    share_by_step: Numbers  # `share`, a number a step
+    by_third: dict[str, Numbers]  # of the episode
+    by_phase: dict[str, Numbers]  # an annotator's; empty where nobody annotated
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Whether a policy was trained on the episodes that it is compared with, by its provenance;
+    `through teacher`: not itself, and what it learned from was, or may have been."""
+
+    verdict: Literal["unseen", "seen", "through teacher", "unknown"]
+    why: str
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a decision costs. `layers`: their numbers in the network it was cut from; `activation`:
+    how often each ran; `keep_ratio`: the share of the layers' cost that ran."""
+
+    latency_ms: dict[str, float]  # p50, p95, p99: batch 1, observation in, actions out
+    device: str
+    threads: int
+    flops: dict[str, float]
+    params: dict[str, int]
+    layers: tuple[int, ...]
+    activation: tuple[float, ...]
+    keep_ratio: float
+
+
+@dataclass(frozen=True)
+class PolicyRow:
+    """One policy, or one thing that needs none (`baseline`)."""
+
+    name: str
+    kind: Literal["policy", "baseline"]
+    chunk: int
+    execute: int | None
+    folder: str | None
+    fingerprint: str | None
+    seen: Seen
+    expert: Errors
+    teacher: Errors | None  # against the teacher's chunks; None of the teacher itself
+    grippers: tuple[Agreement, ...]
+    cost: Cost | None  # None of baselines, and of policies that are no network
+
+
+@dataclass(frozen=True)
+class Pair:
+    """a − b at the same moments: of `share`, and a dimension at a time in the robot's units. What is
+    negative says that a is nearer to the expert."""
+
+    a: str
+    b: str
+    share: Estimate
+    by_dimension: tuple[Estimate, ...]
+
+
+@dataclass(frozen=True)
+class Compared:
+    """With what policies are compared. `scale` is the mean absolute error of the mean action, by
+    which errors are divided for `share`; `moving` the dimensions that are counted there."""
+
+    data: str
+    data_fingerprint: str
+    robot: ActionSpec
+    hz: float
+    episodes: tuple[int, ...]  # held out, by their number
+    shown: int  # episodes of which the baselines are means
+    frames: int  # at which policies were asked
+    of_frames: int  # that the held-out episodes have
+    steps: int  # of a chunk that are compared: the shortest chunk's
+    moving: tuple[int, ...]
+    scale: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class OfflineReport:
+    """See the module's docstring. `policies`: the reference first, baselines last."""
+
+    compared: Compared
+    policies: tuple[PolicyRow, ...]
+    pairs: tuple[Pair, ...]
+    remarks: tuple[str, ...]
+    fingerprint: dict[str, Any]
+    note: str = NO_SUCCESS_RATE
+    kind: str = KIND
+    version: int = VERSION
+
+    def to_json(self) -> dict[str, Any]:
+        """As it stands in report.json."""
+        said: dict[str, Any] = json.loads(json.dumps(asdict(self), allow_nan=False))
+        return said
+
+
+def from_json(value: dict[str, Any], *, source: str) -> OfflineReport:
+    """The inverse of `to_json`. Raises ValueError naming `source` and the field that is missing or
+    of another kind."""
+    if value.get("kind") != KIND:
+        raise ValueError(
+            f"{source} is no report of a comparison with held-out episodes (kind {value.get('kind')!r})"
+        )
+    if value.get("version") != VERSION:
+        raise ValueError(
+            f"{source} has version {value.get('version')!r}, expected {VERSION}; a newer armlet wrote it"
+        )
+    report = _built(OfflineReport, value, source)
+    assert isinstance(report, OfflineReport)
+    return report
+
+
+def is_offline(path: Path) -> bool:
+    """Whether a report.json is one of these; what is wrong with a file is said by who reads it."""
+    try:
+        said = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(said, dict) and said.get("kind") == KIND
+
+
+def read(path: Path) -> OfflineReport:
+    """A report.json that `armlet evaluate` wrote of a robot without a benchmark."""
+    return from_json(read_json(path, fix="run `armlet evaluate` again"), source=str(path))
+
+
+def _built(kind: Any, value: Any, where: str) -> Any:
+    """`value`, of JSON, as the type `kind`: a dataclass of these, tuples for lists."""
+    origin = typing.get_origin(kind)
+    arguments = typing.get_args(kind)
+    if origin in (types.UnionType, typing.Union):
+        if value is None:
+            return None
+        return _built(next(each for each in arguments if each is not type(None)), value, where)
+    if is_dataclass(kind):
+        return _built_dataclass(kind, value, where)
+    if origin is tuple:
+        inner = arguments[0]
+        return tuple(_built(inner, item, f"{where}[{n}]") for n, item in enumerate(value))
+    if origin is dict and arguments[1] is not Any:
+        return {key: _built(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
+    return value
+
+
+def _built_dataclass(kind: Any, value: Any, where: str) -> Any:
+    if not isinstance(value, dict):
+        raise ValueError(f"{where} is {value!r:.60}, expected an object")
+    hints = typing.get_type_hints(kind)
+    found = {}
+    for field in fields(kind):
+        if field.name not in value:
+            raise ValueError(f"{where} lacks {field.name!r}; was it changed by hand?")
+        found[field.name] = _built(hints[field.name], value[field.name], f"{where}.{field.name}")
+    return kind(**found)
+
+
+# --- in words
+
+
+def table(report: OfflineReport) -> str:
+    """Markdown: what was compared, one row a policy, one a dimension, the phases, the pairs."""
+    parts = [
+        header_lines(report),
+        main_lines(report.policies),
+        dimension_lines(report),
+        gripper_lines(report.policies),
+        group_lines(report, "by_third"),
+        group_lines(report, "by_phase"),
+        pair_lines(report),
+        seen_lines(report),
+    ]
+    return "\n\n".join("\n".join(lines) for lines in parts if lines) + "\n"
+
+
+def header_lines(report: OfflineReport) -> list[str]:
+    """With what policies were compared, what that is not, and what else is to be known."""
+    compared = report.compared
+    lines = [
+        f"Compared with {len(compared.episodes)} held-out episodes of {compared.data} at {compared.frames} of their "
+        f"{compared.of_frames} frames; errors are mean absolute ones over the first {compared.steps} "
+        f"steps of a chunk ({compared.hz:g} a second). **{report.note}**"
+    ]
+    return lines + [f"- {remark}" for remark in report.remarks]
+
+
+def main_lines(policies: tuple[PolicyRow, ...]) -> list[str]:
+    """One row a policy. `error` is without units: 1 is that of the mean action."""
+    base = policies[0].cost
+    lines = [
+        "| policy | trained on these episodes? | error (mean action = 1) | 95 % interval | first step | last step | against the teacher | p50 ms | speed | layers run | parameters |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in policies:
+        steps = row.expert.share_by_step
+        theirs = None if row.teacher is None else row.teacher.share.mean
+        cost = ["–"] * 4
+        if row.cost is not None:
+            p50 = row.cost.latency_ms["p50"]
+            speed = "–" if base is None else f"{base.latency_ms['p50'] / p50:.2f}×"
+            cost = [
+                f"{p50:.2f}",
+                speed,
+                f"{100 * row.cost.keep_ratio:.0f} %",
+                f"{row.cost.params['total'] / 1e6:.2f} M",
+            ]
+        cells = [
+            row.name if row.kind == "policy" else f"*{row.name}*",
+            {"unseen": "no", "seen": "yes"}.get(row.seen.verdict, row.seen.verdict),
+            number(row.expert.share.mean, 3),
+            interval(row.expert.share.ci95, 3),
+            number(steps[0], 3),
+            number(steps[-1], 3),
+            number(theirs, 3),
+            *cost,
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def dimension_lines(report: OfflineReport) -> list[str]:
+    """One row a dimension: each policy's error in the robot's own units."""
+    lines = [
+        "| error, in the robot's units | " + " | ".join(row.name for row in report.policies) + " |",
+        "|---" * (len(report.policies) + 1) + "|",
+    ]
+    for index, name in enumerate(report.compared.robot.names):
+        cells = [number(row.expert.by_dimension[index], 4) for row in report.policies]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def gripper_lines(policies: tuple[PolicyRow, ...]) -> list[str]:
+    """One row a gripper: how often each policy commands the expert's side; none without a
+    gripper."""
+    if not policies[0].grippers:
+        return []
+    lines = [
+        "| gripper: same side as the expert (at the changes only) | "
+        + " | ".join(row.name for row in policies)
+        + " |",
+        "|---" * (len(policies) + 1) + "|",
+    ]
+    for index, gripper in enumerate(policies[0].grippers):
+        cells = []
+        for row in policies:
+            mine = row.grippers[index]
+            turned = "–" if mine.at_changes is None else f"{100 * mine.at_changes:.0f} %"
+            cells.append(f"{100 * mine.agreement:.1f} % ({turned})")
+        changes = f"{gripper.name}, {gripper.changes} steps that change it"
+        lines.append(f"| {changes} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def group_lines(report: OfflineReport, field: Literal["by_third", "by_phase"]) -> list[str]:
+    """One row a part of the episode: each policy's error there without units; none where there are
+    no such parts."""
+    groups: list[str] = list(getattr(report.policies[0].expert, field))
+    if not groups:
+        return []
+    lines = [
+        f"| error (mean action = 1), {field.replace('_', ' ')} | "
+        + " | ".join(row.name for row in report.policies)
+        + " |",
+        "|---" * (len(report.policies) + 1) + "|",
+    ]
+    compared = report.compared
+    for group in groups:
+        cells = []
+        for row in report.policies:
+            found = getattr(row.expert, field)[group]
+            shares = [found[index] / compared.scale[index] for index in compared.moving]
+            cells.append(number(sum(shares) / len(shares) if shares else None, 3))
+        lines.append(f"| {group} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def seen_lines(report: OfflineReport) -> list[str]:
+    """What the provenance of each policy says of the episodes it is compared with."""
+    return [f"- {row.name}: {row.seen.why}" for row in report.policies if row.kind == "policy"]
+
+
+def pair_lines(report: OfflineReport) -> list[str]:
+    """A sentence for each policy against the first, and against the best of what needs none; the
+    other pairs are in report.json."""
+    policies = {row.name for row in report.policies if row.kind == "policy"}
+    shown = policies | {best_baseline(report.policies).name}
+    return [sentence(pair) for pair in report.pairs if pair.b in shown]
+
+
+def best_baseline(policies: Sequence[PolicyRow]) -> PolicyRow:
+    """The one that is nearest to the expert."""
+    found = [row for row in policies if row.kind == "baseline"]
+    return min(found, key=lambda row: row.expert.share.mean)
+
+
+def sentence(pair: Pair) -> str:
+    """A paired comparison in words."""
+    found = pair.share
+    if found.ci95 is None:
+        return f"- {pair.a} − {pair.b}: {found.mean:+.3f} (one episode: no interval)"
+    low, high = found.ci95
+    if high < 0:
+        said = f"{pair.a} is nearer to the expert"
+    elif low > 0:
+        said = f"{pair.b} is nearer to the expert"
+    else:
+        said = "no difference is shown"
+    return f"- {pair.a} − {pair.b}: {found.mean:+.3f} (95 % interval {low:+.3f} to {high:+.3f}); {said}"
+
+
+def number(value: float | None, digits: int) -> str:
+    """A dash where there is none."""
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def interval(ends: tuple[float, float] | None, digits: int) -> str:
+    """A dash where there is none."""
+    return "–" if ends is None else f"{ends[0]:.{digits}f}–{ends[1]:.{digits}f}"
+
+
+def numbers(values: Any) -> Numbers:
+    """An array as a report has it: None for NaN, which JSON does not know."""
+    return tuple(None if math.isnan(value) else float(value) for value in values)
+
+
+# --- as a picture
+
+
+def error_by_step(report: OfflineReport, path: Path) -> None:
+    """A picture: every policy's error at each step of its chunk, without units and then a dimension
+    at a time; baselines dashed. Of more dimensions than have room those are drawn on which the mean
+    action errs most, measured by the range."""
+    from matplotlib.figure import Figure
+
+    compared = report.compared
+    drawn = _drawn(report)
+    panels = len(drawn) + 1
+    columns = min(4, panels)
+    rows = -(-panels // columns)
+    figure = Figure(figsize=(3.6 * columns, 2.7 * rows + 1.2), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    _draw(axes[0], report, None)
+    for panel, index in zip(axes[1:], drawn, strict=False):
+        _draw(panel, report, index)
+    for panel in axes[:panels]:
+        panel.set_ylim(bottom=0)
+        panel.grid(alpha=0.3)
+        panel.tick_params(labelsize=8)
+    for panel in axes[panels:]:
+        panel.set_axis_off()
+    # Of the whole figure such a label would lie behind the legend.
+    for panel in axes[max(panels - columns, 0) : panels]:
+        panel.set_xlabel("step of the chunk, 1 is next", fontsize=8)
+    figure.supylabel("mean absolute error, in the robot's units", fontsize=9)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(
+        handles, labels, loc="outside lower center", ncols=min(4, len(labels)), fontsize=8
+    )
+    hidden = len(compared.robot.names) - len(drawn)
+    left_out = f"; {hidden} more dimensions are in the table" if hidden else ""
+    figure.suptitle(
+        f"{compared.frames} frames of {len(compared.episodes)} held-out episodes{left_out}; no success rate",
+        fontsize=10,
+    )
+    with atomic_file(path) as part:
+        figure.savefig(part, dpi=110, format="png")
+
+
+def _drawn(report: OfflineReport) -> list[int]:
+    """The dimensions that have a panel, in their order."""
+    compared = report.compared
+    low = compared.robot.low
+    high = compared.robot.high
+
+    def in_range(index: int) -> float:
+        width = high[index] - low[index]
+        return compared.scale[index] / width if 0 < width < math.inf else compared.scale[index]
+
+    order = sorted(range(len(compared.robot.names)), key=in_range, reverse=True)
+    return sorted(order[:PANELS])
+
+
+def _draw(axes: Any, report: OfflineReport, dimension: int | None) -> None:
+    """A line a policy; `dimension` None: all that moves, without units."""
+    axes.set_title("all that moves (mean action = 1)", fontsize=9)
+    if dimension is not None:
+        axes.set_title(report.compared.robot.names[dimension], fontsize=9)
+    for place, row in enumerate(report.policies):
+        values = row.expert.share_by_step
+        if dimension is not None:
+            values = tuple(step[dimension] for step in row.expert.by_step)
+        found = [math.nan if value is None else value for value in values]
+        style: dict[str, Any] = {"linestyle": "-", "color": f"C{place}", "marker": "."}
+        if row.kind == "baseline":
+            style = {"linestyle": ("--", ":", "-.", (0, (1, 3)))[place % 4], "color": "grey"}
+        axes.plot(range(1, len(found) + 1), found, label=row.name, **style)
