@@ -13,7 +13,9 @@ Markdown. Nothing is imported, so the site needs neither torch nor armlet. Knows
 
 import inspect
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
 
 import griffe
 from sphinx.application import Sphinx
@@ -43,7 +45,7 @@ class Reference(SphinxDirective):
     """What is public in one module: its docstring, then classes and functions in their order."""
 
     required_arguments = 1
-    option_spec = {"only": str.split}
+    option_spec: ClassVar[dict[str, Callable[[str], list[str]]]] = {"only": str.split}
 
     def run(self) -> list:
         name = self.arguments[0]
@@ -136,6 +138,14 @@ def written(parameter: griffe.Parameter) -> str:
     return " ".join(text.split())
 
 
+def titled(app: Sphinx, page: str, content: list[str]) -> None:
+    """Give a table beside a report, which `armlet evaluate` writes without one, a title."""
+    if page.startswith("reproductions/") and not content[0].lstrip().startswith("#"):
+        _, folder, name = page.split("/")
+        content[0] = f"# {folder}: {name}\n\n{content[0]}"
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
+    app.connect("source-read", titled)
     app.add_directive("reference", Reference)
     return {"parallel_read_safe": True}
