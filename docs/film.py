@@ -9,13 +9,16 @@ about success.
 """
 
 import argparse
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from armlet import load_policy
+from armlet.benchmarks import Task
 from armlet.benchmarks.tabletop import Tabletop
 
 ROOT = Path(__file__).parent.parent
@@ -42,7 +45,8 @@ class Shot:
         return min(step, len(self.frames) - 1)
 
 
-def shoot(policy, benchmark: Tabletop, task, seed: int) -> Shot:
+def shoot(policy: Any, benchmark: Tabletop, task: Task, seed: int) -> Shot:
+    """One episode, to its success or to `STEPS`."""
     world = benchmark.make(task, seed)
     shot = Shot(world.instruction, [world.render(SIDE)], [()], [False])
     while len(shot.frames) < STEPS and not shot.success[-1]:
@@ -62,12 +66,14 @@ def compose(rows: dict[str, list[Shot]], depth: int, step: int) -> Image.Image:
     """One frame of the film."""
     font = ImageFont.load_default(size=11)
     height = SIDE + TEXT
-    image = Image.new("RGB", (SIDE * len(TASKS), TEXT + height * len(rows)), PAPER)
+    head = 2 * TEXT
+    image = Image.new("RGB", (SIDE * len(TASKS), head + height * len(rows)), PAPER)
     draw = ImageDraw.Draw(image)
     for column, shot in enumerate(next(iter(rows.values()))):
-        draw.text((SIDE * column + 3, 1), shot.instruction, INK, font)
+        said = textwrap.fill(shot.instruction, 28)
+        draw.multiline_text((SIDE * column + 3, 1), said, INK, font, spacing=2)
     for row, (name, shots) in enumerate(rows.items()):
-        top = TEXT + height * row
+        top = head + height * row
         for column, shot in enumerate(shots):
             left, now = SIDE * column, shot.at(step)
             image.paste(Image.fromarray(shot.frames[now]), (left, top))

@@ -457,17 +457,43 @@ TO_RUN = [(page, block) for page in texts() for block in RUN.findall(page.read_t
 
 @pytest.mark.parametrize(("page", "block"), TO_RUN, ids=lambda value: getattr(value, "stem", ""))
 def test_blocks_that_are_marked_run(page: Path, block: str, clone: Path) -> None:
-    armlet = f'armlet() {{ "{sys.executable}" -m armlet "$@"; }}\n'
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    assert shell(block).strip()
+
+
+def shell(lines: str) -> str:
+    """What lines of a shell print, run in this folder with this armlet; the first that fails fails
+    them all."""
+    programs = [f'armlet() {{ "{sys.executable}" -m armlet "$@"; }}']
+    programs += [f'python() {{ "{sys.executable}" "$@"; }}']
     ran = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", armlet + block],
+        ["bash", "-euo", "pipefail", "-c", "\n".join([*programs, lines])],
         capture_output=True,
         text=True,
         check=False,
-        env=environment,
+        env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
     )
     assert ran.returncode == 0, ran.stderr[-2000:]
-    assert ran.stdout.strip()
+    return ran.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_your_robot_is_followed(clone: Path) -> None:
+    """Every command of the page, as a newcomer would give them, one after the other."""
+    (clone / "tests").symlink_to(ROOT / "tests")
+    typed = blocks(ROOT / "docs/your-robot.md", "bash")
+    if not typed:
+        pytest.skip("the page's commands are marked as not run")
+    shell("".join(typed))
+    assert (clone / "out/actdistill/evaluation/report.json").is_file()
+
+
+def test_robot_toml_is_as_it_is_read(clone: Path) -> None:
+    description = pytest.importorskip("armlet.robot.description")
+    [written] = blocks(ROOT / "docs/your-robot.md", "toml")
+    path = clone / "robot.toml"
+    path.write_text(written)
+    assert description.Described.read(path).grippers == ("gripper",)
 
 
 def test_marks_reach_as_far_as_their_block(tmp_path) -> None:
