@@ -38,7 +38,7 @@ numbers: $(READY) ## every number in README and docs against its report (WRITE=1
 
 # In an environment of its own, which needs neither torch nor armlet: docs/conf.py reads the source.
 docs: .venv-docs/.ready ## the documentation as a site, build/site/index.html; a broken link is an error
-	.venv-docs/bin/sphinx-build -q -W --keep-going -d build/doctrees docs build/site
+	.venv-docs/bin/sphinx-build -E -q -W --keep-going -d build/doctrees docs build/site
 	@echo "build/site/index.html"
 
 .venv-docs/.ready: docs/requirements.lock
