@@ -9,6 +9,7 @@ import importlib.resources
 import inspect
 import json
 import os
+import pkgutil
 import random
 import re
 import shlex
@@ -560,6 +561,20 @@ def test_documents_that_the_source_names_exist() -> None:
                 if not (ROOT / name).is_file() and path != Path(__file__):
                     missing.append(f"{path.relative_to(ROOT)}: {name}")
     assert missing == []
+
+
+@pytest.mark.parametrize("page", texts(), ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_names_of_the_package_are_those_there_are(page: Path) -> None:
+    """`armlet.robot.conventions.convert` in a text is a function that can be imported."""
+    text = NOT_RUN.sub("", page.read_text())
+    wrong = []
+    for code in INLINE.findall(FENCE.sub("", text)):
+        for name in re.findall(r"(?<![\w/.])armlet(?:\.[A-Za-z_]\w*)+", code):
+            try:
+                pkgutil.resolve_name(name)
+            except (ImportError, AttributeError) as error:
+                wrong.append(f"{name}: {error}")
+    assert wrong == []
 
 
 def test_errors_that_are_explained_are_raised() -> None:
