@@ -4,71 +4,94 @@ PYTHON := $(shell for p in python3 python3.13 python3.12 python3.11; do $$p -c '
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo test check format lock test-mutants numbers test-slow test-metaworld test-lerobot test-page test-reference bench clean
+.PHONY: help setup demo test check format lock test-mutants numbers docs hooks test-slow test-metaworld test-lerobot test-page test-reference bench clean
 
-setup: $(READY)
+help: ## this list
+	@echo "make TARGET, of:"
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "  %-16s %s\n", $$1, $$2 }'
 
-demo: $(READY)
+setup: $(READY) ## an environment in .venv, with versions from requirements.lock
+
+demo: $(READY) ## the whole pipeline on the shipped teacher, about 10 minutes (TEACH=1: the teacher too, an hour)
 	bash runs/demo.sh $(if $(TEACH),--teach)
 
-test: check
+test: check ## what a change must pass: make check, then the tests, about 7 minutes
 	$(BIN)/pytest -q -n 2 --dist loadfile --jaxtyping-packages=armlet.training.losses,armlet.layers.graph,armlet.layers.router,beartype.beartype
 
-check: $(READY)
+check: $(READY) ## formatter, linter, import directions, types (.pre-commit-config.yaml runs the same)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 
-format: $(READY)
+format: $(READY) ## puts right what formatter and linter can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# The code broken in one place at a time: each must be noticed (minutes; tests/mutants/run.py --help).
-test-mutants: $(READY)
-	$(BIN)/python tests/mutants/run.py $(MUTANTS)
+hooks: $(READY) ## runs make check's commands at every git commit, from now on
+	$(BIN)/pip install -q pre-commit
+	$(BIN)/pre-commit install
 
-# Every number in README and docs again, from the reports; WRITE=1 puts numbers and tables right (docs/recount.py says how they are written).
-numbers: $(READY)
+# docs/recount.py says how numbers in documents are written.
+numbers: $(READY) ## every number in README and docs against its report (WRITE=1: puts them right)
 	$(BIN)/python docs/recount.py $(if $(WRITE),--write)
 
-test-slow: $(READY)
+# In an environment of its own, which needs neither torch nor armlet: docs/conf.py reads the source.
+docs: .venv-docs/.ready ## the documentation as a site, build/site/index.html; a broken link is an error
+	.venv-docs/bin/sphinx-build -E -q -W --keep-going -d build/doctrees docs build/site
+	@echo "build/site/index.html"
+
+.venv-docs/.ready: docs/requirements.lock
+	test -x .venv-docs/bin/python || $(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/pip install -q -r docs/requirements.lock
+	touch $@
+
+# The code broken in one place at a time: each must be noticed (tests/mutants/run.py --help).
+test-mutants: $(READY) ## over six hundred small breaks of the code: do the tests notice? 13 minutes (MUTANTS="--area data")
+	$(BIN)/python tests/mutants/run.py $(MUTANTS)
+
+test-slow: $(READY) ## the tests that take minutes
 	$(BIN)/pytest -q -m slow
 
-test-metaworld: $(READY)
+test-metaworld: $(READY) ## Meta-World, with its extra
 	$(BIN)/python -m pip install -q -c requirements.lock -e '.[dev,metaworld]'
 	$(BIN)/pytest -q -m metaworld
 
-# The real lerobot, in an environment of its own.
-test-lerobot: $(READY)
+# In an environment of its own.
+test-lerobot: $(READY) ## data sets against the real lerobot
 	test -x .venv-lerobot/bin/python || $(PYTHON) -m venv .venv-lerobot
 	.venv-lerobot/bin/pip install -q "$$(grep '^torch==' requirements.lock)"
 	.venv-lerobot/bin/pip install -q -r tests/interop/lerobot.txt
 	.venv-lerobot/bin/pip install -q --no-deps lerobot==0.4.4 torchvision==0.25.0
 	$(BIN)/pytest -q -m lerobot
 
-# The report page in a real browser: Debian's chromium, which apt-get installs.
-test-page: $(READY)
+# Debian's chromium, which apt-get installs.
+test-page: $(READY) ## the report page in a real browser
 	test -x /usr/bin/chromium || { echo "the page is tested in Chromium: apt-get install chromium"; exit 1; }
 	$(BIN)/pip install -q playwright
 	$(BIN)/pytest -q -m page
 
-test-reference: $(READY)
+test-reference: $(READY) ## against libraries that are no dependency
 	$(BIN)/pip install -q -c requirements.lock torch_geometric
 	$(BIN)/pytest -q -m reference
 
-# What the machinery costs: printed, and kept in docs/machinery/. Nothing else should run meanwhile.
-bench: $(READY)
+# Nothing else should run meanwhile.
+bench: $(READY) ## what the machinery costs, measured anew and kept in docs/machinery/
 	$(BIN)/pip install -q -c requirements.lock torch_geometric
 	for part in store pictures graph routing training codebook phases; do $(BIN)/python bench/$$part.py || exit 1; done
 
-# The versions a fresh machine installs. Made in an environment of its own.
-lock:
+# Made in environments of their own.
+lock: ## the versions a fresh machine installs: requirements.lock, docs/requirements.lock
 	rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock
 	.venv-lock/bin/pip install -q torch==2.13.0
 	.venv-lock/bin/pip install -q '.[dev,metaworld]'
 	(echo '# Made by `make lock`: Linux, CPython 3.11. Used as constraints: pip install -c requirements.lock -e .[dev]'; \
 	 .venv-lock/bin/pip freeze --exclude armlet | sed 's/+cpu//' | grep -v ' @ ') > requirements.lock
+	rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock
+	$(PYTHON) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"], sep="\n")' \
+	 | .venv-lock/bin/pip install -q -r /dev/stdin
+	(echo '# Made by `make lock`: what `make docs` installs (the extra `docs`, nothing of armlet'"'"'s own). CPython 3.11.'; \
+	 .venv-lock/bin/pip freeze) > docs/requirements.lock
 	rm -rf .venv-lock
 
 $(READY): pyproject.toml requirements.lock
@@ -78,5 +101,5 @@ $(READY): pyproject.toml requirements.lock
 	$(BIN)/python -m pip install -q -c requirements.lock -e '.[dev]'
 	touch $(READY)
 
-clean:
-	rm -rf .venv .venv-lock .venv-lerobot out
+clean: ## removes environments, build/ and everything in out/
+	rm -rf .venv .venv-docs .venv-lock .venv-lerobot build out

@@ -38,8 +38,9 @@ A section of a report, as it is (`SECTIONS` below), for some of its policies or 
 
 A paragraph with numbers of another origin says which: `<!-- source: arXiv 2511.18082 -->`, `<!--
 source: tests/test_x.py -->`, `<!-- source: setting -->`. Numbers that look like results and have
-neither are reported. Knows the documents and their reports; what a report's numbers mean is in
-docs/interface.md.
+neither are reported. `<!-- run -->` and `<!-- not run: why -->` before a block of code are for
+tests/test_documents.py. Knows the documents and their reports; what a report's numbers mean is in
+docs/report-format.md.
 """
 
 import argparse
@@ -346,6 +347,8 @@ VERDICTS: dict[str, Callable[[Asked], Report]] = {
     "late-verdict": late_pair,
 }
 """Words whose comment stands behind `shown` or `not shown`: whether the first is as good as the second to 3 points."""
+READ_ELSEWHERE = ("table", "section", "run", "not")
+"""Words of comments that no number stands before: `run` and `not run` tell tests/test_documents.py of a block."""
 
 
 # --- numbers in prose
@@ -459,11 +462,11 @@ def _comments(
                 covered += _number(page, word, asked, before, found.start(), edits)
             except NotThereError as error:
                 page.find(found.start(), found[0], str(error))
-        elif word not in ("table", "section"):
+        elif word not in READ_ELSEWHERE:
             page.find(
                 found.start(),
                 found[0],
-                f"one of the words {', '.join([*NUMBERS, *VERDICTS])}, report, source, table, section",
+                f"one of the words {', '.join([*NUMBERS, *VERDICTS])}, report, source, {', '.join(READ_ELSEWHERE)}",
             )
     return covered
 

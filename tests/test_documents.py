@@ -1,16 +1,22 @@
 """What README and docs say: every number is what its report says, and one digit that is changed is
-noticed; links lead somewhere; commands
-and recipes that stand there are those there are."""
+noticed; links lead somewhere; Python blocks run; commands, recipes and options that stand there are
+those there are; and what stands beside them (changes, citation, hooks, help) agrees with the code.
+"""
 
 import functools
 import importlib
+import importlib.resources
 import inspect
 import json
+import os
+import pkgutil
 import random
 import re
 import shlex
 import shutil
+import subprocess
 import sys
+import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +25,7 @@ from typing import Any
 
 import pytest
 import tyro
+import yaml
 
 from armlet import recipes
 from armlet.__main__ import OF_REPORTS, VERBS
@@ -29,7 +36,13 @@ ROOT = Path(__file__).parents[1]
 BOUND = re.compile(
     r"\d(?=(?: ?%| ?×| ms| points|\*\*|\))*<!-- (?!report|source|table|section|verdict|seeds-verdict|late-verdict))"
 )
-FENCE = re.compile(r"```(\w*)\n(.*?)```", re.DOTALL)
+FENCE = re.compile(r"^```([^\n`]*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+NOT_RUN = re.compile(
+    r"^<!-- not run: (?P<why>.+?) -->\n\n?(?:```.*?^```|.+?(?=\n\n|\Z))", re.DOTALL | re.MULTILINE
+)  # the mark, and the block of code or the paragraph behind it
+RUN = re.compile(r"^<!-- run -->\n```bash\n(.*?)^```", re.DOTALL | re.MULTILINE)
+LANGUAGES = ("bash", "python", "toml", "text")
+BESIDES = ("cd", "git", "pip", "source")  # programs of the shell that a page may call
 INLINE = re.compile(r"`([^`\n]+)`")
 PLACEHOLDER = re.compile(r"[…|\[]|\bRECIPE\b|\bREPORT\b|\b(my)?package\.")
 
@@ -99,9 +112,8 @@ def test_a_changed_digit_of_a_page_is_noticed(copied: Path, name: str) -> None:
         if not any(finding.line == line for finding in findings_of(page)):
             silent.append(f"line {line}: {text[place - 20 : place + 20]!r}")
     assert silent == []
-    assert places or name.startswith("docs/adding") or name == "docs/interface.md", (
-        "a page with results is bound to reports"
-    )
+    with_results = name == "README.md" or name.startswith(("docs/results", "docs/reproductions"))
+    assert places or not with_results, "a page with results is bound to reports"
 
 
 @pytest.fixture
@@ -310,10 +322,10 @@ def test_links_lead_somewhere(page: Path) -> None:
 def commands(page: Path) -> Iterator[list[str]]:
     """What stands on a page to be typed: lines of code blocks and whole pieces of inline code, a
     command a list of words."""
-    text = page.read_text()
+    text = NOT_RUN.sub("", page.read_text())
     lines = []
     for language, block in FENCE.findall(text):
-        if language not in ("", "bash", "sh"):
+        if language not in ("", "bash"):
             continue
         lines += block.replace("\\\n", " ").splitlines()
     lines += INLINE.findall(FENCE.sub("", text))
@@ -327,9 +339,15 @@ def commands(page: Path) -> Iterator[list[str]]:
             if (
                 words
                 and words[0] in ("armlet", "bash", "make", "python")
-                and not PLACEHOLDER.search(part)
+                and not PLACEHOLDER.search(part.partition(" #")[0])
             ):
                 yield shlex.split(" ".join(words), comments=True)
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    """The blocks of code of a page in one language, without those that are marked."""
+    text = NOT_RUN.sub("", page.read_text())
+    return [block for found, block in FENCE.findall(text) if found == language]
 
 
 def written(page: Path) -> list[str]:
@@ -339,11 +357,7 @@ def written(page: Path) -> list[str]:
 @pytest.fixture
 def mine(monkeypatch) -> ModuleType:
     """The module that docs/adding-a-recipe.md writes."""
-    [source] = [
-        block
-        for language, block in FENCE.findall((ROOT / "docs/adding-a-recipe.md").read_text())
-        if language == "python"
-    ]
+    [source] = blocks(ROOT / "docs/adding-a-recipe.md", "python")
     module = ModuleType("mine")
     monkeypatch.setitem(sys.modules, "mine", module)
     exec(compile(source, "adding-a-recipe.md", "exec"), module.__dict__)
@@ -398,6 +412,103 @@ def unrun(work: Callable[..., object]) -> Callable[..., object]:
     return nothing
 
 
+@pytest.mark.parametrize("page", texts(), ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_every_block_is_checked_or_says_why_not(page: Path) -> None:
+    """Its language is said; each line of a shell block is a command that the tests read."""
+    wrong = []
+    for language, _ in FENCE.findall(page.read_text()):
+        if language not in LANGUAGES and not language.startswith(("{toctree}", "{reference} ")):
+            wrong.append(f"a block in {language!r}, expected {', '.join(LANGUAGES)}")
+    for block in blocks(page, "bash"):
+        for line in block.replace("\\\n", " ").splitlines():
+            command = line.partition("#")[0]
+            words = re.sub(r"^(\s*[A-Z_]+=\S+)*", "", command).split()
+            known = ("armlet", "bash", "make", "python", *BESIDES)
+            if words and words[0] not in known:
+                wrong.append(f"{line!r}: expected {', '.join(known)}, or `<!-- not run: why -->`")
+            elif words and words[0] not in BESIDES and PLACEHOLDER.search(command):
+                wrong.append(f"{line!r}: a placeholder in what is to be typed")
+    for block in blocks(page, "toml"):
+        assert tomllib.loads(block), "a block of TOML says something"
+    assert wrong == []
+
+
+@pytest.fixture
+def clone(tmp_path, monkeypatch) -> Path:
+    """A folder that looks like a fresh clone, to work in."""
+    for name in ("checkpoints", "docs", "examples", "runs"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+WITH_PYTHON = [page for page in texts() if blocks(page, "python")]
+
+
+@pytest.mark.parametrize("page", WITH_PYTHON, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_python_blocks_run(page: Path, clone: Path, monkeypatch) -> None:
+    """In their order, each with the names of those before it."""
+    module = ModuleType(page.stem)
+    monkeypatch.setitem(sys.modules, page.stem, module)  # dataclasses look their module up there
+    for source in blocks(page, "python"):
+        exec(compile(source, page.name, "exec"), module.__dict__)
+
+
+TO_RUN = [(page, block) for page in texts() for block in RUN.findall(page.read_text())]
+
+
+@pytest.mark.parametrize(("page", "block"), TO_RUN, ids=lambda value: getattr(value, "stem", ""))
+def test_blocks_that_are_marked_run(page: Path, block: str, clone: Path) -> None:
+    assert shell(block).strip()
+
+
+def shell(lines: str) -> str:
+    """What lines of a shell print, run in this folder with this armlet; the first that fails fails
+    them all."""
+    programs = [f'armlet() {{ "{sys.executable}" -m armlet "$@"; }}']
+    programs += [f'python() {{ "{sys.executable}" "$@"; }}']
+    ran = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", "\n".join([*programs, lines])],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
+    )
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    return ran.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_your_robot_is_followed(clone: Path) -> None:
+    """Every command of the page, as a newcomer would give them, one after the other."""
+    (clone / "tests").symlink_to(ROOT / "tests")
+    typed = blocks(ROOT / "docs/your-robot.md", "bash")
+    if not typed:
+        pytest.skip("the page's commands are marked as not run")
+    shell("".join(typed))
+    assert (clone / "out/actdistill/evaluation/report.json").is_file()
+
+
+def test_robot_toml_is_as_it_is_read(clone: Path) -> None:
+    description = pytest.importorskip("armlet.robot.description")
+    [written] = blocks(ROOT / "docs/your-robot.md", "toml")
+    path = clone / "robot.toml"
+    path.write_text(written)
+    assert description.Described.read(path).grippers == ("gripper",)
+
+
+def test_marks_reach_as_far_as_their_block(tmp_path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(
+        "<!-- not run: later -->\n```bash\narmlet one\n\narmlet two\n```\n\n`armlet three` and\n\n"
+        "<!-- not run: later -->\n`armlet four`\nor `armlet five`\n\n`armlet six`\n\n"
+        "<!-- run -->\n```bash\narmlet seven\n```\n"
+    )
+    assert written(page) == ["armlet seven", "armlet three", "armlet six"]
+    assert RUN.findall(page.read_text()) == ["armlet seven\n"]
+
+
 def test_commands_are_found_and_wrong_ones_are_noticed(tmp_path) -> None:
     page = tmp_path / "page.md"
     page.write_text(
@@ -421,3 +532,100 @@ def test_commands_are_found_and_wrong_ones_are_noticed(tmp_path) -> None:
             parse(words.split())
     parse(["distil", "tabletop", "--seed", "1"])
     parse(["recompute", "a", "b"])
+
+
+# --- what stands beside the documents
+# -----------------------------------------------------------------------------------------------
+
+
+def test_every_page_is_in_the_sites_contents() -> None:
+    """docs/index.md lists every page that people wrote; tables of reports are listed by docs/tables.md."""
+    index = (ROOT / "docs/index.md").read_text()
+    listed = [
+        f"docs/{line}.md"
+        for language, block in FENCE.findall(index)
+        if language == "{toctree}"
+        for line in block.splitlines()
+        if line and not line.startswith(":")
+    ]
+    people_wrote = set(pages()) - {"README.md", "docs/index.md"}
+    assert sorted(listed) == sorted(people_wrote)
+
+
+def test_documents_that_the_source_names_exist() -> None:
+    missing = []
+    for folder in ("src", "bench", "runs", "tests", "examples"):
+        for path in (ROOT / folder).rglob("*"):
+            if path.suffix not in (".py", ".sh", ".bash", ".toml") or not path.is_file():
+                continue
+            for name in re.findall(r"\bdocs/[\w./-]+\.md\b", path.read_text()):
+                if not (ROOT / name).is_file() and path != Path(__file__):
+                    missing.append(f"{path.relative_to(ROOT)}: {name}")
+    assert missing == []
+
+
+@pytest.mark.parametrize("page", texts(), ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_names_of_the_package_are_those_there_are(page: Path) -> None:
+    """`armlet.robot.conventions.convert` in a text is a function that can be imported."""
+    text = NOT_RUN.sub("", page.read_text())
+    wrong = []
+    for code in INLINE.findall(FENCE.sub("", text)):
+        for name in re.findall(r"(?<![\w/.])armlet(?:\.[A-Za-z_]\w*)+", code):
+            try:
+                pkgutil.resolve_name(name)
+            except (ImportError, AttributeError) as error:
+                wrong.append(f"{name}: {error}")
+    assert wrong == []
+
+
+def test_errors_that_are_explained_are_raised() -> None:
+    """Every message in the table of docs/errors.md stands in the source."""
+    source = "\n".join(path.read_text() for path in sorted((ROOT / "src").rglob("*.py")))
+    plain = re.sub(r'"\s*f?"', "", source)  # texts that are broken over lines
+    explained = re.findall(r"^\| `([^`]+)` \|", (ROOT / "docs/errors.md").read_text(), re.MULTILINE)
+    assert len(explained) > 10
+    assert [message for message in explained if message not in plain] == []
+
+
+def test_papers_that_the_first_page_names_can_be_cited() -> None:
+    readme = (ROOT / "README.md").read_text()
+    citation = (ROOT / "CITATION.cff").read_text()
+    named = re.findall(r"\b\d{4}\.\d{5}\b", readme)
+    assert len(named) >= 3
+    assert [number for number in named if f"arXiv:{number}" not in citation] == []
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert f"version: {project['version']}\n" in citation
+    assert f"license: {project['license']}\n" in citation
+
+
+def test_changes_have_the_current_version_and_the_known_headings() -> None:
+    """Keep a Changelog: versions, newest first, each with a date but the one that is being made."""
+    text = (ROOT / "CHANGELOG.md").read_text()
+    versions = re.findall(r"^## (.*)$", text, re.MULTILINE)
+    assert versions[0] == "[Unreleased]"
+    assert all(re.fullmatch(r"\[\d+\.\d+\.\d+\] - \d{4}-\d\d-\d\d", each) for each in versions[1:])
+    known = {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
+    assert set(re.findall(r"^### (.*)$", text, re.MULTILINE)) <= known
+
+
+def test_hooks_run_what_make_check_runs() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    recipe = re.search(r"^check:.*\n((?:\t.*\n)+)", makefile, re.MULTILINE)
+    assert recipe is not None
+    checked = [line.strip().replace("$(BIN)", ".venv/bin") for line in recipe[1].splitlines()]
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    assert [hook["entry"] for repository in hooks for hook in repository["hooks"]] == checked
+
+
+def test_make_alone_says_what_there_is() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    phony = re.search(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)
+    assert phony is not None
+    ran = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True)
+    said = [line.split()[0] for line in ran.stdout.splitlines()[1:]]
+    assert sorted(said) == sorted(phony[1].split())
+
+
+def test_types_travel_with_the_package() -> None:
+    """An editor takes the types of a package that has this file, which must be empty and installed."""
+    assert (importlib.resources.files("armlet") / "py.typed").read_text() == ""

@@ -56,6 +56,11 @@ LEFT_OUT = (
     "dist",
     "__pycache__",
     "checkpoints",
+    ".git",
+    ".venv*",
+    ".*_cache",
+    ".hypothesis",
+    "*.egg-info",
 )  # of the copies; checkpoints are linked, as they are large
 PLUGINS = ("pytest_timeout", "_hypothesis_pytestplugin")
 NOT_A_FINDING = (
@@ -153,8 +158,8 @@ def read_tables(folder: Path) -> list[Mutant]:
 
 def copy_repository(root: Path, folder: Path) -> None:
     """What tests may read: everything but large and made things, which are linked or left out."""
-    hidden = shutil.ignore_patterns(*LEFT_OUT, ".*", "*.egg-info")
-    shutil.copytree(root, folder, ignore=hidden)
+    left_out = shutil.ignore_patterns(*LEFT_OUT)
+    shutil.copytree(root, folder, ignore=left_out)
     if (root / "checkpoints").exists():
         (folder / "checkpoints").symlink_to((root / "checkpoints").resolve())
 
