@@ -359,7 +359,7 @@ class Codebook:
 def codec_error(actions: np.ndarray, decoded: np.ndarray, spec: ActionSpec) -> dict[str, Any]:
     """What a codec made of `actions` (…, a): mean, 95th percentile and largest error of every
     dimension, in its own units; of the
-    hand's motion in metres, where the spec has dimensions that move it; and the share of grippers
+    hand's motion in metres, where the spec has dimensions that move it and says how far; and the share of grippers
     on the wrong side."""
     gap = (np.asarray(decoded, np.float64) - np.asarray(actions, np.float64)).reshape(-1, spec.dims)
     found: dict[str, Any] = {
@@ -367,7 +367,7 @@ def codec_error(actions: np.ndarray, decoded: np.ndarray, spec: ActionSpec) -> d
             name: _summary(np.abs(gap[:, index])) for index, name in enumerate(spec.names)
         }
     }
-    if spec.translation:
+    if spec.translation and spec.translation_scale is not None:
         found["metres"] = _summary(
             np.linalg.norm(gap[:, list(spec.translation)], axis=1) * spec.translation_scale
         )
