@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from armlet.robot.observation import Observation
-from armlet.robot.spec import ActionSpec
+from armlet.robot.spec import ActionSpec, ObservationSpec, RobotSpec
 
 
 @dataclass(frozen=True)
@@ -116,3 +116,11 @@ class Benchmark(ABC):
     def fingerprint(self) -> dict[str, Any]:
         """Versions and settings that change pixels or physics (renderer, simulator version …),
         JSON-ready."""
+
+
+def benchmark_robot(benchmark: Benchmark) -> RobotSpec:
+    """The robot of a benchmark: what a policy that acts in it must agree with
+    (`robot.agree.agree`)."""
+    cameras = {name: (side, side) for name, side in benchmark.cameras.items()}
+    seen = ObservationSpec.of(cameras, state_names=benchmark.state_names)
+    return RobotSpec(benchmark.action_spec, seen)

@@ -20,7 +20,7 @@ from armlet.layers.heads import ActionHead
 from armlet.robot.fit import Fit, View, fit_picture, known_fit
 from armlet.robot.normalise import Normaliser
 from armlet.robot.observation import Observation
-from armlet.robot.spec import ActionSpec
+from armlet.robot.spec import ActionSpec, CameraSpec, ObservationSpec, RobotSpec
 from armlet.types import Batch, Trace
 
 SIZES = (
@@ -142,6 +142,18 @@ class Policy(nn.Module, ABC):
     def view(self) -> View:
         """How it sees the pictures of a data set or a robot."""
         return View({name: (side, side) for name, side in self.cameras.items()}, self.body.fit)
+
+    @property
+    def robot(self) -> RobotSpec:
+        """The robot that it acts for, as it was taught: to be compared with whoever it meets."""
+        cameras = {name: CameraSpec(side, side) for name, side in self.cameras.items()}
+        seen = ObservationSpec(
+            cameras=cameras,
+            state_names=self.body.state_names,
+            fit=self.body.fit,
+            state_dims=len(self.body.state.offset),
+        )
+        return RobotSpec(self.body.action_spec, seen)
 
     @property
     def layer_numbers(self) -> tuple[int, ...]:

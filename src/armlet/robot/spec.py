@@ -154,6 +154,17 @@ class ObservationSpec:
             fit=fit,
         )
 
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Self:
+        """The inverse of `dataclasses.asdict`, from JSON, which has no tuples."""
+        return cls(
+            cameras={name: CameraSpec(**camera) for name, camera in value["cameras"].items()},
+            state_names=tuple(value.get("state_names", ())),
+            state_units=tuple(value.get("state_units", ())),
+            fit=known_fit(value.get("fit", "exact")),
+            state_dims=value.get("state_dims"),
+        )
+
     @property
     def view(self) -> View:
         """Its cameras as (height, width), with the fit."""
@@ -169,18 +180,14 @@ class RobotSpec:
     observation: ObservationSpec
 
     def to_json(self) -> dict[str, Any]:
-        return {"action": asdict(self.action), "observation": asdict(self.observation)}
+        return asdict(self)
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Self:
-        """The inverse of `to_json`, through JSON, which has no tuples."""
-        observation = dict(value["observation"])
-        cameras = {name: CameraSpec(**size) for name, size in observation.pop("cameras").items()}
-        fields: dict[str, Any] = {
-            name: tuple(item) if isinstance(item, list) else item
-            for name, item in observation.items()
-        }
-        return cls(ActionSpec.from_json(value["action"]), ObservationSpec(cameras, **fields))
+        """The inverse of `to_json`."""
+        return cls(
+            ActionSpec.from_json(value["action"]), ObservationSpec.from_json(value["observation"])
+        )
 
 
 def _check_word(what: str, found: str, known: tuple[str, ...]) -> None:
