@@ -34,7 +34,7 @@ AT_AN_END = 0.05  # of a dimension's range: this near to its lowest or highest v
 TURN = 6.9  # radians: more than a full turn, so angles beyond it are degrees
 FAR_OUT = 10.0  # times the width from q01 to q99: further beyond them is a glitch, no motion
 
-GRIPPER = re.compile(r"grip|claw|jaw|finger")
+GRIPPER = re.compile(r"grip|claw|jaw|finger|^(?:open|close)d?$")
 COUNTED = re.compile(r"(?:[a-z]+[_.]?)?\d+")  # names that only count: 3, j3, joint_3, motor.3
 ROTATIONS: dict[str, tuple[tuple[str, ...], ...]] = {
     "quaternion": (("qx", "qy", "qz", "qw"), ("qw", "qx", "qy", "qz")),
@@ -233,8 +233,11 @@ def _mode_by_state(
     # `here` and `after` side by side would explain a delta as well, by their difference.
     place = _unexplained(after, wanted)
     change = _unexplained(np.concatenate([after - here, later - after], 1), wanted)
-    absolute = (place < EXPLAINED) & (2 * place < change)
-    delta = (change < 2 * EXPLAINED) & (2 * change < place)
+    # Where both explain a dimension (a hand that always goes to one and the same place), neither
+    # says what it is.
+    told = np.maximum(place, change) > EXPLAINED
+    absolute = told & (place < EXPLAINED) & (2 * place < change)
+    delta = told & (change < 2 * EXPLAINED) & (2 * change < place)
     dims = actions.shape[1]
     votes = {"absolute": int(absolute.sum()), "delta": int(delta.sum())}
     value, other = sorted(votes, key=lambda name: -votes[name])
@@ -314,10 +317,14 @@ def _grippers(names: Sequence[str], actions: np.ndarray) -> Guess:
         which = ", ".join(f"{index} ({names[index]})" for index in ended)
         why = f"dimension {which} nearly always stands at one of two ends"
         return Guess(tuple(ended), "likely", why)
-    telling = [name for name in names if not COUNTED.fullmatch(name.casefold())]
-    if is_named(names) and len(telling) == len(names):
+    if _are_telling(names) and len(actions) >= FEWEST_PAIRS:
         return Guess((), "sure", "no name says gripper, and none stands at one of two ends")
     return Guess((), "likely", "none stands at one of two ends; their names tell nothing")
+
+
+def _are_telling(names: Sequence[str]) -> bool:
+    """Whether every dimension has a name that does more than count."""
+    return not any(COUNTED.fullmatch(name.casefold()) for name in names)
 
 
 def _is_two_valued(values: np.ndarray) -> bool:
@@ -336,43 +343,42 @@ def _ends(
     """Open and closed, where there is a gripper."""
     if not grippers:
         return None, None
-    pairs = {_end_values(actions[:, index]) for index in grippers}
-    if len(pairs) > 1:
-        shown = "; ".join(f"{low:g} and {high:g}" for low, high in sorted(pairs))
-        why = (
-            f"the grippers have different ends ({shown}), and one pair is kept: convert one of them"
-        )
-        return Guess(None, "open", why), Guess(None, "open", why)
-    low, high = pairs.pop()
+    wide = actions[:, list(grippers)]
+    low, high = float(wide.min()), float(wide.max())
     if low == high:
         why = f"it always stands at {low:g}"
         return Guess(None, "open", why), Guess(None, "open", why)
-    first = actions[starts[:-1]][:, list(grippers)]
-    upper = float((first > (low + high) / 2).mean())
-    most = max(upper, 1 - upper)
+    if (3 * np.ptp(wide, axis=0) < high - low).any():
+        shown = "; ".join(f"{each.min():g} to {each.max():g}" for each in wide.T)
+        why = f"the grippers differ ({shown}), and one pair of ends is kept for all: convert one"
+        return Guess(None, "open", why), Guess(None, "open", why)
+    usual = _usual_ends(low, high)
+    if usual is not None:
+        low, high = usual
+    elif not all(_is_two_valued(each) for each in wide.T):
+        why = f"it goes from {low:.4g} to {high:.4g}, which may be less than its ends"
+        return Guess(None, "open", why), Guess(None, "open", why)
+    count = len(starts) - 1
+    upper = float((wide[starts[:-1]] > (low + high) / 2).mean())
     opened, closed = (high, low) if upper >= 0.5 else (low, high)
-    where = f"{most:.0%} of {len(starts) - 1} episodes begin nearer to {opened:g}"
-    if most < 0.8 or len(starts) - 1 < 3:
+    most = max(upper, 1 - upper)
+    where = f"{most:.0%} of {count} episodes begin nearer to {opened:g}"
+    if most < 0.8 or count < 3:
         where += ", which tells little"
-        return Guess(opened, "open", where), Guess(closed, "open", where)
+        return Guess(opened, "open", where), Guess(closed, "open", "the other end")
     why = f"{where}, as most do with an open gripper"
     return Guess(opened, "likely", why), Guess(closed, "likely", "the other end")
 
 
-def _end_values(values: np.ndarray) -> tuple[float, float]:
-    """The two ends between which a gripper's commands lie: usual ones where they fit, or what
-    there is."""
-    low, high = float(values.min()), float(values.max())
-    for usual in ((0.0, 1.0), (-1.0, 1.0), (0.0, 100.0)):
+def _usual_ends(low: float, high: float) -> tuple[float, float] | None:
+    """The ends that people usually give a gripper's commands, where these fill them: half of the
+    range at least is used, and hardly anything lies outside."""
+    for usual in ((0.0, 1.0), (-1.0, 1.0), (0.0, 100.0), (0.0, 255.0)):
         width = usual[1] - usual[0]
-        # At least half of the usual range is used, and hardly anything lies outside.
-        if (
-            low >= usual[0] - 0.05 * width
-            and high <= usual[1] + 0.05 * width
-            and high - low > 0.5 * width
-        ):
+        inside = low >= usual[0] - 0.05 * width and high <= usual[1] + 0.05 * width
+        if inside and high - low > 0.5 * width:
             return usual
-    return tuple(float(f"{value:.4g}") for value in np.quantile(values, (0.01, 0.99)))  # type: ignore[return-value]
+    return None
 
 
 def _two_valued(names: Sequence[str], actions: np.ndarray, grippers: Guess) -> list[str]:
@@ -412,7 +418,7 @@ def _rotation(names: Sequence[str], actions: np.ndarray) -> Guess:
     if length is not None:
         shown = ", ".join(names[index] for index in range(length, length + 4))
         return Guess("quaternion", "likely", f"{shown} always have length 1 together")
-    if is_named(names) and all(not COUNTED.fullmatch(name.casefold()) for name in names):
+    if _are_telling(names):
         return Guess("none", "sure", f"no name says one: {', '.join(names[:8])}")
     if is_named(names) and any(re.match(r"j(?:oint)?[_.]?\d", name.casefold()) for name in names):
         return Guess("none", "sure", f"they are joints: {', '.join(names[:4])}")
@@ -443,7 +449,7 @@ def _units(
         if re.search(r"(?:^|[_.])[xyz]$", names[index].casefold()):
             found[index] = "metres?" if most < 5 else "millimetres or pixels?"
         elif most > TURN:
-            found[index] = "degrees, or pixels?" if most <= 2048 else ""
+            found[index] = "degrees?" if len(names) > 3 else "pixels, or degrees?"
         elif most > 0.5:
             found[index] = "radians, or normalised?"
     return found
