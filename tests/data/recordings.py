@@ -2,6 +2,7 @@
 or velocities, as numbers alone. Knows no file: `Recording` stands in for an EpisodeDataset."""
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 
@@ -90,13 +91,11 @@ def delta(
     return np.array(actions), np.array(states), np.arange(episodes + 1) * length
 
 
-def switch(
-    starts: np.ndarray, opened: float, closed: float, *, seed: int = 0
-) -> np.ndarray:
+def switch(starts: np.ndarray, opened: float, closed: float, *, seed: int = 0) -> np.ndarray:
     """(N,): a gripper that begins open, closes, and opens again in half of the episodes."""
     rng = np.random.default_rng(seed)
     values = np.full(starts[-1], opened)
-    for first, last in zip(starts[:-1], starts[1:], strict=True):
+    for first, last in pairwise(starts):
         shut = first + rng.integers(20, 40)
         back = shut + rng.integers(20, 40) if rng.random() < 0.5 else last
         values[shut:back] = closed

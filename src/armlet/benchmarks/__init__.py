@@ -124,3 +124,11 @@ def benchmark_robot(benchmark: Benchmark) -> RobotSpec:
     cameras = {name: (side, side) for name, side in benchmark.cameras.items()}
     seen = ObservationSpec.of(cameras, state_names=benchmark.state_names)
     return RobotSpec(benchmark.action_spec, seen)
+
+
+def native_robot(benchmark: Benchmark | None, robot_type: str) -> RobotSpec | None:
+    """The benchmark's robot, for a data set that says by its `robot_type` that it is of this
+    benchmark; None for any other."""
+    if benchmark is None or robot_type != benchmark.name:
+        return None
+    return benchmark_robot(benchmark)

@@ -402,8 +402,8 @@ def gripper_dims(gripper: int | Sequence[int] | None, dims: int) -> tuple[int, .
 
 
 def fitted(kind: Kind, spec: ActionSpec, options: dict[str, Any]) -> dict[str, Any]:
-    """A head's options with what it must know of the robot's actions; what `options` say themselves
-    stands."""
+    """A head's options with what it must know of the robot's actions, `spec` as a network sees them
+    (`robot.normalise.normalised`); what `options` say themselves stands."""
     if kind == "codebook":
         return {"gripper": list(spec.grippers), **options}
     if kind != "arm_gripper":

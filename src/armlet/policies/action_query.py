@@ -47,6 +47,7 @@ from armlet.policies.contract import (
     tuples,
     weights_of,
 )
+from armlet.robot.normalise import normalised
 from armlet.robot.observation import Observation
 from armlet.types import Batch
 
@@ -126,7 +127,10 @@ class ActionQueryNetwork(Network):
     def build(self, body: Body, cameras: dict[str, int]) -> "ActionQuery":
         """Fresh weights, or those that are named. Raises OSError where these cannot be had."""
         network = replace(
-            self, head_options=fitted("arm_gripper", body.action_spec, self.head_options)
+            self,
+            head_options=fitted(
+                "arm_gripper", normalised(body.action_spec, body.actions), self.head_options
+            ),
         )
         language, tower = None, None
         if self.pretrained:

@@ -45,6 +45,7 @@ from armlet.policies.contract import (
     gather,
     weights_of,
 )
+from armlet.robot.normalise import normalised
 from armlet.robot.observation import Observation
 from armlet.types import Batch, Trace
 
@@ -229,7 +230,9 @@ class TwoTower(Policy):
             width * (2 if network.use_state else 1), network.goal, network.prototypes
         )
         self.abstraction, self.norm = FiLM(network.goal, width), nn.LayerNorm(width)
-        options = fitted(network.head, body.action_spec, network.head_options)
+        options = fitted(
+            network.head, normalised(body.action_spec, body.actions), network.head_options
+        )
         self.head = HEADS[network.head](width, network.chunk, body.action_spec.dims, **options)
         taught = {
             "image": nn.Linear(width, network.embedding),

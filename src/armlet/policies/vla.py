@@ -25,6 +25,7 @@ from armlet.layers.heads import HEADS, Kind, fitted
 from armlet.layers.named import Named, state_layer
 from armlet.layers.vision import ConvEncoder, ordered_mean
 from armlet.policies.contract import Body, Network, Policy, Tokens, gather, tuples, weights_of
+from armlet.robot.normalise import normalised
 from armlet.robot.observation import Observation
 from armlet.types import Batch
 
@@ -98,7 +99,9 @@ class VLANetwork(Network):
             text_tokens=self.text_tokens,
             vision_channels=self.vision_channels,
             head=self.head,
-            head_options=fitted(self.head, body.action_spec, self.head_options),
+            head_options=fitted(
+                self.head, normalised(body.action_spec, body.actions), self.head_options
+            ),
         )
         return VLA(config, body)
 

@@ -85,9 +85,10 @@ def differences(
     """All in which the two must not differ and do; empty where one can act for the other."""
     found = [
         *_names("action", ours.action.names, theirs.action.names, whose).differences,
-        *_conventions(ours.action, theirs.action, whose),
+        *_rates(ours.action, theirs.action, whose),
     ]
     if ours.action.dims == theirs.action.dims:
+        found += _conventions(ours.action, theirs.action, whose)
         found += _ranges(ours.action, theirs.action, whose)
     return found + _seen(ours.observation, theirs.observation, whose)
 
@@ -104,7 +105,7 @@ def remarks(
         narrow = [
             f"{name} ({mine:.2g} of it)"
             for name, mine in zip(
-                ours.action.names, _shares(ours.action, theirs.action), strict=True
+                ours.action.names, shares(ours.action, theirs.action), strict=True
             )
             if mine < HALF
         ]
@@ -217,8 +218,22 @@ def is_named(names: Sequence[str]) -> bool:
     return not all(name.isdigit() for name in names)
 
 
+def _rates(ours: ActionSpec, theirs: ActionSpec, whose: tuple[str, str]) -> list[Difference]:
+    if same_rate(ours.control_hz, theirs.control_hz):
+        return []
+    us, them = whose
+    return [
+        Difference(
+            "rate",
+            f"{them} has {theirs.control_hz:g} actions a second",
+            f"{us} {ours.control_hz:g} (control_hz)",
+            "record or convert the episodes at that rate, or describe the robot's own (control_hz)",
+        )
+    ]
+
+
 def _conventions(ours: ActionSpec, theirs: ActionSpec, whose: tuple[str, str]) -> list[Difference]:
-    """What the numbers mean, but their range."""
+    """What the numbers mean, but their range and rate."""
     us, them = whose
     found = []
     if ours.mode != theirs.mode:
@@ -234,15 +249,6 @@ def _conventions(ours: ActionSpec, theirs: ActionSpec, whose: tuple[str, str]) -
             )
         )
     found += _grippers(ours, theirs, whose)
-    if not same_rate(ours.control_hz, theirs.control_hz):
-        found.append(
-            Difference(
-                "rate",
-                f"{them} has {theirs.control_hz:g} actions a second",
-                f"{us} {ours.control_hz:g} (control_hz)",
-                "record or convert the episodes at that rate, or describe the robot's own (control_hz)",
-            )
-        )
     scales = ours.translation_scale, theirs.translation_scale
     if scales[0] is not None and scales[1] is not None and not _close(scales[0], scales[1]):
         found.append(
@@ -301,7 +307,7 @@ def _close(first: float, second: float) -> bool:
     return abs(first - second) <= CLOSE * max(abs(first), abs(second))
 
 
-def _shares(ours: ActionSpec, theirs: ActionSpec) -> np.ndarray:
+def shares(ours: ActionSpec, theirs: ActionSpec) -> np.ndarray:
     """(a,): how wide our range is in theirs, 1 where one of them is not known or does not move."""
     mine = np.array(ours.high, np.float64) - np.array(ours.low, np.float64)
     others = np.array(theirs.high, np.float64) - np.array(theirs.low, np.float64)
@@ -324,9 +330,9 @@ def _ranges(ours: ActionSpec, theirs: ActionSpec, whose: tuple[str, str]) -> lis
     if beyond:
         return [Difference("range", f"{us} says {'; '.join(beyond)}", f"{them} takes less", fix)]
     moving = [index for index in range(ours.dims) if index not in ours.grippers]
-    shares = _shares(ours, theirs)[moving]
-    if len(shares) and (shares < NARROW).all():
-        index = moving[int(shares.argmax())]
+    used = shares(ours, theirs)[moving]
+    if len(used) and (used < NARROW).all():
+        index = moving[int(used.argmax())]
         name = ours.names[index]
         found = f"{them} takes {theirs.low[index]:g} to {theirs.high[index]:g} of {name}"
         expected = (
