@@ -17,12 +17,14 @@ from armlet.rollout.recording import Acts, ExpertActs, TeacherActs, record
 
 def main(recipe: Recipe) -> Path:
     """Run who acts; returns the folder of the episodes."""
+    recipe.world("collect")  # before anything is fetched
     recipe = at_hand(
         recipe,
         reads=("teacher",) if recipe.collection.actor == "teacher" else (),
         writes=("episodes",),
     )
-    benchmark, collection = recipe.benchmark, recipe.collection
+    benchmark = recipe.world("collect")
+    collection = recipe.collection
     return record(
         recipe.episodes,
         benchmark,
@@ -35,9 +37,10 @@ def main(recipe: Recipe) -> Path:
 
 
 def _actor(recipe: Recipe) -> Acts:
+    benchmark = recipe.world("collect")
     if recipe.collection.actor == "teacher":
-        return TeacherActs(recipe.benchmark, recipe.teacher, recipe.collection.seed)
-    return ExpertActs(recipe.benchmark, recipe.collection)
+        return TeacherActs(benchmark, recipe.teacher, recipe.collection.seed)
+    return ExpertActs(benchmark, recipe.collection)
 
 
 def _how(recipe: Recipe) -> dict[str, float | str]:

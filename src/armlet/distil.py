@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from armlet.agreement import check_facts, check_policy
 from armlet.annotators import annotator_fingerprint
+from armlet.benchmarks import native_robot
+from armlet.data.door import check_facts, check_policy
 from armlet.data.episodes import EpisodeDataset
 from armlet.data.files import hold
 from armlet.data.frames import BatchMaker, Frames, join_frames
@@ -22,6 +23,7 @@ from armlet.lineage import PROVENANCE, Question, as_json, digest_text, is_finish
 from armlet.policies.checkpoint import load_policy, policy_fingerprint, save_policy
 from armlet.policies.contract import Policy
 from armlet.recipe import Recipe, Stage, at_hand, to_json
+from armlet.robot.agree import agree
 from armlet.training.learner import Learner
 from armlet.training.practice import mixed, practise, round_folder, stays, worth_learning
 from armlet.training.supervision import (
@@ -66,6 +68,7 @@ def _main(recipe: Recipe) -> Path:
     student = recipe.student.build(
         teacher, _sample(make_batches(teacher, whole), train, recipe.seed)
     ).to(device)
+    agree(student.robot, teacher.robot, whose=("the student", "its teacher"))
     if student.head.chunk != teacher.head.chunk:
         raise ValueError(
             f"the student decides {student.head.chunk} actions at a time and its teacher {teacher.head.chunk}; give the student's "
@@ -121,7 +124,14 @@ def _main(recipe: Recipe) -> Path:
 def _check_episodes(recipe: Recipe, data: EpisodeDataset, teacher: Policy, *, title: str) -> None:
     """Raises ValueError where the episodes are not the teacher's robot's, or lack what an objective
     reads."""
-    check_policy(data, data.columns()["action"], teacher, limit=recipe.outside_range, title=title)
+    check_policy(
+        data,
+        teacher.robot,
+        recipe.robot,
+        native=native_robot(recipe.benchmark, data.robot_type),
+        limit=recipe.outside_range,
+        title=title,
+    )
     for index, stage in enumerate(recipe.stages):
         check_facts(data, stage.objective.wants, option=f"--stages.{index}.objective.facts")
 

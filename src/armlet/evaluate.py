@@ -49,11 +49,11 @@ def main(recipe: Recipe) -> Path:
     rows = run_episodes(recipe, field, out)
     torch.set_num_threads(1)
     policies = {name: contender.load() for name, contender in field.items()}
-    observations = sample_observations(policies, recipe.benchmark, recipe.evaluation.seed)
+    observations = sample_observations(policies, recipe.world("evaluate"), recipe.evaluation.seed)
     timings = measure.latency(policies, observations, calls=recipe.evaluation.latency_calls)
     outcomes = Outcomes(
-        hz=recipe.benchmark.action_spec.control_hz,
-        limit=recipe.benchmark.max_steps,
+        hz=recipe.world("evaluate").action_spec.control_hz,
+        limit=recipe.world("evaluate").max_steps,
         episodes=tuple(
             Episode(task.split, task.family, task.name, seed) for task, seed in planned(recipe)
         ),
@@ -100,7 +100,7 @@ def check(recipe: Recipe) -> None:
     if not setting.splits:
         raise ValueError(
             "--evaluation.splits is empty; name at least one split, the benchmark's are "
-            + ", ".join(recipe.benchmark.splits)
+            + ", ".join(recipe.world("evaluate").splits)
         )
     ranges = seeds(recipe)
     ours = ranges.pop("evaluation")
@@ -198,7 +198,7 @@ def planned(recipe: Recipe) -> list[tuple[Task, int]]:
     setting = recipe.evaluation
     found = []
     for split in setting.splits:
-        found += plan(recipe.benchmark, split, setting.episodes, setting.seed)
+        found += plan(recipe.world("evaluate"), split, setting.episodes, setting.seed)
     return found
 
 
@@ -210,7 +210,9 @@ def run_episodes(recipe: Recipe, field: dict[str, Contender], out: Path) -> dict
     """Every policy on every episode of every split; what stands in `episodes.jsonl` is not run
     again."""
     wanted = planned(recipe)
-    made_from = {name: conditions(contender, recipe.benchmark) for name, contender in field.items()}
+    made_from = {
+        name: conditions(contender, recipe.world("evaluate")) for name, contender in field.items()
+    }
     with hold(out / "evaluating.lock", "evaluating"):
         done = _run_missing(recipe, field, made_from, wanted, out / "episodes.jsonl")
     return {
@@ -239,7 +241,7 @@ def _run_missing(
     )
     with appending(log) as add:
         for name, result in run_all(
-            field, recipe.benchmark, jobs, workers=recipe.evaluation.workers
+            field, recipe.world("evaluate"), jobs, workers=recipe.evaluation.workers
         ):
             row = {"made_from": made_from[name], **episode_row(result)}
             done[key(made_from[name], result.task.split, result.task.name, result.seed)] = row
@@ -310,7 +312,7 @@ def run_delayed(
     setting = recipe.evaluation
     if not setting.slower:
         return ()
-    hz = recipe.benchmark.action_spec.control_hz
+    hz = recipe.world("evaluate").action_spec.control_hz
     late: dict[str, Contender] = {}
     found: dict[str, DelayedRun] = {}
     for factor in setting.slower:
@@ -416,15 +418,15 @@ def make_videos(
     """The same episode by every policy, side by side, for the first episodes of the plan: the
     films' rows of the report."""
     found: list[Row] = []
-    hz = round(recipe.benchmark.action_spec.control_hz)
+    hz = round(recipe.world("evaluate").action_spec.control_hz)
     for task, seed in plan(
-        recipe.benchmark,
+        recipe.world("evaluate"),
         recipe.evaluation.splits[0],
         recipe.evaluation.videos,
         recipe.evaluation.seed,
     ):
         films = [
-            film(policy, recipe.benchmark, task, seed, execute=field[name].execute)
+            film(policy, recipe.world("evaluate"), task, seed, execute=field[name].execute)
             for name, policy in policies.items()
         ]
         longest = max(len(frames) for frames, _ in films)
@@ -498,7 +500,7 @@ def fingerprint(recipe: Recipe, field: dict[str, Contender]) -> Row:
                 recipe.evaluation.seed + recipe.evaluation.episodes - 1,
             ],
         },
-        "benchmark": recipe.benchmark.fingerprint(),
+        "benchmark": recipe.world("evaluate").fingerprint(),
         "recipe": to_json(recipe),
         "evaluation": asdict(recipe.evaluation),
         "evaluated": {

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import torch
 
-from armlet.agreement import check_policy
+from armlet.benchmarks import native_robot
+from armlet.data.door import check_policy
 from armlet.data.episodes import EpisodeDataset
 from armlet.data.frames import BatchMaker, load_frames
 from armlet.data.traces import HEADER
@@ -38,7 +39,14 @@ def main(recipe: Recipe) -> Path:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     teacher = load_policy(recipe.teacher, device=device)
     recipe.pictures.agree(teacher.view)
-    check_policy(data, data.columns()["action"], teacher, limit=recipe.outside_range, title=title)
+    check_policy(
+        data,
+        teacher.robot,
+        recipe.robot,
+        native=native_robot(recipe.benchmark, data.robot_type),
+        limit=recipe.outside_range,
+        title=title,
+    )
     learner = Learner(teacher)
     batches = make_batches(teacher, load_frames(data, teacher.view, recipe.pictures))
     if recipe.probe:

@@ -25,6 +25,7 @@ from armlet.data.layout import Columns
 from armlet.data.pictures import Pictures
 from armlet.limits import ABOVE_0, BELOW_1, MOST
 from armlet.policies.contract import Network, Student
+from armlet.robot.description import RobotOptions
 from armlet.robot.normalise import Mode
 from armlet.types import Batch, Precision, Trace
 
@@ -211,7 +212,9 @@ class Recipe:
     `out`."""
 
     name: str  # of the student, in logs and reports
-    benchmark: Benchmark  # the world in which episodes are collected and policies evaluated
+    benchmark: (
+        Benchmark | None
+    )  # the world in which episodes are collected and policies evaluated; None: there is none, only episodes
     episodes: Path  # a LeRobotDataset: its folder, or hf:user/name; `collect` writes it
     teacher: Path  # a policy: its folder, or hf:user/name; `teach` writes it
     out: Path  # the folder of the student, its stages and its evaluation
@@ -221,10 +224,13 @@ class Recipe:
     pictures: Pictures = field(
         default_factory=Pictures
     )  # of the episodes: how they are seen, and kept while training
+    robot: RobotOptions = field(
+        default_factory=RobotOptions
+    )  # whose the episodes are, where they do not say (armlet/robot/description.py)
     collection: Collection = field(default_factory=Collection)
     network: Network | None = None
     normalise_actions: Mode = "identity"  # by which of the episodes' statistics a network sees actions (armlet/robot/normalise.py)
-    outside_range: float = 0.5  # the largest share of frames whose action may lie outside the robot's range (armlet/agreement.py)
+    outside_range: float = 0.5  # the largest share of frames whose action may lie outside the robot's range (armlet/data/door.py)
     teach: Stage | None = None
     probe: Probe | None = None
     annotator: Annotator | None = None
@@ -275,6 +281,16 @@ class Recipe:
     def all_stages(self) -> tuple[Stage, ...]:
         """Every stretch of a student's training in order, those of on-policy rounds last."""
         return (*self.stages, *(each.stage for each in self.rounds))
+
+    def world(self, verb: str) -> Benchmark:
+        """The benchmark, for a verb in which somebody acts. Raises ValueError where there is
+        none."""
+        if self.benchmark is None:
+            raise ValueError(
+                f"recipe {self.name!r} has no benchmark, so there is no world to {verb} in; bring "
+                "episodes (`--episodes`), or use a recipe with one, such as actdistill_tabletop"
+            )
+        return self.benchmark
 
     @property
     def own_columns(self) -> Columns:

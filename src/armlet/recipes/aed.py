@@ -139,20 +139,20 @@ def _distilled(
     shared = Path("out") / f"aed_{base.name}"
     teach = base.teach
     assert teach is not None
-    grids = tuple(size // patch for size in base.benchmark.cameras.values())
+    grids = tuple(size // patch for size in base.world("act").cameras.values())
     return replace(
         base,
         name=name,
         out=Path("out") / name,
         shared=shared,
         teacher=teacher or shared / "teacher",
-        network=choosing(small_teacher(), base.benchmark, patch),
+        network=choosing(small_teacher(), base.world("act"), patch),
         teach=teach,
         probe=None,
         split="tasks",
         traced=("actions", "condition", "logits", LAST, "fused"),
         trace_precision="bf16",  # half of the time, and the student learns in it as well
-        student=TwoTowerStudent(choosing(small_student(), base.benchmark, patch)),
+        student=TwoTowerStudent(choosing(small_student(), base.world("act"), patch)),
         stages=_two_stages(replace(objective, grids=grids, facts=FACTS), steps),
     )
 

@@ -61,6 +61,7 @@ def practise(recipe: Recipe, student: Policy, teacher: Policy, number: int) -> E
     A round of another student, teacher or world that is there already is moved beside: its episodes
     are not what this student met.
     """
+    world = recipe.world("practise")
     each, folder, seed = (
         recipe.rounds[number],
         round_folder(recipe, number),
@@ -70,7 +71,7 @@ def practise(recipe: Recipe, student: Policy, teacher: Policy, number: int) -> E
     question = {
         "student": identity_of(student),
         "teacher": policy_fingerprint(recipe.teacher),
-        "benchmark": {**to_json(recipe.benchmark), "fingerprint": recipe.benchmark.fingerprint()},
+        "benchmark": {**to_json(world), "fingerprint": world.fingerprint()},
         "episodes": each.episodes,
         "split": each.split,
         "seed": seed,
@@ -80,12 +81,12 @@ def practise(recipe: Recipe, student: Policy, teacher: Policy, number: int) -> E
         save_policy(student, folder / "student")
     record(
         folder / "episodes",
-        recipe.benchmark,
-        StudentActs(recipe.benchmark, folder / "student", recipe.teacher, seed, each.split),
+        world,
+        StudentActs(world, folder / "student", recipe.teacher, seed, each.split),
         episodes=each.episodes,
         workers=each.workers,
         metadata={
-            "benchmark": recipe.benchmark.fingerprint(),
+            "benchmark": world.fingerprint(),
             "student": policy_fingerprint(folder / "student"),
             "seed": seed,
             "split": each.split,
@@ -173,13 +174,13 @@ def _trial_seed(recipe: Recipe, number: int) -> int:
 def _successes(recipe: Recipe, each: Round, folders: list[Path], number: int) -> list[int]:
     """How often each policy succeeds in the same episodes."""
     field = {folder.name: Contender(folder) for folder in folders}
-    held_out = plan(recipe.benchmark, each.split, each.trial, _trial_seed(recipe, number))
+    held_out = plan(recipe.world("practise"), each.split, each.trial, _trial_seed(recipe, number))
     jobs = [(name, task, seed) for task, seed in held_out for name in field]
     progress = Progress(
         f"trial {recipe.name} {number + 1}/{len(recipe.rounds)}", total=len(jobs), unit="episode"
     )
     found = dict.fromkeys(field, 0)
-    for name, result in run_all(field, recipe.benchmark, jobs, workers=each.workers):
+    for name, result in run_all(field, recipe.world("practise"), jobs, workers=each.workers):
         found[name] += result.success
         progress.advance()
     progress.close()
