@@ -140,7 +140,10 @@ def _said(data: EpisodeDataset, options: RobotOptions, native: RobotSpec | None)
         control_hz=data.fps,
         state_names=tuple(data.state_names) if is_named(data.state_names) else None,
     )
-    return said.over(itself)
+    said = said.over(itself)
+    if not data.state_names:  # there is none, or it is not to be read
+        said = replace(said, state_names=None)
+    return said
 
 
 def _check_said(data: EpisodeDataset, said: Described) -> None:

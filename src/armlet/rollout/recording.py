@@ -20,12 +20,14 @@ import torch
 from armlet.benchmarks import Benchmark, Task, World
 from armlet.data.digests import CACHE
 from armlet.data.episodes import EpisodeFrames, Features
-from armlet.data.files import hold
+from armlet.data.files import hold, write_atomically
 from armlet.data.writer import EpisodeWriter, stage_episode
 from armlet.policies.checkpoint import load_policy
 from armlet.policies.contract import Policy
 from armlet.progress import Progress
 from armlet.recipe import Collection
+from armlet.robot.description import FILE as ROBOT_FILE
+from armlet.robot.description import recorded_toml
 from armlet.robot.observation import Observation
 
 Acts = Callable[[int], EpisodeFrames | None]
@@ -61,6 +63,8 @@ def record(
                 progress.advance(kept=kept / (progress.done + 1))
         progress.close()
         writer.finalise()
+        described = recorded_toml(benchmark.action_spec, benchmark.state_names)
+        write_atomically(root / ROBOT_FILE, described.encode())
     return root
 
 
