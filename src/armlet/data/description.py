@@ -63,6 +63,7 @@ class Range:
     low: float
     high: float
     q01: float
+    q50: float
     q99: float
     mean: float
     std: float
@@ -461,14 +462,15 @@ def _ranges(
     if not len(values):
         return ()
     wide = values.astype(np.float64)
-    quantiles = np.quantile(wide, (0.01, 0.99), axis=0)
+    quantiles = np.quantile(wide, (0.01, 0.5, 0.99), axis=0)
     return tuple(
         Range(
             name=name,
             low=float(wide[:, index].min()),
             high=float(wide[:, index].max()),
             q01=float(quantiles[0, index]),
-            q99=float(quantiles[1, index]),
+            q50=float(quantiles[1, index]),
+            q99=float(quantiles[2, index]),
             mean=float(wide[:, index].mean()),
             std=float(wide[:, index].std()),
             unit=unit_of.get(index, ""),
