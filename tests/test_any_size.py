@@ -30,7 +30,7 @@ LETTERBOX = ("--pictures.fit", "letterbox", "--pictures.size", "32")
 def episodes(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("oblong") / "episodes"
     writer = EpisodeWriter(
-        root, Features(("x",), ("dx",), {"eye": (48, 64)}, {}), fps=5, robot="t", metadata={}
+        root, Features(("x",), ("dx",), {"eye": (48, 64)}, {}), fps=5, robot="dots", metadata={}
     )
     rng = np.random.default_rng(0)
     for _ in range(4):

@@ -27,6 +27,7 @@ from armlet.policies.routed import Routed
 from armlet.policies.students import Kept
 from armlet.recipe import OwnAverage, Recipe, Round
 from armlet.recipes.bases import MatchOutput
+from armlet.robot.description import RobotOptions
 from armlet.robot.fit import View
 from armlet.rollout import recording
 from armlet.teach import new_policy
@@ -432,13 +433,10 @@ def test_a_new_teacher_knows_its_robot_by_the_episodes(here: Recipe) -> None:
     assert policy.body.action_spec == here.benchmark.action_spec and policy.cameras == {"eye": 32}
     words = policy.body.tokenizer.encode("go to the red dot")
     assert len(words.ids) < len("go to the red dot") / 2, "the words of these episodes are its own"
-    gripped = dataclasses.replace(
-        here.benchmark.action_spec, grippers=(0,), gripper_open=-1.0, gripper_closed=1.0
-    )
-    benchmark = SimpleNamespace(action_spec=gripped)
+    gripped = RobotOptions(grippers=(0,), gripper_open=-1.0, gripper_closed=1.0)
     assert abs(columns["action"].mean()) > 0.01 and abs(columns["action"].std() - 1) > 0.01
     policy = new_policy(
-        dataclasses.replace(here, normalise_actions="mean_std", benchmark=benchmark), data
+        dataclasses.replace(here, normalise_actions="mean_std", robot=gripped), data
     )
     assert policy.body.actions.offset.tolist() == [0] and policy.body.actions.scale.tolist() == [1]
     again = new_policy(here, data)

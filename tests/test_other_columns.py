@@ -24,7 +24,7 @@ NAMES = {"observation.images.eye": "observation.image", "action": "actions"}
 def episodes(tmp_path) -> Path:
     root = tmp_path / "episodes"
     writer = EpisodeWriter(
-        root, Features(("x",), ("dx",), {"eye": (32, 32)}, {}), fps=5, robot="t", metadata={}
+        root, Features(("x",), ("dx",), {"eye": (32, 32)}, {}), fps=5, robot="dots", metadata={}
     )
     for number in range(4):
         values = np.linspace(-1, 1, 6, dtype=np.float32)[:, None]

@@ -4,6 +4,8 @@
 
 Verbs, in the order of the work:
 
+    inspect    episodes, or a policy → what it is; writes robot.toml for a robot of your own:
+               `armlet inspect DIR`
     collect    a benchmark and its expert → episodes
     teach      episodes → a teacher (skip it if you bring one)
     probe      episodes + teacher → traces
@@ -25,9 +27,9 @@ import importlib.metadata
 import sys
 from collections.abc import Callable
 
-VERBS = ("collect", "teach", "probe", "distil", "evaluate", "report", "recompute")
+VERBS = ("inspect", "collect", "teach", "probe", "distil", "evaluate", "report", "recompute")
 HELP = ("-h", "--help", "help")
-OF_REPORTS = ("report", "recompute")  # verbs that take reports, no recipe
+OF_PLACES = ("inspect", "report", "recompute")  # verbs that take folders or files, no recipe
 
 
 def usage() -> str:
@@ -53,8 +55,8 @@ def main() -> None:
         sys.exit(
             f"armlet: no verb {verb!r}; there are {', '.join(VERBS)} (armlet --help says more)"
         )
-    if verb in OF_REPORTS:
-        _on_reports(verb, rest, debug=debug)
+    if verb in OF_PLACES:
+        _on_places(verb, rest, debug=debug)
         return
     if rest and rest[0] in HELP:
         sys.stdout.write(usage())
@@ -67,7 +69,7 @@ def main() -> None:
     _run(verb, name, overrides, debug=debug)
 
 
-def _on_reports(verb: str, arguments: list[str], *, debug: bool) -> None:
+def _on_places(verb: str, arguments: list[str], *, debug: bool) -> None:
     import tyro
 
     work = importlib.import_module(f"armlet.{verb}").main

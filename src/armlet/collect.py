@@ -10,6 +10,7 @@ are kept.
 
 from pathlib import Path
 
+from armlet.benchmarks import Benchmark
 from armlet.policies.checkpoint import load_policy, policy_fingerprint
 from armlet.recipe import Recipe, at_hand
 from armlet.rollout.actors import Acts, ExpertActs, TeacherActs
@@ -20,28 +21,27 @@ from armlet.rollout.recording import acted_on, record
 def main(recipe: Recipe) -> Path:
     """Run who acts; returns the folder of the episodes. Raises ValueError where a teacher that
     should act is one of another robot."""
+    benchmark = recipe.world("collect")
     by_teacher = recipe.collection.actor == "teacher"
     recipe = at_hand(recipe, reads=("teacher",) if by_teacher else (), writes=("episodes",))
     if by_teacher:
         whose = f"the teacher {recipe.teacher}"
-        check_world(load_policy(recipe.teacher), recipe.benchmark, whose=whose)
+        check_world(load_policy(recipe.teacher), benchmark, whose=whose)
     return record(
         recipe.episodes,
-        recipe.benchmark,
-        _actor(recipe),
+        benchmark,
+        _actor(recipe, benchmark),
         episodes=recipe.collection.episodes,
         workers=recipe.collection.workers,
-        metadata={"benchmark": recipe.benchmark.fingerprint(), **_how(recipe)},
-        title=f"collect {recipe.benchmark.name}",
+        metadata={"benchmark": benchmark.fingerprint(), **_how(recipe)},
+        title=f"collect {benchmark.name}",
     )
 
 
-def _actor(recipe: Recipe) -> Acts:
+def _actor(recipe: Recipe, benchmark: Benchmark) -> Acts:
     if recipe.collection.actor == "expert":
-        return ExpertActs(recipe.benchmark, recipe.collection)
-    return TeacherActs(
-        recipe.benchmark, recipe.teacher, recipe.collection.seed, recipe.acting_device
-    )
+        return ExpertActs(benchmark, recipe.collection)
+    return TeacherActs(benchmark, recipe.teacher, recipe.collection.seed, recipe.acting_device)
 
 
 def _how(recipe: Recipe) -> dict[str, float | str]:

@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from armlet.agreement import check_facts, check_policy
 from armlet.annotators import annotator_fingerprint
+from armlet.benchmarks import native_robot
 from armlet.data.corpus import Corpus, Part
+from armlet.data.door import check_facts, check_policy
 from armlet.data.episodes import EpisodeDataset
 from armlet.data.files import hold
 from armlet.data.frames import BatchMaker
@@ -25,6 +26,7 @@ from armlet.lineage import PROVENANCE, Question, as_json, digest_text, is_finish
 from armlet.policies.checkpoint import save_policy
 from armlet.policies.contract import Backbone
 from armlet.recipe import Recipe, Stage, at_hand, suited, to_json
+from armlet.robot.agree import agree
 from armlet.training.learner import Learner
 from armlet.training.practice import mixed, practise, stays
 from armlet.training.supervision import (
@@ -55,13 +57,13 @@ def main(recipe: Recipe) -> Path:
 
 
 def _distil(recipe: Recipe) -> Path:
-    assert recipe.student is not None  # as before
     title = f"distil {recipe.name}"
     device = "cuda" if torch.cuda.is_available() else "cpu"
     data = EpisodeDataset(recipe.episodes, recipe.columns)
     facts, teacher = meet_teacher(recipe, device)
     recipe.pictures.agree(facts.view)
     recipe = suited(recipe, facts.body.action_spec)
+    assert recipe.student is not None
     wanted = question(recipe, data, facts.fingerprint)
     if is_finished(recipe.student_folder, wanted, fixes="give another folder with `--out`"):
         sys.stderr.write(f"{title}: {recipe.student_folder} was distilled exactly so already\n")
@@ -73,6 +75,7 @@ def _distil(recipe: Recipe) -> Path:
     torch.manual_seed(recipe.seed)
     sample = _sample(make_batches(teacher, episodes.frames), train, recipe.seed)
     student = recipe.student.build(teacher, sample).to(device)
+    agree(student.robot, teacher.robot, whose=("the student", "its teacher"))
     _check_chunk(student, facts.chunk)
     learner = _learner(recipe, student, data).to(device)
     corpus = Corpus([episodes], lambda frames: make_batches(student, frames), needs=_needed(recipe))
@@ -118,7 +121,14 @@ def _distil(recipe: Recipe) -> Path:
 def _check_episodes(recipe: Recipe, data: EpisodeDataset, teacher: Backbone, *, title: str) -> None:
     """Raises ValueError where the episodes are not the teacher's robot's, or lack what an objective
     reads."""
-    check_policy(data, data.columns()["action"], teacher, limit=recipe.outside_range, title=title)
+    check_policy(
+        data,
+        teacher.robot,
+        recipe.robot,
+        native=native_robot(recipe.benchmark, data.robot_type),
+        limit=recipe.outside_range,
+        title=title,
+    )
     for index, stage in enumerate(recipe.stages):
         check_facts(data, stage.objective.wants, option=f"--stages.{index}.objective.facts")
 

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 
 from armlet import source
-from armlet.agreement import check_policy
 from armlet.benchmarks import Task
+from armlet.data.door import check_policy
 from armlet.data.episodes import EpisodeDataset
 from armlet.data.files import write_atomically
 from armlet.data.hub import is_name, local_folder
@@ -53,7 +53,8 @@ class Field:
 
 def main(recipe: Recipe) -> Path:
     """Evaluate the recipe's teacher, its student and `policies`; returns the report's path."""
-    if recipe.benchmark is None:
+    benchmark = recipe.benchmark
+    if benchmark is None:
         return compare_with_held_out(recipe)
     check(recipe)
     recipe = at_hand(recipe, reads=("teacher", "policies"))
@@ -61,12 +62,12 @@ def main(recipe: Recipe) -> Path:
     if recipe.pictures.asked:
         recipe.pictures.agree(field.policies["teacher"].view)
     for name, policy in field.policies.items():
-        check_world(policy, recipe.benchmark, whose=f"policy {name!r}")
+        check_world(policy, benchmark, whose=f"policy {name!r}")
     out = recipe.out / "evaluation"
-    episodes = planned(recipe.benchmark, recipe.evaluation)
+    episodes = planned(benchmark, recipe.evaluation)
     rows = run_episodes(
         field.contenders,
-        recipe.benchmark,
+        benchmark,
         episodes,
         out,
         title=f"evaluate {recipe.name}",
@@ -84,11 +85,11 @@ def compare_with_held_out(recipe: Recipe) -> Path:
     offline.check(recipe.evaluation)
     recipe = at_hand(recipe, reads=("episodes", "teacher", "policies"))
     data = EpisodeDataset(recipe.episodes, recipe.columns)
-    actions = data.columns()["action"]
     field = load(recipe)
     for name, policy in field.policies.items():
         title = f"evaluate {name}"
-        check_policy(data, actions, policy, limit=recipe.outside_range, title=title)
+        limit = recipe.outside_range
+        check_policy(data, policy.robot, recipe.robot, limit=limit, title=title)
     return offline.run(recipe, data, field.policies, field.contenders)
 
 
@@ -111,7 +112,7 @@ def summarise(
 ) -> Report:
     """The report: policies are timed, run late and filmed, and all is put together. `rows`: what
     each policy did in the episodes."""
-    benchmark = recipe.benchmark
+    benchmark = recipe.world("evaluate")
     setting = recipe.evaluation
     observations = sample_observations(field.policies["teacher"], benchmark, setting.seed)
     timings = measure.latency(field.policies, observations, calls=setting.latency_calls)
@@ -257,7 +258,7 @@ def fingerprint(recipe: Recipe, field: Field) -> dict[str, Any]:
             "recipe": recipe.seed,
             "episodes": [setting.seed, setting.seed + setting.episodes - 1],
         },
-        "benchmark": recipe.benchmark.fingerprint(),
+        "benchmark": recipe.world("evaluate").fingerprint(),
         "recipe": to_json(recipe),
         "evaluation": asdict(setting),
         "evaluated": evaluated,

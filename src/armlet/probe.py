@@ -11,7 +11,8 @@ from pathlib import Path
 
 import torch
 
-from armlet.agreement import check_policy
+from armlet.benchmarks import native_robot
+from armlet.data.door import check_policy
 from armlet.data.episodes import EpisodeDataset
 from armlet.data.frames import BatchMaker, load_frames
 from armlet.data.traces import HEADER
@@ -41,8 +42,15 @@ def main(recipe: Recipe) -> Path:
     teacher = load_policy(recipe.teacher, device=device)
     recipe.pictures.agree(teacher.view)
     recipe = suited(recipe, teacher.body.action_spec)
-    check_policy(data, data.columns()["action"], teacher, limit=recipe.outside_range, title=title)
     fingerprint = policy_fingerprint(recipe.teacher)
+    check_policy(
+        data,
+        teacher.robot,
+        recipe.robot,
+        native=native_robot(recipe.benchmark, data.robot_type),
+        limit=recipe.outside_range,
+        title=title,
+    )
     learner = Learner(teacher)
     batches = make_batches(teacher, load_frames(data, teacher.view, recipe.pictures))
     if recipe.probe:

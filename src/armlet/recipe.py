@@ -26,6 +26,7 @@ from armlet.data.pictures import Pictures
 from armlet.data.transforms import BatchTransform
 from armlet.limits import ABOVE_0, BELOW_1, MOST
 from armlet.policies.contract import Network, Student
+from armlet.robot.description import RobotOptions
 from armlet.robot.normalise import Mode
 from armlet.robot.spec import ActionSpec
 from armlet.types import Batch, Precision, Trace
@@ -260,6 +261,8 @@ class Recipe:
     """Of the episodes: which hold state and action."""
     pictures: Pictures = field(default_factory=Pictures)
     """Of the episodes: how they are seen, and kept while training."""
+    robot: RobotOptions = field(default_factory=RobotOptions)
+    """Whose the episodes are, where they do not say (armlet/robot/description.py)."""
     collection: Collection = field(default_factory=Collection)
     """How `collect` makes episodes."""
     network: Network | None = None
@@ -268,7 +271,7 @@ class Recipe:
     """By which of the episodes' statistics a network sees actions (armlet/robot/normalise.py)."""
     outside_range: float = 0.5
     """The largest share of frames whose action may lie outside the robot's range
-    (armlet/agreement.py)."""
+    (armlet/data/door.py)."""
     teach: Stage | None = None
     """How a teacher is taught."""
     probe: Probe | None = None
@@ -328,6 +331,16 @@ class Recipe:
     def all_stages(self) -> tuple[Stage, ...]:
         """Every stretch of a student's training in order, those of on-policy rounds last."""
         return (*self.stages, *(each.stage for each in self.rounds))
+
+    def world(self, verb: str) -> Benchmark:
+        """The benchmark, for a verb in which somebody acts. Raises ValueError where there is
+        none."""
+        if self.benchmark is None:
+            raise ValueError(
+                f"recipe {self.name!r} has no benchmark, so there is no world to {verb} in; bring "
+                "episodes (`--episodes`), or use a recipe with one, such as actdistill_tabletop"
+            )
+        return self.benchmark
 
     @property
     def own_columns(self) -> Columns:

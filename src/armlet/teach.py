@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from armlet.agreement import check_facts, check_taught, remark_on_benchmark
+from armlet.benchmarks import benchmark_robot, native_robot
+from armlet.data.door import check_facts, check_taught, robot_of
 from armlet.data.episodes import EpisodeDataset
 from armlet.data.frames import load_frames
 from armlet.data.splits import parts, rows_of
@@ -22,11 +23,15 @@ from armlet.lineage import PROVENANCE, digest_text, is_finished
 from armlet.policies.checkpoint import save_policy
 from armlet.policies.contract import Backbone, Body
 from armlet.recipe import Recipe, at_hand, to_json
+from armlet.robot.agree import differences, listed
 from armlet.robot.normalise import Normaliser, steady
+from armlet.robot.spec import ActionSpec
 from armlet.training.learner import Learner
 from armlet.training.trainer import Trainer, make_batches, settings
 
 STATE, ACTION = "observation.state", "action"
+LARGE = 10.0  # as a network sees actions, which should be about -1 … 1
+SMALL = 0.02
 
 
 def main(recipe: Recipe) -> Path:
@@ -38,23 +43,17 @@ def main(recipe: Recipe) -> Path:
         )
     recipe = at_hand(recipe, reads=("episodes",), writes=("teacher",))
     assert recipe.teach is not None  # as before
-    data, title, robot = (
-        EpisodeDataset(recipe.episodes, recipe.columns),
-        f"teach {recipe.name}",
-        recipe.benchmark,
-    )
-    check_taught(
-        data, data.columns()[ACTION], robot.action_spec, limit=recipe.outside_range, title=title
-    )
+    title = f"teach {recipe.name}"
+    data = EpisodeDataset(recipe.episodes, recipe.columns)
     check_facts(data, recipe.teach.objective.wants, option="--teach.objective.facts")
-    remark_on_benchmark(data, robot.state_names, robot.cameras, benchmark=robot.name, title=title)
     policy = new_policy(recipe, data)
+    check_taught(data, policy.robot, limit=recipe.outside_range, title=title)
     made_from = {
         "data": data.fingerprint,
         "network": policy.to_json(),
         "words": digest_text([policy.body.tokenizer.to_str()]),
     }
-    question = made_from | {
+    question: dict[str, Any] = made_from | {
         "stage": settings(recipe.teach),
         "seed": recipe.seed,
         "weights": recipe.weights,
@@ -67,7 +66,7 @@ def main(recipe: Recipe) -> Path:
     if is_finished(recipe.teacher, question, fixes="give another folder with `--teacher`"):
         sys.stderr.write(f"{title}: {recipe.teacher} was taught exactly this already\n")
         return recipe.teacher
-    for line in [*standing_still(recipe, data), *without_effect(recipe, data)]:
+    for line in _remarks(recipe, data, policy):
         sys.stderr.write(f"{title}: {line}\n")
     torch.manual_seed(recipe.seed)
     learner = Learner(policy, privileged=data.privileged)
@@ -94,23 +93,21 @@ def main(recipe: Recipe) -> Path:
 
 
 def new_policy(recipe: Recipe, data: EpisodeDataset) -> Backbone:
-    """A fresh network that fits the episodes."""
-    network, spec = recipe.network, recipe.benchmark.action_spec
+    """A fresh network for the robot of the episodes, normalised by their statistics."""
+    network = recipe.network
     assert network is not None
+    native = native_robot(recipe.benchmark, data.robot_type)
+    robot = robot_of(data, recipe.robot, native=native)
     tokenizer = train_tokenizer(sorted(data.tasks))
     view = recipe.pictures.view(data.cameras, whose=str(data.root))
     body = Body(
-        action_spec=spec,
+        action_spec=robot.action,
         state=_state_normaliser(data),
-        actions=Normaliser.from_statistics(
-            data.measured(ACTION),
-            recipe.normalise_actions,
-            what=ACTION,
-            dims=spec.dims,
-            keep=spec.grippers,
+        actions=Normaliser.of_actions(
+            data.measured(ACTION), recipe.normalise_actions, robot.action
         ),
         tokenizer=tokenizer,
-        state_names=() if all(name.isdigit() for name in data.state_names) else data.state_names,
+        state_names=robot.observation.state_names,
         fit=view.fit,
     )
     torch.manual_seed(recipe.seed)
@@ -125,10 +122,29 @@ def _state_normaliser(data: EpisodeDataset) -> Normaliser:
     return Normaliser.from_statistics(data.measured(STATE), "mean_std", what=STATE, dims=dims)
 
 
-def standing_still(recipe: Recipe, data: EpisodeDataset) -> list[str]:
+def _remarks(recipe: Recipe, data: EpisodeDataset, policy: Backbone) -> list[str]:
+    """Lines on what was asked for and is of no use, or not as it should be; none where all is
+    well."""
+    lines = [
+        *standing_still(recipe, data, policy.robot.action),
+        *off_scale(recipe, data, policy),
+        *without_effect(recipe, data),
+    ]
+    if recipe.benchmark is not None:
+        found = differences(
+            policy.robot, benchmark_robot(recipe.benchmark), whose=("it", "the world")
+        )
+        if found:
+            lines.append(
+                f"what is taught here cannot act in benchmark {recipe.benchmark.name!r}: {listed(found)}"
+            )
+    return lines
+
+
+def standing_still(recipe: Recipe, data: EpisodeDataset, spec: ActionSpec) -> list[str]:
     """Lines that name the dimensions that hardly moved in the data, and what is done with them;
     none where all moved."""
-    spec, lines = recipe.benchmark.action_spec, []
+    lines = []
     dims = len(data.state_names)
     state = steady(data.measured(STATE), "mean_std", what=STATE, dims=dims) if dims else {}
     action = steady(data.measured(ACTION), recipe.normalise_actions, what=ACTION, dims=spec.dims)
@@ -138,6 +154,36 @@ def standing_still(recipe: Recipe, data: EpisodeDataset) -> list[str]:
         if found:
             told = "; ".join(f"{names[index]} {how}" for index, how in found.items())
             lines.append(f"{what}: {told} (armlet/robot/normalise.py)")
+    return lines
+
+
+def off_scale(recipe: Recipe, data: EpisodeDataset, policy: Backbone) -> list[str]:
+    """A line where a network would be shown actions far from -1 … 1: of a large dimension it learns
+    little else, and of a tiny one nothing."""
+    measured = data.measured(ACTION)
+    ends = np.array([measured["min"], measured["max"]], np.float64)
+    shown = policy.body.actions.apply(ends)
+    usual = policy.body.actions.apply(np.array([measured["q01"], measured["q99"]], np.float64))
+    size = np.abs(shown).max(0)
+    moves = ends[0] < ends[1]
+    names = policy.body.action_spec.names
+    large = [names[index] for index in np.flatnonzero(size > LARGE)]
+    small = [names[index] for index in np.flatnonzero(moves & (np.ptp(usual, axis=0) < SMALL))]
+    lines = []
+    mode = recipe.normalise_actions
+    if large:
+        most = names[int(size.argmax())]
+        fix = "min_max" if mode == "identity" else "quantiles, or repair the rows (armlet inspect)"
+        lines.append(
+            f"action: the network is shown {', '.join(large)} far outside -1 … 1 ({most} up to "
+            f"{size.max():.3g}) with --normalise-actions {mode}; choose {fix}"
+        )
+    if small:
+        fix = "min_max" if mode == "identity" else "quantiles, or repair the rows (armlet inspect)"
+        lines.append(
+            f"action: the network is shown next to no motion of {', '.join(small)} (98 % of the frames "
+            f"within {SMALL:g}) with --normalise-actions {mode}; choose {fix}"
+        )
     return lines
 
 

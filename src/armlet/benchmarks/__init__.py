@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from armlet.robot.observation import Observation
-from armlet.robot.spec import ActionSpec
+from armlet.robot.spec import ActionSpec, ObservationSpec, RobotSpec
 
 
 @dataclass(frozen=True)
@@ -201,3 +201,18 @@ def _outside(name: str) -> Any:
 
 def _is_benchmark(value: object) -> bool:
     return isinstance(value, type) and issubclass(value, Benchmark) and value is not Benchmark
+
+
+def benchmark_robot(benchmark: Benchmark) -> RobotSpec:
+    """The robot of a benchmark: what a policy that acts in it must agree with
+    (`robot.agree.agree`)."""
+    seen = ObservationSpec.of(benchmark.camera_sizes, state_names=benchmark.state_names)
+    return RobotSpec(benchmark.action_spec, seen)
+
+
+def native_robot(benchmark: Benchmark | None, robot_type: str) -> RobotSpec | None:
+    """The benchmark's robot, for a data set that says by its `robot_type` that it is of this
+    benchmark; None for any other."""
+    if benchmark is None or robot_type != benchmark.name:
+        return None
+    return benchmark_robot(benchmark)

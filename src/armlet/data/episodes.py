@@ -235,6 +235,11 @@ class EpisodeDataset:
         return list(named)
 
     @property
+    def robot_type(self) -> str:
+        """What the data set calls its robot; empty where it does not say."""
+        return str(self._info.get("robot_type") or "")
+
+    @property
     def privileged(self) -> dict[str, int]:
         """Facts that only a simulator knows, name → how many numbers."""
         found = {}

@@ -1,5 +1,6 @@
 """The same episode by every policy, side by side; and moments of episodes to measure policies on."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ class Film:
 
 
 def make_film(
-    policies: dict[str, Policy],
+    policies: Mapping[str, Policy],
     field: dict[str, Contender],
     benchmark: Benchmark,
     task: Task,

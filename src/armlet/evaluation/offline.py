@@ -63,7 +63,7 @@ from armlet.evaluation.offline_report import (
 )
 from armlet.lineage import PROVENANCE, short
 from armlet.policies.checkpoint import read_provenance
-from armlet.policies.contract import Policy
+from armlet.policies.contract import Backbone, Policy
 from armlet.progress import Progress
 from armlet.recipe import Evaluation, Recipe, to_json
 from armlet.robot.fit import View
@@ -78,7 +78,7 @@ IN_A_WORLD = ("episodes", "splits", "seed", "execute", "slower", "late", "videos
 
 
 class Contender(Protocol):
-    """What is known of a policy on disk: `rollout.loop.Contender`."""
+    """What is known of a policy on disk: `rollout.pool.Contender`."""
 
     @property
     def folder(self) -> Path: ...
@@ -116,7 +116,7 @@ class Known:
 def run(
     recipe: Recipe,
     data: EpisodeDataset,
-    policies: dict[str, Policy],
+    policies: Mapping[str, Policy],
     contenders: Mapping[str, Contender],
 ) -> Path:
     """Compare the recipe's policies, the teacher first, with its held-out episodes; returns the
@@ -168,7 +168,7 @@ def check(setting: Evaluation) -> None:
 
 
 def evaluate(
-    policies: dict[str, Policy],
+    policies: Mapping[str, Policy],
     data: EpisodeDataset,
     held_out: np.ndarray,
     *,
@@ -204,7 +204,7 @@ def evaluate(
         for name, policy in policies.items()
     }
     reference = next(iter(policies))
-    spec = policies[reference].body.action_spec
+    spec = policies[reference].robot.action
     comparison = Comparison(recording, rows, shown, answers, reference, spec, labelled)
     costs = _costs(policies, asked, rows, answers, calls)
     compared = Compared(
@@ -232,11 +232,11 @@ def evaluate(
 
 def check_fits(name: str, policy: Policy, data: EpisodeDataset) -> None:
     """Raises ValueError naming the policy and all of the data that it lacks or cannot take."""
-    body = policy.body
-    problems = policy.view.differences(data.cameras)
+    robot = policy.robot
+    problems = robot.observation.view.differences(data.cameras)
     counted = (
-        ("action", len(data.action_names), body.action_spec.dims),
-        ("observation.state", len(data.state_names), len(body.state.offset)),
+        ("action", len(data.action_names), robot.action.dims),
+        ("observation.state", len(data.state_names), robot.observation.state_dims or 0),
     )
     for what, found, wanted in counted:
         # A policy that was taught without a state does not look at one that is there.
@@ -293,7 +293,7 @@ class Asker:
 
     def ask(self, policy: Policy, rows: np.ndarray, title: str) -> Answers:
         """What a policy says at each of `rows` (n,). Raises ValueError where that is NaN."""
-        images = self.pictures_as(policy.view)
+        images = self.pictures_as(policy.robot.observation.view)
         progress = Progress(title, total=len(rows), unit="frame")
         actions = []
         gates = []
@@ -333,14 +333,13 @@ def decide_together(
     """`Policy.decide` of several observations: actions (b, k, a) in the robot's units, and gates
     (b, l). A network is asked about all in one pass; others, which are not ours to batch, about one
     after the other, as if an episode began with each."""
-    if not isinstance(policy, torch.nn.Module):
+    if not isinstance(policy, Backbone):
         decisions = [policy.decide(observation) for observation in observations]
         ran = np.array([decision.gates for decision in decisions], np.float32)
         return np.stack([decision.actions for decision in decisions]), ran
     batch = policy.prepare(observations)
-    tokens = policy.embed(batch)
-    run_through = policy.backbone(tokens, batch)
-    actions = policy.head(policy.condition(run_through.hidden, tokens)).float().cpu().numpy()
+    run_through = policy.run_layers(policy.embed(batch), batch)
+    actions = policy.decode(run_through, batch).float().cpu().numpy()
     # NaN is looked for by the caller, who knows the row; denormalising keeps it.
     return policy.denormalise(actions), run_through.gates.float().cpu().numpy()
 
@@ -520,14 +519,14 @@ def _first_steps(moments: Moments, steps: int) -> Moments:
 
 
 def _costs(
-    policies: dict[str, Policy],
+    policies: Mapping[str, Policy],
     asked: Asker,
     rows: np.ndarray,
     answers: Mapping[str, Answers],
     calls: int,
 ) -> dict[str, Cost]:
     """Of networks: milliseconds on one thread, operations, and which layers ran."""
-    networks = {name: p for name, p in policies.items() if isinstance(p, torch.nn.Module)}
+    networks = {name: p for name, p in policies.items() if isinstance(p, Backbone)}
     if not calls or not networks:
         return {}
     places = np.linspace(0, len(rows) - 1, min(TIMED, len(rows))).astype(np.int64)

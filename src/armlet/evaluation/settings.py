@@ -20,7 +20,7 @@ def check(recipe: Recipe) -> None:
     if not setting.splits:
         raise ValueError(
             "--evaluation.splits is empty; name at least one split, the benchmark's are "
-            + ", ".join(recipe.benchmark.splits)
+            + ", ".join(recipe.world("evaluate").splits)
         )
     ranges = seeds(recipe)
     ours = ranges.pop("evaluation")

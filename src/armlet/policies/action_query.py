@@ -37,6 +37,7 @@ from armlet.layers.pretrained import fetch, fetch_tokenizer, pixels
 from armlet.layers.vision import ConvEncoder, ordered_mean
 from armlet.policies.contract import Backbone, Body, Network, Student, tuples, weights_of
 from armlet.policies.tokens import TokenPolicy, TokenState
+from armlet.robot.normalise import normalised
 from armlet.types import Batch
 
 if TYPE_CHECKING:  # slow to import, and of use only where a network is built
@@ -122,7 +123,8 @@ class ActionQueryNetwork(Network):
         """Fresh weights, or those that are named. Raises OSError where these cannot be had."""
         from transformers import AutoModel
 
-        options = ArmGripperHead.fitted(body.action_spec, self.head_options)
+        seen = normalised(body.action_spec, body.actions)
+        options = ArmGripperHead.fitted(seen, self.head_options)
         network = replace(self, head_options=options)
         language, tower = None, None
         if self.pretrained:

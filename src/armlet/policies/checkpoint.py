@@ -38,7 +38,9 @@ from armlet.data.files import (
     write_atomically,
 )
 from armlet.data.hub import local_folder, refuse_writing
-from armlet.policies.contract import Backbone, rebuild
+from armlet.policies.contract import Backbone, Body, rebuild
+from armlet.robot.agree import agree
+from armlet.robot.spec import SLACK, RobotSpec
 
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
 FINGERPRINT, WORDS = (
@@ -184,17 +186,22 @@ def _hash(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:16]
 
 
-def load_policy(folder: Path | str, *, device: str = "cpu") -> Backbone:
+def load_policy(
+    folder: Path | str, *, device: str = "cpu", robot: RobotSpec | None = None
+) -> Backbone:
     """Read a policy from a folder, or by its name on the hub (`hf:user/name`, see data.hub), in
-    eval mode. Raises FileNotFoundError or
-    ValueError, naming the file or tensor, and what `data.hub.local_folder` raises."""
+    eval mode. `robot`: the one it is to act on, which it must have been made for.
+
+    Raises FileNotFoundError or ValueError, naming the file or tensor; DisagreementError, a
+    ValueError, where it was made for another robot; and what `data.hub.local_folder` raises.
+    """
     folder = local_folder(folder, kind="model")
     config, (tensors, digest), tokenizer = _read(folder, _tensors_and_digest)
     digest.update(tokenizer)
-    found = digest.hexdigest()[:16]
-    if config.get(FINGERPRINT, found) != found:
+    own = digest.hexdigest()[:16]
+    if config.get(FINGERPRINT, own) != own:
         raise ValueError(
-            f"{folder}: `policy` in {CONFIG}, or {WEIGHTS}, was changed after the policy was saved: together they are {found} and not "
+            f"{folder}: `policy` in {CONFIG}, or {WEIGHTS}, was changed after the policy was saved: together they are {own} and not "
             f"{config[FINGERPRINT]}; {FIX}. What is changed on purpose is saved again, with armlet.policies.checkpoint.save_policy"
         )
     words = _tokenizer(tokenizer, folder / TOKENIZER)
@@ -205,8 +212,41 @@ def load_policy(folder: Path | str, *, device: str = "cpu") -> Backbone:
             f"{folder / CONFIG}: `policy` does not describe a policy ({type(error).__name__}: {error}); it was changed by hand, or "
             f"written by another version of armlet; {FIX}"
         ) from error
+    found = contradictions(policy.body)
+    if found:
+        raise ValueError(
+            f"{folder / CONFIG}: `policy` contradicts itself: {'; '.join(found)}; {FIX}"
+        )
+    if robot is not None:
+        agree(policy.robot, robot, whose=(f"the policy {folder}", "the robot"))
     load_weights(policy, tensors, source=folder / WEIGHTS)
     return policy.to(device).eval()
+
+
+def contradictions(body: Body) -> list[str]:
+    """What a description of a policy says of its robot in two places, and differently."""
+    spec = body.action_spec
+    lines = []
+    for what, normaliser, dims in (
+        ("actions", body.actions, spec.dims),
+        ("state", body.state, len(body.state_names) or len(body.state.offset)),
+    ):
+        if len(normaliser.offset) != dims:
+            lines.append(
+                f"{what} has statistics of {len(normaliser.offset)} numbers and {dims} names"
+            )
+    ends = spec.gripper_open, spec.gripper_closed
+    if spec.grippers and ends[0] == ends[1]:
+        lines.append(f"the gripper is {ends[0]:g} both open and closed")
+    for index in spec.grippers:
+        low = spec.low[index]
+        high = spec.high[index]
+        if min(ends) < low - SLACK * abs(low) or max(ends) > high + SLACK * abs(high):
+            lines.append(
+                f"{spec.names[index]} goes from {low:g} to {high:g}, and its gripper from "
+                f"{min(ends):g} to {max(ends):g}"
+            )
+    return lines
 
 
 def _tensors_and_digest(

@@ -31,7 +31,7 @@ class TeacherFacts:
     execute: int  # of these, how many it carries out before it looks again
     layers: int
     width: int  # of a token
-    condition_width: int  # of the feature that conditions its action head
+    condition_width: int | None  # of the feature that conditions its action head
     vision_tokens: int  # of all cameras
     text_tokens: int  # of the longest instruction it takes
     network: dict[str, Any]  # as `Policy.to_json` describes it
@@ -43,7 +43,7 @@ class TeacherFacts:
             fingerprint=fingerprint,
             body=policy.body,
             cameras=dict(policy.cameras),
-            chunk=policy.head.chunk,
+            chunk=policy.chunk,
             execute=policy.execute,
             layers=len(policy.layers),
             width=policy.width,

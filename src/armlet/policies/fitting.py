@@ -17,7 +17,7 @@ from armlet import limits
 from armlet.data.codec import Codebook
 from armlet.limits import ABOVE_0, MOST
 from armlet.policies.action_query import ActionQueryNetwork, ReuseDecoder
-from armlet.policies.contract import Body, Network, Policy, Student
+from armlet.policies.contract import Backbone, Body, Network, Student
 from armlet.policies.two_tower import TwoTower, TwoTowerNetwork, TwoTowerStudent
 from armlet.types import Batch
 
@@ -54,7 +54,7 @@ class FitsRobot(Network):
         limits.check(self, chunk_seconds=(ABOVE_0, MOST))
         limits.check(self, execute_seconds=(ABOVE_0, self.chunk_seconds))
 
-    def build(self, body: Body, cameras: dict[str, int]) -> Policy:
+    def build(self, body: Body, cameras: dict[str, int]) -> Backbone:
         hz = body.action_spec.control_hz
         chunk = max(1, round(self.chunk_seconds * hz))
         execute = min(chunk, max(1, round(self.execute_seconds * hz)))
@@ -90,7 +90,7 @@ class Choosing(FitsRobot):
         network = fitted(self.network, {}, head="codebook", head_options=options)
         return FitsRobot(network, self.chunk_seconds, self.execute_seconds)
 
-    def build(self, body: Body, cameras: dict[str, int]) -> Policy:
+    def build(self, body: Body, cameras: dict[str, int]) -> Backbone:
         raise ValueError("Choosing finds its primitives in actions; call suited() with them first")
 
 
@@ -130,11 +130,11 @@ class Alike(Student):
     network: Network
     """Its other sizes; chunk and execute are the teacher's."""
 
-    def build(self, teacher: Policy, sample: Batch | None = None) -> Policy:
+    def build(self, teacher: Backbone, sample: Batch | None = None) -> Backbone:
         if sample is None:
             raise ValueError("Alike sees through the data's cameras; pass build() a sample batch")
         cameras = {name: int(images.shape[-1]) for name, images in sample.images.items()}
-        sizes = {"chunk": teacher.head.chunk, "execute": teacher.execute}
+        sizes = {"chunk": teacher.chunk, "execute": teacher.execute}
         return fitted(self.network, cameras, **sizes).build(teacher.body, cameras)
 
 
@@ -147,7 +147,7 @@ class SameChoices(Student):
     network: TwoTowerNetwork
     """Its other sizes."""
 
-    def build(self, teacher: Policy, sample: Batch | None = None) -> Policy:
+    def build(self, teacher: Backbone, sample: Batch | None = None) -> Backbone:
         if not isinstance(teacher, TwoTower) or teacher.network.head != "codebook":
             raise ValueError(
                 f"the teacher is a {type(teacher).__name__} that does not choose among primitives, "
@@ -174,7 +174,7 @@ class FitsPictures(Student):
     student: ReuseDecoder
     """All else of it."""
 
-    def build(self, teacher: Policy, sample: Batch | None = None) -> Policy:
+    def build(self, teacher: Backbone, sample: Batch | None = None) -> Backbone:
         if sample is None:
             raise ValueError("FitsPictures looks at the data; pass build() a sample batch")
         cameras = {name: int(images.shape[-1]) for name, images in sample.images.items()}

@@ -36,6 +36,7 @@ from armlet.layers.named import Named, state_layer
 from armlet.layers.vision import ConvEncoder, on_grid, word_mean
 from armlet.policies.contract import Backbone, Body, Network, Pass, Student, weights_of
 from armlet.policies.tokens import TokenPolicy, TokenState
+from armlet.robot.normalise import normalised
 from armlet.types import Batch, Trace
 
 if TYPE_CHECKING:  # slow to import, and of use only where a network is built
@@ -246,7 +247,7 @@ class TwoTower(TokenPolicy):
         )
         self.abstraction, self.norm = FiLM(network.goal, width), nn.LayerNorm(width)
         head = HEADS[network.head]
-        options = head.fitted(body.action_spec, network.head_options)
+        options = head.fitted(normalised(body.action_spec, body.actions), network.head_options)
         self.head = head(width, network.chunk, body.action_spec.dims, **options)
         taught = {
             "image": nn.Linear(width, network.embedding),

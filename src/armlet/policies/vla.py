@@ -19,6 +19,7 @@ from armlet.layers.named import Named, state_layer
 from armlet.layers.vision import ConvEncoder, ordered_mean
 from armlet.policies.contract import Body, Network, tuples, weights_of
 from armlet.policies.tokens import TokenPolicy, TokenState
+from armlet.robot.normalise import normalised
 from armlet.types import Batch
 
 if TYPE_CHECKING:  # slow to import, and of use only where a network is built
@@ -51,7 +52,8 @@ class VLANetwork(Network):
     """More of the head, by the names of its arguments (armlet/layers/heads.py)."""
 
     def build(self, body: Body, cameras: dict[str, int]) -> "VLA":
-        options = HEADS[self.head].fitted(body.action_spec, self.head_options)
+        seen = normalised(body.action_spec, body.actions)
+        options = HEADS[self.head].fitted(seen, self.head_options)
         return VLA(replace(self, head_options=options), cameras, body)
 
     def llama(self, vocabulary: int) -> "LlamaConfig":

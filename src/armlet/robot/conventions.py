@@ -90,7 +90,7 @@ def convert(
     values = within(actions, source.names, source.low, source.high, clip=clip)
     if source.control_hz != target.control_hz:
         values = retime(values, source.control_hz, target.control_hz, source)
-    if source.mode == "delta":
+    if source.mode == "delta" and source.translation_scale and target.translation_scale:
         values[..., list(source.translation)] *= source.translation_scale / target.translation_scale
     for index in source.grippers:
         width = source.gripper_closed - source.gripper_open
@@ -109,14 +109,15 @@ def _refused(source: ActionSpec, target: ActionSpec) -> list[str]:
     for which, spec in (("source", source), ("target", target)):
         if spec.grippers and spec.gripper_open == spec.gripper_closed:
             found.append(f"the {which}'s gripper is {spec.gripper_open:g} both open and closed")
-        if spec.mode == "delta" and not spec.translation_scale > 0:
-            found.append(
-                f"the {which}'s translation_scale is {spec.translation_scale}, expected more than 0"
-            )
+        scale = spec.translation_scale
+        if spec.mode == "delta" and scale is not None and not scale > 0:
+            found.append(f"the {which}'s translation_scale is {scale}, expected more than 0")
     if source.translation_scale != target.translation_scale:
         scales = f"translation_scale is {source.translation_scale} and should be {target.translation_scale}"
         if source.mode == "absolute":
             found.append(f"{scales}, and where the places are counted from is not known")
+        elif None in (source.translation_scale, target.translation_scale):
+            found.append(f"{scales}; give the metres of a command of 1 where it is None")
         elif not source.translation:
             found.append(f"{scales}, and no dimension is named x, y, z or dx, dy, dz")
     if source.control_hz != target.control_hz and (source.mode, source.rotation) not in ADDITIVE:

@@ -30,10 +30,12 @@ elsewhere must be fed as they were there:
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Self
 
 import numpy as np
+
+from armlet.robot.spec import ActionSpec
 
 Mode = Literal["identity", "mean_std", "min_max", "quantiles", "quantile10"]
 Variant = Literal["armlet", "lerobot", "openpi"]
@@ -111,6 +113,29 @@ class Normaliser:
             )
         return cls(*(np.array(values, np.float32) for values in (offset, scale, shift, back)))
 
+    @classmethod
+    def of_actions(cls, statistics: dict[str, Any], mode: Mode, spec: ActionSpec) -> Self:
+        """The normaliser of a robot's actions, by the statistics of those in its data.
+
+        A gripper is not normalised by statistics, which change with how often it closes, but by its
+        ends: they become -1 and 1. It passes as it is where its ends are about that already (-1 and
+        1, or 0 and 1), and with `identity`. With quantiles, a dimension that moves so seldom that
+        q01 and q99 are the same is normalised by its lowest and highest value.
+        """
+        found = cls.from_statistics(statistics, mode, what="action", dims=spec.dims)
+        offset, scale = found.offset.copy(), found.scale.copy()
+        if mode in ("quantiles", "quantile10"):
+            seldom = np.equal(*(np.array(statistics[name], np.float64) for name in NEEDED[mode]))
+            whole = cls.from_statistics(statistics, "min_max", what="action", dims=spec.dims)
+            offset = np.where(seldom, whole.offset, offset)
+            scale = np.where(seldom, whole.scale, scale)
+        kept = mode == "identity" or is_plain(spec)
+        width = abs(spec.gripper_closed - spec.gripper_open)
+        for index in spec.grippers:
+            offset[index] = 0.0 if kept else (spec.gripper_open + spec.gripper_closed) / 2
+            scale[index] = 1.0 if kept else width / 2
+        return cls(offset, scale)
+
     def apply(self, values: np.ndarray) -> np.ndarray:
         return (values - self.offset) / self.scale + self.shift
 
@@ -129,6 +154,31 @@ class Normaliser:
     @classmethod
     def from_json(cls, value: dict[str, list[float]]) -> Self:
         return cls(**{name: np.array(numbers, np.float32) for name, numbers in value.items()})
+
+
+def is_plain(spec: ActionSpec) -> bool:
+    """Whether a gripper's ends are about -1 and 1 as they are, so that a network sees it move."""
+    ends = spec.gripper_open, spec.gripper_closed
+    return max(map(abs, ends)) <= 1 and abs(ends[0] - ends[1]) >= 1
+
+
+def normalised(spec: ActionSpec, actions: Normaliser) -> ActionSpec:
+    """What a robot's actions are to a network: its range and the ends of its grippers as
+    `actions` makes them."""
+    low = actions.apply(np.array(spec.low, np.float64))
+    high = actions.apply(np.array(spec.high, np.float64))
+    ends = spec.gripper_open, spec.gripper_closed
+    if spec.grippers:
+        at = spec.grippers[0]  # all grippers have the same ends, and the same way there
+        both = [actions.apply(np.full(spec.dims, end, np.float64))[at] for end in ends]
+        ends = float(both[0]), float(both[1])
+    return replace(
+        spec,
+        low=tuple(low.tolist()),
+        high=tuple(high.tolist()),
+        gripper_open=ends[0],
+        gripper_closed=ends[1],
+    )
 
 
 def _read(

@@ -1,15 +1,22 @@
-"""What a robot is: what the numbers of its actions mean, and what it sees and feels. Knows no data
-set, no policy and no file."""
+"""What a robot is: what the numbers of its actions mean, and what it observes.
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, Self
+Knows no data set, no policy and no file. Whether two robots are the same is `agree`'s business;
+who says what of a robot (its data, a file, options) is `description`'s.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, Self, get_args
 
 import numpy as np
 
-from armlet.robot.fit import Fit, known_fit
+from armlet.robot.fit import Fit, View, known_fit
 
 SLACK = 1e-6  # of a range: what single precision may add to its end
+
+Mode = Literal["delta", "absolute"]
+Rotation = Literal["none", "axis_angle", "euler", "quaternion", "rot6d"]
 
 
 @dataclass(frozen=True)
@@ -20,25 +27,49 @@ class ActionSpec:
     `names` one per dimension; `low`/`high` the range the robot accepts; `grippers` the indices of
     gripper dimensions (none without one, two of two arms), `gripper_open`/`gripper_closed` their ends;
     `control_hz` the rate at which single actions are executed; `translation_scale` metres moved by
-    a command of 1.0.
+    a command of 1.0, None where nobody knows.
+
+    Raises ValueError naming the field, where the description contradicts itself.
     """
 
     names: tuple[str, ...]
-    mode: Literal["delta", "absolute"]
-    rotation: Literal["none", "axis_angle", "euler", "quaternion", "rot6d"]
+    mode: Mode
+    rotation: Rotation
     low: tuple[float, ...]
     high: tuple[float, ...]
     grippers: tuple[int, ...]
     gripper_open: float
     gripper_closed: float
     control_hz: float
-    translation_scale: float
+    translation_scale: float | None = None
 
     def __post_init__(self) -> None:
         sizes = {"names": len(self.names), "low": len(self.low), "high": len(self.high)}
         if len(set(sizes.values())) != 1:
             raise ValueError(
                 f"ActionSpec: names, low and high must have one entry a dimension, found {sizes}"
+            )
+        _check_word("ActionSpec.mode", self.mode, get_args(Mode))
+        _check_word("ActionSpec.rotation", self.rotation, get_args(Rotation))
+        for index in self.grippers:
+            if not 0 <= index < self.dims:
+                raise ValueError(
+                    f"ActionSpec.grippers: {index} is no dimension, there are {self.dims} "
+                    f"(0 to {self.dims - 1}); name those that open and close a gripper"
+                )
+        if len(set(self.grippers)) != len(self.grippers):
+            raise ValueError(
+                f"ActionSpec.grippers: {list(self.grippers)} names a dimension twice; name each once"
+            )
+        for name, low, high in zip(self.names, self.low, self.high, strict=True):
+            if not low <= high:  # NaN is caught here as well
+                raise ValueError(
+                    f"ActionSpec: dimension {name!r} has low {low:g} and high {high:g}; give the "
+                    "smaller number as low"
+                )
+        if not (math.isfinite(self.control_hz) and self.control_hz > 0):
+            raise ValueError(
+                f"ActionSpec.control_hz is {self.control_hz!r}, expected actions a second, more than 0"
             )
 
     @property
@@ -67,19 +98,10 @@ class ActionSpec:
         }
         return cls(**fields)
 
-    def differences(self, other: "ActionSpec") -> list[str]:
-        """The fields in which two specs differ, as readable lines; empty when they are
-        interchangeable."""
-        return [
-            f"{name}: {getattr(self, name)!r} != {getattr(other, name)!r}"
-            for name in self.__dataclass_fields__
-            if getattr(self, name) != getattr(other, name)
-        ]
-
 
 @dataclass(frozen=True)
 class CameraSpec:
-    """The pictures of a camera, in pixels."""
+    """The size of a camera's pictures, in pixels."""
 
     height: int
     width: int
@@ -87,15 +109,50 @@ class CameraSpec:
 
 @dataclass(frozen=True)
 class ObservationSpec:
-    """What a robot sees and feels. `cameras` by name; `state_names` one a number of its state, none
-    where nobody knows them, and `state_units` as many, or none; `fit` how a picture of another size
-    is brought to a camera's; `state_dims` how many numbers its state has."""
+    """What a robot observes, or what a policy looks at.
 
-    cameras: dict[str, CameraSpec]
+    `cameras` by name. `state_names` one a number of the state; empty where there is no state, or
+    where nobody knows its names: then `state_dims` says how many numbers it has (None: nobody
+    knows). `state_units` one a number of the state, in words (`rad`, `deg`, `m`), empty where
+    nobody knows. `fit`: how a picture of another size is brought to the camera's.
+    """
+
+    cameras: dict[str, CameraSpec] = field(default_factory=dict)
     state_names: tuple[str, ...] = ()
     state_units: tuple[str, ...] = ()
     fit: Fit = "exact"
     state_dims: int | None = None
+
+    def __post_init__(self) -> None:
+        known_fit(self.fit)
+        if self.state_names and self.state_dims is None:
+            object.__setattr__(self, "state_dims", len(self.state_names))
+        for name in ("state_names", "state_units"):
+            entries = len(getattr(self, name))
+            if entries and self.state_dims is not None and entries != self.state_dims:
+                raise ValueError(
+                    f"ObservationSpec.{name} has {entries} entries and the state has "
+                    f"{self.state_dims} numbers; give one a number"
+                )
+
+    @classmethod
+    def of(
+        cls,
+        cameras: Mapping[str, tuple[int, int]],
+        *,
+        state_names: Sequence[str] = (),
+        state_dims: int | None = None,
+        fit: Fit = "exact",
+    ) -> Self:
+        """From camera → (height, width) in pixels. State names that only count (0, 1, 2 …) are
+        names that nobody gave."""
+        named = not all(name.isdigit() for name in state_names)
+        return cls(
+            {name: CameraSpec(height, width) for name, (height, width) in cameras.items()},
+            state_names=tuple(state_names) if named else (),
+            state_dims=len(state_names) if state_dims is None else state_dims,
+            fit=fit,
+        )
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Self:
@@ -108,10 +165,16 @@ class ObservationSpec:
             state_dims=value.get("state_dims"),
         )
 
+    @property
+    def view(self) -> View:
+        """Its cameras as (height, width), with the fit."""
+        sizes = {name: (camera.height, camera.width) for name, camera in self.cameras.items()}
+        return View(sizes, self.fit)
+
 
 @dataclass(frozen=True)
 class RobotSpec:
-    """All that two parties must agree on before one of them acts for the other."""
+    """A robot, as far as a policy and its data must agree on it."""
 
     action: ActionSpec
     observation: ObservationSpec
@@ -125,6 +188,11 @@ class RobotSpec:
         return cls(
             ActionSpec.from_json(value["action"]), ObservationSpec.from_json(value["observation"])
         )
+
+
+def _check_word(what: str, found: str, known: tuple[str, ...]) -> None:
+    if found not in known:
+        raise ValueError(f"{what} is {found!r}, expected {', '.join(known)}")
 
 
 def within(

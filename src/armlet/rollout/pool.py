@@ -17,7 +17,7 @@ import torch
 
 from armlet.benchmarks import Benchmark, Task
 from armlet.policies.checkpoint import load_policy, policy_fingerprint
-from armlet.policies.contract import Policy
+from armlet.policies.contract import Backbone, Policy
 from armlet.rollout.loop import Episode, Late, run_task
 
 Job = TypeVar("Job")
@@ -38,7 +38,7 @@ def threads(number: int) -> Iterator[None]:
 
 
 @functools.cache
-def loaded(folder: Path, budget: float | None = None, device: str = "cpu") -> Policy:
+def loaded(folder: Path, budget: float | None = None, device: str = "cpu") -> Backbone:
     """This process's own copy of a policy, loaded once however it is run."""
     return Contender(folder, budget).load(device)
 
@@ -83,7 +83,7 @@ class Contender:
     lag: int = 0
     late: Late = "wait"
 
-    def load(self, device: str = "cpu") -> Policy:
+    def load(self, device: str = "cpu") -> Backbone:
         policy = load_policy(self.folder, device=device)
         return policy if self.budget is None else policy.at(self.budget)
 

@@ -12,9 +12,11 @@ from typing import Any
 from armlet.benchmarks import Benchmark
 from armlet.data.digests import CACHE
 from armlet.data.episodes import Features
-from armlet.data.files import hold
+from armlet.data.files import hold, write_atomically
 from armlet.data.writer import EpisodeWriter, stage_episode
 from armlet.progress import Progress
+from armlet.robot.description import FILE as ROBOT_FILE
+from armlet.robot.description import recorded_toml
 from armlet.rollout.actors import Acts
 from armlet.rollout.pool import work_through
 
@@ -57,11 +59,9 @@ def acted_on(device: str) -> dict[str, str]:
 
 
 def describe_robot(root: Path, benchmark: Benchmark) -> None:
-    """What robot the episodes at `root` are of, beside them: the one place where both are at hand.
-
-    Helper *robot* writes `robot.toml` here, from `benchmark.action_spec`, `.state_names` and
-    `.camera_sizes`.
-    """
+    """Write what robot the episodes at `root` are of beside them, as `robot.toml`."""
+    described = recorded_toml(benchmark.action_spec, benchmark.state_names)
+    write_atomically(root / ROBOT_FILE, described.encode())
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,7 @@ def practise(
     A round of another student, teacher or world that is there already is moved beside: its episodes
     are not what this student met.
     """
-    data = _act(recipe, student, number)
+    data = _act(recipe, student, teacher, number)
     folder = round_folder(recipe, number)
     watched = Learner(teacher)
     if recipe.probe:
@@ -86,8 +86,9 @@ def practise(
     return Part(frames, data.fingerprint, traces), worth
 
 
-def _act(recipe: Recipe, student: Backbone, number: int) -> EpisodeDataset:
+def _act(recipe: Recipe, student: Backbone, teacher: Backbone, number: int) -> EpisodeDataset:
     """The episodes in which the student acts, as its teacher labels them."""
+    world = recipe.world("practise")
     each = recipe.rounds[number]
     folder = round_folder(recipe, number)
     seed = first_seed(recipe, number)
@@ -95,21 +96,21 @@ def _act(recipe: Recipe, student: Backbone, number: int) -> EpisodeDataset:
     question = {
         "student": identity_of(student),
         "teacher": policy_fingerprint(recipe.teacher),
-        "benchmark": {**to_json(recipe.benchmark), "fingerprint": recipe.benchmark.fingerprint()},
+        "benchmark": {**to_json(world), "fingerprint": world.fingerprint()},
         "episodes": each.episodes,
         "split": each.split,
         "seed": seed,
     }
-    check_world(student, recipe.benchmark, whose="the student")
-    check_world(teacher, recipe.benchmark, whose=f"the teacher {recipe.teacher}")
+    check_world(student, world, whose="the student")
+    check_world(teacher, world, whose=f"the teacher {recipe.teacher}")
     claim(folder, ROUND, question, title=title)
     if not (folder / "student" / "config.json").exists():  # one that is there has acted already
         save_policy(student, folder / "student")
     record(
         folder / "episodes",
-        recipe.benchmark,
+        world,
         StudentActs(
-            recipe.benchmark,
+            world,
             folder / "student",
             recipe.teacher,
             seed,
@@ -119,7 +120,7 @@ def _act(recipe: Recipe, student: Backbone, number: int) -> EpisodeDataset:
         episodes=each.episodes,
         workers=each.workers,
         metadata={
-            "benchmark": recipe.benchmark.fingerprint(),
+            "benchmark": world.fingerprint(),
             "student": policy_fingerprint(folder / "student"),
             "seed": seed,
             "split": each.split,
@@ -198,15 +199,14 @@ def _trial_seed(recipe: Recipe, number: int) -> int:
 def _successes(recipe: Recipe, each: Round, folders: list[Path], number: int) -> list[int]:
     """How often each policy succeeds in the same episodes."""
     field = {folder.name: Contender(folder) for folder in folders}
-    held_out = plan(recipe.benchmark, each.split, each.trial, _trial_seed(recipe, number))
+    world = recipe.world("practise")
+    held_out = plan(world, each.split, each.trial, _trial_seed(recipe, number))
     jobs = [Attempt(name, task, seed) for task, seed in held_out for name in field]
     progress = Progress(
         f"trial {recipe.name} {number + 1}/{len(recipe.rounds)}", total=len(jobs), unit="episode"
     )
     found = dict.fromkeys(field, 0)
-    episodes = run_all(
-        field, recipe.benchmark, jobs, workers=each.workers, device=recipe.acting_device
-    )
+    episodes = run_all(field, world, jobs, workers=each.workers, device=recipe.acting_device)
     for attempt, episode in episodes:
         found[attempt.name] += episode.success
         progress.advance()

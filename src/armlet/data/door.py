@@ -1,0 +1,274 @@
+"""Data at a robot's door: which robot some episodes are of, and whether a policy may learn from
+them, or be watched on them.
+
+What is known of the robot comes from options, from `robot.toml` beside the data, from a benchmark
+where the data say that they are its own, and from the data set (`robot.description`). Where that is
+too little, what the data suggest goes into the message that asks for it. A policy that exists knows
+its robot: what nobody says of the data is taken to be as the policy has it, unless the data say
+clearly otherwise.
+
+The range of a robot that nobody described is what its data have, from the lowest to the highest
+command of all frames, without a margin: a policy must not be cut short of what the expert did, and
+nothing beyond it was ever tried on the robot.
+
+Range of frames. Robots clip what lies outside theirs, and a policy that was taught such actions
+says them. It is remarked on as soon as one action lies outside by more than 1 % of the range, and
+is an error where most do (`Recipe.outside_range`): then the numbers are in another unit. Less is
+not refused: real recordings overshoot, and what they lose by it is in the remark.
+"""
+
+import sys
+from collections.abc import Collection
+from dataclasses import replace
+from math import inf
+
+import numpy as np
+
+from armlet.data.description import Suggestion, suggest
+from armlet.data.episodes import ACTION, EpisodeDataset
+from armlet.robot.agree import (
+    Difference,
+    DisagreementError,
+    differences,
+    is_named,
+    outside_range,
+    remarks,
+    shares,
+)
+from armlet.robot.description import Described, RobotOptions, completed, option
+from armlet.robot.spec import ActionSpec, ObservationSpec, RobotSpec
+
+NARROW = 0.05  # of a robot's range: where all dimensions move less, the unit is another
+
+
+def robot_of(
+    data: EpisodeDataset, options: RobotOptions, *, native: RobotSpec | None = None
+) -> RobotSpec:
+    """The robot of some episodes, complete: its cameras in their own size. `native`: the robot of
+    the benchmark that the data say they are of.
+
+    Raises UnknownRobotError asking for what nobody said, DisagreementError where what was said is
+    not of these data, and ValueError where it contradicts itself.
+    """
+    said = _said(data, options, native)
+    _check_said(data, said)
+    if said.low is None or said.high is None:
+        measured = data.measured(ACTION)
+        found = Described(low=tuple(measured["min"]), high=tuple(measured["max"]))
+        said = said.over(found)
+    try:
+        action = completed(said, whose=str(data.root))
+    except ValueError as error:
+        missing = getattr(error, "missing", ())
+        if not missing:
+            raise
+        # Only who must ask looks at the statistics, which takes a while.
+        action = completed(said, suggestions=suggest(data).asking, whose=str(data.root))
+    return RobotSpec(action, _observed(data, said))
+
+
+def check_taught(data: EpisodeDataset, robot: RobotSpec, *, limit: float, title: str) -> None:
+    """The episodes that a policy of `robot` is to be taught from; `limit`: the largest share of
+    frames that may lie outside its range. Raises DisagreementError naming all that differs; what
+    may differ is a line on stderr."""
+    problems, said = _in_range(data.columns()[ACTION], robot.action, limit)
+    _conclude(data, problems, said, title=title, whose="the robot")
+
+
+def check_policy(
+    data: EpisodeDataset,
+    policy: RobotSpec,
+    options: RobotOptions,
+    *,
+    native: RobotSpec | None = None,
+    limit: float,
+    title: str,
+) -> None:
+    """The episodes on which a policy of this robot is to be watched, distilled or measured. Raises
+    DisagreementError naming all that differs; what may differ is a line on stderr."""
+    said = _said(data, options, native)
+    _check_said(data, said)
+    robot = _as_described(data, said, policy)
+    whose = ("the policy", "the data set")
+    problems = differences(policy, robot, whose=whose)
+    lines = remarks(policy, robot, whose=whose)
+    state = len(data.state_names)
+    if state and policy.observation.state_dims == 0:
+        problems.append(
+            Difference(
+                "state",
+                f"the data set has {state} numbers",
+                "the policy looks at none",
+                "leave them out: --columns.state None",
+            )
+        )
+    if robot.action.dims == policy.action.dims:
+        unsaid = said.mode is None
+        if unsaid:
+            problems += _against_the_data(suggest(data), policy.action)
+        actions = data.columns()[ACTION]
+        more, others = _in_range(actions, policy.action, limit)
+        problems += more or _too_small(actions, policy.action, limit)
+        lines += others
+    _conclude(data, problems, lines, title=title, whose="the policy")
+
+
+def check_facts(data: EpisodeDataset, wanted: Collection[str], *, option: str) -> None:
+    """The facts of a simulator that a network guesses while it learns, `wanted` by what it reads
+    (`privileged.subject`). Raises ValueError where the episodes do not have them, as those of a
+    real robot do not."""
+    facts = {
+        name.partition(".")[2] for name in wanted if name.startswith(("privileged.", "pointed."))
+    }
+    missing = sorted(facts - set(data.privileged))
+    if missing:
+        columns = ", ".join(f"privileged.{name}" for name in missing)
+        raise ValueError(
+            f"{data.root}: the objective has a network guess {', '.join(missing)}, facts of a "
+            f"simulator that these episodes do not have (columns {columns}); leave them out with "
+            f"`{option}`, and no name behind it"
+        )
+
+
+def _said(data: EpisodeDataset, options: RobotOptions, native: RobotSpec | None) -> Described:
+    """All that anybody says, each over the next; names, rate and state names are always there."""
+    said = options.with_file(data.root)
+    if native is not None:
+        said = said.over(Described.of(native.action, native.observation.state_names))
+    itself = Described(
+        names=tuple(data.action_names),
+        control_hz=data.fps,
+        state_names=tuple(data.state_names) if is_named(data.state_names) else None,
+    )
+    said = said.over(itself)
+    if not data.state_names:  # there is none, or it is not to be read
+        said = replace(said, state_names=None)
+    return said
+
+
+def _check_said(data: EpisodeDataset, said: Described) -> None:
+    """Raises DisagreementError where what is said of names and rate is not what the data say."""
+    assert said.names is not None and said.control_hz is not None
+    described = RobotSpec(
+        _plain_spec(said.names, said.control_hz),
+        ObservationSpec(
+            state_names=said.state_names or (),
+            state_dims=len(said.state_names or data.state_names),
+        ),
+    )
+    itself = RobotSpec(
+        _plain_spec(tuple(data.action_names), data.fps),
+        ObservationSpec.of({}, state_names=data.state_names),
+    )
+    whose = ("the robot as it is described", "the data set")
+    problems = differences(described, itself, whose=whose)
+    if problems:
+        raise DisagreementError((f"{data.root}: {whose[0]}", whose[1]), problems)
+
+
+def _plain_spec(names: tuple[str, ...], hz: float) -> ActionSpec:
+    """Names and a rate, and nothing else to differ in."""
+    ends = (-inf,) * len(names), (inf,) * len(names)
+    return ActionSpec(names, "absolute", "none", *ends, (), 0.0, 0.0, hz)
+
+
+def _as_described(data: EpisodeDataset, said: Described, policy: RobotSpec) -> RobotSpec:
+    """The data's robot as far as anybody described it, and else as the policy has it; a range that
+    nobody gave is not known, and so infinite."""
+    assert said.names is not None and said.control_hz is not None
+    count = len(said.names)
+    unknown = Described(low=(-inf,) * count, high=(inf,) * count)
+    if count != policy.action.dims:  # which is all that there is to say
+        return RobotSpec(_plain_spec(said.names, said.control_hz), _observed(data, said))
+    known = replace(Described.of(policy.action), low=None, high=None)
+    if not policy.action.grippers and said.grippers:
+        # The policy has no ends to compare with, and the data's need not be known to say so.
+        known = replace(known, gripper_open=1.0, gripper_closed=0.0)
+    action = completed(said.over(known).over(unknown), whose=str(data.root))
+    if said.translation_scale is None:
+        action = replace(action, translation_scale=None)
+    return RobotSpec(action, _observed(data, said))
+
+
+def _observed(data: EpisodeDataset, said: Described) -> ObservationSpec:
+    return ObservationSpec.of(
+        data.cameras, state_names=said.state_names or (), state_dims=len(data.state_names)
+    )
+
+
+def _against_the_data(found: Suggestion, policy: ActionSpec) -> list[Difference]:
+    """Where the data say clearly that their actions are not the policy's, and nobody said what they
+    are."""
+    guess = found.mode
+    if guess.confidence != "sure" or guess.value == policy.mode:
+        return []
+    fix = f"are they of another robot? Where the policy is right, say so: {option('mode')} {policy.mode}"
+    return [
+        Difference(
+            "mode",
+            f"the data set looks {guess.value} ({guess.why})",
+            f"the policy's actions are {policy.mode}",
+            fix,
+        )
+    ]
+
+
+def _in_range(
+    actions: np.ndarray, spec: ActionSpec, limit: float
+) -> tuple[list[Difference], list[str]]:
+    """What is to be said of frames outside the robot's range: an error, a remark or nothing."""
+    out = outside_range(actions, spec)
+    if not out:
+        return [], []
+    told = "; ".join(map(str, out))
+    if not any(each.share > limit for each in out):
+        return [], [f"actions outside the robot's range, where it clips them: {told}"]
+    fix = (
+        "are these actions in another unit? Convert them, or describe the robot's own low and high "
+        "(to take them all the same: --outside-range 1)"
+    )
+    return [Difference("range", told, f"at most {limit:g} of the frames may be outside", fix)], []
+
+
+def _too_small(actions: np.ndarray, spec: ActionSpec, limit: float) -> list[Difference]:
+    """Frames that use next to nothing of the range in any dimension: radians for degrees."""
+    if limit >= 1 or not len(actions):
+        return []
+    low = tuple(map(float, actions.min(0)))
+    high = tuple(map(float, actions.max(0)))
+    moving = [
+        index
+        for index in range(spec.dims)
+        if index not in spec.grippers and low[index] < high[index]
+    ]
+    used = shares(replace(spec, low=low, high=high), spec)[moving]
+    if not moving or not (used < NARROW).all():
+        return []
+    index = moving[int(used.argmax())]
+    fix = (
+        "are these actions in another unit? Convert them (to take them all the same: "
+        "--outside-range 1)"
+    )
+    return [
+        Difference(
+            "range",
+            f"{spec.names[index]} goes from {low[index]:g} to {high[index]:g} in the data set",
+            f"the policy has {spec.low[index]:g} to {spec.high[index]:g}, over twenty times as much "
+            "in every dimension",
+            fix,
+        )
+    ]
+
+
+def _conclude(
+    data: EpisodeDataset,
+    problems: list[Difference],
+    lines: list[str],
+    *,
+    title: str,
+    whose: str,
+) -> None:
+    if problems:
+        raise DisagreementError((f"{data.root}: these episodes", whose), problems)
+    if lines:
+        sys.stderr.write(f"{title}: {'; '.join(lines)}\n")

@@ -1,0 +1,247 @@
+"""inspect: a data set, or a policy → what it is, as far as it says, and what its numbers suggest.
+
+    armlet inspect DIR|hf:user/set     episodes: rate, cameras, ranges, guesses, warnings; writes
+                                       robot.toml and a contact sheet of pictures beside them
+    armlet inspect FOLDER              a policy: the robot it was made for, and its size
+
+A guess is never written down as a fact: what is not certain stands in `robot.toml` behind `#?`, to
+be looked at by somebody who knows the robot. A file that was changed by hand, or that came with the
+episodes, is left as it is.
+"""
+
+import hashlib
+import textwrap
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from armlet.data import sheet
+from armlet.data.description import Range, Suggestion, suggest
+from armlet.data.episodes import EpisodeDataset
+from armlet.data.files import write_atomically
+from armlet.data.hub import is_name
+from armlet.data.layout import INFO, Columns
+from armlet.robot.description import FILE, Described, as_toml, toml_lines
+
+SHEET = "cameras.png"
+MARK = "# written by armlet inspect, and not changed since: "
+GUESS = "#? "
+HELP = {
+    "mode": "delta: an action is a change (velocities too); absolute: a place to be reached",
+    "rotation": "none (joints have none), axis_angle, euler, quaternion or rot6d",
+    "grippers": "the dimensions that open and close a gripper, by number from 0 or by name; [] for none",
+    "gripper_open": "the command that opens it",
+    "gripper_closed": "the command that closes it",
+}
+
+
+def main(
+    place: Annotated[str, tyro.conf.Positional],
+    /,
+    *,
+    out: Path | None = None,
+    columns: Columns | None = None,
+    pictures: bool = True,
+) -> str:
+    """Say what a data set or a policy is. `place`: its folder, or a data set's name on the hub,
+    hf:user/name. `out`: the folder for robot.toml and the contact sheet, the data set's own if not
+    given. `columns`: which columns hold state and action. `pictures`: look at the cameras too,
+    which takes decoding a few frames."""
+    folder = Path(place)
+    if (folder / "config.json").is_file() and not (folder / INFO).is_file():
+        return policy_page(folder)
+    data = EpisodeDataset(place, columns)
+    found = suggest(data)
+    seen = sheet.look(data) if pictures and data.cameras else None
+    lines = list(found.warnings) + (sheet.warnings(seen) if seen else [])
+    page = [*_summary(data, found), *_numbers(found), *_meaning(found)]
+    page += _listed("look at these", lines)
+    if out is None and is_name(place):
+        page += ["", "nothing was written into the hub's cache; give a folder with --out"]
+        return "\n".join(page)
+    where = out or data.root
+    written = [_write_description(where / FILE, described(found, place))]
+    if seen:
+        where.mkdir(parents=True, exist_ok=True)
+        sheet.draw(seen).save(where / SHEET)
+        written.append(f"{where / SHEET}: what the cameras see")
+    following = f"armlet teach actdistill --episodes {place}"
+    if out is not None:
+        following += f" --robot.file {out / FILE}"
+    return "\n".join([*page, "", *written, f"next: {following}"])
+
+
+# What a data set is
+
+
+def _summary(data: EpisodeDataset, found: Suggestion) -> list[str]:
+    seconds = found.frames / found.control_hz
+    of = f" of {found.robot_type}" if found.robot_type else ""
+    lines = [
+        f"{data.root}",
+        f"  {found.episodes} episodes{of}, {found.frames} frames at {found.control_hz:g} Hz "
+        f"({seconds / 60:.1f} minutes)",
+        f"  told: {_shortened(found.tasks)}",
+        "",
+        "cameras (height × width)",
+    ]
+    for name, (height, width) in found.cameras.items():
+        square = "" if height == width else "  no square: see --pictures.fit and --pictures.size"
+        lines.append(f"  {name:<20} {height} × {width}{square}")
+    if not found.cameras:
+        lines.append("  none")
+    return lines
+
+
+def _shortened(tasks: tuple[str, ...]) -> str:
+    first = textwrap.shorten(tasks[0], 70, placeholder=" …") if tasks else ""
+    more = f" and {len(tasks) - 1} more" if len(tasks) > 1 else ""
+    return f'"{first}"{more}'
+
+
+def _numbers(found: Suggestion) -> list[str]:
+    lines = _table("action", found.actions, marked=found.grippers.value or ())
+    return lines + (_table("state", found.state) if found.state else ["", "state: none"])
+
+
+def _table(what: str, ranges: tuple[Range, ...], marked: tuple[int, ...] = ()) -> list[str]:
+    wide = max([4, *(len(each.name) for each in ranges)])
+    columns = f"{'lowest':>10} {'1 %':>10} {'median':>10} {'99 %':>10} {'highest':>10}"
+    lines = ["", f"{what}, {len(ranges)} numbers", f"     {'':<{wide}} {columns}"]
+    for index, each in enumerate(ranges):
+        numbers = (each.low, each.q01, each.q50, each.q99, each.high)
+        said = each.unit or ("gripper?" if index in marked else "")
+        if each.is_constant:
+            said = "never moves"
+        shown = " ".join(f"{number:>10.4g}" for number in numbers)
+        lines.append(f"  {index:>2} {each.name:<{wide}} {shown}  {said}".rstrip())
+    return lines
+
+
+def _meaning(found: Suggestion) -> list[str]:
+    lines = ["", "what the actions mean, as the data suggest"]
+    for name, guess in found.guesses.items():
+        shown = _value(guess.value)
+        why = textwrap.wrap(f"{guess.confidence}: {guess.why}", 74)
+        lines.append(f"  {name.replace('_', ' '):<15} {shown:<10} {why[0]}")
+        lines += [f"  {'':<15} {'':<10} {line}" for line in why[1:]]
+    return lines
+
+
+def _value(value: object) -> str:
+    if value is None:
+        return "?"
+    if isinstance(value, tuple):
+        return ", ".join(map(str, value)) or "none"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _listed(title: str, lines: list[str]) -> list[str]:
+    if not lines:
+        return []
+    shown = ["", title]
+    for line in lines:
+        first, *rest = textwrap.wrap(line, 96)
+        shown += [f"  - {first}", *(f"    {each}" for each in rest)]
+    return shown
+
+
+# robot.toml
+
+
+def described(found: Suggestion, place: str) -> str:
+    """The text of a `robot.toml`: what is sure as it is, guesses behind `#?`, and what the data say
+    themselves as comments."""
+    lines = [
+        f"# What the robot of {place} is: armlet teach, probe, distil and evaluate read this file.",
+        "# Lines behind #? are guesses. Correct them, and take the #? away: nothing is assumed.",
+    ]
+    for name, guess in found.guesses.items():
+        lines += ["", f"# {HELP[name]}"]
+        lines += [f"# {line}" for line in textwrap.wrap(f"{guess.confidence}: {guess.why}", 90)]
+        value = guess.value
+        if value is None:
+            lines.append(f"{GUESS}{name} = ?")
+        else:
+            mark = "" if guess.confidence == "sure" else GUESS
+            lines.append(f"{mark}{name} = {as_toml(value)}")
+    lines += ["", "# metres that a command of 1 moves the hand, where somebody knows"]
+    lines += ["# translation_scale = 0.05", "", "# What the data say themselves; to say otherwise,"]
+    lines.append("# take the # away. low and high: nothing beyond them is ever commanded.")
+    itself = Described(
+        control_hz=float(found.control_hz),
+        names=tuple(each.name for each in found.actions),
+        low=tuple(each.low for each in found.actions),
+        high=tuple(each.high for each in found.actions),
+        state_names=tuple(each.name for each in found.state) or None,
+    )
+    lines += [f"# {line}" for line in toml_lines(itself)]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _write_description(path: Path, text: str) -> str:
+    """Write it, unless there is one that is not as `inspect` left it; returns what was done."""
+    if path.exists() and not _is_untouched(path.read_text(encoding="utf-8")):
+        return f"{path}: it is there already and was not written, or was changed since, by inspect; it is left as it is"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, f"{MARK}{_digest(text)}\n{text}".encode())
+    except OSError as error:
+        raise OSError(
+            f"{path} cannot be written ({error.strerror or error}); give a folder with --out"
+        ) from error
+    guesses = text.count(f"\n{GUESS}")
+    return (
+        f"{path}: {guesses} lines behind #? are guesses, to be corrected by whoever knows the robot"
+    )
+
+
+def _is_untouched(text: str) -> bool:
+    first, _, rest = text.partition("\n")
+    return first == MARK + _digest(rest)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+# What a policy is
+
+
+def policy_page(folder: Path) -> str:
+    """The robot that a policy was made for, and its size."""
+    from armlet.policies.checkpoint import load_policy  # brings torch, which episodes do not need
+
+    policy = load_policy(folder)
+    robot = policy.robot
+    action = robot.action
+    parameters = sum(each.numel() for each in policy.parameters())
+    lines = [
+        f"{folder}",
+        f"  {type(policy).__name__}, {parameters / 1e6:.2f} M parameters, {len(policy.layers)} layers",
+        f"  decides {policy.head.chunk} actions at a time and carries out {policy.execute}, at "
+        f"{action.control_hz:g} Hz",
+        "",
+        "cameras (height × width)",
+    ]
+    for name, camera in robot.observation.cameras.items():
+        lines.append(f"  {name:<20} {camera.height} × {camera.width}, fit {robot.observation.fit}")
+    names = ", ".join(robot.observation.state_names) or "without names"
+    state = f"{robot.observation.state_dims} numbers: {names}"
+    lines += ["", f"state: {state if robot.observation.state_dims else 'none'}"]
+    lines += ["", f"action, {action.dims} numbers"]
+    wide = max(map(len, action.names))
+    for index, (name, low, high) in enumerate(
+        zip(action.names, action.low, action.high, strict=True)
+    ):
+        gripper = "  gripper" if index in action.grippers else ""
+        lines.append(f"  {index:>2} {name:<{wide}} {low:>10.4g} to {high:.4g}{gripper}")
+    lines += [f"  mode {action.mode}, rotation {action.rotation}"]
+    if action.grippers:
+        lines.append(f"  gripper open {action.gripper_open:g}, closed {action.gripper_closed:g}")
+    scale = action.translation_scale
+    lines.append(
+        f"  a command of 1 moves {'nobody knows how far' if scale is None else f'{scale:g} m'}"
+    )
+    return "\n".join(lines)

@@ -1,0 +1,281 @@
+"""What somebody says of a robot: options, a file `robot.toml`, a benchmark, a data set. Each says
+what it knows, and leaves the rest to the next.
+
+    options  over  robot.toml  over  what the data set says of itself
+
+`completed` makes a spec of it, or names everything that nobody said. Knows no data set and no
+policy; what recordings suggest is found by `armlet.data.description`.
+"""
+
+import json
+import math
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Self, get_args
+
+from armlet.robot.spec import ActionSpec, Mode, Rotation
+
+FILE = "robot.toml"
+NEEDED = ("mode", "rotation", "grippers")  # what no data set says of itself
+ENDS = ("gripper_open", "gripper_closed")  # needed where there is a gripper
+CAN_BE = {
+    "mode": " or ".join(get_args(Mode)),
+    "rotation": ", ".join(get_args(Rotation)),
+    "grippers": "the names or numbers of the dimensions, from 0; none where there is no gripper",
+    "gripper_open": "the command that opens it",
+    "gripper_closed": "the command that closes it",
+}
+
+
+@dataclass(frozen=True)
+class Described:
+    """What somebody says of a robot; None: nothing."""
+
+    mode: Mode | None = None
+    """An action is a change (delta: velocities too) or a place to be reached (absolute)."""
+    rotation: Rotation | None = None
+    """How an action says a rotation; `none` for joints, and where there is none."""
+    grippers: tuple[int | str, ...] | None = None
+    """Action dimensions that open and close a gripper, by name or number (from 0)."""
+    gripper_open: float | None = None
+    """The command that opens a gripper, in the data's unit."""
+    gripper_closed: float | None = None
+    """The command that closes a gripper, in the data's unit."""
+    translation_scale: float | None = None
+    """Metres that a command of 1 moves the hand; left out where nobody knows."""
+    control_hz: float | None = None
+    """Actions a second; else the data set's fps."""
+    names: tuple[str, ...] | None = None
+    """A name for each action dimension; else the data set's."""
+    low: tuple[float, ...] | None = None
+    """The lowest command of each action dimension; else the lowest in the data."""
+    high: tuple[float, ...] | None = None
+    """The highest command of each action dimension; else the highest in the data."""
+    state_names: tuple[str, ...] | None = None
+    """A name for each number of the state; else the data set's."""
+
+    def over(self, other: "Described") -> "Described":
+        """What this one says and, of what it does not, what the other does."""
+        said = {each.name: getattr(self, each.name) for each in fields(Described)}
+        return replace(
+            Described(**{name: getattr(other, name) for name in said}),
+            **{name: value for name, value in said.items() if value is not None},
+        )
+
+    @classmethod
+    def of(cls, spec: ActionSpec, state_names: Sequence[str] = ()) -> Self:
+        """All that is known of a robot."""
+        return cls(
+            mode=spec.mode,
+            rotation=spec.rotation,
+            grippers=spec.grippers,
+            gripper_open=spec.gripper_open if spec.grippers else None,
+            gripper_closed=spec.gripper_closed if spec.grippers else None,
+            translation_scale=spec.translation_scale,
+            control_hz=spec.control_hz,
+            names=spec.names,
+            low=spec.low,
+            high=spec.high,
+            state_names=tuple(state_names) or None,
+        )
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """A `robot.toml`. Raises FileNotFoundError, and ValueError naming the file and what in it
+        will not do."""
+        try:
+            said = tomllib.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                f"{path}: there is no such file; `armlet inspect` writes one beside the data"
+            ) from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path} is not TOML: {error}; repair it there") from error
+        known = [each.name for each in fields(Described)]
+        unknown = sorted(set(said) - set(known))
+        if unknown:
+            raise ValueError(
+                f"{path}: {', '.join(unknown)} says nothing of a robot; it may hold {', '.join(known)}"
+            )
+        return cls(**{name: _read(name, value, path) for name, value in said.items()})
+
+
+@dataclass(frozen=True)
+class RobotOptions(Described):
+    """What the robot is, where its data set does not say: over the file, and the file over the
+    data."""
+
+    file: Path | None = None
+    """A robot.toml; else the one in the data set's folder, where there is one."""
+
+    def with_file(self, beside: Path) -> Described:
+        """The options over their file, or over the one that lies `beside`, a folder."""
+        if self.file is not None:
+            return self.over(Described.read(self.file))
+        found = beside / FILE
+        return self.over(Described.read(found) if found.is_file() else Described())
+
+
+class UnknownRobotError(ValueError):
+    """Something about a robot that its data cannot tell, and nobody said; `missing` are the
+    fields."""
+
+    def __init__(self, message: str, missing: Sequence[str]) -> None:
+        self.missing = tuple(missing)
+        super().__init__(message)
+
+
+def completed(
+    said: Described, *, suggestions: Mapping[str, str] | None = None, whose: str = "the data"
+) -> ActionSpec:
+    """A spec of what was said, with `names`, `low`, `high` and `control_hz` among it. A gripper's
+    range is widened to its ends.
+
+    Raises UnknownRobotError, which asks for everything that is missing by the name of its option,
+    with what the data suggest (`suggestions`: field → the option with a value, and why), and
+    ValueError where what is said contradicts itself.
+    """
+    _ask(said, suggestions or {}, whose)
+    assert said.names is not None and said.low is not None and said.high is not None
+    assert said.mode is not None and said.rotation is not None and said.control_hz is not None
+    assert said.grippers is not None
+    grippers = indices(said.grippers, said.names)
+    low, high = _range(said.names, said.low, said.high, whose)
+    ends = (0.0, 0.0)
+    if grippers:
+        assert said.gripper_open is not None and said.gripper_closed is not None
+        ends = (said.gripper_open, said.gripper_closed)
+        if not all(map(math.isfinite, ends)) or ends[0] == ends[1]:
+            raise ValueError(
+                f"{whose}: the gripper is open at {ends[0]:g} and closed at {ends[1]:g}; give two "
+                f"commands that differ: {option('gripper_open')} and {option('gripper_closed')}"
+            )
+    for index in grippers:
+        low[index] = min(low[index], *ends)
+        high[index] = max(high[index], *ends)
+    scale = said.translation_scale
+    if scale is not None and not 0 < scale < math.inf:
+        raise ValueError(
+            f"{whose}: {option('translation_scale')} is {scale:g}, expected the metres that a command "
+            "of 1 moves the hand, more than 0"
+        )
+    return ActionSpec(
+        names=said.names,
+        mode=said.mode,
+        rotation=said.rotation,
+        low=tuple(low),
+        high=tuple(high),
+        grippers=grippers,
+        gripper_open=ends[0],
+        gripper_closed=ends[1],
+        control_hz=said.control_hz,
+        translation_scale=scale,
+    )
+
+
+def _ask(said: Described, suggestions: Mapping[str, str], whose: str) -> None:
+    """Raises UnknownRobotError where something is missing."""
+    missing = [name for name in NEEDED if getattr(said, name) is None]
+    # Where nobody said whether there is a gripper, the suggestions hold ends if it looks like one.
+    ends_matter = ENDS[0] in suggestions if said.grippers is None else bool(said.grippers)
+    if ends_matter:
+        missing += [name for name in ENDS if getattr(said, name) is None]
+    if not missing:
+        return
+    asked = [suggestions.get(name, f"{option(name)} … ({CAN_BE[name]})") for name in missing]
+    raise UnknownRobotError(
+        f"{whose}: what its actions mean is said nowhere; say it: {'; '.join(asked)}. Or run "
+        f"`armlet inspect {whose}`: it shows the data and writes {FILE}, in which this is said once",
+        missing,
+    )
+
+
+def _range(
+    names: Sequence[str], low: Sequence[float], high: Sequence[float], whose: str
+) -> tuple[list[float], list[float]]:
+    for name, found in (("low", low), ("high", high)):
+        if len(found) != len(names):
+            raise ValueError(
+                f"{whose}: {option(name)} has {len(found)} entries and an action {len(names)} "
+                f"dimensions ({', '.join(names)}); give one for each"
+            )
+    return list(low), list(high)
+
+
+def indices(said: Sequence[int | str], names: Sequence[str]) -> tuple[int, ...]:
+    """Dimensions named by number or name → their numbers, in order. Raises ValueError for one that
+    there is not."""
+    found = []
+    for each in said:
+        number = names.index(each) if each in names else each
+        if isinstance(number, str) and number.lstrip("-").isdigit():
+            number = int(number)
+        if isinstance(number, str) or not -len(names) <= number < len(names):
+            raise ValueError(
+                f"{option('grippers')}: there is no dimension {each!r}; an action has {', '.join(names)} "
+                f"(0 to {len(names) - 1})"
+            )
+        found.append(number % len(names))
+    return tuple(sorted(set(found)))
+
+
+def option(name: str) -> str:
+    """How a field is said on the command line."""
+    return f"--robot.{name.replace('_', '-')}"
+
+
+def as_toml(value: Any) -> str:
+    """A text, number or list of them as TOML says it; a float is read back to the bit."""
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False)
+    if isinstance(value, bool) or not isinstance(value, int | float | list | tuple):
+        raise TypeError(f"{value!r} has no place in a {FILE}")
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(as_toml, value)) + "]"
+    return repr(value)
+
+
+def toml_lines(said: Described) -> list[str]:
+    """A line for everything that is said, in the order of the fields."""
+    found = {each.name: getattr(said, each.name) for each in fields(Described)}
+    return [f"{name} = {as_toml(value)}" for name, value in found.items() if value is not None]
+
+
+def recorded_toml(spec: ActionSpec, state_names: Sequence[str]) -> str:
+    """The `robot.toml` of episodes that armlet recorded itself: everything is known."""
+    lines = toml_lines(Described.of(spec, state_names))
+    return "# What the robot of these episodes is, as it was when they were recorded.\n" + "".join(
+        f"{line}\n" for line in lines
+    )
+
+
+def _read(name: str, value: Any, path: Path) -> Any:
+    """A value of a `robot.toml` as its field has it."""
+    one_of = {"mode": get_args(Mode), "rotation": get_args(Rotation)}
+    where = f"{path}: {name} is {value!r}"
+    if name in one_of:
+        if value not in one_of[name]:
+            raise ValueError(f"{where}, expected {', '.join(one_of[name])}")
+        return value
+    if name in (*ENDS, "translation_scale", "control_hz"):
+        if not _number(value):
+            raise ValueError(f"{where}, expected a number")
+        return float(value)
+    if not isinstance(value, list):
+        raise ValueError(f"{where}, expected a list, one entry a dimension")
+    if name in ("low", "high"):
+        if not all(map(_number, value)):
+            raise ValueError(f"{where}, expected numbers")
+        return tuple(map(float, value))
+    whole = name == "grippers"
+    for each in value:
+        if not isinstance(each, str) and not (whole and type(each) is int):
+            kinds = "names or numbers of dimensions" if whole else "names"
+            raise ValueError(f"{where}, expected {kinds}")
+    return tuple(value)
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
