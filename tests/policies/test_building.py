@@ -6,6 +6,7 @@ References: the network as it was saved; the network run eagerly.
 
 import ast
 import dataclasses
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -81,6 +82,16 @@ def test_a_network_is_read_without_being_drawn_first(name: str, tmp_path) -> Non
         assert torch.equal(again(batch), policy(batch))
     fresh = rebuild(policy.to_json(), policy.body.tokenizer)
     assert not any(parameter.is_meta for parameter in fresh.parameters())
+
+
+def test_policies_are_read_by_several_threads_at_once(tmp_path) -> None:
+    policy = make_policy(depth=1)
+    save_policy(policy, tmp_path)
+    with ThreadPoolExecutor(4) as pool:
+        read = list(pool.map(lambda _: load_policy(tmp_path), range(12)))
+    wanted = policy.state_dict()["words.weight"]
+    assert all(torch.equal(each.words.weight, wanted) for each in read)
+    assert not nn.Linear(1, 1).weight.is_meta
 
 
 def test_half_precision_on_disk_is_single_precision_in_the_network(tmp_path) -> None:
