@@ -192,7 +192,8 @@ class Writer(Stranger):
         super().__init__(depth, body, words=128)
         self.condition_width = self.width
         self.layers = nn.ModuleList(Layer(self.width) for _ in range(depth))
-        self.numbers = nn.Embedding(BINS + 1, self.width)  # the last begins an action
+        self.numbers = nn.Embedding(BINS + 1, self.width)
+        self.register_buffer("start", torch.tensor([[BINS]]))  # the number that begins an action
         self.places = nn.Parameter(torch.randn(self.chunk * DIMS, self.width))
         self.say = nn.Linear(self.width, BINS)
 
@@ -225,7 +226,7 @@ class Writer(Stranger):
         return bin_centres(bins, -1.0, 1.0, BINS)
 
     def _begin(self, run: Pass[Cached]) -> Tensor:
-        return torch.full((len(run.gates), 1), BINS)
+        return self.start.expand(len(run.gates), 1)
 
     def written(self, run: Pass[Cached], bins: Tensor) -> Tensor:
         """Logits (b, k · a, bins) of every number, given those before it (b, k · a): all at once."""

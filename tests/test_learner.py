@@ -72,6 +72,20 @@ def test_layers_of_every_nth_sample_are_rows_of_all(every: int) -> None:
     assert torch.equal(some["actions"], whole["actions"])
 
 
+def test_what_several_read_is_made_once(monkeypatch) -> None:
+    """The condition, by head, loss, facts and whoever wants it: their gradients are summed there."""
+    learner, made = probed(), []
+    batch = make_batches(learner.policy, make_frames()).batch(np.arange(3))
+    condition = learner.policy.condition
+    monkeypatch.setattr(
+        learner.policy, "condition", lambda state: made.append(state) or condition(state)
+    )
+    learner(batch, ["condition", "actions", "imitation", "privileged.subject"])
+    assert len(made) == 1
+    learner(batch, ["layer_actions", "gates"])
+    assert len(made) == 1, "and not at all where nobody reads it"
+
+
 def test_exploration_reaches_the_network_that_decides() -> None:
     learner, frames, told = probed(), make_frames(), []
     run_layers = learner.policy.run_layers

@@ -312,8 +312,10 @@ def test_what_is_written_with_a_cache_is_what_is_written_without() -> None:
 def test_a_policy_reads_in_its_own_way() -> None:
     """Its own prompt, case and padding, from episodes and from a robot alike."""
     policy = make(Writer)
-    batches = make_batches(policy, FRAMES)
-    batch = batches.batch(np.arange(len(FRAMES)))
+    shouted = dataclasses.replace(FRAMES, texts=tuple(text.title() for text in FRAMES.texts))
+    batch = make_batches(policy, shouted).batch(np.arange(len(FRAMES)))
+    spelled = [8 + ord(letter) % 120 for letter in f"Do: {shouted.texts[FRAMES.asked[0]]}?"]
+    assert batch.text[0][batch.text_mask[0]].tolist() == spelled
     longest = max(map(len, FRAMES.texts))
     assert batch.text.shape[1] == longest + len("Do: ?")
     assert not batch.text_mask.all() and (batch.text[~batch.text_mask] == 7).all()

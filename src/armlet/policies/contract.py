@@ -14,6 +14,7 @@ import abc
 import dataclasses
 import importlib
 import operator
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -44,6 +45,7 @@ SIZES = (
     "patch",
     "image",
 )  # of a network, where it has them
+BUILDING = threading.RLock()  # a routed network builds the one inside it
 Join = Callable[[Tensor, Tensor], Tensor]  # (b, …) twice, a layer's input and its output → one
 
 
@@ -477,15 +479,17 @@ def rebuild(description: dict[str, Any], tokenizer: Tokenizer, *, empty: bool = 
 
     `empty`: without weights, to be given those of a file (`checkpoint.load_weights`). Parameters
     have names, shapes and a precision, and take neither memory nor the time to draw them; buffers
-    are what the network computes.
+    are what the network computes. One thread at a time builds so: it changes how torch registers
+    parameters while it lasts.
     """
     make = _maker(str(description.get("type")))
-    if not empty:
-        return make(description, tokenizer)
-    from accelerate import init_empty_weights  # of use only here
+    with BUILDING:
+        if not empty:
+            return make(description, tokenizer)
+        from accelerate import init_empty_weights  # of use only here
 
-    with init_empty_weights(include_buffers=False):
-        return make(description, tokenizer)
+        with init_empty_weights(include_buffers=False):
+            return make(description, tokenizer)
 
 
 def _maker(kind: str) -> Callable[[dict[str, Any], Tokenizer], Backbone]:

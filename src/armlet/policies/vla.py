@@ -164,6 +164,7 @@ class VLA(TokenPolicy):
         """Everything but the weights and the tokenizer."""
         network = {
             "cameras": self.cameras,
+            "strides": self.network.strides,
             "state_dims": len(self.body.state.offset),
             "action_dims": self.body.action_spec.dims,
             "vocabulary": self.words.num_embeddings,

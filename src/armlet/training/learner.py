@@ -17,6 +17,7 @@ from armlet.policies.contract import Backbone, Features, Pass
 from armlet.types import Batch, Precision, Trace
 
 LAYERS = frozenset({"semantics", "layer_actions"})  # what the probe reads of every layer
+READ_CONDITION = frozenset({"condition", "actions", "logits", "imitation"})
 
 
 class Learner(nn.Module):
@@ -62,7 +63,8 @@ class Learner(nn.Module):
             )
         watched = bool(wanted & LAYERS) or any(name.startswith(policy.of_layers) for name in want)
         run = policy.run_layers(policy.embed(batch), batch, watch=watched, exploration=exploration)
-        if policy.condition_width is not None:
+        facts = [name for name in self.privileged if f"privileged.{name}" in wanted]
+        if policy.condition_width is not None and (facts or wanted & READ_CONDITION):
             policy.signals(["condition"], batch, run)
         trace: Trace = {
             "gates": run.gates.float(),
@@ -77,7 +79,8 @@ class Learner(nn.Module):
             trace["imitation"] = policy.loss(run, batch)
         if wanted & LAYERS:
             trace["semantics"], trace["layer_actions"] = self._probed(run, every)
-        trace |= self._guesses(run, wanted)
+        trace |= self._guesses(run, facts)
+        trace |= self._points(run, [name for name in self.pointers if f"pointed.{name}" in wanted])
         for name in want:
             if name.startswith("hidden."):
                 state = run.states[int(name.removeprefix("hidden."))]
@@ -93,19 +96,22 @@ class Learner(nn.Module):
         hiddens = [layer.hidden[::every].float() for layer in layers]
         return self.probe(hiddens, layers[0].mask[::every])
 
-    def _guesses(self, run: Pass, wanted: set[str]) -> Trace:
-        """Guesses of simulator facts."""
-        found: Trace = {}
-        if self.privileged:
-            told = run.extras.get("condition")
-            if told is None:
-                told = _mean(self.policy.features(run.state)).float()
-            found |= {f"privileged.{name}": head(told) for name, head in self.privileged.items()}
-        if any(name.startswith("pointed.") for name in wanted):
-            first = self.policy.features(run.start)
-            seen = first.hidden[first.vision].unflatten(0, (len(first.hidden), -1))
-            found |= {f"pointed.{name}": pointer(seen) for name, pointer in self.pointers.items()}
-        return found
+    def _guesses(self, run: Pass, facts: list[str]) -> Trace:
+        """Guesses of simulator facts, from the condition or, where there is none, the mean token."""
+        if not facts:
+            return {}
+        told = run.extras.get("condition")
+        if told is None:
+            told = _mean(self.policy.features(run.state)).float()
+        return {f"privileged.{name}": self.privileged[name](told) for name in facts}
+
+    def _points(self, run: Pass, facts: list[str]) -> Trace:
+        """The same, from the vision tokens alone."""
+        if not facts:
+            return {}
+        first = self.policy.features(run.start)
+        seen = first.hidden[first.vision].unflatten(0, (len(first.hidden), -1))
+        return {f"pointed.{name}": self.pointers[name](seen) for name in facts}
 
     def _check(self, want: Collection[str], trace: Trace) -> None:
         missing = [name for name in want if name not in trace]
