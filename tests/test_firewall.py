@@ -76,7 +76,10 @@ FROM_NOTHING = {
     "bc": (Fresh(FirstK(2)), Imitate(facts=())),
     "smaller": (Fresh(FirstK(2)), MatchOutput(condition=0)),
     "another": (Another(VLANetwork(width=32, depth=1, heads=2, chunk=2)), MatchOutput(condition=0)),
-    "vla_ad": (Another(dataclasses.replace(tiny(), chunk=2, strides={"eye": 16})), Imitate(facts=())),
+    "vla_ad": (
+        Another(dataclasses.replace(tiny(), chunk=2, strides={"eye": 16})),
+        Imitate(facts=()),
+    ),
     "aed": (TwoTowerStudent(TWO_TOWERS), MatchOutput(condition=0)),
 }
 
