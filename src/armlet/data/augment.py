@@ -39,7 +39,8 @@ class Augment(BatchTransform):
         if not images:  # a policy of numbers alone
             return {}
         first = next(iter(images.values()))
-        count, device = len(first), first.device
+        count = len(first)
+        device = first.device
 
         def factors(spread: float) -> Tensor | None:
             if not spread:
@@ -47,11 +48,9 @@ class Augment(BatchTransform):
             drawn = rng.uniform(1 - spread, 1 + spread, count).astype(np.float32)
             return torch.from_numpy(drawn).to(device)[:, None, None, None]
 
-        gain, contrast, saturation = (
-            factors(self.brightness),
-            factors(self.contrast),
-            factors(self.saturation),
-        )
+        gain = factors(self.brightness)
+        contrast = factors(self.contrast)
+        saturation = factors(self.saturation)
         changed = {}
         for name, pixels in images.items():
             if gain is not None:
