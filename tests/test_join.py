@@ -232,7 +232,7 @@ def test_a_round_that_is_not_kept_leaves_the_student_as_it_was(
     here: Recipe, distilled, monkeypatch, kept: bool
 ) -> None:
     measured: list[float] = []
-    monkeypatch.setattr(distil, "stays", lambda recipe, number, student: kept)
+    monkeypatch.setattr(distil, "is_promoted", lambda recipe, number, student: kept)
     monkeypatch.setattr(
         Routed,
         "calibrate",
@@ -380,12 +380,14 @@ def test_a_student_stays_where_it_succeeds_as_often(
         lambda recipe, each, folders, number: [counts[folder.name] for folder in folders],
     )
     tried = rounds(here, 1, trial=6)
-    assert practice.stays(tried, 0, load_policy(here.teacher)) == promoted
+    assert practice.is_promoted(tried, 0, load_policy(here.teacher)) == promoted
     monkeypatch.setattr(practice, "_successes", None)
-    assert practice.stays(tried, 0, load_policy(here.teacher)) == promoted, (
+    assert practice.is_promoted(tried, 0, load_policy(here.teacher)) == promoted, (
         "the verdict is read again, not run again"
     )
-    assert practice.stays(rounds(here, 1), 0, load_policy(here.teacher)), "without a trial it stays"
+    assert practice.is_promoted(rounds(here, 1), 0, load_policy(here.teacher)), (
+        "without a trial it stays"
+    )
 
 
 def test_a_round_is_practised_where_it_says(here: Recipe, monkeypatch) -> None:

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -366,6 +367,15 @@ def test_a_trainer_draws_the_frames_that_its_transforms_choose(tmp_path) -> None
         Trainer(plain, stage, make_batches(plain.policy, frames), **options)
 
 
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Ctrl-C interrupts, as in a program that was started at a terminal and not in the
+    background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def interrupted(folder: Path, monkeypatch: pytest.MonkeyPatch, *, after: int) -> None:
     """Somebody presses Ctrl-C while step number `after` is under way."""
     update = Trainer._update
@@ -381,6 +391,7 @@ def interrupted(folder: Path, monkeypatch: pytest.MonkeyPatch, *, after: int) ->
             run(folder)
 
 
+@pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize("after", [1, 6])
 def test_ctrl_c_waits_for_the_step_and_saves_it(tmp_path, monkeypatch, capfd, after: int) -> None:
     whole = run(tmp_path / "whole")
@@ -399,6 +410,7 @@ def test_ctrl_c_waits_for_the_step_and_saves_it(tmp_path, monkeypatch, capfd, af
         assert torch.equal(a, b), name
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_in_the_last_step_ends_a_stage_that_is_finished(tmp_path, monkeypatch) -> None:
     update = Trainer._update
 
@@ -413,6 +425,7 @@ def test_ctrl_c_in_the_last_step_ends_a_stage_that_is_finished(tmp_path, monkeyp
     assert torch.load(tmp_path / "state.pt", weights_only=True)["step"] == STAGE.steps
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_a_second_ctrl_c_stops_at_once() -> None:
     reached = []
     with pytest.raises(KeyboardInterrupt), waiting_stop("test") as stop:  # noqa: PT012
@@ -421,3 +434,14 @@ def test_a_second_ctrl_c_stops_at_once() -> None:
         signal.raise_signal(signal.SIGINT)
         reached.append("after the second")
     assert reached == [True]
+
+
+def test_where_ctrl_c_is_ignored_it_stays_ignored() -> None:
+    """As for a job in the background of a script."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with waiting_stop("test") as stop:
+            signal.raise_signal(signal.SIGINT)
+            assert not stop.asked and signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -28,7 +28,7 @@ from armlet.policies.contract import Backbone
 from armlet.recipe import Recipe, Stage, at_hand, suited, to_json
 from armlet.robot.agree import agree
 from armlet.training.learner import Learner
-from armlet.training.practice import mixed, practise, stays
+from armlet.training.practice import is_promoted, mixed, practise
 from armlet.training.supervision import (
     check_heads,
     heads_file,
@@ -108,7 +108,7 @@ def _distil(recipe: Recipe) -> Path:
         before = _copied(learner)
         rows = mixed(train, practised, each.share)
         fit(each.stage, len(recipe.stages) + number, corpus, rows)
-        if not stays(recipe, number, student):
+        if not is_promoted(recipe, number, student):
             learner.load_state_dict(before)
             student.calibrate(unseen)
 

@@ -73,7 +73,8 @@ def short(question: Question) -> str:
 def differences(before: Question, now: Question) -> list[str]:
     """Where two questions differ, an entry a line: `learning_rate: 1e+12 → 0.001`. Empty where they
     are the same."""
-    old, new = _flat(as_json(before)), _flat(as_json(now))
+    old = _flat(as_json(before))
+    new = _flat(as_json(now))
     found = []
     for name in sorted(old.keys() | new.keys()):
         if name not in old:
@@ -131,7 +132,8 @@ def claim(folder: Path, file: str, question: Question, *, title: str) -> None:
     """Make `folder` that of this question, which is kept in it as `file`. What stands there and
     answers another question, or does
     not say which, is moved beside, and a line says so."""
-    path, wanted = folder / file, as_json(question)
+    path = folder / file
+    wanted = as_json(question)
     if path.is_file():
         found = differences(read_json(path, fix=f"delete {folder} to have this made anew"), wanted)
         if not found:

@@ -37,7 +37,8 @@ def main(recipe: Recipe) -> Path:
     """Fit the heads, store the traces; returns the store's folder. Resumes where an earlier run was
     killed."""
     recipe = at_hand(recipe, reads=("episodes", "teacher"))
-    data, title = EpisodeDataset(recipe.episodes, recipe.columns), f"probe {recipe.name}"
+    data = EpisodeDataset(recipe.episodes, recipe.columns)
+    title = f"probe {recipe.name}"
     device = "cuda" if torch.cuda.is_available() else "cpu"
     teacher = load_policy(recipe.teacher, device=device)
     recipe.pictures.agree(teacher.view)

@@ -56,8 +56,7 @@ class OwnAverage:
     from the student as it is then."""
 
     decay: float = 0.995
-    """What the average keeps of itself at a step, the rest is the student's: from 0, it follows at
-    once, to below 1."""
+    """Share that the average keeps of itself at a step, the rest is the student's; below 1."""
 
     def __post_init__(self) -> None:
         limits.check(self, decay=(0, BELOW_1))
@@ -84,24 +83,19 @@ class Stage:
     schedule: Literal["cosine", "constant"] = "cosine"
     """The rate after the warm-up: half a cosine down to 2 % at the last step, or as it is."""
     clip: float = 1.0
-    """The largest norm that the gradient of all weights together may have; longer ones are
-    shortened to it."""
+    """Largest norm of the gradient of all weights together; a longer one is shortened."""
     ema: float | None = None
-    """Decay a step of the average of the weights that is what the stage leaves behind; None: it
-    leaves the last weights."""
+    """Decay a step of the averaged weights that a stage ends with; None: it ends with the last."""
     transforms: tuple[BatchTransform, ...] = (Augment(),)
-    """What is done to the batches before the student sees them, in this order (armlet/data/transforms.py,
-    augment.py)."""
+    """What is done to a batch before the student sees it, in this order (data/transforms.py)."""
     teacher: OwnAverage | None = None
     """Whom the student is compared with; None: what `probe` stored of the recipe's teacher."""
     precision: Precision = "bf16"
-    """Of the matrix products; weights and losses stay in single precision."""
+    """Precision of the matrix products; weights and losses stay in single precision."""
     compile: bool = False
-    """Fuse each layer (torch.compile): slow to start, then faster. On a CPU it takes a C++
-    compiler; without one a line says so."""
+    """Fuse each layer (torch.compile): slow to start, then faster; on a CPU it takes g++ or clang."""
     train: tuple[str, ...] = ("*",)
-    """Patterns of the names of weights that train, as `policy.head.*`; one that matches none is an
-    error."""
+    """Patterns of names of weights that train (`policy.head.*`); one that matches none is an error."""
     freeze: tuple[str, ...] = ()
     """Patterns of those that do not, although `train` names them."""
     log_every: int = 50
@@ -162,9 +156,9 @@ class Probe:
     graph_layers: int = 2
     """Rounds in which the nodes of a graph hear their neighbours."""
     queries: int = 8
-    """Questions that the head of a layer's action asks its tokens."""
+    """Questions that a layer's action head asks the tokens."""
     hidden: int = 128
-    """Width inside the head of a layer's action."""
+    """Width inside a layer's action head."""
 
     def __post_init__(self) -> None:
         limits.positive(
@@ -220,21 +214,19 @@ class Round:
     stage: Stage
     """How the student is trained on the data, old and new."""
     episodes: int = 500
-    """How many the student acts in."""
+    """Episodes in which the student acts."""
     seed: int = 20_000_000
-    """Of the first of them; a later round acts in others."""
+    """Seed of the first of them; a later round acts in others."""
     workers: int = 2
     """Processes that act at the same time."""
     split: str = "seen"
     """The benchmark's split from which the episodes' tasks are."""
     share: float = 0.3
-    """Of the frames that are drawn, the share that comes from the rounds' own, however few."""
+    """Share of the frames drawn that are the rounds' own, however few these are; below 1."""
     replay: int | None = None
-    """The most frames that a round adds: all of failed episodes first, then those where student and
-    teacher differ most. None: all."""
+    """Most frames that are added, of failures first, then of large disagreement; None: all."""
     trial: int = 0
-    """Held-out episodes that the student of before and after the round runs; where it succeeds less
-    often than before, it goes back to what it was. 0: no trial."""
+    """Held-out episodes in which a round must not make the student worse, or is undone; 0: none."""
 
     def __post_init__(self) -> None:
         limits.positive(self, "episodes", "workers", "replay")

@@ -22,13 +22,13 @@ class Augment(BatchTransform):
     """Changes the light of the pictures, and where they lie. 0 leaves a thing alone."""
 
     brightness: float = 0.1
-    """Each picture's brightness is scaled by a factor drawn from 1 ± this."""
+    """Brightness is scaled by a factor drawn from 1 ± this, picture by picture."""
     contrast: float = 0.0
-    """The same of its contrast."""
+    """Contrast is scaled by a factor drawn from 1 ± this."""
     saturation: float = 0.0
-    """The same of its saturation."""
+    """Saturation is scaled by a factor drawn from 1 ± this."""
     crop: int = 0
-    """Every picture is moved by up to so many pixels each way, its edge repeated."""
+    """Pixels by which a picture is moved at most, each way, its edge repeated."""
 
     def __call__(self, batch: Batch, teacher: Trace, moment: Moment) -> tuple[Batch, Trace]:
         return replace(batch, images=self.pictures(batch.images, moment.rng)), teacher
@@ -39,7 +39,8 @@ class Augment(BatchTransform):
         if not images:  # a policy of numbers alone
             return {}
         first = next(iter(images.values()))
-        count, device = len(first), first.device
+        count = len(first)
+        device = first.device
 
         def factors(spread: float) -> Tensor | None:
             if not spread:
@@ -47,11 +48,9 @@ class Augment(BatchTransform):
             drawn = rng.uniform(1 - spread, 1 + spread, count).astype(np.float32)
             return torch.from_numpy(drawn).to(device)[:, None, None, None]
 
-        gain, contrast, saturation = (
-            factors(self.brightness),
-            factors(self.contrast),
-            factors(self.saturation),
-        )
+        gain = factors(self.brightness)
+        contrast = factors(self.contrast)
+        saturation = factors(self.saturation)
         changed = {}
         for name, pixels in images.items():
             if gain is not None:

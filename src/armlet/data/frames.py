@@ -62,8 +62,11 @@ class BatchMaker:
     done before."""
 
     def __init__(self, frames: Frames, inputs: Inputs, *, device: torch.device) -> None:
-        self.frames, self.device, self.chunk = frames, device, inputs.chunk
-        state, actions = inputs.state, inputs.actions
+        self.frames = frames
+        self.device = device
+        self.chunk = inputs.chunk
+        state = inputs.state
+        actions = inputs.actions
         _same_robot("observation.state", frames.state, state)
         _same_robot("action", frames.actions, actions)
         self._episode = np.repeat(np.arange(frames.episodes), np.diff(frames.starts))
@@ -152,7 +155,8 @@ def _standardised(values: np.ndarray) -> np.ndarray:
 
 def join_frames(parts: Sequence[Frames]) -> Frames:
     """The episodes of several data sets, one after the other."""
-    first, lengths = parts[0], [len(part) for part in parts]
+    first = parts[0]
+    lengths = [len(part) for part in parts]
     texts = tuple(dict.fromkeys(text for part in parts for text in part.texts))
     places = {text: place for place, text in enumerate(texts)}
     asked = [

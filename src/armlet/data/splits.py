@@ -47,7 +47,8 @@ def by_task(
             by_kind[kind],
             key=lambda group: _hash(min(min(data.episodes[number].tasks) for number in group)),
         )
-        total, done = sum(map(len, ordered)), 0
+        total = sum(map(len, ordered))
+        done = 0
         for group in ordered:  # the middle of a group says which part it is in
             share = (done + len(group) / 2) / total
             parts[0 if share < shares[0] else 1 if share < shares[0] + shares[1] else 2].extend(

@@ -23,7 +23,9 @@ from torch import Tensor
 from armlet.data.files import hold, read_json, write_atomically
 
 KEY = np.dtype([("episode", "<i8"), ("step", "<i8"), ("crc", "<u4")])
-HEADER, KEYS, LOCK = "header.json", "keys.bin", "writer.lock"
+HEADER = "header.json"
+KEYS = "keys.bin"
+LOCK = "writer.lock"
 Columns = dict[str, tuple[tuple[int, ...], str]]
 
 
@@ -145,7 +147,8 @@ class TraceWriter:
         path = self.root / KEYS
         path.touch()
         whole = path.stat().st_size // KEY.itemsize
-        per, size = self.header.rows_per_shard, self._row.itemsize
+        per = self.header.rows_per_shard
+        size = self._row.itemsize
         stored = 0
         while (
             stored % per == 0
@@ -194,10 +197,8 @@ class TraceWriter:
 
     def _rows(self, keys: np.ndarray, values: Mapping[str, Tensor | np.ndarray]) -> np.ndarray:
         if values.keys() != self.header.columns.keys():
-            missing, extra = (
-                self.header.columns.keys() - values.keys(),
-                values.keys() - self.header.columns.keys(),
-            )
+            missing = self.header.columns.keys() - values.keys()
+            extra = values.keys() - self.header.columns.keys()
             raise TraceError(
                 f"{self.root}: missing column(s) {sorted(missing)}, unknown column(s) {sorted(extra)}"
             )
@@ -220,7 +221,8 @@ class TraceWriter:
         return rows
 
     def _write(self, keys: np.ndarray, rows: np.ndarray) -> None:
-        per, start = self.header.rows_per_shard, len(self._keys)
+        per = self.header.rows_per_shard
+        start = len(self._keys)
         position = 0
         while position < len(rows):
             number, inside = divmod(start + position, per)
@@ -271,13 +273,15 @@ class TraceStore:
     def __init__(
         self, root: Path | str, identity: StoreIdentity | None = None, *, verify: bool = True
     ) -> None:
-        self.root, self.verify = Path(root), verify
+        self.root = Path(root)
+        self.verify = verify
         self.header = _Header.read(self.root)
         if identity is not None:
             _check_identity(self.root, self.header.identity, identity)
         self._entries = np.fromfile(self.root / KEYS, KEY)
         order = np.lexsort((self._entries["step"], self._entries["episode"]))
-        self._order, self._sorted = order, self._entries[order]
+        self._order = order
+        self._sorted = self._entries[order]
         self.keys = np.stack(
             [self._sorted["episode"], self._sorted["step"]], 1
         )  # (rows, 2) int64, sorted
@@ -298,9 +302,11 @@ class TraceStore:
         return self.header.columns
 
     def _check_files(self) -> None:
-        per, size = self.header.rows_per_shard, self.header.row.itemsize
+        per = self.header.rows_per_shard
+        size = self.header.row.itemsize
         for number in range(-(-len(self) // per)):
-            path, wanted = _shard(self.root, number), min(per, len(self) - number * per) * size
+            path = _shard(self.root, number)
+            wanted = min(per, len(self) - number * per) * size
             if not path.is_file():
                 raise TraceError(
                     f"{path} is missing; copy the whole folder again, or run `armlet probe`"
@@ -353,7 +359,8 @@ class TraceStore:
         if unknown:
             raise KeyError(f"{self.root} has no column {unknown}; it has {sorted(self.columns)}")
         positions = self.positions(keys)
-        shards, per = self._map(), self.header.rows_per_shard
+        shards = self._map()
+        per = self.header.rows_per_shard
         numbers = positions // per
         values = {
             name: np.empty((len(keys), *self.columns[name][0]), self.columns[name][1])

@@ -62,11 +62,11 @@ class BatchTransform:
 
 @dataclass(frozen=True)
 class Balance(BatchTransform):
-    """Frames of rare actions are drawn more often, where the head chooses among a few."""
+    """Frames of rare actions are drawn more often, where the head chooses among a few: (frames of the
+    commonest action / frames of its own) ** power times, rounded and at most 20."""
 
     power: float = 0.5
-    """A frame is drawn (frames of the commonest action / frames of its own) ** power times, rounded
-    and at most 20: 0, as they come; 1, all actions about equally."""
+    """0: frames are drawn as they come; 1: all actions about equally often."""
 
     def __post_init__(self) -> None:
         limits.check(self, power=(0, MOST))

@@ -38,7 +38,8 @@ from armlet.training.supervision import (
 )
 from armlet.training.trainer import make_batches
 
-ROUND, TRIAL_FILE = "round.json", "trial.json"
+ROUND = "round.json"
+TRIAL_FILE = "trial.json"
 TRIAL = 5_000_000  # between the seeds of a round's own episodes and those of its trial
 NEXT = 10_000  # between those of one round and of the next
 
@@ -150,11 +151,12 @@ def mixed(base: np.ndarray, practised: np.ndarray, share: float) -> np.ndarray:
     return np.concatenate([base, np.tile(practised, times)])
 
 
-def stays(recipe: Recipe, number: int, student: Backbone) -> bool:
+def is_promoted(recipe: Recipe, number: int, student: Backbone) -> bool:
     """Whether the student that a round made succeeds as often as before it, on episodes that it did
     not practise on. The
     verdict is kept in `trial.json`, and read there by a run that is resumed."""
-    each, folder = recipe.rounds[number], round_folder(recipe, number)
+    each = recipe.rounds[number]
+    folder = round_folder(recipe, number)
     if not each.trial:
         return True
     path = folder / TRIAL_FILE

@@ -150,7 +150,8 @@ def options_for(found: Any, wanted: Any, *, at: str) -> list[str]:
     objective a stage has, is left out."""
     options: list[str] = []
     for name in sorted(found.keys() & wanted.keys()) if isinstance(found, dict) else ():
-        there, here = found[name], wanted[name]
+        there = found[name]
+        here = wanted[name]
         place = f"{at}.{name}"
         if there == here:
             continue
@@ -177,7 +178,8 @@ def _option(place: str, value: Any) -> str:
 def identity(recipe: Recipe, data: str, teacher: str) -> StoreIdentity:
     """What a store must have been made from to be used with this recipe; `data` and `teacher` are
     fingerprints."""
-    probe, heads = recipe.probe, heads_file(recipe)
+    probe = recipe.probe
+    heads = heads_file(recipe)
     preprocessing = "no probe heads"
     if probe is not None:
         _check_fitted(heads)

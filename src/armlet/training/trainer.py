@@ -49,7 +49,9 @@ from armlet.training.stopping import waiting_stop
 from armlet.types import Trace
 
 TeacherTraces = Callable[[Tensor], Trace]  # keys (b, 2) -> the teacher's trace
-LOCK, STATE, ABOUT = "training.lock", "state.pt", "stage.json"
+LOCK = "training.lock"
+STATE = "state.pt"
+ABOUT = "stage.json"
 CHANGES_NOTHING = (
     "log_every",
     "checkpoint_every",
@@ -65,12 +67,15 @@ class SelfAnswers(nn.Module):
         self, teacher: SelfTeacher, batches: BatchMaker | Corpus, needs: frozenset[str]
     ) -> None:
         super().__init__()
-        self.teacher, self.needs = teacher, needs
-        self._batches, self._watched = (batches,), (Learner(cast(Backbone, teacher.module)).eval(),)
+        self.teacher = teacher
+        self.needs = needs
+        self._batches = (batches,)
+        self._watched = (Learner(cast(Backbone, teacher.module)).eval(),)
 
     def forward(self, keys: Tensor) -> Trace:
         self.teacher.update()
-        (batches,), (watched,) = self._batches, self._watched
+        (batches,) = self._batches
+        (watched,) = self._watched
         found = keys.cpu().numpy()
         return watch(
             watched, batches.batch(batches.frames.starts[found[:, 0]] + found[:, 1]), self.needs
@@ -153,7 +158,8 @@ def make_optimisers(
     ]
     chosen = {id(p) for p in matrices}
     rest = [p for p in parameters.values() if id(p) not in chosen]
-    step, decay = stage.learning_rate, stage.weight_decay
+    step = stage.learning_rate
+    decay = stage.weight_decay
     optimisers: list[torch.optim.Optimizer] = []
     if matrices:
         optimisers.append(
@@ -225,8 +231,14 @@ class Trainer:
             self.rows = transform.choose(
                 self.rows, lambda: learner.policy.classes(batches.first_actions())
             )
-        self.learner, self.stage, self.batches, self.teacher = learner, stage, batches, teacher
-        self.folder, self.seed, self.title, self.step = folder, seed, title, 0
+        self.learner = learner
+        self.stage = stage
+        self.batches = batches
+        self.teacher = teacher
+        self.folder = folder
+        self.seed = seed
+        self.title = title
+        self.step = 0
         self._state: dict[str, Any] | None = (
             None  # what the folder holds, once it has been looked at
         )
@@ -457,7 +469,8 @@ class Trainer:
         self.learner.load_state_dict(state["learner"])
         for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
             optimiser.load_state_dict(saved)
-        self.average, self.step = state["average"], state["step"]
+        self.average = state["average"]
+        self.step = state["step"]
         if isinstance(self.teacher, nn.Module):
             self.teacher.load_state_dict(state["teacher"])
 
