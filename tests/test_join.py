@@ -39,18 +39,9 @@ from armlet.types import Trace
 SIGNALS = ("actions", "condition", "semantics", "layer_actions")
 
 
-class Here:
+def in_this_process(work: Callable, jobs: Iterable, **settings: Any) -> Iterator:
     """A pool of processes that is this process."""
-
-    def __init__(self, workers: int) -> None: ...
-
-    def __enter__(self) -> "Here":
-        return self
-
-    def __exit__(self, *_: object) -> None: ...
-
-    def imap_unordered(self, work: Callable, jobs: Iterable, chunksize: int) -> Iterator:
-        return map(work, jobs)
+    return map(work, jobs)
 
 
 @pytest.fixture(scope="module")
@@ -66,11 +57,8 @@ def recipe(tmp_path_factory) -> Iterator[Recipe]:
         held_out=0.3,
         collection=dataclasses.replace(reaching().collection, episodes=10),
     )
-    context = SimpleNamespace(Pool=Here)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            recording, "multiprocessing", SimpleNamespace(get_context=lambda kind: context)
-        )
+        patch.setattr(recording, "work_through", in_this_process)
         collect.main(made)
         teacher = new_policy(made, EpisodeDataset(made.episodes))
         for parameter in teacher.parameters():
