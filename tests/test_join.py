@@ -330,10 +330,11 @@ def test_practice_and_trial_are_in_worlds_of_their_own(here: Recipe, monkeypatch
     assert len({practice.first_seed(tried, number) for number in (0, 1)}) == 2
     jobs: list[tuple[str, Any, int]] = []
 
-    def run_all(field: dict, benchmark: Dots, episodes: list, *, workers: int) -> Iterator:
-        jobs.extend(episodes)
-        for name, _, seed in episodes:
-            yield name, SimpleNamespace(success=name == "candidate" or seed % 3 == 0)
+    def run_all(field: dict, benchmark: Dots, attempts: list, **settings: Any) -> Iterator:
+        jobs.extend((each.name, each.task, each.seed) for each in attempts)
+        for each in attempts:
+            won = each.name == "candidate" or each.seed % 3 == 0
+            yield each, SimpleNamespace(success=won)
 
     monkeypatch.setattr(practice, "run_all", run_all)
     folders = [here.out / "round-1" / name for name in ("student", "candidate")]
@@ -422,7 +423,7 @@ def test_a_new_teacher_knows_its_robot_by_the_episodes(here: Recipe) -> None:
     words = policy.body.tokenizer.encode("go to the red dot")
     assert len(words.ids) < len("go to the red dot") / 2, "the words of these episodes are its own"
     gripped = dataclasses.replace(
-        here.benchmark.action_spec, gripper=0, gripper_open=-1.0, gripper_closed=1.0
+        here.benchmark.action_spec, grippers=(0,), gripper_open=-1.0, gripper_closed=1.0
     )
     benchmark = SimpleNamespace(action_spec=gripped)
     assert abs(columns["action"].mean()) > 0.01 and abs(columns["action"].std() - 1) > 0.01
