@@ -403,7 +403,7 @@ def test_the_threads_of_whoever_asks_stay_as_they_are(monkeypatch) -> None:
         with pytest.raises(ZeroDivisionError):
             list(pool.work_through(fails, [1], workers=1))
         assert torch.get_num_threads() == 2
-        made = list(pool.work_through(threads_here, [1, 2], workers=1, alone=False))
+        made = list(pool.work_through(threads_here, [1, 2], workers=1, here=False))
         assert made == [1, 1] and torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
