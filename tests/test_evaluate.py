@@ -363,6 +363,21 @@ def test_a_report_says_what_it_was_made_with(evaluated: Path, teachers) -> None:
     assert found["recipe"]["evaluation"]["slower"] == [1e-6, 1e6]
 
 
+def test_a_report_has_the_shape_of_those_that_were_shipped(evaluated: Path) -> None:
+    """Whoever reads the one reads the other: sections, a policy's row and what is nested in it."""
+    docs = Path(__file__).parents[1] / "docs" / "reproductions"
+    shipped = json.loads((docs / "tabletop_fresh" / "report.json").read_text())
+    found = json.loads(evaluated.read_text())
+    assert list(found) == list(shipped) and found["version"] == shipped["version"] == 2
+    ours, theirs = found["policies"][0], shipped["policies"][0]
+    assert list(ours) == list(theirs)
+    for name, value in theirs.items():
+        if isinstance(value, dict) and not name.startswith("by_"):
+            assert set(value) - {"changes_with"} == set(ours[name] or value) - {"changes_with"}
+    assert set(shipped["fingerprint"]) <= set(found["fingerprint"])
+    assert found["fingerprint"]["device"] == "cpu" == ours["latency_ms"]["device"]
+
+
 def test_more_actions_than_a_chunk_has_are_an_error(recipe) -> None:
     recipe = dataclasses.replace(
         recipe, evaluation=dataclasses.replace(recipe.evaluation, execute=(5,))

@@ -40,18 +40,9 @@ from armlet.types import Trace
 SIGNALS = ("actions", "condition", "semantics", "layer_actions")
 
 
-class Here:
+def in_this_process(work: Callable, jobs: Iterable, **settings: Any) -> Iterator:
     """A pool of processes that is this process."""
-
-    def __init__(self, workers: int) -> None: ...
-
-    def __enter__(self) -> "Here":
-        return self
-
-    def __exit__(self, *_: object) -> None: ...
-
-    def imap_unordered(self, work: Callable, jobs: Iterable, chunksize: int) -> Iterator:
-        return map(work, jobs)
+    return map(work, jobs)
 
 
 @pytest.fixture(scope="module")
@@ -67,11 +58,8 @@ def recipe(tmp_path_factory) -> Iterator[Recipe]:
         held_out=0.3,
         collection=dataclasses.replace(reaching().collection, episodes=10),
     )
-    context = SimpleNamespace(Pool=Here)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            recording, "multiprocessing", SimpleNamespace(get_context=lambda kind: context)
-        )
+        patch.setattr(recording, "work_through", in_this_process)
         collect.main(made)
         teacher = new_policy(made, EpisodeDataset(made.episodes))
         for parameter in teacher.parameters():
@@ -344,10 +332,11 @@ def test_practice_and_trial_are_in_worlds_of_their_own(here: Recipe, monkeypatch
     assert len({practice.first_seed(tried, number) for number in (0, 1)}) == 2
     jobs: list[tuple[str, Any, int]] = []
 
-    def run_all(field: dict, benchmark: Dots, episodes: list, *, workers: int) -> Iterator:
-        jobs.extend(episodes)
-        for name, _, seed in episodes:
-            yield name, SimpleNamespace(success=name == "candidate" or seed % 3 == 0)
+    def run_all(field: dict, benchmark: Dots, attempts: list, **settings: Any) -> Iterator:
+        jobs.extend((each.name, each.task, each.seed) for each in attempts)
+        for each in attempts:
+            won = each.name == "candidate" or each.seed % 3 == 0
+            yield each, SimpleNamespace(success=won)
 
     monkeypatch.setattr(practice, "run_all", run_all)
     folders = [here.out / "round-1" / name for name in ("student", "candidate")]

@@ -94,7 +94,9 @@ def test_a_second_evaluation_runs_nothing_again(
 ) -> None:
     from armlet.rollout import pool
 
-    monkeypatch.setattr(pool, "_Evaluate", None)  # to run an episode for the table would fail
+    monkeypatch.setattr(
+        pool._Evaluate, "__call__", None
+    )  # to run an episode for the table would fail
     log = recipe.out / "evaluation" / "episodes.jsonl"
     before = log.read_text()
     log.write_text(before + '{"policy": "cut sho')

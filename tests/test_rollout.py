@@ -355,6 +355,16 @@ def test_a_tail_follows_success_as_far_as_the_limit(tail: int, steps: int) -> No
     assert (made.success, made.steps) == (True, steps)
 
 
+def test_what_once_succeeded_has_succeeded() -> None:
+    class Touches(Line):
+        def step(self, action: np.ndarray) -> bool:
+            super().step(action)
+            return len(self.told) == 3  # and leaves again
+
+    made = episode(Names(6, 6), Touches(0), steps=9, tail=2)
+    assert (made.success, made.steps) == (True, 5)
+
+
 def test_a_world_that_is_over_takes_no_further_step() -> None:
     class Falls(Line):
         def step(self, action: np.ndarray) -> bool:
@@ -393,7 +403,7 @@ def test_the_threads_of_whoever_asks_stay_as_they_are(monkeypatch) -> None:
         with pytest.raises(ZeroDivisionError):
             list(pool.work_through(fails, [1], workers=1))
         assert torch.get_num_threads() == 2
-        made = list(pool.work_through(threads_here, [1, 2], workers=1, alone=False))
+        made = list(pool.work_through(threads_here, [1, 2], workers=1, here=False))
         assert made == [1, 1] and torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)

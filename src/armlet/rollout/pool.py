@@ -44,15 +44,15 @@ def loaded(folder: Path, budget: float | None = None, device: str = "cpu") -> Ba
 
 
 def work_through(
-    work: Callable[[Job], Made], jobs: Sequence[Job], *, workers: int, alone: bool = True
+    work: Callable[[Job], Made], jobs: Sequence[Job], *, workers: int, here: bool = True
 ) -> Iterator[Made]:
     """`work(job)` for every job, in `workers` processes of one thread each, as they finish.
 
-    One worker is this process itself, with one thread while a job runs, unless `alone` is False:
+    One worker is this process itself, with one thread while a job runs, unless `here` is False:
     then even one is a process of its own, whose policies and random numbers are not this one's.
     `work` has to be importable: a function of a module, or a frozen dataclass.
     """
-    if workers <= 1 and alone:
+    if workers <= 1 and here:
         yield from _here(work, jobs)
         return
     context = multiprocessing.get_context("spawn")

@@ -44,7 +44,7 @@ def record(
         kept = len(finished)
         attempt_at = _Attempt(root, acts, features, hz)
         # Never in this process: whoever acts must not draw from the random numbers of a training.
-        for made in work_through(attempt_at, missing, workers=workers, alone=False):
+        for made in work_through(attempt_at, missing, workers=workers, here=False):
             kept += made
             progress.advance(kept=kept / (progress.done + 1))
         progress.close()
