@@ -93,7 +93,7 @@ class Pictures:
             if height != width:
                 raise FitError(
                     f"{whose}: camera {name!r} has pictures of {height} × {width} pixels, and a policy taught here sees squares; "
-                    f"give `--pictures.fit letterbox` (or crop, stretch) and `--pictures.size {_suggested(height, width)}`"
+                    f"give `--pictures.fit letterbox` (or crop, stretch) and `--pictures.size {suggested_size(height, width)}`"
                 )
             if self.size not in (None, height):
                 raise FitError(
@@ -124,7 +124,7 @@ class Pictures:
             )
 
 
-def _suggested(height: int, width: int) -> int:
+def suggested_size(height: int, width: int) -> int:
     """A side that every patch of networks here (8, 12 or 16 pixels) divides, near to the
     picture's."""
     return min(192, 48 * max(1, max(height, width) // 48))
