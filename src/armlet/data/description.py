@@ -214,7 +214,7 @@ def _mode_by_names(names: Sequence[str]) -> Guess | None:
         re.match(r"(?:.*[_.])?(?:delta|d(?=[xyz]|roll|pitch|yaw|r[xyz]))", name) for name in lower
     ):
         return Guess("delta", "sure", f"they are called {', '.join(names[:4])}")
-    if all(re.search(r"vel(?:ocity)?$|(?:^|[_.])vel|_dot$", name) for name in lower):
+    if all(re.search(r"vel(?:ocity)?$|(?:^|[_.])vel|_dot$|^v[xyz]$", name) for name in lower):
         return Guess("delta", "sure", f"they are called {', '.join(names[:4])}, velocities")
     if all(re.search(r"[._]pos(?:ition)?$|_target$", name) for name in lower):
         return Guess("absolute", "sure", f"they are called {', '.join(names[:4])}")
