@@ -63,8 +63,9 @@ def record(
                 progress.advance(kept=kept / (progress.done + 1))
         progress.close()
         writer.finalise()
-        described = recorded_toml(benchmark.action_spec, benchmark.state_names)
-        write_atomically(root / ROBOT_FILE, described.encode())
+        if not (root / ROBOT_FILE).exists():  # one that is there may have been corrected by hand
+            described = recorded_toml(benchmark.action_spec, benchmark.state_names)
+            write_atomically(root / ROBOT_FILE, described.encode())
     return root
 
 
