@@ -74,7 +74,14 @@ def _on_places(verb: str, arguments: list[str], *, debug: bool) -> None:
 
     work = importlib.import_module(f"armlet.{verb}").main
     _finish(
-        f"armlet {verb}", lambda: tyro.cli(work, args=arguments, prog=f"armlet {verb}"), debug=debug
+        f"armlet {verb}",
+        lambda: tyro.cli(
+            work,
+            args=arguments,
+            prog=f"armlet {verb}",
+            config=(tyro.conf.AvoidSubcommands,),
+        ),
+        debug=debug,
     )
 
 

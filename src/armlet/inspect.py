@@ -22,9 +22,11 @@ from armlet.data.episodes import EpisodeDataset
 from armlet.data.files import write_atomically
 from armlet.data.hub import is_name
 from armlet.data.layout import INFO, Columns
+from armlet.data.pictures import suggested_size
 from armlet.robot.description import FILE, Described, as_toml, toml_lines
 
 SHEET = "cameras.png"
+AS_LEROBOT = Columns()
 MARK = "# written by armlet inspect, and not changed since: "
 GUESS = "#? "
 HELP = {
@@ -41,7 +43,7 @@ def main(
     /,
     *,
     out: Path | None = None,
-    columns: Columns | None = None,
+    columns: Columns = AS_LEROBOT,
     pictures: bool = True,
 ) -> str:
     """Say what a data set or a policy is. `place`: its folder, or a data set's name on the hub,
@@ -61,15 +63,29 @@ def main(
         page += ["", "nothing was written into the hub's cache; give a folder with --out"]
         return "\n".join(page)
     where = out or data.root
-    written = [_write_description(where / FILE, described(found, place))]
+    written = [_write_description(where / FILE, described(found))]
     if seen:
         where.mkdir(parents=True, exist_ok=True)
         sheet.draw(seen).save(where / SHEET)
         written.append(f"{where / SHEET}: what the cameras see")
-    following = f"armlet teach actdistill --episodes {place}"
+    options = _options(data, found, out)
+    following = f"next: armlet teach actdistill --episodes {place}{options}"
+    return "\n".join([*page, "", *written, following])
+
+
+def _options(data: EpisodeDataset, found: Suggestion, out: Path | None) -> str:
+    """What the next command must be told beside the folder."""
+    said = ""
+    for role in ("state", "action"):
+        column = getattr(data.roles, role)
+        if column != getattr(AS_LEROBOT, role):
+            said += f" --columns.{role} {column}"
+    if any(height != width for height, width in found.cameras.values()):
+        height, width = max(found.cameras.values())
+        said += f" --pictures.fit letterbox --pictures.size {suggested_size(height, width)}"
     if out is not None:
-        following += f" --robot.file {out / FILE}"
-    return "\n".join([*page, "", *written, f"next: {following}"])
+        said += f" --robot.file {out / FILE}"
+    return said
 
 
 # What a data set is
@@ -81,7 +97,7 @@ def _summary(data: EpisodeDataset, found: Suggestion) -> list[str]:
     lines = [
         f"{data.root}",
         f"  {found.episodes} episodes{of}, {found.frames} frames at {found.control_hz:g} Hz "
-        f"({seconds / 60:.1f} minutes)",
+        f"({_duration(seconds)})",
         f"  told: {_shortened(found.tasks)}",
         "",
         "cameras (height × width)",
@@ -92,6 +108,10 @@ def _summary(data: EpisodeDataset, found: Suggestion) -> list[str]:
     if not found.cameras:
         lines.append("  none")
     return lines
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 120 else f"{seconds / 60:.0f} minutes"
 
 
 def _shortened(tasks: tuple[str, ...]) -> str:
@@ -123,6 +143,8 @@ def _meaning(found: Suggestion) -> list[str]:
     lines = ["", "what the actions mean, as the data suggest"]
     for name, guess in found.guesses.items():
         shown = _value(guess.value)
+        if name == "grippers" and guess.value and len(guess.value) == 1:
+            shown = f"{guess.value[0]} ({found.actions[guess.value[0]].name})"
         why = textwrap.wrap(f"{guess.confidence}: {guess.why}", 74)
         lines.append(f"  {name.replace('_', ' '):<15} {shown:<10} {why[0]}")
         lines += [f"  {'':<15} {'':<10} {line}" for line in why[1:]]
@@ -150,11 +172,11 @@ def _listed(title: str, lines: list[str]) -> list[str]:
 # robot.toml
 
 
-def described(found: Suggestion, place: str) -> str:
+def described(found: Suggestion) -> str:
     """The text of a `robot.toml`: what is sure as it is, guesses behind `#?`, and what the data say
     themselves as comments."""
     lines = [
-        f"# What the robot of {place} is: armlet teach, probe, distil and evaluate read this file.",
+        "# What the robot of these episodes is; armlet teach, probe, distil and evaluate read it here.",
         "# Lines behind #? are guesses. Correct them, and take the #? away: nothing is assumed.",
     ]
     for name, guess in found.guesses.items():
@@ -166,6 +188,8 @@ def described(found: Suggestion, place: str) -> str:
         else:
             mark = "" if guess.confidence == "sure" else GUESS
             lines.append(f"{mark}{name} = {as_toml(value)}")
+        if name == "grippers" and found.gripper_open is None:
+            lines += ["# and where there is one:", "# gripper_open = 1.0", "# gripper_closed = 0.0"]
     lines += ["", "# metres that a command of 1 moves the hand, where somebody knows"]
     lines += ["# translation_scale = 0.05", "", "# What the data say themselves; to say otherwise,"]
     lines.append("# take the # away. low and high: nothing beyond them is ever commanded.")
@@ -192,9 +216,9 @@ def _write_description(path: Path, text: str) -> str:
             f"{path} cannot be written ({error.strerror or error}); give a folder with --out"
         ) from error
     guesses = text.count(f"\n{GUESS}")
-    return (
-        f"{path}: {guesses} lines behind #? are guesses, to be corrected by whoever knows the robot"
-    )
+    if not guesses:
+        return f"{path}: all that a teacher must know of its robot"
+    return f"{path}: its lines behind #? are guesses ({guesses}), for somebody who knows the robot"
 
 
 def _is_untouched(text: str) -> bool:
@@ -241,7 +265,6 @@ def policy_page(folder: Path) -> str:
     if action.grippers:
         lines.append(f"  gripper open {action.gripper_open:g}, closed {action.gripper_closed:g}")
     scale = action.translation_scale
-    lines.append(
-        f"  a command of 1 moves {'nobody knows how far' if scale is None else f'{scale:g} m'}"
-    )
+    if scale is not None:
+        lines.append(f"  a command of 1 moves the hand by {scale:g} m")
     return "\n".join(lines)

@@ -24,7 +24,7 @@ from armlet.data.episodes import ACTION, STATE, EpisodeDataset
 from armlet.robot.agree import is_named, plain
 from armlet.robot.description import Described, option
 
-Confidence = Literal["sure", "likely", "open"]
+Confidence = Literal["sure", "likely", "unclear"]
 
 MOST_ROWS = 50_000  # that are looked at for a guess: whole episodes, spread over the data set
 FEWEST_PAIRS = 100  # of frames that follow one another: fewer say nothing
@@ -187,7 +187,7 @@ def _mode(
     starts: np.ndarray,
 ) -> Guess:
     if not moving:
-        return Guess(None, "open", "nothing moves but grippers")
+        return Guess(None, "unclear", "nothing moves but grippers")
     named = _mode_by_names([names[index] for index in moving])
     inner = np.ones(len(actions), bool)
     inner[starts[1:] - 1] = False  # the last frame of an episode has none after it
@@ -214,7 +214,7 @@ def _mode_by_names(names: Sequence[str]) -> Guess | None:
         re.match(r"(?:.*[_.])?(?:delta|d(?=[xyz]|roll|pitch|yaw|r[xyz]))", name) for name in lower
     ):
         return Guess("delta", "sure", f"they are called {', '.join(names[:4])}")
-    if all(re.search(r"vel(?:ocity)?$|(?:^|[_.])vel|_dot$", name) for name in lower):
+    if all(re.search(r"vel(?:ocity)?$|(?:^|[_.])vel|_dot$|^v[xyz]$", name) for name in lower):
         return Guess("delta", "sure", f"they are called {', '.join(names[:4])}, velocities")
     if all(re.search(r"[._]pos(?:ition)?$|_target$", name) for name in lower):
         return Guess("absolute", "sure", f"they are called {', '.join(names[:4])}")
@@ -247,10 +247,10 @@ def _mode_by_state(
             f"where the state stands explains {_share(place)} of the actions and how it changes "
             f"{_share(change)}, which tells nothing"
         )
-        return Guess(None, "open", why)
+        return Guess(None, "unclear", why)
     if votes[value] < 3 * votes[other]:
         why = f"{votes['absolute']} dimensions look absolute and {votes['delta']} delta"
-        return Guess(None, "open", why)
+        return Guess(None, "unclear", why)
     mine, left, against = absolute, place, change
     words = ("where the state stands a frame later", "how it changes")
     if value == "delta":
@@ -291,7 +291,9 @@ def _unexplained(known: np.ndarray, wanted: np.ndarray) -> np.ndarray:
 def _mode_alone(actions: np.ndarray, before: np.ndarray) -> Guess:
     """Without a state that speaks: places change slowly and lie away from 0. Never sure."""
     if len(before) < FEWEST_PAIRS:
-        return Guess(None, "open", f"{len(before)} frames with one after them are too few to tell")
+        return Guess(
+            None, "unclear", f"{len(before)} frames with one after them are too few to tell"
+        )
     step = np.sqrt(((actions[before + 1] - actions[before]) ** 2).mean(0)) / actions.std(0)
     away = np.abs(actions.mean(0)) / np.sqrt((actions**2).mean(0))
     slow, far = float(np.median(step)), float(np.median(away))
@@ -303,7 +305,7 @@ def _mode_alone(actions: np.ndarray, before: np.ndarray) -> Guess:
         return Guess("absolute", "likely", why)
     if far < 0.35 and slow > 0.25:
         return Guess("delta", "likely", why)
-    return Guess(None, "open", why)
+    return Guess(None, "unclear", why)
 
 
 # Grippers
@@ -348,17 +350,17 @@ def _ends(
     low, high = float(wide.min()), float(wide.max())
     if low == high:
         why = f"it always stands at {low:g}"
-        return Guess(None, "open", why), Guess(None, "open", why)
+        return Guess(None, "unclear", why), Guess(None, "unclear", why)
     if (3 * np.ptp(wide, axis=0) < high - low).any():
         shown = "; ".join(f"{each.min():g} to {each.max():g}" for each in wide.T)
         why = f"the grippers differ ({shown}), and one pair of ends is kept for all: convert one"
-        return Guess(None, "open", why), Guess(None, "open", why)
+        return Guess(None, "unclear", why), Guess(None, "unclear", why)
     usual = _usual_ends(low, high)
     if usual is not None:
         low, high = usual
     elif not all(_is_two_valued(each) for each in wide.T):
         why = f"it goes from {low:.4g} to {high:.4g}, which may be less than its ends"
-        return Guess(None, "open", why), Guess(None, "open", why)
+        return Guess(None, "unclear", why), Guess(None, "unclear", why)
     count = len(starts) - 1
     upper = float((wide[starts[:-1]] > (low + high) / 2).mean())
     opened, closed = (high, low) if upper >= 0.5 else (low, high)
@@ -366,7 +368,7 @@ def _ends(
     where = f"{most:.0%} of {count} episodes begin nearer to {opened:g}"
     if most < 0.8 or count < 3:
         where += ", which tells little"
-        return Guess(opened, "open", where), Guess(closed, "open", "the other end")
+        return Guess(opened, "unclear", where), Guess(closed, "unclear", "the other end")
     why = f"{where}, as most do with an open gripper"
     return Guess(opened, "likely", why), Guess(closed, "likely", "the other end")
 
@@ -425,7 +427,7 @@ def _rotation(names: Sequence[str], actions: np.ndarray) -> Guess:
         return Guess("none", "sure", f"they are joints: {', '.join(names[:4])}")
     if len(names) in (7, 14):
         why = "the names tell nothing; six numbers and a gripper an arm are joints, or x, y, z and a rotation"
-        return Guess(None, "open", why)
+        return Guess(None, "unclear", why)
     return Guess("none", "likely", "the names tell nothing, and no four numbers are a quaternion")
 
 

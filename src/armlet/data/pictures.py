@@ -96,7 +96,7 @@ class Pictures:
                 raise FitError(
                     f"{whose}: camera {name!r} has pictures of {height} × {width} pixels, and a "
                     "policy taught here sees squares; give `--pictures.fit letterbox` (or crop, "
-                    f"stretch) and `--pictures.size {_suggested(height, width)}`"
+                    f"stretch) and `--pictures.size {suggested_size(height, width)}`"
                 )
             if self.size not in (None, height):
                 raise FitError(
@@ -129,7 +129,7 @@ class Pictures:
             )
 
 
-def _suggested(height: int, width: int) -> int:
+def suggested_size(height: int, width: int) -> int:
     """A side that every patch of networks here (8, 12 or 16 pixels) divides, near to the
     picture's."""
     return min(LARGEST, STEP * max(1, max(height, width) // STEP))

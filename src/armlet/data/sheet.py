@@ -79,7 +79,7 @@ def draw(seen: Look) -> Image.Image:
     top = LINE
     for camera, pictures in seen.pictures.items():
         shape = pictures.shape
-        pen.text((MARGIN, top), f"{camera}: {shape[1]} × {shape[2]} (height × width)", fill="black")
+        pen.text((MARGIN, top), f"{camera}: {shape[1]} x {shape[2]} (height x width)", fill="black")
         top += LINE
         for index, picture in enumerate(pictures):
             small = Image.fromarray(picture).resize(sizes[camera], Image.Resampling.BILINEAR)

@@ -198,10 +198,10 @@ def load_policy(
     folder = local_folder(folder, kind="model")
     config, (tensors, digest), tokenizer = _read(folder, _tensors_and_digest)
     digest.update(tokenizer)
-    own = digest.hexdigest()[:16]
-    if config.get(FINGERPRINT, own) != own:
+    found = digest.hexdigest()[:16]
+    if config.get(FINGERPRINT, found) != found:
         raise ValueError(
-            f"{folder}: `policy` in {CONFIG}, or {WEIGHTS}, was changed after the policy was saved: together they are {own} and not "
+            f"{folder}: `policy` in {CONFIG}, or {WEIGHTS}, was changed after the policy was saved: together they are {found} and not "
             f"{config[FINGERPRINT]}; {FIX}. What is changed on purpose is saved again, with armlet.policies.checkpoint.save_policy"
         )
     words = _tokenizer(tokenizer, folder / TOKENIZER)
@@ -212,10 +212,10 @@ def load_policy(
             f"{folder / CONFIG}: `policy` does not describe a policy ({type(error).__name__}: {error}); it was changed by hand, or "
             f"written by another version of armlet; {FIX}"
         ) from error
-    found = contradictions(policy.body)
-    if found:
+    wrong = contradictions(policy.body)
+    if wrong:
         raise ValueError(
-            f"{folder / CONFIG}: `policy` contradicts itself: {'; '.join(found)}; {FIX}"
+            f"{folder / CONFIG}: `policy` contradicts itself: {'; '.join(wrong)}; {FIX}"
         )
     if robot is not None:
         agree(policy.robot, robot, whose=(f"the policy {folder}", "the robot"))

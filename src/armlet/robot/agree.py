@@ -23,6 +23,7 @@ for radians are a factor of 57).
 Knows no data set, no policy and no file.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -322,6 +323,8 @@ def _ranges(ours: ActionSpec, theirs: ActionSpec, whose: tuple[str, str]) -> lis
     for index, name in enumerate(ours.names):
         low = theirs.low[index]
         high = theirs.high[index]
+        if not math.isfinite(ours.high[index] - ours.low[index]):
+            continue  # nobody knows it
         room = BEYOND * (high - low)
         if ours.low[index] < low - room or ours.high[index] > high + room:
             beyond.append(

@@ -60,8 +60,11 @@ def acted_on(device: str) -> dict[str, str]:
 
 def describe_robot(root: Path, benchmark: Benchmark) -> None:
     """Write what robot the episodes at `root` are of beside them, as `robot.toml`."""
+    path = root / ROBOT_FILE
+    if path.exists():  # it may have been corrected by hand
+        return
     described = recorded_toml(benchmark.action_spec, benchmark.state_names)
-    write_atomically(root / ROBOT_FILE, described.encode())
+    write_atomically(path, described.encode())
 
 
 @dataclass(frozen=True)

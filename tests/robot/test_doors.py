@@ -1,0 +1,178 @@
+"""Four doors, and every way in which a robot may be another than it seems: none passes.
+
+A bend is made to whoever the policy meets: the recordings, its teacher, a world, or whoever loads
+it and says which robot they have.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from tiny import make_policy
+
+from armlet.benchmarks import benchmark_robot
+from armlet.data.door import check_policy
+from armlet.data.episodes import EpisodeDataset, EpisodeFrames, Features
+from armlet.data.writer import EpisodeWriter
+from armlet.policies.checkpoint import load_policy, save_policy
+from armlet.policies.vla import VLA
+from armlet.robot.agree import DisagreementError, agree
+from armlet.robot.description import Described, RobotOptions
+from armlet.robot.spec import CameraSpec, RobotSpec
+
+STATE = ("x", "y", "z", "gap")
+Bend = Callable[[RobotSpec], RobotSpec]
+
+
+def action(**fields: object) -> Bend:
+    return lambda robot: replace(robot, action=replace(robot.action, **fields))
+
+
+def observation(**fields: object) -> Bend:
+    return lambda robot: replace(robot, observation=replace(robot.observation, **fields))
+
+
+def swapped(robot: RobotSpec) -> RobotSpec:
+    ends = {
+        "gripper_open": robot.action.gripper_closed,
+        "gripper_closed": robot.action.gripper_open,
+    }
+    return action(**ends)(robot)
+
+
+SCENE = CameraSpec(24, 24)
+BENDS: dict[str, tuple[Bend, str]] = {
+    "gripper ends swapped": (swapped, "they are swapped"),
+    "gripper in per cent": (
+        action(gripper_open=100.0, gripper_closed=0.0, high=(1.0, 1.0, 1.0, 100.0)),
+        "open at 100 and closed at 0",
+    ),
+    "another gripper": (action(grippers=(2,)), r"gripper 2 \(dz\)"),
+    "no gripper": (action(grippers=()), "has no gripper"),
+    "moves in centimetres": (action(translation_scale=0.01), "a command of 1 moves .* by 0.01 m"),
+    "a tenth of the range": (action(low=(-0.1,) * 4, high=(0.1,) * 4), "another unit"),
+    "degrees": (action(low=(-180.0,) * 4, high=(180.0,) * 4), "another unit"),
+    "another rate": (action(control_hz=50.0), "50 actions a second"),
+    "names in another order": (
+        action(names=("dy", "dx", "dz", "gripper")),
+        "dy, dx stand in another order",
+    ),
+    "absolute": (action(mode="absolute"), "has absolute actions"),
+    "another rotation": (action(rotation="euler"), "'euler'"),
+    "no such camera": (observation(cameras={"scene": SCENE}), "camera 'wrist'"),
+    "another size of picture": (
+        observation(cameras={"scene": CameraSpec(24, 32), "wrist": CameraSpec(16, 16)}),
+        r"camera 'scene': found \(24, 32, 3\), and expected \(24, 24, 3\)",
+    ),
+    "state in another order": (
+        observation(state_names=("y", "x", "z", "gap")),
+        "y, x stand in another order",
+    ),
+    "more state": (
+        observation(state_names=(*STATE, "load"), state_dims=5),
+        "has 5 numbers, and 4 are expected",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def policy() -> VLA:
+    made = make_policy()  # cameras scene, 24 pixels, and wrist, 16; dx, dy, dz, gripper
+    made.body = dataclasses.replace(made.body, state_names=STATE)
+    return made
+
+
+@pytest.fixture(scope="module")
+def folder(policy: VLA, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    where = tmp_path_factory.mktemp("policy")
+    save_policy(policy, where)
+    return where
+
+
+@pytest.fixture(scope="module")
+def episodes(policy: VLA, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("episodes") / "set"
+    names = policy.body.action_spec.names
+    cameras = {"scene": (24, 24), "wrist": (16, 16)}
+    rng = np.random.default_rng(0)
+    fps = round(policy.body.action_spec.control_hz)
+    writer = EpisodeWriter(root, Features(STATE, names, cameras), fps=fps, robot="r", metadata={})
+    images = {name: np.zeros((4, *size, 3), np.uint8) for name, size in cameras.items()}
+    actions = rng.uniform(-1, 1, (4, 4)).astype(np.float32)
+    writer.add(EpisodeFrames(images, actions, actions, {}, "go"))
+    writer.finalise()
+    return root
+
+
+def at_data(policy: VLA, robot: RobotSpec, episodes: Path, folder: Path) -> None:
+    """Episodes that say of themselves what a data set can, and the rest by options."""
+    data = EpisodeDataset(episodes)
+    data.fps = robot.action.control_hz
+    data.action_names = robot.action.names
+    data.state_names = robot.observation.state_names
+    cameras = robot.observation.cameras
+    data.cameras = {name: (each.height, each.width) for name, each in cameras.items()}
+    said = dataclasses.asdict(Described.of(robot.action))
+    options = RobotOptions(**said | {"names": None, "control_hz": None})
+    check_policy(data, policy.robot, options, limit=0.5, title="probe")
+
+
+def at_student(policy: VLA, robot: RobotSpec, episodes: Path, folder: Path) -> None:
+    agree(policy.robot, robot, whose=("the student", "its teacher"))
+
+
+def at_world(policy: VLA, robot: RobotSpec, episodes: Path, folder: Path) -> None:
+    world = SimpleNamespace(
+        action_spec=robot.action,
+        state_names=robot.observation.state_names,
+        cameras={},
+    )
+    there = benchmark_robot(world)
+    seen = replace(there.observation, cameras=robot.observation.cameras)  # not only squares
+    agree(policy.robot, replace(there, observation=seen), whose=("the policy", "the world"))
+
+
+def at_load(policy: VLA, robot: RobotSpec, episodes: Path, folder: Path) -> None:
+    load_policy(folder, robot=robot)
+
+
+DOORS = {"data": at_data, "teacher": at_student, "world": at_world, "load": at_load}
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_a_door_is_open_to_the_robot_itself(
+    door: str, policy: VLA, episodes: Path, folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    DOORS[door](policy, policy.robot, episodes, folder)
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("bend", BENDS)
+@pytest.mark.parametrize("door", DOORS)
+def test_a_door_is_shut_to_any_other(
+    door: str, bend: str, policy: VLA, episodes: Path, folder: Path
+) -> None:
+    bent, said = BENDS[bend]
+    with pytest.raises(DisagreementError, match=said):
+        DOORS[door](policy, bent(policy.robot), episodes, folder)
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_all_that_differs_is_said_at_once(
+    door: str, policy: VLA, episodes: Path, folder: Path
+) -> None:
+    robot = policy.robot
+    for bend in ("gripper ends swapped", "another rate", "absolute", "no such camera"):
+        robot = BENDS[bend][0](robot)
+    with pytest.raises(DisagreementError, match=r"\(1\).*\(2\).*\(3\).*\(4\)") as raised:
+        DOORS[door](policy, robot, episodes, folder)
+    assert {each.field for each in raised.value.differences} == {
+        "gripper ends",
+        "rate",
+        "mode",
+        "camera 'wrist'",
+    }
