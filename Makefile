@@ -4,7 +4,7 @@ PYTHON := $(shell for p in python3 python3.13 python3.12 python3.11; do $$p -c '
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo test check format lock test-mutants numbers test-slow test-metaworld test-lerobot test-page test-reference bench clean
+.PHONY: setup demo test check format lock test-mutants numbers test-slow test-metaworld test-lerobot test-page test-reference robots bench clean
 
 setup: $(READY)
 
@@ -52,6 +52,10 @@ test-page: $(READY)
 	test -x /usr/bin/chromium || { echo "the page is tested in Chromium: apt-get install chromium"; exit 1; }
 	$(BIN)/pip install -q playwright
 	$(BIN)/pytest -q -m page
+
+# Five robots that nobody has heard of, and sets that the real lerobot wrote: teach, probe, distil and evaluate with every recipe for one's own robot.
+robots: $(READY)
+	$(BIN)/pytest -q -n 2 -m robots
 
 test-reference: $(READY)
 	$(BIN)/pip install -q -c requirements.lock torch_geometric
