@@ -54,7 +54,7 @@ def main(recipe: Recipe) -> Path:
         "network": policy.to_json(),
         "words": digest_text([policy.body.tokenizer.to_str()]),
     }
-    question = made_from | {
+    question: dict[str, Any] = made_from | {
         "stage": settings(recipe.teach),
         "seed": recipe.seed,
         "weights": recipe.weights,
