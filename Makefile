@@ -4,7 +4,7 @@ PYTHON := $(shell for p in python3 python3.13 python3.12 python3.11; do $$p -c '
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help setup demo test check format lock test-mutants numbers docs hooks test-slow test-metaworld test-lerobot test-page test-reference bench clean
+.PHONY: help setup demo test check format lock test-mutants numbers docs hooks test-slow test-metaworld test-lerobot test-page test-reference robots bench clean
 
 help: ## this list
 	@echo "make TARGET, of:"
@@ -70,6 +70,9 @@ test-page: $(READY) ## the report page in a real browser
 	test -x /usr/bin/chromium || { echo "the page is tested in Chromium: apt-get install chromium"; exit 1; }
 	$(BIN)/pip install -q playwright
 	$(BIN)/pytest -q -m page
+
+robots: $(READY) ## five robots that nobody has heard of, from teach to evaluate, with every recipe for one's own robot
+	$(BIN)/pytest -q -n 2 -m robots
 
 test-reference: $(READY) ## against libraries that are no dependency
 	$(BIN)/pip install -q -c requirements.lock torch_geometric

@@ -56,7 +56,9 @@ class Robot:
     def arguments(self) -> list[str]:
         """Command-line options that describe the robot."""
         found = ["--robot.mode", self.mode, "--robot.rotation", self.rotation]
-        if self.grippers:
+        if not self.grippers:
+            found += ["--robot.grippers"]  # none
+        else:
             found += ["--robot.grippers", *map(str, self.grippers)]
             found += ["--robot.gripper-open", f"{self.gripper_open:g}"]
             found += ["--robot.gripper-closed", f"{self.gripper_closed:g}"]
@@ -164,7 +166,6 @@ SEVEN = Robot(
     gripper_open=1.0,
     gripper_closed=0.0,
     rotation="axis_angle",
-    options={"--pictures.fit": "letterbox", "--pictures.size": "48"},
 )
 TWO_ARMS = Robot(
     name="two_arms",
@@ -175,11 +176,6 @@ TWO_ARMS = Robot(
     cameras={"top": (48, 48), "left_wrist": (32, 48), "right_wrist": (48, 36)},
     across=tuple((np.cos(n), np.sin(2 * n)) for n in range(14)),
     offset=tuple(0.3 * n - 2 for n in range(14)),
-    options={
-        "--pictures.fit": "letterbox",
-        "--pictures.size": "48",
-        "--normalise-actions": "mean_std",
-    },
 )
 DEGREES = Robot(
     name="degrees",
@@ -190,7 +186,6 @@ DEGREES = Robot(
     cameras={"side": (48, 48)},
     across=JOINTS,
     offset=(-40.0, 90.0, 15.0, -120.0),
-    options={"--normalise-actions": "mean_std"},
 )
 BLIND_TO_ITSELF = Robot(
     name="blind_to_itself",
@@ -213,7 +208,6 @@ PUSHER = Robot(
     state=("x", "y"),
     cameras={"image": (96, 96)},
     across=((512, 0), (0, 512)),
-    options={"--normalise-actions": "min_max"},
 )
 ROBOTS = {each.name: each for each in (SEVEN, TWO_ARMS, DEGREES, BLIND_TO_ITSELF, PUSHER)}
 

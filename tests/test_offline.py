@@ -16,10 +16,12 @@ from robots import BLIND_TO_ITSELF, ROBOTS, SEVEN, WORDS, Robot
 from armlet import report as report_page
 from armlet.data.episodes import EpisodeDataset
 from armlet.data.layout import Columns
+from armlet.data.pictures import Pictures
 from armlet.data.splits import parts
 from armlet.data.text import train_tokenizer
 from armlet.evaluation import offline, offline_report
-from armlet.evaluation.action_errors import MEAN, REPEAT, THIRDS
+from armlet.evaluation.action_errors import MEAN, REPEAT, THIRDS, Recording
+from armlet.evaluation.asking import Asker
 from armlet.evaluation.offline import Known, Labelled, seen_in_training
 from armlet.evaluation.offline_report import OfflineReport, Seen
 from armlet.policies.contract import Body, Decision
@@ -234,8 +236,8 @@ def test_a_network_is_asked_about_many_frames_at_once_and_answers_the_same(tmp_p
     policy = sizes.build(body, {"top": 32}).eval()
     split = parts(data, "last", 0.5)
     report = offline.evaluate({"teacher": policy}, data, split.held_out, shown=split.train, calls=3)
-    recording = offline.Recording(*(data.columns()["action"],) * 2, data.starts, data.runs)
-    asker = offline.Asker(data, recording, data.columns()["observation.state"], offline.Pictures())
+    recording = Recording(*(data.columns()["action"],) * 2, data.starts, data.runs)
+    asker = Asker(data, recording, data.columns()["observation.state"], Pictures())
     rows = recording.rows_of(split.held_out)
     together = asker.ask(policy, rows, "together")
     one = np.stack([policy.infer(each) for each in asker.raw(rows)])
