@@ -7,7 +7,6 @@ Bytes make every text encodable, also words that were never seen. This file know
 from collections.abc import Iterable
 from pathlib import Path
 
-from huggingface_hub import hf_hub_download
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 PAD, START, END = (
@@ -57,6 +56,8 @@ def load_tokenizer(name: str) -> Tokenizer:
     around a text: a network that wants them adds them, so that what stands in a batch is words, and
     0 pads. Raises ValueError where it cannot be had,
     or is of another kind."""
+    from huggingface_hub import hf_hub_download  # only where a name is not a folder
+
     local = Path(name) / "tokenizer.json"
     try:
         path = local if local.is_file() else hf_hub_download(name, local.name)
