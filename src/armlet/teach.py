@@ -105,8 +105,8 @@ def new_policy(recipe: Recipe, data: EpisodeDataset) -> Policy:
         state_names=() if all(name.isdigit() for name in data.state_names) else data.state_names,
         fit=view.fit,
     )
-    torch.manual_seed(recipe.seed)
     network = network.suited(body, data.columns()[ACTION])
+    torch.manual_seed(recipe.seed)
     return network.build(body, {name: height for name, (height, _) in view.cameras.items()})
 
 

@@ -34,6 +34,16 @@ AGAIN = (
     ("regrasping", 5, 0.0, True),
     ("transporting", 9, 1.0, True),
 )
+TWICE = (
+    ("approaching", 8, 1.0, False),
+    ("grasping", 5, 0.0, True),
+    ("transporting", 8, 1.0, True),
+    ("placing", 5, 1.0, True),
+    ("placing", 5, 1.0, False),
+    ("approaching", 9, 1.0, False),
+    ("grasping", 5, 0.0, True),
+    ("transporting", 9, 1.0, True),
+)
 
 
 def robot(mode: str = "delta", scale: float = 1.0, opened: float = -1, closed: float = 1):
@@ -70,7 +80,7 @@ SPECS = {
 
 
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
-@pytest.mark.parametrize("parts", [PICK_AND_PLACE, AGAIN])
+@pytest.mark.parametrize("parts", [PICK_AND_PLACE, AGAIN, TWICE])
 def test_known_motions_have_their_phases(parts: tuple, spec: ActionSpec) -> None:
     episode, names = play(parts, spec)
     labels = MotionRules().suited(spec).annotate(episode, FPS)
