@@ -398,7 +398,7 @@ def parse(words: list[str]) -> None:
         return  # a verb that is only spoken of
     if verb in OF_REPORTS:
         tyro.cli(unrun(importlib.import_module(f"armlet.{verb}").main), args=rest)
-    elif "--help" not in rest:
+    elif not {"--help", "--help-all"} & set(rest):
         override(recipes.find(rest[0])(), rest[1:], f"armlet {verb} {rest[0]}")
 
 

@@ -15,11 +15,18 @@ Verbs, in the order of the work:
     recompute  report.json files: every interval, pair and tally again, from the stored counts and
                outcomes
 
-Every field of a recipe can be set: `armlet distil actdistill_tabletop --seed 1 --out out/second`;
-`armlet distil actdistill_tabletop --help` lists them; `--debug`, anywhere, shows where an error
-came from. A recipe of your own: `armlet distil mypackage.recipes:mine`. A data set or policy on the
-Hugging Face hub, in place of the folder that is read: `--episodes hf:user/set`, `--teacher
-hf:user/policy@revision`.
+A recipe without a suffix, such as `actdistill`, is for your own robot: the same options for every
+verb, of which `--episodes` is one.
+
+    armlet teach    actdistill --episodes DIR     # or bring a teacher: --teacher DIR
+    armlet probe    actdistill --episodes DIR
+    armlet distil   actdistill --episodes DIR
+    armlet evaluate actdistill --episodes DIR
+
+`armlet distil actdistill --help` lists what is usually set, `--help-all` every field; `--debug`,
+anywhere, shows where an error came from. A recipe of your own: `armlet distil
+mypackage.recipes:mine`. A data set or policy on the Hugging Face hub, in place of the folder that
+is read: `--episodes hf:user/set`, `--teacher hf:user/policy@revision`.
 """
 
 import importlib
@@ -36,8 +43,13 @@ def usage() -> str:
     """The text of `armlet --help`: the docstring, and the recipes there are."""
     from armlet import recipes
 
-    lines = [f"    {name:<24} {summary}" for name, summary in recipes.available().items()]
-    return f"{__doc__}\nRecipes:\n\n" + "\n".join(lines) + "\n"
+    own = recipes.for_own_robots()
+    lines = {name: f"    {name:<29} {what}" for name, what in recipes.available().items()}
+    yours = [line for name, line in lines.items() if name in own]
+    ours = [line for name, line in lines.items() if name not in own]
+    return "\n".join(
+        [__doc__, "For your own robot:", "", *yours, "", "In worlds of ours:", "", *ours, ""]
+    )
 
 
 def main() -> None:
@@ -63,7 +75,8 @@ def main() -> None:
         return
     if not rest or rest[0].startswith("-"):
         sys.exit(
-            f"armlet {verb}: name a recipe first, such as actdistill_tabletop (armlet --help lists them)"
+            f"armlet {verb}: name a recipe first, such as actdistill for your own robot, or "
+            "actdistill_tabletop (armlet --help lists them)"
         )
     name, *overrides = rest
     _run(verb, name, overrides, debug=debug)

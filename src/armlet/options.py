@@ -283,7 +283,7 @@ def field_texts(kind: type) -> dict[str, str]:
 def _own_texts(kind: Any) -> dict[str, str]:
     try:
         source = inspect.getsource(kind)
-    except OSError:  # a class of an interactive session
+    except (OSError, TypeError):  # a class of an interactive session has no source
         return {}
     (node,) = ast.parse(textwrap.dedent(source)).body
     assert isinstance(node, ast.ClassDef)

@@ -110,8 +110,8 @@ def new_policy(recipe: Recipe, data: EpisodeDataset) -> Backbone:
         state_names=robot.observation.state_names,
         fit=view.fit,
     )
-    torch.manual_seed(recipe.seed)
     network = network.suited(body, data.columns()[ACTION])
+    torch.manual_seed(recipe.seed)
     return network.build(body, {name: height for name, (height, _) in view.cameras.items()})
 
 

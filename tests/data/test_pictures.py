@@ -406,3 +406,31 @@ def test_the_size_that_is_suggested_can_be_cut_into_patches(
 ) -> None:
     with pytest.raises(FitError, match=f"`--pictures.size {side}`"):
         Pictures().view({"eye": (height, width)}, whose="d")
+
+
+@pytest.mark.parametrize(
+    ("cameras", "side", "fit"),
+    [
+        ({"a": (96, 96), "b": (48, 48)}, None, "exact"),
+        ({"a": (192, 192)}, None, "exact"),
+        ({"a": (480, 640)}, 96, "letterbox"),
+        ({"a": (96, 96), "b": (480, 640)}, 96, "letterbox"),
+        ({"a": (240, 240)}, 96, "letterbox"),  # large
+        ({"a": (100, 100)}, 96, "letterbox"),  # no patch divides it
+    ],
+)
+def test_auto_takes_small_squares_as_they_are_and_letterboxes_the_rest(
+    cameras: dict, side: int | None, fit: str
+) -> None:
+    wanted = cameras if side is None else dict.fromkeys(cameras, (side, side))
+    assert Pictures("auto").view(cameras, whose="d") == View(wanted, fit)
+    named = Pictures("auto", 128).view(cameras, whose="d")
+    assert named == View(dict.fromkeys(cameras, (128, 128)), "letterbox")
+
+
+def test_auto_asks_nothing_of_a_teacher_that_exists() -> None:
+    view = View({"a": (224, 224)}, "crop")
+    Pictures("auto").agree(view)
+    assert not Pictures("auto").asked and Pictures("auto", 96).asked
+    with pytest.raises(FitError, match=r"pictures\.size 96 would have no effect"):
+        Pictures("auto", 96).agree(view)

@@ -3,6 +3,7 @@ unrouted and not checkpointed."""
 
 from dataclasses import replace
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
@@ -12,7 +13,6 @@ from torch import Tensor, nn
 from transformers import RobertaModel, ViTModel
 
 from armlet.benchmarks.tabletop import Tabletop
-from armlet.data import text as text_module
 from armlet.data.text import END, PAD, START, load_tokenizer, train_tokenizer
 from armlet.policies.checkpoint import load_policy, save_policy
 from armlet.policies.contract import Backbone, Body
@@ -489,7 +489,7 @@ def test_where_no_hub_is_reached_it_says_what_to_do(monkeypatch, tmp_path) -> No
     def offline(*_: object, **__: object) -> None:
         raise ConnectionError("offline")
 
-    monkeypatch.setattr(text_module, "hf_hub_download", offline)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", offline)
     with pytest.raises(
         ValueError, match="name a local folder; or take the data's own: hub_tokenizer=None"
     ):

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from huggingface_hub import hf_hub_download
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 # The last two only where a network was trained with them around every text.
@@ -80,7 +79,10 @@ def marks(tokenizer: Tokenizer) -> tuple[int, int, int] | None:
 def load_tokenizer(name: str) -> Tokenizer:
     """RoBERTa's BPE, from the Hugging Face hub or a local folder, without the marks that it puts
     around a text: a network that wants them adds them, so that what stands in a batch is words, and
-    0 pads. Raises ValueError where it cannot be had, or is of another kind."""
+    0 pads. Raises ValueError where it cannot be had,
+    or is of another kind."""
+    from huggingface_hub import hf_hub_download  # only where a name is not a folder
+
     local = Path(name) / "tokenizer.json"
     try:
         path = local if local.is_file() else hf_hub_download(name, local.name)

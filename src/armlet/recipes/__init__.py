@@ -3,7 +3,7 @@ its table `RECIPES`, and each function without arguments that returns a `Recipe`
 `armlet distil mypackage.recipes:mine`, a function or a row there.
 
 Names are read from the source, so that listing them imports nothing heavy: a row stands there as
-`"name": Row("what it is", …)`.
+`"name": Row("what it is", base, …)`.
 """
 
 import ast
@@ -11,6 +11,7 @@ import difflib
 import importlib
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,47 +21,67 @@ if TYPE_CHECKING:  # naming the recipes imports nothing heavy
 
 _HERE = Path(__file__).parent
 TABLE = "RECIPES"  # of a file: name → Row (recipes/bases.py)
+OWN = "own"  # the base of recipes for whatever robot there is
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What the source says of a recipe: its `module`, one line that says what it is, and the name
+    of what it starts from."""
+
+    module: str
+    summary: str
+    base: str
 
 
 def available() -> dict[str, str]:
-    """Recipe name → one line that says what it is."""
-    return {name: summary for name, (_, summary) in _found().items()}
+    """Recipe name → one line that says what it is; those for one's own robot come first."""
+    found = _found()
+    ordered = sorted(found, key=lambda name: found[name].base != OWN)
+    return {name: found[name].summary for name in ordered}
 
 
-def _found() -> dict[str, tuple[str, str]]:
-    """Recipe name → the module that has it, and the line that says what it is."""
-    found: dict[str, tuple[str, str]] = {}
+def for_own_robots() -> list[str]:
+    """The names of recipes that are for whatever robot the episodes are of."""
+    return [name for name, choice in _found().items() if choice.base == OWN]
+
+
+def _found() -> dict[str, Choice]:
+    found: dict[str, Choice] = {}
     for path in sorted(_HERE.glob("[!_]*.py")):
-        for name, summary in _choices(path):
+        for name, choice in _choices(path):
             if name in found:
                 raise ValueError(
-                    f"two recipes are called {name}: {found[name][0]}.py and {path.name}"
+                    f"two recipes are called {name}: {found[name].module}.py and {path.name}"
                 )
-            found[name] = (path.stem, summary)
+            found[name] = choice
     return found
 
 
-def _choices(path: Path) -> Iterator[tuple[str, str]]:
-    """Name and summary of every recipe that a file's source has."""
+def _choices(path: Path) -> Iterator[tuple[str, Choice]]:
+    """Name and description of every recipe that a file's source has."""
     for node in ast.parse(path.read_text()).body:
         if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
             returns = ast.unparse(node.returns or ast.Constant(""))
             if returns == "Recipe" and not ast.unparse(node.args):
-                yield node.name, (ast.get_docstring(node) or "").split("\n")[0]
+                paragraph = (ast.get_docstring(node) or "").split("\n\n")[0]
+                yield node.name, Choice(path.stem, " ".join(paragraph.split()), node.name)
         elif isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == TABLE:
             yield from _rows(node.value, path)
 
 
-def _rows(table: ast.expr, path: Path) -> Iterator[tuple[str, str]]:
+def _rows(table: ast.expr, path: Path) -> Iterator[tuple[str, Choice]]:
     rows = zip(table.keys, table.values, strict=True) if isinstance(table, ast.Dict) else ()
     for key, row in rows:
         try:
             assert key is not None and isinstance(row, ast.Call)
-            yield ast.literal_eval(key), ast.literal_eval(row.args[0])
-        except (AssertionError, IndexError, ValueError) as error:
+            summary, base, *_ = row.args
+            choice = Choice(path.stem, ast.literal_eval(summary), ast.unparse(base))
+            yield ast.literal_eval(key), choice
+        except (AssertionError, ValueError) as error:
             raise ValueError(
                 f"{path.name}, line {row.lineno}: a row of {TABLE} is read without running it; "
-                'expected `"name": Row("what it is", …)`'
+                'expected `"name": Row("what it is", base, …)`'
             ) from error
 
 
@@ -73,7 +94,8 @@ def make(name: str) -> "Recipe":
     made = find(name)()
     if not isinstance(made, Recipe):
         raise ValueError(
-            f"{name} gave a {type(made).__name__}, expected a function without arguments that returns an armlet Recipe"
+            f"{name} gave a {type(made).__name__}, expected a function without arguments that "
+            "returns an armlet Recipe"
         )
     return made
 
@@ -88,7 +110,7 @@ def find(name: str) -> Callable[[], "Recipe"]:
         near = difflib.get_close_matches(name, found, 1)
         hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(found)}"
         raise ValueError(f"no recipe {name!r}; {hint}")
-    module = importlib.import_module(f"{__name__}.{found[name][0]}")
+    module = importlib.import_module(f"{__name__}.{found[name].module}")
     row = getattr(module, TABLE, {}).get(name)
     return getattr(module, name) if row is None else partial(row.make, name)
 

@@ -191,7 +191,7 @@ def for_any_robot(base: Recipe) -> Recipe:
     )
 
 
-def longer() -> Recipe:
+def _longer() -> Recipe:
     """tabletop, of whose teacher no layer is read; and more steps, for a student that starts from
     nothing."""
     return replace(
@@ -203,9 +203,9 @@ def longer() -> Recipe:
     )
 
 
-def large() -> Recipe:
+def _large() -> Recipe:
     """The same with a teacher of 44.8 M parameters."""
-    base = longer()
+    base = _longer()
     out = Path("out/vla_ad_large")
     assert isinstance(base.network, VLANetwork)
     return replace(
@@ -217,14 +217,14 @@ def large() -> Recipe:
     )
 
 
-def rollouts() -> Recipe:
+def _rollouts() -> Recipe:
     """The same with episodes of the teacher."""
     folder = Path("out/vla_ad_rollouts")
     collection = Collection(actor="teacher")
-    return replace(longer(), episodes=folder / "episodes", shared=folder, collection=collection)
+    return replace(_longer(), episodes=folder / "episodes", shared=folder, collection=collection)
 
 
-def with_aed_teacher() -> Recipe:
+def _with_aed_teacher() -> Recipe:
     """The teacher and traces of AED on tabletop; steps are cheap, and so a tiny student takes more
     of them, and larger ones (dev/LOG.md)."""
     return replace(on_tabletop(tabletop()), split="last", stages=(replace(DISTIL, steps=20_000),))
@@ -251,74 +251,74 @@ RECIPES = {
         for_any_robot,
     ),
     "vla_ad_tabletop": Row(
-        "VLA-AD on tabletop: phases by rule, told to the student while it learns.", longer, vla_ad
+        "VLA-AD on tabletop: phases by rule, told to the student while it learns.", _longer, vla_ad
     ),
     "vla_ad_aux": Row(
         "VLA-AD's other account: the student guesses phase and direction while it learns.",
-        longer,
+        _longer,
         partial(vla_ad, semantic="aux_heads"),
     ),
     "vla_ad_both": Row(
         "VLA-AD with both: told the description, and guessing phase and direction.",
-        longer,
+        _longer,
         partial(vla_ad, semantic="both"),
     ),
     "vla_ad_action_kd": Row(
         "VLA-AD's student without a word: the teacher's actions and nothing else.",
-        longer,
+        _longer,
         partial(vla_ad, semantic="none"),
     ),
     "vla_ad_bc": Row(
         "VLA-AD's student without a teacher: the expert's actions and nothing else.",
-        longer,
+        _longer,
         partial(vla_ad, semantic="none", target="expert"),
     ),
     "vla_ad_large": Row(
         "VLA-AD with a teacher 44 times larger than its student, 44.8 M parameters; teaching it "
         "takes a GPU (runs/vla_ad_large.sh).",
-        large,
+        _large,
         vla_ad,
     ),
     "vla_ad_large_action_kd": Row(
         "The same without a word: the teacher's actions and nothing else.",
-        large,
+        _large,
         partial(vla_ad, semantic="none"),
     ),
     "vla_ad_tiny": Row(
         "VLA-AD with a student 44 times smaller than its teacher, AED's: about 0.1 M parameters "
         "of 4.4 M.",
-        with_aed_teacher,
+        _with_aed_teacher,
         practising,
     ),
     "vla_ad_tiny_action_kd": Row(
         "The same without a word: the teacher's actions and nothing else.",
-        with_aed_teacher,
+        _with_aed_teacher,
         partial(practising, semantic="none"),
     ),
     "vla_ad_tiny_offline": Row(
         "`vla_ad_tiny` without its rounds of practice, as the paper has none; "
         "runs/noisy_gripper.sh trains it.",
-        with_aed_teacher,
+        _with_aed_teacher,
         tiny_student,
     ),
     "vla_ad_tiny_offline_action_kd": Row(
         "The same without a word: the teacher's actions and nothing else.",
-        with_aed_teacher,
+        _with_aed_teacher,
         partial(tiny_student, semantic="none"),
     ),
     "vla_ad_tiny_offline_aux": Row(
         "`vla_ad_tiny_offline` that guesses phase and direction and is not told them.",
-        with_aed_teacher,
+        _with_aed_teacher,
         partial(tiny_student, semantic="aux_heads"),
     ),
     "vla_ad_tiny_offline_both": Row(
         "`vla_ad_tiny_offline` that is told the description and guesses phase and direction.",
-        with_aed_teacher,
+        _with_aed_teacher,
         partial(tiny_student, semantic="both"),
     ),
     "vla_ad_rollouts": Row(
         "VLA-AD on what its teacher did, as published: successful rollouts only, nobody disturbed.",
-        rollouts,
+        _rollouts,
         vla_ad,
     ),
     "vla_ad_metaworld": Row(
