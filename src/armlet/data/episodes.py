@@ -120,8 +120,7 @@ class EpisodeFrames:
                 raise EpisodeError(
                     f"task: found {text!r}, expected a text of what the robot was told"
                 )
-        # What is read may have several tasks an episode; our writer, whose list of episodes says
-        # one, does not split a recording by itself.
+        # The format allows several tasks an episode, and they are read; our writer keeps one.
         if set(self.asked) - {self.task}:
             raise EpisodeError(
                 f"the episode has {len(set(self.asked))} tasks, and one is kept an episode; cut "
@@ -557,7 +556,7 @@ class EpisodeDataset:
             for each in (digest, pictures_digest):
                 each.update(name.encode())
                 each.update(content)
-        # 64 bits tell data sets apart; nobody is to be kept from forging one.
+        # 64 bits are enough to tell data sets apart; this is no signature.
         return digest.hexdigest()[:16], pictures_digest.hexdigest()[:16]
 
     def _files_read(self) -> set[str]:

@@ -195,8 +195,8 @@ def stored_v30(root: Path, info: dict[str, Any]) -> list[StoredEpisode]:
     data_path, video_path = _paths(info, PATHS_V3)
     found = []
     for path in paths:
-        # Row by row, so that an error can name the episode.
-        # Statistics are most of the file, and lie elsewhere too.
+        # Without the statistics, which are most of the file. Then row by row, so that an error can
+        # name the episode.
         names = [name for name in column_names(path) if not name.startswith("stats/")]
         for row in read_table(path, names).to_pylist():
             where = f"{path}: episode {row.get('episode_index')}"

@@ -24,7 +24,7 @@ TIME = "timestamp"
 TASK = "task_index"
 # Rows this much faster or slower than fps are of another rate; less may be a robot's own clock.
 OTHER_RATE = 0.05
-UNEVEN_RATE = 0.01  # this much is said
+UNEVEN_RATE = 0.01  # this much faster or slower is said on stderr
 
 
 @dataclass(frozen=True)
