@@ -230,7 +230,7 @@ def _numbered(folder: Path) -> list[Path]:
 
 
 def _numbers(path: Path) -> tuple[int, int]:
-    # As numbers: file-1000 comes after file-999. Others' names count as before all of them.
+    # As numbers: file-1000 comes after file-999. (-1, -1): not called as ours are.
     found = re.fullmatch(r"chunk-(\d+)/file-(\d+)\..*", f"{path.parent.name}/{path.name}")
     return (int(found[1]), int(found[2])) if found else (-1, -1)
 

@@ -168,8 +168,8 @@ class Decoding:
         finally:
             self.stop.set()
             pool.shutdown(cancel_futures=True)
-            # What went wrong is on its way already; where not, the whole file is made durable
-            # below.
+            # An error is on its way up already; where there is none, `run` makes the whole file
+            # durable.
             with suppress(OSError):
                 self._save(file, finished)
             progress.close()

@@ -47,7 +47,7 @@ from armlet.data.hub import PREFIX, Kind, Name
 from armlet.data.opening import EpisodeError, read_object
 from armlet.progress import Progress
 
-# Without it, it is something else.
+# The file without which a repository is no data set, or no policy.
 FIRST: dict[Kind, str] = {"dataset": "meta/info.json", "model": "config.json"}
 CALLED: dict[Kind, str] = {"dataset": "data set", "model": "policy"}
 OTHER: dict[Kind, Kind] = {"dataset": "model", "model": "dataset"}
@@ -57,7 +57,7 @@ PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 OF_A_POLICY = (".json", ".safetensors", ".txt", ".model")
 WORKERS = 8  # files at a time, as the hub's own library does
 LOGIN = "log in with `hf auth login`, or set HF_TOKEN"
-# Names that were not checked for something newer, and about which that was said.
+# Names of which it was said already that nobody knows whether there is something newer.
 _said: set[str] = set()
 
 

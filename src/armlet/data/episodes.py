@@ -40,9 +40,9 @@ from armlet.data.layout import (
 from armlet.data.opening import EpisodeError, checked
 from armlet.data.pictures import mapped
 from armlet.data.rows import Rows, read_rows
-from armlet.data.sources import Sources
+from armlet.data.sources import PictureSources
 from armlet.data.statistics import check_statistics, of_values, read_statistics
-from armlet.data.told import told
+from armlet.data.tasks import read_tasks
 from armlet.data.values import as_matrix, as_values
 
 STATE = "observation.state"
@@ -120,8 +120,7 @@ class EpisodeFrames:
                 raise EpisodeError(
                     f"task: found {text!r}, expected a text of what the robot was told"
                 )
-        # What is read may have several tasks an episode; our writer, whose list of episodes says
-        # one, does not split a recording by itself.
+        # The format allows several tasks an episode, and they are read; our writer keeps one.
         if set(self.asked) - {self.task}:
             raise EpisodeError(
                 f"the episode has {len(set(self.asked))} tasks, and one is kept an episode; cut "
@@ -204,18 +203,23 @@ class EpisodeDataset:
         self._measured: dict[str, dict[str, Any]] = {}
         self._stored = stored_episodes(self.root, self._info)
         # Before v3 every episode had files of its own.
-        alone = self._info["codebase_version"].startswith("v2")
-        filmed = any(feature["dtype"] == "video" for feature in self._features.values())
+        file_per_episode = self._info["codebase_version"].startswith("v2")
+        has_videos = any(feature["dtype"] == "video" for feature in self._features.values())
         self._rows: Rows = read_rows(
-            self.root, self._row_files(), self._stored, self.fps, alone=alone, filmed=filmed
+            self.root,
+            self._row_files(),
+            self._stored,
+            self.fps,
+            file_per_episode=file_per_episode,
+            has_videos=has_videos,
         )
         self.data_files = self._rows.files
         self.timestamps = self._rows.time
         self.starts = self._rows.starts
         self.runs = self._rows.runs
-        self.tasks, self.asked = told(self.root, self._info, self._rows, self._stored)
+        self.tasks, self.asked = read_tasks(self.root, self._info, self._rows, self._stored)
         self.episodes = self._episodes()
-        self._sources = Sources(self.root, self._rows, self._stored, self._features)
+        self._sources = PictureSources(self.root, self._rows, self._stored, self._features)
         # From here on the rows can be read: columns and cameras whose size the metadata do not say
         # are measured in the first row.
         self._find_columns()
@@ -256,10 +260,10 @@ class EpisodeDataset:
     # What the metadata say
 
     def _find_columns(self) -> None:
-        """The columns with a role, by the names they are asked for here: `_role` name → (name
-        there, how many numbers)."""
+        """`_columns_by_role`: the name that a column is asked for by here → (its name there, how
+        many numbers)."""
         # state and action first: statistics and columns are read in this order
-        self._role: dict[str, tuple[str, int]] = {}
+        self._columns_by_role: dict[str, tuple[str, int]] = {}
         for role, option, name in (
             (STATE, "state", self.roles.state),
             (ACTION, "action", self.roles.action),
@@ -273,12 +277,12 @@ class EpisodeDataset:
                     f"{', '.join(sorted(self._features))}. Name the one that holds it{none}: "
                     f"--columns.{option} NAME"
                 )
-            self._role[role] = name, self._width(name)
+            self._columns_by_role[role] = name, self._width(name)
         self.state_names: tuple[str, ...] = ()
-        if STATE in self._role:
-            state, size = self._role[STATE]
+        if STATE in self._columns_by_role:
+            state, size = self._columns_by_role[STATE]
             self.state_names = names_of(self._features[state], size)
-        action, dims = self._role[ACTION]
+        action, dims = self._columns_by_role[ACTION]
         if dims == 0:
             raise EpisodeError(
                 f"{self.root / INFO}: feature {action!r} has no numbers; name the one that holds "
@@ -290,7 +294,7 @@ class EpisodeDataset:
             if self._is_extra(name, feature, dims):
                 self.extra[name] = self._width(name)
         for name, size in self.extra.items():
-            self._role[name] = name, size
+            self._columns_by_role[name] = name, size
 
     @staticmethod
     def _is_extra(name: str, feature: dict[str, Any], dims: int) -> bool:
@@ -314,7 +318,7 @@ class EpisodeDataset:
         return int(np.prod(first.shape[1:], dtype=int))
 
     def _find_cameras(self) -> None:
-        """`_kept`: our name of a camera → the feature's."""
+        """`_feature_of`: our name of a camera → the feature's."""
         for name, feature in self._features.items():
             if (
                 name.startswith(IMAGE)
@@ -330,14 +334,14 @@ class EpisodeDataset:
             if feature["dtype"] in PICTURES:
                 pictures.append(name)
         short = [name.removeprefix(IMAGE) for name in pictures]
-        self._kept: dict[str, str] = {}
+        self._feature_of: dict[str, str] = {}
         for own, name in zip(short, pictures, strict=True):
             # `top` and `observation.images.top` may stand side by side: both keep their whole name.
             is_unique = short.count(own) == 1
-            self._kept[own if is_unique else name] = name
+            self._feature_of[own if is_unique else name] = name
         self.cameras: dict[str, tuple[int, int]] = {}
         self.depth_cameras: dict[str, tuple[int, int]] = {}
-        for camera, name in self._kept.items():
+        for camera, name in self._feature_of.items():
             feature = self._features[name]
             if not is_depth(feature):
                 self.cameras[camera] = picture_size(feature) or self._first_size(name)
@@ -355,7 +359,7 @@ class EpisodeDataset:
                 )
 
     def _first_size(self, name: str) -> tuple[int, int]:
-        height, wide = next(self._sources.colours(name, np.arange(1))).shape[:2]
+        height, wide = next(self._sources.pictures(name, np.arange(1))).shape[:2]
         return height, wide
 
     def _episodes(self) -> tuple[Episode, ...]:
@@ -380,7 +384,7 @@ class EpisodeDataset:
         are averages there: `measured` has the true ones."""
         if self._statistics is None:
             found = {}
-            for name, (there, _) in self._role.items():
+            for name, (there, _) in self._columns_by_role.items():
                 found[there] = self.measured(name)
             self._statistics = found
         return self._statistics
@@ -389,8 +393,8 @@ class EpisodeDataset:
         """Exact statistics of all N rows: lists for min, max, mean, std, q01, q10, q50, q90 and
         q99, and the count. `name` is one of `columns()`, or any other column of numbers."""
         if name not in self._measured:
-            if name in self._role:
-                there, size = self._role[name]
+            if name in self._columns_by_role:
+                there, size = self._columns_by_role[name]
                 values = self._matrices({name: (there, size)})[name]
             else:
                 values = self.column(name)
@@ -407,8 +411,8 @@ class EpisodeDataset:
             return None
         statistics = read_statistics(path)
         for role in (STATE, ACTION):
-            if role in self._role:
-                name, dims = self._role[role]
+            if role in self._columns_by_role:
+                name, dims = self._columns_by_role[role]
                 check_statistics(path, statistics, name, dims)
         return statistics
 
@@ -418,11 +422,13 @@ class EpisodeDataset:
         """What is trained on, of all frames, (N, x) float32: observation.state (of width 0 where
         there is none), action, and `extra`. Raises EpisodeError on NaN or a missing column."""
         # A robot without state has one of width 0, (N, 0), so that nobody has to ask.
-        found = {STATE: np.zeros((len(self), 0), np.float32)} | self._matrices(self._role)
+        found = {STATE: np.zeros((len(self), 0), np.float32)} | self._matrices(
+            self._columns_by_role
+        )
         for name, values in found.items():
             bad = np.flatnonzero(~np.isfinite(values).all(1))
             if len(bad):
-                there = self._role[name][0]
+                there = self._columns_by_role[name][0]
                 raise EpisodeError(
                     f"{self.root}: {there} is NaN or infinite in {self._rows.place_of(bad[0])}, "
                     f"in {self.root / self._rows.file_of(bad[0])}; drop or repair the episode"
@@ -493,7 +499,7 @@ class EpisodeDataset:
         self._check_camera(camera)
         wanted = (*self.cameras[camera], 3)
         for row, picture in zip(
-            rows.tolist(), self._sources.colours(self._kept[camera], rows), strict=True
+            rows.tolist(), self._sources.pictures(self._feature_of[camera], rows), strict=True
         ):
             if picture.shape != wanted:
                 raise EpisodeError(
@@ -511,10 +517,10 @@ class EpisodeDataset:
                 f"{', '.join(self.depth_cameras) or 'none'}"
             )
         self._check_span(first, last)
-        key = self._kept[camera]
+        key = self._feature_of[camera]
         about = video_info(self._features[key])
         # In the film's own pixels (12 bits of grey): a conversion to colours would keep 8 of them.
-        for levels in self._sources.filmed(key, np.arange(first, last), pixels=None):
+        for levels in self._sources.video_frames(key, np.arange(first, last), pixels=None):
             yield millimetres(levels, about)
 
     def _check_camera(self, camera: str) -> None:
@@ -549,14 +555,14 @@ class EpisodeDataset:
     def _hashes(self) -> tuple[str, str]:
         ordered = sorted(self._files_read())
         digest = hashlib.sha256(json.dumps([self.roles.state, self.roles.action]).encode())
-        without = hashlib.sha256()
+        pictures_digest = hashlib.sha256()
         found = digests([checked(self.root / name) for name in ordered], self.cache)
         for name, content in zip(ordered, found, strict=True):
-            for each in (digest, without):
+            for each in (digest, pictures_digest):
                 each.update(name.encode())
                 each.update(content)
-        # 64 bits tell data sets apart; nobody is to be kept from forging one.
-        return digest.hexdigest()[:16], without.hexdigest()[:16]
+        # 64 bits are enough to tell data sets apart; this is no signature.
+        return digest.hexdigest()[:16], pictures_digest.hexdigest()[:16]
 
     def _files_read(self) -> set[str]:
         """The files whose content decides what is read, relative to the folder."""
@@ -569,7 +575,7 @@ class EpisodeDataset:
                 paths.append(self.root / name)
         names = {path.relative_to(self.root).as_posix() for path in paths}
         names |= set(self.data_files)
-        for camera, key in self._kept.items():
+        for camera, key in self._feature_of.items():
             if self._features[key]["dtype"] == "video":
                 films = set()
                 for each in self._stored:
@@ -580,5 +586,5 @@ class EpisodeDataset:
                 names |= films
             elif camera in self.cameras:
                 # Pictures in the tables are in the digests of these; those beside them are not.
-                names |= self._sources.outside(key)
+                names |= self._sources.picture_files(key)
         return names

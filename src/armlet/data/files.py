@@ -176,7 +176,8 @@ def make_durable(path: Path) -> None:
 
 
 def _host() -> str:
-    # In the names, as folders on a network disk are shared, and process numbers are not.
+    # On a network disk several computers write into one folder, and a number says nothing of the
+    # processes of another.
     return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:6]
 
 

@@ -155,7 +155,7 @@ class Clip:
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredEpisode:
     """One episode as the metadata list it: its number, how many rows it has (None: they do not
     say), what its tasks are, in no order, and where it lies: `data`, a file relative to the data
     set's folder (None: they do not say), and a clip a camera."""
@@ -168,7 +168,7 @@ class Stored:
     videos: dict[str, Clip]
 
 
-Layout = Callable[[Path, dict[str, Any]], list[Stored]]
+Layout = Callable[[Path, dict[str, Any]], list[StoredEpisode]]
 
 
 def episode_files(root: Path) -> list[Path]:
@@ -184,7 +184,7 @@ def data_files(root: Path) -> list[str]:
     return [path.relative_to(root).as_posix() for path in found]
 
 
-def stored_v30(root: Path, info: dict[str, Any]) -> list[Stored]:
+def stored_v30(root: Path, info: dict[str, Any]) -> list[StoredEpisode]:
     """Episodes of a v3.x folder: many to a file, and videos cut into files where the data need not
     be."""
     paths = episode_files(root)
@@ -196,8 +196,8 @@ def stored_v30(root: Path, info: dict[str, Any]) -> list[Stored]:
     data_path, video_path = _paths(info, PATHS_V3)
     found = []
     for path in paths:
-        # Row by row, so that an error can name the episode.
-        # Statistics are most of the file, and lie elsewhere too.
+        # Without the statistics, which are most of the file. Then row by row, so that an error can
+        # name the episode.
         names = [name for name in column_names(path) if not name.startswith("stats/")]
         for row in read_table(path, names).to_pylist():
             where = f"{path}: episode {row.get('episode_index')}"
@@ -214,7 +214,7 @@ def stored_v30(root: Path, info: dict[str, Any]) -> list[Stored]:
 
 def _row_v30(
     row: dict[str, Any], info: dict[str, Any], data_path: str, video_path: str, where: str
-) -> Stored:
+) -> StoredEpisode:
     first = row.get("dataset_from_index")
     last = row.get("dataset_to_index")
     length = row.get("length")
@@ -240,10 +240,10 @@ def _row_v30(
         ends = row.get(f"{at}/to_timestamp")
         videos[key] = Clip(file, float(begins), None if ends is None else float(ends))
     about = json.loads(row.get("armlet/info") or "{}")
-    return Stored(int(row["episode_index"]), length, _tasks(row, where), about, data, videos)
+    return StoredEpisode(int(row["episode_index"]), length, _tasks(row, where), about, data, videos)
 
 
-def stored_v2(root: Path, info: dict[str, Any]) -> list[Stored]:
+def stored_v2(root: Path, info: dict[str, Any]) -> list[StoredEpisode]:
     """Episodes of a v2.0 or v2.1 folder: a parquet file and a video per camera each."""
     data_path, video_path = _paths(info, PATHS_V2)
     found = []
@@ -266,7 +266,7 @@ def stored_v2(root: Path, info: dict[str, Any]) -> list[Stored]:
             raise EpisodeError(
                 f"{where} cannot be understood ({error!r}); copy it again"
             ) from error
-        found.append(Stored(index, length, _tasks(row, where), {}, data, videos))
+        found.append(StoredEpisode(index, length, _tasks(row, where), {}, data, videos))
     return found
 
 
@@ -278,7 +278,7 @@ VERSIONS: dict[str, Layout] = {
 }
 
 
-def stored_episodes(root: Path, info: dict[str, Any]) -> list[Stored]:
+def stored_episodes(root: Path, info: dict[str, Any]) -> list[StoredEpisode]:
     """The episodes that the metadata list, in order of their numbers.
 
     Raises EpisodeError where there are fewer than meta/info.json counts, or one number is there

@@ -190,8 +190,8 @@ def _row_numbers(rows: np.ndarray | slice | int, length: int) -> np.ndarray:
 def _cached(
     data: Source, camera: str, size: tuple[int, int], fit: Fit, pictures: Pictures
 ) -> "Cached":
-    # All that decides a byte is in the name: a file that is found is right, or of another name.
-    # quote, as names of cameras may hold slashes.
+    # All that decides a byte is in the name, so a file of this name holds what is asked for. quote:
+    # names of cameras may hold slashes.
     name = (
         f"{data.pictures_fingerprint}-{quote(camera, safe='')}-"
         f"{size[0]}x{size[1]}-{fit}-{VERSION}.npy"

@@ -14,17 +14,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from armlet.data.layout import Stored
+from armlet.data.layout import StoredEpisode
 from armlet.data.opening import EpisodeError, read_present, read_table
-from armlet.data.values import Place, flat
+from armlet.data.values import Place, flatten
 
 EPISODE = "episode_index"
 FRAME = "frame_index"
 TIME = "timestamp"
 TASK = "task_index"
 # Rows this much faster or slower than fps are of another rate; less may be a robot's own clock.
-OTHER = 0.05
-SLIGHT = 0.01  # this much is said
+OTHER_RATE = 0.05
+UNEVEN_RATE = 0.01  # this much faster or slower is said on stderr
 
 
 @dataclass(frozen=True)
@@ -95,20 +95,21 @@ class Rows:
 def read_rows(
     root: Path,
     files: Sequence[str],
-    stored: Sequence[Stored],
+    stored: Sequence[StoredEpisode],
     fps: float,
     *,
-    alone: bool,
-    filmed: bool,
+    file_per_episode: bool,
+    has_videos: bool,
 ) -> Rows:
     """The rows of these episodes in these files.
 
     Rows of other episodes are left out, in one line on stderr. Raises EpisodeError naming file,
     episode and first frame where a row is there twice, is missing, or is one more than the metadata
     say, and where times are missing, NaN, do not increase, or run at another rate than `fps`. Where
-    no picture is `filmed`, times that all are the same are taken as not said. With `alone`, a file
-    holds one episode (v2.x): one whose frames are numbered without a gap is then taken as it is,
-    however many frames its metadata say it has, again with a word on stderr.
+    there are no videos (`has_videos`), times that all are the same are taken as not said. With
+    `file_per_episode`, a file holds one episode (v2.x): one whose frames are numbered without a gap
+    is then taken as it is, however many frames its metadata say it has, again with a word on
+    stderr.
     """
     found = _read_keys(root, files, fps)
     # Episodes are numbered as they like, (E,), with gaps and in any order: each row's number is
@@ -133,9 +134,9 @@ def read_rows(
     _refuse_twice(root, found)
     starts = np.searchsorted(found.episode, np.arange(len(stored) + 1))
     found = replace(found, starts=starts)
-    _check_lengths(root, found, stored, alone=alone)
+    _check_lengths(root, found, stored, file_per_episode=file_per_episode)
     # Films have clocks, so there the times must be right; pictures in tables need none.
-    if not filmed and _untimed(found):
+    if not has_videos and _untimed(found):
         sys.stderr.write(
             f"{root}: {TIME} is the same in all rows; times are taken from {FRAME} and fps\n"
         )
@@ -190,7 +191,7 @@ def _numbers(column: pa.ChunkedArray, path: Path, name: str) -> np.ndarray:
     if not len(column):
         return np.zeros(0, np.int64)
     # A number a row may be kept as a list of one.
-    values, _ = flat(column, 1, f"{path}: {name}", "row {}".format)
+    values, _ = flatten(column, 1, f"{path}: {name}", "row {}".format)
     if not (pa.types.is_integer(values.type) or pa.types.is_floating(values.type)):
         raise EpisodeError(
             f"{path}: {name} is {column.type}, expected a number a row; convert it with lerobot"
@@ -236,7 +237,9 @@ def _refuse_twice(root: Path, rows: Rows) -> None:
     )
 
 
-def _check_lengths(root: Path, rows: Rows, stored: Sequence[Stored], *, alone: bool) -> None:
+def _check_lengths(
+    root: Path, rows: Rows, stored: Sequence[StoredEpisode], *, file_per_episode: bool
+) -> None:
     """As many rows as the metadata promise, episode by episode."""
     counts = np.diff(rows.starts).tolist()
     for position, (each, count) in enumerate(zip(stored, counts, strict=True)):
@@ -254,7 +257,7 @@ def _check_lengths(root: Path, rows: Rows, stored: Sequence[Stored], *, alone: b
         whole = np.array_equal(frames, np.arange(count))
         # In a file of its own, more rows than promised can be nobody else's: the metadata were
         # written before the last of them. In a file of many, they may be the next episode's.
-        if alone and whole and count > each.length:
+        if file_per_episode and whole and count > each.length:
             sys.stderr.write(
                 f"{path} has {count} rows of episode {each.index} and the metadata say "
                 f"{each.length}; the rows are taken\n"
@@ -312,10 +315,10 @@ def _runs(root: Path, rows: Rows, fps: float) -> np.ndarray:
     least = int(frames[inside].min())
     step = _usual(times[inside & (frames == least)])  # seconds
     unit = least
-    if least > 1 and abs(step * fps - least) <= OTHER * least:
+    if least > 1 and abs(step * fps - least) <= OTHER_RATE * least:
         # Thinned out, and the times still say so: of the rows at fps no two follow one another.
         unit = 1
-    elif abs(step * fps - 1) > OTHER:
+    elif abs(step * fps - 1) > OTHER_RATE:
         first = int(np.argmax(inside & (frames == least)))
         raise EpisodeError(
             f"{root / rows.file_of(first)}: rows are {step:.4g} s apart by their {TIME}, which "
@@ -323,7 +326,7 @@ def _runs(root: Path, rows: Rows, fps: float) -> np.ndarray:
             f"meta/info.json says fps {fps:g}; write the right fps there, or the times again, in "
             "seconds"
         )
-    elif abs(step * fps - 1) > SLIGHT:
+    elif abs(step * fps - 1) > UNEVEN_RATE:
         sys.stderr.write(
             f"{root}: rows are {1 / step:.4g} a second by their {TIME}, and meta/info.json says "
             f"fps {fps:g}; they are taken as of that rate\n"

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from armlet.data.layout import Stored
+from armlet.data.layout import StoredEpisode
 from armlet.data.opening import BROKEN, EpisodeError, checked, open_parquet
 from armlet.data.rows import Rows
 from armlet.data.video import Film, VideoError
@@ -26,27 +26,29 @@ GROUPS = 2
 
 
 @dataclass(frozen=True)
-class Sources:
+class PictureSources:
     """The picture features of the data set at `root`; several threads may read. Films whose clocks
     were read are remembered."""
 
     root: Path
     rows: Rows
-    stored: Sequence[Stored]
+    stored: Sequence[StoredEpisode]
     features: dict[str, dict[str, Any]]
     _films: dict[str, Film] = field(default_factory=dict)
     # Those used last, at the end.
     _groups: dict[tuple[Path, int, str], pa.ChunkedArray] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def colours(self, key: str, wanted: np.ndarray) -> Iterator[np.ndarray]:
+    def pictures(self, key: str, wanted: np.ndarray) -> Iterator[np.ndarray]:
         """Pictures (h, w, 3) uint8 of the rows `wanted` (n,), in their order; those that increase
         are had fastest."""
         if self.features[key]["dtype"] == "video":
-            return self.filmed(key, wanted, pixels="rgb24")
-        return self._tabled(key, wanted)
+            return self.video_frames(key, wanted, pixels="rgb24")
+        return self._table_pictures(key, wanted)
 
-    def filmed(self, key: str, wanted: np.ndarray, *, pixels: str | None) -> Iterator[np.ndarray]:
+    def video_frames(
+        self, key: str, wanted: np.ndarray, *, pixels: str | None
+    ) -> Iterator[np.ndarray]:
         """Frames of the films of a feature, as arrays of the pixel format `pixels` (None: the
         film's own); each film is opened once for the rows that follow one another in it."""
         # `clip_of` (n,): which of the few episodes each row belongs to, and so which clip.
@@ -83,7 +85,7 @@ class Sources:
             self._films[name] = Film(self.root / name)
         return self._films[name]
 
-    def _tabled(self, key: str, wanted: np.ndarray) -> Iterator[np.ndarray]:
+    def _table_pictures(self, key: str, wanted: np.ndarray) -> Iterator[np.ndarray]:
         """Pictures that the tables hold, a row group in memory at a time, and the last ones kept:
         those who read in parallel read near one another."""
         rows = self.rows
@@ -118,7 +120,7 @@ class Sources:
                 del self._groups[next(iter(self._groups))]
             return column
 
-    def outside(self, key: str) -> set[str]:
+    def picture_files(self, key: str) -> set[str]:
         """The names of picture files beside the tables."""
         found: set[str] = set()
         for name in self.rows.files:

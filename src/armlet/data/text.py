@@ -12,10 +12,11 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-# The last two only where a network was trained with them around every text.
-PAD = "<pad>"
-START = "<s>"
-END = "</s>"
+PAD, START, END = (
+    "<pad>",
+    "<s>",
+    "</s>",
+)  # the last two only where a network was trained with them around every text
 
 
 def train_tokenizer(texts: Iterable[str], *, vocabulary: int = 1024) -> Tokenizer:
@@ -40,8 +41,8 @@ def encode(tokenizer: Tokenizer, text: str, *, longest: int) -> list[int]:
         raise ValueError(f"the instruction is empty: {text!r}; say what the robot should do")
     if len(ids) > longest:
         raise ValueError(
-            f"the instruction has {len(ids)} tokens and the policy takes {longest} at most: "
-            f"{text[:80]!r}; shorten it, or teach a policy with a larger `text_tokens`"
+            f"the instruction has {len(ids)} tokens and the policy takes {longest} at most: {text[:80]!r}; "
+            "shorten it, or teach a policy with a larger `text_tokens`"
         )
     return ids
 
@@ -88,9 +89,8 @@ def load_tokenizer(name: str) -> Tokenizer:
         path = local if local.is_file() else hf_hub_download(name, local.name)
     except OSError as error:
         raise ValueError(
-            f"the tokenizer {name!r} cannot be had from the Hugging Face hub here. On a machine "
-            "that reaches it build the network once, and its files are cached; or name a local "
-            "folder; or take the data's own: hub_tokenizer=None"
+            f"the tokenizer {name!r} cannot be had from the Hugging Face hub here. On a machine that reaches it build the network "
+            "once, and its files are cached; or name a local folder; or take the data's own: hub_tokenizer=None"
         ) from error
     tokenizer = Tokenizer.from_file(str(path))
     tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
@@ -98,7 +98,6 @@ def load_tokenizer(name: str) -> Tokenizer:
     tokenizer.no_truncation()
     if marks(tokenizer) is None:
         raise ValueError(
-            f"the tokenizer {name!r} is not RoBERTa's: it lacks one of the tokens {PAD}, {START}, "
-            f"{END}"
+            f"the tokenizer {name!r} is not RoBERTa's: it lacks one of the tokens {PAD}, {START}, {END}"
         )
     return tokenizer

@@ -18,7 +18,7 @@ def _is_list(kind: pa.DataType) -> bool:
     )
 
 
-def flat(
+def flatten(
     column: pa.ChunkedArray, count: int | None, where: str, place: Place
 ) -> tuple[pa.Array, tuple[int, ...]]:
     """The values of all rows one after the other, and the shape of a row; scalars have none, ().
@@ -70,7 +70,7 @@ def as_matrix(column: pa.ChunkedArray, size: int, where: str, place: Place) -> n
     """A column of vectors, or of numbers, as (n, size) float32. Raises EpisodeError saying `where`,
     and in which row, it has another size, or no numbers."""
     kind = column.type
-    values, _ = flat(column, size, where, place)
+    values, _ = flatten(column, size, where, place)
     if not (
         pa.types.is_integer(values.type)
         or pa.types.is_floating(values.type)
@@ -105,7 +105,7 @@ def as_values(
         for number, value in enumerate(column.to_pylist()):
             rows[number] = value
         return rows
-    values, own = flat(column, None if shape is None else math.prod(shape), where, place)
+    values, own = flatten(column, None if shape is None else math.prod(shape), where, place)
     wanted = own if shape is None else tuple(shape)
     # lerobot's scalars have shape [1] in the metadata, and are numbers in the files.
     if math.prod(wanted) == 1:

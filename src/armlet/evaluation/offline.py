@@ -64,7 +64,6 @@ from armlet.evaluation.offline_report import (
 from armlet.lineage import PROVENANCE
 from armlet.policies.checkpoint import read_provenance
 from armlet.policies.contract import Backbone, Policy
-from armlet.progress import Progress
 from armlet.recipe import Evaluation, Recipe, to_json
 from armlet.robot.spec import ActionSpec
 

@@ -7,8 +7,8 @@ measured. The goal that a task marks with a sphere is "the blue ball". This file
 
 import numpy as np
 
-# Task: (seen wordings, the first the plainest), (unseen wordings). A comma stands alone, as it is a
-# word of its own to the tokenizer.
+# Task: (seen wordings, the first the plainest), (unseen wordings). A comma stands between blanks,
+# as in the tabletop's.
 WORDINGS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "assembly-v3": (
         (

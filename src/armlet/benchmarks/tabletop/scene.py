@@ -193,6 +193,8 @@ def _look_at(eye: np.ndarray, target: np.ndarray) -> str:
 
 def scene_xml(layout: Layout) -> str:
     """MJCF text of a layout."""
+    # A backslash at the end of a line of MJCF takes the line end away: the text stays, to the byte,
+    # the one that older results were made with.
     eye = np.array([-0.36, 0.0, 0.80]) + layout.look.camera_shift
     fixed = [thing for thing in layout.things if thing.kind in ("plate", "box")]
     loose = [thing for thing in layout.things if thing not in fixed]
@@ -211,16 +213,16 @@ def scene_xml(layout: Layout) -> str:
 <worldbody>
 <light pos="0 0 2" dir="-.2 -.2 -1"/>
 {table}
-<camera name="scene" pos="{eye[0]:.6f} {eye[1]:.6f} {eye[2]:.6f}"
- xyaxes="{_look_at(eye, np.array([0.035, 0, 0]))}" fovy="31"/>
+<camera name="scene" pos="{eye[0]:.6f} {eye[1]:.6f} {eye[2]:.6f}" \
+xyaxes="{_look_at(eye, np.array([0.035, 0, 0]))}" fovy="31"/>
 {_HAND_XML}
 {bodies}
 </worldbody>
 <actuator>
-<position joint="x" kp="1200" kv="55"/>
-<position joint="y" kp="1200" kv="55"/>
+<position joint="x" kp="1200" kv="55"/>\
+<position joint="y" kp="1200" kv="55"/>\
 <position joint="z" kp="1200" kv="55"/>
-<position joint="left" kp="300" kv="6" forcerange="-8 8"/>
+<position joint="left" kp="300" kv="6" forcerange="-8 8"/>\
 <position joint="right" kp="300" kv="6" forcerange="-8 8"/>{drive}
 </actuator>
 </mujoco>"""
@@ -238,8 +240,8 @@ def _belt_xml(layout: Layout, fixed: list[Thing]) -> str:
     on both would be held back by it."""
     rgba = _rgba(layout.look.table)
     riders = "".join(_THING_XML[thing.kind](thing) for thing in fixed)
-    return f"""<geom name="table" type="plane" size="1 1 .1" pos="0 0 -.05" rgba="{rgba}"
- friction="1"/>
+    return f"""<geom name="table" type="plane" size="1 1 .1" pos="0 0 -.05" rgba="{rgba}" \
+friction="1"/>
 <body name="belt" pos="0 0 0" gravcomp="1"><joint name="belt" type="slide" axis="0 1 0"/>
 <geom type="box" size="1 1.5 .01" pos="0 0 -.01" rgba="{rgba}" friction="1" mass="{BELT_MASS}"/>
 {riders}</body>"""
@@ -251,16 +253,16 @@ _FINGER = (
     '<geom type="box" size=".012 .006 .04" rgba=".6 .6 .65 1" mass=".05" friction="2" condim="4"/>'
 )
 _HAND_XML = f"""<body name="hand" pos="0 0 0" gravcomp="1">
-<joint name="x" type="slide" axis="1 0 0"/>
-<joint name="y" type="slide" axis="0 1 0"/>
+<joint name="x" type="slide" axis="1 0 0"/>\
+<joint name="y" type="slide" axis="0 1 0"/>\
 <joint name="z" type="slide" axis="0 0 1"/>
-<geom type="box" size=".016 .055 .012" pos="0 0 .086" rgba=".3 .3 .35 1" mass=".6" contype="0"
- conaffinity="0"/>
+<geom type="box" size=".016 .055 .012" pos="0 0 .086" rgba=".3 .3 .35 1" mass=".6" contype="0" \
+conaffinity="0"/>
 <site name="tcp" pos="0 0 0"/>
 <camera name="wrist" pos="-.085 0 .060" xyaxes="0 -1 0 .66 0 .75" fovy="80"/>
-<body name="left_finger" pos="0 .006 .032" gravcomp="1">
+<body name="left_finger" pos="0 .006 .032" gravcomp="1">\
 <joint name="left" type="slide" axis="0 1 0" range="0 .034"/>{_FINGER}</body>
-<body name="right_finger" pos="0 -.006 .032" gravcomp="1">
+<body name="right_finger" pos="0 -.006 .032" gravcomp="1">\
 <joint name="right" type="slide" axis="0 -1 0" range="0 .034"/>{_FINGER}</body>
 </body>"""
 
@@ -313,16 +315,16 @@ def _drawer_xml(thing: Thing) -> str:
 <geom type="box" size=".07 .060 .004" pos=".07 0 .056" rgba=".45 .40 .36 1"/>
 <geom type="box" size=".07 .003 .026" pos=".07 .057 .026" rgba=".45 .40 .36 1"/>
 <geom type="box" size=".07 .003 .026" pos=".07 -.057 .026" rgba=".45 .40 .36 1"/>
-<body name="{thing.name}" pos="0 0 .025">
-<joint name="{thing.name}_slide" type="slide" axis="-1 0 0" range="0 {DRAWER_TRAVEL}" damping="3"
- frictionloss=".4"/>
+<body name="{thing.name}" pos="0 0 .025">\
+<joint name="{thing.name}_slide" type="slide" axis="-1 0 0" range="0 {DRAWER_TRAVEL}" damping="3" \
+frictionloss=".4"/>
 <geom type="box" size=".005 .050 .021" pos="0 0 0" rgba=".75 .72 .68 1" mass=".1"/>
-<geom type="box" size=".06 .048 .003" pos=".06 0 -.018" rgba=".75 .72 .68 1" mass=".1" contype="0"
- conaffinity="0"/>
-<geom type="box" size="{forward / 2} .005 .005" pos="{-forward / 2} 0 .0" rgba="{rgba}" mass=".02"
- contype="0" conaffinity="0"/>
-<geom type="box" size=".009 .012 .022" pos="{-forward} 0 .012" rgba="{rgba}" mass=".03"
- friction="2" condim="4"/>
+<geom type="box" size=".06 .048 .003" pos=".06 0 -.018" rgba=".75 .72 .68 1" mass=".1" contype="0" \
+conaffinity="0"/>
+<geom type="box" size="{forward / 2} .005 .005" pos="{-forward / 2} 0 .0" rgba="{rgba}" mass=".02" \
+contype="0" conaffinity="0"/>
+<geom type="box" size=".009 .012 .022" pos="{-forward} 0 .012" rgba="{rgba}" mass=".03" \
+friction="2" condim="4"/>
 </body></body>"""
 
 
@@ -332,13 +334,13 @@ def _rake_xml(thing: Thing) -> str:
     x, y = thing.position
     rgba = _rgba(thing.colour)
     turned = f"0 0 {np.degrees(thing.yaw):.4f}"
-    return f"""<body name="{thing.name}" pos="{x:.6f} {y:.6f} {RAKE_HEIGHT + 0.0005}"
- euler="{turned}"><freejoint/>
+    return f"""<body name="{thing.name}" pos="{x:.6f} {y:.6f} {RAKE_HEIGHT + 0.0005}" \
+euler="{turned}"><freejoint/>
 <geom type="box" size=".105 .009 .009" rgba="{rgba}" mass=".03" friction="2" condim="4"/>
-<geom type="box" size=".006 .05 .024" pos="{RAKE_BAR} 0 {-RAKE_DROP}" rgba="{rgba}" mass=".012"
- friction=".6" condim="4"/>
-<geom type="box" size=".006 .03 .023" pos="-.099 0 {-RAKE_DROP - 0.001}" rgba="{rgba}" mass=".008"
- friction=".6" condim="4"/>
+<geom type="box" size=".006 .05 .024" pos="{RAKE_BAR} 0 {-RAKE_DROP}" rgba="{rgba}" mass=".012" \
+friction=".6" condim="4"/>
+<geom type="box" size=".006 .03 .023" pos="-.099 0 {-RAKE_DROP - 0.001}" rgba="{rgba}" mass=".008" \
+friction=".6" condim="4"/>
 </body>"""
 
 

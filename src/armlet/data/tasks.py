@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from armlet.data.layout import Stored, task_texts, tasks_file
+from armlet.data.layout import StoredEpisode, task_texts, tasks_file
 from armlet.data.opening import EpisodeError, open_parquet
 from armlet.data.rows import Rows
 
 
-def told(
-    root: Path, info: dict[str, Any], rows: Rows, stored: Sequence[Stored]
+def read_tasks(
+    root: Path, info: dict[str, Any], rows: Rows, stored: Sequence[StoredEpisode]
 ) -> tuple[tuple[str, ...], np.ndarray]:
     """The different texts in order of appearance, and the number (N,) int64 of each row's. Raises
     EpisodeError naming the first episode, and frame, of which it is not known, or of which the list
@@ -54,7 +54,7 @@ def told(
 
 
 def _check_listed(
-    root: Path, path: Path, rows: Rows, stored: Sequence[Stored], texts: dict[int, str]
+    root: Path, path: Path, rows: Rows, stored: Sequence[StoredEpisode], texts: dict[int, str]
 ) -> None:
     """What an episode's rows were told must be among the tasks that the metadata list for it, in
     whatever order; a task more in the list does no harm, as after rows were cut away. Blanks do not
@@ -86,7 +86,7 @@ def _without_blanks(text: str) -> str:
     return " ".join(text.split())
 
 
-def _without_task(root: Path, stored: Sequence[Stored]) -> int:
+def _without_task(root: Path, stored: Sequence[StoredEpisode]) -> int:
     """The number of the first episode whose rows have no task_index, as some have none."""
     for each in stored:
         if each.data is None or not _has_task(root / each.data):
@@ -99,7 +99,7 @@ def _has_task(path: Path) -> bool:
         return "task_index" in parquet.schema_arrow.names
 
 
-def _only_tasks(root: Path, stored: Sequence[Stored]) -> dict[int, str]:
+def _only_tasks(root: Path, stored: Sequence[StoredEpisode]) -> dict[int, str]:
     """Position → task of the episodes, where no file says what a task_index means, and each has one
     task."""
     found = {}
