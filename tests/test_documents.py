@@ -354,13 +354,13 @@ def written(page: Path) -> list[str]:
 
 
 @pytest.fixture
-def mine(monkeypatch) -> ModuleType:
-    """The module that docs/adding-a-recipe.md writes."""
+def mine(tmp_path, monkeypatch) -> ModuleType:
+    """The module that docs/adding-a-recipe.md writes, in a folder as a user has it."""
     [source] = blocks(ROOT / "docs/adding-a-recipe.md", "python")
-    module = ModuleType("mine")
-    monkeypatch.setitem(sys.modules, "mine", module)
-    exec(compile(source, "adding-a-recipe.md", "exec"), module.__dict__)
-    return module
+    (tmp_path / "mine.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    return importlib.import_module("mine")
 
 
 @pytest.mark.parametrize(
