@@ -41,7 +41,7 @@ NOT_RUN = re.compile(
 )  # the mark, and the block of code or the paragraph behind it
 RUN = re.compile(r"^<!-- run -->\n```bash\n(.*?)^```", re.DOTALL | re.MULTILINE)
 LANGUAGES = ("bash", "python", "toml", "text")
-BESIDES = ("cd", "git", "pip", "source")  # programs of the shell that a page may call
+BESIDES = ("cd", "git", "pip", "sed", "source")  # programs of the shell that a page may call
 INLINE = re.compile(r"`([^`\n]+)`")
 PLACEHOLDER = re.compile(r"[…|\[]|\bRECIPE\b|\bREPORT\b|\b(my)?package\.")
 
@@ -494,7 +494,7 @@ def test_robot_toml_is_as_it_is_read(clone: Path) -> None:
     [written] = blocks(ROOT / "docs/your-robot.md", "toml")
     path = clone / "robot.toml"
     path.write_text(written)
-    assert description.Described.read(path).grippers == ("gripper",)
+    assert description.Described.read(path).grippers == (6,)
 
 
 def test_marks_reach_as_far_as_their_block(tmp_path) -> None:
