@@ -12,7 +12,7 @@ help: ## this list
 
 setup: $(READY) ## an environment in .venv, with versions from requirements.lock
 
-demo: $(READY) ## the whole pipeline on the shipped teacher, about 10 minutes (TEACH=1: the teacher too, an hour)
+demo: $(READY) ## the whole pipeline on the shipped teacher, 9 to 13 minutes (TEACH=1: the teacher too, an hour)
 	bash runs/demo.sh $(if $(TEACH),--teach)
 
 test: check ## what a change must pass: make check, then the tests, about 7 minutes

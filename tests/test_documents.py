@@ -42,7 +42,7 @@ NOT_RUN = re.compile(
 )  # the mark, and the block of code or the paragraph behind it
 RUN = re.compile(r"^<!-- run -->\n```bash\n(.*?)^```", re.DOTALL | re.MULTILINE)
 LANGUAGES = ("bash", "python", "toml", "text")
-BESIDES = ("cd", "git", "pip", "source")  # programs of the shell that a page may call
+BESIDES = ("cd", "git", "pip", "sed", "source")  # programs of the shell that a page may call
 INLINE = re.compile(r"`([^`\n]+)`")
 PLACEHOLDER = re.compile(r"[…|\[]|\bRECIPE\b|\bREPORT\b|\b(my)?package\.")
 
@@ -355,13 +355,13 @@ def written(page: Path) -> list[str]:
 
 
 @pytest.fixture
-def mine(monkeypatch) -> ModuleType:
-    """The module that docs/adding-a-recipe.md writes."""
+def mine(tmp_path, monkeypatch) -> ModuleType:
+    """The module that docs/adding-a-recipe.md writes, in a folder as a user has it."""
     [source] = blocks(ROOT / "docs/adding-a-recipe.md", "python")
-    module = ModuleType("mine")
-    monkeypatch.setitem(sys.modules, "mine", module)
-    exec(compile(source, "adding-a-recipe.md", "exec"), module.__dict__)
-    return module
+    (tmp_path / "mine.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    return importlib.import_module("mine")
 
 
 @pytest.mark.parametrize(
@@ -495,7 +495,7 @@ def test_robot_toml_is_as_it_is_read(clone: Path) -> None:
     [written] = blocks(ROOT / "docs/your-robot.md", "toml")
     path = clone / "robot.toml"
     path.write_text(written)
-    assert description.Described.read(path).grippers == ("gripper",)
+    assert description.Described.read(path).grippers == (6,)
 
 
 def test_marks_reach_as_far_as_their_block(tmp_path) -> None:
