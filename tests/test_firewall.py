@@ -18,7 +18,7 @@ from outside import reaching
 from test_join import Here, rounds
 
 from armlet import collect, distil, probe
-from armlet.__main__ import override
+from armlet.options import override
 from armlet.data import download
 from armlet.data.episodes import EpisodeDataset
 from armlet.policies.action_query import ReuseDecoder
