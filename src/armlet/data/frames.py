@@ -155,44 +155,47 @@ def _standardised(values: np.ndarray) -> np.ndarray:
 
 def join_frames(parts: Sequence[Frames]) -> Frames:
     """The episodes of several data sets, one after the other."""
-    first = parts[0]
-    lengths = [len(part) for part in parts]
-    texts = tuple(dict.fromkeys(text for part in parts for text in part.texts))
-    places = {text: place for place, text in enumerate(texts)}
-    asked = [
-        np.array([places[text] for text in part.texts], np.int64)[part.asked] for part in parts
-    ]
-    offsets = np.cumsum([0, *lengths[:-1]])
+    places: dict[str, int] = {}  # text → its number among all; some are in several data sets
+    asked = []
+    starts = [np.zeros(1, np.int64)]
+    runs = []
+    descriptions: list[str] = []
+    rows = 0  # of the parts before
+    for part in parts:
+        numbers = [places.setdefault(text, len(places)) for text in part.texts]
+        asked.append(np.array(numbers, np.int64)[part.asked])
+        starts.append(part.starts[1:] + rows)
+        runs.append(part.begins + rows)
+        descriptions += part.descriptions
+        rows += len(part)
+    images: dict[str, Rows] = {}
+    for name in parts[0].images:
+        images[name] = Joined([part.images[name] for part in parts])
     return Frames(
-        images={name: Joined([part.images[name] for part in parts]) for name in first.images},
+        images=images,
         state=np.concatenate([part.state for part in parts]),
         actions=np.concatenate([part.actions for part in parts]),
         executed=np.concatenate([part.executed for part in parts]),
-        privileged={
-            name: np.concatenate([part.privileged[name] for part in parts])
-            for name in first.privileged
-        },
-        texts=texts,
+        privileged=_joined_columns([part.privileged for part in parts]),
+        texts=tuple(places),
         asked=np.concatenate(asked),
-        starts=np.concatenate(
-            [[0], *(part.starts[1:] + offset for part, offset in zip(parts, offsets, strict=True))]
-        ),
-        runs=np.concatenate(
-            [part.begins + offset for part, offset in zip(parts, offsets, strict=True)]
-        ),
-        labels={
-            name: np.concatenate([part.labels[name] for part in parts]) for name in first.labels
-        },
-        descriptions=tuple(text for part in parts for text in part.descriptions),
+        starts=np.concatenate(starts),
+        runs=np.concatenate(runs),
+        labels=_joined_columns([part.labels for part in parts]),
+        descriptions=tuple(descriptions),
         described=_joined_descriptions(parts),
     )
 
 
+def _joined_columns(parts: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """The columns of the first part, each with what the others hold under its name behind it."""
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
 def _joined_descriptions(parts: Sequence[Frames]) -> np.ndarray | None:
     """Numbers of descriptions when those of every part stand behind those of the parts before it;
-    None where none has any. Raises
-    ValueError where some parts are described and some are not: nobody asked the annotator about
-    these."""
+    None where none has any. Raises ValueError where some parts are described and some are not:
+    nobody asked the annotator about these."""
     silent = [number for number, part in enumerate(parts) if part.described is None]
     if len(silent) == len(parts):
         return None
@@ -208,9 +211,8 @@ def _joined_descriptions(parts: Sequence[Frames]) -> np.ndarray | None:
 
 def draw(length: int, batch_size: int, step: int, seed: int) -> np.ndarray:
     """The rows of batch number `step`: every frame once an epoch, in an order that depends on
-    (seed, epoch) only,
-    so a resumed run draws what an uninterrupted one would. The last batch of an epoch may be
-    smaller."""
+    (seed, epoch) only, so a resumed run draws what an uninterrupted one would. The last batch of an
+    epoch may be smaller."""
     per_epoch = -(-length // batch_size)
     epoch, position = divmod(step, per_epoch)
     order = _order(length, epoch, seed)
