@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from armlet.data.statistics import of_values
-from armlet.layers.heads import fitted
+from armlet.layers.heads import ArmGripperHead
 from armlet.robot.normalise import Mode, Normaliser, normalised
 from armlet.robot.spec import ActionSpec
 
@@ -96,5 +96,5 @@ def test_what_moves_seldom_is_shown_by_its_ends() -> None:
 def test_heads_are_told_the_grippers_ends_as_they_see_them() -> None:
     spec, values = robot(100.0, 0.0)
     made = Normaliser.of_actions(of_values(values), "min_max", spec)
-    options = fitted("arm_gripper", normalised(spec, made), {})
+    options = ArmGripperHead.fitted(normalised(spec, made), {})
     assert options == {"gripper": [2], "gripper_open": 1.0, "gripper_closed": -1.0}
