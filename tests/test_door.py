@@ -1,6 +1,7 @@
-"""The door between a policy and a world: every bend of the shipped teacher is refused before its
-first episode, wherever a policy is about to act; and what differs without harm is not."""
+"""The door between a policy and a world: it stands before the first episode, wherever a policy is
+about to act, and lets through what differs without harm. Every bend: tests/robot/test_doors.py."""
 
+import copy
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
@@ -14,12 +15,12 @@ from armlet.policies.checkpoint import load_policy, save_policy
 from armlet.policies.contract import Policy
 from armlet.recipe import Collection, Evaluation, Recipe
 from armlet.recipes import make
+from armlet.robot.agree import DisagreementError
 from armlet.rollout import actors, loop
 from armlet.rollout.door import check_world
 from armlet.training import practice
 
 SHIPPED = Path(__file__).parents[1] / "checkpoints" / "tabletop-teacher"
-NAMES = ("x", "y", "z", "opening")  # of the state
 
 
 @pytest.fixture(scope="module")
@@ -32,99 +33,17 @@ def bent(policy: Policy, **changes) -> Policy:
     action = {name: changes.pop(name) for name in list(changes) if name in SPEC_FIELDS}
     body = dataclasses.replace(policy.body, **changes)
     body = dataclasses.replace(body, action_spec=dataclasses.replace(body.action_spec, **action))
-    return Bent(policy, body)
+    other = copy.copy(policy)  # the network is the same, and answers as before
+    other.body = body
+    return other
 
 
 SPEC_FIELDS = {field.name for field in dataclasses.fields(Tabletop().action_spec)}
-
-
-class Bent:
-    """A policy that says of itself that it has another body; it answers as before."""
-
-    def __init__(self, policy: Policy, body) -> None:
-        self._policy, self.body = policy, body
-        self.view = dataclasses.replace(policy.view, fit=body.fit)
-
-    def __getattr__(self, name: str):
-        return getattr(self._policy, name)
-
-
 Bend = Callable[[Policy], Policy]
-BENDS: dict[str, tuple[Bend, str]] = {
-    "gripper the other way": (
-        lambda p: bent(p, gripper_open=1.0, gripper_closed=-1.0),
-        r"opens it with 1 and closes it with -1, the world with -1 and 1 \(the other way round\)",
-    ),
-    "gripper from 0 to 1": (
-        lambda p: bent(p, gripper_open=0.0),
-        "opens it with 0 and closes it with 1, the world with -1 and 1;",
-    ),
-    "another gripper": (lambda p: bent(p, grippers=(2,)), r"grippers: the policy's is \(2,\)"),
-    "no gripper": (lambda p: bent(p, grippers=()), r"grippers: the policy's is \(\)"),
-    "centimetres": (
-        lambda p: bent(p, translation_scale=0.01),
-        "a command of 1 is 0.01 m to the policy and 0.05 m in the world",
-    ),
-    "another rate": (
-        lambda p: bent(p, control_hz=80.0),
-        "decides 80 actions a second and the world executes 10",
-    ),
-    "places for moves": (lambda p: bent(p, mode="absolute"), "mode: the policy's is 'absolute'"),
-    "rotations": (lambda p: bent(p, rotation="euler"), "rotation: the policy's is 'euler'"),
-    "names in another order": (
-        lambda p: bent(p, names=("dy", "dx", "dz", "gripper")),
-        "action names: .* y, x stand in another order",
-    ),
-    "degrees": (
-        lambda p: bent(p, low=(-57.3,) * 4, high=(57.3,) * 4),
-        "dx -57.3 to 57.3 where it takes -1 to 1",
-    ),
-    "a small part of the range": (
-        lambda p: bent(p, low=(-0.02,) * 3 + (-1.0,), high=(0.02,) * 3 + (1.0,)),
-        "within 0.02 of what the world takes, in every dimension",
-    ),
-    "fewer dimensions": (
-        lambda p: bent(p, names=("dx", "dy", "dz"), low=(-1.0,) * 3, high=(1.0,) * 3, grippers=()),
-        "the policy says 3 numbers .* and the world takes 4",
-    ),
-    "state in another order": (
-        lambda p: bent(p, state_names=tuple(reversed(Tabletop().state_names))),
-        "state names: .* stand in another order",
-    ),
-}
-WORLDS = {
-    "a camera that is missing": (
-        lambda world: type("OneEyed", (type(world),), {"cameras": {"scene": 72}})(),
-        "camera 'wrist': the policy looks through it and there is scene",
-    ),
-    "a camera of another size": (
-        lambda world: dataclasses.replace(world, scene_pixels=96),
-        r"camera 'scene': found \(96, 96, 3\), expected \(72, 72, 3\)",
-    ),
-    "another state": (
-        lambda world: type("Blind", (type(world),), {"state_names": ("x",)})(),
-        "state: the policy was taught with 4 numbers and the world says 1",
-    ),
-}
 
 
 def test_the_shipped_teacher_may_enter(teacher: Policy) -> None:
     check_world(teacher, Tabletop())
-
-
-@pytest.mark.parametrize("bend", BENDS)
-def test_a_policy_of_another_robot_may_not(teacher: Policy, bend: str) -> None:
-    bend_it, message = BENDS[bend]
-    with pytest.raises(ValueError, match=message) as raised:
-        check_world(bend_it(teacher), Tabletop(), whose="policy 'teacher'")
-    assert "policy 'teacher' and benchmark 'tabletop' do not agree, and no episode" in str(raised)
-
-
-@pytest.mark.parametrize("bend", WORLDS)
-def test_nor_may_one_enter_another_world(teacher: Policy, bend: str) -> None:
-    bend_it, message = WORLDS[bend]
-    with pytest.raises(ValueError, match=message):
-        check_world(teacher, bend_it(Tabletop()))
 
 
 def test_all_that_differs_is_said_at_once(teacher: Policy) -> None:
@@ -138,10 +57,10 @@ def test_all_that_differs_is_said_at_once(teacher: Policy) -> None:
         translation_scale=0.01,
         control_hz=80.0,
     )
-    with pytest.raises(ValueError, match="no episode was run") as raised:
+    with pytest.raises(DisagreementError, match="the policy and benchmark 'tabletop'") as raised:
         check_world(strange, Tabletop())
-    for said in ("(1) mode", "(2) rotation", "(3) gripper", "(4) control_hz", "(5) translation"):
-        assert said in str(raised.value)
+    fields = [each.field for each in raised.value.differences]
+    assert sorted(fields) == ["gripper ends", "mode", "rate", "rotation", "translation_scale"]
 
 
 HARMLESS: dict[str, Bend] = {
@@ -167,7 +86,7 @@ def test_a_rate_may_stand_rounded_as_data_sets_keep_it(teacher: Policy) -> None:
     odd = dataclasses.replace(world.action_spec, control_hz=12.5)
     slow = type("Odd", (Tabletop,), {"action_spec": odd})()
     check_world(bent(teacher, control_hz=12.0), slow)
-    with pytest.raises(ValueError, match="decides 13 actions a second"):
+    with pytest.raises(ValueError, match="the policy 13"):
         check_world(bent(teacher, control_hz=13.0), slow)
 
 

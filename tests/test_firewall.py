@@ -10,17 +10,16 @@ import shlex
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 from outside import reaching
-from test_join import Here, rounds
+from test_join import in_this_process, rounds
 
 from armlet import collect, distil, probe
-from armlet.options import override
 from armlet.data import download
 from armlet.data.episodes import EpisodeDataset
+from armlet.options import override
 from armlet.policies.action_query import ReuseDecoder
 from armlet.policies.checkpoint import load_policy, save_policy
 from armlet.policies.clip_lora import tiny
@@ -49,11 +48,8 @@ def recipe(tmp_path_factory) -> Iterator[Recipe]:
         held_out=0.3,
         collection=dataclasses.replace(reaching().collection, episodes=6),
     )
-    context = SimpleNamespace(Pool=Here)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            recording, "multiprocessing", SimpleNamespace(get_context=lambda kind: context)
-        )
+        patch.setattr(recording, "work_through", in_this_process)
         collect.main(made)
         save_policy(new_policy(made, EpisodeDataset(made.episodes)), made.teacher)
         probe.main(made)

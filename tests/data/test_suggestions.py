@@ -83,6 +83,12 @@ def test_a_hand_that_always_goes_to_one_place_says_nothing() -> None:
     assert suggest(made).mode.confidence != "sure"
 
 
+def test_an_episode_is_not_followed_by_the_next() -> None:
+    """Of short episodes, where the jump from one to the next would drown every change."""
+    found = suggest(recording(delta(3, episodes=80, length=4))).mode
+    assert (found.value, found.confidence) == ("delta", "sure")
+
+
 def test_noise_and_too_few_frames_say_nothing() -> None:
     rng = np.random.default_rng(0)
     noise = recording((rng.normal(size=(900, 7)), rng.normal(size=(900, 7)), np.arange(11) * 90))

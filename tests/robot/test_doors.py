@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 from tiny import make_policy
 
-from armlet.benchmarks import benchmark_robot
 from armlet.data.door import check_policy
 from armlet.data.episodes import EpisodeDataset, EpisodeFrames, Features
 from armlet.data.writer import EpisodeWriter
@@ -23,6 +22,7 @@ from armlet.policies.vla import VLA
 from armlet.robot.agree import DisagreementError, agree
 from armlet.robot.description import Described, RobotOptions
 from armlet.robot.spec import CameraSpec, RobotSpec
+from armlet.rollout.door import check_world
 
 STATE = ("x", "y", "z", "gap")
 Bend = Callable[[RobotSpec], RobotSpec]
@@ -126,14 +126,14 @@ def at_student(policy: VLA, robot: RobotSpec, episodes: Path, folder: Path) -> N
 
 
 def at_world(policy: VLA, robot: RobotSpec, episodes: Path, folder: Path) -> None:
+    cameras = robot.observation.cameras
     world = SimpleNamespace(
+        name="somewhere",
         action_spec=robot.action,
         state_names=robot.observation.state_names,
-        cameras={},
+        camera_sizes={name: (each.height, each.width) for name, each in cameras.items()},
     )
-    there = benchmark_robot(world)
-    seen = replace(there.observation, cameras=robot.observation.cameras)  # not only squares
-    agree(policy.robot, replace(there, observation=seen), whose=("the policy", "the world"))
+    check_world(policy, world)
 
 
 def at_load(policy: VLA, robot: RobotSpec, episodes: Path, folder: Path) -> None:
