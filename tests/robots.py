@@ -22,7 +22,6 @@ from armlet.data.writer import EpisodeWriter
 
 WORDS = ("go to the red dot", "go to the blue dot")
 COLOURS = ((220, 30, 30), (40, 60, 230))
-SPEED = 0.07  # of the table's width a step
 
 
 @dataclass(frozen=True)
@@ -46,6 +45,7 @@ class Robot:
     gripper_open: float = 0.0
     gripper_closed: float = 0.0
     rotation: str = "none"
+    speed: float = 0.07  # of the table's width a step
     options: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -74,7 +74,7 @@ class Robot:
             [rng.uniform([0.1, 0.15], [0.4, 0.85]), rng.uniform([0.6, 0.15], [0.9, 0.85])]
         )
         start = np.array([0.5, 0.5]) + rng.uniform(-0.05, 0.05, 2)
-        places = way(start, dots[which])
+        places = way(start, dots[which], self.speed)
         length = len(places) - 1
         closed = np.linalg.norm(places[1:] - dots[which], axis=1) < 1e-9
         return EpisodeFrames(
@@ -123,13 +123,13 @@ class Robot:
         return np.stack([picture(place, dots, size, follow=follow) for place in places])
 
 
-def way(start: np.ndarray, goal: np.ndarray) -> np.ndarray:
+def way(start: np.ndarray, goal: np.ndarray, speed: float) -> np.ndarray:
     """(T + 1, 2): from start straight to the goal at one speed, and three steps of rest there."""
     found = [start]
     while np.linalg.norm(goal - found[-1]) > 0:
         step = goal - found[-1]
         far = np.linalg.norm(step)
-        found.append(goal if far <= SPEED else found[-1] + step * SPEED / far)
+        found.append(goal if far <= speed else found[-1] + step * speed / far)
     return np.stack([*found, goal, goal, goal])
 
 
@@ -185,6 +185,7 @@ DEGREES = Robot(
     state=tuple(f"{name}.pos" for name in ("base", "shoulder", "elbow", "wrist")),
     cameras={"side": (48, 48)},
     across=JOINTS,
+    speed=0.025,
     offset=(-40.0, 90.0, 15.0, -120.0),
 )
 BLIND_TO_ITSELF = Robot(

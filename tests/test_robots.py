@@ -101,7 +101,8 @@ def check(report: OfflineReport, out: Path, *, recipe: str, dims: int, grippers:
     for row in (teacher, student):
         assert row.seen.verdict == "unseen", row.seen.why
         assert len(row.expert.by_dimension) == dims and len(row.grippers) == grippers
-        assert np.isfinite([value for step in row.expert.by_step for value in step or ()]).all()
+        said = [value for step in row.expert.by_step for value in step if value is not None]
+        assert said and np.isfinite(said).all()
         assert row.cost.latency_ms["p50"] > 0 and 0 < row.cost.keep_ratio <= 1
     assert student.teacher is not None and student.teacher.share.mean >= 0
     (mean,) = [row for row in report.policies if row.name == MEAN]
@@ -124,17 +125,19 @@ def episodes(tmp_path_factory) -> Path:
 
 def test_a_stranger_goes_the_whole_line_and_its_teacher_learns(monkeypatch, tmp_path) -> None:
     """Four joints in degrees at 50 Hz: what is taught and what is distilled are both nearer to the
-    expert than everything that needs no policy, in episodes that neither has seen."""
+    expert than every mean, in episodes that neither has seen."""
     DEGREES.write(tmp_path / "episodes")
     out = tmp_path / "out"
-    small = few_steps("first_k", teach=120, distil=60, batch=16)
+    small = few_steps("first_k", teach=100, distil=50, batch=16)
+    small += ["--network.network.width", "64", "--network.network.depth", "3"]
+    small += ["--student.layers", "2"]
     options = [*DEGREES.arguments, *small, "--held-out", "0.25", "--evaluation.frames", "25"]
     report = whole_line(monkeypatch, "first_k", tmp_path / "episodes", out, options)
     check(report, out, recipe="first_k", dims=4, grippers=0)
     assert report.compared.episodes == (12, 13, 14, 15) and report.compared.frames == 25
     teacher, student, *nothing = report.policies
-    best = min(row.expert.share.mean for row in nothing)
-    assert teacher.expert.share.mean < best and student.expert.share.mean < best
+    means = min(row.expert.share.mean for row in nothing if row.name != REPEAT)
+    assert max(teacher.expert.share.mean, student.expert.share.mean) < 0.8 * means
     assert len(student.cost.layers) < len(teacher.cost.layers)
     assert report.compared.hz == DEGREES.hz
 

@@ -2,6 +2,7 @@
 
 python lerobot_side.py read ROOT OUT.npz     every item of a data set, as lerobot gives it
 python lerobot_side.py write ROOT IN.npz     a data set as lerobot records one
+python lerobot_side.py robot ROOT IN.npz     the same of any robot, which IN.npz describes
 python lerobot_side.py speak ROOT OUT.npz    the language columns, as lerobot 0.6 has the `datasets`
 library read them
 """
@@ -88,6 +89,45 @@ def write(root: Path, source: Path) -> None:
     data.finalize()
 
 
+def robot(root: Path, source: Path) -> None:
+    """`about` is JSON: fps, names of state and action, camera → (height, width), tasks; the arrays
+    of episode n are `n/state`, `n/action` and `n/CAMERA`."""
+    from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+    given = dict(np.load(source))
+    about = json.loads(str(given["about"]))
+    features = {}
+    for camera, (height, width) in about["cameras"].items():
+        features[f"observation.images.{camera}"] = {
+            "dtype": "video",
+            "shape": (height, width, 3),
+            "names": ["height", "width", "channels"],
+        }
+    for name in ("observation.state", "action"):
+        if about[name]:  # a robot may have no state
+            features[name] = {
+                "dtype": "float32",
+                "shape": (len(about[name]),),
+                "names": about[name],
+            }
+    data = LeRobotDataset.create(
+        "local/robot",
+        fps=about["fps"],
+        features=features,
+        root=root,
+        robot_type="strange",
+        use_videos=True,
+    )
+    for episode, task in enumerate(about["tasks"]):
+        for step in range(len(given[f"{episode}/action"])):
+            frame = {"task": task}
+            for name in features:
+                frame[name] = given[f"{episode}/{name.rpartition('.')[2]}"][step]
+            data.add_frame(frame)
+        data.save_episode(parallel_encoding=False)
+    data.finalize()
+
+
 def speak(root: Path, out: Path) -> None:
     """This lerobot is older than the columns, so the features stand here as
     `language_persistent_row_feature` and
@@ -112,6 +152,6 @@ def speak(root: Path, out: Path) -> None:
 
 if __name__ == "__main__":
     define_torchvision_operators()
-    {"read": read, "write": write, "speak": speak}[sys.argv[1]](
+    {"read": read, "write": write, "robot": robot, "speak": speak}[sys.argv[1]](
         Path(sys.argv[2]), Path(sys.argv[3])
     )

@@ -228,7 +228,9 @@ def main_lines(policies: tuple[PolicyRow, ...]) -> list[str]:
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in policies:
-        steps = row.expert.share_by_step
+        # A chunk may be longer than any held-out episode: nothing is known of its last steps then.
+        steps: Numbers = tuple(each for each in row.expert.share_by_step if each is not None)
+        steps = steps or (None,)
         theirs = None if row.teacher is None else row.teacher.share.mean
         cost = ["–"] * 4
         if row.cost is not None:
