@@ -112,8 +112,7 @@ def _finish(command: str, work: Callable[[], object], *, debug: bool) -> None:
             "start where nothing was yet\n"
         )
         sys.exit(130)
-    except Exception as error:
-        # Of whatever kind: a user reads one line, and whoever mends it asks for the traceback.
+    except Exception as error:  # of any kind: a user reads one line; --debug shows the rest
         if debug:
             raise
         said = " ".join(str(error).split("\n"))
