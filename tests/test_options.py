@@ -8,7 +8,8 @@ import warnings
 import pytest
 import tyro
 
-from armlet import recipes
+from armlet import benchmarks, recipes
+from armlet.benchmarks.tabletop import Tabletop
 from armlet.options import USUAL, help_text, options_of, override
 from armlet.recipe import Recipe
 
@@ -48,9 +49,10 @@ def test_help_is_short_and_help_all_is_whole(capsys) -> None:
     recipe = recipes.make("actdistill")
     for verb in USUAL:
         short = help_text(recipe, "armlet", verb, everything=False)
-        assert 5 < short.count("\n  --") < 25, verb
+        assert 1 < short.count("\n  --") < 25, verb
     assert "--episodes PATH" in short and "(required)" in short
     whole = help_text(recipe, "armlet", "distil", everything=True)
+    assert "--evaluation.slower" not in whole and "--network.network.chunk " not in whole
     told = [option.name for option in options_of(recipe) if not option.settled]
     assert [name for name in told if name.startswith("--pictures") and name not in whole] == []
     # Of stages that are alike one is listed, and of the others what differs.
@@ -82,6 +84,11 @@ def test_what_would_have_no_effect_is_refused(name: str, options: list[str], sai
     assert said in str(left.value.code) and "\n" not in str(left.value.code)
 
 
+def test_nothing_is_collected_without_a_world() -> None:
+    with pytest.raises(SystemExit, match="no world to collect episodes in"):
+        override(recipes.make("bc"), ["--episodes", "here"], "armlet collect bc", "collect")
+
+
 def test_options_of_other_verbs_may_stand_there() -> None:
     line = ["--episodes", "here", "--teach.steps", "7", "--stages.1.steps", "9", "--seed", "3"]
     made = override(recipes.make("actdistill"), line, "armlet probe", "probe")
@@ -97,6 +104,22 @@ def test_a_teacher_of_ones_own_robot_is_where_everything_else_is() -> None:
     assert named.teacher.as_posix() == "mine"
     shipped = recipes.make("actdistill_tabletop")
     assert override(shipped, line, "armlet").teacher == shipped.teacher
+
+
+def test_a_world_is_named_for_a_recipe_without_one(monkeypatch) -> None:
+    named: list[str] = []
+
+    def find(name: str) -> Tabletop:
+        named.append(name)
+        return Tabletop()
+
+    monkeypatch.setattr(benchmarks, "find", find, raising=False)
+    line = ["--episodes", "here", "--benchmark", "mine:World", "--benchmark.scene-pixels", "96"]
+    made = override(recipes.make("actdistill"), [*line, "--evaluation.videos", "3"], "armlet")
+    assert named == ["mine:World"]
+    assert made.benchmark == Tabletop(scene_pixels=96) and made.evaluation.videos == 3
+    joined = override(recipes.make("bc"), ["--benchmark=gym:X", "--episodes", "here"], "armlet")
+    assert named[1:] == ["gym:X"] and joined.benchmark == Tabletop()
 
 
 HEAVY = ("transformers", "mujoco", "matplotlib", "scipy", "plotly", "gymnasium", "peft")

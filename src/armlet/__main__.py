@@ -117,10 +117,11 @@ def _finish(command: str, work: Callable[[], object], *, debug: bool) -> None:
         result = work()
     except KeyboardInterrupt:
         sys.stderr.write(
-            f"{command}: stopped; the same command goes on from what was kept last, or from the start where nothing was yet\n"
+            f"{command}: stopped; the same command goes on from what was kept last, or from the "
+            "start where nothing was yet\n"
         )
         sys.exit(130)
-    except Exception as error:  # of whatever kind: a user reads one line, and whoever mends it asks for the traceback
+    except Exception as error:  # of any kind: a user reads one line; --debug shows the rest
         if debug:
             raise
         said = " ".join(str(error).split("\n"))

@@ -15,8 +15,7 @@ MOST = sys.float_info.max  # of any finite number
 
 def check(value: Any, /, **ranges: Range) -> None:
     """Raises ValueError naming the first field of a dataclass that lies outside its range; every
-    number of a tuple must lie in it, and
-    None, where somebody said nothing, lies in all."""
+    number of a tuple must lie in it, and None, where somebody said nothing, lies in all."""
     for name, (low, high) in ranges.items():
         for number in _numbers(getattr(value, name)):
             if low <= number <= high:  # NaN is in no range

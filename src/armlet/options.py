@@ -39,7 +39,10 @@ USUAL: dict[str, tuple[str, ...]] = {
         "--pictures.size", "--network.**width", "--network.**depth", "--network.**chunk*",
         "--network.**execute*", "--teach.steps", "--teach.batch-size", "--teach.learning-rate",
     ),
-    "probe": ("--episodes", "--teacher", "--out", "--shared", "--seed", "--robot.*", "--probe.stage.steps"),
+    "probe": (
+        "--episodes", "--teacher", "--out", "--shared", "--seed", "--robot.*",
+        "--probe.stage.steps",
+    ),
     "distil": (
         "--episodes", "--teacher", "--out", "--shared", "--seed", "--robot.*", "--held-out",
         "--student.layers", "--student.budget", "--student.student.layers", "--stages.*.steps",
@@ -81,7 +84,7 @@ def override(recipe: Recipe, options: list[str], prog: str, verb: str = "distil"
         )
     if made.benchmark is None and made.out != recipe.out and made.teacher == recipe.teacher:
         made = replace(made, teacher=made.out / "teacher")
-    problem = _missing(made) or _without_effect(recipe, made)
+    problem = _missing(made, verb) or _without_effect(recipe, made)
     if problem:
         sys.exit(f"{prog}: {problem}")
     return made
@@ -108,7 +111,8 @@ def _with_benchmark(recipe: Recipe, options: list[str]) -> tuple[Recipe, list[st
             f"--benchmark {name}: recipe {recipe.name!r} is made for {recipe.benchmark.name}; take "
             "one for your own robot (armlet --help lists them)"
         )
-    return replace(recipe, benchmark=benchmarks.find(name)), rest  # type: ignore[attr-defined]  # helper rollout's
+    found = benchmarks.find(name)  # type: ignore[attr-defined]  # of helper rollout
+    return replace(recipe, benchmark=found), rest
 
 
 def _unknown(recipe: Recipe, options: list[str]) -> str:
@@ -134,7 +138,12 @@ def _matches(name: str, *patterns: str) -> bool:
     return False
 
 
-def _missing(recipe: Recipe) -> str:
+def _missing(recipe: Recipe, verb: str) -> str:
+    if verb == "collect" and recipe.benchmark is None:
+        return (
+            f"recipe {recipe.name!r} has no world to collect episodes in: bring them "
+            "(`--episodes`), or name a world with `--benchmark`"
+        )
     if recipe.episodes != YOURS:
         return ""
     return (
@@ -235,21 +244,19 @@ def options_of(value: Any, group: str = "") -> list[Option]:
                     dashed = f"--{name}.{key}".replace("_", "-")
                     text = texts.get(field.name, "")
                     own.append(Option(dashed, group, _takes(type(each)), text, each))
-        elif not _is_fixed(hints[field.name], item):
+        elif not _is_fixed(hints[field.name]):
             dashed = "--" + name.replace("_", "-")
             takes = _takes(hints[field.name])
             own.append(Option(dashed, group, takes, texts.get(field.name, ""), item))
     return own + parts
 
 
-def _is_fixed(hint: Any, value: Any) -> bool:
+def _is_fixed(hint: Any) -> bool:
     """Whether a field cannot be set from the command line: it may hold anything, or is a part that
     this recipe does not have."""
-    if hint is Any:
+    if hint is Any or dataclasses.is_dataclass(hint):
         return True
-    if dataclasses.is_dataclass(hint):
-        return True
-    return any(_is_fixed(each, value) for each in get_args(hint) if not isinstance(each, str))
+    return any(_is_fixed(each) for each in get_args(hint) if not isinstance(each, str))
 
 
 def _takes(hint: Any) -> str:
@@ -299,6 +306,8 @@ def help_text(recipe: Recipe, prog: str, verb: str, *, everything: bool) -> str:
     """What `--help` prints, or with `everything` what `--help-all` does."""
     width = min(shutil.get_terminal_size().columns, 100)
     there = [option for option in options_of(recipe) if not option.settled]
+    if recipe.benchmark is None:
+        there = [option for option in there if not _matches(option.name, *OF_WORLDS)]
     lines = [f"{prog} [--option value …]", ""]
     if recipe.benchmark is None:
         lines += [

@@ -308,14 +308,16 @@ class Recipe:
         for name, stages in trained.items():
             if any(stages) and not sum(stage.steps for stage in stages if stage):
                 raise ValueError(
-                    f"recipe {self.name!r}: {name} has no steps, so nothing would be trained; give it at least 1"
+                    f"recipe {self.name!r}: {name} has no steps, so nothing would be "
+                    "trained; give it at least 1"
                 )
         provided = set(self.traced) | ({"semantics", "layer_actions"} if self.probe else set())
         for index, stage in enumerate(self.all_stages):
             missing = stage.objective.needs - provided if stage.teacher is None else frozenset()
             if missing:
                 raise ValueError(
-                    f"recipe {self.name!r}: stage {index} ({type(stage.objective).__name__}) needs {sorted(missing)} "
+                    f"recipe {self.name!r}: stage {index} ({type(stage.objective).__name__}) "
+                    f"needs {sorted(missing)} "
                     "from the teacher, which nothing provides; give the recipe a `probe`"
                 )
 

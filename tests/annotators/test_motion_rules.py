@@ -15,7 +15,9 @@ FPS = 10.0
 # phase, steps, how far each moves, whether the gripper is closed
 PICK_AND_PLACE = (
     ("idle", 5, 0.0, False),
-    ("approaching", 10, 1.0, False),
+    ("approaching", 5, 1.0, False),
+    ("approaching", 2, 0.0, False),  # too short to be a rest
+    ("approaching", 5, 1.0, False),
     ("grasping", 5, 0.0, True),
     ("transporting", 10, 1.0, True),
     ("holding", 6, 0.0, True),

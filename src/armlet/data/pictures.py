@@ -38,19 +38,17 @@ SIDE = 96  # to which it brings the others
 
 @dataclass(frozen=True)
 class Pictures:
-    """How the episodes' pictures are seen and kept. A teacher keeps the fit it was taught with, and its
-    students inherit it; the last three change no result."""
+    """How the episodes' pictures are seen and kept. A teacher keeps the fit it was taught with, and
+    its students inherit it; the last three change no result."""
 
     fit: Fit | Literal["auto"] = "exact"
-    """How a picture of another shape becomes a square of `size` pixels a side: letterbox (all of
-    it, black bars), crop (its middle), stretch; exact takes it as it is, and it must be square.
-    auto: exact where all are squares that our patches divide and at most 192 pixels a side, else
-    letterbox."""
+    """How a picture becomes a square of `size` pixels a side: letterbox (all of it, black bars),
+    crop (its middle), stretch; exact takes squares as they are. auto: exact where all are small
+    squares that our patches divide, else letterbox."""
     size: int | None = None
     """Pixels a side; none: as they are, or 96 where auto must letterbox."""
     cache_gb: float = 50.0
-    """Gigabytes of decoded pictures that are kept on disk, beside the data; more than that is
-    streamed."""
+    """Gigabytes of decoded pictures kept on disk, beside the data; more is streamed."""
     memory_gb: float = 0.5
     """Gigabytes of pictures that streaming keeps in memory."""
     workers: int | None = None
@@ -84,10 +82,9 @@ class Pictures:
         FitError where their pictures are not square, or not of the size that was asked for."""
         if self.fit == "auto":
             small = all(h == w <= LARGEST and not h % STEP for h, w in cameras.values())
-            fit: Fit = "exact" if small and self.size is None else "letterbox"
-            return replace(self, fit=fit, size=self.size or (None if small else SIDE)).view(
-                cameras, whose=whose
-            )
+            if small and self.size is None:
+                return View(dict(cameras))
+            return replace(self, fit="letterbox", size=self.size or SIDE).view(cameras, whose=whose)
         if self.fit != "exact":
             assert self.size is not None
             return View(dict.fromkeys(cameras, (self.size, self.size)), self.fit)

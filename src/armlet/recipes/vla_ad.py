@@ -106,7 +106,8 @@ class VlaAd(Objective):
     def __call__(self, student: Trace, teacher: Trace, batch: Batch) -> dict[str, Tensor]:
         if self.semantic != "none" and (batch.description is None or "phase" not in batch.labels):
             raise ValueError(
-                f"semantic={self.semantic!r} needs an annotator's labels; give the recipe an `annotator`"
+                f"semantic={self.semantic!r} needs an annotator's labels; give the recipe an "
+                "`annotator`"
             )
         expert, valid = batch.targets()
         target = self._bins(
