@@ -12,6 +12,7 @@ tokens with an action head, as all of ours are, need only what `tokens.TokenPoli
 
 import abc
 import dataclasses
+import functools
 import importlib
 import operator
 import threading
@@ -24,6 +25,7 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from armlet import limits
 from armlet.data.inputs import Inputs
@@ -45,7 +47,6 @@ SIZES = (
     "patch",
     "image",
 )  # of a network, where it has them
-BUILDING = threading.RLock()  # a routed network builds the one inside it
 Join = Callable[[Tensor, Tensor], Tensor]  # (b, …) twice, a layer's input and its output → one
 
 
@@ -479,17 +480,44 @@ def rebuild(description: dict[str, Any], tokenizer: Tokenizer, *, empty: bool = 
 
     `empty`: without weights, to be given those of a file (`checkpoint.load_weights`). Parameters
     have names, shapes and a precision, and take neither memory nor the time to draw them; buffers
-    are what the network computes. One thread at a time builds so: it changes how torch registers
-    parameters while it lasts.
+    are what the network computes.
     """
     make = _maker(str(description.get("type")))
-    with BUILDING:
-        if not empty:
-            return make(description, tokenizer)
-        from accelerate import init_empty_weights  # of use only here
+    if not empty:
+        return make(description, tokenizer)
+    _listen()
+    before = BUILDING.empty
+    BUILDING.empty = True
+    try:
+        return make(description, tokenizer)
+    finally:
+        BUILDING.empty = before
 
-        with init_empty_weights(include_buffers=False):
-            return make(description, tokenizer)
+
+class _Building(threading.local):
+    """Whether this thread builds a network without weights; others may build theirs meanwhile."""
+
+    empty = False
+
+
+BUILDING = _Building()
+
+
+@functools.cache
+def _listen() -> None:
+    """From now on torch asks `_without_weights` of every parameter. Never undone: other threads
+    register parameters at any time."""
+    register_module_parameter_registration_hook(_without_weights)  # type: ignore[arg-type]  # it may answer
+
+
+def _without_weights(
+    module: nn.Module, name: str, parameter: nn.Parameter | None
+) -> nn.Parameter | None:
+    """A parameter that a module was given, without its numbers, where that is wanted. None: as it
+    is. Those of torch's layers have not been drawn yet, so that no memory is touched."""
+    if parameter is None or not BUILDING.empty:
+        return None
+    return nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
 
 
 def _maker(kind: str) -> Callable[[dict[str, Any], Tokenizer], Backbone]:
