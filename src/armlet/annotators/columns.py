@@ -36,11 +36,17 @@ def write_language(
     times = frame_times(data)
     remarks = []
     for number, there in enumerate(read_persistent(data)):
-        # Ours are left out here and written anew below: labels may have changed.
         ours = _ours(there)
-        others = [row for row in there if row not in ours]  # of all styles, and of any producer
-        # lerobot cannot tell two producers' rows of one style apart.
-        clashing = [row for row in others if row["style"] in (SUBTASK, MOTION)]
+        rows = []
+        clashing = []
+        for row in there:
+            if row in ours:  # written anew below: labels may have changed
+                continue
+            # lerobot cannot tell two producers' rows of one style apart.
+            if row["style"] in (SUBTASK, MOTION):
+                clashing.append(row)
+            else:
+                rows.append(row)
         if clashing and not replace:
             raise LabelError(
                 f"{data.root}: somebody else wrote the {clashing[0]['style']} "
@@ -49,7 +55,6 @@ def write_language(
             )
         start = data.starts[number]
         stop = data.starts[number + 1]
-        rows = [row for row in others if row not in clashing]
         rows += _remarks(labels.part(start, stop), times[start:stop])
         remarks.append(sorted(rows, key=_by_time))
     return write_persistent(data, target, remarks)
