@@ -32,7 +32,7 @@ from armlet.evaluation.report import Latency, Measured, OutcomesFile, Report
 from armlet.evaluation.settings import check, contenders, planned
 from armlet.policies.checkpoint import read_provenance
 from armlet.policies.contract import Backbone
-from armlet.recipe import Recipe, at_hand, to_json
+from armlet.recipe import Recipe, at_hand, suited, to_json
 from armlet.robot.observation import Observation
 from armlet.rollout.door import check_world
 from armlet.rollout.loop import plan
@@ -90,6 +90,7 @@ def compare_with_held_out(recipe: Recipe) -> Path:
         title = f"evaluate {name}"
         limit = recipe.outside_range
         check_policy(data, policy.robot, recipe.robot, limit=limit, title=title)
+    recipe = suited(recipe, field.policies["teacher"].robot.action)
     return offline.run(recipe, data, field.policies, field.contenders)
 
 
