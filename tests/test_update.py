@@ -64,7 +64,7 @@ class Linear(nn.Module):
     def autocast(self, precision: str) -> contextlib.AbstractContextManager:
         return contextlib.nullcontext()
 
-    def trace(
+    def forward(
         self, batch: Batch, want: Collection[str], *, exploration: float = -1.0, every: int = -1
     ) -> Trace:
         noise = float(torch.rand(1))
@@ -211,7 +211,7 @@ class Sum(Linear):
 
     gradient = torch.tensor([[3.0, 0.1, 0, 0], [0, 2, 0.5, 0], [0, 0, -1, 0.2], [0.3, 0, 0, 0.7]])
 
-    def trace(
+    def forward(
         self, batch: Batch, want: Collection[str], *, exploration: float = 0, every: int = 1
     ) -> Trace:
         weight = self.policy["layers"][0].weight
