@@ -9,7 +9,7 @@ what an action head computes is one arithmetic.
 import itertools
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Self, TypeVar
 
 import numpy as np
@@ -366,7 +366,7 @@ class Codebook:
         return cls(spec, tuple(found))
 
     def to_json(self) -> dict[str, Any]:
-        return {"spec": asdict(self.spec), "primitives": list(map(list, self.primitives))}
+        return {"spec": self.spec.to_json(), "primitives": list(map(list, self.primitives))}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Self:

@@ -18,7 +18,7 @@ import operator
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
 import numpy as np
@@ -161,7 +161,7 @@ class Body:
     def to_json(self) -> dict[str, Any]:
         """Everything but the tokenizer."""
         said: dict[str, Any] = {
-            "action_spec": asdict(self.action_spec),
+            "action_spec": self.action_spec.to_json(),
             "state": self.state.to_json(),
             "actions": self.actions.to_json(),
         }

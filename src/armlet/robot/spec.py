@@ -86,13 +86,23 @@ class ActionSpec:
             if name.removeprefix("d") in ("x", "y", "z")
         )
 
+    def to_json(self) -> dict[str, Any]:
+        """The fields; `gripper` is one number, several, or None. A robot of one gripper is written as
+        it was while there could be no more, so that the hash of what was saved then stays."""
+        fields = asdict(self)
+        grippers = list(fields.pop("grippers"))
+        if len(grippers) > 1:
+            return {**fields, "gripper": grippers}
+        return {**fields, "gripper": grippers[0] if grippers else None}
+
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Self:
-        """The inverse of `dataclasses.asdict`, from JSON, which has no tuples."""
-        if "gripper" in value:  # as it was written while there could be only one
-            value = dict(value)
-            only = value.pop("gripper")
-            value["grippers"] = [] if only is None else [only]
+        """The inverse of `to_json`, from JSON, which has no tuples."""
+        value = dict(value)
+        found = value.pop("gripper")
+        several = isinstance(found, list)
+        alone = [] if found is None else [found]
+        value["grippers"] = found if several else alone
         fields: dict[str, Any] = {
             name: tuple(item) if isinstance(item, list) else item for name, item in value.items()
         }
@@ -180,7 +190,7 @@ class RobotSpec:
     observation: ObservationSpec
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return {"action": self.action.to_json(), "observation": asdict(self.observation)}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Self:
