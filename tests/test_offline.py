@@ -27,10 +27,9 @@ from armlet.evaluation.offline_report import OfflineReport, Seen
 from armlet.policies.contract import Body, Decision
 from armlet.policies.vla import VLANetwork
 from armlet.recipe import Evaluation
-from armlet.robot.fit import View
 from armlet.robot.normalise import Normaliser
 from armlet.robot.observation import Observation
-from armlet.robot.spec import ActionSpec
+from armlet.robot.spec import ActionSpec, ObservationSpec, RobotSpec
 
 EPISODES, CHUNK = 6, 4
 
@@ -64,6 +63,11 @@ def body_of(robot: Robot) -> Body:
     return Body(spec_of(robot), plain(len(robot.state)), plain(len(robot.action)), words)
 
 
+def robot_of(robot: Robot, cameras: dict[str, tuple[int, int]]) -> RobotSpec:
+    seen = ObservationSpec.of(cameras, state_names=robot.state, state_dims=len(robot.state))
+    return RobotSpec(spec_of(robot), seen)
+
+
 @dataclass
 class Scripted:
     """A policy that is no network: the expert's own chunk, found by what the robot feels and does,
@@ -71,15 +75,14 @@ class Scripted:
 
     data: EpisodeDataset
     off: Callable[[np.ndarray], np.ndarray] = lambda chunk: chunk
-    robot: Robot = SEVEN
+    of: Robot = SEVEN
     chunk: int = CHUNK
     execute: int = 2
     asked: list[Observation] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         columns = self.data.columns()
-        self.body = body_of(self.robot)
-        self.view = View(dict(self.data.cameras))
+        self.robot = robot_of(self.of, dict(self.data.cameras))
         self._state, self._actions = columns["observation.state"], columns["action"]
 
     def decide(self, observation: Observation) -> Decision:
@@ -215,11 +218,11 @@ def test_nan_is_refused_with_the_policy_and_the_row(data) -> None:
 
 def test_a_policy_that_lacks_a_camera_is_refused_by_name(data) -> None:
     policy = Scripted(data)
-    policy.view = View({"front": (48, 64), "overhead": (48, 48)})
+    policy.robot = robot_of(SEVEN, {"front": (48, 64), "overhead": (48, 48)})
     with pytest.raises(ValueError, match=r"policy 'teacher' .*camera 'overhead'"):
         compare(data, {"teacher": policy})
     other = Scripted(data)
-    other.body = body_of(BLIND_TO_ITSELF)
+    other.robot = robot_of(BLIND_TO_ITSELF, dict(other.data.cameras))
     with pytest.raises(ValueError, match="action: the episodes have 7 numbers, the policy 3"):
         compare(data, {"teacher": Scripted(data), "student": other})
     assert not policy.asked
@@ -323,7 +326,7 @@ def test_one_held_out_episode_has_no_interval_and_the_report_says_so(data) -> No
 def test_what_never_moves_is_named_and_not_counted(tmp_path) -> None:
     still = dataclasses.replace(SEVEN, across=((12, 0), (0, 0), *SEVEN.across[2:]))
     data = still.write(tmp_path, episodes=4)
-    far = Scripted(data, lambda chunk: chunk + np.array([0, 9, 0, 0, 0, 0, 0]), robot=still)
+    far = Scripted(data, lambda chunk: chunk + np.array([0, 9, 0, 0, 0, 0, 0]), of=still)
     report = compare(data, {"teacher": far})
     assert 1 not in report.compared.moving
     assert row(report, "teacher").expert.share.mean < 1e-6

@@ -20,6 +20,7 @@ from armlet.data.frames import load_frames
 from armlet.data.traces import StaleTraceError, TraceStore
 from armlet.data.transforms import GripperNoise
 from armlet.evaluation import figures, outcomes
+from armlet.evaluation.provenance import gripper_noise
 from armlet.options import override
 from armlet.policies.checkpoint import load_policy
 from armlet.recipe import Recipe, Round
@@ -371,11 +372,8 @@ def test_students_of_flipped_labels_are_drawn_against_their_share(
         ),
     ],
 )
-def test_what_a_policy_says_of_flipped_labels(
-    provenance: dict, noise: float | None, tmp_path
-) -> None:
-    (tmp_path / "config.json").write_text(json.dumps({"policy": {}, "provenance": provenance}))
-    assert evaluate.gripper_noise(tmp_path) == noise
+def test_what_a_policy_says_of_flipped_labels(provenance: dict, noise: float | None) -> None:
+    assert gripper_noise(provenance) == noise
 
 
 def test_a_stale_store_is_refused(recipe: Recipe, tmp_path) -> None:

@@ -32,23 +32,28 @@ HELP, HELP_ALL = ("-h", "--help"), "--help-all"
 WORDS = {str: "TEXT", int: "N", float: "X", "Path": "PATH"}
 
 # What is usually set, in this order. In these patterns `*` is a part of a name, `**` several.
+# What a data set cannot say; the rest of a robot it says itself.
+ROBOT = (
+    "--robot.mode", "--robot.rotation", "--robot.grippers", "--robot.gripper-open",
+    "--robot.gripper-closed", "--robot.file",
+)  # fmt: skip
 USUAL: dict[str, tuple[str, ...]] = {
     "collect": ("--episodes", "--benchmark.*", "--collection.*"),
     "teach": (
-        "--episodes", "--teacher", "--out", "--seed", "--columns.*", "--robot.*", "--pictures.fit",
+        "--episodes", "--teacher", "--out", "--seed", "--columns.*", *ROBOT, "--pictures.fit",
         "--pictures.size", "--network.**width", "--network.**depth", "--network.**chunk*",
         "--network.**execute*", "--teach.steps", "--teach.batch-size", "--teach.learning-rate",
     ),
     "probe": (
-        "--episodes", "--teacher", "--out", "--shared", "--seed", "--robot.*",
+        "--episodes", "--teacher", "--out", "--shared", "--seed", *ROBOT,
         "--probe.stage.steps",
     ),
     "distil": (
-        "--episodes", "--teacher", "--out", "--shared", "--seed", "--robot.*", "--held-out",
+        "--episodes", "--teacher", "--out", "--shared", "--seed", *ROBOT, "--held-out",
         "--student.layers", "--student.budget", "--student.student.layers", "--stages.*.steps",
         "--stages.*.batch-size", "--stages.*.learning-rate", "--rounds.*.episodes",
     ),
-    "evaluate": ("--episodes", "--teacher", "--out", "--policies", "--robot.*", "--evaluation.*"),
+    "evaluate": ("--episodes", "--teacher", "--out", "--policies", *ROBOT, "--evaluation.*"),
 }  # fmt: skip
 
 # What a recipe without a benchmark does not do: it collects nothing and nothing acts in a world.
@@ -267,7 +272,12 @@ def _takes(hint: Any) -> str:
     if kind is Literal:
         return "|".join(map(str, get_args(hint)))
     if kind in (Union, types.UnionType):
-        return "|".join("none" if each is type(None) else _takes(each) for each in get_args(hint))
+        words: list[str] = []
+        for each in get_args(hint):
+            taken = "none" if each is type(None) else _takes(each)
+            if taken != "none" or "none" not in "|".join(words).split("|"):
+                words.append(taken)
+        return "|".join(words)
     if kind is tuple:
         inside = [each for each in get_args(hint) if each is not Ellipsis]
         words = " ".join(_takes(each) for each in inside)

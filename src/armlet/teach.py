@@ -7,6 +7,7 @@ guess them while it learns and are thrown away.
 """
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 
 from armlet.benchmarks import benchmark_robot, native_robot
-from armlet.data.door import check_facts, check_taught, robot_of
+from armlet.data.door import check_facts, check_taught, looks_like, robot_of
 from armlet.data.episodes import EpisodeDataset
 from armlet.data.frames import load_frames
 from armlet.data.splits import parts, rows_of
@@ -24,8 +25,9 @@ from armlet.policies.checkpoint import save_policy
 from armlet.policies.contract import Backbone, Body
 from armlet.recipe import Recipe, at_hand, to_json
 from armlet.robot.agree import differences, listed
+from armlet.robot.description import Described
 from armlet.robot.normalise import Normaliser, steady
-from armlet.robot.spec import ActionSpec
+from armlet.robot.spec import ActionSpec, RobotSpec
 from armlet.training.learner import Learner
 from armlet.training.trainer import Trainer, make_batches, settings
 
@@ -96,8 +98,7 @@ def new_policy(recipe: Recipe, data: EpisodeDataset) -> Backbone:
     """A fresh network for the robot of the episodes, normalised by their statistics."""
     network = recipe.network
     assert network is not None
-    native = native_robot(recipe.benchmark, data.robot_type)
-    robot = robot_of(data, recipe.robot, native=native)
+    robot = robot_of(data, recipe.robot, native=_completing(recipe, data))
     tokenizer = train_tokenizer(sorted(data.tasks))
     view = recipe.pictures.view(data.cameras, whose=str(data.root))
     body = Body(
@@ -113,6 +114,26 @@ def new_policy(recipe: Recipe, data: EpisodeDataset) -> Backbone:
     network = network.suited(body, data.columns()[ACTION])
     torch.manual_seed(recipe.seed)
     return network.build(body, {name: height for name, (height, _) in view.cameras.items()})
+
+
+def _completing(recipe: Recipe, data: EpisodeDataset) -> RobotSpec | None:
+    """The benchmark's robot, where it says what the episodes leave unsaid: they are its own, or
+    nobody described them and nothing in them speaks against it."""
+    if recipe.benchmark is None:
+        return None
+    native = native_robot(recipe.benchmark, data.robot_type)
+    if native is not None or recipe.robot.with_file(data.root) != Described():
+        return native
+    world = benchmark_robot(recipe.benchmark)
+    if not looks_like(data, world, limit=recipe.outside_range):
+        return None
+    spec = world.action
+    sys.stderr.write(
+        f"teach {recipe.name}: nobody says what the actions of {data.root} mean; they are taken to be "
+        f"those of benchmark {recipe.benchmark.name!r} ({spec.mode}, {spec.control_hz:g} Hz), which "
+        "nothing in them speaks against; say otherwise with --robot.mode and the like\n"
+    )
+    return RobotSpec(spec, replace(world.observation, state_names=()))
 
 
 def _state_normaliser(data: EpisodeDataset) -> Normaliser:

@@ -91,7 +91,7 @@ def test_a_patch_divides_the_pictures(side: int) -> None:
 def test_each_camera_has_its_own_patch_and_one_that_is_named_stays() -> None:
     cameras = {"front": 48, "left": 24, "top": 40}
     made = FitsRobot(dataclasses.replace(VLA, strides={"front": 8})).build(body(robot()), cameras)
-    assert made.config.strides == {"front": 8, "left": 12, "top": 8}
+    assert made.network.strides == {"front": 8, "left": 12, "top": 8}
 
 
 def moves(spec: ActionSpec, rows: int = 400) -> np.ndarray:

@@ -67,6 +67,24 @@ def robot_of(
     return RobotSpec(action, _observed(data, said))
 
 
+def looks_like(data: EpisodeDataset, robot: RobotSpec, *, limit: float) -> bool:
+    """Whether all that some episodes say of their actions is as this robot has it: their number, the
+    order of names, the rate, the range, and, where it can be seen, whether they are moves or
+    places. Then a recipe's robot may complete what they cannot say."""
+    spec = robot.action
+    if len(data.action_names) != spec.dims:
+        return False
+    itself = RobotSpec(_plain_spec(tuple(data.action_names), data.fps), ObservationSpec({}))
+    there = RobotSpec(_plain_spec(spec.names, spec.control_hz), ObservationSpec({}))
+    if differences(there, itself):
+        return False
+    actions = data.columns()[ACTION]
+    beyond, _ = _in_range(actions, spec, limit)
+    if beyond or _too_small(actions, spec, limit):
+        return False
+    return not _against_the_data(suggest(data), spec)
+
+
 def check_taught(data: EpisodeDataset, robot: RobotSpec, *, limit: float, title: str) -> None:
     """The episodes that a policy of `robot` is to be taught from; `limit`: the largest share of
     frames that may lie outside its range. Raises DisagreementError naming all that differs; what
