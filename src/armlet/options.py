@@ -272,12 +272,12 @@ def _takes(hint: Any) -> str:
     if kind is Literal:
         return "|".join(map(str, get_args(hint)))
     if kind in (Union, types.UnionType):
-        words: list[str] = []
+        kinds: list[str] = []
         for each in get_args(hint):
             taken = "none" if each is type(None) else _takes(each)
-            if taken != "none" or "none" not in "|".join(words).split("|"):
-                words.append(taken)
-        return "|".join(words)
+            if taken != "none" or "none" not in "|".join(kinds).split("|"):
+                kinds.append(taken)
+        return "|".join(kinds)
     if kind is tuple:
         inside = [each for each in get_args(hint) if each is not Ellipsis]
         words = " ".join(_takes(each) for each in inside)
