@@ -403,10 +403,16 @@ def say(line: str) -> None:
 
 def chosen(mutants: list[Mutant], options: argparse.Namespace) -> list[Mutant]:
     """Those asked for. Raises ValueError where there are none."""
+    caught = set()
+    if options.left:
+        for entry in earlier(options.results):
+            if entry["verdict"] == "caught":
+                caught.add((entry["area"], entry["name"]))
     found = [
         mutant
         for mutant in mutants
-        if (not options.only or any(text in mutant.name for text in options.only))
+        if (mutant.area, mutant.name) not in caught
+        and (not options.only or any(text in mutant.name for text in options.only))
         and (not options.area or mutant.area in options.area)
         and (mutant.named or not options.named)
     ]
@@ -455,21 +461,18 @@ def run_mutants(
     workers: list[Worker], mutants: list[Mutant], options: argparse.Namespace
 ) -> dict[Mutant, Outcome]:
     """One after the other, each worker its own; a line for each."""
-    before: dict[str, str] = {}
-    if options.results.exists():
-        before = {
-            f"{entry['area']}/{entry['name']}": entry["by"]
-            for entry in json.loads(options.results.read_text())["mutants"]
-        }
+    before = {f"{entry['area']}/{entry['name']}": entry["by"] for entry in earlier(options.results)}
     jobs = [
         (mutant, [mutant], mutant.tests, (before.get(f"{mutant.area}/{mutant.name}", ""),))
         for mutant in mutants
     ]
     outcomes: dict[Mutant, Outcome] = {}
+    begun = time.monotonic()
     for mutant, outcome in try_all(workers, jobs, options.limit):
         if outcome.verdict == "timeout" and mutant.hangs:
             outcome.verdict = "caught"
         outcomes[mutant] = outcome
+        keep(options.results, {mutant: outcome}, time.monotonic() - begun)
         said = outcome.by if outcome.verdict == "caught" else f"{outcome.by} {outcome.why}".strip()
         say(
             f"{len(outcomes):4d}/{len(jobs)}  {outcome.seconds:5.1f} s  {outcome.verdict:12s}  {mutant.area}: {mutant.name}  {said}"
@@ -477,17 +480,24 @@ def run_mutants(
     return outcomes
 
 
+def earlier(path: Path) -> list[dict[str, Any]]:
+    """What was found before, mutant by mutant."""
+    return json.loads(path.read_text())["mutants"] if path.exists() else []
+
+
 def keep(path: Path, outcomes: dict[Mutant, Outcome], seconds: float) -> None:
-    """In place of what was known of these mutants; what is known of others stays."""
-    old = json.loads(path.read_text())["mutants"] if path.exists() else []
+    """In place of what was known of these mutants; what is known of others stays. Called after
+    each mutant, so that a run that is stopped can go on (`--left`)."""
     ours = {(mutant.area, mutant.name) for mutant in outcomes}
-    entries = [entry for entry in old if (entry["area"], entry["name"]) not in ours]
+    entries = [entry for entry in earlier(path) if (entry["area"], entry["name"]) not in ours]
     entries += [
         {"area": mutant.area, "name": mutant.name, "file": mutant.file, **asdict(outcome)}
         for mutant, outcome in outcomes.items()
     ]
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"seconds": seconds, "mutants": entries}, indent=1))
+    partial = path.with_suffix(".part")
+    partial.write_text(json.dumps({"seconds": seconds, "mutants": entries}, indent=1))
+    partial.replace(path)
 
 
 def parse() -> argparse.Namespace:
@@ -501,6 +511,11 @@ def parse() -> argparse.Namespace:
         "--area", action="append", help="the mutants of this table (may be repeated)"
     )
     parser.add_argument("--named", action="store_true", help="those that an audit found unnoticed")
+    parser.add_argument(
+        "--left",
+        action="store_true",
+        help="those that the results so far do not call caught: a stopped run goes on",
+    )
     parser.add_argument(
         "--together",
         action="store_true",
@@ -556,7 +571,6 @@ def main() -> int:
             say("these tests fail without any mutant; nothing was tried")
             return 1
         outcomes = run_mutants(workers, mutants, options)
-    keep(options.results, outcomes, time.monotonic() - begun)
     return report(outcomes, time.monotonic() - begun)
 
 

@@ -98,6 +98,21 @@ def test_what_changes_nothing_or_what_nobody_tests_survives(tmp_path: Path) -> N
     assert "survived: double: nothing" in printed and "3 mutants, 1 caught" in printed
 
 
+def test_a_stopped_run_goes_on_with_what_was_not_caught(tmp_path: Path) -> None:
+    """Results are kept after each mutant; those of before stay, and `--left` tries the others."""
+    caught = {"area": "double", "name": "caught before", "verdict": "caught", "by": "a test"}
+    survived = {"area": "double", "name": "survived before", "verdict": "survived", "by": ""}
+    (tmp_path / "build").mkdir()
+    kept = json.dumps({"seconds": 1.0, "mutants": [caught, survived]})
+    (tmp_path / "build" / "mutants.json").write_text(kept)
+    wrong = ("2 * x", "3 * x", "")
+    mutants = [(name, *wrong) for name in ("caught before", "survived before", "never tried")]
+    status, found, printed = verdicts(tmp_path, *mutants, options=("--left", "--unchecked"))
+    assert status == 0 and "2 mutants, 2 caught" in printed
+    assert found["caught before"] == caught
+    assert {entry["verdict"] for entry in found.values()} == {"caught"}
+
+
 def test_what_does_not_apply_or_breaks_the_import_is_no_catch(tmp_path: Path) -> None:
     status, found, _ = verdicts(
         tmp_path,
