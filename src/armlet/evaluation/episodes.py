@@ -38,7 +38,9 @@ def run_episodes(
     device: str = "cpu",
 ) -> dict[str, list[Row]]:
     """Every policy in every planned episode; its rows of the log, in the order of the plan."""
-    made_from = {name: conditions(each, benchmark, device) for name, each in field.items()}
+    made_from = {}
+    for name, contender in field.items():
+        made_from[name] = conditions(contender, benchmark, device)
     log = out / LOG
     # Two evaluations into one folder would each run what the other is running.
     with hold(out / "evaluating.lock", "evaluating"):

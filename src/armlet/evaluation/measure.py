@@ -28,7 +28,8 @@ WARM_UP = 20  # decisions before timing: first calls allocate, choose kernels, f
 
 def percentiles(milliseconds: Sequence[float]) -> dict[str, float]:
     """Percentiles, not a mean: a robot's control loop waits for the slow decisions as well."""
-    return {f"p{q}": float(np.percentile(milliseconds, q)) for q in (50, 95, 99)}
+    p50, p95, p99 = np.percentile(milliseconds, (50, 95, 99))
+    return {"p50": float(p50), "p95": float(p95), "p99": float(p99)}
 
 
 def latency(
@@ -39,13 +40,16 @@ def latency(
         for index in range(WARM_UP):
             policy.infer(observations[index % len(observations)])
     order = np.random.default_rng(0)
-    times: dict[str, list[float]] = {name: [] for name in policies}
+    times: dict[str, list[float]] = {name: [] for name in policies}  # in milliseconds
     for call in range(calls):
         observation = observations[call % len(observations)]
         # In turn on this observation, so that a machine that slows down slows all alike.
         for name in order.permutation(list(policies)):
             times[name].append(_time_once(policies[name], observation))
-    return {name: percentiles(values) for name, values in times.items()}
+    found = {}
+    for name, values in times.items():
+        found[name] = percentiles(values)
+    return found
 
 
 def _time_once(policy: Policy, observation: Observation) -> float:

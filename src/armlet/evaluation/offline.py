@@ -150,9 +150,12 @@ def check(setting: Evaluation) -> None:
     """Raises ValueError for settings of episodes in a simulator: there is none, and they would have
     no effect."""
     usual = Evaluation()
-    changed = [name for name in IN_A_WORLD if getattr(setting, name) != getattr(usual, name)]
+    changed = []
+    for name in IN_A_WORLD:
+        if getattr(setting, name) != getattr(usual, name):
+            changed.append(f"--evaluation.{name}")
     if changed:
-        options = ", ".join(f"--evaluation.{name}" for name in changed)
+        options = ", ".join(changed)
         raise ValueError(
             f"{options}: this recipe has no benchmark, so policies are compared with held-out "
             "episodes and nothing is executed; leave these options out, or give a recipe with a "
@@ -421,7 +424,9 @@ def _costs(
     observations = asked.raw(rows[np.unique(places)])
     with one_thread():
         timings = measure.latency(networks, observations, calls=calls)
-        flops = {name: measure.compute(policy, observations) for name, policy in networks.items()}
+        flops = {}
+        for name, policy in networks.items():
+            flops[name] = measure.compute(policy, observations)
     found = {}
     for name, policy in networks.items():
         ran = answers[name].gates.mean(0)  # (l,) how often each layer ran, over all frames

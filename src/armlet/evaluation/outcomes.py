@@ -254,7 +254,7 @@ def _flat(entry: PolicyRun | DelayedRun) -> dict[str, Any]:
     if fields.get("seeds_of", "") is None:
         del fields["seeds_of"]
     run = fields.pop("run")
-    run["success"] = "".join("1" if success else "0" for success in run["success"])
+    run["success"] = "".join(map(str, map(int, run["success"])))
     return {**fields, **run}
 
 
@@ -285,12 +285,18 @@ def recompute(outcomes: Outcomes) -> Section:
     measured otherwise: milliseconds, operations, memory."""
     # The first split is the one that the evaluation is about; others stand beside it.
     first = outcomes.splits[0]
+    rows = []
+    for policy in outcomes.policies:
+        rows.append(policy_row(outcomes, policy))
+    delayed = []
+    for late in outcomes.delayed:
+        delayed.append(delayed_row(outcomes, late))
     return {
-        "policies": [policy_row(outcomes, policy) for policy in outcomes.policies],
+        "policies": rows,
         "pairs": pairs(outcomes, first),
         "pairs_by_split": {split: pairs(outcomes, split) for split in outcomes.splits[1:]},
         "seeds": over_seeds(outcomes, first),
-        "delayed": [delayed_row(outcomes, late) for late in outcomes.delayed],
+        "delayed": delayed,
         "delayed_pairs": delayed_pairs(outcomes),
     }
 
@@ -305,6 +311,7 @@ def policy_row(outcomes: Outcomes, policy: PolicyRun) -> Section:
     for row in rows:
         families.append(outcomes.episodes[row].family)
         tasks.append(outcomes.episodes[row].task)
+    splits = [episode.split for episode in outcomes.episodes]
     grouped = {} if policy.seeds_of is None else {"seeds_of": policy.seeds_of}
     return {
         "name": policy.name,
@@ -321,7 +328,7 @@ def policy_row(outcomes: Outcomes, policy: PolicyRun) -> Section:
         "by_family": tally_by(families, run.success),
         "by_task": tally_by(tasks, run.success),
         # Of all episodes, not of the first split's only.
-        "by_split": tally_by([episode.split for episode in outcomes.episodes], policy.run.success),
+        "by_split": tally_by(splits, policy.run.success),
     }
 
 
@@ -362,7 +369,10 @@ def tally_by(groups: Sequence[str], success: Sequence[bool]) -> dict[str, Sectio
     found: dict[str, list[bool]] = {}
     for group, each in zip(groups, success, strict=True):
         found.setdefault(group, []).append(each)
-    return {group: tally(values) for group, values in found.items()}
+    tallies = {}
+    for group, values in found.items():
+        tallies[group] = tally(values)
+    return tallies
 
 
 def seconds_to_success(outcomes: Outcomes, run: Run) -> Section:
@@ -391,8 +401,11 @@ def toggle_rates(run: Run) -> Section | None:
     """How often the gripper is sent the other way; None without one."""
     if run.toggles is None:
         return None
+    interval = None
     found = stats.ratio_ci95(np.array(run.toggles), np.array(run.steps))
-    interval = None if found is None else [100 * bound for bound in found]
+    if found is not None:
+        low, high = found
+        interval = [100 * low, 100 * high]
     return {
         "per_episode": float(np.mean(run.toggles)),
         # A ratio of sums: an episode that fails lasts longer, and would toggle more for that alone.
@@ -405,18 +418,22 @@ def keep_ratio(policy: PolicyRun) -> float:
     """The mean share of the backbone's cost that a decision ran."""
     costs = np.array(policy.layer_costs)  # (l,)
     total = sum(policy.routes.values())  # decisions
-    spent = sum(count * costs[_layers(route)].sum() for route, count in policy.routes.items())
+    spent = 0.0
+    for route, count in policy.routes.items():
+        spent += count * costs[_layers(route)].sum()
     return float(spent / (total * costs.sum()))
 
 
 def routing(routes: dict[str, int]) -> Section:
     """How often each layer runs, and whether the router ever changes its mind."""
     total = sum(routes.values())
-    ran = sum(count * _layers(route).astype(float) for route, count in routes.items())  # (l,)
     # Of two that are as common the first by name, so that the report does not depend on order.
     commonest = min(routes, key=lambda route: (-routes[route], route))
+    ran = np.zeros(len(commonest))  # (l,) decisions in which each layer ran
+    for route, count in routes.items():
+        ran += count * _layers(route)
     return {
-        "activation": (np.asarray(ran) / total).tolist(),
+        "activation": (ran / total).tolist(),
         "patterns": len(routes),
         "commonest_pattern": commonest,
         "commonest_share": routes[commonest] / total,
@@ -425,7 +442,8 @@ def routing(routes: dict[str, int]) -> Section:
 
 def _layers(route: str) -> np.ndarray:
     """(l,) bool: which layers ran."""
-    return np.array([bit == "1" for bit in route])
+    # The dtype is said for the route of a policy without layers, which is an empty text.
+    return np.array(list(route), "<U1") == "1"
 
 
 def pairs(outcomes: Outcomes, split: str) -> list[Section]:
