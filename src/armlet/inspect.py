@@ -83,7 +83,7 @@ def _options(data: EpisodeDataset, found: Suggestion, out: Path | None) -> str:
         column = getattr(data.roles, role)
         if column != getattr(AS_LEROBOT, role):
             said += f" --columns.{role} {column}"
-    # Networks see squares: other pictures are scaled into one, with bars, unless told otherwise.
+    # A policy that is taught here sees squares: how other pictures are to fit has to be said.
     if any(height != width for height, width in found.cameras.values()):
         height, width = max(found.cameras.values())
         said += f" --pictures.fit letterbox --pictures.size {suggested_size(height, width)}"

@@ -22,7 +22,6 @@ from armlet.data.files import read_json, write_atomically
 from armlet.policies.checkpoint import CONFIG, policy_fingerprint, read_provenance
 
 Question = dict[str, Any]
-# Every digest here is cut to 16 digits, 64 bits: they tell results apart, nobody attacks them.
 SHOWN = 6  # differences that an error names; the rest are counted
 HALF = (".part", ".next")  # endings of what a save leaves that was killed
 PROVENANCE = "question"  # under this name a policy's question stands in its provenance
@@ -45,7 +44,7 @@ def digest_weights(tensors: Mapping[str, Tensor]) -> str:
         made.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
         # As bytes: numpy has no bfloat16.
         made.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return made.hexdigest()[:16]
+    return made.hexdigest()[:16]  # 64 bits: enough to tell results apart, which nobody forges
 
 
 def digest_arrays(arrays: Mapping[str, np.ndarray]) -> str:

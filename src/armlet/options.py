@@ -30,7 +30,7 @@ from armlet.recipe import YOURS, Recipe
 BOX = "╭╮╰╯─│"  # what the parser of options frames its errors with
 HELP = ("-h", "--help")
 HELP_ALL = "--help-all"
-# What a field of this type takes, in words; Path by its name, which hints of Python may hide.
+# What a field of this type takes, in words.
 WORDS = {str: "TEXT", int: "N", float: "X", "Path": "PATH"}
 
 # What is usually set, in this order. In these patterns `*` is a part of a name, `**` several.

@@ -36,7 +36,7 @@ class Difference:
     """A number that is not what the stored counts give."""
 
     file: str
-    where: str  # in words: "student − teacher, seen: ci95[0]"
+    where: str  # in words: "student − teacher, seen.ci95[0]"
     found: Any  # in the report
     expected: Any  # from the counts
 

@@ -70,8 +70,10 @@ def compute(policy: Backbone, observations: Sequence[Observation]) -> dict[str, 
     counts = []
     for observation in observations:
         # The instruction's length and the pictures' sizes decide how many tokens there are.
-        shapes = tuple((name, image.shape) for name, image in observation.images.items())
-        kind = (observation.instruction, shapes, policy.decide(observation).gates)
+        shapes = []
+        for name, image in observation.images.items():
+            shapes.append((name, image.shape))
+        kind = (observation.instruction, tuple(shapes), policy.decide(observation).gates)
         if kind not in counted:
             counted[kind] = _count(policy, observation)
         counts.append(counted[kind])
@@ -83,9 +85,11 @@ def _count(policy: Backbone, observation: Observation) -> tuple[int, int]:
     batch = policy.prepare([observation])
     # The counter follows gradients through modules, and fails on one that answers with a bare
     # parameter, as the state's of a robot without a state does.
-    trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
-    for parameter in trained:
-        parameter.requires_grad_(False)
+    trained = []
+    for parameter in policy.parameters():
+        if parameter.requires_grad:
+            trained.append(parameter)
+            parameter.requires_grad_(False)
     with FlopCounterMode(display=False) as whole:
         policy(batch)
     state = policy.embed(batch)

@@ -11,7 +11,7 @@ from pathlib import Path
 from armlet.evaluation import offline_report as said
 from armlet.evaluation.offline_report import OfflineReport
 
-PICTURE = "error-by-step.png"
+PICTURE = "error-by-step.png"  # as `offline.run` calls it, beside report.json
 
 
 def section(report: OfflineReport, path: Path) -> str:

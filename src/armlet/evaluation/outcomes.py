@@ -60,7 +60,8 @@ class Run:
     steps: tuple[int, ...]  # control steps until success or the limit, those of waiting included
     decisions: tuple[int, ...]  # how often the policy was asked
     waited: tuple[int, ...]  # steps in which the arm held still because no action was there
-    toggles: tuple[int, ...] | None  # how often the gripper was sent the other way; None: none
+    # How often the gripper was sent the other way; None: no gripper.
+    toggles: tuple[int, ...] | None
 
     def __len__(self) -> int:
         return len(self.success)
@@ -136,7 +137,11 @@ class Outcomes:
 
     def rows_of(self, split: str) -> list[int]:
         """The numbers of one split's episodes."""
-        return [row for row, episode in enumerate(self.episodes) if episode.split == split]
+        rows = []
+        for row, episode in enumerate(self.episodes):
+            if episode.split == split:
+                rows.append(row)
+        return rows
 
     def successes(self, split: str) -> dict[str, np.ndarray]:
         """Policy → in which of one split's m episodes it succeeded, (m,) bool."""
@@ -171,6 +176,7 @@ def _check_lengths(name: str, run: Run, n: int) -> None:
 
 def to_bytes(outcomes: Outcomes) -> bytes:
     """The file's content: the same bytes for the same outcomes, whenever they are written."""
+    # A file in which nobody has `seeds_of` is one of version 1, byte for byte.
     grouped = any(policy.seeds_of is not None for policy in outcomes.policies)
     # Lists without names: of thousands of episodes the names would be most of the file.
     episodes = [[e.split, e.family, e.task, e.seed] for e in outcomes.episodes]

@@ -35,7 +35,7 @@ class Measured:
 
     layers: tuple[int, ...]  # their numbers in the network it was cut from
     # The share of decisions whose route changes when that input does; None: there is only one
-    # route, or none was measured.
+    # route.
     changes_with: dict[str, float] | None
     latency_ms: Latency
     # p50 × decisions in a second in which the arm moves: a long chunk makes a slow network cheap.
