@@ -41,12 +41,15 @@ OF_REPORTS = ("inspect", "report", "recompute")  # verbs that take folders or fi
 
 def usage() -> str:
     """The text of `armlet --help`: the docstring, and the recipes there are."""
+    # Brings torch, which takes a second; a verb about reports should not wait for it.
     from armlet import recipes
 
     own = recipes.for_own_robots()
-    lines = {name: f"    {name:<29} {what}" for name, what in recipes.available().items()}
-    yours = [line for name, line in lines.items() if name in own]
-    ours = [line for name, line in lines.items() if name not in own]
+    yours: list[str] = []
+    ours: list[str] = []
+    for name, what in recipes.available().items():
+        kind = yours if name in own else ours
+        kind.append(f"    {name:<29} {what}")
     return "\n".join(
         [__doc__, "For your own robot:", "", *yours, "", "In worlds of ours:", "", *ours, ""]
     )
@@ -54,6 +57,7 @@ def usage() -> str:
 
 def main() -> None:
     """Run one verb on one recipe."""
+    # Taken out first: the parser of a recipe's options knows no such option.
     debug = "--debug" in sys.argv[1:]
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     if not arguments or arguments[0] in HELP:
@@ -73,6 +77,7 @@ def main() -> None:
     if rest and rest[0] in HELP:
         sys.stdout.write(usage())
         return
+    # Options before the recipe cannot be read: which there are depends on it.
     if not rest or rest[0].startswith("-"):
         sys.exit(
             f"armlet {verb}: name a recipe first, such as actdistill for your own robot, or "
@@ -83,24 +88,23 @@ def main() -> None:
 
 
 def _on_places(verb: str, arguments: list[str], *, debug: bool) -> None:
+    """A verb about folders or files: its options are the arguments of its `main`."""
     import tyro
 
-    work = importlib.import_module(f"armlet.{verb}").main
-    _finish(
-        f"armlet {verb}",
-        lambda: tyro.cli(
-            work,
-            args=arguments,
-            prog=f"armlet {verb}",
-            config=(tyro.conf.AvoidSubcommands,),
-        ),
-        debug=debug,
-    )
+    command = f"armlet {verb}"
+    main_of_verb = importlib.import_module(f"armlet.{verb}").main
+
+    def work() -> object:
+        config = (tyro.conf.AvoidSubcommands,)
+        return tyro.cli(main_of_verb, args=arguments, prog=command, config=config)
+
+    _finish(command, work, debug=debug)
 
 
 def _run(verb: str, name: str, overrides: list[str], *, debug: bool) -> None:
     command = f"armlet {verb} {name}"
 
+    # Imports are part of the work: their errors, too, are told in one line.
     def work() -> object:
         from armlet import recipes
         from armlet.options import override
@@ -120,7 +124,7 @@ def _finish(command: str, work: Callable[[], object], *, debug: bool) -> None:
             f"{command}: stopped; the same command goes on from what was kept last, or from the "
             "start where nothing was yet\n"
         )
-        sys.exit(130)
+        sys.exit(130)  # 128 + SIGINT, as shells expect it
     except Exception as error:  # of any kind: a user reads one line; --debug shows the rest
         if debug:
             raise

@@ -24,6 +24,7 @@ def main(recipe: Recipe) -> Path:
     benchmark = recipe.world("collect")
     by_teacher = recipe.collection.actor == "teacher"
     recipe = at_hand(recipe, reads=("teacher",) if by_teacher else (), writes=("episodes",))
+    # Loaded here only to be asked: each worker loads its own.
     if by_teacher:
         whose = f"the teacher {recipe.teacher}"
         check_world(load_policy(recipe.teacher), benchmark, whose=whose)
@@ -33,12 +34,15 @@ def main(recipe: Recipe) -> Path:
         _actor(recipe, benchmark),
         episodes=recipe.collection.episodes,
         workers=recipe.collection.workers,
+        # What a folder of half the episodes must agree with, to be continued.
         metadata={"benchmark": benchmark.fingerprint(), **_how(recipe)},
         title=f"collect {benchmark.name}",
     )
 
 
 def _actor(recipe: Recipe, benchmark: Benchmark) -> Acts:
+    """Who acts: the benchmark's expert, who knows the simulator's state, or a policy, which sees
+    pictures."""
     if recipe.collection.actor == "expert":
         return ExpertActs(benchmark, recipe.collection)
     return TeacherActs(benchmark, recipe.teacher, recipe.collection.seed, recipe.acting_device)
@@ -53,6 +57,7 @@ def _how(recipe: Recipe) -> dict[str, float | str]:
             "distracted": collection.distracted_share,
             "seed": collection.seed,
         }
+    # A teacher acts undisturbed, so the shares are none of its own; the device may round otherwise.
     return {
         "teacher": policy_fingerprint(recipe.teacher),
         "seed": collection.seed,

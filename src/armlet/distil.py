@@ -60,6 +60,7 @@ def _distil(recipe: Recipe) -> Path:
     title = f"distil {recipe.name}"
     device = "cuda" if torch.cuda.is_available() else "cpu"
     data = EpisodeDataset(recipe.episodes, recipe.columns)
+    # `teacher` has the teacher's weights only if something in the recipe reads them.
     facts, teacher = meet_teacher(recipe, device)
     recipe.pictures.agree(facts.view)
     recipe = suited(recipe, facts.body.action_spec)
@@ -72,13 +73,14 @@ def _distil(recipe: Recipe) -> Path:
 
     episodes = _episodes(recipe, data, teacher, facts.fingerprint)
     train, held_out = _rows(recipe, data)
-    torch.manual_seed(recipe.seed)
+    torch.manual_seed(recipe.seed)  # of the student's new weights, before it is built
     sample = _sample(make_batches(teacher, episodes.frames), train, recipe.seed)
     student = recipe.student.build(teacher, sample).to(device)
     agree(student.robot, teacher.robot, whose=("the student", "its teacher"))
     _check_chunk(student, facts.chunk)
     learner = _learner(recipe, student, data).to(device)
     corpus = Corpus([episodes], lambda frames: make_batches(student, frames), needs=_needed(recipe))
+    # A router's threshold is set on frames that were not trained on: there its scores are honest.
     unseen = _sample(corpus, held_out, recipe.seed)
 
     def fit(stage: Stage, index: int, corpus: Corpus, rows: np.ndarray) -> None:
@@ -89,7 +91,7 @@ def _distil(recipe: Recipe) -> Path:
             stage,
             corpus,
             folder=recipe.out / f"distil-{index}",
-            seed=recipe.seed + index,
+            seed=recipe.seed + index,  # a stage that drew as the last did would see no new order
             title=f"{title} {index + 1}/{len(recipe.all_stages)}",
             teacher=_answers(stage, corpus, student, start),
             rows=rows,
@@ -103,17 +105,19 @@ def _distil(recipe: Recipe) -> Path:
     practised = np.zeros(0, np.int64)  # rows that the rounds added
     for number, each in enumerate(recipe.rounds):
         met, worth = practise(recipe, student, teacher, number)
+        # `worth` counts the rows that this round added; in the corpus they come after all others.
         practised = np.concatenate([practised, len(corpus) + worth])
         corpus = corpus.with_more(met)
         before = _copied(learner)
         rows = mixed(train, practised, each.share)
         fit(each.stage, len(recipe.stages) + number, corpus, rows)
+        # A round that makes the student worse is undone; the episodes that it added stay.
         if not is_promoted(recipe, number, student):
             learner.load_state_dict(before)
             student.calibrate(unseen)
 
     provenance = {"recipe": to_json(recipe), "data": data.fingerprint, PROVENANCE: wanted}
-    finished = student.deployed()
+    finished = student.deployed()  # without what only training reads
     save_policy(finished, recipe.student_folder, provenance=provenance, weights=recipe.weights)
     return recipe.student_folder
 
@@ -134,6 +138,7 @@ def _check_episodes(recipe: Recipe, data: EpisodeDataset, teacher: Backbone, *, 
 
 
 def _check_chunk(student: Backbone, chunk: int) -> None:
+    """Raises ValueError where answers of teacher and student could not be compared step by step."""
     if student.chunk != chunk:
         raise ValueError(
             f"the student decides {student.chunk} actions at a time and its teacher {chunk}; "
@@ -159,25 +164,29 @@ def _rows(recipe: Recipe, data: EpisodeDataset) -> tuple[np.ndarray, np.ndarray]
 
 def _sample(batches: BatchMaker | Corpus, rows: np.ndarray, seed: int) -> Batch:
     """Up to `SAMPLE` of these frames, from all over."""
+    # A stream of its own, [seed, 2]: it must not depend on what else draws numbers.
     chosen = np.random.default_rng([seed, 2]).choice(
         len(rows), min(SAMPLE, len(rows)), replace=False
     )
+    # In order, since neighbouring frames are read from disk together.
     return batches.batch(rows[np.sort(chosen)])
 
 
 def _learner(recipe: Recipe, student: Backbone, data: EpisodeDataset) -> Learner:
     """The student with the heads its objectives read; the probe's start as the teacher's."""
-    wanted = {name for stage in recipe.all_stages for name in stage.objective.wants}
+    wanted: set[str] = set()
+    for stage in recipe.all_stages:
+        wanted |= stage.objective.wants
     heads = None
     if _layers_read(recipe):
         assert recipe.probe is not None  # building the recipe has checked it
         heads = make_heads(student, recipe.probe)
         load_heads(heads, heads_file(recipe))
-    facts = {
-        name: size
-        for name, size in data.privileged.items()
-        if {f"privileged.{name}", f"pointed.{name}"} & wanted
-    }
+    # Simulator facts that an objective makes the student guess: name → how many numbers.
+    facts = {}
+    for name, size in data.privileged.items():
+        if {f"privileged.{name}", f"pointed.{name}"} & wanted:
+            facts[name] = size
     return Learner(student, probe=heads, privileged=facts)
 
 
@@ -193,20 +202,29 @@ def _answers(
 
 
 def _copied(learner: Learner) -> dict[str, Tensor]:
-    return {name: tensor.clone() for name, tensor in learner.state_dict().items()}
+    """Its weights as they are now: state_dict alone would follow the training."""
+    copied = {}
+    for name, tensor in learner.state_dict().items():
+        copied[name] = tensor.clone()
+    return copied
 
 
 def _layers_read(recipe: Recipe) -> bool:
     """Whether an objective reads the layers of the student, through the probe's heads."""
-    return any(
-        {"semantics", "layer_actions"} & stage.objective.wants for stage in recipe.all_stages
-    )
+    for stage in recipe.all_stages:
+        if {"semantics", "layer_actions"} & stage.objective.wants:
+            return True
+    return False
 
 
 def _needed(recipe: Recipe) -> frozenset[str]:
     """What the objectives read of the stored traces."""
-    read = [stage.objective.needs for stage in recipe.all_stages if stage.teacher is None]
-    return frozenset().union(*read)
+    needed: frozenset[str] = frozenset()
+    for stage in recipe.all_stages:
+        # A stage with a teacher of its own, the student's average, reads no store.
+        if stage.teacher is None:
+            needed |= stage.objective.needs
+    return needed
 
 
 def _made_from(wanted: Question, corpus: Corpus, student: Backbone) -> dict[str, Any]:
@@ -218,6 +236,7 @@ def _made_from(wanted: Question, corpus: Corpus, student: Backbone) -> dict[str,
         "traces": [store.header.identity for store in corpus.stores],
         "labels": wanted["labels"],
         "student": student.to_json(),
+        # A number means a word only by its tokenizer.
         "words": digest_text([student.body.tokenizer.to_str()]),
     }
 
@@ -231,9 +250,10 @@ def question(recipe: Recipe, data: EpisodeDataset, teacher: str) -> Question:
     traces = None
     if _needed(recipe) or _layers_read(recipe):
         traces = asdict(identity(recipe, data.fingerprint, teacher))
-    rounds = [
-        {**to_json(each), "stage": settings(each.stage), "workers": None} for each in recipe.rounds
-    ]
+    rounds = []
+    for each in recipe.rounds:
+        # How many processes act changes nothing but the time that it takes.
+        rounds.append({**to_json(each), "stage": settings(each.stage), "workers": None})
     return as_json(
         {
             "data": data.fingerprint,
@@ -243,6 +263,7 @@ def question(recipe: Recipe, data: EpisodeDataset, teacher: str) -> Question:
             "student": to_json(recipe.student),
             "stages": [settings(stage) for stage in recipe.stages],
             "rounds": rounds,
+            # The world matters to students that act in it.
             "benchmark": to_json(recipe.benchmark) if rounds else None,
             "split": recipe.split,
             "held_out": recipe.held_out,

@@ -43,12 +43,11 @@ OUTCOMES = "outcomes.json.gz"
 
 @dataclass(frozen=True)
 class Field:
-    """Who is compared, by name: each policy on disk, loaded, and what it says of how it was
-    made."""
+    """Who is compared, by name; the teacher first."""
 
-    contenders: dict[str, Contender]
-    policies: dict[str, Backbone]
-    made: dict[str, Provenance]
+    contenders: dict[str, Contender]  # where each is on disk, and how it is run
+    policies: dict[str, Backbone]  # the same, loaded where policies act
+    made: dict[str, Provenance]  # what each says of how it was made
 
 
 def main(recipe: Recipe) -> Path:
@@ -56,9 +55,11 @@ def main(recipe: Recipe) -> Path:
     benchmark = recipe.benchmark
     if benchmark is None:
         return compare_with_held_out(recipe)
+    # Everything that can be refused is refused before the first episode: hours come after it.
     check(recipe)
     recipe = at_hand(recipe, reads=("teacher", "policies"))
     field = load(recipe)
+    # The world draws pictures as the policies want them; whoever asks for others is told so.
     if recipe.pictures.asked:
         recipe.pictures.agree(field.policies["teacher"].view)
     for name, policy in field.policies.items():
@@ -74,6 +75,8 @@ def main(recipe: Recipe) -> Path:
         workers=recipe.evaluation.workers,
         device=recipe.acting_device,
     )
+    # As many threads as episodes were run with, whatever this process was started with: times
+    # depend on it.
     with threads(THREADS):
         report = summarise(recipe, field, episodes, rows, out)
     return write(report, out)
@@ -87,6 +90,7 @@ def compare_with_held_out(recipe: Recipe) -> Path:
     data = EpisodeDataset(recipe.episodes, recipe.columns)
     field = load(recipe)
     for name, policy in field.policies.items():
+        # Of another robot's policy an error would be a number without meaning.
         title = f"evaluate {name}"
         limit = recipe.outside_range
         check_policy(data, policy.robot, recipe.robot, limit=limit, title=title)
@@ -97,11 +101,12 @@ def compare_with_held_out(recipe: Recipe) -> Path:
 def load(recipe: Recipe) -> Field:
     """The contenders, where policies act."""
     found = contenders(recipe)
-    return Field(
-        contenders=found,
-        policies={name: each.load(recipe.acting_device) for name, each in found.items()},
-        made={name: read_provenance(each.folder) for name, each in found.items()},
-    )
+    policies = {}
+    made = {}
+    for name, contender in found.items():
+        policies[name] = contender.load(recipe.acting_device)
+        made[name] = read_provenance(contender.folder)
+    return Field(found, policies, made)
 
 
 def summarise(
@@ -115,36 +120,42 @@ def summarise(
     each policy did in the episodes."""
     benchmark = recipe.world("evaluate")
     setting = recipe.evaluation
+    # The teacher's episodes, and each policy timed on them all: on their own episodes policies
+    # would be timed on different pictures.
     observations = sample_observations(field.policies["teacher"], benchmark, setting.seed)
     timings = measure.latency(field.policies, observations, calls=setting.latency_calls)
+    # A policy acts late by its median time: what it needs most of the time.
+    milliseconds = {name: times["p50"] for name, times in timings.items()}
     delayed = run_delayed(
         field.contenders,
         benchmark,
         episodes,
         out,
         setting=setting,
-        milliseconds={name: times["p50"] for name, times in timings.items()},
+        milliseconds=milliseconds,
         title=f"evaluate {recipe.name}",
         device=recipe.acting_device,
     )
+    met = []
+    for task, seed in episodes:
+        met.append(Planned(task.split, task.family, task.name, seed))
     outcomes = Outcomes(
         hz=benchmark.action_spec.control_hz,
         limit=benchmark.max_steps,
-        episodes=tuple(
-            Planned(task.split, task.family, task.name, seed) for task, seed in episodes
-        ),
+        episodes=tuple(met),
         policies=policy_runs(field, rows),
         delayed=delayed,
     )
+    # The same function that recomputes a report from the file: the two cannot disagree.
     sections = kept.recompute(outcomes)
-    measurements = {
-        row["name"]: measured(row, field, observations, timings[row["name"]])
-        for row in sections["policies"]
-    }
-    films = [
-        make_film(field.policies, field.contenders, benchmark, task, seed, out)
-        for task, seed in plan(benchmark, setting.splits[0], setting.videos, setting.seed)
-    ]
+    measurements = {}
+    for row in sections["policies"]:
+        name = row["name"]
+        measurements[name] = measured(row, field, observations, timings[name])
+    # The first episodes of the first split, not the best ones.
+    films = []
+    for task, seed in plan(benchmark, setting.splits[0], setting.videos, setting.seed):
+        films.append(make_film(field.policies, field.contenders, benchmark, task, seed, out))
     return Report(
         outcomes=OutcomesFile(OUTCOMES, kept.write(out / OUTCOMES, outcomes)),
         sections=sections,
@@ -178,6 +189,7 @@ def policy_runs(field: Field, rows: dict[str, list[Row]]) -> tuple[PolicyRun, ..
     together = seeds_of(field.contenders, field.made)
     found = []
     for name, contender in field.contenders.items():
+        # A decision's route is a text of l characters, 1: the layer ran.
         routes: Counter[str] = Counter()
         for row in rows[name]:
             if row["split"] == rows[name][0]["split"]:
@@ -188,7 +200,7 @@ def policy_runs(field: Field, rows: dict[str, list[Row]]) -> tuple[PolicyRun, ..
             fingerprint=contender.fingerprint,
             execute=contender.execute or policy.execute,
             layer_costs=tuple(policy.layer_costs().tolist()),
-            routes=dict(sorted(routes.items())),
+            routes=dict(sorted(routes.items())),  # sorted: the file's sha256 is compared
             run=run_of(rows[name]),
             seeds_of=together.get(name),
         )
@@ -203,9 +215,10 @@ def measured(
     contender = field.contenders[row["name"]]
     policy = field.policies[row["name"]]
     changes = None
-    if row["routing"]["patterns"] > 1:  # one that always runs the same depends on nothing
+    # A policy that always runs the same layers depends on nothing, and need not be asked.
+    if row["routing"]["patterns"] > 1:
         changes = measure.what_routes_depend_on(policy, observations)
-    asked = row["decisions_per_second"]
+    asked = row["decisions_per_second"]  # None: the arm never moved
     weights = local_folder(contender.folder, kind="model") / "model.safetensors"
     return Measured(
         layers=tuple(policy.layer_numbers),
@@ -226,6 +239,7 @@ def training(field: Field) -> dict[str, list[Curves]]:
     found: dict[str, list[Curves]] = {}
     for name, contender in field.contenders.items():
         once = contender.budget is None and contender.execute is None
+        # The hub keeps policies, not the logs beside them.
         if once and not is_name(contender.folder):
             stages = curves(contender.folder, field.made[name])
             if stages:
@@ -236,7 +250,7 @@ def training(field: Field) -> dict[str, list[Curves]]:
 def fingerprint(recipe: Recipe, field: Field) -> dict[str, Any]:
     """What this report was made with. `recipe` is the one that was given to `evaluate`; `evaluated`
     holds each policy's folder and the recipe that it was made by, where it says so."""
-    armlet = source.identity()
+    armlet = source.identity()  # version, commit, and a digest of the sources as they are
     setting = recipe.evaluation
     evaluated = {}
     for name, contender in field.contenders.items():

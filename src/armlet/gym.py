@@ -22,7 +22,8 @@ class Environment(gymnasium.Env):
     `reset(options={"task": name})` chooses a task.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"]}  # type: ignore[misc]  # gymnasium declares no ClassVar
+    # gymnasium declares no ClassVar.
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"]}  # type: ignore[misc]
 
     def __init__(
         self, benchmark: Benchmark, *, split: str = "seen", render_size: int = 224
@@ -37,15 +38,15 @@ class Environment(gymnasium.Env):
         self.action_space = spaces.Box(
             np.array(spec.low, np.float32), np.array(spec.high, np.float32)
         )
-        cameras = {
-            name: spaces.Box(0, 255, (*size, 3), np.uint8)
-            for name, size in benchmark.camera_sizes.items()
-        }
+        cameras = {}
+        for name, size in benchmark.camera_sizes.items():
+            cameras[name] = spaces.Box(0, 255, (*size, 3), np.uint8)  # size: height, width
         self.observation_space = spaces.Dict(
             {
                 **cameras,
                 "state": spaces.Box(-np.inf, np.inf, (len(benchmark.state_names),), np.float32),
                 "previous_action": spaces.Box(-np.inf, np.inf, (spec.dims,), np.float32),
+                # Text is letters and digits alone by default; these are all that ASCII prints.
                 "instruction": spaces.Text(512, charset=frozenset(map(chr, range(32, 127)))),
             }
         )
@@ -54,6 +55,7 @@ class Environment(gymnasium.Env):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         super().reset(seed=seed)
+        # Without a seed worlds follow from the last one given, as Gymnasium asks for.
         number = int(self.np_random.integers(2**31)) if seed is None else seed
         task = self._task(number, (options or {}).get("task"))
         if self._world is not None:
@@ -68,9 +70,8 @@ class Environment(gymnasium.Env):
         for task in self._tasks:
             if task.name == name:
                 return task
-        raise ValueError(
-            f"no task {name!r}; there are {', '.join(task.name for task in self._tasks)}"
-        )
+        names = ", ".join(task.name for task in self._tasks)
+        raise ValueError(f"no task {name!r}; there are {names}")
 
     def step(self, action: np.ndarray) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
         if self._world is None:
@@ -78,6 +79,7 @@ class Environment(gymnasium.Env):
         success = bool(self._world.step(action))
         self._steps += 1
         ended = self._world.over or self._steps >= self.benchmark.max_steps
+        # Gymnasium's two ends: success is a state of the task, running out of steps is none.
         truncated = not success and ended
         return self._observation(), float(success), success, truncated, {"success": success}
 

@@ -11,6 +11,7 @@ episodes, is left as it is.
 
 import hashlib
 import textwrap
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -26,10 +27,10 @@ from armlet.data.pictures import suggested_size
 from armlet.robot.description import FILE, Described, as_toml, toml_lines
 
 SHEET = "cameras.png"
-AS_LEROBOT = Columns()
-MARK = "# written by armlet inspect, and not changed since: "
-GUESS = "#? "
-HELP = {
+AS_LEROBOT = Columns()  # the names that LeRobot itself gives to state and action
+MARK = "# written by armlet inspect, and not changed since: "  # a digest of the rest follows
+GUESS = "#? "  # a comment of TOML, so that a guess is never read
+HELP = {  # what stands above a line of robot.toml
     "mode": "delta: an action is a change (velocities too); absolute: a place to be reached",
     "rotation": "none (joints have none), axis_angle, euler, quaternion or rot6d",
     "grippers": "the dimensions that open and close a gripper, by number from 0 or by name; [] for none",
@@ -56,7 +57,9 @@ def main(
     data = EpisodeDataset(place, columns)
     found = suggest(data)
     seen = sheet.look(data) if pictures and data.cameras else None
-    lines = list(found.warnings) + (sheet.warnings(seen) if seen else [])
+    lines = list(found.warnings)
+    if seen:
+        lines += sheet.warnings(seen)
     page = [*_summary(data, found), *_numbers(found), *_meaning(found)]
     page += _listed("look at these", lines)
     if out is None and is_name(place):
@@ -80,6 +83,7 @@ def _options(data: EpisodeDataset, found: Suggestion, out: Path | None) -> str:
         column = getattr(data.roles, role)
         if column != getattr(AS_LEROBOT, role):
             said += f" --columns.{role} {column}"
+    # A policy that is taught here sees squares: how other pictures are to fit has to be said.
     if any(height != width for height, width in found.cameras.values()):
         height, width = max(found.cameras.values())
         said += f" --pictures.fit letterbox --pictures.size {suggested_size(height, width)}"
@@ -122,20 +126,26 @@ def _shortened(tasks: tuple[str, ...]) -> str:
 
 def _numbers(found: Suggestion) -> list[str]:
     lines = _table("action", found.actions, marked=found.grippers.value or ())
-    return lines + (_table("state", found.state) if found.state else ["", "state: none"])
+    if found.state:
+        return lines + _table("state", found.state)
+    return [*lines, "", "state: none"]
 
 
 def _table(what: str, ranges: tuple[Range, ...], marked: tuple[int, ...] = ()) -> list[str]:
+    """One line a dimension: how its values are distributed over all frames; `marked` are the
+    dimensions that are taken to be grippers."""
     wide = max([4, *(len(each.name) for each in ranges)])
     columns = f"{'lowest':>10} {'1 %':>10} {'median':>10} {'99 %':>10} {'highest':>10}"
     lines = ["", f"{what}, {len(ranges)} numbers", f"     {'':<{wide}} {columns}"]
     for index, each in enumerate(ranges):
-        numbers = (each.low, each.q01, each.q50, each.q99, each.high)
+        shown = ""
+        for number in (each.low, each.q01, each.q50, each.q99, each.high):
+            shown += f" {number:>10.4g}"
         said = each.unit or ("gripper?" if index in marked else "")
+        # Nothing can be learnt of it, and dividing by its range would fail: worth more than a unit.
         if each.is_constant:
             said = "never moves"
-        shown = " ".join(f"{number:>10.4g}" for number in numbers)
-        lines.append(f"  {index:>2} {each.name:<{wide}} {shown}  {said}".rstrip())
+        lines.append(f"  {index:>2} {each.name:<{wide}}{shown}  {said}".rstrip())
     return lines
 
 
@@ -143,11 +153,13 @@ def _meaning(found: Suggestion) -> list[str]:
     lines = ["", "what the actions mean, as the data suggest"]
     for name, guess in found.guesses.items():
         shown = _value(guess.value)
+        # A single gripper has room for its name; of two the numbers stand in the table above.
         if name == "grippers" and guess.value and len(guess.value) == 1:
             shown = f"{guess.value[0]} ({found.actions[guess.value[0]].name})"
         why = textwrap.wrap(f"{guess.confidence}: {guess.why}", 74)
         lines.append(f"  {name.replace('_', ' '):<15} {shown:<10} {why[0]}")
-        lines += [f"  {'':<15} {'':<10} {line}" for line in why[1:]]
+        for line in why[1:]:
+            lines.append(f"  {'':<15} {'':<10} {line}")
     return lines
 
 
@@ -165,7 +177,9 @@ def _listed(title: str, lines: list[str]) -> list[str]:
     shown = ["", title]
     for line in lines:
         first, *rest = textwrap.wrap(line, 96)
-        shown += [f"  - {first}", *(f"    {each}" for each in rest)]
+        shown.append(f"  - {first}")
+        for each in rest:
+            shown.append(f"    {each}")
     return shown
 
 
@@ -176,38 +190,54 @@ def described(found: Suggestion) -> str:
     """The text of a `robot.toml`: what is sure as it is, guesses behind `#?`, and what the data say
     themselves as comments."""
     lines = [
-        "# What the robot of these episodes is; armlet teach, probe, distil and evaluate read it here.",
+        "# What the robot of these episodes is; "
+        "armlet teach, probe, distil and evaluate read it here.",
         "# Lines behind #? are guesses. Correct them, and take the #? away: nothing is assumed.",
     ]
     for name, guess in found.guesses.items():
         lines += ["", f"# {HELP[name]}"]
-        lines += [f"# {line}" for line in textwrap.wrap(f"{guess.confidence}: {guess.why}", 90)]
+        lines += _commented(textwrap.wrap(f"{guess.confidence}: {guess.why}", 90))
         value = guess.value
         if value is None:
             lines.append(f"{GUESS}{name} = ?")
         else:
             mark = "" if guess.confidence == "sure" else GUESS
             lines.append(f"{mark}{name} = {as_toml(value)}")
+        # Whoever knows of a gripper must say its commands too: the lines wait for that.
         if name == "grippers" and found.gripper_open is None:
             lines += ["# and where there is one:", "# gripper_open = 1.0", "# gripper_closed = 0.0"]
     lines += ["", "# metres that a command of 1 moves the hand, where somebody knows"]
     lines += ["# translation_scale = 0.05", "", "# What the data say themselves; to say otherwise,"]
     lines.append("# take the # away. low and high: nothing beyond them is ever commanded.")
+    names = []
+    low = []
+    high = []
+    for each in found.actions:
+        names.append(each.name)
+        low.append(each.low)
+        high.append(each.high)
     itself = Described(
         control_hz=float(found.control_hz),
-        names=tuple(each.name for each in found.actions),
-        low=tuple(each.low for each in found.actions),
-        high=tuple(each.high for each in found.actions),
+        names=tuple(names),
+        low=tuple(low),
+        high=tuple(high),
         state_names=tuple(each.name for each in found.state) or None,
     )
-    lines += [f"# {line}" for line in toml_lines(itself)]
-    return "".join(f"{line}\n" for line in lines)
+    lines += _commented(toml_lines(itself))
+    return "\n".join(lines) + "\n"
+
+
+def _commented(lines: Iterable[str]) -> list[str]:
+    return [f"# {line}" for line in lines]
 
 
 def _write_description(path: Path, text: str) -> str:
     """Write it, unless there is one that is not as `inspect` left it; returns what was done."""
     if path.exists() and not _is_untouched(path.read_text(encoding="utf-8")):
-        return f"{path}: it is there already and was not written, or was changed since, by inspect; it is left as it is"
+        return (
+            f"{path}: it is there already and was not written, or was changed since, by inspect; "
+            "it is left as it is"
+        )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, f"{MARK}{_digest(text)}\n{text}".encode())
@@ -222,6 +252,7 @@ def _write_description(path: Path, text: str) -> str:
 
 
 def _is_untouched(text: str) -> bool:
+    """Whether a robot.toml is as `inspect` wrote it, and so nobody's work to lose."""
     first, _, rest = text.partition("\n")
     return first == MARK + _digest(rest)
 
@@ -241,9 +272,10 @@ def policy_page(folder: Path) -> str:
     robot = policy.robot
     action = robot.action
     parameters = sum(each.numel() for each in policy.parameters())
+    size = f"{parameters / 1e6:.2f} M parameters, {len(policy.layers)} layers"
     lines = [
         f"{folder}",
-        f"  {type(policy).__name__}, {parameters / 1e6:.2f} M parameters, {len(policy.layers)} layers",
+        f"  {type(policy).__name__}, {size}",
         f"  decides {policy.head.chunk} actions at a time and carries out {policy.execute}, at "
         f"{action.control_hz:g} Hz",
         "",
@@ -256,11 +288,10 @@ def policy_page(folder: Path) -> str:
     lines += ["", f"state: {state if robot.observation.state_dims else 'none'}"]
     lines += ["", f"action, {action.dims} numbers"]
     wide = max(map(len, action.names))
-    for index, (name, low, high) in enumerate(
-        zip(action.names, action.low, action.high, strict=True)
-    ):
+    for index, name in enumerate(action.names):
+        ends = f"{action.low[index]:>10.4g} to {action.high[index]:.4g}"
         gripper = "  gripper" if index in action.grippers else ""
-        lines.append(f"  {index:>2} {name:<{wide}} {low:>10.4g} to {high:.4g}{gripper}")
+        lines.append(f"  {index:>2} {name:<{wide}} {ends}{gripper}")
     lines += [f"  mode {action.mode}, rotation {action.rotation}"]
     if action.grippers:
         lines.append(f"  gripper open {action.gripper_open:g}, closed {action.gripper_closed:g}")

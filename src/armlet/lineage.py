@@ -39,9 +39,12 @@ def digest_weights(tensors: Mapping[str, Tensor]) -> str:
     made = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
+        # The header tells apart tensors whose bytes are the same: (2, 3) from (3, 2), ints from
+        # floats.
         made.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
+        # As bytes: numpy has no bfloat16.
         made.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return made.hexdigest()[:16]
+    return made.hexdigest()[:16]  # 64 bits: enough to tell results apart, which nobody forges
 
 
 def digest_arrays(arrays: Mapping[str, np.ndarray]) -> str:
@@ -56,6 +59,7 @@ def digest_arrays(arrays: Mapping[str, np.ndarray]) -> str:
 
 def digest_text(texts: Iterable[str]) -> str:
     """The same of texts, in their order."""
+    # As JSON, which keeps ["ab", "c"] and ["a", "bc"] apart.
     return hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest()[:16]
 
 
@@ -99,6 +103,7 @@ def _flat(value: Any, name: str = "") -> dict[str, Any]:
     elif isinstance(value, list) and value:
         items = [(str(index), item) for index, item in enumerate(value)]
     else:
+        # Empty lists and objects too: something that became empty is a difference.
         return {name: value}
     leaves: dict[str, Any] = {}
     for key, item in items:
@@ -112,6 +117,7 @@ def _plain(name: str) -> str:
 
 
 def _value(value: Any) -> str:
+    # Short where nothing is lost by it: two values that differ must not be shown as the same.
     if isinstance(value, float) and float(f"{value:g}") == value:
         return f"{value:g}"
     return str(value)
@@ -122,6 +128,7 @@ def set_aside(path: Path, mark: str) -> Path:
     taken; returns the new path."""
     target = path.with_name(f"{path.name}.before-{mark}")
     number = 2
+    # A link to nothing does not exist, and a rename would replace it.
     while target.exists() or target.is_symlink():
         target = path.with_name(f"{path.name}.before-{mark}-{number}")
         number += 1
@@ -130,8 +137,7 @@ def set_aside(path: Path, mark: str) -> Path:
 
 def claim(folder: Path, file: str, question: Question, *, title: str) -> None:
     """Make `folder` that of this question, which is kept in it as `file`. What stands there and
-    answers another question, or does
-    not say which, is moved beside, and a line says so."""
+    answers another question, or does not say which, is moved beside, and a line says so."""
     path = folder / file
     wanted = as_json(question)
     if path.is_file():
@@ -143,6 +149,7 @@ def claim(folder: Path, file: str, question: Question, *, title: str) -> None:
         why = "does not say what it was made from"
     else:
         why = ""
+    # Moved and not deleted: it may be days of somebody's training.
     if why:
         aside = set_aside(folder, short(wanted))
         sys.stderr.write(
@@ -160,32 +167,34 @@ def is_finished(folder: Path, question: Question, *, fixes: str) -> bool:
     """
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
-    advice = f"Nothing was trained, and it stays as it is: {fixes}, or delete {folder} to have it made anew"
+    advice = (
+        f"Nothing was trained, and it stays as it is: {fixes}, or delete {folder} to have it made "
+        "anew"
+    )
     if not folder.is_dir():
         raise ValueError(
             f"{folder} is a file, and a policy would be written there as a folder. {advice}"
         )
     if not (folder / CONFIG).is_file():
-        strange = [
-            path.name
-            for path in sorted(folder.iterdir())
-            if not path.name.startswith(".") and path.suffix not in HALF
-        ]
-        if strange:
+        for path in sorted(folder.iterdir()):
+            # What a save leaves that was killed may be written over; so may hidden files.
+            if path.name.startswith(".") or path.suffix in HALF:
+                continue
             raise ValueError(
-                f"{folder} holds {strange[0]} and no {CONFIG}: it is no policy of armlet's. {advice}"
+                f"{folder} holds {path.name} and no {CONFIG}: it is no policy of armlet's. {advice}"
             )
         return False
     found = read_provenance(folder).get(PROVENANCE)
     if found is None:
         raise ValueError(
-            f"{folder} holds a policy that does not say what it was made from: it ships with armlet, was copied here, or was made by "
-            f"an older armlet. {advice}"
+            f"{folder} holds a policy that does not say what it was made from: it ships with "
+            f"armlet, was copied here, or was made by an older armlet. {advice}"
         )
     differing = differences(found, question)
     if differing:
         raise ValueError(
-            f"{folder} holds a policy that was made from something else ({summary(differing)}). {advice}"
+            f"{folder} holds a policy that was made from something else ({summary(differing)}). "
+            f"{advice}"
         )
     policy_fingerprint(folder)  # raises where weights or words are missing or cut short
     return True

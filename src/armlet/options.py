@@ -28,7 +28,9 @@ from armlet import benchmarks
 from armlet.recipe import YOURS, Recipe
 
 BOX = "╭╮╰╯─│"  # what the parser of options frames its errors with
-HELP, HELP_ALL = ("-h", "--help"), "--help-all"
+HELP = ("-h", "--help")
+HELP_ALL = "--help-all"
+# What a field of this type takes, in words.
 WORDS = {str: "TEXT", int: "N", float: "X", "Path": "PATH"}
 
 # What is usually set, in this order. In these patterns `*` is a part of a name, `**` several.
@@ -66,13 +68,15 @@ OF_WORLDS = (
 def override(recipe: Recipe, options: list[str], prog: str, verb: str = "distil") -> Recipe:
     """The recipe with what the options say in place of its own fields; says what is wrong, or
     helps, and leaves."""
-    asked = [option for option in options if option in (*HELP, HELP_ALL)]
+    everything = HELP_ALL in options
+    asked = everything or not set(HELP).isdisjoint(options)
+    # First: which options there are depends on the world.
     try:
         recipe, options = _with_benchmark(recipe, options)
     except ValueError as error:
         sys.exit(f"{prog}: {error}")
     if asked:
-        sys.stdout.write(help_text(recipe, prog, verb, everything=HELP_ALL in asked))
+        sys.stdout.write(help_text(recipe, prog, verb, everything=everything))
         sys.exit(0)
     unknown = _unknown(recipe, options)
     if unknown:
@@ -87,6 +91,7 @@ def override(recipe: Recipe, options: list[str], prog: str, verb: str = "distil"
             prog=prog,
             config=(tyro.conf.AvoidSubcommands,),
         )
+    # A teacher of one's own robot is in `out`; if that is moved, it must be found there.
     if made.benchmark is None and made.out != recipe.out and made.teacher == recipe.teacher:
         made = replace(made, teacher=made.out / "teacher")
     problem = _missing(made, verb) or _without_effect(recipe, made)
@@ -106,7 +111,7 @@ def _with_benchmark(recipe: Recipe, options: list[str]) -> tuple[Recipe, list[st
         if option != "--benchmark":
             rest.append(word)
             continue
-        name = value or next(words, None)
+        name = value or next(words, None)  # --benchmark=NAME, or --benchmark NAME
         if name is None or name.startswith("--"):
             raise ValueError("--benchmark needs a name: package.module:Name, or gym:ENV_ID")
     if name is None:
@@ -126,6 +131,7 @@ def _unknown(recipe: Recipe, options: list[str]) -> str:
     there = [option.name for option in options_of(recipe)]
     for word in options:
         name = word.partition("=")[0].replace("_", "-")
+        # A value, or an option that is there; a flag, too, by --no-NAME or NAME.no-PART.
         if not name.startswith("--") or name.replace("no-", "") in there or name in there:
             continue
         near = difflib.get_close_matches(name, there, 1)
@@ -137,6 +143,7 @@ def _unknown(recipe: Recipe, options: list[str]) -> str:
 def _matches(name: str, *patterns: str) -> bool:
     """Whether an option is one of these: `*` stands for part of a name, `**` for several names."""
     for pattern in patterns:
+        # ** first: its halves would be taken for two *.
         words = re.escape(pattern).replace(r"\*\*", ".*").replace(r"\*", "[^.]*")
         if re.fullmatch(words, name):
             return True
@@ -144,6 +151,7 @@ def _matches(name: str, *patterns: str) -> bool:
 
 
 def _missing(recipe: Recipe, verb: str) -> str:
+    """What this verb cannot do without and was not given; nothing where all is there."""
     if verb == "collect" and recipe.benchmark is None:
         return (
             f"recipe {recipe.name!r} has no world to collect episodes in: bring them "
@@ -160,20 +168,29 @@ def _missing(recipe: Recipe, verb: str) -> str:
 def _without_effect(before: Recipe, after: Recipe) -> str:
     """What is wrong with options that were given and that no verb of this recipe reads; nothing
     where all are read."""
-    old = {option.name: option.value for option in options_of(before)}
-    changed = [each for each in options_of(after) if old.get(each.name, ...) != each.value]
-    given = [each.name for each in changed]
-    settled = [each.name for each in changed if each.settled]
+    old: dict[str, Any] = {}
+    for option in options_of(before):
+        old[option.name] = option.value
+    given = []
+    settled = []
+    idle = []
+    for option in options_of(after):
+        # By value, and not by what was typed: an option that says what was so already is no error.
+        if old.get(option.name, ...) == option.value:
+            continue
+        given.append(option.name)
+        if option.settled:
+            settled.append(option.name)
+        if _matches(option.name, *OF_WORLDS):
+            idle.append(option.name)
     if settled:
         return f"{', '.join(settled)} has no effect: it follows from the robot, or from the teacher"
-    if after.benchmark is None:
-        idle = [name for name in given if _matches(name, *OF_WORLDS)]
-        if idle:
-            return (
-                f"{', '.join(idle)} has no effect: recipe {after.name!r} has no world in which "
-                "anything acts; give it one with `--benchmark package.module:Name` or "
-                "`--benchmark gym:ENV_ID`, or leave it out"
-            )
+    if after.benchmark is None and idle:
+        return (
+            f"{', '.join(idle)} has no effect: recipe {after.name!r} has no world in which "
+            "anything acts; give it one with `--benchmark package.module:Name` or "
+            "`--benchmark gym:ENV_ID`, or leave it out"
+        )
     if after.split == "tasks" and "--held-out" in given:
         return "--held-out has no effect with `--split tasks`, which holds out 15 % of the tasks"
     return ""
@@ -189,6 +206,7 @@ def _in_one_line(prog: str) -> Iterator[None]:
     except SystemExit:
         _, *lines = said.getvalue().splitlines()  # the first is the box's title
         words = " ".join(lines).translate(dict.fromkeys(map(ord, BOX), " ")).split()
+        # What comes last in the box sends to --help, which says other things here.
         sys.exit(f"{prog}: {' '.join(words).partition(' For full helptext')[0]}")
 
 
@@ -197,22 +215,22 @@ def _in_one_line(prog: str) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Option:
-    """One option: `group`, the dotted name of what it is a field of; `takes`, its values in words;
-    `text`, what it is."""
+    """One option of a recipe: a field, or an entry of one that is a dict."""
 
-    name: str
-    group: str
-    takes: str
-    text: str
-    value: Any
+    name: str  # --stages.0.batch-size
+    group: str  # what it is a field of: stages.0; empty: the recipe itself
+    takes: str  # its values in words: N
+    text: str  # what it is: the words below the field
+    value: Any  # its default
     settled: bool = False  # by what it is a part of, so that setting it would have no effect
 
     def lines(self, width: int) -> list[str]:
         default = _said(self.value)
         text = f"{self.text} ({default})" if default else self.text
-        head = f"  {self.name}" + (f" {self.takes}" if self.takes else "")
-        body = textwrap.wrap(text, width - 8)
-        return [head, *(f"        {line}" for line in body)]
+        lines = [f"  {self.name} {self.takes}".rstrip()]
+        for line in textwrap.wrap(text, width - 8):
+            lines.append(f"        {line}")
+        return lines
 
 
 def _said(value: Any) -> str:
@@ -222,7 +240,9 @@ def _said(value: Any) -> str:
     if isinstance(value, tuple | list):
         return "default: " + (" ".join(map(str, value)) or "none")
     if isinstance(value, dict):
-        return "default: " + (" ".join(f"{name} {item}" for name, item in value.items()) or "none")
+        # As it would be typed: NAME VALUE NAME VALUE.
+        words = " ".join(f"{name} {item}" for name, item in value.items())
+        return f"default: {words or 'none'}"
     return f"default: {'none' if value is None else value}"
 
 
@@ -230,6 +250,7 @@ def options_of(value: Any, group: str = "") -> list[Option]:
     """Every option of a dataclass, in the order of its fields, those of its parts behind it."""
     own: list[Option] = []
     parts: list[Option] = []
+    # Fields of its parts that the dataclass itself decides, whatever they are set to.
     settles = getattr(type(value), "settles", ())
     hints = get_type_hints(type(value))
     texts = field_texts(type(value))
@@ -240,6 +261,7 @@ def options_of(value: Any, group: str = "") -> list[Option]:
             for option in options_of(item, name):
                 settled = option.settled or option.name.rpartition(".")[2] in settles
                 parts.append(replace(option, settled=settled))
+        # Stages and rounds: each has options of its own, by its number.
         elif isinstance(item, tuple) and item and dataclasses.is_dataclass(item[0]):
             for index, each in enumerate(item):
                 parts += options_of(each, f"{name}.{index}")
@@ -261,6 +283,7 @@ def _is_fixed(hint: Any) -> bool:
     this recipe does not have."""
     if hint is Any or dataclasses.is_dataclass(hint):
         return True
+    # The words of a Literal are no hints.
     return any(_is_fixed(each) for each in get_args(hint) if not isinstance(each, str))
 
 
@@ -274,14 +297,17 @@ def _takes(hint: Any) -> str:
     if kind in (Union, types.UnionType):
         kinds: list[str] = []
         for each in get_args(hint):
+            # "none" once, though one of the kinds may have said it already.
             taken = "none" if each is type(None) else _takes(each)
             if taken != "none" or "none" not in "|".join(kinds).split("|"):
                 kinds.append(taken)
         return "|".join(kinds)
     if kind is tuple:
-        inside = [each for each in get_args(hint) if each is not Ellipsis]
-        words = " ".join(_takes(each) for each in inside)
-        return f"[{words} …]" if Ellipsis in get_args(hint) else words
+        arguments = get_args(hint)
+        # tuple[int, ...]: any number of these; tuple[int, int]: as many as there are.
+        repeated = Ellipsis in arguments
+        words = " ".join(_takes(each) for each in arguments if each is not Ellipsis)
+        return f"[{words} …]" if repeated else words
     if kind is dict:
         return "[NAME VALUE …]"
     return WORDS.get(hint, WORDS.get(getattr(hint, "__name__", ""), "VALUE"))
@@ -298,6 +324,7 @@ def field_texts(kind: type) -> dict[str, str]:
 
 @cache
 def _own_texts(kind: Any) -> dict[str, str]:
+    # Python keeps no text of a field, so that it has to be read from the source.
     try:
         source = inspect.getsource(kind)
     except (OSError, TypeError):  # a class of an interactive session has no source
@@ -315,9 +342,11 @@ def _own_texts(kind: Any) -> dict[str, str]:
 def help_text(recipe: Recipe, prog: str, verb: str, *, everything: bool) -> str:
     """What `--help` prints, or with `everything` what `--help-all` does."""
     width = min(shutil.get_terminal_size().columns, 100)
-    there = [option for option in options_of(recipe) if not option.settled]
-    if recipe.benchmark is None:
-        there = [option for option in there if not _matches(option.name, *OF_WORLDS)]
+    there = []
+    for option in options_of(recipe):
+        idle = recipe.benchmark is None and _matches(option.name, *OF_WORLDS)
+        if not option.settled and not idle:
+            there.append(option)
     lines = [f"{prog} [--option value …]", ""]
     if recipe.benchmark is None:
         lines += [
@@ -329,8 +358,9 @@ def help_text(recipe: Recipe, prog: str, verb: str, *, everything: bool) -> str:
     usual = USUAL.get(verb, ())
     shown: list[Option] = []
     for pattern in usual:
-        matching = [each for each in there if _matches(each.name, pattern)]
-        shown += [each for each in matching if each not in shown]
+        for each in there:
+            if _matches(each.name, pattern) and each not in shown:
+                shown.append(each)
     for option in shown:
         lines += option.lines(width)
     rest = len(there) - len(shown)
@@ -339,11 +369,14 @@ def help_text(recipe: Recipe, prog: str, verb: str, *, everything: bool) -> str:
 
 
 def _all(recipe: Recipe, there: list[Option], width: int) -> list[str]:
+    """Every option, group by group. Of groups with the same options, such as stages, the first is
+    listed, and of the others the defaults that differ."""
     lines: list[str] = []
-    groups = list(dict.fromkeys(option.group for option in there))
+    groups: dict[str, list[Option]] = {}
+    for option in there:
+        groups.setdefault(option.group, []).append(option)
     before: dict[str, tuple[str, list[Option]]] = {}  # shape of a group → the first that has it
-    for group in groups:
-        own = [option for option in there if option.group == group]
+    for group, own in groups.items():
         shape = " ".join(option.name.rpartition(".")[2] for option in own)
         alike, first = before.setdefault(shape, (group, own))
         title = group.replace("_", "-") or recipe.name
@@ -353,10 +386,9 @@ def _all(recipe: Recipe, there: list[Option], width: int) -> list[str]:
                 lines += option.lines(width)
             continue
         lines.append(f"  as --{alike.replace('_', '-')}.…; its defaults that differ:")
-        differing = [
-            f"  {mine.name} ({_said(mine.value)})"
-            for mine, theirs in zip(own, first, strict=True)
-            if mine.value != theirs.value
-        ]
+        differing = []
+        for mine, theirs in zip(own, first, strict=True):
+            if mine.value != theirs.value:
+                differing.append(f"  {mine.name} ({_said(mine.value)})")
         lines += differing or ["  none"]
     return lines

@@ -3,8 +3,8 @@
 Fits the heads that read every layer on the frozen, unrouted teacher (ActDistill stage 1), then runs
 the teacher over the whole data set once and stores what it answers, and beside it what a student
 must know of the teacher. A student that takes none of the teacher's weights is distilled from the
-store alone. An annotator, a teacher that answers in words, is asked last; its labels are
-stored beside the traces.
+store alone. An annotator, a teacher that answers in words, is asked last; its labels are stored
+beside the traces.
 """
 
 from pathlib import Path
@@ -41,6 +41,7 @@ def main(recipe: Recipe) -> Path:
     title = f"probe {recipe.name}"
     device = "cuda" if torch.cuda.is_available() else "cpu"
     teacher = load_policy(recipe.teacher, device=device)
+    # The teacher decides how pictures are fitted: traces of others would be of other inputs.
     recipe.pictures.agree(teacher.view)
     recipe = suited(recipe, teacher.body.action_spec)
     fingerprint = policy_fingerprint(recipe.teacher)
@@ -55,11 +56,12 @@ def main(recipe: Recipe) -> Path:
     learner = Learner(teacher)
     batches = make_batches(teacher, load_frames(data, teacher.view, recipe.pictures))
     if recipe.probe:
-        torch.manual_seed(recipe.seed)
+        torch.manual_seed(recipe.seed)  # the heads' first weights
         learner.probe = make_heads(teacher, recipe.probe).to(device)
         _fit(recipe, learner, batches, data.fingerprint, fingerprint, title=title)
     store = identity(recipe, data.fingerprint, fingerprint)
     store_traces(recipe, recipe.traces, learner, batches, store, title=f"traces {recipe.name}")
+    # What `distil` must know of the teacher where its weights are not on that machine.
     TeacherFacts.of(teacher, fingerprint).write(recipe.traces)
     annotate(recipe, data, recipe.labels)
     return recipe.traces
@@ -75,10 +77,9 @@ def _fit(
     title: str,
 ) -> None:
     """Fitted heads, or those that were fitted by this question before, into the learner. Where
-    traces were stored with heads of another
-    question, they are refused before anything is fitted: other students may be learning from
-    them. `data` and `teacher` are fingerprints."""
-    assert recipe.probe is not None and learner.probe is not None
+    traces were stored with heads of another question, they are refused before anything is fitted:
+    other students may be learning from them. `data` and `teacher` are fingerprints."""
+    assert recipe.probe is not None and learner.probe is not None  # the caller's
     path = heads_file(recipe)
     trainer = Trainer(
         learner,
@@ -89,12 +90,13 @@ def _fit(
         title=title,
         made_from=heads_question(recipe, data, teacher),
     )
-    why = trainer.obstacle()
+    why = trainer.obstacle()  # why what stands in the folder cannot be continued; empty if it can
     if why and (recipe.traces / HEADER).is_file():
         raise ValueError(
-            f"{path.parent}, with whose heads the traces in {recipe.traces} were stored, {why}. Nothing was fitted: give another "
-            f"`--shared` (or `--out`), or delete both folders"
+            f"{path.parent}, with whose heads the traces in {recipe.traces} were stored, {why}. "
+            "Nothing was fitted: give another `--shared` (or `--out`), or delete both folders"
         )
+    # Written last: where the heads are, they are whole.
     if path.exists() and not why:
         load_heads(learner.probe, path)
         return

@@ -23,6 +23,7 @@ class Progress:
         self._begun = time.monotonic()
         self._said = time.monotonic()
         self._bar = None
+        # A bar in a log would be one line of every state that it had.
         if sys.stderr.isatty():
             self._bar = tqdm(total=total, initial=start, desc=title, unit=unit)
 
@@ -32,6 +33,7 @@ class Progress:
         if self._bar is not None:
             self._bar.update(count)
             shown = {name: f"{value:.4g}" for name, value in values.items()}
+            # No redrawing of its own: the bar decides how often a terminal is written to.
             self._bar.set_postfix(shown, refresh=False)
         # The last one always: a log must say that it is done.
         elif time.monotonic() - self._said > self.every or self.done == self.total:
@@ -42,10 +44,11 @@ class Progress:
         seconds = max(time.monotonic() - self._begun, 1e-9)  # the first line may come at once
         rate = (self.done - self._start) / seconds
         left = (self.total - self.done) / rate if rate else float("inf")
-        where = f"{self.title}: {self.done}/{self.total} {self.unit}s"
-        shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
-        sys.stderr.write(f"{where}, {rate:.3g}/s, {left:.0f} s left  {shown}\n")
-        sys.stderr.flush()
+        line = f"{self.title}: {self.done}/{self.total} {self.unit}s, {rate:.3g}/s, "
+        line += f"{left:.0f} s left  "
+        line += "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+        sys.stderr.write(f"{line}\n")
+        sys.stderr.flush()  # a log that is followed should not lag behind
 
     def close(self) -> None:
         if self._bar is not None:

@@ -35,13 +35,14 @@ from armlet.types import Batch, Precision, Trace
 class Objective(ABC):
     """What a stage minimises. Subclasses are frozen dataclasses whose fields are its weights.
 
-    `needs`: what it reads from the teacher's trace; `wants`: what it reads from the student's.
     `every`: it reads the layers (semantics and layer actions) of every n-th sample only; the heads
     that read them are the dearest part of a small network's step.
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset()
-    wants: ClassVar[frozenset[str]] = frozenset()
+    # Names of a trace (types.py). Of the class and not of the value: a recipe is checked by them
+    # before anything is built.
+    needs: ClassVar[frozenset[str]] = frozenset()  # what it reads of the teacher's trace
+    wants: ClassVar[frozenset[str]] = frozenset()  # what it reads of the student's
     every: int = 1
 
     @abstractmethod
@@ -59,7 +60,7 @@ class OwnAverage:
     """Share that the average keeps of itself at a step, the rest is the student's; below 1."""
 
     def __post_init__(self) -> None:
-        limits.check(self, decay=(0, BELOW_1))
+        limits.check(self, decay=(0, BELOW_1))  # an average that keeps all of itself never moves
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,7 @@ class Stage:
     """Steps over which the learning rate rises from 0."""
     schedule: Literal["cosine", "constant"] = "cosine"
     """The rate after the warm-up: half a cosine down to 2 % at the last step, or as it is."""
+    # Clipped over all weights together, so that the direction of a step stays (Pascanu et al. 2013).
     clip: float = 1.0
     """Largest norm of the gradient of all weights together; a longer one is shortened."""
     ema: float | None = None
@@ -90,6 +92,7 @@ class Stage:
     """What is done to a batch before the student sees it, in this order (data/transforms.py)."""
     teacher: OwnAverage | None = None
     """Whom the student is compared with; None: what `probe` stored of the recipe's teacher."""
+    # bf16 has fp32's range, so that no loss scaling is needed; its sums are kept in fp32.
     precision: Precision = "bf16"
     """Precision of the matrix products; weights and losses stay in single precision."""
     compile: bool = False
@@ -122,12 +125,14 @@ class Collection:
 
     episodes: int = 8000
     """How many."""
+    # Far from the seeds of rounds and of the evaluation; evaluation/settings.py refuses overlaps.
     seed: int = 10_000_000
     """Of the first; each has the next."""
     workers: int = 2
     """Processes at the same time."""
     disturbed_share: float = 0.6
     """Share of episodes in which the expert is disturbed (DART)."""
+    # Without these a hand near a thing always means that thing, and no word need be heard.
     distracted_share: float = 0.5
     """Share in which it is sent to a wrong thing first."""
     actor: Literal["expert", "teacher"] = "expert"
@@ -164,17 +169,19 @@ class Probe:
         limits.positive(
             self, "graph_width", "semantic_width", "neighbours", "heads", "queries", "hidden"
         )
-        limits.check(self, graph_layers=(0, inf))
+        limits.check(self, graph_layers=(0, inf))  # 0: nodes hear no neighbours
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """How policies are measured."""
 
+    # Of 400 episodes a success rate's 95 % interval is 3 to 10 points wide.
     episodes: int = 400
     """Paired episodes a split, spread evenly over its tasks."""
     splits: tuple[str, ...] = ("seen",)
     """The benchmark's conditions."""
+    # Above every seed that anything is trained on.
     seed: int = 500_000_000
     """Of the first episode."""
     workers: int = 2
@@ -215,6 +222,7 @@ class Round:
     """How the student is trained on the data, old and new."""
     episodes: int = 500
     """Episodes in which the student acts."""
+    # Neither what was collected nor what is evaluated.
     seed: int = 20_000_000
     """Seed of the first of them; a later round acts in others."""
     workers: int = 2
@@ -249,6 +257,7 @@ class Recipe:
     """A policy: its folder, or hf:user/name; `teach` writes it."""
     out: Path
     """The folder of the student, its stages and its evaluation."""
+    # The episodes.
     columns: Columns = field(default_factory=Columns)
     """Of the episodes: which hold state and action."""
     pictures: Pictures = field(default_factory=Pictures)
@@ -257,6 +266,7 @@ class Recipe:
     """Whose the episodes are, where they do not say (armlet/robot/description.py)."""
     collection: Collection = field(default_factory=Collection)
     """How `collect` makes episodes."""
+    # The teacher; None where a recipe distils one that exists.
     network: Network | None = None
     """What `teach` makes a teacher of."""
     normalise_actions: Mode = "identity"
@@ -266,6 +276,7 @@ class Recipe:
     (armlet/data/door.py)."""
     teach: Stage | None = None
     """How a teacher is taught."""
+    # What is learnt from the teacher, and by whom.
     probe: Probe | None = None
     """How the teacher's layers are read, where a student learns from them."""
     annotator: Annotator | None = None
@@ -280,6 +291,7 @@ class Recipe:
     """What `probe` stores of the teacher, beside what its heads read."""
     trace_precision: Precision = "fp32"
     """Of the teacher's matrix products while `probe` watches it."""
+    # Measuring, and what is common to all verbs.
     evaluation: Evaluation = field(default_factory=Evaluation)
     """How policies are measured."""
     shared: Path | None = None
@@ -300,25 +312,31 @@ class Recipe:
 
     def __post_init__(self) -> None:
         limits.check(self, outside_range=(0, 1), held_out=(ABOVE_0, BELOW_1), seed=(0, inf))
-        trained = {
+        trained: dict[str, tuple[Stage | None, ...]] = {
             "teach": (self.teach,),
-            "probe.stage": (self.probe and self.probe.stage,),
+            "probe.stage": (self.probe.stage if self.probe else None,),
             "stages": self.stages,
         }
+        # One stage of several may have no steps; where all have none, a policy would be saved that
+        # is as it was drawn.
         for name, stages in trained.items():
             if any(stages) and not sum(stage.steps for stage in stages if stage):
                 raise ValueError(
                     f"recipe {self.name!r}: {name} has no steps, so nothing would be "
                     "trained; give it at least 1"
                 )
-        provided = set(self.traced) | ({"semantics", "layer_actions"} if self.probe else set())
+        # Told here and not after the hours that `probe` takes. The probe's heads provide two.
+        provided = set(self.traced)
+        if self.probe:
+            provided |= {"semantics", "layer_actions"}
         for index, stage in enumerate(self.all_stages):
-            missing = stage.objective.needs - provided if stage.teacher is None else frozenset()
-            if missing:
+            # The student's own average, as a teacher, answers whatever it is asked.
+            missing = stage.objective.needs - provided
+            if missing and stage.teacher is None:
                 raise ValueError(
                     f"recipe {self.name!r}: stage {index} ({type(stage.objective).__name__}) "
-                    f"needs {sorted(missing)} "
-                    "from the teacher, which nothing provides; give the recipe a `probe`"
+                    f"needs {sorted(missing)} from the teacher, which nothing provides; "
+                    "give the recipe a `probe`"
                 )
 
     @property
@@ -349,6 +367,7 @@ class Recipe:
     @property
     def labels(self) -> Path:
         """Where an annotator's labels of the episodes are, beside the traces."""
+        # By its class: labels of two annotators may stand side by side.
         return self.traces.with_name(f"labels-{type(self.annotator).__name__.lower()}")
 
     @property
@@ -358,11 +377,8 @@ class Recipe:
 
 YOURS = Path("YOUR-EPISODES")  # stands where a recipe is for whatever robot `--episodes` are of
 Factory = Callable[[], Recipe]
-KINDS: dict[str, hub.Kind] = {
-    "episodes": "dataset",
-    "teacher": "model",
-    "policies": "model",
-}  # what a field names
+# What a field names on the hub, where data sets and models have separate names.
+KINDS: dict[str, hub.Kind] = {"episodes": "dataset", "teacher": "model", "policies": "model"}
 
 
 def at_hand(recipe: Recipe, *, reads: Sequence[str], writes: Sequence[str] = ()) -> Recipe:
@@ -372,6 +388,7 @@ def at_hand(recipe: Recipe, *, reads: Sequence[str], writes: Sequence[str] = ())
     Every verb begins with it. Raises ValueError where a field that is written to names something on
     the hub, or lies in its cache, and what `hub.pinned` raises.
     """
+    # Before anything is fetched: an error should not come after a download.
     for name in ("out", "shared", *writes):
         place = getattr(recipe, name)
         if place is not None:
@@ -381,7 +398,8 @@ def at_hand(recipe: Recipe, *, reads: Sequence[str], writes: Sequence[str] = ())
                 raise ValueError(f"--{name}: {error}") from error
     found: dict[str, Any] = {}
     for name in reads:
-        places, kind = getattr(recipe, name), KINDS[name]
+        places = getattr(recipe, name)
+        kind = KINDS[name]
         if isinstance(places, tuple):
             found[name] = tuple(hub.pinned(place, kind=kind) for place in places)
         else:
@@ -399,8 +417,11 @@ def suited(recipe: Recipe, robot: ActionSpec) -> Recipe:
 def to_json(value: Any) -> Any:
     """A recipe (or any dataclass) as JSON, every dataclass with the name of its class."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
-        return {"class": type(value).__name__, **fields}
+        # The class, for two objectives may have the same fields.
+        said = {"class": type(value).__name__}
+        for each in dataclasses.fields(value):
+            said[each.name] = to_json(getattr(value, each.name))
+        return said
     if isinstance(value, dict):
         return {str(key): to_json(item) for key, item in value.items()}
     if isinstance(value, tuple | list):

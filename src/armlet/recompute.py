@@ -25,17 +25,10 @@ from armlet.evaluation import outcomes, stats
 from armlet.report import read
 
 Report = dict[str, Any]
-GROUPINGS = (
-    "by_family",
-    "by_task",
-    "by_split",
-)  # successes of a policy by what the episodes are about
-FOURFOLD = (
-    "both",
-    "only_a",
-    "only_b",
-    "neither",
-)  # in how many episodes which of two policies succeeded
+# Successes of a policy by what the episodes are about.
+GROUPINGS = ("by_family", "by_task", "by_split")
+# In how many episodes which of two policies succeeded: the fourfold table of a pair.
+FOURFOLD = ("both", "only_a", "only_b", "neither")
 
 
 @dataclass(frozen=True)
@@ -43,23 +36,23 @@ class Difference:
     """A number that is not what the stored counts give."""
 
     file: str
-    where: str
-    found: Any
-    expected: Any
+    where: str  # in words: "student − teacher, seen.ci95[0]"
+    found: Any  # in the report
+    expected: Any  # from the counts
 
     def __str__(self) -> str:
-        return f"{self.file}: {self.where}: found {_short(self.found)}, expected {_short(self.expected)}"
+        values = f"found {_short(self.found)}, expected {_short(self.expected)}"
+        return f"{self.file}: {self.where}: {values}"
 
 
 @dataclass
 class Account:
-    """What was compared in one report: how many numbers, which differ, and what cannot be
-    recomputed."""
+    """What was compared in one report."""
 
     file: str
-    compared: int = 0
+    compared: int = 0  # numbers and texts, those that differ among them
     differences: list[Difference] = field(default_factory=list)
-    not_stored: list[str] = field(default_factory=list)
+    not_stored: list[str] = field(default_factory=list)  # what cannot be recomputed, in words
 
     def same(self, where: str, found: Any, expected: Any) -> None:
         """Compare two numbers, texts, or lists and dictionaries of them, entry by entry. What
@@ -68,11 +61,9 @@ class Account:
             for name, value in expected.items():
                 self.same(f"{where}.{name}", found.get(name, "nothing"), value)
             return
-        if (
-            isinstance(expected, list | tuple)
-            and isinstance(found, list | tuple)
-            and len(expected) == len(found)
-        ):
+        sequences = isinstance(expected, list | tuple) and isinstance(found, list | tuple)
+        # Of different lengths they are one difference, told as a whole.
+        if sequences and len(expected) == len(found):
             for index, (one, other) in enumerate(zip(found, expected, strict=True)):
                 self.same(f"{where}[{index}]", one, other)
             return
@@ -89,15 +80,22 @@ def main(reports: tuple[Path, ...], /) -> str:
     """
     if not reports:
         raise ValueError("name at least one report.json (made by `armlet evaluate`)")
-    accounts = [check(path / "report.json" if path.is_dir() else path) for path in reports]
-    differences = [difference for account in accounts for difference in account.differences]
+    accounts = []
+    differences: list[Difference] = []
+    compared = 0
+    for path in reports:
+        account = check(path / "report.json" if path.is_dir() else path)
+        accounts.append(account)
+        differences += account.differences
+        compared += account.compared
     if differences:
-        compared = sum(account.compared for account in accounts)
+        # All of them: one that was changed by hand tends to have company.
         lines = "\n".join(f"  {difference}" for difference in differences)
         raise ValueError(
-            f"{len(differences)} of {compared} numbers are not what the stored counts give:\n{lines}"
+            f"{len(differences)} of {compared} numbers are not what the stored counts give:\n"
+            f"{lines}"
         )
-    return "\n".join(_sentence(account) for account in accounts)
+    return "\n".join(map(_sentence, accounts))
 
 
 def check(path: Path) -> Account:
@@ -106,6 +104,7 @@ def check(path: Path) -> Account:
     report = read(path)
     account = Account(path.as_posix())
     try:
+        # Version 1 kept no outcomes.
         if "outcomes" in report:
             _by_outcomes(account, report, path)
         else:
@@ -122,39 +121,42 @@ def check(path: Path) -> Account:
 def _by_outcomes(account: Account, report: Report, path: Path) -> None:
     """Everything from the outcomes of single episodes: the sections that `armlet evaluate` itself
     computes from them."""
-    kept = outcomes.read(
-        _beside(path, report["outcomes"]["file"]), sha256=report["outcomes"]["sha256"]
-    )
+    file = _beside(path, report["outcomes"]["file"])
+    kept = outcomes.read(file, sha256=report["outcomes"]["sha256"])
     for name, expected in outcomes.recompute(kept).items():
         found = report[name]
         if isinstance(expected, list):
             account.same(f"number of {name}", len(found), len(expected))
+            # Not strict: that one is missing has been told, and the others are compared still.
             for own, row in zip(found, expected, strict=False):
                 account.same(f"{name}, {_name(row)}", own, row)
-                for grouping in [grouping for grouping in GROUPINGS if grouping in row]:
-                    account.same(
-                        f"{name}, {_name(row)}: groups of {grouping}",
-                        sorted(own[grouping]),
-                        sorted(row[grouping]),
-                    )
+                _same_groups(account, f"{name}, {_name(row)}", own, row)
         else:
             account.same(name, found, expected)
             account.same(f"groups of {name}", sorted(found), sorted(expected))
 
 
+def _same_groups(account: Account, where: str, own: Report, row: Report) -> None:
+    """`Account.same` leaves what `expected` does not speak of, so a group of episodes that was made
+    up would pass it: their names are compared as well."""
+    for grouping in GROUPINGS:
+        if grouping in row:
+            account.same(
+                f"{where}: groups of {grouping}", sorted(own[grouping]), sorted(row[grouping])
+            )
+
+
 def _beside(path: Path, name: str) -> Path:
     """The file of outcomes. A report that was put elsewhere as `x.json` may have it beside it as
-    `x.outcomes.json.gz`, so that several
-    reports can lie in one folder; whichever it is, its sha256 has to be the one that the report
-    names."""
+    `x.outcomes.json.gz`, so that several reports can lie in one folder; whichever it is, its sha256
+    has to be the one that the report names."""
     own = path.with_name(f"{path.stem}.{name}")
     return own if own.is_file() else path.with_name(name)
 
 
 def _by_counts(account: Account, report: Report) -> None:
     """Intervals and comparisons from the counts in the report itself: Wilson's interval of every
-    rate, which reports without outcomes
-    have throughout; Newcombe's and McNemar's of every pair."""
+    rate, which reports without outcomes have throughout; Newcombe's and McNemar's of every pair."""
     for policy in report["policies"]:
         _rate(account, policy["name"], policy)
         for grouping in GROUPINGS:
@@ -164,8 +166,10 @@ def _by_counts(account: Account, report: Report) -> None:
         _rate(account, f"{delayed['name']}, {delayed['slower']:g}× slower", delayed)
     for split, pair in _all_pairs(report):
         where = f"{pair['a']} − {pair['b']}, {split}"
-        if min(pair[count] for count in FOURFOLD) < 0:
-            account.same(f"{where}: counts", min(pair[count] for count in FOURFOLD), "0 or more")
+        least = min(_fourfold(pair))
+        # Outcomes cannot be made of a negative count; only a changed report has one.
+        if least < 0:
+            account.same(f"{where}: counts", least, "0 or more")
             continue
         outcomes_a, outcomes_b = _outcomes_of(pair)
         account.same(where, pair, stats.compare_paired(outcomes_a, outcomes_b).to_json())
@@ -174,26 +178,28 @@ def _by_counts(account: Account, report: Report) -> None:
 
 
 def _rate(account: Account, where: str, tally: Report) -> None:
-    if (
-        not 0 <= tally["successes"] <= tally["episodes"] or not tally["episodes"]
-    ):  # no interval belongs to such a count
-        account.same(
-            f"{where}: successes",
-            tally["successes"],
-            f"0 to {tally['episodes']}, of at least one episode",
-        )
+    """A rate's interval, from its successes and episodes."""
+    successes = tally["successes"]
+    episodes = tally["episodes"]
+    # No interval belongs to such a count.
+    if not 0 <= successes <= episodes or not episodes:
+        expected = f"0 to {episodes}, of at least one episode"
+        account.same(f"{where}: successes", successes, expected)
         return
-    account.same(
-        f"{where}: ci95", tally["ci95"], list(stats.wilson(tally["successes"], tally["episodes"]))
-    )
+    account.same(f"{where}: ci95", tally["ci95"], list(stats.wilson(successes, episodes)))
+
+
+def _fourfold(pair: Report) -> list[int]:
+    return [pair[count] for count in FOURFOLD]
 
 
 def _outcomes_of(pair: Report) -> tuple[np.ndarray, np.ndarray]:
     """Outcomes (n,) bool of two policies that fill the pair's table of both, one and neither."""
-    counts = [pair[count] for count in FOURFOLD]
-    return np.repeat([True, True, False, False], counts), np.repeat(
-        [True, False, True, False], counts
-    )
+    # In some order: nothing that is computed of them depends on it.
+    counts = _fourfold(pair)
+    a = np.repeat([True, True, False, False], counts)
+    b = np.repeat([True, False, True, False], counts)
+    return a, b
 
 
 def _all_pairs(report: Report) -> Iterator[tuple[str, Report]]:
@@ -216,8 +222,11 @@ def _seeds(account: Account, report: Report) -> None:
     means: dict[str, float] = {}
     for group in report["seeds"]["policies"]:
         name = group["name"]
+        # One that is nobody's seed stands for itself: the teacher.
         members = [member for member in policies if _is_seed_of(member, name)] or [name]
-        each = [policies[member]["successes"] / policies[member]["episodes"] for member in members]
+        each = []
+        for member in members:
+            each.append(policies[member]["successes"] / policies[member]["episodes"])
         means[name] = float(np.mean(each))
         expected = {"seeds": len(members), "success": means[name], "each": each}
         account.same(f"over seeds, {name}", group, expected)
@@ -225,12 +234,14 @@ def _seeds(account: Account, report: Report) -> None:
         expected = {
             "n": report["policies"][0]["episodes"],
             "difference": means[pair["a"]] - means[pair["b"]],
+            # From the interval as it stands: only outcomes could give that again.
             "non_inferior_3pp": pair["ci95"][0] > -stats.MARGIN,
         }
         account.same(f"over seeds, {pair['a']} − {pair['b']}", pair, expected)
 
 
 def _is_seed_of(member: str, name: str) -> bool:
+    # By the name, `name-0`, `name-1` …: reports without outcomes say nothing else.
     stem, _, number = member.rpartition("-")
     return stem == name and number.isdigit()
 
@@ -245,11 +256,15 @@ def _margins(account: Account, report: Report) -> None:
         by_split[name] = policy["by_split"]
         own = {"successes": policy["successes"], "episodes": policy["episodes"]}
         account.same(f"{name}, by_split {first}", policy["by_split"][first], own)
+        # Not by_split: each split has episodes of its own, and `own` is of the first.
         for grouping in ("by_family", "by_task"):
-            groups = policy[grouping].values()
-            total = {count: sum(group[count] for group in groups) for count in own}
+            total = {"successes": 0, "episodes": 0}
+            for group in policy[grouping].values():
+                total["successes"] += group["successes"]
+                total["episodes"] += group["episodes"]
             account.same(f"{name}, sum of {grouping}", total, own)
     for split, pair in _all_pairs(report):
+        # a succeeds in `both` and `only_a`, b in `both` and `only_b`.
         for side, alone in (("a", "only_a"), ("b", "only_b")):
             tally = by_split[pair[side]][split]
             where = f"{pair['a']} − {pair['b']}, {split}: both + {alone}"
@@ -260,7 +275,8 @@ def _margins(account: Account, report: Report) -> None:
 def _what_counts_cannot_say(report: Report) -> list[str]:
     """What only the outcomes of single episodes could give, in words."""
     found = ["mean steps"]
-    if any(policy.get("gripper_toggles") for policy in report["policies"]):
+    toggles = any(policy.get("gripper_toggles") for policy in report["policies"])
+    if toggles:
         found.append("gripper toggles")
     if report.get("seeds"):
         found.append("intervals over seeds")
@@ -269,11 +285,9 @@ def _what_counts_cannot_say(report: Report) -> list[str]:
 
 def _sentence(account: Account) -> str:
     """One line of a report in which nothing differs."""
-    rest = (
-        f"; not to be recomputed without outcomes: {', '.join(account.not_stored)}"
-        if account.not_stored
-        else ""
-    )
+    rest = ""
+    if account.not_stored:
+        rest = f"; not to be recomputed without outcomes: {', '.join(account.not_stored)}"
     return f"{account.file}: {account.compared} numbers recomputed, none differs{rest}"
 
 
@@ -288,11 +302,9 @@ def _name(row: Report) -> str:
 def _equal(found: Any, expected: Any) -> bool:
     """Numbers to the last digits that two versions of a library may differ in; all else, and
     counts, exactly."""
-    if (
-        isinstance(expected, float)
-        and isinstance(found, int | float)
-        and not isinstance(found, bool)
-    ):
+    # Some programs write 1.0 as 1; a bool is an int in Python, and no number here.
+    number = isinstance(found, int | float) and not isinstance(found, bool)
+    if isinstance(expected, float) and number:
         return math.isclose(found, expected, rel_tol=1e-9, abs_tol=1e-12)
     return type(found) is type(expected) and found == expected
 

@@ -23,12 +23,14 @@ TEMPLATE = Path(__file__).with_name("report.html")
 
 def main(reports: tuple[Path, ...], /, *, out: Path | None = None) -> Path:
     """Write the page; returns its path. `reports`: files, or folders that hold a report.json.
-    `out`: where the page goes,
-    beside the first report if not given."""
+    `out`: where the page goes, beside the first report if not given."""
     if not reports:
         raise ValueError("name at least one report.json (made by `armlet evaluate`)")
     paths = [path / "report.json" if path.is_dir() else path for path in reports]
-    sections = [_offline(path) if is_offline(path) else read(path) for path in paths]
+    sections = []
+    for path in paths:
+        # A robot without a simulator has reports of another kind: there is no success in them.
+        sections.append(_offline(path) if is_offline(path) else read(path))
     out = out or paths[0].with_name("report.html")
     write_atomically(out, render(sections).encode())
     return out
@@ -37,7 +39,9 @@ def main(reports: tuple[Path, ...], /, *, out: Path | None = None) -> Path:
 def _offline(path: Path) -> Report:
     """A comparison with held-out episodes, which is no evaluation in a world, as the page has it."""
     report = offline_report.read(path)
-    named = {"recipe": {"name": report.fingerprint.get("recipe", {}).get("name", path.parent.name)}}
+    recipe = report.fingerprint.get("recipe", {})
+    # As much as the page's contents ask for; the rest of it is HTML already.
+    named = {"recipe": {"name": recipe.get("name", path.parent.name)}}
     return {"fingerprint": named, "section": offline_page.section(report, path)}
 
 
@@ -45,11 +49,13 @@ def read(path: Path) -> Report:
     """A report, the films it names, and what the page asks for beside. Raises FileNotFoundError or
     ValueError naming the file and the field."""
     report = evaluation.read(path)
-    layers = [max(policy["routing"]["layers"]) for policy in report["policies"]]
-    report["depth"] = 1 + max(layers, default=-1)
+    # Layers of the deepest network, by their numbers there: students are drawn beside it.
+    report["depth"] = 0
+    for policy in report["policies"]:
+        report["depth"] = max(report["depth"], 1 + max(policy["routing"]["layers"]))
     for rollout in report.get("rollouts", []):
         film = path.parent / rollout["video"]
-        rollout["source"] = None
+        rollout["source"] = None  # the page says that the film is missing
         if film.is_file():
             content = base64.b64encode(film.read_bytes()).decode()
             rollout["source"] = f"data:video/mp4;base64,{content}"
@@ -58,9 +64,11 @@ def read(path: Path) -> Report:
 
 def render(reports: list[Report]) -> str:
     """The page as text."""
+    # Here and not above: no other verb should wait until these are imported.
     from jinja2 import Environment, StrictUndefined
     from plotly.offline import get_plotlyjs
 
+    # Strict: a field that a template misspells is an error, and not an empty place on the page.
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -68,10 +76,14 @@ def render(reports: list[Report]) -> str:
         percent=lambda value: f"{100 * value:.1f} %", pretty=_pretty, number=number
     )
     template = environment.from_string(TEMPLATE.read_text())
-    drawn = [{key: value for key, value in each.items() if key != "section"} for each in reports]
-    data = json.dumps(drawn).replace(
-        "<", "\\u003c"
-    )  # nothing in it can end the script element that holds it
+    drawn = []
+    for report in reports:
+        kept = dict(report)
+        kept.pop("section", None)  # HTML of the server's side, of no use to the script
+        drawn.append(kept)
+    # Escaped, so that no name in it can end the script element that holds it.
+    data = json.dumps(drawn).replace("<", "\\u003c")
+    # As in table.md, without the dash that makes a list of them there.
     said = {
         "sentence": lambda pair: sentence(pair).removeprefix("- "),
         "delayed_sentence": lambda pair: delayed_sentence(pair).removeprefix("- "),

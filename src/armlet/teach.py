@@ -2,8 +2,8 @@
 
 The network's sizes come from the recipe; cameras, state, actions, words and statistics come from
 the episodes, measured over all rows. Where there is no benchmark, the held-out episodes are not
-trained on. Where simulator facts stand beside the episodes, linear heads
-guess them while it learns and are thrown away.
+trained on. Where simulator facts stand beside the episodes, linear heads guess them while it learns
+and are thrown away.
 """
 
 import sys
@@ -31,8 +31,11 @@ from armlet.robot.spec import ActionSpec, RobotSpec
 from armlet.training.learner import Learner
 from armlet.training.trainer import Trainer, make_batches, settings
 
-STATE, ACTION = "observation.state", "action"
-LARGE = 10.0  # as a network sees actions, which should be about -1 … 1
+STATE = "observation.state"
+ACTION = "action"
+# Normalised actions should be about -1 … 1. A remark is made where one reaches LARGE, and where
+# 98 % of a dimension's lie within SMALL.
+LARGE = 10.0
 SMALL = 0.02
 
 
@@ -41,7 +44,8 @@ def main(recipe: Recipe) -> Path:
     question stays as it is."""
     if recipe.teach is None or recipe.network is None:
         raise ValueError(
-            f"recipe {recipe.name!r} has no `teach` stage and `network`; it distils a teacher that exists"
+            f"recipe {recipe.name!r} has no `teach` stage and `network`; "
+            "it distils a teacher that exists"
         )
     recipe = at_hand(recipe, reads=("episodes",), writes=("teacher",))
     assert recipe.teach is not None  # as before
@@ -50,6 +54,8 @@ def main(recipe: Recipe) -> Path:
     check_facts(data, recipe.teach.objective.wants, option="--teach.objective.facts")
     policy = new_policy(recipe, data)
     check_taught(data, policy.robot, limit=recipe.outside_range, title=title)
+    # Of the stage: what it cannot be continued without. The policy's question has more, and is
+    # compared before anything is trained (lineage.py).
     made_from = {
         "data": data.fingerprint,
         "network": policy.to_json(),
@@ -60,7 +66,7 @@ def main(recipe: Recipe) -> Path:
         "seed": recipe.seed,
         "weights": recipe.weights,
     }
-    rows = None
+    rows = None  # all
     if recipe.benchmark is None:
         # There is no world to test it in: it is compared with episodes that it must not know.
         rows = rows_of(data.starts, parts(data, recipe.split, recipe.held_out).train)
@@ -70,7 +76,7 @@ def main(recipe: Recipe) -> Path:
         return recipe.teacher
     for line in _remarks(recipe, data, policy):
         sys.stderr.write(f"{title}: {line}\n")
-    torch.manual_seed(recipe.seed)
+    torch.manual_seed(recipe.seed)  # of the heads that guess simulator facts
     learner = Learner(policy, privileged=data.privileged)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     learner.to(device)
@@ -99,7 +105,7 @@ def new_policy(recipe: Recipe, data: EpisodeDataset) -> Backbone:
     network = recipe.network
     assert network is not None
     robot = robot_of(data, recipe.robot, native=_completing(recipe, data))
-    tokenizer = train_tokenizer(sorted(data.tasks))
+    tokenizer = train_tokenizer(sorted(data.tasks))  # sorted: the order of episodes says nothing
     view = recipe.pictures.view(data.cameras, whose=str(data.root))
     body = Body(
         action_spec=robot.action,
@@ -112,8 +118,12 @@ def new_policy(recipe: Recipe, data: EpisodeDataset) -> Backbone:
         fit=view.fit,
     )
     network = network.suited(body, data.columns()[ACTION])
+    sizes = {}
+    for name, (height, _) in view.cameras.items():
+        sizes[name] = height  # a view is square
+    # Right before the weights are drawn, whatever else has drawn numbers.
     torch.manual_seed(recipe.seed)
-    return network.build(body, {name: height for name, (height, _) in view.cameras.items()})
+    return network.build(body, sizes)
 
 
 def _completing(recipe: Recipe, data: EpisodeDataset) -> RobotSpec | None:
@@ -122,6 +132,7 @@ def _completing(recipe: Recipe, data: EpisodeDataset) -> RobotSpec | None:
     if recipe.benchmark is None:
         return None
     native = native_robot(recipe.benchmark, data.robot_type)
+    # The episodes are the benchmark's own, or somebody has described them: nothing is assumed.
     if native is not None or recipe.robot.with_file(data.root) != Described():
         return native
     world = benchmark_robot(recipe.benchmark)
@@ -129,16 +140,18 @@ def _completing(recipe: Recipe, data: EpisodeDataset) -> RobotSpec | None:
         return None
     spec = world.action
     sys.stderr.write(
-        f"teach {recipe.name}: nobody says what the actions of {data.root} mean; they are taken to be "
-        f"those of benchmark {recipe.benchmark.name!r} ({spec.mode}, {spec.control_hz:g} Hz), which "
-        "nothing in them speaks against; say otherwise with --robot.mode and the like\n"
+        f"teach {recipe.name}: nobody says what the actions of {data.root} mean; they are taken to "
+        f"be those of benchmark {recipe.benchmark.name!r} ({spec.mode}, {spec.control_hz:g} Hz), "
+        "which nothing in them speaks against; say otherwise with --robot.mode and the like\n"
     )
+    # Its actions, and not its state: what the state's numbers are, the episodes say.
     return RobotSpec(spec, replace(world.observation, state_names=()))
 
 
 def _state_normaliser(data: EpisodeDataset) -> Normaliser:
+    """Mean 0 and deviation 1, over all rows."""
     dims = len(data.state_names)
-    if not dims:
+    if not dims:  # a robot without a state, or a recipe that reads none
         return Normaliser(np.zeros(0, np.float32), np.ones(0, np.float32))
     return Normaliser.from_statistics(data.measured(STATE), "mean_std", what=STATE, dims=dims)
 
@@ -155,9 +168,11 @@ def _remarks(recipe: Recipe, data: EpisodeDataset, policy: Backbone) -> list[str
         found = differences(
             policy.robot, benchmark_robot(recipe.benchmark), whose=("it", "the world")
         )
+        # A remark and no error: to be taught, a policy needs no world.
         if found:
             lines.append(
-                f"what is taught here cannot act in benchmark {recipe.benchmark.name!r}: {listed(found)}"
+                f"what is taught here cannot act in benchmark {recipe.benchmark.name!r}: "
+                f"{listed(found)}"
             )
     return lines
 
@@ -169,6 +184,7 @@ def standing_still(recipe: Recipe, data: EpisodeDataset, spec: ActionSpec) -> li
     dims = len(data.state_names)
     state = steady(data.measured(STATE), "mean_std", what=STATE, dims=dims) if dims else {}
     action = steady(data.measured(ACTION), recipe.normalise_actions, what=ACTION, dims=spec.dims)
+    # A gripper stands still most of the time: that is no fault of the data.
     for index in spec.grippers:
         action.pop(index, None)
     for what, names, found in ((STATE, data.state_names, state), (ACTION, spec.names, action)):
@@ -182,41 +198,44 @@ def off_scale(recipe: Recipe, data: EpisodeDataset, policy: Backbone) -> list[st
     """A line where a network would be shown actions far from -1 … 1: of a large dimension it learns
     little else, and of a tiny one nothing."""
     measured = data.measured(ACTION)
-    ends = np.array([measured["min"], measured["max"]], np.float64)
-    shown = policy.body.actions.apply(ends)
-    usual = policy.body.actions.apply(np.array([measured["q01"], measured["q99"]], np.float64))
-    size = np.abs(shown).max(0)
+    apply = policy.body.actions.apply
+    ends = np.array([measured["min"], measured["max"]], np.float64)  # (2, a)
+    quantiles = np.array([measured["q01"], measured["q99"]], np.float64)  # (2, a)
+    size = np.abs(apply(ends)).max(0)  # (a,)
+    # By quantiles and not by the ends: one outlier would hide that nothing else moves.
+    spread = np.ptp(apply(quantiles), axis=0)  # (a,)
     moves = ends[0] < ends[1]
     names = policy.body.action_spec.names
     large = [names[index] for index in np.flatnonzero(size > LARGE)]
-    small = [names[index] for index in np.flatnonzero(moves & (np.ptp(usual, axis=0) < SMALL))]
+    small = [names[index] for index in np.flatnonzero(moves & (spread < SMALL))]
     lines = []
     mode = recipe.normalise_actions
+    fix = "min_max" if mode == "identity" else "quantiles, or repair the rows (armlet inspect)"
     if large:
         most = names[int(size.argmax())]
-        fix = "min_max" if mode == "identity" else "quantiles, or repair the rows (armlet inspect)"
         lines.append(
             f"action: the network is shown {', '.join(large)} far outside -1 … 1 ({most} up to "
             f"{size.max():.3g}) with --normalise-actions {mode}; choose {fix}"
         )
     if small:
-        fix = "min_max" if mode == "identity" else "quantiles, or repair the rows (armlet inspect)"
         lines.append(
-            f"action: the network is shown next to no motion of {', '.join(small)} (98 % of the frames "
-            f"within {SMALL:g}) with --normalise-actions {mode}; choose {fix}"
+            f"action: the network is shown next to no motion of {', '.join(small)} (98 % of the "
+            f"frames within {SMALL:g}) with --normalise-actions {mode}; choose {fix}"
         )
     return lines
 
 
 def without_effect(recipe: Recipe, data: EpisodeDataset) -> list[str]:
     """A line for what the network is told of cameras that the episodes do not have; none where
-    there is no such thing. No error: a recipe
-    may speak of its own robot's cameras, and be used for another's."""
+    there is no such thing. No error: a recipe may speak of its own robot's cameras, and be used for
+    another's."""
+    # Not every network has strides by camera.
     told = getattr(recipe.network, "strides", {})
     unknown = sorted(set(told) - set(data.cameras))
     if not unknown:
         return []
     there = ", ".join(data.cameras) or "none"
     return [
-        f"network.strides of {', '.join(unknown)} has no effect: the episodes have no such camera (they have {there})"
+        f"network.strides of {', '.join(unknown)} has no effect: the episodes have no such camera "
+        f"(they have {there})"
     ]

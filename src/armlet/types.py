@@ -36,39 +36,30 @@ from typing import Literal
 
 from torch import Tensor
 
-Trace = dict[str, Tensor]
+Trace = dict[str, Tensor]  # by the names above; a policy answers with those that it has
 Precision = Literal["bf16", "fp32"]  # of matrix products
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Model-ready tensors for `b` moments, all on one device.
+    """Model-ready tensors for `b` moments, all on one device."""
 
-    `images`: camera -> (b, 3, h, w) float in [0, 1]; `text` (b, t) int64 and `text_mask` (b, t)
-    bool; `state` (b, s) and `previous_action` (b, a) normalised; `actions` (b, k, a) normalised
-    targets and `actions_valid` (b, k) bool (False past the end of the episode), both None at
-    inference; `keys` (b, 2) int64 (episode, step); `budget` the share of the backbone that each
-    decision may cost, for a student that can be told; `exploration` the scale of the noise in what a
-    network decides while it trains (0: none); `description` (b, u) int64, real where
-    `description_mask` (b, u), an annotator's words about the moment, and `labels`, name → (b,) int64, what it named (phase,
-    element, direction): privileged, for training only; `privileged`: simulator facts for auxiliary
-    losses while a teacher trains.
-    """
-
-    images: dict[str, Tensor]
-    text: Tensor
-    text_mask: Tensor
-    state: Tensor
-    previous_action: Tensor
-    actions: Tensor | None = None
-    actions_valid: Tensor | None = None
-    keys: Tensor | None = None
-    budget: float | None = None
-    exploration: float = 0.0
-    description: Tensor | None = None
-    description_mask: Tensor | None = None
-    labels: dict[str, Tensor] = field(default_factory=dict)
-    privileged: dict[str, Tensor] = field(default_factory=dict)
+    images: dict[str, Tensor]  # camera → (b, 3, h, w) float in [0, 1]
+    text: Tensor  # (b, t) int64, the instruction's tokens
+    text_mask: Tensor  # (b, t) bool, True where there is a token
+    state: Tensor  # (b, s) normalised
+    previous_action: Tensor  # (b, a) normalised
+    # Targets; None at inference.
+    actions: Tensor | None = None  # (b, k, a) normalised
+    actions_valid: Tensor | None = None  # (b, k) bool, False past the end of the episode
+    keys: Tensor | None = None  # (b, 2) int64: episode, step
+    budget: float | None = None  # share of the backbone that each decision may cost
+    exploration: float = 0.0  # scale of the noise in what a network decides while it trains
+    # Privileged, for training only: a robot has none of these.
+    description: Tensor | None = None  # (b, u) int64, an annotator's words about the moment
+    description_mask: Tensor | None = None  # (b, u) bool
+    labels: dict[str, Tensor] = field(default_factory=dict)  # phase, element … → (b,) int64
+    privileged: dict[str, Tensor] = field(default_factory=dict)  # simulator fact → (b, x)
 
     def __len__(self) -> int:
         return len(self.state)
@@ -77,6 +68,7 @@ class Batch:
         """`actions` and `actions_valid`. Raises ValueError where there are none: at inference."""
         if self.actions is None or self.actions_valid is None:
             raise ValueError(
-                "this batch has no actions to compare with; it was made from observations, not from episodes"
+                "this batch has no actions to compare with; it was made from observations, not "
+                "from episodes"
             )
         return self.actions, self.actions_valid

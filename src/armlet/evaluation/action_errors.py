@@ -15,19 +15,22 @@ import numpy as np
 from scipy import stats as scipy_stats
 
 THIRDS = ("first third", "middle third", "last third")
-REPEAT, MEAN, CHUNK, EPISODE = "repeat previous", "mean action", "mean chunk", "mean episode"
+# The baselines: predictors that see neither picture nor instruction (`baselines` says how each is
+# made). A policy that is not better than these has learnt nothing that it was shown.
+REPEAT = "repeat previous"
+MEAN = "mean action"
+CHUNK = "mean chunk"
+EPISODE = "mean episode"
 
 
 @dataclass(frozen=True)
 class Recording:
-    """The numbers of a data set, N rows in order. `starts` (E + 1,): where each episode begins;
-    `runs` (R,): where each stretch without a gap begins, episodes among them; `executed` (N, a):
-    what was carried out before the next row, the actions where nothing else is known."""
+    """The numbers of a data set: its N rows in order, of E episodes."""
 
-    actions: np.ndarray  # (N, a)
-    executed: np.ndarray  # (N, a)
-    starts: np.ndarray
-    runs: np.ndarray
+    actions: np.ndarray  # (N, a) what the expert commanded
+    executed: np.ndarray  # (N, a) what was carried out before the next row; `actions` if not known
+    starts: np.ndarray  # (E + 1,) first row of each episode, then N
+    runs: np.ndarray  # (R,) first row of each stretch without a gap, those of episodes among them
 
     @property
     def ends(self) -> np.ndarray:
@@ -37,8 +40,11 @@ class Recording:
 
     def rows_of(self, episodes: Sequence[int] | np.ndarray) -> np.ndarray:
         """(n,): the rows of some episodes, in order."""
-        parts = [np.arange(self.starts[each], self.starts[each + 1]) for each in episodes]
-        return np.concatenate([np.zeros(0, np.int64), *parts])
+        # Of no episodes too: concatenate refuses an empty list.
+        parts = [np.zeros(0, np.int64)]
+        for each in episodes:
+            parts.append(np.arange(self.starts[each], self.starts[each + 1]))
+        return np.concatenate(parts)
 
 
 @dataclass(frozen=True)
@@ -98,6 +104,7 @@ def moments_at(recording: Recording, rows: np.ndarray, chunk: int) -> Moments:
     episode = np.searchsorted(recording.starts, rows, side="right") - 1
     wanted = rows[:, None] + np.arange(chunk)
     valid = wanted < recording.ends[rows][:, None]
+    # Steps past the data set's end read its last row, and are zeroed with all that is not valid.
     last = len(recording.actions) - 1
     actions = recording.actions[np.minimum(wanted, last)].astype(np.float64)
     actions[~valid] = 0
@@ -131,17 +138,18 @@ def baselines(
     actions = recording.actions.astype(np.float64)
     mean = actions[rows].mean(0)
 
-    by_step = np.tile(mean, (chunk, 1))
+    by_step = np.tile(mean, (chunk, 1))  # (k, a); steps that no episode reaches keep the mean
     for step in range(chunk):
         there = rows[rows + step < recording.ends[rows]] + step
         if len(there):
             by_step[step] = actions[there].mean(0)
 
-    begun = np.searchsorted(recording.starts, rows, side="right") - 1
-    place = rows - recording.starts[begun]
+    begun = np.searchsorted(recording.starts, rows, side="right") - 1  # each row's episode
+    place = rows - recording.starts[begun]  # each row's step in it
+    # A chunk asked for at a held-out episode's last step may end past the longest one shown.
     longest = int(max(place.max(), moments.step.max() + chunk)) + 1
     count = np.bincount(place, minlength=longest)
-    course = np.tile(mean, (longest, 1))
+    course = np.tile(mean, (longest, 1))  # (longest, a)
     for index in range(actions.shape[1]):
         total = np.bincount(place, weights=actions[rows, index], minlength=longest)
         course[count > 0, index] = total[count > 0] / count[count > 0]
@@ -165,7 +173,8 @@ def absolute(answers: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     if len(bad):
         moment, step, dimension = map(int, bad[0])
         raise ValueError(
-            f"NaN or infinite in dimension {dimension} of step {step} of the chunk, at moment {moment}"
+            f"NaN or infinite in dimension {dimension} of step {step} of the chunk, "
+            f"at moment {moment}"
         )
     return np.abs(answers.astype(np.float64) - wanted)
 
@@ -179,8 +188,11 @@ def by_dimension(errors: np.ndarray, valid: np.ndarray) -> np.ndarray:
 
 def by_step(errors: np.ndarray, valid: np.ndarray) -> np.ndarray:
     """(k, a): the same of every step of the chunk on its own."""
-    steps = range(errors.shape[1])
-    return np.stack([by_dimension(errors[:, [step]], valid[:, [step]]) for step in steps])
+    found = []
+    for step in range(errors.shape[1]):
+        # [step] and not step: the axis of the chunk stays, as by_dimension expects.
+        found.append(by_dimension(errors[:, [step]], valid[:, [step]]))
+    return np.stack(found)
 
 
 def by_group(
@@ -217,7 +229,9 @@ def over_episodes(values: np.ndarray, valid: np.ndarray, episode: np.ndarray) ->
     _, number = np.unique(episode, return_inverse=True)
     sums = np.bincount(number, weights=np.where(valid, values, 0).sum(1))
     counts = np.bincount(number, weights=valid.sum(1))
-    sums, counts = sums[counts > 0], counts[counts > 0]
+    has_value = counts > 0
+    sums = sums[has_value]
+    counts = counts[has_value]
     mean = float(sums.sum() / counts.sum())
     episodes = len(sums)
     if episodes < 2:
@@ -237,13 +251,14 @@ def gripper_agreement(
     middle = (opened + closed) / 2
     found = []
     for index, name in grippers.items():
+        # All (n, k). "Greater" may be open or closed: only that two sides are the same counts.
         same = (answers[..., index] > middle) == (moments.actions[..., index] > middle)
         before = (moments.previous[:, [index]] > middle) & moments.known[:, None]
         turned = (moments.actions[..., index] > middle) != before
+        # Where nothing is known of before, a command is no change.
         turned &= moments.valid & moments.known[:, None]
         changes = int(turned.sum())
         agreed = float(same[moments.valid].mean())
-        found.append(
-            Agreement(name, agreed, float(same[turned].mean()) if changes else None, changes)
-        )
+        agreed_at_changes = float(same[turned].mean()) if changes else None
+        found.append(Agreement(name, agreed, agreed_at_changes, changes))
     return tuple(found)

@@ -1,5 +1,5 @@
-"""What policies say at rows of a data set, as if a robot stood there: each is shown what the robot saw,
-felt and had just done.
+"""What policies answer at rows of a data set, as if a robot stood there: each is shown the pictures,
+the state and the previous action of that row.
 
 Policies answer through `prepare`, as on a robot; pictures are read as for training, so what was
 decoded for that is used. Answers may be kept, under everything they were made from. Knows no world,
@@ -30,11 +30,10 @@ AT_ONCE = 32  # frames that a network is asked about in one pass
 
 @dataclass(frozen=True)
 class Answers:
-    """What one policy says at n moments: `actions` (n, k, a) in the robot's units, `gates` (n, l),
-    how much of each layer ran."""
+    """What one policy says at n moments."""
 
-    actions: np.ndarray
-    gates: np.ndarray
+    actions: np.ndarray  # (n, k, a) in the robot's units, not normalised
+    gates: np.ndarray  # (n, l) how much of each layer ran
 
 
 class Asker:
@@ -43,7 +42,11 @@ class Asker:
     def __init__(
         self, data: EpisodeDataset, recording: Recording, state: np.ndarray, pictures: Pictures
     ) -> None:
-        self.data, self.recording, self.state, self.pictures = data, recording, state, pictures
+        self.data = data
+        self.recording = recording
+        self.state = state  # (N, s)
+        self.pictures = pictures
+        # By the repr of a view, which holds a dict and so cannot be a key itself.
         self._views: dict[str, dict[str, Rows]] = {}
 
     def pictures_as(self, view: View) -> dict[str, Rows]:
@@ -54,13 +57,15 @@ class Asker:
 
     def observations(self, rows: np.ndarray, images: Mapping[str, Rows]) -> list[Observation]:
         """What a robot knows at each of `rows` (n,)."""
+        # Camera → (n, h, w, 3): one read a camera, and not one a row.
         seen = {name: pictures[rows] for name, pictures in images.items()}
+        # Chunks of one step: only what had been done before is used.
         moments = moments_at(self.recording, rows, 1)
         found = []
         for place, row in enumerate(rows):
             found.append(
                 Observation(
-                    images={name: pictures[place] for name, pictures in seen.items()},
+                    images=_at(seen, place),
                     state=self.state[row],
                     instruction=self.data.tasks[self.data.asked[row]],
                     previous_action=moments.previous[place].astype(np.float32),
@@ -70,14 +75,12 @@ class Asker:
 
     def raw(self, rows: np.ndarray) -> list[Observation]:
         """The same with pictures in the data set's own size, as a camera gives them."""
-        images = {}
+        images: dict[str, _Picked] = {}
         for camera in self.data.cameras:
-            # By place, for `observations` asks for all of them in their order.
-            images[camera] = dict(
-                zip(rows.tolist(), self.data.pictures_of(camera, rows), strict=True)
-            )
-        stacked = {name: _Picked(pictures) for name, pictures in images.items()}
-        return self.observations(rows, stacked)
+            # Decoded for these rows alone: nothing of this size is kept for training.
+            pictures = self.data.pictures_of(camera, rows)
+            images[camera] = _Picked(dict(zip(rows.tolist(), pictures, strict=True)))
+        return self.observations(rows, images)
 
     def ask(self, policy: Policy, rows: np.ndarray, title: str) -> Answers:
         """What a policy says at each of `rows` (n,). Raises ValueError where that is NaN."""
@@ -91,8 +94,8 @@ class Asker:
             bad = np.flatnonzero(~np.isfinite(chunks).all((1, 2)))
             if len(bad):
                 raise ValueError(
-                    f"{title}: the policy answers NaN or infinite actions at row {some[bad[0]]} of {self.data.root}; "
-                    "was its training unstable? Nothing can be said of it"
+                    f"{title}: the policy answers NaN or infinite actions at row {some[bad[0]]} "
+                    f"of {self.data.root}; was its training unstable? Nothing can be said of it"
                 )
             actions.append(chunks)
             gates.append(ran)
@@ -101,8 +104,16 @@ class Asker:
         return Answers(np.concatenate(actions), np.concatenate(gates))
 
 
+def _at(images: Mapping[str, np.ndarray], place: int) -> dict[str, np.ndarray]:
+    """One of n pictures a camera: (n, h, w, 3) → (h, w, 3)."""
+    found = {}
+    for name, pictures in images.items():
+        found[name] = pictures[place]
+    return found
+
+
 class _Picked:
-    """Pictures that are held, by their row."""
+    """Pictures held in memory, looked up by their row in the data set: what `Rows` asks for."""
 
     def __init__(self, pictures: dict[int, np.ndarray]) -> None:
         self._pictures = pictures
@@ -111,7 +122,8 @@ class _Picked:
         return len(self._pictures)
 
     def __getitem__(self, rows: np.ndarray | slice | int, /) -> np.ndarray:
-        return np.stack([self._pictures[row] for row in np.asarray(rows).tolist()])
+        numbers = np.asarray(rows).tolist()
+        return np.stack(list(map(self._pictures.__getitem__, numbers)))
 
 
 @torch.inference_mode()
@@ -122,9 +134,14 @@ def decide_together(
     (b, l). A network is asked about all in one pass; others, which are not ours to batch, about one
     after the other, as if an episode began with each."""
     if not isinstance(policy, Backbone):
-        decisions = [policy.decide(observation) for observation in observations]
-        ran = np.array([decision.gates for decision in decisions], np.float32)
-        return np.stack([decision.actions for decision in decisions]), ran
+        chunks = []
+        gates = []
+        for observation in observations:
+            decision = policy.decide(observation)
+            chunks.append(decision.actions)
+            gates.append(decision.gates)
+        return np.stack(chunks), np.array(gates, np.float32)
+    # What `decide` does for one observation, step by step, for b of them.
     batch = policy.prepare(observations)
     run_through = policy.run_layers(policy.embed(batch), batch)
     actions = policy.decode(run_through, batch).float().cpu().numpy()
@@ -148,6 +165,7 @@ def answers_of(
         "data": asked.data.fingerprint,
         "columns": asdict(asked.data.roles),
         "rows": rows.tolist(),
+        # Other code, another torch or another device may round otherwise.
         "armlet": source.identity(),
         "torch": torch.__version__,
         "device": str(policy.device) if isinstance(policy, torch.nn.Module) else None,
@@ -155,6 +173,7 @@ def answers_of(
     path = folder / f"{short(question)}.npz"
     if path.is_file():
         with np.load(path) as file:
+            # The name holds a short digest only, which two questions might share.
             if str(file["question"]) == json.dumps(question, sort_keys=True):
                 return Answers(file["actions"], file["gates"])
     answers = asked.ask(policy, rows, title)

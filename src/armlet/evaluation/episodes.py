@@ -23,8 +23,8 @@ from armlet.rollout.loop import Episode, steps_late
 from armlet.rollout.pool import THREADS, Attempt, Contender, run_all
 
 LOG = "episodes.jsonl"
-Row = dict[str, Any]
-Key = tuple[str, str, str, int]
+Row = dict[str, Any]  # a line of the log
+Key = tuple[str, str, str, int]  # (conditions as JSON, split, task, seed)
 
 
 def run_episodes(
@@ -38,11 +38,15 @@ def run_episodes(
     device: str = "cpu",
 ) -> dict[str, list[Row]]:
     """Every policy in every planned episode; its rows of the log, in the order of the plan."""
-    made_from = {name: conditions(each, benchmark, device) for name, each in field.items()}
+    made_from = {}
+    for name, contender in field.items():
+        made_from[name] = conditions(contender, benchmark, device)
     log = out / LOG
+    # Two evaluations into one folder would each run what the other is running.
     with hold(out / "evaluating.lock", "evaluating"):
         done = read_log(log)
         missing = []
+        # Episode by episode, not policy by policy: a log that was cut short still has pairs.
         for task, seed in planned:
             for name in field:
                 if key(made_from[name], task.split, task.name, seed) not in done:
@@ -57,13 +61,17 @@ def run_episodes(
                 own = made_from[attempt.name]
                 row = {"made_from": own, **episode_row(task, attempt.seed, episode)}
                 done[key(own, task.split, task.name, attempt.seed)] = row
+                # At once: a kill loses only the episodes that are running.
                 add(json.dumps(row))
                 progress.advance()
         progress.close()
-    return {
-        name: [done[key(made_from[name], task.split, task.name, seed)] for task, seed in planned]
-        for name in field
-    }
+    found: dict[str, list[Row]] = {}
+    for name in field:
+        # In the order of the plan, which pairs the policies; workers finish in any order.
+        found[name] = []
+        for task, seed in planned:
+            found[name].append(done[key(made_from[name], task.split, task.name, seed)])
+    return found
 
 
 def conditions(contender: Contender, benchmark: Benchmark, device: str = "cpu") -> Row:
@@ -71,9 +79,10 @@ def conditions(contender: Contender, benchmark: Benchmark, device: str = "cpu") 
     again only where all of it is the same. `execute` None: the policy's own number, which its
     fingerprint covers."""
     return {
-        "policy": contender.fingerprint,
+        "policy": contender.fingerprint,  # of weights and settings, not the folder's name
         "execute": contender.execute,
         "lag": contender.lag,
+        # Without a lag no rule applies, and rows are shared whatever the rule says.
         "late": contender.late if contender.lag else None,
         "benchmark": benchmark.fingerprint(),
         "armlet": source.identity(),
@@ -86,6 +95,7 @@ def conditions(contender: Contender, benchmark: Benchmark, device: str = "cpu") 
 
 def key(made_from: Row, split: str, task: str, seed: int) -> Key:
     """Under which an episode of the log is found."""
+    # Sorted: a row read from disk may have its fields in another order.
     return json.dumps(made_from, sort_keys=True), split, task, seed
 
 
@@ -103,12 +113,16 @@ def read_log(path: Path) -> dict[Key, Row]:
                 f"{path}: a line has no {', '.join(missing)}: {line[:60]}…; delete the line to run "
                 "that episode again"
             )
+        # Of two lines about one episode the later one counts.
         done[key(row["made_from"], row["split"], row["task"], row["seed"])] = row
     return done
 
 
 def episode_row(task: Task, seed: int, episode: Episode) -> Row:
     """An episode as the log and a report say it."""
+    gates = []
+    for ran in episode.gates:
+        gates.append("".join(map(str, ran)))  # a text of l characters a decision
     return {
         "split": task.split,
         "family": task.family,
@@ -116,22 +130,32 @@ def episode_row(task: Task, seed: int, episode: Episode) -> Row:
         "seed": seed,
         "success": episode.success,
         "steps": episode.steps,
-        "waited": episode.waited,
-        "toggles": episode.toggles,
-        "gates": ["".join(map(str, gates)) for gates in episode.gates],
+        "waited": episode.waited,  # control steps, as are `steps`
+        "toggles": episode.toggles,  # None: no gripper
+        "gates": gates,
     }
 
 
 def run_of(rows: Iterable[Row]) -> Run:
     """The log's rows of one policy, in the order of the episodes, as outcomes."""
-    rows = list(rows)
-    toggles = [row["toggles"] for row in rows]
+    success: list[bool] = []
+    steps: list[int] = []
+    decisions: list[int] = []
+    waited: list[int] = []
+    toggles: list[int | None] = []
+    for row in rows:
+        success.append(row["success"])
+        steps.append(row["steps"])
+        decisions.append(len(row["gates"]))  # gates are kept once a decision
+        waited.append(row["waited"])
+        toggles.append(row["toggles"])
+    known = tuple(each for each in toggles if each is not None)
     return Run(
-        success=tuple(row["success"] for row in rows),
-        steps=tuple(row["steps"] for row in rows),
-        decisions=tuple(len(row["gates"]) for row in rows),
-        waited=tuple(row["waited"] for row in rows),
-        toggles=None if None in toggles else tuple(toggles),
+        success=tuple(success),
+        steps=tuple(steps),
+        decisions=tuple(decisions),
+        waited=tuple(waited),
+        toggles=known if len(known) == len(toggles) else None,  # None: a robot without a gripper
     )
 
 
@@ -151,12 +175,13 @@ def run_delayed(
     it needs here times that factor (rollout.loop says what follows)."""
     first = [(task, seed) for task, seed in planned if task.split == setting.splits[0]]
     late: dict[str, Contender] = {}
-    made: list[tuple[str, str, float, str, float]] = []
+    made: list[tuple[str, str, float, str, float]] = []  # label, policy, factor, rule, delay in ms
     for factor in setting.slower:
         for rule in setting.late:
             for name, contender in field.items():
                 delay = factor * milliseconds[name]
                 label = f"{name} {factor:g}× slower, {rule}"
+                # Milliseconds as control steps: a world moves on in whole ones.
                 lag = steps_late(delay, benchmark.action_spec.control_hz)
                 late[label] = replace(contender, lag=lag, late=rule)
                 made.append((label, name, factor, rule, delay))
@@ -165,7 +190,8 @@ def run_delayed(
     rows = run_episodes(
         late, benchmark, first, out, title=title, workers=setting.workers, device=device
     )
-    return tuple(
-        DelayedRun(name, factor, rule, delay, late[label].lag, run_of(rows[label]))
-        for label, name, factor, rule, delay in made
-    )
+    found = []
+    for label, name, factor, acting, delay in made:
+        lag = late[label].lag
+        found.append(DelayedRun(name, factor, acting, delay, lag, run_of(rows[label])))
+    return tuple(found)

@@ -1,6 +1,5 @@
-"""A report as a table in words and a picture: success against milliseconds. Knows reports (those of
-version 1 as `report.read` gives
-them); runs nothing."""
+"""A report as a table in words and as pictures: success against milliseconds, budget or noise. Knows
+reports (those of version 1 as `report.read` gives them); runs nothing."""
 
 from pathlib import Path
 from typing import Any
@@ -8,53 +7,67 @@ from typing import Any
 from armlet.data.files import atomic_file
 
 Report = dict[str, Any]
+Row = dict[str, Any]  # of one policy
+# Rates, and how far their intervals reach [below, above] them, as `errorbar` takes them. All in %,
+# or toggles in 100 steps.
 Bars = tuple[list[float], list[list[float]]]
-"""Rates, and how far their intervals reach below and above, as `errorbar` takes them."""
 
 
 def table(report: Report) -> str:
     """Markdown: one row a policy, then its successes task by task, then one sentence a pair; the
-    same for further splits, if there are
-    any; then how the policies do when they act late."""
+    same for further splits, if there are any; then how the policies do when they act late."""
     policies = report["policies"]
-    lines = [
-        *main_lines(policies),
-        "",
-        *group_lines(policies, "by_task", "task"),
-        "",
-        *map(sentence, report["pairs"]),
+    parts = [
+        main_lines(policies),
+        group_lines(policies, "by_task", "task"),
+        list(map(sentence, report["pairs"])),
     ]
+    # Older reports lack these sections, and most evaluations leave one or the other empty.
     if report.get("seeds"):
-        lines += ["", *seed_lines(report["seeds"])]
+        parts.append(seed_lines(report["seeds"]))
     for split, found in report.get("pairs_by_split", {}).items():
-        lines += ["", *split_lines(policies, split), "", *map(sentence, found)]
+        parts.append(split_lines(policies, split))
+        parts.append(list(map(sentence, found)))
     if report.get("delayed"):
-        lines += [
-            "",
-            *delayed_lines(report["delayed"]),
-            "",
-            *map(delayed_sentence, report.get("delayed_pairs", [])),
-        ]
+        parts.append(delayed_lines(report["delayed"]))
+        parts.append(list(map(delayed_sentence, report.get("delayed_pairs", []))))
+    lines: list[str] = []
+    for part in parts:
+        # An empty line between parts: Markdown would take the next table for more of this one.
+        lines += ["", *part] if lines else part
     return "\n".join(lines).rstrip("\n") + "\n"
 
 
-def main_lines(policies: list[dict[str, Any]]) -> list[str]:
+def main_lines(policies: list[Row]) -> list[str]:
     """One row a policy: success, time, computation. Reports of version 1 do not say how often a
     policy was asked."""
+    # Speed and FLOPs are relative to the first policy: the teacher.
     base = policies[0]["latency_ms"]["policy"]["p50"]
     lines = [
-        "| policy | success | 95 % interval | steps | p50 ms | speed | ms per second of motion | backbone FLOPs | layers run | parameters |",
+        "| policy | success | 95 % interval | steps | p50 ms | speed | ms per second of motion "
+        "| backbone FLOPs | layers run | parameters |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for policy in policies:
         p50 = policy["latency_ms"]["policy"]["p50"]
         share = policy["flops"]["backbone"] / policies[0]["flops"]["backbone"]
-        lines.append(
-            f"| {policy['name']} | {rate(policy)} | {number(policy['mean_steps'], 1)} | {p50:.2f} | "
-            f"{base / p50:.2f}× | {number(policy.get('ms_per_second_of_motion'), 1)} | {100 * share:.0f} % | "
-            f"{100 * policy['keep_ratio']:.0f} % | {policy['params']['total'] / 1e6:.2f} M |"
-        )
+        cells = [
+            policy["name"],
+            rate(policy),  # two cells
+            number(policy["mean_steps"], 1),
+            f"{p50:.2f}",
+            f"{base / p50:.2f}×",
+            number(policy.get("ms_per_second_of_motion"), 1),
+            f"{100 * share:.0f} %",
+            f"{100 * policy['keep_ratio']:.0f} %",
+            f"{policy['params']['total'] / 1e6:.2f} M",
+        ]
+        lines.append(markdown_row(cells))
     return lines
+
+
+def markdown_row(cells: list[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
 
 
 def number(value: float | None, digits: int) -> str:
@@ -62,38 +75,44 @@ def number(value: float | None, digits: int) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
 
 
-def group_lines(policies: list[dict[str, Any]], field: str, what: str) -> list[str]:
+def group_lines(policies: list[Row], field: str, what: str) -> list[str]:
     """Successes of episodes of each policy in each group of the first split: an average can hide
-    that one task makes all the
-    difference."""
+    that one task makes all the difference."""
     groups = list(policies[0][field])
     lines = [
-        f"| policy, by {what} | " + " | ".join(groups) + " |",
+        markdown_row([f"policy, by {what}", *groups]),
         "|---" * (len(groups) + 1) + "|",
     ]
     for policy in policies:
-        cells = [
-            f"{policy[field][group]['successes']}/{policy[field][group]['episodes']}"
-            for group in groups
-        ]
-        lines.append(f"| {policy['name']} | " + " | ".join(cells) + " |")
+        cells = [policy["name"]]
+        for group in groups:
+            tally = policy[field][group]
+            cells.append(f"{tally['successes']}/{tally['episodes']}")
+        lines.append(markdown_row(cells))
     return lines
 
 
-def delayed_lines(rows: list[dict[str, Any]]) -> list[str]:
+def delayed_lines(rows: list[Row]) -> list[str]:
     """How policies do whose actions come late. `time to success`: of the episodes that succeed, and
-    over all, a failure counting as
-    the limit."""
+    over all, a failure counting as the limit."""
     lines = [
-        "| acting late | computer | rule | steps late | success | 95 % interval | seconds to success | … failures as the limit |",
+        "| acting late | computer | rule | steps late | success | 95 % interval "
+        "| seconds to success | … failures as the limit |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
+        # Reports of version 1 say neither the rule, which was always `skip`, nor the seconds.
         seconds = row.get("seconds_to_success", {})
-        lines.append(
-            f"| {row['name']} | {row['slower']:g}× slower | {row.get('late', 'skip')} | {row['lag_steps']} | {rate(row)} | "
-            f"{number(seconds.get('successes'), 2)} | {number(seconds.get('restricted'), 2)} |"
-        )
+        cells = [
+            row["name"],
+            f"{row['slower']:g}× slower",
+            row.get("late", "skip"),
+            str(row["lag_steps"]),
+            rate(row),  # two cells
+            number(seconds.get("successes"), 2),
+            number(seconds.get("restricted"), 2),
+        ]
+        lines.append(markdown_row(cells))
     return lines
 
 
@@ -102,15 +121,15 @@ def delayed_sentence(pair: dict[str, Any]) -> str:
     return f"- {pair['slower']:g}× slower, {pair['late']}: " + sentence(pair).removeprefix("- ")
 
 
-def split_lines(policies: list[dict[str, Any]], split: str) -> list[str]:
+def split_lines(policies: list[Row], split: str) -> list[str]:
     """How often each policy succeeds in one split."""
     lines = [f"| {split.replace('_', ' ')} | success | 95 % interval |", "|---|---|---|"]
-    return lines + [
-        f"| {policy['name']} | {rate(policy['by_split'][split])} |" for policy in policies
-    ]
+    for policy in policies:
+        lines.append(markdown_row([policy["name"], rate(policy["by_split"][split])]))
+    return lines
 
 
-def rate(row: dict[str, Any]) -> str:
+def rate(row: Row) -> str:
     """Two cells: successes of episodes, and their interval in %."""
     low, high = row["ci95"]
     share = 100 * row["successes"] / row["episodes"]
@@ -128,16 +147,18 @@ def seed_lines(seeds: Report) -> list[str]:
             f"| {policy['name']} | {policy['seeds']} | {100 * policy['success']:.1f} % | {each} |"
         )
     lines.append("")
-    return lines + [seed_sentence(pair) for pair in seeds["pairs"]]
+    return lines + list(map(seed_sentence, seeds["pairs"]))
 
 
 def seed_sentence(pair: dict[str, Any]) -> str:
     """A comparison over seeds in words."""
     low, high = pair["ci95"]
     shown = "shown" if pair["non_inferior_3pp"] else "not shown"
+    # pp: percentage points. "Not shown" and never "worse": an interval that holds −3 pp is no proof.
     return (
-        f"- over seeds, {pair['a']} − {pair['b']}: {100 * pair['difference']:+.1f} pp (95 % interval of students and episodes "
-        f"{100 * low:+.1f} to {100 * high:+.1f}); {pair['a']} ≥ {pair['b']} − 3 pp: {shown} (n = {pair['n']})"
+        f"- over seeds, {pair['a']} − {pair['b']}: {100 * pair['difference']:+.1f} pp "
+        f"(95 % interval of students and episodes {100 * low:+.1f} to {100 * high:+.1f}); "
+        f"{pair['a']} ≥ {pair['b']} − 3 pp: {shown} (n = {pair['n']})"
     )
 
 
@@ -146,8 +167,10 @@ def sentence(pair: dict[str, Any]) -> str:
     low, high = pair["ci95"]
     shown = "shown" if pair["non_inferior_3pp"] else "not shown"
     return (
-        f"- {pair['a']} − {pair['b']}: {100 * pair['difference']:+.1f} pp (95 % interval {100 * low:+.1f} to {100 * high:+.1f}), "
-        f"McNemar p = {pair['mcnemar_p']:.3g}; {pair['a']} ≥ {pair['b']} − 3 pp: {shown} (n = {pair['n']})"
+        f"- {pair['a']} − {pair['b']}: {100 * pair['difference']:+.1f} pp "
+        f"(95 % interval {100 * low:+.1f} to {100 * high:+.1f}), "
+        f"McNemar p = {pair['mcnemar_p']:.3g}; "
+        f"{pair['a']} ≥ {pair['b']} − 3 pp: {shown} (n = {pair['n']})"
     )
 
 
@@ -158,75 +181,78 @@ def success_against_latency(report: Report, path: Path) -> None:
 
     figure = Figure(figsize=(7, 4.4), layout="constrained")
     axes = figure.subplots()
-    together = {policy["name"] for policy in (report.get("seeds") or {"policies": []})["policies"]}
-    colours: dict[str, str] = {}
+    together: set[str] = set()  # what the students of several seeds are called together
+    if report.get("seeds"):
+        together = {policy["name"] for policy in report["seeds"]["policies"]}
+    colours: dict[str, str] = {}  # C0, C1 …: matplotlib's cycle
+    slowest = 0.0
+    lowest = 1.0
     for policy in report["policies"]:
+        # A student that does not say how it was made is taken by its name (outcomes.seeds_of).
         stem = policy.get("seeds_of") or policy["name"].rpartition("-")[0]
         kind = stem if stem in together else policy["name"]
-        label = None if kind in colours else kind
+        label = None if kind in colours else kind  # one entry of the legend a colour
         colour = colours.setdefault(kind, f"C{len(colours)}")
         rates, errors = _success([policy])
-        x = policy["latency_ms"]["policy"]["p50"]
+        p50 = policy["latency_ms"]["policy"]["p50"]
         axes.errorbar(
-            [x], rates, yerr=errors, fmt="o", capsize=4, markersize=8, label=label, color=colour
+            [p50], rates, yerr=errors, fmt="o", capsize=4, markersize=8, label=label, color=colour
         )
-    slowest = max(policy["latency_ms"]["policy"]["p50"] for policy in report["policies"])
-    lowest = min(policy["ci95"][0] for policy in report["policies"])
+        slowest = max(slowest, p50)
+        lowest = min(lowest, policy["ci95"][0])
     axes.set_xlabel("milliseconds a decision (p50, batch 1, one thread)")
     axes.set_ylabel("success, %")
-    axes.set_ylim(max(0, 100 - 1.25 * (100 - 100 * lowest) - 1), 100.5 + 0.1 * (100 - 100 * lowest))
+    # A little room around the lowest interval: rates near 100 % would else lie on one line.
+    room = 100 - 100 * lowest
+    axes.set_ylim(max(0, 100 - 1.25 * room - 1), 100.5 + 0.1 * room)
     axes.set_xlim(0, 1.12 * slowest)
     axes.legend(loc="lower right")
     axes.grid(alpha=0.3)
     episodes = report["policies"][0]["episodes"]
-    axes.set_title(
-        f"{report['fingerprint']['benchmark']['benchmark']}: the same {episodes} episodes, 95 % intervals"
-    )
+    benchmark = report["fingerprint"]["benchmark"]["benchmark"]
+    axes.set_title(f"{benchmark}: the same {episodes} episodes, 95 % intervals")
     with atomic_file(path) as part:
         figure.savefig(part, dpi=130, format="png")
 
 
 def success_against_budget(report: Report, path: Path) -> None:
     """A picture of the student with a dial: success, and milliseconds, against the share of the
-    backbone's FLOPs that it spends; the
-    other policies beside it. Raises ValueError where no policy was run at a budget."""
+    backbone's FLOPs that it spends; the other policies beside it. Raises ValueError where no policy
+    was run at a budget."""
     from matplotlib.figure import Figure
 
-    at_budgets = sorted(
-        (policy for policy in report["policies"] if policy["budget"] is not None),
-        key=lambda policy: policy["budget"],
-    )
+    at_budgets = [policy for policy in report["policies"] if policy["budget"] is not None]
+    at_budgets.sort(key=lambda policy: policy["budget"])
     if not at_budgets:
         raise ValueError(
-            "no policy of this report was run at a budget; evaluate a student that has a dial with --evaluation.budgets"
+            "no policy of this report was run at a budget; evaluate a student that has a dial with "
+            "--evaluation.budgets"
         )
     whole = report["policies"][0]["flops"]["backbone"]
     figure = Figure(figsize=(10, 4.4), layout="constrained")
     success, milliseconds = figure.subplots(1, 2)
 
-    def draw(policies: list[dict[str, Any]], label: str, style: str, colour: str) -> None:
-        share = [100 * policy["flops"]["backbone"] / whole for policy in policies]
+    def draw(policies: list[Row], label: str, style: str, colour: str) -> None:
+        share = []
+        p50 = []
+        for policy in policies:
+            # What was spent and not the budget asked for: a router may spend less.
+            share.append(100 * policy["flops"]["backbone"] / whole)
+            p50.append(policy["latency_ms"]["policy"]["p50"])
         rates, errors = _success(policies)
         success.errorbar(share, rates, yerr=errors, fmt=style, capsize=3, label=label, color=colour)
-        milliseconds.plot(
-            share,
-            [policy["latency_ms"]["policy"]["p50"] for policy in policies],
-            style,
-            label=label,
-            color=colour,
-        )
+        milliseconds.plot(share, p50, style, label=label, color=colour)
 
     draw(at_budgets, "one student, its dial turned", "o-", "C0")
-    student = at_budgets[0]["fingerprint"].partition("@")[
-        0
-    ]  # the same student without a budget of its own is no other policy
-    others = [
-        policy
-        for policy in report["policies"]
-        if policy["budget"] is None and policy["fingerprint"] != student
-    ]
+    # A fingerprint at a budget ends in @ and the budget. The same student at its own budget is no
+    # other policy, and is left out.
+    student = at_budgets[0]["fingerprint"].partition("@")[0]
+    others = []
+    for policy in report["policies"]:
+        if policy["budget"] is None and policy["fingerprint"] != student:
+            others.append(policy)
     for index, policy in enumerate(others):
-        draw([policy], policy["name"], "s", f"C{index % 9 + 1}")
+        draw([policy], policy["name"], "s", f"C{index % 9 + 1}")  # C0 is the student's
     success.set_ylabel("success, %")
     milliseconds.set_ylabel("milliseconds a decision (p50, batch 1, one thread)")
     milliseconds.set_ylim(bottom=0)
@@ -243,12 +269,12 @@ def success_against_budget(report: Report, path: Path) -> None:
 def success_against_noise(report: Report, path: Path) -> None:
     """A picture of students that were told some of their teacher's gripper commands the wrong way
     round: success, and how often their gripper toggles, against the share of these. A line joins
-    policies whose names differ only after an @; the first policy, which
-    told them, is drawn across."""
+    policies whose names differ only after an @; the first policy, their teacher, is drawn
+    across."""
     from matplotlib.figure import Figure
 
     teacher, *students = report["policies"]
-    lines: dict[str, list[dict[str, Any]]] = {}
+    lines: dict[str, list[Row]] = {}
     for policy in students:
         if policy["gripper_noise"] is not None:
             lines.setdefault(policy["name"].partition("@")[0], []).append(policy)
@@ -261,6 +287,7 @@ def success_against_noise(report: Report, path: Path) -> None:
         share = [100 * policy["gripper_noise"] + aside for policy in policies]
         rates, errors = _success(policies)
         success.errorbar(share, rates, yerr=errors, label=name, **style)
+        # None of a policy whose gripper was not counted: then the line would have a hole.
         if all(policy["gripper_toggles"] for policy in policies):
             rates, errors = _toggles(policies)
             toggles.errorbar(share, rates, yerr=errors, **style)
@@ -282,29 +309,36 @@ def success_against_noise(report: Report, path: Path) -> None:
         figure.savefig(part, dpi=130, format="png")
 
 
-def _success(policies: list[dict[str, Any]]) -> Bars:
+def _success(policies: list[Row]) -> Bars:
     """Success in percent."""
-    rates = [100 * policy["successes"] / policy["episodes"] for policy in policies]
-    return _bars(
-        rates, [(100 * low, 100 * high) for low, high in (policy["ci95"] for policy in policies)]
-    )
+    rates = []
+    intervals = []
+    for policy in policies:
+        low, high = policy["ci95"]  # shares
+        rates.append(100 * policy["successes"] / policy["episodes"])
+        intervals.append((100 * low, 100 * high))
+    return _bars(rates, intervals)
 
 
-def _toggles(policies: list[dict[str, Any]]) -> Bars:
+def _toggles(policies: list[Row]) -> Bars:
     """Toggles in 100 steps; where there is no interval, none is drawn."""
-    found = [policy["gripper_toggles"] for policy in policies]
-    rates = [toggles["per_100_steps"] for toggles in found]
-    return _bars(
-        rates,
-        [
-            toggles["per_100_steps_ci95"] or (rate, rate)
-            for toggles, rate in zip(found, rates, strict=True)
-        ],
-    )
+    rates = []
+    intervals = []
+    for policy in policies:
+        toggles = policy["gripper_toggles"]
+        rate = toggles["per_100_steps"]
+        rates.append(rate)
+        # None: of a single episode nothing can be drawn again (stats.ratio_ci95).
+        intervals.append(toggles["per_100_steps_ci95"] or (rate, rate))
+    return _bars(rates, intervals)
 
 
 def _bars(rates: list[float], intervals: list[tuple[float, float]]) -> Bars:
-    """A bootstrap of few episodes can lie beside the rate; it does not reach to that side."""
-    below = [max(rate - low, 0) for rate, (low, _) in zip(rates, intervals, strict=True)]
-    above = [max(high - rate, 0) for rate, (_, high) in zip(rates, intervals, strict=True)]
+    """Intervals as `errorbar` takes them: distances from the rate, not ends."""
+    below = []
+    above = []
+    for rate, (low, high) in zip(rates, intervals, strict=True):
+        # A bootstrap of few episodes can lie beside the rate, and errorbar refuses less than 0.
+        below.append(max(rate - low, 0))
+        above.append(max(high - rate, 0))
     return rates, [below, above]

@@ -1,4 +1,5 @@
-"""The same episode by every policy, side by side; and moments of episodes to measure policies on."""
+"""Films of one episode by every policy, side by side; and the observations on which policies are
+timed. Runs worlds; knows no report."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ class Film:
     task: str
     seed: int
     video: str  # the file's name
-    fps: int
+    fps: int  # the control frequency: one picture a control step, at the speed of life
     policies: tuple[dict[str, Any], ...]  # name, execute, success, steps, gates
 
 
@@ -38,27 +39,34 @@ def make_film(
 ) -> Film:
     """One episode by every policy; one that ends first stands still until the last has ended."""
     hz = round(benchmark.action_spec.control_hz)
-    pictures: list[np.ndarray] = []
+    pictures: list[np.ndarray] = []  # of each policy (steps + 1, h, w, 3)
     seen: list[dict[str, Any]] = []
     for name, policy in policies.items():
         execute = field[name].execute
         frames, episode = film(policy, benchmark, task, seed, execute=execute)
         pictures.append(frames)
         row = episode_row(task, seed, episode)
-        kept = {key: row[key] for key in ("success", "steps", "gates")}
-        seen.append({"name": name, "execute": execute or policy.execute, **kept})
+        seen.append(
+            {
+                "name": name,
+                "execute": execute or policy.execute,
+                "success": row["success"],
+                "steps": row["steps"],
+                "gates": row["gates"],
+            }
+        )
     longest = max(map(len, pictures))
-    padded = [
-        np.concatenate([frames, frames[-1:].repeat(longest - len(frames), 0)])
-        for frames in pictures
-    ]
+    padded = []
+    for frames in pictures:
+        standing = frames[-1:].repeat(longest - len(frames), 0)
+        padded.append(np.concatenate([frames, standing]))
     video = f"{_file_name(task.name)}-{seed}.mp4"
-    write_video(out / video, np.concatenate(padded, 2), fps=hz)
+    write_video(out / video, np.concatenate(padded, 2), fps=hz)  # axis 2: beside each other
     return Film(task.name, seed, video, hz, tuple(seen))
 
 
 def _file_name(task: str) -> str:
-    """A task's name without what ends a folder's."""
+    """A task's name, without what a file system would read as a folder or a drive."""
     return task.replace("/", "-").replace(":", "-")
 
 

@@ -23,11 +23,13 @@ from armlet.policies.checkpoint import load_policy
 from armlet.policies.contract import Backbone, Policy
 from armlet.robot.observation import Observation
 
-WARM_UP = 20
+WARM_UP = 20  # decisions before timing: first calls allocate, choose kernels, fill caches
 
 
 def percentiles(milliseconds: Sequence[float]) -> dict[str, float]:
-    return {f"p{q}": float(np.percentile(milliseconds, q)) for q in (50, 95, 99)}
+    """Percentiles, not a mean: a robot's control loop waits for the slow decisions as well."""
+    p50, p95, p99 = np.percentile(milliseconds, (50, 95, 99))
+    return {"p50": float(p50), "p95": float(p95), "p99": float(p99)}
 
 
 def latency(
@@ -38,16 +40,21 @@ def latency(
         for index in range(WARM_UP):
             policy.infer(observations[index % len(observations)])
     order = np.random.default_rng(0)
-    times: dict[str, list[float]] = {name: [] for name in policies}
+    times: dict[str, list[float]] = {name: [] for name in policies}  # in milliseconds
     for call in range(calls):
         observation = observations[call % len(observations)]
+        # In turn on this observation, so that a machine that slows down slows all alike.
         for name in order.permutation(list(policies)):
             times[name].append(_time_once(policies[name], observation))
-    return {name: percentiles(values) for name, values in times.items()}
+    found = {}
+    for name, values in times.items():
+        found[name] = percentiles(values)
+    return found
 
 
 def _time_once(policy: Policy, observation: Observation) -> float:
     if isinstance(policy, Backbone) and policy.device.type == "cuda":
+        # What was queued before must not be in this time.
         torch.cuda.synchronize(policy.device)
     started = time.perf_counter()
     policy.infer(observation)  # ends in numpy: the device has finished
@@ -57,14 +64,16 @@ def _time_once(policy: Policy, observation: Observation) -> float:
 @torch.inference_mode()
 def compute(policy: Backbone, observations: Sequence[Observation]) -> dict[str, float]:
     """Mean floating-point operations of a decision, counted from what ran, in all and in the
-    backbone. Moments with the same
-    instruction and the same layers, from the same cameras, run the same operations: one of them is
-    counted, which is slow."""
+    backbone. Moments with the same instruction and the same layers, from the same cameras, run the
+    same operations: one of them is counted, which is slow."""
     counted: dict[Hashable, tuple[int, int]] = {}
     counts = []
     for observation in observations:
-        shapes = tuple((name, image.shape) for name, image in observation.images.items())
-        kind = (observation.instruction, shapes, policy.decide(observation).gates)
+        # The instruction's length and the pictures' sizes decide how many tokens there are.
+        shapes = []
+        for name, image in observation.images.items():
+            shapes.append((name, image.shape))
+        kind = (observation.instruction, tuple(shapes), policy.decide(observation).gates)
         if kind not in counted:
             counted[kind] = _count(policy, observation)
         counts.append(counted[kind])
@@ -76,9 +85,11 @@ def _count(policy: Backbone, observation: Observation) -> tuple[int, int]:
     batch = policy.prepare([observation])
     # The counter follows gradients through modules, and fails on one that answers with a bare
     # parameter, as the state's of a robot without a state does.
-    trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
-    for parameter in trained:
-        parameter.requires_grad_(False)
+    trained = []
+    for parameter in policy.parameters():
+        if parameter.requires_grad:
+            trained.append(parameter)
+            parameter.requires_grad_(False)
     with FlopCounterMode(display=False) as whole:
         policy(batch)
     state = policy.embed(batch)
@@ -93,35 +104,35 @@ def what_routes_depend_on(
     policy: Policy, observations: Sequence[Observation], *, seed: int = 0
 ) -> dict[str, float]:
     """The share of decisions whose route changes when one thing is replaced by that of another
-    moment, drawn at random: the
-    images, the instruction, the robot's state, its previous action, or everything."""
+    moment, drawn at random: the images, the instruction, the robot's state, its previous action, or
+    everything. Routes that never change are no routing, whatever the router was trained for."""
     others = np.random.default_rng(seed).permutation(len(observations))
     routes = [policy.decide(observation).gates for observation in observations]
 
     def changed(*names: str) -> float:
-        mixed = [
-            replace(observation, **{name: getattr(observations[other], name) for name in names})
-            for observation, other in zip(observations, others, strict=True)
-        ]
-        return float(
-            np.mean(
-                [
-                    policy.decide(seen).gates != route
-                    for seen, route in zip(mixed, routes, strict=True)
-                ]
-            )
-        )
+        """The share of routes that change when these fields are another moment's."""
+        differs = []
+        for observation, other, route in zip(observations, others, routes, strict=True):
+            taken = {name: getattr(observations[other], name) for name in names}
+            mixed = replace(observation, **taken)
+            differs.append(policy.decide(mixed).gates != route)
+        return float(np.mean(differs))
 
     names = ("images", "instruction", "state", "previous_action")
-    return {**{name: changed(name) for name in names}, "everything": changed(*names)}
+    shares = {}
+    for name in names:
+        shares[name] = changed(name)
+    # Everything at once is the other moment itself: how often two moments' routes differ at all.
+    shares["everything"] = changed(*names)
+    return shares
 
 
 def parameters(policy: Backbone) -> dict[str, int]:
     """Counts of parameters: of the whole policy as it is deployed, and of its layers, the part that
     students cut or skip."""
     return {
-        "total": sum(parameter.numel() for parameter in policy.parameters()),
-        "backbone": sum(parameter.numel() for parameter in policy.layers.parameters()),
+        "total": sum(map(torch.Tensor.numel, policy.parameters())),
+        "backbone": sum(map(torch.Tensor.numel, policy.layers.parameters())),
     }
 
 
@@ -132,6 +143,7 @@ def processor() -> str:
     if listed.is_file():
         for line in listed.read_text(errors="replace").splitlines():
             name, _, value = line.partition(":")
+            # "model name" on x86; "Model" or "Hardware" on ARM boards, the Raspberry Pi among them.
             if name.strip() in ("model name", "Model", "Hardware") and value.strip():
                 return value.strip()
     return platform.processor() or "unknown"
@@ -139,8 +151,8 @@ def processor() -> str:
 
 def peak_memory_mb(folder: Path, observation: Observation) -> float:
     """Peak resident memory, in MB, of a fresh process that loads the policy and decides ten times:
-    what a robot's
-    computer must have, libraries included."""
+    what a robot's computer must have, libraries included."""
+    # Spawned, not forked: a fork would count what this process has in memory.
     context = multiprocessing.get_context("spawn")
     with context.Pool(1, maxtasksperchild=1) as pool:
         return pool.apply(_peak, (folder, observation))
@@ -151,4 +163,5 @@ def _peak(folder: Path, observation: Observation) -> float:
     policy = load_policy(folder)
     for _ in range(10):
         policy.infer(observation)
+    # ru_maxrss is in KiB on Linux; macOS gives bytes.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -1,4 +1,4 @@
-"""Policies against held-out episodes, for robots that nobody simulates: how far their actions lie from
+"""Policies against held-out episodes, for robots without a simulator: how far their actions lie from
 the expert's, and from the teacher's.
 
 Every policy is asked at the same frames of episodes that were not trained on, and says what it
@@ -68,8 +68,11 @@ from armlet.recipe import Evaluation, Recipe, to_json
 from armlet.robot.spec import ActionSpec
 
 TIMED = 16  # frames whose decisions are timed and counted, in turn
-STILL = 1e-6  # of its size: a dimension in which even the mean action errs by less does not move
+# A dimension does not move where even the mean action errs by less than this share of its largest
+# action: dividing by such an error would make rounding the largest error of all.
+STILL = 1e-6
 NEEDLESS = Seen("unseen", "it is no policy")
+# Settings of `Evaluation` that are about a simulator.
 IN_A_WORLD = ("episodes", "splits", "seed", "execute", "slower", "late", "videos")
 
 
@@ -85,15 +88,16 @@ class Contender(Protocol):
 
 @dataclass(frozen=True)
 class Labelled:
-    """An annotator's phases: `groups` (N,) says which of `names` each row of the data set is in."""
+    """An annotator's phases."""
 
     names: tuple[str, ...]
-    groups: np.ndarray
+    groups: np.ndarray  # (N,) int: in which of `names` each row of the data set is
 
 
 @dataclass(frozen=True)
 class Known:
-    """What a report says of policies beside their answers."""
+    """What a report says of policies beside their answers, by their names; any may be missing, for
+    policies that were never on disk."""
 
     folders: Mapping[str, str] = field(default_factory=dict)
     fingerprints: Mapping[str, str] = field(default_factory=dict)
@@ -111,12 +115,12 @@ def run(
     check(recipe.evaluation)
     out = recipe.out / "evaluation"
     split = parts(data, recipe.split, recipe.held_out)
-    fingerprints = {name: contenders[name].fingerprint for name in policies}
-    known = Known(
-        folders={name: contenders[name].folder.as_posix() for name in policies},
-        fingerprints=fingerprints,
-        seen=_provenances(contenders, data, split),
-    )
+    folders = {}
+    fingerprints = {}
+    for name in policies:
+        folders[name] = contenders[name].folder.as_posix()
+        fingerprints[name] = contenders[name].fingerprint
+    known = Known(folders, fingerprints, _provenances(contenders, data, split))
     with hold(out / "evaluating.lock", "evaluating"):
         report = evaluate(
             policies,
@@ -132,6 +136,7 @@ def run(
             made_with=_fingerprint(recipe),
             title=f"evaluate {recipe.name}",
         )
+        # NaN is no JSON, and a browser refuses it; `numbers` has made None of it.
         content = json.dumps(report.to_json(), indent=1, allow_nan=False)
         write_atomically(out / "report.json", content.encode())
         table = said.table(report)
@@ -145,12 +150,16 @@ def check(setting: Evaluation) -> None:
     """Raises ValueError for settings of episodes in a simulator: there is none, and they would have
     no effect."""
     usual = Evaluation()
-    changed = [name for name in IN_A_WORLD if getattr(setting, name) != getattr(usual, name)]
+    changed = []
+    for name in IN_A_WORLD:
+        if getattr(setting, name) != getattr(usual, name):
+            changed.append(f"--evaluation.{name}")
     if changed:
-        options = ", ".join(f"--evaluation.{name}" for name in changed)
+        options = ", ".join(changed)
         raise ValueError(
-            f"{options}: this recipe has no benchmark, so policies are compared with held-out episodes "
-            "and nothing is executed; leave these options out, or give a recipe with a benchmark"
+            f"{options}: this recipe has no benchmark, so policies are compared with held-out "
+            "episodes and nothing is executed; leave these options out, or give a recipe with a "
+            "benchmark"
         )
 
 
@@ -169,8 +178,8 @@ def evaluate(
     made_with: dict[str, Any] | None = None,
     title: str = "evaluate",
 ) -> OfflineReport:
-    """Policies by name, the first of them the reference (a teacher), at up to `frames` frames of the
-    episodes `held_out`; baselines are means of the episodes `shown`.
+    """Policies by name, the first of them the reference (a teacher), at up to `frames` frames of
+    the episodes `held_out`; baselines are means of the episodes `shown`.
 
     `calls`: decisions that are timed, 0: none. `kept`: a folder in which answers are kept. Raises
     ValueError where a policy does not fit the data, naming it and the camera or number it lacks, or
@@ -180,16 +189,15 @@ def evaluate(
     for name, policy in policies.items():
         check_fits(name, policy, data)
     columns = data.columns()
-    actions = columns["action"]
+    actions = columns["action"]  # (N, a)
+    # Episodes that armlet recorded also say what was carried out, where a policy was disturbed.
     recording = Recording(actions, columns.get("executed", actions), data.starts, data.runs)
     rows = choose_rows(recording, held_out, frames)
     asked = Asker(data, recording, columns["observation.state"], pictures or Pictures())
-    answers = {
-        name: answers_of(
-            asked, policy, rows, known.fingerprints.get(name), kept, f"{title}, {name}"
-        )
-        for name, policy in policies.items()
-    }
+    answers = {}
+    for name, policy in policies.items():
+        fingerprint = known.fingerprints.get(name)
+        answers[name] = answers_of(asked, policy, rows, fingerprint, kept, f"{title}, {name}")
     reference = next(iter(policies))
     spec = policies[reference].robot.action
     comparison = Comparison(recording, rows, shown, answers, reference, spec, labelled)
@@ -207,7 +215,9 @@ def evaluate(
         moving=comparison.moving,
         scale=tuple(map(float, comparison.scale)),
     )
-    made = [_row(name, comparison, known, policies.get(name), costs) for name in comparison.names]
+    made = []
+    for name in comparison.names:  # policies first, then baselines, which are in no `policies`
+        made.append(_row(name, comparison, known, policies.get(name), costs))
     return OfflineReport(
         compared=compared,
         policies=tuple(made),
@@ -239,8 +249,8 @@ def check_fits(name: str, policy: Policy, data: EpisodeDataset) -> None:
 
 
 class Comparison:
-    """Chunks of several policies, and of what needs none, at the same moments. Means over steps are
-    of the shortest chunk's, so that all are compared in the same ones."""
+    """Chunks of several policies, and of baselines, at the same n moments. Means over steps are of
+    the shortest chunk's, so that all are compared in the same ones."""
 
     def __init__(
         self,
@@ -252,17 +262,25 @@ class Comparison:
         spec: ActionSpec,
         labelled: Labelled | None,
     ) -> None:
-        self.spec, self.reference, self.labelled = spec, reference, labelled
+        self.spec = spec
+        self.reference = reference
+        self.labelled = labelled
         lengths = [each.actions.shape[1] for each in answers.values()]
         self.steps = min(lengths)
         self.moments = moments_at(recording, rows, max(lengths))
-        chunks = {name: each.actions.astype(np.float64) for name, each in answers.items()}
-        self.chunks = chunks | baselines(recording, shown, self.moments)
+        # Name → (n, k, a): policies of their own k, baselines of the longest.
+        self.chunks: dict[str, np.ndarray] = {}
+        for name, each in answers.items():
+            self.chunks[name] = each.actions.astype(np.float64)
+        self.chunks |= baselines(recording, shown, self.moments)
         self.names = tuple(self.chunks)
         self.errors = {name: self._errors(chunk) for name, chunk in self.chunks.items()}
-        self.valid = self.moments.valid[:, : self.steps]
+        self.valid = self.moments.valid[:, : self.steps]  # (n, steps)
+        # (a,) what the mean action errs: by this an error loses its unit, so that radians and
+        # metres may be averaged. As the mean absolute scaled error does with a naive forecast
+        # (Hyndman and Koehler 2006).
         self.scale = by_dimension(self.errors[MEAN][:, : self.steps], self.valid)
-        size = np.maximum(np.abs(self.moments.actions).max((0, 1)), 1e-12)
+        size = np.maximum(np.abs(self.moments.actions).max((0, 1)), 1e-12)  # (a,)
         moves = self.scale > STILL * size
         arm = [index for index in range(spec.dims) if moves[index] and index not in spec.grippers]
         # Where nothing but grippers moves, they are what errors are about.
@@ -274,6 +292,7 @@ class Comparison:
 
     def share(self, errors: np.ndarray) -> np.ndarray:
         """(n, k) of errors (n, k, a), without units."""
+        # A recording in which nothing moves has no scale: 0, and a remark says so.
         if not self.moving:
             return np.zeros(errors.shape[:2])
         return share(errors, self.scale, self.moving)
@@ -288,36 +307,45 @@ class Comparison:
         theirs = self.chunks[self.reference]
         mine = self.chunks[name]
         common = min(mine.shape[1], theirs.shape[1])
+        # The teacher's chunk stands where the expert's stands elsewhere.
         return self._summary(absolute(mine[:, :common], theirs[:, :common]))
 
     def _summary(self, errors: np.ndarray) -> Errors:
+        """Errors (n, k, a) of one policy in every way that a report tells them."""
         moments = self.moments
-        valid = moments.valid[:, : errors.shape[1]]
-        common = errors[:, : self.steps]
-        shares = self.share(errors)
+        valid = moments.valid[:, : errors.shape[1]]  # (n, k)
+        common = errors[:, : self.steps]  # (n, steps, a)
+        shares = self.share(errors)  # (n, k)
         phases: dict[str, np.ndarray] = {}
         if self.labelled is not None:
-            groups = self.labelled.groups[moments.rows]
+            groups = self.labelled.groups[moments.rows]  # (n,)
             phases = by_group(common, self.valid, self.labelled.names, groups)
         by_third = by_group(common, self.valid, THIRDS, thirds(moments))
         return Errors(
             share=over_episodes(shares[:, : self.steps], self.valid, moments.episode),
             by_dimension=numbers(by_dimension(common, self.valid)),
+            # Of the policy's whole chunk: how errors grow with the step is what chunks trade.
             by_step=tuple(map(numbers, by_step(errors, valid))),
             share_by_step=numbers(by_step(shares[..., None], valid)[:, 0]),
-            by_third={name: numbers(found) for name, found in by_third.items()},
-            by_phase={name: numbers(found) for name, found in phases.items()},
+            by_third=_numbers_of(by_third),
+            by_phase=_numbers_of(phases),
         )
 
     def pairs(self, policies: Sequence[str]) -> tuple[Pair, ...]:
         """Each policy against the reference, then each against everything that needs no policy."""
         others = [name for name in self.names if name not in policies]
-        pairs = [(name, self.reference) for name in policies if name != self.reference]
+        found = []
         for name in policies:
-            pairs += [(name, other) for other in others]
-        return tuple(self._pair(a, b) for a, b in pairs)
+            if name != self.reference:
+                found.append(self._pair(name, self.reference))
+        for name in policies:
+            for other in others:
+                found.append(self._pair(name, other))
+        return tuple(found)
 
     def _pair(self, a: str, b: str) -> Pair:
+        # (n, steps, a). The interval is of the difference at the same moments, which is narrower
+        # than two intervals side by side: what makes a moment hard falls on both.
         difference = self.errors[a][:, : self.steps] - self.errors[b][:, : self.steps]
         episode = self.moments.episode
         dimensions: list[Estimate] = []
@@ -325,6 +353,14 @@ class Comparison:
             dimensions.append(over_episodes(difference[..., index], self.valid, episode))
         whole = over_episodes(self.share(difference), self.valid, episode)
         return Pair(a, b, whole, tuple(dimensions))
+
+
+def _numbers_of(groups: Mapping[str, np.ndarray]) -> dict[str, tuple[float | None, ...]]:
+    """Name → (a,), as a report has it."""
+    found = {}
+    for name, values in groups.items():
+        found[name] = numbers(values)
+    return found
 
 
 def _row(
@@ -338,6 +374,9 @@ def _row(
     chunk = comparison.chunks[name]
     ends = (spec.gripper_open, spec.gripper_closed)
     untold = Seen("unknown", "nobody said what it was trained on")
+    grippers = {index: spec.names[index] for index in spec.grippers}
+    # Grippers too are compared over the steps that all chunks have.
+    first = chunk[:, : comparison.steps]
     cut = _first_steps(comparison.moments, comparison.steps)
     return PolicyRow(
         name=name,
@@ -349,12 +388,7 @@ def _row(
         seen=NEEDLESS if policy is None else known.seen.get(name, untold),
         expert=comparison.against_expert(name),
         teacher=comparison.against_teacher(name),
-        grippers=gripper_agreement(
-            chunk[:, : comparison.steps],
-            cut,
-            {index: spec.names[index] for index in spec.grippers},
-            ends,
-        ),
+        grippers=gripper_agreement(first, cut, grippers, ends),
         cost=costs.get(name),
     )
 
@@ -381,18 +415,22 @@ def _costs(
     calls: int,
 ) -> dict[str, Cost]:
     """Of networks: milliseconds on one thread, operations, and which layers ran."""
+    # Of a policy from elsewhere neither layers nor operations are known.
     networks = {name: p for name, p in policies.items() if isinstance(p, Backbone)}
     if not calls or not networks:
         return {}
+    # Evenly over all frames; pictures as a camera gives them, so that fitting them is in the time.
     places = np.linspace(0, len(rows) - 1, min(TIMED, len(rows))).astype(np.int64)
     observations = asked.raw(rows[np.unique(places)])
     with one_thread():
         timings = measure.latency(networks, observations, calls=calls)
-        flops = {name: measure.compute(policy, observations) for name, policy in networks.items()}
+        flops = {}
+        for name, policy in networks.items():
+            flops[name] = measure.compute(policy, observations)
     found = {}
     for name, policy in networks.items():
-        ran = answers[name].gates.mean(0)
-        weights = policy.layer_costs().cpu().numpy()
+        ran = answers[name].gates.mean(0)  # (l,) how often each layer ran, over all frames
+        weights = policy.layer_costs().cpu().numpy()  # (l,)
         found[name] = Cost(
             latency_ms=timings[name],
             device=str(policy.device),
@@ -424,11 +462,10 @@ def _remarks(compared: Compared, rows: Sequence[PolicyRow]) -> tuple[str, ...]:
         found.append(
             "One episode is held out, so there are no intervals: give --held-out a larger share."
         )
-    still = [
-        name
-        for index, name in enumerate(compared.robot.names)
-        if compared.scale[index] <= STILL and index not in compared.robot.grippers
-    ]
+    still = []
+    for index, name in enumerate(compared.robot.names):
+        if compared.scale[index] <= STILL and index not in compared.robot.grippers:
+            still.append(name)
     if still:
         found.append(f"Hardly moves in these episodes, and is not counted: {', '.join(still)}.")
     best = said.best_baseline(rows)
@@ -437,6 +474,7 @@ def _remarks(compared: Compared, rows: Sequence[PolicyRow]) -> tuple[str, ...]:
             found.append(
                 f"{row.name} is no nearer to the expert than `{best.name}`, which looks at nothing."
             )
+    # An error on episodes that were trained on is a training error.
     for row in rows:
         if row.kind == "policy" and row.seen.verdict != "unseen":
             found.append(f"{row.name}: {row.seen.why}; its error may be that of episodes it knows.")
@@ -456,12 +494,13 @@ def _provenances(
     for name, contender in contenders.items():
         question = read_provenance(contender.folder).get(PROVENANCE)
         own = seen_in_training(question, data, split.held_out)
+        # By fingerprint: a student of another teacher owes this one nothing.
         of_teacher = (question or {}).get("teacher") == contenders[teacher].fingerprint
         if own.verdict == "unseen" and of_teacher and found[teacher].verdict != "unseen":
-            own = Seen(
-                "through teacher",
-                f"it was not trained on these episodes itself; of its teacher: {found[teacher].why}",
+            why = (
+                f"it was not trained on these episodes itself; of its teacher: {found[teacher].why}"
             )
+            own = Seen("through teacher", why)
         found[name] = own
     return found
 
@@ -479,6 +518,7 @@ def seen_in_training(
         )
     if question.get("held_out") is None:
         return Seen("seen", "it was trained on all episodes of this data set")
+    # Its own split of the same data, which need not be the one of this recipe.
     theirs = parts(data, question.get("split", "last"), question["held_out"])
     both = np.intersect1d(theirs.train, held_out)
     if len(both):
@@ -487,8 +527,9 @@ def seen_in_training(
     assert len(measured) == len(held_out)
     return Seen(
         "unseen",
-        "it was not trained on these episodes (statistics for normalising are of all episodes; what a router "
-        "measures of itself, its threshold, is measured on episodes that are not trained on)",
+        "it was not trained on these episodes (statistics for normalising are of all episodes; "
+        "what a router measures of itself, its threshold, is measured on episodes that are not "
+        "trained on)",
     )
 
 
@@ -498,8 +539,8 @@ def _labels(recipe: Recipe, data: EpisodeDataset) -> Labelled | None:
         return None
     if not recipe.labels.is_dir():
         sys.stderr.write(
-            f"evaluate {recipe.name}: nobody annotated these episodes yet (`armlet probe` does, into {recipe.labels}): "
-            "errors are told by thirds of an episode, not by phase\n"
+            f"evaluate {recipe.name}: nobody annotated these episodes yet (`armlet probe` does, "
+            f"into {recipe.labels}): errors are told by thirds of an episode, not by phase\n"
         )
         return None
     labels = load_labels(recipe.labels, data, recipe.annotator)

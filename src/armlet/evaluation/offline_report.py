@@ -1,5 +1,5 @@
-"""The report of a comparison with held-out episodes: what stands in it, as JSON, a table in words and
-a picture.
+"""The report of a comparison with held-out episodes: what stands in it; as JSON, as a table in words
+and as a picture.
 
 Version 1, told apart from a report of episodes in a simulator by its `kind`. Knows no policy and no
 data set.
@@ -31,11 +31,12 @@ Numbers = tuple[float | None, ...]  # one a dimension; None where nothing could 
 
 @dataclass(frozen=True)
 class Errors:
-    """Mean absolute errors against one reference. `share`: without units, 1 is as far from the
-    expert as the mean action is; over all dimensions that move and are no gripper."""
+    """Mean absolute errors against one reference, the expert or the teacher."""
 
+    # Without units: 1 is as far from the expert as the mean action is. Over all dimensions that
+    # move and are no gripper.
     share: Estimate
-    by_dimension: Numbers
+    by_dimension: Numbers  # (a,) in the robot's units, as are the next and the last two
     by_step: tuple[Numbers, ...]  # of the policy's whole chunk, the first step first
     share_by_step: Numbers  # `share`, a number a step
     by_third: dict[str, Numbers]  # of the episode
@@ -44,26 +45,25 @@ class Errors:
 
 @dataclass(frozen=True)
 class Seen:
-    """Whether a policy was trained on the episodes that it is compared with, by its provenance;
-    `through teacher`: not itself, and what it learned from was, or may have been."""
+    """Whether a policy was trained on the episodes that it is compared with, by its provenance."""
 
+    # through teacher: not itself, but the teacher it learned from was, or may have been.
     verdict: Literal["unseen", "seen", "through teacher", "unknown"]
-    why: str
+    why: str  # half a sentence, for the table
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a decision costs. `layers`: their numbers in the network it was cut from; `activation`:
-    how often each ran; `keep_ratio`: the share of the layers' cost that ran."""
+    """What a decision costs."""
 
     latency_ms: dict[str, float]  # p50, p95, p99: batch 1, observation in, actions out
     device: str
     threads: int
-    flops: dict[str, float]
+    flops: dict[str, float]  # `total` and `backbone`, as `params`
     params: dict[str, int]
-    layers: tuple[int, ...]
-    activation: tuple[float, ...]
-    keep_ratio: float
+    layers: tuple[int, ...]  # their numbers in the network that the policy was cut from
+    activation: tuple[float, ...]  # how often each of them ran
+    keep_ratio: float  # the share of the layers' cost that ran
 
 
 @dataclass(frozen=True)
@@ -72,8 +72,8 @@ class PolicyRow:
 
     name: str
     kind: Literal["policy", "baseline"]
-    chunk: int
-    execute: int | None
+    chunk: int  # steps that it decides at a time
+    execute: int | None  # steps carried out before it looks again; None of baselines
     folder: str | None
     fingerprint: str | None
     seen: Seen
@@ -85,19 +85,17 @@ class PolicyRow:
 
 @dataclass(frozen=True)
 class Pair:
-    """a − b at the same moments: of `share`, and a dimension at a time in the robot's units. What is
-    negative says that a is nearer to the expert."""
+    """a − b at the same moments. Negative: a is nearer to the expert."""
 
     a: str
     b: str
-    share: Estimate
-    by_dimension: tuple[Estimate, ...]
+    share: Estimate  # without units, as `Errors.share`
+    by_dimension: tuple[Estimate, ...]  # in the robot's units
 
 
 @dataclass(frozen=True)
 class Compared:
-    """With what policies are compared. `scale` is the mean absolute error of the mean action, by
-    which errors are divided for `share`; `moving` the dimensions that are counted there."""
+    """With what policies are compared."""
 
     data: str
     data_fingerprint: str
@@ -108,8 +106,8 @@ class Compared:
     frames: int  # at which policies were asked
     of_frames: int  # that the held-out episodes have
     steps: int  # of a chunk that are compared: the shortest chunk's
-    moving: tuple[int, ...]
-    scale: tuple[float, ...]
+    moving: tuple[int, ...]  # the dimensions that are counted in `share`
+    scale: tuple[float, ...]  # (a,) the mean action's error, by which errors are divided there
 
 
 @dataclass(frozen=True)
@@ -136,11 +134,13 @@ def from_json(value: dict[str, Any], *, source: str) -> OfflineReport:
     of another kind."""
     if value.get("kind") != KIND:
         raise ValueError(
-            f"{source} is no report of a comparison with held-out episodes (kind {value.get('kind')!r})"
+            f"{source} is no report of a comparison with held-out episodes "
+            f"(kind {value.get('kind')!r})"
         )
     if value.get("version") != VERSION:
         raise ValueError(
-            f"{source} has version {value.get('version')!r}, expected {VERSION}; a newer armlet wrote it"
+            f"{source} has version {value.get('version')!r}, expected {VERSION}; "
+            "a newer armlet wrote it"
         )
     report = _built(OfflineReport, value, source)
     assert isinstance(report, OfflineReport)
@@ -165,17 +165,25 @@ def _built(kind: Any, value: Any, where: str) -> Any:
     """`value`, of JSON, as the type `kind`: a dataclass of these, tuples for lists."""
     origin = typing.get_origin(kind)
     arguments = typing.get_args(kind)
+    # Every union of these dataclasses is `something | None`.
     if origin in (types.UnionType, typing.Union):
         if value is None:
             return None
-        return _built(next(each for each in arguments if each is not type(None)), value, where)
+        first, second = arguments
+        return _built(second if first is type(None) else first, value, where)
     if is_dataclass(kind):
         return _built_dataclass(kind, value, where)
     if origin is tuple:
-        inner = arguments[0]
-        return tuple(_built(inner, item, f"{where}[{n}]") for n, item in enumerate(value))
+        # Of one kind throughout, `tuple[float, float]` too.
+        items = []
+        for index, item in enumerate(value):
+            items.append(_built(arguments[0], item, f"{where}[{index}]"))
+        return tuple(items)
     if origin is dict and arguments[1] is not Any:
-        return {key: _built(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
+        found = {}
+        for key, item in value.items():
+            found[key] = _built(arguments[1], item, f"{where}.{key}")
+        return found
     return value
 
 
@@ -206,6 +214,7 @@ def table(report: OfflineReport) -> str:
         pair_lines(report),
         seen_lines(report),
     ]
+    # An empty line ends a table of Markdown; parts that say nothing are left out.
     return "\n\n".join("\n".join(lines) for lines in parts if lines) + "\n"
 
 
@@ -213,18 +222,30 @@ def header_lines(report: OfflineReport) -> list[str]:
     """With what policies were compared, what that is not, and what else is to be known."""
     compared = report.compared
     lines = [
-        f"Compared with {len(compared.episodes)} held-out episodes of {compared.data} at {compared.frames} of their "
-        f"{compared.of_frames} frames; errors are mean absolute ones over the first {compared.steps} "
-        f"steps of a chunk ({compared.hz:g} a second). **{report.note}**"
+        f"Compared with {len(compared.episodes)} held-out episodes of {compared.data} at "
+        f"{compared.frames} of their {compared.of_frames} frames; errors are mean absolute ones "
+        f"over the first {compared.steps} steps of a chunk ({compared.hz:g} a second). "
+        f"**{report.note}**"
     ]
-    return lines + [f"- {remark}" for remark in report.remarks]
+    for remark in report.remarks:
+        lines.append(f"- {remark}")
+    return lines
+
+
+def _head(about: str, policies: Sequence[PolicyRow]) -> list[str]:
+    """The first two lines of a table with one column a policy."""
+    cells = [about]
+    for row in policies:
+        cells.append(row.name)
+    return ["| " + " | ".join(cells) + " |", "|---" * len(cells) + "|"]
 
 
 def main_lines(policies: tuple[PolicyRow, ...]) -> list[str]:
     """One row a policy. `error` is without units: 1 is that of the mean action."""
-    base = policies[0].cost
+    base = policies[0].cost  # the teacher's, to which speeds are relative
     lines = [
-        "| policy | trained on these episodes? | error (mean action = 1) | 95 % interval | first step | last step | against the teacher | p50 ms | speed | layers run | parameters |",
+        "| policy | trained on these episodes? | error (mean action = 1) | 95 % interval "
+        "| first step | last step | against the teacher | p50 ms | speed | layers run | parameters |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in policies:
@@ -258,13 +279,12 @@ def main_lines(policies: tuple[PolicyRow, ...]) -> list[str]:
 
 def dimension_lines(report: OfflineReport) -> list[str]:
     """One row a dimension: each policy's error in the robot's own units."""
-    lines = [
-        "| error, in the robot's units | " + " | ".join(row.name for row in report.policies) + " |",
-        "|---" * (len(report.policies) + 1) + "|",
-    ]
+    lines = _head("error, in the robot's units", report.policies)
     for index, name in enumerate(report.compared.robot.names):
-        cells = [number(row.expert.by_dimension[index], 4) for row in report.policies]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+        cells = [name]
+        for row in report.policies:
+            cells.append(number(row.expert.by_dimension[index], 4))
+        lines.append("| " + " | ".join(cells) + " |")
     return lines
 
 
@@ -273,16 +293,12 @@ def gripper_lines(policies: tuple[PolicyRow, ...]) -> list[str]:
     gripper."""
     if not policies[0].grippers:
         return []
-    lines = [
-        "| gripper: same side as the expert (at the changes only) | "
-        + " | ".join(row.name for row in policies)
-        + " |",
-        "|---" * (len(policies) + 1) + "|",
-    ]
+    lines = _head("gripper: same side as the expert (at the changes only)", policies)
     for index, gripper in enumerate(policies[0].grippers):
         cells = []
         for row in policies:
             mine = row.grippers[index]
+            # An episode has few changes: 99 % agreement may be a gripper that never closes.
             turned = "–" if mine.at_changes is None else f"{100 * mine.at_changes:.0f} %"
             cells.append(f"{100 * mine.agreement:.1f} % ({turned})")
         changes = f"{gripper.name}, {gripper.changes} steps that change it"
@@ -296,17 +312,12 @@ def group_lines(report: OfflineReport, field: Literal["by_third", "by_phase"]) -
     groups: list[str] = list(getattr(report.policies[0].expert, field))
     if not groups:
         return []
-    lines = [
-        f"| error (mean action = 1), {field.replace('_', ' ')} | "
-        + " | ".join(row.name for row in report.policies)
-        + " |",
-        "|---" * (len(report.policies) + 1) + "|",
-    ]
+    lines = _head(f"error (mean action = 1), {field.replace('_', ' ')}", report.policies)
     compared = report.compared
     for group in groups:
         cells = []
         for row in report.policies:
-            found = getattr(row.expert, field)[group]
+            found = getattr(row.expert, field)[group]  # (a,) in the robot's units
             shares = [found[index] / compared.scale[index] for index in compared.moving]
             cells.append(number(sum(shares) / len(shares) if shares else None, 3))
         lines.append(f"| {group} | " + " | ".join(cells) + " |")
@@ -315,15 +326,25 @@ def group_lines(report: OfflineReport, field: Literal["by_third", "by_phase"]) -
 
 def seen_lines(report: OfflineReport) -> list[str]:
     """What the provenance of each policy says of the episodes it is compared with."""
-    return [f"- {row.name}: {row.seen.why}" for row in report.policies if row.kind == "policy"]
+    lines = []
+    for row in report.policies:
+        if row.kind == "policy":
+            lines.append(f"- {row.name}: {row.seen.why}")
+    return lines
 
 
 def pair_lines(report: OfflineReport) -> list[str]:
     """A sentence for each policy against the first, and against the best of what needs none; the
     other pairs are in report.json."""
-    policies = {row.name for row in report.policies if row.kind == "policy"}
-    shown = policies | {best_baseline(report.policies).name}
-    return [sentence(pair) for pair in report.pairs if pair.b in shown]
+    shown = {best_baseline(report.policies).name}
+    for row in report.policies:
+        if row.kind == "policy":
+            shown.add(row.name)
+    lines = []
+    for pair in report.pairs:
+        if pair.b in shown:
+            lines.append(sentence(pair))
+    return lines
 
 
 def best_baseline(policies: Sequence[PolicyRow]) -> PolicyRow:
@@ -338,13 +359,15 @@ def sentence(pair: Pair) -> str:
     if found.ci95 is None:
         return f"- {pair.a} − {pair.b}: {found.mean:+.3f} (one episode: no interval)"
     low, high = found.ci95
+    # The sign of an interval that leaves out 0 tells which is nearer.
     if high < 0:
         said = f"{pair.a} is nearer to the expert"
     elif low > 0:
         said = f"{pair.b} is nearer to the expert"
     else:
         said = "no difference is shown"
-    return f"- {pair.a} − {pair.b}: {found.mean:+.3f} (95 % interval {low:+.3f} to {high:+.3f}); {said}"
+    ends = f"{low:+.3f} to {high:+.3f}"
+    return f"- {pair.a} − {pair.b}: {found.mean:+.3f} (95 % interval {ends}); {said}"
 
 
 def number(value: float | None, digits: int) -> str:
@@ -375,7 +398,7 @@ def error_by_step(report: OfflineReport, path: Path) -> None:
     drawn = _drawn(report)
     panels = len(drawn) + 1
     columns = min(4, panels)
-    rows = -(-panels // columns)
+    rows = math.ceil(panels / columns)
     figure = Figure(figsize=(3.6 * columns, 2.7 * rows + 1.2), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     _draw(axes[0], report, None)
@@ -397,10 +420,8 @@ def error_by_step(report: OfflineReport, path: Path) -> None:
     )
     hidden = len(compared.robot.names) - len(drawn)
     left_out = f"; {hidden} more dimensions are in the table" if hidden else ""
-    figure.suptitle(
-        f"{compared.frames} frames of {len(compared.episodes)} held-out episodes{left_out}; no success rate",
-        fontsize=10,
-    )
+    about = f"{compared.frames} frames of {len(compared.episodes)} held-out episodes"
+    figure.suptitle(f"{about}{left_out}; no success rate", fontsize=10)
     with atomic_file(path) as part:
         figure.savefig(part, dpi=110, format="png")
 
@@ -412,6 +433,7 @@ def _drawn(report: OfflineReport) -> list[int]:
     high = compared.robot.high
 
     def in_range(index: int) -> float:
+        # A robot may say no range: ±∞, or the same number twice.
         width = high[index] - low[index]
         return compared.scale[index] / width if 0 < width < math.inf else compared.scale[index]
 
@@ -428,6 +450,7 @@ def _draw(axes: Any, report: OfflineReport, dimension: int | None) -> None:
         values = row.expert.share_by_step
         if dimension is not None:
             values = tuple(step[dimension] for step in row.expert.by_step)
+        # NaN: the line has a gap there.
         found = [math.nan if value is None else value for value in values]
         style: dict[str, Any] = {"linestyle": "-", "color": f"C{place}", "marker": "."}
         if row.kind == "baseline":

@@ -29,7 +29,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -38,31 +38,29 @@ from armlet.evaluation import stats
 
 VERSION = 2  # 1 had no `seeds_of`; a file in which nobody has one is still written as 1
 VERSIONS = (1, 2)
-Section = dict[str, Any]
+Section = dict[str, Any]  # a part of report.json
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
 class Planned:
-    """One episode that was fixed in advance: a task, the condition it is run under, and the seed of
-    its world."""
+    """One episode that was fixed in advance, before any policy was run."""
 
-    split: str
-    family: str
+    split: str  # the condition it is run under
+    family: str  # the kind of task
     task: str
-    seed: int
+    seed: int  # of its world
 
 
 @dataclass(frozen=True)
 class Run:
-    """What one policy did in n episodes, entry by entry. `steps`: control steps until success or
-    the limit, those of waiting included; `decisions`: how often the policy was asked; `waited`:
-    steps in which the arm held still because no action was there;
-    `toggles`: how often the gripper was sent the other way (None: no gripper)."""
+    """What one policy did in n episodes, one entry an episode."""
 
     success: tuple[bool, ...]
-    steps: tuple[int, ...]
-    decisions: tuple[int, ...]
-    waited: tuple[int, ...]
+    steps: tuple[int, ...]  # control steps until success or the limit, those of waiting included
+    decisions: tuple[int, ...]  # how often the policy was asked
+    waited: tuple[int, ...]  # steps in which the arm held still because no action was there
+    # How often the gripper was sent the other way; None: no gripper.
     toggles: tuple[int, ...] | None
 
     def __len__(self) -> int:
@@ -71,43 +69,44 @@ class Run:
     def only(self, rows: Sequence[int]) -> "Run":
         """The same for some of the episodes."""
         return Run(
-            success=tuple(self.success[row] for row in rows),
-            steps=tuple(self.steps[row] for row in rows),
-            decisions=tuple(self.decisions[row] for row in rows),
-            waited=tuple(self.waited[row] for row in rows),
-            toggles=None if self.toggles is None else tuple(self.toggles[row] for row in rows),
+            success=_at(self.success, rows),
+            steps=_at(self.steps, rows),
+            decisions=_at(self.decisions, rows),
+            waited=_at(self.waited, rows),
+            toggles=None if self.toggles is None else _at(self.toggles, rows),
         )
+
+
+def _at(values: tuple[Value, ...], rows: Sequence[int]) -> tuple[Value, ...]:
+    return tuple(values[row] for row in rows)
 
 
 @dataclass(frozen=True)
 class PolicyRun:
-    """One policy in all episodes. `execute`: actions carried out before it looks again;
-    `layer_costs` (l,): what each layer costs,
-    relative to the others; `routes`: how often each set of layers ran, as a text of l characters 1
-    or 0, in the first split. `seeds_of`: what the students are called together of which this is one
-    seed, by what they say of how they were made (None: they say nothing, or it is alone)."""
+    """One policy in all episodes."""
 
     name: str
     fingerprint: str
-    execute: int
-    layer_costs: tuple[float, ...]
+    execute: int  # actions carried out before it looks again
+    layer_costs: tuple[float, ...]  # (l,) what each layer costs, relative to the others
+    # How often each set of layers ran in the first split's decisions; a set is a text of l
+    # characters, 1: the layer ran, 0: it was skipped.
     routes: dict[str, int]
     run: Run
+    # What the students are called together of which this is one seed, by what they say of how they
+    # were made; None: it says nothing, or it is alone.
     seeds_of: str | None = None
 
 
 @dataclass(frozen=True)
 class DelayedRun:
-    """A policy whose actions come `lag_steps` control steps late, in the first split's episodes.
-    `late` is the controller's rule for that time (`rollout.Late`), `slower` how many times slower
-    than here the computer was taken to be, `delay_ms` the time of
-    a decision that follows."""
+    """A policy whose actions come late, in the first split's episodes."""
 
     policy: str
-    slower: float
-    late: str
-    delay_ms: float
-    lag_steps: int
+    slower: float  # how many times slower than here the computer was taken to be
+    late: str  # the controller's rule for the time of a decision (`rollout.Late`)
+    delay_ms: float  # a decision's p50 here times `slower`
+    lag_steps: int  # that in control steps
     run: Run
 
 
@@ -123,42 +122,52 @@ class Outcomes:
     delayed: tuple[DelayedRun, ...] = ()
 
     def __post_init__(self) -> None:
+        for policy in self.policies:
+            _check_lengths(policy.name, policy.run, len(self.episodes))
         first = len(self.rows_of(self.splits[0])) if self.episodes else 0
-        expected = [(policy.name, policy.run, len(self.episodes)) for policy in self.policies]
-        expected += [
-            (f"{late.policy} {late.slower:g}× slower, {late.late}", late.run, first)
-            for late in self.delayed
-        ]
-        for name, run, n in expected:
-            columns = {
-                "success": run.success,
-                "steps": run.steps,
-                "decisions": run.decisions,
-                "waited": run.waited,
-            }
-            if run.toggles is not None:
-                columns["toggles"] = run.toggles
-            for column, values in columns.items():
-                if len(values) != n:
-                    raise ValueError(
-                        f"outcomes of {name!r}: {column} has {len(values)} entries, expected {n}, one an episode"
-                    )
+        for late in self.delayed:
+            called = f"{late.policy} {late.slower:g}× slower, {late.late}"
+            _check_lengths(called, late.run, first)
 
     @property
     def splits(self) -> tuple[str, ...]:
         """In the order in which they were asked for."""
+        # A dict and not a set: it keeps the order, and the first split is the one reported.
         return tuple(dict.fromkeys(episode.split for episode in self.episodes))
 
     def rows_of(self, split: str) -> list[int]:
         """The numbers of one split's episodes."""
-        return [row for row, episode in enumerate(self.episodes) if episode.split == split]
+        rows = []
+        for row, episode in enumerate(self.episodes):
+            if episode.split == split:
+                rows.append(row)
+        return rows
 
     def successes(self, split: str) -> dict[str, np.ndarray]:
         """Policy → in which of one split's m episodes it succeeded, (m,) bool."""
         rows = self.rows_of(split)
-        return {
-            policy.name: np.array(policy.run.only(rows).success, bool) for policy in self.policies
-        }
+        found = {}
+        for policy in self.policies:
+            found[policy.name] = np.array(_at(policy.run.success, rows), bool)
+        return found
+
+
+def _check_lengths(name: str, run: Run, n: int) -> None:
+    """Raises ValueError where a run has not `n` entries of everything."""
+    columns: dict[str, Sequence[Any]] = {
+        "success": run.success,
+        "steps": run.steps,
+        "decisions": run.decisions,
+        "waited": run.waited,
+    }
+    if run.toggles is not None:
+        columns["toggles"] = run.toggles
+    for column, values in columns.items():
+        if len(values) != n:
+            raise ValueError(
+                f"outcomes of {name!r}: {column} has {len(values)} entries, expected {n}, "
+                "one an episode"
+            )
 
 
 # --- on disk
@@ -167,16 +176,20 @@ class Outcomes:
 
 def to_bytes(outcomes: Outcomes) -> bytes:
     """The file's content: the same bytes for the same outcomes, whenever they are written."""
+    # A file in which nobody has `seeds_of` is one of version 1, byte for byte.
     grouped = any(policy.seeds_of is not None for policy in outcomes.policies)
+    # Lists without names: of thousands of episodes the names would be most of the file.
+    episodes = [[e.split, e.family, e.task, e.seed] for e in outcomes.episodes]
     value = {
         "version": VERSION if grouped else 1,
         "hz": outcomes.hz,
         "limit": outcomes.limit,
-        "episodes": [[e.split, e.family, e.task, e.seed] for e in outcomes.episodes],
-        "policies": [_flat(policy) for policy in outcomes.policies],
-        "delayed": [_flat(late) for late in outcomes.delayed],
+        "episodes": episodes,
+        "policies": list(map(_flat, outcomes.policies)),
+        "delayed": list(map(_flat, outcomes.delayed)),
     }
     text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    # gzip writes the time into its header otherwise, and the sha256 would differ.
     return gzip.compress(text.encode(), mtime=0)
 
 
@@ -186,7 +199,8 @@ def from_bytes(content: bytes, *, source: str = "outcomes") -> Outcomes:
         value = json.loads(gzip.decompress(content))
     except (OSError, EOFError, zlib.error, ValueError) as error:
         raise ValueError(
-            f"{source} is not compressed JSON ({error}); was it cut short? Run `armlet evaluate` again"
+            f"{source} is not compressed JSON ({error}); was it cut short? "
+            "Run `armlet evaluate` again"
         ) from error
     found = value.get("version") if isinstance(value, dict) else None
     if found not in VERSIONS:
@@ -195,16 +209,19 @@ def from_bytes(content: bytes, *, source: str = "outcomes") -> Outcomes:
             "armlet?"
         )
     try:
+        policies = []
+        for entry in value["policies"]:
+            fields = _fields(entry)
+            fields["layer_costs"] = tuple(entry["layer_costs"])  # JSON knows lists only
+            policies.append(PolicyRun(**fields))
         return Outcomes(
             hz=value["hz"],
             limit=value["limit"],
             episodes=tuple(Planned(*entry) for entry in value["episodes"]),
-            policies=tuple(
-                PolicyRun(**_fields(entry) | {"layer_costs": tuple(entry["layer_costs"])})
-                for entry in value["policies"]
-            ),
+            policies=tuple(policies),
             delayed=tuple(DelayedRun(**_fields(entry)) for entry in value["delayed"]),
         )
+    # A field that is missing, or one too many for the constructors: cut or changed by hand.
     except (KeyError, TypeError) as error:
         raise ValueError(
             f"{source} lacks or garbles a field ({error}); it was not written by `armlet evaluate`"
@@ -230,7 +247,8 @@ def read(path: Path, *, sha256: str | None = None) -> Outcomes:
     found = hashlib.sha256(content).hexdigest()
     if sha256 is not None and found != sha256:
         raise ValueError(
-            f"{path} is not the one its report was made from: sha256 {found[:12]}…, expected {sha256[:12]}…"
+            f"{path} is not the one its report was made from: sha256 {found[:12]}…, "
+            f"expected {sha256[:12]}…"
         )
     return from_bytes(content, source=str(path))
 
@@ -238,10 +256,11 @@ def read(path: Path, *, sha256: str | None = None) -> Outcomes:
 def _flat(entry: PolicyRun | DelayedRun) -> dict[str, Any]:
     """An entry of the file: the fields of its run stand beside its own."""
     fields = asdict(entry)
+    # Left out where nobody has one: the file is then the same as version 1 wrote it.
     if fields.get("seeds_of", "") is None:
         del fields["seeds_of"]
     run = fields.pop("run")
-    run["success"] = "".join("1" if success else "0" for success in run["success"])
+    run["success"] = "".join(map(str, map(int, run["success"])))
     return {**fields, **run}
 
 
@@ -252,15 +271,15 @@ def _fields(entry: dict[str, Any]) -> dict[str, Any]:
     text = fields.pop("success")
     if set(text) - {"0", "1"}:
         raise TypeError(f"success is a text of 0 and 1, found {sorted(set(text))}")
-    steps, decisions, waited = (
-        tuple(fields.pop(name)) for name in ("steps", "decisions", "waited")
-    )
+    steps = tuple(fields.pop("steps"))
+    decisions = tuple(fields.pop("decisions"))
+    waited = tuple(fields.pop("waited"))
     toggles = fields.pop("toggles")
+    if toggles is not None:
+        toggles = tuple(toggles)
     success = tuple(bit == "1" for bit in text)
-    return {
-        **fields,
-        "run": Run(success, steps, decisions, waited, None if toggles is None else tuple(toggles)),
-    }
+    fields["run"] = Run(success, steps, decisions, waited, toggles)
+    return fields
 
 
 # --- the report's sections
@@ -269,15 +288,21 @@ def _fields(entry: dict[str, Any]) -> dict[str, Any]:
 
 def recompute(outcomes: Outcomes) -> Section:
     """The sections of a report that follow from outcomes alone. A policy's row lacks what was
-    measured otherwise: milliseconds,
-    operations, memory."""
+    measured otherwise: milliseconds, operations, memory."""
+    # The first split is the one that the evaluation is about; others stand beside it.
     first = outcomes.splits[0]
+    rows = []
+    for policy in outcomes.policies:
+        rows.append(policy_row(outcomes, policy))
+    delayed = []
+    for late in outcomes.delayed:
+        delayed.append(delayed_row(outcomes, late))
     return {
-        "policies": [policy_row(outcomes, policy) for policy in outcomes.policies],
+        "policies": rows,
         "pairs": pairs(outcomes, first),
         "pairs_by_split": {split: pairs(outcomes, split) for split in outcomes.splits[1:]},
         "seeds": over_seeds(outcomes, first),
-        "delayed": [delayed_row(outcomes, late) for late in outcomes.delayed],
+        "delayed": delayed,
         "delayed_pairs": delayed_pairs(outcomes),
     }
 
@@ -287,31 +312,34 @@ def policy_row(outcomes: Outcomes, policy: PolicyRun) -> Section:
     split."""
     rows = outcomes.rows_of(outcomes.splits[0])
     run = policy.run.only(rows)
-    seen = [outcomes.episodes[row] for row in rows]
-    steps = [number for number, success in zip(run.steps, run.success, strict=True) if success]
+    families = []
+    tasks = []
+    for row in rows:
+        families.append(outcomes.episodes[row].family)
+        tasks.append(outcomes.episodes[row].task)
+    splits = [episode.split for episode in outcomes.episodes]
+    grouped = {} if policy.seeds_of is None else {"seeds_of": policy.seeds_of}
     return {
         "name": policy.name,
         "fingerprint": policy.fingerprint,
         "execute": policy.execute,
-        **({} if policy.seeds_of is None else {"seeds_of": policy.seeds_of}),
+        **grouped,
         **tally(run.success),
-        "mean_steps": float(np.mean(steps)) if steps else None,
+        "mean_steps": mean_steps(run),
         "seconds_to_success": seconds_to_success(outcomes, run),
         "decisions_per_second": decisions_per_second(outcomes, run),
         "gripper_toggles": toggle_rates(run),
         "keep_ratio": keep_ratio(policy),
         "routing": routing(policy.routes),
-        "by_family": tally_by([episode.family for episode in seen], run.success),
-        "by_task": tally_by([episode.task for episode in seen], run.success),
-        "by_split": tally_by([episode.split for episode in outcomes.episodes], policy.run.success),
+        "by_family": tally_by(families, run.success),
+        "by_task": tally_by(tasks, run.success),
+        # Of all episodes, not of the first split's only.
+        "by_split": tally_by(splits, policy.run.success),
     }
 
 
 def delayed_row(outcomes: Outcomes, late: DelayedRun) -> Section:
     """A policy that acts late: how late, by which rule, and what came of it."""
-    steps = [
-        number for number, success in zip(late.run.steps, late.run.success, strict=True) if success
-    ]
     return {
         "name": late.policy,
         "slower": late.slower,
@@ -319,15 +347,21 @@ def delayed_row(outcomes: Outcomes, late: DelayedRun) -> Section:
         "delay_ms": late.delay_ms,
         "lag_steps": late.lag_steps,
         **tally(late.run.success),
-        "mean_steps": float(np.mean(steps)) if steps else None,
+        "mean_steps": mean_steps(late.run),
         "seconds_to_success": seconds_to_success(outcomes, late.run),
         "waiting_share": sum(late.run.waited) / max(sum(late.run.steps), 1),
         "decisions_per_second": decisions_per_second(outcomes, late.run),
     }
 
 
+def mean_steps(run: Run) -> float | None:
+    """Of the episodes that succeeded: a failure lasts as long as the limit, whatever it did."""
+    steps = np.array(run.steps)[np.array(run.success, bool)]
+    return float(np.mean(steps)) if len(steps) else None
+
+
 def tally(success: Sequence[bool]) -> Section:
-    """Successes of episodes, with their interval."""
+    """Successes of episodes, with their 95 % interval (stats.rate_ci95)."""
     successes = sum(success)
     return {
         "successes": successes,
@@ -341,14 +375,16 @@ def tally_by(groups: Sequence[str], success: Sequence[bool]) -> dict[str, Sectio
     found: dict[str, list[bool]] = {}
     for group, each in zip(groups, success, strict=True):
         found.setdefault(group, []).append(each)
-    return {group: tally(values) for group, values in found.items()}
+    tallies = {}
+    for group, values in found.items():
+        tallies[group] = tally(values)
+    return tallies
 
 
 def seconds_to_success(outcomes: Outcomes, run: Run) -> Section:
     """`successes`: mean seconds of the episodes that succeeded (None: none did), which flatters a
     policy that fails where it would have taken long; `restricted`: mean over all episodes, a
-    failure counting as the `limit` (the restricted mean survival time,
-    Royston and Parmar 2013)."""
+    failure counting as the `limit` (the restricted mean survival time, Royston and Parmar 2013)."""
     limit = outcomes.limit / outcomes.hz
     seconds = np.array(run.steps, float) / outcomes.hz
     success = np.array(run.success, bool)
@@ -361,8 +397,8 @@ def seconds_to_success(outcomes: Outcomes, run: Run) -> Section:
 
 def decisions_per_second(outcomes: Outcomes, run: Run) -> float | None:
     """How often the policy was asked in a second in which the arm moved; None where it never moved.
-    About hz / execute, and more where
-    success cuts a chunk short."""
+    About hz / execute, and more where success cuts a chunk short."""
+    # Sums over all episodes, not a mean of ratios: short episodes would count too much.
     moved = sum(run.steps) - sum(run.waited)
     return sum(run.decisions) * outcomes.hz / moved if moved else None
 
@@ -371,29 +407,39 @@ def toggle_rates(run: Run) -> Section | None:
     """How often the gripper is sent the other way; None without one."""
     if run.toggles is None:
         return None
-    interval = stats.ratio_ci95(np.array(run.toggles), np.array(run.steps))
+    interval = None
+    found = stats.ratio_ci95(np.array(run.toggles), np.array(run.steps))
+    if found is not None:
+        low, high = found
+        interval = [100 * low, 100 * high]
     return {
         "per_episode": float(np.mean(run.toggles)),
+        # A ratio of sums: an episode that fails lasts longer, and would toggle more for that alone.
         "per_100_steps": 100 * sum(run.toggles) / sum(run.steps),
-        "per_100_steps_ci95": None if interval is None else [100 * bound for bound in interval],
+        "per_100_steps_ci95": interval,
     }
 
 
 def keep_ratio(policy: PolicyRun) -> float:
     """The mean share of the backbone's cost that a decision ran."""
-    costs = np.array(policy.layer_costs)
-    total = sum(policy.routes.values())
-    spent = sum(count * costs[_layers(route)].sum() for route, count in policy.routes.items())
+    costs = np.array(policy.layer_costs)  # (l,)
+    total = sum(policy.routes.values())  # decisions
+    spent = 0.0
+    for route, count in policy.routes.items():
+        spent += count * costs[_layers(route)].sum()
     return float(spent / (total * costs.sum()))
 
 
 def routing(routes: dict[str, int]) -> Section:
     """How often each layer runs, and whether the router ever changes its mind."""
     total = sum(routes.values())
-    ran = sum(count * _layers(route).astype(float) for route, count in routes.items())
+    # Of two that are as common the first by name, so that the report does not depend on order.
     commonest = min(routes, key=lambda route: (-routes[route], route))
+    ran = np.zeros(len(commonest))  # (l,) decisions in which each layer ran
+    for route, count in routes.items():
+        ran += count * _layers(route)
     return {
-        "activation": (np.asarray(ran) / total).tolist(),
+        "activation": (ran / total).tolist(),
         "patterns": len(routes),
         "commonest_pattern": commonest,
         "commonest_share": routes[commonest] / total,
@@ -401,7 +447,9 @@ def routing(routes: dict[str, int]) -> Section:
 
 
 def _layers(route: str) -> np.ndarray:
-    return np.array([bit == "1" for bit in route])
+    """(l,) bool: which layers ran."""
+    # The dtype is said for the route of a policy without layers, which is an empty text.
+    return np.array(list(route), "<U1") == "1"
 
 
 def pairs(outcomes: Outcomes, split: str) -> list[Section]:
@@ -410,6 +458,7 @@ def pairs(outcomes: Outcomes, split: str) -> list[Section]:
     names = list(found)
     rows = []
     for index, a in enumerate(names):
+        # b came earlier, the teacher first: a − b reads as student − teacher.
         for b in names[:index]:
             rows.append({"a": a, "b": b, **stats.compare_paired(found[a], found[b]).to_json()})
     return rows
@@ -424,18 +473,10 @@ def delayed_pairs(outcomes: Outcomes) -> list[Section]:
     rows = []
     for (slower, rule), (first, *others) in groups.items():
         for other in others:
-            compared = stats.compare_paired(
-                np.array(other.run.success, bool), np.array(first.run.success, bool)
-            )
-            rows.append(
-                {
-                    "slower": slower,
-                    "late": rule,
-                    "a": other.policy,
-                    "b": first.policy,
-                    **compared.to_json(),
-                }
-            )
+            theirs = np.array(other.run.success, bool)
+            compared = stats.compare_paired(theirs, np.array(first.run.success, bool))
+            about = {"slower": slower, "late": rule, "a": other.policy, "b": first.policy}
+            rows.append({**about, **compared.to_json()})
     return rows
 
 
@@ -444,11 +485,12 @@ def over_seeds(outcomes: Outcomes, split: str) -> Section:
     with the first policy, on one split's episodes. Empty where there are none."""
     found = outcomes.successes(split)
     first = next(iter(found))
-    groups: dict[str, list[str]] = {}
+    groups: dict[str, list[str]] = {}  # what students are called together → their names
     for policy in outcomes.policies:
         together_with = seeds_of(policy)
         if together_with is not None:
             groups.setdefault(together_with, []).append(policy.name)
+    # Name → (seeds, n) bool. The first policy, the teacher, is one that is given: one row.
     together = {first: found[first][None]}
     for called, members in groups.items():
         if len(members) > 1:
@@ -459,13 +501,12 @@ def over_seeds(outcomes: Outcomes, split: str) -> Section:
     compared = []
     for index, a in enumerate(names):
         for b in names[:index]:
-            compared.append(
-                {"a": a, "b": b, **stats.compare_seeds(together[a], together[b]).to_json()}
-            )
-    return {
-        "policies": [_seed_row(name, values) for name, values in together.items()],
-        "pairs": compared,
-    }
+            pair = stats.compare_seeds(together[a], together[b])
+            compared.append({"a": a, "b": b, **pair.to_json()})
+    rows = []
+    for name, values in together.items():
+        rows.append(_seed_row(name, values))
+    return {"policies": rows, "pairs": compared}
 
 
 def seeds_of(policy: PolicyRun) -> str | None:
@@ -479,11 +520,12 @@ def seeds_of(policy: PolicyRun) -> str | None:
 
 def _seed_row(name: str, values: np.ndarray) -> Section:
     """Of (seeds, n) outcomes. `sd`: the standard deviation over seeds (None of one)."""
-    each = values.mean(1)
+    each = values.mean(1)  # (seeds,) success rates
     return {
         "name": name,
         "seeds": len(values),
         "success": float(values.mean()),
+        # ddof=1: seeds are a sample of those that could have been drawn.
         "sd": float(each.std(ddof=1)) if len(each) > 1 else None,
         "each": each.tolist(),
     }

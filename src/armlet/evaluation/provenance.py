@@ -24,6 +24,7 @@ def seeds_of(field: dict[str, Contender], made: dict[str, Provenance]) -> dict[s
     the same question (lineage.py: data, teacher, stages …) but for the seed, and are evaluated in
     the same way. One that is alone stands under its own name where its name alone would put it with
     others, else not at all; nor does one that does not say how it was made."""
+    # What was made and is run in one way but for the seed: question as JSON → names.
     groups: dict[str, list[str]] = {}
     for name, contender in field.items():
         question = dict(made[name].get(PROVENANCE) or {})
@@ -35,19 +36,19 @@ def seeds_of(field: dict[str, Contender], made: dict[str, Provenance]) -> dict[s
     taken = set(field)
     for members in groups.values():
         drawn = [made[name][PROVENANCE]["seed"] for name in members]
+        # Two of the same seed are one student twice: no sample of seeds.
         if len(members) < 2 or len(set(drawn)) < len(drawn):
             continue
-        called = _stem(members[0])
-        if any(_stem(name) != called for name in members):
-            called = " + ".join(members)
+        stems = set(map(_stem, members))
+        called = _stem(members[0]) if len(stems) == 1 else " + ".join(members)
         if called in taken:  # another group, or a policy, is called so
             called = f"{called} ({', '.join(members)})"
         taken.add(called)
         found |= dict.fromkeys(members, called)
-    stems = Counter(map(_stem, field))
+    alike = Counter(map(_stem, field))
     for members in groups.values():
         for name in members:
-            if name not in found and stems[_stem(name)] > 1:
+            if name not in found and alike[_stem(name)] > 1:
                 found[name] = name  # its name is like another's, and it says that it is alone
     return found
 
@@ -63,12 +64,9 @@ def curves(folder: Path, made: Provenance) -> list[Curves]:
     what lies there may be of a later run. Empty where there is none, or the student says
     nothing."""
     question = made.get(PROVENANCE) or {}
-    stages = [
-        *question.get("stages", ()),
-        *(each["stage"] for each in question.get("rounds", ())),
-    ]
     found = []
-    for index, stage in enumerate(stages):
+    for index, stage in enumerate(_all_stages(question)):
+        # The folders that `armlet distil` leaves beside the student, numbered through.
         place = folder.parent / f"distil-{index}"
         log = place / "metrics.jsonl"
         about = place / "stage.json"
@@ -77,23 +75,38 @@ def curves(folder: Path, made: Provenance) -> list[Curves]:
         said = read_json(about, fix=f"delete {place} where it is of no use any more")
         if said.get("stage") != stage or said.get("teacher") != question.get("teacher"):
             continue
-        rows = [json.loads(line) for line in log.read_text().splitlines()]
+        rows = list(map(json.loads, log.read_text().splitlines()))
         if rows:
-            found.append({key: [_short(row[key]) for row in rows] for key in rows[0]})
+            found.append(_columns(rows))
     return found
 
 
+def _all_stages(made: dict[str, Any]) -> list[dict[str, Any]]:
+    """The stages of a recipe or a question, then those of its on-policy rounds, as they are run."""
+    stages = list(made.get("stages", ()))
+    for each in made.get("rounds", ()):
+        stages.append(each["stage"])
+    return stages
+
+
+def _columns(rows: list[dict[str, Any]]) -> Curves:
+    """Rows of a log as its columns, those of the first row; at least one row."""
+    columns: Curves = {}
+    for key in rows[0]:
+        columns[key] = [_short(row[key]) for row in rows]
+    return columns
+
+
 def _short(value: Any) -> Any:
+    # Five digits are more than a page can draw, and keep a report of many stages small.
     return float(f"{value:.5g}") if isinstance(value, float) else value
 
 
 def gripper_noise(made: Provenance) -> float | None:
     """The share of gripper commands that were flipped for a student, by the recipe that made it:
     the largest of its stages and rounds. None of a policy that does not say how it was made."""
-    recipe = made.get("recipe") or {}
-    stages = [*recipe.get("stages", ()), *(each["stage"] for each in recipe.get("rounds", ()))]
     shares = []
-    for stage in stages:
+    for stage in _all_stages(made.get("recipe") or {}):
         # A field of the stage before there were transforms.
         shares.append(stage.get("gripper_noise", 0.0))
         for transform in stage.get("transforms", ()):

@@ -22,39 +22,35 @@ NEEDED = ("policies", "pairs", "fingerprint")
 
 @dataclass(frozen=True)
 class Latency:
-    """Milliseconds a decision, batch 1: `policy` p50, p95 and p99; with how many threads, on which
-    device."""
+    """How long a decision takes, and where that was measured."""
 
-    policy: dict[str, float]
+    policy: dict[str, float]  # p50, p95 and p99 in milliseconds, batch 1
     threads: int
-    device: str
+    device: str  # cpu, cuda …
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What a policy's row says beside its outcomes.
+    """What a policy's row says beside its outcomes: what was measured, and what it says itself."""
 
-    `layers`: its layers' numbers in the network it was cut from; `changes_with`: the share of
-    decisions whose route changes with what (None where there is only one route).
-    `ms_per_second_of_motion`: p50 × how often it is asked in a second in which the arm moves.
-    `flops` a decision, of all and of the backbone; `params` of both. `gripper_noise`: the share of
-    gripper labels that were told wrong. `budget`: of a policy with a dial, else None.
-    """
-
-    layers: tuple[int, ...]
+    layers: tuple[int, ...]  # their numbers in the network it was cut from
+    # The share of decisions whose route changes when that input does; None: there is only one
+    # route.
     changes_with: dict[str, float] | None
     latency_ms: Latency
+    # p50 × decisions in a second in which the arm moves: a long chunk makes a slow network cheap.
     ms_per_second_of_motion: float | None
-    flops: dict[str, float]
-    params: dict[str, int]
+    flops: dict[str, float]  # a decision's, `total` and `backbone`
+    params: dict[str, int]  # `total` and `backbone`
     peak_memory_mb: float
     bytes_on_disk: int
-    gripper_noise: float | None
-    budget: float | None
+    gripper_noise: float | None  # the share of gripper labels that it was told wrong
+    budget: float | None  # of a policy with a dial, else None
 
     def completes(self, row: Section) -> Section:
         """A policy's row of the outcomes, with this beside it."""
         said = asdict(self)
+        # Two of these stand with what the outcomes say of routing, as in version 1.
         routing = {**row["routing"], "layers": list(said.pop("layers"))}
         changes = said.pop("changes_with")
         if changes is not None:
@@ -72,20 +68,21 @@ class OutcomesFile:
 
 @dataclass(frozen=True)
 class Report:
-    """A whole report. `sections` as `outcomes.recompute` gives them; `measured` and `training` by
-    policy."""
+    """A whole report."""
 
     outcomes: OutcomesFile
-    sections: Section
-    measured: dict[str, Measured]
+    sections: Section  # as `outcomes.recompute` gives them
+    measured: dict[str, Measured]  # by the policy's name, as is `training`
     films: tuple[Film, ...]
-    training: dict[str, list[Curves]]
-    fingerprint: dict[str, Any]
+    training: dict[str, list[Curves]]  # of each student its stages
+    fingerprint: dict[str, Any]  # versions, machine, recipe
     version: int = VERSION
 
     def to_json(self) -> dict[str, Any]:
         """As it stands in the file."""
-        rows = [self.measured[row["name"]].completes(row) for row in self.sections["policies"]]
+        rows = []
+        for row in self.sections["policies"]:
+            rows.append(self.measured[row["name"]].completes(row))
         films = []
         for film in self.films:
             films.append({**asdict(film), "policies": list(film.policies)})

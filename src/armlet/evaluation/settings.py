@@ -25,6 +25,7 @@ def check(recipe: Recipe) -> None:
     ranges = seeds(recipe)
     ours = ranges.pop("evaluation")
     for what, theirs in ranges.items():
+        # Two half-open ranges meet where each begins before the other ends.
         if ours.start < theirs.stop and theirs.start < ours.stop:
             raise ValueError(
                 f"evaluation has the seeds {ours.start} to {ours.stop - 1}, and {what} has "
@@ -40,6 +41,7 @@ def check(recipe: Recipe) -> None:
             "--evaluation.late is about policies on a slower computer, and none is asked for: "
             "--evaluation.slower 20"
         )
+    # A value twice would be run twice under one name, and one row would be lost.
     for name in ("splits", "budgets", "execute", "slower", "late"):
         values = getattr(setting, name)
         if len(set(values)) < len(values):
@@ -57,6 +59,7 @@ def seeds(recipe: Recipe) -> dict[str, range]:
     for number, each in enumerate(recipe.rounds):
         first = first_seed(recipe, number)
         found[f"rounds.{number}"] = range(first, first + each.episodes)
+        # A trial decides whether a round's student is kept: a choice made on these worlds.
         found[f"rounds.{number}, its trial"] = range(first + TRIAL, first + TRIAL + each.trial)
     found["evaluation"] = range(setting.seed, setting.seed + setting.episodes)
     return found
@@ -64,6 +67,7 @@ def seeds(recipe: Recipe) -> dict[str, range]:
 
 def planned(benchmark: Benchmark, setting: Evaluation) -> list[tuple[Task, int]]:
     """Every episode of every split, in order."""
+    # Fixed before any policy is run, and the same for all: that is what pairs them.
     found = []
     for split in setting.splits:
         found += plan(benchmark, split, setting.episodes, setting.seed)
@@ -77,9 +81,11 @@ def contenders(recipe: Recipe) -> dict[str, Contender]:
     found = {"teacher": Contender(recipe.teacher), **_student(recipe)}
     for folder in recipe.policies:
         called = without_revision(folder)
+        # A recipe's student is in OUT/student, and OUT is what tells it from others.
         name = called.parent.name if called.name == "student" else called.name
         if name in found:
             name = folder.as_posix()
+        # A policy against itself would be paired with itself, and differ in nothing.
         for twin, contender in found.items():
             if _same_place(contender.folder, folder):
                 raise ValueError(
@@ -88,6 +94,7 @@ def contenders(recipe: Recipe) -> dict[str, Contender]:
                 )
         found[name] = Contender(folder)
     again = {}
+    # Beside their own numbers, so that what comes of the number alone can be seen.
     for execute in recipe.evaluation.execute:
         for name, contender in found.items():
             again[f"{name} execute {execute}"] = replace(contender, execute=execute)
@@ -98,6 +105,7 @@ def _student(recipe: Recipe) -> dict[str, Contender]:
     """The recipe's student, where it has been made, and at every budget that is asked for."""
     folder = recipe.student_folder
     budgets = recipe.evaluation.budgets
+    # config.json is what makes a folder a policy (policies/checkpoint.py).
     if (folder / "config.json").exists():
         found = {recipe.name: Contender(folder)}
         for budget in budgets:
@@ -118,6 +126,7 @@ def _student(recipe: Recipe) -> dict[str, Contender]:
 
 def _same_place(one: Path, other: Path) -> bool:
     """Whether two places are one folder, or one name on the hub."""
+    # A name on the hub is no path: nothing may be resolved in it.
     if is_name(one) or is_name(other):
         return one == other
     return one.resolve() == other.resolve()
