@@ -278,10 +278,11 @@ class ActionQuery(TokenPolicy):
                 f"a language model of type {model.config.model_type!r} has no {', '.join(missing)}; "
                 "one with rotary positions is needed, such as llama, mistral, qwen2, qwen3 or smollm3"
             )
-        self.words = model.embed_tokens
-        self.layers = model.layers
-        self.rotary = model.rotary_emb
-        self.norm = model.norm
+        found: Any = model  # transformers' models have no common type with these
+        self.words = found.embed_tokens
+        self.layers = found.layers
+        self.rotary = found.rotary_emb
+        self.norm = found.norm
 
     @property
     def condition_width(self) -> int:  # type: ignore[override]
