@@ -58,7 +58,7 @@ class MotionRules(Annotator):
         if self.robot is None:
             raise ValueError("MotionRules does not know whose commands these are; call suited()")
         actions = np.asarray(episode.action, np.float64)
-        moving = ~self._still(actions, fps)
+        moving = ~self._still(actions, fps)  # (T,)
         closed = self._closed(actions)
         if self.robot.grippers:
             phases = ["transporting" if shut else "approaching" for shut in closed]
@@ -73,11 +73,13 @@ class MotionRules(Annotator):
         assert self.robot is not None
         arm = [index for index in range(self.robot.dims) if index not in self.robot.grippers]
         reach = np.array(self.robot.high) - np.array(self.robot.low)
+        # A dimension without a known range, or that has none, is measured in its own unit.
         scale = np.where(np.isfinite(reach) & (reach > 0), reach, 1.0)[arm]
         steps = actions[:, arm]
         if self.robot.mode == "absolute":  # a place that is commanded again moves nothing
             steps = np.diff(steps, axis=0, prepend=steps[:1])
         speed = np.linalg.norm(steps / scale, axis=1)
+        # Not the highest: a single jerk would make all else look still.
         usual = np.quantile(speed, 0.9)
         slow = np.asarray(speed <= self.still * usual)
         for start, stop in stretches(slow.tolist()):
@@ -88,15 +90,17 @@ class MotionRules(Annotator):
     def _closed(self, actions: np.ndarray) -> np.ndarray:
         """(T,) bool: whether a gripper is told to be nearer to closed than to open."""
         assert self.robot is not None
-        opened, shut = self.robot.gripper_open, self.robot.gripper_closed
+        opened = self.robot.gripper_open
+        shut = self.robot.gripper_closed
         places = actions[:, list(self.robot.grippers)]
         return np.any(np.abs(places - shut) < np.abs(places - opened), axis=1)
 
     def _grippers(self, phases: list[str], closed: np.ndarray, fps: float) -> None:
         """Name the steps about every change of a gripper."""
         parts = stretches(closed.tolist())
+        # In two goes, so that where both are near a step, closing has the last word.
         for number, (start, stop) in enumerate(parts):
-            if number == 0:
+            if number == 0:  # how it begins is no change
                 continue
             if not closed[start]:  # it opens here
                 before = max(parts[number - 1][0], start - round(self.release * fps))
@@ -120,5 +124,6 @@ class MotionRules(Annotator):
             elif stop == len(phases):
                 name = "completed"
             for step in range(start, stop):
+                # A gripper may work while the arm keeps still: what it does says more.
                 if phases[step] in ("transporting", "approaching", "operating"):
                     phases[step] = name

@@ -48,6 +48,7 @@ class Augment(BatchTransform):
             drawn = rng.uniform(1 - spread, 1 + spread, count).astype(np.float32)
             return torch.from_numpy(drawn).to(device)[:, None, None, None]
 
+        # Drawn once for all cameras: a lamp lights them all.
         gain = factors(self.brightness)
         contrast = factors(self.contrast)
         saturation = factors(self.saturation)
@@ -56,8 +57,10 @@ class Augment(BatchTransform):
             if gain is not None:
                 pixels = (pixels * gain).clamp_(0, 1)
             if contrast is not None:
+                # Between the picture's mean grey (0) and the picture itself (1), or beyond.
                 pixels = pixels.mean((1, 2, 3), keepdim=True).lerp(pixels, contrast).clamp_(0, 1)
             if saturation is not None:
+                # The same with the grey of every pixel.
                 pixels = pixels.mean(1, keepdim=True).lerp(pixels, saturation).clamp_(0, 1)
             changed[name] = _moved(pixels, self.crop, rng) if self.crop else pixels
         return changed
@@ -68,9 +71,9 @@ def _moved(pixels: Tensor, most: int, rng: np.random.Generator) -> Tensor:
     count, _, height, width = pixels.shape
     padded = F.pad(pixels, (most,) * 4, mode="replicate")
     down, right = rng.integers(0, 2 * most + 1, (2, count))
-    return torch.stack(
-        [
-            padded[index, :, top : top + height, left : left + width]
-            for index, (top, left) in enumerate(zip(down, right, strict=True))
-        ]
-    )
+    moved = []
+    for index in range(count):  # `most` down and to the right is where it was
+        top = down[index]
+        left = right[index]
+        moved.append(padded[index, :, top : top + height, left : left + width])
+    return torch.stack(moved)

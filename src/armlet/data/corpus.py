@@ -47,7 +47,7 @@ class Corpus:
         self.frames = frames[0] if len(frames) == 1 else join_frames(frames)
         self._batches = make(self.frames)
         # Of each part: its first row, and its first episode, among all.
-        self.first_rows = np.cumsum([0, *(len(each) for each in frames[:-1])])
+        self.first_rows = np.cumsum([0, *map(len, frames[:-1])])
         self._first_episodes = np.cumsum([0, *(each.episodes for each in frames[:-1])])
         self._stores = self._check_stores()
         self._shapes = self._largest_shapes()
@@ -96,21 +96,20 @@ class Corpus:
         on the batches' device. Raises KeyError naming the store, episode and step that is
         missing."""
         wanted = keys.cpu().numpy()
-        parts = np.searchsorted(self._first_episodes, wanted[:, 0], side="right") - 1
-        found = {
-            name: torch.zeros(len(wanted), *shape, dtype=dtype)
-            for name, (shape, dtype) in self._shapes.items()
-        }
+        parts = np.searchsorted(self._first_episodes, wanted[:, 0], side="right") - 1  # (b,)
+        found = {}
+        for name, (shape, dtype) in self._shapes.items():
+            found[name] = torch.zeros(len(wanted), *shape, dtype=dtype)
         for number in np.unique(parts):
             mine = np.flatnonzero(parts == number)
             own = wanted[mine] - [self._first_episodes[number], 0]  # as they are numbered there
             answers = self._stores[number].read(own, want=self.needs)
             for name, values in answers.items():
-                place: tuple[Tensor | slice, ...] = (
-                    torch.from_numpy(mine),
-                    *(slice(size) for size in values.shape[1:]),
-                )
+                # Into the corner of the room: what a narrower store lacks stays 0.
+                corner = map(slice, values.shape[1:])
+                place: tuple[Tensor | slice, ...] = (torch.from_numpy(mine), *corner)
                 found[name][place] = values
+        # Moved as they are stored, half the bytes, and widened there.
         return {name: values.to(self._batches.device).float() for name, values in found.items()}
 
     def _check_stores(self) -> list[TraceStore]:
@@ -141,6 +140,6 @@ class Corpus:
         for name in self.needs:
             columns = [store.columns[name] for store in self._stores]
             largest = np.max([shape for shape, _ in columns], axis=0)
-            kept = np.zeros(0, columns[0][1])
+            kept = np.zeros(0, columns[0][1])  # to ask torch what it calls that type
             shapes[name] = (tuple(np.atleast_1d(largest).tolist()), torch.from_numpy(kept).dtype)
         return shapes

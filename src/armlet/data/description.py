@@ -34,8 +34,13 @@ AT_AN_END = 0.05  # of a dimension's range: this near to its lowest or highest v
 TURN = 6.9  # radians: more than a full turn, so angles beyond it are degrees
 FAR_OUT = 10.0  # times the width from q01 to q99: further beyond them is a glitch, no motion
 
+# Of a dimension's name, in lower case.
 GRIPPER = re.compile(r"grip|claw|jaw|finger|^(?:open|close)d?$")
+DELTA = re.compile(r"(?:.*[_.])?(?:delta|d(?=[xyz]|roll|pitch|yaw|r[xyz]))")  # dx, arm.delta_yaw
+VELOCITY = re.compile(r"vel(?:ocity)?$|(?:^|[_.])vel|_dot$|^v[xyz]$")  # joint_vel, q1_dot, vx
+PLACE = re.compile(r"[._]pos(?:ition)?$|_target$")  # elbow.pos, x_target
 COUNTED = re.compile(r"(?:[a-z]+[_.]?)?\d+")  # names that only count: 3, j3, joint_3, motor.3
+# Form → the ways in which its numbers are called.
 ROTATIONS: dict[str, tuple[tuple[str, ...], ...]] = {
     "quaternion": (("qx", "qy", "qz", "qw"), ("qw", "qx", "qy", "qz")),
     "euler": (("roll", "pitch", "yaw"),),
@@ -103,7 +108,11 @@ class Suggestion:
             "gripper_open": self.gripper_open,
             "gripper_closed": self.gripper_closed,
         }
-        return {name: guess for name, guess in found.items() if guess is not None}
+        known = {}
+        for name, guess in found.items():
+            if guess is not None:
+                known[name] = guess
+        return known
 
     @property
     def asking(self) -> dict[str, str]:
@@ -111,6 +120,7 @@ class Suggestion:
         said = {}
         for name, guess in self.guesses.items():
             value = _option_value(guess.value)
+            # An empty tuple, no gripper, is the option and nothing behind it.
             shown = f"{option(name)} {value}".rstrip() if guess.value is not None else option(name)
             said[name] = f"{shown} ({guess.confidence}: {guess.why})"
         return said
@@ -118,11 +128,10 @@ class Suggestion:
     @property
     def sure(self) -> Described:
         """What is certain enough to be written down as it is."""
-        certain = {
-            name: guess.value
-            for name, guess in self.guesses.items()
-            if guess.confidence == "sure" and guess.value is not None
-        }
+        certain = {}
+        for name, guess in self.guesses.items():
+            if guess.confidence == "sure" and guess.value is not None:
+                certain[name] = guess.value
         return Described(**certain)
 
 
@@ -134,11 +143,11 @@ def suggest(data: EpisodeDataset) -> Suggestion:
     state = columns[STATE][rows].astype(np.float64)
     names = data.action_names
     grippers = _grippers(names, actions)
-    moving = [
-        index
-        for index in range(len(names))
-        if index not in (grippers.value or ()) and np.ptp(actions[:, index]) > 0
-    ]
+    # A gripper is a place even where the arm's actions are changes, and what never moves says nothing.
+    moving = []
+    for index in range(len(names)):
+        if index not in (grippers.value or ()) and np.ptp(actions[:, index]) > 0:
+            moving.append(index)
     mode = _mode(names, moving, actions, state, starts)
     rotation = _rotation(names, actions)
     opened, closed = _ends(grippers.value or (), actions, starts)
@@ -171,8 +180,9 @@ def _some_episodes(starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     among them, with their number behind the last."""
     count = len(starts) - 1
     every = max(1, int(np.ceil(starts[-1] / MOST_ROWS)))
-    chosen = range(0, count, min(every, count))
-    rows = [np.arange(starts[episode], starts[episode + 1])[:MOST_ROWS] for episode in chosen]
+    rows = []
+    for episode in range(0, count, min(every, count)):  # the first at least, where few are long
+        rows.append(np.arange(starts[episode], starts[episode + 1])[:MOST_ROWS])
     return np.concatenate(rows), np.cumsum([0, *map(len, rows)])
 
 
@@ -196,6 +206,8 @@ def _mode(
         seen = _mode_by_state(actions[:, moving], state, before, starts)
     else:
         seen = _mode_alone(actions[:, moving], before)
+    # Names are somebody's word, the fit is what the numbers do: where both agree it is sure, and
+    # where they do not, whichever is surer is likely.
     if named is None:
         return seen
     if seen.value in (None, named.value):
@@ -210,14 +222,13 @@ def _mode(
 def _mode_by_names(names: Sequence[str]) -> Guess | None:
     """What names say outright, where they all say the same."""
     lower = [name.casefold() for name in names]
-    if all(
-        re.match(r"(?:.*[_.])?(?:delta|d(?=[xyz]|roll|pitch|yaw|r[xyz]))", name) for name in lower
-    ):
-        return Guess("delta", "sure", f"they are called {', '.join(names[:4])}")
-    if all(re.search(r"vel(?:ocity)?$|(?:^|[_.])vel|_dot$|^v[xyz]$", name) for name in lower):
-        return Guess("delta", "sure", f"they are called {', '.join(names[:4])}, velocities")
-    if all(re.search(r"[._]pos(?:ition)?$|_target$", name) for name in lower):
-        return Guess("absolute", "sure", f"they are called {', '.join(names[:4])}")
+    called = f"they are called {', '.join(names[:4])}"
+    if all(map(DELTA.match, lower)):
+        return Guess("delta", "sure", called)
+    if all(map(VELOCITY.search, lower)):
+        return Guess("delta", "sure", f"{called}, velocities")
+    if all(map(PLACE.search, lower)):
+        return Guess("absolute", "sure", called)
     return None
 
 
@@ -227,7 +238,7 @@ def _mode_by_state(
     """By what a linear map of the state, and one of its changes, leave unexplained of each
     dimension."""
     last = starts[np.searchsorted(starts, before, side="right")] - 1  # of each frame's episode
-    here = state[before]
+    here = state[before]  # (n, s)
     after = state[before + 1]
     later = state[np.minimum(before + 2, last)]  # a robot may follow a command a step late
     wanted = actions[before]
@@ -240,6 +251,7 @@ def _mode_by_state(
     absolute = told & (place < EXPLAINED) & (2 * place < change)
     delta = told & (change < 2 * EXPLAINED) & (2 * change < place)
     dims = actions.shape[1]
+    # Each dimension that says something has a vote; a few odd ones must not decide for all.
     votes = {"absolute": int(absolute.sum()), "delta": int(delta.sum())}
     value, other = sorted(votes, key=lambda name: -votes[name])
     if not votes[value]:
@@ -251,15 +263,21 @@ def _mode_by_state(
     if votes[value] < 3 * votes[other]:
         why = f"{votes['absolute']} dimensions look absolute and {votes['delta']} delta"
         return Guess(None, "unclear", why)
-    mine, left, against = absolute, place, change
-    words = ("where the state stands a frame later", "how it changes")
-    if value == "delta":
-        mine, left, against = delta, change, place
+    if value == "absolute":
+        mine = absolute
+        left = place
+        against = change
+        words = ("where the state stands a frame later", "how it changes")
+    else:
+        mine = delta
+        left = change
+        against = place
         words = ("how the state changes", "where it stands")
     why = (
         f"{words[0]} explains {_share(left[mine])} of {int(mine.sum())} of {dims} dimensions, "
         f"{words[1]} {_share(against[mine])}"
     )
+    # Sure only where the winner explains nearly all and the other far less, in most dimensions.
     clear = np.median(left[mine]) < EXPLAINED
     clear &= np.median(against[mine]) > CLEARER * np.median(left[mine])
     agreed = not votes[other] and 3 * votes[value] >= 2 * dims
@@ -274,13 +292,13 @@ def _unexplained(known: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     """(N, s), (N, a) → (a,): the share of each column's variance that a linear map of `known`
     leaves over, corrected for how many numbers `known` has (adjusted R²)."""
     centred = known - known.mean(0)
-    spread = centred.std(0)
+    spread = centred.std(0)  # scaled by it, or metres beside ticks would be lost to rounding
     centred = centred[:, spread > 0] / spread[spread > 0]
     target = wanted - wanted.mean(0)
     total = (target**2).sum(0)
     rows = len(known)
     columns = centred.shape[1]
-    if columns == 0 or rows <= 2 * columns + 2:
+    if columns == 0 or rows <= 2 * columns + 2:  # so few rows are explained by anything
         return np.ones(wanted.shape[1])
     map_, *_ = np.linalg.lstsq(centred, target, rcond=1e-8)
     left = ((target - centred @ map_) ** 2).sum(0)
@@ -294,9 +312,11 @@ def _mode_alone(actions: np.ndarray, before: np.ndarray) -> Guess:
         return Guess(
             None, "unclear", f"{len(before)} frames with one after them are too few to tell"
         )
+    # (a,) each: how far a frame is from the next, in deviations; how far the mean lies from 0.
     step = np.sqrt(((actions[before + 1] - actions[before]) ** 2).mean(0)) / actions.std(0)
     away = np.abs(actions.mean(0)) / np.sqrt((actions**2).mean(0))
-    slow, far = float(np.median(step)), float(np.median(away))
+    slow = float(np.median(step))
+    far = float(np.median(away))
     why = (
         f"no state to compare with; from frame to frame they change by {slow:.0%} of their spread, "
         f"and their mean is {far:.0%} of their size"
@@ -315,6 +335,7 @@ def _grippers(names: Sequence[str], actions: np.ndarray) -> Guess:
     called = [index for index, name in enumerate(names) if GRIPPER.search(name.casefold())]
     if called:
         return Guess(tuple(called), "sure", f"called {', '.join(names[index] for index in called)}")
+    # By their numbers: hardly anything but a gripper is either fully here or fully there.
     ended = [index for index in range(len(names)) if _is_two_valued(actions[:, index])]
     if ended:
         which = ", ".join(f"{index} ({names[index]})" for index in ended)
@@ -331,12 +352,14 @@ def _are_telling(names: Sequence[str]) -> bool:
 
 
 def _is_two_valued(values: np.ndarray) -> bool:
-    low, high = values.min(), values.max()
+    low = values.min()
+    high = values.max()
     if low == high or len(values) < 20:
         return False
     room = AT_AN_END * (high - low)
     at_low = float((values <= low + room).mean())
     at_high = float((values >= high - room).mean())
+    # Both ends are really visited, and little time is spent in between.
     return min(at_low, at_high) >= 0.02 and at_low + at_high >= 0.9
 
 
@@ -346,12 +369,13 @@ def _ends(
     """Open and closed, where there is a gripper."""
     if not grippers:
         return None, None
-    wide = actions[:, list(grippers)]
-    low, high = float(wide.min()), float(wide.max())
+    wide = actions[:, list(grippers)]  # (N, g)
+    low = float(wide.min())
+    high = float(wide.max())
     if low == high:
         why = f"it always stands at {low:g}"
         return Guess(None, "unclear", why), Guess(None, "unclear", why)
-    if (3 * np.ptp(wide, axis=0) < high - low).any():
+    if (3 * np.ptp(wide, axis=0) < high - low).any():  # one moves in a third of their common range
         shown = "; ".join(f"{each.min():g} to {each.max():g}" for each in wide.T)
         why = f"the grippers differ ({shown}), and one pair of ends is kept for all: convert one"
         return Guess(None, "unclear", why), Guess(None, "unclear", why)
@@ -362,6 +386,7 @@ def _ends(
         why = f"it goes from {low:.4g} to {high:.4g}, which may be less than its ends"
         return Guess(None, "unclear", why), Guess(None, "unclear", why)
     count = len(starts) - 1
+    # The share of episodes that begin in the upper half: arms usually set out with an open hand.
     upper = float((wide[starts[:-1]] > (low + high) / 2).mean())
     opened, closed = (high, low) if upper >= 0.5 else (low, high)
     most = max(upper, 1 - upper)
@@ -388,15 +413,15 @@ def _two_valued(names: Sequence[str], actions: np.ndarray, grippers: Guess) -> l
     """A line for what stands at one of two ends and is not called a gripper, where others are."""
     if grippers.confidence != "sure":
         return []
-    found = [
-        name
-        for index, name in enumerate(names)
-        if index not in grippers.value and _is_two_valued(actions[:, index])
-    ]
+    found = []
+    for index, name in enumerate(names):
+        if index not in grippers.value and _is_two_valued(actions[:, index]):
+            found.append(name)
     if not found:
         return []
     return [
-        f"action {', '.join(found)}: nearly always at one of two ends, and called no gripper; is it a switch, or the end of an episode?"
+        f"action {', '.join(found)}: nearly always at one of two ends, and called no gripper; is it a "
+        "switch, or the end of an episode?"
     ]
 
 
@@ -405,13 +430,13 @@ def _two_valued(names: Sequence[str], actions: np.ndarray, grippers: Guess) -> l
 
 def _rotation(names: Sequence[str], actions: np.ndarray) -> Guess:
     lower = [re.sub(r"^(?:delta_|d_|d(?=[xyzrpyw]))", "", plain(name)) for name in names]
-    ends = [re.split(r"[_.]", name)[-1] for name in lower]
+    ends = [re.split(r"[_.]", name)[-1] for name in lower]  # left_arm.qx → qx
     for form, spellings in ROTATIONS.items():
         for spelling in spellings:
             at = [index for index, name in enumerate(ends) if name in spelling]
             if {ends[index] for index in at} == set(spelling):
                 called = ", ".join(names[index] for index in at[: len(spelling)])
-                if form == "axis_angle":
+                if form == "axis_angle":  # rx, ry, rz are what people call both
                     return Guess(form, "likely", f"called {called}, which Euler angles are as well")
                 return Guess(form, "sure", f"called {called}")
     six = [index for index, name in enumerate(lower) if re.search(r"rot_?6d|6d", name)]
@@ -426,7 +451,10 @@ def _rotation(names: Sequence[str], actions: np.ndarray) -> Guess:
     if is_named(names) and any(re.match(r"j(?:oint)?[_.]?\d", name.casefold()) for name in names):
         return Guess("none", "sure", f"they are joints: {', '.join(names[:4])}")
     if len(names) in (7, 14):
-        why = "the names tell nothing; six numbers and a gripper an arm are joints, or x, y, z and a rotation"
+        why = (
+            "the names tell nothing; six numbers and a gripper an arm are joints, or x, y, z and a "
+            "rotation"
+        )
         return Guess(None, "unclear", why)
     return Guess("none", "likely", "the names tell nothing, and no four numbers are a quaternion")
 
@@ -435,6 +463,7 @@ def _unit_length(actions: np.ndarray) -> int | None:
     """Where four numbers stand side by side whose squares always add up to 1, and that move."""
     for index in range(actions.shape[1] - 3):
         four = actions[:, index : index + 4]
+        # 1, 0, 0, 0 that never moves has length 1 as well, and is padding.
         if np.ptp(four, axis=0).max() > 1e-3 and np.allclose((four**2).sum(1), 1, atol=1e-2):
             return index
     return None
@@ -447,6 +476,7 @@ def _units(
     found = {}
     for index in range(len(names)):
         most = float(np.abs(actions[:, index]).max())
+        # Changes may be of any size in any unit.
         if index in (grippers.value or ()) or mode.value != "absolute":
             continue
         if re.search(r"(?:^|[_.])[xyz]$", names[index].casefold()):
@@ -465,8 +495,9 @@ def _ranges(
         return ()
     wide = values.astype(np.float64)
     quantiles = np.quantile(wide, (0.01, 0.5, 0.99), axis=0)
-    return tuple(
-        Range(
+    ranges = []
+    for index, name in enumerate(names):
+        found = Range(
             name=name,
             low=float(wide[:, index].min()),
             high=float(wide[:, index].max()),
@@ -477,8 +508,8 @@ def _ranges(
             std=float(wide[:, index].std()),
             unit=unit_of.get(index, ""),
         )
-        for index, name in enumerate(names)
-    )
+        ranges.append(found)
+    return tuple(ranges)
 
 
 def _warnings(what: str, ranges: Sequence[Range], values: np.ndarray) -> list[str]:
@@ -490,7 +521,8 @@ def _warnings(what: str, ranges: Sequence[Range], values: np.ndarray) -> list[st
         width = each.q99 - each.q01
         if max(abs(each.low), abs(each.high)) > 1e4:
             lines.append(
-                f"{what} {each.name}: goes from {each.low:g} to {each.high:g}; is this a number of a robot?"
+                f"{what} {each.name}: goes from {each.low:g} to {each.high:g}; is this a number of a "
+                "robot?"
             )
         elif width > 0 and max(each.high - each.q99, each.q01 - each.low) > FAR_OUT * width:
             far = np.flatnonzero(
@@ -498,8 +530,9 @@ def _warnings(what: str, ranges: Sequence[Range], values: np.ndarray) -> list[st
                 | (values[:, index] < each.q01 - FAR_OUT * width)
             )
             lines.append(
-                f"{what} {each.name}: from {each.low:g} to {each.high:g}, but 98 % of the frames are within {each.q01:g} … {each.q99:g}; "
-                f"{len(far)} frames are far out, the first is frame {far[0]}: glitches?"
+                f"{what} {each.name}: from {each.low:g} to {each.high:g}, but 98 % of the frames are "
+                f"within {each.q01:g} … {each.q99:g}; {len(far)} frames are far out, the first is frame "
+                f"{far[0]}: glitches?"
             )
     return lines
 

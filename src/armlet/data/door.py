@@ -52,7 +52,7 @@ def robot_of(
     """
     said = _said(data, options, native)
     _check_said(data, said)
-    if said.low is None or said.high is None:
+    if said.low is None or said.high is None:  # the range is what the data have: see above
         measured = data.measured(ACTION)
         found = Described(low=tuple(measured["min"]), high=tuple(measured["max"]))
         said = said.over(found)
@@ -60,7 +60,7 @@ def robot_of(
         action = completed(said, whose=str(data.root))
     except ValueError as error:
         missing = getattr(error, "missing", ())
-        if not missing:
+        if not missing:  # something contradicts itself, and no question would help
             raise
         # Only who must ask looks at the statistics, which takes a while.
         action = completed(said, suggestions=suggest(data).asking, whose=str(data.root))
@@ -68,12 +68,14 @@ def robot_of(
 
 
 def looks_like(data: EpisodeDataset, robot: RobotSpec, *, limit: float) -> bool:
-    """Whether all that some episodes say of their actions is as this robot has it: their number, the
-    order of names, the rate, the range, and, where it can be seen, whether they are moves or
+    """Whether all that some episodes say of their actions is as this robot has it: their number,
+    the order of names, the rate, the range, and, where it can be seen, whether they are moves or
     places. Then a recipe's robot may complete what they cannot say."""
     spec = robot.action
     if len(data.action_names) != spec.dims:
         return False
+    # Cheapest first: names and rate stand in the header, ranges in the columns, and what the data
+    # suggest takes a fit.
     itself = RobotSpec(_plain_spec(tuple(data.action_names), data.fps), ObservationSpec({}))
     there = RobotSpec(_plain_spec(spec.names, spec.control_hz), ObservationSpec({}))
     if differences(there, itself):
@@ -121,12 +123,11 @@ def check_policy(
             )
         )
     if robot.action.dims == policy.action.dims:
-        unsaid = said.mode is None
-        if unsaid:
+        if said.mode is None:  # nobody said it, so the data are asked whether they look otherwise
             problems += _against_the_data(suggest(data), policy.action)
         actions = data.columns()[ACTION]
         more, others = _in_range(actions, policy.action, limit)
-        problems += more or _too_small(actions, policy.action, limit)
+        problems += more or _too_small(actions, policy.action, limit)  # one mistake, one line
         lines += others
     _conclude(data, problems, lines, title=title, whose="the policy")
 
@@ -135,9 +136,11 @@ def check_facts(data: EpisodeDataset, wanted: Collection[str], *, option: str) -
     """The facts of a simulator that a network guesses while it learns, `wanted` by what it reads
     (`privileged.subject`). Raises ValueError where the episodes do not have them, as those of a
     real robot do not."""
-    facts = {
-        name.partition(".")[2] for name in wanted if name.startswith(("privileged.", "pointed."))
-    }
+    facts = set()
+    for name in wanted:
+        kind, _, fact = name.partition(".")
+        if kind in ("privileged", "pointed"):  # other signals are no guesses
+            facts.add(fact)
     missing = sorted(facts - set(data.privileged))
     if missing:
         columns = ", ".join(f"privileged.{name}" for name in missing)
@@ -151,6 +154,7 @@ def check_facts(data: EpisodeDataset, wanted: Collection[str], *, option: str) -
 def _said(data: EpisodeDataset, options: RobotOptions, native: RobotSpec | None) -> Described:
     """All that anybody says, each over the next; names, rate and state names are always there."""
     said = options.with_file(data.root)
+    # A benchmark's own words next, as `native` is given where the data say that they are its own.
     if native is not None:
         said = said.over(Described.of(native.action, native.observation.state_names))
     itself = Described(
@@ -186,7 +190,7 @@ def _check_said(data: EpisodeDataset, said: Described) -> None:
 
 def _plain_spec(names: tuple[str, ...], hz: float) -> ActionSpec:
     """Names and a rate, and nothing else to differ in."""
-    ends = (-inf,) * len(names), (inf,) * len(names)
+    ends = (-inf,) * len(names), (inf,) * len(names)  # a range that nobody knows is not compared
     return ActionSpec(names, "absolute", "none", *ends, (), 0.0, 0.0, hz)
 
 
@@ -203,6 +207,7 @@ def _as_described(data: EpisodeDataset, said: Described, policy: RobotSpec) -> R
         # The policy has no ends to compare with, and the data's need not be known to say so.
         known = replace(known, gripper_open=1.0, gripper_closed=0.0)
     action = completed(said.over(known).over(unknown), whose=str(data.root))
+    # The policy's scale is no word about the data: where nobody gives theirs, none is compared.
     if said.translation_scale is None:
         action = replace(action, translation_scale=None)
     return RobotSpec(action, _observed(data, said))
@@ -220,7 +225,10 @@ def _against_the_data(found: Suggestion, policy: ActionSpec) -> list[Difference]
     guess = found.mode
     if guess.confidence != "sure" or guess.value == policy.mode:
         return []
-    fix = f"are they of another robot? Where the policy is right, say so: {option('mode')} {policy.mode}"
+    fix = (
+        "are they of another robot? Where the policy is right, say so: "
+        f"{option('mode')} {policy.mode}"
+    )
     return [
         Difference(
             "mode",
@@ -250,15 +258,14 @@ def _in_range(
 
 def _too_small(actions: np.ndarray, spec: ActionSpec, limit: float) -> list[Difference]:
     """Frames that use next to nothing of the range in any dimension: radians for degrees."""
-    if limit >= 1 or not len(actions):
+    if limit >= 1 or not len(actions):  # 1: whoever asks takes them whatever their range
         return []
     low = tuple(map(float, actions.min(0)))
     high = tuple(map(float, actions.max(0)))
-    moving = [
-        index
-        for index in range(spec.dims)
-        if index not in spec.grippers and low[index] < high[index]
-    ]
+    moving = []  # what stands still in these data says nothing of a unit
+    for index in range(spec.dims):
+        if index not in spec.grippers and low[index] < high[index]:
+            moving.append(index)
     used = shares(replace(spec, low=low, high=high), spec)[moving]
     if not moving or not (used < NARROW).all():
         return []
@@ -271,8 +278,8 @@ def _too_small(actions: np.ndarray, spec: ActionSpec, limit: float) -> list[Diff
         Difference(
             "range",
             f"{spec.names[index]} goes from {low[index]:g} to {high[index]:g} in the data set",
-            f"the policy has {spec.low[index]:g} to {spec.high[index]:g}, over twenty times as much "
-            "in every dimension",
+            f"the policy has {spec.low[index]:g} to {spec.high[index]:g}, over twenty times as much in "
+            "every dimension",
             fix,
         )
     ]

@@ -26,8 +26,7 @@ class Frames:
     episode. `executed` is what the robot really did, for the previous action. `runs` (R,): where
     stretches begin whose rows follow one another without a gap, episodes among them; None: at each
     episode, and nowhere else. What an annotator said, if one did: `labels` by name, and
-    `descriptions`, different texts, of which a frame's is
-    number `described`."""
+    `descriptions`, different texts, of which a frame's is number `described`."""
 
     images: dict[str, Rows]  # camera -> (N, h, w, 3) uint8
     state: np.ndarray  # (N, s)
@@ -57,9 +56,8 @@ class Frames:
 
 class BatchMaker:
     """Rows of `Frames` → a `Batch`: normalised, tokenised, chunked. Actions past the end of an
-    episode are not valid, nor are
-    those past a gap in it: what was done in between is not known. After one, too, nothing has been
-    done before."""
+    episode are not valid, nor are those past a gap in it: what was done in between is not known.
+    After one, too, nothing has been done before."""
 
     def __init__(self, frames: Frames, inputs: Inputs, *, device: torch.device) -> None:
         self.frames = frames
@@ -71,20 +69,21 @@ class BatchMaker:
         _same_robot("action", frames.actions, actions)
         self._episode = np.repeat(np.arange(frames.episodes), np.diff(frames.starts))
         ends = np.append(frames.begins[1:], len(frames))
-        self._end = np.repeat(
-            ends, ends - frames.begins
-        )  # of each row: where its stretch without a gap ends
+        # (N,): where each row's stretch without a gap ends.
+        self._end = np.repeat(ends, ends - frames.begins)
+        # Normalised once for all epochs; what is drawn are rows of these.
         self._state = state.apply(frames.state).astype(np.float32)
         self._actions = actions.apply(frames.actions).astype(np.float32)
         executed = actions.apply(frames.executed).astype(np.float32)
         self._previous = np.zeros_like(executed)
         self._previous[1:] = executed[:-1]
+        # At a beginning nothing was done: zeros in the robot's numbers, which are not zeros here.
         self._previous[frames.begins] = actions.apply(np.zeros(executed.shape[1], np.float32))
         self._text, self._text_mask = inputs.words(frames.texts)
         self._descriptions, self._described = inputs.words(frames.descriptions, any_length=True)
-        self._privileged = {
-            name: _standardised(values) for name, values in frames.privileged.items()
-        }
+        self._privileged = {}
+        for name, values in frames.privileged.items():
+            self._privileged[name] = _standardised(values)
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -101,15 +100,19 @@ class BatchMaker:
     def batch(self, rows: np.ndarray) -> Batch:
         """The batch of `rows` (b,)."""
         frames = self.frames
-        wanted = rows[:, None] + np.arange(self.chunk)
+        wanted = rows[:, None] + np.arange(self.chunk)  # (b, k): the rows of the chunk's actions
         valid = wanted < self._end[rows][:, None]
-        actions = self._actions[np.minimum(wanted, len(self) - 1)]
+        actions = self._actions[np.minimum(wanted, len(self) - 1)]  # (b, k, a)
         actions[~valid] = 0
-        images = {name: self._images(name, rows) for name in frames.images}
         asked = frames.asked[rows]
-        described = None if frames.described is None else frames.described[rows]
+        description = None
+        description_mask = None
+        if frames.described is not None:
+            described = frames.described[rows]
+            description = self._tensor(self._descriptions[described])
+            description_mask = self._tensor(self._described[described])
         return Batch(
-            images=images,
+            images={name: self._images(name, rows) for name in frames.images},
             # Padded to the longest of all: one shape, so compiled code is compiled once.
             text=self._tensor(self._text[asked]),
             text_mask=self._tensor(self._text_mask[asked]),
@@ -118,14 +121,10 @@ class BatchMaker:
             actions=self._tensor(actions),
             actions_valid=self._tensor(valid),
             keys=torch.from_numpy(self.keys(rows)),
-            description=None if described is None else self._tensor(self._descriptions[described]),
-            description_mask=None
-            if described is None
-            else self._tensor(self._described[described]),
-            labels={name: self._tensor(values[rows]) for name, values in frames.labels.items()},
-            privileged={
-                name: self._tensor(values[rows]) for name, values in self._privileged.items()
-            },
+            description=description,
+            description_mask=description_mask,
+            labels=self._columns(frames.labels, rows),
+            privileged=self._columns(self._privileged, rows),
         )
 
     def expect(self, rows: np.ndarray) -> None:
@@ -135,7 +134,11 @@ class BatchMaker:
             expect(pictures, rows)
 
     def _images(self, name: str, rows: np.ndarray) -> torch.Tensor:
+        # (b, h, w, 3) uint8 → (b, 3, h, w) in [0, 1]; moved as bytes, a quarter of the floats.
         return self._tensor(self.frames.images[name][rows]).permute(0, 3, 1, 2).float().div_(255)
+
+    def _columns(self, columns: dict[str, np.ndarray], rows: np.ndarray) -> dict[str, torch.Tensor]:
+        return {name: self._tensor(values[rows]) for name, values in columns.items()}
 
     def _tensor(self, values: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(values)).to(self.device)
@@ -144,12 +147,13 @@ class BatchMaker:
 def _same_robot(what: str, values: np.ndarray, normaliser: Normaliser) -> None:
     if values.shape[1] != len(normaliser.offset):
         raise ValueError(
-            f"{what} of the episodes has {values.shape[1]} dimensions and the policy's statistics have "
-            f"{len(normaliser.offset)}; the policy belongs to another robot than these episodes"
+            f"{what} of the episodes has {values.shape[1]} dimensions and the policy's statistics "
+            f"have {len(normaliser.offset)}; the policy belongs to another robot than these episodes"
         )
 
 
 def _standardised(values: np.ndarray) -> np.ndarray:
+    # A fact that never changes is 0 throughout, and not 0 / 0.
     return ((values - values.mean(0)) / np.maximum(values.std(0), 1e-6)).astype(np.float32)
 
 
@@ -162,6 +166,7 @@ def join_frames(parts: Sequence[Frames]) -> Frames:
     descriptions: list[str] = []
     rows = 0  # of the parts before
     for part in parts:
+        # Of each text of the part: its number among all, a new one where it is new.
         numbers = [places.setdefault(text, len(places)) for text in part.texts]
         asked.append(np.array(numbers, np.int64)[part.asked])
         starts.append(part.starts[1:] + rows)
@@ -189,7 +194,10 @@ def join_frames(parts: Sequence[Frames]) -> Frames:
 
 def _joined_columns(parts: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     """The columns of the first part, each with what the others hold under its name behind it."""
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    joined = {}
+    for name in parts[0]:
+        joined[name] = np.concatenate([part[name] for part in parts])
+    return joined
 
 
 def _joined_descriptions(parts: Sequence[Frames]) -> np.ndarray | None:
@@ -201,30 +209,32 @@ def _joined_descriptions(parts: Sequence[Frames]) -> np.ndarray | None:
         return None
     if silent:
         raise ValueError(
-            f"of {len(parts)} data sets, number {silent[0]} has no descriptions and others have; annotate it, too"
+            f"of {len(parts)} data sets, number {silent[0]} has no descriptions and others have; "
+            "annotate it, too"
         )
-    firsts = np.cumsum([0, *(len(part.descriptions) for part in parts[:-1])])
-    return np.concatenate(
-        [np.asarray(part.described) + first for part, first in zip(parts, firsts, strict=True)]
-    )
+    numbers = []
+    first = 0  # the number of the part's first description among all
+    for part in parts:
+        numbers.append(np.asarray(part.described) + first)
+        first += len(part.descriptions)
+    return np.concatenate(numbers)
 
 
 def draw(length: int, batch_size: int, step: int, seed: int) -> np.ndarray:
     """The rows of batch number `step`: every frame once an epoch, in an order that depends on
     (seed, epoch) only, so a resumed run draws what an uninterrupted one would. The last batch of an
     epoch may be smaller."""
-    per_epoch = -(-length // batch_size)
+    per_epoch = -(-length // batch_size)  # rounded up
     epoch, position = divmod(step, per_epoch)
     order = _order(length, epoch, seed)
     return np.sort(order[position * batch_size : (position + 1) * batch_size])
 
 
-@functools.lru_cache(
-    maxsize=2
-)  # of this epoch and, at its end, of the next, whose first rows are asked for ahead
+# Of this epoch and, at its end, of the next, whose first rows are asked for ahead.
+@functools.lru_cache(maxsize=2)
 def _order(length: int, epoch: int, seed: int) -> np.ndarray:
     order = np.random.default_rng([seed, epoch]).permutation(length)
-    order.setflags(write=False)
+    order.setflags(write=False)  # it is in the cache
     return order
 
 
@@ -232,14 +242,15 @@ def load_frames(
     data: EpisodeDataset, view: View | None = None, pictures: Pictures | None = None
 ) -> Frames:
     """All frames of a data set, its pictures as `view` sees them: where nothing is said, all of
-    them, as they are. Columns stand in
-    memory; pictures are read by rows, kept or streamed as `pictures` says."""
+    them, as they are. Columns stand in memory; pictures are read by rows, kept or streamed as
+    `pictures` says."""
     columns = data.columns()
     privileged = {name: columns[f"privileged.{name}"] for name in data.privileged}
     return Frames(
         images=open_pictures(data, view or View(data.cameras), pictures or Pictures()),
         state=columns["observation.state"],
         actions=columns["action"],
+        # Data that do not say what was carried out: what was commanded.
         executed=columns.get("executed", columns["action"]),
         privileged=privileged,
         texts=data.tasks,

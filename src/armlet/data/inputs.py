@@ -52,24 +52,24 @@ class Inputs:
             _check_told(seen, self.view.cameras)
         images = {}
         for name, size in self.view.cameras.items():
-            pictures = [
-                fit_picture(np.asarray(seen.images[name]), size, self.view.fit, camera=name)
-                for seen in observations
-            ]
+            pictures = []
+            for seen in observations:
+                picture = np.asarray(seen.images[name])
+                pictures.append(fit_picture(picture, size, self.view.fit, camera=name))
             stacked = torch.from_numpy(np.stack(pictures)).to(device)
-            images[name] = stacked.permute(0, 3, 1, 2).float().div_(255)
+            images[name] = stacked.permute(0, 3, 1, 2).float().div_(255)  # (b, 3, h, w), [0, 1]
         ids, real = self.words([seen.instruction for seen in observations])
         if len(self.state.offset):
-            states = [
-                self.state.apply(_numbers("state", seen.state, self.state)) for seen in observations
-            ]
-            state = np.stack(states)
+            states = []
+            for seen in observations:
+                states.append(self.state.apply(_numbers("state", seen.state, self.state)))
+            state = np.stack(states)  # (b, s)
         else:  # taught without a state: whatever the robot says of its own is not looked at
             state = np.zeros((len(observations), 0), np.float32)
-        previous = [
-            self.actions.apply(_numbers("previous_action", seen.previous_action, self.actions))
-            for seen in observations
-        ]
+        previous = []
+        for seen in observations:
+            action = _numbers("previous_action", seen.previous_action, self.actions)
+            previous.append(self.actions.apply(action))
         return Batch(
             images=images,
             text=torch.from_numpy(ids).to(device),
@@ -84,7 +84,8 @@ def _check_told(seen: Observation, cameras: Collection[str]) -> None:
     another kind."""
     if not isinstance(seen.images, Mapping):
         raise ValueError(
-            f"images: found a {type(seen.images).__name__}, expected a dictionary of camera → picture"
+            f"images: found a {type(seen.images).__name__}, expected a dictionary of camera → "
+            "picture"
         )
     missing = [name for name in cameras if name not in seen.images]
     if missing:
@@ -99,9 +100,8 @@ def _check_told(seen: Observation, cameras: Collection[str]) -> None:
 
 def _numbers(field: str, values: Any, normaliser: Normaliser) -> np.ndarray:
     """A field of an observation as (x,) float32: lists, tensors and other kinds of numbers are
-    taken as well. Raises ValueError
-    naming the field where they are not as many as the policy was taught with, not finite, or no
-    numbers."""
+    taken as well. Raises ValueError naming the field where they are not as many as the policy was
+    taught with, not finite, or no numbers."""
     dims = len(normaliser.offset)
     if isinstance(values, Tensor):
         values = values.detach().float().cpu()  # numpy knows no bfloat16
@@ -111,15 +111,16 @@ def _numbers(field: str, values: Any, normaliser: Normaliser) -> np.ndarray:
         raise ValueError(
             f"{field}: found {values!r:.60}, expected {dims} numbers in a row"
         ) from error
-    if found.dtype.kind not in "fiu":
+    if found.dtype.kind not in "fiu":  # float, int, unsigned; booleans and texts are no numbers
         raise ValueError(f"{field}: found {found.dtype} ({values!r:.60}), expected {dims} numbers")
     if found.shape != (dims,):
         raise ValueError(
-            f"{field}: found shape {found.shape}, expected ({dims},); the policy was taught with {dims} numbers, in the order of "
-            "its data set"
+            f"{field}: found shape {found.shape}, expected ({dims},); the policy was taught with "
+            f"{dims} numbers, in the order of its data set"
         )
     if not np.isfinite(found).all():
         raise ValueError(
-            f"{field}: NaN or infinite at {np.flatnonzero(~np.isfinite(found)).tolist()}, expected finite numbers"
+            f"{field}: NaN or infinite at {np.flatnonzero(~np.isfinite(found)).tolist()}, expected "
+            "finite numbers"
         )
     return found.astype(np.float32)

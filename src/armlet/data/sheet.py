@@ -32,7 +32,7 @@ class Look:
 def look(data: EpisodeDataset) -> Look:
     """The first, middle and last frame of a few episodes, by every camera."""
     count = len(data.episodes)
-    chosen = sorted({0, count // 2, count - 1})[:EPISODES]
+    chosen = sorted({0, count // 2, count - 1})[:EPISODES]  # a set: one or two, of as few
     rows = []
     labels = []
     for episode in chosen:
@@ -56,7 +56,8 @@ def warnings(seen: Look) -> list[str]:
             lines.append(f"camera {camera}: one flat colour; is it plugged in?")
         elif len(pictures) > 1 and float(np.abs(wide[1:] - wide[0]).mean()) < SAME:
             lines.append(
-                f"camera {camera}: the same picture in all {len(pictures)} frames that were looked at"
+                f"camera {camera}: the same picture in all {len(pictures)} frames that were looked "
+                "at"
             )
         for other, theirs in means.items():
             same = theirs.shape == wide.shape and float(np.abs(theirs - wide).mean()) < SAME
@@ -97,6 +98,6 @@ def _thumbnail(picture: np.ndarray) -> tuple[int, int]:
 
 def _short(label: str, width: int) -> str:
     """A label that fits into so many pixels of a column: Pillow's own letters are 6 wide."""
-    return (
-        label if 6 * len(label) <= width else label.replace("episode ", "e").replace("frame ", "f")
-    )
+    if 6 * len(label) <= width:
+        return label
+    return label.replace("episode ", "e").replace("frame ", "f")

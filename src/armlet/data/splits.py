@@ -16,13 +16,13 @@ SHARES = (0.70, 0.15, 0.15)  # of episodes to train on, to calibrate on, and to 
 
 def last(data: EpisodeDataset, held_out: float) -> tuple[np.ndarray, np.ndarray]:
     """The numbers of the first episodes, and of the last share `held_out` of them (at least one).
-    Raises ValueError where
-    nothing is left."""
+    Raises ValueError where nothing is left."""
     episodes = len(data.episodes)
     count = max(1, math.ceil(held_out * episodes))
     if count >= episodes:
         raise ValueError(
-            f"held_out {held_out} of {episodes} episodes leaves none to train on; lower it, or collect more"
+            f"held_out {held_out} of {episodes} episodes leaves none to train on; lower it, or "
+            "collect more"
         )
     return np.arange(episodes - count), np.arange(episodes - count, episodes)
 
@@ -43,22 +43,23 @@ def by_task(
         by_kind[str(data.episodes[group[0]].info.get("task", ""))].append(group)
     parts: list[list[int]] = [[], [], []]
     for kind in sorted(by_kind):
-        ordered = sorted(
-            by_kind[kind],
-            key=lambda group: _hash(min(min(data.episodes[number].tasks) for number in group)),
-        )
+        ordered = sorted(by_kind[kind], key=lambda group: _hash(_first_words(data, group)))
         total = sum(map(len, ordered))
         done = 0
-        for group in ordered:  # the middle of a group says which part it is in
-            share = (done + len(group) / 2) / total
-            parts[0 if share < shares[0] else 1 if share < shares[0] + shares[1] else 2].extend(
-                group
-            )
+        for group in ordered:
+            share = (done + len(group) / 2) / total  # the middle of a group says where it belongs
+            if share < shares[0]:
+                part = 0
+            elif share < shares[0] + shares[1]:
+                part = 1
+            else:
+                part = 2
+            parts[part].extend(group)
             done += len(group)
     if not all(parts):
         raise ValueError(
-            f"{len(data.episodes)} episodes in {len(groups)} groups of instruction and scene do not part into {shares}: one part is "
-            "empty; collect more"
+            f"{len(data.episodes)} episodes in {len(groups)} groups of instruction and scene do not "
+            f"part into {shares}: one part is empty; collect more"
         )
     train, calibrate, left = (np.array(sorted(part), np.int64) for part in parts)
     return train, calibrate, left
@@ -69,13 +70,20 @@ def rows_of(starts: np.ndarray, episodes: np.ndarray) -> np.ndarray:
     return np.concatenate([np.arange(starts[number], starts[number + 1]) for number in episodes])
 
 
+def _first_words(data: EpisodeDataset, group: list[int]) -> str:
+    """The first of a group's instructions in the alphabet: a name that does not change as the group
+    grows, but for words ahead of it."""
+    return min(min(data.episodes[number].tasks) for number in group)
+
+
 def _groups(data: EpisodeDataset) -> list[list[int]]:
     """Episodes joined wherever two have the same instruction, or the same seed of the same task."""
+    # Union–find: each episode points towards the root of its group.
     parent = list(range(len(data.episodes)))
 
     def root(number: int) -> int:
         while parent[number] != number:
-            parent[number] = parent[parent[number]]
+            parent[number] = parent[parent[number]]  # halves the way for whoever comes next
             number = parent[number]
         return number
 
@@ -85,6 +93,7 @@ def _groups(data: EpisodeDataset) -> list[list[int]]:
         if "seed" in episode.info:
             marks.append(("scene", episode.info.get("task"), episode.info["seed"]))
         for mark in marks:
+            # To the first episode with this mark; the first itself is joined to itself.
             parent[root(number)] = root(first.setdefault(mark, number))
     found: dict[int, list[int]] = defaultdict(list)
     for number in range(len(parent)):
@@ -98,8 +107,8 @@ def _hash(text: str) -> bytes:
 
 @dataclass(frozen=True)
 class Parts:
-    """Numbers of episodes: those to `train` on, those to `calibrate` on, and those that are `held_out`
-    of both; the last two are the same where a data set is cut in two."""
+    """Numbers of episodes: those to `train` on, those to `calibrate` on, and those that are
+    `held_out` of both; the last two are the same where a data set is cut in two."""
 
     train: np.ndarray
     calibrate: np.ndarray

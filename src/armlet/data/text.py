@@ -12,11 +12,10 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-PAD, START, END = (
-    "<pad>",
-    "<s>",
-    "</s>",
-)  # the last two only where a network was trained with them around every text
+PAD = "<pad>"
+# Only where a network was trained with them around every text.
+START = "<s>"
+END = "</s>"
 
 
 def train_tokenizer(texts: Iterable[str], *, vocabulary: int = 1024) -> Tokenizer:
@@ -30,7 +29,7 @@ def train_tokenizer(texts: Iterable[str], *, vocabulary: int = 1024) -> Tokenize
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator((text.lower() for text in texts), trainer)
+    tokenizer.train_from_iterator(map(str.lower, texts), trainer)
     return tokenizer
 
 
@@ -41,8 +40,8 @@ def encode(tokenizer: Tokenizer, text: str, *, longest: int) -> list[int]:
         raise ValueError(f"the instruction is empty: {text!r}; say what the robot should do")
     if len(ids) > longest:
         raise ValueError(
-            f"the instruction has {len(ids)} tokens and the policy takes {longest} at most: {text[:80]!r}; "
-            "shorten it, or teach a policy with a larger `text_tokens`"
+            f"the instruction has {len(ids)} tokens and the policy takes {longest} at most: "
+            f"{text[:80]!r}; shorten it, or teach a policy with a larger `text_tokens`"
         )
     return ids
 
@@ -57,8 +56,8 @@ class Words:
     def __call__(
         self, texts: Sequence[str], *, any_length: bool = False
     ) -> tuple[np.ndarray, np.ndarray]:
-        """n texts → their ids (n, t) int64, padded to the longest of them, and which are real (n, t)
-        bool. `any_length`: also those that are longer than what a robot may be told.
+        """n texts → their ids (n, t) int64, padded to the longest of them, and which are real
+        (n, t) bool. `any_length`: also those that are longer than what a robot may be told.
 
         Raises ValueError naming the text that is empty or too long.
         """
@@ -67,21 +66,20 @@ class Words:
         ids = np.zeros((len(rows), max(map(len, rows), default=1)), np.int64)
         for index, row in enumerate(rows):
             ids[index, : len(row)] = row
-        return ids, ids != 0
+        return ids, ids != 0  # 0 pads, so no word has it
 
 
 def marks(tokenizer: Tokenizer) -> tuple[int, int, int] | None:
     """The ids of RoBERTa's padding, start and end; None for a tokenizer without such marks, as the
     data's own."""
-    pad, start, end = (tokenizer.token_to_id(token) for token in (PAD, START, END))
+    pad, start, end = map(tokenizer.token_to_id, (PAD, START, END))
     return None if pad is None or start is None or end is None else (pad, start, end)
 
 
 def load_tokenizer(name: str) -> Tokenizer:
     """RoBERTa's BPE, from the Hugging Face hub or a local folder, without the marks that it puts
     around a text: a network that wants them adds them, so that what stands in a batch is words, and
-    0 pads. Raises ValueError where it cannot be had,
-    or is of another kind."""
+    0 pads. Raises ValueError where it cannot be had, or is of another kind."""
     from huggingface_hub import hf_hub_download  # only where a name is not a folder
 
     local = Path(name) / "tokenizer.json"
@@ -89,15 +87,18 @@ def load_tokenizer(name: str) -> Tokenizer:
         path = local if local.is_file() else hf_hub_download(name, local.name)
     except OSError as error:
         raise ValueError(
-            f"the tokenizer {name!r} cannot be had from the Hugging Face hub here. On a machine that reaches it build the network "
-            "once, and its files are cached; or name a local folder; or take the data's own: hub_tokenizer=None"
+            f"the tokenizer {name!r} cannot be had from the Hugging Face hub here. On a machine that "
+            "reaches it build the network once, and its files are cached; or name a local folder; or "
+            "take the data's own: hub_tokenizer=None"
         ) from error
     tokenizer = Tokenizer.from_file(str(path))
+    # Without the step that adds the marks; and texts are padded and measured here, not there.
     tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
     tokenizer.no_padding()
     tokenizer.no_truncation()
     if marks(tokenizer) is None:
         raise ValueError(
-            f"the tokenizer {name!r} is not RoBERTa's: it lacks one of the tokens {PAD}, {START}, {END}"
+            f"the tokenizer {name!r} is not RoBERTa's: it lacks one of the tokens {PAD}, {START}, "
+            f"{END}"
         )
     return tokenizer

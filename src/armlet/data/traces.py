@@ -22,11 +22,12 @@ from torch import Tensor
 
 from armlet.data.files import hold, read_json, write_atomically
 
+# An entry of keys.bin. Little-endian whatever the machine: stores are copied between machines.
 KEY = np.dtype([("episode", "<i8"), ("step", "<i8"), ("crc", "<u4")])
 HEADER = "header.json"
 KEYS = "keys.bin"
 LOCK = "writer.lock"
-Columns = dict[str, tuple[tuple[int, ...], str]]
+Columns = dict[str, tuple[tuple[int, ...], str]]  # name → shape of a row's entry, numpy type
 
 
 class TraceError(ValueError):
@@ -48,14 +49,15 @@ class StoreIdentity:
 
 def _check_identity(root: Path, found: dict[str, str], wanted: StoreIdentity) -> None:
     names = {"data": "the episodes", "teacher": "the teacher", "preprocessing": "the preprocessing"}
-    stale = [
-        f"{names[key]} changed (the store has {found.get(key)!r}, this run has {value!r})"
-        for key, value in asdict(wanted).items()
-        if found.get(key) != value
-    ]
+    stale = []
+    for key, value in asdict(wanted).items():
+        there = found.get(key)
+        if there != value:
+            stale.append(f"{names[key]} changed (the store has {there!r}, this run has {value!r})")
     if stale:
         raise StaleTraceError(
-            f"the traces in {root} are stale: {'; '.join(stale)}. Run `armlet probe` into another folder, or delete this one"
+            f"the traces in {root} are stale: {'; '.join(stale)}. Run `armlet probe` into another "
+            "folder, or delete this one"
         )
 
 
@@ -80,13 +82,14 @@ class _Header:
             value = read_json(
                 path, fix=f"delete {root} and run `armlet probe` again, or copy the file again"
             )
-            columns = {
-                name: (tuple(shape), dtype) for name, (shape, dtype) in value["columns"].items()
-            }
+            columns = {}
+            for name, (shape, dtype) in value["columns"].items():
+                columns[name] = (tuple(shape), dtype)  # JSON has lists
             return cls(dict(value["identity"]), columns, int(value["rows_per_shard"]))
         except (KeyError, TypeError, AttributeError) as error:
             raise TraceError(
-                f"{path} does not describe a trace store ({type(error).__name__}: {error}); delete {root} and run `armlet probe` again"
+                f"{path} does not describe a trace store ({type(error).__name__}: {error}); delete "
+                f"{root} and run `armlet probe` again"
             ) from error
         except ValueError as error:
             raise TraceError(str(error)) from error
@@ -122,7 +125,7 @@ class TraceWriter:
         self._held = hold(self.root / LOCK, "writing traces")
         try:
             self._open(identity, columns, shard_bytes)
-        except BaseException:
+        except BaseException:  # Ctrl-C as well: nobody has this writer to close it
             self.close()
             raise
 
@@ -150,19 +153,19 @@ class TraceWriter:
         per = self.header.rows_per_shard
         size = self._row.itemsize
         stored = 0
-        while (
-            stored % per == 0
-            and (shard := _shard(self.root, stored // per)).exists()
-            and shard.stat().st_size >= size
-        ):
-            stored += min(shard.stat().st_size // size, per)
+        while stored % per == 0:  # behind a shard that is not full none can count
+            shard = _shard(self.root, stored // per)
+            rows = shard.stat().st_size // size if shard.exists() else 0
+            if rows == 0:
+                break
+            stored += min(rows, per)
+        # Rows are written first, so those without keys are the usual case after a kill.
         whole = min(whole, stored)
         os.truncate(path, whole * KEY.itemsize)
         for shard in self.root.glob("rows-*.bin"):
             number = int(shard.stem.removeprefix("rows-"))
-            os.truncate(
-                shard, min(shard.stat().st_size, max(0, min(whole - number * per, per)) * size)
-            )
+            kept = max(0, min(whole - number * per, per)) * size
+            os.truncate(shard, min(shard.stat().st_size, kept))  # never made longer, with zeros
         keys = np.fromfile(path, KEY)
         return set(zip(keys["episode"].tolist(), keys["step"].tolist(), strict=True))
 
@@ -172,9 +175,8 @@ class TraceWriter:
 
     def append(self, keys: Tensor | np.ndarray, values: Mapping[str, Tensor | np.ndarray]) -> None:
         """Store rows: `keys` (b, 2) episode and step; `values` name → (b, …). Raises TraceError on
-        a missing or unknown
-        column, a key twice, NaN or a number too large for the column's type; OSError on a full
-        disk, nothing lost."""
+        a missing or unknown column, a key twice, NaN or a number too large for the column's type;
+        OSError on a full disk, nothing lost."""
         keys = np.asarray(keys, np.int64)
         new = [tuple(key) for key in keys.tolist()]
         for key in new:
@@ -190,8 +192,9 @@ class TraceWriter:
             free = shutil.disk_usage(self.root).free / 2**20
             raise OSError(
                 error.errno,
-                f"{self.root}: could not write traces ({error.strerror}); {free:.0f} MB are free. The {len(self._keys)} rows "
-                "written before are kept; make room and run the same command again",
+                f"{self.root}: could not write traces ({error.strerror}); {free:.0f} MB are free. The "
+                f"{len(self._keys)} rows written before are kept; make room and run the same command "
+                "again",
             ) from error
         self._keys.update(new)
 
@@ -200,23 +203,21 @@ class TraceWriter:
             missing = self.header.columns.keys() - values.keys()
             extra = values.keys() - self.header.columns.keys()
             raise TraceError(
-                f"{self.root}: missing column(s) {sorted(missing)}, unknown column(s) {sorted(extra)}"
+                f"{self.root}: missing column(s) {sorted(missing)}, unknown column(s) "
+                f"{sorted(extra)}"
             )
         rows = np.zeros(len(keys), self._row)
         for name, (shape, dtype) in self.header.columns.items():
             value = values[name]
             if isinstance(value, Tensor):
-                value = (
-                    value.detach()
-                    .cpu()
-                    .to(torch.float32 if value.is_floating_point() else torch.int64)
-                )
+                wide = torch.float32 if value.is_floating_point() else torch.int64
+                value = value.detach().cpu().to(wide)  # numpy knows no bfloat16
             array = np.asarray(value)
             if array.shape != (len(keys), *shape):
                 raise TraceError(
                     f"{self.root}: {name} has shape {array.shape}, expected {(len(keys), *shape)}"
                 )
-            _check_range(name, array, dtype, keys)
+            _check_range(name, array, dtype, keys)  # ahead of the cast, which would hide it
             rows[name] = array
         return rows
 
@@ -225,13 +226,14 @@ class TraceWriter:
         start = len(self._keys)
         position = 0
         while position < len(rows):
-            number, inside = divmod(start + position, per)
+            number, inside = divmod(start + position, per)  # which shard, and how full it is
             count = min(per - inside, len(rows) - position)
             with _shard(self.root, number).open("ab") as file:
                 file.write(rows[position : position + count].tobytes())
                 file.flush()
                 os.fsync(file.fileno())
             position += count
+        # Only now that the rows are on the disk: a key promises its row.
         entries = np.zeros(len(keys), KEY)
         entries["episode"], entries["step"] = keys.T
         entries["crc"] = [zlib.crc32(row.tobytes()) for row in rows]
@@ -253,13 +255,14 @@ class TraceWriter:
 def _check_range(name: str, array: np.ndarray, dtype: str, keys: np.ndarray) -> None:
     limits = np.finfo(dtype) if np.dtype(dtype).kind == "f" else np.iinfo(dtype)
     with np.errstate(invalid="ignore"):
+        # Written so that NaN, which compares false with everything, is bad.
         bad = ~((array >= limits.min) & (array <= limits.max))
     if bad.any():
         row = int(np.argwhere(bad)[0][0])
         value = array[bad].ravel()[0]
         raise TraceError(
-            f"{name} of episode {keys[row, 0]}, step {keys[row, 1]} is {value}, which {dtype} cannot hold "
-            f"({limits.min:g} to {limits.max:g}); NaN or overflow in the teacher"
+            f"{name} of episode {keys[row, 0]}, step {keys[row, 1]} is {value}, which {dtype} cannot "
+            f"hold ({limits.min:g} to {limits.max:g}); NaN or overflow in the teacher"
         )
 
 
@@ -279,12 +282,12 @@ class TraceStore:
         if identity is not None:
             _check_identity(self.root, self.header.identity, identity)
         self._entries = np.fromfile(self.root / KEYS, KEY)
+        # Sorted by key, and where each key's row lies on the disk.
         order = np.lexsort((self._entries["step"], self._entries["episode"]))
         self._order = order
         self._sorted = self._entries[order]
-        self.keys = np.stack(
-            [self._sorted["episode"], self._sorted["step"]], 1
-        )  # (rows, 2) int64, sorted
+        # (rows, 2) int64, sorted
+        self.keys = np.stack([self._sorted["episode"], self._sorted["step"]], 1)
         self._episodes = np.unique(self._sorted["episode"])
         self._firsts = np.searchsorted(self._sorted["episode"], self._episodes)
         self._checked = np.zeros(len(self._entries), bool)
@@ -295,7 +298,7 @@ class TraceStore:
         return len(self._entries)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_shards": None}
+        return {**self.__dict__, "_shards": None}  # a map cannot be sent: each process maps anew
 
     @property
     def columns(self) -> Columns:
@@ -319,19 +322,19 @@ class TraceStore:
 
     def _map(self) -> list[np.ndarray]:
         if self._shards is None:
-            count = -(-len(self) // self.header.rows_per_shard)
-            self._shards = [
-                np.asarray(np.memmap(_shard(self.root, n), self.header.row, mode="r"))
-                for n in range(count)
-            ]
+            self._shards = []
+            for number in range(-(-len(self) // self.header.rows_per_shard)):
+                mapped = np.memmap(_shard(self.root, number), self.header.row, mode="r")
+                self._shards.append(np.asarray(mapped))  # a plain array: memmap's indexing is slow
         return self._shards
 
     def positions(self, keys: np.ndarray) -> np.ndarray:
         """Where rows lie. Raises KeyError naming an (episode, step) that the store does not
         have."""
-        place = np.minimum(
-            np.searchsorted(self._episodes, keys[:, 0]), max(len(self._episodes) - 1, 0)
-        )
+        # Where an episode's steps follow one another, a row is found by counting from its first:
+        # guessed for all at once, then compared with what stands there.
+        place = np.searchsorted(self._episodes, keys[:, 0])
+        place = np.minimum(place, max(len(self._episodes) - 1, 0))
         first = self._firsts[place] if len(self) else np.zeros(len(keys), np.int64)
         step_of_first = self._sorted["step"][first] if len(self) else first
         found = np.clip(first + keys[:, 1] - step_of_first, 0, max(len(self) - 1, 0))
@@ -343,8 +346,8 @@ class TraceStore:
         if missing.any():
             episode, step = keys[missing][0]
             raise KeyError(
-                f"no trace of episode {episode}, step {step} in {self.root} ({len(self)} rows of {len(self._episodes)} episodes); "
-                "run `armlet probe` on these episodes"
+                f"no trace of episode {episode}, step {step} in {self.root} ({len(self)} rows of "
+                f"{len(self._episodes)} episodes); run `armlet probe` on these episodes"
             )
         return self._order[found]
 
@@ -362,10 +365,10 @@ class TraceStore:
         shards = self._map()
         per = self.header.rows_per_shard
         numbers = positions // per
-        values = {
-            name: np.empty((len(keys), *self.columns[name][0]), self.columns[name][1])
-            for name in names
-        }
+        values = {}
+        for name in names:
+            shape, dtype = self.columns[name]
+            values[name] = np.empty((len(keys), *shape), dtype)
         for number in np.unique(numbers):
             at = np.flatnonzero(numbers == number)
             rows = positions[at] - number * per
@@ -373,21 +376,21 @@ class TraceStore:
                 self._verify(shards[number], rows, positions[at])
             for name in names:
                 found = shards[number][name][rows]
-                if len(at) == len(
-                    keys
-                ):  # one shard holds them all: nothing to put together, so nothing is copied twice
+                # One shard holds them all: nothing to put together, so nothing is copied twice.
+                if len(at) == len(keys):
                     values[name] = np.asarray(found)
                 else:
                     values[name][at] = found
         return {name: torch.from_numpy(array) for name, array in values.items()}
 
     def _verify(self, shard: np.ndarray, rows: np.ndarray, positions: np.ndarray) -> None:
-        fresh = ~self._checked[positions]
+        fresh = ~self._checked[positions]  # a row is read once an epoch, and checked once
         for row, position in zip(rows[fresh], positions[fresh], strict=True):
             if zlib.crc32(shard[row].tobytes()) != self._entries["crc"][position]:
                 entry = self._entries[position]
                 raise TraceError(
-                    f"{self.root}: the row of episode {entry['episode']}, step {entry['step']} is damaged (checksum differs); "
-                    "copy the store again, or delete it and run `armlet probe`"
+                    f"{self.root}: the row of episode {entry['episode']}, step {entry['step']} is "
+                    "damaged (checksum differs); copy the store again, or delete it and run `armlet "
+                    "probe`"
                 )
         self._checked[positions] = True

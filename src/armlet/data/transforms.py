@@ -62,8 +62,8 @@ class BatchTransform:
 
 @dataclass(frozen=True)
 class Balance(BatchTransform):
-    """Frames of rare actions are drawn more often, where the head chooses among a few: (frames of the
-    commonest action / frames of its own) ** power times, rounded and at most 20."""
+    """Frames of rare actions are drawn more often, where the head chooses among a few: (frames of
+    the commonest action / frames of its own) ** power times, rounded and at most 20."""
 
     power: float = 0.5
     """0: frames are drawn as they come; 1: all actions about equally often."""
@@ -72,7 +72,7 @@ class Balance(BatchTransform):
         limits.check(self, power=(0, MOST))
 
     def choose(self, rows: np.ndarray, classes: Classes) -> np.ndarray:
-        if not self.power:
+        if not self.power:  # ahead of asking the policy, which need not choose among a few then
             return rows
         found = classes()
         if found is None:
@@ -81,7 +81,7 @@ class Balance(BatchTransform):
                 "rare; leave Balance out of the stage's transforms, or set its power to 0"
             )
         mine = found.cpu().numpy()[rows]
-        counts = np.bincount(mine)[mine]
+        counts = np.bincount(mine)[mine]  # (m,): how many frames have the same action as each
         times = np.clip(np.round((counts.max() / counts) ** self.power), 1, MOST_OFTEN)
         return np.repeat(rows, times.astype(np.int64))
 
@@ -145,6 +145,7 @@ class GripperNoise(BatchTransform):
         if not spec.grippers:
             raise ValueError(f"{self}: this robot's actions have no gripper; set the share to 0")
         assert batch.keys is not None  # a batch made from episodes has them
+        # Half way between open and closed, as a network sees it.
         halves = np.full(spec.dims, (spec.gripper_open + spec.gripper_closed) / 2, np.float32)
         middles = moment.actions.apply(halves)
         told, _ = batch.targets()
@@ -154,6 +155,7 @@ class GripperNoise(BatchTransform):
             told = flip_grippers(told, batch.keys, index, self.share, middle=middle)
             if answered is not None:
                 answered = flip_grippers(answered, batch.keys, index, self.share, middle=middle)
+        # The expert's and the teacher's at the same steps: both go by the keys.
         batch = replace(batch, actions=told)
         if answered is not None:
             teacher = {**teacher, "actions": answered}

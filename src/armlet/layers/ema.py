@@ -31,12 +31,13 @@ class SelfTeacher(nn.Module):
             )
         if start is not None:
             require_equal_shapes(start, student)
-        self.decay, self._student = decay, (student,)  # in a tuple: not a part of this module
+        self.decay = decay
+        self._student = (student,)  # in a tuple, so that torch does not count it as a part of this
         self.module = copy.deepcopy(start or student).requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> "SelfTeacher":
         """A teacher answers the same each time, whatever its student is doing."""
-        return super().train(False)
+        return super().train(False)  # what holds it calls train() on all of its parts
 
     @torch.no_grad()
     def update(self) -> None:
@@ -45,7 +46,8 @@ class SelfTeacher(nn.Module):
         (student,) = self._student
         theirs = dict(student.named_parameters())
         for name, mine in self.module.named_parameters():
-            mine.lerp_(theirs[name], 1 - self.decay)
+            mine.lerp_(theirs[name], 1 - self.decay)  # decay · mine + (1 − decay) · theirs
+        # An average of counts, or of a table of constants, would mean nothing.
         buffers = dict(student.named_buffers())
         for name, buffer in self.module.named_buffers():
             buffer.copy_(buffers[name])
@@ -54,11 +56,18 @@ class SelfTeacher(nn.Module):
 def require_equal_shapes(teacher: nn.Module, student: nn.Module) -> None:
     """Raises ValueError naming the first parameter, in the student's order, that the two do not
     share, and both shapes."""
-    theirs, mine = dict(teacher.named_parameters()), dict(student.named_parameters())
-    for name in [*mine, *theirs]:
-        found = [tuple(part[name].shape) if name in part else "absent" for part in (theirs, mine)]
-        if found[0] != found[1]:
+    theirs = dict(teacher.named_parameters())
+    mine = dict(student.named_parameters())
+    for name in [*mine, *theirs]:  # those of both come twice, which does no harm
+        of_teacher = _shape(theirs, name)
+        of_student = _shape(mine, name)
+        if of_teacher != of_student:
             raise ValueError(
-                f"a teacher that averages its student must be the same network: {name} is {found[0]} in the teacher and "
-                f"{found[1]} in the student; give both the same sizes, or use a frozen teacher"
+                f"a teacher that averages its student must be the same network: {name} is "
+                f"{of_teacher} in the teacher and {of_student} in the student; give both the same "
+                "sizes, or use a frozen teacher"
             )
+
+
+def _shape(parameters: dict[str, nn.Parameter], name: str) -> tuple[int, ...] | str:
+    return tuple(parameters[name].shape) if name in parameters else "absent"

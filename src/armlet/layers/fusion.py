@@ -28,11 +28,14 @@ class CrossAttention(nn.Module):
         super().__init__()
         if width % heads:
             raise ValueError(
-                f"a width of {width} does not divide into {heads} heads; choose heads that divide it"
+                f"a width of {width} does not divide into {heads} heads; choose heads that divide "
+                "it"
             )
         self.heads = heads
-        self.query, self.key = nn.Linear(width, width), nn.Linear(width, width)
-        self.value, self.out = nn.Linear(width, width), nn.Linear(width, width)
+        self.query = nn.Linear(width, width)
+        self.key = nn.Linear(width, width)
+        self.value = nn.Linear(width, width)
+        self.out = nn.Linear(width, width)
 
     def forward(
         self,
@@ -56,9 +59,11 @@ class CrossAttention(nn.Module):
         return self._heat(seen, words, mask).mean(1)
 
     def _heat(self, seen: Tensor, words: Tensor, mask: Tensor) -> Tensor:
-        """(b, h, q, t), in single precision."""
-        query, key = self._split(self.query(seen)), self._split(self.key(words))
+        """(b, h, q, t), in single precision: these maps are compared between networks."""
+        query = self._split(self.query(seen))  # (b, h, q, c)
+        key = self._split(self.key(words))  # (b, h, t, c)
         score = (query @ key.transpose(-1, -2)).float() / query.shape[-1] ** 0.5
+        # -inf, so that padding has exactly 0; a text without a single word would give NaN.
         return score.masked_fill(~mask, -torch.inf).softmax(-1)
 
     def _split(self, x: Tensor) -> Tensor:
@@ -71,11 +76,9 @@ class FusionLayer(nn.Module):
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
-        self.norm_seen, self.norm_words, self.norm_mlp = (
-            nn.LayerNorm(width),
-            nn.LayerNorm(width),
-            nn.LayerNorm(width),
-        )
+        self.norm_seen = nn.LayerNorm(width)
+        self.norm_words = nn.LayerNorm(width)
+        self.norm_mlp = nn.LayerNorm(width)
         self.attention = CrossAttention(width, heads)
         self.mlp = nn.Sequential(
             nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
@@ -109,18 +112,16 @@ class AttentionPool(nn.Module):
         self.heads = heads
         self.norm = nn.LayerNorm(width)
         self.question = nn.Parameter(torch.randn(heads, width // heads))
-        self.key, self.value, self.out = (
-            nn.Linear(width, width),
-            nn.Linear(width, width),
-            nn.Linear(width, width),
-        )
+        self.key = nn.Linear(width, width)
+        self.value = nn.Linear(width, width)
+        self.out = nn.Linear(width, width)
 
     def forward(self, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b d"]:
         tokens = self.norm(tokens)
         key = rearrange(self.key(tokens), "b n (h c) -> b h n c", h=self.heads)
         value = rearrange(self.value(tokens), "b n (h c) -> b h n c", h=self.heads)
         heat = (key @ self.question[..., None] / key.shape[-1] ** 0.5).softmax(2)  # (b, h, n, 1)
-        return self.out((heat * value).sum(2).flatten(1))
+        return self.out((heat * value).sum(2).flatten(1))  # (b, h, c) → (b, d)
 
 
 class Goal(NamedTuple):
@@ -134,8 +135,9 @@ class Goal(NamedTuple):
 class GoalCode(nn.Module):
     """The task abstraction: features (b, x) → a goal code over learned sub-task prototypes.
 
-        c = LayerNorm(W x)      α = softmax(cos(c, prototypes) / temperature)      code = c + Σ_p
-                                α_p prototype_p
+        c    = LayerNorm(W x)
+        α    = softmax(cos(c, prototypes) / temperature)
+        code = c + Σ_p α_p prototype_p
 
     The sum keeps what no prototype stands for, so that a code is never worse than the features it
     was made from.
@@ -146,12 +148,13 @@ class GoalCode(nn.Module):
     ) -> None:
         super().__init__()
         self.temperature = temperature
-        self.enter, self.norm = nn.Linear(inputs, goal), nn.LayerNorm(goal)
+        self.enter = nn.Linear(inputs, goal)
+        self.norm = nn.LayerNorm(goal)
         self.prototypes = nn.Parameter(torch.randn(prototypes, goal))
 
     def forward(self, features: Float[Tensor, "b x"]) -> Goal:
         code = self.norm(self.enter(features))
-        likeness = F.normalize(code, dim=-1) @ F.normalize(self.prototypes, dim=-1).T
+        likeness = F.normalize(code, dim=-1) @ F.normalize(self.prototypes, dim=-1).T  # (b, p)
         assignment = (likeness / self.temperature).softmax(-1)
         return Goal(code + assignment @ self.prototypes, assignment)
 
@@ -163,12 +166,14 @@ class FiLM(nn.Module):
     def __init__(self, meaning: int, width: int) -> None:
         super().__init__()
         self.film = nn.Linear(meaning, 2 * width)
+        # Scale 0 and shift 0: x passes unchanged until training finds a use for the meaning.
         nn.init.zeros_(self.film.weight)
         nn.init.zeros_(self.film.bias)
 
     def forward(
         self, x: Float[Tensor, "b *n d"], meaning: Float[Tensor, "b g"]
     ) -> Float[Tensor, "b *n d"]:
+        # (b, 2 d) → (b, 1, …, 2 d), with as many axes as x, then halved.
         scale, shift = self.film(meaning).view(len(x), *(1,) * (x.ndim - 2), -1).chunk(2, -1)
         return x * (1 + scale) + shift
 
@@ -183,6 +188,7 @@ class Question(nn.Module):
 
     def __init__(self, width: int, longest: int) -> None:
         super().__init__()
+        # Around 1, so that a word keeps its meaning; spread, so that places differ from the start.
         self.order = nn.Parameter(1 + 0.5 * torch.randn(longest, width))
         self.leave = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.GELU())
 

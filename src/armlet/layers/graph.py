@@ -24,9 +24,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-_NEGATIVE_SLOPE = (
-    0.2  # of the leaky ReLU inside graph attention, as in the GAT paper (arXiv 1710.10903)
-)
+# Of the leaky ReLU inside graph attention, as in the GAT paper (arXiv 1710.10903).
+_NEGATIVE_SLOPE = 0.2
 
 
 class SemanticHead(nn.Module):
@@ -199,11 +198,11 @@ class SemanticHeads(nn.Module):
                 "mask has a sample without a single real token: there is nothing to pool"
             )
         normal = [F.layer_norm(hidden, hidden.shape[-1:]) for hidden in hiddens]
-        x = torch.stack(
-            [narrow(wide) for narrow, wide in zip(project, normal, strict=True)]
-        )  # (l, b, n, g)
-        nodes = rearrange(x, "l b n g -> l (b n) g")
+        # Each layer on its own, as its hidden states come: stacked they would all be there twice.
+        narrow = [layer(wide) for layer, wide in zip(project, normal, strict=True)]
+        nodes = rearrange(torch.stack(narrow), "l b n g -> l (b n) g")
         pick = _index(layers, nodes.device)
+        # Found once, from what enters the graph; all its layers use the same edges.
         if len(self.attention):
             edges, affinity = self._edges(nodes, mask, pick)
             for attention, norm in zip(self.attention, self.norm, strict=True):
@@ -214,18 +213,21 @@ class SemanticHeads(nn.Module):
         """The kept edges of all layers and their affinities (l, m, e), -inf for a surplus edge to
         padding."""
         batch, length = mask.shape
-        query, key = self.query(nodes, pick), self.key(nodes, pick)
+        query = self.query(nodes, pick)  # (l, m, c)
+        key = self.key(nodes, pick)
         scale = query.shape[-1] ** -0.5
         mask = mask.repeat(len(nodes), 1)  # (l * b, n)
         with torch.no_grad():  # which are kept is not differentiable; what they weigh is, below
-            by_sample = [rearrange(x, "l (b n) c -> (l b) n c", b=batch) for x in (query, key)]
-            token = nearest(by_sample[0], by_sample[1], mask, self.neighbours)
+            asks = rearrange(query, "l (b n) c -> (l b) n c", b=batch)
+            answers = rearrange(key, "l (b n) c -> (l b) n c", b=batch)
+            token = nearest(asks, answers, mask, self.neighbours)  # (l * b, n, e), within a sample
+            # All layers and samples as one graph of l * b * n nodes that fall into separate parts.
             first = torch.arange(0, len(token) * length, length, device=token.device)
             edges = Edges.of((token + first[:, None, None]).flatten(0, 1))
-        heard = (
-            key.flatten(0, 1).index_select(0, edges.sender.flatten()).view(*edges.sender.shape, -1)
-        )
-        affinity = (query.flatten(0, 1)[:, None] * heard).sum(dim=-1) * scale
+        heard = key.flatten(0, 1).index_select(0, edges.sender.flatten())
+        heard = heard.view(*edges.sender.shape, -1)  # (l * m, e, c)
+        # The kept ones alone, once more: all n² of them with a gradient would be most of the memory.
+        affinity = (query.flatten(0, 1)[:, None] * heard).sum(dim=-1) * scale  # (l * m, e)
         affinity = affinity.masked_fill(~mask.flatten()[edges.sender], -torch.inf)
         return edges, affinity.view(len(nodes), batch * length, -1)
 
@@ -233,18 +235,14 @@ class SemanticHeads(nn.Module):
         self, nodes: Tensor, normal: list[Tensor], mask: Tensor, pick: Tensor | None
     ) -> Tensor:
         """Attention pooling over the real tokens, of nodes (l, m, g) and of what they stand for, l
-        of (b, n, d):
-        (l, b, q * (g + d))."""
+        of (b, n, d): (l, b, q * (g + d))."""
         score = rearrange(self.pool(nodes, pick), "l (b n) q -> l b q n", b=len(mask))
         alpha = score.masked_fill(~mask[:, None], -torch.inf).softmax(dim=-1)
-        seen = torch.stack(
-            [weight.to(wide.dtype) @ wide for weight, wide in zip(alpha, normal, strict=True)]
-        )
-        pooled = torch.cat(
-            [alpha @ rearrange(nodes, "l (b n) g -> l b n g", b=len(mask)), seen.to(alpha.dtype)],
-            dim=-1,
-        )
-        return pooled.flatten(2)
+        # The wide product runs in the precision of the hidden states, as in `_Projection`.
+        seen = [weight.to(wide.dtype) @ wide for weight, wide in zip(alpha, normal, strict=True)]
+        pooled = alpha @ rearrange(nodes, "l (b n) g -> l b n g", b=len(mask))  # (l, b, q, g)
+        pooled = torch.cat([pooled, torch.stack(seen).to(alpha.dtype)], dim=-1)
+        return pooled.flatten(2)  # (l, b, q * (g + d))
 
 
 def nearest(
@@ -258,6 +256,7 @@ def nearest(
 
     Where a sample has fewer real tokens than e, the surplus points to padding.
     """
+    # In place: this (b, n, n) is the largest tensor here, and nobody needs its gradient.
     affinity = (query @ key.transpose(1, 2)).masked_fill_(~mask[:, None], -torch.inf)
     return affinity.topk(min(neighbours, mask.shape[1]), dim=-1, sorted=False).indices
 
@@ -293,17 +292,16 @@ class GraphAttention(nn.Module):
     ) -> Float[Tensor, "l m g"]:
         """`edges` are those of the flattened (l * m) nodes, `affinity[l, i]` the S_ij of node
         i's."""
-        weight = _pick(self.weight, pick)
+        weight = _pick(self.weight, pick)  # (l, h, g, g)
         heads = weight.shape[1]
         receiver = _per_head(nodes, weight, _pick(self.receiver, pick))
         sender = _per_head(nodes, weight, _pick(self.sender, pick)).flatten(0, 1)
         heard = sender.index_select(0, edges.sender.flatten()).view(*affinity.shape, heads)
         score = F.leaky_relu(receiver[:, :, None] + heard, _NEGATIVE_SLOPE)  # (l, m, e, h)
         alpha = (score + affinity[..., None]).softmax(dim=2).to(nodes.dtype)
-        received = _WeightedSum.apply(
-            nodes.flatten(0, 1), alpha.flatten(0, 1), edges
-        )  # (l * m, h, g)
-        received = received.reshape(*nodes.shape[:2], -1)
+        received = _WeightedSum.apply(nodes.flatten(0, 1), alpha.flatten(0, 1), edges)
+        received = received.reshape(*nodes.shape[:2], -1)  # (l * m, h, g) → (l, m, h * g)
+        # One product applies W of every head and sums over the heads.
         return received @ weight.flatten(1, 2) / heads + _pick(self.bias, pick)
 
 
@@ -322,6 +320,7 @@ class Edges(NamedTuple):
     def of(cls, sender: Int[Tensor, "r e"]) -> "Edges":
         by_sender, order = sender.flatten().sort()
         nodes = torch.arange(len(sender), device=sender.device)
+        # searchsorted: also a node that nobody listens to has a start, that of the next.
         return cls(sender, order, torch.searchsorted(by_sender, nodes))
 
 
@@ -339,6 +338,7 @@ class _WeightedSum(torch.autograd.Function):
         ctx.save_for_backward(table, alpha)
         ctx.edges = edges
         rows, kept, heads = alpha.shape
+        # A bag is what one node hears in one head: (r * h, e) rows of the table, and their weights.
         senders = edges.sender[:, None].expand(rows, heads, kept).reshape(-1, kept)
         weights = alpha.transpose(1, 2).reshape(-1, kept)
         out = F.embedding_bag(senders, table, mode="sum", per_sample_weights=weights)
@@ -352,9 +352,10 @@ class _WeightedSum(torch.autograd.Function):
         rows, kept, heads = alpha.shape
         gathered = table.index_select(0, edges.sender.flatten()).view(rows, kept, -1)
         to_alpha = gathered @ gradient.transpose(1, 2)  # (r, e, h)
-        receivers = (edges.order // kept)[:, None] * heads + torch.arange(
-            heads, device=table.device
-        )
+        # To a sender comes the gradient of every node and head that heard it: bags of the edges
+        # sorted by sender, so each sum is over one stretch, in one order (a scatter's changes).
+        head = torch.arange(heads, device=table.device)
+        receivers = (edges.order // kept)[:, None] * heads + head  # (r * e, h)
         to_table = F.embedding_bag(
             receivers.flatten(),
             gradient.reshape(rows * heads, -1),
@@ -367,6 +368,7 @@ class _WeightedSum(torch.autograd.Function):
 
 def _per_head(nodes: Tensor, weight: Tensor, vector: Tensor) -> Tensor:
     """vector . (W node), one number a head: (l, m, g), (l, h, g, o), (l, h, o) -> (l, m, h)."""
+    # W and the vector first: a map (g) → (h) instead of the messages (m, h, o) that it would read.
     return nodes @ (weight @ vector[..., None]).squeeze(-1).transpose(1, 2)
 
 
@@ -385,9 +387,8 @@ class LayerActionHeads(nn.Module):
         self, semantics: Float[Tensor, "b l s"], layers: Sequence[int] | None = None
     ) -> Float[Tensor, "b l k a"]:
         rows = rearrange(semantics, "b l s -> l b s")
-        return rearrange(
-            self.read(rows, _index(layers, rows.device)), "l b (k a) -> b l k a", k=self.chunk
-        )
+        actions = self.read(rows, _index(layers, rows.device))
+        return rearrange(actions, "l b (k a) -> b l k a", k=self.chunk)
 
 
 class _Projection(nn.Module):

@@ -62,6 +62,7 @@ class ActionHead(nn.Module, ABC):
 def masked_mean(error: Tensor, valid: Tensor) -> Tensor:
     """(b, k, …) averaged over valid steps and whatever follows them → (b,)."""
     per_step = error.flatten(2).mean(-1)  # (b, k)
+    # clamp: a sample without a valid step has error 0, and not 0 / 0.
     return (per_step * valid).sum(1) / valid.sum(1).clamp(min=1)
 
 
@@ -70,7 +71,8 @@ class RegressionHead(ActionHead):
 
     def __init__(self, width: int, chunk: int, dims: int, *, hidden: int = 256) -> None:
         super().__init__()
-        self.chunk, self.dims = chunk, dims
+        self.chunk = chunk
+        self.dims = dims
         self.net = nn.Sequential(
             nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, chunk * dims)
         )
@@ -95,7 +97,9 @@ class BinHead(ActionHead):
         self, width: int, chunk: int, dims: int, *, bins: int = 256, hidden: int = 256
     ) -> None:
         super().__init__()
-        self.chunk, self.dims, self.bins = chunk, dims, bins
+        self.chunk = chunk
+        self.dims = dims
+        self.bins = bins
         self.net = nn.Sequential(
             nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, chunk * dims * bins)
         )
@@ -107,7 +111,7 @@ class BinHead(ActionHead):
         return bin_centres(self.logits(condition).argmax(-1), -1.0, 1.0, self.bins)
 
     def loss(self, condition: Tensor, actions: Tensor, valid: Tensor) -> Tensor:
-        target = to_bins(actions, self.bins)
+        target = to_bins(actions, self.bins)  # (b, k, a)
         error = F.cross_entropy(
             self.logits(condition).flatten(0, 2), target.flatten(), reduction="none"
         )
@@ -144,24 +148,26 @@ class CodebookHead(ActionHead):
         book = torch.tensor(primitives, dtype=torch.float32)
         if book.ndim != 2 or book.shape[1] != dims:
             raise ValueError(
-                f"head_options: primitives have shape {tuple(book.shape)}, expected (n, {dims}), one row a primitive"
+                f"head_options: primitives have shape {tuple(book.shape)}, expected (n, {dims}), one "
+                "row a primitive"
             )
         grippers = gripper_dims(gripper, dims)
         for index in grippers:
             ends = book[:, index].unique().tolist()
             if len(ends) != 2:
                 raise ValueError(
-                    f"head_options: dimension {index} of the primitives, the gripper, has the values "
-                    f"{ends}, expected two, open and closed; is gripper the right dimension?"
+                    f"head_options: dimension {index} of the primitives, the gripper, has the "
+                    f"values {ends}, expected two, open and closed; is gripper the right dimension?"
                 )
-        self.chunk, self.dims, self.reach = chunk, dims, reach
+        self.chunk = chunk
+        self.dims = dims
+        self.reach = reach
         self.grippers = grippers
+        moving = torch.ones(dims)  # 1 for a dimension that is refined, 0 for a gripper
+        moving[list(grippers)] = 0
+        # Not in the weights: both are made anew from the options that are saved with the network.
         self.register_buffer("primitives", book, persistent=False)
-        self.register_buffer(
-            "moving",
-            torch.tensor([float(index not in grippers) for index in range(dims)]),
-            persistent=False,
-        )
+        self.register_buffer("moving", moving, persistent=False)
         self.trunk = nn.Sequential(nn.Linear(width, hidden), nn.GELU())
         self.choose = nn.Linear(hidden, chunk * len(book))
         self.offset = nn.Linear(hidden, chunk * len(book) * dims) if refine else None
@@ -189,21 +195,20 @@ class CodebookHead(ActionHead):
         error = F.cross_entropy(
             self.logits(condition).flatten(0, 1), nearest.flatten(), reduction="none"
         )
-        error = error.view(*nearest.shape, 1)
+        error = error.view(*nearest.shape, 1)  # (b, k, 1)
         if self.offset is not None:
-            error = error + ((self._act(condition, nearest) - actions) * self.moving).abs().mean(
-                -1, keepdim=True
-            )
+            # Of the right primitive, not of the one that is chosen: only its offset can be judged.
+            missed = (self._act(condition, nearest) - actions) * self.moving  # (b, k, a)
+            error = error + missed.abs().mean(-1, keepdim=True)
         return masked_mean(error, valid)
 
     def _act(self, condition: Tensor, chosen: Tensor) -> Tensor:
         """Primitives `chosen` (b, k), each with its own offset where there is one → (b, k, a)."""
-        actions = self.primitives[chosen]
+        actions = self.primitives[chosen]  # (b, k, a)
         if self.offset is None:
             return actions
-        offsets = self.offset(self.trunk(condition)).unflatten(
-            -1, (self.chunk, len(self.primitives), self.dims)
-        )
+        sizes = (self.chunk, len(self.primitives), self.dims)
+        offsets = self.offset(self.trunk(condition)).unflatten(-1, sizes)  # (b, k, n, a)
         own = offsets.take_along_dim(chosen[..., None, None], 2).squeeze(2)  # (b, k, a)
         return actions + self.reach * own.tanh() * self.moving
 
@@ -222,27 +227,28 @@ class _Block(nn.Module):
             nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
         )
         self.modulation = nn.Linear(width, 6 * width)
+        # adaLN-Zero (DiT, arXiv 2212.09748): gates start at 0, so a fresh block passes x unchanged.
         nn.init.zeros_(self.modulation.weight)
         nn.init.zeros_(self.modulation.bias)
 
     def forward(self, x: Tensor, condition: Tensor, valid: Tensor | None = None) -> Tensor:
         """(b, k, d), (b, d) → (b, k, d). `valid` (b, k) bool: which steps the others may attend to;
         None: all."""
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = (
-            self.modulation(condition).unsqueeze(1).chunk(6, -1)
-        )
+        modulation = self.modulation(condition).unsqueeze(1)  # (b, 1, 6 d): the same at all steps
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulation.chunk(6, -1)
         query, key, value = self.qkv(self.norm(x) * (1 + scale_a) + shift_a).chunk(3, -1)
-        query, key, value = (
-            part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (query, key, value)
+        attended = F.scaled_dot_product_attention(
+            self._split(query),
+            self._split(key),
+            self._split(value),
+            attn_mask=None if valid is None else valid[:, None, None, :],
         )
-        seen = None if valid is None else valid[:, None, None, :]
-        attended = (
-            F.scaled_dot_product_attention(query, key, value, attn_mask=seen)
-            .transpose(1, 2)
-            .flatten(2)
-        )
-        x = x + gate_a * self.out(attended)
+        x = x + gate_a * self.out(attended.transpose(1, 2).flatten(2))
         return x + gate_m * self.mlp(self.norm(x) * (1 + scale_m) + shift_m)
+
+    def _split(self, x: Tensor) -> Tensor:
+        """(b, k, d) → (b, h, k, c)."""
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
 
 class FlowHead(ActionHead):
@@ -268,13 +274,17 @@ class FlowHead(ActionHead):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.chunk, self.dims, self.steps = chunk, dims, steps
+        self.chunk = chunk
+        self.dims = dims
+        self.steps = steps
         self.enter = nn.Linear(dims, hidden)
         self.position = nn.Parameter(torch.randn(chunk, hidden) * 0.02)
         self.condition = nn.Linear(width, hidden)
         self.time = nn.Sequential(nn.Linear(64, hidden), nn.SiLU(), nn.Linear(hidden, hidden))
         self.blocks = nn.ModuleList(_Block(hidden, heads=hidden // 32) for _ in range(blocks))
         self.leave = nn.Linear(hidden, dims)
+        # A generator of its own: how a policy answers must not hang on what was drawn before it was
+        # made. The noise is saved with the weights.
         noise = torch.randn(chunk, dims, generator=torch.Generator().manual_seed(seed))
         self.register_buffer("noise", noise)
         self.register_buffer("frequencies", torch.exp(torch.linspace(0, 6, 32)), persistent=False)
@@ -284,10 +294,9 @@ class FlowHead(ActionHead):
     ) -> Tensor:
         """(b, k, a), (b,), (b, d) → (b, k, a). `valid` (b, k) bool: steps that are no padding;
         None: all."""
-        angles = t[:, None] * self.frequencies
-        embedded = self.time(torch.cat([angles.sin(), angles.cos()], -1)) + self.condition(
-            condition
-        )
+        angles = t[:, None] * self.frequencies  # (b, 32)
+        time = self.time(torch.cat([angles.sin(), angles.cos()], -1))
+        embedded = time + self.condition(condition)  # (b, hidden)
         x = self.enter(noisy) + self.position
         for block in self.blocks:
             x = block(x, F.silu(embedded), valid)
@@ -297,21 +306,21 @@ class FlowHead(ActionHead):
         x = self.noise.expand(len(condition), -1, -1)
         for step in range(self.steps):
             t = torch.full((len(condition),), step / self.steps, device=x.device, dtype=x.dtype)
-            x = x + self.velocity(x, t, condition) / self.steps
+            x = x + self.velocity(x, t, condition) / self.steps  # a step of Euler's method
         return x
 
     def loss(self, condition: Tensor, actions: Tensor, valid: Tensor) -> Tensor:
         noise = torch.randn_like(actions)
         t = torch.rand(len(actions), device=actions.device, dtype=actions.dtype)
-        mixed = noise + t[:, None, None] * (actions - noise)
+        mixed = noise + t[:, None, None] * (actions - noise)  # straight from noise to actions
         # What stands past the end of an episode is no action, so the steps that count may not
         # attend to it. Where nothing is valid, all is attended to: a softmax over nothing is NaN,
         # and that sample's loss is 0 anyway.
         real = valid.bool()
         seen = real | ~real.any(1, keepdim=True)
-        return masked_mean(
-            (self.velocity(mixed, t, condition, seen) - (actions - noise)).square(), valid
-        )
+        # On a straight path the velocity is the same at every t.
+        error = self.velocity(mixed, t, condition, seen) - (actions - noise)
+        return masked_mean(error.square(), valid)
 
 
 class ArmGripperHead(ActionHead):
@@ -346,9 +355,13 @@ class ArmGripperHead(ActionHead):
         grippers = gripper_dims(gripper, dims)
         if gripper_open == gripper_closed:
             raise ValueError(
-                f"gripper_open and gripper_closed are both {gripper_open}; they must differ to be told apart"
+                f"gripper_open and gripper_closed are both {gripper_open}; they must differ to be "
+                "told apart"
             )
-        self.width, self.chunk, self.dims, self.vectors = width, chunk, dims, chunk
+        self.width = width
+        self.chunk = chunk
+        self.dims = dims
+        self.vectors = chunk  # one a step
         self.options: dict[str, Any] = {
             "gripper": list(grippers),
             "gripper_open": gripper_open,
@@ -361,8 +374,9 @@ class ArmGripperHead(ActionHead):
         )
         self.grippers = list(grippers)
         self.moving = [index for index in range(dims) if index not in grippers]
+        # The two maps give the arm first, then the grippers: `order` brings them to their places.
         places = [*self.moving, *self.grippers]
-        self.order = [places.index(index) for index in range(dims)]  # of arm and grippers → action
+        self.order = list(map(places.index, range(dims)))
         self.arm = nn.Linear(half, len(self.moving))
         self.gripper = nn.Linear(half, len(grippers)) if grippers else None
 
@@ -379,10 +393,10 @@ class ArmGripperHead(ActionHead):
         """The arm (b, k, a − g) in [−1, 1] and the logits of g closed grippers (b, k, g)."""
         if condition.shape[-1] != self.chunk * self.width:
             raise ValueError(
-                f"condition of width {condition.shape[-1]}: this head reads {self.chunk} steps of {self.width} each, "
-                f"{self.chunk * self.width} in all"
+                f"condition of width {condition.shape[-1]}: this head reads {self.chunk} steps of "
+                f"{self.width} each, {self.chunk * self.width} in all"
             )
-        hidden = self.net(condition.unflatten(-1, (self.chunk, self.width)))
+        hidden = self.net(condition.unflatten(-1, (self.chunk, self.width)))  # (b, k, width / 2)
         logits = None if self.gripper is None else self.gripper(hidden)
         return torch.tanh(self.arm(hidden)), logits
 
@@ -400,7 +414,8 @@ class ArmGripperHead(ActionHead):
             return masked_mean((arm - actions).abs(), valid)
         opened = self.options["gripper_open"]
         width = self.options["gripper_closed"] - opened
-        shut = ((actions[..., self.grippers] - opened) / width).clamp(0, 1)
+        # How closed each gripper is, 0 to 1, whichever of its ends is the larger number.
+        shut = ((actions[..., self.grippers] - opened) / width).clamp(0, 1)  # (b, k, g)
         entropy = F.binary_cross_entropy_with_logits(logit, shut, reduction="none")
         arm_error = masked_mean((arm - actions[..., self.moving]).abs(), valid)
         return arm_error + self.options["gripper_weight"] * masked_mean(entropy, valid)
@@ -415,9 +430,10 @@ def gripper_dims(gripper: int | Sequence[int] | None, dims: int) -> tuple[int, .
     for index in said:
         if not -dims <= index < dims:
             raise ValueError(
-                f"gripper={gripper}: there are {dims} action dimensions; give the indices of some, or None"
+                f"gripper={gripper}: there are {dims} action dimensions; give the indices of some, "
+                "or None"
             )
-    return tuple(sorted(index % dims for index in said))
+    return tuple(sorted(index % dims for index in said))  # -1 is the last
 
 
 HEADS: dict[str, type[ActionHead]] = {

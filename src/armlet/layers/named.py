@@ -11,9 +11,8 @@ TAKEN = frozenset(dir(nn.ModuleDict()))  # "type", "keys" …: torch forbids the
 
 class Named(nn.ModuleDict):
     """A ModuleDict whose keys are names of any kind, as cameras have them: torch forbids dots
-    (`observation.image`) and the names of
-    its own attributes. Those are kept percent-encoded, all others as they are; whoever asks uses
-    the name itself."""
+    (`observation.image`) and the names of its own attributes. Those are kept percent-encoded, all
+    others as they are; whoever asks uses the name itself."""
 
     def __getitem__(self, name: str) -> nn.Module:
         return super().__getitem__(_key(name))
@@ -36,7 +35,7 @@ class Named(nn.ModuleDict):
 
 def _key(name: str) -> str:
     if name in TAKEN:
-        return f"%{ord(name[0]):02X}{name[1:]}"
+        return f"%{ord(name[0]):02X}{name[1:]}"  # one encoded letter is enough: "keys" → "%6Beys"
     # `quote` leaves dots alone; of what it does encode only its own sign must be, or two names
     # could become one
     return name.replace("%", quote("%")).replace(".", "%2E")
@@ -55,6 +54,5 @@ class NoState(nn.Module):
 
 def state_layer(dims: int, width: int) -> nn.Module:
     """(b, dims) → (b, width): linear or, for a robot without a known state, the same for all. A
-    linear map of nothing would be an empty
-    matrix, which optimisers do not take."""
+    linear map of nothing would be an empty matrix, which optimisers do not take."""
     return nn.Linear(dims, width) if dims else NoState(width)

@@ -27,13 +27,14 @@ def pixels(images: Tensor, size: int, kind: str) -> Tensor:
     """
     if kind not in PIXELS:
         raise ValueError(
-            f"how an image tower of type {kind!r} sees pixels is not known here; known are {', '.join(PIXELS)}"
+            f"how an image tower of type {kind!r} sees pixels is not known here; known are "
+            f"{', '.join(PIXELS)}"
         )
     if images.shape[-2:] != (size, size):
         images = F.interpolate(
             images, (size, size), mode="bicubic", align_corners=False, antialias=True
-        ).clamp(0, 1)
-    mean, deviation = (images.new_tensor(each)[:, None, None] for each in PIXELS[kind])
+        ).clamp(0, 1)  # bicubic overshoots at edges
+    mean, deviation = images.new_tensor(PIXELS[kind])[..., None, None]  # (3, 1, 1) each
     return (images - mean) / deviation
 
 
@@ -56,15 +57,11 @@ def fetch_tokenizer(name: str) -> Tokenizer:
 
 def stretch(positions: Tensor, length: int, kept: int = 20) -> Tensor:
     """A CLIP's text positions (t, d) → (length, d): the first `kept` as they are, the rest
-    interpolated (LongCLIP, arXiv
-    2403.15378, §3.2)."""
-    rest = positions[kept:].T[None]
-    return torch.cat(
-        [
-            positions[:kept],
-            F.interpolate(rest, length - kept, mode="linear", align_corners=False)[0].T,
-        ]
-    )
+    interpolated (LongCLIP, arXiv 2403.15378, §3.2)."""
+    # CLIP's training texts are short, so only its first positions are well trained.
+    rest = positions[kept:].T[None]  # (1, d, t − kept), as torch interpolates
+    stretched = F.interpolate(rest, length - kept, mode="linear", align_corners=False)
+    return torch.cat([positions[:kept], stretched[0].T])
 
 
 def _fetched(get: Any, name: str, what: str) -> Any:
@@ -72,6 +69,7 @@ def _fetched(get: Any, name: str, what: str) -> Any:
         return get()
     except OSError as error:
         raise OSError(
-            f"the {what} of {name!r} are not in the cache of this machine and the hub did not give them ({error}); "
-            "check the name and the network, or save the model to a folder and give that folder as `pretrained`"
+            f"the {what} of {name!r} are not in the cache of this machine and the hub did not give "
+            f"them ({error}); check the name and the network, or save the model to a folder and give "
+            "that folder as `pretrained`"
         ) from error

@@ -23,9 +23,8 @@ from torch.autograd.function import once_differentiable
 GateMode = Literal["straight_through", "gumbel", "soft_residual", "published_soft"]
 Mixer = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # before, after, hard, soft → one
 
-FORCED = (
-    1e4  # the logit of a layer that always runs; finite, so that logits can be stored and averaged
-)
+# The logit of a layer that always runs; finite, so that logits can be stored and averaged.
+FORCED = 1e4
 
 
 class Router(nn.Module):
@@ -68,6 +67,8 @@ class Router(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.enter = nn.Linear(4 * width + facts, hidden)
         self.leave = nn.Linear(hidden, layers)
+        # Before training every layer runs with the same probability, whatever is seen:
+        # sigmoid(bias) = initial_keep.
         nn.init.zeros_(self.leave.weight)
         nn.init.constant_(self.leave.bias, math.log(initial_keep / (1 - initial_keep)))
         self.register_buffer("forced", _layer_mask(always_on, layers), persistent=False)
@@ -86,32 +87,31 @@ class Router(nn.Module):
         `state` and `previous_action` are normalised; `budget` is a share of the backbone, 0 to 1.
         Raises ValueError when one that this router was built to use is not given.
         """
-        pooled = pool(tokens, torch.stack([vision_mask, text_mask], dim=1)).to(
-            self.norm.weight.dtype
-        )
+        kinds = torch.stack([vision_mask, text_mask], dim=1)  # (b, 2, n)
+        pooled = pool(tokens, kinds).to(self.norm.weight.dtype)  # (b, 4, d)
         features = [self.norm(pooled).flatten(1)]  # (b, 4 d)
-        wanted = (
-            ("state", self.use_state, state),
-            ("previous_action", self.use_previous_action, previous_action),
-            (
-                "budget",
-                self.dial,
-                None if budget is None else pooled.new_full((len(pooled), 1), budget),
-            ),
-        )
-        for name, used, fact in wanted:
-            if not used:
-                continue
-            if fact is None:
-                off = "dial" if name == "budget" else f"use_{name}"
-                raise ValueError(f"this router uses {name}: pass it, or build it with {off}=False")
-            features.append(fact.to(pooled.dtype))
+        if self.use_state:
+            features.append(_given("state", state, off="use_state").to(pooled.dtype))
+        if self.use_previous_action:
+            before = _given("previous_action", previous_action, off="use_previous_action")
+            features.append(before.to(pooled.dtype))
+        if self.dial:
+            share = None if budget is None else pooled.new_full((len(pooled), 1), budget)
+            features.append(_given("budget", share, off="dial"))
         logits = self.leave(F.gelu(self.enter(torch.cat(features, dim=1))))
         return logits.masked_fill(self.forced, FORCED)
 
 
+def _given(name: str, fact: Tensor | None, *, off: str) -> Tensor:
+    """What a router reads beside the tokens. Raises ValueError where it was not given; `off` is the
+    argument without which it is not read."""
+    if fact is None:
+        raise ValueError(f"this router uses {name}: pass it, or build it with {off}=False")
+    return fact
+
+
 class RandomRouter(nn.Module):
-    """As many layers as a router would run, chosen by nothing: the baseline that shows what
+    """As many layers as a router would run, chosen at random: the baseline that shows what
     choosing is worth.
 
     Exactly `count` logits are 1 and the others -1, drawn anew at every decision from a hash of the
@@ -124,6 +124,8 @@ class RandomRouter(nn.Module):
         self.count = count
         generator = torch.Generator().manual_seed(0)
         self.mixing: Tensor
+        # Large, so that sin() of the product changes altogether with the last digits of a state: a
+        # hash made of tensor operations alone.
         self.register_buffer(
             "mixing", 1e3 * torch.randn(state_dims + action_dims, layers, generator=generator)
         )
@@ -142,11 +144,12 @@ def pool(tokens: Float[Tensor, "b n d"], masks: Bool[Tensor, "b m n"]) -> Float[
     Zeros under an empty mask.
     """
     count = masks.sum(dim=-1, keepdim=True)
-    mean = (masks.to(tokens.dtype) @ tokens) / count.clamp(min=1)
+    mean = (masks.to(tokens.dtype) @ tokens) / count.clamp(min=1)  # (b, m, d)
+    # Finite, so that no NaN can come of an empty mask before it is set to 0 below.
     lowest = torch.finfo(tokens.dtype).min
-    maxima = [
-        tokens.masked_fill(~mask[..., None], lowest).amax(dim=1) for mask in masks.unbind(dim=1)
-    ]
+    maxima = []
+    for mask in masks.unbind(dim=1):  # one at a time: (b, m, n, d) is m times what comes in
+        maxima.append(tokens.masked_fill(~mask[..., None], lowest).amax(dim=1))
     maximum = torch.stack(maxima, dim=1).masked_fill(count == 0, 0.0)
     return torch.cat([mean, maximum], dim=1)
 
@@ -160,7 +163,8 @@ def hard_gates(logits: Float[Tensor, "b l"], threshold: float = 0.0) -> Float[Te
 def active_layers(gates: Float[Tensor, "b l"]) -> tuple[int, ...]:
     """The layers that any sample runs, in order. The one read from the device that a decision
     needs."""
-    return tuple(index for index, runs in enumerate((gates > 0).any(dim=0).tolist()) if runs)
+    runs = (gates > 0).any(dim=0).tolist()
+    return tuple(index for index, used in enumerate(runs) if used)
 
 
 class Gates(NamedTuple):
@@ -173,6 +177,7 @@ class Gates(NamedTuple):
     @property
     def straight_through(self) -> Tensor:
         """Value exactly `hard`, gradient that of `soft`: what a budget on the gates should read."""
+        # soft − soft is exactly 0, so nothing is rounded into the value.
         return self.hard + (self.soft - self.soft.detach())
 
 
@@ -194,6 +199,7 @@ def gate_sample(
     """
     if mode not in _MIXERS:
         raise ValueError(f"no gate mode {mode!r}; there are {', '.join(_MIXERS)}")
+    # Logistic noise, with which P(logit + noise > 0) = sigmoid(logit).
     noisy = logits + _logistic_noise(logits, generator) if mode == "gumbel" else logits
     return Gates(hard_gates(noisy, threshold), ((noisy - threshold) / temperature).sigmoid())
 
@@ -225,7 +231,7 @@ def mix(
 class _Mix(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden: Tensor, layer_out: Tensor, hard: Tensor, soft: Tensor) -> Tensor:
-        runs = _beside(hard > 0.5, hidden)
+        runs = _beside(hard > 0.5, hidden)  # (b, 1, …); hard is 0 or 1, in any precision
         ctx.save_for_backward(hidden, layer_out, runs)
         ctx.soft_dtype = soft.dtype
         return torch.where(runs, layer_out, hidden)
@@ -234,6 +240,7 @@ class _Mix(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, Tensor | None]:
         hidden, layer_out, runs = ctx.saved_tensors
+        # At rest or with frozen layers most of these are not asked for, and none of them is small.
         to_hidden, to_layer, _, to_soft = ctx.needs_input_grad
         return (
             gradient.masked_fill(runs, 0) if to_hidden else None,
@@ -292,6 +299,7 @@ def _inner(left: Tensor, right: Tensor) -> Tensor:
 def _logistic_noise(like: Tensor, generator: torch.Generator | None) -> Tensor:
     """The difference of two Gumbel variables."""
     tiny = torch.finfo(torch.float32).tiny
+    # rand gives 0 now and then, whose logarithm is -inf; it never gives 1.
     uniform = torch.rand(like.shape, generator=generator, device=like.device).clamp(min=tiny)
     return (uniform.log() - torch.log1p(-uniform)).to(like.dtype)
 
@@ -301,5 +309,5 @@ def _layer_mask(indices: Sequence[int], layers: int) -> Tensor:
     if wrong:
         raise ValueError(f"always_on names layers {wrong}, but there are {layers}")
     mask = torch.zeros(layers, dtype=torch.bool)
-    mask[[index % layers for index in indices]] = True
+    mask[list(indices)] = True
     return mask

@@ -1,6 +1,5 @@
 """A convolutional image encoder, pixels → a grid of tokens, a pointer into such tokens, and what
-word vectors ask it to look
-for. They know no camera by name and no text."""
+word vectors ask it to look for. They know no camera by name and no text."""
 
 import torch
 import torch.nn.functional as F
@@ -18,11 +17,14 @@ class ConvEncoder(nn.Module):
 
     def __init__(self, size: int, width: int, *, stride: int = 12, channels: int = 32) -> None:
         super().__init__()
-        first = {8: 2, 12: 3, 16: 4}.get(stride)
+        first = {8: 2, 12: 3, 16: 4}.get(
+            stride
+        )  # of the first convolution; each of the two others is 2
         if first is None or size % stride:
             raise ValueError(
-                f"pictures of {size} pixels a side in patches of {stride}: expected patches of 8, 12 or 16 that divide the side; give "
-                "`--pictures.fit letterbox --pictures.size` a multiple (192 is one of all three), or the network other `strides`"
+                f"pictures of {size} pixels a side in patches of {stride}: expected patches of 8, 12 "
+                "or 16 that divide the side; give `--pictures.fit letterbox --pictures.size` a "
+                "multiple (192 is one of all three), or the network other `strides`"
             )
         self.net = nn.Sequential(
             nn.Conv2d(3, channels, 2 * first - 1, first, first - 1),
@@ -32,6 +34,7 @@ class ConvEncoder(nn.Module):
             nn.Conv2d(2 * channels, 4 * channels, 3, 2, 1),
         )
         self.film = nn.Linear(width, 8 * channels)
+        # At first words change nothing.
         nn.init.zeros_(self.film.weight)
         nn.init.zeros_(self.film.bias)
         self.leave = nn.Sequential(nn.GELU(), nn.Conv2d(4 * channels, width, 1))
@@ -41,8 +44,8 @@ class ConvEncoder(nn.Module):
 
     def forward(self, image: Tensor, words: Tensor) -> Tensor:
         features = self.net((image - 0.5) * 2)  # (b, c, h', w')
-        scale, shift = self.film(words)[:, :, None, None].chunk(2, 1)
-        features = self.leave(features * (1 + scale) + shift)
+        scale, shift = self.film(words)[:, :, None, None].chunk(2, 1)  # (b, c, 1, 1) each
+        features = self.leave(features * (1 + scale) + shift)  # (b, width, h', w')
         return self.norm(features.flatten(2).transpose(1, 2)) + self.position
 
 
@@ -52,12 +55,9 @@ def on_grid(positions: Tensor, side: int) -> Tensor:
     own = round(positions.shape[1] ** 0.5)
     if own == side:
         return positions
-    picture = positions.transpose(1, 2).unflatten(-1, (own, own))
-    return (
-        F.interpolate(picture, (side, side), mode="bicubic", align_corners=False)
-        .flatten(2)
-        .transpose(1, 2)
-    )
+    picture = positions.transpose(1, 2).unflatten(-1, (own, own))  # (1, d, own, own)
+    picture = F.interpolate(picture, (side, side), mode="bicubic", align_corners=False)
+    return picture.flatten(2).transpose(1, 2)
 
 
 class Pointer(nn.Module):
@@ -76,7 +76,9 @@ class Pointer(nn.Module):
         self.offset = nn.Linear(width, size)
 
     def forward(self, tokens: Tensor) -> Tensor:
+        # (b, n): how likely each token is to be the thing meant.
         heat = torch.softmax(self.key(tokens) @ self.query / tokens.shape[-1] ** 0.5, dim=1)
+        # A token's place is where its patch is; the offset is where in the patch the thing lies.
         return (heat.unsqueeze(-1) * (self.place + self.offset(tokens))).sum(1)
 
 
@@ -98,12 +100,11 @@ class Pointers(nn.Module):
 
 def ordered_mean(words: Tensor, mask: Tensor, order: Tensor) -> Tensor:
     """Word vectors (b, n, d), real where `mask` (b, n), → their mean (b, d), each weighed by its
-    place, `order` (≥ n, d), so that
-    "a on b" is not "b on a"."""
+    place, `order` (≥ n, d), so that "a on b" is not "b on a"."""
     return word_mean(words * order[: words.shape[1]], mask)
 
 
 def word_mean(words: Tensor, mask: Tensor) -> Tensor:
     """The mean (b, d) of the words (b, n, d) that are real."""
-    real = mask.unsqueeze(-1).to(words.dtype)
+    real = mask.unsqueeze(-1).to(words.dtype)  # (b, n, 1)
     return (words * real).sum(1) / real.sum(1).clamp(min=1)

@@ -35,7 +35,15 @@ from armlet.layers.heads import ArmGripperHead
 from armlet.layers.named import Named, NoState
 from armlet.layers.pretrained import fetch, fetch_tokenizer, pixels
 from armlet.layers.vision import ConvEncoder, ordered_mean
-from armlet.policies.contract import Backbone, Body, Network, Student, tuples, weights_of
+from armlet.policies.contract import (
+    Backbone,
+    Body,
+    Network,
+    Student,
+    sides_of,
+    tuples,
+    weights_of,
+)
 from armlet.policies.tokens import TokenPolicy, TokenState
 from armlet.robot.normalise import normalised
 from armlet.types import Batch
@@ -45,6 +53,7 @@ if TYPE_CHECKING:  # slow to import, and of use only where a network is built
 
 ALIGN = ("policy.state.*", "policy.query", "policy.mapper.*")  # what stage 1 trains
 FINETUNE = ("policy.vision.*",)  # what stage 2 freezes
+# What stage 1 trains besides, of a model that starts from nothing.
 SCRATCH = (
     "policy.vision.*",
     "policy.order",
@@ -90,7 +99,8 @@ SIGLIP_SO400M = {  # 256 tokens an image, as many as the paper's own eyes give
 
 @dataclass(frozen=True)
 class ActionQueryNetwork(Network):
-    """A language model, eyes, and the decoder of an expert, which `ReuseDecoder` takes from the expert."""
+    """A language model, eyes, and the decoder of an expert, which `ReuseDecoder` takes from the
+    expert."""
 
     language: dict[str, Any] = field(default_factory=llama)
     """A configuration of transformers: `model_type` and sizes."""
@@ -126,27 +136,24 @@ class ActionQueryNetwork(Network):
         seen = normalised(body.action_spec, body.actions)
         options = ArmGripperHead.fitted(seen, self.head_options)
         network = replace(self, head_options=options)
-        language, tower = None, None
+        language = None
+        tower = None
         if self.pretrained:
-            language, body = (
-                fetch(AutoModel, self.pretrained).float(),
-                replace(body, tokenizer=fetch_tokenizer(self.pretrained)),
-            )
+            language = fetch(AutoModel, self.pretrained).float()  # bf16, as published
+            body = replace(body, tokenizer=fetch_tokenizer(self.pretrained))
             language.set_attn_implementation("eager")  # as it will be when it is loaded again
             network = replace(network, language=language.config.to_dict())
         if self.pretrained_vision:
             tower = fetch(AutoModel, self.pretrained_vision).float()
-            tower = getattr(
-                tower, "vision_model", tower
-            )  # of a model of pictures and words, the eyes
+            # Of a model of pictures and words, the eyes.
+            tower = getattr(tower, "vision_model", tower)
             network = replace(network, vision=tower.config.to_dict())
         return ActionQuery(network, cameras, body, language=language, tower=tower)
 
 
 def published() -> ActionQueryNetwork:
     """The paper's size, 7.7 B: a Qwen2 of 7 B as in VITA-1.5, and an expert 384 wide. The eyes are
-    SigLIP's, where the paper's are
-    InternViT, whose code is not transformers'."""
+    SigLIP's, where the paper's are InternViT, whose code is not transformers'."""
     return ActionQueryNetwork(
         language=QWEN2_7B,
         vision=SIGLIP_SO400M,
@@ -167,16 +174,19 @@ class StateToken(nn.Module):
         rest = [index for index in range(dims) if index not in own]
         if outside or not own or not rest:
             raise ValueError(
-                f"gripper_state={gripper}: the state has {dims} dimensions, of which some must be the gripper's and some the arm's"
+                f"gripper_state={gripper}: the state has {dims} dimensions, of which some must be the "
+                "gripper's and some the arm's"
             )
-        self.own, self.rest = own, rest
-        self.arm, self.gripper = nn.Linear(len(rest), width), nn.Linear(len(own), width)
+        self.own = own
+        self.rest = rest
+        self.arm = nn.Linear(len(rest), width)
+        self.gripper = nn.Linear(len(own), width)
         self.join = nn.Linear(2 * width, width)
 
     def forward(self, state: Tensor) -> Tensor:
-        return self.join(
-            torch.cat([self.arm(state[:, self.rest]), self.gripper(state[:, self.own])], -1)
-        )
+        arm = self.arm(state[:, self.rest])
+        gripper = self.gripper(state[:, self.own])
+        return self.join(torch.cat([arm, gripper], -1))
 
 
 class Eyes(nn.Module):
@@ -193,7 +203,8 @@ class Eyes(nn.Module):
             AutoModel.from_config(AutoConfig.for_model(**vision)) if tower is None else tower
         )
         config = self.tower.config
-        self.kind, self.size = config.model_type, int(config.image_size)
+        self.kind = config.model_type
+        self.size = int(config.image_size)
         self.tokens = (self.size // int(config.patch_size)) ** 2
         self.project = nn.Sequential(
             nn.Linear(config.hidden_size, width), nn.GELU(), nn.Linear(width, width)
@@ -201,9 +212,7 @@ class Eyes(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         seen = self.tower(pixel_values=pixels(image, self.size, self.kind)).last_hidden_state
-        return self.project(
-            seen[:, -self.tokens :]
-        )  # without the class token, where a tower has one
+        return self.project(seen[:, -self.tokens :])  # without a class token, which comes first
 
 
 class ActionQuery(TokenPolicy):
@@ -229,14 +238,14 @@ class ActionQuery(TokenPolicy):
         self._take(language or _language_model(network.language, body.tokenizer.get_vocab_size()))
         width = self.width = int(self.words.embedding_dim)
         if network.vision is None:
-            eyes = {
-                name: ConvEncoder(
-                    size, width, stride=network.strides.get(name, 12), channels=network.channels
-                )
-                for name, size in cameras.items()
-            }
-            self.vision: nn.Module = Named(eyes)
-            self.vision_tokens = sum(each.tokens for each in eyes.values())
+            eyes = Named()
+            self.vision_tokens = 0
+            for name, size in cameras.items():
+                stride = network.strides.get(name, 12)
+                eye = ConvEncoder(size, width, stride=stride, channels=network.channels)
+                eyes[name] = eye
+                self.vision_tokens += eye.tokens
+            self.vision: nn.Module = eyes
             self.order = nn.Parameter(1 + 0.5 * torch.randn(network.text_tokens, width))
             self.asked = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.GELU())
         else:
@@ -247,7 +256,7 @@ class ActionQuery(TokenPolicy):
             StateToken(dims, network.gripper_state, width) if dims else NoState(width)
         )
         self.query = nn.Parameter(torch.randn(width) * 0.02)
-        between = 2 * network.expert_width
+        between = 2 * network.expert_width  # the paper's hidden width, 2 D
         self.mapper = nn.Sequential(
             nn.Linear(width, between),
             nn.GELU(),
@@ -266,39 +275,41 @@ class ActionQuery(TokenPolicy):
         missing = [name for name in parts if not hasattr(model, name)]
         if missing:
             raise ValueError(
-                f"a language model of type {model.config.model_type!r} has no {', '.join(missing)}; one with rotary positions is "
-                "needed, such as llama, mistral, qwen2, qwen3 or smollm3"
+                f"a language model of type {model.config.model_type!r} has no {', '.join(missing)}; "
+                "one with rotary positions is needed, such as llama, mistral, qwen2, qwen3 or smollm3"
             )
-        self.words, self.layers, self.rotary, self.norm = (getattr(model, name) for name in parts)
+        found: Any = model  # transformers' models have no common type with these
+        self.words = found.embed_tokens
+        self.layers = found.layers
+        self.rotary = found.rotary_emb
+        self.norm = found.norm
 
     @property
     def condition_width(self) -> int:  # type: ignore[override]
         return self.network.expert_width * self.network.chunk
 
     def embed(self, batch: Batch) -> TokenState:
-        words = self.words(batch.text)
-        state, query = (
-            self.state(batch.state).unsqueeze(1),
-            self.query.expand(len(batch), self.network.chunk, -1),
-        )
-        hidden = torch.cat([*self._see(batch, words), words, state, query], 1)
+        words = self.words(batch.text)  # (b, t, d)
+        state = self.state(batch.state).unsqueeze(1)
+        query = self.query.expand(len(batch), self.network.chunk, -1)  # one a step of the chunk
+        hidden = torch.cat([*self._see(batch, words), words, state, query], 1)  # (b, n, d)
         text = F.pad(batch.text_mask, (self.vision_tokens, 1 + self.network.chunk))
         vision = torch.zeros_like(text)
         vision[:, : self.vision_tokens] = True
         mask = text | vision
         mask[:, self.vision_tokens + words.shape[1] :] = True
-        before = torch.ones(
-            hidden.shape[1], hidden.shape[1], dtype=torch.bool, device=hidden.device
-        ).tril()
-        unseen = ~(before & mask[:, None, None, :])
-        attention = torch.zeros(
-            unseen.shape, device=hidden.device, dtype=hidden.dtype
-        ).masked_fill_(unseen, -1e9)
+        length = hidden.shape[1]
+        before = torch.ones(length, length, dtype=torch.bool, device=hidden.device).tril()
+        unseen = ~(before & mask[:, None, None, :])  # (b, 1, n, n): later, or padding
+        attention = torch.zeros(unseen.shape, device=hidden.device, dtype=hidden.dtype)
+        # Finite, and far enough down to be exactly 0 behind the softmax.
+        attention.masked_fill_(unseen, -1e9)
+        # Padding takes no position, so that state and queries stand where they would without.
         rotary = self.rotary(hidden, mask.long().cumsum(1) - 1)
         return TokenState(hidden, mask, vision, text, attention, rotary)
 
     def _see(self, batch: Batch, words: Tensor) -> list[Tensor]:
-        if isinstance(self.vision, Eyes):
+        if isinstance(self.vision, Eyes):  # pretrained towers take no question
             return [self.vision(batch.images[name]) for name in self.cameras]
         assert isinstance(self.vision, Named)
         asked = self.asked(ordered_mean(words, batch.text_mask, self.order))
@@ -311,12 +322,13 @@ class ActionQuery(TokenPolicy):
         return replace(state, hidden=hidden)
 
     def condition(self, state: TokenState) -> Tensor:
-        return self.mapper(self.norm(state.hidden[:, -self.network.chunk :])).flatten(1)
+        queries = self.norm(state.hidden[:, -self.network.chunk :])
+        return self.mapper(queries).flatten(1)  # (b, k, D) → (b, k · D)
 
     def keep_layers(self, kept: tuple[int, ...]) -> "ActionQuery":
         weights = weights_of(self, kept)
         language = {**self.network.language, "num_hidden_layers": len(kept)}
-        if language.get("layer_types"):
+        if language.get("layer_types"):  # of models whose layers attend in different ways
             language["layer_types"] = [language["layer_types"][index] for index in kept]
         network = replace(self.network, language=language)
         student = ActionQuery(network, self.cameras, self.body, kept_layers=tuple(kept))
@@ -354,12 +366,13 @@ class ReuseDecoder(Student):
         head = getattr(teacher, "head", None)
         if not isinstance(head, ArmGripperHead):
             raise ValueError(
-                f"the expert's head is {type(head).__name__}, and what is reused is the decoder of an ArmGripperHead; teach "
-                'the expert with VLANetwork(head="arm_gripper")'
+                f"the expert's head is {type(head).__name__}, and what is reused is the decoder of an "
+                'ArmGripperHead; teach the expert with VLANetwork(head="arm_gripper")'
             )
         if sample is None:
             raise ValueError(
-                "ReuseDecoder reads from the data which cameras there are; pass build() a sample batch"
+                "ReuseDecoder reads from the data which cameras there are; pass build() a sample "
+                "batch"
             )
         network = replace(
             self.network,
@@ -368,8 +381,7 @@ class ReuseDecoder(Student):
             head_options=head.options,
             execute=teacher.execute,
         )
-        cameras = {name: int(image.shape[-1]) for name, image in sample.images.items()}
-        student = network.build(teacher.body, cameras)
+        student = network.build(teacher.body, sides_of(sample))
         student.head.load_state_dict(head.state_dict())
         return student.to(teacher.device)
 
@@ -382,13 +394,14 @@ def _language_model(language: dict[str, Any], vocabulary: int) -> "PreTrainedMod
     fixed = {
         "vocab_size": vocabulary,
         "pad_token_id": 0,
-        "bos_token_id": None,
+        "bos_token_id": None,  # those of the usual configuration may lie outside a small vocabulary
         "eos_token_id": None,
         **language,
     }
     if fixed["vocab_size"] < vocabulary:
         raise ValueError(
-            f"the language model knows {fixed['vocab_size']} words and the tokenizer has {vocabulary}; they belong to different models"
+            f"the language model knows {fixed['vocab_size']} words and the tokenizer has {vocabulary}; "
+            "they belong to different models"
         )
     config = AutoConfig.for_model(**fixed)
     config._attn_implementation = "eager"  # a mask of our own, and few tokens

@@ -42,21 +42,25 @@ from armlet.policies.contract import Backbone, Body, rebuild
 from armlet.robot.agree import agree
 from armlet.robot.spec import SLACK, RobotSpec
 
-CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
-FINGERPRINT, WORDS = (
-    "fingerprint",
-    "tokenizer",
-)  # in the config; the first in the weights' metadata too
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+TOKENIZER = "tokenizer.json"
+# Entries of the config; the first stands in the weights' metadata, too.
+FINGERPRINT = "fingerprint"
+WORDS = "tokenizer"
 NEXT = ".next"  # a file of the newest save until it has its name
 VERSION = 1  # of the config, as its entry `armlet`
 LOCK = ".saving.lock"  # there while a policy is being saved
-UNKNOWN = "0" * 16
+UNKNOWN = "0" * 16  # in the weights' metadata until the fingerprint is known; as long as one
 FIX = (
-    f"a policy folder holds {CONFIG}, {WEIGHTS} and {TOKENIZER} (made by `armlet teach` or `armlet distil`): copy all three again, or "
-    "make it anew"
+    f"a policy folder holds {CONFIG}, {WEIGHTS} and {TOKENIZER} (made by `armlet teach` or `armlet "
+    "distil`): copy all three again, or make it anew"
 )
-PATIENCE = 3  # times that an unchanged config may not find its weights: a save may give them their name in between
+# Times that an unchanged config may not find its weights: a save may give them their name in
+# between.
+PATIENCE = 3
 BLOCK = 2**20  # bytes read at a time
+# As a safetensors file names them.
 DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -66,7 +70,7 @@ DTYPES = {
     "I32": torch.int32,
     "U8": torch.uint8,
     "BOOL": torch.bool,
-}  # as a safetensors file names them
+}
 T = TypeVar("T")
 
 
@@ -84,11 +88,10 @@ def save_policy(
     was. Other files of the folder stay. Raises ValueError for a weight that fp16 cannot hold,
     FileExistsError where somebody else's model is in the folder, FullDiskError.
     """
-    tensors = {
-        name: tensor.detach().cpu().contiguous() for name, tensor in policy.state_dict().items()
-    }
-    if weights == "fp16":
-        tensors = {name: _halved(name, tensor) for name, tensor in tensors.items()}
+    tensors = {}
+    for name, tensor in policy.state_dict().items():
+        whole = tensor.detach().cpu().contiguous()  # safetensors writes no views
+        tensors[name] = _halved(name, whole) if weights == "fp16" else whole
     description = json.loads(json.dumps(policy.to_json()))
     tokenizer = policy.body.tokenizer.to_str(pretty=False).encode()
     refuse_writing(folder)
@@ -106,6 +109,7 @@ def save_policy(
                 "policy": description,
                 "provenance": provenance or {},
             }
+            # The commit: from here on the folder is the new policy, before it is the old one.
             write_atomically(folder / CONFIG, json.dumps(config, indent=1).encode())
         finally:
             _finish(folder)
@@ -113,9 +117,10 @@ def save_policy(
 
 def _halved(name: str, tensor: torch.Tensor) -> torch.Tensor:
     half = tensor.half() if tensor.is_floating_point() else tensor
-    if not half.isfinite().all():
+    if not half.isfinite().all():  # what is too large for fp16 becomes infinite
         raise ValueError(
-            f"{name} has weights up to {tensor.abs().max():g}, and fp16 holds 65504 at most; keep it in fp32"
+            f"{name} has weights up to {tensor.abs().max():g}, and fp16 holds 65504 at most; keep it "
+            "in fp32"
         )
     return half
 
@@ -123,21 +128,28 @@ def _halved(name: str, tensor: torch.Tensor) -> torch.Tensor:
 def _refuse_foreign(folder: Path) -> None:
     """Raises FileExistsError where the folder has a file of these names that armlet did not write,
     as other libraries do too."""
-    config = folder / CONFIG
-    if os.path.lexists(config):
-        ours = False
-        with contextlib.suppress(ValueError, FileNotFoundError):
-            ours = "policy" in read_json(config, fix=FIX)
-        foreign = None if ours else config
-    else:
-        foreign = next(
-            (folder / name for name in (WEIGHTS, TOKENIZER) if os.path.lexists(folder / name)), None
-        )
+    foreign = _foreign(folder)
     if foreign is not None:
         raise FileExistsError(
-            f"{foreign} is there already, and is not part of a policy that armlet wrote; it is left as it is. Choose another "
-            "folder, or move it away"
+            f"{foreign} is there already, and is not part of a policy that armlet wrote; it is left "
+            "as it is. Choose another folder, or move it away"
         )
+
+
+def _foreign(folder: Path) -> Path | None:
+    # lexists: a link whose target is away is somebody's file all the same.
+    config = folder / CONFIG
+    if os.path.lexists(config):
+        with contextlib.suppress(
+            ValueError, FileNotFoundError
+        ):  # no JSON, or a dead link: not ours
+            if "policy" in read_json(config, fix=FIX):
+                return None
+        return config
+    for name in (WEIGHTS, TOKENIZER):
+        if os.path.lexists(folder / name):
+            return folder / name
+    return None
 
 
 def _write_weights(
@@ -147,12 +159,14 @@ def _write_weights(
     metadata."""
     size = sum(tensor.nbytes for tensor in tensors.values())
     with atomic_file(folder / (WEIGHTS + NEXT), size=size) as part:
+        # The fingerprint is a hash of the file, so the file is written without it, then marked.
         save_file(tensors, part, metadata={FINGERPRINT: UNKNOWN})
         digest = _digest(description, part)[1]
         digest.update(tokenizer)
         fingerprint = digest.hexdigest()[:16]
         unmarked = f'"{FINGERPRINT}":"{UNKNOWN}"'
-        with part.open("r+b") as file:  # the other is as long, so nothing moves
+        with part.open("r+b") as file:  # the fingerprint is as long, so nothing moves
+            # A safetensors file: 8 bytes that say how long the header is, the header, the tensors.
             header = file.read(8 + int.from_bytes(file.read(8), "little"))
             file.seek(8 + header.index(unmarked.encode()))
             file.write(unmarked.replace(UNKNOWN, fingerprint).encode())
@@ -165,7 +179,8 @@ def _finish(folder: Path) -> None:
     config: dict[str, Any] = (
         read_json(folder / CONFIG, fix=FIX) if (folder / CONFIG).exists() else {}
     )
-    weights, words = folder / (WEIGHTS + NEXT), folder / (TOKENIZER + NEXT)
+    weights = folder / (WEIGHTS + NEXT)
+    words = folder / (TOKENIZER + NEXT)
     if weights.exists():
         named = FINGERPRINT in config and _tensors(weights, fix=FIX)[0] == config[FINGERPRINT]
         _settle(weights, folder / WEIGHTS, belongs=named)
@@ -179,7 +194,7 @@ def _settle(following: Path, path: Path, *, belongs: bool) -> None:
         following.replace(path)
     else:
         following.unlink()
-    make_durable(path.parent)
+    make_durable(path.parent)  # a rename is in the folder, which must reach the disk, too
 
 
 def _hash(content: bytes) -> str:
@@ -198,19 +213,21 @@ def load_policy(
     folder = local_folder(folder, kind="model")
     config, (tensors, digest), tokenizer = _read(folder, _tensors_and_digest)
     digest.update(tokenizer)
+    # A policy of before there were fingerprints names none, and is read as it is.
     found = digest.hexdigest()[:16]
     if config.get(FINGERPRINT, found) != found:
         raise ValueError(
-            f"{folder}: `policy` in {CONFIG}, or {WEIGHTS}, was changed after the policy was saved: together they are {found} and not "
-            f"{config[FINGERPRINT]}; {FIX}. What is changed on purpose is saved again, with armlet.policies.checkpoint.save_policy"
+            f"{folder}: `policy` in {CONFIG}, or {WEIGHTS}, was changed after the policy was saved: "
+            f"together they are {found} and not {config[FINGERPRINT]}; {FIX}. What is changed on "
+            "purpose is saved again, with armlet.policies.checkpoint.save_policy"
         )
     words = _tokenizer(tokenizer, folder / TOKENIZER)
     try:
         policy = rebuild(config["policy"], words, empty=True)
     except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
         raise ValueError(
-            f"{folder / CONFIG}: `policy` does not describe a policy ({type(error).__name__}: {error}); it was changed by hand, or "
-            f"written by another version of armlet; {FIX}"
+            f"{folder / CONFIG}: `policy` does not describe a policy ({type(error).__name__}: "
+            f"{error}); it was changed by hand, or written by another version of armlet; {FIX}"
         ) from error
     wrong = contradictions(policy.body)
     if wrong:
@@ -273,15 +290,17 @@ def _read(
     patience = PATIENCE
     content = b""
     while True:
-        before, content = content, read_whole(folder / CONFIG, fix=FIX)
+        before = content
+        content = read_whole(folder / CONFIG, fix=FIX)
+        # Each new config is a save that went through, so this ends when the saves do.
         patience = patience - 1 if content == before else PATIENCE
         config = parse_json(content, folder / CONFIG, fix=FIX)
         if not isinstance(config.get("policy"), dict):
             raise ValueError(f"{folder / CONFIG} has no 'policy'; it was not written by armlet")
         if config.get("armlet") != VERSION:
             raise ValueError(
-                f"{folder / CONFIG}: `armlet` is {config.get('armlet')!r}, expected {VERSION}: another version of armlet wrote it, which "
-                "can read it"
+                f"{folder / CONFIG}: `armlet` is {config.get('armlet')!r}, expected {VERSION}: "
+                "another version of armlet wrote it, which can read it"
             )
         try:
             _named(folder / TOKENIZER)  # that a file is missing comes before what the others say
@@ -299,14 +318,16 @@ def _find_weights(
     config: dict[str, Any],
     look: Callable[[Path, dict[str, Any]], tuple[str | None, T]],
 ) -> T:
-    wanted, found = config.get(FINGERPRINT), None
+    wanted = config.get(FINGERPRINT)
+    found = None
     for path in _named(folder / WEIGHTS):
         found, value = look(path, config)
         if found == wanted:
             return value
     raise ValueError(
-        f"{folder / WEIGHTS} holds {_called(found)}, and {folder / CONFIG} describes {_called(wanted)}: the folder is a mixture of "
-        f"two policies. Copy {CONFIG}, {WEIGHTS} and {TOKENIZER} of one of them again{_differing(folder, config)}"
+        f"{folder / WEIGHTS} holds {_called(found)}, and {folder / CONFIG} describes "
+        f"{_called(wanted)}: the folder is a mixture of two policies. Copy {CONFIG}, {WEIGHTS} and "
+        f"{TOKENIZER} of one of them again{_differing(folder, config)}"
     )
 
 
@@ -338,8 +359,9 @@ def _find_words(folder: Path, config: dict[str, Any]) -> bytes:
         if WORDS not in config or _hash(content) == config[WORDS]:
             return content
     raise ValueError(
-        f"{folder / TOKENIZER} holds other words than {folder / CONFIG} was saved with: the folder is a mixture of two policies, or "
-        f"the file was changed. Copy {CONFIG}, {WEIGHTS} and {TOKENIZER} of one policy again"
+        f"{folder / TOKENIZER} holds other words than {folder / CONFIG} was saved with: the folder is "
+        f"a mixture of two policies, or the file was changed. Copy {CONFIG}, {WEIGHTS} and "
+        f"{TOKENIZER} of one policy again"
     )
 
 
@@ -383,10 +405,12 @@ def _opened(path: Path, *, fix: str) -> Iterator[Any]:
             yield file
     except SafetensorError as error:
         raise ValueError(
-            f"{path} ({path.stat().st_size} bytes) is no whole safetensors file ({error}): it was cut short, or is something else; "
-            f"{fix}"
+            f"{path} ({path.stat().st_size} bytes) is no whole safetensors file ({error}): it was cut "
+            f"short, or is something else; {fix}"
         ) from error
-    except RuntimeError as error:  # opened by torch: a save may have given the file its name between our look and this
+    except RuntimeError as error:  # from torch, which opens the file
+        # A save may have given it its name between our look and this: then it is missing, and
+        # `_read` looks again.
         check_is_here(path, fix=fix)
         raise ValueError(f"{path} cannot be opened ({error}); {fix}") from error
 
@@ -396,15 +420,15 @@ def load_weights(module: nn.Module, weights: dict[str, torch.Tensor], *, source:
     differences. A module that was built without weights takes the tensors themselves, each in the
     precision that the module says; they leave `weights`, so that none is there twice."""
     own = module.state_dict()
-    problems = [f"missing {name} {tuple(own[name].shape)}" for name in own.keys() - weights.keys()]
-    problems += [
-        f"unexpected {name} {tuple(weights[name].shape)}" for name in weights.keys() - own.keys()
-    ]
-    problems += [
-        f"{name} has shape {tuple(weights[name].shape)}, expected {tuple(own[name].shape)}"
-        for name in own.keys() & weights.keys()
-        if own[name].shape != weights[name].shape
-    ]
+    problems = []
+    for name in own.keys() | weights.keys():
+        if name not in weights:
+            problems.append(f"missing {name} {tuple(own[name].shape)}")
+        elif name not in own:
+            problems.append(f"unexpected {name} {tuple(weights[name].shape)}")
+        elif own[name].shape != weights[name].shape:
+            found = tuple(weights[name].shape)
+            problems.append(f"{name} has shape {found}, expected {tuple(own[name].shape)}")
     if problems:
         shown = "; ".join(sorted(problems)[:12])
         raise ValueError(
@@ -413,7 +437,9 @@ def load_weights(module: nn.Module, weights: dict[str, torch.Tensor], *, source:
     if not any(tensor.is_meta for tensor in own.values()):
         module.load_state_dict(weights)
         return
-    taken = {name: weights.pop(name).to(tensor.dtype) for name, tensor in own.items()}
+    taken = {}
+    for name, tensor in own.items():
+        taken[name] = weights.pop(name).to(tensor.dtype)  # fp16 on disk runs in single precision
     module.load_state_dict(taken, assign=True)
 
 
@@ -440,29 +466,29 @@ def _digest(
         header = file.read(min(length, weights.stat().st_size))
         described = parse_json(header, weights, fix=FIX)
         marked = described.get("__metadata__", {}).pop(FINGERPRINT, None)
-        if (
-            marked is not None
-        ):  # the header as the library writes it where nobody gives a fingerprint
+        if marked is not None:
+            # The header as the library would write it if nobody gave a fingerprint: the hash of a
+            # policy is the same whether its file carries one or not.
             if not described["__metadata__"]:
                 del described["__metadata__"]
             header = json.dumps(described, separators=(",", ":"), ensure_ascii=False).encode()
-            header += b" " * (-len(header) % 8)
+            header += b" " * (-len(header) % 8)  # the library aligns tensors to 8 bytes
         digest.update(len(header).to_bytes(8, "little") + header)
         body = 0
         if tensors is not None:
             for name, entry in _in_file(described):
                 tensors[name] = _empty(entry, weights)
                 body += _fill(file, tensors[name], digest)
-        while block := file.read(BLOCK):
+        while block := file.read(BLOCK):  # all of it, or what lies behind the last tensor
             digest.update(block)
             body += len(block)
-    wanted = max(
-        (each["data_offsets"][1] for name, each in described.items() if name != "__metadata__"),
-        default=0,
-    )
+    wanted = 0  # where the last tensor ends
+    for _, entry in _in_file(described):
+        wanted = max(wanted, entry["data_offsets"][1])
     if body != wanted:
         raise ValueError(
-            f"{weights} holds {body} bytes of tensors, and its header promises {wanted}: it was cut short; {FIX}"
+            f"{weights} holds {body} bytes of tensors, and its header promises {wanted}: it was cut "
+            f"short; {FIX}"
         )
     return marked, digest
 
@@ -486,8 +512,9 @@ def _fill(file: BinaryIO, tensor: torch.Tensor, digest: Any) -> int:
     room = memoryview(tensor.reshape(-1).view(torch.uint8).numpy().data)
     filled = 0
     while filled < len(room):
-        count = file.readinto(room[filled : filled + BLOCK])  # type: ignore[attr-defined]  # typeshed's BinaryIO lacks it
-        if not count:
+        # typeshed's BinaryIO lacks readinto, which needs no second copy of a tensor.
+        count = file.readinto(room[filled : filled + BLOCK])  # type: ignore[attr-defined]
+        if not count:  # the file is too short: the caller counts, and says so
             break
         digest.update(room[filled : filled + count])
         filled += count
@@ -515,12 +542,13 @@ def load_state(path: Path) -> dict[str, Any]:
     check_is_here(path, fix=fix)
     try:
         state = torch.load(path, weights_only=True)
-    except OSError:
+    except OSError:  # a disk that fails is no damaged file
         raise
     except Exception as error:  # a damaged pickle fails in every way there is
         first = str(error).strip().split("\n")[0]
         raise ValueError(
-            f"{path} ({path.stat().st_size} bytes) is not a whole training state ({type(error).__name__}: {first}); {fix}"
+            f"{path} ({path.stat().st_size} bytes) is not a whole training state "
+            f"({type(error).__name__}: {first}); {fix}"
         ) from error
     if not isinstance(state, dict):
         raise ValueError(f"{path} holds a {type(state).__name__}, expected a training state; {fix}")

@@ -45,6 +45,7 @@ from armlet.types import Batch, Trace
 if TYPE_CHECKING:  # slow to import, and of use only where a network is built
     from transformers import CLIPModel, CLIPTextConfig, CLIPVisionConfig
 
+# What a stage trains of `published()`: the paper's towers stand still but for LoRA.
 TRAINED = (
     "policy.*lora_*",
     "policy.masked",
@@ -135,7 +136,8 @@ class ClipLoraNetwork(Network):
             num_attention_heads=self.heads,
             image_size=self.image,
             patch_size=self.patch,
-            attn_implementation="sdpa" if self.fusion == "late" else "eager",  # type: ignore[call-arg]  # as in vla.py
+            # As in vla.py: fused only among the many tokens of the published size.
+            attn_implementation="sdpa" if self.fusion == "late" else "eager",  # type: ignore[call-arg]
         )
 
     def text_tower(self, vocabulary: int) -> "CLIPTextConfig":
@@ -149,7 +151,8 @@ class ClipLoraNetwork(Network):
             num_hidden_layers=self.text_depth,
             num_attention_heads=self.text_heads,
             max_position_embeddings=self.text_tokens,
-            bos_token_id=0,  # never read: a text's embedding is that of its last word, whichever that is
+            # Never read: a text's embedding is that of its last word, whichever that is.
+            bos_token_id=0,
             eos_token_id=0,
             pad_token_id=0,
         )
@@ -228,22 +231,28 @@ class ClipLora(TokenPolicy):
         own = body.tokenizer.get_vocab_size()
         if network.vocabulary is not None and own > network.vocabulary:
             raise ValueError(
-                f"vocabulary is {network.vocabulary} and the tokenizer has {own} entries; raise it, or leave it None to fit"
+                f"vocabulary is {network.vocabulary} and the tokenizer has {own} entries; raise it, "
+                "or leave it None to fit"
             )
         self.text = CLIPTextModel(network.text_tower(network.vocabulary or own))
         self.say = nn.Linear(network.text_width, network.embed, bias=False)
         tower = CLIPVisionModel(network.tower())
-        self.layers, self.leave = tower.encoder.layers, tower.post_layernorm
+        # The tower taken apart: what is watched, routed and cut are its layers.
+        self.layers = tower.encoder.layers
+        self.leave = tower.post_layernorm
         if network.fusion == "late":
-            self.patches, self.enter = tower.embeddings, tower.pre_layrnorm
+            self.patches = tower.embeddings
+            self.enter = tower.pre_layrnorm  # transformers' own spelling
             self.see = nn.Linear(network.width, network.embed, bias=False)
-            self.grids = {name: int(self.patches.num_positions) for name in cameras}
+            # Tokens of each camera, the class token among them.
+            self.grids = dict.fromkeys(cameras, int(self.patches.num_positions))
         else:
             self.grids = self._add_early_parts()
         self.vision_tokens = sum(self.grids.values())
         self.masked = nn.Parameter(torch.randn(network.embed) * 0.02)
         if network.use_state:
             early = network.fusion == "early"
+            # Early it is a token, late an embedding that joins the others behind the tower.
             self.state = state_layer(
                 len(body.state.offset), network.width if early else network.embed
             )
@@ -253,12 +262,14 @@ class ClipLora(TokenPolicy):
         if network.aux_heads:
             self.phase = nn.Linear(self.condition_width, network.phases)
             self.direction = nn.Linear(self.condition_width, network.embed)
+        # Last: it renames the weights of the maps that it wraps (`.base_layer.`).
         if network.lora_rank:
             self._add_lora()
 
     def _add_early_parts(self) -> dict[str, int]:
         """What modulates, joins and pools; returns how many tokens each camera gives."""
-        network, width = self.network, self.network.width
+        network = self.network
+        width = network.width
         self.order = nn.Parameter(1 + 0.5 * torch.randn(network.text_tokens, network.text_width))
         self.asked = nn.Sequential(
             nn.LayerNorm(network.text_width), nn.Linear(network.text_width, width), nn.GELU()
@@ -266,20 +277,18 @@ class ClipLora(TokenPolicy):
         self.words = nn.Linear(network.text_width, width)
         if network.use_state:
             self.felt = nn.Linear(width, network.embed)
-        eyes = {
-            name: ConvEncoder(
-                size, width, stride=network.strides.get(name, 12), channels=network.channels
-            )
-            for name, size in self.cameras.items()
-        }
-        self.eyes = Named(eyes)
-        self.pointers = Named(
-            {
-                name: Pointers(width, each.tokens, network.embed, count=network.pointers)
-                for name, each in eyes.items()
-            }
-        )
-        return {name: each.tokens for name, each in eyes.items()}
+        tokens = {}
+        self.eyes = Named()
+        for name, size in self.cameras.items():
+            stride = network.strides.get(name, 12)
+            eye = ConvEncoder(size, width, stride=stride, channels=network.channels)
+            self.eyes[name] = eye
+            tokens[name] = eye.tokens
+        # A loop of its own: fresh weights are drawn in the order in which parts are made.
+        self.pointers = Named()
+        for name, count in tokens.items():
+            self.pointers[name] = Pointers(width, count, network.embed, count=network.pointers)
+        return tokens
 
     def _add_lora(self) -> None:
         """Low-rank additions, which start at zero, to the query and value maps of both towers,
@@ -315,41 +324,41 @@ class ClipLora(TokenPolicy):
         """
         if ids.shape[1] > self.text_tokens:
             raise ValueError(
-                f"texts of {ids.shape[1]} tokens, and the text tower takes {self.text_tokens} at most; shorten the "
-                "descriptions, or build the network with a larger `text_tokens`"
+                f"texts of {ids.shape[1]} tokens, and the text tower takes {self.text_tokens} at "
+                "most; shorten the descriptions, or build the network with a larger `text_tokens`"
             )
         if torch.compiler.is_compiling():
             return self._read(ids, real)
+        # Texts that differ, in words or in what is padding: (2, b, t) → (2, u, t), and for each
+        # sample which of them is its own, (b,).
         distinct, which = torch.stack([ids, real.long()]).unique(dim=1, return_inverse=True)
         states, embedding = self._read(distinct[0], distinct[1].bool())
         return states[which], embedding[which]
 
     def _read(self, ids: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
-        states = self.text(input_ids=ids).last_hidden_state
+        # No mask: CLIP reads forwards only, so words never see the padding behind them.
+        states = self.text(input_ids=ids).last_hidden_state  # (b, t, text width)
         last = (real * torch.arange(1, ids.shape[1] + 1, device=ids.device)).argmax(1)
         return states, self.say(states[torch.arange(len(states), device=ids.device), last])
 
     def embed(self, batch: Batch) -> ClipState:
         words, said = self.read(batch.text, batch.text_mask)
         if self.network.fusion == "late":
-            eyes = [
-                self.enter(
-                    self.patches(
-                        pixels(batch.images[name], self.network.image, "clip_vision_model")
-                    )
-                )
-                for name in self.cameras
-            ]
-            hidden = torch.cat(eyes, 1)
+            seen = []
+            for name in self.cameras:
+                image = pixels(batch.images[name], self.network.image, "clip_vision_model")
+                seen.append(self.enter(self.patches(image)))
+            hidden = torch.cat(seen, 1)  # (b, n, d): nothing but vision tokens
             mask = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
-            return self._tokens(
-                batch, hidden, mask, torch.zeros_like(mask), self._apart(hidden), said
-            )
+            text = torch.zeros_like(mask)
+            return self._tokens(batch, hidden, mask, text, self._apart(hidden), said)
         asked = self.asked(ordered_mean(words, batch.text_mask, self.order))
-        eyes = [self.eyes[name](batch.images[name], asked) for name in self.cameras]
-        state = [self.state(batch.state).unsqueeze(1)] if self.network.use_state else []
-        hidden = torch.cat([*eyes, self.words(words), *state], 1)
-        text = F.pad(batch.text_mask, (self.vision_tokens, len(state)))
+        parts = [self.eyes[name](batch.images[name], asked) for name in self.cameras]
+        parts.append(self.words(words))
+        if self.network.use_state:
+            parts.append(self.state(batch.state).unsqueeze(1))
+        hidden = torch.cat(parts, 1)
+        text = F.pad(batch.text_mask, (self.vision_tokens, int(self.network.use_state)))
         mask = text.clone()
         mask[:, : self.vision_tokens] = True
         mask[:, self.vision_tokens + words.shape[1] :] = True
@@ -374,21 +383,22 @@ class ClipLora(TokenPolicy):
         one camera."""
         if len(self.grids) == 1:
             return None
+        # (n,): the number of the camera that each token is of; the size is said for exported graphs.
         camera = torch.repeat_interleave(
             torch.arange(len(self.grids)),
             torch.tensor(list(self.grids.values())),
             output_size=self.vision_tokens,
         )
-        other = (camera[:, None] != camera[None]).to(hidden.device)
-        apart = torch.zeros(other.shape, dtype=hidden.dtype, device=hidden.device).masked_fill_(
-            other, -1e9
-        )
+        other = (camera[:, None] != camera[None]).to(hidden.device)  # (n, n)
+        apart = torch.zeros(other.shape, dtype=hidden.dtype, device=hidden.device)
+        apart.masked_fill_(other, -1e9)
         return apart.expand(len(hidden), 1, -1, -1)
 
     def run_layer(self, index: int, state: TokenState) -> TokenState:
         return replace(state, hidden=self.layers[index](state.hidden, state.attention))
 
     def condition(self, state: TokenState) -> Tensor:
+        # Always masked: a robot is told no description, and training must see what is deployed.
         return self._join(state, self.masked.expand(len(state.hidden), -1))
 
     def _join(self, tokens: TokenState, description: Tensor) -> Tensor:
@@ -396,19 +406,19 @@ class ClipLora(TokenPolicy):
         condition width)."""
         assert isinstance(tokens, ClipState)  # made so here
         hidden = tokens.hidden
-        late, cameras = self.network.fusion == "late", []
-        for name, seen in zip(
-            self.grids,
-            hidden[:, : self.vision_tokens].split(list(self.grids.values()), 1),
-            strict=True,
-        ):
-            cameras.append(
-                self.see(self.leave(seen[:, 0])) if late else self.pointers[name](self.leave(seen))
-            )
-        state = []
-        if self.network.use_state:
-            state = [self.state(tokens.felt) if late else self.felt(self.leave(hidden[:, -1]))]
-        return torch.cat([*cameras, tokens.said, description, *state], -1)
+        late = self.network.fusion == "late"
+        each = hidden[:, : self.vision_tokens].split(list(self.grids.values()), 1)
+        parts = []
+        for name, seen in zip(self.grids, each, strict=True):  # (b, tokens of the camera, d)
+            if late:  # CLIP's embedding: that of the class token, its first
+                parts.append(self.see(self.leave(seen[:, 0])))
+            else:
+                parts.append(self.pointers[name](self.leave(seen)))
+        parts += [tokens.said, description]
+        if self.network.use_state:  # early: the last token, which has been through the layers
+            felt = self.state(tokens.felt) if late else self.felt(self.leave(hidden[:, -1]))
+            parts.append(felt)
+        return torch.cat(parts, -1)
 
     def signals(self, names: Collection[str], batch: Batch, run: Pass[TokenState]) -> Trace:
         """For training; nothing of it is computed while the policy acts.
@@ -429,7 +439,8 @@ class ClipLora(TokenPolicy):
             told = self._join(run.state, self.described(batch)).float()
             found["logits.told"] = self.head.logits(told)
         if self.network.aux_heads and masked is not None:
-            found |= {name: getattr(self, name)(masked) for name in guessed}
+            for name in guessed:
+                found[name] = getattr(self, name)(masked)
         if "direction.text" in names:
             found["direction.text"] = self._directions(batch)
         return found
@@ -441,20 +452,19 @@ class ClipLora(TokenPolicy):
         if batch.description is None or batch.description_mask is None:
             return masked
         _, embedding = self.read(batch.description, batch.description_mask)
+        # A description without a word is none.
         return torch.where(batch.description_mask.any(1, keepdim=True), embedding, masked)
 
     def _directions(self, batch: Batch) -> Tensor:
         if "direction" not in batch.labels or not self.network.directions:
             raise KeyError(
-                "direction.text needs `directions` in the network, the words of each label, and a label named 'direction' in the "
-                f"batch; found {self.network.directions} and the labels {sorted(batch.labels)}"
+                "direction.text needs `directions` in the network, the words of each label, and a "
+                f"label named 'direction' in the batch; found {self.network.directions} and the labels "
+                f"{sorted(batch.labels)}"
             )
-        ids, real = (
-            torch.from_numpy(each).to(self.device)
-            for each in self.inputs.words(self.network.directions)
-        )
-        with torch.no_grad():
-            _, embedding = self.read(ids, real)
+        ids, real = map(torch.from_numpy, self.inputs.words(self.network.directions))
+        with torch.no_grad():  # a target: the text tower must not move to meet the guess
+            _, embedding = self.read(ids.to(self.device), real.to(self.device))
         label = batch.labels["direction"]
         return embedding[label.clamp(min=0)].masked_fill((label < 0)[:, None], 0)
 
@@ -466,17 +476,17 @@ class ClipLora(TokenPolicy):
         """
         network = replace(self.network, lora_rank=0, aux_heads=False)
         plain = ClipLora(network, self.cameras, self.body, kept_layers=self.kept_layers)
-        weights = {
-            name.replace(".base_layer.", "."): tensor for name, tensor in self.state_dict().items()
-        }
+        weights = {}
+        for name, tensor in self.state_dict().items():
+            weights[name.replace(".base_layer.", ".")] = tensor  # peft's name for what it wraps
         if self.network.lora_rank:
             from peft.tuners.lora import Linear  # slow to import, and of use only here
 
             for name, module in self.named_modules():
                 if isinstance(module, Linear):
-                    weights[f"{name}.weight"] = weights[f"{name}.weight"] + module.get_delta_weight(
-                        "default"
-                    )
+                    added = module.get_delta_weight("default")  # B A · alpha / rank
+                    weights[f"{name}.weight"] = weights[f"{name}.weight"] + added
+        # By the names of the plain network: LoRA's own and the training heads' stay behind.
         plain.load_state_dict({name: weights[name] for name in plain.state_dict()})
         return plain.to(self.device).train(self.training)
 
@@ -509,7 +519,8 @@ def _take_clip(policy: ClipLora, clip: "CLIPModel") -> None:
     or none of its parts."""
     if policy.network.fusion == "early":
         raise ValueError(
-            "fusion='early' has eyes of its own and takes no pretrained CLIP; use fusion='late', as `published()`"
+            "fusion='early' has eyes of its own and takes no pretrained CLIP; use fusion='late', as "
+            "`published()`"
         )
     vision = clip.vision_model
     parts = {
@@ -521,23 +532,23 @@ def _take_clip(policy: ClipLora, clip: "CLIPModel") -> None:
         "leave": vision.post_layernorm,
         "see": clip.visual_projection,
     }
-    found = {
-        f"{part}.{name}": tensor
-        for part, module in parts.items()
-        for name, tensor in module.state_dict().items()
-    }
+    found = {}
+    for part, module in parts.items():
+        for name, tensor in module.state_dict().items():
+            found[f"{part}.{name}"] = tensor
     places = "text.embeddings.position_embedding.weight"
     if len(found[places]) < policy.text_tokens:
         found[places] = stretch(found[places], policy.text_tokens)
     weights = policy.state_dict()
     for name, own in weights.items():
         source = name.replace(".base_layer.", ".")
-        if source not in found:
+        if source not in found:  # ours alone: the head, `masked`, LoRA
             continue
         if found[source].shape != own.shape:
             raise ValueError(
-                f"pretrained {policy.network.pretrained!r}: {source} has shape {tuple(found[source].shape)}, and the network "
-                f"wants {tuple(own.shape)}; give the network the sizes of that model"
+                f"pretrained {policy.network.pretrained!r}: {source} has shape "
+                f"{tuple(found[source].shape)}, and the network wants {tuple(own.shape)}; give the "
+                "network the sizes of that model"
             )
         weights[name] = found[source]
     policy.load_state_dict(weights)

@@ -1,10 +1,10 @@
 """The policy contract, in two floors.
 
 *Policy*: anything that acts, ours or not, here or behind a socket. *Backbone*: a policy whose
-inside can be watched, probed, routed and cut, because it can name its layers and hand over what goes
-from one to the next. That, its `State`, is opaque to whoever does so: hidden tokens and masks, two
-streams with keys and values of each layer, a cache, whatever the network needs. What is read of it,
-by a router or a probe, the network says itself (`Backbone.features`).
+inside can be watched, probed, routed and cut, because it can name its layers and hand over what
+goes from one to the next. That, its `State`, is opaque to whoever does so: hidden tokens and masks,
+two streams with keys and values of each layer, a cache, whatever the network needs. What is read of
+it, by a router or a probe, the network says itself (`Backbone.features`).
 
 One file per network in this folder; nothing is copied or edited to watch or route it. Networks of
 tokens with an action head, as all of ours are, need only what `tokens.TokenPolicy` leaves open.
@@ -37,16 +37,8 @@ from armlet.robot.observation import Observation
 from armlet.robot.spec import ActionSpec, CameraSpec, ObservationSpec, RobotSpec
 from armlet.types import Batch, Trace
 
-SIZES = (
-    "width",
-    "depth",
-    "heads",
-    "chunk",
-    "execute",
-    "text_tokens",
-    "patch",
-    "image",
-)  # of a network, where it has them
+# Sizes of a network, where it has them.
+SIZES = ("width", "depth", "heads", "chunk", "execute", "text_tokens", "patch", "image")
 Join = Callable[[Tensor, Tensor], Tensor]  # (b, …) twice, a layer's input and its output → one
 
 
@@ -63,12 +55,14 @@ class State:
 
     def select(self, rows: Tensor) -> Self:
         """The same for some samples; `rows` (b',) int64."""
-        fields = {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
-        chosen = {name: _each(lambda x: x[rows], value) for name, value in fields.items()}
+        chosen = {}
+        for field in dataclasses.fields(self):
+            chosen[field.name] = _each(lambda x: x[rows], getattr(self, field.name))
         return replace(self, **chosen)
 
     def put(self, rows: Tensor, part: Self) -> Self:
         """This state, with what a layer did to the samples `rows` (b',), `part`, in their places."""
+        # A copy, and not `mine[rows] = theirs`: autograd still needs `mine`, and so may the caller.
         return self._joined(part, lambda mine, theirs: mine.index_copy(0, rows, theirs))
 
     def blend(self, other: Self, join: Join) -> Self:
@@ -76,9 +70,9 @@ class State:
         return self._joined(other, join)
 
     def _joined(self, other: Self, join: Join) -> Self:
-        joined = {
-            name: _each(join, getattr(self, name), getattr(other, name)) for name in self.changing
-        }
+        joined = {}
+        for name in self.changing:  # the others are the same tensors in both
+            joined[name] = _each(join, getattr(self, name), getattr(other, name))
         return replace(self, **joined)
 
 
@@ -130,18 +124,19 @@ class Pass(Generic[S]):
     def gated(self, index: int, before: Tensor, after: Tensor) -> Tensor:
         """For networks whose layers run again while they decode: what went into layer `index` there
         (b, …), and what came out, as its gates say; the router learns from that, too."""
-        gate = self.gates[:, index]
+        gate = self.gates[:, index]  # its value is hard, its gradient soft
         return mix(before, after, gate, gate)
 
     def skips(self, index: int) -> bool:
         """Whether layer `index` is known to run for nobody, so that it need not run again."""
+        # The plan is the first sample's; of others the host knows nothing, and asking a GPU waits.
         return len(self.gates) == 1 and bool(self.plan) and not self.plan[index]
 
 
 @dataclass(frozen=True)
 class Decision:
-    """`actions` (k, a) float32 in the robot's own numbers; `gates` (l,) 1 for a layer that ran, none
-    where nobody can say."""
+    """`actions` (k, a) float32 in the robot's own numbers; `gates` (l,) 1 for a layer that ran,
+    none where nobody can say."""
 
     actions: np.ndarray
     gates: tuple[int, ...]
@@ -165,6 +160,7 @@ class Body:
             "state": self.state.to_json(),
             "actions": self.actions.to_json(),
         }
+        # Left out where they say nothing: what was saved before they were there still hashes alike.
         if self.state_names:
             said["state_names"] = list(self.state_names)
         if self.fit != "exact":
@@ -276,7 +272,7 @@ class Backbone(nn.Module, Policy, Generic[S]):
     @property
     def layer_numbers(self) -> tuple[int, ...]:
         """Its layers' numbers in the network it was cut from, or its own."""
-        return self.kept_layers or tuple(range(len(self.layers)))
+        return self.kept_layers or tuple(range(len(self.layers)))  # no network keeps no layer
 
     @property
     def blocks(self) -> list[nn.Module]:
@@ -341,7 +337,7 @@ class Backbone(nn.Module, Policy, Generic[S]):
             state = self.run_layer(index, state)
             if watch:
                 seen.append(state)
-        gates = torch.ones(len(batch), len(self.layers), device=self.device)
+        gates = torch.ones(len(batch), len(self.layers), device=self.device)  # all layers ran
         return Pass(start, state, tuple(seen), gates, {})
 
     def signals(self, names: Collection[str], batch: Batch, run: Pass[S]) -> Trace:
@@ -358,13 +354,15 @@ class Backbone(nn.Module, Policy, Generic[S]):
     def layer_costs(self) -> Tensor:
         """(l,) relative cost of each layer: its parameters, to which the multiplications per token
         are proportional."""
-        return torch.tensor(
-            [float(sum(p.numel() for p in layer.parameters())) for layer in self.layers]
-        )
+        costs = []
+        for layer in self.layers:
+            costs.append(sum(parameter.numel() for parameter in layer.parameters()))
+        return torch.tensor(costs, dtype=torch.float32)
 
     def denormalise(self, actions: np.ndarray) -> np.ndarray:
         """Normalised actions (…, a) → what the robot takes, within its range."""
         spec = self.body.action_spec
+        # A network's numbers have no bounds, and a robot's controller may fault beyond its own.
         return np.clip(self.body.actions.invert(actions), spec.low, spec.high).astype(np.float32)
 
     @torch.inference_mode()
@@ -372,7 +370,7 @@ class Backbone(nn.Module, Policy, Generic[S]):
         batch = self.prepare([observation])
         run = self.run_layers(self.embed(batch), batch)
         actions = self.decode(run, batch)[0].float().cpu().numpy()
-        if not np.isfinite(actions).all():
+        if not np.isfinite(actions).all():  # clipped, NaN would stay NaN and infinity be full speed
             raise FloatingPointError("the policy answered with NaN or infinite actions")
         return Decision(self.denormalise(actions), run.plan or (1,) * len(self.layers))
 
@@ -391,9 +389,10 @@ def left_to(place: str, *names: str) -> Callable[[type], type]:
     """For a class around another policy: these members are those of the one at `place`."""
 
     def decorate(cls: type) -> type:
+        # Properties and not __getattr__: the base class has these names too, and would answer first.
         for name in names:
             setattr(cls, name, property(operator.attrgetter(f"{place}.{name}")))
-        return abc.update_abstractmethods(cls)
+        return abc.update_abstractmethods(cls)  # some of them are no longer abstract
 
     return decorate
 
@@ -413,7 +412,8 @@ class Network(ABC):
         limits.positive(self, *there)
         if "execute" in there and "chunk" in there:
             limits.check(self, execute=(1, getattr(self, "chunk")))  # noqa: B009 - not every network has one
-        width, heads = getattr(self, "width", 0), getattr(self, "heads", 1)
+        width = getattr(self, "width", 0)
+        heads = getattr(self, "heads", 1)
         if width % heads:
             raise ValueError(
                 f"{type(self).__name__}.heads is {heads}, expected a divisor of its width, {width}"
@@ -444,6 +444,11 @@ class Student(ABC):
         cut to fit them."""
 
 
+def sides_of(sample: Batch) -> dict[str, int]:
+    """The cameras of a batch: name → side of its square pictures in pixels."""
+    return {name: int(images.shape[-1]) for name, images in sample.images.items()}
+
+
 def weights_of(policy: Backbone, kept: tuple[int, ...]) -> dict[str, Tensor]:
     """The weights of a policy whose layers are these of another's `layers`, renumbered, and whose
     rest is the same.
@@ -457,7 +462,7 @@ def weights_of(policy: Backbone, kept: tuple[int, ...]) -> dict[str, Tensor]:
         )
     weights = {}
     for name, tensor in policy.state_dict().items():
-        room, _, rest = name.partition(".")
+        room, _, rest = name.partition(".")  # layers.<index>.<rest>
         if room != "layers":
             weights[name] = tensor
             continue
@@ -469,9 +474,10 @@ def weights_of(policy: Backbone, kept: tuple[int, ...]) -> dict[str, Tensor]:
 
 def tuples(fields: dict[str, Any]) -> dict[str, Any]:
     """The fields of a frozen dataclass as they were before JSON, which knows lists only."""
-    return {
-        name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()
-    }
+    found = {}
+    for name, value in fields.items():
+        found[name] = tuple(value) if isinstance(value, list) else value
+    return found
 
 
 def rebuild(description: dict[str, Any], tokenizer: Tokenizer, *, empty: bool = False) -> Backbone:
@@ -486,7 +492,7 @@ def rebuild(description: dict[str, Any], tokenizer: Tokenizer, *, empty: bool = 
     if not empty:
         return make(description, tokenizer)
     _listen()
-    before = BUILDING.empty
+    before = BUILDING.empty  # a network may build another inside, as a routed one does
     BUILDING.empty = True
     try:
         return make(description, tokenizer)
@@ -507,7 +513,8 @@ BUILDING = _Building()
 def _listen() -> None:
     """From now on torch asks `_without_weights` of every parameter. Never undone: other threads
     register parameters at any time."""
-    register_module_parameter_registration_hook(_without_weights)  # type: ignore[arg-type]  # it may answer
+    # `with torch.device("meta")` would empty buffers, too, some of which no file holds.
+    register_module_parameter_registration_hook(_without_weights)  # type: ignore[arg-type]
 
 
 def _without_weights(
@@ -521,8 +528,9 @@ def _without_weights(
 
 
 def _maker(kind: str) -> Callable[[dict[str, Any], Tokenizer], Backbone]:
-    """What makes a policy of this type from its description. Raises ValueError where nothing does."""
-    place, _, name = kind.partition(":")
+    """What makes a policy of this type from its description. Raises ValueError where nothing
+    does."""
+    place, _, name = kind.partition(":")  # package.module:Class, or a module of this folder
     path = place if name else f"armlet.policies.{kind}"
     try:
         module = importlib.import_module(path)

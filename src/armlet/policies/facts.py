@@ -1,5 +1,5 @@
-"""What a student must know of its teacher, kept beside the traces: with it a student that takes none
-of the teacher's weights is made, and taught from the traces, where the teacher itself is not.
+"""What a student must know of its teacher, kept beside the traces: with it a student that takes
+none of the teacher's weights is made, and taught from the traces, where the teacher itself is not.
 
 `probe` writes it as `teacher.json` in the trace store's folder. Knows policies by their contract;
 knows no recipe.
@@ -50,7 +50,7 @@ class TeacherFacts:
             condition_width=policy.condition_width,
             vision_tokens=policy.vision_tokens,
             text_tokens=policy.text_tokens,
-            network=json.loads(json.dumps(policy.to_json())),
+            network=json.loads(json.dumps(policy.to_json())),  # lists for tuples, as when read
         )
 
     @property

@@ -17,7 +17,7 @@ from armlet import limits
 from armlet.data.codec import Codebook
 from armlet.limits import ABOVE_0, MOST
 from armlet.policies.action_query import ActionQueryNetwork, ReuseDecoder
-from armlet.policies.contract import Backbone, Body, Network, Student
+from armlet.policies.contract import Backbone, Body, Network, Student, sides_of
 from armlet.policies.two_tower import TwoTower, TwoTowerNetwork, TwoTowerStudent
 from armlet.types import Batch
 
@@ -56,6 +56,7 @@ class FitsRobot(Network):
 
     def build(self, body: Body, cameras: dict[str, int]) -> Backbone:
         hz = body.action_spec.control_hz
+        # At least one action, and one carried out, however slow the robot.
         chunk = max(1, round(self.chunk_seconds * hz))
         execute = min(chunk, max(1, round(self.execute_seconds * hz)))
         return fitted(self.network, cameras, chunk=chunk, execute=execute).build(body, cameras)
@@ -64,7 +65,7 @@ class FitsRobot(Network):
 def fitted(network: Network, cameras: dict[str, int], **sizes: Any) -> Network:
     """The network with other sizes, and with patches that divide the pictures of these cameras,
     name → side; those that it names itself stay."""
-    if hasattr(network, "strides"):
+    if hasattr(network, "strides"):  # eyes of its own for each camera; else one ViT for all
         fitting = {name: patch_for([side]) for name, side in cameras.items()}
         sizes["strides"] = fitting | network.strides
     elif cameras:
@@ -86,6 +87,7 @@ class Choosing(FitsRobot):
         limits.check(self, primitives=(2, inf))
 
     def suited(self, body: Body, actions: np.ndarray) -> Network:
+        # Primitives depend on actions, the chunk on the robot alone: that is left to FitsRobot.
         options = {"primitives": primitives(body, actions, self.primitives), "refine": True}
         network = fitted(self.network, {}, head="codebook", head_options=options)
         return FitsRobot(network, self.chunk_seconds, self.execute_seconds)
@@ -100,7 +102,7 @@ def primitives(body: Body, actions: np.ndarray, size: int) -> list[list[float]]:
     Raises ValueError where on one side of a gripper there are fewer different ones than its share.
     """
     spec = body.action_spec
-    values = body.actions.apply(np.asarray(actions, np.float64))
+    values = body.actions.apply(np.asarray(actions, np.float64))  # normalised, about [−1, 1]
     ends = np.full((2, spec.dims), ((spec.gripper_open,), (spec.gripper_closed,)))
     opened, closed = body.actions.apply(ends)[:, spec.grippers[0]] if spec.grippers else (-1, 1)
     low = values.min(0)
@@ -108,9 +110,11 @@ def primitives(body: Body, actions: np.ndarray, size: int) -> list[list[float]]:
     still = high - low < 1e-6  # a dimension that never moves has no range to measure distance in
     low[still] -= 1
     high[still] += 1
+    # Data in which a gripper never opens still know where open is.
     for gripper in spec.grippers:
         low[gripper] = min(low[gripper], opened, closed)
         high[gripper] = max(high[gripper], opened, closed)
+    # The robot as the network sees it: the codebook measures distance in shares of these ranges.
     seen = replace(
         spec,
         low=tuple(low.tolist()),
@@ -133,7 +137,7 @@ class Alike(Student):
     def build(self, teacher: Backbone, sample: Batch | None = None) -> Backbone:
         if sample is None:
             raise ValueError("Alike sees through the data's cameras; pass build() a sample batch")
-        cameras = {name: int(images.shape[-1]) for name, images in sample.images.items()}
+        cameras = sides_of(sample)
         sizes = {"chunk": teacher.chunk, "execute": teacher.execute}
         return fitted(self.network, cameras, **sizes).build(teacher.body, cameras)
 
@@ -177,7 +181,6 @@ class FitsPictures(Student):
     def build(self, teacher: Backbone, sample: Batch | None = None) -> Backbone:
         if sample is None:
             raise ValueError("FitsPictures looks at the data; pass build() a sample batch")
-        cameras = {name: int(images.shape[-1]) for name, images in sample.images.items()}
-        network = fitted(self.student.network, cameras)
+        network = fitted(self.student.network, sides_of(sample))
         assert isinstance(network, ActionQueryNetwork)  # `fitted` changes sizes, not kinds
         return replace(self.student, network=network).build(teacher, sample)

@@ -139,7 +139,8 @@ class Routed(Backbone):
         """
         seen = self.features(start)
         with torch.autocast(seen.hidden.device.type, enabled=False):
-            state, action = batch.state.float(), batch.previous_action.float()
+            state = batch.state.float()
+            action = batch.previous_action.float()
             if isinstance(self.router, RandomRouter):
                 return self.router(state, action)
             return self.router(
@@ -156,6 +157,7 @@ class Routed(Backbone):
         mode = self.routing.mode
         if mode == "straight_through" and exploration > 0:
             # Logistic noise, scaled: which layers run is drawn.
+            # σ((logits / e + noise) · e) = σ(logits + e · noise): noise alone grows with e.
             gates = gate_sample(logits / exploration, "gumbel", temperature=1 / exploration)
         else:
             gates = gate_sample(logits, mode)
@@ -165,6 +167,7 @@ class Routed(Backbone):
         """The logit from which on a layer runs: by what a decision of this batch may cost, where
         the router has a dial."""
         asked = batch.budget
+        # Its own budget has a threshold that was set for it; interpolating would round.
         if asked is None or asked == self.routing.budget or not self.measured.calibration:
             return self.measured.threshold
         return self.measured.at(asked)
@@ -177,7 +180,7 @@ class Routed(Backbone):
         for index in range(len(self.layers)):
             join = partial(_mixed, mix, gates.hard[:, index], gates.soft[:, index])
             ran = self.run_layer(index, state)
-            state = self.skip_layer(index, state).blend(ran, join)
+            state = self.skip_layer(index, state).blend(ran, join)  # before: skipped, after: ran
             if watch:
                 seen.append(state)
         extras = {"router_logits": logits, "soft_gates": gates.soft}
@@ -191,7 +194,7 @@ class Routed(Backbone):
         seen = []
         for index in range(len(self.layers)):
             rows = [row for row, chosen in enumerate(plan) if chosen[index]]
-            if len(rows) == len(plan):
+            if len(rows) == len(plan):  # nothing to select and put back; always so when acting
                 state = self.run_layer(index, state)
             else:
                 skipped = self.skip_layer(index, state)
@@ -201,27 +204,28 @@ class Routed(Backbone):
                 state = skipped
             if watch:
                 seen.append(state)
-        first = tuple(map(int, plan[0]))
+        first = tuple(map(int, plan[0]))  # for a single observation, the route that it took
         return Pass(start, state, tuple(seen), gates, {"router_logits": logits}, first)
 
     @torch.no_grad()
     def calibrate(self, batch: Batch) -> None:
         """Find, for each of `BUDGETS`, the threshold at which the layers that run on this batch
-        cost that share of the backbone
-        and no more, and set the threshold for this router's own budget, if it has one."""
-        if self.routing.chooser == "random":
+        cost that share of the backbone and no more, and set the threshold for this router's own
+        budget, if it has one."""
+        if self.routing.chooser == "random":  # its logits are 1 and −1, in a fixed number
             return
         start = self.embed(batch)
         costs = self.layer_costs()
         found = []
         for budget in BUDGETS:
+            # A router with a dial answers each budget otherwise, and is asked anew.
             told = replace(batch, budget=budget) if self.routing.dial else batch
-            logits = self.route(start, told).cpu()
+            logits = self.route(start, told).cpu()  # sorted there, beside the costs
             found.append((budget, _threshold(logits, costs, budget)))
         self.measured = replace(self.measured, calibration=tuple(found))
         if self.routing.budget is not None:
             self.measured = self.at(self.routing.budget).measured
-        if not self.routing.dial:
+        if not self.routing.dial:  # with one, another budget may take another route
             routes = self._gates(start, batch).unique(dim=0)
             only = active_layers(routes) if len(routes) == 1 else None
             self.measured = replace(self.measured, only=only)
@@ -231,9 +235,11 @@ class Routed(Backbone):
         interpolated."""
         if not self.measured.calibration:
             raise ValueError(
-                "this router has not been calibrated, so no threshold is known for a budget; distil it again"
+                "this router has not been calibrated, so no threshold is known for a budget; distil "
+                "it again"
             )
-        lowest, highest = self.measured.calibration[0][0], self.measured.calibration[-1][0]
+        lowest = self.measured.calibration[0][0]
+        highest = self.measured.calibration[-1][0]
         if not lowest <= budget <= highest:
             raise ValueError(
                 f"a budget of {budget}: this router is calibrated from {lowest} to {highest}"
@@ -245,8 +251,7 @@ class Routed(Backbone):
 
     def deployed(self) -> Backbone:
         """Without its router, if that took one route on all frames that it was calibrated on:
-        deciding what is always the same
-        costs time and changes nothing."""
+        deciding what is always the same costs time and changes nothing."""
         return self if not self.measured.only else self.keep_layers(self.measured.only)
 
     @torch.no_grad()
@@ -284,11 +289,9 @@ def _mixed(mix: Mixer, hard: Tensor, soft: Tensor, before: Tensor, after: Tensor
 
 
 def _make_router(inner: Backbone, routing: Routing) -> Router | RandomRouter:
-    state_dims, action_dims, layers = (
-        len(inner.body.state.offset),
-        inner.body.action_spec.dims,
-        len(inner.layers),
-    )
+    state_dims = len(inner.body.state.offset)
+    action_dims = inner.body.action_spec.dims
+    layers = len(inner.layers)
     if routing.chooser == "random":
         return RandomRouter(
             state_dims, action_dims, layers, count=round(routing.initial_keep * layers)
@@ -309,15 +312,17 @@ def _make_router(inner: Backbone, routing: Routing) -> Router | RandomRouter:
 
 def _threshold(logits: Tensor, costs: Tensor, budget: float) -> float:
     """The lowest logit that the budget, a share of the cost of all layers of all samples (b, l),
-    can pay for; above all of
-    them where it can pay for none. Equal logits run or are skipped together."""
+    can pay for; above all of them where it can pay for none. Equal logits run or are skipped
+    together."""
+    # The layers of all samples together, those first that the router wants most.
     values, order = logits.flatten().sort(descending=True)
     spent = costs.expand_as(logits).flatten()[order].cumsum(0) / (costs.sum() * len(logits))
-    affordable = spent <= budget + 1e-6
+    affordable = spent <= budget + 1e-6  # a budget of exactly 1 pays for all, however it rounds
     count = int(affordable.sum())
     if count == len(values):
-        return (
-            float(values[-1]) - 1
-        )  # with room to spare: all run, also where a logit is a little lower
+        # With room to spare: all run, also where a logit is a little lower on other frames.
+        return float(values[-1]) - 1
+    # Between two logits, so that rounding moves none of them across; ties with the first that is
+    # too dear stay out.
     above = values[:count][values[:count] > values[count]]
     return float((above[-1] + values[count]) / 2 if len(above) else values[0] + 1)

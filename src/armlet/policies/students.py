@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from armlet.policies.contract import Backbone, Network, Student, rebuild
+from armlet.policies.contract import Backbone, Network, Student, rebuild, sides_of
 from armlet.types import Batch
 
 
@@ -49,7 +49,7 @@ class LayerDrop(Student):
                 "LayerDrop looks at the data to choose layers; pass build() a sample batch"
             )
         strongest = influence(teacher, sample).topk(self.layers).indices
-        return teacher.keep_layers(tuple(sorted(strongest.tolist())))
+        return teacher.keep_layers(tuple(sorted(strongest.tolist())))  # topk: strongest first
 
 
 @torch.no_grad()
@@ -62,7 +62,8 @@ def influence(policy: Backbone, batch: Batch) -> Float[Tensor, " l"]:
     for index in range(len(policy.layers)):
         state = policy.run_layer(index, state)
         after = policy.features(state)
-        likeness = torch.cosine_similarity(before.hidden, after.hidden, dim=-1)
+        likeness = torch.cosine_similarity(before.hidden, after.hidden, dim=-1)  # (b, n)
+        # Which tokens are real does not change on the way, so either mask will do.
         found.append(1 - likeness[before.mask].mean())
         before = after
     return torch.stack(found)
@@ -81,6 +82,7 @@ class Fresh(Student):
         return self.student.needs_teacher and not isinstance(self.student, FirstK | Kept)
 
     def build(self, teacher: Backbone, sample: Batch | None = None) -> Backbone:
+        # Built for its sizes alone, and once more from these: what it copied is left behind.
         return rebuild(self.student.build(teacher, sample).to_json(), teacher.body.tokenizer)
 
 
@@ -96,6 +98,4 @@ class Another(Student):
     def build(self, teacher: Backbone, sample: Batch | None = None) -> Backbone:
         if sample is None:
             raise ValueError("Another fits its eyes to the data; pass build() a sample batch")
-        return self.network.build(
-            teacher.body, {name: images.shape[-1] for name, images in sample.images.items()}
-        )
+        return self.network.build(teacher.body, sides_of(sample))

@@ -35,6 +35,7 @@ class TokenState(State):
     def select(self, rows: Tensor) -> Self:
         if self.rotary is None or len(self.rotary[0]) > 1:
             return super().select(rows)
+        # One row for all samples: taken out and put back, or selecting would look for more.
         return replace(replace(self, rotary=None).select(rows), rotary=self.rotary)
 
 
@@ -66,6 +67,7 @@ class TokenPolicy(Backbone[TokenState]):
 
     def _condition(self, run: Pass[TokenState]) -> Tensor:
         """In single precision, whatever the network ran in."""
+        # Once a pass: actions, loss and logits read it, and each would pool and project again.
         return run.once("condition", lambda: self.condition(run.state).float())
 
     def decode(self, run: Pass[TokenState], batch: Batch) -> Tensor:
@@ -84,6 +86,6 @@ class TokenPolicy(Backbone[TokenState]):
             found["condition"] = self._condition(run)
         if "logits" in names:
             logits = self.head.logits(self._condition(run))
-            if logits is not None:
+            if logits is not None:  # a head that names numbers outright has none
                 found["logits"] = logits
         return found

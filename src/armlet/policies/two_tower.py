@@ -34,7 +34,15 @@ from armlet.layers.fusion import AttentionPool, FiLM, FusionLayer, Goal, GoalCod
 from armlet.layers.heads import HEADS, Kind
 from armlet.layers.named import Named, state_layer
 from armlet.layers.vision import ConvEncoder, on_grid, word_mean
-from armlet.policies.contract import Backbone, Body, Network, Pass, Student, weights_of
+from armlet.policies.contract import (
+    Backbone,
+    Body,
+    Network,
+    Pass,
+    Student,
+    sides_of,
+    weights_of,
+)
 from armlet.policies.tokens import TokenPolicy, TokenState
 from armlet.robot.normalise import normalised
 from armlet.types import Batch, Trace
@@ -105,8 +113,9 @@ class TwoTowerNetwork(Network):
         super().__post_init__()
         if self.early_words and self.pretrained_vision:
             raise ValueError(
-                f"early_words=True embeds patches in its own way, and pretrained_vision={self.pretrained_vision!r} brings another; "
-                "choose one: early_words=False, or pretrained_vision=None"
+                "early_words=True embeds patches in its own way, and pretrained_vision="
+                f"{self.pretrained_vision!r} brings another; choose one: early_words=False, or "
+                "pretrained_vision=None"
             )
 
     def build(self, body: Body, cameras: dict[str, int]) -> "TwoTower":
@@ -151,8 +160,8 @@ class TwoTowerNetwork(Network):
             intermediate_size=4 * self.width,
             hidden_dropout_prob=self.dropout,
             attention_probs_dropout_prob=self.dropout,
-            max_position_embeddings=self.text_tokens
-            + 4,  # two marks around the text; positions begin at the padding's id + 1
+            # Two marks around the text; and positions begin at the padding's id + 1, which is 2.
+            max_position_embeddings=self.text_tokens + 4,
             type_vocab_size=1,
             layer_norm_eps=1e-5,
             pad_token_id=(marks(tokenizer) or (0,))[0],
@@ -181,7 +190,8 @@ class TwoTowerConfig:
         uneven = {name: size for name, size in self.cameras.items() if size % self.network.patch}
         if uneven:
             raise ValueError(
-                f"patches of {self.network.patch} px do not divide images of {uneven} px; choose another `patch`"
+                f"patches of {self.network.patch} px do not divide images of {uneven} px; choose "
+                "another `patch`"
             )
         if self.network.head not in HEADS:
             raise ValueError(
@@ -223,12 +233,12 @@ class TwoTower(TokenPolicy):
         self.kept_layers = kept_layers
         self.grids = tuple(size // network.patch for size in config.cameras.values())
         self.vision_tokens = sum(side**2 for side in self.grids)
-        self._marks = marks(body.tokenizer)
+        self._marks = marks(body.tokenizer)  # (padding, start, end), where the tokenizer has them
         self.width = width = network.width
-        size = max(config.cameras.values())
+        size = max(config.cameras.values())  # others' positions are interpolated from its grid
         self.vision = ViTModel(network.vit(size), add_pooling_layer=False)
         self.words = RobertaModel(network.roberta(body.tokenizer), add_pooling_layer=False)
-        self.camera = nn.Parameter(torch.zeros(len(config.cameras), width))
+        self.camera = nn.Parameter(torch.zeros(len(config.cameras), width))  # which camera it is
         self.state = state_layer(len(body.state.offset), width) if network.use_state else None
         self.ask = Question(width, network.text_tokens) if network.early_words else None
         self.eyes = Named()
@@ -237,15 +247,16 @@ class TwoTower(TokenPolicy):
                 self.eyes[name] = ConvEncoder(
                     side, width, stride=network.patch, channels=network.channels
                 )
-            self.vision.embeddings.patch_embeddings = nn.Identity()  # type: ignore[assignment]  # the eyes embed patches in its place
-        self.layers = nn.ModuleList(
-            FusionLayer(width, network.heads) for _ in range(network.fusion_layers)
-        )
+            # The eyes embed patches in its place, and what is never called must not be saved.
+            self.vision.embeddings.patch_embeddings = nn.Identity()  # type: ignore[assignment]
+        self.layers = nn.ModuleList()
+        for _ in range(network.fusion_layers):
+            self.layers.append(FusionLayer(width, network.heads))
         self.pool = AttentionPool(width, network.heads)
-        self.goal = GoalCode(
-            width * (2 if network.use_state else 1), network.goal, network.prototypes
-        )
-        self.abstraction, self.norm = FiLM(network.goal, width), nn.LayerNorm(width)
+        read = 2 * width if network.use_state else width  # the summary, and the state's token
+        self.goal = GoalCode(read, network.goal, network.prototypes)
+        self.abstraction = FiLM(network.goal, width)
+        self.norm = nn.LayerNorm(width)
         head = HEADS[network.head]
         options = head.fitted(normalised(body.action_spec, body.actions), network.head_options)
         self.head = head(width, network.chunk, body.action_spec.dims, **options)
@@ -267,19 +278,21 @@ class TwoTower(TokenPolicy):
 
     def read(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The words as RoBERTa understands them (b, t, d), and which are real (b, t)."""
-        ids, real = batch.text, batch.text_mask
+        ids = batch.text
+        real = batch.text_mask
         if self._marks:
             pad, start, end = self._marks
-            ids, real = (
-                F.pad(ids.masked_fill(~real, pad), (1, 1), value=pad),
-                F.pad(real, (2, 0), value=True),
-            )
+            ids = F.pad(ids.masked_fill(~real, pad), (1, 1), value=pad)  # (b, t) → (b, t + 2)
+            # Padding stands behind the words, so two more that are real at the front are two more
+            # in all.
+            real = F.pad(real, (2, 0), value=True)
             ids[:, 0] = start
+            # Behind the last word of each, and not in the last column, where the padding is.
             ids[torch.arange(len(ids), device=ids.device), real.sum(1) - 1] = end
         hidden = self.words.embeddings(ids)
-        mask = hidden.new_zeros(real.shape).masked_fill(~real, torch.finfo(hidden.dtype).min)[
-            :, None, None
-        ]
+        # As RoBERTa's layers take a mask: added to the scores, (b, 1, 1, t).
+        lowest = torch.finfo(hidden.dtype).min
+        mask = hidden.new_zeros(real.shape).masked_fill(~real, lowest)[:, None, None]
         for layer in self.words.encoder.layer:
             hidden = self._run(layer, hidden, mask)
         return hidden, real
@@ -290,41 +303,44 @@ class TwoTower(TokenPolicy):
 
         `asked` (b, d) says what to look for, if words speak to the eyes.
         """
-        embeddings, scale, patches = self.vision.embeddings, 0.5 / self.std, []
+        embeddings = self.vision.embeddings
+        scale = 0.5 / self.std
+        parts = []
         asked = batch.state.new_zeros(len(batch), self.width) if asked is None else asked
         for index, name in enumerate(self.cameras):
-            image = batch.images[name]
+            image = batch.images[name]  # (b, 3, h, w)
             if name in self.eyes:  # a ConvEncoder takes images around 0.5
                 found = self.eyes[name](torch.addcmul(0.5 - self.mean * scale, image, scale), asked)
             else:
                 found = embeddings.patch_embeddings((image - self.mean) / self.std)
-            patches.append(
-                found
-                + on_grid(embeddings.position_embeddings[:, 1:], self.grids[index])
-                + self.camera[index]
-            )
-        whole = (embeddings.cls_token + embeddings.position_embeddings[:, :1]).expand(
-            len(batch), -1, -1
-        )
-        state = [] if self.state is None else [self.state(batch.state).unsqueeze(1)]
-        hidden = torch.cat([*patches, whole, *state], 1)
+            # ViT's first position is the class token's.
+            places = on_grid(embeddings.position_embeddings[:, 1:], self.grids[index])
+            parts.append(found + places + self.camera[index])  # (b, side², d)
+        whole = embeddings.cls_token + embeddings.position_embeddings[:, :1]
+        parts.append(whole.expand(len(batch), -1, -1))
+        if self.state is not None:
+            parts.append(self.state(batch.state).unsqueeze(1))
+        hidden = torch.cat(parts, 1)
         for layer in self.vision.layers:
             hidden = self._run(layer, hidden)
         return self.vision.layernorm(hidden)
 
     def embed(self, batch: Batch) -> TokenState:
         words, real = self.read(batch)
-        asked = (
-            self.ask(self.words.embeddings.word_embeddings(batch.text), batch.text_mask)
-            if self.ask
-            else None
-        )
+        asked = None
+        if self.ask:
+            # Of the word table and not of RoBERTa's output: the eyes need not wait for the text
+            # tower, and its marks are not among the words that an order is learned for.
+            table = self.words.embeddings.word_embeddings(batch.text)
+            asked = self.ask(table, batch.text_mask)
         seen = self.see(batch, asked)
-        hidden = torch.cat([seen, words], 1)
+        hidden = torch.cat([seen, words], 1)  # (b, n, d)
         mask = torch.cat([real.new_ones(seen.shape[:2]), real], 1)
-        vision, text = torch.zeros_like(mask), torch.zeros_like(mask)
+        vision = torch.zeros_like(mask)
+        text = torch.zeros_like(mask)
         vision[:, : self.vision_tokens] = True
         text[:, seen.shape[1] :] = real
+        # The mask that a fusion layer takes, (b, 1, 1, t): over the words alone, which answer.
         return TokenState(hidden, mask, vision, text, real[:, None, None])
 
     @property
@@ -339,6 +355,7 @@ class TwoTower(TokenPolicy):
         return replace(state, hidden=torch.cat([seen, words], 1))
 
     def _run(self, layer: nn.Module, *inputs: Any) -> Tensor:
+        # Elsewhere nothing is kept for a way back, and computing again would only take time.
         if self.network.checkpointing and self.training and torch.is_grad_enabled():
             return checkpoint(layer, *inputs, use_reentrant=False)
         return layer(*inputs)
@@ -348,6 +365,7 @@ class TwoTower(TokenPolicy):
         summary = self.pool(hidden[:, : self._asking])
         if not self.network.use_state:
             return summary, self.goal(summary)
+        # The state's token is the last of those that ask.
         return summary, self.goal(torch.cat([summary, hidden[:, self._asking - 1]], -1))
 
     def condition(self, state: TokenState) -> Tensor:
@@ -358,19 +376,16 @@ class TwoTower(TokenPolicy):
         start = run.start
         hidden = run.state.hidden
         fused = hidden[:, : self.vision_tokens]
+        # How each is made; only those that are asked for are.
         known: dict[str, Callable[[], Tensor]] = {
             "fused": lambda: fused,
             "image": lambda: self._image(batch, start),
-            "text": lambda: self._unit(
-                "text", word_mean(start.hidden[:, self._asking :], start.text[:, self._asking :])
-            ),
+            "text": lambda: self._text(start),
             "goal": lambda: self.abstract(hidden)[1].code,
             "prototypes": lambda: self.abstract(hidden)[1].assignment,
-            **{
-                f"attention.{index}": partial(self._map, index, run)
-                for index in range(len(self.layers))
-            },
         }
+        for index in range(len(self.layers)):
+            known[f"attention.{index}"] = partial(self._map, index, run)
         if "teacher" in self.taught:
             known["projected"] = lambda: self.taught["teacher"](fused)
         found = {name: known[name]() for name in names if name in known}
@@ -382,12 +397,17 @@ class TwoTower(TokenPolicy):
         seen = self.see(batch) if self.ask else start.hidden
         return self._unit("image", seen[:, : self.vision_tokens].mean(1))
 
+    def _text(self, start: TokenState) -> Tensor:
+        """The words alone, (b, c), before they meet the picture."""
+        words = start.hidden[:, self._asking :]
+        return self._unit("text", word_mean(words, start.text[:, self._asking :]))
+
     def _unit(self, kind: str, feature: Tensor) -> Tensor:
         return F.normalize(self.taught[kind](feature).float(), dim=-1)
 
     def _map(self, index: int, run: Pass[TokenState]) -> Tensor:
         """(b, n, t): from each vision token, how much fusion layer `index` listens to each word."""
-        before = run.states[index - 1] if index else run.start
+        before = run.states[index - 1] if index else run.start  # what went into layer `index`
         layer = self.layers[index]
         assert isinstance(layer, FusionLayer) and before.attention is not None  # made so here
         hidden = before.hidden
@@ -413,7 +433,8 @@ def from_json(description: dict[str, Any], tokenizer: Tokenizer) -> TwoTower:
     """The network that `to_json` described, with fresh weights."""
     config = dict(description["config"])
     network = dict(config["network"])
-    network |= {name: tuple(network[name]) for name in ("mean", "std")}
+    network["mean"] = tuple(network["mean"])  # JSON has lists
+    network["std"] = tuple(network["std"])
     config["network"] = TwoTowerNetwork(**network)
     kept = config.pop("kept_layers")
     body = Body.from_json(description, tokenizer)
@@ -425,9 +446,8 @@ def from_json(description: dict[str, Any], tokenizer: Tokenizer) -> TwoTower:
 @dataclass(frozen=True)
 class TwoTowerStudent(Student):
     """Two towers of other sizes than the teacher's, made afresh: the same robot, words, cameras and
-    chunk, so that both answer
-    the same batch. Here the teacher's width is known, and with it the projection in which hidden
-    states are compared."""
+    chunk, so that both answer the same batch. Here the teacher's width is known, and with it the
+    projection in which hidden states are compared."""
 
     needs_teacher: ClassVar[bool] = False
     network: TwoTowerNetwork
@@ -442,10 +462,10 @@ class TwoTowerStudent(Student):
             found = getattr(self.network, name)
             if found != wanted:
                 raise ValueError(
-                    f"{name} is {found} in the student and {wanted} in its teacher; both answer one batch: make them equal"
+                    f"{name} is {found} in the student and {wanted} in its teacher; both answer one "
+                    "batch: make them equal"
                 )
-        cameras = {name: images.shape[-1] for name, images in sample.images.items()}
-        return self.network.assemble(teacher.body, cameras, teacher_width=teacher.width)
+        return self.network.assemble(teacher.body, sides_of(sample), teacher_width=teacher.width)
 
 
 def _load_pretrained(tower: "PreTrainedModel", what: str, name: str) -> None:
@@ -455,14 +475,16 @@ def _load_pretrained(tower: "PreTrainedModel", what: str, name: str) -> None:
         weights = type(tower).from_pretrained(name, add_pooling_layer=False).state_dict()
     except OSError as error:
         raise ValueError(
-            f"{what}={name!r} cannot be had from the Hugging Face hub here. On a machine that reaches it build the network once, "
-            f"and its files are cached; or name a local folder; or start from nothing: {what}=None"
+            f"{what}={name!r} cannot be had from the Hugging Face hub here. On a machine that reaches "
+            "it build the network once, and its files are cached; or name a local folder; or start "
+            f"from nothing: {what}=None"
         ) from error
     try:
         tower.load_state_dict(weights)
     except RuntimeError as error:
         raise ValueError(
-            f"{what}={name!r} has other sizes than this network, or images are not of its size: {error}"
+            f"{what}={name!r} has other sizes than this network, or images are not of its size: "
+            f"{error}"
         ) from error
 
 
@@ -485,7 +507,7 @@ def student_base() -> TwoTowerNetwork:
         vision_layers=12,
         text_layers=12,
         patch=16,
-        text_tokens=510,
+        text_tokens=510,  # 514 positions, as published, with the marks and the offset
         chunk=1,
         execute=1,
         embedding=256,
@@ -494,7 +516,7 @@ def student_base() -> TwoTowerNetwork:
         dropout=0.1,
         attention="sdpa",
         checkpointing=True,
-        vocabulary=50265,
+        vocabulary=50265,  # RoBERTa's table has this many rows
         hub_tokenizer="FacebookAI/roberta-base",
         pretrained_vision="google/vit-base-patch16-224-in21k",
         pretrained_text="FacebookAI/roberta-base",

@@ -62,12 +62,13 @@ class VLANetwork(Network):
         return LlamaConfig(
             vocab_size=vocabulary,
             hidden_size=self.width,
-            intermediate_size=int(self.width * 8 / 3) // 32 * 32,
+            intermediate_size=int(self.width * 8 / 3) // 32 * 32,  # Llama's 8/3, in whole blocks
             num_hidden_layers=self.depth,
             num_attention_heads=self.heads,
             num_key_value_heads=self.heads,
             max_position_embeddings=4096,
-            attn_implementation="eager",  # type: ignore[call-arg]  # tens of tokens: faster than fused, thrice in backward
+            # Among tens of tokens plain products are faster than a fused kernel, thrice in backward.
+            attn_implementation="eager",  # type: ignore[call-arg]
         )
 
 
@@ -86,6 +87,7 @@ class VLA(TokenPolicy):
 
         super().__init__()
         strides = {name: network.strides.get(name, 16) for name in cameras}
+        # Said of every camera, so that a saved description does not hang on what is usual.
         self.network = replace(network, strides=strides)
         self.body = body
         self.cameras = cameras
@@ -95,27 +97,28 @@ class VLA(TokenPolicy):
         self.execute = network.execute
         vocabulary = body.tokenizer.get_vocab_size()
         llama = network.llama(vocabulary)
-        eyes = {
-            name: ConvEncoder(size, width, stride=strides[name], channels=network.vision_channels)
-            for name, size in cameras.items()
-        }
-        self.vision = Named(eyes)
-        self.vision_tokens = sum(encoder.tokens for encoder in eyes.values())
+        self.vision = Named()
+        self.vision_tokens = 0
+        for name, size in cameras.items():
+            eye = ConvEncoder(size, width, stride=strides[name], channels=network.vision_channels)
+            self.vision[name] = eye
+            self.vision_tokens += eye.tokens
         self.words = nn.Embedding(vocabulary, width, padding_idx=0)
         # Each place in a sentence has factors of its own: "a on b" is not "b on a".
         self.order = nn.Parameter(1 + 0.5 * torch.randn(network.text_tokens, width))
         self.asked = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.GELU())
         self.state = state_layer(len(body.state.offset), width)
         self.query = nn.Parameter(torch.randn(width) * 0.02)
-        layers = [modeling_llama.LlamaDecoderLayer(llama, index) for index in range(network.depth)]
-        for layer in layers:
-            layer.self_attn.is_causal = False
-        self.layers = nn.ModuleList(layers)
+        self.layers = nn.ModuleList()
+        for index in range(network.depth):
+            layer = modeling_llama.LlamaDecoderLayer(llama, index)
+            layer.self_attn.is_causal = False  # every token sees every other: see the docstring
+            self.layers.append(layer)
         self.norm = modeling_llama.LlamaRMSNorm(width)
         self.rotary = modeling_llama.LlamaRotaryEmbedding(llama)
         dims = body.action_spec.dims
         self.head = HEADS[network.head](width, network.chunk, dims, **network.head_options)
-        self.apply(_initialise)
+        self.apply(_initialise)  # what Llama's own model class would do; only its layers are here
 
     def ask(self, words: Tensor, mask: Tensor) -> Tensor:
         """Embedded words (b, n, d), real where `mask` (b, n) → one vector (b, d) that says what to
@@ -123,23 +126,27 @@ class VLA(TokenPolicy):
         return self.asked(ordered_mean(words, mask, self.order))
 
     def embed(self, batch: Batch) -> TokenState:
-        words = self.words(batch.text)
+        words = self.words(batch.text)  # (b, t, d)
         asked = self.ask(words, batch.text_mask)
         eyes = [self.vision[name](batch.images[name], asked) for name in self.cameras]
-        state = self.state(batch.state).unsqueeze(1)
-        query = self.query.expand(len(batch), self.head.vectors, -1)
-        hidden = torch.cat([*eyes, words, state, query], 1)
-        seen, length = sum(part.shape[1] for part in eyes), hidden.shape[1]
+        state = self.state(batch.state).unsqueeze(1)  # (b, d) → (b, 1, d)
+        query = self.query.expand(len(batch), self.head.vectors, -1)  # as often as the head reads
+        hidden = torch.cat([*eyes, words, state, query], 1)  # (b, n, d)
+        seen = self.vision_tokens
+        length = hidden.shape[1]
         mask = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
         mask[:, seen : seen + words.shape[1]] = batch.text_mask
-        vision, text = torch.zeros_like(mask), torch.zeros_like(mask)
+        vision = torch.zeros_like(mask)
+        text = torch.zeros_like(mask)
         vision[:, :seen] = True
         text[:, seen : seen + words.shape[1]] = batch.text_mask
         if _unpadded(batch):  # no mask to build, and positions just count up
             positions = torch.arange(length, device=hidden.device)[None]
             rotary = self.rotary(hidden, positions)
             return TokenState(hidden, mask, vision, text, rotary=rotary)
+        # Padding takes no position, so that what follows stands where it would without.
         positions = mask.long().cumsum(1) - 1
+        # Finite, and far enough down to be exactly 0 behind the softmax.
         attention = torch.zeros(mask.shape, device=hidden.device).masked_fill_(~mask, -1e9)
         rotary = self.rotary(hidden, positions)
         return TokenState(hidden, mask, vision, text, attention[:, None, None, :], rotary)
@@ -151,7 +158,7 @@ class VLA(TokenPolicy):
         return replace(state, hidden=hidden)
 
     def condition(self, state: TokenState) -> Tensor:
-        return self.norm(state.hidden[:, -self.head.vectors :]).flatten(1)
+        return self.norm(state.hidden[:, -self.head.vectors :]).flatten(1)  # (b, v, d) → (b, v · d)
 
     def keep_layers(self, kept: tuple[int, ...]) -> "VLA":
         weights = weights_of(self, kept)
@@ -178,7 +185,9 @@ def from_json(description: dict[str, Any], tokenizer: Tokenizer) -> VLA:
     """The network that `to_json` described, with fresh weights."""
     network = tuples(description["network"])
     body = Body.from_json(description, tokenizer)
-    cameras, kept = network.pop("cameras"), network.pop("kept_layers", None)
+    cameras = network.pop("cameras")
+    kept = network.pop("kept_layers", None)
+    # Said twice in the file, so that a config of other statistics or words than its own is noticed.
     fitting = {
         "state_dims": len(body.state.offset),
         "action_dims": body.action_spec.dims,

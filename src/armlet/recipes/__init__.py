@@ -48,7 +48,7 @@ def for_own_robots() -> list[str]:
 
 def _found() -> dict[str, Choice]:
     found: dict[str, Choice] = {}
-    for path in sorted(_HERE.glob("[!_]*.py")):
+    for path in sorted(_HERE.glob("[!_]*.py")):  # in one order on every machine
         for name, choice in _choices(path):
             if name in found:
                 raise ValueError(
@@ -60,10 +60,13 @@ def _found() -> dict[str, Choice]:
 
 def _choices(path: Path) -> Iterator[tuple[str, Choice]]:
     """Name and description of every recipe that a file's source has."""
+    # Parsed and not imported: `armlet --help` should not wait for torch and a simulator.
     for node in ast.parse(path.read_text()).body:
         if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
             returns = ast.unparse(node.returns or ast.Constant(""))
-            if returns == "Recipe" and not ast.unparse(node.args):
+            if returns == "Recipe" and not ast.unparse(
+                node.args
+            ):  # nobody needs to give it anything
                 paragraph = (ast.get_docstring(node) or "").split("\n\n")[0]
                 yield node.name, Choice(path.stem, " ".join(paragraph.split()), node.name)
         elif isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == TABLE:
@@ -87,8 +90,7 @@ def _rows(table: ast.expr, path: Path) -> Iterator[tuple[str, Choice]]:
 
 def make(name: str) -> "Recipe":
     """The recipe called `name`, or made by `package.module:function`. Raises ValueError with the
-    nearest name, or saying what is wrong
-    with a recipe from outside."""
+    nearest name, or saying what is wrong with a recipe from outside."""
     from armlet.recipe import Recipe
 
     made = find(name)()
@@ -117,9 +119,8 @@ def find(name: str) -> Callable[[], "Recipe"]:
 
 def _outside(name: str) -> Callable[[], "Recipe"]:
     place, _, function = name.partition(":")
-    sys.path.insert(
-        0, str(Path.cwd())
-    )  # a recipe beside the user's data, as `python -m` would find it
+    # A recipe beside the user's data, as `python -m` would find it.
+    sys.path.insert(0, str(Path.cwd()))
     try:
         module = importlib.import_module(place)
     except ModuleNotFoundError as error:
@@ -133,16 +134,15 @@ def _outside(name: str) -> Callable[[], "Recipe"]:
     row = getattr(module, TABLE, {}).get(function)
     found = getattr(module, function, None) if row is None else partial(row.make, function)
     if not callable(found):
-        there = sorted(
-            each
-            for each, value in vars(module).items()
-            if callable(value) and getattr(value, "__module__", "") == place
-        )
-        what = (
-            f"there is no function {function!r}"
-            if found is None
-            else f"{function!r} is a {type(found).__name__}, no function"
-        )
-        raise ValueError(f"{name}: in {place} {what}; it has {', '.join(there) or 'none'}")
+        there = []
+        for each, value in vars(module).items():
+            # What it imported is no recipe of its own.
+            if callable(value) and getattr(value, "__module__", "") == place:
+                there.append(each)
+        if found is None:
+            what = f"there is no function {function!r}"
+        else:
+            what = f"{function!r} is a {type(found).__name__}, no function"
+        raise ValueError(f"{name}: in {place} {what}; it has {', '.join(sorted(there)) or 'none'}")
     recipe: Callable[[], Recipe] = found
     return recipe

@@ -1,13 +1,14 @@
 """ActDistill (arXiv 2511.18082): a student with the teacher's own layers and a router that skips
 some of them.
 
-    paper                     here
-    w_l = (l/(L−1))^γ         `gamma`
+    paper                          here
+    w_l = (l/(L−1))^γ              `gamma`
     L_sem = L_align + η L_struct   `semantic` (α), `eta`
-    L_act                     `layer_action` (β), `steps`
-    λ L_budget                `budget` (λ), `keep` (ρ), of every sample or of a batch's mean: `over`
-    L_task                    `imitation`, and the match of the final action and condition:
-                              `action`, `condition`
+    L_act                          `layer_action` (β), `steps`
+    λ L_budget                     `budget` (λ), `keep` (ρ), of every sample or of a batch's mean:
+                                   `over`
+    L_task                         `imitation`, and the match of the final action and condition:
+                                   `action`, `condition`
 
 Two stages. First routes are drawn (Gumbel noise) while the router learns which are worth their
 cost; then the router stands still, and the layers learn the routes that it takes. In one stage the
@@ -74,22 +75,25 @@ class ActDistill(Objective):
     docs/machinery."""
 
     def __call__(self, student: Trace, teacher: Trace, batch: Batch) -> dict[str, Tensor]:
-        depth = losses.depth_weights(
-            student["semantics"].shape[1], self.gamma, student["semantics"].device
-        )
-        theirs = {name: teacher[name][:: self.every] for name in ("semantics", "layer_actions")}
-        expert, valid = (target[:: self.every] for target in batch.targets())
-        semantic = losses.semantic_loss(student["semantics"], theirs["semantics"], self.eta)
+        own = student["semantics"]  # of every n-th sample alone, as the learner was told
+        depth = losses.depth_weights(own.shape[1], self.gamma, own.device)  # (l,)
+        expert, valid = batch.targets()
+        semantic = losses.semantic_loss(own, teacher["semantics"][:: self.every], self.eta)
         layers = losses.layer_action_loss(
-            student["layer_actions"], theirs["layer_actions"], expert, valid, self.steps
+            student["layer_actions"],
+            teacher["layer_actions"][:: self.every],
+            expert[:: self.every],
+            valid[:: self.every],
+            self.steps,
         )
+        # A router with a dial is told the budget of its batch, and held to that.
         keep = self.keep if batch.budget is None else batch.budget
+        excess = losses.budget_gap(student["gates"], student["costs"], keep, over=self.over)
         return {
             **self.output(student, teacher, batch),
             "semantic": self.semantic * (depth * semantic).mean(),
             "layer_action": self.layer_action * (depth * layers).mean(),
-            "budget": self.budget
-            * losses.budget_gap(student["gates"], student["costs"], keep, over=self.over).mean(),
+            "budget": self.budget * excess.mean(),
         }
 
 
@@ -135,6 +139,7 @@ class Published(Objective):
         }
 
 
+# Two of tabletop's eight layers.
 QUARTER = Routing(budget=0.25)
 
 
@@ -142,6 +147,7 @@ def actdistill(base: Recipe, student: Routing = QUARTER, *, route: int = 1000) -
     """`route` steps in which the router is found, and the rest of the base's steps with the router
     frozen."""
     (stage,) = base.stages
+    # The teacher's eyes, which are as good as they will be, and give the router what it reads.
     frozen = ("policy.inner.vision.*",)
     keep = student.budget
     assert keep is not None  # every recipe here gives one
@@ -150,7 +156,7 @@ def actdistill(base: Recipe, student: Routing = QUARTER, *, route: int = 1000) -
         objective=ActDistill(keep=keep),
         steps=route,
         freeze=frozen,
-        transforms=(*stage.transforms, Explore(1.0, 0.6)),
+        transforms=(*stage.transforms, Explore(1.0, 0.6)),  # noise falls, but never to none
     )
     # Not compiled: batches of every size go through a layer, as many samples as the router sends
     # there.
@@ -173,13 +179,14 @@ def action_kd(base: Recipe, *, budget: float = 0.25) -> Recipe:
     recipe = actdistill(base, Routing(budget=budget))
     said = MatchOutput(condition=0)
     objective = ActDistill(output=said, keep=budget, semantic=0, layer_action=0)
+    # The second stage has a router that stands still, so no budget either.
     first, second = recipe.stages
     stages = (replace(first, objective=objective), replace(second, objective=said))
     return replace(recipe, stages=stages)
 
 
 def published(base: Recipe) -> Recipe:
-    """One stage with the public code's gates and loss, whose budget is nobody's."""
+    """One stage with the public code's gates and loss, which ask for no budget."""
     stage = replace(
         base.stages[0],
         objective=Published(),
@@ -191,10 +198,12 @@ def published(base: Recipe) -> Recipe:
 def onpolicy(base: Recipe) -> Recipe:
     """One round of practice after the two stages."""
     recipe = actdistill(base)
+    # The router stands still here too; the layers learn what to do where the student went.
     lesson = replace(recipe.stages[1], steps=1000, learning_rate=3e-4)
     return replace(recipe, rounds=(Round(lesson, episodes=1000),))
 
 
+# The published router: it sees tokens, and neither the robot's state nor its last action.
 BLIND = Routing(budget=0.25, use_state=False, use_previous_action=False)
 RECIPES = {
     "actdistill": Row(

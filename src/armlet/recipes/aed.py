@@ -2,18 +2,18 @@
 larger policy's action, attention and representation, and image–text contrast, taught to two towers
 that choose among 24 actions.
 
-    account                                      here
-    ViT-B/16 ‖ RoBERTa-base, 225 M               `policies.two_tower.student_base()`;
-    `small_student()` trains here
-    ViT-L/14 ‖ RoBERTa-large, 0.68 B             `teacher_large()`; `small_teacher()`
-    24 discrete actions                          `PRIMITIVES`, a codebook of axes
-    (bench/codebook.py: an expert acts through it)
-    optional regression head                     `refine=True`: an offset from the primitive chosen
-    1.0 L_action + 0.5 L_attn + 0.5 L_repr       `action`, `attention`, `representation`
-      + 0.2 L_contrastive                        `contrastive`
-    teacher's, expert's or mixed targets         `share` of the teacher, `temperature`
-    frozen and ema_self teachers                 `Stage.teacher`: None and `OwnAverage`
-    online loop: replay, relabel, promote        `aed_online`: `Round(replay=…, trial=…)`
+    account                                 here
+    ViT-B/16 ‖ RoBERTa-base, 225 M          `policies.two_tower.student_base()`;
+                                            `small_student()` trains here
+    ViT-L/14 ‖ RoBERTa-large, 0.68 B        `teacher_large()`; `small_teacher()`
+    24 discrete actions                     `Codebook.axes` (bench/codebook.py: an expert acts
+                                            through it)
+    optional regression head                `refine=True`: an offset from the primitive chosen
+    1.0 L_action + 0.5 L_attn + 0.5 L_repr  `action`, `attention`, `representation`
+      + 0.2 L_contrastive                   `contrastive`
+    teacher's, expert's or mixed targets    `share` of the teacher, `temperature`
+    frozen and ema_self teachers            `Stage.teacher`: None and `OwnAverage`
+    online loop: replay, relabel, promote   `aed_online`: `Round(replay=…, trial=…)`
 
     armlet probe  aed_tabletop         # the shipped teacher's actions, attention and hidden states
     armlet distil aed_tabletop
@@ -89,19 +89,24 @@ class Aed(Objective):
 
     @property
     def needs(self) -> frozenset[str]:  # type: ignore[override]  # it follows from the weights
-        return frozenset(
-            name for weight, theirs, _ in self._terms.values() if weight for name in theirs
-        )
+        found: set[str] = set()
+        for weight, theirs, _ in self._terms.values():
+            if weight:
+                found.update(theirs)
+        return frozenset(found)
 
     @property
     def wants(self) -> frozenset[str]:  # type: ignore[override]
-        return frozenset(
-            name for weight, _, own in self._terms.values() if weight for name in own
-        ) | guesses(self.facts)
+        found: set[str] = set()
+        for weight, _, mine in self._terms.values():
+            if weight:
+                found.update(mine)
+        return frozenset(found) | guesses(self.facts)
 
     def __call__(self, student: Trace, teacher: Trace, batch: Batch) -> dict[str, Tensor]:
         _, valid = batch.targets()
         grids = self.grids or None
+        # Lambdas: a term whose weight is 0 is not computed, and its signals are not there.
         distances: dict[str, Callable[[], Tensor]] = {
             "action": lambda: losses.action_distribution_kl(
                 student["logits"], teacher["logits"], valid, temperature=self.temperature
@@ -120,11 +125,10 @@ class Aed(Objective):
                 student["image"], student["text"], losses.same_instruction(batch.text)
             ),
         }
-        terms = {
-            name: weight * distances[name]().mean()
-            for name, (weight, _, _) in self._terms.items()
-            if weight
-        }
+        terms = {}
+        for name, (weight, _, _) in self._terms.items():
+            if weight:
+                terms[name] = weight * distances[name]().mean()
         return terms | guess(student, batch, self.facts)
 
 
@@ -161,7 +165,7 @@ def aed(
         shared=shared,
         teacher=teacher or shared / "teacher",
         network=choosing(small_teacher(), base.benchmark, patch),
-        probe=None,
+        probe=None,  # no term reads a layer through heads
         split="tasks",
         traced=TRACED,
         trace_precision="bf16",  # half of the time, and the student learns in it as well
@@ -172,9 +176,11 @@ def aed(
 
 def two_stages(objective: Aed, steps: int) -> tuple[Stage, Stage]:
     """The teacher's voice first; then the last third with the expert's, at a tenth of the rate."""
+    # Of 24 primitives a few are most of the data.
     pictures = Augment(brightness=0.15, contrast=0.15, saturation=0.15, crop=2)
     transforms = (pictures, Balance(0.5))
     stage = replace(DISTIL, objective=objective, learning_rate=1e-3, transforms=transforms)
+    # min: an objective that hears no teacher at all stays without.
     last = replace(objective, share=min(objective.share, 0.25))
     return replace(stage, steps=steps * 2 // 3), replace(
         stage, objective=last, steps=steps // 3, learning_rate=1e-4
@@ -186,10 +192,11 @@ def for_any_robot(base: Recipe) -> Recipe:
     return replace(
         base,
         network=Choosing(small_teacher()),
-        probe=None,
+        probe=None,  # as above
         traced=TRACED,
         trace_precision="bf16",
         student=SameChoices(small_student()),
+        # Both networks see in the same patches, and no simulator knows facts to guess.
         stages=two_stages(Aed(grids=()), 6000),
     )
 
@@ -216,6 +223,7 @@ def families(base: Recipe) -> Recipe:
         episodes=Path("out/aed_families/episodes"),
         collection=Collection(episodes=50_000),
     )
+    # 224 and 96 are multiples of 16.
     return aed(larger, patch=16)
 
 
@@ -231,10 +239,14 @@ def online(base: Recipe) -> Recipe:
 def own_average(base: Recipe) -> Recipe:
     """A student of its teacher's shape."""
     recipe = on_tabletop(base)
+    # Its teacher is as wide as it is itself, so there is nothing to project.
     objective = Aed(projected=False, facts=FACTS)
-    stages = tuple(
-        replace(stage, objective=objective, teacher=OwnAverage()) for stage in recipe.stages
+    first, last = recipe.stages
+    stages = (
+        replace(first, objective=objective, teacher=OwnAverage()),
+        replace(last, objective=objective, teacher=OwnAverage()),
     )
+    # Both fusion layers: the teacher's own network, which it goes on from.
     return replace(recipe, student=Kept((0, 1)), stages=stages)
 
 

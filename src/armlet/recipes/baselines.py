@@ -25,10 +25,12 @@ def first_k(base: Recipe, kept: int = KEPT) -> Recipe:
 
 
 def layer_drop(base: Recipe, kept: int = KEPT) -> Recipe:
+    """Other layers of the teacher, trained as `first_k` is."""
     return replace(first_k(base), student=LayerDrop(kept))
 
 
 def random_skip(base: Recipe, share: float = KEPT / 8) -> Recipe:
+    # Not compiled: another number of samples goes through a layer at every step.
     stage = replace(base.stages[0], freeze=("policy.inner.vision.*",), compile=False)
     student = Routing(chooser="random", initial_keep=share)
     return replace(base, student=student, stages=(stage,))

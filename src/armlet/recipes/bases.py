@@ -31,7 +31,15 @@ FACTS = ("subject", "target")  # where the thing is that the words mean, and whe
 
 def guesses(facts: tuple[str, ...]) -> frozenset[str]:
     """What `guess` reads of a student."""
-    return frozenset(f"{how}.{fact}" for fact in facts for how in ("privileged", "pointed"))
+    return frozenset(_signals(facts))
+
+
+def _signals(facts: tuple[str, ...]) -> list[str]:
+    """Both guesses of every fact: from the condition, and from the picture alone."""
+    found = []
+    for fact in facts:
+        found += [f"privileged.{fact}", f"pointed.{fact}"]
+    return found
 
 
 def guess(
@@ -44,13 +52,13 @@ def guess(
     once, and what is left to learn from is the rest, where only the words tell which thing is
     meant.
     """
-    return {
-        f"{how}.{fact}": weight
-        / len(facts)
-        * (student[f"{how}.{fact}"].float() - batch.privileged[fact]).square().mean()
-        for fact in facts
-        for how in ("privileged", "pointed")
-    }
+    terms = {}
+    for signal in _signals(facts):
+        fact = signal.partition(".")[2]
+        error = student[signal].float() - batch.privileged[fact]  # (b, numbers of the fact)
+        # Over the number of facts, so that naming more of them does not drown the actions.
+        terms[signal] = weight / len(facts) * error.square().mean()
+    return terms
 
 
 @dataclass(frozen=True)
@@ -80,12 +88,9 @@ class FitHeads(Objective):
 
     def __call__(self, student: Trace, teacher: Trace, batch: Batch) -> dict[str, Tensor]:
         expert, valid = batch.targets()
-        layers = student["layer_actions"].unbind(1)
-        return {
-            "layer_actions": torch.stack(
-                [losses.action_mse(actions, expert, valid) for actions in layers]
-            ).mean()
-        }
+        layers = student["layer_actions"].unbind(1)  # l of (b, k, a)
+        gaps = [losses.action_mse(actions, expert, valid) for actions in layers]
+        return {"layer_actions": torch.stack(gaps).mean()}
 
 
 @dataclass(frozen=True)
@@ -103,15 +108,17 @@ class MatchOutput(Objective):
     """Weight of what the teacher's head reads."""
 
     def __call__(self, student: Trace, teacher: Trace, batch: Batch) -> dict[str, Tensor]:
+        # The actions, and what the head read to decide them, which the published loss never matches.
+        actions = losses.action_l1(student["actions"], teacher["actions"], batch.actions_valid)
+        conditions = losses.condition_cosine(student["condition"], teacher["condition"])
         return {
             "imitation": self.imitation * student["imitation"].mean(),
-            "action": self.action
-            * losses.action_l1(student["actions"], teacher["actions"], batch.actions_valid).mean(),
-            "condition": self.condition
-            * losses.condition_cosine(student["condition"], teacher["condition"]).mean(),
+            "action": self.action * actions.mean(),
+            "condition": self.condition * conditions.mean(),
         }
 
 
+# What recipes begin with; each replaces what it does otherwise.
 TEACH = Stage(Imitate(), steps=6000, batch_size=128, ema=0.999, compile=True)
 PROBE = Probe(Stage(FitHeads(), steps=600, optimiser="adamw", train=("probe.*",)))
 DISTIL = Stage(
@@ -134,7 +141,7 @@ class Row:
         out = recipe.out.parent / name
         if name.endswith("_demo"):  # what the demo makes lies together
             out = recipe.out / name.removesuffix("_demo")
-        if recipe.benchmark is None:
+        if recipe.benchmark is None:  # two recipes for one's own robot may want different teachers
             recipe = replace(recipe, teacher=out / "teacher")
         return replace(recipe, name=name, out=out)
 
@@ -150,6 +157,7 @@ def own() -> Recipe:
         episodes=YOURS,
         teacher=Path("out/own/teacher"),
         out=Path("out/own"),
+        # Cameras of any shape: brought to squares that the patches divide.
         pictures=Pictures(fit="auto"),
         network=FitsRobot(VLANetwork()),
         normalise_actions="min_max",
@@ -173,7 +181,7 @@ def tabletop() -> Recipe:
         out=Path("out/tabletop"),
         shared=Path("out/tabletop"),
         collection=Collection(),
-        network=VLANetwork(strides={"scene": 12, "wrist": 16}),
+        network=VLANetwork(strides={"scene": 12, "wrist": 16}),  # 72 and 48 px: 36 and 9 tokens
         teach=TEACH,
         probe=PROBE,
         stages=(DISTIL,),
@@ -213,6 +221,7 @@ def demo() -> Recipe:
         shared=Path("out/demo"),
         collection=replace(base.collection, episodes=1000),
         probe=replace(PROBE, stage=replace(PROBE.stage, steps=200)),
+        # Compiling would take longer than it saves in so few steps.
         stages=(replace(DISTIL, steps=1050, batch_size=64, warmup=50, compile=False),),
         evaluation=Evaluation(episodes=100),
     )

@@ -1,15 +1,15 @@
 """VITA-VLA (arXiv 2510.09607): a small action expert teaches a vision–language model to act, and
 lends it its decoder.
 
-    paper                                           here
-    small action expert, Seer                       a VLA of ours whose head is the paper's decoder:
-    `VLANetwork(head="arm_gripper")`
-    VLM, state token, action query, mapper          `policies.action_query`; `published()` is the
-    paper's size, 7.5 B
-    stage 1: MSE(mapper(h^VLM), h^expert)           `Align`; only `ALIGN` trains, where the model
-    was pretrained
-    stage 2: MAE(arm) + 0.01 BCE(gripper)           `Finetune`: the head's own loss; eyes frozen,
-    where they were pretrained
+    paper                                   here
+    small action expert, Seer               a VLA of ours whose head is the paper's decoder:
+                                            `VLANetwork(head="arm_gripper")`
+    VLM, state token, action query, mapper  `policies.action_query`; `published()` is the paper's
+                                            size, 7.5 B
+    stage 1: MSE(mapper(h^VLM), h^expert)   `Align`; only `ALIGN` trains, where the model was
+                                            pretrained
+    stage 2: MAE(arm) + 0.01 BCE(gripper)   `Finetune`: the head's own loss; eyes frozen, where
+                                            they were pretrained
 
     armlet teach  vita_vla_tabletop     # the expert
     armlet probe  vita_vla_tabletop     # what its decoder reads, frame by frame
@@ -38,7 +38,7 @@ from armlet.recipes.bases import DISTIL, FACTS, Row, guess, guesses, metaworld, 
 from armlet.training import losses
 from armlet.types import Batch, Trace
 
-STRIDES = {"scene": 12, "wrist": 16}
+STRIDES = {"scene": 12, "wrist": 16}  # camera → pixels of a patch, a side
 CHUNK = 3  # future steps, one action query each
 
 
@@ -83,7 +83,7 @@ def vita_vla(base: Recipe, *, align: int = 3000, finetune: int = 3000) -> Recipe
         shared=shared,
         teacher=shared / "expert",
         network=VLANetwork(chunk=CHUNK, head="arm_gripper", strides=STRIDES),
-        probe=None,
+        probe=None,  # stage 1 reads the condition, and no layer
         student=ReuseDecoder(ActionQueryNetwork(strides=STRIDES)),
         stages=_stages(FACTS, align, finetune),
     )
@@ -94,7 +94,7 @@ def for_any_robot(base: Recipe) -> Recipe:
     return replace(
         base,
         network=FitsRobot(VLANetwork(head="arm_gripper")),
-        probe=None,
+        probe=None,  # as above
         student=FitsPictures(ReuseDecoder()),
         stages=_stages((), 3000, 3000),
     )
@@ -102,11 +102,13 @@ def for_any_robot(base: Recipe) -> Recipe:
 
 def _stages(facts: tuple[str, ...], align: int, finetune: int) -> tuple[Stage, ...]:
     stage = replace(DISTIL, learning_rate=1e-3)
+    # A pattern that matches nothing is refused, and without facts there are no heads that guess.
+    guessing = ("privileged.*", "pointers.*") if facts else ()
     first = replace(
         stage,
         objective=Align(facts),
         steps=align,
-        train=(*ALIGN, *SCRATCH, *(("privileged.*", "pointers.*") if facts else ())),
+        train=(*ALIGN, *SCRATCH, *guessing),
     )
     second = replace(stage, objective=Finetune(facts), steps=finetune)
     return (first, second) if align else (second,)

@@ -61,6 +61,7 @@ from armlet.recipes.bases import (
 from armlet.training import losses
 from armlet.types import Batch, Trace
 
+# How an annotator's words help the student.
 Semantic = Literal["none", "privileged_text", "aux_heads", "both"]
 SMALL = small()
 TABLETOP_RULES = PhaseRules()
@@ -95,13 +96,12 @@ class VlaAd(Objective):
 
     @property
     def wants(self) -> frozenset[str]:  # type: ignore[override]  # it follows from `semantic`
-        told = {"logits.told"} if self.semantic in ("privileged_text", "both") else set()
-        guessed = (
-            {"phase", "direction", "direction.text"}
-            if self.semantic in ("aux_heads", "both")
-            else set()
-        )
-        return frozenset({"logits"} | told | guessed | guesses(self.facts))
+        found = {"logits"}
+        if self.semantic in ("privileged_text", "both"):
+            found.add("logits.told")
+        if self.semantic in ("aux_heads", "both"):
+            found |= {"phase", "direction", "direction.text"}
+        return frozenset(found) | guesses(self.facts)
 
     def __call__(self, student: Trace, teacher: Trace, batch: Batch) -> dict[str, Tensor]:
         if self.semantic != "none" and (batch.description is None or "phase" not in batch.labels):
@@ -110,26 +110,24 @@ class VlaAd(Objective):
                 "`annotator`"
             )
         expert, valid = batch.targets()
-        target = self._bins(
-            teacher["actions"] if self.target == "teacher" else expert, student["logits"].shape[-1]
-        )
-        weights = None if self.weights is None else torch.tensor(self.weights, device=target.device)
-        terms = {
-            "image": self.alpha
-            * losses.action_cross_entropy(student["logits"], target, valid, weights).mean()
-        }
+        actions = teacher["actions"] if self.target == "teacher" else expert
+        target = self._bins(actions, student["logits"].shape[-1])
+        weights = None
+        if self.weights is not None:
+            weights = torch.tensor(self.weights, device=target.device)
+        # The paper's L_img, of the path that is deployed, and L_full, of the one that is told.
+        image = losses.action_cross_entropy(student["logits"], target, valid, weights)
+        terms = {"image": self.alpha * image.mean()}
         if "logits.told" in self.wants:
-            terms["told"] = losses.action_cross_entropy(
-                student["logits.told"], target, valid, weights
-            ).mean()
+            full = losses.action_cross_entropy(student["logits.told"], target, valid, weights)
+            terms["told"] = full.mean()
         if "phase" in self.wants:
+            # An arm that goes nowhere has no direction whose words could be guessed.
             direction = batch.labels["direction"]
             named = direction.masked_fill(direction == DIRECTIONS.index("none"), -1)
             gap = losses.text_cosine(student["direction"], student["direction.text"], named)
-            terms["phase"] = (
-                self.phase
-                * losses.label_cross_entropy(student["phase"], batch.labels["phase"]).mean()
-            )
+            phase = losses.label_cross_entropy(student["phase"], batch.labels["phase"])
+            terms["phase"] = self.phase * phase.mean()
             terms["direction"] = self.direction * gap.mean()
         return terms | guess(student, batch, self.facts)
 
@@ -137,6 +135,7 @@ class VlaAd(Objective):
         """The number of each action's bin, or, with `soft`, how likely each bin is."""
         if not self.soft:
             return to_bins(actions, bins)
+        # Actions are normalised, so every dimension has the same bins, and names do not matter.
         dims = actions.shape[-1]
         codec = Bins(tuple(map(str, range(dims))), (-1.0,) * dims, (1.0,) * dims, bins)
         return codec.gaussian(actions, temperature=self.soft)
@@ -181,10 +180,10 @@ def told(network: ClipLoraNetwork, semantic: Semantic) -> ClipLoraNetwork:
 def for_any_robot(base: Recipe) -> Recipe:
     """Phases by what every robot has, motion and grippers; a student as small, fitted to its
     teacher, with nothing to guess of a simulator."""
-    network = replace(small(), strides={})
+    network = replace(small(), strides={})  # no camera of tabletop's: `Alike` finds them
     return replace(
         base,
-        probe=None,
+        probe=None,  # of the teacher the final actions alone are read
         trace_precision="bf16",
         annotator=MotionRules(),
         student=Alike(told(network, "privileged_text")),
@@ -197,7 +196,7 @@ def _longer() -> Recipe:
     nothing."""
     return replace(
         tabletop(),
-        shared=Path("out/vla_ad_tabletop"),
+        shared=Path("out/vla_ad_tabletop"),  # traces without layers are not tabletop's
         probe=None,
         trace_precision="bf16",  # a third of the time, and the student learns in it as well
         stages=(replace(DISTIL, steps=6000),),
@@ -221,6 +220,7 @@ def _large() -> Recipe:
 def _rollouts() -> Recipe:
     """The same with episodes of the teacher."""
     folder = Path("out/vla_ad_rollouts")
+    # Only what succeeds is kept (`TeacherActs`), as the paper's rollouts are.
     collection = Collection(actor="teacher")
     return replace(_longer(), episodes=folder / "episodes", shared=folder, collection=collection)
 
@@ -240,6 +240,7 @@ def practising(base: Recipe, semantic: Semantic = "privileged_text") -> Recipe:
     has been. So it practises: three rounds in which its teacher says what to do there. The paper
     has none."""
     recipe = tiny_student(base, semantic)
+    # A gentler rate than at first: it goes on from what it can do.
     lesson = replace(recipe.stages[0], steps=2500, learning_rate=2e-3)
     return replace(recipe, rounds=(Round(lesson, episodes=700),) * 3)
 

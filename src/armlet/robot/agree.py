@@ -88,6 +88,7 @@ def differences(
         *_names("action", ours.action.names, theirs.action.names, whose).differences,
         *_rates(ours.action, theirs.action, whose),
     ]
+    # With other dimensions the rest would be compared number by number with something else.
     if ours.action.dims == theirs.action.dims:
         found += _conventions(ours.action, theirs.action, whose)
         found += _ranges(ours.action, theirs.action, whose)
@@ -99,20 +100,20 @@ def remarks(
 ) -> list[str]:
     """What differs without harm and is worth a line: other names, and a narrower range."""
     said = list(_names("action", ours.action.names, theirs.action.names, whose).remarks)
-    mine, others = ours.observation, theirs.observation
+    mine = ours.observation
+    others = theirs.observation
     if mine.state_dims == others.state_dims:
         said += _names("state", mine.state_names, others.state_names, whose).remarks
     if ours.action.dims == theirs.action.dims:
-        narrow = [
-            f"{name} ({mine:.2g} of it)"
-            for name, mine in zip(
-                ours.action.names, shares(ours.action, theirs.action), strict=True
-            )
-            if mine < HALF
-        ]
+        narrow = []
+        used = shares(ours.action, theirs.action)  # (a,)
+        for name, share in zip(ours.action.names, used, strict=True):
+            if share < HALF:
+                narrow.append(f"{name} ({share:.2g} of it)")
         if narrow:
             said.append(
-                f"{whose[0]} uses a small part of the range that {whose[1]} takes: {', '.join(narrow)}"
+                f"{whose[0]} uses a small part of the range that {whose[1]} takes: "
+                f"{', '.join(narrow)}"
             )
     return said
 
@@ -135,7 +136,10 @@ class Outside:
     high: float
 
     def __str__(self) -> str:
-        return f"{self.name} in {self.share:.2g} of the frames, at worst {self.worst:g}, where it takes {self.low:g} to {self.high:g}"
+        return (
+            f"{self.name} in {self.share:.2g} of the frames, at worst {self.worst:g}, where it takes "
+            f"{self.low:g} to {self.high:g}"
+        )
 
 
 def outside_range(actions: np.ndarray, spec: ActionSpec) -> list[Outside]:
@@ -145,8 +149,8 @@ def outside_range(actions: np.ndarray, spec: ActionSpec) -> list[Outside]:
         low = spec.low[index]
         high = spec.high[index]
         values = actions[:, index].astype(np.float64)
-        width = high - low if np.isfinite(high - low) else 1.0
-        beyond = np.maximum(low - values, values - high)
+        width = high - low if np.isfinite(high - low) else 1.0  # one end may be open
+        beyond = np.maximum(low - values, values - high)  # (N,): below 0 inside the range
         out = beyond > TOLERANCE * width
         if out.any():
             found.append(
@@ -164,34 +168,32 @@ class _Names:
 
 
 def _names(what: str, ours: Sequence[str], theirs: Sequence[str], whose: tuple[str, str]) -> _Names:
-    if not ours or not theirs:
+    if not ours or not theirs:  # nobody knows them
         return _Names()
     if len(ours) != len(theirs):
         return _Names((_another_count(what, len(ours), len(theirs), whose),))
     mine = [plain(name) for name in ours]
     others = [plain(name) for name in theirs]
+    # Names that only count (0, 1, 2 …) are a reader's, and say nothing of an order.
     if mine == others or not is_named(ours) or not is_named(theirs):
         return _Names()
-    moved = [
-        theirs[index] for index, name in enumerate(others) if name in mine and mine[index] != name
-    ]
+    moved = []
+    for index, name in enumerate(others):
+        if name in mine and mine[index] != name:
+            moved.append(theirs[index])
+    # A name that stands there twice has no place of its own to have moved from.
     if moved and len(set(mine)) == len(mine) and len(set(others)) == len(others):
-        fix = "put the columns in that order, or describe a robot of theirs"
-        return _Names(
-            (
-                Difference(
-                    f"{what} names",
-                    f"{', '.join(moved)} stand in another order: {whose[1]} has {', '.join(theirs)}",
-                    f"{whose[0]} has {', '.join(ours)}",
-                    fix,
-                ),
-            )
+        order = Difference(
+            f"{what} names",
+            f"{', '.join(moved)} stand in another order: {whose[1]} has {', '.join(theirs)}",
+            f"{whose[0]} has {', '.join(ours)}",
+            "put the columns in that order, or describe a robot of theirs",
         )
-    return _Names(
-        remarks=(
-            f"{what}: {whose[1]} calls it {', '.join(theirs)}, taken as {', '.join(ours)} in this order",
-        )
+        return _Names((order,))
+    remark = (
+        f"{what}: {whose[1]} calls it {', '.join(theirs)}, taken as {', '.join(ours)} in this order"
     )
+    return _Names(remarks=(remark,))
 
 
 def _another_count(what: str, ours: int, theirs: int, whose: tuple[str, str]) -> Difference:
@@ -207,6 +209,7 @@ def plain(name: str) -> str:
     """A name without what people write differently: capitals, and a `d` or `delta_` before a
     direction."""
     found = name.strip().casefold().removesuffix(".pos").replace("-", "_").replace(" ", "_")
+    # Only ahead of a direction: `door` is no change of an `oor`.
     for prefix in ("delta_", "d_", "d"):
         rest = found.removeprefix(prefix)
         if rest != found and rest in ("x", "y", "z", "roll", "pitch", "yaw", "rx", "ry", "rz"):
@@ -238,7 +241,10 @@ def _conventions(ours: ActionSpec, theirs: ActionSpec, whose: tuple[str, str]) -
     us, them = whose
     found = []
     if ours.mode != theirs.mode:
-        fix = f"correct `mode` where it is described wrongly, or use a policy of {theirs.mode} actions"
+        fix = (
+            "correct `mode` where it is described wrongly, or use a policy of "
+            f"{theirs.mode} actions"
+        )
         found.append(
             Difference("mode", f"{them} has {theirs.mode} actions", f"{us} {ours.mode}", fix)
         )
@@ -251,13 +257,15 @@ def _conventions(ours: ActionSpec, theirs: ActionSpec, whose: tuple[str, str]) -
         )
     found += _grippers(ours, theirs, whose)
     scales = ours.translation_scale, theirs.translation_scale
+    # Where one of them is not known there is nothing to compare; the range may still tell.
     if scales[0] is not None and scales[1] is not None and not _close(scales[0], scales[1]):
         found.append(
             Difference(
                 "translation_scale",
                 f"a command of 1 moves {them} by {scales[1]:g} m",
                 f"{us} by {scales[0]:g} m",
-                "convert the actions (armlet/robot/conventions.py), or correct where it is described wrongly",
+                "convert the actions (armlet/robot/conventions.py), or correct where it is described "
+                "wrongly",
             )
         )
     return found
@@ -265,7 +273,7 @@ def _conventions(ours: ActionSpec, theirs: ActionSpec, whose: tuple[str, str]) -
 
 def _grippers(ours: ActionSpec, theirs: ActionSpec, whose: tuple[str, str]) -> list[Difference]:
     us, them = whose
-    if sorted(ours.grippers) != sorted(theirs.grippers):
+    if sorted(ours.grippers) != sorted(theirs.grippers):  # two arms may name theirs in any order
         return [
             Difference(
                 "grippers",
@@ -278,16 +286,20 @@ def _grippers(ours: ActionSpec, theirs: ActionSpec, whose: tuple[str, str]) -> l
         return []
     mine = (ours.gripper_open, ours.gripper_closed)
     others = (theirs.gripper_open, theirs.gripper_closed)
-    width = abs(mine[0] - mine[1])
+    width = abs(mine[0] - mine[1])  # the gripper's whole travel, in which a difference is measured
     if max(abs(mine[0] - others[0]), abs(mine[1] - others[1])) <= CLOSE * width:
         return []
-    swapped = max(abs(mine[0] - others[1]), abs(mine[1] - others[0])) <= CLOSE * width
-    fix = (
-        "they are swapped, so it would open where it should close: correct gripper_open and "
-        "gripper_closed where they are described wrongly, or convert the actions"
-        if swapped
-        else "convert the actions (armlet/robot/conventions.py), or correct where they are described wrongly"
-    )
+    # The worst of mistakes: everything runs, and nothing is ever held.
+    if max(abs(mine[0] - others[1]), abs(mine[1] - others[0])) <= CLOSE * width:
+        fix = (
+            "they are swapped, so it would open where it should close: correct gripper_open and "
+            "gripper_closed where they are described wrongly, or convert the actions"
+        )
+    else:
+        fix = (
+            "convert the actions (armlet/robot/conventions.py), or correct where they are described "
+            "wrongly"
+        )
     return [
         Difference(
             "gripper ends",
@@ -313,6 +325,7 @@ def shares(ours: ActionSpec, theirs: ActionSpec) -> np.ndarray:
     mine = np.array(ours.high, np.float64) - np.array(ours.low, np.float64)
     others = np.array(theirs.high, np.float64) - np.array(theirs.low, np.float64)
     known = np.isfinite(mine) & np.isfinite(others) & (mine > 0) & (others > 0)
+    # The inner `where` keeps numpy from warning of a division whose result is not used.
     return np.where(known, mine / np.where(known, others, 1.0), 1.0)
 
 
@@ -325,15 +338,18 @@ def _ranges(ours: ActionSpec, theirs: ActionSpec, whose: tuple[str, str]) -> lis
         high = theirs.high[index]
         if not math.isfinite(ours.high[index] - ours.low[index]):
             continue  # nobody knows it
-        room = BEYOND * (high - low)
+        room = BEYOND * (high - low)  # infinite where theirs is open: nothing lies beyond it
         if ours.low[index] < low - room or ours.high[index] > high + room:
             beyond.append(
-                f"{name} {ours.low[index]:g} to {ours.high[index]:g}, where it takes {low:g} to {high:g}"
+                f"{name} {ours.low[index]:g} to {ours.high[index]:g}, where it takes {low:g} to "
+                f"{high:g}"
             )
     if beyond:
         return [Difference("range", f"{us} says {'; '.join(beyond)}", f"{them} takes less", fix)]
+    # A gripper may well use little of its range: one that only holds thin things.
     moving = [index for index in range(ours.dims) if index not in ours.grippers]
-    used = shares(ours, theirs)[moving]
+    used = shares(ours, theirs)[moving]  # (m,)
+    # One joint may be used little; all of them at once is a factor, and no habit.
     if len(used) and (used < NARROW).all():
         index = moving[int(used.argmax())]
         name = ours.names[index]
@@ -354,15 +370,15 @@ def _seen(
     found = []
     for name, wanted in ours.cameras.items():
         there = theirs.cameras.get(name)
-        if there is None:
+        if there is None:  # by name alone: which camera stands where another did, nobody can tell
             has = ", ".join(sorted(theirs.cameras)) or "no camera"
             fix = "rename one, or record it"
             expected = f"{whose[0]} looks through it"
             found.append(Difference(f"camera {name!r}", f"{whose[1]} has {has}", expected, fix))
         elif ours.fit == "exact" and there != wanted:
             fix = (
-                "it takes pictures of that size as they are (fit exact); one taught with `--pictures.fit letterbox` (or crop, stretch) "
-                "and `--pictures.size` takes any"
+                "it takes pictures of that size as they are (fit exact); one taught with "
+                "`--pictures.fit letterbox` (or crop, stretch) and `--pictures.size` takes any"
             )
             found.append(
                 Difference(

@@ -39,27 +39,30 @@ def retime(chunk: np.ndarray, from_hz: float, to_hz: float, spec: ActionSpec) ->
         raise ValueError(f"control rates are {from_hz} and {to_hz} Hz, expected more than 0")
     if values.ndim < 2 or values.shape[-1] != spec.dims or values.shape[-2] == 0:
         raise ValueError(
-            f"the chunk has shape {values.shape}, expected (…, k, {spec.dims}) with k ≥ 1; a single action has no time"
+            f"the chunk has shape {values.shape}, expected (…, k, {spec.dims}) with k ≥ 1; a single "
+            "action has no time"
         )
     if from_hz == to_hz:
         return values.copy()
     if (spec.mode, spec.rotation) not in ADDITIVE:
         raise ValueError(
-            f"{spec.mode} actions with rotation {spec.rotation!r} cannot be retimed one dimension at a time"
+            f"{spec.mode} actions with rotation {spec.rotation!r} cannot be retimed one dimension at "
+            "a time"
         )
     steps = values.shape[-2]
     ratio = to_hz / from_hz
-    count = math.ceil(steps * ratio - 1e-9)
-    edges = np.minimum(
-        np.arange(count + 1) / ratio, steps
-    )  # where the new steps begin and end, in old ones
+    count = math.ceil(steps * ratio - 1e-9)  # rounding must not make one more
+    # Where the new steps begin and end, in old ones; the last ends with the chunk.
+    edges = np.minimum(np.arange(count + 1) / ratio, steps)
     if spec.mode == "delta":
+        # How far it has come at each edge; a new step is the way from one edge to the next.
         travelled = np.concatenate([np.zeros_like(values[..., :1, :]), values.cumsum(-2)], -2)
         made = np.diff(_between(travelled, edges), axis=-2)
     else:
+        # Action i is a place reached at i + 1, the end of its step.
         made = _between(values, np.maximum(edges[1:] - 1, 0))
     if spec.grippers:
-        last = np.ceil(edges[1:] - 1e-9).astype(int) - 1
+        last = np.ceil(edges[1:] - 1e-9).astype(int) - 1  # the old step that each new one ends in
         for index in spec.grippers:
             made[..., index] = values[..., last, index]
     return made
@@ -69,7 +72,7 @@ def _between(values: np.ndarray, positions: np.ndarray) -> np.ndarray:
     """(…, k, a) at fractional `positions` (m,) of its k → (…, m, a), by linear interpolation."""
     below = np.minimum(positions.astype(int), values.shape[-2] - 1)
     above = np.minimum(below + 1, values.shape[-2] - 1)
-    share = (positions - below)[:, None]
+    share = (positions - below)[:, None]  # (m, 1), 0 to 1
     return (1 - share) * values[..., below, :] + share * values[..., above, :]
 
 
@@ -93,6 +96,7 @@ def convert(
     if source.mode == "delta" and source.translation_scale and target.translation_scale:
         values[..., list(source.translation)] *= source.translation_scale / target.translation_scale
     for index in source.grippers:
+        # How closed it is, 0 to 1, whichever end is the larger number in either convention.
         width = source.gripper_closed - source.gripper_open
         closed = (values[..., index] - source.gripper_open) / width
         values[..., index] = (1 - closed) * target.gripper_open + closed * target.gripper_closed
@@ -101,11 +105,12 @@ def convert(
 
 def _refused(source: ActionSpec, target: ActionSpec) -> list[str]:
     """Why one cannot become the other, a line each; empty where it can."""
-    found = [
-        f"{name} is {getattr(source, name)!r} and should be {getattr(target, name)!r}"
-        for name in ("names", "mode", "rotation", "grippers")
-        if getattr(source, name) != getattr(target, name)
-    ]
+    found = []
+    for name in ("names", "mode", "rotation", "grippers"):
+        is_now = getattr(source, name)
+        wanted = getattr(target, name)
+        if is_now != wanted:
+            found.append(f"{name} is {is_now!r} and should be {wanted!r}")
     for which, spec in (("source", source), ("target", target)):
         if spec.grippers and spec.gripper_open == spec.gripper_closed:
             found.append(f"the {which}'s gripper is {spec.gripper_open:g} both open and closed")
@@ -113,7 +118,10 @@ def _refused(source: ActionSpec, target: ActionSpec) -> list[str]:
         if spec.mode == "delta" and scale is not None and not scale > 0:
             found.append(f"the {which}'s translation_scale is {scale}, expected more than 0")
     if source.translation_scale != target.translation_scale:
-        scales = f"translation_scale is {source.translation_scale} and should be {target.translation_scale}"
+        scales = (
+            f"translation_scale is {source.translation_scale} and should be "
+            f"{target.translation_scale}"
+        )
         if source.mode == "absolute":
             found.append(f"{scales}, and where the places are counted from is not known")
         elif None in (source.translation_scale, target.translation_scale):
@@ -122,7 +130,7 @@ def _refused(source: ActionSpec, target: ActionSpec) -> list[str]:
             found.append(f"{scales}, and no dimension is named x, y, z or dx, dy, dz")
     if source.control_hz != target.control_hz and (source.mode, source.rotation) not in ADDITIVE:
         found.append(
-            f"control_hz is {source.control_hz} and should be {target.control_hz}, and {source.mode} actions with rotation "
-            f"{source.rotation!r} cannot be retimed one dimension at a time"
+            f"control_hz is {source.control_hz} and should be {target.control_hz}, and {source.mode} "
+            f"actions with rotation {source.rotation!r} cannot be retimed one dimension at a time"
         )
     return found

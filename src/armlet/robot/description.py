@@ -11,7 +11,7 @@ import json
 import math
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Self, get_args
 
@@ -20,6 +20,7 @@ from armlet.robot.spec import ActionSpec, Mode, Rotation
 FILE = "robot.toml"
 NEEDED = ("mode", "rotation", "grippers")  # what no data set says of itself
 ENDS = ("gripper_open", "gripper_closed")  # needed where there is a gripper
+# What the question for a missing field offers.
 CAN_BE = {
     "mode": " or ".join(get_args(Mode)),
     "rotation": ", ".join(get_args(Rotation)),
@@ -58,11 +59,12 @@ class Described:
 
     def over(self, other: "Described") -> "Described":
         """What this one says and, of what it does not, what the other does."""
-        said = {each.name: getattr(self, each.name) for each in fields(Described)}
-        return replace(
-            Described(**{name: getattr(other, name) for name in said}),
-            **{name: value for name, value in said.items() if value is not None},
-        )
+        # Fields of Described alone: options have one more, the file, which says nothing of a robot.
+        merged: dict[str, Any] = {}
+        for each in fields(Described):
+            mine = getattr(self, each.name)
+            merged[each.name] = getattr(other, each.name) if mine is None else mine
+        return Described(**merged)
 
     @classmethod
     def of(cls, spec: ActionSpec, state_names: Sequence[str] = ()) -> Self:
@@ -71,6 +73,7 @@ class Described:
             mode=spec.mode,
             rotation=spec.rotation,
             grippers=spec.grippers,
+            # Without a gripper they are 0 and mean nothing.
             gripper_open=spec.gripper_open if spec.grippers else None,
             gripper_closed=spec.gripper_closed if spec.grippers else None,
             translation_scale=spec.translation_scale,
@@ -97,9 +100,11 @@ class Described:
         unknown = sorted(set(said) - set(known))
         if unknown:
             raise ValueError(
-                f"{path}: {', '.join(unknown)} says nothing of a robot; it may hold {', '.join(known)}"
+                f"{path}: {', '.join(unknown)} says nothing of a robot; it may hold "
+                f"{', '.join(known)}"
             )
-        return cls(**{name: _read(name, value, path) for name, value in said.items()})
+        checked = {name: _read(name, value, path) for name, value in said.items()}
+        return cls(**checked)
 
 
 @dataclass(frozen=True)
@@ -138,12 +143,13 @@ def completed(
     ValueError where what is said contradicts itself.
     """
     _ask(said, suggestions or {}, whose)
+    # What was asked for is there now, and the caller gave the rest; said for the type checker.
     assert said.names is not None and said.low is not None and said.high is not None
     assert said.mode is not None and said.rotation is not None and said.control_hz is not None
     assert said.grippers is not None
     grippers = indices(said.grippers, said.names)
     low, high = _range(said.names, said.low, said.high, whose)
-    ends = (0.0, 0.0)
+    ends = (0.0, 0.0)  # of a robot without a gripper
     if grippers:
         assert said.gripper_open is not None and said.gripper_closed is not None
         ends = (said.gripper_open, said.gripper_closed)
@@ -152,14 +158,15 @@ def completed(
                 f"{whose}: the gripper is open at {ends[0]:g} and closed at {ends[1]:g}; give two "
                 f"commands that differ: {option('gripper_open')} and {option('gripper_closed')}"
             )
+    # Recordings in which it never opens have a range that ends short of open.
     for index in grippers:
         low[index] = min(low[index], *ends)
         high[index] = max(high[index], *ends)
     scale = said.translation_scale
     if scale is not None and not 0 < scale < math.inf:
         raise ValueError(
-            f"{whose}: {option('translation_scale')} is {scale:g}, expected the metres that a command "
-            "of 1 moves the hand, more than 0"
+            f"{whose}: {option('translation_scale')} is {scale:g}, expected the metres that a "
+            "command of 1 moves the hand, more than 0"
         )
     return ActionSpec(
         names=said.names,
@@ -184,7 +191,9 @@ def _ask(said: Described, suggestions: Mapping[str, str], whose: str) -> None:
         missing += [name for name in ENDS if getattr(said, name) is None]
     if not missing:
         return
-    asked = [suggestions.get(name, f"{option(name)} … ({CAN_BE[name]})") for name in missing]
+    asked = []
+    for name in missing:  # all at once: asked one at a time, it would take as many runs
+        asked.append(suggestions.get(name, f"{option(name)} … ({CAN_BE[name]})"))
     raise UnknownRobotError(
         f"{whose}: what its actions mean is said nowhere; say it: {'; '.join(asked)}. Or run "
         f"`armlet inspect {whose}`: it shows the data and writes {FILE}, in which this is said once",
@@ -209,15 +218,16 @@ def indices(said: Sequence[int | str], names: Sequence[str]) -> tuple[int, ...]:
     there is not."""
     found = []
     for each in said:
+        # A name goes first: a data set without names calls its dimensions "0", "1", "2".
         number = names.index(each) if each in names else each
         if isinstance(number, str) and number.lstrip("-").isdigit():
             number = int(number)
         if isinstance(number, str) or not -len(names) <= number < len(names):
             raise ValueError(
-                f"{option('grippers')}: there is no dimension {each!r}; an action has {', '.join(names)} "
-                f"(0 to {len(names) - 1})"
+                f"{option('grippers')}: there is no dimension {each!r}; an action has "
+                f"{', '.join(names)} (0 to {len(names) - 1})"
             )
-        found.append(number % len(names))
+        found.append(number % len(names))  # -1 is the last
     return tuple(sorted(set(found)))
 
 
@@ -228,27 +238,29 @@ def option(name: str) -> str:
 
 def as_toml(value: Any) -> str:
     """A text, number or list of them as TOML says it; a float is read back to the bit."""
-    if isinstance(value, str):
+    if isinstance(value, str):  # a TOML basic string is written as JSON is
         return json.dumps(value, ensure_ascii=False)
     if isinstance(value, bool) or not isinstance(value, int | float | list | tuple):
         raise TypeError(f"{value!r} has no place in a {FILE}")
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(as_toml, value)) + "]"
-    return repr(value)
+    return repr(value)  # the shortest text that gives the same float again
 
 
 def toml_lines(said: Described) -> list[str]:
     """A line for everything that is said, in the order of the fields."""
-    found = {each.name: getattr(said, each.name) for each in fields(Described)}
-    return [f"{name} = {as_toml(value)}" for name, value in found.items() if value is not None]
+    lines = []
+    for each in fields(Described):
+        value = getattr(said, each.name)
+        if value is not None:
+            lines.append(f"{each.name} = {as_toml(value)}")
+    return lines
 
 
 def recorded_toml(spec: ActionSpec, state_names: Sequence[str]) -> str:
     """The `robot.toml` of episodes that armlet recorded itself: everything is known."""
-    lines = toml_lines(Described.of(spec, state_names))
-    return "# What the robot of these episodes is, as it was when they were recorded.\n" + "".join(
-        f"{line}\n" for line in lines
-    )
+    title = "# What the robot of these episodes is, as it was when they were recorded."
+    return "\n".join([title, *toml_lines(Described.of(spec, state_names)), ""])
 
 
 def _read(name: str, value: Any, path: Path) -> Any:
@@ -271,11 +283,11 @@ def _read(name: str, value: Any, path: Path) -> Any:
         return tuple(map(float, value))
     whole = name == "grippers"
     for each in value:
-        if not isinstance(each, str) and not (whole and type(each) is int):
+        if not isinstance(each, str) and not (whole and type(each) is int):  # True is an int, too
             kinds = "names or numbers of dimensions" if whole else "names"
             raise ValueError(f"{where}, expected {kinds}")
     return tuple(value)
 
 
 def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, int | float) and not isinstance(value, bool)  # True is an int

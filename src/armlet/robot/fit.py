@@ -17,9 +17,7 @@ import numpy as np
 from PIL import Image
 
 Fit = Literal["exact", "letterbox", "crop", "stretch"]
-VERSION = (
-    1  # of the arithmetic below: raise it where the same picture would be fitted to other bits
-)
+VERSION = 1  # of the arithmetic below: raise it where a picture would be fitted to other bits
 MOST = 8192  # pixels a side that a picture may be asked to have
 
 
@@ -50,7 +48,8 @@ class View:
             if name not in found:
                 there = ", ".join(sorted(found)) or "none"
                 lines.append(
-                    f"camera {name!r}: the policy looks through it and there is {there}; rename one, or record it"
+                    f"camera {name!r}: the policy looks through it and there is {there}; rename one, "
+                    "or record it"
                 )
             elif self.fit == "exact" and tuple(found[name]) != tuple(wanted):
                 lines.append(_another_size(name, found[name], wanted))
@@ -79,14 +78,16 @@ def fit_picture(
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         wanted = f"({height}, {width}, 3)" if fit == "exact" else "(h, w, 3)"
         raise FitError(
-            f"camera {camera!r}: found {image.shape} {image.dtype}, expected {wanted} uint8, channels last"
+            f"camera {camera!r}: found {image.shape} {image.dtype}, expected {wanted} uint8, channels "
+            "last"
         )
     found = image.shape[:2]
-    if found == (height, width):
+    if found == (height, width):  # under every fit: what is of that size is as it should be
         return image
     if 0 in found:
         raise FitError(
-            f"camera {camera!r}: found an empty picture, {image.shape}, expected ({height}, {width}, 3) uint8"
+            f"camera {camera!r}: found an empty picture, {image.shape}, expected ({height}, {width}, "
+            "3) uint8"
         )
     if fit == "exact":
         raise FitError(_another_size(camera, found, (height, width)))
@@ -101,27 +102,30 @@ def fit_picture(
 
 def _another_size(camera: str, found: tuple[int, ...], wanted: tuple[int, int]) -> str:
     return (
-        f"camera {camera!r}: found ({found[0]}, {found[1]}, 3), expected ({wanted[0]}, {wanted[1]}, 3) uint8: the policy takes pictures "
-        "of that size as they are (fit exact); one taught with `--pictures.fit letterbox` (or crop, stretch) and `--pictures.size` takes any"
+        f"camera {camera!r}: found ({found[0]}, {found[1]}, 3), expected ({wanted[0]}, {wanted[1]}, "
+        "3) uint8: the policy takes pictures of that size as they are (fit exact); one taught with "
+        "`--pictures.fit letterbox` (or crop, stretch) and `--pictures.size` takes any"
     )
 
 
 def _letterbox(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    # The side that first touches the frame decides.
     scale = min(height / image.shape[0], width / image.shape[1])
+    # At least a row and a column, of however thin a picture; never more than there is room for.
     inner_height = min(height, max(1, round(image.shape[0] * scale)))
     inner_width = min(width, max(1, round(image.shape[1] * scale)))
     top = (height - inner_height) // 2
     left = (width - inner_width) // 2
-    whole = np.zeros((height, width, 3), np.uint8)
-    whole[top : top + inner_height, left : left + inner_width] = _scaled(
-        image, inner_height, inner_width
-    )
+    inner = _scaled(image, inner_height, inner_width)
+    whole = np.zeros((height, width, 3), np.uint8)  # black
+    whole[top : top + inner_height, left : left + inner_width] = inner
     return whole
 
 
 def _middle(found: tuple[int, ...], height: int, width: int) -> tuple[float, float, float, float]:
     """The largest part of the right shape around a picture's middle, (left, top, right, bottom), to
     a fraction of a pixel."""
+    # The side that last fills the frame decides.
     scale = max(height / found[0], width / found[1])
     # Rounding must not leave the picture by a hair: Pillow refuses a box that does.
     half_height = min(height / scale / 2, found[0] / 2)
@@ -142,4 +146,5 @@ def _scaled(
     """`box` of the picture, or all of it, at this size. Without `reducing_gap`, which would be
     faster and not the same."""
     picture = Image.fromarray(np.ascontiguousarray(image))
+    # Pillow counts (width, height), numpy (height, width).
     return np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR, box=box))

@@ -1,8 +1,8 @@
 """Numbers of a robot ↔ numbers of a network, by the statistics of a data set. Knows no file and no
 network.
 
-    normalised = (value − offset) / scale + shift          value = (normalised − shift) · back +
-    offset
+    normalised = (value − offset) / scale + shift
+    value      = (normalised − shift) · back + offset
 
 a dimension at a time. `back` is `scale` but where a library's own way back is not the inverse of
 its way there.
@@ -11,19 +11,18 @@ its way there.
 (q10 and q90); `identity`, none. **Variants** say by which formula, for policies that were trained
 elsewhere must be fed as they were there:
 
-    armlet   mean_std     (x − mean) / s, s the deviation                                    back:
-             its inverse
+    armlet   mean_std     (x − mean) / s, s the deviation
              the others   (x − (lo + hi)/2) / s, s = (hi − lo)/2, so lo … hi becomes −1 … 1
+             back         the inverse
              s is never almost nothing: see `steady` below
-    lerobot  mean_std     (x − mean) / (std + 1e-8)                                          back: x
-             · std + mean, without the 1e-8
-             the others   2 (x − lo) / (hi − lo) − 1, with 1e-8 for hi − lo where that is 0  back:
-                          (x + 1)(hi − lo)/2 + lo
+    lerobot  mean_std     (x − mean) / (std + 1e-8)
+             back         x · std + mean, without the 1e-8
+             the others   2 (x − lo) / (hi − lo) − 1, with 1e-8 for hi − lo where that is 0
+             back         (x + 1)(hi − lo)/2 + lo
              (NormalizerProcessorStep of 0.4 to 0.6)
-    openpi   mean_std     (x − mean) / (std + 1e-6)                                          back: x
-             · (std + 1e-6) + mean
-             quantiles    2 (x − q01) / (q99 − q01 + 1e-6) − 1                               back:
-                          its inverse
+    openpi   mean_std     (x − mean) / (std + 1e-6)
+             quantiles    2 (x − q01) / (q99 − q01 + 1e-6) − 1
+             back         the inverse
              (transforms.Normalize and Unnormalize; it has no other modes)
 
 `epsilon` replaces a library's own small number; 0 leaves it out.
@@ -40,6 +39,7 @@ from armlet.robot.spec import ActionSpec
 Mode = Literal["identity", "mean_std", "min_max", "quantiles", "quantile10"]
 Variant = Literal["armlet", "lerobot", "openpi"]
 
+# The statistics that each mode reads.
 NEEDED: dict[str, tuple[str, ...]] = {
     "identity": (),
     "mean_std": ("mean", "std"),
@@ -47,14 +47,17 @@ NEEDED: dict[str, tuple[str, ...]] = {
     "quantiles": ("q01", "q99"),
     "quantile10": ("q10", "q90"),
 }
+# What the libraries add to what they divide by.
 EPSILON = {"lerobot": 1e-8, "openpi": 1e-6}
 
 ROUNDING = 1e-6  # of where a dimension stands: less is rounding (float32: 6e-8), not motion
-NOISE = 1e-7  # in the data's own unit: float32's rounding of numbers about 1, for a dimension that stands at 0
+# In the data's own unit, for a dimension that stands at 0: float32's rounding of numbers about 1.
+NOISE = 1e-7
 NEARLY = 1e-3  # of where a dimension stands: the least that a network is shown as one unit
 
-USUAL, EVER = 50.0, 1000.0  # normalised values that few rows may pass, and that none may
+USUAL = 50.0  # a normalised value that few rows may pass
 FEW = 0.01  # of the rows
+EVER = 1000.0  # one that none may
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,7 @@ class Normaliser:
     back: np.ndarray = None  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
+        # A frozen dataclass is set this way, once.
         if self.shift is None:
             object.__setattr__(self, "shift", np.zeros_like(self.offset))
         if self.back is None:
@@ -94,22 +98,31 @@ class Normaliser:
         if variant == "armlet":
             if epsilon is not None:
                 raise ValueError(
-                    f"epsilon={epsilon}: normalisation variant 'armlet' has none; leave it out, or choose another"
+                    f"epsilon={epsilon}: normalisation variant 'armlet' has none; leave it out, or "
+                    "choose another"
                 )
             offset, scale = _own(first, second, mode)
-            shift, back = np.zeros(dims), scale
-        elif mode == "identity":
-            offset, scale, shift = np.zeros(dims), np.ones(dims), np.zeros(dims)
+            shift = np.zeros(dims)
+            back = scale
+        elif mode == "identity":  # `_read` gives 0 and 1
+            offset = np.zeros(dims)
+            scale = np.ones(dims)
+            shift = np.zeros(dims)
             back = scale
         else:
             small = EPSILON[variant] if epsilon is None else epsilon
             offset, scale, shift, back = _theirs(first, second, mode, variant, small)
         kept = list(keep)
-        offset[kept], scale[kept], shift[kept], back[kept] = 0.0, 1.0, 0.0, 1.0
+        offset[kept] = 0.0
+        scale[kept] = 1.0
+        shift[kept] = 0.0
+        back[kept] = 1.0
+        # In single precision, as they will be kept: a tiny scale may be 0 there.
         nothing = np.flatnonzero(np.asarray(scale, np.float32) == 0)
         if len(nothing):
             raise ValueError(
-                f"statistics of {what!r}: dimension {nothing[0]} never moved, and epsilon is 0; it would be divided by 0"
+                f"statistics of {what!r}: dimension {nothing[0]} never moved, and epsilon is 0; it "
+                "would be divided by 0"
             )
         return cls(*(np.array(values, np.float32) for values in (offset, scale, shift, back)))
 
@@ -123,12 +136,16 @@ class Normaliser:
         q01 and q99 are the same is normalised by its lowest and highest value.
         """
         found = cls.from_statistics(statistics, mode, what="action", dims=spec.dims)
-        offset, scale = found.offset.copy(), found.scale.copy()
+        offset = found.offset.copy()
+        scale = found.scale.copy()
         if mode in ("quantiles", "quantile10"):
-            seldom = np.equal(*(np.array(statistics[name], np.float64) for name in NEEDED[mode]))
+            low, high = NEEDED[mode]
+            lowest = np.array(statistics[low], np.float64)
+            seldom = lowest == np.array(statistics[high], np.float64)  # (a,)
             whole = cls.from_statistics(statistics, "min_max", what="action", dims=spec.dims)
             offset = np.where(seldom, whole.offset, offset)
             scale = np.where(seldom, whole.scale, scale)
+        # Ends of 0 and 1 pass as well: a network sees the gripper move.
         kept = mode == "identity" or is_plain(spec)
         width = abs(spec.gripper_closed - spec.gripper_open)
         for index in spec.grippers:
@@ -137,7 +154,7 @@ class Normaliser:
         return cls(offset, scale)
 
     def apply(self, values: np.ndarray) -> np.ndarray:
-        return (values - self.offset) / self.scale + self.shift
+        return (values - self.offset) / self.scale + self.shift  # (…, x)
 
     def invert(self, values: np.ndarray) -> np.ndarray:
         return (values - self.shift) * self.back + self.offset
@@ -153,7 +170,8 @@ class Normaliser:
 
     @classmethod
     def from_json(cls, value: dict[str, list[float]]) -> Self:
-        return cls(**{name: np.array(numbers, np.float32) for name, numbers in value.items()})
+        arrays = {name: np.array(numbers, np.float32) for name, numbers in value.items()}
+        return cls(**arrays)
 
 
 def is_plain(spec: ActionSpec) -> bool:
@@ -170,8 +188,9 @@ def normalised(spec: ActionSpec, actions: Normaliser) -> ActionSpec:
     ends = spec.gripper_open, spec.gripper_closed
     if spec.grippers:
         at = spec.grippers[0]  # all grippers have the same ends, and the same way there
-        both = [actions.apply(np.full(spec.dims, end, np.float64))[at] for end in ends]
-        ends = float(both[0]), float(both[1])
+        opened = actions.apply(np.full(spec.dims, ends[0], np.float64))[at]
+        closed = actions.apply(np.full(spec.dims, ends[1], np.float64))[at]
+        ends = float(opened), float(closed)
     return replace(
         spec,
         low=tuple(low.tolist()),
@@ -196,12 +215,14 @@ def _read(
         values = np.array(statistics[name], np.float64)
         if values.shape != (dims,):
             raise ValueError(
-                f"statistics of {what!r}: {name} has shape {values.shape}, expected ({dims},); are they of another robot?"
+                f"statistics of {what!r}: {name} has shape {values.shape}, expected ({dims},); are "
+                "they of another robot?"
             )
         bad = np.flatnonzero(~np.isfinite(values))
         if len(bad):
             raise ValueError(
-                f"statistics of {what!r}: {name} of dimension {bad[0]} is {values[bad[0]]}; measure them again"
+                f"statistics of {what!r}: {name} of dimension {bad[0]} is {values[bad[0]]}; measure "
+                "them again"
             )
         found.append(values)
     if mode == "identity":
@@ -214,7 +235,7 @@ def _own(first: np.ndarray, second: np.ndarray, mode: Mode) -> tuple[np.ndarray,
     if mode == "identity":
         return first, second
     centre, spread = _centre_and_spread(first, second, mode)
-    still, nearly = _steady(centre, spread)
+    still, nearly = _steady(centre, spread)  # why: see `steady`
     scale = np.where(nearly, NEARLY * np.abs(centre), spread)
     return centre, np.where(still, np.maximum(np.abs(centre), 1.0), scale)
 
@@ -223,9 +244,12 @@ def _theirs(
     first: np.ndarray, second: np.ndarray, mode: Mode, variant: Variant, epsilon: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Offset, scale, shift and back of another library's formulas, in its own single precision."""
-    first, second, small = first.astype(np.float32), second.astype(np.float32), np.float32(epsilon)
+    first = first.astype(np.float32)
+    second = second.astype(np.float32)
+    small = np.float32(epsilon)
     if mode == "mean_std":
         scale = second + small
+        # lerobot adds the small number on the way there and forgets it on the way back.
         back = second.copy() if variant == "lerobot" else scale.copy()
         return first, scale, np.zeros_like(first), back
     if variant == "openpi":
@@ -234,6 +258,7 @@ def _theirs(
         width = second - first + small
     else:
         width = np.where(second == first, small, second - first)
+    # 2 (x − lo) / width − 1 as offset, scale and shift.
     return first, width / 2, np.full_like(first, -1), width / 2
 
 
@@ -248,6 +273,7 @@ def _centre_and_spread(
 
 def _steady(centre: np.ndarray, spread: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Which dimensions stand still, and which nearly do: (dims,) bool each."""
+    # Relative, for no size in metres or radians says what almost nothing is.
     place = np.abs(centre)
     still = spread <= np.maximum(ROUNDING * place, NOISE)
     return still, ~still & (spread < NEARLY * place)
@@ -289,6 +315,7 @@ def check_sane(what: str, values: np.ndarray, normaliser: Normaliser, names: Seq
     That is more than 1000 once, or more than 50 in more than 1 % of the rows. A dimension without
     statistics (identity) may be 50.
     """
+    # (N, x); whatever is far off when normalised is so far off for the network.
     found = np.abs(normaliser.apply(values))
     plain = (normaliser.offset == 0) & (normaliser.scale == 1) & (normaliser.shift == 0)
     for index in range(found.shape[1]):
@@ -301,9 +328,13 @@ def check_sane(what: str, values: np.ndarray, normaliser: Normaliser, names: Seq
         if plain[index]:
             fix = "it has no statistics: choose a normalisation (--normalise-actions), or repair the row"
         else:
-            fix = "the statistics are another robot's or in another unit, or the row is damaged: repair or drop it"
+            fix = (
+                "the statistics are another robot's or in another unit, or the row is damaged: repair "
+                "or drop it"
+            )
         raise ValueError(
-            f"{what}, dimension {index} ({names[index]}): {values[worst, index]:g} in row {worst} is {found[worst, index]:.4g} when "
-            f"normalised (offset {normaliser.offset[index]:g}, scale {normaliser.scale[index]:g}); {share:.1%} of the rows are over "
-            f"{USUAL:g}, expected at most {FEW:.0%}, and none over {EVER:g}; {fix}"
+            f"{what}, dimension {index} ({names[index]}): {values[worst, index]:g} in row {worst} is "
+            f"{found[worst, index]:.4g} when normalised (offset {normaliser.offset[index]:g}, scale "
+            f"{normaliser.scale[index]:g}); {share:.1%} of the rows are over {USUAL:g}, expected at "
+            f"most {FEW:.0%}, and none over {EVER:g}; {fix}"
         )

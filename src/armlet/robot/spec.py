@@ -15,8 +15,8 @@ from armlet.robot.fit import Fit, View, known_fit
 
 SLACK = 1e-6  # of a range: what single precision may add to its end
 
-Mode = Literal["delta", "absolute"]
-Rotation = Literal["none", "axis_angle", "euler", "quaternion", "rot6d"]
+Mode = Literal["delta", "absolute"]  # a change, or a place to be reached
+Rotation = Literal["none", "axis_angle", "euler", "quaternion", "rot6d"]  # none: joints, too
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,9 @@ class ActionSpec:
     assumed equal.
 
     `names` one per dimension; `low`/`high` the range the robot accepts; `grippers` the indices of
-    gripper dimensions (none without one, two of two arms), `gripper_open`/`gripper_closed` their ends;
-    `control_hz` the rate at which single actions are executed; `translation_scale` metres moved by
-    a command of 1.0, None where nobody knows.
+    gripper dimensions (none without one, two of two arms), `gripper_open`/`gripper_closed` their
+    ends; `control_hz` the rate at which single actions are executed; `translation_scale` metres
+    moved by a command of 1.0, None where nobody knows.
 
     Raises ValueError naming the field, where the description contradicts itself.
     """
@@ -59,7 +59,8 @@ class ActionSpec:
                 )
         if len(set(self.grippers)) != len(self.grippers):
             raise ValueError(
-                f"ActionSpec.grippers: {list(self.grippers)} names a dimension twice; name each once"
+                f"ActionSpec.grippers: {list(self.grippers)} names a dimension twice; name each "
+                "once"
             )
         for name, low, high in zip(self.names, self.low, self.high, strict=True):
             if not low <= high:  # NaN is caught here as well
@@ -69,7 +70,8 @@ class ActionSpec:
                 )
         if not (math.isfinite(self.control_hz) and self.control_hz > 0):
             raise ValueError(
-                f"ActionSpec.control_hz is {self.control_hz!r}, expected actions a second, more than 0"
+                f"ActionSpec.control_hz is {self.control_hz!r}, expected actions a second, more than "
+                "0"
             )
 
     @property
@@ -80,15 +82,15 @@ class ActionSpec:
     def translation(self) -> tuple[int, ...]:
         """Which dimensions move the hand along an axis, in units of `translation_scale`: those
         named x, y, z or dx, dy, dz."""
-        return tuple(
-            index
-            for index, name in enumerate(self.names)
-            if name.removeprefix("d") in ("x", "y", "z")
-        )
+        found = []
+        for index, name in enumerate(self.names):
+            if name.removeprefix("d") in ("x", "y", "z"):
+                found.append(index)
+        return tuple(found)
 
     def to_json(self) -> dict[str, Any]:
-        """The fields; `gripper` is one number, several, or None. A robot of one gripper is written as
-        it was while there could be no more, so that the hash of what was saved then stays."""
+        """The fields; `gripper` is one number, several, or None. A robot of one gripper is written
+        as it was while there could be no more, so that the hash of what was saved then stays."""
         fields = asdict(self)
         grippers = list(fields.pop("grippers"))
         if len(grippers) > 1:
@@ -100,12 +102,13 @@ class ActionSpec:
         """The inverse of `to_json`, from JSON, which has no tuples."""
         value = dict(value)
         found = value.pop("gripper")
+        # One number, several, or None: see `to_json`.
         several = isinstance(found, list)
         alone = [] if found is None else [found]
         value["grippers"] = found if several else alone
-        fields: dict[str, Any] = {
-            name: tuple(item) if isinstance(item, list) else item for name, item in value.items()
-        }
+        fields: dict[str, Any] = {}
+        for name, item in value.items():
+            fields[name] = tuple(item) if isinstance(item, list) else item
         return cls(**fields)
 
 
@@ -135,6 +138,7 @@ class ObservationSpec:
 
     def __post_init__(self) -> None:
         known_fit(self.fit)
+        # A frozen dataclass is set this way: who gives names need not count them.
         if self.state_names and self.state_dims is None:
             object.__setattr__(self, "state_dims", len(self.state_names))
         for name in ("state_names", "state_units"):
@@ -156,7 +160,7 @@ class ObservationSpec:
     ) -> Self:
         """From camera → (height, width) in pixels. State names that only count (0, 1, 2 …) are
         names that nobody gave."""
-        named = not all(name.isdigit() for name in state_names)
+        named = not all(name.isdigit() for name in state_names)  # none at all is not named either
         return cls(
             {name: CameraSpec(height, width) for name, (height, width) in cameras.items()},
             state_names=tuple(state_names) if named else (),
@@ -227,17 +231,19 @@ def within(
     if not np.isfinite(values).all():
         where = np.argwhere(~np.isfinite(values))[0]
         raise ValueError(
-            f"action dimension {names[where[-1]]!r} is NaN or infinite at {tuple(map(int, where[:-1]))}"
+            f"action dimension {names[where[-1]]!r} is NaN or infinite at "
+            f"{tuple(map(int, where[:-1]))}"
         )
     ends = np.asarray(low, np.float64), np.asarray(high, np.float64)
-    slack = SLACK * (ends[1] - ends[0])
+    slack = SLACK * (ends[1] - ends[0])  # (a,)
     outside = (values < ends[0] - slack) | (values > ends[1] + slack)
     if outside.any() and not clip:
         where = np.argwhere(outside)[0]
         at = where[-1]
         raise ValueError(
-            f"action dimension {names[at]!r} is {values[tuple(where)]:g}, outside {ends[0][at]:g} … {ends[1][at]:g} "
-            f"({outside.sum()} of {outside.size} numbers are outside theirs); clip=True moves them to the end of their range, "
-            "unless the range is that of another robot"
+            f"action dimension {names[at]!r} is {values[tuple(where)]:g}, outside {ends[0][at]:g} … "
+            f"{ends[1][at]:g} ({outside.sum()} of {outside.size} numbers are outside theirs); "
+            "clip=True moves them to the end of their range, unless the range is that of another robot"
         )
+    # Also without `clip`: what single precision added is taken off again.
     return np.clip(values, *ends)

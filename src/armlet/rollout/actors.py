@@ -33,7 +33,7 @@ class Expert:
     execute: int = 1
 
     def infer(self, observation: Observation) -> np.ndarray:
-        return self.world.expert_action()[None]
+        return self.world.expert_action()[None]  # (a,) → (1, a): a chunk of one
 
     def decide(self, observation: Observation) -> Decision:
         return Decision(self.infer(observation), ())
@@ -84,6 +84,7 @@ class TeacherActs:
 
     def __call__(self, attempt: int) -> EpisodeFrames | None:
         task, seed = _attempted(self.benchmark, "seen", self.seed, attempt)
+        # By its folder: a worker loads it once, and a policy is not sent between processes.
         teacher = loaded(self.teacher, device=self.device)
         episode = run(
             self.benchmark.make(task, seed),
@@ -124,7 +125,7 @@ class StudentActs:
 def _attempted(benchmark: Benchmark, split: str, first: int, attempt: int) -> tuple[Task, int]:
     """The task and seed of attempt number `attempt`, the tasks in turn."""
     tasks = benchmark.tasks(split)
-    return tasks[attempt % len(tasks)], first + attempt
+    return tasks[attempt % len(tasks)], first + attempt  # a seed of its own for every attempt
 
 
 def _frames(episode: Episode, task: Task, attempt: int, seed: int) -> EpisodeFrames:

@@ -55,16 +55,18 @@ class Disturbance:
         """`action` (a,) is the expert's; a detour takes its place before an offset is added."""
         begins = self.disturbed and self.left == 0
         if begins and self.rng.random() < self.perturbation.probability:
-            self.left = int(self.rng.integers(1, 4))
+            self.left = int(self.rng.integers(1, 4))  # 1 to 3 steps
             self.offset = self._draw_offset(action)
         away = None
         if self.first <= self.step < self.last:
+            # None in a world that has no other thing to go to.
             away = self.world.distraction(self.elsewhere)
         self.step += 1
         wanted = action if away is None else away
         if self.left == 0:
             return wanted
         self.left -= 1
+        # The expert's commands go from −1 to 1.
         return np.clip(wanted + self.offset, -1, 1).astype(np.float32)
 
     def _detour(self) -> tuple[int, int, int]:
@@ -81,5 +83,6 @@ class Disturbance:
         offset = self.rng.uniform(-size, size, self.spec.dims).astype(np.float32)
         for index in self.spec.grippers:
             flips = self.rng.random() < self.perturbation.flip
+            # −2 x added to x is −x: open becomes closed.
             offset[index] = -2 * action[index] if flips else 0.0
         return offset

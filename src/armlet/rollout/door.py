@@ -16,5 +16,6 @@ def check_world(policy: Policy, benchmark: Benchmark, *, whose: str = "the polic
     """Raises DisagreementError naming everything in which a policy and a world differ, with a fix
     each; what may differ without harm is a line on stderr."""
     world = f"benchmark {benchmark.name!r}"
+    # Remarks only: what must not differ has been raised.
     for line in agree(policy.robot, benchmark_robot(benchmark), whose=(whose, world)):
         sys.stderr.write(f"{whose}: {line}\n")

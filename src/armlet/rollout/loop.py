@@ -130,6 +130,7 @@ def run(
     with contextlib.closing(world):
         on_world(world)
         while len(executed) < limit and not world.over:
+            # A camera costs as much as a policy: it is looked through only where somebody sees it.
             if record or not commands:
                 observation = world.observe()
                 kept.see(world, observation)
@@ -137,7 +138,7 @@ def run(
                 on_look(observation)
                 decision = actor.decide(observation)
                 gates.append(decision.gates)
-                chunk = _checked(decision.actions, execute)
+                chunk = _checked(decision.actions, execute)  # k of (a,)
                 now, left = schedule(chunk, left, execute=execute, lag=lag, late=late)
                 commands.extend(now)
             wanted = commands.popleft()
@@ -145,15 +146,19 @@ def run(
                 waited += 1
                 wanted = still(spec, executed[-1] if executed else None, world)
             if record:
+                # The first action of the label's answer: the others are of states that were not reached yet.
+                # What was wanted, never what a disturbance made of it; of an answer the first
+                # action alone, for the others are of states that are not reached yet.
                 kept.actions.append(wanted if label is None else label.infer(observation)[0])
             executed.append(wanted if disturb is None else disturb(wanted))
+            # Success stays: in the tail the world may leave it again.
             success = bool(world.step(executed[-1])) or success
             on_world(world)
             if success:
                 tail -= 1
                 if tail < 0:
                     break
-    done = np.stack(executed)
+    done = np.stack(executed)  # (T, a)
     recorded = kept.frames(world.instruction, done) if record else None
     return Episode(success, done, waited, gripper_toggles(spec, done), tuple(gates), recorded)
 
@@ -228,10 +233,10 @@ def schedule(
 ) -> tuple[list[Action | None], list[Action]]:
     """What is carried out until the actor looks again, tick by tick (None: the arm holds still),
     and what is left of the chunk then. `left` is what was left of the chunk before."""
-    meanwhile = left[:lag] if late == "run_on" else []
+    meanwhile = left[:lag] if late == "run_on" else []  # what the old chunk still has
     # Without those in whose place the old chunk's were carried out.
     fresh = chunk[len(meanwhile) :]
-    waiting = [None] * (lag - len(meanwhile))
+    waiting = [None] * (lag - len(meanwhile))  # it holds still when nothing is left
     return [*meanwhile, *waiting, *fresh[:execute]], fresh[execute:]
 
 
@@ -249,6 +254,7 @@ def _checked(actions: np.ndarray, execute: int) -> list[Action]:
 def still(spec: ActionSpec, last: Action | None, world: World) -> Action:
     """The action (a,) that holds an arm still after it was told `last` (None: nothing yet): no
     motion, the gripper as it was."""
+    # A place is held by going there again, a change by none.
     if spec.mode == "absolute":
         return world.holding_action() if last is None else last
     held = np.zeros(spec.dims, np.float32)
@@ -267,7 +273,8 @@ def gripper_toggles(spec: ActionSpec, actions: np.ndarray) -> int | None:
         return None
     toggles = 0
     for index in spec.grippers:
-        closed = actions[:, index] - (spec.gripper_open + spec.gripper_closed) / 2
+        # Which side of the middle, whichever end is the larger number.
+        closed = actions[:, index] - (spec.gripper_open + spec.gripper_closed) / 2  # (T,)
         sides = np.sign(closed)[closed != 0]  # the middle itself is on no side
         toggles += int((sides[1:] != sides[:-1]).sum())
     return toggles
@@ -290,10 +297,12 @@ class _Record:
         self.privileged.append(world.privileged())
 
     def frames(self, instruction: str, executed: np.ndarray) -> EpisodeFrames:
-        images = {
-            name: np.stack([seen.images[name] for seen in self.observations])
-            for name in self.observations[0].images
-        }
+        images = {}
+        for name in self.observations[0].images:
+            images[name] = np.stack(
+                [seen.images[name] for seen in self.observations]
+            )  # (T, h, w, 3)
+        # Beside what would have been right: what was done, and what the simulator knew.
         extra = {"executed": executed}
         for name in self.privileged[0]:
             extra[f"privileged.{name}"] = np.stack([facts[name] for facts in self.privileged])

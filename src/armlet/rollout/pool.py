@@ -55,14 +55,17 @@ def work_through(
     if workers <= 1 and here:
         yield from _here(work, jobs)
         return
+    # spawn: a forked process would inherit torch's threads and locks, and may hang on them.
     context = multiprocessing.get_context("spawn")
     with context.Pool(workers, initializer=torch.set_num_threads, initargs=(THREADS,)) as pool:
+        # Unordered: episodes differ in length, and who asks knows each result by its attempt.
         yield from pool.imap_unordered(work, jobs, chunksize=CHUNK)
 
 
 def _here(work: Callable[[Job], Made], jobs: Iterable[Job]) -> Iterator[Made]:
     try:
         for job in jobs:
+            # As many as a worker has, so that results do not hang on how many workers there are.
             with threads(THREADS):
                 made = work(job)
             yield made

@@ -38,6 +38,7 @@ def record(
         hz = round(benchmark.action_spec.control_hz)
         writer = EpisodeWriter(root, features, fps=hz, robot=benchmark.name, metadata=metadata)
         describe_robot(root, benchmark)
+        # By attempt and not by count: those of no success are not kept, and are made again.
         finished = {info["attempt"] for info in writer.finished()}
         missing = [attempt for attempt in range(episodes) if attempt not in finished]
         progress = Progress(title, total=episodes, start=len(finished), unit="episode")
@@ -45,7 +46,7 @@ def record(
         attempt_at = _Attempt(root, acts, features, hz)
         # Never in this process: whoever acts must not draw from the random numbers of a training.
         for made in work_through(attempt_at, missing, workers=workers, here=False):
-            kept += made
+            kept += made  # True counts 1
             progress.advance(kept=kept / (progress.done + 1))
         progress.close()
         writer.finalise()
@@ -89,6 +90,7 @@ def features_of(benchmark: Benchmark) -> Features:
     """What a frame of this benchmark's episodes holds."""
     names = benchmark.action_spec.names
     extra = {"executed": len(names)}
+    # Facts have the same names and sizes in all of a benchmark's tasks.
     with contextlib.closing(benchmark.make(benchmark.tasks()[0], 0)) as world:
         for name, values in world.privileged().items():
             extra[f"privileged.{name}"] = len(values)

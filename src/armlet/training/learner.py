@@ -1,10 +1,10 @@
 """A policy while it is trained or watched: the network, and the heads that exist only then.
 
-Called with a batch, a learner answers any of the signals named in `types`; an objective says which it
-wants, and nothing else is computed. Knows no recipe.
+Called with a batch, a learner answers any of the signals named in `types`; an objective says which
+it wants, and nothing else is computed. Knows no recipe.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from contextlib import AbstractContextManager
 
 import torch
@@ -17,6 +17,7 @@ from armlet.policies.contract import Backbone, Features, Pass
 from armlet.types import Batch, Precision, Trace
 
 LAYERS = frozenset({"semantics", "layer_actions"})  # what the probe reads of every layer
+# Signals that are computed from the condition, where a policy has one.
 READ_CONDITION = frozenset({"condition", "actions", "logits", "imitation"})
 
 
@@ -34,13 +35,19 @@ class Learner(nn.Module):
         privileged: dict[str, int] | None = None,
     ) -> None:
         super().__init__()
-        self.policy, self.probe = policy, probe
+        self.policy = policy
+        self.probe = probe
         facts = privileged or {}
         read = policy.condition_width or policy.width
-        self.privileged = Named({name: nn.Linear(read, size) for name, size in facts.items()})
         seen = policy.vision_tokens
-        pointed = facts.items() if seen else ()
-        self.pointers = Named({name: Pointer(policy.width, seen, size) for name, size in pointed})
+        # All linear heads ahead of all pointers: fresh weights are drawn in this order.
+        self.privileged = Named()
+        for name, size in facts.items():
+            self.privileged[name] = nn.Linear(read, size)
+        self.pointers = Named()
+        if seen:
+            for name, size in facts.items():
+                self.pointers[name] = Pointer(policy.width, seen, size)
 
     def autocast(self, precision: Precision) -> AbstractContextManager:
         """Matrix products in this precision while it lasts; weights and losses stay in single
@@ -56,19 +63,23 @@ class Learner(nn.Module):
         What reads the same tensor comes in one fixed order: their gradients are summed in its
         reverse, and another order rounds otherwise.
         """
-        policy, wanted = self.policy, set(want)
+        policy = self.policy
+        wanted = set(want)
         if wanted & LAYERS and self.probe is None:
             raise KeyError(
                 "semantics and layer_actions come from probe heads, and this learner has none"
             )
+        # States after every layer cost memory, so they are kept only where a signal reads them.
         watched = bool(wanted & LAYERS) or any(name.startswith(policy.of_layers) for name in want)
         run = policy.run_layers(policy.embed(batch), batch, watch=watched, exploration=exploration)
-        facts = [name for name in self.privileged if f"privileged.{name}" in wanted]
+        facts = _among(self.privileged, "privileged", wanted)
+        # The condition first of all that read it: see the docstring. It stays in `run.extras`.
         if policy.condition_width is not None and (facts or wanted & READ_CONDITION):
             policy.signals(["condition"], batch, run)
         trace: Trace = {
             "gates": run.gates.float(),
             "costs": policy.layer_costs().to(run.gates.device),
+            # What the network says of itself: a router's logits, soft gates.
             **run.extras,
         }
         if "actions" in wanted:
@@ -80,11 +91,12 @@ class Learner(nn.Module):
         if wanted & LAYERS:
             trace["semantics"], trace["layer_actions"] = self._probed(run, every)
         trace |= self._guesses(run, facts)
-        trace |= self._points(run, [name for name in self.pointers if f"pointed.{name}" in wanted])
+        trace |= self._points(run, _among(self.pointers, "pointed", wanted))
         for name in want:
             if name.startswith("hidden."):
                 state = run.states[int(name.removeprefix("hidden."))]
-                trace[name] = policy.features(state).hidden
+                trace[name] = policy.features(state).hidden  # (b, n, d) after that layer
+        # Whatever is left only this network can know.
         trace |= policy.signals([name for name in want if name not in trace], batch, run)
         self._check(want, trace)
         return {name: trace[name] for name in want}
@@ -92,32 +104,41 @@ class Learner(nn.Module):
     def _probed(self, run: Pass, every: int) -> tuple[Tensor, Tensor]:
         """What the probe's heads read of every layer, in every n-th sample."""
         assert self.probe is not None  # looked at before
-        layers = [self.policy.features(state) for state in run.states]
+        layers = list(map(self.policy.features, run.states))
         hiddens = [layer.hidden[::every].float() for layer in layers]
+        # Which tokens are real is decided before the first layer, so any layer's mask will do.
         return self.probe(hiddens, layers[0].mask[::every])
 
     def _guesses(self, run: Pass, facts: list[str]) -> Trace:
         """Guesses of simulator facts, from the condition or, where there is none, the mean token."""
         if not facts:
             return {}
-        told = run.extras.get("condition")
+        told = run.extras.get("condition")  # (b, c)
         if told is None:
-            told = _mean(self.policy.features(run.state)).float()
-        return {f"privileged.{name}": self.privileged[name](told) for name in facts}
+            told = _mean(self.policy.features(run.state)).float()  # (b, d)
+        guesses: Trace = {}
+        for name in facts:
+            guesses[f"privileged.{name}"] = self.privileged[name](told)
+        return guesses
 
     def _points(self, run: Pass, facts: list[str]) -> Trace:
         """The same, from the vision tokens alone."""
         if not facts:
             return {}
         first = self.policy.features(run.start)
+        # Selecting by a mask flattens; every sample has as many vision tokens: → (b, v, d).
         seen = first.hidden[first.vision].unflatten(0, (len(first.hidden), -1))
-        return {f"pointed.{name}": self.pointers[name](seen) for name in facts}
+        guesses: Trace = {}
+        for name in facts:
+            guesses[f"pointed.{name}"] = self.pointers[name](seen)
+        return guesses
 
     def _check(self, want: Collection[str], trace: Trace) -> None:
         missing = [name for name in want if name not in trace]
         if not missing:
             return
         fix = ""
+        # The one signal that a recipe asks for and data may lack; other names are the recipe's own.
         if any(name.startswith(("privileged.", "pointed.")) for name in missing):
             fix = (
                 "; facts are guessed where the episodes have them: leave `facts` of the objective "
@@ -126,9 +147,14 @@ class Learner(nn.Module):
         raise KeyError(f"{self.policy.kind} has no signal {missing}; it has {sorted(trace)}{fix}")
 
 
+def _among(facts: Iterable[str], kind: str, wanted: set[str]) -> list[str]:
+    """The facts whose signal of this kind, `privileged` or `pointed`, is wanted."""
+    return [name for name in facts if f"{kind}.{name}" in wanted]
+
+
 def _mean(features: Features) -> Tensor:
     """(b, d): of the real tokens."""
-    real = features.mask[..., None].to(features.hidden.dtype)
+    real = features.mask[..., None].to(features.hidden.dtype)  # (b, n, 1)
     return (features.hidden * real).sum(1) / real.sum(1).clamp(min=1)
 
 

@@ -24,13 +24,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 Steps = Literal["chunk", "current", "last"]
-Grids = Sequence[
-    int
-]  # the sides, in tokens, of the square grids of all cameras, in the order of their tokens
+# The sides, in tokens, of the square grids of all cameras, in the order of their tokens.
+Grids = Sequence[int]
 
-_RARE = (
-    1e-6  # what attention gives less than this is given this much, so that no logarithm is infinite
-)
+# A share of attention below this counts as this much, so that no logarithm is infinite.
+_RARE = 1e-6
 
 
 def action_mse(
@@ -66,18 +64,21 @@ def action_cross_entropy(
     the sum over k and j of w_j CE of VLA-AD (arXiv 2605.16241), whose w is (1, 1, 1, 2, 2, 2, 1).
     """
     if valid is not None:
+        # Past the end of an episode stands any number, also one that is no bin: torch would stop.
         target = target.masked_fill(~_beside(valid, target), 0)
-    soft = target.is_floating_point()
-    flat = (
-        target.flatten(0, -2).to(torch.promote_types(logits.dtype, torch.float32))
-        if soft
-        else target.flatten().long()
-    )
+    if target.is_floating_point():  # how likely each word is
+        flat = target.flatten(0, -2).to(torch.promote_types(logits.dtype, torch.float32))
+    else:  # which word it is
+        flat = target.flatten().long()
     entropy = F.cross_entropy(_wide(logits).flatten(0, -2), flat, reduction="none")
-    entropy = entropy.view(*target.shape[:2], -1)
-    entropy = (
-        entropy.mean(dim=-1) if weights is None else entropy @ (weights / weights.sum()).to(entropy)
-    )
+    entropy = entropy.view(
+        *target.shape[:2], -1
+    )  # (b, k, a); a = 1 for a word for the whole action
+    if weights is None:
+        entropy = entropy.mean(dim=-1)
+    else:
+        entropy = entropy @ (weights / weights.sum()).to(entropy)
+    # Masked here as well: the target is 0 there now, and its entropy is not.
     return _over_steps(entropy if valid is None else entropy.masked_fill(~valid, 0), valid)
 
 
@@ -86,6 +87,7 @@ def label_cross_entropy(
 ) -> Float[Tensor, " b"]:
     """Cross-entropy to what an annotator named, a phase say; 0 where it named nothing (a label
     below 0)."""
+    # clamp: cross_entropy takes no -1, and what it gives for it is masked in the next line.
     entropy = F.cross_entropy(_wide(logits), label.clamp(min=0).long(), reduction="none")
     return entropy.masked_fill(label < 0, 0)
 
@@ -138,8 +140,9 @@ def structure_gap(
     batch of one gives 0.
     """
     squared = (_cosine_matrix(student) - _cosine_matrix(teacher)).square()  # (l, b, b)
+    # Rounding leaves the diagonals a little off 1, each in its own way: no difference in structure.
     itself = torch.eye(len(student), dtype=torch.bool, device=student.device)
-    return squared.masked_fill(itself, 0).mean(dim=-1).T
+    return squared.masked_fill(itself, 0).mean(dim=-1).T  # (l, b, b) → (b, l)
 
 
 def semantic_loss(
@@ -164,20 +167,23 @@ def layer_action_loss(
     may give the whole chunk (p = k) or just that one action (p = 1). Steps that are not valid count
     in no term.
     """
-    student, teacher, expert = (
-        _wide(take_steps(actions, steps)) for actions in (student, teacher, expert)
-    )
-    valid = None if valid is None else take_steps(valid[..., None], steps)[:, None, :, 0]
+    student = _wide(take_steps(student, steps))
+    teacher = _wide(take_steps(teacher, steps))
+    expert = _wide(take_steps(expert, steps))
+    if valid is not None:
+        valid = take_steps(valid[..., None], steps)[:, None, :, 0]  # (b, k) → (b, 1, p)
     if not student.shape[2] == teacher.shape[2] == expert.shape[1]:
         raise ValueError(
-            f"with steps={steps!r} the student's heads give {student.shape[2]} actions, the teacher's "
-            f"{teacher.shape[2]} and the expert {expert.shape[1]}: build the heads for the whole chunk, or "
-            'for one action and use steps="current" or "last"'
+            f"with steps={steps!r} the student's heads give {student.shape[2]} actions, the "
+            f"teacher's {teacher.shape[2]} and the expert {expert.shape[1]}: build the heads for the "
+            'whole chunk, or for one action and use steps="current" or "last"'
         )
+    # detach is the paper's stopgrad: a layer is drawn to the one before it, never the reverse.
     before = torch.cat([torch.zeros_like(student[:, :1]), student[:, :-1].detach()], dim=1)
     terms = [
-        _difference(student, target, valid).square()
-        for target in (expert[:, None], teacher, before)
+        _difference(student, expert[:, None], valid).square(),  # one expert for all layers
+        _difference(student, teacher, valid).square(),
+        _difference(student, before, valid).square(),
     ]
     return _over_steps(torch.stack(terms).sum(0).mean(dim=-1), valid)
 
@@ -198,6 +204,7 @@ def depth_weights(
 ) -> Float[Tensor, " l"]:
     """w_l = (l / (L - 1)) ** gamma, divided by its mean: deeper layers count more. One layer weighs
     1."""
+    # (l / (L - 1)) would be 0 / 0.
     if layers == 1:
         return torch.ones(1, device=device)
     weights = torch.linspace(0, 1, layers, device=device) ** gamma
@@ -207,6 +214,7 @@ def depth_weights(
 def keep_ratio(gates: Float[Tensor, "b l"], costs: Float[Tensor, " l"]) -> Float[Tensor, " b"]:
     """The share of the backbone's computation that runs; `costs` of the layers in any unit, say
     FLOPs."""
+    # A sum of bf16 gates would round the ratio to three digits.
     costs = costs.to(gates.device, torch.promote_types(gates.dtype, torch.float32))
     return (gates * costs).sum(dim=-1) / costs.sum()
 
@@ -225,7 +233,7 @@ def budget_gap(
     """
     gap = keep_ratio(gates, costs) - target
     if over == "batch":
-        gap = gap.mean().expand(len(gates))
+        gap = gap.mean().expand(len(gates))  # the caller's mean over samples leaves it as it is
     elif over != "sample":
         raise ValueError(f"no over={over!r}; there are sample, batch")
     return gap.square()
@@ -236,7 +244,7 @@ def published_balance(soft: Float[Tensor, "b l"]) -> Float[Tensor, ""]:
 
     It asks for equal layers, not for few: all gates 1 and all gates 0 both score 0.
     """
-    return _wide(soft).mean(dim=0).var(correction=0)
+    return _wide(soft).mean(dim=0).var(correction=0)  # (b, l) → (l,) → a number
 
 
 def published_distillation(
@@ -269,19 +277,17 @@ def action_distribution_kl(
     temperature: float = 1.0,
 ) -> Float[Tensor, " b"]:
     """T² KL(teacher ‖ student) of two distributions over actions, given as logits and softened by T
-    (Hinton et al. 2015,
-    arXiv 1503.02531, §2: T² keeps the gradient's size), averaged over the dimensions (if there are
-    any) and valid steps."""
-    if (
-        valid is not None
-    ):  # ahead of the softmax, so that what lies past an episode's end may be anything
-        student, teacher = (
-            torch.where(_beside(valid, logits), logits, 0.0) for logits in (student, teacher)
-        )
-    student, teacher = (
-        F.log_softmax(_wide(logits) / temperature, dim=-1) for logits in (student, teacher)
-    )
-    gap = (teacher.exp() * (teacher - student)).sum(dim=-1)
+    (Hinton et al. 2015, arXiv 1503.02531, §2: T² keeps the gradient's size), averaged over the
+    dimensions (if there are any) and valid steps."""
+    if valid is not None:
+        # Ahead of the softmax: past the end of an episode logits may be anything, NaN too, and two
+        # equal rows of zeros are at distance 0.
+        known = _beside(valid, student)
+        student = torch.where(known, student, 0.0)
+        teacher = torch.where(known, teacher, 0.0)
+    student = F.log_softmax(_wide(student) / temperature, dim=-1)
+    teacher = F.log_softmax(_wide(teacher) / temperature, dim=-1)
+    gap = (teacher.exp() * (teacher - student)).sum(dim=-1)  # (b, k) or (b, k, a)
     return temperature**2 * _over_steps(gap.view(*gap.shape[:2], -1).mean(dim=-1), valid)
 
 
@@ -324,11 +330,14 @@ def attention_kl(
     """
     if student.shape[-1] != teacher.shape[-1]:
         raise ValueError(
-            f"the student listens to {student.shape[-1]} words and the teacher to {teacher.shape[-1]}; they are compared one "
-            "to one, so give both the same tokenizer and the same longest text"
+            f"the student listens to {student.shape[-1]} words and the teacher to "
+            f"{teacher.shape[-1]}; they are compared one to one, so give both the same tokenizer and "
+            "the same longest text"
         )
     teacher = resize_grids(_wide(teacher), teacher_grids, student_grids, wanted=student.shape[1])
-    theirs, mine = (_shares(rows, words) for rows in (teacher, _wide(student)))
+    theirs = _shares(teacher, words)  # (b, n, t), a distribution over words in each row
+    mine = _shares(_wide(student), words)
+    # Only the logarithms are clamped: a word that the teacher gives nothing weighs exactly nothing.
     gap = theirs * (theirs.clamp(min=_RARE).log() - mine.clamp(min=_RARE).log())
     return gap.sum(dim=-1).mean(dim=-1)
 
@@ -349,11 +358,13 @@ def representation_mse(
     """
     if student.shape[-1] != teacher.shape[-1]:
         raise ValueError(
-            f"the student's hidden states are {student.shape[-1]} wide and the teacher's {teacher.shape[-1]}; compare the "
-            "student's `projected`, which is as wide as its teacher"
+            f"the student's hidden states are {student.shape[-1]} wide and the teacher's "
+            f"{teacher.shape[-1]}; compare the student's `projected`, which is as wide as its teacher"
         )
     teacher = resize_grids(_wide(teacher), teacher_grids, student_grids, wanted=student.shape[1])
-    mine, theirs = (F.layer_norm(hidden, hidden.shape[-1:]) for hidden in (_wide(student), teacher))
+    # Normed, or the few channels that are large in every token would be all that is compared.
+    mine = F.layer_norm(_wide(student), student.shape[-1:])
+    theirs = F.layer_norm(teacher, teacher.shape[-1:])
     return (mine - theirs).square().mean(dim=(1, 2))
 
 
@@ -367,47 +378,45 @@ def resize_grids(
     they do not.
     """
     if grids is None or to is None or tuple(grids) == tuple(to):
-        grids = to = to or grids or ()
-    for name, sides, found in (
-        ("teacher_grids", grids, tokens.shape[1]),
-        ("student_grids", to, wanted),
-    ):
-        if sides and sum(side**2 for side in sides) != found:
-            raise ValueError(
-                f"{name}={tuple(sides)} have {sum(side**2 for side in sides)} places, and there are {found}"
-            )
+        grids = to = to or grids or ()  # where one says nothing, it is as the other
+    _check_places("teacher_grids", grids, tokens.shape[1])
+    _check_places("student_grids", to, wanted)
     if len(grids) != len(to):
         raise ValueError(
-            f"the teacher sees through {len(grids)} cameras and the student through {len(to)}: {grids}, {to}"
+            f"the teacher sees through {len(grids)} cameras and the student through {len(to)}: "
+            f"{grids}, {to}"
         )
     if tuple(grids) == tuple(to):
         if tokens.shape[1] != wanted:
             raise ValueError(
-                f"the teacher sees {tokens.shape[1]} places and the student {wanted}; say in which grids (`teacher_grids`, "
-                "`student_grids`: the side of each camera's grid) and they are resized"
+                f"the teacher sees {tokens.shape[1]} places and the student {wanted}; say in which "
+                "grids (`teacher_grids`, `student_grids`: the side of each camera's grid) and they "
+                "are resized"
             )
         return tokens
     cameras = tokens.split([side**2 for side in grids], dim=1)
-    resized = [
-        _resized(camera, side, new) for camera, side, new in zip(cameras, grids, to, strict=True)
-    ]
-    return torch.cat(resized, dim=1)
+    return torch.cat(list(map(_resized, cameras, grids, to)), dim=1)
+
+
+def _check_places(name: str, grids: Grids, found: int) -> None:
+    """Raises ValueError where grids that are said have another number of tokens than was found."""
+    places = sum(side**2 for side in grids)
+    if grids and places != found:
+        raise ValueError(f"{name}={tuple(grids)} have {places} places, and there are {found}")
 
 
 def _resized(tokens: Tensor, side: int, new: int) -> Tensor:
     """(b, side², c) → (b, new², c)."""
-    picture = tokens.transpose(1, 2).unflatten(-1, (side, side))
-    return (
-        F.interpolate(picture, (new, new), mode="bilinear", align_corners=False)
-        .flatten(2)
-        .transpose(1, 2)
-    )
+    picture = tokens.transpose(1, 2).unflatten(-1, (side, side))  # (b, c, side, side)
+    picture = F.interpolate(picture, (new, new), mode="bilinear", align_corners=False)
+    return picture.flatten(2).transpose(1, 2)
 
 
 def _shares(rows: Tensor, words: Tensor | None) -> Tensor:
     """Rows (b, n, t) over the real words (b, t) alone, each summing to 1."""
     if words is not None:
         rows = rows.masked_fill(~words[:, None], 0)
+    # clamp: a row without any attention stays 0 and does not become NaN.
     return rows / rows.sum(dim=-1, keepdim=True).clamp(min=_RARE)
 
 
@@ -424,12 +433,12 @@ def info_nce(
     log-probabilities are averaged (as in UniCL, arXiv 2204.03610). So the least there can be for a
     sample with p right answers is log p. With one each it is CLIP's loss (arXiv 2103.00020).
     """
+    # A picture's own words are a right answer even where `same` does not say so.
     right = (same | torch.eye(len(same), dtype=torch.bool, device=same.device)).to(torch.float32)
     right = right / right.sum(dim=1, keepdim=True)
-    similarity = _wide(image) @ _wide(text).T / temperature
-    forth, back = (
-        -(right * F.log_softmax(scores, dim=1)).sum(dim=1) for scores in (similarity, similarity.T)
-    )
+    similarity = _wide(image) @ _wide(text).T / temperature  # (b, b), rows are pictures
+    forth = -(right * F.log_softmax(similarity, dim=1)).sum(dim=1)
+    back = -(right * F.log_softmax(similarity.T, dim=1)).sum(dim=1)
     return (forth + back) / 2
 
 
@@ -455,7 +464,9 @@ def _difference(student: Tensor, target: Tensor, valid: Tensor | None) -> Tensor
     gradient.
     """
     difference = _wide(student) - _wide(target)
-    return difference if valid is None else torch.where(valid[..., None], difference, 0.0)
+    if valid is None:
+        return difference
+    return torch.where(valid[..., None], difference, 0.0)  # not `* valid`: NaN · 0 is NaN
 
 
 def _over_steps(error: Tensor, valid: Tensor | None) -> Tensor:
@@ -471,5 +482,5 @@ def _cosine(left: Tensor, right: Tensor) -> Tensor:
 
 def _cosine_matrix(x: Tensor) -> Tensor:
     """(b, l, d) -> (l, b, b)."""
-    unit = F.normalize(_wide(x), dim=-1).transpose(0, 1)
+    unit = F.normalize(_wide(x), dim=-1).transpose(0, 1)  # (l, b, d)
     return unit @ unit.transpose(1, 2)

@@ -40,6 +40,7 @@ from armlet.training.trainer import make_batches
 
 ROUND = "round.json"
 TRIAL_FILE = "trial.json"
+# Distances of seeds: episodes of one round, of the next, and of a trial must never be the same.
 TRIAL = 5_000_000  # between the seeds of a round's own episodes and those of its trial
 NEXT = 10_000  # between those of one round and of the next
 
@@ -47,7 +48,8 @@ NEXT = 10_000  # between those of one round and of the next
 def identity_of(policy: Backbone) -> str:
     """A hash of what decides a policy's answers, before it is saved: weights, network, words."""
     described = json.dumps(policy.to_json(), sort_keys=True)
-    return f"{digest_weights(policy.state_dict())} {digest_text([described, policy.body.tokenizer.to_str()])}"
+    words = policy.body.tokenizer.to_str()
+    return f"{digest_weights(policy.state_dict())} {digest_text([described, words])}"
 
 
 def round_folder(recipe: Recipe, number: int) -> Path:
@@ -70,10 +72,12 @@ def practise(
     A round of another student, teacher or world that is there already is moved beside: its episodes
     are not what this student met.
     """
+    # The teacher never acts here: in its own episodes a student's mistakes do not occur (DAgger,
+    # arXiv 1011.0686).
     data = _act(recipe, student, teacher, number)
     folder = round_folder(recipe, number)
     watched = Learner(teacher)
-    if recipe.probe:
+    if recipe.probe:  # the heads that were fitted to this teacher, as for the first traces
         watched.probe = make_heads(teacher, recipe.probe).to(teacher.device)
         load_heads(watched.probe, heads_file(recipe))
     batches = make_batches(teacher, load_frames(data, teacher.view, recipe.pictures))
@@ -94,6 +98,7 @@ def _act(recipe: Recipe, student: Backbone, teacher: Backbone, number: int) -> E
     folder = round_folder(recipe, number)
     seed = first_seed(recipe, number)
     title = f"practise {recipe.name} {number + 1}/{len(recipe.rounds)}"
+    # All that decides which episodes come out; where one differs, `claim` moves the old ones beside.
     question = {
         "student": identity_of(student),
         "teacher": policy_fingerprint(recipe.teacher),
@@ -102,6 +107,7 @@ def _act(recipe: Recipe, student: Backbone, teacher: Backbone, number: int) -> E
         "split": each.split,
         "seed": seed,
     }
+    # Before the folder is claimed: a world that does not fit must not move good episodes away.
     check_world(student, world, whose="the student")
     check_world(teacher, world, whose=f"the teacher {recipe.teacher}")
     claim(folder, ROUND, question, title=title)
@@ -134,27 +140,29 @@ def _act(recipe: Recipe, student: Backbone, teacher: Backbone, number: int) -> E
 
 def worth_learning(data: EpisodeDataset, frames: Frames, limit: int | None) -> np.ndarray:
     """The rows (n,) that a round keeps: all, or at most `limit`, those of failed episodes first,
-    then those where what the student
-    did lies furthest (mean absolute difference) from what its teacher would have done."""
+    then those where what the student did lies furthest (mean absolute difference) from what its
+    teacher would have done."""
     if limit is None or limit >= len(frames):
         return np.arange(len(frames))
     failed = np.array([not episode.info["success"] for episode in data.episodes])
-    distance = np.abs(frames.executed - frames.actions).mean(1)
+    distance = np.abs(frames.executed - frames.actions).mean(1)  # (n, a) → (n,)
+    # lexsort sorts by its last key first; False comes before True, so failed episodes lead.
     order = np.lexsort((-distance, ~failed.repeat(np.diff(frames.starts))))
-    return np.sort(order[:limit])
+    return np.sort(order[:limit])  # again in the order of the data
 
 
 def mixed(base: np.ndarray, practised: np.ndarray, share: float) -> np.ndarray:
     """The rows `base` once, and those that were practised so often that they are about `share` of
     all (at least once)."""
+    # Repeated so that r of them stand beside len(base): r / (r + len(base)) = share.
     times = max(1, round(share / (1 - share) * len(base) / max(len(practised), 1)))
     return np.concatenate([base, np.tile(practised, times)])
 
 
 def is_promoted(recipe: Recipe, number: int, student: Backbone) -> bool:
     """Whether the student that a round made succeeds as often as before it, on episodes that it did
-    not practise on. The
-    verdict is kept in `trial.json`, and read there by a run that is resumed."""
+    not practise on. The verdict is kept in `trial.json`, and read there by a run that is
+    resumed."""
     each = recipe.rounds[number]
     folder = round_folder(recipe, number)
     if not each.trial:
@@ -172,16 +180,16 @@ def is_promoted(recipe: Recipe, number: int, student: Backbone) -> bool:
         found = read_json(path, fix="delete it to run the trial again")
         if found.get("made_from") == question:
             return bool(found["promoted"])
-        if (
-            folder / "candidate"
-        ).exists():  # before the verdict: killed in between, this is done again
+        # The candidate ahead of the verdict: killed in between, all of this is done again.
+        if (folder / "candidate").exists():
             set_aside(folder / "candidate", short(question))
         aside = set_aside(path, short(question))
         sys.stderr.write(
-            f"trial {recipe.name} {number + 1}: {path} is of another student or other episodes; it is kept as {aside.name}, and the "
-            "trial is run anew\n"
+            f"trial {recipe.name} {number + 1}: {path} is of another student or other episodes; it "
+            f"is kept as {aside.name}, and the trial is run anew\n"
         )
     save_policy(student, folder / "candidate")
+    # Both in the same episodes: the comparison is paired, so luck with the episodes cancels.
     before, after = _successes(recipe, each, [folder / "student", folder / "candidate"], number)
     verdict = {
         "episodes": each.trial,
@@ -191,6 +199,7 @@ def is_promoted(recipe: Recipe, number: int, student: Backbone) -> bool:
         "promoted": after >= before,
     }
     write_atomically(path, json.dumps({**verdict, "made_from": question}, indent=1).encode())
+    # A tie promotes: the new student has seen more, and did no harm.
     return after >= before
 
 
@@ -203,7 +212,10 @@ def _successes(recipe: Recipe, each: Round, folders: list[Path], number: int) ->
     field = {folder.name: Contender(folder) for folder in folders}
     world = recipe.world("practise")
     held_out = plan(world, each.split, each.trial, _trial_seed(recipe, number))
-    jobs = [Attempt(name, task, seed) for task, seed in held_out for name in field]
+    jobs = []
+    for task, seed in held_out:
+        for name in field:  # one after the other in an episode, so that both have equal progress
+            jobs.append(Attempt(name, task, seed))
     progress = Progress(
         f"trial {recipe.name} {number + 1}/{len(recipe.rounds)}", total=len(jobs), unit="episode"
     )
@@ -213,4 +225,4 @@ def _successes(recipe: Recipe, each: Round, folders: list[Path], number: int) ->
         found[attempt.name] += episode.success
         progress.advance()
     progress.close()
-    return list(found.values())
+    return list(found.values())  # in the order of `folders`

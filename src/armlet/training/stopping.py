@@ -24,6 +24,7 @@ def waiting_stop(title: str) -> Iterator[Stop]:
     is changed.
     """
     stop = Stop()
+    # Python's own handler is what raises KeyboardInterrupt; any other belongs to who started us.
     before = signal.getsignal(signal.SIGINT)
     is_main = threading.current_thread() is threading.main_thread()
     if not is_main or before is not signal.default_int_handler:
@@ -32,7 +33,7 @@ def waiting_stop(title: str) -> Iterator[Stop]:
 
     def note(number: int, frame: object) -> None:
         stop.asked = True
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, before)  # so the second Ctrl-C interrupts at once
         sys.stderr.write(
             f"\n{title}: stops after this step and keeps what was learnt; Ctrl-C again stops at "
             "once, and goes on later from what was saved last\n"
@@ -43,5 +44,6 @@ def waiting_stop(title: str) -> Iterator[Stop]:
         yield stop
     finally:
         signal.signal(signal.SIGINT, before)
+    # Not in `finally`: an error of the block itself is the one to be seen.
     if stop.asked:
         raise KeyboardInterrupt

@@ -35,7 +35,7 @@ from armlet.training.learner import Learner, watch
 from armlet.training.trainer import ABOUT, settings
 from armlet.types import Batch, Trace
 
-ROWS = 128  # a forward pass
+ROWS = 128  # of a forward pass
 HEADS_FIX = "delete the folder and the traces beside it and run `armlet probe` again, or copy the file again"
 
 
@@ -63,14 +63,11 @@ def make_heads(policy: Backbone, probe: Probe) -> ProbeHeads:
 
 def save_heads(heads: ProbeHeads, path: Path) -> None:
     """Whole or not at all."""
+    weights = {}
+    for name, tensor in heads.state_dict().items():
+        weights[name] = tensor.detach().cpu().contiguous()  # safetensors writes no views
     with atomic_file(path) as part:
-        save_file(
-            {
-                name: tensor.detach().cpu().contiguous()
-                for name, tensor in heads.state_dict().items()
-            },
-            part,
-        )
+        save_file(weights, part)
 
 
 def load_heads(heads: ProbeHeads, path: Path) -> None:
@@ -82,8 +79,9 @@ def load_heads(heads: ProbeHeads, path: Path) -> None:
         load_weights(heads, weights, source=path)
     except ValueError as error:
         raise ValueError(
-            f"{error}\nThese heads were fitted with another `probe` (its widths, queries or layers), or by an older armlet. Delete "
-            f"{path.parent} and the traces beside it and run `armlet probe` again, or keep them and give another `--shared`"
+            f"{error}\nThese heads were fitted with another `probe` (its widths, queries or layers), "
+            f"or by an older armlet. Delete {path.parent} and the traces beside it and run `armlet "
+            "probe` again, or keep them and give another `--shared`"
         ) from error
 
 
@@ -98,7 +96,8 @@ def heads_question(recipe: Recipe, data: str, teacher: str) -> Question:
     """What heads must have been fitted on, and how, to be used with this recipe: `data` and
     `teacher` are fingerprints. The seed may be another's, whose traces are shared."""
     assert recipe.probe is not None
-    shape = {name: value for name, value in to_json(recipe.probe).items() if name != "stage"}
+    shape = to_json(recipe.probe)
+    del shape["stage"]  # who asks adds it as `settings` has it, without what changes nothing
     return as_json({"data": data, "teacher": teacher, "probe": shape})
 
 
@@ -121,21 +120,21 @@ def check_heads(recipe: Recipe, data: str, teacher: str) -> None:
         )
     question = heads_question(recipe, data, teacher)
     wanted = {**question, "stage": settings(recipe.probe.stage)}
-    found = read_json(about, fix=anew)
-    found = {name: found.get(name) for name in wanted}
+    said = read_json(about, fix=anew)
+    found = {name: said.get(name) for name in wanted}  # it says more: a seed, rows, start weights
     differing = differences(found, wanted)
     if not differing:
         return
-    if {name: found[name] for name in ("data", "teacher")} == {
-        name: wanted[name] for name in ("data", "teacher")
-    }:
+    # Of the same data and teacher: then the command line differs, and options can say how.
+    if found["data"] == wanted["data"] and found["teacher"] == wanted["teacher"]:
         options = options_for(_probe_of(found), _probe_of(wanted), at="probe")
         same = " ".join(options) or "the same --probe options"
         fix = f"give this verb {same} as `armlet probe` was given; or {anew}"
     else:
         fix = anew
     raise ValueError(
-        f"{path}: these heads were fitted otherwise than this recipe says ({summary(differing)}); {fix}"
+        f"{path}: these heads were fitted otherwise than this recipe says ({summary(differing)}); "
+        f"{fix}"
     )
 
 
@@ -149,26 +148,34 @@ def options_for(found: Any, wanted: Any, *, at: str) -> list[str]:
     is the field of the recipe that they are in. A setting that no option says, such as which
     objective a stage has, is left out."""
     options: list[str] = []
-    for name in sorted(found.keys() & wanted.keys()) if isinstance(found, dict) else ():
+    if not isinstance(found, dict):
+        return options
+    for name in sorted(found.keys() & wanted.keys()):
         there = found[name]
         here = wanted[name]
         place = f"{at}.{name}"
         if there == here:
             continue
+        # tyro numbers the parts of a tuple: --probe.stage.transforms.0.share
         if isinstance(there, list) and any(isinstance(each, dict) for each in there):
-            there = {str(index): each for index, each in enumerate(there)}
-            here = {str(index): each for index, each in enumerate(here)}
+            there = _numbered(there)
+            here = _numbered(here)
         if isinstance(there, dict) and isinstance(here, dict):
             options += options_for(there, here, at=place)
-        elif name != "class" and not isinstance(there, dict):
+        elif name != "class" and not isinstance(there, dict):  # no option chooses a class
             options.append(_option(place, there))
     return options
+
+
+def _numbered(values: list[Any]) -> dict[str, Any]:
+    """A list as a dict by position."""
+    return dict(zip(map(str, range(len(values))), values, strict=True))
 
 
 def _option(place: str, value: Any) -> str:
     """A setting as tyro reads it."""
     place = place.replace("_", "-")
-    if isinstance(value, bool):
+    if isinstance(value, bool):  # a flag: --a.b or --a.no-b
         parent, _, name = place.rpartition(".")
         return f"--{place}" if value else f"--{parent}.no-{name}"
     values = value if isinstance(value, list) else [value]
@@ -183,10 +190,12 @@ def identity(recipe: Recipe, data: str, teacher: str) -> StoreIdentity:
     preprocessing = "no probe heads"
     if probe is not None:
         _check_fitted(heads)
+        # Heads' answers are in the store, so a store of other heads is another store.
         digest = digest_weights(read_tensors(heads, fix=HEADS_FIX))
         preprocessing = (
             f"{probe.graph_width}-{probe.semantic_width}-{probe.neighbours}, heads {digest}"
         )
+    # Nothing is added for fp32: stores of before there was a choice stay good.
     if recipe.trace_precision != "fp32":
         preprocessing += f", {recipe.trace_precision}"
     return StoreIdentity(data=data, teacher=teacher, preprocessing=preprocessing)
@@ -224,16 +233,19 @@ def store_traces(
         with learner.autocast(recipe.trace_precision):
             return watch(learner, batch, want)
 
+    # Asked of two rows first, only to learn the shapes that the store is laid out for.
     sample = answers(batches.batch(np.arange(2)))
-    columns = {name: (tuple(tensor.shape[1:]), "float16") for name, tensor in sample.items()}
+    columns = {}
+    for name, tensor in sample.items():
+        columns[name] = (tuple(tensor.shape[1:]), "float16")
     with TraceWriter(root, store, columns) as writer:
-        done = {tuple(key) for key in writer.done().tolist()}
-        keys = batches.keys(np.arange(len(batches))).tolist()
-        rows = np.array([row for row, key in enumerate(keys) if tuple(key) not in done], np.int64)
+        done = set(map(tuple, writer.done().tolist()))  # (episode, frame) of a run that was killed
+        keys = map(tuple, batches.keys(np.arange(len(batches))).tolist())
+        rows = np.array([row for row, key in enumerate(keys) if key not in done], np.int64)
         progress = Progress(title, total=len(batches), start=len(done), unit="row")
         for start in range(0, len(rows), ROWS):
             batch = batches.batch(rows[start : start + ROWS])
-            batches.expect(rows[start + ROWS : start + 2 * ROWS])
+            batches.expect(rows[start + ROWS : start + 2 * ROWS])  # read while these are computed
             assert batch.keys is not None
             writer.append(batch.keys, answers(batch))
             progress.advance(len(batch))
@@ -242,20 +254,19 @@ def store_traces(
 
 def annotate(recipe: Recipe, data: EpisodeDataset, folder: Path) -> None:
     """What the recipe's annotator, if it has one, says of every frame, into the store at `folder`.
-    Where that costs money,
-    somebody at the terminal must agree first."""
+    Where that costs money, somebody at the terminal must agree first."""
     if recipe.annotator:
         store_labels(folder, recipe.annotator, data, confirm=confirm_on_terminal)
 
 
 def labelled_frames(recipe: Recipe, data: EpisodeDataset, view: View, folder: Path) -> Frames:
     """The frames of a data set as `view` sees them, with the labels that `annotate` stored at
-    `folder`, if the recipe has an
-    annotator."""
+    `folder`, if the recipe has an annotator."""
     frames = load_frames(data, view, recipe.pictures)
     if recipe.annotator is None:
         return frames
     labels = load_labels(folder, data, recipe.annotator)
+    # Few texts describe many frames: each is kept once, and frames number them.
     texts, described = np.unique(np.array(labels.description), return_inverse=True)
     numbers = {"phase": labels.phase, "direction": labels.direction}
     return replace(frames, labels=numbers, descriptions=tuple(map(str, texts)), described=described)

@@ -41,7 +41,7 @@ def meet_teacher(recipe: Recipe, device: str) -> tuple[TeacherFacts, Backbone]:
     why = why_needed(recipe)
     if not why:
         facts = _known(recipe, device)
-        return facts, facts.stand_in().to(device)
+        return facts, facts.stand_in().to(device)  # its random weights reach no student
     if not _is_there(recipe):
         raise FileNotFoundError(
             f"{recipe.teacher} is not there, and {recipe.name} needs the weights of its teacher: "
@@ -56,7 +56,7 @@ def fetched(recipe: Recipe) -> Recipe:
     had and is not needed, under its own. Raises what `recipe.at_hand` does."""
     try:
         return at_hand(recipe, reads=("teacher",))
-    except OSError:
+    except OSError:  # no network, no such repository, no leave to read it
         if why_needed(recipe) or not is_kept(recipe):
             raise
         return recipe
@@ -64,7 +64,7 @@ def fetched(recipe: Recipe) -> Recipe:
 
 def _is_there(recipe: Recipe) -> bool:
     """Whether the teacher's folder is there; on the hub, whether it was fetched."""
-    if hub.is_name(recipe.teacher):
+    if hub.is_name(recipe.teacher):  # `fetched` pins the commit of what it fetched
         return hub.parse(recipe.teacher).is_pinned
     return recipe.teacher.exists()
 
@@ -85,6 +85,7 @@ def _known(recipe: Recipe, device: str) -> TeacherFacts:
             f"{recipe.traces} is used\n"
         )
         return kept
+    # It is there: it is asked itself, unless what was kept is of just this one, which is quicker.
     fingerprint = policy_fingerprint(recipe.teacher)
     if kept is not None and kept.fingerprint == fingerprint:
         return kept

@@ -1,7 +1,8 @@
 """THE training loop, the only one: `teach`, `probe` and `distil` pass it different values.
 
 Knows objectives, batches and traces by their contracts; knows no recipe by name. Ctrl-C waits for
-the step that runs, and what was trained is saved. A killed run resumes to the same result: weights, optimisers, RNG and the position in the data are saved
+the step that runs, and what was trained is saved. A killed run resumes to the same result: weights,
+optimisers and the step, from which random numbers and the position in the data follow, are saved
 together, with what they were made from (`lineage`). What was made from something else is never
 continued: it is moved beside, and the stage starts anew.
 """
@@ -15,7 +16,7 @@ import math
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -52,10 +53,8 @@ TeacherTraces = Callable[[Tensor], Trace]  # keys (b, 2) -> the teacher's trace
 LOCK = "training.lock"
 STATE = "state.pt"
 ABOUT = "stage.json"
-CHANGES_NOTHING = (
-    "log_every",
-    "checkpoint_every",
-)  # fields of a stage that cannot change what it makes
+# Fields of a stage that cannot change what it makes.
+CHANGES_NOTHING = ("log_every", "checkpoint_every")
 
 
 class SelfAnswers(nn.Module):
@@ -69,6 +68,8 @@ class SelfAnswers(nn.Module):
         super().__init__()
         self.teacher = teacher
         self.needs = needs
+        # In tuples, so that torch does not count them among this module's parts: the state that is
+        # saved would hold the teacher's weights twice.
         self._batches = (batches,)
         self._watched = (Learner(cast(Backbone, teacher.module)).eval(),)
 
@@ -76,28 +77,32 @@ class SelfAnswers(nn.Module):
         self.teacher.update()
         (batches,) = self._batches
         (watched,) = self._watched
-        found = keys.cpu().numpy()
-        return watch(
-            watched, batches.batch(batches.frames.starts[found[:, 0]] + found[:, 1]), self.needs
-        )
+        found = keys.cpu().numpy()  # (b, 2): episode, frame in it
+        # The same frames read again, ahead of the transforms that the student's batch went through.
+        rows = batches.frames.starts[found[:, 0]] + found[:, 1]
+        return watch(watched, batches.batch(rows), self.needs)
 
 
 def trainable(learner: nn.Module, stage: Stage) -> dict[str, nn.Parameter]:
     """Parameters that a stage trains, by name. Raises ValueError where one of its patterns matches
     none, or all leave none."""
-    _check_patterns([name for name, _ in learner.named_parameters()], stage)
-    chosen = {
-        name: parameter
-        for name, parameter in learner.named_parameters()
-        if any(fnmatch.fnmatch(name, pattern) for pattern in stage.train)
-        and not any(fnmatch.fnmatch(name, pattern) for pattern in stage.freeze)
-    }
+    parameters = dict(learner.named_parameters())
+    _check_patterns(list(parameters), stage)
+    chosen = {}
+    for name, parameter in parameters.items():
+        if _matches(name, stage.train) and not _matches(name, stage.freeze):
+            chosen[name] = parameter
     if not chosen:
-        names = ", ".join(name for name, _ in list(learner.named_parameters())[:4])
+        names = ", ".join(list(parameters)[:4])
         raise ValueError(
-            f"train={stage.train} freeze={stage.freeze} leaves nothing to train; names look like {names} …"
+            f"train={stage.train} freeze={stage.freeze} leaves nothing to train; names look like "
+            f"{names} …"
         )
     return chosen
+
+
+def _matches(name: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
 
 
 def _check_patterns(names: list[str], stage: Stage) -> None:
@@ -105,27 +110,35 @@ def _check_patterns(names: list[str], stage: Stage) -> None:
     meant to do something."""
     for field in ("train", "freeze"):
         for pattern in getattr(stage, field):
-            if any(fnmatch.fnmatch(name, pattern) for name in names):
+            if fnmatch.filter(names, pattern):
                 continue
-            heads = {
-                name.rsplit(".", depth)[0] + ".*"
-                for name in names
-                for depth in range(1, name.count(".") + 1)
-            }
-            near = difflib.get_close_matches(pattern, sorted({*names, *heads}), 3, cutoff=0.5)
-            hint = (
-                f"did you mean {' or '.join(map(repr, near))}?"
-                if near
-                else f"names look like {', '.join(names[:4])} …"
-            )
+            known = sorted({*names, *_parts(names)})
+            near = difflib.get_close_matches(pattern, known, 3, cutoff=0.5)
+            if near:
+                hint = f"did you mean {' or '.join(map(repr, near))}?"
+            else:
+                hint = f"names look like {', '.join(names[:4])} …"
             raise ValueError(
                 f"{field}={getattr(stage, field)}: {pattern!r} matches no parameter; {hint}"
             )
 
 
+def _parts(names: Iterable[str]) -> set[str]:
+    """A pattern for each module that has parameters of these names: a.b.c → a.b.*, a.*"""
+    found = set()
+    for name in names:
+        while "." in name:
+            name = name.rpartition(".")[0]
+            found.add(f"{name}.*")
+    return found
+
+
 def settings(stage: Stage) -> dict[str, Any]:
     """What of a stage can change its result, as JSON."""
-    return {name: value for name, value in to_json(stage).items() if name not in CHANGES_NOTHING}
+    said: dict[str, Any] = to_json(stage)
+    for name in CHANGES_NOTHING:
+        said.pop(name, None)
+    return said
 
 
 def digest_frames(frames: Frames) -> str:
@@ -135,12 +148,13 @@ def digest_frames(frames: Frames) -> str:
     texts: list[str] = []
     for field in dataclasses.fields(frames):
         value = getattr(frames, field.name)
-        if field.name == "images":
+        if field.name == "images":  # gigabytes: hashing them would take longer than a stage
             texts += [f"{name} {len(pictures)}" for name, pictures in sorted(value.items())]
         elif isinstance(value, np.ndarray):
             arrays[field.name] = value
         elif isinstance(value, dict):
-            arrays |= {f"{field.name}.{name}": array for name, array in value.items()}
+            for name, array in value.items():
+                arrays[f"{field.name}.{name}"] = array
         elif value is not None:
             texts += [field.name, *map(str, value)]
     return f"{digest_arrays(arrays)} {digest_text(texts)}"
@@ -151,17 +165,20 @@ def make_optimisers(
 ) -> list[torch.optim.Optimizer]:
     """AdamW, or Muon for the backbone's matrices and AdamW for the rest (Jordan et al. 2024, with
     AdamW's step size)."""
-    matrices = [
-        p
-        for name, p in parameters.items()
-        if stage.optimiser == "muon" and p.ndim == 2 and ".layers." in name
-    ]
-    chosen = {id(p) for p in matrices}
-    rest = [p for p in parameters.values() if id(p) not in chosen]
+    matrices = []
+    rest = []
+    for name, parameter in parameters.items():
+        # Muon makes an update orthogonal, which means something for a map between hidden states;
+        # embeddings, heads, gains and biases stay with AdamW, as Jordan et al. have it.
+        if stage.optimiser == "muon" and parameter.ndim == 2 and ".layers." in name:
+            matrices.append(parameter)
+        else:
+            rest.append(parameter)
     step = stage.learning_rate
     decay = stage.weight_decay
     optimisers: list[torch.optim.Optimizer] = []
     if matrices:
+        # match_rms_adamw scales Muon's step to be as large as AdamW's: one learning rate for both.
         optimisers.append(
             torch.optim.Muon(matrices, lr=step, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
         )
@@ -183,19 +200,15 @@ def rate(stage: Stage, step: int) -> float:
 
 def make_batches(policy: Backbone, frames: Frames) -> BatchMaker:
     """Batches as this policy takes them. Raises ValueError where the episodes are of another robot,
-    or hold values that its
-    statistics make absurd of."""
+    or hold values that its statistics make absurd of."""
     batches = BatchMaker(frames, policy.inputs, device=policy.device)
     body = policy.body
-    for what, values, normaliser in (
-        ("observation.state", frames.state, body.state),
-        ("action", frames.actions, body.actions),
-        ("executed", frames.executed, body.actions),
-    ):
-        known = body.state_names if what == "observation.state" else body.action_spec.names
-        check_sane(
-            what, values, normaliser, known or [str(index) for index in range(values.shape[1])]
-        )
+    # A policy of before names were kept does not know those of its state: numbers stand for them.
+    states = body.state_names or list(map(str, range(frames.state.shape[1])))
+    actions = body.action_spec.names
+    check_sane("observation.state", frames.state, body.state, states)
+    check_sane("action", frames.actions, body.actions, actions)
+    check_sane("executed", frames.executed, body.actions, actions)
     return batches
 
 
@@ -239,18 +252,18 @@ class Trainer:
         self.seed = seed
         self.title = title
         self.step = 0
-        self._state: dict[str, Any] | None = (
-            None  # what the folder holds, once it has been looked at
-        )
+        # What the folder holds, once it has been looked at.
+        self._state: dict[str, Any] | None = None
         for parameter in learner.parameters():
             parameter.requires_grad_(False)
         self.parameters = trainable(learner, stage)
         for parameter in self.parameters.values():
             parameter.requires_grad_(True)
         self.optimisers = make_optimisers(self.parameters, stage)
-        self.average = (
-            {name: p.detach().clone() for name, p in self.parameters.items()} if stage.ema else {}
-        )
+        self.average: dict[str, Tensor] = {}  # the running average of what is trained
+        if stage.ema:
+            for name, parameter in self.parameters.items():
+                self.average[name] = parameter.detach().clone()
         self.question: Question = as_json(
             {
                 **(made_from or {}),
@@ -258,16 +271,15 @@ class Trainer:
                 "seed": seed,
                 "frames": digest_frames(batches.frames),
                 "rows": digest_arrays({"rows": self.rows}),
-                "start": digest_weights(learner.state_dict()),
+                "start": digest_weights(learner.state_dict()),  # of a stage before, or of `probe`
             }
         )
 
     def run(self) -> None:
         """Train to the end of the stage, then leave the averaged weights (if any) in the learner,
         in eval mode."""
-        while (
-            True
-        ):  # where something is moved away, its lock is too, and the new folder's must be taken
+        # Twice where something is moved away: its lock goes with it, and the new folder's is taken.
+        while True:
             with hold(self.folder / LOCK, "training"):
                 why = self.obstacle()
                 if not why:
@@ -275,7 +287,8 @@ class Trainer:
                     return
                 aside = set_aside(self.folder, short(self.question))
             sys.stderr.write(
-                f"{self.title}: {self.folder} {why}; it is kept as {aside.name}, and the stage starts anew\n"
+                f"{self.title}: {self.folder} {why}; it is kept as {aside.name}, and the stage "
+                "starts anew\n"
             )
 
     def obstacle(self) -> str:
@@ -298,6 +311,7 @@ class Trainer:
         if self._state is not None:
             question: Question = self._state.get("question", {})
             return question
+        # No state: killed ahead of the first save, or somebody removed it.
         about = self.folder / ABOUT
         if about.exists():
             return read_json(
@@ -310,12 +324,13 @@ class Trainer:
         """Whether the question differs in the number of steps alone, no step depends on it, and
         there is nothing to undo."""
         stage = self.stage
-        if stage.schedule != "constant":
+        if stage.schedule != "constant":  # a cosine's rate at a step depends on how many there are
             return False
         if any(transform.depends_on_steps for transform in stage.transforms):
             return False
         longer = {**found, "stage": {**found.get("stage", {}), "steps": stage.steps}}
         trained = self._state["step"] if self._state else 0
+        # A stage that was trained further than is wanted cannot be taken back.
         return not differences(longer, self.question) and trained <= stage.steps
 
     def _run(self) -> None:
@@ -326,7 +341,7 @@ class Trainer:
         with self._log() as write, self._compiled() as update, waiting_stop(self.title) as stop:
             while self.step < self.stage.steps and not stop.asked:
                 started = time.perf_counter()
-                terms = update()
+                terms = update()  # counts the step
                 progress.advance(loss=terms["loss"])
                 done = self.step == self.stage.steps
                 if done or self.step % self.stage.log_every == 0:
@@ -336,27 +351,31 @@ class Trainer:
             if stop.asked:
                 self._save()
         progress.close()
+        # After the last save: what is saved goes on from the weights, not from their average.
         for name, value in self.average.items():
             self.parameters[name].data.copy_(value)
         self.learner.eval()
 
     def _rows_of(self, step: int) -> np.ndarray:
         """(b,) int64: the frames of a step, in the order of the data."""
+        # Sorted: frames of one video are then read forwards.
         return np.sort(self.rows[draw(len(self.rows), self.stage.batch_size, step, self.seed)])
 
     def _update(self) -> dict[str, float]:
         stage = self.stage
         rows = self._rows_of(self.step)
         batch = self.batches.batch(rows)
-        if self.step + 1 < stage.steps:
+        if self.step + 1 < stage.steps:  # pictures of the next step are decoded during this one
             self.batches.expect(self._rows_of(self.step + 1))
         assert batch.keys is not None  # a batch made from episodes has them
         teacher = self.teacher(batch.keys) if self.teacher and stage.objective.needs else {}
         body = self.learner.policy.body
+        # From seed and step alone, as torch's below: a run that is resumed draws what this one does.
         rng = np.random.default_rng([self.seed, self.step, 1])
         moment = Moment(self.step, stage.steps, rng, body.action_spec, body.actions)
         for transform in stage.transforms:
             batch, teacher = transform(batch, teacher, moment)
+        # More than a stage has steps, so that no two seeds share a step's stream.
         torch.manual_seed(self.seed * 1_000_003 + self.step)
         with self.learner.autocast(self.stage.precision):
             student = self.learner(
@@ -365,13 +384,15 @@ class Trainer:
                 exploration=batch.exploration,
                 every=stage.objective.every,
             )
-        terms = stage.objective(student, teacher, batch)
+        terms = stage.objective(student, teacher, batch)  # weighted, name → a number
         loss = torch.stack(list(terms.values())).sum()
         values = {name: float(value.detach()) for name, value in terms.items()}
+        # Ahead of backward: the weights, and the state saved last, are still good.
         if not math.isfinite(sum(values.values())):
             raise FloatingPointError(
-                f"{self.title}: the loss is {sum(values.values())} at step {self.step}: {values}; frames {rows[:4]}… . The last "
-                f"saved state is in {self.folder}; lower learning_rate, or look for NaN in the data"
+                f"{self.title}: the loss is {sum(values.values())} at step {self.step}: {values}; "
+                f"frames {rows[:4]}… . The last saved state is in {self.folder}; lower "
+                "learning_rate, or look for NaN in the data"
             )
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.parameters.values(), stage.clip)
@@ -383,6 +404,7 @@ class Trainer:
             optimiser.zero_grad(set_to_none=True)
         self.step += 1
         if stage.ema:
+            # Shorter at first, as TensorFlow's `num_updates` makes it, or fresh weights would linger.
             decay = min(stage.ema, (1 + self.step) / (10 + self.step))
             for name, parameter in self.parameters.items():
                 self.average[name].lerp_(parameter.detach(), 1 - decay)
@@ -404,19 +426,16 @@ class Trainer:
         cache of its own.
         """
         layers = self.learner.policy.blocks if self.stage.compile else []
-        if (
-            layers
-            and self.learner.policy.device.type == "cpu"
-            and not any(map(shutil.which, ("c++", "g++", "clang++")))
-        ):
+        on_cpu = self.learner.policy.device.type == "cpu"
+        if layers and on_cpu and not any(map(shutil.which, ("c++", "g++", "clang++"))):
             sys.stderr.write(
-                f"{self.title}: no C++ compiler (g++ or clang++) was found; the layers run uncompiled, and slower\n"
+                f"{self.title}: no C++ compiler (g++ or clang++) was found; the layers run "
+                "uncompiled, and slower\n"
             )
             layers = []
         for layer in layers:
-            layer.compile(
-                dynamic=False
-            )  # an epoch's smaller last batch is compiled once more, not made dynamic
+            # An epoch's smaller last batch is compiled once more, not made dynamic.
+            layer.compile(dynamic=False)
         with contextlib.ExitStack() as own_cache:
 
             def update() -> dict[str, float]:
@@ -424,12 +443,14 @@ class Trainer:
                     return self._update()
                 except torch._dynamo.exc.BackendCompilerFailed as error:
                     sys.stderr.write(
-                        f"{self.title}: compiled again in a fresh cache, the shared one is damaged ({error.inner_exception})\n"
+                        f"{self.title}: compiled again in a fresh cache, the shared one is damaged "
+                        f"({error.inner_exception})\n"
                     )
                 from torch._inductor.utils import fresh_cache  # slow to import, and seldom needed
 
                 own_cache.enter_context(fresh_cache())
                 torch._dynamo.reset()
+                # It failed before the step was counted, so the same step is taken from its start.
                 for optimiser in self.optimisers:
                     optimiser.zero_grad(set_to_none=True)
                 return self._update()
@@ -438,6 +459,8 @@ class Trainer:
                 yield update
             finally:
                 for layer in layers:
+                    # torch has no public way back from `Module.compile`, and evaluation, whose
+                    # batches have other shapes, would compile everything anew.
                     layer._compiled_call_impl = None
 
     @property
@@ -445,26 +468,29 @@ class Trainer:
         return self.folder / STATE
 
     def _save(self) -> None:
-        save_state(
-            self._state_file,
-            {
-                "question": self.question,
-                "step": self.step,
-                "learner": self.learner.state_dict(),
-                "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
-                "average": self.average,
-                "teacher": self.teacher.state_dict() if isinstance(self.teacher, nn.Module) else {},
-            },
-        )
+        # No RNG: every step seeds its own. A teacher that is a module is the student's own average,
+        # which changes as it learns; any other stands still.
+        teacher = self.teacher.state_dict() if isinstance(self.teacher, nn.Module) else {}
+        state = {
+            "question": self.question,
+            "step": self.step,
+            "learner": self.learner.state_dict(),
+            "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
+            "average": self.average,
+            "teacher": teacher,
+        }
+        save_state(self._state_file, state)
 
     def _resume(self) -> None:
-        state, self._state = self._state, None
+        state = self._state
+        self._state = None  # it may be as large as the network: not kept while that trains
         if state is None:
             return
         before = state["question"]["stage"]["steps"]
         if before != self.stage.steps:
             sys.stderr.write(
-                f"{self.title}: steps: {before} → {self.stage.steps}; it goes on from step {state['step']}\n"
+                f"{self.title}: steps: {before} → {self.stage.steps}; it goes on from step "
+                f"{state['step']}\n"
             )
         self.learner.load_state_dict(state["learner"])
         for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
@@ -479,9 +505,10 @@ class Trainer:
         """Lines of metrics.jsonl; those past the resumed step are dropped, so no step stands there
         twice, and so is half a line."""
         path = self.folder / "metrics.jsonl"
-        kept = [line for line in whole_lines(path) if json.loads(line)["step"] <= self.step]
-        write_atomically(
-            path, "".join(line + "\n" for line in kept).encode()
-        )  # killed here, the log of before still stands
+        kept = ""
+        for line in whole_lines(path):
+            if json.loads(line)["step"] <= self.step:
+                kept += line + "\n"
+        write_atomically(path, kept.encode())  # killed here, the log of before still stands
         with appending(path) as add:
             yield lambda row: add(json.dumps(row))
