@@ -26,7 +26,10 @@ from armlet.evaluation.offline_report import OfflineReport
 from armlet.recipe import Recipe
 
 LINE = ("teach", "probe", "distil", "evaluate")
-OWN = ("actdistill", "first_k", "vla_ad", "aed", "vita_vla", "bc")
+OWN = (
+    *("actdistill", "first_k", "vla_ad", "aed", "vita_vla"),
+    *("layer_drop", "random_skip", "bc", "action_kd", "dial"),
+)
 GOLDEN = Path(__file__).parent / "data" / "golden"
 MORE = Path(__file__).parents[1] / ".." / "shared" / "golden" / "datasets"
 LEROBOT = {  # sets that the real lerobot wrote, and what each cannot say of its robot
@@ -179,12 +182,12 @@ def test_what_the_real_lerobot_wrote_goes_the_whole_line(name: str, monkeypatch,
     shutil.copytree(places[0], root, copy_function=shutil.copyfile)
     root.chmod(0o755)
     said, dims = LEROBOT[name]
-    options = [*said.split(), *few_steps("first_k")]
+    options = [*said.split(), *few_steps("actdistill")]
     options += ["--held-out", "0.4", "--evaluation.frames", "8"]
-    report = whole_line(monkeypatch, "first_k", root, tmp_path / "out", options)
-    check(
-        report, tmp_path / "out", recipe="first_k", dims=dims, grippers=int("gripper-open" in said)
-    )
+    out = tmp_path / "out"
+    report = whole_line(monkeypatch, "actdistill", root, out, options)
+    grippers = int("gripper-open" in said)
+    check(report, out, recipe="actdistill", dims=dims, grippers=grippers)
 
 
 @pytest.mark.robots

@@ -71,7 +71,7 @@ def _distil(recipe: Recipe) -> Path:
     _check_episodes(recipe, data, teacher, title=title)
 
     episodes = _episodes(recipe, data, teacher, facts.fingerprint)
-    train, held_out = _rows(recipe, data)
+    train, calibrate = _rows(recipe, data)
     torch.manual_seed(recipe.seed)
     sample = _sample(make_batches(teacher, episodes.frames), train, recipe.seed)
     student = recipe.student.build(teacher, sample).to(device)
@@ -79,7 +79,7 @@ def _distil(recipe: Recipe) -> Path:
     _check_chunk(student, facts.chunk)
     learner = _learner(recipe, student, data).to(device)
     corpus = Corpus([episodes], lambda frames: make_batches(student, frames), needs=_needed(recipe))
-    unseen = _sample(corpus, held_out, recipe.seed)
+    measured_on = _sample(corpus, calibrate, recipe.seed)
 
     def fit(stage: Stage, index: int, corpus: Corpus, rows: np.ndarray) -> None:
         """Stage number `index` of all, on these rows of the corpus."""
@@ -95,7 +95,7 @@ def _distil(recipe: Recipe) -> Path:
             rows=rows,
             made_from=_made_from(wanted, corpus, student),
         ).run()
-        student.calibrate(unseen)
+        student.calibrate(measured_on)
 
     for index, stage in enumerate(recipe.stages):
         fit(stage, index, corpus, train)
@@ -110,7 +110,7 @@ def _distil(recipe: Recipe) -> Path:
         fit(each.stage, len(recipe.stages) + number, corpus, rows)
         if not is_promoted(recipe, number, student):
             learner.load_state_dict(before)
-            student.calibrate(unseen)
+            student.calibrate(measured_on)
 
     provenance = {"recipe": to_json(recipe), "data": data.fingerprint, PROVENANCE: wanted}
     finished = student.deployed()
@@ -153,7 +153,7 @@ def _episodes(recipe: Recipe, data: EpisodeDataset, teacher: Backbone, fingerpri
 
 def _rows(recipe: Recipe, data: EpisodeDataset) -> tuple[np.ndarray, np.ndarray]:
     """The frames to train on, and those to calibrate on."""
-    cut = parts(data, recipe.split, recipe.held_out)
+    cut = parts(data, recipe.split, recipe.held_out, reported=recipe.benchmark is None)
     return rows_of(data.starts, cut.train), rows_of(data.starts, cut.calibrate)
 
 
@@ -234,7 +234,7 @@ def question(recipe: Recipe, data: EpisodeDataset, teacher: str) -> Question:
     rounds = [
         {**to_json(each), "stage": settings(each.stage), "workers": None} for each in recipe.rounds
     ]
-    return as_json(
+    wanted = as_json(
         {
             "data": data.fingerprint,
             "teacher": teacher,
@@ -250,3 +250,6 @@ def question(recipe: Recipe, data: EpisodeDataset, teacher: str) -> Question:
             "weights": recipe.weights,
         }
     )
+    if recipe.benchmark is None:
+        wanted["reported"] = True  # see `data.splits.parts`: what was calibrated on what
+    return wanted

@@ -99,7 +99,10 @@ def heads_question(recipe: Recipe, data: str, teacher: str) -> Question:
     `teacher` are fingerprints. The seed may be another's, whose traces are shared."""
     assert recipe.probe is not None
     shape = {name: value for name, value in to_json(recipe.probe).items() if name != "stage"}
-    return as_json({"data": data, "teacher": teacher, "probe": shape})
+    asked: Question = {"data": data, "teacher": teacher, "probe": shape}
+    if recipe.benchmark is None:  # then they are fitted on what is not held out
+        asked |= {"split": recipe.split, "held_out": recipe.held_out}
+    return as_json(asked)
 
 
 def check_heads(recipe: Recipe, data: str, teacher: str) -> None:
@@ -130,6 +133,9 @@ def check_heads(recipe: Recipe, data: str, teacher: str) -> None:
         name: wanted[name] for name in ("data", "teacher")
     }:
         options = options_for(_probe_of(found), _probe_of(wanted), at="probe")
+        for name in ("split", "held_out"):
+            if found.get(name) not in (None, wanted.get(name)):
+                options.append(_option(name, found[name]))
         same = " ".join(options) or "the same --probe options"
         fix = f"give this verb {same} as `armlet probe` was given; or {anew}"
     else:
