@@ -53,8 +53,7 @@ def test_a_stranger_reads_what_the_data_are(written: Path, tmp_path: Path) -> No
     assert "camera off: one flat colour" in page
     following = page.splitlines()[-1]
     assert following.endswith(
-        f"armlet teach actdistill --episodes {written} --pictures.fit letterbox "
-        f"--pictures.size 48 --robot.file {tmp_path / FILE}"
+        f"armlet teach actdistill --episodes {written} --robot.file {tmp_path / FILE}"
     )
 
 

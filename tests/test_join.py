@@ -155,6 +155,35 @@ def test_what_is_held_out_is_not_trained_on_and_calibrates(
     assert all(set(keys[:, 0]) <= held_out for keys in measured)
 
 
+def test_without_a_world_nothing_is_fitted_or_chosen_on_what_the_report_is_about(
+    here: Recipe, distilled, monkeypatch
+) -> None:
+    """Neither heads nor a router's threshold: the last episodes are those of the report."""
+    own = dataclasses.replace(here, benchmark=None, shared=here.out / "own")
+    measured: list[np.ndarray] = []
+    monkeypatch.setattr(
+        Routed, "calibrate", lambda policy, batch: measured.append(batch.keys.numpy())
+    )
+    fitted: list[Trainer] = []
+    run = Trainer.run
+
+    def watched(trainer: Trainer) -> None:
+        fitted.append(trainer)
+        run(trainer)
+
+    monkeypatch.setattr(Trainer, "run", watched)
+    probe.main(own)
+    episodes = len(EpisodeDataset(own.episodes).episodes)
+    shown = set(range(episodes - int(np.ceil(0.3 * episodes))))
+    assert [set(each.batches.keys(each.rows)[:, 0]) for each in fitted] == [shown]
+    calls = distilled(own)
+    assert len(measured) == len(calls)
+    for keys in measured:
+        assert set(keys[:, 0]) == shown
+    with pytest.raises(ValueError, match=r"give this verb --held-out 0\.3 as"):
+        distil.main(dataclasses.replace(own, held_out=0.2, out=own.out / "another"))
+
+
 def test_a_sample_is_from_all_over(here: Recipe, monkeypatch) -> None:
     monkeypatch.setattr(distil, "SAMPLE", 20)
     teacher = load_policy(here.teacher)

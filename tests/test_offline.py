@@ -350,6 +350,9 @@ def test_who_was_trained_on_which_episodes(data) -> None:
     assert verdict(held_out=None).verdict == "seen"
     assert verdict(data="another").verdict == "unknown"
     assert seen_in_training(None, data, held_out).verdict == "unknown"
+    chosen = "a router's threshold was chosen on 2 of them"
+    assert chosen in verdict(student={}).why, "of a recipe with a world"
+    assert chosen not in verdict(student={}, reported=True).why and chosen not in verdict().why
 
 
 def test_a_student_of_a_teacher_that_knew_them_is_not_called_unseen(data, monkeypatch) -> None:

@@ -23,10 +23,17 @@ from armlet.data.layout import STATS
 from armlet.evaluation import offline_report
 from armlet.evaluation.action_errors import CHUNK, EPISODE, MEAN, REPEAT
 from armlet.evaluation.offline_report import OfflineReport
+from armlet.policies.checkpoint import load_policy
+from armlet.policies.fitting import FitsRobot
+from armlet.policies.students import FirstK, Fresh, LayerDrop
+from armlet.policies.vla import VLANetwork
 from armlet.recipe import Recipe
 
 LINE = ("teach", "probe", "distil", "evaluate")
-OWN = ("actdistill", "first_k", "vla_ad", "aed", "vita_vla", "bc")
+OWN = (
+    *("actdistill", "first_k", "vla_ad", "aed", "vita_vla"),
+    *("layer_drop", "random_skip", "bc", "action_kd", "dial"),
+)
 GOLDEN = Path(__file__).parent / "data" / "golden"
 MORE = Path(__file__).parents[1] / ".." / "shared" / "golden" / "datasets"
 LEROBOT = {  # sets that the real lerobot wrote, and what each cannot say of its robot
@@ -58,9 +65,12 @@ def run(monkeypatch: pytest.MonkeyPatch, verb: str, recipe: str, options: list[s
         pytest.fail(f"armlet {verb} {recipe}: {left.code}")
 
 
-def few_steps(recipe: str, *, teach: int = 3, distil: int = 3, batch: int = 8) -> list[str]:
-    """Options that make a recipe small, the same for every verb."""
+def few_steps(
+    recipe: str, *, teach: int = 2, distil: int = 2, batch: int = 4, width: int = 32, depth: int = 4
+) -> list[str]:
+    """Options that make a recipe small, the same for every verb: few steps of small networks."""
     made = recipes.make(recipe)
+    assert isinstance(made.network, FitsRobot)
 
     def short(stage: str, steps: int) -> list[str]:
         return [
@@ -72,8 +82,18 @@ def few_steps(recipe: str, *, teach: int = 3, distil: int = 3, batch: int = 8) -
         ]
 
     found = short("teach", teach)
+    if isinstance(made.network.network, VLANetwork):
+        found += ["--network.network.width", str(width), "--network.network.heads", "2"]
+        found += ["--network.network.depth", str(depth), "--network.network.vision-channels", "8"]
+    else:
+        found += ["--network.network.width", "24", "--network.network.heads", "2"]
+        found += ["--network.network.vision-layers", "1", "--network.primitives", "8"]
+    if isinstance(made.student, FirstK | LayerDrop):
+        found += ["--student.layers", str(depth // 2)]
+    if isinstance(made.student, Fresh):
+        found += ["--student.student.layers", str(depth // 2)]
     if made.probe is not None:
-        found += short("probe.stage", 3)
+        found += short("probe.stage", 2)
     for number in range(len(made.stages)):
         found += short(f"stages.{number}", distil)
     return [*found, "--evaluation.latency-calls", "4"]
@@ -128,9 +148,7 @@ def test_a_stranger_goes_the_whole_line_and_its_teacher_learns(monkeypatch, tmp_
     expert than every mean, in episodes that neither has seen."""
     DEGREES.write(tmp_path / "episodes")
     out = tmp_path / "out"
-    small = few_steps("first_k", teach=100, distil=50, batch=16)
-    small += ["--network.network.width", "64", "--network.network.depth", "3"]
-    small += ["--student.layers", "2"]
+    small = few_steps("first_k", teach=100, distil=50, batch=16, width=64, depth=4)
     options = [*DEGREES.arguments, *small, "--held-out", "0.25", "--evaluation.frames", "25"]
     report = whole_line(monkeypatch, "first_k", tmp_path / "episodes", out, options)
     check(report, out, recipe="first_k", dims=4, grippers=0)
@@ -169,6 +187,41 @@ def test_every_strange_robot_goes_the_whole_line_of_every_recipe(
     check(report, tmp_path, recipe=recipe, dims=dims, grippers=grippers)
 
 
+SIZES = (  # the smallest and the largest of what is promised
+    Robot(
+        name="one_number",
+        hz=5,
+        mode="absolute",
+        action=("x",),
+        state=(),
+        cameras={f"camera_{number}": (24 + 8 * number, 40) for number in range(6)},
+        across=((1, 0),),
+        options={"--columns.state": "None"},
+    ),
+    Robot(
+        name="sixty_four",
+        hz=20,
+        mode="delta",
+        action=tuple(f"joint_{number}" for number in range(64)),
+        state=tuple(f"joint_{number}" for number in range(64)),
+        cameras={"top": (48, 48)},
+        across=tuple((np.cos(number), np.sin(number)) for number in range(64)),
+    ),
+)
+
+
+@pytest.mark.robots
+@pytest.mark.parametrize("robot", SIZES, ids=lambda robot: robot.name)
+def test_one_number_and_sixty_four_one_camera_and_six(robot: Robot, monkeypatch, tmp_path) -> None:
+    robot.write(tmp_path / "episodes", episodes=6)
+    options = [*robot.arguments, *few_steps("actdistill")]
+    options += ["--held-out", "0.4", "--evaluation.frames", "8"]
+    out = tmp_path / "out"
+    report = whole_line(monkeypatch, "actdistill", tmp_path / "episodes", out, options)
+    check(report, out, recipe="actdistill", dims=len(robot.action), grippers=0)
+    assert set(load_policy(out / "student").view.cameras) == set(robot.cameras)
+
+
 @pytest.mark.robots
 @pytest.mark.parametrize("name", list(LEROBOT))
 def test_what_the_real_lerobot_wrote_goes_the_whole_line(name: str, monkeypatch, tmp_path) -> None:
@@ -179,12 +232,12 @@ def test_what_the_real_lerobot_wrote_goes_the_whole_line(name: str, monkeypatch,
     shutil.copytree(places[0], root, copy_function=shutil.copyfile)
     root.chmod(0o755)
     said, dims = LEROBOT[name]
-    options = [*said.split(), *few_steps("first_k")]
+    options = [*said.split(), *few_steps("actdistill")]
     options += ["--held-out", "0.4", "--evaluation.frames", "8"]
-    report = whole_line(monkeypatch, "first_k", root, tmp_path / "out", options)
-    check(
-        report, tmp_path / "out", recipe="first_k", dims=dims, grippers=int("gripper-open" in said)
-    )
+    out = tmp_path / "out"
+    report = whole_line(monkeypatch, "actdistill", root, out, options)
+    grippers = int("gripper-open" in said)
+    check(report, out, recipe="actdistill", dims=dims, grippers=grippers)
 
 
 @pytest.mark.robots

@@ -72,7 +72,7 @@ def _distil(recipe: Recipe) -> Path:
     _check_episodes(recipe, data, teacher, title=title)
 
     episodes = _episodes(recipe, data, teacher, facts.fingerprint)
-    train, held_out = _rows(recipe, data)
+    train, calibrate = _rows(recipe, data)
     torch.manual_seed(recipe.seed)  # of the student's new weights, before it is built
     sample = _sample(make_batches(teacher, episodes.frames), train, recipe.seed)
     student = recipe.student.build(teacher, sample).to(device)
@@ -81,7 +81,7 @@ def _distil(recipe: Recipe) -> Path:
     learner = _learner(recipe, student, data).to(device)
     corpus = Corpus([episodes], lambda frames: make_batches(student, frames), needs=_needed(recipe))
     # A router's threshold is set on frames that were not trained on: there its scores are honest.
-    unseen = _sample(corpus, held_out, recipe.seed)
+    measured_on = _sample(corpus, calibrate, recipe.seed)
 
     def fit(stage: Stage, index: int, corpus: Corpus, rows: np.ndarray) -> None:
         """Stage number `index` of all, on these rows of the corpus."""
@@ -97,7 +97,7 @@ def _distil(recipe: Recipe) -> Path:
             rows=rows,
             made_from=_made_from(wanted, corpus, student),
         ).run()
-        student.calibrate(unseen)
+        student.calibrate(measured_on)
 
     for index, stage in enumerate(recipe.stages):
         fit(stage, index, corpus, train)
@@ -114,7 +114,7 @@ def _distil(recipe: Recipe) -> Path:
         # A round that makes the student worse is undone; the episodes that it added stay.
         if not is_promoted(recipe, number, student):
             learner.load_state_dict(before)
-            student.calibrate(unseen)
+            student.calibrate(measured_on)
 
     provenance = {"recipe": to_json(recipe), "data": data.fingerprint, PROVENANCE: wanted}
     finished = student.deployed()  # without what only training reads
@@ -158,7 +158,7 @@ def _episodes(recipe: Recipe, data: EpisodeDataset, teacher: Backbone, fingerpri
 
 def _rows(recipe: Recipe, data: EpisodeDataset) -> tuple[np.ndarray, np.ndarray]:
     """The frames to train on, and those to calibrate on."""
-    cut = parts(data, recipe.split, recipe.held_out)
+    cut = parts(data, recipe.split, recipe.held_out, reported=recipe.benchmark is None)
     return rows_of(data.starts, cut.train), rows_of(data.starts, cut.calibrate)
 
 
@@ -254,7 +254,7 @@ def question(recipe: Recipe, data: EpisodeDataset, teacher: str) -> Question:
     for each in recipe.rounds:
         # How many processes act changes nothing but the time that it takes.
         rounds.append({**to_json(each), "stage": settings(each.stage), "workers": None})
-    return as_json(
+    wanted = as_json(
         {
             "data": data.fingerprint,
             "teacher": teacher,
@@ -271,3 +271,6 @@ def question(recipe: Recipe, data: EpisodeDataset, teacher: str) -> Question:
             "weights": recipe.weights,
         }
     )
+    if recipe.benchmark is None:
+        wanted["reported"] = True  # see `data.splits.parts`: what was calibrated on what
+    return wanted

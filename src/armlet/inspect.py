@@ -23,7 +23,6 @@ from armlet.data.episodes import EpisodeDataset
 from armlet.data.files import write_atomically
 from armlet.data.hub import is_name
 from armlet.data.layout import INFO, Columns
-from armlet.data.pictures import suggested_size
 from armlet.robot.description import FILE, Described, as_toml, toml_lines
 
 SHEET = "cameras.png"
@@ -71,22 +70,18 @@ def main(
         where.mkdir(parents=True, exist_ok=True)
         sheet.draw(seen).save(where / SHEET)
         written.append(f"{where / SHEET}: what the cameras see")
-    options = _options(data, found, out)
+    options = _options(data, out)
     following = f"next: armlet teach actdistill --episodes {place}{options}"
     return "\n".join([*page, "", *written, following])
 
 
-def _options(data: EpisodeDataset, found: Suggestion, out: Path | None) -> str:
+def _options(data: EpisodeDataset, out: Path | None) -> str:
     """What the next command must be told beside the folder."""
     said = ""
     for role in ("state", "action"):
         column = getattr(data.roles, role)
         if column != getattr(AS_LEROBOT, role):
             said += f" --columns.{role} {column}"
-    # A policy that is taught here sees squares: how other pictures are to fit has to be said.
-    if any(height != width for height, width in found.cameras.values()):
-        height, width = max(found.cameras.values())
-        said += f" --pictures.fit letterbox --pictures.size {suggested_size(height, width)}"
     if out is not None:
         said += f" --robot.file {out / FILE}"
     return said
@@ -107,7 +102,7 @@ def _summary(data: EpisodeDataset, found: Suggestion) -> list[str]:
         "cameras (height × width)",
     ]
     for name, (height, width) in found.cameras.items():
-        square = "" if height == width else "  no square: see --pictures.fit and --pictures.size"
+        square = "" if height == width else "  no square: taught with bars, or see --pictures.fit"
         lines.append(f"  {name:<20} {height} × {width}{square}")
     if not found.cameras:
         lines.append("  none")

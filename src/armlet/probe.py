@@ -15,6 +15,7 @@ from armlet.benchmarks import native_robot
 from armlet.data.door import check_policy
 from armlet.data.episodes import EpisodeDataset
 from armlet.data.frames import BatchMaker, load_frames
+from armlet.data.splits import parts, rows_of
 from armlet.data.traces import HEADER
 from armlet.policies.checkpoint import load_policy, policy_fingerprint
 from armlet.policies.facts import TeacherFacts
@@ -58,7 +59,7 @@ def main(recipe: Recipe) -> Path:
     if recipe.probe:
         torch.manual_seed(recipe.seed)  # the heads' first weights
         learner.probe = make_heads(teacher, recipe.probe).to(device)
-        _fit(recipe, learner, batches, data.fingerprint, fingerprint, title=title)
+        _fit(recipe, learner, batches, data, fingerprint, title=title)
     store = identity(recipe, data.fingerprint, fingerprint)
     store_traces(recipe, recipe.traces, learner, batches, store, title=f"traces {recipe.name}")
     # What `distil` must know of the teacher where its weights are not on that machine.
@@ -71,16 +72,21 @@ def _fit(
     recipe: Recipe,
     learner: Learner,
     batches: BatchMaker,
-    data: str,
+    data: EpisodeDataset,
     teacher: str,
     *,
     title: str,
 ) -> None:
     """Fitted heads, or those that were fitted by this question before, into the learner. Where
-    traces were stored with heads of another question, they are refused before anything is fitted:
-    other students may be learning from them. `data` and `teacher` are fingerprints."""
-    assert recipe.probe is not None and learner.probe is not None  # the caller's
+    there is no benchmark, the held-out episodes, which the report is about, are left out of it.
+
+    Where traces were stored with heads of another question, they are refused before anything is
+    fitted: other students may be learning from them. `teacher` is a fingerprint."""
+    assert recipe.probe is not None and learner.probe is not None
     path = heads_file(recipe)
+    rows = None
+    if recipe.benchmark is None:
+        rows = rows_of(data.starts, parts(data, recipe.split, recipe.held_out, reported=True).train)
     trainer = Trainer(
         learner,
         recipe.probe.stage,
@@ -88,7 +94,8 @@ def _fit(
         folder=path.parent,
         seed=recipe.seed,
         title=title,
-        made_from=heads_question(recipe, data, teacher),
+        rows=rows,
+        made_from=heads_question(recipe, data.fingerprint, teacher),
     )
     why = trainer.obstacle()  # why what stands in the folder cannot be continued; empty if it can
     if why and (recipe.traces / HEADER).is_file():

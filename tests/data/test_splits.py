@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from armlet.data.splits import by_task, last, rows_of
+from armlet.data.splits import by_task, last, parts, rows_of
 
 
 def data_of(episodes: list[tuple[str, str, int]]):
@@ -79,6 +79,15 @@ def test_too_few_episodes_are_refused() -> None:
 def test_rows_of_episodes() -> None:
     starts = np.array([0, 3, 5, 9])
     assert rows_of(starts, np.array([0, 2])).tolist() == [0, 1, 2, 5, 6, 7, 8]
+
+
+def test_what_a_report_is_about_is_not_calibrated_on() -> None:
+    found = parts(many(10), "last", 0.2, reported=True)
+    assert found.held_out.tolist() == [8, 9]
+    assert found.train.tolist() == found.calibrate.tolist() == list(range(8))
+    assert parts(many(10), "last", 0.2).calibrate.tolist() == [8, 9]
+    by_words = parts(many(), "tasks", 0.2, reported=True)
+    assert not set(by_words.calibrate) & {*by_words.train, *by_words.held_out}
 
 
 def test_the_last_share_is_held_out_and_everything_else_trains() -> None:

@@ -173,7 +173,9 @@ def test_the_state_is_one_token_of_arm_and_gripper() -> None:
     token, state = StateToken(4, (-1, 1), 8), torch.randn(5, 4)
     arm, gripper = token.arm(state[:, [0, 2]]), token.gripper(state[:, [1, 3]])
     torch.testing.assert_close(token(state), token.join(torch.cat([arm, gripper], 1)))
-    for wrong in ((4,), (), (0, 1, 2, 3)):
+    without = StateToken(4, (), 8)
+    torch.testing.assert_close(without(state), without.join(without.arm(state)))
+    for wrong in ((4,), (0, 1, 2, 3)):
         with pytest.raises(ValueError, match="the state has 4 dimensions"):
             StateToken(4, wrong, 8)
 

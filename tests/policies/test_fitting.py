@@ -18,6 +18,7 @@ from armlet.policies.fitting import (
     FitsPictures,
     FitsRobot,
     SameChoices,
+    gripper_state,
     patch_for,
     primitives,
 )
@@ -161,6 +162,24 @@ def test_another_kind_of_network_fits_its_teacher() -> None:
     )
     assert (made.head.chunk, made.execute) == (18, 6)
     assert made.network.strides == {"front": 16, "wrist": 8}
+
+
+@pytest.mark.parametrize(
+    ("names", "grippers", "expected"),
+    [
+        (("a", "Joint3", "b"), (3,), (1,)),
+        (("a", "b", "c"), (3,), ()),
+        (("joint3",), (3,), ()),  # nothing would be left for the arm
+        (("joint1", "joint3", "joint2"), (2, 3), (1, 2)),
+        ((), (3,), ()),
+        (("joint3", "b"), (), ()),
+    ],
+)
+def test_the_grippers_numbers_of_the_state_are_those_of_its_name(
+    names: tuple[str, ...], grippers: tuple[int, ...], expected: tuple[int, ...]
+) -> None:
+    made = dataclasses.replace(body(robot(grippers=grippers), state=len(names)), state_names=names)
+    assert gripper_state(made) == expected
 
 
 @pytest.mark.parametrize(

@@ -108,16 +108,27 @@ def _hash(text: str) -> bytes:
 @dataclass(frozen=True)
 class Parts:
     """Numbers of episodes: those to `train` on, those to `calibrate` on, and those that are
-    `held_out` of both; the last two are the same where a data set is cut in two."""
+    `held_out`. A data set that is cut in two has no part of its own to calibrate on (`parts`)."""
 
     train: np.ndarray
     calibrate: np.ndarray
     held_out: np.ndarray
 
 
-def parts(data: EpisodeDataset, split: Literal["last", "tasks"], held_out: float) -> Parts:
-    """A data set as a recipe's `split` and `held_out` cut it."""
+def parts(
+    data: EpisodeDataset,
+    split: Literal["last", "tasks"],
+    held_out: float,
+    *,
+    reported: bool = False,
+) -> Parts:
+    """A data set as a recipe's `split` and `held_out` cut it.
+
+    `reported`: the held-out episodes are what a report is about, as where there is no world to act
+    in, so nothing may be chosen on them: of two parts, the one to train on is calibrated on too.
+    Otherwise the last share is, which a report on episodes in a world says nothing about.
+    """
     if split == "tasks":
         return Parts(*by_task(data))
     train, left = last(data, held_out)
-    return Parts(train, left, left)
+    return Parts(train, train if reported else left, left)

@@ -353,7 +353,7 @@ class ArmGripperHead(ActionHead):
     ) -> None:
         super().__init__()
         grippers = gripper_dims(gripper, dims)
-        if gripper_open == gripper_closed:
+        if grippers and gripper_open == gripper_closed:
             raise ValueError(
                 f"gripper_open and gripper_closed are both {gripper_open}; they must differ to be "
                 "told apart"

@@ -165,28 +165,29 @@ def published() -> ActionQueryNetwork:
 
 class StateToken(nn.Module):
     """The robot's state (b, s) → one token (b, width): arm and gripper each through a map of their
-    own, then joined."""
+    own, then joined. Where no number is the gripper's, all are the arm's."""
 
     def __init__(self, dims: int, gripper: tuple[int, ...], width: int) -> None:
         super().__init__()
         outside = [index for index in gripper if not -dims <= index < dims]
         own = sorted({index % dims for index in gripper})
         rest = [index for index in range(dims) if index not in own]
-        if outside or not own or not rest:
+        if outside or not rest:
             raise ValueError(
-                f"gripper_state={gripper}: the state has {dims} dimensions, of which some must be the "
-                "gripper's and some the arm's"
+                f"gripper_state={gripper}: the state has {dims} dimensions, of which those of the "
+                "gripper must be some, and some the arm's; give () where it has no gripper"
             )
         self.own = own
         self.rest = rest
         self.arm = nn.Linear(len(rest), width)
-        self.gripper = nn.Linear(len(own), width)
-        self.join = nn.Linear(2 * width, width)
+        self.gripper = nn.Linear(len(own), width) if own else None
+        self.join = nn.Linear(2 * width if own else width, width)
 
     def forward(self, state: Tensor) -> Tensor:
-        arm = self.arm(state[:, self.rest])
-        gripper = self.gripper(state[:, self.own])
-        return self.join(torch.cat([arm, gripper], -1))
+        parts = [self.arm(state[:, self.rest])]
+        if self.gripper is not None:
+            parts.append(self.gripper(state[:, self.own]))
+        return self.join(torch.cat(parts, -1))
 
 
 class Eyes(nn.Module):

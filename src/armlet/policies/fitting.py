@@ -173,14 +173,26 @@ class SameChoices(Student):
 
 @dataclass(frozen=True)
 class FitsPictures(Student):
-    """A student whose network sees the data's pictures in patches that divide them."""
+    """A student whose network sees the data's pictures in patches that divide them, and takes those
+    numbers of the state for the gripper's that are named as a gripper's command is."""
 
+    settles: ClassVar[tuple[str, ...]] = ("gripper-state",)
     student: ReuseDecoder
     """All else of it."""
 
     def build(self, teacher: Backbone, sample: Batch | None = None) -> Backbone:
         if sample is None:
             raise ValueError("FitsPictures looks at the data; pass build() a sample batch")
-        network = fitted(self.student.network, sides_of(sample))
+        sizes = {"gripper_state": gripper_state(teacher.body)}
+        network = fitted(self.student.network, sides_of(sample), **sizes)
         assert isinstance(network, ActionQueryNetwork)  # `fitted` changes sizes, not kinds
         return replace(self.student, network=network).build(teacher, sample)
+
+
+def gripper_state(body: Body) -> tuple[int, ...]:
+    """The numbers of a robot's state that are named as one of its gripper's commands; none where
+    that would be all of it."""
+    commands = {body.action_spec.names[index].casefold() for index in body.action_spec.grippers}
+    names = body.state_names
+    found = [index for index, name in enumerate(names) if name.casefold() in commands]
+    return () if len(found) == len(names) else tuple(found)

@@ -98,7 +98,10 @@ def heads_question(recipe: Recipe, data: str, teacher: str) -> Question:
     assert recipe.probe is not None
     shape = to_json(recipe.probe)
     del shape["stage"]  # who asks adds it as `settings` has it, without what changes nothing
-    return as_json({"data": data, "teacher": teacher, "probe": shape})
+    asked: Question = {"data": data, "teacher": teacher, "probe": shape}
+    if recipe.benchmark is None:  # then they are fitted on what is not held out
+        asked |= {"split": recipe.split, "held_out": recipe.held_out}
+    return as_json(asked)
 
 
 def check_heads(recipe: Recipe, data: str, teacher: str) -> None:
@@ -128,6 +131,9 @@ def check_heads(recipe: Recipe, data: str, teacher: str) -> None:
     # Of the same data and teacher: then the command line differs, and options can say how.
     if found["data"] == wanted["data"] and found["teacher"] == wanted["teacher"]:
         options = options_for(_probe_of(found), _probe_of(wanted), at="probe")
+        for name in ("split", "held_out"):
+            if found.get(name) not in (None, wanted.get(name)):
+                options.append(_option(name, found[name]))
         same = " ".join(options) or "the same --probe options"
         fix = f"give this verb {same} as `armlet probe` was given; or {anew}"
     else:
