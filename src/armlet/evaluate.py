@@ -89,7 +89,8 @@ def compare_with_held_out(recipe: Recipe) -> Path:
     for name, policy in field.policies.items():
         title = f"evaluate {name}"
         limit = recipe.outside_range
-        check_policy(data, policy.robot, recipe.robot, limit=limit, title=title)
+        whose = f"policy {name!r}"
+        check_policy(data, policy.robot, recipe.robot, limit=limit, title=title, whose=whose)
     recipe = suited(recipe, field.policies["teacher"].robot.action)
     return offline.run(recipe, data, field.policies, field.contenders)
 
