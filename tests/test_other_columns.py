@@ -87,3 +87,23 @@ def test_the_command_line_says_which_columns(episodes: Path, tmp_path) -> None:
     probe.main(recipe)
     student = load_policy(distil.main(recipe))
     assert np.isfinite(student.infer(blind)).all()
+
+
+def test_a_state_of_no_numbers_is_no_state(tmp_path) -> None:
+    """As armlet writes a robot without one: nobody needs to say so."""
+    writer = EpisodeWriter(
+        tmp_path / "blind",
+        Features((), ("dx",), {"eye": (32, 32)}, {}),
+        fps=5,
+        robot="dots",
+        metadata={},
+    )
+    values = np.linspace(-1, 1, 6, dtype=np.float32)[:, None]
+    pictures = np.full((6, 32, 32, 3), 40, np.uint8)
+    for _ in range(3):
+        writer.add(EpisodeFrames({"eye": pictures}, values[:, :0], values, {}, "go", {}))
+    data = writer.finalise()
+    assert data.state_names == ()
+    columns = data.columns()
+    assert columns["observation.state"].shape == (18, 0)
+    assert np.array_equal(columns["action"], np.concatenate([values] * 3))

@@ -93,7 +93,8 @@ def compare_with_held_out(recipe: Recipe) -> Path:
         # Of another robot's policy an error would be a number without meaning.
         title = f"evaluate {name}"
         limit = recipe.outside_range
-        check_policy(data, policy.robot, recipe.robot, limit=limit, title=title)
+        whose = f"policy {name!r}"
+        check_policy(data, policy.robot, recipe.robot, limit=limit, title=title, whose=whose)
     recipe = suited(recipe, field.policies["teacher"].robot.action)
     return offline.run(recipe, data, field.policies, field.contenders)
 

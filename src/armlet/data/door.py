@@ -38,6 +38,7 @@ from armlet.robot.agree import (
 from armlet.robot.description import Described, RobotOptions, completed, option
 from armlet.robot.spec import ActionSpec, ObservationSpec, RobotSpec
 
+FAR = 0.5  # of the way from closed to open: a command this far beyond an end is no gripper's
 NARROW = 0.05  # of a robot's range: where all dimensions move less, the unit is another
 
 
@@ -91,8 +92,10 @@ def check_taught(data: EpisodeDataset, robot: RobotSpec, *, limit: float, title:
     """The episodes that a policy of `robot` is to be taught from; `limit`: the largest share of
     frames that may lie outside its range. Raises DisagreementError naming all that differs; what
     may differ is a line on stderr."""
-    problems, said = _in_range(data.columns()[ACTION], robot.action, limit)
-    _conclude(data, problems, said, title=title, whose="the robot")
+    actions = data.columns()[ACTION]
+    problems, said = _in_range(actions, robot.action, limit)
+    more, others = _at_ends(actions, robot.action, limit)
+    _conclude(data, problems + more, said + others, title=title, whose="the robot")
 
 
 def check_policy(
@@ -103,15 +106,17 @@ def check_policy(
     native: RobotSpec | None = None,
     limit: float,
     title: str,
+    whose: str = "the policy",
 ) -> None:
     """The episodes on which a policy of this robot is to be watched, distilled or measured. Raises
-    DisagreementError naming all that differs; what may differ is a line on stderr."""
+    DisagreementError naming all that differs; what may differ is a line on stderr. `whose`: what
+    messages call the policy."""
     said = _said(data, options, native)
     _check_said(data, said)
     robot = _as_described(data, said, policy)
-    whose = ("the policy", "the data set")
-    problems = differences(policy, robot, whose=whose)
-    lines = remarks(policy, robot, whose=whose)
+    both = (whose, "the data set")
+    problems = differences(policy, robot, whose=both)
+    lines = remarks(policy, robot, whose=both)
     state = len(data.state_names)
     if state and policy.observation.state_dims == 0:
         problems.append(
@@ -127,9 +132,15 @@ def check_policy(
             problems += _against_the_data(suggest(data), policy.action)
         actions = data.columns()[ACTION]
         more, others = _in_range(actions, policy.action, limit)
-        problems += more or _too_small(actions, policy.action, limit)  # one mistake, one line
+        more = more or _too_small(actions, policy.action, limit)  # one mistake, one line
         lines += others
-    _conclude(data, problems, lines, title=title, whose="the policy")
+        if not more:
+            lines += _small_parts(actions, policy.action)
+        problems += more
+        more, others = _at_ends(actions, robot.action, limit)
+        problems += more
+        lines += others
+    _conclude(data, problems, lines, title=title, whose=whose)
 
 
 def check_facts(data: EpisodeDataset, wanted: Collection[str], *, option: str) -> None:
@@ -283,6 +294,59 @@ def _too_small(actions: np.ndarray, spec: ActionSpec, limit: float) -> list[Diff
             fix,
         )
     ]
+
+
+def _small_parts(actions: np.ndarray, spec: ActionSpec) -> list[str]:
+    """A line on the dimensions that move, and in next to nothing of the policy's range: where only
+    the rotations are in another unit, say."""
+    if not len(actions):
+        return []
+    low = tuple(map(float, actions.min(0)))
+    high = tuple(map(float, actions.max(0)))
+    used = shares(replace(spec, low=low, high=high), spec)
+    found = []
+    for index, name in enumerate(spec.names):
+        if index not in spec.grippers and used[index] < NARROW:
+            found.append(f"{name} ({used[index]:.2g} of it)")
+    if not found:
+        return []
+    return [
+        "the data set uses under a twentieth of the policy's range of "
+        f"{', '.join(found)}; are these in another unit?"
+    ]
+
+
+def _at_ends(
+    actions: np.ndarray, spec: ActionSpec, limit: float
+) -> tuple[list[Difference], list[str]]:
+    """Whether the commands of the grippers go with the ends that they are said to have: an error
+    where most lie far from both, a remark where they are never nearer to one of them."""
+    problems = []
+    lines = []
+    ends = {"gripper_open": spec.gripper_open, "gripper_closed": spec.gripper_closed}
+    low, high = sorted(ends.values())
+    room = FAR * (high - low)
+    for index in spec.grippers if len(actions) else ():
+        values = actions[:, index].astype(np.float64)
+        there = (
+            f"{spec.names[index]} goes from {values.min():g} to {values.max():g} in the data set"
+        )
+        said = (
+            f"it is said to be open at {spec.gripper_open:g} and closed at {spec.gripper_closed:g}"
+        )
+        fix = f"correct {option('gripper_open')} and {option('gripper_closed')}, or robot.toml"
+        far = (values < low - room) | (values > high + room)
+        if far.mean() > limit:
+            problems.append(Difference("gripper ends", there, said, fix))
+            continue
+        for name, end in ends.items():
+            other = low + high - end
+            if not (abs(values - end) < abs(values - other)).any():
+                lines.append(
+                    f"{there}, never nearer to its {name} {end:g} than to {other:g}; if it does "
+                    f"get there, {fix}"
+                )
+    return problems, lines
 
 
 def _conclude(

@@ -277,7 +277,11 @@ class EpisodeDataset:
                     f"{', '.join(sorted(self._features))}. Name the one that holds it{none}: "
                     f"--columns.{option} NAME"
                 )
-            self._columns_by_role[role] = name, self._width(name)
+            size = self._width(name)
+            # A state of no numbers is no state: Arrow writes lists of none and cannot read them.
+            if role == STATE and size == 0:
+                continue
+            self._columns_by_role[role] = name, size
         self.state_names: tuple[str, ...] = ()
         if STATE in self._columns_by_role:
             state, size = self._columns_by_role[STATE]

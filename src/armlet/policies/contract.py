@@ -458,7 +458,8 @@ def weights_of(policy: Backbone, kept: tuple[int, ...]) -> dict[str, Tensor]:
     depth = len(policy.layers)
     if not kept or sorted(set(kept)) != list(kept) or kept[-1] >= depth or kept[0] < 0:
         raise ValueError(
-            f"layers to keep must be increasing numbers from 0 to {depth - 1}, found {kept}"
+            f"the layers to keep are {_short(kept)}, and the policy has {depth}: expected some of 0 "
+            f"to {depth - 1}, in order; a smaller `--student.layers` fits it"
         )
     weights = {}
     for name, tensor in policy.state_dict().items():
@@ -470,6 +471,12 @@ def weights_of(policy: Backbone, kept: tuple[int, ...]) -> dict[str, Tensor]:
         if int(index) in kept:
             weights[f"layers.{kept.index(int(index))}.{rest}"] = tensor
     return weights
+
+
+def _short(numbers: tuple[int, ...]) -> str:
+    """Numbers as words, the first few of many."""
+    shown = ", ".join(map(str, numbers[:8])) or "none"
+    return f"{shown}, … {numbers[-1]}" if len(numbers) > 8 else shown
 
 
 def tuples(fields: dict[str, Any]) -> dict[str, Any]:

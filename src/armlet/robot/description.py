@@ -94,8 +94,13 @@ class Described:
             raise FileNotFoundError(
                 f"{path}: there is no such file; `armlet inspect` writes one beside the data"
             ) from error
+        except IsADirectoryError as error:
+            raise ValueError(f"{path} is a folder; name the {FILE} in it") from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path} is not TOML: {error}; repair it there") from error
+            raise ValueError(
+                f"{path} is not TOML: {error}; repair it there (a `?` is what `armlet inspect` "
+                "could not guess: say it)"
+            ) from error
         known = [each.name for each in fields(Described)]
         unknown = sorted(set(said) - set(known))
         if unknown:
@@ -168,18 +173,21 @@ def completed(
             f"{whose}: {option('translation_scale')} is {scale:g}, expected the metres that a "
             "command of 1 moves the hand, more than 0"
         )
-    return ActionSpec(
-        names=said.names,
-        mode=said.mode,
-        rotation=said.rotation,
-        low=tuple(low),
-        high=tuple(high),
-        grippers=grippers,
-        gripper_open=ends[0],
-        gripper_closed=ends[1],
-        control_hz=said.control_hz,
-        translation_scale=scale,
-    )
+    try:
+        return ActionSpec(
+            names=said.names,
+            mode=said.mode,
+            rotation=said.rotation,
+            low=tuple(low),
+            high=tuple(high),
+            grippers=grippers,
+            gripper_open=ends[0],
+            gripper_closed=ends[1],
+            control_hz=said.control_hz,
+            translation_scale=scale,
+        )
+    except ValueError as error:
+        raise ValueError(f"{whose}, as {FILE} or the options describe it: {error}") from error
 
 
 def _ask(said: Described, suggestions: Mapping[str, str], whose: str) -> None:
@@ -218,6 +226,12 @@ def indices(said: Sequence[int | str], names: Sequence[str]) -> tuple[int, ...]:
     there is not."""
     found = []
     for each in said:
+        if names.count(each) > 1:
+            which = [index for index, name in enumerate(names) if name == each]
+            raise ValueError(
+                f"{option('grippers')}: {each!r} is the name of dimensions "
+                f"{', '.join(map(str, which))}; give the number"
+            )
         # A name goes first: a data set without names calls its dimensions "0", "1", "2".
         number = names.index(each) if each in names else each
         if isinstance(number, str) and number.lstrip("-").isdigit():
