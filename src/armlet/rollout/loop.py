@@ -146,7 +146,6 @@ def run(
                 waited += 1
                 wanted = still(spec, executed[-1] if executed else None, world)
             if record:
-                # The first action of the label's answer: the others are of states that were not reached yet.
                 # What was wanted, never what a disturbance made of it; of an answer the first
                 # action alone, for the others are of states that are not reached yet.
                 kept.actions.append(wanted if label is None else label.infer(observation)[0])
