@@ -36,7 +36,7 @@ from collections.abc import Callable
 
 VERBS = ("inspect", "collect", "teach", "probe", "distil", "evaluate", "report", "recompute")
 HELP = ("-h", "--help", "help")
-OF_REPORTS = ("inspect", "report", "recompute")  # verbs that take folders or files, no recipe
+OF_PLACES = ("inspect", "report", "recompute")  # verbs that take folders or files, no recipe
 
 
 def usage() -> str:
@@ -71,7 +71,7 @@ def main() -> None:
         sys.exit(
             f"armlet: no verb {verb!r}; there are {', '.join(VERBS)} (armlet --help says more)"
         )
-    if verb in OF_REPORTS:
+    if verb in OF_PLACES:
         _on_places(verb, rest, debug=debug)
         return
     if rest and rest[0] in HELP:
