@@ -22,8 +22,8 @@ class ConvEncoder(nn.Module):
         )  # of the first convolution; each of the two others is 2
         if first is None or size % stride:
             raise ValueError(
-                f"pictures of {size} pixels a side in patches of {stride}: expected patches of 8, 12 "
-                "or 16 that divide the side; give `--pictures.fit letterbox --pictures.size` a "
+                f"pictures of {size} pixels a side in patches of {stride}: expected patches of 8, "
+                "12 or 16 that divide the side; give `--pictures.fit letterbox --pictures.size` a "
                 "multiple (192 is one of all three), or the network other `strides`"
             )
         self.net = nn.Sequential(

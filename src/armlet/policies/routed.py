@@ -235,8 +235,8 @@ class Routed(Backbone):
         interpolated."""
         if not self.measured.calibration:
             raise ValueError(
-                "this router has not been calibrated, so no threshold is known for a budget; distil "
-                "it again"
+                "this router has not been calibrated, so no threshold is known for a budget; "
+                "distil it again"
             )
         lowest = self.measured.calibration[0][0]
         highest = self.measured.calibration[-1][0]

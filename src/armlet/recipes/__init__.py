@@ -113,6 +113,7 @@ def find(name: str) -> Callable[[], "Recipe"]:
         hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(found)}"
         raise ValueError(f"no recipe {name!r}; {hint}")
     module = importlib.import_module(f"{__name__}.{found[name].module}")
+    # A row of its table, or a function of that name.
     row = getattr(module, TABLE, {}).get(name)
     return getattr(module, name) if row is None else partial(row.make, name)
 

@@ -130,11 +130,12 @@ def run(
     with contextlib.closing(world):
         on_world(world)
         while len(executed) < limit and not world.over:
-            # A camera costs as much as a policy: it is looked through only where somebody sees it.
+            # Rendering takes time: the world is looked at only where somebody sees it.
             if record or not commands:
                 observation = world.observe()
                 kept.see(world, observation)
             if not commands:
+                # Between decisions it acts blindly; what a record saw in between reaches nobody.
                 on_look(observation)
                 decision = actor.decide(observation)
                 gates.append(decision.gates)
@@ -146,7 +147,6 @@ def run(
                 waited += 1
                 wanted = still(spec, executed[-1] if executed else None, world)
             if record:
-                # The first action of the label's answer: the others are of states that were not reached yet.
                 # What was wanted, never what a disturbance made of it; of an answer the first
                 # action alone, for the others are of states that are not reached yet.
                 kept.actions.append(wanted if label is None else label.infer(observation)[0])
@@ -154,7 +154,7 @@ def run(
             # Success stays: in the tail the world may leave it again.
             success = bool(world.step(executed[-1])) or success
             on_world(world)
-            if success:
+            if success:  # the tail: a policy must also learn to stay where it has arrived
                 tail -= 1
                 if tail < 0:
                     break
@@ -259,6 +259,7 @@ def still(spec: ActionSpec, last: Action | None, world: World) -> Action:
         return world.holding_action() if last is None else last
     held = np.zeros(spec.dims, np.float32)
     for index in spec.grippers:
+        # No motion of a gripper is the place where it is: 0 may be half open.
         held[index] = spec.gripper_open if last is None else last[index]
     return held
 
@@ -299,9 +300,7 @@ class _Record:
     def frames(self, instruction: str, executed: np.ndarray) -> EpisodeFrames:
         images = {}
         for name in self.observations[0].images:
-            images[name] = np.stack(
-                [seen.images[name] for seen in self.observations]
-            )  # (T, h, w, 3)
+            images[name] = np.stack([seen.images[name] for seen in self.observations])
         # Beside what would have been right: what was done, and what the simulator knew.
         extra = {"executed": executed}
         for name in self.privileged[0]:
