@@ -135,8 +135,8 @@ def run(
                 observation = world.observe()
                 kept.see(world, observation)
             if not commands:
-                # Between decisions it acts blindly; what a record saw in between reaches nobody.
                 on_look(observation)
+                # Between decisions it acts blindly; what a record saw in between reaches nobody.
                 decision = actor.decide(observation)
                 gates.append(decision.gates)
                 chunk = _checked(decision.actions, execute)  # k of (a,)
