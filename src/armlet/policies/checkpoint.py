@@ -140,9 +140,8 @@ def _foreign(folder: Path) -> Path | None:
     # lexists: a link whose target is away is somebody's file all the same.
     config = folder / CONFIG
     if os.path.lexists(config):
-        with contextlib.suppress(
-            ValueError, FileNotFoundError
-        ):  # no JSON, or a dead link: not ours
+        # No JSON, or a dead link, is not ours.
+        with contextlib.suppress(ValueError, FileNotFoundError):
             if "policy" in read_json(config, fix=FIX):
                 return None
         return config

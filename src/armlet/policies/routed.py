@@ -194,7 +194,7 @@ class Routed(Backbone):
         seen = []
         for index in range(len(self.layers)):
             rows = [row for row, chosen in enumerate(plan) if chosen[index]]
-            if len(rows) == len(plan):  # nothing to select and put back; always so when acting
+            if len(rows) == len(plan):  # nothing to select and put back
                 state = self.run_layer(index, state)
             else:
                 skipped = self.skip_layer(index, state)

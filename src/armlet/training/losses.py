@@ -71,9 +71,8 @@ def action_cross_entropy(
     else:  # which word it is
         flat = target.flatten().long()
     entropy = F.cross_entropy(_wide(logits).flatten(0, -2), flat, reduction="none")
-    entropy = entropy.view(
-        *target.shape[:2], -1
-    )  # (b, k, a); a = 1 for a word for the whole action
+    # (b, k, a), or (b, k, 1) where one word stands for the whole action
+    entropy = entropy.view(*target.shape[:2], -1)
     if weights is None:
         entropy = entropy.mean(dim=-1)
     else:
