@@ -136,7 +136,6 @@ def run(
                 kept.see(world, observation)
             if not commands:
                 on_look(observation)
-                # Between decisions it acts blindly; what a record saw in between reaches nobody.
                 decision = actor.decide(observation)
                 gates.append(decision.gates)
                 chunk = _checked(decision.actions, execute)  # k of (a,)
@@ -147,12 +146,12 @@ def run(
                 waited += 1
                 wanted = still(spec, executed[-1] if executed else None, world)
             if record:
-                # What was wanted, never what a disturbance made of it; of an answer the first
-                # action alone, for the others are of states that are not reached yet.
+                # What was wanted, and never what a disturbance made of it.
                 kept.actions.append(wanted if label is None else label.infer(observation)[0])
             executed.append(wanted if disturb is None else disturb(wanted))
-            # Success stays: in the tail the world may leave it again.
-            success = bool(world.step(executed[-1])) or success
+            success = (
+                bool(world.step(executed[-1])) or success
+            )  # it stays, as the tail may leave it
             on_world(world)
             if success:  # the tail: a policy must also learn to stay where it has arrived
                 tail -= 1
