@@ -127,8 +127,9 @@ class Corpus:
             if missing:
                 raise ValueError(
                     f"{store.root} lacks {', '.join(missing)} of the teacher; it has "
-                    f"{', '.join(sorted(store.columns))}. Run `armlet probe` into another `--shared` "
-                    f"(or `--out`) with `--traced {' '.join(sorted({*store.columns, *missing}))}`"
+                    f"{', '.join(sorted(store.columns))}. Run `armlet probe` into another "
+                    "`--shared` (or `--out`) with `--traced "
+                    f"{' '.join(sorted({*store.columns, *missing}))}`"
                 )
             stores.append(store)
         return stores

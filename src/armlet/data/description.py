@@ -143,7 +143,7 @@ def suggest(data: EpisodeDataset) -> Suggestion:
     state = columns[STATE][rows].astype(np.float64)
     names = data.action_names
     grippers = _grippers(names, actions)
-    # A gripper is a place even where the arm's actions are changes, and what never moves says nothing.
+    # A gripper is a place even where actions are changes, and what never moves says nothing.
     moving = []
     for index in range(len(names)):
         if index not in (grippers.value or ()) and np.ptp(actions[:, index]) > 0:
@@ -420,8 +420,8 @@ def _two_valued(names: Sequence[str], actions: np.ndarray, grippers: Guess) -> l
     if not found:
         return []
     return [
-        f"action {', '.join(found)}: nearly always at one of two ends, and called no gripper; is it a "
-        "switch, or the end of an episode?"
+        f"action {', '.join(found)}: nearly always at one of two ends, and called no gripper; is "
+        "it a switch, or the end of an episode?"
     ]
 
 
@@ -521,8 +521,8 @@ def _warnings(what: str, ranges: Sequence[Range], values: np.ndarray) -> list[st
         width = each.q99 - each.q01
         if max(abs(each.low), abs(each.high)) > 1e4:
             lines.append(
-                f"{what} {each.name}: goes from {each.low:g} to {each.high:g}; is this a number of a "
-                "robot?"
+                f"{what} {each.name}: goes from {each.low:g} to {each.high:g}; is this a number of "
+                "a robot?"
             )
         elif width > 0 and max(each.high - each.q99, each.q01 - each.low) > FAR_OUT * width:
             far = np.flatnonzero(
@@ -530,9 +530,9 @@ def _warnings(what: str, ranges: Sequence[Range], values: np.ndarray) -> list[st
                 | (values[:, index] < each.q01 - FAR_OUT * width)
             )
             lines.append(
-                f"{what} {each.name}: from {each.low:g} to {each.high:g}, but 98 % of the frames are "
-                f"within {each.q01:g} … {each.q99:g}; {len(far)} frames are far out, the first is frame "
-                f"{far[0]}: glitches?"
+                f"{what} {each.name}: from {each.low:g} to {each.high:g}, but 98 % of the frames "
+                f"are within {each.q01:g} … {each.q99:g}; {len(far)} frames are far out, the first "
+                f"is frame {far[0]}: glitches?"
             )
     return lines
 

@@ -289,8 +289,8 @@ def _too_small(actions: np.ndarray, spec: ActionSpec, limit: float) -> list[Diff
         Difference(
             "range",
             f"{spec.names[index]} goes from {low[index]:g} to {high[index]:g} in the data set",
-            f"the policy has {spec.low[index]:g} to {spec.high[index]:g}, over twenty times as much in "
-            "every dimension",
+            f"the policy has {spec.low[index]:g} to {spec.high[index]:g}, over twenty times as "
+            "much in every dimension",
             fix,
         )
     ]

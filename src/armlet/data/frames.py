@@ -148,7 +148,8 @@ def _same_robot(what: str, values: np.ndarray, normaliser: Normaliser) -> None:
     if values.shape[1] != len(normaliser.offset):
         raise ValueError(
             f"{what} of the episodes has {values.shape[1]} dimensions and the policy's statistics "
-            f"have {len(normaliser.offset)}; the policy belongs to another robot than these episodes"
+            f"have {len(normaliser.offset)}; the policy belongs to another robot than these "
+            "episodes"
         )
 
 

@@ -58,8 +58,8 @@ def by_task(
             done += len(group)
     if not all(parts):
         raise ValueError(
-            f"{len(data.episodes)} episodes in {len(groups)} groups of instruction and scene do not "
-            f"part into {shares}: one part is empty; collect more"
+            f"{len(data.episodes)} episodes in {len(groups)} groups of instruction and scene do "
+            f"not part into {shares}: one part is empty; collect more"
         )
     train, calibrate, left = (np.array(sorted(part), np.int64) for part in parts)
     return train, calibrate, left

@@ -87,9 +87,9 @@ def load_tokenizer(name: str) -> Tokenizer:
         path = local if local.is_file() else hf_hub_download(name, local.name)
     except OSError as error:
         raise ValueError(
-            f"the tokenizer {name!r} cannot be had from the Hugging Face hub here. On a machine that "
-            "reaches it build the network once, and its files are cached; or name a local folder; or "
-            "take the data's own: hub_tokenizer=None"
+            f"the tokenizer {name!r} cannot be had from the Hugging Face hub here. On a machine "
+            "that reaches it build the network once, and its files are cached; or name a local "
+            "folder; or take the data's own: hub_tokenizer=None"
         ) from error
     tokenizer = Tokenizer.from_file(str(path))
     # Without the step that adds the marks; and texts are padded and measured here, not there.

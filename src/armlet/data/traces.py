@@ -192,9 +192,9 @@ class TraceWriter:
             free = shutil.disk_usage(self.root).free / 2**20
             raise OSError(
                 error.errno,
-                f"{self.root}: could not write traces ({error.strerror}); {free:.0f} MB are free. The "
-                f"{len(self._keys)} rows written before are kept; make room and run the same command "
-                "again",
+                f"{self.root}: could not write traces ({error.strerror}); {free:.0f} MB are free. "
+                f"The {len(self._keys)} rows written before are kept; make room and run the same "
+                "command again",
             ) from error
         self._keys.update(new)
 
@@ -261,8 +261,8 @@ def _check_range(name: str, array: np.ndarray, dtype: str, keys: np.ndarray) -> 
         row = int(np.argwhere(bad)[0][0])
         value = array[bad].ravel()[0]
         raise TraceError(
-            f"{name} of episode {keys[row, 0]}, step {keys[row, 1]} is {value}, which {dtype} cannot "
-            f"hold ({limits.min:g} to {limits.max:g}); NaN or overflow in the teacher"
+            f"{name} of episode {keys[row, 0]}, step {keys[row, 1]} is {value}, which {dtype} "
+            f"cannot hold ({limits.min:g} to {limits.max:g}); NaN or overflow in the teacher"
         )
 
 
@@ -390,7 +390,7 @@ class TraceStore:
                 entry = self._entries[position]
                 raise TraceError(
                     f"{self.root}: the row of episode {entry['episode']}, step {entry['step']} is "
-                    "damaged (checksum differs); copy the store again, or delete it and run `armlet "
-                    "probe`"
+                    "damaged (checksum differs); copy the store again, or delete it and run "
+                    "`armlet probe`"
                 )
         self._checked[positions] = True

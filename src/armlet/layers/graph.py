@@ -226,7 +226,7 @@ class SemanticHeads(nn.Module):
             edges = Edges.of((token + first[:, None, None]).flatten(0, 1))
         heard = key.flatten(0, 1).index_select(0, edges.sender.flatten())
         heard = heard.view(*edges.sender.shape, -1)  # (l * m, e, c)
-        # The kept ones alone, once more: all n² of them with a gradient would be most of the memory.
+        # The kept ones once more: all n² of them with a gradient would be most of the memory.
         affinity = (query.flatten(0, 1)[:, None] * heard).sum(dim=-1) * scale  # (l * m, e)
         affinity = affinity.masked_fill(~mask.flatten()[edges.sender], -torch.inf)
         return edges, affinity.view(len(nodes), batch * length, -1)

@@ -148,8 +148,8 @@ class CodebookHead(ActionHead):
         book = torch.tensor(primitives, dtype=torch.float32)
         if book.ndim != 2 or book.shape[1] != dims:
             raise ValueError(
-                f"head_options: primitives have shape {tuple(book.shape)}, expected (n, {dims}), one "
-                "row a primitive"
+                f"head_options: primitives have shape {tuple(book.shape)}, expected (n, {dims}), "
+                "one row a primitive"
             )
         grippers = gripper_dims(gripper, dims)
         for index in grippers:

@@ -70,6 +70,6 @@ def _fetched(get: Any, name: str, what: str) -> Any:
     except OSError as error:
         raise OSError(
             f"the {what} of {name!r} are not in the cache of this machine and the hub did not give "
-            f"them ({error}); check the name and the network, or save the model to a folder and give "
-            "that folder as `pretrained`"
+            f"them ({error}); check the name and the network, or save the model to a folder and "
+            "give that folder as `pretrained`"
         ) from error

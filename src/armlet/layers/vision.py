@@ -17,13 +17,12 @@ class ConvEncoder(nn.Module):
 
     def __init__(self, size: int, width: int, *, stride: int = 12, channels: int = 32) -> None:
         super().__init__()
-        first = {8: 2, 12: 3, 16: 4}.get(
-            stride
-        )  # of the first convolution; each of the two others is 2
+        # Of the first convolution; each of the two others has a stride of 2.
+        first = {8: 2, 12: 3, 16: 4}.get(stride)
         if first is None or size % stride:
             raise ValueError(
-                f"pictures of {size} pixels a side in patches of {stride}: expected patches of 8, 12 "
-                "or 16 that divide the side; give `--pictures.fit letterbox --pictures.size` a "
+                f"pictures of {size} pixels a side in patches of {stride}: expected patches of 8, "
+                "12 or 16 that divide the side; give `--pictures.fit letterbox --pictures.size` a "
                 "multiple (192 is one of all three), or the network other `strides`"
             )
         self.net = nn.Sequential(

@@ -276,8 +276,9 @@ class ActionQuery(TokenPolicy):
         missing = [name for name in parts if not hasattr(model, name)]
         if missing:
             raise ValueError(
-                f"a language model of type {model.config.model_type!r} has no {', '.join(missing)}; "
-                "one with rotary positions is needed, such as llama, mistral, qwen2, qwen3 or smollm3"
+                f"a language model of type {model.config.model_type!r} has no "
+                f"{', '.join(missing)}; one with rotary positions is needed, such as llama, "
+                "mistral, qwen2, qwen3 or smollm3"
             )
         found: Any = model  # transformers' models have no common type with these
         self.words = found.embed_tokens
@@ -367,7 +368,8 @@ class ReuseDecoder(Student):
         head = getattr(teacher, "head", None)
         if not isinstance(head, ArmGripperHead):
             raise ValueError(
-                f"the expert's head is {type(head).__name__}, and what is reused is the decoder of an "
+                f"the expert's head is {type(head).__name__}, and what is reused is the decoder of "
+                "an "
                 'ArmGripperHead; teach the expert with VLANetwork(head="arm_gripper")'
             )
         if sample is None:
@@ -401,8 +403,8 @@ def _language_model(language: dict[str, Any], vocabulary: int) -> "PreTrainedMod
     }
     if fixed["vocab_size"] < vocabulary:
         raise ValueError(
-            f"the language model knows {fixed['vocab_size']} words and the tokenizer has {vocabulary}; "
-            "they belong to different models"
+            f"the language model knows {fixed['vocab_size']} words and the tokenizer has "
+            f"{vocabulary}; they belong to different models"
         )
     config = AutoConfig.for_model(**fixed)
     config._attn_implementation = "eager"  # a mask of our own, and few tokens

@@ -119,8 +119,8 @@ def _halved(name: str, tensor: torch.Tensor) -> torch.Tensor:
     half = tensor.half() if tensor.is_floating_point() else tensor
     if not half.isfinite().all():  # what is too large for fp16 becomes infinite
         raise ValueError(
-            f"{name} has weights up to {tensor.abs().max():g}, and fp16 holds 65504 at most; keep it "
-            "in fp32"
+            f"{name} has weights up to {tensor.abs().max():g}, and fp16 holds 65504 at most; keep "
+            "it in fp32"
         )
     return half
 
@@ -131,8 +131,8 @@ def _refuse_foreign(folder: Path) -> None:
     foreign = _foreign(folder)
     if foreign is not None:
         raise FileExistsError(
-            f"{foreign} is there already, and is not part of a policy that armlet wrote; it is left "
-            "as it is. Choose another folder, or move it away"
+            f"{foreign} is there already, and is not part of a policy that armlet wrote; it is "
+            "left as it is. Choose another folder, or move it away"
         )
 
 
@@ -140,9 +140,8 @@ def _foreign(folder: Path) -> Path | None:
     # lexists: a link whose target is away is somebody's file all the same.
     config = folder / CONFIG
     if os.path.lexists(config):
-        with contextlib.suppress(
-            ValueError, FileNotFoundError
-        ):  # no JSON, or a dead link: not ours
+        # No JSON, or a dead link, is not ours.
+        with contextlib.suppress(ValueError, FileNotFoundError):
             if "policy" in read_json(config, fix=FIX):
                 return None
         return config
@@ -217,9 +216,9 @@ def load_policy(
     found = digest.hexdigest()[:16]
     if config.get(FINGERPRINT, found) != found:
         raise ValueError(
-            f"{folder}: `policy` in {CONFIG}, or {WEIGHTS}, was changed after the policy was saved: "
-            f"together they are {found} and not {config[FINGERPRINT]}; {FIX}. What is changed on "
-            "purpose is saved again, with armlet.policies.checkpoint.save_policy"
+            f"{folder}: `policy` in {CONFIG}, or {WEIGHTS}, was changed after the policy was "
+            f"saved: together they are {found} and not {config[FINGERPRINT]}; {FIX}. What is "
+            "changed on purpose is saved again, with armlet.policies.checkpoint.save_policy"
         )
     words = _tokenizer(tokenizer, folder / TOKENIZER)
     try:
@@ -359,8 +358,8 @@ def _find_words(folder: Path, config: dict[str, Any]) -> bytes:
         if WORDS not in config or _hash(content) == config[WORDS]:
             return content
     raise ValueError(
-        f"{folder / TOKENIZER} holds other words than {folder / CONFIG} was saved with: the folder is "
-        f"a mixture of two policies, or the file was changed. Copy {CONFIG}, {WEIGHTS} and "
+        f"{folder / TOKENIZER} holds other words than {folder / CONFIG} was saved with: the folder "
+        f"is a mixture of two policies, or the file was changed. Copy {CONFIG}, {WEIGHTS} and "
         f"{TOKENIZER} of one policy again"
     )
 
@@ -393,7 +392,10 @@ def _tensors(path: Path, *, fix: str) -> tuple[str | None, dict[str, torch.Tenso
     """The fingerprint that stands in a safetensors file, if one does, and its tensors."""
     with _opened(path, fix=fix) as file:
         metadata = file.metadata() or {}
-        return metadata.get(FINGERPRINT), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dict
+        tensors = {}
+        for name in file.keys():  # noqa: SIM118 - the library's file is no dict
+            tensors[name] = file.get_tensor(name)
+        return metadata.get(FINGERPRINT), tensors
 
 
 @contextlib.contextmanager
@@ -405,8 +407,8 @@ def _opened(path: Path, *, fix: str) -> Iterator[Any]:
             yield file
     except SafetensorError as error:
         raise ValueError(
-            f"{path} ({path.stat().st_size} bytes) is no whole safetensors file ({error}): it was cut "
-            f"short, or is something else; {fix}"
+            f"{path} ({path.stat().st_size} bytes) is no whole safetensors file ({error}): it was "
+            f"cut short, or is something else; {fix}"
         ) from error
     except RuntimeError as error:  # from torch, which opens the file
         # A save may have given it its name between our look and this: then it is missing, and
@@ -487,8 +489,8 @@ def _digest(
         wanted = max(wanted, entry["data_offsets"][1])
     if body != wanted:
         raise ValueError(
-            f"{weights} holds {body} bytes of tensors, and its header promises {wanted}: it was cut "
-            f"short; {FIX}"
+            f"{weights} holds {body} bytes of tensors, and its header promises {wanted}: it was "
+            f"cut short; {FIX}"
         )
     return marked, digest
 

@@ -231,8 +231,8 @@ class ClipLora(TokenPolicy):
         own = body.tokenizer.get_vocab_size()
         if network.vocabulary is not None and own > network.vocabulary:
             raise ValueError(
-                f"vocabulary is {network.vocabulary} and the tokenizer has {own} entries; raise it, "
-                "or leave it None to fit"
+                f"vocabulary is {network.vocabulary} and the tokenizer has {own} entries; raise "
+                "it, or leave it None to fit"
             )
         self.text = CLIPTextModel(network.text_tower(network.vocabulary or own))
         self.say = nn.Linear(network.text_width, network.embed, bias=False)
@@ -383,7 +383,7 @@ class ClipLora(TokenPolicy):
         one camera."""
         if len(self.grids) == 1:
             return None
-        # (n,): the number of the camera that each token is of; the size is said for exported graphs.
+        # (n,): which camera each token is of; the size is said for graphs that are exported.
         camera = torch.repeat_interleave(
             torch.arange(len(self.grids)),
             torch.tensor(list(self.grids.values())),
@@ -459,8 +459,8 @@ class ClipLora(TokenPolicy):
         if "direction" not in batch.labels or not self.network.directions:
             raise KeyError(
                 "direction.text needs `directions` in the network, the words of each label, and a "
-                f"label named 'direction' in the batch; found {self.network.directions} and the labels "
-                f"{sorted(batch.labels)}"
+                f"label named 'direction' in the batch; found {self.network.directions} and the "
+                f"labels {sorted(batch.labels)}"
             )
         ids, real = map(torch.from_numpy, self.inputs.words(self.network.directions))
         with torch.no_grad():  # a target: the text tower must not move to meet the guess
@@ -519,8 +519,8 @@ def _take_clip(policy: ClipLora, clip: "CLIPModel") -> None:
     or none of its parts."""
     if policy.network.fusion == "early":
         raise ValueError(
-            "fusion='early' has eyes of its own and takes no pretrained CLIP; use fusion='late', as "
-            "`published()`"
+            "fusion='early' has eyes of its own and takes no pretrained CLIP; use fusion='late', "
+            "as `published()`"
         )
     vision = clip.vision_model
     parts = {

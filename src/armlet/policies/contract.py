@@ -61,7 +61,8 @@ class State:
         return replace(self, **chosen)
 
     def put(self, rows: Tensor, part: Self) -> Self:
-        """This state, with what a layer did to the samples `rows` (b',), `part`, in their places."""
+        """This state, with what a layer did to the samples `rows` (b',), `part`, in their
+        places."""
         # A copy, and not `mine[rows] = theirs`: autograd still needs `mine`, and so may the caller.
         return self._joined(part, lambda mine, theirs: mine.index_copy(0, rows, theirs))
 
@@ -389,7 +390,7 @@ def left_to(place: str, *names: str) -> Callable[[type], type]:
     """For a class around another policy: these members are those of the one at `place`."""
 
     def decorate(cls: type) -> type:
-        # Properties and not __getattr__: the base class has these names too, and would answer first.
+        # Properties and not __getattr__: the base class has these names, and would answer first.
         for name in names:
             setattr(cls, name, property(operator.attrgetter(f"{place}.{name}")))
         return abc.update_abstractmethods(cls)  # some of them are no longer abstract

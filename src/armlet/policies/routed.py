@@ -194,7 +194,7 @@ class Routed(Backbone):
         seen = []
         for index in range(len(self.layers)):
             rows = [row for row, chosen in enumerate(plan) if chosen[index]]
-            if len(rows) == len(plan):  # nothing to select and put back; always so when acting
+            if len(rows) == len(plan):  # nothing to select and put back
                 state = self.run_layer(index, state)
             else:
                 skipped = self.skip_layer(index, state)
@@ -235,8 +235,8 @@ class Routed(Backbone):
         interpolated."""
         if not self.measured.calibration:
             raise ValueError(
-                "this router has not been calibrated, so no threshold is known for a budget; distil "
-                "it again"
+                "this router has not been calibrated, so no threshold is known for a budget; "
+                "distil it again"
             )
         lowest = self.measured.calibration[0][0]
         highest = self.measured.calibration[-1][0]

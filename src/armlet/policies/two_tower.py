@@ -462,8 +462,8 @@ class TwoTowerStudent(Student):
             found = getattr(self.network, name)
             if found != wanted:
                 raise ValueError(
-                    f"{name} is {found} in the student and {wanted} in its teacher; both answer one "
-                    "batch: make them equal"
+                    f"{name} is {found} in the student and {wanted} in its teacher; both answer "
+                    "one batch: make them equal"
                 )
         return self.network.assemble(teacher.body, sides_of(sample), teacher_width=teacher.width)
 
@@ -475,9 +475,9 @@ def _load_pretrained(tower: "PreTrainedModel", what: str, name: str) -> None:
         weights = type(tower).from_pretrained(name, add_pooling_layer=False).state_dict()
     except OSError as error:
         raise ValueError(
-            f"{what}={name!r} cannot be had from the Hugging Face hub here. On a machine that reaches "
-            "it build the network once, and its files are cached; or name a local folder; or start "
-            f"from nothing: {what}=None"
+            f"{what}={name!r} cannot be had from the Hugging Face hub here. On a machine that "
+            "reaches it build the network once, and its files are cached; or name a local folder; "
+            f"or start from nothing: {what}=None"
         ) from error
     try:
         tower.load_state_dict(weights)

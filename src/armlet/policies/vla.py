@@ -67,7 +67,7 @@ class VLANetwork(Network):
             num_attention_heads=self.heads,
             num_key_value_heads=self.heads,
             max_position_embeddings=4096,
-            # Among tens of tokens plain products are faster than a fused kernel, thrice in backward.
+            # Among tens of tokens plain products are faster than a fused kernel, backward thrice.
             attn_implementation="eager",  # type: ignore[call-arg]
         )
 

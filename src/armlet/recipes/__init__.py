@@ -64,9 +64,7 @@ def _choices(path: Path) -> Iterator[tuple[str, Choice]]:
     for node in ast.parse(path.read_text()).body:
         if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
             returns = ast.unparse(node.returns or ast.Constant(""))
-            if returns == "Recipe" and not ast.unparse(
-                node.args
-            ):  # nobody needs to give it anything
+            if returns == "Recipe" and not ast.unparse(node.args):
                 paragraph = (ast.get_docstring(node) or "").split("\n\n")[0]
                 yield node.name, Choice(path.stem, " ".join(paragraph.split()), node.name)
         elif isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == TABLE:
@@ -113,6 +111,7 @@ def find(name: str) -> Callable[[], "Recipe"]:
         hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(found)}"
         raise ValueError(f"no recipe {name!r}; {hint}")
     module = importlib.import_module(f"{__name__}.{found[name].module}")
+    # A row of its table, or a function of that name.
     row = getattr(module, TABLE, {}).get(name)
     return getattr(module, name) if row is None else partial(row.make, name)
 
@@ -131,6 +130,7 @@ def _outside(name: str) -> Callable[[], "Recipe"]:
         ) from error
     except ValueError as error:  # an empty name
         raise ValueError(f"{name!r} names no module; expected package.module:function") from error
+    # As in ours: a row of its table goes before a function of that name.
     row = getattr(module, TABLE, {}).get(function)
     found = getattr(module, function, None) if row is None else partial(row.make, function)
     if not callable(found):

@@ -122,7 +122,7 @@ class Published(Objective):
     """Exponent of the depth's weights."""
 
     def __call__(self, student: Trace, teacher: Trace, batch: Batch) -> dict[str, Tensor]:
-        expert, _ = batch.targets()
+        expert, _ = batch.targets()  # as published: padded steps count like any other
         distillation = losses.published_distillation(
             (student["semantics"], teacher["semantics"]),
             (student["layer_actions"], teacher["layer_actions"]),
@@ -178,6 +178,7 @@ def action_kd(base: Recipe, *, budget: float = 0.25) -> Recipe:
     """Neither the condition nor any layer is matched."""
     recipe = actdistill(base, Routing(budget=budget))
     said = MatchOutput(condition=0)
+    # The same loss with weights of 0: layers are read, and nothing comes of it.
     objective = ActDistill(output=said, keep=budget, semantic=0, layer_action=0)
     # The second stage has a router that stands still, so no budget either.
     first, second = recipe.stages

@@ -45,6 +45,7 @@ from armlet.training import losses
 from armlet.types import Batch, Trace
 
 LAST = "attention.1"  # of the two fusion layers, the one that the goal code reads
+# What any AED recipe may read of its teacher, so that all of one world share one store.
 TRACED = ("actions", "condition", "logits", LAST, "fused")
 
 
@@ -132,7 +133,7 @@ class Aed(Objective):
         return terms | guess(student, batch, self.facts)
 
 
-WHOLE = Aed()
+WHOLE = Aed()  # the account's own weights
 
 
 def choosing(network: TwoTowerNetwork, benchmark: Benchmark, patch: int) -> TwoTowerNetwork:
@@ -158,8 +159,9 @@ def aed(
     """The base's episodes, a larger pair of towers as the teacher, and a smaller one that learns
     from it."""
     assert base.benchmark is not None
+    # Not the base's: its teacher is another.
     shared = Path("out") / f"aed_{base.name}"
-    grids = tuple(size // patch for size in base.benchmark.cameras.values())
+    grids = tuple(size // patch for size in base.benchmark.cameras.values())  # (6, 4) on tabletop
     return replace(
         base,
         shared=shared,

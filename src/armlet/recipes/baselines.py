@@ -21,6 +21,7 @@ HALF = 4  # of as many, for a robot that nobody knows
 def first_k(base: Recipe, kept: int = KEPT) -> Recipe:
     """The first layers, with the teacher's eyes as they are."""
     stage = replace(base.stages[0], freeze=("policy.vision.*",))
+    # The teacher's own eyes go on giving its own tokens, which the kept layers know.
     return replace(base, student=FirstK(kept), stages=(stage,))
 
 
@@ -39,6 +40,7 @@ def random_skip(base: Recipe, share: float = KEPT / 8) -> Recipe:
 def bc(base: Recipe, kept: int = KEPT, facts: tuple[str, ...] = FACTS) -> Recipe:
     """The network of `first_k`, from nothing, with the rate of one that starts so."""
     stage = replace(base.stages[0], objective=Imitate(facts=facts), learning_rate=1e-3)
+    # Of the shape of the first layers; of their weights nothing is kept.
     return replace(base, student=Fresh(FirstK(kept)), stages=(stage,))
 
 

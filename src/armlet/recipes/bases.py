@@ -108,7 +108,7 @@ class MatchOutput(Objective):
     """Weight of what the teacher's head reads."""
 
     def __call__(self, student: Trace, teacher: Trace, batch: Batch) -> dict[str, Tensor]:
-        # The actions, and what the head read to decide them, which the published loss never matches.
+        # The actions, and what the head read for them, which the published loss never matches.
         actions = losses.action_l1(student["actions"], teacher["actions"], batch.actions_valid)
         conditions = losses.condition_cosine(student["condition"], teacher["condition"])
         return {
@@ -201,7 +201,7 @@ def metaworld() -> Recipe:
         teacher=Path("out/metaworld/teacher"),
         out=Path("out/metaworld"),
         shared=Path("out/metaworld"),
-        collection=Collection(episodes=600),
+        collection=Collection(episodes=600),  # 200 a task
         teach=replace(TEACH, steps=600, warmup=100),
         probe=replace(PROBE, stage=replace(PROBE.stage, steps=300)),
         stages=(replace(DISTIL, steps=1000, warmup=50),),

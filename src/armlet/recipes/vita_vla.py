@@ -110,7 +110,9 @@ def _stages(facts: tuple[str, ...], align: int, finetune: int) -> tuple[Stage, .
         steps=align,
         train=(*ALIGN, *SCRATCH, *guessing),
     )
+    # Nothing is frozen: eyes that start from nothing have to learn.
     second = replace(stage, objective=Finetune(facts), steps=finetune)
+    # Without stage 1 it is the same model, to see what the alignment is worth.
     return (first, second) if align else (second,)
 
 

@@ -92,6 +92,7 @@ class VlaAd(Objective):
 
     @property
     def needs(self) -> frozenset[str]:  # type: ignore[override]  # it follows from `target`
+        # Taught the expert's actions, it asks no teacher for anything.
         return frozenset({"actions"} if self.target == "teacher" else ())
 
     @property
@@ -228,6 +229,7 @@ def _rollouts() -> Recipe:
 def _with_aed_teacher() -> Recipe:
     """The teacher and traces of AED on tabletop; steps are cheap, and so a tiny student takes more
     of them, and larger ones (dev/LOG.md)."""
+    # Held out as in VLA-AD's other recipes, where AED's hold out whole tasks.
     return replace(on_tabletop(tabletop()), split="last", stages=(replace(DISTIL, steps=20_000),))
 
 

@@ -137,8 +137,8 @@ class Outside:
 
     def __str__(self) -> str:
         return (
-            f"{self.name} in {self.share:.2g} of the frames, at worst {self.worst:g}, where it takes "
-            f"{self.low:g} to {self.high:g}"
+            f"{self.name} in {self.share:.2g} of the frames, at worst {self.worst:g}, where it "
+            f"takes {self.low:g} to {self.high:g}"
         )
 
 
@@ -208,6 +208,7 @@ def _another_count(what: str, ours: int, theirs: int, whose: tuple[str, str]) ->
 def plain(name: str) -> str:
     """A name without what people write differently: capitals, and a `d` or `delta_` before a
     direction."""
+    # LeRobot writes a joint's position as `elbow.pos`.
     found = name.strip().casefold().removesuffix(".pos").replace("-", "_").replace(" ", "_")
     # Only ahead of a direction: `door` is no change of an `oor`.
     for prefix in ("delta_", "d_", "d"):
@@ -219,7 +220,7 @@ def plain(name: str) -> str:
 
 def is_named(names: Sequence[str]) -> bool:
     """Whether these are names that somebody gave: where a data set has none, its reader counts."""
-    return not all(name.isdigit() for name in names)
+    return not all(name.isdigit() for name in names)  # 0, 1, 2 …
 
 
 def _rates(ours: ActionSpec, theirs: ActionSpec, whose: tuple[str, str]) -> list[Difference]:
@@ -264,8 +265,8 @@ def _conventions(ours: ActionSpec, theirs: ActionSpec, whose: tuple[str, str]) -
                 "translation_scale",
                 f"a command of 1 moves {them} by {scales[1]:g} m",
                 f"{us} by {scales[0]:g} m",
-                "convert the actions (armlet/robot/conventions.py), or correct where it is described "
-                "wrongly",
+                "convert the actions (armlet/robot/conventions.py), or correct where it is "
+                "described wrongly",
             )
         )
     return found
@@ -297,8 +298,8 @@ def _grippers(ours: ActionSpec, theirs: ActionSpec, whose: tuple[str, str]) -> l
         )
     else:
         fix = (
-            "convert the actions (armlet/robot/conventions.py), or correct where they are described "
-            "wrongly"
+            "convert the actions (armlet/robot/conventions.py), or correct where they are "
+            "described wrongly"
         )
     return [
         Difference(
@@ -394,6 +395,7 @@ def _seen(
         return found
     if mine != others:
         return [*found, _another_count("state", mine, others, whose)]
+    # Of names only the order counts: a state that is called otherwise is taken.
     found += _names("state", ours.state_names, theirs.state_names, whose).differences
     units = ours.state_units, theirs.state_units
     if all(units) and units[0] != units[1]:

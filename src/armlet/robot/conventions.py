@@ -39,15 +39,15 @@ def retime(chunk: np.ndarray, from_hz: float, to_hz: float, spec: ActionSpec) ->
         raise ValueError(f"control rates are {from_hz} and {to_hz} Hz, expected more than 0")
     if values.ndim < 2 or values.shape[-1] != spec.dims or values.shape[-2] == 0:
         raise ValueError(
-            f"the chunk has shape {values.shape}, expected (…, k, {spec.dims}) with k ≥ 1; a single "
-            "action has no time"
+            f"the chunk has shape {values.shape}, expected (…, k, {spec.dims}) with k ≥ 1; a "
+            "single action has no time"
         )
     if from_hz == to_hz:
         return values.copy()
     if (spec.mode, spec.rotation) not in ADDITIVE:
         raise ValueError(
-            f"{spec.mode} actions with rotation {spec.rotation!r} cannot be retimed one dimension at "
-            "a time"
+            f"{spec.mode} actions with rotation {spec.rotation!r} cannot be retimed one dimension "
+            "at a time"
         )
     steps = values.shape[-2]
     ratio = to_hz / from_hz
@@ -94,12 +94,14 @@ def convert(
     if source.control_hz != target.control_hz:
         values = retime(values, source.control_hz, target.control_hz, source)
     if source.mode == "delta" and source.translation_scale and target.translation_scale:
+        # Metres a command here, over metres a command there.
         values[..., list(source.translation)] *= source.translation_scale / target.translation_scale
     for index in source.grippers:
         # How closed it is, 0 to 1, whichever end is the larger number in either convention.
         width = source.gripper_closed - source.gripper_open
         closed = (values[..., index] - source.gripper_open) / width
         values[..., index] = (1 - closed) * target.gripper_open + closed * target.gripper_closed
+    # Checked again: what the source accepts may be too much for the target.
     return within(values, target.names, target.low, target.high, clip=clip).astype(np.float32)
 
 
@@ -130,7 +132,8 @@ def _refused(source: ActionSpec, target: ActionSpec) -> list[str]:
             found.append(f"{scales}, and no dimension is named x, y, z or dx, dy, dz")
     if source.control_hz != target.control_hz and (source.mode, source.rotation) not in ADDITIVE:
         found.append(
-            f"control_hz is {source.control_hz} and should be {target.control_hz}, and {source.mode} "
-            f"actions with rotation {source.rotation!r} cannot be retimed one dimension at a time"
+            f"control_hz is {source.control_hz} and should be {target.control_hz}, and "
+            f"{source.mode} actions with rotation {source.rotation!r} cannot be retimed one "
+            "dimension at a time"
         )
     return found

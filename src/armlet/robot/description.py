@@ -124,6 +124,7 @@ class RobotOptions(Described):
         """The options over their file, or over the one that lies `beside`, a folder."""
         if self.file is not None:
             return self.over(Described.read(self.file))
+        # One that is named must be there; the one beside the data need not.
         found = beside / FILE
         return self.over(Described.read(found) if found.is_file() else Described())
 
@@ -204,7 +205,8 @@ def _ask(said: Described, suggestions: Mapping[str, str], whose: str) -> None:
         asked.append(suggestions.get(name, f"{option(name)} … ({CAN_BE[name]})"))
     raise UnknownRobotError(
         f"{whose}: what its actions mean is said nowhere; say it: {'; '.join(asked)}. Or run "
-        f"`armlet inspect {whose}`: it shows the data and writes {FILE}, in which this is said once",
+        f"`armlet inspect {whose}`: it shows the data and writes {FILE}, in which this is said "
+        "once",
         missing,
     )
 

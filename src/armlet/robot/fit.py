@@ -48,8 +48,8 @@ class View:
             if name not in found:
                 there = ", ".join(sorted(found)) or "none"
                 lines.append(
-                    f"camera {name!r}: the policy looks through it and there is {there}; rename one, "
-                    "or record it"
+                    f"camera {name!r}: the policy looks through it and there is {there}; rename "
+                    "one, or record it"
                 )
             elif self.fit == "exact" and tuple(found[name]) != tuple(wanted):
                 lines.append(_another_size(name, found[name], wanted))
@@ -78,16 +78,16 @@ def fit_picture(
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         wanted = f"({height}, {width}, 3)" if fit == "exact" else "(h, w, 3)"
         raise FitError(
-            f"camera {camera!r}: found {image.shape} {image.dtype}, expected {wanted} uint8, channels "
-            "last"
+            f"camera {camera!r}: found {image.shape} {image.dtype}, expected {wanted} uint8, "
+            "channels last"
         )
     found = image.shape[:2]
     if found == (height, width):  # under every fit: what is of that size is as it should be
         return image
     if 0 in found:
         raise FitError(
-            f"camera {camera!r}: found an empty picture, {image.shape}, expected ({height}, {width}, "
-            "3) uint8"
+            f"camera {camera!r}: found an empty picture, {image.shape}, expected ({height}, "
+            f"{width}, 3) uint8"
         )
     if fit == "exact":
         raise FitError(_another_size(camera, found, (height, width)))
@@ -102,9 +102,10 @@ def fit_picture(
 
 def _another_size(camera: str, found: tuple[int, ...], wanted: tuple[int, int]) -> str:
     return (
-        f"camera {camera!r}: found ({found[0]}, {found[1]}, 3), expected ({wanted[0]}, {wanted[1]}, "
-        "3) uint8: the policy takes pictures of that size as they are (fit exact); one taught with "
-        "`--pictures.fit letterbox` (or crop, stretch) and `--pictures.size` takes any"
+        f"camera {camera!r}: found ({found[0]}, {found[1]}, 3), expected ({wanted[0]}, "
+        f"{wanted[1]}, 3) uint8: the policy takes pictures of that size as they are (fit exact); "
+        "one taught with `--pictures.fit letterbox` (or crop, stretch) and `--pictures.size` takes "
+        "any"
     )
 
 

@@ -143,6 +143,7 @@ class Normaliser:
             lowest = np.array(statistics[low], np.float64)
             seldom = lowest == np.array(statistics[high], np.float64)  # (a,)
             whole = cls.from_statistics(statistics, "min_max", what="action", dims=spec.dims)
+            # It rests, and jumps now and then: between two equal quantiles there is no width.
             offset = np.where(seldom, whole.offset, offset)
             scale = np.where(seldom, whole.scale, scale)
         # Ends of 0 and 1 pass as well: a network sees the gripper move.
@@ -221,8 +222,8 @@ def _read(
         bad = np.flatnonzero(~np.isfinite(values))
         if len(bad):
             raise ValueError(
-                f"statistics of {what!r}: {name} of dimension {bad[0]} is {values[bad[0]]}; measure "
-                "them again"
+                f"statistics of {what!r}: {name} of dimension {bad[0]} is {values[bad[0]]}; "
+                "measure them again"
             )
         found.append(values)
     if mode == "identity":
@@ -319,7 +320,7 @@ def check_sane(what: str, values: np.ndarray, normaliser: Normaliser, names: Seq
     found = np.abs(normaliser.apply(values))
     plain = (normaliser.offset == 0) & (normaliser.scale == 1) & (normaliser.shift == 0)
     for index in range(found.shape[1]):
-        worst = int(found[:, index].argmax()) if len(found) else 0
+        worst = int(found[:, index].argmax()) if len(found) else 0  # the row to name
         if not len(found) or not found[worst, index] > USUAL:
             continue
         share = float((found[:, index] > USUAL).mean())
@@ -329,12 +330,12 @@ def check_sane(what: str, values: np.ndarray, normaliser: Normaliser, names: Seq
             fix = "it has no statistics: choose a normalisation (--normalise-actions), or repair the row"
         else:
             fix = (
-                "the statistics are another robot's or in another unit, or the row is damaged: repair "
-                "or drop it"
+                "the statistics are another robot's or in another unit, or the row is damaged: "
+                "repair or drop it"
             )
         raise ValueError(
-            f"{what}, dimension {index} ({names[index]}): {values[worst, index]:g} in row {worst} is "
-            f"{found[worst, index]:.4g} when normalised (offset {normaliser.offset[index]:g}, scale "
-            f"{normaliser.scale[index]:g}); {share:.1%} of the rows are over {USUAL:g}, expected at "
-            f"most {FEW:.0%}, and none over {EVER:g}; {fix}"
+            f"{what}, dimension {index} ({names[index]}): {values[worst, index]:g} in row {worst} "
+            f"is {found[worst, index]:.4g} when normalised (offset {normaliser.offset[index]:g}, "
+            f"scale {normaliser.scale[index]:g}); {share:.1%} of the rows are over {USUAL:g}, "
+            f"expected at most {FEW:.0%}, and none over {EVER:g}; {fix}"
         )

@@ -70,8 +70,8 @@ class ActionSpec:
                 )
         if not (math.isfinite(self.control_hz) and self.control_hz > 0):
             raise ValueError(
-                f"ActionSpec.control_hz is {self.control_hz!r}, expected actions a second, more than "
-                "0"
+                f"ActionSpec.control_hz is {self.control_hz!r}, expected actions a second, more "
+                "than 0"
             )
 
     @property
@@ -241,9 +241,10 @@ def within(
         where = np.argwhere(outside)[0]
         at = where[-1]
         raise ValueError(
-            f"action dimension {names[at]!r} is {values[tuple(where)]:g}, outside {ends[0][at]:g} … "
-            f"{ends[1][at]:g} ({outside.sum()} of {outside.size} numbers are outside theirs); "
-            "clip=True moves them to the end of their range, unless the range is that of another robot"
+            f"action dimension {names[at]!r} is {values[tuple(where)]:g}, outside {ends[0][at]:g} "
+            f"… {ends[1][at]:g} ({outside.sum()} of {outside.size} numbers are outside theirs); "
+            "clip=True moves them to the end of their range, unless the range is that of another "
+            "robot"
         )
     # Also without `clip`: what single precision added is taken off again.
     return np.clip(values, *ends)

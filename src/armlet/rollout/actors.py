@@ -68,6 +68,7 @@ class ExpertActs:
         perturbation = Perturbation(
             share=self.collection.disturbed_share, distracted=self.collection.distracted_share
         )
+        # Disturbed but labelled as if it were not: see `run_expert`.
         episode = run_expert(self.benchmark, task, seed, perturbation)
         return _frames(episode, task, attempt, seed) if episode.success else None
 

@@ -45,6 +45,7 @@ class Disturbance:
         self.spec = spec
         # A stream of its own: the world draws from the seed as well.
         self.rng = np.random.default_rng([seed, 1])
+        # The order of the draws is part of the data: an episode of a seed stays what it was.
         self.disturbed = self.rng.random() < perturbation.share
         self.first, self.last, self.elsewhere = self._detour()
         self.step = 0

@@ -130,7 +130,7 @@ def run(
     with contextlib.closing(world):
         on_world(world)
         while len(executed) < limit and not world.over:
-            # A camera costs as much as a policy: it is looked through only where somebody sees it.
+            # Rendering takes time: the world is looked at only where somebody sees it.
             if record or not commands:
                 observation = world.observe()
                 kept.see(world, observation)
@@ -146,14 +146,14 @@ def run(
                 waited += 1
                 wanted = still(spec, executed[-1] if executed else None, world)
             if record:
-                # What was wanted, never what a disturbance made of it; of an answer the first
-                # action alone, for the others are of states that are not reached yet.
+                # What was wanted, and never what a disturbance made of it.
                 kept.actions.append(wanted if label is None else label.infer(observation)[0])
             executed.append(wanted if disturb is None else disturb(wanted))
-            # Success stays: in the tail the world may leave it again.
-            success = bool(world.step(executed[-1])) or success
+            success = (
+                bool(world.step(executed[-1])) or success
+            )  # it stays, as the tail may leave it
             on_world(world)
-            if success:
+            if success:  # the tail: a policy must also learn to stay where it has arrived
                 tail -= 1
                 if tail < 0:
                     break
@@ -258,6 +258,7 @@ def still(spec: ActionSpec, last: Action | None, world: World) -> Action:
         return world.holding_action() if last is None else last
     held = np.zeros(spec.dims, np.float32)
     for index in spec.grippers:
+        # No motion of a gripper is the place where it is: 0 may be half open.
         held[index] = spec.gripper_open if last is None else last[index]
     return held
 
@@ -298,9 +299,7 @@ class _Record:
     def frames(self, instruction: str, executed: np.ndarray) -> EpisodeFrames:
         images = {}
         for name in self.observations[0].images:
-            images[name] = np.stack(
-                [seen.images[name] for seen in self.observations]
-            )  # (T, h, w, 3)
+            images[name] = np.stack([seen.images[name] for seen in self.observations])
         # Beside what would have been right: what was done, and what the simulator knew.
         extra = {"executed": executed}
         for name in self.privileged[0]:

@@ -68,6 +68,7 @@ def _here(work: Callable[[Job], Made], jobs: Iterable[Job]) -> Iterator[Made]:
             # As many as a worker has, so that results do not hang on how many workers there are.
             with threads(THREADS):
                 made = work(job)
+            # Outside the `with`: whoever reads on has their own number of threads back.
             yield made
     finally:
         # Before this process runs one again, another policy may be saved to its folder.

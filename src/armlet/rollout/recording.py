@@ -35,10 +35,10 @@ def record(
     returns `root`."""
     with hold(root / CACHE / "recording.lock", "recording episodes"):
         features = features_of(benchmark)
-        hz = round(benchmark.action_spec.control_hz)
+        hz = round(benchmark.action_spec.control_hz)  # a data set keeps a whole number
         writer = EpisodeWriter(root, features, fps=hz, robot=benchmark.name, metadata=metadata)
         describe_robot(root, benchmark)
-        # By attempt and not by count: those of no success are not kept, and are made again.
+        # By attempt and not by count: those that were not kept are missing, and are made again.
         finished = {info["attempt"] for info in writer.finished()}
         missing = [attempt for attempt in range(episodes) if attempt not in finished]
         progress = Progress(title, total=episodes, start=len(finished), unit="episode")

@@ -110,7 +110,8 @@ class Learner(nn.Module):
         return self.probe(hiddens, layers[0].mask[::every])
 
     def _guesses(self, run: Pass, facts: list[str]) -> Trace:
-        """Guesses of simulator facts, from the condition or, where there is none, the mean token."""
+        """Guesses of simulator facts, from the condition or, where there is none, the mean
+        token."""
         if not facts:
             return {}
         told = run.extras.get("condition")  # (b, c)

@@ -71,9 +71,8 @@ def action_cross_entropy(
     else:  # which word it is
         flat = target.flatten().long()
     entropy = F.cross_entropy(_wide(logits).flatten(0, -2), flat, reduction="none")
-    entropy = entropy.view(
-        *target.shape[:2], -1
-    )  # (b, k, a); a = 1 for a word for the whole action
+    # (b, k, a), or (b, k, 1) where one word stands for the whole action
+    entropy = entropy.view(*target.shape[:2], -1)
     if weights is None:
         entropy = entropy.mean(dim=-1)
     else:
@@ -175,7 +174,8 @@ def layer_action_loss(
     if not student.shape[2] == teacher.shape[2] == expert.shape[1]:
         raise ValueError(
             f"with steps={steps!r} the student's heads give {student.shape[2]} actions, the "
-            f"teacher's {teacher.shape[2]} and the expert {expert.shape[1]}: build the heads for the "
+            f"teacher's {teacher.shape[2]} and the expert {expert.shape[1]}: build the heads for "
+            "the "
             'whole chunk, or for one action and use steps="current" or "last"'
         )
     # detach is the paper's stopgrad: a layer is drawn to the one before it, never the reverse.
@@ -331,8 +331,8 @@ def attention_kl(
     if student.shape[-1] != teacher.shape[-1]:
         raise ValueError(
             f"the student listens to {student.shape[-1]} words and the teacher to "
-            f"{teacher.shape[-1]}; they are compared one to one, so give both the same tokenizer and "
-            "the same longest text"
+            f"{teacher.shape[-1]}; they are compared one to one, so give both the same tokenizer "
+            "and the same longest text"
         )
     teacher = resize_grids(_wide(teacher), teacher_grids, student_grids, wanted=student.shape[1])
     theirs = _shares(teacher, words)  # (b, n, t), a distribution over words in each row
@@ -359,7 +359,8 @@ def representation_mse(
     if student.shape[-1] != teacher.shape[-1]:
         raise ValueError(
             f"the student's hidden states are {student.shape[-1]} wide and the teacher's "
-            f"{teacher.shape[-1]}; compare the student's `projected`, which is as wide as its teacher"
+            f"{teacher.shape[-1]}; compare the student's `projected`, which is as wide as its "
+            "teacher"
         )
     teacher = resize_grids(_wide(teacher), teacher_grids, student_grids, wanted=student.shape[1])
     # Normed, or the few channels that are large in every token would be all that is compared.

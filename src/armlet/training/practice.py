@@ -98,7 +98,7 @@ def _act(recipe: Recipe, student: Backbone, teacher: Backbone, number: int) -> E
     folder = round_folder(recipe, number)
     seed = first_seed(recipe, number)
     title = f"practise {recipe.name} {number + 1}/{len(recipe.rounds)}"
-    # All that decides which episodes come out; where one differs, `claim` moves the old ones beside.
+    # All that decides which episodes come out; where one differs, `claim` moves the old beside.
     question = {
         "student": identity_of(student),
         "teacher": policy_fingerprint(recipe.teacher),

@@ -36,7 +36,10 @@ from armlet.training.trainer import ABOUT, settings
 from armlet.types import Batch, Trace
 
 ROWS = 128  # of a forward pass
-HEADS_FIX = "delete the folder and the traces beside it and run `armlet probe` again, or copy the file again"
+HEADS_FIX = (
+    "delete the folder and the traces beside it and run `armlet probe` again, or copy the file "
+    "again"
+)
 
 
 def heads_file(recipe: Recipe) -> Path:
@@ -79,9 +82,9 @@ def load_heads(heads: ProbeHeads, path: Path) -> None:
         load_weights(heads, weights, source=path)
     except ValueError as error:
         raise ValueError(
-            f"{error}\nThese heads were fitted with another `probe` (its widths, queries or layers), "
-            f"or by an older armlet. Delete {path.parent} and the traces beside it and run `armlet "
-            "probe` again, or keep them and give another `--shared`"
+            f"{error}\nThese heads were fitted with another `probe` (its widths, queries or "
+            f"layers), or by an older armlet. Delete {path.parent} and the traces beside it and "
+            "run `armlet probe` again, or keep them and give another `--shared`"
         ) from error
 
 

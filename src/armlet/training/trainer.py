@@ -370,7 +370,7 @@ class Trainer:
         assert batch.keys is not None  # a batch made from episodes has them
         teacher = self.teacher(batch.keys) if self.teacher and stage.objective.needs else {}
         body = self.learner.policy.body
-        # From seed and step alone, as torch's below: a run that is resumed draws what this one does.
+        # From seed and step alone, as torch's below: a resumed run draws what this one does.
         rng = np.random.default_rng([self.seed, self.step, 1])
         moment = Moment(self.step, stage.steps, rng, body.action_spec, body.actions)
         for transform in stage.transforms:
@@ -404,7 +404,7 @@ class Trainer:
             optimiser.zero_grad(set_to_none=True)
         self.step += 1
         if stage.ema:
-            # Shorter at first, as TensorFlow's `num_updates` makes it, or fresh weights would linger.
+            # Shorter at first, as with TensorFlow's `num_updates`, or fresh weights would linger.
             decay = min(stage.ema, (1 + self.step) / (10 + self.step))
             for name, parameter in self.parameters.items():
                 self.average[name].lerp_(parameter.detach(), 1 - decay)
