@@ -19,8 +19,8 @@ from armlet.data.transforms import DrawBudget, Explore
 from armlet.policies.routed import Routing
 from armlet.recipe import Objective, Recipe
 from armlet.recipes.actdistill import ActDistill, Published
-from armlet.recipes.aed import LAST, Aed
-from armlet.recipes.bases import FitHeads, Imitate, MatchOutput
+from armlet.recipes.aed import Aed
+from armlet.recipes.bases import LAST, FitHeads, Imitate, MatchOutput
 from armlet.recipes.vita_vla import Align, Finetune
 from armlet.recipes.vla_ad import VlaAd
 from armlet.training import losses

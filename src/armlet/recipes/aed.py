@@ -32,21 +32,30 @@ from typing import Any
 
 from torch import Tensor
 
-from armlet.benchmarks import Benchmark
 from armlet.data.augment import Augment
-from armlet.data.codec import Codebook
 from armlet.data.transforms import Balance
 from armlet.policies.fitting import Choosing, SameChoices
 from armlet.policies.students import Kept
-from armlet.policies.two_tower import TwoTowerNetwork, TwoTowerStudent, small_student, small_teacher
+from armlet.policies.two_tower import TwoTowerStudent, small_student, small_teacher
 from armlet.recipe import Collection, Objective, OwnAverage, Recipe, Round, Stage
-from armlet.recipes.bases import DISTIL, FACTS, TEACH, Row, guess, guesses, metaworld, own, tabletop
+from armlet.recipes.bases import (
+    DISTIL,
+    FACTS,
+    LAST,
+    SHIPPED_TOWERS,
+    TRACED,
+    Row,
+    choosing,
+    guess,
+    guesses,
+    longer_taught,
+    metaworld,
+    own,
+    tabletop,
+    two_towers,
+)
 from armlet.training import losses
 from armlet.types import Batch, Trace
-
-LAST = "attention.1"  # of the two fusion layers, the one that the goal code reads
-# What any AED recipe may read of its teacher, so that all of one world share one store.
-TRACED = ("actions", "condition", "logits", LAST, "fused")
 
 
 @dataclass(frozen=True)
@@ -136,18 +145,6 @@ class Aed(Objective):
 WHOLE = Aed()  # the account's own weights
 
 
-def choosing(network: TwoTowerNetwork, benchmark: Benchmark, patch: int) -> TwoTowerNetwork:
-    """The network with patches of so many pixels, and a head that chooses among 24 primitives of
-    this robot, and refines what it chose."""
-    book = Codebook.axes(benchmark.action_spec)
-    return replace(
-        network,
-        patch=patch,
-        head="codebook",
-        head_options={"primitives": book.array.tolist(), "refine": True},
-    )
-
-
 def aed(
     base: Recipe,
     objective: Aed = WHOLE,
@@ -159,18 +156,9 @@ def aed(
     """The base's episodes, a larger pair of towers as the teacher, and a smaller one that learns
     from it."""
     assert base.benchmark is not None
-    # Not the base's: its teacher is another.
-    shared = Path("out") / f"aed_{base.name}"
     grids = tuple(size // patch for size in base.benchmark.cameras.values())  # (6, 4) on tabletop
     return replace(
-        base,
-        shared=shared,
-        teacher=teacher or shared / "teacher",
-        network=choosing(small_teacher(), base.benchmark, patch),
-        probe=None,  # no term reads a layer through heads
-        split="tasks",
-        traced=TRACED,
-        trace_precision="bf16",  # half of the time, and the student learns in it as well
+        two_towers(base, patch=patch, teacher=teacher),
         student=TwoTowerStudent(choosing(small_student(), base.benchmark, patch)),
         stages=two_stages(replace(objective, grids=grids, facts=FACTS), steps),
     )
@@ -205,8 +193,7 @@ def for_any_robot(base: Recipe) -> Recipe:
 
 def on_tabletop(base: Recipe, objective: Aed = WHOLE) -> Recipe:
     """All with the teacher that ships with the repository (runs/aed_teacher.sh made it)."""
-    longer = replace(base, teach=replace(TEACH, steps=5000))
-    return aed(longer, objective, teacher=Path("checkpoints/aed-teacher"))
+    return aed(longer_taught(base), objective, teacher=SHIPPED_TOWERS)
 
 
 def on_metaworld(base: Recipe) -> Recipe:

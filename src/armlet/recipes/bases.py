@@ -19,8 +19,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from armlet.benchmarks import Benchmark
+from armlet.data.codec import Codebook
 from armlet.data.pictures import Pictures
 from armlet.policies.fitting import FitsRobot
+from armlet.policies.two_tower import TwoTowerNetwork, small_teacher
 from armlet.policies.vla import VLANetwork
 from armlet.recipe import YOURS, Collection, Evaluation, Objective, Probe, Recipe, Stage
 from armlet.training import losses
@@ -225,3 +228,48 @@ def demo() -> Recipe:
         stages=(replace(DISTIL, steps=1050, batch_size=64, warmup=50, compile=False),),
         evaluation=Evaluation(episodes=100),
     )
+
+
+# --- a teacher of two towers
+
+
+LAST = "attention.1"  # of the two fusion layers, the one that the goal code reads
+# What any recipe may read of such a teacher, so that all of one world share one store.
+TRACED = ("actions", "condition", "logits", LAST, "fused")
+
+SHIPPED_TOWERS = Path("checkpoints/aed-teacher")
+
+
+def choosing(network: TwoTowerNetwork, benchmark: Benchmark, patch: int) -> TwoTowerNetwork:
+    """The network with patches of so many pixels, and a head that chooses among 24 primitives of
+    this robot, and refines what it chose."""
+    book = Codebook.axes(benchmark.action_spec)
+    return replace(
+        network,
+        patch=patch,
+        head="codebook",
+        head_options={"primitives": book.array.tolist(), "refine": True},
+    )
+
+
+def two_towers(base: Recipe, *, patch: int = 12, teacher: Path | None = None) -> Recipe:
+    """The base with a teacher of two towers that choose among primitives, and what is stored of its
+    answers; no student. `teacher`: one that is there already."""
+    assert base.benchmark is not None
+    # Not the base's: its teacher is another.
+    shared = Path("out") / f"aed_{base.name}"
+    return replace(
+        base,
+        shared=shared,
+        teacher=teacher or shared / "teacher",
+        network=choosing(small_teacher(), base.benchmark, patch),
+        probe=None,  # nobody reads its layers through heads
+        split="tasks",
+        traced=TRACED,
+        trace_precision="bf16",  # half of the time, and students learn in it as well
+    )
+
+
+def longer_taught(base: Recipe) -> Recipe:
+    """As many steps as the two towers that ship were taught (runs/aed_teacher.sh)."""
+    return replace(base, teach=replace(TEACH, steps=5000))

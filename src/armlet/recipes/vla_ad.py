@@ -45,18 +45,20 @@ from armlet.policies.fitting import Alike
 from armlet.policies.students import Another
 from armlet.policies.vla import VLANetwork
 from armlet.recipe import Collection, Objective, Recipe, Round
-from armlet.recipes.aed import on_tabletop
 from armlet.recipes.bases import (
     DISTIL,
     FACTS,
+    SHIPPED_TOWERS,
     TEACH,
     Row,
     demo,
     guess,
     guesses,
+    longer_taught,
     metaworld,
     own,
     tabletop,
+    two_towers,
 )
 from armlet.training import losses
 from armlet.types import Batch, Trace
@@ -230,7 +232,8 @@ def _with_aed_teacher() -> Recipe:
     """The teacher and traces of AED on tabletop; steps are cheap, and so a tiny student takes more
     of them, and larger ones (dev/LOG.md)."""
     # Held out as in VLA-AD's other recipes, where AED's hold out whole tasks.
-    return replace(on_tabletop(tabletop()), split="last", stages=(replace(DISTIL, steps=20_000),))
+    base = two_towers(longer_taught(tabletop()), teacher=SHIPPED_TOWERS)
+    return replace(base, split="last", stages=(replace(DISTIL, steps=20_000),))
 
 
 def tiny_student(base: Recipe, semantic: Semantic = "privileged_text") -> Recipe:

@@ -149,9 +149,8 @@ def run(
                 # What was wanted, and never what a disturbance made of it.
                 kept.actions.append(wanted if label is None else label.infer(observation)[0])
             executed.append(wanted if disturb is None else disturb(wanted))
-            success = (
-                bool(world.step(executed[-1])) or success
-            )  # it stays, as the tail may leave it
+            # Success stays: in the tail the world may leave it again.
+            success = bool(world.step(executed[-1])) or success
             on_world(world)
             if success:  # the tail: a policy must also learn to stay where it has arrived
                 tail -= 1
