@@ -21,6 +21,7 @@ from armlet.annotators import Annotator
 from armlet.benchmarks import Benchmark
 from armlet.data import hub
 from armlet.data.augment import Augment
+from armlet.data.hub_name import Kind
 from armlet.data.layout import Columns
 from armlet.data.pictures import Pictures
 from armlet.data.transforms import BatchTransform
@@ -378,7 +379,7 @@ class Recipe:
 YOURS = Path("YOUR-EPISODES")  # stands where a recipe is for whatever robot `--episodes` are of
 Factory = Callable[[], Recipe]
 # What a field names on the hub, where data sets and models have separate names.
-KINDS: dict[str, hub.Kind] = {"episodes": "dataset", "teacher": "model", "policies": "model"}
+KINDS: dict[str, Kind] = {"episodes": "dataset", "teacher": "model", "policies": "model"}
 
 
 def at_hand(recipe: Recipe, *, reads: Sequence[str], writes: Sequence[str] = ()) -> Recipe:

@@ -25,7 +25,8 @@ from armlet.data import hub as names
 from armlet.data.download import HubError
 from armlet.data.episodes import EpisodeDataset, EpisodeFrames, Features
 from armlet.data.files import FullDiskError
-from armlet.data.hub import Name, local_folder, pinned
+from armlet.data.hub import local_folder, pinned
+from armlet.data.hub_name import Name
 from armlet.data.language import read_persistent, remark, write_persistent
 from armlet.data.layout import Columns
 from armlet.data.writer import EpisodeWriter

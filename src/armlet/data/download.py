@@ -43,7 +43,7 @@ from huggingface_hub.utils import logging
 from tqdm import tqdm
 
 from armlet.data.files import FULL, FullDiskError, write_atomically
-from armlet.data.hub import PREFIX, Kind, Name
+from armlet.data.hub_name import PREFIX, Kind, Name
 from armlet.data.opening import EpisodeError, read_object
 from armlet.progress import Progress
 

@@ -14,46 +14,18 @@ Knows names and folders; asks no server (`download` does), and opens no file.
 """
 
 import re
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
-PREFIX = "hf:"
-MAIN = "main"
+from armlet.data.hub_name import MAIN, PREFIX, Kind, Name
+
 FORM = "expected hf:user/name, hf:user/name@revision or hf:user/name/folder@revision"
 # What addresses of the hub begin with, and names here do not.
 KINDS = ("datasets", "models", "spaces", "buckets")
 
-Kind = Literal["dataset", "model"]
-
 _PARTS = re.compile(r"hf:(?P<repo>[^/@]+/[^/@]+)(?P<folder>(?:/[^/@]+)*)(?:@(?P<revision>.+))?")
 # What git takes for a name of a branch or tag.
 _REVISION = re.compile(r"[^\s~^:?*\[\\/]+(?:/[^\s~^:?*\[\\/]+)*")
-# Of SHA-1, as the hub's repositories all have.
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 _SNAPSHOT = re.compile(r"/(?:models|datasets|spaces)--[^/]+/snapshots/[0-9a-f]{40}(?:/|$)")
-
-
-@dataclass(frozen=True)
-class Name:
-    """A repository, `user/name`; a folder in it, "" for all of it; and a revision."""
-
-    repo: str
-    folder: str = ""
-    revision: str = MAIN
-
-    def __str__(self) -> str:
-        inside = f"/{self.folder}" if self.folder else ""
-        at = "" if self.revision == MAIN else f"@{self.revision}"
-        return f"{PREFIX}{self.repo}{inside}{at}"
-
-    @property
-    def is_pinned(self) -> bool:
-        """Whether the revision is a commit, which always holds the same files."""
-        return _COMMIT.fullmatch(self.revision) is not None
-
-    def at(self, commit: str) -> "Name":
-        return replace(self, revision=commit)
 
 
 def is_name(place: Path | str) -> bool:
