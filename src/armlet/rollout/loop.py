@@ -149,9 +149,7 @@ def run(
                 # What was wanted, and never what a disturbance made of it.
                 kept.actions.append(wanted if label is None else label.infer(observation)[0])
             executed.append(wanted if disturb is None else disturb(wanted))
-            success = (
-                bool(world.step(executed[-1])) or success
-            )  # it stays, as the tail may leave it
+            success = bool(world.step(executed[-1])) or success  # once is enough
             on_world(world)
             if success:  # the tail: a policy must also learn to stay where it has arrived
                 tail -= 1
@@ -241,7 +239,7 @@ def schedule(
 
 def _checked(actions: np.ndarray, execute: int) -> list[Action]:
     """A chunk (k, a) as its k actions."""
-    chunk = list(actions)
+    chunk = list(actions)  # k of (a,)
     if not 1 <= execute <= len(chunk):
         raise ValueError(
             f"{execute} actions of each chunk should be carried out, and this policy's have "
@@ -276,7 +274,7 @@ def gripper_toggles(spec: ActionSpec, actions: np.ndarray) -> int | None:
         # Which side of the middle, whichever end is the larger number.
         closed = actions[:, index] - (spec.gripper_open + spec.gripper_closed) / 2  # (T,)
         sides = np.sign(closed)[closed != 0]  # the middle itself is on no side
-        toggles += int((sides[1:] != sides[:-1]).sum())
+        toggles += int((sides[1:] != sides[:-1]).sum())  # changes of side
     return toggles
 
 
