@@ -30,7 +30,7 @@ class Expert:
     a time, and what is seen does not matter to it."""
 
     world: World
-    execute: int = 1
+    execute: int = 1  # it looks again after every action
 
     def infer(self, observation: Observation) -> np.ndarray:
         return self.world.expert_action()[None]  # (a,) → (1, a): a chunk of one

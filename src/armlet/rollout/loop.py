@@ -240,7 +240,7 @@ def schedule(
 
 def _checked(actions: np.ndarray, execute: int) -> list[Action]:
     """A chunk (k, a) as its k actions."""
-    chunk = list(actions)
+    chunk = list(actions)  # k of (a,)
     if not 1 <= execute <= len(chunk):
         raise ValueError(
             f"{execute} actions of each chunk should be carried out, and this policy's have "
@@ -275,7 +275,7 @@ def gripper_toggles(spec: ActionSpec, actions: np.ndarray) -> int | None:
         # Which side of the middle, whichever end is the larger number.
         closed = actions[:, index] - (spec.gripper_open + spec.gripper_closed) / 2  # (T,)
         sides = np.sign(closed)[closed != 0]  # the middle itself is on no side
-        toggles += int((sides[1:] != sides[:-1]).sum())
+        toggles += int((sides[1:] != sides[:-1]).sum())  # changes of side
     return toggles
 
 
