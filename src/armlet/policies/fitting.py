@@ -66,10 +66,10 @@ def fitted(network: Network, cameras: dict[str, int], **sizes: Any) -> Network:
     name → side; those that it names itself stay. Raises ValueError where it names another camera."""
     if hasattr(network, "strides"):
         unknown = sorted(set(network.strides) - set(cameras))
-        if unknown:
+        if unknown and cameras:
             raise ValueError(
                 f"`strides` name {', '.join(unknown)}, and the policy looks through "
-                f"{', '.join(cameras) or 'no camera'}; name one of these"
+                f"{', '.join(cameras)}; name one of these"
             )
         fitting = {name: patch_for([side]) for name, side in cameras.items()}
         sizes["strides"] = fitting | network.strides
