@@ -411,3 +411,9 @@ def test_what_was_changed_after_it_was_saved_is_not_loaded(tmp_path) -> None:
         ValueError, match=r"`armlet` is 2, expected 1: another version of armlet wrote it"
     ):
         load_policy(tmp_path)
+
+
+@pytest.mark.parametrize("device", ["tpu", "cuda:99"])
+def test_a_device_that_is_not_there_is_named(device: str, tmp_path) -> None:
+    with pytest.raises(ValueError, match=f"device '{device}' cannot be used.*expected cpu"):
+        load_policy(tmp_path, device=device)

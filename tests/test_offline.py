@@ -13,6 +13,7 @@ import pytest
 import torch
 from robots import BLIND_TO_ITSELF, ROBOTS, SEVEN, WORDS, Robot
 
+from armlet import recompute
 from armlet import report as report_page
 from armlet.data.episodes import EpisodeDataset
 from armlet.data.layout import Columns
@@ -283,6 +284,35 @@ def test_the_report_is_read_again_as_it_was_written(data, tmp_path) -> None:
     path.write_text(json.dumps(cut))
     with pytest.raises(ValueError, match=r"policies\[0\] lacks 'expert'"):
         offline_report.read(path)
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "said"),
+    [
+        (("policies", 0, "expert", "by_third"), "text", "by_third is 'text', expected an object"),
+        (("policies", 0, "chunk"), 1.5, r"policies\[0\].chunk is 1.5, expected a whole number"),
+        (("policies", 0, "kind"), "else", "kind is 'else', expected 'policy' or 'baseline'"),
+        (("compared", "scale"), 3, "compared.scale is 3, expected a list"),
+        (("compared", "robot", "control_hz"), "5", "control_hz is '5', expected a number"),
+        (("compared", "robot", "mode"), "both", "mode is 'both', expected"),
+        (("note",), None, "note is None, expected a text"),
+    ],
+)
+def test_a_report_that_was_changed_by_hand_is_refused_by_its_field(
+    place, value, said, data, tmp_path
+) -> None:
+    changed = compare(data, {"teacher": Scripted(data)}).to_json()
+    there = changed
+    for key in place[:-1]:
+        there = there[key]
+    there[place[-1]] = value
+    path = tmp_path / "report.json"
+    path.write_text(json.dumps(changed))
+    with pytest.raises(ValueError, match=said) as raised:
+        offline_report.read(path)
+    assert str(path) in str(raised.value)
+    with pytest.raises(ValueError, match="nothing was executed, so it stores no outcomes"):
+        recompute.main((path,))
 
 
 def test_table_and_picture_say_that_it_is_no_success_rate(data, tmp_path) -> None:

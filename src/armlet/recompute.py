@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from armlet.evaluation import outcomes, stats
+from armlet.evaluation import offline_report, outcomes, stats
 from armlet.report import read
 
 Report = dict[str, Any]
@@ -101,6 +101,11 @@ def main(reports: tuple[Path, ...], /) -> str:
 def check(path: Path) -> Account:
     """Recompute one report. Raises FileNotFoundError or ValueError where report or outcomes cannot
     be read."""
+    if offline_report.is_offline(path):
+        raise ValueError(
+            f"{path} compares with held-out episodes: nothing was executed, so it stores no outcomes "
+            "and no counts to recompute; `armlet evaluate` makes it again, `armlet report` shows it"
+        )
     report = read(path)
     account = Account(path.as_posix())
     try:

@@ -18,6 +18,7 @@ from armlet.policies.fitting import (
     FitsPictures,
     FitsRobot,
     SameChoices,
+    fitted,
     gripper_state,
     patch_for,
     primitives,
@@ -188,3 +189,10 @@ def test_the_grippers_numbers_of_the_state_are_those_of_its_name(
 def test_times_that_mean_nothing_are_refused(sizes: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=f"FitsRobot.{next(iter(sizes))} is"):
         FitsRobot(VLA, **sizes)
+
+
+def test_strides_of_a_camera_that_is_not_there_are_refused() -> None:
+    network = dataclasses.replace(VLA, strides={"front": 8})
+    assert fitted(network, {"front": 32}).strides == {"front": 8}
+    with pytest.raises(ValueError, match="name front, and the policy looks through top; name one"):
+        fitted(network, {"top": 32})

@@ -64,6 +64,8 @@ def test_a_file_that_is_named_is_read_in_place_of_the_one_beside(tmp_path: Path)
     assert RobotOptions().with_file(tmp_path / "nowhere").mode is None
     with pytest.raises(FileNotFoundError, match="armlet inspect"):
         RobotOptions(file=tmp_path / "no.toml").with_file(tmp_path)
+    with pytest.raises(ValueError, match=r"is a folder; name the robot\.toml in it"):
+        RobotOptions(file=tmp_path).with_file(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -133,6 +135,8 @@ def test_a_grippers_range_reaches_its_ends() -> None:
         (Described(translation_scale=0.0), "--robot.translation-scale is 0"),
         (Described(grippers=("d",)), "no dimension 'd'; an action has a, b, c"),
         (Described(grippers=(3,)), "no dimension 3"),
+        (Described(control_hz=0.0), "as robot.toml or the options describe it.*control_hz is 0"),
+        (Described(low=(2.0, 0.0, 0.0)), "options describe it.*'a' has low 2 and high 1"),
     ],
 )
 def test_what_contradicts_itself_is_refused(change: Described, said: str) -> None:
@@ -143,6 +147,8 @@ def test_what_contradicts_itself_is_refused(change: Described, said: str) -> Non
 
 
 def test_dimensions_are_named_by_number_or_name() -> None:
+    with pytest.raises(ValueError, match="'jaw' is the name of dimensions 1, 3; give the number"):
+        indices(("jaw",), ("x", "jaw", "y", "jaw"))
     names = ("3", "left", "right", "top")
     assert indices(("right", 1), names) == (1, 2)
     assert indices(("3",), names) == (0,), "a name comes before a number"

@@ -14,14 +14,14 @@ import numpy as np
 import pytest
 from tiny import make_policy
 
-from armlet.data.door import check_policy
+from armlet.data.door import check_policy, check_taught
 from armlet.data.episodes import EpisodeDataset, EpisodeFrames, Features
 from armlet.data.writer import EpisodeWriter
 from armlet.policies.checkpoint import load_policy, save_policy
 from armlet.policies.vla import VLA
 from armlet.robot.agree import DisagreementError, agree
 from armlet.robot.description import Described, RobotOptions
-from armlet.robot.spec import CameraSpec, RobotSpec
+from armlet.robot.spec import ActionSpec, CameraSpec, ObservationSpec, RobotSpec
 from armlet.rollout.door import check_world
 
 STATE = ("x", "y", "z", "gap")
@@ -176,3 +176,84 @@ def test_all_that_differs_is_said_at_once(
         "mode",
         "camera 'wrist'",
     }
+
+
+ENDS = ActionSpec(
+    names=("dx", "dy", "dz", "gripper"),
+    mode="delta",
+    rotation="none",
+    low=(-1.0,) * 4,
+    high=(1.0, 1.0, 1.0, 100.0),
+    grippers=(3,),
+    gripper_open=1.0,
+    gripper_closed=0.0,
+    control_hz=5.0,
+)
+
+
+def with_actions(episodes: Path, index: int, column: list[float]) -> EpisodeDataset:
+    """Episodes that move through all of `ENDS`' range, but for one dimension."""
+    data = EpisodeDataset(episodes)
+    values = np.array([[1, 1, 1, 1], [-1, -1, -1, 0], [1, 1, 1, 1], [-1, -1, -1, 0]], np.float32)
+    values[:, index] = column
+    data.columns = lambda: {"action": values}  # type: ignore[method-assign]
+    return data
+
+
+@pytest.mark.parametrize(
+    ("ends", "column", "remark"),
+    [
+        ((1.0, 0.0), [1, 0, 1, 0], ""),
+        ((1.0, 0.0), [0.6, 0.4, 0.6, 0.4], ""),
+        ((1.0, -1.0), [1, 0, 1, 0], "never nearer to its gripper_closed -1 than to 1"),
+        ((1.0, 0.0), [1, 1, 1, 1], "never nearer to its gripper_closed 0 than to 1"),
+        ((0.0, 1.0), [1, 1, 1, 1], "never nearer to its gripper_open 0 than to 1"),
+    ],
+)
+def test_a_gripper_that_never_goes_to_an_end_is_remarked_on(
+    ends: tuple[float, float],
+    column: list[float],
+    remark: str,
+    episodes: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    spec = replace(ENDS, gripper_open=ends[0], gripper_closed=ends[1])
+    robot = RobotSpec(spec, ObservationSpec({}))
+    check_taught(with_actions(episodes, 3, column), robot, limit=0.5, title="teach")
+    said = capfd.readouterr().err
+    assert remark in said if remark else said == ""
+
+
+def test_a_gripper_whose_commands_lie_far_from_both_ends_is_refused(episodes: Path) -> None:
+    """The range of a gripper is widened to its ends, so nothing else would notice."""
+    robot = RobotSpec(replace(ENDS, gripper_open=70.0, gripper_closed=50.0), ObservationSpec({}))
+    data = with_actions(episodes, 3, [1, 0, 1, 0])
+    with pytest.raises(DisagreementError, match=r"0 to 1 in the data set.*open at 70 and closed"):
+        check_taught(data, robot, limit=0.5, title="teach")
+    check_taught(data, robot, limit=1.0, title="teach")
+
+
+def test_one_dimension_in_another_unit_is_remarked_on(
+    policy: VLA, episodes: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    spec = policy.robot.action
+    narrow = float(spec.high[2]) * 0.001
+    data = EpisodeDataset(episodes)
+    values = np.array([spec.low, spec.high, spec.low, spec.high], np.float32)
+    values[:, 2] = [-narrow, narrow, -narrow, narrow]
+    data.columns = lambda: {"action": values}  # type: ignore[method-assign]
+    check_policy(data, policy.robot, RobotOptions(mode=spec.mode), limit=0.5, title="probe")
+    said = capfd.readouterr().err
+    assert "under a twentieth of the policy's range of dz (0.001 of it)" in said
+
+
+def test_an_error_names_the_policy_that_is_meant(policy: VLA, episodes: Path) -> None:
+    with pytest.raises(DisagreementError, match="policy 'other' do not agree"):
+        check_policy(
+            EpisodeDataset(episodes),
+            policy.robot,
+            RobotOptions(mode="absolute"),
+            limit=0.5,
+            title="evaluate",
+            whose="policy 'other'",
+        )

@@ -26,6 +26,12 @@ NO_SUCCESS_RATE = (
     "errors lead it, and one that is far can succeed in another way."
 )
 PANELS = 15  # dimensions that are drawn, those that move most in units of their range
+SAID_AS = {  # type of a field → the types that JSON gives it, and what an error calls them
+    str: ((str,), "a text"),
+    int: ((int,), "a whole number"),
+    float: ((int, float), "a number"),
+    bool: ((bool,), "true or false"),
+}
 Numbers = tuple[float | None, ...]  # one a dimension; None where nothing could be counted
 
 
@@ -175,28 +181,45 @@ def _built(kind: Any, value: Any, where: str) -> Any:
         return _built_dataclass(kind, value, where)
     if origin is tuple:
         # Of one kind throughout, `tuple[float, float]` too.
+        _expect(isinstance(value, list), value, "a list", where)
         items = []
         for index, item in enumerate(value):
             items.append(_built(arguments[0], item, f"{where}[{index}]"))
         return tuple(items)
-    if origin is dict and arguments[1] is not Any:
+    if origin is dict:
+        _expect(isinstance(value, dict), value, "an object", where)
+        if arguments[1] is Any:
+            return value
         found = {}
         for key, item in value.items():
             found[key] = _built(arguments[1], item, f"{where}.{key}")
         return found
+    if origin is Literal:
+        _expect(value in arguments, value, " or ".join(map(repr, arguments)), where)
+    if kind in SAID_AS:
+        allowed, words = SAID_AS[kind]
+        _expect(type(value) in allowed, value, words, where)
     return value
 
 
+def _expect(good: bool, value: Any, words: str, where: str) -> None:
+    """Raises ValueError where a value is not what the words say."""
+    if not good:
+        raise ValueError(f"{where} is {value!r:.60}, expected {words}; was it changed by hand?")
+
+
 def _built_dataclass(kind: Any, value: Any, where: str) -> Any:
-    if not isinstance(value, dict):
-        raise ValueError(f"{where} is {value!r:.60}, expected an object")
+    _expect(isinstance(value, dict), value, "an object", where)
     hints = typing.get_type_hints(kind)
     found = {}
     for field in fields(kind):
         if field.name not in value:
             raise ValueError(f"{where} lacks {field.name!r}; was it changed by hand?")
         found[field.name] = _built(hints[field.name], value[field.name], f"{where}.{field.name}")
-    return kind(**found)
+    try:
+        return kind(**found)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}; was it changed by hand?") from error
 
 
 # --- in words

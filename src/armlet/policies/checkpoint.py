@@ -209,6 +209,7 @@ def load_policy(
     Raises FileNotFoundError or ValueError, naming the file or tensor; DisagreementError, a
     ValueError, where it was made for another robot; and what `data.hub.local_folder` raises.
     """
+    _check_device(device)
     folder = local_folder(folder, kind="model")
     config, (tensors, digest), tokenizer = _read(folder, _tensors_and_digest)
     digest.update(tokenizer)
@@ -237,6 +238,18 @@ def load_policy(
         agree(policy.robot, robot, whose=(f"the policy {folder}", "the robot"))
     load_weights(policy, tensors, source=folder / WEIGHTS)
     return policy.to(device).eval()
+
+
+def _check_device(name: str) -> None:
+    """Raises ValueError where torch knows no such device, or has none."""
+    try:
+        torch.empty(0, device=name)
+    # An AssertionError is torch's word for one that it was built without.
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(
+            f"device {name!r} cannot be used ({str(error).splitlines()[0]:.120}); expected cpu or, where there "
+            "is a GPU and torch is built for it, cuda (`--acting-device cpu`)"
+        ) from error
 
 
 def contradictions(body: Body) -> list[str]:

@@ -64,8 +64,14 @@ class FitsRobot(Network):
 
 def fitted(network: Network, cameras: dict[str, int], **sizes: Any) -> Network:
     """The network with other sizes, and with patches that divide the pictures of these cameras,
-    name → side; those that it names itself stay."""
+    name → side; those that it names itself stay. Raises ValueError where it names another camera."""
     if hasattr(network, "strides"):  # eyes of its own for each camera; else one ViT for all
+        unknown = sorted(set(network.strides) - set(cameras))
+        if unknown and cameras:
+            raise ValueError(
+                f"`strides` name {', '.join(unknown)}, and the policy looks through "
+                f"{', '.join(cameras)}; name one of these"
+            )
         fitting = {name: patch_for([side]) for name, side in cameras.items()}
         sizes["strides"] = fitting | network.strides
     elif cameras:
