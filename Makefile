@@ -47,7 +47,7 @@ docs: .venv-docs/.ready ## the documentation as a site, build/site/index.html; a
 	touch $@
 
 # The code broken in one place at a time: each must be noticed (tests/mutants/run.py --help).
-test-mutants: $(READY) ## nearly eight hundred small breaks of the code: do the tests notice? half an hour (MUTANTS="--area data")
+test-mutants: $(READY) ## nearly eight hundred small breaks of the code: do the tests notice? 45 minutes beside other work (MUTANTS="--area frames")
 	$(BIN)/python tests/mutants/run.py $(MUTANTS)
 
 test-slow: $(READY) ## the tests that take minutes

@@ -28,7 +28,7 @@ import tyro
 import yaml
 
 from armlet import recipes
-from armlet.__main__ import OF_REPORTS, VERBS
+from armlet.__main__ import OF_PLACES, VERBS
 from armlet.evaluation import outcomes
 from armlet.options import override
 
@@ -396,7 +396,7 @@ def parse(words: list[str]) -> None:
     assert verb in VERBS, "no such verb"
     if not rest:
         return  # a verb that is only spoken of
-    if verb in OF_REPORTS:
+    if verb in OF_PLACES:
         tyro.cli(unrun(importlib.import_module(f"armlet.{verb}").main), args=rest)
     elif not {"--help", "--help-all"} & set(rest):
         override(recipes.find(rest[0])(), rest[1:], f"armlet {verb} {rest[0]}")

@@ -172,3 +172,34 @@ def test_every_mutant_of_this_repository_applies_and_names_a_test_that_is_there(
             assert f"def {function.partition('[')[0]}" in (root / path).read_text(), (
                 f"{mutant.name}: {test}"
             )
+
+
+def test_no_mutant_uses_a_name_that_its_file_does_not_know(tmp_path: Path) -> None:
+    """It would raise NameError, which says nothing about the tests: so it is when an import goes
+    that only the mutant had needed."""
+    sys.path.insert(0, str(RUNNER.parent))
+    import run
+
+    root = RUNNER.parents[2]
+    mutants = [each for each in run.read_tables(RUNNER.parent) if each.file.endswith(".py")]
+    for number, mutant in enumerate(mutants):
+        (tmp_path / f"{number}.py").write_text(run.broken_text(root, mutant))
+    found = undefined_names(tmp_path)
+    sources = undefined_names(root / "src")  # letters of shapes, such as "b k a"
+    wrong = []
+    for number, mutant in enumerate(mutants):
+        names = found.get(tmp_path / f"{number}.py", set())
+        unknown = names - sources.get(root / mutant.file, set())
+        wrong += [f"{mutant.area}: {mutant.name}: {name}" for name in sorted(unknown)]
+    assert wrong == []
+
+
+def undefined_names(folder: Path) -> dict[Path, set[str]]:
+    """What ruff's rule F821 says of the files below a folder."""
+    options = ["--isolated", "--no-cache", "--select", "F821", "--output-format", "json"]
+    command = [sys.executable, "-m", "ruff", "check", *options, folder]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    names: dict[Path, set[str]] = {}
+    for each in json.loads(done.stdout):
+        names.setdefault(Path(each["filename"]), set()).add(each["message"])
+    return names
