@@ -621,7 +621,9 @@ def test_make_alone_says_what_there_is() -> None:
     makefile = (ROOT / "Makefile").read_text()
     phony = re.search(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)
     assert phony is not None
-    ran = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True)
+    # Below `make test`, make would also say which folder it enters.
+    command = ["make", "--no-print-directory"]
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     said = [line.split()[0] for line in ran.stdout.splitlines()[1:]]
     assert sorted(said) == sorted(phony[1].split())
 
