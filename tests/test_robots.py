@@ -43,9 +43,10 @@ LEROBOT = {  # sets that the real lerobot wrote, and what each cannot say of its
         "--robot.gripper-closed 0 --columns.state None",
         7,
     ),
+    # Its numbers are drawn at random, the gripper's too: its ends are where they reach.
     "d01_two_cameras_h264": (
-        "--robot.mode delta --robot.rotation euler --robot.grippers 6 --robot.gripper-open 1 "
-        "--robot.gripper-closed 0",
+        "--robot.mode delta --robot.rotation euler --robot.grippers 6 --robot.gripper-open 3.5 "
+        "--robot.gripper-closed -1",
         7,
     ),
     "d10_one_number": ("--robot.mode absolute --robot.rotation none --robot.grippers", 1),
