@@ -7,16 +7,11 @@ what decisions cost is measured here. A killed evaluation goes on where it stopp
 """
 
 import json
-import platform
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
-from armlet import source
 from armlet.benchmarks import Task
 from armlet.data.door import check_policy
 from armlet.data.episodes import EpisodeDataset
@@ -251,22 +246,13 @@ def training(field: Field) -> dict[str, list[Curves]]:
 def fingerprint(recipe: Recipe, field: Field) -> dict[str, Any]:
     """What this report was made with. `recipe` is the one that was given to `evaluate`; `evaluated`
     holds each policy's folder and the recipe that it was made by, where it says so."""
-    armlet = source.identity()  # version, commit, and a digest of the sources as they are
     setting = recipe.evaluation
     evaluated = {}
     for name, contender in field.contenders.items():
         made_by = field.made[name].get("recipe")
         evaluated[name] = {"folder": contender.folder.as_posix(), "recipe": made_by}
     return {
-        "armlet": armlet["version"],
-        "commit": armlet["commit"],
-        "dirty": armlet["dirty"],
-        "files": armlet["files"],
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "machine": platform.machine(),
-        "processor": measure.processor(),
+        **measure.environment(),
         "device": recipe.acting_device,
         "threads": THREADS,
         "workers": setting.workers,

@@ -35,7 +35,7 @@ from armlet.robot.agree import (
     remarks,
     shares,
 )
-from armlet.robot.description import Described, RobotOptions, completed, option
+from armlet.robot.description import Described, RobotOptions, UnknownRobotError, completed, option
 from armlet.robot.spec import ActionSpec, ObservationSpec, RobotSpec
 
 FAR = 0.5  # of the way from closed to open: a command this far beyond an end is no gripper's
@@ -59,10 +59,7 @@ def robot_of(
         said = said.over(found)
     try:
         action = completed(said, whose=str(data.root))
-    except ValueError as error:
-        missing = getattr(error, "missing", ())
-        if not missing:  # something contradicts itself, and no question would help
-            raise
+    except UnknownRobotError:
         # Only who must ask looks at the statistics, which takes a while.
         action = completed(said, suggestions=suggest(data).asking, whose=str(data.root))
     return RobotSpec(action, _observed(data, said))

@@ -14,11 +14,13 @@ import time
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from armlet import source
 from armlet.policies.checkpoint import load_policy
 from armlet.policies.contract import Backbone, Policy
 from armlet.robot.observation import Observation
@@ -133,6 +135,22 @@ def parameters(policy: Backbone) -> dict[str, int]:
     return {
         "total": sum(map(torch.Tensor.numel, policy.parameters())),
         "backbone": sum(map(torch.Tensor.numel, policy.layers.parameters())),
+    }
+
+
+def environment() -> dict[str, Any]:
+    """What a report was made with, whatever it is about: armlet, the libraries, the machine."""
+    armlet = source.identity()  # version, commit, and a digest of the sources as they are
+    return {
+        "armlet": armlet["version"],
+        "commit": armlet["commit"],
+        "dirty": armlet["dirty"],
+        "files": armlet["files"],
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "machine": platform.machine(),
+        "processor": processor(),
     }
 
 

@@ -12,7 +12,6 @@ Knows no benchmark and no world.
 """
 
 import json
-import platform
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,7 +22,6 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from armlet import source
 from armlet.annotators import PHASES
 from armlet.annotators.store import load_labels
 from armlet.data.episodes import EpisodeDataset
@@ -550,17 +548,8 @@ def _labels(recipe: Recipe, data: EpisodeDataset) -> Labelled | None:
 
 def _fingerprint(recipe: Recipe) -> dict[str, Any]:
     """What this report was made with."""
-    armlet = source.identity()
     return {
-        "armlet": armlet["version"],
-        "commit": armlet["commit"],
-        "dirty": armlet["dirty"],
-        "files": armlet["files"],
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "machine": platform.machine(),
-        "processor": measure.processor(),
+        **measure.environment(),
         "recipe": to_json(recipe),
         "split": recipe.split,
         "held_out": recipe.held_out,
