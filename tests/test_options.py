@@ -1,6 +1,7 @@
 """The command line: every option is a field with words of its own, read as it is listed; what has
 no effect is refused, and nothing heavy is imported before it is used."""
 
+import functools
 import subprocess
 import sys
 import warnings
@@ -12,6 +13,13 @@ from armlet import benchmarks, recipes
 from armlet.benchmarks.tabletop import Tabletop
 from armlet.options import USUAL, help_text, options_of, override
 from armlet.recipe import Recipe
+
+
+@functools.cache
+def kept(name: str) -> Recipe:
+    """A recipe that stays in memory: tyro's `get_parser` remembers what it found by address and,
+    other than `tyro.cli`, does not forget it before the next, which may lie where the last did."""
+    return recipes.make(name)
 
 
 def parsers_options(recipe: Recipe) -> set[str]:
@@ -30,7 +38,7 @@ def parsers_options(recipe: Recipe) -> set[str]:
      "vla_ad_tiny", "vita_vla_tabletop", "demo"],
 )  # fmt: skip
 def test_what_is_listed_is_what_is_read(name: str) -> None:
-    recipe = recipes.make(name)
+    recipe = kept(name)
     listed = {option.name for option in options_of(recipe)}
     read = parsers_options(recipe)
     assert listed <= read
