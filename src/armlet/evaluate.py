@@ -8,12 +8,13 @@ what decisions cost is measured here. A killed evaluation goes on where it stopp
 
 import json
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from armlet.benchmarks import Task
-from armlet.data.door import check_policy
+from armlet.data.door import check_policy, robot_of
 from armlet.data.episodes import EpisodeDataset
 from armlet.data.files import write_atomically
 from armlet.data.hub import is_name, local_folder
@@ -29,6 +30,7 @@ from armlet.policies.checkpoint import read_provenance
 from armlet.policies.contract import Backbone
 from armlet.recipe import Recipe, at_hand, suited, to_json
 from armlet.robot.observation import Observation
+from armlet.robot.spec import RobotSpec
 from armlet.rollout.door import check_world
 from armlet.rollout.loop import plan
 from armlet.rollout.pool import THREADS, Contender, threads
@@ -83,7 +85,7 @@ def compare_with_held_out(recipe: Recipe) -> Path:
     offline.check(recipe.evaluation)
     recipe = at_hand(recipe, reads=("episodes", "teacher", "policies"))
     data = EpisodeDataset(recipe.episodes, recipe.columns)
-    field = load(recipe)
+    field = load(recipe, known=lambda: robot_of(data, recipe.robot))
     for name, policy in field.policies.items():
         # Of another robot's policy an error would be a number without meaning.
         title = f"evaluate {name}"
@@ -94,13 +96,13 @@ def compare_with_held_out(recipe: Recipe) -> Path:
     return offline.run(recipe, data, field.policies, field.contenders)
 
 
-def load(recipe: Recipe) -> Field:
-    """The contenders, where policies act."""
+def load(recipe: Recipe, known: Callable[[], RobotSpec] | None = None) -> Field:
+    """The contenders, where policies act; `known`: see `load_policy`."""
     found = contenders(recipe)
     policies = {}
     made = {}
     for name, contender in found.items():
-        policies[name] = contender.load(recipe.acting_device)
+        policies[name] = contender.load(recipe.acting_device, known)
         made[name] = read_provenance(contender.folder)
     return Field(found, policies, made)
 

@@ -271,7 +271,7 @@ def policy_page(folder: Path) -> str:
     lines = [
         f"{folder}",
         f"  {type(policy).__name__}, {size}",
-        f"  decides {policy.head.chunk} actions at a time and carries out {policy.execute}, at "
+        f"  decides {policy.chunk} actions at a time and carries out {policy.execute}, at "
         f"{action.control_hz:g} Hz",
         "",
         "cameras (height × width)",

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from armlet.benchmarks import native_robot
-from armlet.data.door import check_policy
+from armlet.data.door import check_policy, robot_of
 from armlet.data.episodes import EpisodeDataset
 from armlet.data.frames import BatchMaker, load_frames
 from armlet.data.splits import parts, rows_of
@@ -41,7 +41,12 @@ def main(recipe: Recipe) -> Path:
     data = EpisodeDataset(recipe.episodes, recipe.columns)
     title = f"probe {recipe.name}"
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    teacher = load_policy(recipe.teacher, device=device)
+    native = native_robot(recipe.benchmark, data.robot_type)
+    teacher = load_policy(
+        recipe.teacher,
+        device=device,
+        known=lambda: robot_of(data, recipe.robot, native=native),
+    )
     # The teacher decides how pictures are fitted: traces of others would be of other inputs.
     recipe.pictures.agree(teacher.view)
     recipe = suited(recipe, teacher.body.action_spec)
@@ -50,7 +55,7 @@ def main(recipe: Recipe) -> Path:
         data,
         teacher.robot,
         recipe.robot,
-        native=native_robot(recipe.benchmark, data.robot_type),
+        native=native,
         limit=recipe.outside_range,
         title=title,
     )

@@ -28,7 +28,7 @@ import numpy as np
 from armlet.data.decoding import Decoding, Source, bytes_of, fitted, npy_header
 from armlet.data.digests import CACHE
 from armlet.data.files import BusyError, hold
-from armlet.robot.fit import MOST, VERSION, Fit, FitError, View
+from armlet.robot.fit import MOST, VERSION, Fit, FitError, Taught, View
 
 FEWEST = 8  # rows that a thread is given when pictures are streamed: it opens the film anew
 STEP = 48  # pixels, which every patch of networks here (8, 12 or 16) divides
@@ -41,7 +41,7 @@ class Pictures:
     """How the episodes' pictures are seen and kept. A teacher keeps the fit it was taught with, and
     its students inherit it; the last three change no result."""
 
-    fit: Fit | Literal["auto"] = "exact"
+    fit: Taught | Literal["auto"] = "exact"
     """How a picture becomes a square of `size` pixels a side: letterbox (all of it, black bars),
     crop (its middle), stretch; exact takes squares as they are. auto: exact where all are small
     squares that our patches divide, else letterbox."""
@@ -148,6 +148,7 @@ def open_pictures(data: Source, view: View, pictures: Pictures) -> dict[str, Row
     what is decoded.
     """
     view.check(data.cameras, whose=str(data.root))
+    view = view.of(data.cameras)
     if not view.cameras:
         return {}
     # All cameras or none: with half of them streamed, every batch would wait for the slower half.

@@ -146,7 +146,8 @@ def decide_together(
     run_through = policy.run_layers(policy.embed(batch), batch)
     actions = policy.decode(run_through, batch).float().cpu().numpy()
     # NaN is looked for by the caller, who knows the row; denormalising keeps it.
-    return policy.denormalise(actions), run_through.gates.float().cpu().numpy()
+    states = np.stack([np.asarray(seen.state) for seen in observations])  # (n, s)
+    return policy.denormalise(actions, states), run_through.gates.float().cpu().numpy()
 
 
 def answers_of(

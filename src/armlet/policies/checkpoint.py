@@ -39,6 +39,7 @@ from armlet.data.files import (
 )
 from armlet.data.hub import local_folder, refuse_writing
 from armlet.policies.contract import Backbone, Body, rebuild
+from armlet.policies.pretrained import kinds
 from armlet.robot.agree import agree
 from armlet.robot.spec import SLACK, RobotSpec
 
@@ -201,16 +202,28 @@ def _hash(content: bytes) -> str:
 
 
 def load_policy(
-    folder: Path | str, *, device: str = "cpu", robot: RobotSpec | None = None
+    folder: Path | str,
+    *,
+    device: str = "cpu",
+    robot: RobotSpec | None = None,
+    known: Callable[[], RobotSpec] | None = None,
 ) -> Backbone:
     """Read a policy from a folder, or by its name on the hub (`hf:user/name`, see data.hub), in
-    eval mode. `robot`: the one it is to act on, which it must have been made for.
+    eval mode; also one that another project saved, or the `policy.toml` that names it
+    (policies/pretrained). `robot`: the one it is to act on, which it must have been made for.
+    `known` gives the robot from which is taken what another project's checkpoint does not say; it
+    is `robot` where nothing else is given, and is asked for such a checkpoint only.
 
     Raises FileNotFoundError or ValueError, naming the file or tensor; DisagreementError, a
     ValueError, where it was made for another robot; and what `data.hub.local_folder` raises.
     """
     _check_device(device)
-    folder = local_folder(folder, kind="model")
+    folder = _place(folder)
+    if kinds.is_pretrained(folder):
+        foreign = kinds.load(folder, known or (None if robot is None else lambda: robot))
+        if robot is not None:
+            agree(foreign.robot, robot, whose=(f"the policy {folder}", "the robot"))
+        return foreign.to(device).eval()
     config, (tensors, digest), tokenizer = _read(folder, _tensors_and_digest)
     digest.update(tokenizer)
     # A policy of before there were fingerprints names none, and is read as it is.
@@ -458,12 +471,20 @@ def load_weights(module: nn.Module, weights: dict[str, torch.Tensor], *, source:
     module.load_state_dict(taken, assign=True)
 
 
+def _place(folder: Path | str) -> Path:
+    """The folder of a policy, fetched where it is a name on the hub; or a `policy.toml`."""
+    if Path(folder).suffix == ".toml" and Path(folder).is_file():
+        return Path(folder)
+    return local_folder(folder, kind="model")
+
+
 def policy_fingerprint(folder: Path | str) -> str:
     """A hash of what decides a policy's answers: its weights, words and network, not its
     provenance."""
-    _, digest, tokenizer = _read(
-        local_folder(folder, kind="model"), lambda path, config: _digest(config["policy"], path)
-    )
+    folder = _place(folder)
+    if kinds.is_pretrained(folder):
+        return kinds.fingerprint(folder)
+    _, digest, tokenizer = _read(folder, lambda path, config: _digest(config["policy"], path))
     digest.update(tokenizer)
     return digest.hexdigest()[:16]
 
@@ -537,10 +558,12 @@ def _fill(file: BinaryIO, tensor: torch.Tensor, digest: Any) -> int:
 
 
 def read_provenance(folder: Path | str) -> dict[str, Any]:
-    """What `save_policy` was told of where a policy comes from; empty where it was told nothing."""
-    found: dict[str, Any] = read_json(local_folder(folder, kind="model") / CONFIG, fix=FIX).get(
-        "provenance", {}
-    )
+    """What `save_policy` was told of where a policy comes from; empty where it was told nothing,
+    and for a checkpoint of another project."""
+    folder = _place(folder)
+    if kinds.is_pretrained(folder):
+        return {}
+    found: dict[str, Any] = read_json(folder / CONFIG, fix=FIX).get("provenance", {})
     return found
 
 

@@ -45,7 +45,8 @@ Join = Callable[[Tensor, Tensor], Tensor]  # (b, …) twice, a layer's input and
 @dataclass(frozen=True)
 class State:
     """What goes from layer to layer of b samples: a frozen dataclass of tensors (b, …), None, and
-    tuples of those.
+    tuples of those. None also stands where a layer that was skipped left nothing (no keys and
+    values); where it ran for others of the batch, the skipped ones have zeros.
 
     Whoever routes a network knows no more of it than the three methods here. `changing` names the
     fields that a layer changes, floating point all of them; the others stand still all the way.
@@ -71,20 +72,41 @@ class State:
         return self._joined(other, join)
 
     def _joined(self, other: Self, join: Join) -> Self:
+        rows = _rows(self)
+        others = _rows(other)
+
+        def joined_pair(mine: Tensor | None, theirs: Tensor | None) -> Tensor:
+            # What a skipped layer did not make counts as zeros beside what a layer made.
+            if mine is None:
+                assert theirs is not None  # `_each` leaves out what neither has
+                mine = theirs.new_zeros(rows, *theirs.shape[1:])
+            if theirs is None:
+                theirs = mine.new_zeros(others, *mine.shape[1:])
+            return join(mine, theirs)
+
         joined = {}
         for name in self.changing:  # the others are the same tensors in both
-            joined[name] = _each(join, getattr(self, name), getattr(other, name))
+            joined[name] = _each(joined_pair, getattr(self, name), getattr(other, name))
         return replace(self, **joined)
 
 
 def _each(do: Callable[..., Tensor], *values: Any) -> Any:
     """`do` to the tensors of some values of the same build: tensors, None, or tuples of those."""
     first = values[0]
-    if first is None:
+    if all(value is None for value in values):
         return None
     if isinstance(first, tuple):
         return tuple(_each(do, *parts) for parts in zip(*values, strict=True))
     return do(*values)
+
+
+def _rows(state: State) -> int:
+    """Of how many samples a state is."""
+    for field in dataclasses.fields(state):
+        value = getattr(state, field.name)
+        if isinstance(value, Tensor):
+            return len(value)
+    raise TypeError(f"{type(state).__name__} has no field that is a tensor")
 
 
 S = TypeVar("S", bound=State)
@@ -360,8 +382,9 @@ class Backbone(nn.Module, Policy, Generic[S]):
             costs.append(sum(parameter.numel() for parameter in layer.parameters()))
         return torch.tensor(costs, dtype=torch.float32)
 
-    def denormalise(self, actions: np.ndarray) -> np.ndarray:
-        """Normalised actions (…, a) → what the robot takes, within its range."""
+    def denormalise(self, actions: np.ndarray, state: np.ndarray | None = None) -> np.ndarray:
+        """Normalised actions (…, k, a) → what the robot takes, within its range. `state` (…, s) is
+        the robot's own, in its own numbers, for policies whose actions are relative to it."""
         spec = self.body.action_spec
         # A network's numbers have no bounds, and a robot's controller may fault beyond its own.
         return np.clip(self.body.actions.invert(actions), spec.low, spec.high).astype(np.float32)
@@ -373,7 +396,8 @@ class Backbone(nn.Module, Policy, Generic[S]):
         actions = self.decode(run, batch)[0].float().cpu().numpy()
         if not np.isfinite(actions).all():  # clipped, NaN would stay NaN and infinity be full speed
             raise FloatingPointError("the policy answered with NaN or infinite actions")
-        return Decision(self.denormalise(actions), run.plan or (1,) * len(self.layers))
+        state = np.asarray(observation.state)
+        return Decision(self.denormalise(actions, state), run.plan or (1,) * len(self.layers))
 
     def infer(self, observation: Observation) -> np.ndarray:
         return self.decide(observation).actions

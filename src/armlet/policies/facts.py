@@ -26,7 +26,7 @@ class TeacherFacts:
 
     fingerprint: str
     body: Body  # its robot, how it normalises, its words
-    cameras: dict[str, int]  # name → side of its square picture in pixels
+    cameras: dict[str, tuple[int, int]]  # name → (height, width) of its pictures in pixels
     chunk: int  # actions that it decides at a time
     execute: int  # of these, how many it carries out before it looks again
     layers: int
@@ -42,7 +42,7 @@ class TeacherFacts:
         return cls(
             fingerprint=fingerprint,
             body=policy.body,
-            cameras=dict(policy.cameras),
+            cameras=dict(policy.view.cameras),
             chunk=policy.chunk,
             execute=policy.execute,
             layers=len(policy.layers),
@@ -56,7 +56,7 @@ class TeacherFacts:
     @property
     def view(self) -> View:
         """How the teacher sees the pictures of a data set."""
-        return View({name: (side, side) for name, side in self.cameras.items()}, self.body.fit)
+        return View(dict(self.cameras), self.body.fit)
 
     def stand_in(self) -> Backbone:
         """A network of the teacher's shape, for its robot and with its words, whose weights are
@@ -87,8 +87,17 @@ class TeacherFacts:
         try:
             tokenizer = Tokenizer.from_str(json.dumps(found.pop("tokenizer")))
             body = Body.from_json(found.pop("body"), tokenizer)
-            return cls(body=body, **found)
+            cameras = {name: _size(each) for name, each in found.pop("cameras").items()}
+            return cls(body=body, cameras=cameras, **found)
         except Exception as error:  # the tokenizers' library raises nothing more special
             raise ValueError(
                 f"{path} does not describe a teacher ({type(error).__name__}: {error}); {fix}"
             ) from error
+
+
+def _size(said: int | list[int]) -> tuple[int, int]:
+    """(height, width) in pixels; one number is the side of a square, as it was kept before."""
+    if isinstance(said, int):
+        return said, said
+    height, width = said
+    return height, width

@@ -85,7 +85,7 @@ class Described:
         )
 
     @classmethod
-    def read(cls, path: Path) -> Self:
+    def read(cls, path: Path) -> "Described":
         """A `robot.toml`. Raises FileNotFoundError, and ValueError naming the file and what in it
         will not do."""
         try:
@@ -101,15 +101,7 @@ class Described:
                 f"{path} is not TOML: {error}; repair it there (a `?` is what `armlet inspect` "
                 "could not guess: say it)"
             ) from error
-        known = [each.name for each in fields(Described)]
-        unknown = sorted(set(said) - set(known))
-        if unknown:
-            raise ValueError(
-                f"{path}: {', '.join(unknown)} says nothing of a robot; it may hold "
-                f"{', '.join(known)}"
-            )
-        checked = {name: _read(name, value, path) for name, value in said.items()}
-        return cls(**checked)
+        return from_table(said, path)
 
 
 @dataclass(frozen=True)
@@ -127,6 +119,18 @@ class RobotOptions(Described):
         # One that is named must be there; the one beside the data need not.
         found = beside / FILE
         return self.over(Described.read(found) if found.is_file() else Described())
+
+
+def from_table(said: dict[str, Any], path: Path) -> Described:
+    """What a table of TOML says of a robot; `path` is its file. Raises ValueError naming the file
+    and what in it will not do."""
+    known = [each.name for each in fields(Described)]
+    unknown = sorted(set(said) - set(known))
+    if unknown:
+        raise ValueError(
+            f"{path}: {', '.join(unknown)} says nothing of a robot; it may hold {', '.join(known)}"
+        )
+    return Described(**{name: _read(name, value, path) for name, value in said.items()})
 
 
 class UnknownRobotError(ValueError):

@@ -16,7 +16,9 @@ from typing import Literal, cast, get_args
 import numpy as np
 from PIL import Image
 
-Fit = Literal["exact", "letterbox", "crop", "stretch"]
+Fit = Literal["exact", "letterbox", "crop", "stretch", "bicubic", "any"]
+# Those that networks of our own are taught with; the others are how other projects' see.
+Taught = Literal["exact", "letterbox", "crop", "stretch"]
 VERSION = 1  # of the arithmetic below: raise it where a picture would be fitted to other bits
 MOST = 8192  # pixels a side that a picture may be asked to have
 
@@ -39,6 +41,13 @@ class View:
 
     cameras: dict[str, tuple[int, int]]
     fit: Fit = "exact"
+
+    def of(self, found: dict[str, tuple[int, int]]) -> "View":
+        """The sizes in which pictures of these cameras, name → (height, width), reach the policy:
+        with the fit `any` their own, and else the policy's."""
+        if self.fit != "any":
+            return self
+        return View({name: found[name] for name in self.cameras}, self.fit)
 
     def differences(self, found: dict[str, tuple[int, int]]) -> list[str]:
         """A line for every camera that some pictures, name → (height, width), lack or have in a
@@ -69,8 +78,10 @@ def fit_picture(
     """A picture (h, w, 3) uint8 at `size`, (height, width) or the side of a square, in pixels. One
     that has it already is given back untouched.
 
-    `letterbox`: the whole picture, as large as fits, black bars evenly around (where the rows or
-    columns left over are odd, the last bar has one more). `crop`: as small as fills, the middle of
+    `any`: as it is, for a policy that brings pictures of any size to its own itself, in its own
+    way; `size` says nothing then. `letterbox`: the whole picture, as large as fits, black bars evenly around (where the rows or
+    columns left over are odd, the last bar has one more). `bicubic`: as `stretch`, with Pillow's
+    bicubic filter, as OpenVLA. `crop`: as small as fills, the middle of
     it. `stretch`: both axes scaled on their own. `exact`: raises FitError, naming `camera`, where
     the picture is not of that size.
     """
@@ -82,7 +93,9 @@ def fit_picture(
             "channels last"
         )
     found = image.shape[:2]
-    if found == (height, width):  # under every fit: what is of that size is as it should be
+    if found == (height, width) or (
+        fit == "any" and 0 not in found
+    ):  # under every fit: what is of that size is as it should be
         return image
     if 0 in found:
         raise FitError(
@@ -97,7 +110,9 @@ def fit_picture(
         return _scaled(image, height, width, box=_middle(found, height, width))
     if fit == "stretch":
         return _scaled(image, height, width)
-    raise FitError(f"fit is {fit!r}, expected exact, letterbox, crop or stretch")
+    if fit == "bicubic":
+        return _scaled(image, height, width, by=Image.Resampling.BICUBIC)
+    raise FitError(f"fit is {fit!r}, expected exact, letterbox, crop, stretch, bicubic or any")
 
 
 def _another_size(camera: str, found: tuple[int, ...], wanted: tuple[int, int]) -> str:
@@ -142,10 +157,14 @@ def _middle(found: tuple[int, ...], height: int, width: int) -> tuple[float, flo
 
 
 def _scaled(
-    image: np.ndarray, height: int, width: int, box: tuple[float, float, float, float] | None = None
+    image: np.ndarray,
+    height: int,
+    width: int,
+    box: tuple[float, float, float, float] | None = None,
+    by: Image.Resampling = Image.Resampling.BILINEAR,
 ) -> np.ndarray:
     """`box` of the picture, or all of it, at this size. Without `reducing_gap`, which would be
     faster and not the same."""
     picture = Image.fromarray(np.ascontiguousarray(image))
     # Pillow counts (width, height), numpy (height, width).
-    return np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR, box=box))
+    return np.asarray(picture.resize((width, height), by, box=box))

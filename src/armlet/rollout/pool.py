@@ -18,6 +18,7 @@ import torch
 from armlet.benchmarks import Benchmark, Task
 from armlet.policies.checkpoint import load_policy, policy_fingerprint
 from armlet.policies.contract import Backbone, Policy
+from armlet.robot.spec import RobotSpec
 from armlet.rollout.loop import Episode, Late, run_task
 
 Job = TypeVar("Job")
@@ -87,8 +88,9 @@ class Contender:
     lag: int = 0
     late: Late = "wait"
 
-    def load(self, device: str = "cpu") -> Backbone:
-        policy = load_policy(self.folder, device=device)
+    def load(self, device: str = "cpu", known: Callable[[], RobotSpec] | None = None) -> Backbone:
+        """`known`: see `load_policy`."""
+        policy = load_policy(self.folder, device=device, known=known)
         return policy if self.budget is None else policy.at(self.budget)
 
     @property

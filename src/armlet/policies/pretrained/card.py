@@ -1,0 +1,77 @@
+"""What is known of a checkpoint from its headers and small files alone, before a weight is read."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from armlet.policies.pretrained.files import Tensors
+from armlet.robot.normalise import Normaliser
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Something that must be chosen, or may be: the option's name, what there is, what is taken
+    where nobody chooses (None: it must be chosen), and why it matters."""
+
+    option: str
+    values: tuple[str, ...]
+    usual: str | None
+    why: str
+
+
+@dataclass(frozen=True)
+class Card:
+    """A checkpoint. `sizes` in words, in the order in which they should be read; `parts`:
+    parameters by part of the network; `layers`: how many can be watched, routed and cut, and
+    `layer` the parameters of one; `runs`: how often a decision runs its layers (denoising steps,
+    tokens written). `state` and `action`: how numbers are normalised. `remarks`: what should be
+    looked at."""
+
+    kind: str
+    root: Path
+    sizes: Mapping[str, str]
+    cameras: Mapping[str, tuple[int, int] | None]  # (height, width); None: any
+    state_dims: int
+    action_dims: int
+    chunk: int
+    execute: int
+    steps: int  # of denoising; 0 without any
+    layers: int
+    parts: Mapping[str, int]
+    dtypes: Mapping[str, int]  # tensors by type
+    files: tuple[Path, ...]
+    state: Normaliser | None = None
+    action: Normaliser | None = None
+    action_names: tuple[str, ...] = ()
+    state_names: tuple[str, ...] = ()
+    choices: tuple[Choice, ...] = ()
+    remarks: tuple[str, ...] = ()
+    words: str = ""  # how an instruction is read, in words
+    unused: tuple[str, ...] = field(default=())  # tensors that the network has no use for
+
+    @property
+    def parameters(self) -> int:
+        return sum(self.parts.values())
+
+
+def parts_of(tensors: Tensors, rooms: Mapping[str, str]) -> dict[str, int]:
+    """Parameters by part; `rooms`: how names begin → what that part is called. Names that begin
+    otherwise are `the rest`; the first beginning that fits counts."""
+    found: dict[str, int] = dict.fromkeys(rooms.values(), 0)
+    for name, header in tensors.items():
+        part = "the rest"
+        for beginning, called in rooms.items():
+            if name.startswith(beginning):
+                part = called
+                break
+        found[part] = found.get(part, 0) + header.numel
+    return {part: count for part, count in found.items() if count}
+
+
+def dtypes_of(tensors: Tensors) -> dict[str, int]:
+    """How many tensors are of which type."""
+    found: dict[str, int] = {}
+    for header in tensors.values():
+        kind = str(header.dtype).removeprefix("torch.")
+        found[kind] = found.get(kind, 0) + 1
+    return found

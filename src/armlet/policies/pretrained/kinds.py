@@ -1,0 +1,139 @@
+"""Which kind of checkpoint a folder holds, and what reads it.
+
+A kind is a module of this folder, with
+
+    recognises(folder) -> bool      by names of files and a config's words; opens no weights
+    files(said) -> list[Path]       all that decides its answers, for the fingerprint
+    describe(said) -> Card          from headers and small files, in a second for 15 GB
+    load(said, robot) -> Backbone   on the CPU, in eval mode; `robot` fills in what is said nowhere
+
+and the dataclass `Options` of what `[options]` in a `policy.toml` may say for it.
+"""
+
+import functools
+import hashlib
+import importlib
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+from armlet.data.files import read_json
+from armlet.data.hub import local_folder
+from armlet.policies.contract import Backbone
+from armlet.policies.pretrained.card import Card
+from armlet.policies.pretrained.said import FILE, Said, read_said
+from armlet.robot.spec import RobotSpec
+
+# In the order in which they are asked: a folder of OpenVLA-OFT is one of OpenVLA with side files.
+KINDS: tuple[str, ...] = ()
+BLOCK = 2**20  # bytes read at a time
+
+
+class Kind(Protocol):
+    """See the module's docstring."""
+
+    Options: type[Any]
+
+    def recognises(self, folder: Path) -> bool: ...
+
+    def files(self, said: Said) -> list[Path]: ...
+
+    def describe(self, said: Said) -> Card: ...
+
+    def load(self, said: Said, robot: RobotSpec | None) -> Backbone: ...
+
+
+def is_pretrained(place: Path) -> bool:
+    """Whether this is a checkpoint of another project, or a `policy.toml` that names one: not a
+    policy that armlet saved, whose config says `policy`."""
+    if place.suffix == ".toml" and place.is_file():
+        return True
+    if not place.is_dir():
+        return False
+    if (place / FILE).is_file():
+        return True
+    config = place / "config.json"
+    if config.is_file():
+        try:
+            if "policy" in read_json(config, fix=""):
+                return False
+        except ValueError:  # whoever reads it as a policy of armlet says what is wrong
+            return False
+    return _recognised(place) is not None
+
+
+def find(place: Path) -> tuple[Said, Kind]:
+    """What is said of a checkpoint, its files at hand, and what reads it. Raises ValueError where
+    it is of no kind that is known here, or of another than is said."""
+    said = _here(read_said(place))
+    name = said.kind or _recognised(said.checkpoint)
+    if name is None or name not in KINDS:
+        found = f"kind {name!r}" if name else "a checkpoint of no known kind"
+        raise ValueError(
+            f"{said.source}: {found}; known are {', '.join(KINDS)}. A policy of another kind can "
+            "teach through a socket (--teacher ws://host:port)"
+        )
+    kind = _kind(name)
+    if not kind.recognises(said.checkpoint):
+        there = _recognised(said.checkpoint)
+        raise ValueError(
+            f"{said.checkpoint} is said to be of kind {name}, and looks like "
+            f"{there or 'none that is known here'}; correct `kind` in {said.source}, or copy the "
+            "checkpoint's files again"
+        )
+    return said, kind
+
+
+def load(place: Path, known: Callable[[], RobotSpec] | None = None) -> Backbone:
+    """A checkpoint as a policy, in eval mode. `known` gives the robot from which is taken what the
+    checkpoint does not say; it is asked only here."""
+    said, kind = find(place)
+    return kind.load(said, known() if known else None).eval()
+
+
+def fingerprint(place: Path) -> str:
+    """A hash of all files that decide a checkpoint's answers, and of what was said of it."""
+    said, kind = find(place)
+    digest = hashlib.sha256()
+    told = {
+        "kind": said.kind,
+        "precision": said.precision,
+        "cameras": said.cameras,
+        "options": said.options,
+        "execute": said.execute,
+    }
+    digest.update(json.dumps(told, sort_keys=True).encode())
+    for path in kind.files(said):
+        found = path.stat()
+        digest.update(path.name.encode())
+        digest.update(_hashed(path, found.st_size, found.st_mtime_ns).encode())
+    return digest.hexdigest()[:16]
+
+
+def _here(said: Said) -> Said:
+    """The same with its files at hand, where it names something on the hub."""
+    return replace(said, checkpoint=local_folder(said.checkpoint, kind="model"))
+
+
+def _recognised(folder: Path) -> str | None:
+    for name in KINDS:
+        if _kind(name).recognises(folder):
+            return name
+    return None
+
+
+def _kind(name: str) -> Kind:
+    # Modules are loaded when they are asked for: some bring transformers.
+    return cast(Kind, importlib.import_module(f"armlet.policies.pretrained.{name}"))
+
+
+@functools.lru_cache(maxsize=256)
+def _hashed(path: Path, size: int, changed: int) -> str:
+    """The hash of a file, read once as long as it does not change."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(BLOCK):
+            digest.update(block)
+    return digest.hexdigest()

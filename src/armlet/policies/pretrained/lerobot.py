@@ -1,0 +1,389 @@
+"""A policy folder as LeRobot writes it (`config.json` with a `type`, `model.safetensors`, the
+processors), with the processors read as data: nothing of LeRobot is imported or run.
+
+Its processors are lists of steps by name. Each step that is known here is understood; one that is
+not, or that does what armlet does not, is refused by its name, since leaving it out would give other
+actions. Folders from before 0.4 have no processors: their statistics stand among the weights, under
+names whose dots became underscores, and what their steps were the kind says.
+
+(LeRobot 0.3.3, 0.4.4 and 0.6.1; `processor/normalize_processor.py`, `relative_action_processor.py`,
+`tokenizer_processor.py`, `configs/types.py`.)
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from armlet.data.files import read_json
+from armlet.policies.pretrained.files import COPY, Tensors, open_safetensors
+from armlet.robot.normalise import NEEDED, Mode, Normaliser
+
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+BEFORE = "policy_preprocessor.json"
+AFTER = "policy_postprocessor.json"
+STATE = "observation.state"
+ENVIRONMENT = "observation.environment_state"
+ACTION = "action"
+PICTURE = "observation.image"  # how names of cameras begin
+# What LeRobot calls the modes of `Normaliser`.
+MODES: dict[str, Mode] = {
+    "IDENTITY": "identity",
+    "MEAN_STD": "mean_std",
+    "MIN_MAX": "min_max",
+    "QUANTILES": "quantiles",
+    "QUANTILE10": "quantile10",
+}
+EPSILON = 1e-8  # of its normaliser, where a folder says nothing
+# Where the statistics of a folder from before 0.4 stand, and how they begin.
+OLD = ("normalize_inputs.", "normalize_targets.", "unnormalize_outputs.")
+# Steps that move or shape tensors, which armlet does on its own.
+PLAIN = ("to_batch_processor", "device_processor")
+# Steps that end a prompt with a line break.
+NEW_LINE = ("pi0_new_line_processor", "smolvla_new_line_processor")
+# Fields of a step that are known; another one may change what it does, and is refused.
+FIELDS = {
+    "rename_observations_processor": ("rename_map",),
+    "to_batch_processor": (),
+    "device_processor": ("device", "float_dtype"),
+    "pi0_new_line_processor": (),
+    "smolvla_new_line_processor": (),
+    "pi05_prepare_state_tokenizer_processor_step": ("max_state_dim", "task_key"),
+    "tokenizer_processor": (
+        "max_length",
+        "task_key",
+        "padding_side",
+        "padding",
+        "truncation",
+        "tokenizer_name",
+    ),
+    "relative_actions_processor": ("enabled", "exclude_joints", "action_names"),
+    "absolute_actions_processor": ("enabled",),
+    "normalizer_processor": ("eps", "features", "norm_map", "normalize_observation_keys"),
+    "unnormalizer_processor": ("eps", "features", "norm_map"),
+}
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step of a saved processor."""
+
+    name: str
+    config: dict[str, Any]
+    state_file: Path | None
+    place: str  # file and number, for errors
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """How a prompt becomes tokens: `name` is that of a tokenizer on the hub."""
+
+    name: str
+    longest: int
+    padding: str = "right"
+
+
+@dataclass(frozen=True)
+class Relative:
+    """Actions that were taught as what they are beyond the state, before normalising: in all
+    dimensions but those whose names hold one of `exclude`."""
+
+    exclude: tuple[str, ...]
+    names: tuple[str, ...] | None
+
+    def dims(self, names: tuple[str, ...]) -> tuple[int, ...]:
+        """The dimensions that are relative, by the names of the action. Raises ValueError where
+        somebody is to be left out and there are no names to find them by."""
+        names = self.names or names
+        if self.exclude and all(name.isdigit() for name in names):
+            raise ValueError(
+                "relative_actions_processor leaves out dimensions by their names "
+                f"({', '.join(self.exclude)}), and nobody knows the names of the actions; give "
+                "`names` in [robot] of policy.toml"
+            )
+        kept = []
+        for index, name in enumerate(names):
+            if not any(word in name.lower() for word in map(str.lower, self.exclude)):
+                kept.append(index)
+        return tuple(kept)
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A policy folder. `before` and `after` are the steps of its processors; None for a folder from
+    before 0.4."""
+
+    root: Path
+    config: dict[str, Any]
+    before: tuple[Step, ...] | None
+    after: tuple[Step, ...] | None
+
+    @classmethod
+    def read(cls, root: Path) -> Self:
+        """Raises FileNotFoundError or ValueError naming the file, field or step that will not
+        do."""
+        config = read_json(root / CONFIG, fix=COPY)
+        for name in ("type", "input_features", "output_features", "normalization_mapping"):
+            if name not in config:
+                raise ValueError(
+                    f"{root / CONFIG} has no {name!r}: it is no policy of LeRobot; {COPY}"
+                )
+        there = (root / BEFORE).is_file()
+        if there != (root / AFTER).is_file():
+            missing = root / (AFTER if there else BEFORE)
+            raise FileNotFoundError(f"{missing} is missing; {COPY}")
+        found = cls(
+            root,
+            config,
+            _steps(root / BEFORE) if there else None,
+            _steps(root / AFTER) if there else None,
+        )
+        if not there and not found._old.keys():
+            raise FileNotFoundError(
+                f"{root / BEFORE} is missing, and {WEIGHTS} holds no statistics, as folders from "
+                f"before LeRobot 0.4 do: how numbers are normalised is said nowhere; {COPY}"
+            )
+        return found
+
+    @property
+    def kind(self) -> str:
+        return str(self.config["type"])
+
+    def needed(self, name: str) -> Any:
+        """A field of the config. Raises ValueError where it is missing."""
+        if name not in self.config:
+            raise ValueError(f"{self.root / CONFIG} has no {name!r}; {COPY}")
+        return self.config[name]
+
+    @cached_property
+    def tensors(self) -> Tensors:
+        """The network's weights, by the names that they have on disk, without statistics."""
+        tensors = open_safetensors(self.root / WEIGHTS)
+        for prefix in OLD:
+            tensors = tensors.without(prefix)
+        return tensors
+
+    @cached_property
+    def _old(self) -> Tensors:
+        """Statistics among the weights."""
+        every = open_safetensors(self.root / WEIGHTS)
+        found = Tensors({})
+        for prefix in OLD:
+            part = every.part(prefix)
+            found = found.and_those(Tensors({prefix + name: part[name] for name in part}))
+        return found
+
+    # What it looks at
+
+    @property
+    def cameras(self) -> dict[str, tuple[int, int]]:
+        """Name (without `observation.images.`) → (height, width) of its pictures, in the config's
+        order."""
+        found = {}
+        for key, shape in self._shapes("input_features").items():
+            if key.startswith(PICTURE):
+                found[camera_name(key)] = (shape[1], shape[2])  # (3, h, w)
+        return found
+
+    @property
+    def camera_keys(self) -> dict[str, str]:
+        """The same names → their keys, `observation.images.front`."""
+        keys = {}
+        for key in self._shapes("input_features"):
+            if key.startswith(PICTURE):
+                keys[camera_name(key)] = key
+        return keys
+
+    def size(self, key: str) -> int:
+        """How many numbers a feature has; 0 where there is none."""
+        shapes = {**self._shapes("input_features"), **self._shapes("output_features")}
+        return shapes[key][0] if key in shapes else 0
+
+    def _shapes(self, field_name: str) -> dict[str, tuple[int, ...]]:
+        found = {}
+        for key, feature in (self.config[field_name] or {}).items():
+            try:
+                found[key] = tuple(map(int, feature["shape"]))
+            except (TypeError, KeyError, ValueError) as error:
+                raise ValueError(
+                    f"{self.root / CONFIG}: {field_name}.{key} is {feature!r:.80}, expected a "
+                    f"`type` and a `shape`; {COPY}"
+                ) from error
+        return found
+
+    # What its processors do
+
+    def steps(self, name: str) -> list[Step]:
+        """Its steps of this name, before the network and after."""
+        return [step for step in (*(self.before or ()), *(self.after or ())) if step.name == name]
+
+    @property
+    def renamed(self) -> dict[str, str]:
+        """A key of the robot's → the policy's key that it stands for."""
+        renamed: dict[str, str] = {}
+        for step in self.steps("rename_observations_processor"):
+            renamed.update(step.config.get("rename_map", {}))
+        return renamed
+
+    @property
+    def robots_cameras(self) -> dict[str, str]:
+        """The policy's camera → what the robot, or its data set, calls it, by the steps that
+        rename."""
+        back = {}
+        for theirs, ours in self.renamed.items():
+            if ours.startswith(PICTURE):
+                back[camera_name(ours)] = camera_name(theirs)
+        return {name: back.get(name, name) for name in self.cameras}
+
+    @property
+    def has_new_line(self) -> bool:
+        """Whether a prompt ends with a line break, by a step that adds it."""
+        return any(self.steps(name) for name in NEW_LINE)
+
+    @property
+    def tokens(self) -> Tokens | None:
+        """How its prompt is read; None where no step says so."""
+        for step in self.steps("tokenizer_processor"):
+            said = step.config
+            if said.get("truncation", True) is not True or said.get("padding") != "max_length":
+                raise ValueError(
+                    f"{step.place}: truncation {said.get('truncation')!r}, padding "
+                    f"{said.get('padding')!r}: expected True and 'max_length'"
+                )
+            name = said.get("tokenizer_name")
+            if not isinstance(name, str):
+                raise ValueError(f"{step.place}: tokenizer_name is {name!r}, expected a name")
+            return Tokens(name, int(said["max_length"]), said.get("padding_side", "right"))
+        return None
+
+    @property
+    def relative(self) -> Relative | None:
+        """How its actions are relative to the state, where they are."""
+        on = [step for step in self.steps("relative_actions_processor") if step.config["enabled"]]
+        back = [step for step in self.steps("absolute_actions_processor") if step.config["enabled"]]
+        if bool(on) != bool(back):
+            raise ValueError(
+                f"{(on or back)[0].place}: actions are made relative to the state on one side of "
+                f"the network only; {COPY}"
+            )
+        if not on:
+            return None
+        names = on[0].config.get("action_names")
+        return Relative(tuple(on[0].config.get("exclude_joints", ())), names and tuple(names))
+
+    def normaliser(self, key: str) -> Normaliser:
+        """How a feature is normalised: `observation.state` (s,), `action` (a,), or a camera's key
+        (3,). Statistics that are not there leave it as it is, as in LeRobot. Raises ValueError
+        where they are of another robot, or differ before the network and after."""
+        dims = self._shapes("input_features" if key != ACTION else "output_features")[key][0]
+        before = self._statistics(key, "normalizer_processor")
+        mode, eps = self._mode(key, "normalizer_processor")
+        found = _normaliser(before, mode, eps, key, dims)
+        if key != ACTION:
+            return found
+        after = self._statistics(key, "unnormalizer_processor")
+        other_mode, other_eps = self._mode(key, "unnormalizer_processor")
+        back = _normaliser(after, other_mode, other_eps, key, dims)
+        for name in ("offset", "scale", "shift", "back"):
+            if not np.array_equal(getattr(found, name), getattr(back, name)):
+                raise ValueError(
+                    f"{self.root}: actions are normalised otherwise before the network "
+                    f"({BEFORE}) than after it ({AFTER}): {name} {getattr(found, name)} and "
+                    f"{getattr(back, name)}; are the statistics of two checkpoints mixed? {COPY}"
+                )
+        return found
+
+    def _mode(self, key: str, name: str) -> tuple[str, float]:
+        """The mode of a feature, as LeRobot calls it, and the small number."""
+        kind = "ACTION" if key == ACTION else "VISUAL" if key.startswith(PICTURE) else "STATE"
+        if key == ENVIRONMENT:
+            kind = "ENV"
+        steps = self.steps(name)
+        said = self.config["normalization_mapping"]
+        eps = EPSILON
+        if steps:
+            said = steps[0].config.get("norm_map", said)
+            eps = float(steps[0].config.get("eps", EPSILON))
+        mode = said.get(kind, "IDENTITY")
+        if mode not in MODES:
+            raise ValueError(
+                f"{self.root}: features of type {kind} are normalised by {mode!r}, expected "
+                f"{', '.join(MODES)}"
+            )
+        return mode, eps
+
+    def _statistics(self, key: str, name: str) -> dict[str, np.ndarray]:
+        if self.before is None:
+            return self._old_statistics(key, name)
+        files = [step.state_file for step in self.steps(name) if step.state_file]
+        found = {}
+        for file in files:
+            part = open_safetensors(file).part(f"{key}.")
+            for statistic in part:
+                # A picture's are (3, 1, 1), one a channel.
+                found[statistic] = part.read(statistic).double().numpy().reshape(-1)
+        return found
+
+    def _old_statistics(self, key: str, name: str) -> dict[str, np.ndarray]:
+        room = "unnormalize_outputs" if name == "unnormalizer_processor" else "normalize_inputs"
+        if key == ACTION and name == "normalizer_processor":
+            room = "normalize_targets"
+        # Dots became underscores, so the key is asked for and not read back.
+        prefix = f"{room}.buffer_{key.replace('.', '_')}."
+        found = {}
+        part = self._old.part(prefix)
+        for statistic in part:
+            found[statistic] = part.read(statistic).double().numpy().reshape(-1)
+        return found
+
+
+def camera_name(key: str) -> str:
+    """`observation.images.front` → front; `observation.image` → image."""
+    return key.removeprefix("observation.images.").removeprefix("observation.")
+
+
+def _normaliser(
+    statistics: Mapping[str, np.ndarray], mode: str, eps: float, key: str, dims: int
+) -> Normaliser:
+    ours = MODES[mode]
+    if not statistics:  # as LeRobot: a feature without any passes
+        ours = "identity"
+    missing = [name for name in NEEDED[ours] if name not in statistics]
+    if missing:
+        raise ValueError(
+            f"statistics of {key!r} lack {', '.join(missing)}, which normalisation {mode} needs; "
+            "those of data sets before v3.0 have no quantiles (LeRobot has a script that adds them)"
+        )
+    return Normaliser.from_statistics(
+        dict(statistics), ours, what=key, dims=dims, variant="lerobot", epsilon=eps
+    )
+
+
+def _steps(path: Path) -> tuple[Step, ...]:
+    """The steps of a saved processor. Raises ValueError naming one that is not known."""
+    said = read_json(path, fix=COPY)
+    found = []
+    for number, entry in enumerate(said.get("steps", ())):
+        name = entry.get("registry_name")
+        place = f"{path}: step {number} ({name or entry.get('class')})"
+        if name not in FIELDS:
+            raise ValueError(
+                f"{place} is not known here, and leaving it out would give other actions; known "
+                f"are {', '.join(sorted(FIELDS))}"
+            )
+        config = entry.get("config", {})
+        unknown = sorted(set(config) - set(FIELDS[name]))
+        if unknown:
+            raise ValueError(
+                f"{place} has {', '.join(unknown)}, of which nothing is known here; known are "
+                f"{', '.join(FIELDS[name]) or 'none'}"
+            )
+        file = entry.get("state_file")
+        if file is not None and Path(file).name != file:
+            raise ValueError(f"{place}: its state_file is {file!r}, expected a file beside it")
+        found.append(Step(name, config, path.parent / file if file else None, place))
+    return tuple(found)
