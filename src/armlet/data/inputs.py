@@ -98,15 +98,21 @@ def _check_told(seen: Observation, cameras: Collection[str]) -> None:
         )
 
 
+def as_array(values: Any) -> np.ndarray:
+    """Numbers of an observation, whatever holds them. Raises ValueError for rows of different
+    lengths."""
+    if isinstance(values, Tensor):
+        values = values.detach().float().cpu()  # numpy knows no bfloat16
+    return np.asarray(values)
+
+
 def _numbers(field: str, values: Any, normaliser: Normaliser) -> np.ndarray:
     """A field of an observation as (x,) float32: lists, tensors and other kinds of numbers are
     taken as well. Raises ValueError naming the field where they are not as many as the policy was
     taught with, not finite, or no numbers."""
     dims = len(normaliser.offset)
-    if isinstance(values, Tensor):
-        values = values.detach().float().cpu()  # numpy knows no bfloat16
     try:
-        found = np.asarray(values)
+        found = as_array(values)
     except ValueError as error:  # rows of different lengths
         raise ValueError(
             f"{field}: found {values!r:.60}, expected {dims} numbers in a row"
