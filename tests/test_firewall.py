@@ -24,7 +24,7 @@ from armlet.policies.action_query import ReuseDecoder
 from armlet.policies.checkpoint import load_policy, save_policy
 from armlet.policies.clip_lora import tiny
 from armlet.policies.facts import FACTS
-from armlet.policies.students import Another, FirstK, Fresh
+from armlet.policies.students import OtherNetwork, FirstK, Fresh
 from armlet.policies.two_tower import TwoTowerNetwork, TwoTowerStudent
 from armlet.policies.vla import VLANetwork
 from armlet.recipe import OwnAverage, Recipe
@@ -71,9 +71,9 @@ TWO_TOWERS = TwoTowerNetwork(
 FROM_NOTHING = {
     "bc": (Fresh(FirstK(2)), Imitate(facts=())),
     "smaller": (Fresh(FirstK(2)), MatchOutput(condition=0)),
-    "another": (Another(VLANetwork(width=32, depth=1, heads=2, chunk=2)), MatchOutput(condition=0)),
+    "another": (OtherNetwork(VLANetwork(width=32, depth=1, heads=2, chunk=2)), MatchOutput(condition=0)),
     "vla_ad": (
-        Another(dataclasses.replace(tiny(), chunk=2, strides={"eye": 16})),
+        OtherNetwork(dataclasses.replace(tiny(), chunk=2, strides={"eye": 16})),
         Imitate(facts=()),
     ),
     "aed": (TwoTowerStudent(TWO_TOWERS), MatchOutput(condition=0)),
