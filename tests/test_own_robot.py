@@ -88,7 +88,7 @@ def test_what_needs_a_world_says_so(own: Recipe) -> None:
     with pytest.raises(ValueError, match="has no benchmark, so there is no world to collect in"):
         collect.main(own)
     with pytest.raises(ValueError, match="no world to practise in"):
-        practise(own, None, None, 0)  # type: ignore[arg-type]  # neither is looked at
+        practise(own, 0, None, None, "")  # type: ignore[arg-type]  # neither is looked at
 
 
 def test_episodes_that_were_recorded_here_describe_their_robot(tmp_path: Path) -> None:

@@ -28,7 +28,6 @@ from armlet.recipes.bases import Imitate
 from armlet.rollout.loop import run_task
 from armlet.training import practice
 from armlet.training import trainer as training
-from armlet.training.supervision import heads_file
 from armlet.training.trainer import make_batches
 
 EXAMPLE = Path(__file__).parent / "outside.py"
@@ -62,11 +61,11 @@ def test_heads_of_another_shape_are_refused_and_left_alone(recipe: Recipe) -> No
     other = dataclasses.replace(
         recipe, probe=dataclasses.replace(recipe.probe, queries=recipe.probe.queries + 1)
     )
-    heads = heads_file(recipe).read_bytes()
+    heads = recipe.heads_file.read_bytes()
     for verb in (probe, distil):
         with pytest.raises(ValueError, match=r"probe\.queries: 8 → 9(?s:.*)--shared"):
             verb.main(dataclasses.replace(other, out=recipe.out / "other", shared=recipe.out))
-    assert heads_file(recipe).read_bytes() == heads
+    assert recipe.heads_file.read_bytes() == heads
 
 
 def test_the_report_has_what_a_number_needs(recipe: Recipe) -> None:

@@ -12,7 +12,7 @@ from armlet.policies.action_query import ReuseDecoder
 from armlet.policies.clip_lora import tiny
 from armlet.policies.facts import FACTS, TeacherFacts
 from armlet.policies.routed import Routing
-from armlet.policies.students import OtherNetwork, FirstK, Fresh, Kept, LayerDrop
+from armlet.policies.students import FirstK, Fresh, Kept, LayerDrop, OtherNetwork
 from armlet.policies.two_tower import TwoTowerStudent, small_student
 from armlet.robot.normalise import Normaliser
 

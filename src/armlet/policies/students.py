@@ -97,7 +97,5 @@ class OtherNetwork(Student):
 
     def build(self, teacher: Backbone, sample: Batch | None = None) -> Backbone:
         if sample is None:
-            raise ValueError(
-                "OtherNetwork fits its eyes to the data; pass build() a sample batch"
-            )
+            raise ValueError("OtherNetwork fits its eyes to the data; pass build() a sample batch")
         return self.network.build(teacher.body, sides_of(sample))
