@@ -71,7 +71,9 @@ def _distil(recipe: Recipe) -> Path:
     if is_finished(recipe.student_folder, wanted, fixes="give another folder with `--out`"):
         sys.stderr.write(f"{title}: {recipe.student_folder} was distilled exactly so already\n")
         return recipe.student_folder
-    _check_episodes(recipe, data, teacher, title=title)
+    check_episodes(recipe, data, teacher.robot, title=title)
+    for index, stage in enumerate(recipe.stages):
+        check_facts(data, stage.objective.wants, option=f"--stages.{index}.objective.facts")
 
     episodes = _episodes(recipe, data, teacher.view, store)
     train, calibrate = _rows(recipe, data)
@@ -122,14 +124,6 @@ def _distil(recipe: Recipe) -> Path:
     finished = student.deployed()  # without what only training reads
     save_policy(finished, recipe.student_folder, provenance=provenance, weights=recipe.weights)
     return recipe.student_folder
-
-
-def _check_episodes(recipe: Recipe, data: EpisodeDataset, teacher: Backbone, *, title: str) -> None:
-    """Raises ValueError where the episodes are not the teacher's robot's, or lack what an objective
-    reads."""
-    check_episodes(recipe, data, teacher.robot, title=title)
-    for index, stage in enumerate(recipe.stages):
-        check_facts(data, stage.objective.wants, option=f"--stages.{index}.objective.facts")
 
 
 def _check_chunk(student: Backbone, chunk: int) -> None:
