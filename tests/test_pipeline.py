@@ -22,7 +22,7 @@ from armlet.data.transforms import GripperNoise
 from armlet.evaluation import figures, outcomes
 from armlet.evaluation.provenance import gripper_noise
 from armlet.options import override
-from armlet.policies.checkpoint import load_policy
+from armlet.policies.checkpoint import load_policy, policy_fingerprint
 from armlet.recipe import Recipe, Round
 from armlet.recipes.bases import Imitate
 from armlet.rollout.loop import run_task
@@ -229,6 +229,9 @@ def test_an_on_policy_round_adds_what_the_student_met_and_resumes(
     }
     store = TraceStore(tmp_path / "whole" / "round-0" / "traces")
     assert len(store) == len(data)
+    made_from = store.header.identity
+    assert made_from["teacher"] == policy_fingerprint(recipe.teacher)
+    assert made_from["data"] == data.fingerprint
     frames = load_frames(data)
     # What was recorded as the action is the first of the chunk that the teacher answers there, but
     # for the video's loss.
