@@ -72,8 +72,7 @@ def _distil(recipe: Recipe) -> Path:
         sys.stderr.write(f"{title}: {recipe.student_folder} was distilled exactly so already\n")
         return recipe.student_folder
     check_episodes(recipe, data, teacher.robot, title=title)
-    for index, stage in enumerate(recipe.stages):
-        check_facts(data, stage.objective.wants, option=f"--stages.{index}.objective.facts")
+    _check_facts(recipe.stages, data)
 
     episodes = _episodes(recipe, data, teacher.view, store)
     train, calibrate = _rows(recipe, data)
@@ -124,6 +123,12 @@ def _distil(recipe: Recipe) -> Path:
     finished = student.deployed()  # without what only training reads
     save_policy(finished, recipe.student_folder, provenance=provenance, weights=recipe.weights)
     return recipe.student_folder
+
+
+def _check_facts(stages: tuple[Stage, ...], data: EpisodeDataset) -> None:
+    """Raises ValueError where the episodes lack facts that an objective reads."""
+    for index, stage in enumerate(stages):
+        check_facts(data, stage.objective.wants, option=f"--stages.{index}.objective.facts")
 
 
 def _check_chunk(student: Backbone, chunk: int) -> None:
