@@ -209,6 +209,14 @@ def load_policy(
     Raises FileNotFoundError or ValueError, naming the file or tensor; DisagreementError, a
     ValueError, where it was made for another robot; and what `data.hub.local_folder` raises.
     """
+    return load_with_fingerprint(folder, device=device, robot=robot)[0]
+
+
+def load_with_fingerprint(
+    folder: Path | str, *, device: str = "cpu", robot: RobotSpec | None = None
+) -> tuple[Backbone, str]:
+    """What `load_policy` reads, and its `policy_fingerprint`, both of one reading of the file: a
+    save in between cannot give the weights of one policy and the fingerprint of the next."""
     _check_device(device)
     folder = local_folder(folder, kind="model")
     config, (tensors, digest), tokenizer = _read(folder, _tensors_and_digest)
@@ -237,7 +245,7 @@ def load_policy(
     if robot is not None:
         agree(policy.robot, robot, whose=(f"the policy {folder}", "the robot"))
     load_weights(policy, tensors, source=folder / WEIGHTS)
-    return policy.to(device).eval()
+    return policy.to(device).eval(), found
 
 
 def _check_device(name: str) -> None:
