@@ -22,6 +22,7 @@ from armlet.policies.checkpoint import (
     WEIGHTS,
     load_policy,
     load_state,
+    load_with_fingerprint,
     policy_fingerprint,
     read_provenance,
     read_tensors,
@@ -124,10 +125,12 @@ def test_a_fingerprint_is_of_weights_words_and_network_and_of_nothing_else(tmp_p
     for number, policy in enumerate(VARIANTS):
         save_policy(policy, tmp_path / "new", provenance={"recipe": number})
         assert policy_fingerprint(tmp_path / "new") == wanted[number]
+        assert load_with_fingerprint(tmp_path / "new")[1] == wanted[number]
         assert json.loads((tmp_path / "new" / CONFIG).read_text())["fingerprint"] == wanted[number]
         save_as_before(policy, tmp_path / f"old-{number}")
         assert (
             policy_fingerprint(tmp_path / f"old-{number}") == wanted[number]
+            and load_with_fingerprint(tmp_path / f"old-{number}")[1] == wanted[number]
             and which(tmp_path / f"old-{number}") == number
         )
     before = [(tmp_path / "new" / name).read_bytes() for name in FILES]

@@ -21,10 +21,10 @@ from armlet.data import download
 from armlet.data.episodes import EpisodeDataset
 from armlet.options import override
 from armlet.policies.action_query import ReuseDecoder
-from armlet.policies.checkpoint import load_policy, save_policy
+from armlet.policies.checkpoint import load_policy, load_with_fingerprint, save_policy
 from armlet.policies.clip_lora import tiny
 from armlet.policies.facts import FACTS
-from armlet.policies.students import Another, FirstK, Fresh
+from armlet.policies.students import FirstK, Fresh, OtherNetwork
 from armlet.policies.two_tower import TwoTowerNetwork, TwoTowerStudent
 from armlet.policies.vla import VLANetwork
 from armlet.recipe import OwnAverage, Recipe
@@ -71,9 +71,12 @@ TWO_TOWERS = TwoTowerNetwork(
 FROM_NOTHING = {
     "bc": (Fresh(FirstK(2)), Imitate(facts=())),
     "smaller": (Fresh(FirstK(2)), MatchOutput(condition=0)),
-    "another": (Another(VLANetwork(width=32, depth=1, heads=2, chunk=2)), MatchOutput(condition=0)),
+    "another": (
+        OtherNetwork(VLANetwork(width=32, depth=1, heads=2, chunk=2)),
+        MatchOutput(condition=0),
+    ),
     "vla_ad": (
-        Another(dataclasses.replace(tiny(), chunk=2, strides={"eye": 16})),
+        OtherNetwork(dataclasses.replace(tiny(), chunk=2, strides={"eye": 16})),
         Imitate(facts=()),
     ),
     "aed": (TwoTowerStudent(TWO_TOWERS), MatchOutput(condition=0)),
@@ -136,9 +139,9 @@ def test_the_teacher_is_not_read_where_it_is_not_needed(
 
     def load(folder: Path, **options):
         read.append(folder)
-        return load_policy(folder, **options)
+        return load_with_fingerprint(folder, **options)
 
-    monkeypatch.setattr("armlet.training.teacher.load_policy", load)
+    monkeypatch.setattr("armlet.training.teacher.load_with_fingerprint", load)
     distilled(recipe, tmp_path / "a", *FROM_NOTHING["smaller"])
     assert read == []
     distilled(recipe, tmp_path / "b", FirstK(2), MatchOutput())

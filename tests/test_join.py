@@ -20,7 +20,7 @@ from armlet import collect, distil, probe
 from armlet.annotators import Labels
 from armlet.data.episodes import EpisodeDataset
 from armlet.data.frames import BatchMaker, Frames, load_frames
-from armlet.data.traces import TraceStore, TraceWriter
+from armlet.data.traces import StoreIdentity, TraceStore, TraceWriter
 from armlet.policies.checkpoint import load_policy, policy_fingerprint, save_policy
 from armlet.policies.contract import Policy
 from armlet.policies.routed import Routed
@@ -28,12 +28,11 @@ from armlet.policies.students import Kept
 from armlet.recipe import OwnAverage, Recipe, Round
 from armlet.recipes.bases import MatchOutput
 from armlet.robot.description import RobotOptions
-from armlet.robot.fit import View
 from armlet.rollout import recording
 from armlet.teach import new_policy
 from armlet.training import practice, supervision
 from armlet.training.learner import Learner, watch
-from armlet.training.supervision import heads_file, load_heads, make_heads
+from armlet.training.supervision import load_heads, make_heads
 from armlet.training.trainer import SelfAnswers, Trainer, make_batches
 from armlet.types import Trace
 
@@ -73,7 +72,7 @@ def asked(recipe: Recipe, frames: Frames, rows: np.ndarray) -> Trace:
     """What the teacher, watched by its heads, says of these rows."""
     teacher = load_policy(recipe.teacher)
     heads = make_heads(teacher, recipe.probe)
-    load_heads(heads, heads_file(recipe))
+    load_heads(heads, recipe.heads_file)
     return watch(
         Learner(teacher, probe=heads).eval(), make_batches(teacher, frames).batch(rows), SIGNALS
     )
@@ -201,7 +200,7 @@ def test_a_sample_is_from_all_over(here: Recipe, monkeypatch) -> None:
 def test_the_students_heads_start_as_the_teachers(here: Recipe, distilled) -> None:
     (first, *_) = distilled(here)
     fitted = make_heads(load_policy(here.teacher), here.probe)
-    load_heads(fitted, heads_file(here))
+    load_heads(fitted, here.heads_file)
     for name, tensor in fitted.state_dict().items():
         assert torch.equal(first.before[f"probe.{name}"], tensor), name
 
@@ -273,7 +272,9 @@ def test_a_student_that_is_its_own_teacher_starts_from_the_teacher_and_later_fro
         for stage in here.stages
     )
     start = load_policy(here.teacher)
-    calls = distilled(dataclasses.replace(here, student=_shaken(start), stages=stages))
+    # Nothing was probed there: who learns from their own average reads no store.
+    alone = dataclasses.replace(here, shared=here.out / "nothing-probed")
+    calls = distilled(dataclasses.replace(alone, student=_shaken(start), stages=stages))
     averages = [
         call.teacher.teacher.module.state_dict()
         for call in calls
@@ -306,15 +307,22 @@ def test_what_is_missing_in_a_store_is_added_under_its_own_key(
     """Whatever rows are there already, from the end or from the middle."""
     full = TraceStore(here.traces)
     done = full.keys[[7, 3, len(full) - 1, 12]]
-    data = EpisodeDataset(here.episodes)
-    identity = supervision.identity(here, data.fingerprint, policy_fingerprint(here.teacher))
+    identity = StoreIdentity(**full.header.identity)
     with TraceWriter(tmp_path / "some", identity, full.columns) as writer:
         writer.append(done, full.read(done))
     learner = Learner(load_policy(here.teacher))
     learner.probe = make_heads(learner.policy, here.probe)
-    load_heads(learner.probe, heads_file(here))
+    load_heads(learner.probe, here.heads_file)
     batches = make_batches(learner.policy, load_frames(EpisodeDataset(here.episodes)))
-    supervision.store_traces(here, tmp_path / "some", learner, batches, identity, title="the rest")
+    supervision.store_traces(
+        tmp_path / "some",
+        identity,
+        learner,
+        batches,
+        traced=here.traced,
+        precision=here.trace_precision,
+        title="the rest",
+    )
     again = TraceStore(tmp_path / "some")
     np.testing.assert_array_equal(again.keys, full.keys)
     for name, values in full.read(full.keys).items():
@@ -332,9 +340,7 @@ def test_labels_stand_at_their_own_frames(here: Recipe, monkeypatch) -> None:
         tuple(f"words {number % 7}" for number in rng.integers(0, 99, len(data))),
     )
     monkeypatch.setattr(supervision, "load_labels", lambda folder, data, annotator: said)
-    frames = supervision.labelled_frames(
-        dataclasses.replace(here, annotator=object()), data, View(data.cameras), here.labels
-    )
+    frames = supervision.labelled(load_frames(data), data, object(), here.labels)
     np.testing.assert_array_equal(frames.labels["phase"], phases)
     np.testing.assert_array_equal(frames.labels["direction"], directions)
     assert tuple(frames.descriptions[number] for number in frames.described) == said.description
@@ -424,7 +430,7 @@ def test_a_round_is_practised_where_it_says(here: Recipe, monkeypatch) -> None:
     tried = rounds(here, 2, seed=900, split="far")
     teacher = load_policy(here.teacher)
     with pytest.raises(Enough):
-        practice.practise(tried, teacher, teacher, 1)
+        practice.practise(tried, 1, teacher, teacher, policy_fingerprint(here.teacher))
     ((acts, metadata),) = told
     assert (acts.split, acts.seed, acts.teacher) == (
         "far",

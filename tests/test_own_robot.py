@@ -9,10 +9,12 @@ import pytest
 from outside import Dots, reaching
 
 from armlet import collect, teach
-from armlet.data.episodes import EpisodeFrames, Features
+from armlet.benchmarks import benchmark_robot
+from armlet.data.episodes import EpisodeDataset, EpisodeFrames, Features
 from armlet.data.writer import EpisodeWriter
 from armlet.policies.checkpoint import load_policy, save_policy
-from armlet.recipe import Collection, Recipe
+from armlet.recipe import Collection, Recipe, check_episodes
+from armlet.robot.agree import DisagreementError
 from armlet.robot.description import FILE, Described, RobotOptions, UnknownRobotError, completed
 from armlet.training.practice import practise
 
@@ -88,7 +90,7 @@ def test_what_needs_a_world_says_so(own: Recipe) -> None:
     with pytest.raises(ValueError, match="has no benchmark, so there is no world to collect in"):
         collect.main(own)
     with pytest.raises(ValueError, match="no world to practise in"):
-        practise(own, None, None, 0)  # type: ignore[arg-type]  # neither is looked at
+        practise(own, 0, None, None, "")  # type: ignore[arg-type]  # neither is looked at
 
 
 def test_episodes_that_were_recorded_here_describe_their_robot(tmp_path: Path) -> None:
@@ -101,6 +103,23 @@ def test_episodes_that_were_recorded_here_describe_their_robot(tmp_path: Path) -
     (folder / FILE).write_text('mode = "absolute"\n')
     collect.main(recipe)
     assert (folder / FILE).read_text() == 'mode = "absolute"\n', "corrected by hand"
+
+
+def test_what_a_benchmark_says_of_its_own_episodes_holds_for_a_policy(tmp_path: Path) -> None:
+    """How far a command moves, neither names nor numbers tell; a world knows it of its own."""
+    recipe = dataclasses.replace(
+        reaching(), episodes=tmp_path / "e", collection=Collection(episodes=2, workers=1)
+    )
+    data = EpisodeDataset(collect.main(recipe))
+    (data.root / FILE).unlink()
+    robot = benchmark_robot(Dots())
+    further = dataclasses.replace(robot.action, translation_scale=1.0)
+    policy = dataclasses.replace(robot, action=further)
+    check_episodes(recipe, data, robot, title="probe")
+    with pytest.raises(DisagreementError, match=r"translation.scale"):
+        check_episodes(recipe, data, policy, title="probe")
+    # Of no benchmark, they are taken to be as the policy has them.
+    check_episodes(dataclasses.replace(recipe, benchmark=None), data, policy, title="probe")
 
 
 @pytest.mark.parametrize(

@@ -22,13 +22,12 @@ from armlet.data.transforms import GripperNoise
 from armlet.evaluation import figures, outcomes
 from armlet.evaluation.provenance import gripper_noise
 from armlet.options import override
-from armlet.policies.checkpoint import load_policy
+from armlet.policies.checkpoint import load_policy, policy_fingerprint
 from armlet.recipe import Recipe, Round
 from armlet.recipes.bases import Imitate
 from armlet.rollout.loop import run_task
 from armlet.training import practice
 from armlet.training import trainer as training
-from armlet.training.supervision import heads_file
 from armlet.training.trainer import make_batches
 
 EXAMPLE = Path(__file__).parent / "outside.py"
@@ -62,11 +61,11 @@ def test_heads_of_another_shape_are_refused_and_left_alone(recipe: Recipe) -> No
     other = dataclasses.replace(
         recipe, probe=dataclasses.replace(recipe.probe, queries=recipe.probe.queries + 1)
     )
-    heads = heads_file(recipe).read_bytes()
+    heads = recipe.heads_file.read_bytes()
     for verb in (probe, distil):
         with pytest.raises(ValueError, match=r"probe\.queries: 8 → 9(?s:.*)--shared"):
             verb.main(dataclasses.replace(other, out=recipe.out / "other", shared=recipe.out))
-    assert heads_file(recipe).read_bytes() == heads
+    assert recipe.heads_file.read_bytes() == heads
 
 
 def test_the_report_has_what_a_number_needs(recipe: Recipe) -> None:
@@ -230,6 +229,9 @@ def test_an_on_policy_round_adds_what_the_student_met_and_resumes(
     }
     store = TraceStore(tmp_path / "whole" / "round-0" / "traces")
     assert len(store) == len(data)
+    made_from = store.header.identity
+    assert made_from["teacher"] == policy_fingerprint(recipe.teacher)
+    assert made_from["data"] == data.fingerprint
     frames = load_frames(data)
     # What was recorded as the action is the first of the chunk that the teacher answers there, but
     # for the video's loss.

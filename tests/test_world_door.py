@@ -135,5 +135,5 @@ def test_a_round_asks_for_both_and_writes_nothing(
     rounds = dataclasses.replace(recipe, rounds=(practice.Round(stage, episodes=2, workers=1),))
     policies = {"student": teacher, "teacher": teacher, who: dots_policy(1)}
     with pytest.raises(ValueError, match=f"the {who} .*do not agree"):
-        practice.practise(rounds, policies["student"], policies["teacher"], 0)
+        practice.practise(rounds, 0, policies["student"], policies["teacher"], "0" * 16)
     assert not rounds.out.exists()

@@ -14,33 +14,43 @@ import torch
 from torch import Tensor
 
 from armlet.annotators import annotator_fingerprint
-from armlet.benchmarks import native_robot
 from armlet.data.corpus import Corpus, Part
-from armlet.data.door import check_facts, check_policy
+from armlet.data.door import check_facts
 from armlet.data.episodes import EpisodeDataset
 from armlet.data.files import hold
-from armlet.data.frames import BatchMaker
+from armlet.data.frames import BatchMaker, load_frames
 from armlet.data.splits import parts, rows_of
+from armlet.data.traces import StoreIdentity
 from armlet.layers.ema import SelfTeacher
 from armlet.lineage import PROVENANCE, Question, as_json, digest_text, is_finished
 from armlet.policies.checkpoint import save_policy
 from armlet.policies.contract import Backbone
-from armlet.recipe import Recipe, Stage, at_hand, suited, to_json
+from armlet.recipe import (
+    Recipe,
+    Stage,
+    at_hand,
+    check_episodes,
+    robot_of_episodes,
+    settings,
+    suited,
+    to_json,
+)
 from armlet.robot.agree import agree
+from armlet.robot.fit import View
 from armlet.training.learner import Learner
 from armlet.training.practice import is_promoted, mixed, practise
 from armlet.training.supervision import (
     check_heads,
-    heads_file,
-    identity,
-    labelled_frames,
+    heads_question,
+    how_watched,
+    labelled,
     load_heads,
     make_heads,
     open_traces,
 )
 from armlet.training.teacher import fetched, meet_teacher
-from armlet.training.trainer import SelfAnswers, TeacherTraces, Trainer, make_batches, settings
-from armlet.types import Batch
+from armlet.training.trainer import SelfAnswers, TeacherTraces, Trainer, make_batches
+from armlet.types import LAYERS, Batch
 
 SAMPLE = 512  # frames that a student is cut to fit, or calibrated on
 
@@ -61,17 +71,19 @@ def _distil(recipe: Recipe) -> Path:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     data = EpisodeDataset(recipe.episodes, recipe.columns)
     # `teacher` has the teacher's weights only if something in the recipe reads them.
-    facts, teacher = meet_teacher(recipe, device)
+    facts, teacher = meet_teacher(recipe, device, lambda: robot_of_episodes(recipe, data))
     recipe.pictures.agree(facts.view)
     recipe = suited(recipe, facts.body.action_spec)
     assert recipe.student is not None
-    wanted = question(recipe, data, facts.fingerprint)
+    store = _store(recipe, data.fingerprint, facts.fingerprint)
+    wanted = question(recipe, data.fingerprint, facts.fingerprint, store)
     if is_finished(recipe.student_folder, wanted, fixes="give another folder with `--out`"):
         sys.stderr.write(f"{title}: {recipe.student_folder} was distilled exactly so already\n")
         return recipe.student_folder
-    _check_episodes(recipe, data, teacher, title=title)
+    check_episodes(recipe, data, teacher.robot, title=title)
+    _check_facts(recipe.stages, data)
 
-    episodes = _episodes(recipe, data, teacher, facts.fingerprint)
+    episodes = _episodes(recipe, data, teacher.view, store)
     train, calibrate = _rows(recipe, data)
     torch.manual_seed(recipe.seed)  # of the student's new weights, before it is built
     sample = _sample(make_batches(teacher, episodes.frames), train, recipe.seed)
@@ -79,7 +91,7 @@ def _distil(recipe: Recipe) -> Path:
     agree(student.robot, teacher.robot, whose=("the student", "its teacher"))
     _check_chunk(student, facts.chunk)
     learner = _learner(recipe, student, data).to(device)
-    corpus = Corpus([episodes], lambda frames: make_batches(student, frames), needs=_needed(recipe))
+    corpus = Corpus([episodes], lambda frames: make_batches(student, frames), needs=recipe.needs)
     # A router's threshold is set on frames that were not trained on: there its scores are honest.
     measured_on = _sample(corpus, calibrate, recipe.seed)
 
@@ -104,7 +116,7 @@ def _distil(recipe: Recipe) -> Path:
 
     practised = np.zeros(0, np.int64)  # rows that the rounds added
     for number, each in enumerate(recipe.rounds):
-        met, worth = practise(recipe, student, teacher, number)
+        met, worth = practise(recipe, number, student, teacher, facts.fingerprint)
         # `worth` counts the rows that this round added; in the corpus they come after all others.
         practised = np.concatenate([practised, len(corpus) + worth])
         corpus = corpus.with_more(met)
@@ -122,18 +134,9 @@ def _distil(recipe: Recipe) -> Path:
     return recipe.student_folder
 
 
-def _check_episodes(recipe: Recipe, data: EpisodeDataset, teacher: Backbone, *, title: str) -> None:
-    """Raises ValueError where the episodes are not the teacher's robot's, or lack what an objective
-    reads."""
-    check_policy(
-        data,
-        teacher.robot,
-        recipe.robot,
-        native=native_robot(recipe.benchmark, data.robot_type),
-        limit=recipe.outside_range,
-        title=title,
-    )
-    for index, stage in enumerate(recipe.stages):
+def _check_facts(stages: tuple[Stage, ...], data: EpisodeDataset) -> None:
+    """Raises ValueError where the episodes lack facts that an objective reads."""
+    for index, stage in enumerate(stages):
         check_facts(data, stage.objective.wants, option=f"--stages.{index}.objective.facts")
 
 
@@ -146,14 +149,31 @@ def _check_chunk(student: Backbone, chunk: int) -> None:
         )
 
 
-def _episodes(recipe: Recipe, data: EpisodeDataset, teacher: Backbone, fingerprint: str) -> Part:
-    """The recipe's episodes, with what the teacher of this fingerprint answered to them, where an
+def _store(recipe: Recipe, data: str, teacher: str) -> StoreIdentity | None:
+    """What the traces must have been made from, of the data and the teacher of these fingerprints;
+    None where nothing is read of them or of their heads. Raises FileNotFoundError or ValueError
+    where probe heads that the objectives read have not been fitted, or were fitted otherwise."""
+    if recipe.wants & LAYERS:
+        assert recipe.probe is not None  # building the recipe has checked it
+        asked = heads_question(recipe, data, teacher)
+        check_heads(recipe.heads_file, asked, recipe.probe.stage)
+    elif not recipe.needs:
+        return None
+    how = how_watched(recipe.probe, recipe.heads_file, recipe.trace_precision)
+    return StoreIdentity(data, teacher, how)
+
+
+def _episodes(
+    recipe: Recipe, data: EpisodeDataset, view: View, store: StoreIdentity | None
+) -> Part:
+    """The recipe's episodes as `view` sees them, with what the teacher answered to them, where an
     objective needs that."""
-    frames = labelled_frames(recipe, data, teacher.view, recipe.labels)
-    if not _needed(recipe):
+    frames = load_frames(data, view, recipe.pictures)
+    frames = labelled(frames, data, recipe.annotator, recipe.labels)
+    if store is None or not recipe.needs:
         return Part(frames, data.fingerprint)
-    store = identity(recipe, data.fingerprint, fingerprint)
-    return Part(frames, data.fingerprint, open_traces(recipe, recipe.traces, store))
+    traces = open_traces(recipe.traces, store, recipe.trace_precision)
+    return Part(frames, data.fingerprint, traces)
 
 
 def _rows(recipe: Recipe, data: EpisodeDataset) -> tuple[np.ndarray, np.ndarray]:
@@ -174,18 +194,15 @@ def _sample(batches: BatchMaker | Corpus, rows: np.ndarray, seed: int) -> Batch:
 
 def _learner(recipe: Recipe, student: Backbone, data: EpisodeDataset) -> Learner:
     """The student with the heads its objectives read; the probe's start as the teacher's."""
-    wanted: set[str] = set()
-    for stage in recipe.all_stages:
-        wanted |= stage.objective.wants
     heads = None
-    if _layers_read(recipe):
+    if recipe.wants & LAYERS:
         assert recipe.probe is not None  # building the recipe has checked it
         heads = make_heads(student, recipe.probe)
-        load_heads(heads, heads_file(recipe))
+        load_heads(heads, recipe.heads_file)
     # Simulator facts that an objective makes the student guess: name → how many numbers.
     facts = {}
     for name, size in data.privileged.items():
-        if {f"privileged.{name}", f"pointed.{name}"} & wanted:
+        if {f"privileged.{name}", f"pointed.{name}"} & recipe.wants:
             facts[name] = size
     return Learner(student, probe=heads, privileged=facts)
 
@@ -209,24 +226,6 @@ def _copied(learner: Learner) -> dict[str, Tensor]:
     return copied
 
 
-def _layers_read(recipe: Recipe) -> bool:
-    """Whether an objective reads the layers of the student, through the probe's heads."""
-    for stage in recipe.all_stages:
-        if {"semantics", "layer_actions"} & stage.objective.wants:
-            return True
-    return False
-
-
-def _needed(recipe: Recipe) -> frozenset[str]:
-    """What the objectives read of the stored traces."""
-    needed: frozenset[str] = frozenset()
-    for stage in recipe.all_stages:
-        # A stage with a teacher of its own, the student's average, reads no store.
-        if stage.teacher is None:
-            needed |= stage.objective.needs
-    return needed
-
-
 def _made_from(wanted: Question, corpus: Corpus, student: Backbone) -> dict[str, Any]:
     """What a stage is made from beside its own settings: the data sets so far, the teacher and its
     answers, and the student's kind."""
@@ -241,24 +240,19 @@ def _made_from(wanted: Question, corpus: Corpus, student: Backbone) -> dict[str,
     }
 
 
-def question(recipe: Recipe, data: EpisodeDataset, teacher: str) -> Question:
+def question(recipe: Recipe, data: str, teacher: str, traces: StoreIdentity | None) -> Question:
     """What a recipe's student is made from: everything that can change it, and nothing that cannot;
-    `teacher` is a fingerprint. Raises FileNotFoundError or ValueError where the probe heads that
-    its objectives read have not been fitted, or were fitted otherwise."""
-    if _layers_read(recipe):
-        check_heads(recipe, data.fingerprint, teacher)
-    traces = None
-    if _needed(recipe) or _layers_read(recipe):
-        traces = asdict(identity(recipe, data.fingerprint, teacher))
+    `data` and `teacher` are fingerprints, and `traces` is what the store was made from, where one
+    is read."""
     rounds = []
     for each in recipe.rounds:
         # How many processes act changes nothing but the time that it takes.
         rounds.append({**to_json(each), "stage": settings(each.stage), "workers": None})
     wanted = as_json(
         {
-            "data": data.fingerprint,
+            "data": data,
             "teacher": teacher,
-            "traces": traces,
+            "traces": None if traces is None else asdict(traces),
             "labels": None if recipe.annotator is None else annotator_fingerprint(recipe.annotator),
             "student": to_json(recipe.student),
             "stages": [settings(stage) for stage in recipe.stages],

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from armlet.benchmarks import Task
-from armlet.data.door import check_policy, robot_of
 from armlet.data.episodes import EpisodeDataset
 from armlet.data.files import write_atomically
 from armlet.data.hub import is_name, local_folder
@@ -28,7 +27,7 @@ from armlet.evaluation.report import Latency, Measured, OutcomesFile, Report
 from armlet.evaluation.settings import check, contenders, planned
 from armlet.policies.checkpoint import read_provenance
 from armlet.policies.contract import Backbone
-from armlet.recipe import Recipe, at_hand, suited, to_json
+from armlet.recipe import Recipe, at_hand, check_episodes, robot_of_episodes, suited, to_json
 from armlet.robot.observation import Observation
 from armlet.robot.spec import RobotSpec
 from armlet.rollout.door import check_world
@@ -85,13 +84,11 @@ def compare_with_held_out(recipe: Recipe) -> Path:
     offline.check(recipe.evaluation)
     recipe = at_hand(recipe, reads=("episodes", "teacher", "policies"))
     data = EpisodeDataset(recipe.episodes, recipe.columns)
-    field = load(recipe, known=lambda: robot_of(data, recipe.robot))
+    field = load(recipe, known=lambda: robot_of_episodes(recipe, data))
     for name, policy in field.policies.items():
         # Of another robot's policy an error would be a number without meaning.
         title = f"evaluate {name}"
-        limit = recipe.outside_range
-        whose = f"policy {name!r}"
-        check_policy(data, policy.robot, recipe.robot, limit=limit, title=title, whose=whose)
+        check_episodes(recipe, data, policy.robot, title=title, whose=f"policy {name!r}")
     recipe = suited(recipe, field.policies["teacher"].robot.action)
     return offline.run(recipe, data, field.policies, field.contenders)
 

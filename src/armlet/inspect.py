@@ -27,7 +27,7 @@ from armlet.robot.description import FILE, Described, as_toml, toml_lines
 
 SHEET = "cameras.png"
 AS_LEROBOT = Columns()  # the names that LeRobot itself gives to state and action
-MARK = "# written by armlet inspect, and not changed since: "  # a digest of the rest follows
+MARK = "# as armlet inspect wrote it: "  # a digest of the rest follows
 GUESS = "#? "  # a comment of TOML, so that a guess is never read
 HELP = {  # what stands above a line of robot.toml
     "mode": "delta: an action is a change (velocities too); absolute: a place to be reached",
@@ -102,7 +102,7 @@ def _summary(data: EpisodeDataset, found: Suggestion) -> list[str]:
         "cameras (height × width)",
     ]
     for name, (height, width) in found.cameras.items():
-        square = "" if height == width else "  no square: taught with bars, or see --pictures.fit"
+        square = "" if height == width else "  not square: taught with bars, or see --pictures.fit"
         lines.append(f"  {name:<20} {height} × {width}{square}")
     if not found.cameras:
         lines.append("  none")

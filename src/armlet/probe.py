@@ -11,21 +11,18 @@ from pathlib import Path
 
 import torch
 
-from armlet.benchmarks import native_robot
-from armlet.data.door import check_policy, robot_of
 from armlet.data.episodes import EpisodeDataset
 from armlet.data.frames import BatchMaker, load_frames
 from armlet.data.splits import parts, rows_of
-from armlet.data.traces import HEADER
-from armlet.policies.checkpoint import load_policy, policy_fingerprint
+from armlet.data.traces import HEADER, StoreIdentity
+from armlet.policies.checkpoint import load_with_fingerprint
 from armlet.policies.facts import TeacherFacts
-from armlet.recipe import Recipe, at_hand, suited
+from armlet.recipe import Recipe, at_hand, check_episodes, robot_of_episodes, suited
 from armlet.training.learner import Learner
 from armlet.training.supervision import (
     annotate,
-    heads_file,
     heads_question,
-    identity,
+    how_watched,
     load_heads,
     make_heads,
     save_heads,
@@ -41,35 +38,32 @@ def main(recipe: Recipe) -> Path:
     data = EpisodeDataset(recipe.episodes, recipe.columns)
     title = f"probe {recipe.name}"
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    native = native_robot(recipe.benchmark, data.robot_type)
-    teacher = load_policy(
-        recipe.teacher,
-        device=device,
-        known=lambda: robot_of(data, recipe.robot, native=native),
+    teacher, fingerprint = load_with_fingerprint(
+        recipe.teacher, device=device, known=lambda: robot_of_episodes(recipe, data)
     )
     # The teacher decides how pictures are fitted: traces of others would be of other inputs.
     recipe.pictures.agree(teacher.view)
     recipe = suited(recipe, teacher.body.action_spec)
-    fingerprint = policy_fingerprint(recipe.teacher)
-    check_policy(
-        data,
-        teacher.robot,
-        recipe.robot,
-        native=native,
-        limit=recipe.outside_range,
-        title=title,
-    )
+    check_episodes(recipe, data, teacher.robot, title=title)
     learner = Learner(teacher)
     batches = make_batches(teacher, load_frames(data, teacher.view, recipe.pictures))
     if recipe.probe:
         torch.manual_seed(recipe.seed)  # the heads' first weights
         learner.probe = make_heads(teacher, recipe.probe).to(device)
         _fit(recipe, learner, batches, data, fingerprint, title=title)
-    store = identity(recipe, data.fingerprint, fingerprint)
-    store_traces(recipe, recipe.traces, learner, batches, store, title=f"traces {recipe.name}")
+    how = how_watched(recipe.probe, recipe.heads_file, recipe.trace_precision)
+    store_traces(
+        recipe.traces,
+        StoreIdentity(data.fingerprint, fingerprint, how),
+        learner,
+        batches,
+        traced=recipe.traced,
+        precision=recipe.trace_precision,
+        title=f"traces {recipe.name}",
+    )
     # What `distil` must know of the teacher where its weights are not on that machine.
     TeacherFacts.of(teacher, fingerprint).write(recipe.traces)
-    annotate(recipe, data, recipe.labels)
+    annotate(data, recipe.annotator, recipe.labels)
     return recipe.traces
 
 
@@ -88,7 +82,7 @@ def _fit(
     Where traces were stored with heads of another question, they are refused before anything is
     fitted: other students may be learning from them. `teacher` is a fingerprint."""
     assert recipe.probe is not None and learner.probe is not None
-    path = heads_file(recipe)
+    path = recipe.heads_file
     rows = None
     if recipe.benchmark is None:
         rows = rows_of(data.starts, parts(data, recipe.split, recipe.held_out, reported=True).train)

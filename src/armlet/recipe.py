@@ -18,9 +18,11 @@ from torch import Tensor
 
 from armlet import limits
 from armlet.annotators import Annotator
-from armlet.benchmarks import Benchmark
+from armlet.benchmarks import Benchmark, native_robot
 from armlet.data import hub
 from armlet.data.augment import Augment
+from armlet.data.door import check_policy, robot_of
+from armlet.data.episodes import EpisodeDataset
 from armlet.data.hub_name import Kind
 from armlet.data.layout import Columns
 from armlet.data.pictures import Pictures
@@ -29,8 +31,11 @@ from armlet.limits import ABOVE_0, BELOW_1, MOST
 from armlet.policies.contract import Network, Student
 from armlet.robot.description import RobotOptions
 from armlet.robot.normalise import Mode
-from armlet.robot.spec import ActionSpec
-from armlet.types import Batch, Precision, Trace
+from armlet.robot.spec import ActionSpec, RobotSpec
+from armlet.types import LAYERS, Batch, Precision, Trace
+
+# Fields of a stage that cannot change what it makes.
+CHANGES_NOTHING = ("log_every", "checkpoint_every")
 
 
 class Objective(ABC):
@@ -329,7 +334,7 @@ class Recipe:
         # Told here and not after the hours that `probe` takes. The probe's heads provide two.
         provided = set(self.traced)
         if self.probe:
-            provided |= {"semantics", "layer_actions"}
+            provided |= LAYERS
         for index, stage in enumerate(self.all_stages):
             # The student's own average, as a teacher, answers whatever it is asked.
             missing = stage.objective.needs - provided
@@ -344,6 +349,38 @@ class Recipe:
     def all_stages(self) -> tuple[Stage, ...]:
         """Every stretch of a student's training in order, those of on-policy rounds last."""
         return (*self.stages, *(each.stage for each in self.rounds))
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What the objectives read of the teacher's stored trace."""
+        found: frozenset[str] = frozenset()
+        for stage in self.all_stages:
+            # A stage with a teacher of its own, the student's average, reads no store.
+            if stage.teacher is None:
+                found |= stage.objective.needs
+        return found
+
+    @property
+    def wants(self) -> frozenset[str]:
+        """What the objectives read of the student's."""
+        found: frozenset[str] = frozenset()
+        for stage in self.all_stages:
+            found |= stage.objective.wants
+        return found
+
+    @property
+    def why_teacher_is_needed(self) -> str:
+        """What takes the teacher's own weights when a student is distilled, in words; empty where
+        the traces are enough."""
+        reasons = []
+        if self.student is not None and self.student.needs_teacher:
+            kind = type(self.student).__name__
+            reasons.append(f"its student ({kind}) is made from them")
+        if self.stages and self.stages[0].teacher is not None:
+            reasons.append("the average that teaches its first stage starts from them")
+        if self.rounds:
+            reasons.append("in its rounds the teacher says what it would have done")
+        return "; ".join(reasons)
 
     def world(self, verb: str) -> Benchmark:
         """The benchmark, for a verb in which somebody acts. Raises ValueError where there is
@@ -370,6 +407,11 @@ class Recipe:
         """Where an annotator's labels of the episodes are, beside the traces."""
         # By its class: labels of two annotators may stand side by side.
         return self.traces.with_name(f"labels-{type(self.annotator).__name__.lower()}")
+
+    @property
+    def heads_file(self) -> Path:
+        """Where the probe's fitted heads are, beside the traces."""
+        return self.traces.with_name("probe") / "heads.safetensors"
 
     @property
     def student_folder(self) -> Path:
@@ -413,6 +455,42 @@ def suited(recipe: Recipe, robot: ActionSpec) -> Recipe:
     if recipe.annotator is None:
         return recipe
     return replace(recipe, annotator=recipe.annotator.suited(robot))
+
+
+def robot_of_episodes(recipe: Recipe, data: EpisodeDataset) -> RobotSpec:
+    """The robot of the recipe's episodes, complete; raises what `data.door.robot_of` does."""
+    native = native_robot(recipe.benchmark, data.robot_type)
+    return robot_of(data, recipe.robot, native=native)
+
+
+def check_episodes(
+    recipe: Recipe,
+    data: EpisodeDataset,
+    policy: RobotSpec,
+    *,
+    title: str,
+    whose: str = "the policy",
+) -> None:
+    """The recipe's episodes before a policy of this robot is watched on them, distilled or
+    measured: what `data.door.check_policy` raises and remarks on. They are their benchmark's robot's
+    where they say that they are of it."""
+    check_policy(
+        data,
+        policy,
+        recipe.robot,
+        native=native_robot(recipe.benchmark, data.robot_type),
+        limit=recipe.outside_range,
+        title=title,
+        whose=whose,
+    )
+
+
+def settings(stage: Stage) -> dict[str, Any]:
+    """What of a stage can change its result, as JSON."""
+    said: dict[str, Any] = to_json(stage)
+    for name in CHANGES_NOTHING:
+        said.pop(name, None)
+    return said
 
 
 def to_json(value: Any) -> Any:

@@ -23,13 +23,13 @@ from armlet.data.text import train_tokenizer
 from armlet.lineage import PROVENANCE, digest_text, is_finished
 from armlet.policies.checkpoint import save_policy
 from armlet.policies.contract import Backbone, Body
-from armlet.recipe import Recipe, at_hand, to_json
+from armlet.recipe import Recipe, at_hand, settings, to_json
 from armlet.robot.agree import differences, listed
 from armlet.robot.description import Described
 from armlet.robot.normalise import Normaliser, steady
 from armlet.robot.spec import ActionSpec, RobotSpec
 from armlet.training.learner import Learner
-from armlet.training.trainer import Trainer, make_batches, settings
+from armlet.training.trainer import Trainer, make_batches
 
 STATE = "observation.state"
 ACTION = "action"

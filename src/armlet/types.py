@@ -38,6 +38,7 @@ from torch import Tensor
 
 Trace = dict[str, Tensor]  # by the names above; a policy answers with those that it has
 Precision = Literal["bf16", "fp32"]  # of matrix products
+LAYERS = frozenset({"semantics", "layer_actions"})  # what a probe's heads read of every layer
 
 
 @dataclass(frozen=True)

@@ -219,7 +219,7 @@ def test_a_benchmark_is_found_by_its_name() -> None:
     ("name", "message"),
     [
         ("table", "there is no benchmark 'table'; there are metaworld, tabletop, a class of your"),
-        ("nowhere.at.all:Dots", "there is no module 'nowhere' to import"),
+        ("nowhere.at.all:Dots", "there is no module 'nowhere'"),
         ("outside:Dot", "outside has no 'Dot' that can be called; its benchmarks are Dots"),
         ("outside:reaching", "is a Recipe, expected one that derives from"),
     ],

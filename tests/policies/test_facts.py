@@ -12,7 +12,7 @@ from armlet.policies.action_query import ReuseDecoder
 from armlet.policies.clip_lora import tiny
 from armlet.policies.facts import FACTS, TeacherFacts
 from armlet.policies.routed import Routing
-from armlet.policies.students import Another, FirstK, Fresh, Kept, LayerDrop
+from armlet.policies.students import FirstK, Fresh, Kept, LayerDrop, OtherNetwork
 from armlet.policies.two_tower import TwoTowerStudent, small_student
 from armlet.robot.normalise import Normaliser
 
@@ -67,8 +67,8 @@ def test_a_stand_in_has_the_teachers_shape_and_none_of_its_weights(tmp_path) -> 
         (Fresh(FirstK(2)), False),
         (Fresh(Kept((0, 1))), False),
         (Fresh(LayerDrop(2)), True),
-        (Fresh(Another(tiny())), False),
-        (Another(tiny()), False),
+        (Fresh(OtherNetwork(tiny())), False),
+        (OtherNetwork(tiny()), False),
         (TwoTowerStudent(small_student()), False),
     ],
     ids=str,

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from armlet import outside
 from armlet.robot.observation import Observation
 from armlet.robot.spec import ActionSpec, ObservationSpec, RobotSpec
 
@@ -180,15 +181,7 @@ def _inside(name: str) -> Any:
 def _outside(name: str) -> Any:
     """What `package.module:Name` names."""
     place, _, attribute = name.partition(":")
-    try:
-        module = importlib.import_module(place)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{place}.".startswith(f"{error.name}."):
-            raise  # the module is there, and lacks one that it imports
-        raise ValueError(
-            f"benchmark {name!r}: there is no module {error.name!r} to import; is its folder on "
-            "PYTHONPATH, or its package installed?"
-        ) from error
+    module = outside.module(place, whose=f"benchmark {name!r}")
     found = getattr(module, attribute, None)
     if not callable(found):
         there = [each for each, value in vars(module).items() if _is_benchmark(value)]

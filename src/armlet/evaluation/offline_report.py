@@ -244,8 +244,10 @@ def table(report: OfflineReport) -> str:
 def header_lines(report: OfflineReport) -> list[str]:
     """With what policies were compared, what that is not, and what else is to be known."""
     compared = report.compared
+    count = len(compared.episodes)
+    episodes = "1 held-out episode" if count == 1 else f"{count} held-out episodes"
     lines = [
-        f"Compared with {len(compared.episodes)} held-out episodes of {compared.data} at "
+        f"Compared with {episodes} of {compared.data} at "
         f"{compared.frames} of their {compared.of_frames} frames; errors are mean absolute ones "
         f"over the first {compared.steps} steps of a chunk ({compared.hz:g} a second). "
         f"**{report.note}**"

@@ -217,13 +217,25 @@ def load_policy(
     Raises FileNotFoundError or ValueError, naming the file or tensor; DisagreementError, a
     ValueError, where it was made for another robot; and what `data.hub.local_folder` raises.
     """
+    return load_with_fingerprint(folder, device=device, robot=robot, known=known)[0]
+
+
+def load_with_fingerprint(
+    folder: Path | str,
+    *,
+    device: str = "cpu",
+    robot: RobotSpec | None = None,
+    known: Callable[[], RobotSpec] | None = None,
+) -> tuple[Backbone, str]:
+    """What `load_policy` reads, and its `policy_fingerprint`, both of one reading of the file: a
+    save in between cannot give the weights of one policy and the fingerprint of the next."""
     _check_device(device)
     folder = _place(folder)
     if kinds.is_pretrained(folder):
         foreign = kinds.load(folder, known or (None if robot is None else lambda: robot))
         if robot is not None:
             agree(foreign.robot, robot, whose=(f"the policy {folder}", "the robot"))
-        return foreign.to(device).eval()
+        return foreign.to(device).eval(), kinds.fingerprint(folder)
     config, (tensors, digest), tokenizer = _read(folder, _tensors_and_digest)
     digest.update(tokenizer)
     # A policy of before there were fingerprints names none, and is read as it is.
@@ -250,7 +262,7 @@ def load_policy(
     if robot is not None:
         agree(policy.robot, robot, whose=(f"the policy {folder}", "the robot"))
     load_weights(policy, tensors, source=folder / WEIGHTS)
-    return policy.to(device).eval()
+    return policy.to(device).eval(), found
 
 
 def _check_device(name: str) -> None:

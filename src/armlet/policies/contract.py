@@ -27,7 +27,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from armlet import limits
+from armlet import limits, outside
 from armlet.data.inputs import Inputs, as_array
 from armlet.data.text import Words
 from armlet.layers.router import mix
@@ -563,14 +563,15 @@ def _maker(kind: str) -> Callable[[dict[str, Any], Tokenizer], Backbone]:
     """What makes a policy of this type from its description. Raises ValueError where nothing
     does."""
     place, _, name = kind.partition(":")  # package.module:Class, or a module of this folder
-    path = place if name else f"armlet.policies.{kind}"
-    try:
-        module = importlib.import_module(path)
-    except ModuleNotFoundError as error:
-        fix = f"there is no module {place!r}" if name else f"there is no armlet/policies/{kind}.py"
-        raise ValueError(f"policy type {kind!r} is unknown: {fix}") from error
     if not name:
+        try:
+            module = importlib.import_module(f"armlet.policies.{kind}")
+        except ModuleNotFoundError as error:
+            raise ValueError(
+                f"policy type {kind!r} is unknown: there is no armlet/policies/{kind}.py"
+            ) from error
         return module.from_json
+    module = outside.module(place, whose=f"policy type {kind!r}")
     found = getattr(module, name, None)
     if not (isinstance(found, type) and issubclass(found, Backbone)):
         raise ValueError(

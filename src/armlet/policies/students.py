@@ -87,7 +87,7 @@ class Fresh(Student):
 
 
 @dataclass(frozen=True)
-class Another(Student):
+class OtherNetwork(Student):
     """Another kind of network than the teacher's, from nothing, for the same robot: its words,
     statistics and cameras."""
 
@@ -97,5 +97,5 @@ class Another(Student):
 
     def build(self, teacher: Backbone, sample: Batch | None = None) -> Backbone:
         if sample is None:
-            raise ValueError("Another fits its eyes to the data; pass build() a sample batch")
+            raise ValueError("OtherNetwork fits its eyes to the data; pass build() a sample batch")
         return self.network.build(teacher.body, sides_of(sample))

@@ -9,12 +9,13 @@ Names are read from the source, so that listing them imports nothing heavy: a ro
 import ast
 import difflib
 import importlib
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from armlet import outside
 
 if TYPE_CHECKING:  # naming the recipes imports nothing heavy
     from armlet.recipe import Recipe
@@ -118,23 +119,12 @@ def find(name: str) -> Callable[[], "Recipe"]:
 
 def _outside(name: str) -> Callable[[], "Recipe"]:
     place, _, function = name.partition(":")
-    # A recipe beside the user's data, as `python -m` would find it.
-    sys.path.insert(0, str(Path.cwd()))
-    try:
-        module = importlib.import_module(place)
-    except ModuleNotFoundError as error:
-        if error.name is None or not (place == error.name or place.startswith(f"{error.name}.")):
-            raise  # something that the module itself imports
-        raise ValueError(
-            f"{name}: there is no module {place!r}, neither installed nor in {Path.cwd()}"
-        ) from error
-    except ValueError as error:  # an empty name
-        raise ValueError(f"{name!r} names no module; expected package.module:function") from error
+    module = outside.module(place, whose=repr(name))
     # As in ours: a row of its table goes before a function of that name.
     row = getattr(module, TABLE, {}).get(function)
     found = getattr(module, function, None) if row is None else partial(row.make, function)
     if not callable(found):
-        there = []
+        there = list(getattr(module, TABLE, {}))
         for each, value in vars(module).items():
             # What it imported is no recipe of its own.
             if callable(value) and getattr(value, "__module__", "") == place:
@@ -143,6 +133,10 @@ def _outside(name: str) -> Callable[[], "Recipe"]:
             what = f"there is no function {function!r}"
         else:
             what = f"{function!r} is a {type(found).__name__}, no function"
-        raise ValueError(f"{name}: in {place} {what}; it has {', '.join(sorted(there)) or 'none'}")
+        near = difflib.get_close_matches(function, there, 1)
+        hint = f"did you mean {place}:{near[0]}? " if near else ""
+        raise ValueError(
+            f"{name}: in {place} {what}; {hint}it has {', '.join(sorted(there)) or 'none'}"
+        )
     recipe: Callable[[], Recipe] = found
     return recipe

@@ -42,7 +42,7 @@ from armlet.data.transforms import GripperNoise
 from armlet.layers.heads import to_bins
 from armlet.policies.clip_lora import ClipLoraNetwork, small, tiny
 from armlet.policies.fitting import Alike
-from armlet.policies.students import Another
+from armlet.policies.students import OtherNetwork
 from armlet.policies.vla import VLANetwork
 from armlet.recipe import Collection, Objective, Recipe, Round
 from armlet.recipes.bases import (
@@ -165,7 +165,7 @@ def vla_ad(
     return replace(
         base,
         annotator=None if semantic == "none" else rules,
-        student=Another(told(network, semantic)),
+        student=OtherNetwork(told(network, semantic)),
         stages=(training,),
     )
 

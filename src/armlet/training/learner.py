@@ -14,9 +14,8 @@ from armlet.layers.graph import ProbeHeads
 from armlet.layers.named import Named
 from armlet.layers.vision import Pointer
 from armlet.policies.contract import Backbone, Features, Pass
-from armlet.types import Batch, Precision, Trace
+from armlet.types import LAYERS, Batch, Precision, Trace
 
-LAYERS = frozenset({"semantics", "layer_actions"})  # what the probe reads of every layer
 # Signals that are computed from the condition, where a policy has one.
 READ_CONDITION = frozenset({"condition", "actions", "logits", "imitation"})
 

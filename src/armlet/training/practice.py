@@ -15,7 +15,7 @@ from armlet.data.corpus import Part
 from armlet.data.episodes import EpisodeDataset
 from armlet.data.files import read_json, write_atomically
 from armlet.data.frames import Frames, load_frames
-from armlet.data.traces import TraceStore
+from armlet.data.traces import StoreIdentity, TraceStore
 from armlet.lineage import as_json, claim, digest_text, digest_weights, set_aside, short
 from armlet.policies.checkpoint import policy_fingerprint, save_policy
 from armlet.policies.contract import Backbone
@@ -29,9 +29,8 @@ from armlet.rollout.recording import acted_on, record
 from armlet.training.learner import Learner
 from armlet.training.supervision import (
     annotate,
-    heads_file,
-    identity,
-    labelled_frames,
+    how_watched,
+    labelled,
     load_heads,
     make_heads,
     store_traces,
@@ -64,34 +63,44 @@ def first_seed(recipe: Recipe, number: int) -> int:
 
 
 def practise(
-    recipe: Recipe, student: Backbone, teacher: Backbone, number: int
+    recipe: Recipe, number: int, student: Backbone, teacher: Backbone, fingerprint: str
 ) -> tuple[Part, np.ndarray]:
-    """Round `number`: the student acts, its teacher labels what it met. Returns the episodes with
-    their traces, and which of their frames (n,) are worth learning from.
+    """Round `number`: the student acts, its teacher, who has this fingerprint, labels what it met.
+    Returns the episodes with their traces, and which of their frames (n,) are worth learning from.
 
     A round of another student, teacher or world that is there already is moved beside: its episodes
     are not what this student met.
     """
     # The teacher never acts here: in its own episodes a student's mistakes do not occur (DAgger,
     # arXiv 1011.0686).
-    data = _act(recipe, student, teacher, number)
+    data = _act(recipe, number, student, teacher, fingerprint)
     folder = round_folder(recipe, number)
     watched = Learner(teacher)
     if recipe.probe:  # the heads that were fitted to this teacher, as for the first traces
         watched.probe = make_heads(teacher, recipe.probe).to(teacher.device)
-        load_heads(watched.probe, heads_file(recipe))
-    batches = make_batches(teacher, load_frames(data, teacher.view, recipe.pictures))
-    store = identity(recipe, data.fingerprint, policy_fingerprint(recipe.teacher))
-    title = f"traces {recipe.name} {number + 1}"
-    store_traces(recipe, folder / "traces", watched, batches, store, title=title)
-    annotate(recipe, data, folder / "labels")
-    frames = labelled_frames(recipe, data, teacher.view, folder / "labels")
+        load_heads(watched.probe, recipe.heads_file)
+    frames = load_frames(data, teacher.view, recipe.pictures)
+    how = how_watched(recipe.probe, recipe.heads_file, recipe.trace_precision)
+    store = StoreIdentity(data.fingerprint, fingerprint, how)
+    store_traces(
+        folder / "traces",
+        store,
+        watched,
+        make_batches(teacher, frames),
+        traced=recipe.traced,
+        precision=recipe.trace_precision,
+        title=f"traces {recipe.name} {number + 1}",
+    )
     traces = TraceStore(folder / "traces", store)
+    annotate(data, recipe.annotator, folder / "labels")
+    frames = labelled(frames, data, recipe.annotator, folder / "labels")
     worth = worth_learning(data, frames, recipe.rounds[number].replay)
     return Part(frames, data.fingerprint, traces), worth
 
 
-def _act(recipe: Recipe, student: Backbone, teacher: Backbone, number: int) -> EpisodeDataset:
+def _act(
+    recipe: Recipe, number: int, student: Backbone, teacher: Backbone, fingerprint: str
+) -> EpisodeDataset:
     """The episodes in which the student acts, as its teacher labels them."""
     world = recipe.world("practise")
     each = recipe.rounds[number]
@@ -101,7 +110,7 @@ def _act(recipe: Recipe, student: Backbone, teacher: Backbone, number: int) -> E
     # All that decides which episodes come out; where one differs, `claim` moves the old beside.
     question = {
         "student": identity_of(student),
-        "teacher": policy_fingerprint(recipe.teacher),
+        "teacher": fingerprint,
         "benchmark": {**to_json(world), "fingerprint": world.fingerprint()},
         "episodes": each.episodes,
         "split": each.split,

@@ -5,6 +5,7 @@ The teacher is known here by its fingerprint: where its folder is gone, that is 
 """
 
 import shlex
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,12 @@ from typing import Any
 import numpy as np
 from safetensors.torch import save_file
 
+from armlet.annotators import Annotator
 from armlet.annotators.store import load_labels, store_labels
 from armlet.annotators.vlm import confirm_on_terminal
 from armlet.data.episodes import EpisodeDataset
 from armlet.data.files import atomic_file, read_json
-from armlet.data.frames import BatchMaker, Frames, load_frames
+from armlet.data.frames import BatchMaker, Frames
 from armlet.data.traces import (
     StaleTraceError,
     StoreIdentity,
@@ -29,22 +31,16 @@ from armlet.lineage import Question, as_json, differences, digest_weights, summa
 from armlet.policies.checkpoint import load_weights, read_tensors
 from armlet.policies.contract import Backbone
 from armlet.progress import Progress
-from armlet.recipe import Probe, Recipe, to_json
-from armlet.robot.fit import View
+from armlet.recipe import Probe, Recipe, Stage, settings, to_json
 from armlet.training.learner import Learner, watch
-from armlet.training.trainer import ABOUT, settings
-from armlet.types import Batch, Trace
+from armlet.training.trainer import ABOUT
+from armlet.types import Batch, Precision, Trace
 
 ROWS = 128  # of a forward pass
 HEADS_FIX = (
     "delete the folder and the traces beside it and run `armlet probe` again, or copy the file "
     "again"
 )
-
-
-def heads_file(recipe: Recipe) -> Path:
-    """Where the fitted heads of a recipe are kept."""
-    return recipe.traces.parent / "probe" / "heads.safetensors"
 
 
 def make_heads(policy: Backbone, probe: Probe) -> ProbeHeads:
@@ -107,12 +103,10 @@ def heads_question(recipe: Recipe, data: str, teacher: str) -> Question:
     return as_json(asked)
 
 
-def check_heads(recipe: Recipe, data: str, teacher: str) -> None:
-    """Raises FileNotFoundError where there are no fitted heads, ValueError where they were fitted
-    on other data, another teacher or in another way than this recipe says; where options say it, by
-    these options."""
-    assert recipe.probe is not None
-    path = heads_file(recipe)
+def check_heads(path: Path, question: Question, stage: Stage) -> None:
+    """Raises FileNotFoundError where there are no fitted heads at `path`, ValueError where they
+    were fitted on other data, another teacher or in another way than `heads_question` and this
+    stage say; where options say it, by these options."""
     _check_fitted(path)
     about = path.with_name(ABOUT)
     anew = (
@@ -124,8 +118,7 @@ def check_heads(recipe: Recipe, data: str, teacher: str) -> None:
             f"{path} does not say what the heads were fitted on: {about} is missing (an older "
             f"armlet made none); {anew}"
         )
-    question = heads_question(recipe, data, teacher)
-    wanted = {**question, "stage": settings(recipe.probe.stage)}
+    wanted = {**question, "stage": settings(stage)}
     said = read_json(about, fix=anew)
     found = {name: said.get(name) for name in wanted}  # it says more: a seed, rows, start weights
     differing = differences(found, wanted)
@@ -191,55 +184,50 @@ def _option(place: str, value: Any) -> str:
     return " ".join([f"--{place}", *(shlex.quote(str(each)) for each in values)])
 
 
-def identity(recipe: Recipe, data: str, teacher: str) -> StoreIdentity:
-    """What a store must have been made from to be used with this recipe; `data` and `teacher` are
-    fingerprints."""
-    probe = recipe.probe
-    heads = heads_file(recipe)
-    preprocessing = "no probe heads"
+def how_watched(probe: Probe | None, heads: Path, precision: Precision) -> str:
+    """How a teacher is watched, for the `preprocessing` of a store's identity: through which heads,
+    those at this path, and in which precision. Raises FileNotFoundError where `probe` has not
+    fitted them."""
+    said = "no probe heads"
     if probe is not None:
         _check_fitted(heads)
         # Heads' answers are in the store, so a store of other heads is another store.
         digest = digest_weights(read_tensors(heads, fix=HEADS_FIX))
-        preprocessing = (
-            f"{probe.graph_width}-{probe.semantic_width}-{probe.neighbours}, heads {digest}"
-        )
+        said = f"{probe.graph_width}-{probe.semantic_width}-{probe.neighbours}, heads {digest}"
     # Nothing is added for fp32: stores of before there was a choice stay good.
-    if recipe.trace_precision != "fp32":
-        preprocessing += f", {recipe.trace_precision}"
-    return StoreIdentity(data=data, teacher=teacher, preprocessing=preprocessing)
+    return said if precision == "fp32" else f"{said}, {precision}"
 
 
-def open_traces(recipe: Recipe, root: Path, wanted: StoreIdentity) -> TraceStore:
-    """The store at `root`. Raises StaleTraceError where it was made from something else than
-    `wanted`, naming the option where one would do."""
-    found = read_identity(root).preprocessing
-    precision = "bf16" if found.endswith(", bf16") else "fp32"
-    if precision != recipe.trace_precision:
+def open_traces(root: Path, wanted: StoreIdentity, precision: Precision) -> TraceStore:
+    """The store at `root`, stored in this precision. Raises StaleTraceError where it was made from
+    something else than `wanted`, naming the option where one would do."""
+    stored = "bf16" if read_identity(root).preprocessing.endswith(", bf16") else "fp32"
+    if stored != precision:
         raise StaleTraceError(
-            f"the traces in {root} were stored in {precision}, and this recipe's are in "
-            f"{recipe.trace_precision}: give this verb `--trace-precision {precision}`, as `armlet "
-            "probe` was given, or run `armlet probe` into another `--shared`"
+            f"the traces in {root} were stored in {stored}, and this recipe's are in {precision}: "
+            f"give this verb `--trace-precision {stored}`, as `armlet probe` was given, or run "
+            "`armlet probe` into another `--shared`"
         )
     return TraceStore(root, wanted)
 
 
 def store_traces(
-    recipe: Recipe,
     root: Path,
+    store: StoreIdentity,
     learner: Learner,
     batches: BatchMaker,
-    store: StoreIdentity,
     *,
+    traced: Sequence[str],
+    precision: Precision,
     title: str,
 ) -> None:
-    """What a teacher answers to every frame, into the store at `root`; rows that are there already
-    stay."""
+    """What a teacher answers to every frame, into the store at `root`: the signals `traced`, and
+    those of its probe's heads; rows that are there already stay."""
     learner.eval()
-    want = [*recipe.traced, *(["semantics", "layer_actions"] if learner.probe else [])]
+    want = [*traced, *(["semantics", "layer_actions"] if learner.probe else [])]
 
     def answers(batch: Batch) -> Trace:
-        with learner.autocast(recipe.trace_precision):
+        with learner.autocast(precision):
             return watch(learner, batch, want)
 
     # Asked of two rows first, only to learn the shapes that the store is laid out for.
@@ -261,20 +249,21 @@ def store_traces(
         progress.close()
 
 
-def annotate(recipe: Recipe, data: EpisodeDataset, folder: Path) -> None:
-    """What the recipe's annotator, if it has one, says of every frame, into the store at `folder`.
-    Where that costs money, somebody at the terminal must agree first."""
-    if recipe.annotator:
-        store_labels(folder, recipe.annotator, data, confirm=confirm_on_terminal)
+def annotate(data: EpisodeDataset, annotator: Annotator | None, folder: Path) -> None:
+    """What the annotator, if there is one, says of every frame, into the store at `folder`. Where
+    that costs money, somebody at the terminal must agree first."""
+    if annotator is not None:
+        store_labels(folder, annotator, data, confirm=confirm_on_terminal)
 
 
-def labelled_frames(recipe: Recipe, data: EpisodeDataset, view: View, folder: Path) -> Frames:
-    """The frames of a data set as `view` sees them, with the labels that `annotate` stored at
-    `folder`, if the recipe has an annotator."""
-    frames = load_frames(data, view, recipe.pictures)
-    if recipe.annotator is None:
+def labelled(
+    frames: Frames, data: EpisodeDataset, annotator: Annotator | None, folder: Path
+) -> Frames:
+    """The frames of a data set with the labels that `annotate` stored at `folder`, if there is an
+    annotator."""
+    if annotator is None:
         return frames
-    labels = load_labels(folder, data, recipe.annotator)
+    labels = load_labels(folder, data, annotator)
     # Few texts describe many frames: each is kept once, and frames number them.
     texts, described = np.unique(np.array(labels.description), return_inverse=True)
     numbers = {"phase": labels.phase, "direction": labels.direction}

@@ -5,50 +5,37 @@ Knows recipes by their fields, none by name.
 """
 
 import sys
+from collections.abc import Callable
+from pathlib import Path
 
 from armlet.data import hub
-from armlet.policies.checkpoint import load_policy, policy_fingerprint
+from armlet.policies.checkpoint import load_with_fingerprint, policy_fingerprint
 from armlet.policies.contract import Backbone
 from armlet.policies.facts import FACTS, TeacherFacts
 from armlet.recipe import Recipe, at_hand
+from armlet.robot.spec import RobotSpec
 
 
-def why_needed(recipe: Recipe) -> str:
-    """What takes the teacher's own weights when this recipe is distilled, in words; empty where
-    nothing does."""
-    reasons = []
-    if recipe.student is not None and recipe.student.needs_teacher:
-        kind = type(recipe.student).__name__
-        reasons.append(f"its student ({kind}) is made from them")
-    if recipe.stages and recipe.stages[0].teacher is not None:
-        reasons.append("the average that teaches its first stage starts from them")
-    if recipe.rounds:
-        reasons.append("in its rounds the teacher says what it would have done")
-    return "; ".join(reasons)
-
-
-def is_kept(recipe: Recipe) -> bool:
-    """Whether `probe` has kept what a student must know of the teacher."""
-    return (recipe.traces / FACTS).is_file()
-
-
-def meet_teacher(recipe: Recipe, device: str) -> tuple[TeacherFacts, Backbone]:
+def meet_teacher(
+    recipe: Recipe, device: str, known: Callable[[], RobotSpec]
+) -> tuple[TeacherFacts, Backbone]:
     """What is known of the teacher, and the policy that students are built from: the teacher or,
-    where none of its weights are needed, a stand-in of random weights.
+    where none of its weights are needed, a stand-in of random weights. `known`: see `load_policy`.
 
     Raises FileNotFoundError naming the teacher's folder where it is not there and is needed.
     """
-    why = why_needed(recipe)
+    why = recipe.why_teacher_is_needed
+    there = _is_there(recipe.teacher)
     if not why:
-        facts = _known(recipe, device)
+        facts = _known(recipe, device, known, there=there)
         return facts, facts.stand_in().to(device)  # its random weights reach no student
-    if not _is_there(recipe):
+    if not there:
         raise FileNotFoundError(
             f"{recipe.teacher} is not there, and {recipe.name} needs the weights of its teacher: "
             f"{why}. Give the teacher's folder with `--teacher`"
         )
-    teacher = load_policy(recipe.teacher, device=device)
-    return TeacherFacts.of(teacher, policy_fingerprint(recipe.teacher)), teacher
+    teacher, fingerprint = load_with_fingerprint(recipe.teacher, device=device, known=known)
+    return TeacherFacts.of(teacher, fingerprint), teacher
 
 
 def fetched(recipe: Recipe) -> Recipe:
@@ -57,23 +44,30 @@ def fetched(recipe: Recipe) -> Recipe:
     try:
         return at_hand(recipe, reads=("teacher",))
     except OSError:  # no network, no such repository, no leave to read it
-        if why_needed(recipe) or not is_kept(recipe):
+        if recipe.why_teacher_is_needed or not _is_kept(recipe.traces):
             raise
         return recipe
 
 
-def _is_there(recipe: Recipe) -> bool:
+def _is_kept(traces: Path) -> bool:
+    """Whether `probe` has kept what a student must know of the teacher, beside these traces."""
+    return (traces / FACTS).is_file()
+
+
+def _is_there(teacher: Path) -> bool:
     """Whether the teacher's folder is there; on the hub, whether it was fetched."""
-    if hub.is_name(recipe.teacher):  # `fetched` pins the commit of what it fetched
-        return hub.parse(recipe.teacher).is_pinned
-    return recipe.teacher.exists()
+    if hub.is_name(teacher):  # `fetched` pins the commit of what it fetched
+        return hub.parse(teacher).is_pinned
+    return teacher.exists()
 
 
-def _known(recipe: Recipe, device: str) -> TeacherFacts:
+def _known(
+    recipe: Recipe, device: str, known: Callable[[], RobotSpec], *, there: bool
+) -> TeacherFacts:
     """Of the teacher in its folder, where it is there: it may be another than the one that `probe`
     met, and what is wrong with that is said where the traces are opened."""
-    kept = TeacherFacts.read(recipe.traces) if is_kept(recipe) else None
-    if not _is_there(recipe):
+    kept = TeacherFacts.read(recipe.traces) if _is_kept(recipe.traces) else None
+    if not there:
         if kept is None:
             raise FileNotFoundError(
                 f"{recipe.teacher} is not there, and neither is {recipe.traces / FACTS}, in which "
@@ -86,7 +80,6 @@ def _known(recipe: Recipe, device: str) -> TeacherFacts:
         )
         return kept
     # It is there: it is asked itself, unless what was kept is of just this one, which is quicker.
-    fingerprint = policy_fingerprint(recipe.teacher)
-    if kept is not None and kept.fingerprint == fingerprint:
+    if kept is not None and kept.fingerprint == policy_fingerprint(recipe.teacher):
         return kept
-    return TeacherFacts.of(load_policy(recipe.teacher, device=device), fingerprint)
+    return TeacherFacts.of(*load_with_fingerprint(recipe.teacher, device=device, known=known))

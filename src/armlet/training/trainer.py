@@ -43,7 +43,7 @@ from armlet.lineage import (
 from armlet.policies.checkpoint import load_state, save_state
 from armlet.policies.contract import Backbone
 from armlet.progress import Progress
-from armlet.recipe import Stage, to_json
+from armlet.recipe import Stage, settings
 from armlet.robot.normalise import check_sane
 from armlet.training.learner import Learner, watch
 from armlet.training.stopping import waiting_stop
@@ -53,8 +53,6 @@ TeacherTraces = Callable[[Tensor], Trace]  # keys (b, 2) -> the teacher's trace
 LOCK = "training.lock"
 STATE = "state.pt"
 ABOUT = "stage.json"
-# Fields of a stage that cannot change what it makes.
-CHANGES_NOTHING = ("log_every", "checkpoint_every")
 
 
 class SelfAnswers(nn.Module):
@@ -131,14 +129,6 @@ def _parts(names: Iterable[str]) -> set[str]:
             name = name.rpartition(".")[0]
             found.add(f"{name}.*")
     return found
-
-
-def settings(stage: Stage) -> dict[str, Any]:
-    """What of a stage can change its result, as JSON."""
-    said: dict[str, Any] = to_json(stage)
-    for name in CHANGES_NOTHING:
-        said.pop(name, None)
-    return said
 
 
 def digest_frames(frames: Frames) -> str:
