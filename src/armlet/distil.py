@@ -130,6 +130,7 @@ def _check_episodes(recipe: Recipe, data: EpisodeDataset, teacher: Backbone, *, 
         teacher.robot,
         recipe.robot,
         native=native_robot(recipe.benchmark, data.robot_type),
+        state=teacher.body.state,
         limit=recipe.outside_range,
         title=title,
     )

@@ -86,10 +86,15 @@ def compare_with_held_out(recipe: Recipe) -> Path:
     field = load(recipe)
     for name, policy in field.policies.items():
         # Of another robot's policy an error would be a number without meaning.
-        title = f"evaluate {name}"
-        limit = recipe.outside_range
-        whose = f"policy {name!r}"
-        check_policy(data, policy.robot, recipe.robot, limit=limit, title=title, whose=whose)
+        check_policy(
+            data,
+            policy.robot,
+            recipe.robot,
+            state=policy.body.state,
+            limit=recipe.outside_range,
+            title=f"evaluate {name}",
+            whose=f"policy {name!r}",
+        )
     recipe = suited(recipe, field.policies["teacher"].robot.action)
     return offline.run(recipe, data, field.policies, field.contenders)
 

@@ -51,6 +51,7 @@ def main(recipe: Recipe) -> Path:
         teacher.robot,
         recipe.robot,
         native=native_robot(recipe.benchmark, data.robot_type),
+        state=teacher.body.state,
         limit=recipe.outside_range,
         title=title,
     )

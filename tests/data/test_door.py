@@ -3,6 +3,7 @@
 import dataclasses
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from recordings import Recording, absolute, delta
 from armlet.data.door import check_policy, check_taught, robot_of
 from armlet.robot.agree import DisagreementError
 from armlet.robot.description import FILE, RobotOptions, UnknownRobotError
+from armlet.robot.normalise import Normaliser
 from armlet.robot.spec import ActionSpec, ObservationSpec, RobotSpec
 
 NAMES = ("dx", "dy", "dz", "gripper")
@@ -42,9 +44,7 @@ def episodes(
     return made
 
 
-def probe(
-    data: Data, policy: RobotSpec = ROBOT, options: RobotOptions = SAID, **more: float
-) -> None:
+def probe(data: Data, policy: RobotSpec = ROBOT, options: RobotOptions = SAID, **more: Any) -> None:
     check_policy(data, policy, options, **{"limit": 0.5, **more}, title="probe test")
 
 
@@ -163,3 +163,45 @@ def test_everything_that_differs_is_said_at_once(tmp_path: Path) -> None:
     data.cameras = {"back": (48, 64)}
     with pytest.raises(ValueError, match=r"\(1\) .*another order.*rate: .*camera 'front'.*range: "):
         probe(data)
+
+
+TAUGHT = Normaliser(np.array([0.5, 0.0, -0.2, 0.04]), np.array([0.1, 0.2, 0.3, 0.04]))
+
+
+def seen(folder: Path, factor: float | list[float] = 1.0, *, away: float = 0.0) -> Data:
+    """Episodes with a state as `TAUGHT`, in another unit, or `away` deviations from there."""
+    data = episodes(folder)
+    metres = TAUGHT.invert(np.random.default_rng(1).normal(size=(400, 4)) + away)
+    return dataclasses.replace(data, state=metres * factor, root=folder)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("factor", [100, 1 / 100, 1000, 180 / np.pi, np.pi / 180])
+def test_a_state_in_another_unit_is_refused(tmp_path: Path, factor: float) -> None:
+    with pytest.raises(DisagreementError, match=r"state: .*x goes from .*taught 0\.5 ± 0\.1.*unit"):
+        probe(seen(tmp_path, factor), state=TAUGHT)
+    probe(seen(tmp_path, factor), state=TAUGHT, limit=1)
+    probe(seen(tmp_path, factor))  # nobody knows the statistics
+
+
+@pytest.mark.parametrize("unit", [100, 1 / 100])
+def test_half_of_a_state_in_another_unit_is_remarked_on(tmp_path: Path, unit: float, capfd) -> None:
+    probe(seen(tmp_path, [1, unit, unit, 1]), state=TAUGHT)
+    said = capfd.readouterr().err
+    assert "y goes from" in said and "z goes from" in said and "x goes" not in said
+
+
+def test_a_state_that_is_the_robots_own_is_taken_without_a_word(tmp_path: Path, capfd) -> None:
+    probe(seen(tmp_path), state=TAUGHT)
+    probe(seen(tmp_path, away=5), state=TAUGHT)  # another place of its room
+    still = seen(tmp_path)
+    still.state[:] = still.state[0]
+    probe(still, state=TAUGHT)
+    still.state[:] = 0  # an arm that is switched off
+    probe(still, state=TAUGHT)
+    plain = Normaliser(np.zeros(4, np.float32), np.ones(4, np.float32))
+    probe(seen(tmp_path, 1e4), state=plain)
+    steady = {"mean": [0.5, 0, 3, 40], "std": [0, 0, 1e-4, 1e-9]}
+    stood = Normaliser.from_statistics(steady, "mean_std", what="state", dims=4)
+    assert not stood.moved.any()
+    probe(seen(tmp_path, 1e4), state=stood)
+    assert capfd.readouterr().err == ""

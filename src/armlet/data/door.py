@@ -15,17 +15,20 @@ Range of frames. Robots clip what lies outside theirs, and a policy that was tau
 says them. It is remarked on as soon as one action lies outside by more than 1 % of the range, and
 is an error where most do (`Recipe.outside_range`): then the numbers are in another unit. Less is
 not refused: real recordings overshoot, and what they lose by it is in the remark.
+
+Size of a state. A robot's state has no range; what a policy knows of it are the statistics that it
+was taught with. Another unit shows in most numbers at once (see `_another_size`).
 """
 
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from math import inf
 
 import numpy as np
 
 from armlet.data.description import Suggestion, suggest
-from armlet.data.episodes import ACTION, EpisodeDataset
+from armlet.data.episodes import ACTION, STATE, EpisodeDataset
 from armlet.robot.agree import (
     Difference,
     DisagreementError,
@@ -36,10 +39,17 @@ from armlet.robot.agree import (
     shares,
 )
 from armlet.robot.description import Described, RobotOptions, UnknownRobotError, completed, option
+from armlet.robot.normalise import Normaliser
 from armlet.robot.spec import ActionSpec, ObservationSpec, RobotSpec
 
 FAR = 0.5  # of the way from closed to open: a command this far beyond an end is no gripper's
 NARROW = 0.05  # of a robot's range: where all dimensions move less, the unit is another
+# In deviations of what a policy was taught: most frames of another place of the same robot lie
+# nearer, and of degrees for radians (57 times as much) or centimetres for metres most lie further.
+AWAY = 20.0
+# Of the size, and of the deviation, of what it was taught: degrees for radians are 1/57.
+TINY = 0.03
+SHOWN = 4  # dimensions that a message tells of, of however many
 
 
 def robot_of(
@@ -101,12 +111,14 @@ def check_policy(
     options: RobotOptions,
     *,
     native: RobotSpec | None = None,
+    state: Normaliser | None = None,
     limit: float,
     title: str,
     whose: str = "the policy",
 ) -> None:
     """The episodes on which a policy of this robot is to be watched, distilled or measured. Raises
-    DisagreementError naming all that differs; what may differ is a line on stderr. `whose`: what
+    DisagreementError naming all that differs; what may differ is a line on stderr. `state`: the
+    statistics of the state that the policy was taught with, where it has them. `whose`: what
     messages call the policy."""
     said = _said(data, options, native)
     _check_said(data, said)
@@ -114,16 +126,20 @@ def check_policy(
     both = (whose, "the data set")
     problems = differences(policy, robot, whose=both)
     lines = remarks(policy, robot, whose=both)
-    state = len(data.state_names)
-    if state and policy.observation.state_dims == 0:
+    count = len(data.state_names)
+    if count and policy.observation.state_dims == 0:
         problems.append(
             Difference(
                 "state",
-                f"the data set has {state} numbers",
+                f"the data set has {count} numbers",
                 "the policy looks at none",
                 "leave them out: --columns.state None",
             )
         )
+    if count and state is not None and len(state.offset) == count:
+        more, others = _another_size(data.columns()[STATE], data.state_names, state, limit)
+        problems += more
+        lines += others
     if robot.action.dims == policy.action.dims:
         if said.mode is None:  # nobody said it, so the data are asked whether they look otherwise
             problems += _against_the_data(suggest(data), policy.action)
@@ -311,6 +327,51 @@ def _small_parts(actions: np.ndarray, spec: ActionSpec) -> list[str]:
         "the data set uses under a twentieth of the policy's range of "
         f"{', '.join(found)}; are these in another unit?"
     ]
+
+
+def _another_size(
+    values: np.ndarray, names: Sequence[str], taught: Normaliser, limit: float
+) -> tuple[list[Difference], list[str]]:
+    """Whether a state (N, s) is as large as what a policy was taught with: an error where most of
+    its numbers are far larger or smaller, a remark where some are.
+
+    Left out is what says nothing of a unit: numbers without statistics, those that stood still
+    while the policy was taught, and those that are 0 in all these frames. A robot that merely
+    stands elsewhere has another mean, and one that hardly moves another deviation; only another
+    unit makes both small in most numbers at once.
+    """
+    if limit >= 1 or not len(values):  # 1: whoever asks takes them whatever their size
+        return [], []
+    wide = values.astype(np.float64)
+    centre = taught.invert(np.zeros(len(names)))  # (s,)
+    spread = taught.scale.astype(np.float64)
+    judged = np.flatnonzero(taught.moved & (wide != 0).any(0))
+    away = (np.abs(taught.apply(wide)) > AWAY).mean(0) > limit  # (s,)
+    # Root mean squares: for the same motions in another unit their ratio is that of the units.
+    size = np.sqrt((wide**2).mean(0)) / np.sqrt(centre**2 + spread**2)
+    tiny = (size < TINY) & (wide.std(0) < TINY * spread)
+    odd = [int(index) for index in judged if away[index] or tiny[index]]
+    if not odd:
+        return [], []
+    told = []
+    for index in odd[:SHOWN]:
+        told.append(
+            f"{names[index]} goes from {wide[:, index].min():g} to {wide[:, index].max():g}, where "
+            f"it was taught {centre[index]:g} ± {spread[index]:g}"
+        )
+    if len(odd) > SHOWN:
+        told.append(f"and so do {len(odd) - SHOWN} more")
+    found = f"in the data set {'; '.join(told)}"
+    if 2 * len(odd) <= len(judged):
+        return [], [f"state: {found}; are these in another unit?"]
+    difference = Difference(
+        "state",
+        found,
+        "most of its numbers are expected within twenty deviations, and no thirtieth, of that",
+        "is the state in another unit (degrees, centimetres)? Convert it (to take it all the same: "
+        "--outside-range 1)",
+    )
+    return [difference], []
 
 
 def _at_ends(

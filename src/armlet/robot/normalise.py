@@ -154,6 +154,17 @@ class Normaliser:
             scale[index] = 1.0 if kept else width / 2
         return cls(offset, scale)
 
+    @property
+    def moved(self) -> np.ndarray:
+        """(x,) bool: whether `scale` is how far a dimension moved in the data. Where it had no
+        statistics (identity) or stood still, the scale was chosen otherwise: see `steady`."""
+        place = np.abs(self.offset)
+        plain = (self.offset == 0) & (self.scale == 1)
+        still = self.scale == np.maximum(place, 1)
+        # `_own` multiplies in double precision, and it is kept in single: hence the slack.
+        nearly = self.scale <= NEARLY * place * (1 + 1e-6)
+        return ~(plain | still | nearly)
+
     def apply(self, values: np.ndarray) -> np.ndarray:
         return (values - self.offset) / self.scale + self.shift  # (…, x)
 
