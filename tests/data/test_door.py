@@ -86,6 +86,24 @@ def test_what_is_said_must_be_of_these_data(tmp_path: Path) -> None:
     assert robot_of(data, replace(SAID, control_hz=10.04)).action.control_hz == 10.04
 
 
+def test_a_rotation_that_names_contradict_is_refused(tmp_path: Path) -> None:
+    turning = episodes(tmp_path, names=("roll", "pitch", "yaw", "gripper"))
+    with pytest.raises(DisagreementError, match=r"roll, pitch, yaw .*--robot\.rotation"):
+        robot_of(turning, replace(SAID, rotation="quaternion"))
+    assert robot_of(turning, replace(SAID, rotation="axis_angle")).action.rotation == "axis_angle"
+    policy = replace(ROBOT, action=replace(ACTION, names=("a", "b", "c", "d"), rotation="rot6d"))
+    with pytest.raises(DisagreementError, match="the policy's actions have 'rot6d'"):
+        probe(turning, policy, RobotOptions())
+
+
+def test_names_that_could_not_be_taken_are_remarked_on(tmp_path: Path, capfd) -> None:
+    data = episodes(tmp_path)
+    data.name_remarks = ("action: twice",)
+    probe(data)
+    check_taught(data, ROBOT, limit=0.5, title="teach test")
+    assert capfd.readouterr().err == "probe test: action: twice\nteach test: action: twice\n"
+
+
 def test_episodes_of_this_robot_are_taken_without_a_word(tmp_path: Path, capfd) -> None:
     probe(episodes(tmp_path))
     probe(episodes(tmp_path), options=RobotOptions())

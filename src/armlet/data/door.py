@@ -39,8 +39,9 @@ from armlet.robot.agree import (
     shares,
 )
 from armlet.robot.description import Described, RobotOptions, UnknownRobotError, completed, option
+from armlet.robot.naming import against_names
 from armlet.robot.normalise import Normaliser
-from armlet.robot.spec import ActionSpec, ObservationSpec, RobotSpec
+from armlet.robot.spec import ActionSpec, ObservationSpec, RobotSpec, Rotation
 
 FAR = 0.5  # of the way from closed to open: a command this far beyond an end is no gripper's
 NARROW = 0.05  # of a robot's range: where all dimensions move less, the unit is another
@@ -102,7 +103,8 @@ def check_taught(data: EpisodeDataset, robot: RobotSpec, *, limit: float, title:
     actions = data.columns()[ACTION]
     problems, said = _in_range(actions, robot.action, limit)
     more, others = _at_ends(actions, robot.action, limit)
-    _conclude(data, problems + more, said + others, title=title, whose="the robot")
+    lines = [*data.name_remarks, *said, *others]
+    _conclude(data, problems + more, lines, title=title, whose="the robot")
 
 
 def check_policy(
@@ -125,7 +127,7 @@ def check_policy(
     robot = _as_described(data, said, policy)
     both = (whose, "the data set")
     problems = differences(policy, robot, whose=both)
-    lines = remarks(policy, robot, whose=both)
+    lines = [*data.name_remarks, *remarks(policy, robot, whose=both)]
     count = len(data.state_names)
     if count and policy.observation.state_dims == 0:
         problems.append(
@@ -141,6 +143,11 @@ def check_policy(
         problems += more
         lines += others
     if robot.action.dims == policy.action.dims:
+        # What its own names contradict too, the policy was taught with all the same.
+        if said.rotation is None and robot.action.names != policy.action.names:
+            problems += _against_names(
+                policy.action.rotation, robot.action.names, "the policy's actions have"
+            )
         if said.mode is None:  # nobody said it, so the data are asked whether they look otherwise
             problems += _against_the_data(suggest(data), policy.action)
         actions = data.columns()[ACTION]
@@ -208,8 +215,21 @@ def _check_said(data: EpisodeDataset, said: Described) -> None:
     )
     whose = ("the robot as it is described", "the data set")
     problems = differences(described, itself, whose=whose)
+    if said.rotation is not None:
+        problems += _against_names(said.rotation, said.names, "it is said to be")
     if problems:
         raise DisagreementError((f"{data.root}: {whose[0]}", whose[1]), problems)
+
+
+def _against_names(rotation: Rotation, names: Sequence[str], whose: str) -> list[Difference]:
+    """Where names of actions contradict a form of rotation."""
+    found = against_names(rotation, names)
+    if not found:
+        return []
+    fix = (
+        f"correct {option('rotation')} (or robot.toml), or {option('names')} where those are wrong"
+    )
+    return [Difference("rotation", found, f"{whose} {rotation!r}", fix)]
 
 
 def _plain_spec(names: tuple[str, ...], hz: float) -> ActionSpec:
