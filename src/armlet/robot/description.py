@@ -291,7 +291,8 @@ def indices(said: Sequence[int | str], names: Sequence[str]) -> tuple[int, ...]:
         if isinstance(number, str) or not -len(names) <= number < len(names):
             raise ValueError(
                 f"{option('grippers')}: there is no dimension {each!r}; an action has "
-                f"{', '.join(names)} (0 to {len(names) - 1})"
+                f"{', '.join(names)} (0 to {len(names) - 1}); a robot without a gripper has "
+                f"`{option('grippers')}` and nothing behind it, or `grippers = []`"
             )
         found.append(number % len(names))  # -1 is the last
     return tuple(sorted(set(found)))
