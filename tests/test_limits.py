@@ -11,6 +11,8 @@ from tiny import tiny_recipe
 
 from armlet.data.transforms import Balance, DrawBudget, Explore, GripperNoise
 from armlet.limits import ABOVE_0, BELOW_1, MOST, check
+from armlet.policies.routed import Routing
+from armlet.policies.students import FirstK, LayerDrop
 from armlet.policies.two_tower import TwoTowerNetwork
 from armlet.policies.vla import VLANetwork
 from armlet.recipe import Collection, Evaluation, OwnAverage, Probe, Round, Stage
@@ -72,6 +74,9 @@ def test_stages(field: dict) -> None:
         (Explore, {"last": -1}), (DrawBudget, {"lowest": 0}), (DrawBudget, {"highest": 1.5}), (DrawBudget, {"lowest": 0.8, "highest": 0.2}),
         (partial(Probe, STAGE), {"neighbours": 0}), (partial(Round, STAGE), {"share": 1}), (partial(Round, STAGE), {"replay": 0}),
         (VLANetwork, {"depth": 0}), (VLANetwork, {"chunk": 0}), (VLANetwork, {"execute": 7}), (VLANetwork, {"heads": 3}),
+        (VLANetwork, {"width": 10**9}), (VLANetwork, {"vision_channels": 0}), (TwoTowerNetwork, {"goal": -1}),
+        (Routing, {"budget": 7}), (Routing, {"budget": 0}), (Routing, {"initial_keep": 2}), (Routing, {"hidden": 0}),
+        (partial(FirstK, layers=1), {"layers": 0}), (partial(LayerDrop, layers=1), {"layers": -1}),
         (TwoTowerNetwork, {"patch": 0}), (TwoTowerNetwork, {"heads": 5}), (TwoTowerNetwork, {"execute": 0}),
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else getattr(value, '__name__', 'a stage'),

@@ -38,7 +38,12 @@ from armlet.robot.spec import ActionSpec, CameraSpec, ObservationSpec, RobotSpec
 from armlet.types import Batch, Trace
 
 # Sizes of a network, where it has them.
-SIZES = ("width", "depth", "heads", "chunk", "execute", "text_tokens", "patch", "image")
+SIZES = (
+    "width", "depth", "heads", "chunk", "execute", "text_tokens", "patch", "image", "channels",
+    "vision_channels", "vision_layers", "expert_width", "text_width", "text_heads", "embed", "goal",
+    "prototypes", "embedding", "phases",
+)  # fmt: skip
+LARGEST = 65536  # of any of these: more is a slip, and would ask for more memory than there is
 Join = Callable[[Tensor, Tensor], Tensor]  # (b, …) twice, a layer's input and its output → one
 
 
@@ -403,14 +408,13 @@ class Network(ABC):
     """A frozen dataclass of sizes that makes a policy from nothing; what depends on robot and data
     it is told.
 
-    Where it has them, `width`, `depth`, `heads`, `chunk`, `execute`, `text_tokens`, `patch` and
-    `image` are at least 1, `heads` divides `width`, and no more of a chunk is carried out than it
-    has.
+    Where it has them, the numbers in `SIZES` are at least 1 and at most `LARGEST`, `heads` divides
+    `width`, and no more of a chunk is carried out than it has.
     """
 
     def __post_init__(self) -> None:
         there = [name for name in SIZES if hasattr(self, name)]
-        limits.positive(self, *there)
+        limits.check(self, **dict.fromkeys(there, (1, LARGEST)))
         if "execute" in there and "chunk" in there:
             limits.check(self, execute=(1, getattr(self, "chunk")))  # noqa: B009 - not every network has one
         width = getattr(self, "width", 0)
