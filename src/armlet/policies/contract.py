@@ -93,6 +93,7 @@ def _each(do: Callable[..., Tensor], *values: Any) -> Any:
 
 
 S = TypeVar("S", bound=State)
+N = TypeVar("N", bound="Network")
 
 
 @dataclass(frozen=True)
@@ -175,13 +176,18 @@ class Body:
 
     @classmethod
     def from_json(cls, description: dict[str, Any], tokenizer: Tokenizer) -> Self:
-        """What `to_json` described; other entries of the description are another's."""
+        """What `to_json` described; other entries of the description are another's. Raises
+        ValueError naming what is of another type, KeyError or TypeError for what is missing or
+        unknown."""
+        names = description.get("state_names", [])
+        if not isinstance(names, list) or not all(isinstance(each, str) for each in names):
+            raise ValueError(f"state_names is {names!r:.60}, expected a list of names")
         return cls(
             action_spec=ActionSpec.from_json(description["action_spec"]),
             state=Normaliser.from_json(description["state"]),
             actions=Normaliser.from_json(description["actions"]),
             tokenizer=tokenizer,
-            state_names=tuple(description.get("state_names", ())),
+            state_names=tuple(names),
             fit=known_fit(description.get("fit", "exact")),
         )
 
@@ -490,6 +496,21 @@ def tuples(fields: dict[str, Any]) -> dict[str, Any]:
     for name, value in fields.items():
         found[name] = tuple(value) if isinstance(value, list) else value
     return found
+
+
+def sizes_of(kind: type[N], fields: dict[str, Any]) -> N:
+    """A network of this kind from its sizes in JSON. Raises ValueError naming one of another type,
+    TypeError for one that it does not have."""
+    made = kind(**tuples(fields))
+    limits.typed(made)
+    return made
+
+
+def check_cameras(cameras: Any) -> None:
+    """Raises ValueError where these, from JSON, are not name → side in pixels."""
+    good = isinstance(cameras, dict) and all(type(side) is int for side in cameras.values())
+    if not good or not all(side > 0 for side in cameras.values()):
+        raise ValueError(f"cameras is {cameras!r:.60}, expected name → side in pixels")
 
 
 def rebuild(description: dict[str, Any], tokenizer: Tokenizer, *, empty: bool = False) -> Backbone:

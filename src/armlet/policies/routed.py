@@ -283,8 +283,11 @@ def from_json(description: dict[str, Any], tokenizer: Tokenizer) -> Routed:
         calibration=tuple(map(tuple, routing.pop("calibration", ()))),
         only=only or None,
     )
+    limits.typed(measured)
+    asked = Routing(**routing)
+    limits.typed(asked)
     inner = rebuild(description["inner"], tokenizer)
-    return Routed(inner, Routing(**routing), measured)  # type: ignore[abstract]  # as above
+    return Routed(inner, asked, measured)  # type: ignore[abstract]  # as above
 
 
 def _mixed(mix: Mixer, hard: Tensor, soft: Tensor, before: Tensor, after: Tensor) -> Tensor:
