@@ -265,6 +265,9 @@ def contradictions(body: Body) -> list[str]:
             lines.append(
                 f"{what} has statistics of {len(normaliser.offset)} numbers and {dims} names"
             )
+    scale = spec.translation_scale
+    if scale is not None and not scale > 0:
+        lines.append(f"a command of 1 moves the hand by {scale:g} m, expected more than 0")
     ends = spec.gripper_open, spec.gripper_closed
     if spec.grippers and ends[0] == ends[1]:
         lines.append(f"the gripper is {ends[0]:g} both open and closed")

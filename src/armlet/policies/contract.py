@@ -37,11 +37,11 @@ from armlet.robot.observation import Observation
 from armlet.robot.spec import ActionSpec, CameraSpec, ObservationSpec, RobotSpec
 from armlet.types import Batch, Trace
 
-# Sizes of a network, where it has them.
+# Sizes of a network, where it has them; the oldest are in every description that was ever written.
+OLDEST = ("width", "depth", "heads", "chunk", "execute", "text_tokens", "patch", "image")
 SIZES = (
-    "width", "depth", "heads", "chunk", "execute", "text_tokens", "patch", "image", "channels",
-    "vision_channels", "vision_layers", "expert_width", "text_width", "text_heads", "embed", "goal",
-    "prototypes", "embedding", "phases",
+    *OLDEST, "channels", "vision_channels", "vision_layers", "expert_width", "text_width",
+    "text_heads", "embed", "goal", "prototypes", "embedding", "phases",
 )  # fmt: skip
 LARGEST = 65536  # of any of these: more is a slip, and would ask for more memory than there is
 Join = Callable[[Tensor, Tensor], Tensor]  # (b, …) twice, a layer's input and its output → one
@@ -499,8 +499,15 @@ def tuples(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def sizes_of(kind: type[N], fields: dict[str, Any]) -> N:
-    """A network of this kind from its sizes in JSON. Raises ValueError naming one of another type,
-    TypeError for one that it does not have."""
+    """A network of this kind from its sizes in JSON. Raises ValueError naming one of another type
+    or missing, TypeError for one that it does not have."""
+    # Defaults change from version to version, and every version has written these: without one it
+    # would be another network, or the same that is carried out otherwise. What a later version
+    # added may be missing.
+    there = kind.__dataclass_fields__
+    missing = [name for name in (*OLDEST, "head") if name in there and name not in fields]
+    if missing:
+        raise ValueError(f"{kind.__name__} lacks {', '.join(missing)}")
     made = kind(**tuples(fields))
     limits.typed(made)
     return made
