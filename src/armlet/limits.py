@@ -87,9 +87,8 @@ def _is(value: Any, kind: Any) -> bool:
         )
     if kind in (int, float):
         wanted = numbers.Integral if kind is int else numbers.Real
-        return (
-            isinstance(value, wanted) and not isinstance(value, bool) and value == value
-        )  # no NaN
+        # Python's True is an int. NaN alone is not equal to itself.
+        return isinstance(value, wanted) and not isinstance(value, bool) and value == value
     return isinstance(value, kind)
 
 

@@ -76,6 +76,19 @@ def robot_of(
     return RobotSpec(action, _observed(data, said))
 
 
+def check_described(data: EpisodeDataset, options: RobotOptions) -> None:
+    """Raises ValueError where what is said of the robot of some episodes contradicts itself, or
+    them; what is not said yet is no contradiction."""
+    said = _said(data, options, None)
+    _check_said(data, said)
+    count = len(data.action_names)
+    whole = said.over(Described(low=(-inf,) * count, high=(inf,) * count))
+    try:
+        completed(whole, whose=str(data.root))
+    except UnknownRobotError:
+        return
+
+
 def looks_like(data: EpisodeDataset, robot: RobotSpec, *, limit: float) -> bool:
     """Whether all that some episodes say of their actions is as this robot has it: their number,
     the order of names, the rate, the range, and, where it can be seen, whether they are moves or
