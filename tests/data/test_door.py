@@ -141,8 +141,30 @@ def test_actions_outside_the_range_are_counted_and_beyond_a_share_refused(
         check_taught(episodes(tmp_path, scale=50), ROBOT, limit=0.5, title="teach test")
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({}, ""),
+        ({"mode": "absolute"}, "said to be absolute, and look delta (they are called dx, dy, dz"),
+        ({"grippers": (0,)}, "3 (gripper) is called a gripper, and not said to be one"),
+        ({"grippers": ()}, "3 (gripper) is called a gripper"),
+        ({"grippers": (2, 3)}, ""),
+        ({"low": (-1e3,) * 4, "high": (1e3,) * 4}, "range of -1000 to 1000 is over twenty times"),
+    ],
+)
+def test_what_the_data_speak_against_is_remarked_on_where_it_was_said(
+    change: dict[str, Any], said: str, tmp_path: Path, capfd
+) -> None:
+    robot = replace(ROBOT, action=replace(ACTION, **change))
+    check_taught(episodes(tmp_path), robot, limit=0.5, title="teach test")
+    line = capfd.readouterr().err
+    assert said in line if said else line == ""
+
+
 def test_actions_of_a_much_smaller_unit_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="over twenty times as much in every dimension"):
+    with pytest.raises(
+        ValueError, match="range of -1 to 1 is over twenty times as much in every dimension"
+    ):
         probe(episodes(tmp_path, scale=1 / 57))
     probe(episodes(tmp_path, scale=1 / 57), limit=1)
     probe(episodes(tmp_path, scale=1 / 15))

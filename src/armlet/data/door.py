@@ -116,8 +116,32 @@ def check_taught(data: EpisodeDataset, robot: RobotSpec, *, limit: float, title:
     actions = data.columns()[ACTION]
     problems, said = _in_range(actions, robot.action, limit)
     more, others = _at_ends(actions, robot.action, limit)
-    lines = [*data.name_remarks, *said, *others]
+    lines = [*data.name_remarks, *said, *others, *_doubts(data, robot.action, limit)]
     _conclude(data, problems + more, lines, title=title, whose="the robot")
+
+
+def _doubts(data: EpisodeDataset, spec: ActionSpec, limit: float) -> list[str]:
+    """Lines on what is said of a robot where its data speak against it. Whoever said it may know
+    better, so that it is no error."""
+    found = suggest(data)
+    lines = []
+    mode = found.mode
+    if mode.confidence == "sure" and mode.value != spec.mode:
+        lines.append(
+            f"its actions are said to be {spec.mode}, and look {mode.value} ({mode.why}); is "
+            f"{option('mode')} (or robot.toml) right?"
+        )
+    called = found.grippers
+    if called.confidence == "sure" and not set(called.value) <= set(spec.grippers):
+        left_out = [index for index in called.value if index not in spec.grippers]
+        shown = ", ".join(f"{index} ({data.action_names[index]})" for index in left_out)
+        lines.append(
+            f"{shown} is called a gripper, and not said to be one; is {option('grippers')} (or "
+            "robot.toml) right?"
+        )
+    for difference in _too_small(data.columns()[ACTION], spec, limit):
+        lines.append(f"{difference.found}, a small part of the {difference.expected}")
+    return lines
 
 
 def check_policy(
@@ -335,8 +359,8 @@ def _too_small(actions: np.ndarray, spec: ActionSpec, limit: float) -> list[Diff
         Difference(
             "range",
             f"{spec.names[index]} goes from {low[index]:g} to {high[index]:g} in the data set",
-            f"the policy has {spec.low[index]:g} to {spec.high[index]:g}, over twenty times as "
-            "much in every dimension",
+            f"range of {spec.low[index]:g} to {spec.high[index]:g} is over twenty times as much in "
+            "every dimension",
             fix,
         )
     ]
