@@ -2,11 +2,15 @@
 weights do; a folder is one policy,
 whoever is killed, reads meanwhile, or mixes files; what is damaged is named."""
 
+import copy
 import hashlib
 import json
+import math
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -30,6 +34,7 @@ from armlet.policies.checkpoint import (
     save_state,
 )
 from armlet.policies.contract import Body
+from armlet.policies.routed import Routing
 from armlet.policies.vla import VLA
 from armlet.robot.observation import Observation
 
@@ -322,6 +327,93 @@ def test_a_config_that_lacks_fields_is_named(tmp_path, change: dict) -> None:
     (tmp_path / CONFIG).write_text(json.dumps(config | change))
     with pytest.raises(ValueError, match=r"config\.json"):
         load_policy(tmp_path)
+
+
+def old_folder(folder: Path, kind: str) -> dict[str, Any]:
+    """A policy as armlet 0.1 saved it, without a fingerprint by which edits would be noticed;
+    returns its config."""
+    policy = make_policy()
+    save_policy(Routing(budget=0.5).build(policy) if kind == "routed" else policy, folder)
+    save_file(load_file(folder / WEIGHTS), folder / WEIGHTS)
+    config = json.loads((folder / CONFIG).read_text())
+    del config["fingerprint"], config["tokenizer"]
+    (folder / CONFIG).write_text(json.dumps(config))
+    load_policy(folder)
+    return config
+
+
+def places(value: Any, here: tuple = ()) -> Iterator[tuple]:
+    """Every place of JSON at which something stands: keys and numbers of lists' first items."""
+    items = value.items() if isinstance(value, dict) else []
+    if isinstance(value, list) and value:
+        items = [(0, value[0])]
+    for key, item in items:
+        yield (*here, key)
+        yield from places(item, (*here, key))
+
+
+@pytest.mark.parametrize("kind", ["vla", "routed"])
+def test_what_is_of_another_type_in_a_config_is_refused_wherever_it_stands(
+    kind: str, tmp_path: Path
+) -> None:
+    config = old_folder(tmp_path, kind)
+    for place in places(config["policy"], ("policy",)):
+        for odd in ({"odd": "odd"}, [["odd"]], "odd", math.nan):
+            edited = copy.deepcopy(config)
+            inner = edited
+            for key in place[:-1]:
+                inner = inner[key]
+            # A text where one stands may be another name.
+            if isinstance(inner[place[-1]], str) and isinstance(odd, str):
+                continue
+            inner[place[-1]] = odd
+            (tmp_path / CONFIG).write_text(json.dumps(edited))
+            with pytest.raises(ValueError, match=r"config\.json|does not fit its config"):
+                load_policy(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "place", "value", "said"),
+    [
+        ("vla", ("network", "heads"), ..., "VLANetwork lacks heads"),
+        ("vla", ("network", "execute"), ..., "VLANetwork lacks execute"),
+        ("vla", ("network", "depth"), True, "VLANetwork.depth is True, expected a whole number"),
+        ("vla", ("network", "extra"), 1, "unexpected keyword argument 'extra'"),
+        ("vla", ("network", "kept_layers"), [7], "kept_layers is .* expected the numbers of its"),
+        ("vla", ("network", "kept_layers"), [3, 1], "kept_layers is "),
+        ("vla", ("network", "cameras", "scene"), -24, "cameras is .* expected name → side"),
+        ("vla", ("extra",), 1, "extra is no entry of a policy of type 'vla'"),
+        ("vla", ("type",), "pi7", "policy type 'pi7' is unknown"),
+        ("vla", ("type",), ..., "policy type 'None' is unknown"),
+        ("vla", ("action_spec", "names"), "abcd", "ActionSpec.names is 'abcd', expected a list"),
+        ("vla", ("action_spec", "gripper"), True, "ActionSpec.grippers is"),
+        ("vla", ("action_spec", "gripper_open"), "wide", "ActionSpec.gripper_open is 'wide'"),
+        ("vla", ("action_spec", "translation_scale"), -1, "moves the hand by -1 m"),
+        ("vla", ("state", "scale"), 2.5, "statistics: scale is 2.5, expected a list"),
+        ("vla", ("state", "scale", 0), 0, "statistics: scale is .* expected numbers above 0"),
+        ("vla", ("actions", "offset", 0), math.inf, "statistics: offset is"),
+        ("vla", ("state_names",), "abcd", "state_names is 'abcd', expected a list of names"),
+        ("routed", ("routing", "chooser"), "best", "Routing.chooser is 'best', expected 'learned'"),
+        ("routed", ("routing", "threshold"), None, "Calibration.threshold is None"),
+        ("routed", ("inner", "extra"), 1, "inner.extra is no entry"),
+        ("routed", ("inner", "network", "width"), ..., "VLANetwork lacks width"),
+    ],
+)
+def test_an_edit_of_an_old_config_is_refused_in_words(
+    kind: str, place: tuple, value: Any, said: str, tmp_path: Path
+) -> None:
+    config = old_folder(tmp_path, kind)
+    inner = config["policy"]
+    for key in place[:-1]:
+        inner = inner[key]
+    if value is ...:
+        del inner[place[-1]]
+    else:
+        inner[place[-1]] = value
+    (tmp_path / CONFIG).write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=said) as caught:
+        load_policy(tmp_path)
+    assert CONFIG in str(caught.value)
 
 
 def test_a_file_in_the_place_of_the_folder_is_named(tmp_path) -> None:

@@ -100,6 +100,29 @@ def test_a_file_that_was_corrected_is_left_as_it_is(written: Path, tmp_path: Pat
     assert path.read_bytes() == outdated, "the mark is of what stands below it"
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('names = ["a", "a", "b"]', "names must name each number once"),
+        ('rotation = "quaternion"', "a quaternion has 4 numbers and an action 3"),
+        ("grippers = []\ngripper_open = 1.0", "that there is none"),
+        ("control_hz = 50.0", "50 (control_hz)"),
+        ('mode = "absolute"\nrotation = "none"\ngrippers = ["jaw"]\ngripper_open = 1.0\n'
+         "gripper_closed = 0.0", "there is no dimension 'jaw'"),
+        ("mode = ?", "is not TOML"),
+        ('mode = "absolute"', ""),
+        ("", ""),
+    ],
+)  # fmt: skip
+def test_a_file_that_will_not_do_is_spoken_of(
+    text: str, said: str, written: Path, tmp_path: Path
+) -> None:
+    (tmp_path / FILE).write_text(text)
+    page = " ".join(inspect.main(str(written), out=tmp_path, pictures=False).split())
+    assert said in page if said else "look at these" not in page
+    assert (tmp_path / FILE).read_text() == text
+
+
 def test_the_sheet_shows_the_first_middle_and_last_frame(written: Path, tmp_path: Path) -> None:
     inspect.main(str(written), out=tmp_path)
     seen = sheet.look(EpisodeDataset(written))

@@ -5,12 +5,15 @@ import dataclasses
 import math
 from functools import partial
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 from tiny import tiny_recipe
 
 from armlet.data.transforms import Balance, DrawBudget, Explore, GripperNoise
-from armlet.limits import ABOVE_0, BELOW_1, MOST, check
+from armlet.limits import ABOVE_0, BELOW_1, MOST, check, typed
+from armlet.policies.routed import Routing
+from armlet.policies.students import FirstK, LayerDrop
 from armlet.policies.two_tower import TwoTowerNetwork
 from armlet.policies.vla import VLANetwork
 from armlet.recipe import Collection, Evaluation, OwnAverage, Probe, Round, Stage
@@ -72,6 +75,9 @@ def test_stages(field: dict) -> None:
         (Explore, {"last": -1}), (DrawBudget, {"lowest": 0}), (DrawBudget, {"highest": 1.5}), (DrawBudget, {"lowest": 0.8, "highest": 0.2}),
         (partial(Probe, STAGE), {"neighbours": 0}), (partial(Round, STAGE), {"share": 1}), (partial(Round, STAGE), {"replay": 0}),
         (VLANetwork, {"depth": 0}), (VLANetwork, {"chunk": 0}), (VLANetwork, {"execute": 7}), (VLANetwork, {"heads": 3}),
+        (VLANetwork, {"width": 10**9}), (VLANetwork, {"vision_channels": 0}), (TwoTowerNetwork, {"goal": -1}),
+        (Routing, {"budget": 7}), (Routing, {"budget": 0}), (Routing, {"initial_keep": 2}), (Routing, {"hidden": 0}),
+        (partial(FirstK, layers=1), {"layers": 0}), (partial(LayerDrop, layers=1), {"layers": -1}),
         (TwoTowerNetwork, {"patch": 0}), (TwoTowerNetwork, {"heads": 5}), (TwoTowerNetwork, {"execute": 0}),
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else getattr(value, '__name__', 'a stage'),
@@ -106,3 +112,38 @@ def test_recipes(tmp_path: Path) -> None:
     dataclasses.replace(
         recipe, stages=(none[0], *recipe.stages[1:])
     )  # one of several may be left out
+
+
+@dataclasses.dataclass
+class Kinds:
+    whole: int = 1
+    number: float = 0.5
+    text: str = "a"
+    word: Literal["up", "down"] = "up"
+    several: tuple[int, ...] = ()
+    pair: tuple[int, str] = (1, "a")
+    named: dict[str, int] = dataclasses.field(default_factory=dict)
+    maybe: int | None = None
+    anything: Any = None
+
+
+@pytest.mark.parametrize(
+    ("field", "good", "bad"),
+    [
+        ("whole", (1, -3), (True, 1.5, "1", None, [])),
+        ("number", (1, 0.5, math.inf), (True, "1", None, math.nan)),
+        ("text", ("",), (1, None, ("a",))),
+        ("word", ("down",), ("left", None, [])),
+        ("several", ((), (1, 2)), ([1], (1, "a"), "ab", 1)),
+        ("pair", ((2, "b"),), ((2,), ("b", 2), (2, "b", 3))),
+        ("named", ({}, {"a": 1}), ({"a": "b"}, {1: 1}, [], None)),
+        ("maybe", (1, None), ("a", 0.5)),
+        ("anything", (1, "a", None), ()),
+    ],
+)
+def test_a_value_is_of_its_fields_type(field: str, good: tuple, bad: tuple) -> None:
+    for value in good:
+        typed(Kinds(**{field: value}))
+    for value in bad:
+        with pytest.raises(ValueError, match=rf"Kinds\.{field} is .*, expected"):
+            typed(Kinds(**{field: value}))

@@ -26,6 +26,7 @@ from armlet.evaluation.asking import Asker
 from armlet.evaluation.offline import Known, Labelled, seen_in_training
 from armlet.evaluation.offline_report import OfflineReport, Seen
 from armlet.policies.contract import Body, Decision
+from armlet.policies.students import FirstK
 from armlet.policies.vla import VLANetwork
 from armlet.recipe import Evaluation
 from armlet.robot.normalise import Normaliser
@@ -250,6 +251,26 @@ def test_a_network_is_asked_about_many_frames_at_once_and_answers_the_same(tmp_p
     cost = row(report, "teacher").cost
     assert cost.keep_ratio == 1 and cost.activation == (1.0, 1.0) and cost.threads == 1
     assert cost.latency_ms["p50"] > 0 and cost.flops["total"] > cost.flops["backbone"] > 0
+
+
+def test_a_student_with_half_of_the_layers_runs_half_of_its_teachers(tmp_path) -> None:
+    """It runs all of its own, which says nothing of what it saves."""
+    robot = BLIND_TO_ITSELF
+    robot.write(tmp_path, episodes=3)
+    data = EpisodeDataset(tmp_path, Columns(state=None))
+    torch.manual_seed(0)
+    body = dataclasses.replace(body_of(robot), fit="stretch")
+    sizes = VLANetwork(width=32, depth=4, heads=2, chunk=3, vision_channels=8)
+    teacher = sizes.build(body, {"top": 32}).eval()
+    policies = {"teacher": teacher, "first_k": FirstK(2).build(teacher).eval()}
+    split = parts(data, "last", 0.5)
+    report = offline.evaluate(policies, data, split.held_out, shown=split.train, calls=2)
+    header, _, *rows = offline_report.main_lines(report.policies)
+    assert "of its own layers run | backbone FLOPs (teacher = 100 %)" in header
+    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+    assert cells[0][-3:-1] == ["100 % of 4", "100 %"]
+    assert cells[1][0] == "first_k" and cells[1][-3:-1] == ["100 % of 2", "50 %"]
+    assert cells[2][-3:-1] == ["–", "–"] and len({len(each) for each in cells}) == 1
 
 
 def test_answers_are_kept_under_what_they_were_made_from(data, tmp_path) -> None:

@@ -90,6 +90,29 @@ def test_what_would_have_no_effect_is_refused(name: str, options: list[str], sai
     assert said in str(left.value.code) and "\n" not in str(left.value.code)
 
 
+def test_a_robot_without_rotation_says_none_and_not_nothing() -> None:
+    """tyro has a word for Python's None, and a form of rotation is called `none`."""
+    line = ["--episodes", "here", "--robot.rotation", "none", "--robot.grippers"]
+    made = override(recipes.make("actdistill"), line, "armlet teach")
+    assert made.robot.rotation == "none" and made.robot.grippers == ()
+    joined = override(recipes.make("actdistill"), [*line[:2], "--robot.rotation=none"], "armlet")
+    assert joined.robot.rotation == "none"
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        (["--robot.rotation", "None"], "`none`, in small letters"),
+        (["--robot.rotation=None"], "`none`, in small letters"),
+        (["--robot.grippers", "None"], "nothing behind it"),
+        (["--robot.gripper_open", "None"], "--robot.gripper-open None says nothing"),
+    ],
+)
+def test_none_for_a_robot_is_refused(option: list[str], said: str) -> None:
+    with pytest.raises(SystemExit, match=said):
+        override(recipes.make("actdistill"), ["--episodes", "here", *option], "armlet teach")
+
+
 def test_nothing_is_collected_without_a_world() -> None:
     with pytest.raises(SystemExit, match="no world to collect episodes in"):
         override(recipes.make("bc"), ["--episodes", "here"], "armlet collect bc", "collect")

@@ -3,6 +3,7 @@ it; what needs a world says so."""
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from armlet.policies.checkpoint import load_policy, save_policy
 from armlet.recipe import Collection, Recipe, check_episodes
 from armlet.robot.agree import DisagreementError
 from armlet.robot.description import FILE, Described, RobotOptions, UnknownRobotError, completed
+from armlet.teach import too_long
 from armlet.training.practice import practise
 
 NAMES = ("base", "lift", "jaw")
@@ -77,6 +79,13 @@ def test_degrees_shown_as_they_are_are_remarked_on(own: Recipe, tmp_path: Path, 
     teach.main(plain)
     said = capfd.readouterr().err
     assert "shown base, lift, jaw far outside -1 … 1" in said and "choose min_max" in said
+
+
+def test_a_chunk_that_is_longer_than_every_episode_is_remarked_on(own: Recipe) -> None:
+    data = EpisodeDataset(own.episodes)  # of 12 frames
+    assert too_long(data, SimpleNamespace(chunk=12)) == []
+    (said,) = too_long(data, SimpleNamespace(chunk=14))
+    assert "14 actions, and the longest episode 12 frames: the last 2" in said
 
 
 def test_a_world_it_cannot_act_in_is_remarked_on(own: Recipe, tmp_path: Path, capfd) -> None:

@@ -80,7 +80,7 @@ def _distil(recipe: Recipe) -> Path:
     if is_finished(recipe.student_folder, wanted, fixes="give another folder with `--out`"):
         sys.stderr.write(f"{title}: {recipe.student_folder} was distilled exactly so already\n")
         return recipe.student_folder
-    check_episodes(recipe, data, teacher.robot, title=title)
+    check_episodes(recipe, data, teacher.robot, state=teacher.body.state, title=title)
     _check_facts(recipe.stages, data)
 
     episodes = _episodes(recipe, data, teacher.view, store)

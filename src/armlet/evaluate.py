@@ -88,7 +88,14 @@ def compare_with_held_out(recipe: Recipe) -> Path:
     for name, policy in field.policies.items():
         # Of another robot's policy an error would be a number without meaning.
         title = f"evaluate {name}"
-        check_episodes(recipe, data, policy.robot, title=title, whose=f"policy {name!r}")
+        check_episodes(
+            recipe,
+            data,
+            policy.robot,
+            state=policy.body.state,
+            title=title,
+            whose=f"policy {name!r}",
+        )
     recipe = suited(recipe, field.policies["teacher"].robot.action)
     return offline.run(recipe, data, field.policies, field.contenders)
 

@@ -19,11 +19,12 @@ import tyro
 
 from armlet.data import sheet
 from armlet.data.description import Range, Suggestion, suggest
+from armlet.data.door import check_described
 from armlet.data.episodes import EpisodeDataset
 from armlet.data.files import write_atomically
 from armlet.data.hub import is_name
 from armlet.data.layout import INFO, Columns
-from armlet.robot.description import FILE, Described, as_toml, toml_lines
+from armlet.robot.description import FILE, Described, RobotOptions, as_toml, toml_lines
 
 SHEET = "cameras.png"
 AS_LEROBOT = Columns()  # the names that LeRobot itself gives to state and action
@@ -56,7 +57,7 @@ def main(
     data = EpisodeDataset(place, columns)
     found = suggest(data)
     seen = sheet.look(data) if pictures and data.cameras else None
-    lines = list(found.warnings)
+    lines = [*_described_wrongly(data, (out or data.root) / FILE), *found.warnings]
     if seen:
         lines += sheet.warnings(seen)
     page = [*_summary(data, found), *_numbers(found), *_meaning(found)]
@@ -73,6 +74,18 @@ def main(
     options = _options(data, out)
     following = f"next: armlet teach actdistill --episodes {place}{options}"
     return "\n".join([*page, "", *written, following])
+
+
+def _described_wrongly(data: EpisodeDataset, path: Path) -> list[str]:
+    """A line where a robot.toml that is there already will not do for these episodes: whoever
+    corrected it by hand learns it here, and not from the next verb."""
+    if not path.is_file():
+        return []
+    try:
+        check_described(data, RobotOptions(file=path))
+    except ValueError as error:
+        return [str(error)]
+    return []
 
 
 def _options(data: EpisodeDataset, out: Path | None) -> str:

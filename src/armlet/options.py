@@ -22,6 +22,7 @@ import types
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import pairwise
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from armlet import benchmarks
@@ -78,7 +79,7 @@ def override(recipe: Recipe, options: list[str], prog: str, verb: str = "distil"
     if asked:
         sys.stdout.write(help_text(recipe, prog, verb, everything=everything))
         sys.exit(0)
-    unknown = _unknown(recipe, options)
+    unknown = _unknown(recipe, options) or _says_nothing(options)
     if unknown:
         sys.exit(f"{prog}: {unknown} (--help-all lists them)")
     import tyro
@@ -137,6 +138,26 @@ def _unknown(recipe: Recipe, options: list[str]) -> str:
         near = difflib.get_close_matches(name, there, 1)
         hint = f"; did you mean {near[0]}?" if near else ""
         return f"recipe {recipe.name!r} has no option {name}{hint}"
+    return ""
+
+
+def _says_nothing(options: list[str]) -> str:
+    """What is wrong with the first option of a robot that is told None, nothing: it would change
+    nothing, and whoever writes it means something else; no words where there is none."""
+    words = " ".join(options).replace("=", " ").split()
+    for option, value in pairwise(words):
+        if not option.startswith("--robot.") or value != "None":
+            continue
+        name = option.replace("_", "-")
+        meant = {
+            "--robot.rotation": "`none`, in small letters, for joints and where there is none",
+            "--robot.grippers": "the option with nothing behind it where there is no gripper",
+        }
+        rather = f"give {meant[name]}; " if name in meant else ""
+        return (
+            f"{name} None says nothing, and has no effect; {rather}or leave it out: then robot.toml "
+            "or the data set says it"
+        )
     return ""
 
 

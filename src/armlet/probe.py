@@ -44,7 +44,7 @@ def main(recipe: Recipe) -> Path:
     # The teacher decides how pictures are fitted: traces of others would be of other inputs.
     recipe.pictures.agree(teacher.view)
     recipe = suited(recipe, teacher.body.action_spec)
-    check_episodes(recipe, data, teacher.robot, title=title)
+    check_episodes(recipe, data, teacher.robot, state=teacher.body.state, title=title)
     learner = Learner(teacher)
     batches = make_batches(teacher, load_frames(data, teacher.view, recipe.pictures))
     if recipe.probe:

@@ -30,7 +30,7 @@ from armlet.data.transforms import BatchTransform
 from armlet.limits import ABOVE_0, BELOW_1, MOST
 from armlet.policies.contract import Network, Student
 from armlet.robot.description import RobotOptions
-from armlet.robot.normalise import Mode
+from armlet.robot.normalise import Mode, Normaliser
 from armlet.robot.spec import ActionSpec, RobotSpec
 from armlet.types import LAYERS, Batch, Precision, Trace
 
@@ -468,17 +468,19 @@ def check_episodes(
     data: EpisodeDataset,
     policy: RobotSpec,
     *,
+    state: Normaliser | None = None,
     title: str,
     whose: str = "the policy",
 ) -> None:
     """The recipe's episodes before a policy of this robot is watched on them, distilled or
     measured: what `data.door.check_policy` raises and remarks on. They are their benchmark's robot's
-    where they say that they are of it."""
+    where they say that they are of it. `state`: by which statistics the policy sees it."""
     check_policy(
         data,
         policy,
         recipe.robot,
         native=native_robot(recipe.benchmark, data.robot_type),
+        state=state,
         limit=recipe.outside_range,
         title=title,
         whose=whose,

@@ -163,6 +163,7 @@ def _remarks(recipe: Recipe, data: EpisodeDataset, policy: Backbone) -> list[str
         *standing_still(recipe, data, policy.robot.action),
         *off_scale(recipe, data, policy),
         *without_effect(recipe, data),
+        *too_long(data, policy),
     ]
     if recipe.benchmark is not None:
         found = differences(
@@ -238,4 +239,17 @@ def without_effect(recipe: Recipe, data: EpisodeDataset) -> list[str]:
     return [
         f"network.strides of {', '.join(unknown)} has no effect: the episodes have no such camera "
         f"(they have {there})"
+    ]
+
+
+def too_long(data: EpisodeDataset, policy: Backbone) -> list[str]:
+    """A line where a chunk is longer than every episode: nothing shows what its last actions are to
+    be."""
+    longest = int(np.diff(data.starts).max())
+    if policy.chunk <= longest:
+        return []
+    return [
+        f"a chunk has {policy.chunk} actions, and the longest episode {longest} frames: the last "
+        f"{policy.chunk - longest} are never shown what to be; give a smaller `chunk` "
+        "(`--network.chunk-seconds`)"
     ]

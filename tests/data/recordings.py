@@ -21,6 +21,7 @@ class Recording:
     cameras: dict[str, tuple[int, int]] = field(default_factory=lambda: {"front": (48, 64)})
     tasks: tuple[str, ...] = ("pick it up",)
     root: str = "folder"
+    name_remarks: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.action)

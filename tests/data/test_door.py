@@ -3,6 +3,7 @@
 import dataclasses
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from recordings import Recording, absolute, delta
 from armlet.data.door import check_policy, check_taught, robot_of
 from armlet.robot.agree import DisagreementError
 from armlet.robot.description import FILE, RobotOptions, UnknownRobotError
+from armlet.robot.normalise import Normaliser
 from armlet.robot.spec import ActionSpec, ObservationSpec, RobotSpec
 
 NAMES = ("dx", "dy", "dz", "gripper")
@@ -42,9 +44,7 @@ def episodes(
     return made
 
 
-def probe(
-    data: Data, policy: RobotSpec = ROBOT, options: RobotOptions = SAID, **more: float
-) -> None:
+def probe(data: Data, policy: RobotSpec = ROBOT, options: RobotOptions = SAID, **more: Any) -> None:
     check_policy(data, policy, options, **{"limit": 0.5, **more}, title="probe test")
 
 
@@ -86,6 +86,24 @@ def test_what_is_said_must_be_of_these_data(tmp_path: Path) -> None:
     assert robot_of(data, replace(SAID, control_hz=10.04)).action.control_hz == 10.04
 
 
+def test_a_rotation_that_names_contradict_is_refused(tmp_path: Path) -> None:
+    turning = episodes(tmp_path, names=("roll", "pitch", "yaw", "gripper"))
+    with pytest.raises(DisagreementError, match=r"roll, pitch, yaw .*--robot\.rotation"):
+        robot_of(turning, replace(SAID, rotation="quaternion"))
+    assert robot_of(turning, replace(SAID, rotation="axis_angle")).action.rotation == "axis_angle"
+    policy = replace(ROBOT, action=replace(ACTION, names=("a", "b", "c", "d"), rotation="rot6d"))
+    with pytest.raises(DisagreementError, match="the policy's actions have 'rot6d'"):
+        probe(turning, policy, RobotOptions())
+
+
+def test_names_that_could_not_be_taken_are_remarked_on(tmp_path: Path, capfd) -> None:
+    data = episodes(tmp_path)
+    data.name_remarks = ("action: twice",)
+    probe(data)
+    check_taught(data, ROBOT, limit=0.5, title="teach test")
+    assert capfd.readouterr().err == "probe test: action: twice\nteach test: action: twice\n"
+
+
 def test_episodes_of_this_robot_are_taken_without_a_word(tmp_path: Path, capfd) -> None:
     probe(episodes(tmp_path))
     probe(episodes(tmp_path), options=RobotOptions())
@@ -123,8 +141,30 @@ def test_actions_outside_the_range_are_counted_and_beyond_a_share_refused(
         check_taught(episodes(tmp_path, scale=50), ROBOT, limit=0.5, title="teach test")
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({}, ""),
+        ({"mode": "absolute"}, "said to be absolute, and look delta (they are called dx, dy, dz"),
+        ({"grippers": (0,)}, "3 (gripper) is called a gripper, and not said to be one"),
+        ({"grippers": ()}, "3 (gripper) is called a gripper"),
+        ({"grippers": (2, 3)}, ""),
+        ({"low": (-1e3,) * 4, "high": (1e3,) * 4}, "range of -1000 to 1000 is over twenty times"),
+    ],
+)
+def test_what_the_data_speak_against_is_remarked_on_where_it_was_said(
+    change: dict[str, Any], said: str, tmp_path: Path, capfd
+) -> None:
+    robot = replace(ROBOT, action=replace(ACTION, **change))
+    check_taught(episodes(tmp_path), robot, limit=0.5, title="teach test")
+    line = capfd.readouterr().err
+    assert said in line if said else line == ""
+
+
 def test_actions_of_a_much_smaller_unit_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="over twenty times as much in every dimension"):
+    with pytest.raises(
+        ValueError, match="range of -1 to 1 is over twenty times as much in every dimension"
+    ):
         probe(episodes(tmp_path, scale=1 / 57))
     probe(episodes(tmp_path, scale=1 / 57), limit=1)
     probe(episodes(tmp_path, scale=1 / 15))
@@ -163,3 +203,45 @@ def test_everything_that_differs_is_said_at_once(tmp_path: Path) -> None:
     data.cameras = {"back": (48, 64)}
     with pytest.raises(ValueError, match=r"\(1\) .*another order.*rate: .*camera 'front'.*range: "):
         probe(data)
+
+
+TAUGHT = Normaliser(np.array([0.5, 0.0, -0.2, 0.04]), np.array([0.1, 0.2, 0.3, 0.04]))
+
+
+def seen(folder: Path, factor: float | list[float] = 1.0, *, away: float = 0.0) -> Data:
+    """Episodes with a state as `TAUGHT`, in another unit, or `away` deviations from there."""
+    data = episodes(folder)
+    metres = TAUGHT.invert(np.random.default_rng(1).normal(size=(400, 4)) + away)
+    return dataclasses.replace(data, state=metres * factor, root=folder)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("factor", [100, 1 / 100, 1000, 180 / np.pi, np.pi / 180])
+def test_a_state_in_another_unit_is_refused(tmp_path: Path, factor: float) -> None:
+    with pytest.raises(DisagreementError, match=r"state: .*x goes from .*taught 0\.5 ± 0\.1.*unit"):
+        probe(seen(tmp_path, factor), state=TAUGHT)
+    probe(seen(tmp_path, factor), state=TAUGHT, limit=1)
+    probe(seen(tmp_path, factor))  # nobody knows the statistics
+
+
+@pytest.mark.parametrize("unit", [100, 1 / 100])
+def test_half_of_a_state_in_another_unit_is_remarked_on(tmp_path: Path, unit: float, capfd) -> None:
+    probe(seen(tmp_path, [1, unit, unit, 1]), state=TAUGHT)
+    said = capfd.readouterr().err
+    assert "y goes from" in said and "z goes from" in said and "x goes" not in said
+
+
+def test_a_state_that_is_the_robots_own_is_taken_without_a_word(tmp_path: Path, capfd) -> None:
+    probe(seen(tmp_path), state=TAUGHT)
+    probe(seen(tmp_path, away=5), state=TAUGHT)  # another place of its room
+    still = seen(tmp_path)
+    still.state[:] = still.state[0]
+    probe(still, state=TAUGHT)
+    still.state[:] = 0  # an arm that is switched off
+    probe(still, state=TAUGHT)
+    plain = Normaliser(np.zeros(4, np.float32), np.ones(4, np.float32))
+    probe(seen(tmp_path, 1e4), state=plain)
+    steady = {"mean": [0.5, 0, 3, 40], "std": [0, 0, 1e-4, 1e-9]}
+    stood = Normaliser.from_statistics(steady, "mean_std", what="state", dims=4)
+    assert not stood.moved.any()
+    probe(seen(tmp_path, 1e4), state=stood)
+    assert capfd.readouterr().err == ""

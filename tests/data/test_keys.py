@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from made import EYE, FPS, SIDE, TASKS, Made, film, grey, number
 
+from armlet.data.description import suggest
 from armlet.data.episodes import EpisodeDataset, EpisodeError, EpisodeFrames, Features
 from armlet.data.frames import BatchMaker, join_frames, load_frames
 from armlet.data.inputs import Inputs
@@ -610,24 +611,29 @@ def test_what_is_empty_is_not_taken_for_a_number(tmp_path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("names", "wanted"),
+    ("names", "wanted", "remark"),
     [
-        (["a", "b"], ("a", "b")),
-        ({"motors": ["a", "b"]}, ("a", "b")),
-        ({"left": ["a"], "right": ["b"]}, ("a", "b")),
-        ({"b": 1, "a": 0}, ("a", "b")),
-        ([["a", "b"]], ("a", "b")),
-        (["state"], ("0", "1")),
-        (["state", "state"], ("0", "1")),
-        (["a", "b", "c"], ("0", "1")),
-        (None, ("0", "1")),
-        ("state", ("0", "1")),
+        (["a", "b"], ("a", "b"), ""),
+        ({"motors": ["a", "b"]}, ("a", "b"), ""),
+        ({"left": ["a"], "right": ["b"]}, ("a", "b"), ""),
+        ({"b": 1, "a": 0}, ("a", "b"), ""),
+        ([["a", "b"]], ("a", "b"), ""),
+        (["state"], ("0", "1"), ""),  # of the whole
+        (["state", "state"], ("0", "1"), "state: 'state' names numbers 0, 1"),
+        (["a", ""], ("0", "1"), "state: number 1 has an empty name"),
+        (["a", "b", "c"], ("0", "1"), "state: 3 names of 2 numbers"),
+        (None, ("0", "1"), ""),
+        ("state", ("0", "1"), ""),
     ],
 )
-def test_names_of_numbers(tmp_path, names, wanted) -> None:
+def test_names_of_numbers(tmp_path, names, wanted, remark) -> None:
     made = Made()
     made.info["features"]["observation.state"]["names"] = names
-    assert EpisodeDataset(made.save(tmp_path / "d")).state_names == wanted
+    data = EpisodeDataset(made.save(tmp_path / "d"))
+    assert data.state_names == wanted
+    assert len(data.name_remarks) == bool(remark)
+    assert remark in "".join(data.name_remarks)
+    assert data.name_remarks == suggest(data).warnings[: len(data.name_remarks)]
 
 
 @pytest.mark.parametrize(

@@ -184,11 +184,33 @@ def test_the_grippers_numbers_of_the_state_are_those_of_its_name(
 
 
 @pytest.mark.parametrize(
-    "sizes", [{"chunk_seconds": 0.0}, {"execute_seconds": 1.0}, {"execute_seconds": -1.0}]
+    "sizes",
+    [
+        {"chunk_seconds": 0.0},
+        {"chunk_seconds": 61.0},
+        {"chunk_seconds": float("inf")},
+        {"execute_seconds": 1.0},
+        {"execute_seconds": -1.0},
+    ],
 )
 def test_times_that_mean_nothing_are_refused(sizes: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=f"FitsRobot.{next(iter(sizes))} is"):
         FitsRobot(VLA, **sizes)
+
+
+def test_a_chunk_of_absurdly_many_actions_is_refused() -> None:
+    whole = FitsRobot(VLA, chunk_seconds=20.0).build(body(robot(hz=50)), {"front": 32})
+    assert whole.head.chunk == 1000
+    long = FitsRobot(VLA, chunk_seconds=21.0)
+    with pytest.raises(ValueError, match=r"a chunk of 1050 actions at 50 Hz.* at most 20, or"):
+        long.build(body(robot(hz=50)), {"front": 32})
+    assert long.build(body(robot(hz=1)), {"front": 32}).head.chunk == 21
+
+
+@pytest.mark.parametrize("number", [1, 10**8])
+def test_primitives_that_mean_nothing_are_refused(number: int) -> None:
+    with pytest.raises(ValueError, match=r"Choosing\.primitives is .*, expected"):
+        Choosing(TOWERS, primitives=number)
 
 
 def test_strides_of_a_camera_that_is_not_there_are_refused() -> None:

@@ -31,6 +31,8 @@ def test_layers_that_do_little_are_dropped() -> None:
         torch.testing.assert_close(student(batch), teacher(batch))
     with pytest.raises(ValueError, match="sample batch"):
         LayerDrop(4).build(teacher)
+    with pytest.raises(ValueError, match="99 layers are to be kept, and the teacher has"):
+        LayerDrop(99).build(teacher, batch)
 
 
 @torch.no_grad()

@@ -1,6 +1,7 @@
 """What somebody says of a robot, and what is asked for where nobody did."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +14,7 @@ from armlet.robot.description import (
     indices,
     recorded_toml,
 )
+from armlet.robot.naming import against_names
 from armlet.robot.spec import ActionSpec
 
 SPEC = ActionSpec(
@@ -79,6 +81,16 @@ def test_a_file_that_is_named_is_read_in_place_of_the_one_beside(tmp_path: Path)
         ("grippers = 3", "expected a list"),
         ("grippers = [3.5]", "names or numbers of dimensions"),
         ("names = [1]", "expected names"),
+        ('names = ["x", "y", "x"]', "names must name each number once: 'x' names numbers 0, 2"),
+        ('names = ["x", " "]', "number 1 has an empty name"),
+        ('state_names = ["x", "x"]', "state_names must name each number once"),
+        ("grippers = [1, 1]", "grippers names 1 twice"),
+        ("grippers = []\ngripper_open = 1.0", "gripper_open say.* that there is none"),
+        ("grippers = []\ngripper_open = 1\ngripper_closed = 0", "gripper_open and .*gripper_clos"),
+        ("low = [-inf, 0]", "low is -inf 0, expected finite"),
+        ("high = [nan]", "high is nan, expected finite"),
+        ("gripper_open = inf", "gripper_open is inf, expected a finite"),
+        ("control_hz = nan", "control_hz is nan, expected a finite"),
     ],
 )
 def test_a_file_that_will_not_do_is_refused_by_its_name(
@@ -89,6 +101,64 @@ def test_a_file_that_will_not_do_is_refused_by_its_name(
     with pytest.raises(ValueError, match=said) as raised:
         Described.read(path)
     assert str(path) in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"names": ("x", "x")}, r"--robot\.names must name each number once"),
+        ({"state_names": ("",)}, r"--robot\.state-names .* number 0 has an empty name"),
+        ({"grippers": (), "gripper_open": 1.0}, r"--robot\.gripper-open say"),
+        ({"low": (float("nan"),)}, r"--robot\.low is nan"),
+    ],
+)
+def test_options_that_contradict_themselves_are_refused_by_their_name(
+    tmp_path: Path, options: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ValueError, match=said):
+        RobotOptions(**options).with_file(tmp_path)
+
+
+def test_an_option_takes_a_files_gripper_away_with_its_ends(tmp_path: Path) -> None:
+    path = tmp_path / FILE
+    path.write_text("grippers = [2]\ngripper_open = 1.0\ngripper_closed = 0.0\n")
+    found = RobotOptions(grippers=()).with_file(tmp_path)
+    assert (found.grippers, found.gripper_open, found.gripper_closed) == ((), None, None)
+    assert RobotOptions(gripper_open=2.0).with_file(tmp_path).gripper_open == 2
+    path.write_text("grippers = []\n")
+    with pytest.raises(ValueError, match=r"--robot\.gripper-open say how a gripper moves"):
+        RobotOptions(gripper_open=1.0).with_file(tmp_path)
+
+
+HAND = ("dx", "dy", "dz")
+
+
+@pytest.mark.parametrize(
+    ("rotation", "names", "said"),
+    [
+        ("quaternion", (*HAND, "roll", "pitch", "yaw"), "roll, pitch, yaw are names"),
+        ("quaternion", (*HAND, "rx", "ry", "rz"), "as euler or axis_angle"),
+        ("rot6d", (*HAND, "droll", "dpitch", "dyaw"), "droll, dpitch, dyaw are names"),
+        ("euler", ("arm.qx", "arm.qy", "arm.qz", "arm.qw"), "as quaternion"),
+        ("axis_angle", tuple(f"rot6d_{index}" for index in range(6)), "as rot6d"),
+        ("none", (*HAND, "roll", "pitch", "yaw"), "roll, pitch, yaw are names"),
+        ("none", ("qx", "qy", "qz", "qw"), "as quaternion"),
+        ("quaternion", ("0", "1", "2"), "a quaternion has 4 numbers and an action 3"),
+        ("rot6d", ("0", "1", "2", "3", "4"), "a rot6d has 6 numbers"),
+        # What names cannot tell, or do not contradict.
+        ("euler", (*HAND, "rx", "ry", "rz"), ""),
+        ("axis_angle", (*HAND, "roll", "pitch", "yaw"), ""),
+        ("none", ("waist_roll", "waist_pitch", "waist_yaw"), ""),
+        ("quaternion", (*HAND, "qw", "qx", "qy", "qz"), ""),
+        ("quaternion", ("0", "1", "2", "3"), ""),
+        ("none", ("j1", "j2"), ""),
+    ],
+)
+def test_names_contradict_a_form_of_rotation(
+    rotation: Any, names: tuple[str, ...], said: str
+) -> None:
+    found = against_names(rotation, names)
+    assert said in found if said else found == ""
 
 
 def test_everything_that_is_missing_is_asked_for_by_name() -> None:

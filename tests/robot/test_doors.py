@@ -196,7 +196,8 @@ def with_actions(episodes: Path, index: int, column: list[float]) -> EpisodeData
     data = EpisodeDataset(episodes)
     values = np.array([[1, 1, 1, 1], [-1, -1, -1, 0], [1, 1, 1, 1], [-1, -1, -1, 0]], np.float32)
     values[:, index] = column
-    data.columns = lambda: {"action": values}  # type: ignore[method-assign]
+    columns = {"action": values, "observation.state": np.zeros((4, 4), np.float32)}
+    data.columns = lambda: columns  # type: ignore[method-assign]
     return data
 
 
@@ -241,7 +242,8 @@ def test_one_dimension_in_another_unit_is_remarked_on(
     data = EpisodeDataset(episodes)
     values = np.array([spec.low, spec.high, spec.low, spec.high], np.float32)
     values[:, 2] = [-narrow, narrow, -narrow, narrow]
-    data.columns = lambda: {"action": values}  # type: ignore[method-assign]
+    columns = {"action": values, "observation.state": np.zeros((4, 4), np.float32)}
+    data.columns = lambda: columns  # type: ignore[method-assign]
     check_policy(data, policy.robot, RobotOptions(mode=spec.mode), limit=0.5, title="probe")
     said = capfd.readouterr().err
     assert "under a twentieth of the policy's range of dz (0.001 of it)" in said

@@ -19,6 +19,7 @@ from gymnasium import spaces
 
 from armlet.benchmarks import Benchmark, Task, World
 from armlet.robot.fit import fit_picture
+from armlet.robot.naming import faults
 from armlet.robot.observation import Observation
 from armlet.robot.spec import ActionSpec
 
@@ -258,6 +259,12 @@ def _action(benchmark: Gymnasium, env: gymnasium.Env) -> ActionSpec:
                 f"{benchmark.name}: --benchmark.{option} has {len(values)} entries and its actions "
                 f"{dims} numbers; give one a number"
             )
+    wrong = faults(names)
+    if wrong:
+        raise ValueError(
+            f"{benchmark.name}: --benchmark.action-names must name each number once: "
+            f"{'; '.join(wrong)}; give each a name of its own"
+        )
     if not np.isfinite([ends["low"], ends["high"]]).all():
         raise ValueError(
             f"{benchmark.name}: its actions have no finite range ({space}); say what the robot "

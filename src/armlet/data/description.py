@@ -21,8 +21,9 @@ from typing import Any, Literal
 import numpy as np
 
 from armlet.data.episodes import ACTION, STATE, EpisodeDataset
-from armlet.robot.agree import is_named, plain
+from armlet.robot.agree import is_named
 from armlet.robot.description import Described, option
+from armlet.robot.naming import rotation_named
 
 Confidence = Literal["sure", "likely", "unclear"]
 
@@ -40,12 +41,6 @@ DELTA = re.compile(r"(?:.*[_.])?(?:delta|d(?=[xyz]|roll|pitch|yaw|r[xyz]))")  # 
 VELOCITY = re.compile(r"vel(?:ocity)?$|(?:^|[_.])vel|_dot$|^v[xyz]$")  # joint_vel, q1_dot, vx
 PLACE = re.compile(r"[._]pos(?:ition)?$|_target$")  # elbow.pos, x_target
 COUNTED = re.compile(r"(?:[a-z]+[_.]?)?\d+")  # names that only count: 3, j3, joint_3, motor.3
-# Form → the ways in which its numbers are called.
-ROTATIONS: dict[str, tuple[tuple[str, ...], ...]] = {
-    "quaternion": (("qx", "qy", "qz", "qw"), ("qw", "qx", "qy", "qz")),
-    "euler": (("roll", "pitch", "yaw"),),
-    "axis_angle": (("rx", "ry", "rz"), ("ax", "ay", "az"), ("wx", "wy", "wz")),
-}
 
 
 @dataclass(frozen=True)
@@ -168,6 +163,7 @@ def suggest(data: EpisodeDataset) -> Suggestion:
         gripper_open=opened,
         gripper_closed=closed,
         warnings=(
+            *data.name_remarks,
             *_warnings("action", action_ranges, columns[ACTION]),
             *_warnings("state", state_ranges, columns[STATE]),
             *_two_valued(names, actions, grippers),
@@ -429,19 +425,15 @@ def _two_valued(names: Sequence[str], actions: np.ndarray, grippers: Guess) -> l
 
 
 def _rotation(names: Sequence[str], actions: np.ndarray) -> Guess:
-    lower = [re.sub(r"^(?:delta_|d_|d(?=[xyzrpyw]))", "", plain(name)) for name in names]
-    ends = [re.split(r"[_.]", name)[-1] for name in lower]  # left_arm.qx → qx
-    for form, spellings in ROTATIONS.items():
-        for spelling in spellings:
-            at = [index for index, name in enumerate(ends) if name in spelling]
-            if {ends[index] for index in at} == set(spelling):
-                called = ", ".join(names[index] for index in at[: len(spelling)])
-                if form == "axis_angle":  # rx, ry, rz are what people call both
-                    return Guess(form, "likely", f"called {called}, which Euler angles are as well")
-                return Guess(form, "sure", f"called {called}")
-    six = [index for index, name in enumerate(lower) if re.search(r"rot_?6d|6d", name)]
-    if len(six) >= 6:
-        return Guess("rot6d", "sure", f"called {names[six[0]]} …")
+    named = rotation_named(names)
+    if named is not None:
+        form, by = named
+        if form == "rot6d":
+            return Guess(form, "sure", f"called {by[0]} …")
+        called = ", ".join(by)
+        if form == "axis_angle":  # rx, ry, rz are what people call both
+            return Guess(form, "likely", f"called {called}, which Euler angles are as well")
+        return Guess(form, "sure", f"called {called}")
     length = _unit_length(actions)
     if length is not None:
         shown = ", ".join(names[index] for index in range(length, length + 4))

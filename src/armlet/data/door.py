@@ -15,17 +15,20 @@ Range of frames. Robots clip what lies outside theirs, and a policy that was tau
 says them. It is remarked on as soon as one action lies outside by more than 1 % of the range, and
 is an error where most do (`Recipe.outside_range`): then the numbers are in another unit. Less is
 not refused: real recordings overshoot, and what they lose by it is in the remark.
+
+Size of a state. A robot's state has no range; what a policy knows of it are the statistics that it
+was taught with. Another unit shows in most numbers at once (see `_another_size`).
 """
 
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from math import inf
 
 import numpy as np
 
 from armlet.data.description import Suggestion, suggest
-from armlet.data.episodes import ACTION, EpisodeDataset
+from armlet.data.episodes import ACTION, STATE, EpisodeDataset
 from armlet.robot.agree import (
     Difference,
     DisagreementError,
@@ -36,10 +39,18 @@ from armlet.robot.agree import (
     shares,
 )
 from armlet.robot.description import Described, RobotOptions, UnknownRobotError, completed, option
-from armlet.robot.spec import ActionSpec, ObservationSpec, RobotSpec
+from armlet.robot.naming import against_names
+from armlet.robot.normalise import Normaliser
+from armlet.robot.spec import ActionSpec, ObservationSpec, RobotSpec, Rotation
 
 FAR = 0.5  # of the way from closed to open: a command this far beyond an end is no gripper's
 NARROW = 0.05  # of a robot's range: where all dimensions move less, the unit is another
+# In deviations of what a policy was taught: most frames of another place of the same robot lie
+# nearer, and of degrees for radians (57 times as much) or centimetres for metres most lie further.
+AWAY = 20.0
+# Of the size, and of the deviation, of what it was taught: degrees for radians are 1/57.
+TINY = 0.03
+SHOWN = 4  # dimensions that a message tells of, of however many
 
 
 def robot_of(
@@ -63,6 +74,19 @@ def robot_of(
         # Only who must ask looks at the statistics, which takes a while.
         action = completed(said, suggestions=suggest(data).asking, whose=str(data.root))
     return RobotSpec(action, _observed(data, said))
+
+
+def check_described(data: EpisodeDataset, options: RobotOptions) -> None:
+    """Raises ValueError where what is said of the robot of some episodes contradicts itself, or
+    them; what is not said yet is no contradiction."""
+    said = _said(data, options, None)
+    _check_said(data, said)
+    count = len(data.action_names)
+    whole = said.over(Described(low=(-inf,) * count, high=(inf,) * count))
+    try:
+        completed(whole, whose=str(data.root))
+    except UnknownRobotError:
+        return
 
 
 def looks_like(data: EpisodeDataset, robot: RobotSpec, *, limit: float) -> bool:
@@ -92,7 +116,32 @@ def check_taught(data: EpisodeDataset, robot: RobotSpec, *, limit: float, title:
     actions = data.columns()[ACTION]
     problems, said = _in_range(actions, robot.action, limit)
     more, others = _at_ends(actions, robot.action, limit)
-    _conclude(data, problems + more, said + others, title=title, whose="the robot")
+    lines = [*data.name_remarks, *said, *others, *_doubts(data, robot.action, limit)]
+    _conclude(data, problems + more, lines, title=title, whose="the robot")
+
+
+def _doubts(data: EpisodeDataset, spec: ActionSpec, limit: float) -> list[str]:
+    """Lines on what is said of a robot where its data speak against it. Whoever said it may know
+    better, so that it is no error."""
+    found = suggest(data)
+    lines = []
+    mode = found.mode
+    if mode.confidence == "sure" and mode.value != spec.mode:
+        lines.append(
+            f"its actions are said to be {spec.mode}, and look {mode.value} ({mode.why}); is "
+            f"{option('mode')} (or robot.toml) right?"
+        )
+    called = found.grippers
+    if called.confidence == "sure" and not set(called.value) <= set(spec.grippers):
+        left_out = [index for index in called.value if index not in spec.grippers]
+        shown = ", ".join(f"{index} ({data.action_names[index]})" for index in left_out)
+        lines.append(
+            f"{shown} is called a gripper, and not said to be one; is {option('grippers')} (or "
+            "robot.toml) right?"
+        )
+    for difference in _too_small(data.columns()[ACTION], spec, limit):
+        lines.append(f"{difference.found}, a small part of the {difference.expected}")
+    return lines
 
 
 def check_policy(
@@ -101,30 +150,41 @@ def check_policy(
     options: RobotOptions,
     *,
     native: RobotSpec | None = None,
+    state: Normaliser | None = None,
     limit: float,
     title: str,
     whose: str = "the policy",
 ) -> None:
     """The episodes on which a policy of this robot is to be watched, distilled or measured. Raises
-    DisagreementError naming all that differs; what may differ is a line on stderr. `whose`: what
+    DisagreementError naming all that differs; what may differ is a line on stderr. `state`: the
+    statistics of the state that the policy was taught with, where it has them. `whose`: what
     messages call the policy."""
     said = _said(data, options, native)
     _check_said(data, said)
     robot = _as_described(data, said, policy)
     both = (whose, "the data set")
     problems = differences(policy, robot, whose=both)
-    lines = remarks(policy, robot, whose=both)
-    state = len(data.state_names)
-    if state and policy.observation.state_dims == 0:
+    lines = [*data.name_remarks, *remarks(policy, robot, whose=both)]
+    count = len(data.state_names)
+    if count and policy.observation.state_dims == 0:
         problems.append(
             Difference(
                 "state",
-                f"the data set has {state} numbers",
+                f"the data set has {count} numbers",
                 "the policy looks at none",
                 "leave them out: --columns.state None",
             )
         )
+    if count and state is not None and len(state.offset) == count:
+        more, others = _another_size(data.columns()[STATE], data.state_names, state, limit)
+        problems += more
+        lines += others
     if robot.action.dims == policy.action.dims:
+        # What its own names contradict too, the policy was taught with all the same.
+        if said.rotation is None and robot.action.names != policy.action.names:
+            problems += _against_names(
+                policy.action.rotation, robot.action.names, "the policy's actions have"
+            )
         if said.mode is None:  # nobody said it, so the data are asked whether they look otherwise
             problems += _against_the_data(suggest(data), policy.action)
         actions = data.columns()[ACTION]
@@ -192,8 +252,21 @@ def _check_said(data: EpisodeDataset, said: Described) -> None:
     )
     whose = ("the robot as it is described", "the data set")
     problems = differences(described, itself, whose=whose)
+    if said.rotation is not None:
+        problems += _against_names(said.rotation, said.names, "it is said to be")
     if problems:
         raise DisagreementError((f"{data.root}: {whose[0]}", whose[1]), problems)
+
+
+def _against_names(rotation: Rotation, names: Sequence[str], whose: str) -> list[Difference]:
+    """Where names of actions contradict a form of rotation."""
+    found = against_names(rotation, names)
+    if not found:
+        return []
+    fix = (
+        f"correct {option('rotation')} (or robot.toml), or {option('names')} where those are wrong"
+    )
+    return [Difference("rotation", found, f"{whose} {rotation!r}", fix)]
 
 
 def _plain_spec(names: tuple[str, ...], hz: float) -> ActionSpec:
@@ -286,8 +359,8 @@ def _too_small(actions: np.ndarray, spec: ActionSpec, limit: float) -> list[Diff
         Difference(
             "range",
             f"{spec.names[index]} goes from {low[index]:g} to {high[index]:g} in the data set",
-            f"the policy has {spec.low[index]:g} to {spec.high[index]:g}, over twenty times as "
-            "much in every dimension",
+            f"range of {spec.low[index]:g} to {spec.high[index]:g} is over twenty times as much in "
+            "every dimension",
             fix,
         )
     ]
@@ -311,6 +384,51 @@ def _small_parts(actions: np.ndarray, spec: ActionSpec) -> list[str]:
         "the data set uses under a twentieth of the policy's range of "
         f"{', '.join(found)}; are these in another unit?"
     ]
+
+
+def _another_size(
+    values: np.ndarray, names: Sequence[str], taught: Normaliser, limit: float
+) -> tuple[list[Difference], list[str]]:
+    """Whether a state (N, s) is as large as what a policy was taught with: an error where most of
+    its numbers are far larger or smaller, a remark where some are.
+
+    Left out is what says nothing of a unit: numbers without statistics, those that stood still
+    while the policy was taught, and those that are 0 in all these frames. A robot that merely
+    stands elsewhere has another mean, and one that hardly moves another deviation; only another
+    unit makes both small in most numbers at once.
+    """
+    if limit >= 1 or not len(values):  # 1: whoever asks takes them whatever their size
+        return [], []
+    wide = values.astype(np.float64)
+    centre = taught.invert(np.zeros(len(names)))  # (s,)
+    spread = taught.scale.astype(np.float64)
+    judged = np.flatnonzero(taught.moved & (wide != 0).any(0))
+    away = (np.abs(taught.apply(wide)) > AWAY).mean(0) > limit  # (s,)
+    # Root mean squares: for the same motions in another unit their ratio is that of the units.
+    size = np.sqrt((wide**2).mean(0)) / np.sqrt(centre**2 + spread**2)
+    tiny = (size < TINY) & (wide.std(0) < TINY * spread)
+    odd = [int(index) for index in judged if away[index] or tiny[index]]
+    if not odd:
+        return [], []
+    told = []
+    for index in odd[:SHOWN]:
+        told.append(
+            f"{names[index]} goes from {wide[:, index].min():g} to {wide[:, index].max():g}, where "
+            f"it was taught {centre[index]:g} ± {spread[index]:g}"
+        )
+    if len(odd) > SHOWN:
+        told.append(f"and so do {len(odd) - SHOWN} more")
+    found = f"in the data set {'; '.join(told)}"
+    if 2 * len(odd) <= len(judged):
+        return [], [f"state: {found}; are these in another unit?"]
+    difference = Difference(
+        "state",
+        found,
+        "most of its numbers are expected within twenty deviations, and no thirtieth, of that",
+        "is the state in another unit (degrees, centimetres)? Convert it (to take it all the same: "
+        "--outside-range 1)",
+    )
+    return [difference], []
 
 
 def _at_ends(

@@ -29,6 +29,7 @@ from armlet.data.layout import (
     data_files,
     episode_files,
     is_depth,
+    name_remark,
     names_of,
     picture_size,
     statistics_file,
@@ -282,10 +283,12 @@ class EpisodeDataset:
             if role == STATE and size == 0:
                 continue
             self._columns_by_role[role] = name, size
+        remarks: list[tuple[str, str]] = []
         self.state_names: tuple[str, ...] = ()
         if STATE in self._columns_by_role:
             state, size = self._columns_by_role[STATE]
             self.state_names = names_of(self._features[state], size)
+            remarks.append(("state", name_remark(self._features[state], size)))
         action, dims = self._columns_by_role[ACTION]
         if dims == 0:
             raise EpisodeError(
@@ -293,6 +296,9 @@ class EpisodeDataset:
                 "the action"
             )
         self.action_names = names_of(self._features[action], dims)
+        remarks.append(("action", name_remark(self._features[action], dims)))
+        # Lines on names that could not be taken; none where all is well.
+        self.name_remarks = tuple(f"{what}: {said}" for what, said in remarks if said)
         self.extra: dict[str, int] = {}
         for name, feature in self._features.items():
             if self._is_extra(name, feature, dims):

@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from armlet.data.opening import EpisodeError, column_names, read_lines, read_table
+from armlet.robot.naming import faults
 
 IMAGE = "observation.images."
 INFO = "meta/info.json"
@@ -396,15 +397,34 @@ def names_of(feature: dict[str, Any], count: int) -> tuple[str, ...]:
     Lists may be nested in objects ({"motors": […]}), one after the other, or an object may number
     its names ({"dx": 0, …}).
     """
+    found = _own_names(feature)
+    # A name twice, or too few of them: which number they mean is not known.
+    fit = len(found) == count and not faults(found)
+    return tuple(found) if fit else tuple(map(str, range(count)))
+
+
+def name_remark(feature: dict[str, Any], count: int) -> str:
+    """Why a feature's names are not those of its `count` numbers; empty where they are, or where it
+    has none."""
+    found = _own_names(feature)
+    wrong = faults(found)
+    # One name for several numbers (`["state"]`) names the whole, as many programs write it.
+    if len(found) > 1 and len(found) != count:
+        wrong.append(f"{len(found)} names of {count} numbers")
+    if not wrong:
+        return ""
+    return (
+        f"{'; '.join(wrong)} (`names` in {INFO}): the numbers are called 0 to {count - 1} instead"
+    )
+
+
+def _own_names(feature: dict[str, Any]) -> list[str]:
     names = feature.get("names")
     if isinstance(names, dict) and names:
         numbered = all(isinstance(place, int) for place in names.values())
         if numbered:
             names = [name for name, _ in sorted(names.items(), key=lambda each: each[1])]
-    found = _flat(names)
-    # A name twice, or too few of them: which number they mean is not known.
-    fit = len(found) == count == len(set(found))
-    return tuple(found) if fit else tuple(map(str, range(count)))
+    return _flat(names)
 
 
 def _flat(names: Any) -> list[str]:

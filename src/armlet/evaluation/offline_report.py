@@ -266,26 +266,32 @@ def _head(about: str, policies: Sequence[PolicyRow]) -> list[str]:
 
 
 def main_lines(policies: tuple[PolicyRow, ...]) -> list[str]:
-    """One row a policy. `error` is without units: 1 is that of the mean action."""
+    """One row a policy. `error` is without units: 1 is that of the mean action.
+
+    What a policy runs is said twice. A student that was cut to half of its teacher's layers, and
+    runs them all, runs 100 % of its own, and half of the teacher's multiplications.
+    """
     base = policies[0].cost  # the teacher's, to which speeds are relative
     lines = [
         "| policy | trained on these episodes? | error (mean action = 1) | 95 % interval "
-        "| first step | last step | against the teacher | p50 ms | speed | layers run | parameters |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| first step | last step | against the teacher | p50 ms | speed "
+        f"| of its own layers run | backbone FLOPs ({policies[0].name} = 100 %) | parameters |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in policies:
         # A chunk may be longer than any held-out episode: nothing is known of its last steps then.
         steps: Numbers = tuple(each for each in row.expert.share_by_step if each is not None)
         steps = steps or (None,)
         theirs = None if row.teacher is None else row.teacher.share.mean
-        cost = ["–"] * 4
+        cost = ["–"] * 5
         if row.cost is not None:
             p50 = row.cost.latency_ms["p50"]
             speed = "–" if base is None else f"{base.latency_ms['p50'] / p50:.2f}×"
             cost = [
                 f"{p50:.2f}",
                 speed,
-                f"{100 * row.cost.keep_ratio:.0f} %",
+                f"{100 * row.cost.keep_ratio:.0f} % of {len(row.cost.layers)}",
+                _of_the_teachers(row.cost, base),
                 f"{row.cost.params['total'] / 1e6:.2f} M",
             ]
         cells = [
@@ -300,6 +306,14 @@ def main_lines(policies: tuple[PolicyRow, ...]) -> list[str]:
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return lines
+
+
+def _of_the_teachers(cost: Cost, base: Cost | None) -> str:
+    """What a backbone multiplies in a decision, as a share of what the teacher's does."""
+    # A teacher that is no network of ours has no operations that were counted.
+    if base is None or not base.flops["backbone"]:
+        return "–"
+    return f"{100 * cost.flops['backbone'] / base.flops['backbone']:.0f} %"
 
 
 def dimension_lines(report: OfflineReport) -> list[str]:

@@ -40,7 +40,9 @@ from armlet.policies.contract import (
     Body,
     Network,
     Student,
+    check_cameras,
     sides_of,
+    sizes_of,
     tuples,
     weights_of,
 )
@@ -351,9 +353,9 @@ def from_json(description: dict[str, Any], tokenizer: Tokenizer) -> ActionQuery:
     network = tuples(description["network"])
     kept = network.pop("kept_layers", None)
     body = Body.from_json(description, tokenizer)
-    return ActionQuery(
-        ActionQueryNetwork(**network), description["cameras"], body, kept_layers=kept
-    )
+    check_cameras(description["cameras"])
+    sizes = sizes_of(ActionQueryNetwork, network)
+    return ActionQuery(sizes, description["cameras"], body, kept_layers=kept)
 
 
 @dataclass(frozen=True)

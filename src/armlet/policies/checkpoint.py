@@ -249,12 +249,13 @@ def load_with_fingerprint(
     words = _tokenizer(tokenizer, folder / TOKENIZER)
     try:
         policy = rebuild(config["policy"], words, empty=True)
-    except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
+    except Exception as error:  # torch, and what reads a library's own sizes, raise what they like
         raise ValueError(
             f"{folder / CONFIG}: `policy` does not describe a policy ({type(error).__name__}: "
             f"{error}); it was changed by hand, or written by another version of armlet; {FIX}"
         ) from error
-    wrong = contradictions(policy.body)
+    wrong = contradictions(policy.body) + _unread(config["policy"], policy.to_json())
+    wrong += _kept_by_none(policy)
     if wrong:
         raise ValueError(
             f"{folder / CONFIG}: `policy` contradicts itself: {'; '.join(wrong)}; {FIX}"
@@ -289,6 +290,9 @@ def contradictions(body: Body) -> list[str]:
             lines.append(
                 f"{what} has statistics of {len(normaliser.offset)} numbers and {dims} names"
             )
+    scale = spec.translation_scale
+    if scale is not None and not scale > 0:
+        lines.append(f"a command of 1 moves the hand by {scale:g} m, expected more than 0")
     ends = spec.gripper_open, spec.gripper_closed
     if spec.grippers and ends[0] == ends[1]:
         lines.append(f"the gripper is {ends[0]:g} both open and closed")
@@ -301,6 +305,34 @@ def contradictions(body: Body) -> list[str]:
                 f"{min(ends):g} to {max(ends):g}"
             )
     return lines
+
+
+def _kept_by_none(policy: Backbone) -> list[str]:
+    """A line where the layers that a policy kept of another are not as many as it has."""
+    kept = policy.kept_layers
+    if kept is None:
+        return []
+    numbers = isinstance(kept, tuple) and all(type(each) is int and each >= 0 for each in kept)
+    if numbers and sorted(set(kept)) == list(kept) and len(kept) == len(policy.layers):
+        return []
+    return [
+        f"kept_layers is {kept!r:.60}, expected the numbers of its {len(policy.layers)} layers in "
+        "the network that it was cut from, in order"
+    ]
+
+
+def _unread(said: dict[str, Any], read: dict[str, Any], where: str = "") -> list[str]:
+    """A line for each entry of a description that the policy made from it does not have: nobody
+    read it, and whoever wrote it meant something."""
+    found = []
+    for name, value in said.items():
+        if name in ("fit", "state_names"):  # `Body` writes them only where they say something
+            continue
+        if name not in read:
+            found.append(f"{where}{name} is no entry of a policy of type {read.get('type')!r}")
+        elif name == "inner":  # a policy within a policy
+            found += _unread(value, read[name], f"{where}inner.")
+    return found
 
 
 def _tensors_and_digest(

@@ -38,7 +38,15 @@ from armlet.layers.heads import HEADS, BinHead
 from armlet.layers.named import Named, state_layer
 from armlet.layers.pretrained import fetch, fetch_tokenizer, pixels, stretch
 from armlet.layers.vision import ConvEncoder, Pointers, ordered_mean
-from armlet.policies.contract import Body, Network, Pass, tuples, weights_of
+from armlet.policies.contract import (
+    Body,
+    Network,
+    Pass,
+    check_cameras,
+    sizes_of,
+    tuples,
+    weights_of,
+)
 from armlet.policies.tokens import TokenPolicy, TokenState
 from armlet.types import Batch, Trace
 
@@ -511,7 +519,9 @@ def from_json(description: dict[str, Any], tokenizer: Tokenizer) -> ClipLora:
     network = tuples(description["network"])
     kept = network.pop("kept_layers", None)
     body = Body.from_json(description, tokenizer)
-    return ClipLora(ClipLoraNetwork(**network), description["cameras"], body, kept_layers=kept)
+    check_cameras(description["cameras"])
+    sizes = sizes_of(ClipLoraNetwork, network)
+    return ClipLora(sizes, description["cameras"], body, kept_layers=kept)
 
 
 def _take_clip(policy: ClipLora, clip: "CLIPModel") -> None:

@@ -37,8 +37,13 @@ from armlet.robot.observation import Observation
 from armlet.robot.spec import ActionSpec, CameraSpec, ObservationSpec, RobotSpec
 from armlet.types import Batch, Trace
 
-# Sizes of a network, where it has them.
-SIZES = ("width", "depth", "heads", "chunk", "execute", "text_tokens", "patch", "image")
+# Sizes of a network, where it has them; the oldest are in every description that was ever written.
+OLDEST = ("width", "depth", "heads", "chunk", "execute", "text_tokens", "patch", "image")
+SIZES = (
+    *OLDEST, "channels", "vision_channels", "vision_layers", "expert_width", "text_width",
+    "text_heads", "embed", "goal", "prototypes", "embedding", "phases",
+)  # fmt: skip
+LARGEST = 65536  # of any of these: more is a slip, and would ask for more memory than there is
 Join = Callable[[Tensor, Tensor], Tensor]  # (b, …) twice, a layer's input and its output → one
 
 
@@ -110,6 +115,7 @@ def _rows(state: State) -> int:
 
 
 S = TypeVar("S", bound=State)
+N = TypeVar("N", bound="Network")
 
 
 @dataclass(frozen=True)
@@ -192,13 +198,18 @@ class Body:
 
     @classmethod
     def from_json(cls, description: dict[str, Any], tokenizer: Tokenizer) -> Self:
-        """What `to_json` described; other entries of the description are another's."""
+        """What `to_json` described; other entries of the description are another's. Raises
+        ValueError naming what is of another type, KeyError or TypeError for what is missing or
+        unknown."""
+        names = description.get("state_names", [])
+        if not isinstance(names, list) or not all(isinstance(each, str) for each in names):
+            raise ValueError(f"state_names is {names!r:.60}, expected a list of names")
         return cls(
             action_spec=ActionSpec.from_json(description["action_spec"]),
             state=Normaliser.from_json(description["state"]),
             actions=Normaliser.from_json(description["actions"]),
             tokenizer=tokenizer,
-            state_names=tuple(description.get("state_names", ())),
+            state_names=tuple(names),
             fit=known_fit(description.get("fit", "exact")),
         )
 
@@ -427,14 +438,13 @@ class Network(ABC):
     """A frozen dataclass of sizes that makes a policy from nothing; what depends on robot and data
     it is told.
 
-    Where it has them, `width`, `depth`, `heads`, `chunk`, `execute`, `text_tokens`, `patch` and
-    `image` are at least 1, `heads` divides `width`, and no more of a chunk is carried out than it
-    has.
+    Where it has them, the numbers in `SIZES` are at least 1 and at most `LARGEST`, `heads` divides
+    `width`, and no more of a chunk is carried out than it has.
     """
 
     def __post_init__(self) -> None:
         there = [name for name in SIZES if hasattr(self, name)]
-        limits.positive(self, *there)
+        limits.check(self, **dict.fromkeys(there, (1, LARGEST)))
         if "execute" in there and "chunk" in there:
             limits.check(self, execute=(1, getattr(self, "chunk")))  # noqa: B009 - not every network has one
         width = getattr(self, "width", 0)
@@ -510,6 +520,28 @@ def tuples(fields: dict[str, Any]) -> dict[str, Any]:
     for name, value in fields.items():
         found[name] = tuple(value) if isinstance(value, list) else value
     return found
+
+
+def sizes_of(kind: type[N], fields: dict[str, Any]) -> N:
+    """A network of this kind from its sizes in JSON. Raises ValueError naming one of another type
+    or missing, TypeError for one that it does not have."""
+    # Defaults change from version to version, and every version has written these: without one it
+    # would be another network, or the same that is carried out otherwise. What a later version
+    # added may be missing.
+    there = kind.__dataclass_fields__
+    missing = [name for name in (*OLDEST, "head") if name in there and name not in fields]
+    if missing:
+        raise ValueError(f"{kind.__name__} lacks {', '.join(missing)}")
+    made = kind(**tuples(fields))
+    limits.typed(made)
+    return made
+
+
+def check_cameras(cameras: Any) -> None:
+    """Raises ValueError where these, from JSON, are not name → side in pixels."""
+    good = isinstance(cameras, dict) and all(type(side) is int for side in cameras.values())
+    if not good or not all(side > 0 for side in cameras.values()):
+        raise ValueError(f"cameras is {cameras!r:.60}, expected name → side in pixels")
 
 
 def rebuild(description: dict[str, Any], tokenizer: Tokenizer, *, empty: bool = False) -> Backbone:

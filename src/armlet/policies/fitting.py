@@ -8,20 +8,24 @@ them out blindly is as far away either way.
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from math import inf
 from typing import Any, ClassVar
 
 import numpy as np
 
 from armlet import limits
 from armlet.data.codec import Codebook
-from armlet.limits import ABOVE_0, MOST
+from armlet.limits import ABOVE_0
 from armlet.policies.action_query import ActionQueryNetwork, ReuseDecoder
 from armlet.policies.contract import Backbone, Body, Network, Student, sides_of
 from armlet.policies.two_tower import TwoTower, TwoTowerNetwork, TwoTowerStudent
 from armlet.types import Batch
 
 PATCHES = (16, 12, 8)  # pixels, those that our eyes can have, from few tokens to many
+# Of a chunk. A robot that does not look for a minute is blind, whatever its rate; and a network
+# that decides a thousand actions at a time learns the mean of all that may happen meanwhile.
+LONGEST_SECONDS = 60.0
+LONGEST_CHUNK = 1000  # actions
+MOST_PRIMITIVES = 4096  # to choose among: each must stand for many actions of the data
 
 
 def patch_for(sizes: Iterable[int]) -> int:
@@ -51,13 +55,19 @@ class FitsRobot(Network):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        limits.check(self, chunk_seconds=(ABOVE_0, MOST))
+        limits.check(self, chunk_seconds=(ABOVE_0, LONGEST_SECONDS))
         limits.check(self, execute_seconds=(ABOVE_0, self.chunk_seconds))
 
     def build(self, body: Body, cameras: dict[str, int]) -> Backbone:
         hz = body.action_spec.control_hz
         # At least one action, and one carried out, however slow the robot.
         chunk = max(1, round(self.chunk_seconds * hz))
+        if chunk > LONGEST_CHUNK:
+            raise ValueError(
+                f"{type(self).__name__}.chunk_seconds is {self.chunk_seconds:g}: a chunk of {chunk} "
+                f"actions at {hz:g} Hz, expected at most {LONGEST_CHUNK}; give "
+                f"`--network.chunk-seconds` of at most {LONGEST_CHUNK / hz:g}, or correct the rate"
+            )
         execute = min(chunk, max(1, round(self.execute_seconds * hz)))
         return fitted(self.network, cameras, chunk=chunk, execute=execute).build(body, cameras)
 
@@ -90,7 +100,7 @@ class Choosing(FitsRobot):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        limits.check(self, primitives=(2, inf))
+        limits.check(self, primitives=(2, MOST_PRIMITIVES))
 
     def suited(self, body: Body, actions: np.ndarray) -> Network:
         # Primitives depend on actions, the chunk on the robot alone: that is left to FitsRobot.

@@ -17,6 +17,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from armlet import limits
 from armlet.layers.router import (
     GateMode,
     Gates,
@@ -28,6 +29,7 @@ from armlet.layers.router import (
     hard_gates,
     mixer,
 )
+from armlet.limits import ABOVE_0
 from armlet.policies.contract import Backbone, Pass, State, Student, left_to, rebuild, tuples
 from armlet.robot.observation import Observation
 from armlet.types import Batch
@@ -61,6 +63,8 @@ class Routing(Student):
     """random is a baseline: a share `initial_keep` of the layers, chosen at random."""
 
     def __post_init__(self) -> None:
+        limits.positive(self, "hidden")
+        limits.check(self, initial_keep=(ABOVE_0, 1), budget=(ABOVE_0, 1))
         if self.dial and self.budget is None:
             raise ValueError(
                 "a router with a dial needs a `budget`, what it is told where nobody says otherwise"
@@ -279,8 +283,11 @@ def from_json(description: dict[str, Any], tokenizer: Tokenizer) -> Routed:
         calibration=tuple(map(tuple, routing.pop("calibration", ()))),
         only=only or None,
     )
+    limits.typed(measured)
+    asked = Routing(**routing)
+    limits.typed(asked)
     inner = rebuild(description["inner"], tokenizer)
-    return Routed(inner, Routing(**routing), measured)  # type: ignore[abstract]  # as above
+    return Routed(inner, asked, measured)  # type: ignore[abstract]  # as above
 
 
 def _mixed(mix: Mixer, hard: Tensor, soft: Tensor, before: Tensor, after: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from armlet import limits
 from armlet.policies.contract import Backbone, Network, Student, rebuild, sides_of
 from armlet.types import Batch
 
@@ -19,6 +20,9 @@ class FirstK(Student):
 
     layers: int
     """How many are kept."""
+
+    def __post_init__(self) -> None:
+        limits.positive(self, "layers")
 
     def build(self, teacher: Backbone, sample: Batch | None = None) -> Backbone:
         return teacher.keep_layers(tuple(range(self.layers)))
@@ -43,10 +47,19 @@ class LayerDrop(Student):
     layers: int
     """How many are kept."""
 
+    def __post_init__(self) -> None:
+        limits.positive(self, "layers")
+
     def build(self, teacher: Backbone, sample: Batch | None = None) -> Backbone:
         if sample is None:
             raise ValueError(
                 "LayerDrop looks at the data to choose layers; pass build() a sample batch"
+            )
+        depth = len(teacher.layers)
+        if self.layers > depth:
+            raise ValueError(
+                f"{self.layers} layers are to be kept, and the teacher has {depth}; give a smaller "
+                "`--student.layers`"
             )
         strongest = influence(teacher, sample).topk(self.layers).indices
         return teacher.keep_layers(tuple(sorted(strongest.tolist())))  # topk: strongest first

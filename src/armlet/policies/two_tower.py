@@ -29,6 +29,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from armlet import limits
 from armlet.data.text import load_tokenizer, marks
 from armlet.layers.fusion import AttentionPool, FiLM, FusionLayer, Goal, GoalCode, Question
 from armlet.layers.heads import HEADS, Kind
@@ -40,7 +41,10 @@ from armlet.policies.contract import (
     Network,
     Pass,
     Student,
+    check_cameras,
     sides_of,
+    sizes_of,
+    tuples,
     weights_of,
 )
 from armlet.policies.tokens import TokenPolicy, TokenState
@@ -432,15 +436,13 @@ class TwoTower(TokenPolicy):
 def from_json(description: dict[str, Any], tokenizer: Tokenizer) -> TwoTower:
     """The network that `to_json` described, with fresh weights."""
     config = dict(description["config"])
-    network = dict(config["network"])
-    network["mean"] = tuple(network["mean"])  # JSON has lists
-    network["std"] = tuple(network["std"])
-    config["network"] = TwoTowerNetwork(**network)
-    kept = config.pop("kept_layers")
+    config["network"] = sizes_of(TwoTowerNetwork, config["network"])
+    kept = tuples({"kept": config.pop("kept_layers")})["kept"]
     body = Body.from_json(description, tokenizer)
-    return TwoTower(
-        TwoTowerConfig(**config), body, kept_layers=None if kept is None else tuple(kept)
-    )
+    check_cameras(config["cameras"])
+    made = TwoTowerConfig(**config)
+    limits.typed(made)
+    return TwoTower(made, body, kept_layers=kept)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from armlet.layers.heads import HEADS, Kind
 from armlet.layers.named import Named, state_layer
 from armlet.layers.vision import ConvEncoder, ordered_mean
-from armlet.policies.contract import Body, Network, tuples, weights_of
+from armlet.policies.contract import Body, Network, check_cameras, sizes_of, tuples, weights_of
 from armlet.policies.tokens import TokenPolicy, TokenState
 from armlet.robot.normalise import normalised
 from armlet.types import Batch
@@ -199,7 +199,8 @@ def from_json(description: dict[str, Any], tokenizer: Tokenizer) -> VLA:
                 f"network.{name} is {description['network'][name]}, and its statistics or words "
                 f"have {found}"
             )
-    return VLA(VLANetwork(**network), cameras, body, kept_layers=kept)
+    check_cameras(cameras)
+    return VLA(sizes_of(VLANetwork, network), cameras, body, kept_layers=kept)
 
 
 def _unpadded(batch: Batch) -> bool:

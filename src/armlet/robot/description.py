@@ -10,11 +10,12 @@ policy; what recordings suggest is found by `armlet.data.description`.
 import json
 import math
 import tomllib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Self, get_args
 
+from armlet.robot import naming
 from armlet.robot.spec import ActionSpec, Mode, Rotation
 
 FILE = "robot.toml"
@@ -114,11 +115,58 @@ class RobotOptions(Described):
 
     def with_file(self, beside: Path) -> Described:
         """The options over their file, or over the one that lies `beside`, a folder."""
+        _check(self, option)
         if self.file is not None:
-            return self.over(Described.read(self.file))
+            return self._over_file(Described.read(self.file))
         # One that is named must be there; the one beside the data need not.
         found = beside / FILE
-        return self.over(Described.read(found) if found.is_file() else Described())
+        return self._over_file(Described.read(found) if found.is_file() else Described())
+
+    def _over_file(self, file: Described) -> Described:
+        merged = self.over(file)
+        # Options that take away the file's gripper take its ends away with it; ends that are
+        # options themselves would have no effect beside the file's `grippers = []`.
+        if self.grippers == ():
+            return replace(merged, gripper_open=None, gripper_closed=None)
+        _check_ends(replace(self, grippers=merged.grippers), option)
+        return merged
+
+
+def _check(said: Described, called: Callable[[str], str]) -> None:
+    """Raises ValueError where what one source says of a robot contradicts itself, whatever anybody
+    else says. `called`: how the source calls a field."""
+    for name in ("names", "state_names"):
+        wrong = naming.faults(getattr(said, name) or ())
+        if wrong:
+            raise ValueError(
+                f"{called(name)} must name each number once: {'; '.join(wrong)}; give each a name "
+                "of its own, or leave it out: then the data set's names count"
+            )
+    for name in ("low", "high"):
+        values = getattr(said, name) or ()
+        if not all(map(math.isfinite, values)):
+            raise ValueError(
+                f"{called(name)} is {' '.join(f'{each:g}' for each in values)}, expected finite "
+                "numbers; leave it out where nobody knows the range: then the data's counts"
+            )
+    for name in (*ENDS, "translation_scale", "control_hz"):
+        value = getattr(said, name)
+        if value is not None and not math.isfinite(value):
+            raise ValueError(f"{called(name)} is {value:g}, expected a finite number")
+    for index, each in enumerate(said.grippers or ()):
+        if each in (said.grippers or ())[:index]:
+            raise ValueError(f"{called('grippers')} names {each!r} twice; name each dimension once")
+    _check_ends(said, called)
+
+
+def _check_ends(said: Described, called: Callable[[str], str]) -> None:
+    """Raises ValueError where there is no gripper, and ends of one are given."""
+    ends = [name for name in ENDS if getattr(said, name) is not None]
+    if said.grippers == () and ends:
+        raise ValueError(
+            f"{' and '.join(map(called, ends))} say how a gripper moves, and `grippers` that there "
+            "is none; leave them out, or name the gripper's dimension"
+        )
 
 
 def from_table(said: dict[str, Any], path: Path) -> Described:
@@ -130,7 +178,9 @@ def from_table(said: dict[str, Any], path: Path) -> Described:
         raise ValueError(
             f"{path}: {', '.join(unknown)} says nothing of a robot; it may hold {', '.join(known)}"
         )
-    return Described(**{name: _read(name, value, path) for name, value in said.items()})
+    found = Described(**{name: _read(name, value, path) for name, value in said.items()})
+    _check(found, lambda name: f"{path}: {name}")
+    return found
 
 
 class UnknownRobotError(ValueError):
@@ -245,7 +295,8 @@ def indices(said: Sequence[int | str], names: Sequence[str]) -> tuple[int, ...]:
         if isinstance(number, str) or not -len(names) <= number < len(names):
             raise ValueError(
                 f"{option('grippers')}: there is no dimension {each!r}; an action has "
-                f"{', '.join(names)} (0 to {len(names) - 1})"
+                f"{', '.join(names)} (0 to {len(names) - 1}); a robot without a gripper has "
+                f"`{option('grippers')}` and nothing behind it, or `grippers = []`"
             )
         found.append(number % len(names))  # -1 is the last
     return tuple(sorted(set(found)))

@@ -154,6 +154,17 @@ class Normaliser:
             scale[index] = 1.0 if kept else width / 2
         return cls(offset, scale)
 
+    @property
+    def moved(self) -> np.ndarray:
+        """(x,) bool: whether `scale` is how far a dimension moved in the data. Where it had no
+        statistics (identity) or stood still, the scale was chosen otherwise: see `steady`."""
+        place = np.abs(self.offset)
+        plain = (self.offset == 0) & (self.scale == 1)
+        still = self.scale == np.maximum(place, 1)
+        # `_own` multiplies in double precision, and it is kept in single: hence the slack.
+        nearly = self.scale <= NEARLY * place * (1 + 1e-6)
+        return ~(plain | still | nearly)
+
     def apply(self, values: np.ndarray) -> np.ndarray:
         return (values - self.offset) / self.scale + self.shift  # (…, x)
 
@@ -171,8 +182,24 @@ class Normaliser:
 
     @classmethod
     def from_json(cls, value: dict[str, list[float]]) -> Self:
-        arrays = {name: np.array(numbers, np.float32) for name, numbers in value.items()}
-        return cls(**arrays)
+        """The inverse of `to_json`. Raises ValueError naming what is no list of finite numbers, one
+        a dimension, or would divide by nothing."""
+        arrays = {}
+        for name, numbers in value.items():
+            found = np.array(numbers, np.float32)
+            size = np.shape(value["offset"])
+            if found.ndim != 1 or found.shape != size or not np.isfinite(found).all():
+                raise ValueError(
+                    f"statistics: {name} is {numbers!r:.60}, expected a list of finite numbers, as "
+                    "many as `offset` has"
+                )
+            arrays[name] = found
+        made = cls(**arrays)
+        if not (made.scale > 0).all():
+            raise ValueError(
+                f"statistics: scale is {value['scale']!r:.60}, expected numbers above 0"
+            )
+        return made
 
 
 def is_plain(spec: ActionSpec) -> bool:

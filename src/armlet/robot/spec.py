@@ -11,6 +11,7 @@ from typing import Any, Literal, Self, get_args
 
 import numpy as np
 
+from armlet import limits
 from armlet.robot.fit import Fit, View, known_fit
 
 SLACK = 1e-6  # of a range: what single precision may add to its end
@@ -99,7 +100,8 @@ class ActionSpec:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Self:
-        """The inverse of `to_json`, from JSON, which has no tuples."""
+        """The inverse of `to_json`, from JSON, which has no tuples. Raises ValueError naming a field
+        of another type, KeyError or TypeError where one is missing or unknown."""
         value = dict(value)
         found = value.pop("gripper")
         # One number, several, or None: see `to_json`.
@@ -109,7 +111,9 @@ class ActionSpec:
         fields: dict[str, Any] = {}
         for name, item in value.items():
             fields[name] = tuple(item) if isinstance(item, list) else item
-        return cls(**fields)
+        spec = cls(**fields)
+        limits.typed(spec)
+        return spec
 
 
 @dataclass(frozen=True)
