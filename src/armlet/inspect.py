@@ -3,6 +3,8 @@
     armlet inspect DIR|hf:user/set     episodes: rate, cameras, ranges, guesses, warnings; writes
                                        robot.toml and a contact sheet of pictures beside them
     armlet inspect FOLDER              a policy: the robot it was made for, and its size
+    armlet inspect CHECKPOINT          one of another project: what it is, by its headers alone, and
+                                       where a decision's time goes; writes policy.toml beside it
 
 A guess is never written down as a fact: what is not certain stands in `robot.toml` behind `#?`, to
 be looked at by somebody who knows the robot. A file that was changed by hand, or that came with the
@@ -46,12 +48,20 @@ def main(
     out: Path | None = None,
     columns: Columns = AS_LEROBOT,
     pictures: bool = True,
+    episodes: Path | None = None,
 ) -> str:
     """Say what a data set or a policy is. `place`: its folder, or a data set's name on the hub,
-    hf:user/name. `out`: the folder for robot.toml and the contact sheet, the data set's own if not
-    given. `columns`: which columns hold state and action. `pictures`: look at the cameras too,
-    which takes decoding a few frames."""
+    hf:user/name. `out`: the folder for robot.toml and the contact sheet, or for policy.toml; the
+    data set's or checkpoint's own if not given. `columns`: which columns hold state and action.
+    `pictures`: look at the cameras too, which takes decoding a few frames. `episodes`: a data set
+    to compare a checkpoint of another project with."""
     folder = Path(place)
+    if _is_checkpoint(folder):
+        return checkpoint_page(folder, out, EpisodeDataset(episodes, columns) if episodes else None)
+    if episodes is not None:
+        raise ValueError(
+            f"--episodes would have no effect: {place} is no checkpoint of another project"
+        )
     if (folder / "config.json").is_file() and not (folder / INFO).is_file():
         return policy_page(folder)
     data = EpisodeDataset(place, columns)
@@ -270,6 +280,46 @@ def _digest(text: str) -> str:
 
 
 # What a policy is
+
+
+def _is_checkpoint(folder: Path) -> bool:
+    """Whether this is a policy that another project saved. Data sets need not wait for torch."""
+    if (folder / INFO).is_file() or not (folder.is_dir() or folder.suffix == ".toml"):
+        return False
+    from armlet.policies.pretrained import kinds
+
+    return kinds.is_pretrained(folder)
+
+
+def checkpoint_page(place: Path, out: Path | None, data: EpisodeDataset | None) -> str:
+    """What a checkpoint of another project is, and what of some episodes does not go with it;
+    writes a policy.toml beside it, or into `out`."""
+    from armlet.policies.pretrained import kinds, page
+    from armlet.policies.pretrained.said import FILE as SAID
+
+    said, kind = kinds.find(place)
+    card = kind.describe(said)
+    lines = [page.page(card, page.Machine.measured())]
+    if data is not None:
+        columns = data.columns()
+        wrong = page.against(card, columns["action"], columns["observation.state"])
+        missing = sorted({said.camera(name) for name in card.cameras} - set(data.cameras))
+        if missing:
+            there = ", ".join(data.cameras) or "none"
+            wrong.append(
+                f"cameras: the checkpoint looks through {', '.join(missing)}, and the episodes have "
+                f"{there}; say in [cameras] of {SAID} which is which"
+            )
+        lines += _listed(f"beside {data.root}", wrong or ["nothing speaks against it"])
+    if place.suffix == ".toml":
+        return "\n".join(lines)  # it is said already
+    checkpoint = "." if out is None else str(said.checkpoint.absolute())
+    where = said.checkpoint if out is None else out
+    text = page.toml(card, said, checkpoint=checkpoint)
+    lines += ["", _write_description(where / SAID, text)]
+    teacher = place if out is None else where / SAID
+    lines.append(f"next: armlet probe actdistill --episodes DIR --teacher {teacher}")
+    return "\n".join(lines)
 
 
 def policy_page(folder: Path) -> str:

@@ -20,11 +20,19 @@ class Choice:
 
 
 @dataclass(frozen=True)
+class Work:
+    """What a part of a network does for one decision: how many `tokens` (pictures' patches, words,
+    actions) go through its parameters at a time, and how often it `runs`."""
+
+    tokens: int
+    runs: int = 1
+
+
+@dataclass(frozen=True)
 class Card:
     """A checkpoint. `sizes` in words, in the order in which they should be read; `parts`:
-    parameters by part of the network; `layers`: how many can be watched, routed and cut, and
-    `layer` the parameters of one; `runs`: how often a decision runs its layers (denoising steps,
-    tokens written). `state` and `action`: how numbers are normalised. `remarks`: what should be
+    parameters by part of the network; `layers`: how many can be watched, routed and cut; `work`: what parts do for one decision, by the names of `parts`; one that is not
+    there does next to nothing (a table of words). `state` and `action`: how numbers are normalised. `remarks`: what should be
     looked at."""
 
     kind: str
@@ -47,6 +55,7 @@ class Card:
     choices: tuple[Choice, ...] = ()
     remarks: tuple[str, ...] = ()
     words: str = ""  # how an instruction is read, in words
+    work: Mapping[str, Work] = field(default_factory=dict)
     unused: tuple[str, ...] = field(default=())  # tensors that the network has no use for
 
     @property

@@ -83,7 +83,7 @@ def find(place: Path) -> tuple[Said, Kind]:
             f"{there or 'none that is known here'}; correct `kind` in {said.source}, or copy the "
             "checkpoint's files again"
         )
-    return said, kind
+    return replace(said, kind=name), kind
 
 
 def load(place: Path, known: Callable[[], RobotSpec] | None = None) -> Backbone:
