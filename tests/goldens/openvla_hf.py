@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from golden import Line
+
 from goldens.openvla_cases import Variant, lines
 
 

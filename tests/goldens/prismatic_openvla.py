@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from golden import Line
-from goldens.openvla_cases import Variant, lines
 
 from armlet.policies.pretrained.openvla_folders import checkpoints_of
+from goldens.openvla_cases import Variant, lines
 
 
 def compare(folder: Path) -> Iterator[Line]:
