@@ -1,6 +1,7 @@
 """CogACT's action model against what the original's own code answered with the same weights, each of
 its traps by the size of its error, and the formulas of diffusion by other ways to the same numbers."""
 
+import itertools
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -175,7 +176,7 @@ def test_steps_that_are_visited() -> None:
     for count in range(1, 101):
         found = spaced(count)
         assert len(found) == count and sorted(set(found)) == list(found) and found[-1] < 100
-        strides = {later - earlier for earlier, later in zip(found, found[1:], strict=False)}
+        strides = {later - earlier for earlier, later in itertools.pairwise(found)}
         assert max(strides, default=0) - min(strides, default=0) <= 1
     assert visited("ddpm", None) == tuple(range(100)) and len(visited("ddim", None)) == 10
     for count in (0, 101):
