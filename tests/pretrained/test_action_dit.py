@@ -271,7 +271,7 @@ def published_loss(head: DiffusionHead, told: Tensor, actions: Tensor) -> Tensor
 @pytest.mark.parametrize("training", [True, False])
 def test_loss_is_the_published_one(golden: dict[str, np.ndarray], training: bool) -> None:
     head = golden_head(repeated=3, dropout=0.4).train(training)
-    told = torch.stack([said(golden, "cognition", 0), said(golden, "cognition", 1)])
+    told = 5 * torch.randn(2, 64)  # far apart: who is told what must matter
     actions = torch.stack([said(golden, "raw_sample", 0), said(golden, "raw_sample", 1)])
     torch.manual_seed(5)
     expected = published_loss(head, told, actions)
