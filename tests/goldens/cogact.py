@@ -55,7 +55,7 @@ class Policies:
     def said(self, **options: Any) -> Said:
         run = self.folder / "run"
         tokenizer = str(self.folder / "llama_hub")
-        robot = Described(control_hz=5.0)
+        robot = Described(mode="delta", rotation="euler", control_hz=5.0)
         return Said(run, run, tokenizer=tokenizer, options=options, robot=robot)
 
     def of(self, **options: Any) -> CogACT:

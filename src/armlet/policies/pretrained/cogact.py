@@ -1,10 +1,10 @@
-"""CogACT's run folders: `config.json`, `dataset_statistics.json`, `checkpoints/….pt`, in which
-`["model"]` holds a module each of towers, projector, language model and action model.
+"""CogACT's run folders: as those of OpenVLA's trainer (`prismatic_openvla`), with an action model, or
+two, among the modules in `["model"]`.
 
 Neither words nor sizes of the language model are in the folder; both come from Llama-2's own, which
-`tokenizer` of `policy.toml` names: `tokenizer.json` and, where it is there, `config.json`. The config
-of a run is read, and the checkpoint's shapes are asked whether it is true (the original's loader
-ignores it, and whoever calls it must pass `action_model_type` and `use_ema` again).
+`tokenizer` of `policy.toml` names. The config of a run is read, and the checkpoint's shapes are asked
+whether it is true (the original's loader ignores it: whoever calls it must pass `action_model_type`
+and `use_ema` again, and a wrong `use_ema` is silent).
 """
 
 import sys
@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from torch import Tensor
 
 from armlet.data.files import read_json
@@ -20,53 +19,66 @@ from armlet.policies.contract import Backbone, Body, rebuild
 from armlet.policies.pretrained.action_dit import Sampler, visited
 from armlet.policies.pretrained.card import Card, Choice, dtypes_of, parts_of
 from armlet.policies.pretrained.cogact_network import GRIPPER
-from armlet.policies.pretrained.dino_siglip import Sizes
-from armlet.policies.pretrained.files import COPY, Names, Tensors, fill, open_pickled
+from armlet.policies.pretrained.files import COPY, Names, Tensors, fill
+from armlet.policies.pretrained.openvla_body import (
+    CAMERA,
+    check_execute,
+    no_state,
+    robots_camera,
+)
 from armlet.policies.pretrained.openvla_files import (
-    RUN_FOLDER,
-    STATISTICS,
-    LlamaFacts,
-    Statistics,
+    VISION_HEADS,
     action_normaliser,
     depth_of,
-    read_statistics,
 )
-from armlet.policies.pretrained.openvla_prompt import FILE, LONGEST, read_tokenizer, words_of
+from armlet.policies.pretrained.openvla_folders import (
+    CHECKPOINTS,
+    CONFIG,
+    RunFolder,
+    checkpoints_of,
+    language_model_said,
+)
+from armlet.policies.pretrained.openvla_hf import check_option
+from armlet.policies.pretrained.openvla_prompt import (
+    LONGEST,
+    PROMPT,
+    read_tokenizer,
+    tokenizer_file,
+    words_of,
+)
 from armlet.policies.pretrained.said import Said
 from armlet.robot.description import Described
-from armlet.robot.normalise import Normaliser
 from armlet.robot.spec import RobotSpec
 
-CONFIG = "config.json"
-CHECKPOINTS = "checkpoints"
-CAMERA = "image"  # what the policy's only camera is called, where `[cameras]` says nothing else
-BASE = "prism-dinosiglip-224px"  # how names of vision-language models begin that are read here
-EPS = 1e-5  # of RMSNorm in Llama-2 (transformers' folders of OpenVLA have 1e-6)
-HEAD_SIZE = 128  # of Llama-2
-PADDED = 64  # to a multiple of which the word table was padded, one more word among it
-# What a module in the file must be, and where its numbers go.
+KIND = "cogact"
 MODULES = ("vision_backbone", "projector", "llm_backbone", "action_model")
 EMA = "ema_diffusion"
 # Name → (depth, width, heads) of an action model.
 SIZES = {"DiT-S": (6, 384, 4), "DiT-B": (12, 768, 12), "DiT-L": (24, 1024, 16)}
-NAMES = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
-# As the data sets of Open X-Embodiment were brought to one form: a change of place and of Euler
-# angles, and a gripper.
-MEANT = Described(
-    mode="delta", rotation="euler", grippers=(GRIPPER,), gripper_open=1.0, gripper_closed=0.0
+DIMS = 7  # of an action: the gripper's place among them stands in the original's code
+REPEATED = 8  # as its trainer, where a config does not say
+# What the network itself decides; the rest of an action's meaning is its data set's.
+MEANT = Described(grippers=(GRIPPER,), gripper_open=1.0, gripper_closed=0.0)
+EMA_SAID = (
+    "the file has averaged weights of the action model beside the plain ones, and nothing in it says "
+    "which are meant; the plain ones are taken where nobody says, as by the original, and the two "
+    "answer differently"
 )
 
 
 @dataclass(frozen=True)
 class Options:
-    """`unnorm_key`: the data set by whose statistics actions become the robot's numbers; `weights`:
-    which file of `checkpoints`; `use_ema`: the averaged action model, where the file has one (None:
-    not, and it is said); `action_model_type`: DiT-S, DiT-B or DiT-L, where neither shapes nor config
-    say it; `llm_heads`: of the language model, where no config does.
+    """`unnorm_key`: the data set by whose statistics actions become the robot's numbers; needed
+    where there are several. `weights`: the name of a checkpoint; needed where there are several.
+    `use_ema`: the averaged action model (None: the plain one, and it is said where there are two).
+    `action_model_type`: DiT-S, DiT-B or DiT-L, where neither shapes nor config say it. `llm_heads`,
+    `llm_kv_heads` and `rms_norm_eps`: of the language model, where it is not Llama-2's.
+    `vision_heads`: of both image towers.
 
-    `sampler` ddim or ddpm, `steps` of ddim, `guidance` (at 1 or below none): as its evaluation.
-    `seed`: of the noise that sampling starts from. `repeated` and `dropout`: of the loss, how many
-    steps of the diffusion are drawn a sample, and the share that is told nothing.
+    `sampler` ddim or ddpm, `steps` of ddim (None: 10), `guidance` (at 1 or below none): as its
+    published evaluation. `seed`: of the noise from which sampling starts. `repeated` and `dropout`:
+    of the loss, how many steps of the diffusion are drawn a sample (None: as the run's config), and
+    the share of these that are told nothing.
     """
 
     unnorm_key: str | None = None
@@ -74,6 +86,9 @@ class Options:
     use_ema: bool | None = None
     action_model_type: str | None = None
     llm_heads: int | None = None
+    llm_kv_heads: int | None = None
+    rms_norm_eps: float | None = None
+    vision_heads: int = VISION_HEADS
     sampler: Sampler = "ddim"
     steps: int | None = None
     guidance: float = 1.5
@@ -82,11 +97,20 @@ class Options:
     dropout: float = 0.1
 
     def __post_init__(self) -> None:
+        for name in ("unnorm_key", "weights"):
+            check_option(name, getattr(self, name), str)
+        for name in ("llm_heads", "llm_kv_heads", "vision_heads", "steps", "repeated"):
+            check_option(name, getattr(self, name), int)
+        check_option("rms_norm_eps", self.rms_norm_eps, float)
         visited(self.sampler, self.steps)
-        if self.repeated is not None and self.repeated < 1:
-            raise ValueError(f"repeated is {self.repeated}, expected 1 or more")
-        if not 0 <= self.dropout <= 1:
-            raise ValueError(f"dropout is {self.dropout}, expected a share, 0 to 1")
+        if self.use_ema not in (None, True, False):
+            raise ValueError(f"use_ema is {self.use_ema!r}, expected true or false")
+        if isinstance(self.guidance, bool) or not 0 <= self.guidance < float("inf"):
+            raise ValueError(f"guidance is {self.guidance!r}, expected a number, 0 or more")
+        if isinstance(self.dropout, bool) or not 0 <= self.dropout <= 1:
+            raise ValueError(f"dropout is {self.dropout!r}, expected a share, 0 to 1")
+        if type(self.seed) is not int or self.seed < 0:
+            raise ValueError(f"seed is {self.seed!r}, expected a whole number, 0 or more")
         if self.action_model_type not in (None, *SIZES):
             raise ValueError(
                 f"action_model_type is {self.action_model_type!r}, expected {', '.join(SIZES)}"
@@ -98,119 +122,106 @@ def recognises(folder: Path) -> bool:
     if not (folder / CONFIG).is_file() or not (folder / CHECKPOINTS).is_dir():
         return False
     try:
-        config = read_json(folder / CONFIG, fix=COPY)
-    except ValueError:
+        config = read_json(folder / CONFIG, fix="")
+    except ValueError:  # no JSON: it is nothing that is known here
         return False
     run = config.get("vla")
     if not isinstance(run, dict):
         return False
-    named = f"{run.get('vla_id')} {run.get('type')}"
-    return "action_model_type" in config or "diffusion" in named
+    return "action_model_type" in config or "diffusion" in f"{run.get('vla_id')} {run.get('type')}"
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a run folder holds, from headers and small files. `ema`: whether the averaged action
-    model is taken."""
+    """What a run folder holds, from headers and small files. `modules`: of the file; `head`: sizes
+    of the action model, arguments of `DiffusionHead`."""
 
     said: Said
     options: Options
-    config: dict[str, Any]
-    path: Path
-    tensors: Tensors  # of `["model"]`
-    ema: bool
-    statistics: Statistics
-    facts: LlamaFacts
-    sizes: Sizes
-    head: dict[str, Any]  # sizes of the action model: arguments of DiffusionHead
+    folder: RunFolder
+    modules: tuple[str, ...]
+    head: dict[str, int]
+
+    @property
+    def tensors(self) -> Tensors:
+        return self.folder.tensors
+
+    @property
+    def taken(self) -> str:
+        """The module whose action model acts."""
+        return EMA if self.options.use_ema else "action_model"
 
     @property
     def names(self) -> Names:
-        """Where each tensor goes. The language model's words as answers, and the action model that
-        is not taken, are of no use."""
-        found = RUN_FOLDER.names(self.tensors)
-        taken = EMA if self.ema else "action_model"
-        other = "action_model" if self.ema else EMA
-        unused = ("llm_backbone.llm.lm_head.*", f"{other}.*", "*.history_embedder.*")
+        """Where each tensor goes. The language model's scores of words, the history that the action
+        model was never told, and the action model that is not taken are of no use."""
+        found = self.folder.names
+        other = "action_model" if self.options.use_ema else EMA
+        unused = (
+            "llm_backbone.llm.lm_head.*",
+            f"{other}.*",
+            f"{self.taken}.net.history_embedder.*",
+        )
         return Names(
-            renamed=(*found.renamed, (rf"^{taken}\.net\.", "head.net.")),
+            renamed=(*found.renamed, (rf"^{self.taken}\.net\.", "head.net.")),
             unused=(*found.unused, *unused),
         )
 
+    @property
+    def remarks(self) -> list[str]:
+        if self.options.use_ema is not None or EMA not in self.modules:
+            return []
+        asked = self.folder.config.get("use_ema")
+        return [f"{EMA_SAID}; its config has use_ema {asked}. Say it in [options]: use_ema = false"]
 
-def read(said: Said) -> Run:
-    """Raises FileNotFoundError or ValueError naming the file, field or module that will not do."""
+
+def read(said: Said, weights: str | None = None) -> Run:
+    """What is said, with what the folder holds; `weights`: see `RunFolder`. Raises
+    FileNotFoundError or ValueError naming the file, field or module that will not do."""
     options = said.as_options(Options)
-    folder = said.checkpoint
-    config = read_json(folder / CONFIG, fix=COPY)
-    base = str(config.get("vla", {}).get("base_vlm"))
-    if not base.startswith(BASE):
-        raise ValueError(
-            f"{folder / CONFIG}: base_vlm is {base!r}, and only those that begin with {BASE!r} "
-            "(DINOv2 and SigLIP at 224 px, Llama-2) are read here"
-        )
-    path = weights_file(folder, options.weights)
-    tensors = open_pickled(path).part("model.")
-    modules = _check_modules(tensors, path)
+    chosen = weights or options.weights
+    folder = RunFolder.read(said.checkpoint, chosen, _llama(said, options), options.vision_heads)
+    modules = _modules(folder)
     if options.use_ema and EMA not in modules:
         raise ValueError(
-            f"{said.source}: use_ema asks for the averaged action model, and {path} has none "
-            f"(there are {', '.join(modules)}); leave it out"
+            f"{said.source}: use_ema asks for an averaged action model, and {folder.weights} has "
+            f"none (there are {', '.join(modules)}); leave it out"
         )
-    facts = _llama(said, options, tensors, path)
-    taken = f"{EMA if options.use_ema else 'action_model'}.net."
-    return Run(
-        said=said,
-        options=options,
-        config=config,
-        path=path,
-        tensors=tensors,
-        ema=bool(options.use_ema),
-        statistics=read_statistics(folder, config),
-        facts=facts,
-        sizes=RUN_FOLDER.sizes(tensors, facts),
-        head=_head(tensors.part(taken), options, config, path),
-    )
+    taken = EMA if options.use_ema else "action_model"
+    head = _head(folder.tensors.part(f"{taken}.net."), options, folder)
+    return Run(said, options, folder, modules, head)
 
 
-def weights_file(folder: Path, chosen: str | None) -> Path:
-    """The file of weights in `checkpoints`: the only one, or the one that is chosen. A trainer's
-    state beside it (`.optimizer`) is nobody's concern. Raises FileNotFoundError, or ValueError
-    where there are several."""
-    there = sorted((folder / CHECKPOINTS).glob("*.pt"))
-    names = [path.name for path in there]
-    listed = ", ".join(names) or "none"
-    if chosen is not None:
-        if chosen not in names:
-            raise FileNotFoundError(
-                f"{folder / CHECKPOINTS} has no {chosen!r} (`weights` in [options] of policy.toml); "
-                f"there are {listed}"
-            )
-        return folder / CHECKPOINTS / chosen
-    if not there:
-        raise FileNotFoundError(f"{folder / CHECKPOINTS} holds no .pt file; {COPY}")
-    if len(there) > 1:
-        raise ValueError(
-            f"{folder / CHECKPOINTS} holds {len(there)} files of weights; say which, as `weights` in "
-            f"[options] of policy.toml: {listed}"
-        )
-    return there[0]
+def _llama(said: Said, options: Options) -> dict[str, Any]:
+    """What is said of the language model, as Llama's `config.json` has it."""
+    llama = language_model_said(said.tokenizer)
+    for name, value in (
+        ("num_attention_heads", options.llm_heads),
+        ("num_key_value_heads", options.llm_kv_heads),
+        ("rms_norm_eps", options.rms_norm_eps),
+    ):
+        if value is not None:
+            llama[name] = value
+    if options.llm_heads is not None and options.llm_kv_heads is None:
+        llama.pop("num_key_value_heads", None)  # of the heads that somebody else said
+    return llama
 
 
-def _check_modules(tensors: Tensors, path: Path) -> list[str]:
+def _modules(folder: RunFolder) -> tuple[str, ...]:
     """The modules that a file holds. Raises ValueError naming one that is missing or unknown."""
-    modules = sorted({name.partition(".")[0] for name in tensors})
+    path = folder.weights
+    modules = tuple(sorted({name.partition(".")[0] for name in folder.tensors}))
     missing = [name for name in MODULES if name not in modules]
-    if "vision_backbone" in missing and "llm_backbone" in modules:
+    if missing == ["vision_backbone"]:
         raise ValueError(
             f"{path} has no `vision_backbone`: it was saved with what had been trained alone, and "
-            "the image towers it was trained with are in another file (the original would take "
-            "timm's pretrained ones without a word); save the whole model"
+            "the image towers are in another file (the original would take timm's pretrained ones "
+            "without a word); save the whole model"
         )
     if missing:
         raise ValueError(
-            f"{path} has no {', '.join(missing)} in ['model'] (there are "
-            f"{', '.join(modules) or 'no tensors'}): it is no checkpoint of CogACT; {COPY}"
+            f"{path} has no {', '.join(missing)} in ['model'] (there are {', '.join(modules)}): it "
+            f"is no checkpoint of CogACT; {COPY}"
         )
     unknown = sorted(set(modules) - {*MODULES, EMA})
     if unknown:
@@ -221,73 +232,11 @@ def _check_modules(tensors: Tensors, path: Path) -> list[str]:
     return modules
 
 
-def _llama(said: Said, options: Options, tensors: Tensors, path: Path) -> LlamaFacts:
-    """What no shape tells of the language model: from the config beside the tokenizer or, where
-    there is none, as Llama-2 is."""
-    table = "llm_backbone.llm.model.embed_tokens.weight"
-    if table not in tensors:
-        raise ValueError(f"{path} has no {table}; {COPY}")
-    rows, width = tensors[table].shape
-    place = None if said.tokenizer is None else Path(said.tokenizer) / CONFIG
-    if place is not None and place.is_file():
-        return _llama_config(place, options, width)
-    heads = options.llm_heads
-    if heads is None:
-        if width % HEAD_SIZE:
-            raise ValueError(
-                f"{path}: a language model of width {width} is not Llama-2's, and how many heads it "
-                f"has is said nowhere; put its {CONFIG} beside the tokenizer, or give `llm_heads` "
-                "in [options] of policy.toml"
-            )
-        heads = width // HEAD_SIZE
-    # The table was padded; the tokenizer says how many words there are, and is asked for below.
-    vocabulary = _words(said, rows)
-    return LlamaFacts(heads=heads, kv_heads=heads, eps=EPS, vocabulary=vocabulary)
-
-
-def _llama_config(place: Path, options: Options, width: int) -> LlamaFacts:
-    found = read_json(place, fix="copy Llama-2's files again")
-    if options.llm_heads is not None:
-        raise ValueError(
-            f"llm_heads is {options.llm_heads}, and {place} says it, too; leave the option out"
-        )
-    try:
-        heads = int(found["num_attention_heads"])
-        facts = LlamaFacts(
-            heads=heads,
-            kv_heads=int(found.get("num_key_value_heads", heads)),
-            eps=float(found["rms_norm_eps"]),
-            vocabulary=int(found["vocab_size"]),
-            theta=float(found.get("rope_theta", 10000.0)),
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"{place} does not describe a language model ({type(error).__name__}: {error}); expected "
-            "num_attention_heads, rms_norm_eps and vocab_size; copy Llama-2's files again"
-        ) from error
-    if found.get("hidden_size") != width:
-        raise ValueError(
-            f"{place}: hidden_size is {found.get('hidden_size')}, and the checkpoint's language "
-            f"model has {width}: they are of two models; `tokenizer` in policy.toml names another"
-        )
-    return facts
-
-
-def _words(said: Said, rows: int) -> int:
-    """How many words the tokenizer has. Raises ValueError where a table of so many rows is not of
-    its words."""
-    found = words_of(read_tokenizer(said.checkpoint, said.tokenizer))
-    if rows != (found + 1 + PADDED - 1) // PADDED * PADDED:  # one word of padding was added
-        raise ValueError(
-            f"the tokenizer of {said.tokenizer or said.checkpoint} has {found} words, and the "
-            f"network's table {rows} rows, expected a multiple of {PADDED} with room for one more; "
-            "it is another model's: give Llama-2's as `tokenizer` in policy.toml"
-        )
-    return found
-
-
-def _head(tensors: Tensors, options: Options, config: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Sizes of an action model, of whose `net` these are the tensors."""
+def _head(tensors: Tensors, options: Options, folder: RunFolder) -> dict[str, int]:
+    """Sizes of an action model, of whose `net` these are the tensors. Raises ValueError where they,
+    the config and the options contradict one another."""
+    path = folder.weights
+    config = folder.config
     shapes = {name: header.shape for name, header in tensors.items()}
     try:
         places, width = shapes["positional_embedding"]
@@ -296,17 +245,23 @@ def _head(tensors: Tensors, options: Options, config: dict[str, Any], path: Path
         raise ValueError(
             f"{path}: its action model has no whole positional_embedding and x_embedder; {COPY}"
         ) from error
-    if dims != len(NAMES):
+    if dims != DIMS:
         raise ValueError(
-            f"{path}: its action model makes actions of {dims} numbers, expected {len(NAMES)} "
-            f"({', '.join(NAMES)})"
+            f"{path}: its action model makes actions of {dims} numbers, expected {DIMS}: of these "
+            f"number {GRIPPER} is the gripper"
         )
     depth = depth_of(shapes, "blocks.")
     chunk = places - 1  # one place is that of the feature
+    if config.get("past_action_window_size", 0) != 0:
+        raise ValueError(
+            f"{folder.root / CONFIG}: past_action_window_size is "
+            f"{config['past_action_window_size']}, expected 0: an action model that is told of "
+            "actions before is not read here"
+        )
     window = config.get("future_action_window_size")
     if window is not None and window + 1 != chunk:
         raise ValueError(
-            f"{path.parent.parent / CONFIG}: future_action_window_size is {window}, and the action "
+            f"{folder.root / CONFIG}: future_action_window_size is {window}, and the action "
             f"model makes chunks of {chunk} actions, expected {chunk - 1}; {COPY}"
         )
     heads = SIZES[_type(depth, width, options, config, path)][2]
@@ -337,46 +292,55 @@ def _type(depth: int, width: int, options: Options, config: dict[str, Any], path
 
 
 def files(said: Said) -> list[Path]:
-    """Config, statistics, weights, and words where they are in a folder here."""
-    folder = said.checkpoint
-    found = [
-        folder / CONFIG,
-        folder / STATISTICS,
-        weights_file(folder, said.as_options(Options).weights),
-    ]
-    beside = folder if said.tokenizer is None else Path(said.tokenizer)
-    for name in (FILE, CONFIG):
-        if (beside / name).is_file() and beside / name not in found:
-            found.append(beside / name)
-    return [path for path in found if path.is_file()]
+    options = said.as_options(Options)
+    folder = RunFolder.read(said.checkpoint, options.weights)
+    found = [*folder.files(), tokenizer_file(folder.root, said.tokenizer)]
+    beside = Path(said.tokenizer or "") / CONFIG  # heads and eps of the language model
+    if said.tokenizer is not None and beside.is_file():
+        found.append(beside)
+    return found
 
 
 def describe(said: Said) -> Card:
-    """From headers and small files."""
-    run = read(said)
-    key, statistics = _chosen_or_first(run)
-    llama = run.sizes.llama
+    """From headers and small files. Of several checkpoints, while nobody has chosen, the last."""
+    there = checkpoints_of(said.checkpoint)
+    chosen = said.as_options(Options).weights
+    run = read(said, chosen or (there[-1].name if there else None))
+    sizes = run.folder.sizes()
     head = run.head
+    choices = _choices(run)
+    if len(there) > 1:
+        listed = tuple(path.name for path in there)
+        choices.append(Choice("weights", listed, None, "which step of the run it is"))
+    remarks = list(run.remarks)
+    if said.tokenizer is None:
+        remarks.append("a run folder has no tokenizer: give Llama-2's as `tokenizer`")
+    statistics = run.folder.statistics
+    action = None
+    if run.options.unnorm_key is not None or len(statistics.sets) == 1:
+        key, found = statistics.chosen(run.options.unnorm_key)
+        action = action_normaliser(found["action"], f"{statistics.source}: {key}")
     rooms = {
-        "vision_backbone.dino": "DINOv2",
-        "vision_backbone.siglip": "SigLIP",
+        "vision_backbone.": "image towers",
         "projector.": "projector",
         "llm_backbone.": "language model",
-        f"{EMA if run.ema else 'action_model'}.": "action model",
-        f"{'action_model' if run.ema else EMA}.": "action model that is not taken",
+        f"{run.taken}.": "action model",
     }
     names = run.names
+    llama = sizes.llama
     return Card(
-        kind="cogact",
+        kind=KIND,
         root=said.checkpoint,
         sizes={
-            "towers": f"{run.sizes.dino.depth} + {run.sizes.siglip.depth} blocks, of which the last "
-            f"is not run, {run.sizes.dino.tokens} patches",
-            "language model": f"{llama.depth} layers of width {llama.width}, {llama.heads} heads",
-            "action model": f"{head['depth']} blocks of width {head['hidden']}, {head['heads']} "
+            "DINOv2": f"{sizes.dino.width} wide, {sizes.dino.depth} blocks, {sizes.dino.side} px",
+            "SigLIP": f"{sizes.siglip.width} wide, {sizes.siglip.depth} blocks, "
+            f"{sizes.siglip.side} px",
+            "language model": f"Llama, {llama.width} wide, {llama.depth} layers of {llama.heads} "
+            f"heads, RMSNorm eps {llama.eps:g}",
+            "action model": f"{head['hidden']} wide, {head['depth']} blocks of {head['heads']} "
             "heads",
         },
-        cameras={said.camera(CAMERA): (run.sizes.dino.side, run.sizes.dino.side)},
+        cameras={CAMERA: (sizes.dino.side, sizes.dino.side)},
         state_dims=0,
         action_dims=head["dims"],
         chunk=head["chunk"],
@@ -385,122 +349,88 @@ def describe(said: Said) -> Card:
         layers=llama.depth,
         parts=parts_of(run.tensors, rooms),
         dtypes=dtypes_of(run.tensors),
-        files=tuple(files(said)),
-        action=action_normaliser(statistics["action"], key),
-        action_names=NAMES,
-        choices=_choices(run),
-        remarks=_remarks(run),
-        words="In: What action should the robot take to …?\\nOut: (lower case), an empty token and "
-        "the end token",
+        files=tuple(run.folder.files()),
+        action=action,
+        choices=tuple(choices),
+        remarks=tuple(remarks),
+        words=f"{PROMPT.format('<instruction in lower case>')!r}, then the token '▁' and the end "
+        "token",
         unused=tuple(name for name in run.tensors if names.is_unused(name)),
     )
 
 
-def _chosen_or_first(run: Run) -> tuple[str, dict[str, Any]]:
-    """The data set that is chosen; where it must be and is not, the first, to show something."""
-    if run.options.unnorm_key is None and len(run.statistics.sets) > 1:
-        return run.statistics.chosen(min(run.statistics.sets))
-    return run.statistics.chosen(run.options.unnorm_key)
-
-
-def _choices(run: Run) -> tuple[Choice, ...]:
-    sets = tuple(sorted(run.statistics.sets))
+def _choices(run: Run) -> list[Choice]:
+    sets = tuple(sorted(run.folder.statistics.sets))
     found = [
-        Choice(
-            "unnorm_key",
-            sets,
-            sets[0] if len(sets) == 1 else None,
-            "by whose statistics actions become the robot's numbers",
-        ),
         Choice("sampler", ("ddim", "ddpm"), "ddim", "ddpm takes all 100 steps"),
-        Choice("steps", ("1 … 100",), "10", "of ddim"),
-        Choice("guidance", ("1 (none) …",), "1.5", "how far beyond the plain answer it goes"),
+        Choice("steps", ("1 … 100",), "10", "of ddim: each asks the action model once or twice"),
+        Choice("guidance", ("1 (none) …",), "1.5", "how far it goes beyond the plain answer"),
     ]
-    if _has_ema(run):
-        found.append(Choice("use_ema", ("false", "true"), "false", EMA_SAID))
-    return tuple(found)
-
-
-EMA_SAID = (
-    "the file has the action model's averaged weights as well, and nothing in it says which are "
-    "meant; the original takes the plain ones where nobody says `use_ema`, and the two answer "
-    "differently"
-)
-
-
-def _has_ema(run: Run) -> bool:
-    return any(name.startswith(f"{EMA}.") for name in run.tensors)
-
-
-def _remarks(run: Run) -> tuple[str, ...]:
-    found = []
-    if run.options.use_ema is None and _has_ema(run):
-        asked = run.config.get("use_ema")
-        found.append(f"{EMA_SAID} (its config says {asked}); say it in [options]: use_ema = false")
-    return tuple(found)
+    if len(sets) > 1:
+        why = "by whose statistics actions become the robot's numbers"
+        found.insert(0, Choice("unnorm_key", sets, None, why))
+    if EMA in run.modules:
+        found.insert(0, Choice("use_ema", ("false", "true"), "false", EMA_SAID))
+    return found
 
 
 def load(said: Said, robot: RobotSpec | None) -> Backbone:
     """The policy, on the CPU in eval mode. Raises as `read` does, and where actions cannot be turned
     into the robot's numbers, or the tokenizer is another model's."""
     run = read(said)
-    key, statistics = run.statistics.chosen(run.options.unnorm_key)
-    actions = action_normaliser(statistics["action"], key)
+    statistics = run.folder.statistics
+    key, found = statistics.chosen(run.options.unnorm_key)
+    where = f"{statistics.source}: {key}"
+    actions = action_normaliser(found["action"], where)
     dims = run.head["dims"]
     if len(actions.offset) != dims:
         raise ValueError(
-            f"{run.statistics.source}: {key} has actions of {len(actions.offset)} numbers, and the "
-            f"action model makes {dims}; are the statistics of another checkpoint's? {COPY}"
+            f"{where} has actions of {len(actions.offset)} numbers, and the action model makes "
+            f"{dims}: are they of another checkpoint? {COPY}"
         )
-    said.check_cameras([CAMERA])
+    check_execute(said, run.head["chunk"])
     body = Body(
-        action_spec=said.action_spec(dims, robot, names=NAMES, itself=MEANT),
-        state=Normaliser(np.zeros(0, np.float32), np.ones(0, np.float32)),  # it looks at none
+        action_spec=said.action_spec(dims, robot, itself=MEANT),
+        state=no_state(),
         actions=actions,
-        tokenizer=read_tokenizer(said.checkpoint, said.tokenizer, run.facts.vocabulary),
+        tokenizer=read_tokenizer(said.checkpoint, said.tokenizer),
         fit="bicubic",
     )
-    network = _empty(run, body)
+    network = rebuild(_described(run, body, robot), body.tokenizer, empty=True)
 
     def kept(ours: str, tensor: Tensor) -> Tensor:
         # The action model runs in single precision, whatever the rest does.
         return tensor.float() if ours.startswith("head.") else tensor.to(said.dtype or tensor.dtype)
 
     fill(network, run.tensors, run.names, dtype=None, change=kept)
-    for line in _remarks(run):
-        sys.stderr.write(f"{run.path}: {line}\n")
+    for line in run.remarks:
+        sys.stderr.write(f"{run.folder.weights}: {line}\n")
     return network.eval()
 
 
-def _empty(run: Run, body: Body) -> Backbone:
-    """The network without weights."""
+def _described(run: Run, body: Body, robot: RobotSpec | None) -> dict[str, Any]:
+    """The network as its `to_json` has it."""
     options = run.options
     repeated = options.repeated
     if repeated is None:
-        repeated = int(run.config.get("repeated_diffusion_steps") or 8)
-    head = {
-        **run.head,
-        "sampler": options.sampler,
-        "steps": options.steps,
-        "guidance": float(options.guidance),
-        "repeated": repeated,
-        "dropout": float(options.dropout),
-        "seed": options.seed,
-    }
-    execute = run.said.execute or 1  # its evaluation looks again at every step
-    if execute > head["chunk"]:
-        raise ValueError(
-            f"{run.said.source}: execute is {execute}, and a chunk has {head['chunk']} actions"
-        )
-    table = run.tensors["llm_backbone.llm.model.embed_tokens.weight"]
-    dtype = run.said.dtype or table.dtype
+        repeated = run.folder.config.get("repeated_diffusion_steps", REPEATED)
+    sizes = run.folder.sizes(words_of(body.tokenizer))
+    dtype = run.said.dtype or run.tensors["llm_backbone.llm.model.embed_tokens.weight"].dtype
     network = {
-        "sizes": run.sizes.to_json(),
-        "cameras": {run.said.camera(CAMERA): run.sizes.dino.side},
+        "sizes": sizes.to_json(),
+        "cameras": {robots_camera(run.said, robot): sizes.dino.side},
         "text_tokens": LONGEST,
         "dtype": str(dtype).removeprefix("torch."),
-        "head": head,
-        "execute": execute,
+        "head": {
+            **run.head,
+            "sampler": options.sampler,
+            "steps": options.steps,
+            "guidance": float(options.guidance),
+            "repeated": repeated,
+            "dropout": float(options.dropout),
+            "seed": options.seed,
+        },
+        # Its evaluation looks again at every step.
+        "execute": run.said.execute or 1,
     }
-    made = {"type": "pretrained.cogact_network", "network": network, **body.to_json()}
-    return rebuild(made, body.tokenizer, empty=True)
+    return {"type": "pretrained.cogact_network", "network": network, **body.to_json()}
