@@ -99,6 +99,9 @@ class Scripted:
         steps = np.minimum(row + np.arange(self.chunk), ends - 1)
         return Decision(self.off(self._actions[steps]).astype(np.float32), ())
 
+    def reset(self) -> None:
+        pass
+
 
 def compare(data: EpisodeDataset, policies: dict, **options) -> OfflineReport:
     split = parts(data, "last", 0.5)

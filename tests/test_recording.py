@@ -188,6 +188,9 @@ class Speaker:
     def decide(self, observation: Observation) -> Decision:
         return Decision(self.infer(observation), (1,))
 
+    def reset(self) -> None:
+        pass
+
 
 @pytest.fixture
 def speakers(monkeypatch) -> dict[str, Speaker]:

@@ -64,6 +64,9 @@ class Names:
             (1,),
         )
 
+    def reset(self) -> None:
+        pass
+
 
 class Walks:
     """Goes to `goal` by moves of at most 1, and knows when it will be there."""
@@ -75,6 +78,9 @@ class Walks:
         place = seen.state[0] if isinstance(seen, Observation) else seen
         moves = np.clip(self.goal - place - np.arange(self.chunk), 0, 1)
         return Decision(np.stack([moves, np.zeros(self.chunk)], 1).astype(np.float32), (1,))
+
+    def reset(self) -> None:
+        pass
 
 
 def episode(policy, world: World, *, steps: int, mode: str = "delta", **settings) -> Episode:

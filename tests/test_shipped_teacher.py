@@ -31,6 +31,9 @@ class Deaf:
     def decide(self, seen: Observation) -> Decision:
         return self.policy.decide(dataclasses.replace(seen, instruction=self.hears))
 
+    def reset(self) -> None:
+        pass
+
 
 @pytest.fixture(scope="module", params=TEACHERS)
 def folder(request) -> Path:

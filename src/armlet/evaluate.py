@@ -200,7 +200,7 @@ def policy_runs(field: Field, rows: dict[str, list[Row]]) -> tuple[PolicyRun, ..
         run = PolicyRun(
             name=name,
             fingerprint=contender.fingerprint,
-            execute=contender.execute or policy.execute,
+            execute=contender.execute or contender.acting(policy).execute,
             layer_costs=tuple(policy.layer_costs().tolist()),
             routes=dict(sorted(routes.items())),  # sorted: the file's sha256 is compared
             run=run_of(rows[name]),
@@ -240,7 +240,7 @@ def training(field: Field) -> dict[str, list[Curves]]:
     """Backbone → its stages' loss curves, once a policy however often it is run."""
     found: dict[str, list[Curves]] = {}
     for name, contender in field.contenders.items():
-        once = contender.budget is None and contender.execute is None
+        once = contender == Contender(contender.folder)
         # The hub keeps policies, not the logs beside them.
         if once and not is_name(contender.folder):
             stages = curves(contender.folder, field.made[name])

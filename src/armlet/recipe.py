@@ -200,6 +200,9 @@ class Evaluation:
     execute: tuple[int, ...] = ()
     """Every policy is run as well carrying out this many actions of a chunk before it looks
     again."""
+    ensemble: tuple[int, ...] = ()
+    """Every policy is run as well looking again at every step and averaging what its last so many
+    decisions say of it (CogACT's adaptive ensemble: armlet/rollout/ensemble.py)."""
     slower: tuple[float, ...] = ()
     """How many times slower a robot's computer is than this one, for runs in which the world goes
     on while a policy thinks."""
@@ -213,7 +216,9 @@ class Evaluation:
     (armlet/evaluation/offline.py)."""
 
     def __post_init__(self) -> None:
-        limits.positive(self, "episodes", "workers", "latency_calls", "execute", "frames")
+        limits.positive(
+            self, "episodes", "workers", "latency_calls", "execute", "ensemble", "frames"
+        )
         limits.check(
             self, seed=(0, inf), videos=(0, inf), budgets=(ABOVE_0, 1), slower=(ABOVE_0, MOST)
         )

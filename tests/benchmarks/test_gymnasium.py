@@ -41,6 +41,9 @@ class Pushes:
     def infer(self, seen) -> np.ndarray:
         return self.decide(seen).actions
 
+    def reset(self) -> None:
+        pass
+
 
 def watched(benchmark: Gymnasium, seed: int) -> tuple[Episode, list[Observation]]:
     """An episode, and what was to be seen as it began and after every step."""

@@ -138,6 +138,7 @@ def decide_together(
         chunks = []
         gates = []
         for observation in observations:
+            policy.reset()
             decision = policy.decide(observation)
             chunks.append(decision.actions)
             gates.append(decision.gates)

@@ -78,7 +78,7 @@ def conditions(contender: Contender, benchmark: Benchmark, device: str = "cpu") 
     """Everything that decides how an episode (split, task, seed) goes: a row of the log is used
     again only where all of it is the same. `execute` None: the policy's own number, which its
     fingerprint covers."""
-    return {
+    made_from = {
         "policy": contender.fingerprint,  # of weights and settings, not the folder's name
         "execute": contender.execute,
         "lag": contender.lag,
@@ -91,6 +91,10 @@ def conditions(contender: Contender, benchmark: Benchmark, device: str = "cpu") 
         "device": device,
         "threads": THREADS,
     }
+    # Nothing is added where there is none: rows of before there was a choice stay good.
+    if contender.ensemble is not None:
+        made_from["ensemble"] = contender.ensemble
+    return made_from
 
 
 def key(made_from: Row, split: str, task: str, seed: int) -> Key:

@@ -43,13 +43,14 @@ def make_film(
     seen: list[dict[str, Any]] = []
     for name, policy in policies.items():
         execute = field[name].execute
-        frames, episode = film(policy, benchmark, task, seed, execute=execute)
+        actor = field[name].acting(policy)
+        frames, episode = film(actor, benchmark, task, seed, execute=execute)
         pictures.append(frames)
         row = episode_row(task, seed, episode)
         seen.append(
             {
                 "name": name,
-                "execute": execute or policy.execute,
+                "execute": execute or actor.execute,
                 "success": row["success"],
                 "steps": row["steps"],
                 "gates": row["gates"],

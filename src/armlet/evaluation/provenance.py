@@ -30,7 +30,7 @@ def seeds_of(field: dict[str, Contender], made: dict[str, Provenance]) -> dict[s
         question = dict(made[name].get(PROVENANCE) or {})
         if question.pop("seed", None) is None:
             continue
-        way = [question, contender.budget, contender.execute]
+        way = [question, contender.budget, contender.execute, contender.ensemble]
         groups.setdefault(json.dumps(way, sort_keys=True), []).append(name)
     found: dict[str, str] = {}
     taken = set(field)

@@ -42,7 +42,7 @@ def check(recipe: Recipe) -> None:
             "--evaluation.slower 20"
         )
     # A value twice would be run twice under one name, and one row would be lost.
-    for name in ("splits", "budgets", "execute", "slower", "late"):
+    for name in ("splits", "budgets", "execute", "ensemble", "slower", "late"):
         values = getattr(setting, name)
         if len(set(values)) < len(values):
             raise ValueError(
@@ -77,7 +77,8 @@ def planned(benchmark: Benchmark, setting: Evaluation) -> list[tuple[Task, int]]
 def contenders(recipe: Recipe) -> dict[str, Contender]:
     """Name → policy: the teacher first, then the recipe's student, then `policies`. Two students of
     one name are told apart by their folder, or the whole name on the hub. After them the same
-    policies again, once for each number of actions that `execute` asks for."""
+    policies again, once for each number of actions that `execute` asks for, and for each `ensemble`
+    of decisions."""
     found = {"teacher": Contender(recipe.teacher), **_student(recipe)}
     for folder in recipe.policies:
         called = without_revision(folder)
@@ -98,6 +99,9 @@ def contenders(recipe: Recipe) -> dict[str, Contender]:
     for execute in recipe.evaluation.execute:
         for name, contender in found.items():
             again[f"{name} execute {execute}"] = replace(contender, execute=execute)
+    for window in recipe.evaluation.ensemble:
+        for name, contender in found.items():
+            again[f"{name} ensemble {window}"] = replace(contender, ensemble=window)
     return found | again
 
 

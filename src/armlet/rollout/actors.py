@@ -38,6 +38,9 @@ class Expert:
     def decide(self, observation: Observation) -> Decision:
         return Decision(self.infer(observation), ())
 
+    def reset(self) -> None:
+        """Nothing: what it answers is in the world's state."""
+
 
 def run_expert(
     benchmark: Benchmark, task: Task, seed: int, perturbation: Perturbation, *, tail: int = TAIL

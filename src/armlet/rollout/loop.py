@@ -58,6 +58,9 @@ class Actor(Protocol):
     def infer(self, observation: Observation) -> np.ndarray:
         """(k, a): the actions of `decide` alone."""
 
+    def reset(self) -> None:
+        """An episode begins: nothing of the one before is remembered."""
+
 
 @dataclass(frozen=True)
 class Episode:
@@ -127,6 +130,7 @@ def run(
     executed: list[Action] = []
     waited = 0
     success = False
+    actor.reset()
     with contextlib.closing(world):
         on_world(world)
         while len(executed) < limit and not world.over:

@@ -19,6 +19,7 @@ from armlet.benchmarks import Benchmark, Task
 from armlet.policies.checkpoint import load_policy, policy_fingerprint
 from armlet.policies.contract import Backbone, Policy
 from armlet.robot.spec import RobotSpec
+from armlet.rollout.ensemble import AdaptiveEnsemble
 from armlet.rollout.loop import Episode, Late, run_task
 
 Job = TypeVar("Job")
@@ -80,13 +81,15 @@ def _here(work: Callable[[Job], Made], jobs: Iterable[Job]) -> Iterator[Made]:
 class Contender:
     """A policy on disk and how it is run: at which budget (for one with a dial), how many actions
     it carries out before it looks again (None: its own number), how many steps late its actions
-    come, and what the arm does meanwhile."""
+    come, and what the arm does meanwhile; or averaged over an `ensemble` of its last decisions
+    (rollout/ensemble.py), looking again at every step."""
 
     folder: Path
     budget: float | None = None
     execute: int | None = None
     lag: int = 0
     late: Late = "wait"
+    ensemble: int | None = None
 
     def load(self, device: str = "cpu", known: Callable[[], RobotSpec] | None = None) -> Backbone:
         """`known`: see `load_policy`."""
@@ -99,10 +102,20 @@ class Contender:
         dial = "" if self.budget is None else f"@{self.budget:g}"
         return policy_fingerprint(self.folder) + dial
 
+    def acting(self, policy: Policy) -> Policy:
+        """`policy`, which is this one loaded, as it acts."""
+        return policy if self.ensemble is None else AdaptiveEnsemble(policy, window=self.ensemble)
+
     def run(self, policy: Policy, benchmark: Benchmark, task: Task, seed: int) -> Episode:
         """One episode of `policy`, which is this one loaded."""
         return run_task(
-            policy, benchmark, task, seed, execute=self.execute, lag=self.lag, late=self.late
+            self.acting(policy),
+            benchmark,
+            task,
+            seed,
+            execute=self.execute,
+            lag=self.lag,
+            late=self.late,
         )
 
 

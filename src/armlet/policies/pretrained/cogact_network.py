@@ -1,0 +1,100 @@
+"""CogACT (arXiv 2411.19650): OpenVLA's towers and language model read the picture and the words into
+one *cognition feature*, the last token after the final norm, and a diffusion transformer makes a
+chunk of actions of it.
+
+The prompt ends with two tokens that no tokenizer adds, an empty one and the end token, and it is at
+the end token that the feature is read. Of a normalised action all but the gripper are clipped to
+[−1, 1]; the gripper is decided, 1 (open) from a half on, and is not scaled.
+"""
+
+from collections.abc import Collection
+from typing import Any
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from armlet.data.inputs import Inputs
+from armlet.policies.contract import Body, Pass
+from armlet.policies.pretrained.action_dit import DiffusionHead
+from armlet.policies.pretrained.dino_siglip import (
+    DinoSigLIPPolicy,
+    SequenceState,
+    Sizes,
+    network_from_json,
+)
+from armlet.policies.pretrained.openvla_prompt import EMPTY, EOS, Prompt
+from armlet.types import Batch, Trace
+
+GRIPPER = 6  # the dimension of an action that is decided
+OPEN = 0.5  # from here on
+
+
+class CogACT(DinoSigLIPPolicy):
+    """See the module's docstring. `head`: arguments of `DiffusionHead` beside the feature's width.
+    The head is kept in single precision whatever the rest is in, as in the original. Signals:
+    `condition` (b, d), the cognition feature."""
+
+    def __init__(
+        self,
+        sizes: Sizes,
+        cameras: dict[str, int],
+        body: Body,
+        *,
+        text_tokens: int,
+        head: dict[str, Any],
+        execute: int = 1,
+        dtype: torch.dtype = torch.float32,
+        kept_layers: tuple[int, ...] | None = None,
+    ) -> None:
+        super().__init__(
+            sizes, cameras, body, text_tokens=text_tokens, dtype=dtype, kept_layers=kept_layers
+        )
+        self.head_options = head
+        self.head = DiffusionHead(sizes.llama.width, **head)
+        self.chunk = self.head.chunk
+        self.execute = execute
+        self.condition_width = sizes.llama.width
+
+    @property
+    def inputs(self) -> Inputs:
+        words = Prompt(self.body.tokenizer, self.text_tokens, ending=(EMPTY, EOS), always=True)
+        return Inputs(self.view, words, self.body.state, self.body.actions, self.chunk)
+
+    def _condition(self, run: Pass[SequenceState]) -> Tensor:
+        return run.once("condition", lambda: self.last(run.state).float())
+
+    def decode(self, run: Pass[SequenceState], batch: Batch) -> Tensor:
+        """As sampled; `denormalise` clips them and decides the gripper."""
+        return self.head(self._condition(run))
+
+    def loss(self, run: Pass[SequenceState], batch: Batch) -> Tensor:
+        actions, valid = batch.targets()
+        return self.head.loss(self._condition(run), actions, valid.float())
+
+    def signals(self, names: Collection[str], batch: Batch, run: Pass[SequenceState]) -> Trace:
+        return {"condition": self._condition(run)} if "condition" in names else {}
+
+    def denormalise(self, actions: np.ndarray, state: np.ndarray | None = None) -> np.ndarray:
+        return super().denormalise(decided(actions), state)
+
+    def to_json(self) -> dict[str, Any]:
+        own = {"head": self.head_options, "execute": self.execute}
+        network = {**self.network_json(), **own}
+        return {"type": "pretrained.cogact_network", "network": network, **self.body.to_json()}
+
+
+def decided(actions: np.ndarray) -> np.ndarray:
+    """Sampled actions (…, a) as they are turned into the robot's numbers: clipped, the gripper 0 or
+    1. NaN stays NaN."""
+    found: np.ndarray = np.clip(actions, -1, 1)
+    gripper = found[..., GRIPPER]
+    found[..., GRIPPER] = np.where(np.isnan(gripper), gripper, gripper >= OPEN)
+    return found
+
+
+def from_json(description: dict[str, Any], tokenizer: Tokenizer) -> CogACT:
+    """The network that `to_json` described, with fresh weights."""
+    body = Body.from_json(description, tokenizer)
+    return CogACT(body=body, **network_from_json(description["network"]))
