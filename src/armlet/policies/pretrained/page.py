@@ -90,8 +90,9 @@ def page(card: Card, machine: Machine | None = None) -> str:
         lines.append(f"  {name:<20} {f'{size[0]} × {size[1]}' if size else 'any size'}")
     if not card.cameras:
         lines.append("  none")
-    lines += _numbers("action", card.action, card.action_dims, card.action_names)
-    lines += _numbers("state", card.state, card.state_dims, card.state_names)
+    waits = any(each.usual is None for each in card.choices)
+    lines += _numbers("action", card.action, card.action_dims, card.action_names, waits=waits)
+    lines += _numbers("state", card.state, card.state_dims, card.state_names, waits=False)
     lines += _listed("to be chosen", [_choice(each) for each in card.choices])
     lines += _listed("look at these", [*card.remarks, *warnings(card)])
     if card.unused:
@@ -222,9 +223,11 @@ def _parts(card: Card, machine: Machine | None) -> list[str]:
 
 
 def _numbers(
-    what: str, normaliser: Normaliser | None, dims: int, names: Sequence[str]
+    what: str, normaliser: Normaliser | None, dims: int, names: Sequence[str], *, waits: bool
 ) -> list[str]:
     """One line a dimension: what the network's −1, 0 and 1 are to the robot."""
+    if normaliser is None and not dims and waits:
+        return ["", f"{what}: how many numbers it has waits for a choice, see below"]
     if not dims:
         return ["", f"{what}: none"]
     if normaliser is None:
