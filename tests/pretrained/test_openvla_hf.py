@@ -354,6 +354,20 @@ def test_gradients_reach_everything_that_is_used(policy: OpenVLA) -> None:
     assert without == []
 
 
+def test_gradients_are_the_same_whoever_asks_first(policy: OpenVLA) -> None:
+    found = []
+    for first in ("loss", "decode"):
+        trained = copy.deepcopy(policy).train()
+        batch = targets(trained, [tiny.case(0)[0]])
+        run = trained.run_layers(trained.embed(batch), batch)
+        if first == "decode":
+            trained.decode(run, batch)
+        trained.loss(run, batch).sum().backward()
+        found.append({name: each.grad for name, each in trained.named_parameters()})
+    for name, gradient in found[0].items():
+        assert gradient is not None and torch.equal(gradient, found[1][name]), name
+
+
 def routed(policy: OpenVLA, threshold: float) -> torch.nn.Module:
     """A router in front, of which a threshold makes all layers run, or none, or some."""
     torch.manual_seed(0)

@@ -105,27 +105,25 @@ class OpenVLA(DinoSigLIPPolicy):
     def decode(self, run: Pass[SequenceState], batch: Batch) -> Tensor:
         return self.as_actions(self._written(run, batch)).unsqueeze(1)  # (b, 1, a)
 
-    @torch.no_grad()
-    def _write(self, run: Pass[SequenceState], batch: Batch) -> None:
-        """The likeliest word, one after the other, as many as an action has dimensions."""
-        caches = self._caches(run)
-        hidden = self._read(run)
-        steps = []
-        words: list[Tensor] = []
-        for _ in range(self.dims):
-            if words:
-                new = self.words(words[-1]).unsqueeze(1)  # (b, 1, d)
-                hidden = self._on(run, new, caches, before=len(words) - 1)[:, 0]
-            steps.append(self.lm_head(hidden))
-            words.append(steps[-1].argmax(-1))
-        tokens = torch.stack(words, 1)
-        run.extras["step_logits"] = torch.stack(steps, 1).float()  # (b, a, rows)
-        run.extras["tokens"] = self._as_sliced(tokens, batch)
-
     def _written(self, run: Pass[SequenceState], batch: Batch) -> Tensor:
         if "tokens" not in run.extras:  # once a pass: actions and logits read it
-            self._write(run, batch)
+            read = self._read(run)  # with its gradient: the loss reads it, too
+            with torch.no_grad():
+                self._write(run, batch, read)
         return run.extras["tokens"]
+
+    def _write(self, run: Pass[SequenceState], batch: Batch, read: Tensor) -> None:
+        """The likeliest word, one after the other, as many as an action has dimensions."""
+        caches = self._caches(run)
+        steps = [self.lm_head(read)]  # (b, rows) each
+        words = [steps[0].argmax(-1)]
+        while len(words) < self.dims:
+            new = self.words(words[-1]).unsqueeze(1)  # (b, 1, d)
+            hidden = self._on(run, new, caches, before=len(words) - 1)
+            steps.append(self.lm_head(hidden[:, 0]))
+            words.append(steps[-1].argmax(-1))
+        run.extras["step_logits"] = torch.stack(steps, 1).float()  # (b, a, rows)
+        run.extras["tokens"] = self._as_sliced(torch.stack(words, 1), batch)
 
     def _as_sliced(self, words: Tensor, batch: Batch) -> Tensor:
         """(b, a): what the published code takes for an action. It stops writing at the end token,
