@@ -430,6 +430,12 @@ def test_more_actions_than_a_chunk_has(run: Path) -> None:
     assert kinds.load(say(run, more="execute = 4")).execute == 4
 
 
+def test_noise_is_by_the_seed_that_is_said(run: Path) -> None:
+    first, other = policy_of(run, "seed = 1"), policy_of(run, "seed = 2")
+    assert not np.array_equal(first.infer(seen()), other.infer(seen()))
+    np.testing.assert_array_equal(first.infer(seen()), policy_of(run, "seed = 1").infer(seen()))
+
+
 def test_ddpm_answers_repeatably(run: Path) -> None:
     policy = policy_of(run, 'sampler = "ddpm"')
     np.testing.assert_array_equal(policy.infer(seen()), policy.infer(seen()))

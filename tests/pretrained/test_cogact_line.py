@@ -41,7 +41,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
 
 @pytest.mark.parametrize(
     ("recipe", "stages", "more"),
-    [("actdistill", 2, []), ("first_k", 1, ["--student.layers", "1"])],
+    [("actdistill", 2, []), ("first_k", 1, ["--student.layers", "1"]), ("published", 1, [])],
 )
 def test_the_whole_line(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, recipe: str, stages: int, more: list[str]
