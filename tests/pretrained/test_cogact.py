@@ -82,6 +82,11 @@ def test_words_and_pixels(run: Path, golden: dict[str, np.ndarray]) -> None:
     for name, values in zip(("dino", "siglip"), pixels, strict=True):
         expected = golden[f"case0__pixel_values_{name}_every16th"]
         assert furthest(values[0, :, ::16, ::16], expected) < 1e-5
+    # Constants rounded to bf16, as folders of transformers have them, are another policy's.
+    policy.vision.means = policy.vision.means.bfloat16().float()
+    policy.vision.stds = policy.vision.stds.bfloat16().float()
+    rounded = policy.vision.pixels(batch.images["image"])[0][0, :, ::16, ::16]
+    assert furthest(rounded, golden["case0__pixel_values_dino_every16th"]) > 1e-3
 
 
 def test_from_patches_to_the_chunk(run: Path, golden: dict[str, np.ndarray]) -> None:
@@ -262,6 +267,7 @@ def test_in_half_precision_the_action_model_stays_whole(run: Path) -> None:
     policy = kinds.load(say(run, more='precision = "bf16"'))
     assert policy.words.weight.dtype == torch.bfloat16
     assert {each.dtype for each in policy.head.parameters()} == {torch.float32}
+    assert policy.rotary.inv_freq.dtype == torch.float32  # the original's bf16 rounds it, too
     near = policy_of(run).infer(seen())
     assert np.abs(policy.infer(seen())[:, :6] - near[:, :6]).max() < 0.1
 
@@ -371,6 +377,20 @@ def test_files_that_are_not_whole(
 ) -> None:
     folder = write_run(tmp_path / "run", change=change)
     with pytest.raises(ValueError, match=said):
+        policy_of(folder)
+
+
+def test_files_that_are_no_weights(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run")
+    path = folder / "checkpoints" / NAME
+    whole = path.read_bytes()
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+    for content, said in ((whole[:-1000], "cut short"), (pointer, "Git LFS"), (b"", "")):
+        path.write_bytes(content)
+        with pytest.raises((ValueError, FileNotFoundError), match=f"(?s){NAME}.*{said}"):
+            policy_of(folder)
+    torch.save({"model": Path("x")}, path)  # a class, which would be made by running its code
+    with pytest.raises(ValueError, match="more than tensors and plain values"):
         policy_of(folder)
 
 
