@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import Tensor
 
 from armlet.policies.pretrained import action_dit
@@ -24,15 +23,18 @@ BOUND = 5e-5  # of actions, as the fixture's README has it
 def golden_head(**options: object) -> DiffusionHead:
     """The head with the original's weights."""
     head = DiffusionHead(64, 16, 7, **SIZES, **options)  # type: ignore[arg-type]
-    weights = load_file(GOLDEN / "action_model.safetensors")
-    named = {name: tensor for name, tensor in weights.items() if "history" not in name}
+    weights = np.load(GOLDEN / "weights.npz")
+    named = {}
+    for name in weights.files:
+        if name.startswith("action_model."):
+            named[name.removeprefix("action_model.")] = torch.from_numpy(weights[name])
     head.load_state_dict(named)
     return head.eval()
 
 
 @pytest.fixture(scope="module")
 def golden() -> dict[str, np.ndarray]:
-    with np.load(GOLDEN / "action_model.npz") as file:
+    with np.load(GOLDEN / "arrays.npz") as file:
         return dict(file)
 
 

@@ -223,6 +223,11 @@ RECIPES = {
         own,
         partial(action_kd, budget=0.5),
     ),
+    "published": Row(
+        "The published training of ActDistill, as it is written, for your own robot's teacher.",
+        own,
+        published,
+    ),
     "actdistill_tabletop": Row(
         "ActDistill on tabletop: the shipped teacher's layers and a router that runs a quarter "
         "of them.",

@@ -56,6 +56,11 @@ class AdaptiveEnsemble(Policy):
         return self.policy.robot
 
     @property
+    def history(self) -> int:
+        """Observations that the policy looks at, where it says so."""
+        return int(getattr(self.policy, "history", 1))
+
+    @property
     def kind(self) -> str:
         return f"an ensemble of {self.policy.kind}"
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from tokenizers import Tokenizer
-from torch import Tensor
+from torch import Tensor, nn
 
 from armlet.data.inputs import Inputs
 from armlet.policies.contract import Body, Pass
@@ -56,6 +56,10 @@ class CogACT(DinoSigLIPPolicy):
         self.chunk = self.head.chunk
         self.execute = execute
         self.condition_width = sizes.llama.width
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        return [*super().blocks, *self.head.net.blocks]
 
     @property
     def inputs(self) -> Inputs:
