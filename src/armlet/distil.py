@@ -37,7 +37,7 @@ from armlet.recipe import (
 )
 from armlet.robot.agree import agree
 from armlet.robot.fit import View
-from armlet.training.learner import Learner
+from armlet.training.learner import Learner, chooses
 from armlet.training.practice import is_promoted, mixed, practise
 from armlet.training.supervision import (
     check_heads,
@@ -89,6 +89,8 @@ def _distil(recipe: Recipe) -> Path:
     sample = _sample(make_batches(teacher, episodes.frames), train, recipe.seed)
     student = recipe.student.build(teacher, sample).to(device)
     agree(student.robot, teacher.robot, whose=("the student", "its teacher"))
+    pair = make_batches(student, episodes.frames).batch(train[:2])
+    recipe = recipe.for_student(chooses=chooses(student, pair))
     _check_chunk(student, facts.chunk)
     learner = _learner(recipe, student, data).to(device)
     corpus = Corpus([episodes], lambda frames: make_batches(student, frames), needs=recipe.needs)
@@ -265,6 +267,10 @@ def question(recipe: Recipe, data: str, teacher: str, traces: StoreIdentity | No
             "weights": recipe.weights,
         }
     )
+    # What a student that chooses is taught hangs on it; said only where an objective asks, so that
+    # what was made before still answers.
+    if recipe.may_read_logits and "logits" in recipe.traced:
+        wanted["logits"] = True
     if recipe.benchmark is None:
         wanted["reported"] = True  # see `data.splits.parts`: what was calibrated on what
     return wanted

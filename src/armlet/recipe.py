@@ -34,6 +34,9 @@ from armlet.robot.normalise import Mode
 from armlet.robot.spec import ActionSpec, RobotSpec
 from armlet.types import LAYERS, Batch, Precision, Trace
 
+# Of a field added later: left out of JSON at its default, so that what was made before it was there
+# still answers the same question.
+QUIET = {"quiet": True}
 # Fields of a stage that cannot change what it makes.
 CHANGES_NOTHING = ("log_every", "checkpoint_every")
 
@@ -54,6 +57,18 @@ class Objective(ABC):
     @abstractmethod
     def __call__(self, student: Trace, teacher: Trace, batch: Batch) -> dict[str, Tensor]:
         """Named scalar losses; the trainer minimises their sum."""
+
+    @property
+    def reads_logits(self) -> bool:
+        """Whether it compares logits where the student has them and `suited` is told so."""
+        return False
+
+    def suited(self, *, chooses: bool, logits: bool) -> "Objective":
+        """The objective for the student that it meets. `chooses`: the student chooses its actions
+        among classes (bins, primitives, tokens), so that no gradient goes through what it decides,
+        and its logits are what can be taught. `logits`: the teacher's are stored. Most objectives
+        are the same for all."""
+        return self
 
 
 @dataclass(frozen=True)
@@ -369,6 +384,26 @@ class Recipe:
         return found
 
     @property
+    def may_read_logits(self) -> bool:
+        """Whether a stage compares logits with the recipe's teacher, where both have them."""
+        return any(
+            stage.objective.reads_logits for stage in self.all_stages if stage.teacher is None
+        )
+
+    def for_student(self, *, chooses: bool) -> "Recipe":
+        """The recipe with objectives for the student that they meet, which chooses its actions
+        among classes or does not."""
+
+        def suited(stage: Stage) -> Stage:
+            # The student's own average answers whatever it is asked.
+            logits = stage.teacher is not None or "logits" in self.traced
+            objective = stage.objective.suited(chooses=chooses, logits=logits)
+            return replace(stage, objective=objective)
+
+        rounds = tuple(replace(each, stage=suited(each.stage)) for each in self.rounds)
+        return replace(self, stages=tuple(map(suited, self.stages)), rounds=rounds)
+
+    @property
     def why_teacher_is_needed(self) -> str:
         """What takes the teacher's own weights when a student is distilled, in words; empty where
         the traces are enough."""
@@ -499,7 +534,10 @@ def to_json(value: Any) -> Any:
         # The class, for two objectives may have the same fields.
         said = {"class": type(value).__name__}
         for each in dataclasses.fields(value):
-            said[each.name] = to_json(getattr(value, each.name))
+            found = getattr(value, each.name)
+            if each.metadata.get("quiet") and found == each.default:
+                continue
+            said[each.name] = to_json(found)
         return said
     if isinstance(value, dict):
         return {str(key): to_json(item) for key, item in value.items()}

@@ -43,7 +43,7 @@ from armlet.lineage import (
 from armlet.policies.checkpoint import load_state, save_state
 from armlet.policies.contract import Backbone
 from armlet.progress import Progress
-from armlet.recipe import Stage, settings
+from armlet.recipe import Objective, Stage, settings
 from armlet.robot.normalise import check_sane
 from armlet.training.learner import Learner, watch
 from armlet.training.stopping import waiting_stop
@@ -186,6 +186,24 @@ def rate(stage: Stage, step: int) -> float:
     if stage.schedule == "constant":
         return warm
     return warm * max(0.02, 0.5 * (1 + math.cos(math.pi * step / max(stage.steps, 1))))
+
+
+def check_teaches(
+    terms: dict[str, Tensor], objective: Objective, policy: nn.Module, *, title: str
+) -> None:
+    """Raises ValueError for a term of a loss from which no gradient reaches what trains. One of
+    weight 0 was not meant to teach."""
+    for name, value in terms.items():
+        if value.requires_grad or not value.detach().any():
+            continue
+        kind = getattr(policy, "kind", type(policy).__name__)
+        raise ValueError(
+            f"{title}: {name!r} of {type(objective).__name__} cannot teach {kind}: no gradient "
+            "reaches a weight that trains. What it reads is made by frozen weights (name them in "
+            "`train`, or leave them out of `freeze`), or is chosen among classes, which has no "
+            "gradient: a network that chooses needs a signal `logits`, and the objective to read "
+            "it. Or give the term the weight 0"
+        )
 
 
 def make_batches(policy: Backbone, frames: Frames) -> BatchMaker:
@@ -365,6 +383,8 @@ class Trainer:
         moment = Moment(self.step, stage.steps, rng, body.action_spec, body.actions)
         for transform in stage.transforms:
             batch, teacher = transform(batch, teacher, moment)
+        if "imitation.teacher" in stage.objective.wants:
+            batch = dataclasses.replace(batch, taught=teacher["actions"])
         # More than a stage has steps, so that no two seeds share a step's stream.
         torch.manual_seed(self.seed * 1_000_003 + self.step)
         with self.learner.autocast(self.stage.precision):
@@ -375,6 +395,7 @@ class Trainer:
                 every=stage.objective.every,
             )
         terms = stage.objective(student, teacher, batch)  # weighted, name → a number
+        check_teaches(terms, stage.objective, self.learner.policy, title=self.title)
         loss = torch.stack(list(terms.values())).sum()
         values = {name: float(value.detach()) for name, value in terms.items()}
         # Ahead of backward: the weights, and the state saved last, are still good.
