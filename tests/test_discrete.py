@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from strangers import Writer
+from strangers import Expert, Writer
 from strangers import make as make_stranger
 from tiny import make_frames, make_policy, tiny_recipe
 from torch import Tensor
@@ -81,8 +81,8 @@ def reaches(policy: Backbone, term: Tensor) -> float:
 @pytest.mark.parametrize("kind", HEADS)
 def test_the_action_term_reaches_the_layers_of_every_head(kind: str, logits: bool) -> None:
     policy = with_head(kind)
-    discrete = chooses(policy, two_moments(policy))
-    assert discrete == (kind in DISCRETE)
+    discrete, named = chooses(policy, two_moments(policy))
+    assert discrete == named == (kind in DISCRETE)
     objective = MatchOutput().suited(chooses=discrete, logits=logits)
     assert objective.by == ("logits" if logits else "choices") if discrete else "fitting"
     student, teacher, batch = traces(policy, objective)
@@ -166,6 +166,8 @@ def test_whoever_writes_word_by_word_is_told_the_teachers_words() -> None:
     """Neither its own loss nor what it remembers of the pass may stand for the teacher's."""
     policy = make_stranger(Writer)
     batch = two_moments(policy)
+    assert chooses(policy, batch) == (True, False)
+    assert chooses(make_stranger(Expert), batch) == (False, False)
     other = replace(batch, taught=-batch.actions)
     found = Learner(policy)(other, ["imitation", "imitation.teacher"])
     alone = Learner(policy)(replace(batch, actions=-batch.actions), ["imitation"])
@@ -177,11 +179,12 @@ def test_whoever_writes_word_by_word_is_told_the_teachers_words() -> None:
 
 def test_a_recipe_is_fitted_to_its_student() -> None:
     recipe = recipes.make("actdistill_tabletop")
-    assert recipe.for_student(chooses=False) == recipe and recipe.may_read_logits
-    told = recipe.for_student(chooses=True)
+    assert recipe.for_student(chooses=False, logits=False) == recipe and recipe.may_read_logits
+    told = recipe.for_student(chooses=True, logits=True)
     assert told.stages[0].objective.output.by == told.stages[1].objective.by == "choices"
     assert told.wants >= {"imitation.teacher"} and "actions" in told.needs
-    logits = replace(recipe, traced=("logits", "condition", "actions")).for_student(chooses=True)
+    logits = replace(recipe, traced=("logits", "condition", "actions"))
+    logits = logits.for_student(chooses=True, logits=True)
     assert logits.needs == {"logits", "condition", "semantics", "layer_actions"}
     assert "actions" not in logits.wants
     with pytest.raises(ValueError, match=r"needs \['logits'\] from the teacher"):

@@ -75,7 +75,7 @@ def _check_logits(recipe: Recipe, teacher: Backbone, batches: BatchMaker) -> Non
     the logits that would teach them are not stored: said here, ahead of the hours."""
     if recipe.student is None or not recipe.student.needs_teacher or not recipe.may_read_logits:
         return
-    if "logits" in recipe.traced or not chooses(teacher, batches.batch(np.arange(2))):
+    if "logits" in recipe.traced or not chooses(teacher, batches.batch(np.arange(2)))[1]:
         return
     traced = " ".join([*recipe.traced, "logits"])
     raise ValueError(

@@ -66,8 +66,8 @@ class Objective(ABC):
     def suited(self, *, chooses: bool, logits: bool) -> "Objective":
         """The objective for the student that it meets. `chooses`: the student chooses its actions
         among classes (bins, primitives, tokens), so that no gradient goes through what it decides,
-        and its logits are what can be taught. `logits`: the teacher's are stored. Most objectives
-        are the same for all."""
+        and its logits are what can be taught. `logits`: it and the teacher's trace have them. Most
+        objectives are the same for all."""
         return self
 
 
@@ -82,6 +82,27 @@ class OwnAverage:
 
     def __post_init__(self) -> None:
         limits.check(self, decay=(0, BELOW_1))  # an average that keeps all of itself never moves
+
+
+@dataclass(frozen=True)
+class LoRA:
+    """Low-rank additions to linear layers (arXiv 2106.09685), which train in the place of these
+    layers' own weights, and are added to them when the stage ends."""
+
+    rank: int = 0
+    """Rank of what is added; 0: nothing is, and weights train themselves."""
+    alpha: float = 16.0
+    """Its scale, over the rank."""
+    targets: tuple[str, ...] = ("policy.*.q_proj", "policy.*.v_proj")
+    """Patterns of the names of linear layers that are added to."""
+    whole: tuple[str, ...] = ()
+    """Patterns of weights that train as they are beside it (`policy.head.*`); of all others none
+    does."""
+
+    def __post_init__(self) -> None:
+        limits.check(self, rank=(0, inf), alpha=(ABOVE_0, MOST))
+        if self.rank and not self.targets:
+            raise ValueError("lora.targets names no layer: give patterns such as policy.*.q_proj")
 
 
 @dataclass(frozen=True)
@@ -122,6 +143,17 @@ class Stage:
     """Patterns of names of weights that train (`policy.head.*`); one that matches none is an error."""
     freeze: tuple[str, ...] = ()
     """Patterns of those that do not, although `train` names them."""
+    freeze_pretrained: tuple[str, ...] = field(default=(), metadata=QUIET)
+    """Patterns of those that do not where they are pretrained, and train where they start from
+    nothing; what stands here may match nothing, also in `train`."""
+    lora: LoRA = field(default=LoRA(), metadata=QUIET)
+    """Low-rank additions that train in the place of the weights."""
+    weights_precision: Precision | None = field(default=None, metadata=QUIET)
+    """In which precision linear layers are held while they train, bf16 to need half of the memory;
+    what trains has a copy in single precision that steps are added to. None: as they are."""
+    recompute: bool = field(default=False, metadata=QUIET)
+    """Compute each layer of the backbone once more on the way back, and keep nothing of it until
+    then (gradient checkpointing): less memory, a third more time."""
     log_every: int = 50
     """Steps between two lines of metrics.jsonl."""
     checkpoint_every: int = 500
@@ -130,6 +162,11 @@ class Stage:
     def __post_init__(self) -> None:
         limits.positive(self, "batch_size", "log_every", "checkpoint_every")
         limits.check(self, steps=(0, inf))  # of several stages, one may be left out so
+        if self.weights_precision == "bf16" and self.precision != "bf16":
+            raise ValueError(
+                f"weights_precision is bf16 and precision {self.precision}: products of such "
+                "weights are in bf16; give the stage `precision` bf16 as well"
+            )
         limits.check(
             self,
             learning_rate=(ABOVE_0, MOST),
@@ -390,14 +427,14 @@ class Recipe:
             stage.objective.reads_logits for stage in self.all_stages if stage.teacher is None
         )
 
-    def for_student(self, *, chooses: bool) -> "Recipe":
-        """The recipe with objectives for the student that they meet, which chooses its actions
-        among classes or does not."""
+    def for_student(self, *, chooses: bool, logits: bool) -> "Recipe":
+        """The recipe with objectives for the student that they meet: whether it chooses its actions
+        among classes, and whether it has their logits."""
 
         def suited(stage: Stage) -> Stage:
             # The student's own average answers whatever it is asked.
-            logits = stage.teacher is not None or "logits" in self.traced
-            objective = stage.objective.suited(chooses=chooses, logits=logits)
+            answered = stage.teacher is not None or "logits" in self.traced
+            objective = stage.objective.suited(chooses=chooses, logits=logits and answered)
             return replace(stage, objective=objective)
 
         rounds = tuple(replace(each, stage=suited(each.stage)) for each in self.rounds)

@@ -178,17 +178,20 @@ def _mean(features: Features) -> Tensor:
     return (features.hidden * real).sum(1) / real.sum(1).clamp(min=1)
 
 
-@torch.no_grad()
-def chooses(policy: Backbone, batch: Batch) -> bool:
-    """Whether a policy chooses its actions among classes, whose logits it then has as a signal.
-    Asked on a batch of a few samples, at rest."""
+def chooses(policy: Backbone, batch: Batch) -> tuple[bool, bool]:
+    """Whether a policy chooses its actions among classes, so that no gradient goes through what it
+    decides, and whether it has their logits as a signal. Asked on a batch of a few samples, at
+    rest."""
     training = policy.training
     policy.eval()
     batch = replace(batch, budget=1.0)  # a router with a dial must be told one
     run = policy.run_layers(policy.embed(batch), batch)
-    found = "logits" in policy.signals(["logits"], batch, run)
+    logits = "logits" in policy.signals(["logits"], batch, run)
+    # A policy that is frozen has no gradients anywhere: then its logits alone can say.
+    trains = any(parameter.requires_grad for parameter in policy.parameters())
+    chosen = trains and not logits and not policy.decode(run, batch).requires_grad
     policy.train(training)
-    return found
+    return logits or chosen, logits
 
 
 @torch.no_grad()
