@@ -223,3 +223,22 @@ def test_from_a_teacher_that_chooses_to_a_student_that_does(taught: Recipe) -> N
     found = [json.loads((told.out / f"distil-{i}/stage.json").read_text()) for i in (0, 1)]
     assert found[0]["stage"]["objective"]["output"]["by"] == "choices"
     assert found[1]["stage"]["objective"]["by"] == "choices"
+
+
+def test_traces_of_a_halved_teacher_are_of_another_teacher(taught: Recipe) -> None:
+    with pytest.raises(ValueError, match="give trace_precision bf16 as well"):
+        replace(taught, teacher_precision="bf16")
+    folder = taught.out / "halved"
+    halved = replace(
+        taught,
+        traced=("actions", "condition", "logits"),
+        trace_precision="bf16",
+        teacher_precision="bf16",
+        shared=folder,
+        out=folder,
+    )
+    probe.main(halved)
+    distil.main(halved)
+    whole = replace(halved, teacher_precision="fp32", out=folder / "whole")
+    with pytest.raises(ValueError, match="bf16 weights"):
+        distil.main(whole)

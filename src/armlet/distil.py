@@ -98,9 +98,14 @@ def _distil(recipe: Recipe) -> Path:
     # A router's threshold is set on frames that were not trained on: there its scores are honest.
     measured_on = _sample(corpus, calibrate, recipe.seed)
 
+    # What a student was cut from is let go where nobody asks it again: half of the memory.
+    asked = bool(recipe.rounds) or recipe.stages[0].teacher is not None
+    held = teacher if asked else None
+    del teacher
+
     def fit(stage: Stage, index: int, corpus: Corpus, rows: np.ndarray) -> None:
         """Stage number `index` of all, on these rows of the corpus."""
-        start = teacher if index == 0 else None
+        start = held if index == 0 else None
         Trainer(
             learner,
             stage,
@@ -119,7 +124,8 @@ def _distil(recipe: Recipe) -> Path:
 
     practised = np.zeros(0, np.int64)  # rows that the rounds added
     for number, each in enumerate(recipe.rounds):
-        met, worth = practise(recipe, number, student, teacher, facts.fingerprint)
+        assert held is not None  # there are rounds
+        met, worth = practise(recipe, number, student, held, facts.fingerprint)
         # `worth` counts the rows that this round added; in the corpus they come after all others.
         practised = np.concatenate([practised, len(corpus) + worth])
         corpus = corpus.with_more(met)
@@ -162,7 +168,7 @@ def _store(recipe: Recipe, data: str, teacher: str) -> StoreIdentity | None:
         check_heads(recipe.heads_file, asked, recipe.probe.stage)
     elif not recipe.needs:
         return None
-    how = how_watched(recipe.probe, recipe.heads_file, recipe.trace_precision)
+    how = how_watched(recipe)
     return StoreIdentity(data, teacher, how)
 
 

@@ -21,6 +21,7 @@ from armlet.policies.contract import Backbone
 from armlet.policies.facts import TeacherFacts
 from armlet.recipe import Recipe, at_hand, check_episodes, robot_of_episodes, suited
 from armlet.training.learner import Learner, chooses
+from armlet.training.masters import halve
 from armlet.training.supervision import (
     annotate,
     heads_question,
@@ -47,6 +48,8 @@ def main(recipe: Recipe) -> Path:
     recipe.pictures.agree(teacher.view)
     recipe = suited(recipe, teacher.body.action_spec)
     check_episodes(recipe, data, teacher.robot, title=title)
+    if recipe.teacher_precision == "bf16":
+        halve(teacher)
     learner = Learner(teacher)
     batches = make_batches(teacher, load_frames(data, teacher.view, recipe.pictures))
     _check_logits(recipe, teacher, batches)
@@ -54,7 +57,7 @@ def main(recipe: Recipe) -> Path:
         torch.manual_seed(recipe.seed)  # the heads' first weights
         learner.probe = make_heads(teacher, recipe.probe).to(device)
         _fit(recipe, learner, batches, data, fingerprint, title=title)
-    how = how_watched(recipe.probe, recipe.heads_file, recipe.trace_precision)
+    how = how_watched(recipe)
     store_traces(
         recipe.traces,
         StoreIdentity(data.fingerprint, fingerprint, how),

@@ -349,6 +349,8 @@ class Recipe:
     """What `probe` stores of the teacher, beside what its heads read."""
     trace_precision: Precision = "fp32"
     """Of the teacher's matrix products while `probe` watches it."""
+    teacher_precision: Precision = field(default="fp32", metadata=QUIET)
+    """In which the teacher's linear layers are held meanwhile, bf16 to need half of the memory."""
     # Measuring, and what is common to all verbs.
     evaluation: Evaluation = field(default_factory=Evaluation)
     """How policies are measured."""
@@ -370,6 +372,12 @@ class Recipe:
 
     def __post_init__(self) -> None:
         limits.check(self, outside_range=(0, 1), held_out=(ABOVE_0, BELOW_1), seed=(0, inf))
+        if self.teacher_precision == "bf16" and self.trace_precision != "bf16":
+            raise ValueError(
+                f"recipe {self.name!r}: teacher_precision is bf16 and trace_precision "
+                f"{self.trace_precision}: products of such weights are in bf16; give "
+                "trace_precision bf16 as well"
+            )
         trained: dict[str, tuple[Stage | None, ...]] = {
             "teach": (self.teach,),
             "probe.stage": (self.probe.stage if self.probe else None,),

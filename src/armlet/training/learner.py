@@ -185,11 +185,12 @@ def chooses(policy: Backbone, batch: Batch) -> tuple[bool, bool]:
     training = policy.training
     policy.eval()
     batch = replace(batch, budget=1.0)  # a router with a dial must be told one
-    run = policy.run_layers(policy.embed(batch), batch)
-    logits = "logits" in policy.signals(["logits"], batch, run)
     # A policy that is frozen has no gradients anywhere: then its logits alone can say.
     trains = any(parameter.requires_grad for parameter in policy.parameters())
-    chosen = trains and not logits and not policy.decode(run, batch).requires_grad
+    with torch.random.fork_rng(devices=[]):  # nothing that is drawn later hangs on being asked
+        run = policy.run_layers(policy.embed(batch), batch)
+        logits = "logits" in policy.signals(["logits"], batch, run)
+        chosen = trains and not logits and not policy.decode(run, batch).requires_grad
     policy.train(training)
     return logits or chosen, logits
 

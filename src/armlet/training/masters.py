@@ -100,6 +100,14 @@ class Masters:
             parameter.data = whole.to(parameter.device, self._were[name])
 
 
+@torch.no_grad()
+def halve(network: nn.Module) -> None:
+    """Brings the matrices of linear layers in single precision to bfloat16, for good."""
+    for matrix in _linear_weights(network).values():
+        if matrix.dtype == torch.float32:
+            matrix.data = matrix.bfloat16()
+
+
 def _linear_weights(network: nn.Module) -> dict[str, Tensor]:
     """The matrices of linear layers by name, but for low-rank ones, which weigh nothing."""
     found: dict[str, Tensor] = {}
