@@ -37,7 +37,7 @@ from armlet.recipe import (
 )
 from armlet.robot.agree import agree
 from armlet.robot.fit import View
-from armlet.training.learner import Learner
+from armlet.training.learner import Learner, chooses
 from armlet.training.practice import is_promoted, mixed, practise
 from armlet.training.supervision import (
     check_heads,
@@ -89,15 +89,23 @@ def _distil(recipe: Recipe) -> Path:
     sample = _sample(make_batches(teacher, episodes.frames), train, recipe.seed)
     student = recipe.student.build(teacher, sample).to(device)
     agree(student.robot, teacher.robot, whose=("the student", "its teacher"))
+    pair = make_batches(student, episodes.frames).batch(train[:2])
+    choosing, logits = chooses(student, pair)
+    recipe = recipe.for_student(chooses=choosing, logits=logits)
     _check_chunk(student, facts.chunk)
     learner = _learner(recipe, student, data).to(device)
     corpus = Corpus([episodes], lambda frames: make_batches(student, frames), needs=recipe.needs)
     # A router's threshold is set on frames that were not trained on: there its scores are honest.
     measured_on = _sample(corpus, calibrate, recipe.seed)
 
+    # What a student was cut from is let go where nobody asks it again: half of the memory.
+    asked = bool(recipe.rounds) or recipe.stages[0].teacher is not None
+    held = teacher if asked else None
+    del teacher
+
     def fit(stage: Stage, index: int, corpus: Corpus, rows: np.ndarray) -> None:
         """Stage number `index` of all, on these rows of the corpus."""
-        start = teacher if index == 0 else None
+        start = held if index == 0 else None
         Trainer(
             learner,
             stage,
@@ -116,7 +124,8 @@ def _distil(recipe: Recipe) -> Path:
 
     practised = np.zeros(0, np.int64)  # rows that the rounds added
     for number, each in enumerate(recipe.rounds):
-        met, worth = practise(recipe, number, student, teacher, facts.fingerprint)
+        assert held is not None  # there are rounds
+        met, worth = practise(recipe, number, student, held, facts.fingerprint)
         # `worth` counts the rows that this round added; in the corpus they come after all others.
         practised = np.concatenate([practised, len(corpus) + worth])
         corpus = corpus.with_more(met)
@@ -159,7 +168,7 @@ def _store(recipe: Recipe, data: str, teacher: str) -> StoreIdentity | None:
         check_heads(recipe.heads_file, asked, recipe.probe.stage)
     elif not recipe.needs:
         return None
-    how = how_watched(recipe.probe, recipe.heads_file, recipe.trace_precision)
+    how = how_watched(recipe)
     return StoreIdentity(data, teacher, how)
 
 
@@ -265,6 +274,10 @@ def question(recipe: Recipe, data: str, teacher: str, traces: StoreIdentity | No
             "weights": recipe.weights,
         }
     )
+    # What a student that chooses is taught hangs on it; said only where an objective asks, so that
+    # what was made before still answers.
+    if recipe.may_read_logits and "logits" in recipe.traced:
+        wanted["logits"] = True
     if recipe.benchmark is None:
         wanted["reported"] = True  # see `data.splits.parts`: what was calibrated on what
     return wanted

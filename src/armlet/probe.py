@@ -9,6 +9,7 @@ beside the traces.
 
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from armlet.data.episodes import EpisodeDataset
@@ -16,9 +17,11 @@ from armlet.data.frames import BatchMaker, load_frames
 from armlet.data.splits import parts, rows_of
 from armlet.data.traces import HEADER, StoreIdentity
 from armlet.policies.checkpoint import load_with_fingerprint
+from armlet.policies.contract import Backbone
 from armlet.policies.facts import TeacherFacts
 from armlet.recipe import Recipe, at_hand, check_episodes, robot_of_episodes, suited
-from armlet.training.learner import Learner
+from armlet.training.learner import Learner, chooses
+from armlet.training.masters import halve
 from armlet.training.supervision import (
     annotate,
     heads_question,
@@ -45,13 +48,16 @@ def main(recipe: Recipe) -> Path:
     recipe.pictures.agree(teacher.view)
     recipe = suited(recipe, teacher.body.action_spec)
     check_episodes(recipe, data, teacher.robot, state=teacher.body.state, title=title)
+    if recipe.teacher_precision == "bf16":
+        halve(teacher)
     learner = Learner(teacher)
     batches = make_batches(teacher, load_frames(data, teacher.view, recipe.pictures))
+    _check_logits(recipe, teacher, batches)
     if recipe.probe:
         torch.manual_seed(recipe.seed)  # the heads' first weights
         learner.probe = make_heads(teacher, recipe.probe).to(device)
         _fit(recipe, learner, batches, data, fingerprint, title=title)
-    how = how_watched(recipe.probe, recipe.heads_file, recipe.trace_precision)
+    how = how_watched(recipe)
     store_traces(
         recipe.traces,
         StoreIdentity(data.fingerprint, fingerprint, how),
@@ -65,6 +71,21 @@ def main(recipe: Recipe) -> Path:
     TeacherFacts.of(teacher, fingerprint).write(recipe.traces)
     annotate(data, recipe.annotator, recipe.labels)
     return recipe.traces
+
+
+def _check_logits(recipe: Recipe, teacher: Backbone, batches: BatchMaker) -> None:
+    """Raises ValueError where students will be cut from a teacher that chooses among classes, and
+    the logits that would teach them are not stored: said here, ahead of the hours."""
+    if recipe.student is None or not recipe.student.needs_teacher or not recipe.may_read_logits:
+        return
+    if "logits" in recipe.traced or not chooses(teacher, batches.batch(np.arange(2)))[1]:
+        return
+    traced = " ".join([*recipe.traced, "logits"])
+    raise ValueError(
+        f"{recipe.teacher} chooses its actions among classes, and the students of {recipe.name} "
+        f"learn how likely it found each: give this verb and `distil` `--traced {traced}`. To learn "
+        "only what it chose, set `by` of the stages' objective to choices"
+    )
 
 
 def _fit(

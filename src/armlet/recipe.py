@@ -34,6 +34,9 @@ from armlet.robot.normalise import Mode, Normaliser
 from armlet.robot.spec import ActionSpec, RobotSpec
 from armlet.types import LAYERS, Batch, Precision, Trace
 
+# Of a field added later: left out of JSON at its default, so that what was made before it was there
+# still answers the same question.
+QUIET = {"quiet": True}
 # Fields of a stage that cannot change what it makes.
 CHANGES_NOTHING = ("log_every", "checkpoint_every")
 
@@ -55,6 +58,18 @@ class Objective(ABC):
     def __call__(self, student: Trace, teacher: Trace, batch: Batch) -> dict[str, Tensor]:
         """Named scalar losses; the trainer minimises their sum."""
 
+    @property
+    def reads_logits(self) -> bool:
+        """Whether it compares logits where the student has them and `suited` is told so."""
+        return False
+
+    def suited(self, *, chooses: bool, logits: bool) -> "Objective":
+        """The objective for the student that it meets. `chooses`: the student chooses its actions
+        among classes (bins, primitives, tokens), so that no gradient goes through what it decides,
+        and its logits are what can be taught. `logits`: it and the teacher's trace have them. Most
+        objectives are the same for all."""
+        return self
+
 
 @dataclass(frozen=True)
 class OwnAverage:
@@ -67,6 +82,27 @@ class OwnAverage:
 
     def __post_init__(self) -> None:
         limits.check(self, decay=(0, BELOW_1))  # an average that keeps all of itself never moves
+
+
+@dataclass(frozen=True)
+class LoRA:
+    """Low-rank additions to linear layers (arXiv 2106.09685), which train in the place of these
+    layers' own weights, and are added to them when the stage ends."""
+
+    rank: int = 0
+    """Rank of what is added; 0: nothing is, and weights train themselves."""
+    alpha: float = 16.0
+    """Its scale, over the rank."""
+    targets: tuple[str, ...] = ("policy.*.q_proj", "policy.*.v_proj")
+    """Patterns of the names of linear layers that are added to."""
+    whole: tuple[str, ...] = ()
+    """Patterns of weights that train as they are beside it (`policy.head.*`); of all others none
+    does."""
+
+    def __post_init__(self) -> None:
+        limits.check(self, rank=(0, inf), alpha=(ABOVE_0, MOST))
+        if self.rank and not self.targets:
+            raise ValueError("lora.targets names no layer: give patterns such as policy.*.q_proj")
 
 
 @dataclass(frozen=True)
@@ -107,6 +143,17 @@ class Stage:
     """Patterns of names of weights that train (`policy.head.*`); one that matches none is an error."""
     freeze: tuple[str, ...] = ()
     """Patterns of those that do not, although `train` names them."""
+    freeze_pretrained: tuple[str, ...] = field(default=(), metadata=QUIET)
+    """Patterns of those that do not where they are pretrained, and train where they start from
+    nothing; what stands here may match nothing, also in `train`."""
+    lora: LoRA = field(default=LoRA(), metadata=QUIET)
+    """Low-rank additions that train in the place of the weights."""
+    weights_precision: Precision | None = field(default=None, metadata=QUIET)
+    """In which precision linear layers are held while they train, bf16 to need half of the memory;
+    what trains has a copy in single precision that steps are added to. None: as they are."""
+    recompute: bool = field(default=False, metadata=QUIET)
+    """Compute each layer of the backbone once more on the way back, and keep nothing of it until
+    then (gradient checkpointing): less memory, a third more time."""
     log_every: int = 50
     """Steps between two lines of metrics.jsonl."""
     checkpoint_every: int = 500
@@ -115,6 +162,11 @@ class Stage:
     def __post_init__(self) -> None:
         limits.positive(self, "batch_size", "log_every", "checkpoint_every")
         limits.check(self, steps=(0, inf))  # of several stages, one may be left out so
+        if self.weights_precision == "bf16" and self.precision != "bf16":
+            raise ValueError(
+                f"weights_precision is bf16 and precision {self.precision}: products of such "
+                "weights are in bf16; give the stage `precision` bf16 as well"
+            )
         limits.check(
             self,
             learning_rate=(ABOVE_0, MOST),
@@ -302,6 +354,8 @@ class Recipe:
     """What `probe` stores of the teacher, beside what its heads read."""
     trace_precision: Precision = "fp32"
     """Of the teacher's matrix products while `probe` watches it."""
+    teacher_precision: Precision = field(default="fp32", metadata=QUIET)
+    """In which the teacher's linear layers are held meanwhile, bf16 to need half of the memory."""
     # Measuring, and what is common to all verbs.
     evaluation: Evaluation = field(default_factory=Evaluation)
     """How policies are measured."""
@@ -323,6 +377,12 @@ class Recipe:
 
     def __post_init__(self) -> None:
         limits.check(self, outside_range=(0, 1), held_out=(ABOVE_0, BELOW_1), seed=(0, inf))
+        if self.teacher_precision == "bf16" and self.trace_precision != "bf16":
+            raise ValueError(
+                f"recipe {self.name!r}: teacher_precision is bf16 and trace_precision "
+                f"{self.trace_precision}: products of such weights are in bf16; give "
+                "trace_precision bf16 as well"
+            )
         trained: dict[str, tuple[Stage | None, ...]] = {
             "teach": (self.teach,),
             "probe.stage": (self.probe.stage if self.probe else None,),
@@ -372,6 +432,26 @@ class Recipe:
         for stage in self.all_stages:
             found |= stage.objective.wants
         return found
+
+    @property
+    def may_read_logits(self) -> bool:
+        """Whether a stage compares logits with the recipe's teacher, where both have them."""
+        return any(
+            stage.objective.reads_logits for stage in self.all_stages if stage.teacher is None
+        )
+
+    def for_student(self, *, chooses: bool, logits: bool) -> "Recipe":
+        """The recipe with objectives for the student that they meet: whether it chooses its actions
+        among classes, and whether it has their logits."""
+
+        def suited(stage: Stage) -> Stage:
+            # The student's own average answers whatever it is asked.
+            answered = stage.teacher is not None or "logits" in self.traced
+            objective = stage.objective.suited(chooses=chooses, logits=logits and answered)
+            return replace(stage, objective=objective)
+
+        rounds = tuple(replace(each, stage=suited(each.stage)) for each in self.rounds)
+        return replace(self, stages=tuple(map(suited, self.stages)), rounds=rounds)
 
     @property
     def why_teacher_is_needed(self) -> str:
@@ -506,7 +586,10 @@ def to_json(value: Any) -> Any:
         # The class, for two objectives may have the same fields.
         said = {"class": type(value).__name__}
         for each in dataclasses.fields(value):
-            said[each.name] = to_json(getattr(value, each.name))
+            found = getattr(value, each.name)
+            if each.metadata.get("quiet") and found == each.default:
+                continue
+            said[each.name] = to_json(found)
         return said
     if isinstance(value, dict):
         return {str(key): to_json(item) for key, item in value.items()}

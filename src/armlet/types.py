@@ -18,7 +18,8 @@ missing signal is a `KeyError` with its name:
     logits         (b, k, n)   of its action head's n primitives; (b, k, a, bins) of a head with
                    bins
     costs          (l,)        what each layer costs, relative to the others
-    imitation      (b,)        its action head's own loss against the episodes' actions
+    imitation      (b,)        its action head's own loss against the episodes' actions;
+                   `imitation.teacher`: against those of its teacher
     privileged.x   (b, x)      what it guesses of simulator fact x, while a teacher is taught
     pointed.x      (b, x)      the same, guessed from the vision tokens alone
     hidden.6       (b, n, d)   hidden states after layer 6
@@ -54,6 +55,7 @@ class Batch:
     actions: Tensor | None = None  # (b, k, a) normalised
     actions_valid: Tensor | None = None  # (b, k) bool, False past the end of the episode
     keys: Tensor | None = None  # (b, 2) int64: episode, step
+    taught: Tensor | None = None  # (b, k, a) normalised, the teacher's
     budget: float | None = None  # share of the backbone that each decision may cost
     exploration: float = 0.0  # scale of the noise in what a network decides while it trains
     # Privileged, for training only: a robot has none of these.

@@ -54,7 +54,8 @@ if TYPE_CHECKING:  # slow to import, and of use only where a network is built
     from transformers import PreTrainedModel
 
 ALIGN = ("policy.state.*", "policy.query", "policy.mapper.*")  # what stage 1 trains
-FINETUNE = ("policy.vision.*",)  # what stage 2 freezes
+FINETUNE = ("policy.vision.*",)  # what stage 2 freezes, where it is pretrained
+LANGUAGE = ("words.", "layers.", "norm.")  # the parts that are the language model's
 # What stage 1 trains besides, of a model that starts from nothing.
 SCRATCH = (
     "policy.vision.*",
@@ -114,6 +115,9 @@ class ActionQueryNetwork(Network):
     instead."""
     pretrained_vision: str = ""
     """The same for an image tower."""
+    scratch: bool | None = None
+    """Whether language model and eyes start from nothing; none: those that no name above brings do.
+    Where they do not, stage 1 leaves them as they are."""
     expert_width: int = 128
     """Numbers that the decoder reads for each step of a chunk."""
     chunk: int = 3
@@ -162,6 +166,7 @@ def published() -> ActionQueryNetwork:
         expert_width=384,
         text_tokens=128,
         gripper_state=(-2, -1),
+        scratch=False,
     )
 
 
@@ -271,6 +276,19 @@ class ActionQuery(TokenPolicy):
             network.expert_width, network.chunk, body.action_spec.dims, **network.head_options
         )
 
+    @property
+    def pretrained_weights(self) -> frozenset[str]:
+        """The language model's and the image tower's, where they are."""
+        network = self.network
+        parts: list[str] = []
+        if network.scratch is False:
+            parts += ["vision.", *LANGUAGE]  # the projector too, as in a model that sees already
+        elif network.scratch is None:
+            parts += LANGUAGE if network.pretrained else ()
+            parts += ["vision.tower."] if network.pretrained_vision else ()
+        names = [name for name, _ in self.named_parameters()]
+        return frozenset(name for name in names if name.startswith(tuple(parts)))
+
     def _take(self, model: "PreTrainedModel") -> None:
         """The parts of a language model, which become the policy's own. Raises ValueError where it
         is of another build."""
@@ -340,9 +358,13 @@ class ActionQuery(TokenPolicy):
         return student.to(self.device)
 
     def to_json(self) -> dict[str, Any]:
+        network = asdict(self.network)
+        # Left out where it says nothing: what was saved before it was there still hashes alike.
+        if network["scratch"] is None:
+            del network["scratch"]
         return {
             "type": "action_query",
-            "network": {**asdict(self.network), "kept_layers": self.kept_layers},
+            "network": {**network, "kept_layers": self.kept_layers},
             "cameras": self.cameras,
             **self.body.to_json(),
         }

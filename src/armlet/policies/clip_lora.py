@@ -63,6 +63,9 @@ TRAINED = (
     "policy.direction.*",
 )
 
+# The parts that are CLIP's own.
+TOWERS = ("text", "say", "patches", "enter", "leave", "see", "layers")
+
 
 @dataclass(frozen=True)
 class ClipLoraNetwork(Network):
@@ -311,10 +314,19 @@ class ClipLora(TokenPolicy):
         )
         for tower in (self.text, self.layers):
             inject_adapter_in_model(lora, tower)
-        for name, parameter in self.named_parameters():
-            part = name.partition(".")[0]
-            if part in ("text", "say", "patches", "enter", "leave", "see", "layers"):
-                parameter.requires_grad_("lora_" in name)
+        for name in self.kept_weights:
+            self.get_parameter(name).requires_grad_(False)
+
+    @property
+    def kept_weights(self) -> frozenset[str]:
+        """Both towers', where they have LoRA, which alone trains there."""
+        if not self.network.lora_rank:
+            return frozenset()
+        kept = []
+        for name, _ in self.named_parameters():
+            if name.partition(".")[0] in TOWERS and "lora_" not in name:
+                kept.append(name)
+        return frozenset(kept)
 
     @property
     def condition_width(self) -> int:  # type: ignore[override]

@@ -26,6 +26,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.utils.checkpoint import checkpoint
 
 from armlet import limits, outside
 from armlet.data.inputs import Inputs, as_array
@@ -269,7 +270,20 @@ class Backbone(nn.Module, Policy, Generic[S]):
     vision_tokens: int = 0  # of all cameras, where some of the features are theirs
     condition_width: int | None = None  # of the signal `condition`, where there is one
     kept_layers: tuple[int, ...] | None = None  # of the network it was cut from; None: it was not
+    recompute: bool = False  # its layers' activations on the way back, while a stage asks for it
     of_layers: tuple[str, ...] = ("hidden.",)  # how signals begin that read every layer's state
+
+    @property
+    def kept_weights(self) -> frozenset[str]:
+        """Names of its parameters that no stage trains: those beneath low-rank additions of its
+        own, say."""
+        return frozenset()
+
+    @property
+    def pretrained_weights(self) -> frozenset[str]:
+        """Names of its parameters that knew something before any training here: what
+        `Stage.freeze_pretrained` is about."""
+        return frozenset()
 
     @property
     def view(self) -> View:
@@ -360,6 +374,15 @@ class Backbone(nn.Module, Policy, Generic[S]):
     def keep_layers(self, kept: tuple[int, ...]) -> "Backbone":
         """A copy whose backbone has only these layers, in order."""
 
+    def through(self, index: int, state: S) -> S:
+        """`run_layer`; while `recompute` is on, only what goes in is kept for the way back, where
+        the layer runs once more. Whoever runs all layers in a row goes through here."""
+        if not (self.recompute and torch.is_grad_enabled()):
+            return self.run_layer(index, state)
+        # Not the reentrant kind: it keeps gradients of what it is not given as a tensor, and what
+        # goes in here is a state.
+        return checkpoint(self.run_layer, index, state, use_reentrant=False)
+
     def run_layers(
         self, state: S, batch: Batch, *, watch: bool = False, exploration: float = 0.0
     ) -> Pass[S]:
@@ -368,7 +391,7 @@ class Backbone(nn.Module, Policy, Generic[S]):
         start = state
         seen = []
         for index in range(len(self.layers)):
-            state = self.run_layer(index, state)
+            state = self.through(index, state)
             if watch:
                 seen.append(state)
         gates = torch.ones(len(batch), len(self.layers), device=self.device)  # all layers ran

@@ -131,6 +131,14 @@ class Routed(Backbone):
         self.measured = measured or Calibration()
         self.router = _make_router(inner, routing)
 
+    @property
+    def kept_weights(self) -> frozenset[str]:
+        return frozenset(f"inner.{name}" for name in self.inner.kept_weights)
+
+    @property
+    def pretrained_weights(self) -> frozenset[str]:
+        return frozenset(f"inner.{name}" for name in self.inner.pretrained_weights)
+
     def prepare(self, observations: Sequence[Observation]) -> Batch:
         batch = self.inner.prepare(observations)
         return replace(batch, budget=self.routing.budget) if self.routing.dial else batch
@@ -183,7 +191,7 @@ class Routed(Backbone):
         seen = []
         for index in range(len(self.layers)):
             join = partial(_mixed, mix, gates.hard[:, index], gates.soft[:, index])
-            ran = self.run_layer(index, state)
+            ran = self.through(index, state)
             state = self.skip_layer(index, state).blend(ran, join)  # before: skipped, after: ran
             if watch:
                 seen.append(state)
@@ -199,12 +207,12 @@ class Routed(Backbone):
         for index in range(len(self.layers)):
             rows = [row for row, chosen in enumerate(plan) if chosen[index]]
             if len(rows) == len(plan):  # nothing to select and put back
-                state = self.run_layer(index, state)
+                state = self.through(index, state)
             else:
                 skipped = self.skip_layer(index, state)
                 if rows:
                     at = torch.tensor(rows, device=gates.device)
-                    skipped = skipped.put(at, self.run_layer(index, state.select(at)))
+                    skipped = skipped.put(at, self.through(index, state.select(at)))
                 state = skipped
             if watch:
                 seen.append(state)

@@ -38,7 +38,7 @@ from armlet.policies.routed import Routing
 from armlet.recipe import Objective, Recipe, Round
 from armlet.recipes.bases import MatchOutput, Row, demo, metaworld, own, tabletop
 from armlet.training import losses
-from armlet.types import Batch, Trace
+from armlet.types import LAYERS, Batch, Trace
 
 
 @dataclass(frozen=True)
@@ -46,12 +46,6 @@ class ActDistill(Objective):
     """Stage 2: the output matched as in `MatchOutput`, every layer supervised, and a budget on what
     runs."""
 
-    needs: ClassVar[frozenset[str]] = frozenset(
-        {"actions", "condition", "semantics", "layer_actions"}
-    )
-    wants: ClassVar[frozenset[str]] = frozenset(
-        {"imitation", "actions", "condition", "semantics", "layer_actions", "gates", "costs"}
-    )
     output: MatchOutput = field(default_factory=MatchOutput)
     """How the output is matched."""
     keep: float = 0.5
@@ -73,6 +67,21 @@ class ActDistill(Objective):
     every: int = 8
     """Of so many samples the layers of one are supervised; what supervision costs a step:
     docs/machinery."""
+
+    @property
+    def needs(self) -> frozenset[str]:  # type: ignore[override]  # it follows from `output`
+        return self.output.needs | LAYERS
+
+    @property
+    def wants(self) -> frozenset[str]:  # type: ignore[override]
+        return self.output.wants | LAYERS | {"gates", "costs"}
+
+    @property
+    def reads_logits(self) -> bool:
+        return self.output.reads_logits
+
+    def suited(self, *, chooses: bool, logits: bool) -> "ActDistill":
+        return replace(self, output=self.output.suited(chooses=chooses, logits=logits))
 
     def __call__(self, student: Trace, teacher: Trace, batch: Batch) -> dict[str, Tensor]:
         own = student["semantics"]  # of every n-th sample alone, as the learner was told

@@ -12,9 +12,9 @@ its files are.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -25,7 +25,16 @@ from armlet.data.pictures import Pictures
 from armlet.policies.fitting import FitsRobot
 from armlet.policies.two_tower import TwoTowerNetwork, small_teacher
 from armlet.policies.vla import VLANetwork
-from armlet.recipe import YOURS, Collection, Evaluation, Objective, Probe, Recipe, Stage
+from armlet.recipe import (
+    QUIET,
+    YOURS,
+    Collection,
+    Evaluation,
+    Objective,
+    Probe,
+    Recipe,
+    Stage,
+)
 from armlet.training import losses
 from armlet.types import Batch, Trace
 
@@ -99,26 +108,74 @@ class FitHeads(Objective):
 @dataclass(frozen=True)
 class MatchOutput(Objective):
     """Fine-tuning towards the expert and the teacher's final answer, without layer supervision or
-    budget."""
+    budget. What weighs nothing is not read."""
 
-    needs: ClassVar[frozenset[str]] = frozenset({"actions", "condition"})
-    wants: ClassVar[frozenset[str]] = frozenset({"imitation", "actions", "condition"})
     imitation: float = 1.0
     """Weight of the expert's actions."""
     action: float = 1.0
     """Weight of the teacher's actions."""
     condition: float = 0.5
     """Weight of what the teacher's head reads."""
+    by: Literal["fitting", "actions", "logits", "choices"] = field(
+        default="fitting", metadata=QUIET
+    )
+    """How the teacher's actions are matched: actions, by their distance; logits, of a student and a
+    teacher that choose among the same classes; choices, by the student's own loss against the
+    teacher's actions; fitting: logits or choices for a student that chooses, actions for others."""
+
+    def _matches(self) -> list[tuple[str, str]]:
+        """What is read of the teacher, and of the student."""
+        matched = []
+        if self.action:
+            named = {"logits": ("logits", "logits"), "choices": ("actions", "imitation.teacher")}
+            matched.append(named.get(self.by, ("actions", "actions")))
+        if self.condition:
+            matched.append(("condition", "condition"))
+        return matched
+
+    @property
+    def needs(self) -> frozenset[str]:  # type: ignore[override]  # it follows from the weights
+        return frozenset(theirs for theirs, _ in self._matches())
+
+    @property
+    def wants(self) -> frozenset[str]:  # type: ignore[override]
+        return frozenset(mine for _, mine in self._matches()) | {"imitation"}
+
+    @property
+    def reads_logits(self) -> bool:
+        return bool(self.action) and self.by == "fitting"
+
+    def suited(self, *, chooses: bool, logits: bool) -> "MatchOutput":
+        if not (chooses and self.reads_logits):
+            return self
+        return replace(self, by="logits" if logits else "choices")
 
     def __call__(self, student: Trace, teacher: Trace, batch: Batch) -> dict[str, Tensor]:
+        terms = {"imitation": self.imitation * student["imitation"].mean()}
         # The actions, and what the head read for them, which the published loss never matches.
-        actions = losses.action_l1(student["actions"], teacher["actions"], batch.actions_valid)
-        conditions = losses.condition_cosine(student["condition"], teacher["condition"])
-        return {
-            "imitation": self.imitation * student["imitation"].mean(),
-            "action": self.action * actions.mean(),
-            "condition": self.condition * conditions.mean(),
-        }
+        if self.action:
+            terms["action"] = self.action * self._actions(student, teacher, batch).mean()
+        if self.condition:
+            conditions = losses.condition_cosine(student["condition"], teacher["condition"])
+            terms["condition"] = self.condition * conditions.mean()
+        return terms
+
+    def _actions(self, student: Trace, teacher: Trace, batch: Batch) -> Tensor:
+        """(b,): how far the student's actions are from the teacher's."""
+        if self.by == "choices":
+            return student["imitation.teacher"]
+        if self.by == "logits":
+            mine = student["logits"]
+            theirs = teacher["logits"]
+            if mine.shape != theirs.shape:
+                raise ValueError(
+                    f"the student chooses among {tuple(mine.shape[2:])} and its teacher among "
+                    f"{tuple(theirs.shape[2:])} (dimensions, classes): their logits cannot be "
+                    "compared; set `objective.by` of the stage to choices, and it learns which of "
+                    "its own classes the teacher's actions are"
+                )
+            return losses.action_distribution_kl(mine, theirs, batch.actions_valid)
+        return losses.action_l1(student["actions"], teacher["actions"], batch.actions_valid)
 
 
 # What recipes begin with; each replaces what it does otherwise.

@@ -30,7 +30,13 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from armlet.policies.action_query import ALIGN, SCRATCH, ActionQueryNetwork, ReuseDecoder
+from armlet.policies.action_query import (
+    ALIGN,
+    FINETUNE,
+    SCRATCH,
+    ActionQueryNetwork,
+    ReuseDecoder,
+)
 from armlet.policies.fitting import FitsPictures, FitsRobot
 from armlet.policies.vla import VLANetwork
 from armlet.recipe import Objective, Recipe, Stage
@@ -109,9 +115,10 @@ def _stages(facts: tuple[str, ...], align: int, finetune: int) -> tuple[Stage, .
         objective=Align(facts),
         steps=align,
         train=(*ALIGN, *SCRATCH, *guessing),
+        freeze_pretrained=SCRATCH,
     )
-    # Nothing is frozen: eyes that start from nothing have to learn.
-    second = replace(stage, objective=Finetune(facts), steps=finetune)
+    # Eyes that start from nothing have to learn.
+    second = replace(stage, objective=Finetune(facts), steps=finetune, freeze_pretrained=FINETUNE)
     # Without stage 1 it is the same model, to see what the alignment is worth.
     return (first, second) if align else (second,)
 

@@ -6,6 +6,7 @@ it wants, and nothing else is computed. Knows no recipe.
 
 from collections.abc import Collection, Iterable
 from contextlib import AbstractContextManager
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from armlet.policies.contract import Backbone, Features, Pass
 from armlet.types import LAYERS, Batch, Precision, Trace
 
 # Signals that are computed from the condition, where a policy has one.
-READ_CONDITION = frozenset({"condition", "actions", "logits", "imitation"})
+READ_CONDITION = frozenset({"condition", "actions", "logits", "imitation", "imitation.teacher"})
 
 
 class Learner(nn.Module):
@@ -87,6 +88,8 @@ class Learner(nn.Module):
             trace |= policy.signals(["logits"], batch, run)
         if "imitation" in wanted:
             trace["imitation"] = policy.loss(run, batch)
+        if "imitation.teacher" in wanted:
+            trace["imitation.teacher"] = self._taught(run, batch)
         if wanted & LAYERS:
             trace["semantics"], trace["layer_actions"] = self._probed(run, every)
         trace |= self._guesses(run, facts)
@@ -99,6 +102,18 @@ class Learner(nn.Module):
         trace |= policy.signals([name for name in want if name not in trace], batch, run)
         self._check(want, trace)
         return {name: trace[name] for name in want}
+
+    def _taught(self, run: Pass, batch: Batch) -> Tensor:
+        """(b,): the policy's own loss against its teacher's actions."""
+        if batch.taught is None:
+            raise ValueError(
+                "imitation.teacher compares with the teacher's actions, and this batch has none; "
+                "name `actions` in the objective's `needs`"
+            )
+        # Of what the pass has computed only the condition hangs on no target: a network that writes
+        # word by word keeps what it was told to write.
+        kept = {name: run.extras[name] for name in ("condition",) if name in run.extras}
+        return self.policy.loss(replace(run, extras=kept), replace(batch, actions=batch.taught))
 
     def _probed(self, run: Pass, every: int) -> tuple[Tensor, Tensor]:
         """What the probe's heads read of every layer, in every n-th sample."""
@@ -138,6 +153,11 @@ class Learner(nn.Module):
         if not missing:
             return
         fix = ""
+        if "condition" in missing:
+            fix = (
+                "; leave `condition` out of `--traced`, and give the objective's `condition` the "
+                "weight 0"
+            )
         # The one signal that a recipe asks for and data may lack; other names are the recipe's own.
         if any(name.startswith(("privileged.", "pointed.")) for name in missing):
             fix = (
@@ -156,6 +176,23 @@ def _mean(features: Features) -> Tensor:
     """(b, d): of the real tokens."""
     real = features.mask[..., None].to(features.hidden.dtype)  # (b, n, 1)
     return (features.hidden * real).sum(1) / real.sum(1).clamp(min=1)
+
+
+def chooses(policy: Backbone, batch: Batch) -> tuple[bool, bool]:
+    """Whether a policy chooses its actions among classes, so that no gradient goes through what it
+    decides, and whether it has their logits as a signal. Asked on a batch of a few samples, at
+    rest."""
+    training = policy.training
+    policy.eval()
+    batch = replace(batch, budget=1.0)  # a router with a dial must be told one
+    # A policy that is frozen has no gradients anywhere: then its logits alone can say.
+    trains = any(parameter.requires_grad for parameter in policy.parameters())
+    with torch.random.fork_rng(devices=[]):  # nothing that is drawn later hangs on being asked
+        run = policy.run_layers(policy.embed(batch), batch)
+        logits = "logits" in policy.signals(["logits"], batch, run)
+        chosen = trains and not logits and not policy.decode(run, batch).requires_grad
+    policy.train(training)
+    return logits or chosen, logits
 
 
 @torch.no_grad()

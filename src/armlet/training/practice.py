@@ -27,6 +27,7 @@ from armlet.rollout.loop import plan
 from armlet.rollout.pool import Attempt, Contender, run_all
 from armlet.rollout.recording import acted_on, record
 from armlet.training.learner import Learner
+from armlet.training.masters import halve
 from armlet.training.supervision import (
     annotate,
     how_watched,
@@ -75,12 +76,14 @@ def practise(
     # arXiv 1011.0686).
     data = _act(recipe, number, student, teacher, fingerprint)
     folder = round_folder(recipe, number)
+    if recipe.teacher_precision == "bf16":  # as `probe` watched it
+        halve(teacher)
     watched = Learner(teacher)
     if recipe.probe:  # the heads that were fitted to this teacher, as for the first traces
         watched.probe = make_heads(teacher, recipe.probe).to(teacher.device)
         load_heads(watched.probe, recipe.heads_file)
     frames = load_frames(data, teacher.view, recipe.pictures)
-    how = how_watched(recipe.probe, recipe.heads_file, recipe.trace_precision)
+    how = how_watched(recipe)
     store = StoreIdentity(data.fingerprint, fingerprint, how)
     store_traces(
         folder / "traces",

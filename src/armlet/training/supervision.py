@@ -184,10 +184,11 @@ def _option(place: str, value: Any) -> str:
     return " ".join([f"--{place}", *(shlex.quote(str(each)) for each in values)])
 
 
-def how_watched(probe: Probe | None, heads: Path, precision: Precision) -> str:
+def how_watched(recipe: Recipe) -> str:
     """How a teacher is watched, for the `preprocessing` of a store's identity: through which heads,
-    those at this path, and in which precision. Raises FileNotFoundError where `probe` has not
-    fitted them."""
+    and in which precision. Raises FileNotFoundError where `probe` has not fitted them."""
+    probe = recipe.probe
+    heads = recipe.heads_file
     said = "no probe heads"
     if probe is not None:
         _check_fitted(heads)
@@ -195,7 +196,9 @@ def how_watched(probe: Probe | None, heads: Path, precision: Precision) -> str:
         digest = digest_weights(read_tensors(heads, fix=HEADS_FIX))
         said = f"{probe.graph_width}-{probe.semantic_width}-{probe.neighbours}, heads {digest}"
     # Nothing is added for fp32: stores of before there was a choice stay good.
-    return said if precision == "fp32" else f"{said}, {precision}"
+    if recipe.teacher_precision == "bf16":
+        said += ", bf16 weights"
+    return said if recipe.trace_precision == "fp32" else f"{said}, {recipe.trace_precision}"
 
 
 def open_traces(root: Path, wanted: StoreIdentity, precision: Precision) -> TraceStore:

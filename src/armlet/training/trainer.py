@@ -43,9 +43,11 @@ from armlet.lineage import (
 from armlet.policies.checkpoint import load_state, save_state
 from armlet.policies.contract import Backbone
 from armlet.progress import Progress
-from armlet.recipe import Stage, settings
+from armlet.recipe import Objective, Stage, settings
 from armlet.robot.normalise import check_sane
-from armlet.training.learner import Learner, watch
+from armlet.training.learner import Learner, chooses, watch
+from armlet.training.lora import add_lora, merge_lora
+from armlet.training.masters import Masters
 from armlet.training.stopping import waiting_stop
 from armlet.types import Trace
 
@@ -81,20 +83,37 @@ class SelfAnswers(nn.Module):
         return watch(watched, batches.batch(rows), self.needs)
 
 
-def trainable(learner: nn.Module, stage: Stage) -> dict[str, nn.Parameter]:
-    """Parameters that a stage trains, by name. Raises ValueError where one of its patterns matches
-    none, or all leave none."""
+def trainable(
+    learner: nn.Module, stage: Stage, factors: frozenset[str] = frozenset()
+) -> dict[str, nn.Parameter]:
+    """Parameters that a stage trains, by name. `factors`: those of its low-rank additions, beside
+    which only `lora.whole` trains. Raises ValueError where one of its patterns matches none, or all
+    leave none."""
     parameters = dict(learner.named_parameters())
-    _check_patterns(list(parameters), stage)
+    _check_patterns([name for name in parameters if name not in factors], stage)
+    kept: set[str] = set()
+    pretrained: set[str] = set()
+    policy = getattr(learner, "policy", None)
+    if isinstance(policy, Backbone):
+        kept = {f"policy.{name}" for name in policy.kept_weights}
+        pretrained = {f"policy.{name}" for name in policy.pretrained_weights}
     chosen = {}
     for name, parameter in parameters.items():
+        if name in factors:
+            chosen[name] = parameter
+            continue
+        if factors and not _matches(name, stage.lora.whole):
+            continue
+        if name in kept or (name in pretrained and _matches(name, stage.freeze_pretrained)):
+            continue
         if _matches(name, stage.train) and not _matches(name, stage.freeze):
             chosen[name] = parameter
     if not chosen:
         names = ", ".join(list(parameters)[:4])
+        also = f"; the network itself keeps {len(kept)} of its weights" if kept else ""
         raise ValueError(
             f"train={stage.train} freeze={stage.freeze} leaves nothing to train; names look like "
-            f"{names} …"
+            f"{names} …{also}"
         )
     return chosen
 
@@ -106,9 +125,13 @@ def _matches(name: str, patterns: Iterable[str]) -> bool:
 def _check_patterns(names: list[str], stage: Stage) -> None:
     """Raises ValueError for a pattern of `train` or `freeze` that matches no parameter: it was
     meant to do something."""
-    for field in ("train", "freeze"):
-        for pattern in getattr(stage, field):
-            if fnmatch.filter(names, pattern):
+    patterns = {"train": stage.train, "freeze": stage.freeze}
+    if stage.lora.rank:
+        patterns["lora.whole"] = stage.lora.whole
+    for field, said in patterns.items():
+        for pattern in said:
+            # Of a network that is pretrained some parts are other than those of one that is not.
+            if fnmatch.filter(names, pattern) or pattern in stage.freeze_pretrained:
                 continue
             known = sorted({*names, *_parts(names)})
             near = difflib.get_close_matches(pattern, known, 3, cutoff=0.5)
@@ -116,9 +139,7 @@ def _check_patterns(names: list[str], stage: Stage) -> None:
                 hint = f"did you mean {' or '.join(map(repr, near))}?"
             else:
                 hint = f"names look like {', '.join(names[:4])} …"
-            raise ValueError(
-                f"{field}={getattr(stage, field)}: {pattern!r} matches no parameter; {hint}"
-            )
+            raise ValueError(f"{field}={said}: {pattern!r} matches no parameter; {hint}")
 
 
 def _parts(names: Iterable[str]) -> set[str]:
@@ -188,6 +209,24 @@ def rate(stage: Stage, step: int) -> float:
     return warm * max(0.02, 0.5 * (1 + math.cos(math.pi * step / max(stage.steps, 1))))
 
 
+def check_teaches(
+    terms: dict[str, Tensor], objective: Objective, policy: nn.Module, *, title: str
+) -> None:
+    """Raises ValueError for a term of a loss from which no gradient reaches what trains. One of
+    weight 0 was not meant to teach."""
+    for name, value in terms.items():
+        if value.requires_grad or not value.detach().any():
+            continue
+        kind = getattr(policy, "kind", type(policy).__name__)
+        raise ValueError(
+            f"{title}: {name!r} of {type(objective).__name__} cannot teach {kind}: no gradient "
+            "reaches a weight that trains. What it reads is made by frozen weights (name them in "
+            "`train`, or leave them out of `freeze`), or is chosen among classes, which has no "
+            "gradient: a network that chooses needs a signal `logits`, and the objective to read "
+            "it. Or give the term the weight 0"
+        )
+
+
 def make_batches(policy: Backbone, frames: Frames) -> BatchMaker:
     """Batches as this policy takes them. Raises ValueError where the episodes are of another robot,
     or hold values that its statistics make absurd of."""
@@ -234,6 +273,11 @@ class Trainer:
             self.rows = transform.choose(
                 self.rows, lambda: learner.policy.classes(batches.first_actions())
             )
+        if stage.objective.reads_logits:
+            # Whoever knows that the teacher's logits are there has said so: `Recipe.for_student`.
+            choosing, _ = chooses(learner.policy, batches.batch(self.rows[:2]))
+            objective = stage.objective.suited(chooses=choosing, logits=False)
+            stage = dataclasses.replace(stage, objective=objective)
         self.learner = learner
         self.stage = stage
         self.batches = batches
@@ -244,11 +288,18 @@ class Trainer:
         self.step = 0
         # What the folder holds, once it has been looked at.
         self._state: dict[str, Any] | None = None
+        start = digest_weights(learner.state_dict())  # of a stage before, or of `probe`
+        factors: frozenset[str] = frozenset()
+        if stage.lora.rank:
+            torch.manual_seed(seed)  # of the additions' first weights
+            factors = add_lora(learner, stage.lora)
         for parameter in learner.parameters():
             parameter.requires_grad_(False)
-        self.parameters = trainable(learner, stage)
-        for parameter in self.parameters.values():
+        trained = trainable(learner, stage, factors)
+        for parameter in trained.values():
             parameter.requires_grad_(True)
+        self.masters = Masters(learner, trained, halve=stage.weights_precision == "bf16")
+        self.parameters = self.masters.weights  # as optimisers see them
         self.optimisers = make_optimisers(self.parameters, stage)
         self.average: dict[str, Tensor] = {}  # the running average of what is trained
         if stage.ema:
@@ -261,7 +312,7 @@ class Trainer:
                 "seed": seed,
                 "frames": digest_frames(batches.frames),
                 "rows": digest_arrays({"rows": self.rows}),
-                "start": digest_weights(learner.state_dict()),  # of a stage before, or of `probe`
+                "start": start,
             }
         )
 
@@ -328,6 +379,8 @@ class Trainer:
         write_atomically(self.folder / ABOUT, json.dumps(self.question, indent=1).encode())
         progress = Progress(self.title, total=self.stage.steps, start=self.step)
         self.learner.train()
+        if self.stage.recompute:
+            self.learner.policy.recompute = True
         with self._log() as write, self._compiled() as update, waiting_stop(self.title) as stop:
             while self.step < self.stage.steps and not stop.asked:
                 started = time.perf_counter()
@@ -344,6 +397,11 @@ class Trainer:
         # After the last save: what is saved goes on from the weights, not from their average.
         for name, value in self.average.items():
             self.parameters[name].data.copy_(value)
+        self.masters.restore()
+        if self.stage.recompute:
+            self.learner.policy.recompute = False
+        if self.stage.lora.rank:
+            merge_lora(self.learner)
         self.learner.eval()
 
     def _rows_of(self, step: int) -> np.ndarray:
@@ -365,6 +423,8 @@ class Trainer:
         moment = Moment(self.step, stage.steps, rng, body.action_spec, body.actions)
         for transform in stage.transforms:
             batch, teacher = transform(batch, teacher, moment)
+        if "imitation.teacher" in stage.objective.wants:
+            batch = dataclasses.replace(batch, taught=teacher["actions"])
         # More than a stage has steps, so that no two seeds share a step's stream.
         torch.manual_seed(self.seed * 1_000_003 + self.step)
         with self.learner.autocast(self.stage.precision):
@@ -375,6 +435,7 @@ class Trainer:
                 every=stage.objective.every,
             )
         terms = stage.objective(student, teacher, batch)  # weighted, name → a number
+        check_teaches(terms, stage.objective, self.learner.policy, title=self.title)
         loss = torch.stack(list(terms.values())).sum()
         values = {name: float(value.detach()) for name, value in terms.items()}
         # Ahead of backward: the weights, and the state saved last, are still good.
@@ -392,6 +453,7 @@ class Trainer:
                 group["lr"] = stage.learning_rate * factor
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
+        self.masters.show()
         self.step += 1
         if stage.ema:
             # Shorter at first, as with TensorFlow's `num_updates`, or fresh weights would linger.
@@ -461,10 +523,14 @@ class Trainer:
         # No RNG: every step seeds its own. A teacher that is a module is the student's own average,
         # which changes as it learns; any other stands still.
         teacher = self.teacher.state_dict() if isinstance(self.teacher, nn.Module) else {}
+        # What stands still is what it was at the start, which the question knows.
+        still = {name for name, each in self.learner.named_parameters() if not each.requires_grad}
+        learner = self.learner.state_dict()
         state = {
             "question": self.question,
             "step": self.step,
-            "learner": self.learner.state_dict(),
+            "learner": {name: each for name, each in learner.items() if name not in still},
+            "masters": self.masters.state(),
             "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
             "average": self.average,
             "teacher": teacher,
@@ -482,7 +548,9 @@ class Trainer:
                 f"{self.title}: steps: {before} → {self.stage.steps}; it goes on from step "
                 f"{state['step']}\n"
             )
-        self.learner.load_state_dict(state["learner"])
+        # A state of before also holds what stands still.
+        self.learner.load_state_dict({**self.learner.state_dict(), **state["learner"]})
+        self.masters.load(state.get("masters", {}))
         for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
             optimiser.load_state_dict(saved)
         self.average = state["average"]
