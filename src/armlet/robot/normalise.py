@@ -24,6 +24,11 @@ elsewhere must be fed as they were there:
              quantiles    2 (x − q01) / (q99 − q01 + 1e-6) − 1
              back         the inverse
              (transforms.Normalize and Unnormalize; it has no other modes)
+    openvla  quantiles, min_max
+                          2 (x − lo) / (hi − lo + 1e-8) − 1; where hi = lo: x − lo
+             back         (x + 1)(hi − lo)/2 + lo, without the 1e-8
+             (data_utils.normalize_action_and_proprio, predict_action; it has no other modes)
+    openvla_oft           the same, and the 1e-8 on the way back as well
 
 `epsilon` replaces a library's own small number; 0 leaves it out.
 """
@@ -37,7 +42,7 @@ import numpy as np
 from armlet.robot.spec import ActionSpec
 
 Mode = Literal["identity", "mean_std", "min_max", "quantiles", "quantile10"]
-Variant = Literal["armlet", "lerobot", "openpi"]
+Variant = Literal["armlet", "lerobot", "openpi", "openvla", "openvla_oft"]
 
 # The statistics that each mode reads.
 NEEDED: dict[str, tuple[str, ...]] = {
@@ -48,7 +53,7 @@ NEEDED: dict[str, tuple[str, ...]] = {
     "quantile10": ("q10", "q90"),
 }
 # What the libraries add to what they divide by.
-EPSILON = {"lerobot": 1e-8, "openpi": 1e-6}
+EPSILON = {"lerobot": 1e-8, "openpi": 1e-6, "openvla": 1e-8, "openvla_oft": 1e-8}
 
 ROUNDING = 1e-6  # of where a dimension stands: less is rounding (float32: 6e-8), not motion
 # In the data's own unit, for a dimension that stands at 0: float32's rounding of numbers about 1.
@@ -248,11 +253,19 @@ def _theirs(
     first = first.astype(np.float32)
     second = second.astype(np.float32)
     small = np.float32(epsilon)
-    if mode == "mean_std":
+    if mode == "mean_std" and not variant.startswith("openvla"):
         scale = second + small
         # lerobot adds the small number on the way there and forgets it on the way back.
         back = second.copy() if variant == "lerobot" else scale.copy()
         return first, scale, np.zeros_like(first), back
+    if variant in ("openvla", "openvla_oft"):
+        if mode not in ("quantiles", "min_max"):
+            raise ValueError(f"{variant} has no normalisation {mode!r}; it has quantiles, min_max")
+        stands = second == first
+        # Divided by 1e-8 alone, a step of a micrometre would be hundreds; there they say 0.
+        scale = np.where(stands, 1, (second - first + small) / 2)
+        back = (second - first + (small if variant == "openvla_oft" else 0)) / 2
+        return first, scale, np.where(stands, 0, -1).astype(np.float32), back
     if variant == "openpi":
         if mode != "quantiles":
             raise ValueError(f"openpi has no normalisation {mode!r}; it has mean_std and quantiles")
