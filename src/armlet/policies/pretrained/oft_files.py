@@ -33,6 +33,7 @@ from armlet.policies.pretrained.openvla_files import (
     read_statistics,
 )
 from armlet.policies.pretrained.said import Said
+from armlet.robot.fit import Fit
 from armlet.robot.normalise import Normaliser
 
 HEAD = "action_head"
@@ -43,6 +44,12 @@ ADAPTER = "lora_adapter"
 CONFIG = "config.json"
 EPSILON = 1e-8
 Bounds = Literal["q01_q99", "min_max"]
+Preparation = Literal["center_crop", "no_crop", "processor"]
+FITS: dict[Preparation, Fit] = {
+    "center_crop": "oft",
+    "no_crop": "oft_whole",
+    "processor": "bicubic",
+}
 
 FILM = Layout(
     dino=HUGGING_FACE.dino,
@@ -102,8 +109,10 @@ class Options:
     """By which statistics state and actions are normalised: q01_q99 or min_max."""
     views: tuple[str, ...] = ()
     """Its pictures, in the order in which the network sees them: the main one first."""
-    center_crop: bool = True
-    """It was trained on random crops, and sees the middle nine tenths of a picture's area."""
+    preparation: Preparation = "center_crop"
+    """How pictures are prepared: center_crop as the project's evaluation does for a policy that was
+    trained on random crops (as usual), no_crop as for another; processor: by OpenVLA's own processor
+    alone, for whoever calls the network without that evaluation."""
 
     def __post_init__(self) -> None:
         if self.platform not in (None, *NAMES):
@@ -112,8 +121,8 @@ class Options:
             raise ValueError(f"bounds is {self.bounds!r}, expected {' or '.join(get_args(Bounds))}")
         if self.chunk is not None and not (type(self.chunk) is int and self.chunk >= 1):
             raise ValueError(f"chunk is {self.chunk!r}, expected 1 or more")
-        if not isinstance(self.center_crop, bool):
-            raise ValueError(f"center_crop is {self.center_crop!r}, expected true or false")
+        if self.preparation not in FITS:
+            raise ValueError(f"preparation is {self.preparation!r}, expected {', '.join(FITS)}")
         texts = isinstance(self.views, tuple) and all(isinstance(each, str) for each in self.views)
         if not texts or len(set(self.views)) != len(self.views):
             raise ValueError(f"views is {self.views!r:.80}, expected a list of different names")

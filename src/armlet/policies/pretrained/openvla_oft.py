@@ -23,6 +23,7 @@ from armlet.policies.pretrained.oft_files import (
     ADAPTER,
     CONFIG,
     FILM,
+    FITS,
     HEAD,
     NAMES,
     NOISY,
@@ -40,7 +41,6 @@ from armlet.policies.pretrained.openvla_files import LlamaFacts
 from armlet.policies.pretrained.openvla_prompt import FILE as TOKENIZER
 from armlet.policies.pretrained.openvla_prompt import LONGEST, PROMPT, read_tokenizer
 from armlet.policies.pretrained.said import Said
-from armlet.robot.fit import Fit
 from armlet.robot.normalise import Normaliser
 from armlet.robot.spec import RobotSpec
 
@@ -176,10 +176,10 @@ def _choices(facts: _Facts) -> tuple[Choice, ...]:
         Choice("bounds", ("q01_q99", "min_max"), constants.bounds, "what becomes −1 and 1"),
         Choice("views", (), ", ".join(constants.views), "its pictures, in their order"),
         Choice(
-            "center_crop",
-            ("true", "false"),
-            str(facts.parts.options.center_crop).lower(),
-            "true where it was trained on random crops, as usual",
+            "preparation",
+            tuple(FITS),
+            facts.parts.options.preparation,
+            "how pictures are prepared: as usual where it was trained on random crops",
         ),
     )
 
@@ -206,14 +206,13 @@ def load(said: Said, robot: RobotSpec | None) -> Backbone:
     parts = facts.parts
     folder = _nearest(parts, TOKENIZER).parent
     tokenizer = read_tokenizer(folder, said.tokenizer, facts.llama.vocabulary)
-    fit: Fit = "oft" if parts.options.center_crop else "oft_whole"
     body = Body(
         said.action_spec(facts.dims, robot),
         facts.state,
         facts.action,
         tokenizer,
         said.state_names(parts.proprio_dims, robot) if parts.proprio_dims else (),
-        fit,
+        FITS[parts.options.preparation],
     )
     # In one precision, as the project runs it: as saved is that of the language model.
     words = parts.tensors["language_model.model.embed_tokens.weight"].dtype
@@ -305,10 +304,11 @@ def _pixels(path: Path) -> tuple[tuple[tuple[float, ...], ...], tuple[tuple[floa
         return MEANS, STDS
     said = read_json(path, fix=COPY).get("tvf_normalize_params")
     try:
-        means = tuple(tuple(map(float, each["mean"])) for each in said)
-        stds = tuple(tuple(map(float, each["std"])) for each in said)
-        assert len(means) == 2 and all(map(len, (*means, *stds)))
-    except (TypeError, KeyError, ValueError, AssertionError) as error:
+        means = tuple(tuple(map(float, each["mean"])) for each in said or ())
+        stds = tuple(tuple(map(float, each["std"])) for each in said or ())
+        if list(map(len, (*means, *stds))) != [3] * 4:
+            raise ValueError("not three numbers each, of two towers")
+    except (TypeError, KeyError, ValueError) as error:
         raise ValueError(
             f"{path}: tvf_normalize_params is {said!r:.120}, expected `mean` and `std` of two "
             f"towers; {COPY}"

@@ -1,0 +1,270 @@
+"""OpenVLA-OFT: everything from raw pictures, words and state to actions in the robot's units, of a
+variant with its checkpoint (A, B, F …) or of one that has side files beside another's (R), once with
+its head and once as a discrete policy.
+
+What no checkpoint says (chunk, bounds, which pictures) is told from `golden.json`; where it can be
+told by numbers and names, that must be the same. Bounds are the README's.
+"""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from golden import Golden, Line, equal, near
+from PIL import Image
+from tokenizers import Tokenizer, models
+from torch import Tensor
+
+from armlet.policies.contract import Pass
+from armlet.policies.pretrained import openvla_oft
+from armlet.policies.pretrained.lora import Adapter
+from armlet.policies.pretrained.oft_files import Parts
+from armlet.policies.pretrained.oft_network import OpenVLAOFT
+from armlet.policies.pretrained.openvla_prompt import BOS, EMPTY, EOS
+from armlet.policies.pretrained.said import Said
+from armlet.robot import oft_pictures
+from armlet.robot.description import Described
+from armlet.robot.observation import Observation
+from armlet.types import Batch
+
+PIXELS = 1e-6
+HIDDEN = 1e-4
+ACTION = 5e-5
+# No robot is known, and none of this reaches a number that is compared.
+ROBOT = Described(
+    mode="delta", rotation="none", grippers=(), gripper_open=0, gripper_closed=1, control_hz=10
+)
+LLAMA_2 = {"vocabulary": 32000, BOS: 1, EOS: 2, EMPTY: 29871}
+
+
+def compare(folder: Path) -> Iterator[Line]:
+    with np.load(folder / "golden.npz") as arrays:
+        golden = Golden({name: arrays[name] for name in arrays})
+    said = json.loads((folder / "golden.json").read_text())
+    bf16 = [name for name in golden if "bf16" in name]
+    golden.leave_out(bf16, "information alone, and another between versions of torch")
+    if (folder / "checkpoint").is_dir():
+        yield from _whole(folder, golden, said)
+    else:
+        yield from _side_files(folder, golden, said)
+    yield golden.rest()
+
+
+def options(said: dict[str, Any], case: dict[str, Any]) -> dict[str, Any]:
+    """What a `policy.toml` would say of a variant."""
+    sizes = said["sizes"]["oft"]
+    bounds = "q01_q99" if "q99" in sizes["normalisation"] else "min_max"
+    return {
+        "chunk": sizes["chunk"],
+        "bounds": bounds,
+        "views": tuple(f"view {number}" for number in range(sizes["images"])),
+        "unnorm_key": case["unnorm_key"],
+    }
+
+
+def _loaded(place: Path, told: dict[str, Any], **more: Any) -> OpenVLAOFT:
+    said = Said(place, place, options=told, robot=ROBOT, **more)
+    policy = openvla_oft.load(said, None).eval()
+    assert isinstance(policy, OpenVLAOFT)
+    return policy
+
+
+@dataclass(frozen=True)
+class Case:
+    """One observation, its batch, and what the network made of it."""
+
+    number: int
+    policy: OpenVLAOFT
+    pictures: list[np.ndarray]
+    batch: Batch
+    run: Pass[Any]
+    actions: Tensor  # (k, a)
+
+    def named(self, what: str) -> str:
+        return f"case{self.number}__{what}"
+
+
+@torch.no_grad()
+def asked(
+    policy: OpenVLAOFT,
+    number: int,
+    pictures: list[np.ndarray],
+    words: str,
+    state: np.ndarray,
+    ids: np.ndarray | None = None,
+) -> Case:
+    """`ids` (t,) stand for the words where there is no tokenizer."""
+    images = dict(zip(policy.cameras, pictures, strict=True))
+    seen = Observation(images, state, words, np.zeros(policy.dims, np.float32))
+    batch = policy.prepare([seen])
+    if ids is not None:
+        text = torch.from_numpy(ids)[None]
+        batch = replace(batch, text=text, text_mask=torch.ones_like(text, dtype=torch.bool))
+    run = policy.run_layers(policy.embed(batch), batch, watch=True)
+    return Case(number, policy, pictures, batch, run, policy.decode(run, batch)[0])
+
+
+def read(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path).convert("RGB"))
+
+
+def _whole(folder: Path, golden: Golden, said: dict[str, Any]) -> Iterator[Line]:
+    place = folder / "checkpoint"
+    told = options(said, said["cases"][0])
+    yield _found_out(place, told)
+    yield from _adapter(place)
+    for number, entry in enumerate(said["cases"]):
+        policy = _loaded(place, options(said, entry))
+        pictures = [read(folder / name) for name in entry["images"]]
+        state = golden[f"case{number}__proprio"]
+        case = asked(policy, number, pictures, entry["instruction"], state)
+        yield from _words(case, golden)
+        yield from _pictures(case, golden)
+        yield from _inside(case, golden)
+        yield from _decided(case, golden)
+
+
+def _found_out(place: Path, told: dict[str, Any]) -> Line:
+    """Chunk and bounds without being told: the same, or asked for."""
+    name = "chunk and bounds, found out or asked for"
+    try:
+        parts = Parts.read(Said(place, place))
+        key, statistics = parts.statistics.chosen(told["unnorm_key"])
+        found = parts.constants(key, parts.dims(statistics))
+    except ValueError as error:
+        return Line(name, 0.0, 0.0, f"asked for: {error}")
+    wrong = (found.chunk, found.bounds) != (told["chunk"], told["bounds"])
+    return Line(name, float(wrong), 0.0, f"{found.chunk}, {found.bounds}: {found.why}")
+
+
+def _adapter(place: Path) -> Iterator[Line]:
+    """The adapter and the base that it was trained beside, where that is among the golden files:
+    loaded as a folder that was never merged, against the one that was."""
+    if not (place / "lora_adapter").is_dir():
+        return
+    whole = Parts.read(Said(place, place))
+    for base in sorted(place.parent.parent.parent.glob("openvla_hf/*/checkpoint")):
+        with tempfile.TemporaryDirectory() as scratch:
+            bare = Path(scratch)
+            for path in place.iterdir():
+                if path.suffix in (".pt", ".json") and path.name not in (
+                    "config.json",
+                    "model.safetensors.index.json",
+                ):
+                    shutil.copy(path, bare)
+            shutil.copytree(place / "lora_adapter", bare / "lora_adapter")
+            try:
+                parts = Parts.read(Said(bare, bare, options={"base": str(base)}))
+            except ValueError:
+                continue  # another variant's base
+            wrong = 0
+            adapter = parts.adapter
+            assert isinstance(adapter, Adapter)
+            for name in whole.tensors:
+                mine = adapter.merged(name, parts.tensors.read(name))
+                wrong += not torch.equal(mine, whole.tensors.read(name))
+            said = f"{len(whole.tensors)} tensors, equal to the bit; base {base.parent.name}"
+            yield Line("adapter merged into its base", float(wrong), 0.0, said)
+
+
+def _words(case: Case, golden: Golden) -> Iterator[Line]:
+    name = case.named("processor_input_ids")
+    ids = golden[name][0]
+    # The processor's own, before the network's code adds the empty token.
+    yield equal(name, case.batch.text[0, : len(ids)], ids)
+    real = golden[case.named("processor_attention_mask")][0]
+    yield equal(case.named("processor_attention_mask"), case.batch.text_mask[0, : len(ids)], real)
+    left = case.batch.text[0, len(ids) :].tolist()
+    empty = case.policy.body.tokenizer.token_to_id(EMPTY)
+    yield equal(case.named("empty token"), left, [] if ids[-1] == empty else [empty])
+    mask = golden[case.named("lm_attention_mask")][0]
+    yield equal(case.named("lm_attention_mask"), case.run.start.mask[0].long(), mask)
+
+
+def _pictures(case: Case, golden: Golden) -> Iterator[Line]:
+    for number, picture in enumerate(case.pictures):
+        resized = case.named(f"resized_uint8_{number}")
+        if resized in golden:
+            mine = oft_pictures.prepared(picture, middle=False)
+            yield equal(resized, mine, golden[resized])
+        cropped = case.named(f"cropped_uint8_{number}")
+        if cropped in golden:
+            yield equal(cropped, oft_pictures.prepared(picture), golden[cropped])
+    pixels = case.named("pixel_values_every16th")
+    if pixels in golden:
+        found = []
+        for name in case.policy.cameras:
+            found += case.policy.vision.pixels(case.batch.images[name])
+        every = torch.cat(found, 1)[..., ::16, ::16]
+        yield near(pixels, every, golden[pixels], PIXELS)
+    patches = case.named("vision_patches")
+    if patches in golden:
+        seen = [case.policy.vision(case.batch.images[name])[0] for name in case.policy.cameras]
+        yield near(patches, torch.cat(seen).detach(), golden[patches], HIDDEN)
+
+
+def _inside(case: Case, golden: Golden) -> Iterator[Line]:
+    run = case.run
+    # Before the first layer, after every one but the last, and after the final norm.
+    states = [run.start, *run.states[:-1]]
+    hidden = [state.hidden[0] for state in states] + [case.policy.norm(run.state.hidden[0])]
+    every = torch.stack(hidden).detach()
+    for what, mine in (("hidden_states", every), ("hidden_last_position", every[:, -1])):
+        name = case.named(what)
+        if name in golden:
+            yield near(name, mine, golden[name], HIDDEN)
+
+
+def _decided(case: Case, golden: Golden) -> Iterator[Line]:
+    state = golden[case.named("proprio_normalized")]
+    yield near(case.named("proprio_normalized"), case.batch.state[0].clamp(-1, 1), state, PIXELS)
+    name = case.named("action_hidden_states")
+    yield near(name, case.policy.answered(case.run)[0, :-1].detach(), golden[name], HIDDEN)
+    name = case.named("normalized_action")
+    yield near(name, case.actions.detach(), golden[name], ACTION)
+    name = case.named("action")
+    yield near(name, case.policy.denormalise(case.actions.numpy()), golden[name], ACTION)
+
+
+def _side_files(folder: Path, golden: Golden, said: dict[str, Any]) -> Iterator[Line]:
+    """Beside another variant's checkpoint, which has no tokenizer: the ids are told."""
+    base = folder.parent.parent / said["note"].split(": ")[1]
+    with tempfile.TemporaryDirectory() as scratch:
+        words = {"tokenizer": str(_llama_2(Path(scratch)))}
+        for number, entry in enumerate(said["cases"]):
+            # The network's own method was asked there, without the evaluation around it.
+            told = {**options(said, entry), "preparation": "processor"}
+            policy = _loaded(folder / "side_files", {**told, "base": str(base)}, **words)
+            discrete = _loaded(base, told, **words)
+            picture = [read(folder / entry["image"])]
+            ids = golden[f"case{number}__prompt_ids"][0]
+            if ids[-1] != LLAMA_2[EMPTY]:  # the network's own code adds it
+                ids = np.append(ids, LLAMA_2[EMPTY])
+            state = _in_its_numbers(policy, golden[f"case{number}__proprio_normalized"])
+            case = asked(policy, number, picture, "anything", state, ids)
+            yield from _decided(case, golden)
+            name = case.named("discrete_action")
+            chosen = asked(discrete, number, picture, "anything", np.zeros(0), ids)
+            yield near(name, discrete.denormalise(chosen.actions.numpy()), golden[name], PIXELS)
+
+
+def _in_its_numbers(policy: OpenVLAOFT, normalised: np.ndarray) -> np.ndarray:
+    """A state that is normalised to this one: the fixture holds no other."""
+    return policy.body.state.invert(normalised)
+
+
+def _llama_2(folder: Path) -> Path:
+    """A tokenizer with as many words as Llama-2's, and its marks at their numbers."""
+    names = {number: name for name, number in LLAMA_2.items() if name != "vocabulary"}
+    vocabulary = {}
+    for number in range(LLAMA_2["vocabulary"]):
+        vocabulary[names.get(number, f"word {number}")] = number
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=BOS))
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
