@@ -18,29 +18,26 @@ import numpy as np
 import torch
 from golden import Golden, Line, equal, near
 from PIL import Image
-from tokenizers import Tokenizer, models
 from torch import Tensor
 
 from armlet.policies.contract import Pass
-from armlet.policies.pretrained import openvla_oft
+from armlet.policies.pretrained import kinds
+from armlet.policies.pretrained.files import open_pickled, open_safetensors, open_sharded
 from armlet.policies.pretrained.lora import Adapter
 from armlet.policies.pretrained.oft_files import Parts
 from armlet.policies.pretrained.oft_network import OpenVLAOFT
-from armlet.policies.pretrained.openvla_prompt import BOS, EMPTY, EOS
+from armlet.policies.pretrained.openvla_prompt import EMPTY
 from armlet.policies.pretrained.said import Said
 from armlet.robot import oft_pictures
-from armlet.robot.description import Described
 from armlet.robot.observation import Observation
 from armlet.types import Batch
+from goldens.openvla_cases import stand_in
 
 PIXELS = 1e-6
 HIDDEN = 1e-4
 ACTION = 5e-5
 # No robot is known, and none of this reaches a number that is compared.
-ROBOT = Described(
-    mode="delta", rotation="none", grippers=(), gripper_open=0, gripper_closed=1, control_hz=10
-)
-LLAMA_2 = {"vocabulary": 32000, BOS: 1, EOS: 2, EMPTY: 29871}
+ROBOT = 'mode = "delta"\nrotation = "none"\ngrippers = []\ncontrol_hz = 10\n'
 
 
 def compare(folder: Path) -> Iterator[Line]:
@@ -56,6 +53,24 @@ def compare(folder: Path) -> Iterator[Line]:
     yield golden.rest()
 
 
+def keys(folder: Path, names: dict[str, Path]) -> Iterator[Line]:
+    """Which tensors there are: as `keys.json` lists them. `names`: what it calls a part → where that
+    is."""
+    for part, entries in json.loads((folder / "keys.json").read_text()).items():
+        place = names.get(part, folder / "checkpoint" / part)
+        if place.is_dir():
+            tensors = open_sharded(place)
+        elif place.suffix == ".pt":
+            tensors = open_pickled(place)
+        else:
+            tensors = open_safetensors(place)
+        found = []
+        for name, header in sorted(tensors.items()):
+            found.append(f"{name} {list(header.shape)} {str(header.dtype).removeprefix('torch.')}")
+        theirs = [f"{name} {entry[0]} {entry[1]}" for name, entry in sorted(entries.items())]
+        yield equal(f"tensors of {part}", found, theirs)
+
+
 def options(said: dict[str, Any], case: dict[str, Any]) -> dict[str, Any]:
     """What a `policy.toml` would say of a variant."""
     sizes = said["sizes"]["oft"]
@@ -63,14 +78,24 @@ def options(said: dict[str, Any], case: dict[str, Any]) -> dict[str, Any]:
     return {
         "chunk": sizes["chunk"],
         "bounds": bounds,
-        "views": tuple(f"view {number}" for number in range(sizes["images"])),
+        "views": [f"view {number}" for number in range(sizes["images"])],
         "unnorm_key": case["unnorm_key"],
+        "vision_heads": said["sizes"]["dino"]["num_heads"],
     }
 
 
-def _loaded(place: Path, told: dict[str, Any], **more: Any) -> OpenVLAOFT:
-    said = Said(place, place, options=told, robot=ROBOT, **more)
-    policy = openvla_oft.load(said, None).eval()
+def _loaded(place: Path, told: dict[str, Any], tokenizer: Path | None = None) -> OpenVLAOFT:
+    """As a user would load it, through a `policy.toml`."""
+    lines = [f"checkpoint = {json.dumps(str(place.resolve()))}", 'kind = "openvla_oft"']
+    if tokenizer is not None:
+        lines.append(f"tokenizer = {json.dumps(str(tokenizer.resolve()))}")
+    lines.append("[options]")
+    for name, value in told.items():
+        lines.append(f"{name} = {json.dumps(value)}")
+    with tempfile.TemporaryDirectory() as scratch:
+        toml = Path(scratch) / "policy.toml"
+        toml.write_text("\n".join([*lines, "[robot]", ROBOT]))
+        policy = kinds.load(toml)
     assert isinstance(policy, OpenVLAOFT)
     return policy
 
@@ -116,6 +141,7 @@ def read(path: Path) -> np.ndarray:
 
 def _whole(folder: Path, golden: Golden, said: dict[str, Any]) -> Iterator[Line]:
     place = folder / "checkpoint"
+    yield from keys(folder, {"model": place})
     told = options(said, said["cases"][0])
     yield _found_out(place, told)
     yield from _adapter(place)
@@ -235,17 +261,21 @@ def _decided(case: Case, golden: Golden) -> Iterator[Line]:
 def _side_files(folder: Path, golden: Golden, said: dict[str, Any]) -> Iterator[Line]:
     """Beside another variant's checkpoint, which has no tokenizer: the ids are told."""
     base = folder.parent.parent / said["note"].split(": ")[1]
+    parts = {path.name: path for path in (folder / "side_files").iterdir()}
+    yield from keys(folder, parts)
     with tempfile.TemporaryDirectory() as scratch:
-        words = {"tokenizer": str(_llama_2(Path(scratch)))}
+        words = Path(scratch)
+        stand_in(said["sizes"]).save(str(words / "tokenizer.json"))
         for number, entry in enumerate(said["cases"]):
             # The network's own method was asked there, without the evaluation around it.
             told = {**options(said, entry), "preparation": "processor"}
-            policy = _loaded(folder / "side_files", {**told, "base": str(base)}, **words)
-            discrete = _loaded(base, told, **words)
+            policy = _loaded(folder / "side_files", {**told, "base": str(base)}, words)
+            discrete = _loaded(base, told, words)
             picture = [read(folder / entry["image"])]
             ids = golden[f"case{number}__prompt_ids"][0]
-            if ids[-1] != LLAMA_2[EMPTY]:  # the network's own code adds it
-                ids = np.append(ids, LLAMA_2[EMPTY])
+            empty = said["sizes"]["tokens"]["empty"]
+            if ids[-1] != empty:  # the network's own code adds it
+                ids = np.append(ids, empty)
             state = _in_its_numbers(policy, golden[f"case{number}__proprio_normalized"])
             case = asked(policy, number, picture, "anything", state, ids)
             yield from _decided(case, golden)
@@ -257,14 +287,3 @@ def _side_files(folder: Path, golden: Golden, said: dict[str, Any]) -> Iterator[
 def _in_its_numbers(policy: OpenVLAOFT, normalised: np.ndarray) -> np.ndarray:
     """A state that is normalised to this one: the fixture holds no other."""
     return policy.body.state.invert(normalised)
-
-
-def _llama_2(folder: Path) -> Path:
-    """A tokenizer with as many words as Llama-2's, and its marks at their numbers."""
-    names = {number: name for name, number in LLAMA_2.items() if name != "vocabulary"}
-    vocabulary = {}
-    for number in range(LLAMA_2["vocabulary"]):
-        vocabulary[names.get(number, f"word {number}")] = number
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=BOS))
-    tokenizer.save(str(folder / "tokenizer.json"))
-    return folder

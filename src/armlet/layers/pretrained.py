@@ -49,10 +49,15 @@ def fetch(kind: Any, name: str) -> Any:
 
 def fetch_tokenizer(name: str) -> Tokenizer:
     """The tokenizer that belongs to a model of that name. Raises OSError as `fetch` does."""
+    return Tokenizer.from_file(str(fetch_tokenizer_file(name)))
+
+
+def fetch_tokenizer_file(name: str) -> Path:
+    """The file of the same. Raises OSError as `fetch` does."""
     file = Path(name) / "tokenizer.json"
     if not file.is_file():
-        file = _fetched(lambda: hf_hub_download(name, "tokenizer.json"), name, "words")
-    return Tokenizer.from_file(str(file))
+        file = Path(_fetched(lambda: hf_hub_download(name, "tokenizer.json"), name, "words"))
+    return file
 
 
 def stretch(positions: Tensor, length: int, kept: int = 20) -> Tensor:

@@ -23,15 +23,19 @@ import numpy as np
 
 from armlet.data.files import read_json
 from armlet.data.hub import local_folder
-from armlet.policies.pretrained.files import COPY, Names, Tensors, open_pickled, open_sharded
+from armlet.policies.pretrained.files import COPY, Names, Tensors, open_pickled
+from armlet.policies.pretrained.lora import CONFIG as ADAPTER_CONFIG
 from armlet.policies.pretrained.lora import Adapter
 from armlet.policies.pretrained.openvla_files import (
     HUGGING_FACE,
     STATISTICS,
+    VISION_HEADS,
     Layout,
     Statistics,
     read_statistics,
 )
+from armlet.policies.pretrained.openvla_folders import HuggingFaceFolder
+from armlet.policies.pretrained.openvla_prompt import FILE as TOKENIZER
 from armlet.policies.pretrained.said import Said
 from armlet.robot.fit import Fit
 from armlet.robot.normalise import Normaliser
@@ -41,7 +45,6 @@ PROPRIO = "proprio_projector"
 VISION = "vision_backbone"
 NOISY = "noisy_action_projector"  # of diffusion
 ADAPTER = "lora_adapter"
-CONFIG = "config.json"
 EPSILON = 1e-8
 Bounds = Literal["q01_q99", "min_max"]
 Preparation = Literal["center_crop", "no_crop", "processor"]
@@ -113,14 +116,18 @@ class Options:
     """How pictures are prepared: center_crop as the project's evaluation does for a policy that was
     trained on random crops (as usual), no_crop as for another; processor: by OpenVLA's own processor
     alone, for whoever calls the network without that evaluation."""
+    vision_heads: int = VISION_HEADS
+    """Of both image towers, which no file says."""
 
     def __post_init__(self) -> None:
         if self.platform not in (None, *NAMES):
             raise ValueError(f"platform is {self.platform!r}, expected {', '.join(NAMES)}")
         if self.bounds not in (None, *get_args(Bounds)):
             raise ValueError(f"bounds is {self.bounds!r}, expected {' or '.join(get_args(Bounds))}")
-        if self.chunk is not None and not (type(self.chunk) is int and self.chunk >= 1):
-            raise ValueError(f"chunk is {self.chunk!r}, expected 1 or more")
+        for name in ("chunk", "vision_heads"):
+            value = getattr(self, name)
+            if value is not None and not (type(value) is int and value >= 1):
+                raise ValueError(f"{name} is {value!r}, expected 1 or more")
         if self.preparation not in FITS:
             raise ValueError(f"preparation is {self.preparation!r}, expected {', '.join(FITS)}")
         texts = isinstance(self.views, tuple) and all(isinstance(each, str) for each in self.views)
@@ -169,8 +176,7 @@ class Parts:
 
     said: Said
     options: Options
-    model: Path
-    config: dict[str, Any]
+    model: HuggingFaceFolder
     tensors: Tensors
     adapter: Adapter | None
     beside: Adapter | None
@@ -187,12 +193,11 @@ class Parts:
         head = component(folder, HEAD)
         proprio = component(folder, PROPRIO)
         vision = component(folder, VISION)
-        model = _model(said, options)
-        config = read_json(model / CONFIG, fix=COPY)
-        tensors = open_sharded(model)
+        model = HuggingFaceFolder.read(_model(said, options), options.vision_heads)
+        tensors = model.tensors
         adapter = None
         beside = None
-        if model != folder and (folder / ADAPTER).is_dir():
+        if model.root != folder and (folder / ADAPTER).is_dir():
             adapter = Adapter.read(folder / ADAPTER)
             # With FiLM the towers' own are in the side file, whole.
             adapter.check(tensors, apart=("vision_backbone.vision_backbone.",) if vision else ())
@@ -204,7 +209,7 @@ class Parts:
             tensors = tensors.and_those(_head(head).under("action_head."))
         if proprio is not None:
             tensors = tensors.and_those(open_pickled(proprio).under("proprio_projector."))
-        return cls(said, options, model, config, tensors, adapter, beside, head, proprio, vision)
+        return cls(said, options, model, tensors, adapter, beside, head, proprio, vision)
 
     @property
     def folder(self) -> Path:
@@ -222,21 +227,24 @@ class Parts:
     @property
     def statistics(self) -> Statistics:
         """Of the fine-tuning data; where the checkpoint has none of its own, of the base."""
-        own = self.folder if (self.folder / STATISTICS).is_file() else self.model
-        return read_statistics(own, self.config)
+        own = self.folder if (self.folder / STATISTICS).is_file() else self.model.root
+        return read_statistics(own, self.model.config)
+
+    @property
+    def words(self) -> Path:
+        """The folder that has its tokenizer: its own, or its base."""
+        return self.folder if (self.folder / TOKENIZER).is_file() else self.model.root
 
     @property
     def files(self) -> list[Path]:
-        """All that decides how it acts."""
-        found = list(self.tensors.files)
-        for folder in {self.folder, self.model}:
-            for name in (CONFIG, STATISTICS, "preprocessor_config.json", "tokenizer.json"):
-                found.append(folder / name)
+        """All that decides how it acts, but the tokenizer."""
+        found = {*self.model.files(), *self.tensors.files, self.statistics.source}
         if self.adapter is not None:
-            found += [*self.adapter.tensors.files]
-        if self.adapter is not None or self.beside is not None:
-            found.append(self.folder / ADAPTER / "adapter_config.json")
-        return sorted({path for path in found if path.is_file()})
+            found.update(self.adapter.tensors.files)
+        config = self.folder / ADAPTER / ADAPTER_CONFIG
+        if config.is_file():
+            found.add(config)
+        return sorted(found)
 
     @property
     def proprio_dims(self) -> int:
@@ -333,7 +341,7 @@ def _model(said: Said, options: Options) -> Path:
             )
         return folder
     if options.base is None:
-        config = folder / ADAPTER / "adapter_config.json"
+        config = folder / ADAPTER / ADAPTER_CONFIG
         name = ""
         if config.is_file():
             named = read_json(config, fix=COPY).get("base_model_name_or_path")
@@ -368,7 +376,7 @@ def _head(path: Path) -> Tensors:
 def _scale(folder: Path, towers: Tensors) -> float:
     """By how much the towers' adapters count: as the folder's own adapter, which was trained with
     them, says, and else by the project's rule."""
-    config = folder / ADAPTER / "adapter_config.json"
+    config = folder / ADAPTER / ADAPTER_CONFIG
     if config.is_file():
         found = read_json(config, fix=COPY)
         return float(found["lora_alpha"]) / float(found["r"])

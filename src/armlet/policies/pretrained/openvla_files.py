@@ -206,9 +206,9 @@ class Statistics:
             key = next(iter(self.sets))
         if key not in self.sets:
             near = difflib.get_close_matches(key, list(self.sets), 1)
-            meant = f"; did you mean {near[0]!r}?" if near else ""
+            meant = f" (did you mean {near[0]!r}?)" if near else ""
             raise ValueError(
-                f"unnorm_key is {key!r}, and {self.source} has no statistics of it{meant} There "
+                f"unnorm_key is {key!r}, and {self.source} has no statistics of it{meant}; there "
                 f"are {known}"
             )
         found = self.sets[key]
@@ -250,7 +250,7 @@ def action_normaliser(statistics: Mapping[str, Any], where: str) -> Normaliser:
                 f"{where}: the mask of `action` is {mask!r:.80}, expected {dims} of true or false"
             )
         kept = tuple(np.flatnonzero(~np.array(mask, bool)).tolist())
+    what = f"action of {where}"
     return Normaliser.from_statistics(
-        dict(statistics), "quantiles", what=f"action of {where}", dims=dims, keep=kept,
-        variant="openvla",
-    )  # fmt: skip
+        dict(statistics), "quantiles", what=what, dims=dims, keep=kept, variant="openvla"
+    )

@@ -9,20 +9,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
 from armlet.data.files import read_json
 from armlet.policies.contract import Backbone, Body, rebuild
 from armlet.policies.pretrained.card import Card, Choice, dtypes_of, parts_of
-from armlet.policies.pretrained.dino_siglip import MEANS, STDS, network_from_json
+from armlet.policies.pretrained.dino_siglip import network_from_json
 from armlet.policies.pretrained.files import COPY, Change, fill
 from armlet.policies.pretrained.lora import by_our_names
 from armlet.policies.pretrained.oft_files import (
     ADAPTER,
-    CONFIG,
-    FILM,
     FITS,
     HEAD,
     NAMES,
@@ -37,23 +34,18 @@ from armlet.policies.pretrained.oft_files import (
     state_normaliser,
 )
 from armlet.policies.pretrained.oft_network import TYPE, OpenVLAOFT
-from armlet.policies.pretrained.openvla_files import LlamaFacts
-from armlet.policies.pretrained.openvla_prompt import FILE as TOKENIZER
-from armlet.policies.pretrained.openvla_prompt import LONGEST, PROMPT, read_tokenizer
+from armlet.policies.pretrained.openvla_body import no_state
+from armlet.policies.pretrained.openvla_folders import CONFIG
+from armlet.policies.pretrained.openvla_prompt import (
+    LONGEST,
+    PROMPT,
+    read_tokenizer,
+    tokenizer_file,
+)
 from armlet.policies.pretrained.said import Said
-from armlet.robot.normalise import Normaliser
 from armlet.robot.spec import RobotSpec
 
 __all__ = ["Options", "accepts", "describe", "files", "from_json", "load", "recognises"]
-
-PROCESSOR = "preprocessor_config.json"
-# What transformers 4.40.1 takes where a config says nothing, which wrote no more than differs.
-LLAMA = {
-    "num_attention_heads": 32,
-    "num_key_value_heads": None,  # as many as there are heads
-    "rms_norm_eps": 1e-6,
-    "rope_theta": 10000.0,
-}
 
 
 def recognises(folder: Path) -> bool:
@@ -75,7 +67,8 @@ def accepts(folder: Path) -> bool:
 
 
 def files(said: Said) -> list[Path]:
-    return Parts.read(said).files
+    parts = Parts.read(said)
+    return [*parts.files, tokenizer_file(parts.words, said.tokenizer)]
 
 
 class _Facts:
@@ -85,16 +78,14 @@ class _Facts:
         self.said = said
         self.parts = parts = Parts.read(said)
         _refuse_diffusion(said.checkpoint)
-        self.llama = _llama(parts.config, parts.model / CONFIG)
-        means, stds = _pixels(_nearest(parts, PROCESSOR))
-        self.sizes = FILM.sizes(parts.tensors, self.llama, means=means, stds=stds)
+        self.sizes = parts.model.sizes
         self.key, statistics = parts.statistics.chosen(parts.options.unnorm_key)
         self.dims = parts.dims(statistics)
         self.constants = parts.constants(self.key, self.dims)
         said.check_cameras(list(self.constants.views))
         where = f"{parts.statistics.source}: {self.key}"
         self.action = action_normaliser(statistics, self.constants.bounds, where)
-        self.state = Normaliser(*(torch.zeros(0).numpy(),) * 2)  # is not told any
+        self.state = no_state()
         if parts.proprio_dims:
             self.state = state_normaliser(statistics, self.constants.bounds, where)
         if len(self.state.offset) != parts.proprio_dims:
@@ -102,7 +93,7 @@ class _Facts:
                 f"{parts.proprio} takes a state of {parts.proprio_dims} numbers, and {where} has "
                 f"statistics of {len(self.state.offset)}: are they of another robot? {COPY}"
             )
-        self.bins = 0 if parts.head is not None else int(parts.config.get("n_action_bins", 256))
+        self.bins = 0 if parts.head is not None else parts.model.bins
         chunk = self.constants.chunk
         self.execute = said.execute or chunk
         if self.execute > chunk:
@@ -190,7 +181,7 @@ def _remarks(parts: Parts, constants: Constants, key: str) -> tuple[str, ...]:
         f"{constants.chunk} and {', '.join(constants.views)} ({constants.why})"
     ]
     if parts.adapter is not None:
-        said.append(f"its adapter is merged into {parts.model} when it is loaded, in bf16")
+        said.append(f"its adapter is merged into {parts.model.root} when it is loaded, in bf16")
     if parts.vision is not None:
         said.append(f"the towers are those of {parts.vision.name}; the model's own are the base's")
     if key.startswith("libero"):
@@ -204,8 +195,7 @@ def _remarks(parts: Parts, constants: Constants, key: str) -> tuple[str, ...]:
 def load(said: Said, robot: RobotSpec | None) -> Backbone:
     facts = _Facts(said)
     parts = facts.parts
-    folder = _nearest(parts, TOKENIZER).parent
-    tokenizer = read_tokenizer(folder, said.tokenizer, facts.llama.vocabulary)
+    tokenizer = read_tokenizer(parts.words, said.tokenizer, parts.model.vocabulary)
     body = Body(
         said.action_spec(facts.dims, robot),
         facts.state,
@@ -262,12 +252,6 @@ def from_json(description: dict[str, Any], tokenizer: Tokenizer) -> OpenVLAOFT:
     return OpenVLAOFT(body=body, **network_from_json(description["network"]))
 
 
-def _nearest(parts: Parts, name: str) -> Path:
-    """A small file: the checkpoint's, or else its base's."""
-    own = parts.folder / name
-    return own if own.is_file() else parts.model / name
-
-
 def _refuse_diffusion(folder: Path) -> None:
     noisy = component(folder, NOISY)
     if noisy is not None:
@@ -275,42 +259,3 @@ def _refuse_diffusion(folder: Path) -> None:
             f"{noisy}: a policy of diffusion, and only L1 regression and words are read here; it "
             "can teach through a socket (--teacher ws://host:port)"
         )
-
-
-def _llama(config: Mapping[str, Any], path: Path) -> LlamaFacts:
-    """What the config says of the language model, or leaves to transformers."""
-    text = config.get("text_config")
-    padded = config.get("pad_to_multiple_of")
-    if not isinstance(text, dict) or not isinstance(padded, int) or "vocab_size" not in text:
-        raise ValueError(
-            f"{path} lacks `text_config` with `vocab_size`, or `pad_to_multiple_of`: it is no config "
-            f"of OpenVLA; {COPY}"
-        )
-    said = {**LLAMA, **text}
-    heads = said["num_attention_heads"]
-    return LlamaFacts(
-        heads=heads,
-        kv_heads=said["num_key_value_heads"] or heads,
-        eps=said["rms_norm_eps"],
-        vocabulary=text["vocab_size"] - padded,
-        theta=said["rope_theta"],
-    )
-
-
-def _pixels(path: Path) -> tuple[tuple[tuple[float, ...], ...], tuple[tuple[float, ...], ...]]:
-    """Mean and deviation of pixels, for DINOv2 and SigLIP: as saved, which transformers rounds to
-    bf16 when it writes them, and takes so when it reads them."""
-    if not path.is_file():
-        return MEANS, STDS
-    said = read_json(path, fix=COPY).get("tvf_normalize_params")
-    try:
-        means = tuple(tuple(map(float, each["mean"])) for each in said or ())
-        stds = tuple(tuple(map(float, each["std"])) for each in said or ())
-        if list(map(len, (*means, *stds))) != [3] * 4:
-            raise ValueError("not three numbers each, of two towers")
-    except (TypeError, KeyError, ValueError) as error:
-        raise ValueError(
-            f"{path}: tvf_normalize_params is {said!r:.120}, expected `mean` and `std` of two "
-            f"towers; {COPY}"
-        ) from error
-    return means, stds

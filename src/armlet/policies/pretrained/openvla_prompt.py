@@ -12,7 +12,9 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
-from armlet.layers.pretrained import fetch_tokenizer
+from armlet.data.files import check_is_here
+from armlet.layers.pretrained import fetch_tokenizer_file
+from armlet.policies.pretrained.files import COPY
 
 PROMPT = "In: What action should the robot take to {}?\nOut:"
 LONGEST = 512  # tokens of a prompt; Llama-2 was taught with 2048 of everything
@@ -76,32 +78,37 @@ def token(tokenizer: Tokenizer, name: str) -> int:
     return int(found)
 
 
-def read_tokenizer(folder: Path, named: str | None, vocabulary: int | None = None) -> Tokenizer:
-    """Llama's tokenizer: that of `named`, a folder or a name on the hub, or the checkpoint folder's
-    own. `vocabulary`: how many words the network was taught with.
+def tokenizer_file(folder: Path, named: str | None) -> Path:
+    """Where the tokenizer's file is: that of `named`, a folder or a name on the hub, or the
+    checkpoint folder's own. Raises FileNotFoundError saying what to do where there is none, and
+    OSError where the hub does not give it."""
+    if named is not None and not Path(named).is_dir():
+        return fetch_tokenizer_file(named)
+    place = folder if named is None else Path(named)
+    path = place / FILE
+    if path.is_file():
+        return path
+    why = ""
+    if (place / "tokenizer.model").is_file():
+        why = " (tokenizer.model alone is not read: transformers saves the other from it)"
+    raise FileNotFoundError(
+        f"{place} has no {FILE}{why}; give the folder of Llama-2's, or its name on the hub, as "
+        '`tokenizer` in policy.toml: tokenizer = "meta-llama/Llama-2-7b-hf"'
+    )
 
-    Raises FileNotFoundError or ValueError saying what to do where there is none, or one of another
-    network.
+
+def read_tokenizer(folder: Path, named: str | None, vocabulary: int | None = None) -> Tokenizer:
+    """Llama's tokenizer, as `tokenizer_file` finds it. `vocabulary`: how many words the network was
+    taught with.
+
+    Raises ValueError naming the file where it is no tokenizer, or that of another network.
     """
-    source = str(folder) if named is None else named
-    if named is None and not (folder / FILE).is_file():
-        slow = (folder / "tokenizer.model").is_file()
-        why = ""
-        if slow:
-            why = " (tokenizer.model alone is not read: transformers saves the other from it)"
-        raise FileNotFoundError(
-            f"{folder} has no {FILE}{why}; give the folder of Llama-2's, or its name on the hub, as "
-            '`tokenizer` in policy.toml: tokenizer = "meta-llama/Llama-2-7b-hf"'
-        )
-    path = Path(source) / FILE
+    path = tokenizer_file(folder, named)
+    check_is_here(path, fix=COPY)
     try:
-        tokenizer = fetch_tokenizer(source)
-    except OSError:
-        raise
+        tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises nothing more special
-        raise ValueError(
-            f"{path if path.exists() else source} is not a tokenizer ({error}); copy it again"
-        ) from error
+        raise ValueError(f"{path} is not a tokenizer ({error}); {COPY}") from error
     tokenizer.no_padding()
     tokenizer.no_truncation()
     for name in (BOS, EOS, EMPTY):
@@ -109,8 +116,8 @@ def read_tokenizer(folder: Path, named: str | None, vocabulary: int | None = Non
     found = words_of(tokenizer)
     if vocabulary is not None and found != vocabulary:
         raise ValueError(
-            f"the tokenizer of {source} has {found} words, and the network was taught with "
-            f"{vocabulary}: it is another model's; give its own as `tokenizer` in policy.toml"
+            f"{path} has {found} words, and the network was taught with {vocabulary}: it is "
+            "another model's; give its own as `tokenizer` in policy.toml"
         )
     return tokenizer
 
