@@ -23,8 +23,7 @@ from torch import Tensor
 from armlet.policies.contract import Pass
 from armlet.policies.pretrained import kinds
 from armlet.policies.pretrained.files import open_pickled, open_safetensors, open_sharded
-from armlet.policies.pretrained.lora import Adapter
-from armlet.policies.pretrained.oft_files import Parts
+from armlet.policies.pretrained.oft_files import Parts, has_model
 from armlet.policies.pretrained.oft_network import OpenVLAOFT
 from armlet.policies.pretrained.openvla_prompt import EMPTY
 from armlet.policies.pretrained.said import Said
@@ -135,19 +134,26 @@ def asked(
     return Case(number, policy, pictures, batch, run, policy.decode(run, batch)[0])
 
 
-def read(path: Path) -> np.ndarray:
-    return np.asarray(Image.open(path).convert("RGB"))
+def pictures_of(folder: Path, entry: dict[str, Any]) -> list[np.ndarray]:
+    """A case's, in the order in which they are seen."""
+    found = []
+    for name in entry.get("images") or [entry["image"]]:
+        found.append(np.asarray(Image.open(folder / name).convert("RGB")))
+    return found
 
 
 def _whole(folder: Path, golden: Golden, said: dict[str, Any]) -> Iterator[Line]:
     place = folder / "checkpoint"
     yield from keys(folder, {"model": place})
-    told = options(said, said["cases"][0])
-    yield _found_out(place, told)
-    yield from _adapter(place)
+    more: dict[str, Any] = {}
+    if has_model(place):
+        yield from _adapter(place, options(said, said["cases"][0]))
+    else:
+        more = {"base": str(base_of(place, place))}
+    yield _found_out(place, {**options(said, said["cases"][0]), **more})
     for number, entry in enumerate(said["cases"]):
-        policy = _loaded(place, options(said, entry))
-        pictures = [read(folder / name) for name in entry["images"]]
+        policy = _loaded(place, {**options(said, entry), **more})
+        pictures = pictures_of(folder, entry)
         state = golden[f"case{number}__proprio"]
         case = asked(policy, number, pictures, entry["instruction"], state)
         yield from _words(case, golden)
@@ -160,7 +166,8 @@ def _found_out(place: Path, told: dict[str, Any]) -> Line:
     """Chunk and bounds without being told: the same, or asked for."""
     name = "chunk and bounds, found out or asked for"
     try:
-        parts = Parts.read(Said(place, place))
+        base = {"base": told["base"]} if "base" in told else {}
+        parts = Parts.read(Said(place, place, options=base))
         key, statistics = parts.statistics.chosen(told["unnorm_key"])
         found = parts.constants(key, parts.dims(statistics))
     except ValueError as error:
@@ -169,34 +176,43 @@ def _found_out(place: Path, told: dict[str, Any]) -> Line:
     return Line(name, float(wrong), 0.0, f"{found.chunk}, {found.bounds}: {found.why}")
 
 
-def _adapter(place: Path) -> Iterator[Line]:
+def _adapter(place: Path, told: dict[str, Any]) -> Iterator[Line]:
     """The adapter and the base that it was trained beside, where that is among the golden files:
     loaded as a folder that was never merged, against the one that was."""
     if not (place / "lora_adapter").is_dir():
         return
-    whole = Parts.read(Said(place, place))
-    for base in sorted(place.parent.parent.parent.glob("openvla_hf/*/checkpoint")):
-        with tempfile.TemporaryDirectory() as scratch:
-            bare = Path(scratch)
-            for path in place.iterdir():
-                if path.suffix in (".pt", ".json") and path.name not in (
-                    "config.json",
-                    "model.safetensors.index.json",
-                ):
-                    shutil.copy(path, bare)
-            shutil.copytree(place / "lora_adapter", bare / "lora_adapter")
+    with tempfile.TemporaryDirectory() as scratch:
+        bare = without_model(place, Path(scratch))
+        base = base_of(bare, place)
+        if base is None:
+            return
+        merged = _loaded(bare, {**told, "base": str(base)}, place).state_dict()
+        whole = _loaded(place, told).state_dict()
+        wrong = sum(not torch.equal(whole[name], merged[name]) for name in whole)
+        said = f"{len(whole)} tensors, equal to the bit; base {base.parent.name}"
+        yield Line("adapter merged into its base", float(wrong), 0.0, said)
+
+
+def without_model(place: Path, bare: Path) -> Path:
+    """The side files and the adapter of a checkpoint, as it is where nobody merged them."""
+    for path in place.iterdir():
+        if path.suffix == ".pt" or path.name == "dataset_statistics.json":
+            shutil.copyfile(path, bare / path.name)
+    shutil.copytree(place / "lora_adapter", bare / "lora_adapter")
+    return bare
+
+
+def base_of(bare: Path, near: Path) -> Path | None:
+    """The one among the golden files, about the folder `near`, beside which an adapter was
+    trained."""
+    for root in near.parents:
+        for base in sorted(root.glob("openvla_hf/*/checkpoint")):
             try:
-                parts = Parts.read(Said(bare, bare, options={"base": str(base)}))
+                Parts.read(Said(bare, bare, options={"base": str(base.resolve())}))
             except ValueError:
-                continue  # another variant's base
-            wrong = 0
-            adapter = parts.adapter
-            assert isinstance(adapter, Adapter)
-            for name in whole.tensors:
-                mine = adapter.merged(name, parts.tensors.read(name))
-                wrong += not torch.equal(mine, whole.tensors.read(name))
-            said = f"{len(whole.tensors)} tensors, equal to the bit; base {base.parent.name}"
-            yield Line("adapter merged into its base", float(wrong), 0.0, said)
+                continue  # another variant's
+            return base.resolve()
+    return None
 
 
 def _words(case: Case, golden: Golden) -> Iterator[Line]:
@@ -271,16 +287,16 @@ def _side_files(folder: Path, golden: Golden, said: dict[str, Any]) -> Iterator[
             told = {**options(said, entry), "preparation": "processor"}
             policy = _loaded(folder / "side_files", {**told, "base": str(base)}, words)
             discrete = _loaded(base, told, words)
-            picture = [read(folder / entry["image"])]
+            pictures = pictures_of(folder, entry)
             ids = golden[f"case{number}__prompt_ids"][0]
             empty = said["sizes"]["tokens"]["empty"]
             if ids[-1] != empty:  # the network's own code adds it
                 ids = np.append(ids, empty)
             state = _in_its_numbers(policy, golden[f"case{number}__proprio_normalized"])
-            case = asked(policy, number, picture, "anything", state, ids)
+            case = asked(policy, number, pictures, "anything", state, ids)
             yield from _decided(case, golden)
             name = case.named("discrete_action")
-            chosen = asked(discrete, number, picture, "anything", np.zeros(0), ids)
+            chosen = asked(discrete, number, pictures, "anything", np.zeros(0), ids)
             yield near(name, discrete.denormalise(chosen.actions.numpy()), golden[name], PIXELS)
 
 
