@@ -165,13 +165,12 @@ def _whole(folder: Path, golden: Golden, said: dict[str, Any]) -> Iterator[Line]
 def _found_out(place: Path, told: dict[str, Any]) -> Line:
     """Chunk and bounds without being told: the same, or asked for."""
     name = "chunk and bounds, found out or asked for"
-    try:
-        base = {"base": told["base"]} if "base" in told else {}
-        parts = Parts.read(Said(place, place, options=base))
-        key, statistics = parts.statistics.chosen(told["unnorm_key"])
-        found = parts.constants(key, parts.dims(statistics))
-    except ValueError as error:
-        return Line(name, 0.0, 0.0, f"asked for: {error}")
+    base = {"base": told["base"]} if "base" in told else {}
+    parts = Parts.read(Said(place, place, options=base))
+    key, statistics = parts.statistics.chosen(told["unnorm_key"])
+    found = parts.told(key, parts.dims(statistics))
+    if "chunk" in found.missing:
+        return Line(name, 0.0, 0.0, f"asked for: {found.why}")
     wrong = (found.chunk, found.bounds) != (told["chunk"], told["bounds"])
     return Line(name, float(wrong), 0.0, f"{found.chunk}, {found.bounds}: {found.why}")
 

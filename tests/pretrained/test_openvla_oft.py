@@ -497,13 +497,16 @@ def test_the_card(policy: OpenVLAOFT, tmp_path: Path) -> None:
     assert (card.kind, card.layers, card.chunk, card.execute) == ("openvla_oft", 2, 8, 8)
     assert (card.state_dims, card.action_dims) == (8, 7)
     assert {choice.option: choice.usual for choice in card.choices}["chunk"] == "8"
-    assert any("said nowhere in the checkpoint" in line for line in card.remarks)
+    assert any("a checkpoint does not say" in line for line in card.remarks)
     assert any("merged into" in line for line in card.remarks)
     assert any("180°" in line for line in card.remarks)
     assert "language_model.lm_head.weight" in card.unused
-    own = sum(parameter.numel() for parameter in policy.parameters())
-    unused = sum(Parts.read(said).tensors[name].numel for name in card.unused)
-    assert card.parameters - unused == own
+    assert card.parameters == sum(parameter.numel() for parameter in policy.parameters())
+    several = kinds.find(tiny.toml(tmp_path / "d", tiny.BASE, more='kind = "openvla_oft"'))
+    undecided = kind.describe(several[0])
+    assert (undecided.chunk, undecided.action, undecided.state_dims) == (0, None, 0)
+    waiting = [choice.option for choice in undecided.choices if choice.usual is None]
+    assert waiting == ["unnorm_key", "chunk", "bounds", "views"]
     first = policy_fingerprint(said.source)
     assert first != policy_fingerprint(tiny.toml(tmp_path, base=str(tiny.BASE), chunk=4))
 

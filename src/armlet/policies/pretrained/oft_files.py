@@ -139,13 +139,20 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Constants:
-    """What the checkpoint does not say, and `why` it is taken."""
+class Told:
+    """What is known of what the checkpoint does not say, None and none where nothing is, and `why`
+    it is taken."""
 
-    chunk: int
-    bounds: Bounds
+    chunk: int | None
+    bounds: Bounds | None
     views: tuple[str, ...]
     why: str
+
+    @property
+    def missing(self) -> list[str]:
+        """The options that nobody gave."""
+        found = [name for name in ("chunk", "bounds") if getattr(self, name) is None]
+        return found if self.views else [*found, "views"]
 
 
 def component(folder: Path, name: str) -> Path | None:
@@ -276,25 +283,15 @@ class Parts:
         path = self.head if part == HEAD else self.proprio
         raise ValueError(f"{path} has no {name}: is it of another kind? {COPY}")
 
-    def constants(self, key: str, dims: int) -> Constants:
-        """What is chosen by platform. Raises ValueError asking for what nobody says."""
+    def told(self, key: str, dims: int) -> Told:
+        """What is chosen by platform, as far as it is known. Raises ValueError where what is said
+        fits no checkpoint of these sizes."""
         options = self.options
         platform, why = _platform(options, key, dims, self.proprio_dims)
         views = options.views or tuple(self.said.cameras)
-        missing = []
         if platform is None:
-            missing = [name for name in ("chunk", "bounds") if getattr(options, name) is None]
-            missing += [] if views else ["views"]
-        if missing:
-            raise ValueError(
-                f"{self.folder}: {why}, and a checkpoint does not say its {', '.join(missing)}; "
-                f"give {' and '.join(missing)}, or `platform` ({', '.join(NAMES)}), in [options] of "
-                "policy.toml"
-            )
-        if platform is None:
-            assert options.chunk is not None and options.bounds is not None  # or one is missing
-            return Constants(options.chunk, options.bounds, views, why)
-        return Constants(
+            return Told(options.chunk, options.bounds, views, why)
+        return Told(
             options.chunk or platform.chunk,
             options.bounds or platform.bounds,
             views or platform.views,

@@ -5,7 +5,7 @@ A discrete policy that was merged, without a state, is a folder like OpenVLA's o
 `policy.toml` must say `kind = "openvla_oft"`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +25,26 @@ from armlet.policies.pretrained.oft_files import (
     NAMES,
     NOISY,
     PROPRIO,
-    Constants,
+    Bounds,
     Options,
     Parts,
+    Told,
     action_normaliser,
     component,
     has_model,
     state_normaliser,
 )
 from armlet.policies.pretrained.oft_network import TYPE, OpenVLAOFT
-from armlet.policies.pretrained.openvla_body import no_state
+from armlet.policies.pretrained.openvla_body import (
+    check_execute,
+    no_state,
+    renamed,
+    robots_camera,
+)
 from armlet.policies.pretrained.openvla_folders import CONFIG
+from armlet.policies.pretrained.openvla_prompt import (
+    FILE as TOKENIZER,
+)
 from armlet.policies.pretrained.openvla_prompt import (
     LONGEST,
     PROMPT,
@@ -43,6 +52,7 @@ from armlet.policies.pretrained.openvla_prompt import (
     tokenizer_file,
 )
 from armlet.policies.pretrained.said import Said
+from armlet.robot.normalise import Normaliser
 from armlet.robot.spec import RobotSpec
 
 __all__ = ["Options", "accepts", "describe", "files", "from_json", "load", "recognises"]
@@ -67,161 +77,189 @@ def accepts(folder: Path) -> bool:
 
 
 def files(said: Said) -> list[Path]:
-    parts = Parts.read(said)
+    parts = _read(said)
     return [*parts.files, tokenizer_file(parts.words, said.tokenizer)]
 
 
 class _Facts:
-    """All that a checkpoint and what is said of it come to, before a weight is read."""
+    """All that a checkpoint and what is said of it come to for one data set's statistics, before a
+    weight is read; what nobody says is None, or none."""
 
-    def __init__(self, said: Said) -> None:
-        self.said = said
-        self.parts = parts = Parts.read(said)
-        _refuse_diffusion(said.checkpoint)
-        self.sizes = parts.model.sizes
-        self.key, statistics = parts.statistics.chosen(parts.options.unnorm_key)
+    def __init__(self, parts: Parts, key: str) -> None:
+        self.parts = parts
+        self.key, statistics = parts.statistics.chosen(key)
         self.dims = parts.dims(statistics)
-        self.constants = parts.constants(self.key, self.dims)
-        said.check_cameras(list(self.constants.views))
-        where = f"{parts.statistics.source}: {self.key}"
-        self.action = action_normaliser(statistics, self.constants.bounds, where)
-        self.state = no_state()
-        if parts.proprio_dims:
-            self.state = state_normaliser(statistics, self.constants.bounds, where)
-        if len(self.state.offset) != parts.proprio_dims:
-            raise ValueError(
-                f"{parts.proprio} takes a state of {parts.proprio_dims} numbers, and {where} has "
-                f"statistics of {len(self.state.offset)}: are they of another robot? {COPY}"
-            )
-        self.bins = 0 if parts.head is not None else parts.model.bins
-        chunk = self.constants.chunk
-        self.execute = said.execute or chunk
-        if self.execute > chunk:
-            raise ValueError(
-                f"{said.source}: execute is {self.execute}, and a chunk has {chunk} actions"
-            )
+        self.told = told = parts.told(self.key, self.dims)
+        self.action: Normaliser | None = None
+        self.state: Normaliser | None = None
+        if told.bounds is not None:
+            where = f"{parts.statistics.source}: {self.key}"
+            self.action = action_normaliser(statistics, told.bounds, where)
+            self.state = _state(parts, statistics, told.bounds, where)
+        if told.chunk is not None:
+            check_execute(parts.said, told.chunk)
+        self.execute = parts.said.execute or told.chunk or 0
 
-    @property
-    def cameras(self) -> dict[str, int]:
-        """The robot's names → side, in the order in which they are seen."""
-        return {self.said.camera(view): self.sizes.dino.side for view in self.constants.views}
+
+def _state(parts: Parts, statistics: Mapping[str, Any], bounds: Bounds, where: str) -> Normaliser:
+    """Raises ValueError where the statistics are of another robot."""
+    if not parts.proprio_dims:
+        return no_state()
+    found = state_normaliser(statistics, bounds, where)
+    if len(found.offset) != parts.proprio_dims:
+        raise ValueError(
+            f"{parts.proprio} takes a state of {parts.proprio_dims} numbers, and {where} has "
+            f"statistics of {len(found.offset)}: are they of another robot? {COPY}"
+        )
+    return found
+
+
+def _read(said: Said) -> Parts:
+    _refuse_diffusion(said.checkpoint)
+    return Parts.read(said)
 
 
 def describe(said: Said) -> Card:
-    facts = _Facts(said)
-    parts = facts.parts
-    constants = facts.constants
-    sizes = facts.sizes
+    parts = _read(said)
+    statistics = parts.statistics
+    key = parts.options.unnorm_key
+    if key is None and len(statistics.sets) == 1:
+        key = next(iter(statistics.sets))
+    facts = None if key is None else _Facts(parts, key)
+    told = Told(None, None, (), "its data set is not chosen") if facts is None else facts.told
+    sizes = parts.model.sizes
     llama = sizes.llama
-    layer = sum(
-        header.numel
-        for name, header in parts.tensors.items()
-        if name.startswith("language_model.model.layers.0.")
-    )
+    side = sizes.dino.side
     names = parts.names
+    rooms = {
+        "vision.": "image towers",
+        "film.": "image towers",
+        "projector.": "projector",
+        "words.": "word table",
+        "layers.": "layers",
+        "norm.": "layers",
+        "lm_head.": "word scores",
+        "head.": "action head",
+        "proprio.": "state",
+    }
     return Card(
         kind="openvla_oft",
         root=said.checkpoint,
         sizes={
-            "DINOv2": f"{sizes.dino.depth} blocks of {sizes.dino.width}",
-            "SigLIP": f"{sizes.siglip.depth} blocks of {sizes.siglip.width}",
-            "Llama": f"{llama.depth} layers of {llama.width}, {layer / 1e6:.3g} M parameters each",
-            "decides": "256 words, all at once" if facts.bins else "a head of L1 regression",
+            "DINOv2": f"{sizes.dino.width} wide, {sizes.dino.depth} blocks, {side} px",
+            "SigLIP": f"{sizes.siglip.width} wide, {sizes.siglip.depth} blocks, {side} px",
+            "language model": f"Llama, {llama.width} wide, {llama.depth} layers of {llama.heads} "
+            f"heads, RMSNorm eps {llama.eps:g}",
+            "decides": "by a head of L1 regression" if parts.head else "by words, all at once",
             "FiLM": "words are told to the towers" if parts.vision else "none",
         },
-        cameras=dict.fromkeys(facts.cameras),
+        cameras={said.camera(view): None for view in told.views},  # of any size
         state_dims=parts.proprio_dims,
-        action_dims=facts.dims,
-        chunk=constants.chunk,
-        execute=facts.execute,
+        action_dims=0 if facts is None else facts.dims,
+        chunk=told.chunk or 0,
+        execute=0 if facts is None else facts.execute,
         steps=0,
         layers=llama.depth,
-        parts=parts_of(
-            parts.tensors,
-            {
-                "vision_backbone.": "image towers",
-                "projector.": "projector",
-                "language_model.": "language model",
-                "action_head.": "action head",
-                "proprio_projector.": "state",
-            },
-        ),
+        parts=parts_of(renamed(parts.tensors, names), rooms),
         dtypes=dtypes_of(parts.tensors),
         files=tuple(parts.files),
-        state=facts.state if parts.proprio_dims else None,
-        action=facts.action,
-        choices=_choices(facts),
-        remarks=_remarks(parts, constants, facts.key),
-        words=f"{PROMPT.format('…')!r}, in lower case",
+        state=None if facts is None or not parts.proprio_dims else facts.state,
+        action=None if facts is None else facts.action,
+        choices=_choices(parts, key, told),
+        remarks=tuple(_remarks(parts, key, told)),
+        words=f"{PROMPT.format('<instruction in lower case>')!r}, then the token '▁'",
         unused=tuple(name for name in parts.tensors if names.is_unused(name)),
     )
 
 
-def _choices(facts: _Facts) -> tuple[Choice, ...]:
-    constants = facts.constants
-    known = tuple(sorted(facts.parts.statistics.sets))
+def _choices(parts: Parts, key: str | None, told: Told) -> tuple[Choice, ...]:
+    keys = tuple(sorted(parts.statistics.sets))
+    chunk = None if told.chunk is None else str(told.chunk)
+    views = ", ".join(told.views) or None
+    pictures = "how pictures are prepared: as usual where it was trained on random crops"
     return (
-        Choice("unnorm_key", known, facts.key, "whose statistics the numbers have"),
-        Choice("platform", NAMES, None, f"chunk, bounds and views; taken are {constants.why}"),
-        Choice("chunk", (), str(constants.chunk), "actions decided at a time"),
-        Choice("bounds", ("q01_q99", "min_max"), constants.bounds, "what becomes −1 and 1"),
-        Choice("views", (), ", ".join(constants.views), "its pictures, in their order"),
-        Choice(
-            "preparation",
-            tuple(FITS),
-            facts.parts.options.preparation,
-            "how pictures are prepared: as usual where it was trained on random crops",
-        ),
+        Choice("unnorm_key", keys, key, "by whose statistics actions become the robot's numbers"),
+        Choice("chunk", (), chunk, f"actions decided at a time ({told.why})"),
+        Choice("bounds", ("q01_q99", "min_max"), told.bounds, f"what is −1 and 1 ({told.why})"),
+        Choice("views", (), views, f"its pictures, the main one first ({told.why})"),
+        Choice("preparation", tuple(FITS), parts.options.preparation, pictures),
     )
 
 
-def _remarks(parts: Parts, constants: Constants, key: str) -> tuple[str, ...]:
-    said = [
-        f"how many actions and which pictures it sees is said nowhere in the checkpoint: taken are "
-        f"{constants.chunk} and {', '.join(constants.views)} ({constants.why})"
-    ]
-    if parts.adapter is not None:
-        said.append(f"its adapter is merged into {parts.model.root} when it is loaded, in bf16")
-    if parts.vision is not None:
-        said.append(f"the towers are those of {parts.vision.name}; the model's own are the base's")
-    if key.startswith("libero"):
-        said.append(
-            "LIBERO's environment turns pictures by 180° and flips the gripper's sign (1 = open here, "
-            "−1 there): both are the robot's side, and not done here"
+def _remarks(parts: Parts, key: str | None, told: Told) -> Iterator[str]:
+    if not told.missing:
+        yield (
+            "a checkpoint does not say how many actions it decides at a time, nor which pictures it "
+            f"sees: taken are {told.chunk} and {', '.join(told.views)} ({told.why}); `platform` "
+            f"({', '.join(NAMES)}) in [options] of policy.toml says all of it in one word"
         )
-    return tuple(said)
+    if parts.adapter is not None:
+        yield f"its adapter is merged into {parts.model.root} when it is loaded, in bf16"
+    if parts.vision is not None:
+        yield f"the towers are those of {parts.vision.name}; the model's own are the base's"
+    if not (parts.words / TOKENIZER).is_file() and parts.said.tokenizer is None:
+        yield "it has no tokenizer: give Llama-2's as `tokenizer` in policy.toml"
+    if key is not None and key.startswith("libero"):
+        yield (
+            "LIBERO's evaluation turns pictures by 180° before, and afterwards makes the gripper's "
+            "0 … 1 (1: open) its environment's 1 … −1 (−1: open): neither is done here"
+        )
 
 
 def load(said: Said, robot: RobotSpec | None) -> Backbone:
-    facts = _Facts(said)
-    parts = facts.parts
+    parts = _read(said)
+    key, _ = parts.statistics.chosen(parts.options.unnorm_key)
+    facts = _Facts(parts, key)
+    told = facts.told
+    if told.missing or facts.action is None or facts.state is None:
+        raise ValueError(
+            f"{said.checkpoint}: {told.why}, and a checkpoint does not say its "
+            f"{', '.join(told.missing)}; give {' and '.join(told.missing)}, or `platform` "
+            f"({', '.join(NAMES)}), in [options] of policy.toml"
+        )
     tokenizer = read_tokenizer(parts.words, said.tokenizer, parts.model.vocabulary)
-    body = Body(
-        said.action_spec(facts.dims, robot),
-        facts.state,
-        facts.action,
-        tokenizer,
-        said.state_names(parts.proprio_dims, robot) if parts.proprio_dims else (),
-        FITS[parts.options.preparation],
-    )
+    names = said.state_names(parts.proprio_dims, robot) if parts.proprio_dims else ()
+    fit = FITS[parts.options.preparation]
+    spec = said.action_spec(facts.dims, robot)
+    body = Body(spec, facts.state, facts.action, tokenizer, names, fit)
     # In one precision, as the project runs it: as saved is that of the language model.
     words = parts.tensors["language_model.model.embed_tokens.weight"].dtype
     dtype = said.dtype or words
     network = {
-        "sizes": facts.sizes.to_json(),
-        "cameras": facts.cameras,
+        "sizes": parts.model.sizes.to_json(),
+        "cameras": dict.fromkeys(_cameras(parts, told.views, robot), parts.model.sizes.dino.side),
         "text_tokens": LONGEST,
         "dtype": str(dtype).removeprefix("torch."),
         "kept_layers": None,
-        "chunk": facts.constants.chunk,
+        "chunk": told.chunk,
         "execute": facts.execute,
         "proprio": parts.proprio_dims,
-        "bins": facts.bins,
+        "bins": 0 if parts.head is not None else parts.model.bins,
         "film": parts.vision is not None,
     }
     policy = rebuild({"type": TYPE, "network": network, **body.to_json()}, tokenizer, empty=True)
     fill(policy, parts.tensors, parts.names, dtype=dtype, change=_change(parts))
     return policy
+
+
+def _cameras(parts: Parts, views: tuple[str, ...], robot: RobotSpec | None) -> list[str]:
+    """The robot's names of its pictures, in their order. Raises ValueError where the robot lacks
+    one."""
+    said = parts.said
+    if len(views) == 1:
+        return [robots_camera(said, robot, views[0])]
+    said.check_cameras(list(views))
+    found = [said.camera(view) for view in views]
+    there = found if robot is None else sorted(robot.observation.cameras)
+    missing = [view for view, name in zip(views, found, strict=True) if name not in there]
+    if missing:
+        raise ValueError(
+            f"{said.checkpoint} sees {', '.join(views)}, and the robot has "
+            f"{', '.join(there) or 'no camera'}: say which of them is {' and '.join(missing)} in "
+            f'[cameras] of policy.toml: {missing[0]} = "…"; or, where it was trained on fewer '
+            "pictures, give `views` in [options]"
+        )
+    return found
 
 
 def _change(parts: Parts) -> Change:
