@@ -153,6 +153,28 @@ def test_each_library_is_followed_to_its_own_formula(variant: str, mode: str) ->
     np.testing.assert_array_equal(again.invert(X), made.invert(X))
 
 
+@pytest.mark.parametrize("mode", ["quantiles", "min_max"])
+@pytest.mark.parametrize(("variant", "back"), [("openvla", 0.0), ("openvla_oft", 1e-8)])
+def test_openvlas_formulas(variant: str, back: float, mode: str) -> None:
+    """There with 1e-8, back without it or with it; seen where the range itself is as small."""
+    low, high = (np.array(STATISTICS[name], np.float64) for name in BOUNDS[mode])
+    low[0] = high[0] = 0.5  # it never moved
+    high[1] = low[1] + 3e-8
+    low[1:], high[1:] = low[1:] - low[1:], high[1:] - low[1:]  # about 0, where 1e-8 is seen
+    statistics = dict(zip(BOUNDS[mode], (low.tolist(), high.tolist()), strict=True))
+    made = Normaliser.from_statistics(statistics, mode, what="action", dims=3, variant=variant)
+    numbers = np.array([0.3, -0.5, 0.9])
+    expected = 0.5 * (numbers + 1) * (high - low + back) + low
+    np.testing.assert_allclose(made.invert(numbers)[1:], expected[1:], rtol=1e-6)
+    # What never moved is 0, as the original sets it, and comes back to where it stood.
+    assert made.apply(np.full(3, 0.5))[0] == 0 and made.invert(numbers)[0] == pytest.approx(0.5)
+    values = np.array([0.5, 1e-8, 0.2])
+    there = 2 * (values - low) / (high - low + 1e-8) - 1
+    np.testing.assert_allclose(made.apply(values)[1:], there[1:], rtol=1e-5)
+    with pytest.raises(ValueError, match=f"{variant} has no normalisation 'mean_std'"):
+        Normaliser.from_statistics(STATISTICS, "mean_std", what="x", dims=3, variant=variant)
+
+
 def test_values_that_statistics_make_absurd_are_named() -> None:
     made = Normaliser.from_statistics(
         {"mean": [0.0, 5.0], "std": [1.0, 0.5]}, "mean_std", what="state", dims=2

@@ -13,6 +13,7 @@ left; those that a router skipped are skipped there, too.
 from collections.abc import Collection
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer
@@ -36,7 +37,8 @@ BINS = 256
 
 
 class OpenVLA(DinoSigLIPPolicy):
-    """See the module's docstring. Signals: `logits` (b, 1, a, 255) of the intervals, lowest first,
+    """See the module's docstring. Signals: `condition` (b, d), the last token of the prompt after the
+    final norm, from which the first word is written; `logits` (b, 1, a, 255) of the intervals, lowest first,
     given the batch's own actions as the tokens before, where it has actions, so that a student is
     asked what its teacher was; at a robot, given those that it wrote. `step_logits` (b, a, rows) of
     all words while it writes, and `tokens` (b, a), what it wrote."""
@@ -68,14 +70,19 @@ class OpenVLA(DinoSigLIPPolicy):
         self.stop = token(body.tokenizer, EOS)
         self.lm_head = nn.Linear(llama.width, llama.rows, bias=False, dtype=dtype)
         self.edges: Tensor
-        # In double precision: in single, an action that lies on an edge might be on its other side.
-        edges = torch.linspace(-1, 1, bins, dtype=torch.float64)
+        # numpy's, in double precision: torch's own differ in the last digit, and an action that lies
+        # on an edge would be on its other side.
+        edges = torch.from_numpy(np.linspace(-1, 1, bins))
         self.register_buffer("edges", edges, persistent=False)
 
     @property
     def inputs(self) -> Inputs:
         words = Prompt(self.body.tokenizer, self.text_tokens)
         return Inputs(self.view, words, self.body.state, self.body.actions, self.chunk)
+
+    @property
+    def condition_width(self) -> int:  # type: ignore[override]
+        return self.width
 
     # Words and actions
 
@@ -98,27 +105,25 @@ class OpenVLA(DinoSigLIPPolicy):
     def decode(self, run: Pass[SequenceState], batch: Batch) -> Tensor:
         return self.as_actions(self._written(run, batch)).unsqueeze(1)  # (b, 1, a)
 
-    @torch.no_grad()
-    def _write(self, run: Pass[SequenceState], batch: Batch) -> None:
-        """The likeliest word, one after the other, as many as an action has dimensions."""
-        caches = self._caches(run)
-        hidden = self.last(run.state)  # (b, d)
-        steps = []
-        words: list[Tensor] = []
-        for _ in range(self.dims):
-            if words:
-                new = self.words(words[-1]).unsqueeze(1)  # (b, 1, d)
-                hidden = self._on(run, new, caches, before=len(words) - 1)[:, 0]
-            steps.append(self.lm_head(hidden))
-            words.append(steps[-1].argmax(-1))
-        tokens = torch.stack(words, 1)
-        run.extras["step_logits"] = torch.stack(steps, 1).float()  # (b, a, rows)
-        run.extras["tokens"] = self._as_sliced(tokens, batch)
-
     def _written(self, run: Pass[SequenceState], batch: Batch) -> Tensor:
         if "tokens" not in run.extras:  # once a pass: actions and logits read it
-            self._write(run, batch)
+            read = self._read(run)  # with its gradient: the loss reads it, too
+            with torch.no_grad():
+                self._write(run, batch, read)
         return run.extras["tokens"]
+
+    def _write(self, run: Pass[SequenceState], batch: Batch, read: Tensor) -> None:
+        """The likeliest word, one after the other, as many as an action has dimensions."""
+        caches = self._caches(run)
+        steps = [self.lm_head(read)]  # (b, rows) each
+        words = [steps[0].argmax(-1)]
+        while len(words) < self.dims:
+            new = self.words(words[-1]).unsqueeze(1)  # (b, 1, d)
+            hidden = self._on(run, new, caches, before=len(words) - 1)
+            steps.append(self.lm_head(hidden[:, 0]))
+            words.append(steps[-1].argmax(-1))
+        run.extras["step_logits"] = torch.stack(steps, 1).float()  # (b, a, rows)
+        run.extras["tokens"] = self._as_sliced(torch.stack(words, 1), batch)
 
     def _as_sliced(self, words: Tensor, batch: Batch) -> Tensor:
         """(b, a): what the published code takes for an action. It stops writing at the end token,
@@ -138,9 +143,13 @@ class OpenVLA(DinoSigLIPPolicy):
     def _told(self, run: Pass[SequenceState], words: Tensor) -> Tensor:
         """Logits (b, a + 1, rows) where `words` (b, a) are written, whatever it would have written:
         all at once."""
-        first = self.last(run.state).unsqueeze(1)
+        first = self._read(run).unsqueeze(1)
         rest = self._on(run, self.words(words), self._caches(run), before=0)
         return self.lm_head(torch.cat([first, rest], 1)).float()
+
+    def _read(self, run: Pass[SequenceState]) -> Tensor:
+        """(b, d): what the first word is written from."""
+        return run.once("read", lambda: self.last(run.state))
 
     def _caches(self, run: Pass[SequenceState]) -> list[Kept | None]:
         """Of each layer; None of one that ran for nobody."""
@@ -195,6 +204,9 @@ class OpenVLA(DinoSigLIPPolicy):
 
     def signals(self, names: Collection[str], batch: Batch, run: Pass[SequenceState]) -> Trace:
         found: Trace = {}
+        if "condition" in names:
+            # In single precision, whatever the network runs in.
+            found["condition"] = run.once("condition", lambda: self._read(run).float())
         if "logits" in names:
             if batch.actions is None:
                 self._written(run, batch)

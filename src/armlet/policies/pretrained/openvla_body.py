@@ -124,8 +124,10 @@ def card(
     choices: tuple[Choice, ...],
     remarks: list[str],
     files: list[Path],
+    heads: str | None = None,
 ) -> Card:
-    """Of either layout; `key` is the `unnorm_key` that was said."""
+    """Of either layout; `key` is the `unnorm_key` that was said, `heads` those of the language
+    model in words, where its sizes do not say."""
     llama = sizes.llama
     action = None
     lines = list(remarks)
@@ -158,8 +160,8 @@ def card(
         sizes={
             "DINOv2": f"{sizes.dino.width} wide, {sizes.dino.depth} blocks, {side} px",
             "SigLIP": f"{sizes.siglip.width} wide, {sizes.siglip.depth} blocks, {side} px",
-            "language model": f"Llama, {llama.width} wide, {llama.depth} layers of {llama.heads} "
-            f"heads, RMSNorm eps {llama.eps:g}",
+            "language model": f"Llama, {llama.width} wide, {llama.depth} layers of "
+            f"{heads or llama.heads} heads, RMSNorm eps {llama.eps:g}",
             "words": f"{llama.vocabulary}, in a table of {llama.rows}",
         },
         cameras={CAMERA: (side, side)},

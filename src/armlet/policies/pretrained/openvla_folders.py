@@ -308,15 +308,28 @@ class RunFolder:
     def names(self) -> Names:
         return RUN_FOLDER.names(self.tensors)
 
-    def sizes(self, vocabulary: int | None = None) -> Sizes:
-        """Of its network, which was taught with so many words; None: as many as fill the table.
-        Raises ValueError where the number of heads, which no file of it says, is not known, or the
-        word table is another tokenizer's."""
+    @property
+    def heads(self) -> int | None:
+        """Of the language model: as was said, or Llama-2's at that width; None: nobody knows."""
+        _, width = self._table
+        found = self.llama.get("num_attention_heads", HEADS.get(width))
+        return None if found is None else int(found)
+
+    @property
+    def _table(self) -> tuple[int, int]:
+        """Rows and width of the word table."""
         table = "llm_backbone.llm.model.embed_tokens.weight"
         if table not in self.tensors:
             raise ValueError(f"{self.weights} has no {table}: it is of another kind; {COPY}")
         rows, width = self.tensors[table].shape
-        heads = self.llama.get("num_attention_heads", HEADS.get(width))
+        return rows, width
+
+    def sizes(self, vocabulary: int | None = None) -> Sizes:
+        """Of its network, which was taught with so many words; None: as many as fill the table.
+        Raises ValueError where the number of heads, which no file of it says, is not known, or the
+        word table is another tokenizer's."""
+        rows, width = self._table
+        heads = self.heads
         if heads is None:
             raise ValueError(
                 f"{self.root}: its language model is {width} wide, and how many heads it has is "
@@ -333,7 +346,7 @@ class RunFolder:
                 "in policy.toml"
             )
         facts = LlamaFacts(
-            heads=int(heads),
+            heads=heads,
             kv_heads=int(self.llama.get("num_key_value_heads") or heads),
             eps=float(self.llama.get("rms_norm_eps", LLAMA_2_EPS)),
             vocabulary=words,

@@ -80,9 +80,10 @@ def load(said: Said, robot: RobotSpec | None) -> Backbone:
     folder = _folder(said)
     statistics = folder.statistics
     key, stats = statistics.chosen(said.as_options(Options).unnorm_key)
-    tokenizer = read_tokenizer(folder.root, said.tokenizer, folder.vocabulary)
+    sizes = folder.sizes  # first: whether config and tensors fit one another
+    tokenizer = read_tokenizer(folder.root, said.tokenizer, sizes.llama.vocabulary)
     found = Checkpoint(
-        folder.tensors, folder.names, folder.sizes, folder.bins, key, stats, statistics.source
+        folder.tensors, folder.names, sizes, folder.bins, key, stats, statistics.source
     )
     return assemble(said, robot, found, tokenizer)
 

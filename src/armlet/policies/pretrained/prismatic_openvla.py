@@ -5,7 +5,7 @@ Neither the tokenizer nor the sizes of the language model stand in it: the origi
 Llama-2's folder on the hub. So does `tokenizer` here, where that folder has a `config.json`, too.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +81,11 @@ def describe(said: Said) -> Card:
     choices: tuple[Choice, ...] = ()
     if len(several) > 1:
         choices = (Choice("weights", tuple(several), None, "which step of the run it is"),)
+    heads = folder.heads
+    if heads is None:  # whatever divides will do to look at it
+        folder = replace(folder, llama={**folder.llama, "num_attention_heads": 1})
+        why = "attention heads of the language model, which no file of a run says"
+        choices = (*choices, Choice("llm_heads", (), None, why))
     return card(
         KIND,
         folder.root,
@@ -92,6 +97,7 @@ def describe(said: Said) -> Card:
         choices=choices,
         remarks=remarks,
         files=folder.files(),
+        heads="?" if heads is None else str(heads),
     )
 
 
