@@ -207,7 +207,9 @@ def base_of(bare: Path, near: Path) -> Path | None:
     for root in near.parents:
         for base in sorted(root.glob("openvla_hf/*/checkpoint")):
             try:
-                Parts.read(Said(bare, bare, options={"base": str(base.resolve())}))
+                parts = Parts.read(Said(bare, bare, options={"base": str(base.resolve())}))
+                assert parts.adapter is not None
+                parts.adapter.check_copies(parts.tensors)
             except ValueError:
                 continue  # another variant's
             return base.resolve()

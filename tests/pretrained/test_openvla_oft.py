@@ -23,7 +23,7 @@ from armlet.policies.contract import rebuild
 from armlet.policies.pretrained import kinds, openvla_hf
 from armlet.policies.pretrained.files import match, open_sharded
 from armlet.policies.pretrained.lora import Adapter
-from armlet.policies.pretrained.oft_files import FILM, Parts
+from armlet.policies.pretrained.oft_files import FILM
 from armlet.policies.pretrained.oft_network import OpenVLAOFT
 from armlet.policies.pretrained.openvla_files import LlamaFacts
 from armlet.policies.routed import Calibration, Routing

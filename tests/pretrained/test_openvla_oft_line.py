@@ -1,6 +1,7 @@
 """From OpenVLA-OFT's folder to students, by command line: probe, distil, evaluate; and a
 batch in training is what a robot's observation becomes."""
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from armlet.policies.contract import Backbone
 from armlet.robot.observation import Observation
 
 COLUMNS = Columns(state="state", action="actions")
-EPISODES = Path(__file__).parents[1] / "data" / "golden" / "d14_openpi_names"
+GOLDEN = Path(__file__).parents[1] / "data" / "golden" / "d14_openpi_names"
 CAMERAS = '[cameras]\nfull_image = "image"\nwrist_image = "wrist_image"\n'
 
 
@@ -39,6 +40,12 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
             pytest.fail(f"armlet {' '.join(arguments)}: {left.code}")
 
 
+@pytest.fixture
+def episodes(tmp_path: Path) -> Path:
+    """A copy: decoded pictures are kept beside the data."""
+    return Path(shutil.copytree(GOLDEN, tmp_path / "episodes"))
+
+
 def said(place: Path) -> Path:
     path = tiny.toml(place, base=str(tiny.BASE))
     path.write_text(path.read_text() + CAMERAS)
@@ -49,12 +56,18 @@ def said(place: Path) -> Path:
     ("recipe", "stages", "more"),
     [("actdistill", 2, []), ("first_k", 1, ["--student.layers", "1"])],
 )
+@pytest.mark.usefixtures("no_fresh_process")
 def test_the_whole_line(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, recipe: str, stages: int, more: list[str]
+    monkeypatch: pytest.MonkeyPatch,
+    episodes: Path,
+    tmp_path: Path,
+    recipe: str,
+    stages: int,
+    more: list[str],
 ) -> None:
     teacher = said(tmp_path)
     out = tmp_path / "out"
-    options = ["--episodes", str(EPISODES), "--teacher", str(teacher), "--out", str(out)]
+    options = ["--episodes", str(episodes), "--teacher", str(teacher), "--out", str(out)]
     options += ["--robot.mode", "delta", "--robot.rotation", "axis_angle", "--robot.grippers", "6"]
     options += ["--robot.gripper-open", "0", "--robot.gripper-closed", "1"]
     options += ["--columns.state", "state", "--columns.action", "actions"]
@@ -71,7 +84,7 @@ def test_the_whole_line(
     student = load_policy(out / "student")
     assert isinstance(student, Backbone)
     assert not any("probe" in name for name in student.state_dict())
-    seen = observations(EpisodeDataset(EPISODES, COLUMNS))[0]
+    seen = observations(EpisodeDataset(episodes, COLUMNS))[0]
     actions = student.infer(seen)
     assert actions.shape == (8, 7) and np.isfinite(actions).all()
     np.testing.assert_array_equal(actions, load_policy(out / "student").infer(seen))
@@ -89,9 +102,9 @@ def observations(data: EpisodeDataset) -> list[Observation]:
     return found
 
 
-def test_a_batch_in_training_is_what_an_observation_becomes(tmp_path: Path) -> None:
+def test_a_batch_in_training_is_what_an_observation_becomes(episodes: Path, tmp_path: Path) -> None:
     """Pictures of 64 × 64, prepared as the data are read, and as a robot's are."""
-    data = EpisodeDataset(EPISODES, COLUMNS)
+    data = EpisodeDataset(episodes, COLUMNS)
     policy = load_policy(said(tmp_path))
     taught = BatchMaker(load_frames(data, policy.view), policy.inputs, device=torch.device("cpu"))
     batch = taught.batch(np.arange(len(data)))

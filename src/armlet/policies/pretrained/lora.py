@@ -110,9 +110,9 @@ class Adapter:
         return cls(tensors, pairs, frozen)
 
     def check(self, model: Tensors, *, apart: tuple[str, ...] = ()) -> None:
-        """Raises ValueError where the adapter was not trained beside this model: a weight is not
-        there, has another shape, or is not the copy that the adapter holds. Names that begin as one
-        of `apart` are somebody else's."""
+        """Raises ValueError where the adapter was not trained beside a model of these shapes: a
+        weight is not there, or is of another. Names that begin as one of `apart` are somebody
+        else's. Reads no numbers."""
         wrong = []
         for name, pair in self.pairs.items():
             if name.startswith(apart):
@@ -127,16 +127,30 @@ class Adapter:
         for name, copy in self.frozen.items():
             if name not in model:
                 wrong.append(f"there is no {name}")
-            elif not torch.equal(model.read(name).float(), self.tensors.read(copy).float()):
+            elif model[name].shape != self.tensors[copy].shape:
+                shape = self.tensors[copy].shape
+                wrong.append(f"{name} has shape {model[name].shape}, expected {shape}")
+        self._refuse(model, wrong)
+
+    def check_copies(self, model: Tensors) -> None:
+        """Raises ValueError where a weight of the model is not the copy that the adapter holds of
+        what it was trained beside: then all others are another model's, too."""
+        wrong = []
+        for name, copy in self.frozen.items():
+            if not torch.equal(model.read(name).float(), self.tensors.read(copy).float()):
                 wrong.append(f"{name} is not what the adapter was trained beside ({copy})")
-        if wrong:
-            more = f"; and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
-            raise ValueError(
-                f"the adapter {', '.join(map(str, self.tensors.files))} was trained beside another "
-                f"model than {model.files[0].parent} ({len(wrong)} weights differ): "
-                f"{'; '.join(wrong[:SHOWN])}{more}. Name its own as `base` in [options] of "
-                "policy.toml"
-            )
+        self._refuse(model, wrong)
+
+    def _refuse(self, model: Tensors, wrong: list[str]) -> None:
+        if not wrong:
+            return
+        more = f"; and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
+        raise ValueError(
+            f"the adapter {', '.join(map(str, self.tensors.files))} was trained beside another "
+            f"model than {model.files[0].parent} ({len(wrong)} weights differ): "
+            f"{'; '.join(wrong[:SHOWN])}{more}. Name its own as `base` in [options] of "
+            "policy.toml"
+        )
 
     def merged(self, name: str, weight: Tensor) -> Tensor:
         """A weight of the model's with what was learned beside it, in bf16 all the way; one that

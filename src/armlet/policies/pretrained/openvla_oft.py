@@ -237,6 +237,8 @@ def load(said: Said, robot: RobotSpec | None) -> Backbone:
         "bins": 0 if parts.head is not None else parts.model.bins,
         "film": parts.vision is not None,
     }
+    if parts.adapter is not None:
+        parts.adapter.check_copies(parts.tensors)
     policy = rebuild({"type": TYPE, "network": network, **body.to_json()}, tokenizer, empty=True)
     fill(policy, parts.tensors, parts.names, dtype=dtype, change=_change(parts))
     return policy
