@@ -16,7 +16,9 @@ from typing import Literal, cast, get_args
 import numpy as np
 from PIL import Image
 
-Fit = Literal["exact", "letterbox", "crop", "stretch", "bicubic", "any"]
+from armlet.robot import oft_pictures
+
+Fit = Literal["exact", "letterbox", "crop", "stretch", "bicubic", "any", "oft", "oft_whole"]
 # Those that networks of our own are taught with; the others are how other projects' see.
 Taught = Literal["exact", "letterbox", "crop", "stretch"]
 VERSION = 1  # of the arithmetic below: raise it where a picture would be fitted to other bits
@@ -81,8 +83,9 @@ def fit_picture(
     `any`: as it is, for a policy that brings pictures of any size to its own itself, in its own
     way; `size` says nothing then. `letterbox`: the whole picture, as large as fits, black bars evenly around (where the rows or
     columns left over are odd, the last bar has one more). `bicubic`: as `stretch`, with Pillow's
-    bicubic filter, as OpenVLA. `crop`: as small as fills, the middle of
-    it. `stretch`: both axes scaled on their own. `exact`: raises FitError, naming `camera`, where
+    bicubic filter, as OpenVLA. `oft`: as OpenVLA-OFT's evaluation prepares it, also where it is of
+    that size, 224 × 224, already (see `oft_pictures`); `oft_whole`: the same without its crop.
+    `crop`: as small as fills, the middle of it. `stretch`: both axes scaled on their own. `exact`: raises FitError, naming `camera`, where
     the picture is not of that size.
     """
     height, width = (size, size) if isinstance(size, int) else size
@@ -93,6 +96,8 @@ def fit_picture(
             "channels last"
         )
     found = image.shape[:2]
+    if fit in ("oft", "oft_whole") and 0 not in found:
+        return _as_oft(image, (height, width), middle=fit == "oft", camera=camera)
     if found == (height, width) or (
         fit == "any" and 0 not in found
     ):  # under every fit: what is of that size is as it should be
@@ -115,7 +120,22 @@ def fit_picture(
         # rows where that is less work, and rounding in between gives other pixels (by 1 or 2).
         narrow = _scaled(image, found[0], width, by=Image.Resampling.BICUBIC)
         return _scaled(narrow, height, width, by=Image.Resampling.BICUBIC)
-    raise FitError(f"fit is {fit!r}, expected exact, letterbox, crop, stretch, bicubic or any")
+    raise FitError(f"fit is {fit!r}, expected {', '.join(get_args(Fit))}")
+
+
+def _as_oft(image: np.ndarray, size: tuple[int, int], *, middle: bool, camera: str) -> np.ndarray:
+    side = oft_pictures.SIDE
+    if size != (side, side):
+        raise FitError(
+            f"camera {camera!r}: OpenVLA-OFT sees {side} × {side} pixels, and {size[0]} × "
+            f"{size[1]} are asked for"
+        )
+    if min(image.shape[:2]) < oft_pictures.SMALLEST:
+        raise FitError(
+            f"camera {camera!r}: found {image.shape}, expected at least {oft_pictures.SMALLEST} "
+            "pixels a side"
+        )
+    return oft_pictures.prepared(image, middle=middle)
 
 
 def _another_size(camera: str, found: tuple[int, ...], wanted: tuple[int, int]) -> str:

@@ -109,6 +109,11 @@ class Tensors(Mapping[str, Header]):
                 headers[name] = header
         return Tensors(headers, self._pickled)
 
+    def under(self, prefix: str) -> "Tensors":
+        """The same, with names that begin so."""
+        headers = {prefix + name: header for name, header in self._headers.items()}
+        return Tensors(headers, self._pickled)
+
     def and_those(self, others: "Tensors") -> "Tensors":
         """Both together; the others' stand for ours of the same name."""
         headers = {**self._headers, **others._headers}

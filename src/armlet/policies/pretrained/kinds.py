@@ -27,7 +27,7 @@ from armlet.policies.pretrained.said import FILE, Said, read_said
 from armlet.robot.spec import RobotSpec
 
 # In the order in which they are asked: a folder of OpenVLA-OFT is one of OpenVLA with side files.
-KINDS: tuple[str, ...] = ("cogact", "prismatic_openvla", "openvla_hf")
+KINDS: tuple[str, ...] = ("cogact", "openvla_oft", "prismatic_openvla", "openvla_hf")
 BLOCK = 2**20  # bytes read at a time
 
 
@@ -76,7 +76,9 @@ def find(place: Path) -> tuple[Said, Kind]:
             "teach through a socket (--teacher ws://host:port)"
         )
     kind = _kind(name)
-    if not kind.recognises(said.checkpoint):
+    # A kind that other kinds' folders may be of says so where it is named (`accepts`).
+    accepts = getattr(kind, "accepts", kind.recognises) if said.kind else kind.recognises
+    if not accepts(said.checkpoint):
         there = _recognised(said.checkpoint)
         raise ValueError(
             f"{said.checkpoint} is said to be of kind {name}, and looks like "

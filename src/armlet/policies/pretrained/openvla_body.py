@@ -144,7 +144,7 @@ def card(
     )
     side = sizes.dino.side
     parts = parts_of(
-        _renamed(tensors, names),
+        renamed(tensors, names),
         {
             "vision.": "image towers",
             "projector.": "projector",
@@ -182,7 +182,7 @@ def card(
     )
 
 
-def _renamed(tensors: Tensors, names: Names) -> Tensors:
+def renamed(tensors: Tensors, names: Names) -> Tensors:
     """Headers of what is used, by our names."""
     headers = {}
     for name, header in tensors.items():
