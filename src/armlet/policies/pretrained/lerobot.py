@@ -80,11 +80,18 @@ class Step:
 
 @dataclass(frozen=True)
 class Tokens:
-    """How a prompt becomes tokens: `name` is that of a tokenizer on the hub."""
+    """How a prompt becomes tokens: `name` is that of a tokenizer on the hub; `padding` the side, and
+    `padded` up to where, `max_length` (of `longest`) or the `longest` of a batch."""
 
     name: str
     longest: int
     padding: str = "right"
+    padded: str = "max_length"
+
+    @property
+    def one_length(self) -> bool:
+        """Whether prompts have one length."""
+        return self.padded == "max_length"
 
 
 @dataclass(frozen=True)
@@ -249,15 +256,17 @@ class Folder:
         """How its prompt is read; None where no step says so."""
         for step in self.steps("tokenizer_processor"):
             said = step.config
-            if said.get("truncation", True) is not True or said.get("padding") != "max_length":
+            pads = said.get("padding", "max_length")
+            if said.get("truncation", True) is not True or pads not in ("max_length", "longest"):
                 raise ValueError(
-                    f"{step.place}: truncation {said.get('truncation')!r}, padding "
-                    f"{said.get('padding')!r}: expected True and 'max_length'"
+                    f"{step.place}: truncation {said.get('truncation')!r}, padding {pads!r}: "
+                    "expected True, and 'max_length' or 'longest'"
                 )
             name = said.get("tokenizer_name")
             if not isinstance(name, str):
                 raise ValueError(f"{step.place}: tokenizer_name is {name!r}, expected a name")
-            return Tokens(name, int(said["max_length"]), said.get("padding_side", "right"))
+            side = str(said.get("padding_side", "right"))
+            return Tokens(name, int(said["max_length"]), side, str(pads))
         return None
 
     @property
