@@ -30,6 +30,7 @@ HIDDEN = 1e-4  # relative
 STEP = 1e-5  # of a velocity, and of one denoising step
 STEPS = 2e-4  # of ten
 LOSS = 1e-5  # relative
+OLDER = 'vision_positions = "shifted"\nloss = "padded"'  # what 0.4.4 does otherwise
 SAID = """
 checkpoint = "{checkpoint}"
 [options]
@@ -53,15 +54,14 @@ def compare(folder: Path) -> Iterator[Line]:
     policy = loaded(folder, folder / "pretrained_model")
     yield from _whole(policy, folder, inputs, theirs)
     yield theirs.rest()
-    with tempfile.TemporaryDirectory() as place:
-        again = Path(place) / "written_by_0.4.4"
-        shutil.copytree(folder / "written_by_0.4.4", again)
-        (again / "model.safetensors").symlink_to(
-            (folder / "pretrained_model" / "model.safetensors").resolve()
-        )
-        yield from _same(loaded(folder, again), policy, folder, inputs, "written by 0.4.4")
-        options = 'vision_positions = "shifted"\nloss = "padded"'
-        shifted = loaded(folder, again, options)
+    if (folder / "written_by_0.4.4").is_dir():
+        with tempfile.TemporaryDirectory() as place:
+            again = Path(place) / "written_by_0.4.4"
+            shutil.copytree(folder / "written_by_0.4.4", again)
+            weights = folder / "pretrained_model" / "model.safetensors"
+            (again / "model.safetensors").symlink_to(weights.resolve())
+            yield from _same(loaded(folder, again), policy, folder, inputs, "written by 0.4.4")
+    shifted = loaded(folder, folder / "pretrained_model", OLDER)
     for file in sorted(folder.glob("outputs_lerobot_0.4.4*.safetensors")):
         others = Golden(_arrays(file))
         for line in _older(shifted, folder, inputs, others):
@@ -193,40 +193,40 @@ def _whole(
 
 
 def _prepared(policy: SmolVLA, batch: Batch, theirs: Golden) -> Iterator[Line]:
-    yield near("pre.observation.state", batch.state, theirs["pre.observation.state"], PIXELS * 10)
+    yield from _near(theirs, "pre.observation.state", batch.state, PIXELS * 10)
     tokens = "pre.observation.language.tokens"
-    yield equal(tokens, batch.text, theirs[tokens])
+    yield from _equal(theirs, tokens, batch.text)
     mask = "pre.observation.language.attention_mask"
-    yield equal(mask, batch.text_mask, theirs[mask])
+    yield from _equal(theirs, mask, batch.text_mask)
     pictures = policy.pictures(batch)
     real = len(pictures)
     pictures += [torch.full_like(pictures[-1], -1)] * policy.sizes.blanks
     for index, picture in enumerate(pictures):
-        yield near(f"model.image.{index}", picture, theirs[f"model.image.{index}"], PIXELS)
+        yield from _near(theirs, f"model.image.{index}", picture, PIXELS)
         mask = np.full(len(batch), index < real)
-        yield equal(f"model.image_mask.{index}", mask, theirs[f"model.image_mask.{index}"])
+        yield from _equal(theirs, f"model.image_mask.{index}", mask)
     lacking = policy.sizes.state_room - batch.state.shape[1]
     state = torch.nn.functional.pad(batch.state, (0, lacking))
-    yield near("model.state", state, theirs["model.state"], PIXELS * 10)
+    yield from _near(theirs, "model.state", state, PIXELS * 10)
 
 
 def _prefix(policy: SmolVLA, batch: Batch, start: PrefixState, theirs: Golden) -> Iterator[Line]:
     for index, picture in enumerate(policy.pictures(batch)):
         last = f"vision.last_hidden.image{index}"
         if last not in theirs:
-            continue
+            continue  # of the first picture only
         with torch.inference_mode():
             patches = policy.tower.patches(picture)
             tokens = policy.tower.connect(patches)
-        yield near(last, patches, theirs[last], HIDDEN, relative=True)
+        yield from _near(theirs, last, patches, HIDDEN, relative=True)
         connected = f"vision.connector.image{index}"
-        yield near(connected, tokens, theirs[connected], HIDDEN, relative=True)
+        yield from _near(theirs, connected, tokens, HIDDEN, relative=True)
     name = "prefix.embeddings"
-    yield near(name, start.hidden, theirs[name], HIDDEN, relative=True)
-    yield equal("prefix.pad_mask", start.mask, theirs["prefix.pad_mask"])
-    yield equal("prefix.att_mask", start.own, theirs["prefix.att_mask"])
-    yield equal("prefix.attention_2d", start.attention[:, 0] == 0, theirs["prefix.attention_2d"])
-    yield equal("prefix.position_ids", start.positions, theirs["prefix.position_ids"])
+    yield from _near(theirs, name, start.hidden, HIDDEN, relative=True)
+    yield from _equal(theirs, "prefix.pad_mask", start.mask)
+    yield from _equal(theirs, "prefix.att_mask", start.own)
+    yield from _equal(theirs, "prefix.attention_2d", start.attention[:, 0] == 0)
+    yield from _equal(theirs, "prefix.position_ids", start.positions)
 
 
 def _language(
@@ -247,7 +247,7 @@ def _language(
     # prefix and actions together, and that is a mean over the actions, too. Nobody reads it.
     rows = run.start.mask if room else torch.ones_like(run.start.mask)
     for name, hidden in found.items():
-        yield near(name, hidden[rows], theirs[name][rows.numpy()], HIDDEN, relative=True)
+        yield from _near(theirs, name, hidden, HIDDEN, relative=True, rows=rows)
     if room:
         return
     for index in range(len(policy.layers)):
@@ -255,7 +255,7 @@ def _language(
             (run.state.keys[index], f"cache.{index}.keys_after_rope"),
             (run.state.values[index], f"cache.{index}.values"),
         ):
-            yield near(name, kept, theirs[name], HIDDEN, relative=True)
+            yield from _near(theirs, name, kept, HIDDEN, relative=True)
 
 
 def _suffix(
@@ -267,26 +267,27 @@ def _suffix(
         times = policy.time_features(torch.tensor([1.0, 0.3]))
         memory = policy.memory(steps["run"])
     name = "suffix.embeddings_at_t1"
-    yield near(name, tokens, theirs[name], HIDDEN, relative=True)
+    yield from _near(theirs, name, tokens, HIDDEN, relative=True)
     name = "time_embedding_at_t1_and_t0.3"
-    yield near(name, times, theirs[name], PIXELS)
+    yield from _near(theirs, name, times, PIXELS)
     # Masks of theirs in one dimension, of ours in two: who sees whom must come out alike.
-    block = theirs["suffix.att_mask"].cumsum(1)
-    real = theirs["suffix.pad_mask"]
-    sees = (block[:, None] <= block[:, :, None]) & real[:, None] & real[:, :, None]
-    mask = memory.sights["self"][1][:, 0, :, -policy.chunk :]
-    yield equal("suffix: which actions see which", mask, sees)
+    if "suffix.att_mask" in theirs:
+        block = theirs["suffix.att_mask"].cumsum(1)
+        real = theirs["suffix.pad_mask"]
+        sees = (block[:, None] <= block[:, :, None]) & real[:, None] & real[:, :, None]
+        mask = memory.sights["self"][1][:, 0, :, -policy.chunk :]
+        yield equal("suffix: which actions see which", mask, sees)
 
 
 def _expert(steps: dict[str, Any], which: int, room: str, theirs: Golden) -> Iterator[Line]:
-    *entering, out = steps["expert"][which]
+    *entering, out = steps["expert"][which]  # of each layer that the expert has
     for index, hidden in enumerate(entering):
         name = f"{room}.expert.in.{index}"
-        yield near(name, hidden, theirs[name], HIDDEN, relative=True)
+        yield from _near(theirs, name, hidden, HIDDEN, relative=True)
     name = f"{room}.expert.out"
-    yield near(name, out, theirs[name], HIDDEN, relative=True)
+    yield from _near(theirs, name, out, HIDDEN, relative=True)
     name = f"{room}.expert.normed"
-    yield near(name, steps["normed"][which], theirs[name], HIDDEN, relative=True)
+    yield from _near(theirs, name, steps["normed"][which], HIDDEN, relative=True)
 
 
 def _steps(
@@ -309,10 +310,9 @@ def _steps(
     }
     for what, (values, most) in found.items():
         name = f"{room}.{what}"
-        if name in theirs:
-            # Only the last are in the robot's numbers, which may be of any size.
-            scaled = _scaled(theirs[name], most) if what == "actions" else most
-            yield near(name, values, theirs[name], scaled)
+        if what == "actions" and name in theirs:  # in the robot's numbers, of any size
+            most = _scaled(theirs[name], most)
+        yield from _near(theirs, name, values, most)
 
 
 def _scaled(values: np.ndarray, bound: float) -> float:
@@ -341,18 +341,18 @@ def _trained(
         every = policy.flow_loss(run, actions, torch.ones_like(valid).float(), noise, time)
     lacking = policy.sizes.action_room - policy.dims
     padded = torch.nn.functional.pad(actions, (0, lacking))
-    yield near("train.action_normalised", actions, theirs["train.action_normalised"], STEP)
-    yield near("train.action_padded", padded, theirs["train.action_padded"], STEP)
+    yield from _near(theirs, "train.action_normalised", actions, STEP)
+    yield from _near(theirs, "train.action_padded", padded, STEP)
     name = "train.losses_elementwise_padded"
-    yield near(name, errors, theirs[name], HIDDEN, relative=True)
+    yield from _near(theirs, name, errors, HIDDEN, relative=True)
     weights = valid.sum(1)
     for name, each, mean in (
         ("masked", masked, (masked * weights).sum() / weights.sum()),
         ("unmasked", every, every.mean()),
     ):
         one = f"train.loss_per_sample.{name}"
-        yield near(one, each, theirs[one], LOSS, relative=True)
-        yield near(f"train.loss.{name}", mean, theirs[f"train.loss.{name}"], LOSS, relative=True)
+        yield from _near(theirs, one, each, LOSS, relative=True)
+        yield from _near(theirs, f"train.loss.{name}", mean, LOSS, relative=True)
     yield from _language(policy, run, final, theirs, "train.")
     yield from _expert(kept, 0, "train.hidden", theirs)
 
@@ -367,10 +367,10 @@ def _alone(
     seen = observations_of(policy, folder, inputs)[row]
     batch = policy.prepare([seen])
     name = f"{room}.pre.observation.state"
-    yield near(name, batch.state, theirs[name], PIXELS * 10)
+    yield from _near(theirs, name, batch.state, PIXELS * 10)
     for name, values in (("tokens", batch.text), ("attention_mask", batch.text_mask)):
         full = f"{room}.pre.observation.language.{name}"
-        yield equal(full, values, theirs[full])
+        yield from _equal(theirs, full, values)
     drawn = policy.noise
     policy.noise = inputs["noise"][row]
     try:
@@ -378,7 +378,7 @@ def _alone(
     finally:
         policy.noise = drawn
     name = f"{room}.actions"
-    yield near(name, actions[None], theirs[name], _scaled(theirs[name], STEPS))
+    yield from _near(theirs, name, actions[None], _scaled(theirs[name], STEPS))
 
 
 def _same(
@@ -403,9 +403,9 @@ def _older(
     with torch.inference_mode():
         patches = policy.tower.patches(picture)
     name = "vision.last_hidden.image0"
-    yield near(name, patches, theirs[name], HIDDEN, relative=True)
+    yield from _near(theirs, name, patches, HIDDEN, relative=True)
     name = "prefix.embeddings"
-    yield near(name, ten["run"].start.hidden, theirs[name], HIDDEN, relative=True)
+    yield from _near(theirs, name, ten["run"].start.hidden, HIDDEN, relative=True)
     for number, steps in ((10, ten), (1, answer(policy, batch, inputs["noise"], 1))):
         bound = STEPS if number > 1 else STEP
         yield from _steps(policy, inputs, steps, number, bound, theirs)
@@ -415,12 +415,12 @@ def _older(
         errors = policy.flow_errors(ten["run"], actions, noise, time)
         loss = policy.flow_loss(ten["run"], actions, valid.float(), noise, time)
     padded = torch.nn.functional.pad(actions, (0, policy.sizes.action_room - policy.dims))
-    yield near("train.action_padded", padded, theirs["train.action_padded"], STEP)
+    yield from _near(theirs, "train.action_padded", padded, STEP)
     name = "train.losses_elementwise_padded"
-    yield near(name, errors, theirs[name], HIDDEN, relative=True)
+    yield from _near(theirs, name, errors, HIDDEN, relative=True)
     name = "train.loss_per_sample.masked"
-    yield near(name, loss, theirs[name], LOSS, relative=True)
-    yield near("train.loss.masked", loss.mean(), theirs["train.loss.masked"], LOSS, relative=True)
+    yield from _near(theirs, name, loss, LOSS, relative=True)
+    yield from _near(theirs, "train.loss.masked", loss.mean(), LOSS, relative=True)
 
 
 def _before(folder: Path) -> Iterator[Line]:
@@ -431,6 +431,25 @@ def _before(folder: Path) -> Iterator[Line]:
     policy = loaded(folder, folder, variant=variant)
     yield from _whole(policy, variant, inputs, theirs)
     yield theirs.rest()
+
+
+def _near(
+    theirs: Golden, name: str, found: Any, bound: float, *, relative: bool = False, rows: Any = None
+) -> Iterator[Line]:
+    """One quantity, if the variant holds it; of all that it holds `Golden.rest` says whether it was
+    compared. `rows` (b, n) bool: which count."""
+    if name not in theirs:
+        return
+    expected = theirs[name]
+    if rows is not None:
+        found = found[rows]
+        expected = expected[rows.numpy()]
+    yield near(name, found, expected, bound, relative=relative)
+
+
+def _equal(theirs: Golden, name: str, found: Any) -> Iterator[Line]:
+    if name in theirs:
+        yield equal(name, found, theirs[name])
 
 
 def _final_norm(folder: Path) -> Callable[[Tensor], Tensor]:
