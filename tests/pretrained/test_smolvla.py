@@ -4,8 +4,6 @@ no golden file."""
 
 import functools
 import json
-import math
-import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,15 +17,13 @@ from goldens import smolvla as golden
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from armlet.policies.checkpoint import load_policy, policy_fingerprint, save_policy
-from armlet.policies.contract import Body, rebuild
-from armlet.policies.pretrained import files, kinds, smolvla, smolvla_network
-from armlet.policies.pretrained.said import Said, read_said
+from armlet.policies.checkpoint import load_policy, save_policy
+from armlet.policies.contract import rebuild
+from armlet.policies.pretrained import files, smolvla, smolvla_network
+from armlet.policies.pretrained.said import read_said
 from armlet.policies.pretrained.smolvla_network import Prompt, SmolVLA, described
-from armlet.policies.pretrained.smolvla_sizes import KNOWN, Sizes, reads_of, text_of, vlm_of
+from armlet.policies.pretrained.smolvla_sizes import KNOWN, reads_of, text_of, vlm_of
 from armlet.policies.routed import Routed, Routing
-from armlet.robot.normalise import Normaliser
-from armlet.robot.spec import ActionSpec
 from armlet.types import Batch
 
 HERE = Path(__file__).parent / "golden" / "smolvla"
@@ -377,3 +373,339 @@ def test_where_positions_restart(fresh: SmolVLA, monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(fresh, "_sights", sights)
     assert largest(actions(fresh), right()) > 0.1
+
+
+# What it is made of
+
+
+def test_every_tensor_at_real_size_has_its_place() -> None:
+    """The names and shapes of a whole checkpoint against the network that its config describes, on
+    `meta`: layers' numbers are folded in the file."""
+    (name,) = KNOWN
+    text = text_of(vlm_of(KNOWN[name], name), 0.75)
+    reads = reads_of(16, 16, 2, "cross_attn", "")
+    network = replace(
+        teacher().sizes,
+        text=text,
+        eye=vlm_of(KNOWN[name], name).eye,
+        shuffle=4,
+        layers=reads,
+        picture=(512, 512),
+    )
+    policy = rebuild(described(network, teacher().body), teacher().body.tokenizer, empty=True)
+    headers = {}
+    for entry in json.loads((HERE / "full_keys.json").read_text()):
+        for number in entry[2] if len(entry) > 2 else [0]:
+            key = entry[0].replace("layers.N.", f"layers.{number}.")
+            headers[key] = files.Header(tuple(entry[1]), torch.float32, Path("x"), key)
+    assert len(headers) == 500
+    assert sum(header.numel for header in headers.values()) == 450_046_176
+    own = {key: tuple(each.shape) for key, each in policy.state_dict().items()}
+    tensors = files.Tensors(headers)
+    found = files.match(own, tensors, smolvla._names(reads, tensors))
+    assert len(found.matched) == 498 == len(own) and not found.tied
+    assert sorted(each.split(".")[-2] for each in found.unused) == ["lm_head", "norm"]
+    assert all(each.is_meta for each in policy.parameters())
+    assert network.prefix_tokens == 2 * 64 + 48 + 1
+
+
+@pytest.mark.parametrize(
+    ("layers", "experts", "every", "mode", "expected"),
+    [
+        (4, 4, 2, "cross_attn", ("self", "cross", "self", "cross")),
+        (4, 4, -1, "cross_attn", ("cross",) * 4),
+        (4, 2, -1, "cross_attn", ("cross", "nothing", "cross", "nothing")),
+        (4, 2, 4, "cross_attn", ("self", "nothing", "cross", "nothing")),
+        (3, 3, 2, "self_attn", ("self",) * 3),
+        (6, 2, 2, "cross_attn", "layer 2 should attend to the actions"),
+        (4, 2, 2, "cross_attn", "layer 1 of the expert is shaped to read beside"),
+        (4, 3, -1, "cross_attn", "expected a divisor of the 4 layers"),
+        (4, 2, -1, "self_attn", "layer 1 should attend to the actions"),
+    ],
+)
+def test_which_layer_of_the_expert_reads_what(layers, experts, every, mode, expected) -> None:
+    """And what LeRobot itself cannot run is refused."""
+    if isinstance(expected, tuple):
+        assert reads_of(layers, experts, every, mode, "config.json") == expected
+        return
+    with pytest.raises(ValueError, match=f"config.json: .*{expected}"):
+        reads_of(layers, experts, every, mode, "config.json")
+
+
+def small(**change: object) -> SmolVLA:
+    """A network with fresh weights, three layers of which the expert has two."""
+    torch.manual_seed(0)
+    sizes = replace(teacher().sizes, layers=("self", "nothing", "cross"), steps=3)
+    policy = SmolVLA(replace(sizes, **change), teacher().body)  # type: ignore[arg-type]
+    for parameter in policy.parameters():  # fresh ones are so small that nothing is seen
+        torch.nn.init.normal_(parameter, std=0.2)
+    return policy.eval()
+
+
+def test_padding_changes_nothing() -> None:
+    """Of words, and behind the state."""
+    policy = small()
+    right_answer = actions(policy, steps=3)
+    sizes = policy.sizes
+    for change in ({"padded": False}, {"prefix_length": 70}):
+        policy.sizes = replace(sizes, **change)
+        batch = batch_of(policy)
+        assert policy.embed(batch).hidden.shape[1] in (8 + 1 + batch.text.shape[1], 70)
+        assert largest(actions(policy, batch, 3), right_answer) < 1e-5
+
+
+def test_a_camera_that_nobody_has_is_not_attended_to(tmp_path) -> None:
+    """Black and masked where the config counts it among its empty cameras, left out where not: the
+    same answers, which are others than with it."""
+    options = 'missing = ["wrist"]'
+    found = []
+    for number in (0, 1):
+        folder = copied(tmp_path / str(number), empty_cameras=number)
+        policy = load(tmp_path, folder, options)
+        assert list(policy.view.cameras) == ["front"] and policy.sizes.blanks == number
+        batch = batch_of(policy)
+        start = policy.embed(batch)
+        assert start.hidden.shape[1] == 4 * (1 + number) + 48 + 1
+        assert start.mask.sum(1).tolist() == [4 + each + 1 for each in batch.text_mask.sum(1)]
+        found.append(actions(policy, batch))
+    assert largest(*found) < 1e-5 < 0.1 < largest(found[0], right())
+    card = smolvla.describe(read_said(tmp_path / "policy.toml"))
+    assert any("nobody has wrist" in line for line in card.remarks)
+
+
+def load(place: Path, folder: Path, options: str = "", more: str = "") -> SmolVLA:
+    said = golden.SAID.format(checkpoint=folder, vlm=HERE / "vlm", options=options)
+    (place / "policy.toml").write_text(more + said)
+    policy = load_policy(place / "policy.toml")
+    assert isinstance(policy, SmolVLA)
+    return policy
+
+
+def test_tokens_around_pictures_are_not_scaled(tmp_path) -> None:
+    folder = copied(tmp_path, add_image_special_tokens=True)
+    policy = load(tmp_path, folder)
+    batch = batch_of(policy)
+    start = policy.embed(batch)
+    plain = teacher().embed(batch)
+    assert start.hidden.shape[1] == plain.hidden.shape[1] + 2 * 3
+    fake, whole = policy.words.weight[3], policy.words.weight[6]
+    for first in (0, 7):
+        assert torch.equal(start.hidden[0, first], fake)
+        assert torch.equal(start.hidden[0, first + 1], whole)
+        assert torch.equal(start.hidden[0, first + 6], fake)
+    assert torch.equal(start.hidden[:, start.vision[0]], plain.hidden[:, :8])
+    assert start.mask[:, :14].all() and not start.text[:, :14].any()
+
+
+def test_pictures_of_any_size_and_as_they_are() -> None:
+    """`resize_imgs_with_padding`: (width, height), and None for pictures as they are."""
+    image = torch.rand(1, 3, 30, 50)
+    wide = smolvla_network.fitted(image, 96, 64)
+    assert wide.shape == (1, 3, 64, 96)
+    # 50 × 30 becomes 96 × 57: seven rows are left, all at the top.
+    assert not wide[:, :, :7].any() and wide[:, :, 7].any()
+    tall = smolvla_network.fitted(image, 64, 96)
+    assert tall.shape == (1, 3, 96, 64) and not tall[:, :, : 96 - 38].any()
+    assert torch.equal(smolvla_network.fitted(image, 50, 30), image)
+    policy = small(picture=None, cameras={"front": (64, 64), "wrist": (64, 64)})
+    batch = replace(
+        batch_of(teacher()), images={n: torch.rand(2, 3, 64, 64) for n in ("front", "wrist")}
+    )
+    assert torch.equal(policy.pictures(batch)[0], batch.images["front"] * 2 - 1)
+    assert policy.vision_tokens == 0 and policy(batch).shape == (2, 10, 7)
+
+
+def test_pictures_that_were_normalised(tmp_path) -> None:
+    """VISUAL MEAN_STD: a channel at a time, before they are fitted."""
+    folder = copied(tmp_path)
+    file = folder / "policy_preprocessor.json"
+    file.write_text(file.read_text().replace('"VISUAL": "IDENTITY"', '"VISUAL": "MEAN_STD"'))
+    policy = load(tmp_path, folder)
+    statistics = load_file(next(folder.glob("*_normalizer_processor.safetensors")))
+    mean, std = (statistics[f"observation.images.wrist.{name}"] for name in ("mean", "std"))
+    batch = batch_of(policy)
+    expected = ((batch.images["wrist"] - mean) / (std + 1e-8)) * 2 - 1
+    assert torch.allclose(policy.pictures(batch)[1], expected, atol=1e-5)
+    assert largest(actions(policy), right()) > 0.1
+
+
+# How it reads
+
+
+def test_how_an_instruction_is_read() -> None:
+    tokenizer = teacher().body.tokenizer
+    prompt = Prompt(tokenizer, 12, 2, padded=True, new_line=True)
+    ids, real = prompt(["Pick  up", "Pick  up\n", "x" * 99, ""])
+    assert ids.shape == (4, 12) and np.array_equal(ids[0], ids[1])
+    assert tokenizer.decode(ids[0][real[0]].tolist()) == "Pick  up\n"  # no case, no spaces changed
+    assert real[2].all()  # cut, as the original does, not refused
+    assert real[3].sum() == 1  # the line break
+    assert set(ids[0][~real[0]]) == {2}
+    assert prompt([], any_length=True)[0].shape == (0, 12)
+    with pytest.raises(ValueError, match="the instruction is empty"):
+        Prompt(tokenizer, 12, 2, padded=False, new_line=False)([""])
+
+
+# As a teacher: watched, routed, cut, saved
+
+
+def deployed_and_trained(student: Routed, batch: Batch, noise: bool = False) -> None:
+    student.eval()
+    with torch.no_grad():
+        resting = student(batch)
+    training = student.run_layers(student.embed(batch), batch)
+    assert training.extras["router_logits"].requires_grad
+    assert torch.equal(student.decode(training, batch), resting)
+
+
+def routed(policy: SmolVLA, *running: int) -> Routed:
+    """A router that runs these layers, whatever it sees."""
+    student = Routing(initial_keep=0.5).build(policy)
+    assert isinstance(student, Routed)
+    bias = torch.full((len(policy.layers),), -3.0)
+    bias[list(running)] = 3.0
+    student.router.leave.bias.data = bias
+    return student
+
+
+@pytest.mark.parametrize("running", [(0, 1, 2, 3), (0, 3), (1,), ()])
+def test_routed_training_is_deployment_and_what_is_skipped_does_not_run(
+    running: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = teacher()
+    student = routed(policy, *running)
+    for observation in golden.observations_of(policy, HERE, inputs()):
+        batch = student.prepare([observation])
+        deployed_and_trained(student, batch)
+        kept = policy.keep_layers(running) if running else None
+        calls = []
+        with torch.inference_mode():
+            for index, pair in enumerate(student.layers):
+                for part in (pair.prefix, pair.expert):
+                    part.register_forward_pre_hook(lambda *_, i=index, to=calls: to.append(i))
+            answer = student.decide(observation)
+        assert set(calls) == set(running) and len(calls) == 11 * len(running)
+        assert answer.gates == tuple(int(i in running) for i in range(4))
+        if kept is not None:  # skipped is cut
+            assert np.array_equal(answer.actions, kept.infer(observation))
+        student = routed(policy, *running)  # without the hooks
+
+
+def test_samples_of_a_batch_may_take_their_own_ways() -> None:
+    """Two samples with routes of their own in one batch, each as alone."""
+    policy = teacher()
+    batch = batch_of(policy)
+    student = routed(policy)
+    plans = torch.tensor([[5.0, -5, 5, -5], [-5, 5, 5, -5]])
+    run = student._skipping(policy.embed(batch), plans, watch=False)
+    together = policy.decode(run, batch)
+    assert not run.state.keys[0][1].any() and run.state.keys[3] is None
+    for row, observation in enumerate(golden.observations_of(policy, HERE, inputs())):
+        alone = policy.prepare([observation])
+        one = student._skipping(policy.embed(alone), plans[row : row + 1], watch=False)
+        assert torch.allclose(policy.decode(one, alone)[0], together[row], atol=1e-5)
+        kept = policy.keep_layers(((0, 2), (1, 2))[row])
+        assert torch.equal(policy.decode(one, alone), kept(alone))
+
+
+def test_saved_and_loaded_again_it_answers_to_the_bit(tmp_path) -> None:
+    observation = golden.observations_of(teacher(), HERE, inputs())[0]
+    for number, policy in enumerate(
+        (teacher(), routed(teacher(), 0, 2), teacher().keep_layers((1, 3)))
+    ):
+        save_policy(policy, tmp_path / str(number))
+        again = load_policy(tmp_path / str(number))
+        assert np.array_equal(again.infer(observation), policy.infer(observation))
+        assert again.to_json() == policy.to_json()
+    assert again.layer_numbers == (1, 3)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "as_saved"])
+def test_other_precisions(precision: str, tmp_path) -> None:
+    """In bfloat16, and with a VLM in bfloat16 beside an expert in single precision, as it is saved
+    where the VLM's weights were loaded; nearly the same answers, and saved to the bit."""
+    folder = copied(tmp_path)
+    weights = load_file(folder / "model.safetensors")
+    for name, tensor in weights.items():
+        if ".vlm." in name:
+            weights[name] = tensor.bfloat16()
+    save_file(weights, folder / "model.safetensors")
+    policy = load(tmp_path, folder, more=f'precision = "{precision}"\n')
+    kinds_there = {str(each.dtype) for each in policy.parameters()}
+    assert kinds_there == {"torch.bfloat16"} | ({"torch.float32"} if precision != "bf16" else set())
+    assert policy.frequencies.dtype == torch.float64
+    assert largest(actions(policy), right()) < 0.5
+    observation = golden.observations_of(policy, HERE, inputs())[0]
+    for each in (policy, policy.keep_layers((0, 1))):
+        save_policy(each, tmp_path / "saved")
+        assert np.array_equal(
+            load_policy(tmp_path / "saved").infer(observation), each.infer(observation)
+        )
+
+
+def test_gradients_reach_everything_and_noise_is_repeatable() -> None:
+    policy = small()
+    batch = batch_of(policy)
+    policy.train()
+    run = policy.run_layers(policy.embed(batch), batch)
+    torch.manual_seed(1)
+    (policy.loss(run, batch).sum() + policy.decode(run, batch).square().sum()).backward()
+    untouched = {n for n, p in policy.named_parameters() if p.grad is None or not p.grad.any()}
+    # The last layer of the language model is read for its keys and values alone, and one without
+    # an expert beside it only by those behind it.
+    last = {n for n in untouched if n.startswith("layers.2.prefix.")}
+    assert untouched == last and len(last) == 6
+    torch.manual_seed(1)
+    first = policy.loss(run, batch)
+    torch.manual_seed(1)
+    assert torch.equal(first, policy.loss(run, batch))
+    policy.eval()
+    assert torch.equal(policy(batch), policy(batch))
+    assert torch.equal(small().noise, policy.noise) and not torch.equal(
+        small(seed=1).noise, policy.noise
+    )
+
+
+def test_times_are_drawn_from_the_beta_distribution(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mean 0.6 and variance 0.0686 of Beta(1.5, 1), squeezed into 0.001 … 1."""
+    policy = small()
+    batch = batch_of(policy)
+    run = policy.run_layers(policy.embed(batch), batch)
+    drawn = []
+    monkeypatch.setattr(policy, "flow_loss", lambda *told: drawn.append(told[-1]))
+    torch.manual_seed(0)
+    for _ in range(5000):
+        policy.loss(run, batch)
+    times = torch.cat(drawn)
+    assert times.mean().item() == pytest.approx(0.001 + 0.999 * 0.6, abs=0.01)
+    assert times.var().item() == pytest.approx(0.0686, abs=0.003)
+    assert times.min() >= 0.001 and times.max() <= 1
+
+
+def test_the_loss_is_the_squared_error_of_the_velocity(monkeypatch: pytest.MonkeyPatch) -> None:
+    """0 for whoever knows the noise, whatever is past the end of an episode."""
+    policy = teacher()
+    batch = batch_of(policy)
+    run = policy.run_layers(policy.embed(batch), batch)
+    noise, time = inputs()["train.noise"], inputs()["train.time"]
+    targets, valid = batch.targets()
+    truth = noise - F.pad(targets, (0, 25))
+    truth[~valid] += 100
+    truth[..., 7:] += 100
+    monkeypatch.setattr(SmolVLA, "velocity", lambda *told: truth)
+    assert policy.flow_loss(run, targets, valid.float(), noise, time).abs().max() < 1e-9
+    older = small(loss="padded").flow_loss(run, targets, valid.float(), noise, time)
+    assert older.min() > 100
+
+
+def test_what_its_layers_cost() -> None:
+    """By hand: 2 · 4 + 48 + 1 tokens of prefix, ten actions in three steps."""
+    policy = small()
+    sizes = policy.sizes
+    assert sizes.prefix_tokens == 57
+    costs = policy.layer_costs().tolist()
+    prefix = 48 * 48 * 2 + 48 * 16 * 2 + 3 * 48 * 96 + 2 * 48
+    expert = 36 * 48 * 2 + 36 * 16 * 2 + 3 * 36 * 256 + 2 * 36
+    assert costs[0] == 57 * prefix + 30 * expert and costs[1] == 57 * prefix
+    cross = expert - 36 * 16 * 2
+    assert costs[2] == pytest.approx(57 * (prefix + 2 * 16 * 16) + 30 * cross)

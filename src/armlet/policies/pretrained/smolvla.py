@@ -485,17 +485,17 @@ def _words(said: Said, folder: Folder, vlm: Vlm) -> tuple[Tokenizer, int, tuple[
     pad = tokenizer.token_to_id(special["pad_token"]) if "pad_token" in special else None
     marks: tuple[int, ...] = ()
     if folder.config.get("add_image_special_tokens", False):
-        ids = {}
+        ids = []
         for what, usual in (("fake_image_token", FAKE), ("global_image_token", GLOBAL)):
             token = special.get(what, usual)
-            ids[what] = tokenizer.token_to_id(token)
-            if ids[what] is None:
+            found = tokenizer.token_to_id(token)
+            if found is None:
                 raise ValueError(
                     f"{name}: the tokenizer has no {token!r}, which stands around a picture "
                     "(add_image_special_tokens); it is of another VLM"
                 )
-        # Before a picture, before it, behind it.
-        marks = (ids["fake_image_token"], ids["global_image_token"], ids["fake_image_token"])
+            ids.append(found)
+        marks = (*ids, ids[0])  # two before a picture, one behind it
     return tokenizer, vlm.pad if pad is None else pad, marks
 
 

@@ -87,13 +87,18 @@ class ExpertLayer(LlamaDecoderLayer):
             self.self_attn.k_proj = nn.Linear(wide, wide, bias=text.attention_bias)
             self.self_attn.v_proj = nn.Linear(wide, wide, bias=text.attention_bias)
 
+    @property
+    def readers(self) -> tuple[nn.Linear, nn.Linear]:
+        """The maps of keys and of values."""
+        return self.self_attn.k_proj, self.self_attn.v_proj
+
     def read(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """What the language model left, (b, g, n, c) twice, as this layer attends to it. It is the
         same in every denoising step."""
         if self.reads == "self":
             return keys, values
         found = []
-        for project, kept in ((self.self_attn.k_proj, keys), (self.self_attn.v_proj, values)):
+        for project, kept in zip(self.readers, (keys, values), strict=True):
             flat = kept.transpose(1, 2).flatten(2).to(project.weight.dtype)  # (b, n, g · c)
             found.append(split(project(flat), self.head))
         return found[0], found[1]
@@ -138,6 +143,10 @@ class Tower(nn.Module):
         self.vision = SmolVLMVisionTransformer(_vision(sizes.eye))
         deep = sizes.eye.width * sizes.shuffle**2
         self.connector = nn.Linear(deep, sizes.text.width, bias=False)
+
+    @property
+    def encoder_layers(self) -> list[nn.Module]:
+        return list(self.vision.encoder.layers)
 
     def patches(self, pictures: Tensor) -> Tensor:
         """(b, 3, h, w) → (b, p, d'), the last hidden states of the vision transformer."""
@@ -212,5 +221,5 @@ def _vision(eye: Eye) -> SmolVLMVisionConfig:
         patch_size=eye.patch,
         hidden_act=eye.activation,
         layer_norm_eps=eye.epsilon,
-        attn_implementation="sdpa",
+        attn_implementation="sdpa",  # type: ignore[call-arg]
     )

@@ -17,7 +17,7 @@ Noise is one sample's, drawn once from `seed`: the same observation gives the sa
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -32,6 +32,9 @@ from armlet.policies.pretrained.smolvla_sizes import BASE, Sizes
 from armlet.robot.fit import View
 from armlet.robot.normalise import Normaliser
 from armlet.types import Batch
+
+if TYPE_CHECKING:  # with it comes transformers, which takes seconds
+    from armlet.policies.pretrained.smolvla_layers import Pair
 
 # What is added to what is not attended to: exactly 0 behind the softmax, and finite in bfloat16
 # too, so that a token of padding, which sees nothing, has the mean of all and not NaN.
@@ -93,12 +96,12 @@ class Prompt:
         rows = []
         for text in texts:
             said = f"{text}\n" if self.new_line and not text.endswith("\n") else text
-            ids = self.tokenizer.encode(said).ids[: self.longest]
-            if not ids:
+            row = self.tokenizer.encode(said).ids[: self.longest]
+            if not row:
                 raise ValueError(
                     f"the instruction is empty: {text!r}; say what the robot should do"
                 )
-            rows.append(ids)
+            rows.append(row)
         wide = self.longest if self.padded else max(map(len, rows), default=1)
         ids = np.full((len(rows), wide), self.pad, np.int64)
         real = np.zeros((len(rows), wide), bool)
@@ -167,13 +170,18 @@ class SmolVLA(Backbone[PrefixState]):
         return Inputs(self.view, words, self.body.state, self.body.actions, self.chunk)
 
     @property
+    def pairs(self) -> "list[Pair]":
+        """Its layers."""
+        return cast("list[Pair]", list(self.layers))
+
+    @property
     def blocks(self) -> list[nn.Module]:
         found: list[nn.Module] = []
-        for pair in self.layers:
+        for pair in self.pairs:
             found.append(pair.prefix)
             if pair.expert is not None:
                 found.append(pair.expert)
-        return [*found, *self.tower.vision.encoder.layers]
+        return [*found, *self.tower.encoder_layers]
 
     # The language model
 
@@ -258,7 +266,7 @@ class SmolVLA(Backbone[PrefixState]):
         )
 
     def run_layer(self, index: int, state: PrefixState) -> PrefixState:
-        hidden, key, value = self.layers[index].prefix(state.hidden, state.turn, state.attention)
+        hidden, key, value = self.pairs[index].prefix(state.hidden, state.turn, state.attention)
         keys = (*state.keys[:index], key, *state.keys[index + 1 :])
         values = (*state.values[:index], value, *state.values[index + 1 :])
         return replace(state, hidden=hidden, keys=keys, values=values)
@@ -283,7 +291,7 @@ class SmolVLA(Backbone[PrefixState]):
     def memory(self, run: Pass[PrefixState]) -> Memory:
         """What a pass has left for the expert."""
         found: list[tuple[Tensor, Tensor] | None] = []
-        for index, pair in enumerate(self.layers):
+        for index, pair in enumerate(self.pairs):
             keys = run.state.keys[index]
             values = run.state.values[index]
             if pair.expert is None or keys is None or values is None or run.skips(index):
@@ -310,9 +318,9 @@ class SmolVLA(Backbone[PrefixState]):
     def velocity(self, run: Pass[PrefixState], memory: Memory, x: Tensor, time: Tensor) -> Tensor:
         """Noisy actions (b, k, A) at times (b,) → where they move, (b, k, A) float32."""
         hidden = self.suffix(x, time)
-        for index, pair in enumerate(self.layers):
+        for index, pair in enumerate(self.pairs):
             kept = memory.layers[index]
-            if kept is None:
+            if pair.expert is None or kept is None:
                 continue
             turn, mask = memory.sights[pair.expert.reads]
             after = pair.expert(hidden, *kept, turn, mask)
@@ -367,12 +375,12 @@ class SmolVLA(Backbone[PrefixState]):
         step."""
         sizes = self.sizes
         costs = []
-        for pair in self.layers:
+        for pair in self.pairs:
             cost = _count(pair.prefix) * sizes.prefix_tokens
             if pair.expert is not None:
                 each = _count(pair.expert)
                 if pair.expert.reads == "cross":  # these read the prefix, once
-                    reading = _count(pair.expert.self_attn.k_proj, pair.expert.self_attn.v_proj)
+                    reading = _count(*pair.expert.readers)
                     each -= reading
                     cost += reading * sizes.prefix_tokens
                 cost += each * sizes.chunk * sizes.steps
