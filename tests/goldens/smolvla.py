@@ -125,18 +125,18 @@ def answer(policy: SmolVLA, batch: Batch, noise: Tensor, steps: int) -> dict[str
     policy.sizes = replace(plain, steps=steps)
     drawn = policy.noise
     policy.noise = noise
-    real = policy.velocity
+    real = policy.answer
 
     def watched(run: Any, memory: Any, x: Tensor, time: Tensor) -> Tensor:
         kept["expert"].append([])
-        velocity = real(run, memory, x, time)
+        found = real(run, memory, x, time)
         kept["x_t"].append(x)
-        kept["v_t"].append(velocity)
+        kept["v_t"].append(policy.moved(found))
         kept["times"].append(time)
-        return velocity
+        return found
 
     hooks = _watch_expert(policy, kept)
-    policy.velocity = watched  # type: ignore[method-assign]
+    policy.answer = watched  # type: ignore[method-assign]
     try:
         with torch.inference_mode():
             run = policy.run_layers(policy.embed(batch), batch, watch=True)
@@ -144,7 +144,7 @@ def answer(policy: SmolVLA, batch: Batch, noise: Tensor, steps: int) -> dict[str
     finally:
         policy.sizes = plain
         policy.noise = drawn
-        del policy.velocity
+        del policy.answer
         for hook in hooks:
             hook.remove()
     kept["run"] = run

@@ -692,7 +692,8 @@ def test_the_loss_is_the_squared_error_of_the_velocity(monkeypatch: pytest.Monke
     truth = noise - F.pad(targets, (0, 25))
     truth[~valid] += 100
     truth[..., 7:] += 100
-    monkeypatch.setattr(SmolVLA, "velocity", lambda *told: truth)
+    monkeypatch.setattr(SmolVLA, "answer", lambda *told: None)
+    monkeypatch.setattr(SmolVLA, "moved", lambda *told: truth)
     assert policy.flow_loss(run, targets, valid.float(), noise, time).abs().max() < 1e-9
     older = small(loss="padded").flow_loss(run, targets, valid.float(), noise, time)
     assert older.min() > 100

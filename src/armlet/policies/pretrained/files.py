@@ -306,6 +306,7 @@ def match(own: Mapping[str, tuple[int, ...]], tensors: Tensors, names: Names) ->
     Raises ValueError naming all that are missing, unexpected, twice there or of another shape.
     """
     matched: dict[str, str] = {}  # our name → the file's
+    misshapen = set()
     unused = []
     wrong = []
     dtypes: dict[str, int] = {}
@@ -319,6 +320,7 @@ def match(own: Mapping[str, tuple[int, ...]], tensors: Tensors, names: Names) ->
         elif ours in matched:
             wrong.append(f"{name} and {matched[ours]} are both {ours}")
         elif own[ours] != header.shape:
+            misshapen.add(ours)  # there, and not missing
             wrong.append(f"{name} has shape {header.shape}, expected {own[ours]}" + _as(ours, name))
         else:
             matched[ours] = name
@@ -326,7 +328,7 @@ def match(own: Mapping[str, tuple[int, ...]], tensors: Tensors, names: Names) ->
             dtypes[kind] = dtypes.get(kind, 0) + 1
     tied = []
     for name, shape in own.items():
-        if name in matched:
+        if name in matched or name in misshapen:
             continue
         other = names.tied.get(name)
         if other is not None and other in matched:

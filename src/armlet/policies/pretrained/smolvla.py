@@ -156,9 +156,9 @@ def describe(said: Said) -> Card:
         cameras=dict(cameras),
         state_dims=folder.size(STATE),
         action_dims=folder.size(ACTION),
-        chunk=int(folder.needed("chunk_size")),
+        chunk=_whole(folder, "chunk_size"),
         execute=_execute(said, folder),
-        steps=options.steps or int(folder.needed("num_steps")),
+        steps=options.steps or _whole(folder, "num_steps"),
         layers=len(reads),
         parts=parts_of(folder.tensors, ROOMS),
         dtypes=dtypes_of(folder.tensors),
@@ -198,26 +198,26 @@ def load(said: Said, robot: RobotSpec | None) -> Backbone:
     picture = folder.needed("resize_imgs_with_padding")
     precisions = _precisions(said, folder.tensors, reads)
     sizes = Sizes(
-        text=text_of(vlm, folder.needed("expert_width_multiplier")),
+        text=text_of(vlm, _real(folder, "expert_width_multiplier")),
         eye=vlm.eye,
         shuffle=vlm.shuffle,
         cameras=cameras,
         layers=reads,
-        chunk=int(folder.needed("chunk_size")),
+        chunk=_whole(folder, "chunk_size"),
         execute=_execute(said, folder),
-        steps=options.steps or int(folder.needed("num_steps")),
+        steps=options.steps or _whole(folder, "num_steps"),
         text_tokens=_tokens(folder).longest,
-        state_room=int(folder.needed("max_state_dim")),
-        action_room=int(folder.needed("max_action_dim")),
+        state_room=_whole(folder, "max_state_dim"),
+        action_room=_whole(folder, "max_action_dim"),
         picture=None if picture is None else (int(picture[0]), int(picture[1])),
-        min_period=float(folder.needed("min_period")),
-        max_period=float(folder.needed("max_period")),
+        min_period=_real(folder, "min_period"),
+        max_period=_real(folder, "max_period"),
         pad=pad,
         padded=_tokens(folder).one_length,
         new_line=_new_line(folder),
-        blanks=min(len(blanks), int(folder.config.get("empty_cameras", 0))),
+        blanks=min(len(blanks), _whole(folder, "empty_cameras", 0)),
         marks=marks if folder.config.get("add_image_special_tokens", False) else (),
-        prefix_length=int(folder.config.get("prefix_length", 0)),
+        prefix_length=_whole(folder, "prefix_length", 0),
         vision_positions=options.vision_positions,
         loss=options.loss,
         seed=options.seed,
@@ -270,10 +270,36 @@ def _check(folder: Folder) -> None:
     if mode not in ("cross_attn", "self_attn"):
         raise ValueError(f"{place}: attention_mode is {mode!r}, expected cross_attn or self_attn")
     picture = folder.config.get("resize_imgs_with_padding")
-    if picture is not None and (not isinstance(picture, list) or len(picture) != 2):
+    if picture is not None and not _is_size(picture):
         raise ValueError(
             f"{place}: resize_imgs_with_padding is {picture!r}, expected [width, height] or null"
         )
+
+
+def _is_size(value: Any) -> bool:
+    """Whether this is [width, height]."""
+    if not isinstance(value, list) or len(value) != 2:
+        return False
+    return all(isinstance(each, int) and each > 0 for each in value)
+
+
+def _whole(folder: Folder, name: str, usual: int | None = None) -> int:
+    """A whole number of the config; without a usual one it must be there."""
+    value = folder.needed(name) if usual is None else folder.config.get(name, usual)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(
+            f"{folder.root / CONFIG}: {name} is {value!r:.60}, expected a whole number; {COPY}"
+        )
+    return value
+
+
+def _real(folder: Folder, name: str) -> float:
+    value = folder.needed(name)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        raise ValueError(
+            f"{folder.root / CONFIG}: {name} is {value!r:.60}, expected a number above 0; {COPY}"
+        )
+    return float(value)
 
 
 def _check_rooms(folder: Folder, sizes: Sizes, body: Body) -> None:
@@ -294,8 +320,8 @@ def _check_rooms(folder: Folder, sizes: Sizes, body: Body) -> None:
 
 
 def _execute(said: Said, folder: Folder) -> int:
-    execute = said.execute or int(folder.needed("n_action_steps"))
-    chunk = int(folder.needed("chunk_size"))
+    execute = said.execute or _whole(folder, "n_action_steps")
+    chunk = _whole(folder, "chunk_size")
     if not 1 <= execute <= chunk:
         raise ValueError(
             f"{said.source if said.execute else folder.root / CONFIG}: {execute} actions of a chunk "
@@ -314,7 +340,7 @@ def _tokens(folder: Folder) -> Tokens:
     if found is None:
         pads = folder.config.get("pad_language_to", "longest")
         name = str(folder.needed("vlm_model_name"))
-        found = Tokens(name, int(folder.needed("tokenizer_max_length")), padded=str(pads))
+        found = Tokens(name, _whole(folder, "tokenizer_max_length"), padded=str(pads))
     if found.padding != "right":
         raise ValueError(f"{folder.root}: words are padded on the {found.padding}, expected right")
     return found
@@ -326,7 +352,7 @@ def _new_line(folder: Folder) -> bool:
 
 def _layers(folder: Folder, vlm: Vlm) -> int:
     """Of the language model: the first of the VLM's."""
-    asked = int(folder.needed("num_vlm_layers"))
+    asked = _whole(folder, "num_vlm_layers")
     if asked > vlm.layers:
         raise ValueError(
             f"{folder.root / CONFIG}: num_vlm_layers is {asked}, and its VLM has {vlm.layers}"
@@ -336,11 +362,11 @@ def _layers(folder: Folder, vlm: Vlm) -> int:
 
 def _reads(folder: Folder, vlm: Vlm) -> tuple[str, ...]:
     layers = _layers(folder, vlm)
-    experts = int(folder.config.get("num_expert_layers", 0))
+    experts = _whole(folder, "num_expert_layers", 0)
     return reads_of(
         layers,
         experts if experts > 0 else layers,
-        int(folder.config.get("self_attn_every_n_layers", -1)),
+        _whole(folder, "self_attn_every_n_layers", -1),
         str(folder.config.get("attention_mode", "cross_attn")),
         folder.root / CONFIG,
     )

@@ -15,7 +15,7 @@ Noise is one sample's, drawn once from `seed`: the same observation gives the sa
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
@@ -31,7 +31,7 @@ from armlet.policies.contract import Backbone, Body, Features, Pass, State, rebu
 from armlet.policies.pretrained.smolvla_sizes import BASE, Sizes
 from armlet.robot.fit import View
 from armlet.robot.normalise import Normaliser
-from armlet.types import Batch
+from armlet.types import Batch, Trace
 
 if TYPE_CHECKING:  # with it comes transformers, which takes seconds
     from armlet.policies.pretrained.smolvla_layers import Pair
@@ -112,7 +112,8 @@ class Prompt:
 
 
 class SmolVLA(Backbone[PrefixState]):
-    """See the module's docstring."""
+    """See the module's docstring. Signals: `condition` (b, e), what the expert makes of the actions
+    in its first step, which starts from the same noise at every moment."""
 
     noise: Tensor
     frequencies: Tensor
@@ -136,6 +137,7 @@ class SmolVLA(Backbone[PrefixState]):
         self.vision_tokens = sum(sizes.picture_tokens.values()) if known else 0
         self._rotary = parts.rotary
         wide = sizes.text.expert_width
+        self.condition_width = wide
         self.tower = parts.Tower(sizes)
         self.words = nn.Embedding(sizes.text.vocabulary, self.width)
         self.state_proj = nn.Linear(sizes.state_room, self.width)
@@ -315,29 +317,52 @@ class SmolVLA(Backbone[PrefixState]):
             "cross": (self._rotary(steps, head, BASE), real),
         }
 
-    def velocity(self, run: Pass[PrefixState], memory: Memory, x: Tensor, time: Tensor) -> Tensor:
-        """Noisy actions (b, k, A) at times (b,) → where they move, (b, k, A) float32."""
+    def answer(self, run: Pass[PrefixState], memory: Memory, x: Tensor, time: Tensor) -> Tensor:
+        """What the expert makes of noisy actions (b, k, A) at times (b,), ahead of the last map:
+        (b, k, e) float32."""
         hidden = self.suffix(x, time)
+        # Where the host knows of the one sample which layers ran, there is nothing to choose.
+        known = len(run.gates) == 1 and bool(run.plan)
         for index, pair in enumerate(self.pairs):
             kept = memory.layers[index]
             if pair.expert is None or kept is None:
                 continue
             turn, mask = memory.sights[pair.expert.reads]
             after = pair.expert(hidden, *kept, turn, mask)
-            hidden = run.gated(index, hidden, after)
-        last = self.norm(hidden).float()
+            hidden = after if known else run.gated(index, hidden, after)
+        return self.norm(hidden).float()
+
+    def moved(self, answer: Tensor) -> Tensor:
+        """(b, k, e) → the velocity (b, k, A), in single precision whatever the network runs in."""
         out = self.action_out_proj
-        return F.linear(last, out.weight.float(), out.bias.float())
+        return F.linear(answer, out.weight.float(), out.bias.float())
+
+    def _first(self, run: Pass[PrefixState], memory: Memory) -> Tensor:
+        """The answer to noise, (b, k, e), which actions and condition both read."""
+        count = len(run.state.mask)
+        noise = self.noise.expand(count, -1, -1)
+        time = torch.ones(count, device=noise.device)
+        return run.once("first_step", lambda: self.answer(run, memory, noise, time))
 
     def decode(self, run: Pass[PrefixState], batch: Batch) -> Tensor:
         memory = self.memory(run)
         count = len(run.state.mask)
-        x = self.noise.expand(count, -1, -1)
         step = -1 / self.sizes.steps
-        for number in range(self.sizes.steps):
+        x = self.noise.expand(count, -1, -1)
+        x = x + step * self.moved(self._first(run, memory))
+        for number in range(1, self.sizes.steps):
             time = torch.full((count,), 1 + number * step, device=x.device)
-            x = x + step * self.velocity(run, memory, x, time)
+            x = x + step * self.moved(self.answer(run, memory, x, time))
         return x[..., : self.dims]
+
+    def signals(self, names: Collection[str], batch: Batch, run: Pass[PrefixState]) -> Trace:
+        if "condition" not in names:
+            return {}
+
+        def condition() -> Tensor:
+            return self._first(run, self.memory(run)).mean(1)  # (b, k, e) → (b, e)
+
+        return {"condition": run.once("condition", condition)}
 
     def loss(self, run: Pass[PrefixState], batch: Batch) -> Tensor:
         actions, valid = batch.targets()
@@ -365,7 +390,8 @@ class SmolVLA(Backbone[PrefixState]):
         target = F.pad(actions, (0, self.sizes.action_room - self.dims))
         t = time[:, None, None]
         x = t * noise + (1 - t) * target
-        return (self.velocity(run, self.memory(run), x, time) - (noise - target)).square()
+        velocity = self.moved(self.answer(run, self.memory(run), x, time))
+        return (velocity - (noise - target)).square()
 
     # What is made of it
 
