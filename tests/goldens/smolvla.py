@@ -216,8 +216,8 @@ def _prefix(policy: SmolVLA, batch: Batch, start: PrefixState, theirs: Golden) -
         if last not in theirs:
             continue  # of the first picture only
         with torch.inference_mode():
-            patches = policy.tower.patches(picture)
-            tokens = policy.tower.connect(patches)
+            patches = policy.vision(picture)
+            tokens = policy.connector(patches)
         yield from _near(theirs, last, patches, HIDDEN, relative=True)
         connected = f"vision.connector.image{index}"
         yield from _near(theirs, connected, tokens, HIDDEN, relative=True)
@@ -401,7 +401,7 @@ def _older(
     picture = policy.pictures(batch)[0]
     ten = answer(policy, batch, inputs["noise"], 10)
     with torch.inference_mode():
-        patches = policy.tower.patches(picture)
+        patches = policy.vision(picture)
     name = "vision.last_hidden.image0"
     yield from _near(theirs, name, patches, HIDDEN, relative=True)
     name = "prefix.embeddings"

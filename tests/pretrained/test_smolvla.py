@@ -303,7 +303,7 @@ def _(policy: SmolVLA, batch: Batch, patch: pytest.MonkeyPatch) -> None:
 
 @mistake("pictures not multiplied by sqrt(width)")
 def _(policy: SmolVLA, batch: Batch, patch: pytest.MonkeyPatch) -> None:
-    _scaled(policy.tower.connector, policy.width**-0.5)
+    _scaled(policy.connector.proj, policy.width**-0.5)
 
 
 @mistake("RoPE base 100000 (the VLM's rope_theta) instead of 10000")
@@ -316,7 +316,7 @@ SHIFTED = "vision positions shifted by one, as transformers 4.55.1 to 4.57 in si
 
 @mistake(SHIFTED)
 def _(policy: SmolVLA, batch: Batch, patch: pytest.MonkeyPatch) -> None:
-    policy.tower.shifted = True
+    policy.vision.shifted = True
 
 
 @mistake("action positions start after the padded prefix, not after its valid tokens")

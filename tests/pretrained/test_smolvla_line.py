@@ -13,10 +13,13 @@ from safetensors.torch import load_file, save_file
 from test_robots import few_steps, run
 
 from armlet.data.episodes import EpisodeDataset, EpisodeFrames, Features
+from armlet.data.frames import BatchMaker, load_frames
+from armlet.data.pictures import Pictures
 from armlet.data.traces import TraceStore
 from armlet.data.writer import EpisodeWriter
 from armlet.evaluation import offline_report
 from armlet.policies.checkpoint import load_policy, policy_fingerprint
+from armlet.policies.contract import Backbone
 from armlet.policies.pretrained import kinds, smolvla
 from armlet.policies.pretrained.said import read_said
 from armlet.policies.pretrained.smolvla_network import SmolVLA
@@ -30,6 +33,16 @@ ROBOT = [
     *("--robot.mode", "delta", "--robot.rotation", "euler", "--robot.grippers"),
     *("--held-out", "0.4", "--evaluation.frames", "6"),
 ]
+
+
+ROBOT_SAID = f"""
+[robot]
+names = {list(NAMES)}
+mode = "delta"
+rotation = "euler"
+grippers = []
+control_hz = 10.0
+"""
 
 
 def write_episodes(root: Path) -> None:
@@ -78,6 +91,7 @@ def test_from_a_folder_of_lerobot_to_a_measured_student(
     recipe: str, episodes: Path, monkeypatch, tmp_path
 ) -> None:
     said = write_said(tmp_path)
+    said.write_text(said.read_text() + ROBOT_SAID)
     card = smolvla.describe(read_said(said))
     assert (card.layers, card.chunk, card.state_dims, card.action_dims) == (4, 10, 6, 7)
     options = ["--episodes", str(episodes), "--out", str(tmp_path), "--teacher", str(said)]
@@ -94,20 +108,32 @@ def test_from_a_folder_of_lerobot_to_a_measured_student(
     assert not any("probe" in name or "semantic" in name for name, _ in student.named_parameters())
     if recipe == "first_k":
         assert student.layer_numbers == (0, 1)
-    # What was watched is what it answers: train = deploy, to the bit.
-    data = EpisodeDataset(episodes)
-    frame = data.episode(0)
-    observation = Observation(
-        images={name: frame.images[name][0] for name in ("front", "wrist")},
-        state=frame.state[0],
-        instruction=frame.task,
+    same_in_training(student, tmp_path, episodes)
+
+
+def same_in_training(student: Backbone, place: Path, episodes: Path) -> None:
+    """A frame as it was trained on and as a robot shows it: the same batch and the same answer, to
+    the bit; the teacher's is the one in the store, as exactly as that keeps it."""
+    teacher = load_policy(place / "policy.toml")
+    frames = load_frames(EpisodeDataset(episodes), student.view, Pictures())
+    made = BatchMaker(frames, student.inputs, device=torch.device("cpu")).batch(np.array([0]))
+    seen = Observation(
+        images={name: rows[np.array([0])][0] for name, rows in frames.images.items()},
+        state=frames.state[0],
+        instruction=frames.texts[frames.asked[0]],
         previous_action=np.zeros(7, np.float32),
     )
-    batch = teacher.prepare([observation])
+    asked = student.prepare([seen])
+    for name in ("text", "text_mask", "state", "previous_action"):
+        assert torch.equal(getattr(made, name), getattr(asked, name)), name
+    for name, images in made.images.items():
+        assert torch.equal(images, asked.images[name]), name
     with torch.inference_mode():
-        answered = teacher(batch)[0]
-    store = TraceStore(tmp_path / "traces")
-    assert np.allclose(store.read(np.array([[0, 0]]))["actions"][0], answered, atol=1e-3)
+        trained = student(made)[0].numpy()
+        answered = teacher(made)[0].numpy()
+    assert np.array_equal(student.denormalise(trained), student.infer(seen))
+    kept = TraceStore(place / "traces").read(np.array([[0, 0]]))["actions"][0]
+    assert np.allclose(kept, answered, atol=2e-3)
 
 
 # What is refused

@@ -545,8 +545,8 @@ def _names(reads: tuple[str, ...], tensors: Any) -> Names:
         (r"^model\._orig_mod\.", "model."),  # saved while it was compiled
         (rf"^{language}layers\.(\d+)\.", r"layers.\1.prefix."),
         (rf"^{language}embed_tokens\.", "words."),
-        (rf"^{re.escape(VLM)}vision_model\.", "tower.vision."),
-        (rf"^{re.escape(VLM)}connector\.modality_projection\.proj\.", "tower.connector."),
+        (rf"^{re.escape(VLM)}vision_model\.", "vision.tower."),
+        (rf"^{re.escape(VLM)}connector\.modality_projection\.proj\.", "connector.proj."),
         (rf"^{re.escape(EXPERT)}norm\.", "norm."),
     ]
     beside = [index for index, each in enumerate(reads) if each != "nothing"]

@@ -131,44 +131,45 @@ class Pair(nn.Module):
         self.expert = None if reads == "nothing" else ExpertLayer(text, reads)
 
 
-class Tower(nn.Module):
-    """Pictures (b, 3, h, w) in −1 … 1 → tokens (b, m, d): SmolVLM's vision transformer, a pixel
-    shuffle that lays `shuffle` × `shuffle` patches side by side, and a linear map."""
+class Vision(nn.Module):
+    """Pictures (b, 3, h, w) in −1 … 1 → patches (b, p, d'): SmolVLM's vision transformer."""
 
-    def __init__(self, sizes: Sizes) -> None:
+    def __init__(self, eye: Eye, *, shifted: bool) -> None:
         super().__init__()
-        self.eye = sizes.eye
-        self.shuffle = sizes.shuffle
-        self.shifted = sizes.vision_positions == "shifted"
-        self.vision = SmolVLMVisionTransformer(_vision(sizes.eye))
-        deep = sizes.eye.width * sizes.shuffle**2
-        self.connector = nn.Linear(deep, sizes.text.width, bias=False)
+        self.eye = eye
+        self.shifted = shifted
+        self.tower = SmolVLMVisionTransformer(_vision(eye))
 
     @property
     def encoder_layers(self) -> list[nn.Module]:
-        return list(self.vision.encoder.layers)
+        return list(self.tower.encoder.layers)
 
-    def patches(self, pictures: Tensor) -> Tensor:
-        """(b, 3, h, w) → (b, p, d'), the last hidden states of the vision transformer."""
-        embeddings = self.vision.embeddings
+    def forward(self, pictures: Tensor) -> Tensor:
+        embeddings = self.tower.embeddings
         grid = embeddings.patch_embedding(pictures.to(embeddings.patch_embedding.weight.dtype))
         rows, columns = grid.shape[-2:]
         places = positions(rows, columns, self.eye, shifted=self.shifted).to(grid.device)
         hidden = grid.flatten(2).transpose(1, 2) + embeddings.position_embedding(places)
-        hidden = self.vision.encoder(inputs_embeds=hidden).last_hidden_state
-        return self.vision.post_layernorm(hidden)
+        hidden = self.tower.encoder(inputs_embeds=hidden).last_hidden_state
+        return self.tower.post_layernorm(hidden)
 
-    def connect(self, hidden: Tensor) -> Tensor:
-        """Patches (b, p, d') → (b, p / s², d)."""
-        side = isqrt(hidden.shape[1])  # as the original: whatever the picture's shape, a square
+
+class Connector(nn.Module):
+    """Patches (b, p, d') → tokens (b, p / s², d): a pixel shuffle that lays s × s patches side by
+    side, and a linear map."""
+
+    def __init__(self, sizes: Sizes) -> None:
+        super().__init__()
+        self.shuffle = sizes.shuffle
+        self.proj = nn.Linear(sizes.eye.width * sizes.shuffle**2, sizes.text.width, bias=False)
+
+    def forward(self, patches: Tensor) -> Tensor:
+        side = isqrt(patches.shape[1])  # as the original: whatever the picture's shape, a square
         near = self.shuffle
-        blocks = hidden.view(len(hidden), side // near, near, side // near, near, -1)
+        blocks = patches.view(len(patches), side // near, near, side // near, near, -1)
         # (b, row, its rows, column, its columns, d') → (b, row, column, rows and columns, d')
         shuffled = blocks.permute(0, 1, 3, 2, 4, 5).flatten(3).flatten(1, 2)
-        return self.connector(shuffled)
-
-    def forward(self, pictures: Tensor) -> Tensor:
-        return self.connect(self.patches(pictures))
+        return self.proj(shuffled)
 
 
 def positions(rows: int, columns: int, eye: Eye, *, shifted: bool = False) -> Tensor:

@@ -138,7 +138,9 @@ class SmolVLA(Backbone[PrefixState]):
         self._rotary = parts.rotary
         wide = sizes.text.expert_width
         self.condition_width = wide
-        self.tower = parts.Tower(sizes)
+        shifted = sizes.vision_positions == "shifted"
+        self.vision = parts.Vision(sizes.eye, shifted=shifted)
+        self.connector = parts.Connector(sizes)
         self.words = nn.Embedding(sizes.text.vocabulary, self.width)
         self.state_proj = nn.Linear(sizes.state_room, self.width)
         self.layers = nn.ModuleList(parts.Pair(sizes.text, reads) for reads in sizes.layers)
@@ -183,7 +185,7 @@ class SmolVLA(Backbone[PrefixState]):
             found.append(pair.prefix)
             if pair.expert is not None:
                 found.append(pair.expert)
-        return [*found, *self.tower.encoder_layers]
+        return [*found, *self.vision.encoder_layers]
 
     # The language model
 
@@ -203,10 +205,10 @@ class SmolVLA(Backbone[PrefixState]):
     def seen(self, batch: Batch) -> list[tuple[Tensor, bool]]:
         """The tokens (b, m, d) of each camera, and whether somebody has it."""
         pictures = self.pictures(batch)
-        found = [(self.tower(picture), True) for picture in pictures]
+        found = [(self.connector(self.vision(picture)), True) for picture in pictures]
         if self.sizes.blanks:
             # The same for all samples, so it is looked at once.
-            blank = self.tower(torch.full_like(pictures[-1][:1], -1))
+            blank = self.connector(self.vision(torch.full_like(pictures[-1][:1], -1)))
             tokens = blank.expand(len(batch), -1, -1)
             found += [(tokens, False)] * self.sizes.blanks
         return [(tokens * self.width**0.5, there) for tokens, there in found]
@@ -450,7 +452,7 @@ def from_json(description: dict[str, Any], tokenizer: Tokenizer) -> SmolVLA:
 
 def is_vlm(name: str) -> bool:
     """Whether a parameter is one of the VLM's, and not of what SmolVLA puts beside it."""
-    return name.startswith(("tower.", "words.")) or ".prefix." in name
+    return name.startswith(("vision.", "connector.", "words.")) or ".prefix." in name
 
 
 def fitted(image: Tensor, width: int, height: int) -> Tensor:
