@@ -139,6 +139,11 @@ class Folder:
                 raise ValueError(
                     f"{root / CONFIG} has no {name!r}: it is no policy of LeRobot; {COPY}"
                 )
+        for name in ("input_features", "output_features", "normalization_mapping"):
+            if not isinstance(config[name], dict):
+                raise ValueError(
+                    f"{root / CONFIG}: {name} is {config[name]!r:.60}, expected an object; {COPY}"
+                )
         there = (root / BEFORE).is_file()
         if there != (root / AFTER).is_file():
             missing = root / (AFTER if there else BEFORE)
@@ -212,7 +217,7 @@ class Folder:
 
     def _shapes(self, field_name: str) -> dict[str, tuple[int, ...]]:
         found = {}
-        for key, feature in (self.config[field_name] or {}).items():
+        for key, feature in self.config[field_name].items():
             try:
                 found[key] = tuple(map(int, feature["shape"]))
             except (TypeError, KeyError, ValueError) as error:
@@ -288,7 +293,9 @@ class Folder:
         """How a feature is normalised: `observation.state` (s,), `action` (a,), or a camera's key
         (3,). Statistics that are not there leave it as it is, as in LeRobot. Raises ValueError
         where they are of another robot, or differ before the network and after."""
-        dims = self._shapes("input_features" if key != ACTION else "output_features")[key][0]
+        dims = self.size(key)
+        if not dims:
+            raise ValueError(f"{self.root / CONFIG} has no feature {key!r}; {COPY}")
         before = self._statistics(key, "normalizer_processor")
         mode, eps = self._mode(key, "normalizer_processor")
         found = _normaliser(before, mode, eps, key, dims)
@@ -314,9 +321,15 @@ class Folder:
         steps = self.steps(name)
         said = self.config["normalization_mapping"]
         eps = EPSILON
+        if len(steps) > 1:
+            raise ValueError(
+                f"{steps[1].place}: {name} is there twice, and numbers are normalised once; {COPY}"
+            )
         if steps:
             said = steps[0].config.get("norm_map", said)
             eps = float(steps[0].config.get("eps", EPSILON))
+            if not _is_normalised(steps[0], key):
+                return "IDENTITY", eps
         mode = said.get(kind, "IDENTITY")
         if mode not in MODES:
             raise ValueError(
@@ -347,12 +360,28 @@ class Folder:
         part = self._old.part(prefix)
         for statistic in part:
             found[statistic] = part.read(statistic).double().numpy().reshape(-1)
+        if not found and self._mode(key, name)[0] != "IDENTITY":
+            there = ", ".join(sorted(self._old)[:4])
+            raise ValueError(
+                f"{self.root / WEIGHTS} holds no {prefix}…, the statistics of {key!r}; there are "
+                f"{there}. Are they of several data sets? LeRobot's migration script writes them as "
+                "processors"
+            )
         return found
 
 
 def camera_name(key: str) -> str:
     """`observation.images.front` → front; `observation.image` → image."""
     return key.removeprefix("observation.images.").removeprefix("observation.")
+
+
+def _is_normalised(step: Step, key: str) -> bool:
+    """Whether a step knows this feature, and was not told to leave it as it is."""
+    features = step.config.get("features")
+    if isinstance(features, dict) and key not in features:
+        return False
+    only = step.config.get("normalize_observation_keys")
+    return only is None or key == ACTION or key in only
 
 
 def _normaliser(
@@ -374,12 +403,16 @@ def _normaliser(
 
 def _steps(path: Path) -> tuple[Step, ...]:
     """The steps of a saved processor. Raises ValueError naming one that is not known."""
-    said = read_json(path, fix=COPY)
+    said = read_json(path, fix=COPY).get("steps")
+    if not isinstance(said, list):
+        raise ValueError(f"{path}: `steps` is {said!r:.60}, expected a list; {COPY}")
     found = []
-    for number, entry in enumerate(said.get("steps", ())):
+    for number, entry in enumerate(said):
+        if not isinstance(entry, dict) or not isinstance(entry.get("config", {}), dict):
+            raise ValueError(f"{path}: step {number} is {entry!r:.80}, expected an object; {COPY}")
         name = entry.get("registry_name")
         place = f"{path}: step {number} ({name or entry.get('class')})"
-        if name not in FIELDS:
+        if not isinstance(name, str) or name not in FIELDS:
             raise ValueError(
                 f"{place} is not known here, and leaving it out would give other actions; known "
                 f"are {', '.join(sorted(FIELDS))}"
@@ -391,8 +424,13 @@ def _steps(path: Path) -> tuple[Step, ...]:
                 f"{place} has {', '.join(unknown)}, of which nothing is known here; known are "
                 f"{', '.join(FIELDS[name]) or 'none'}"
             )
+        if config.get("float_dtype") not in (None, "float32"):
+            raise ValueError(
+                f"{place}: float_dtype is {config['float_dtype']!r}, and armlet gives a policy its "
+                "numbers in single precision; expected null"
+            )
         file = entry.get("state_file")
-        if file is not None and Path(file).name != file:
+        if file is not None and (not isinstance(file, str) or Path(file).name != file):
             raise ValueError(f"{place}: its state_file is {file!r}, expected a file beside it")
         found.append(Step(name, config, path.parent / file if file else None, place))
     return tuple(found)
