@@ -529,6 +529,23 @@ def test_pictures_that_were_normalised(tmp_path) -> None:
     assert largest(actions(policy), right()) > 0.1
 
 
+def test_a_renamed_camera(tmp_path) -> None:
+    """A processor's own renaming, and over it what the robot's owner says."""
+    folder = copied(tmp_path)
+    file = folder / "policy_preprocessor.json"
+    rename = {"observation.images.gripper": "observation.images.wrist"}
+    file.write_text(
+        file.read_text().replace('"rename_map": {}', f'"rename_map": {json.dumps(rename)}')
+    )
+    policy = load(tmp_path, folder)
+    assert list(policy.view.cameras) == ["front", "gripper"]
+    batch = batch_of(teacher())
+    images = {"front": batch.images["front"], "gripper": batch.images["wrist"]}
+    assert np.array_equal(actions(policy, replace(batch, images=images)), right())
+    policy = load(tmp_path, folder, more="", options="[cameras]\nwrist = 'hand'")
+    assert list(policy.view.cameras) == ["front", "hand"]
+
+
 # How it reads
 
 
