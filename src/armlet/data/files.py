@@ -323,7 +323,7 @@ def parse_json(content: bytes, path: Path, *, fix: str) -> dict[str, Any]:
     and the place."""
     try:
         found = json.loads(content.decode())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # the latter of brackets without end
         raise ValueError(
             f"{path} ({len(content)} bytes) is not JSON ({error}): cut short, or not written by "
             f"armlet; {fix}"

@@ -6,6 +6,7 @@ what is cut short, missing, a pointer of Git LFS, or absurdly long is refused th
 read one tensor at a time, so that a network of 15 GB is in memory once.
 """
 
+import json
 import pickle
 import re
 import zipfile
@@ -16,13 +17,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from armlet.data.files import check_is_here, parse_json, read_json
+from armlet.data.files import check_is_here, read_json
 
-LONGEST = 16 * 2**20  # bytes of a header; that of a thousand tensors has 0.2 MB
+# Bytes of a header, an index, or the pickle of a `.pt` file; those of a thousand tensors have 0.2 MB.
+LONGEST = 8 * 2**20
 MOST = 50_000  # tensors of a file; the largest of the kinds here have 1,300
+DEEPEST = 16  # dictionaries within one another
 SHOWN = 12  # names in an error
 # As a safetensors file names them.
 DTYPES = {
@@ -89,8 +92,11 @@ class Tensors(Mapping[str, Header]):
         header = self._headers[name]
         if header.file in self._pickled:
             return self._pickled[header.file][header.key].clone()
-        with safe_open(header.file, "pt") as file:
-            tensor: Tensor = file.get_tensor(header.key)
+        try:
+            with safe_open(header.file, "pt") as file:
+                tensor: Tensor = file.get_tensor(header.key)
+        except (SafetensorError, RuntimeError, OSError) as error:
+            raise ValueError(f"{header.file}: {name} cannot be read ({error}); {COPY}") from error
         return tensor
 
     def part(self, prefix: str) -> "Tensors":
@@ -145,6 +151,15 @@ def open_sharded(folder: Path, stem: str = "model") -> Tensors:
     whole = folder / f"{stem}.safetensors"
     if not index.is_file():
         return open_safetensors(whole)
+    if whole.exists():
+        raise ValueError(
+            f"{folder} holds {whole.name}, and {index.name} with several files: which of the two is "
+            "meant is not guessed; remove one of them"
+        )
+    if index.stat().st_size > LONGEST:
+        raise ValueError(
+            f"{index} has {index.stat().st_size} bytes, expected {LONGEST} at most; {COPY}"
+        )
     places = read_json(index, fix=COPY).get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(each, str) for each in places.values()):
         raise ValueError(f"{index} has no `weight_map` of tensor → file; {COPY}")
@@ -159,6 +174,9 @@ def open_sharded(folder: Path, stem: str = "model") -> Tensors:
             wrong.append(f"{name} is not in {place}")
         elif found[name].file.name != place:
             wrong.append(f"{name} is in {found[name].file.name}, and not in {place}")
+    for name, header in found.items():
+        if name not in places:
+            wrong.append(f"{name} is in {header.file.name}, and not in the index")
     if wrong:
         raise ValueError(f"{index} and its files differ: {_listed(wrong)}; {COPY}")
     return found
@@ -180,38 +198,81 @@ def _read_header(path: Path) -> dict[str, Header]:
                 f"{path}: its header has {length} bytes, expected {LONGEST} at most; this is no "
                 "file of a policy's weights"
             )
-        described = parse_json(file.read(length), path, fix=COPY)
-    described.pop("__metadata__", None)
-    if len(described) > MOST:
+        content = file.read(length)
+    # Counted before they are parsed: a hundred thousand of them take a hundred times the memory.
+    count = content.count(b'"data_offsets"')
+    if count > MOST:
         raise ValueError(
-            f"{path}: its header names {len(described)} tensors, expected {MOST} at most; this is "
-            "no file of a policy's weights"
+            f"{path}: its header names {count} tensors, expected {MOST} at most; this is no file of "
+            "a policy's weights"
         )
     headers = {}
+    spans = []
+    for name, entry in _parse_header(content, path).items():
+        if name != "__metadata__":
+            headers[name], span = _described(name, entry, path)
+            spans.append((*span, name))
     end = 0
-    for name, entry in described.items():
-        try:
-            shape = tuple(map(int, entry["shape"]))
-            dtype = DTYPES[entry["dtype"]]
-            begins, ends = entry["data_offsets"]
-        except (KeyError, TypeError, ValueError) as error:
+    for begins, ends, name in sorted(spans):
+        if begins != end:
             raise ValueError(
-                f"{path}: {name!r} is described by {entry!r:.120}, expected `shape`, `data_offsets` "
-                f"and a `dtype` of {', '.join(DTYPES)}; {COPY}"
-            ) from error
-        headers[name] = Header(shape, dtype, path, name)
-        if headers[name].nbytes != ends - begins or min(shape, default=0) < 0 or begins < 0:
-            raise ValueError(
-                f"{path}: {name!r} of shape {shape} has {ends - begins} bytes, expected "
-                f"{headers[name].nbytes}; {COPY}"
+                f"{path}: {name!r} begins at byte {begins}, expected {end}, where the tensor before "
+                f"it ends; {COPY}"
             )
-        end = max(end, ends)
+        end = ends
     if size != 8 + length + end:
         raise ValueError(
             f"{path} holds {size - 8 - length} bytes of tensors, and its header promises {end}: it "
             f"was cut short, or is mixed of two; {COPY}"
         )
     return headers
+
+
+def _parse_header(content: bytes, path: Path) -> dict[str, Any]:
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        """An object none of whose names stands there twice: JSON would keep the last, silently."""
+        found: dict[str, Any] = {}
+        for name, value in pairs:
+            if name in found:
+                raise ValueError(f"{name!r:.80} stands there twice")
+            found[name] = value
+        return found
+
+    try:
+        found = json.loads(content.decode(), object_pairs_hook=once)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{path}: its header of {len(content)} bytes is none of a safetensors file "
+            f"({error!s:.200}); {COPY}"
+        ) from error
+    if not isinstance(found, dict):
+        raise ValueError(
+            f"{path}: its header holds a JSON {type(found).__name__}, expected an object; {COPY}"
+        )
+    return found
+
+
+def _described(name: str, entry: Any, path: Path) -> tuple[Header, tuple[int, int]]:
+    """A tensor by its entry in a header, and where its bytes begin and end."""
+    try:
+        shape = tuple(entry["shape"])
+        dtype = DTYPES[entry["dtype"]]
+        begins, ends = entry["data_offsets"]
+        whole = all(type(each) is int and each >= 0 for each in (*shape, begins, ends))
+    except (KeyError, TypeError, ValueError):
+        whole = False
+    if not whole:
+        raise ValueError(
+            f"{path}: {name!r:.80} is described by {entry!r:.120}, expected `shape`, `data_offsets` "
+            f"and a `dtype` of {', '.join(DTYPES)}; {COPY}"
+        )
+    header = Header(shape, dtype, path, name)
+    if header.nbytes != ends - begins:
+        raise ValueError(
+            f"{path}: {name!r:.80} of shape {shape} has {ends - begins} bytes, expected "
+            f"{header.nbytes}; {COPY}"
+        )
+    return header, (begins, ends)
 
 
 def open_pickled(path: Path) -> Tensors:
@@ -224,8 +285,8 @@ def open_pickled(path: Path) -> Tensors:
     check_is_here(path, fix=COPY)
     try:
         with zipfile.ZipFile(path) as archive:
-            entries = archive.namelist()
-    except zipfile.BadZipFile as error:
+            entries = archive.infolist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
         raise ValueError(
             f"{path} ({path.stat().st_size} bytes) is no whole file of torch.save, which is a zip "
             f"archive: it was cut short, or is older than torch 1.6, which can save it anew; {COPY}"
@@ -235,34 +296,67 @@ def open_pickled(path: Path) -> Tensors:
             f"{path} holds {len(entries)} records, expected {MOST} at most; this is no file of a "
             "policy's weights"
         )
+    for entry in entries:
+        pickled = entry.filename.endswith(".pkl")
+        # Torch packs nothing: what is small in a file and large in memory is somebody's trap.
+        if entry.compress_type != zipfile.ZIP_STORED or (pickled and entry.file_size > LONGEST):
+            raise ValueError(
+                f"{path}: its record {entry.filename!r:.80} has {entry.file_size} bytes, packed into "
+                f"{entry.compress_size}: torch.save packs none, and a pickle has {LONGEST} at most; "
+                "this is no file of a policy's weights"
+            )
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
-        # torch's own words tell how to run such a file all the same: that is no advice here.
-        first = str(error).strip().split("\n")[0]
+        # Not torch's own words, which tell how to run such a file all the same.
+        named = re.search(r"GLOBAL (\S+)", str(error))
+        what = f"{named[1]}, which it names," if named else "what it names"
         raise ValueError(
-            f"{path} holds more than tensors and plain values, and what it names is not run "
-            f"({first:.200}); save its weights alone: torch.save(model.state_dict(), …), or as "
-            "safetensors"
+            f"{path} holds more than tensors and plain values, and {what} is not run; save its "
+            "weights alone: torch.save(model.state_dict(), …), or as safetensors"
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
+    except Exception as error:  # a damaged pickle fails in every way there is
         first = str(error).strip().split("\n")[0]
         raise ValueError(f"{path} cannot be read ({first:.200}); {COPY}") from error
-    tensors: dict[str, Tensor] = {}
-    _collect(content, "", tensors)
+    tensors = _tensors_in(content, path)
     headers = {}
     for name, tensor in tensors.items():
         headers[name] = Header(tuple(tensor.shape), tensor.dtype, path, name)
     return Tensors(headers, {path: tensors})
 
 
-def _collect(value: Any, name: str, into: dict[str, Tensor]) -> None:
-    """The tensors of dictionaries within dictionaries, under dotted names."""
-    if isinstance(value, Tensor):
-        into[name] = value
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            _collect(item, f"{name}.{key}" if name else str(key), into)
+def _tensors_in(content: Any, path: Path) -> dict[str, Tensor]:
+    """The tensors of dictionaries within dictionaries, under dotted names. A dictionary may stand
+    in itself, or in another a thousand times, so what is looked at is counted."""
+    found: dict[str, Tensor] = {}
+    waiting = [("", 0, content)]
+    looked = 0
+    while waiting:
+        name, depth, value = waiting.pop()
+        looked += 1
+        if looked > 20 * MOST or len(found) > MOST or depth > DEEPEST:
+            raise ValueError(
+                f"{path} holds dictionaries without end, or more than {MOST} tensors; this is no "
+                "file of a policy's weights"
+            )
+        if isinstance(value, Tensor):
+            _check_whole(name, value, path)
+            found[name] = value
+        elif isinstance(value, Mapping):
+            items = list(value.items())
+            for key, item in reversed(items):  # the first is looked at first
+                waiting.append((f"{name}.{key}" if name else str(key), depth + 1, item))
+    return found
+
+
+def _check_whole(name: str, tensor: Tensor, path: Path) -> None:
+    """Raises ValueError for a tensor that is larger than what the file holds of it."""
+    dense = tensor.layout == torch.strided and not tensor.is_quantized
+    if not dense or tensor.untyped_storage().nbytes() < tensor.numel() * tensor.element_size():
+        raise ValueError(
+            f"{path}: {name} of shape {tuple(tensor.shape)} is sparse, quantised, or repeats fewer "
+            "numbers than it has; save it as a plain tensor (`.contiguous()`)"
+        )
 
 
 @dataclass(frozen=True)
@@ -311,6 +405,7 @@ def match(own: Mapping[str, tuple[int, ...]], tensors: Tensors, names: Names) ->
     Raises ValueError naming all that are missing, unexpected, twice there or of another shape.
     """
     matched: dict[str, str] = {}  # our name → the file's
+    misshapen = set()
     unused = []
     wrong = []
     dtypes: dict[str, int] = {}
@@ -324,6 +419,7 @@ def match(own: Mapping[str, tuple[int, ...]], tensors: Tensors, names: Names) ->
         elif ours in matched:
             wrong.append(f"{name} and {matched[ours]} are both {ours}")
         elif own[ours] != header.shape:
+            misshapen.add(ours)  # there, and not missing
             wrong.append(f"{name} has shape {header.shape}, expected {own[ours]}" + _as(ours, name))
         else:
             matched[ours] = name
@@ -331,7 +427,7 @@ def match(own: Mapping[str, tuple[int, ...]], tensors: Tensors, names: Names) ->
             dtypes[kind] = dtypes.get(kind, 0) + 1
     tied = []
     for name, shape in own.items():
-        if name in matched:
+        if name in matched or name in misshapen:
             continue
         other = names.tied.get(name)
         if other is not None and other in matched:

@@ -80,11 +80,18 @@ class Step:
 
 @dataclass(frozen=True)
 class Tokens:
-    """How a prompt becomes tokens: `name` is that of a tokenizer on the hub."""
+    """How a prompt becomes tokens: `name` is that of a tokenizer on the hub; `padding` the side, and
+    `padded` up to where, `max_length` (of `longest`) or the `longest` of a batch."""
 
     name: str
     longest: int
     padding: str = "right"
+    padded: str = "max_length"
+
+    @property
+    def one_length(self) -> bool:
+        """Whether prompts have one length."""
+        return self.padded == "max_length"
 
 
 @dataclass(frozen=True)
@@ -131,6 +138,11 @@ class Folder:
             if name not in config:
                 raise ValueError(
                     f"{root / CONFIG} has no {name!r}: it is no policy of LeRobot; {COPY}"
+                )
+        for name in ("input_features", "output_features", "normalization_mapping"):
+            if not isinstance(config[name], dict):
+                raise ValueError(
+                    f"{root / CONFIG}: {name} is {config[name]!r:.60}, expected an object; {COPY}"
                 )
         there = (root / BEFORE).is_file()
         if there != (root / AFTER).is_file():
@@ -205,7 +217,7 @@ class Folder:
 
     def _shapes(self, field_name: str) -> dict[str, tuple[int, ...]]:
         found = {}
-        for key, feature in (self.config[field_name] or {}).items():
+        for key, feature in self.config[field_name].items():
             try:
                 found[key] = tuple(map(int, feature["shape"]))
             except (TypeError, KeyError, ValueError) as error:
@@ -249,15 +261,17 @@ class Folder:
         """How its prompt is read; None where no step says so."""
         for step in self.steps("tokenizer_processor"):
             said = step.config
-            if said.get("truncation", True) is not True or said.get("padding") != "max_length":
+            pads = said.get("padding", "max_length")
+            if said.get("truncation", True) is not True or pads not in ("max_length", "longest"):
                 raise ValueError(
-                    f"{step.place}: truncation {said.get('truncation')!r}, padding "
-                    f"{said.get('padding')!r}: expected True and 'max_length'"
+                    f"{step.place}: truncation {said.get('truncation')!r}, padding {pads!r}: "
+                    "expected True, and 'max_length' or 'longest'"
                 )
             name = said.get("tokenizer_name")
             if not isinstance(name, str):
                 raise ValueError(f"{step.place}: tokenizer_name is {name!r}, expected a name")
-            return Tokens(name, int(said["max_length"]), said.get("padding_side", "right"))
+            side = str(said.get("padding_side", "right"))
+            return Tokens(name, int(said["max_length"]), side, str(pads))
         return None
 
     @property
@@ -279,7 +293,9 @@ class Folder:
         """How a feature is normalised: `observation.state` (s,), `action` (a,), or a camera's key
         (3,). Statistics that are not there leave it as it is, as in LeRobot. Raises ValueError
         where they are of another robot, or differ before the network and after."""
-        dims = self._shapes("input_features" if key != ACTION else "output_features")[key][0]
+        dims = self.size(key)
+        if not dims:
+            raise ValueError(f"{self.root / CONFIG} has no feature {key!r}; {COPY}")
         before = self._statistics(key, "normalizer_processor")
         mode, eps = self._mode(key, "normalizer_processor")
         found = _normaliser(before, mode, eps, key, dims)
@@ -305,9 +321,15 @@ class Folder:
         steps = self.steps(name)
         said = self.config["normalization_mapping"]
         eps = EPSILON
+        if len(steps) > 1:
+            raise ValueError(
+                f"{steps[1].place}: {name} is there twice, and numbers are normalised once; {COPY}"
+            )
         if steps:
             said = steps[0].config.get("norm_map", said)
             eps = float(steps[0].config.get("eps", EPSILON))
+            if not _is_normalised(steps[0], key):
+                return "IDENTITY", eps
         mode = said.get(kind, "IDENTITY")
         if mode not in MODES:
             raise ValueError(
@@ -338,12 +360,28 @@ class Folder:
         part = self._old.part(prefix)
         for statistic in part:
             found[statistic] = part.read(statistic).double().numpy().reshape(-1)
+        if not found and self._mode(key, name)[0] != "IDENTITY":
+            there = ", ".join(sorted(self._old)[:4])
+            raise ValueError(
+                f"{self.root / WEIGHTS} holds no {prefix}…, the statistics of {key!r}; there are "
+                f"{there}. Are they of several data sets? LeRobot's migration script writes them as "
+                "processors"
+            )
         return found
 
 
 def camera_name(key: str) -> str:
     """`observation.images.front` → front; `observation.image` → image."""
     return key.removeprefix("observation.images.").removeprefix("observation.")
+
+
+def _is_normalised(step: Step, key: str) -> bool:
+    """Whether a step knows this feature, and was not told to leave it as it is."""
+    features = step.config.get("features")
+    if isinstance(features, dict) and key not in features:
+        return False
+    only = step.config.get("normalize_observation_keys")
+    return only is None or key == ACTION or key in only
 
 
 def _normaliser(
@@ -365,12 +403,16 @@ def _normaliser(
 
 def _steps(path: Path) -> tuple[Step, ...]:
     """The steps of a saved processor. Raises ValueError naming one that is not known."""
-    said = read_json(path, fix=COPY)
+    said = read_json(path, fix=COPY).get("steps")
+    if not isinstance(said, list):
+        raise ValueError(f"{path}: `steps` is {said!r:.60}, expected a list; {COPY}")
     found = []
-    for number, entry in enumerate(said.get("steps", ())):
+    for number, entry in enumerate(said):
+        if not isinstance(entry, dict) or not isinstance(entry.get("config", {}), dict):
+            raise ValueError(f"{path}: step {number} is {entry!r:.80}, expected an object; {COPY}")
         name = entry.get("registry_name")
         place = f"{path}: step {number} ({name or entry.get('class')})"
-        if name not in FIELDS:
+        if not isinstance(name, str) or name not in FIELDS:
             raise ValueError(
                 f"{place} is not known here, and leaving it out would give other actions; known "
                 f"are {', '.join(sorted(FIELDS))}"
@@ -382,8 +424,13 @@ def _steps(path: Path) -> tuple[Step, ...]:
                 f"{place} has {', '.join(unknown)}, of which nothing is known here; known are "
                 f"{', '.join(FIELDS[name]) or 'none'}"
             )
+        if config.get("float_dtype") not in (None, "float32"):
+            raise ValueError(
+                f"{place}: float_dtype is {config['float_dtype']!r}, and armlet gives a policy its "
+                "numbers in single precision; expected null"
+            )
         file = entry.get("state_file")
-        if file is not None and Path(file).name != file:
+        if file is not None and (not isinstance(file, str) or Path(file).name != file):
             raise ValueError(f"{place}: its state_file is {file!r}, expected a file beside it")
         found.append(Step(name, config, path.parent / file if file else None, place))
     return tuple(found)

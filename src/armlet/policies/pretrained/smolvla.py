@@ -1,0 +1,640 @@
+"""SmolVLA as LeRobot writes it: a policy folder, and the VLM that it names, whose sizes, heads and
+words the folder does not hold.
+
+    [options]                       # of policy.toml, all of them optional
+    vlm = "../SmolVLM2-500M"        # a folder with config.json and tokenizer.json
+    steps = 10                      # of denoising; left out: the checkpoint's own
+    vision_positions = "shifted"    # trained in single precision under transformers 4.55.1 to 4.57
+    loss = "padded"                 # of LeRobot 0.4.4: over all dimensions, padding among them
+    missing = ["camera3"]           # cameras that the robot does not have
+    seed = 0                        # of the noise
+
+Folders from before LeRobot 0.4 are read, too. (LeRobot 0.3.3, 0.4.4 and 0.6.1; the network is in
+`smolvla_network`, its sizes in `smolvla_sizes`.)
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from tokenizers import Tokenizer
+
+from armlet.data.files import read_json
+from armlet.layers.pretrained import fetch_tokenizer
+from armlet.policies.contract import Backbone, Body, rebuild
+from armlet.policies.pretrained.card import Card, Choice, dtypes_of, parts_of
+from armlet.policies.pretrained.files import COPY, Names, Tensors, fill
+from armlet.policies.pretrained.lerobot import (
+    ACTION,
+    CONFIG,
+    NEW_LINE,
+    PLAIN,
+    STATE,
+    WEIGHTS,
+    Folder,
+    Tokens,
+)
+from armlet.policies.pretrained.said import FILE, Said
+from armlet.policies.pretrained.smolvla_network import described, from_json, is_vlm
+from armlet.policies.pretrained.smolvla_sizes import (
+    KNOWN,
+    Loss,
+    Positions,
+    Sizes,
+    Vlm,
+    read_vlm,
+    reads_of,
+    text_of,
+    vlm_of,
+)
+from armlet.robot.spec import RobotSpec
+
+__all__ = ["Options", "describe", "files", "from_json", "load", "recognises"]
+
+VLM = "model.vlm_with_expert.vlm.model."
+EXPERT = "model.vlm_with_expert.lm_expert."
+# What its processors may hold, beside the steps that armlet does on its own.
+STEPS = (
+    *PLAIN,
+    *NEW_LINE,
+    "rename_observations_processor",
+    "tokenizer_processor",
+    "normalizer_processor",
+    "unnormalizer_processor",
+)
+FAKE = "<fake_token_around_image>"  # the tokens around a picture
+GLOBAL = "<global-img>"
+EMPTY = re.compile(r"empty_camera_\d+")  # what LeRobot calls cameras that nobody has
+ROOMS = {
+    f"{VLM}vision_model.": "vision transformer",
+    f"{VLM}connector.": "connector",
+    f"{VLM}text_model.embed_tokens.": "words",
+    f"{VLM}text_model.": "language model",
+    "model.vlm_with_expert.vlm.lm_head.": "output words (unused)",
+    EXPERT: "action expert",
+    "model.": "projections",
+}
+SHORT = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+
+
+@dataclass(frozen=True)
+class Options:
+    """See the module's docstring."""
+
+    vlm: str | None = None
+    steps: int | None = None
+    vision_positions: Positions = "right"
+    loss: Loss = "masked"
+    missing: tuple[str, ...] = ()
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.vlm is not None and not isinstance(self.vlm, str):
+            raise ValueError(f"vlm is {self.vlm!r}, expected the folder of a VLM")
+        for name, known in (
+            ("vision_positions", get_args(Positions)),
+            ("loss", get_args(Loss)),
+        ):
+            if getattr(self, name) not in known:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)!r}, expected {' or '.join(known)}"
+                )
+        for name, least in (("steps", 1), ("seed", 0)):
+            value = getattr(self, name)
+            if value is None and name == "steps":
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f"{name} is {value!r}, expected a whole number from {least} on")
+        if not isinstance(self.missing, tuple):
+            raise ValueError(f"missing is {self.missing!r}, expected a list of cameras")
+
+
+def recognises(folder: Path) -> bool:
+    config = folder / CONFIG
+    if not config.is_file():
+        return False
+    try:
+        return read_json(config, fix=COPY).get("type") == "smolvla"
+    except ValueError:
+        return False
+
+
+def files(said: Said) -> list[Path]:
+    folder = Folder.read(said.checkpoint)
+    found = [said.checkpoint / CONFIG, said.checkpoint / WEIGHTS]
+    found += sorted(said.checkpoint.glob("policy_*processor*"))
+    for place in (_vlm_folder(said), _words_folder(said)):
+        if place is not None:
+            found += [place / name for name in ("config.json", "tokenizer.json")]
+            found.append(place / "tokenizer_config.json")
+    _check(folder)
+    return [path for path in dict.fromkeys(found) if path.is_file()]
+
+
+def describe(said: Said) -> Card:
+    folder = Folder.read(said.checkpoint)
+    _check(folder)
+    options = said.as_options(Options)
+    vlm, whence = _vlm(said, options, folder)
+    reads = _reads(folder, vlm)
+    cameras, blank = _cameras(said, options, folder, None)
+    sizes = {
+        "language model": f"{_layers(folder, vlm)} layers, {vlm.text['width']} wide, "
+        f"{vlm.text['heads']} heads of {vlm.text['head']}, {vlm.text['kv_heads']} of keys and values",
+        "expert": f"{len(reads) - reads.count('nothing')} layers, "
+        f"{text_of(vlm, folder.needed('expert_width_multiplier')).expert_width} wide; "
+        f"{reads.count('self')} attend to actions, {reads.count('cross')} to the language model alone",
+        "vision transformer": f"{vlm.eye.layers} layers, {vlm.eye.width} wide, pictures of "
+        f"{vlm.eye.image} × {vlm.eye.image}, patches of {vlm.eye.patch}",
+    }
+    tokens = _tokens(folder)
+    return Card(
+        kind="smolvla",
+        root=folder.root,
+        sizes=sizes,
+        cameras=dict(cameras),
+        state_dims=folder.size(STATE),
+        action_dims=folder.size(ACTION),
+        chunk=_whole(folder, "chunk_size"),
+        execute=_execute(said, folder),
+        steps=options.steps or _whole(folder, "num_steps"),
+        layers=len(reads),
+        parts=parts_of(folder.tensors, ROOMS),
+        dtypes=dtypes_of(folder.tensors),
+        files=tuple(files(said)),
+        state=folder.normaliser(STATE),
+        action=folder.normaliser(ACTION),
+        choices=_choices(folder),
+        remarks=_remarks(folder, reads, whence, blank),
+        words=f"the instruction as it is{_new_line(folder) * ', and a line break'}, of "
+        f"{tokens.longest} tokens at most, by the tokenizer of {said.tokenizer or tokens.name}",
+        unused=tuple(name for name in folder.tensors if _names(reads, {}).is_unused(name)),
+    )
+
+
+def load(said: Said, robot: RobotSpec | None) -> Backbone:
+    folder = Folder.read(said.checkpoint)
+    _check(folder)
+    options = said.as_options(Options)
+    vlm, _ = _vlm(said, options, folder)
+    reads = _reads(folder, vlm)
+    tokenizer, pad, marks = _words(said, folder, vlm)
+    action_dims = folder.size(ACTION)
+    body = Body(
+        action_spec=said.action_spec(action_dims, robot),
+        state=folder.normaliser(STATE),
+        actions=folder.normaliser(ACTION),
+        tokenizer=tokenizer,
+        state_names=said.state_names(folder.size(STATE), robot),
+        fit="any",
+    )
+    cameras, blanks = _cameras(said, options, folder, robot)
+    pixels = {}
+    for name, key in zip(folder.cameras, folder.camera_keys.values(), strict=True):
+        normaliser = folder.normaliser(key)
+        if name not in blanks and (normaliser.offset.any() or (normaliser.scale != 1).any()):
+            pixels[_called(said, folder, name)] = normaliser.to_json()
+    picture = folder.needed("resize_imgs_with_padding")
+    precisions = _precisions(said, folder.tensors, reads)
+    sizes = Sizes(
+        text=text_of(vlm, _real(folder, "expert_width_multiplier")),
+        eye=vlm.eye,
+        shuffle=vlm.shuffle,
+        cameras=cameras,
+        layers=reads,
+        chunk=_whole(folder, "chunk_size"),
+        execute=_execute(said, folder),
+        steps=options.steps or _whole(folder, "num_steps"),
+        text_tokens=_tokens(folder).longest,
+        state_room=_whole(folder, "max_state_dim"),
+        action_room=_whole(folder, "max_action_dim"),
+        picture=None if picture is None else (int(picture[0]), int(picture[1])),
+        min_period=_real(folder, "min_period"),
+        max_period=_real(folder, "max_period"),
+        pad=pad,
+        padded=_tokens(folder).one_length,
+        new_line=_new_line(folder),
+        blanks=min(len(blanks), _whole(folder, "empty_cameras", 0)),
+        marks=marks if folder.config.get("add_image_special_tokens", False) else (),
+        prefix_length=_whole(folder, "prefix_length", 0),
+        vision_positions=options.vision_positions,
+        loss=options.loss,
+        seed=options.seed,
+        pixels=pixels or None,
+        vlm_precision=precisions[0],
+        expert_precision=precisions[1],
+    )
+    _check_rooms(folder, sizes, body)
+    policy = rebuild(described(sizes, body), tokenizer, empty=True)
+    fill(policy, folder.tensors, _names(reads, folder.tensors), dtype=said.dtype)
+    return policy.eval()
+
+
+# What its config says
+
+
+def _check(folder: Folder) -> None:
+    """Raises ValueError for what a folder asks for and armlet does not do."""
+    place = folder.root / CONFIG
+    for step in (*(folder.before or ()), *(folder.after or ())):
+        if step.name not in STEPS:
+            raise ValueError(
+                f"{step.place}: no SmolVLA of LeRobot has this step, and what it does to its "
+                f"answers is not known; expected {', '.join(STEPS)}"
+            )
+    unlike = {
+        "n_obs_steps": 1,
+        "adapt_to_pi_aloha": False,
+        "use_delta_joint_actions_aloha": False,
+        "use_peft": False,
+    }
+    for name, expected in unlike.items():
+        if folder.config.get(name, expected) != expected:
+            fix = (
+                "merge its adapter into the weights first"
+                if name == "use_peft"
+                else ("such a policy can teach through a socket (--teacher ws://host:port)")
+            )
+            raise ValueError(
+                f"{place}: {name} is {folder.config[name]!r}, expected {expected!r}: armlet does "
+                f"not do this; {fix}"
+            )
+    if not folder.size(STATE):
+        raise ValueError(f"{place} has no {STATE!r} among its input_features, expected one; {COPY}")
+    if not folder.cameras:
+        raise ValueError(f"{place} has no camera among its input_features, expected one; {COPY}")
+    if not folder.size(ACTION):
+        raise ValueError(f"{place} has no {ACTION!r} among its output_features; {COPY}")
+    mode = folder.config.get("attention_mode", "cross_attn")
+    if mode not in ("cross_attn", "self_attn"):
+        raise ValueError(f"{place}: attention_mode is {mode!r}, expected cross_attn or self_attn")
+    picture = folder.config.get("resize_imgs_with_padding")
+    if picture is not None and not _is_size(picture):
+        raise ValueError(
+            f"{place}: resize_imgs_with_padding is {picture!r}, expected [width, height] or null"
+        )
+
+
+def _is_size(value: Any) -> bool:
+    """Whether this is [width, height]."""
+    if not isinstance(value, list) or len(value) != 2:
+        return False
+    return all(isinstance(each, int) and each > 0 for each in value)
+
+
+def _whole(folder: Folder, name: str, usual: int | None = None) -> int:
+    """A whole number of the config; without a usual one it must be there."""
+    value = folder.needed(name) if usual is None else folder.config.get(name, usual)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(
+            f"{folder.root / CONFIG}: {name} is {value!r:.60}, expected a whole number; {COPY}"
+        )
+    return value
+
+
+def _real(folder: Folder, name: str) -> float:
+    value = folder.needed(name)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        raise ValueError(
+            f"{folder.root / CONFIG}: {name} is {value!r:.60}, expected a number above 0; {COPY}"
+        )
+    return float(value)
+
+
+def _check_rooms(folder: Folder, sizes: Sizes, body: Body) -> None:
+    for what, dims, room in (
+        ("max_state_dim", len(body.state.offset), sizes.state_room),
+        ("max_action_dim", body.action_spec.dims, sizes.action_room),
+    ):
+        if dims > room:
+            raise ValueError(
+                f"{folder.root / CONFIG}: {what} is {room}, and its features have {dims} numbers"
+            )
+    for name, count in sizes.picture_tokens.items():
+        if count < 1:
+            raise ValueError(
+                f"{folder.root / CONFIG}: pictures of {name!r} have no token left behind patches of "
+                f"{sizes.eye.patch} pixels and a pixel shuffle of {sizes.shuffle}"
+            )
+
+
+def _execute(said: Said, folder: Folder) -> int:
+    execute = said.execute or _whole(folder, "n_action_steps")
+    chunk = _whole(folder, "chunk_size")
+    if not 1 <= execute <= chunk:
+        raise ValueError(
+            f"{said.source if said.execute else folder.root / CONFIG}: {execute} actions of a chunk "
+            f"are to be carried out, expected 1 to {chunk}"
+        )
+    return execute
+
+
+def _tokens(folder: Folder) -> Tokens:
+    """How a prompt becomes tokens: by its processor or, before 0.4, by its config."""
+    found = folder.tokens
+    if found is None and folder.before is not None:
+        raise ValueError(
+            f"{folder.root}: no step of its preprocessor reads words (tokenizer_processor); {COPY}"
+        )
+    if found is None:
+        pads = folder.config.get("pad_language_to", "longest")
+        name = str(folder.needed("vlm_model_name"))
+        found = Tokens(name, _whole(folder, "tokenizer_max_length"), padded=str(pads))
+    if found.padding != "right":
+        raise ValueError(f"{folder.root}: words are padded on the {found.padding}, expected right")
+    return found
+
+
+def _new_line(folder: Folder) -> bool:
+    return folder.before is None or folder.has_new_line  # before 0.4 its code added one
+
+
+def _layers(folder: Folder, vlm: Vlm) -> int:
+    """Of the language model: the first of the VLM's."""
+    asked = _whole(folder, "num_vlm_layers")
+    if asked > vlm.layers:
+        raise ValueError(
+            f"{folder.root / CONFIG}: num_vlm_layers is {asked}, and its VLM has {vlm.layers}"
+        )
+    return asked if asked > 0 else vlm.layers
+
+
+def _reads(folder: Folder, vlm: Vlm) -> tuple[str, ...]:
+    layers = _layers(folder, vlm)
+    experts = _whole(folder, "num_expert_layers", 0)
+    return reads_of(
+        layers,
+        experts if experts > 0 else layers,
+        _whole(folder, "self_attn_every_n_layers", -1),
+        str(folder.config.get("attention_mode", "cross_attn")),
+        folder.root / CONFIG,
+    )
+
+
+def _called(said: Said, folder: Folder, name: str) -> str:
+    """What the robot calls a camera of the checkpoint: as said, or as its processor renames."""
+    return said.cameras.get(name, folder.robots_cameras[name])
+
+
+def _cameras(
+    said: Said, options: Options, folder: Folder, robot: RobotSpec | None
+) -> tuple[dict[str, tuple[int, int]], list[str]]:
+    """The robot's name of each camera → (height, width) as the config has it, and the checkpoint's
+    names of those that nobody has."""
+    said.check_cameras(list(folder.cameras))
+    unknown = sorted(set(options.missing) - set(folder.cameras))
+    if unknown:
+        raise ValueError(
+            f"{said.source}: [options] missing names {', '.join(unknown)}, and the checkpoint looks "
+            f"through {', '.join(folder.cameras)}"
+        )
+    found = {}
+    blanks = []
+    for name, size in folder.cameras.items():
+        if name in options.missing or (EMPTY.fullmatch(name) and name not in said.cameras):
+            blanks.append(name)
+        else:
+            found[_called(said, folder, name)] = size
+    if not found:
+        raise ValueError(f"{said.source}: all cameras are missing, expected one at least")
+    if len(found) + len(blanks) < len(folder.cameras):
+        raise ValueError(f"{said.source}: two cameras of the checkpoint have one name: {found}")
+    there = None if robot is None else robot.observation.cameras
+    lacking = [name for name in found if there and name not in there]
+    if lacking:
+        raise ValueError(
+            f"{said.source}: the checkpoint looks through {', '.join(lacking)}, and the robot has "
+            f"{', '.join(there or ())}; say in [cameras] of {FILE} which is which, or name those "
+            "that it does not have in [options] missing"
+        )
+    return found, blanks
+
+
+# The VLM, its words and its weights
+
+
+def _vlm_folder(said: Said) -> Path | None:
+    """The folder of the VLM, where one is given."""
+    name = said.as_options(Options).vlm
+    if name is not None:
+        beside = said.source if said.source.is_dir() else said.source.parent
+        return beside / name
+    words = _words_folder(said)
+    if words is not None and (words / "config.json").is_file():
+        return words
+    return None
+
+
+def _words_folder(said: Said) -> Path | None:
+    """The folder of the tokenizer, where one is given."""
+    if said.tokenizer is not None and Path(said.tokenizer).is_dir():
+        return Path(said.tokenizer)
+    return None
+
+
+def _vlm(said: Said, options: Options, folder: Folder) -> tuple[Vlm, str]:
+    """The VLM's sizes, and where they are from. Raises ValueError where nobody gives them, or they
+    do not fit the tensors."""
+    place = _vlm_folder(said)
+    if place is not None:
+        vlm = read_vlm(place)
+        wrong = _unlike(vlm, folder.tensors)
+        if wrong:
+            raise ValueError(
+                f"{place} is of another VLM than {folder.root / WEIGHTS}: {'; '.join(wrong)}"
+            )
+        return vlm, str(place / "config.json")
+    name = str(folder.needed("vlm_model_name"))
+    asked = (
+        f"give the folder of that VLM (config.json, tokenizer.json) as `vlm` in [options] of {FILE}"
+    )
+    if name not in KNOWN:
+        raise ValueError(
+            f"{folder.root / CONFIG}: its VLM is {name!r}, whose sizes and heads are not in the "
+            f"checkpoint and not known here; {asked}"
+        )
+    vlm = vlm_of(KNOWN[name], name)
+    wrong = _unlike(vlm, folder.tensors)
+    if wrong:
+        raise ValueError(
+            f"{folder.root / CONFIG} names {name!r}, and its tensors are of another VLM "
+            f"({'; '.join(wrong)}), whose heads are in no file of it; {asked}"
+        )
+    return vlm, f"{name}, known here"
+
+
+def _unlike(vlm: Vlm, tensors: Tensors) -> list[str]:
+    """How the tensors of a checkpoint differ from the sizes of a VLM."""
+    text = vlm.text
+    wide = text["width"]
+    eye = vlm.eye
+    expected = {
+        "connector.modality_projection.proj.weight": (wide, eye.width * vlm.shuffle**2),
+        "vision_model.embeddings.position_embedding.weight": (eye.side**2, eye.width),
+        "text_model.embed_tokens.weight": (text["vocabulary"], wide),
+        "text_model.layers.0.self_attn.q_proj.weight": (text["heads"] * text["head"], wide),
+        "text_model.layers.0.self_attn.k_proj.weight": (text["kv_heads"] * text["head"], wide),
+    }
+    lines = []
+    for name, shape in expected.items():
+        found = tensors.get(VLM + name)
+        if found is not None and found.shape != shape:
+            lines.append(f"{name} has shape {found.shape}, expected {shape}")
+    return lines
+
+
+def _words(said: Said, folder: Folder, vlm: Vlm) -> tuple[Tokenizer, int, tuple[int, ...]]:
+    """The tokenizer, the id that pads, and the tokens around a picture. Raises ValueError where the
+    tokenizer cannot be had, or is of another VLM."""
+    place = _words_folder(said) or _vlm_folder(said)
+    name = said.tokenizer or _tokens(folder).name
+    if place is not None and said.tokenizer is None and (place / "tokenizer.json").is_file():
+        name = str(place)
+    try:
+        tokenizer = fetch_tokenizer(name)
+    except OSError as error:
+        raise ValueError(
+            f"{said.source}: the words of the checkpoint are those of {name!r}, which cannot be had "
+            f"from the hub here; give a folder with its tokenizer.json as `tokenizer` in {FILE}"
+        ) from error
+    except Exception as error:  # the tokenizers' library raises nothing more special
+        raise ValueError(f"{name}/tokenizer.json is no tokenizer ({error}); {COPY}") from error
+    tokenizer.no_padding()  # padded and cut here, whatever the file says
+    tokenizer.no_truncation()
+    if tokenizer.get_vocab_size() > vlm.text["vocabulary"]:
+        raise ValueError(
+            f"{name}: the tokenizer has {tokenizer.get_vocab_size()} tokens, and the network "
+            f"{vlm.text['vocabulary']}: it is of another VLM"
+        )
+    special = _special_tokens(place)
+    pad = tokenizer.token_to_id(special["pad_token"]) if "pad_token" in special else None
+    marks: tuple[int, ...] = ()
+    if folder.config.get("add_image_special_tokens", False):
+        ids = []
+        for what, usual in (("fake_image_token", FAKE), ("global_image_token", GLOBAL)):
+            token = special.get(what, usual)
+            found = tokenizer.token_to_id(token)
+            if found is None:
+                raise ValueError(
+                    f"{name}: the tokenizer has no {token!r}, which stands around a picture "
+                    "(add_image_special_tokens); it is of another VLM"
+                )
+            ids.append(found)
+        marks = (*ids, ids[0])  # two before a picture, one behind it
+    return tokenizer, vlm.pad if pad is None else pad, marks
+
+
+def _special_tokens(place: Path | None) -> dict[str, str]:
+    """What `tokenizer_config.json` calls its special tokens, where there is one."""
+    file = None if place is None else place / "tokenizer_config.json"
+    if file is None or not file.is_file():
+        return {}
+    found = {}
+    for name, value in read_json(file, fix=COPY).items():
+        content = value.get("content") if isinstance(value, dict) else value
+        if name.endswith("_token") and isinstance(content, str):
+            found[name] = content
+    return found
+
+
+def _names(reads: tuple[str, ...], tensors: Any) -> Names:
+    """A file's names → the network's."""
+    language = re.escape(f"{VLM}text_model.")
+    renamed = [
+        (r"^model\._orig_mod\.", "model."),  # saved while it was compiled
+        (rf"^{language}layers\.(\d+)\.", r"layers.\1.prefix."),
+        (rf"^{language}embed_tokens\.", "words."),
+        (rf"^{re.escape(VLM)}vision_model\.", "vision.tower."),
+        (rf"^{re.escape(VLM)}connector\.modality_projection\.proj\.", "connector.proj."),
+        (rf"^{re.escape(EXPERT)}norm\.", "norm."),
+    ]
+    beside = [index for index, each in enumerate(reads) if each != "nothing"]
+    for number, index in enumerate(beside):
+        own = rf"^{re.escape(EXPERT)}layers\.{number}\."
+        renamed.append((own, f"layers.{index}.expert."))
+    unused = ["*.text_model.norm.weight", "*.lm_expert.lm_head.weight"]
+    head = "model.vlm_with_expert.vlm.lm_head.weight"
+    if f"{VLM}text_model.embed_tokens.weight" in tensors or not tensors:
+        unused.append("*.vlm.lm_head.weight")
+    else:  # the two were one tensor, of which a file holds one
+        renamed.append((rf"^{re.escape(head)}$", "words.weight"))
+    renamed.append((r"^model\.(?=state_proj|action_)", ""))
+    return Names(tuple(renamed), tuple(unused))
+
+
+def _precisions(said: Said, tensors: Tensors, reads: tuple[str, ...]) -> tuple[str, str]:
+    """Of the VLM's weights in memory, and of those beside it."""
+    if said.precision != "as_saved":
+        return said.precision, said.precision
+    names = _names(reads, tensors)
+    found: dict[bool, set[str]] = {True: set(), False: set()}
+    for name, header in tensors.items():
+        if not names.is_unused(name):
+            found[is_vlm(names.ours(name))].add(str(header.dtype).removeprefix("torch."))
+    kinds = []
+    for part in (True, False):
+        if len(found[part]) != 1 or not found[part] <= set(SHORT):
+            raise ValueError(
+                f"{said.checkpoint / WEIGHTS} holds numbers of {', '.join(sorted(found[part]))} in "
+                "one part of the network; choose `precision` fp32 or bf16 instead of as_saved"
+            )
+        kinds.append(SHORT[found[part].pop()])
+    return kinds[0], kinds[1]
+
+
+# What is said of it
+
+
+def _choices(folder: Folder) -> tuple[Choice, ...]:
+    return (
+        Choice(
+            "vision_positions",
+            get_args(Positions),
+            "right",
+            "trained in single precision under transformers 4.55.1 to 4.57 (as by LeRobot 0.4), it "
+            "saw rows and columns of patches shifted by one; nothing in the checkpoint tells",
+        ),
+        Choice(
+            "loss",
+            get_args(Loss),
+            "masked",
+            "LeRobot 0.4.4 trained on all dimensions and steps, padding among them",
+        ),
+        Choice(
+            "steps",
+            ("1", "10"),
+            str(folder.config.get("num_steps")),
+            "of denoising: how long it takes",
+        ),
+    )
+
+
+def _remarks(
+    folder: Folder, reads: tuple[str, ...], whence: str, blank: list[str]
+) -> tuple[str, ...]:
+    found = [f"heads and sizes of its VLM are not in the checkpoint: taken from {whence}"]
+    alone = [str(index) for index, each in enumerate(reads) if each == "nothing"]
+    if alone:
+        found.append(
+            f"the expert has no layer beside layers {', '.join(alone)} of the language model: these "
+            "are routed and cut alone, and cheaper"
+        )
+    if blank:
+        found.append(f"nobody has {', '.join(blank)}: taken as black, and not attended to")
+    if folder.before is None:
+        found.append(
+            "from before LeRobot 0.4: statistics are among the weights; the line break behind an "
+            "instruction and the tokenizer were in its code"
+        )
+    if folder.config.get("rtc_config") is not None:
+        found.append(
+            "its real-time chunking (rtc_config) is not done here: a chunk is decided alone"
+        )
+    for key in (STATE, ACTION):
+        normaliser = folder.normaliser(key)
+        if not normaliser.offset.any() and (normaliser.scale == 1).all():
+            found.append(
+                f"{key} has no statistics, or is not normalised: its numbers pass as they are"
+            )
+    return tuple(found)
