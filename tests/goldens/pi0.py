@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from golden import Line
+
 from goldens.pi import compare as compare_pi
 
 

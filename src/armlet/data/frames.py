@@ -139,11 +139,12 @@ class BatchMaker:
 
     def _words(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Ids (b, t) of what is said at `rows`, and which are real."""
-        asked = self.frames.asked[rows]
+        frames = self.frames
+        asked = frames.asked[rows]
         if self._inputs.prompt is None:
             return self._text[asked], self._text_mask[asked]
         # Read anew each time: with the state in it hardly a prompt comes twice.
-        return self._inputs.prompt([self.frames.texts[each] for each in asked], self._state[rows])
+        return self._inputs.prompt([frames.texts[each] for each in asked], self._state[rows])
 
     def expect(self, rows: np.ndarray) -> None:
         """A word that the pictures of `rows` (b,) are asked for next: those that are streamed are

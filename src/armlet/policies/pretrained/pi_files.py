@@ -254,6 +254,60 @@ def read(said: Said, design: str, options: PiOptions) -> Checkpoint:
 
 def _read_lerobot(said: Said, design: str, options: PiOptions) -> Checkpoint:
     folder = Folder.read(said.checkpoint)
+    _check_lerobot(folder, said, design, options)
+    config = folder.config
+    tokens = folder.tokens
+    if tokens is None or tokens.padding != "right":
+        raise ValueError(
+            f"{folder.root / BEFORE} has no tokenizer_processor that pads right, and these networks "
+            f"were never taught otherwise; {COPY}"
+        )
+    cameras: dict[str, tuple[int, int] | None] = {}
+    for name, size in folder.cameras.items():
+        if not name.startswith("empty_camera"):  # stands for none, and is masked
+            cameras[name] = size
+    files = [folder.root / name for name in (CONFIG, WEIGHTS, BEFORE, AFTER)]
+    for step in (*(folder.before or ()), *(folder.after or ())):
+        files += [step.state_file] if step.state_file else []
+    dims = folder.size(ACTION)
+    wording, remarks = _lerobots_wording(folder, design)
+    names = config.get("action_feature_names")
+    return Checkpoint(
+        root=folder.root,
+        layout="LeRobot",
+        tensors=folder.tensors,
+        config=config,
+        files=tuple(dict.fromkeys(files)),
+        cameras=cameras,
+        usual=folder.robots_cameras,
+        state=folder.normaliser(STATE) if folder.size(STATE) else Normaliser(*_nothing()),
+        actions=folder.normaliser(ACTION),
+        action_names=tuple(names) if names and len(names) == dims else None,
+        relative=folder.relative.dims(dims) if folder.relative else (),
+        chunk=int(folder.needed("chunk_size")),
+        execute=int(folder.needed("n_action_steps")),
+        steps=int(folder.needed("num_inference_steps")),
+        slots=(int(folder.needed("max_state_dim")), int(folder.needed("max_action_dim"))),
+        image=int(folder.needed("image_resolution")[0]),
+        wording=wording,
+        tokens=tokens.longest,
+        tokenizer=tokens.name,
+        fit="any",
+        choices=(
+            Choice(
+                "padding",
+                ("-1", "-3"),
+                "-1",
+                "LeRobot 0.4 boxed pictures that are not square with -3, and no file says which "
+                "version trained this one",
+            ),
+        ),
+        remarks=remarks,
+    )
+
+
+def _check_lerobot(folder: Folder, said: Said, design: str, options: PiOptions) -> None:
+    """Raises ValueError where a folder is of another version, or says what these networks are not."""
     config = folder.config
     place = folder.root / CONFIG
     if folder.before is None or "image_resolution" not in config:
@@ -279,55 +333,6 @@ def _read_lerobot(said: Said, design: str, options: PiOptions) -> Checkpoint:
                 f"{place}: pictures of {key} are normalised by statistics, which these networks "
                 "were never taught with; expected VISUAL: IDENTITY"
             )
-    tokens = folder.tokens
-    if tokens is None:
-        raise ValueError(f"{folder.root / BEFORE} has no tokenizer_processor; {COPY}")
-    if tokens.padding != "right":
-        raise ValueError(
-            f"{folder.root / BEFORE}: padding_side is {tokens.padding!r}, expected 'right'"
-        )
-    cameras: dict[str, tuple[int, int] | None] = {}
-    for name, size in folder.cameras.items():
-        if not name.startswith("empty_camera"):  # stands for none, and is masked
-            cameras[name] = size
-    files = [folder.root / name for name in (CONFIG, WEIGHTS, BEFORE, AFTER)]
-    for step in (*folder.before, *(folder.after or ())):
-        files += [step.state_file] if step.state_file else []
-    dims = folder.size(ACTION)
-    wording, remarks = _lerobots_wording(folder, design)
-    names = config.get("action_feature_names")
-    return Checkpoint(
-        root=folder.root,
-        layout="LeRobot",
-        tensors=folder.tensors,
-        config=config,
-        files=tuple(dict.fromkeys(files)),
-        cameras=cameras,
-        usual=folder.robots_cameras,
-        state=folder.normaliser(STATE) if folder.size(STATE) else Normaliser(*_nothing()),
-        actions=folder.normaliser(ACTION),
-        action_names=tuple(names) if names and len(names) == dims else None,
-        relative=folder.relative.dims(dims) if folder.relative else (),
-        chunk=int(folder.needed("chunk_size")),
-        execute=int(folder.needed("n_action_steps")),
-        steps=int(folder.needed("num_inference_steps")),
-        slots=(int(folder.needed("max_state_dim")), int(folder.needed("max_action_dim"))),
-        image=int(height),
-        wording=wording,
-        tokens=tokens.longest,
-        tokenizer=tokens.name,
-        fit="any",
-        choices=(
-            Choice(
-                "padding",
-                ("-1", "-3"),
-                "-1",
-                "LeRobot 0.4 boxed pictures that are not square with -3, and no file says which "
-                "version trained this one",
-            ),
-        ),
-        remarks=remarks,
-    )
 
 
 def _nothing() -> tuple[np.ndarray, np.ndarray]:
@@ -367,6 +372,11 @@ def _read_openpi(said: Said, design: str, options: PiOptions) -> Checkpoint:
     chunk = int(config["action_horizon"])
     dims = len(found["actions"].offset)
     relative = options.relative or ()
+    if options.padding == OLD_PADDING or getattr(options, "padded_state", False):
+        raise ValueError(
+            f"{said.source}: [options] padding -3 and padded_state are for checkpoints of LeRobot's, "
+            "and have no effect on openpi's"
+        )
     if any(not 0 <= index < min(dims, len(found["state"].offset)) for index in relative):
         raise ValueError(
             f"{said.source}: [options] relative is {list(relative)}, expected dimensions that "

@@ -120,6 +120,9 @@ class Suffix:
 class Pair(nn.Module):
     """A layer of the prefix and the expert's layer that reads its keys and values."""
 
+    prefix: GemmaLayer
+    expert: GemmaLayer
+
     def __init__(self, prefix: GemmaLayer, expert: GemmaLayer) -> None:
         super().__init__()
         self.prefix = prefix
@@ -131,6 +134,7 @@ class Pi(Backbone[PiState]):
     tokens in its first step, which starts from the same noise at every moment."""
 
     noise: Tensor
+    rotary: nn.Module
 
     def __init__(
         self, network: PiNetwork, body: Body, *, kept_layers: tuple[int, ...] | None = None
@@ -207,9 +211,14 @@ class Pi(Backbone[PiState]):
     @property
     def blocks(self) -> list[nn.Module]:
         found = list(self.vision.encoder.layers)
-        for pair in self.layers:
+        for pair in self.pairs:
             found += [pair.prefix, pair.expert]
         return found
+
+    @property
+    def pairs(self) -> list[Pair]:
+        """Its layers."""
+        return list(self.layers)  # type: ignore[arg-type]  # torch says no more of a list than Module
 
     # The prefix
 
@@ -264,7 +273,7 @@ class Pi(Backbone[PiState]):
         )
 
     def run_layer(self, index: int, state: PiState) -> PiState:
-        hidden, keys, values = self.layers[index].prefix(
+        hidden, keys, values = self.pairs[index].prefix(
             state.hidden, (state.cos, state.sin), state.attention
         )
         return replace(
@@ -335,7 +344,7 @@ class Pi(Backbone[PiState]):
         hidden = hidden.to(state.hidden.dtype)
         # Where the host knows of the one sample which layers ran, there is nothing to choose.
         known = len(run.gates) == 1 and bool(run.plan)
-        for index, pair in enumerate(self.layers):
+        for index, pair in enumerate(self.pairs):
             keys = state.keys[index]
             values = state.values[index]
             if keys is None or values is None or run.skips(index):

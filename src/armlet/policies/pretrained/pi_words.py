@@ -80,6 +80,7 @@ class PiWords:
         if not text.strip():
             raise ValueError(f"the instruction is empty: {text!r}; say what the robot should do")
         begin = self.tokenizer.token_to_id(BEGIN)
+        assert begin is not None  # `open_tokenizer` has looked
         # Its own way of beginning a text is left out: not every tokenizer file has one.
         ids = self.tokenizer.encode(self.prompt(text, numbers), add_special_tokens=False).ids
         if (
