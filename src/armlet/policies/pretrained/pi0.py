@@ -1,5 +1,5 @@
 """π0 (arXiv 2410.24164), as LeRobot and openpi's PyTorch code save it. What is read and how stands in
-`pi_files`, the network in `pi_network`."""
+`pi_layouts` and `pi_loading`, the network in `pi_network`."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from tokenizers import Tokenizer
 
 from armlet.policies.contract import Backbone
-from armlet.policies.pretrained import pi_files
+from armlet.policies.pretrained import pi_files, pi_loading
 from armlet.policies.pretrained.card import Card
 from armlet.policies.pretrained.pi_files import Checkpoint, PiOptions
 from armlet.policies.pretrained.pi_words import Wording
@@ -33,17 +33,17 @@ def recognises(folder: Path) -> bool:
 
 def files(said: Said) -> list[Path]:
     """All that decides its answers."""
-    return pi_files.files(said, DESIGN, said.as_options(Options))
+    return pi_loading.files(said, DESIGN, said.as_options(Options))
 
 
 def describe(said: Said) -> Card:
     """From headers and small files alone."""
-    return pi_files.describe(said, DESIGN, said.as_options(Options), ())
+    return pi_loading.describe(said, DESIGN, said.as_options(Options), ())
 
 
 def load(said: Said, robot: RobotSpec | None) -> Backbone:
     """The policy, on the CPU."""
-    return pi_files.load(said, robot, DESIGN, said.as_options(Options), _wanted)
+    return pi_loading.load(said, robot, DESIGN, said.as_options(Options), _wanted)
 
 
 def _wanted(found: Checkpoint) -> tuple[Wording, int]:
