@@ -121,50 +121,47 @@ def compare(layout: str, folder: Path) -> Iterator[Line]:
 def before(variant: Variant, golden: Golden, policy: Pi, batch: Batch) -> Iterator[Line]:
     tokens = "pre.observation.language.tokens"
     mask = "pre.observation.language.attention_mask"
-    yield equal(tokens, batch.text, golden[tokens])
-    yield equal(mask, batch.text_mask, golden[mask])
-    if "pre.observation.state" in golden:
-        yield near("pre.observation.state", batch.state, golden["pre.observation.state"], PIXELS)
+    yield from equal_if(golden, tokens, batch.text)
+    yield from equal_if(golden, mask, batch.text_mask)
+    yield from near_if(golden, "pre.observation.state", batch.state, PIXELS)
     pictures = policy.pictures(batch)
     for index, mine in enumerate(pictures):
         name = f"model.image.{index}"
-        yield near(name, mine, golden[name], PIXELS)
+        yield from near_if(golden, name, mine, PIXELS)
         mask = f"model.image_mask.{index}"
-        yield equal(mask, np.ones(len(batch), bool), golden[mask])
+        yield from equal_if(golden, mask, np.ones(len(batch), bool))
     for name in golden:
         # Cameras that are not there: LeRobot shows −1 and masks what is seen; here nothing is seen.
         kind, _, number = name.rpartition(".")
         if kind in ("model.image", "model.image_mask") and int(number) >= len(pictures):
             absent = -1 if kind == "model.image" else 0
-            yield equal(name, np.full_like(golden[name], absent), golden[name])
+            yield from equal_if(golden, name, np.full_like(golden[name], absent))
 
 
 def prefix(golden: Golden, policy: Pi, batch: Batch, state: PiState) -> Iterator[Line]:
-    if "model.state" in golden:  # π0's, filled up
-        yield near("model.state", state.state, golden["model.state"], PIXELS)
+    yield from near_if(golden, "model.state", state.state, PIXELS)  # π0's, filled up
     places, real = placed(golden, policy, state)
     yield from near_rows("prefix.embeddings", state.hidden, golden, places, real)
-    yield equal("prefix.pad_mask", state.mask, golden["prefix.pad_mask"][:, places])
     seen = state.attention[:, 0] == 0  # nothing is added to the scores of what may be seen
-    theirs = golden["prefix.attention_2d"][:, places][:, :, places]
-    yield equal("prefix.attention_2d", seen, theirs)
-    yield equal("prefix.att_mask", blocks(seen) * 0, golden["prefix.att_mask"][:, places])
-    positions = (state.mask.long().cumsum(1) - 1).numpy()
-    yield equal("prefix.position_ids", positions, golden["prefix.position_ids"][:, places])
-    pictures = policy.pictures(batch)
-    looked = policy.look(pictures[:1])
-    yield near(
-        "vision.last_hidden.image0",
-        looked,
-        golden["vision.last_hidden.image0"],
-        HIDDEN,
-        relative=True,
-    )
-    name = "vision.projected.image0"
-    yield near(name, policy.projector(looked), golden[name], HIDDEN, relative=True)
-    name = "language.embedding_as_used"
+    positions = state.mask.long().cumsum(1) - 1
+    for name, mine in (
+        ("pad_mask", state.mask),
+        ("att_mask", torch.zeros_like(state.mask)),  # all see all: shown by the next one
+        ("position_ids", positions),
+    ):
+        if f"prefix.{name}" in golden:
+            yield equal(f"prefix.{name}", mine, golden[f"prefix.{name}"][:, places])
+    if "prefix.attention_2d" in golden:
+        theirs = golden["prefix.attention_2d"][:, places][:, :, places]
+        yield equal("prefix.attention_2d", seen, theirs)
+    looked = policy.look(policy.pictures(batch)[:1])
     words = state.hidden[:, policy.vision_tokens :]
-    yield near(name, words, golden[name], HIDDEN, relative=True)
+    for name, mine in (
+        ("vision.last_hidden.image0", looked),
+        ("vision.projected.image0", policy.projector(looked)),
+        ("language.embedding_as_used", words),
+    ):
+        yield from near_if(golden, name, mine, HIDDEN, relative=True)
 
 
 def blocks(seen: Tensor) -> Tensor:
@@ -178,7 +175,7 @@ def blocks(seen: Tensor) -> Tensor:
 def placed(golden: Golden, policy: Pi, state: PiState) -> tuple[np.ndarray, np.ndarray]:
     """Which of LeRobot's tokens are here, too, all but those of missing cameras, and which rows of
     them are compared: with such cameras real ones only, since padding is a mean of all there is."""
-    theirs = golden.arrays["prefix.embeddings"].shape[1]
+    theirs = golden.arrays["prefix.pad_mask"].shape[1]
     seen = policy.vision_tokens
     words = state.hidden.shape[1] - seen
     places = np.r_[np.arange(seen), np.arange(theirs - words, theirs)]
@@ -189,7 +186,23 @@ def placed(golden: Golden, policy: Pi, state: PiState) -> tuple[np.ndarray, np.n
 def near_rows(
     name: str, mine: Tensor, golden: Golden, places: np.ndarray, real: np.ndarray
 ) -> Iterator[Line]:
-    yield near(name, mine.numpy()[real], golden[name][:, places][real], HIDDEN, relative=True)
+    """Of the tokens `places` (n,) of LeRobot's, where `real` (b, n)."""
+    if name in golden:
+        theirs = golden[name][:, places][real]
+        yield near(name, mine.numpy()[real], theirs, HIDDEN, relative=True)
+
+
+def near_if(
+    golden: Golden, name: str, mine: Any, bound: float, *, relative: bool = False
+) -> Iterator[Line]:
+    """What a folder does not hold is not compared; what it does is, or `Golden.rest` says so."""
+    if name in golden:
+        yield near(name, mine, golden[name], bound, relative=relative)
+
+
+def equal_if(golden: Golden, name: str, mine: Any) -> Iterator[Line]:
+    if name in golden:
+        yield equal(name, mine, golden[name])
 
 
 def layers(golden: Golden, policy: Pi, run: Pass[PiState], start: PiState) -> Iterator[Line]:
@@ -203,9 +216,18 @@ def layers(golden: Golden, policy: Pi, run: Pass[PiState], start: PiState) -> It
         for name, parts in (("keys_after_rope", run.state.keys), ("values", run.state.values)):
             part = parts[index]
             assert part is not None
-            full = f"cache.{index}.{name}"
-            theirs = golden[full][:, 0][:, places][real]
-            yield near(full, part[:, 0].numpy()[real], theirs, HIDDEN, relative=True)
+            yield from near_rows(
+                f"cache.{index}.{name}", part[:, 0], squeezed(golden), places, real
+            )
+
+
+def squeezed(golden: Golden) -> Golden:
+    """The same with caches (b, 1, n, h) as (b, n, h); what is used of it is used."""
+    found = Golden({})
+    found.used = golden.used
+    for name, values in golden.arrays.items():
+        found.arrays[name] = values[:, 0] if name.startswith("cache.") else values
+    return found
 
 
 def expert(variant: Variant, golden: Golden, policy: Pi, run: Pass[PiState]) -> Iterator[Line]:
@@ -213,16 +235,16 @@ def expert(variant: Variant, golden: Golden, policy: Pi, run: Pass[PiState]) -> 
     suffix = policy.suffix(run.state)
     tokens, condition = policy.embed_suffix(run.state, noise, torch.ones(len(noise)))
     name = "suffix.embeddings_at_t1"
-    yield near(name, tokens, golden[name], HIDDEN, relative=True)
+    yield from near_if(golden, name, tokens, HIDDEN, relative=True)
     if condition is not None:
         name = "suffix.adarms_cond_at_t1"
-        yield near(name, condition, golden[name], HIDDEN, relative=True)
+        yield from near_if(golden, name, condition, HIDDEN, relative=True)
     count = tokens.shape[1]
-    yield equal("suffix.pad_mask", np.ones(tokens.shape[:2], bool), golden["suffix.pad_mask"])
+    yield from equal_if(golden, "suffix.pad_mask", np.ones(tokens.shape[:2], bool))
     own = suffix.attention[:, 0, :, -count:] == 0
-    yield equal("suffix.att_mask", blocks(own), golden["suffix.att_mask"])
+    yield from equal_if(golden, "suffix.att_mask", blocks(own))
     name = "time_embedding_at_t1_and_t0.3"
-    yield near(name, policy.embed_time(torch.tensor([1.0, 0.3])), golden[name], PIXELS)
+    yield from near_if(golden, name, policy.embed_time(torch.tensor([1.0, 0.3])), PIXELS)
 
 
 @contextmanager
@@ -252,27 +274,32 @@ def decisions(
     variant: Variant, golden: Golden, policy: Pi, batch: Batch, run: Pass[PiState]
 ) -> Iterator[Line]:
     noise = torch.from_numpy(variant.inputs["noise"])
-    counts = sorted({int(name[5 : name.index(".")]) for name in golden if name.startswith("steps")})
+    counts = step_counts(golden)
     for steps in counts:
         bound = ONE if steps == 1 else TEN
         with watched(policy) as seen:
             found = denoised(policy, run, noise, steps)
         for name, mine in found.items():
             full = f"steps{steps}.{name}"
-            yield near(full, mine, golden[full], ONE if name in ("times",) else bound)
+            yield from near_if(golden, full, mine, bound)
         with_noise(policy, noise, steps)
         decided = policy.decode(Pass(run.start, run.state, (), run.gates, {}, run.plan), batch)
         full = f"steps{steps}.actions_normalised"
-        yield near(full, decided, golden[full], bound)
+        yield from near_if(golden, full, decided, bound)
         raw = variant.inputs.get("observation.state")
         full = f"steps{steps}.actions"
-        yield near(full, policy.denormalise(decided.numpy(), raw), golden[full], bound)
+        yield from near_if(golden, full, policy.denormalise(decided.numpy(), raw), bound)
         names = [f"in.{index}" for index in range(len(policy.layers))] + ["out", "normed"]
         for step, many in (("first_step", seen[: len(names)]), ("last_step", seen[-len(names) :])):
             for name, mine in zip(names, many, strict=True):
                 full = f"hidden.{step}.expert.{name}"
-                if full in golden and steps == max(counts):
-                    yield near(full, mine, golden[full], HIDDEN, relative=True)
+                if steps == max(counts):
+                    yield from near_if(golden, full, mine, HIDDEN, relative=True)
+
+
+def step_counts(golden: Golden) -> list[int]:
+    """The numbers of steps that a folder has answers of."""
+    return sorted({int(name[5 : name.index(".")]) for name in golden if name.startswith("steps")})
 
 
 def denoised(policy: Pi, run: Pass[PiState], noise: Tensor, steps: int) -> dict[str, Tensor]:
@@ -302,15 +329,14 @@ def alone(variant: Variant, golden: Golden, policy: Pi) -> Iterator[Line]:
         head = f"alone{row}."
         if f"{head}actions" not in golden:
             continue
-        with_noise(policy, noise[row], 10)
+        with_noise(policy, noise[row], max(step_counts(golden)))
         batch = policy.prepare([observation])
         for name, mine in (("tokens", batch.text), ("attention_mask", batch.text_mask)):
             full = f"{head}pre.observation.language.{name}"
-            yield equal(full, mine, golden[full])
+            yield from equal_if(golden, full, mine)
         full = f"{head}pre.observation.state"
-        if full in golden:
-            yield near(full, batch.state, golden[full], PIXELS)
-        yield near(f"{head}actions", policy.infer(observation)[None], golden[f"{head}actions"], TEN)
+        yield from near_if(golden, full, batch.state, PIXELS)
+        yield from near_if(golden, f"{head}actions", policy.infer(observation)[None], TEN)
 
 
 def trained(variant: Variant, golden: Golden, policy: Pi, run: Pass[PiState]) -> Iterator[Line]:
@@ -318,29 +344,27 @@ def trained(variant: Variant, golden: Golden, policy: Pi, run: Pass[PiState]) ->
     raw = inputs.get("observation.state")
     state = np.zeros((len(inputs["action"]), 0)) if raw is None else raw
     actions = policy.inputs.normalised(inputs["action"], state[:, None])
-    yield near(
-        "train.action_normalised", actions, golden["train.action_normalised"], ONE, relative=True
-    )
+    yield from near_if(golden, "train.action_normalised", actions, ONE, relative=True)
     mine = torch.from_numpy(actions)
     # LeRobot masks no padding, and the fixture's is not the last action repeated.
     padded = policy.filled(mine, torch.ones(mine.shape[:2]))
-    yield near("train.action_padded", padded, golden["train.action_padded"], ONE, relative=True)
+    yield from near_if(golden, "train.action_padded", padded, ONE, relative=True)
     noise = torch.from_numpy(inputs["train.noise"])
     with watched(policy) as seen:
         errors = policy.errors(run, padded, noise, torch.from_numpy(inputs["train.time"]))
     name = "train.losses_elementwise_padded"
-    yield near(name, errors, golden[name], LOSS, relative=True)
+    yield from near_if(golden, name, errors, LOSS, relative=True)
     own = errors[..., : policy.dims]
     for name, value in (
         ("loss", own.mean()),
         ("loss_per_sample", own.mean((1, 2))),
         ("loss_per_dim", own.mean((0, 1))),
     ):
-        yield near(f"train.{name}", value, golden[f"train.{name}"], LOSS, relative=True)
+        yield from near_if(golden, f"train.{name}", value, LOSS, relative=True)
     names = [f"in.{index}" for index in range(len(policy.layers))] + ["out", "normed"]
     for name, value in zip(names, seen, strict=True):
         full = f"train.hidden.expert.{name}"
-        yield near(full, value, golden[full], HIDDEN, relative=True)
+        yield from near_if(golden, full, value, HIDDEN, relative=True)
     # Prefix and expert together: padding is a mean of both there, so real tokens only.
     places, _ = placed(golden, policy, run.state)
     real = run.state.mask.numpy()
