@@ -205,13 +205,14 @@ def test_a_real_ones_tensors_all_have_a_place_and_its_type(layout: str) -> None:
     network = {**small.to_json()["network"], "sizes": sizes, "half": True}
     description = {**small.to_json(), "network": network}
     real = rebuild(description, small.body.tokenizer, empty=True)
-    own = {name: tuple(each.shape) for name, each in real.state_dict().items()}
-    assert all(each.is_meta for each in real.state_dict().values())
+    state = real.state_dict()
+    own = {name: tuple(each.shape) for name, each in state.items()}
+    assert all(each.is_meta for each in state.values())
     found = match(own, tensors, names_of(tensors))
     assert len(found.matched) + len(found.unused) == sum(each[0] for each in folded.values())
     assert len(found.unused) == 2  # the two heads
     for theirs, ours in found.matched:
-        assert real.state_dict()[ours].dtype == headers[theirs].dtype, theirs
+        assert state[ours].dtype == headers[theirs].dtype, theirs
 
 
 def test_saved_and_cut_it_answers_to_the_bit(variant: Variant, tmp_path: Path) -> None:

@@ -188,7 +188,8 @@ class Pi(Backbone[PiState]):
         else:
             self.time_mlp_in = nn.Linear(wide, wide)
             self.time_mlp_out = nn.Linear(wide, wide)
-        self.apply(_initialise)
+        if not self.words.weight.is_meta:  # there is nothing to draw
+            self.apply(_initialise)
         _to_precision(self, half=network.half)
         # Of its own generator, and no weight: how a policy answers must hang on `seed` alone.
         noise = torch.randn(
