@@ -20,6 +20,7 @@ from armlet.policies.checkpoint import load_policy, policy_fingerprint, save_pol
 from armlet.policies.contract import Pass, rebuild
 from armlet.policies.pretrained import kinds, pi0, pi05
 from armlet.policies.pretrained.files import Header, Tensors, match
+from armlet.policies.pretrained.lerobot import Relative
 from armlet.policies.pretrained.pi_files import names_of, sizes_of
 from armlet.policies.pretrained.pi_network import Pi, boxed
 from armlet.policies.pretrained.said import Said
@@ -383,6 +384,57 @@ def test_boxed_pictures_are_in_the_middle_an_odd_pixel_below() -> None:
     assert torch.equal(boxed(torch.ones(1, 3, 4, 9), 9, -3.0)[0, 0, 0], torch.full((9,), -3.0))
 
 
+def test_actions_that_are_relative_to_the_state(variant: Variant, tmp_path: Path) -> None:
+    """Of LeRobot's folder as its steps say, of openpi's as an option does."""
+    variant = copied(variant, tmp_path)
+    root = variant.folder / "pretrained_model"
+    plain = variant.load()
+    seen = variant.observations(plain)[1]
+    absolute = plain.infer(seen)
+    names = [*"abcde", "left_GRIPPER", "g"]
+    for file, change in (
+        ("policy_preprocessor.json", {"enabled": True, "action_names": names}),
+        ("policy_postprocessor.json", {"enabled": True}),
+    ):
+        said = json.loads((root / file).read_text())
+        for step in said["steps"]:
+            if step["registry_name"] in (
+                "relative_actions_processor",
+                "absolute_actions_processor",
+            ):
+                step["config"].update(change)
+        (root / file).write_text(json.dumps(said))
+    with pytest.raises(ValueError, match="6 are relative to the state, which has 6 numbers"):
+        variant.load()  # `g`, the seventh, is not left out, and the state has six
+    text = (root / "policy_preprocessor.json").read_text()
+    (root / "policy_preprocessor.json").write_text(text.replace('"g"]', '"gripper"]'))
+    policy = variant.load()
+    assert policy.body.relative == policy.inputs.relative == (0, 1, 2, 3, 4)
+    moved_by = policy.infer(seen) - absolute
+    assert moved_by[:, :5] == pytest.approx(np.tile(seen.state[:5], (10, 1)), abs=1e-6)
+    assert not moved_by[:, 5:].any()
+    save_policy(policy, tmp_path / "saved")
+    assert np.array_equal(load_policy(tmp_path / "saved").infer(seen), policy.infer(seen))
+    kind = KINDS[variant.layout]
+    cameras = {"base_0_rgb": "front", "left_wrist_0_rgb": "wrist"}
+    openpi = as_openpi(variant)
+    said_of_it = said_of(openpi, variant, missing=("right_wrist_0_rgb",), relative=(0, 3))
+    other = kind.load(dataclasses.replace(said_of_it, cameras=cameras), None)
+    without = said_of(openpi, variant, missing=("right_wrist_0_rgb",))
+    usual = kind.load(dataclasses.replace(without, cameras=cameras), None)
+    moved_by = other.infer(seen) - usual.infer(seen)
+    assert moved_by[0, [0, 3]] == pytest.approx(seen.state[[0, 3]], abs=1e-6)
+    assert not moved_by[:, [1, 2, 4, 5, 6]].any()
+    # Its own way of fitting: the pictures reach the network in its size, as openpi's client does it.
+    assert other.prepare([seen]).images["front"].shape == (1, 3, 56, 56)
+
+
+def test_without_names_lerobot_leaves_out_no_dimension() -> None:
+    assert Relative(("gripper",), None).dims(3) == (0, 1, 2)
+    assert Relative((), ("gripper",)).dims(2) == (0, 1)
+    assert Relative(("Jaw", ""), ("x", "left_jaw")).dims(3) == (0, 2)
+
+
 # Files and words that will not do
 
 
@@ -497,6 +549,58 @@ def test_tensors_that_will_not_do(variant: Variant, tmp_path: Path) -> None:
     rewritten(variant, {LM_HEAD: None, EMBEDDED: None})
     with pytest.raises(ValueError, match=r"has no tensor for words\.weight"):
         variant.load()
+
+
+def test_files_that_are_cut_short_or_not_there(variant: Variant, tmp_path: Path) -> None:
+    variant = copied(variant, tmp_path)
+    root = variant.folder / "pretrained_model"
+    file = root / "model.safetensors"
+    whole = file.read_bytes()
+    for content, said in (
+        (whole[:-5], "it was cut short"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "LFS"),
+        ((2**40).to_bytes(8, "little") + b"{}", "no whole safetensors file"),
+    ):
+        file.write_bytes(content)
+        with pytest.raises(ValueError, match=said):
+            variant.load()
+    file.unlink()
+    with pytest.raises(FileNotFoundError, match=r"model\.safetensors"):
+        variant.load()
+    file.write_bytes(whole)
+    steps = root / "policy_preprocessor.json"
+    text = steps.read_text()
+    steps.write_text(text.replace("to_batch_processor", "run_my_code_processor"))
+    with pytest.raises(ValueError, match=r"step 1 \(run_my_code_processor\) is not known here"):
+        variant.load()
+    steps.unlink()
+    with pytest.raises(FileNotFoundError, match=r"policy_preprocessor\.json is missing"):
+        variant.load()
+
+
+def test_the_order_of_steps_is_looked_at(tmp_path: Path) -> None:
+    variant = copied(variant_of("pi05"), tmp_path)
+    file = variant.folder / "pretrained_model" / "policy_preprocessor.json"
+    said = json.loads(file.read_text())
+    said["steps"].insert(2, said["steps"].pop(4))  # the prompt ahead of normalising
+    file.write_text(json.dumps(said))
+    with pytest.raises(ValueError, match="the prompt is made before the state is normalised"):
+        variant.load()
+
+
+def test_a_prompt_without_the_state_is_openpis_alone(tmp_path: Path) -> None:
+    variant = copied(variant_of("pi05"), tmp_path)
+    openpi = as_openpi(variant)
+    policy = pi05.load(said_of(openpi, variant, state_in_prompt=False), None)
+    assert isinstance(policy, Pi) and policy.inputs.prompt is None
+    ids, real = policy.inputs.words([" open_the drawer\n"])
+    words = policy.body.tokenizer
+    line = words.encode("\n", add_special_tokens=False).ids
+    assert ids[0][real[0]].tolist() == words.encode("open the drawer").ids + line
+    with pytest.raises(ValueError, match="state_in_prompt = false is for checkpoints of openpi's"):
+        pi05.load(
+            said_of(variant.folder / "pretrained_model", variant, state_in_prompt=False), None
+        )
 
 
 def test_another_networks_tokenizer_is_refused(variant: Variant, tmp_path: Path) -> None:
