@@ -68,7 +68,8 @@ class Variant:
         )
 
     def load(self, **more: Any) -> Pi:
-        """The policy of LeRobot's folder, with the cameras that the robot has."""
+        """The policy of LeRobot's folder, with the cameras that the robot has; `more` as `said`
+        has it."""
         said = self.said(**more)
         missing = []
         for ours, theirs in Folder.read(said.checkpoint).robots_cameras.items():
@@ -421,12 +422,9 @@ def written_by(variant: Variant, place: Path, golden: Golden) -> Iterator[Line]:
         if not (folder / "model.safetensors").exists():
             weights = variant.folder / "pretrained_model" / "model.safetensors"
             (folder / "model.safetensors").symlink_to(weights)
-        other = Variant(variant.layout, variant.folder, variant.fixture, variant.inputs)
-        said = other.said(place=str(folder))
-        policy = KINDS[variant.layout].load(said, None)
-        assert isinstance(policy, Pi)
+        policy = variant.load(place=root)
         name = "steps10.actions_normalised"
-        yield near(f"{place.name}.{name}", actions_of(other, policy, 10), golden[name], TEN)
+        yield near(f"{place.name}.{name}", actions_of(variant, policy, 10), golden[name], TEN)
 
 
 def of_before(variant: Variant, place: Path) -> Iterator[Line]:

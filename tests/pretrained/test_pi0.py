@@ -214,6 +214,24 @@ def test_a_real_ones_tensors_all_have_a_place_and_its_type(layout: str) -> None:
     assert len(found.unused) == 2  # the two heads
     for theirs, ours in found.matched:
         assert state[ours].dtype == headers[theirs].dtype, theirs
+    # It also runs at that size; and whatever it makes on the way is where it is itself.
+    batch = on_meta(with_targets(variant_of(layout), small))
+    real = real.to("meta")
+    run = real.run_layers(real.embed(batch), batch)
+    assert real.decode(run, batch).shape == (2, 10, 7) and real.loss(run, batch).shape == (2,)
+    assert run.state.hidden.shape[1:] == (2 * 256 + small.text_tokens, 2048)
+
+
+def on_meta(batch: Batch) -> Batch:
+    """The same without numbers, where a tensor that stands elsewhere is an error."""
+    moved: dict[str, object] = {
+        "images": {name: each.to("meta") for name, each in batch.images.items()}
+    }
+    for each in dataclasses.fields(batch):
+        value = getattr(batch, each.name)
+        if isinstance(value, Tensor):
+            moved[each.name] = value.to("meta")
+    return dataclasses.replace(batch, **moved)  # type: ignore[arg-type]
 
 
 def test_saved_and_cut_it_answers_to_the_bit(variant: Variant, tmp_path: Path) -> None:
@@ -672,13 +690,27 @@ def test_openpis_statistics_of_more_numbers_are_cut_to_the_robots(
     assert isinstance(filled, Pi) and filled.dims == 32
 
 
-def test_in_half_precision_it_stays_close_and_norms_stay_whole(variant: Variant) -> None:
+def test_in_half_precision_norms_stay_whole(variant: Variant, tmp_path: Path) -> None:
     policy = variant.load(precision="bf16")
     for name, parameter in policy.named_parameters():
         whole = any(
             part in name for part in ("norm", "vision.", "projector", "action_", "time_", "state_")
         )
         assert parameter.dtype == (torch.float32 if whole else torch.bfloat16), name
+    seen = variant.observations(policy)[0]
+    save_policy(policy, tmp_path / "half")
+    assert np.array_equal(load_policy(tmp_path / "half").infer(seen), policy.infer(seen))
+
+
+def test_what_a_student_learns_in_half_of_the_precision(variant: Variant) -> None:
+    """As `distil` runs it: matrix products in bfloat16, a router in front."""
+    routed = Routing().build(variant.load()).train()
+    batch = with_targets(variant, variant.load())
+    with torch.autocast("cpu", torch.bfloat16):
+        run = routed.run_layers(routed.embed(batch), batch)
+        made = routed.loss(run, batch).sum() + routed.decode(run, batch).sum()
+    made.backward()
+    assert made.dtype == torch.float32 and made.isfinite()
 
 
 def test_plan_is_known_only_where_nobody_routes(variant: Variant) -> None:
