@@ -87,6 +87,24 @@ def test_letterbox_shows_all_of_it_between_even_bars(found, wanted, inner, top, 
 
 
 @pytest.mark.parametrize(
+    ("found", "inner", "top", "left"),
+    [
+        ((10, 31), (7, 24), 8, 0),  # 7.74 rows, of which `letterbox` would make 8
+        ((31, 10), (24, 7), 0, 8),
+        ((72, 96), (18, 24), 3, 0),
+    ],
+)
+def test_openpis_box_cuts_to_whole_pixels(found, inner, top, left) -> None:
+    image = np.maximum(noise(*found), 1)
+    boxed = fit_picture(image, 24, "openpi")
+    inside = boxed[top : top + inner[0], left : left + inner[1]].copy()
+    np.testing.assert_array_equal(inside, fit_picture(image, inner, "stretch"))
+    boxed[top : top + inner[0], left : left + inner[1]] = 0
+    assert boxed.shape == (24, 24, 3) and not boxed.any()
+    assert fit_picture(noise(24, 24), 24, "openpi").any()
+
+
+@pytest.mark.parametrize(
     ("found", "whole", "part"),
     [((48, 64), (24, 32), np.s_[:, 4:28]), ((72, 48), (36, 24), np.s_[6:30, :])],
 )

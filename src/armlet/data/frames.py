@@ -73,13 +73,16 @@ class BatchMaker:
         self._end = np.repeat(ends, ends - frames.begins)
         # Normalised once for all epochs; what is drawn are rows of these.
         self._state = state.apply(frames.state).astype(np.float32)
-        self._actions = actions.apply(frames.actions).astype(np.float32)
-        executed = actions.apply(frames.executed).astype(np.float32)
-        self._previous = np.zeros_like(executed)
-        self._previous[1:] = executed[:-1]
+        self._inputs = inputs
+        # Relative to the state of each row itself; a chunk's are to that of its first.
+        self._actions = inputs.normalised(frames.actions, frames.state)
         # At a beginning nothing was done: zeros in the robot's numbers, which are not zeros here.
-        self._previous[frames.begins] = actions.apply(np.zeros(executed.shape[1], np.float32))
-        self._text, self._text_mask = inputs.words(frames.texts)
+        before = np.zeros_like(frames.executed)
+        before[1:] = frames.executed[:-1]
+        before[frames.begins] = 0
+        self._previous = inputs.normalised(before, frames.state)
+        if inputs.prompt is None:
+            self._text, self._text_mask = inputs.words(frames.texts)
         self._descriptions, self._described = inputs.words(frames.descriptions, any_length=True)
         self._privileged = {}
         for name, values in frames.privileged.items():
@@ -102,9 +105,9 @@ class BatchMaker:
         frames = self.frames
         wanted = rows[:, None] + np.arange(self.chunk)  # (b, k): the rows of the chunk's actions
         valid = wanted < self._end[rows][:, None]
-        actions = self._actions[np.minimum(wanted, len(self) - 1)]  # (b, k, a)
+        actions = self._chunks(rows, np.minimum(wanted, len(self) - 1))  # (b, k, a)
         actions[~valid] = 0
-        asked = frames.asked[rows]
+        text, real = self._words(rows)
         description = None
         description_mask = None
         if frames.described is not None:
@@ -114,8 +117,8 @@ class BatchMaker:
         return Batch(
             images={name: self._images(name, rows) for name in frames.images},
             # Padded to the longest of all: one shape, so compiled code is compiled once.
-            text=self._tensor(self._text[asked]),
-            text_mask=self._tensor(self._text_mask[asked]),
+            text=self._tensor(text),
+            text_mask=self._tensor(real),
             state=self._tensor(self._state[rows]),
             previous_action=self._tensor(self._previous[rows]),
             actions=self._tensor(actions),
@@ -126,6 +129,22 @@ class BatchMaker:
             labels=self._columns(frames.labels, rows),
             privileged=self._columns(self._privileged, rows),
         )
+
+    def _chunks(self, rows: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+        """The normalised actions of rows `wanted` (b, k), decided at `rows` (b,)."""
+        if not self._inputs.relative:
+            return self._actions[wanted]
+        state = self.frames.state[rows][:, None]  # (b, 1, s)
+        return self._inputs.normalised(self.frames.actions[wanted], state)
+
+    def _words(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Ids (b, t) of what is said at `rows`, and which are real."""
+        frames = self.frames
+        asked = frames.asked[rows]
+        if self._inputs.prompt is None:
+            return self._text[asked], self._text_mask[asked]
+        # Read anew each time: with the state in it hardly a prompt comes twice.
+        return self._inputs.prompt([frames.texts[each] for each in asked], self._state[rows])
 
     def expect(self, rows: np.ndarray) -> None:
         """A word that the pictures of `rows` (b,) are asked for next: those that are streamed are

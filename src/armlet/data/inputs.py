@@ -29,16 +29,33 @@ class Reader(Protocol):
         ...
 
 
+class StateReader(Protocol):
+    """How a policy reads whose prompt holds the state as well."""
+
+    def __call__(self, texts: Sequence[str], states: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """n texts and normalised states (n, s) → as a `Reader`, always of the same width t."""
+        ...
+
+
 @dataclass(frozen=True)
 class Inputs:
     """`view`: the pictures that are looked at; `words`: how texts are read; `state` and `actions`:
-    how these are normalised; `chunk`: how many actions are decided at a time."""
+    how these are normalised; `chunk`: how many actions are decided at a time; `relative`: action
+    dimensions that are, before normalising, what they are beyond the state's numbers of the same
+    index; `prompt`: what reads an instruction with the state, in place of `words`."""
 
     view: View
     words: Reader
     state: Normaliser
     actions: Normaliser
     chunk: int
+    relative: tuple[int, ...] = ()
+    prompt: StateReader | None = None
+
+    def normalised(self, actions: np.ndarray, state: np.ndarray) -> np.ndarray:
+        """Actions (…, a) in the robot's numbers, of moments whose state (…, s) is that → normalised,
+        float32."""
+        return self.actions.apply(beyond(actions, state, self.relative)).astype(np.float32)
 
     def batch(self, observations: Sequence[Observation], *, device: torch.device) -> Batch:
         """What a robot observes, at b moments, as a batch.
@@ -58,18 +75,17 @@ class Inputs:
                 pictures.append(fit_picture(picture, size, self.view.fit, camera=name))
             stacked = torch.from_numpy(np.stack(pictures)).to(device)
             images[name] = stacked.permute(0, 3, 1, 2).float().div_(255)  # (b, 3, h, w), [0, 1]
-        ids, real = self.words([seen.instruction for seen in observations])
         if len(self.state.offset):
-            states = []
-            for seen in observations:
-                states.append(self.state.apply(_numbers("state", seen.state, self.state)))
-            state = np.stack(states)  # (b, s)
+            raw = [_numbers("state", seen.state, self.state) for seen in observations]
         else:  # taught without a state: whatever the robot says of its own is not looked at
-            state = np.zeros((len(observations), 0), np.float32)
+            raw = [np.zeros(0, np.float32)] * len(observations)
+        state = np.stack([self.state.apply(each) for each in raw])  # (b, s)
+        texts = [seen.instruction for seen in observations]
+        ids, real = self.prompt(texts, state) if self.prompt else self.words(texts)
         previous = []
-        for seen in observations:
+        for seen, now in zip(observations, raw, strict=True):
             action = _numbers("previous_action", seen.previous_action, self.actions)
-            previous.append(self.actions.apply(action))
+            previous.append(self.normalised(action, now))
         return Batch(
             images=images,
             text=torch.from_numpy(ids).to(device),
@@ -77,6 +93,16 @@ class Inputs:
             state=torch.from_numpy(state).to(device),
             previous_action=torch.from_numpy(np.stack(previous)).to(device),
         )
+
+
+def beyond(actions: np.ndarray, state: np.ndarray, dims: Sequence[int]) -> np.ndarray:
+    """Actions (…, a) whose dimensions `dims` say how far they are from the state (…, s); the others
+    as they are."""
+    if not dims:
+        return actions
+    found = np.array(actions)
+    found[..., dims] -= state[..., dims]
+    return found
 
 
 def _check_told(seen: Observation, cameras: Collection[str]) -> None:

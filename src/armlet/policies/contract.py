@@ -182,6 +182,8 @@ class Body:
     tokenizer: Tokenizer
     state_names: tuple[str, ...] = ()  # one a number of the state; none where nobody knows
     fit: Fit = "exact"  # how a picture of another size than the policy's is brought to it
+    # Action dimensions that are relative to the state's of the same index, before normalising.
+    relative: tuple[int, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Everything but the tokenizer."""
@@ -195,6 +197,8 @@ class Body:
             said["state_names"] = list(self.state_names)
         if self.fit != "exact":
             said["fit"] = self.fit
+        if self.relative:
+            said["relative"] = list(self.relative)
         return said
 
     @classmethod
@@ -212,6 +216,7 @@ class Body:
             tokenizer=tokenizer,
             state_names=tuple(names),
             fit=known_fit(description.get("fit", "exact")),
+            relative=tuple(description.get("relative", ())),
         )
 
 
@@ -295,7 +300,8 @@ class Backbone(nn.Module, Policy, Generic[S]):
         """How it wants pictures, words and numbers. A network with a prompt, a tokenizer or a
         padding of its own brings its own `words`."""
         words = Words(self.body.tokenizer, self.text_tokens)
-        return Inputs(self.view, words, self.body.state, self.body.actions, self.chunk)
+        body = self.body
+        return Inputs(self.view, words, body.state, body.actions, self.chunk, body.relative)
 
     @property
     def robot(self) -> RobotSpec:
@@ -418,10 +424,18 @@ class Backbone(nn.Module, Policy, Generic[S]):
 
     def denormalise(self, actions: np.ndarray, state: np.ndarray | None = None) -> np.ndarray:
         """Normalised actions (…, k, a) → what the robot takes, within its range. `state` (…, s) is
-        the robot's own, in its own numbers, for policies whose actions are relative to it."""
+        the robot's own, in its own numbers, for policies whose actions are relative to it. Raises
+        ValueError where it is needed and is not there."""
         spec = self.body.action_spec
+        found = self.body.actions.invert(actions)
+        relative = self.body.relative
+        if relative:
+            if state is None:
+                raise ValueError(f"{self.kind}: its actions are relative to the state; give one")
+            found = np.array(found)
+            found[..., relative] += np.asarray(state)[..., None, relative]
         # A network's numbers have no bounds, and a robot's controller may fault beyond its own.
-        return np.clip(self.body.actions.invert(actions), spec.low, spec.high).astype(np.float32)
+        return np.clip(found, spec.low, spec.high).astype(np.float32)
 
     @torch.inference_mode()
     def decide(self, observation: Observation) -> Decision:

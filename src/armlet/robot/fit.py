@@ -18,7 +18,9 @@ from PIL import Image
 
 from armlet.robot import oft_pictures
 
-Fit = Literal["exact", "letterbox", "crop", "stretch", "bicubic", "any", "oft", "oft_whole"]
+Fit = Literal[
+    "exact", "letterbox", "crop", "stretch", "bicubic", "openpi", "any", "oft", "oft_whole"
+]
 # Those that networks of our own are taught with; the others are how other projects' see.
 Taught = Literal["exact", "letterbox", "crop", "stretch"]
 VERSION = 1  # of the arithmetic below: raise it where a picture would be fitted to other bits
@@ -85,6 +87,7 @@ def fit_picture(
     columns left over are odd, the last bar has one more). `bicubic`: as `stretch`, with Pillow's
     bicubic filter, as OpenVLA. `oft`: as OpenVLA-OFT's evaluation prepares it, also where it is of
     that size, 224 × 224, already (see `oft_pictures`); `oft_whole`: the same without its crop.
+    `openpi`: as `letterbox`, with sizes cut to whole pixels where that rounds, as openpi's client.
     `crop`: as small as fills, the middle of it. `stretch`: both axes scaled on their own. `exact`: raises FitError, naming `camera`, where
     the picture is not of that size.
     """
@@ -111,6 +114,8 @@ def fit_picture(
         raise FitError(_another_size(camera, found, (height, width)))
     if fit == "letterbox":
         return _letterbox(image, height, width)
+    if fit == "openpi":
+        return _boxed(image, height, width, *_cut(found, height, width))
     if fit == "crop":
         return _scaled(image, height, width, box=_middle(found, height, width))
     if fit == "stretch":
@@ -153,6 +158,20 @@ def _letterbox(image: np.ndarray, height: int, width: int) -> np.ndarray:
     # At least a row and a column, of however thin a picture; never more than there is room for.
     inner_height = min(height, max(1, round(image.shape[0] * scale)))
     inner_width = min(width, max(1, round(image.shape[1] * scale)))
+    return _boxed(image, height, width, inner_height, inner_width)
+
+
+def _cut(found: tuple[int, ...], height: int, width: int) -> tuple[int, int]:
+    """(height, width) of a picture in openpi's box (openpi_client/image_tools.py, in its order of
+    operations: another one may lose a row to rounding)."""
+    ratio = max(found[1] / width, found[0] / height)
+    return max(1, int(found[0] / ratio)), max(1, int(found[1] / ratio))
+
+
+def _boxed(
+    image: np.ndarray, height: int, width: int, inner_height: int, inner_width: int
+) -> np.ndarray:
+    """A picture at its inner size in the middle of a black one."""
     top = (height - inner_height) // 2
     left = (width - inner_width) // 2
     inner = _scaled(image, inner_height, inner_width)

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from armlet.data.corpus import Corpus
 from armlet.data.files import appending, hold, read_json, whole_lines, write_atomically
 from armlet.data.frames import BatchMaker, Frames, draw
+from armlet.data.inputs import beyond
 from armlet.data.transforms import Moment
 from armlet.layers.ema import SelfTeacher
 from armlet.lineage import (
@@ -236,8 +237,9 @@ def make_batches(policy: Backbone, frames: Frames) -> BatchMaker:
     states = body.state_names or list(map(str, range(frames.state.shape[1])))
     actions = body.action_spec.names
     check_sane("observation.state", frames.state, body.state, states)
-    check_sane("action", frames.actions, body.actions, actions)
-    check_sane("executed", frames.executed, body.actions, actions)
+    for name, values in (("action", frames.actions), ("executed", frames.executed)):
+        shown = beyond(values, frames.state, body.relative)
+        check_sane(name, shown, body.actions, actions)
     return batches
 
 

@@ -97,24 +97,21 @@ class Tokens:
 @dataclass(frozen=True)
 class Relative:
     """Actions that were taught as what they are beyond the state, before normalising: in all
-    dimensions but those whose names hold one of `exclude`."""
+    dimensions but those whose names, `names`, hold one of `exclude`. Without names LeRobot leaves
+    out none."""
 
     exclude: tuple[str, ...]
     names: tuple[str, ...] | None
 
-    def dims(self, names: tuple[str, ...]) -> tuple[int, ...]:
-        """The dimensions that are relative, by the names of the action. Raises ValueError where
-        somebody is to be left out and there are no names to find them by."""
-        names = self.names or names
-        if self.exclude and all(name.isdigit() for name in names):
-            raise ValueError(
-                "relative_actions_processor leaves out dimensions by their names "
-                f"({', '.join(self.exclude)}), and nobody knows the names of the actions; give "
-                "`names` in [robot] of policy.toml"
-            )
+    def dims(self, count: int) -> tuple[int, ...]:
+        """The dimensions that are relative, of `count`."""
+        words = [word.lower() for word in self.exclude if word]
+        names = self.names or ()
         kept = []
-        for index, name in enumerate(names):
-            if not any(word in name.lower() for word in map(str.lower, self.exclude)):
+        for index in range(count):
+            # Dimensions beyond the names are relative, as in LeRobot.
+            name = names[index].lower() if index < len(names) else ""
+            if not any(word in name for word in words):
                 kept.append(index)
         return tuple(kept)
 
