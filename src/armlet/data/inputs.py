@@ -14,7 +14,7 @@ from torch import Tensor
 
 from armlet.robot.fit import View, fit_picture
 from armlet.robot.normalise import Normaliser
-from armlet.robot.observation import Observation
+from armlet.robot.observation import Observation, recent
 from armlet.types import Batch
 
 
@@ -32,13 +32,15 @@ class Reader(Protocol):
 @dataclass(frozen=True)
 class Inputs:
     """`view`: the pictures that are looked at; `words`: how texts are read; `state` and `actions`:
-    how these are normalised; `chunk`: how many actions are decided at a time."""
+    how these are normalised; `chunk`: how many actions are decided at a time; `history`: how many
+    observations are looked at."""
 
     view: View
     words: Reader
     state: Normaliser
     actions: Normaliser
     chunk: int
+    history: int = 1
 
     def batch(self, observations: Sequence[Observation], *, device: torch.device) -> Batch:
         """What a robot observes, at b moments, as a batch.
@@ -48,24 +50,29 @@ class Inputs:
         """
         if not observations:
             raise ValueError("found no observation, expected at least one")
+        # Of b moments the o observations that end there, in a row: (b · o).
+        row: list[Observation] = []
         for seen in observations:
+            row += recent(seen, self.history)
+        for seen in row:
             _check_told(seen, self.view.cameras)
         images = {}
         for name, size in self.view.cameras.items():
             pictures = []
-            for seen in observations:
+            for seen in row:
                 picture = np.asarray(seen.images[name])
                 pictures.append(fit_picture(picture, size, self.view.fit, camera=name))
             stacked = torch.from_numpy(np.stack(pictures)).to(device)
-            images[name] = stacked.permute(0, 3, 1, 2).float().div_(255)  # (b, 3, h, w), [0, 1]
+            # (b, 3, h, w), [0, 1]; with a history (b, o, 3, h, w)
+            images[name] = self._grouped(stacked.permute(0, 3, 1, 2).float().div_(255))
         ids, real = self.words([seen.instruction for seen in observations])
         if len(self.state.offset):
             states = []
-            for seen in observations:
+            for seen in row:
                 states.append(self.state.apply(_numbers("state", seen.state, self.state)))
             state = np.stack(states)  # (b, s)
         else:  # taught without a state: whatever the robot says of its own is not looked at
-            state = np.zeros((len(observations), 0), np.float32)
+            state = np.zeros((len(row), 0), np.float32)
         previous = []
         for seen in observations:
             action = _numbers("previous_action", seen.previous_action, self.actions)
@@ -74,9 +81,13 @@ class Inputs:
             images=images,
             text=torch.from_numpy(ids).to(device),
             text_mask=torch.from_numpy(real).to(device),
-            state=torch.from_numpy(state).to(device),
+            state=self._grouped(torch.from_numpy(state).to(device)),
             previous_action=torch.from_numpy(np.stack(previous)).to(device),
         )
+
+    def _grouped(self, values: Tensor) -> Tensor:
+        """(b · o, …) → (b, o, …); where one observation is looked at, as it is."""
+        return values if self.history == 1 else values.unflatten(0, (-1, self.history))
 
 
 def _check_told(seen: Observation, cameras: Collection[str]) -> None:
