@@ -115,9 +115,8 @@ def run(
     recorded, and not carried out (DAgger). None: recorded is what the actor itself wanted.
     `disturb`: the action that was wanted → the one carried out in its place. `execute`: actions of
     a chunk carried out before the actor looks again (None: its own number). `lag` steps pass in the
-    world while it thinks; `late` says what the arm does meanwhile (see above). `record`: the world
-    is looked at in every step and kept. `on_look` is given what the actor is about to see;
-    `on_world` the world as it begins and after every step.
+    world while it thinks; `late` says what the arm does meanwhile (see above). `record`: every
+    step is looked at and kept. `on_look` is given what the actor sees, `on_world` each world.
 
     Raises ValueError where a chunk has fewer actions than should be carried out.
     """
