@@ -276,7 +276,7 @@ class Backbone(nn.Module, Policy, Generic[S]):
         padding of its own brings its own `words`."""
         words = Words(self.body.tokenizer, self.text_tokens)
         body = self.body
-        return Inputs(self.view, words, body.state, body.actions, self.chunk, self.history)
+        return Inputs(self.view, words, body.state, body.actions, self.chunk, history=self.history)
 
     @property
     def robot(self) -> RobotSpec:
