@@ -9,13 +9,10 @@ import numpy as np
 import torch
 from golden import Golden, Line, near
 
-from armlet.benchmarks import World
 from armlet.layers.detr import map_positions
 from armlet.policies.pretrained.act_network import ACT
-from armlet.robot.observation import Observation
-from armlet.rollout.loop import run
 from armlet.types import Batch
-from goldens.lerobot_kinds import Fixture, hearing, tensor, training
+from goldens.lerobot_kinds import Fixture, drive, hearing, tensor, training
 
 BOUND = 1e-4
 
@@ -112,36 +109,8 @@ def sequence(policy: ACT, fixture: Fixture) -> Iterator[Line]:
         return
     expected = golden["sequence.actions"]
     seen = fixture.observations("sequence.")
-    found = drive(policy, fixture, seen)
+    found = drive(policy, seen, fixture.robot().action)
     yield near("sequence.actions", found, expected, _bound(expected))
-
-
-def drive(policy: ACT, fixture: Fixture, seen: list[Observation]) -> np.ndarray:
-    """(T, a): what the closed loop carries out where these observations follow one another."""
-    world = Film(seen)
-    run(world, policy, spec=fixture.robot().action, limit=len(seen))
-    return np.stack(world.told)
-
-
-class Film(World):
-    """Shows observations one after the other, whatever it is told."""
-
-    over = False
-    instruction = ""
-
-    def __init__(self, seen: list[Observation]) -> None:
-        self.seen = seen
-        self.told: list[np.ndarray] = []
-
-    def observe(self) -> Observation:
-        return self.seen[len(self.told)]
-
-    def step(self, action: np.ndarray) -> bool:
-        self.told.append(np.array(action))
-        return False
-
-    def close(self) -> None:
-        pass
 
 
 def trained(policy: ACT, fixture: Fixture) -> Iterator[Line]:
@@ -184,47 +153,32 @@ def trained(policy: ACT, fixture: Fixture) -> Iterator[Line]:
 
 def moved(policy: ACT, fixture: Fixture) -> Iterator[Line]:
     """Where a number that never moved in the data has moved: enormous inputs, and a constant back."""
-    names = [name for name in fixture.outputs if name.startswith("constant_moved.")]
+    prefix = "constant_moved."
+    names = [name for name in fixture.outputs if name.startswith(prefix)]
     if not names:
         return
-    others = {**fixture.inputs}
-    for name in fixture.inputs:
-        if name.startswith("constant_moved."):
-            others[name.removeprefix("constant_moved.")] = fixture.inputs[name]
-    prefixed = Golden(
-        {name.removeprefix("constant_moved."): fixture.outputs[name] for name in names}
-    )
-    elsewhere = replace(fixture, inputs=others)
+    # The moved numbers stand among the inputs, or beside the answers.
+    inputs = dict(fixture.inputs)
+    for name, values in {**fixture.outputs.arrays, **fixture.inputs}.items():
+        if name.startswith(f"{prefix}observation."):
+            inputs[name.removeprefix(prefix)] = values
+    elsewhere = replace(fixture, inputs=inputs)
     batch = policy.prepare(elsewhere.observations())
+    state, environment = batch.state.split([policy.sizes.state, policy.sizes.environment], -1)
     with torch.no_grad():
-        for line in prepared_some(policy, batch, prefixed):
-            yield replace(line, name=f"constant_moved.{line.name}")
         decided = policy(batch)
-    if "actions_normalised" in prefixed:
-        expected = prefixed["actions_normalised"]
-        yield near("constant_moved.actions_normalised", decided, expected, BOUND)
-    if "actions" in prefixed:
-        expected = prefixed["actions"]
-        found = actions(policy, elsewhere)
-        yield near("constant_moved.actions", found, expected, _bound(expected))
-    rest = prefixed.rest()
-    yield replace(rest, name=f"constant_moved: {rest.name}")
-
-
-def prepared_some(policy: ACT, batch: Batch, golden: Golden) -> Iterator[Line]:
-    """`prepared`, of what is there."""
-    for name, image in zip(policy.seen, policy.see(batch), strict=True):
-        key = _key(golden, name)
-        if key in golden:
-            yield near(key, image, golden[key], 1e-5)
-    numbers = {
-        "state": batch.state[:, : policy.sizes.state],
-        "environment_state": batch.state[:, policy.sizes.state :],
-    }
-    for name, found in numbers.items():
-        for key in (f"pre.observation.{name}", f"observation.{name}", f"{name}_normalised"):
-            if key in golden:
-                yield near(key, found, golden[key], 1e-5, relative=True)
+    for name in names:
+        expected = fixture.outputs[name]
+        if name.startswith(f"{prefix}observation."):
+            continue
+        found = state
+        bound = 1e-5 * max(1.0, float(np.abs(expected).max()))
+        if "environment" in name:
+            found = environment
+        elif "action" in name:
+            bound = _bound(expected)
+            found = decided if "normalised" in name else tensor(actions(policy, elsewhere))
+        yield near(name, found, expected, bound)
 
 
 def _key(golden: Golden, camera: str) -> str:

@@ -1,7 +1,6 @@
 """What the comparisons of LeRobot's ACT and Diffusion Policy have in common: a fixture's arrays, its
 checkpoint in every form that the folder holds, and its inputs as a robot's observations."""
 
-import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -15,11 +14,13 @@ from golden import Golden
 from safetensors.numpy import load_file
 from torch import Tensor, nn
 
+from armlet.benchmarks import World
 from armlet.policies.checkpoint import load_policy
 from armlet.policies.contract import Backbone
 from armlet.policies.pretrained.lerobot import camera_name
 from armlet.robot.observation import Observation
 from armlet.robot.spec import ActionSpec, ObservationSpec, RobotSpec
+from armlet.rollout.loop import run
 
 CHECKPOINT = "pretrained_model"
 STATE = "observation.state"
@@ -114,8 +115,32 @@ class Fixture:
         return seen
 
 
-def fixture_json(folder: Path) -> dict:
-    return json.loads((folder / "fixture.json").read_text())
+class Film(World):
+    """Shows observations one after the other, whatever it is told."""
+
+    over = False
+    instruction = ""
+
+    def __init__(self, seen: list[Observation]) -> None:
+        self.seen = seen
+        self.told: list[np.ndarray] = []
+
+    def observe(self) -> Observation:
+        return self.seen[len(self.told)]
+
+    def step(self, action: np.ndarray) -> bool:
+        self.told.append(np.array(action))
+        return False
+
+    def close(self) -> None:
+        pass
+
+
+def drive(policy: Backbone, seen: list[Observation], spec: ActionSpec) -> np.ndarray:
+    """(T, a): what the closed loop carries out where these observations follow one another."""
+    world = Film(seen)
+    run(world, policy, spec=spec, limit=len(seen))
+    return np.stack(world.told)
 
 
 @contextmanager

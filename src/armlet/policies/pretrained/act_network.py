@@ -175,7 +175,9 @@ class ACT(Backbone[ActState]):
         """The pictures (b, 3, h, w) of each camera as the network reads them."""
         found = []
         for number, name in enumerate(self.seen):
-            found.append(lerobot_body.normalised(batch.images[name].contiguous(), self.statistics[number]))
+            found.append(
+                lerobot_body.normalised(batch.images[name].contiguous(), self.statistics[number])
+            )
         return found
 
     def embed(self, batch: Batch) -> ActState:
