@@ -126,14 +126,14 @@ class ResNet(nn.Module):
                 dilation = 2 if is_dilated and index else 1
                 blocks.append(block(enters, inner, 1 if index else stride, norm, dilation))
                 enters = inner * (WIDER if is_bottleneck else 1)
-            setattr(self, f"layer{stage + 1}", nn.Sequential(*blocks))
+            self.add_module(f"layer{stage + 1}", nn.Sequential(*blocks))
         self.channels = enters
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.bn1(self.conv1(x)))
         x = F.max_pool2d(x, 3, 2, 1)
-        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
-            x = stage(x)
+        for stage in range(1, 5):
+            x = self.get_submodule(f"layer{stage}")(x)
         return x
 
     def grid(self, height: int, width: int) -> tuple[int, int]:

@@ -109,23 +109,8 @@ class ACT(Backbone[ActState]):
         self.chunk = sizes.chunk
         self.execute = sizes.execute
         self.register_buffer("statistics", lerobot_body.as_tensor(pictures), persistent=False)
-        options = {
-            "pre_norm": sizes.pre_norm,
-            "activation": sizes.activation,
-            "dropout": sizes.dropout,
-        }
-
-        def encoder(depth: int) -> list[nn.Module]:
-            made = []
-            for _ in range(depth):
-                made.append(EncoderLayer(width, sizes.heads, sizes.feedforward, **options))
-            return made
-
-        def last_norm() -> nn.Module:
-            return nn.LayerNorm(width) if sizes.pre_norm else nn.Identity()
-
-        self.layers = nn.ModuleList(encoder(sizes.encoder_layers))
-        self.encoder_norm = last_norm()
+        self.layers = nn.ModuleList(self._encoder(sizes.encoder_layers))
+        self.encoder_norm = self._last_norm()
         if cameras:
             self.backbone = ResNet(
                 sizes.backbone, width=sizes.backbone_width, norm="frozen", dilated=sizes.dilated
@@ -142,21 +127,47 @@ class ACT(Backbone[ActState]):
         singles = 1 + bool(sizes.state) + bool(sizes.environment)
         self.encoder_1d_feature_pos_embed = nn.Embedding(singles, width)
         if sizes.vae:
-            self.vae_encoder = _Layers(encoder(sizes.vae_layers), last_norm())
-            self.vae_encoder_cls_embed = nn.Embedding(1, width)
-            if sizes.state:
-                self.vae_encoder_robot_state_input_proj = nn.Linear(sizes.state, width)
-            self.vae_encoder_action_input_proj = nn.Linear(self.dims, width)
-            self.vae_encoder_latent_output_proj = nn.Linear(width, 2 * sizes.latent)
-            # The class, the state, the actions. In the file, too, so that it stays in the weights.
-            read = 1 + bool(sizes.state) + sizes.chunk
-            self.register_buffer("vae_encoder_pos_enc", line_positions(read, width)[None])
+            self._build_vae()
         decoder: list[nn.Module] = []
         for _ in range(sizes.decoder_layers):
-            decoder.append(DecoderLayer(width, sizes.heads, sizes.feedforward, **options))
+            decoder.append(DecoderLayer(width, sizes.heads, sizes.feedforward, **self._options))
         self.decoder = _Layers(decoder, nn.LayerNorm(width))
         self.decoder_pos_embed = nn.Embedding(sizes.chunk, width)
         self.action_head = nn.Linear(width, self.dims)
+
+    def _build_vae(self) -> None:
+        """What reads the actions while it is trained."""
+        sizes = self.sizes
+        width = sizes.width
+        self.vae_encoder = _Layers(self._encoder(sizes.vae_layers), self._last_norm())
+        self.vae_encoder_cls_embed = nn.Embedding(1, width)
+        if sizes.state:
+            self.vae_encoder_robot_state_input_proj = nn.Linear(sizes.state, width)
+        self.vae_encoder_action_input_proj = nn.Linear(self.dims, width)
+        self.vae_encoder_latent_output_proj = nn.Linear(width, 2 * sizes.latent)
+        # The class, the state, the actions. Checkpoints hold it, so it stays in the weights.
+        read = 1 + bool(sizes.state) + sizes.chunk
+        self.register_buffer("vae_encoder_pos_enc", line_positions(read, width)[None])
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        """Of every transformer layer."""
+        sizes = self.sizes
+        return {
+            "pre_norm": sizes.pre_norm,
+            "activation": sizes.activation,
+            "dropout": sizes.dropout,
+        }
+
+    def _encoder(self, depth: int) -> list[nn.Module]:
+        sizes = self.sizes
+        made: list[nn.Module] = []
+        for _ in range(depth):
+            made.append(EncoderLayer(sizes.width, sizes.heads, sizes.feedforward, **self._options))
+        return made
+
+    def _last_norm(self) -> nn.Module:
+        return nn.LayerNorm(self.sizes.width) if self.sizes.pre_norm else nn.Identity()
 
     @property
     def view(self) -> View:
@@ -175,9 +186,9 @@ class ACT(Backbone[ActState]):
         """The pictures (b, 3, h, w) of each camera as the network reads them."""
         found = []
         for number, name in enumerate(self.seen):
-            found.append(
-                lerobot_body.normalised(batch.images[name].contiguous(), self.statistics[number])
-            )
+            # In the layout that LeRobot's pictures have: with another, convolutions round otherwise.
+            image = batch.images[name].contiguous()
+            found.append(lerobot_body.normalised(image, self.statistics[number]))
         return found
 
     def embed(self, batch: Batch) -> ActState:

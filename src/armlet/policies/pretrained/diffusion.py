@@ -12,7 +12,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from armlet.layers.schedule import Schedule
+from armlet.layers.schedule import Kind, Schedule
 from armlet.policies.contract import Body, rebuild
 from armlet.policies.pretrained import lerobot_body
 from armlet.policies.pretrained.card import Card, Choice, dtypes_of, parts_of
@@ -47,7 +47,7 @@ class Options:
 
     steps: int | None = None
     """From noise to actions; else the checkpoint's, or as many as it was trained with."""
-    scheduler: str | None = None
+    scheduler: Kind | None = None
     """DDPM or DDIM; else the checkpoint's. DDIM needs few steps, and no noise in between."""
     seed: int = 0
     """Of the noise that each decision starts from, and of that of DDPM's steps."""
@@ -208,6 +208,8 @@ def sizes_of(folder: Folder, said: Said) -> Sizes:
             f"{config}: horizon is {horizon}, expected a multiple of {2 ** (len(widths) - 1)}, for "
             f"it is halved {len(widths) - 1} times"
         )
+    # LeRobot 0.4.0 and those before did not resize.
+    resize = _size(folder.config.get("resize_shape"))
     first = next((name for name in folder.tensors if name.endswith("backbone.0.weight")), None)
     return Sizes(
         backbone=str(needed("vision_backbone")),
@@ -215,8 +217,8 @@ def sizes_of(folder: Folder, said: Said) -> Sizes:
         group_norm=bool(needed("use_group_norm")),
         keypoints=int(needed("spatial_softmax_num_keypoints")),
         separate=bool(needed("use_separate_rgb_encoder_per_camera")),
-        resize=_size(folder.config.get("resize_shape")),
-        crop=_size(needed("crop_shape")),
+        resize=resize,
+        crop=_crop(folder, resize),
         crops_at_random=bool(needed("crop_is_random")),
         moments=moments,
         horizon=horizon,
@@ -234,6 +236,14 @@ def sizes_of(folder: Folder, said: Said) -> Sizes:
 
 def _size(said: list[int] | None) -> tuple[int, int] | None:
     return None if said is None else (int(said[0]), int(said[1]))
+
+
+def _crop(folder: Folder, resize: tuple[int, int] | None) -> tuple[int, int] | None:
+    """What pictures are cropped to; where they are resized a share decides, and not the field."""
+    if resize is None:
+        return _size(folder.needed("crop_shape"))
+    share = float(folder.config.get("crop_ratio", 1.0))
+    return (int(resize[0] * share), int(resize[1] * share)) if share < 1 else None
 
 
 def _description(folder: Folder, said: Said, body: Body) -> dict[str, Any]:

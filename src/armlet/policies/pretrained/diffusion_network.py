@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from armlet.data.inputs import Inputs
 from armlet.data.text import NoWords
 from armlet.layers.heads import masked_mean
-from armlet.layers.resnet import ResNet
+from armlet.layers.resnet import Norm, ResNet
 from armlet.layers.schedule import Schedule
 from armlet.layers.unet import ConvBlock, SpatialSoftmax, StepEncoding, ToldBlock
 from armlet.policies.contract import Backbone, Body, Features, Pass, State, tuples, weights_of
@@ -34,6 +34,7 @@ from armlet.robot.normalise import Normaliser
 from armlet.types import Batch, Trace
 
 MIDDLE = 2  # blocks between the way down and the way up
+LAST_GROUPS = 8  # of the last convolution's normalisation, whatever the config says of the others
 
 
 @dataclass(frozen=True)
@@ -92,13 +93,19 @@ class Level(nn.Module):
         self.leave = leave
 
 
+def _level(levels: nn.ModuleList, index: int) -> Level:
+    found = levels[index]
+    assert isinstance(found, Level)  # for the checker of types
+    return found
+
+
 class Eye(nn.Module):
     """Pictures (n, 3, h, w) → (n, features)."""
 
     def __init__(self, sizes: Sizes, size: tuple[int, int]) -> None:
         super().__init__()
         self.sizes = sizes
-        norm = "group" if sizes.group_norm else "batch"
+        norm: Norm = "group" if sizes.group_norm else "batch"
         self.backbone = ResNet(sizes.backbone, width=sizes.backbone_width, norm=norm)
         height, width = sizes.crop or sizes.resize or size
         grid = self.backbone.grid(height, width)
@@ -169,7 +176,7 @@ class DiffusionPolicy(Backbone[UNetState]):
         self.width = max(*sizes.widths, sizes.features)
         self.vision_tokens = sizes.moments * len(cameras)
         moment = sizes.state + sizes.environment + sizes.features * len(cameras)
-        self.condition_width = sizes.moments * moment
+        self.condition_width: int = sizes.moments * moment
         self.register_buffer("statistics", lerobot_body.as_tensor(pictures), persistent=False)
         self._draw(seed)
         eyes = 0
@@ -217,11 +224,11 @@ class DiffusionPolicy(Backbone[UNetState]):
             blocks.append(block(widths[-1], widths[-1]))
         for index in reversed(range(len(widths) - 1)):
             width = widths[index]
-            leave = nn.ConvTranspose1d(width, width, 4, 2, 1)
-            self.up.append(Level(block(2 * widths[index + 1], width), leave))
+            rise = nn.ConvTranspose1d(width, width, 4, 2, 1)
+            self.up.append(Level(block(2 * widths[index + 1], width), rise))
             blocks.append(block(width, width))
         self.final_conv = nn.Sequential(
-            ConvBlock(widths[0], widths[0], sizes.kernel, sizes.groups),
+            ConvBlock(widths[0], widths[0], sizes.kernel, LAST_GROUPS),
             nn.Conv1d(widths[0], self.dims, 1),
         )
         numbers = self.kept_layers or range(len(blocks))
@@ -300,16 +307,16 @@ class DiffusionPolicy(Backbone[UNetState]):
             if place:
                 # Of the first level nothing is left for the way up, which ends before it.
                 across = (*across, hidden) if place > 1 else across
-                hidden = self.down[place - 1].leave(hidden)
-            hidden = self.down[place].enter(hidden, state.told)
+                hidden = _level(self.down, place - 1).leave(hidden)
+            hidden = _level(self.down, place).enter(hidden, state.told)
         elif place == levels:
             across = (*across, hidden) if levels > 1 else across
         elif place >= levels + MIDDLE:
             rise = place - levels - MIDDLE
             if rise:
-                hidden = self.up[rise - 1].leave(hidden)
+                hidden = _level(self.up, rise - 1).leave(hidden)
             hidden = torch.cat([hidden, across[-1 - rise]], 1)
-            hidden = self.up[rise].enter(hidden, state.told)
+            hidden = _level(self.up, rise).enter(hidden, state.told)
         return replace(state, hidden=hidden, across=across)
 
     def _leave(self, state: UNetState) -> Tensor:
@@ -318,7 +325,7 @@ class DiffusionPolicy(Backbone[UNetState]):
             state = self._lead(place, state)
         hidden = state.hidden
         if self.up:
-            hidden = self.up[-1].leave(hidden)
+            hidden = _level(self.up, -1).leave(hidden)
         said: Tensor = self.final_conv(hidden).transpose(1, 2)
         return said.float()
 
