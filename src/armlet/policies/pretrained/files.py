@@ -91,7 +91,9 @@ class Tensors(Mapping[str, Header]):
             return self._pickled[header.file][header.key].clone()
         with safe_open(header.file, "pt") as file:
             tensor: Tensor = file.get_tensor(header.key)
-        return tensor
+        # Where a file happens to begin a tensor, products may round otherwise than in memory that
+        # torch gives: a copy answers the same as what is saved of it and read again.
+        return tensor.clone()
 
     def part(self, prefix: str) -> "Tensors":
         """Those whose names begin so, without that beginning."""
