@@ -46,6 +46,8 @@ LAYERS = frozenset({"semantics", "layer_actions"})  # what a probe's heads read 
 class Batch:
     """Model-ready tensors for `b` moments, all on one device."""
 
+    # Of a policy that looks at o > 1 moments, images are (b, o, 3, h, w) and state (b, o, s), the
+    # oldest first; at an episode's beginning the first is repeated.
     images: dict[str, Tensor]  # camera → (b, 3, h, w) float in [0, 1]
     text: Tensor  # (b, t) int64, the instruction's tokens
     text_mask: Tensor  # (b, t) bool, True where there is a token
@@ -54,6 +56,9 @@ class Batch:
     # Targets; None at inference.
     actions: Tensor | None = None  # (b, k, a) normalised
     actions_valid: Tensor | None = None  # (b, k) bool, False past the end of the episode
+    # The actions at the o − 1 moments before, where a policy looks at them; valid as above.
+    earlier_actions: Tensor | None = None  # (b, o − 1, a) normalised
+    earlier_valid: Tensor | None = None  # (b, o − 1) bool, False before the episode's beginning
     keys: Tensor | None = None  # (b, 2) int64: episode, step
     taught: Tensor | None = None  # (b, k, a) normalised, the teacher's
     budget: float | None = None  # share of the backbone that each decision may cost
@@ -66,6 +71,11 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.state)
+
+    @property
+    def present(self) -> Tensor:
+        """(b, s): the state now."""
+        return self.state if self.state.ndim == 2 else self.state[:, -1]
 
     def targets(self) -> tuple[Tensor, Tensor]:
         """`actions` and `actions_valid`. Raises ValueError where there are none: at inference."""

@@ -34,8 +34,8 @@ class Augment(BatchTransform):
         return replace(batch, images=self.pictures(batch.images, moment.rng)), teacher
 
     def pictures(self, images: dict[str, Tensor], rng: np.random.Generator) -> dict[str, Tensor]:
-        """Pictures by camera, (b, 3, h, w) in [0, 1] → the same, changed sample by sample as `rng`
-        says."""
+        """Pictures by camera, (b, 3, h, w) in [0, 1], or (b, o, 3, h, w) of o moments, → the same,
+        changed sample by sample as `rng` says; all moments of a sample alike."""
         if not images:  # a policy of numbers alone
             return {}
         first = next(iter(images.values()))
@@ -46,7 +46,7 @@ class Augment(BatchTransform):
             if not spread:
                 return None
             drawn = rng.uniform(1 - spread, 1 + spread, count).astype(np.float32)
-            return torch.from_numpy(drawn).to(device)[:, None, None, None]
+            return torch.from_numpy(drawn).to(device).view(-1, *[1] * (first.ndim - 1))
 
         # Drawn once for all cameras: a lamp lights them all.
         gain = factors(self.brightness)
@@ -58,22 +58,24 @@ class Augment(BatchTransform):
                 pixels = (pixels * gain).clamp_(0, 1)
             if contrast is not None:
                 # Between the picture's mean grey (0) and the picture itself (1), or beyond.
-                pixels = pixels.mean((1, 2, 3), keepdim=True).lerp(pixels, contrast).clamp_(0, 1)
+                pixels = pixels.mean((-3, -2, -1), keepdim=True).lerp(pixels, contrast).clamp_(0, 1)
             if saturation is not None:
                 # The same with the grey of every pixel.
-                pixels = pixels.mean(1, keepdim=True).lerp(pixels, saturation).clamp_(0, 1)
+                pixels = pixels.mean(-3, keepdim=True).lerp(pixels, saturation).clamp_(0, 1)
             changed[name] = _moved(pixels, self.crop, rng) if self.crop else pixels
         return changed
 
 
 def _moved(pixels: Tensor, most: int, rng: np.random.Generator) -> Tensor:
     """Each picture moved by whole pixels, up to `most` each way, its edge repeated."""
-    count, _, height, width = pixels.shape
-    padded = F.pad(pixels, (most,) * 4, mode="replicate")
+    count, *_, height, width = pixels.shape
+    # Moments and channels in one axis: torch pads no five axes so.
+    flat = pixels.flatten(1, -3)
+    padded = F.pad(flat, (most,) * 4, mode="replicate")
     down, right = rng.integers(0, 2 * most + 1, (2, count))
     moved = []
     for index in range(count):  # `most` down and to the right is where it was
         top = down[index]
         left = right[index]
         moved.append(padded[index, :, top : top + height, left : left + width])
-    return torch.stack(moved)
+    return torch.stack(moved).view(pixels.shape)

@@ -57,12 +57,14 @@ class Frames:
 class BatchMaker:
     """Rows of `Frames` → a `Batch`: normalised, tokenised, chunked. Actions past the end of an
     episode are not valid, nor are those past a gap in it: what was done in between is not known.
-    After one, too, nothing has been done before."""
+    After one, too, nothing has been done before, and nothing seen: the first observation is
+    repeated for a policy that looks at several."""
 
     def __init__(self, frames: Frames, inputs: Inputs, *, device: torch.device) -> None:
         self.frames = frames
         self.device = device
         self.chunk = inputs.chunk
+        self.history = inputs.history
         state = inputs.state
         actions = inputs.actions
         _same_robot("observation.state", frames.state, state)
@@ -71,6 +73,7 @@ class BatchMaker:
         ends = np.append(frames.begins[1:], len(frames))
         # (N,): where each row's stretch without a gap ends.
         self._end = np.repeat(ends, ends - frames.begins)
+        self._begin = np.repeat(frames.begins, ends - frames.begins)  # (N,): and where it begins
         # Normalised once for all epochs; what is drawn are rows of these.
         self._state = state.apply(frames.state).astype(np.float32)
         self._inputs = inputs
@@ -114,15 +117,19 @@ class BatchMaker:
             described = frames.described[rows]
             description = self._tensor(self._descriptions[described])
             description_mask = self._tensor(self._described[described])
+        seen = self._seen(rows)
+        earlier, earlier_valid = self._earlier(rows)
         return Batch(
-            images={name: self._images(name, rows) for name in frames.images},
+            images={name: self._images(name, seen) for name in frames.images},
             # Padded to the longest of all: one shape, so compiled code is compiled once.
             text=self._tensor(text),
             text_mask=self._tensor(real),
-            state=self._tensor(self._state[rows]),
+            state=self._tensor(self._state[seen]),
             previous_action=self._tensor(self._previous[rows]),
             actions=self._tensor(actions),
             actions_valid=self._tensor(valid),
+            earlier_actions=earlier,
+            earlier_valid=earlier_valid,
             keys=torch.from_numpy(self.keys(rows)),
             description=description,
             description_mask=description_mask,
@@ -149,12 +156,38 @@ class BatchMaker:
     def expect(self, rows: np.ndarray) -> None:
         """A word that the pictures of `rows` (b,) are asked for next: those that are streamed are
         decoded meanwhile."""
+        wanted = np.unique(self._seen(rows))
         for pictures in self.frames.images.values():
-            expect(pictures, rows)
+            expect(pictures, rows if self.history == 1 else wanted)
+
+    def _seen(self, rows: np.ndarray) -> np.ndarray:
+        """The rows of what is looked at at `rows` (b,): these or, with a history, (b, o)."""
+        if self.history == 1:
+            return rows
+        before = rows[:, None] + np.arange(1 - self.history, 1)
+        return np.maximum(before, self._begin[rows][:, None])
+
+    def _earlier(self, rows: np.ndarray) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """The actions (b, o − 1, a) of the moments before that are looked at, and which are of this
+        stretch (b, o − 1); None where no moment before is looked at."""
+        if self.history == 1:
+            return None, None
+        before = rows[:, None] + np.arange(1 - self.history, 0)  # (b, o − 1)
+        begin = self._begin[rows][:, None]
+        actions = self._actions[np.maximum(before, begin)]
+        return self._tensor(actions), self._tensor(before >= begin)
 
     def _images(self, name: str, rows: np.ndarray) -> torch.Tensor:
-        # (b, h, w, 3) uint8 → (b, 3, h, w) in [0, 1]; moved as bytes, a quarter of the floats.
-        return self._tensor(self.frames.images[name][rows]).permute(0, 3, 1, 2).float().div_(255)
+        # (…, h, w, 3) uint8 → (…, 3, h, w) in [0, 1]; moved as bytes, a quarter of the floats.
+        return self._tensor(self._read(name, rows)).movedim(-1, -3).float().div_(255)
+
+    def _read(self, name: str, rows: np.ndarray) -> np.ndarray:
+        """Pictures of `rows` (…), (…, h, w, 3)."""
+        if rows.ndim == 1:
+            return self.frames.images[name][rows]
+        # Each is read once, however many moments look at it.
+        once, places = np.unique(rows, return_inverse=True)
+        return self.frames.images[name][once][places.reshape(rows.shape)]
 
     def _columns(self, columns: dict[str, np.ndarray], rows: np.ndarray) -> dict[str, torch.Tensor]:
         return {name: self._tensor(values[rows]) for name, values in columns.items()}

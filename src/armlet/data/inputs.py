@@ -14,7 +14,7 @@ from torch import Tensor
 
 from armlet.robot.fit import View, fit_picture
 from armlet.robot.normalise import Normaliser
-from armlet.robot.observation import Observation
+from armlet.robot.observation import Observation, recent
 from armlet.types import Batch
 
 
@@ -42,7 +42,8 @@ class Inputs:
     """`view`: the pictures that are looked at; `words`: how texts are read; `state` and `actions`:
     how these are normalised; `chunk`: how many actions are decided at a time; `relative`: action
     dimensions that are, before normalising, what they are beyond the state's numbers of the same
-    index; `prompt`: what reads an instruction with the state, in place of `words`."""
+    index; `prompt`: what reads an instruction with the state, in place of `words`; `history`: how
+    many observations are looked at."""
 
     view: View
     words: Reader
@@ -51,6 +52,7 @@ class Inputs:
     chunk: int
     relative: tuple[int, ...] = ()
     prompt: StateReader | None = None
+    history: int = 1
 
     def normalised(self, actions: np.ndarray, state: np.ndarray) -> np.ndarray:
         """Actions (…, a) in the robot's numbers, of moments whose state (…, s) is that → normalised,
@@ -65,23 +67,33 @@ class Inputs:
         """
         if not observations:
             raise ValueError("found no observation, expected at least one")
+        # Of b moments the o observations that end there, in a row: (b · o).
+        row: list[Observation] = []
         for seen in observations:
+            row += recent(seen, self.history)
+        for seen in row:
             _check_told(seen, self.view.cameras)
         images = {}
         for name, size in self.view.cameras.items():
             pictures = []
-            for seen in observations:
+            for seen in row:
                 picture = np.asarray(seen.images[name])
                 pictures.append(fit_picture(picture, size, self.view.fit, camera=name))
             stacked = torch.from_numpy(np.stack(pictures)).to(device)
-            images[name] = stacked.permute(0, 3, 1, 2).float().div_(255)  # (b, 3, h, w), [0, 1]
+            # (b, 3, h, w), [0, 1]; with a history (b, o, 3, h, w)
+            images[name] = self._grouped(stacked.permute(0, 3, 1, 2).float().div_(255))
         if len(self.state.offset):
-            raw = [_numbers("state", seen.state, self.state) for seen in observations]
+            every = [_numbers("state", seen.state, self.state) for seen in row]
         else:  # taught without a state: whatever the robot says of its own is not looked at
-            raw = [np.zeros(0, np.float32)] * len(observations)
-        state = np.stack([self.state.apply(each) for each in raw])  # (b, s)
+            every = [np.zeros(0, np.float32)] * len(row)
+        state = np.stack([self.state.apply(each) for each in every])  # (b · o, s)
+        last = self.history - 1
+        raw = every[last :: self.history]  # of the b moments themselves
         texts = [seen.instruction for seen in observations]
-        ids, real = self.prompt(texts, state) if self.prompt else self.words(texts)
+        if self.prompt:
+            ids, real = self.prompt(texts, state[last :: self.history])
+        else:
+            ids, real = self.words(texts)
         previous = []
         for seen, now in zip(observations, raw, strict=True):
             action = _numbers("previous_action", seen.previous_action, self.actions)
@@ -90,9 +102,13 @@ class Inputs:
             images=images,
             text=torch.from_numpy(ids).to(device),
             text_mask=torch.from_numpy(real).to(device),
-            state=torch.from_numpy(state).to(device),
+            state=self._grouped(torch.from_numpy(state).to(device)),
             previous_action=torch.from_numpy(np.stack(previous)).to(device),
         )
+
+    def _grouped(self, values: Tensor) -> Tensor:
+        """(b · o, …) → (b, o, …); where one observation is looked at, as it is."""
+        return values if self.history == 1 else values.unflatten(0, (-1, self.history))
 
 
 def beyond(actions: np.ndarray, state: np.ndarray, dims: Sequence[int]) -> np.ndarray:

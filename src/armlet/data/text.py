@@ -69,6 +69,22 @@ class Words:
         return ids, ids != 0  # 0 pads, so no word has it
 
 
+@dataclass(frozen=True)
+class NoWords:
+    """How a policy reads that is told nothing: every text is no tokens."""
+
+    def __call__(
+        self, texts: Sequence[str], *, any_length: bool = False
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """n texts → ids (n, 0) int64 and which are real (n, 0) bool."""
+        return np.zeros((len(texts), 0), np.int64), np.zeros((len(texts), 0), bool)
+
+
+def no_words() -> Tokenizer:
+    """The tokenizer of a policy that is told nothing: all it knows is padding."""
+    return Tokenizer(models.WordLevel({PAD: 0}, unk_token=PAD))
+
+
 def marks(tokenizer: Tokenizer) -> tuple[int, int, int] | None:
     """The ids of RoBERTa's padding, start and end; None for a tokenizer without such marks, as the
     data's own."""

@@ -38,6 +38,12 @@ class Recording:
         stops = np.append(self.runs[1:], len(self.actions))
         return np.repeat(stops, stops - self.runs)
 
+    @property
+    def begins(self) -> np.ndarray:
+        """(N,): of each row, where its stretch without a gap begins."""
+        stops = np.append(self.runs[1:], len(self.actions))
+        return np.repeat(self.runs, stops - self.runs)
+
     def rows_of(self, episodes: Sequence[int] | np.ndarray) -> np.ndarray:
         """(n,): the rows of some episodes, in order."""
         # Of no episodes too: concatenate refuses an empty list.

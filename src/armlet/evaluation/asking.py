@@ -8,7 +8,7 @@ and not what would have been right.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,7 @@ from armlet.lineage import short
 from armlet.policies.contract import Backbone, Policy
 from armlet.progress import Progress
 from armlet.robot.fit import View
-from armlet.robot.observation import Observation
+from armlet.robot.observation import Observation, history_of
 
 AT_ONCE = 32  # frames that a network is asked about in one pass
 
@@ -56,8 +56,13 @@ class Asker:
             self._views[repr(view)] = open_pictures(self.data, view, self.pictures)
         return self._views[repr(view)]
 
-    def observations(self, rows: np.ndarray, images: Mapping[str, Rows]) -> list[Observation]:
-        """What a robot knows at each of `rows` (n,)."""
+    def observations(
+        self, rows: np.ndarray, images: Mapping[str, Rows], history: int = 1
+    ) -> list[Observation]:
+        """What a robot knows at each of `rows` (n,), and has seen before where `history` is more
+        than 1."""
+        if history > 1:
+            return self._with_past(rows, images, history)
         # Camera → (n, h, w, 3): one read a camera, and not one a row.
         seen = {name: pictures[rows] for name, pictures in images.items()}
         # Chunks of one step: only what had been done before is used.
@@ -74,14 +79,35 @@ class Asker:
             )
         return found
 
-    def raw(self, rows: np.ndarray) -> list[Observation]:
+    def _with_past(
+        self, rows: np.ndarray, images: Mapping[str, Rows], history: int
+    ) -> list[Observation]:
+        wanted = self._looked_at(rows, history)
+        once = dict(zip(wanted.tolist(), self.observations(wanted, images), strict=True))
+        begins = self.recording.begins[rows]
+        found = []
+        for row, begin in zip(rows.tolist(), begins.tolist(), strict=True):
+            # Nothing is known of what was before a beginning, or in a gap.
+            before = range(max(row - history + 1, begin), row)
+            past = tuple(once[each] for each in before)
+            found.append(replace(once[row], past=past))
+        return found
+
+    def _looked_at(self, rows: np.ndarray, history: int) -> np.ndarray:
+        """`rows` (n,) and those before that a policy of this history looks at, each once, in
+        order."""
+        before = rows[:, None] + np.arange(1 - history, 1)  # (n, o)
+        return np.unique(np.maximum(before, self.recording.begins[rows][:, None]))
+
+    def raw(self, rows: np.ndarray, history: int = 1) -> list[Observation]:
         """The same with pictures in the data set's own size, as a camera gives them."""
+        wanted = self._looked_at(rows, history) if history > 1 else rows
         images: dict[str, _Picked] = {}
         for camera in self.data.cameras:
             # Decoded for these rows alone: nothing of this size is kept for training.
-            pictures = self.data.pictures_of(camera, rows)
-            images[camera] = _Picked(dict(zip(rows.tolist(), pictures, strict=True)))
-        return self.observations(rows, images)
+            pictures = self.data.pictures_of(camera, wanted)
+            images[camera] = _Picked(dict(zip(wanted.tolist(), pictures, strict=True)))
+        return self.observations(rows, images, history)
 
     def ask(self, policy: Policy, rows: np.ndarray, title: str) -> Answers:
         """What a policy says at each of `rows` (n,). Raises ValueError where that is NaN."""
@@ -91,7 +117,8 @@ class Asker:
         gates = []
         for start in range(0, len(rows), AT_ONCE):
             some = rows[start : start + AT_ONCE]
-            chunks, ran = decide_together(policy, self.observations(some, images))
+            seen = self.observations(some, images, history_of(policy))
+            chunks, ran = decide_together(policy, seen)
             bad = np.flatnonzero(~np.isfinite(chunks).all((1, 2)))
             if len(bad):
                 raise ValueError(

@@ -115,8 +115,7 @@ def what_routes_depend_on(
         """The share of routes that change when these fields are another moment's."""
         differs = []
         for observation, other, route in zip(observations, others, routes, strict=True):
-            taken = {name: getattr(observations[other], name) for name in names}
-            mixed = replace(observation, **taken)
+            mixed = _mixed(observation, observations[other], names)
             differs.append(policy.decide(mixed).gates != route)
         return float(np.mean(differs))
 
@@ -127,6 +126,18 @@ def what_routes_depend_on(
     # Everything at once is the other moment itself: how often two moments' routes differ at all.
     shares["everything"] = changed(*names)
     return shares
+
+
+def _mixed(seen: Observation, other: Observation, names: Sequence[str]) -> Observation:
+    """An observation with these fields of another; so are the observations before it, each with
+    those of the other that is as long ago, or of its first."""
+    past = []
+    theirs = (*other.past, other)
+    for ago, before in enumerate(reversed(seen.past), start=2):
+        taken = {name: getattr(theirs[-min(ago, len(theirs))], name) for name in names}
+        past.append(replace(before, **taken))
+    taken = {name: getattr(other, name) for name in names}
+    return replace(seen, **taken, past=tuple(reversed(past)))
 
 
 def parameters(policy: Backbone) -> dict[str, int]:

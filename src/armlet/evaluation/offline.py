@@ -419,7 +419,8 @@ def _costs(
         return {}
     # Evenly over all frames; pictures as a camera gives them, so that fitting them is in the time.
     places = np.linspace(0, len(rows) - 1, min(TIMED, len(rows))).astype(np.int64)
-    observations = asked.raw(rows[np.unique(places)])
+    history = max(policy.history for policy in networks.values())
+    observations = asked.raw(rows[np.unique(places)], history)
     with one_thread():
         timings = measure.latency(networks, observations, calls=calls)
         flops = {}

@@ -32,6 +32,7 @@ from armlet import limits, outside
 from armlet.data.inputs import Inputs, as_array
 from armlet.data.text import Words
 from armlet.layers.router import mix
+from armlet.robot.ensemble import Ensemble
 from armlet.robot.fit import Fit, View, known_fit
 from armlet.robot.normalise import Normaliser
 from armlet.robot.observation import Observation
@@ -224,6 +225,10 @@ class Policy(ABC):
     """Anything that acts: an observation in, a chunk of actions out."""
 
     execute: int  # actions of a chunk carried out before it looks again
+    history: int = 1  # observations it looks at, one a control step (`Observation.past`)
+    # How the chunks of an episode that overlap become one; None: each stands alone. The policy does
+    # not do it, whoever drives it does (`rollout.memory.Overlap`): `infer` is of one moment.
+    ensemble: Ensemble | None = None
 
     @property
     @abstractmethod
@@ -301,7 +306,15 @@ class Backbone(nn.Module, Policy, Generic[S]):
         padding of its own brings its own `words`."""
         words = Words(self.body.tokenizer, self.text_tokens)
         body = self.body
-        return Inputs(self.view, words, body.state, body.actions, self.chunk, body.relative)
+        return Inputs(
+            self.view,
+            words,
+            body.state,
+            body.actions,
+            self.chunk,
+            body.relative,
+            history=self.history,
+        )
 
     @property
     def robot(self) -> RobotSpec:

@@ -102,6 +102,8 @@ class Calibration:
     "kept_layers",
     "of_layers",
     "execute",
+    "history",
+    "ensemble",
     "head",
     "layers",
     "blocks",
@@ -151,7 +153,7 @@ class Routed(Backbone):
         """
         seen = self.features(start)
         with torch.autocast(seen.hidden.device.type, enabled=False):
-            state = batch.state.float()
+            state = batch.present.float()
             action = batch.previous_action.float()
             if isinstance(self.router, RandomRouter):
                 return self.router(state, action)

@@ -70,15 +70,15 @@ def influence(policy: Backbone, batch: Batch) -> Float[Tensor, " l"]:
     """1 − the cosine of what enters a layer and what leaves it, mean over real tokens: near 0, a
     layer does little."""
     state = policy.embed(batch)
-    before = policy.features(state)
     found = []
     for index in range(len(policy.layers)):
+        # What would stand there without the layer, which in most networks is what entered it.
+        before = policy.features(policy.skip_layer(index, state))
         state = policy.run_layer(index, state)
         after = policy.features(state)
         likeness = torch.cosine_similarity(before.hidden, after.hidden, dim=-1)  # (b, n)
         # Which tokens are real does not change on the way, so either mask will do.
         found.append(1 - likeness[before.mask].mean())
-        before = after
     return torch.stack(found)
 
 

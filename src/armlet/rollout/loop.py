@@ -39,15 +39,17 @@ import numpy as np
 from armlet.benchmarks import Benchmark, Task, World
 from armlet.data.episodes import EpisodeFrames
 from armlet.policies.contract import Decision
-from armlet.robot.observation import Observation
+from armlet.robot.observation import Observation, history_of
 from armlet.robot.spec import ActionSpec
+from armlet.rollout.memory import Overlap, Past
 
 Late = Literal["wait", "run_on"]
 Action = np.ndarray  # (a,) in the robot's own numbers
 
 
 class Actor(Protocol):
-    """Whoever can act: every policy, and a world's expert."""
+    """Whoever can act: every policy, and a world's expert. One that looks at more than the present
+    says `history`, one whose chunks are joined with those before `ensemble`, as `Policy` does."""
 
     @property
     def execute(self) -> int:
@@ -116,9 +118,8 @@ def run(
     recorded, and not carried out (DAgger). None: recorded is what the actor itself wanted.
     `disturb`: the action that was wanted → the one carried out in its place. `execute`: actions of
     a chunk carried out before the actor looks again (None: its own number). `lag` steps pass in the
-    world while it thinks; `late` says what the arm does meanwhile (see above). `record`: the world
-    is looked at in every step and kept. `on_look` is given what the actor is about to see;
-    `on_world` the world as it begins and after every step.
+    world while it thinks; `late` says what the arm does meanwhile (see above). `record`: every
+    step is looked at and kept. `on_look` is given what the actor sees, `on_world` each world.
 
     Raises ValueError where a chunk has fewer actions than should be carried out.
     """
@@ -131,18 +132,20 @@ def run(
     waited = 0
     success = False
     actor.reset()
+    past = Past(max(history_of(actor), history_of(label)))
+    overlap = Overlap(getattr(actor, "ensemble", None))
     with contextlib.closing(world):
         on_world(world)
         while len(executed) < limit and not world.over:
-            # Rendering takes time: the world is looked at only where somebody sees it.
-            if record or not commands:
-                observation = world.observe()
+            # Rendering takes time: only what somebody sees, now or at the next look, is looked at.
+            if record or len(commands) < past.history:
+                observation = past.see(world.observe())
                 kept.see(world, observation)
             if not commands:
                 on_look(observation)
                 decision = actor.decide(observation)
                 gates.append(decision.gates)
-                chunk = _checked(decision.actions, execute)  # k of (a,)
+                chunk = _checked(overlap.join(decision.actions, len(executed) - waited), execute)
                 now, left = schedule(chunk, left, execute=execute, lag=lag, late=late)
                 commands.extend(now)
             wanted = commands.popleft()

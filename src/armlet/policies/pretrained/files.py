@@ -97,7 +97,9 @@ class Tensors(Mapping[str, Header]):
                 tensor: Tensor = file.get_tensor(header.key)
         except (SafetensorError, RuntimeError, OSError) as error:
             raise ValueError(f"{header.file}: {name} cannot be read ({error}); {COPY}") from error
-        return tensor
+        # Where a file happens to begin a tensor, products may round otherwise than in memory that
+        # torch gives: a copy answers the same as what is saved of it and read again.
+        return tensor.clone()
 
     def part(self, prefix: str) -> "Tensors":
         """Those whose names begin so, without that beginning."""

@@ -162,6 +162,17 @@ class Folder:
     def kind(self) -> str:
         return str(self.config["type"])
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All that decides a policy's answers."""
+        found = [self.root / CONFIG, self.root / WEIGHTS]
+        for name, steps in ((BEFORE, self.before), (AFTER, self.after)):
+            if steps is None:
+                continue
+            found.append(self.root / name)
+            found += [step.state_file for step in steps if step.state_file]
+        return tuple(found)
+
     def needed(self, name: str) -> Any:
         """A field of the config. Raises ValueError where it is missing."""
         if name not in self.config:
@@ -365,6 +376,14 @@ class Folder:
                 "processors"
             )
         return found
+
+
+def says_kind(root: Path, kind: str) -> bool:
+    """Whether a folder's config says that it is LeRobot's policy of this kind."""
+    try:
+        return bool(read_json(root / CONFIG, fix=COPY).get("type") == kind)
+    except (FileNotFoundError, ValueError):  # whoever reads it says what is wrong with it
+        return False
 
 
 def camera_name(key: str) -> str:

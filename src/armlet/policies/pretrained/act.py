@@ -1,0 +1,182 @@
+"""ACT, as LeRobot saves it (0.3.3 to 0.6.1; `policies/act/modeling_act.py`): a checkpoint's folder →
+`act_network.ACT`.
+
+Traps: the statistics of pictures stand in the processor's file only (ImageNet's, or the data's); a
+number that never moved is divided by 1e-8; the order of the cameras changes no answer, for nothing
+tells them apart.
+"""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from armlet.policies.contract import Body, rebuild
+from armlet.policies.pretrained import lerobot_body
+from armlet.policies.pretrained.act_network import ACT, Sizes, build
+from armlet.policies.pretrained.card import Card, dtypes_of, parts_of
+from armlet.policies.pretrained.files import COPY, Names, fill, match
+from armlet.policies.pretrained.lerobot import (
+    ACTION,
+    CONFIG,
+    ENVIRONMENT,
+    STATE,
+    Folder,
+    says_kind,
+)
+from armlet.policies.pretrained.said import Said
+from armlet.robot.spec import RobotSpec
+
+NAMES = Names(
+    renamed=(
+        (r"^model\.encoder\.layers\.", "layers."),
+        (r"^model\.encoder\.norm\.", "encoder_norm."),
+        (r"^model\.", ""),
+    ),
+    # A frozen normalisation counts no batches; some versions saved the count all the same.
+    unused=("*.num_batches_tracked",),
+)
+ROOMS = {
+    "model.backbone.": "eyes",
+    "model.encoder_img_feat_input_proj.": "eyes",
+    "model.encoder.": "encoder",
+    "model.decoder.": "decoder",
+    "model.vae_encoder": "encoder of actions, of training only",
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """There is nothing to choose."""
+
+
+def recognises(folder: Path) -> bool:
+    """By the config's `type`."""
+    return says_kind(folder, "act")
+
+
+def files(said: Said) -> list[Path]:
+    """All that decides its answers."""
+    return list(Folder.read(said.checkpoint).files)
+
+
+def describe(said: Said) -> Card:
+    """From headers and small files alone."""
+    said.as_options(Options)
+    folder = Folder.read(said.checkpoint)
+    sizes = sizes_of(folder, said)
+    cameras = lerobot_body.cameras_of(folder, said)
+    state = lerobot_body.state_of(folder)
+    action = folder.normaliser(ACTION)
+    body = lerobot_body.nobodys(folder, "any")
+    network = rebuild(_description(folder, said, body), body.tokenizer, empty=True)
+    own = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    found = match(own, folder.tensors, NAMES)
+    remarks = [*lerobot_body.sentence(state), *lerobot_body.sentence(action)]
+    if sizes.ensemble is not None:
+        remarks.append(
+            f"it looks again after every action, and chunks that overlap are weighed by exp(-"
+            f"{sizes.ensemble:g} i), the oldest most"
+        )
+    if sizes.environment:
+        remarks.append(
+            f"of the state's numbers the last {sizes.environment} are the environment's "
+            f"({ENVIRONMENT})"
+        )
+    return Card(
+        kind="act",
+        root=folder.root,
+        sizes={
+            "encoder": f"{sizes.encoder_layers} layers of width {sizes.width}, {sizes.heads} heads",
+            "decoder": f"{sizes.decoder_layers} layers",
+            "eyes": f"{sizes.backbone}, width {sizes.backbone_width}",
+            "latent": str(sizes.latent) if sizes.vae else "none",
+        },
+        cameras=dict(cameras),
+        state_dims=len(state.offset),
+        action_dims=len(action.offset),
+        chunk=sizes.chunk,
+        execute=sizes.execute,
+        steps=0,
+        layers=sizes.encoder_layers,
+        parts=parts_of(folder.tensors, ROOMS),
+        dtypes=dtypes_of(folder.tensors),
+        files=folder.files,
+        state=state,
+        action=action,
+        remarks=tuple(remarks),
+        words="none: it is not told what to do",
+        unused=found.unused,
+    )
+
+
+def load(said: Said, robot: RobotSpec | None) -> ACT:
+    """The policy, on the CPU. Raises ValueError naming the file, field or tensor that will not
+    do."""
+    said.as_options(Options)
+    folder = Folder.read(said.checkpoint)
+    body = lerobot_body.body_of(folder, said, robot, "any")
+    policy = rebuild(_description(folder, said, body), body.tokenizer, empty=True)
+    assert isinstance(policy, ACT)
+    fill(policy, folder.tensors, NAMES, dtype=said.dtype)
+    return policy
+
+
+def from_json(description: dict[str, Any], tokenizer: Tokenizer) -> ACT:
+    """The network that `to_json` described, with fresh weights."""
+    return build(description, Body.from_json(description, tokenizer))
+
+
+def sizes_of(folder: Folder, said: Said) -> Sizes:
+    """The network's sizes, by its config; how wide the eyes are, by their first tensor. Raises
+    ValueError naming what is not there, or not known."""
+    needed = folder.needed
+    config = folder.root / CONFIG
+    if needed("n_obs_steps") != 1:
+        raise ValueError(
+            f"{config}: n_obs_steps is {needed('n_obs_steps')}, expected 1: ACT looks at one moment"
+        )
+    chunk = int(needed("chunk_size"))
+    execute = int(said.execute or needed("n_action_steps"))
+    if not 1 <= execute <= chunk:
+        raise ValueError(
+            f"{said.source if said.execute else config}: {execute} actions of a chunk are carried "
+            f"out, and it has {chunk}"
+        )
+    if not folder.cameras and not folder.size(ENVIRONMENT):
+        raise ValueError(f"{config}: it looks at neither a picture nor {ENVIRONMENT}; {COPY}")
+    first = folder.tensors.get("model.backbone.conv1.weight")
+    return Sizes(
+        backbone=str(needed("vision_backbone")),
+        backbone_width=first.shape[0] if first else 64,
+        # LeRobot 0.4 wrote 0 for no.
+        dilated=bool(needed("replace_final_stride_with_dilation")),
+        width=int(needed("dim_model")),
+        heads=int(needed("n_heads")),
+        feedforward=int(needed("dim_feedforward")),
+        activation=str(needed("feedforward_activation")),
+        pre_norm=bool(needed("pre_norm")),
+        encoder_layers=int(needed("n_encoder_layers")),
+        decoder_layers=int(needed("n_decoder_layers")),
+        vae=bool(needed("use_vae")),
+        latent=int(needed("latent_dim")),
+        vae_layers=int(needed("n_vae_encoder_layers")),
+        dropout=float(needed("dropout")),
+        kl_weight=float(needed("kl_weight")),
+        chunk=chunk,
+        execute=execute,
+        state=folder.size(STATE),
+        environment=folder.size(ENVIRONMENT),
+        ensemble=needed("temporal_ensemble_coeff"),
+    )
+
+
+def _description(folder: Folder, said: Said, body: Body) -> dict[str, Any]:
+    cameras = lerobot_body.cameras_of(folder, said)
+    network = {
+        **asdict(sizes_of(folder, said)),
+        "cameras": {name: list(size) for name, size in cameras.items()},
+        "pictures": lerobot_body.as_json(lerobot_body.pictures_of(folder, said)),
+    }
+    return {"type": "pretrained.act", "network": network, **body.to_json()}

@@ -1,0 +1,131 @@
+"""What ACT and Diffusion Policy have in common on disk: pictures by statistics of their channels, a
+state that may be followed by one of the environment, no words.
+
+A robot's state here is `observation.state` and, behind it, `observation.environment_state` where the
+checkpoint looks at one: whoever acts gives both in a row.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from armlet.data.text import no_words
+from armlet.policies.contract import Body
+from armlet.policies.pretrained.lerobot import ACTION, ENVIRONMENT, STATE, Folder
+from armlet.policies.pretrained.said import Said
+from armlet.robot.fit import Fit
+from armlet.robot.normalise import Normaliser
+from armlet.robot.spec import ActionSpec, RobotSpec
+
+NO_NUMBERS = Normaliser(np.zeros(0, np.float32), np.ones(0, np.float32))
+
+
+def robots_names(folder: Folder, said: Said) -> dict[str, str]:
+    """The checkpoint's camera → what the robot calls it: as is said, or else as its own processor
+    renames."""
+    said.check_cameras(list(folder.cameras))
+    names = {}
+    for name, renamed in folder.robots_cameras.items():
+        names[name] = said.cameras.get(name, renamed)
+    return names
+
+
+def cameras_of(folder: Folder, said: Said) -> dict[str, tuple[int, int]]:
+    """The robot's name of each camera → (height, width), in the checkpoint's order."""
+    names = robots_names(folder, said)
+    return {names[name]: size for name, size in folder.cameras.items()}
+
+
+def pictures_of(folder: Folder, said: Said) -> dict[str, Normaliser]:
+    """The robot's name of each camera → how its channels (3,) are normalised. Statistics may be the
+    data set's or ImageNet's: they are what the processor's file holds."""
+    names = robots_names(folder, said)
+    return {names[name]: folder.normaliser(key) for name, key in folder.camera_keys.items()}
+
+
+def state_of(folder: Folder) -> Normaliser:
+    """Of the robot's state and, behind it, the environment's."""
+    parts = [NO_NUMBERS]
+    for key in (STATE, ENVIRONMENT):
+        if folder.size(key):
+            parts.append(folder.normaliser(key))
+    joined = {}
+    for name in ("offset", "scale", "shift", "back"):
+        joined[name] = np.concatenate([getattr(part, name) for part in parts])
+    return Normaliser(**joined)
+
+
+def body_of(folder: Folder, said: Said, robot: RobotSpec | None, fit: Fit) -> Body:
+    """What the folder says of the robot, with what it does not say from elsewhere. Raises ValueError
+    where its actions are relative to the state, which is not read here."""
+    if folder.relative is not None:
+        raise ValueError(
+            f"{folder.root}: its actions are relative to the state (relative_actions_processor), "
+            f"which is not read of a policy of type {folder.kind!r}"
+        )
+    actions = folder.normaliser(ACTION)
+    state = state_of(folder)
+    return Body(
+        action_spec=said.action_spec(len(actions.offset), robot),
+        state=state,
+        actions=actions,
+        tokenizer=no_words(),
+        state_names=said.state_names(len(state.offset), robot),
+        fit=fit,
+    )
+
+
+def nobodys(folder: Folder, fit: Fit) -> Body:
+    """The same of a robot that nobody has described: to know a network's tensors by."""
+    actions = folder.normaliser(ACTION)
+    dims = len(actions.offset)
+    infinite = (float("inf"),) * dims
+    spec = ActionSpec(
+        names=tuple(map(str, range(dims))),
+        mode="absolute",
+        rotation="none",
+        low=tuple(-each for each in infinite),
+        high=infinite,
+        grippers=(),
+        gripper_open=1.0,
+        gripper_closed=0.0,
+        control_hz=1.0,
+    )
+    return Body(spec, state_of(folder), actions, no_words(), fit=fit)
+
+
+def as_json(pictures: Mapping[str, Normaliser]) -> dict[str, Any]:
+    return {name: normaliser.to_json() for name, normaliser in pictures.items()}
+
+
+def from_json(said: Mapping[str, Any]) -> dict[str, Normaliser]:
+    return {name: Normaliser.from_json(each) for name, each in said.items()}
+
+
+def as_tensor(pictures: Mapping[str, Normaliser]) -> Tensor:
+    """(cameras, 3, 3, 1, 1): offset, scale and shift of each camera's channels."""
+    rows = [np.zeros((0, 3, 3), np.float32)]
+    for each in pictures.values():
+        rows.append(np.stack([each.offset, each.scale, each.shift])[None])
+    return torch.from_numpy(np.concatenate(rows).astype(np.float32))[..., None, None]
+
+
+def normalised(image: Tensor, statistics: Tensor) -> Tensor:
+    """A camera's pictures (…, 3, h, w) in [0, 1] by its statistics (3, 3, 1, 1)."""
+    offset, scale, shift = statistics
+    return (image - offset) / scale + shift
+
+
+def sentence(normaliser: Normaliser) -> tuple[str, ...]:
+    """Remarks on numbers that never moved in the data: there the smallest change is enormous."""
+    still = np.flatnonzero(normaliser.scale < 1e-6)
+    if not len(still):
+        return ()
+    shown = ", ".join(map(str, still.tolist()))
+    return (
+        f"dimension {shown} never moved in its data: it is divided by {normaliser.scale[still[0]]:g}, "
+        "so that another value there is seen as an enormous number",
+    )
