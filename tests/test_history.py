@@ -195,7 +195,7 @@ def test_what_was_carried_out_is_left_behind() -> None:
 
 def test_what_disagrees_with_the_newest_counts_little() -> None:
     chunks = [np.float32([[1, 0], [1, 0]]), np.float32([[0, 1], [0, 1]])]
-    overlap = Overlap(Adaptive(horizon=2, alpha=1.0))
+    overlap = Overlap(Adaptive(horizon=2, alpha=1.0), spec())
     overlap.join(chunks[0], 0)
     found = overlap.join(chunks[1], 1)
     near = np.exp(1.0)

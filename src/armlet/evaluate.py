@@ -200,7 +200,7 @@ def policy_runs(field: Field, rows: dict[str, list[Row]]) -> tuple[PolicyRun, ..
         run = PolicyRun(
             name=name,
             fingerprint=contender.fingerprint,
-            execute=contender.execute or contender.acting(policy).execute,
+            execute=contender.looks_after or policy.execute,
             layer_costs=tuple(policy.layer_costs().tolist()),
             routes=dict(sorted(routes.items())),  # sorted: the file's sha256 is compared
             run=run_of(rows[name]),

@@ -254,7 +254,7 @@ class Evaluation:
     again."""
     ensemble: tuple[int, ...] = ()
     """Every policy is run as well looking again at every step and averaging what its last so many
-    decisions say of it (CogACT's adaptive ensemble: armlet/rollout/ensemble.py)."""
+    decisions say of it (CogACT's adaptive ensemble: armlet/robot/ensemble.py)."""
     slower: tuple[float, ...] = ()
     """How many times slower a robot's computer is than this one, for runs in which the world goes
     on while a policy thinks."""

@@ -42,15 +42,17 @@ def make_film(
     pictures: list[np.ndarray] = []  # of each policy (steps + 1, h, w, 3)
     seen: list[dict[str, Any]] = []
     for name, policy in policies.items():
-        execute = field[name].execute
-        actor = field[name].acting(policy)
-        frames, episode = film(actor, benchmark, task, seed, execute=execute)
+        contender = field[name]
+        execute = contender.looks_after
+        frames, episode = film(
+            policy, benchmark, task, seed, execute=execute, ensemble=contender.joined
+        )
         pictures.append(frames)
         row = episode_row(task, seed, episode)
         seen.append(
             {
                 "name": name,
-                "execute": execute or actor.execute,
+                "execute": execute or policy.execute,
                 "success": row["success"],
                 "steps": row["steps"],
                 "gates": row["gates"],

@@ -39,6 +39,7 @@ import numpy as np
 from armlet.benchmarks import Benchmark, Task, World
 from armlet.data.episodes import EpisodeFrames
 from armlet.policies.contract import Decision
+from armlet.robot.ensemble import Ensemble
 from armlet.robot.observation import Observation, history_of
 from armlet.robot.spec import ActionSpec
 from armlet.rollout.memory import Overlap, Past
@@ -104,6 +105,7 @@ def run(
     label: Actor | None = None,
     disturb: Callable[[Action], Action] | None = None,
     execute: int | None = None,
+    ensemble: Ensemble | None = None,
     lag: int = 0,
     late: Late = "wait",
     tail: int = 0,
@@ -117,7 +119,8 @@ def run(
     `label`: who is asked at every step what to do there; the first action of its answer is
     recorded, and not carried out (DAgger). None: recorded is what the actor itself wanted.
     `disturb`: the action that was wanted → the one carried out in its place. `execute`: actions of
-    a chunk carried out before the actor looks again (None: its own number). `lag` steps pass in the
+    a chunk carried out before the actor looks again (None: its own number). `ensemble`: how chunks
+    that overlap are joined (None: as the actor says). `lag` steps pass in the
     world while it thinks; `late` says what the arm does meanwhile (see above). `record`: every
     step is looked at and kept. `on_look` is given what the actor sees, `on_world` each world.
 
@@ -133,7 +136,7 @@ def run(
     success = False
     actor.reset()
     past = Past(max(history_of(actor), history_of(label)))
-    overlap = Overlap(getattr(actor, "ensemble", None))
+    overlap = Overlap(ensemble or getattr(actor, "ensemble", None), spec)
     with contextlib.closing(world):
         on_world(world)
         while len(executed) < limit and not world.over:
@@ -175,6 +178,7 @@ def run_task(
     seed: int,
     *,
     execute: int | None = None,
+    ensemble: Ensemble | None = None,
     lag: int = 0,
     late: Late = "wait",
     on_look: Callable[[Observation], object] = lambda observation: None,
@@ -187,6 +191,7 @@ def run_task(
         spec=benchmark.action_spec,
         limit=benchmark.max_steps,
         execute=execute,
+        ensemble=ensemble,
         lag=lag,
         late=late,
         on_look=on_look,
@@ -201,6 +206,7 @@ def film(
     seed: int,
     *,
     execute: int | None = None,
+    ensemble: Ensemble | None = None,
     size: int = 224,
 ) -> tuple[np.ndarray, Episode]:
     """Frames (T + 1, size, size, 3) uint8 of one episode, its beginning and every step; and how it
@@ -210,7 +216,9 @@ def film(
     def look(world: World) -> None:
         frames.append(world.render(size))
 
-    episode = run_task(actor, benchmark, task, seed, execute=execute, on_world=look)
+    episode = run_task(
+        actor, benchmark, task, seed, execute=execute, ensemble=ensemble, on_world=look
+    )
     return np.stack(frames), episode
 
 

@@ -3,7 +3,7 @@ one, and the chunks it decided before. A policy itself remembers nothing, so tha
 observation the same way wherever it is asked.
 
     past = Past(policy.history)
-    overlap = Overlap(policy.ensemble)
+    overlap = Overlap(policy.ensemble, policy.robot.action)
     chunk = overlap.join(policy.infer(past.see(observation)), done)
 
 at every look, `done` actions of the episode carried out so far, with new ones of both when an
@@ -19,6 +19,7 @@ import numpy as np
 
 from armlet.robot.ensemble import Ensemble
 from armlet.robot.observation import Observation
+from armlet.robot.spec import ActionSpec
 
 
 class Past:
@@ -40,19 +41,27 @@ class Past:
 
 
 class Overlap:
-    """The chunks of an episode so far, joined as `ensemble` says; None: each stands alone."""
+    """The chunks of an episode so far, of actions of `spec`, joined as `ensemble` says; None: each
+    stands alone."""
 
-    def __init__(self, ensemble: Ensemble | None) -> None:
+    def __init__(self, ensemble: Ensemble | None, spec: ActionSpec) -> None:
         self.ensemble = ensemble
+        self.spec = spec
         self._chunks: list[np.ndarray] = []  # of what is still to come, the oldest decision first
         self._done = 0
 
     def join(self, chunk: np.ndarray, done: int) -> np.ndarray:
         """A chunk (k, a) → the same moments' actions (k, a), each the weighted mean of what was
-        decided for it so far. `done`: how many actions of the episode have been carried out."""
+        decided for it so far. `done`: how many actions of the episode have been carried out. Raises
+        ValueError where the oldest chunk that is kept would say nothing of this moment."""
         if self.ensemble is None:
             return chunk
         most = self.ensemble.chunks
+        if most is not None and most > len(chunk):
+            raise ValueError(
+                f"an ensemble of {most} decisions, and the policy decides {len(chunk)} actions at a "
+                f"time, so the oldest says nothing of this step; take at most {len(chunk)}"
+            )
         moved = done - self._done
         self._done = done
         left = [each[moved:] for each in self._chunks]
@@ -62,5 +71,5 @@ class Overlap:
         for step in range(len(chunk)):
             decided = np.stack([each[step] for each in self._chunks if step < len(each)])  # (m, a)
             weights = self.ensemble.weights(decided.astype(np.float64))  # (m,)
-            joined[step] = weights @ decided / weights.sum()
+            joined[step] = self.ensemble.meant(weights @ decided / weights.sum(), self.spec)
         return joined

@@ -18,8 +18,8 @@ import torch
 from armlet.benchmarks import Benchmark, Task
 from armlet.policies.checkpoint import load_policy, policy_fingerprint
 from armlet.policies.contract import Backbone, Policy
+from armlet.robot.ensemble import Adaptive, Ensemble
 from armlet.robot.spec import RobotSpec
-from armlet.rollout.ensemble import AdaptiveEnsemble
 from armlet.rollout.loop import Episode, Late, run_task
 
 Job = TypeVar("Job")
@@ -82,7 +82,7 @@ class Contender:
     """A policy on disk and how it is run: at which budget (for one with a dial), how many actions
     it carries out before it looks again (None: its own number), how many steps late its actions
     come, and what the arm does meanwhile; or averaged over an `ensemble` of its last decisions
-    (rollout/ensemble.py), looking again at every step."""
+    (robot/ensemble.py), looking again at every step."""
 
     folder: Path
     budget: float | None = None
@@ -102,18 +102,28 @@ class Contender:
         dial = "" if self.budget is None else f"@{self.budget:g}"
         return policy_fingerprint(self.folder) + dial
 
-    def acting(self, policy: Policy) -> Policy:
-        """`policy`, which is this one loaded, as it acts."""
-        return policy if self.ensemble is None else AdaptiveEnsemble(policy, window=self.ensemble)
+    @property
+    def looks_after(self) -> int | None:
+        """Actions that are carried out before it looks again; None: its own number. An ensemble is
+        of what is decided at every step."""
+        return 1 if self.ensemble is not None and self.execute is None else self.execute
+
+    @property
+    def joined(self) -> Ensemble | None:
+        """How its chunks are joined; None: as the policy says itself."""
+        if self.ensemble is None:
+            return None
+        return Adaptive(horizon=self.ensemble, gripper="decided")
 
     def run(self, policy: Policy, benchmark: Benchmark, task: Task, seed: int) -> Episode:
         """One episode of `policy`, which is this one loaded."""
         return run_task(
-            self.acting(policy),
+            policy,
             benchmark,
             task,
             seed,
-            execute=self.execute,
+            execute=self.looks_after,
+            ensemble=self.joined,
             lag=self.lag,
             late=self.late,
         )
