@@ -342,6 +342,22 @@ def test_a_batch_is_answered_as_each_alone(policy: OpenVLA) -> None:
         )
 
 
+@torch.no_grad()
+def test_what_stands_behind_a_padded_prompt_stands_where_it_would_without(policy: OpenVLA) -> None:
+    """What other kinds append to a prompt, in a batch of prompts of other lengths."""
+    batch = targets(policy, [tiny.case(number)[0] for number in range(3)])
+    after = torch.randn(1, 4, policy.width, generator=torch.Generator().manual_seed(0)) * 0.03
+    state = policy.sequence(batch, policy.pictures(batch), after=after.expand(3, -1, -1))
+    assert state.mask[:, -4:].all() and not state.text[:, -4:].any()
+    together = policy.run_layers(state, batch).state.hidden
+    for row in range(3):
+        alone = policy.prepare([tiny.case(row)[0]])
+        own = policy.sequence(alone, policy.pictures(alone), after=after)
+        found = policy.run_layers(own, alone).state.hidden
+        assert torch.allclose(found[0, -4:], together[row, -4:], atol=1e-5)
+        assert int(own.vision.sum()) == 256 and own.vision[0, 1:257].all()
+
+
 def test_gradients_reach_everything_that_is_used(policy: OpenVLA) -> None:
     trained = copy.deepcopy(policy).train()
     batch = targets(trained, [tiny.case(number)[0] for number in range(2)])
@@ -521,6 +537,27 @@ def test_statistics_without_a_mask_and_of_a_dimension_that_stands(tmp_path: Path
     assert "dimension(s) 2 never moved" in remarks and "no `mask`" in remarks
 
 
+@pytest.mark.parametrize(
+    ("entries", "said"),
+    [
+        ({"q99": [1.0] * 8}, r"q99 has shape \(8,\), expected \(7,\); are they of another robot"),
+        ({"q01": ["0"] * 7}, "q01 of `action` is .*expected 7 numbers"),
+        ({"q99": [float("nan")] * 7}, "q99 of dimension 0 is nan"),
+        ({"mask": [True] * 6}, "the mask of `action` is .*expected 7 of true or false"),
+        ({"q01": []}, "has no q01"),
+    ],
+)
+def test_statistics_that_do_not_fit(tmp_path: Path, entries: dict, said: str) -> None:
+    folder = tiny.copied(tmp_path / "c")
+    path = folder / "dataset_statistics.json"
+    every = json.loads(path.read_text())
+    every[tiny.KEY]["action"] |= entries
+    path.write_text(json.dumps(every))
+    with pytest.raises(ValueError, match=said) as raised:
+        tiny.load(tmp_path, folder)
+    assert "dataset_statistics.json: bridge_orig" in str(raised.value)
+
+
 def test_old_files_with_rotary_frequencies_and_one_file_without_index(tmp_path: Path) -> None:
     folder = tiny.copied(tmp_path / "c")
     tensors = {}
@@ -550,14 +587,22 @@ def test_the_config_says_how_many_heads(tmp_path: Path, heads: int) -> None:
         ({"timm_model_ids": ["vit_so400m_patch14_siglip_224"]}, "OpenVLA v0.1"),
         ({"arch_specifier": "gelu-mlp"}, "arch_specifier is 'gelu-mlp'"),
         ({"image_resize_strategy": "letterbox"}, "image_resize_strategy is 'letterbox'"),
-        ({"pad_to_multiple_of": 5000}, "a pad_to_multiple_of of 5000"),
+        (
+            {"timm_model_ids": ["vit_large_patch14_reg4_dinov2", "vit_clip"]},
+            "only DINOv2 and SigLIP",
+        ),
+        ({"timm_override_act_layers": [None, "quick_gelu"]}, "timm_override_act_layers"),
+        ({"pad_to_multiple_of": 5000}, "5000 are padding"),
+        ({"pad_to_multiple_of": "64"}, "pad_to_multiple_of is '64', expected a whole number"),
+        ({"n_action_bins": 0}, "n_action_bins is 0, expected a whole number of 1 or more"),
+        ({"text_config": None}, "a vocabulary of 31936 in a word table of 960 rows"),
         ({"pad_to_multiple_of": 0}, "896 words, and the network was taught with 960"),
         ({"text_config": {"vocab_size": 960, "hidden_size": 64}}, "cannot have 32 heads"),
     ],
 )
 def test_a_config_of_another_model_is_refused(tmp_path: Path, entries: dict, said: str) -> None:
     folder = tiny.copied(tmp_path / "c")
-    if "text_config" in entries:
+    if entries.get("text_config"):
         entries["text_config"]["num_attention_heads"] = 32
         entries["text_config"]["num_key_value_heads"] = 8
     tiny.change(folder / "config.json", **entries)
@@ -574,6 +619,9 @@ def test_a_config_of_another_model_is_refused(tmp_path: Path, entries: dict, sai
         ("rope_scaling", {"type": "linear", "factor": 2}, "rope_scaling"),
         ("model_type", "mistral", "must be Llama-2's"),
         ("num_attention_heads", 7, "cannot have 7 heads"),
+        ("num_attention_heads", "many", "num_attention_heads is 'many', expected a whole number"),
+        ("rms_norm_eps", 0, "rms_norm_eps is 0, expected a number of more than 0"),
+        ("rope_parameters", {"rope_type": "yarn"}, "only rope_type 'default'"),
     ],
 )
 def test_a_language_model_that_contradicts_its_tensors(
@@ -597,6 +645,11 @@ def test_a_language_model_that_contradicts_its_tensors(
             {"tvf_normalize_params": [{"mean": [0.5, 0.5, 0.5], "std": [1, 1, 1]}]},
             "found 1, 1 and 2",
         ),
+        (
+            {"tvf_normalize_params": [{"mean": [0.5, 0.5, 0.5], "std": [1, 0, 1]}] * 2},
+            "deviations of more than 0",
+        ),
+        ({"tvf_resize_params": [3]}, "does not say how pictures are prepared"),
     ],
 )
 def test_pictures_that_are_prepared_otherwise(tmp_path: Path, entries: dict, said: str) -> None:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from armlet.robot.normalise import Normaliser
 STATISTICS = "dataset_statistics.json"
 VISION_HEADS = 16  # of both towers: vit_large_patch14_reg4_dinov2, vit_so400m_patch14_siglip
 Means = tuple[tuple[float, ...], ...]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,8 @@ class Layout:
                 f"cannot have {facts.heads} heads of which {facts.kv_heads} have keys and values "
                 "of their own; correct the number of heads"
             )
-        llama = LlamaSizes(
+        llama = found.made(
+            LlamaSizes,
             width=width,
             mlp=found.of("layers.0.mlp.gate_proj.weight", 2)[0],
             depth=depth_of(found.headers, "layers."),
@@ -84,7 +86,8 @@ class Layout:
             eps=facts.eps,
             theta=facts.theta,
         )
-        return Sizes(
+        return found.made(
+            Sizes,
             dino=found.tower("vision.dino.", heads),
             siglip=found.tower("vision.siglip.", heads),
             llama=llama,
@@ -160,6 +163,13 @@ class _Shapes:
             )
         return header.shape
 
+    def made(self, kind: type[T], **sizes: Any) -> T:
+        """Sizes of a part. Raises ValueError naming the files where they contradict each other."""
+        try:
+            return kind(**sizes)
+        except ValueError as error:
+            raise ValueError(f"{self.source}: {error}") from error
+
     def tower(self, prefix: str, heads: int) -> ViTSizes:
         width, _, patch, _ = self.of(f"{prefix}patch_embed.proj.weight", 4)
         patches = self.of(f"{prefix}pos_embed", 3)[1]
@@ -172,7 +182,8 @@ class _Shapes:
         registers = 0
         if f"{prefix}reg_token" in self.headers:
             registers = self.of(f"{prefix}reg_token", 3)[1]
-        return ViTSizes(
+        return self.made(
+            ViTSizes,
             width=width,
             depth=depth_of(self.headers, f"{prefix}blocks."),
             heads=heads,
@@ -242,10 +253,20 @@ def action_normaliser(statistics: Mapping[str, Any], where: str) -> Normaliser:
     if not isinstance(lowest, list) or not lowest:
         raise ValueError(f"{where}: `action` has no q01, one number a dimension; {COPY}")
     dims = len(lowest)
+    for name in ("q01", "q99"):
+        values = statistics.get(name, [])
+        if not isinstance(values, list) or any(type(each) not in (int, float) for each in values):
+            raise ValueError(
+                f"{where}: {name} of `action` is {values!r:.80}, expected {dims} numbers; {COPY}"
+            )
     mask = statistics.get("mask")
     kept: tuple[int, ...] = ()
     if mask is not None:
-        if not isinstance(mask, list) or len(mask) != dims:
+        if (
+            not isinstance(mask, list)
+            or len(mask) != dims
+            or any(each not in (True, False) for each in mask)
+        ):
             raise ValueError(
                 f"{where}: the mask of `action` is {mask!r:.80}, expected {dims} of true or false"
             )

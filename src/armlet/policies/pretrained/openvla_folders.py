@@ -8,6 +8,7 @@ takes Llama-2's own; and the constants by which pixels are normalised were round
 first was made from the second. (openvla c8f03f4, transformers 4.40.1.)
 """
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -76,14 +77,7 @@ class HuggingFaceFolder:
     def _check(self) -> None:
         """Raises ValueError for a network or pictures of another kind, by name."""
         path = self.root / CONFIG
-        towers = self.config.get("timm_model_ids") or []
-        backbone = self.config.get("vision_backbone_id")
-        if self.config.get("use_fused_vision_backbone") is False or len(towers) == 1:
-            raise ValueError(
-                f"{path}: one image tower ({backbone or towers[0]}): this is OpenVLA v0.1, which "
-                "has SigLIP alone, letterboxed pictures and another prompt, and is not read here; "
-                "take openvla-7b, or a model fine-tuned from it"
-            )
+        self._check_towers()
         for name, wanted in (
             ("arch_specifier", "no-align+fused-gelu-mlp"),
             ("image_resize_strategy", "resize-naive"),
@@ -92,6 +86,7 @@ class HuggingFaceFolder:
             if found != wanted:
                 raise ValueError(f"{path}: {name} is {found!r}, and only {wanted!r} is read here")
         text = self._text
+        self._check_numbers()
         for name, usual in AS_USUAL.items():
             if text.get(name, usual) != usual:
                 raise ValueError(
@@ -104,6 +99,66 @@ class HuggingFaceFolder:
                 f"{path}: text_config.rope_parameters is {rope!r:.80}, and only rope_type "
                 "'default' is read here"
             )
+
+    def _check_towers(self) -> None:
+        """Raises ValueError unless the image towers are DINOv2 and SigLIP, in this order."""
+        path = self.root / CONFIG
+        backbone = self.config.get("vision_backbone_id")
+        towers = self.config.get("timm_model_ids")
+        if self.config.get("use_fused_vision_backbone") is False or (
+            isinstance(towers, list) and len(towers) == 1
+        ):
+            raise ValueError(
+                f"{path}: one image tower ({backbone or towers}): this is OpenVLA v0.1, which "
+                "has SigLIP alone, letterboxed pictures and another prompt, and is not read here; "
+                "take openvla-7b, or a model fine-tuned from it"
+            )
+        if towers is not None and not (
+            isinstance(towers, list)
+            and len(towers) == 2
+            and "dinov2" in str(towers[0])
+            and "siglip" in str(towers[1])
+        ):
+            raise ValueError(
+                f"{path}: timm_model_ids is {towers!r:.120}, and only DINOv2 and SigLIP, in this "
+                "order, are read here"
+            )
+        # Other activations than those towers have of themselves.
+        others = self.config.get("timm_override_act_layers")
+        if others and (not isinstance(others, list) or any(each is not None for each in others)):
+            raise ValueError(
+                f"{path}: timm_override_act_layers is {others!r:.80}, and only the towers' own "
+                "activations are read here"
+            )
+
+    def _check_numbers(self) -> None:
+        """Raises ValueError naming a field of the config that should be a number, and is none."""
+        text = {**LLAMA, **self._text}
+        heads = text.get("num_key_value_heads")
+        whole = {
+            "pad_to_multiple_of": self.config.get("pad_to_multiple_of", PADDED),
+            "n_action_bins": self.config.get("n_action_bins", BINS),
+            "text_config.num_attention_heads": text["num_attention_heads"],
+            "text_config.num_key_value_heads": 1 if heads is None else heads,
+            "text_config.vocab_size": text["vocab_size"],
+        }
+        for name, value in whole.items():
+            least = 0 if name == "pad_to_multiple_of" else 1
+            if type(value) is not int or not least <= value < 2**31:
+                raise ValueError(
+                    f"{self.root / CONFIG}: {name} is {value!r:.60}, expected a whole number of "
+                    f"{least} or more; {COPY}"
+                )
+        rope = text.get("rope_parameters") or {}
+        for name, value in (
+            ("rms_norm_eps", text["rms_norm_eps"]),
+            ("rope_theta", rope.get("rope_theta", text["rope_theta"])),
+        ):
+            if type(value) not in (int, float) or not 0 < value < math.inf:
+                raise ValueError(
+                    f"{self.root / CONFIG}: text_config.{name} is {value!r:.60}, expected a number "
+                    f"of more than 0; {COPY}"
+                )
 
     @property
     def _text(self) -> dict[str, Any]:
@@ -125,10 +180,10 @@ class HuggingFaceFolder:
         """Words the network was taught with, of the rows of its word table."""
         padded = self.config.get("pad_to_multiple_of", PADDED)
         rows = {**LLAMA, **self._text}["vocab_size"]
-        if not all(isinstance(each, int) for each in (padded, rows)) or not 0 <= padded < rows:
+        if padded + self.bins > rows:
             raise ValueError(
-                f"{self.root / CONFIG}: a vocab_size of {rows!r} and a pad_to_multiple_of of "
-                f"{padded!r}; expected whole numbers, the first the larger; {COPY}"
+                f"{self.root / CONFIG}: {rows} rows of a word table, of which pad_to_multiple_of "
+                f"says that {padded} are padding, have no room for {self.bins} action words; {COPY}"
             )
         return int(rows - padded)
 
@@ -179,16 +234,17 @@ class HuggingFaceFolder:
         # What was stored of the transforms counts, as it does when the original reads it: rounded
         # to bf16, and not the exact constants that stand beside it.
         transforms = said.get("tvf_normalize_params")
-        if not transforms:
-            pairs = zip(said.get("means", ()), said.get("stds", ()), strict=False)
-            transforms = [{"mean": mean, "std": std} for mean, std in pairs]
         try:
+            if not transforms:
+                pairs = zip(said["means"], said["stds"], strict=True)
+                transforms = [{"mean": mean, "std": std} for mean, std in pairs]
             means = tuple(tuple(map(float, each["mean"])) for each in transforms)
             stds = tuple(tuple(map(float, each["std"])) for each in transforms)
             sizes = [list(map(int, each)) for each in said["input_sizes"]]
-        except (KeyError, TypeError, ValueError) as error:
+            self._check_resizing(said, sizes[0][-1])
+        except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(
-                f"{path} does not say how pictures are prepared ({error!r}); {COPY}"
+                f"{path} does not say how pictures are prepared as it should ({error}); {COPY}"
             ) from error
         counts = (len(means), len(stds), len(sizes))
         if counts != (2, 2, 2) or any(len(each) != 3 for each in (*means, *stds, *sizes)):
@@ -196,14 +252,16 @@ class HuggingFaceFolder:
                 f"{path}: expected means, deviations and sizes of two towers, three numbers each; "
                 f"found {len(means)}, {len(stds)} and {len(sizes)}; {COPY}"
             )
-        side = sizes[0][1]
-        self._check_resizing(said, side)
-        return means, stds, side
+        if not all(map(math.isfinite, sum(means + stds, ()))) or min(map(min, stds)) <= 0:
+            raise ValueError(
+                f"{path}: pixels have means {means} and deviations {stds}; expected finite numbers, "
+                f"and deviations of more than 0; {COPY}"
+            )
+        return means, stds, sizes[0][1]
 
     def _check_resizing(self, said: Mapping[str, Any], side: int) -> None:
-        """Raises ValueError unless a picture is scaled to a square by Pillow's bicubic filter, and
-        nothing else."""
-        path = self.root / PIXELS
+        """Raises ValueError, without the file's name, unless a picture is scaled to a square by
+        Pillow's bicubic filter, and nothing else."""
         wrong = []
         if said.get("image_resize_strategy", "resize-naive") != "resize-naive":
             wrong.append(f"image_resize_strategy is {said['image_resize_strategy']!r}")
@@ -212,7 +270,7 @@ class HuggingFaceFolder:
         for size in said.get("input_sizes", ()):
             if list(size) != [3, side, side]:
                 wrong.append(f"input_sizes has {size}, expected [3, {side}, {side}] for both")
-        for each in said.get("interpolations", ()):
+        for each in said.get("interpolations") or ():
             if each != "bicubic":
                 wrong.append(f"interpolations has {each!r}")
         for each in said.get("tvf_resize_params") or ():
@@ -223,8 +281,8 @@ class HuggingFaceFolder:
                 wrong.append(f"tvf_crop_params has {each!r:.60}")
         if wrong:
             raise ValueError(
-                f"{path}: {'; '.join(wrong)}. Only pictures that are scaled to a square by a "
-                "bicubic filter (resize-naive), and not cropped, are read here"
+                f"{'; '.join(wrong)}: only pictures that are scaled to a square by a bicubic "
+                "filter (resize-naive), and not cropped, are read here"
             )
 
     @property
