@@ -210,7 +210,7 @@ def base_of(bare: Path, near: Path) -> Path | None:
                 parts = Parts.read(Said(bare, bare, options={"base": str(base.resolve())}))
                 assert parts.adapter is not None
                 parts.adapter.check_copies(parts.tensors)
-            except ValueError:
+            except (FileNotFoundError, ValueError):
                 continue  # another variant's
             return base.resolve()
     return None

@@ -82,7 +82,7 @@ def _halved(plane: np.ndarray) -> np.ndarray:
     wide = -(-even.shape[1] // 16) * 16 - even.shape[1]
     even = np.pad(even, ((0, 0), (0, wide)), "edge")
     total = even[0::2, 0::2] + even[0::2, 1::2] + even[1::2, 0::2] + even[1::2, 1::2]
-    bias = np.arange(total.shape[1]) % 2 + 1
+    bias = np.arange(total.shape[1], dtype=np.int32) % 2 + 1
     return (total + bias) >> 2
 
 

@@ -225,7 +225,9 @@ class OpenVLAOFT(DinoSigLIPPolicy):
     def signals(self, names: Collection[str], batch: Batch, run: Pass[SequenceState]) -> Trace:
         found: Trace = {}
         if "condition" in names:
-            found["condition"] = self.answered(run)[:, :-1].float().mean(1)
+            found["condition"] = run.once(
+                "condition", lambda: self.answered(run)[:, :-1].float().mean(1)
+            )
         if "logits" in names and self.lm_head is not None:
             end = self.sizes.llama.vocabulary
             every = self._all_logits(run)[:, :-1].unflatten(1, (self.chunk, self.dims))
