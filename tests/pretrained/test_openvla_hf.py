@@ -342,6 +342,22 @@ def test_a_batch_is_answered_as_each_alone(policy: OpenVLA) -> None:
         )
 
 
+@torch.no_grad()
+def test_what_stands_behind_a_padded_prompt_stands_where_it_would_without(policy: OpenVLA) -> None:
+    """What other kinds append to a prompt, in a batch of prompts of other lengths."""
+    batch = targets(policy, [tiny.case(number)[0] for number in range(3)])
+    after = torch.randn(1, 4, policy.width, generator=torch.Generator().manual_seed(0)) * 0.03
+    state = policy.sequence(batch, policy.pictures(batch), after=after.expand(3, -1, -1))
+    assert state.mask[:, -4:].all() and not state.text[:, -4:].any()
+    together = policy.run_layers(state, batch).state.hidden
+    for row in range(3):
+        alone = policy.prepare([tiny.case(row)[0]])
+        own = policy.sequence(alone, policy.pictures(alone), after=after)
+        found = policy.run_layers(own, alone).state.hidden
+        assert torch.allclose(found[0, -4:], together[row, -4:], atol=1e-5)
+        assert int(own.vision.sum()) == 256 and own.vision[0, 1:257].all()
+
+
 def test_gradients_reach_everything_that_is_used(policy: OpenVLA) -> None:
     trained = copy.deepcopy(policy).train()
     batch = targets(trained, [tiny.case(number)[0] for number in range(2)])
