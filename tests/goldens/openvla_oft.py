@@ -1,6 +1,6 @@
 """OpenVLA-OFT: everything from raw pictures, words and state to actions in the robot's units, of a
-variant with its checkpoint (A, B, F …) or of one that has side files beside another's (R), once with
-its head and once as a discrete policy.
+variant with its checkpoint (A, B, F …) or of one that has side files beside another's (R), once
+with its head and once as a discrete policy.
 
 What no checkpoint says (chunk, bounds, which pictures) is told from `golden.json`; where it can be
 told by numbers and names, that must be the same. Bounds are the README's.
@@ -53,8 +53,8 @@ def compare(folder: Path) -> Iterator[Line]:
 
 
 def keys(folder: Path, names: dict[str, Path]) -> Iterator[Line]:
-    """Which tensors there are: as `keys.json` lists them. `names`: what it calls a part → where that
-    is."""
+    """Which tensors there are: as `keys.json` lists them. `names`: what it calls a part → where
+    that is."""
     for part, entries in json.loads((folder / "keys.json").read_text()).items():
         place = names.get(part, folder / "checkpoint" / part)
         if place.is_dir():
