@@ -19,6 +19,7 @@ from armlet.policies.pretrained.lora import Adapter
 from armlet.policies.pretrained.oft_files import FILM
 from armlet.policies.pretrained.oft_network import OpenVLAOFT
 from armlet.policies.pretrained.openvla_files import LlamaFacts
+from armlet.robot.spec import CameraSpec
 
 
 @pytest.fixture(scope="module")
@@ -271,3 +272,23 @@ def test_every_name_and_shape_of_the_real_checkpoint(policy: OpenVLAOFT) -> None
             )
         )
     }
+
+
+def test_a_robot_without_its_cameras(policy: OpenVLAOFT, tmp_path: Path) -> None:
+    place = tiny.toml(tmp_path, base=str(tiny.BASE))
+    spec = policy.robot
+    assert list(kinds.load(place, lambda: spec).cameras) == list(tiny.VIEWS)
+    cameras = {"full_image": CameraSpec(48, 64), "hand": CameraSpec(48, 64)}
+    other = replace(spec, observation=replace(spec.observation, cameras=cameras))
+    with pytest.raises(
+        ValueError, match=r"has full_image, hand: say .* wrist_image in \[cameras\]"
+    ):
+        kinds.load(place, lambda: other)
+    place.write_text(
+        place.read_text() + '[cameras]\nfull_image = "full_image"\nwrist_image = "hand"\n'
+    )
+    assert list(kinds.load(place, lambda: other).cameras) == ["full_image", "hand"]
+    alone = replace(spec.observation, cameras={"front": CameraSpec(48, 64)})
+    place = tiny.toml(tmp_path, base=str(tiny.BASE), views=["full_image"])
+    # One view, one camera: no doubt which is meant.
+    assert list(kinds.load(place, lambda: replace(spec, observation=alone)).cameras) == ["front"]
