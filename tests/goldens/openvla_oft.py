@@ -1,6 +1,6 @@
 """OpenVLA-OFT: everything from raw pictures, words and state to actions in the robot's units, of a
-variant with its checkpoint (A, B, F …) or of one that has side files beside another's (R), once with
-its head and once as a discrete policy.
+variant with its checkpoint (A, B, F …) or of one that has side files beside another's (R), once
+with its head and once as a discrete policy.
 
 What no checkpoint says (chunk, bounds, which pictures) is told from `golden.json`; where it can be
 told by numbers and names, that must be the same. Bounds are the README's.
@@ -53,8 +53,8 @@ def compare(folder: Path) -> Iterator[Line]:
 
 
 def keys(folder: Path, names: dict[str, Path]) -> Iterator[Line]:
-    """Which tensors there are: as `keys.json` lists them. `names`: what it calls a part → where that
-    is."""
+    """Which tensors there are: as `keys.json` lists them. `names`: what it calls a part → where
+    that is."""
     for part, entries in json.loads((folder / "keys.json").read_text()).items():
         place = names.get(part, folder / "checkpoint" / part)
         if place.is_dir():
@@ -210,7 +210,7 @@ def base_of(bare: Path, near: Path) -> Path | None:
                 parts = Parts.read(Said(bare, bare, options={"base": str(base.resolve())}))
                 assert parts.adapter is not None
                 parts.adapter.check_copies(parts.tensors)
-            except ValueError:
+            except (FileNotFoundError, ValueError):
                 continue  # another variant's
             return base.resolve()
     return None
@@ -265,8 +265,15 @@ def _inside(case: Case, golden: Golden) -> Iterator[Line]:
 
 
 def _decided(case: Case, golden: Golden) -> Iterator[Line]:
-    state = golden[case.named("proprio_normalized")]
-    yield near(case.named("proprio_normalized"), case.batch.state[0].clamp(-1, 1), state, PIXELS)
+    name = case.named("proprio_normalized")
+    theirs = golden[name]
+    # A robot says its state in single precision; divided by a narrow range, its rounding counts.
+    normaliser = case.policy.body.state
+    place = np.abs(normaliser.invert(theirs)) + np.abs(normaliser.offset)
+    rounding = np.finfo(np.float32).eps * place / normaliser.scale  # (s,)
+    off = case.batch.state[0].clamp(-1, 1).numpy() - theirs
+    off *= PIXELS / np.maximum(rounding, PIXELS)
+    yield near(name, theirs + off, theirs, PIXELS)
     name = case.named("action_hidden_states")
     yield near(name, case.policy.answered(case.run)[0, :-1].detach(), golden[name], HIDDEN)
     name = case.named("normalized_action")

@@ -1,6 +1,6 @@
-"""A tiny OpenVLA-OFT, as the original wrote it, for tests: an adapter that was never merged, its side
-files, the OpenVLA that it was trained beside, and made from these what else there is: a discrete
-policy, and one with FiLM."""
+"""A tiny OpenVLA-OFT, as the original wrote it, for tests: an adapter that was never merged, its
+side files, the OpenVLA that it was trained beside, and made from these what else there is: a
+discrete policy, and one with FiLM."""
 
 import json
 import shutil
@@ -16,6 +16,7 @@ from armlet.policies.pretrained import kinds
 from armlet.policies.pretrained.files import Header, Tensors, open_sharded
 from armlet.policies.pretrained.oft_network import OpenVLAOFT
 from armlet.robot.observation import Observation
+from armlet.types import Batch
 
 ROOT = Path(__file__).parent / "golden"
 FIXTURE = ROOT / "openvla_oft" / "A"
@@ -87,9 +88,17 @@ def case(number: int) -> tuple[Observation, dict[str, np.ndarray]]:
     return Observation(images, answers["proprio"], said["instruction"], previous), answers
 
 
+@torch.inference_mode()
+def moved(policy: OpenVLAOFT, batch: Batch | None = None) -> float:
+    """The largest error of the normalised actions."""
+    seen, answers = case(0)
+    found = policy(policy.prepare([seen]) if batch is None else batch)[0].numpy()
+    return float(np.abs(found - answers["normalized_action"]).max())
+
+
 def towers_with_film(place: Path) -> tuple[Path, dict[str, Tensor]]:
-    """The folder with a `vision_backbone--….pt`: the base's towers with new adapters beside them and
-    FiLM, and the side file's tensors."""
+    """The folder with a `vision_backbone--….pt`: the base's towers with new adapters beside them
+    and FiLM, and the side file's tensors."""
     folder = copied(place)
     generator = torch.Generator().manual_seed(0)
 

@@ -103,8 +103,8 @@ def test_the_middle_is_nine_tenths_of_the_area_corner_to_corner() -> None:
 
 
 def test_as_tensorflow_prepared_it() -> None:
-    """Two pictures of 256 × 256 that the original's code prepared, to the bit. In the second, values
-    lie so near to a half that the order of sums decides how they are rounded."""
+    """Two pictures of 256 × 256 that the original's code prepared, to the bit. In the second,
+    values lie so near to a half that the order of sums decides how they are rounded."""
     cases = (("oft", "resized", False), ("oft", "cropped", True), ("oft_wrist", "cropped", True))
     for name, what, middle in cases:
         raw = np.asarray(Image.open(GOLDEN / f"{name}_raw.png"))

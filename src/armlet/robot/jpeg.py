@@ -1,12 +1,12 @@
 """What is left of a picture that was written as JPEG and read again: for policies whose pictures
 went through one on their way, in training and in deployment.
 
-Nothing is packed into bytes: what is lost is lost by colours, halved chroma and rounded cosines, all
-of it integer arithmetic of libjpeg, done here to the bit. Written as Pillow and TensorFlow write by
-default (quality 95, 4:2:0, the slow integer cosines: their files are the same bytes); read as
-TensorFlow reads, with the *fast* integer cosines (JDCT_IFAST), of which Pillow knows nothing: its own
-answer differs in two thirds of the values, by 12 levels at most. Chroma is brought back by the
-triangle filter ("fancy upsampling") of both.
+Nothing is packed into bytes: what is lost is lost by colours, halved chroma and rounded cosines,
+all of it integer arithmetic of libjpeg, done here to the bit. Written as Pillow and TensorFlow
+write by default (quality 95, 4:2:0, the slow integer cosines: their files are the same bytes); read
+as TensorFlow reads, with the *fast* integer cosines (JDCT_IFAST), of which Pillow knows nothing:
+its own answer differs in two thirds of the values, by 12 levels at most. Chroma is brought back by
+the triangle filter ("fancy upsampling") of both.
 
 (libjpeg-turbo 2.1: jccolor.c, jcsample.c, jfdctint.c, jcdctmgr.c, jidctfst.c, jdsample.c,
 jdcolor.c.) Knows arrays alone.
@@ -18,13 +18,16 @@ SMALLEST = 6  # pixels a side: the triangle filter wants three columns of chroma
 QUALITY = 95
 # The tables of the standard (ITU-T T.81, K.1 and K.2), for a quality of 50.
 LUMA = (
-    "16 11 10 16 24 40 51 61 12 12 14 19 26 58 60 55 14 13 16 24 40 57 69 56 14 17 22 29 51 87 80 62 "
-    "18 22 37 56 68 109 103 77 24 35 55 64 81 104 113 92 49 64 78 87 103 121 120 101 "
-    "72 92 95 98 112 100 103 99"
+    "16 11 10 16 24 40 51 61 12 12 14 19 26 58 60 55 "
+    "14 13 16 24 40 57 69 56 14 17 22 29 51 87 80 62 "
+    "18 22 37 56 68 109 103 77 24 35 55 64 81 104 113 92 "
+    "49 64 78 87 103 121 120 101 72 92 95 98 112 100 103 99 "
 )
 CHROMA = (
-    "17 18 24 47 99 99 99 99 18 21 26 66 99 99 99 99 24 26 56 99 99 99 99 99 47 66 99 99 99 99 99 99 "
-    + "99 " * 32
+    "17 18 24 47 99 99 99 99 18 21 26 66 99 99 99 99 "
+    "24 26 56 99 99 99 99 99 47 66 99 99 99 99 99 99 "
+    "99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 "
+    "99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 "
 )
 # Scales of the fast cosines, of 2¹⁴ parts: cos(kπ/16) √2 for k > 0, of row and column.
 FAST = (1.0, 1.387039845, 1.306562965, 1.175875602, 1.0, 0.785694958, 0.541196100, 0.275899379)
@@ -82,7 +85,7 @@ def _halved(plane: np.ndarray) -> np.ndarray:
     wide = -(-even.shape[1] // 16) * 16 - even.shape[1]
     even = np.pad(even, ((0, 0), (0, wide)), "edge")
     total = even[0::2, 0::2] + even[0::2, 1::2] + even[1::2, 0::2] + even[1::2, 1::2]
-    bias = np.arange(total.shape[1]) % 2 + 1
+    bias = np.arange(total.shape[1], dtype=np.int32) % 2 + 1
     return (total + bias) >> 2
 
 

@@ -6,8 +6,8 @@
                     pixels, whose corners are the corners of that middle; cut off to whole numbers
 
 in float32, tap by tap, as TensorFlow adds them up: measured on the original's own pictures, all
-750,000 values are equal. With Pillow's JPEG 70 % of the values differ, by 12 levels at most; with its
-crop by 50.
+750,000 values are equal. With Pillow's JPEG 70 % of the values differ, by 12 levels at most; with
+its crop by 50.
 
 (openvla-oft 213c5ff, experiments/robot/openvla_utils.py; TensorFlow 2.15, scale_and_translate_op.cc
 and crop_and_resize_op.cc.) Knows arrays alone.
@@ -95,8 +95,8 @@ def _lanczos(x: np.ndarray) -> np.ndarray:
 
 
 def _sine(x: np.ndarray) -> np.ndarray:
-    """The sine of 0 ≤ x < 120, float32, as glibc's `sinf` gives it (2.28 and later): a polynomial in
-    double precision, rounded. One of eighty differs from the true sine's nearest number, and by
+    """The sine of 0 ≤ x < 120, float32, as glibc's `sinf` gives it (2.28 and later): a polynomial
+    in double precision, rounded. One of eighty differs from the true sine's nearest number, and by
     these a value near a half is rounded to another whole number than TensorFlow's."""
     wide = x.astype(np.float64)
     quarter = np.where(x < np.float32(np.pi / 4), 0, np.floor(wide * 2 / np.pi + 0.5)).astype(int)

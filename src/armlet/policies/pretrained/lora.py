@@ -1,5 +1,5 @@
-"""Low-rank adapters (LoRA, arXiv 2106.09685) as peft saves them, added to the weights that they were
-trained beside: W + scale · B A, a layer at a time.
+"""Low-rank adapters (LoRA, arXiv 2106.09685) as peft saves them, added to the weights that they
+were trained beside: W + scale · B A, a layer at a time.
 
 *Merged* as the projects merge: in bf16, rounded after the product, after the scale and after the
 sum. In single precision it would differ by up to 4e-3 from what their checkpoints hold. *Beside* is
@@ -74,11 +74,12 @@ class Adapter:
         scale = alpha / rank**0.5 if config.get("use_rslora") else alpha / rank
         tensors = open_safetensors(folder / WEIGHTS)
         found = cls.of(tensors, scale, ".weight", PREFIX)
-        for name, pair in found.pairs.items():
-            if tensors[pair.a].shape[0] != rank:
+        for pair in found.pairs.values():
+            own = tensors[pair.a].shape[0]
+            if own != rank:
                 raise ValueError(
-                    f"{folder / WEIGHTS}: {pair.a} has rank {tensors[pair.a].shape[0]}, and {CONFIG} "
-                    f"says {rank}: are the two of one adapter? ({name}); {COPY}"
+                    f"{folder / WEIGHTS}: {pair.a} has rank {own}, and {CONFIG} says {rank}: are "
+                    f"the two of one adapter? {COPY}"
                 )
         return found
 

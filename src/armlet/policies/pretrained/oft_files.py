@@ -1,13 +1,14 @@
-"""An OpenVLA-OFT checkpoint on disk: which files hold which part, and what in them says how it acts.
+"""An OpenVLA-OFT checkpoint on disk: which files hold which part, and what in them says how it
+acts.
 
     model*.safetensors, config.json     OpenVLA's folder, with the adapter merged
     lora_adapter/                       the adapter alone, where it was not: it needs a `base`
     action_head--N_checkpoint.pt        L1 regression; without it the policy is discrete
     proprio_projector--N_checkpoint.pt  the robot's state; without it the policy is not told any
-    vision_backbone--N_checkpoint.pt    FiLM: the towers with adapters that were never merged; those in
-                                        model.safetensors are then the base's, of no use
-    dataset_statistics.json             of the data that it was fine-tuned on; those in config.json are
-                                        the base's
+    vision_backbone--N_checkpoint.pt    FiLM: the towers with adapters that were never merged; those
+                                        in model.safetensors are then the base's, of no use
+    dataset_statistics.json             of the data that it was fine-tuned on; those in config.json
+                                        are the base's
 
 How many actions a chunk has, by which statistics numbers are normalised and which pictures are seen
 stands in none of them: the project chooses among three platforms by words of its command line. Here
@@ -114,8 +115,8 @@ class Options:
     """Its pictures, in the order in which the network sees them: the main one first."""
     preparation: Preparation = "center_crop"
     """How pictures are prepared: center_crop as the project's evaluation does for a policy that was
-    trained on random crops (as usual), no_crop as for another; processor: by OpenVLA's own processor
-    alone, for whoever calls the network without that evaluation."""
+    trained on random crops (as usual), no_crop as for another; processor: by OpenVLA's own
+    processor alone, for whoever calls the network without that evaluation."""
     vision_heads: int = VISION_HEADS
     """Of both image towers, which no file says."""
 
@@ -162,9 +163,10 @@ def component(folder: Path, name: str) -> Path | None:
     if name == VISION:  # that name is part of no other
         found = [path for path in found if path.name.startswith(name)]
     if len(found) > 1:
+        listed = ", ".join(path.name for path in found)
         raise ValueError(
-            f"{folder} holds {len(found)} files of {name}: {', '.join(each.name for each in found)}; "
-            "expected one: move those of other steps away"
+            f"{folder} holds {len(found)} files of {name}: {listed}; expected one: move those of "
+            "other steps away"
         )
     return found[0] if found else None
 
@@ -344,8 +346,8 @@ def _model(said: Said, options: Options) -> Path:
             named = read_json(config, fix=COPY).get("base_model_name_or_path")
             name = f" (its adapter names {named!r})" if named else ""
         raise ValueError(
-            f"{folder} holds no model.safetensors: its adapter was not merged, and the OpenVLA that "
-            f"it was trained beside is needed{name}; give its folder, or its name on the hub "
+            f"{folder} holds no model.safetensors: its adapter was not merged, and the OpenVLA "
+            f"that it was trained beside is needed{name}; give its folder, or its name on the hub "
             "(hf:user/name), as `base` in [options] of policy.toml"
         )
     beside = said.source.parent if said.source.is_file() else said.source
@@ -385,9 +387,9 @@ def _scale(folder: Path, towers: Tensors) -> float:
 
 
 def state_normaliser(statistics: Mapping[str, Any], bounds: Bounds, where: str) -> Normaliser:
-    """Of the state, by the project's evaluation: lowest and highest become −1 and 1, and 1e-8 more is
-    divided by. A number that never moved says −1, as there: it is cut off after. Raises ValueError
-    where statistics are missing or do not fit."""
+    """Of the state, by the project's evaluation: lowest and highest become −1 and 1, and 1e-8 more
+    is divided by. A number that never moved says −1, as there: it is cut off after. Raises
+    ValueError where statistics are missing or do not fit."""
     low, high = _both(statistics.get("proprio"), bounds, f"`proprio` of {where}")
     scale = (high - low + EPSILON) / 2
     parts = (low, scale, np.full_like(low, -1))

@@ -2,11 +2,11 @@
 
     BOS · patches of every picture · proprio · prompt · a · k placeholders · EOS   → layers → norm
 
-Every token sees every other. The placeholders are embedded as zeros; what becomes of action number i
-is read one place before its placeholder, where a language model predicts its next token, so that the
-first is read at the prompt's last token. An *L1* policy has a head on a step's tokens side by side;
-a *discrete* one chooses a word for each number, of which the last 256 of the vocabulary are its bins,
-as in OpenVLA.
+Every token sees every other. The placeholders are embedded as zeros; what becomes of action number
+i is read one place before its placeholder, where a language model predicts its next token, so that
+the first is read at the prompt's last token. An *L1* policy has a head on a step's tokens side by
+side; a *discrete* one chooses a word for each number, of which the last 256 of the vocabulary are
+its bins, as in OpenVLA.
 
 With FiLM (arXiv 1709.07871) each block of the image towers is told the mean of all words, between
 attention and MLP. (openvla-oft 213c5ff: `modeling_prismatic.py`, `action_heads.py`,
@@ -84,8 +84,8 @@ class Modulation(nn.Module):
 
 
 class OpenVLAOFT(DinoSigLIPPolicy):
-    """See the module's docstring. `proprio`: numbers of the state that it is told, 0: none; `bins` of
-    a discrete policy, 0: it has a head.
+    """See the module's docstring. `proprio`: numbers of the state that it is told, 0: none; `bins`
+    of a discrete policy, 0: it has a head.
 
     Signals: `condition` (b, d), the mean over what the head reads, or the words are chosen from;
     `logits` (b, k, a, bins − 1) of a discrete policy's intervals, lowest first."""
@@ -195,8 +195,8 @@ class OpenVLAOFT(DinoSigLIPPolicy):
         return self.as_actions(words).unflatten(1, (self.chunk, self.dims))
 
     def loss(self, run: Pass[SequenceState], batch: Batch) -> Tensor:
-        """Of a head the mean absolute error; of words the cross-entropy over all words, of those for
-        the actions and of EOS behind them, as published."""
+        """Of a head the mean absolute error; of words the cross-entropy over all words, of those
+        for the actions and of EOS behind them, as published."""
         actions, valid = batch.targets()
         if self.head is not None:
             return masked_mean((self.decode(run, batch) - actions).abs(), valid.float())
@@ -210,8 +210,8 @@ class OpenVLAOFT(DinoSigLIPPolicy):
     # Words and actions of a discrete policy, as OpenVLA has them.
 
     def as_words(self, actions: Tensor) -> Tensor:
-        """Normalised actions (…, a) → the words for them (…, a) int64: the last of the vocabulary is
-        the lowest bin."""
+        """Normalised actions (…, a) → the words for them (…, a) int64: the last of the vocabulary
+        is the lowest bin."""
         inside = actions.double().clamp(-1, 1).contiguous()
         return self.sizes.llama.vocabulary - torch.bucketize(inside, self.edges, right=True)
 
@@ -225,7 +225,9 @@ class OpenVLAOFT(DinoSigLIPPolicy):
     def signals(self, names: Collection[str], batch: Batch, run: Pass[SequenceState]) -> Trace:
         found: Trace = {}
         if "condition" in names:
-            found["condition"] = self.answered(run)[:, :-1].float().mean(1)
+            found["condition"] = run.once(
+                "condition", lambda: self.answered(run)[:, :-1].float().mean(1)
+            )
         if "logits" in names and self.lm_head is not None:
             end = self.sizes.llama.vocabulary
             every = self._all_logits(run)[:, :-1].unflatten(1, (self.chunk, self.dims))

@@ -1,5 +1,5 @@
-"""OpenVLA-OFT checkpoints (openvla-oft 213c5ff): OpenVLA's folder, fine-tuned, and what stands beside
-it. `oft_files` says which file is what, `oft_network` what is computed.
+"""OpenVLA-OFT checkpoints (openvla-oft 213c5ff): OpenVLA's folder, fine-tuned, and what stands
+beside it. `oft_files` says which file is what, `oft_network` what is computed.
 
 A discrete policy that was merged, without a state, is a folder like OpenVLA's own: of such a one a
 `policy.toml` must say `kind = "openvla_oft"`.
@@ -189,8 +189,8 @@ def _choices(parts: Parts, key: str | None, told: Told) -> tuple[Choice, ...]:
 def _remarks(parts: Parts, key: str | None, told: Told) -> Iterator[str]:
     if not told.missing:
         yield (
-            "a checkpoint does not say how many actions it decides at a time, nor which pictures it "
-            f"sees: taken are {told.chunk} and {', '.join(told.views)} ({told.why}); `platform` "
+            "a checkpoint does not say how many actions it decides at a time, nor which pictures "
+            f"it sees: taken are {told.chunk} and {', '.join(told.views)} ({told.why}); `platform` "
             f"({', '.join(NAMES)}) in [options] of policy.toml says all of it in one word"
         )
     if parts.adapter is not None:
