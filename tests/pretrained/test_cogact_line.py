@@ -1,5 +1,6 @@
 """From CogACT's run folder to students, by command line: inspect, probe, distil, evaluate."""
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -49,8 +50,10 @@ def test_the_whole_line(
     folder = write_run(tmp_path / "run")
     teacher = say(folder, f'unnorm_key = "bridge_orig"\n{CAMERA}')
     run(monkeypatch, "inspect", str(folder))
+    episodes = tmp_path / "episodes"
+    shutil.copytree(EPISODES, episodes)  # what is derived of them is written beside them
     out = tmp_path / "out"
-    options = ["--episodes", str(EPISODES), "--teacher", str(teacher), "--out", str(out)]
+    options = ["--episodes", str(episodes), "--teacher", str(teacher), "--out", str(out)]
     options += [*ROBOT.split(), "--outside-range", "1", "--evaluation.latency-calls", "2", *more]
     options += short("probe.stage")
     for number in range(stages):
@@ -64,7 +67,7 @@ def test_the_whole_line(
     student = load_policy(out / "student")
     assert isinstance(student, Backbone)
     assert not any("probe" in name for name in student.state_dict())
-    frames = EpisodeDataset(EPISODES, Columns(state=None)).pictures_of("front", np.arange(2))
+    frames = EpisodeDataset(episodes, Columns(state=None)).pictures_of("front", np.arange(2))
     for frame in frames:
         look = Observation({"front": frame}, np.zeros(0), "pick up the bowl", np.zeros(7))
         actions = student.infer(look)
