@@ -683,6 +683,21 @@ def test_gradients_reach_everything_and_noise_is_repeatable() -> None:
     )
 
 
+def test_in_half_precision_padding_is_no_nan() -> None:
+    """A token of padding sees nothing: in bfloat16, too, what is added to its scores is finite."""
+    policy = small(prefix_length=70)
+    batch = batch_of(policy)
+    with torch.autocast("cpu", torch.bfloat16):
+        run = policy.run_layers(policy.embed(batch), batch)
+        loss = policy.loss(run, batch)
+        answer = policy.decode(run, batch)
+    assert run.state.hidden.isfinite().all() and answer.dtype == torch.float32
+    loss.sum().backward()
+    for name, parameter in policy.named_parameters():
+        assert parameter.grad is None or parameter.grad.isfinite().all(), name
+    assert largest(answer.detach().numpy(), policy(batch).detach().numpy()) < 0.3
+
+
 def test_times_are_drawn_from_the_beta_distribution(monkeypatch: pytest.MonkeyPatch) -> None:
     """Mean 0.6 and variance 0.0686 of Beta(1.5, 1), squeezed into 0.001 … 1."""
     policy = small()

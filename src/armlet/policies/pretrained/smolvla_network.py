@@ -205,13 +205,20 @@ class SmolVLA(Backbone[PrefixState]):
     def seen(self, batch: Batch) -> list[tuple[Tensor, bool]]:
         """The tokens (b, m, d) of each camera, and whether somebody has it."""
         pictures = self.pictures(batch)
-        found = [(self.connector(self.vision(picture)), True) for picture in pictures]
+        if self.sizes.blanks:  # the same for all samples, so it is looked at once
+            pictures.append(torch.full_like(pictures[-1][:1], -1))
+        found = [(tokens, True) for tokens in self._looked_at(pictures)]
         if self.sizes.blanks:
-            # The same for all samples, so it is looked at once.
-            blank = self.connector(self.vision(torch.full_like(pictures[-1][:1], -1)))
-            tokens = blank.expand(len(batch), -1, -1)
-            found += [(tokens, False)] * self.sizes.blanks
+            blank = found.pop()[0].expand(len(batch), -1, -1)
+            found += [(blank, False)] * self.sizes.blanks
         return [(tokens * self.width**0.5, there) for tokens, there in found]
+
+    def _looked_at(self, pictures: list[Tensor]) -> list[Tensor]:
+        """(b', m, d) of each, not scaled; those of one size are looked at together."""
+        if len({picture.shape[1:] for picture in pictures}) > 1:
+            return [self.connector(self.vision(picture)) for picture in pictures]
+        together = self.connector(self.vision(torch.cat(pictures)))
+        return list(together.split([len(picture) for picture in pictures]))
 
     def embed(self, batch: Batch) -> PrefixState:
         parts: list[Tensor] = []
