@@ -507,6 +507,8 @@ def test_pictures_of_any_size_and_as_they_are() -> None:
     tall = smolvla_network.fitted(image, 64, 96)
     assert tall.shape == (1, 3, 96, 64) and not tall[:, :, : 96 - 38].any()
     assert torch.equal(smolvla_network.fitted(image, 50, 30), image)
+    sides = small(picture=(96, 64)).pictures(batch_of(teacher()))
+    assert [tuple(each.shape[2:]) for each in sides] == [(64, 96)] * 2
     policy = small(picture=None, cameras={"front": (64, 64), "wrist": (64, 64)})
     batch = replace(
         batch_of(teacher()), images={n: torch.rand(2, 3, 64, 64) for n in ("front", "wrist")}
