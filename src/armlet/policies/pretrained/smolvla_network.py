@@ -375,6 +375,8 @@ class SmolVLA(Backbone[PrefixState]):
 
     def loss(self, run: Pass[PrefixState], batch: Batch) -> Tensor:
         actions, valid = batch.targets()
+        if self.sizes.loss == "padded":  # elsewhere what follows an episode reaches nothing else
+            actions = _held(actions, valid)
         noise = torch.randn(len(batch), self.chunk, self.sizes.action_room, device=actions.device)
         drawn = torch.rand(len(batch), device=actions.device)
         # The inverse of Beta(1.5, 1)'s distribution, u = β ** 1.5.
@@ -480,6 +482,14 @@ def _normalised(image: Tensor, by: Normaliser) -> Tensor:
         parts.append(torch.from_numpy(values).to(image.device)[:, None, None])
     offset, scale, shift = parts
     return (image - offset) / scale + shift
+
+
+def _held(actions: Tensor, valid: Tensor) -> Tensor:
+    """(b, k, a): past the end of an episode, where `valid` (b, k) is not, the last action again, as
+    LeRobot's loader has it."""
+    last = (valid.sum(1).long() - 1).clamp(min=0)  # (b,); those that are valid come first
+    again = actions.take_along_dim(last[:, None, None], 1)  # (b, 1, a)
+    return torch.where(valid.bool()[..., None], actions, again)
 
 
 def _count(*modules: nn.Module) -> int:
