@@ -14,7 +14,7 @@ Folders from before LeRobot 0.4 are read, too. (LeRobot 0.3.3, 0.4.4 and 0.6.1; 
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -149,7 +149,7 @@ def describe(said: Said) -> Card:
         remarks = _remarks(folder, reads, blank)
     else:
         reads = _reads(folder, vlm)
-        sizes = _inread_words(folder, vlm, reads)
+        sizes = _in_words(folder, vlm, reads)
         taken = f"heads and sizes of its VLM are not in the checkpoint: taken from {whence}"
         remarks = (taken, *_remarks(folder, reads, blank))
     tokens = _tokens(folder)
@@ -177,13 +177,14 @@ def describe(said: Said) -> Card:
     )
 
 
-def _inread_words(folder: Folder, vlm: Vlm, reads: tuple[str, ...]) -> dict[str, str]:
+def _in_words(folder: Folder, vlm: Vlm, reads: tuple[str, ...]) -> dict[str, str]:
+    text = text_of(vlm, _real(folder, "expert_width_multiplier"))
     return {
-        "language model": f"{_layers(folder, vlm)} layers, {vlm.text['width']} wide, "
-        f"{vlm.text['heads']} heads of {vlm.text['head']}, {vlm.text['kv_heads']} of keys and values",
-        "expert": f"{len(reads) - reads.count('nothing')} layers, "
-        f"{text_of(vlm, folder.needed('expert_width_multiplier')).expert_width} wide; "
-        f"{reads.count('self')} attend to actions, {reads.count('cross')} to the language model alone",
+        "language model": f"{len(reads)} layers, {text.width} wide, {text.heads} heads of "
+        f"{text.head}, {text.kv_heads} of keys and values",
+        "expert": f"{len(reads) - reads.count('nothing')} layers, {text.expert_width} wide; "
+        f"{reads.count('self')} attend to actions, {reads.count('cross')} to the language model "
+        "alone",
         "vision transformer": f"{vlm.eye.layers} layers, {vlm.eye.width} wide, pictures of "
         f"{vlm.eye.image} × {vlm.eye.image}, patches of {vlm.eye.patch}",
     }
@@ -192,28 +193,31 @@ def _inread_words(folder: Folder, vlm: Vlm, reads: tuple[str, ...]) -> dict[str,
 def load(said: Said, robot: RobotSpec | None) -> Backbone:
     folder = Folder.read(said.checkpoint)
     _check(folder)
-    options = said.as_options(Options)
     vlm, _ = find_vlm(said, folder)
-    reads = _reads(folder, vlm)
     tokenizer, pad, marks = read_words(said, folder, vlm, _tokens(folder).name)
-    action_dims = folder.size(ACTION)
     body = Body(
-        action_spec=said.action_spec(action_dims, robot),
+        action_spec=said.action_spec(folder.size(ACTION), robot),
         state=folder.normaliser(STATE),
         actions=folder.normaliser(ACTION),
         tokenizer=tokenizer,
         state_names=said.state_names(folder.size(STATE), robot),
         fit="any",
     )
+    sizes = replace(_sizes(said, folder, vlm, robot), pad=pad, marks=marks)
+    _check_rooms(folder, sizes, body)
+    policy = rebuild(described(sizes, body), tokenizer, empty=True)
+    fill(policy, folder.tensors, _names(sizes.layers, folder.tensors), dtype=said.dtype)
+    return policy.eval()
+
+
+def _sizes(said: Said, folder: Folder, vlm: Vlm, robot: RobotSpec | None) -> Sizes:
+    """The network, but for what its tokenizer says."""
+    options = said.as_options(Options)
+    reads = _reads(folder, vlm)
     cameras, blanks = _cameras(said, options, folder, robot)
-    pixels = {}
-    for name, key in zip(folder.cameras, folder.camera_keys.values(), strict=True):
-        normaliser = folder.normaliser(key)
-        if name not in blanks and (normaliser.offset.any() or (normaliser.scale != 1).any()):
-            pixels[_called(said, folder, name)] = normaliser.to_json()
     picture = folder.needed("resize_imgs_with_padding")
     precisions = _precisions(said, folder.tensors, reads)
-    sizes = Sizes(
+    return Sizes(
         text=text_of(vlm, _real(folder, "expert_width_multiplier")),
         eye=vlm.eye,
         shuffle=vlm.shuffle,
@@ -228,23 +232,28 @@ def load(said: Said, robot: RobotSpec | None) -> Backbone:
         picture=None if picture is None else (int(picture[0]), int(picture[1])),
         min_period=_real(folder, "min_period"),
         max_period=_real(folder, "max_period"),
-        pad=pad,
+        pad=vlm.pad,
         padded=_tokens(folder).one_length,
         new_line=_new_line(folder),
         blanks=min(len(blanks), _whole(folder, "empty_cameras", 0)),
-        marks=marks if folder.config.get("add_image_special_tokens", False) else (),
         prefix_length=_whole(folder, "prefix_length", 0),
         vision_positions=options.vision_positions,
         loss=options.loss,
         seed=options.seed,
-        pixels=pixels or None,
+        pixels=_pixels(said, folder, blanks) or None,
         vlm_precision=precisions[0],
         expert_precision=precisions[1],
     )
-    _check_rooms(folder, sizes, body)
-    policy = rebuild(described(sizes, body), tokenizer, empty=True)
-    fill(policy, folder.tensors, _names(reads, folder.tensors), dtype=said.dtype)
-    return policy.eval()
+
+
+def _pixels(said: Said, folder: Folder, blanks: list[str]) -> dict[str, dict[str, list[float]]]:
+    """How the pictures of each camera are normalised, where they are, by the robot's name."""
+    found = {}
+    for name, key in folder.camera_keys.items():
+        normaliser = folder.normaliser(key)
+        if name not in blanks and (normaliser.offset.any() or (normaliser.scale != 1).any()):
+            found[_called(said, folder, name)] = normaliser.to_json()
+    return found
 
 
 # What its config says
