@@ -1,6 +1,6 @@
-"""SmolVLA against what LeRobot's own code answered from the same tiny folder (`golden/smolvla`: random
-weights, lerobot 0.6.1; its README's traps are sprung one by one), and by properties where there is
-no golden file."""
+"""SmolVLA against what LeRobot's own code answered from the same tiny folder (`golden/smolvla`:
+random weights, lerobot 0.6.1; its README's traps are sprung one by one), and by properties where
+there is no golden file."""
 
 import functools
 import json

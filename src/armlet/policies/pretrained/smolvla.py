@@ -339,8 +339,8 @@ def _check_rooms(folder: Folder, sizes: Sizes, body: Body) -> None:
     for name, count in sizes.picture_tokens.items():
         if count < 1:
             raise ValueError(
-                f"{folder.root / CONFIG}: pictures of {name!r} have no token left behind patches of "
-                f"{sizes.eye.patch} pixels and a pixel shuffle of {sizes.shuffle}"
+                f"{folder.root / CONFIG}: pictures of {name!r} have no token left behind patches "
+                f"of {sizes.eye.patch} pixels and a pixel shuffle of {sizes.shuffle}"
             )
 
 
@@ -349,8 +349,8 @@ def _execute(said: Said, folder: Folder) -> int:
     chunk = _whole(folder, "chunk_size")
     if not 1 <= execute <= chunk:
         raise ValueError(
-            f"{said.source if said.execute else folder.root / CONFIG}: {execute} actions of a chunk "
-            f"are to be carried out, expected 1 to {chunk}"
+            f"{said.source if said.execute else folder.root / CONFIG}: {execute} actions of a "
+            f"chunk are to be carried out, expected 1 to {chunk}"
         )
     return execute
 
@@ -411,8 +411,8 @@ def _cameras(
     unknown = sorted(set(options.missing) - set(folder.cameras))
     if unknown:
         raise ValueError(
-            f"{said.source}: [options] missing names {', '.join(unknown)}, and the checkpoint looks "
-            f"through {', '.join(folder.cameras)}"
+            f"{said.source}: [options] missing names {', '.join(unknown)}, and the checkpoint "
+            f"looks through {', '.join(folder.cameras)}"
         )
     found = {}
     blanks = []
@@ -516,8 +516,8 @@ def _remarks(folder: Folder, reads: tuple[str, ...], blank: list[str]) -> tuple[
     alone = [str(index) for index, each in enumerate(reads) if each == "nothing"]
     if alone:
         found.append(
-            f"the expert has no layer beside layers {', '.join(alone)} of the language model: these "
-            "are routed and cut alone, and cheaper"
+            f"the expert has no layer beside layers {', '.join(alone)} of the language model: "
+            "these are routed and cut alone, and cheaper"
         )
     if blank:
         found.append(f"nobody has {', '.join(blank)}: taken as black, and not attended to")

@@ -50,8 +50,8 @@ class PrefixState(State):
     """`hidden` (b, n, d): tokens of pictures, words and state, then padding; `mask`, `vision`,
     `text`, `own` (b, n) bool: which are real, of pictures, of words, and the robot's state;
     `positions` (b, n) int64; `attention` (b, 1, n, n), added to what a layer attends by; `turn`,
-    its rotary positions; `keys` and `values`: of each layer (b, g, n, c), None until it has run, and
-    where it did not."""
+    its rotary positions; `keys` and `values`: of each layer (b, g, n, c), None until it has run,
+    and where it did not."""
 
     changing: ClassVar[tuple[str, ...]] = ("hidden", "keys", "values")
 

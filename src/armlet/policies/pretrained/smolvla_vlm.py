@@ -121,8 +121,8 @@ def read_words(
         tokenizer = fetch_tokenizer(name)
     except OSError as error:
         raise ValueError(
-            f"{said.source}: the words of the checkpoint are those of {name!r}, which cannot be had "
-            f"from the hub here; give a folder with its tokenizer.json as `tokenizer` in {FILE}"
+            f"{said.source}: the words of the checkpoint are those of {name!r}, which cannot be "
+            f"had from the hub here; give a folder with its tokenizer.json as `tokenizer` in {FILE}"
         ) from error
     except Exception as error:  # the tokenizers' library raises nothing more special
         raise ValueError(f"{name}/tokenizer.json is no tokenizer ({error}); {COPY}") from error
