@@ -1,7 +1,7 @@
-"""SmolVLA: LeRobot's answers against armlet's, from the same folder. A variant holds a policy folder
-(`pretrained_model`, its config and processors once more as 0.4.4 wrote them), the VLM's own folder,
-and what 0.6.1 and 0.4.4 answered; a folder from before 0.4 holds the weights alone and answers as
-the variant that it is of."""
+"""SmolVLA: LeRobot's answers against armlet's, from the same folder. A variant holds a policy
+folder (`pretrained_model`, its config and processors once more as 0.4.4 wrote them), the VLM's own
+folder, and what 0.6.1 and 0.4.4 answered; a folder from before 0.4 holds the weights alone and
+answers as the variant that it is of."""
 
 import json
 import shutil
@@ -72,7 +72,7 @@ def compare(folder: Path) -> Iterator[Line]:
 def loaded(
     folder: Path, checkpoint: Path, options: str = "", variant: Path | None = None
 ) -> SmolVLA:
-    """A checkpoint of a variant through the real loader. Cameras that its inputs lack are missing."""
+    """A checkpoint of a variant through the real loader; cameras that its inputs lack are missing."""
     there = load_file((variant or folder) / "inputs.safetensors")
     read = Folder.read(checkpoint)
     missing = []

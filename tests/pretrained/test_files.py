@@ -315,6 +315,15 @@ def test_pickles_that_are_large_in_memory_alone(tmp_path) -> None:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("x/data.pkl", bytes(100 * MEGABYTE))
     refused(lambda: open_pickled(path), "'x/data.pkl' has 104857600 bytes, packed into")
+    torch.save(tensors(), tmp_path / "plain.pt")
+    records = {}
+    with zipfile.ZipFile(tmp_path / "plain.pt") as archive:
+        for each in archive.namelist():
+            records[each] = archive.read(each)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for each, content in records.items():
+            archive.writestr(each, content)
+    refused(lambda: open_pickled(path), "packed into", "torch.save packs none")
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("x/data.pkl", bytes(9 * MEGABYTE))
     refused(lambda: open_pickled(path), "a pickle has 8388608 at most")

@@ -1,5 +1,5 @@
 """A policy folder of LeRobot: its processors read as data, every step understood or refused by its
-name, and the layout from before 0.4. Formulas are those of LeRobot's own normaliser, written out."""
+name, and the layout from before 0.4. Formulas are those of LeRobot's normaliser, written out."""
 
 import json
 from pathlib import Path

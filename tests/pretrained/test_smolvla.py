@@ -1,6 +1,6 @@
-"""SmolVLA against what LeRobot's own code answered from the same tiny folder (`golden/smolvla`: random
-weights, lerobot 0.6.1; its README's traps are sprung one by one), and by properties where there is
-no golden file."""
+"""SmolVLA against what LeRobot's own code answered from the same tiny folder (`golden/smolvla`:
+random weights, lerobot 0.6.1; its README's traps are sprung one by one), and by properties where
+there is no golden file."""
 
 import functools
 import json
@@ -454,6 +454,17 @@ def test_padding_changes_nothing() -> None:
         assert largest(actions(policy, batch, 3), right_answer) < 1e-5
 
 
+def test_words_that_are_padded_to_the_longest(tmp_path) -> None:
+    """As `pad_language_to` says through the processor: shorter, and the same answers."""
+    folder = copied(tmp_path)
+    file = folder / "policy_preprocessor.json"
+    file.write_text(file.read_text().replace('"padding": "max_length"', '"padding": "longest"'))
+    policy = load(tmp_path, folder)
+    batch = batch_of(policy)
+    assert batch.text.shape[1] == batch.text_mask.sum(1).max() < 48
+    assert largest(actions(policy, batch), right()) < 1e-5
+
+
 def test_a_camera_that_nobody_has_is_not_attended_to(tmp_path) -> None:
     """Black and masked where the config counts it among its empty cameras, left out where not: the
     same answers, which are others than with it."""
@@ -507,6 +518,8 @@ def test_pictures_of_any_size_and_as_they_are() -> None:
     tall = smolvla_network.fitted(image, 64, 96)
     assert tall.shape == (1, 3, 96, 64) and not tall[:, :, : 96 - 38].any()
     assert torch.equal(smolvla_network.fitted(image, 50, 30), image)
+    sides = small(picture=(96, 64)).pictures(batch_of(teacher()))
+    assert [tuple(each.shape[2:]) for each in sides] == [(64, 96)] * 2
     policy = small(picture=None, cameras={"front": (64, 64), "wrist": (64, 64)})
     batch = replace(
         batch_of(teacher()), images={n: torch.rand(2, 3, 64, 64) for n in ("front", "wrist")}
@@ -681,6 +694,41 @@ def test_gradients_reach_everything_and_noise_is_repeatable() -> None:
     assert torch.equal(small().noise, policy.noise) and not torch.equal(
         small(seed=1).noise, policy.noise
     )
+
+
+def test_in_half_precision_padding_is_no_nan() -> None:
+    """A token of padding sees nothing: in bfloat16, too, what is added to its scores is finite."""
+    policy = small(prefix_length=70)
+    batch = batch_of(policy)
+    with torch.autocast("cpu", torch.bfloat16):
+        run = policy.run_layers(policy.embed(batch), batch)
+        loss = policy.loss(run, batch)
+        answer = policy.decode(run, batch)
+    assert run.state.hidden.isfinite().all() and answer.dtype == torch.float32
+    loss.sum().backward()
+    for name, parameter in policy.named_parameters():
+        assert parameter.grad is None or parameter.grad.isfinite().all(), name
+    assert largest(answer.detach().numpy(), policy(batch).detach().numpy()) < 0.3
+
+
+def test_past_the_end_the_last_action_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the loss counts it, as LeRobot's loader has it; elsewhere it reaches no other step."""
+    policy = small(loss="padded")
+    batch = batch_of(policy)
+    run = policy.run_layers(policy.embed(batch), batch)
+    told = []
+    monkeypatch.setattr(policy, "flow_loss", lambda *each: told.append(each[1]))
+    policy.loss(run, batch)
+    targets, valid = batch.targets()
+    assert valid.sum(1).tolist() == [10, 7]
+    assert torch.equal(told[0][0], targets[0]) and torch.equal(told[0][1, :7], targets[1, :7])
+    assert torch.equal(told[0][1, 7:], targets[1, 6:7].expand(3, -1))
+    monkeypatch.undo()
+    noise, time = inputs()["train.noise"], inputs()["train.time"]
+    other = torch.where(valid[..., None], targets, torch.full_like(targets, 9.0))
+    masked = small()
+    first = masked.flow_loss(run, targets, valid.float(), noise, time)
+    assert torch.allclose(first, masked.flow_loss(run, other, valid.float(), noise, time))
 
 
 def test_times_are_drawn_from_the_beta_distribution(monkeypatch: pytest.MonkeyPatch) -> None:

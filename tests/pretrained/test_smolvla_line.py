@@ -231,6 +231,14 @@ def test_heads_are_never_guessed(tmp_path) -> None:
     refused(file, "has no `text_config`")
 
 
+def test_what_can_be_said_without_the_vlm(tmp_path) -> None:
+    """Heads cannot: they are asked for, as a choice without a usual answer."""
+    card = smolvla.describe(read_said(HERE / "pretrained_model"))
+    assert card.sizes == {"language model": "4 layers, 48 wide"} and card.layers == 4
+    (asked,) = [choice for choice in card.choices if choice.usual is None]
+    assert asked.option == "vlm" and "are of another VLM" in asked.why
+
+
 def test_words_that_cannot_be_had_are_asked_for(tmp_path, monkeypatch) -> None:
     place = tmp_path / "vlm"
     shutil.copytree(HERE / "vlm", place)

@@ -2,8 +2,8 @@
 use, or is an error; and so is each place that no tensor fills.
 
 Headers first: `Tensors` knows names, shapes and types of all files before a number is read, and
-what is cut short, missing, a pointer of Git LFS, or absurdly long is refused there. Numbers are then
-read one tensor at a time, so that a network of 15 GB is in memory once.
+what is cut short, missing, a pointer of Git LFS, or absurdly long is refused there. Numbers are
+then read one tensor at a time, so that a network of 15 GB is in memory once.
 """
 
 import json
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from armlet.data.files import check_is_here, read_json
 
-# Bytes of a header, an index, or the pickle of a `.pt` file; those of a thousand tensors have 0.2 MB.
+# Bytes of a header, an index, or the pickle of a `.pt` file: of a thousand tensors 0.2 MB.
 LONGEST = 8 * 2**20
 MOST = 50_000  # tensors of a file; the largest of the kinds here have 1,300
 DEEPEST = 16  # dictionaries within one another
@@ -155,8 +155,8 @@ def open_sharded(folder: Path, stem: str = "model") -> Tensors:
         return open_safetensors(whole)
     if whole.exists():
         raise ValueError(
-            f"{folder} holds {whole.name}, and {index.name} with several files: which of the two is "
-            "meant is not guessed; remove one of them"
+            f"{folder} holds {whole.name}, and {index.name} with several files: which of the two "
+            "is meant is not guessed; remove one of them"
         )
     if index.stat().st_size > LONGEST:
         raise ValueError(
@@ -205,8 +205,8 @@ def _read_header(path: Path) -> dict[str, Header]:
     count = content.count(b'"data_offsets"')
     if count > MOST:
         raise ValueError(
-            f"{path}: its header names {count} tensors, expected {MOST} at most; this is no file of "
-            "a policy's weights"
+            f"{path}: its header names {count} tensors, expected {MOST} at most; this is no file "
+            "of a policy's weights"
         )
     headers = {}
     spans = []
@@ -218,8 +218,8 @@ def _read_header(path: Path) -> dict[str, Header]:
     for begins, ends, name in sorted(spans):
         if begins != end:
             raise ValueError(
-                f"{path}: {name!r} begins at byte {begins}, expected {end}, where the tensor before "
-                f"it ends; {COPY}"
+                f"{path}: {name!r} begins at byte {begins}, expected {end}, where the tensor "
+                f"before it ends; {COPY}"
             )
         end = ends
     if size != 8 + length + end:
@@ -265,8 +265,8 @@ def _described(name: str, entry: Any, path: Path) -> tuple[Header, tuple[int, in
         whole = False
     if not whole:
         raise ValueError(
-            f"{path}: {name!r:.80} is described by {entry!r:.120}, expected `shape`, `data_offsets` "
-            f"and a `dtype` of {', '.join(DTYPES)}; {COPY}"
+            f"{path}: {name!r:.80} is described by {entry!r:.120}, expected `shape`, "
+            f"`data_offsets` and a `dtype` of {', '.join(DTYPES)}; {COPY}"
         )
     header = Header(shape, dtype, path, name)
     if header.nbytes != ends - begins:
@@ -279,7 +279,7 @@ def _described(name: str, entry: Any, path: Path) -> tuple[Header, tuple[int, in
 
 def open_pickled(path: Path) -> Tensors:
     """The tensors of a `.pt` file, of dictionaries within dictionaries: their names are joined by
-    dots. Their numbers stay in the file until they are read; anything but tensors in it is left out.
+    dots. Their numbers stay in the file until they are read; what is no tensor is left out.
 
     Raises FileNotFoundError or ValueError naming the file that is missing, cut short, or holds more
     than tensors and plain values: nothing in it is run.
@@ -303,9 +303,9 @@ def open_pickled(path: Path) -> Tensors:
         # Torch packs nothing: what is small in a file and large in memory is somebody's trap.
         if entry.compress_type != zipfile.ZIP_STORED or (pickled and entry.file_size > LONGEST):
             raise ValueError(
-                f"{path}: its record {entry.filename!r:.80} has {entry.file_size} bytes, packed into "
-                f"{entry.compress_size}: torch.save packs none, and a pickle has {LONGEST} at most; "
-                "this is no file of a policy's weights"
+                f"{path}: its record {entry.filename!r:.80} has {entry.file_size} bytes, packed "
+                f"into {entry.compress_size}: torch.save packs none, and a pickle has {LONGEST} at "
+                "most; this is no file of a policy's weights"
             )
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)

@@ -2,9 +2,9 @@
 processors), with the processors read as data: nothing of LeRobot is imported or run.
 
 Its processors are lists of steps by name. Each step that is known here is understood; one that is
-not, or that does what armlet does not, is refused by its name, since leaving it out would give other
-actions. Folders from before 0.4 have no processors: their statistics stand among the weights, under
-names whose dots became underscores, and what their steps were the kind says.
+not, or that does what armlet does not, is refused by its name, since leaving it out would give
+other actions. Folders from before 0.4 have no processors: their statistics stand among the weights,
+under names whose dots became underscores, and what their steps were the kind says.
 
 (LeRobot 0.3.3, 0.4.4 and 0.6.1; `processor/normalize_processor.py`, `relative_action_processor.py`,
 `tokenizer_processor.py`, `configs/types.py`.)
@@ -80,8 +80,8 @@ class Step:
 
 @dataclass(frozen=True)
 class Tokens:
-    """How a prompt becomes tokens: `name` is that of a tokenizer on the hub; `padding` the side, and
-    `padded` up to where, `max_length` (of `longest`) or the `longest` of a batch."""
+    """How a prompt becomes tokens: `name` is that of a tokenizer on the hub; `padding` the side,
+    and `padded` up to where, `max_length` (of `longest`) or the `longest` of a batch."""
 
     name: str
     longest: int
@@ -372,8 +372,8 @@ class Folder:
             there = ", ".join(sorted(self._old)[:4])
             raise ValueError(
                 f"{self.root / WEIGHTS} holds no {prefix}…, the statistics of {key!r}; there are "
-                f"{there}. Are they of several data sets? LeRobot's migration script writes them as "
-                "processors"
+                f"{there}. Are they of several data sets? LeRobot's migration script writes them "
+                "as processors"
             )
         return found
 

@@ -14,14 +14,11 @@ Folders from before LeRobot 0.4 are read, too. (LeRobot 0.3.3, 0.4.4 and 0.6.1; 
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
-from tokenizers import Tokenizer
-
 from armlet.data.files import read_json
-from armlet.layers.pretrained import fetch_tokenizer
 from armlet.policies.contract import Backbone, Body, rebuild
 from armlet.policies.pretrained.card import Card, Choice, dtypes_of, parts_of
 from armlet.policies.pretrained.files import COPY, Names, Tensors, fill
@@ -38,21 +35,27 @@ from armlet.policies.pretrained.lerobot import (
 from armlet.policies.pretrained.said import FILE, Said
 from armlet.policies.pretrained.smolvla_network import described, from_json, is_vlm
 from armlet.policies.pretrained.smolvla_sizes import (
-    KNOWN,
     Loss,
     Positions,
     Sizes,
     Vlm,
-    read_vlm,
     reads_of,
     text_of,
-    vlm_of,
+)
+from armlet.policies.pretrained.smolvla_vlm import (
+    VLM,
+    UnknownVlmError,
+    find_vlm,
+    layers_of,
+    read_words,
+    vlm_folder,
+    width_of,
+    words_folder,
 )
 from armlet.robot.spec import RobotSpec
 
 __all__ = ["Options", "describe", "files", "from_json", "load", "recognises"]
 
-VLM = "model.vlm_with_expert.vlm.model."
 EXPERT = "model.vlm_with_expert.lm_expert."
 # What its processors may hold, beside the steps that armlet does on its own.
 STEPS = (
@@ -63,8 +66,6 @@ STEPS = (
     "normalizer_processor",
     "unnormalizer_processor",
 )
-FAKE = "<fake_token_around_image>"  # the tokens around a picture
-GLOBAL = "<global-img>"
 EMPTY = re.compile(r"empty_camera_\d+")  # what LeRobot calls cameras that nobody has
 ROOMS = {
     f"{VLM}vision_model.": "vision transformer",
@@ -124,7 +125,7 @@ def files(said: Said) -> list[Path]:
     folder = Folder.read(said.checkpoint)
     found = [said.checkpoint / CONFIG, said.checkpoint / WEIGHTS]
     found += sorted(said.checkpoint.glob("policy_*processor*"))
-    for place in (_vlm_folder(said), _words_folder(said)):
+    for place in (vlm_folder(said), words_folder(said)):
         if place is not None:
             found += [place / name for name in ("config.json", "tokenizer.json")]
             found.append(place / "tokenizer_config.json")
@@ -136,18 +137,21 @@ def describe(said: Said) -> Card:
     folder = Folder.read(said.checkpoint)
     _check(folder)
     options = said.as_options(Options)
-    vlm, whence = _vlm(said, options, folder)
-    reads = _reads(folder, vlm)
     cameras, blank = _cameras(said, options, folder, None)
-    sizes = {
-        "language model": f"{_layers(folder, vlm)} layers, {vlm.text['width']} wide, "
-        f"{vlm.text['heads']} heads of {vlm.text['head']}, {vlm.text['kv_heads']} of keys and values",
-        "expert": f"{len(reads) - reads.count('nothing')} layers, "
-        f"{text_of(vlm, folder.needed('expert_width_multiplier')).expert_width} wide; "
-        f"{reads.count('self')} attend to actions, {reads.count('cross')} to the language model alone",
-        "vision transformer": f"{vlm.eye.layers} layers, {vlm.eye.width} wide, pictures of "
-        f"{vlm.eye.image} × {vlm.eye.image}, patches of {vlm.eye.patch}",
-    }
+    choices = _choices(folder)
+    try:
+        vlm, whence = find_vlm(said, folder)
+    except UnknownVlmError as error:
+        # All but heads and layers' reading can be said without it.
+        reads: tuple[str, ...] = ("cross",) * layers_of(folder.tensors)
+        sizes = {"language model": f"{len(reads)} layers, {width_of(folder.tensors)} wide"}
+        choices = (Choice("vlm", (), None, str(error)), *choices)
+        remarks = _remarks(folder, reads, blank)
+    else:
+        reads = _reads(folder, vlm)
+        sizes = _in_words(folder, vlm, reads)
+        taken = f"heads and sizes of its VLM are not in the checkpoint: taken from {whence}"
+        remarks = (taken, *_remarks(folder, reads, blank))
     tokens = _tokens(folder)
     return Card(
         kind="smolvla",
@@ -165,39 +169,55 @@ def describe(said: Said) -> Card:
         files=tuple(files(said)),
         state=folder.normaliser(STATE),
         action=folder.normaliser(ACTION),
-        choices=_choices(folder),
-        remarks=_remarks(folder, reads, whence, blank),
+        choices=choices,
+        remarks=remarks,
         words=f"the instruction as it is{_new_line(folder) * ', and a line break'}, of "
         f"{tokens.longest} tokens at most, by the tokenizer of {said.tokenizer or tokens.name}",
         unused=tuple(name for name in folder.tensors if _names(reads, {}).is_unused(name)),
     )
 
 
+def _in_words(folder: Folder, vlm: Vlm, reads: tuple[str, ...]) -> dict[str, str]:
+    text = text_of(vlm, _real(folder, "expert_width_multiplier"))
+    return {
+        "language model": f"{len(reads)} layers, {text.width} wide, {text.heads} heads of "
+        f"{text.head}, {text.kv_heads} of keys and values",
+        "expert": f"{len(reads) - reads.count('nothing')} layers, {text.expert_width} wide; "
+        f"{reads.count('self')} attend to actions, {reads.count('cross')} to the language model "
+        "alone",
+        "vision transformer": f"{vlm.eye.layers} layers, {vlm.eye.width} wide, pictures of "
+        f"{vlm.eye.image} × {vlm.eye.image}, patches of {vlm.eye.patch}",
+    }
+
+
 def load(said: Said, robot: RobotSpec | None) -> Backbone:
     folder = Folder.read(said.checkpoint)
     _check(folder)
-    options = said.as_options(Options)
-    vlm, _ = _vlm(said, options, folder)
-    reads = _reads(folder, vlm)
-    tokenizer, pad, marks = _words(said, folder, vlm)
-    action_dims = folder.size(ACTION)
+    vlm, _ = find_vlm(said, folder)
+    tokenizer, pad, marks = read_words(said, folder, vlm, _tokens(folder).name)
     body = Body(
-        action_spec=said.action_spec(action_dims, robot),
+        action_spec=said.action_spec(folder.size(ACTION), robot),
         state=folder.normaliser(STATE),
         actions=folder.normaliser(ACTION),
         tokenizer=tokenizer,
         state_names=said.state_names(folder.size(STATE), robot),
         fit="any",
     )
+    sizes = replace(_sizes(said, folder, vlm, robot), pad=pad, marks=marks)
+    _check_rooms(folder, sizes, body)
+    policy = rebuild(described(sizes, body), tokenizer, empty=True)
+    fill(policy, folder.tensors, _names(sizes.layers, folder.tensors), dtype=said.dtype)
+    return policy.eval()
+
+
+def _sizes(said: Said, folder: Folder, vlm: Vlm, robot: RobotSpec | None) -> Sizes:
+    """The network, but for what its tokenizer says."""
+    options = said.as_options(Options)
+    reads = _reads(folder, vlm)
     cameras, blanks = _cameras(said, options, folder, robot)
-    pixels = {}
-    for name, key in zip(folder.cameras, folder.camera_keys.values(), strict=True):
-        normaliser = folder.normaliser(key)
-        if name not in blanks and (normaliser.offset.any() or (normaliser.scale != 1).any()):
-            pixels[_called(said, folder, name)] = normaliser.to_json()
     picture = folder.needed("resize_imgs_with_padding")
     precisions = _precisions(said, folder.tensors, reads)
-    sizes = Sizes(
+    return Sizes(
         text=text_of(vlm, _real(folder, "expert_width_multiplier")),
         eye=vlm.eye,
         shuffle=vlm.shuffle,
@@ -212,23 +232,28 @@ def load(said: Said, robot: RobotSpec | None) -> Backbone:
         picture=None if picture is None else (int(picture[0]), int(picture[1])),
         min_period=_real(folder, "min_period"),
         max_period=_real(folder, "max_period"),
-        pad=pad,
+        pad=vlm.pad,
         padded=_tokens(folder).one_length,
         new_line=_new_line(folder),
         blanks=min(len(blanks), _whole(folder, "empty_cameras", 0)),
-        marks=marks if folder.config.get("add_image_special_tokens", False) else (),
         prefix_length=_whole(folder, "prefix_length", 0),
         vision_positions=options.vision_positions,
         loss=options.loss,
         seed=options.seed,
-        pixels=pixels or None,
+        pixels=_pixels(said, folder, blanks) or None,
         vlm_precision=precisions[0],
         expert_precision=precisions[1],
     )
-    _check_rooms(folder, sizes, body)
-    policy = rebuild(described(sizes, body), tokenizer, empty=True)
-    fill(policy, folder.tensors, _names(reads, folder.tensors), dtype=said.dtype)
-    return policy.eval()
+
+
+def _pixels(said: Said, folder: Folder, blanks: list[str]) -> dict[str, dict[str, list[float]]]:
+    """How the pictures of each camera are normalised, where they are, by the robot's name."""
+    found = {}
+    for name, key in folder.camera_keys.items():
+        normaliser = folder.normaliser(key)
+        if name not in blanks and (normaliser.offset.any() or (normaliser.scale != 1).any()):
+            found[_called(said, folder, name)] = normaliser.to_json()
+    return found
 
 
 # What its config says
@@ -314,8 +339,8 @@ def _check_rooms(folder: Folder, sizes: Sizes, body: Body) -> None:
     for name, count in sizes.picture_tokens.items():
         if count < 1:
             raise ValueError(
-                f"{folder.root / CONFIG}: pictures of {name!r} have no token left behind patches of "
-                f"{sizes.eye.patch} pixels and a pixel shuffle of {sizes.shuffle}"
+                f"{folder.root / CONFIG}: pictures of {name!r} have no token left behind patches "
+                f"of {sizes.eye.patch} pixels and a pixel shuffle of {sizes.shuffle}"
             )
 
 
@@ -324,8 +349,8 @@ def _execute(said: Said, folder: Folder) -> int:
     chunk = _whole(folder, "chunk_size")
     if not 1 <= execute <= chunk:
         raise ValueError(
-            f"{said.source if said.execute else folder.root / CONFIG}: {execute} actions of a chunk "
-            f"are to be carried out, expected 1 to {chunk}"
+            f"{said.source if said.execute else folder.root / CONFIG}: {execute} actions of a "
+            f"chunk are to be carried out, expected 1 to {chunk}"
         )
     return execute
 
@@ -386,8 +411,8 @@ def _cameras(
     unknown = sorted(set(options.missing) - set(folder.cameras))
     if unknown:
         raise ValueError(
-            f"{said.source}: [options] missing names {', '.join(unknown)}, and the checkpoint looks "
-            f"through {', '.join(folder.cameras)}"
+            f"{said.source}: [options] missing names {', '.join(unknown)}, and the checkpoint "
+            f"looks through {', '.join(folder.cameras)}"
         )
     found = {}
     blanks = []
@@ -411,131 +436,7 @@ def _cameras(
     return found, blanks
 
 
-# The VLM, its words and its weights
-
-
-def _vlm_folder(said: Said) -> Path | None:
-    """The folder of the VLM, where one is given."""
-    name = said.as_options(Options).vlm
-    if name is not None:
-        beside = said.source if said.source.is_dir() else said.source.parent
-        return beside / name
-    words = _words_folder(said)
-    if words is not None and (words / "config.json").is_file():
-        return words
-    return None
-
-
-def _words_folder(said: Said) -> Path | None:
-    """The folder of the tokenizer, where one is given."""
-    if said.tokenizer is not None and Path(said.tokenizer).is_dir():
-        return Path(said.tokenizer)
-    return None
-
-
-def _vlm(said: Said, options: Options, folder: Folder) -> tuple[Vlm, str]:
-    """The VLM's sizes, and where they are from. Raises ValueError where nobody gives them, or they
-    do not fit the tensors."""
-    place = _vlm_folder(said)
-    if place is not None:
-        vlm = read_vlm(place)
-        wrong = _unlike(vlm, folder.tensors)
-        if wrong:
-            raise ValueError(
-                f"{place} is of another VLM than {folder.root / WEIGHTS}: {'; '.join(wrong)}"
-            )
-        return vlm, str(place / "config.json")
-    name = str(folder.needed("vlm_model_name"))
-    asked = (
-        f"give the folder of that VLM (config.json, tokenizer.json) as `vlm` in [options] of {FILE}"
-    )
-    if name not in KNOWN:
-        raise ValueError(
-            f"{folder.root / CONFIG}: its VLM is {name!r}, whose sizes and heads are not in the "
-            f"checkpoint and not known here; {asked}"
-        )
-    vlm = vlm_of(KNOWN[name], name)
-    wrong = _unlike(vlm, folder.tensors)
-    if wrong:
-        raise ValueError(
-            f"{folder.root / CONFIG} names {name!r}, and its tensors are of another VLM "
-            f"({'; '.join(wrong)}), whose heads are in no file of it; {asked}"
-        )
-    return vlm, f"{name}, known here"
-
-
-def _unlike(vlm: Vlm, tensors: Tensors) -> list[str]:
-    """How the tensors of a checkpoint differ from the sizes of a VLM."""
-    text = vlm.text
-    wide = text["width"]
-    eye = vlm.eye
-    expected = {
-        "connector.modality_projection.proj.weight": (wide, eye.width * vlm.shuffle**2),
-        "vision_model.embeddings.position_embedding.weight": (eye.side**2, eye.width),
-        "text_model.embed_tokens.weight": (text["vocabulary"], wide),
-        "text_model.layers.0.self_attn.q_proj.weight": (text["heads"] * text["head"], wide),
-        "text_model.layers.0.self_attn.k_proj.weight": (text["kv_heads"] * text["head"], wide),
-    }
-    lines = []
-    for name, shape in expected.items():
-        found = tensors.get(VLM + name)
-        if found is not None and found.shape != shape:
-            lines.append(f"{name} has shape {found.shape}, expected {shape}")
-    return lines
-
-
-def _words(said: Said, folder: Folder, vlm: Vlm) -> tuple[Tokenizer, int, tuple[int, ...]]:
-    """The tokenizer, the id that pads, and the tokens around a picture. Raises ValueError where the
-    tokenizer cannot be had, or is of another VLM."""
-    place = _words_folder(said) or _vlm_folder(said)
-    name = said.tokenizer or _tokens(folder).name
-    if place is not None and said.tokenizer is None and (place / "tokenizer.json").is_file():
-        name = str(place)
-    try:
-        tokenizer = fetch_tokenizer(name)
-    except OSError as error:
-        raise ValueError(
-            f"{said.source}: the words of the checkpoint are those of {name!r}, which cannot be had "
-            f"from the hub here; give a folder with its tokenizer.json as `tokenizer` in {FILE}"
-        ) from error
-    except Exception as error:  # the tokenizers' library raises nothing more special
-        raise ValueError(f"{name}/tokenizer.json is no tokenizer ({error}); {COPY}") from error
-    tokenizer.no_padding()  # padded and cut here, whatever the file says
-    tokenizer.no_truncation()
-    if tokenizer.get_vocab_size() > vlm.text["vocabulary"]:
-        raise ValueError(
-            f"{name}: the tokenizer has {tokenizer.get_vocab_size()} tokens, and the network "
-            f"{vlm.text['vocabulary']}: it is of another VLM"
-        )
-    special = _special_tokens(place)
-    pad = tokenizer.token_to_id(special["pad_token"]) if "pad_token" in special else None
-    marks: tuple[int, ...] = ()
-    if folder.config.get("add_image_special_tokens", False):
-        ids = []
-        for what, usual in (("fake_image_token", FAKE), ("global_image_token", GLOBAL)):
-            token = special.get(what, usual)
-            found = tokenizer.token_to_id(token)
-            if found is None:
-                raise ValueError(
-                    f"{name}: the tokenizer has no {token!r}, which stands around a picture "
-                    "(add_image_special_tokens); it is of another VLM"
-                )
-            ids.append(found)
-        marks = (*ids, ids[0])  # two before a picture, one behind it
-    return tokenizer, vlm.pad if pad is None else pad, marks
-
-
-def _special_tokens(place: Path | None) -> dict[str, str]:
-    """What `tokenizer_config.json` calls its special tokens, where there is one."""
-    file = None if place is None else place / "tokenizer_config.json"
-    if file is None or not file.is_file():
-        return {}
-    found = {}
-    for name, value in read_json(file, fix=COPY).items():
-        content = value.get("content") if isinstance(value, dict) else value
-        if name.endswith("_token") and isinstance(content, str):
-            found[name] = content
-    return found
+# Its tensors
 
 
 def _names(reads: tuple[str, ...], tensors: Any) -> Names:
@@ -610,15 +511,13 @@ def _choices(folder: Folder) -> tuple[Choice, ...]:
     )
 
 
-def _remarks(
-    folder: Folder, reads: tuple[str, ...], whence: str, blank: list[str]
-) -> tuple[str, ...]:
-    found = [f"heads and sizes of its VLM are not in the checkpoint: taken from {whence}"]
+def _remarks(folder: Folder, reads: tuple[str, ...], blank: list[str]) -> tuple[str, ...]:
+    found = []
     alone = [str(index) for index, each in enumerate(reads) if each == "nothing"]
     if alone:
         found.append(
-            f"the expert has no layer beside layers {', '.join(alone)} of the language model: these "
-            "are routed and cut alone, and cheaper"
+            f"the expert has no layer beside layers {', '.join(alone)} of the language model: "
+            "these are routed and cut alone, and cheaper"
         )
     if blank:
         found.append(f"nobody has {', '.join(blank)}: taken as black, and not attended to")

@@ -173,8 +173,8 @@ class Connector(nn.Module):
 
 
 def positions(rows: int, columns: int, eye: Eye, *, shifted: bool = False) -> Tensor:
-    """(rows · columns,) int64: which learned position each patch has. A grid of the tower's own size
-    has them in order; of another, the nearest before.
+    """(rows · columns,) int64: which learned position each patch has. A grid of the tower's own
+    size has them in order; of another, the nearest before.
 
     `shifted`: as transformers 4.55.1 to 4.57 had them in single precision (their issue 41190): a
     factor of 1 − 1e-6 moves row and column i to the position of i − 1.

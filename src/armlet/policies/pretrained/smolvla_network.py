@@ -50,8 +50,8 @@ class PrefixState(State):
     """`hidden` (b, n, d): tokens of pictures, words and state, then padding; `mask`, `vision`,
     `text`, `own` (b, n) bool: which are real, of pictures, of words, and the robot's state;
     `positions` (b, n) int64; `attention` (b, 1, n, n), added to what a layer attends by; `turn`,
-    its rotary positions; `keys` and `values`: of each layer (b, g, n, c), None until it has run, and
-    where it did not."""
+    its rotary positions; `keys` and `values`: of each layer (b, g, n, c), None until it has run,
+    and where it did not."""
 
     changing: ClassVar[tuple[str, ...]] = ("hidden", "keys", "values")
 
@@ -205,13 +205,20 @@ class SmolVLA(Backbone[PrefixState]):
     def seen(self, batch: Batch) -> list[tuple[Tensor, bool]]:
         """The tokens (b, m, d) of each camera, and whether somebody has it."""
         pictures = self.pictures(batch)
-        found = [(self.connector(self.vision(picture)), True) for picture in pictures]
+        if self.sizes.blanks:  # the same for all samples, so it is looked at once
+            pictures.append(torch.full_like(pictures[-1][:1], -1))
+        found = [(tokens, True) for tokens in self._looked_at(pictures)]
         if self.sizes.blanks:
-            # The same for all samples, so it is looked at once.
-            blank = self.connector(self.vision(torch.full_like(pictures[-1][:1], -1)))
-            tokens = blank.expand(len(batch), -1, -1)
-            found += [(tokens, False)] * self.sizes.blanks
+            blank = found.pop()[0].expand(len(batch), -1, -1)
+            found += [(blank, False)] * self.sizes.blanks
         return [(tokens * self.width**0.5, there) for tokens, there in found]
+
+    def _looked_at(self, pictures: list[Tensor]) -> list[Tensor]:
+        """(b', m, d) of each, not scaled; those of one size are looked at together."""
+        if len({picture.shape[1:] for picture in pictures}) > 1:
+            return [self.connector(self.vision(picture)) for picture in pictures]
+        together = self.connector(self.vision(torch.cat(pictures)))
+        return list(together.split([len(picture) for picture in pictures]))
 
     def embed(self, batch: Batch) -> PrefixState:
         parts: list[Tensor] = []
@@ -368,6 +375,8 @@ class SmolVLA(Backbone[PrefixState]):
 
     def loss(self, run: Pass[PrefixState], batch: Batch) -> Tensor:
         actions, valid = batch.targets()
+        if self.sizes.loss == "padded":  # elsewhere what follows an episode reaches nothing else
+            actions = _held(actions, valid)
         noise = torch.randn(len(batch), self.chunk, self.sizes.action_room, device=actions.device)
         drawn = torch.rand(len(batch), device=actions.device)
         # The inverse of Beta(1.5, 1)'s distribution, u = β ** 1.5.
@@ -473,6 +482,14 @@ def _normalised(image: Tensor, by: Normaliser) -> Tensor:
         parts.append(torch.from_numpy(values).to(image.device)[:, None, None])
     offset, scale, shift = parts
     return (image - offset) / scale + shift
+
+
+def _held(actions: Tensor, valid: Tensor) -> Tensor:
+    """(b, k, a): past the end of an episode, where `valid` (b, k) is not, the last action again, as
+    LeRobot's loader has it."""
+    last = (valid.sum(1).long() - 1).clamp(min=0)  # (b,); those that are valid come first
+    again = actions.take_along_dim(last[:, None, None], 1)  # (b, 1, a)
+    return torch.where(valid.bool()[..., None], actions, again)
 
 
 def _count(*modules: nn.Module) -> int:

@@ -162,8 +162,8 @@ class Sizes:
 
 
 def read_vlm(folder: Path) -> Vlm:
-    """What the config of a VLM's folder says. Raises FileNotFoundError or ValueError naming file and
-    field."""
+    """What the config of a VLM's folder says. Raises FileNotFoundError or ValueError naming file
+    and field."""
     place = folder / "config.json"
     return vlm_of(read_json(place, fix="give the folder of the VLM, with its config.json"), place)
 
@@ -246,8 +246,8 @@ def reads_of(
     """
     if experts < 1 or layers % experts:
         raise ValueError(
-            f"{place}: num_expert_layers is {experts}, expected a divisor of the {layers} layers of "
-            "the language model"
+            f"{place}: num_expert_layers is {experts}, expected a divisor of the {layers} layers "
+            "of the language model"
         )
     apart = layers // experts
     found = []
