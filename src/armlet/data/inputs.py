@@ -57,6 +57,13 @@ class Inputs:
         float32."""
         return self.actions.apply(beyond(actions, state, self.relative)).astype(np.float32)
 
+    def state_of(self, seen: Observation) -> np.ndarray:
+        """(s,) float32, in the robot's own numbers. Raises ValueError where they are not the
+        robot's."""
+        if not len(self.state.offset):  # taught without one: what the robot says is not looked at
+            return np.zeros(0, np.float32)
+        return _numbers("state", seen.state, self.state)
+
     def batch(self, observations: Sequence[Observation], *, device: torch.device) -> Batch:
         """What a robot observes, at b moments, as a batch.
 
@@ -75,10 +82,7 @@ class Inputs:
                 pictures.append(fit_picture(picture, size, self.view.fit, camera=name))
             stacked = torch.from_numpy(np.stack(pictures)).to(device)
             images[name] = stacked.permute(0, 3, 1, 2).float().div_(255)  # (b, 3, h, w), [0, 1]
-        if len(self.state.offset):
-            raw = [_numbers("state", seen.state, self.state) for seen in observations]
-        else:  # taught without a state: whatever the robot says of its own is not looked at
-            raw = [np.zeros(0, np.float32)] * len(observations)
+        raw = [self.state_of(seen) for seen in observations]
         state = np.stack([self.state.apply(each) for each in raw])  # (b, s)
         texts = [seen.instruction for seen in observations]
         ids, real = self.prompt(texts, state) if self.prompt else self.words(texts)

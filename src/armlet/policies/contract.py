@@ -410,7 +410,7 @@ class Backbone(nn.Module, Policy, Generic[S]):
         actions = self.decode(run, batch)[0].float().cpu().numpy()
         if not np.isfinite(actions).all():  # clipped, NaN would stay NaN and infinity be full speed
             raise FloatingPointError("the policy answered with NaN or infinite actions")
-        state = np.asarray(observation.state)
+        state = self.inputs.state_of(observation)
         return Decision(self.denormalise(actions, state), run.plan or (1,) * len(self.layers))
 
     def infer(self, observation: Observation) -> np.ndarray:
