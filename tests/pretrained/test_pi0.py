@@ -1,5 +1,5 @@
-"""π0 and π0.5 from the files of LeRobot and openpi: the numbers that the originals computed, what each
-mistake would do to them, and files that will not do."""
+"""π0 and π0.5 from the files of LeRobot and openpi: the numbers that the originals computed, what
+each mistake would do to them, and files that will not do."""
 
 import dataclasses
 import json
@@ -391,7 +391,8 @@ def test_actions_that_are_relative_to_the_state(variant: Variant, tmp_path: Path
     moved_by = other.infer(seen) - usual.infer(seen)
     assert moved_by[0, [0, 3]] == pytest.approx(seen.state[[0, 3]], abs=1e-6)
     assert not moved_by[:, [1, 2, 4, 5, 6]].any()
-    # Its own way of fitting: the pictures reach the network in its size, as openpi's client does it.
+    # Its own way of fitting: the pictures reach the network in its size, as openpi's client does
+    # it.
     assert other.prepare([seen]).images["front"].shape == (1, 3, 56, 56)
 
 

@@ -53,8 +53,8 @@ class Inputs:
     prompt: StateReader | None = None
 
     def normalised(self, actions: np.ndarray, state: np.ndarray) -> np.ndarray:
-        """Actions (…, a) in the robot's numbers, of moments whose state (…, s) is that → normalised,
-        float32."""
+        """Actions (…, a) in the robot's numbers, of moments whose state (…, s) is that →
+        normalised, float32."""
         return self.actions.apply(beyond(actions, state, self.relative)).astype(np.float32)
 
     def state_of(self, seen: Observation) -> np.ndarray:

@@ -79,12 +79,12 @@ def fit_picture(
     that has it already is given back untouched.
 
     `any`: as it is, for a policy that brings pictures of any size to its own itself, in its own
-    way; `size` says nothing then. `letterbox`: the whole picture, as large as fits, black bars evenly around (where the rows or
-    columns left over are odd, the last bar has one more). `bicubic`: as `stretch`, with Pillow's
-    bicubic filter, as OpenVLA. `openpi`: as `letterbox`, with sizes cut to whole pixels where that
-    rounds, as openpi's client. `crop`: as small as fills, the middle of
-    it. `stretch`: both axes scaled on their own. `exact`: raises FitError, naming `camera`, where
-    the picture is not of that size.
+    way; `size` says nothing then. `letterbox`: the whole picture, as large as fits, black bars
+    evenly around (where the rows or columns left over are odd, the last bar has one more).
+    `bicubic`: as `stretch`, with Pillow's bicubic filter, as OpenVLA. `openpi`: as `letterbox`,
+    with sizes cut to whole pixels where that rounds, as openpi's client. `crop`: as small as fills,
+    the middle of it. `stretch`: both axes scaled on their own. `exact`: raises FitError, naming
+    `camera`, where the picture is not of that size.
     """
     height, width = (size, size) if isinstance(size, int) else size
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
