@@ -53,7 +53,7 @@ def frames() -> Frames:
 
 def inputs(history: int = 3) -> Inputs:
     words = Words(train_tokenizer(["go"]), 8)
-    return Inputs(View({"eye": (4, 5)}), words, STATE, ACTION, 2, history)
+    return Inputs(View({"eye": (4, 5)}), words, STATE, ACTION, 2, history=history)
 
 
 def asker() -> Asker:
@@ -108,6 +108,8 @@ class Looks:
         self.history = history
         self.execute = execute
         self.shown: list[list[float]] = []
+
+    def reset(self) -> None: ...
 
     def decide(self, observation: Observation) -> Decision:
         seen = recent(observation, self.history)
@@ -169,6 +171,8 @@ class Guesses:
         self.ensemble = ensemble
         self.execute = execute
         self.asked = 0
+
+    def reset(self) -> None: ...
 
     def decide(self, observation: float) -> Decision:
         self.asked += 1

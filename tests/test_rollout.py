@@ -426,7 +426,7 @@ def fails(job: int) -> float:
 def test_policies_act_on_the_device_that_is_asked_for(monkeypatch) -> None:
     asked: list[str] = []
 
-    def load_policy(folder: Path, *, device: str) -> Names:
+    def load_policy(folder: Path, *, device: str, known: object = None) -> Names:
         asked.append(device)
         return Names(4, 2)
 

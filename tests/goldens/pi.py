@@ -250,7 +250,8 @@ def expert(variant: Variant, golden: Golden, policy: Pi, run: Pass[PiState]) -> 
 
 @contextmanager
 def watched(policy: Pi) -> Iterator[list[Tensor]]:
-    """What enters each layer of the expert, leaves the last, and its norm, of all steps in order."""
+    """What enters each layer of the expert, leaves the last, and its norm, of all steps in
+    order."""
     seen: list[Tensor] = []
     hooks = []
 

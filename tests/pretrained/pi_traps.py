@@ -1,5 +1,5 @@
-"""The mistakes that a loader of π0 or π0.5 could make: each, by the name that `mistakes.json` has for
-it, as a change of a policy that is right."""
+"""The mistakes that a loader of π0 or π0.5 could make: each, by the name that `mistakes.json` has
+for it, as a change of a policy that is right."""
 
 import dataclasses
 import math

@@ -55,9 +55,16 @@ class Inputs:
     history: int = 1
 
     def normalised(self, actions: np.ndarray, state: np.ndarray) -> np.ndarray:
-        """Actions (…, a) in the robot's numbers, of moments whose state (…, s) is that → normalised,
-        float32."""
+        """Actions (…, a) in the robot's numbers, of moments whose state (…, s) is that →
+        normalised, float32."""
         return self.actions.apply(beyond(actions, state, self.relative)).astype(np.float32)
+
+    def state_of(self, seen: Observation) -> np.ndarray:
+        """(s,) float32, in the robot's own numbers. Raises ValueError where they are not the
+        robot's."""
+        if not len(self.state.offset):  # taught without one: what the robot says is not looked at
+            return np.zeros(0, np.float32)
+        return _numbers("state", seen.state, self.state)
 
     def batch(self, observations: Sequence[Observation], *, device: torch.device) -> Batch:
         """What a robot observes, at b moments, as a batch.
@@ -82,10 +89,7 @@ class Inputs:
             stacked = torch.from_numpy(np.stack(pictures)).to(device)
             # (b, 3, h, w), [0, 1]; with a history (b, o, 3, h, w)
             images[name] = self._grouped(stacked.permute(0, 3, 1, 2).float().div_(255))
-        if len(self.state.offset):
-            every = [_numbers("state", seen.state, self.state) for seen in row]
-        else:  # taught without a state: whatever the robot says of its own is not looked at
-            every = [np.zeros(0, np.float32)] * len(row)
+        every = [self.state_of(seen) for seen in row]
         state = np.stack([self.state.apply(each) for each in every])  # (b · o, s)
         last = self.history - 1
         raw = every[last :: self.history]  # of the b moments themselves

@@ -17,7 +17,6 @@ import torch
 from armlet import source
 from armlet.data.episodes import EpisodeDataset
 from armlet.data.files import atomic_file
-from armlet.data.inputs import as_array
 from armlet.data.pictures import Pictures, Rows, open_pictures
 from armlet.evaluation.action_errors import Recording, moments_at
 from armlet.lineage import short
@@ -175,7 +174,7 @@ def decide_together(
     run_through = policy.run_layers(policy.embed(batch), batch)
     actions = policy.decode(run_through, batch).float().cpu().numpy()
     # NaN is looked for by the caller, who knows the row; denormalising keeps it.
-    states = np.stack([as_array(seen.state) for seen in observations])  # (n, s)
+    states = np.stack([policy.inputs.state_of(seen) for seen in observations])  # (n, s)
     return policy.denormalise(actions, states), run_through.gates.float().cpu().numpy()
 
 

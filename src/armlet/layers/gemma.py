@@ -2,8 +2,8 @@
 before: what π0's prefix and its action expert are made of.
 
 Attention, MLP and norms are transformers' own, and so are the names of their weights. What is
-different here is where keys and values come from, and, in π0.5's expert, norms that are modulated by
-the time of the flow (adaRMS). Knows no policy.
+different here is where keys and values come from, and, in π0.5's expert, norms that are modulated
+by the time of the flow (adaRMS). Knows no policy.
 """
 
 from typing import TYPE_CHECKING

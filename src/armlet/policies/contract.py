@@ -29,7 +29,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.utils.checkpoint import checkpoint
 
 from armlet import limits, outside
-from armlet.data.inputs import Inputs, as_array
+from armlet.data.inputs import Inputs
 from armlet.data.text import Words
 from armlet.layers.router import mix
 from armlet.robot.ensemble import Ensemble
@@ -457,7 +457,7 @@ class Backbone(nn.Module, Policy, Generic[S]):
         actions = self.decode(run, batch)[0].float().cpu().numpy()
         if not np.isfinite(actions).all():  # clipped, NaN would stay NaN and infinity be full speed
             raise FloatingPointError("the policy answered with NaN or infinite actions")
-        state = as_array(observation.state)
+        state = self.inputs.state_of(observation)
         return Decision(self.denormalise(actions, state), run.plan or (1,) * len(self.layers))
 
     def infer(self, observation: Observation) -> np.ndarray:

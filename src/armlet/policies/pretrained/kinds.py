@@ -27,7 +27,17 @@ from armlet.policies.pretrained.said import FILE, Said, read_said
 from armlet.robot.spec import RobotSpec
 
 # In the order in which they are asked: a folder of OpenVLA-OFT is one of OpenVLA with side files.
-KINDS: tuple[str, ...] = ("cogact", "openvla_oft", "prismatic_openvla", "openvla_hf", "pi0", "pi05", "smolvla", "act", "diffusion")
+KINDS: tuple[str, ...] = (
+    "cogact",
+    "openvla_oft",
+    "prismatic_openvla",
+    "openvla_hf",
+    "pi0",
+    "pi05",
+    "smolvla",
+    "act",
+    "diffusion",
+)
 BLOCK = 2**20  # bytes read at a time
 
 

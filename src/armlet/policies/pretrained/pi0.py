@@ -1,5 +1,5 @@
-"""π0 (arXiv 2410.24164), as LeRobot and openpi's PyTorch code save it. What is read and how stands in
-`pi_layouts` and `pi_loading`, the network in `pi_network`."""
+"""π0 (arXiv 2410.24164), as LeRobot and openpi's PyTorch code save it. What is read and how stands
+in `pi_layouts` and `pi_loading`, the network in `pi_network`."""
 
 from dataclasses import dataclass
 from pathlib import Path

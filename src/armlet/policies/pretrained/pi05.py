@@ -1,5 +1,5 @@
-"""π0.5 (arXiv 2504.16054), as LeRobot and openpi's PyTorch code save it. What is read and how stands
-in `pi_layouts` and `pi_loading`, the network in `pi_network`."""
+"""π0.5 (arXiv 2504.16054), as LeRobot and openpi's PyTorch code save it. What is read and how
+stands in `pi_layouts` and `pi_loading`, the network in `pi_network`."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,8 +24,8 @@ CHOICES = (
         "padded_state",
         ("false", "true"),
         "false",
-        "LeRobot 0.4 filled the state up with zeros before it wrote it into the prompt, and no file "
-        "says which version trained this one",
+        "LeRobot 0.4 filled the state up with zeros before it wrote it into the prompt, and no "
+        "file says which version trained this one",
     ),
     Choice(
         "state_in_prompt",

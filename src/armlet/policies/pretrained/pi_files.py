@@ -1,8 +1,8 @@
 """The tensors of π0 and π0.5 on disk, in both layouts: LeRobot's folders, and those of openpi's
 PyTorch code (`config.json`, `model.safetensors`, `assets/…/norm_stats.json`).
 
-Which sizes the two Gemmas and the eyes have no file says: they are read off the tensors' shapes. What
-shapes do not tell either, and which version of LeRobot wrote a folder, are options.
+Which sizes the two Gemmas and the eyes have no file says: they are read off the tensors' shapes.
+What shapes do not tell either, and which version of LeRobot wrote a folder, are options.
 
 (openpi 15a9616, LeRobot 0.4.4 and 0.6.1.)
 """
@@ -71,9 +71,9 @@ class PiOptions:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What either layout says, in the same words. `cameras`: the checkpoint's name → (height, width),
-    None where any; `usual` the robot's name of each, by the checkpoint. `relative`: which action
-    dimensions are, of how many numbers and names."""
+    """What either layout says, in the same words. `cameras`: the checkpoint's name → (height,
+    width), None where any; `usual` the robot's name of each, by the checkpoint. `relative`: which
+    action dimensions are, of how many numbers and names."""
 
     root: Path
     layout: str
@@ -100,8 +100,8 @@ class Checkpoint:
 
 
 def recognises(folder: Path, design: str) -> bool:
-    """Whether a folder holds this design, in either layout. Of openpi's only the names of its tensors
-    tell, so that their header is read."""
+    """Whether a folder holds this design, in either layout. Of openpi's only the names of its
+    tensors tell, so that their header is read."""
     try:
         config = read_json(folder / CONFIG, fix=COPY)
     except (FileNotFoundError, ValueError):
@@ -161,8 +161,8 @@ def sizes_of(tensors: Tensors, design: str, vision_heads: int | None, slots: int
         if name not in ours:
             shown = ", ".join(list(tensors)[:3])
             raise ValueError(
-                f"{_where(tensors)} has no tensor for {name}, by which the network's size is known; "
-                f"it has {shown}, …; {COPY}"
+                f"{_where(tensors)} has no tensor for {name}, by which the network's size is "
+                f"known; it has {shown}, …; {COPY}"
             )
         return ours[name].shape
 
@@ -183,8 +183,8 @@ def sizes_of(tensors: Tensors, design: str, vision_heads: int | None, slots: int
     expert_queries, expert_width = shape(f"{EXPERT}self_attn.q_proj.weight")
     if expert_queries != queries or queries % HEADS:
         raise ValueError(
-            f"{_where(tensors)}: {queries} numbers of queries in the prefix and {expert_queries} in "
-            f"the expert, expected as many in both, of {HEADS} heads; {COPY}"
+            f"{_where(tensors)}: {queries} numbers of queries in the prefix and {expert_queries} "
+            f"in the expert, expected as many in both, of {HEADS} heads; {COPY}"
         )
     return {
         "width": width,
@@ -207,7 +207,8 @@ def sizes_of(tensors: Tensors, design: str, vision_heads: int | None, slots: int
 
 
 def _count(names: Mapping[str, Header], pattern: str) -> int:
-    """One more than the highest number of a layer; gaps are missing tensors, which are found later."""
+    """One more than the highest number of a layer; gaps are missing tensors, which are found
+    later."""
     found = [re.match(pattern, name) for name in names]
     return 1 + max((int(each[1]) for each in found if each), default=-1)
 

@@ -1,4 +1,5 @@
-"""What the folders of π0 and π0.5 say beside their weights, LeRobot's and openpi's, in the same words.
+"""What the folders of π0 and π0.5 say beside their weights, LeRobot's and openpi's, in the same
+words.
 
 (openpi 15a9616: training/checkpoints, transforms, models/tokenizer; LeRobot 0.4.4 and 0.6.1.)
 """
@@ -34,8 +35,8 @@ VERSION = Choice(
     "padding",
     ("-1", "-3"),
     "-1",
-    "LeRobot 0.4 boxed pictures that are not square with -3, and no file says which version trained "
-    "this one",
+    "LeRobot 0.4 boxed pictures that are not square with -3, and no file says which version "
+    "trained this one",
 )
 OPENPI_CHOICES = (
     Choice(
@@ -69,8 +70,8 @@ def _read_lerobot(said: Said, design: str, options: PiOptions) -> Checkpoint:
     tokens = folder.tokens
     if tokens is None or tokens.padding != "right":
         raise ValueError(
-            f"{folder.root / BEFORE} has no tokenizer_processor that pads right, and these networks "
-            f"were never taught otherwise; {COPY}"
+            f"{folder.root / BEFORE} has no tokenizer_processor that pads right, and these "
+            f"networks were never taught otherwise; {COPY}"
         )
     cameras: dict[str, tuple[int, int] | None] = {}
     for name, size in folder.cameras.items():
@@ -109,7 +110,8 @@ def _read_lerobot(said: Said, design: str, options: PiOptions) -> Checkpoint:
 
 
 def _check_lerobot(folder: Folder, said: Said, design: str, options: PiOptions) -> None:
-    """Raises ValueError where a folder is of another version, or says what these networks are not."""
+    """Raises ValueError where a folder is of another version, or says what these networks are
+    not."""
     config = folder.config
     place = folder.root / CONFIG
     if folder.before is None or "image_resolution" not in config:
@@ -172,8 +174,8 @@ def _read_openpi(said: Said, design: str, options: PiOptions) -> Checkpoint:
     chunk = int(config["action_horizon"])
     if options.padding == OLD_PADDING or getattr(options, "padded_state", False):
         raise ValueError(
-            f"{said.source}: [options] padding -3 and padded_state are for checkpoints of LeRobot's, "
-            "and have no effect on openpi's"
+            f"{said.source}: [options] padding -3 and padded_state are for checkpoints of "
+            "LeRobot's, and have no effect on openpi's"
         )
     return Checkpoint(
         root=root,
@@ -210,7 +212,8 @@ def _norm_stats(root: Path, options: PiOptions) -> Path:
     names = [file.parent.relative_to(root / ASSETS).as_posix() for file in files]
     if not files:
         raise FileNotFoundError(
-            f"{root / ASSETS} holds no {NORM_STATS}, by which state and actions are normalised; {COPY}"
+            f"{root / ASSETS} holds no {NORM_STATS}, by which state and actions are normalised; "
+            f"{COPY}"
         )
     chosen = options.norm_stats
     if chosen is None and len(files) > 1:

@@ -93,8 +93,8 @@ def _in_words(found: Checkpoint, sizes: Mapping[str, int]) -> dict[str, str]:
         "prefix (Gemma)": f"{sizes['width']} wide, MLP {sizes['mlp']}",
         "expert (Gemma)": f"{sizes['expert_width']} wide, MLP {sizes['expert_mlp']}",
         "layers": f"{sizes['depth']} pairs, {HEADS} heads of {sizes['head_dim']}",
-        "eyes (SigLIP)": f"{sizes['vision_depth']} layers, {sizes['vision_width']} wide, patches of "
-        f"{sizes['patch']}, pictures of {sizes['image']}",
+        "eyes (SigLIP)": f"{sizes['vision_depth']} layers, {sizes['vision_width']} wide, patches "
+        f"of {sizes['patch']}, pictures of {sizes['image']}",
         "vocabulary": str(sizes["vocabulary"]),
     }
 
@@ -105,7 +105,8 @@ Wanted = Callable[[Checkpoint], tuple[Wording, int]]  # the wording, and numbers
 def load(
     said: Said, robot: RobotSpec | None, design: str, options: PiOptions, wanted: Wanted
 ) -> Backbone:
-    """The policy, on the CPU. Raises FileNotFoundError or ValueError naming file, field or tensor."""
+    """The policy, on the CPU. Raises FileNotFoundError or ValueError naming file, field or
+    tensor."""
     found = read(said, design, options)
     description = described(said, robot, design, options, found, wanted)
     tokenizer = open_tokenizer(said.tokenizer or found.tokenizer)
@@ -113,8 +114,8 @@ def load(
     if tokenizer.get_vocab_size() > rows:
         raise ValueError(
             f"the tokenizer {said.tokenizer or found.tokenizer} has {tokenizer.get_vocab_size()} "
-            f"words and {found.root / WEIGHTS} {rows}: it is another network's; name PaliGemma's in "
-            "`tokenizer` in policy.toml"
+            f"words and {found.root / WEIGHTS} {rows}: it is another network's; name PaliGemma's "
+            "in `tokenizer` in policy.toml"
         )
     policy = rebuild(description, tokenizer, empty=True)
     dtypes = {name: tensor.dtype for name, tensor in policy.state_dict().items()}
@@ -142,9 +143,9 @@ def described(
     most = min(dims, len(state.offset))
     if any(not 0 <= index < most for index in found.relative):
         raise ValueError(
-            f"{found.root}: actions {', '.join(map(str, found.relative))} are relative to the state, "
-            f"which has {len(state.offset)} numbers, and actions {dims}: expected dimensions that "
-            "both have"
+            f"{found.root}: actions {', '.join(map(str, found.relative))} are relative to the "
+            f"state, which has {len(state.offset)} numbers, and actions {dims}: expected "
+            "dimensions that both have"
         )
     wording, slots = wanted(found)
     execute = said.execute or found.execute
@@ -196,8 +197,8 @@ def _check_sizes(found: Checkpoint, sizes: Mapping[str, int]) -> None:
     states, actions = found.slots
     if (states, actions) != (sizes["state_slots"], sizes["action_slots"]):
         raise ValueError(
-            f"{place} says {states} numbers of state and {actions} of actions, and the weights have "
-            f"{sizes['state_slots']} and {sizes['action_slots']}; {COPY}"
+            f"{place} says {states} numbers of state and {actions} of actions, and the weights "
+            f"have {sizes['state_slots']} and {sizes['action_slots']}; {COPY}"
         )
     if found.image is not None and found.image != sizes["image"]:
         raise ValueError(
@@ -218,8 +219,8 @@ def _check_sizes(found: Checkpoint, sizes: Mapping[str, int]) -> None:
 
 
 def _cut_to(found: Checkpoint, robot: RobotSpec | None) -> tuple[Normaliser, Normaliser]:
-    """The normalisers of state and actions. openpi's statistics may be of more numbers than the robot
-    has, filled up with zeros, of which it takes the first; so are they here."""
+    """The normalisers of state and actions. openpi's statistics may be of more numbers than the
+    robot has, filled up with zeros, of which it takes the first; so are they here."""
     if found.layout != "openpi" or robot is None:
         return found.state, found.actions
     cut = []
@@ -243,8 +244,8 @@ def _cameras(
     unknown = sorted(set(options.missing) - set(known))
     if unknown:
         raise ValueError(
-            f"{said.source}: [options] missing names {', '.join(unknown)}, and the checkpoint looks "
-            f"through {', '.join(known)}"
+            f"{said.source}: [options] missing names {', '.join(unknown)}, and the checkpoint "
+            f"looks through {', '.join(known)}"
         )
     cameras = {}
     for name, size in found.cameras.items():

@@ -1,6 +1,6 @@
-"""π0 (arXiv 2410.24164) and π0.5 (arXiv 2504.16054): a PaliGemma that reads pictures and words once a
-decision, and an expert of the same depth that carries noise to actions, reading the keys and values
-of each of its layers in every step.
+"""π0 (arXiv 2410.24164) and π0.5 (arXiv 2504.16054): a PaliGemma that reads pictures and words once
+a decision, and an expert of the same depth that carries noise to actions, reading the keys and
+values of each of its layers in every step.
 
 A layer is the *pair* of both: it runs or is skipped as one, and where it was skipped there are no
 keys and values for the expert to read, whose layer does not run either. Sizes come from a
@@ -60,8 +60,8 @@ class PiSizes:
 
 @dataclass(frozen=True)
 class PiNetwork:
-    """A network of this kind, and how it is used. `cameras`: name → (height, width) of its pictures,
-    which the network brings to its own size; in the order of its tokens."""
+    """A network of this kind, and how it is used. `cameras`: name → (height, width) of its
+    pictures, which the network brings to its own size; in the order of its tokens."""
 
     design: Design
     sizes: PiSizes
@@ -91,8 +91,8 @@ class PiNetwork:
 @dataclass(frozen=True)
 class PiState(State):
     """The prefix: `hidden` (b, n, d); `mask`, `vision`, `text` (b, n) bool; `attention`
-    (b, 1, n, n), added to scores; `cos`, `sin` (b, n, h); `state` (b, s) the robot's, filled up; and
-    what each layer that ran has left, `keys` and `values`, l of (b, 1, n, h) or None."""
+    (b, 1, n, n), added to scores; `cos`, `sin` (b, n, h); `state` (b, s) the robot's, filled up;
+    and what each layer that ran has left, `keys` and `values`, l of (b, 1, n, h) or None."""
 
     changing: ClassVar[tuple[str, ...]] = ("hidden", "keys", "values")
 
@@ -219,7 +219,7 @@ class Pi(Backbone[PiState]):
     @property
     def pairs(self) -> list[Pair]:
         """Its layers."""
-        return list(self.layers)  # type: ignore[arg-type]  # torch says no more of a list than Module
+        return list(self.layers)  # type: ignore[arg-type]  # torch says no more than Module
 
     # The prefix
 

@@ -1,7 +1,8 @@
-"""How π0 and π0.5 read: their prompts, as LeRobot and as openpi make them, and PaliGemma's tokenizer.
+"""How π0 and π0.5 read: their prompts, as LeRobot and as openpi make them, and PaliGemma's
+tokenizer.
 
     π0    LeRobot   the instruction as it is, and a line break unless it ends with one
-          openpi    stripped, `_` and line breaks as spaces; the line break at the end read by itself
+          openpi    stripped, `_` and line breaks as spaces; a line break read by itself
     π0.5  both      `Task: …, State: 109 186 …;\\nAction: `, the instruction cleaned as openpi's
 
 The state's numbers are those of 256 bins of −1 … 1 (openpi's models/tokenizer.py; LeRobot 0.6.1's
@@ -54,8 +55,8 @@ class PiWords:
     def __call__(
         self, texts: Sequence[str], *, any_length: bool = False
     ) -> tuple[np.ndarray, np.ndarray]:
-        """n texts → ids (n, t) int64, t the longest prompt that is taken, and which are real. Raises
-        ValueError naming a text that is empty or too long."""
+        """n texts → ids (n, t) int64, t the longest prompt that is taken, and which are real.
+        Raises ValueError naming a text that is empty or too long."""
         return self._padded([self._ids(text, None) for text in texts], texts, any_length)
 
     def with_state(self, texts: Sequence[str], states: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -121,8 +122,8 @@ def filled(states: np.ndarray, slots: int) -> np.ndarray:
 
 
 def states_as_bins(states: np.ndarray) -> np.ndarray:
-    """Normalised states (n, s) → the number of the bin of −1 … 1 in which each lies, int64: −1 below
-    −1, and the last one from there on up."""
+    """Normalised states (n, s) → the number of the bin of −1 … 1 in which each lies, int64: −1
+    below −1, and the last one from there on up."""
     return np.digitize(states, np.linspace(-1, 1, BINS + 1)[:-1]) - 1
 
 
@@ -147,8 +148,8 @@ def open_tokenizer(name: str) -> Tokenizer:
         raise ValueError(f"{path} is no tokenizer ({error}); copy it again") from error
     if tokenizer.token_to_id(BEGIN) is None:
         raise ValueError(
-            f"{path} has no token {BEGIN!r}, with which every prompt begins: it is not PaliGemma's; "
-            "name that in `tokenizer` in policy.toml"
+            f"{path} has no token {BEGIN!r}, with which every prompt begins: it is not "
+            "PaliGemma's; name that in `tokenizer` in policy.toml"
         )
     tokenizer.no_padding()
     tokenizer.no_truncation()
