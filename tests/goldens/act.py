@@ -55,7 +55,7 @@ def acting(policy: ACT, fixture: Fixture, golden: Golden) -> Iterator[Line]:
     """Pictures and numbers as the network reads them, each layer, and what is decided."""
     batch = policy.prepare(fixture.observations())
     yield from prepared(policy, batch, golden)
-    maps = {"backbone": policy.backbone} if policy.seen else {}
+    maps = {"backbone": policy.vision} if policy.seen else {}
     with hearing(policy, {**maps, "decoder": policy.decoder.norm}) as heard:
         rows = {f"decoder.{index}": layer for index, layer in enumerate(policy.decoder.layers)}
         with hearing(policy, rows) as layers:

@@ -96,7 +96,7 @@ def looking(policy: DiffusionPolicy, fixture: Fixture) -> Iterator[Line]:
         padded = fixture.inputs["action_is_pad"]
         yield equal("pre.action_is_pad", padded, golden["pre.action_is_pad"])
     places = {"step": policy.step_encoder}
-    for index, eye in enumerate(policy.rgb_encoder):
+    for index, eye in enumerate(policy.vision):
         places |= {f"backbone.{index}": eye.backbone, f"keypoints.{index}": eye.pool}
         places[f"rgb.{index}"] = eye
     with hearing(policy, places) as heard:

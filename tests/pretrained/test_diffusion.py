@@ -323,7 +323,7 @@ def test_the_loss_reaches_all_that_is_trained_and_repeats_at_rest(fixture: Fixtu
 
 def test_pictures_are_cropped_anywhere_only_while_it_is_trained(folders: dict[str, Path]) -> None:
     policy = loaded(Fixture.open(folders["rare"]))
-    eye = policy.rgb_encoder[0]
+    eye = policy.vision[0]
     assert isinstance(eye, Eye)
     image = torch.arange(36 * 36.0).view(1, 1, 36, 36)
     assert {float(eye.cropped(image)[0, 0, 0, 0]) for _ in range(20)} == {2 * 36 + 2.0}

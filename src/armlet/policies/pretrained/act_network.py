@@ -112,12 +112,12 @@ class ACT(Backbone[ActState]):
         self.layers = nn.ModuleList(self._encoder(sizes.encoder_layers))
         self.encoder_norm = self._last_norm()
         if cameras:
-            self.backbone = ResNet(
+            self.vision = ResNet(
                 sizes.backbone, width=sizes.backbone_width, norm="frozen", dilated=sizes.dilated
             )
-            self.encoder_img_feat_input_proj = nn.Conv2d(self.backbone.channels, width, 1)
+            self.encoder_img_feat_input_proj = nn.Conv2d(self.vision.channels, width, 1)
             for height, breadth in cameras.values():
-                rows, columns = self.backbone.grid(height, breadth)
+                rows, columns = self.vision.grid(height, breadth)
                 self.vision_tokens += rows * columns
         self.encoder_latent_input_proj = nn.Linear(sizes.latent, width)
         if sizes.state:
@@ -203,7 +203,7 @@ class ACT(Backbone[ActState]):
         tokens = [torch.stack(singles, 1)]
         positions = [self.encoder_1d_feature_pos_embed.weight]
         for image in self.see(batch):
-            features = self.backbone(image)
+            features = self.vision(image)
             rows, columns = features.shape[-2:]
             tokens.append(self.encoder_img_feat_input_proj(features).flatten(2).transpose(1, 2))
             positions.append(map_positions(rows, columns, self.width, image.device))

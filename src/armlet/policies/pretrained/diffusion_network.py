@@ -182,9 +182,9 @@ class DiffusionPolicy(Backbone[UNetState]):
         eyes = 0
         if cameras:
             eyes = len(cameras) if sizes.separate else 1
-        self.rgb_encoder = nn.ModuleList()
+        self.vision = nn.ModuleList()
         for _ in range(eyes):
-            self.rgb_encoder.append(Eye(sizes, next(iter(cameras.values()))))
+            self.vision.append(Eye(sizes, next(iter(cameras.values()))))
         self._build_unet()
 
     def _draw(self, seed: int) -> None:
@@ -263,12 +263,12 @@ class DiffusionPolicy(Backbone[UNetState]):
         images = self.see(batch)
         seen = []
         if images and self.sizes.separate:
-            for eye, image in zip(self.rgb_encoder, images, strict=True):
+            for eye, image in zip(self.vision, images, strict=True):
                 seen.append(eye(image.flatten(0, 1)).unflatten(0, image.shape[:2]))
         elif images:
             # As one batch, so that one place is cropped for all: (b, o, cameras, 3, h, w).
             together = torch.stack(images, 2)
-            features = self.rgb_encoder[0](together.flatten(0, 2))
+            features = self.vision[0](together.flatten(0, 2))
             seen.append(features.unflatten(0, together.shape[:3]).flatten(2))
         return torch.cat([robot, *seen, environment], -1).flatten(1)
 
