@@ -136,10 +136,12 @@ class Film(World):
         pass
 
 
-def drive(policy: Backbone, seen: list[Observation], spec: ActionSpec) -> np.ndarray:
+def drive(
+    policy: Backbone, seen: list[Observation], spec: ActionSpec, execute: int | None = None
+) -> np.ndarray:
     """(T, a): what the closed loop carries out where these observations follow one another."""
     world = Film(seen)
-    run(world, policy, spec=spec, limit=len(seen))
+    run(world, policy, spec=spec, limit=len(seen), execute=execute)
     return np.stack(world.told)
 
 

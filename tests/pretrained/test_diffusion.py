@@ -334,6 +334,24 @@ def test_pictures_are_cropped_anywhere_only_while_it_is_trained(folders: dict[st
         eye.cropped(image[..., :20])
 
 
+def test_what_is_frozen_keeps_its_statistics(folders: dict[str, Path]) -> None:
+    """While heads are fitted on it, or the rest of it is trained."""
+    policy = loaded(Fixture.open(folders["plain"]))
+    batch = policy.prepare(Fixture.open(folders["plain"]).observations())
+    before = {name: value.clone() for name, value in policy.vision.state_dict().items()}
+    expected = policy.observe(batch)
+    for frozen in (policy.vision, policy):
+        frozen.requires_grad_(False)
+        policy.train()
+        assert policy.training == (frozen is policy.vision)
+        assert torch.equal(policy.observe(batch), expected)
+    for name, value in policy.vision.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    policy.requires_grad_(True)
+    policy.train()
+    assert not torch.equal(policy.observe(batch), expected)
+
+
 def test_it_is_saved_and_answers_the_same(fixture: Fixture, tmp_path: Path) -> None:
     policy = loaded(fixture).keep_layers((0, 3)).eval()
     save_policy(policy, tmp_path)

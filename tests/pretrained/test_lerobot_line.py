@@ -123,9 +123,8 @@ def same_in_training(student: Backbone, teacher: Backbone, place: Path, episodes
         answered = teacher(made)[0].numpy()
     assert np.array_equal(trained, student.infer(seen))
     # In the closed loop at every step: the first actions of what a data set is answered with.
-    student.execute = 1
     shown = asker.raw(np.arange(LENGTH), 1)
-    told = drive(student, shown, student.robot.action)
+    told = drive(student, shown, student.robot.action, execute=1)
     for step, observation in enumerate(asker.raw(np.arange(LENGTH), student.history)):
         assert np.array_equal(student.infer(observation)[0], told[step])
     kept = TraceStore(place / "traces").read(np.array([[0, 3]]))["actions"][0]

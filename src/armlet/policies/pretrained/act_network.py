@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from armlet.data.inputs import Inputs
 from armlet.data.text import NoWords
 from armlet.layers.detr import DecoderLayer, EncoderLayer, line_positions, map_positions
+from armlet.layers.frozen import RestsWhenFrozen
 from armlet.layers.heads import masked_mean
 from armlet.layers.resnet import ResNet
 from armlet.policies.contract import Backbone, Body, Features, Pass, State, tuples, weights_of
@@ -77,7 +78,7 @@ class _Layers(nn.Module):
         self.norm = norm
 
 
-class ACT(Backbone[ActState]):
+class ACT(RestsWhenFrozen, Backbone[ActState]):
     """See the module's docstring. Signals: `condition` (b, d), the mean of what the decoder
     reads."""
 

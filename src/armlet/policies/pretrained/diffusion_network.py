@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from armlet.data.inputs import Inputs
 from armlet.data.text import NoWords
+from armlet.layers.frozen import RestsWhenFrozen
 from armlet.layers.heads import masked_mean
 from armlet.layers.resnet import Norm, ResNet
 from armlet.layers.schedule import Schedule
@@ -99,7 +100,7 @@ def _level(levels: nn.ModuleList, index: int) -> Level:
     return found
 
 
-class Eye(nn.Module):
+class Eye(RestsWhenFrozen):
     """Pictures (n, 3, h, w) → (n, features)."""
 
     def __init__(self, sizes: Sizes, size: tuple[int, int]) -> None:
@@ -138,7 +139,7 @@ class Eye(nn.Module):
         return image[..., top : top + height, left : left + width]
 
 
-class DiffusionPolicy(Backbone[UNetState]):
+class DiffusionPolicy(RestsWhenFrozen, Backbone[UNetState]):
     """See the module's docstring. Signals: `condition` (b, c)."""
 
     text_tokens = 0  # it is told nothing
