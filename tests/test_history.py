@@ -16,13 +16,13 @@ from armlet.data.text import Words, train_tokenizer
 from armlet.evaluation.action_errors import Recording
 from armlet.evaluation.asking import Asker
 from armlet.policies.contract import Decision
-from armlet.robot.ensemble import Adaptive, Exponential, ensemble_from_json
+from armlet.robot.ensemble import Ensemble
 from armlet.robot.fit import View
 from armlet.robot.normalise import Normaliser
 from armlet.robot.observation import Observation, recent
 from armlet.rollout.actors import Expert
 from armlet.rollout.loop import run
-from armlet.rollout.memory import Overlap, Past
+from armlet.rollout.memory import Past
 
 # Two episodes; in the second the third row follows a gap.
 STARTS = np.array([0, 4, 9])
@@ -165,7 +165,7 @@ class Guesses:
     history = 1
     execute = 1
 
-    def __init__(self, ensemble: Exponential | Adaptive, execute: int = 1) -> None:
+    def __init__(self, ensemble: Ensemble, execute: int = 1) -> None:
         self.ensemble = ensemble
         self.execute = execute
         self.asked = 0
@@ -177,7 +177,7 @@ class Guesses:
 
 def test_overlapping_chunks_are_weighed_the_oldest_most() -> None:
     world = Line(np.inf)
-    run(world, Guesses(Exponential(0.1)), spec=spec(), limit=7)
+    run(world, Guesses(Ensemble(0.1)), spec=spec(), limit=7)
     told = [float(action[0]) for action in world.told]
     for step, found in enumerate(told):
         # What chunks of four say of this step: those of the last four decisions.
@@ -188,29 +188,9 @@ def test_overlapping_chunks_are_weighed_the_oldest_most() -> None:
 
 def test_what_was_carried_out_is_left_behind() -> None:
     world = Line(np.inf)
-    run(world, Guesses(Exponential(0.0), execute=3), spec=spec(), limit=6)
+    run(world, Guesses(Ensemble(0.0), execute=3), spec=spec(), limit=6)
     # Of the first chunk its last action is left; of the second decision all four are its own.
     assert [float(action[0]) for action in world.told] == [1, 1, 1, 1.5, 2, 2]
-
-
-def test_what_disagrees_with_the_newest_counts_little() -> None:
-    chunks = [np.float32([[1, 0], [1, 0]]), np.float32([[0, 1], [0, 1]])]
-    overlap = Overlap(Adaptive(horizon=2, alpha=1.0))
-    overlap.join(chunks[0], 0)
-    found = overlap.join(chunks[1], 1)
-    near = np.exp(1.0)
-    np.testing.assert_allclose(found[0], [1 / (1 + near), near / (1 + near)], rtol=1e-5)
-    np.testing.assert_allclose(found[1], [0, 1])
-    # Of more chunks than the horizon the newest count.
-    overlap.join(chunks[1], 1)
-    np.testing.assert_allclose(overlap.join(chunks[1], 1)[0], [0, 1])
-
-
-@pytest.mark.parametrize("ensemble", [None, Exponential(0.2), Adaptive(5, 0.3)])
-def test_an_ensemble_is_written_and_read(ensemble: Exponential | Adaptive | None) -> None:
-    assert ensemble_from_json(ensemble and ensemble.to_json()) == ensemble
-    with pytest.raises(ValueError, match=r"ensemble\.kind is 'mean', expected exponential"):
-        ensemble_from_json({"kind": "mean"})
 
 
 def test_what_routes_depend_on_exchanges_the_past_too() -> None:

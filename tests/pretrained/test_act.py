@@ -26,7 +26,7 @@ from armlet.policies.pretrained.lerobot import Folder
 from armlet.policies.pretrained.said import read_said
 from armlet.policies.routed import Routed, Routing
 from armlet.policies.students import FirstK, LayerDrop
-from armlet.robot.ensemble import Exponential
+from armlet.robot.ensemble import Ensemble
 from armlet.robot.normalise import Normaliser
 
 VARIANTS = ("plain", "rare")
@@ -107,8 +107,8 @@ def padding_is_read(patch: Patch) -> None:
 
 
 def newest_most(patch: Patch) -> None:
-    right = Exponential.weights
-    patch.setattr(Exponential, "weights", lambda self, decided: right(self, decided)[::-1])
+    right = Ensemble.weights
+    patch.setattr(Ensemble, "weights", lambda self, count: right(self, count)[::-1])
 
 
 def no_last_norm(patch: Patch) -> None:

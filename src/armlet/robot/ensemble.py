@@ -1,75 +1,22 @@
 """How chunks of actions that overlap in time become one: each action that is carried out is a mean
-of all that were decided for its moment, in this decision and in those before. Numpy only.
+of all that were decided for its moment, in this decision and in those before.
 
-A policy says which (`Policy.ensemble`); whoever drives it through an episode keeps the chunks
-(`rollout.memory`). Knows no policy and no robot.
+A policy says that it is meant so (`Policy.ensemble`); whoever drives it through an episode keeps the
+chunks (`rollout.memory`). Knows no policy and no robot.
 """
 
-from abc import ABC, abstractmethod
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
 
 @dataclass(frozen=True)
-class Ensemble(ABC):
-    """A frozen dataclass of settings. `chunks`: how many are kept, the newest among them; None: as
-    many as reach the moment."""
-
-    @property
-    def chunks(self) -> int | None:
-        return None
-
-    @abstractmethod
-    def weights(self, decided: np.ndarray) -> np.ndarray:
-        """What was decided for one moment, (m, a), the oldest decision first → weights (m,) of any
-        sum."""
-
-    def to_json(self) -> dict[str, Any]:
-        return {"kind": KINDS_OF[type(self)], **asdict(self)}
-
-
-@dataclass(frozen=True)
-class Exponential(Ensemble):
-    """Weight exp(−coefficient · i), i = 0 for the oldest: of a positive coefficient the oldest
-    counts most (ACT, arXiv 2304.13705, §IV-D, as LeRobot counts)."""
+class Ensemble:
+    """Of what was decided for a moment, number i from the oldest weighs exp(−coefficient · i): of a
+    positive coefficient the oldest counts most (ACT, arXiv 2304.13705, §IV-D, as LeRobot counts)."""
 
     coefficient: float = 0.01
 
-    def weights(self, decided: np.ndarray) -> np.ndarray:
-        return np.exp(-self.coefficient * np.arange(len(decided), dtype=np.float64))
-
-
-@dataclass(frozen=True)
-class Adaptive(Ensemble):
-    """Weight exp(alpha · cosine to the newest): what disagrees with it counts little (CogACT, arXiv
-    2411.19650, §3.4). `horizon`: chunks that are kept."""
-
-    horizon: int = 7
-    alpha: float = 0.1
-
-    @property
-    def chunks(self) -> int:
-        return self.horizon
-
-    def weights(self, decided: np.ndarray) -> np.ndarray:
-        newest = decided[-1]
-        lengths = np.linalg.norm(decided, axis=1) * np.linalg.norm(newest)
-        # The small number is CogACT's own: actions of all zeros have no direction.
-        return np.exp(self.alpha * (decided @ newest) / (lengths + 1e-7))
-
-
-ENSEMBLES: dict[str, type[Ensemble]] = {"exponential": Exponential, "adaptive": Adaptive}
-KINDS_OF = {kind: name for name, kind in ENSEMBLES.items()}
-
-
-def ensemble_from_json(said: dict[str, Any] | None) -> Ensemble | None:
-    """The inverse of `Ensemble.to_json`; None of None. Raises ValueError for another kind."""
-    if said is None:
-        return None
-    fields = dict(said)
-    kind = fields.pop("kind", None)
-    if kind not in ENSEMBLES:
-        raise ValueError(f"ensemble.kind is {kind!r}, expected {', '.join(ENSEMBLES)}")
-    return ENSEMBLES[kind](**fields)
+    def weights(self, count: int) -> np.ndarray:
+        """(count,) float64, of any sum, the oldest first."""
+        return np.exp(-self.coefficient * np.arange(count, dtype=np.float64))

@@ -52,15 +52,13 @@ class Overlap:
         decided for it so far. `done`: how many actions of the episode have been carried out."""
         if self.ensemble is None:
             return chunk
-        most = self.ensemble.chunks
         moved = done - self._done
         self._done = done
         left = [each[moved:] for each in self._chunks]
-        left = [each for each in left if len(each)]
-        self._chunks = [*left, chunk][-most if most else 0 :]
+        self._chunks = [*(each for each in left if len(each)), chunk]
         joined = np.empty_like(chunk)
         for step in range(len(chunk)):
             decided = np.stack([each[step] for each in self._chunks if step < len(each)])  # (m, a)
-            weights = self.ensemble.weights(decided.astype(np.float64))  # (m,)
+            weights = self.ensemble.weights(len(decided))  # (m,)
             joined[step] = weights @ decided / weights.sum()
         return joined

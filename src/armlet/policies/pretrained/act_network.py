@@ -23,7 +23,7 @@ from armlet.layers.heads import masked_mean
 from armlet.layers.resnet import ResNet
 from armlet.policies.contract import Backbone, Body, Features, Pass, State, tuples, weights_of
 from armlet.policies.pretrained import lerobot_body
-from armlet.robot.ensemble import Ensemble, Exponential
+from armlet.robot.ensemble import Ensemble
 from armlet.robot.fit import View
 from armlet.robot.normalise import Normaliser
 from armlet.types import Batch, Trace
@@ -181,7 +181,7 @@ class ACT(RestsWhenFrozen, Backbone[ActState]):
     @property
     def ensemble(self) -> Ensemble | None:  # type: ignore[override]
         coefficient = self.sizes.ensemble
-        return None if coefficient is None else Exponential(coefficient)
+        return None if coefficient is None else Ensemble(coefficient)
 
     def see(self, batch: Batch) -> list[Tensor]:
         """The pictures (b, 3, h, w) of each camera as the network reads them."""
