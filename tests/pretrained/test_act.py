@@ -194,6 +194,15 @@ def test_what_is_kept_is_what_runs(fixture: Fixture) -> None:
         assert len(student.build(policy, batch).layers) in (1, 2)
 
 
+def test_a_fresh_network_computes_what_files_hold(fixture: Fixture) -> None:
+    """The positions of what reads the actions."""
+    policy = loaded(fixture)
+    fresh = rebuild(policy.to_json(), policy.body.tokenizer).state_dict()
+    said = json.loads((fixture.folder / "weights.json").read_text())["computed"]
+    for name, values in said.items():
+        torch.testing.assert_close(fresh[act.NAMES.ours(name)], torch.tensor(values))
+
+
 def test_it_is_saved_and_answers_the_same(fixture: Fixture, tmp_path: Path) -> None:
     policy = loaded(fixture).keep_layers((0, 1)).eval()
     save_policy(policy, tmp_path)
@@ -230,6 +239,9 @@ def test_the_loss_reaches_all_that_is_trained_and_repeats_at_rest(fixture: Fixtu
     batch = batch_of(policy, fixture)
     passed = policy.run_layers(policy.embed(batch), batch)
     assert torch.equal(policy.loss(passed, batch), policy.loss(passed, batch))
+    # What acts is never told the actions that it is to learn.
+    untold = dataclasses.replace(batch, actions=None, actions_valid=None)
+    assert torch.equal(policy(batch), policy(untold))
     policy.train()
     passed = policy.run_layers(policy.embed(batch), batch)
     policy.loss(passed, batch).mean().backward()
@@ -339,6 +351,7 @@ def changed(fixture: Fixture, root: Path, **entries: object) -> Path:
         ({"n_encoder_layers": 2}, "unexpected model.encoder.layers.2"),
         ({"dim_model": 30}, "tensors differ"),
         ({"pre_norm": True}, "missing encoder_norm.bias"),
+        ({"use_peft": True}, "its weights are those of an adapter"),
     ],
 )
 def test_a_config_that_does_not_fit_is_refused(

@@ -91,6 +91,10 @@ def test_a_network_that_knows_finds_the_actions(betas: str, prediction: str, kin
         if prediction == "epsilon":
             said = (sample - kept**0.5 * actions) / (1 - kept) ** 0.5
         sample = schedule.step(said, index, sample, torch.randn(2, 4, 3, generator=generator))
+        if kind == "DDIM" and level:  # as much of the same noise as the next level has
+            following = torch.full((2,), schedule.timesteps[index + 1])
+            expected = schedule.noisy(actions, noise, following)
+            torch.testing.assert_close(sample, expected, atol=1e-3, rtol=0)
     torch.testing.assert_close(sample, actions, atol=1e-3, rtol=0)
 
 
@@ -350,6 +354,16 @@ def test_what_is_frozen_keeps_its_statistics(folders: dict[str, Path]) -> None:
     policy.requires_grad_(True)
     policy.train()
     assert not torch.equal(policy.observe(batch), expected)
+
+
+def test_a_fresh_network_computes_what_files_hold(fixture: Fixture) -> None:
+    """Where on a map its numbers lie."""
+    policy = loaded(fixture)
+    fresh = rebuild(policy.to_json(), policy.body.tokenizer).state_dict()
+    said = json.loads((fixture.folder / "weights.json").read_text())["computed"]
+    for name, values in said.items():
+        ours = diffusion.names_of(policy.sizes).ours(name)
+        torch.testing.assert_close(fresh[ours], torch.tensor(values))
 
 
 def test_it_is_saved_and_answers_the_same(fixture: Fixture, tmp_path: Path) -> None:
