@@ -180,7 +180,7 @@ def moved(policy: ACT, fixture: Fixture) -> Iterator[Line]:
         elif "action" in name:
             bound = _bound(expected)
             found = decided if "normalised" in name else tensor(actions(policy, elsewhere))
-        yield near(name, np.reshape(found, expected.shape), expected, bound)
+        yield near(name, np.asarray(found).reshape(expected.shape), expected, bound)
 
 
 def _key(golden: Golden, camera: str) -> str:

@@ -387,6 +387,21 @@ def test_costs_are_multiplications(fixture: Fixture) -> None:
 # --- files
 
 
+def test_in_half_precision_it_answers_about_the_same(fixture: Fixture, tmp_path: Path) -> None:
+    said = tmp_path / "policy.toml"
+    said.write_text(f'checkpoint = "{fixture.checkpoint}"\nprecision = "bf16"\n')
+    half = fixture.load(said)
+    policy = loaded(fixture)
+    batch = batch_of(policy, fixture)
+    with torch.no_grad():
+        found = half.run_layers(half.embed(batch), batch)
+        right = policy.run_layers(policy.embed(batch), batch)
+        told = half.signals(["condition"], batch, found)["condition"]
+        expected = policy.signals(["condition"], batch, right)["condition"]
+        torch.testing.assert_close(told, expected, atol=0.1, rtol=0.1)
+        assert half.decode(found, batch).dtype == half.loss(found, batch).dtype == torch.float32
+
+
 def test_the_card_says_what_it_is(fixture: Fixture, tmp_path: Path) -> None:
     card = diffusion.describe(read_said(fixture.checkpoint))
     assert (card.kind, card.steps, card.execute) == ("diffusion", 5, 4)

@@ -27,7 +27,7 @@ from armlet.layers.frozen import RestsWhenFrozen
 from armlet.layers.heads import masked_mean
 from armlet.layers.resnet import Norm, ResNet
 from armlet.layers.schedule import Schedule
-from armlet.layers.unet import ConvBlock, SpatialSoftmax, StepEncoding, ToldBlock
+from armlet.layers.unet import ConvBlock, SpatialSoftmax, StepEncoder, ToldBlock
 from armlet.policies.contract import Backbone, Body, Features, Pass, State, tuples, weights_of
 from armlet.policies.pretrained import lerobot_body
 from armlet.robot.fit import View
@@ -202,9 +202,7 @@ class DiffusionPolicy(RestsWhenFrozen, Backbone[UNetState]):
     def _build_unet(self) -> None:
         sizes = self.sizes
         step = sizes.step_width
-        self.step_encoder = nn.Sequential(
-            StepEncoding(step), nn.Linear(step, 4 * step), nn.Mish(), nn.Linear(4 * step, step)
-        )
+        self.step_encoder = StepEncoder(step)
         told = step + self.condition_width
 
         def block(enters: int, leaves: int) -> ToldBlock:
@@ -245,6 +243,11 @@ class DiffusionPolicy(RestsWhenFrozen, Backbone[UNetState]):
     def inputs(self) -> Inputs:
         return replace(super().inputs, words=NoWords())
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """In which its weights are."""
+        return self.final_conv[1].weight.dtype  # type: ignore[return-value]
+
     def see(self, batch: Batch) -> list[Tensor]:
         """The pictures (b, o, 3, h, w) of each camera as the network reads them, before they are
         resized and cropped."""
@@ -253,13 +256,15 @@ class DiffusionPolicy(RestsWhenFrozen, Backbone[UNetState]):
             image = batch.images[name].contiguous()
             if self.history == 1:
                 image = image.unsqueeze(1)
-            found.append(lerobot_body.normalised(image, self.statistics[number]))
+            seen = lerobot_body.normalised(image, self.statistics[number])
+            found.append(seen.to(self.dtype))
         return found
 
     def observe(self, batch: Batch) -> Tensor:
         """The condition (b, o · moment): of each moment, the oldest first, the state, what each
         camera's picture became, and the environment's state."""
         state = batch.state if self.history > 1 else batch.state.unsqueeze(1)
+        state = state.to(self.dtype)
         robot, environment = state.split([self.sizes.state, self.sizes.environment], -1)
         images = self.see(batch)
         seen = []
@@ -287,7 +292,7 @@ class DiffusionPolicy(RestsWhenFrozen, Backbone[UNetState]):
             levels = level
         step = self.step_encoder(levels).expand(len(condition), -1)
         told = torch.cat([step, condition], -1)
-        return UNetState(actions.transpose(1, 2), condition, told)
+        return UNetState(actions.to(self.dtype).transpose(1, 2), condition, told)
 
     def run_layer(self, index: int, state: UNetState) -> UNetState:
         state = self.skip_layer(index, state)
@@ -346,7 +351,7 @@ class DiffusionPolicy(RestsWhenFrozen, Backbone[UNetState]):
 
     def denoise(self, run: Pass[UNetState]) -> Tensor:
         """(b, horizon, a): the whole horizon, from the noise that the pass began with."""
-        actions = run.start.hidden.transpose(1, 2)
+        actions = self.noise.expand(len(run.start.hidden), -1, -1)
         said = self._leave(run.state)
         for index, level in enumerate(self.schedule.timesteps):
             if index:
