@@ -16,7 +16,7 @@ from armlet.data.text import Words, train_tokenizer
 from armlet.evaluation.action_errors import Recording
 from armlet.evaluation.asking import Asker
 from armlet.policies.contract import Decision
-from armlet.robot.ensemble import Adaptive, Exponential, ensemble_from_json
+from armlet.robot.ensemble import Adaptive, Exponential
 from armlet.robot.fit import View
 from armlet.robot.normalise import Normaliser
 from armlet.robot.observation import Observation, recent
@@ -208,13 +208,6 @@ def test_what_disagrees_with_the_newest_counts_little() -> None:
     # Of more chunks than the horizon the newest count.
     overlap.join(chunks[1], 1)
     np.testing.assert_allclose(overlap.join(chunks[1], 1)[0], [0, 1])
-
-
-@pytest.mark.parametrize("ensemble", [None, Exponential(0.2), Adaptive(5, 0.3)])
-def test_an_ensemble_is_written_and_read(ensemble: Exponential | Adaptive | None) -> None:
-    assert ensemble_from_json(ensemble and ensemble.to_json()) == ensemble
-    with pytest.raises(ValueError, match=r"ensemble\.kind is 'mean', expected exponential"):
-        ensemble_from_json({"kind": "mean"})
 
 
 def test_what_routes_depend_on_exchanges_the_past_too() -> None:

@@ -12,7 +12,7 @@ from golden import Golden, Line, near
 from armlet.layers.detr import map_positions
 from armlet.policies.pretrained.act_network import ACT
 from armlet.types import Batch
-from goldens.lerobot_kinds import Fixture, drive, hearing, tensor, training
+from goldens.lerobot_kinds import Fixture, drive, hearing, held, tensor, training
 
 BOUND = 1e-4
 
@@ -55,7 +55,7 @@ def acting(policy: ACT, fixture: Fixture, golden: Golden) -> Iterator[Line]:
     """Pictures and numbers as the network reads them, each layer, and what is decided."""
     batch = policy.prepare(fixture.observations())
     yield from prepared(policy, batch, golden)
-    maps = {"backbone": policy.backbone} if policy.seen else {}
+    maps = {"backbone": policy.vision} if policy.seen else {}
     with hearing(policy, {**maps, "decoder": policy.decoder.norm}) as heard:
         rows = {f"decoder.{index}": layer for index, layer in enumerate(policy.decoder.layers)}
         with hearing(policy, rows) as layers:
@@ -70,35 +70,29 @@ def acting(policy: ACT, fixture: Fixture, golden: Golden) -> Iterator[Line]:
             "camera_position": where.T.unflatten(-1, (rows_, columns))[None],
         }
         for name, found in shown.items():
-            key = f"hidden.{name}.camera{number}"
-            if key in golden:
-                yield near(key, found, golden[key], BOUND)
-    yield near("hidden.encoder.in", _tokens_first(state.hidden), golden["hidden.encoder.in"], BOUND)
+            yield from held(golden, f"hidden.{name}.camera{number}", found, BOUND, like=True)
+    yield from held(golden, "hidden.encoder.in", _tokens_first(state.hidden), BOUND, like=True)
     for number, after in enumerate(passed.states):
         name = f"hidden.encoder.{number}"
-        yield near(name, _tokens_first(after.hidden), golden[name], BOUND)
+        yield from held(golden, name, _tokens_first(after.hidden), BOUND, like=True)
     memory = policy.encoder_norm(passed.state.hidden)
-    yield near("hidden.encoder.out", _tokens_first(memory), golden["hidden.encoder.out"], BOUND)
+    yield from held(golden, "hidden.encoder.out", _tokens_first(memory), BOUND, like=True)
     for name, found in layers.items():
-        yield near(f"hidden.{name}", _tokens_first(found[0]), golden[f"hidden.{name}"], BOUND)
+        yield from held(golden, f"hidden.{name}", _tokens_first(found[0]), BOUND, like=True)
     out = _tokens_first(heard["decoder"][0])
-    yield near("hidden.decoder.out", out, golden["hidden.decoder.out"], BOUND)
-    yield near("actions_normalised", decided, golden["actions_normalised"], BOUND)
-    yield near("actions", actions(policy, fixture), golden["actions"], _bound(golden["actions"]))
+    yield from held(golden, "hidden.decoder.out", out, BOUND, like=True)
+    yield from held(golden, "actions_normalised", decided, BOUND, like=True)
+    yield from held(golden, "actions", actions(policy, fixture), BOUND, like=True)
 
 
 def prepared(policy: ACT, batch: Batch, golden: Golden) -> Iterator[Line]:
     """What the network is given."""
     for name, image in zip(policy.seen, policy.see(batch), strict=True):
-        yield near(f"pre {name}", image, golden[_key(golden, name)], 1e-5)
-    state = batch.state[:, : policy.sizes.state]
-    if "pre.observation.state" in golden:
-        yield near(
-            "pre.observation.state", state, golden["pre.observation.state"], 1e-5, relative=True
-        )
+        yield from held(golden, _key(golden, name), image, 1e-5)
+    robot, environment = batch.state.split([policy.sizes.state, policy.sizes.environment], -1)
+    yield from held(golden, "pre.observation.state", robot, 1e-5, relative=True)
     name = "pre.observation.environment_state"
-    if name in golden:
-        yield near(name, batch.state[:, policy.sizes.state :], golden[name], 1e-5, relative=True)
+    yield from held(golden, name, environment, 1e-5, relative=True)
 
 
 def sequence(policy: ACT, fixture: Fixture) -> Iterator[Line]:
@@ -129,13 +123,13 @@ def trained(policy: ACT, fixture: Fixture) -> Iterator[Line]:
         latent = None if noise is None else tensor(noise)
         with hearing(policy, {"out": policy.action_head}) as heard:
             error, divergence = policy.losses(passed, batch, latent)
-    yield near("train.action_normalised", batch.actions, golden["train.action_normalised"], 1e-4)
+    yield from held(golden, "train.action_normalised", batch.actions, 1e-4, like=True)
     for name, found in layers.items():
-        yield near(name, _tokens_first(found[0]), golden[name], BOUND)
+        yield from held(golden, name, _tokens_first(found[0]), BOUND, like=True)
     if vae:
-        yield near("train.mu", mean, golden["train.mu"], BOUND)
-        yield near("train.log_sigma_x2", spread, golden["train.log_sigma_x2"], BOUND)
-    yield near("train.actions_hat", heard["out"][0], golden["train.actions_hat"], BOUND)
+        yield from held(golden, "train.mu", mean, BOUND, like=True)
+        yield from held(golden, "train.log_sigma_x2", spread, BOUND, like=True)
+    yield from held(golden, "train.actions_hat", heard["out"][0], BOUND, like=True)
     # LeRobot 0.6 divides by the entries that are valid, 0.4 by all.
     counts = valid.sum(1).float()
     total = (error * counts).sum()
@@ -143,11 +137,14 @@ def trained(policy: ACT, fixture: Fixture) -> Iterator[Line]:
     for version, differing in fixture.differing.items():
         versions[f"{version}: "] = (differing, torch.tensor(float(valid.numel())))
     for prefix, (said, count) in versions.items():
-        yield near(f"{prefix}train.l1_loss", total / count, said["train.l1_loss"], BOUND)
-        if "train.kld_loss" in said:
-            yield near(f"{prefix}train.kld_loss", divergence.mean(), said["train.kld_loss"], BOUND)
-        loss = total / count + policy.sizes.kl_weight * divergence.mean()
-        yield near(f"{prefix}train.loss", loss, said["train.loss"], 1e-5, relative=True)
+        found = {
+            "train.l1_loss": total / count,
+            "train.kld_loss": divergence.mean(),
+            "train.loss": total / count + policy.sizes.kl_weight * divergence.mean(),
+        }
+        for name, value in found.items():
+            for line in held(said, name, value, 1e-5, relative=True):
+                yield replace(line, name=f"{prefix}{line.name}")
 
 
 def moved(policy: ACT, fixture: Fixture) -> Iterator[Line]:
@@ -160,7 +157,13 @@ def moved(policy: ACT, fixture: Fixture) -> Iterator[Line]:
     inputs = dict(fixture.inputs)
     for name, values in {**fixture.outputs.arrays, **fixture.inputs}.items():
         if name.startswith(f"{prefix}observation."):
-            inputs[name.removeprefix(prefix)] = values
+            key = name.removeprefix(prefix)
+            inputs[key] = values if values.ndim == fixture.inputs[key].ndim else values[None]
+    seen = [values for name, values in inputs.items() if name.startswith("observation.")]
+    rows = min(map(len, seen))
+    for name in inputs:
+        if name.startswith("observation."):
+            inputs[name] = inputs[name][:rows]
     elsewhere = replace(fixture, inputs=inputs)
     batch = policy.prepare(elsewhere.observations())
     state, environment = batch.state.split([policy.sizes.state, policy.sizes.environment], -1)
@@ -177,7 +180,7 @@ def moved(policy: ACT, fixture: Fixture) -> Iterator[Line]:
         elif "action" in name:
             bound = _bound(expected)
             found = decided if "normalised" in name else tensor(actions(policy, elsewhere))
-        yield near(name, found, expected, bound)
+        yield near(name, np.asarray(found).reshape(expected.shape), expected, bound)
 
 
 def _key(golden: Golden, camera: str) -> str:

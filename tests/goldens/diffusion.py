@@ -14,7 +14,7 @@ from golden import Golden, Line, equal, near
 
 from armlet.policies.pretrained.diffusion_network import DiffusionPolicy
 from armlet.types import Batch
-from goldens.lerobot_kinds import Fixture, drive, hearing, tensor, training
+from goldens.lerobot_kinds import Fixture, drive, hearing, held, tensor, training
 
 BOUND = 1e-4
 NETWORK = 1e-5  # of conditions and what the network says, which move actions only a little
@@ -80,7 +80,7 @@ def looking(policy: DiffusionPolicy, fixture: Fixture) -> Iterator[Line]:
     hand_noise(policy, fixture)
     batch = policy.prepare(fixture.observations())
     for name, image in zip(policy.seen, policy.see(batch), strict=True):
-        yield near(f"pre {name}", image, golden[_key(golden, name)], 1e-5)
+        yield from held(golden, _key(golden, name), image, 1e-5)
     numbers = {
         "state": batch.state[..., : policy.sizes.state],
         "environment_state": batch.state[..., policy.sizes.state :],
@@ -96,7 +96,7 @@ def looking(policy: DiffusionPolicy, fixture: Fixture) -> Iterator[Line]:
         padded = fixture.inputs["action_is_pad"]
         yield equal("pre.action_is_pad", padded, golden["pre.action_is_pad"])
     places = {"step": policy.step_encoder}
-    for index, eye in enumerate(policy.rgb_encoder):
+    for index, eye in enumerate(policy.vision):
         places |= {f"backbone.{index}": eye.backbone, f"keypoints.{index}": eye.pool}
         places[f"rgb.{index}"] = eye
     with hearing(policy, places) as heard:
@@ -106,16 +106,15 @@ def looking(policy: DiffusionPolicy, fixture: Fixture) -> Iterator[Line]:
         if name == "step":
             key = "hidden.first_step.step_encoding"
             found = [each.expand(len(batch), -1) for each in found]
-        if key in golden:
-            bound = BOUND if name.startswith("backbone") else NETWORK
-            yield near(key, found[0], golden[key], bound)
-    yield near("global_cond", passed.start.condition, golden["global_cond"], NETWORK)
+        bound = BOUND if name.startswith("backbone") else NETWORK
+        yield from held(golden, key, found[0], bound, like=True)
+    yield from held(golden, "global_cond", passed.start.condition, NETWORK, like=True)
     levels = len(policy.sizes.widths)
     names = [f"down.{index}" for index in range(levels)] + ["mid.0", "mid.1"]
     names += [f"up.{index}" for index in range(levels - 1)]
     for name, state in zip(names, passed.states, strict=True):
         key = f"hidden.first_step.{name}"
-        yield near(key, state.hidden, golden[key], BOUND)
+        yield from held(golden, key, state.hidden, BOUND, like=True)
 
 
 def denoising(policy: DiffusionPolicy, fixture: Fixture, run: str) -> Iterator[Line]:

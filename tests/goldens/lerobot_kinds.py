@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from golden import Golden
+from golden import Golden, Line, near
 from safetensors.numpy import load_file
 from torch import Tensor, nn
 
@@ -136,10 +137,12 @@ class Film(World):
         pass
 
 
-def drive(policy: Backbone, seen: list[Observation], spec: ActionSpec) -> np.ndarray:
+def drive(
+    policy: Backbone, seen: list[Observation], spec: ActionSpec, execute: int | None = None
+) -> np.ndarray:
     """(T, a): what the closed loop carries out where these observations follow one another."""
     world = Film(seen)
-    run(world, policy, spec=spec, limit=len(seen))
+    run(world, policy, spec=spec, limit=len(seen), execute=execute)
     return np.stack(world.told)
 
 
@@ -182,6 +185,25 @@ def training(policy: nn.Module) -> Iterator[None]:
             setattr(module, name, value)
         policy.eval()
         policy.load_state_dict(before)
+
+
+def held(
+    golden: Golden,
+    name: str,
+    found: Any,
+    bound: float,
+    *,
+    relative: bool = False,
+    like: bool = False,
+) -> Iterator[Line]:
+    """A line for a quantity, where the fixture has it. `like`: the bound grows with the numbers
+    expected, where these are larger than 1; `relative`: the error is over the largest of them."""
+    if name not in golden:
+        return
+    expected = golden[name]
+    if like:
+        bound *= max(1.0, float(np.abs(expected).max(initial=0.0)))
+    yield near(name, found, expected, bound, relative=relative)
 
 
 def tensor(values: np.ndarray) -> Tensor:

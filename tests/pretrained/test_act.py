@@ -26,7 +26,7 @@ from armlet.policies.pretrained.lerobot import Folder
 from armlet.policies.pretrained.said import read_said
 from armlet.policies.routed import Routed, Routing
 from armlet.policies.students import FirstK, LayerDrop
-from armlet.robot.ensemble import Exponential
+from armlet.robot.ensemble import Ensemble
 from armlet.robot.normalise import Normaliser
 
 VARIANTS = ("plain", "rare")
@@ -107,8 +107,8 @@ def padding_is_read(patch: Patch) -> None:
 
 
 def newest_most(patch: Patch) -> None:
-    right = Exponential.weights
-    patch.setattr(Exponential, "weights", lambda self, decided: right(self, decided)[::-1])
+    right = Ensemble.weights
+    patch.setattr(Ensemble, "weights", lambda self, count: right(self, count)[::-1])
 
 
 def no_last_norm(patch: Patch) -> None:
@@ -194,6 +194,15 @@ def test_what_is_kept_is_what_runs(fixture: Fixture) -> None:
         assert len(student.build(policy, batch).layers) in (1, 2)
 
 
+def test_a_fresh_network_computes_what_files_hold(fixture: Fixture) -> None:
+    """The positions of what reads the actions."""
+    policy = loaded(fixture)
+    fresh = rebuild(policy.to_json(), policy.body.tokenizer).state_dict()
+    said = json.loads((fixture.folder / "weights.json").read_text())["computed"]
+    for name, values in said.items():
+        torch.testing.assert_close(fresh[act.NAMES.ours(name)], torch.tensor(values))
+
+
 def test_it_is_saved_and_answers_the_same(fixture: Fixture, tmp_path: Path) -> None:
     policy = loaded(fixture).keep_layers((0, 1)).eval()
     save_policy(policy, tmp_path)
@@ -230,6 +239,9 @@ def test_the_loss_reaches_all_that_is_trained_and_repeats_at_rest(fixture: Fixtu
     batch = batch_of(policy, fixture)
     passed = policy.run_layers(policy.embed(batch), batch)
     assert torch.equal(policy.loss(passed, batch), policy.loss(passed, batch))
+    # What acts is never told the actions that it is to learn.
+    untold = dataclasses.replace(batch, actions=None, actions_valid=None)
+    assert torch.equal(policy(batch), policy(untold))
     policy.train()
     passed = policy.run_layers(policy.embed(batch), batch)
     policy.loss(passed, batch).mean().backward()
@@ -243,6 +255,21 @@ def test_the_loss_reaches_all_that_is_trained_and_repeats_at_rest(fixture: Fixtu
 
 
 # --- files
+
+
+def test_in_half_precision_it_answers_about_the_same(fixture: Fixture, tmp_path: Path) -> None:
+    said = tmp_path / "policy.toml"
+    said.write_text(f'checkpoint = "{fixture.checkpoint}"\nprecision = "bf16"\n')
+    half = fixture.load(said)
+    policy = loaded(fixture)
+    batch = batch_of(policy, fixture)
+    with torch.no_grad():
+        found = half.run_layers(half.embed(batch), batch)
+        right = policy.run_layers(policy.embed(batch), batch)
+        told = half.signals(["condition"], batch, found)["condition"]
+        expected = policy.signals(["condition"], batch, right)["condition"]
+        torch.testing.assert_close(told, expected, atol=0.1, rtol=0.1)
+        assert half.decode(found, batch).dtype == half.loss(found, batch).dtype == torch.float32
 
 
 def test_the_card_says_what_it_is(fixture: Fixture) -> None:
@@ -339,6 +366,7 @@ def changed(fixture: Fixture, root: Path, **entries: object) -> Path:
         ({"n_encoder_layers": 2}, "unexpected model.encoder.layers.2"),
         ({"dim_model": 30}, "tensors differ"),
         ({"pre_norm": True}, "missing encoder_norm.bias"),
+        ({"use_peft": True}, "its weights are those of an adapter"),
     ],
 )
 def test_a_config_that_does_not_fit_is_refused(

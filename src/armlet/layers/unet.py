@@ -70,6 +70,21 @@ class StepEncoding(nn.Module):
         return torch.cat([angles.sin(), angles.cos()], -1)
 
 
+class StepEncoder(nn.Sequential):
+    """Levels of noise (b,) → (b, dims), in the precision of its weights."""
+
+    def __init__(self, dims: int) -> None:
+        super().__init__(
+            StepEncoding(dims), nn.Linear(dims, 4 * dims), nn.Mish(), nn.Linear(4 * dims, dims)
+        )
+
+    def forward(self, levels: Tensor) -> Tensor:
+        x = self[0](levels).to(self[1].weight.dtype)
+        for layer in list(self)[1:]:
+            x = layer(x)
+        return x
+
+
 class SpatialSoftmax(nn.Module):
     """Where on a feature map (b, c, h, w) each of some keypoints is expected: (b, keypoints, 2), x
     then y, −1 … 1 (Finn et al. 2016, arXiv 1509.06113)."""

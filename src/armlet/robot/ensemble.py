@@ -6,8 +6,8 @@ A policy says which (`Policy.ensemble`); whoever drives it through an episode ke
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -33,9 +33,6 @@ class Ensemble(ABC):
     def meant(self, action: np.ndarray, spec: ActionSpec) -> np.ndarray:
         """A mean (a,) as it is carried out."""
         return action
-
-    def to_json(self) -> dict[str, Any]:
-        return {"kind": KINDS_OF[type(self)], **asdict(self)}
 
 
 @dataclass(frozen=True)
@@ -84,18 +81,3 @@ class Adaptive(Ensemble):
             to_closed = abs(action[index] - spec.gripper_closed)
             found[index] = spec.gripper_open if to_open < to_closed else spec.gripper_closed
         return found
-
-
-ENSEMBLES: dict[str, type[Ensemble]] = {"exponential": Exponential, "adaptive": Adaptive}
-KINDS_OF = {kind: name for name, kind in ENSEMBLES.items()}
-
-
-def ensemble_from_json(said: dict[str, Any] | None) -> Ensemble | None:
-    """The inverse of `Ensemble.to_json`; None of None. Raises ValueError for another kind."""
-    if said is None:
-        return None
-    fields = dict(said)
-    kind = fields.pop("kind", None)
-    if kind not in ENSEMBLES:
-        raise ValueError(f"ensemble.kind is {kind!r}, expected {', '.join(ENSEMBLES)}")
-    return ENSEMBLES[kind](**fields)

@@ -32,6 +32,7 @@ NAMES = Names(
     renamed=(
         (r"^model\.encoder\.layers\.", "layers."),
         (r"^model\.encoder\.norm\.", "encoder_norm."),
+        (r"^model\.backbone\.", "vision."),
         (r"^model\.", ""),
     ),
     # A frozen normalisation counts no batches; some versions saved the count all the same.

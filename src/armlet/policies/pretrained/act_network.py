@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from armlet.data.inputs import Inputs
 from armlet.data.text import NoWords
 from armlet.layers.detr import DecoderLayer, EncoderLayer, line_positions, map_positions
+from armlet.layers.frozen import RestsWhenFrozen
 from armlet.layers.heads import masked_mean
 from armlet.layers.resnet import ResNet
 from armlet.policies.contract import Backbone, Body, Features, Pass, State, tuples, weights_of
@@ -77,7 +78,7 @@ class _Layers(nn.Module):
         self.norm = norm
 
 
-class ACT(Backbone[ActState]):
+class ACT(RestsWhenFrozen, Backbone[ActState]):
     """See the module's docstring. Signals: `condition` (b, d), the mean of what the decoder
     reads."""
 
@@ -112,12 +113,12 @@ class ACT(Backbone[ActState]):
         self.layers = nn.ModuleList(self._encoder(sizes.encoder_layers))
         self.encoder_norm = self._last_norm()
         if cameras:
-            self.backbone = ResNet(
+            self.vision = ResNet(
                 sizes.backbone, width=sizes.backbone_width, norm="frozen", dilated=sizes.dilated
             )
-            self.encoder_img_feat_input_proj = nn.Conv2d(self.backbone.channels, width, 1)
+            self.encoder_img_feat_input_proj = nn.Conv2d(self.vision.channels, width, 1)
             for height, breadth in cameras.values():
-                rows, columns = self.backbone.grid(height, breadth)
+                rows, columns = self.vision.grid(height, breadth)
                 self.vision_tokens += rows * columns
         self.encoder_latent_input_proj = nn.Linear(sizes.latent, width)
         if sizes.state:
@@ -182,20 +183,27 @@ class ACT(Backbone[ActState]):
         coefficient = self.sizes.ensemble
         return None if coefficient is None else Exponential(coefficient)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """In which its weights are."""
+        return self.action_head.weight.dtype
+
     def see(self, batch: Batch) -> list[Tensor]:
         """The pictures (b, 3, h, w) of each camera as the network reads them."""
         found = []
         for number, name in enumerate(self.seen):
             # In the layout that LeRobot's pictures have: with another, convolutions round otherwise.
             image = batch.images[name].contiguous()
-            found.append(lerobot_body.normalised(image, self.statistics[number]))
+            seen = lerobot_body.normalised(image, self.statistics[number])
+            found.append(seen.to(self.dtype))
         return found
 
     def embed(self, batch: Batch) -> ActState:
         # The latent of one who acts, 0: what remains of its map is the bias.
-        latent = batch.state.new_zeros(len(batch), self.sizes.latent)
+        state = batch.state.to(self.dtype)
+        latent = state.new_zeros(len(batch), self.sizes.latent)
         singles = [self.encoder_latent_input_proj(latent)]
-        robot, environment = batch.state.split([self.sizes.state, self.sizes.environment], -1)
+        robot, environment = state.split([self.sizes.state, self.sizes.environment], -1)
         if self.sizes.state:
             singles.append(self.encoder_robot_state_input_proj(robot))
         if self.sizes.environment:
@@ -203,7 +211,7 @@ class ACT(Backbone[ActState]):
         tokens = [torch.stack(singles, 1)]
         positions = [self.encoder_1d_feature_pos_embed.weight]
         for image in self.see(batch):
-            features = self.backbone(image)
+            features = self.vision(image)
             rows, columns = features.shape[-2:]
             tokens.append(self.encoder_img_feat_input_proj(features).flatten(2).transpose(1, 2))
             positions.append(map_positions(rows, columns, self.width, image.device))
@@ -267,10 +275,10 @@ class ACT(Backbone[ActState]):
         actions, valid = batch.targets()
         tokens = [self.vae_encoder_cls_embed.weight.expand(len(actions), 1, -1)]
         if self.sizes.state:
-            robot = batch.state[:, : self.sizes.state]
+            robot = batch.state[:, : self.sizes.state].to(self.dtype)
             tokens.append(self.vae_encoder_robot_state_input_proj(robot).unsqueeze(1))
         known = valid.new_ones(len(actions), len(tokens))
-        tokens.append(self.vae_encoder_action_input_proj(actions))
+        tokens.append(self.vae_encoder_action_input_proj(actions.to(self.dtype)))
         padded = ~torch.cat([known, valid], 1)
         x = torch.cat(tokens, 1)
         for layer in self.vae_encoder.layers:
@@ -281,7 +289,7 @@ class ACT(Backbone[ActState]):
 
     def _told(self, run: Pass[ActState], latent: Tensor) -> ActState:
         """The last state of a pass that is told a latent, through the layers that the pass ran."""
-        first = self.encoder_latent_input_proj(latent).unsqueeze(1)
+        first = self.encoder_latent_input_proj(latent.to(self.dtype)).unsqueeze(1)
         state = replace(run.start, hidden=torch.cat([first, run.start.hidden[:, 1:]], 1))
         for index in range(len(self.layers)):
             if run.skips(index):

@@ -140,8 +140,7 @@ def fit_of(sizes: Sizes) -> Fit:
 def names_of(sizes: Sizes) -> Names:
     """How the checkpoint's tensors are called here."""
     renamed = [(r"^diffusion\.", "")]
-    if not sizes.separate:
-        renamed.append((r"^rgb_encoder\.", "rgb_encoder.0."))
+    renamed.append((r"^rgb_encoder\.", "vision." if sizes.separate else "vision.0."))
     # torchvision's network as a row of its parts, in which two have no weights.
     renamed += [(r"\.backbone\.0\.", ".backbone.conv1."), (r"\.backbone\.1\.", ".backbone.bn1.")]
     for stage in range(1, 5):

@@ -23,10 +23,11 @@ from torch import Tensor, nn
 
 from armlet.data.inputs import Inputs
 from armlet.data.text import NoWords
+from armlet.layers.frozen import RestsWhenFrozen
 from armlet.layers.heads import masked_mean
 from armlet.layers.resnet import Norm, ResNet
 from armlet.layers.schedule import Schedule
-from armlet.layers.unet import ConvBlock, SpatialSoftmax, StepEncoding, ToldBlock
+from armlet.layers.unet import ConvBlock, SpatialSoftmax, StepEncoder, ToldBlock
 from armlet.policies.contract import Backbone, Body, Features, Pass, State, tuples, weights_of
 from armlet.policies.pretrained import lerobot_body
 from armlet.robot.fit import View
@@ -99,7 +100,7 @@ def _level(levels: nn.ModuleList, index: int) -> Level:
     return found
 
 
-class Eye(nn.Module):
+class Eye(RestsWhenFrozen):
     """Pictures (n, 3, h, w) → (n, features)."""
 
     def __init__(self, sizes: Sizes, size: tuple[int, int]) -> None:
@@ -138,7 +139,7 @@ class Eye(nn.Module):
         return image[..., top : top + height, left : left + width]
 
 
-class DiffusionPolicy(Backbone[UNetState]):
+class DiffusionPolicy(RestsWhenFrozen, Backbone[UNetState]):
     """See the module's docstring. Signals: `condition` (b, c)."""
 
     text_tokens = 0  # it is told nothing
@@ -182,9 +183,9 @@ class DiffusionPolicy(Backbone[UNetState]):
         eyes = 0
         if cameras:
             eyes = len(cameras) if sizes.separate else 1
-        self.rgb_encoder = nn.ModuleList()
+        self.vision = nn.ModuleList()
         for _ in range(eyes):
-            self.rgb_encoder.append(Eye(sizes, next(iter(cameras.values()))))
+            self.vision.append(Eye(sizes, next(iter(cameras.values()))))
         self._build_unet()
 
     def _draw(self, seed: int) -> None:
@@ -201,9 +202,7 @@ class DiffusionPolicy(Backbone[UNetState]):
     def _build_unet(self) -> None:
         sizes = self.sizes
         step = sizes.step_width
-        self.step_encoder = nn.Sequential(
-            StepEncoding(step), nn.Linear(step, 4 * step), nn.Mish(), nn.Linear(4 * step, step)
-        )
+        self.step_encoder = StepEncoder(step)
         told = step + self.condition_width
 
         def block(enters: int, leaves: int) -> ToldBlock:
@@ -244,6 +243,11 @@ class DiffusionPolicy(Backbone[UNetState]):
     def inputs(self) -> Inputs:
         return replace(super().inputs, words=NoWords())
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """In which its weights are."""
+        return self.final_conv[1].weight.dtype  # type: ignore[return-value]
+
     def see(self, batch: Batch) -> list[Tensor]:
         """The pictures (b, o, 3, h, w) of each camera as the network reads them, before they are
         resized and cropped."""
@@ -252,23 +256,25 @@ class DiffusionPolicy(Backbone[UNetState]):
             image = batch.images[name].contiguous()
             if self.history == 1:
                 image = image.unsqueeze(1)
-            found.append(lerobot_body.normalised(image, self.statistics[number]))
+            seen = lerobot_body.normalised(image, self.statistics[number])
+            found.append(seen.to(self.dtype))
         return found
 
     def observe(self, batch: Batch) -> Tensor:
         """The condition (b, o · moment): of each moment, the oldest first, the state, what each
         camera's picture became, and the environment's state."""
         state = batch.state if self.history > 1 else batch.state.unsqueeze(1)
+        state = state.to(self.dtype)
         robot, environment = state.split([self.sizes.state, self.sizes.environment], -1)
         images = self.see(batch)
         seen = []
         if images and self.sizes.separate:
-            for eye, image in zip(self.rgb_encoder, images, strict=True):
+            for eye, image in zip(self.vision, images, strict=True):
                 seen.append(eye(image.flatten(0, 1)).unflatten(0, image.shape[:2]))
         elif images:
             # As one batch, so that one place is cropped for all: (b, o, cameras, 3, h, w).
             together = torch.stack(images, 2)
-            features = self.rgb_encoder[0](together.flatten(0, 2))
+            features = self.vision[0](together.flatten(0, 2))
             seen.append(features.unflatten(0, together.shape[:3]).flatten(2))
         return torch.cat([robot, *seen, environment], -1).flatten(1)
 
@@ -286,7 +292,7 @@ class DiffusionPolicy(Backbone[UNetState]):
             levels = level
         step = self.step_encoder(levels).expand(len(condition), -1)
         told = torch.cat([step, condition], -1)
-        return UNetState(actions.transpose(1, 2), condition, told)
+        return UNetState(actions.to(self.dtype).transpose(1, 2), condition, told)
 
     def run_layer(self, index: int, state: UNetState) -> UNetState:
         state = self.skip_layer(index, state)
@@ -345,7 +351,7 @@ class DiffusionPolicy(Backbone[UNetState]):
 
     def denoise(self, run: Pass[UNetState]) -> Tensor:
         """(b, horizon, a): the whole horizon, from the noise that the pass began with."""
-        actions = run.start.hidden.transpose(1, 2)
+        actions = self.noise.expand(len(run.start.hidden), -1, -1)
         said = self._leave(run.state)
         for index, level in enumerate(self.schedule.timesteps):
             if index:
