@@ -290,7 +290,10 @@ def measure() -> dict[str, float]:
     return found
 
 
-def plans(rows: Rows, model: Model, batch: int, measured: dict[str, float]) -> Iterator[tuple]:
+def plans(
+    rows: Rows, model: Model, batch: int, measured: dict[str, float]
+) -> Iterator[tuple[str, dict[str, float]]]:
+    """Every plan's parameters, in billions, and memory, in gigabytes."""
     for name, plan in PLANS.items():
         found = fixed_bytes(rows, model, plan)
         counted = {
@@ -310,6 +313,9 @@ def plans(rows: Rows, model: Model, batch: int, measured: dict[str, float]) -> I
 def main(arguments: Arguments) -> None:
     shapes = json.loads(SHAPES.read_text())
     measured = measure()
+    models = {}
+    for name, model in MODELS.items():
+        models[name] = dict(plans(shapes[name], model, arguments.batch, measured))
     result = {
         "command": f"python bench/memory.py --batch {arguments.batch}",
         "batch": arguments.batch,
@@ -318,13 +324,10 @@ def main(arguments: Arguments) -> None:
         "kilobytes_a_token_and_layer": {
             name: round(value / 1e3, 2) for name, value in measured.items()
         },
-        "models": {
-            name: dict(plans(shapes[name], model, arguments.batch, measured))
-            for name, model in MODELS.items()
-        },
+        "models": models,
     }
     arguments.out.write_text(json.dumps(result, indent=1) + "\n")
-    for name, found in result["models"].items():
+    for name, found in models.items():
         for plan, parts in found.items():
             print(f"{name:8} {plan:22}", *(f"{key} {value:7.2f}" for key, value in parts.items()))
 
