@@ -155,7 +155,7 @@ def fixed_bytes(rows: Rows, model: Model, plan: Plan) -> dict[str, float]:
             trains = False
             if trunk and matrix:  # two factors in single precision
                 factors = RANK * sum(shape) * (count / 2 if plan.half else count)
-                _train(found, factors, muon=plan.optimiser == "muon")
+                _train(found, factors, muon=False)
                 found["weights"] += 4 * factors
                 found["parameters"] += factors
         halved = matrix and plan.weights == "bf16"
