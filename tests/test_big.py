@@ -146,7 +146,7 @@ def test_patterns_that_match_nothing_are_errors(tmp_path, lora: LoRA, words: str
 def test_options_of_the_command_line_reach_a_stage() -> None:
     line = "--stages.0.lora.rank 4 --stages.0.lora.targets policy.*.q_proj policy.*.o_proj "
     line += "--stages.0.weights-precision bf16 --stages.0.recompute --stages.0.ema None"
-    recipe = override(recipes.make("first_k"), line.split(), "armlet distil first_k")
+    recipe = override(recipes.make("first_k_tabletop"), line.split(), "armlet distil")
     (stage,) = recipe.stages
     assert stage.lora == LoRA(rank=4, targets=("policy.*.q_proj", "policy.*.o_proj"))
     assert (stage.weights_precision, stage.recompute, stage.ema) == ("bf16", True, None)
