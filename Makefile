@@ -4,7 +4,7 @@ PYTHON := $(shell for p in python3 python3.13 python3.12 python3.11; do $$p -c '
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help setup demo test check format lock test-mutants numbers docs hooks test-slow test-metaworld test-lerobot test-page test-reference robots bench clean
+.PHONY: bench-memory help setup demo test check format lock test-mutants numbers docs hooks test-slow test-metaworld test-lerobot test-page test-reference robots bench clean
 
 help: ## this list
 	@echo "make TARGET, of:"
@@ -81,7 +81,10 @@ test-reference: $(READY) ## against libraries that are no dependency
 # Nothing else should run meanwhile.
 bench: $(READY) ## what the machinery costs, measured anew and kept in docs/machinery/
 	$(BIN)/pip install -q -c requirements.lock torch_geometric
-	for part in store pictures graph routing training codebook phases; do $(BIN)/python bench/$$part.py || exit 1; done
+	for part in store pictures graph routing training codebook phases memory; do $(BIN)/python bench/$$part.py || exit 1; done
+
+bench-memory: $(READY) ## what a large student needs of memory, counted anew: a minute, and the only part of bench that may run beside others
+	$(BIN)/python bench/memory.py
 
 # Made in environments of their own.
 lock: ## the versions a fresh machine installs: requirements.lock, docs/requirements.lock

@@ -12,10 +12,12 @@ from test_training import Killed
 from tiny import make_frames, make_policy
 from torch import nn
 
+from armlet import recipes
+from armlet.options import override
 from armlet.policies.checkpoint import load_policy, save_policy
 from armlet.policies.contract import Backbone
 from armlet.policies.routed import Routing
-from armlet.recipe import LoRA, Stage, settings
+from armlet.recipe import LoRA, OwnAverage, Stage, settings
 from armlet.recipes.bases import Imitate
 from armlet.training.learner import Learner
 from armlet.training.lora import add_lora, merge_lora
@@ -139,6 +141,22 @@ def test_patterns_that_match_nothing_are_errors(tmp_path, lora: LoRA, words: str
         train(tmp_path, replace(LOW, lora=lora))
     with pytest.raises(ValueError, match="names no layer"):
         LoRA(rank=2, targets=())
+
+
+def test_options_of_the_command_line_reach_a_stage() -> None:
+    line = "--stages.0.lora.rank 4 --stages.0.lora.targets policy.*.q_proj policy.*.o_proj "
+    line += "--stages.0.weights-precision bf16 --stages.0.recompute --stages.0.ema None"
+    recipe = override(recipes.make("first_k_tabletop"), line.split(), "armlet distil")
+    (stage,) = recipe.stages
+    assert stage.lora == LoRA(rank=4, targets=("policy.*.q_proj", "policy.*.o_proj"))
+    assert (stage.weights_precision, stage.recompute, stage.ema) == ("bf16", True, None)
+    with pytest.raises(ValueError, match="own average"):
+        replace(stage, teacher=OwnAverage())
+
+
+def test_additions_are_moved_by_adamw(tmp_path) -> None:
+    _, trainer = train(tmp_path, replace(LOW, steps=1))
+    assert [type(each).__name__ for each in trainer.optimisers] == ["AdamW"]
 
 
 def test_nothing_is_said_of_what_is_not_asked_for() -> None:

@@ -89,19 +89,15 @@ def _distil(recipe: Recipe) -> Path:
     sample = _sample(make_batches(teacher, episodes.frames), train, recipe.seed)
     student = recipe.student.build(teacher, sample).to(device)
     agree(student.robot, teacher.robot, whose=("the student", "its teacher"))
-    pair = make_batches(student, episodes.frames).batch(train[:2])
-    choosing, logits = chooses(student, pair)
-    recipe = recipe.for_student(chooses=choosing, logits=logits)
+    recipe = _for_student(recipe, student, episodes, train)
     _check_chunk(student, facts.chunk)
     learner = _learner(recipe, student, data).to(device)
     corpus = Corpus([episodes], lambda frames: make_batches(student, frames), needs=recipe.needs)
     # A router's threshold is set on frames that were not trained on: there its scores are honest.
     measured_on = _sample(corpus, calibrate, recipe.seed)
 
-    # What a student was cut from is let go where nobody asks it again: half of the memory.
-    asked = bool(recipe.rounds) or recipe.stages[0].teacher is not None
-    held = teacher if asked else None
-    del teacher
+    held = _asked_again(recipe, teacher)
+    del teacher  # where nobody does: half of the memory
 
     def fit(stage: Stage, index: int, corpus: Corpus, rows: np.ndarray) -> None:
         """Stage number `index` of all, on these rows of the corpus."""
@@ -121,7 +117,6 @@ def _distil(recipe: Recipe) -> Path:
 
     for index, stage in enumerate(recipe.stages):
         fit(stage, index, corpus, train)
-
     practised = np.zeros(0, np.int64)  # rows that the rounds added
     for number, each in enumerate(recipe.rounds):
         assert held is not None  # there are rounds
@@ -141,6 +136,17 @@ def _distil(recipe: Recipe) -> Path:
     finished = student.deployed()  # without what only training reads
     save_policy(finished, recipe.student_folder, provenance=provenance, weights=recipe.weights)
     return recipe.student_folder
+
+
+def _for_student(recipe: Recipe, student: Backbone, episodes: Part, rows: np.ndarray) -> Recipe:
+    """The recipe with objectives for this student."""
+    choosing, logits = chooses(student, make_batches(student, episodes.frames).batch(rows[:2]))
+    return recipe.for_student(chooses=choosing, logits=logits)
+
+
+def _asked_again(recipe: Recipe, teacher: Backbone) -> Backbone | None:
+    """The teacher, where it is asked once its student is made: in rounds, or by an average."""
+    return teacher if recipe.rounds or recipe.stages[0].teacher is not None else None
 
 
 def _check_facts(stages: tuple[Stage, ...], data: EpisodeDataset) -> None:

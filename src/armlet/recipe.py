@@ -162,6 +162,11 @@ class Stage:
     def __post_init__(self) -> None:
         limits.positive(self, "batch_size", "log_every", "checkpoint_every")
         limits.check(self, steps=(0, inf))  # of several stages, one may be left out so
+        if self.teacher is not None and (self.lora.rank or self.weights_precision):
+            raise ValueError(
+                "teacher is the student's own average, which follows its weights as they are; give "
+                "the stage no `lora` and no `weights_precision`, or no such teacher"
+            )
         if self.weights_precision == "bf16" and self.precision != "bf16":
             raise ValueError(
                 f"weights_precision is bf16 and precision {self.precision}: products of such "

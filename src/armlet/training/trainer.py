@@ -47,7 +47,7 @@ from armlet.progress import Progress
 from armlet.recipe import Objective, Stage, settings
 from armlet.robot.normalise import check_sane
 from armlet.training.learner import Learner, chooses, watch
-from armlet.training.lora import add_lora, merge_lora
+from armlet.training.lora import FACTORS, add_lora, merge_lora
 from armlet.training.masters import Masters
 from armlet.training.stopping import waiting_stop
 from armlet.types import Trace
@@ -182,7 +182,9 @@ def make_optimisers(
     for name, parameter in parameters.items():
         # Muon makes an update orthogonal, which means something for a map between hidden states;
         # embeddings, heads, gains and biases stay with AdamW, as Jordan et al. have it.
-        if stage.optimiser == "muon" and parameter.ndim == 2 and ".layers." in name:
+        # So do the factors of low-rank additions: neither is a map between hidden states.
+        inside = parameter.ndim == 2 and ".layers." in name
+        if stage.optimiser == "muon" and inside and not (stage.lora.rank and FACTORS in name):
             matrices.append(parameter)
         else:
             rest.append(parameter)
