@@ -197,7 +197,11 @@ def test_what_stands_still_is_as_it_was_to_the_bit(tmp_path) -> None:
         def _update(self) -> dict[str, float]:
             for name, each in self.learner.named_parameters():
                 seen[name] = each.dtype
-            return update(self)
+            found = update(self)
+            shown = dict(self.learner.named_parameters())
+            for name, master in self.masters.weights.items():
+                assert torch.equal(shown[name], master.to(shown[name].dtype)), name
+            return found
 
     torch.manual_seed(3)
     learner = Learner(make_policy())

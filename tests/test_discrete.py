@@ -13,7 +13,7 @@ from torch import Tensor
 
 from armlet import collect, distil, probe, recipes, teach
 from armlet.layers.heads import to_bins
-from armlet.policies.contract import Backbone
+from armlet.policies.contract import Backbone, Pass
 from armlet.policies.vla import VLA
 from armlet.recipe import Recipe, Stage
 from armlet.recipes.bases import MatchOutput
@@ -162,9 +162,18 @@ def test_logits_are_matched_by_their_divergence() -> None:
         objective(student, {**teacher, "logits": more}, batch)
 
 
-def test_whoever_writes_word_by_word_is_told_the_teachers_words() -> None:
+class Remembering(Writer):
+    """Computes once a pass what it would write, as OpenVLA does for its loss and its logits."""
+
+    def written(self, run: Pass, bins: Tensor) -> Tensor:
+        write = super().written
+        return run.once("written", lambda: write(run, bins))
+
+
+@pytest.mark.parametrize("kind", [Writer, Remembering])
+def test_whoever_writes_word_by_word_is_told_the_teachers_words(kind: type[Writer]) -> None:
     """Neither its own loss nor what it remembers of the pass may stand for the teacher's."""
-    policy = make_stranger(Writer)
+    policy = make_stranger(kind)
     batch = two_moments(policy)
     assert chooses(policy, batch) == (True, False)
     assert chooses(make_stranger(Expert), batch) == (False, False)
