@@ -8,7 +8,7 @@ A checkpoint of each kind is written to `folder` in the layout, with the names, 
 the real one (tests/pretrained/golden: what the original projects' code has on torch's `meta`
 device); its numbers are random, so its answers mean nothing. **Weights do not change
 milliseconds.** Then, in one run, in an order drawn anew for every round, one decision is timed from
-observation to action: all layers, three quarters, half, a quarter and none of them, chosen by a
+observation to action: all layers, three quarters, half, a quarter and one of them, chosen by a
 router that draws them; all of them with a learned router in front, which is what routing costs; and
 where the network denoises, ten steps and one.
 
@@ -41,7 +41,7 @@ from armlet.policies.routed import Calibration, Routed, Routing
 from armlet.robot.observation import Observation
 
 LISTS = Path(__file__).parents[1] / "tests" / "pretrained" / "golden"
-SHARES = (1.0, 0.75, 0.5, 0.25, 0.0)
+SHARES = (0.75, 0.5, 0.25)
 SHARD = 4 * 10**9  # bytes of a file
 ROBOT = """
 [robot]
@@ -109,16 +109,19 @@ def measured(policy: Backbone, asked: Arguments) -> dict[str, Any]:
     medians = {name: 1000 * statistics.median(each) for name, each in times.items()}
     spread = {name: [1000 * min(each), 1000 * max(each)] for name, each in times.items()}
     full = medians["all layers"]
-    layers = full - medians["0 % of the layers"]
+    count = len(policy.layers)
+    layer = (full - medians["one layer"]) / (count - 1)  # what one costs
+    ran = round(count / 2)  # as RandomRouter rounds
     saved = full - medians["50 % of the layers"]
     return {
         "parameters": sum(each.numel() for each in policy.parameters()),
         "dtype": str(next(policy.parameters()).dtype).removeprefix("torch."),
-        "layers": len(policy.layers),
+        "layers": count,
+        "layer_ms": layer,
         "milliseconds": medians,
         "least_and_most": spread,
-        # Of what half of the layers cost, the share that skipping half of them saves.
-        "saved_of_half": saved / (layers / 2) if layers > 0 else None,
+        # Of what the skipped half of the layers costs, the share that skipping them saves.
+        "saved_of_half": saved / ((count - ran) * layer) if layer > 0 else None,
         "routing": medians["all layers, with a router"] / full - 1,
     }
 
@@ -126,8 +129,9 @@ def measured(policy: Backbone, asked: Arguments) -> dict[str, Any]:
 def variants(policy: Backbone) -> Iterator[tuple[str, Callable[[Observation], Any]]]:
     """Ways to decide with the same weights; nothing is copied."""
     yield "all layers", policy.decide
-    for share in SHARES[1:]:
+    for share in SHARES:
         yield f"{share:.0%} of the layers".replace("%", " %"), routed(policy, share).decide
+    yield "one layer", routed(policy, 1 / len(policy.layers)).decide
     # A learned router whose threshold lets every layer run: what asking it costs.
     calm = Routed(policy, Routing(), Calibration(threshold=-1e9))  # type: ignore[abstract]
     yield "all layers, with a router", calm.to(policy.device).eval().decide
