@@ -221,6 +221,10 @@ class Policy(ABC):
         """The same, and which layers ran to find it, where that can be said."""
         return Decision(self.infer(observation), ())
 
+    def decide_all(self, observations: Sequence[Observation]) -> list[Decision]:
+        """The same of several moments, as if an episode began with each."""
+        return [self.decide(observation) for observation in observations]
+
     def reset(self) -> None:  # noqa: B027 - most have nothing to forget
         """An episode begins. Most remember nothing."""
 
