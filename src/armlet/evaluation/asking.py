@@ -132,13 +132,12 @@ def decide_together(
     policy: Policy, observations: Sequence[Observation]
 ) -> tuple[np.ndarray, np.ndarray]:
     """`Policy.decide` of several observations: actions (b, k, a) in the robot's units, and gates
-    (b, l). A network is asked about all in one pass; others, which are not ours to batch, about one
-    after the other, as if an episode began with each."""
+    (b, l). A network is asked about all in one pass; others as they like it, as if an episode began
+    with each."""
     if not isinstance(policy, Backbone):
         chunks = []
         gates = []
-        for observation in observations:
-            decision = policy.decide(observation)
+        for decision in policy.decide_all(observations):
             chunks.append(decision.actions)
             gates.append(decision.gates)
         return np.stack(chunks), np.array(gates, np.float32)

@@ -467,6 +467,11 @@ class Student(ABC):
     the teacher's shape and robot, words and statistics, whose weights are random, so that it can be
     made where the teacher is not (policies/facts.py)."""
 
+    def from_nothing(self) -> "Student | None":
+        """A student of the same shape that takes none of the teacher's weights, where that is worth
+        training; None where it is not."""
+        return None if self.needs_teacher else self
+
     @abstractmethod
     def build(self, teacher: Backbone, sample: Batch | None = None) -> Backbone:
         """A new policy; the teacher itself stays as it is. `sample`: some of the data, for students

@@ -74,6 +74,11 @@ class ActDistill(Objective):
     """Of so many samples the layers of one are supervised; what supervision costs a step:
     docs/machinery."""
 
+    def without_layers(self) -> Objective:
+        if self.semantic or self.layer_action:
+            return self
+        return Budgeted(self.output, self.keep, self.budget, self.over)
+
     def __call__(self, student: Trace, teacher: Trace, batch: Batch) -> dict[str, Tensor]:
         own = student["semantics"]  # of every n-th sample alone, as the learner was told
         depth = losses.depth_weights(own.shape[1], self.gamma, own.device)  # (l,)
@@ -95,6 +100,34 @@ class ActDistill(Objective):
             "layer_action": self.layer_action * (depth * layers).mean(),
             "budget": self.budget * excess.mean(),
         }
+
+
+@dataclass(frozen=True)
+class Budgeted(Objective):
+    """The output matched, and a budget on what runs: what is left of `ActDistill` where no layer of
+    the teacher can be read."""
+
+    output: MatchOutput = field(default_factory=MatchOutput)
+    """How the output is matched."""
+    keep: float = 0.5
+    """ρ: the share of the backbone that may run."""
+    budget: float = 30.0
+    """λ: weight of what runs beyond it."""
+    over: Literal["sample", "batch"] = "batch"
+    """Whether every sample keeps to the share, or the mean of a batch."""
+
+    @property
+    def needs(self) -> frozenset[str]:  # type: ignore[override]  # it follows from `output`
+        return self.output.needs
+
+    @property
+    def wants(self) -> frozenset[str]:  # type: ignore[override]
+        return self.output.wants | {"gates", "costs"}
+
+    def __call__(self, student: Trace, teacher: Trace, batch: Batch) -> dict[str, Tensor]:
+        keep = self.keep if batch.budget is None else batch.budget
+        excess = losses.budget_gap(student["gates"], student["costs"], keep, over=self.over)
+        return {**self.output(student, teacher, batch), "budget": self.budget * excess.mean()}
 
 
 @dataclass(frozen=True)

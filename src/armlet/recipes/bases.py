@@ -101,24 +101,32 @@ class MatchOutput(Objective):
     """Fine-tuning towards the expert and the teacher's final answer, without layer supervision or
     budget."""
 
-    needs: ClassVar[frozenset[str]] = frozenset({"actions", "condition"})
-    wants: ClassVar[frozenset[str]] = frozenset({"imitation", "actions", "condition"})
     imitation: float = 1.0
     """Weight of the expert's actions."""
     action: float = 1.0
     """Weight of the teacher's actions."""
     condition: float = 0.5
-    """Weight of what the teacher's head reads."""
+    """Weight of what the teacher's head reads; 0: nobody need know it."""
+
+    @property
+    def needs(self) -> frozenset[str]:  # type: ignore[override]  # it follows from the weights
+        return frozenset({"actions", "condition"} if self.condition else {"actions"})
+
+    @property
+    def wants(self) -> frozenset[str]:  # type: ignore[override]
+        return self.needs | {"imitation"}
 
     def __call__(self, student: Trace, teacher: Trace, batch: Batch) -> dict[str, Tensor]:
         # The actions, and what the head read for them, which the published loss never matches.
         actions = losses.action_l1(student["actions"], teacher["actions"], batch.actions_valid)
-        conditions = losses.condition_cosine(student["condition"], teacher["condition"])
-        return {
+        terms = {
             "imitation": self.imitation * student["imitation"].mean(),
             "action": self.action * actions.mean(),
-            "condition": self.condition * conditions.mean(),
         }
+        if self.condition:
+            conditions = losses.condition_cosine(student["condition"], teacher["condition"])
+            terms["condition"] = self.condition * conditions.mean()
+        return terms
 
 
 # What recipes begin with; each replaces what it does otherwise.
