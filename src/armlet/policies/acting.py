@@ -7,6 +7,7 @@ asks `checkpoint.load_policy`, which refuses a server. Knows no network.
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from armlet.policies.checkpoint import load_with_fingerprint, policy_fingerprint, read_provenance
 from armlet.policies.contract import Policy
@@ -81,6 +82,6 @@ def actor_fingerprint(place: Path | str, known: Known | None = None) -> str:
     return policy.fingerprint
 
 
-def actor_provenance(place: Path | str) -> dict[str, object]:
+def actor_provenance(place: Path | str) -> dict[str, Any]:
     """What a policy says of how it was made; nothing, behind a socket."""
     return {} if behind_socket(place) is not None else read_provenance(place)

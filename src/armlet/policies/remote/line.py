@@ -4,6 +4,7 @@ A server that hangs up, or is not there, is called again, with waits that double
 nonsense is not asked twice: it would answer the same. Knows messages; knows no robot.
 """
 
+import contextlib
 import sys
 import time
 from collections.abc import Callable
@@ -53,6 +54,7 @@ class Line:
         self.check = check
         self.opened: Callable[[], None] = lambda: None
         self._socket: Any = None
+        self._opened = contextlib.ExitStack()  # what hangs up
 
     def ask(self, observation: dict[str, Any], *, about: str) -> dict[str, Any]:
         """The server's answer to an observation; `about` names that, for an error.
@@ -62,10 +64,8 @@ class Line:
         return self._kept(lambda: self.dialect.ask(self, observation), about=about)
 
     def close(self) -> None:
-        socket = self._socket
         self._socket = None
-        if socket is not None:
-            socket.close()
+        self._opened.close()
 
     def _kept(self, work: Callable[[], dict[str, Any]], *, about: str) -> dict[str, Any]:
         """`work` on an open connection, which is opened again where it breaks."""
@@ -146,7 +146,7 @@ class Line:
         calling = self.calling
         headers = {"Authorization": f"Api-Key {calling.key}"} if calling.key else None
         try:
-            self._socket = connect(
+            call = connect(
                 calling.url,
                 additional_headers=headers,
                 compression=None,
@@ -156,6 +156,7 @@ class Line:
                 ping_interval=None,  # a server that computes may answer no ping for minutes
                 close_timeout=1,
             )
+            self._socket = self._opened.enter_context(call)
         except refused.InvalidStatus as error:
             status = error.response.status_code
             if status in REFUSED:
