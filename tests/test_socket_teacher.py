@@ -23,6 +23,7 @@ from armlet.data.frames import load_frames
 from armlet.data.traces import StaleTraceError, TraceError, TraceStore
 from armlet.policies.checkpoint import load_policy, save_policy
 from armlet.policies.facts import FACTS, TeacherFacts
+from armlet.policies.fitting import Choosing
 from armlet.policies.remote.line import AnswerError, ServerError
 from armlet.recipe import Evaluation, Recipe, Round
 from armlet.rollout import recording
@@ -226,6 +227,10 @@ def test_recipes_that_learn_from_actions_alone(base, tmp_path: Path, name: str, 
     with serving() as address:
         place = toml(tmp_path, address)
         recipe = of(base, name, place, tmp_path / "out")
+        if name == "aed_actions":  # the dot makes few different moves
+            assert isinstance(recipe.network, Choosing)
+            fewer = dataclasses.replace(recipe.network, primitives=4)
+            recipe = dataclasses.replace(recipe, network=fewer)
         probe.main(recipe)
         student = load_policy(distil.main(recipe))
     assert student.chunk == 3
