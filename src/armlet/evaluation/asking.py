@@ -137,7 +137,10 @@ def decide_together(
     if not isinstance(policy, Backbone):
         chunks = []
         gates = []
-        for decision in policy.decide_all(observations):
+        # Whoever acts may be asked, also what has no more than `decide`.
+        together = isinstance(policy, Policy)
+        decided = policy.decide_all(observations) if together else map(policy.decide, observations)
+        for decision in decided:
             chunks.append(decision.actions)
             gates.append(decision.gates)
         return np.stack(chunks), np.array(gates, np.float32)

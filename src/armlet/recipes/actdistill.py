@@ -91,14 +91,11 @@ class ActDistill(Objective):
             valid[:: self.every],
             self.steps,
         )
-        # A router with a dial is told the budget of its batch, and held to that.
-        keep = self.keep if batch.budget is None else batch.budget
-        excess = losses.budget_gap(student["gates"], student["costs"], keep, over=self.over)
         return {
             **self.output(student, teacher, batch),
             "semantic": self.semantic * (depth * semantic).mean(),
             "layer_action": self.layer_action * (depth * layers).mean(),
-            "budget": self.budget * excess.mean(),
+            **_excess(self, student, batch),
         }
 
 
@@ -125,9 +122,15 @@ class Budgeted(Objective):
         return self.output.wants | {"gates", "costs"}
 
     def __call__(self, student: Trace, teacher: Trace, batch: Batch) -> dict[str, Tensor]:
-        keep = self.keep if batch.budget is None else batch.budget
-        excess = losses.budget_gap(student["gates"], student["costs"], keep, over=self.over)
-        return {**self.output(student, teacher, batch), "budget": self.budget * excess.mean()}
+        return {**self.output(student, teacher, batch), **_excess(self, student, batch)}
+
+
+def _excess(objective: ActDistill | Budgeted, student: Trace, batch: Batch) -> dict[str, Tensor]:
+    """The budget's term."""
+    # A router with a dial is told the budget of its batch, and held to that.
+    keep = objective.keep if batch.budget is None else batch.budget
+    excess = losses.budget_gap(student["gates"], student["costs"], keep, over=objective.over)
+    return {"budget": objective.budget * excess.mean()}
 
 
 @dataclass(frozen=True)

@@ -136,10 +136,7 @@ class _Evaluate:
     def __call__(self, attempt: Attempt) -> tuple[Attempt, Episode]:
         contender = self.contenders[attempt.name]
         policy = loaded(
-            contender.folder,
-            contender.budget,
-            self.device,
-            lambda: benchmark_robot(self.benchmark),
+            contender.folder, contender.budget, self.device, lambda: benchmark_robot(self.benchmark)
         )
         return attempt, contender.run(policy, self.benchmark, attempt.task, attempt.seed)
 
