@@ -101,6 +101,8 @@ def test_each_leaves_alone_what_is_not_its_own(transform: BatchTransform, own: t
     before = {name: pixels.clone() for name, pixels in batch.images.items()}
     actions = batch.actions.clone()
     teacher: Trace = {"condition": torch.ones(5, 2)}
+    for name in transform.needs:
+        teacher[name] = torch.ones(5, 3, 2)
     told, answered = transform(batch, teacher, moment())
     assert untouched(batch, told, *own) and answered == teacher
     assert torch.equal(batch.images["eye"], before["eye"]), "changed, not changed in place"
