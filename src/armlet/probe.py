@@ -19,6 +19,7 @@ from armlet.policies.acting import behind_socket, socket_policy
 from armlet.policies.checkpoint import load_with_fingerprint
 from armlet.policies.facts import TeacherFacts
 from armlet.policies.pretrained.said import Said
+from armlet.policies.remote.address import address_of
 from armlet.recipe import (
     Recipe,
     at_hand,
@@ -48,7 +49,7 @@ def main(recipe: Recipe) -> Path:
     data = EpisodeDataset(recipe.episodes, recipe.columns)
     said = behind_socket(recipe.teacher)
     if said is not None:
-        return _ask(of_black_box(recipe, str(recipe.teacher)), data, said)
+        return _ask(of_black_box(recipe, address_of(said.checkpoint)), data, said)
     title = f"probe {recipe.name}"
     device = "cuda" if torch.cuda.is_available() else "cpu"
     teacher, fingerprint = load_with_fingerprint(

@@ -17,6 +17,7 @@ from armlet.policies.checkpoint import load_with_fingerprint, policy_fingerprint
 from armlet.policies.contract import Backbone
 from armlet.policies.facts import FACTS, TeacherFacts
 from armlet.policies.pretrained.said import Said
+from armlet.policies.remote.address import address_of
 from armlet.policies.remote.line import ServerError
 from armlet.policies.remote.policy import SocketPolicy
 from armlet.recipe import Recipe, at_hand, of_black_box
@@ -72,7 +73,7 @@ def _meet_server(
 ) -> Met:
     """Where the server does not answer, and nothing is asked of it any more, what `probe` kept is
     enough."""
-    recipe = of_black_box(recipe, str(recipe.teacher))
+    recipe = of_black_box(recipe, address_of(said.checkpoint))
     kept = TeacherFacts.read(recipe.traces) if _is_kept(recipe.traces) else None
     optional = kept is not None and kept.black_box and not recipe.rounds
     server = None
