@@ -418,7 +418,7 @@ def test_a_student_of_a_teacher_that_knew_them_is_not_called_unseen(data, monkey
         "stranger": left_out | {"teacher": "another"},
     }
     monkeypatch.setattr(
-        offline, "read_provenance", lambda folder: {"question": questions[folder.name]}
+        offline, "actor_provenance", lambda folder: {"question": questions[folder.name]}
     )
     contenders = {
         name: SimpleNamespace(folder=Path(name), fingerprint=f"fingerprint of {name}")

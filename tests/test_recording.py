@@ -195,7 +195,7 @@ class Speaker:
 @pytest.fixture
 def speakers(monkeypatch) -> dict[str, Speaker]:
     found = {"student": Speaker(1, 3), "teacher": Speaker(2, 2)}
-    monkeypatch.setattr(actors, "loaded", lambda folder, device: found[folder.name])
+    monkeypatch.setattr(actors, "loaded", lambda folder, device, known=None: found[folder.name])
     return found
 
 

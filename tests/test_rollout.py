@@ -426,11 +426,11 @@ def fails(job: int) -> float:
 def test_policies_act_on_the_device_that_is_asked_for(monkeypatch) -> None:
     asked: list[str] = []
 
-    def load_policy(folder: Path, *, device: str, known: object = None) -> Names:
+    def load_actor(folder: Path, *, device: str, known: object) -> Names:
         asked.append(device)
         return Names(4, 2)
 
-    monkeypatch.setattr(pool, "load_policy", load_policy)
+    monkeypatch.setattr(pool, "load_actor", load_actor)
     world = SimpleNamespace(
         make=lambda task, seed: Line(np.inf), max_steps=3, action_spec=spec(), name="line"
     )
@@ -441,7 +441,7 @@ def test_policies_act_on_the_device_that_is_asked_for(monkeypatch) -> None:
         assert [attempt.seed for attempt, _ in made] == [1, 2]
     assert asked == ["meta", "meta"], "loaded once a run, however many episodes"
     conditions = episodes.conditions
-    monkeypatch.setattr(pool, "policy_fingerprint", lambda folder: "print")
+    monkeypatch.setattr(pool, "actor_fingerprint", lambda folder, known: "print")
     world.fingerprint = dict
     assert conditions(field["it"], world, "cuda") != conditions(field["it"], world)
 

@@ -74,7 +74,7 @@ def recipe(monkeypatch, tmp_path) -> Recipe:
     still = SimpleNamespace(
         execute=2, infer=lambda seen: answer, decide=lambda seen: Decision(answer, (1,))
     )
-    monkeypatch.setattr(actors, "loaded", lambda folder, device: still)
+    monkeypatch.setattr(actors, "loaded", lambda folder, device, known=None: still)
     return dataclasses.replace(reaching(), benchmark=Watched(), out=tmp_path)
 
 

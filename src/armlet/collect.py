@@ -10,8 +10,8 @@ are kept.
 
 from pathlib import Path
 
-from armlet.benchmarks import Benchmark
-from armlet.policies.checkpoint import load_policy, policy_fingerprint
+from armlet.benchmarks import Benchmark, benchmark_robot
+from armlet.policies.acting import actor_fingerprint, load_actor
 from armlet.recipe import Recipe, at_hand
 from armlet.rollout.actors import Acts, ExpertActs, TeacherActs
 from armlet.rollout.door import check_world
@@ -27,7 +27,8 @@ def main(recipe: Recipe) -> Path:
     # Loaded here only to be asked: each worker loads its own.
     if by_teacher:
         whose = f"the teacher {recipe.teacher}"
-        check_world(load_policy(recipe.teacher), benchmark, whose=whose)
+        robot = benchmark_robot(benchmark)
+        check_world(load_actor(recipe.teacher, known=lambda: robot), benchmark, whose=whose)
     return record(
         recipe.episodes,
         benchmark,
@@ -35,7 +36,7 @@ def main(recipe: Recipe) -> Path:
         episodes=recipe.collection.episodes,
         workers=recipe.collection.workers,
         # What a folder of half the episodes must agree with, to be continued.
-        metadata={"benchmark": benchmark.fingerprint(), **_how(recipe)},
+        metadata={"benchmark": benchmark.fingerprint(), **_how(recipe, benchmark)},
         title=f"collect {benchmark.name}",
     )
 
@@ -48,7 +49,7 @@ def _actor(recipe: Recipe, benchmark: Benchmark) -> Acts:
     return TeacherActs(benchmark, recipe.teacher, recipe.collection.seed, recipe.acting_device)
 
 
-def _how(recipe: Recipe) -> dict[str, float | str]:
+def _how(recipe: Recipe, benchmark: Benchmark) -> dict[str, float | str]:
     """What makes episodes of one collection differ from those of another."""
     collection = recipe.collection
     if collection.actor == "expert":
@@ -59,7 +60,7 @@ def _how(recipe: Recipe) -> dict[str, float | str]:
         }
     # A teacher acts undisturbed, so the shares are none of its own; the device may round otherwise.
     return {
-        "teacher": policy_fingerprint(recipe.teacher),
+        "teacher": actor_fingerprint(recipe.teacher, lambda: benchmark_robot(benchmark)),
         "seed": collection.seed,
         **acted_on(recipe.acting_device),
     }

@@ -25,6 +25,7 @@ from armlet.layers.ema import SelfTeacher
 from armlet.lineage import PROVENANCE, Question, as_json, digest_text, is_finished
 from armlet.policies.checkpoint import save_policy
 from armlet.policies.contract import Backbone
+from armlet.policies.facts import TeacherFacts
 from armlet.recipe import (
     Recipe,
     Stage,
@@ -37,6 +38,7 @@ from armlet.recipe import (
 )
 from armlet.robot.agree import agree
 from armlet.robot.fit import View
+from armlet.training.black_box import how_asked
 from armlet.training.learner import Learner, chooses
 from armlet.training.practice import is_promoted, mixed, practise
 from armlet.training.supervision import (
@@ -70,12 +72,14 @@ def _distil(recipe: Recipe) -> Path:
     title = f"distil {recipe.name}"
     device = "cuda" if torch.cuda.is_available() else "cpu"
     data = EpisodeDataset(recipe.episodes, recipe.columns)
-    # `teacher` has the teacher's weights only if something in the recipe reads them.
-    facts, teacher = meet_teacher(recipe, device, lambda: robot_of_episodes(recipe, data))
+    met = meet_teacher(recipe, data, device, lambda: robot_of_episodes(recipe, data))
+    recipe = met.recipe
+    facts = met.facts
+    teacher = met.network  # it has the teacher's weights only if something in the recipe reads them
     recipe.pictures.agree(facts.view)
     recipe = suited(recipe, facts.body.action_spec)
     assert recipe.student is not None
-    store = _store(recipe, data.fingerprint, facts.fingerprint)
+    store = _store(recipe, data.fingerprint, facts)
     wanted = question(recipe, data.fingerprint, facts.fingerprint, store)
     if is_finished(recipe.student_folder, wanted, fixes="give another folder with `--out`"):
         sys.stderr.write(f"{title}: {recipe.student_folder} was distilled exactly so already\n")
@@ -96,8 +100,10 @@ def _distil(recipe: Recipe) -> Path:
     # A router's threshold is set on frames that were not trained on: there its scores are honest.
     measured_on = _sample(corpus, calibrate, recipe.seed)
 
-    held = _asked_again(recipe, teacher)
-    del teacher  # where nobody does: half of the memory
+    # Who is asked once the student is made: by an average, and in rounds.
+    held = teacher if recipe.stages[0].teacher is not None else None
+    labels = met.labels if recipe.rounds else None
+    del teacher, met  # where nobody asks: half of the memory
 
     def fit(stage: Stage, index: int, corpus: Corpus, rows: np.ndarray) -> None:
         """Stage number `index` of all, on these rows of the corpus."""
@@ -119,11 +125,11 @@ def _distil(recipe: Recipe) -> Path:
         fit(stage, index, corpus, train)
     practised = np.zeros(0, np.int64)  # rows that the rounds added
     for number, each in enumerate(recipe.rounds):
-        assert held is not None  # there are rounds
-        met, worth = practise(recipe, number, student, held, facts.fingerprint)
+        assert labels is not None  # there are rounds
+        part, worth = practise(recipe, number, student, labels, facts.fingerprint)
         # `worth` counts the rows that this round added; in the corpus they come after all others.
         practised = np.concatenate([practised, len(corpus) + worth])
-        corpus = corpus.with_more(met)
+        corpus = corpus.with_more(part)
         before = _copied(learner)
         rows = mixed(train, practised, each.share)
         fit(each.stage, len(recipe.stages) + number, corpus, rows)
@@ -144,11 +150,6 @@ def _for_student(recipe: Recipe, student: Backbone, episodes: Part, rows: np.nda
     return recipe.for_student(chooses=choosing, logits=logits)
 
 
-def _asked_again(recipe: Recipe, teacher: Backbone) -> Backbone | None:
-    """The teacher, where it is asked once its student is made: in rounds, or by an average."""
-    return teacher if recipe.rounds or recipe.stages[0].teacher is not None else None
-
-
 def _check_facts(stages: tuple[Stage, ...], data: EpisodeDataset) -> None:
     """Raises ValueError where the episodes lack facts that an objective reads."""
     for index, stage in enumerate(stages):
@@ -164,18 +165,19 @@ def _check_chunk(student: Backbone, chunk: int) -> None:
         )
 
 
-def _store(recipe: Recipe, data: str, teacher: str) -> StoreIdentity | None:
-    """What the traces must have been made from, of the data and the teacher of these fingerprints;
+def _store(recipe: Recipe, data: str, facts: TeacherFacts) -> StoreIdentity | None:
+    """What the traces must have been made from, of the data of this fingerprint and the teacher;
     None where nothing is read of them or of their heads. Raises FileNotFoundError or ValueError
     where probe heads that the objectives read have not been fitted, or were fitted otherwise."""
     if recipe.wants & LAYERS:
         assert recipe.probe is not None  # building the recipe has checked it
-        asked = heads_question(recipe, data, teacher)
+        asked = heads_question(recipe, data, facts.fingerprint)
         check_heads(recipe.heads_file, asked, recipe.probe.stage)
     elif not recipe.needs:
         return None
-    how = how_watched(recipe)
-    return StoreIdentity(data, teacher, how)
+    if facts.black_box:
+        return StoreIdentity(data, facts.fingerprint, how_asked(facts.body))
+    return StoreIdentity(data, facts.fingerprint, how_watched(recipe))
 
 
 def _episodes(
@@ -230,7 +232,7 @@ def _answers(
     if stage.teacher is None:
         return corpus.traces if corpus.stores else None
     average = SelfTeacher(student, decay=stage.teacher.decay, start=start)
-    return SelfAnswers(average, corpus, stage.objective.needs)
+    return SelfAnswers(average, corpus, stage.needs)
 
 
 def _copied(learner: Learner) -> dict[str, Tensor]:

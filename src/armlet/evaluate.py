@@ -8,12 +8,11 @@ what decisions cost is measured here. A killed evaluation goes on where it stopp
 
 import json
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from armlet.benchmarks import Task
+from armlet.benchmarks import Task, benchmark_robot
 from armlet.data.episodes import EpisodeDataset
 from armlet.data.files import write_atomically
 from armlet.data.hub import is_name, local_folder
@@ -25,11 +24,10 @@ from armlet.evaluation.outcomes import Outcomes, Planned, PolicyRun, Section
 from armlet.evaluation.provenance import Curves, Provenance, curves, gripper_noise, seeds_of
 from armlet.evaluation.report import Latency, Measured, OutcomesFile, Report
 from armlet.evaluation.settings import check, contenders, planned
-from armlet.policies.checkpoint import read_provenance
-from armlet.policies.contract import Backbone
+from armlet.policies.acting import Known, actor_provenance, behind_socket
+from armlet.policies.contract import Backbone, Policy
 from armlet.recipe import Recipe, at_hand, check_episodes, robot_of_episodes, suited, to_json
 from armlet.robot.observation import Observation
-from armlet.robot.spec import RobotSpec
 from armlet.rollout.door import check_world
 from armlet.rollout.loop import plan
 from armlet.rollout.pool import THREADS, Contender, threads
@@ -42,7 +40,7 @@ class Field:
     """Who is compared, by name; the teacher first."""
 
     contenders: dict[str, Contender]  # where each is on disk, and how it is run
-    policies: dict[str, Backbone]  # the same, loaded where policies act
+    policies: dict[str, Policy]  # the same, loaded where policies act
     made: dict[str, Provenance]  # what each says of how it was made
 
 
@@ -54,10 +52,11 @@ def main(recipe: Recipe) -> Path:
     # Everything that can be refused is refused before the first episode: hours come after it.
     check(recipe)
     recipe = at_hand(recipe, reads=("teacher", "policies"))
-    field = load(recipe)
+    field = load(recipe, known=lambda: benchmark_robot(benchmark))
+    teacher = field.policies["teacher"]
     # The world draws pictures as the policies want them; whoever asks for others is told so.
-    if recipe.pictures.asked:
-        recipe.pictures.agree(field.policies["teacher"].view)
+    if recipe.pictures.asked and isinstance(teacher, Backbone):
+        recipe.pictures.agree(teacher.view)
     for name, policy in field.policies.items():
         check_world(policy, benchmark, whose=f"policy {name!r}")
     out = recipe.out / "evaluation"
@@ -92,7 +91,7 @@ def compare_with_held_out(recipe: Recipe) -> Path:
             recipe,
             data,
             policy.robot,
-            state=policy.body.state,
+            state=policy.body.state if isinstance(policy, Backbone) else None,
             title=title,
             whose=f"policy {name!r}",
         )
@@ -100,14 +99,16 @@ def compare_with_held_out(recipe: Recipe) -> Path:
     return offline.run(recipe, data, field.policies, field.contenders)
 
 
-def load(recipe: Recipe, known: Callable[[], RobotSpec] | None = None) -> Field:
+def load(recipe: Recipe, known: Known) -> Field:
     """The contenders, where policies act; `known`: see `load_policy`."""
     found = contenders(recipe)
     policies = {}
     made = {}
     for name, contender in found.items():
+        if behind_socket(contender.folder) is not None:
+            found[name] = replace(contender, robot=known())
         policies[name] = contender.load(recipe.acting_device, known)
-        made[name] = read_provenance(contender.folder)
+        made[name] = actor_provenance(contender.folder)
     return Field(found, policies, made)
 
 
@@ -201,7 +202,7 @@ def policy_runs(field: Field, rows: dict[str, list[Row]]) -> tuple[PolicyRun, ..
             name=name,
             fingerprint=contender.fingerprint,
             execute=contender.looks_after or policy.execute,
-            layer_costs=tuple(policy.layer_costs().tolist()),
+            layer_costs=_layer_costs(policy),
             routes=dict(sorted(routes.items())),  # sorted: the file's sha256 is compared
             run=run_of(rows[name]),
             seeds_of=together.get(name),
@@ -210,28 +211,50 @@ def policy_runs(field: Field, rows: dict[str, list[Row]]) -> tuple[PolicyRun, ..
     return tuple(found)
 
 
+def _layer_costs(policy: Policy) -> tuple[float, ...]:
+    """None of a policy whose layers nobody knows."""
+    return tuple(policy.layer_costs().tolist()) if isinstance(policy, Backbone) else ()
+
+
 def measured(
     row: Section, field: Field, observations: list[Observation], timing: dict[str, float]
 ) -> Measured:
     """What a policy costs. `row`: what its outcomes say."""
     contender = field.contenders[row["name"]]
     policy = field.policies[row["name"]]
+    asked = row["decisions_per_second"]  # None: the arm never moved
+    motion = None if asked is None else timing["p50"] * asked
+    noise = gripper_noise(field.made[row["name"]])
+    if not isinstance(policy, Backbone):
+        # What it is made of nobody here knows, and its time is that of its machine and the network.
+        where = Latency(timing, THREADS, measure.device_of(policy))
+        return Measured(
+            layers=(),
+            changes_with=None,
+            latency_ms=where,
+            ms_per_second_of_motion=motion,
+            flops=dict.fromkeys(("total", "backbone")),
+            params=dict.fromkeys(("total", "backbone")),
+            peak_memory_mb=None,
+            bytes_on_disk=None,
+            gripper_noise=noise,
+            budget=None,
+        )
     changes = None
     # A policy that always runs the same layers depends on nothing, and need not be asked.
     if row["routing"]["patterns"] > 1:
         changes = measure.what_routes_depend_on(policy, observations)
-    asked = row["decisions_per_second"]  # None: the arm never moved
     weights = local_folder(contender.folder, kind="model") / "model.safetensors"
     return Measured(
         layers=tuple(policy.layer_numbers),
         changes_with=changes,
-        latency_ms=Latency(timing, THREADS, str(policy.device)),
-        ms_per_second_of_motion=None if asked is None else timing["p50"] * asked,
+        latency_ms=Latency(timing, THREADS, measure.device_of(policy)),
+        ms_per_second_of_motion=motion,
         flops=measure.compute(policy, observations),
         params=measure.parameters(policy),
         peak_memory_mb=measure.peak_memory_mb(contender.folder, observations[0]),
         bytes_on_disk=weights.stat().st_size,
-        gripper_noise=gripper_noise(field.made[row["name"]]),
+        gripper_noise=noise,
         budget=contender.budget,
     )
 

@@ -16,10 +16,21 @@ from armlet.data.episodes import EpisodeDataset
 from armlet.data.frames import BatchMaker, load_frames
 from armlet.data.splits import parts, rows_of
 from armlet.data.traces import HEADER, StoreIdentity
+from armlet.policies.acting import behind_socket, socket_policy
 from armlet.policies.checkpoint import load_with_fingerprint
 from armlet.policies.contract import Backbone
 from armlet.policies.facts import TeacherFacts
-from armlet.recipe import Recipe, at_hand, check_episodes, robot_of_episodes, suited
+from armlet.policies.pretrained.said import Said
+from armlet.policies.remote.address import address_of
+from armlet.recipe import (
+    Recipe,
+    at_hand,
+    check_episodes,
+    of_black_box,
+    robot_of_episodes,
+    suited,
+)
+from armlet.training.black_box import facts_of, frames_for, how_asked, store_answers
 from armlet.training.learner import Learner, chooses
 from armlet.training.masters import halve
 from armlet.training.supervision import (
@@ -39,6 +50,9 @@ def main(recipe: Recipe) -> Path:
     killed."""
     recipe = at_hand(recipe, reads=("episodes", "teacher"))
     data = EpisodeDataset(recipe.episodes, recipe.columns)
+    said = behind_socket(recipe.teacher)
+    if said is not None:
+        return _ask(of_black_box(recipe, address_of(said.checkpoint)), data, said)
     title = f"probe {recipe.name}"
     device = "cuda" if torch.cuda.is_available() else "cpu"
     teacher, fingerprint = load_with_fingerprint(
@@ -86,6 +100,36 @@ def _check_logits(recipe: Recipe, teacher: Backbone, batches: BatchMaker) -> Non
         f"learn how likely it found each: give this verb and `distil` `--traced {traced}`. To learn "
         "only what it chose, set `by` of the stages' objective to choices"
     )
+
+
+def _ask(recipe: Recipe, data: EpisodeDataset, said: Said) -> Path:
+    """The same of a teacher behind a socket: its answers to every frame, and no layers."""
+    title = f"probe {recipe.name}"
+    teacher = socket_policy(said, lambda: robot_of_episodes(recipe, data))
+    robot = teacher.robot
+    recipe = suited(recipe, robot.action)
+    check_episodes(recipe, data, robot, title=title)
+    facts = facts_of(
+        recipe,
+        data,
+        robot.action,
+        robot.observation.state_names,
+        chunk=teacher.chunk,
+        execute=teacher.execute,
+        fingerprint=teacher.fingerprint,
+    )
+    store_answers(
+        recipe.traces,
+        StoreIdentity(data.fingerprint, teacher.fingerprint, how_asked(facts.body)),
+        teacher,
+        frames_for(teacher, data, recipe),
+        facts.body,
+        title=f"traces {recipe.name}",
+    )
+    teacher.close()
+    facts.write(recipe.traces)
+    annotate(data, recipe.annotator, recipe.labels)
+    return recipe.traces
 
 
 def _fit(

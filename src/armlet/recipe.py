@@ -54,6 +54,11 @@ class Objective(ABC):
     wants: ClassVar[frozenset[str]] = frozenset()  # what it reads of the student's
     every: int = 1
 
+    def without_layers(self) -> "Objective":
+        """The same where nobody can read the teacher's layers: of objectives that read them and
+        give what they say no weight. Others need them, or never read them."""
+        return self
+
     @abstractmethod
     def __call__(self, student: Trace, teacher: Trace, batch: Batch) -> dict[str, Tensor]:
         """Named scalar losses; the trainer minimises their sum."""
@@ -158,6 +163,14 @@ class Stage:
     """Steps between two lines of metrics.jsonl."""
     checkpoint_every: int = 500
     """Steps between two saved states, from which a killed run goes on; Ctrl-C saves one as well."""
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What its objective, and what is done to its batches, read of the teacher's trace."""
+        found = self.objective.needs
+        for transform in self.transforms:
+            found |= transform.needs
+        return found
 
     def __post_init__(self) -> None:
         limits.positive(self, "batch_size", "log_every", "checkpoint_every")
@@ -407,7 +420,7 @@ class Recipe:
             provided |= LAYERS
         for index, stage in enumerate(self.all_stages):
             # The student's own average, as a teacher, answers whatever it is asked.
-            missing = stage.objective.needs - provided
+            missing = stage.needs - provided
             if missing and stage.teacher is None:
                 raise ValueError(
                     f"recipe {self.name!r}: stage {index} ({type(stage.objective).__name__}) "
@@ -427,7 +440,7 @@ class Recipe:
         for stage in self.all_stages:
             # A stage with a teacher of its own, the student's average, reads no store.
             if stage.teacher is None:
-                found |= stage.objective.needs
+                found |= stage.needs
         return found
 
     @property
@@ -574,6 +587,60 @@ def check_episodes(
         limit=recipe.outside_range,
         title=title,
         whose=whose,
+    )
+
+
+def of_black_box(recipe: Recipe, whose: str) -> Recipe:
+    """The recipe where of its teacher actions alone are known: a student that would take layers
+    from it, and can start from nothing, does; what all stages would leave as the teacher had it is
+    trained; layers that count for nothing are not read. `whose`: the teacher, for an error.
+
+    Raises ValueError, one sentence, where the recipe needs more of its teacher than actions.
+    """
+    reasons = []
+    student = recipe.student
+    fresh = student
+    if student is not None and student.needs_teacher:
+        fresh = student.from_nothing()
+        if fresh is None:
+            reasons.append(
+                f"its student ({type(student).__name__}) is made from the teacher's weights"
+            )
+    stages = recipe.all_stages
+    if stages and stages[0].teacher is not None:
+        reasons.append("the average that teaches its first stage starts from the teacher's weights")
+    told = [replace(stage, objective=stage.objective.without_layers()) for stage in stages]
+    # Weights that no stage trains are the teacher's: of a fresh network they would stay random.
+    if fresh != student:
+        never = frozenset.intersection(*(frozenset(stage.freeze) for stage in told))
+        for index, stage in enumerate(told):
+            kept = tuple(pattern for pattern in stage.freeze if pattern not in never)
+            told[index] = replace(stage, freeze=kept)
+    first = len(recipe.stages)
+    rounds = []
+    for each, stage in zip(recipe.rounds, told[first:], strict=True):
+        rounds.append(replace(each, stage=stage))
+    read: set[str] = set()
+    for stage in told:
+        if stage.teacher is None:
+            read |= stage.needs - {"actions"}
+        read |= stage.objective.wants & LAYERS
+    if read:
+        reasons.append(f"its objectives read {', '.join(sorted(read))}")
+    if reasons:
+        raise ValueError(
+            f"of {whose} nothing but actions is known, and recipe {recipe.name!r} needs more: "
+            f"{'; '.join(reasons)}. Recipes that learn from actions alone are action_kd, vla_ad, "
+            "aed_actions and bc"
+        )
+    return replace(
+        recipe,
+        student=fresh,
+        stages=tuple(told[:first]),
+        rounds=tuple(rounds),
+        probe=None,
+        traced=("actions",),
+        trace_precision="fp32",  # nobody here multiplies
     )
 
 

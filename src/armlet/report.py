@@ -14,7 +14,14 @@ from typing import Any
 from armlet.data.files import write_atomically
 from armlet.evaluation import offline_page, offline_report
 from armlet.evaluation import report as evaluation
-from armlet.evaluation.figures import delayed_sentence, number, seed_sentence, sentence
+from armlet.evaluation.figures import (
+    delayed_sentence,
+    millions,
+    number,
+    of_teacher,
+    seed_sentence,
+    sentence,
+)
 from armlet.evaluation.offline_report import is_offline
 
 Report = dict[str, Any]
@@ -52,7 +59,7 @@ def read(path: Path) -> Report:
     # Layers of the deepest network, by their numbers there: students are drawn beside it.
     report["depth"] = 0
     for policy in report["policies"]:
-        report["depth"] = max(report["depth"], 1 + max(policy["routing"]["layers"]))
+        report["depth"] = max(report["depth"], 1 + max(policy["routing"]["layers"], default=-1))
     for rollout in report.get("rollouts", []):
         film = path.parent / rollout["video"]
         rollout["source"] = None  # the page says that the film is missing
@@ -87,6 +94,8 @@ def render(reports: list[Report]) -> str:
     said = {
         "sentence": lambda pair: sentence(pair).removeprefix("- "),
         "delayed_sentence": lambda pair: delayed_sentence(pair).removeprefix("- "),
+        "of_teacher": of_teacher,
+        "millions": millions,
         "seed_sentence": lambda pair: seed_sentence(pair).removeprefix("- over seeds, "),
     }
     return template.render(reports=reports, data=data, plotly=get_plotlyjs(), **said)

@@ -19,20 +19,18 @@ from armlet.data.door import check_facts, check_taught, looks_like, robot_of
 from armlet.data.episodes import EpisodeDataset
 from armlet.data.frames import load_frames
 from armlet.data.splits import parts, rows_of
-from armlet.data.text import train_tokenizer
 from armlet.lineage import PROVENANCE, digest_text, is_finished
 from armlet.policies.checkpoint import save_policy
-from armlet.policies.contract import Backbone, Body
+from armlet.policies.contract import Backbone
 from armlet.recipe import Recipe, at_hand, settings, to_json
 from armlet.robot.agree import differences, listed
 from armlet.robot.description import Described
-from armlet.robot.normalise import Normaliser, steady
+from armlet.robot.normalise import steady
 from armlet.robot.spec import ActionSpec, RobotSpec
+from armlet.training.body import ACTION, STATE, body_of
 from armlet.training.learner import Learner
 from armlet.training.trainer import Trainer, make_batches
 
-STATE = "observation.state"
-ACTION = "action"
 # Normalised actions should be about -1 … 1. A remark is made where one reaches LARGE, and where
 # 98 % of a dimension's lie within SMALL.
 LARGE = 10.0
@@ -105,18 +103,8 @@ def new_policy(recipe: Recipe, data: EpisodeDataset) -> Backbone:
     network = recipe.network
     assert network is not None
     robot = robot_of(data, recipe.robot, native=_completing(recipe, data))
-    tokenizer = train_tokenizer(sorted(data.tasks))  # sorted: the order of episodes says nothing
     view = recipe.pictures.view(data.cameras, whose=str(data.root))
-    body = Body(
-        action_spec=robot.action,
-        state=_state_normaliser(data),
-        actions=Normaliser.of_actions(
-            data.measured(ACTION), recipe.normalise_actions, robot.action
-        ),
-        tokenizer=tokenizer,
-        state_names=robot.observation.state_names,
-        fit=view.fit,
-    )
+    body = body_of(recipe, data, robot.action, robot.observation.state_names)
     network = network.suited(body, data.columns()[ACTION])
     sizes = {}
     for name, (height, _) in view.cameras.items():
@@ -146,14 +134,6 @@ def _completing(recipe: Recipe, data: EpisodeDataset) -> RobotSpec | None:
     )
     # Its actions, and not its state: what the state's numbers are, the episodes say.
     return RobotSpec(spec, replace(world.observation, state_names=()))
-
-
-def _state_normaliser(data: EpisodeDataset) -> Normaliser:
-    """Mean 0 and deviation 1, over all rows."""
-    dims = len(data.state_names)
-    if not dims:  # a robot without a state, or a recipe that reads none
-        return Normaliser(np.zeros(0, np.float32), np.ones(0, np.float32))
-    return Normaliser.from_statistics(data.measured(STATE), "mean_std", what=STATE, dims=dims)
 
 
 def _remarks(recipe: Recipe, data: EpisodeDataset, policy: Backbone) -> list[str]:

@@ -18,6 +18,7 @@ from armlet.data.transforms import (
     Explore,
     GripperNoise,
     Moment,
+    TeacherTells,
 )
 from armlet.robot.normalise import Normaliser
 from armlet.robot.spec import ActionSpec
@@ -91,6 +92,7 @@ def test_a_list_of_them_does_what_the_loop_did_itself(seed: int, step: int) -> N
         (DrawBudget(), ("budget",)),
         (GripperNoise(0.5), ("actions",)),
         (GripperNoise(0.0), ()),
+        (TeacherTells(0.5), ("actions",)),
     ],
     ids=str,
 )
@@ -99,6 +101,8 @@ def test_each_leaves_alone_what_is_not_its_own(transform: BatchTransform, own: t
     before = {name: pixels.clone() for name, pixels in batch.images.items()}
     actions = batch.actions.clone()
     teacher: Trace = {"condition": torch.ones(5, 2)}
+    for name in transform.needs:
+        teacher[name] = torch.ones(5, 3, 2)
     told, answered = transform(batch, teacher, moment())
     assert untouched(batch, told, *own) and answered == teacher
     assert torch.equal(batch.images["eye"], before["eye"]), "changed, not changed in place"
@@ -127,3 +131,19 @@ def test_where_no_gripper_is_told_wrong_none_is_needed() -> None:
     assert GripperNoise(0.0)(batch, {}, bare) == (batch, {})
     with pytest.raises(ValueError, match="this robot's actions have no gripper"):
         GripperNoise(0.1)(batch, {}, bare)
+
+
+def test_a_share_of_the_frames_is_told_what_the_teacher_does() -> None:
+    """Whole chunks of a frame, the expert's or the teacher's; over many frames, the share."""
+    batch = batch_of(np.random.default_rng(1), size=4000)
+    assert batch.actions is not None
+    teacher = {"actions": torch.full_like(batch.actions, 7.0)}
+    told, answered = TeacherTells(0.3)(batch, teacher, moment(3, 5, 9))
+    theirs = (told.actions == 7).all((1, 2))
+    assert abs(theirs.float().mean() - 0.3) < 0.03
+    assert torch.equal(told.actions[~theirs], batch.actions[~theirs])
+    assert answered is teacher
+    other, _ = TeacherTells(0.3)(batch, teacher, moment(3, 6, 9))
+    assert not torch.equal(told.actions, other.actions), "drawn anew at every step"
+    all_told, _ = TeacherTells(1.0)(batch, teacher, moment(3, 5, 9))
+    assert torch.equal(all_told.actions, teacher["actions"])

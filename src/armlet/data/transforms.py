@@ -8,8 +8,10 @@ pictures, is in augment.py. Knows batches and a robot's actions; knows no networ
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from armlet import limits
@@ -39,6 +41,8 @@ class Moment:
 class BatchTransform:
     """One thing that is done to batches; this one does nothing. A subclass overrides what it
     needs."""
+
+    needs: ClassVar[frozenset[str]] = frozenset()  # what it reads of the teacher's trace
 
     def __call__(self, batch: Batch, teacher: Trace, moment: Moment) -> tuple[Batch, Trace]:
         """The batch, and the teacher's answer to it, as the student is to see them. Neither is
@@ -125,6 +129,26 @@ class DrawBudget(BatchTransform):
     def __call__(self, batch: Batch, teacher: Trace, moment: Moment) -> tuple[Batch, Trace]:
         budget = float(moment.rng.uniform(self.lowest, self.highest))
         return replace(batch, budget=budget), teacher
+
+
+@dataclass(frozen=True)
+class TeacherTells(BatchTransform):
+    """In some of the frames the teacher's actions stand in place of the expert's, as those to
+    imitate: so an action head learns from any teacher by its own loss, also one that chooses."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"actions"})
+    share: float = 0.5
+    """The share of the frames, drawn anew at every step."""
+
+    def __post_init__(self) -> None:
+        limits.check(self, share=(ABOVE_0, 1))
+
+    def __call__(self, batch: Batch, teacher: Trace, moment: Moment) -> tuple[Batch, Trace]:
+        expert, _ = batch.targets()
+        drawn = moment.rng.random(len(batch)) < self.share
+        theirs = torch.from_numpy(drawn).to(expert.device)[:, None, None]  # (b, 1, 1)
+        told = torch.where(theirs, teacher["actions"].to(expert.dtype), expert)
+        return replace(batch, actions=told), teacher
 
 
 @dataclass(frozen=True)

@@ -158,14 +158,15 @@ def decide_together(
     policy: Policy, observations: Sequence[Observation]
 ) -> tuple[np.ndarray, np.ndarray]:
     """`Policy.decide` of several observations: actions (b, k, a) in the robot's units, and gates
-    (b, l). A network is asked about all in one pass; others, which are not ours to batch, about one
-    after the other, as if an episode began with each."""
+    (b, l). A network is asked about all in one pass; others as they like it, as if an episode began
+    with each."""
     if not isinstance(policy, Backbone):
         chunks = []
         gates = []
-        for observation in observations:
-            policy.reset()
-            decision = policy.decide(observation)
+        # Whoever acts may be asked, also what has no more than `decide`.
+        together = isinstance(policy, Policy)
+        decided = policy.decide_all(observations) if together else map(policy.decide, observations)
+        for decision in decided:
             chunks.append(decision.actions)
             gates.append(decision.gates)
         return np.stack(chunks), np.array(gates, np.float32)

@@ -50,7 +50,6 @@ def main_lines(policies: list[Row]) -> list[str]:
     ]
     for policy in policies:
         p50 = policy["latency_ms"]["policy"]["p50"]
-        share = policy["flops"]["backbone"] / policies[0]["flops"]["backbone"]
         cells = [
             policy["name"],
             rate(policy),  # two cells
@@ -58,12 +57,33 @@ def main_lines(policies: list[Row]) -> list[str]:
             f"{p50:.2f}",
             f"{base / p50:.2f}×",
             number(policy.get("ms_per_second_of_motion"), 1),
-            f"{100 * share:.0f} %",
-            f"{100 * policy['keep_ratio']:.0f} %",
-            f"{policy['params']['total'] / 1e6:.2f} M",
+            of_teacher(policy, policies),
+            percent(policy["keep_ratio"]),
+            millions(policy["params"]["total"]),
         ]
         lines.append(markdown_row(cells))
+    for policy in policies:
+        device = policy["latency_ms"].get("device", "")
+        if "network included" in device:
+            lines += ["", f"{policy['name']} is {device} in its milliseconds."]
     return lines
+
+
+def of_teacher(policy: Row, policies: list[Row]) -> str:
+    """A policy's operations as a share of the first's; a dash where either is not known."""
+    whole = policies[0]["flops"]["backbone"]
+    mine = policy["flops"]["backbone"]
+    return percent(None if whole is None or mine is None else mine / whole)
+
+
+def percent(share: float | None) -> str:
+    """A share as %; a dash where there is none."""
+    return "–" if share is None else f"{100 * share:.0f} %"
+
+
+def millions(count: int | None) -> str:
+    """A number of parameters; a dash where nobody knows it."""
+    return "–" if count is None else f"{count / 1e6:.2f} M"
 
 
 def markdown_row(cells: list[str]) -> str:
@@ -215,6 +235,14 @@ def success_against_latency(report: Report, path: Path) -> None:
         figure.savefig(part, dpi=130, format="png")
 
 
+def largest_flops(policies: list[Row]) -> float:
+    """Of a decision's backbone: the teacher's or, where nobody knows those, the most of all."""
+    known = [policy["flops"]["backbone"] for policy in policies]
+    if known[0] is not None:
+        return float(known[0])
+    return float(max(each for each in known if each is not None))
+
+
 def success_against_budget(report: Report, path: Path) -> None:
     """A picture of the student with a dial: success, and milliseconds, against the share of the
     backbone's FLOPs that it spends; the other policies beside it. Raises ValueError where no policy
@@ -228,7 +256,7 @@ def success_against_budget(report: Report, path: Path) -> None:
             "no policy of this report was run at a budget; evaluate a student that has a dial with "
             "--evaluation.budgets"
         )
-    whole = report["policies"][0]["flops"]["backbone"]
+    whole = largest_flops(report["policies"])
     figure = Figure(figsize=(10, 4.4), layout="constrained")
     success, milliseconds = figure.subplots(1, 2)
 
@@ -236,6 +264,8 @@ def success_against_budget(report: Report, path: Path) -> None:
         share = []
         p50 = []
         for policy in policies:
+            if policy["flops"]["backbone"] is None:  # behind a socket: nobody knows
+                return
             # What was spent and not the budget asked for: a router may spend less.
             share.append(100 * policy["flops"]["backbone"] / whole)
             p50.append(policy["latency_ms"]["policy"]["p50"])

@@ -54,6 +54,13 @@ def latency(
     return found
 
 
+def device_of(policy: Policy) -> str:
+    """Where it decides: a device of this machine, or behind a socket."""
+    if isinstance(policy, Backbone):
+        return str(policy.device)
+    return f"{policy.kind}, the network included"
+
+
 def _time_once(policy: Policy, observation: Observation) -> float:
     if isinstance(policy, Backbone) and policy.device.type == "cuda":
         # What was queued before must not be in this time.

@@ -60,8 +60,9 @@ from armlet.evaluation.offline_report import (
     numbers,
 )
 from armlet.lineage import PROVENANCE
-from armlet.policies.checkpoint import read_provenance
+from armlet.policies.acting import actor_provenance
 from armlet.policies.contract import Backbone, Policy
+from armlet.policies.remote.policy import SocketPolicy
 from armlet.recipe import Evaluation, Recipe, to_json
 from armlet.robot.spec import ActionSpec
 
@@ -412,21 +413,26 @@ def _costs(
     answers: Mapping[str, Answers],
     calls: int,
 ) -> dict[str, Cost]:
-    """Of networks: milliseconds on one thread, operations, and which layers ran."""
+    """Of networks: milliseconds on one thread, operations, and which layers ran; of a policy behind
+    a socket milliseconds alone, those of the network among them."""
     # Of a policy from elsewhere neither layers nor operations are known.
     networks = {name: p for name, p in policies.items() if isinstance(p, Backbone)}
-    if not calls or not networks:
+    timed = {name: p for name, p in policies.items() if isinstance(p, Backbone | SocketPolicy)}
+    if not calls or not timed:
         return {}
     # Evenly over all frames; pictures as a camera gives them, so that fitting them is in the time.
     places = np.linspace(0, len(rows) - 1, min(TIMED, len(rows))).astype(np.int64)
     history = max(policy.history for policy in networks.values())
     observations = asked.raw(rows[np.unique(places)], history)
     with one_thread():
-        timings = measure.latency(networks, observations, calls=calls)
+        timings = measure.latency(timed, observations, calls=calls)
         flops = {}
         for name, policy in networks.items():
             flops[name] = measure.compute(policy, observations)
     found = {}
+    for name, other in timed.items():
+        if name not in networks:
+            found[name] = Cost(timings[name], measure.device_of(other), 1)
     for name, policy in networks.items():
         ran = answers[name].gates.mean(0)  # (l,) how often each layer ran, over all frames
         weights = policy.layer_costs().cpu().numpy()  # (l,)
@@ -473,6 +479,9 @@ def _remarks(compared: Compared, rows: Sequence[PolicyRow]) -> tuple[str, ...]:
             found.append(
                 f"{row.name} is no nearer to the expert than `{best.name}`, which looks at nothing."
             )
+    for row in rows:
+        if row.cost is not None and row.cost.params is None:
+            found.append(f"{row.name} is {row.cost.device} in its milliseconds.")
     # An error on episodes that were trained on is a training error.
     for row in rows:
         if row.kind == "policy" and row.seen.verdict != "unseen":
@@ -491,7 +500,7 @@ def _provenances(
     teacher = next(iter(contenders))
     found: dict[str, Seen] = {}
     for name, contender in contenders.items():
-        question = read_provenance(contender.folder).get(PROVENANCE)
+        question = actor_provenance(contender.folder).get(PROVENANCE)
         own = seen_in_training(question, data, split.held_out)
         # By fingerprint: a student of another teacher owes this one nothing.
         of_teacher = (question or {}).get("teacher") == contenders[teacher].fingerprint

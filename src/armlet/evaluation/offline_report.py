@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from armlet.data.files import atomic_file, read_json
 from armlet.evaluation.action_errors import Agreement, Estimate
+from armlet.evaluation.figures import millions
 from armlet.robot.spec import ActionSpec
 
 VERSION = 1
@@ -65,11 +66,12 @@ class Cost:
     latency_ms: dict[str, float]  # p50, p95, p99: batch 1, observation in, actions out
     device: str
     threads: int
-    flops: dict[str, float]  # `total` and `backbone`, as `params`
-    params: dict[str, int]
-    layers: tuple[int, ...]  # their numbers in the network that the policy was cut from
-    activation: tuple[float, ...]  # how often each of them ran
-    keep_ratio: float  # the share of the layers' cost that ran
+    # Nothing further is known of a policy behind a socket, whose times have the network in them.
+    flops: dict[str, float] | None = None  # `total` and `backbone`, as `params`
+    params: dict[str, int] | None = None
+    layers: tuple[int, ...] = ()  # their numbers in the network that the policy was cut from
+    activation: tuple[float, ...] = ()  # how often each of them ran
+    keep_ratio: float | None = None  # the share of the layers' cost that ran
 
 
 @dataclass(frozen=True)
@@ -290,9 +292,9 @@ def main_lines(policies: tuple[PolicyRow, ...]) -> list[str]:
             cost = [
                 f"{p50:.2f}",
                 speed,
-                f"{100 * row.cost.keep_ratio:.0f} % of {len(row.cost.layers)}",
+                _layers_run(row.cost),
                 _of_the_teachers(row.cost, base),
-                f"{row.cost.params['total'] / 1e6:.2f} M",
+                millions(row.cost.params["total"] if row.cost.params else None),
             ]
         cells = [
             row.name if row.kind == "policy" else f"*{row.name}*",
@@ -308,10 +310,17 @@ def main_lines(policies: tuple[PolicyRow, ...]) -> list[str]:
     return lines
 
 
+def _layers_run(cost: Cost) -> str:
+    """The share of its own layers that a policy runs, and how many it has."""
+    if cost.keep_ratio is None:  # nobody knows the layers of a policy behind a socket
+        return "–"
+    return f"{100 * cost.keep_ratio:.0f} % of {len(cost.layers)}"
+
+
 def _of_the_teachers(cost: Cost, base: Cost | None) -> str:
     """What a backbone multiplies in a decision, as a share of what the teacher's does."""
     # A teacher that is no network of ours has no operations that were counted.
-    if base is None or not base.flops["backbone"]:
+    if base is None or not base.flops or not base.flops["backbone"] or not cost.flops:
         return "–"
     return f"{100 * cost.flops['backbone'] / base.flops['backbone']:.0f} %"
 

@@ -420,8 +420,11 @@ def toggle_rates(run: Run) -> Section | None:
     }
 
 
-def keep_ratio(policy: PolicyRun) -> float:
-    """The mean share of the backbone's cost that a decision ran."""
+def keep_ratio(policy: PolicyRun) -> float | None:
+    """The mean share of the backbone's cost that a decision ran; None where nobody knows its
+    layers."""
+    if not policy.layer_costs:
+        return None
     costs = np.array(policy.layer_costs)  # (l,)
     total = sum(policy.routes.values())  # decisions
     spent = 0.0

@@ -7,6 +7,7 @@ one does not say. Knows no policy and no world.
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ class Latency:
 
     policy: dict[str, float]  # p50, p95 and p99 in milliseconds, batch 1
     threads: int
-    device: str  # cpu, cuda …
+    device: str  # cpu, cuda …; of a policy behind a socket, that
 
 
 @dataclass(frozen=True)
@@ -40,10 +41,11 @@ class Measured:
     latency_ms: Latency
     # p50 × decisions in a second in which the arm moves: a long chunk makes a slow network cheap.
     ms_per_second_of_motion: float | None
-    flops: dict[str, float]  # a decision's, `total` and `backbone`
-    params: dict[str, int]  # `total` and `backbone`
-    peak_memory_mb: float
-    bytes_on_disk: int
+    # None from here to `bytes_on_disk` of a policy behind a socket, of which nobody knows them.
+    flops: Mapping[str, float | None]  # a decision's, `total` and `backbone`
+    params: Mapping[str, int | None]  # `total` and `backbone`
+    peak_memory_mb: float | None
+    bytes_on_disk: int | None
     gripper_noise: float | None  # the share of gripper labels that it was told wrong
     budget: float | None  # of a policy with a dial, else None
 

@@ -40,6 +40,7 @@ from armlet.data.files import (
 from armlet.data.hub import local_folder, refuse_writing
 from armlet.policies.contract import Backbone, Body, rebuild
 from armlet.policies.pretrained import kinds
+from armlet.policies.remote.address import address_of, is_address
 from armlet.robot.agree import agree
 from armlet.robot.spec import SLACK, RobotSpec
 
@@ -516,7 +517,13 @@ def load_weights(module: nn.Module, weights: dict[str, torch.Tensor], *, source:
 
 
 def _place(folder: Path | str) -> Path:
-    """The folder of a policy, fetched where it is a name on the hub; or a `policy.toml`."""
+    """The folder of a policy, fetched where it is a name on the hub; or a `policy.toml`. Raises
+    ValueError for an address."""
+    if is_address(folder):
+        raise ValueError(
+            f"{address_of(folder)} is a policy behind a socket, of which nobody here has weights or "
+            "layers; it can teach by its actions (`armlet probe`), and be evaluated"
+        )
     if Path(folder).suffix == ".toml" and Path(folder).is_file():
         return Path(folder)
     return local_folder(folder, kind="model")

@@ -243,6 +243,10 @@ class Policy(ABC):
         """The same, and which layers ran to find it, where that can be said."""
         return Decision(self.infer(observation), ())
 
+    def decide_all(self, observations: Sequence[Observation]) -> list[Decision]:
+        """The same of several moments, as if an episode began with each."""
+        return [self.decide(observation) for observation in observations]
+
     def reset(self) -> None:  # noqa: B027 - most have nothing to forget
         """An episode begins. Most remember nothing."""
 
@@ -522,6 +526,11 @@ class Student(ABC):
     """Whether it takes or looks at the teacher's weights. One that does not is given a network of
     the teacher's shape and robot, words and statistics, whose weights are random, so that it can be
     made where the teacher is not (policies/facts.py)."""
+
+    def from_nothing(self) -> "Student | None":
+        """A student of the same shape that takes none of the teacher's weights, where that is worth
+        training; None where it is not."""
+        return None if self.needs_teacher else self
 
     @abstractmethod
     def build(self, teacher: Backbone, sample: Batch | None = None) -> Backbone:

@@ -35,6 +35,7 @@ class TeacherFacts:
     vision_tokens: int  # of all cameras
     text_tokens: int  # of the longest instruction it takes
     network: dict[str, Any]  # as `Policy.to_json` describes it
+    black_box: bool = False  # it answers behind a socket, and `network` is a stand-in of our own
 
     @classmethod
     def of(cls, policy: Backbone, fingerprint: str) -> Self:

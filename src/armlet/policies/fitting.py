@@ -150,6 +150,9 @@ class Alike(Student):
     network: Network
     """Its other sizes; chunk and execute are the teacher's."""
 
+    def from_nothing(self) -> Student:
+        return self  # of the teacher it asks its numbers, and of these a stand-in has the same
+
     def build(self, teacher: Backbone, sample: Batch | None = None) -> Backbone:
         if sample is None:
             raise ValueError("Alike sees through the data's cameras; pass build() a sample batch")
@@ -166,6 +169,9 @@ class SameChoices(Student):
     settles: ClassVar[tuple[str, ...]] = ("chunk", "execute", "patch", "head", "text-tokens")
     network: TwoTowerNetwork
     """Its other sizes."""
+
+    def from_nothing(self) -> Student:
+        return self  # as `Alike`: a stand-in has primitives of its own
 
     def build(self, teacher: Backbone, sample: Batch | None = None) -> Backbone:
         if not isinstance(teacher, TwoTower) or teacher.network.head != "codebook":

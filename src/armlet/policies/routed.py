@@ -31,6 +31,7 @@ from armlet.layers.router import (
 )
 from armlet.limits import ABOVE_0
 from armlet.policies.contract import Backbone, Pass, State, Student, left_to, rebuild, tuples
+from armlet.policies.students import Fresh
 from armlet.robot.observation import Observation
 from armlet.types import Batch
 
@@ -69,6 +70,9 @@ class Routing(Student):
             raise ValueError(
                 "a router with a dial needs a `budget`, what it is told where nobody says otherwise"
             )
+
+    def from_nothing(self) -> Student:
+        return Fresh(self)  # a router chooses among whatever layers there are
 
     def build(self, teacher: Backbone, sample: Batch | None = None) -> Backbone:
         return Routed(copy.deepcopy(teacher), self)  # type: ignore[abstract]  # mypy sees no `left_to`

@@ -91,8 +91,10 @@ class Fresh(Student):
 
     @property
     def needs_teacher(self) -> bool:  # type: ignore[override]  # it follows from `student`
-        # Which layers these two keep is said; another may look at the weights to choose.
-        return self.student.needs_teacher and not isinstance(self.student, FirstK | Kept)
+        # Which layers these two keep is said; another may look at the weights to choose, unless it
+        # says that it can do without.
+        said = isinstance(self.student, FirstK | Kept) or self.student.from_nothing() is not None
+        return self.student.needs_teacher and not said
 
     def build(self, teacher: Backbone, sample: Batch | None = None) -> Backbone:
         # Built for its sizes alone, and once more from these: what it copied is left behind.

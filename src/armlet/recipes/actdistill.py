@@ -83,6 +83,11 @@ class ActDistill(Objective):
     def suited(self, *, chooses: bool, logits: bool) -> "ActDistill":
         return replace(self, output=self.output.suited(chooses=chooses, logits=logits))
 
+    def without_layers(self) -> Objective:
+        if self.semantic or self.layer_action:
+            return self
+        return Budgeted(self.output, self.keep, self.budget, self.over)
+
     def __call__(self, student: Trace, teacher: Trace, batch: Batch) -> dict[str, Tensor]:
         own = student["semantics"]  # of every n-th sample alone, as the learner was told
         depth = losses.depth_weights(own.shape[1], self.gamma, own.device)  # (l,)
@@ -95,15 +100,53 @@ class ActDistill(Objective):
             valid[:: self.every],
             self.steps,
         )
-        # A router with a dial is told the budget of its batch, and held to that.
-        keep = self.keep if batch.budget is None else batch.budget
-        excess = losses.budget_gap(student["gates"], student["costs"], keep, over=self.over)
         return {
             **self.output(student, teacher, batch),
             "semantic": self.semantic * (depth * semantic).mean(),
             "layer_action": self.layer_action * (depth * layers).mean(),
-            "budget": self.budget * excess.mean(),
+            **_excess(self, student, batch),
         }
+
+
+@dataclass(frozen=True)
+class Budgeted(Objective):
+    """The output matched, and a budget on what runs: what is left of `ActDistill` where no layer of
+    the teacher can be read."""
+
+    output: MatchOutput = field(default_factory=MatchOutput)
+    """How the output is matched."""
+    keep: float = 0.5
+    """ρ: the share of the backbone that may run."""
+    budget: float = 30.0
+    """λ: weight of what runs beyond it."""
+    over: Literal["sample", "batch"] = "batch"
+    """Whether every sample keeps to the share, or the mean of a batch."""
+
+    @property
+    def needs(self) -> frozenset[str]:  # type: ignore[override]  # it follows from `output`
+        return self.output.needs
+
+    @property
+    def wants(self) -> frozenset[str]:  # type: ignore[override]
+        return self.output.wants | {"gates", "costs"}
+
+    @property
+    def reads_logits(self) -> bool:
+        return self.output.reads_logits
+
+    def suited(self, *, chooses: bool, logits: bool) -> "Budgeted":
+        return replace(self, output=self.output.suited(chooses=chooses, logits=logits))
+
+    def __call__(self, student: Trace, teacher: Trace, batch: Batch) -> dict[str, Tensor]:
+        return {**self.output(student, teacher, batch), **_excess(self, student, batch)}
+
+
+def _excess(objective: ActDistill | Budgeted, student: Trace, batch: Batch) -> dict[str, Tensor]:
+    """The budget's term."""
+    # A router with a dial is told the budget of its batch, and held to that.
+    keep = objective.keep if batch.budget is None else batch.budget
+    excess = losses.budget_gap(student["gates"], student["costs"], keep, over=objective.over)
+    return {"budget": objective.budget * excess.mean()}
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ from typing import Any
 from torch import Tensor
 
 from armlet.data.augment import Augment
-from armlet.data.transforms import Balance
+from armlet.data.transforms import Balance, TeacherTells
 from armlet.policies.fitting import Choosing, SameChoices
 from armlet.policies.students import Kept
 from armlet.policies.two_tower import TwoTowerStudent, small_student, small_teacher
@@ -191,6 +191,20 @@ def for_any_robot(base: Recipe) -> Recipe:
     )
 
 
+def of_actions(base: Recipe) -> Recipe:
+    """A teacher of which nothing but actions is known says nothing of choices, attention or hidden
+    states. Its action is imitated in half of the frames and the expert's in the others, the
+    account's mixed targets, by the student's own choice among primitives; pictures are compared with
+    words as before."""
+    recipe = for_any_robot(base)
+    objective = Aed(attention=0, representation=0, share=0, grids=())
+    stages = []
+    for stage, share in zip(recipe.stages, (0.5, 0.25), strict=True):
+        told = (TeacherTells(share), *stage.transforms)
+        stages.append(replace(stage, objective=objective, transforms=told))
+    return replace(recipe, traced=("actions",), trace_precision="fp32", stages=tuple(stages))
+
+
 def on_tabletop(base: Recipe, objective: Aed = WHOLE) -> Recipe:
     """All with the teacher that ships with the repository (runs/aed_teacher.sh made it)."""
     return aed(longer_taught(base), objective, teacher=SHIPPED_TOWERS)
@@ -250,6 +264,11 @@ RECIPES = {
         "actions.",
         own,
         for_any_robot,
+    ),
+    "aed_actions": Row(
+        "AED for your own robot where of its teacher only actions are known, as behind a socket.",
+        own,
+        of_actions,
     ),
     "aed_tabletop": Row(
         "AED on tabletop: two towers of 4 M parameters teach two of 1 M, which choose among 24 "

@@ -115,7 +115,7 @@ class MatchOutput(Objective):
     action: float = 1.0
     """Weight of the teacher's actions."""
     condition: float = 0.5
-    """Weight of what the teacher's head reads."""
+    """Weight of what the teacher's head reads; 0: nobody need know it."""
     by: Literal["fitting", "actions", "logits", "choices"] = field(
         default="fitting", metadata=QUIET
     )

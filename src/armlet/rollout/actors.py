@@ -11,11 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
-from armlet.benchmarks import Benchmark, Task, World
+from armlet.benchmarks import Benchmark, Task, World, benchmark_robot
 from armlet.data.episodes import EpisodeFrames
 from armlet.policies.contract import Decision
 from armlet.recipe import Collection
 from armlet.robot.observation import Observation
+from armlet.robot.spec import RobotSpec
 from armlet.rollout.disturbance import Disturbance, Perturbation
 from armlet.rollout.loop import Episode, run
 from armlet.rollout.pool import loaded
@@ -89,7 +90,7 @@ class TeacherActs:
     def __call__(self, attempt: int) -> EpisodeFrames | None:
         task, seed = _attempted(self.benchmark, "seen", self.seed, attempt)
         # By its folder: a worker loads it once, and a policy is not sent between processes.
-        teacher = loaded(self.teacher, device=self.device)
+        teacher = loaded(self.teacher, device=self.device, known=self._robot)
         episode = run(
             self.benchmark.make(task, seed),
             teacher,
@@ -99,6 +100,9 @@ class TeacherActs:
             record=True,
         )
         return _frames(episode, task, attempt, seed) if episode.success else None
+
+    def _robot(self) -> RobotSpec:
+        return benchmark_robot(self.benchmark)
 
 
 @dataclass(frozen=True)
@@ -120,10 +124,13 @@ class StudentActs:
             loaded(self.student, device=self.device),
             spec=self.benchmark.action_spec,
             limit=self.benchmark.max_steps,
-            label=loaded(self.teacher, device=self.device),
+            label=loaded(self.teacher, device=self.device, known=self._robot),
             record=True,
         )
         return _frames(episode, task, attempt, seed)
+
+    def _robot(self) -> RobotSpec:
+        return benchmark_robot(self.benchmark)
 
 
 def _attempted(benchmark: Benchmark, split: str, first: int, attempt: int) -> tuple[Task, int]:

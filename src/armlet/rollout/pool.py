@@ -6,18 +6,17 @@ takes. Workers share nothing but the list of jobs.
 """
 
 import contextlib
-import functools
 import multiprocessing
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
 import torch
 
-from armlet.benchmarks import Benchmark, Task
-from armlet.policies.checkpoint import load_policy, policy_fingerprint
-from armlet.policies.contract import Backbone, Policy
+from armlet.benchmarks import Benchmark, Task, benchmark_robot
+from armlet.policies.acting import Known, actor_fingerprint, load_actor
+from armlet.policies.contract import Policy
 from armlet.robot.ensemble import Adaptive, Ensemble
 from armlet.robot.spec import RobotSpec
 from armlet.rollout.loop import Episode, Late, run_task
@@ -39,10 +38,18 @@ def threads(number: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-@functools.cache
-def loaded(folder: Path, budget: float | None = None, device: str = "cpu") -> Backbone:
-    """This process's own copy of a policy, loaded once however it is run."""
-    return Contender(folder, budget).load(device)
+_LOADED: dict[tuple[Path, float | None, str], Policy] = {}
+
+
+def loaded(
+    folder: Path, budget: float | None = None, device: str = "cpu", known: Known | None = None
+) -> Policy:
+    """This process's own copy of a policy, loaded once however it is run. `known`: see
+    `load_policy`."""
+    key = (folder, budget, device)
+    if key not in _LOADED:
+        _LOADED[key] = Contender(folder, budget).load(device, known)
+    return _LOADED[key]
 
 
 def work_through(
@@ -74,7 +81,7 @@ def _here(work: Callable[[Job], Made], jobs: Iterable[Job]) -> Iterator[Made]:
             yield made
     finally:
         # Before this process runs one again, another policy may be saved to its folder.
-        loaded.cache_clear()
+        _LOADED.clear()
 
 
 @dataclass(frozen=True)
@@ -90,17 +97,20 @@ class Contender:
     lag: int = 0
     late: Late = "wait"
     ensemble: int | None = None
+    # The robot for which it is asked who it is, where it says that by its answers alone.
+    robot: RobotSpec | None = field(default=None, compare=False)
 
-    def load(self, device: str = "cpu", known: Callable[[], RobotSpec] | None = None) -> Backbone:
+    def load(self, device: str = "cpu", known: Known | None = None) -> Policy:
         """`known`: see `load_policy`."""
-        policy = load_policy(self.folder, device=device, known=known)
+        policy = load_actor(self.folder, device=device, known=known)
         return policy if self.budget is None else policy.at(self.budget)
 
     @property
     def fingerprint(self) -> str:
         """Of the policy and its budget: what decides its answers."""
         dial = "" if self.budget is None else f"@{self.budget:g}"
-        return policy_fingerprint(self.folder) + dial
+        robot = self.robot
+        return actor_fingerprint(self.folder, None if robot is None else lambda: robot) + dial
 
     @property
     def looks_after(self) -> int | None:
@@ -148,7 +158,9 @@ class _Evaluate:
 
     def __call__(self, attempt: Attempt) -> tuple[Attempt, Episode]:
         contender = self.contenders[attempt.name]
-        policy = loaded(contender.folder, contender.budget, self.device)
+        policy = loaded(
+            contender.folder, contender.budget, self.device, lambda: benchmark_robot(self.benchmark)
+        )
         return attempt, contender.run(policy, self.benchmark, attempt.task, attempt.seed)
 
 

@@ -18,7 +18,8 @@ from armlet.data.frames import Frames, load_frames
 from armlet.data.traces import StoreIdentity, TraceStore
 from armlet.lineage import as_json, claim, digest_text, digest_weights, set_aside, short
 from armlet.policies.checkpoint import policy_fingerprint, save_policy
-from armlet.policies.contract import Backbone
+from armlet.policies.contract import Backbone, Policy
+from armlet.policies.remote.policy import SocketPolicy
 from armlet.progress import Progress
 from armlet.recipe import Recipe, Round, to_json
 from armlet.rollout.actors import StudentActs
@@ -26,6 +27,7 @@ from armlet.rollout.door import check_world
 from armlet.rollout.loop import plan
 from armlet.rollout.pool import Attempt, Contender, run_all
 from armlet.rollout.recording import acted_on, record
+from armlet.training.black_box import frames_for, how_asked, store_answers
 from armlet.training.learner import Learner
 from armlet.training.masters import halve
 from armlet.training.supervision import (
@@ -64,7 +66,11 @@ def first_seed(recipe: Recipe, number: int) -> int:
 
 
 def practise(
-    recipe: Recipe, number: int, student: Backbone, teacher: Backbone, fingerprint: str
+    recipe: Recipe,
+    number: int,
+    student: Backbone,
+    teacher: Backbone | SocketPolicy,
+    fingerprint: str,
 ) -> tuple[Part, np.ndarray]:
     """Round `number`: the student acts, its teacher, who has this fingerprint, labels what it met.
     Returns the episodes with their traces, and which of their frames (n,) are worth learning from.
@@ -76,24 +82,16 @@ def practise(
     # arXiv 1011.0686).
     data = _act(recipe, number, student, teacher, fingerprint)
     folder = round_folder(recipe, number)
-    if recipe.teacher_precision == "bf16":  # as `probe` watched it
-        halve(teacher)
-    watched = Learner(teacher)
-    if recipe.probe:  # the heads that were fitted to this teacher, as for the first traces
-        watched.probe = make_heads(teacher, recipe.probe).to(teacher.device)
-        load_heads(watched.probe, recipe.heads_file)
-    frames = load_frames(data, teacher.view, recipe.pictures)
-    how = how_watched(recipe)
-    store = StoreIdentity(data.fingerprint, fingerprint, how)
-    store_traces(
-        folder / "traces",
-        store,
-        watched,
-        make_batches(teacher, frames),
-        traced=recipe.traced,
-        precision=recipe.trace_precision,
-        title=f"traces {recipe.name} {number + 1}",
-    )
+    title = f"traces {recipe.name} {number + 1}"
+    if isinstance(teacher, Backbone):
+        frames = load_frames(data, teacher.view, recipe.pictures)
+        store = _watch(recipe, data, frames, teacher, fingerprint, folder / "traces", title)
+    else:
+        # Students see as the stand-in does that they are built from, and the teacher as it is asked.
+        frames = load_frames(data, student.view, recipe.pictures)
+        asked = frames_for(teacher, data, recipe)
+        store = StoreIdentity(data.fingerprint, fingerprint, how_asked(student.body))
+        store_answers(folder / "traces", store, teacher, asked, student.body, title=title)
     traces = TraceStore(folder / "traces", store)
     annotate(data, recipe.annotator, folder / "labels")
     frames = labelled(frames, data, recipe.annotator, folder / "labels")
@@ -101,8 +99,38 @@ def practise(
     return Part(frames, data.fingerprint, traces), worth
 
 
+def _watch(
+    recipe: Recipe,
+    data: EpisodeDataset,
+    frames: Frames,
+    teacher: Backbone,
+    fingerprint: str,
+    folder: Path,
+    title: str,
+) -> StoreIdentity:
+    """The teacher's traces of the frames, into the store at `folder`; returns what they are of."""
+    if recipe.teacher_precision == "bf16":  # as `probe` watched it
+        halve(teacher)
+    watched = Learner(teacher)
+    if recipe.probe:  # the heads that were fitted to this teacher, as for the first traces
+        watched.probe = make_heads(teacher, recipe.probe).to(teacher.device)
+        load_heads(watched.probe, recipe.heads_file)
+    how = how_watched(recipe)
+    store = StoreIdentity(data.fingerprint, fingerprint, how)
+    store_traces(
+        folder,
+        store,
+        watched,
+        make_batches(teacher, frames),
+        traced=recipe.traced,
+        precision=recipe.trace_precision,
+        title=title,
+    )
+    return store
+
+
 def _act(
-    recipe: Recipe, number: int, student: Backbone, teacher: Backbone, fingerprint: str
+    recipe: Recipe, number: int, student: Backbone, teacher: Policy, fingerprint: str
 ) -> EpisodeDataset:
     """The episodes in which the student acts, as its teacher labels them."""
     world = recipe.world("practise")

@@ -1,41 +1,114 @@
 """Whom a student learns from: the teacher itself or, where none of its weights are needed, what
-`probe` kept of it. So a student that starts from nothing is distilled from the traces alone.
+`probe` kept of it. So a student that starts from nothing is distilled from the traces alone. A
+teacher behind a socket is only ever known by what it answered.
 
 Knows recipes by their fields, none by name.
 """
 
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from armlet.data import hub
+from armlet.data.episodes import EpisodeDataset
+from armlet.policies.acting import behind_socket, socket_policy
 from armlet.policies.checkpoint import load_with_fingerprint, policy_fingerprint
 from armlet.policies.contract import Backbone
 from armlet.policies.facts import FACTS, TeacherFacts
-from armlet.recipe import Recipe, at_hand
+from armlet.policies.pretrained.said import Said
+from armlet.policies.remote.address import address_of
+from armlet.policies.remote.line import ServerError
+from armlet.policies.remote.policy import SocketPolicy
+from armlet.recipe import Recipe, at_hand, of_black_box
 from armlet.robot.spec import RobotSpec
+from armlet.training.black_box import facts_of
+
+
+@dataclass(frozen=True)
+class Met:
+    """A teacher, met: the recipe as it can be distilled from it; what is known of it; the network
+    that students are built from; and who labels in rounds what a student meets, where that is
+    another: a teacher behind a socket."""
+
+    recipe: Recipe
+    facts: TeacherFacts
+    network: Backbone
+    server: SocketPolicy | None = None
+
+    @property
+    def labels(self) -> Backbone | SocketPolicy:
+        return self.server or self.network
 
 
 def meet_teacher(
-    recipe: Recipe, device: str, known: Callable[[], RobotSpec]
-) -> tuple[TeacherFacts, Backbone]:
+    recipe: Recipe, data: EpisodeDataset, device: str, known: Callable[[], RobotSpec]
+) -> Met:
     """What is known of the teacher, and the policy that students are built from: the teacher or,
     where none of its weights are needed, a stand-in of random weights. `known`: see `load_policy`.
 
-    Raises FileNotFoundError naming the teacher's folder where it is not there and is needed.
+    Raises FileNotFoundError naming the teacher's folder where it is not there and is needed, and
+    ValueError where the recipe needs more of a teacher behind a socket than its actions.
     """
+    said = behind_socket(recipe.teacher)
+    if said is not None:
+        return _meet_server(recipe, data, said, device, known)
     why = recipe.why_teacher_is_needed
     there = _is_there(recipe.teacher)
     if not why:
         facts = _known(recipe, device, known, there=there)
-        return facts, facts.stand_in().to(device)  # its random weights reach no student
+        # The stand-in's random weights reach no student.
+        return Met(recipe, facts, facts.stand_in().to(device))
     if not there:
         raise FileNotFoundError(
             f"{recipe.teacher} is not there, and {recipe.name} needs the weights of its teacher: "
             f"{why}. Give the teacher's folder with `--teacher`"
         )
     teacher, fingerprint = load_with_fingerprint(recipe.teacher, device=device, known=known)
-    return TeacherFacts.of(teacher, fingerprint), teacher
+    return Met(recipe, TeacherFacts.of(teacher, fingerprint), teacher)
+
+
+def _meet_server(
+    recipe: Recipe, data: EpisodeDataset, said: Said, device: str, known: Callable[[], RobotSpec]
+) -> Met:
+    """Where the server does not answer, and nothing is asked of it any more, what `probe` kept is
+    enough."""
+    recipe = of_black_box(recipe, address_of(said.checkpoint))
+    kept = TeacherFacts.read(recipe.traces) if _is_kept(recipe.traces) else None
+    optional = kept is not None and kept.black_box and not recipe.rounds
+    server = None
+    try:
+        # Called once where it may as well be away: nobody should wait for a minute to learn that.
+        server = socket_policy(said, known, retries=0 if optional else None)
+    except ServerError as error:
+        if not optional:
+            raise
+        sys.stderr.write(
+            f"{recipe.name}: {error}; what `probe` kept of the teacher in {recipe.traces} is used\n"
+        )
+    if server is not None:
+        robot = server.robot
+        facts = facts_of(
+            recipe,
+            data,
+            robot.action,
+            robot.observation.state_names,
+            chunk=server.chunk,
+            execute=server.execute,
+            fingerprint=server.fingerprint,
+        )
+    else:
+        assert kept is not None  # looked at above
+        facts = facts_of(
+            recipe,
+            data,
+            kept.body.action_spec,
+            kept.body.state_names,
+            chunk=kept.chunk,
+            execute=kept.execute,
+            fingerprint=kept.fingerprint,
+        )
+    return Met(recipe, facts, facts.stand_in().to(device), server)
 
 
 def fetched(recipe: Recipe) -> Recipe:

@@ -420,7 +420,7 @@ class Trainer:
         if self.step + 1 < stage.steps:  # pictures of the next step are decoded during this one
             self.batches.expect(self._rows_of(self.step + 1))
         assert batch.keys is not None  # a batch made from episodes has them
-        teacher = self.teacher(batch.keys) if self.teacher and stage.objective.needs else {}
+        teacher = self.teacher(batch.keys) if self.teacher and stage.needs else {}
         body = self.learner.policy.body
         # From seed and step alone, as torch's below: a resumed run draws what this one does.
         rng = np.random.default_rng([self.seed, self.step, 1])

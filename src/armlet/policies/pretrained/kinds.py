@@ -24,6 +24,7 @@ from armlet.data.hub import local_folder
 from armlet.policies.contract import Backbone
 from armlet.policies.pretrained.card import Card
 from armlet.policies.pretrained.said import FILE, Said, read_said
+from armlet.policies.remote.address import address_of, is_address
 from armlet.robot.spec import RobotSpec
 
 # In the order in which they are asked: a folder of OpenVLA-OFT is one of OpenVLA with side files.
@@ -77,7 +78,13 @@ def is_pretrained(place: Path) -> bool:
 def find(place: Path) -> tuple[Said, Kind]:
     """What is said of a checkpoint, its files at hand, and what reads it. Raises ValueError where
     it is of no kind that is known here, or of another than is said."""
-    said = _here(read_said(place))
+    said = read_said(place)
+    if is_address(said.checkpoint):
+        raise ValueError(
+            f"{said.source}: {address_of(said.checkpoint)} is a policy behind a socket, of which "
+            "nobody here has weights or layers; it can teach by its actions, and be evaluated"
+        )
+    said = _here(said)
     name = said.kind or _recognised(said.checkpoint)
     if name is None or name not in KINDS:
         found = f"kind {name!r}" if name else "a checkpoint of no known kind"

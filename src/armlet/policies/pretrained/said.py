@@ -1,7 +1,8 @@
 """What a checkpoint does not say of itself, in a `policy.toml`: beside the checkpoint, or anywhere,
 naming it. `--teacher` takes the folder or the file.
 
-    checkpoint = "../openvla-7b"     # a folder, hf:user/name; left out: the file's own folder
+    checkpoint = "../openvla-7b"     # a folder, hf:user/name; left out: the file's own folder;
+                                     # or ws://host:port, a server (policies/remote/policy.py)
     kind = "openvla_hf"              # left out: found by looking at the files
     execute = 1                      # actions of a chunk that are carried out; left out: its own
     precision = "fp32"               # of the weights in memory: fp32, bf16 or as_saved
@@ -24,6 +25,7 @@ from typing import Any, Literal, TypeVar, get_args
 
 import torch
 
+from armlet.policies.remote.address import is_address
 from armlet.robot.description import Described, UnknownRobotError, completed, from_table
 from armlet.robot.spec import ActionSpec, RobotSpec
 
@@ -195,7 +197,8 @@ def _check_table(table: dict[str, Any], file: Path) -> None:
 
 
 def _beside(file: Path, name: str) -> Path:
-    """A place that a file names: from the file's own folder, unless it is on the hub."""
-    if name.startswith("hf:"):
+    """A place that a file names: from the file's own folder, unless it is on the hub or behind a
+    socket."""
+    if name.startswith("hf:") or is_address(name):
         return Path(name)
     return file.parent / name if name != "." else file.parent

@@ -1,0 +1,1 @@
+"""Policies that answer over a socket: of whatever framework, known by their answers alone."""

@@ -1,0 +1,534 @@
+"""A policy behind a socket: any server that speaks openpi's protocol or vla-eval's, whatever
+framework it is made of.
+
+    armlet probe action_kd --episodes DIR --teacher ws://host:8000
+
+What the server wants to be told in another way is said in a `policy.toml` (pretrained/said.py),
+`checkpoint = "ws://host:8000"`, whose `[cameras]` are the server's key of a picture = the robot's
+camera, and whose `[options]` are the fields of `Options`. A server does not say what its robot is:
+that is the one that it is loaded for.
+
+Who it is, its *fingerprint*, is a hash of what it says of itself, of how it is asked, and of what
+it answers to four questions that are always the same. They are asked twice: a server whose answers
+to one question differ, because it draws noise or remembers what it was asked before, cannot be
+recognised by them, and is refused unless it is named (`identity`). The address does not count: a
+server may move. A connection that broke is opened to the same policy or to none: the questions are
+asked again.
+"""
+
+import hashlib
+import json
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields, replace
+from math import inf
+from queue import SimpleQueue
+from typing import Any
+
+import numpy as np
+
+from armlet import limits
+from armlet.limits import ABOVE_0, MOST
+from armlet.policies.contract import Decision, Policy
+from armlet.policies.pretrained.said import Said
+from armlet.policies.remote.address import address_of
+from armlet.policies.remote.dialects import DIALECTS, Dialect, DialectError, put
+from armlet.policies.remote.line import AnswerError, Calling, Line
+from armlet.robot.fit import fit_picture, known_fit
+from armlet.robot.observation import Observation
+from armlet.robot.spec import CameraSpec, ObservationSpec, RobotSpec
+
+QUESTIONS = 4  # that say who a server is
+WORDS = "go"  # of these questions: no policy's longest instruction is shorter
+# How a server is called, and what of it is read: nothing of that changes an answer.
+CALLING = ("connections", "timeout", "retries", "wait", "largest", "api_key")
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a server is asked: `[options]` of a policy.toml."""
+
+    protocol: str = "openpi"
+    """openpi or vla_eval."""
+    state: str | dict[str, Any] = ""
+    """Key of the robot's state; a table of keys with the numbers of the state under each. Left out:
+    `observation/state` (openpi), `state` (vla_eval)."""
+    prompt: str = ""
+    """Key of the instruction. Left out: `prompt`, `task_description`."""
+    previous_action: str = ""
+    """Key of the action before, for a server that takes it; left out: it is not told."""
+    layout: str = "hwc"
+    """Of pictures: hwc, channels last, or chw."""
+    size: int | None = None
+    """Side of the square that pictures are fitted to, in pixels; left out: they are sent as they
+    are."""
+    fit: str = "letterbox"
+    """How they are fitted: letterbox, crop, stretch or bicubic."""
+    chunk: int | None = None
+    """How many of the answered actions are taken; left out: all."""
+    batch: int = 1
+    """Observations in one message, stacked, for a server that takes that; 1: not stacked."""
+    connections: int = 1
+    """Messages that may be under way at the same time, each on a connection of its own."""
+    noise: str = ""
+    """Key of the noise that its policy starts from, where it takes that; always the same."""
+    noise_shape: tuple[int, ...] = ()
+    """Of one observation's noise, such as [50, 32]."""
+    seed: str = ""
+    """Key of a seed, where it takes that."""
+    drawn_from: int = 0
+    """The seed that is sent, or that the noise is drawn from."""
+    timeout: float = 300.0
+    """Seconds that an answer may take; the first may wait for a compiler."""
+    retries: int = 6
+    """Further calls where the server is not there."""
+    wait: float = 1.0
+    """Seconds before the first of them; each waits twice as long as the one before."""
+    largest: int = 2**24
+    """Bytes that an answer may have."""
+    api_key: str = ""
+    """A file, beside the policy.toml or by its whole path, in which the server's key stands."""
+    identity: str = ""
+    """Who answers, in your words, for a server whose answers do not say it: they differ each time.
+    Change it whenever the policy behind the server changes."""
+
+    def __post_init__(self) -> None:
+        for name, known in (("protocol", tuple(DIALECTS)), ("layout", ("hwc", "chw"))):
+            if getattr(self, name) not in known:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)!r}, expected {' or '.join(known)}"
+                )
+        if known_fit(self.fit) in ("any", "exact"):
+            raise ValueError(f"fit is {self.fit!r}; leave `size` out to send pictures as they are")
+        limits.positive(self, "size", "chunk", "batch", "connections", "largest", "noise_shape")
+        limits.check(self, timeout=(ABOVE_0, MOST), wait=(0, MOST), retries=(0, 30))
+        limits.check(self, drawn_from=(0, inf))
+        if bool(self.noise) != bool(self.noise_shape):
+            raise ValueError("`noise` and `noise_shape` are given together: the key, and its shape")
+        if self.batch > 1 and not DIALECTS[self.protocol].batches:
+            raise ValueError(
+                f"batch is {self.batch}, and {self.protocol} asks one observation a message; give "
+                "`connections`, which its server batches"
+            )
+
+
+class SocketPolicy(Policy):
+    """See the module's docstring. Answers are in the robot's own numbers.
+
+    Its processes and threads may use it one after the other; `ask` itself uses `connections` of
+    them at the same time.
+    """
+
+    def __init__(self, said: Said, options: Options, robot: RobotSpec) -> None:
+        """`robot`: whose actions, state and cameras the server is asked about; the server is not
+        called yet."""
+        self.url = address_of(said.checkpoint)
+        self.options = options
+        self.said = said
+        self.chunk = 0  # until `meet`
+        self.execute = 0
+        self.fingerprint = ""
+        self.metadata: dict[str, Any] | None = None
+        self._names = _named_cameras(said, options, robot.observation)
+        seen = {name: robot.observation.cameras[name] for name in self._names}
+        if options.size is not None:
+            seen = {name: CameraSpec(options.size, options.size) for name in seen}
+        # `any`: pictures reach the server in whatever size they have.
+        fit = "any" if options.size is None else known_fit(options.fit)
+        self._robot = replace(robot, observation=replace(robot.observation, cameras=seen, fit=fit))
+        self._check_state_keys()
+        self._calling = Calling(
+            self.url,
+            options.timeout,
+            options.retries,
+            options.wait,
+            options.largest,
+            _key(said, options),
+        )
+        self._noise = None
+        if options.noise:
+            rng = np.random.default_rng(options.drawn_from)
+            self._noise = rng.standard_normal(options.noise_shape).astype(np.float32)
+        self._lock = threading.Lock()
+        self._known: str | None = None  # the digest of its answers, once it is known
+        self._lines: SimpleQueue[Line] = SimpleQueue()
+        for _ in range(options.connections):
+            self._lines.put(self._line())
+
+    @property
+    def robot(self) -> RobotSpec:
+        return self._robot
+
+    @property
+    def kind(self) -> str:
+        return f"the policy behind {self.url}"
+
+    def meet(self, *, retries: int | None = None) -> None:
+        """Call the server, and learn who it is: its chunk, its fingerprint. `retries`: instead of
+        those that its options say. Raises ServerError and AnswerError."""
+        calling = self._calling if retries is None else replace(self._calling, retries=retries)
+        line = Line(calling, _dialect(self.options), self._greeted)
+        try:
+            answers = self._introduced(line)
+        finally:
+            line.close()
+        self.chunk = answers.shape[1]
+        self.execute = self.said.execute or self.chunk
+        if self.execute > self.chunk:
+            raise ValueError(
+                f"{self.said.source}: execute is {self.execute}, and {self.url} answers "
+                f"{self.chunk} actions at a time"
+            )
+        dims = answers.shape[2]
+        action = self.said.action_spec(dims, self._robot)
+        self._robot = replace(self._robot, action=action)
+        with self._lock:
+            self._known = None if self.options.identity else _digest(answers)
+        self.fingerprint = self._fingerprint()
+
+    def infer(self, observation: Observation) -> np.ndarray:
+        return self.decide(observation).actions
+
+    def decide(self, observation: Observation) -> Decision:
+        return self.decide_all([observation])[0]
+
+    def decide_all(self, observations: Sequence[Observation]) -> list[Decision]:
+        spec = self._robot.action
+        found = []
+        for chunk in self.ask(observations):
+            # As networks of ours do: a controller may fault beyond its range.
+            within = np.clip(chunk, spec.low, spec.high).astype(np.float32)
+            found.append(Decision(within, ()))
+        return found
+
+    def ask(
+        self, observations: Sequence[Observation], about: Sequence[str] | None = None
+    ) -> np.ndarray:
+        """(n, k, a) float32: what the server answers, as it answers it. `about`: what each
+        observation is called in an error."""
+        answers = list(self.answers(observations, about))
+        return np.concatenate(answers)
+
+    def answers(
+        self, observations: Sequence[Observation], about: Sequence[str] | None = None
+    ) -> Iterator[np.ndarray]:
+        """The same in the messages in which they come, (m, k, a) each, in order. Where one fails,
+        those before it have been given."""
+        if not self.chunk:
+            self.meet()
+        names = about or [f"observation {number}" for number in range(len(observations))]
+        size = self.options.batch
+        starts = range(0, len(observations), size)
+
+        def one(start: int) -> np.ndarray:
+            line = self._lines.get()
+            try:
+                some = observations[start : start + size]
+                return self._asked(line, some, names[start])
+            finally:
+                self._lines.put(line)
+
+        if self.options.connections == 1 or len(starts) == 1:
+            yield from map(one, starts)
+            return
+        pool = ThreadPoolExecutor(self.options.connections)
+        try:
+            yield from pool.map(one, starts)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def close(self) -> None:
+        """Hang up; whoever asks again calls again."""
+        for _ in range(self.options.connections):
+            line = self._lines.get()
+            line.close()
+            self._lines.put(line)
+
+    def _line(self) -> Line:
+        line = Line(self._calling, _dialect(self.options), self._greeted)
+        line.opened = lambda: self._recognised(line)
+        return line
+
+    def _greeted(self, metadata: dict[str, Any]) -> None:
+        """What the server says of itself on a new connection."""
+        with self._lock:
+            if self.metadata is None:
+                self.metadata = metadata
+            if _canonical(metadata) != _canonical(self.metadata):
+                raise DialectError(
+                    "is another server than before: it says something else of itself. What was "
+                    "answered before is kept; start the one of before again, or begin anew"
+                )
+
+    def _recognised(self, line: Line) -> None:
+        """Whether it is the policy that was met."""
+        if self._known is None:
+            return
+        answers = []
+        for number, question in enumerate(self._questions()):
+            observation = self._message([question])
+            reply = line.dialect.ask(line, observation)
+            answers.append(self._checked(reply, 1, f"question {number}"))
+        if _digest(np.concatenate(answers)) != self._known:
+            raise DialectError(
+                "is another policy than before, or its answers depend on what it was asked before: "
+                "it answers the questions that say who it is differently. What was answered before "
+                "is kept; start the policy of before again, or begin anew"
+            )
+
+    def _introduced(self, line: Line) -> np.ndarray:
+        """(q, k, a): the answers to the questions that say who it is."""
+        rounds = []
+        for _ in range(2):
+            answers = []
+            for number, question in enumerate(self._questions()):
+                answers.append(self._asked(line, [question], f"question {number}"))
+            rounds.append(np.concatenate(answers))
+        first, second = rounds
+        if first.shape != second.shape or not np.array_equal(first, second):
+            self._differs(first, second)
+        return first
+
+    def _differs(self, first: np.ndarray, second: np.ndarray) -> None:
+        """Raises AnswerError where nobody says who it is."""
+        if first.shape != second.shape:
+            how = f"{first.shape[1]} actions, and then {second.shape[1]}"
+        else:
+            how = f"by up to {np.abs(first - second).max():g} in the robot's numbers"
+        if not self.options.identity or first.shape != second.shape:
+            raise AnswerError(
+                f"{self.url} answers the same question differently ({how}), so it cannot be told "
+                "from another policy. Make it repeatable (`noise` or `seed` in [options] of a "
+                'policy.toml, where it takes one), or say there who it is: identity = "…"'
+            )
+        sys.stderr.write(
+            f"{self.url} answers the same question differently ({how}); that it is "
+            f"{self.options.identity!r} is taken on your word\n"
+        )
+
+    def _questions(self) -> list[Observation]:
+        """The same for the same robot, whatever the data."""
+        found = []
+        robot = self._robot
+        for number in range(QUESTIONS):
+            rng = np.random.default_rng([QUESTIONS, number])
+            images = {}
+            for name, camera in robot.observation.cameras.items():
+                coarse = rng.integers(0, 256, (4, 4, 3), np.uint8)
+                rows = np.arange(camera.height) * 4 // camera.height
+                columns = np.arange(camera.width) * 4 // camera.width
+                images[name] = coarse[rows][:, columns]  # (h, w, 3): patches of colour
+            state = rng.uniform(-0.5, 0.5, robot.observation.state_dims or 0)
+            previous = np.zeros(robot.action.dims, np.float32)
+            found.append(Observation(images, state.astype(np.float32), WORDS, previous))
+        return found
+
+    def _asked(self, line: Line, some: Sequence[Observation], about: str) -> np.ndarray:
+        """(m, k, a): what the server answers to one message."""
+        reply = line.ask(self._message(some), about=about)
+        try:
+            return self._checked(reply, len(some), about)
+        except DialectError as error:
+            line.close()
+            raise AnswerError(f"{self.url} {error} ({about})") from error
+
+    def _message(self, some: Sequence[Observation]) -> dict[str, Any]:
+        """An observation as the server reads it, or several of them stacked."""
+        options = self.options
+        dialect = DIALECTS[options.protocol]
+        entries: list[tuple[tuple[str, ...], list[Any]]] = []
+        for name, path in self._names.items():
+            entries.append((path, [self._picture(seen, name) for seen in some]))
+        for path, numbers in self._state_keys().items():
+            values = [np.asarray(seen.state, np.float32)[numbers] for seen in some]
+            entries.append((path, values))
+        words: list[Any] = [seen.instruction for seen in some]
+        entries.append((_path(options.prompt) if options.prompt else dialect.prompt, words))
+        if options.previous_action:
+            before = [np.asarray(seen.previous_action, np.float32) for seen in some]
+            entries.append((_path(options.previous_action), before))
+        if self._noise is not None:
+            entries.append((_path(options.noise), [self._noise] * len(some)))
+        message: dict[str, Any] = {}
+        for path, values in entries:
+            if options.batch == 1:
+                put(message, path, values[0])
+            else:
+                put(message, path, values if isinstance(values[0], str) else np.stack(values))
+        if options.seed:
+            put(message, _path(options.seed), options.drawn_from)
+        return message
+
+    def _picture(self, seen: Observation, name: str) -> np.ndarray:
+        if name not in seen.images:
+            there = ", ".join(seen.images) or "none"
+            raise ValueError(f"the observation lacks camera {name!r}; it has {there}")
+        camera = self._robot.observation.cameras[name]
+        fit = self._robot.observation.fit
+        image = fit_picture(
+            np.asarray(seen.images[name]), (camera.height, camera.width), fit, camera=name
+        )
+        return image.transpose(2, 0, 1) if self.options.layout == "chw" else image
+
+    def _state_keys(self) -> dict[tuple[str, ...], list[int]]:
+        """Where the state stands in a message: path → its numbers there."""
+        dims = self._robot.observation.state_dims or 0
+        if not dims:
+            return {}
+        said = self.options.state
+        dialect = DIALECTS[self.options.protocol]
+        if not isinstance(said, dict):
+            return {_path(said) if said else dialect.state: list(range(dims))}
+        return {_path(key): list(numbers) for key, numbers in said.items()}
+
+    def _check_state_keys(self) -> None:
+        dims = self._robot.observation.state_dims or 0
+        for path, numbers in self._state_keys().items():
+            if not numbers or not all(type(each) is int and 0 <= each < dims for each in numbers):
+                raise ValueError(
+                    f"{self.said.source}: [options] state: {'.'.join(path)} names the numbers "
+                    f"{numbers!r:.60}, expected some of 0 to {dims - 1}"
+                )
+
+    def _checked(self, reply: dict[str, Any], rows: int, about: str) -> np.ndarray:
+        """(m, k, a) float32 of an answer. Raises DialectError where it is anything else."""
+        if "actions" not in reply:
+            there = ", ".join(map(str, reply)) or "nothing"
+            raise DialectError(f"answers without `actions`; its answer has {there:.200}")
+        actions = reply["actions"]
+        if isinstance(actions, list):  # of a server that knows no arrays
+            actions = _listed(actions)
+        if not isinstance(actions, np.ndarray) or actions.dtype.kind not in "fiu":
+            kind = actions.dtype if isinstance(actions, np.ndarray) else type(actions).__name__
+            raise DialectError(f"answers with actions of type {kind}, expected numbers")
+        if self.options.batch == 1:
+            actions = actions[None, None] if actions.ndim == 1 else actions[None]
+        dims = self._robot.action.dims
+        shape = actions.shape
+        if len(shape) != 3 or shape[0] != rows or shape[2] != dims or not shape[1]:
+            first = f"{rows}, " if self.options.batch > 1 else ""
+            found = shape if self.options.batch > 1 else shape[1:]
+            raise DialectError(
+                f"answers with actions of shape {found}, expected ({first}k, {dims})"
+            )
+        wanted = self.chunk or self.options.chunk or 0
+        if shape[1] < wanted or (self.options.chunk is None and wanted not in (0, shape[1])):
+            raise DialectError(f"answers with {shape[1]} actions, expected {wanted}")
+        actions = actions[:, : self.options.chunk].astype(np.float32)
+        bad = np.argwhere(~np.isfinite(actions))
+        if len(bad):
+            name = self._robot.action.names[bad[0][2]]
+            raise DialectError(f"answers with NaN or infinity, first in {name!r}")
+        return actions
+
+    def _fingerprint(self) -> str:
+        told = {}
+        for each in fields(self.options):
+            if each.name not in CALLING:
+                told[each.name] = getattr(self.options, each.name)
+        cameras = {name: list(path) for name, path in self._names.items()}
+        question = {
+            "asked": told,
+            "cameras": cameras,
+            "execute": self.execute,
+            "metadata": _canonical(self.metadata),
+            "answers": self._known,
+        }
+        content = json.dumps(question, sort_keys=True).encode()
+        return hashlib.sha256(content).hexdigest()[:16]
+
+
+def load(said: Said, robot: RobotSpec | None, *, retries: int | None = None) -> SocketPolicy:
+    """The policy at an address, met: what is said of it, and the robot that it is loaded for. Raises
+    ValueError where no robot is known, or what is said will not do, and what `meet` does."""
+    url = address_of(said.checkpoint)
+    for name, usual in (("precision", "fp32"), ("tokenizer", None), ("kind", None)):
+        if getattr(said, name) != usual:
+            raise ValueError(
+                f"{said.source}: {name} has no effect on a policy behind a socket ({url}); leave it "
+                "out"
+            )
+    if robot is None:
+        raise ValueError(
+            f"{url}: a server does not say what its robot is; load it for one, "
+            "load_actor(…, robot=…), or use it in a recipe whose episodes or benchmark say it"
+        )
+    policy = SocketPolicy(said, said.as_options(Options), robot)
+    policy.meet(retries=retries)
+    return policy
+
+
+def _dialect(options: Options) -> Dialect:
+    return DIALECTS[options.protocol]()
+
+
+def _path(key: str) -> tuple[str, ...]:
+    """A key as a user writes it: `a.b` is `b` in the map `a`."""
+    return tuple(key.split("."))
+
+
+def _named_cameras(
+    said: Said, options: Options, seen: ObservationSpec
+) -> dict[str, tuple[str, ...]]:
+    """The robot's cameras that the server is shown → where each stands in a message."""
+    dialect = _dialect(options)
+    if not said.cameras:
+        return {name: dialect.image(name) for name in seen.cameras}
+    found: dict[str, tuple[str, ...]] = {}
+    for key, name in said.cameras.items():
+        if name not in seen.cameras:
+            there = ", ".join(seen.cameras) or "none"
+            raise ValueError(
+                f"{said.source}: [cameras] gives {key} the robot's camera {name!r}, and it has "
+                f"{there}"
+            )
+        if name in found:
+            raise ValueError(f"{said.source}: [cameras] names {name!r} twice; name it once")
+        found[name] = dialect.named_image(key)
+    return found
+
+
+def _key(said: Said, options: Options) -> str | None:
+    if not options.api_key:
+        return None
+    path = said.source.parent / options.api_key
+    try:
+        key = path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"{said.source}: api_key names {path}, which cannot be read ({type(error).__name__}); "
+            "it is a file in which the server's key stands"
+        ) from error
+    if not key or not key.isprintable():
+        raise ValueError(f"{path}, the file of `api_key`, does not hold one line of text")
+    return key
+
+
+def _listed(actions: list[Any]) -> np.ndarray | list[Any]:
+    """Lists in one another as an array, where they are of one length."""
+    try:
+        return np.array(actions)
+    except ValueError:
+        return actions
+
+
+def _digest(answers: np.ndarray) -> str:
+    content = f"{answers.shape}".encode() + np.ascontiguousarray(answers).tobytes()
+    return hashlib.sha256(content).hexdigest()
+
+
+def _canonical(value: Any) -> str:
+    """Metadata as a text that is the same for the same metadata, arrays by their numbers."""
+
+    def plain(each: Any) -> Any:
+        if isinstance(each, np.ndarray):
+            return [each.dtype.str, each.shape, each.tobytes().hex()]
+        if isinstance(each, bytes):
+            return each.hex()
+        if isinstance(each, np.generic):
+            return each.item()
+        return str(each)
+
+    return json.dumps(value, sort_keys=True, default=plain)

@@ -1,0 +1,150 @@
+"""Messages of arrays as bytes: msgpack, with arrays as openpi and vla-eval write them.
+
+    array     {"__ndarray__": True, "data": bytes, "dtype": "<f4", "shape": [k, a]}
+    number    {"__npgeneric__": True, "data": 1.5, "dtype": "<f4"}        openpi alone
+    picture   {"__image__": True, "format": "png", "data": bytes, …}      vla-eval alone
+
+openpi's names are bytes, vla-eval's are texts (openpi-client 0.1.2, msgpack_numpy.py; vla-eval
+0.8.0, protocol/numpy_codec.py); both are read, and either is written. Nothing that comes in is
+executed: arrays are numbers and texts, never objects, and no larger than the frame that they came
+in. Knows no policy.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+
+NUMBERS = "biuf"  # kinds of numpy that are taken: booleans, integers, floats
+DEPTH = 32  # of lists and maps in one another
+ENTRIES = 2**20  # of a list or map: each takes a byte of the frame and many times that in memory
+ABSENT = (
+    "a policy behind a socket needs two libraries that are not installed: pip install "
+    "'armlet[socket]'"
+)
+
+
+class WireError(ValueError):
+    """Bytes that are no message."""
+
+
+def pack(message: dict[str, Any], *, bytes_keys: bool) -> bytes:
+    """A message as bytes; `bytes_keys`: the names in an array's map are bytes, as openpi's."""
+    msgpack = _library()
+
+    def encode(value: Any) -> Any:
+        if isinstance(value, np.ndarray):
+            if value.dtype.kind not in NUMBERS:
+                raise TypeError(f"an array of {value.dtype} is not sent; expected numbers")
+            said = {
+                "__ndarray__": True,
+                "data": np.ascontiguousarray(value).tobytes(),
+                "dtype": value.dtype.str,
+                "shape": list(value.shape),
+            }
+            return {key.encode(): item for key, item in said.items()} if bytes_keys else said
+        if isinstance(value, np.generic):
+            return value.item()
+        raise TypeError(f"a {type(value).__name__} is not sent")
+
+    packed: bytes = msgpack.packb(message, default=encode)
+    return packed
+
+
+def unpack(frame: bytes) -> Any:
+    """What stands in a frame. Raises WireError where that is no message, holds an array of anything
+    but numbers, or one that is not of the size that it says."""
+    msgpack = _library()
+    try:
+        # No part of it can be larger than all of it: a header that promises more is refused early.
+        found = msgpack.unpackb(
+            frame,
+            object_hook=_decoded,
+            max_str_len=len(frame),
+            max_bin_len=len(frame),
+            max_array_len=min(len(frame), ENTRIES),
+            max_map_len=min(len(frame), ENTRIES),
+            max_ext_len=0,
+        )
+    except WireError:
+        raise
+    # The library raises these, ValueErrors of its own, and a UnicodeDecodeError for a bad text.
+    except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:
+        raise WireError(
+            f"{len(frame)} bytes that are no message of msgpack ({type(error).__name__}: "
+            f"{str(error)[:80]})"
+        ) from error
+    return _named(found, 0)
+
+
+def _decoded(value: dict[Any, Any]) -> Any:
+    """A map, or the array or number that it stands for."""
+    if b"__ndarray__" in value or "__ndarray__" in value:
+        return _array(value)
+    if b"__npgeneric__" in value or "__npgeneric__" in value:
+        dtype = _dtype(_entry(value, "dtype"))
+        data = _entry(value, "data")
+        if not isinstance(data, bool | int | float):
+            raise WireError(f"a number of {dtype} is {data!r:.40}")
+        return dtype.type(data)
+    return value
+
+
+def _array(value: dict[Any, Any]) -> np.ndarray:
+    dtype = _dtype(_entry(value, "dtype"))
+    shape = _entry(value, "shape")
+    data = _entry(value, "data")
+    if not isinstance(shape, list) or not all(type(each) is int and each >= 0 for each in shape):
+        raise WireError(f"an array's shape is {shape!r:.80}, expected whole numbers")
+    if not isinstance(data, bytes):
+        raise WireError(f"an array's data are a {type(data).__name__}, expected bytes")
+    # As Python counts: numpy's product of a shape may overflow.
+    promised = math.prod(shape) * dtype.itemsize
+    if promised != len(data):
+        raise WireError(
+            f"an array of shape {shape} and {dtype} has {len(data)} bytes, expected {promised}"
+        )
+    return np.frombuffer(data, dtype).reshape(shape)
+
+
+def _dtype(said: Any) -> np.dtype:
+    """A type of numbers by its name. Raises WireError for any other: objects would be unpickled."""
+    name = said.decode("ascii", "replace") if isinstance(said, bytes) else said
+    try:
+        # Only a plain name: a list would describe fields, and "O" objects.
+        dtype = np.dtype(name) if isinstance(name, str) else None
+    except TypeError:
+        dtype = None
+    if dtype is None or dtype.kind not in NUMBERS or dtype.hasobject:
+        raise WireError(f"an array is of type {said!r:.40}, and only numbers are taken")
+    return dtype
+
+
+def _entry(value: dict[Any, Any], name: str) -> Any:
+    found = value.get(name, value.get(name.encode()))
+    if found is None:
+        raise WireError(f"an array lacks {name!r}")
+    return found
+
+
+def _named(value: Any, depth: int) -> Any:
+    """The same with texts for the bytes that some servers have as names."""
+    if depth > DEPTH:
+        raise WireError(f"a message with more than {DEPTH} maps and lists in one another")
+    if isinstance(value, list):
+        return [_named(each, depth + 1) for each in value]
+    if not isinstance(value, dict):
+        return value
+    found = {}
+    for key, each in value.items():
+        name = key.decode("utf-8", "replace") if isinstance(key, bytes) else key
+        found[name] = _named(each, depth + 1)
+    return found
+
+
+def _library() -> Any:
+    try:
+        import msgpack
+    except ImportError as error:
+        raise ImportError(ABSENT) from error
+    return msgpack
