@@ -9,6 +9,5 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 out=${1:-out/gpu}
 mkdir -p "$out"
-nvidia-smi --query-gpu=name,memory.total,clocks.max.memory,driver_version --format=csv > "$out/gpu.csv"
 python bench/real_size.py --device cuda --rounds 20 --folder "$out/checkpoints" \
     --out "$out/real_size.json" 2> >(tee "$out/real_size.log" >&2)

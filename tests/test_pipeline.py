@@ -449,7 +449,7 @@ def test_the_command_line_explains_itself() -> None:
         (("probe", "actdistill_tabletop", "--episodes", "{here}"), "meta/info.json is missing"),
         (("teach", "nowhere:mine"), "there is no module 'nowhere', neither installed nor in"),
         (("teach", ":mine"), "':mine' names no module"),
-        (("teach", "mine:reachin"), "in mine there is no function 'reachin'; it has"),
+        (("teach", "mine:reachin"), "in mine there is no function 'reachin'; did you mean mine:reaching? it has"),
         (("teach", "mine:COLOURS"), "'COLOURS' is a dict, no function"),
         (("teach", "mine:DotWorld"), "TypeError"),
         (("teach", "mine:ActionSpec"), "TypeError"),

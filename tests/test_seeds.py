@@ -72,7 +72,10 @@ def recipe(monkeypatch, tmp_path) -> Recipe:
     made.clear()
     answer = np.zeros((2, 1), np.float32)
     still = SimpleNamespace(
-        execute=2, infer=lambda seen: answer, decide=lambda seen: Decision(answer, (1,))
+        execute=2,
+        reset=lambda: None,
+        infer=lambda seen: answer,
+        decide=lambda seen: Decision(answer, (1,)),
     )
     monkeypatch.setattr(actors, "loaded", lambda folder, device, known=None: still)
     return dataclasses.replace(reaching(), benchmark=Watched(), out=tmp_path)

@@ -268,7 +268,7 @@ def test_recipes_that_need_more_are_refused(base, tmp_path: Path, name: str, why
 
 def test_nothing_of_a_fresh_student_stays_as_it_was_drawn(base, tmp_path: Path) -> None:
     """action_kd freezes its teacher's eyes, which a student from nothing has not."""
-    from armlet.recipe import of_black_box
+    from armlet.training.black_box import of_black_box
 
     recipe = of_black_box(recipes.make("action_kd"), "x")
     assert [stage.freeze for stage in recipe.stages] == [(), ("policy.router.*",)]

@@ -39,7 +39,7 @@ from armlet.recipe import (
 from armlet.robot.agree import agree
 from armlet.robot.fit import View
 from armlet.training.black_box import how_asked
-from armlet.training.learner import Learner, chooses
+from armlet.training.learner import Learner, chooses, with_logits
 from armlet.training.practice import is_promoted, mixed, practise
 from armlet.training.supervision import (
     check_heads,
@@ -84,8 +84,7 @@ def _distil(recipe: Recipe) -> Path:
     if is_finished(recipe.student_folder, wanted, fixes="give another folder with `--out`"):
         sys.stderr.write(f"{title}: {recipe.student_folder} was distilled exactly so already\n")
         return recipe.student_folder
-    check_episodes(recipe, data, teacher.robot, state=teacher.body.state, title=title)
-    _check_facts(recipe.stages, data)
+    _check_episodes(recipe, data, teacher, title)
 
     episodes = _episodes(recipe, data, teacher.view, store)
     train, calibrate = _rows(recipe, data)
@@ -93,7 +92,7 @@ def _distil(recipe: Recipe) -> Path:
     sample = _sample(make_batches(teacher, episodes.frames), train, recipe.seed)
     student = recipe.student.build(teacher, sample).to(device)
     agree(student.robot, teacher.robot, whose=("the student", "its teacher"))
-    recipe = _for_student(recipe, student, episodes, train)
+    recipe = _for_student(recipe, teacher, student, episodes, train)
     _check_chunk(student, facts.chunk)
     learner = _learner(recipe, student, data).to(device)
     corpus = Corpus([episodes], lambda frames: make_batches(student, frames), needs=recipe.needs)
@@ -144,15 +143,20 @@ def _distil(recipe: Recipe) -> Path:
     return recipe.student_folder
 
 
-def _for_student(recipe: Recipe, student: Backbone, episodes: Part, rows: np.ndarray) -> Recipe:
-    """The recipe with objectives for this student."""
+def _for_student(
+    recipe: Recipe, teacher: Backbone, student: Backbone, episodes: Part, rows: np.ndarray
+) -> Recipe:
+    """The recipe with objectives for this student of this teacher."""
+    recipe = with_logits(recipe, teacher, make_batches(teacher, episodes.frames))
     choosing, logits = chooses(student, make_batches(student, episodes.frames).batch(rows[:2]))
     return recipe.for_student(chooses=choosing, logits=logits)
 
 
-def _check_facts(stages: tuple[Stage, ...], data: EpisodeDataset) -> None:
-    """Raises ValueError where the episodes lack facts that an objective reads."""
-    for index, stage in enumerate(stages):
+def _check_episodes(recipe: Recipe, data: EpisodeDataset, teacher: Backbone, title: str) -> None:
+    """Raises ValueError where the episodes are not of the teacher's robot, or lack facts that an
+    objective reads."""
+    check_episodes(recipe, data, teacher.robot, state=teacher.body.state, title=title)
+    for index, stage in enumerate(recipe.stages):
         check_facts(data, stage.objective.wants, option=f"--stages.{index}.objective.facts")
 
 

@@ -9,7 +9,6 @@ beside the traces.
 
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from armlet.data.episodes import EpisodeDataset
@@ -18,7 +17,6 @@ from armlet.data.splits import parts, rows_of
 from armlet.data.traces import HEADER, StoreIdentity
 from armlet.policies.acting import behind_socket, socket_policy
 from armlet.policies.checkpoint import load_with_fingerprint
-from armlet.policies.contract import Backbone
 from armlet.policies.facts import TeacherFacts
 from armlet.policies.pretrained.said import Said
 from armlet.policies.remote.address import address_of
@@ -26,12 +24,17 @@ from armlet.recipe import (
     Recipe,
     at_hand,
     check_episodes,
-    of_black_box,
     robot_of_episodes,
     suited,
 )
-from armlet.training.black_box import facts_of, frames_for, how_asked, store_answers
-from armlet.training.learner import Learner, chooses
+from armlet.training.black_box import (
+    facts_of,
+    frames_for,
+    how_asked,
+    of_black_box,
+    store_answers,
+)
+from armlet.training.learner import Learner, with_logits
 from armlet.training.masters import halve
 from armlet.training.supervision import (
     annotate,
@@ -66,7 +69,7 @@ def main(recipe: Recipe) -> Path:
         halve(teacher)
     learner = Learner(teacher)
     batches = make_batches(teacher, load_frames(data, teacher.view, recipe.pictures))
-    _check_logits(recipe, teacher, batches)
+    recipe = with_logits(recipe, teacher, batches)
     if recipe.probe:
         torch.manual_seed(recipe.seed)  # the heads' first weights
         learner.probe = make_heads(teacher, recipe.probe).to(device)
@@ -85,21 +88,6 @@ def main(recipe: Recipe) -> Path:
     TeacherFacts.of(teacher, fingerprint).write(recipe.traces)
     annotate(data, recipe.annotator, recipe.labels)
     return recipe.traces
-
-
-def _check_logits(recipe: Recipe, teacher: Backbone, batches: BatchMaker) -> None:
-    """Raises ValueError where students will be cut from a teacher that chooses among classes, and
-    the logits that would teach them are not stored: said here, ahead of the hours."""
-    if recipe.student is None or not recipe.student.needs_teacher or not recipe.may_read_logits:
-        return
-    if "logits" in recipe.traced or not chooses(teacher, batches.batch(np.arange(2)))[1]:
-        return
-    traced = " ".join([*recipe.traced, "logits"])
-    raise ValueError(
-        f"{recipe.teacher} chooses its actions among classes, and the students of {recipe.name} "
-        f"learn how likely it found each: give this verb and `distil` `--traced {traced}`. To learn "
-        "only what it chose, set `by` of the stages' objective to choices"
-    )
 
 
 def _ask(recipe: Recipe, data: EpisodeDataset, said: Said) -> Path:

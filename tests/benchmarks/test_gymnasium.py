@@ -96,7 +96,9 @@ def test_an_episode_is_the_environments_own() -> None:
 
 def test_an_episode_that_ends_by_a_fall_is_no_success_and_is_not_stepped_again() -> None:
     left = SimpleNamespace(
-        execute=4, decide=lambda seen: Decision(np.full((4, 2), -1, np.float32), (1,))
+        execute=4,
+        reset=lambda: None,
+        decide=lambda seen: Decision(np.full((4, 2), -1, np.float32), (1,)),
     )
     falls = cart(options={"falls": True})
     episode = run_task(left, falls, falls.tasks()[0], 1)
@@ -105,7 +107,9 @@ def test_an_episode_that_ends_by_a_fall_is_no_success_and_is_not_stepped_again()
     assert run_task(left, stands, stands.tasks()[0], 1).success, "as it was asked for"
     slow = cart(limit=3)
     still = SimpleNamespace(
-        execute=1, decide=lambda seen: Decision(np.zeros((1, 2), np.float32), (1,))
+        execute=1,
+        reset=lambda: None,
+        decide=lambda seen: Decision(np.zeros((1, 2), np.float32), (1,)),
     )
     assert run_task(still, slow, slow.tasks()[0], 2).steps == 3
 
@@ -195,6 +199,7 @@ def test_one_that_gymnasium_ships(monkeypatch) -> None:
     assert found.action_spec.control_hz == own.metadata["render_fps"] == 30
     swings = SimpleNamespace(
         execute=1,
+        reset=lambda: None,
         decide=lambda seen: Decision(np.sign(seen.state[1:] + 1e-9)[None].astype(np.float32), (1,)),
     )
     episode = run_task(swings, found, found.tasks()[0], 5)

@@ -20,8 +20,9 @@ from torch import Tensor
 from armlet.evaluation.measure import latency
 from armlet.layers.graph import ProbeHeads
 from armlet.layers.heads import to_bins
+from armlet.policies.building import rebuild
 from armlet.policies.checkpoint import load_policy, save_policy
-from armlet.policies.contract import Backbone, Policy, State, rebuild
+from armlet.policies.contract import Backbone, Policy, State
 from armlet.policies.routed import Routed, Routing
 from armlet.policies.students import FirstK, LayerDrop, influence
 from armlet.recipe import Stage

@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from armlet.layers import detr, resnet
+from armlet.policies.building import rebuild
 from armlet.policies.checkpoint import load_policy, save_policy
-from armlet.policies.contract import rebuild
 from armlet.policies.pretrained import act, act_network, kinds, lerobot_body
 from armlet.policies.pretrained.act_network import ACT, Sizes
 from armlet.policies.pretrained.files import Header, Tensors, match
@@ -26,7 +26,7 @@ from armlet.policies.pretrained.lerobot import Folder
 from armlet.policies.pretrained.said import read_said
 from armlet.policies.routed import Routed, Routing
 from armlet.policies.students import FirstK, LayerDrop
-from armlet.robot.ensemble import Ensemble
+from armlet.robot.ensemble import Exponential
 from armlet.robot.normalise import Normaliser
 
 VARIANTS = ("plain", "rare")
@@ -107,8 +107,8 @@ def padding_is_read(patch: Patch) -> None:
 
 
 def newest_most(patch: Patch) -> None:
-    right = Ensemble.weights
-    patch.setattr(Ensemble, "weights", lambda self, count: right(self, count)[::-1])
+    right = Exponential.weights
+    patch.setattr(Exponential, "weights", lambda self, decided: right(self, decided)[::-1])
 
 
 def no_last_norm(patch: Patch) -> None:

@@ -12,8 +12,9 @@ from cogact_run import GOLDEN, NAME, Modules, averaged, modules, said_of, say, w
 from PIL import Image
 from torch import Tensor
 
+from armlet.policies.building import rebuild
 from armlet.policies.checkpoint import load_policy, policy_fingerprint, save_policy
-from armlet.policies.contract import Backbone, rebuild
+from armlet.policies.contract import Backbone
 from armlet.policies.pretrained import cogact, kinds
 from armlet.policies.pretrained.cogact_network import CogACT, decided
 from armlet.policies.pretrained.files import Header, Tensors, match

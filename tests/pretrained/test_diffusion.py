@@ -18,8 +18,8 @@ from torch import Tensor
 
 from armlet.layers.schedule import Schedule
 from armlet.layers.unet import ToldBlock
+from armlet.policies.building import rebuild
 from armlet.policies.checkpoint import load_policy, save_policy
-from armlet.policies.contract import rebuild
 from armlet.policies.pretrained import diffusion, diffusion_network, kinds, lerobot_body
 from armlet.policies.pretrained.diffusion_network import DiffusionPolicy, Eye, Sizes
 from armlet.policies.pretrained.files import Header, Tensors, match

@@ -18,8 +18,8 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models
 from torch import nn
 
+from armlet.policies.building import rebuild
 from armlet.policies.checkpoint import load_policy, policy_fingerprint, save_policy
-from armlet.policies.contract import rebuild
 from armlet.policies.pretrained import dino_siglip, kinds
 from armlet.policies.pretrained.dino_siglip import MEANS, STDS
 from armlet.policies.pretrained.files import Names, fill, match, open_sharded

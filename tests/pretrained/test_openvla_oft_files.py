@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from armlet.policies.building import rebuild
 from armlet.policies.checkpoint import policy_fingerprint
-from armlet.policies.contract import rebuild
 from armlet.policies.pretrained import kinds, openvla_hf
 from armlet.policies.pretrained.files import match
 from armlet.policies.pretrained.lora import Adapter

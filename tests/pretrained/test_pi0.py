@@ -28,8 +28,9 @@ from pretrained.pi_traps import OTHERS, SPRINGS
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from armlet.policies.building import rebuild
 from armlet.policies.checkpoint import load_policy, save_policy
-from armlet.policies.contract import Pass, rebuild
+from armlet.policies.contract import Pass
 from armlet.policies.pretrained.files import Header, Tensors, match
 from armlet.policies.pretrained.lerobot import Relative
 from armlet.policies.pretrained.pi_files import names_of, sizes_of

@@ -13,8 +13,8 @@ import pytest
 import torch
 from golden import compare
 
+from armlet.policies.building import rebuild
 from armlet.policies.checkpoint import policy_fingerprint
-from armlet.policies.contract import rebuild
 from armlet.policies.pretrained import kinds
 from armlet.policies.pretrained.dino_siglip import MEANS
 from armlet.policies.pretrained.files import match

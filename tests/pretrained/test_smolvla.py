@@ -17,8 +17,8 @@ from goldens import smolvla as golden
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from armlet.policies.building import rebuild
 from armlet.policies.checkpoint import load_policy, save_policy
-from armlet.policies.contract import rebuild
 from armlet.policies.pretrained import files, smolvla, smolvla_network
 from armlet.policies.pretrained.said import read_said
 from armlet.policies.pretrained.smolvla_network import Prompt, SmolVLA, described

@@ -38,7 +38,8 @@ from armlet.data.files import (
     write_atomically,
 )
 from armlet.data.hub import local_folder, refuse_writing
-from armlet.policies.contract import Backbone, Body, rebuild
+from armlet.policies.building import rebuild
+from armlet.policies.contract import Backbone, Body
 from armlet.policies.pretrained import kinds
 from armlet.policies.remote.address import address_of, is_address
 from armlet.robot.agree import agree

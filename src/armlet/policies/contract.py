@@ -12,10 +12,7 @@ tokens with an action head, as all of ours are, need only what `tokens.TokenPoli
 
 import abc
 import dataclasses
-import functools
-import importlib
 import operator
-import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
@@ -25,10 +22,9 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.utils.checkpoint import checkpoint
 
-from armlet import limits, outside
+from armlet import limits
 from armlet.data.inputs import Inputs
 from armlet.data.text import Words
 from armlet.layers.router import mix
@@ -601,75 +597,3 @@ def check_cameras(cameras: Any) -> None:
     good = isinstance(cameras, dict) and all(type(side) is int for side in cameras.values())
     if not good or not all(side > 0 for side in cameras.values()):
         raise ValueError(f"cameras is {cameras!r:.60}, expected name → side in pixels")
-
-
-def rebuild(description: dict[str, Any], tokenizer: Tokenizer, *, empty: bool = False) -> Backbone:
-    """A policy with fresh weights from its description; `type` names a module of this folder, or a
-    Backbone from elsewhere as `package.module:Class`, whose `from_json` makes it.
-
-    `empty`: without weights, to be given those of a file (`checkpoint.load_weights`). Parameters
-    have names, shapes and a precision, and take neither memory nor the time to draw them; buffers
-    are what the network computes.
-    """
-    make = _maker(str(description.get("type")))
-    if not empty:
-        return make(description, tokenizer)
-    _listen()
-    before = BUILDING.empty  # a network may build another inside, as a routed one does
-    BUILDING.empty = True
-    try:
-        return make(description, tokenizer)
-    finally:
-        BUILDING.empty = before
-
-
-class _Building(threading.local):
-    """Whether this thread builds a network without weights; others may build theirs meanwhile."""
-
-    empty = False
-
-
-BUILDING = _Building()
-
-
-@functools.cache
-def _listen() -> None:
-    """From now on torch asks `_without_weights` of every parameter. Never undone: other threads
-    register parameters at any time."""
-    # `with torch.device("meta")` would empty buffers, too, some of which no file holds.
-    register_module_parameter_registration_hook(_without_weights)  # type: ignore[arg-type]
-
-
-def _without_weights(
-    module: nn.Module, name: str, parameter: nn.Parameter | None
-) -> nn.Parameter | None:
-    """A parameter that a module was given, without its numbers, where that is wanted. None: as it
-    is. Those of torch's layers have not been drawn yet, so that no memory is touched."""
-    if parameter is None or not BUILDING.empty:
-        return None
-    return nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
-
-
-def _maker(kind: str) -> Callable[[dict[str, Any], Tokenizer], Backbone]:
-    """What makes a policy of this type from its description. Raises ValueError where nothing
-    does."""
-    place, _, name = kind.partition(":")  # package.module:Class, or a module of this folder
-    if not name:
-        try:
-            module = importlib.import_module(f"armlet.policies.{kind}")
-        except ModuleNotFoundError as error:
-            raise ValueError(
-                f"policy type {kind!r} is unknown: there is no armlet/policies/{kind}.py"
-            ) from error
-        return module.from_json
-    module = outside.module(place, whose=f"policy type {kind!r}")
-    found = getattr(module, name, None)
-    if not (isinstance(found, type) and issubclass(found, Backbone)):
-        raise ValueError(
-            f"policy type {kind!r}: {name} in {place} is {found!r}, expected a Backbone"
-        )
-    make: Callable[[dict[str, Any], Tokenizer], Backbone] | None
-    make = getattr(found, "from_json", None)
-    if make is None:
-        raise ValueError(f"policy type {kind!r}: {name} has no `from_json`, so it cannot be loaded")
-    return make

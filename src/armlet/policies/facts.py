@@ -13,7 +13,8 @@ from typing import Any, Self
 from tokenizers import Tokenizer
 
 from armlet.data.files import read_json, write_atomically
-from armlet.policies.contract import Backbone, Body, rebuild
+from armlet.policies.building import rebuild
+from armlet.policies.contract import Backbone, Body
 from armlet.robot.fit import View
 
 FACTS = "teacher.json"

@@ -30,7 +30,8 @@ from armlet.layers.router import (
     mixer,
 )
 from armlet.limits import ABOVE_0
-from armlet.policies.contract import Backbone, Pass, State, Student, left_to, rebuild, tuples
+from armlet.policies.building import rebuild
+from armlet.policies.contract import Backbone, Pass, State, Student, left_to, tuples
 from armlet.policies.students import Fresh
 from armlet.robot.observation import Observation
 from armlet.types import Batch

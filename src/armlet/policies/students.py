@@ -9,7 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from armlet import limits
-from armlet.policies.contract import Backbone, Network, Student, rebuild, sides_of
+from armlet.policies.building import rebuild
+from armlet.policies.contract import Backbone, Network, Student, sides_of
 from armlet.types import Batch
 
 

@@ -120,11 +120,10 @@ def run(
     recorded, and not carried out (DAgger). None: recorded is what the actor itself wanted.
     `disturb`: the action that was wanted → the one carried out in its place. `execute`: actions of
     a chunk carried out before the actor looks again (None: its own number). `ensemble`: how chunks
-    that overlap are joined (None: as the actor says). `lag` steps pass in the
-    world while it thinks; `late` says what the arm does meanwhile (see above). `record`: every
-    step is looked at and kept. `on_look` is given what the actor sees, `on_world` each world.
-
-    Raises ValueError where a chunk has fewer actions than should be carried out.
+    that overlap are joined (None: as the actor says). `lag` steps pass in the world while it
+    thinks; `late` says what the arm does meanwhile (see above). `record`: every step is looked at
+    and kept. `on_look` is given what the actor sees, `on_world` each world. Raises ValueError where
+    a chunk has fewer actions than should be carried out.
     """
     execute = actor.execute if execute is None else execute
     kept = _Record(keep=record)
@@ -132,9 +131,9 @@ def run(
     left: list[Action] = []  # of the chunk before, what has not been carried out
     gates: list[tuple[int, ...]] = []
     executed: list[Action] = []
+    actor.reset()
     waited = 0
     success = False
-    actor.reset()
     past = Past(max(history_of(actor), history_of(label)))
     overlap = Overlap(ensemble or getattr(actor, "ensemble", None), spec)
     with contextlib.closing(world):

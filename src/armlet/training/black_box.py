@@ -31,6 +31,7 @@ from armlet.recipe import Recipe
 from armlet.robot.normalise import check_sane
 from armlet.robot.spec import ActionSpec
 from armlet.training.body import ACTION, body_of
+from armlet.types import LAYERS
 
 ROWS = 128  # whose pictures are read at a time
 KEPT = 32  # answers that wait to be written, at most
@@ -192,3 +193,57 @@ def _ask_again(
             "it draws is learnt as it comes"
         )
     sys.stderr.write(f"{title}: {said}; it draws, and what it drew is what is learnt\n")
+
+
+def of_black_box(recipe: Recipe, whose: str) -> Recipe:
+    """The recipe where of its teacher actions alone are known: a student that would take layers
+    from it, and can start from nothing, does; what all stages would leave as the teacher had it is
+    trained; layers that count for nothing are not read. `whose`: the teacher, for an error.
+
+    Raises ValueError, one sentence, where the recipe needs more of its teacher than actions.
+    """
+    reasons = []
+    student = recipe.student
+    fresh = student
+    if student is not None and student.needs_teacher:
+        fresh = student.from_nothing()
+        if fresh is None:
+            reasons.append(
+                f"its student ({type(student).__name__}) is made from the teacher's weights"
+            )
+    stages = recipe.all_stages
+    if stages and stages[0].teacher is not None:
+        reasons.append("the average that teaches its first stage starts from the teacher's weights")
+    told = [replace(stage, objective=stage.objective.without_layers()) for stage in stages]
+    # Weights that no stage trains are the teacher's: of a fresh network they would stay random.
+    if fresh != student:
+        never = frozenset.intersection(*(frozenset(stage.freeze) for stage in told))
+        for index, stage in enumerate(told):
+            kept = tuple(pattern for pattern in stage.freeze if pattern not in never)
+            told[index] = replace(stage, freeze=kept)
+    first = len(recipe.stages)
+    rounds = []
+    for each, stage in zip(recipe.rounds, told[first:], strict=True):
+        rounds.append(replace(each, stage=stage))
+    read: set[str] = set()
+    for stage in told:
+        if stage.teacher is None:
+            read |= stage.needs - {"actions"}
+        read |= stage.objective.wants & LAYERS
+    if read:
+        reasons.append(f"its objectives read {', '.join(sorted(read))}")
+    if reasons:
+        raise ValueError(
+            f"of {whose} nothing but actions is known, and recipe {recipe.name!r} needs more: "
+            f"{'; '.join(reasons)}. Recipes that learn from actions alone are action_kd, vla_ad, "
+            "aed_actions and bc"
+        )
+    return replace(
+        recipe,
+        student=fresh,
+        stages=tuple(told[:first]),
+        rounds=tuple(rounds),
+        probe=None,
+        traced=("actions",),
+        trace_precision="fp32",  # nobody here multiplies
+    )

@@ -8,13 +8,16 @@ from collections.abc import Collection, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from armlet.data.frames import BatchMaker
 from armlet.layers.graph import ProbeHeads
 from armlet.layers.named import Named
 from armlet.layers.vision import Pointer
 from armlet.policies.contract import Backbone, Features, Pass
+from armlet.recipe import Recipe
 from armlet.types import LAYERS, Batch, Precision, Trace
 
 # Signals that are computed from the condition, where a policy has one.
@@ -193,6 +196,17 @@ def chooses(policy: Backbone, batch: Batch) -> tuple[bool, bool]:
         chosen = trains and not logits and not policy.decode(run, batch).requires_grad
     policy.train(training)
     return logits or chosen, logits
+
+
+def with_logits(recipe: Recipe, teacher: Backbone, batches: BatchMaker) -> Recipe:
+    """The recipe with the teacher's logits among what is `traced`, where its students are cut from
+    a teacher that chooses its actions among classes, and an objective would learn from them how
+    likely it found each."""
+    if recipe.student is None or not recipe.student.needs_teacher or not recipe.may_read_logits:
+        return recipe
+    if "logits" in recipe.traced or not chooses(teacher, batches.batch(np.arange(2)))[1]:
+        return recipe
+    return replace(recipe, traced=(*recipe.traced, "logits"))
 
 
 @torch.no_grad()

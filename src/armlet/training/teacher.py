@@ -20,9 +20,9 @@ from armlet.policies.pretrained.said import Said
 from armlet.policies.remote.address import address_of
 from armlet.policies.remote.line import ServerError
 from armlet.policies.remote.policy import SocketPolicy
-from armlet.recipe import Recipe, at_hand, of_black_box
+from armlet.recipe import Recipe, at_hand
 from armlet.robot.spec import RobotSpec
-from armlet.training.black_box import facts_of
+from armlet.training.black_box import facts_of, of_black_box
 
 
 @dataclass(frozen=True)

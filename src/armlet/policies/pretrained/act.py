@@ -12,7 +12,8 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from armlet.policies.contract import Body, rebuild
+from armlet.policies.building import rebuild
+from armlet.policies.contract import Body
 from armlet.policies.pretrained import lerobot_body
 from armlet.policies.pretrained.act_network import ACT, Sizes, build
 from armlet.policies.pretrained.card import Card, dtypes_of, parts_of

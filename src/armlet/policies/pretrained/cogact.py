@@ -15,7 +15,8 @@ from typing import Any
 from torch import Tensor
 
 from armlet.data.files import read_json
-from armlet.policies.contract import Backbone, Body, rebuild
+from armlet.policies.building import rebuild
+from armlet.policies.contract import Backbone, Body
 from armlet.policies.pretrained.action_dit import Sampler, visited
 from armlet.policies.pretrained.card import Card, Choice, dtypes_of, parts_of
 from armlet.policies.pretrained.cogact_network import GRIPPER

@@ -13,7 +13,8 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from armlet.layers.schedule import Kind, Schedule
-from armlet.policies.contract import Body, rebuild
+from armlet.policies.building import rebuild
+from armlet.policies.contract import Body
 from armlet.policies.pretrained import lerobot_body
 from armlet.policies.pretrained.card import Card, Choice, dtypes_of, parts_of
 from armlet.policies.pretrained.diffusion_network import (

@@ -140,7 +140,8 @@ class Eye(RestsWhenFrozen):
 
 
 class DiffusionPolicy(RestsWhenFrozen, Backbone[UNetState]):
-    """See the module's docstring. Signals: `condition` (b, c)."""
+    """See the module's docstring. Signals: `condition` (b, d), the mean over the horizon of what the first step
+    of denoising leaves."""
 
     text_tokens = 0  # it is told nothing
     statistics: Tensor
@@ -177,7 +178,8 @@ class DiffusionPolicy(RestsWhenFrozen, Backbone[UNetState]):
         self.width = max(*sizes.widths, sizes.features)
         self.vision_tokens = sizes.moments * len(cameras)
         moment = sizes.state + sizes.environment + sizes.features * len(cameras)
-        self.condition_width: int = sizes.moments * moment
+        self.seen_width: int = sizes.moments * moment  # of all that is seen
+        self.condition_width: int = self.width
         self.register_buffer("statistics", lerobot_body.as_tensor(pictures), persistent=False)
         self._draw(seed)
         eyes = 0
@@ -203,7 +205,7 @@ class DiffusionPolicy(RestsWhenFrozen, Backbone[UNetState]):
         sizes = self.sizes
         step = sizes.step_width
         self.step_encoder = StepEncoder(step)
-        told = step + self.condition_width
+        told = step + self.seen_width
 
         def block(enters: int, leaves: int) -> ToldBlock:
             return ToldBlock(
@@ -418,7 +420,12 @@ class DiffusionPolicy(RestsWhenFrozen, Backbone[UNetState]):
         return Features(together, every, vision, torch.zeros_like(every))
 
     def signals(self, names: Collection[str], batch: Batch, run: Pass[UNetState]) -> Trace:
-        return {"condition": run.start.condition.float()} if "condition" in names else {}
+        if "condition" not in names:
+            return {}
+        # What the blocks make of the first step, and not what they are told: that is the same
+        # whatever runs, and taught to no layer.
+        steps = self.features(run.state).hidden[:, self.vision_tokens :]  # (b, n, d)
+        return {"condition": steps.float().mean(1)}
 
     def layer_costs(self) -> Tensor:
         """(l,): multiplications; a convolution's are its weights' as often as time has steps."""

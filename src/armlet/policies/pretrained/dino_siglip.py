@@ -25,7 +25,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from armlet.layers.timm_vit import TimmViT, ViTSizes
-from armlet.policies.contract import Backbone, Body, Features, rebuild, tuples, weights_of
+from armlet.policies.building import rebuild
+from armlet.policies.contract import Backbone, Body, Features, tuples, weights_of
 from armlet.policies.tokens import TokenState
 from armlet.types import Batch
 

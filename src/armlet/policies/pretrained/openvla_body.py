@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
-from armlet.policies.contract import Body, rebuild
+from armlet.policies.building import rebuild
+from armlet.policies.contract import Body
 from armlet.policies.pretrained.card import Card, Choice, dtypes_of, parts_of
 from armlet.policies.pretrained.dino_siglip import Sizes
 from armlet.policies.pretrained.files import Names, Tensors, fill

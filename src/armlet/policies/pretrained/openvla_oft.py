@@ -13,7 +13,8 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from armlet.data.files import read_json
-from armlet.policies.contract import Backbone, Body, rebuild
+from armlet.policies.building import rebuild
+from armlet.policies.contract import Backbone, Body
 from armlet.policies.pretrained.card import Card, Choice, dtypes_of, parts_of
 from armlet.policies.pretrained.dino_siglip import network_from_json
 from armlet.policies.pretrained.files import COPY, Change, fill

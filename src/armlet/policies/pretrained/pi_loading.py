@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from armlet.policies.contract import Backbone, Body, rebuild
+from armlet.policies.building import rebuild
+from armlet.policies.contract import Backbone, Body
 from armlet.policies.pretrained.card import Card, Choice, dtypes_of, parts_of
 from armlet.policies.pretrained.files import COPY, Tensors, fill
 from armlet.policies.pretrained.lerobot import CONFIG, WEIGHTS

@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from armlet.data.inputs import Inputs
 from armlet.layers.gemma import GemmaLayer, hide, make_norm, normed
 from armlet.layers.heads import masked_mean
-from armlet.policies.contract import Backbone, Body, Features, Pass, State, rebuild, weights_of
+from armlet.policies.building import rebuild
+from armlet.policies.contract import Backbone, Body, Features, Pass, State, weights_of
 from armlet.policies.pretrained.pi_words import Prompts
 from armlet.robot.fit import View
 from armlet.types import Batch, Trace

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any, get_args
 
 from armlet.data.files import read_json
-from armlet.policies.contract import Backbone, Body, rebuild
+from armlet.policies.building import rebuild
+from armlet.policies.contract import Backbone, Body
 from armlet.policies.pretrained.card import Card, Choice, dtypes_of, parts_of
 from armlet.policies.pretrained.files import COPY, Names, Tensors, fill
 from armlet.policies.pretrained.lerobot import (

@@ -27,7 +27,8 @@ from torch import Tensor, nn
 
 from armlet.data.inputs import Inputs
 from armlet.layers.heads import masked_mean
-from armlet.policies.contract import Backbone, Body, Features, Pass, State, rebuild, weights_of
+from armlet.policies.building import rebuild
+from armlet.policies.contract import Backbone, Body, Features, Pass, State, weights_of
 from armlet.policies.pretrained.smolvla_sizes import BASE, Sizes
 from armlet.robot.fit import View
 from armlet.robot.normalise import Normaliser
