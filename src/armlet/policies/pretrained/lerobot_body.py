@@ -5,12 +5,12 @@ A robot's state here is `observation.state` and, behind it, `observation.environ
 checkpoint looks at one: whoever acts gives both in a row.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from armlet.data.text import no_words
 from armlet.policies.contract import Body
@@ -101,6 +101,37 @@ def nobodys(folder: Folder, fit: Fit) -> Body:
         control_hz=1.0,
     )
     return Body(spec, state_of(folder), actions, no_words(), fit=fit)
+
+
+@torch.no_grad()
+def tokens_of(network: nn.Module, run: Callable[[], object]) -> int:
+    """To how many places in a picture, or in time, a network's parameters are applied when `run`
+    runs it once: on average over its parameters, for convolutions see fewer the deeper they are.
+    It needs no numbers: a network on the meta device will do."""
+    parameters = 0
+    applied = 0
+
+    def count(layer: nn.Module, entered: tuple[Tensor, ...], left: Tensor) -> None:
+        nonlocal parameters, applied
+        own = sum(each.numel() for each in layer.parameters())
+        if isinstance(layer, nn.Linear):
+            places = left.numel() // left.shape[-1]
+        else:  # a transposed convolution is applied to what enters
+            seen = entered[0] if isinstance(layer, nn.ConvTranspose1d) else left
+            places = seen.numel() // seen.shape[1]
+        parameters += own
+        applied += own * places
+
+    hooks = []
+    for layer in network.modules():
+        if isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d | nn.ConvTranspose1d):
+            hooks.append(layer.register_forward_hook(count))
+    try:
+        run()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return round(applied / max(parameters, 1))
 
 
 def as_json(pictures: Mapping[str, Normaliser]) -> dict[str, Any]:

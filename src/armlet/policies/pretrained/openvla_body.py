@@ -11,7 +11,14 @@ import torch
 from tokenizers import Tokenizer
 
 from armlet.policies.contract import Body, rebuild
-from armlet.policies.pretrained.card import Card, Choice, dtypes_of, parts_of
+from armlet.policies.pretrained.card import (
+    PROMPT_TOKENS,
+    Card,
+    Choice,
+    Work,
+    dtypes_of,
+    parts_of,
+)
 from armlet.policies.pretrained.dino_siglip import Sizes
 from armlet.policies.pretrained.files import Names, Tensors, fill
 from armlet.policies.pretrained.openvla import OpenVLA
@@ -22,6 +29,7 @@ from armlet.robot.normalise import Normaliser
 from armlet.robot.spec import RobotSpec
 
 CAMERA = "image"
+DIMS = 7  # of an action, while nobody has said of which data set
 FAR = 1e3  # a quantile beyond this is in no robot's unit
 
 
@@ -154,6 +162,15 @@ def card(
             "lm_head.": "word scores",
         },
     )
+    patches = sizes.dino.grid**2
+    # The first word of an action is read where the prompt ends, and the last is read by nobody.
+    written = (DIMS if action is None else len(action.offset)) - 1
+    work = {
+        "image towers": (Work(patches),),
+        "projector": (Work(patches),),
+        "layers": (Work(patches + PROMPT_TOKENS), Work(1, written)),
+        "word scores": (Work(1, written + 1),),
+    }
     return Card(
         kind=kind,
         root=root,
@@ -178,6 +195,7 @@ def card(
         choices=(keys, *choices) if several else choices,
         remarks=tuple(lines),
         words=f"{PROMPT.format('<instruction in lower case>')!r}, then the token '▁'",
+        work=work,
         unused=tuple(name for name in tensors if names.is_unused(name)),
     )
 
