@@ -44,7 +44,7 @@ ROOMS = {
     "model.backbone.": "eyes",
     "model.encoder_img_feat_input_proj.": "eyes",
     "model.encoder.": "encoder",
-    "model.decoder.layers.*.multihead_attn.": "decoder, what it reads of the encoder",
+    "model.decoder.layers.*.multihead_attn.": "decoder (encoder's tokens)",
     "model.decoder.": "decoder",
     "model.vae_encoder": "encoder of actions, of training only",
 }
@@ -122,11 +122,11 @@ def _work(network: ACT, cameras: dict[str, tuple[int, int]]) -> dict[str, tuple[
     """What its parts do for a decision."""
     tokens = network.singles + network.vision_tokens
     chunk = network.chunk
-    found = {
+    found: dict[str, tuple[Work, ...]] = {
         "encoder": (Work(tokens),),
         "decoder": (Work(chunk),),
         # Of its four matrices two are applied to the encoder's tokens, and two to the actions'.
-        "decoder, what it reads of the encoder": (Work((tokens + chunk) // 2),),
+        "decoder (encoder's tokens)": (Work((tokens + chunk) // 2),),
     }
     if cameras:
         eyes = nn.ModuleList([network.vision, network.encoder_img_feat_input_proj]).to("meta")

@@ -8,7 +8,6 @@ from pathlib import Path
 from armlet.policies.pretrained.files import Tensors
 from armlet.robot.normalise import Normaliser
 
-
 Value = str | int | float | tuple[str, ...]  # of an option, as TOML has it; bool is an int
 
 

@@ -124,10 +124,10 @@ def _work(network: DiffusionPolicy) -> dict[str, tuple[Work, ...]]:
     """What the parts of a network on the meta device do for a decision: eyes look once at every
     moment's pictures, the U-Net runs in each step."""
     condition = torch.empty(1, network.condition_width, device="meta")
-    unet = nn.ModuleDict(network.named_children())
+    unet = nn.ModuleDict(dict(network.named_children()))
     del unet["vision"]
     tokens = lerobot_body.tokens_of(unet, lambda: network.predict(condition))
-    found = {"U-Net": (Work(tokens, network.schedule.steps),)}
+    found: dict[str, tuple[Work, ...]] = {"U-Net": (Work(tokens, network.schedule.steps),)}
     if network.seen:
         size = next(iter(network.seen.values()))  # the same of all
         pictures = torch.empty(network.history, 3, *size, device="meta")

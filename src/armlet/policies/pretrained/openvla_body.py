@@ -147,7 +147,7 @@ def card(
     keys = Choice(
         "unnorm_key",
         tuple(sorted(statistics.sets)),
-        None if several else next(iter(statistics.sets)),
+        key if several else next(iter(statistics.sets)),
         "by whose statistics actions become the robot's numbers",
     )
     side = sizes.dino.side

@@ -192,7 +192,7 @@ def _work(parts: Parts, facts: _Facts | None) -> dict[str, tuple[Work, ...]]:
     proprio = 1 if parts.proprio_dims else 0
     # All actions are decided at once, a token for each of their numbers, and the end token.
     asked = chunk * facts.dims
-    found = {
+    found: dict[str, tuple[Work, ...]] = {
         "image towers": (Work(patches),),
         "projector": (Work(patches),),
         "layers": (Work(patches + proprio + PROMPT_TOKENS + asked + 1),),

@@ -58,7 +58,7 @@ def seconds(card: Card, machine: Machine) -> dict[str, float]:
     """An estimate of what each part of a network adds to a decision, in seconds: its
     multiplications (two a parameter and token), or reading its weights (in single precision) where
     that takes longer. Attention between tokens, small beside them, is left out."""
-    found = {}
+    found: dict[str, float] = {}
     for part, count in card.parts.items():
         fetched = 4 * count / machine.bandwidth
         for work in card.work.get(part, ()):
@@ -87,7 +87,9 @@ def page(card: Card, machine: Machine | None = None) -> str:
     lines += _parts(card, machine)
     lines += ["", "cameras (height × width)"]
     for name, size in card.cameras.items():
-        lines.append(f"  {name:<20} {f'{size[0]} × {size[1]}' if size else 'any size'}")
+        line = f"  {name:<20} {f'{size[0]} × {size[1]}' if size else 'any size'}"
+        robots = card.called.get(name, name)
+        lines.append(line if robots == name else f"{line}, the robot's {robots}")
     if not card.cameras:
         lines.append("  none")
     waits = any(each.usual is None for each in card.choices)

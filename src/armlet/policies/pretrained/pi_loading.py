@@ -100,7 +100,7 @@ def _work(
     eyes = (len(found.cameras) - len(options.missing)) * (sizes["image"] // sizes["patch"]) ** 2
     steps = options.steps or found.steps
     ahead = 1 if design == "pi0" else 0  # the state's token
-    work = {
+    work: dict[str, tuple[Work, ...]] = {
         "eyes (SigLIP)": (Work(eyes),),
         "layers of the prefix": (Work(eyes + found.tokens),),  # prompts are filled up
         "layers of the expert": (Work(ahead + found.chunk, steps),),
