@@ -112,19 +112,19 @@ def tokens_of(network: nn.Module, run: Callable[[], object]) -> int:
     applied = 0
 
     def count(layer: nn.Module, entered: tuple[Tensor, ...], left: Tensor) -> None:
-        nonlocal parameters, applied
+        nonlocal applied
         own = sum(each.numel() for each in layer.parameters())
         if isinstance(layer, nn.Linear):
             places = left.numel() // left.shape[-1]
         else:  # a transposed convolution is applied to what enters
             seen = entered[0] if isinstance(layer, nn.ConvTranspose1d) else left
             places = seen.numel() // seen.shape[1]
-        parameters += own
         applied += own * places
 
     hooks = []
     for layer in network.modules():
         if isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d | nn.ConvTranspose1d):
+            parameters += sum(each.numel() for each in layer.parameters())
             hooks.append(layer.register_forward_hook(count))
     try:
         run()

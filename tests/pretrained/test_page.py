@@ -1,0 +1,281 @@
+"""What `armlet inspect` says of a checkpoint of another project: what is warned of, where a
+decision's time goes, what it writes; and that it reads no weight for it."""
+
+import re
+import time
+import tomllib
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import openvla_tiny
+import pytest
+import torch
+from every_kind import MAKE
+from openvla_tiny import KEY
+from torch.utils.flop_counter import FlopCounterMode
+
+from armlet import inspect
+from armlet.policies.checkpoint import load_policy
+from armlet.policies.contract import Backbone
+from armlet.policies.pretrained import kinds, page
+from armlet.policies.pretrained.card import PROMPT_TOKENS, Card, Choice, Work, parts_of
+from armlet.policies.pretrained.files import Header, Tensors
+from armlet.policies.pretrained.said import Said, read_said
+from armlet.robot.normalise import Normaliser
+from armlet.robot.observation import Observation
+
+MACHINE = page.Machine(flops=1e12, bandwidth=1e30, threads=1)  # reading weights costs nothing
+
+
+@pytest.fixture(params=list(MAKE))
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """The `policy.toml` of a checkpoint of each kind."""
+    return MAKE[request.param](tmp_path)
+
+
+def described(place: Path) -> tuple[Said, Card]:
+    said, kind = kinds.find(place)
+    return said, kind.describe(said)
+
+
+def card(**changed: object) -> Card:
+    """Of nothing that there is."""
+    empty = Card(
+        kind="act",
+        root=Path("somewhere"),
+        sizes={},
+        cameras={},
+        state_dims=0,
+        action_dims=2,
+        chunk=1,
+        execute=1,
+        steps=0,
+        layers=1,
+        parts={"layers": 1000},
+        dtypes={"float32": 1},
+        files=(),
+    )
+    return replace(empty, **changed)
+
+
+# Where time goes
+
+
+def multiplications(policy: Backbone) -> int:
+    """What matrices and convolutions multiply and add for a decision, counted by torch while it
+    decides; attention between tokens is not among it."""
+    rng = np.random.default_rng(0)
+    images = {}
+    for name, (height, width) in policy.view.cameras.items():
+        images[name] = rng.integers(0, 255, (height, width, 3), np.uint8)
+    state = np.zeros(len(policy.body.state.offset), np.float32)
+    seen = Observation(images, state, "pick up the cup", np.zeros(policy.dims, np.float32))
+    policy.requires_grad_(False)
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # of which nothing is counted
+    try:
+        with FlopCounterMode(display=False) as counter:
+            policy.infer(seen)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+    counts = counter.get_flop_counts()["Global"]
+    return sum(count for kind, count in counts.items() if "attention" not in str(kind))
+
+
+def test_work_is_what_is_multiplied(place: Path) -> None:
+    _, found = described(place)
+    assert set(found.work) <= set(found.parts)
+    told = sum(page.seconds(found, MACHINE).values()) * MACHINE.flops
+    # Biases and tables of positions count as if they were multiplied, and a prompt is shorter.
+    assert 1 <= told / multiplications(load_policy(place)) < 1.14
+
+
+def test_what_openvla_multiplies(tmp_path: Path) -> None:
+    _, found = described(openvla_tiny.toml(tmp_path, unnorm_key=KEY))
+    parts = found.parts
+    patches = (224 // 14) ** 2
+    eyes = 2 * patches * (parts["image towers"] + parts["projector"])
+    # The prompt once, then six words one by one; a word is scored seven times.
+    language = 2 * parts["layers"] * (patches + PROMPT_TOKENS + 6) + 2 * parts["word scores"] * 7
+    told = sum(page.seconds(found, MACHINE).values()) * MACHINE.flops
+    assert told == pytest.approx(eyes + language)
+
+
+def test_one_token_waits_for_memory() -> None:
+    made = card(work={"layers": (Work(500), Work(1, 6))})
+    machine = page.Machine(flops=1e6, bandwidth=1e5, threads=2)
+    # 500 tokens: 2 · 1000 · 500 / 1e6; one: its 4000 bytes take longer than its multiplications.
+    assert page.seconds(made, machine) == {"layers": pytest.approx(1.0 + 6 * 0.04)}
+    assert "500 tokens, then 1 token 6 times" in page.page(made, machine)
+    assert "1.24e+03 ms a decision on this machine" in page.page(made, machine)
+    assert "decision's time" not in page.page(card(), machine)
+
+
+def test_parts_are_told_apart_by_what_stands_in_the_middle(tmp_path: Path) -> None:
+    headers = {}
+    for name, size in (("layers.0.a.w", 2), ("layers.10.b.w", 3), ("norm.w", 5)):
+        headers[name] = Header((size,), torch.float32, tmp_path, name)
+    rooms = {"layers.*.a.": "a", "layers.": "others"}
+    assert parts_of(Tensors(headers), rooms) == {"a": 2, "others": 3, "the rest": 5}
+
+
+# What is written
+
+
+def test_what_is_written_is_read_back(place: Path) -> None:
+    said, found = described(place)
+    written = said.checkpoint / "policy.toml"
+    text = page.toml(found, said, checkpoint=".")
+    written.write_text(text)
+    again = read_said(written)
+    assert (again.kind, again.options, again.cameras) == (found.kind, {}, {})
+    assert again.checkpoint.samefile(said.checkpoint)
+    # As somebody says it who takes all guesses as they are: cameras are known by these names.
+    written.write_text(text.replace("\n#? ", "\n"))
+    again = read_said(written)
+    assert set(again.cameras) == set(found.cameras)
+    again.check_cameras(list(found.cameras))
+    # And all that is usual, said: the same as nothing.
+    usual = {each.option: each.usual for each in found.choices if each.usual is not None}
+    lines = []
+    for name in usual:
+        (line,) = re.findall(rf"^# ({name} = .*)$", text, re.MULTILINE)
+        lines.append(line)
+    options = tomllib.loads("\n".join(lines))
+    for name, value in options.items():
+        expected = usual[name]
+        assert value == (list(expected) if isinstance(expected, tuple) else expected)
+        assert type(value) in (list, type(expected))
+    _, kind = kinds.find(place)
+    told = kind.describe(replace(said, options={**options, **said.options}))
+    assert (told.chunk, told.steps, told.parts, told.work) == (
+        found.chunk,
+        found.steps,
+        found.parts,
+        found.work,
+    )
+
+
+def test_options_as_toml_has_them() -> None:
+    choices = (
+        Choice("steps", (1, 10), 10, "of denoising:\nhow long it takes"),
+        Choice("use_ema", (False, True), False, "which"),
+        Choice("guidance", (), 1.5, "how far"),
+        Choice("missing", ("a", "b"), (), "cameras"),
+        Choice("key", ("8", "true"), None, "whose"),
+        Choice("heads", (), None, "of which nobody knows"),
+    )
+    made = card(choices=choices)
+    lines = page.toml(made, Said(Path(), Path()), checkpoint=".").splitlines()
+    begin = lines.index("[options]")
+    assert lines[begin + 1 : lines.index("", begin)] == [
+        "# of denoising: how long it takes: 1, 10",
+        "# steps = 10",
+        "# which: false, true",
+        "# use_ema = false",
+        "# how far",
+        "# guidance = 1.5",
+        "# cameras: a, b",
+        "# missing = []",
+        "# whose: 8, true",
+        '#? key = "8"',
+        "# of which nobody knows",
+        '#? heads = ""',
+    ]
+    shown = page.page(made)
+    assert "use_ema (false unless said otherwise): false, true; which" in shown
+    assert "missing (none unless said otherwise)" in shown
+    assert "heads (must be said): of which nobody knows" in shown
+
+
+@pytest.mark.parametrize("name", ["prismatic_openvla", "smolvla", "openvla_oft in words"])
+def test_what_nobody_knows_is_refused_until_it_is_said(name: str, tmp_path: Path) -> None:
+    said, kind = kinds.find(MAKE[name](tmp_path))
+    bare = replace(said, options={}, tokenizer=None)
+    empty = {}
+    for each in kind.describe(bare).choices:
+        if each.usual is None and not each.values:
+            empty[each.option] = ""
+    if name == "smolvla":
+        return  # its VLM is known by name, or asked for elsewhere
+    assert empty
+    for option in empty:
+        with pytest.raises(ValueError, match=rf"{option} is ''"):
+            kind.load(replace(said, options={**said.options, option: ""}), None)
+
+
+# What is warned of
+
+
+def normaliser(low: list[float], high: list[float]) -> Normaliser:
+    """−1 … 1 are these."""
+    ends = np.array([low, high], np.float32)
+    return Normaliser(ends.mean(0), (ends[1] - ends[0]) / 2)
+
+
+def test_a_dimension_that_never_moved() -> None:
+    made = card(action=normaliser([-1, 0.5], [1, 0.5]))
+    (line,) = page.warnings(made)
+    assert line.startswith("action: dimensions 1 never moved")
+    assert line in page.page(made)
+    assert page.warnings(card(action=normaliser([-1, 0.499], [1, 0.501]))) == []
+
+
+@pytest.mark.parametrize("far", [1e5, float("inf"), float("nan")])
+def test_a_range_that_no_robot_has(far: float) -> None:
+    made = card(state_dims=2, state=normaliser([-1, -far], [1, far]))
+    (line,) = page.warnings(made)
+    assert line.startswith("state: dimensions 1 have statistics beyond 10000")
+    assert page.warnings(card(state=normaliser([-1, -1000], [1, 1000]))) == []
+
+
+def moves(count: int = 200) -> np.ndarray:
+    """Actions (N, 2) of an arm that moves within ±1 of where it is."""
+    return np.random.default_rng(0).uniform(-1, 1, (count, 2))
+
+
+def test_episodes_of_the_same_robot_go_with_it() -> None:
+    none = np.zeros((200, 0))
+    assert page.against(card(action=normaliser([-1, -1], [1, 1])), moves(), none) == []
+    (line,) = page.against(card(action_dims=3), moves(), none)
+    assert line == "action: the episodes have 2 numbers and the checkpoint 3"
+    (line,) = page.against(card(), moves(), np.zeros((200, 4)))
+    assert line == "state: the episodes have 4 numbers and the checkpoint 0"
+
+
+def test_episodes_of_another_unit() -> None:
+    none = np.zeros((200, 0))
+    radians = card(action=normaliser([0.5, -1], [1.5, 1]))
+    degrees = np.rad2deg(moves() * 0.5 + 1)
+    (line,) = page.against(radians, degrees, none)
+    assert "dimensions 0 of the episodes are far" in line and "another unit" in line
+    metres = card(action=normaliser([-100, -100], [100, 100]))  # millimetres, as it was taught
+    (line,) = page.against(metres, moves(), none)
+    assert "under 0.04 of the width" in line and "another unit" in line
+
+
+def test_moves_where_it_has_places() -> None:
+    none = np.zeros((200, 0))
+    places = card(action=normaliser([280, 80], [320, 120]))
+    (line,) = page.against(places, moves(), none)
+    assert "dimensions 0, 1 of the episodes are far" not in line  # told of both ways
+    assert "moves where it has places" in line
+
+
+# What is read
+
+
+def test_no_weight_is_read(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = Tensors.read
+
+    def guarded(self: Tensors, name: str) -> torch.Tensor:
+        """Statistics of LeRobot's are tensors, too, in files of their own."""
+        assert "processor" in self[name].file.name, f"{name} is read"
+        return read(self, name)
+
+    monkeypatch.setattr(Tensors, "read", guarded)
+    for part in (place, read_said(place).checkpoint):
+        assert kinds.is_pretrained(part)
+    text = inspect.main(str(place))
+    assert "a checkpoint of kind" in text and " ms a decision on this machine" in text
