@@ -1,7 +1,10 @@
 """What `armlet inspect` says of a checkpoint of another project: what is warned of, where a
 decision's time goes, what it writes; and that it reads no weight for it."""
 
+import json
+import os
 import re
+import resource
 import time
 import tomllib
 from dataclasses import replace
@@ -277,3 +280,94 @@ def test_no_weight_is_read(place: Path, monkeypatch: pytest.MonkeyPatch) -> None
         assert kinds.is_pretrained(part)
     text = inspect.main(str(place))
     assert "a checkpoint of kind" in text and " ms a decision on this machine" in text
+
+
+NAMES_OF_TYPES = {"torch.bfloat16": "BF16", "torch.float32": "F32"}
+
+
+def write_empty(path: Path, tensors: Tensors) -> None:
+    """A safetensors file of these names and shapes whose numbers take no place on the disk."""
+    entries = {}
+    end = 0
+    for name, header in tensors.items():
+        begin = end
+        end += header.nbytes
+        entries[name] = {
+            "dtype": NAMES_OF_TYPES[str(header.dtype)],
+            "shape": list(header.shape),
+            "data_offsets": [begin, end],
+        }
+    content = json.dumps(entries).encode()
+    with path.open("wb") as file:
+        file.write(len(content).to_bytes(8, "little") + content)
+    os.truncate(path, 8 + len(content) + end)
+
+
+def test_fifteen_gigabytes_are_looked_at_in_a_moment(tmp_path: Path) -> None:
+    """openvla-7b by its names and shapes."""
+    folder = openvla_tiny.copied(tmp_path / "c")
+    for path in folder.glob("model*"):
+        path.unlink()
+    whole = openvla_tiny.real_size(openvla_tiny.FIXTURE.parent / "full_keys.txt")
+    write_empty(folder / "model.safetensors", whole)
+    assert (folder / "model.safetensors").stat().st_size > 15e9
+    llama = {
+        "model_type": "llama",
+        "hidden_size": 4096,
+        "intermediate_size": 11008,
+        "num_attention_heads": 32,
+        "num_hidden_layers": 32,
+        "pad_token_id": 32000,
+        "vocab_size": 32064,
+    }
+    openvla_tiny.change(folder / "config.json", text_config=llama, pad_token_id=32000)
+    kinds.find(folder)  # what must be imported is
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    begun = time.process_time()  # whatever else the machine does
+    assert kinds.is_pretrained(folder)
+    said, kind = kinds.find(folder)
+    found = kind.describe(said)
+    assert time.process_time() - begun < 2
+    text = inspect.main(str(folder))
+    # In kB; what the machine's speed is measured with has 67 MB.
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000
+    assert found.layers == 32 and sum(whole[name].numel for name in found.unused) < 5e7
+    assert "7.5 B parameters" in text and "15.1 GB in" in text
+    # 2 · 6.48 B · 286 tokens of the layers are most of it.
+    told = sum(page.seconds(found, MACHINE).values()) * MACHINE.flops
+    assert 3.7e12 < 2 * found.parts["layers"] * 286 < told < 4.5e12
+
+
+# The command
+
+
+def test_what_is_said_of_the_file_that_is_written(tmp_path: Path) -> None:
+    folder = openvla_tiny.copied(tmp_path / "c")
+    text = inspect.main(str(folder), out=tmp_path / "said")
+    file = tmp_path / "said" / "policy.toml"
+    assert f"{file}: its lines behind #? are guesses (2), for somebody who knows the policy" in text
+    assert text.endswith(f"--teacher {file}") and not (folder / "policy.toml").exists()
+    assert read_said(file).checkpoint == folder
+    file.write_text(file.read_text().replace("# execute", "execute"))
+    assert f"{file}: it is there already and was not written" in inspect.main(
+        str(folder), out=tmp_path / "said"
+    )
+    with pytest.raises(ValueError, match=r"--out would have no effect.*is a policy\.toml already"):
+        inspect.main(str(file), out=tmp_path)
+
+
+def test_a_file_in_which_nothing_is_guessed(tmp_path: Path) -> None:
+    path = tmp_path / "policy.toml"
+    assert inspect._write_description(path, "a = 1\n", "all of it") == f"{path}: all of it"
+
+
+@pytest.mark.parametrize("place", ["ws://box:8000", "ws:/box:8000", "wss://box"])
+def test_a_server_is_not_inspected(place: str) -> None:
+    with pytest.raises(ValueError, match=r"wss?://box:\d+: a server is not inspected"):
+        inspect.main(place)
+
+
+def test_a_folder_that_is_said_to_be_a_policy(tmp_path: Path) -> None:
+    (tmp_path / "meta").mkdir()
+    with pytest.raises(ValueError, match=r"is no policy: .*leave out --policy for a data set"):
+        inspect.main(str(tmp_path), policy=True)
