@@ -162,15 +162,6 @@ def card(
             "lm_head.": "word scores",
         },
     )
-    patches = sizes.dino.grid**2
-    # The first word of an action is read where the prompt ends, and the last is read by nobody.
-    written = (DIMS if action is None else len(action.offset)) - 1
-    work = {
-        "image towers": (Work(patches),),
-        "projector": (Work(patches),),
-        "layers": (Work(patches + PROMPT_TOKENS), Work(1, written)),
-        "word scores": (Work(1, written + 1),),
-    }
     return Card(
         kind=kind,
         root=root,
@@ -195,9 +186,21 @@ def card(
         choices=(keys, *choices) if several else choices,
         remarks=tuple(lines),
         words=f"{PROMPT.format('<instruction in lower case>')!r}, then the token '▁'",
-        work=work,
+        work=_work(sizes, DIMS if action is None else len(action.offset)),
         unused=tuple(name for name in tensors if names.is_unused(name)),
     )
+
+
+def _work(sizes: Sizes, dims: int) -> dict[str, tuple[Work, ...]]:
+    """What its parts do for an action of `dims` numbers."""
+    patches = sizes.dino.grid**2
+    return {
+        "image towers": (Work(patches),),
+        "projector": (Work(patches),),
+        # The first word is scored where the prompt ends, and the last is read by nobody.
+        "layers": (Work(patches + PROMPT_TOKENS), Work(1, dims - 1)),
+        "word scores": (Work(1, dims),),
+    }
 
 
 def renamed(tensors: Tensors, names: Names) -> Tensors:
