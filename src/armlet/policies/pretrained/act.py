@@ -78,7 +78,7 @@ def describe(said: Said) -> Card:
     assert isinstance(network, ACT)
     own = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     found = match(own, folder.tensors, NAMES)
-    remarks = [*lerobot_body.sentence(state), *lerobot_body.sentence(action)]
+    remarks = []
     if sizes.ensemble is not None:
         remarks.append(
             f"it looks again after every action, and chunks that overlap are weighed by exp(-"

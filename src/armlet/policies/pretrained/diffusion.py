@@ -77,7 +77,7 @@ def describe(said: Said) -> Card:
     assert isinstance(network, DiffusionPolicy)
     own = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     found = match(own, folder.tensors, names_of(sizes))
-    remarks = [*lerobot_body.sentence(state), *lerobot_body.sentence(action)]
+    remarks = []
     if sizes.moments > 1:
         remarks.append(f"it looks at the last {sizes.moments} moments, one a control step")
     if sizes.environment:

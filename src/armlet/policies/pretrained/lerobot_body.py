@@ -154,15 +154,3 @@ def normalised(image: Tensor, statistics: Tensor) -> Tensor:
     """A camera's pictures (…, 3, h, w) in [0, 1] by its statistics (3, 3, 1, 1)."""
     offset, scale, shift = statistics
     return (image - offset) / scale + shift
-
-
-def sentence(normaliser: Normaliser) -> tuple[str, ...]:
-    """Remarks on numbers that never moved in the data: there the smallest change is enormous."""
-    still = np.flatnonzero(normaliser.scale < 1e-6)
-    if not len(still):
-        return ()
-    shown = ", ".join(map(str, still.tolist()))
-    return (
-        f"dimension {shown} never moved in its data: it is divided by {normaliser.scale[still[0]]:g}, "
-        "so that another value there is seen as an enormous number",
-    )
