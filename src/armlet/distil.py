@@ -73,11 +73,10 @@ def _distil(recipe: Recipe) -> Path:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     data = EpisodeDataset(recipe.episodes, recipe.columns)
     met = meet_teacher(recipe, data, device, lambda: robot_of_episodes(recipe, data))
-    recipe = met.recipe
     facts = met.facts
     teacher = met.network  # it has the teacher's weights only if something in the recipe reads them
+    recipe = suited(met.recipe, facts.body.action_spec)
     recipe.pictures.agree(facts.view)
-    recipe = suited(recipe, facts.body.action_spec)
     assert recipe.student is not None
     store = _store(recipe, data.fingerprint, facts)
     wanted = question(recipe, data.fingerprint, facts.fingerprint, store)
@@ -96,10 +95,8 @@ def _distil(recipe: Recipe) -> Path:
     _check_chunk(student, facts.chunk)
     learner = _learner(recipe, student, data).to(device)
     corpus = Corpus([episodes], lambda frames: make_batches(student, frames), needs=recipe.needs)
-    # A router's threshold is set on frames that were not trained on: there its scores are honest.
     measured_on = _sample(corpus, calibrate, recipe.seed)
 
-    # Who is asked once the student is made: by an average, and in rounds.
     held = teacher if recipe.stages[0].teacher is not None else None
     labels = met.labels if recipe.rounds else None
     del teacher, met  # where nobody asks: half of the memory
@@ -118,7 +115,7 @@ def _distil(recipe: Recipe) -> Path:
             rows=rows,
             made_from=_made_from(wanted, corpus, student),
         ).run()
-        student.calibrate(measured_on)
+        student.calibrate(measured_on)  # not trained on: there a router's scores are honest
 
     for index, stage in enumerate(recipe.stages):
         fit(stage, index, corpus, train)
@@ -138,9 +135,9 @@ def _distil(recipe: Recipe) -> Path:
             student.calibrate(measured_on)
 
     provenance = {"recipe": to_json(recipe), "data": data.fingerprint, PROVENANCE: wanted}
-    finished = student.deployed()  # without what only training reads
-    save_policy(finished, recipe.student_folder, provenance=provenance, weights=recipe.weights)
-    return recipe.student_folder
+    folder = recipe.student_folder  # it is saved without what only training reads
+    save_policy(student.deployed(), folder, provenance=provenance, weights=recipe.weights)
+    return folder
 
 
 def _for_student(

@@ -5,6 +5,7 @@
     armlet inspect FOLDER              a policy: the robot it was made for, and its size
     armlet inspect CHECKPOINT          one of another project: what it is, by its headers alone, and
                                        where a decision's time goes; writes policy.toml beside it
+    armlet inspect hf:user/model --policy      either of the two, fetched from the hub
 
 A guess is never written down as a fact: what is not certain stands in `robot.toml` behind `#?`, to
 be looked at by somebody who knows the robot. A file that was changed by hand, or that came with the
@@ -24,8 +25,9 @@ from armlet.data.description import Range, Suggestion, suggest
 from armlet.data.door import check_described
 from armlet.data.episodes import EpisodeDataset
 from armlet.data.files import write_atomically
-from armlet.data.hub import is_name
+from armlet.data.hub import in_cache, is_name, local_folder
 from armlet.data.layout import INFO, Columns
+from armlet.policies.remote.address import address_of, is_address
 from armlet.robot.description import FILE, Described, RobotOptions, as_toml, toml_lines
 
 SHEET = "cameras.png"
@@ -49,22 +51,35 @@ def main(
     columns: Columns = AS_LEROBOT,
     pictures: bool = True,
     episodes: Path | None = None,
+    policy: bool = False,
 ) -> str:
-    """Say what a data set or a policy is. `place`: its folder, or a data set's name on the hub,
-    hf:user/name. `out`: the folder for robot.toml and the contact sheet, or for policy.toml; the
+    """Say what a data set or a policy is. `place`: its folder, or its name on the hub,
+    hf:user/name, which is a data set's unless `policy` says otherwise. `out`: the folder for robot.toml and the contact sheet, or for policy.toml; the
     data set's or checkpoint's own if not given. `columns`: which columns hold state and action.
     `pictures`: look at the cameras too, which takes decoding a few frames. `episodes`: a data set
     to compare a checkpoint of another project with."""
-    folder = Path(place)
+    if is_address(place):
+        raise ValueError(
+            f"{address_of(place)}: a server is not inspected: it has no files to be read. Its "
+            f"actions can be compared with those of episodes: armlet evaluate --policies {place} "
+            "--episodes DIR"
+        )
+    folder = local_folder(place, kind="model") if policy else Path(place)
     if _is_checkpoint(folder):
-        return checkpoint_page(folder, out, EpisodeDataset(episodes, columns) if episodes else None)
+        data = EpisodeDataset(episodes, columns) if episodes else None
+        return checkpoint_page(folder, out, data, place=place)
     if episodes is not None:
         raise ValueError(
             f"--episodes would have no effect: {place} is no checkpoint of another project"
         )
     if (folder / "config.json").is_file() and not (folder / INFO).is_file():
         return policy_page(folder)
-    data = EpisodeDataset(place, columns)
+    if policy:
+        raise ValueError(
+            f"{place} is no policy: neither of armlet, with a config.json, nor a checkpoint of a "
+            "kind that is known; leave out --policy for a data set"
+        )
+    data = _dataset(place, columns)
     found = suggest(data)
     seen = sheet.look(data) if pictures and data.cameras else None
     lines = [*_described_wrongly(data, (out or data.root) / FILE), *found.warnings]
@@ -76,7 +91,8 @@ def main(
         page += ["", "nothing was written into the hub's cache; give a folder with --out"]
         return "\n".join(page)
     where = out or data.root
-    written = [_write_description(where / FILE, described(found))]
+    known = "all that a teacher must know of its robot"
+    written = [_write_description(where / FILE, described(found), known)]
     if seen:
         where.mkdir(parents=True, exist_ok=True)
         sheet.draw(seen).save(where / SHEET)
@@ -84,6 +100,20 @@ def main(
     options = _options(data, out)
     following = f"next: armlet teach actdistill --episodes {place}{options}"
     return "\n".join([*page, "", *written, following])
+
+
+def _dataset(place: str, columns: Columns) -> EpisodeDataset:
+    try:
+        return EpisodeDataset(place, columns)
+    except OSError as error:
+        from armlet.data.download import HubError  # brings the hub's library
+
+        if not is_name(place) or not isinstance(error, HubError):
+            raise
+        raise HubError(
+            f"{error}. A data set is meant here; where this is a policy: armlet inspect {place} "
+            "--policy"
+        ) from error
 
 
 def _described_wrongly(data: EpisodeDataset, path: Path) -> list[str]:
@@ -249,8 +279,9 @@ def _commented(lines: Iterable[str]) -> list[str]:
     return [f"# {line}" for line in lines]
 
 
-def _write_description(path: Path, text: str) -> str:
-    """Write it, unless there is one that is not as `inspect` left it; returns what was done."""
+def _write_description(path: Path, text: str, known: str) -> str:
+    """Write a robot.toml or policy.toml, unless there is one that is not as `inspect` left it;
+    returns what was done: `known` is what the file says where nothing in it is guessed."""
     if path.exists() and not _is_untouched(path.read_text(encoding="utf-8")):
         return (
             f"{path}: it is there already and was not written, or was changed since, by inspect; "
@@ -265,12 +296,13 @@ def _write_description(path: Path, text: str) -> str:
         ) from error
     guesses = text.count(f"\n{GUESS}")
     if not guesses:
-        return f"{path}: all that a teacher must know of its robot"
-    return f"{path}: its lines behind #? are guesses ({guesses}), for somebody who knows the robot"
+        return f"{path}: {known}"
+    whom = "the robot" if path.name == FILE else "the policy and the robot"
+    return f"{path}: its lines behind #? are guesses ({guesses}), for somebody who knows {whom}"
 
 
 def _is_untouched(text: str) -> bool:
-    """Whether a robot.toml is as `inspect` wrote it, and so nobody's work to lose."""
+    """Whether such a file is as `inspect` wrote it, and so nobody's work to lose."""
     first, _, rest = text.partition("\n")
     return first == MARK + _digest(rest)
 
@@ -291,19 +323,27 @@ def _is_checkpoint(folder: Path) -> bool:
     return kinds.is_pretrained(folder)
 
 
-def checkpoint_page(place: Path, out: Path | None, data: EpisodeDataset | None) -> str:
+def checkpoint_page(
+    folder: Path, out: Path | None, data: EpisodeDataset | None, *, place: str
+) -> str:
     """What a checkpoint of another project is, and what of some episodes does not go with it;
-    writes a policy.toml beside it, or into `out`."""
+    writes a policy.toml beside it, or into `out`. `place` is how it was named: a folder, or on the
+    hub, in whose cache nothing is written."""
     from armlet.policies.pretrained import kinds, page
     from armlet.policies.pretrained.said import FILE as SAID
 
-    said, kind = kinds.find(place)
+    if folder.suffix == ".toml" and out is not None:
+        raise ValueError(
+            f"--out would have no effect: {place} is a {SAID} already; give the checkpoint's folder"
+        )
+    said, kind = kinds.find(folder)
     card = kind.describe(said)
     lines = [page.page(card, page.Machine.measured())]
     if data is not None:
         columns = data.columns()
         wrong = page.against(card, columns["action"], columns["observation.state"])
-        missing = sorted({said.camera(name) for name in card.cameras} - set(data.cameras))
+        asked = {card.called.get(name, said.camera(name)) for name in card.cameras}
+        missing = sorted(asked - set(data.cameras))
         if missing:
             there = ", ".join(data.cameras) or "none"
             wrong.append(
@@ -311,13 +351,19 @@ def checkpoint_page(place: Path, out: Path | None, data: EpisodeDataset | None) 
                 f"{there}; say in [cameras] of {SAID} which is which"
             )
         lines += _listed(f"beside {data.root}", wrong or ["nothing speaks against it"])
-    if place.suffix == ".toml":
-        return "\n".join(lines)  # it is said already
-    checkpoint = "." if out is None else str(said.checkpoint.absolute())
-    where = said.checkpoint if out is None else out
-    text = page.toml(card, said, checkpoint=checkpoint)
-    lines += ["", _write_description(where / SAID, text)]
-    teacher = place if out is None else where / SAID
+    if folder.suffix == ".toml":
+        return "\n".join(lines)
+    teacher: str | Path = place
+    if out is None and in_cache(said.checkpoint):
+        lines += ["", "nothing was written into the hub's cache; give a folder with --out"]
+    else:
+        where = said.checkpoint if out is None else out
+        named = place if is_name(place) else str(said.checkpoint.absolute())
+        text = page.toml(card, said, checkpoint="." if out is None else named)
+        known = "nothing in it waits to be said; what is usual stands behind #"
+        lines += ["", _write_description(where / SAID, text, known)]
+        if out is not None:
+            teacher = where / SAID
     lines.append(f"next: armlet probe actdistill --episodes DIR --teacher {teacher}")
     return "\n".join(lines)
 

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,9 +17,10 @@ import huggingface_hub
 import numpy as np
 import pytest
 from hub_server import Hub, files_of, serve
+from pretrained.seeded import checkpoint
 from tiny import make_policy, tiny_recipe
 
-from armlet import collect, distil, teach
+from armlet import collect, distil, inspect, teach
 from armlet.__main__ import main
 from armlet.data import download
 from armlet.data import hub as names
@@ -32,6 +34,7 @@ from armlet.data.layout import Columns
 from armlet.data.writer import EpisodeWriter
 from armlet.evaluate import contenders
 from armlet.policies.checkpoint import load_policy, policy_fingerprint, read_provenance, save_policy
+from armlet.policies.pretrained import kinds
 from armlet.recipe import at_hand
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -174,6 +177,21 @@ def test_a_policy_by_name_is_its_folder(hub: Hub, tmp_path) -> None:
         np.testing.assert_array_equal(loaded.state_dict()[key].numpy(), value.numpy())
     assert policy_fingerprint("hf:anna/touch") == policy_fingerprint(tmp_path / "p")
     assert read_provenance("hf:anna/touch") == {"data": "d"}
+
+
+def test_a_checkpoint_of_the_hub(hub: Hub, tmp_path: Path) -> None:
+    files = files_of(checkpoint("act", "plain", tmp_path) / "pretrained_model")
+    hub.repository("models", "anna/act").commit(files)
+    name = "hf:anna/act"
+    with pytest.raises(OSError, match=r"no data set of this name.*armlet inspect hf:anna/act --po"):
+        inspect.main(name)
+    text = inspect.main(name, policy=True)
+    assert "a checkpoint of kind act" in text and text.endswith(f"--teacher {name}")
+    assert "nothing was written into the hub's cache; give a folder with --out" in text
+    text = inspect.main(name, policy=True, out=tmp_path / "said")
+    file = tmp_path / "said" / "policy.toml"
+    assert tomllib.loads(file.read_text())["checkpoint"] == name
+    assert kinds.find(file)[0].kind == "act" and text.endswith(f"--teacher {file}")
 
 
 def test_a_folder_in_a_repository(hub: Hub, tmp_path) -> None:

@@ -11,6 +11,7 @@ from pretrained.seeded import checkpoint
 from safetensors.torch import load_file
 from test_robots import few_steps, run
 
+from armlet import inspect
 from armlet.data.episodes import EpisodeDataset, EpisodeFrames, Features
 from armlet.data.frames import BatchMaker, load_frames
 from armlet.data.pictures import Pictures
@@ -21,7 +22,6 @@ from armlet.evaluation.action_errors import Recording
 from armlet.evaluation.asking import Asker
 from armlet.policies.checkpoint import load_policy
 from armlet.policies.contract import Backbone
-from armlet.policies.pretrained import kinds
 from armlet.policies.routed import Routed
 
 SIZES = {
@@ -81,9 +81,9 @@ def test_from_a_folder_of_lerobot_to_a_measured_student(
     recipe: str, made: tuple[str, Path, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     kind, said, episodes = made
-    about, module = kinds.find(said)
-    card = module.describe(about)
-    assert (card.kind, card.state_dims, card.action_dims) == (kind, 4, 3)
+    page = inspect.main(str(said), episodes=episodes)
+    assert f"a checkpoint of kind {kind}" in page and "nothing speaks against it" in page
+    assert "action, 3 numbers" in page and "state, 4 numbers" in page
     options = ["--episodes", str(episodes), "--out", str(tmp_path), "--teacher", str(said)]
     for verb in ("probe", "distil", "evaluate"):
         run(monkeypatch, verb, recipe, [*options, *ROBOT, *few_steps(recipe)])

@@ -10,7 +10,7 @@ import torch
 from robots import SEVEN
 
 from armlet import __main__ as command_line
-from armlet import recipes
+from armlet import inspect, recipes
 from armlet.data.episodes import EpisodeDataset
 from armlet.data.frames import load_frames
 from armlet.data.layout import Columns
@@ -64,6 +64,9 @@ def test_a_student_of_openvla(
 ) -> None:
     place = tiny.toml(tmp_path / "teacher", unnorm_key=tiny.KEY)
     place.write_text(place.read_text().partition("[robot]")[0] + SAID)
+    page = inspect.main(str(place), episodes=episodes, columns=Columns(state=None))
+    assert "a checkpoint of kind openvla_hf" in page and f"beside {episodes}" in page
+    assert "cameras: the checkpoint looks" not in page
     made = recipes.make(recipe)
     options = ["--episodes", str(episodes), "--teacher", str(place), "--out", str(tmp_path)]
     options += [*SEVEN.arguments, "--columns.state", "None", "--evaluation.latency-calls", "2"]

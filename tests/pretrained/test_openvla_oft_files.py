@@ -116,7 +116,7 @@ def test_the_card(policy: OpenVLAOFT, tmp_path: Path) -> None:
     card = kind.describe(said)
     assert (card.kind, card.layers, card.chunk, card.execute) == ("openvla_oft", 2, 8, 8)
     assert (card.state_dims, card.action_dims) == (8, 7)
-    assert {choice.option: choice.usual for choice in card.choices}["chunk"] == "8"
+    assert {choice.option: choice.usual for choice in card.choices}["chunk"] == 8
     assert any("a checkpoint does not say" in line for line in card.remarks)
     assert any("merged into" in line for line in card.remarks)
     assert any("180°" in line for line in card.remarks)

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from armlet import __main__ as command_line
+from armlet import inspect
 from armlet.data.episodes import EpisodeDataset
 from armlet.data.frames import BatchMaker, load_frames
 from armlet.data.layout import Columns
@@ -66,6 +67,10 @@ def test_the_whole_line(
     more: list[str],
 ) -> None:
     teacher = said(tmp_path)
+    page = inspect.main(str(teacher), episodes=episodes, columns=COLUMNS)
+    assert "a checkpoint of kind openvla_oft" in page and f"beside {episodes}" in page
+    assert "full_image           any size, the robot's image" in page
+    assert "cameras: the checkpoint looks" not in page
     out = tmp_path / "out"
     options = ["--episodes", str(episodes), "--teacher", str(teacher), "--out", str(out)]
     options += ["--robot.mode", "delta", "--robot.rotation", "axis_angle", "--robot.grippers", "6"]

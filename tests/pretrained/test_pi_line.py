@@ -13,6 +13,7 @@ import torch
 from goldens.pi import Variant
 
 from armlet import __main__ as command_line
+from armlet import inspect
 from armlet.data.episodes import EpisodeDataset, EpisodeFrames, Features
 from armlet.data.frames import BatchMaker, load_frames
 from armlet.data.writer import EpisodeWriter
@@ -78,6 +79,8 @@ def short(stage: str) -> list[str]:
 def test_from_the_checkpoint_to_a_student_that_is_evaluated(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    page = inspect.main(str(place / "policy.toml"), episodes=place / "episodes")
+    assert "a checkpoint of kind pi0" in page and "nothing speaks against it" in page
     described = ["--robot.mode", "absolute", "--robot.rotation", "none", "--robot.grippers"]
     places = ["--episodes", str(place / "episodes"), "--teacher", str(place / "policy.toml")]
     common = [*places, *described, "--held-out", "0.3", "--evaluation.latency-calls", "2"]

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from test_robots import few_steps, run
 
+from armlet import inspect
 from armlet.data.episodes import EpisodeDataset, EpisodeFrames, Features
 from armlet.data.frames import BatchMaker, load_frames
 from armlet.data.pictures import Pictures
@@ -92,8 +93,10 @@ def test_from_a_folder_of_lerobot_to_a_measured_student(
 ) -> None:
     said = write_said(tmp_path)
     said.write_text(said.read_text() + ROBOT_SAID)
-    card = smolvla.describe(read_said(said))
-    assert (card.layers, card.chunk, card.state_dims, card.action_dims) == (4, 10, 6, 7)
+    page = inspect.main(str(said), episodes=episodes)
+    assert "4 layers can be watched" in page and "decides 10 actions at a time" in page
+    assert "action, 7 numbers" in page and "state, 6 numbers" in page
+    assert "cameras: the checkpoint looks" not in page
     options = ["--episodes", str(episodes), "--out", str(tmp_path), "--teacher", str(said)]
     for verb in ("probe", "distil", "evaluate"):
         run(monkeypatch, verb, recipe, [*options, *ROBOT, *few_steps(recipe)])

@@ -114,11 +114,9 @@ def run(
     on_world: Callable[[World], object] = lambda world: None,
 ) -> Episode:
     """One episode, closed loop, of at most `limit` steps; it ends with success, or `tail` steps
-    after it. `world` is as `Benchmark.make` gives it, and is closed.
-
-    `label`: who is asked at every step what to do there; the first action of its answer is
-    recorded, and not carried out (DAgger). None: recorded is what the actor itself wanted.
-    `disturb`: the action that was wanted → the one carried out in its place. `execute`: actions of
+    after it. `world` is as `Benchmark.make` gives it, and is closed. `label`: who is asked at every
+    step what to do there; the first action of its answer is recorded, and not carried out (DAgger).
+    None: recorded is what the actor itself wanted. `disturb`: the action that was wanted → the one carried out in its place. `execute`: actions of
     a chunk carried out before the actor looks again (None: its own number). `ensemble`: how chunks
     that overlap are joined (None: as the actor says). `lag` steps pass in the world while it
     thinks; `late` says what the arm does meanwhile (see above). `record`: every step is looked at
@@ -139,7 +137,7 @@ def run(
     with contextlib.closing(world):
         on_world(world)
         while len(executed) < limit and not world.over:
-            # Rendering takes time: only what somebody sees, now or at the next look, is looked at.
+            # Rendering takes time: only what somebody sees, now or at the next look.
             if record or len(commands) < past.history:
                 observation = past.see(world.observe())
                 kept.see(world, observation)
@@ -149,7 +147,7 @@ def run(
                 gates.append(decision.gates)
                 chunk = _checked(overlap.join(decision.actions, len(executed) - waited), execute)
                 now, left = schedule(chunk, left, execute=execute, lag=lag, late=late)
-                commands.extend(now)
+                commands += now
             wanted = commands.popleft()
             if wanted is None:
                 waited += 1

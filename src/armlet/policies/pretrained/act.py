@@ -10,13 +10,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from tokenizers import Tokenizer
+from torch import nn
 
 from armlet.policies.building import rebuild
 from armlet.policies.contract import Body
 from armlet.policies.pretrained import lerobot_body
 from armlet.policies.pretrained.act_network import ACT, Sizes, build
-from armlet.policies.pretrained.card import Card, dtypes_of, parts_of
+from armlet.policies.pretrained.card import Card, Work, dtypes_of, parts_of
 from armlet.policies.pretrained.files import COPY, Names, fill, match
 from armlet.policies.pretrained.lerobot import (
     ACTION,
@@ -43,6 +45,7 @@ ROOMS = {
     "model.backbone.": "eyes",
     "model.encoder_img_feat_input_proj.": "eyes",
     "model.encoder.": "encoder",
+    "model.decoder.layers.*.multihead_attn.": "decoder (encoder's tokens)",
     "model.decoder.": "decoder",
     "model.vae_encoder": "encoder of actions, of training only",
 }
@@ -73,9 +76,10 @@ def describe(said: Said) -> Card:
     action = folder.normaliser(ACTION)
     body = lerobot_body.nobodys(folder, "any")
     network = rebuild(_description(folder, said, body), body.tokenizer, empty=True)
+    assert isinstance(network, ACT)
     own = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     found = match(own, folder.tensors, NAMES)
-    remarks = [*lerobot_body.sentence(state), *lerobot_body.sentence(action)]
+    remarks = []
     if sizes.ensemble is not None:
         remarks.append(
             f"it looks again after every action, and chunks that overlap are weighed by exp(-"
@@ -95,7 +99,9 @@ def describe(said: Said) -> Card:
             "eyes": f"{sizes.backbone}, width {sizes.backbone_width}",
             "latent": str(sizes.latent) if sizes.vae else "none",
         },
-        cameras=dict(cameras),
+        cameras=folder.cameras,
+        called=lerobot_body.robots_names(folder, said),
+        work=_work(network, cameras),
         state_dims=len(state.offset),
         action_dims=len(action.offset),
         chunk=sizes.chunk,
@@ -111,6 +117,28 @@ def describe(said: Said) -> Card:
         words="none: it is not told what to do",
         unused=found.unused,
     )
+
+
+def _work(network: ACT, cameras: dict[str, tuple[int, int]]) -> dict[str, tuple[Work, ...]]:
+    """What its parts do for a decision."""
+    tokens = network.singles + network.vision_tokens
+    chunk = network.chunk
+    found: dict[str, tuple[Work, ...]] = {
+        "encoder": (Work(tokens),),
+        "decoder": (Work(chunk),),
+        # Of its four matrices two are applied to the encoder's tokens, and two to the actions'.
+        "decoder (encoder's tokens)": (Work((tokens + chunk) // 2),),
+    }
+    if cameras:
+        eyes = nn.ModuleList([network.vision, network.encoder_img_feat_input_proj]).to("meta")
+
+        def look() -> None:
+            for size in cameras.values():
+                seen = network.vision(torch.empty(1, 3, *size, device="meta"))
+                network.encoder_img_feat_input_proj(seen)
+
+        found["eyes"] = (Work(lerobot_body.tokens_of(eyes, look)),)
+    return found
 
 
 def load(said: Said, robot: RobotSpec | None) -> ACT:

@@ -125,8 +125,7 @@ class ACT(RestsWhenFrozen, Backbone[ActState]):
             self.encoder_robot_state_input_proj = nn.Linear(sizes.state, width)
         if sizes.environment:
             self.encoder_env_state_input_proj = nn.Linear(sizes.environment, width)
-        singles = 1 + bool(sizes.state) + bool(sizes.environment)
-        self.encoder_1d_feature_pos_embed = nn.Embedding(singles, width)
+        self.encoder_1d_feature_pos_embed = nn.Embedding(self.singles, width)
         if sizes.vae:
             self._build_vae()
         decoder: list[nn.Module] = []
@@ -197,6 +196,11 @@ class ACT(RestsWhenFrozen, Backbone[ActState]):
             seen = lerobot_body.normalised(image, self.statistics[number])
             found.append(seen.to(self.dtype))
         return found
+
+    @property
+    def singles(self) -> int:
+        """Tokens beside those of pictures."""
+        return 1 + bool(self.sizes.state) + bool(self.sizes.environment)
 
     def embed(self, batch: Batch) -> ActState:
         # The latent of one who acts, 0: what remains of its map is the bias.

@@ -2,20 +2,24 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from armlet.policies.pretrained.files import Tensors
 from armlet.robot.normalise import Normaliser
 
+Value = str | int | float | tuple[str, ...]  # of an option, as TOML has it; bool is an int
+
 
 @dataclass(frozen=True)
 class Choice:
-    """Something that must be chosen, or may be: the option's name, what there is, what is taken
-    where nobody chooses (None: it must be chosen), and why it matters."""
+    """Something that must be chosen, or may be: the option's name, what there is (in words, where
+    it is no list), what is taken where nobody chooses (None: it must be chosen), and why it
+    matters."""
 
     option: str
-    values: tuple[str, ...]
-    usual: str | None
+    values: tuple[str | int | float, ...]
+    usual: Value | None
     why: str
 
 
@@ -28,12 +32,18 @@ class Work:
     runs: int = 1
 
 
+# Of a usual prompt, where none is at hand: OpenVLA's, of an instruction of ten words, has 25 to 30.
+PROMPT_TOKENS = 30
+
+
 @dataclass(frozen=True)
 class Card:
     """A checkpoint. `sizes` in words, in the order in which they should be read; `parts`:
-    parameters by part of the network; `layers`: how many can be watched, routed and cut; `work`: what parts do for one decision, by the names of `parts`; one that is not
-    there does next to nothing (a table of words). `state` and `action`: how numbers are normalised. `remarks`: what should be
-    looked at."""
+    parameters by part of the network; `layers`: how many can be watched, routed and cut; `work`:
+    what parts do for one decision, by the names of `parts`: several where they do different things;
+    a part that is not there does next to nothing (a table of words). `cameras` are the
+    checkpoint's, `called` what the robot calls them, where it is something else. `state` and
+    `action`: how numbers are normalised. `remarks`: what should be looked at."""
 
     kind: str
     root: Path
@@ -55,7 +65,8 @@ class Card:
     choices: tuple[Choice, ...] = ()
     remarks: tuple[str, ...] = ()
     words: str = ""  # how an instruction is read, in words
-    work: Mapping[str, Work] = field(default_factory=dict)
+    work: Mapping[str, tuple[Work, ...]] = field(default_factory=dict)
+    called: Mapping[str, str] = field(default_factory=dict)
     unused: tuple[str, ...] = field(default=())  # tensors that the network has no use for
 
     @property
@@ -64,13 +75,13 @@ class Card:
 
 
 def parts_of(tensors: Tensors, rooms: Mapping[str, str]) -> dict[str, int]:
-    """Parameters by part; `rooms`: how names begin → what that part is called. Names that begin
-    otherwise are `the rest`; the first beginning that fits counts."""
+    """Parameters by part; `rooms`: how names begin (`*` stands for anything) → what that part is
+    called. Names that begin otherwise are `the rest`; the first beginning that fits counts."""
     found: dict[str, int] = dict.fromkeys(rooms.values(), 0)
     for name, header in tensors.items():
         part = "the rest"
         for beginning, called in rooms.items():
-            if name.startswith(beginning):
+            if fnmatchcase(name, f"{beginning}*"):
                 part = called
                 break
         found[part] = found.get(part, 0) + header.numel

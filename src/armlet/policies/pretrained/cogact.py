@@ -18,13 +18,21 @@ from armlet.data.files import read_json
 from armlet.policies.building import rebuild
 from armlet.policies.contract import Backbone, Body
 from armlet.policies.pretrained.action_dit import Sampler, visited
-from armlet.policies.pretrained.card import Card, Choice, dtypes_of, parts_of
+from armlet.policies.pretrained.card import (
+    PROMPT_TOKENS,
+    Card,
+    Choice,
+    Work,
+    dtypes_of,
+    parts_of,
+)
 from armlet.policies.pretrained.cogact_network import GRIPPER
 from armlet.policies.pretrained.files import COPY, Names, Tensors, fill
 from armlet.policies.pretrained.openvla_body import (
     CAMERA,
     check_execute,
     no_state,
+    renamed,
     robots_camera,
 )
 from armlet.policies.pretrained.openvla_files import (
@@ -322,13 +330,25 @@ def describe(said: Said) -> Card:
         key, found = statistics.chosen(run.options.unnorm_key)
         action = action_normaliser(found["action"], f"{statistics.source}: {key}")
     rooms = {
-        "vision_backbone.": "image towers",
+        "vision.": "image towers",
         "projector.": "projector",
-        "llm_backbone.": "language model",
-        f"{run.taken}.": "action model",
+        "words.": "word table",
+        "layers.": "layers",
+        "norm.": "layers",
+        "head.": "action model",
     }
     names = run.names
     llama = sizes.llama
+    patches = sizes.dino.grid**2
+    steps = len(visited(run.options.sampler, run.options.steps))
+    # With guidance each step asks twice, told the feature and told nothing, side by side.
+    answers = 2 if run.options.guidance > 1 else 1
+    work = {
+        "image towers": (Work(patches),),
+        "projector": (Work(patches),),
+        "layers": (Work(patches + PROMPT_TOKENS + 1),),  # the end token, too
+        "action model": (Work(answers * (1 + head["chunk"]), steps),),
+    }
     return Card(
         kind=KIND,
         root=said.checkpoint,
@@ -346,9 +366,10 @@ def describe(said: Said) -> Card:
         action_dims=head["dims"],
         chunk=head["chunk"],
         execute=said.execute or 1,
-        steps=len(visited(run.options.sampler, run.options.steps)),
+        steps=steps,
         layers=llama.depth,
-        parts=parts_of(run.tensors, rooms),
+        parts=parts_of(renamed(run.tensors, names), rooms),
+        work=work,
         dtypes=dtypes_of(run.tensors),
         files=tuple(run.folder.files()),
         action=action,
@@ -364,14 +385,14 @@ def _choices(run: Run) -> list[Choice]:
     sets = tuple(sorted(run.folder.statistics.sets))
     found = [
         Choice("sampler", ("ddim", "ddpm"), "ddim", "ddpm takes all 100 steps"),
-        Choice("steps", ("1 … 100",), "10", "of ddim: each asks the action model once or twice"),
-        Choice("guidance", ("1 (none) …",), "1.5", "how far it goes beyond the plain answer"),
+        Choice("steps", ("1 … 100",), 10, "of ddim: each asks the action model once or twice"),
+        Choice("guidance", ("1 (none) …",), 1.5, "how far it goes beyond the plain answer"),
     ]
     if len(sets) > 1:
         why = "by whose statistics actions become the robot's numbers"
         found.insert(0, Choice("unnorm_key", sets, None, why))
     if EMA in run.modules:
-        found.insert(0, Choice("use_ema", ("false", "true"), "false", EMA_SAID))
+        found.insert(0, Choice("use_ema", (False, True), False, EMA_SAID))
     return found
 
 

@@ -10,13 +10,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from tokenizers import Tokenizer
+from torch import nn
 
 from armlet.layers.schedule import Kind, Schedule
 from armlet.policies.building import rebuild
 from armlet.policies.contract import Body
 from armlet.policies.pretrained import lerobot_body
-from armlet.policies.pretrained.card import Card, Choice, dtypes_of, parts_of
+from armlet.policies.pretrained.card import Card, Choice, Work, dtypes_of, parts_of
 from armlet.policies.pretrained.diffusion_network import (
     MIDDLE,
     DiffusionPolicy,
@@ -73,9 +75,10 @@ def describe(said: Said) -> Card:
     action = folder.normaliser(ACTION)
     body = lerobot_body.nobodys(folder, fit_of(sizes))
     network = rebuild(_description(folder, said, body), body.tokenizer, empty=True)
+    assert isinstance(network, DiffusionPolicy)
     own = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     found = match(own, folder.tensors, names_of(sizes))
-    remarks = [*lerobot_body.sentence(state), *lerobot_body.sentence(action)]
+    remarks = []
     if sizes.moments > 1:
         remarks.append(f"it looks at the last {sizes.moments} moments, one a control step")
     if sizes.environment:
@@ -93,7 +96,9 @@ def describe(said: Said) -> Card:
             f"{'one a camera' if sizes.separate else 'one for all cameras'}",
             "denoising": f"{schedule.kind}, {schedule.steps} of {schedule.train_steps} steps",
         },
-        cameras=dict(lerobot_body.cameras_of(folder, said)),
+        cameras=folder.cameras,
+        called=lerobot_body.robots_names(folder, said),
+        work=_work(network.to("meta")),
         state_dims=len(state.offset),
         action_dims=len(action.offset),
         chunk=sizes.horizon - sizes.moments + 1,
@@ -106,14 +111,34 @@ def describe(said: Said) -> Card:
         state=state,
         action=action,
         choices=(
-            Choice("steps", (), str(schedule.steps), "time grows with it; DDIM needs 10 or so"),
+            Choice("steps", (), schedule.steps, "time grows with it; DDIM needs 10 or so"),
             Choice("scheduler", ("DDPM", "DDIM"), schedule.kind, "DDIM bears few steps"),
-            Choice("seed", (), "0", "of the noise that a decision starts from"),
+            Choice("seed", (), 0, "of the noise that a decision starts from"),
         ),
         remarks=tuple(remarks),
         words="none: it is not told what to do",
         unused=found.unused,
     )
+
+
+def _work(network: DiffusionPolicy) -> dict[str, tuple[Work, ...]]:
+    """What the parts of a network on the meta device do for a decision: eyes look once at every
+    moment's pictures, the U-Net runs in each step."""
+    condition = torch.empty(1, network.condition_width, device="meta")
+    unet = nn.ModuleDict(dict(network.named_children()))
+    del unet["vision"]
+    tokens = lerobot_body.tokens_of(unet, lambda: network.predict(condition))
+    found: dict[str, tuple[Work, ...]] = {"U-Net": (Work(tokens, network.schedule.steps),)}
+    if network.seen:
+        size = next(iter(network.seen.values()))  # the same of all
+        pictures = torch.empty(network.history, 3, *size, device="meta")
+
+        def look() -> None:
+            for number in range(len(network.seen)):
+                network.vision[number % len(network.vision)](pictures)
+
+        found["eyes"] = (Work(lerobot_body.tokens_of(network.vision, look)),)
+    return found
 
 
 def load(said: Said, robot: RobotSpec | None) -> DiffusionPolicy:

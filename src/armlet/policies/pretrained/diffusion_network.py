@@ -327,6 +327,15 @@ class DiffusionPolicy(RestsWhenFrozen, Backbone[UNetState]):
             hidden = _level(self.up, rise).enter(hidden, state.told)
         return replace(state, hidden=hidden, across=across)
 
+    def predict(self, condition: Tensor) -> Tensor:
+        """What all its layers say in the first step, (b, horizon, a), of one who sees `condition`
+        (b, c)."""
+        noise = self.noise.expand(len(condition), -1, -1)
+        state = self._noisy(condition, noise, self.schedule.timesteps[0])
+        for index in range(len(self.layers)):
+            state = self.run_layer(index, state)
+        return self._leave(state)
+
     def _leave(self, state: UNetState) -> Tensor:
         """What the U-Net says at the end, (b, horizon, a)."""
         for place in range(self.places[-1] + 1, self.ends):

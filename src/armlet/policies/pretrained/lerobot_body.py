@@ -5,12 +5,12 @@ A robot's state here is `observation.state` and, behind it, `observation.environ
 checkpoint looks at one: whoever acts gives both in a row.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from armlet.data.text import no_words
 from armlet.policies.contract import Body
@@ -103,6 +103,37 @@ def nobodys(folder: Folder, fit: Fit) -> Body:
     return Body(spec, state_of(folder), actions, no_words(), fit=fit)
 
 
+@torch.no_grad()
+def tokens_of(network: nn.Module, run: Callable[[], object]) -> int:
+    """To how many places in a picture, or in time, a network's parameters are applied when `run`
+    runs it once: on average over its parameters, for convolutions see fewer the deeper they are.
+    It needs no numbers: a network on the meta device will do."""
+    parameters = 0
+    applied = 0
+
+    def count(layer: nn.Module, entered: tuple[Tensor, ...], left: Tensor) -> None:
+        nonlocal applied
+        own = sum(each.numel() for each in layer.parameters())
+        if isinstance(layer, nn.Linear):
+            places = left.numel() // left.shape[-1]
+        else:  # a transposed convolution is applied to what enters
+            seen = entered[0] if isinstance(layer, nn.ConvTranspose1d) else left
+            places = seen.numel() // seen.shape[1]
+        applied += own * places
+
+    hooks = []
+    for layer in network.modules():
+        if isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d | nn.ConvTranspose1d):
+            parameters += sum(each.numel() for each in layer.parameters())
+            hooks.append(layer.register_forward_hook(count))
+    try:
+        run()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return round(applied / max(parameters, 1))
+
+
 def as_json(pictures: Mapping[str, Normaliser]) -> dict[str, Any]:
     return {name: normaliser.to_json() for name, normaliser in pictures.items()}
 
@@ -123,15 +154,3 @@ def normalised(image: Tensor, statistics: Tensor) -> Tensor:
     """A camera's pictures (…, 3, h, w) in [0, 1] by its statistics (3, 3, 1, 1)."""
     offset, scale, shift = statistics
     return (image - offset) / scale + shift
-
-
-def sentence(normaliser: Normaliser) -> tuple[str, ...]:
-    """Remarks on numbers that never moved in the data: there the smallest change is enormous."""
-    still = np.flatnonzero(normaliser.scale < 1e-6)
-    if not len(still):
-        return ()
-    shown = ", ".join(map(str, still.tolist()))
-    return (
-        f"dimension {shown} never moved in its data: it is divided by {normaliser.scale[still[0]]:g}, "
-        "so that another value there is seen as an enormous number",
-    )

@@ -12,7 +12,14 @@ from tokenizers import Tokenizer
 
 from armlet.policies.building import rebuild
 from armlet.policies.contract import Body
-from armlet.policies.pretrained.card import Card, Choice, dtypes_of, parts_of
+from armlet.policies.pretrained.card import (
+    PROMPT_TOKENS,
+    Card,
+    Choice,
+    Work,
+    dtypes_of,
+    parts_of,
+)
 from armlet.policies.pretrained.dino_siglip import Sizes
 from armlet.policies.pretrained.files import Names, Tensors, fill
 from armlet.policies.pretrained.openvla import OpenVLA
@@ -23,6 +30,7 @@ from armlet.robot.normalise import Normaliser
 from armlet.robot.spec import RobotSpec
 
 CAMERA = "image"
+DIMS = 7  # of an action, while nobody has said of which data set
 FAR = 1e3  # a quantile beyond this is in no robot's unit
 
 
@@ -140,7 +148,7 @@ def card(
     keys = Choice(
         "unnorm_key",
         tuple(sorted(statistics.sets)),
-        None if several else next(iter(statistics.sets)),
+        key if several else next(iter(statistics.sets)),
         "by whose statistics actions become the robot's numbers",
     )
     side = sizes.dino.side
@@ -179,8 +187,21 @@ def card(
         choices=(keys, *choices) if several else choices,
         remarks=tuple(lines),
         words=f"{PROMPT.format('<instruction in lower case>')!r}, then the token '▁'",
+        work=_work(sizes, DIMS if action is None else len(action.offset)),
         unused=tuple(name for name in tensors if names.is_unused(name)),
     )
+
+
+def _work(sizes: Sizes, dims: int) -> dict[str, tuple[Work, ...]]:
+    """What its parts do for an action of `dims` numbers."""
+    patches = sizes.dino.grid**2
+    return {
+        "image towers": (Work(patches),),
+        "projector": (Work(patches),),
+        # The first word is scored where the prompt ends, and the last is read by nobody.
+        "layers": (Work(patches + PROMPT_TOKENS), Work(1, dims - 1)),
+        "word scores": (Work(1, dims),),
+    }
 
 
 def renamed(tensors: Tensors, names: Names) -> Tensors:

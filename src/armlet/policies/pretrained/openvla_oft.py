@@ -15,7 +15,14 @@ from torch import Tensor
 from armlet.data.files import read_json
 from armlet.policies.building import rebuild
 from armlet.policies.contract import Backbone, Body
-from armlet.policies.pretrained.card import Card, Choice, dtypes_of, parts_of
+from armlet.policies.pretrained.card import (
+    PROMPT_TOKENS,
+    Card,
+    Choice,
+    Work,
+    dtypes_of,
+    parts_of,
+)
 from armlet.policies.pretrained.dino_siglip import network_from_json
 from armlet.policies.pretrained.files import COPY, Change, fill
 from armlet.policies.pretrained.lora import by_our_names
@@ -134,7 +141,7 @@ def describe(said: Said) -> Card:
     names = parts.names
     rooms = {
         "vision.": "image towers",
-        "film.": "image towers",
+        "film.": "FiLM",
         "projector.": "projector",
         "words.": "word table",
         "layers.": "layers",
@@ -154,7 +161,8 @@ def describe(said: Said) -> Card:
             "decides": "by a head of L1 regression" if parts.head else "by words, all at once",
             "FiLM": "words are told to the towers" if parts.vision else "none",
         },
-        cameras={said.camera(view): None for view in told.views},  # of any size
+        cameras=dict.fromkeys(told.views),  # of any size
+        called={view: said.camera(view) for view in told.views},
         state_dims=parts.proprio_dims,
         action_dims=0 if facts is None else facts.dims,
         chunk=told.chunk or 0,
@@ -168,19 +176,46 @@ def describe(said: Said) -> Card:
         action=None if facts is None else facts.action,
         choices=_choices(parts, key, told),
         remarks=tuple(_remarks(parts, key, told)),
+        work=_work(parts, facts),
         words=f"{PROMPT.format('<instruction in lower case>')!r}, then the token '▁'",
         unused=tuple(name for name in parts.tensors if names.is_unused(name)),
     )
 
 
+def _work(parts: Parts, facts: _Facts | None) -> dict[str, tuple[Work, ...]]:
+    """What its parts do for a decision; nothing while nobody has said how many actions and pictures
+    there are."""
+    if facts is None or facts.told.chunk is None or not facts.told.views:
+        return {}
+    views = len(facts.told.views)
+    patches = views * parts.model.sizes.dino.grid**2
+    chunk = facts.told.chunk
+    proprio = 1 if parts.proprio_dims else 0
+    # All actions are decided at once, a token for each of their numbers, and the end token.
+    asked = chunk * facts.dims
+    found: dict[str, tuple[Work, ...]] = {
+        "image towers": (Work(patches),),
+        "projector": (Work(patches),),
+        "layers": (Work(patches + proprio + PROMPT_TOKENS + asked + 1),),
+    }
+    if parts.vision is not None:
+        found["FiLM"] = (Work(views),)  # by one token of words, for the pictures of each camera
+    if proprio:
+        found["state"] = (Work(1),)
+    if parts.head:
+        found["action head"] = (Work(chunk),)
+    else:
+        found["word scores"] = (Work(asked),)
+    return found
+
+
 def _choices(parts: Parts, key: str | None, told: Told) -> tuple[Choice, ...]:
     keys = tuple(sorted(parts.statistics.sets))
-    chunk = None if told.chunk is None else str(told.chunk)
-    views = ", ".join(told.views) or None
+    views = told.views or None
     pictures = "how pictures are prepared: as usual where it was trained on random crops"
     return (
         Choice("unnorm_key", keys, key, "by whose statistics actions become the robot's numbers"),
-        Choice("chunk", (), chunk, f"actions decided at a time ({told.why})"),
+        Choice("chunk", (), told.chunk, f"actions decided at a time ({told.why})"),
         Choice("bounds", ("q01_q99", "min_max"), told.bounds, f"what is −1 and 1 ({told.why})"),
         Choice("views", (), views, f"its pictures, the main one first ({told.why})"),
         Choice("preparation", tuple(FITS), parts.options.preparation, pictures),

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from armlet.policies.pretrained.card import Card, Choice
+from armlet.policies.pretrained.card import Card, Choice, Value, Work
 from armlet.policies.pretrained.said import FILE, Said
 from armlet.robot.description import as_toml
 from armlet.robot.normalise import Normaliser
@@ -58,12 +58,12 @@ def seconds(card: Card, machine: Machine) -> dict[str, float]:
     """An estimate of what each part of a network adds to a decision, in seconds: its
     multiplications (two a parameter and token), or reading its weights (in single precision) where
     that takes longer. Attention between tokens, small beside them, is left out."""
-    found = {}
-    for part, work in card.work.items():
-        parameters = card.parts[part]
-        counted = 2 * parameters * work.tokens / machine.flops
-        fetched = 4 * parameters / machine.bandwidth
-        found[part] = max(counted, fetched) * work.runs
+    found: dict[str, float] = {}
+    for part, count in card.parts.items():
+        fetched = 4 * count / machine.bandwidth
+        for work in card.work.get(part, ()):
+            counted = 2 * count * work.tokens / machine.flops
+            found[part] = found.get(part, 0.0) + max(counted, fetched) * work.runs
     return found
 
 
@@ -87,7 +87,9 @@ def page(card: Card, machine: Machine | None = None) -> str:
     lines += _parts(card, machine)
     lines += ["", "cameras (height × width)"]
     for name, size in card.cameras.items():
-        lines.append(f"  {name:<20} {f'{size[0]} × {size[1]}' if size else 'any size'}")
+        line = f"  {name:<20} {f'{size[0]} × {size[1]}' if size else 'any size'}"
+        robots = card.called.get(name, name)
+        lines.append(line if robots == name else f"{line}, the robot's {robots}")
     if not card.cameras:
         lines.append("  none")
     waits = any(each.usual is None for each in card.choices)
@@ -181,14 +183,19 @@ def toml(card: Card, said: Said, *, checkpoint: str) -> str:
         "[cameras]  # the checkpoint's name of a camera = the robot's",
     ]
     for name in card.cameras:
-        lines.append(f"{GUESS}{as_toml(name)} = {as_toml(said.camera(name))}")
+        robots = card.called.get(name, said.camera(name))
+        lines.append(f"{GUESS}{as_toml(name)} = {as_toml(robots)}")
     lines += ["", "[options]"]
     for each in card.choices:
-        lines.append(f"# {each.why}: {', '.join(each.values)}")
+        why = " ".join(each.why.split())  # a comment ends with its line
+        there = ", ".join(map(_shown, each.values))
+        lines.append(f"# {why}: {there}" if there else f"# {why}")
         if each.usual is None:
-            lines.append(f"{GUESS}{each.option} = {as_toml(each.values[0])}")
+            # Nothing is made up where nothing is known: no option takes an empty text.
+            guess = each.values[0] if each.values else ""
+            lines.append(f"{GUESS}{each.option} = {_option(guess)}")
         else:
-            lines.append(f"# {each.option} = {as_toml(each.usual)}")
+            lines.append(f"# {each.option} = {_option(each.usual)}")
     lines += [
         "",
         "[robot]  # as robot.toml; what is left out is as the episodes' robot.toml has it",
@@ -202,16 +209,29 @@ def toml(card: Card, said: Said, *, checkpoint: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _option(value: Value) -> str:
+    """A value as TOML has it."""
+    return _shown(value) if isinstance(value, bool) else as_toml(value)
+
+
+def _shown(value: Value) -> str:
+    """A value for people."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return ", ".join(value) or "none"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
 def _parts(card: Card, machine: Machine | None) -> list[str]:
-    lines = ["", "parameters" + ("" if machine is None else ", and where a decision's time goes")]
     costs = {} if machine is None else seconds(card, machine)
+    lines = ["", "parameters" + (", and where a decision's time goes" if costs else "")]
     whole = sum(costs.values())
     for part, count in card.parts.items():
         line = f"  {part:<28} {_count(count):>9}"
         if part in costs:
-            work = card.work[part]
-            line += f"  {1000 * costs[part]:>9.3g} ms {costs[part] / whole:>5.0%}"
-            line += f"  {work.tokens} tokens" + (f", {work.runs} times" if work.runs > 1 else "")
+            line += f"  {1000 * costs[part]:>9.3g} ms {costs[part] / whole:>5.0%}  "
+            line += ", then ".join(map(_done, card.work[part]))
         lines.append(line)
     if machine is not None and costs:
         lines.append(
@@ -220,6 +240,11 @@ def _parts(card: Card, machine: Machine | None) -> list[str]:
             f"precision on {machine.threads} thread{'' if machine.threads == 1 else 's'}, not timed"
         )
     return lines
+
+
+def _done(work: Work) -> str:
+    tokens = f"{work.tokens} token{'' if work.tokens == 1 else 's'}"
+    return f"{tokens} {work.runs} times" if work.runs > 1 else tokens
 
 
 def _numbers(
@@ -243,8 +268,11 @@ def _numbers(
 
 
 def _choice(each: Choice) -> str:
-    usual = "must be said" if each.usual is None else f"{each.usual} unless said otherwise"
-    return f"{each.option} ({usual}): {', '.join(each.values)}; {each.why}"
+    usual = "must be said"
+    if each.usual is not None:
+        usual = f"{_shown(each.usual)} unless said otherwise"
+    there = f"{', '.join(map(_shown, each.values))}; " if each.values else ""
+    return f"{each.option} ({usual}): {there}{each.why}"
 
 
 def _listed(title: str, lines: Sequence[str]) -> list[str]:

@@ -22,15 +22,15 @@ DESIGN = "pi05"
 CHOICES = (
     Choice(
         "padded_state",
-        ("false", "true"),
-        "false",
+        (False, True),
+        False,
         "LeRobot 0.4 filled the state up with zeros before it wrote it into the prompt, and no "
         "file says which version trained this one",
     ),
     Choice(
         "state_in_prompt",
-        ("true", "false"),
-        "true",
+        (True, False),
+        True,
         "openpi's training config may leave the state out (discrete_state_input, as for LIBERO), "
         "and its checkpoint does not say",
     ),

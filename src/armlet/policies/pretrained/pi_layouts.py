@@ -33,8 +33,8 @@ TOKENS = {"pi0": 48, "pi05": 200}  # openpi's longest prompts
 PREPARE = "pi05_prepare_state_tokenizer_processor_step"
 VERSION = Choice(
     "padding",
-    ("-1", "-3"),
-    "-1",
+    (-1.0, OLD_PADDING),
+    -1.0,
     "LeRobot 0.4 boxed pictures that are not square with -3, and no file says which version "
     "trained this one",
 )
@@ -42,13 +42,13 @@ OPENPI_CHOICES = (
     Choice(
         "missing",
         OPENPI_CAMERAS,
-        "none",
+        (),
         "cameras of the checkpoint that the robot does not have: they are masked",
     ),
     Choice(
         "relative",
         ("dimensions",),
-        "none",
+        (),
         "openpi's training config says which actions were made relative to the state "
         "(DeltaActions), and the checkpoint does not",
     ),

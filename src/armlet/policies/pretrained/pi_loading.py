@@ -10,7 +10,7 @@ from torch import Tensor
 
 from armlet.policies.building import rebuild
 from armlet.policies.contract import Backbone, Body
-from armlet.policies.pretrained.card import Card, Choice, dtypes_of, parts_of
+from armlet.policies.pretrained.card import Card, Choice, Work, dtypes_of, parts_of
 from armlet.policies.pretrained.files import COPY, Tensors, fill
 from armlet.policies.pretrained.lerobot import CONFIG, WEIGHTS
 from armlet.policies.pretrained.pi_files import (
@@ -33,7 +33,9 @@ ROOMS = {
     "vision.": "eyes (SigLIP)",
     "projector.": "eyes (SigLIP)",
     "words.": "words",
-    "layers.": "layers",
+    "layers.*.prefix.": "layers of the prefix",
+    "layers.*.expert.*layernorm.dense.": "modulation of the expert",  # by the time: π0.5
+    "layers.*.expert.": "layers of the expert",
 }
 
 
@@ -76,6 +78,10 @@ def describe(said: Said, design: str, options: PiOptions, choices: tuple[Choice,
         layers=sizes["depth"],
         parts=parts_of(renamed, ROOMS),
         dtypes=dtypes_of(found.tensors),
+        work=_work(found, sizes, design, options),
+        called={
+            name: said.cameras.get(name, found.usual.get(name, name)) for name in found.cameras
+        },
         files=found.files,
         state=found.state,
         action=found.actions,
@@ -86,6 +92,24 @@ def describe(said: Said, design: str, options: PiOptions, choices: tuple[Choice,
         f"{said.tokenizer or found.tokenizer}",
         unused=tuple(unused),
     )
+
+
+def _work(
+    found: Checkpoint, sizes: Mapping[str, int], design: str, options: PiOptions
+) -> dict[str, tuple[Work, ...]]:
+    """What its parts do for a decision: all but the expert once."""
+    eyes = (len(found.cameras) - len(options.missing)) * (sizes["image"] // sizes["patch"]) ** 2
+    steps = options.steps or found.steps
+    ahead = 1 if design == "pi0" else 0  # the state's token
+    work: dict[str, tuple[Work, ...]] = {
+        "eyes (SigLIP)": (Work(eyes),),
+        "layers of the prefix": (Work(eyes + found.tokens),),  # prompts are filled up
+        "layers of the expert": (Work(ahead + found.chunk, steps),),
+        "the rest": (Work(found.chunk, steps),),  # what actions and their time enter and leave by
+    }
+    if design == "pi05":
+        work["modulation of the expert"] = (Work(1, steps),)
+    return work
 
 
 def _in_words(found: Checkpoint, sizes: Mapping[str, int]) -> dict[str, str]:

@@ -21,7 +21,7 @@ from typing import Any, get_args
 from armlet.data.files import read_json
 from armlet.policies.building import rebuild
 from armlet.policies.contract import Backbone, Body
-from armlet.policies.pretrained.card import Card, Choice, dtypes_of, parts_of
+from armlet.policies.pretrained.card import Card, Choice, Work, dtypes_of, parts_of
 from armlet.policies.pretrained.files import COPY, Names, Tensors, fill
 from armlet.policies.pretrained.lerobot import (
     ACTION,
@@ -138,7 +138,7 @@ def describe(said: Said) -> Card:
     folder = Folder.read(said.checkpoint)
     _check(folder)
     options = said.as_options(Options)
-    cameras, blank = _cameras(said, options, folder, None)
+    _, blank = _cameras(said, options, folder, None)
     choices = _choices(folder)
     try:
         vlm, whence = find_vlm(said, folder)
@@ -146,11 +146,13 @@ def describe(said: Said) -> Card:
         # All but heads and layers' reading can be said without it.
         reads: tuple[str, ...] = ("cross",) * layers_of(folder.tensors)
         sizes = {"language model": f"{len(reads)} layers, {width_of(folder.tensors)} wide"}
+        work = {}  # which patches there are follows from the VLM
         choices = (Choice("vlm", (), None, str(error)), *choices)
         remarks = _remarks(folder, reads, blank)
     else:
         reads = _reads(folder, vlm)
         sizes = _in_words(folder, vlm, reads)
+        work = _work(replace(said, precision="fp32"), folder, vlm)
         taken = f"heads and sizes of its VLM are not in the checkpoint: taken from {whence}"
         remarks = (taken, *_remarks(folder, reads, blank))
     tokens = _tokens(folder)
@@ -158,7 +160,9 @@ def describe(said: Said) -> Card:
         kind="smolvla",
         root=folder.root,
         sizes=sizes,
-        cameras=dict(cameras),
+        cameras={name: folder.cameras[name] for name in folder.cameras if name not in blank},
+        called={name: _called(said, folder, name) for name in folder.cameras},
+        work=work,
         state_dims=folder.size(STATE),
         action_dims=folder.size(ACTION),
         chunk=_whole(folder, "chunk_size"),
@@ -188,6 +192,22 @@ def _in_words(folder: Folder, vlm: Vlm, reads: tuple[str, ...]) -> dict[str, str
         "alone",
         "vision transformer": f"{vlm.eye.layers} layers, {vlm.eye.width} wide, pictures of "
         f"{vlm.eye.image} × {vlm.eye.image}, patches of {vlm.eye.patch}",
+    }
+
+
+def _work(said: Said, folder: Folder, vlm: Vlm) -> dict[str, tuple[Work, ...]]:
+    """What its parts do for a decision. Patches of a picture are looked at all, and a square of
+    them makes a token."""
+    sizes = _sizes(said, folder, vlm, None)
+    each = list(sizes.picture_tokens.values())
+    looked = sum(each) + (each[-1] if sizes.blanks else 0)  # one black picture stands for all
+    actions = (Work(sizes.chunk, sizes.steps),)
+    return {
+        "vision transformer": (Work(looked * sizes.shuffle**2),),
+        "connector": (Work(looked),),
+        "language model": (Work(sizes.prefix_tokens),),
+        "action expert": actions,
+        "projections": actions,
     }
 
 
@@ -505,8 +525,8 @@ def _choices(folder: Folder) -> tuple[Choice, ...]:
         ),
         Choice(
             "steps",
-            ("1", "10"),
-            str(folder.config.get("num_steps")),
+            (1, 10),
+            _whole(folder, "num_steps"),
             "of denoising: how long it takes",
         ),
     )
