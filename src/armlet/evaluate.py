@@ -15,7 +15,7 @@ from typing import Any
 from armlet.benchmarks import Task, benchmark_robot
 from armlet.data.episodes import EpisodeDataset
 from armlet.data.files import write_atomically
-from armlet.data.hub import is_name, local_folder
+from armlet.data.hub import is_name
 from armlet.evaluation import figures, measure, offline
 from armlet.evaluation import outcomes as kept
 from armlet.evaluation.episodes import Row, run_delayed, run_episodes, run_of
@@ -244,7 +244,6 @@ def measured(
     # A policy that always runs the same layers depends on nothing, and need not be asked.
     if row["routing"]["patterns"] > 1:
         changes = measure.what_routes_depend_on(policy, observations)
-    weights = local_folder(contender.folder, kind="model") / "model.safetensors"
     return Measured(
         layers=tuple(policy.layer_numbers),
         changes_with=changes,
@@ -252,8 +251,8 @@ def measured(
         ms_per_second_of_motion=motion,
         flops=measure.compute(policy, observations),
         params=measure.parameters(policy),
-        peak_memory_mb=measure.peak_memory_mb(contender.folder, observations[0]),
-        bytes_on_disk=weights.stat().st_size,
+        peak_memory_mb=measure.peak_memory_mb(contender.folder, observations[0], policy.robot),
+        bytes_on_disk=measure.bytes_on_disk(contender.folder),
         gripper_noise=noise,
         budget=contender.budget,
     )

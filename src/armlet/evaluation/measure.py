@@ -21,9 +21,12 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from armlet import source
-from armlet.policies.checkpoint import load_policy
+from armlet.data.hub import local_folder
+from armlet.policies.checkpoint import WEIGHTS, load_policy
 from armlet.policies.contract import Backbone, Policy
+from armlet.policies.pretrained import kinds
 from armlet.robot.observation import Observation
+from armlet.robot.spec import RobotSpec
 
 WARM_UP = 20  # decisions before timing: first calls allocate, choose kernels, fill caches
 
@@ -185,18 +188,27 @@ def processor() -> str:
     return platform.processor() or "unknown"
 
 
-def peak_memory_mb(folder: Path, observation: Observation) -> float:
-    """Peak resident memory, in MB, of a fresh process that loads the policy and decides ten times:
-    what a robot's computer must have, libraries included."""
+def bytes_on_disk(folder: Path) -> int:
+    """Of a policy's weights; of another project's checkpoint, of all that decides its answers."""
+    place = folder if folder.suffix == ".toml" else local_folder(folder, kind="model")
+    if kinds.is_pretrained(place):
+        said, kind = kinds.find(place)
+        return sum(path.stat().st_size for path in kind.files(said))
+    return (place / WEIGHTS).stat().st_size
+
+
+def peak_memory_mb(folder: Path, observation: Observation, robot: RobotSpec) -> float:
+    """Peak resident memory, in MB, of a fresh process that loads the policy, of this robot, and
+    decides ten times: what a robot's computer must have, libraries included."""
     # Spawned, not forked: a fork would count what this process has in memory.
     context = multiprocessing.get_context("spawn")
     with context.Pool(1, maxtasksperchild=1) as pool:
-        return pool.apply(_peak, (folder, observation))
+        return pool.apply(_peak, (folder, observation, robot))
 
 
-def _peak(folder: Path, observation: Observation) -> float:
+def _peak(folder: Path, observation: Observation, robot: RobotSpec) -> float:
     torch.set_num_threads(1)
-    policy = load_policy(folder)
+    policy = load_policy(folder, known=lambda: robot)
     for _ in range(10):
         policy.infer(observation)
     # ru_maxrss is in KiB on Linux; macOS gives bytes.
