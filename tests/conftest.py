@@ -20,7 +20,7 @@ hypothesis.settings.load_profile("any machine")
 def no_fresh_process(monkeypatch) -> None:
     """Peak memory is not measured: for a test of an evaluation that asks about other things. It
     takes a process a policy."""
-    monkeypatch.setattr("armlet.evaluation.measure.peak_memory_mb", lambda folder, observation: 1.0)
+    monkeypatch.setattr("armlet.evaluation.measure.peak_memory_mb", lambda *asked: 1.0)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

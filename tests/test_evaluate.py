@@ -287,7 +287,7 @@ def evaluated(teachers, tmp_path_factory) -> Path:
         reaching(), teacher=teachers[0], policies=(teachers[1],), out=out, evaluation=setting
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(measure, "peak_memory_mb", lambda folder, observation: 1.0)
+        patch.setattr(measure, "peak_memory_mb", lambda *asked: 1.0)
         return evaluate.main(recipe)
 
 

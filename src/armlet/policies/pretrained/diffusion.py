@@ -124,7 +124,7 @@ def describe(said: Said) -> Card:
 def _work(network: DiffusionPolicy) -> dict[str, tuple[Work, ...]]:
     """What the parts of a network on the meta device do for a decision: eyes look once at every
     moment's pictures, the U-Net runs in each step."""
-    condition = torch.empty(1, network.condition_width, device="meta")
+    condition = torch.empty(1, network.seen_width, device="meta")
     unet = nn.ModuleDict(dict(network.named_children()))
     del unet["vision"]
     tokens = lerobot_body.tokens_of(unet, lambda: network.predict(condition))
