@@ -28,7 +28,7 @@ from armlet.recipe import (
     suited,
 )
 from armlet.training.black_box import (
-    facts_of,
+    facts_of_server,
     frames_for,
     how_asked,
     of_black_box,
@@ -97,15 +97,7 @@ def _ask(recipe: Recipe, data: EpisodeDataset, said: Said) -> Path:
     robot = teacher.robot
     recipe = suited(recipe, robot.action)
     check_episodes(recipe, data, robot, title=title)
-    facts = facts_of(
-        recipe,
-        data,
-        robot.action,
-        robot.observation.state_names,
-        chunk=teacher.chunk,
-        execute=teacher.execute,
-        fingerprint=teacher.fingerprint,
-    )
+    facts = facts_of_server(recipe, data, teacher)
     store_answers(
         recipe.traces,
         StoreIdentity(data.fingerprint, teacher.fingerprint, how_asked(facts.body)),

@@ -77,6 +77,20 @@ def how_asked(body: Body) -> str:
     return f"answers, normalised by {digest_text([json.dumps(body.actions.to_json())])}"
 
 
+def facts_of_server(recipe: Recipe, data: EpisodeDataset, server: SocketPolicy) -> TeacherFacts:
+    """The same, of a server that answers."""
+    robot = server.robot
+    return facts_of(
+        recipe,
+        data,
+        robot.action,
+        robot.observation.state_names,
+        chunk=server.chunk,
+        execute=server.execute,
+        fingerprint=server.fingerprint,
+    )
+
+
 def frames_for(teacher: SocketPolicy, data: EpisodeDataset, recipe: Recipe) -> Frames:
     """The episodes as the teacher is shown them."""
     return load_frames(data, teacher.robot.observation.view, recipe.pictures)

@@ -22,7 +22,7 @@ from armlet.policies.remote.line import ServerError
 from armlet.policies.remote.policy import SocketPolicy
 from armlet.recipe import Recipe, at_hand
 from armlet.robot.spec import RobotSpec
-from armlet.training.black_box import facts_of, of_black_box
+from armlet.training.black_box import facts_of, facts_of_server, of_black_box
 
 
 @dataclass(frozen=True)
@@ -87,16 +87,7 @@ def _meet_server(
             f"{recipe.name}: {error}; what `probe` kept of the teacher in {recipe.traces} is used\n"
         )
     if server is not None:
-        robot = server.robot
-        facts = facts_of(
-            recipe,
-            data,
-            robot.action,
-            robot.observation.state_names,
-            chunk=server.chunk,
-            execute=server.execute,
-            fingerprint=server.fingerprint,
-        )
+        facts = facts_of_server(recipe, data, server)
     else:
         assert kept is not None  # looked at above
         facts = facts_of(

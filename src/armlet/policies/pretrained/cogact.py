@@ -189,7 +189,9 @@ def read(said: Said, weights: str | None = None) -> Run:
     FileNotFoundError or ValueError naming the file, field or module that will not do."""
     options = said.as_options(Options)
     chosen = weights or options.weights
-    folder = RunFolder.read(said.checkpoint, chosen, _llama(said, options), options.vision_heads)
+    folder = RunFolder.read(
+        said.checkpoint, chosen, language_model_said(said.tokenizer, options), options.vision_heads
+    )
     modules = _modules(folder)
     if options.use_ema and EMA not in modules:
         raise ValueError(
@@ -199,21 +201,6 @@ def read(said: Said, weights: str | None = None) -> Run:
     taken = EMA if options.use_ema else "action_model"
     head = _head(folder.tensors.part(f"{taken}.net."), options, folder)
     return Run(said, options, folder, modules, head)
-
-
-def _llama(said: Said, options: Options) -> dict[str, Any]:
-    """What is said of the language model, as Llama's `config.json` has it."""
-    llama = language_model_said(said.tokenizer)
-    for name, value in (
-        ("num_attention_heads", options.llm_heads),
-        ("num_key_value_heads", options.llm_kv_heads),
-        ("rms_norm_eps", options.rms_norm_eps),
-    ):
-        if value is not None:
-            llama[name] = value
-    if options.llm_heads is not None and options.llm_kv_heads is None:
-        llama.pop("num_key_value_heads", None)  # of the heads that somebody else said
-    return llama
 
 
 def _modules(folder: RunFolder) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from armlet.data.files import read_json
 from armlet.policies.pretrained.dino_siglip import MEANS, STDS, Sizes
@@ -460,7 +460,37 @@ def chosen_weights(root: Path, name: str | None) -> Path:
     return found[0]
 
 
-def language_model_said(tokenizer: str | None) -> dict[str, Any]:
+class LanguageModelOptions(Protocol):
+    """Options of a kind whose run folder does not say what its language model is."""
+
+    # Properties: options are frozen.
+    @property
+    def llm_heads(self) -> int | None: ...
+
+    @property
+    def llm_kv_heads(self) -> int | None: ...
+
+    @property
+    def rms_norm_eps(self) -> float | None: ...
+
+
+def language_model_said(tokenizer: str | None, options: LanguageModelOptions) -> dict[str, Any]:
+    """What is said of the language model, as Llama's `config.json` has it: by the options, over
+    that file, where the tokenizer's folder has one."""
+    llama = _language_model_config(tokenizer)
+    for name, value in (
+        ("num_attention_heads", options.llm_heads),
+        ("num_key_value_heads", options.llm_kv_heads),
+        ("rms_norm_eps", options.rms_norm_eps),
+    ):
+        if value is not None:
+            llama[name] = value
+    if options.llm_heads is not None and options.llm_kv_heads is None:
+        llama.pop("num_key_value_heads", None)  # of the heads that somebody else said
+    return llama
+
+
+def _language_model_config(tokenizer: str | None) -> dict[str, Any]:
     """What Llama's own `config.json` says, where the tokenizer's folder has one."""
     path = Path(tokenizer or "") / CONFIG
     if tokenizer is None or not path.is_file():

@@ -7,7 +7,6 @@ Llama-2's folder on the hub. So does `tokenizer` here, where that folder has a `
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from armlet.data.files import read_json
 from armlet.policies.contract import Backbone
@@ -71,7 +70,10 @@ def files(said: Said) -> list[Path]:
 
 def describe(said: Said) -> Card:
     folder = RunFolder.read(
-        said.checkpoint, _described_weights(said), _llama(said), _options(said).vision_heads
+        said.checkpoint,
+        _described_weights(said),
+        language_model_said(said.tokenizer, _options(said)),
+        _options(said).vision_heads,
     )
     options = _options(said)
     remarks = []
@@ -117,7 +119,12 @@ def _options(said: Said) -> Options:
 
 def _folder(said: Said) -> RunFolder:
     options = _options(said)
-    return RunFolder.read(said.checkpoint, options.weights, _llama(said), options.vision_heads)
+    return RunFolder.read(
+        said.checkpoint,
+        options.weights,
+        language_model_said(said.tokenizer, _options(said)),
+        options.vision_heads,
+    )
 
 
 def _described_weights(said: Said) -> str | None:
@@ -127,19 +134,3 @@ def _described_weights(said: Said) -> str | None:
         return chosen
     there = checkpoints_of(said.checkpoint)
     return there[-1].name if there else None
-
-
-def _llama(said: Said) -> dict[str, Any]:
-    """What is said of the language model, as Llama's `config.json` has it."""
-    options = _options(said)
-    llama = language_model_said(said.tokenizer)
-    for name, value in (
-        ("num_attention_heads", options.llm_heads),
-        ("num_key_value_heads", options.llm_kv_heads),
-        ("rms_norm_eps", options.rms_norm_eps),
-    ):
-        if value is not None:
-            llama[name] = value
-    if options.llm_heads is not None and options.llm_kv_heads is None:
-        llama.pop("num_key_value_heads", None)  # of the heads that somebody else said
-    return llama
