@@ -1,7 +1,7 @@
 """Milliseconds of real-size checkpoints: SmolVLA (0.45 B), π0.5 (4.1 B) and OpenVLA (7.5 B), with
 random weights, read by the loaders that read trained ones.
 
-    python bench/real_size.py [--kinds smolvla pi05 openvla_hf] [--folder DIR] [--device cpu]
+    python bench/real_size.py [--kinds openvla_hf pi05 smolvla] [--folder DIR] [--device cpu]
         [--out docs/machinery/real_size.json]
 
 A checkpoint of each kind is written to `folder` in the layout, with the names, shapes and types of
@@ -18,12 +18,12 @@ Says nothing about success. A policy needs its weights in memory, in the precisi
 
 import dataclasses
 import json
-import platform
 import random
 import shutil
 import statistics
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from armlet import source
+from armlet.evaluation.measure import processor
 from armlet.policies.checkpoint import load_policy
 from armlet.policies.contract import Backbone
 from armlet.policies.routed import Calibration, Routed, Routing
@@ -55,7 +56,7 @@ DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "int64": torch.i
 
 @dataclasses.dataclass
 class Arguments:
-    kinds: tuple[str, ...] = ("smolvla", "pi05", "openvla_hf")
+    kinds: tuple[str, ...] = ("openvla_hf", "pi05", "smolvla")
     folder: Path = Path("out/real-size")
     device: str = "cpu"
     threads: int = 2
@@ -98,13 +99,14 @@ def measured(policy: Backbone, asked: Arguments) -> dict[str, Any]:
     ways = dict(variants(policy))
     with torch.inference_mode():
         times: dict[str, list[float]] = {name: [] for name in ways}
-        for number in range(asked.rounds + 1):
+        first = timed(ways["all layers"], seen, asked.device)
+        say(f"  warming up: {1000 * first:.0f} ms")
+        for number in range(1, asked.rounds + 1):
             order = list(ways)
             random.Random(number).shuffle(order)
             for name in order:
                 took = timed(ways[name], seen, asked.device)
-                if number:  # the first round warms up
-                    times[name].append(took)
+                times[name].append(took)
                 say(f"  round {number} {name}: {1000 * took:.0f} ms")
     medians = {name: 1000 * statistics.median(each) for name, each in times.items()}
     spread = {name: [1000 * min(each), 1000 * max(each)] for name, each in times.items()}
@@ -115,7 +117,7 @@ def measured(policy: Backbone, asked: Arguments) -> dict[str, Any]:
     saved = full - medians["50 % of the layers"]
     return {
         "parameters": sum(each.numel() for each in policy.parameters()),
-        "dtype": str(next(policy.parameters()).dtype).removeprefix("torch."),
+        "dtype": most_of(policy),
         "layers": count,
         "layer_ms": layer,
         "milliseconds": medians,
@@ -124,6 +126,15 @@ def measured(policy: Backbone, asked: Arguments) -> dict[str, Any]:
         "saved_of_half": saved / ((count - ran) * layer) if layer > 0 else None,
         "routing": medians["all layers, with a router"] / full - 1,
     }
+
+
+def most_of(policy: Backbone) -> str:
+    """The type that most of the weights have."""
+    counts: Counter[torch.dtype] = Counter()
+    for each in policy.parameters():
+        counts[each.dtype] += each.numel()
+    ((dtype, _),) = counts.most_common(1)
+    return str(dtype).removeprefix("torch.")
 
 
 def variants(policy: Backbone) -> Iterator[tuple[str, Callable[[Observation], Any]]]:
@@ -304,6 +315,14 @@ def openvla_hf(folder: Path) -> Path:
         "vision_backbone_id": "dinosiglip-vit-so-224px",
     }
     (folder / "config.json").write_text(json.dumps(said))
+    pixels = {
+        "image_resize_strategy": "resize-naive",
+        "input_sizes": [[3, 224, 224], [3, 224, 224]],
+        "interpolations": ["bicubic", "bicubic"],
+        "means": [[0.485, 0.456, 0.406], [0.5, 0.5, 0.5]],
+        "stds": [[0.229, 0.224, 0.225], [0.5, 0.5, 0.5]],
+    }
+    (folder / "preprocessor_config.json").write_text(json.dumps(pixels))
     write_tensors(folder, openvla_shapes())
     options = '[options]\nunnorm_key = "random"\n'
     return write_toml(folder, words(folder / "words", 32000, "</s>"), options)
@@ -444,7 +463,7 @@ MAKERS: dict[str, Callable[[Path], Path]] = {
 def report(rows: list[dict[str, Any]], asked: Arguments) -> None:
     said = {
         "random_weights": True,
-        "device": torch.cuda.get_device_name() if asked.device != "cpu" else platform.processor(),
+        "device": torch.cuda.get_device_name() if asked.device != "cpu" else processor(),
         "threads": asked.threads,
         "rounds": asked.rounds,
         "torch": torch.__version__,
