@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from armlet.benchmarks.tabletop import Tabletop
 from armlet.data.codec import bin_centres
-from armlet.data.inputs import Inputs
+from armlet.robot.inputs import Inputs
 from armlet.data.text import train_tokenizer
 from armlet.layers.heads import to_bins
 from armlet.policies.contract import Backbone, Body, Features, Pass, State, weights_of

@@ -12,7 +12,8 @@ from test_rollout import Line, spec
 
 from armlet.evaluation.episodes import conditions
 from armlet.evaluation.settings import contenders
-from armlet.policies.contract import Decision, Policy
+from armlet.policies.contract import Policy
+from armlet.robot.outputs import Decision
 from armlet.recipe import Evaluation
 from armlet.recipes import make
 from armlet.robot.ensemble import Adaptive

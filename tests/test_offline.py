@@ -25,7 +25,8 @@ from armlet.evaluation.action_errors import MEAN, REPEAT, THIRDS, Recording
 from armlet.evaluation.asking import Asker
 from armlet.evaluation.offline import Known, Labelled, seen_in_training
 from armlet.evaluation.offline_report import OfflineReport, Seen
-from armlet.policies.contract import Body, Decision
+from armlet.policies.contract import Body
+from armlet.robot.outputs import Decision
 from armlet.policies.students import FirstK
 from armlet.policies.vla import VLANetwork
 from armlet.recipe import Evaluation

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from armlet.benchmarks import Task
-from armlet.policies.contract import Decision
+from armlet.robot.outputs import Decision
 from armlet.recipe import Collection
 from armlet.robot.observation import Observation
 from armlet.robot.spec import ActionSpec

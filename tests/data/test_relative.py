@@ -9,8 +9,10 @@ import torch
 from tiny import make_policy
 
 from armlet.data.frames import BatchMaker, Frames
-from armlet.data.inputs import Inputs, beyond
-from armlet.data.text import Words, train_tokenizer
+from armlet.robot.inputs import Inputs, beyond
+from armlet.data.batching import batch_of
+from armlet.data.text import train_tokenizer
+from armlet.robot.reading.own import Words
 from armlet.policies.contract import Body
 from armlet.robot.fit import View
 from armlet.robot.normalise import Normaliser
@@ -84,7 +86,7 @@ def test_a_robot_is_told_what_the_data_say_to_the_bit() -> None:
     for row in (2, 6):
         text = TEXTS[data.asked[row]]
         seen.append(Observation({}, data.state[row], text, data.executed[row - 1]))
-    told = inputs.batch(seen, device=torch.device("cpu"))
+    told = batch_of(inputs.arrays(seen), device=torch.device("cpu"))
     for name in ("text", "text_mask", "state", "previous_action"):
         assert torch.equal(getattr(batch, name), getattr(told, name)), name
     assert batch.text[0, 0] == 3 and batch.text[0, 1] == round(float(batch.state[0, 0]) * 100)

@@ -14,7 +14,8 @@ from torch import nn
 from transformers import CLIPModel
 
 from armlet import recipes
-from armlet.data.text import encode, train_tokenizer
+from armlet.data.text import train_tokenizer
+from armlet.robot.reading.own import encode
 from armlet.layers.heads import to_bins
 from armlet.layers.pretrained import pixels
 from armlet.policies.checkpoint import load_policy, save_policy

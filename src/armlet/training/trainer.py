@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from armlet.data.corpus import Corpus
 from armlet.data.files import appending, hold, read_json, whole_lines, write_atomically
 from armlet.data.frames import BatchMaker, Frames, draw
-from armlet.data.inputs import beyond
+from armlet.robot.inputs import beyond
 from armlet.data.transforms import Moment
 from armlet.layers.ema import SelfTeacher
 from armlet.lineage import (

@@ -15,8 +15,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from armlet.data.inputs import Inputs
-from armlet.data.text import NoWords
+from armlet.robot.inputs import Inputs
+from armlet.robot.reading.own import NoWords
 from armlet.layers.detr import DecoderLayer, EncoderLayer, line_positions, map_positions
 from armlet.layers.frozen import RestsWhenFrozen
 from armlet.layers.heads import masked_mean

@@ -48,14 +48,13 @@ from armlet.policies.pretrained.openvla_folders import (
     language_model_said,
 )
 from armlet.policies.pretrained.openvla_hf import check_option
-from armlet.policies.pretrained.openvla_prompt import (
-    LONGEST,
-    PROMPT,
+from armlet.policies.pretrained.llama_tokenizer import (
     read_tokenizer,
     tokenizer_file,
     words_of,
 )
 from armlet.policies.pretrained.said import Said
+from armlet.robot.reading.llama import LONGEST, PROMPT
 from armlet.robot.description import Described
 from armlet.robot.spec import RobotSpec
 

@@ -21,8 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from armlet.data.inputs import Inputs
-from armlet.data.text import NoWords
+from armlet.robot.inputs import Inputs
+from armlet.robot.reading.own import NoWords
 from armlet.layers.frozen import RestsWhenFrozen
 from armlet.layers.heads import masked_mean
 from armlet.layers.resnet import Norm, ResNet

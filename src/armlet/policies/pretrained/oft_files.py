@@ -36,7 +36,7 @@ from armlet.policies.pretrained.openvla_files import (
     read_statistics,
 )
 from armlet.policies.pretrained.openvla_folders import HuggingFaceFolder
-from armlet.policies.pretrained.openvla_prompt import FILE as TOKENIZER
+from armlet.policies.pretrained.llama_tokenizer import FILE as TOKENIZER
 from armlet.policies.pretrained.said import Said
 from armlet.robot.fit import Fit
 from armlet.robot.normalise import Normaliser

@@ -50,16 +50,15 @@ from armlet.policies.pretrained.openvla_body import (
     robots_camera,
 )
 from armlet.policies.pretrained.openvla_folders import CONFIG
-from armlet.policies.pretrained.openvla_prompt import (
+from armlet.policies.pretrained.llama_tokenizer import (
     FILE as TOKENIZER,
 )
-from armlet.policies.pretrained.openvla_prompt import (
-    LONGEST,
-    PROMPT,
+from armlet.policies.pretrained.llama_tokenizer import (
     read_tokenizer,
     tokenizer_file,
 )
 from armlet.policies.pretrained.said import Said
+from armlet.robot.reading.llama import LONGEST, PROMPT
 from armlet.robot.normalise import Normaliser
 from armlet.robot.spec import RobotSpec
 

@@ -18,7 +18,7 @@ from armlet.data.files import read_json
 from armlet.policies.pretrained.card import Choice
 from armlet.policies.pretrained.files import COPY, Header, Names, Tensors, open_safetensors
 from armlet.policies.pretrained.lerobot import CONFIG, WEIGHTS
-from armlet.policies.pretrained.pi_words import TooLong, Wording
+from armlet.robot.reading.paligemma import TooLong, Wording
 from armlet.robot.fit import Fit
 from armlet.robot.normalise import Normaliser
 

@@ -22,7 +22,7 @@ from armlet.policies.pretrained.openvla_folders import (
     language_model_said,
 )
 from armlet.policies.pretrained.openvla_hf import check_option
-from armlet.policies.pretrained.openvla_prompt import read_tokenizer, tokenizer_file, words_of
+from armlet.policies.pretrained.llama_tokenizer import read_tokenizer, tokenizer_file, words_of
 from armlet.policies.pretrained.said import Said
 from armlet.robot.spec import RobotSpec
 

@@ -31,7 +31,8 @@ import numpy as np
 
 from armlet import limits
 from armlet.limits import ABOVE_0, MOST
-from armlet.policies.contract import Decision, Policy
+from armlet.policies.contract import Policy
+from armlet.robot.outputs import Decision
 from armlet.policies.pretrained.said import Said
 from armlet.policies.remote.address import address_of
 from armlet.policies.remote.dialects import DIALECTS, Dialect, DialectError, put
