@@ -10,18 +10,18 @@ import torch
 from test_rollout import Line, spec
 
 from armlet.data.augment import Augment
-from armlet.data.frames import BatchMaker, Frames
-from armlet.robot.inputs import Inputs
 from armlet.data.batching import batch_of
+from armlet.data.frames import BatchMaker, Frames
 from armlet.data.text import train_tokenizer
-from armlet.robot.reading.own import Words
 from armlet.evaluation.action_errors import Recording
 from armlet.evaluation.asking import Asker
-from armlet.robot.outputs import Decision
 from armlet.robot.ensemble import Adaptive, Exponential
 from armlet.robot.fit import View
+from armlet.robot.inputs import Inputs
 from armlet.robot.normalise import Normaliser
 from armlet.robot.observation import Observation, recent
+from armlet.robot.outputs import Decision
+from armlet.robot.reading.own import Words
 from armlet.rollout.actors import Expert
 from armlet.rollout.loop import run
 from armlet.rollout.memory import Overlap, Past

@@ -26,12 +26,12 @@ from armlet.evaluation.asking import Asker
 from armlet.evaluation.offline import Known, Labelled, seen_in_training
 from armlet.evaluation.offline_report import OfflineReport, Seen
 from armlet.policies.contract import Body
-from armlet.robot.outputs import Decision
 from armlet.policies.students import FirstK
 from armlet.policies.vla import VLANetwork
 from armlet.recipe import Evaluation
 from armlet.robot.normalise import Normaliser
 from armlet.robot.observation import Observation
+from armlet.robot.outputs import Decision
 from armlet.robot.spec import ActionSpec, ObservationSpec, RobotSpec
 
 EPISODES, CHUNK = 6, 4

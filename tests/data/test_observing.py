@@ -3,14 +3,14 @@
 import numpy as np
 import torch
 
-from armlet.data.frames import BatchMaker, Frames
-from armlet.robot.inputs import Inputs
-from armlet.data.observing import keys_of, observations
 from armlet.data.batching import batch_of
+from armlet.data.frames import BatchMaker, Frames
+from armlet.data.observing import keys_of, observations
 from armlet.data.text import train_tokenizer
-from armlet.robot.reading.own import Words
 from armlet.robot.fit import View
+from armlet.robot.inputs import Inputs
 from armlet.robot.normalise import Normaliser
+from armlet.robot.reading.own import Words
 
 
 def test_observations_are_what_a_batch_is_made_of() -> None:

@@ -8,15 +8,15 @@ import pytest
 import torch
 from tiny import make_policy
 
-from armlet.data.frames import BatchMaker, Frames
-from armlet.robot.inputs import Inputs, beyond
 from armlet.data.batching import batch_of
+from armlet.data.frames import BatchMaker, Frames
 from armlet.data.text import train_tokenizer
-from armlet.robot.reading.own import Words
 from armlet.policies.contract import Body
 from armlet.robot.fit import View
+from armlet.robot.inputs import Inputs, beyond
 from armlet.robot.normalise import Normaliser
 from armlet.robot.observation import Observation
+from armlet.robot.reading.own import Words
 
 TEXTS = ("red", "put it on the blue plate")
 STATE = Normaliser(np.array([1.0, 2.0, 3.0], np.float32), np.array([2.0, 4.0, 8.0], np.float32))

@@ -24,8 +24,8 @@ from armlet.data.batching import batch_of
 from armlet.policies.pretrained import kinds
 from armlet.policies.pretrained.openvla import OpenVLA
 from armlet.policies.pretrained.openvla_folders import HuggingFaceFolder, RunFolder
-from armlet.robot.reading.llama import PROMPT
 from armlet.robot.observation import Observation
+from armlet.robot.reading.llama import PROMPT
 from armlet.types import Batch
 
 PIXELS = 1e-6

@@ -15,7 +15,6 @@ from transformers import CLIPModel
 
 from armlet import recipes
 from armlet.data.text import train_tokenizer
-from armlet.robot.reading.own import encode
 from armlet.layers.heads import to_bins
 from armlet.layers.pretrained import pixels
 from armlet.policies.checkpoint import load_policy, save_policy
@@ -23,6 +22,7 @@ from armlet.policies.clip_lora import TRAINED, ClipLora, ClipLoraNetwork, publis
 from armlet.policies.contract import Body
 from armlet.policies.routed import Routing
 from armlet.recipe import Objective, Recipe, Stage
+from armlet.robot.reading.own import encode
 from armlet.robot.spec import ActionSpec
 from armlet.training import losses
 from armlet.training.learner import Learner

@@ -17,13 +17,13 @@ from armlet.policies.checkpoint import load_policy, policy_fingerprint, save_pol
 from armlet.policies.contract import Backbone
 from armlet.policies.pretrained import cogact, kinds
 from armlet.policies.pretrained.cogact_network import GRIPPER, CogACT
-from armlet.robot.outputs import decided
 from armlet.policies.pretrained.files import Header, Tensors, match
 from armlet.policies.pretrained.openvla_folders import RunFolder
-from armlet.robot.reading.llama import EMPTY, PROMPT, LlamaPrompt
 from armlet.policies.routed import Routed, Routing
 from armlet.policies.students import FirstK
 from armlet.robot.observation import Observation
+from armlet.robot.outputs import decided
+from armlet.robot.reading.llama import EMPTY, PROMPT, LlamaPrompt
 from armlet.training.learner import Learner
 from armlet.types import Batch
 

@@ -25,10 +25,10 @@ from armlet.policies.pretrained.dino_siglip import MEANS, STDS
 from armlet.policies.pretrained.files import Names, fill, match, open_sharded
 from armlet.policies.pretrained.openvla import OpenVLA
 from armlet.policies.pretrained.openvla_files import HUGGING_FACE, LlamaFacts
-from armlet.robot.reading.llama import EMPTY, LlamaPrompt
 from armlet.policies.routed import Calibration, Routing
 from armlet.robot.description import UnknownRobotError
 from armlet.robot.observation import Observation
+from armlet.robot.reading.llama import EMPTY, LlamaPrompt
 from armlet.robot.spec import CameraSpec
 from armlet.types import Batch
 

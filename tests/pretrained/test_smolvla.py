@@ -22,9 +22,9 @@ from armlet.policies.checkpoint import load_policy, save_policy
 from armlet.policies.pretrained import files, smolvla, smolvla_network
 from armlet.policies.pretrained.said import read_said
 from armlet.policies.pretrained.smolvla_network import SmolVLA, described
-from armlet.robot.reading.smolvla import SmolPrompt
 from armlet.policies.pretrained.smolvla_sizes import KNOWN, reads_of, text_of, vlm_of
 from armlet.policies.routed import Routed, Routing
+from armlet.robot.reading.smolvla import SmolPrompt
 from armlet.types import Batch
 
 HERE = Path(__file__).parent / "golden" / "smolvla"

@@ -10,18 +10,18 @@ torch (`robot/exported.py`).
 import importlib.metadata
 import json
 import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 
 from armlet import limits
 from armlet.benchmarks import Benchmark, benchmark_robot
 from armlet.data.files import atomic_folder
 from armlet.deploy import gates, onnx, openvino
+from armlet.deploy.frames import texts_of
 from armlet.deploy.graph import GraphError, Route, capture, route_of, single
 from armlet.evaluation.measure import environment
 from armlet.limits import ABOVE_0, MOST
@@ -42,7 +42,6 @@ from armlet.robot.exported import (
 from armlet.robot.observation import Observation
 from armlet.robot.runtimes import LIBRARIES, Runtime, feeds
 from armlet.robot.spec import RobotSpec
-from armlet.rollout.loop import plan, run_task
 from armlet.rollout.pool import threads
 
 Precision = Literal["fp32", "fp16", "bf16", "int8", "int8_static"]
@@ -65,7 +64,7 @@ class How:
     precision: Precision = "fp32"
     """fp32; int8 (dynamic, onnx); int8_static (calibrated on frames, both); bf16 or fp16, whose
     weights take half the bytes (openvino)."""
-    budgets: tuple[float, ...] = ()
+    budget: tuple[float, ...] = ()
     """Of a policy with a dial, a graph for each; none: its own alone."""
     threads: int = 1
     """Of the processor, on which both are measured."""
@@ -81,7 +80,7 @@ class How:
 
     def __post_init__(self) -> None:
         limits.positive(self, "threads", "closed_loop", "calls")
-        limits.check(self, margin=(ABOVE_0, 1), budgets=(ABOVE_0, 1), threads=(1, MOST))
+        limits.check(self, margin=(ABOVE_0, 1), budget=(ABOVE_0, 1), threads=(1, MOST))
         if self.runtime not in PRECISIONS:
             raise ValueError(f"runtime is {self.runtime!r}, expected {' or '.join(PRECISIONS)}")
         there = PRECISIONS[self.runtime]
@@ -92,14 +91,6 @@ class How:
             )
 
 
-@dataclass(frozen=True)
-class HeldOut:
-    """What an expert did at the frames: first actions (n, a), in the robot's own numbers. In place
-    of a world, where there is none."""
-
-    actions: np.ndarray
-
-
 def export(
     place: Path | str,
     out: Path,
@@ -107,13 +98,13 @@ def export(
     frames: Sequence[Observation],
     world: Benchmark | None = None,
     *,
-    expert: HeldOut | None = None,
+    expert: np.ndarray | None = None,
     texts: Sequence[str] = (),
-    title: str = "",
 ) -> Path:
     """Export the policy at `place` into the folder `out`; returns it. `frames`: at least 100 real
-    observations (`frames_of` a world); `texts`: further instructions that it may be told, so that
-    every number of words is looked at; `world`: where both are run in closed loop, or `expert`.
+    observations; `world`: where both are run in closed loop, or `expert` (n, a): what was done at the
+    frames, in the robot's own numbers. `texts`: instructions that it may be told, so that every
+    number of words is looked at; of a world they are asked for where none are given.
 
     Raises `gates.GateError` where a gate is not passed, `graph.GraphError` where the policy cannot
     be captured, `onnx.MissingExporterError`, FileExistsError where `out` exists; then nothing is
@@ -124,7 +115,10 @@ def export(
             "export needs a world to act in, or an expert's actions at the frames: without one of "
             "them nothing says that the exported policy is as good"
         )
-    policy, fingerprint = _load(place, world)
+    robot = None if world is None else benchmark_robot(world)
+    policy, fingerprint = load_to_export(place, robot)
+    if world is not None and not texts:
+        texts = texts_of(world)
     frames = list(frames)
     if len(frames) < gates.FEWEST:
         raise ValueError(
@@ -147,29 +141,6 @@ def export(
     return out
 
 
-def frames_of(policy: Backbone, world: Benchmark, count: int = gates.FEWEST) -> list[Observation]:
-    """What a policy sees in whole episodes of every task in turn, `count` observations or more."""
-    found: list[Observation] = []
-    number = 0
-    tasks = len(world.tasks(world.splits[0]))
-    while len(found) < count or number < tasks:
-        ((task, seed),) = plan(world, world.splits[0], number + 1, gates.SEED - 1_000_000)[number:]
-        run_task(policy, world, task, seed, on_look=found.append)
-        number += 1
-    return found
-
-
-def texts_of(world: Benchmark) -> list[str]:
-    """Instructions of every task of every split of a world."""
-    found: dict[str, None] = {}
-    for split in world.splits:
-        for number, task in enumerate(world.tasks(split)):
-            made = world.make(task, gates.SEED - 2_000_000 + number)
-            found[made.instruction] = None
-            made.close()
-    return list(found)
-
-
 def requirements(runtime: Runtime) -> str:
     """What a robot's computer installs beside armlet itself, in the versions of this one."""
     lines = []
@@ -178,13 +149,12 @@ def requirements(runtime: Runtime) -> str:
     return "".join(lines)
 
 
-def _load(place: Path | str, world: Benchmark | None) -> tuple[Backbone, str]:
+def load_to_export(place: Path | str, robot: RobotSpec | None) -> tuple[Backbone, str]:
+    """A policy with layers, and its fingerprint; `robot` is asked for what a checkpoint of another
+    project does not say. Raises GraphError for one that cannot be captured whatever it is."""
     if behind_socket(place) is not None:
         raise GraphError(f"{place} is a policy behind a socket: its weights are not here to export")
-    known: Callable[[], RobotSpec] | None = None
-    if world is not None:
-        robot = benchmark_robot(world)
-        known = lambda: robot  # noqa: E731 - asked only for what a checkpoint does not say
+    known = None if robot is None else lambda: robot
     policy, fingerprint = load_with_fingerprint(place, known=known)
     return single(policy), fingerprint
 
@@ -197,7 +167,7 @@ def _graphs(
     graphs: list[GraphFile] = []
     routes: list[tuple[Backbone, Route]] = []
     files: dict[tuple[int, ...], dict[str, int]] = {}
-    for budget in how.budgets or (None,):
+    for budget in how.budget or (None,):
         dialled = policy if budget is None else policy.at(budget)
         route = route_of(dialled, frames)
         own = budget
@@ -276,19 +246,18 @@ def _measure(
     frames: Sequence[Observation],
     routes: Sequence[tuple[Backbone, Route]],
     world: Benchmark | None,
-    expert: HeldOut | None,
+    expert: np.ndarray | None,
     texts: Sequence[str],
 ) -> dict[str, Any]:
     """What each graph shows at the three gates. Raises GateError at the first that is not passed."""
     exported = load_exported(part, threads=how.threads)
     every: list[dict[str, Any]] = []
     inputs = policy.inputs
-    told = (*texts, *(texts_of(world) if world is not None else ()))
 
     def count(frame: Observation) -> int:
         return int(inputs.arrays([frame]).text_mask.sum())
 
-    asked = gates.over_every_length(frames, told, count)
+    asked = gates.over_every_length(frames, texts, count)
     for graph, (dialled, route) in zip(exported.description.graphs, routes, strict=True):
         acting = exported if graph.budget is None else exported.at(graph.budget)
         found: dict[str, Any] = {"budget": graph.budget, "share_of_frames_on_route": route.share}
@@ -316,7 +285,7 @@ def _measure(
                 dialled.infer,
                 acting.infer,
                 frames,
-                expert.actions,
+                expert,
                 spec=policy.robot.action,
                 margin=how.margin,
             ).to_json()

@@ -80,7 +80,9 @@ class Graph(nn.Module):
         return policy.decode(run, batch).float()
 
 
-def capture(policy: Backbone, example: Arrays) -> tuple[torch.export.ExportedProgram, tuple[str, ...]]:
+def capture(
+    policy: Backbone, example: Arrays
+) -> tuple[torch.export.ExportedProgram, tuple[str, ...]]:
     """A policy of fixed layers, on the CPU and in single precision → its program and the names of
     the inputs. `example`: one real moment. Raises GraphError where its decision hangs on what is in
     the tensors, or on how many words there are, in another way than by arithmetic."""
@@ -134,11 +136,11 @@ def route_of(policy: Backbone, frames: Sequence[Observation]) -> Route:
         with torch.inference_mode():
             gates = policy.gates(policy.embed(batch), batch)
         routes.update(tuple(map(int, row)) for row in gates.tolist())
-    gates, count = routes.most_common(1)[0]
-    kept = active_layers(torch.tensor([gates]))
+    commonest, count = routes.most_common(1)[0]
+    kept = active_layers(torch.tensor([commonest]))
     if not kept:
         raise GraphError(
             f"{policy.kind}: on most frames its router runs no layer at all; distil it again, or "
             "export it at a larger budget"
         )
-    return Route(policy.keep_layers(kept), gates, count / len(frames))
+    return Route(policy.keep_layers(kept), commonest, count / len(frames))

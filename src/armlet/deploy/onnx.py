@@ -35,7 +35,9 @@ def library(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise MissingExporterError(f"{name} is not installed, and export needs it: {INSTALL}") from error
+        raise MissingExporterError(
+            f"{name} is not installed, and export needs it: {INSTALL}"
+        ) from error
 
 
 def write(program: torch.export.ExportedProgram, names: Sequence[str], path: Path) -> None:
@@ -120,9 +122,7 @@ def calibrate(source: Path, path: Path, frames: Sequence[Mapping[str, np.ndarray
 class _Frames:
     """Moments, one after the other: what `quantize_static` asks for."""
 
-    def __init__(
-        self, frames: Sequence[Mapping[str, np.ndarray]], names: Sequence[str]
-    ) -> None:
+    def __init__(self, frames: Sequence[Mapping[str, np.ndarray]], names: Sequence[str]) -> None:
         self._left = iter(frames)
         self._names = names
 

@@ -17,7 +17,6 @@ from armlet.robot.normalise import Normaliser
 from armlet.robot.observation import Observation, recent
 
 
-
 class Reader(Protocol):
     """How a policy reads: its prompt, case, tokenizer and padding are its own business. One that
     can be written into an exported folder is of `robot.reading`."""

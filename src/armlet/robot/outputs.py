@@ -64,7 +64,9 @@ class Outputs:
         relative = self.relative
         if relative:
             if state is None:
-                raise ValueError("these actions are relative to the robot's state; give one")
+                raise ValueError(
+                    "a policy has decided, and its actions are relative to the state; give one"
+                )
             found = np.array(found)
             found[..., relative] += np.asarray(state)[..., None, relative]
         # A network's numbers have no bounds, and a robot's controller may fault beyond its own.

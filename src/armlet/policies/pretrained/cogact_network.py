@@ -11,13 +11,10 @@ from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
-
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from armlet.robot.inputs import Inputs
-from armlet.robot.outputs import Outputs
 from armlet.policies.contract import Body, Pass
 from armlet.policies.pretrained.action_dit import DiffusionHead
 from armlet.policies.pretrained.dino_siglip import (
@@ -26,6 +23,8 @@ from armlet.policies.pretrained.dino_siglip import (
     Sizes,
     network_from_json,
 )
+from armlet.robot.inputs import Inputs
+from armlet.robot.outputs import Outputs
 from armlet.robot.reading.llama import EMPTY, EOS, LlamaPrompt
 from armlet.types import Batch, Trace
 

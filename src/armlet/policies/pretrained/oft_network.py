@@ -20,10 +20,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from armlet.robot.inputs import Inputs
 from armlet.layers.heads import masked_mean
 from armlet.policies.contract import Body, Pass
 from armlet.policies.pretrained.dino_siglip import DinoSigLIPPolicy, SequenceState, Sizes
+from armlet.robot.inputs import Inputs
 from armlet.robot.reading.llama import EOS, LlamaPrompt, token
 from armlet.types import Batch, Trace
 

@@ -19,7 +19,6 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from armlet.robot.inputs import Inputs
 from armlet.layers.heads import masked_mean
 from armlet.policies.contract import Body, Pass
 from armlet.policies.pretrained.dino_siglip import (
@@ -30,6 +29,7 @@ from armlet.policies.pretrained.dino_siglip import (
     network_from_json,
     positions_of,
 )
+from armlet.robot.inputs import Inputs
 from armlet.robot.reading.llama import EOS, LlamaPrompt, token
 from armlet.types import Batch, Trace
 

@@ -22,9 +22,9 @@ from armlet.policies.pretrained.lerobot import (
 )
 from armlet.policies.pretrained.pi_files import OLD_PADDING, Checkpoint, PiOptions
 from armlet.policies.pretrained.pi_tokenizer import PALIGEMMA
-from armlet.robot.reading.paligemma import Wording
 from armlet.policies.pretrained.said import Said
 from armlet.robot.normalise import Mode, Normaliser
+from armlet.robot.reading.paligemma import Wording
 
 ASSETS = "assets"
 NORM_STATS = "norm_stats.json"

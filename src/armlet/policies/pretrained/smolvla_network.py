@@ -19,18 +19,17 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from armlet.robot.inputs import Inputs
 from armlet.layers.heads import masked_mean
 from armlet.policies.building import rebuild
 from armlet.policies.contract import Backbone, Body, Features, Pass, State, weights_of
 from armlet.policies.pretrained.smolvla_sizes import BASE, Sizes
 from armlet.robot.fit import View
+from armlet.robot.inputs import Inputs
 from armlet.robot.normalise import Normaliser
 from armlet.robot.reading.smolvla import SmolPrompt
 from armlet.types import Batch, Trace
@@ -192,6 +191,7 @@ class SmolVLA(Backbone[PrefixState]):
         parts: list[Tensor] = []
         real: list[Tensor] = []
         kinds: list[str] = []  # of each part
+
         def add(tokens: Tensor, mask: Tensor | bool, kind: str) -> None:
             parts.append(tokens)
             everywhere = tokens.new_ones(tokens.shape[:2], dtype=torch.bool)
@@ -219,7 +219,9 @@ class SmolVLA(Backbone[PrefixState]):
                 add(state.new_zeros(len(batch), lacking, self.width), False, "padding")
         which = {}
         for kind in ("picture", "word", "state"):
-            at = [torch.full_like(mask, each == kind) for each, mask in zip(kinds, real, strict=True)]
+            at = [
+                torch.full_like(mask, each == kind) for each, mask in zip(kinds, real, strict=True)
+            ]
             which[kind] = torch.cat(at, 1)
         return self._state(torch.cat(parts, 1), torch.cat(real, 1), which)
 

@@ -7,10 +7,8 @@ A way is a frozen dataclass: `kind`, its name in a file; `to_json`, all but the 
 state has `with_state`, too.
 """
 
-from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 from tokenizers import Tokenizer
 
 from armlet.robot.reading.llama import LlamaPrompt
@@ -46,12 +44,9 @@ def from_json(said: dict[str, Any], tokenizer: Tokenizer | None) -> Any:
     return KINDS[kind].from_json(options, tokenizer)
 
 
-def with_state(
-    words: Any,
-) -> Callable[[Sequence[str], np.ndarray], tuple[np.ndarray, np.ndarray]]:
+def with_state(words: Any) -> Any:
     """What reads an instruction together with the state. Raises ValueError for a way that reads
     none."""
     if not getattr(words, "reads_state", False):
         raise ValueError(f"words that are read as {words.kind!r} have no place for the state")
-    found: Callable[[Sequence[str], np.ndarray], tuple[np.ndarray, np.ndarray]] = words.with_state
-    return found
+    return words.with_state
