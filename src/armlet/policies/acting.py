@@ -12,9 +12,9 @@ from typing import Any
 from armlet.policies.checkpoint import load_with_fingerprint, policy_fingerprint, read_provenance
 from armlet.policies.contract import Policy
 from armlet.policies.pretrained.said import FILE, Said, read_said
-from armlet.policies.remote.address import is_address
 from armlet.policies.remote.policy import SocketPolicy, load
 from armlet.robot.agree import agree
+from armlet.robot.client.address import is_address
 from armlet.robot.spec import RobotSpec
 
 Known = Callable[[], RobotSpec]  # the robot from which is taken what a policy does not say itself
