@@ -112,6 +112,8 @@ def test_arrays_there_and_back(as_bytes: bool) -> None:
         ({"dtype": "<U4", "data": b"", "shape": [0]}, "only numbers are taken"),
         ({"dtype": [["a", "<f4"]], "data": b"", "shape": [0]}, "only numbers are taken"),
         ({"dtype": "f4,O", "data": b"", "shape": [0]}, "only numbers are taken"),
+        ({"dtype": ",f4", "data": b"", "shape": [0]}, "only numbers are taken"),
+        ({"dtype": "f1", "data": b"", "shape": [0]}, "only numbers are taken"),
         ({"dtype": "<f4", "data": b"1234", "shape": [2]}, "has 4 bytes, expected 8"),
         ({"dtype": "<f4", "data": b"", "shape": [2**40, 2**40]}, "has 0 bytes, expected"),
         ({"dtype": "<f4", "data": b"", "shape": [-1]}, "expected whole numbers"),

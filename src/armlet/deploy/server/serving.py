@@ -11,6 +11,7 @@ import functools
 import logging
 import signal
 import sys
+import traceback
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
@@ -21,6 +22,7 @@ from armlet.deploy.server.house import House
 from armlet.deploy.server.peers import CLOSING, GOING_AWAY, PING, Gate, Peer
 
 Speak = Callable[[Peer, House], Awaitable[None]]
+INTERNAL = 1011
 LOOK = 0.02  # seconds between looks whether a session has ended
 
 
@@ -80,6 +82,11 @@ async def _listening(house: House, gate: Gate, host: str, port: Port) -> Server:
             await peer.close(GOING_AWAY, "the server stops")
         except ConnectionClosed as closed:
             why = peer.ended(closed)
+        except Exception:  # a fault of ours: it ends this connection and no other
+            house.metrics.errors.add("internal")
+            house.journal.warn("internal", traceback.format_exc())
+            why = "a fault of the server"
+            await peer.close(INTERNAL, why)
         house.journal.note("disconnected", f"{where}, {why}")
 
     quiet = logging.getLogger("armlet.serve.websockets")

@@ -11,8 +11,10 @@ the frame that they came in; of pictures, which may be, so many bytes are unpack
 Knows no policy.
 """
 
+import contextlib
 import io
 import math
+import re
 from typing import Any
 
 import numpy as np
@@ -22,7 +24,8 @@ NUMBERS = "biuf"  # kinds of numpy that are taken: booleans, integers, floats
 DEPTH = 32  # of lists and maps in one another
 ENTRIES = 2**20  # of lists and maps: each takes a byte of the frame and many times that in memory
 AXES = 32  # of an array
-NAME = 16  # letters that a type's name has at most
+# Of a type: as numpy writes it ("<f4"), or by its name.
+PLAIN = re.compile(r"[<>=|]?[biuf]\d\d?|bool|u?int(8|16|32|64)|float(16|32|64)")
 PIXELS = 2**26  # bytes that all pictures of a message take, unpacked
 MODES = ("L", "RGB", "RGBA")  # Pillow's, of the pictures that vla-eval packs
 ABSENT = (
@@ -177,11 +180,11 @@ def _array(value: dict[Any, Any]) -> np.ndarray:
 def _dtype(said: Any) -> np.dtype:
     """A type of numbers by its name. Raises WireError for any other: objects would be unpickled."""
     name = said.decode("ascii", "replace") if isinstance(said, bytes) else said
-    try:
-        # Only a plain name: a list would describe fields, and "O" objects.
-        dtype = np.dtype(name) if isinstance(name, str) and len(name) <= NAME else None
-    except (TypeError, ValueError):
-        dtype = None
+    dtype = None
+    # Only a plain name: numpy reads others as Python would, and "O" as objects.
+    if isinstance(name, str) and PLAIN.fullmatch(name):
+        with contextlib.suppress(TypeError):  # f1, b8: of no such size
+            dtype = np.dtype(name)
     if dtype is None or dtype.kind not in NUMBERS or dtype.hasobject:
         raise WireError(f"an array is of type {said!r:.40}, and only numbers are taken")
     return dtype
