@@ -16,6 +16,7 @@ Verbs, in the order of the work:
     report     report.json files → one web page: `armlet report out/*/evaluation/report.json`
     recompute  report.json files: every interval, pair and tally again, from the stored counts and
                outcomes
+    serve      a policy → answers over a socket, for robots and harnesses: `armlet serve FOLDER`
 
 A recipe without a suffix, such as `actdistill`, is for your own robot: the same options for every
 verb, of which `--episodes` is one.
@@ -37,12 +38,14 @@ import sys
 from collections.abc import Callable
 
 VERBS = (
-    "inspect", "collect", "teach", "probe", "distil", "evaluate", "export", "report", "recompute",
+    "inspect", "collect", "teach", "probe", "distil", "evaluate", "export", "serve", "report",
+    "recompute",
 )  # fmt: skip
 HELP = ("-h", "--help", "help")
 OF_PLACES = (
     "inspect",
     "export",
+    "serve",
     "report",
     "recompute",
 )  # verbs that take folders or files, no recipe
@@ -101,9 +104,10 @@ def _on_places(verb: str, arguments: list[str], *, debug: bool) -> None:
     import tyro
 
     command = f"armlet {verb}"
-    main_of_verb = importlib.import_module(f"armlet.{verb}").main
 
     def work() -> object:
+        # An import is part of the work: a library may be missing.
+        main_of_verb = importlib.import_module(f"armlet.{verb}").main
         config = (tyro.conf.AvoidSubcommands,)
         return tyro.cli(main_of_verb, args=arguments, prog=command, config=config)
 

@@ -27,7 +27,7 @@ from armlet.data.episodes import EpisodeDataset
 from armlet.data.files import write_atomically
 from armlet.data.hub import in_cache, is_name, local_folder
 from armlet.data.layout import INFO, Columns
-from armlet.policies.remote.address import address_of, is_address
+from armlet.robot.client.address import address_of, is_address
 from armlet.robot.description import FILE, Described, RobotOptions, as_toml, toml_lines
 
 SHEET = "cameras.png"

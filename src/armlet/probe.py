@@ -19,7 +19,6 @@ from armlet.policies.acting import behind_socket, socket_policy
 from armlet.policies.checkpoint import load_with_fingerprint
 from armlet.policies.facts import TeacherFacts
 from armlet.policies.pretrained.said import Said
-from armlet.policies.remote.address import address_of
 from armlet.recipe import (
     Recipe,
     at_hand,
@@ -27,6 +26,7 @@ from armlet.recipe import (
     robot_of_episodes,
     suited,
 )
+from armlet.robot.client.address import address_of
 from armlet.training.black_box import (
     facts_of_server,
     frames_for,

@@ -15,9 +15,9 @@ from armlet.policies import exported
 from armlet.policies.checkpoint import load_with_fingerprint, policy_fingerprint, read_provenance
 from armlet.policies.contract import Policy
 from armlet.policies.pretrained.said import FILE, Said, read_said
-from armlet.policies.remote.address import is_address
 from armlet.policies.remote.policy import SocketPolicy, load
 from armlet.robot.agree import agree
+from armlet.robot.client.address import is_address
 from armlet.robot.exported import fingerprint as exported_fingerprint
 from armlet.robot.exported import is_exported
 from armlet.robot.spec import RobotSpec

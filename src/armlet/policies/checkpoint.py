@@ -41,8 +41,8 @@ from armlet.data.hub import local_folder, refuse_writing
 from armlet.policies.building import rebuild
 from armlet.policies.contract import Backbone, Body
 from armlet.policies.pretrained import kinds
-from armlet.policies.remote.address import address_of, is_address
 from armlet.robot.agree import agree
+from armlet.robot.client.address import address_of, is_address
 from armlet.robot.exported import is_exported
 from armlet.robot.spec import SLACK, RobotSpec
 

@@ -17,10 +17,10 @@ from armlet.policies.checkpoint import load_with_fingerprint, policy_fingerprint
 from armlet.policies.contract import Backbone
 from armlet.policies.facts import FACTS, TeacherFacts
 from armlet.policies.pretrained.said import Said
-from armlet.policies.remote.address import address_of
-from armlet.policies.remote.line import ServerError
 from armlet.policies.remote.policy import SocketPolicy
 from armlet.recipe import Recipe, at_hand
+from armlet.robot.client.address import address_of
+from armlet.robot.client.line import ServerError
 from armlet.robot.spec import RobotSpec
 from armlet.training.black_box import facts_of, facts_of_server, of_black_box
 
