@@ -22,7 +22,7 @@ from armlet.robot.normalise import Normaliser
 from armlet.robot.observation import Observation, recent
 from armlet.rollout.actors import Expert
 from armlet.rollout.loop import run
-from armlet.rollout.memory import Overlap, Past
+from armlet.robot.memory import Overlap, Past
 
 # Two episodes; in the second the third row follows a gap.
 STARTS = np.array([0, 4, 9])

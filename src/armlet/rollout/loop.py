@@ -42,7 +42,7 @@ from armlet.policies.contract import Decision
 from armlet.robot.ensemble import Ensemble
 from armlet.robot.observation import Observation, history_of
 from armlet.robot.spec import ActionSpec
-from armlet.rollout.memory import Overlap, Past
+from armlet.robot.memory import Overlap, Past
 
 Late = Literal["wait", "run_on"]
 Action = np.ndarray  # (a,) in the robot's own numbers
