@@ -165,7 +165,7 @@ class ActionGuard:
     def _step(
         self, asked: object, state: np.ndarray | None, seen_at: float | None, error: str
     ) -> Given:
-        now = self._now()
+        now = self.now()
         events: list[Event] = []
         if state is not None:
             self._memory = self._limiter.seen(self._memory, state)
@@ -191,7 +191,8 @@ class ActionGuard:
         self._report(events)
         return Given(given, tuple(events))
 
-    def _now(self) -> float:
+    def now(self) -> float:
+        """Seconds of its clock. Raises ValueError where that is no time."""
         now = float(self._clock())
         if not math.isfinite(now):
             raise ValueError(f"the clock says {now}")
@@ -283,7 +284,7 @@ class ActionGuard:
     def _chunk(
         self, asked: object, state: np.ndarray | None, previous: Action | None, error: str
     ) -> GivenChunk:
-        now = self._now()
+        now = self.now()
         memory = self._limiter.nothing_known()
         if previous is not None:
             memory = self._limiter.sent(np.asarray(previous, np.float64))

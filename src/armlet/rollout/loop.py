@@ -21,8 +21,10 @@ controller's rule, and a result is about policy and rule together:
             not corrected, so a policy whose first action makes up for all that went wrong (one
             cloned from a dead-beat expert) does worse by this rule than by waiting. That is a
             result about the rule.
+    blend   the same, and then it goes over from the old chunk to the new one step by step, as
+            real-time chunking does (`robot.chunks`).
 
-Under both it holds still before the first chunk of an episode. (A third rule, to leave out an
+Under all it holds still before the first chunk of an episode. (A third rule, to leave out an
 action for every tick that passed, whether or not anything was done in it, is not offered: it throws
 away relative moves that nobody made.)
 """
@@ -30,21 +32,24 @@ away relative moves that nobody made.)
 import contextlib
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from armlet.benchmarks import Benchmark, Task, World
 from armlet.data.episodes import EpisodeFrames
 from armlet.policies.contract import Decision
+from armlet.robot.bounds import Bounds
+from armlet.robot.chunks import Late, follow
 from armlet.robot.ensemble import Ensemble
 from armlet.robot.observation import Observation, history_of
 from armlet.robot.spec import ActionSpec
+from armlet.robot.guard import ActionGuard
+from armlet.robot.limiting import hold_action
 from armlet.robot.memory import Overlap, Past
 
-Late = Literal["wait", "run_on"]
 Action = np.ndarray  # (a,) in the robot's own numbers
 
 
@@ -82,6 +87,7 @@ class Episode:
     toggles: int | None
     gates: tuple[tuple[int, ...], ...]
     recorded: EpisodeFrames | None = None
+    guarded: int | None = None
 
     @property
     def steps(self) -> int:
@@ -108,6 +114,8 @@ def run(
     ensemble: Ensemble | None = None,
     lag: int = 0,
     late: Late = "wait",
+    bounds: Bounds | None = None,
+    state_names: Sequence[str] = (),
     tail: int = 0,
     record: bool = False,
     on_look: Callable[[Observation], object] = lambda observation: None,
@@ -119,14 +127,16 @@ def run(
     None: recorded is what the actor itself wanted. `disturb`: the action that was wanted → the one carried out in its place. `execute`: actions of
     a chunk carried out before the actor looks again (None: its own number). `ensemble`: how chunks
     that overlap are joined (None: as the actor says). `lag` steps pass in the world while it
-    thinks; `late` says what the arm does meanwhile (see above). `record`: every step is looked at
+    thinks; `late` says what the arm does meanwhile (see above). `bounds`: it acts behind a guard
+    with these (`robot.guard`), whose clock is that of the world and which reads the numbers of a
+    state by `state_names`; None: without one. `record`: every step is looked at
     and kept. `on_look` is given what the actor sees, `on_world` each world. Raises ValueError where
     a chunk has fewer actions than should be carried out.
     """
     execute = actor.execute if execute is None else execute
     kept = _Record(keep=record)
     commands: deque[Action | None] = deque()  # None: there is no action yet, the arm holds still
-    left: list[Action] = []  # of the chunk before, what has not been carried out
+    left = np.empty((0, spec.dims), np.float32)  # of the chunk before, not carried out
     gates: list[tuple[int, ...]] = []
     executed: list[Action] = []
     actor.reset()
@@ -134,6 +144,7 @@ def run(
     success = False
     past = Past(max(history_of(actor), history_of(label)))
     overlap = Overlap(ensemble or getattr(actor, "ensemble", None), spec)
+    guard = None if bounds is None else _Guarded(spec, bounds, state_names, world)
     with contextlib.closing(world):
         on_world(world)
         while len(executed) < limit and not world.over:
@@ -143,14 +154,18 @@ def run(
                 kept.see(world, observation)
             if not commands:
                 on_look(observation)
+                if guard is not None:
+                    guard.state = observation.state
                 decision = actor.decide(observation)
                 gates.append(decision.gates)
                 chunk = _checked(overlap.join(decision.actions, len(executed) - waited), execute)
-                now, left = schedule(chunk, left, execute=execute, lag=lag, late=late)
+                now, left = schedule(chunk, left, spec, execute=execute, lag=lag, late=late)
                 commands += now
             wanted = commands.popleft()
-            if wanted is None:
-                waited += 1
+            waited += wanted is None
+            if guard is not None:
+                wanted = guard.given(wanted, len(executed))
+            elif wanted is None:
                 wanted = still(spec, executed[-1] if executed else None, world)
             if record:
                 # What was wanted, and never what a disturbance made of it.
@@ -165,7 +180,9 @@ def run(
                     break
     done = np.stack(executed)  # (T, a)
     recorded = kept.frames(world.instruction, done) if record else None
-    return Episode(success, done, waited, gripper_toggles(spec, done), tuple(gates), recorded)
+    toggles = gripper_toggles(spec, done)
+    guarded = None if guard is None else guard.steps
+    return Episode(success, done, waited, toggles, tuple(gates), recorded, guarded)
 
 
 def run_task(
@@ -178,6 +195,7 @@ def run_task(
     ensemble: Ensemble | None = None,
     lag: int = 0,
     late: Late = "wait",
+    bounds: Bounds | None = None,
     on_look: Callable[[Observation], object] = lambda observation: None,
     on_world: Callable[[World], object] = lambda world: None,
 ) -> Episode:
@@ -191,6 +209,8 @@ def run_task(
         ensemble=ensemble,
         lag=lag,
         late=late,
+        bounds=bounds,
+        state_names=benchmark.state_names,
         on_look=on_look,
         on_world=on_world,
     )
@@ -239,20 +259,24 @@ def steps_late(milliseconds: float, hz: float) -> int:
 
 
 def schedule(
-    chunk: list[Action], left: list[Action], *, execute: int, lag: int, late: Late
-) -> tuple[list[Action | None], list[Action]]:
+    chunk: np.ndarray,
+    left: np.ndarray,
+    spec: ActionSpec,
+    *,
+    execute: int,
+    lag: int,
+    late: Late,
+) -> tuple[list[Action | None], np.ndarray]:
     """What is carried out until the actor looks again, tick by tick (None: the arm holds still),
-    and what is left of the chunk then. `left` is what was left of the chunk before."""
-    meanwhile = left[:lag] if late == "run_on" else []  # what the old chunk still has
-    # Without those in whose place the old chunk's were carried out.
-    fresh = chunk[len(meanwhile) :]
+    and what is left (m, a) of the chunk (k, a) then. `left` is what was left of the chunk
+    before."""
+    meanwhile = left[:0] if late == "wait" else left[:lag]  # what the old chunk still has
+    fresh = follow(chunk, left, len(meanwhile), late, spec)
     waiting = [None] * (lag - len(meanwhile))  # it holds still when nothing is left
     return [*meanwhile, *waiting, *fresh[:execute]], fresh[execute:]
 
 
-def _checked(actions: np.ndarray, execute: int) -> list[Action]:
-    """A chunk (k, a) as its k actions."""
-    chunk = list(actions)  # k of (a,)
+def _checked(chunk: np.ndarray, execute: int) -> np.ndarray:
     if not 1 <= execute <= len(chunk):
         raise ValueError(
             f"{execute} actions of each chunk should be carried out, and this policy's have "
@@ -264,14 +288,31 @@ def _checked(actions: np.ndarray, execute: int) -> list[Action]:
 def still(spec: ActionSpec, last: Action | None, world: World) -> Action:
     """The action (a,) that holds an arm still after it was told `last` (None: nothing yet): no
     motion, the gripper as it was."""
-    # A place is held by going there again, a change by none.
-    if spec.mode == "absolute":
-        return world.holding_action() if last is None else last
-    held = np.zeros(spec.dims, np.float32)
-    for index in spec.grippers:
-        # No motion of a gripper is the place where it is: 0 may be half open.
-        held[index] = spec.gripper_open if last is None else last[index]
-    return held
+    held = hold_action(spec, last)
+    return world.holding_action() if held is None else held
+
+
+class _Guarded:
+    """A guard in a world that moves on by control steps. `state`: what was seen since the last
+    step; `steps`: in how many it intervened."""
+
+    def __init__(
+        self, spec: ActionSpec, bounds: Bounds, state_names: Sequence[str], world: World
+    ) -> None:
+        self.state: np.ndarray | None = None
+        self.steps = 0
+        self._now = 0.0
+        self._guard = ActionGuard(spec, bounds, state_names=state_names, clock=lambda: self._now)
+        self._guard.reset(at=world.holding_action() if spec.mode == "absolute" else None)
+
+    def given(self, wanted: Action | None, step: int) -> Action:
+        """What is carried out in step number `step` of the episode."""
+        self._now = step / self._guard.spec.control_hz
+        given = self._guard.step(wanted, state=self.state)
+        self.state = None
+        self.steps += bool(given.events) or (given.held and wanted is not None)
+        assert given.action is not None  # it was told how the robot is held
+        return given.action
 
 
 # --- what an episode was like
