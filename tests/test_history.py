@@ -18,11 +18,11 @@ from armlet.evaluation.asking import Asker
 from armlet.policies.contract import Decision
 from armlet.robot.ensemble import Adaptive, Exponential
 from armlet.robot.fit import View
+from armlet.robot.memory import Overlap, Past
 from armlet.robot.normalise import Normaliser
 from armlet.robot.observation import Observation, recent
 from armlet.rollout.actors import Expert
 from armlet.rollout.loop import run
-from armlet.robot.memory import Overlap, Past
 
 # Two episodes; in the second the third row follows a gap.
 STARTS = np.array([0, 4, 9])

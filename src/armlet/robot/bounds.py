@@ -62,6 +62,16 @@ class Wall:
     state: int | None = None
     scale: float = 1.0
 
+    def __post_init__(self) -> None:
+        if not self.low < self.high:
+            raise ValueError(
+                f"a workspace of {self.low:g} to {self.high:g}: give the smaller number first"
+            )
+        if not (math.isfinite(self.scale) and self.scale != 0):
+            raise ValueError(
+                f"a command of 1 moves the state by {self.scale:g}: expected a number other than 0"
+            )
+
 
 @dataclass(frozen=True)
 class Bounds:
@@ -96,16 +106,6 @@ class Bounds:
             for value in getattr(self, what):
                 if not value > 0:
                     raise ValueError(f"{what} is {value:g}, expected more than 0")
-        for wall in self.walls:
-            if not wall.low < wall.high:
-                raise ValueError(
-                    f"a workspace of {wall.low:g} to {wall.high:g}: give the smaller number first"
-                )
-            if not (math.isfinite(wall.scale) and wall.scale != 0):
-                raise ValueError(
-                    f"a command of 1 moves the state by {wall.scale:g}: expected a number other "
-                    "than 0"
-                )
         if self.gripper_steps < 1:
             raise ValueError(f"gripper steps is {self.gripper_steps}, expected 1 or more")
         if not 0 <= self.gripper_band < 1:
@@ -171,7 +171,7 @@ def _settings(
         if not isinstance(tables[name], dict):
             raise ValueError(f"{name} is {tables[name]!r}, expected a table: [{name}]")
     low, high = _ranges(tables["range"], spec)
-    settings = {
+    settings: dict[str, Any] = {
         "low": low,
         "high": high,
         "velocity": _speeds("velocity", tables["velocity"], spec),

@@ -46,9 +46,7 @@ def check_blend(spec: ActionSpec) -> None:
         )
 
 
-def follow(
-    new: np.ndarray, old: np.ndarray, done: int, late: Late, spec: ActionSpec
-) -> np.ndarray:
+def follow(new: np.ndarray, old: np.ndarray, done: int, late: Late, spec: ActionSpec) -> np.ndarray:
     """What of a new chunk (k, a) is still to be carried out, (k', a). `old` (m, a): what was left
     of the chunk before when the new one was asked for, of which `done` have been carried out since.
 

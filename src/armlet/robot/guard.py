@@ -34,7 +34,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from armlet.robot.bounds import Bounds
-from armlet.robot.limiting import Action, Event, Limiter
+from armlet.robot.limiting import Action, Event, Limiter, numbers
 from armlet.robot.spec import ActionSpec
 
 LOGGER = logging.getLogger(__name__)
@@ -110,7 +110,7 @@ class ActionGuard:
         self._fresh = None
         self._silent = False
         if at is not None:
-            known = np.asarray(at, np.float64)
+            known = numbers(at)
             if known.shape != (self.spec.dims,) or not np.isfinite(known).all():
                 raise ValueError(
                     f"at has shape {known.shape}, expected {self.spec.dims} finite numbers"
@@ -151,8 +151,9 @@ class ActionGuard:
     ) -> GivenChunk:
         """A chunk (k, a), each action as if sent a control period after the one before. For who
         sees a robot only when it asks, and not what it carries out: what was sent last is
-        `previous` (None: nothing), where it is `state`. The watchdog is for who carries out. From
-        an action that is held on all the others are. Raises nothing."""
+        `previous` (None: nothing), where it is `state`. The watchdog is for who carries out.
+        From an action that is held on all the others are; where nobody knows how, they are left
+        out. Raises nothing."""
         try:
             return self._chunk(asked, state, previous, error)
         except Exception as fault:  # as in `step`
@@ -287,7 +288,7 @@ class ActionGuard:
         now = self.now()
         memory = self._limiter.nothing_known()
         if previous is not None:
-            memory = self._limiter.sent(np.asarray(previous, np.float64))
+            memory = self._limiter.sent(numbers(previous))
             # Of positions the speed takes two of them: the first step may be of any acceleration.
             moved = np.where(self._limiter.moves, memory.last / self._period, np.nan)
             memory = replace(memory, speed=moved)
@@ -315,14 +316,14 @@ class ActionGuard:
         self._report(events)
         rest = max(len(rows), 1) - len(given)
         hold = self._limiter.hold(memory)
-        if rest and hold is None:
-            return GivenChunk(np.stack(given) if given else None, tuple(events), self._stopped)
-        given += [hold] * rest
-        return GivenChunk(np.stack(given), tuple(events), self._stopped)
+        if hold is not None:
+            given += [hold] * rest
+        actions = np.stack(given) if given else None
+        return GivenChunk(actions, tuple(events), self._stopped)
 
     def _rows(self, asked: object, now: float, events: list[Event]) -> list[np.ndarray]:
         try:
-            rows = list(np.array(asked, np.float64))
+            rows = list(numbers(asked))
         except Exception as error:  # whatever is raised by what is no array
             events.append(Event("nonsense", now, f"no chunk of actions (k, a): {error}"))
             return []
@@ -343,4 +344,3 @@ class ActionGuard:
             more = f" (and {missed} more since the last line)" if missed else ""
             LOGGER.warning("%s%s", event, more)
             self._logged[event.kind] = (event.time, 0)
-

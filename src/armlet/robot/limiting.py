@@ -130,7 +130,7 @@ class Limiter:
     def whole(self, asked: object, now: float, events: list[Event]) -> np.ndarray | None:
         """What was asked as (a,) float64, None where it is none; `events` grow by what is wrong."""
         try:
-            action = np.array(asked, np.float64)
+            action = numbers(asked)
         except Exception as error:  # whatever is raised by what is no array
             events.append(Event("nonsense", now, f"no action: {error}"))
             return None
@@ -162,13 +162,13 @@ class Limiter:
     def sent(self, last: np.ndarray) -> Memory:
         """As if `last` (a,) float64 had been sent."""
         known = np.clip(last, self.low, self.high).astype(np.float32).astype(np.float64)
-        sides = tuple(self._side(index, last[index]) for index in self.spec.grippers)
+        sides = tuple(self._side(index, last[index], 0.0) for index in self.spec.grippers)
         return replace(self.nothing_known(), last=known, sides=sides)
 
     def seen(self, memory: Memory, state: object) -> Memory:
         """What a state (s,) says of where the robot is; what it cannot say is not known."""
         try:
-            measured = np.array(state, np.float64).reshape(-1)  # (s,)
+            measured = numbers(state).reshape(-1)  # (s,)
         except Exception:  # whatever is raised by what is no array: then nothing is known
             measured = np.empty(0)
         place = memory.place.copy()
@@ -225,9 +225,7 @@ class Limiter:
         place = memory.place.copy()
         for number, wall in enumerate(self.bounds.walls):
             place[number] += sent[wall.dimension] * wall.scale
-        memory = replace(
-            memory, last=sent, speed=change / (passed or self.period), place=place
-        )
+        memory = replace(memory, last=sent, speed=change / (passed or self.period), place=place)
         return memory, given, events
 
     def _lost(self, memory: Memory, now: float) -> Event | None:
@@ -276,13 +274,12 @@ class Limiter:
 
     # --- the gripper
 
-    def _side(self, index: int, value: float) -> int:
+    def _side(self, index: int, value: float, band: float) -> int:
         """On which side of the middle a command of gripper `index` lies: 1 closed, −1 open, 0 where
-        it is within the band about the middle."""
+        it is within the band about the middle, a share of its travel."""
         travel = self.spec.gripper_closed - self.spec.gripper_open
         share = (value - self.spec.gripper_open) / travel  # 0 open, 1 closed
-        half = self.bounds.gripper_band / 2
-        return int(share > 0.5 + half) - int(share < 0.5 - half)
+        return int(share > 0.5 + band / 2) - int(share < 0.5 - band / 2)
 
     def _gripped(
         self, memory: Memory, action: np.ndarray, now: float
@@ -294,12 +291,12 @@ class Limiter:
         turned = list(memory.turned)
         events = []
         for number, index in enumerate(self.spec.grippers):
-            asks = self._side(index, wanted[index])
+            asks = self._side(index, wanted[index], self.bounds.gripper_band)
             kept = memory.last[index]
             turned[number] = turned[number] + 1 if asks == -sides[number] else 0
             # Which side it is on is not known at first: then what is asked for is.
             if sides[number] == 0 or np.isnan(kept) or turned[number] >= self.bounds.gripper_steps:
-                sides[number] = asks
+                sides[number] = asks or self._side(index, wanted[index], 0.0)
                 turned[number] = 0
             elif asks != sides[number]:
                 if kept != wanted[index]:
@@ -310,12 +307,21 @@ class Limiter:
                 wanted[index] = kept
         return replace(memory, sides=tuple(sides), turned=tuple(turned)), wanted, events
 
+
 _REASONS: dict[Kind, str] = {
     "range": "outside its range",
     "velocity": "faster than it may",
     "acceleration": "faster all at once than it may",
     "workspace": "outside its workspace",
 }
+
+
+def numbers(value: object) -> np.ndarray:
+    """A copy as float64. Raises where it is no array of numbers: what, is up to it."""
+    found = np.asarray(value)
+    if found.dtype.kind not in "iuf":  # texts of digits and complex numbers would be taken
+        raise TypeError(f"an array of {found.dtype}, expected numbers")
+    return found.astype(np.float64)
 
 
 def _places_of(spec: ActionSpec, state_names: Sequence[str]) -> dict[int, int]:

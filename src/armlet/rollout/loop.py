@@ -44,11 +44,11 @@ from armlet.policies.contract import Decision
 from armlet.robot.bounds import Bounds
 from armlet.robot.chunks import Late, follow
 from armlet.robot.ensemble import Ensemble
-from armlet.robot.observation import Observation, history_of
-from armlet.robot.spec import ActionSpec
 from armlet.robot.guard import ActionGuard
 from armlet.robot.limiting import hold_action
 from armlet.robot.memory import Overlap, Past
+from armlet.robot.observation import Observation, history_of
+from armlet.robot.spec import ActionSpec
 
 Action = np.ndarray  # (a,) in the robot's own numbers
 
