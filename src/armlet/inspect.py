@@ -69,6 +69,10 @@ def main(
             "--episodes DIR"
         )
     folder = local_folder(place, kind="model") if policy else Path(place)
+    if guard and not (folder / INFO).is_file() and not is_name(place):
+        raise ValueError(
+            f"--guard would have no effect: {place} is no data set; limits are made from episodes"
+        )
     if _is_checkpoint(folder):
         data = EpisodeDataset(episodes, columns) if episodes else None
         return checkpoint_page(folder, out, data, place=place)

@@ -279,8 +279,8 @@ class Evaluation:
     late: tuple[Literal["wait", "run_on", "blend"], ...] = ("wait",)
     """What the arm does meanwhile: wait holds still, run_on carries out what is left of the chunk
     before, blend goes over from it to the new one (armlet/robot/chunks.py)."""
-    guard: Path | None = None
-    """Every policy is run as well behind a guard with the limits of this guard.toml
+    guard: str | None = None
+    """A file, guard.toml: every policy is run as well behind a guard with these limits
     (armlet/robot/bounds.py)."""
     videos: int = 1
     """Films of each policy."""

@@ -3,6 +3,7 @@ than it may be and within the workspace; and the robot is held within one contro
 wrong. The references are a robot whose place is summed up here, and intervals written out by hand.
 """
 
+import itertools
 import logging
 import math
 from collections.abc import Iterator
@@ -345,7 +346,7 @@ def test_a_gripper_never_turns_sooner_than_so_many_steps(
     robot = Robot(gripper_steps=steps, gripper_band=band)
     sides = [np.sign(robot.step([0, 0, each]).action[2]) for each in asked]
     turns = [index for index in range(1, len(sides)) if sides[index] * sides[index - 1] < 0]
-    assert all(later - sooner >= steps for sooner, later in zip(turns, turns[1:], strict=False))
+    assert all(later - sooner >= steps for sooner, later in itertools.pairwise(turns))
 
 
 # --- properties
@@ -483,8 +484,8 @@ def test_a_kind_is_logged_a_line_a_second(caplog: pytest.LogCaptureFixture) -> N
 
 
 def test_bounds_of_another_robot_are_refused() -> None:
+    one = ActionSpec(("x",), "delta", "none", (-1.0,), (1.0,), (), 0, 0, 10)
     with pytest.raises(ValueError, match="bounds are of 3 dimensions, and an action has 1"):
-        one = ActionSpec(("x",), "delta", "none", (-1.0,), (1.0,), (), 0, 0, 10)
         ActionGuard(one, bounds())
-    with pytest.raises(ValueError, match="range.dx is 0.5 to 1, without 0"):
+    with pytest.raises(ValueError, match=r"range\.dx is 0.5 to 1, without 0"):
         ActionGuard(DELTA, bounds(low=(0.5, -1, -1)))

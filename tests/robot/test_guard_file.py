@@ -136,7 +136,7 @@ def test_a_rotation_given_as_a_position_is_not_clipped_in_part(tmp_path: Path) -
     assert read(tmp_path, text + '\n[on]\nvelocity = "hold"', turning).on_velocity == "hold"
     assert read(tmp_path, text.replace('"left.roll"', "x"), turning).velocity == (1, math.inf)
     none = 'mode = "absolute"\n[workspace]\nx = [0, 1]\n[scale]\nx = 1'
-    with pytest.raises(ValueError, match="scale.x would have no effect"):
+    with pytest.raises(ValueError, match=r"scale\.x would have no effect"):
         read(tmp_path, none, turning)
     without = 'mode = "absolute"\n[gripper]\nsteps = 2'
     with pytest.raises(ValueError, match="the robot has none"):

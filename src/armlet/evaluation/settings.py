@@ -105,7 +105,8 @@ def contenders(recipe: Recipe) -> dict[str, Contender]:
             again[f"{name} ensemble {window}"] = replace(contender, ensemble=window)
     if recipe.evaluation.guard is not None:
         world = recipe.world("evaluate")
-        bounds = Bounds.read(recipe.evaluation.guard, world.action_spec, world.state_names)
+        path = Path(recipe.evaluation.guard)
+        bounds = Bounds.read(path, world.action_spec, world.state_names)
         for name, contender in found.items():
             again[f"{name} guarded"] = replace(contender, guard=bounds)
     return found | again

@@ -32,8 +32,9 @@ away relative moves that nobody made.)
 import contextlib
 import math
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -114,8 +115,7 @@ def run(
     ensemble: Ensemble | None = None,
     lag: int = 0,
     late: Late = "wait",
-    bounds: Bounds | None = None,
-    state_names: Sequence[str] = (),
+    guard: Callable[..., ActionGuard] | None = None,
     tail: int = 0,
     record: bool = False,
     on_look: Callable[[Observation], object] = lambda observation: None,
@@ -127,9 +127,8 @@ def run(
     None: recorded is what the actor itself wanted. `disturb`: the action that was wanted → the one carried out in its place. `execute`: actions of
     a chunk carried out before the actor looks again (None: its own number). `ensemble`: how chunks
     that overlap are joined (None: as the actor says). `lag` steps pass in the world while it
-    thinks; `late` says what the arm does meanwhile (see above). `bounds`: it acts behind a guard
-    with these (`robot.guard`), whose clock is that of the world and which reads the numbers of a
-    state by `state_names`; None: without one. `record`: every step is looked at
+    thinks; `late` says what the arm does meanwhile (see above). `guard`: makes the guard that it
+    acts behind, with the world's `clock`; None: without one. `record`: every step is looked at
     and kept. `on_look` is given what the actor sees, `on_world` each world. Raises ValueError where
     a chunk has fewer actions than should be carried out.
     """
@@ -138,13 +137,12 @@ def run(
     commands: deque[Action | None] = deque()  # None: there is no action yet, the arm holds still
     left = np.empty((0, spec.dims), np.float32)  # of the chunk before, not carried out
     gates: list[tuple[int, ...]] = []
-    executed: list[Action] = []
     actor.reset()
-    waited = 0
     success = False
     past = Past(max(history_of(actor), history_of(label)))
     overlap = Overlap(ensemble or getattr(actor, "ensemble", None), spec)
-    guard = None if bounds is None else _Guarded(spec, bounds, state_names, world)
+    arm = _Arm(spec, world, guard)
+    executed = arm.executed
     with contextlib.closing(world):
         on_world(world)
         while len(executed) < limit and not world.over:
@@ -154,19 +152,12 @@ def run(
                 kept.see(world, observation)
             if not commands:
                 on_look(observation)
-                if guard is not None:
-                    guard.state = observation.state
                 decision = actor.decide(observation)
                 gates.append(decision.gates)
-                chunk = _checked(overlap.join(decision.actions, len(executed) - waited), execute)
+                chunk = _checked(overlap.join(decision.actions, arm.acted), execute)
                 now, left = schedule(chunk, left, spec, execute=execute, lag=lag, late=late)
                 commands += now
-            wanted = commands.popleft()
-            waited += wanted is None
-            if guard is not None:
-                wanted = guard.given(wanted, len(executed))
-            elif wanted is None:
-                wanted = still(spec, executed[-1] if executed else None, world)
+            wanted = arm.given(commands.popleft(), observation)
             if record:
                 # What was wanted, and never what a disturbance made of it.
                 kept.actions.append(wanted if label is None else label.infer(observation)[0])
@@ -181,8 +172,7 @@ def run(
     done = np.stack(executed)  # (T, a)
     recorded = kept.frames(world.instruction, done) if record else None
     toggles = gripper_toggles(spec, done)
-    guarded = None if guard is None else guard.steps
-    return Episode(success, done, waited, toggles, tuple(gates), recorded, guarded)
+    return Episode(success, done, arm.waited, toggles, tuple(gates), recorded, arm.guarded)
 
 
 def run_task(
@@ -199,7 +189,12 @@ def run_task(
     on_look: Callable[[Observation], object] = lambda observation: None,
     on_world: Callable[[World], object] = lambda world: None,
 ) -> Episode:
-    """`run` in the benchmark's world of (task, seed), nothing recorded."""
+    """`run` in the benchmark's world of (task, seed), nothing recorded. `bounds`: those of the guard
+    that it acts behind; None: without one."""
+    guard = None
+    if bounds is not None:
+        names = benchmark.state_names
+        guard = partial(ActionGuard, benchmark.action_spec, bounds, state_names=names)
     return run(
         benchmark.make(task, seed),
         actor,
@@ -209,8 +204,7 @@ def run_task(
         ensemble=ensemble,
         lag=lag,
         late=late,
-        bounds=bounds,
-        state_names=benchmark.state_names,
+        guard=guard,
         on_look=on_look,
         on_world=on_world,
     )
@@ -292,26 +286,43 @@ def still(spec: ActionSpec, last: Action | None, world: World) -> Action:
     return world.holding_action() if held is None else held
 
 
-class _Guarded:
-    """A guard in a world that moves on by control steps. `state`: what was seen since the last
-    step; `steps`: in how many it intervened."""
+class _Arm:
+    """What an arm is told, step by step. `executed`: so far; `waited`: steps without an action;
+    `guarded`: steps in which a guard intervened, None without one."""
 
     def __init__(
-        self, spec: ActionSpec, bounds: Bounds, state_names: Sequence[str], world: World
+        self, spec: ActionSpec, world: World, guard: Callable[..., ActionGuard] | None
     ) -> None:
-        self.state: np.ndarray | None = None
-        self.steps = 0
-        self._now = 0.0
-        self._guard = ActionGuard(spec, bounds, state_names=state_names, clock=lambda: self._now)
-        self._guard.reset(at=world.holding_action() if spec.mode == "absolute" else None)
+        self.executed: list[Action] = []
+        self.waited = 0
+        self.guarded: int | None = None
+        self._spec = spec
+        self._world = world
+        self._seen: Observation | None = None
+        self._guard: ActionGuard | None = None
+        if guard is not None:
+            self.guarded = 0
+            self._guard = guard(clock=lambda: len(self.executed) / spec.control_hz)
+            self._guard.reset(at=world.holding_action() if spec.mode == "absolute" else None)
 
-    def given(self, wanted: Action | None, step: int) -> Action:
-        """What is carried out in step number `step` of the episode."""
-        self._now = step / self._guard.spec.control_hz
-        given = self._guard.step(wanted, state=self.state)
-        self.state = None
-        self.steps += bool(given.events) or (given.held and wanted is not None)
-        assert given.action is not None  # it was told how the robot is held
+    @property
+    def acted(self) -> int:
+        """Steps in which it carried out an action."""
+        return len(self.executed) - self.waited
+
+    def given(self, wanted: Action | None, seen: Observation) -> Action:
+        """What is wanted of it now, None: nothing → what it is told. `seen`: the last that was
+        looked at."""
+        self.waited += wanted is None
+        if self._guard is None:
+            last = self.executed[-1] if self.executed else None
+            return still(self._spec, last, self._world) if wanted is None else wanted
+        # Only what is new says where the arm is; between looks the guard sums up its moves.
+        state = None if seen is self._seen else seen.state
+        self._seen = seen
+        given = self._guard.step(wanted, state=state)
+        assert given.action is not None and self.guarded is not None
+        self.guarded += bool(given.events) or (given.held and wanted is not None)
         return given.action
 
 
