@@ -59,7 +59,7 @@ def follow(new: np.ndarray, old: np.ndarray, done: int, late: Late, spec: Action
         return new[done:]
     check_blend(spec)
     overlap = min(len(old), len(new))
-    weights = soft_mask(done, overlap, len(new))[:overlap, None]  # (m', 1)
+    weights = soft_mask(min(done, overlap), overlap, len(new))[:overlap, None]  # (m', 1)
     mixed = new.copy()
     mixed[:overlap] = weights * old[:overlap] + (1 - weights) * new[:overlap]
     # Between open and closed a gripper is half open: it does what the weightier of the two says.
