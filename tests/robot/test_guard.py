@@ -471,6 +471,12 @@ def test_a_chunk_begins_at_what_was_sent_last() -> None:
     assert held.stopped and held.actions == pytest.approx(np.array([[0.5, 1, 1]] * 4))
 
 
+def test_from_an_action_of_a_chunk_that_is_held_on_all_are() -> None:
+    strict = Robot(velocity=(4.0, 4.0, math.inf), on_velocity="hold")
+    found = strict.guard.chunk([[0.1, 0, 1], [0.9, 0, 1], [0.1, 0, 1]], state=[0, 0, 0])
+    assert found.actions.tolist() == [[np.float32(0.1), 0, 1], [0, 0, 1], [0, 0, 1]]
+
+
 # --- what is said
 
 

@@ -131,6 +131,7 @@ def test_an_answer_to_another_episode_or_twice_is_of_no_use() -> None:
     queue.reset()
     assert not queue.put(chunk_of(1, 3), old) and queue.take() is None
     new = queue.ask()
+    assert not queue.put(chunk_of(1, 3), old)
     assert queue.put(chunk_of(2, 3), new) and not queue.put(chunk_of(3, 3), new)
     assert queue.take()[0] == 200
     queue.take()
