@@ -23,6 +23,7 @@ from armlet.policies.checkpoint import load_policy, save_policy
 from armlet.policies.contract import Body
 from armlet.policies.vla import VLANetwork
 from armlet.recipe import Evaluation, Recipe
+from armlet.robot.bounds import Bounds
 from armlet.robot.normalise import Normaliser
 from armlet.rollout.loop import Episode, plan, run_task
 from armlet.rollout.pool import Attempt, Contender, run_all
@@ -105,6 +106,10 @@ CHANGES = {
     "the rule": lambda recipe, field, _: (
         recipe,
         {"p": dataclasses.replace(field["p"], lag=1, late="run_on")},
+    ),
+    "the guard": lambda recipe, field, _: (
+        recipe,
+        {"p": dataclasses.replace(field["p"], guard=Bounds.of(Dots().action_spec))},
     ),
     "the benchmark": lambda recipe, field, _: (
         dataclasses.replace(recipe, benchmark=LongDots(13)),
@@ -509,3 +514,23 @@ def test_an_evaluation_without_a_student_says_so(recipe, capsys) -> None:
     save_policy(dots_policy(3), recipe.student_folder)
     assert list(contenders(recipe)) == ["teacher", recipe.name]
     assert capsys.readouterr().err == ""
+
+
+def test_policies_are_run_again_behind_a_guard(recipe, teachers, tmp_path) -> None:
+    """What it lets through is counted in the log, in the outcomes and in the report's row."""
+    spec = Dots().action_spec
+    path = tmp_path / "guard.toml"
+    halves = "\n".join(f'"{name}" = {0.01 * spec.control_hz}' for name in spec.names)
+    path.write_text(f'mode = "{spec.mode}"\n[velocity]\n{halves}\n')
+    setting = dataclasses.replace(recipe.evaluation, guard=str(path))
+    recipe = dataclasses.replace(recipe, evaluation=setting)
+    field = contenders(recipe)
+    assert list(field) == ["teacher", "teacher guarded"] and field["teacher"].guard is None
+    rows = run_episodes(recipe, field, tmp_path)
+    assert all("guarded" not in row for row in rows["teacher"])
+    safe = episodes.run_of(rows["teacher guarded"])
+    assert episodes.run_of(rows["teacher"]).guarded is None
+    assert safe.guarded is not None and any(safe.guarded)
+    path.write_text('mode = "nonsense"\n')
+    with pytest.raises(ValueError, match=r"guard\.toml: mode is 'nonsense'"):
+        evaluate.main(recipe)

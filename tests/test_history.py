@@ -18,13 +18,13 @@ from armlet.evaluation.asking import Asker
 from armlet.robot.ensemble import Adaptive, Exponential
 from armlet.robot.fit import View
 from armlet.robot.inputs import Inputs
+from armlet.robot.memory import Overlap, Past
 from armlet.robot.normalise import Normaliser
 from armlet.robot.observation import Observation, recent
 from armlet.robot.outputs import Decision
 from armlet.robot.reading.own import Words
 from armlet.rollout.actors import Expert
 from armlet.rollout.loop import run
-from armlet.rollout.memory import Overlap, Past
 
 # Two episodes; in the second the third row follows a gap.
 STARTS = np.array([0, 4, 9])

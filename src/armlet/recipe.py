@@ -276,9 +276,12 @@ class Evaluation:
     slower: tuple[float, ...] = ()
     """How many times slower a robot's computer is than this one, for runs in which the world goes
     on while a policy thinks."""
-    late: tuple[Literal["wait", "run_on"], ...] = ("wait",)
+    late: tuple[Literal["wait", "run_on", "blend"], ...] = ("wait",)
     """What the arm does meanwhile: wait holds still, run_on carries out what is left of the chunk
-    before (armlet/rollout/loop.py)."""
+    before, blend goes over from it to the new one (armlet/robot/chunks.py)."""
+    guard: str | None = None
+    """A file, guard.toml: every policy is run as well behind a guard with these limits
+    (armlet/robot/bounds.py)."""
     videos: int = 1
     """Films of each policy."""
     frames: int = 2000

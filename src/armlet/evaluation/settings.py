@@ -9,6 +9,7 @@ from pathlib import Path
 from armlet.benchmarks import Benchmark, Task
 from armlet.data.hub import is_name, without_revision
 from armlet.recipe import Evaluation, Recipe
+from armlet.robot.bounds import Bounds
 from armlet.rollout.loop import plan
 from armlet.rollout.pool import Contender
 from armlet.training.practice import TRIAL, first_seed
@@ -34,7 +35,7 @@ def check(recipe: Recipe) -> None:
             )
     if setting.slower and not setting.late:
         raise ValueError(
-            "--evaluation.slower needs a rule for acting late: --evaluation.late wait run_on"
+            "--evaluation.slower needs a rule for acting late: --evaluation.late wait run_on blend"
         )
     if setting.late != ("wait",) and not setting.slower:
         raise ValueError(
@@ -77,8 +78,8 @@ def planned(benchmark: Benchmark, setting: Evaluation) -> list[tuple[Task, int]]
 def contenders(recipe: Recipe) -> dict[str, Contender]:
     """Name → policy: the teacher first, then the recipe's student, then `policies`. Two students of
     one name are told apart by their folder, or the whole name on the hub. After them the same
-    policies again, once for each number of actions that `execute` asks for, and for each `ensemble`
-    of decisions."""
+    policies again, once for each number of actions that `execute` asks for, for each `ensemble` of
+    decisions, and behind a `guard`."""
     found = {"teacher": Contender(recipe.teacher), **_student(recipe)}
     for folder in recipe.policies:
         called = without_revision(folder)
@@ -102,6 +103,12 @@ def contenders(recipe: Recipe) -> dict[str, Contender]:
     for window in recipe.evaluation.ensemble:
         for name, contender in found.items():
             again[f"{name} ensemble {window}"] = replace(contender, ensemble=window)
+    if recipe.evaluation.guard is not None:
+        world = recipe.world("evaluate")
+        path = Path(recipe.evaluation.guard)
+        bounds = Bounds.read(path, world.action_spec, world.state_names)
+        for name, contender in found.items():
+            again[f"{name} guarded"] = replace(contender, guard=bounds)
     return found | again
 
 

@@ -216,7 +216,7 @@ class Policy(ABC):
     execute: int  # actions of a chunk carried out before it looks again
     history: int = 1  # observations it looks at, one a control step (`Observation.past`)
     # How the chunks of an episode that overlap become one; None: each stands alone. The policy does
-    # not do it, whoever drives it does (`rollout.memory.Overlap`): `infer` is of one moment.
+    # not do it, whoever drives it does (`robot.memory.Overlap`): `infer` is of one moment.
     ensemble: Ensemble | None = None
 
     @property

@@ -2,7 +2,7 @@
 of all that were decided for its moment, in this decision and in those before. Numpy only.
 
 A policy says which (`Policy.ensemble`); whoever drives it through an episode keeps the chunks
-(`rollout.memory`), and an evaluation may try one on any policy. Knows no policy.
+(`robot.memory`), and an evaluation may try one on any policy. Knows no policy.
 """
 
 from abc import ABC, abstractmethod
