@@ -11,6 +11,7 @@ Verbs, in the order of the work:
     probe      episodes + teacher → traces
     distil     episodes + traces → a student
     evaluate   teacher, student and baselines on the same episodes → report.json, a table, a picture
+    profile    a policy → where the milliseconds of one decision go: `armlet profile POLICY`
     report     report.json files → one web page: `armlet report out/*/evaluation/report.json`
     recompute  report.json files: every interval, pair and tally again, from the stored counts and
                outcomes
@@ -34,9 +35,16 @@ import importlib.metadata
 import sys
 from collections.abc import Callable
 
-VERBS = ("inspect", "collect", "teach", "probe", "distil", "evaluate", "report", "recompute")
+VERBS = (
+    "inspect", "collect", "teach", "probe", "distil", "evaluate", "profile", "report", "recompute",
+)  # fmt: skip
 HELP = ("-h", "--help", "help")
-OF_PLACES = ("inspect", "report", "recompute")  # verbs that take folders or files, no recipe
+OF_PLACES = (
+    "inspect",
+    "profile",
+    "report",
+    "recompute",
+)  # verbs that take folders or files, no recipe
 
 
 def usage() -> str:
