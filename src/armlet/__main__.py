@@ -12,6 +12,8 @@ Verbs, in the order of the work:
     distil     episodes + traces → a student
     evaluate   teacher, student and baselines on the same episodes → report.json, a table, a picture
     profile    a policy → where the milliseconds of one decision go: `armlet profile POLICY`
+    plan       a teacher and a time → what would reach it, before anybody trains: `armlet plan
+               POLICY --target-ms 20`
     report     report.json files → one web page: `armlet report out/*/evaluation/report.json`
     recompute  report.json files: every interval, pair and tally again, from the stored counts and
                outcomes
@@ -36,12 +38,14 @@ import sys
 from collections.abc import Callable
 
 VERBS = (
-    "inspect", "collect", "teach", "probe", "distil", "evaluate", "profile", "report", "recompute",
+    "inspect", "collect", "teach", "probe", "distil", "evaluate", "profile", "plan", "report",
+    "recompute",
 )  # fmt: skip
 HELP = ("-h", "--help", "help")
 OF_PLACES = (
     "inspect",
     "profile",
+    "plan",
     "report",
     "recompute",
 )  # verbs that take folders or files, no recipe

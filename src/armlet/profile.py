@@ -18,7 +18,7 @@ import tyro
 
 from armlet.data.files import write_atomically
 from armlet.deploy import profile_page
-from armlet.deploy.moments import Where, meet
+from armlet.deploy.moments import Where, meet, name_of
 from armlet.deploy.profiling import Profile, Setting, profile
 from armlet.rollout.pool import threads as with_threads
 
@@ -56,14 +56,6 @@ def measured(policy: str, where: Where, *, calls: int, threads: int) -> Profile:
         met = meet(policy, where)
         setting = Setting(policy, met.fingerprint, met.words, calls, threads)
         return profile(met.policy, met.observations, setting)
-
-
-def name_of(place: str) -> str:
-    """What a policy is called: OUT/student is OUT's."""
-    path = Path(place.rpartition(":")[2])
-    if path.suffix == ".toml" or path.name == "student":
-        path = path.parent
-    return path.name or "policy"
 
 
 def write(found: Profile, out: Path) -> str:

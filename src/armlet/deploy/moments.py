@@ -123,3 +123,11 @@ def at_random(policy: Policy, seed: int) -> tuple[list[Observation], str]:
         found.append(Observation(images, state, INSTRUCTION, still))
     words = f'{RANDOM} moments drawn at random: pictures of noise, "{INSTRUCTION}"'
     return found, words
+
+
+def name_of(place: str) -> str:
+    """What a policy is called: OUT/student is OUT's."""
+    path = Path(place.rpartition(":")[2])
+    if path.suffix == ".toml" or path.name == "student":
+        path = path.parent
+    return path.name or "policy"
