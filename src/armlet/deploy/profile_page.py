@@ -135,7 +135,7 @@ def draw(profile: Profile, path: Path) -> None:
         if part.limit_ms:
             axes.barh(row, min(part.limit_ms, part.ms), color=colours[part.kind])
         said = f" {part.ms:.2f} ms"
-        if part.of_limit is not None:
+        if part.of_limit is not None and part.of_limit >= 0.005:
             said += f", {part.of_limit:.0%} of the limit"
         axes.text(part.ms, row, said, va="center", fontsize=7)
     axes.set_yticks(range(len(parts)), [part.name for part in parts], fontsize=8)

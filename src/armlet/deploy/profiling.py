@@ -263,6 +263,8 @@ def _parts(
     for meter in meters:
         own.update(meter.own)
         runs.update(meter.runs)
+    for index in range(len(watch.policy.layers)):
+        own.setdefault(("layer", str(index)), 0)  # a layer that never ran is told, too
     device = str(watch.policy.device)
     found = []
     for key in sorted(own, key=lambda key: _place(watch, key)):
@@ -299,7 +301,7 @@ def _named(watch: Watch, key: Key) -> tuple[Kind, str, int | None]:
     numbers = watch.policy.layer_numbers
     known: dict[Key, tuple[Kind, str]] = {
         ("prepare", ""): ("pictures", "pictures and state"),
-        ("prepare", "words"): ("words", "words"),
+        ("prepare", "words"): ("words", "tokenizer"),
         ("embed", ""): ("embed", "embed, the rest"),
         ("run_layers", ""): ("overhead", "between layers"),
         ("router", ""): ("router", "router"),
