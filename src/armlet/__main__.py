@@ -13,6 +13,9 @@ Verbs, in the order of the work:
     evaluate   teacher, student and baselines on the same episodes → report.json, a table, a picture
     export     a policy → a folder for a robot's computer, in another runtime, without torch:
                `armlet export DIR --runtime onnx`
+    profile    a policy → where the milliseconds of one decision go: `armlet profile POLICY`
+    plan       a teacher and a time → what would reach it, before anybody trains: `armlet plan
+               POLICY --target-ms 20`
     report     report.json files → one web page: `armlet report out/*/evaluation/report.json`
     recompute  report.json files: every interval, pair and tally again, from the stored counts and
                outcomes
@@ -38,7 +41,8 @@ import sys
 from collections.abc import Callable
 
 VERBS = (
-    "inspect", "collect", "teach", "probe", "distil", "evaluate", "export", "serve", "report",
+    "inspect", "collect", "teach", "probe", "distil", "evaluate", "profile", "plan", "export",
+    "serve", "report",
     "recompute",
 )  # fmt: skip
 HELP = ("-h", "--help", "help")
@@ -46,6 +50,8 @@ OF_PLACES = (
     "inspect",
     "export",
     "serve",
+    "profile",
+    "plan",
     "report",
     "recompute",
 )  # verbs that take folders or files, no recipe

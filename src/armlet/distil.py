@@ -23,6 +23,7 @@ from armlet.data.splits import parts, rows_of
 from armlet.data.traces import StoreIdentity
 from armlet.layers.ema import SelfTeacher
 from armlet.lineage import PROVENANCE, Question, as_json, digest_text, is_finished
+from armlet.logs import RunLog
 from armlet.policies.checkpoint import save_policy
 from armlet.policies.contract import Backbone
 from armlet.policies.facts import TeacherFacts
@@ -40,7 +41,7 @@ from armlet.robot.agree import agree
 from armlet.robot.fit import View
 from armlet.training.black_box import how_asked
 from armlet.training.learner import Learner, chooses, with_logits
-from armlet.training.practice import is_promoted, mixed, practise
+from armlet.training.practice import is_promoted, mixed, practise, round_folder
 from armlet.training.supervision import (
     check_heads,
     heads_question,
@@ -64,11 +65,12 @@ def main(recipe: Recipe) -> Path:
         raise ValueError(f"recipe {recipe.name!r} has no student and stages to distil")
     recipe = fetched(at_hand(recipe, reads=("episodes",)))
     # The folders of stages and rounds are moved where they answer another question.
-    with hold(recipe.out / "distil.lock", "distilling"):
-        return _distil(recipe)
+    log = RunLog(recipe.log, recipe.out, recipe.name, to_json(recipe))
+    with hold(recipe.out / "distil.lock", "distilling"), log:
+        return _distil(recipe, log)
 
 
-def _distil(recipe: Recipe) -> Path:
+def _distil(recipe: Recipe, log: RunLog) -> Path:
     title = f"distil {recipe.name}"
     device = "cuda" if torch.cuda.is_available() else "cpu"
     data = EpisodeDataset(recipe.episodes, recipe.columns)
@@ -103,7 +105,6 @@ def _distil(recipe: Recipe) -> Path:
 
     def fit(stage: Stage, index: int, corpus: Corpus, rows: np.ndarray) -> None:
         """Stage number `index` of all, on these rows of the corpus."""
-        start = held if index == 0 else None
         Trainer(
             learner,
             stage,
@@ -111,9 +112,10 @@ def _distil(recipe: Recipe) -> Path:
             folder=recipe.out / f"distil-{index}",
             seed=recipe.seed + index,  # a stage that drew as the last did would see no new order
             title=f"{title} {index + 1}/{len(recipe.all_stages)}",
-            teacher=_answers(stage, corpus, student, start),
+            teacher=_answers(stage, corpus, student, held if index == 0 else None),
             rows=rows,
             made_from=_made_from(wanted, corpus, student),
+            log=log,
         ).run()
         student.calibrate(measured_on)  # not trained on: there a router's scores are honest
 
@@ -130,7 +132,7 @@ def _distil(recipe: Recipe) -> Path:
         rows = mixed(train, practised, each.share)
         fit(each.stage, len(recipe.stages) + number, corpus, rows)
         # A round that makes the student worse is undone; the episodes that it added stay.
-        if not is_promoted(recipe, number, student):
+        if not _promoted(recipe, number, student, len(worth), log):
             learner.load_state_dict(before)
             student.calibrate(measured_on)
 
@@ -138,6 +140,14 @@ def _distil(recipe: Recipe) -> Path:
     folder = recipe.student_folder  # it is saved without what only training reads
     save_policy(student.deployed(), folder, provenance=provenance, weights=recipe.weights)
     return folder
+
+
+def _promoted(recipe: Recipe, number: int, student: Backbone, added: int, log: RunLog) -> bool:
+    """Whether a round's student stays; the logs are told."""
+    promoted = is_promoted(recipe, number, student)
+    series = log.series(round_folder(recipe, number))
+    series.point(0, {"frames_added": added, "promoted": promoted})
+    return promoted
 
 
 def _for_student(

@@ -24,6 +24,7 @@ from armlet.evaluation.outcomes import Outcomes, Planned, PolicyRun, Section
 from armlet.evaluation.provenance import Curves, Provenance, curves, gripper_noise, seeds_of
 from armlet.evaluation.report import Latency, Measured, OutcomesFile, Report
 from armlet.evaluation.settings import check, contenders, planned
+from armlet.logs import RunLog
 from armlet.policies.acting import Known, actor_provenance, behind_socket
 from armlet.policies.contract import Backbone, Policy
 from armlet.recipe import Recipe, at_hand, check_episodes, robot_of_episodes, suited, to_json
@@ -51,6 +52,7 @@ def main(recipe: Recipe) -> Path:
         return compare_with_held_out(recipe)
     # Everything that can be refused is refused before the first episode: hours come after it.
     check(recipe)
+    log = RunLog(recipe.log, recipe.out, recipe.name, to_json(recipe))
     recipe = at_hand(recipe, reads=("teacher", "policies"))
     field = load(recipe, known=lambda: benchmark_robot(benchmark))
     teacher = field.policies["teacher"]
@@ -74,7 +76,24 @@ def main(recipe: Recipe) -> Path:
     # depend on it.
     with threads(THREADS):
         report = summarise(recipe, field, episodes, rows, out)
-    return write(report, out)
+    path = write(report, out)
+    with log:
+        log.series(out).result(report.outcomes.sha256, numbers(report))
+    return path
+
+
+def numbers(report: Report) -> dict[str, float]:
+    """What a run's logs are told of an evaluation: of every policy its success, and what a decision
+    costs."""
+    found = {}
+    for row in report.sections["policies"]:
+        name = row["name"]
+        found[f"{name}/success"] = row["successes"] / row["episodes"]
+        measured = report.measured[name]
+        found[f"{name}/p50_ms"] = measured.latency_ms.policy["p50"]
+        if measured.ms_per_second_of_motion is not None:
+            found[f"{name}/ms_per_second_of_motion"] = measured.ms_per_second_of_motion
+    return found
 
 
 def compare_with_held_out(recipe: Recipe) -> Path:

@@ -349,6 +349,7 @@ def checkpoint_page(
     """What a checkpoint of another project is, and what of some episodes does not go with it;
     writes a policy.toml beside it, or into `out`. `place` is how it was named: a folder, or on the
     hub, in whose cache nothing is written."""
+    from armlet.machine import Machine
     from armlet.policies.pretrained import kinds, page
     from armlet.policies.pretrained.said import FILE as SAID
 
@@ -358,7 +359,7 @@ def checkpoint_page(
         )
     said, kind = kinds.find(folder)
     card = kind.describe(said)
-    lines = [page.page(card, page.Machine.measured())]
+    lines = [page.page(card, Machine.measured())]
     if data is not None:
         columns = data.columns()
         wrong = page.against(card, columns["action"], columns["observation.state"])

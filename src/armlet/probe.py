@@ -15,6 +15,7 @@ from armlet.data.episodes import EpisodeDataset
 from armlet.data.frames import BatchMaker, load_frames
 from armlet.data.splits import parts, rows_of
 from armlet.data.traces import HEADER, StoreIdentity
+from armlet.logs import RunLog
 from armlet.policies.acting import behind_socket, socket_policy
 from armlet.policies.checkpoint import load_with_fingerprint
 from armlet.policies.facts import TeacherFacts
@@ -25,6 +26,7 @@ from armlet.recipe import (
     check_episodes,
     robot_of_episodes,
     suited,
+    to_json,
 )
 from armlet.robot.client.address import address_of
 from armlet.training.black_box import (
@@ -73,7 +75,8 @@ def main(recipe: Recipe) -> Path:
     if recipe.probe:
         torch.manual_seed(recipe.seed)  # the heads' first weights
         learner.probe = make_heads(teacher, recipe.probe).to(device)
-        _fit(recipe, learner, batches, data, fingerprint, title=title)
+        with RunLog(recipe.log, recipe.out, recipe.name, to_json(recipe)) as log:
+            _fit(recipe, learner, batches, data, fingerprint, log, title=title)
     how = how_watched(recipe)
     store_traces(
         recipe.traces,
@@ -118,6 +121,7 @@ def _fit(
     batches: BatchMaker,
     data: EpisodeDataset,
     teacher: str,
+    log: RunLog,
     *,
     title: str,
 ) -> None:
@@ -140,6 +144,7 @@ def _fit(
         title=title,
         rows=rows,
         made_from=heads_question(recipe, data.fingerprint, teacher),
+        log=log,
     )
     why = trainer.obstacle()  # why what stands in the folder cannot be continued; empty if it can
     if why and (recipe.traces / HEADER).is_file():

@@ -28,6 +28,7 @@ from armlet.data.layout import Columns
 from armlet.data.pictures import Pictures
 from armlet.data.transforms import BatchTransform
 from armlet.limits import ABOVE_0, BELOW_1, MOST
+from armlet.logs import Logging
 from armlet.policies.contract import Network, Student
 from armlet.robot.description import RobotOptions
 from armlet.robot.normalise import Mode, Normaliser
@@ -395,6 +396,8 @@ class Recipe:
     """Of weights, batches and noise, whatever is trained."""
     acting_device: str = "cpu"
     """Where policies act and are timed (collect, rounds, evaluate): cpu, cuda …"""
+    log: Logging = field(default=Logging(), metadata=QUIET)
+    """Where the run is logged beside its own files."""
 
     def __post_init__(self) -> None:
         limits.check(self, outside_range=(0, 1), held_out=(ABOVE_0, BELOW_1), seed=(0, inf))

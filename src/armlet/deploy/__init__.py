@@ -1,2 +1,3 @@
-"""What a trained policy becomes on a robot: a graph in another runtime, measured before it is
-written. Knows policies, worlds and runtimes; knows no recipe."""
+"""What comes after a student is distilled: what a decision costs and what would make it cheaper, the
+graph in another runtime, measured before it is written, and the server. Knows policies, worlds and
+runtimes; knows no recipe."""

@@ -59,7 +59,8 @@ from armlet.evaluation.offline_report import (
     Seen,
     numbers,
 )
-from armlet.lineage import PROVENANCE
+from armlet.lineage import PROVENANCE, digest_text
+from armlet.logs import RunLog
 from armlet.policies.acting import actor_provenance
 from armlet.policies.contract import Backbone, Policy
 from armlet.policies.remote.policy import SocketPolicy
@@ -143,6 +144,8 @@ def run(
         table = said.table(report)
         write_atomically(out / "table.md", table.encode())
         said.error_by_step(report, out / "error-by-step.png")
+    with RunLog(recipe.log, recipe.out, recipe.name, to_json(recipe)) as log:
+        log.series(out).result(digest_text([content]), said.results(report))
     print(table)  # noqa: T201 - the verdict, for the person who ran it
     return out / "report.json"
 

@@ -227,6 +227,16 @@ def _built_dataclass(kind: Any, value: Any, where: str) -> Any:
 # --- in words
 
 
+def results(report: OfflineReport) -> dict[str, float]:
+    """What a run's logs are told: of every policy its error, and what a decision costs."""
+    found = {}
+    for row in report.policies:
+        found[f"{row.name}/error"] = row.expert.share.mean
+        if row.cost is not None:
+            found[f"{row.name}/p50_ms"] = row.cost.latency_ms["p50"]
+    return found
+
+
 def table(report: OfflineReport) -> str:
     """Markdown: what was compared, one row a policy, one a dimension, the phases, the pairs."""
     parts = [

@@ -16,7 +16,7 @@ import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Generic, Self, TypeVar
+from typing import Any, ClassVar, Generic, Literal, Self, TypeVar
 
 import numpy as np
 import torch
@@ -160,6 +160,15 @@ class Pass(Generic[S]):
         """Whether layer `index` is known to run for nobody, so that it need not run again."""
         # The plan is the first sample's; of others the host knows nothing, and asking a GPU waits.
         return len(self.gates) == 1 and bool(self.plan) and not self.plan[index]
+
+
+@dataclass(frozen=True)
+class Loop:
+    """What a network does several `times` before it has decided: a step of denoising, or a token
+    that it writes."""
+
+    what: Literal["denoising step", "token"]
+    times: int
 
 
 @dataclass(frozen=True)
@@ -334,6 +343,11 @@ class Backbone(nn.Module, Policy, Generic[S]):
     def dims(self) -> int:
         """Of an action."""
         return self.body.action_spec.dims
+
+    @property
+    def loop(self) -> Loop | None:
+        """What it repeats while it decodes; None: it decides at once."""
+        return None
 
     @property
     def layer_numbers(self) -> tuple[int, ...]:

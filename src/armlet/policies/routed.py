@@ -125,6 +125,7 @@ class Calibration:
     "signals",
     "keep_layers",
     "layer_costs",
+    "loop",
 )
 class Routed(Backbone):
     """See the module's docstring. `inner` is the policy whose layers are routed; cut to some of

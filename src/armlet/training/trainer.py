@@ -40,6 +40,7 @@ from armlet.lineage import (
     short,
     summary,
 )
+from armlet.logs import RunLog
 from armlet.policies.checkpoint import load_state, save_state
 from armlet.policies.contract import Backbone
 from armlet.progress import Progress
@@ -251,7 +252,8 @@ class Trainer:
 
     `rows`: the frames of an epoch, some perhaps several times; all of them once where nothing is
     said. `made_from`: what the caller knows of where the result comes from (fingerprints of data
-    sets, of the teacher and its traces; the network), as JSON.
+    sets, of the teacher and its traces; the network), as JSON. `log`: who else is told of the lines of
+    metrics.jsonl.
 
     `question` is that and what is known here: the stage's settings, seed, frames and rows, and the
     weights that the learner has when the trainer is made. Where `folder` holds the state of another
@@ -271,6 +273,7 @@ class Trainer:
         teacher: TeacherTraces | None = None,
         rows: np.ndarray | None = None,
         made_from: dict[str, Any] | None = None,
+        log: RunLog | None = None,
     ) -> None:
         self.rows = np.arange(len(batches)) if rows is None else rows
         for transform in stage.transforms:
@@ -289,6 +292,7 @@ class Trainer:
         self.folder = folder
         self.seed = seed
         self.title = title
+        self.log = log
         self.step = 0
         # What the folder holds, once it has been looked at.
         self._state: dict[str, Any] | None = None
@@ -568,9 +572,21 @@ class Trainer:
         twice, and so is half a line."""
         path = self.folder / "metrics.jsonl"
         kept = ""
+        rows = []
         for line in whole_lines(path):
-            if json.loads(line)["step"] <= self.step:
+            row = json.loads(line)
+            if row["step"] <= self.step:
                 kept += line + "\n"
+                rows.append(row)
         write_atomically(path, kept.encode())  # killed here, the log of before still stands
+        series = None if self.log is None else self.log.series(self.folder)
+        if series is not None:
+            series.catch_up(rows)
         with appending(path) as add:
-            yield lambda row: add(json.dumps(row))
+
+            def write(row: dict[str, Any]) -> None:
+                add(json.dumps(row))
+                if series is not None:
+                    series.point(row["step"], row)
+
+            yield write

@@ -13,9 +13,9 @@ import numpy as np
 
 from armlet.deploy.server.observing import Told
 from armlet.robot.ensemble import Ensemble
+from armlet.robot.memory import Overlap, Past
 from armlet.robot.observation import Observation
 from armlet.robot.spec import ActionSpec
-from armlet.rollout.memory import Overlap, Past
 
 
 @dataclass(frozen=True)

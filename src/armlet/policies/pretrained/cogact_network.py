@@ -15,7 +15,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from armlet.policies.contract import Body, Pass
+from armlet.policies.contract import Body, Loop, Pass
 from armlet.policies.pretrained.action_dit import DiffusionHead
 from armlet.policies.pretrained.dino_siglip import (
     DinoSigLIPPolicy,
@@ -56,6 +56,10 @@ class CogACT(DinoSigLIPPolicy):
         self.chunk = self.head.chunk
         self.execute = execute
         self.condition_width = sizes.llama.width
+
+    @property
+    def loop(self) -> Loop:
+        return Loop("denoising step", len(self.head.visited))
 
     @property
     def blocks(self) -> list[nn.Module]:

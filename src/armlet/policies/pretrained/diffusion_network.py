@@ -26,7 +26,16 @@ from armlet.layers.heads import masked_mean
 from armlet.layers.resnet import Norm, ResNet
 from armlet.layers.schedule import Schedule
 from armlet.layers.unet import ConvBlock, SpatialSoftmax, StepEncoder, ToldBlock
-from armlet.policies.contract import Backbone, Body, Features, Pass, State, tuples, weights_of
+from armlet.policies.contract import (
+    Backbone,
+    Body,
+    Features,
+    Loop,
+    Pass,
+    State,
+    tuples,
+    weights_of,
+)
 from armlet.policies.pretrained import lerobot_body
 from armlet.robot.fit import View
 from armlet.robot.inputs import Inputs
@@ -240,6 +249,10 @@ class DiffusionPolicy(RestsWhenFrozen, Backbone[UNetState]):
     @property
     def view(self) -> View:
         return View(dict(self.seen), self.body.fit)
+
+    @property
+    def loop(self) -> Loop:
+        return Loop("denoising step", len(self.schedule.timesteps))
 
     @property
     def inputs(self) -> Inputs:

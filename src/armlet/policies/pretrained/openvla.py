@@ -20,7 +20,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from armlet.layers.heads import masked_mean
-from armlet.policies.contract import Body, Pass
+from armlet.policies.contract import Body, Loop, Pass
 from armlet.policies.pretrained.dino_siglip import (
     DinoSigLIPPolicy,
     Kept,
@@ -74,6 +74,10 @@ class OpenVLA(DinoSigLIPPolicy):
         # on an edge would be on its other side.
         edges = torch.from_numpy(np.linspace(-1, 1, bins))
         self.register_buffer("edges", edges, persistent=False)
+
+    @property
+    def loop(self) -> Loop:
+        return Loop("token", self.dims)
 
     @property
     def inputs(self) -> Inputs:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from armlet.layers.gemma import GemmaLayer, hide, make_norm, normed
 from armlet.layers.heads import masked_mean
 from armlet.policies.building import rebuild
-from armlet.policies.contract import Backbone, Body, Features, Pass, State, weights_of
+from armlet.policies.contract import Backbone, Body, Features, Loop, Pass, State, weights_of
 from armlet.robot.fit import View
 from armlet.robot.inputs import Inputs
 from armlet.robot.reading.paligemma import Prompts
@@ -209,6 +209,10 @@ class Pi(Backbone[PiState]):
         prompts = self.network.prompts.reader(self.body.tokenizer)
         found = replace(super().inputs, words=prompts)
         return replace(found, prompt=prompts.with_state) if prompts.reads_state else found
+
+    @property
+    def loop(self) -> Loop:
+        return Loop("denoising step", self.network.steps)
 
     @property
     def blocks(self) -> list[nn.Module]:

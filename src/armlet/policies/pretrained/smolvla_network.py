@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from armlet.layers.heads import masked_mean
 from armlet.policies.building import rebuild
-from armlet.policies.contract import Backbone, Body, Features, Pass, State, weights_of
+from armlet.policies.contract import Backbone, Body, Features, Loop, Pass, State, weights_of
 from armlet.policies.pretrained.smolvla_sizes import BASE, Sizes
 from armlet.robot.fit import View
 from armlet.robot.inputs import Inputs
@@ -144,6 +144,10 @@ class SmolVLA(Backbone[PrefixState]):
     def pairs(self) -> "list[Pair]":
         """Its layers."""
         return cast("list[Pair]", list(self.layers))
+
+    @property
+    def loop(self) -> Loop:
+        return Loop("denoising step", self.sizes.steps)
 
     @property
     def blocks(self) -> list[nn.Module]:
