@@ -10,6 +10,7 @@ Verbs, in the order of the work:
     teach      episodes → a teacher (skip it if you bring one)
     probe      episodes + teacher → traces
     distil     episodes + traces → a student
+    calibrate  teacher and student in episodes of their own → the longest `execute` that is no worse
     evaluate   teacher, student and baselines on the same episodes → report.json, a table, a picture
     report     report.json files → one web page: `armlet report out/*/evaluation/report.json`
     recompute  report.json files: every interval, pair and tally again, from the stored counts and
@@ -34,7 +35,9 @@ import importlib.metadata
 import sys
 from collections.abc import Callable
 
-VERBS = ("inspect", "collect", "teach", "probe", "distil", "evaluate", "report", "recompute")
+VERBS = (
+    "inspect", "collect", "teach", "probe", "distil", "calibrate", "evaluate", "report", "recompute",
+)  # fmt: skip
 HELP = ("-h", "--help", "help")
 OF_PLACES = ("inspect", "report", "recompute")  # verbs that take folders or files, no recipe
 
