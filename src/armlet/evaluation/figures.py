@@ -23,7 +23,7 @@ def table(report: Report) -> str:
     same for further splits, if there are any; then how the policies do when they act late."""
     policies = report["policies"]
     parts = [
-        main_lines(policies, report["refused"]),
+        main_lines(policies, report.get("refused", [])),
         group_lines(policies, "by_task", "task"),
         list(map(sentence, speeds.told(policies, report["pairs"]))),
     ]
