@@ -10,6 +10,7 @@ Verbs, in the order of the work:
     teach      episodes → a teacher (skip it if you bring one)
     probe      episodes + teacher → traces
     distil     episodes + traces → a student
+    calibrate  teacher and student in episodes of their own → the longest `execute` that is no worse
     evaluate   teacher, student and baselines on the same episodes → report.json, a table, a picture
     export     a policy → a folder for a robot's computer, in another runtime, without torch:
                `armlet export DIR --runtime onnx`
@@ -41,9 +42,8 @@ import sys
 from collections.abc import Callable
 
 VERBS = (
-    "inspect", "collect", "teach", "probe", "distil", "evaluate", "profile", "plan", "export",
-    "serve", "report",
-    "recompute",
+    "inspect", "collect", "teach", "probe", "distil", "calibrate", "evaluate", "profile", "plan",
+    "export", "serve", "report", "recompute",
 )  # fmt: skip
 HELP = ("-h", "--help", "help")
 OF_PLACES = (

@@ -29,6 +29,7 @@ from armlet.data.pictures import Pictures
 from armlet.data.transforms import BatchTransform
 from armlet.limits import ABOVE_0, BELOW_1, MOST
 from armlet.logs import Logging
+from armlet.measuring import EAGER, Calibration, Runtime
 from armlet.policies.contract import Network, Student
 from armlet.robot.description import RobotOptions
 from armlet.robot.normalise import Mode, Normaliser
@@ -265,6 +266,9 @@ class Evaluation:
     """Processes at the same time."""
     latency_calls: int = 200
     """Timed decisions."""
+    runtimes: tuple[Runtime, ...] = field(default=(EAGER,), metadata=QUIET)
+    """Every policy is run and timed in each of these; what is not eager is exported first
+    (docs/evaluate.md)."""
     budgets: tuple[float, ...] = ()
     """Shares of its backbone at which the recipe's student is run as well; it must have been
     calibrated."""
@@ -381,6 +385,8 @@ class Recipe:
     # Measuring, and what is common to all verbs.
     evaluation: Evaluation = field(default_factory=Evaluation)
     """How policies are measured."""
+    calibration: Calibration = field(default=Calibration(), metadata=QUIET)
+    """How the longest `execute` that is no worse is looked for."""
     shared: Path | None = None
     """The folder of traces, when several recipes use the same; none: in `out`."""
     split: Literal["last", "tasks"] = "last"

@@ -5,7 +5,7 @@ killed evaluation goes on where it stopped, and one of another policy, world or 
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ Key = tuple[str, str, str, int]  # (conditions as JSON, split, task, seed)
 
 
 def run_episodes(
-    field: dict[str, Contender],
+    field: Mapping[str, Contender],
     benchmark: Benchmark,
     planned: Sequence[tuple[Task, int]],
     out: Path,
@@ -173,7 +173,7 @@ def run_of(rows: Iterable[Row]) -> Run:
 
 
 def run_delayed(
-    field: dict[str, Contender],
+    field: Mapping[str, Contender],
     benchmark: Benchmark,
     planned: Sequence[tuple[Task, int]],
     out: Path,

@@ -31,7 +31,7 @@ class Film:
 
 def make_film(
     policies: Mapping[str, Policy],
-    field: dict[str, Contender],
+    field: Mapping[str, Contender],
     benchmark: Benchmark,
     task: Task,
     seed: int,

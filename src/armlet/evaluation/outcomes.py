@@ -340,7 +340,7 @@ def policy_row(outcomes: Outcomes, policy: PolicyRun) -> Section:
         **tally(run.success),
         "mean_steps": mean_steps(run),
         "seconds_to_success": seconds_to_success(outcomes, run),
-        "decisions_per_second": decisions_per_second(outcomes, run),
+        "decisions_per_second": decisions_per_second(run, outcomes.hz),
         "gripper_toggles": toggle_rates(run),
         "keep_ratio": keep_ratio(policy),
         "routing": routing(policy.routes),
@@ -363,7 +363,7 @@ def delayed_row(outcomes: Outcomes, late: DelayedRun) -> Section:
         "mean_steps": mean_steps(late.run),
         "seconds_to_success": seconds_to_success(outcomes, late.run),
         "waiting_share": sum(late.run.waited) / max(sum(late.run.steps), 1),
-        "decisions_per_second": decisions_per_second(outcomes, late.run),
+        "decisions_per_second": decisions_per_second(late.run, outcomes.hz),
     }
 
 
@@ -408,12 +408,13 @@ def seconds_to_success(outcomes: Outcomes, run: Run) -> Section:
     }
 
 
-def decisions_per_second(outcomes: Outcomes, run: Run) -> float | None:
-    """How often the policy was asked in a second in which the arm moved; None where it never moved.
-    About hz / execute, and more where success cuts a chunk short."""
+def decisions_per_second(run: Run, hz: float) -> float | None:
+    """How often the policy was asked in a second in which the arm moved, at `hz` control steps a
+    second; None where it never moved. About hz / execute, and more where success cuts a chunk
+    short."""
     # Sums over all episodes, not a mean of ratios: short episodes would count too much.
     moved = sum(run.steps) - sum(run.waited)
-    return sum(run.decisions) * outcomes.hz / moved if moved else None
+    return sum(run.decisions) * hz / moved if moved else None
 
 
 def toggle_rates(run: Run) -> Section | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from armlet.benchmarks import Benchmark, Task
 from armlet.data.hub import is_name, without_revision
+from armlet.measuring import EAGER
 from armlet.recipe import Evaluation, Recipe
 from armlet.robot.bounds import Bounds
 from armlet.rollout.loop import plan
@@ -23,16 +24,8 @@ def check(recipe: Recipe) -> None:
             "--evaluation.splits is empty; name at least one split, the benchmark's are "
             + ", ".join(recipe.world("evaluate").splits)
         )
-    ranges = seeds(recipe)
-    ours = ranges.pop("evaluation")
-    for what, theirs in ranges.items():
-        # Two half-open ranges meet where each begins before the other ends.
-        if ours.start < theirs.stop and theirs.start < ours.stop:
-            raise ValueError(
-                f"evaluation has the seeds {ours.start} to {ours.stop - 1}, and {what} has "
-                f"{theirs.start} to {theirs.stop - 1}: policies would be tested on worlds that "
-                "they were trained on; give --evaluation.seed another range"
-            )
+    apart("evaluation", seeds(recipe))
+    check_runtimes(setting)
     if setting.slower and not setting.late:
         raise ValueError(
             "--evaluation.slower needs a rule for acting late: --evaluation.late wait run_on blend"
@@ -51,6 +44,37 @@ def check(recipe: Recipe) -> None:
             )
 
 
+def check_runtimes(setting: Evaluation) -> None:
+    """Raises ValueError for runtimes from which no table can be made."""
+    said = " ".join(setting.runtimes)
+    if len(set(setting.runtimes)) < len(setting.runtimes):
+        raise ValueError(f"--evaluation.runtimes says a value twice: {said}")
+    if EAGER not in setting.runtimes:
+        raise ValueError(
+            f"--evaluation.runtimes {said}: name eager as well; speed is stated against the eager "
+            "teacher"
+        )
+
+
+def beside_eager(setting: Evaluation) -> bool:
+    """Whether anything has to be exported."""
+    return any(runtime != EAGER for runtime in setting.runtimes)
+
+
+def apart(ours: str, ranges: dict[str, range]) -> None:
+    """Raises ValueError where the seeds of `ours` meet any others; both are said by what they are
+    for."""
+    mine = ranges[ours]
+    for what, theirs in ranges.items():
+        # Two half-open ranges meet where each begins before the other ends.
+        if what != ours and mine.start < theirs.stop and theirs.start < mine.stop:
+            raise ValueError(
+                f"{ours} has the seeds {mine.start} to {mine.stop - 1}, and {what} has "
+                f"{theirs.start} to {theirs.stop - 1}: policies would be tested on worlds that "
+                f"they were trained on, or chosen by; give --{ours}.seed another range"
+            )
+
+
 def seeds(recipe: Recipe) -> dict[str, range]:
     """Whose worlds are made from which seeds, by what they are for. A world belongs to its task,
     split and seed."""
@@ -62,6 +86,8 @@ def seeds(recipe: Recipe) -> dict[str, range]:
         found[f"rounds.{number}"] = range(first, first + each.episodes)
         # A trial decides whether a round's student is kept: a choice made on these worlds.
         found[f"rounds.{number}, its trial"] = range(first + TRIAL, first + TRIAL + each.trial)
+    first = recipe.calibration.seed
+    found["calibration"] = range(first, first + recipe.calibration.episodes)
     found["evaluation"] = range(setting.seed, setting.seed + setting.episodes)
     return found
 
@@ -129,7 +155,7 @@ def _student(recipe: Recipe) -> dict[str, Contender]:
         )
     if recipe.student is not None:
         sys.stderr.write(
-            f"evaluate {recipe.name}: there is no student in {folder} yet (`armlet distil` makes "
+            f"{recipe.name}: there is no student in {folder} yet (`armlet distil` makes "
             "it); only the teacher and `--policies` are run\n"
         )
     return {}

@@ -7,7 +7,7 @@ takes. Workers share nothing but the list of jobs.
 
 import contextlib
 import multiprocessing
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -15,6 +15,7 @@ from typing import TypeVar
 import torch
 
 from armlet.benchmarks import Benchmark, Task, benchmark_robot
+from armlet.measuring import EAGER, Runtime
 from armlet.policies.acting import Known, actor_fingerprint, load_actor
 from armlet.policies.contract import Policy
 from armlet.robot.bounds import Bounds
@@ -100,6 +101,7 @@ class Contender:
     late: Late = "wait"
     ensemble: int | None = None
     guard: Bounds | None = None
+    runtime: Runtime = EAGER  # in which the policy of its folder was exported
     # The robot for which it is asked who it is, where it says that by its answers alone.
     robot: RobotSpec | None = field(default=None, compare=False)
 
@@ -156,7 +158,7 @@ class Attempt:
 class _Evaluate:
     """Runs attempts; sent to the workers."""
 
-    contenders: dict[str, Contender]
+    contenders: Mapping[str, Contender]
     benchmark: Benchmark
     device: str
 
@@ -169,7 +171,7 @@ class _Evaluate:
 
 
 def run_all(
-    contenders: dict[str, Contender],
+    contenders: Mapping[str, Contender],
     benchmark: Benchmark,
     attempts: Sequence[Attempt],
     *,
