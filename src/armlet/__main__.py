@@ -14,6 +14,7 @@ Verbs, in the order of the work:
     report     report.json files → one web page: `armlet report out/*/evaluation/report.json`
     recompute  report.json files: every interval, pair and tally again, from the stored counts and
                outcomes
+    publish    a policy → a model on the Hugging Face hub: `armlet publish DIR hf:user/name`
 
 A recipe without a suffix, such as `actdistill`, is for your own robot: the same options for every
 verb, of which `--episodes` is one.
@@ -34,9 +35,24 @@ import importlib.metadata
 import sys
 from collections.abc import Callable
 
-VERBS = ("inspect", "collect", "teach", "probe", "distil", "evaluate", "report", "recompute")
+VERBS = (
+    "inspect",
+    "collect",
+    "teach",
+    "probe",
+    "distil",
+    "evaluate",
+    "report",
+    "recompute",
+    "publish",
+)
 HELP = ("-h", "--help", "help")
-OF_PLACES = ("inspect", "report", "recompute")  # verbs that take folders or files, no recipe
+OF_PLACES = (
+    "inspect",
+    "report",
+    "recompute",
+    "publish",
+)  # verbs that take folders or files, no recipe
 
 
 def usage() -> str:

@@ -1,0 +1,1 @@
+"""What leaves the house: policies as others keep, run and publish them."""
