@@ -21,6 +21,7 @@ Verbs, in the order of the work:
     recompute  report.json files: every interval, pair and tally again, from the stored counts and
                outcomes
     serve      a policy → answers over a socket, for robots and harnesses: `armlet serve FOLDER`
+    publish    a policy → a model on the Hugging Face hub: `armlet publish DIR hf:user/name`
 
 A recipe without a suffix, such as `actdistill`, is for your own robot: the same options for every
 verb, of which `--episodes` is one.
@@ -43,13 +44,15 @@ from collections.abc import Callable
 
 VERBS = (
     "inspect", "collect", "teach", "probe", "distil", "calibrate", "evaluate", "profile", "plan",
-    "export", "serve", "report", "recompute",
+    "export", "serve", "publish", "report",
+    "recompute",
 )  # fmt: skip
 HELP = ("-h", "--help", "help")
 OF_PLACES = (
     "inspect",
     "export",
     "serve",
+    "publish",
     "profile",
     "plan",
     "report",

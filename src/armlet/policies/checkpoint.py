@@ -49,6 +49,7 @@ from armlet.robot.spec import SLACK, RobotSpec
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 TOKENIZER = "tokenizer.json"
+MANIFEST = "distill_manifest.json"  # the provenance, in LeRobot's layout (deploy/lerobot.py)
 # Entries of the config; the first stands in the weights' metadata, too.
 FINGERPRINT = "fingerprint"
 WORDS = "tokenizer"
@@ -84,9 +85,11 @@ def save_policy(
     *,
     provenance: dict[str, Any] | None = None,
     weights: Literal["fp16", "fp32"] = "fp32",
-) -> None:
-    """Write a policy; `provenance` (the recipe, the data, the command) is kept in its config. With
-    `weights` "fp16" the file is half as large; what is read from it runs in single precision again.
+    beside: dict[str, Any] | None = None,
+) -> str:
+    """Write a policy; returns its fingerprint. `provenance` (the recipe, the data, the command) is
+    kept in its config, and `beside`, entries for other readers. With `weights` "fp16" the file is
+    half as large; what is read from it runs in single precision again.
 
     A policy of armlet that is there is replaced, in one step: where anything fails, it is what it
     was. Other files of the folder stay. Raises ValueError for a weight that fp16 cannot hold,
@@ -107,6 +110,7 @@ def save_policy(
             fingerprint = _write_weights(tensors, folder, description, tokenizer)
             write_atomically(folder / (TOKENIZER + NEXT), tokenizer)
             config = {
+                **(beside or {}),
                 "armlet": VERSION,
                 FINGERPRINT: fingerprint,
                 WORDS: _hash(tokenizer),
@@ -117,6 +121,7 @@ def save_policy(
             write_atomically(folder / CONFIG, json.dumps(config, indent=1).encode())
         finally:
             _finish(folder)
+    return fingerprint
 
 
 def _halved(name: str, tensor: torch.Tensor) -> torch.Tensor:
@@ -623,8 +628,8 @@ def read_provenance(folder: Path | str) -> dict[str, Any]:
     folder = _place(folder)
     if kinds.is_pretrained(folder):
         return {}
-    found: dict[str, Any] = read_json(folder / CONFIG, fix=FIX).get("provenance", {})
-    return found
+    file = folder / (MANIFEST if (folder / MANIFEST).is_file() else CONFIG)
+    return dict(read_json(file, fix=FIX).get("provenance", {}))
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
