@@ -28,7 +28,16 @@ from armlet.layers.heads import masked_mean
 from armlet.layers.resnet import Norm, ResNet
 from armlet.layers.schedule import Schedule
 from armlet.layers.unet import ConvBlock, SpatialSoftmax, StepEncoder, ToldBlock
-from armlet.policies.contract import Backbone, Body, Features, Pass, State, tuples, weights_of
+from armlet.policies.contract import (
+    Backbone,
+    Body,
+    Features,
+    Pass,
+    State,
+    tuples,
+    weights_of,
+    with_weights,
+)
 from armlet.policies.pretrained import lerobot_body
 from armlet.robot.fit import View
 from armlet.robot.normalise import Normaliser
@@ -464,8 +473,7 @@ class DiffusionPolicy(RestsWhenFrozen, Backbone[UNetState]):
             seed=self.seed,
             kept_layers=numbers,
         )
-        student.load_state_dict(weights)
-        return student.to(self.device)
+        return with_weights(student, weights, self.device)
 
     def to_json(self) -> dict[str, Any]:
         network = {
