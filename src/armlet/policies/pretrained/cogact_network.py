@@ -8,6 +8,7 @@ the end token that the feature is read. Of a normalised action all but the gripp
 """
 
 from collections.abc import Collection
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -64,7 +65,7 @@ class CogACT(DinoSigLIPPolicy):
     @property
     def inputs(self) -> Inputs:
         words = Prompt(self.body.tokenizer, self.text_tokens, ending=(EMPTY, EOS), always=True)
-        return Inputs(self.view, words, self.body.state, self.body.actions, self.chunk)
+        return replace(super().inputs, words=words)
 
     def _condition(self, run: Pass[SequenceState]) -> Tensor:
         return run.once("condition", lambda: self.last(run.state).float())
