@@ -90,7 +90,9 @@ def _distil(recipe: Recipe, log: RunLog) -> Path:
     episodes = _episodes(recipe, data, teacher.view, store)
     train, calibrate = _rows(recipe, data)
     torch.manual_seed(recipe.seed)  # of the student's new weights, before it is built
-    sample = _sample(make_batches(teacher, episodes.frames), train, recipe.seed)
+    # Not on the device of the teacher: a stand-in has no weights, and is nowhere.
+    shown = make_batches(teacher, episodes.frames, torch.device(device))
+    sample = _sample(shown, train, recipe.seed)
     student = recipe.student.build(teacher, sample).to(device)
     agree(student.robot, teacher.robot, whose=("the student", "its teacher"))
     recipe = _for_student(recipe, teacher, student, episodes, train)
@@ -154,7 +156,7 @@ def _for_student(
     recipe: Recipe, teacher: Backbone, student: Backbone, episodes: Part, rows: np.ndarray
 ) -> Recipe:
     """The recipe with objectives for this student of this teacher."""
-    recipe = with_logits(recipe, teacher, make_batches(teacher, episodes.frames))
+    recipe = with_logits(recipe, teacher, make_batches(teacher, episodes.frames, student.device))
     choosing, logits = chooses(student, make_batches(student, episodes.frames).batch(rows[:2]))
     return recipe.for_student(chooses=choosing, logits=logits)
 

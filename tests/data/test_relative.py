@@ -121,3 +121,12 @@ def test_a_policy_keeps_which_of_its_actions_are_relative() -> None:
     assert (
         "relative" not in make_policy().body.to_json()
     )  # what was saved before still hashes alike
+
+
+def test_actions_are_not_relative_to_a_state_that_nobody_looks_at() -> None:
+    body = make_policy().body
+    nothing = Normaliser(np.zeros(0, np.float32), np.ones(0, np.float32))
+    with pytest.raises(ValueError, match=r"relative names 1: .* the state has 0 .* no state\?"):
+        dataclasses.replace(body, state=nothing, relative=(1,))
+    with pytest.raises(ValueError, match="relative names 4"):
+        dataclasses.replace(body, relative=(0, 4))

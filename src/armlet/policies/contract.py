@@ -116,6 +116,7 @@ def _rows(state: State) -> int:
 
 S = TypeVar("S", bound=State)
 N = TypeVar("N", bound="Network")
+B = TypeVar("B", bound="Backbone")
 
 
 @dataclass(frozen=True)
@@ -183,6 +184,16 @@ class Body:
     fit: Fit = "exact"  # how a picture of another size than the policy's is brought to it
     # Action dimensions that are relative to the state's of the same index, before normalising.
     relative: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        most = min(len(self.state.offset), self.action_spec.dims)
+        beyond = [index for index in self.relative if not 0 <= index < most]
+        if beyond:
+            raise ValueError(
+                f"relative names {', '.join(map(str, beyond))}: actions are relative to the state's "
+                f"numbers of the same index, and the state has {len(self.state.offset)} and an action "
+                f"{self.action_spec.dims}; does the policy look at no state?"
+            )
 
     def to_json(self) -> dict[str, Any]:
         """Everything but the tokenizer."""
@@ -565,6 +576,14 @@ def weights_of(policy: Backbone, kept: tuple[int, ...]) -> dict[str, Tensor]:
         if int(index) in kept:
             weights[f"layers.{kept.index(int(index))}.{rest}"] = tensor
     return weights
+
+
+def with_weights(student: B, weights: dict[str, Tensor], device: torch.device) -> B:
+    """A student with copies of these weights (`weights_of`), on the device of the network that it
+    was cut from. One that was built without weights has none to give: nor has its student any."""
+    if device.type != "meta":
+        student.load_state_dict(weights)
+    return student.to(device)
 
 
 def _short(numbers: tuple[int, ...]) -> str:

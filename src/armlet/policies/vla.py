@@ -17,7 +17,15 @@ from torch import Tensor, nn
 from armlet.layers.heads import HEADS, Kind
 from armlet.layers.named import Named, state_layer
 from armlet.layers.vision import ConvEncoder, ordered_mean
-from armlet.policies.contract import Body, Network, check_cameras, sizes_of, tuples, weights_of
+from armlet.policies.contract import (
+    Body,
+    Network,
+    check_cameras,
+    sizes_of,
+    tuples,
+    weights_of,
+    with_weights,
+)
 from armlet.policies.tokens import TokenPolicy, TokenState
 from armlet.robot.normalise import normalised
 from armlet.types import Batch
@@ -164,8 +172,7 @@ class VLA(TokenPolicy):
         weights = weights_of(self, kept)
         network = replace(self.network, depth=len(kept))
         student = VLA(network, self.cameras, self.body, kept_layers=tuple(kept))
-        student.load_state_dict(weights)
-        return student.to(self.device)
+        return with_weights(student, weights, self.device)
 
     def to_json(self) -> dict[str, Any]:
         """Everything but the weights and the tokenizer."""

@@ -182,6 +182,12 @@ def beyond(actions: np.ndarray, state: np.ndarray, dims: Sequence[int]) -> np.nd
     return found
 
 
+def looked_at(state: np.ndarray, normaliser: Normaliser) -> np.ndarray:
+    """Of states (N, s) what a policy looks at whose statistics of them these are: all or, where it
+    was taught without a state, whatever the data have, nothing, (N, 0)."""
+    return state if len(normaliser.offset) else state[:, :0]
+
+
 def _check_told(seen: Observation, cameras: Collection[str]) -> None:
     """Raises ValueError naming the camera that an observation lacks, or the field that is of
     another kind."""

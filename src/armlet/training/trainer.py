@@ -45,7 +45,7 @@ from armlet.policies.checkpoint import load_state, save_state
 from armlet.policies.contract import Backbone
 from armlet.progress import Progress
 from armlet.recipe import Objective, Stage, settings
-from armlet.robot.inputs import beyond
+from armlet.robot.inputs import beyond, looked_at
 from armlet.robot.normalise import check_sane
 from armlet.training.learner import Learner, chooses, watch
 from armlet.training.lora import FACTORS, add_lora, merge_lora
@@ -231,15 +231,18 @@ def check_teaches(
         )
 
 
-def make_batches(policy: Backbone, frames: Frames) -> BatchMaker:
-    """Batches as this policy takes them. Raises ValueError where the episodes are of another robot,
-    or hold values that its statistics make absurd of."""
-    batches = BatchMaker(frames, policy.inputs, device=policy.device)
+def make_batches(
+    policy: Backbone, frames: Frames, device: torch.device | None = None
+) -> BatchMaker:
+    """Batches as this policy takes them, on its device, or on another. Raises ValueError where the
+    episodes are of another robot, or hold values that its statistics make absurd of."""
+    batches = BatchMaker(frames, policy.inputs, device=device or policy.device)
     body = policy.body
     # A policy of before names were kept does not know those of its state: numbers stand for them.
-    states = body.state_names or list(map(str, range(frames.state.shape[1])))
+    seen = looked_at(frames.state, body.state)
+    states = body.state_names or list(map(str, range(seen.shape[1])))
     actions = body.action_spec.names
-    check_sane("observation.state", frames.state, body.state, states)
+    check_sane("observation.state", seen, body.state, states)
     for name, values in (("action", frames.actions), ("executed", frames.executed)):
         shown = beyond(values, frames.state, body.relative)
         check_sane(name, shown, body.actions, actions)

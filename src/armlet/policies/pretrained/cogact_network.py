@@ -68,7 +68,7 @@ class CogACT(DinoSigLIPPolicy):
     @property
     def inputs(self) -> Inputs:
         words = LlamaPrompt(self.body.tokenizer, self.text_tokens, ending=(EMPTY, EOS), always=True)
-        return Inputs(self.view, words, self.body.state, self.body.actions, self.chunk)
+        return replace(super().inputs, words=words)
 
     def _condition(self, run: Pass[SequenceState]) -> Tensor:
         return run.once("condition", lambda: self.last(run.state).float())

@@ -35,6 +35,7 @@ from armlet.policies.contract import (
     State,
     tuples,
     weights_of,
+    with_weights,
 )
 from armlet.policies.pretrained import lerobot_body
 from armlet.robot.fit import View
@@ -477,8 +478,7 @@ class DiffusionPolicy(RestsWhenFrozen, Backbone[UNetState]):
             seed=self.seed,
             kept_layers=numbers,
         )
-        student.load_state_dict(weights)
-        return student.to(self.device)
+        return with_weights(student, weights, self.device)
 
     def to_json(self) -> dict[str, Any]:
         network = {

@@ -14,6 +14,7 @@ attention and MLP. (openvla-oft 213c5ff: `modeling_prismatic.py`, `action_heads.
 """
 
 from collections.abc import Collection
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -135,7 +136,7 @@ class OpenVLAOFT(DinoSigLIPPolicy):
     @property
     def inputs(self) -> Inputs:
         words = LlamaPrompt(self.body.tokenizer, self.text_tokens)
-        return Inputs(self.view, words, self.body.state, self.body.actions, self.chunk)
+        return replace(super().inputs, words=words)
 
     def told(self, batch: Batch) -> Tensor:
         """The mean of all words' embeddings, EOS among them, (b, d): what FiLM tells the towers."""

@@ -11,6 +11,7 @@ left; those that a router skipped are skipped there, too.
 """
 
 from collections.abc import Collection
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -82,7 +83,7 @@ class OpenVLA(DinoSigLIPPolicy):
     @property
     def inputs(self) -> Inputs:
         words = LlamaPrompt(self.body.tokenizer, self.text_tokens)
-        return Inputs(self.view, words, self.body.state, self.body.actions, self.chunk)
+        return replace(super().inputs, words=words)
 
     @property
     def condition_width(self) -> int:  # type: ignore[override]

@@ -138,7 +138,7 @@ class SmolVLA(Backbone[PrefixState]):
         sizes = self.sizes
         tokenizer = self.body.tokenizer
         words = SmolPrompt(tokenizer, sizes.text_tokens, sizes.pad, sizes.padded, sizes.new_line)
-        return Inputs(self.view, words, self.body.state, self.body.actions, self.chunk)
+        return replace(super().inputs, words=words)
 
     @property
     def pairs(self) -> "list[Pair]":
