@@ -14,6 +14,7 @@ the pass.
 Noise is one sample's, drawn once from `seed`: the same observation gives the same actions.
 """
 
+import itertools
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
@@ -256,8 +257,7 @@ class SmolVLA(Backbone[PrefixState]):
         """What enters the first layer, of tokens (b, n, d) of these kinds."""
         which = {}
         for kind in ("picture", "word", "state"):
-            at = torch.tensor([each == kind for each in kinds], device=hidden.device)
-            which[kind] = at.expand(len(hidden), -1)
+            which[kind] = _of_kind(kinds, kind, mask)
         # Pictures and words do not see the state; it, and what follows it, sees them.
         block = which["state"].long().cumsum(1)  # (b, n)
         sees = block[:, None, :] <= block[:, :, None]  # (b, n, n)
@@ -483,6 +483,19 @@ def _normalised(image: Tensor, by: Normaliser) -> Tensor:
         parts.append(torch.from_numpy(values).to(image.device)[:, None, None])
     offset, scale, shift = parts
     return (image - offset) / scale + shift
+
+
+def _of_kind(kinds: list[str], wanted: str, like: Tensor) -> Tensor:
+    """(b, n) bool, as `like`: which tokens are of this kind. Set where they are: what a host makes
+    and sends to a GPU cannot be recorded there as a graph."""
+    found = torch.zeros_like(like)
+    start = 0
+    for kind, run in itertools.groupby(kinds):
+        end = start + len(list(run))
+        if kind == wanted:
+            found[:, start:end] = True
+        start = end
+    return found
 
 
 def _held(actions: Tensor, valid: Tensor) -> Tensor:
