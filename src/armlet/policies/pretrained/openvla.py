@@ -138,8 +138,6 @@ class OpenVLA(DinoSigLIPPolicy):
         stopped = words == self.stop
         first = stopped.long().argmax(1)
         length = torch.where(stopped.any(1), first + 1, dims)  # (b,) words that it has written
-        if not torch.compiler.is_compiling() and bool((length == dims).all()):
-            return words
         ends = batch.text_mask.sum(1, keepdim=True)
         places = (ends - dims + torch.arange(dims, device=words.device)).clamp(min=0)  # (b, a)
         whole = torch.cat([batch.text.gather(1, places), words], 1)  # (b, 2 a)
