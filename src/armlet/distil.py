@@ -79,7 +79,6 @@ def _distil(recipe: Recipe, log: RunLog) -> Path:
     teacher = met.network  # it has the teacher's weights only if something in the recipe reads them
     recipe = suited(met.recipe, facts.body.action_spec)
     recipe.pictures.agree(facts.view)
-    assert recipe.student is not None
     store = _store(recipe, data.fingerprint, facts)
     wanted = question(recipe, data.fingerprint, facts.fingerprint, store)
     if is_finished(recipe.student_folder, wanted, fixes="give another folder with `--out`"):
@@ -89,12 +88,7 @@ def _distil(recipe: Recipe, log: RunLog) -> Path:
 
     episodes = _episodes(recipe, data, teacher.view, store)
     train, calibrate = _rows(recipe, data)
-    torch.manual_seed(recipe.seed)  # of the student's new weights, before it is built
-    # Not on the device of the teacher: a stand-in has no weights, and is nowhere.
-    shown = make_batches(teacher, episodes.frames, torch.device(device))
-    sample = _sample(shown, train, recipe.seed)
-    student = recipe.student.build(teacher, sample).to(device)
-    agree(student.robot, teacher.robot, whose=("the student", "its teacher"))
+    student = _student(recipe, teacher, episodes, train, device)
     recipe = _for_student(recipe, teacher, student, episodes, train)
     _check_chunk(student, facts.chunk)
     learner = _learner(recipe, student, data).to(device)
@@ -142,6 +136,19 @@ def _distil(recipe: Recipe, log: RunLog) -> Path:
     folder = recipe.student_folder  # it is saved without what only training reads
     save_policy(student.deployed(), folder, provenance=provenance, weights=recipe.weights)
     return folder
+
+
+def _student(
+    recipe: Recipe, teacher: Backbone, episodes: Part, train: np.ndarray, device: str
+) -> Backbone:
+    """The recipe's student before its first step, on `device`."""
+    assert recipe.student is not None  # `main` has seen to it
+    torch.manual_seed(recipe.seed)  # of the student's new weights, before it is built
+    # Not on the device of the teacher: a stand-in has no weights, and is nowhere.
+    shown = make_batches(teacher, episodes.frames, torch.device(device))
+    student = recipe.student.build(teacher, _sample(shown, train, recipe.seed)).to(device)
+    agree(student.robot, teacher.robot, whose=("the student", "its teacher"))
+    return student
 
 
 def _promoted(recipe: Recipe, number: int, student: Backbone, added: int, log: RunLog) -> bool:
