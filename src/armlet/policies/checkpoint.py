@@ -1,4 +1,4 @@
-"""Policies and training states on disk. A policy is a folder: `config.json`, `model.safetensors`,
+"""Policies on disk. A policy is a folder: `config.json`, `model.safetensors`,
 `tokenizer.json`.
 
 The three are one commit. `config.json`, which holds network and statistics, says which weights and
@@ -630,29 +630,3 @@ def read_provenance(folder: Path | str) -> dict[str, Any]:
         return {}
     file = folder / (MANIFEST if (folder / MANIFEST).is_file() else CONFIG)
     return dict(read_json(file, fix=FIX).get("provenance", {}))
-
-
-def save_state(path: Path, state: dict[str, Any]) -> None:
-    """A training state: weights, optimiser, step, RNG. Renamed into place, so a kill leaves the
-    previous one."""
-    with atomic_file(path) as part:
-        torch.save(state, part)
-
-
-def load_state(path: Path) -> dict[str, Any]:
-    """What `save_state` wrote. Raises FileNotFoundError or ValueError naming the file."""
-    fix = "delete it to train this stage from its start, nothing else is lost; or copy it again"
-    check_is_here(path, fix=fix)
-    try:
-        state = torch.load(path, weights_only=True)
-    except OSError:  # a disk that fails is no damaged file
-        raise
-    except Exception as error:  # a damaged pickle fails in every way there is
-        first = str(error).strip().split("\n")[0]
-        raise ValueError(
-            f"{path} ({path.stat().st_size} bytes) is not a whole training state "
-            f"({type(error).__name__}: {first}); {fix}"
-        ) from error
-    if not isinstance(state, dict):
-        raise ValueError(f"{path} holds a {type(state).__name__}, expected a training state; {fix}")
-    return state

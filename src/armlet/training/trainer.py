@@ -41,7 +41,6 @@ from armlet.lineage import (
     summary,
 )
 from armlet.logs import RunLog
-from armlet.policies.checkpoint import load_state, save_state
 from armlet.policies.contract import Backbone
 from armlet.progress import Progress
 from armlet.recipe import Objective, Stage, settings
@@ -50,6 +49,7 @@ from armlet.robot.normalise import check_sane
 from armlet.training.learner import Learner, chooses, watch
 from armlet.training.lora import FACTORS, add_lora, merge_lora
 from armlet.training.masters import Masters
+from armlet.training.state import load_state, save_state
 from armlet.training.stopping import waiting_stop
 from armlet.types import Trace
 
