@@ -230,15 +230,17 @@ def test_a_graph_reads_words_of_any_number_and_no_padding() -> None:
     program, names = graph.capture(policy, policy.inputs.arrays(frames(1)))
     assert names == ("image.scene", "image.wrist", "text", "state", "previous_action")
     run = program.module()
-    padded = policy.inputs.arrays(frames(3))  # three texts, filled up to the longest
+    # Three texts, filled up to the longest.
+    every = [*frames(2), replace(frames(1)[0], instruction="touch it")]
+    padded = policy.inputs.arrays(every)
     lengths = set()
-    for place, seen in enumerate(frames(3)):
+    for place, seen in enumerate(every):
         fed = feeds(policy.inputs.arrays([seen]))
         lengths.add(fed["text"].shape[1])
         found = run(*[torch.from_numpy(np.ascontiguousarray(fed[name])) for name in names])
         with torch.no_grad():
             alone = policy(policy.prepare([seen]))
-            beside = policy(policy.prepare(frames(3)))[place : place + 1]
+            beside = policy(policy.prepare(every))[place : place + 1]
         torch.testing.assert_close(found, alone, atol=2e-6, rtol=0)
         torch.testing.assert_close(found, beside, atol=1e-5, rtol=0)
     assert len(lengths) == 3 and padded.text.shape[1] == max(lengths)

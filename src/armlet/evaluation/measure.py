@@ -24,6 +24,7 @@ from armlet import source
 from armlet.data.hub import local_folder
 from armlet.policies.checkpoint import WEIGHTS, load_policy
 from armlet.policies.contract import Backbone, Policy
+from armlet.policies.exported import ExportedPolicy
 from armlet.policies.pretrained import kinds
 from armlet.robot.observation import Observation
 from armlet.robot.spec import RobotSpec
@@ -61,6 +62,8 @@ def device_of(policy: Policy) -> str:
     """Where it decides: a device of this machine, or behind a socket."""
     if isinstance(policy, Backbone):
         return str(policy.device)
+    if isinstance(policy, ExportedPolicy):
+        return "cpu"
     return f"{policy.kind}, the network included"
 
 
