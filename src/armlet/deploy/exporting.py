@@ -11,7 +11,7 @@ import importlib.metadata
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,10 +38,14 @@ from armlet.robot.exported import (
     Description,
     GraphFile,
     load_exported,
+    read_description,
 )
+from armlet.robot.fit import View
+from armlet.robot.inputs import Inputs
 from armlet.robot.observation import Observation
+from armlet.robot.reading.own import NoWords
 from armlet.robot.runtimes import LIBRARIES, Runtime, feeds
-from armlet.robot.spec import RobotSpec
+from armlet.robot.spec import CameraSpec, RobotSpec
 from armlet.rollout.pool import threads
 
 Precision = Literal["fp32", "fp16", "bf16", "int8", "int8_static"]
@@ -126,19 +130,41 @@ def export(
             "says nothing of the others"
         )
     with atomic_folder(out) as part, threads(how.threads):
-        graphs, routes = _graphs(policy, how, frames, part)
-        description = _describe(policy, how, graphs)
-        if len(policy.inputs.words([frames[0].instruction])[0][0]):
-            policy.body.tokenizer.save(str(part / TOKENIZER))
-        (part / REQUIREMENTS).write_text(requirements(how.runtime))
         made = {
             "policy": {"fingerprint": fingerprint, "folder": Path(place).name, "kind": policy.kind},
             "made_with": {**environment(), **_versions(how.runtime), "threads": how.threads},
         }
-        _write(part, description, made, {})
+        routes = assemble(policy, how, frames, part, made)
         measured = _measure(policy, part, how, frames, routes, world, expert, texts)
-        _write(part, description, made, measured)
+        said = {**read_description(part), "gates": measured}
+        _write(part, said)
     return out
+
+
+def assemble(
+    policy: Backbone, how: How, frames: Sequence[Observation], part: Path, made: dict[str, Any]
+) -> list[tuple[Backbone, Route]]:
+    """An exported folder that has not been measured, in the folder `part`; returns what each graph
+    is of: the policy at that budget, and the route that it was captured with. `made`: what it says
+    of where it comes from. Raises as `export` does, but for the gates."""
+    inputs = _inputs(policy, frames[0])
+    inputs.to_json()  # where its words cannot be written down, nothing else need be tried
+    graphs, routes = _graphs(policy, how, frames, part)
+    description = Description(
+        runtime=how.runtime,
+        precision=how.precision,
+        robot=_robot(policy, inputs),
+        inputs=inputs,
+        outputs=policy.outputs,
+        execute=policy.execute,
+        ensemble=policy.ensemble,
+        graphs=graphs,
+    )
+    if not isinstance(inputs.words, NoWords):
+        policy.body.tokenizer.save(str(part / TOKENIZER))
+    (part / REQUIREMENTS).write_text(requirements(how.runtime), encoding="utf-8")
+    _write(part, {"version": VERSION, **made, **description.to_json(), "gates": {}})
+    return routes
 
 
 def requirements(runtime: Runtime) -> str:
@@ -214,23 +240,27 @@ def _write_graph(
     return files
 
 
-def _describe(policy: Backbone, how: How, graphs: tuple[GraphFile, ...]) -> Description:
-    return Description(
-        runtime=how.runtime,
-        precision=how.precision,
-        robot=policy.robot,
-        inputs=policy.inputs,
-        outputs=policy.outputs,
-        execute=policy.execute,
-        ensemble=policy.ensemble,
-        graphs=graphs,
-    )
+def _inputs(policy: Backbone, frame: Observation) -> Inputs:
+    """What the policy is told; one that takes pictures of any size takes those of the frames, as a
+    graph has one size."""
+    inputs = policy.inputs
+    if inputs.view.fit != "any":
+        return inputs
+    sizes = {}
+    for name in inputs.view.cameras:
+        height, width = np.shape(frame.images[name])[:2]
+        sizes[name] = (height, width)
+    return replace(inputs, view=View(sizes, "exact"))
 
 
-def _write(
-    part: Path, description: Description, made: dict[str, Any], measured: dict[str, Any]
-) -> None:
-    said = {"version": VERSION, **made, **description.to_json(), "gates": measured}
+def _robot(policy: Backbone, inputs: Inputs) -> RobotSpec:
+    cameras = {name: CameraSpec(*size) for name, size in inputs.view.cameras.items()}
+    robot = policy.robot
+    seen = replace(robot.observation, cameras=cameras, fit=inputs.view.fit)
+    return replace(robot, observation=seen)
+
+
+def _write(part: Path, said: dict[str, Any]) -> None:
     (part / FILE).write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
 
 
