@@ -20,11 +20,10 @@ from typing import Any
 import torch
 import tyro
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / "tests/interop"))
-sys.path.insert(0, str(ROOT / "tests/server"))
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests/interop"))
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests/server"))
 
-from peers import harness, looks, openpi_side, own_loop, save
+from peers import ROOT, harness, looks, openpi_side, own_loop, save
 from running import SERVE, running
 
 from armlet.evaluation.stats import wilson
