@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+import torch
 import tyro
 
 from armlet import limits
@@ -52,6 +53,8 @@ class Serving:
     """A file that holds the token which every peer has to bring."""
     device: str = "cpu"
     """Where the policy computes: cpu, cuda, cuda:1."""
+    threads: int | None = None
+    """Of the processor, for a policy that computes there; None: as many as PyTorch takes."""
     execute: int | None = None
     """Actions of a chunk that are carried out before the policy is asked again; None: the policy's
     own number."""
@@ -62,7 +65,7 @@ class Serving:
 
     def __post_init__(self) -> None:
         limits.check(self, port=(0, 65535), vla_eval_port=(0, 65535), execute=(1, 65536))
-        limits.check(self, batch=(1, 1024))
+        limits.check(self, batch=(1, 1024), threads=(1, 1024))
 
 
 def main(
@@ -74,6 +77,8 @@ def main(
     # Before minutes of loading: what cannot be served.
     _token(serving)
     _ports(serving)
+    if serving.threads is not None:
+        torch.set_num_threads(serving.threads)
     loaded, fingerprint = actor_with_fingerprint(policy, device=serving.device)
     return serve(loaded, serving, name=Path(policy).name, fingerprint=fingerprint)
 

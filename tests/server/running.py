@@ -21,6 +21,8 @@ from typing import Any
 import numpy as np
 
 HERE = Path(__file__).parent
+MOODY = (str(HERE / "moody.py"),)
+SERVE = ("-m", "armlet", "serve")
 PATIENCE = 120.0  # seconds for a process to start on a machine that others use
 
 
@@ -65,9 +67,9 @@ class Running:
 
 
 @contextlib.contextmanager
-def running(*arguments: str, script: Path = HERE / "moody.py") -> Iterator[Running]:
-    """A server started by a script with these arguments, while it lasts, on free ports."""
-    words = [sys.executable, str(script), *arguments, "--port", "0", "--vla-eval-port", "0"]
+def running(*arguments: str, program: tuple[str, ...] = MOODY) -> Iterator[Running]:
+    """A server started by a program of Python with these arguments, while it lasts, on free ports."""
+    words = [sys.executable, *program, *arguments, "--port", "0", "--vla-eval-port", "0"]
     process = subprocess.Popen(
         words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ.copy()
     )
