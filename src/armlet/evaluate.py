@@ -177,7 +177,10 @@ def summarise(
     # The first episodes of the first split, not the best ones.
     films = []
     for task, seed in plan(benchmark, setting.splits[0], setting.videos, setting.seed):
-        films.append(make_film(field.policies, field.contenders, benchmark, task, seed, out))
+        film = make_film(
+            field.policies, field.contenders, benchmark, task, seed, out, rerun=setting.rerun
+        )
+        films.append(film)
     return Report(
         outcomes=OutcomesFile(OUTCOMES, kept.write(out / OUTCOMES, outcomes)),
         sections=sections,

@@ -62,7 +62,7 @@ USUAL: dict[str, tuple[str, ...]] = {
 # What a recipe without a benchmark does not do: it collects nothing and nothing acts in a world.
 OF_WORLDS = (
     "--collection.*", "--evaluation.splits", "--evaluation.slower", "--evaluation.late",
-    "--evaluation.videos",
+    "--evaluation.videos", "--evaluation.rerun",
 )  # fmt: skip
 
 

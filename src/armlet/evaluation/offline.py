@@ -73,7 +73,9 @@ TIMED = 16  # frames whose decisions are timed and counted, in turn
 STILL = 1e-6
 NEEDLESS = Seen("unseen", "it is no policy")
 # Settings of `Evaluation` that are about a simulator.
-IN_A_WORLD = ("episodes", "splits", "seed", "execute", "ensemble", "slower", "late", "videos")
+IN_A_WORLD = (
+    "episodes", "splits", "seed", "execute", "ensemble", "slower", "late", "videos", "rerun",
+)  # fmt: skip
 
 
 class Contender(Protocol):
