@@ -208,7 +208,8 @@ def summarise(
             filmed[name] = policy
     films = []
     for task, seed in plan(benchmark, setting.splits[0], setting.videos, setting.seed):
-        films.append(make_film(filmed, field.contenders, benchmark, task, seed, out))
+        film = make_film(filmed, field.contenders, benchmark, task, seed, out, rerun=setting.rerun)
+        films.append(film)
     return Report(
         outcomes=OutcomesFile(OUTCOMES, kept.write(out / OUTCOMES, outcomes)),
         sections=sections,

@@ -44,6 +44,7 @@ def main(
     /,
     *,
     target_ms: float | None = None,
+    runtimes: tuple[str, ...] | None = None,
     check: tuple[str, ...] = (),
     where: Annotated[Where, tyro.conf.arg(name="")] = ANYWHERE,
     calls: int = 200,
@@ -55,6 +56,8 @@ def main(
     Args:
         policy: The teacher: its folder, its name on the hub, or a policy.toml.
         target_ms: Milliseconds that a decision may take.
+        runtimes: In which it is timed beside PyTorch: onnx, onnx_int8, openvino, openvino_bf16 …;
+            if not given, those that are installed.
         check: Students, exported or not, that are timed beside the teacher and compared with the
             plan that is in `out`.
         where: Where it decides, and what about.
@@ -73,10 +76,19 @@ def main(
         assert target_ms is not None  # one of the two is given
         if not 0 < target_ms < float("inf"):
             raise ValueError(f"--target-ms {target_ms:g}: expected more than 0")
-        return _plan(policy, target_ms, where, out, calls, threads)
+        asked = ways.at_hand() if runtimes is None else runtimes
+        return _plan(policy, target_ms, where, asked, out, calls, threads)
 
 
-def _plan(policy: str, target: float, where: Where, out: Path, calls: int, threads: int) -> str:
+def _plan(
+    policy: str,
+    target: float,
+    where: Where,
+    runtimes: tuple[str, ...],
+    out: Path,
+    calls: int,
+    threads: int,
+) -> str:
     met = meet(policy, where)
     teacher = _teacher(met)
     setting = Setting(policy, met.fingerprint, met.words, calls, threads)
@@ -84,7 +96,7 @@ def _plan(policy: str, target: float, where: Where, out: Path, calls: int, threa
     router = planning.router_ms(teacher, met.observations, seconds(teacher.device))
     eager = planning.eager_way(found, router=router)
     cut = planning.cut_of(teacher)
-    there = [eager, *_others(met, cut, eager, found, calls)]
+    there = [eager, *_others(met, runtimes, cut, eager, found, calls)]
     steps = 0 if found.steps is None else found.steps.times
     can_step = found.steps is not None and found.steps.what == "denoising step"
     made = Plan(
@@ -129,37 +141,33 @@ def _teacher(met: Met) -> Backbone:
     return met.policy
 
 
-def _others(met: Met, cut: Backbone, eager: Way, found: Profile, calls: int) -> list[Way]:
-    """The lines of the runtimes that are installed: the policy and its cut in each, timed in one
-    run beside PyTorch's."""
+def _others(
+    met: Met, runtimes: tuple[str, ...], cut: Backbone, eager: Way, found: Profile, calls: int
+) -> list[Way]:
+    """The lines of other runtimes: the policy and its cut in each, timed in one run beside
+    PyTorch's. Of a policy of one layer there is no cut, and no line."""
     teacher = _teacher(met)
     depth = len(teacher.layers)
     few = planning.few_layers(depth)
-    pairs = ways.at_hand() if depth > few else ()
-    if not pairs:
+    if not runtimes or depth == few:
         return []
     with TemporaryDirectory() as folder:
         field: dict[str, Policy] = {EAGER: teacher}
-        for runtime, precision in pairs:
-            for name, network in (("whole", teacher), ("cut", cut)):
-                label = f"{runtime} {precision} {name}"
-                field[label] = ways.exported(
-                    network,
-                    runtime,
-                    precision,
-                    met.observations,
-                    Path(folder) / label,
-                    threads=found.threads,
+        for name in runtimes:
+            for what, network in (("whole", teacher), ("cut", cut)):
+                place = Path(folder) / f"{name}-{what}"
+                field[f"{name} {what}"] = ways.exported(
+                    network, name, met.observations, place, threads=found.threads
                 )
         times = latency(field, met.observations, calls=calls)
     steps = 0 if found.steps is None else found.steps.times
     # As fast as the machine was when the profile was made: what else it does changes with time.
     now = times[EAGER]["p50"] / eager.ms(depth, steps)
     made = []
-    for runtime, precision in pairs:
-        label = f"{runtime} {precision}"
-        whole = times[f"{label} whole"]["p50"] / now
-        less = times[f"{label} cut"]["p50"] / now
+    for name in runtimes:
+        whole = times[f"{name} whole"]["p50"] / now
+        less = times[f"{name} cut"]["p50"] / now
+        runtime, precision = ways.parts(name)
         way = planning.other_way(
             eager, runtime, precision, whole=(depth, whole), cut=(few, less), steps=steps
         )
@@ -261,10 +269,14 @@ def compared(plan: Plan, met: Met, students: dict[str, Policy], calls: int) -> l
 
 def _runtime(policy: Policy) -> tuple[str, str]:
     """In which it decides; what does not say so is a network of torch."""
-    said: Any = policy
     if isinstance(policy, Backbone):
         return EAGER, "fp32"
-    return str(getattr(said, "runtime", policy.kind)), str(getattr(said, "precision", ""))
+    acting: Any = getattr(policy, "acting", None)  # of an exported folder
+    if acting is None:
+        raise ValueError(
+            f"--check: {policy.kind} is neither a student's folder nor an exported one"
+        )
+    return str(acting.runtime), str(acting.precision)
 
 
 def _is_cut_from(student: Policy, teacher: Policy) -> bool:

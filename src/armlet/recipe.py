@@ -289,6 +289,9 @@ class Evaluation:
     (armlet/robot/bounds.py)."""
     videos: int = 1
     """Films of each policy."""
+    rerun: bool = field(default=False, metadata=QUIET)
+    """Write each film for the Rerun viewer as well: pictures, actions, layers that ran (an extra,
+    armlet[rerun])."""
     frames: int = 2000
     """Without a benchmark: frames of held-out episodes at which policies are compared, at most
     (armlet/evaluation/offline.py)."""

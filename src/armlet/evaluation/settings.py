@@ -8,6 +8,7 @@ from pathlib import Path
 
 from armlet.benchmarks import Benchmark, Task
 from armlet.data.hub import is_name, without_revision
+from armlet.evaluation import rerun_file
 from armlet.measuring import EAGER
 from armlet.recipe import Evaluation, Recipe
 from armlet.robot.bounds import Bounds
@@ -35,6 +36,12 @@ def check(recipe: Recipe) -> None:
             "--evaluation.late is about policies on a slower computer, and none is asked for: "
             "--evaluation.slower 20"
         )
+    if setting.rerun:
+        if not setting.videos:
+            raise ValueError(
+                "--evaluation.rerun is about films, and none is asked for: --evaluation.videos 1"
+            )
+        rerun_file.check()
     # A value twice would be run twice under one name, and one row would be lost.
     for name in ("splits", "budgets", "execute", "ensemble", "slower", "late"):
         values = getattr(setting, name)

@@ -15,6 +15,7 @@ class Trackio:
     def __init__(self, run: Run) -> None:
         import trackio
 
+        self._library: Any = trackio
         # What it says of itself is no part of what a verb prints.
         with contextlib.redirect_stdout(sys.stderr):
             self._run: Any = trackio.init(
@@ -32,7 +33,7 @@ class Trackio:
 
     def close(self) -> None:
         with contextlib.redirect_stdout(sys.stderr):
-            self._run.finish()
+            self._library.finish()  # the run's own would be called once more at the exit
 
 
 def opened(run: Run) -> Trackio:
