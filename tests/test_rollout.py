@@ -13,8 +13,8 @@ import torch
 from armlet.benchmarks import Task, World
 from armlet.benchmarks.tabletop import Tabletop
 from armlet.evaluation import episodes
-from armlet.policies.contract import Decision
 from armlet.robot.observation import Observation
+from armlet.robot.outputs import Decision
 from armlet.robot.spec import ActionSpec
 from armlet.rollout import pool
 from armlet.rollout.actors import Expert

@@ -12,6 +12,8 @@ Verbs, in the order of the work:
     distil     episodes + traces → a student
     calibrate  teacher and student in episodes of their own → the longest `execute` that is no worse
     evaluate   teacher, student and baselines on the same episodes → report.json, a table, a picture
+    export     a policy → a folder for a robot's computer, in another runtime, without torch:
+               `armlet export DIR --runtime onnx`
     report     report.json files → one web page: `armlet report out/*/evaluation/report.json`
     recompute  report.json files: every interval, pair and tally again, from the stored counts and
                outcomes
@@ -36,10 +38,16 @@ import sys
 from collections.abc import Callable
 
 VERBS = (
-    "inspect", "collect", "teach", "probe", "distil", "calibrate", "evaluate", "report", "recompute",
+    "inspect", "collect", "teach", "probe", "distil", "calibrate", "evaluate", "export", "report",
+    "recompute",
 )  # fmt: skip
 HELP = ("-h", "--help", "help")
-OF_PLACES = ("inspect", "report", "recompute")  # verbs that take folders or files, no recipe
+OF_PLACES = (
+    "inspect",
+    "export",
+    "report",
+    "recompute",
+)  # verbs that take folders or files, no recipe
 
 
 def usage() -> str:

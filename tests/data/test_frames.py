@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from tiny import make_frames
 
 from armlet.data.frames import BatchMaker, Frames, Joined, join_frames
-from armlet.data.inputs import Inputs
-from armlet.data.text import Words, train_tokenizer
+from armlet.data.text import train_tokenizer
 from armlet.robot.fit import View
+from armlet.robot.inputs import Inputs
 from armlet.robot.normalise import Normaliser
+from armlet.robot.reading.own import Words
 
 LENGTHS = (4, 1, 6, 3)
 CHUNK = 3

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 
 from armlet.data.episodes import EpisodeDataset
-from armlet.data.inputs import Inputs
 from armlet.data.pictures import Joined, Pictures, Rows, expect, open_pictures
 from armlet.robot.fit import View
+from armlet.robot.inputs import Inputs
 from armlet.robot.normalise import Normaliser
 from armlet.types import Batch
 

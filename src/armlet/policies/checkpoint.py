@@ -43,6 +43,7 @@ from armlet.policies.contract import Backbone, Body
 from armlet.policies.pretrained import kinds
 from armlet.policies.remote.address import address_of, is_address
 from armlet.robot.agree import agree
+from armlet.robot.exported import is_exported
 from armlet.robot.spec import SLACK, RobotSpec
 
 CONFIG = "config.json"
@@ -519,7 +520,7 @@ def load_weights(module: nn.Module, weights: dict[str, torch.Tensor], *, source:
 
 def _place(folder: Path | str) -> Path:
     """The folder of a policy, fetched where it is a name on the hub; or a `policy.toml`. Raises
-    ValueError for an address."""
+    ValueError for an address, and for an exported policy."""
     if is_address(folder):
         raise ValueError(
             f"{address_of(folder)} is a policy behind a socket, of which nobody here has weights or "
@@ -527,7 +528,14 @@ def _place(folder: Path | str) -> Path:
         )
     if Path(folder).suffix == ".toml" and Path(folder).is_file():
         return Path(folder)
-    return local_folder(folder, kind="model")
+    found = local_folder(folder, kind="model")
+    if is_exported(found):
+        raise ValueError(
+            f"{folder} is an exported policy: it acts, also in `armlet evaluate --policies`, and "
+            "has no weights or layers to be taught, watched or cut; give the policy that it was "
+            "made from"
+        )
+    return found
 
 
 def policy_fingerprint(folder: Path | str) -> str:

@@ -382,6 +382,8 @@ class ClipLora(TokenPolicy):
         mask = text.clone()
         mask[:, : self.vision_tokens] = True
         mask[:, self.vision_tokens + words.shape[1] :] = True
+        if batch.unpadded:
+            return self._tokens(batch, hidden, mask, text, None, said)
         attention = torch.zeros_like(mask, dtype=hidden.dtype).masked_fill_(~mask, -1e9)
         return self._tokens(batch, hidden, mask, text, attention[:, None, None, :], said)
 

@@ -25,13 +25,15 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from armlet import limits
-from armlet.data.inputs import Inputs
-from armlet.data.text import Words
+from armlet.data.batching import batch_of
 from armlet.layers.router import mix
 from armlet.robot.ensemble import Ensemble
 from armlet.robot.fit import Fit, View, known_fit
+from armlet.robot.inputs import Inputs
 from armlet.robot.normalise import Normaliser
 from armlet.robot.observation import Observation
+from armlet.robot.outputs import Decision, Outputs
+from armlet.robot.reading.own import Words
 from armlet.robot.spec import ActionSpec, CameraSpec, ObservationSpec, RobotSpec
 from armlet.types import Batch, Trace
 
@@ -158,15 +160,6 @@ class Pass(Generic[S]):
         """Whether layer `index` is known to run for nobody, so that it need not run again."""
         # The plan is the first sample's; of others the host knows nothing, and asking a GPU waits.
         return len(self.gates) == 1 and bool(self.plan) and not self.plan[index]
-
-
-@dataclass(frozen=True)
-class Decision:
-    """`actions` (k, a) float32 in the robot's own numbers; `gates` (l,) 1 for a layer that ran,
-    none where nobody can say."""
-
-    actions: np.ndarray
-    gates: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -317,6 +310,12 @@ class Backbone(nn.Module, Policy, Generic[S]):
         )
 
     @property
+    def outputs(self) -> Outputs:
+        """How its normalised actions become the robot's."""
+        body = self.body
+        return Outputs(body.action_spec, body.actions, body.relative)
+
+    @property
     def robot(self) -> RobotSpec:
         sizes = self.view.cameras.items()
         seen = ObservationSpec(
@@ -352,7 +351,7 @@ class Backbone(nn.Module, Policy, Generic[S]):
 
     def prepare(self, observations: Sequence[Observation]) -> Batch:
         """Robot observations → a batch on the policy's device, normalised."""
-        return self.inputs.batch(observations, device=self.device)
+        return batch_of(self.inputs.arrays(observations), device=self.device)
 
     @abstractmethod
     def embed(self, batch: Batch) -> S:
@@ -439,16 +438,7 @@ class Backbone(nn.Module, Policy, Generic[S]):
         """Normalised actions (…, k, a) → what the robot takes, within its range. `state` (…, s) is
         the robot's own, in its own numbers, for policies whose actions are relative to it. Raises
         ValueError where it is needed and is not there."""
-        spec = self.body.action_spec
-        found = self.body.actions.invert(actions)
-        relative = self.body.relative
-        if relative:
-            if state is None:
-                raise ValueError(f"{self.kind}: its actions are relative to the state; give one")
-            found = np.array(found)
-            found[..., relative] += np.asarray(state)[..., None, relative]
-        # A network's numbers have no bounds, and a robot's controller may fault beyond its own.
-        return np.clip(found, spec.low, spec.high).astype(np.float32)
+        return self.outputs.denormalise(actions, state)
 
     @torch.inference_mode()
     def decide(self, observation: Observation) -> Decision:

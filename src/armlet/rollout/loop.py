@@ -38,9 +38,9 @@ import numpy as np
 
 from armlet.benchmarks import Benchmark, Task, World
 from armlet.data.episodes import EpisodeFrames
-from armlet.policies.contract import Decision
 from armlet.robot.ensemble import Ensemble
 from armlet.robot.observation import Observation, history_of
+from armlet.robot.outputs import Decision
 from armlet.robot.spec import ActionSpec
 from armlet.rollout.memory import Overlap, Past
 

@@ -27,7 +27,6 @@ from torch import Tensor, nn
 from armlet.data.corpus import Corpus
 from armlet.data.files import appending, hold, read_json, whole_lines, write_atomically
 from armlet.data.frames import BatchMaker, Frames, draw
-from armlet.data.inputs import beyond
 from armlet.data.transforms import Moment
 from armlet.layers.ema import SelfTeacher
 from armlet.lineage import (
@@ -45,6 +44,7 @@ from armlet.policies.checkpoint import load_state, save_state
 from armlet.policies.contract import Backbone
 from armlet.progress import Progress
 from armlet.recipe import Objective, Stage, settings
+from armlet.robot.inputs import beyond
 from armlet.robot.normalise import check_sane
 from armlet.training.learner import Learner, chooses, watch
 from armlet.training.lora import FACTORS, add_lora, merge_lora

@@ -15,8 +15,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from armlet.data.inputs import Inputs
-from armlet.data.text import NoWords
 from armlet.layers.detr import DecoderLayer, EncoderLayer, line_positions, map_positions
 from armlet.layers.frozen import RestsWhenFrozen
 from armlet.layers.heads import masked_mean
@@ -25,7 +23,9 @@ from armlet.policies.contract import Backbone, Body, Features, Pass, State, tupl
 from armlet.policies.pretrained import lerobot_body
 from armlet.robot.ensemble import Ensemble, Exponential
 from armlet.robot.fit import View
+from armlet.robot.inputs import Inputs
 from armlet.robot.normalise import Normaliser
+from armlet.robot.reading.own import NoWords
 from armlet.types import Batch, Trace
 
 

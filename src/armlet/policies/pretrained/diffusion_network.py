@@ -21,8 +21,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from armlet.data.inputs import Inputs
-from armlet.data.text import NoWords
 from armlet.layers.frozen import RestsWhenFrozen
 from armlet.layers.heads import masked_mean
 from armlet.layers.resnet import Norm, ResNet
@@ -31,7 +29,9 @@ from armlet.layers.unet import ConvBlock, SpatialSoftmax, StepEncoder, ToldBlock
 from armlet.policies.contract import Backbone, Body, Features, Pass, State, tuples, weights_of
 from armlet.policies.pretrained import lerobot_body
 from armlet.robot.fit import View
+from armlet.robot.inputs import Inputs
 from armlet.robot.normalise import Normaliser
+from armlet.robot.reading.own import NoWords
 from armlet.types import Batch, Trace
 
 MIDDLE = 2  # blocks between the way down and the way up

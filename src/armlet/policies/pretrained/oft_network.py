@@ -20,11 +20,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from armlet.data.inputs import Inputs
 from armlet.layers.heads import masked_mean
 from armlet.policies.contract import Body, Pass
 from armlet.policies.pretrained.dino_siglip import DinoSigLIPPolicy, SequenceState, Sizes
-from armlet.policies.pretrained.openvla_prompt import EOS, Prompt, token
+from armlet.robot.inputs import Inputs
+from armlet.robot.reading.llama import EOS, LlamaPrompt, token
 from armlet.types import Batch, Trace
 
 TYPE = "pretrained.openvla_oft"
@@ -134,7 +134,7 @@ class OpenVLAOFT(DinoSigLIPPolicy):
 
     @property
     def inputs(self) -> Inputs:
-        words = Prompt(self.body.tokenizer, self.text_tokens)
+        words = LlamaPrompt(self.body.tokenizer, self.text_tokens)
         return Inputs(self.view, words, self.body.state, self.body.actions, self.chunk)
 
     def told(self, batch: Batch) -> Tensor:

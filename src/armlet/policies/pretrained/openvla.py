@@ -19,7 +19,6 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from armlet.data.inputs import Inputs
 from armlet.layers.heads import masked_mean
 from armlet.policies.contract import Body, Pass
 from armlet.policies.pretrained.dino_siglip import (
@@ -30,7 +29,8 @@ from armlet.policies.pretrained.dino_siglip import (
     network_from_json,
     positions_of,
 )
-from armlet.policies.pretrained.openvla_prompt import EOS, Prompt, token
+from armlet.robot.inputs import Inputs
+from armlet.robot.reading.llama import EOS, LlamaPrompt, token
 from armlet.types import Batch, Trace
 
 BINS = 256
@@ -77,7 +77,7 @@ class OpenVLA(DinoSigLIPPolicy):
 
     @property
     def inputs(self) -> Inputs:
-        words = Prompt(self.body.tokenizer, self.text_tokens)
+        words = LlamaPrompt(self.body.tokenizer, self.text_tokens)
         return Inputs(self.view, words, self.body.state, self.body.actions, self.chunk)
 
     @property

@@ -18,9 +18,9 @@ from armlet.data.files import read_json
 from armlet.policies.pretrained.card import Choice
 from armlet.policies.pretrained.files import COPY, Header, Names, Tensors, open_safetensors
 from armlet.policies.pretrained.lerobot import CONFIG, WEIGHTS
-from armlet.policies.pretrained.pi_words import TooLong, Wording
 from armlet.robot.fit import Fit
 from armlet.robot.normalise import Normaliser
+from armlet.robot.reading.paligemma import TooLong, Wording
 
 REAL_WIDTH = 1152  # of PaliGemma's eyes, SigLIP So400m, which have
 REAL_HEADS = 16

@@ -21,9 +21,10 @@ from armlet.policies.pretrained.lerobot import (
     Folder,
 )
 from armlet.policies.pretrained.pi_files import OLD_PADDING, Checkpoint, PiOptions
-from armlet.policies.pretrained.pi_words import PALIGEMMA, Wording
+from armlet.policies.pretrained.pi_tokenizer import PALIGEMMA
 from armlet.policies.pretrained.said import Said
 from armlet.robot.normalise import Mode, Normaliser
+from armlet.robot.reading.paligemma import Wording
 
 ASSETS = "assets"
 NORM_STATS = "norm_stats.json"

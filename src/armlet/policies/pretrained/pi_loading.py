@@ -23,9 +23,10 @@ from armlet.policies.pretrained.pi_files import (
     sizes_of,
 )
 from armlet.policies.pretrained.pi_layouts import read
-from armlet.policies.pretrained.pi_words import Prompts, Wording, open_tokenizer
+from armlet.policies.pretrained.pi_tokenizer import open_tokenizer
 from armlet.policies.pretrained.said import Said
 from armlet.robot.normalise import Normaliser
+from armlet.robot.reading.paligemma import Prompts, Wording
 from armlet.robot.spec import RobotSpec
 
 # Parts of a network, for a card: how names begin.

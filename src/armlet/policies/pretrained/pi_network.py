@@ -20,13 +20,13 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from armlet.data.inputs import Inputs
 from armlet.layers.gemma import GemmaLayer, hide, make_norm, normed
 from armlet.layers.heads import masked_mean
 from armlet.policies.building import rebuild
 from armlet.policies.contract import Backbone, Body, Features, Pass, State, weights_of
-from armlet.policies.pretrained.pi_words import Prompts
 from armlet.robot.fit import View
+from armlet.robot.inputs import Inputs
+from armlet.robot.reading.paligemma import Prompts
 from armlet.types import Batch, Trace
 
 Design = Literal["pi0", "pi05"]

@@ -31,13 +31,14 @@ import numpy as np
 
 from armlet import limits
 from armlet.limits import ABOVE_0, MOST
-from armlet.policies.contract import Decision, Policy
+from armlet.policies.contract import Policy
 from armlet.policies.pretrained.said import Said
 from armlet.policies.remote.address import address_of
 from armlet.policies.remote.dialects import DIALECTS, Dialect, DialectError, put
 from armlet.policies.remote.line import AnswerError, Calling, Line
 from armlet.robot.fit import fit_picture, known_fit
 from armlet.robot.observation import Observation
+from armlet.robot.outputs import Decision
 from armlet.robot.spec import CameraSpec, ObservationSpec, RobotSpec
 
 QUESTIONS = 4  # that say who a server is
