@@ -15,8 +15,10 @@ from armlet import evaluate, recompute, report
 from armlet.evaluation import measure, runtimes, speeds
 from armlet.evaluation.provenance import seeds_of
 from armlet.lineage import PROVENANCE
+from armlet.policies import acting
 from armlet.policies.checkpoint import save_policy
 from armlet.recipe import Evaluation, Recipe
+from armlet.robot.exported import FILE
 from armlet.robot.observation import Observation
 from armlet.rollout.pool import Contender
 
@@ -78,7 +80,7 @@ class Exporter:
     frames: list[Sequence[Observation]] = dataclasses.field(default_factory=list)
     dies: bool = False
 
-    def __call__(self, place, out, runtime, budgets, frames) -> str | None:
+    def __call__(self, place, out, runtime, budgets, frames, **where) -> str | None:
         called = f"{place.name} {runtime}"
         self.calls.append(called)
         self.frames.append(frames)
@@ -86,8 +88,8 @@ class Exporter:
             return self.refuses[called]
         shutil.copytree(place, out)
         library, _, precision = runtime.partition("_")
-        said = {"runtime": library, "precision": precision or "fp32"}
-        (out / runtimes.EXPORTED).write_text(json.dumps(said))
+        said = {"version": 1, "runtime": library, "precision": precision or "fp32"}
+        (out / FILE).write_text(json.dumps(said))
         if self.dies:
             raise KeyboardInterrupt
         return None
@@ -108,9 +110,7 @@ def replaced(monkeypatch) -> tuple[Exporter, list[list[str]]]:
     exporter = Exporter({"teacher-1 onnx_int8": WHY})
     monkeypatch.setattr(evaluate, "export_one", exporter)
     # A copy of a policy is one for torch, whatever lies beside its weights.
-    monkeypatch.setattr(runtimes, "EXPORTED", "as_exported.json")
-    monkeypatch.setattr("armlet.evaluation.field.EXPORTED", "as_exported.json")
-    monkeypatch.setattr(evaluate, "EXPORTED", "as_exported.json")
+    monkeypatch.setattr(acting, "exported_folder", lambda place: None)
     together: list[list[str]] = []
 
     def latency(policies, observations, *, calls):
@@ -305,7 +305,7 @@ def test_budgets_are_exported_together(teachers, tmp_path, monkeypatch) -> None:
     def export(place, out, runtime, budgets, frames) -> None:
         asked.append(budgets)
         out.mkdir()
-        (out / runtimes.EXPORTED).write_text("{}")
+        (out / FILE).write_text("{}")
 
     field = {"a": Contender(teachers[0])}
     for budget in (0.5, 1.0):
@@ -371,3 +371,26 @@ def test_moments_to_compare_at_are_of_every_task_of_every_split(teachers) -> Non
     frames = runtimes.frames_of_world(dots_policy(0), Dots(), ("seen",), 5)
     assert len(frames) >= runtimes.FRAMES
     assert {seen.instruction for seen in frames} == {"go to the red dot", "go to the blue dot"}
+
+
+def test_what_armlet_exports_is_run_timed_and_recomputed(teachers, tmp_path) -> None:
+    """Nothing replaced: two runtimes, in closed loop, on a policy of a few weights."""
+    recipe = recipe_of(teachers, tmp_path / "out")
+    setting = dataclasses.replace(recipe.evaluation, runtimes=("eager", "onnx", "openvino"))
+    path = evaluate.main(dataclasses.replace(recipe, policies=(), evaluation=setting))
+    found = json.loads(path.read_text())
+    rows = {row["name"]: row for row in found["policies"]}
+    assert list(rows) == ["teacher", "teacher onnx", "teacher openvino"]
+    assert found["refused"] == [] and recompute.check(path).differences == []
+    assert len({row["fingerprint"] for row in rows.values()}) == 3
+    for name in ("teacher onnx", "teacher openvino"):
+        own = rows[name]
+        # The same route is run, by the same numbers; without torch in half of the memory.
+        assert own["routing"]["activation"] == rows["teacher"]["routing"]["activation"]
+        assert own["keep_ratio"] == rows["teacher"]["keep_ratio"] == 1
+        assert own["successes"] == rows["teacher"]["successes"]
+        assert own["latency_ms"]["device"] == "cpu"
+        assert own["peak_memory_mb"] < rows["teacher"]["peak_memory_mb"] / 1.5
+        about = found["fingerprint"]["evaluated"][name]
+        assert about["exported"]["policy"]["fingerprint"] == rows["teacher"]["fingerprint"]
+        assert about["exported"]["gates"]["each"][0]["parity"]["frames"] >= runtimes.FRAMES

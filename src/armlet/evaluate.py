@@ -6,6 +6,7 @@ what decisions cost is measured here. A killed evaluation goes on where it stopp
 (`armlet.evaluation.episodes`).
 """
 
+import functools
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,7 @@ from typing import Any
 
 from armlet.benchmarks import Benchmark, Task, benchmark_robot
 from armlet.data.episodes import EpisodeDataset
-from armlet.data.files import read_json, write_atomically
+from armlet.data.files import write_atomically
 from armlet.data.hub import is_name
 from armlet.evaluation import figures, measure, offline
 from armlet.evaluation import outcomes as kept
@@ -25,18 +26,21 @@ from armlet.evaluation.films import make_film, sample_observations
 from armlet.evaluation.outcomes import Outcomes, Planned, PolicyRun, Section
 from armlet.evaluation.provenance import Curves, curves, gripper_noise, seeds_of
 from armlet.evaluation.report import Latency, Measured, OutcomesFile, Report
-from armlet.evaluation.runtimes import EXPORTED, frames_of_world, is_exported
+from armlet.evaluation.runtimes import frames_of_world
 from armlet.evaluation.settings import beside_eager, check, planned
 from armlet.logs import RunLog
-from armlet.measuring import EAGER, Runtime, in_parts
+from armlet.measuring import EAGER, PARTS, Runtime
 from armlet.policies.contract import Backbone
 from armlet.recipe import Recipe, at_hand, check_episodes, robot_of_episodes, suited, to_json
+from armlet.robot.exported import is_exported, read_description
 from armlet.robot.observation import Observation
+from armlet.robot.spec import RobotSpec
 from armlet.rollout.door import check_world
 from armlet.rollout.loop import plan
 from armlet.rollout.pool import THREADS, Contender, threads
 
 OUTCOMES = "outcomes.json.gz"
+TIMED = 20  # decisions by which an export sees how fast it is; the table's are timed all together
 
 
 def main(recipe: Recipe) -> Path:
@@ -114,7 +118,7 @@ def compare_with_held_out(recipe: Recipe) -> Path:
         field = in_runtimes(
             recipe,
             field,
-            export_one,
+            functools.partial(export_one, robot=robot_of_episodes(recipe, data)),
             lambda: offline.frames_of_episodes(recipe, data, field.policies),
             {"data": data.fingerprint, "columns": asdict(data.roles)},
         )
@@ -131,7 +135,7 @@ def _in_runtimes_of_world(recipe: Recipe, field: Field, benchmark: Benchmark) ->
     return in_runtimes(
         recipe,
         field,
-        export_one,
+        functools.partial(export_one, world=benchmark, robot=benchmark_robot(benchmark)),
         lambda: frames_of_world(field.policies["teacher"], benchmark, splits, seed),
         {"benchmark": benchmark.fingerprint(), "splits": splits, "seed": seed},
     )
@@ -143,16 +147,23 @@ def export_one(
     runtime: Runtime,
     budgets: tuple[float, ...],
     frames: Sequence[Observation],
+    *,
+    world: Benchmark | None = None,
+    robot: RobotSpec,
 ) -> str | None:
-    """Export one policy, by the gates of `armlet export` but for closed loop, which is what an
-    evaluation is; returns why it is refused."""
+    """Export one policy, of this robot, by the gates of `armlet export`; returns why it is refused.
+    Of the gates parity alone refuses: closed loop and speed are what an evaluation measures, and
+    says."""
     # Here and not above: the libraries are an extra, which a run in eager alone does not need.
-    from armlet.deploy.exporting import How, RefusedError, export
+    from armlet.deploy.exporting import How, export
+    from armlet.deploy.gates import GateError
+    from armlet.deploy.graph import GraphError
 
-    library, precision = in_parts(runtime)
+    library, precision = PARTS[runtime]
+    how = How(library, precision, budgets, threads=THREADS, calls=TIMED, slower=True)
     try:
-        export(place, out, How(library, precision, budgets), frames, world=None)
-    except RefusedError as error:
+        export(place, out, how, frames, world, robot=robot, measured_elsewhere=True)
+    except (GateError, GraphError) as error:
         return str(error)
     return None
 
@@ -399,4 +410,4 @@ def _exported(contender: Contender) -> dict[str, Any] | None:
     """What an exported policy says of itself."""
     if not is_exported(contender.folder):
         return None
-    return read_json(contender.folder / EXPORTED, fix="export the policy again")
+    return read_description(contender.folder)

@@ -13,22 +13,26 @@ from armlet.limits import ABOVE_0
 Runtime = Literal[
     "eager",
     "onnx",
-    "openvino",
     "onnx_int8",
     "onnx_int8_static",
-    "openvino_int8_static",
-    "openvino_fp16",
+    "openvino",
     "openvino_bf16",
+    "openvino_fp16",
+    "openvino_int8_static",
 ]
+Library = Literal["onnx", "openvino"]
+Kept = Literal["fp32", "fp16", "bf16", "int8", "int8_static"]  # weights, or products, as these
+PARTS: dict[Runtime, tuple[Library, Kept]] = {
+    "onnx": ("onnx", "fp32"),
+    "onnx_int8": ("onnx", "int8"),
+    "onnx_int8_static": ("onnx", "int8_static"),
+    "openvino": ("openvino", "fp32"),
+    "openvino_bf16": ("openvino", "bf16"),
+    "openvino_fp16": ("openvino", "fp16"),
+    "openvino_int8_static": ("openvino", "int8_static"),
+}
 EAGER: Runtime = "eager"
 SERVER = "server"  # of a policy behind a socket: whatever runs there
-
-
-def in_parts(runtime: Runtime) -> tuple[str, str]:
-    """`onnx_int8_static` → the library `onnx` and the precision `int8_static`; fp32 where none is
-    said."""
-    library, _, precision = runtime.partition("_")
-    return library, precision or "fp32"
 
 
 @dataclass(frozen=True)

@@ -104,22 +104,27 @@ def export(
     *,
     expert: np.ndarray | None = None,
     texts: Sequence[str] = (),
+    robot: RobotSpec | None = None,
+    measured_elsewhere: bool = False,
 ) -> Path:
     """Export the policy at `place` into the folder `out`; returns it. `frames`: at least 100 real
     observations; `world`: where both are run in closed loop, or `expert` (n, a): what was done at the
     frames, in the robot's own numbers. `texts`: instructions that it may be told, so that every
-    number of words is looked at; of a world they are asked for where none are given.
+    number of words is looked at; of a world they are asked for where none are given. `robot`: whose a
+    checkpoint is that does not say it, the world's if not given. `measured_elsewhere`: whoever asks
+    compares success itself, as an evaluation does, and the second gate is left out.
 
     Raises `gates.GateError` where a gate is not passed, `graph.GraphError` where the policy cannot
     be captured, `onnx.MissingExporterError`, FileExistsError where `out` exists; then nothing is
     written.
     """
-    if world is None and expert is None:
+    if world is None and expert is None and not measured_elsewhere:
         raise ValueError(
             "export needs a world to act in, or an expert's actions at the frames: without one of "
             "them nothing says that the exported policy is as good"
         )
-    robot = None if world is None else benchmark_robot(world)
+    if robot is None and world is not None:
+        robot = benchmark_robot(world)
     policy, fingerprint = load_to_export(place, robot)
     if world is not None and not texts:
         texts = texts_of(world)
@@ -135,7 +140,8 @@ def export(
             "made_with": {**environment(), **_versions(how.runtime), "threads": how.threads},
         }
         routes = assemble(policy, how, frames, part, made)
-        measured = _measure(policy, part, how, frames, routes, world, expert, texts)
+        acting_in = None if measured_elsewhere else world
+        measured = _measure(policy, part, how, frames, routes, acting_in, expert, texts)
         said = {**read_description(part), "gates": measured}
         _write(part, said)
     return out
@@ -309,8 +315,7 @@ def _measure(
                 episodes=how.closed_loop,
                 margin=how.margin,
             ).to_json()
-        else:
-            assert expert is not None  # `export` has looked
+        elif expert is not None:
             found["held_out"] = gates.held_out(
                 dialled.infer,
                 acting.infer,

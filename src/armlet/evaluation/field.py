@@ -2,6 +2,7 @@
 same policies in further runtimes. Runs nothing but the episodes whose moments exports are compared
 at."""
 
+import importlib.metadata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -9,23 +10,21 @@ from typing import Any
 import torch
 
 from armlet import source
-from armlet.data.files import read_json
 from armlet.evaluation.calibration import longest_rows
 from armlet.evaluation.provenance import Provenance
 from armlet.evaluation.runtimes import (
-    EXPORTED,
     Export,
     Exporting,
     Refused,
     exported_contenders,
-    is_exported,
 )
 from armlet.evaluation.settings import contenders
-from armlet.measuring import EAGER, SERVER, in_parts
+from armlet.measuring import EAGER, PARTS, SERVER
 from armlet.policies.acting import Known, actor_provenance, behind_socket
 from armlet.policies.contract import Backbone, Policy
 from armlet.policies.remote.policy import SocketPolicy
 from armlet.recipe import Recipe
+from armlet.robot.exported import is_exported, read_description
 from armlet.robot.observation import Observation
 from armlet.rollout.pool import Contender
 
@@ -55,9 +54,9 @@ class Field:
         """What carries its network out, and in which precision (None: nobody knows)."""
         contender = self.contenders[name]
         if contender.runtime != EAGER:
-            return in_parts(contender.runtime)
+            return PARTS[contender.runtime]
         if is_exported(contender.folder):
-            said = read_json(contender.folder / EXPORTED, fix="export the policy again")
+            said = read_description(contender.folder)
             return said["runtime"], said["precision"]
         policy = self.policies[name]
         if isinstance(policy, SocketPolicy):
@@ -99,6 +98,7 @@ def in_runtimes(
             "frames": dict(frames_from),
             "armlet": source.identity(),
             "torch": torch.__version__,
+            "libraries": _versions(),
         },
         title=f"export {recipe.name}",
     )
@@ -112,3 +112,14 @@ def in_runtimes(
         # An exported folder says of what it was exported; how that was made, its origin says.
         made[name] = field.made[exported_from[name]]
     return Field({**field.contenders, **found}, policies, made, exported_from, refused)
+
+
+def _versions() -> dict[str, str]:
+    """Of what graphs are made with, as far as it is installed."""
+    found = {}
+    for name in ("onnx", "onnxscript", "onnxruntime", "openvino"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue  # whoever exports says that it is missing, where it is needed
+    return found

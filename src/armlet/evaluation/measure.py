@@ -9,7 +9,6 @@ caches as the largest one left them.
 
 import multiprocessing
 import platform
-import resource
 import time
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
@@ -22,12 +21,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from armlet import source
 from armlet.data.hub import local_folder
-from armlet.evaluation.runtimes import is_exported
 from armlet.policies.acting import load_actor
 from armlet.policies.checkpoint import WEIGHTS
 from armlet.policies.contract import Backbone, Policy
 from armlet.policies.pretrained import kinds
 from armlet.policies.remote.policy import SocketPolicy
+from armlet.robot import resident
+from armlet.robot.exported import is_exported
 from armlet.robot.observation import Observation
 from armlet.robot.spec import RobotSpec
 
@@ -207,10 +207,13 @@ def bytes_on_disk(folder: Path) -> int:
 
 def peak_memory_mb(folder: Path, observation: Observation, robot: RobotSpec) -> float:
     """Peak resident memory, in MB, of a fresh process that loads the policy, of this robot, and
-    decides ten times: what a robot's computer must have, libraries included."""
+    decides ten times: what a robot's computer must have, libraries included. Of what was exported
+    without torch, as a robot runs it."""
     # Spawned, not forked: a fork would count what this process has in memory.
     context = multiprocessing.get_context("spawn")
     with context.Pool(1, maxtasksperchild=1) as pool:
+        if is_exported(folder):
+            return pool.apply(resident.deciding_mb, (folder, observation))
         return pool.apply(_peak, (folder, observation, robot))
 
 
@@ -219,5 +222,4 @@ def _peak(folder: Path, observation: Observation, robot: RobotSpec) -> float:
     policy = load_actor(folder, known=lambda: robot)
     for _ in range(10):
         policy.infer(observation)
-    # ru_maxrss is in KiB on Linux; macOS gives bytes.
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return resident.peak_mb()

@@ -18,16 +18,16 @@ from typing import Any
 from armlet.benchmarks import Benchmark
 from armlet.data.files import hold, read_json, write_atomically
 from armlet.lineage import Question, as_json, short
-from armlet.measuring import EAGER, Runtime, in_parts
+from armlet.measuring import EAGER, PARTS, Runtime
 from armlet.policies.acting import behind_socket
 from armlet.policies.contract import Policy
 from armlet.progress import Progress
+from armlet.robot.exported import is_exported
 from armlet.robot.observation import Observation
 from armlet.rollout.loop import plan, run_task
 from armlet.rollout.pool import Contender
 
 FRAMES = 100  # moments, at least, on which what is exported is compared with what it was made from
-EXPORTED = "exported.json"  # what makes a folder an exported policy
 
 # Where the policy is, the folder that is to be written, in which runtime, at which budgets, and the
 # moments to compare at. Returns why it was refused; None: the folder is there.
@@ -91,7 +91,7 @@ def exported_contenders(
                 if why is None:
                     found[label] = replace(contender, folder=folder, runtime=job.runtime)
                 else:
-                    library, precision = in_parts(job.runtime)
+                    library, precision = PARTS[job.runtime]
                     refused.append(Refused(label, job.name, library, precision, why))
             progress.advance()
     progress.close()
@@ -116,11 +116,6 @@ def _jobs(field: Mapping[str, Contender], runtimes: Sequence[Runtime]) -> list[J
         for folder, name in first.items():
             jobs.append(Job(name, field[name], runtime, tuple(budgets[folder])))
     return jobs
-
-
-def is_exported(folder: Path) -> bool:
-    """Whether a folder holds an exported policy."""
-    return (folder / EXPORTED).is_file()
 
 
 def _folder_names(jobs: Sequence[Job]) -> list[str]:
