@@ -4,8 +4,9 @@ loop; names no recipe.
 The teacher itself is read only where its weights are needed (training/teacher.py).
 """
 
+import copy
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -78,17 +79,19 @@ def _distil(recipe: Recipe, log: RunLog) -> Path:
     facts = met.facts
     teacher = met.network  # it has the teacher's weights only if something in the recipe reads them
     recipe = suited(met.recipe, facts.body.action_spec)
-    recipe.pictures.agree(facts.view)
+    recipe.agree_on_pictures(facts.view)
+    shown, view = _as_students_see(recipe, data, teacher)
     store = _store(recipe, data.fingerprint, facts)
     wanted = question(recipe, data.fingerprint, facts.fingerprint, store)
+    wanted |= {} if view == teacher.view else {"pictures": as_json(asdict(view))}
     if is_finished(recipe.student_folder, wanted, fixes="give another folder with `--out`"):
         sys.stderr.write(f"{title}: {recipe.student_folder} was distilled exactly so already\n")
         return recipe.student_folder
     _check_episodes(recipe, data, teacher, title)
 
-    episodes = _episodes(recipe, data, teacher.view, store)
+    episodes = _episodes(recipe, data, view, store)
     train, calibrate = _rows(recipe, data)
-    student = _student(recipe, teacher, episodes, train, device)
+    student = _student(recipe, shown, teacher, episodes, train, device)
     recipe = _for_student(recipe, teacher, student, episodes, train)
     _check_chunk(student, facts.chunk)
     learner = _learner(recipe, student, data).to(device)
@@ -97,7 +100,7 @@ def _distil(recipe: Recipe, log: RunLog) -> Path:
 
     held = teacher if recipe.stages[0].teacher is not None else None
     labels = met.labels if recipe.rounds else None
-    del teacher, met  # where nobody asks: half of the memory
+    del teacher, shown, met  # where nobody asks: half of the memory
 
     def fit(stage: Stage, index: int, corpus: Corpus, rows: np.ndarray) -> None:
         """Stage number `index` of all, on these rows of the corpus."""
@@ -138,15 +141,37 @@ def _distil(recipe: Recipe, log: RunLog) -> Path:
     return folder
 
 
+def _as_students_see(
+    recipe: Recipe, data: EpisodeDataset, teacher: Backbone
+) -> tuple[Backbone, View]:
+    """The teacher as a student is built from it, and how that sees the episodes: as its teacher or,
+    with eyes of its own beside a teacher that brings pictures of any size to its own itself, as the
+    recipe says."""
+    assert recipe.student is not None
+    if teacher.view.fit != "any" or not recipe.student.own_eyes:
+        return teacher, teacher.view
+    cameras = {name: data.cameras[name] for name in teacher.view.cameras if name in data.cameras}
+    view = recipe.pictures.view(cameras, whose=str(data.root))
+    shown = copy.copy(teacher)  # it shares the weights, and has a body of its own
+    shown.body = replace(teacher.body, fit=view.fit)
+    return shown, view
+
+
 def _student(
-    recipe: Recipe, teacher: Backbone, episodes: Part, train: np.ndarray, device: str
+    recipe: Recipe,
+    shown: Backbone,
+    teacher: Backbone,
+    episodes: Part,
+    train: np.ndarray,
+    device: str,
 ) -> Backbone:
-    """The recipe's student before its first step, on `device`."""
+    """The recipe's student before its first step, on `device`, cut to fit some of these frames.
+    `shown`: the teacher as the student is built from it."""
     assert recipe.student is not None  # `main` has seen to it
     torch.manual_seed(recipe.seed)  # of the student's new weights, before it is built
     # Not on the device of the teacher: a stand-in has no weights, and is nowhere.
-    shown = make_batches(teacher, episodes.frames, torch.device(device))
-    student = recipe.student.build(teacher, _sample(shown, train, recipe.seed)).to(device)
+    batches = make_batches(shown, episodes.frames, torch.device(device))
+    student = recipe.student.build(shown, _sample(batches, train, recipe.seed)).to(device)
     agree(student.robot, teacher.robot, whose=("the student", "its teacher"))
     return student
 

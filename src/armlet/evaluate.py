@@ -56,7 +56,7 @@ def main(recipe: Recipe) -> Path:
     teacher = field.policies["teacher"]
     # The world draws pictures as the policies want them; whoever asks for others is told so.
     if recipe.pictures.asked and isinstance(teacher, Backbone):
-        recipe.pictures.agree(teacher.view)
+        recipe.agree_on_pictures(teacher.view)
     for name, policy in field.policies.items():
         check_world(policy, benchmark, whose=f"policy {name!r}")
     field = _in_runtimes_of_world(recipe, field, benchmark)

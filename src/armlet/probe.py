@@ -64,7 +64,7 @@ def main(recipe: Recipe) -> Path:
         recipe.teacher, device=device, known=lambda: robot_of_episodes(recipe, data)
     )
     # The teacher decides how pictures are fitted: traces of others would be of other inputs.
-    recipe.pictures.agree(teacher.view)
+    recipe.agree_on_pictures(teacher.view)
     recipe = suited(recipe, teacher.body.action_spec)
     check_episodes(recipe, data, teacher.robot, state=teacher.body.state, title=title)
     if recipe.teacher_precision == "bf16":

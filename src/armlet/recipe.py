@@ -32,6 +32,7 @@ from armlet.logs import Logging
 from armlet.measuring import EAGER, Calibration, Runtime
 from armlet.policies.contract import Network, Student
 from armlet.robot.description import RobotOptions
+from armlet.robot.fit import View
 from armlet.robot.normalise import Mode, Normaliser
 from armlet.robot.spec import ActionSpec, RobotSpec
 from armlet.types import LAYERS, Batch, Precision, Trace
@@ -509,6 +510,13 @@ class Recipe:
                 "episodes (`--episodes`), or use a recipe with one, such as actdistill_tabletop"
             )
         return self.benchmark
+
+    def agree_on_pictures(self, view: View) -> None:
+        """Raises FitError where pictures are asked for in another way than the teacher sees them,
+        `view`, and nobody would see them so."""
+        own = self.student is not None and self.student.own_eyes
+        if not (own and view.fit == "any"):
+            self.pictures.agree(view)
 
     @property
     def own_columns(self) -> Columns:

@@ -535,8 +535,12 @@ class Student(ABC):
 
     needs_teacher: ClassVar[bool] = True
     """Whether it takes or looks at the teacher's weights. One that does not is given a network of
-    the teacher's shape and robot, words and statistics, whose weights are random, so that it can be
-    made where the teacher is not (policies/facts.py)."""
+    the teacher's shape and robot, words and statistics, without weights, so that it can be made where
+    the teacher is not (policies/facts.py)."""
+    own_eyes: ClassVar[bool] = False
+    """Whether its network looks with other eyes than the teacher's. Where the teacher brings pictures
+    of any size to its own itself (fit `any`), such a student sees them as the recipe's `pictures`
+    say."""
 
     def from_nothing(self) -> "Student | None":
         """A student of the same shape that takes none of the teacher's weights, where that is worth

@@ -452,6 +452,7 @@ class TwoTowerStudent(Student):
     projection in which hidden states are compared."""
 
     needs_teacher: ClassVar[bool] = False
+    own_eyes: ClassVar[bool] = True
     network: TwoTowerNetwork
     """Its sizes."""
 
