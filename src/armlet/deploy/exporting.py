@@ -20,7 +20,7 @@ import numpy as np
 from armlet import limits
 from armlet.benchmarks import Benchmark, benchmark_robot
 from armlet.data.files import atomic_folder
-from armlet.deploy import gates, onnx, openvino
+from armlet.deploy import fusing, gates, onnx, openvino
 from armlet.deploy.frames import texts_of
 from armlet.deploy.graph import GraphError, Route, capture, route_of, single
 from armlet.evaluation.measure import environment
@@ -79,6 +79,8 @@ class How:
     frames, how much larger its error may be, as a share."""
     calls: int = 300
     """Decisions that are timed."""
+    portable: bool = False
+    """onnx: only operators of the ONNX standard, for runtimes of other machines; slower."""
     slower: bool = False
     """Write the folder even where it is slower than PyTorch."""
 
@@ -87,6 +89,10 @@ class How:
         limits.check(self, margin=(ABOVE_0, 1), budget=(ABOVE_0, 1), threads=(1, MOST))
         if self.runtime not in PRECISIONS:
             raise ValueError(f"runtime is {self.runtime!r}, expected {' or '.join(PRECISIONS)}")
+        if self.portable and self.runtime != "onnx":
+            raise ValueError(
+                "portable would have no effect: only an ONNX file has operators to keep"
+            )
         there = PRECISIONS[self.runtime]
         if self.precision not in there:
             raise ValueError(
@@ -223,14 +229,21 @@ def _write_graph(
     source = work / f"{name}.onnx"
     onnx.write(program, names, source)
     chosen = source
+    if how.runtime == "onnx" and not how.portable:
+        chosen = work / "fused" / f"{name}.onnx"
+        chosen.parent.mkdir()
+        fusing.fuse(source, chosen)
+    single_precision = chosen
     if how.precision in ("int8", "int8_static"):
         chosen = work / "int8" / f"{name}.onnx"
         chosen.parent.mkdir()
         if how.precision == "int8":
-            onnx.quantise(source, chosen)
+            onnx.quantise(single_precision, chosen)
         else:
             some = frames[:: max(1, len(frames) // CALIBRATED_ON)]
-            onnx.calibrate(source, chosen, [feeds(policy.inputs.arrays([each])) for each in some])
+            onnx.calibrate(
+                single_precision, chosen, [feeds(policy.inputs.arrays([each])) for each in some]
+            )
     if how.runtime == "openvino":
         made = work / "openvino" / f"{name}.xml"
         made.parent.mkdir()
