@@ -20,7 +20,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
 sys.path.insert(0, str(Path(__file__).parent))
-from moody import CHUNK, DIMS, formula
+from moody import CHUNK, DIMS, Moody, formula
 from running import HERE, Running, observation, running, until
 
 from armlet.robot.client import AnswerError, Client, ServerError
@@ -197,6 +197,32 @@ def test_armlets_own_client(server: Running) -> None:
         Client("ws://127.0.0.1:1").infer(seen())
 
 
+def test_armlets_client_says_where_an_episode_begins(server: Running) -> None:
+    """Once for each, and only to a server that takes it."""
+    with Client(server.address()) as client:
+        client.infer(seen())
+        assert "reset" not in client._message(seen())
+        client.reset()
+        assert client._message(seen())["reset"] is True
+        client.infer(seen())
+        assert "reset" not in client._message(seen())
+    assert set(Client("ws://nobody")._message(seen())) == set(observation())
+
+
+def test_it_is_a_teacher_too(server: Running, tmp_path: Path) -> None:
+    """Told the action before, it answers a question the same each time, so that it is known."""
+    from armlet.policies.acting import load_actor
+
+    file = tmp_path / "policy.toml"
+    file.write_text(f'checkpoint = "{server.address()}"\n')
+    with pytest.raises(AnswerError, match="answers the same question differently"):
+        load_actor(file, robot=Moody().robot)
+    with file.open("a") as more:
+        more.write('[options]\nprevious_action = "previous_action"\n')
+    policy = load_actor(file, robot=Moody().robot)
+    np.testing.assert_array_equal(policy.infer(seen(seed=4)), formula(seen(seed=4)))
+
+
 # --- vla-eval
 
 
@@ -323,7 +349,6 @@ def test_no_token_no_robot(tmp_path: Path) -> None:
 def test_what_cannot_be_served(tmp_path: Path, monkeypatch, options, said: str) -> None:
     """Before a socket is opened; without a process, as nothing is started."""
     import tyro
-    from moody import Moody
 
     from armlet.serve import Serving, serve
 
@@ -331,6 +356,15 @@ def test_what_cannot_be_served(tmp_path: Path, monkeypatch, options, said: str) 
     (tmp_path / "short").write_text("secret")
     with pytest.raises(ValueError, match=said):
         serve(Moody(), tyro.cli(Serving, args=options), name="moody")
+
+
+def test_which_addresses_are_this_machines_alone() -> None:
+    from armlet.deploy.server.peers import is_loopback
+
+    for host in ("127.0.0.1", "127.8.9.1", "::1", "localhost"):
+        assert is_loopback(host)
+    for host in ("0.0.0.0", "::", "192.168.0.7", "10.0.0.1", "robot", ""):
+        assert not is_loopback(host)
 
 
 def test_numbers_that_mean_nothing() -> None:
@@ -348,7 +382,6 @@ def test_numbers_that_mean_nothing() -> None:
 
 
 def test_a_history_is_not_served_with_gaps() -> None:
-    from moody import Moody
 
     from armlet.serve import Serving, serve
 
@@ -454,7 +487,6 @@ def test_robots_that_wait_together_are_decided_together() -> None:
 
 def test_one_pass_answers_all_that_wait() -> None:
     """The thread takes whoever waits, at most `batch` of them, first come, first served."""
-    from moody import Moody
 
     from armlet.deploy.server.deciding import Decider
     from armlet.deploy.server.metrics import Metrics
@@ -473,3 +505,29 @@ def test_one_pass_answers_all_that_wait() -> None:
     for number, found in enumerate(answers):
         np.testing.assert_array_equal(found, formula(seen(seed=number)))
     assert (metrics.batches.sum, metrics.passes.counts and sum(metrics.passes.counts)) == (7, 3)
+
+
+def test_first_come_first_served() -> None:
+    from armlet.deploy.server.deciding import Decider
+    from armlet.deploy.server.metrics import Metrics
+
+    order = []
+
+    class Noting(Moody):
+        def infer(self, seen: Observation) -> np.ndarray:
+            order.append(seen.instruction)
+            return super().infer(seen)
+
+    decider = Decider(Noting(), batch=1, timeout=60, metrics=Metrics())
+
+    async def all_of_them() -> None:
+        asked = [asyncio.create_task(decider.decide(seen(str(each)))) for each in range(5)]
+        await asyncio.sleep(0.05)
+        asked[2].cancel()  # its robot has hung up
+        await asyncio.sleep(0)
+        decider.start()
+        await asyncio.gather(*asked, return_exceptions=True)
+
+    asyncio.run(all_of_them())
+    decider.stop(10)
+    assert order == ["0", "1", "3", "4"]
