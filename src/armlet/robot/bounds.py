@@ -13,8 +13,9 @@ an action lies outside; and the file that says it, `guard.toml`.
     x = [0.1, 0.6]
     [scale]                     # of delta actions: how far a command of 1 moves the state's number;
     x = 0.05                    # left out: the robot's `translation_scale`
-    [gripper]
-    steps = 2                   # control steps in a row that must ask for the other side
+    [gripper]                   # so that it does not chatter
+    rest = 3                    # control steps from one switch to the next, at least
+    steps = 1                   # in a row, that must ask for the other side: it is so much later
     band = 0.1                  # of its travel, about the middle, that is on neither side
     [watchdog]
     seconds = 0.5               # without a fresh action that could be carried out
@@ -87,6 +88,7 @@ class Bounds:
     acceleration: tuple[float, ...]  # a second, a second
     walls: tuple[Wall, ...] = ()
     gripper_steps: int = 1
+    gripper_rest: int = 1  # control steps from one switch to the next, at least
     gripper_band: float = 0.0
     silence_s: float = SILENCE_S
     age_s: float = math.inf  # of what an action was decided from
@@ -106,8 +108,10 @@ class Bounds:
             for value in getattr(self, what):
                 if not value > 0:
                     raise ValueError(f"{what} is {value:g}, expected more than 0")
-        if self.gripper_steps < 1:
-            raise ValueError(f"gripper steps is {self.gripper_steps}, expected 1 or more")
+        for name in ("steps", "rest"):
+            value = getattr(self, f"gripper_{name}")
+            if value < 1:
+                raise ValueError(f"gripper {name} is {value}, expected 1 or more")
         if not 0 <= self.gripper_band < 1:
             raise ValueError(
                 f"gripper band is {self.gripper_band:g}, expected a share of the gripper's travel, "
@@ -179,13 +183,15 @@ def _settings(
         "walls": _walls(tables["workspace"], tables["scale"], spec, state_names),
     }
     gripper = tables["gripper"]
-    _known("gripper", gripper, ("steps", "band"))
+    _known("gripper", gripper, ("rest", "steps", "band"))
     if gripper and not spec.grippers:
         raise ValueError("[gripper] would have no effect: the robot has none; leave it out")
-    if "steps" in gripper:
-        if type(gripper["steps"]) is not int:
-            raise ValueError(f"gripper.steps is {gripper['steps']!r}, expected a whole number")
-        settings["gripper_steps"] = gripper["steps"]
+    for name in ("rest", "steps"):
+        if name not in gripper:
+            continue
+        if type(gripper[name]) is not int:
+            raise ValueError(f"gripper.{name} is {gripper[name]!r}, expected a whole number")
+        settings[f"gripper_{name}"] = gripper[name]
     if "band" in gripper:
         settings["gripper_band"] = _number("gripper.band", gripper["band"])
     _known("watchdog", tables["watchdog"], ("seconds", "age"))
