@@ -511,3 +511,14 @@ def test_bounds_of_another_robot_are_refused() -> None:
         ActionGuard(one, bounds())
     with pytest.raises(ValueError, match=r"range\.dx is 0.5 to 1, without 0"):
         ActionGuard(DELTA, bounds(low=(0.5, -1, -1)))
+
+
+def test_a_slow_robot_is_not_silent_between_two_of_its_steps() -> None:
+    slow = ActionSpec(("dx",), "delta", "none", (-1.0,), (1.0,), (), 0, 0, 0.5)
+    clock = Clock()
+    guard = ActionGuard(slow, clock=clock)
+    for _ in range(4):
+        clock.now += 2
+        assert not guard.step([1]).held
+    with pytest.raises(ValueError, match=r"watchdog seconds is 3, and a control step takes 2 s"):
+        ActionGuard(slow, Bounds.of(slow, silence_s=3))

@@ -98,6 +98,7 @@ WRONG = {
     "[gripper]\nband = 1": "gripper band is 1, expected a share",
     "[gripper]\nstep = 1": "gripper.step limits nothing; expected rest, steps, band",
     "[watchdog]\nseconds = 0": "watchdog seconds is 0, expected more than 0 and finite",
+    "[watchdog]\nseconds = 0.15": "a control step takes 0.1 s: the watchdog must wait for two",
     "[watchdog]\nage = 0": "watchdog age is 0 s, expected more than 0",
     "[watchdog]\nwait = 1": "watchdog.wait limits nothing; expected seconds, age",
     "[on]\nrange = 'pass'": "on.range is 'pass', expected clip or hold or stop",

@@ -48,6 +48,7 @@ Response = Literal["clip", "hold", "stop"]
 Reply = Literal["hold", "stop"]  # to what cannot be clipped
 TABLES = ("range", "velocity", "acceleration", "workspace", "scale", "gripper", "watchdog", "on")
 SILENCE_S = 0.5
+PERIODS = 5  # of silence, where these are longer
 Named = tuple[str, Any]
 
 
@@ -133,6 +134,7 @@ class Bounds:
             "high": spec.high,
             "velocity": unlimited,
             "acceleration": unlimited,
+            "silence_s": max(SILENCE_S, PERIODS / spec.control_hz),
             **settings,
         }
         return cls(**fields)
@@ -369,7 +371,14 @@ def _check(found: Bounds, spec: ActionSpec) -> None:
 
 
 def check_held(found: Bounds, spec: ActionSpec) -> None:
-    """Raises ValueError where standing still is outside the range."""
+    """Raises ValueError where standing still is outside the range, or two control steps are so far
+    apart that every one would be silence."""
+    period = 1 / spec.control_hz
+    if found.silence_s < 2 * period:
+        raise ValueError(
+            f"watchdog seconds is {found.silence_s:g}, and a control step takes {period:g} s: the "
+            f"watchdog must wait for two, {2 * period:g} s, or more"
+        )
     if spec.mode == "absolute":
         return
     for index, name in enumerate(spec.names):

@@ -20,8 +20,6 @@ QUANTILE = 0.999  # of a dimension's speeds
 FASTER = 1.5  # times that may be asked for
 WIDER = 0.05  # of the box's width, on each side
 EXPLAINED = 0.7  # of the state's changes, at least, for a fitted scale to be one
-PERIODS = 5  # control periods of silence, and not under half a second
-SHORTEST_S = 0.5
 USUAL_REST = 3  # control steps between two switches of a gripper, unless they came faster
 
 
@@ -53,9 +51,8 @@ def propose(
         lines += ["", "[gripper]  # so that it does not chatter"]
         lines.append(f"rest = {rest}  # control steps from one switch to the next, at least")
         lines.append("band = 0.1  # of its travel, about the middle, that is on neither side")
-    seconds = max(SHORTEST_S, PERIODS / spec.control_hz)
-    lines += ["", "[watchdog]", f"seconds = {as_toml(_short(seconds))}"]
     usual = Bounds.of(spec)
+    lines += ["", "[watchdog]", f"seconds = {as_toml(_short(usual.silence_s))}"]
     lines += ["", "[on]  # clip, hold or stop"]
     for name in ("range", "velocity", "workspace", "nonsense", "silence"):
         lines.append(f"{name} = {as_toml(getattr(usual, f'on_{name}'))}")
