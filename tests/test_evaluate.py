@@ -437,13 +437,13 @@ def test_the_command_line_takes_several_numbers() -> None:
         "50",
         "--evaluation.late",
         "wait",
-        "run_on",
+        "blend",
     ]
     setting = override(reaching(), options, "armlet evaluate").evaluation
     assert (setting.execute, setting.slower, setting.late) == (
         (2, 4, 6),
         (20.0, 50.0),
-        ("wait", "run_on"),
+        ("wait", "blend"),
     )
 
 
@@ -532,6 +532,20 @@ def test_policies_are_run_again_behind_a_guard(recipe, teachers, tmp_path) -> No
     safe = episodes.run_of(rows["teacher guarded"])
     assert episodes.run_of(rows["teacher"]).guarded is None
     assert safe.guarded is not None and any(safe.guarded)
+    late = dataclasses.replace(setting, slower=(1e6,), late=("wait", "blend"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(measure, "peak_memory_mb", lambda *asked: 1.0)
+        report = json.loads(evaluate.main(dataclasses.replace(recipe, evaluation=late)).read_text())
+    bare, row = report["policies"]
+    assert "guarded_share" not in bare
+    assert row["guarded_share"] == sum(safe.guarded) / sum(safe.steps)
+    assert [(each["name"], each["late"]) for each in report["delayed"]] == [
+        ("teacher", "wait"),
+        ("teacher guarded", "wait"),
+        ("teacher", "blend"),
+        ("teacher guarded", "blend"),
+    ]
+    assert report["fingerprint"]["evaluation"]["guard"] == str(path)
     path.write_text('mode = "nonsense"\n')
     with pytest.raises(ValueError, match=r"guard\.toml: mode is 'nonsense'"):
         evaluate.main(recipe)

@@ -333,18 +333,33 @@ def test_a_gripper_does_not_chatter() -> None:
     asked = [-1, 1, -1, 1, 1, -1, 1, 1, 1, -1, 1, -1, -1, -1]
     given_ = [robot.step([0, 0, each]).action[2] for each in asked]
     assert given_ == [-1, -1, -1, -1, -1, -1, -1, -1, 1, 1, 1, 1, 1, -1]
+    # At once, and then not again for three steps.
+    robot = Robot(gripper_rest=3)
+    asked = [-1, 1, -1, -1, -1, 1, -1, 1, 1, -1]
+    given_ = [robot.step([0, 0, each]).action[2] for each in asked]
+    assert given_ == [-1, -1, -1, -1, -1, 1, 1, 1, 1, -1]
     robot = Robot(gripper_band=0.5)  # −0.5 to 0.5 is neither open nor closed
     asked = [0.2, 0.8, 0.4, -0.4, -0.6, 0.4, 0.6]
     given_ = [robot.step([0, 0, each]).action[2] for each in asked]
     assert given_ == pytest.approx([0.2, 0.8, 0.8, 0.8, -0.6, -0.6, 0.6])
 
 
+def test_a_switch_in_a_step_that_is_held_was_none() -> None:
+    robot = Robot(gripper_rest=3, velocity=(4.0, 4.0, math.inf), on_velocity="hold")
+    for _ in range(4):
+        robot.step([0, 0, -1])
+    assert robot.step([0.9, 0, 1]).action.tolist() == [0, 0, -1]  # held, and the gripper kept
+    assert robot.step([0.1, 0, 1]).action[2] == 1  # asked again: now, and not after a rest
+
+
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.floats(-1.5, 1.5), max_size=40), st.integers(1, 4), st.floats(0, 0.9))
+@given(
+    st.lists(st.floats(-1.5, 1.5), max_size=40), st.integers(1, 4), st.floats(0, 0.9), st.booleans()
+)
 def test_a_gripper_never_turns_sooner_than_so_many_steps(
-    asked: list[float], steps: int, band: float
+    asked: list[float], steps: int, band: float, rest: bool
 ) -> None:
-    robot = Robot(gripper_steps=steps, gripper_band=band)
+    robot = Robot(**{"gripper_rest" if rest else "gripper_steps": steps}, gripper_band=band)
     sides = [np.sign(robot.step([0, 0, each]).action[2]) for each in asked]
     turns = [index for index in range(1, len(sides)) if sides[index] * sides[index - 1] < 0]
     assert all(later - sooner >= steps for sooner, later in itertools.pairwise(turns))
@@ -496,3 +511,14 @@ def test_bounds_of_another_robot_are_refused() -> None:
         ActionGuard(one, bounds())
     with pytest.raises(ValueError, match=r"range\.dx is 0.5 to 1, without 0"):
         ActionGuard(DELTA, bounds(low=(0.5, -1, -1)))
+
+
+def test_a_slow_robot_is_not_silent_between_two_of_its_steps() -> None:
+    slow = ActionSpec(("dx",), "delta", "none", (-1.0,), (1.0,), (), 0, 0, 0.5)
+    clock = Clock()
+    guard = ActionGuard(slow, clock=clock)
+    for _ in range(4):
+        clock.now += 2
+        assert not guard.step([1]).held
+    with pytest.raises(ValueError, match=r"watchdog seconds is 3, and a control step takes 2 s"):
+        ActionGuard(slow, Bounds.of(slow, silence_s=3))

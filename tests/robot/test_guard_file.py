@@ -32,6 +32,7 @@ dyaw = [-1.0, 1.0]
 yaw = 0.2
 [gripper]
 steps = 3
+rest = 5
 band = 0.2
 [watchdog]
 seconds = 0.25
@@ -59,6 +60,7 @@ def test_everything_that_may_stand_in_it_is_read(tmp_path: Path) -> None:
         acceleration=(math.inf, 40, math.inf, math.inf),
         walls=(Wall(0, 0.1, 0.6, 0, 0.05), Wall(2, -1, 1, 2, 0.2)),
         gripper_steps=3,
+        gripper_rest=5,
         gripper_band=0.2,
         silence_s=0.25,
         age_s=2,
@@ -91,10 +93,12 @@ WRONG = {
     "[workspace]\nx = [0, 1]\n[scale]\nx = 0": "a command of 1 moves the state by 0: expected",
     "[scale]\nx = 1": "scale.x would have no effect",
     "[gripper]\nsteps = 0": "gripper steps is 0, expected 1 or more",
+    "[gripper]\nrest = 0": "gripper rest is 0, expected 1 or more",
     "[gripper]\nsteps = 1.5": "gripper.steps is 1.5, expected a whole number",
     "[gripper]\nband = 1": "gripper band is 1, expected a share",
-    "[gripper]\nstep = 1": "gripper.step limits nothing; expected steps, band",
+    "[gripper]\nstep = 1": "gripper.step limits nothing; expected rest, steps, band",
     "[watchdog]\nseconds = 0": "watchdog seconds is 0, expected more than 0 and finite",
+    "[watchdog]\nseconds = 0.15": "a control step takes 0.1 s: the watchdog must wait for two",
     "[watchdog]\nage = 0": "watchdog age is 0 s, expected more than 0",
     "[watchdog]\nwait = 1": "watchdog.wait limits nothing; expected seconds, age",
     "[on]\nrange = 'pass'": "on.range is 'pass', expected clip or hold or stop",
@@ -170,16 +174,14 @@ def test_what_is_proposed_lets_the_recordings_pass(tmp_path: Path) -> None:
     wall = bounds.walls[0]
     assert (wall.state, wall.scale) == (0, 0.05)
     assert wall.low == pytest.approx(state[:, 0].min() - 0.05 * np.ptp(state[:, 0]), rel=1e-3)
-    assert (bounds.gripper_steps, bounds.silence_s) == (2, 0.5)
+    # As often as every step was it switched here.
+    assert (bounds.gripper_rest, bounds.gripper_steps, bounds.silence_s) == (1, 1, 0.5)
     guard = ActionGuard(DELTA, bounds, state_names=STATE, clock=iter(np.arange(500) / 10).__next__)
-    counts = {}
     for first in starts[:-1]:
         guard.reset()
         for row in range(first, first + 100):
             guard.step(actions[row], state=state[row])
-    counts = dict(guard.counts)
-    counts.pop("gripper")  # these ones chatter
-    assert counts == {}
+    assert not guard.counts
 
 
 def test_a_scale_that_nobody_said_is_fitted(tmp_path: Path) -> None:
@@ -207,3 +209,11 @@ def test_positions_are_proposed_by_how_they_change(tmp_path: Path) -> None:
     bounds = read(tmp_path, text, spec, ())
     assert bounds.velocity == pytest.approx((0.75, math.inf, math.inf, math.inf))
     assert '# "hand.x": never moves' in text and "yaw" not in text and not bounds.walls
+
+
+@pytest.mark.parametrize(("every", "rest"), [(100, 3), (6, 3), (5, 2), (2, 1), (1, 1)])
+def test_a_gripper_rests_half_as_long_as_it_ever_did(every: int, rest: int, tmp_path: Path) -> None:
+    actions, state, starts = walk(DELTA)
+    actions[:, 3] = np.where(np.arange(400) // every % 2, 1, -1)
+    bounds = read(tmp_path, propose(DELTA, STATE, actions, state, starts))
+    assert bounds.gripper_rest == rest

@@ -13,8 +13,9 @@ an action lies outside; and the file that says it, `guard.toml`.
     x = [0.1, 0.6]
     [scale]                     # of delta actions: how far a command of 1 moves the state's number;
     x = 0.05                    # left out: the robot's `translation_scale`
-    [gripper]
-    steps = 2                   # control steps in a row that must ask for the other side
+    [gripper]                   # so that it does not chatter
+    rest = 3                    # control steps from one switch to the next, at least
+    steps = 1                   # in a row, that must ask for the other side: it is so much later
     band = 0.1                  # of its travel, about the middle, that is on neither side
     [watchdog]
     seconds = 0.5               # without a fresh action that could be carried out
@@ -47,6 +48,7 @@ Response = Literal["clip", "hold", "stop"]
 Reply = Literal["hold", "stop"]  # to what cannot be clipped
 TABLES = ("range", "velocity", "acceleration", "workspace", "scale", "gripper", "watchdog", "on")
 SILENCE_S = 0.5
+PERIODS = 5  # of silence, where these are longer
 Named = tuple[str, Any]
 
 
@@ -87,6 +89,7 @@ class Bounds:
     acceleration: tuple[float, ...]  # a second, a second
     walls: tuple[Wall, ...] = ()
     gripper_steps: int = 1
+    gripper_rest: int = 1  # control steps from one switch to the next, at least
     gripper_band: float = 0.0
     silence_s: float = SILENCE_S
     age_s: float = math.inf  # of what an action was decided from
@@ -106,8 +109,10 @@ class Bounds:
             for value in getattr(self, what):
                 if not value > 0:
                     raise ValueError(f"{what} is {value:g}, expected more than 0")
-        if self.gripper_steps < 1:
-            raise ValueError(f"gripper steps is {self.gripper_steps}, expected 1 or more")
+        for name in ("steps", "rest"):
+            value = getattr(self, f"gripper_{name}")
+            if value < 1:
+                raise ValueError(f"gripper {name} is {value}, expected 1 or more")
         if not 0 <= self.gripper_band < 1:
             raise ValueError(
                 f"gripper band is {self.gripper_band:g}, expected a share of the gripper's travel, "
@@ -129,6 +134,7 @@ class Bounds:
             "high": spec.high,
             "velocity": unlimited,
             "acceleration": unlimited,
+            "silence_s": max(SILENCE_S, PERIODS / spec.control_hz),
             **settings,
         }
         return cls(**fields)
@@ -179,13 +185,15 @@ def _settings(
         "walls": _walls(tables["workspace"], tables["scale"], spec, state_names),
     }
     gripper = tables["gripper"]
-    _known("gripper", gripper, ("steps", "band"))
+    _known("gripper", gripper, ("rest", "steps", "band"))
     if gripper and not spec.grippers:
         raise ValueError("[gripper] would have no effect: the robot has none; leave it out")
-    if "steps" in gripper:
-        if type(gripper["steps"]) is not int:
-            raise ValueError(f"gripper.steps is {gripper['steps']!r}, expected a whole number")
-        settings["gripper_steps"] = gripper["steps"]
+    for name in ("rest", "steps"):
+        if name not in gripper:
+            continue
+        if type(gripper[name]) is not int:
+            raise ValueError(f"gripper.{name} is {gripper[name]!r}, expected a whole number")
+        settings[f"gripper_{name}"] = gripper[name]
     if "band" in gripper:
         settings["gripper_band"] = _number("gripper.band", gripper["band"])
     _known("watchdog", tables["watchdog"], ("seconds", "age"))
@@ -363,7 +371,14 @@ def _check(found: Bounds, spec: ActionSpec) -> None:
 
 
 def check_held(found: Bounds, spec: ActionSpec) -> None:
-    """Raises ValueError where standing still is outside the range."""
+    """Raises ValueError where standing still is outside the range, or two control steps are so far
+    apart that every one would be silence."""
+    period = 1 / spec.control_hz
+    if found.silence_s < 2 * period:
+        raise ValueError(
+            f"watchdog seconds is {found.silence_s:g}, and a control step takes {period:g} s: the "
+            f"watchdog must wait for two, {2 * period:g} s, or more"
+        )
     if spec.mode == "absolute":
         return
     for index, name in enumerate(spec.names):

@@ -13,7 +13,7 @@ None where nobody knows where an absolute robot is: then nothing is to be sent. 
 until `reset`, whatever arrives.
 
 What is asked, in this order: is the clock going; has a fresh action come in time (watchdog); is the
-action whole and finite; does it ask for the gripper's other side, often enough in a row; range,
+action whole and finite; does it ask for the gripper's other side, not too soon and often enough; range,
 speed, speeding up, workspace. Every intervention is an `Event`, returned and logged (logger
 `armlet.robot.guard`, at most a line a second and kind).
 
@@ -66,7 +66,8 @@ class GivenChunk:
 class ActionGuard:
     """Holds the actions of a robot `spec` within `bounds` (None: its own range). `state_names` say
     which number of a state is where an absolute robot stands; `clock` gives seconds that only go
-    forward. `counts`: interventions since it was made, by kind.
+    forward. `counts`: interventions since it was made, by kind; `logger` None: they
+    are not logged.
 
     Raises ValueError where the bounds are not of such a robot.
     """
@@ -78,11 +79,13 @@ class ActionGuard:
         *,
         state_names: Sequence[str] = (),
         clock: Callable[[], float] = time.monotonic,
+        logger: logging.Logger | None = LOGGER,
     ) -> None:
         self.spec = spec
         self.bounds = Bounds.of(spec) if bounds is None else bounds
         self.counts: Counter[str] = Counter()
         self._clock = clock
+        self._logger = logger
         self._limiter = Limiter(spec, self.bounds, state_names)
         self._period = self._limiter.period
         self._logged: dict[str, tuple[float, int]] = {}  # kind → when, and how many since
@@ -183,8 +186,11 @@ class ActionGuard:
         events += found
         self._obey(found)
         if given is None or self._stopped is not None:
-            # The gripper's count of steps goes on; nothing else of what was asked is kept.
-            self._memory = replace(self._memory, turned=memory.turned)
+            # The gripper's counts go on, but where it would have switched; nothing else of what was
+            # asked is kept.
+            if memory.sides == self._memory.sides:
+                turned = memory.turned
+                self._memory = replace(self._memory, turned=turned, since=memory.since)
             return self._holding(events, now)
         self._memory = memory
         self._fresh = now
@@ -267,8 +273,9 @@ class ActionGuard:
         self._stopped = f"fault: {type(fault).__name__}: {fault}"
         event = Event("fault", math.nan, f"{type(fault).__name__}: {fault}")
         self.counts["fault"] += 1
-        if not self._told:  # once: a clock that is broken is so at every step
-            LOGGER.error("stopped: %s", event)
+        # Once: a clock that is broken is so at every step.
+        if not self._told and self._logger is not None:
+            self._logger.error("stopped: %s", event)
         self._told = True
         action = self._limiter.hold(self._memory)
         return Given(action, (event,), held=True, stopped=self._stopped)
@@ -342,5 +349,6 @@ class ActionGuard:
                 self._logged[event.kind] = (before, missed + 1)
                 continue
             more = f" (and {missed} more since the last line)" if missed else ""
-            LOGGER.warning("%s%s", event, more)
+            if self._logger is not None:
+                self._logger.warning("%s%s", event, more)
             self._logged[event.kind] = (event.time, 0)

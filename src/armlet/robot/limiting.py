@@ -65,13 +65,15 @@ def _number(value: float | None) -> str:
 class Memory:
     """What limits depend on. `last` (a,): what was sent last, NaN where nobody knows; `speed` (a,)
     a second, of the last step; `place` one of each wall; `sides`, one a gripper: 1 closed, −1 open,
-    0 not known; `turned`: how many steps in a row have asked for the other side."""
+    0 not known; `turned`: how many steps in a row have asked for the other side; `since`:
+    how many have gone by since it switched."""
 
     last: np.ndarray
     speed: np.ndarray
     place: np.ndarray
     sides: tuple[int, ...]
     turned: tuple[int, ...]
+    since: tuple[int, ...]
 
 
 def hold_action(spec: ActionSpec, last: Action | None) -> Action | None:
@@ -157,6 +159,7 @@ class Limiter:
             place=np.full(len(self.bounds.walls), np.nan),
             sides=(0,) * count,
             turned=(0,) * count,
+            since=(self.bounds.gripper_rest,) * count,  # as if it had been long ago
         )
 
     def sent(self, last: np.ndarray) -> Memory:
@@ -284,28 +287,34 @@ class Limiter:
     def _gripped(
         self, memory: Memory, action: np.ndarray, now: float
     ) -> tuple[Memory, np.ndarray, list[Event]]:
-        """The action with grippers kept as they are until they are asked for the other side often
-        enough in a row."""
+        """The action with grippers kept as they are until they have been so for long enough, and
+        are asked for the other side often enough in a row."""
         wanted = action.copy()
         sides = list(memory.sides)
         turned = list(memory.turned)
+        since = list(memory.since)
         events = []
         for number, index in enumerate(self.spec.grippers):
             asks = self._side(index, wanted[index], self.bounds.gripper_band)
             kept = memory.last[index]
             turned[number] = turned[number] + 1 if asks == -sides[number] else 0
+            since[number] += 1
+            may = turned[number] >= self.bounds.gripper_steps
+            may &= since[number] >= self.bounds.gripper_rest
             # Which side it is on is not known at first: then what is asked for is.
-            if sides[number] == 0 or np.isnan(kept) or turned[number] >= self.bounds.gripper_steps:
+            if sides[number] == 0 or np.isnan(kept) or may:
+                since[number] = 0
                 sides[number] = asks or self._side(index, wanted[index], 0.0)
                 turned[number] = 0
             elif asks != sides[number]:
                 if kept != wanted[index]:
                     name = self.spec.names[index]
                     numbers = float(wanted[index]), float(kept)
-                    why = f"not asked for its other side {self.bounds.gripper_steps} times in a row"
+                    why = "half way, or too soon after it switched, or not asked often enough"
                     events.append(Event("gripper", now, why, name, *numbers))
                 wanted[index] = kept
-        return replace(memory, sides=tuple(sides), turned=tuple(turned)), wanted, events
+        memory = replace(memory, sides=tuple(sides), turned=tuple(turned), since=tuple(since))
+        return memory, wanted, events
 
 
 _REASONS: dict[Kind, str] = {

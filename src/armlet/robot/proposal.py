@@ -6,6 +6,7 @@ command of 1 moves is the robot's `translation_scale`, or fitted. It is a propos
 the robot and the table it stands on knows better. Knows no data set: arrays come in, text goes out.
 """
 
+import itertools
 import re
 from collections.abc import Sequence
 
@@ -19,8 +20,7 @@ QUANTILE = 0.999  # of a dimension's speeds
 FASTER = 1.5  # times that may be asked for
 WIDER = 0.05  # of the box's width, on each side
 EXPLAINED = 0.7  # of the state's changes, at least, for a fitted scale to be one
-PERIODS = 5  # control periods of silence, and not under half a second
-SHORTEST_S = 0.5
+USUAL_REST = 3  # control steps between two switches of a gripper, unless they came faster
 
 
 def propose(
@@ -47,11 +47,12 @@ def propose(
     else:
         lines += ["", "# [workspace]: positions are kept within [range], which is the robot's own"]
     if spec.grippers:
-        lines += ["", "[gripper]", "steps = 2  # in a row, that must ask for the other side"]
+        rest = _rest(spec, actions, starts)
+        lines += ["", "[gripper]  # so that it does not chatter"]
+        lines.append(f"rest = {rest}  # control steps from one switch to the next, at least")
         lines.append("band = 0.1  # of its travel, about the middle, that is on neither side")
-    seconds = max(SHORTEST_S, PERIODS / spec.control_hz)
-    lines += ["", "[watchdog]", f"seconds = {as_toml(_short(seconds))}"]
     usual = Bounds.of(spec)
+    lines += ["", "[watchdog]", f"seconds = {as_toml(_short(usual.silence_s))}"]
     lines += ["", "[on]  # clip, hold or stop"]
     for name in ("range", "velocity", "workspace", "nonsense", "silence"):
         lines.append(f"{name} = {as_toml(getattr(usual, f'on_{name}'))}")
@@ -63,6 +64,19 @@ def _followed(starts: np.ndarray) -> np.ndarray:
     rows = np.ones(int(starts[-1]), bool)
     rows[np.asarray(starts[1:]) - 1] = False
     return np.flatnonzero(rows)
+
+
+def _rest(spec: ActionSpec, actions: np.ndarray, starts: np.ndarray) -> int:
+    """Half the fewest control steps in which a gripper was switched twice."""
+    middle = (spec.gripper_open + spec.gripper_closed) / 2
+    fewest = 2 * USUAL_REST
+    for first, last in itertools.pairwise(starts):
+        for index in spec.grippers:
+            sides = actions[first:last, index] > middle  # (T,)
+            turns = np.flatnonzero(sides[1:] != sides[:-1])
+            if len(turns) > 1:
+                fewest = min(fewest, int(np.diff(turns).min()))
+    return max(1, fewest // 2)
 
 
 def _speeds(spec: ActionSpec, actions: np.ndarray, before: np.ndarray) -> list[str]:
