@@ -4,7 +4,7 @@ PYTHON := $(shell for p in python3 python3.13 python3.12 python3.11; do $$p -c '
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: bench-memory help setup demo test check format lock test-mutants numbers docs hooks test-slow test-metaworld test-lerobot test-page test-reference test-serve test-peers fuzz robots bench clean
+.PHONY: bench-memory help setup demo test check format lock test-mutants numbers docs hooks test-slow test-metaworld test-lerobot test-page test-reference test-serve test-peers fuzz test-logs robots bench clean
 
 help: ## this list
 	@echo "make TARGET, of:"
@@ -89,6 +89,11 @@ test-peers: $(READY) ## the stock clients of openpi and of vla-eval, unmodified,
 robots: $(READY) ## five robots that nobody has heard of, from teach to evaluate, with every recipe for one's own robot
 	$(BIN)/pytest -q -n 2 -m robots
 
+# Their own libraries, beside those that armlet needs.
+test-logs: $(READY) ## runs in the real TensorBoard, W&B and trackio, films in Rerun
+	$(BIN)/python -m pip install -q -c requirements.lock -e '.[dev,tensorboard,wandb,trackio,rerun]'
+	$(BIN)/pytest -q -m logs
+
 test-reference: $(READY) ## against libraries that are no dependency
 	$(BIN)/pip install -q -c requirements.lock torch_geometric
 	$(BIN)/pytest -q -m reference
@@ -96,7 +101,7 @@ test-reference: $(READY) ## against libraries that are no dependency
 # Nothing else should run meanwhile.
 bench: $(READY) ## what the machinery costs, measured anew and kept in docs/machinery/
 	$(BIN)/pip install -q -c requirements.lock torch_geometric
-	for part in store pictures graph routing training codebook phases memory; do $(BIN)/python bench/$$part.py || exit 1; done
+	for part in store pictures graph routing training codebook phases memory limit; do $(BIN)/python bench/$$part.py || exit 1; done
 
 bench-memory: $(READY) ## what a large student needs of memory, counted anew: a minute, and the only part of bench that may run beside others
 	$(BIN)/python bench/memory.py

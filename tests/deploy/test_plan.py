@@ -14,8 +14,8 @@ from tiny import make_policy
 
 from armlet import plan as verb
 from armlet import recipes
-from armlet.deploy import planning
-from armlet.deploy.moments import Where
+from armlet.deploy import planning, ways
+from armlet.deploy.moments import Where, at_random
 from armlet.deploy.planning import Plan, Way, eager_way, other_way
 from armlet.deploy.profiling import Part, Profile, Steps, profile
 from armlet.options import override
@@ -186,3 +186,25 @@ def test_what_a_plan_cannot_be_about_is_said(tmp_path: Path) -> None:
     save_policy(make_policy(depth=2), tmp_path / "other")
     with pytest.raises(ValueError, match="is about another policy"):
         verb.main(str(tmp_path / "other"), check=(place,), calls=8, out=tmp_path / "plan")
+
+
+@pytest.mark.skipif(not ways.at_hand(), reason="nothing can be exported here")
+def test_another_runtime_is_timed_and_checked(tmp_path: Path) -> None:
+    """Exported as it is and cut, without gates; and an exported cut beside what was predicted."""
+    place = saved(tmp_path)
+    out = tmp_path / "plan"
+    verb.main(place, target_ms=1e6, runtimes=("onnx",), calls=40, out=out)
+    plan = Plan.from_json(json.loads((out / "plan.json").read_text()))
+    assert [(way.runtime, way.precision) for way in plan.ways] == [
+        ("eager", "fp32"),
+        ("onnx", "fp32"),
+    ]
+    last = plan.choices[-1]
+    assert last.runtime == "onnx" and last.commands[-1].endswith("--runtime onnx --precision fp32")
+    teacher = load_policy(place)
+    ways.exported(
+        planning.cut_of(teacher), "onnx", at_random(teacher, 0)[0], tmp_path / "cut", threads=1
+    )
+    table = verb.main(place, check=(str(tmp_path / "cut"),), calls=40, out=out)
+    (row,) = json.loads((out / "plan.json").read_text())["checked"]
+    assert (row["runtime"], row["layers"]) == ("onnx", 2) and row["predicted"] > 0, table
