@@ -15,7 +15,7 @@ from armlet import evaluate, recompute, report
 from armlet.evaluation import measure, runtimes, speeds
 from armlet.evaluation.provenance import seeds_of
 from armlet.lineage import PROVENANCE
-from armlet.policies import acting
+from armlet.policies import acting, checkpoint
 from armlet.policies.checkpoint import save_policy
 from armlet.recipe import Evaluation, Recipe
 from armlet.robot.exported import FILE
@@ -111,6 +111,7 @@ def replaced(monkeypatch) -> tuple[Exporter, list[list[str]]]:
     monkeypatch.setattr(evaluate, "export_one", exporter)
     # A copy of a policy is one for torch, whatever lies beside its weights.
     monkeypatch.setattr(acting, "exported_folder", lambda place: None)
+    monkeypatch.setattr(checkpoint, "is_exported", lambda folder: False)
     together: list[list[str]] = []
 
     def latency(policies, observations, *, calls):

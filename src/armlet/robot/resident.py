@@ -2,7 +2,6 @@
 which nothing but numpy and the runtime is loaded. Knows no torch, which would be most of it."""
 
 import resource
-import sys
 from pathlib import Path
 
 from armlet.robot.exported import load_exported
@@ -11,9 +10,14 @@ from armlet.robot.observation import Observation
 
 def peak_mb() -> float:
     """Peak resident memory of this process so far, in MB."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    # KiB on Linux, bytes on macOS.
-    return peak / (1024**2 if sys.platform == "darwin" else 1024)
+    # Linux counts in `ru_maxrss` what a process had before it became another program, which is the
+    # memory of the one that started it; this line of its own begins anew.
+    status = Path("/proc/self/status")
+    if status.is_file():
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 1024  # of KiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2  # of bytes, on macOS
 
 
 def deciding_mb(folder: Path, observation: Observation) -> float:
