@@ -360,7 +360,12 @@ def test_an_exported_folder(hub: Hub, tmp_path) -> None:
     folder.mkdir()
     said = {
         "version": 1,
-        "policy": {"fingerprint": "a" * 16, "folder": "student", "kind": "vla"},
+        "policy": {
+            "fingerprint": "a" * 16,
+            "folder": "student",
+            "kind": "a policy of type 'vla'",
+        },
+        "graphs": [{"budget": None, "gates": [1], "files": {"model.onnx": 7}}],
         "runtime": "onnx",
         "precision": "int8",
     }
@@ -372,8 +377,13 @@ def test_an_exported_folder(hub: Hub, tmp_path) -> None:
     files = there(hub, "anna/exported")
     assert files["model.onnx"] == b"\x08\x0agraph"
     head = head_of(files["README.md"])
-    assert head["library_name"] == "armlet" and {"onnx", "int8"} <= set(head["tags"])
+    assert head["library_name"] == "armlet" and {"onnx", "int8", "vla"} <= set(head["tags"])
     assert b"pip install -r policy/requirements.txt" in files["README.md"]
+    (folder / "model.onnx").write_bytes(b"\x08\x0agr")
+    with pytest.raises(ValueError, match="has 4 bytes, expected 7"):
+        main(folder, "hf:anna/exported")
+    del said["graphs"]
+    (folder / "exported.json").write_text(json.dumps(said))
     (folder / "model.onnx").write_bytes(b"at /" + b"home/anna/armlet/vla.py line 3")
     with pytest.raises(ValueError, match="a place on the machine that exported it"):
         main(folder, "hf:anna/exported")

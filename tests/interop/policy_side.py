@@ -50,14 +50,16 @@ def play(folder: str, seed: str, episodes: str, out: str) -> None:
 
 
 if __name__ == "__main__":
+    if torchvision_is_anothers():
+        define_torchvision_operators()  # transformers asks for them as well
     verb = sys.argv.pop(1)
     if verb == "play":
         play(*sys.argv[1:])
-        sys.exit()
-    if torchvision_is_anothers():
-        define_torchvision_operators()
-    if verb == "eval":
-        from lerobot.scripts.lerobot_eval import main
+    elif verb == "eval":
+        from lerobot.scripts import lerobot_eval
+
+        lerobot_eval.main()
     else:
-        from lerobot.scripts.lerobot_train import main
-    main()
+        from lerobot.scripts import lerobot_train
+
+        lerobot_train.main()
