@@ -57,13 +57,23 @@ test-metaworld: $(READY) ## Meta-World, with its extra
 	$(BIN)/python -m pip install -q -c requirements.lock -e '.[dev,metaworld]'
 	$(BIN)/pytest -q -m metaworld
 
-# In an environment of its own.
-test-lerobot: $(READY) ## data sets against the real lerobot
+# In environments of their own: 0.4.4 without its dependencies, which ask for an older torch; 0.6.1 with them, on Python
+# 3.12 (LEROBOT06=1: where the machine has no GPU, its torch brings CUDA all the same, 5.5 GB).
+test-lerobot: $(READY) .venv-lerobot/.ready $(if $(LEROBOT06),.venv-lerobot06/.ready) ## data sets and students against the real lerobot (LEROBOT06=1: against 0.6.1 as well)
+	$(BIN)/pytest -q -m lerobot
+
+.venv-lerobot/.ready: tests/interop/lerobot.txt requirements.lock
 	test -x .venv-lerobot/bin/python || $(PYTHON) -m venv .venv-lerobot
 	.venv-lerobot/bin/pip install -q "$$(grep '^torch==' requirements.lock)"
 	.venv-lerobot/bin/pip install -q -r tests/interop/lerobot.txt
-	.venv-lerobot/bin/pip install -q --no-deps lerobot==0.4.4 torchvision==0.25.0
-	$(BIN)/pytest -q -m lerobot
+	.venv-lerobot/bin/pip install -q --no-deps -r tests/interop/lerobot-no-deps.txt
+	.venv-lerobot/bin/pip install -q --no-deps -e . -e packages/lerobot_policy_armlet
+	touch $@
+
+.venv-lerobot06/.ready: packages/lerobot_policy_armlet/pyproject.toml pyproject.toml
+	test -x .venv-lerobot06/bin/python || python3.12 -m venv .venv-lerobot06
+	.venv-lerobot06/bin/pip install -q 'lerobot[evaluation,training]==0.6.1' -e . -e packages/lerobot_policy_armlet
+	touch $@
 
 # Debian's chromium, which apt-get installs.
 test-page: $(READY) ## the report page in a real browser
@@ -128,4 +138,4 @@ $(READY): pyproject.toml requirements.lock
 	touch $(READY)
 
 clean: ## removes environments, build/ and everything in out/
-	rm -rf .venv .venv-docs .venv-lock .venv-lerobot .venv-openpi .venv-vla-eval build out
+	rm -rf .venv .venv-docs .venv-lock .venv-lerobot .venv-lerobot06 .venv-openpi .venv-vla-eval build out

@@ -29,16 +29,23 @@ from urllib.parse import urlsplit
 import huggingface_hub
 from huggingface_hub import constants
 
-# HTTPError is that of whichever HTTP library this version of the hub's is built on.
-from huggingface_hub.errors import (
-    CachedRepoTreeNotFoundError,
-    GatedRepoError,
-    HfHubHTTPError,
-    HTTPError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+try:
+    # HTTPError is that of whichever HTTP library this version of the hub's is built on.
+    from huggingface_hub.errors import (
+        CachedRepoTreeNotFoundError,
+        GatedRepoError,
+        HfHubHTTPError,
+        HTTPError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+except ImportError as error:  # LeRobot's environments hold an older one, which does for folders
+    raise ImportError(
+        "names on the hub (hf:…) need huggingface_hub 2.4 or newer, which keeps the listing of a "
+        f"commit, and {huggingface_hub.__version__} is here: `hf download user/name --local-dir DIR`, "
+        "and give the folder; or install a newer one"
+    ) from error
 from huggingface_hub.utils import logging
 from tqdm import tqdm
 

@@ -110,18 +110,20 @@ def render(card: Card) -> str:
 
 
 def _head(card: Card) -> str:
-    said = ModelCardData(
+    said = card.contents.said
+    how = [str(said[field]) for field in ("runtime", "precision") if field in said]
+    head = ModelCardData(
         library_name=card.contents.library,
         pipeline_tag=TASK,
         base_model=card.base_model or None,
         datasets=list(card.datasets) or None,
         license=card.license or None,
-        tags=["armlet", TASK, "distillation", card.contents.kind, *card.tags],
+        tags=["armlet", TASK, "distillation", card.contents.kind, *how, *card.tags],
         model_name=card.repo.partition("/")[2],
         eval_results=_index(card) or None,
         **card.extra,
     )
-    return said.to_yaml()
+    return head.to_yaml()
 
 
 def _index(card: Card) -> list[EvalResult]:

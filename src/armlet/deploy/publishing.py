@@ -93,8 +93,10 @@ def look(folder: Path, *, leave_out: Sequence[str] = (), shorten_paths: bool = F
         about = said.get("policy")
         if not isinstance(about, dict):
             raise ValueError(f"{folder / EXPORTED} says no `policy`; {FIX}")
-        fingerprint = str(said.get("fingerprint") or about.get("fingerprint", ""))
-        kind = str(about.get("kind", "policy"))
+        _check_graphs(folder, said)
+        fingerprint = str(about.get("fingerprint", ""))
+        # `a policy of type 'vla'`, as an error would call it.
+        kind = str(about.get("kind", "policy")).strip("'").rpartition("'")[2]
         provenance = said.get("provenance", {})
     else:
         policy, fingerprint = load_with_fingerprint(folder)  # whole, or this says what is wrong
@@ -114,6 +116,16 @@ def look(folder: Path, *, leave_out: Sequence[str] = (), shorten_paths: bool = F
             "last part is published in their place"
         )
     return Contents(layout, fingerprint, kind, files, provenance, said, tuple(found))
+
+
+def _check_graphs(folder: Path, said: dict[str, Any]) -> None:
+    """Raises ValueError naming a graph's file that is missing or was cut short."""
+    for graph in said.get("graphs", ()):
+        for name, size in graph["files"].items():
+            path = folder / name
+            found = path.stat().st_size if path.is_file() else 0
+            if found != size:
+                raise ValueError(f"{path} has {found} bytes, expected {size}; {FIX}")
 
 
 def _layout(folder: Path) -> Layout:

@@ -4,6 +4,8 @@ Episode number i of an evaluation that begins with `--seed=S` is that of `armlet
 `--evaluation.seed S`, the same task and seed, where `--env.first_seed=S` too (`rollout.loop.plan`).
 """
 
+import hashlib
+import json
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar
@@ -26,7 +28,8 @@ ID = "lerobot_policy_armlet/World-v0"
 class ArmletEnv(EnvConfig):
     """`benchmark`: as `armlet` names one (tabletop, `package.module:Name`), `options` its fields;
     `split` of its tasks; `task`: one of them by name (None: all in turn); `first_seed`: the seed at
-    which the first task's turn is."""
+    which the first task's turn is; `log`: a file to which every episode that ends adds a line of
+    JSON, as LeRobot's own results say no more than success (empty: none)."""
 
     task: str | None = None
     fps: int = 0
@@ -34,6 +37,7 @@ class ArmletEnv(EnvConfig):
     options: dict[str, Any] = field(default_factory=dict)
     split: str = "seen"
     first_seed: int = 0
+    log: str = ""
 
     def __post_init__(self) -> None:
         world = find(self.benchmark, **self.options)
@@ -65,6 +69,7 @@ class ArmletEnv(EnvConfig):
             "split": self.split,
             "first_seed": self.first_seed,
             "task": self.task,
+            "log": self.log,
         }
 
     def create_envs(
@@ -97,6 +102,7 @@ class WorldEnvironment(gymnasium.Env):
         split: str,
         first_seed: int,
         task: str | None,
+        log: str = "",
         render_size: int = 224,
         **others: Any,
     ) -> None:
@@ -109,11 +115,11 @@ class WorldEnvironment(gymnasium.Env):
                 raise ValueError(f"--env.task={task}: there are {names}")
         self.first_seed = first_seed
         self.render_size = render_size
+        self.log = log
         self.task_description = ""
         self.task = ""
         self._max_episode_steps = self.benchmark.max_steps
         self._world: World | None = None
-        self._steps = 0
         spec = self.benchmark.action_spec
         self.action_space = spaces.Box(
             np.array(spec.low, np.float32), np.array(spec.high, np.float32)
@@ -133,7 +139,8 @@ class WorldEnvironment(gymnasium.Env):
         task: Task = self.tasks[(number - self.first_seed) % len(self.tasks)]
         self.close()
         self._world = self.benchmark.make(task, number)
-        self._steps = 0
+        self._seed = number
+        self._executed: list[np.ndarray] = []
         self.task = task.name
         self.task_description = self._world.instruction
         return self._seen(), {"is_success": False}
@@ -141,10 +148,24 @@ class WorldEnvironment(gymnasium.Env):
     def step(self, action: np.ndarray) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
         assert self._world is not None, "reset comes before step"
         success = bool(self._world.step(action))
-        self._steps += 1
-        ended = self._world.over or self._steps >= self.benchmark.max_steps
+        self._executed.append(np.array(action, np.float32))
+        ended = self._world.over or len(self._executed) >= self.benchmark.max_steps
         told = {"is_success": success}
+        if self.log and (success or ended):
+            with open(self.log, "a") as file:
+                file.write(json.dumps(self._line(success)) + "\n")
         return self._seen(), float(success), success, not success and ended, told
+
+    def _line(self, success: bool) -> dict[str, Any]:
+        """An episode as the log has it; of its actions a hash, to compare with."""
+        executed = np.stack(self._executed)  # (T, a)
+        return {
+            "task": self.task,
+            "seed": self._seed,
+            "success": success,
+            "steps": len(executed),
+            "actions": hashlib.sha256(executed.tobytes()).hexdigest()[:16],
+        }
 
     def render(self) -> np.ndarray:
         assert self._world is not None, "reset comes before render"
