@@ -4,7 +4,7 @@ PYTHON := $(shell for p in python3 python3.13 python3.12 python3.11; do $$p -c '
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: bench-memory help setup demo test check format lock test-mutants numbers docs hooks test-slow test-metaworld test-lerobot test-page test-reference robots bench clean
+.PHONY: bench-memory help setup demo test check format lock test-mutants numbers docs hooks test-slow test-metaworld test-lerobot test-page test-reference test-serve test-peers fuzz robots bench clean
 
 help: ## this list
 	@echo "make TARGET, of:"
@@ -71,6 +71,21 @@ test-page: $(READY) ## the report page in a real browser
 	$(BIN)/pip install -q playwright
 	$(BIN)/pytest -q -m page
 
+# The same seed sends the same bytes; SEED=… sends others.
+test-serve: $(READY) ## a million malformed messages against armlet serve, about 15 minutes
+	$(BIN)/python tests/server/hostile.py --messages 1000000 --seed $(or $(SEED),0)
+
+fuzz: $(READY) ## the same for a minute
+	$(BIN)/python tests/server/hostile.py --seconds 60 --seed $(or $(SEED),0)
+
+# In environments of their own.
+test-peers: $(READY) ## the stock clients of openpi and of vla-eval, unmodified, against armlet serve
+	test -x .venv-openpi/bin/python || $(PYTHON) -m venv .venv-openpi
+	.venv-openpi/bin/pip install -q -r tests/interop/openpi.txt
+	test -x .venv-vla-eval/bin/python || $(PYTHON) -m venv .venv-vla-eval
+	.venv-vla-eval/bin/pip install -q -r tests/interop/vla_eval.txt
+	$(BIN)/pytest -q -m peers
+
 robots: $(READY) ## five robots that nobody has heard of, from teach to evaluate, with every recipe for one's own robot
 	$(BIN)/pytest -q -n 2 -m robots
 
@@ -108,4 +123,4 @@ $(READY): pyproject.toml requirements.lock
 	touch $(READY)
 
 clean: ## removes environments, build/ and everything in out/
-	rm -rf .venv .venv-docs .venv-lock .venv-lerobot build out
+	rm -rf .venv .venv-docs .venv-lock .venv-lerobot .venv-openpi .venv-vla-eval build out

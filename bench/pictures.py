@@ -33,12 +33,13 @@ import tyro
 
 from armlet.data.episodes import EpisodeDataset
 from armlet.data.frames import BatchMaker, draw, load_frames
-from armlet.data.inputs import Inputs
 from armlet.data.pictures import Pictures
-from armlet.data.text import Words, train_tokenizer
+from armlet.data.text import train_tokenizer
 from armlet.progress import Progress
 from armlet.robot.fit import View
+from armlet.robot.inputs import Inputs
 from armlet.robot.normalise import Normaliser
+from armlet.robot.reading.own import Words
 
 CAMERAS, HEIGHT, WIDTH, FPS = ("front", "wrist"), 480, 640, 30
 SIDE, BATCH, STEPS = 224, 64, 100

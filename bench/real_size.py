@@ -12,6 +12,9 @@ observation to action: all layers, three quarters, half, a quarter and one of th
 router that draws them; all of them with a learned router in front, which is what routing costs; and
 where the network denoises, ten steps and one.
 
+On a GPU (`runs/gpu.sh`) also the same routes as CUDA graphs, beside the least that reading the weights
+can take there (`captured.py`).
+
 Says nothing about success. A policy needs its weights in memory, in the precision that is on disk
 (15 GB for OpenVLA); what is written is deleted afterwards unless `--keep`.
 """
@@ -25,9 +28,11 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import captured
 import numpy as np
 import torch
 import tyro
@@ -108,6 +113,7 @@ def measured(policy: Backbone, asked: Arguments) -> dict[str, Any]:
                 took = timed(ways[name], seen, asked.device)
                 times[name].append(took)
                 say(f"  round {number} {name}: {1000 * took:.0f} ms")
+        graphs = on_gpu(policy, seen, asked) if asked.device != "cpu" else None
     medians = {name: 1000 * statistics.median(each) for name, each in times.items()}
     spread = {name: [1000 * min(each), 1000 * max(each)] for name, each in times.items()}
     full = medians["all layers"]
@@ -115,7 +121,7 @@ def measured(policy: Backbone, asked: Arguments) -> dict[str, Any]:
     layer = (full - medians["one layer"]) / (count - 1)  # what one costs
     ran = round(count / 2)  # as RandomRouter rounds
     saved = full - medians["50 % of the layers"]
-    return {
+    found = {
         "parameters": sum(each.numel() for each in policy.parameters()),
         "dtype": most_of(policy),
         "layers": count,
@@ -126,6 +132,19 @@ def measured(policy: Backbone, asked: Arguments) -> dict[str, Any]:
         "saved_of_half": saved / ((count - ran) * layer) if layer > 0 else None,
         "routing": medians["all layers, with a router"] / full - 1,
     }
+    return found if graphs is None else {**found, "graphs": graphs}
+
+
+def on_gpu(policy: Backbone, seen: Observation, asked: Arguments) -> dict[str, Any]:
+    """Decisions as CUDA graphs, with as many steps of denoising as usual, and with one."""
+    routes = captured.routes_of(policy, SHARES)
+    found = captured.measured(policy, seen, routes, asked.rounds, say)
+    if steps_of(policy) is not None:
+        with few_steps(policy, 1):
+            fewer = captured.measured(policy, seen, routes, asked.rounds, say)
+        for name, row in fewer["routes"].items():
+            found["routes"][f"{name}, 1 step"] = row
+    return found
 
 
 def most_of(policy: Backbone) -> str:
@@ -174,12 +193,19 @@ def sizes_of(policy: Backbone) -> str | None:
 
 
 def with_steps(way: Backbone, policy: Backbone, steps: int, seen: Observation) -> Any:
+    with few_steps(policy, steps):
+        return way.decide(seen)
+
+
+@contextmanager
+def few_steps(policy: Backbone, steps: int) -> Iterator[None]:
+    """So many steps of denoising while it lasts."""
     place = sizes_of(policy)
     assert place is not None  # `steps_of` found them
     before = getattr(policy, place)
     setattr(policy, place, dataclasses.replace(before, steps=steps))
     try:
-        return way.decide(seen)
+        yield
     finally:
         setattr(policy, place, before)
 

@@ -54,7 +54,7 @@ from pathlib import Path
 from typing import Any
 
 from armlet import recompute, report
-from armlet.evaluation import figures
+from armlet.evaluation import figures, speeds
 from armlet.evaluation import report as evaluation_report
 
 ROOT = Path(__file__).parent.parent
@@ -242,6 +242,27 @@ def speed(asked: Asked) -> float:
     return p50(asked.report["policies"][0]) / p50(row(asked))
 
 
+def times(asked: Asked, against: str) -> float:
+    """How much faster than the teacher: `teacher`, in eager; `teacher_in_runtime`; `motion`, of a
+    second in which the arm moves."""
+    rows = whole(asked.file)["policies"]
+    [own] = [each for each in rows if each["name"] == row(asked)["name"]]
+    found = speeds.speed(own, rows)[against]
+    if found is None:
+        raise NotThereError(
+            f"a speed of {asked.policy!r} in {asked.file.name}, whose teacher was not run in "
+            f"{speeds.runtime_of(own)}, or which never moved"
+        )
+    return found
+
+
+def runtime(asked: Asked) -> str:
+    """In which runtime a row was run: `eager`, `onnx int8`."""
+    rows = whole(asked.file)["policies"]
+    [own] = [each for each in rows if each["name"] == row(asked)["name"]]
+    return speeds.runtime_of(own)
+
+
 def backbone(asked: Asked) -> float:
     """Its share of the first policy's operations in the backbone, %."""
     return 100 * row(asked)["flops"]["backbone"] / asked.report["policies"][0]["flops"]["backbone"]
@@ -333,6 +354,8 @@ NUMBERS: dict[str, Callable[[Asked], list[float]]] = {
     "ms": lambda asked: [p50(row(asked))],
     "motion": lambda asked: [row(asked)["ms_per_second_of_motion"]],
     "speed": lambda asked: [speed(asked)],
+    "speed-in-runtime": lambda asked: [times(asked, "teacher_in_runtime")],
+    "motion-speed": lambda asked: [times(asked, "motion")],
     "flops": lambda asked: [backbone(asked)],
     "parameters": lambda asked: [size(asked)],
     "size": lambda asked: [100 * size(asked) / size(asked, asked.against)],
@@ -597,6 +620,15 @@ CELLS: dict[str, tuple[str, Callable[[Asked], str]]] = {
         lambda asked: f"{row(asked)['ms_per_second_of_motion']:.1f}",
     ),
     "speed": ("speed", lambda asked: f"{speed(asked):.2f}×"),
+    "speed-in-runtime": (
+        "× teacher, same runtime",
+        lambda asked: f"{times(asked, 'teacher_in_runtime'):.2f}×",
+    ),
+    "motion-speed": (
+        "× eager teacher, of motion",
+        lambda asked: f"{times(asked, 'motion'):.2f}×",
+    ),
+    "runtime": ("runtime", runtime),
     "flops": ("backbone FLOPs", lambda asked: f"{backbone(asked):.0f} %"),
     "run": ("layers run", lambda asked: f"{100 * row(asked)['keep_ratio']:.0f} %"),
     "parameters": ("parameters", lambda asked: f"{size(asked) / 1e6:.2f} M"),
@@ -749,7 +781,8 @@ def late(found: Report, policies: list[Report]) -> list[str]:
 def pairs_among(found: Report, policies: list[Report]) -> list[str]:
     """Comparisons of the policies with each other, in the first split."""
     names = {policy["name"] for policy in policies}
-    return [figures.sentence(pair) for pair in found["pairs"] if {pair["a"], pair["b"]} <= names]
+    pairs = [pair for pair in found["pairs"] if {pair["a"], pair["b"]} <= names]
+    return list(map(figures.sentence, speeds.told(found["policies"], pairs)))
 
 
 def provenance(found: Report, policies: list[Report]) -> list[str]:
@@ -774,6 +807,7 @@ CHOSEN_ON = 500_000_000
 NO_INTERVALS = "Outcomes of single episodes were not kept, so intervals over seeds and of gripper toggles cannot be recomputed, and are not given."
 SECTIONS: dict[str, Callable[[Report, list[Report]], list[str]]] = {
     "main": lambda found, policies: figures.main_lines(policies),
+    "refused": lambda found, policies: [f"- {figures.refusal(each)}" for each in found["refused"]],
     "tasks": lambda found, policies: figures.group_lines(policies, "by_task", "task"),
     "splits": every_split,
     "seeds": seeds_together,

@@ -25,18 +25,17 @@ from armlet.policies.checkpoint import (
     TOKENIZER,
     WEIGHTS,
     load_policy,
-    load_state,
     load_with_fingerprint,
     policy_fingerprint,
     read_provenance,
     read_tensors,
     save_policy,
-    save_state,
 )
 from armlet.policies.contract import Body
 from armlet.policies.routed import Routing
 from armlet.policies.vla import VLA
 from armlet.robot.observation import Observation
+from armlet.training.state import load_state, save_state
 
 SHIPPED = Path(__file__).parents[1] / "checkpoints"
 FILES = (CONFIG, WEIGHTS, TOKENIZER)

@@ -12,11 +12,12 @@ from test_rollout import Line, spec
 
 from armlet.evaluation.episodes import conditions
 from armlet.evaluation.settings import contenders
-from armlet.policies.contract import Decision, Policy
+from armlet.policies.contract import Policy
 from armlet.recipe import Evaluation
 from armlet.recipes import make
 from armlet.robot.ensemble import Adaptive
 from armlet.robot.observation import Observation
+from armlet.robot.outputs import Decision
 from armlet.robot.spec import ObservationSpec, RobotSpec
 from armlet.rollout.loop import run
 from armlet.rollout.pool import Contender

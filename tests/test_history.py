@@ -10,19 +10,21 @@ import torch
 from test_rollout import Line, spec
 
 from armlet.data.augment import Augment
+from armlet.data.batching import batch_of
 from armlet.data.frames import BatchMaker, Frames
-from armlet.data.inputs import Inputs
-from armlet.data.text import Words, train_tokenizer
+from armlet.data.text import train_tokenizer
 from armlet.evaluation.action_errors import Recording
 from armlet.evaluation.asking import Asker
-from armlet.policies.contract import Decision
 from armlet.robot.ensemble import Adaptive, Exponential
 from armlet.robot.fit import View
+from armlet.robot.inputs import Inputs
+from armlet.robot.memory import Overlap, Past
 from armlet.robot.normalise import Normaliser
 from armlet.robot.observation import Observation, recent
+from armlet.robot.outputs import Decision
+from armlet.robot.reading.own import Words
 from armlet.rollout.actors import Expert
 from armlet.rollout.loop import run
-from armlet.rollout.memory import Overlap, Past
 
 # Two episodes; in the second the third row follows a gap.
 STARTS = np.array([0, 4, 9])
@@ -83,11 +85,11 @@ def test_a_robot_is_shown_what_was_trained_on() -> None:
     trained = BatchMaker(frames(), inputs(), device=torch.device("cpu")).batch(rows)
     seen = asker().observations(rows, frames().images, 3)
     assert [len(each.past) for each in seen] == [0, 1, 2, 1, 0]
-    batch = inputs().batch(seen, device=torch.device("cpu"))
+    batch = batch_of(inputs().arrays(seen), device=torch.device("cpu"))
     assert torch.equal(batch.images["eye"], trained.images["eye"])
     assert torch.equal(batch.state, trained.state)
     assert torch.equal(batch.previous_action, trained.previous_action)
-    one = inputs(1).batch(seen, device=torch.device("cpu"))
+    one = batch_of(inputs(1).arrays(seen), device=torch.device("cpu"))
     assert one.state.shape == (5, 1) and torch.equal(one.state, batch.present)
 
 

@@ -13,10 +13,18 @@ from armlet import inspect
 from armlet.__main__ import main as command
 from armlet.data import sheet
 from armlet.data.description import suggest
+from armlet.data.door import robot_of
 from armlet.data.episodes import EpisodeDataset, EpisodeFrames, Features
 from armlet.data.writer import EpisodeWriter
 from armlet.policies.checkpoint import save_policy
-from armlet.robot.description import FILE, Described, UnknownRobotError, completed
+from armlet.robot.bounds import Bounds
+from armlet.robot.description import (
+    FILE,
+    Described,
+    RobotOptions,
+    UnknownRobotError,
+    completed,
+)
 
 NAMES = ("base.pos", "lift.pos", "gripper.pos")
 
@@ -171,3 +179,24 @@ def test_the_command_line_takes_columns(
     command()
     said = capsys.readouterr().out
     assert "state: none" in said and "--columns.state None" in said
+
+
+def test_limits_for_a_guard_are_made_from_the_episodes(written: Path, tmp_path: Path) -> None:
+    inspect.main(str(written), out=tmp_path, pictures=False)
+    # Guesses are nobody's word: the robot is asked for.
+    with pytest.raises(ValueError, match="what its actions mean is said nowhere"):
+        inspect.main(str(written), out=tmp_path, pictures=False, guard=True)
+    path = tmp_path / FILE
+    path.write_text(path.read_text().replace("#? ", ""))
+    page = inspect.main(str(written), out=tmp_path, pictures=False, guard=True)
+    assert f"{tmp_path / 'guard.toml'}: limits for a guard" in page
+    data = EpisodeDataset(written)
+    spec = robot_of(data, RobotOptions(file=path)).action
+    bounds = Bounds.read(tmp_path / "guard.toml", spec, data.state_names)
+    actions = data.columns()["action"]
+    inner = np.ones(len(actions) - 1, bool)
+    inner[data.starts[1:-1] - 1] = False  # from one episode to the next is no motion
+    fastest = np.quantile(np.abs(np.diff(actions, axis=0))[inner], 0.999, axis=0) * 20
+    assert bounds.velocity[:2] == pytest.approx(1.5 * fastest[:2], rel=1e-3)
+    with pytest.raises(ValueError, match="--guard would have no effect"):
+        inspect.main(str(tmp_path), guard=True)

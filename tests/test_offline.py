@@ -25,12 +25,13 @@ from armlet.evaluation.action_errors import MEAN, REPEAT, THIRDS, Recording
 from armlet.evaluation.asking import Asker
 from armlet.evaluation.offline import Known, Labelled, seen_in_training
 from armlet.evaluation.offline_report import OfflineReport, Seen
-from armlet.policies.contract import Body, Decision
+from armlet.policies.contract import Body
 from armlet.policies.students import FirstK
 from armlet.policies.vla import VLANetwork
 from armlet.recipe import Evaluation
 from armlet.robot.normalise import Normaliser
 from armlet.robot.observation import Observation
+from armlet.robot.outputs import Decision
 from armlet.robot.spec import ActionSpec, ObservationSpec, RobotSpec
 
 EPISODES, CHUNK = 6, 4

@@ -108,6 +108,23 @@ def test_anybody_can_read_it() -> None:
     )
 
 
+def test_what_a_guard_did_is_kept_only_where_there_was_one(tmp_path) -> None:
+    """A file without one is byte for byte what it was before there were any."""
+    assert b"guarded" not in gzip.decompress(kept.to_bytes(OUTCOMES))
+    teacher = OUTCOMES.policies[0]
+    safe = dataclasses.replace(
+        teacher, run=dataclasses.replace(teacher.run, guarded=(1, 0, 4, 0, 0, 5))
+    )
+    outcomes = dataclasses.replace(OUTCOMES, policies=(teacher, safe))
+    assert kept.from_bytes(kept.to_bytes(outcomes)) == outcomes
+    bare, row = kept.recompute(outcomes)["policies"]
+    assert "guarded_share" not in bare
+    assert row["guarded_share"] == pytest.approx(5 / 100)  # of the first split's control steps
+    short = dataclasses.replace(teacher.run, guarded=(1,))
+    with pytest.raises(ValueError, match="guarded has 1 entries, expected 6"):
+        dataclasses.replace(OUTCOMES, policies=(dataclasses.replace(teacher, run=short),))
+
+
 def test_what_is_no_outcomes_file_is_named(tmp_path) -> None:
     path = tmp_path / "outcomes.json.gz"
     with pytest.raises(FileNotFoundError, match=r"outcomes\.json\.gz is missing"):

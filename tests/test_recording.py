@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from armlet.benchmarks import Task
-from armlet.policies.contract import Decision
 from armlet.recipe import Collection
 from armlet.robot.observation import Observation
+from armlet.robot.outputs import Decision
 from armlet.robot.spec import ActionSpec
 from armlet.rollout import actors
 from armlet.rollout.actors import ExpertActs, StudentActs, TeacherActs, run_expert

@@ -33,6 +33,10 @@ def policy(name: str, successes: int, milliseconds: float, budget: float | None 
         "flops": {"total": 2e8, "backbone": milliseconds * 1e7},
         "params": {"total": 1_234_567, "backbone": 1_000_000},
         "keep_ratio": 0.375,
+        "policy": name,
+        "runtime": "eager",
+        "precision": "fp32",
+        "exported_from": None,
         "budget": budget,
         "routing": {
             "activation": [1.0, 0.5, 0.25],
@@ -291,8 +295,8 @@ def test_reports_from_before_are_read_still(path: Path) -> None:
 
 
 def test_a_report_of_a_later_version_is_refused(written: Path) -> None:
-    written.write_text(json.dumps(json.loads(written.read_text()) | {"version": 3}))
-    with pytest.raises(ValueError, match=r"version 3, expected one of \(1, 2\)"):
+    written.write_text(json.dumps(json.loads(written.read_text()) | {"version": 4}))
+    with pytest.raises(ValueError, match=r"version 4, expected one of \(1, 2, 3\)"):
         report.main((written,))
 
 

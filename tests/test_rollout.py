@@ -3,6 +3,7 @@ which step, against timetables
 written by hand, and in a world whose place is the sum of all moves."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,8 +14,10 @@ import torch
 from armlet.benchmarks import Task, World
 from armlet.benchmarks.tabletop import Tabletop
 from armlet.evaluation import episodes
-from armlet.policies.contract import Decision
+from armlet.robot.bounds import Bounds, Wall
+from armlet.robot.guard import ActionGuard
 from armlet.robot.observation import Observation
+from armlet.robot.outputs import Decision
 from armlet.robot.spec import ActionSpec
 from armlet.rollout import pool
 from armlet.rollout.actors import Expert
@@ -140,7 +143,7 @@ def test_which_action_is_carried_out_at_which_step(
         assert carried_out(chunk, execute, lag, late, steps=6, mode="absolute") == timetable
 
 
-@pytest.mark.parametrize("late", ["wait", "run_on"])
+@pytest.mark.parametrize("late", ["wait", "run_on", "blend"])
 @pytest.mark.parametrize("lag", range(6))
 @pytest.mark.parametrize("execute", range(1, 6))
 @pytest.mark.parametrize("goal", [1, 2, 7, 12])
@@ -309,7 +312,7 @@ class Answers(Names):
         return self.decide(observation).actions
 
 
-@pytest.mark.parametrize(("lag", "late"), [(0, "wait"), (2, "wait"), (2, "run_on")])
+@pytest.mark.parametrize(("lag", "late"), [(0, "wait"), (2, "wait"), (2, "run_on"), (2, "blend")])
 def test_what_is_recorded_changes_nothing_that_is_done(lag: int, late: str) -> None:
     settings = {"steps": 11, "lag": lag, "late": late}
     bare, kept = (
@@ -449,3 +452,43 @@ def test_policies_act_on_the_device_that_is_asked_for(monkeypatch) -> None:
 def test_a_data_set_says_on_which_device_its_policies_acted() -> None:
     assert acted_on("cuda:1") == {"device": "cuda:1"}
     assert acted_on("cpu") == {}, "as those before it"
+
+
+# --- behind a guard
+
+
+def guarded(policy, world: World, *, steps: int, bounds: Bounds, **settings) -> Episode:
+    guard = partial(ActionGuard, spec(), bounds, state_names=("x",))
+    return episode(policy, world, steps=steps, guard=guard, **settings)
+
+
+def test_behind_a_guard_that_has_nothing_to_say_all_is_as_without() -> None:
+    for settings in ({}, {"lag": 2, "late": "run_on"}, {"lag": 2, "late": "blend"}):
+        bare = episode(Walks(12, 4, 2), Seen(12), steps=40, **settings)
+        safe = guarded(Walks(12, 4, 2), Seen(12), steps=40, bounds=Bounds.of(spec()), **settings)
+        np.testing.assert_array_equal(bare.executed, safe.executed)
+        assert (safe.guarded, bare.guarded, safe.waited) == (0, None, bare.waited)
+
+
+def test_what_a_guard_lets_pass_is_what_is_carried_out() -> None:
+    # 5 a second at 10 Hz is half a move a step: it takes twice as long.
+    slow = Bounds.of(spec(), velocity=(5.0, np.inf))
+    found = guarded(Walks(6, 4, 1), Seen(6), steps=40, bounds=slow)
+    assert found.success and found.steps == 12 and found.guarded == 11  # its last move is of 0.5
+    wall = Bounds.of(spec(), walls=(Wall(0, -1, 2.5, 0, 1.0),))
+    world = Seen(6)
+    stopped = guarded(Walks(6, 4, 4), world, steps=10, bounds=wall)
+    assert not stopped.success and world.place == pytest.approx(2.5) and stopped.guarded == 8
+
+
+def test_a_policy_of_nonsense_or_one_too_slow_is_held() -> None:
+    class Nonsense(Names):
+        def decide(self, seen: Observation) -> Decision:
+            return Decision(np.full((2, 2), np.nan, np.float32), (1,))
+
+    world = Seen(np.inf)
+    found = guarded(Nonsense(2, 2), world, steps=6, bounds=Bounds.of(spec()))
+    assert world.place == 0 and found.guarded == 6 and found.waited == 0
+    late = Bounds.of(spec(), silence_s=0.35, on_silence="stop")
+    found = guarded(Names(2, 2), Seen(np.inf), steps=20, bounds=late, lag=5)
+    assert not found.executed[:, 0].any() and found.guarded >= 1

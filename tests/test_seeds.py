@@ -12,8 +12,8 @@ from outside import Dots, DotWorld, reaching
 
 from armlet import recipes
 from armlet.evaluation import settings
-from armlet.policies.contract import Decision
 from armlet.recipe import Recipe, Round
+from armlet.robot.outputs import Decision
 from armlet.rollout import actors
 from armlet.rollout.actors import ExpertActs, StudentActs, TeacherActs
 from armlet.training import practice

@@ -10,8 +10,9 @@ import pytest
 
 from armlet.benchmarks.tabletop import Tabletop
 from armlet.policies.checkpoint import load_policy, policy_fingerprint
-from armlet.policies.contract import Decision, Policy
+from armlet.policies.contract import Policy
 from armlet.robot.observation import Observation
+from armlet.robot.outputs import Decision
 from armlet.rollout.loop import plan, run_task
 
 HOME = Path(__file__).parent.parent

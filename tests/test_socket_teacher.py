@@ -24,8 +24,8 @@ from armlet.data.traces import StaleTraceError, TraceError, TraceStore
 from armlet.policies.checkpoint import load_policy, save_policy
 from armlet.policies.facts import FACTS, TeacherFacts
 from armlet.policies.fitting import Choosing
-from armlet.policies.remote.line import AnswerError, ServerError
 from armlet.recipe import Evaluation, Recipe, Round
+from armlet.robot.client.line import AnswerError, ServerError
 from armlet.rollout import recording
 from armlet.teach import new_policy
 

@@ -10,10 +10,18 @@ Verbs, in the order of the work:
     teach      episodes → a teacher (skip it if you bring one)
     probe      episodes + teacher → traces
     distil     episodes + traces → a student
+    calibrate  teacher and student in episodes of their own → the longest `execute` that is no worse
     evaluate   teacher, student and baselines on the same episodes → report.json, a table, a picture
+    export     a policy → a folder for a robot's computer, in another runtime, without torch:
+               `armlet export DIR --runtime onnx`
+    profile    a policy → where the milliseconds of one decision go: `armlet profile POLICY`
+    plan       a teacher and a time → what would reach it, before anybody trains: `armlet plan
+               POLICY --target-ms 20`
     report     report.json files → one web page: `armlet report out/*/evaluation/report.json`
     recompute  report.json files: every interval, pair and tally again, from the stored counts and
                outcomes
+    serve      a policy → answers over a socket, for robots and harnesses: `armlet serve FOLDER`
+    publish    a policy → a model on the Hugging Face hub: `armlet publish DIR hf:user/name`
 
 A recipe without a suffix, such as `actdistill`, is for your own robot: the same options for every
 verb, of which `--episodes` is one.
@@ -34,9 +42,22 @@ import importlib.metadata
 import sys
 from collections.abc import Callable
 
-VERBS = ("inspect", "collect", "teach", "probe", "distil", "evaluate", "report", "recompute")
+VERBS = (
+    "inspect", "collect", "teach", "probe", "distil", "calibrate", "evaluate", "profile", "plan",
+    "export", "serve", "publish", "report",
+    "recompute",
+)  # fmt: skip
 HELP = ("-h", "--help", "help")
-OF_PLACES = ("inspect", "report", "recompute")  # verbs that take folders or files, no recipe
+OF_PLACES = (
+    "inspect",
+    "export",
+    "serve",
+    "publish",
+    "profile",
+    "plan",
+    "report",
+    "recompute",
+)  # verbs that take folders or files, no recipe
 
 
 def usage() -> str:
@@ -92,9 +113,10 @@ def _on_places(verb: str, arguments: list[str], *, debug: bool) -> None:
     import tyro
 
     command = f"armlet {verb}"
-    main_of_verb = importlib.import_module(f"armlet.{verb}").main
 
     def work() -> object:
+        # An import is part of the work: a library may be missing.
+        main_of_verb = importlib.import_module(f"armlet.{verb}").main
         config = (tyro.conf.AvoidSubcommands,)
         return tyro.cli(main_of_verb, args=arguments, prog=command, config=config)
 

@@ -4,8 +4,9 @@ loop; names no recipe.
 The teacher itself is read only where its weights are needed (training/teacher.py).
 """
 
+import copy
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from armlet.data.splits import parts, rows_of
 from armlet.data.traces import StoreIdentity
 from armlet.layers.ema import SelfTeacher
 from armlet.lineage import PROVENANCE, Question, as_json, digest_text, is_finished
+from armlet.logs import RunLog
 from armlet.policies.checkpoint import save_policy
 from armlet.policies.contract import Backbone
 from armlet.policies.facts import TeacherFacts
@@ -40,7 +42,7 @@ from armlet.robot.agree import agree
 from armlet.robot.fit import View
 from armlet.training.black_box import how_asked
 from armlet.training.learner import Learner, chooses, with_logits
-from armlet.training.practice import is_promoted, mixed, practise
+from armlet.training.practice import is_promoted, mixed, practise, round_folder
 from armlet.training.supervision import (
     check_heads,
     heads_question,
@@ -64,11 +66,12 @@ def main(recipe: Recipe) -> Path:
         raise ValueError(f"recipe {recipe.name!r} has no student and stages to distil")
     recipe = fetched(at_hand(recipe, reads=("episodes",)))
     # The folders of stages and rounds are moved where they answer another question.
-    with hold(recipe.out / "distil.lock", "distilling"):
-        return _distil(recipe)
+    log = RunLog(recipe.log, recipe.out, recipe.name, to_json(recipe))
+    with hold(recipe.out / "distil.lock", "distilling"), log:
+        return _distil(recipe, log)
 
 
-def _distil(recipe: Recipe) -> Path:
+def _distil(recipe: Recipe, log: RunLog) -> Path:
     title = f"distil {recipe.name}"
     device = "cuda" if torch.cuda.is_available() else "cpu"
     data = EpisodeDataset(recipe.episodes, recipe.columns)
@@ -76,21 +79,19 @@ def _distil(recipe: Recipe) -> Path:
     facts = met.facts
     teacher = met.network  # it has the teacher's weights only if something in the recipe reads them
     recipe = suited(met.recipe, facts.body.action_spec)
-    recipe.pictures.agree(facts.view)
-    assert recipe.student is not None
+    recipe.agree_on_pictures(facts.view)
+    shown, view = _as_students_see(recipe, data, teacher)
     store = _store(recipe, data.fingerprint, facts)
     wanted = question(recipe, data.fingerprint, facts.fingerprint, store)
+    wanted |= {} if view == teacher.view else {"pictures": as_json(asdict(view))}
     if is_finished(recipe.student_folder, wanted, fixes="give another folder with `--out`"):
         sys.stderr.write(f"{title}: {recipe.student_folder} was distilled exactly so already\n")
         return recipe.student_folder
     _check_episodes(recipe, data, teacher, title)
 
-    episodes = _episodes(recipe, data, teacher.view, store)
+    episodes = _episodes(recipe, data, view, store)
     train, calibrate = _rows(recipe, data)
-    torch.manual_seed(recipe.seed)  # of the student's new weights, before it is built
-    sample = _sample(make_batches(teacher, episodes.frames), train, recipe.seed)
-    student = recipe.student.build(teacher, sample).to(device)
-    agree(student.robot, teacher.robot, whose=("the student", "its teacher"))
+    student = _student(recipe, shown, teacher, episodes, train, device)
     recipe = _for_student(recipe, teacher, student, episodes, train)
     _check_chunk(student, facts.chunk)
     learner = _learner(recipe, student, data).to(device)
@@ -99,11 +100,10 @@ def _distil(recipe: Recipe) -> Path:
 
     held = teacher if recipe.stages[0].teacher is not None else None
     labels = met.labels if recipe.rounds else None
-    del teacher, met  # where nobody asks: half of the memory
+    del teacher, shown, met  # where nobody asks: half of the memory
 
     def fit(stage: Stage, index: int, corpus: Corpus, rows: np.ndarray) -> None:
         """Stage number `index` of all, on these rows of the corpus."""
-        start = held if index == 0 else None
         Trainer(
             learner,
             stage,
@@ -111,9 +111,10 @@ def _distil(recipe: Recipe) -> Path:
             folder=recipe.out / f"distil-{index}",
             seed=recipe.seed + index,  # a stage that drew as the last did would see no new order
             title=f"{title} {index + 1}/{len(recipe.all_stages)}",
-            teacher=_answers(stage, corpus, student, start),
+            teacher=_answers(stage, corpus, student, held if index == 0 else None),
             rows=rows,
             made_from=_made_from(wanted, corpus, student),
+            log=log,
         ).run()
         student.calibrate(measured_on)  # not trained on: there a router's scores are honest
 
@@ -130,7 +131,7 @@ def _distil(recipe: Recipe) -> Path:
         rows = mixed(train, practised, each.share)
         fit(each.stage, len(recipe.stages) + number, corpus, rows)
         # A round that makes the student worse is undone; the episodes that it added stay.
-        if not is_promoted(recipe, number, student):
+        if not _promoted(recipe, number, student, len(worth), log):
             learner.load_state_dict(before)
             student.calibrate(measured_on)
 
@@ -140,11 +141,54 @@ def _distil(recipe: Recipe) -> Path:
     return folder
 
 
+def _as_students_see(
+    recipe: Recipe, data: EpisodeDataset, teacher: Backbone
+) -> tuple[Backbone, View]:
+    """The teacher as a student is built from it, and how that sees the episodes: as its teacher or,
+    with eyes of its own beside a teacher that brings pictures of any size to its own itself, as the
+    recipe says."""
+    assert recipe.student is not None
+    if teacher.view.fit != "any" or not recipe.student.own_eyes:
+        return teacher, teacher.view
+    cameras = {name: data.cameras[name] for name in teacher.view.cameras if name in data.cameras}
+    view = recipe.pictures.view(cameras, whose=str(data.root))
+    shown = copy.copy(teacher)  # it shares the weights, and has a body of its own
+    shown.body = replace(teacher.body, fit=view.fit)
+    return shown, view
+
+
+def _student(
+    recipe: Recipe,
+    shown: Backbone,
+    teacher: Backbone,
+    episodes: Part,
+    train: np.ndarray,
+    device: str,
+) -> Backbone:
+    """The recipe's student before its first step, on `device`, cut to fit some of these frames.
+    `shown`: the teacher as the student is built from it."""
+    assert recipe.student is not None  # `main` has seen to it
+    torch.manual_seed(recipe.seed)  # of the student's new weights, before it is built
+    # Not on the device of the teacher: a stand-in has no weights, and is nowhere.
+    batches = make_batches(shown, episodes.frames, torch.device(device))
+    student = recipe.student.build(shown, _sample(batches, train, recipe.seed)).to(device)
+    agree(student.robot, teacher.robot, whose=("the student", "its teacher"))
+    return student
+
+
+def _promoted(recipe: Recipe, number: int, student: Backbone, added: int, log: RunLog) -> bool:
+    """Whether a round's student stays; the logs are told."""
+    promoted = is_promoted(recipe, number, student)
+    series = log.series(round_folder(recipe, number))
+    series.point(0, {"frames_added": added, "promoted": promoted})
+    return promoted
+
+
 def _for_student(
     recipe: Recipe, teacher: Backbone, student: Backbone, episodes: Part, rows: np.ndarray
 ) -> Recipe:
     """The recipe with objectives for this student of this teacher."""
-    recipe = with_logits(recipe, teacher, make_batches(teacher, episodes.frames))
+    recipe = with_logits(recipe, teacher, make_batches(teacher, episodes.frames, student.device))
     choosing, logits = chooses(student, make_batches(student, episodes.frames).batch(rows[:2]))
     return recipe.for_student(chooses=choosing, logits=logits)
 

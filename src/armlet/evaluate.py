@@ -6,42 +6,41 @@ what decisions cost is measured here. A killed evaluation goes on where it stopp
 (`armlet.evaluation.episodes`).
 """
 
+import functools
 import json
 from collections import Counter
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from armlet.benchmarks import Task, benchmark_robot
+from armlet.benchmarks import Benchmark, Task, benchmark_robot
 from armlet.data.episodes import EpisodeDataset
 from armlet.data.files import write_atomically
 from armlet.data.hub import is_name
 from armlet.evaluation import figures, measure, offline
 from armlet.evaluation import outcomes as kept
 from armlet.evaluation.episodes import Row, run_delayed, run_episodes, run_of
+from armlet.evaluation.field import Field, in_runtimes, load
 from armlet.evaluation.films import make_film, sample_observations
 from armlet.evaluation.outcomes import Outcomes, Planned, PolicyRun, Section
-from armlet.evaluation.provenance import Curves, Provenance, curves, gripper_noise, seeds_of
+from armlet.evaluation.provenance import Curves, curves, gripper_noise, seeds_of
 from armlet.evaluation.report import Latency, Measured, OutcomesFile, Report
-from armlet.evaluation.settings import check, contenders, planned
-from armlet.policies.acting import Known, actor_provenance, behind_socket
-from armlet.policies.contract import Backbone, Policy
+from armlet.evaluation.runtimes import frames_of_world
+from armlet.evaluation.settings import beside_eager, check, planned
+from armlet.logs import RunLog
+from armlet.measuring import EAGER, PARTS, Runtime
+from armlet.policies.contract import Backbone
 from armlet.recipe import Recipe, at_hand, check_episodes, robot_of_episodes, suited, to_json
+from armlet.robot.exported import is_exported, read_description
 from armlet.robot.observation import Observation
+from armlet.robot.spec import RobotSpec
 from armlet.rollout.door import check_world
 from armlet.rollout.loop import plan
 from armlet.rollout.pool import THREADS, Contender, threads
 
 OUTCOMES = "outcomes.json.gz"
-
-
-@dataclass(frozen=True)
-class Field:
-    """Who is compared, by name; the teacher first."""
-
-    contenders: dict[str, Contender]  # where each is on disk, and how it is run
-    policies: dict[str, Policy]  # the same, loaded where policies act
-    made: dict[str, Provenance]  # what each says of how it was made
+TIMED = 20  # decisions by which an export sees how fast it is; the table's are timed all together
 
 
 def main(recipe: Recipe) -> Path:
@@ -51,14 +50,16 @@ def main(recipe: Recipe) -> Path:
         return compare_with_held_out(recipe)
     # Everything that can be refused is refused before the first episode: hours come after it.
     check(recipe)
+    log = RunLog(recipe.log, recipe.out, recipe.name, to_json(recipe))
     recipe = at_hand(recipe, reads=("teacher", "policies"))
     field = load(recipe, known=lambda: benchmark_robot(benchmark))
     teacher = field.policies["teacher"]
     # The world draws pictures as the policies want them; whoever asks for others is told so.
     if recipe.pictures.asked and isinstance(teacher, Backbone):
-        recipe.pictures.agree(teacher.view)
+        recipe.agree_on_pictures(teacher.view)
     for name, policy in field.policies.items():
         check_world(policy, benchmark, whose=f"policy {name!r}")
+    field = _in_runtimes_of_world(recipe, field, benchmark)
     out = recipe.out / "evaluation"
     episodes = planned(benchmark, recipe.evaluation)
     rows = run_episodes(
@@ -74,7 +75,24 @@ def main(recipe: Recipe) -> Path:
     # depend on it.
     with threads(THREADS):
         report = summarise(recipe, field, episodes, rows, out)
-    return write(report, out)
+    path = write(report, out)
+    with log:
+        log.series(out).result(report.outcomes.sha256, numbers(report))
+    return path
+
+
+def numbers(report: Report) -> dict[str, float]:
+    """What a run's logs are told of an evaluation: of every policy its success, and what a decision
+    costs."""
+    found = {}
+    for row in report.sections["policies"]:
+        name = row["name"]
+        found[f"{name}/success"] = row["successes"] / row["episodes"]
+        measured = report.measured[name]
+        found[f"{name}/p50_ms"] = measured.latency_ms.policy["p50"]
+        if measured.ms_per_second_of_motion is not None:
+            found[f"{name}/ms_per_second_of_motion"] = measured.ms_per_second_of_motion
+    return found
 
 
 def compare_with_held_out(recipe: Recipe) -> Path:
@@ -96,20 +114,58 @@ def compare_with_held_out(recipe: Recipe) -> Path:
             whose=f"policy {name!r}",
         )
     recipe = suited(recipe, field.policies["teacher"].robot.action)
-    return offline.run(recipe, data, field.policies, field.contenders)
+    if beside_eager(recipe.evaluation):
+        field = in_runtimes(
+            recipe,
+            field,
+            functools.partial(export_one, robot=robot_of_episodes(recipe, data)),
+            lambda: offline.frames_of_episodes(recipe, data, field.policies),
+            {"data": data.fingerprint, "columns": asdict(data.roles)},
+        )
+    return offline.run(recipe, data, field)
 
 
-def load(recipe: Recipe, known: Known) -> Field:
-    """The contenders, where policies act; `known`: see `load_policy`."""
-    found = contenders(recipe)
-    policies = {}
-    made = {}
-    for name, contender in found.items():
-        if behind_socket(contender.folder) is not None:
-            found[name] = replace(contender, robot=known())
-        policies[name] = contender.load(recipe.acting_device, known)
-        made[name] = actor_provenance(contender.folder)
-    return Field(found, policies, made)
+def _in_runtimes_of_world(recipe: Recipe, field: Field, benchmark: Benchmark) -> Field:
+    """The field with every policy in every runtime that is asked for."""
+    if not beside_eager(recipe.evaluation):
+        return field
+    splits = recipe.evaluation.splits
+    # Neither trained on nor reported: see `Calibration.seed`.
+    seed = recipe.calibration.seed
+    return in_runtimes(
+        recipe,
+        field,
+        functools.partial(export_one, world=benchmark, robot=benchmark_robot(benchmark)),
+        lambda: frames_of_world(field.policies["teacher"], benchmark, splits, seed),
+        {"benchmark": benchmark.fingerprint(), "splits": splits, "seed": seed},
+    )
+
+
+def export_one(
+    place: Path,
+    out: Path,
+    runtime: Runtime,
+    budgets: tuple[float, ...],
+    frames: Sequence[Observation],
+    *,
+    world: Benchmark | None = None,
+    robot: RobotSpec,
+) -> str | None:
+    """Export one policy, of this robot, by the gates of `armlet export`; returns why it is refused.
+    Of the gates parity alone refuses: closed loop and speed are what an evaluation measures, and
+    says."""
+    # Here and not above: the libraries are an extra, which a run in eager alone does not need.
+    from armlet.deploy.exporting import How, export
+    from armlet.deploy.gates import GateError
+    from armlet.deploy.graph import GraphError
+
+    library, precision = PARTS[runtime]
+    how = How(library, precision, budgets, threads=THREADS, calls=TIMED, slower=True)
+    try:
+        export(place, out, how, frames, world, robot=robot, measured_elsewhere=True)
+    except (GateError, GraphError) as error:
+        return str(error)
+    return None
 
 
 def summarise(
@@ -151,19 +207,26 @@ def summarise(
     )
     # The same function that recomputes a report from the file: the two cannot disagree.
     sections = kept.recompute(outcomes)
-    measurements = {}
+    measurements: dict[str, Measured] = {}
     for row in sections["policies"]:
         name = row["name"]
-        measurements[name] = measured(row, field, observations, timings[name])
-    # The first episodes of the first split, not the best ones.
+        measurements[name] = measured(row, field, observations, timings[name], measurements)
+    # The first episodes of the first split, not the best ones. In eager alone: an exported policy
+    # does the same, and a film has room for few.
+    filmed = {}
+    for name, policy in field.policies.items():
+        if field.contenders[name].runtime == EAGER:
+            filmed[name] = policy
     films = []
     for task, seed in plan(benchmark, setting.splits[0], setting.videos, setting.seed):
-        films.append(make_film(field.policies, field.contenders, benchmark, task, seed, out))
+        film = make_film(filmed, field.contenders, benchmark, task, seed, out, rerun=setting.rerun)
+        films.append(film)
     return Report(
         outcomes=OutcomesFile(OUTCOMES, kept.write(out / OUTCOMES, outcomes)),
         sections=sections,
         measured=measurements,
         films=tuple(films),
+        refused=field.refused,
         training=training(field),
         fingerprint=fingerprint(recipe, field),
     )
@@ -202,7 +265,7 @@ def policy_runs(field: Field, rows: dict[str, list[Row]]) -> tuple[PolicyRun, ..
             name=name,
             fingerprint=contender.fingerprint,
             execute=contender.looks_after or policy.execute,
-            layer_costs=_layer_costs(policy),
+            layer_costs=_layer_costs(field, name, routes),
             routes=dict(sorted(routes.items())),  # sorted: the file's sha256 is compared
             run=run_of(rows[name]),
             seeds_of=together.get(name),
@@ -211,51 +274,93 @@ def policy_runs(field: Field, rows: dict[str, list[Row]]) -> tuple[PolicyRun, ..
     return tuple(found)
 
 
-def _layer_costs(policy: Policy) -> tuple[float, ...]:
-    """None of a policy whose layers nobody knows."""
-    return tuple(policy.layer_costs().tolist()) if isinstance(policy, Backbone) else ()
+def _layer_costs(field: Field, name: str, routes: Counter[str]) -> tuple[float, ...]:
+    """What each layer costs; none of a policy whose layers nobody knows, or that does not say which
+    of them ran."""
+    policy = field.policies[field.exported_from.get(name, name)]
+    if not isinstance(policy, Backbone):
+        return ()
+    costs = tuple(policy.layer_costs().tolist())
+    # An exported policy has its network's layers, where it says their route.
+    return costs if all(len(route) == len(costs) for route in routes) else ()
 
 
 def measured(
-    row: Section, field: Field, observations: list[Observation], timing: dict[str, float]
+    row: Section,
+    field: Field,
+    observations: list[Observation],
+    timing: dict[str, float],
+    before: Mapping[str, Measured],
 ) -> Measured:
-    """What a policy costs. `row`: what its outcomes say."""
-    contender = field.contenders[row["name"]]
-    policy = field.policies[row["name"]]
+    """What a policy costs. `row`: what its outcomes say; `before`: what the policies before it
+    do."""
+    name = row["name"]
+    contender = field.contenders[name]
+    policy = field.policies[name]
     asked = row["decisions_per_second"]  # None: the arm never moved
-    motion = None if asked is None else timing["p50"] * asked
-    noise = gripper_noise(field.made[row["name"]])
+    library, precision = field.runtime(name)
+    found = Measured(
+        policy=field.whose(name),
+        runtime=library,
+        precision=precision,
+        exported_from=field.exported_from.get(name),
+        layers=(),
+        changes_with=None,
+        latency_ms=Latency(timing, THREADS, measure.device_of(policy)),
+        ms_per_second_of_motion=None if asked is None else timing["p50"] * asked,
+        flops=dict.fromkeys(("total", "backbone")),
+        params=dict.fromkeys(("total", "backbone")),
+        peak_memory_mb=None,
+        bytes_on_disk=None,
+        gripper_noise=gripper_noise(field.made[name]),
+        budget=contender.budget,
+    )
+    if is_exported(contender.folder) or isinstance(policy, Backbone):
+        found = replace(
+            found,
+            peak_memory_mb=_peak_memory(name, field, observations[0], before),
+            bytes_on_disk=measure.bytes_on_disk(contender.folder),
+        )
+    if name in field.exported_from:
+        return _as_its_network(found, before[field.exported_from[name]], row)
     if not isinstance(policy, Backbone):
         # What it is made of nobody here knows, and its time is that of its machine and the network.
-        where = Latency(timing, THREADS, measure.device_of(policy))
-        return Measured(
-            layers=(),
-            changes_with=None,
-            latency_ms=where,
-            ms_per_second_of_motion=motion,
-            flops=dict.fromkeys(("total", "backbone")),
-            params=dict.fromkeys(("total", "backbone")),
-            peak_memory_mb=None,
-            bytes_on_disk=None,
-            gripper_noise=noise,
-            budget=None,
-        )
+        return found
     changes = None
     # A policy that always runs the same layers depends on nothing, and need not be asked.
     if row["routing"]["patterns"] > 1:
         changes = measure.what_routes_depend_on(policy, observations)
-    return Measured(
+    return replace(
+        found,
         layers=tuple(policy.layer_numbers),
         changes_with=changes,
-        latency_ms=Latency(timing, THREADS, measure.device_of(policy)),
-        ms_per_second_of_motion=motion,
         flops=measure.compute(policy, observations),
         params=measure.parameters(policy),
-        peak_memory_mb=measure.peak_memory_mb(contender.folder, observations[0], policy.robot),
-        bytes_on_disk=measure.bytes_on_disk(contender.folder),
-        gripper_noise=noise,
-        budget=contender.budget,
     )
+
+
+def _as_its_network(found: Measured, eager: Measured, row: Section) -> Measured:
+    """Of an exported policy what was counted in the network that it was exported from: its graph
+    multiplies the same numbers."""
+    # One that does not say its route has no layers in the tables of what ran.
+    says_route = len(row["routing"]["activation"]) == len(eager.layers)
+    return replace(
+        found,
+        layers=eager.layers if says_route else (),
+        flops=eager.flops,
+        params=eager.params,
+    )
+
+
+def _peak_memory(
+    name: str, field: Field, observation: Observation, before: Mapping[str, Measured]
+) -> float | None:
+    """Once a folder: how many actions are carried out changes nothing."""
+    folder = field.contenders[name].folder
+    for other, its in before.items():
+        if field.contenders[other].folder == folder:
+            return its.peak_memory_mb
+    return measure.peak_memory_mb(folder, observation, field.policies[name].robot)
 
 
 def training(field: Field) -> dict[str, list[Curves]]:
@@ -277,8 +382,14 @@ def fingerprint(recipe: Recipe, field: Field) -> dict[str, Any]:
     setting = recipe.evaluation
     evaluated = {}
     for name, contender in field.contenders.items():
-        made_by = field.made[name].get("recipe")
-        evaluated[name] = {"folder": contender.folder.as_posix(), "recipe": made_by}
+        about: dict[str, Any] = {"folder": contender.folder.as_posix()}
+        if name in field.exported_from:
+            # Of its gates and the runtime's version; how it was made, its origin says.
+            about["exported_from"] = field.exported_from[name]
+            about["exported"] = _exported(contender)
+        else:
+            about["recipe"] = field.made[name].get("recipe")
+        evaluated[name] = about
     return {
         **measure.environment(),
         "device": recipe.acting_device,
@@ -293,3 +404,10 @@ def fingerprint(recipe: Recipe, field: Field) -> dict[str, Any]:
         "evaluation": asdict(setting),
         "evaluated": evaluated,
     }
+
+
+def _exported(contender: Contender) -> dict[str, Any] | None:
+    """What an exported policy says of itself."""
+    if not is_exported(contender.folder):
+        return None
+    return read_description(contender.folder)

@@ -22,13 +22,15 @@ import tyro
 
 from armlet.data import sheet
 from armlet.data.description import Range, Suggestion, suggest
-from armlet.data.door import check_described
-from armlet.data.episodes import EpisodeDataset
+from armlet.data.door import check_described, robot_of
+from armlet.data.episodes import ACTION, STATE, EpisodeDataset
 from armlet.data.files import write_atomically
 from armlet.data.hub import in_cache, is_name, local_folder
 from armlet.data.layout import INFO, Columns
-from armlet.policies.remote.address import address_of, is_address
+from armlet.robot.bounds import FILE as GUARD
+from armlet.robot.client.address import address_of, is_address
 from armlet.robot.description import FILE, Described, RobotOptions, as_toml, toml_lines
+from armlet.robot.proposal import propose
 
 SHEET = "cameras.png"
 AS_LEROBOT = Columns()  # the names that LeRobot itself gives to state and action
@@ -52,12 +54,14 @@ def main(
     pictures: bool = True,
     episodes: Path | None = None,
     policy: bool = False,
+    guard: bool = False,
 ) -> str:
     """Say what a data set or a policy is. `place`: its folder, or its name on the hub,
     hf:user/name, which is a data set's unless `policy` says otherwise. `out`: the folder for robot.toml and the contact sheet, or for policy.toml; the
     data set's or checkpoint's own if not given. `columns`: which columns hold state and action.
     `pictures`: look at the cameras too, which takes decoding a few frames. `episodes`: a data set
-    to compare a checkpoint of another project with."""
+    to compare a checkpoint of another project with. `guard`: write a guard.toml as well, with the
+    limits that the episodes kept to; the robot must be known, by its robot.toml."""
     if is_address(place):
         raise ValueError(
             f"{address_of(place)}: a server is not inspected: it has no files to be read. Its "
@@ -65,6 +69,10 @@ def main(
             "--episodes DIR"
         )
     folder = local_folder(place, kind="model") if policy else Path(place)
+    if guard and not (folder / INFO).is_file() and not is_name(place):
+        raise ValueError(
+            f"--guard would have no effect: {place} is no data set; limits are made from episodes"
+        )
     if _is_checkpoint(folder):
         data = EpisodeDataset(episodes, columns) if episodes else None
         return checkpoint_page(folder, out, data, place=place)
@@ -93,6 +101,8 @@ def main(
     where = out or data.root
     known = "all that a teacher must know of its robot"
     written = [_write_description(where / FILE, described(found), known)]
+    if guard:
+        written.append(_write_guard(data, where))
     if seen:
         where.mkdir(parents=True, exist_ok=True)
         sheet.draw(seen).save(where / SHEET)
@@ -126,6 +136,16 @@ def _described_wrongly(data: EpisodeDataset, path: Path) -> list[str]:
     except ValueError as error:
         return [str(error)]
     return []
+
+
+def _write_guard(data: EpisodeDataset, where: Path) -> str:
+    """Write the limits that the episodes kept to beside their robot.toml."""
+    path = where / FILE
+    spec = robot_of(data, RobotOptions(file=path if path.is_file() else None)).action
+    columns = data.columns()
+    text = propose(spec, data.state_names, columns[ACTION], columns[STATE], data.starts)
+    known = "limits for a guard, with a margin: look at each before a robot moves"
+    return _write_description(where / GUARD, text, known)
 
 
 def _options(data: EpisodeDataset, out: Path | None) -> str:
@@ -329,6 +349,7 @@ def checkpoint_page(
     """What a checkpoint of another project is, and what of some episodes does not go with it;
     writes a policy.toml beside it, or into `out`. `place` is how it was named: a folder, or on the
     hub, in whose cache nothing is written."""
+    from armlet.machine import Machine
     from armlet.policies.pretrained import kinds, page
     from armlet.policies.pretrained.said import FILE as SAID
 
@@ -338,7 +359,7 @@ def checkpoint_page(
         )
     said, kind = kinds.find(folder)
     card = kind.describe(said)
-    lines = [page.page(card, page.Machine.measured())]
+    lines = [page.page(card, Machine.measured())]
     if data is not None:
         columns = data.columns()
         wrong = page.against(card, columns["action"], columns["observation.state"])

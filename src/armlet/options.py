@@ -56,13 +56,14 @@ USUAL: dict[str, tuple[str, ...]] = {
         "--student.layers", "--student.budget", "--student.student.layers", "--stages.*.steps",
         "--stages.*.batch-size", "--stages.*.learning-rate", "--rounds.*.episodes",
     ),
+    "calibrate": ("--teacher", "--out", "--policies", "--benchmark.*", "--calibration.*"),
     "evaluate": ("--episodes", "--teacher", "--out", "--policies", *ROBOT, "--evaluation.*"),
 }  # fmt: skip
 
 # What a recipe without a benchmark does not do: it collects nothing and nothing acts in a world.
 OF_WORLDS = (
-    "--collection.*", "--evaluation.splits", "--evaluation.slower", "--evaluation.late",
-    "--evaluation.videos",
+    "--calibration.*", "--collection.*", "--evaluation.splits", "--evaluation.slower",
+    "--evaluation.late", "--evaluation.videos", "--evaluation.rerun",
 )  # fmt: skip
 
 

@@ -15,18 +15,20 @@ from armlet.data.episodes import EpisodeDataset
 from armlet.data.frames import BatchMaker, load_frames
 from armlet.data.splits import parts, rows_of
 from armlet.data.traces import HEADER, StoreIdentity
+from armlet.logs import RunLog
 from armlet.policies.acting import behind_socket, socket_policy
 from armlet.policies.checkpoint import load_with_fingerprint
 from armlet.policies.facts import TeacherFacts
 from armlet.policies.pretrained.said import Said
-from armlet.policies.remote.address import address_of
 from armlet.recipe import (
     Recipe,
     at_hand,
     check_episodes,
     robot_of_episodes,
     suited,
+    to_json,
 )
+from armlet.robot.client.address import address_of
 from armlet.training.black_box import (
     facts_of_server,
     frames_for,
@@ -62,7 +64,7 @@ def main(recipe: Recipe) -> Path:
         recipe.teacher, device=device, known=lambda: robot_of_episodes(recipe, data)
     )
     # The teacher decides how pictures are fitted: traces of others would be of other inputs.
-    recipe.pictures.agree(teacher.view)
+    recipe.agree_on_pictures(teacher.view)
     recipe = suited(recipe, teacher.body.action_spec)
     check_episodes(recipe, data, teacher.robot, state=teacher.body.state, title=title)
     if recipe.teacher_precision == "bf16":
@@ -73,7 +75,8 @@ def main(recipe: Recipe) -> Path:
     if recipe.probe:
         torch.manual_seed(recipe.seed)  # the heads' first weights
         learner.probe = make_heads(teacher, recipe.probe).to(device)
-        _fit(recipe, learner, batches, data, fingerprint, title=title)
+        with RunLog(recipe.log, recipe.out, recipe.name, to_json(recipe)) as log:
+            _fit(recipe, learner, batches, data, fingerprint, log, title=title)
     how = how_watched(recipe)
     store_traces(
         recipe.traces,
@@ -118,6 +121,7 @@ def _fit(
     batches: BatchMaker,
     data: EpisodeDataset,
     teacher: str,
+    log: RunLog,
     *,
     title: str,
 ) -> None:
@@ -140,6 +144,7 @@ def _fit(
         title=title,
         rows=rows,
         made_from=heads_question(recipe, data.fingerprint, teacher),
+        log=log,
     )
     why = trainer.obstacle()  # why what stands in the folder cannot be continued; empty if it can
     if why and (recipe.traces / HEADER).is_file():

@@ -28,8 +28,11 @@ from armlet.data.layout import Columns
 from armlet.data.pictures import Pictures
 from armlet.data.transforms import BatchTransform
 from armlet.limits import ABOVE_0, BELOW_1, MOST
+from armlet.logs import Logging
+from armlet.measuring import EAGER, Calibration, Runtime
 from armlet.policies.contract import Network, Student
 from armlet.robot.description import RobotOptions
+from armlet.robot.fit import View
 from armlet.robot.normalise import Mode, Normaliser
 from armlet.robot.spec import ActionSpec, RobotSpec
 from armlet.types import LAYERS, Batch, Precision, Trace
@@ -264,6 +267,9 @@ class Evaluation:
     """Processes at the same time."""
     latency_calls: int = 200
     """Timed decisions."""
+    runtimes: tuple[Runtime, ...] = field(default=(EAGER,), metadata=QUIET)
+    """Every policy is run and timed in each of these; what is not eager is exported first
+    (docs/evaluate.md)."""
     budgets: tuple[float, ...] = ()
     """Shares of its backbone at which the recipe's student is run as well; it must have been
     calibrated."""
@@ -276,11 +282,17 @@ class Evaluation:
     slower: tuple[float, ...] = ()
     """How many times slower a robot's computer is than this one, for runs in which the world goes
     on while a policy thinks."""
-    late: tuple[Literal["wait", "run_on"], ...] = ("wait",)
+    late: tuple[Literal["wait", "run_on", "blend"], ...] = ("wait",)
     """What the arm does meanwhile: wait holds still, run_on carries out what is left of the chunk
-    before (armlet/rollout/loop.py)."""
+    before, blend goes over from it to the new one (armlet/robot/chunks.py)."""
+    guard: str | None = None
+    """A file, guard.toml: every policy is run as well behind a guard with these limits
+    (armlet/robot/bounds.py)."""
     videos: int = 1
     """Films of each policy."""
+    rerun: bool = field(default=False, metadata=QUIET)
+    """Write each film for the Rerun viewer as well: pictures, actions, layers that ran (an extra,
+    armlet[rerun])."""
     frames: int = 2000
     """Without a benchmark: frames of held-out episodes at which policies are compared, at most
     (armlet/evaluation/offline.py)."""
@@ -377,6 +389,8 @@ class Recipe:
     # Measuring, and what is common to all verbs.
     evaluation: Evaluation = field(default_factory=Evaluation)
     """How policies are measured."""
+    calibration: Calibration = field(default=Calibration(), metadata=QUIET)
+    """How the longest `execute` that is no worse is looked for."""
     shared: Path | None = None
     """The folder of traces, when several recipes use the same; none: in `out`."""
     split: Literal["last", "tasks"] = "last"
@@ -392,6 +406,8 @@ class Recipe:
     """Of weights, batches and noise, whatever is trained."""
     acting_device: str = "cpu"
     """Where policies act and are timed (collect, rounds, evaluate): cpu, cuda …"""
+    log: Logging = field(default=Logging(), metadata=QUIET)
+    """Where the run is logged beside its own files."""
 
     def __post_init__(self) -> None:
         limits.check(self, outside_range=(0, 1), held_out=(ABOVE_0, BELOW_1), seed=(0, inf))
@@ -494,6 +510,13 @@ class Recipe:
                 "episodes (`--episodes`), or use a recipe with one, such as actdistill_tabletop"
             )
         return self.benchmark
+
+    def agree_on_pictures(self, view: View) -> None:
+        """Raises FitError where pictures are asked for in another way than the teacher sees them,
+        `view`, and nobody would see them so."""
+        own = self.student is not None and self.student.own_eyes
+        if not (own and view.fit == "any"):
+            self.pictures.agree(view)
 
     @property
     def own_columns(self) -> Columns:

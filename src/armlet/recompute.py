@@ -9,7 +9,8 @@ what it says. Where the outcomes of single episodes are kept beside it (`outcome
 counts themselves are counted again, and so are steps, gripper toggles and the intervals over seeds.
 Without them these three stand in the report as they were found, and are named as such.
 
-Milliseconds, operations and memory were measured; nothing here can say whether they are right.
+Milliseconds, operations and memory were measured; nothing here can say whether they are right, only
+whether the ratios beside them are theirs.
 Knows reports; runs no policy.
 """
 
@@ -21,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from armlet.evaluation import offline_report, outcomes, stats
+from armlet.evaluation import offline_report, outcomes, speeds, stats
 from armlet.report import read
 
 Report = dict[str, Any]
@@ -116,6 +117,7 @@ def check(path: Path) -> Account:
             _by_counts(account, report)
             account.not_stored += _what_counts_cannot_say(report)
         _margins(account, report)
+        _speeds(account, report)
     except KeyError as error:
         raise ValueError(
             f"{path} lacks the field {error}; was it edited, or written by another armlet?"
@@ -275,6 +277,20 @@ def _margins(account: Account, report: Report) -> None:
             where = f"{pair['a']} − {pair['b']}, {split}: both + {alone}"
             account.same(where, pair["both"] + pair[alone], tally["successes"])
             account.same(f"{pair['a']} − {pair['b']}, {split}: n", pair["n"], tally["episodes"])
+
+
+def _speeds(account: Account, report: Report) -> None:
+    """Ratios of the milliseconds that stand in the report, and whom a row is a row of."""
+    names = {policy["name"] for policy in report["policies"]}
+    for policy in report["policies"]:
+        name = policy["name"]
+        # Older reports say no ratios: whoever shows them divides.
+        if "speed" in policy:
+            found = speeds.speed(policy, report["policies"])
+            account.same(f"{name}, speed", policy["speed"], found)
+        for said in ("policy", "exported_from"):
+            if policy[said] is not None and policy[said] not in names:
+                account.same(f"{name}, {said}", policy[said], "the name of a row")
 
 
 def _what_counts_cannot_say(report: Report) -> list[str]:

@@ -17,12 +17,15 @@ from armlet.evaluation import report as evaluation
 from armlet.evaluation.figures import (
     delayed_sentence,
     millions,
+    multiple,
     number,
     of_teacher,
+    refusal,
     seed_sentence,
     sentence,
 )
 from armlet.evaluation.offline_report import is_offline
+from armlet.evaluation.speeds import is_headline, runtime_of, several_runtimes, speed, told
 
 Report = dict[str, Any]
 TEMPLATE = Path(__file__).with_name("report.html")
@@ -91,11 +94,18 @@ def render(reports: list[Report]) -> str:
     # Escaped, so that no name in it can end the script element that holds it.
     data = json.dumps(drawn).replace("<", "\\u003c")
     # As in table.md, without the dash that makes a list of them there.
-    said = {
+    said: dict[str, Any] = {
         "sentence": lambda pair: sentence(pair).removeprefix("- "),
         "delayed_sentence": lambda pair: delayed_sentence(pair).removeprefix("- "),
         "of_teacher": of_teacher,
         "millions": millions,
+        "multiple": multiple,
+        "refusal": refusal,
+        "runtime_of": runtime_of,
+        "several_runtimes": several_runtimes,
+        "is_headline": is_headline,
+        "speed": speed,
+        "told": told,
         "seed_sentence": lambda pair: seed_sentence(pair).removeprefix("- over seeds, "),
     }
     return template.render(reports=reports, data=data, plotly=get_plotlyjs(), **said)

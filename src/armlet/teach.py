@@ -20,6 +20,7 @@ from armlet.data.episodes import EpisodeDataset
 from armlet.data.frames import load_frames
 from armlet.data.splits import parts, rows_of
 from armlet.lineage import PROVENANCE, digest_text, is_finished
+from armlet.logs import RunLog
 from armlet.policies.checkpoint import save_policy
 from armlet.policies.contract import Backbone
 from armlet.recipe import Recipe, at_hand, settings, to_json
@@ -47,6 +48,7 @@ def main(recipe: Recipe) -> Path:
         )
     recipe = at_hand(recipe, reads=("episodes",), writes=("teacher",))
     assert recipe.teach is not None  # as before
+    log = RunLog(recipe.log, recipe.out, recipe.name, to_json(recipe))
     title = f"teach {recipe.name}"
     data = EpisodeDataset(recipe.episodes, recipe.columns)
     check_facts(data, recipe.teach.objective.wants, option="--teach.objective.facts")
@@ -87,8 +89,10 @@ def main(recipe: Recipe) -> Path:
         title=title,
         rows=rows,
         made_from=made_from,
+        log=log,
     )
-    trainer.run()
+    with log:
+        trainer.run()
     provenance: dict[str, Any] = {
         "recipe": to_json(recipe),
         "data": data.fingerprint,

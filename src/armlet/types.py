@@ -63,6 +63,9 @@ class Batch:
     taught: Tensor | None = None  # (b, k, a) normalised, the teacher's
     budget: float | None = None  # share of the backbone that each decision may cost
     exploration: float = 0.0  # scale of the noise in what a network decides while it trains
+    # One moment none of whose words is padding: said by who makes a graph of a network, as a graph
+    # cannot look at its mask.
+    unpadded: bool = False
     # Privileged, for training only: a robot has none of these.
     description: Tensor | None = None  # (b, u) int64, an annotator's words about the moment
     description_mask: Tensor | None = None  # (b, u) bool

@@ -12,8 +12,8 @@ from strange_gym import Cart
 from armlet import benchmarks
 from armlet.benchmarks import gymnasium as adapter
 from armlet.benchmarks.gymnasium import Gymnasium
-from armlet.policies.contract import Decision
 from armlet.robot.observation import Observation
+from armlet.robot.outputs import Decision
 from armlet.rollout.loop import Episode, run_task
 from armlet.rollout.recording import features_of
 

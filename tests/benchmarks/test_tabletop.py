@@ -19,7 +19,8 @@ from armlet.benchmarks.tabletop.scene import (
     SHAPES,
     scene_xml,
 )
-from armlet.data.text import encode, train_tokenizer
+from armlet.data.text import train_tokenizer
+from armlet.robot.reading.own import encode
 from armlet.rollout.actors import run_expert
 from armlet.rollout.disturbance import Perturbation
 

@@ -5,12 +5,15 @@ keeps those of Git LFS: under another address, to which it sends whoever asks.""
 import contextlib
 import hashlib
 import json
+import re
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
+
+import hub_writes
 
 LARGE = 1500
 PAGE = 5  # files of a listing at a time
@@ -34,6 +37,7 @@ class Repository:
     revisions: dict[str, str] = field(default_factory=dict)
     token: str = ""
     gated: bool = False
+    private: bool = False
 
     def commit(self, files: dict[str, bytes], *revisions: str) -> str:
         sha = hashlib.sha1(repr((len(self.commits), sorted(files.items()))).encode()).hexdigest()
@@ -54,6 +58,12 @@ class Hub:
     asked: list[tuple[str, str, str]] = field(default_factory=list)
     breaks: set[str] = field(default_factory=set)
     fails: set[str] = field(default_factory=set)
+    # For those who write: token → whose repositories it may write to; what was sent by Git LFS, by
+    # its hash, and in which order; from how many bytes on a file goes that way.
+    accounts: dict[str, set[str]] = field(default_factory=dict)
+    blobs: dict[str, bytes] = field(default_factory=dict)
+    sent: list[str] = field(default_factory=list)
+    large: int = LARGE
     answer: Callable[[str], Answer | None] = lambda path: None
     stop: Callable[[], None] = lambda: None
 
@@ -76,6 +86,12 @@ class Hub:
                     found.append(unquote(path.split(where)[1].split("/", 1)[1]))
         self.asked.clear()
         return sorted(found)
+
+
+def tags_of(readme: bytes) -> list[str]:
+    """The tags of a card, as the hub reads them from its head."""
+    head = hub_writes.CARD.match(readme)
+    return re.findall(r"^- (\S+)$", head[1].decode(), re.MULTILINE) if head else []
 
 
 def _refused(status: int, code: str = "", message: str = "no") -> Answer:
@@ -127,7 +143,8 @@ def _found(hub: Hub, path: str, query: dict[str, list[str]], authorization: str)
                 {
                     "id": name,
                     "sha": sha,
-                    "private": False,
+                    "private": repository.private,
+                    "tags": tags_of(files.get("README.md", b"")),
                     "siblings": [{"rfilename": each} for each in files],
                 }
             ).encode(),
@@ -207,6 +224,38 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(content)
 
     do_HEAD = do_GET  # noqa: N815 - as the class before it names them
+
+    def do_POST(self) -> None:
+        self._written(lambda path, who, body: hub_writes.posted(self.hub, path, who, body))
+
+    def do_PUT(self) -> None:
+        self._written(lambda path, who, body: hub_writes.put(self.hub, path, body))
+
+    def _written(self, answer: Callable[[str, str, bytes], Answer]) -> None:
+        path = urlsplit(self.path).path
+        authorization = self.headers.get("Authorization", "")
+        body = self._body()
+        self.hub.asked.append((self.command, path, authorization))
+        given = self.hub.answer(path)
+        if given is None and any(path.endswith(file) for file in self.hub.fails):
+            given = _refused(500, message="something broke")
+        status, headers, content = given or answer(path, authorization, body)
+        self.send_response(status)
+        for key, value in headers.items():
+            self.send_header(key, value)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def _body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding", "") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        found = b""
+        while size := int(self.rfile.readline(), 16):
+            found += self.rfile.read(size)
+            self.rfile.readline()
+        self.rfile.readline()
+        return found
 
     def log_message(self, *arguments: object) -> None:
         """Nothing: `Hub.asked` has it."""

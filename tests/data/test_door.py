@@ -188,14 +188,23 @@ def test_data_that_clearly_are_another_robots_are_refused_where_nobody_said(
     probe(right, policy, RobotOptions())
 
 
-def test_a_policy_without_a_state_says_how_to_leave_it_out(tmp_path: Path) -> None:
+def test_a_policy_without_a_state_takes_data_with_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     stateless = replace(ROBOT, observation=replace(SEEN, state_names=(), state_dims=0))
-    with pytest.raises(DisagreementError, match=r"--columns\.state None"):
-        probe(episodes(tmp_path), stateless)
     data = episodes(tmp_path)
+    count = len(data.state_names)
+    probe(data, stateless)
+    assert f"its state of {count} numbers is not read: the policy looks at none" in (
+        capsys.readouterr().err
+    )
     blind = dataclasses.replace(data, state=data.state[:, :0], state_names=())
     blind.root = tmp_path
     probe(blind, stateless)
+    assert "is not read" not in capsys.readouterr().err
+    # The other way about nothing can stand in for what is looked at.
+    with pytest.raises(DisagreementError, match=rf"state: .*{count}"):
+        probe(blind)
 
 
 def test_everything_that_differs_is_said_at_once(tmp_path: Path) -> None:

@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from tiny import make_frames
 
 from armlet.data.frames import BatchMaker, Frames, Joined, join_frames
-from armlet.data.inputs import Inputs
-from armlet.data.text import Words, train_tokenizer
+from armlet.data.text import train_tokenizer
 from armlet.robot.fit import View
+from armlet.robot.inputs import Inputs
 from armlet.robot.normalise import Normaliser
+from armlet.robot.reading.own import Words
 
 LENGTHS = (4, 1, 6, 3)
 CHUNK = 3
@@ -151,3 +152,23 @@ def test_data_sets_of_which_some_are_described_are_refused() -> None:
     assert both.descriptions == ("reach", "hold") * 2 and set(both.described) == {0, 2}
     with pytest.raises(ValueError, match="number 1 has no descriptions"):
         join_frames([said, make_frames()])
+
+
+def test_a_policy_without_a_state_is_given_none_of_the_episodes() -> None:
+    frames = numbered()
+    blind = dataclasses.replace(frames, state=frames.state[:, :0])
+    nothing = Normaliser(np.zeros(0, np.float32), np.ones(0, np.float32))
+    rows = np.array([1, 4, 9])
+    made = []
+    for data in (frames, blind):
+        words = Words(train_tokenizer(TEXTS), 16)
+        inputs = Inputs(View({}), words, nothing, ACTION, CHUNK)
+        with_words = dataclasses.replace(data, described=None, descriptions=())
+        made.append(BatchMaker(with_words, inputs, device=torch.device("cpu")).batch(rows))
+    seen, unseen = made
+    assert seen.state.shape == unseen.state.shape == (3, 0)
+    for name in ("actions", "actions_valid", "previous_action", "text"):
+        assert torch.equal(getattr(seen, name), getattr(unseen, name)), name
+    # A state of another robot is no state that nobody looks at.
+    with pytest.raises(ValueError, match=r"observation\.state of the episodes has 0 dimensions"):
+        batches_of(blind)

@@ -11,10 +11,11 @@ from made import EYE, FPS, Made, film, grey, number
 
 from armlet.data.episodes import EpisodeDataset, EpisodeError
 from armlet.data.frames import BatchMaker, Frames, join_frames, load_frames
-from armlet.data.inputs import Inputs
-from armlet.data.text import Words, train_tokenizer
+from armlet.data.text import train_tokenizer
 from armlet.robot.fit import View
+from armlet.robot.inputs import Inputs
 from armlet.robot.normalise import Normaliser
+from armlet.robot.reading.own import Words
 
 CHUNK = 3
 OFFSET, SCALE = 7.0, 2.0

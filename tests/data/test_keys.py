@@ -15,13 +15,14 @@ from made import EYE, FPS, SIDE, TASKS, Made, film, grey, number
 from armlet.data.description import suggest
 from armlet.data.episodes import EpisodeDataset, EpisodeError, EpisodeFrames, Features
 from armlet.data.frames import BatchMaker, join_frames, load_frames
-from armlet.data.inputs import Inputs
 from armlet.data.layout import Columns, is_depth
 from armlet.data.splits import by_task
-from armlet.data.text import Words, encode, train_tokenizer
+from armlet.data.text import train_tokenizer
 from armlet.data.video import VideoError
 from armlet.robot.fit import View
+from armlet.robot.inputs import Inputs
 from armlet.robot.normalise import Normaliser
+from armlet.robot.reading.own import Words, encode
 
 DATA, LISTED, FILM = (
     "data/chunk-000/file-000.parquet",

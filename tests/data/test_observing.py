@@ -3,12 +3,14 @@
 import numpy as np
 import torch
 
+from armlet.data.batching import batch_of
 from armlet.data.frames import BatchMaker, Frames
-from armlet.data.inputs import Inputs
 from armlet.data.observing import keys_of, observations
-from armlet.data.text import Words, train_tokenizer
+from armlet.data.text import train_tokenizer
 from armlet.robot.fit import View
+from armlet.robot.inputs import Inputs
 from armlet.robot.normalise import Normaliser
+from armlet.robot.reading.own import Words
 
 
 def test_observations_are_what_a_batch_is_made_of() -> None:
@@ -34,7 +36,7 @@ def test_observations_are_what_a_batch_is_made_of() -> None:
     every = np.arange(rows)
     made = BatchMaker(frames, inputs, device=torch.device("cpu"))
     trained = made.batch(every)
-    asked = inputs.batch(observations(frames, every), device=torch.device("cpu"))
+    asked = batch_of(inputs.arrays(observations(frames, every)), device=torch.device("cpu"))
     for name in ("text", "state", "previous_action"):
         assert torch.equal(getattr(trained, name), getattr(asked, name)), name
     assert torch.equal(trained.images["eye"], asked.images["eye"])

@@ -8,13 +8,15 @@ import pytest
 import torch
 from tiny import make_policy
 
+from armlet.data.batching import batch_of
 from armlet.data.frames import BatchMaker, Frames
-from armlet.data.inputs import Inputs, beyond
-from armlet.data.text import Words, train_tokenizer
+from armlet.data.text import train_tokenizer
 from armlet.policies.contract import Body
 from armlet.robot.fit import View
+from armlet.robot.inputs import Inputs, beyond
 from armlet.robot.normalise import Normaliser
 from armlet.robot.observation import Observation
+from armlet.robot.reading.own import Words
 
 TEXTS = ("red", "put it on the blue plate")
 STATE = Normaliser(np.array([1.0, 2.0, 3.0], np.float32), np.array([2.0, 4.0, 8.0], np.float32))
@@ -84,7 +86,7 @@ def test_a_robot_is_told_what_the_data_say_to_the_bit() -> None:
     for row in (2, 6):
         text = TEXTS[data.asked[row]]
         seen.append(Observation({}, data.state[row], text, data.executed[row - 1]))
-    told = inputs.batch(seen, device=torch.device("cpu"))
+    told = batch_of(inputs.arrays(seen), device=torch.device("cpu"))
     for name in ("text", "text_mask", "state", "previous_action"):
         assert torch.equal(getattr(batch, name), getattr(told, name)), name
     assert batch.text[0, 0] == 3 and batch.text[0, 1] == round(float(batch.state[0, 0]) * 100)
@@ -119,3 +121,12 @@ def test_a_policy_keeps_which_of_its_actions_are_relative() -> None:
     assert (
         "relative" not in make_policy().body.to_json()
     )  # what was saved before still hashes alike
+
+
+def test_actions_are_not_relative_to_a_state_that_nobody_looks_at() -> None:
+    body = make_policy().body
+    nothing = Normaliser(np.zeros(0, np.float32), np.ones(0, np.float32))
+    with pytest.raises(ValueError, match=r"relative names 1: .* the state has 0 .* no state\?"):
+        dataclasses.replace(body, state=nothing, relative=(1,))
+    with pytest.raises(ValueError, match="relative names 4"):
+        dataclasses.replace(body, relative=(0, 4))

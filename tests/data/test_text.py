@@ -3,7 +3,8 @@ cut."""
 
 import pytest
 
-from armlet.data.text import encode, train_tokenizer
+from armlet.data.text import train_tokenizer
+from armlet.robot.reading.own import encode
 
 TEXTS = ("touch the red cube", "open the green drawer")
 

@@ -15,10 +15,11 @@ from torch import Tensor
 from armlet.policies.contract import Backbone, Pass
 from armlet.policies.pretrained import cogact
 from armlet.policies.pretrained.action_dit import betas, kept_signal, spaced
-from armlet.policies.pretrained.cogact_network import CogACT, decided
+from armlet.policies.pretrained.cogact_network import GRIPPER, CogACT
 from armlet.policies.pretrained.said import Said
 from armlet.robot.description import Described
 from armlet.robot.observation import Observation
+from armlet.robot.outputs import decided
 from armlet.types import Batch
 
 FEATURE = 1e-4  # bound of tokens and features, as the README suggests
@@ -160,13 +161,13 @@ def _case(golden: Golden, case: dict[str, Any], folder: Path, policies: Policies
     raw, actions = _answer(policy, observation, golden[prefix + "noise"])
     yield near(prefix + "raw_sample", raw[0], golden[prefix + "raw_sample"], ACTION)
     theirs = golden[prefix + "normalized_action"]
-    yield near(prefix + "normalized_action", decided(raw[0].numpy()), theirs, ACTION)
+    yield near(prefix + "normalized_action", decided(raw[0].numpy(), GRIPPER), theirs, ACTION)
     yield near(prefix + "action", actions, golden[prefix + "action"], ACTION)
     yield equal(prefix + "gripper", actions[:, 6], golden[prefix + "action"][:, 6])
     plain = policies.of(**key, guidance=1.0)
     raw, actions = _answer(plain, observation, golden[prefix + "noise"])
     theirs = golden[prefix + "normalized_action_cfg1"]
-    yield near(prefix + "normalized_action_cfg1", decided(raw[0].numpy()), theirs, ACTION)
+    yield near(prefix + "normalized_action_cfg1", decided(raw[0].numpy(), GRIPPER), theirs, ACTION)
     yield near(prefix + "action_cfg1", actions, golden[prefix + "action_cfg1"], ACTION)
 
 
@@ -220,7 +221,7 @@ def _batch(
     raw = policy(batch).numpy()
     policy.head.noise = before
     theirs = golden["batch__normalized_action"]
-    yield near("batch__normalized_action", decided(raw.copy()), theirs, ACTION)
+    yield near("batch__normalized_action", decided(raw.copy(), GRIPPER), theirs, ACTION)
     actions = policy.denormalise(raw)
     yield near("batch__action", actions, golden["batch__action"], ACTION)
 

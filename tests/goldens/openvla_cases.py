@@ -20,11 +20,12 @@ from PIL import Image
 from tokenizers import Tokenizer, models
 from torch import Tensor
 
+from armlet.data.batching import batch_of
 from armlet.policies.pretrained import kinds
 from armlet.policies.pretrained.openvla import OpenVLA
 from armlet.policies.pretrained.openvla_folders import HuggingFaceFolder, RunFolder
-from armlet.policies.pretrained.openvla_prompt import PROMPT
 from armlet.robot.observation import Observation
+from armlet.robot.reading.llama import PROMPT
 from armlet.types import Batch
 
 PIXELS = 1e-6
@@ -150,7 +151,7 @@ def _case(variant: Variant, policy: OpenVLA, case: Mapping[str, Any]) -> Iterato
         yield from _words(golden, policy, case, name)
     else:
         inputs = replace(inputs, words=Given(golden[f"{name}input_ids"]))
-    batch = inputs.batch([seen], device=torch.device("cpu"))
+    batch = batch_of(inputs.arrays([seen]), device=torch.device("cpu"))
     yield from _vision(golden, policy, batch, name)
     run = policy.run_layers(policy.embed(batch), batch, watch=True)
     hidden = [run.start.hidden, *(state.hidden for state in run.states)]

@@ -25,10 +25,10 @@ from armlet.policies.pretrained import kinds
 from armlet.policies.pretrained.files import open_pickled, open_safetensors, open_sharded
 from armlet.policies.pretrained.oft_files import Parts, has_model
 from armlet.policies.pretrained.oft_network import OpenVLAOFT
-from armlet.policies.pretrained.openvla_prompt import EMPTY
 from armlet.policies.pretrained.said import Said
 from armlet.robot import oft_pictures
 from armlet.robot.observation import Observation
+from armlet.robot.reading.llama import EMPTY
 from armlet.types import Batch
 from goldens.openvla_cases import stand_in
 

@@ -14,7 +14,7 @@ from torch import nn
 from transformers import CLIPModel
 
 from armlet import recipes
-from armlet.data.text import encode, train_tokenizer
+from armlet.data.text import train_tokenizer
 from armlet.layers.heads import to_bins
 from armlet.layers.pretrained import pixels
 from armlet.policies.checkpoint import load_policy, save_policy
@@ -22,6 +22,7 @@ from armlet.policies.clip_lora import TRAINED, ClipLora, ClipLoraNetwork, publis
 from armlet.policies.contract import Body
 from armlet.policies.routed import Routing
 from armlet.recipe import Objective, Recipe, Stage
+from armlet.robot.reading.own import encode
 from armlet.robot.spec import ActionSpec
 from armlet.training import losses
 from armlet.training.learner import Learner

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from tiny import make_policy
+from tiny import make_frames, make_policy
 
 from armlet.policies.action_query import ReuseDecoder
 from armlet.policies.clip_lora import tiny
@@ -14,7 +14,9 @@ from armlet.policies.facts import FACTS, TeacherFacts
 from armlet.policies.routed import Routing
 from armlet.policies.students import FirstK, Fresh, Kept, LayerDrop, OtherNetwork
 from armlet.policies.two_tower import TwoTowerStudent, small_student
+from armlet.policies.vla import VLANetwork
 from armlet.robot.normalise import Normaliser
+from armlet.training.trainer import make_batches
 
 
 def teacher():
@@ -44,16 +46,44 @@ def test_facts_are_read_as_they_were_written(tmp_path, routed: bool) -> None:
     assert (read.vision_tokens, read.text_tokens) == (policy.vision_tokens, policy.text_tokens)
 
 
-def test_a_stand_in_has_the_teachers_shape_and_none_of_its_weights(tmp_path) -> None:
+def test_a_stand_in_has_the_teachers_shape_and_no_weights(tmp_path) -> None:
     policy = teacher()
     TeacherFacts.of(policy, "0123").write(tmp_path)
     made = TeacherFacts.read(tmp_path).stand_in()
     assert made.to_json() == policy.to_json() and not made.training
+    assert all(parameter.is_meta for parameter in made.parameters()), "nothing was drawn"
     mine, theirs = made.state_dict(), policy.state_dict()
     assert {name: tensor.shape for name, tensor in mine.items()} == {
         name: tensor.shape for name, tensor in theirs.items()
     }
-    assert not torch.equal(mine["query"], theirs["query"])
+    assert all(parameter.is_meta for parameter in made.keep_layers((0, 2)).parameters())
+    assert made.layer_costs().tolist() == policy.layer_costs().tolist()
+
+
+@pytest.mark.parametrize(
+    "student",
+    [
+        Fresh(FirstK(2)),
+        Fresh(Kept((0, 3))),
+        Fresh(Routing()),
+        OtherNetwork(VLANetwork(strides={"scene": 8, "wrist": 8}, width=32, depth=1, heads=2)),
+    ],
+    ids=lambda student: type(student).__name__,
+)
+def test_a_student_of_a_stand_in_is_the_one_that_the_teacher_would_get(student) -> None:
+    """To the bit: what is drawn, and in which order, does not hang on the teacher's weights."""
+    policy = teacher()
+    stand_in = TeacherFacts.of(policy, "0123").stand_in()
+    batch = make_batches(stand_in, make_frames(), torch.device("cpu")).batch(np.arange(4))
+    assert batch.state.device.type == "cpu"
+    made = []
+    for source in (policy, stand_in):
+        torch.manual_seed(7)
+        made.append(student.build(source, batch))
+    expected, found = (each.state_dict() for each in made)
+    assert made[0].to_json() == made[1].to_json() and list(found) == list(expected)
+    for name, tensor in found.items():
+        assert not tensor.is_meta and torch.equal(tensor, expected[name]), name
 
 
 @pytest.mark.parametrize(

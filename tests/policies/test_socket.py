@@ -13,10 +13,10 @@ from policy_server import CHUNK, formula, packed, serving, started
 from armlet.benchmarks import benchmark_robot
 from armlet.policies.acting import actor_fingerprint, behind_socket, load_actor
 from armlet.policies.checkpoint import load_policy
-from armlet.policies.remote.address import address_of, is_address
-from armlet.policies.remote.line import AnswerError, ServerError
 from armlet.policies.remote.policy import SocketPolicy
-from armlet.policies.remote.wire import WireError, pack, unpack
+from armlet.robot.client.address import address_of, is_address
+from armlet.robot.client.line import AnswerError, ServerError
+from armlet.robot.client.wire import WireError, pack, unpack
 from armlet.robot.observation import Observation
 
 ROBOT = benchmark_robot(Dots())
@@ -112,6 +112,8 @@ def test_arrays_there_and_back(as_bytes: bool) -> None:
         ({"dtype": "<U4", "data": b"", "shape": [0]}, "only numbers are taken"),
         ({"dtype": [["a", "<f4"]], "data": b"", "shape": [0]}, "only numbers are taken"),
         ({"dtype": "f4,O", "data": b"", "shape": [0]}, "only numbers are taken"),
+        ({"dtype": ",f4", "data": b"", "shape": [0]}, "only numbers are taken"),
+        ({"dtype": "f1", "data": b"", "shape": [0]}, "only numbers are taken"),
         ({"dtype": "<f4", "data": b"1234", "shape": [2]}, "has 4 bytes, expected 8"),
         ({"dtype": "<f4", "data": b"", "shape": [2**40, 2**40]}, "has 0 bytes, expected"),
         ({"dtype": "<f4", "data": b"", "shape": [-1]}, "expected whole numbers"),
@@ -198,11 +200,11 @@ def test_keys_of_its_own(tmp_path: Path) -> None:
 
     policy = SocketPolicy(found, found.as_options(Options), ROBOT)
     (seen,) = moments(1)
-    message = policy._message([seen])
+    message = policy.question.message([seen])
     assert message["images"]["cam_high"].shape == (3, 16, 16)
     assert message["a"]["b"] == seen.state and message["words"] == seen.instruction
     assert message["seed"] == 7 and message["noise"].shape == (3, 2)
-    np.testing.assert_array_equal(message["noise"], policy._message([seen])["noise"])
+    np.testing.assert_array_equal(message["noise"], policy.question.message([seen])["noise"])
 
 
 @pytest.mark.parametrize(

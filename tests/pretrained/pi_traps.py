@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from armlet.layers.gemma import AdaRMSNorm, hide
 from armlet.policies.pretrained.pi_network import Pi, PiState, Suffix
-from armlet.policies.pretrained.pi_words import PiWords
+from armlet.robot.reading.paligemma import PiWords
 from armlet.types import Batch
 
 Spring = Callable[[Pi, object], None]  # a policy, and pytest's monkeypatch

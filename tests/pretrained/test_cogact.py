@@ -16,13 +16,14 @@ from armlet.policies.building import rebuild
 from armlet.policies.checkpoint import load_policy, policy_fingerprint, save_policy
 from armlet.policies.contract import Backbone
 from armlet.policies.pretrained import cogact, kinds
-from armlet.policies.pretrained.cogact_network import CogACT, decided
+from armlet.policies.pretrained.cogact_network import GRIPPER, CogACT
 from armlet.policies.pretrained.files import Header, Tensors, match
 from armlet.policies.pretrained.openvla_folders import RunFolder
-from armlet.policies.pretrained.openvla_prompt import EMPTY, PROMPT, Prompt
 from armlet.policies.routed import Routed, Routing
 from armlet.policies.students import FirstK
 from armlet.robot.observation import Observation
+from armlet.robot.outputs import decided
+from armlet.robot.reading.llama import EMPTY, PROMPT, LlamaPrompt
 from armlet.training.learner import Learner
 from armlet.types import Batch
 
@@ -95,7 +96,7 @@ def test_from_patches_to_the_chunk(run: Path, golden: dict[str, np.ndarray]) -> 
     feature, raw = told(policy, golden)
     assert furthest(feature, golden["case0__cognition"]) < FEATURE
     assert furthest(raw, golden["case0__raw_sample"]) < ACTION
-    assert furthest(decided(raw.numpy()), golden["case0__normalized_action"]) < ACTION
+    assert furthest(decided(raw.numpy(), GRIPPER), golden["case0__normalized_action"]) < ACTION
     assert furthest(policy.infer(seen()), golden["case0__action"]) < ACTION
     plain = policy_of(run, "guidance = 1.0")
     told(plain, golden)
@@ -117,8 +118,8 @@ def test_trap_of_the_end_token(
     run: Path, golden: dict[str, np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     policy = policy_of(run)
-    whole = Prompt.encode
-    monkeypatch.setattr(Prompt, "encode", lambda self, text: whole(self, text)[:-1])
+    whole = LlamaPrompt.encode
+    monkeypatch.setattr(LlamaPrompt, "encode", lambda self, text: whole(self, text)[:-1])
     feature, raw = told(policy, golden)
     assert furthest(feature, golden["case0__cognition"]) == pytest.approx(1.9, rel=0.06)
     assert furthest(raw, golden["case0__raw_sample"]) == pytest.approx(2.2e-1, rel=0.06)
@@ -126,7 +127,7 @@ def test_trap_of_the_end_token(
 
 def test_both_last_tokens_are_always_there(run: Path) -> None:
     words = policy_of(run).inputs.words
-    assert isinstance(words, Prompt)
+    assert isinstance(words, LlamaPrompt)
     empty = words.tokenizer.token_to_id(EMPTY)
     for text in ("go", "go ", "Put the RED mug on the plate"):
         assert words.encode(text)[-2:] == [empty, 2]
@@ -160,12 +161,12 @@ def test_gripper_and_clip() -> None:
     sampled = np.zeros((3, 7), np.float32)
     sampled[:, 0] = (-1.5, 0.3, 2.0)
     sampled[:, 6] = (0.49, 0.5, 1.7)
-    found = decided(sampled)
+    found = decided(sampled, GRIPPER)
     np.testing.assert_array_equal(found[:, 0], np.float32([-1, 0.3, 1]))
     np.testing.assert_array_equal(found[:, 6], [0, 1, 1])
     assert sampled[2, 6] == np.float32(1.7), "what was sampled stays"
     sampled[0, 6] = np.nan
-    assert np.isnan(decided(sampled)[0, 6])
+    assert np.isnan(decided(sampled, GRIPPER)[0, 6])
 
 
 def test_statistics_of_each_data_set(run: Path) -> None:

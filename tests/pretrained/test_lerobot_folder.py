@@ -214,7 +214,11 @@ def test_relative_actions_on_one_side_only(tmp_path) -> None:
     back = step("absolute_actions_processor", enabled=True)
     assert Folder.read(write(tmp_path)).relative is None
     assert Folder.read(write(tmp_path, before=[off])).relative is None
-    folder = Folder.read(write(tmp_path, before=[on], after=[back]))
+    root = write(tmp_path, before=[on], after=[back])
+    wrong = "stands behind unnormalizer_processor"
+    refused(root, wrong, ask=lambda each: each.relative)
+    changed(root / AFTER, lambda said: said["steps"].reverse())
+    folder = Folder.read(root)
     assert folder.relative is not None and folder.relative.exclude == ("jaw",)
     for sides in ({"before": [on]}, {"after": [back]}, {"before": [off], "after": [back]}):
         refused(

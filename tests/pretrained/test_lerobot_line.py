@@ -1,6 +1,7 @@
 """From a LeRobot folder of ACT or Diffusion Policy to a measured student, by command line; and the
 student in the closed loop, where it sees what it was trained on."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from pretrained.seeded import checkpoint
 from safetensors.torch import load_file
 from test_robots import few_steps, run
 
-from armlet import inspect
+from armlet import inspect, recipes
 from armlet.data.episodes import EpisodeDataset, EpisodeFrames, Features
 from armlet.data.frames import BatchMaker, load_frames
 from armlet.data.pictures import Pictures
@@ -23,6 +24,7 @@ from armlet.evaluation.asking import Asker
 from armlet.policies.checkpoint import load_policy
 from armlet.policies.contract import Backbone
 from armlet.policies.routed import Routed
+from armlet.robot.fit import FitError, View
 
 SIZES = {
     "act": {"top": (40, 48), "image": (32, 32)},
@@ -129,3 +131,49 @@ def same_in_training(student: Backbone, teacher: Backbone, place: Path, episodes
         assert np.array_equal(student.infer(observation)[0], told[step])
     kept = TraceStore(place / "traces").read(np.array([[0, 3]]))["actions"][0]
     assert np.allclose(kept, answered, atol=2e-3)
+
+
+@pytest.mark.parametrize("recipe", ["bc", "action_kd", "vla_ad"])
+def test_a_student_with_eyes_of_its_own_beside_a_teacher_that_takes_any_picture(
+    recipe: str, made: tuple[str, Path, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    kind, said, episodes = made
+    if kind != "act":
+        pytest.skip("its pictures are square")
+    options = ["--episodes", str(episodes), "--out", str(tmp_path), "--teacher", str(said)]
+    options += [*ROBOT, *few_steps(recipe)]
+    for verb in ("probe", "distil", "evaluate"):
+        run(monkeypatch, verb, recipe, options)
+    student = load_policy(tmp_path / "student")
+    data = EpisodeDataset(episodes)
+    assert set(student.view.cameras) == set(data.cameras)
+    if recipe != "vla_ad":
+        assert student.view.fit == "any"  # a network of the teacher's kind, with its eyes
+        return
+    assert student.view.fit == "letterbox" and set(student.view.cameras.values()) == {(96, 96)}
+    seen = Asker(data, *asked(data), Pictures()).raw(np.array([3]), 1)[0]
+    assert seen.images["top"].shape == (40, 48, 3)
+    batch = BatchMaker(
+        load_frames(data, student.view, Pictures()), student.inputs, device=torch.device("cpu")
+    ).batch(np.array([3]))
+    with torch.inference_mode():
+        trained = student.denormalise(student(batch)[0].numpy())
+    assert np.array_equal(trained, student.infer(seen))
+
+
+def asked(data: EpisodeDataset) -> tuple[Recording, np.ndarray]:
+    frames = load_frames(data, None, Pictures())
+    recording = Recording(frames.actions, frames.executed, frames.starts, frames.begins)
+    return recording, frames.state
+
+
+def test_pictures_are_asked_for_only_where_somebody_sees_them_so() -> None:
+    taught = View({"top": (40, 48)}, "any")
+    asked_for = Pictures(fit="letterbox", size=48)
+    own = replace(recipes.make("vla_ad"), pictures=asked_for)
+    own.agree_on_pictures(taught)
+    with pytest.raises(FitError, match="would have no effect"):
+        own.agree_on_pictures(View({"top": (24, 24)}, "crop"))
+    cut = replace(recipes.make("first_k"), pictures=asked_for)
+    with pytest.raises(FitError, match="would have no effect"):
+        cut.agree_on_pictures(taught)

@@ -25,10 +25,10 @@ from armlet.policies.pretrained.dino_siglip import MEANS, STDS
 from armlet.policies.pretrained.files import Names, fill, match, open_sharded
 from armlet.policies.pretrained.openvla import OpenVLA
 from armlet.policies.pretrained.openvla_files import HUGGING_FACE, LlamaFacts
-from armlet.policies.pretrained.openvla_prompt import EMPTY, Prompt
 from armlet.policies.routed import Calibration, Routing
 from armlet.robot.description import UnknownRobotError
 from armlet.robot.observation import Observation
+from armlet.robot.reading.llama import EMPTY, LlamaPrompt
 from armlet.robot.spec import CameraSpec
 from armlet.types import Batch
 
@@ -223,7 +223,7 @@ def test_a_prompt_without_its_empty_token_or_bos_is_noticed(policy: OpenVLA) -> 
 
 def test_the_empty_token_is_asked_of_the_tokenizer_and_added_once(policy: OpenVLA) -> None:
     tokenizer = policy.body.tokenizer
-    prompt = Prompt(tokenizer)
+    prompt = LlamaPrompt(tokenizer)
     ids = prompt.encode("pick up the black bowl")
     empty = tokenizer.token_to_id(EMPTY)
     assert (ids[0], ids[-1], ids[-2] == empty) == (1, 471, False)

@@ -13,7 +13,6 @@ from armlet import __main__ as command_line
 from armlet import inspect, recipes
 from armlet.data.episodes import EpisodeDataset
 from armlet.data.frames import load_frames
-from armlet.data.layout import Columns
 from armlet.evaluation import offline_report
 from armlet.policies.checkpoint import load_policy, save_policy
 from armlet.robot.observation import Observation
@@ -64,12 +63,12 @@ def test_a_student_of_openvla(
 ) -> None:
     place = tiny.toml(tmp_path / "teacher", unnorm_key=tiny.KEY)
     place.write_text(place.read_text().partition("[robot]")[0] + SAID)
-    page = inspect.main(str(place), episodes=episodes, columns=Columns(state=None))
+    page = inspect.main(str(place), episodes=episodes)
     assert "a checkpoint of kind openvla_hf" in page and f"beside {episodes}" in page
     assert "cameras: the checkpoint looks" not in page
     made = recipes.make(recipe)
     options = ["--episodes", str(episodes), "--teacher", str(place), "--out", str(tmp_path)]
-    options += [*SEVEN.arguments, "--columns.state", "None", "--evaluation.latency-calls", "2"]
+    options += [*SEVEN.arguments, "--evaluation.latency-calls", "2"]
     if made.probe is not None:
         options += short("probe.stage")
     for number in range(len(made.stages)):
@@ -88,7 +87,7 @@ def test_a_student_of_openvla(
 def _check_student(folder: Path, episodes: Path, out: Path) -> None:
     """It answers without its teacher, saved again too, and as it was trained to the bit."""
     student = load_policy(folder)
-    frames = load_frames(EpisodeDataset(episodes, Columns(state=None)), student.view)
+    frames = load_frames(EpisodeDataset(episodes), student.view)
     data = make_batches(student, frames).batch(np.array([4]))
     picture = (data.images["front"][0].permute(1, 2, 0) * 255).round().byte().numpy()
     assert picture.shape == (224, 224, 3)

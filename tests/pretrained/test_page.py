@@ -19,6 +19,7 @@ from openvla_tiny import KEY
 from torch.utils.flop_counter import FlopCounterMode
 
 from armlet import inspect
+from armlet.machine import Machine
 from armlet.policies.checkpoint import load_policy
 from armlet.policies.contract import Backbone
 from armlet.policies.pretrained import kinds, page
@@ -28,7 +29,7 @@ from armlet.policies.pretrained.said import Said, read_said
 from armlet.robot.normalise import Normaliser
 from armlet.robot.observation import Observation
 
-MACHINE = page.Machine(flops=1e12, bandwidth=1e30, threads=1)  # reading weights costs nothing
+MACHINE = Machine(flops=1e12, bandwidth=1e30, threads=1)  # reading weights costs nothing
 PROMPTS_AS_LONG_AS_THEY_ARE = ("openvla_hf", "prismatic_openvla", "openvla_oft", "cogact")
 
 
@@ -110,7 +111,7 @@ def test_what_openvla_multiplies(tmp_path: Path) -> None:
 
 def test_one_token_waits_for_memory() -> None:
     made = card(work={"layers": (Work(500), Work(1, 6))})
-    machine = page.Machine(flops=1e6, bandwidth=1e5, threads=2)
+    machine = Machine(flops=1e6, bandwidth=1e5, threads=2)
     # 500 tokens: 2 · 1000 · 500 / 1e6; one: its 4000 bytes take longer than its multiplications.
     assert page.seconds(made, machine) == {"layers": pytest.approx(1.0 + 6 * 0.04)}
     assert "500 tokens, then 1 token 6 times" in page.page(made, machine)

@@ -21,9 +21,10 @@ from armlet.policies.building import rebuild
 from armlet.policies.checkpoint import load_policy, save_policy
 from armlet.policies.pretrained import files, smolvla, smolvla_network
 from armlet.policies.pretrained.said import read_said
-from armlet.policies.pretrained.smolvla_network import Prompt, SmolVLA, described
+from armlet.policies.pretrained.smolvla_network import SmolVLA, described
 from armlet.policies.pretrained.smolvla_sizes import KNOWN, reads_of, text_of, vlm_of
 from armlet.policies.routed import Routed, Routing
+from armlet.robot.reading.smolvla import SmolPrompt
 from armlet.types import Batch
 
 HERE = Path(__file__).parent / "golden" / "smolvla"
@@ -564,7 +565,7 @@ def test_a_renamed_camera(tmp_path) -> None:
 
 def test_how_an_instruction_is_read() -> None:
     tokenizer = teacher().body.tokenizer
-    prompt = Prompt(tokenizer, 12, 2, padded=True, new_line=True)
+    prompt = SmolPrompt(tokenizer, 12, 2, padded=True, new_line=True)
     ids, real = prompt(["Pick  up", "Pick  up\n", "x" * 99, ""])
     assert ids.shape == (4, 12) and np.array_equal(ids[0], ids[1])
     assert tokenizer.decode(ids[0][real[0]].tolist()) == "Pick  up\n"  # no case, no spaces changed
@@ -573,7 +574,7 @@ def test_how_an_instruction_is_read() -> None:
     assert set(ids[0][~real[0]]) == {2}
     assert prompt([], any_length=True)[0].shape == (0, 12)
     with pytest.raises(ValueError, match="the instruction is empty"):
-        Prompt(tokenizer, 12, 2, padded=False, new_line=False)([""])
+        SmolPrompt(tokenizer, 12, 2, padded=False, new_line=False)([""])
 
 
 # As a teacher: watched, routed, cut, saved

@@ -187,7 +187,7 @@ def test_a_robots_own_computer_needs_no_torch() -> None:
     """Every module of robot/, in a process of its own."""
     code = (
         "import importlib, pkgutil, sys, armlet.robot\n"
-        "for each in pkgutil.iter_modules(armlet.robot.__path__, 'armlet.robot.'):\n"
+        "for each in pkgutil.walk_packages(armlet.robot.__path__, 'armlet.robot.'):\n"
         "    importlib.import_module(each.name)\n"
         "heavy = {'torch', 'transformers', 'pyarrow', 'av', 'armlet.data', 'armlet.policies'}\n"
         "print(sorted(heavy & set(sys.modules)))"

@@ -1,6 +1,8 @@
 """How pictures of any shape are brought to a stated size: against torch's own scaling, and by what
 must hold of any."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,7 @@ from torch.nn.functional import interpolate
 from armlet.robot.fit import FitError, View, fit_picture, known_fit
 
 FITS = ("letterbox", "crop", "stretch")
+Filter = Callable[[np.ndarray], np.ndarray]  # of distances from the middle, in widths
 
 
 def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -33,37 +36,83 @@ def test_stretched_as_torch_scales(found: tuple[int, int], wanted: tuple[int, in
     )  # two roundings to bytes
 
 
-def bicubic(values: np.ndarray, size: int) -> np.ndarray:
-    """Bicubic scaling (a = −0.5) of the first axis, its filter widened where it shrinks, as Pillow
-    documents it, in double precision."""
-    scale = len(values) / size
+def triangle(x: np.ndarray) -> np.ndarray:
+    return np.where(x < 1, 1 - x, 0)
+
+
+def bicubic(x: np.ndarray) -> np.ndarray:
+    near = (1.5 * x - 2.5) * x * x + 1
+    far = (((x - 5) * x + 8) * x - 4) * -0.5
+    return np.where(x < 1, near, np.where(x < 2, far, 0))
+
+
+REACH = {triangle: 1.0, bicubic: 2.0}
+BITS = 22  # of a weight's fraction in Pillow's C
+
+
+def along_rows(image: np.ndarray, size: int, by: Filter, first: float, last: float) -> np.ndarray:
+    """The first axis from `first` to `last` at another size, as Pillow's Resample.c computes it: the
+    filter widened where it shrinks, weights in fixed point, the sum rounded to bytes."""
+    scale = float(np.float32(last) - np.float32(first)) / size  # single precision, as there
     wide = max(scale, 1.0)
     found = []
     for index in range(size):
-        centre = (index + 0.5) * scale
-        places = np.arange(
-            max(round(centre - 2 * wide), 0), min(round(centre + 2 * wide), len(values))
-        )
-        x = np.abs((places + 0.5 - centre) / wide)
-        near = (1.5 * x - 2.5) * x * x + 1
-        far = ((-0.5 * x + 2.5) * x - 4) * x + 2
-        weights = np.where(x < 1, near, np.where(x < 2, far, 0))
-        found.append(np.tensordot(weights / weights.sum(), values[places], 1))
-    return np.clip(np.round(found), 0, 255)
+        centre = first + (index + 0.5) * scale
+        low = max(int(centre - REACH[by] * wide + 0.5), 0)
+        high = min(int(centre + REACH[by] * wide + 0.5), len(image))
+        weights = by(np.abs((np.arange(low, high) - centre + 0.5) / wide))
+        exact = weights / weights.sum() * 2**BITS
+        fixed = np.trunc(exact + np.copysign(0.5, exact)).astype(np.int64)
+        total = np.tensordot(fixed, image[low:high].astype(np.int64), 1) + 2 ** (BITS - 1)
+        found.append(np.clip(total >> BITS, 0, 255))
+    return np.array(found, np.uint8)
 
 
-@pytest.mark.parametrize("found", [(300, 200), (200, 300), (480, 640), (100, 90), (224, 300)])
-def test_bicubic_scales_columns_first_and_rounds_in_between(found: tuple[int, int]) -> None:
-    """As Pillow does until 12; from 13 on the order hangs on the sizes, and one pixel in thirty is
-    another."""
+def columns_first(
+    image: np.ndarray, size: tuple[int, int], by: Filter, box: tuple[float, ...] | None = None
+) -> np.ndarray:
+    """As Pillow scaled until 12: along rows, and what that leaves along columns."""
+    # Single precision, as Pillow has it.
+    edges = np.float32(box or (0, 0, image.shape[1], image.shape[0])).tolist()
+    left, top, right, bottom = edges
+    if (left, right, size[1]) != (0, image.shape[1], image.shape[1]):
+        image = along_rows(image.transpose(1, 0, 2), size[1], by, left, right).transpose(1, 0, 2)
+    if (top, bottom, size[0]) == (0, image.shape[0], image.shape[0]):
+        return image
+    return along_rows(image, size[0], by, top, bottom)
+
+
+MANY = [
+    (48, 64),
+    (64, 48),
+    (300, 200),
+    (200, 300),
+    (480, 640),
+    (100, 90),
+    (24, 90),
+    (7, 9),
+    (40, 24),
+]
+
+
+@pytest.mark.parametrize("found", MANY)
+@pytest.mark.parametrize("wanted", [(24, 24), (13, 40), (96, 72)])
+def test_columns_are_scaled_first_to_the_bit(
+    found: tuple[int, int], wanted: tuple[int, int]
+) -> None:
+    """Whichever Pillow is installed: from 13 on its own order hangs on the sizes, and of some pixels
+    in thirty it makes others."""
     image = noise(*found)
-    scaled = fit_picture(image, 224, "bicubic").astype(int)
-    columns = bicubic(image.transpose(1, 0, 2).astype(float), 224) if found[1] != 224 else image
-    rows = (
-        bicubic(columns.transpose(1, 0, 2), 224) if found[0] != 224 else columns.transpose(1, 0, 2)
-    )
-    off = np.abs(scaled - rows)
-    assert off.max() <= 1 and (off > 0).mean() < 2e-3
+    for fit, by in (("stretch", triangle), ("bicubic", bicubic)):
+        expected = columns_first(image, wanted, by)
+        np.testing.assert_array_equal(fit_picture(image, wanted, fit), expected)
+    scale = max(wanted[0] / found[0], wanted[1] / found[1])
+    high = min(wanted[0] / scale, found[0]) / 2
+    broad = min(wanted[1] / scale, found[1]) / 2
+    middle = found[0] / 2, found[1] / 2
+    box = middle[1] - broad, middle[0] - high, middle[1] + broad, middle[0] + high
+    expected = columns_first(image, wanted, triangle, box)
+    np.testing.assert_array_equal(fit_picture(image, wanted, "crop"), expected)
 
 
 @pytest.mark.parametrize(

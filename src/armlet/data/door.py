@@ -166,15 +166,8 @@ def check_policy(
     problems = differences(policy, robot, whose=both)
     lines = [*data.name_remarks, *remarks(policy, robot, whose=both)]
     count = len(data.state_names)
-    if count and policy.observation.state_dims == 0:
-        problems.append(
-            Difference(
-                "state",
-                f"the data set has {count} numbers",
-                "the policy looks at none",
-                "leave them out: --columns.state None",
-            )
-        )
+    if count and policy.observation.state_dims == 0:  # a rule, and no contradiction
+        lines.append(f"its state of {count} numbers is not read: {whose} looks at none")
     if count and state is not None and len(state.offset) == count:
         more, others = _another_size(data.columns()[STATE], data.state_names, state, limit)
         problems += more

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 
 from armlet.data.episodes import EpisodeDataset
-from armlet.data.inputs import Inputs
 from armlet.data.pictures import Joined, Pictures, Rows, expect, open_pictures
 from armlet.robot.fit import View
+from armlet.robot.inputs import Inputs, looked_at
 from armlet.robot.normalise import Normaliser
 from armlet.types import Batch
 
@@ -67,7 +67,8 @@ class BatchMaker:
         self.history = inputs.history
         state = inputs.state
         actions = inputs.actions
-        _same_robot("observation.state", frames.state, state)
+        seen = looked_at(frames.state, state)
+        _same_robot("observation.state", seen, state)
         _same_robot("action", frames.actions, actions)
         self._episode = np.repeat(np.arange(frames.episodes), np.diff(frames.starts))
         ends = np.append(frames.begins[1:], len(frames))
@@ -75,7 +76,7 @@ class BatchMaker:
         self._end = np.repeat(ends, ends - frames.begins)
         self._begin = np.repeat(frames.begins, ends - frames.begins)  # (N,): and where it begins
         # Normalised once for all epochs; what is drawn are rows of these.
-        self._state = state.apply(frames.state).astype(np.float32)
+        self._state = state.apply(seen).astype(np.float32)
         self._inputs = inputs
         # Relative to the state of each row itself; a chunk's are to that of its first.
         self._actions = inputs.normalised(frames.actions, frames.state)

@@ -1,15 +1,13 @@
-"""Words → token ids: a byte-level BPE (the `tokenizers` library), trained on the instructions of a
+"""Tokenizers for words: a byte-level BPE (the `tokenizers` library), trained on the instructions of a
 data set, or RoBERTa's.
 
-Bytes make every text encodable, also words that were never seen. How our own networks read stands
-here and nowhere else: lower case, no prompt, and 0 pads. This file knows no network.
+Bytes make every text encodable, also words that were never seen. How a network reads with one is
+`robot.reading`'s. This file knows no network.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
 
-import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 PAD = "<pad>"
@@ -31,53 +29,6 @@ def train_tokenizer(texts: Iterable[str], *, vocabulary: int = 1024) -> Tokenize
     )
     tokenizer.train_from_iterator(map(str.lower, texts), trainer)
     return tokenizer
-
-
-def encode(tokenizer: Tokenizer, text: str, *, longest: int) -> list[int]:
-    """Ids of a text. Raises ValueError where it has none or more than `longest` tokens."""
-    ids = tokenizer.encode(text.lower()).ids
-    if not ids:
-        raise ValueError(f"the instruction is empty: {text!r}; say what the robot should do")
-    if len(ids) > longest:
-        raise ValueError(
-            f"the instruction has {len(ids)} tokens and the policy takes {longest} at most: "
-            f"{text[:80]!r}; shorten it, or teach a policy with a larger `text_tokens`"
-        )
-    return ids
-
-
-@dataclass(frozen=True)
-class Words:
-    """How our own networks read: lower case, nothing added, 0 pads. At most `longest` tokens."""
-
-    tokenizer: Tokenizer
-    longest: int
-
-    def __call__(
-        self, texts: Sequence[str], *, any_length: bool = False
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """n texts → their ids (n, t) int64, padded to the longest of them, and which are real
-        (n, t) bool. `any_length`: also those that are longer than what a robot may be told.
-
-        Raises ValueError naming the text that is empty or too long.
-        """
-        longest = 2**31 if any_length else self.longest
-        rows = [encode(self.tokenizer, text, longest=longest) for text in texts]
-        ids = np.zeros((len(rows), max(map(len, rows), default=1)), np.int64)
-        for index, row in enumerate(rows):
-            ids[index, : len(row)] = row
-        return ids, ids != 0  # 0 pads, so no word has it
-
-
-@dataclass(frozen=True)
-class NoWords:
-    """How a policy reads that is told nothing: every text is no tokens."""
-
-    def __call__(
-        self, texts: Sequence[str], *, any_length: bool = False
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """n texts → ids (n, 0) int64 and which are real (n, 0) bool."""
-        return np.zeros((len(texts), 0), np.int64), np.zeros((len(texts), 0), bool)
 
 
 def no_words() -> Tokenizer:

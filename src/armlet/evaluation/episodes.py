@@ -5,8 +5,8 @@ killed evaluation goes on where it stopped, and one of another policy, world or 
 """
 
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ Key = tuple[str, str, str, int]  # (conditions as JSON, split, task, seed)
 
 
 def run_episodes(
-    field: dict[str, Contender],
+    field: Mapping[str, Contender],
     benchmark: Benchmark,
     planned: Sequence[tuple[Task, int]],
     out: Path,
@@ -94,6 +94,8 @@ def conditions(contender: Contender, benchmark: Benchmark, device: str = "cpu") 
     # Nothing is added where there is none: rows of before there was a choice stay good.
     if contender.ensemble is not None:
         made_from["ensemble"] = contender.ensemble
+    if contender.guard is not None:
+        made_from["guard"] = asdict(contender.guard)
     return made_from
 
 
@@ -127,7 +129,7 @@ def episode_row(task: Task, seed: int, episode: Episode) -> Row:
     gates = []
     for ran in episode.gates:
         gates.append("".join(map(str, ran)))  # a text of l characters a decision
-    return {
+    row = {
         "split": task.split,
         "family": task.family,
         "task": task.name,
@@ -138,6 +140,9 @@ def episode_row(task: Task, seed: int, episode: Episode) -> Row:
         "toggles": episode.toggles,  # None: no gripper
         "gates": gates,
     }
+    if episode.guarded is not None:
+        row["guarded"] = episode.guarded  # control steps, too
+    return row
 
 
 def run_of(rows: Iterable[Row]) -> Run:
@@ -147,12 +152,15 @@ def run_of(rows: Iterable[Row]) -> Run:
     decisions: list[int] = []
     waited: list[int] = []
     toggles: list[int | None] = []
+    guarded: list[int] = []
     for row in rows:
         success.append(row["success"])
         steps.append(row["steps"])
         decisions.append(len(row["gates"]))  # gates are kept once a decision
         waited.append(row["waited"])
         toggles.append(row["toggles"])
+        if "guarded" in row:
+            guarded.append(row["guarded"])
     known = tuple(each for each in toggles if each is not None)
     return Run(
         success=tuple(success),
@@ -160,11 +168,12 @@ def run_of(rows: Iterable[Row]) -> Run:
         decisions=tuple(decisions),
         waited=tuple(waited),
         toggles=known if len(known) == len(toggles) else None,  # None: a robot without a gripper
+        guarded=tuple(guarded) or None,  # None: without a guard
     )
 
 
 def run_delayed(
-    field: dict[str, Contender],
+    field: Mapping[str, Contender],
     benchmark: Benchmark,
     planned: Sequence[tuple[Task, int]],
     out: Path,

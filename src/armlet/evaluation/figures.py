@@ -1,16 +1,21 @@
 """A report as a table in words and as pictures: success against milliseconds, budget or noise. Knows
 reports (those of version 1 as `report.read` gives them); runs nothing."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from armlet.data.files import atomic_file
+from armlet.evaluation import speeds
+from armlet.evaluation.speeds import runtime_of, several_runtimes
+from armlet.measuring import EAGER
 
 Report = dict[str, Any]
 Row = dict[str, Any]  # of one policy
 # Rates, and how far their intervals reach [below, above] them, as `errorbar` takes them. All in %,
 # or toggles in 100 steps.
 Bars = tuple[list[float], list[list[float]]]
+MARKS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")  # one a runtime, eager the first
 
 
 def table(report: Report) -> str:
@@ -18,16 +23,16 @@ def table(report: Report) -> str:
     same for further splits, if there are any; then how the policies do when they act late."""
     policies = report["policies"]
     parts = [
-        main_lines(policies),
+        main_lines(policies, report.get("refused", [])),
         group_lines(policies, "by_task", "task"),
-        list(map(sentence, report["pairs"])),
+        list(map(sentence, speeds.told(policies, report["pairs"]))),
     ]
     # Older reports lack these sections, and most evaluations leave one or the other empty.
     if report.get("seeds"):
         parts.append(seed_lines(report["seeds"]))
     for split, found in report.get("pairs_by_split", {}).items():
         parts.append(split_lines(policies, split))
-        parts.append(list(map(sentence, found)))
+        parts.append(list(map(sentence, speeds.told(policies, found))))
     if report.get("delayed"):
         parts.append(delayed_lines(report["delayed"]))
         parts.append(list(map(delayed_sentence, report.get("delayed_pairs", []))))
@@ -38,9 +43,12 @@ def table(report: Report) -> str:
     return "\n".join(lines).rstrip("\n") + "\n"
 
 
-def main_lines(policies: list[Row]) -> list[str]:
-    """One row a policy: success, time, computation. Reports of version 1 do not say how often a
-    policy was asked."""
+def main_lines(policies: list[Row], refused: Sequence[Row] = ()) -> list[str]:
+    """One row a policy: success, time, computation; of several runtimes, which, and more of speed.
+    `refused`: what was asked for and could not be exported. Reports of version 1 do not say how
+    often a policy was asked."""
+    if several_runtimes(policies) or refused:
+        return runtime_lines(policies, refused)
     # Speed and FLOPs are relative to the first policy: the teacher.
     base = policies[0]["latency_ms"]["policy"]["p50"]
     lines = [
@@ -62,11 +70,67 @@ def main_lines(policies: list[Row]) -> list[str]:
             millions(policy["params"]["total"]),
         ]
         lines.append(markdown_row(cells))
+    return lines + device_lines(policies)
+
+
+def runtime_lines(policies: list[Row], refused: Sequence[Row]) -> list[str]:
+    """One row a policy and runtime. Speed is said three times: against the teacher in the same
+    runtime, which is what the student itself is worth; against the eager teacher, in which there is
+    what the runtime gives to anybody; and of a second in which the arm moves."""
+    # A teacher behind a server is run in no runtime that anybody knows.
+    whole = "eager teacher" if policies[0]["runtime"] == EAGER else policies[0]["name"]
+    lines = [
+        "| policy | runtime | success | 95 % interval | steps | p50 ms | × teacher, same runtime "
+        f"| × {whole} | ms per second of motion | × {whole}, of motion "
+        "| backbone FLOPs | layers run | parameters |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for policy in policies:
+        times = speeds.speed(policy, policies)
+        cells = [
+            policy["name"],
+            runtime_of(policy),
+            rate(policy),  # two cells
+            number(policy["mean_steps"], 1),
+            f"{speeds.p50(policy):.2f}",
+            multiple(times["teacher_in_runtime"]),
+            multiple(times["teacher"]),
+            number(policy.get("ms_per_second_of_motion"), 1),
+            multiple(times["motion"]),
+            of_teacher(policy, policies),
+            percent(policy["keep_ratio"]),
+            millions(policy["params"]["total"]),
+        ]
+        lines.append(markdown_row(cells))
+    for row in refused:
+        cells = [row["name"], runtime_of(row), "not run: see below", *["–"] * 10]
+        lines.append(markdown_row(cells))
+    if refused:
+        lines.append("")
+    for row in refused:
+        lines.append(f"- {refusal(row)}")
+    return lines + device_lines(policies)
+
+
+def refusal(row: Row) -> str:
+    """Why a row is not there, in one line."""
+    # A reason may have lines of its own, which would end the list that it stands in.
+    return f"{row['name']} was not run: {' '.join(row['why'].split())}"
+
+
+def device_lines(policies: list[Row]) -> list[str]:
+    """Whose milliseconds have a network in them."""
+    lines = []
     for policy in policies:
         device = policy["latency_ms"].get("device", "")
         if "network included" in device:
             lines += ["", f"{policy['name']} is {device} in its milliseconds."]
     return lines
+
+
+def multiple(value: float | None) -> str:
+    """How many times; a dash where nobody can say."""
+    return "–" if value is None else f"{value:.2f}×"
 
 
 def of_teacher(policy: Row, policies: list[Row]) -> str:
@@ -196,7 +260,7 @@ def sentence(pair: dict[str, Any]) -> str:
 
 def success_against_latency(report: Report, path: Path) -> None:
     """A picture: each policy at (p50 ms, success), with its interval; students of several seeds in
-    one colour."""
+    one colour, and so is a policy in several runtimes, which are told by their marks."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4.4), layout="constrained")
@@ -205,18 +269,23 @@ def success_against_latency(report: Report, path: Path) -> None:
     if report.get("seeds"):
         together = {policy["name"] for policy in report["seeds"]["policies"]}
     colours: dict[str, str] = {}  # C0, C1 …: matplotlib's cycle
+    marks: dict[str, str] = {EAGER: MARKS[0]}  # runtime → matplotlib's mark
     slowest = 0.0
     lowest = 1.0
     for policy in report["policies"]:
         # A student that does not say how it was made is taken by its name (outcomes.seeds_of).
         stem = policy.get("seeds_of") or policy["name"].rpartition("-")[0]
-        kind = stem if stem in together else policy["name"]
+        kind = policy.get("exported_from") or policy["name"]
+        if stem in together:
+            kind = stem
         label = None if kind in colours else kind  # one entry of the legend a colour
         colour = colours.setdefault(kind, f"C{len(colours)}")
+        runtime = runtime_of(policy)
+        mark = marks.setdefault(runtime, MARKS[len(marks) % len(MARKS)])
         rates, errors = _success([policy])
         p50 = policy["latency_ms"]["policy"]["p50"]
         axes.errorbar(
-            [p50], rates, yerr=errors, fmt="o", capsize=4, markersize=8, label=label, color=colour
+            [p50], rates, yerr=errors, fmt=mark, capsize=4, markersize=8, label=label, color=colour
         )
         slowest = max(slowest, p50)
         lowest = min(lowest, policy["ci95"][0])
@@ -226,6 +295,9 @@ def success_against_latency(report: Report, path: Path) -> None:
     room = 100 - 100 * lowest
     axes.set_ylim(max(0, 100 - 1.25 * room - 1), 100.5 + 0.1 * room)
     axes.set_xlim(0, 1.12 * slowest)
+    for runtime, mark in marks.items():
+        if several_runtimes(report["policies"]):
+            axes.plot([], [], mark, color="grey", label=runtime)  # for the legend alone
     axes.legend(loc="lower right")
     axes.grid(alpha=0.3)
     episodes = report["policies"][0]["episodes"]

@@ -11,6 +11,8 @@ import numpy as np
 from armlet.benchmarks import Benchmark, Task
 from armlet.data.video import write_video
 from armlet.evaluation.episodes import episode_row
+from armlet.evaluation.rerun_file import Told, Watched
+from armlet.evaluation.rerun_file import write as write_rerun
 from armlet.policies.contract import Policy
 from armlet.robot.observation import Observation
 from armlet.rollout.loop import film, run_task
@@ -31,28 +33,40 @@ class Film:
 
 def make_film(
     policies: Mapping[str, Policy],
-    field: dict[str, Contender],
+    field: Mapping[str, Contender],
     benchmark: Benchmark,
     task: Task,
     seed: int,
     out: Path,
+    *,
+    rerun: bool = False,
 ) -> Film:
-    """One episode by every policy; one that ends first stands still until the last has ended."""
+    """One episode by every policy; one that ends first stands still until the last has ended.
+    `rerun`: kept for that viewer as well, beside the film."""
     hz = round(benchmark.action_spec.control_hz)
     pictures: list[np.ndarray] = []  # of each policy (steps + 1, h, w, 3)
     seen: list[dict[str, Any]] = []
+    told: list[Told] = []
     for name, policy in policies.items():
         contender = field[name]
         execute = contender.looks_after
+        watched = Watched(policy)
         frames, episode = film(
-            policy, benchmark, task, seed, execute=execute, ensemble=contender.joined
+            watched if rerun else policy,
+            benchmark,
+            task,
+            seed,
+            execute=execute,
+            ensemble=contender.joined,
         )
         pictures.append(frames)
+        every = execute or policy.execute
+        told.append(Told(name, frames, episode.executed, watched.looks, every))
         row = episode_row(task, seed, episode)
         seen.append(
             {
                 "name": name,
-                "execute": execute or policy.execute,
+                "execute": every,
                 "success": row["success"],
                 "steps": row["steps"],
                 "gates": row["gates"],
@@ -65,6 +79,8 @@ def make_film(
         padded.append(np.concatenate([frames, standing]))
     video = f"{_file_name(task.name)}-{seed}.mp4"
     write_video(out / video, np.concatenate(padded, 2), fps=hz)  # axis 2: beside each other
+    if rerun:
+        write_rerun((out / video).with_suffix(".rrd"), video, benchmark.action_spec, told)
     return Film(task.name, seed, video, hz, tuple(seen))
 
 

@@ -9,7 +9,6 @@ caches as the largest one left them.
 
 import multiprocessing
 import platform
-import resource
 import time
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
@@ -22,9 +21,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from armlet import source
 from armlet.data.hub import local_folder
-from armlet.policies.checkpoint import WEIGHTS, load_policy
+from armlet.policies.acting import load_actor
+from armlet.policies.checkpoint import WEIGHTS
 from armlet.policies.contract import Backbone, Policy
 from armlet.policies.pretrained import kinds
+from armlet.policies.remote.policy import SocketPolicy
+from armlet.robot import resident
+from armlet.robot.exported import is_exported
 from armlet.robot.observation import Observation
 from armlet.robot.spec import RobotSpec
 
@@ -61,7 +64,9 @@ def device_of(policy: Policy) -> str:
     """Where it decides: a device of this machine, or behind a socket."""
     if isinstance(policy, Backbone):
         return str(policy.device)
-    return f"{policy.kind}, the network included"
+    if isinstance(policy, SocketPolicy):
+        return f"{policy.kind}, the network included"
+    return "cpu"  # where graphs that were exported run
 
 
 def _time_once(policy: Policy, observation: Observation) -> float:
@@ -189,7 +194,10 @@ def processor() -> str:
 
 
 def bytes_on_disk(folder: Path) -> int:
-    """Of a policy's weights; of another project's checkpoint, of all that decides its answers."""
+    """Of a policy's weights; of what was exported, and of another project's checkpoint, of all that
+    decides its answers."""
+    if is_exported(folder):
+        return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     place = folder if folder.suffix == ".toml" else local_folder(folder, kind="model")
     if kinds.is_pretrained(place):
         said, kind = kinds.find(place)
@@ -199,17 +207,19 @@ def bytes_on_disk(folder: Path) -> int:
 
 def peak_memory_mb(folder: Path, observation: Observation, robot: RobotSpec) -> float:
     """Peak resident memory, in MB, of a fresh process that loads the policy, of this robot, and
-    decides ten times: what a robot's computer must have, libraries included."""
+    decides ten times: what a robot's computer must have, libraries included. Of what was exported
+    without torch, as a robot runs it."""
     # Spawned, not forked: a fork would count what this process has in memory.
     context = multiprocessing.get_context("spawn")
     with context.Pool(1, maxtasksperchild=1) as pool:
+        if is_exported(folder):
+            return pool.apply(resident.deciding_mb, (folder, observation))
         return pool.apply(_peak, (folder, observation, robot))
 
 
 def _peak(folder: Path, observation: Observation, robot: RobotSpec) -> float:
     torch.set_num_threads(1)
-    policy = load_policy(folder, known=lambda: robot)
+    policy = load_actor(folder, known=lambda: robot)
     for _ in range(10):
         policy.infer(observation)
-    # ru_maxrss is in KiB on Linux; macOS gives bytes.
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return resident.peak_mb()

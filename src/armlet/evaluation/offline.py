@@ -15,7 +15,7 @@ import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -28,7 +28,7 @@ from armlet.data.episodes import EpisodeDataset
 from armlet.data.files import hold, write_atomically
 from armlet.data.pictures import Pictures
 from armlet.data.splits import Parts, parts
-from armlet.evaluation import measure
+from armlet.evaluation import measure, speeds
 from armlet.evaluation import offline_report as said
 from armlet.evaluation.action_errors import (
     MEAN,
@@ -49,6 +49,7 @@ from armlet.evaluation.action_errors import (
     thirds,
 )
 from armlet.evaluation.asking import Answers, Asker, answers_of
+from armlet.evaluation.field import Field
 from armlet.evaluation.offline_report import (
     Compared,
     Cost,
@@ -58,12 +59,17 @@ from armlet.evaluation.offline_report import (
     PolicyRow,
     Seen,
     numbers,
+    said_of,
 )
-from armlet.lineage import PROVENANCE
+from armlet.evaluation.runtimes import FRAMES, Refused
+from armlet.evaluation.settings import check_runtimes
+from armlet.lineage import PROVENANCE, digest_text
+from armlet.logs import RunLog
+from armlet.measuring import EAGER
 from armlet.policies.acting import actor_provenance
 from armlet.policies.contract import Backbone, Policy
-from armlet.policies.remote.policy import SocketPolicy
 from armlet.recipe import Evaluation, Recipe, to_json
+from armlet.robot.observation import Observation, history_of
 from armlet.robot.spec import ActionSpec
 
 TIMED = 16  # frames whose decisions are timed and counted, in turn
@@ -72,7 +78,10 @@ TIMED = 16  # frames whose decisions are timed and counted, in turn
 STILL = 1e-6
 NEEDLESS = Seen("unseen", "it is no policy")
 # Settings of `Evaluation` that are about a simulator.
-IN_A_WORLD = ("episodes", "splits", "seed", "execute", "ensemble", "slower", "late", "videos")
+IN_A_WORLD = (
+    "episodes", "splits", "seed", "execute", "ensemble", "slower", "late", "guard",
+    "videos", "rerun",
+)  # fmt: skip
 
 
 class Contender(Protocol):
@@ -101,14 +110,13 @@ class Known:
     folders: Mapping[str, str] = field(default_factory=dict)
     fingerprints: Mapping[str, str] = field(default_factory=dict)
     seen: Mapping[str, Seen] = field(default_factory=dict)
+    # Of what was exported: the name of the same policy in eager.
+    exported_from: Mapping[str, str] = field(default_factory=dict)
+    runtimes: Mapping[str, tuple[str, str | None]] = field(default_factory=dict)
+    refused: tuple[Refused, ...] = ()
 
 
-def run(
-    recipe: Recipe,
-    data: EpisodeDataset,
-    policies: Mapping[str, Policy],
-    contenders: Mapping[str, Contender],
-) -> Path:
+def run(recipe: Recipe, data: EpisodeDataset, compared: Field) -> Path:
     """Compare the recipe's policies, the teacher first, with its held-out episodes; returns the
     report's path. Writes report.json, table.md and error-by-step.png under `out`/evaluation."""
     check(recipe.evaluation)
@@ -116,13 +124,21 @@ def run(
     split = parts(data, recipe.split, recipe.held_out, reported=True)
     folders = {}
     fingerprints = {}
-    for name in policies:
-        folders[name] = contenders[name].folder.as_posix()
-        fingerprints[name] = contenders[name].fingerprint
-    known = Known(folders, fingerprints, _provenances(contenders, data, split))
+    runtimes = {}
+    trained = {}
+    for name, contender in compared.contenders.items():
+        folders[name] = contender.folder.as_posix()
+        fingerprints[name] = contender.fingerprint
+        runtimes[name] = compared.runtime(name)
+        if name not in compared.exported_from:
+            trained[name] = contender
+    seen = _provenances(trained, data, split)
+    for name, eager in compared.exported_from.items():
+        seen[name] = seen[eager]
+    known = Known(folders, fingerprints, seen, compared.exported_from, runtimes, compared.refused)
     with hold(out / "evaluating.lock", "evaluating"):
         report = evaluate(
-            policies,
+            compared.policies,
             data,
             split.held_out,
             shown=split.train,
@@ -141,8 +157,24 @@ def run(
         table = said.table(report)
         write_atomically(out / "table.md", table.encode())
         said.error_by_step(report, out / "error-by-step.png")
+    with RunLog(recipe.log, recipe.out, recipe.name, to_json(recipe)) as log:
+        log.series(out).result(digest_text([content]), said.results(report))
     print(table)  # noqa: T201 - the verdict, for the person who ran it
     return out / "report.json"
+
+
+def frames_of_episodes(
+    recipe: Recipe, data: EpisodeDataset, policies: Mapping[str, Policy]
+) -> list[Observation]:
+    """Moments of episodes that were trained on, at which what is exported is compared with what it
+    was made from: on those that are held out, nothing may be chosen."""
+    split = parts(data, recipe.split, recipe.held_out, reported=True)
+    columns = data.columns()
+    actions = columns["action"]  # (N, a)
+    recording = Recording(actions, columns.get("executed", actions), data.starts, data.runs)
+    asked = Asker(data, recording, columns["observation.state"], recipe.pictures)
+    rows = choose_rows(recording, split.train, FRAMES)
+    return asked.raw(rows, max(map(history_of, policies.values())))
 
 
 def check(setting: Evaluation) -> None:
@@ -160,6 +192,7 @@ def check(setting: Evaluation) -> None:
             "episodes and nothing is executed; leave these options out, or give a recipe with a "
             "benchmark"
         )
+    check_runtimes(setting)
 
 
 def evaluate(
@@ -200,7 +233,7 @@ def evaluate(
     reference = next(iter(policies))
     spec = policies[reference].robot.action
     comparison = Comparison(recording, rows, shown, answers, reference, spec, labelled)
-    costs = _costs(policies, asked, rows, answers, calls)
+    costs = _costs(policies, asked, rows, answers, calls, known.exported_from)
     compared = Compared(
         data=str(data.root),
         data_fingerprint=data.fingerprint,
@@ -217,11 +250,13 @@ def evaluate(
     made = []
     for name in comparison.names:  # policies first, then baselines, which are in no `policies`
         made.append(_row(name, comparison, known, policies.get(name), costs))
+    pairs = comparison.pairs(tuple(policies)) + comparison.pairs_of(_in_their_runtime(made))
     return OfflineReport(
         compared=compared,
         policies=tuple(made),
-        pairs=comparison.pairs(tuple(policies)),
+        pairs=pairs,
         remarks=_remarks(compared, made),
+        refused=known.refused,
         fingerprint=made_with or {},
     )
 
@@ -342,6 +377,10 @@ class Comparison:
                 found.append(self._pair(name, other))
         return tuple(found)
 
+    def pairs_of(self, named: Sequence[tuple[str, str]]) -> tuple[Pair, ...]:
+        """These pairs, but for those against the reference, which `pairs` has."""
+        return tuple(self._pair(a, b) for a, b in named if b != self.reference)
+
     def _pair(self, a: str, b: str) -> Pair:
         # (n, steps, a). The interval is of the difference at the same moments, which is narrower
         # than two intervals side by side: what makes a moment hard falls on both.
@@ -377,8 +416,15 @@ def _row(
     # Grippers too are compared over the steps that all chunks have.
     first = chunk[:, : comparison.steps]
     cut = _first_steps(comparison.moments, comparison.steps)
+    library, precision = known.runtimes.get(name, (EAGER, None))
+    exported_from = known.exported_from.get(name)
     return PolicyRow(
         name=name,
+        # Without a world nothing but the runtime makes two rows of one policy.
+        policy=exported_from or name,
+        runtime=library,
+        precision=precision,
+        exported_from=exported_from,
         kind="baseline" if policy is None else "policy",
         chunk=chunk.shape[1],
         execute=None if policy is None else policy.execute,
@@ -412,17 +458,19 @@ def _costs(
     rows: np.ndarray,
     answers: Mapping[str, Answers],
     calls: int,
+    exported_from: Mapping[str, str],
 ) -> dict[str, Cost]:
     """Of networks: milliseconds on one thread, operations, and which layers ran; of a policy behind
-    a socket milliseconds alone, those of the network among them."""
+    a socket milliseconds alone, those of the network among them; of one that was exported its own
+    milliseconds, and the operations of its network."""
     # Of a policy from elsewhere neither layers nor operations are known.
     networks = {name: p for name, p in policies.items() if isinstance(p, Backbone)}
-    timed = {name: p for name, p in policies.items() if isinstance(p, Backbone | SocketPolicy)}
+    timed = {name: p for name, p in policies.items() if isinstance(p, Policy)}
     if not calls or not timed:
         return {}
     # Evenly over all frames; pictures as a camera gives them, so that fitting them is in the time.
     places = np.linspace(0, len(rows) - 1, min(TIMED, len(rows))).astype(np.int64)
-    history = max(policy.history for policy in networks.values())
+    history = max(map(history_of, timed.values()))
     observations = asked.raw(rows[np.unique(places)], history)
     with one_thread():
         timings = measure.latency(timed, observations, calls=calls)
@@ -431,21 +479,39 @@ def _costs(
             flops[name] = measure.compute(policy, observations)
     found = {}
     for name, other in timed.items():
-        if name not in networks:
-            found[name] = Cost(timings[name], measure.device_of(other), 1)
+        # As if every chunk were carried out to its `execute`: nothing is, here.
+        per_second = timings[name]["p50"] * asked.data.fps / other.execute
+        found[name] = Cost(timings[name], measure.device_of(other), 1, per_second)
     for name, policy in networks.items():
         ran = answers[name].gates.mean(0)  # (l,) how often each layer ran, over all frames
         weights = policy.layer_costs().cpu().numpy()  # (l,)
-        found[name] = Cost(
-            latency_ms=timings[name],
-            device=str(policy.device),
-            threads=1,
+        found[name] = replace(
+            found[name],
             flops=flops[name],
             params=measure.parameters(policy),
             layers=tuple(map(int, policy.layer_numbers)),
             activation=tuple(map(float, ran)),
             keep_ratio=float((ran * weights).sum() / weights.sum()),
         )
+    for name, eager in exported_from.items():
+        network = found[eager]
+        # The same numbers are multiplied, in another place.
+        found[name] = replace(found[name], flops=network.flops, params=network.params)
+    return found
+
+
+def _in_their_runtime(rows: Sequence[PolicyRow]) -> list[tuple[str, str]]:
+    """Of what was exported: each against the teacher in the same runtime, and against itself in
+    eager."""
+    said = list(map(said_of, rows))
+    found = []
+    for row in said:
+        if row["exported_from"] is None:
+            continue
+        teacher = speeds.teacher_beside(row, said)
+        if teacher is not None and teacher is not row:
+            found.append((row["name"], teacher["name"]))
+        found.append((row["name"], row["exported_from"]))
     return found
 
 
@@ -480,7 +546,7 @@ def _remarks(compared: Compared, rows: Sequence[PolicyRow]) -> tuple[str, ...]:
                 f"{row.name} is no nearer to the expert than `{best.name}`, which looks at nothing."
             )
     for row in rows:
-        if row.cost is not None and row.cost.params is None:
+        if row.cost is not None and "network included" in row.cost.device:
             found.append(f"{row.name} is {row.cost.device} in its milliseconds.")
     # An error on episodes that were trained on is a training error.
     for row in rows:

@@ -27,6 +27,8 @@ def section(report: OfflineReport, path: Path) -> str:
         _picture(path.with_name(PICTURE)),
         "<h3>The numbers</h3>",
         _table(said.main_lines(report.policies)),
+        _table(said.speed_lines(report)),
+        *_prose(said.refused_lines(report)),
         _table(said.dimension_lines(report)),
         _table(said.gripper_lines(report.policies)),
         _table(said.group_lines(report, "by_third")),

@@ -1,7 +1,8 @@
 """The report of a comparison with held-out episodes: what stands in it; as JSON, as a table in words
 and as a picture.
 
-Version 1, told apart from a report of episodes in a simulator by its `kind`. Knows no policy and no
+Version 2, told apart from a report of episodes in a simulator by its `kind`; version 1 knew no
+runtime but eager. Knows no policy and no
 data set.
 """
 
@@ -16,10 +17,14 @@ from typing import Any, Literal
 
 from armlet.data.files import atomic_file, read_json
 from armlet.evaluation.action_errors import Agreement, Estimate
-from armlet.evaluation.figures import millions
+from armlet.evaluation.figures import millions, multiple, refusal
+from armlet.evaluation.runtimes import Refused
+from armlet.evaluation.speeds import p50, runtime_of, several_runtimes, speed
+from armlet.measuring import EAGER
 from armlet.robot.spec import ActionSpec
 
-VERSION = 1
+VERSION = 2
+VERSIONS = (1, 2)
 KIND = "offline"
 NO_SUCCESS_RATE = (
     "This is no success rate: nothing was executed. It says how near the actions lie to those that were "
@@ -66,6 +71,8 @@ class Cost:
     latency_ms: dict[str, float]  # p50, p95, p99: batch 1, observation in, actions out
     device: str
     threads: int
+    # p50 × decisions in a second, were every chunk carried out to its `execute`.
+    ms_per_second_of_motion: float | None = None
     # Nothing further is known of a policy behind a socket, whose times have the network in them.
     flops: dict[str, float] | None = None  # `total` and `backbone`, as `params`
     params: dict[str, int] | None = None
@@ -80,6 +87,10 @@ class PolicyRow:
 
     name: str
     kind: Literal["policy", "baseline"]
+    policy: str  # whose row it is: `teacher` for `teacher onnx`
+    runtime: str  # what carries its network out
+    precision: str | None  # None: nobody knows
+    exported_from: str | None  # the row of the same policy in eager
     chunk: int  # steps that it decides at a time
     execute: int | None  # steps carried out before it looks again; None of baselines
     folder: str | None
@@ -127,6 +138,7 @@ class OfflineReport:
     pairs: tuple[Pair, ...]
     remarks: tuple[str, ...]
     fingerprint: dict[str, Any]
+    refused: tuple[Refused, ...] = ()  # rows that were asked for and could not be exported
     note: str = NO_SUCCESS_RATE
     kind: str = KIND
     version: int = VERSION
@@ -145,14 +157,42 @@ def from_json(value: dict[str, Any], *, source: str) -> OfflineReport:
             f"{source} is no report of a comparison with held-out episodes "
             f"(kind {value.get('kind')!r})"
         )
-    if value.get("version") != VERSION:
+    if value.get("version") not in VERSIONS:
         raise ValueError(
-            f"{source} has version {value.get('version')!r}, expected {VERSION}; "
+            f"{source} has version {value.get('version')!r}, expected one of {VERSIONS}; "
             "a newer armlet wrote it"
         )
+    if value["version"] == 1:
+        value = _completed(value)
     report = _built(OfflineReport, value, source)
     assert isinstance(report, OfflineReport)
     return report
+
+
+def _completed(value: dict[str, Any]) -> dict[str, Any]:
+    """A report of version 1 with what it does not say of runtimes: there was one."""
+    rows = []
+    for row in value.get("policies", []):
+        cost = row.get("cost")
+        if cost is not None:
+            cost = {**cost, "ms_per_second_of_motion": None}
+        unsaid = {"policy": row.get("name"), "runtime": EAGER, "precision": None}
+        rows.append({**row, **unsaid, "exported_from": None, "cost": cost})
+    return {**value, "policies": rows, "refused": []}
+
+
+def said_of(row: PolicyRow) -> dict[str, Any]:
+    """What `evaluation.speeds` asks of a row; a baseline has no milliseconds."""
+    cost = row.cost
+    return {
+        "name": row.name,
+        "policy": row.policy,
+        "runtime": row.runtime,
+        "precision": row.precision,
+        "exported_from": row.exported_from,
+        "latency_ms": None if cost is None else {"policy": cost.latency_ms},
+        "ms_per_second_of_motion": None if cost is None else cost.ms_per_second_of_motion,
+    }
 
 
 def is_offline(path: Path) -> bool:
@@ -227,11 +267,23 @@ def _built_dataclass(kind: Any, value: Any, where: str) -> Any:
 # --- in words
 
 
+def results(report: OfflineReport) -> dict[str, float]:
+    """What a run's logs are told: of every policy its error, and what a decision costs."""
+    found = {}
+    for row in report.policies:
+        found[f"{row.name}/error"] = row.expert.share.mean
+        if row.cost is not None:
+            found[f"{row.name}/p50_ms"] = row.cost.latency_ms["p50"]
+    return found
+
+
 def table(report: OfflineReport) -> str:
     """Markdown: what was compared, one row a policy, one a dimension, the phases, the pairs."""
     parts = [
         header_lines(report),
         main_lines(report.policies),
+        speed_lines(report),
+        refused_lines(report),
         dimension_lines(report),
         gripper_lines(report.policies),
         group_lines(report, "by_third"),
@@ -308,6 +360,36 @@ def main_lines(policies: tuple[PolicyRow, ...]) -> list[str]:
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return lines
+
+
+def speed_lines(report: OfflineReport) -> list[str]:
+    """One row a policy and runtime: how much faster, than whom; none where all are run in one."""
+    rows = [said_of(row) for row in report.policies if row.cost is not None]
+    if not rows or rows[0]["name"] != report.policies[0].name or not several_runtimes(rows):
+        return []
+    lines = [
+        "| policy | runtime | p50 ms | × teacher, same runtime | × eager teacher "
+        "| ms per second of motion | × eager teacher, of motion |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        found = speed(row, rows)
+        cells = [
+            row["name"],
+            runtime_of(row),
+            f"{p50(row):.2f}",
+            multiple(found["teacher_in_runtime"]),
+            multiple(found["teacher"]),
+            number(row["ms_per_second_of_motion"], 1),
+            multiple(found["motion"]),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def refused_lines(report: OfflineReport) -> list[str]:
+    """What was asked for and is not there."""
+    return [f"- {refusal(asdict(row))}" for row in report.refused]
 
 
 def _layers_run(cost: Cost) -> str:

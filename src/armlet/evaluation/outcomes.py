@@ -14,7 +14,8 @@ compressed, of a few bytes an episode:
                of the plan
     policies   [{name, fingerprint, execute, layer_costs, routes, success, steps, decisions, waited,
                toggles}, …], the first is the one that others are compared with; `success` is a text
-               of n characters, 1 or 0; the lists have n numbers
+               of n characters, 1 or 0; the lists have n numbers; `guarded`, one more, only where a
+               policy acts behind a guard
     delayed    [{policy, slower, late, delay_ms, lag_steps, success, …}, …]: the same policies
                acting late, in the episodes of the first split only
 
@@ -62,6 +63,8 @@ class Run:
     waited: tuple[int, ...]  # steps in which the arm held still because no action was there
     # How often the gripper was sent the other way; None: no gripper.
     toggles: tuple[int, ...] | None
+    # Control steps in which a guard intervened; None: without one.
+    guarded: tuple[int, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.success)
@@ -74,6 +77,7 @@ class Run:
             decisions=_at(self.decisions, rows),
             waited=_at(self.waited, rows),
             toggles=None if self.toggles is None else _at(self.toggles, rows),
+            guarded=None if self.guarded is None else _at(self.guarded, rows),
         )
 
 
@@ -162,6 +166,8 @@ def _check_lengths(name: str, run: Run, n: int) -> None:
     }
     if run.toggles is not None:
         columns["toggles"] = run.toggles
+    if run.guarded is not None:
+        columns["guarded"] = run.guarded
     for column, values in columns.items():
         if len(values) != n:
             raise ValueError(
@@ -260,6 +266,8 @@ def _flat(entry: PolicyRun | DelayedRun) -> dict[str, Any]:
     if fields.get("seeds_of", "") is None:
         del fields["seeds_of"]
     run = fields.pop("run")
+    if run["guarded"] is None:
+        del run["guarded"]
     run["success"] = "".join(map(str, map(int, run["success"])))
     return {**fields, **run}
 
@@ -277,8 +285,11 @@ def _fields(entry: dict[str, Any]) -> dict[str, Any]:
     toggles = fields.pop("toggles")
     if toggles is not None:
         toggles = tuple(toggles)
+    guarded = fields.pop("guarded", None)
+    if guarded is not None:
+        guarded = tuple(guarded)
     success = tuple(bit == "1" for bit in text)
-    fields["run"] = Run(success, steps, decisions, waited, toggles)
+    fields["run"] = Run(success, steps, decisions, waited, toggles, guarded)
     return fields
 
 
@@ -318,7 +329,9 @@ def policy_row(outcomes: Outcomes, policy: PolicyRun) -> Section:
         families.append(outcomes.episodes[row].family)
         tasks.append(outcomes.episodes[row].task)
     splits = [episode.split for episode in outcomes.episodes]
-    grouped = {} if policy.seeds_of is None else {"seeds_of": policy.seeds_of}
+    grouped: Section = {} if policy.seeds_of is None else {"seeds_of": policy.seeds_of}
+    if run.guarded is not None:
+        grouped["guarded_share"] = sum(run.guarded) / max(sum(run.steps), 1)
     return {
         "name": policy.name,
         "fingerprint": policy.fingerprint,
@@ -327,7 +340,7 @@ def policy_row(outcomes: Outcomes, policy: PolicyRun) -> Section:
         **tally(run.success),
         "mean_steps": mean_steps(run),
         "seconds_to_success": seconds_to_success(outcomes, run),
-        "decisions_per_second": decisions_per_second(outcomes, run),
+        "decisions_per_second": decisions_per_second(run, outcomes.hz),
         "gripper_toggles": toggle_rates(run),
         "keep_ratio": keep_ratio(policy),
         "routing": routing(policy.routes),
@@ -350,7 +363,7 @@ def delayed_row(outcomes: Outcomes, late: DelayedRun) -> Section:
         "mean_steps": mean_steps(late.run),
         "seconds_to_success": seconds_to_success(outcomes, late.run),
         "waiting_share": sum(late.run.waited) / max(sum(late.run.steps), 1),
-        "decisions_per_second": decisions_per_second(outcomes, late.run),
+        "decisions_per_second": decisions_per_second(late.run, outcomes.hz),
     }
 
 
@@ -395,12 +408,13 @@ def seconds_to_success(outcomes: Outcomes, run: Run) -> Section:
     }
 
 
-def decisions_per_second(outcomes: Outcomes, run: Run) -> float | None:
-    """How often the policy was asked in a second in which the arm moved; None where it never moved.
-    About hz / execute, and more where success cuts a chunk short."""
+def decisions_per_second(run: Run, hz: float) -> float | None:
+    """How often the policy was asked in a second in which the arm moved, at `hz` control steps a
+    second; None where it never moved. About hz / execute, and more where success cuts a chunk
+    short."""
     # Sums over all episodes, not a mean of ratios: short episodes would count too much.
     moved = sum(run.steps) - sum(run.waited)
-    return sum(run.decisions) * outcomes.hz / moved if moved else None
+    return sum(run.decisions) * hz / moved if moved else None
 
 
 def toggle_rates(run: Run) -> Section | None:

@@ -8,6 +8,7 @@ provenances; loads no policy.
 import json
 import re
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ Provenance = dict[str, Any]  # as `checkpoint.read_provenance` gives it
 Curves = dict[str, list[Any]]  # a column of a training log → its values
 
 
-def seeds_of(field: dict[str, Contender], made: dict[str, Provenance]) -> dict[str, str]:
+def seeds_of(field: Mapping[str, Contender], made: Mapping[str, Provenance]) -> dict[str, str]:
     """Name of a policy → the name of the students that it is one seed of: those that were made by
     the same question (lineage.py: data, teacher, stages …) but for the seed, and are evaluated in
     the same way. One that is alone stands under its own name where its name alone would put it with
@@ -30,7 +31,13 @@ def seeds_of(field: dict[str, Contender], made: dict[str, Provenance]) -> dict[s
         question = dict(made[name].get(PROVENANCE) or {})
         if question.pop("seed", None) is None:
             continue
-        way = [question, contender.budget, contender.execute, contender.ensemble]
+        way = [
+            question,
+            contender.budget,
+            contender.execute,
+            contender.ensemble,
+            contender.runtime,
+        ]
         groups.setdefault(json.dumps(way, sort_keys=True), []).append(name)
     found: dict[str, str] = {}
     taken = set(field)

@@ -12,12 +12,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from armlet.evaluation import speeds
 from armlet.evaluation.films import Film
 from armlet.evaluation.outcomes import Section
 from armlet.evaluation.provenance import Curves
+from armlet.evaluation.runtimes import Refused
+from armlet.measuring import EAGER
 
-VERSION = 2  # 1 had no outcomes beside it
-VERSIONS = (1, 2)
+VERSION = 3  # 1 had no outcomes beside it, 2 knew no runtime but eager
+VERSIONS = (1, 2, 3)
 NEEDED = ("policies", "pairs", "fingerprint")
 
 
@@ -34,6 +37,10 @@ class Latency:
 class Measured:
     """What a policy's row says beside its outcomes: what was measured, and what it says itself."""
 
+    policy: str  # whose row it is: `teacher` for `teacher execute 4 onnx`
+    runtime: str  # what carries its network out: eager, onnx, openvino; server: nobody knows
+    precision: str | None  # of its matrix products; None: nobody knows
+    exported_from: str | None  # the row of the same policy in eager; None: this one is
     layers: tuple[int, ...]  # their numbers in the network it was cut from
     # The share of decisions whose route changes when that input does; None: there is only one
     # route.
@@ -76,6 +83,7 @@ class Report:
     sections: Section  # as `outcomes.recompute` gives them
     measured: dict[str, Measured]  # by the policy's name, as is `training`
     films: tuple[Film, ...]
+    refused: tuple[Refused, ...]  # rows that were asked for and are not there
     training: dict[str, list[Curves]]  # of each student its stages
     fingerprint: dict[str, Any]  # versions, machine, recipe
     version: int = VERSION
@@ -85,6 +93,8 @@ class Report:
         rows = []
         for row in self.sections["policies"]:
             rows.append(self.measured[row["name"]].completes(row))
+        for row in rows:
+            row["speed"] = speeds.speed(row, rows)
         films = []
         for film in self.films:
             films.append({**asdict(film), "policies": list(film.policies)})
@@ -93,6 +103,7 @@ class Report:
             "outcomes": asdict(self.outcomes),
             **self.sections,
             "policies": rows,
+            "refused": [asdict(each) for each in self.refused],
             "rollouts": films,
             "training": self.training,
             "fingerprint": self.fingerprint,
@@ -120,8 +131,8 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def _complete(report: dict[str, Any], path: Path) -> None:
-    """Into a report of version 1 goes what readers ask for and such a report does not say. Raises
-    ValueError for a version that is not known."""
+    """Into a report of an older version goes what readers ask for and such a report does not say.
+    Raises ValueError for a version that is not known."""
     version = report.setdefault("version", 1)
     if version not in VERSIONS:
         raise ValueError(
@@ -133,9 +144,20 @@ def _complete(report: dict[str, Any], path: Path) -> None:
         policy.setdefault("seconds_to_success", None)
         layers = list(range(len(policy["routing"]["activation"])))
         policy["routing"].setdefault("layers", layers)  # counted as its own
+        if version < 3:
+            _complete_runtime(policy)
+    report.setdefault("refused", [])
     report.setdefault("pairs_by_split", {})
     report.setdefault("delayed_pairs", [])
     for row in report.setdefault("delayed", []):
         # The rule of that time: an action left out for every step late, whether or not one was made.
         row.setdefault("late", "skip")
         row.setdefault("seconds_to_success", {"successes": None, "restricted": None, "limit": None})
+
+
+def _complete_runtime(policy: dict[str, Any]) -> None:
+    """Of a row from before there were others: it was run in eager, and who it was is its name."""
+    policy.setdefault("policy", policy["name"])
+    policy.setdefault("runtime", EAGER)
+    policy.setdefault("precision", None)  # not said, and fp32 but for teachers of other projects
+    policy.setdefault("exported_from", None)

@@ -8,7 +8,10 @@ from pathlib import Path
 
 from armlet.benchmarks import Benchmark, Task
 from armlet.data.hub import is_name, without_revision
+from armlet.evaluation import rerun_file
+from armlet.measuring import EAGER
 from armlet.recipe import Evaluation, Recipe
+from armlet.robot.bounds import Bounds
 from armlet.rollout.loop import plan
 from armlet.rollout.pool import Contender
 from armlet.training.practice import TRIAL, first_seed
@@ -22,31 +25,60 @@ def check(recipe: Recipe) -> None:
             "--evaluation.splits is empty; name at least one split, the benchmark's are "
             + ", ".join(recipe.world("evaluate").splits)
         )
-    ranges = seeds(recipe)
-    ours = ranges.pop("evaluation")
-    for what, theirs in ranges.items():
-        # Two half-open ranges meet where each begins before the other ends.
-        if ours.start < theirs.stop and theirs.start < ours.stop:
-            raise ValueError(
-                f"evaluation has the seeds {ours.start} to {ours.stop - 1}, and {what} has "
-                f"{theirs.start} to {theirs.stop - 1}: policies would be tested on worlds that "
-                "they were trained on; give --evaluation.seed another range"
-            )
+    apart("evaluation", seeds(recipe))
+    check_runtimes(setting)
     if setting.slower and not setting.late:
         raise ValueError(
-            "--evaluation.slower needs a rule for acting late: --evaluation.late wait run_on"
+            "--evaluation.slower needs a rule for acting late: --evaluation.late wait run_on blend"
         )
     if setting.late != ("wait",) and not setting.slower:
         raise ValueError(
             "--evaluation.late is about policies on a slower computer, and none is asked for: "
             "--evaluation.slower 20"
         )
+    if setting.rerun:
+        if not setting.videos:
+            raise ValueError(
+                "--evaluation.rerun is about films, and none is asked for: --evaluation.videos 1"
+            )
+        rerun_file.check()
     # A value twice would be run twice under one name, and one row would be lost.
     for name in ("splits", "budgets", "execute", "ensemble", "slower", "late"):
         values = getattr(setting, name)
         if len(set(values)) < len(values):
             raise ValueError(
                 f"--evaluation.{name} says a value twice: {' '.join(map(str, values))}"
+            )
+
+
+def check_runtimes(setting: Evaluation) -> None:
+    """Raises ValueError for runtimes from which no table can be made."""
+    said = " ".join(setting.runtimes)
+    if len(set(setting.runtimes)) < len(setting.runtimes):
+        raise ValueError(f"--evaluation.runtimes says a value twice: {said}")
+    if EAGER not in setting.runtimes:
+        raise ValueError(
+            f"--evaluation.runtimes {said}: name eager as well; speed is stated against the eager "
+            "teacher"
+        )
+
+
+def beside_eager(setting: Evaluation) -> bool:
+    """Whether anything has to be exported."""
+    return any(runtime != EAGER for runtime in setting.runtimes)
+
+
+def apart(ours: str, ranges: dict[str, range]) -> None:
+    """Raises ValueError where the seeds of `ours` meet any others; both are said by what they are
+    for."""
+    mine = ranges[ours]
+    for what, theirs in ranges.items():
+        # Two half-open ranges meet where each begins before the other ends.
+        if what != ours and mine.start < theirs.stop and theirs.start < mine.stop:
+            raise ValueError(
+                f"{ours} has the seeds {mine.start} to {mine.stop - 1}, and {what} has "
+                f"{theirs.start} to {theirs.stop - 1}: policies would be tested on worlds that "
+                f"they were trained on, or chosen by; give --{ours}.seed another range"
             )
 
 
@@ -61,6 +93,8 @@ def seeds(recipe: Recipe) -> dict[str, range]:
         found[f"rounds.{number}"] = range(first, first + each.episodes)
         # A trial decides whether a round's student is kept: a choice made on these worlds.
         found[f"rounds.{number}, its trial"] = range(first + TRIAL, first + TRIAL + each.trial)
+    first = recipe.calibration.seed
+    found["calibration"] = range(first, first + recipe.calibration.episodes)
     found["evaluation"] = range(setting.seed, setting.seed + setting.episodes)
     return found
 
@@ -77,8 +111,8 @@ def planned(benchmark: Benchmark, setting: Evaluation) -> list[tuple[Task, int]]
 def contenders(recipe: Recipe) -> dict[str, Contender]:
     """Name → policy: the teacher first, then the recipe's student, then `policies`. Two students of
     one name are told apart by their folder, or the whole name on the hub. After them the same
-    policies again, once for each number of actions that `execute` asks for, and for each `ensemble`
-    of decisions."""
+    policies again, once for each number of actions that `execute` asks for, for each `ensemble` of
+    decisions, and behind a `guard`."""
     found = {"teacher": Contender(recipe.teacher), **_student(recipe)}
     for folder in recipe.policies:
         called = without_revision(folder)
@@ -102,6 +136,12 @@ def contenders(recipe: Recipe) -> dict[str, Contender]:
     for window in recipe.evaluation.ensemble:
         for name, contender in found.items():
             again[f"{name} ensemble {window}"] = replace(contender, ensemble=window)
+    if recipe.evaluation.guard is not None:
+        world = recipe.world("evaluate")
+        path = Path(recipe.evaluation.guard)
+        bounds = Bounds.read(path, world.action_spec, world.state_names)
+        for name, contender in found.items():
+            again[f"{name} guarded"] = replace(contender, guard=bounds)
     return found | again
 
 
@@ -122,7 +162,7 @@ def _student(recipe: Recipe) -> dict[str, Contender]:
         )
     if recipe.student is not None:
         sys.stderr.write(
-            f"evaluate {recipe.name}: there is no student in {folder} yet (`armlet distil` makes "
+            f"{recipe.name}: there is no student in {folder} yet (`armlet distil` makes "
             "it); only the teacher and `--policies` are run\n"
         )
     return {}

@@ -49,16 +49,18 @@ def mcnemar(only_a: int, only_b: int) -> float:
     return float(scipy_stats.binomtest(only_a, only_a + only_b, 0.5).pvalue)
 
 
-def newcombe_paired(both: int, only_a: int, only_b: int, neither: int) -> tuple[float, float]:
-    """95 % interval of p_a − p_b for paired proportions (Newcombe 1998, Stat. Med. 17:2635, method
+def newcombe_paired(
+    both: int, only_a: int, only_b: int, neither: int, *, confidence: float = 0.95
+) -> tuple[float, float]:
+    """Interval of p_a − p_b for paired proportions (Newcombe 1998, Stat. Med. 17:2635, method
     10)."""
     n = both + only_a + only_b + neither
     if n == 0:
         return -1.0, 1.0
     p_a = (both + only_a) / n
     p_b = (both + only_b) / n
-    low_a, high_a = wilson(both + only_a, n)
-    low_b, high_b = wilson(both + only_b, n)
+    low_a, high_a = wilson(both + only_a, n, confidence=confidence)
+    low_b, high_b = wilson(both + only_b, n, confidence=confidence)
     phi = _correlation(both, only_a, only_b, neither)
     below_a = p_a - low_a
     above_a = high_a - p_a

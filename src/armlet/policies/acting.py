@@ -1,7 +1,8 @@
-"""Any policy by its place: a folder, a name on the hub, a `policy.toml`, or the address of a server.
+"""Any policy by its place: a folder, one that was exported, a name on the hub, a `policy.toml`, or the
+address of a server.
 
 What acts is all that a world, an evaluation or a trace store asks for; who needs layers and weights
-asks `checkpoint.load_policy`, which refuses a server. Knows no network.
+asks `checkpoint.load_policy`, which refuses a server and what was exported. Knows no network.
 """
 
 import tomllib
@@ -9,12 +10,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from armlet.data.hub import is_name, local_folder
+from armlet.policies import exported
 from armlet.policies.checkpoint import load_with_fingerprint, policy_fingerprint, read_provenance
 from armlet.policies.contract import Policy
 from armlet.policies.pretrained.said import FILE, Said, read_said
-from armlet.policies.remote.address import is_address
 from armlet.policies.remote.policy import SocketPolicy, load
 from armlet.robot.agree import agree
+from armlet.robot.client.address import is_address
+from armlet.robot.exported import fingerprint as exported_fingerprint
+from armlet.robot.exported import is_exported
 from armlet.robot.spec import RobotSpec
 
 Known = Callable[[], RobotSpec]  # the robot from which is taken what a policy does not say itself
@@ -37,6 +42,13 @@ def behind_socket(place: Path | str) -> Said | None:
     return read_said(file) if isinstance(checkpoint, str) and is_address(checkpoint) else None
 
 
+def exported_folder(place: Path | str) -> Path | None:
+    """The folder of an exported policy, fetched where it is a name on the hub; None for any other
+    policy."""
+    folder = local_folder(place, kind="model") if is_name(place) else Path(place)
+    return folder if is_exported(folder) else None
+
+
 def load_actor(
     place: Path | str,
     *,
@@ -44,8 +56,9 @@ def load_actor(
     robot: RobotSpec | None = None,
     known: Known | None = None,
 ) -> Policy:
-    """What `checkpoint.load_policy` reads, or the policy behind a socket, met; `device` is nothing
-    to that. Raises what either does, `remote.line.ServerError` and `AnswerError` among it."""
+    """What `checkpoint.load_policy` reads, an exported folder, or the policy behind a socket, met;
+    `device` is nothing to these two. Raises what each does, `remote.line.ServerError` and
+    `AnswerError` among it."""
     return actor_with_fingerprint(place, device=device, robot=robot, known=known)[0]
 
 
@@ -58,6 +71,12 @@ def actor_with_fingerprint(
 ) -> tuple[Policy, str]:
     """What `load_actor` gives, and its fingerprint."""
     said = behind_socket(place)
+    folder = exported_folder(place) if said is None else None
+    if folder is not None:
+        found, fingerprint = exported.load(folder)
+        if robot is not None:
+            agree(found.robot, robot, whose=(f"the policy {place}", "the robot"))
+        return found, fingerprint
     if said is None:
         return load_with_fingerprint(place, device=device, robot=robot, known=known)
     policy = socket_policy(said, known or (None if robot is None else lambda: robot))
@@ -72,9 +91,12 @@ def socket_policy(said: Said, known: Known | None, *, retries: int | None = None
 
 
 def actor_fingerprint(place: Path | str, known: Known | None = None) -> str:
-    """What decides a policy's answers: `checkpoint.policy_fingerprint`, or what a server says and
-    answers, for the robot that `known` gives."""
+    """What decides a policy's answers: `checkpoint.policy_fingerprint`, that of an exported folder,
+    or what a server says and answers, for the robot that `known` gives."""
     said = behind_socket(place)
+    folder = exported_folder(place) if said is None else None
+    if folder is not None:
+        return exported_fingerprint(folder)
     if said is None:
         return policy_fingerprint(place)
     policy = socket_policy(said, known)
@@ -84,4 +106,7 @@ def actor_fingerprint(place: Path | str, known: Known | None = None) -> str:
 
 def actor_provenance(place: Path | str) -> dict[str, Any]:
     """What a policy says of how it was made; nothing, behind a socket."""
-    return {} if behind_socket(place) is not None else read_provenance(place)
+    if behind_socket(place) is not None:
+        return {}
+    folder = exported_folder(place)
+    return read_provenance(place) if folder is None else exported.provenance(folder)

@@ -45,6 +45,7 @@ from armlet.policies.contract import (
     sizes_of,
     tuples,
     weights_of,
+    with_weights,
 )
 from armlet.policies.tokens import TokenPolicy, TokenState
 from armlet.robot.normalise import normalised
@@ -354,8 +355,7 @@ class ActionQuery(TokenPolicy):
             language["layer_types"] = [language["layer_types"][index] for index in kept]
         network = replace(self.network, language=language)
         student = ActionQuery(network, self.cameras, self.body, kept_layers=tuple(kept))
-        student.load_state_dict(weights)
-        return student.to(self.device)
+        return with_weights(student, weights, self.device)
 
     def to_json(self) -> dict[str, Any]:
         network = asdict(self.network)

@@ -1,4 +1,4 @@
-"""Policies and training states on disk. A policy is a folder: `config.json`, `model.safetensors`,
+"""Policies on disk. A policy is a folder: `config.json`, `model.safetensors`,
 `tokenizer.json`.
 
 The three are one commit. `config.json`, which holds network and statistics, says which weights and
@@ -41,13 +41,15 @@ from armlet.data.hub import local_folder, refuse_writing
 from armlet.policies.building import rebuild
 from armlet.policies.contract import Backbone, Body
 from armlet.policies.pretrained import kinds
-from armlet.policies.remote.address import address_of, is_address
 from armlet.robot.agree import agree
+from armlet.robot.client.address import address_of, is_address
+from armlet.robot.exported import is_exported
 from armlet.robot.spec import SLACK, RobotSpec
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 TOKENIZER = "tokenizer.json"
+MANIFEST = "distill_manifest.json"  # the provenance, in LeRobot's layout (deploy/lerobot.py)
 # Entries of the config; the first stands in the weights' metadata, too.
 FINGERPRINT = "fingerprint"
 WORDS = "tokenizer"
@@ -83,9 +85,11 @@ def save_policy(
     *,
     provenance: dict[str, Any] | None = None,
     weights: Literal["fp16", "fp32"] = "fp32",
-) -> None:
-    """Write a policy; `provenance` (the recipe, the data, the command) is kept in its config. With
-    `weights` "fp16" the file is half as large; what is read from it runs in single precision again.
+    beside: dict[str, Any] | None = None,
+) -> str:
+    """Write a policy; returns its fingerprint. `provenance` (the recipe, the data, the command) is
+    kept in its config, and `beside`, entries for other readers. With `weights` "fp16" the file is
+    half as large; what is read from it runs in single precision again.
 
     A policy of armlet that is there is replaced, in one step: where anything fails, it is what it
     was. Other files of the folder stay. Raises ValueError for a weight that fp16 cannot hold,
@@ -106,6 +110,7 @@ def save_policy(
             fingerprint = _write_weights(tensors, folder, description, tokenizer)
             write_atomically(folder / (TOKENIZER + NEXT), tokenizer)
             config = {
+                **(beside or {}),
                 "armlet": VERSION,
                 FINGERPRINT: fingerprint,
                 WORDS: _hash(tokenizer),
@@ -116,6 +121,7 @@ def save_policy(
             write_atomically(folder / CONFIG, json.dumps(config, indent=1).encode())
         finally:
             _finish(folder)
+    return fingerprint
 
 
 def _halved(name: str, tensor: torch.Tensor) -> torch.Tensor:
@@ -519,7 +525,7 @@ def load_weights(module: nn.Module, weights: dict[str, torch.Tensor], *, source:
 
 def _place(folder: Path | str) -> Path:
     """The folder of a policy, fetched where it is a name on the hub; or a `policy.toml`. Raises
-    ValueError for an address."""
+    ValueError for an address, and for an exported policy."""
     if is_address(folder):
         raise ValueError(
             f"{address_of(folder)} is a policy behind a socket, of which nobody here has weights or "
@@ -527,7 +533,14 @@ def _place(folder: Path | str) -> Path:
         )
     if Path(folder).suffix == ".toml" and Path(folder).is_file():
         return Path(folder)
-    return local_folder(folder, kind="model")
+    found = local_folder(folder, kind="model")
+    if is_exported(found):
+        raise ValueError(
+            f"{folder} is an exported policy: it acts, also in `armlet evaluate --policies`, and "
+            "has no weights or layers to be taught, watched or cut; give the policy that it was "
+            "made from"
+        )
+    return found
 
 
 def policy_fingerprint(folder: Path | str) -> str:
@@ -615,31 +628,5 @@ def read_provenance(folder: Path | str) -> dict[str, Any]:
     folder = _place(folder)
     if kinds.is_pretrained(folder):
         return {}
-    found: dict[str, Any] = read_json(folder / CONFIG, fix=FIX).get("provenance", {})
-    return found
-
-
-def save_state(path: Path, state: dict[str, Any]) -> None:
-    """A training state: weights, optimiser, step, RNG. Renamed into place, so a kill leaves the
-    previous one."""
-    with atomic_file(path) as part:
-        torch.save(state, part)
-
-
-def load_state(path: Path) -> dict[str, Any]:
-    """What `save_state` wrote. Raises FileNotFoundError or ValueError naming the file."""
-    fix = "delete it to train this stage from its start, nothing else is lost; or copy it again"
-    check_is_here(path, fix=fix)
-    try:
-        state = torch.load(path, weights_only=True)
-    except OSError:  # a disk that fails is no damaged file
-        raise
-    except Exception as error:  # a damaged pickle fails in every way there is
-        first = str(error).strip().split("\n")[0]
-        raise ValueError(
-            f"{path} ({path.stat().st_size} bytes) is not a whole training state "
-            f"({type(error).__name__}: {first}); {fix}"
-        ) from error
-    if not isinstance(state, dict):
-        raise ValueError(f"{path} holds a {type(state).__name__}, expected a training state; {fix}")
-    return state
+    file = folder / (MANIFEST if (folder / MANIFEST).is_file() else CONFIG)
+    return dict(read_json(file, fix=FIX).get("provenance", {}))

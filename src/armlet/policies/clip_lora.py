@@ -46,6 +46,7 @@ from armlet.policies.contract import (
     sizes_of,
     tuples,
     weights_of,
+    with_weights,
 )
 from armlet.policies.tokens import TokenPolicy, TokenState
 from armlet.types import Batch, Trace
@@ -382,6 +383,8 @@ class ClipLora(TokenPolicy):
         mask = text.clone()
         mask[:, : self.vision_tokens] = True
         mask[:, self.vision_tokens + words.shape[1] :] = True
+        if batch.unpadded:
+            return self._tokens(batch, hidden, mask, text, None, said)
         attention = torch.zeros_like(mask, dtype=hidden.dtype).masked_fill_(~mask, -1e9)
         return self._tokens(batch, hidden, mask, text, attention[:, None, None, :], said)
 
@@ -514,8 +517,7 @@ class ClipLora(TokenPolicy):
         weights = weights_of(self, kept)
         network = replace(self.network, depth=len(kept))
         student = ClipLora(network, self.cameras, self.body, kept_layers=tuple(kept))
-        student.load_state_dict(weights)
-        return student.to(self.device)
+        return with_weights(student, weights, self.device)
 
     def to_json(self) -> dict[str, Any]:
         return {

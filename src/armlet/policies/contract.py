@@ -16,7 +16,7 @@ import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Generic, Self, TypeVar
+from typing import Any, ClassVar, Generic, Literal, Self, TypeVar
 
 import numpy as np
 import torch
@@ -25,13 +25,15 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from armlet import limits
-from armlet.data.inputs import Inputs
-from armlet.data.text import Words
+from armlet.data.batching import batch_of
 from armlet.layers.router import mix
 from armlet.robot.ensemble import Ensemble
 from armlet.robot.fit import Fit, View, known_fit
+from armlet.robot.inputs import Inputs
 from armlet.robot.normalise import Normaliser
 from armlet.robot.observation import Observation
+from armlet.robot.outputs import Decision, Outputs
+from armlet.robot.reading.own import Words
 from armlet.robot.spec import ActionSpec, CameraSpec, ObservationSpec, RobotSpec
 from armlet.types import Batch, Trace
 
@@ -114,6 +116,7 @@ def _rows(state: State) -> int:
 
 S = TypeVar("S", bound=State)
 N = TypeVar("N", bound="Network")
+B = TypeVar("B", bound="Backbone")
 
 
 @dataclass(frozen=True)
@@ -161,12 +164,12 @@ class Pass(Generic[S]):
 
 
 @dataclass(frozen=True)
-class Decision:
-    """`actions` (k, a) float32 in the robot's own numbers; `gates` (l,) 1 for a layer that ran,
-    none where nobody can say."""
+class Loop:
+    """What a network does several `times` before it has decided: a step of denoising, or a token
+    that it writes."""
 
-    actions: np.ndarray
-    gates: tuple[int, ...]
+    what: Literal["denoising step", "token"]
+    times: int
 
 
 @dataclass(frozen=True)
@@ -181,6 +184,16 @@ class Body:
     fit: Fit = "exact"  # how a picture of another size than the policy's is brought to it
     # Action dimensions that are relative to the state's of the same index, before normalising.
     relative: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        most = min(len(self.state.offset), self.action_spec.dims)
+        beyond = [index for index in self.relative if not 0 <= index < most]
+        if beyond:
+            raise ValueError(
+                f"relative names {', '.join(map(str, beyond))}: actions are relative to the state's "
+                f"numbers of the same index, and the state has {len(self.state.offset)} and an action "
+                f"{self.action_spec.dims}; does the policy look at no state?"
+            )
 
     def to_json(self) -> dict[str, Any]:
         """Everything but the tokenizer."""
@@ -223,7 +236,7 @@ class Policy(ABC):
     execute: int  # actions of a chunk carried out before it looks again
     history: int = 1  # observations it looks at, one a control step (`Observation.past`)
     # How the chunks of an episode that overlap become one; None: each stands alone. The policy does
-    # not do it, whoever drives it does (`rollout.memory.Overlap`): `infer` is of one moment.
+    # not do it, whoever drives it does (`robot.memory.Overlap`): `infer` is of one moment.
     ensemble: Ensemble | None = None
 
     @property
@@ -317,6 +330,12 @@ class Backbone(nn.Module, Policy, Generic[S]):
         )
 
     @property
+    def outputs(self) -> Outputs:
+        """How its normalised actions become the robot's."""
+        body = self.body
+        return Outputs(body.action_spec, body.actions, body.relative)
+
+    @property
     def robot(self) -> RobotSpec:
         sizes = self.view.cameras.items()
         seen = ObservationSpec(
@@ -337,6 +356,11 @@ class Backbone(nn.Module, Policy, Generic[S]):
         return self.body.action_spec.dims
 
     @property
+    def loop(self) -> Loop | None:
+        """What it repeats while it decodes; None: it decides at once."""
+        return None
+
+    @property
     def layer_numbers(self) -> tuple[int, ...]:
         """Its layers' numbers in the network it was cut from, or its own."""
         return self.kept_layers or tuple(range(len(self.layers)))  # no network keeps no layer
@@ -352,7 +376,7 @@ class Backbone(nn.Module, Policy, Generic[S]):
 
     def prepare(self, observations: Sequence[Observation]) -> Batch:
         """Robot observations → a batch on the policy's device, normalised."""
-        return self.inputs.batch(observations, device=self.device)
+        return batch_of(self.inputs.arrays(observations), device=self.device)
 
     @abstractmethod
     def embed(self, batch: Batch) -> S:
@@ -439,16 +463,7 @@ class Backbone(nn.Module, Policy, Generic[S]):
         """Normalised actions (…, k, a) → what the robot takes, within its range. `state` (…, s) is
         the robot's own, in its own numbers, for policies whose actions are relative to it. Raises
         ValueError where it is needed and is not there."""
-        spec = self.body.action_spec
-        found = self.body.actions.invert(actions)
-        relative = self.body.relative
-        if relative:
-            if state is None:
-                raise ValueError(f"{self.kind}: its actions are relative to the state; give one")
-            found = np.array(found)
-            found[..., relative] += np.asarray(state)[..., None, relative]
-        # A network's numbers have no bounds, and a robot's controller may fault beyond its own.
-        return np.clip(found, spec.low, spec.high).astype(np.float32)
+        return self.outputs.denormalise(actions, state)
 
     @torch.inference_mode()
     def decide(self, observation: Observation) -> Decision:
@@ -520,8 +535,12 @@ class Student(ABC):
 
     needs_teacher: ClassVar[bool] = True
     """Whether it takes or looks at the teacher's weights. One that does not is given a network of
-    the teacher's shape and robot, words and statistics, whose weights are random, so that it can be
-    made where the teacher is not (policies/facts.py)."""
+    the teacher's shape and robot, words and statistics, without weights, so that it can be made where
+    the teacher is not (policies/facts.py)."""
+    own_eyes: ClassVar[bool] = False
+    """Whether its network looks with other eyes than the teacher's. Where the teacher brings pictures
+    of any size to its own itself (fit `any`), such a student sees them as the recipe's `pictures`
+    say."""
 
     def from_nothing(self) -> "Student | None":
         """A student of the same shape that takes none of the teacher's weights, where that is worth
@@ -561,6 +580,14 @@ def weights_of(policy: Backbone, kept: tuple[int, ...]) -> dict[str, Tensor]:
         if int(index) in kept:
             weights[f"layers.{kept.index(int(index))}.{rest}"] = tensor
     return weights
+
+
+def with_weights(student: B, weights: dict[str, Tensor], device: torch.device) -> B:
+    """A student with copies of these weights (`weights_of`), on the device of the network that it
+    was cut from. One that was built without weights has none to give: nor has its student any."""
+    if device.type != "meta":
+        student.load_state_dict(weights)
+    return student.to(device)
 
 
 def _short(numbers: tuple[int, ...]) -> str:

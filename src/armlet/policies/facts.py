@@ -61,9 +61,10 @@ class TeacherFacts:
         return View(dict(self.cameras), self.body.fit)
 
     def stand_in(self) -> Backbone:
-        """A network of the teacher's shape, for its robot and with its words, whose weights are
-        random: what a student is made from that takes none of them (`Student.needs_teacher`)."""
-        return rebuild(self.network, self.body.tokenizer).eval()
+        """A network of the teacher's shape, for its robot and with its words, and without weights (its
+        parameters are on the meta device): what a student is made from that takes none of them
+        (`Student.needs_teacher`). It can be asked about and cut, and answers nothing."""
+        return rebuild(self.network, self.body.tokenizer, empty=True).eval()
 
     def write(self, folder: Path) -> None:
         """Whole or not at all, in place of what another teacher left there."""

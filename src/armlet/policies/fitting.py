@@ -146,6 +146,7 @@ class Alike(Student):
     """Another kind of network than the teacher's, from nothing, that decides as many actions at a
     time as its teacher and sees its pictures in patches that divide them."""
 
+    own_eyes: ClassVar[bool] = True
     settles: ClassVar[tuple[str, ...]] = ("chunk", "execute")
     network: Network
     """Its other sizes; chunk and execute are the teacher's."""

@@ -114,6 +114,7 @@ class Calibration:
     "blocks",
     "view",
     "inputs",
+    "outputs",
     "embed",
     "run_layer",
     "skip_layer",
@@ -124,6 +125,7 @@ class Calibration:
     "signals",
     "keep_layers",
     "layer_costs",
+    "loop",
 )
 class Routed(Backbone):
     """See the module's docstring. `inner` is the policy whose layers are routed; cut to some of
@@ -245,7 +247,7 @@ class Routed(Backbone):
         if self.routing.budget is not None:
             self.measured = self.at(self.routing.budget).measured
         if not self.routing.dial:  # with one, another budget may take another route
-            routes = self._gates(start, batch).unique(dim=0)
+            routes = self.gates(start, batch).unique(dim=0)
             only = active_layers(routes) if len(routes) == 1 else None
             self.measured = replace(self.measured, only=only)
 
@@ -277,10 +279,10 @@ class Routed(Backbone):
     def static(self, batch: Batch) -> Backbone:
         """The network without its router that always takes this router's commonest route on
         `batch`: for export."""
-        routes, counts = self._gates(self.embed(batch), batch).unique(dim=0, return_counts=True)
+        routes, counts = self.gates(self.embed(batch), batch).unique(dim=0, return_counts=True)
         return self.keep_layers(active_layers(routes[counts.argmax()][None]))
 
-    def _gates(self, start: State, batch: Batch) -> Tensor:
+    def gates(self, start: State, batch: Batch) -> Tensor:
         """(b, l): what runs."""
         return hard_gates(self.route(start, batch) - self._threshold(batch))
 

@@ -97,6 +97,10 @@ class Fresh(Student):
         said = isinstance(self.student, FirstK | Kept) or self.student.from_nothing() is not None
         return self.student.needs_teacher and not said
 
+    @property
+    def own_eyes(self) -> bool:  # type: ignore[override]  # as above
+        return self.student.own_eyes
+
     def build(self, teacher: Backbone, sample: Batch | None = None) -> Backbone:
         # Built for its sizes alone, and once more from these: what it copied is left behind.
         return rebuild(self.student.build(teacher, sample).to_json(), teacher.body.tokenizer)
@@ -108,6 +112,7 @@ class OtherNetwork(Student):
     statistics and cameras."""
 
     needs_teacher: ClassVar[bool] = False
+    own_eyes: ClassVar[bool] = True
     network: Network
     """Which."""
 

@@ -13,7 +13,7 @@ from typing import ClassVar, Self
 from torch import Tensor
 
 from armlet.layers.heads import ActionHead
-from armlet.policies.contract import Backbone, Features, Pass, State
+from armlet.policies.contract import Backbone, Features, Loop, Pass, State
 from armlet.types import Batch, Trace
 
 
@@ -57,6 +57,11 @@ class TokenPolicy(Backbone[TokenState]):
     def condition_width(self) -> int:  # type: ignore[override]
         """Where a policy says nothing else, the tokens that its head reads, side by side."""
         return self.width * self.head.vectors
+
+    @property
+    def loop(self) -> Loop | None:
+        steps = getattr(self.head, "steps", None)  # FlowHead has them
+        return None if steps is None else Loop("denoising step", steps)
 
     @property
     def kind(self) -> str:

@@ -46,6 +46,7 @@ from armlet.policies.contract import (
     sizes_of,
     tuples,
     weights_of,
+    with_weights,
 )
 from armlet.policies.tokens import TokenPolicy, TokenState
 from armlet.robot.normalise import normalised
@@ -424,8 +425,7 @@ class TwoTower(TokenPolicy):
         network = replace(self.network, fusion_layers=len(kept))
         config = replace(self.config, network=network)
         student = TwoTower(config, self.body, kept_layers=tuple(kept))
-        student.load_state_dict(weights)
-        return student.to(self.device)
+        return with_weights(student, weights, self.device)
 
     def to_json(self) -> dict[str, Any]:
         """Everything but the weights and the tokenizer."""
@@ -452,6 +452,7 @@ class TwoTowerStudent(Student):
     projection in which hidden states are compared."""
 
     needs_teacher: ClassVar[bool] = False
+    own_eyes: ClassVar[bool] = True
     network: TwoTowerNetwork
     """Its sizes."""
 

@@ -17,7 +17,15 @@ from torch import Tensor, nn
 from armlet.layers.heads import HEADS, Kind
 from armlet.layers.named import Named, state_layer
 from armlet.layers.vision import ConvEncoder, ordered_mean
-from armlet.policies.contract import Body, Network, check_cameras, sizes_of, tuples, weights_of
+from armlet.policies.contract import (
+    Body,
+    Network,
+    check_cameras,
+    sizes_of,
+    tuples,
+    weights_of,
+    with_weights,
+)
 from armlet.policies.tokens import TokenPolicy, TokenState
 from armlet.robot.normalise import normalised
 from armlet.types import Batch
@@ -164,8 +172,7 @@ class VLA(TokenPolicy):
         weights = weights_of(self, kept)
         network = replace(self.network, depth=len(kept))
         student = VLA(network, self.cameras, self.body, kept_layers=tuple(kept))
-        student.load_state_dict(weights)
-        return student.to(self.device)
+        return with_weights(student, weights, self.device)
 
     def to_json(self) -> dict[str, Any]:
         """Everything but the weights and the tokenizer."""
@@ -204,9 +211,11 @@ def from_json(description: dict[str, Any], tokenizer: Tokenizer) -> VLA:
 
 
 def _unpadded(batch: Batch) -> bool:
-    """Whether this is one observation none of whose words is padding. A graph that is exported or
-    compiled cannot ask: there every batch is treated as one that may be padded, which gives the
-    same."""
+    """Whether this is one observation none of whose words is padding. A graph that is compiled
+    cannot ask: where nobody has said it, every batch is treated there as one that may be padded,
+    which gives the same."""
+    if batch.unpadded:
+        return True
     if len(batch) > 1 or torch.compiler.is_compiling():
         return False
     return bool(batch.text_mask.all())

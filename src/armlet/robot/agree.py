@@ -376,7 +376,7 @@ def _seen(
             fix = "rename one, or record it"
             expected = f"{whose[0]} looks through it"
             found.append(Difference(f"camera {name!r}", f"{whose[1]} has {has}", expected, fix))
-        elif ours.fit == "exact" and there != wanted:
+        elif ours.fit == "exact" and theirs.fit != "any" and there != wanted:
             fix = (
                 "it takes pictures of that size as they are (fit exact); one taught with "
                 "`--pictures.fit letterbox` (or crop, stretch) and `--pictures.size` takes any"

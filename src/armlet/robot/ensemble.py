@@ -2,12 +2,12 @@
 of all that were decided for its moment, in this decision and in those before. Numpy only.
 
 A policy says which (`Policy.ensemble`); whoever drives it through an episode keeps the chunks
-(`rollout.memory`), and an evaluation may try one on any policy. Knows no policy.
+(`robot.memory`), and an evaluation may try one on any policy. Knows no policy.
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 import numpy as np
 
@@ -33,6 +33,9 @@ class Ensemble(ABC):
     def meant(self, action: np.ndarray, spec: ActionSpec) -> np.ndarray:
         """A mean (a,) as it is carried out."""
         return action
+
+    def to_json(self) -> dict[str, Any]:
+        return {"kind": type(self).__name__, **asdict(self)}
 
 
 @dataclass(frozen=True)
@@ -81,3 +84,15 @@ class Adaptive(Ensemble):
             to_closed = abs(action[index] - spec.gripper_closed)
             found[index] = spec.gripper_open if to_open < to_closed else spec.gripper_closed
         return found
+
+
+KINDS: dict[str, type[Ensemble]] = {each.__name__: each for each in (Exponential, Adaptive)}
+
+
+def ensemble_from_json(said: dict[str, Any]) -> Ensemble:
+    """The inverse of `Ensemble.to_json`. Raises ValueError for a kind that is not known, TypeError
+    for settings that it does not have."""
+    kind = said.get("kind")
+    if kind not in KINDS:
+        raise ValueError(f"ensemble.kind is {kind!r}, expected {' or '.join(KINDS)}")
+    return KINDS[kind](**{name: value for name, value in said.items() if name != "kind"})

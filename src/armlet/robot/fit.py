@@ -23,7 +23,7 @@ Fit = Literal[
 ]
 # Those that networks of our own are taught with; the others are how other projects' see.
 Taught = Literal["exact", "letterbox", "crop", "stretch"]
-VERSION = 1  # of the arithmetic below: raise it where a picture would be fitted to other bits
+VERSION = 2  # of the arithmetic below: raise it where a picture would be fitted to other bits
 MOST = 8192  # pixels a side that a picture may be asked to have
 
 
@@ -121,10 +121,7 @@ def fit_picture(
     if fit == "stretch":
         return _scaled(image, height, width)
     if fit == "bicubic":
-        # Columns first, as Pillow did until 12 and torchvision with it: since 13 it begins with
-        # rows where that is less work, and rounding in between gives other pixels (by 1 or 2).
-        narrow = _scaled(image, found[0], width, by=Image.Resampling.BICUBIC)
-        return _scaled(narrow, height, width, by=Image.Resampling.BICUBIC)
+        return _scaled(image, height, width, by=Image.Resampling.BICUBIC)
     raise FitError(f"fit is {fit!r}, expected {', '.join(get_args(Fit))}")
 
 
@@ -205,8 +202,13 @@ def _scaled(
     box: tuple[float, float, float, float] | None = None,
     by: Image.Resampling = Image.Resampling.BILINEAR,
 ) -> np.ndarray:
-    """`box` of the picture, or all of it, at this size. Without `reducing_gap`, which would be
-    faster and not the same."""
+    """`box` of the picture, (left, top, right, bottom), or all of it, at this size. Without
+    `reducing_gap`, which would be faster and not the same."""
+    rows, columns = image.shape[:2]
+    left, top, right, bottom = box or (0, 0, columns, rows)
     picture = Image.fromarray(np.ascontiguousarray(image))
+    # Columns first, as Pillow did until 12 and torchvision with it: since 13 it begins with rows
+    # where that is less work, and what is rounded in between gives other pixels (by 1 or 2).
     # Pillow counts (width, height), numpy (height, width).
-    return np.asarray(picture.resize((width, height), by, box=box))
+    narrow = picture.resize((width, rows), by, box=(left, 0, right, rows))
+    return np.asarray(narrow.resize((width, height), by, box=(0, top, width, bottom)))

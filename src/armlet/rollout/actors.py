@@ -13,9 +13,9 @@ import numpy as np
 
 from armlet.benchmarks import Benchmark, Task, World, benchmark_robot
 from armlet.data.episodes import EpisodeFrames
-from armlet.policies.contract import Decision
 from armlet.recipe import Collection
 from armlet.robot.observation import Observation
+from armlet.robot.outputs import Decision
 from armlet.robot.spec import RobotSpec
 from armlet.rollout.disturbance import Disturbance, Perturbation
 from armlet.rollout.loop import Episode, run

@@ -21,8 +21,10 @@ controller's rule, and a result is about policy and rule together:
             not corrected, so a policy whose first action makes up for all that went wrong (one
             cloned from a dead-beat expert) does worse by this rule than by waiting. That is a
             result about the rule.
+    blend   the same, and then it goes over from the old chunk to the new one step by step, as
+            real-time chunking does (`robot.chunks`).
 
-Under both it holds still before the first chunk of an episode. (A third rule, to leave out an
+Under all it holds still before the first chunk of an episode. (A third rule, to leave out an
 action for every tick that passed, whether or not anything was done in it, is not offered: it throws
 away relative moves that nobody made.)
 """
@@ -32,19 +34,23 @@ import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from functools import partial
+from typing import Any, Protocol
 
 import numpy as np
 
 from armlet.benchmarks import Benchmark, Task, World
 from armlet.data.episodes import EpisodeFrames
-from armlet.policies.contract import Decision
+from armlet.robot.bounds import Bounds
+from armlet.robot.chunks import Late, follow
 from armlet.robot.ensemble import Ensemble
+from armlet.robot.guard import ActionGuard
+from armlet.robot.limiting import hold_action
+from armlet.robot.memory import Overlap, Past
 from armlet.robot.observation import Observation, history_of
+from armlet.robot.outputs import Decision
 from armlet.robot.spec import ActionSpec
-from armlet.rollout.memory import Overlap, Past
 
-Late = Literal["wait", "run_on"]
 Action = np.ndarray  # (a,) in the robot's own numbers
 
 
@@ -82,6 +88,7 @@ class Episode:
     toggles: int | None
     gates: tuple[tuple[int, ...], ...]
     recorded: EpisodeFrames | None = None
+    guarded: int | None = None
 
     @property
     def steps(self) -> int:
@@ -108,6 +115,7 @@ def run(
     ensemble: Ensemble | None = None,
     lag: int = 0,
     late: Late = "wait",
+    guard: Callable[..., ActionGuard] | None = None,
     tail: int = 0,
     record: bool = False,
     on_look: Callable[[Observation], object] = lambda observation: None,
@@ -119,21 +127,22 @@ def run(
     None: recorded is what the actor itself wanted. `disturb`: the action that was wanted → the one carried out in its place. `execute`: actions of
     a chunk carried out before the actor looks again (None: its own number). `ensemble`: how chunks
     that overlap are joined (None: as the actor says). `lag` steps pass in the world while it
-    thinks; `late` says what the arm does meanwhile (see above). `record`: every step is looked at
+    thinks; `late` says what the arm does meanwhile (see above). `guard`: makes the guard that it
+    acts behind, with the world's `clock`; None: without one. `record`: every step is looked at
     and kept. `on_look` is given what the actor sees, `on_world` each world. Raises ValueError where
     a chunk has fewer actions than should be carried out.
     """
     execute = actor.execute if execute is None else execute
     kept = _Record(keep=record)
     commands: deque[Action | None] = deque()  # None: there is no action yet, the arm holds still
-    left: list[Action] = []  # of the chunk before, what has not been carried out
+    left = np.empty((0, spec.dims), np.float32)  # of the chunk before, not carried out
     gates: list[tuple[int, ...]] = []
-    executed: list[Action] = []
     actor.reset()
-    waited = 0
     success = False
     past = Past(max(history_of(actor), history_of(label)))
     overlap = Overlap(ensemble or getattr(actor, "ensemble", None), spec)
+    arm = _Arm(spec, world, guard)
+    executed = arm.executed
     with contextlib.closing(world):
         on_world(world)
         while len(executed) < limit and not world.over:
@@ -145,13 +154,10 @@ def run(
                 on_look(observation)
                 decision = actor.decide(observation)
                 gates.append(decision.gates)
-                chunk = _checked(overlap.join(decision.actions, len(executed) - waited), execute)
-                now, left = schedule(chunk, left, execute=execute, lag=lag, late=late)
+                chunk = _checked(overlap.join(decision.actions, arm.acted), execute)
+                now, left = schedule(chunk, left, spec, execute=execute, lag=lag, late=late)
                 commands += now
-            wanted = commands.popleft()
-            if wanted is None:
-                waited += 1
-                wanted = still(spec, executed[-1] if executed else None, world)
+            wanted = arm.given(commands.popleft(), observation)
             if record:
                 # What was wanted, and never what a disturbance made of it.
                 kept.actions.append(wanted if label is None else label.infer(observation)[0])
@@ -165,7 +171,8 @@ def run(
                     break
     done = np.stack(executed)  # (T, a)
     recorded = kept.frames(world.instruction, done) if record else None
-    return Episode(success, done, waited, gripper_toggles(spec, done), tuple(gates), recorded)
+    toggles = gripper_toggles(spec, done)
+    return Episode(success, done, arm.waited, toggles, tuple(gates), recorded, arm.guarded)
 
 
 def run_task(
@@ -178,10 +185,16 @@ def run_task(
     ensemble: Ensemble | None = None,
     lag: int = 0,
     late: Late = "wait",
+    bounds: Bounds | None = None,
     on_look: Callable[[Observation], object] = lambda observation: None,
     on_world: Callable[[World], object] = lambda world: None,
 ) -> Episode:
-    """`run` in the benchmark's world of (task, seed), nothing recorded."""
+    """`run` in the benchmark's world of (task, seed), nothing recorded. `bounds`: those of the guard
+    that it acts behind; None: without one."""
+    guard = None
+    if bounds is not None:
+        names = benchmark.state_names
+        guard = partial(ActionGuard, benchmark.action_spec, bounds, state_names=names)
     return run(
         benchmark.make(task, seed),
         actor,
@@ -191,6 +204,7 @@ def run_task(
         ensemble=ensemble,
         lag=lag,
         late=late,
+        guard=guard,
         on_look=on_look,
         on_world=on_world,
     )
@@ -239,20 +253,24 @@ def steps_late(milliseconds: float, hz: float) -> int:
 
 
 def schedule(
-    chunk: list[Action], left: list[Action], *, execute: int, lag: int, late: Late
-) -> tuple[list[Action | None], list[Action]]:
+    chunk: np.ndarray,
+    left: np.ndarray,
+    spec: ActionSpec,
+    *,
+    execute: int,
+    lag: int,
+    late: Late,
+) -> tuple[list[Action | None], np.ndarray]:
     """What is carried out until the actor looks again, tick by tick (None: the arm holds still),
-    and what is left of the chunk then. `left` is what was left of the chunk before."""
-    meanwhile = left[:lag] if late == "run_on" else []  # what the old chunk still has
-    # Without those in whose place the old chunk's were carried out.
-    fresh = chunk[len(meanwhile) :]
+    and what is left (m, a) of the chunk (k, a) then. `left` is what was left of the chunk
+    before."""
+    meanwhile = left[:0] if late == "wait" else left[:lag]  # what the old chunk still has
+    fresh = follow(chunk, left, len(meanwhile), late, spec)
     waiting = [None] * (lag - len(meanwhile))  # it holds still when nothing is left
     return [*meanwhile, *waiting, *fresh[:execute]], fresh[execute:]
 
 
-def _checked(actions: np.ndarray, execute: int) -> list[Action]:
-    """A chunk (k, a) as its k actions."""
-    chunk = list(actions)  # k of (a,)
+def _checked(chunk: np.ndarray, execute: int) -> np.ndarray:
     if not 1 <= execute <= len(chunk):
         raise ValueError(
             f"{execute} actions of each chunk should be carried out, and this policy's have "
@@ -264,14 +282,48 @@ def _checked(actions: np.ndarray, execute: int) -> list[Action]:
 def still(spec: ActionSpec, last: Action | None, world: World) -> Action:
     """The action (a,) that holds an arm still after it was told `last` (None: nothing yet): no
     motion, the gripper as it was."""
-    # A place is held by going there again, a change by none.
-    if spec.mode == "absolute":
-        return world.holding_action() if last is None else last
-    held = np.zeros(spec.dims, np.float32)
-    for index in spec.grippers:
-        # No motion of a gripper is the place where it is: 0 may be half open.
-        held[index] = spec.gripper_open if last is None else last[index]
-    return held
+    held = hold_action(spec, last)
+    return world.holding_action() if held is None else held
+
+
+class _Arm:
+    """What an arm is told, step by step. `executed`: so far; `waited`: steps without an action;
+    `guarded`: steps in which a guard intervened, None without one."""
+
+    def __init__(
+        self, spec: ActionSpec, world: World, guard: Callable[..., ActionGuard] | None
+    ) -> None:
+        self.executed: list[Action] = []
+        self.waited = 0
+        self.guarded: int | None = None
+        self._spec = spec
+        self._world = world
+        self._seen: Observation | None = None
+        self._guard: ActionGuard | None = None
+        if guard is not None:
+            self.guarded = 0
+            self._guard = guard(clock=lambda: len(self.executed) / spec.control_hz)
+            self._guard.reset(at=world.holding_action() if spec.mode == "absolute" else None)
+
+    @property
+    def acted(self) -> int:
+        """Steps in which it carried out an action."""
+        return len(self.executed) - self.waited
+
+    def given(self, wanted: Action | None, seen: Observation) -> Action:
+        """What is wanted of it now, None: nothing → what it is told. `seen`: the last that was
+        looked at."""
+        self.waited += wanted is None
+        if self._guard is None:
+            last = self.executed[-1] if self.executed else None
+            return still(self._spec, last, self._world) if wanted is None else wanted
+        # Only what is new says where the arm is; between looks the guard sums up its moves.
+        state = None if seen is self._seen else seen.state
+        self._seen = seen
+        given = self._guard.step(wanted, state=state)
+        assert given.action is not None and self.guarded is not None
+        self.guarded += bool(given.events) or (given.held and wanted is not None)
+        return given.action
 
 
 # --- what an episode was like

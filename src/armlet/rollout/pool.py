@@ -7,7 +7,7 @@ takes. Workers share nothing but the list of jobs.
 
 import contextlib
 import multiprocessing
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -15,11 +15,14 @@ from typing import TypeVar
 import torch
 
 from armlet.benchmarks import Benchmark, Task, benchmark_robot
+from armlet.measuring import EAGER, Runtime
 from armlet.policies.acting import Known, actor_fingerprint, load_actor
 from armlet.policies.contract import Policy
+from armlet.robot.bounds import Bounds
+from armlet.robot.chunks import Late
 from armlet.robot.ensemble import Adaptive, Ensemble
 from armlet.robot.spec import RobotSpec
-from armlet.rollout.loop import Episode, Late, run_task
+from armlet.rollout.loop import Episode, run_task
 
 Job = TypeVar("Job")
 Made = TypeVar("Made")
@@ -89,7 +92,7 @@ class Contender:
     """A policy on disk and how it is run: at which budget (for one with a dial), how many actions
     it carries out before it looks again (None: its own number), how many steps late its actions
     come, and what the arm does meanwhile; or averaged over an `ensemble` of its last decisions
-    (robot/ensemble.py), looking again at every step."""
+    (robot/ensemble.py), looking again at every step; or behind a `guard` with these bounds."""
 
     folder: Path
     budget: float | None = None
@@ -97,6 +100,8 @@ class Contender:
     lag: int = 0
     late: Late = "wait"
     ensemble: int | None = None
+    guard: Bounds | None = None
+    runtime: Runtime = EAGER  # in which the policy of its folder was exported
     # The robot for which it is asked who it is, where it says that by its answers alone.
     robot: RobotSpec | None = field(default=None, compare=False)
 
@@ -136,6 +141,7 @@ class Contender:
             ensemble=self.joined,
             lag=self.lag,
             late=self.late,
+            bounds=self.guard,
         )
 
 
@@ -152,7 +158,7 @@ class Attempt:
 class _Evaluate:
     """Runs attempts; sent to the workers."""
 
-    contenders: dict[str, Contender]
+    contenders: Mapping[str, Contender]
     benchmark: Benchmark
     device: str
 
@@ -165,7 +171,7 @@ class _Evaluate:
 
 
 def run_all(
-    contenders: dict[str, Contender],
+    contenders: Mapping[str, Contender],
     benchmark: Benchmark,
     attempts: Sequence[Attempt],
     *,

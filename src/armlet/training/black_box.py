@@ -24,10 +24,10 @@ from armlet.lineage import digest_text
 from armlet.policies.contract import Body
 from armlet.policies.facts import TeacherFacts
 from armlet.policies.fitting import FitsRobot, fitted
-from armlet.policies.remote.line import AnswerError
 from armlet.policies.remote.policy import SocketPolicy
 from armlet.progress import Progress
 from armlet.recipe import Recipe
+from armlet.robot.client.line import AnswerError
 from armlet.robot.normalise import check_sane
 from armlet.robot.spec import ActionSpec
 from armlet.training.body import ACTION, body_of

@@ -28,7 +28,7 @@ def add_lora(network: nn.Module, lora: LoRA) -> frozenset[str]:
             "the network has low-rank additions of its own (`lora_rank`); give the stage no `lora`, "
             "or the network `lora_rank` 0"
         )
-    linear = [name for name, part in network.named_modules() if isinstance(part, nn.Linear)]
+    linear = _linear_layers(network)
     chosen: list[str] = []
     for pattern in lora.targets:
         found = fnmatch.filter(linear, pattern)
@@ -48,6 +48,18 @@ def add_lora(network: nn.Module, lora: LoRA) -> frozenset[str]:
     )
     inject_adapter_in_model(config, network)
     return frozenset(name for name, _ in network.named_parameters() if FACTORS in name)
+
+
+def _linear_layers(network: nn.Module) -> list[str]:
+    """The names of the linear layers that run as such."""
+    found = []
+    for name, part in network.named_modules():
+        parent = network.get_submodule(name.rpartition(".")[0])
+        # torch's attention reads the matrix of its last layer and never calls that: what was added
+        # there would be learnt by nobody.
+        if isinstance(part, nn.Linear) and not isinstance(parent, nn.MultiheadAttention):
+            found.append(name)
+    return found
 
 
 @torch.no_grad()

@@ -86,6 +86,8 @@ def practise(
     if isinstance(teacher, Backbone):
         frames = load_frames(data, teacher.view, recipe.pictures)
         store = _watch(recipe, data, frames, teacher, fingerprint, folder / "traces", title)
+        if student.view != teacher.view:  # it has eyes of its own
+            frames = load_frames(data, student.view, recipe.pictures)
     else:
         # Students see as the stand-in does that they are built from, and the teacher as it is asked.
         frames = load_frames(data, student.view, recipe.pictures)

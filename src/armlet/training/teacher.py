@@ -17,10 +17,10 @@ from armlet.policies.checkpoint import load_with_fingerprint, policy_fingerprint
 from armlet.policies.contract import Backbone
 from armlet.policies.facts import FACTS, TeacherFacts
 from armlet.policies.pretrained.said import Said
-from armlet.policies.remote.address import address_of
-from armlet.policies.remote.line import ServerError
 from armlet.policies.remote.policy import SocketPolicy
 from armlet.recipe import Recipe, at_hand
+from armlet.robot.client.address import address_of
+from armlet.robot.client.line import ServerError
 from armlet.robot.spec import RobotSpec
 from armlet.training.black_box import facts_of, facts_of_server, of_black_box
 
@@ -45,7 +45,7 @@ def meet_teacher(
     recipe: Recipe, data: EpisodeDataset, device: str, known: Callable[[], RobotSpec]
 ) -> Met:
     """What is known of the teacher, and the policy that students are built from: the teacher or,
-    where none of its weights are needed, a stand-in of random weights. `known`: see `load_policy`.
+    where none of its weights are needed, a stand-in without any. `known`: see `load_policy`.
 
     Raises FileNotFoundError naming the teacher's folder where it is not there and is needed, and
     ValueError where the recipe needs more of a teacher behind a socket than its actions.
@@ -57,8 +57,7 @@ def meet_teacher(
     there = _is_there(recipe.teacher)
     if not why:
         facts = _known(recipe, device, known, there=there)
-        # The stand-in's random weights reach no student.
-        return Met(recipe, facts, facts.stand_in().to(device))
+        return Met(recipe, facts, facts.stand_in())
     if not there:
         raise FileNotFoundError(
             f"{recipe.teacher} is not there, and {recipe.name} needs the weights of its teacher: "
@@ -99,7 +98,7 @@ def _meet_server(
             execute=kept.execute,
             fingerprint=kept.fingerprint,
         )
-    return Met(recipe, facts, facts.stand_in().to(device), server)
+    return Met(recipe, facts, facts.stand_in(), server)
 
 
 def fetched(recipe: Recipe) -> Recipe:

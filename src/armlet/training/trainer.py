@@ -27,7 +27,6 @@ from torch import Tensor, nn
 from armlet.data.corpus import Corpus
 from armlet.data.files import appending, hold, read_json, whole_lines, write_atomically
 from armlet.data.frames import BatchMaker, Frames, draw
-from armlet.data.inputs import beyond
 from armlet.data.transforms import Moment
 from armlet.layers.ema import SelfTeacher
 from armlet.lineage import (
@@ -41,14 +40,16 @@ from armlet.lineage import (
     short,
     summary,
 )
-from armlet.policies.checkpoint import load_state, save_state
+from armlet.logs import RunLog
 from armlet.policies.contract import Backbone
 from armlet.progress import Progress
 from armlet.recipe import Objective, Stage, settings
+from armlet.robot.inputs import beyond, looked_at
 from armlet.robot.normalise import check_sane
 from armlet.training.learner import Learner, chooses, watch
 from armlet.training.lora import FACTORS, add_lora, merge_lora
 from armlet.training.masters import Masters
+from armlet.training.state import load_state, save_state
 from armlet.training.stopping import waiting_stop
 from armlet.types import Trace
 
@@ -230,15 +231,18 @@ def check_teaches(
         )
 
 
-def make_batches(policy: Backbone, frames: Frames) -> BatchMaker:
-    """Batches as this policy takes them. Raises ValueError where the episodes are of another robot,
-    or hold values that its statistics make absurd of."""
-    batches = BatchMaker(frames, policy.inputs, device=policy.device)
+def make_batches(
+    policy: Backbone, frames: Frames, device: torch.device | None = None
+) -> BatchMaker:
+    """Batches as this policy takes them, on its device, or on another. Raises ValueError where the
+    episodes are of another robot, or hold values that its statistics make absurd of."""
+    batches = BatchMaker(frames, policy.inputs, device=device or policy.device)
     body = policy.body
     # A policy of before names were kept does not know those of its state: numbers stand for them.
-    states = body.state_names or list(map(str, range(frames.state.shape[1])))
+    seen = looked_at(frames.state, body.state)
+    states = body.state_names or list(map(str, range(seen.shape[1])))
     actions = body.action_spec.names
-    check_sane("observation.state", frames.state, body.state, states)
+    check_sane("observation.state", seen, body.state, states)
     for name, values in (("action", frames.actions), ("executed", frames.executed)):
         shown = beyond(values, frames.state, body.relative)
         check_sane(name, shown, body.actions, actions)
@@ -251,7 +255,8 @@ class Trainer:
 
     `rows`: the frames of an epoch, some perhaps several times; all of them once where nothing is
     said. `made_from`: what the caller knows of where the result comes from (fingerprints of data
-    sets, of the teacher and its traces; the network), as JSON.
+    sets, of the teacher and its traces; the network), as JSON. `log`: who else is told of the lines of
+    metrics.jsonl.
 
     `question` is that and what is known here: the stage's settings, seed, frames and rows, and the
     weights that the learner has when the trainer is made. Where `folder` holds the state of another
@@ -271,6 +276,7 @@ class Trainer:
         teacher: TeacherTraces | None = None,
         rows: np.ndarray | None = None,
         made_from: dict[str, Any] | None = None,
+        log: RunLog | None = None,
     ) -> None:
         self.rows = np.arange(len(batches)) if rows is None else rows
         for transform in stage.transforms:
@@ -289,6 +295,7 @@ class Trainer:
         self.folder = folder
         self.seed = seed
         self.title = title
+        self.log = log
         self.step = 0
         # What the folder holds, once it has been looked at.
         self._state: dict[str, Any] | None = None
@@ -568,9 +575,21 @@ class Trainer:
         twice, and so is half a line."""
         path = self.folder / "metrics.jsonl"
         kept = ""
+        rows = []
         for line in whole_lines(path):
-            if json.loads(line)["step"] <= self.step:
+            row = json.loads(line)
+            if row["step"] <= self.step:
                 kept += line + "\n"
+                rows.append(row)
         write_atomically(path, kept.encode())  # killed here, the log of before still stands
+        series = None if self.log is None else self.log.series(self.folder)
+        if series is not None:
+            series.catch_up(rows)
         with appending(path) as add:
-            yield lambda row: add(json.dumps(row))
+
+            def write(row: dict[str, Any]) -> None:
+                add(json.dumps(row))
+                if series is not None:
+                    series.point(row["step"], row)
+
+            yield write

@@ -18,7 +18,7 @@ from armlet.policies.building import rebuild
 from armlet.policies.contract import Body
 from armlet.policies.pretrained import lerobot_body
 from armlet.policies.pretrained.act_network import ACT, Sizes, build
-from armlet.policies.pretrained.card import Card, Work, dtypes_of, parts_of
+from armlet.policies.pretrained.card import Card, Work, dtypes_of, parts_of, relative_remarks
 from armlet.policies.pretrained.files import COPY, Names, fill, match
 from armlet.policies.pretrained.lerobot import (
     ACTION,
@@ -79,7 +79,7 @@ def describe(said: Said) -> Card:
     assert isinstance(network, ACT)
     own = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     found = match(own, folder.tensors, NAMES)
-    remarks = []
+    remarks = relative_remarks(folder.relative_dims)
     if sizes.ensemble is not None:
         remarks.append(
             f"it looks again after every action, and chunks that overlap are weighed by exp(-"
@@ -174,6 +174,14 @@ def sizes_of(folder: Folder, said: Said) -> Sizes:
             f"{said.source if said.execute else config}: {execute} actions of a chunk are carried "
             f"out, and it has {chunk}"
         )
+    ensemble = needed("temporal_ensemble_coeff")
+    if ensemble is not None and folder.relative is not None:
+        raise ValueError(
+            f"{config}: temporal_ensemble_coeff is {ensemble} and actions are relative to the state "
+            "(relative_actions_processor): LeRobot's policy weighs offsets from the states of several "
+            "moments as if they were from one, which is not done here; expected one of the two. Such "
+            "a policy can teach through a socket (--teacher ws://host:port)"
+        )
     if not folder.cameras and not folder.size(ENVIRONMENT):
         raise ValueError(f"{config}: it looks at neither a picture nor {ENVIRONMENT}; {COPY}")
     first = folder.tensors.get("model.backbone.conv1.weight")
@@ -198,7 +206,7 @@ def sizes_of(folder: Folder, said: Said) -> Sizes:
         execute=execute,
         state=folder.size(STATE),
         environment=folder.size(ENVIRONMENT),
-        ensemble=needed("temporal_ensemble_coeff"),
+        ensemble=ensemble,
     )
 
 

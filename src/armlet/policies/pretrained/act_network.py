@@ -15,17 +15,26 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from armlet.data.inputs import Inputs
-from armlet.data.text import NoWords
 from armlet.layers.detr import DecoderLayer, EncoderLayer, line_positions, map_positions
 from armlet.layers.frozen import RestsWhenFrozen
 from armlet.layers.heads import masked_mean
 from armlet.layers.resnet import ResNet
-from armlet.policies.contract import Backbone, Body, Features, Pass, State, tuples, weights_of
+from armlet.policies.contract import (
+    Backbone,
+    Body,
+    Features,
+    Pass,
+    State,
+    tuples,
+    weights_of,
+    with_weights,
+)
 from armlet.policies.pretrained import lerobot_body
 from armlet.robot.ensemble import Ensemble, Exponential
 from armlet.robot.fit import View
+from armlet.robot.inputs import Inputs
 from armlet.robot.normalise import Normaliser
+from armlet.robot.reading.own import NoWords
 from armlet.types import Batch, Trace
 
 
@@ -307,8 +316,7 @@ class ACT(RestsWhenFrozen, Backbone[ActState]):
         sizes = replace(self.sizes, encoder_layers=len(kept))
         numbers = tuple(self.layer_numbers[index] for index in kept)
         student = ACT(sizes, self.seen, self.pictures, self.body, kept_layers=numbers)
-        student.load_state_dict(weights)
-        return student.to(self.device)
+        return with_weights(student, weights, self.device)
 
     def to_json(self) -> dict[str, Any]:
         network = {

@@ -1,6 +1,6 @@
 """What is known of a checkpoint from its headers and small files alone, before a weight is read."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -95,3 +95,11 @@ def dtypes_of(tensors: Tensors) -> dict[str, int]:
         kind = str(header.dtype).removeprefix("torch.")
         found[kind] = found.get(kind, 0) + 1
     return found
+
+
+def relative_remarks(dims: Sequence[int]) -> list[str]:
+    """A line on the dimensions of actions that are relative to the state, where there are any."""
+    if not dims:
+        return []
+    shown = ", ".join(map(str, dims))
+    return [f"actions {shown} are relative to the state at the chunk's beginning"]

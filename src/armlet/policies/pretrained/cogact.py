@@ -28,6 +28,11 @@ from armlet.policies.pretrained.card import (
 )
 from armlet.policies.pretrained.cogact_network import GRIPPER
 from armlet.policies.pretrained.files import COPY, Names, Tensors, fill
+from armlet.policies.pretrained.llama_tokenizer import (
+    read_tokenizer,
+    tokenizer_file,
+    words_of,
+)
 from armlet.policies.pretrained.openvla_body import (
     CAMERA,
     check_execute,
@@ -48,15 +53,9 @@ from armlet.policies.pretrained.openvla_folders import (
     language_model_said,
 )
 from armlet.policies.pretrained.openvla_hf import check_option
-from armlet.policies.pretrained.openvla_prompt import (
-    LONGEST,
-    PROMPT,
-    read_tokenizer,
-    tokenizer_file,
-    words_of,
-)
 from armlet.policies.pretrained.said import Said
 from armlet.robot.description import Described
+from armlet.robot.reading.llama import LONGEST, PROMPT
 from armlet.robot.spec import RobotSpec
 
 KIND = "cogact"

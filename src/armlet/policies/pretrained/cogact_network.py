@@ -8,15 +8,14 @@ the end token that the feature is read. Of a normalised action all but the gripp
 """
 
 from collections.abc import Collection
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from armlet.data.inputs import Inputs
-from armlet.policies.contract import Body, Pass
+from armlet.policies.contract import Body, Loop, Pass
 from armlet.policies.pretrained.action_dit import DiffusionHead
 from armlet.policies.pretrained.dino_siglip import (
     DinoSigLIPPolicy,
@@ -24,11 +23,12 @@ from armlet.policies.pretrained.dino_siglip import (
     Sizes,
     network_from_json,
 )
-from armlet.policies.pretrained.openvla_prompt import EMPTY, EOS, Prompt
+from armlet.robot.inputs import Inputs
+from armlet.robot.outputs import Outputs
+from armlet.robot.reading.llama import EMPTY, EOS, LlamaPrompt
 from armlet.types import Batch, Trace
 
 GRIPPER = 6  # the dimension of an action that is decided
-OPEN = 0.5  # from here on
 
 
 class CogACT(DinoSigLIPPolicy):
@@ -58,19 +58,23 @@ class CogACT(DinoSigLIPPolicy):
         self.condition_width = sizes.llama.width
 
     @property
+    def loop(self) -> Loop:
+        return Loop("denoising step", len(self.head.visited))
+
+    @property
     def blocks(self) -> list[nn.Module]:
         return [*super().blocks, *self.head.net.blocks]
 
     @property
     def inputs(self) -> Inputs:
-        words = Prompt(self.body.tokenizer, self.text_tokens, ending=(EMPTY, EOS), always=True)
-        return Inputs(self.view, words, self.body.state, self.body.actions, self.chunk)
+        words = LlamaPrompt(self.body.tokenizer, self.text_tokens, ending=(EMPTY, EOS), always=True)
+        return replace(super().inputs, words=words)
 
     def _condition(self, run: Pass[SequenceState]) -> Tensor:
         return run.once("condition", lambda: self.last(run.state).float())
 
     def decode(self, run: Pass[SequenceState], batch: Batch) -> Tensor:
-        """As sampled; `denormalise` clips them and decides the gripper."""
+        """As sampled; `outputs` clips them and decides the gripper."""
         return self.head(self._condition(run))
 
     def loss(self, run: Pass[SequenceState], batch: Batch) -> Tensor:
@@ -80,22 +84,14 @@ class CogACT(DinoSigLIPPolicy):
     def signals(self, names: Collection[str], batch: Batch, run: Pass[SequenceState]) -> Trace:
         return {"condition": self._condition(run)} if "condition" in names else {}
 
-    def denormalise(self, actions: np.ndarray, state: np.ndarray | None = None) -> np.ndarray:
-        return super().denormalise(decided(actions), state)
+    @property
+    def outputs(self) -> Outputs:
+        return replace(super().outputs, gripper=GRIPPER)
 
     def to_json(self) -> dict[str, Any]:
         own = {"head": self.head_options, "execute": self.execute}
         network = {**self.network_json(), **own}
         return {"type": "pretrained.cogact_network", "network": network, **self.body.to_json()}
-
-
-def decided(actions: np.ndarray) -> np.ndarray:
-    """Sampled actions (…, a) as they are turned into the robot's numbers: clipped, the gripper 0 or
-    1. NaN stays NaN."""
-    found: np.ndarray = np.clip(actions, -1, 1)
-    gripper = found[..., GRIPPER]
-    found[..., GRIPPER] = np.where(np.isnan(gripper), gripper, gripper >= OPEN)
-    return found
 
 
 def from_json(description: dict[str, Any], tokenizer: Tokenizer) -> CogACT:

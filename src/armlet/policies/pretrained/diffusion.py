@@ -18,7 +18,14 @@ from armlet.layers.schedule import Kind, Schedule
 from armlet.policies.building import rebuild
 from armlet.policies.contract import Body
 from armlet.policies.pretrained import lerobot_body
-from armlet.policies.pretrained.card import Card, Choice, Work, dtypes_of, parts_of
+from armlet.policies.pretrained.card import (
+    Card,
+    Choice,
+    Work,
+    dtypes_of,
+    parts_of,
+    relative_remarks,
+)
 from armlet.policies.pretrained.diffusion_network import (
     MIDDLE,
     DiffusionPolicy,
@@ -78,7 +85,7 @@ def describe(said: Said) -> Card:
     assert isinstance(network, DiffusionPolicy)
     own = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     found = match(own, folder.tensors, names_of(sizes))
-    remarks = []
+    remarks = relative_remarks(folder.relative_dims)
     if sizes.moments > 1:
         remarks.append(f"it looks at the last {sizes.moments} moments, one a control step")
     if sizes.environment:
@@ -221,6 +228,14 @@ def sizes_of(folder: Folder, said: Said) -> Sizes:
         raise ValueError(
             f"{said.source if said.execute else config}: {execute} actions are carried out, and the "
             f"horizon of {horizon} has {horizon - moments + 1} from the present on"
+        )
+    if moments > 1 and folder.relative is not None:
+        raise ValueError(
+            f"{config}: n_obs_steps is {moments} and actions are relative to the state "
+            "(relative_actions_processor): LeRobot takes off the state of the oldest of these moments "
+            "when it trains and adds that of the newest when it acts, and which is meant is not "
+            "guessed; expected n_obs_steps 1. Such a policy can teach through a socket (--teacher "
+            "ws://host:port)"
         )
     shapes = set(folder.cameras.values())
     if len(shapes) > 1:

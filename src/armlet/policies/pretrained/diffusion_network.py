@@ -21,17 +21,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from armlet.data.inputs import Inputs
-from armlet.data.text import NoWords
 from armlet.layers.frozen import RestsWhenFrozen
 from armlet.layers.heads import masked_mean
 from armlet.layers.resnet import Norm, ResNet
 from armlet.layers.schedule import Schedule
 from armlet.layers.unet import ConvBlock, SpatialSoftmax, StepEncoder, ToldBlock
-from armlet.policies.contract import Backbone, Body, Features, Pass, State, tuples, weights_of
+from armlet.policies.contract import (
+    Backbone,
+    Body,
+    Features,
+    Loop,
+    Pass,
+    State,
+    tuples,
+    weights_of,
+    with_weights,
+)
 from armlet.policies.pretrained import lerobot_body
 from armlet.robot.fit import View
+from armlet.robot.inputs import Inputs
 from armlet.robot.normalise import Normaliser
+from armlet.robot.reading.own import NoWords
 from armlet.types import Batch, Trace
 
 MIDDLE = 2  # blocks between the way down and the way up
@@ -240,6 +250,10 @@ class DiffusionPolicy(RestsWhenFrozen, Backbone[UNetState]):
     @property
     def view(self) -> View:
         return View(dict(self.seen), self.body.fit)
+
+    @property
+    def loop(self) -> Loop:
+        return Loop("denoising step", len(self.schedule.timesteps))
 
     @property
     def inputs(self) -> Inputs:
@@ -464,8 +478,7 @@ class DiffusionPolicy(RestsWhenFrozen, Backbone[UNetState]):
             seed=self.seed,
             kept_layers=numbers,
         )
-        student.load_state_dict(weights)
-        return student.to(self.device)
+        return with_weights(student, weights, self.device)
 
     def to_json(self) -> dict[str, Any]:
         network = {

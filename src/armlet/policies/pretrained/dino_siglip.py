@@ -358,9 +358,13 @@ def positions_of(mask: Tensor) -> Tensor:
 
 
 def _unpadded(batch: Batch) -> bool:
-    """Whether this is one observation none of whose words is padding. A graph that is exported or
-    compiled cannot ask: there every batch is treated as one that may be padded, which gives the
-    same."""
+    """Whether this is one observation none of whose words is padding. A graph that is compiled
+    or recorded (CUDA) cannot ask: where nobody has said it, every batch is treated there as one that may be padded,
+    which gives the same."""
+    if batch.unpadded:
+        return True
     if len(batch) > 1 or torch.compiler.is_compiling():
+        return False
+    if batch.text_mask.is_cuda and torch.cuda.is_current_stream_capturing():
         return False
     return bool(batch.text_mask.all())

@@ -24,7 +24,7 @@ from armlet.data.hub import local_folder
 from armlet.policies.contract import Backbone
 from armlet.policies.pretrained.card import Card
 from armlet.policies.pretrained.said import FILE, Said, read_said
-from armlet.policies.remote.address import address_of, is_address
+from armlet.robot.client.address import address_of, is_address
 from armlet.robot.spec import RobotSpec
 
 # In the order in which they are asked: a folder of OpenVLA-OFT is one of OpenVLA with side files.

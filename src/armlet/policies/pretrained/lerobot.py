@@ -284,9 +284,10 @@ class Folder:
 
     @property
     def relative(self) -> Relative | None:
-        """How its actions are relative to the state, where they are."""
-        on = [step for step in self.steps("relative_actions_processor") if step.config["enabled"]]
-        back = [step for step in self.steps("absolute_actions_processor") if step.config["enabled"]]
+        """How its actions are relative to the state, where they are. Raises ValueError for steps
+        that are no pair, that are there twice, or that stand where LeRobot's do not."""
+        on = self._enabled("relative_actions_processor")
+        back = self._enabled("absolute_actions_processor")
         if bool(on) != bool(back):
             raise ValueError(
                 f"{(on or back)[0].place}: actions are made relative to the state on one side of "
@@ -294,8 +295,50 @@ class Folder:
             )
         if not on:
             return None
-        names = on[0].config.get("action_names")
-        return Relative(tuple(on[0].config.get("exclude_joints", ())), names and tuple(names))
+        assert self.before is not None and self.after is not None  # they hold the steps
+        # Offsets are what is normalised: in another order they would be of other numbers.
+        _check_order(self.before, on[0], ahead_of="normalizer_processor")
+        _check_order(self.after, back[0], behind="unnormalizer_processor")
+        said = on[0].config
+        names = said.get("action_names")
+        exclude = said.get("exclude_joints") or []
+        if not _are_names(exclude) or not (names is None or _are_names(names)):
+            raise ValueError(
+                f"{on[0].place}: exclude_joints is {exclude!r:.60} and action_names {names!r:.60}, "
+                f"expected lists of names (action_names may be null); {COPY}"
+            )
+        return Relative(tuple(exclude), None if names is None else tuple(names))
+
+    def _enabled(self, name: str) -> list[Step]:
+        """The steps of this name that are on; one is left out where LeRobot leaves it out."""
+        found = []
+        for step in self.steps(name):
+            on = step.config.get("enabled", False)
+            if not isinstance(on, bool):
+                raise ValueError(f"{step.place}: enabled is {on!r:.60}, expected true or false")
+            if on:
+                found.append(step)
+        if len(found) > 1:
+            raise ValueError(
+                f"{found[1].place}: {name} is there twice, and the state is taken off once; {COPY}"
+            )
+        return found
+
+    @property
+    def relative_dims(self) -> tuple[int, ...]:
+        """The dimensions of its actions that are relative to the state's number of the same index.
+        Raises ValueError where the state has no such number."""
+        if self.relative is None:
+            return ()
+        dims = self.relative.dims(self.size(ACTION))
+        state = self.size(STATE)
+        beyond = [index for index in dims if index >= state]
+        if beyond:
+            raise ValueError(
+                f"{self.root / BEFORE}: actions {', '.join(map(str, beyond))} are relative to the "
+                f"state's numbers of the same index, and {STATE} has {state}; {COPY}"
+            )
+        return dims
 
     def normaliser(self, key: str) -> Normaliser:
         """How a feature is normalised: `observation.state` (s,), `action` (a,), or a camera's key
@@ -415,6 +458,26 @@ def _normaliser(
     return Normaliser.from_statistics(
         dict(statistics), ours, what=key, dims=dims, variant="lerobot", epsilon=eps
     )
+
+
+def _are_names(said: Any) -> bool:
+    return isinstance(said, list) and all(isinstance(each, str) for each in said)
+
+
+def _check_order(
+    steps: tuple[Step, ...], step: Step, *, ahead_of: str = "", behind: str = ""
+) -> None:
+    """Raises ValueError where a step is none of these, or does not stand where it does in LeRobot's
+    policies."""
+    names = [each.name for each in steps]
+    place = steps.index(step) if step in steps else None
+    right = place is not None and ahead_of not in names[:place] and behind not in names[place:]
+    if not right:
+        where = f"ahead of {ahead_of}" if ahead_of else f"behind {behind}"
+        raise ValueError(
+            f"{step.place}: it works on other numbers here than in LeRobot's policies, where it "
+            f"stands {where}, on that side of the network; {COPY}"
+        )
 
 
 def _steps(path: Path) -> tuple[Step, ...]:

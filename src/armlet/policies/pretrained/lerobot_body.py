@@ -60,17 +60,11 @@ def state_of(folder: Folder) -> Normaliser:
 
 def body_of(folder: Folder, said: Said, robot: RobotSpec | None, fit: Fit) -> Body:
     """What the folder says of the robot, with what it does not say from elsewhere. Raises ValueError
-    where its actions are relative to the state, or its weights an adapter's, neither of which is
-    read here."""
+    where its weights are an adapter's, which is not read here."""
     if folder.config.get("use_peft"):
         raise ValueError(
             f"{folder.root}: its weights are those of an adapter (use_peft); merge it into its base "
             "with peft, and save that"
-        )
-    if folder.relative is not None:
-        raise ValueError(
-            f"{folder.root}: its actions are relative to the state (relative_actions_processor), "
-            f"which is not read of a policy of type {folder.kind!r}"
         )
     actions = folder.normaliser(ACTION)
     state = state_of(folder)
@@ -81,6 +75,7 @@ def body_of(folder: Folder, said: Said, robot: RobotSpec | None, fit: Fit) -> Bo
         tokenizer=no_words(),
         state_names=said.state_names(len(state.offset), robot),
         fit=fit,
+        relative=folder.relative_dims,
     )
 
 

@@ -25,6 +25,7 @@ import numpy as np
 from armlet.data.files import read_json
 from armlet.data.hub import local_folder
 from armlet.policies.pretrained.files import COPY, Names, Tensors, open_pickled
+from armlet.policies.pretrained.llama_tokenizer import FILE as TOKENIZER
 from armlet.policies.pretrained.lora import CONFIG as ADAPTER_CONFIG
 from armlet.policies.pretrained.lora import Adapter
 from armlet.policies.pretrained.openvla_files import (
@@ -36,7 +37,6 @@ from armlet.policies.pretrained.openvla_files import (
     read_statistics,
 )
 from armlet.policies.pretrained.openvla_folders import HuggingFaceFolder
-from armlet.policies.pretrained.openvla_prompt import FILE as TOKENIZER
 from armlet.policies.pretrained.said import Said
 from armlet.robot.fit import Fit
 from armlet.robot.normalise import Normaliser

@@ -14,17 +14,18 @@ attention and MLP. (openvla-oft 213c5ff: `modeling_prismatic.py`, `action_heads.
 """
 
 from collections.abc import Collection
+from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from armlet.data.inputs import Inputs
 from armlet.layers.heads import masked_mean
 from armlet.policies.contract import Body, Pass
 from armlet.policies.pretrained.dino_siglip import DinoSigLIPPolicy, SequenceState, Sizes
-from armlet.policies.pretrained.openvla_prompt import EOS, Prompt, token
+from armlet.robot.inputs import Inputs
+from armlet.robot.reading.llama import EOS, LlamaPrompt, token
 from armlet.types import Batch, Trace
 
 TYPE = "pretrained.openvla_oft"
@@ -134,8 +135,8 @@ class OpenVLAOFT(DinoSigLIPPolicy):
 
     @property
     def inputs(self) -> Inputs:
-        words = Prompt(self.body.tokenizer, self.text_tokens)
-        return Inputs(self.view, words, self.body.state, self.body.actions, self.chunk)
+        words = LlamaPrompt(self.body.tokenizer, self.text_tokens)
+        return replace(super().inputs, words=words)
 
     def told(self, batch: Batch) -> Tensor:
         """The mean of all words' embeddings, EOS among them, (b, d): what FiLM tells the towers."""

@@ -11,6 +11,7 @@ left; those that a router skipped are skipped there, too.
 """
 
 from collections.abc import Collection
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -19,9 +20,8 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from armlet.data.inputs import Inputs
 from armlet.layers.heads import masked_mean
-from armlet.policies.contract import Body, Pass
+from armlet.policies.contract import Body, Loop, Pass
 from armlet.policies.pretrained.dino_siglip import (
     DinoSigLIPPolicy,
     Kept,
@@ -30,7 +30,8 @@ from armlet.policies.pretrained.dino_siglip import (
     network_from_json,
     positions_of,
 )
-from armlet.policies.pretrained.openvla_prompt import EOS, Prompt, token
+from armlet.robot.inputs import Inputs
+from armlet.robot.reading.llama import EOS, LlamaPrompt, token
 from armlet.types import Batch, Trace
 
 BINS = 256
@@ -76,9 +77,13 @@ class OpenVLA(DinoSigLIPPolicy):
         self.register_buffer("edges", edges, persistent=False)
 
     @property
+    def loop(self) -> Loop:
+        return Loop("token", self.dims)
+
+    @property
     def inputs(self) -> Inputs:
-        words = Prompt(self.body.tokenizer, self.text_tokens)
-        return Inputs(self.view, words, self.body.state, self.body.actions, self.chunk)
+        words = LlamaPrompt(self.body.tokenizer, self.text_tokens)
+        return replace(super().inputs, words=words)
 
     @property
     def condition_width(self) -> int:  # type: ignore[override]
@@ -133,8 +138,6 @@ class OpenVLA(DinoSigLIPPolicy):
         stopped = words == self.stop
         first = stopped.long().argmax(1)
         length = torch.where(stopped.any(1), first + 1, dims)  # (b,) words that it has written
-        if not torch.compiler.is_compiling() and bool((length == dims).all()):
-            return words
         ends = batch.text_mask.sum(1, keepdim=True)
         places = (ends - dims + torch.arange(dims, device=words.device)).clamp(min=0)  # (b, a)
         whole = torch.cat([batch.text.gather(1, places), words], 1)  # (b, 2 a)

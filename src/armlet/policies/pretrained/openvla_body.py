@@ -24,9 +24,9 @@ from armlet.policies.pretrained.dino_siglip import Sizes
 from armlet.policies.pretrained.files import Names, Tensors, fill
 from armlet.policies.pretrained.openvla import OpenVLA
 from armlet.policies.pretrained.openvla_files import Statistics, action_normaliser
-from armlet.policies.pretrained.openvla_prompt import LONGEST, PROMPT
 from armlet.policies.pretrained.said import Said
 from armlet.robot.normalise import Normaliser
+from armlet.robot.reading.llama import LONGEST, PROMPT
 from armlet.robot.spec import RobotSpec
 
 CAMERA = "image"

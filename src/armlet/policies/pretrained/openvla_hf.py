@@ -7,10 +7,10 @@ from pathlib import Path
 from armlet.data.files import read_json
 from armlet.policies.contract import Backbone
 from armlet.policies.pretrained.card import Card
+from armlet.policies.pretrained.llama_tokenizer import read_tokenizer, tokenizer_file
 from armlet.policies.pretrained.openvla_body import Checkpoint, assemble, card
 from armlet.policies.pretrained.openvla_files import VISION_HEADS
 from armlet.policies.pretrained.openvla_folders import CONFIG, HuggingFaceFolder
-from armlet.policies.pretrained.openvla_prompt import read_tokenizer, tokenizer_file
 from armlet.policies.pretrained.said import Said
 from armlet.robot.spec import RobotSpec
 

@@ -25,6 +25,13 @@ from armlet.policies.pretrained.card import (
 )
 from armlet.policies.pretrained.dino_siglip import network_from_json
 from armlet.policies.pretrained.files import COPY, Change, fill
+from armlet.policies.pretrained.llama_tokenizer import (
+    FILE as TOKENIZER,
+)
+from armlet.policies.pretrained.llama_tokenizer import (
+    read_tokenizer,
+    tokenizer_file,
+)
 from armlet.policies.pretrained.lora import by_our_names
 from armlet.policies.pretrained.oft_files import (
     ADAPTER,
@@ -50,17 +57,9 @@ from armlet.policies.pretrained.openvla_body import (
     robots_camera,
 )
 from armlet.policies.pretrained.openvla_folders import CONFIG
-from armlet.policies.pretrained.openvla_prompt import (
-    FILE as TOKENIZER,
-)
-from armlet.policies.pretrained.openvla_prompt import (
-    LONGEST,
-    PROMPT,
-    read_tokenizer,
-    tokenizer_file,
-)
 from armlet.policies.pretrained.said import Said
 from armlet.robot.normalise import Normaliser
+from armlet.robot.reading.llama import LONGEST, PROMPT
 from armlet.robot.spec import RobotSpec
 
 __all__ = ["Options", "accepts", "describe", "files", "from_json", "load", "recognises"]

@@ -4,13 +4,11 @@ milliseconds of a decision will go on this machine, and a `policy.toml` to be co
 All of it from headers and small files: no weight is read.
 """
 
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
-import torch
 
+from armlet.machine import Machine
 from armlet.policies.pretrained.card import Card, Choice, Value, Work
 from armlet.policies.pretrained.said import FILE, Said
 from armlet.robot.description import as_toml
@@ -21,37 +19,6 @@ STILL = 1e-6  # of where a dimension stands: it never moved in the data that the
 HUGE = 1e4  # in a robot's numbers: metres, radians and degrees are all far below
 AWAY = 10.0  # of a normalised number: most frames of the same robot lie within a few
 NARROW = 0.04  # of a normalised width, where the checkpoint's own data have about 2
-SIDE = 768  # of the matrices that are multiplied to see how fast this machine is
-STREAM = 2**26  # bytes that are read to see how fast its memory is
-
-
-@dataclass(frozen=True)
-class Machine:
-    """How fast a machine is: multiplications and additions a second in single precision, and bytes
-    read from memory a second, both on as many threads as torch uses."""
-
-    flops: float
-    bandwidth: float
-    threads: int
-
-    @classmethod
-    def measured(cls) -> "Machine":
-        """This one, in about a third of a second."""
-        square = torch.ones(SIDE, SIDE)
-        seconds = _best(lambda: square @ square)
-        stream = torch.ones(STREAM // 4)
-        return cls(2 * SIDE**3 / seconds, STREAM / _best(stream.sum), torch.get_num_threads())
-
-
-def _best(work: object) -> float:
-    """The shortest of several runs, in seconds: what else the machine does only adds."""
-    assert callable(work)
-    times = []
-    for _ in range(5):
-        begun = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - begun)
-    return max(min(times), 1e-9)
 
 
 def seconds(card: Card, machine: Machine) -> dict[str, float]:
@@ -60,10 +27,9 @@ def seconds(card: Card, machine: Machine) -> dict[str, float]:
     that takes longer. Attention between tokens, small beside them, is left out."""
     found: dict[str, float] = {}
     for part, count in card.parts.items():
-        fetched = 4 * count / machine.bandwidth
         for work in card.work.get(part, ()):
-            counted = 2 * count * work.tokens / machine.flops
-            found[part] = found.get(part, 0.0) + max(counted, fetched) * work.runs
+            once = machine.seconds(2 * count * work.tokens, 4 * count)
+            found[part] = found.get(part, 0.0) + once * work.runs
     return found
 
 

@@ -11,8 +11,8 @@ from armlet.policies.contract import Backbone
 from armlet.policies.pretrained import pi_files, pi_loading
 from armlet.policies.pretrained.card import Card, Choice
 from armlet.policies.pretrained.pi_files import Checkpoint, PiOptions
-from armlet.policies.pretrained.pi_words import Wording
 from armlet.policies.pretrained.said import Said
+from armlet.robot.reading.paligemma import Wording
 from armlet.robot.spec import RobotSpec
 
 if TYPE_CHECKING:  # it brings transformers

@@ -12,20 +12,21 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from armlet.data.files import read_json
 from armlet.policies.pretrained.card import Choice
 from armlet.policies.pretrained.files import COPY, Header, Names, Tensors, open_safetensors
 from armlet.policies.pretrained.lerobot import CONFIG, WEIGHTS
-from armlet.policies.pretrained.pi_words import TooLong, Wording
 from armlet.robot.fit import Fit
 from armlet.robot.normalise import Normaliser
+from armlet.robot.reading.paligemma import TooLong, Wording
 
 REAL_WIDTH = 1152  # of PaliGemma's eyes, SigLIP So400m, which have
 REAL_HEADS = 16
 HEADS = 8  # of both Gemmas, in every published checkpoint and in LeRobot's code
 OLD_PADDING = -3.0
+Box = Literal["middle", "corner"]  # the right and lower one, as LeRobot before 0.4 has it
 VISION = "vision.embeddings."
 PREFIX = "layers.0.prefix."
 EXPERT = "layers.0.expert."
@@ -95,6 +96,7 @@ class Checkpoint:
     tokens: int
     tokenizer: str
     fit: Fit
+    box: Box  # where a picture lies that is not square
     choices: tuple[Choice, ...] = ()
     remarks: tuple[str, ...] = ()
 

@@ -19,11 +19,13 @@ from armlet.policies.pretrained.lerobot import (
     STATE,
     WEIGHTS,
     Folder,
+    Tokens,
 )
 from armlet.policies.pretrained.pi_files import OLD_PADDING, Checkpoint, PiOptions
-from armlet.policies.pretrained.pi_words import PALIGEMMA, Wording
+from armlet.policies.pretrained.pi_tokenizer import PALIGEMMA
 from armlet.policies.pretrained.said import Said
 from armlet.robot.normalise import Mode, Normaliser
+from armlet.robot.reading.paligemma import Wording
 
 ASSETS = "assets"
 NORM_STATS = "norm_stats.json"
@@ -65,19 +67,15 @@ def read(said: Said, design: str, options: PiOptions) -> Checkpoint:
 
 def _read_lerobot(said: Said, design: str, options: PiOptions) -> Checkpoint:
     folder = Folder.read(said.checkpoint)
+    old = folder.before is None
     _check_lerobot(folder, said, design, options)
     config = folder.config
-    tokens = folder.tokens
-    if tokens is None or tokens.padding != "right":
-        raise ValueError(
-            f"{folder.root / BEFORE} has no tokenizer_processor that pads right, and these "
-            f"networks were never taught otherwise; {COPY}"
-        )
+    tokens = _tokens(folder)
     cameras: dict[str, tuple[int, int] | None] = {}
     for name, size in folder.cameras.items():
         if not name.startswith("empty_camera"):  # stands for none, and is masked
             cameras[name] = size
-    files = [folder.root / name for name in (CONFIG, WEIGHTS, BEFORE, AFTER)]
+    files = [folder.root / name for name in (CONFIG, WEIGHTS, *(() if old else (BEFORE, AFTER)))]
     for step in (*(folder.before or ()), *(folder.after or ())):
         files += [step.state_file] if step.state_file else []
     dims = folder.size(ACTION)
@@ -85,7 +83,7 @@ def _read_lerobot(said: Said, design: str, options: PiOptions) -> Checkpoint:
     names = config.get("action_feature_names")
     return Checkpoint(
         root=folder.root,
-        layout="LeRobot",
+        layout="LeRobot before 0.4" if old else "LeRobot",
         tensors=folder.tensors,
         config=config,
         files=tuple(dict.fromkeys(files)),
@@ -94,31 +92,28 @@ def _read_lerobot(said: Said, design: str, options: PiOptions) -> Checkpoint:
         state=folder.normaliser(STATE) if folder.size(STATE) else Normaliser(*_nothing()),
         actions=folder.normaliser(ACTION),
         action_names=tuple(names) if names and len(names) == dims else None,
-        relative=folder.relative.dims(dims) if folder.relative else (),
+        relative=folder.relative_dims,
         chunk=int(folder.needed("chunk_size")),
         execute=int(folder.needed("n_action_steps")),
-        steps=int(folder.needed("num_inference_steps")),
+        steps=int(folder.needed("num_steps" if old else "num_inference_steps")),
         slots=(int(folder.needed("max_state_dim")), int(folder.needed("max_action_dim"))),
-        image=int(folder.needed("image_resolution")[0]),
+        image=int(folder.needed(_resolution(folder))[0]),
         wording=wording,
         tokens=tokens.longest,
         tokenizer=tokens.name,
         fit="any",
-        choices=(VERSION,),
+        box="corner" if old else "middle",
+        choices=() if old else (VERSION,),
         remarks=remarks,
     )
 
 
 def _check_lerobot(folder: Folder, said: Said, design: str, options: PiOptions) -> None:
-    """Raises ValueError where a folder is of another version, or says what these networks are
-    not."""
+    """Raises ValueError where a folder is of two versions, or says what these networks are not."""
     config = folder.config
     place = folder.root / CONFIG
-    if folder.before is None or "image_resolution" not in config:
-        raise ValueError(
-            f"{place} is of LeRobot before 0.4, whose {design} boxed pictures and scaled what is "
-            "seen otherwise; have LeRobot bring it to the new layout, or save it there again"
-        )
+    if folder.before is None:
+        _check_old(folder, said, design, options)
     if config.get("use_peft"):
         raise ValueError(
             f"{place}: its weights are a LoRA beside another model's; merge them first"
@@ -128,9 +123,10 @@ def _check_lerobot(folder: Folder, said: Said, design: str, options: PiOptions) 
             raise ValueError(
                 f"{said.source}: [options] {name} has no effect here: LeRobot's folder says it"
             )
-    height, width = folder.needed("image_resolution")
-    if height != width:
-        raise ValueError(f"{place}: image_resolution is {height}×{width}, expected a square")
+    field = _resolution(folder)
+    size = folder.needed(field)
+    if not isinstance(size, list) or len(size) != 2 or size[0] != size[1]:
+        raise ValueError(f"{place}: {field} is {size!r:.60}, expected a square, [side, side]")
     for key in folder.camera_keys.values():
         if not np.array_equal(folder.normaliser(key).apply(np.ones(3)), np.ones(3)):
             raise ValueError(
@@ -139,12 +135,58 @@ def _check_lerobot(folder: Folder, said: Said, design: str, options: PiOptions) 
             )
 
 
+def _check_old(folder: Folder, said: Said, design: str, options: PiOptions) -> None:
+    """Raises ValueError where a folder without processors is none of LeRobot's π0 before 0.4, or
+    asks for what is not done here."""
+    place = folder.root / CONFIG
+    if design != "pi0" or "image_resolution" in folder.config:
+        raise ValueError(
+            f"{place} is of LeRobot 0.4 or later, and has no {BEFORE} beside it; {COPY}"
+        )
+    for name in ("adapt_to_pi_aloha", "use_delta_joint_actions_aloha"):
+        if folder.config.get(name, False) is not False:
+            raise ValueError(
+                f"{place}: {name} is {folder.config[name]!r:.60}, expected false: its numbers are "
+                "turned into those of another robot's software, which is not done here; such a "
+                "policy can teach through a socket (--teacher ws://host:port)"
+            )
+    if options.padding == OLD_PADDING:
+        raise ValueError(
+            f"{said.source}: [options] padding -3 is for checkpoints of LeRobot 0.4, and has no "
+            f"effect on those from before, as {folder.root} is one"
+        )
+
+
+def _resolution(folder: Folder) -> str:
+    """The field that says the size of pictures."""
+    return "resize_imgs_with_padding" if folder.before is None else "image_resolution"
+
+
+def _tokens(folder: Folder) -> Tokens:
+    """How a prompt becomes tokens: by its processor or, before 0.4, by LeRobot's code."""
+    if folder.before is None:
+        return Tokens(PALIGEMMA, int(folder.needed("tokenizer_max_length")))
+    found = folder.tokens
+    if found is None or found.padding != "right":
+        raise ValueError(
+            f"{folder.root / BEFORE} has no tokenizer_processor that pads right, and these "
+            f"networks were never taught otherwise; {COPY}"
+        )
+    return found
+
+
 def _nothing() -> tuple[np.ndarray, np.ndarray]:
     return np.zeros(0, np.float32), np.ones(0, np.float32)
 
 
 def _lerobots_wording(folder: Folder, design: str) -> tuple[Wording, tuple[str, ...]]:
     """How a prompt is made, by the steps that are there, and what is odd about them."""
+    if folder.before is None:
+        return "new_line", (
+            "from before LeRobot 0.4: statistics are among the weights; that a picture lies at the "
+            "right and the bottom of its square, the line break behind an instruction and the "
+            "tokenizer were in its code",
+        )
     prepares = bool(folder.steps(PREPARE))
     if design == "pi05" and prepares:
         order = [step.name for step in folder.before or ()]
@@ -198,6 +240,7 @@ def _read_openpi(said: Said, design: str, options: PiOptions) -> Checkpoint:
         tokens=TOKENS[design],
         tokenizer=PALIGEMMA,
         fit="openpi",
+        box="middle",
         choices=OPENPI_CHOICES,
         remarks=(
             "openpi's folder says neither how many actions of a chunk are carried out (`execute`) "

@@ -10,7 +10,14 @@ from torch import Tensor
 
 from armlet.policies.building import rebuild
 from armlet.policies.contract import Backbone, Body
-from armlet.policies.pretrained.card import Card, Choice, Work, dtypes_of, parts_of
+from armlet.policies.pretrained.card import (
+    Card,
+    Choice,
+    Work,
+    dtypes_of,
+    parts_of,
+    relative_remarks,
+)
 from armlet.policies.pretrained.files import COPY, Tensors, fill
 from armlet.policies.pretrained.lerobot import CONFIG, WEIGHTS
 from armlet.policies.pretrained.pi_files import (
@@ -23,9 +30,10 @@ from armlet.policies.pretrained.pi_files import (
     sizes_of,
 )
 from armlet.policies.pretrained.pi_layouts import read
-from armlet.policies.pretrained.pi_words import Prompts, Wording, open_tokenizer
+from armlet.policies.pretrained.pi_tokenizer import open_tokenizer
 from armlet.policies.pretrained.said import Said
 from armlet.robot.normalise import Normaliser
+from armlet.robot.reading.paligemma import Prompts, Wording
 from armlet.robot.spec import RobotSpec
 
 # Parts of a network, for a card: how names begin.
@@ -58,9 +66,7 @@ def describe(said: Said, design: str, options: PiOptions, choices: tuple[Choice,
         remarks.append(
             f"its eyes are {vision} wide, and not {REAL_WIDTH} as PaliGemma's: say `vision_heads`"
         )
-    if found.relative:
-        shown = ", ".join(map(str, found.relative))
-        remarks.append(f"actions {shown} are relative to the state at the chunk's beginning")
+    remarks += relative_remarks(found.relative)
     unused = [name for name in found.tensors if names.is_unused(name)]
     renamed = Tensors(
         {names.ours(n): found.tensors[n] for n in found.tensors if not names.is_unused(n)}
@@ -196,6 +202,7 @@ def described(
         "execute": execute,
         "steps": options.steps or found.steps,
         "padding": options.padding,
+        "box": found.box,
         "count_padding": options.count_padding,
         "min_period": found.config.get("min_period", 0.004),
         "max_period": found.config.get("max_period", 4.0),

@@ -20,13 +20,14 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from armlet.data.inputs import Inputs
 from armlet.layers.gemma import GemmaLayer, hide, make_norm, normed
 from armlet.layers.heads import masked_mean
 from armlet.policies.building import rebuild
-from armlet.policies.contract import Backbone, Body, Features, Pass, State, weights_of
-from armlet.policies.pretrained.pi_words import Prompts
+from armlet.policies.contract import Backbone, Body, Features, Loop, Pass, State, weights_of
+from armlet.policies.pretrained.pi_files import Box
 from armlet.robot.fit import View
+from armlet.robot.inputs import Inputs
+from armlet.robot.reading.paligemma import Prompts
 from armlet.types import Batch, Trace
 
 Design = Literal["pi0", "pi05"]
@@ -75,6 +76,9 @@ class PiNetwork:
     padding: float = -1.0
     """What stands beside a picture that is not square, where white is 1 and black −1; LeRobot 0.4
     put −3 there."""
+    box: Box = "middle"
+    """Where a picture lies that is not square: in the middle, or in the right and lower corner, as
+    LeRobot before 0.4 put it."""
     count_padding: bool = False
     """Actions past the end of an episode count in the loss, as the last one repeated."""
     min_period: float = 0.004
@@ -211,6 +215,10 @@ class Pi(Backbone[PiState]):
         return replace(found, prompt=prompts.with_state) if prompts.reads_state else found
 
     @property
+    def loop(self) -> Loop:
+        return Loop("denoising step", self.network.steps)
+
+    @property
     def blocks(self) -> list[nn.Module]:
         found = list(self.vision.encoder.layers)
         for pair in self.pairs:
@@ -229,7 +237,7 @@ class Pi(Backbone[PiState]):
         side = self.network.sizes.image
         found = []
         for name in self.network.cameras:
-            found.append(boxed(batch.images[name], side, self.network.padding))
+            found.append(boxed(batch.images[name], side, self.network.padding, self.network.box))
         return found
 
     def look(self, pictures: list[Tensor]) -> Tensor:
@@ -448,10 +456,11 @@ def from_json(description: dict[str, Any], tokenizer: Tokenizer) -> Pi:
     return Pi(PiNetwork(**said), body, kept_layers=tuple(kept) if kept else None)
 
 
-def boxed(pictures: Tensor, side: int, padding: float) -> Tensor:
+def boxed(pictures: Tensor, side: int, padding: float, box: Box = "middle") -> Tensor:
     """Pictures (b, 3, h, w) in 0 … 1, as large as fits a square of `side` pixels, in its middle (an
-    odd pixel right and below), in −1 … 1, with `padding` around. Without antialiasing, and sizes
-    cut to whole pixels, as openpi's and LeRobot's networks do it."""
+    odd pixel right and below) or its right and lower corner, in −1 … 1, with `padding` around.
+    Without antialiasing, and sizes cut to whole pixels, as openpi's and LeRobot's networks do
+    it."""
     height, width = pictures.shape[-2:]
     if (height, width) != (side, side):
         ratio = max(width / side, height / side)
@@ -459,7 +468,9 @@ def boxed(pictures: Tensor, side: int, padding: float) -> Tensor:
         pictures = F.interpolate(pictures, inner, mode="bilinear", align_corners=False).clamp(0, 1)
     tall = side - pictures.shape[-2]
     wide = side - pictures.shape[-1]
-    around = (wide // 2, wide - wide // 2, tall // 2, tall - tall // 2)
+    around = (wide, 0, tall, 0)
+    if box == "middle":
+        around = (wide // 2, wide - wide // 2, tall // 2, tall - tall // 2)
     # In 0 … 1 here: doubled and moved with the picture.
     return F.pad(pictures, around, value=(padding + 1) / 2) * 2 - 1
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from armlet.data.files import read_json
 from armlet.policies.contract import Backbone
 from armlet.policies.pretrained.card import Card, Choice
+from armlet.policies.pretrained.llama_tokenizer import read_tokenizer, tokenizer_file, words_of
 from armlet.policies.pretrained.openvla_body import Checkpoint, assemble, card
 from armlet.policies.pretrained.openvla_files import VISION_HEADS
 from armlet.policies.pretrained.openvla_folders import (
@@ -22,7 +23,6 @@ from armlet.policies.pretrained.openvla_folders import (
     language_model_said,
 )
 from armlet.policies.pretrained.openvla_hf import check_option
-from armlet.policies.pretrained.openvla_prompt import read_tokenizer, tokenizer_file, words_of
 from armlet.policies.pretrained.said import Said
 from armlet.robot.spec import RobotSpec
 

@@ -25,7 +25,7 @@ from typing import Any, Literal, TypeVar, get_args
 
 import torch
 
-from armlet.policies.remote.address import is_address
+from armlet.robot.client.address import is_address
 from armlet.robot.description import Described, UnknownRobotError, completed, from_table
 from armlet.robot.spec import ActionSpec, RobotSpec
 

@@ -21,7 +21,14 @@ from typing import Any, get_args
 from armlet.data.files import read_json
 from armlet.policies.building import rebuild
 from armlet.policies.contract import Backbone, Body
-from armlet.policies.pretrained.card import Card, Choice, Work, dtypes_of, parts_of
+from armlet.policies.pretrained.card import (
+    Card,
+    Choice,
+    Work,
+    dtypes_of,
+    parts_of,
+    relative_remarks,
+)
 from armlet.policies.pretrained.files import COPY, Names, Tensors, fill
 from armlet.policies.pretrained.lerobot import (
     ACTION,
@@ -66,6 +73,8 @@ STEPS = (
     "tokenizer_processor",
     "normalizer_processor",
     "unnormalizer_processor",
+    "relative_actions_processor",
+    "absolute_actions_processor",
 )
 EMPTY = re.compile(r"empty_camera_\d+")  # what LeRobot calls cameras that nobody has
 ROOMS = {
@@ -223,6 +232,7 @@ def load(said: Said, robot: RobotSpec | None) -> Backbone:
         tokenizer=tokenizer,
         state_names=said.state_names(folder.size(STATE), robot),
         fit="any",
+        relative=folder.relative_dims,
     )
     sizes = replace(_sizes(said, folder, vlm, robot), pad=pad, marks=marks)
     _check_rooms(folder, sizes, body)
@@ -533,7 +543,7 @@ def _choices(folder: Folder) -> tuple[Choice, ...]:
 
 
 def _remarks(folder: Folder, reads: tuple[str, ...], blank: list[str]) -> tuple[str, ...]:
-    found = []
+    found = relative_remarks(folder.relative_dims)
     alone = [str(index) for index, each in enumerate(reads) if each == "nothing"]
     if alone:
         found.append(

@@ -139,6 +139,8 @@ class Vision(nn.Module):
         self.eye = eye
         self.shifted = shifted
         self.tower = SmolVLMVisionTransformer(_vision(eye))
+        # Of grids that were met, by rows, columns and device.
+        self._places: dict[tuple[int, int, torch.device], Tensor] = {}
 
     @property
     def encoder_layers(self) -> list[nn.Module]:
@@ -148,10 +150,22 @@ class Vision(nn.Module):
         embeddings = self.tower.embeddings
         grid = embeddings.patch_embedding(pictures.to(embeddings.patch_embedding.weight.dtype))
         rows, columns = grid.shape[-2:]
-        places = positions(rows, columns, self.eye, shifted=self.shifted).to(grid.device)
+        places = self._known_places(rows, columns, grid.device)
         hidden = grid.flatten(2).transpose(1, 2) + embeddings.position_embedding(places)
         hidden = self.tower.encoder(inputs_embeds=hidden).last_hidden_state
         return self.tower.post_layernorm(hidden)
+
+    def _known_places(self, rows: int, columns: int, device: torch.device) -> Tensor:
+        """`positions` on a device. Kept: they are made by the host, whose rounding decides them, and
+        what a host sends to a GPU cannot be recorded there as a graph."""
+        if torch.compiler.is_compiling():  # nothing made there may outlast it
+            return positions(rows, columns, self.eye, shifted=self.shifted).to(device)
+        key = (rows, columns, device)
+        if key not in self._places:
+            with torch.inference_mode(False):  # a stage that trains may be the next to ask
+                made = positions(rows, columns, self.eye, shifted=self.shifted)
+                self._places[key] = made.to(device)
+        return self._places[key]
 
 
 class Connector(nn.Module):

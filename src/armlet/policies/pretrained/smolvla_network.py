@@ -15,23 +15,23 @@ Noise is one sample's, drawn once from `seed`: the same observation gives the sa
 """
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from armlet.data.inputs import Inputs
 from armlet.layers.heads import masked_mean
 from armlet.policies.building import rebuild
-from armlet.policies.contract import Backbone, Body, Features, Pass, State, weights_of
+from armlet.policies.contract import Backbone, Body, Features, Loop, Pass, State, weights_of
 from armlet.policies.pretrained.smolvla_sizes import BASE, Sizes
 from armlet.robot.fit import View
+from armlet.robot.inputs import Inputs
 from armlet.robot.normalise import Normaliser
+from armlet.robot.reading.smolvla import SmolPrompt
 from armlet.types import Batch, Trace
 
 if TYPE_CHECKING:  # with it comes transformers, which takes seconds
@@ -76,40 +76,6 @@ class Memory:
 
     layers: tuple[tuple[Tensor, Tensor] | None, ...]
     sights: dict[str, tuple[Rotary, Tensor]]
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """How it reads: the instruction as it is, with a line break behind it; whatever is longer than
-    `longest` tokens is cut there, as in LeRobot."""
-
-    tokenizer: Tokenizer
-    longest: int
-    pad: int
-    padded: bool  # to `longest`
-    new_line: bool
-
-    def __call__(
-        self, texts: Sequence[str], *, any_length: bool = False
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """See `data.inputs.Reader`; no text is too long. Raises ValueError for one without a
-        token."""
-        rows = []
-        for text in texts:
-            said = f"{text}\n" if self.new_line and not text.endswith("\n") else text
-            row = self.tokenizer.encode(said).ids[: self.longest]
-            if not row:
-                raise ValueError(
-                    f"the instruction is empty: {text!r}; say what the robot should do"
-                )
-            rows.append(row)
-        wide = self.longest if self.padded else max(map(len, rows), default=1)
-        ids = np.full((len(rows), wide), self.pad, np.int64)
-        real = np.zeros((len(rows), wide), bool)
-        for index, row in enumerate(rows):
-            ids[index, : len(row)] = row
-            real[index, : len(row)] = True
-        return ids, real
 
 
 class SmolVLA(Backbone[PrefixState]):
@@ -171,13 +137,17 @@ class SmolVLA(Backbone[PrefixState]):
     def inputs(self) -> Inputs:
         sizes = self.sizes
         tokenizer = self.body.tokenizer
-        words = Prompt(tokenizer, sizes.text_tokens, sizes.pad, sizes.padded, sizes.new_line)
-        return Inputs(self.view, words, self.body.state, self.body.actions, self.chunk)
+        words = SmolPrompt(tokenizer, sizes.text_tokens, sizes.pad, sizes.padded, sizes.new_line)
+        return replace(super().inputs, words=words)
 
     @property
     def pairs(self) -> "list[Pair]":
         """Its layers."""
         return cast("list[Pair]", list(self.layers))
+
+    @property
+    def loop(self) -> Loop:
+        return Loop("denoising step", self.sizes.steps)
 
     @property
     def blocks(self) -> list[nn.Module]:
@@ -224,13 +194,13 @@ class SmolVLA(Backbone[PrefixState]):
     def embed(self, batch: Batch) -> PrefixState:
         parts: list[Tensor] = []
         real: list[Tensor] = []
-        kinds: list[str] = []  # of each part's tokens
+        kinds: list[str] = []  # of each part
 
         def add(tokens: Tensor, mask: Tensor | bool, kind: str) -> None:
             parts.append(tokens)
             everywhere = tokens.new_ones(tokens.shape[:2], dtype=torch.bool)
             real.append(everywhere & mask)
-            kinds.extend([kind] * tokens.shape[1])
+            kinds.append(kind)
 
         start = None
         if self.sizes.marks:  # not scaled, unlike words; there also around a camera nobody has
@@ -247,17 +217,21 @@ class SmolVLA(Backbone[PrefixState]):
         state = F.pad(batch.state, (0, self.sizes.state_room - batch.state.shape[1]))
         state = self.state_proj(state.to(self.state_proj.weight.dtype))
         add(state.unsqueeze(1), True, "state")
-        lacking = self.sizes.prefix_length - len(kinds)
-        if lacking > 0:
-            add(state.new_zeros(len(batch), lacking, self.width), False, "padding")
-        return self._state(torch.cat(parts, 1), torch.cat(real, 1), kinds)
-
-    def _state(self, hidden: Tensor, mask: Tensor, kinds: list[str]) -> PrefixState:
-        """What enters the first layer, of tokens (b, n, d) of these kinds."""
+        if not batch.unpadded:  # a graph of one moment needs none: how many lack, it cannot ask
+            lacking = self.sizes.prefix_length - sum(part.shape[1] for part in parts)
+            if lacking > 0:
+                add(state.new_zeros(len(batch), lacking, self.width), False, "padding")
         which = {}
         for kind in ("picture", "word", "state"):
-            at = torch.tensor([each == kind for each in kinds], device=hidden.device)
-            which[kind] = at.expand(len(hidden), -1)
+            at = [
+                torch.full_like(mask, each == kind) for each, mask in zip(kinds, real, strict=True)
+            ]
+            which[kind] = torch.cat(at, 1)
+        return self._state(torch.cat(parts, 1), torch.cat(real, 1), which)
+
+    def _state(self, hidden: Tensor, mask: Tensor, which: dict[str, Tensor]) -> PrefixState:
+        """What enters the first layer, of tokens (b, n, d); of each kind `which` they are, (b, n)
+        bool."""
         # Pictures and words do not see the state; it, and what follows it, sees them.
         block = which["state"].long().cumsum(1)  # (b, n)
         sees = block[:, None, :] <= block[:, :, None]  # (b, n, n)

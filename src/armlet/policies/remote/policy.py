@@ -31,14 +31,23 @@ import numpy as np
 
 from armlet import limits
 from armlet.limits import ABOVE_0, MOST
-from armlet.policies.contract import Decision, Policy
+from armlet.policies.contract import Policy
 from armlet.policies.pretrained.said import Said
-from armlet.policies.remote.address import address_of
-from armlet.policies.remote.dialects import DIALECTS, Dialect, DialectError, put
-from armlet.policies.remote.line import AnswerError, Calling, Line
-from armlet.robot.fit import fit_picture, known_fit
+from armlet.robot.client.address import address_of
+from armlet.robot.client.asking import (
+    Question,
+    actions_in,
+    check_finite,
+    named_cameras,
+    path_of,
+    read_key,
+)
+from armlet.robot.client.dialects import DIALECTS, Dialect, DialectError
+from armlet.robot.client.line import AnswerError, Calling, Line
+from armlet.robot.fit import known_fit
 from armlet.robot.observation import Observation
-from armlet.robot.spec import CameraSpec, ObservationSpec, RobotSpec
+from armlet.robot.outputs import Decision
+from armlet.robot.spec import CameraSpec, RobotSpec
 
 QUESTIONS = 4  # that say who a server is
 WORDS = "go"  # of these questions: no policy's longest instruction is shorter
@@ -131,14 +140,16 @@ class SocketPolicy(Policy):
         self.execute = 0
         self.fingerprint = ""
         self.metadata: dict[str, Any] | None = None
-        self._names = _named_cameras(said, options, robot.observation)
+        dialect = _dialect(options)
+        whose = f"{said.source}: [cameras]"
+        cameras = tuple(robot.observation.cameras)
+        self._names = named_cameras(said.cameras, cameras, dialect, whose=whose)
         seen = {name: robot.observation.cameras[name] for name in self._names}
         if options.size is not None:
             seen = {name: CameraSpec(options.size, options.size) for name in seen}
         # `any`: pictures reach the server in whatever size they have.
         fit = "any" if options.size is None else known_fit(options.fit)
         self._robot = replace(robot, observation=replace(robot.observation, cameras=seen, fit=fit))
-        self._check_state_keys()
         self._calling = Calling(
             self.url,
             options.timeout,
@@ -147,10 +158,7 @@ class SocketPolicy(Policy):
             options.largest,
             _key(said, options),
         )
-        self._noise = None
-        if options.noise:
-            rng = np.random.default_rng(options.drawn_from)
-            self._noise = rng.standard_normal(options.noise_shape).astype(np.float32)
+        self.question = self._question()
         self._lock = threading.Lock()
         self._known: str | None = None  # the digest of its answers, once it is known
         self._lines: SimpleQueue[Line] = SimpleQueue()
@@ -267,10 +275,10 @@ class SocketPolicy(Policy):
         if self._known is None:
             return
         answers = []
-        for number, question in enumerate(self._questions()):
-            observation = self._message([question])
+        for question in self._questions():
+            observation = self.question.message([question])
             reply = line.dialect.ask(line, observation)
-            answers.append(self._checked(reply, 1, f"question {number}"))
+            answers.append(self._checked(reply, 1))
         if _digest(np.concatenate(answers)) != self._known:
             raise DialectError(
                 "is another policy than before, or its answers depend on what it was asked before: "
@@ -327,100 +335,66 @@ class SocketPolicy(Policy):
 
     def _asked(self, line: Line, some: Sequence[Observation], about: str) -> np.ndarray:
         """(m, k, a): what the server answers to one message."""
-        reply = line.ask(self._message(some), about=about)
+        reply = line.ask(self.question.message(some), about=about)
         try:
-            return self._checked(reply, len(some), about)
+            return self._checked(reply, len(some))
         except DialectError as error:
             line.close()
             raise AnswerError(f"{self.url} {error} ({about})") from error
 
-    def _message(self, some: Sequence[Observation]) -> dict[str, Any]:
-        """An observation as the server reads it, or several of them stacked."""
+    def _question(self) -> Question:
+        """How the server is shown an observation, as the options say. Raises ValueError where they
+        name numbers that the state has not."""
         options = self.options
-        dialect = DIALECTS[options.protocol]
-        entries: list[tuple[tuple[str, ...], list[Any]]] = []
-        for name, path in self._names.items():
-            entries.append((path, [self._picture(seen, name) for seen in some]))
-        for path, numbers in self._state_keys().items():
-            values = [np.asarray(seen.state, np.float32)[numbers] for seen in some]
-            entries.append((path, values))
-        words: list[Any] = [seen.instruction for seen in some]
-        entries.append((_path(options.prompt) if options.prompt else dialect.prompt, words))
-        if options.previous_action:
-            before = [np.asarray(seen.previous_action, np.float32) for seen in some]
-            entries.append((_path(options.previous_action), before))
-        if self._noise is not None:
-            entries.append((_path(options.noise), [self._noise] * len(some)))
-        message: dict[str, Any] = {}
-        for path, values in entries:
-            if options.batch == 1:
-                put(message, path, values[0])
-            else:
-                put(message, path, values if isinstance(values[0], str) else np.stack(values))
-        if options.seed:
-            put(message, _path(options.seed), options.drawn_from)
-        return message
-
-    def _picture(self, seen: Observation, name: str) -> np.ndarray:
-        if name not in seen.images:
-            there = ", ".join(seen.images) or "none"
-            raise ValueError(f"the observation lacks camera {name!r}; it has {there}")
-        camera = self._robot.observation.cameras[name]
-        fit = self._robot.observation.fit
-        image = fit_picture(
-            np.asarray(seen.images[name]), (camera.height, camera.width), fit, camera=name
+        dialect = _dialect(options)
+        noise = {}
+        if options.noise:
+            rng = np.random.default_rng(options.drawn_from)
+            noise[path_of(options.noise)] = rng.standard_normal(options.noise_shape).astype(
+                np.float32
+            )
+        return Question(
+            cameras=self._names,
+            state=self._state_keys(),
+            prompt=path_of(options.prompt) if options.prompt else dialect.prompt,
+            previous_action=path_of(options.previous_action) if options.previous_action else None,
+            layout=options.layout,
+            sizes=self._robot.observation.view.cameras,
+            fit=self._robot.observation.fit,
+            drawn=noise,
+            once={path_of(options.seed): options.drawn_from} if options.seed else {},
+            stacked=options.batch > 1,
         )
-        return image.transpose(2, 0, 1) if self.options.layout == "chw" else image
 
-    def _state_keys(self) -> dict[tuple[str, ...], list[int]]:
+    def _state_keys(self) -> dict[tuple[str, ...], tuple[int, ...]]:
         """Where the state stands in a message: path → its numbers there."""
         dims = self._robot.observation.state_dims or 0
         if not dims:
             return {}
         said = self.options.state
-        dialect = DIALECTS[self.options.protocol]
         if not isinstance(said, dict):
-            return {_path(said) if said else dialect.state: list(range(dims))}
-        return {_path(key): list(numbers) for key, numbers in said.items()}
-
-    def _check_state_keys(self) -> None:
-        dims = self._robot.observation.state_dims or 0
-        for path, numbers in self._state_keys().items():
+            usual = _dialect(self.options).state
+            return {path_of(said) if said else usual: tuple(range(dims))}
+        found = {}
+        for key, numbers in said.items():
             if not numbers or not all(type(each) is int and 0 <= each < dims for each in numbers):
                 raise ValueError(
-                    f"{self.said.source}: [options] state: {'.'.join(path)} names the numbers "
+                    f"{self.said.source}: [options] state: {key} names the numbers "
                     f"{numbers!r:.60}, expected some of 0 to {dims - 1}"
                 )
+            found[path_of(key)] = tuple(numbers)
+        return found
 
-    def _checked(self, reply: dict[str, Any], rows: int, about: str) -> np.ndarray:
+    def _checked(self, reply: dict[str, Any], rows: int) -> np.ndarray:
         """(m, k, a) float32 of an answer. Raises DialectError where it is anything else."""
-        if "actions" not in reply:
-            there = ", ".join(map(str, reply)) or "nothing"
-            raise DialectError(f"answers without `actions`; its answer has {there:.200}")
-        actions = reply["actions"]
-        if isinstance(actions, list):  # of a server that knows no arrays
-            actions = _listed(actions)
-        if not isinstance(actions, np.ndarray) or actions.dtype.kind not in "fiu":
-            kind = actions.dtype if isinstance(actions, np.ndarray) else type(actions).__name__
-            raise DialectError(f"answers with actions of type {kind}, expected numbers")
-        if self.options.batch == 1:
-            actions = actions[None, None] if actions.ndim == 1 else actions[None]
-        dims = self._robot.action.dims
+        rows_asked = rows if self.options.batch > 1 else None
+        actions = actions_in(reply, self._robot.action.dims, rows=rows_asked)
         shape = actions.shape
-        if len(shape) != 3 or shape[0] != rows or shape[2] != dims or not shape[1]:
-            first = f"{rows}, " if self.options.batch > 1 else ""
-            found = shape if self.options.batch > 1 else shape[1:]
-            raise DialectError(
-                f"answers with actions of shape {found}, expected ({first}k, {dims})"
-            )
         wanted = self.chunk or self.options.chunk or 0
         if shape[1] < wanted or (self.options.chunk is None and wanted not in (0, shape[1])):
             raise DialectError(f"answers with {shape[1]} actions, expected {wanted}")
-        actions = actions[:, : self.options.chunk].astype(np.float32)
-        bad = np.argwhere(~np.isfinite(actions))
-        if len(bad):
-            name = self._robot.action.names[bad[0][2]]
-            raise DialectError(f"answers with NaN or infinity, first in {name!r}")
+        actions = actions[:, : self.options.chunk]
+        check_finite(actions, self._robot.action.names)
         return actions
 
     def _fingerprint(self) -> str:
@@ -464,59 +438,17 @@ def _dialect(options: Options) -> Dialect:
     return DIALECTS[options.protocol]()
 
 
-def _path(key: str) -> tuple[str, ...]:
-    """A key as a user writes it: `a.b` is `b` in the map `a`."""
-    return tuple(key.split("."))
-
-
-def _named_cameras(
-    said: Said, options: Options, seen: ObservationSpec
-) -> dict[str, tuple[str, ...]]:
-    """The robot's cameras that the server is shown → where each stands in a message."""
-    dialect = _dialect(options)
-    if not said.cameras:
-        return {name: dialect.image(name) for name in seen.cameras}
-    found: dict[str, tuple[str, ...]] = {}
-    for key, name in said.cameras.items():
-        if name not in seen.cameras:
-            there = ", ".join(seen.cameras) or "none"
-            raise ValueError(
-                f"{said.source}: [cameras] gives {key} the robot's camera {name!r}, and it has "
-                f"{there}"
-            )
-        if name in found:
-            raise ValueError(f"{said.source}: [cameras] names {name!r} twice; name it once")
-        found[name] = dialect.named_image(key)
-    return found
+def _digest(answers: np.ndarray) -> str:
+    content = f"{answers.shape}".encode() + np.ascontiguousarray(answers).tobytes()
+    return hashlib.sha256(content).hexdigest()
 
 
 def _key(said: Said, options: Options) -> str | None:
     if not options.api_key:
         return None
+    # Beside the policy.toml, unless it is named by its whole path.
     path = said.source.parent / options.api_key
-    try:
-        key = path.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"{said.source}: api_key names {path}, which cannot be read ({type(error).__name__}); "
-            "it is a file in which the server's key stands"
-        ) from error
-    if not key or not key.isprintable():
-        raise ValueError(f"{path}, the file of `api_key`, does not hold one line of text")
-    return key
-
-
-def _listed(actions: list[Any]) -> np.ndarray | list[Any]:
-    """Lists in one another as an array, where they are of one length."""
-    try:
-        return np.array(actions)
-    except ValueError:
-        return actions
-
-
-def _digest(answers: np.ndarray) -> str:
-    content = f"{answers.shape}".encode() + np.ascontiguousarray(answers).tobytes()
-    return hashlib.sha256(content).hexdigest()
+    return read_key(path, whose=f"{said.source}: api_key", what="the server's key")
 
 
 def _canonical(value: Any) -> str:

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from armlet.policies.remote.dialects import Dialect, DialectError
-from armlet.policies.remote.wire import ABSENT, WireError, pack, unpack
+from armlet.robot.client.dialects import Dialect, DialectError
+from armlet.robot.client.wire import ABSENT, WireError, pack, unpack
 
 TOO_LARGE = 1009  # a websocket's word for a message that is too large
 OPENING = 30.0  # seconds: a server that is there takes a call at once
@@ -31,7 +31,7 @@ class AnswerError(ValueError):
 class Calling:
     """How a server is called: `timeout` seconds for an answer, `retries` more calls where it is not
     there, the first after `wait` seconds; `largest` bytes of a message. `key`: sent where there is
-    one."""
+    one. `fields`: where a user says these, for errors."""
 
     url: str
     timeout: float = 300.0
@@ -39,6 +39,7 @@ class Calling:
     wait: float = 1.0
     largest: int = 2**24
     key: str | None = None
+    fields: str = "[options] of a policy.toml"
 
 
 class Line:
@@ -63,6 +64,10 @@ class Line:
         """
         return self._kept(lambda: self.dialect.ask(self, observation), about=about)
 
+    def open(self) -> None:
+        """Call the server, where that has not been done. Raises what `ask` does."""
+        self._kept(dict, about="calling it")
+
     def close(self) -> None:
         self._socket = None
         self._opened.close()
@@ -82,7 +87,7 @@ class Line:
                 self.close()
                 raise ServerError(
                     f"{calling.url} did not answer within {calling.timeout:g} s ({about}); give it "
-                    "longer with `timeout` in [options] of a policy.toml, or look whether it hangs"
+                    f"longer with `timeout` in {calling.fields}, or look whether it hangs"
                 ) from error
             except _BrokenError as error:
                 self.close()
@@ -129,7 +134,7 @@ class Line:
         if ours is not None and ours.code == TOO_LARGE:
             return DialectError(
                 f"answers with more than {self.calling.largest} bytes in one message; `largest` in "
-                "[options] of a policy.toml allows more"
+                f"{self.calling.fields} allows more"
             )
         if theirs is not None and theirs.code == TOO_LARGE:
             return DialectError("takes no message as large as an observation of this robot")
@@ -163,7 +168,7 @@ class Line:
                 what = "refuses the key" if calling.key else "asks for a key, and none is given"
                 raise DialectError(
                     f"{what} (HTTP {status}); name the file that it stands in as `api_key` in "
-                    "[options] of a policy.toml"
+                    f"{calling.fields}"
                 ) from error
             if status < 500:
                 raise DialectError(f"is no policy's server (HTTP {status})") from error

@@ -1,25 +1,25 @@
-"""What a policy wants to be told, and how: its pictures, words and numbers.
+"""What a policy wants to be told, and how: its pictures, words and numbers, in numpy.
 
 A policy says it (`Backbone.inputs`); whoever makes a batch, from episodes (`frames.BatchMaker`) or
-from a robot's observations (`Inputs.batch`), asks it. Knows no network and no data set.
+from a robot's observations (`Inputs.arrays`), asks it. Knows no network, no data set and no torch.
 """
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
-import torch
-from torch import Tensor
+from tokenizers import Tokenizer
 
-from armlet.robot.fit import View, fit_picture
+from armlet.robot import reading
+from armlet.robot.fit import View, fit_picture, known_fit
 from armlet.robot.normalise import Normaliser
 from armlet.robot.observation import Observation, recent
-from armlet.types import Batch
 
 
 class Reader(Protocol):
-    """How a policy reads: its prompt, case, tokenizer and padding are its own business."""
+    """How a policy reads: its prompt, case, tokenizer and padding are its own business. One that
+    can be written into an exported folder is of `robot.reading`."""
 
     def __call__(
         self, texts: Sequence[str], *, any_length: bool = False
@@ -35,6 +35,27 @@ class StateReader(Protocol):
     def __call__(self, texts: Sequence[str], states: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """n texts and normalised states (n, s) → as a `Reader`, always of the same width t."""
         ...
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """What a network is told of b moments. With a history of o > 1 observations `pictures` are
+    (b, o, h, w, 3) and `state` (b, o, s), the oldest first."""
+
+    pictures: dict[str, np.ndarray]  # camera → (b, h, w, 3) uint8
+    text: np.ndarray  # (b, t) int64
+    text_mask: np.ndarray  # (b, t) bool, True where there is a token
+    state: np.ndarray  # (b, s) float32, normalised
+    previous_action: np.ndarray  # (b, a) float32, normalised
+
+    def images(self) -> dict[str, np.ndarray]:
+        """Camera → (b[, o], 3, h, w) float32 in [0, 1]: the bits that a batch of torch has on a
+        CPU."""
+        found = {}
+        for name, pictures in self.pictures.items():
+            channels_first = np.ascontiguousarray(np.moveaxis(pictures, -1, -3))
+            found[name] = channels_first.astype(np.float32) / np.float32(255)
+        return found
 
 
 @dataclass(frozen=True)
@@ -54,6 +75,42 @@ class Inputs:
     prompt: StateReader | None = None
     history: int = 1
 
+    def to_json(self) -> dict[str, Any]:
+        """Everything but the tokenizer. Raises TypeError for a way of reading that `robot.reading`
+        does not have."""
+        cameras = {name: list(size) for name, size in self.view.cameras.items()}
+        return {
+            "cameras": cameras,
+            "fit": self.view.fit,
+            "words": reading.to_json(self.words),
+            "prompt_has_state": self.prompt is not None,
+            "state": self.state.to_json(),
+            "actions": self.actions.to_json(),
+            "chunk": self.chunk,
+            "relative": list(self.relative),
+            "history": self.history,
+        }
+
+    @classmethod
+    def from_json(cls, said: dict[str, Any], tokenizer: Tokenizer | None) -> Self:
+        """The inverse of `to_json`; `tokenizer`: None of a policy that is told nothing. Raises
+        ValueError naming what is not known, KeyError for what is missing."""
+        cameras = {name: (int(size[0]), int(size[1])) for name, size in said["cameras"].items()}
+        words = reading.from_json(said["words"], tokenizer)
+        prompt = None
+        if said["prompt_has_state"]:
+            prompt = reading.with_state(words)
+        return cls(
+            view=View(cameras, known_fit(said["fit"])),
+            words=words,
+            state=Normaliser.from_json(said["state"]),
+            actions=Normaliser.from_json(said["actions"]),
+            chunk=said["chunk"],
+            relative=tuple(said["relative"]),
+            prompt=prompt,
+            history=said["history"],
+        )
+
     def normalised(self, actions: np.ndarray, state: np.ndarray) -> np.ndarray:
         """Actions (…, a) in the robot's numbers, of moments whose state (…, s) is that →
         normalised, float32."""
@@ -66,8 +123,8 @@ class Inputs:
             return np.zeros(0, np.float32)
         return _numbers("state", seen.state, self.state)
 
-    def batch(self, observations: Sequence[Observation], *, device: torch.device) -> Batch:
-        """What a robot observes, at b moments, as a batch.
+    def arrays(self, observations: Sequence[Observation]) -> Arrays:
+        """What a robot observes, at b moments, as a network is told it.
 
         Raises ValueError naming a camera that is missing or whose pictures are not taken, an
         instruction that the policy does not read, or numbers that are not the robot's.
@@ -86,9 +143,7 @@ class Inputs:
             for seen in row:
                 picture = np.asarray(seen.images[name])
                 pictures.append(fit_picture(picture, size, self.view.fit, camera=name))
-            stacked = torch.from_numpy(np.stack(pictures)).to(device)
-            # (b, 3, h, w), [0, 1]; with a history (b, o, 3, h, w)
-            images[name] = self._grouped(stacked.permute(0, 3, 1, 2).float().div_(255))
+            images[name] = self._grouped(np.stack(pictures))
         every = [self.state_of(seen) for seen in row]
         state = np.stack([self.state.apply(each) for each in every])  # (b · o, s)
         last = self.history - 1
@@ -102,17 +157,19 @@ class Inputs:
         for seen, now in zip(observations, raw, strict=True):
             action = _numbers("previous_action", seen.previous_action, self.actions)
             previous.append(self.normalised(action, now))
-        return Batch(
-            images=images,
-            text=torch.from_numpy(ids).to(device),
-            text_mask=torch.from_numpy(real).to(device),
-            state=self._grouped(torch.from_numpy(state).to(device)),
-            previous_action=torch.from_numpy(np.stack(previous)).to(device),
+        return Arrays(
+            pictures=images,
+            text=ids,
+            text_mask=real,
+            state=self._grouped(state),
+            previous_action=np.stack(previous),
         )
 
-    def _grouped(self, values: Tensor) -> Tensor:
+    def _grouped(self, values: np.ndarray) -> np.ndarray:
         """(b · o, …) → (b, o, …); where one observation is looked at, as it is."""
-        return values if self.history == 1 else values.unflatten(0, (-1, self.history))
+        if self.history == 1:
+            return values
+        return values.reshape(-1, self.history, *values.shape[1:])
 
 
 def beyond(actions: np.ndarray, state: np.ndarray, dims: Sequence[int]) -> np.ndarray:
@@ -123,6 +180,12 @@ def beyond(actions: np.ndarray, state: np.ndarray, dims: Sequence[int]) -> np.nd
     found = np.array(actions)
     found[..., dims] -= state[..., dims]
     return found
+
+
+def looked_at(state: np.ndarray, normaliser: Normaliser) -> np.ndarray:
+    """Of states (N, s) what a policy looks at whose statistics of them these are: all or, where it
+    was taught without a state, whatever the data have, nothing, (N, 0)."""
+    return state if len(normaliser.offset) else state[:, :0]
 
 
 def _check_told(seen: Observation, cameras: Collection[str]) -> None:
@@ -147,7 +210,7 @@ def _check_told(seen: Observation, cameras: Collection[str]) -> None:
 def as_array(values: Any) -> np.ndarray:
     """Numbers of an observation, whatever holds them. Raises ValueError for rows of different
     lengths."""
-    if isinstance(values, Tensor):
+    if hasattr(values, "detach"):  # a tensor of torch, which this room does not import
         values = values.detach().float().cpu()  # numpy knows no bfloat16
     return np.asarray(values)
 

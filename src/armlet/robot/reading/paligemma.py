@@ -1,18 +1,16 @@
-"""How π0 and π0.5 read: their prompts, as LeRobot and as openpi make them, and PaliGemma's
-tokenizer.
+"""How π0 and π0.5 read: their prompts, as LeRobot and as openpi make them, in PaliGemma's words.
 
     π0    LeRobot   the instruction as it is, and a line break unless it ends with one
           openpi    stripped, `_` and line breaks as spaces; a line break read by itself
     π0.5  both      `Task: …, State: 109 186 …;\\nAction: `, the instruction cleaned as openpi's
 
 The state's numbers are those of 256 bins of −1 … 1 (openpi's models/tokenizer.py; LeRobot 0.6.1's
-policies/pi05/processor_pi05.py). Knows texts, numbers and a tokenizer; knows no network.
+policies/pi05/processor_pi05.py).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -21,7 +19,6 @@ Wording = Literal["as_is", "new_line", "cleaned", "state"]
 TooLong = Literal["refuse", "cut"]
 BEGIN = "<bos>"
 BINS = 256
-PALIGEMMA = "google/paligemma-3b-pt-224"  # whose words all of them read
 
 
 @dataclass(frozen=True)
@@ -45,8 +42,17 @@ class Prompts:
 class PiWords:
     """A `Reader`, and a `StateReader` where the prompt holds the state."""
 
+    kind: ClassVar[str] = "paligemma"
+
     prompts: Prompts
     tokenizer: Tokenizer
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self.prompts)
+
+    @classmethod
+    def from_json(cls, said: dict[str, Any], tokenizer: Tokenizer) -> Self:
+        return cls(Prompts(**said), tokenizer)
 
     @property
     def reads_state(self) -> bool:
@@ -125,32 +131,3 @@ def states_as_bins(states: np.ndarray) -> np.ndarray:
     """Normalised states (n, s) → the number of the bin of −1 … 1 in which each lies, int64: −1
     below −1, and the last one from there on up."""
     return np.digitize(states, np.linspace(-1, 1, BINS + 1)[:-1]) - 1
-
-
-def open_tokenizer(name: str) -> Tokenizer:
-    """PaliGemma's tokenizer: a folder or a file, or a name on the hub. Raises ValueError where it
-    cannot be had, or is of another kind."""
-    from huggingface_hub import hf_hub_download  # only where a name is not a folder
-
-    place = Path(name)
-    local = place / "tokenizer.json" if place.is_dir() else place
-    try:
-        path = local if local.is_file() else Path(hf_hub_download(name, "tokenizer.json"))
-    except Exception as error:  # no network, no such name, no leave (it is gated): all alike here
-        raise ValueError(
-            f"the tokenizer {name!r} cannot be had here ({type(error).__name__}); give `tokenizer` "
-            "in policy.toml, a folder with PaliGemma's tokenizer.json, or log in to the hub, where "
-            f"{PALIGEMMA} asks for its licence to be accepted"
-        ) from error
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises nothing more special
-        raise ValueError(f"{path} is no tokenizer ({error}); copy it again") from error
-    if tokenizer.token_to_id(BEGIN) is None:
-        raise ValueError(
-            f"{path} has no token {BEGIN!r}, with which every prompt begins: it is not "
-            "PaliGemma's; name that in `tokenizer` in policy.toml"
-        )
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
-    return tokenizer

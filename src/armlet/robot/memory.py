@@ -33,11 +33,16 @@ class Past:
 
     def see(self, observation: Observation) -> Observation:
         """The present observation, with those before it as its `past`."""
+        seen = self.peek(observation)
+        if self.history > 1:
+            self._seen.append(observation)
+        return seen
+
+    def peek(self, observation: Observation) -> Observation:
+        """The same, and it is not remembered: for a question beside the episode."""
         if self.history == 1:
             return observation
-        seen = replace(observation, past=tuple(self._seen))
-        self._seen.append(observation)
-        return seen
+        return replace(observation, past=tuple(self._seen))
 
 
 class Overlap:

@@ -1,0 +1,336 @@
+"""A policy → an exported folder: captured, written for a runtime, measured by three gates, and only
+then in its place, whole.
+
+    export("out/student", Path("out/exported"), How(runtime="openvino"), frames, world=Tabletop())
+
+The folder acts wherever a policy does (`policies/exported.py`), and on a robot's computer without
+torch (`robot/exported.py`).
+"""
+
+import importlib.metadata
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from armlet import limits
+from armlet.benchmarks import Benchmark, benchmark_robot
+from armlet.data.files import atomic_folder
+from armlet.deploy import gates, onnx, openvino
+from armlet.deploy.frames import texts_of
+from armlet.deploy.graph import GraphError, Route, capture, route_of, single
+from armlet.evaluation.measure import environment
+from armlet.limits import ABOVE_0, MOST
+from armlet.policies.acting import behind_socket
+from armlet.policies.checkpoint import load_with_fingerprint
+from armlet.policies.contract import Backbone
+from armlet.policies.exported import ExportedPolicy
+from armlet.policies.routed import Routed
+from armlet.robot.exported import (
+    FILE,
+    REQUIREMENTS,
+    TOKENIZER,
+    VERSION,
+    Description,
+    GraphFile,
+    load_exported,
+    read_description,
+)
+from armlet.robot.fit import View
+from armlet.robot.inputs import Inputs
+from armlet.robot.observation import Observation
+from armlet.robot.reading.own import NoWords
+from armlet.robot.runtimes import LIBRARIES, Runtime, feeds
+from armlet.robot.spec import CameraSpec, RobotSpec
+from armlet.rollout.pool import threads
+
+Precision = Literal["fp32", "fp16", "bf16", "int8", "int8_static"]
+# What each runtime really computes, or keeps: elsewhere a precision would be a word in a file.
+PRECISIONS: dict[Runtime, tuple[Precision, ...]] = {
+    "onnx": ("fp32", "int8", "int8_static"),
+    "openvino": ("fp32", "fp16", "bf16", "int8_static"),
+}
+SUFFIX: dict[Runtime, str] = {"onnx": ".onnx", "openvino": ".xml"}
+ROBOT = ("numpy", "pillow", "tokenizers")  # what armlet.robot reads beside the runtime
+CALIBRATED_ON = 64  # frames
+
+
+@dataclass(frozen=True)
+class How:
+    """How a policy is exported, and what its gates ask for."""
+
+    runtime: Runtime = "onnx"
+    """onnx: ONNX Runtime; openvino: OpenVINO."""
+    precision: Precision = "fp32"
+    """fp32; int8 (dynamic, onnx); int8_static (calibrated on frames, both); bf16 or fp16, whose
+    weights take half the bytes (openvino)."""
+    budget: tuple[float, ...] = ()
+    """Of a policy with a dial, a graph for each; none: its own alone."""
+    threads: int = 1
+    """Of the processor, on which both are measured."""
+    closed_loop: int = 100
+    """Episodes that both run, where there is a world."""
+    margin: float = 0.05
+    """How much less often the exported policy may succeed, as a share of episodes; on held-out
+    frames, how much larger its error may be, as a share."""
+    calls: int = 300
+    """Decisions that are timed."""
+    slower: bool = False
+    """Write the folder even where it is slower than PyTorch."""
+
+    def __post_init__(self) -> None:
+        limits.positive(self, "threads", "closed_loop", "calls")
+        limits.check(self, margin=(ABOVE_0, 1), budget=(ABOVE_0, 1), threads=(1, MOST))
+        if self.runtime not in PRECISIONS:
+            raise ValueError(f"runtime is {self.runtime!r}, expected {' or '.join(PRECISIONS)}")
+        there = PRECISIONS[self.runtime]
+        if self.precision not in there:
+            raise ValueError(
+                f"precision is {self.precision!r}, and {LIBRARIES[self.runtime]} has "
+                f"{', '.join(there)} on a CPU; with another it would compute as before"
+            )
+
+
+def export(
+    place: Path | str,
+    out: Path,
+    how: How,
+    frames: Sequence[Observation],
+    world: Benchmark | None = None,
+    *,
+    expert: np.ndarray | None = None,
+    texts: Sequence[str] = (),
+    robot: RobotSpec | None = None,
+    measured_elsewhere: bool = False,
+) -> Path:
+    """Export the policy at `place` into the folder `out`; returns it. `frames`: at least 100 real
+    observations; `world`: where both are run in closed loop, or `expert` (n, a): what was done at the
+    frames, in the robot's own numbers. `texts`: instructions that it may be told, so that every
+    number of words is looked at; of a world they are asked for where none are given. `robot`: whose a
+    checkpoint is that does not say it, the world's if not given. `measured_elsewhere`: whoever asks
+    compares success itself, as an evaluation does, and the second gate is left out.
+
+    Raises `gates.GateError` where a gate is not passed, `graph.GraphError` where the policy cannot
+    be captured, `onnx.MissingExporterError`, FileExistsError where `out` exists; then nothing is
+    written.
+    """
+    if world is None and expert is None and not measured_elsewhere:
+        raise ValueError(
+            "export needs a world to act in, or an expert's actions at the frames: without one of "
+            "them nothing says that the exported policy is as good"
+        )
+    if robot is None and world is not None:
+        robot = benchmark_robot(world)
+    policy, fingerprint = load_to_export(place, robot)
+    if world is not None and not texts:
+        texts = texts_of(world)
+    frames = list(frames)
+    if len(frames) < gates.FEWEST:
+        raise ValueError(
+            f"export: found {len(frames)} frames, expected {gates.FEWEST} or more: parity on a few "
+            "says nothing of the others"
+        )
+    with atomic_folder(out) as part, threads(how.threads):
+        made = {
+            "policy": {"fingerprint": fingerprint, "folder": Path(place).name, "kind": policy.kind},
+            "made_with": {**environment(), **_versions(how.runtime), "threads": how.threads},
+        }
+        routes = assemble(policy, how, frames, part, made)
+        acting_in = None if measured_elsewhere else world
+        measured = _measure(policy, part, how, frames, routes, acting_in, expert, texts)
+        said = {**read_description(part), "gates": measured}
+        _write(part, said)
+    return out
+
+
+def assemble(
+    policy: Backbone, how: How, frames: Sequence[Observation], part: Path, made: dict[str, Any]
+) -> list[tuple[Backbone, Route]]:
+    """An exported folder that has not been measured, in the folder `part`; returns what each graph
+    is of: the policy at that budget, and the route that it was captured with. `made`: what it says
+    of where it comes from. Raises as `export` does, but for the gates."""
+    inputs = _inputs(policy, frames[0])
+    inputs.to_json()  # where its words cannot be written down, nothing else need be tried
+    graphs, routes = _graphs(policy, how, frames, part)
+    description = Description(
+        runtime=how.runtime,
+        precision=how.precision,
+        robot=_robot(policy, inputs),
+        inputs=inputs,
+        outputs=policy.outputs,
+        execute=policy.execute,
+        ensemble=policy.ensemble,
+        graphs=graphs,
+    )
+    if not isinstance(inputs.words, NoWords):
+        policy.body.tokenizer.save(str(part / TOKENIZER))
+    (part / REQUIREMENTS).write_text(requirements(how.runtime), encoding="utf-8")
+    _write(part, {"version": VERSION, **made, **description.to_json(), "gates": {}})
+    return routes
+
+
+def requirements(runtime: Runtime) -> str:
+    """What a robot's computer installs beside armlet itself, in the versions of this one."""
+    lines = []
+    for name in (*ROBOT, LIBRARIES[runtime]):
+        lines.append(f"{name}=={importlib.metadata.version(name)}\n")
+    return "".join(lines)
+
+
+def load_to_export(place: Path | str, robot: RobotSpec | None) -> tuple[Backbone, str]:
+    """A policy with layers, and its fingerprint; `robot` is asked for what a checkpoint of another
+    project does not say. Raises GraphError for one that cannot be captured whatever it is."""
+    if behind_socket(place) is not None:
+        raise GraphError(f"{place} is a policy behind a socket: its weights are not here to export")
+    known = None if robot is None else lambda: robot
+    policy, fingerprint = load_with_fingerprint(place, known=known)
+    return single(policy), fingerprint
+
+
+def _graphs(
+    policy: Backbone, how: How, frames: Sequence[Observation], part: Path
+) -> tuple[tuple[GraphFile, ...], list[tuple[Backbone, Route]]]:
+    """A graph on disk for every budget, and what each is of: the policy at that budget, and the
+    route that it was captured with. Budgets of the same layers share a file."""
+    graphs: list[GraphFile] = []
+    routes: list[tuple[Backbone, Route]] = []
+    files: dict[tuple[int, ...], dict[str, int]] = {}
+    for budget in how.budget or (None,):
+        dialled = policy if budget is None else policy.at(budget)
+        route = route_of(dialled, frames)
+        own = budget
+        if own is None and isinstance(policy, Routed):
+            own = policy.routing.budget
+        if route.gates not in files:
+            name = "model" if not files else f"model-{len(files)}"
+            files[route.gates] = _write_graph(route.policy, how, frames, part, name)
+        graphs.append(GraphFile(own, route.gates, files[route.gates]))
+        routes.append((dialled, route))
+    return tuple(graphs), routes
+
+
+def _write_graph(
+    policy: Backbone, how: How, frames: Sequence[Observation], part: Path, name: str
+) -> dict[str, int]:
+    """The files of one graph, the one that is loaded first, and their sizes."""
+    program, names = capture(policy, policy.inputs.arrays([frames[0]]))
+    work = part / "work"
+    work.mkdir()
+    source = work / f"{name}.onnx"
+    onnx.write(program, names, source)
+    chosen = source
+    if how.precision in ("int8", "int8_static"):
+        chosen = work / "int8" / f"{name}.onnx"
+        chosen.parent.mkdir()
+        if how.precision == "int8":
+            onnx.quantise(source, chosen)
+        else:
+            some = frames[:: max(1, len(frames) // CALIBRATED_ON)]
+            onnx.calibrate(source, chosen, [feeds(policy.inputs.arrays([each])) for each in some])
+    if how.runtime == "openvino":
+        made = work / "openvino" / f"{name}.xml"
+        made.parent.mkdir()
+        openvino.write(chosen, made, half=how.precision == "fp16")
+        chosen = made
+    files = {}
+    # The graph first: it is the one that is loaded, and what lies beside it is found from there.
+    for path in sorted(chosen.parent.iterdir(), key=lambda each: each != chosen):
+        if path.is_file():
+            shutil.move(path, part / path.name)
+            files[path.name] = (part / path.name).stat().st_size
+    shutil.rmtree(work)
+    return files
+
+
+def _inputs(policy: Backbone, frame: Observation) -> Inputs:
+    """What the policy is told; one that takes pictures of any size takes those of the frames, as a
+    graph has one size."""
+    inputs = policy.inputs
+    if inputs.view.fit != "any":
+        return inputs
+    sizes = {}
+    for name in inputs.view.cameras:
+        height, width = np.shape(frame.images[name])[:2]
+        sizes[name] = (height, width)
+    return replace(inputs, view=View(sizes, "exact"))
+
+
+def _robot(policy: Backbone, inputs: Inputs) -> RobotSpec:
+    cameras = {name: CameraSpec(*size) for name, size in inputs.view.cameras.items()}
+    robot = policy.robot
+    seen = replace(robot.observation, cameras=cameras, fit=inputs.view.fit)
+    return replace(robot, observation=seen)
+
+
+def _write(part: Path, said: dict[str, Any]) -> None:
+    (part / FILE).write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
+
+
+def _versions(runtime: Runtime) -> dict[str, str]:
+    names = ("onnx", "onnxscript", LIBRARIES[runtime])
+    return {name: importlib.metadata.version(name) for name in names}
+
+
+def _measure(
+    policy: Backbone,
+    part: Path,
+    how: How,
+    frames: Sequence[Observation],
+    routes: Sequence[tuple[Backbone, Route]],
+    world: Benchmark | None,
+    expert: np.ndarray | None,
+    texts: Sequence[str],
+) -> dict[str, Any]:
+    """What each graph shows at the three gates. Raises GateError at the first that is not passed."""
+    exported = load_exported(part, threads=how.threads)
+    every: list[dict[str, Any]] = []
+    inputs = policy.inputs
+
+    def count(frame: Observation) -> int:
+        return int(inputs.arrays([frame]).text_mask.sum())
+
+    asked = gates.over_every_length(frames, texts, count)
+    for graph, (dialled, route) in zip(exported.description.graphs, routes, strict=True):
+        acting = exported if graph.budget is None else exported.at(graph.budget)
+        found: dict[str, Any] = {"budget": graph.budget, "share_of_frames_on_route": route.share}
+        found["parity"] = gates.parity(
+            route.policy.infer,
+            acting.infer,
+            asked,
+            count=count,
+            spec=policy.robot.action,
+            precision=how.precision,
+            chooses=gates.chooses(route.policy),
+        ).to_json()
+        # Whatever route the policy takes, in closed loop it is what is exported that is compared.
+        if world is not None:
+            found["closed_loop"] = gates.closed_loop(
+                dialled,
+                ExportedPolicy(acting),
+                world,
+                episodes=how.closed_loop,
+                margin=how.margin,
+            ).to_json()
+        elif expert is not None:
+            found["held_out"] = gates.held_out(
+                dialled.infer,
+                acting.infer,
+                frames,
+                expert,
+                spec=policy.robot.action,
+                margin=how.margin,
+            ).to_json()
+        found["speed"] = gates.speed(
+            dialled.infer,
+            acting.infer,
+            frames,
+            calls=how.calls,
+            threads=how.threads,
+            slower=how.slower,
+        ).to_json()
+        every.append(found)
+    return {"each": every}

@@ -1,0 +1,1 @@
+"""A policy behind a socket, for robots and for harnesses of others: `armlet serve`."""

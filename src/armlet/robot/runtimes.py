@@ -1,0 +1,123 @@
+"""A network's graph in a runtime, as a function of arrays: ONNX Runtime, or OpenVINO. Knows arrays
+and files; knows no policy and no torch.
+
+A graph is of one moment none of whose words is padding. Its inputs are named:
+
+    image.<camera>    (1, 3, h, w) float32 in [0, 1]; with a history (1, o, 3, h, w)
+    text              (1, t) int64, t words, as many as there are
+    state             (1, s) float32, normalised; with a history (1, o, s)
+    previous_action   (1, a) float32, normalised
+
+those among them that the network looks at; its one output is `actions` (1, k, a), normalised.
+"""
+
+import importlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Protocol, get_args
+
+import numpy as np
+
+from armlet.robot.inputs import Arrays
+
+Runtime = Literal["onnx", "openvino"]
+IMAGE = "image."
+OUTPUT = "actions"
+# What is installed for each, and what it is imported as.
+LIBRARIES = {"onnx": "onnxruntime", "openvino": "openvino"}
+
+
+class MissingRuntimeError(ImportError):
+    """The library that runs a graph is not installed."""
+
+
+class Graph(Protocol):
+    """A graph that has been loaded. Not to be called by two threads at the same time."""
+
+    def __call__(self, fed: Mapping[str, np.ndarray]) -> np.ndarray:
+        """`feeds` of one moment → (1, k, a) normalised actions, of the caller's own."""
+        ...
+
+
+def feeds(arrays: Arrays) -> dict[str, np.ndarray]:
+    """One moment by the names of a graph's inputs, without padding and without what is empty.
+    Raises ValueError where it is not one moment."""
+    if len(arrays.text) != 1:
+        raise ValueError(f"found {len(arrays.text)} moments, expected 1: a graph is of one")
+    found = {IMAGE + name: image for name, image in arrays.images().items()}
+    found["text"] = arrays.text[:, arrays.text_mask[0]]
+    found["state"] = arrays.state
+    found["previous_action"] = arrays.previous_action
+    return {name: values for name, values in found.items() if values.size}
+
+
+def load_graph(path: Path, runtime: Runtime, precision: str, *, threads: int = 1) -> Graph:
+    """A graph on disk, ready to be called, on so many threads of the CPU. Raises
+    MissingRuntimeError where its library is not installed, and ValueError naming the file where
+    that does not read it."""
+    if runtime not in get_args(Runtime):
+        raise ValueError(
+            f"{path}: runtime is {runtime!r}, expected {' or '.join(get_args(Runtime))}"
+        )
+    library = _library(runtime)
+    try:
+        if runtime == "onnx":
+            return OnnxGraph(path, library, threads=threads)
+        return OpenVINOGraph(path, library, precision, threads=threads)
+    except Exception as error:  # both libraries raise classes of their own
+        raise ValueError(
+            f"{path} cannot be read by {LIBRARIES[runtime]} {library.__version__} "
+            f"({type(error).__name__}: {str(error).strip().splitlines()[0]:.200}); copy the folder "
+            "again, or install the version that its requirements.txt names"
+        ) from error
+
+
+def _library(runtime: Runtime) -> Any:
+    name = LIBRARIES[runtime]
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise MissingRuntimeError(
+            f"{name} is not installed, and this policy was exported for it: pip install -r "
+            "FOLDER/requirements.txt, which names the version it was measured with"
+        ) from error
+
+
+class OnnxGraph:
+    """By ONNX Runtime, on the CPU."""
+
+    def __init__(self, path: Path, library: Any, *, threads: int) -> None:
+        options = library.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3  # errors; what they say of its own optimiser helps nobody
+        self._session = library.InferenceSession(
+            str(path), options, providers=["CPUExecutionProvider"]
+        )
+        self.names = tuple(each.name for each in self._session.get_inputs())
+
+    def __call__(self, fed: Mapping[str, np.ndarray]) -> np.ndarray:
+        own = {name: fed[name] for name in self.names}
+        actions: np.ndarray = self._session.run([OUTPUT], own)[0]
+        return actions
+
+
+class OpenVINOGraph:
+    """By OpenVINO, on the CPU. It computes in bfloat16 on its own account where the processor can,
+    so that its precision is always said: `bf16`, or single."""
+
+    def __init__(self, path: Path, library: Any, precision: str, *, threads: int) -> None:
+        options = {
+            "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
+            "INFERENCE_NUM_THREADS": threads,
+            "NUM_STREAMS": 1,
+            "ENABLE_CPU_PINNING": False,  # who else runs on this computer is not its business
+        }
+        compiled = library.Core().compile_model(str(path), "CPU", options)
+        self._request = compiled.create_infer_request()
+        self.names = tuple(each.any_name for each in compiled.inputs)
+
+    def __call__(self, fed: Mapping[str, np.ndarray]) -> np.ndarray:
+        own = {name: fed[name] for name in self.names}
+        actions: np.ndarray = self._request.infer(own, share_inputs=True)[0]
+        return np.array(actions)  # the request's own memory, which the next call writes over
