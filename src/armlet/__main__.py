@@ -4,6 +4,7 @@
 
 Verbs, in the order of the work:
 
+    demo       the teacher and the student that come with armlet, in a minute: `armlet demo`
     inspect    episodes, or a policy → what it is; writes robot.toml for a robot of your own:
                `armlet inspect DIR`
     collect    a benchmark and its expert → episodes
@@ -43,12 +44,13 @@ import sys
 from collections.abc import Callable
 
 VERBS = (
-    "inspect", "collect", "teach", "probe", "distil", "calibrate", "evaluate", "profile", "plan",
+    "demo", "inspect", "collect", "teach", "probe", "distil", "calibrate", "evaluate", "profile", "plan",
     "export", "serve", "publish", "report",
     "recompute",
 )  # fmt: skip
 HELP = ("-h", "--help", "help")
 OF_PLACES = (
+    "demo",
     "inspect",
     "export",
     "serve",
