@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 import torch
 from tiny import TEXTS, make_frames, make_policy
 
-from armlet.deploy import gates, graph, onnx
+from armlet.deploy import fusing, gates, graph, onnx
 from armlet.deploy.exporting import How, export
 from armlet.policies.acting import actor_fingerprint, actor_provenance, load_actor
 from armlet.policies.checkpoint import load_policy, policy_fingerprint, save_policy
@@ -231,7 +232,7 @@ def test_a_graph_reads_words_of_any_number_and_no_padding() -> None:
     assert names == ("image.scene", "image.wrist", "text", "state", "previous_action")
     run = program.module()
     # Three texts, filled up to the longest.
-    every = [*frames(2), replace(frames(1)[0], instruction="touch it")]
+    every = [*frames(2), replace(frames(1)[0], instruction="open")]
     padded = policy.inputs.arrays(every)
     lengths = set()
     for place, seen in enumerate(every):
@@ -341,3 +342,65 @@ def test_speed() -> None:
     with pytest.raises(gates.GateError, match=r"speed: .* it is slower"):
         gates.speed(Says().infer, slow, frames(5), **rest, slower=False)
     assert gates.speed(Says().infer, slow, frames(5), **rest, slower=True).times_faster < 1
+
+
+# --- faster, and the same
+
+
+def test_the_last_layer_alone_computes_what_is_read() -> None:
+    """Of words that may be padded, too."""
+    policy = make_policy(depth=3)
+    batch = policy.prepare(frames(4))
+    with torch.no_grad():
+        state = policy.embed(batch)
+        for index in range(2):
+            state = policy.run_layer(index, state)
+        whole = policy.run_layer(2, state)
+        short = policy.run_last(2, state)
+    assert short.hidden.shape[1] == policy.head.vectors
+    torch.testing.assert_close(policy.condition(short), policy.condition(whole), atol=1e-5, rtol=0)
+
+
+def test_fewer_operators_answer_the_same(tmp_path: Path) -> None:
+    """Norms, attention and rotary positions become one operator each; what is not recognised
+    stays."""
+    import onnx as files
+
+    policy = make_policy(depth=3)
+    program, names = graph.capture(policy, policy.inputs.arrays(frames(1)))
+    onnx.write(program, names, tmp_path / "plain.onnx")
+    fusing.fuse(tmp_path / "plain.onnx", tmp_path / "fused.onnx")
+    fused = files.load(tmp_path / "fused.onnx")
+    kinds = Counter(node.op_type for node in fused.graph.node)
+    # Of three layers: in the last one only the keys and the one query are turned.
+    assert kinds["RotaryEmbedding"] >= 4
+    assert kinds["MultiHeadAttention"] >= 2
+    assert kinds["SimplifiedLayerNormalization"] + kinds["SkipSimplifiedLayerNormalization"] == 7
+    plain = load_graph(tmp_path / "plain.onnx", "onnx", "fp32")
+    short = load_graph(tmp_path / "fused.onnx", "onnx", "fp32")
+    for seen in [*frames(6), replace(frames(1)[0], instruction="open")]:
+        fed = feeds(policy.inputs.arrays([seen]))
+        np.testing.assert_allclose(short(fed), plain(fed), atol=2e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "how",
+    [
+        How(precision="int8"),
+        How(precision="int8_static"),
+        How(portable=True),
+        How(runtime="openvino"),
+        How(runtime="openvino", precision="fp16"),
+        How(runtime="openvino", precision="int8_static"),
+    ],
+    ids=lambda how: f"{how.runtime} {how.precision}",
+)
+def test_every_runtime_and_precision(how: How, place: Path, tmp_path: Path) -> None:
+    quick = replace(how, calls=20, slower=True, margin=0.9)
+    made = export(place, tmp_path / "out", quick, frames(), expert=expert())
+    exported = load_exported(made)
+    policy = load_policy(place)
+    furthest = max(float(np.abs(exported.infer(f) - policy.infer(f)).max()) for f in frames(8))
+    assert furthest < (1e-3 if how.precision in ("fp32", "fp16") else 0.5)
+    assert exported.precision == how.precision

@@ -172,7 +172,7 @@ class VLA(TokenPolicy):
 
         assert state.rotary is not None  # `embed` makes them
         asking = self.head.vectors
-        layer = self.layers[index]
+        layer: Any = self.layers[index]  # torch says no more than Module
         attention = layer.self_attn
         normed = layer.input_layernorm(state.hidden)
         cos, sin = (each.unsqueeze(1) for each in state.rotary)  # (1, 1, n, c)
