@@ -299,10 +299,9 @@ def besiege(
 ) -> dict[str, float]:
     """All of it, and what the server is afterwards. Raises AssertionError."""
     malice = Malice(seed, str(trace))
-    end = time.monotonic() + seconds
 
     def go_on(sent: int) -> bool:
-        return time.monotonic() < end if seconds else sent < messages
+        return time.monotonic() < begun + seconds if seconds else sent < messages
 
     expected = asyncio.run(is_as_before(server))
     warm = Malice(seed + 1, str(trace))

@@ -287,13 +287,14 @@ def test_vla_eval_errors_are_messages_with_their_number(server: Running) -> None
 def test_health_and_metrics(server: Running) -> None:
     assert server.page("/healthz") == (200, "OK\n")
     assert server.page("/health", "vla_eval") == (200, "OK\n")
+    with call(server) as socket:
+        socket.recv()
+        ask(socket, observation())
+        until(lambda: server.metric("sessions") == 1)  # those before may still be saying goodbye
     status, text = server.page("/metrics")
     assert status == 200 and "# TYPE armlet_answer_seconds histogram" in text
     counted = [line for line in text.splitlines() if line.startswith("armlet_requests_total{")]
     assert counted and server.metric("pass_seconds_count") > 0
-    with call(server) as socket:
-        socket.recv()
-        assert server.metric("sessions") == 1
     until(lambda: server.metric("sessions") == 0)
 
 
