@@ -2,7 +2,7 @@
 # What speed is, and whose: the shipped teacher, an ActDistill student and two students of the simple ways, each in eager, ONNX
 # Runtime, OpenVINO and int8 of both, in the same episodes, timed in one run; every policy once more with its longest `execute`
 # that is no worse, found beforehand on episodes of its own. Then teacher and student alone in int8, in more episodes.
-# Hours, on a quiet machine: what else runs is in the milliseconds. Killed, it goes on where it stopped.
+# On a quiet machine: what else runs is in the milliseconds. Killed, it goes on where it stopped.
 #   bash runs/runtimes.sh            STUDENTS=DIR: where students lie or are made (out/runtimes/students)
 #   EPISODES=1000 INT8=2000 CALIBRATE=1000
 set -euo pipefail

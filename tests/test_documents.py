@@ -631,3 +631,26 @@ def test_make_alone_says_what_there_is() -> None:
 def test_types_travel_with_the_package() -> None:
     """An editor takes the types of a package that has this file, which must be empty and installed."""
     assert (importlib.resources.files("armlet") / "py.typed").read_text() == ""
+
+
+def test_speeds_in_a_runtime_are_words_of_a_page(copied: Path) -> None:
+    """A report in which a second runtime is three times as fast for both of two policies."""
+    path = copied / "docs/reproductions/tabletop_fresh/report.json"
+    value = json.loads(path.read_text())
+    teacher, student = value["policies"][:2]
+    for row in (teacher, student):
+        times = row["latency_ms"]["policy"]["p50"]
+        exported = json.loads(json.dumps(row))
+        exported |= {"name": f"{row['name']} onnx", "policy": row["name"], "runtime": "onnx"}
+        exported |= {"precision": "int8", "exported_from": row["name"], "speed": None}
+        exported["latency_ms"]["policy"]["p50"] = times / (3 if row is teacher else 6)
+        value["policies"].append(exported)
+    path.write_text(json.dumps(value))
+    recount.load.cache_clear()
+    recount.whole.cache_clear()
+    eager = teacher["latency_ms"]["policy"]["p50"] / student["latency_ms"]["policy"]["p50"]
+    name = student["name"]
+    spec = f"reproductions/tabletop_fresh/report.json\npolicy | runtime | speed | speed-in-runtime\n{name} onnx"
+    made = recount.table(spec, copied / "docs").splitlines()
+    assert made[0] == "| policy | runtime | speed | × teacher, same runtime |"
+    assert made[2] == f"| {name} onnx | onnx int8 | {6 * eager:.2f}× | {2 * eager:.2f}× |"

@@ -13,7 +13,8 @@ import pytest
 import torch
 from robots import BLIND_TO_ITSELF, ROBOTS, SEVEN, WORDS, Robot
 
-from armlet import recompute
+from armlet import evaluate as armlet_evaluate
+from armlet import recipes, recompute
 from armlet import report as report_page
 from armlet.data.episodes import EpisodeDataset
 from armlet.data.layout import Columns
@@ -25,7 +26,9 @@ from armlet.evaluation.action_errors import MEAN, REPEAT, THIRDS, Recording
 from armlet.evaluation.asking import Asker
 from armlet.evaluation.offline import Known, Labelled, seen_in_training
 from armlet.evaluation.offline_report import OfflineReport, Seen
-from armlet.policies.contract import Body
+from armlet.evaluation.runtimes import Refused
+from armlet.policies.checkpoint import save_policy
+from armlet.policies.contract import Backbone, Body, Policy
 from armlet.policies.students import FirstK
 from armlet.policies.vla import VLANetwork
 from armlet.recipe import Evaluation
@@ -275,6 +278,104 @@ def test_a_student_with_half_of_the_layers_runs_half_of_its_teachers(tmp_path) -
     assert cells[0][-3:-1] == ["100 % of 4", "100 %"]
     assert cells[1][0] == "first_k" and cells[1][-3:-1] == ["100 % of 2", "50 %"]
     assert cells[2][-3:-1] == ["–", "–"] and len({len(each) for each in cells}) == 1
+
+
+class InAGraph(Policy):
+    """A network as if it had been exported: it acts, and nobody sees its layers."""
+
+    def __init__(self, network: Backbone) -> None:
+        self.network = network
+        self.execute = network.execute
+
+    @property
+    def robot(self) -> RobotSpec:
+        return self.network.robot
+
+    def infer(self, observation: Observation) -> np.ndarray:
+        return self.network.infer(observation)
+
+
+def test_without_a_world_runtimes_are_compared_too(tmp_path, monkeypatch) -> None:
+    robot = BLIND_TO_ITSELF
+    robot.write(tmp_path, episodes=3)
+    data = EpisodeDataset(tmp_path, Columns(state=None))
+    torch.manual_seed(0)
+    body = dataclasses.replace(body_of(robot), fit="stretch")
+    sizes = VLANetwork(width=32, depth=4, heads=2, chunk=3, vision_channels=8)
+    teacher = sizes.build(body, {"top": 32}).eval()
+    student = FirstK(2).build(teacher).eval()
+    policies = {"teacher": teacher, "first_k": student}
+    policies["teacher onnx"] = InAGraph(teacher)
+    policies["first_k onnx"] = InAGraph(student)
+    times = {"teacher": 8.0, "first_k": 4.0, "teacher onnx": 3.0, "first_k onnx": 1.0}
+    found = {name: dict.fromkeys(("p50", "p95", "p99"), value) for name, value in times.items()}
+    monkeypatch.setattr(offline.measure, "latency", lambda *asked, **more: found)
+    known = Known(
+        exported_from={"teacher onnx": "teacher", "first_k onnx": "first_k"},
+        runtimes={name: ("onnx" if "onnx" in name else "eager", "fp32") for name in policies},
+        refused=(Refused("first_k onnx_int8", "first_k", "onnx", "int8", "parity: far off"),),
+    )
+    split = parts(data, "last", 0.5)
+    report = offline.evaluate(
+        policies, data, split.held_out, shown=split.train, calls=2, known=known
+    )
+    exported = row(report, "first_k onnx")
+    assert exported.expert.by_dimension == pytest.approx(row(report, "first_k").expert.by_dimension)
+    assert exported.cost.flops == row(report, "first_k").cost.flops is not None
+    # 1 ms a decision, and `execute` of the robot's steps are carried out after each.
+    assert exported.cost.ms_per_second_of_motion == pytest.approx(data.fps / student.execute)
+    lines = offline_report.speed_lines(report)
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+    assert cells[3][:5] == ["first_k onnx", "onnx", "1.00", "3.00×", "8.00×"]
+    assert cells[1][3:5] == ["2.00×", "2.00×"], "against the teacher in eager, its own runtime"
+    pairs = {(pair.a, pair.b) for pair in report.pairs}
+    assert {("first_k onnx", "teacher onnx"), ("first_k onnx", "first_k")} <= pairs
+    said = offline_report.table(report)
+    assert "- first_k onnx_int8 was not run: parity: far off" in said
+    assert "first_k onnx − teacher onnx" in said
+    assert offline_report.from_json(report.to_json(), source="it") == report
+
+
+def test_a_report_from_before_there_were_runtimes_is_read(data) -> None:
+    value = compare(data, {"teacher": Scripted(data)}).to_json()
+    value["version"] = 1
+    del value["refused"]
+    for each in value["policies"]:
+        for name in ("policy", "runtime", "precision", "exported_from"):
+            del each[name]
+    found = offline_report.from_json(value, source="it")
+    assert found.refused == () and row(found, "teacher").runtime == "eager"
+    assert row(found, "teacher").policy == "teacher" and not offline_report.speed_lines(found)
+
+
+def test_an_evaluation_without_a_world_exports(tmp_path) -> None:
+    """Nothing replaced: exported by armlet, at frames of episodes that it was shown."""
+    robot = BLIND_TO_ITSELF
+    robot.write(tmp_path / "episodes", episodes=24)
+    torch.manual_seed(0)
+    body = dataclasses.replace(body_of(robot), fit="stretch")
+    sizes = VLANetwork(width=32, depth=2, heads=2, chunk=3, vision_channels=8)
+    save_policy(sizes.build(body, {"top": 32}).eval(), tmp_path / "teacher")
+    recipe = recipes.make("actdistill")
+    recipe = dataclasses.replace(
+        recipe,
+        episodes=tmp_path / "episodes",
+        columns=Columns(state=None),
+        teacher=tmp_path / "teacher",
+        out=tmp_path / "out",
+        held_out=0.2,
+        outside_range=1.0,
+        evaluation=Evaluation(frames=20, latency_calls=3, runtimes=("eager", "onnx")),
+    )
+    path = armlet_evaluate.main(recipe)
+    report = offline_report.read(path)
+    exported = row(report, "teacher onnx")
+    assert report.refused == () and (exported.runtime, exported.policy) == ("onnx", "teacher")
+    assert exported.seen == row(report, "teacher").seen
+    assert exported.expert.by_dimension == pytest.approx(
+        row(report, "teacher").expert.by_dimension, rel=1e-3
+    )
+    assert "| teacher onnx | onnx |" in path.with_name("table.md").read_text()
 
 
 def test_answers_are_kept_under_what_they_were_made_from(data, tmp_path) -> None:

@@ -118,7 +118,7 @@ def compare_with_held_out(recipe: Recipe) -> Path:
         field = in_runtimes(
             recipe,
             field,
-            functools.partial(export_one, robot=robot_of_episodes(recipe, data)),
+            functools.partial(export_one, robot=field.policies["teacher"].robot),
             lambda: offline.frames_of_episodes(recipe, data, field.policies),
             {"data": data.fingerprint, "columns": asdict(data.roles)},
         )
