@@ -31,6 +31,7 @@ from armlet.deploy.server.serving import Port, run
 from armlet.deploy.server.session import Course
 from armlet.policies.acting import actor_with_fingerprint
 from armlet.policies.contract import Policy
+from armlet.robot.bounds import Bounds
 from armlet.robot.client.address import PORT
 from armlet.robot.client.asking import read_key
 from armlet.robot.observation import Observation, history_of
@@ -58,6 +59,8 @@ class Serving:
     execute: int | None = None
     """Actions of a chunk that are carried out before the policy is asked again; None: the policy's
     own number."""
+    guard: Path | None = None
+    """A guard.toml: limits within which every action is held before it leaves."""
     batch: int = 8
     """Observations of robots that wait at the same time, decided in one pass at most."""
     keys: Annotated[Keys, tyro.conf.arg(name="")] = field(default_factory=Keys)
@@ -167,7 +170,10 @@ def _course(policy: Policy, serving: Serving) -> Course:
     """How the policy is carried out. Raises ValueError where a protocol does not show it what it
     looks at."""
     execute = policy.execute if serving.execute is None else serving.execute
-    course = Course(execute, history_of(policy), policy.ensemble, policy.robot.action)
+    robot = policy.robot
+    names = robot.observation.state_names
+    bounds = None if serving.guard is None else Bounds.read(serving.guard, robot.action, names)
+    course = Course(execute, history_of(policy), policy.ensemble, robot.action, bounds, names)
     if course.history > 1 and course.execute > 1 and serving.port is not None:
         raise ValueError(
             f"the policy looks at {course.history} observations, one a control step, and a client "

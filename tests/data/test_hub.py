@@ -32,7 +32,7 @@ from armlet.data.hub_name import Name
 from armlet.data.language import read_persistent, remark, write_persistent
 from armlet.data.layout import Columns
 from armlet.data.writer import EpisodeWriter
-from armlet.evaluate import contenders
+from armlet.evaluation.settings import contenders
 from armlet.policies.checkpoint import load_policy, policy_fingerprint, read_provenance, save_policy
 from armlet.policies.pretrained import kinds
 from armlet.recipe import at_hand

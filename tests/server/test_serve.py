@@ -532,3 +532,35 @@ def test_first_come_first_served() -> None:
     asyncio.run(all_of_them())
     decider.stop(10)
     assert order == ["0", "1", "3", "4"]
+
+
+# --- behind a guard
+
+
+def test_a_guard_holds_every_action_within_its_limits(tmp_path: Path) -> None:
+    """By speed and by range; where the policy fails the robot is held, and told why."""
+    (tmp_path / "guard.toml").write_text(
+        'mode = "delta"\n[range]\ndx = [-0.1, 0.05]\n[velocity]\ndy = 0.5\n'
+    )
+    with running("--guard", str(tmp_path / "guard.toml")) as server:
+        with call(server) as socket:
+            socket.recv()
+            for number in range(6):
+                answer = ask(socket, observation(seed=number, reset=True))
+                free = formula(seen(seed=number))
+                actions = answer["actions"]
+                np.testing.assert_allclose(actions[:, 0], np.clip(free[:, 0], -0.1, 0.05))
+                # At 10 Hz half a unit a second is 0.05 a step.
+                np.testing.assert_allclose(
+                    actions[:, 1], np.clip(free[:, 1], -0.05, 0.05), atol=1e-6
+                )
+            assert any("velocity" in line for line in answer["guard"])
+            for words in ("nan", "raise", "short"):
+                held = ask(socket, observation(words))
+                assert np.abs(held["actions"][:, :2]).max() == 0 and len(held["actions"]) >= 2
+                assert any("nonsense" in line for line in held["guard"])
+        with call(server, "vla_eval") as socket:
+            harness = Harness(socket)
+            assert abs(harness.act(of_vla_eval(0))[1]) <= 0.05 + 1e-6
+            assert np.abs(harness.act(of_vla_eval(0, "raise"))[:2]).max() <= 0.1
+        assert server.metric("errors_total") == 3

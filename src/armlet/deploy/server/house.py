@@ -4,6 +4,7 @@ and the one way in which an observation becomes actions or an error. Knows no pr
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -13,7 +14,7 @@ from armlet.deploy.server.deciding import Decider, DecisionError
 from armlet.deploy.server.metrics import Metrics
 from armlet.deploy.server.observing import ObservationError, Reader, Told
 from armlet.deploy.server.peers import Limits
-from armlet.deploy.server.session import Course
+from armlet.deploy.server.session import Course, Decided, GuardError, Session
 from armlet.robot.client.wire import WireError, unpack
 from armlet.robot.observation import Observation
 
@@ -32,6 +33,7 @@ KINDS: dict[type[Exception], str] = {
     WireError: "malformed",
     MessageError: "protocol",
     ObservationError: "observation",
+    GuardError: "guard",
 }
 FAULTS: tuple[type[Exception], ...] = (*KINDS, DecisionError)
 
@@ -104,8 +106,26 @@ class House:
             self.journal.note("ignored", f"the policy takes no notice of {', '.join(told.ignored)}")
         return told
 
-    async def decided(self, seen: Observation) -> np.ndarray:
-        """(k, a): a chunk of the policy's. Raises DecisionError."""
+    async def given(
+        self,
+        protocol: str,
+        session: Session,
+        seen: Observation,
+        take: Callable[[Decided, Observation], np.ndarray],
+    ) -> np.ndarray:
+        """What `take`, a session's, makes of the chunk that the policy decides; what holds the robot
+        where the policy fails and the session has a guard. Raises DecisionError, GuardError."""
+        decided: Decided
+        try:
+            decided = await self._decided(seen)
+        except DecisionError as error:
+            if error.kind == "observation" or not session.is_guarded:
+                raise
+            self.fault(protocol, error)
+            decided = str(error)
+        return take(decided, seen)
+
+    async def _decided(self, seen: Observation) -> np.ndarray:
         chunk = await self.decider.decide(seen)
         execute = self.course.execute
         if len(chunk) < execute:

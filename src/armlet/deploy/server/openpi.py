@@ -55,6 +55,9 @@ async def _answered(session: Session, house: House, frame: bytes | str) -> dict[
         session.reset()
     seen = session.see(told)
     begun = time.perf_counter()
-    chunk = await house.decided(seen)
+    actions = await house.given(NAME, session, seen, session.whole)
     milliseconds = (time.perf_counter() - begun) * 1e3
-    return {"actions": session.whole(chunk), "server_timing": {"infer_ms": milliseconds}}
+    found: dict[str, Any] = {"actions": actions, "server_timing": {"infer_ms": milliseconds}}
+    if session.interventions:
+        found["guard"] = list(session.interventions)
+    return found

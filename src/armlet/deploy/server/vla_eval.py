@@ -89,7 +89,7 @@ async def _answered(
     seen = session.see(house.told(payload))
     action = session.left()
     if action is None:
-        action = session.first(await house.decided(seen))
+        action = await house.given(NAME, session, seen, session.first)
     return "action", {"actions": action}
 
 
