@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tokenizers import Tokenizer
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from armlet import outside
@@ -33,6 +33,17 @@ def rebuild(description: dict[str, Any], tokenizer: Tokenizer, *, empty: bool = 
         return make(description, tokenizer)
     finally:
         BUILDING.empty = before
+
+
+def rebuild_with(
+    description: dict[str, Any], tokenizer: Tokenizer, weights: dict[str, Tensor]
+) -> Backbone:
+    """A policy from its description, with copies of these weights. It is built without any first: to
+    draw those of a large network takes minutes."""
+    policy = rebuild(description, tokenizer, empty=True)
+    copies = {name: tensor.detach().clone() for name, tensor in weights.items()}
+    policy.load_state_dict(copies, assign=True)
+    return policy
 
 
 class _Building(threading.local):

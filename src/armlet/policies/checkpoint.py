@@ -40,6 +40,7 @@ from armlet.data.files import (
 from armlet.data.hub import local_folder, refuse_writing
 from armlet.policies.building import rebuild
 from armlet.policies.contract import Backbone, Body
+from armlet.policies.precisions import IN_HEADERS
 from armlet.policies.pretrained import kinds
 from armlet.robot.agree import agree
 from armlet.robot.client.address import address_of, is_address
@@ -65,17 +66,6 @@ FIX = (
 # between.
 PATIENCE = 3
 BLOCK = 2**20  # bytes read at a time
-# As a safetensors file names them.
-DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
 T = TypeVar("T")
 
 
@@ -601,11 +591,11 @@ def _in_file(header: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
 
 
 def _empty(entry: dict[str, Any], weights: Path) -> torch.Tensor:
-    if entry["dtype"] not in DTYPES:
+    if entry["dtype"] not in IN_HEADERS:
         raise ValueError(
-            f"{weights} holds numbers of type {entry['dtype']}, expected {', '.join(DTYPES)}; {FIX}"
+            f"{weights} holds numbers of type {entry['dtype']}, expected {', '.join(IN_HEADERS)}; {FIX}"
         )
-    return torch.empty(entry["shape"], dtype=DTYPES[entry["dtype"]])
+    return torch.empty(entry["shape"], dtype=IN_HEADERS[entry["dtype"]])
 
 
 def _fill(file: BinaryIO, tensor: torch.Tensor, digest: Any) -> int:

@@ -16,11 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from armlet.layers.detr import DecoderLayer, EncoderLayer, line_positions, map_positions
-from armlet.layers.frozen import RestsWhenFrozen
 from armlet.layers.heads import masked_mean
 from armlet.layers.resnet import ResNet
 from armlet.policies.contract import (
-    Backbone,
     Body,
     Features,
     Pass,
@@ -30,11 +28,9 @@ from armlet.policies.contract import (
     with_weights,
 )
 from armlet.policies.pretrained import lerobot_body
+from armlet.policies.pretrained.lerobot_body import Wordless
 from armlet.robot.ensemble import Ensemble, Exponential
-from armlet.robot.fit import View
-from armlet.robot.inputs import Inputs
 from armlet.robot.normalise import Normaliser
-from armlet.robot.reading.own import NoWords
 from armlet.types import Batch, Trace
 
 
@@ -87,12 +83,9 @@ class _Layers(nn.Module):
         self.norm = norm
 
 
-class ACT(RestsWhenFrozen, Backbone[ActState]):
+class ACT(Wordless[ActState]):
     """See the module's docstring. Signals: `condition` (b, d), the mean of what the decoder
     reads."""
-
-    text_tokens = 0  # it is told nothing
-    statistics: Tensor
 
     def __init__(
         self,
@@ -103,22 +96,11 @@ class ACT(RestsWhenFrozen, Backbone[ActState]):
         *,
         kept_layers: tuple[int, ...] | None = None,
     ) -> None:
-        super().__init__()
-        if sizes.state + sizes.environment != len(body.state.offset):
-            raise ValueError(
-                f"network: its states have {sizes.state} and {sizes.environment} numbers, and "
-                f"their statistics {len(body.state.offset)}"
-            )
+        super().__init__(sizes, cameras, pictures, body, kept_layers)
         self.sizes = sizes
-        self.body = body
-        self.seen = cameras
-        self.pictures = pictures
-        self.kept_layers = kept_layers
         self.width = width = sizes.width
         self.condition_width = width
         self.chunk = sizes.chunk
-        self.execute = sizes.execute
-        self.register_buffer("statistics", lerobot_body.as_tensor(pictures), persistent=False)
         self.layers = nn.ModuleList(self._encoder(sizes.encoder_layers))
         self.encoder_norm = self._last_norm()
         if cameras:
@@ -177,14 +159,6 @@ class ACT(RestsWhenFrozen, Backbone[ActState]):
 
     def _last_norm(self) -> nn.Module:
         return nn.LayerNorm(self.sizes.width) if self.sizes.pre_norm else nn.Identity()
-
-    @property
-    def view(self) -> View:
-        return View(dict(self.seen), self.body.fit)
-
-    @property
-    def inputs(self) -> Inputs:
-        return replace(super().inputs, words=NoWords())
 
     @property
     def ensemble(self) -> Ensemble | None:  # type: ignore[override]

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from armlet.policies.precisions import long_name
 from armlet.policies.pretrained.files import Tensors
 from armlet.robot.normalise import Normaliser
 
@@ -92,7 +93,7 @@ def dtypes_of(tensors: Tensors) -> dict[str, int]:
     """How many tensors are of which type."""
     found: dict[str, int] = {}
     for header in tensors.values():
-        kind = str(header.dtype).removeprefix("torch.")
+        kind = long_name(header.dtype)
         found[kind] = found.get(kind, 0) + 1
     return found
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from armlet.data.files import read_json
 from armlet.policies.building import rebuild
 from armlet.policies.contract import Backbone, Body
+from armlet.policies.precisions import long_name
 from armlet.policies.pretrained.action_dit import Sampler, visited
 from armlet.policies.pretrained.card import (
     PROMPT_TOKENS,
@@ -428,7 +429,7 @@ def _described(run: Run, body: Body, robot: RobotSpec | None) -> dict[str, Any]:
         "sizes": sizes.to_json(),
         "cameras": {robots_camera(run.said, robot): sizes.dino.side},
         "text_tokens": LONGEST,
-        "dtype": str(dtype).removeprefix("torch."),
+        "dtype": long_name(dtype),
         "head": {
             **run.head,
             "sampler": options.sampler,

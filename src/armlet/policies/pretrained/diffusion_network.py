@@ -27,7 +27,6 @@ from armlet.layers.resnet import Norm, ResNet
 from armlet.layers.schedule import Schedule
 from armlet.layers.unet import ConvBlock, SpatialSoftmax, StepEncoder, ToldBlock
 from armlet.policies.contract import (
-    Backbone,
     Body,
     Features,
     Loop,
@@ -38,10 +37,8 @@ from armlet.policies.contract import (
     with_weights,
 )
 from armlet.policies.pretrained import lerobot_body
-from armlet.robot.fit import View
-from armlet.robot.inputs import Inputs
+from armlet.policies.pretrained.lerobot_body import Wordless
 from armlet.robot.normalise import Normaliser
-from armlet.robot.reading.own import NoWords
 from armlet.types import Batch, Trace
 
 MIDDLE = 2  # blocks between the way down and the way up
@@ -149,12 +146,10 @@ class Eye(RestsWhenFrozen):
         return image[..., top : top + height, left : left + width]
 
 
-class DiffusionPolicy(RestsWhenFrozen, Backbone[UNetState]):
+class DiffusionPolicy(Wordless[UNetState]):
     """See the module's docstring. Signals: `condition` (b, d), the mean over the horizon of what the first step
     of denoising leaves."""
 
-    text_tokens = 0  # it is told nothing
-    statistics: Tensor
     noise: Tensor
     step_noise: Tensor
 
@@ -169,28 +164,17 @@ class DiffusionPolicy(RestsWhenFrozen, Backbone[UNetState]):
         seed: int = 0,
         kept_layers: tuple[int, ...] | None = None,
     ) -> None:
-        super().__init__()
-        if sizes.state + sizes.environment != len(body.state.offset):
-            raise ValueError(
-                f"network: its states have {sizes.state} and {sizes.environment} numbers, and "
-                f"their statistics {len(body.state.offset)}"
-            )
+        super().__init__(sizes, cameras, pictures, body, kept_layers)
         self.sizes = sizes
         self.schedule = schedule
-        self.seen = cameras
-        self.pictures = pictures
-        self.body = body
         self.seed = seed
-        self.kept_layers = kept_layers
         self.history = sizes.moments
         self.chunk = sizes.horizon - sizes.moments + 1
-        self.execute = sizes.execute
         self.width = max(*sizes.widths, sizes.features)
         self.vision_tokens = sizes.moments * len(cameras)
         moment = sizes.state + sizes.environment + sizes.features * len(cameras)
         self.seen_width: int = sizes.moments * moment  # of all that is seen
         self.condition_width: int = self.width
-        self.register_buffer("statistics", lerobot_body.as_tensor(pictures), persistent=False)
         self._draw(seed)
         eyes = 0
         if cameras:
@@ -248,16 +232,8 @@ class DiffusionPolicy(RestsWhenFrozen, Backbone[UNetState]):
         self.layers = nn.ModuleList(blocks[number] for number in numbers)
 
     @property
-    def view(self) -> View:
-        return View(dict(self.seen), self.body.fit)
-
-    @property
     def loop(self) -> Loop:
         return Loop("denoising step", len(self.schedule.timesteps))
-
-    @property
-    def inputs(self) -> Inputs:
-        return replace(super().inputs, words=NoWords())
 
     @property
     def dtype(self) -> torch.dtype:

@@ -25,8 +25,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from armlet.layers.timm_vit import TimmViT, ViTSizes
-from armlet.policies.building import rebuild
+from armlet.policies.building import rebuild_with
 from armlet.policies.contract import Backbone, Body, Features, tuples, weights_of
+from armlet.policies.precisions import LONG, long_name
 from armlet.policies.tokens import TokenState
 from armlet.types import Batch
 
@@ -37,7 +38,6 @@ if TYPE_CHECKING:  # slow to import, and of use only where a network is built
 MEANS = ((0.485, 0.456, 0.406), (0.5, 0.5, 0.5))
 STDS = ((0.229, 0.224, 0.225), (0.5, 0.5, 0.5))
 Between = Callable[[str, int, Tensor], Tensor]  # tower, a block's number, tokens → tokens
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -326,7 +326,7 @@ class DinoSigLIPPolicy(Backbone[SequenceState]):
             "sizes": self.sizes.to_json(),
             "cameras": self.cameras,
             "text_tokens": self.text_tokens,
-            "dtype": str(self.dtype).removeprefix("torch."),
+            "dtype": long_name(self.dtype),
             "kept_layers": self.kept_layers,
         }
 
@@ -336,10 +336,7 @@ class DinoSigLIPPolicy(Backbone[SequenceState]):
         llama = replace(self.sizes.llama, depth=len(kept))
         changed = {"sizes": replace(self.sizes, llama=llama).to_json(), "kept_layers": kept}
         description["network"] = {**description["network"], **changed}
-        # Without weights of its own first: to draw 7 billion takes minutes.
-        student = rebuild(description, self.body.tokenizer, empty=True)
-        copies = {name: tensor.detach().clone() for name, tensor in weights.items()}
-        student.load_state_dict(copies, assign=True)
+        student = rebuild_with(description, self.body.tokenizer, weights)
         return student.to(self.device)
 
 
@@ -347,7 +344,7 @@ def network_from_json(value: dict[str, Any]) -> dict[str, Any]:
     """The inverse of `DinoSigLIPPolicy.network_json`, and whatever else stands in it: arguments."""
     found = tuples(value)
     found["sizes"] = Sizes.from_json(value["sizes"])
-    found["dtype"] = DTYPES[value["dtype"]]
+    found["dtype"] = LONG[value["dtype"]]
     return found
 
 

@@ -21,25 +21,13 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from armlet.data.files import check_is_here, read_json
+from armlet.policies.precisions import IN_HEADERS, long_name
 
 # Bytes of a header, an index, or the pickle of a `.pt` file: of a thousand tensors 0.2 MB.
 LONGEST = 8 * 2**20
 MOST = 50_000  # tensors of a file; the largest of the kinds here have 1,300
 DEEPEST = 16  # dictionaries within one another
 SHOWN = 12  # names in an error
-# As a safetensors file names them.
-DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
 COPY = "copy the checkpoint's files again, whole"
 
 
@@ -258,7 +246,7 @@ def _described(name: str, entry: Any, path: Path) -> tuple[Header, tuple[int, in
     """A tensor by its entry in a header, and where its bytes begin and end."""
     try:
         shape = tuple(entry["shape"])
-        dtype = DTYPES[entry["dtype"]]
+        dtype = IN_HEADERS[entry["dtype"]]
         begins, ends = entry["data_offsets"]
         whole = all(type(each) is int and each >= 0 for each in (*shape, begins, ends))
     except (KeyError, TypeError, ValueError):
@@ -266,7 +254,7 @@ def _described(name: str, entry: Any, path: Path) -> tuple[Header, tuple[int, in
     if not whole:
         raise ValueError(
             f"{path}: {name!r:.80} is described by {entry!r:.120}, expected `shape`, "
-            f"`data_offsets` and a `dtype` of {', '.join(DTYPES)}; {COPY}"
+            f"`data_offsets` and a `dtype` of {', '.join(IN_HEADERS)}; {COPY}"
         )
     header = Header(shape, dtype, path, name)
     if header.nbytes != ends - begins:
@@ -425,7 +413,7 @@ def match(own: Mapping[str, tuple[int, ...]], tensors: Tensors, names: Names) ->
             wrong.append(f"{name} has shape {header.shape}, expected {own[ours]}" + _as(ours, name))
         else:
             matched[ours] = name
-            kind = str(header.dtype).removeprefix("torch.")
+            kind = long_name(header.dtype)
             dtypes[kind] = dtypes.get(kind, 0) + 1
     tied = []
     for name, shape in own.items():

@@ -6,20 +6,24 @@ checkpoint looks at one: whoever acts gives both in a row.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from dataclasses import replace
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from armlet.data.text import no_words
-from armlet.policies.contract import Body
+from armlet.layers.frozen import RestsWhenFrozen
+from armlet.policies.contract import Backbone, Body, State
 from armlet.policies.pretrained.lerobot import ACTION, ENVIRONMENT, STATE, Folder
 from armlet.policies.pretrained.said import Said
-from armlet.robot.fit import Fit
+from armlet.robot.fit import Fit, View
+from armlet.robot.inputs import Inputs
 from armlet.robot.normalise import Normaliser
+from armlet.robot.reading.own import NoWords, no_words
 from armlet.robot.spec import ActionSpec, RobotSpec
 
+S = TypeVar("S", bound=State)
 NO_NUMBERS = Normaliser(np.zeros(0, np.float32), np.ones(0, np.float32))
 
 
@@ -96,6 +100,57 @@ def nobodys(folder: Folder, fit: Fit) -> Body:
         control_hz=1.0,
     )
     return Body(spec, state_of(folder), actions, no_words(), fit=fit)
+
+
+class Parts(Protocol):
+    """Sizes of a network, as far as both kinds have the same."""
+
+    @property
+    def state(self) -> int: ...
+
+    @property
+    def environment(self) -> int: ...
+
+    @property
+    def execute(self) -> int: ...
+
+
+class Wordless(RestsWhenFrozen, Backbone[S]):
+    """A network that is told nothing: cameras, name → (height, width), each of whose pictures are
+    normalised by statistics of their channels (`statistics` (cameras, 3, 3, 1, 1)), and a state in
+    two parts."""
+
+    text_tokens = 0
+    statistics: Tensor
+
+    def __init__(
+        self,
+        sizes: Parts,
+        cameras: dict[str, tuple[int, int]],
+        pictures: dict[str, Normaliser],
+        body: Body,
+        kept_layers: tuple[int, ...] | None,
+    ) -> None:
+        super().__init__()
+        if sizes.state + sizes.environment != len(body.state.offset):
+            raise ValueError(
+                f"network: its states have {sizes.state} and {sizes.environment} numbers, and "
+                f"their statistics {len(body.state.offset)}"
+            )
+        self.seen = cameras
+        self.pictures = pictures
+        self.body = body
+        self.kept_layers = kept_layers
+        self.execute = sizes.execute
+        self.register_buffer("statistics", as_tensor(pictures), persistent=False)
+
+    @property
+    def view(self) -> View:
+        return View(dict(self.seen), self.body.fit)
+
+    @property
+    def inputs(self) -> Inputs:
+        return replace(super().inputs, words=NoWords())
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 
 from armlet.policies.building import rebuild
 from armlet.policies.contract import Body
+from armlet.policies.precisions import long_name
 from armlet.policies.pretrained.card import (
     PROMPT_TOKENS,
     Card,
@@ -100,7 +101,7 @@ def assemble(
             "cameras": {robots_camera(said, robot): found.sizes.dino.side},
             "text_tokens": LONGEST,
             "bins": found.bins,
-            "dtype": str(weights_dtype(said, found)).removeprefix("torch."),
+            "dtype": long_name(weights_dtype(said, found)),
             "kept_layers": None,
         },
         **body.to_json(),

@@ -15,6 +15,7 @@ from torch import Tensor
 from armlet.data.files import read_json
 from armlet.policies.building import rebuild
 from armlet.policies.contract import Backbone, Body
+from armlet.policies.precisions import long_name
 from armlet.policies.pretrained.card import (
     PROMPT_TOKENS,
     Card,
@@ -264,7 +265,7 @@ def load(said: Said, robot: RobotSpec | None) -> Backbone:
         "sizes": parts.model.sizes.to_json(),
         "cameras": dict.fromkeys(_cameras(parts, told.views, robot), parts.model.sizes.dino.side),
         "text_tokens": LONGEST,
-        "dtype": str(dtype).removeprefix("torch."),
+        "dtype": long_name(dtype),
         "kept_layers": None,
         "chunk": told.chunk,
         "execute": facts.execute,

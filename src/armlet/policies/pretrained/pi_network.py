@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from armlet.layers.gemma import GemmaLayer, hide, make_norm, normed
 from armlet.layers.heads import masked_mean
-from armlet.policies.building import rebuild
+from armlet.policies.building import rebuild_with
 from armlet.policies.contract import Backbone, Body, Features, Loop, Pass, State, weights_of
 from armlet.policies.pretrained.pi_files import Box
 from armlet.robot.fit import View
@@ -428,11 +428,8 @@ class Pi(Backbone[PiState]):
         sizes = replace(self.network.sizes, depth=len(kept))
         network = replace(self.network, sizes=sizes)
         described = {**self.to_json(), "network": asdict(network), "kept_layers": list(kept)}
-        # Built without weights: drawing those of a network of this size takes minutes.
-        student = rebuild(described, self.body.tokenizer, empty=True)
+        student = rebuild_with(described, self.body.tokenizer, weights)
         assert isinstance(student, Pi)
-        copies = {name: tensor.detach().clone() for name, tensor in weights.items()}
-        student.load_state_dict(copies, assign=True)
         return student.to(self.device).train(self.training)
 
     def to_json(self) -> dict[str, Any]:

@@ -25,17 +25,13 @@ from typing import Any, Literal, TypeVar, get_args
 
 import torch
 
+from armlet.policies.precisions import SHORT
 from armlet.robot.client.address import is_address
 from armlet.robot.description import Described, UnknownRobotError, completed, from_table
 from armlet.robot.spec import ActionSpec, RobotSpec
 
 FILE = "policy.toml"
 Kept = Literal["fp32", "bf16", "as_saved"]
-DTYPES: dict[Kept, torch.dtype | None] = {
-    "fp32": torch.float32,
-    "bf16": torch.bfloat16,
-    "as_saved": None,
-}
 T = TypeVar("T")
 
 
@@ -57,7 +53,7 @@ class Said:
     @property
     def dtype(self) -> torch.dtype | None:
         """Of weights in memory; None: as on disk."""
-        return DTYPES[self.precision]
+        return None if self.precision == "as_saved" else SHORT[self.precision]
 
     def camera(self, name: str) -> str:
         """What the robot calls the checkpoint's camera of this name."""
@@ -188,7 +184,7 @@ def _check_table(table: dict[str, Any], file: Path) -> None:
             raise ValueError(f"{file}: {name} is {table[name]!r:.60}, expected {kind.__name__}")
     if not all(isinstance(each, str) for each in table.get("cameras", {}).values()):
         raise ValueError(f"{file}: [cameras] holds more than names: {table['cameras']!r:.120}")
-    if table.get("precision", "fp32") not in DTYPES:
+    if table.get("precision", "fp32") not in get_args(Kept):
         raise ValueError(
             f"{file}: precision is {table['precision']!r}, expected {', '.join(get_args(Kept))}"
         )

@@ -21,6 +21,7 @@ from typing import Any, get_args
 from armlet.data.files import read_json
 from armlet.policies.building import rebuild
 from armlet.policies.contract import Backbone, Body
+from armlet.policies.precisions import LONG, SHORT, long_name
 from armlet.policies.pretrained.card import (
     Card,
     Choice,
@@ -86,7 +87,6 @@ ROOMS = {
     EXPERT: "action expert",
     "model.": "projections",
 }
-SHORT = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 
 
 @dataclass(frozen=True)
@@ -503,15 +503,16 @@ def _precisions(said: Said, tensors: Tensors, reads: tuple[str, ...]) -> tuple[s
     found: dict[bool, set[str]] = {True: set(), False: set()}
     for name, header in tensors.items():
         if not names.is_unused(name):
-            found[is_vlm(names.ours(name))].add(str(header.dtype).removeprefix("torch."))
+            found[is_vlm(names.ours(name))].add(long_name(header.dtype))
     kinds = []
+    short = {dtype: name for name, dtype in SHORT.items()}
     for part in (True, False):
-        if len(found[part]) != 1 or not found[part] <= set(SHORT):
+        if len(found[part]) != 1 or not found[part] <= set(LONG):
             raise ValueError(
                 f"{said.checkpoint / WEIGHTS} holds numbers of {', '.join(sorted(found[part]))} in "
                 "one part of the network; choose `precision` fp32 or bf16 instead of as_saved"
             )
-        kinds.append(SHORT[found[part].pop()])
+        kinds.append(short[LONG[found[part].pop()]])
     return kinds[0], kinds[1]
 
 

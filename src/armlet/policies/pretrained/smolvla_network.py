@@ -25,8 +25,9 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from armlet.layers.heads import masked_mean
-from armlet.policies.building import rebuild
+from armlet.policies.building import rebuild_with
 from armlet.policies.contract import Backbone, Body, Features, Loop, Pass, State, weights_of
+from armlet.policies.precisions import SHORT
 from armlet.policies.pretrained.smolvla_sizes import BASE, Sizes
 from armlet.robot.fit import View
 from armlet.robot.inputs import Inputs
@@ -41,7 +42,6 @@ if TYPE_CHECKING:  # with it comes transformers, which takes seconds
 # too, so that a token of padding, which sees nothing, has the mean of all and not NaN.
 HIDDEN = -1e30
 EARLIEST = 0.001  # of the times that it is trained at
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 BETA = 1.5  # of Beta(1.5, 1), from which they are drawn
 Rotary = tuple[Tensor, Tensor]
 
@@ -125,7 +125,7 @@ class SmolVLA(Backbone[PrefixState]):
         self.register_buffer("frequencies", 2 * math.pi / periods, persistent=False)
         for name, parameter in self.named_parameters():
             kept = sizes.vlm_precision if is_vlm(name) else sizes.expert_precision
-            parameter.data = parameter.data.to(PRECISIONS[kept])
+            parameter.data = parameter.data.to(SHORT[kept])
 
     # What it is told
 
@@ -403,9 +403,8 @@ class SmolVLA(Backbone[PrefixState]):
         weights = weights_of(self, kept)
         reads = tuple(self.sizes.layers[index] for index in kept)
         sizes = replace(self.sizes, layers=reads)
-        student = rebuild(described(sizes, self.body, tuple(kept)), self.body.tokenizer, empty=True)
-        copies = {name: tensor.detach().clone() for name, tensor in weights.items()}
-        student.load_state_dict(copies, assign=True)
+        description = described(sizes, self.body, tuple(kept))
+        student = rebuild_with(description, self.body.tokenizer, weights)
         assert isinstance(student, SmolVLA)
         return student.to(self.device).train(self.training)
 
