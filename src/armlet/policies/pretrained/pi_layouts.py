@@ -10,6 +10,7 @@ import numpy as np
 
 from armlet.data.files import read_json
 from armlet.policies.pretrained.card import Choice
+from armlet.policies.pretrained.fields import Fields
 from armlet.policies.pretrained.files import COPY, open_safetensors
 from armlet.policies.pretrained.lerobot import (
     ACTION,
@@ -67,6 +68,7 @@ def _read_lerobot(said: Said, design: str, options: PiOptions) -> Checkpoint:
     folder = Folder.read(said.checkpoint)
     _check_lerobot(folder, said, design, options)
     config = folder.config
+    fields = folder.fields
     tokens = folder.tokens
     if tokens is None or tokens.padding != "right":
         raise ValueError(
@@ -82,7 +84,7 @@ def _read_lerobot(said: Said, design: str, options: PiOptions) -> Checkpoint:
         files += [step.state_file] if step.state_file else []
     dims = folder.size(ACTION)
     wording, remarks = _lerobots_wording(folder, design)
-    names = config.get("action_feature_names")
+    names = fields.texts_or_none("action_feature_names")
     return Checkpoint(
         root=folder.root,
         layout="LeRobot",
@@ -93,13 +95,13 @@ def _read_lerobot(said: Said, design: str, options: PiOptions) -> Checkpoint:
         usual=folder.robots_cameras,
         state=folder.normaliser(STATE) if folder.size(STATE) else Normaliser(*_nothing()),
         actions=folder.normaliser(ACTION),
-        action_names=tuple(names) if names and len(names) == dims else None,
+        action_names=names if names and len(names) == dims else None,
         relative=folder.relative.dims(dims) if folder.relative else (),
-        chunk=int(folder.needed("chunk_size")),
-        execute=int(folder.needed("n_action_steps")),
-        steps=int(folder.needed("num_inference_steps")),
-        slots=(int(folder.needed("max_state_dim")), int(folder.needed("max_action_dim"))),
-        image=int(folder.needed("image_resolution")[0]),
+        chunk=fields.whole("chunk_size"),
+        execute=fields.whole("n_action_steps"),
+        steps=fields.whole("num_inference_steps"),
+        slots=(fields.whole("max_state_dim"), fields.whole("max_action_dim")),
+        image=fields.wholes("image_resolution", count=2)[0],
         wording=wording,
         tokens=tokens.longest,
         tokenizer=tokens.name,
@@ -128,7 +130,7 @@ def _check_lerobot(folder: Folder, said: Said, design: str, options: PiOptions) 
             raise ValueError(
                 f"{said.source}: [options] {name} has no effect here: LeRobot's folder says it"
             )
-    height, width = folder.needed("image_resolution")
+    height, width = folder.fields.wholes("image_resolution", count=2)
     if height != width:
         raise ValueError(f"{place}: image_resolution is {height}×{width}, expected a square")
     for key in folder.camera_keys.values():
@@ -166,12 +168,13 @@ def _lerobots_wording(folder: Folder, design: str) -> tuple[Wording, tuple[str, 
 def _read_openpi(said: Said, design: str, options: PiOptions) -> Checkpoint:
     root = said.checkpoint
     config = read_json(root / CONFIG, fix=COPY)
+    fields = Fields(config, root / CONFIG)
     tensors = open_safetensors(root / WEIGHTS)
     file = _norm_stats(root, options)
     mode: Mode = "mean_std" if design == "pi0" else "quantiles"
     state = _openpis_normaliser(file, "state", mode)
     actions = _openpis_normaliser(file, "actions", mode)
-    chunk = int(config["action_horizon"])
+    chunk = fields.whole("action_horizon")
     if options.padding == OLD_PADDING or getattr(options, "padded_state", False):
         raise ValueError(
             f"{said.source}: [options] padding -3 and padded_state are for checkpoints of "
@@ -192,7 +195,7 @@ def _read_openpi(said: Said, design: str, options: PiOptions) -> Checkpoint:
         chunk=chunk,
         execute=chunk,
         steps=10,
-        slots=(int(config["action_dim"]), int(config["action_dim"])),
+        slots=(fields.whole("action_dim"), fields.whole("action_dim")),
         image=None,
         wording="cleaned" if design == "pi0" else "state",
         tokens=TOKENS[design],
