@@ -361,8 +361,8 @@ def changed(fixture: Fixture, root: Path, **entries: object) -> Path:
     [
         ({"n_obs_steps": 2}, "n_obs_steps is 2, expected 1"),
         ({"n_action_steps": 9}, "9 actions of a chunk are carried out, and it has 6"),
-        ({"feedforward_activation": "glu"}, "activation is 'glu', expected relu, gelu"),
-        ({"vision_backbone": "vit"}, "no image network 'vit'; there are resnet18"),
+        ({"feedforward_activation": "glu"}, "feedforward_activation is 'glu', expected relu, gelu"),
+        ({"vision_backbone": "vit"}, "vision_backbone is 'vit', expected resnet18"),
         ({"n_encoder_layers": 2}, "unexpected model.encoder.layers.2"),
         ({"dim_model": 30}, "tensors differ"),
         ({"pre_norm": True}, "missing encoder_norm.bias"),

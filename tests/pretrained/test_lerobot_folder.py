@@ -200,8 +200,8 @@ def test_how_words_are_read(tmp_path) -> None:
     bare = Folder.read(write(tmp_path / "bare"))
     assert bare.tokens is None and not bare.has_new_line
     for change, expected in (
-        ({"truncation": False}, "truncation False"),
-        ({"padding": "do_not_pad"}, "padding 'do_not_pad'"),
+        ({"truncation": False}, "truncation is False"),
+        ({"padding": "do_not_pad"}, "padding is 'do_not_pad'"),
         ({"tokenizer_name": None}, "tokenizer_name is None"),
     ):
         root = write(tmp_path / "x", before=[step("tokenizer_processor", **(said | change))])
@@ -296,8 +296,8 @@ def test_files_that_are_missing_or_none(tmp_path) -> None:
     [
         ({"normalization_mapping": None}, "normalization_mapping is None, expected an object"),
         ({"input_features": []}, "input_features is [], expected an object"),
-        ({"output_features": {"action": {}}}, "output_features.action is {}"),
-        ({"output_features": {"action": {"shape": "x"}}}, "output_features.action is"),
+        ({"output_features": {"action": {}}}, "has no 'output_features.action.shape'"),
+        ({"output_features": {"action": {"shape": "x"}}}, "output_features.action.shape is 'x'"),
         ({"output_features": {}}, "has no feature 'action'"),
     ],
 )
@@ -314,7 +314,7 @@ def test_a_config_of_somebody_else(tmp_path) -> None:
         refused(root, f"has no {name!r}: it is no policy of LeRobot")
         (root / "config.json").write_text(kept)
     with pytest.raises(ValueError, match=r"has no 'chunk_size'"):
-        Folder.read(root).needed("chunk_size")
+        Folder.read(root).fields.whole("chunk_size")
 
 
 def test_statistics_of_another_robot(tmp_path) -> None:
@@ -328,7 +328,9 @@ def test_statistics_of_another_robot(tmp_path) -> None:
     root = write(tmp_path, mode="QUANTILES", state=few)
     refused(root, "lack q01, q99", "before v3.0", ask=lambda each: each.normaliser(STATE))
     root = write(tmp_path, mode="SOFTMAX")
-    refused(root, "normalised by 'SOFTMAX', expected IDENTITY", ask=lambda f: f.normaliser(STATE))
+    refused(
+        root, "norm_map.STATE is 'SOFTMAX', expected IDENTITY", ask=lambda f: f.normaliser(STATE)
+    )
 
 
 def test_actions_normalised_otherwise_before_than_after(tmp_path) -> None:

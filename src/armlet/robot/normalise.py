@@ -245,7 +245,12 @@ def _read(
             raise ValueError(
                 f"statistics of {what!r} lack {name!r}, which normalisation {mode!r} needs"
             )
-        values = np.array(statistics[name], np.float64)
+        try:
+            values = np.array(statistics[name], np.float64)
+        except (TypeError, ValueError) as error:  # texts, lists of several lengths, anything
+            raise ValueError(
+                f"statistics of {what!r}: {name} is {statistics[name]!r:.60}, expected {dims} numbers"
+            ) from error
         if values.shape != (dims,):
             raise ValueError(
                 f"statistics of {what!r}: {name} has shape {values.shape}, expected ({dims},); are "

@@ -14,11 +14,14 @@ import torch
 from tokenizers import Tokenizer
 from torch import nn
 
+from armlet.layers.detr import ACTIVATIONS
+from armlet.layers.resnet import DEPTHS
 from armlet.policies.building import rebuild
 from armlet.policies.contract import Body
 from armlet.policies.pretrained import lerobot_body
 from armlet.policies.pretrained.act_network import ACT, Sizes, build
 from armlet.policies.pretrained.card import Card, Work, dtypes_of, parts_of, relative_remarks
+from armlet.policies.pretrained.fields import sizes_from
 from armlet.policies.pretrained.files import COPY, Names, fill, match
 from armlet.policies.pretrained.lerobot import (
     ACTION,
@@ -75,7 +78,8 @@ def describe(said: Said) -> Card:
     state = lerobot_body.state_of(folder)
     action = folder.normaliser(ACTION)
     body = lerobot_body.nobodys(folder, "any")
-    network = rebuild(_description(folder, said, body), body.tokenizer, empty=True)
+    with sizes_from(folder.root / CONFIG):
+        network = rebuild(_description(folder, said, body), body.tokenizer, empty=True)
     assert isinstance(network, ACT)
     own = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     found = match(own, folder.tensors, NAMES)
@@ -147,7 +151,8 @@ def load(said: Said, robot: RobotSpec | None) -> ACT:
     said.as_options(Options)
     folder = Folder.read(said.checkpoint)
     body = lerobot_body.body_of(folder, said, robot, "any")
-    policy = rebuild(_description(folder, said, body), body.tokenizer, empty=True)
+    with sizes_from(folder.root / CONFIG):
+        policy = rebuild(_description(folder, said, body), body.tokenizer, empty=True)
     assert isinstance(policy, ACT)
     fill(policy, folder.tensors, NAMES, dtype=said.dtype)
     return policy
@@ -161,20 +166,20 @@ def from_json(description: dict[str, Any], tokenizer: Tokenizer) -> ACT:
 def sizes_of(folder: Folder, said: Said) -> Sizes:
     """The network's sizes, by its config; how wide the eyes are, by their first tensor. Raises
     ValueError naming what is not there, or not known."""
-    needed = folder.needed
+    fields = folder.fields
     config = folder.root / CONFIG
-    if needed("n_obs_steps") != 1:
-        raise ValueError(
-            f"{config}: n_obs_steps is {needed('n_obs_steps')}, expected 1: ACT looks at one moment"
-        )
-    chunk = int(needed("chunk_size"))
-    execute = int(said.execute or needed("n_action_steps"))
-    if not 1 <= execute <= chunk:
+    if fields.whole("n_obs_steps") != 1:
+        raise fields.wrong("n_obs_steps", fields.whole("n_obs_steps"), "1: ACT looks at one moment")
+    chunk = fields.whole("chunk_size")
+    execute = said.execute or fields.whole("n_action_steps")
+    if execute > chunk:
         raise ValueError(
             f"{said.source if said.execute else config}: {execute} actions of a chunk are carried "
             f"out, and it has {chunk}"
         )
-    ensemble = needed("temporal_ensemble_coeff")
+    ensemble = None
+    if fields.values.get("temporal_ensemble_coeff") is not None:
+        ensemble = fields.real("temporal_ensemble_coeff")
     if ensemble is not None and folder.relative is not None:
         raise ValueError(
             f"{config}: temporal_ensemble_coeff is {ensemble} and actions are relative to the state "
@@ -185,23 +190,23 @@ def sizes_of(folder: Folder, said: Said) -> Sizes:
     if not folder.cameras and not folder.size(ENVIRONMENT):
         raise ValueError(f"{config}: it looks at neither a picture nor {ENVIRONMENT}; {COPY}")
     first = folder.tensors.get("model.backbone.conv1.weight")
+    most = len(folder.tensors)  # layers: each has tensors
     return Sizes(
-        backbone=str(needed("vision_backbone")),
+        backbone=fields.text("vision_backbone", known=DEPTHS),
         backbone_width=first.shape[0] if first else 64,
-        # LeRobot 0.4 wrote 0 for no.
-        dilated=bool(needed("replace_final_stride_with_dilation")),
-        width=int(needed("dim_model")),
-        heads=int(needed("n_heads")),
-        feedforward=int(needed("dim_feedforward")),
-        activation=str(needed("feedforward_activation")),
-        pre_norm=bool(needed("pre_norm")),
-        encoder_layers=int(needed("n_encoder_layers")),
-        decoder_layers=int(needed("n_decoder_layers")),
-        vae=bool(needed("use_vae")),
-        latent=int(needed("latent_dim")),
-        vae_layers=int(needed("n_vae_encoder_layers")),
-        dropout=float(needed("dropout")),
-        kl_weight=float(needed("kl_weight")),
+        dilated=fields.flag("replace_final_stride_with_dilation"),
+        width=fields.whole("dim_model"),
+        heads=fields.whole("n_heads"),
+        feedforward=fields.whole("dim_feedforward"),
+        activation=fields.text("feedforward_activation", known=ACTIVATIONS),
+        pre_norm=fields.flag("pre_norm"),
+        encoder_layers=fields.whole("n_encoder_layers", most=most),
+        decoder_layers=fields.whole("n_decoder_layers", most=most),
+        vae=fields.flag("use_vae"),
+        latent=fields.whole("latent_dim"),
+        vae_layers=fields.whole("n_vae_encoder_layers", most=most),
+        dropout=fields.real("dropout", least=0, most=1),
+        kl_weight=fields.real("kl_weight", least=0),
         chunk=chunk,
         execute=execute,
         state=folder.size(STATE),

@@ -28,6 +28,7 @@ from armlet.policies.pretrained.card import (
     parts_of,
 )
 from armlet.policies.pretrained.cogact_network import GRIPPER
+from armlet.policies.pretrained.fields import Fields, sizes_from
 from armlet.policies.pretrained.files import COPY, Names, Tensors, fill
 from armlet.policies.pretrained.llama_tokenizer import (
     read_tokenizer,
@@ -254,7 +255,8 @@ def _head(tensors: Tensors, options: Options, folder: RunFolder) -> dict[str, in
             f"{config['past_action_window_size']}, expected 0: an action model that is told of "
             "actions before is not read here"
         )
-    window = config.get("future_action_window_size")
+    fields = Fields(config, folder.root / CONFIG)
+    window = fields.whole_or_none("future_action_window_size", least=0)
     if window is not None and window + 1 != chunk:
         raise ValueError(
             f"{folder.root / CONFIG}: future_action_window_size is {window}, and the action "
@@ -268,7 +270,9 @@ def _type(depth: int, width: int, options: Options, config: dict[str, Any], path
     """Which of the action models it is: heads are in no shape. By its shapes, and else as the
     option or the config says. Raises ValueError where these contradict one another, or say
     nothing."""
-    named = options.action_model_type or config.get("action_model_type")
+    named = options.action_model_type
+    if named is None and config.get("action_model_type") is not None:
+        named = Fields(config, path.parent.parent / CONFIG).text("action_model_type")
     place = "action_model_type"
     for name, (known_depth, known_width, _) in SIZES.items():
         if (depth, width) == (known_depth, known_width):
@@ -405,7 +409,9 @@ def load(said: Said, robot: RobotSpec | None) -> Backbone:
         tokenizer=read_tokenizer(said.checkpoint, said.tokenizer),
         fit="bicubic",
     )
-    network = rebuild(_described(run, body, robot), body.tokenizer, empty=True)
+    description = _described(run, body, robot)
+    with sizes_from(run.folder.weights):
+        network = rebuild(description, body.tokenizer, empty=True)
 
     def kept(ours: str, tensor: Tensor) -> Tensor:
         # The action model runs in single precision, whatever the rest does.
@@ -422,7 +428,8 @@ def _described(run: Run, body: Body, robot: RobotSpec | None) -> dict[str, Any]:
     options = run.options
     repeated = options.repeated
     if repeated is None:
-        repeated = run.folder.config.get("repeated_diffusion_steps", REPEATED)
+        fields = Fields(run.folder.config, run.folder.root / CONFIG)
+        repeated = fields.whole("repeated_diffusion_steps", REPEATED)
     sizes = run.folder.sizes(words_of(body.tokenizer))
     dtype = run.said.dtype or run.tensors["llm_backbone.llm.model.embed_tokens.weight"].dtype
     network = {

@@ -8,12 +8,13 @@ at the present moment, not at the horizon's first.
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from tokenizers import Tokenizer
 from torch import nn
 
+from armlet.layers.resnet import DEPTHS
 from armlet.layers.schedule import Kind, Schedule
 from armlet.policies.building import rebuild
 from armlet.policies.contract import Body
@@ -32,6 +33,7 @@ from armlet.policies.pretrained.diffusion_network import (
     Sizes,
     build,
 )
+from armlet.policies.pretrained.fields import Fields, sizes_from
 from armlet.policies.pretrained.files import COPY, Names, fill, match
 from armlet.policies.pretrained.lerobot import (
     ACTION,
@@ -81,7 +83,8 @@ def describe(said: Said) -> Card:
     state = lerobot_body.state_of(folder)
     action = folder.normaliser(ACTION)
     body = lerobot_body.nobodys(folder, fit_of(sizes))
-    network = rebuild(_description(folder, said, body), body.tokenizer, empty=True)
+    with sizes_from(folder.root / CONFIG):
+        network = rebuild(_description(folder, said, body), body.tokenizer, empty=True)
     assert isinstance(network, DiffusionPolicy)
     own = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     found = match(own, folder.tensors, names_of(sizes))
@@ -154,7 +157,8 @@ def load(said: Said, robot: RobotSpec | None) -> DiffusionPolicy:
     folder = Folder.read(said.checkpoint)
     sizes = sizes_of(folder, said)
     body = lerobot_body.body_of(folder, said, robot, fit_of(sizes))
-    policy = rebuild(_description(folder, said, body), body.tokenizer, empty=True)
+    with sizes_from(folder.root / CONFIG):
+        policy = rebuild(_description(folder, said, body), body.tokenizer, empty=True)
     assert isinstance(policy, DiffusionPolicy)
     fill(policy, folder.tensors, names_of(sizes), dtype=said.dtype)
     return policy
@@ -197,20 +201,23 @@ def names_of(sizes: Sizes) -> Names:
 def schedule_of(folder: Folder, said: Said) -> Schedule:
     """How noise becomes actions, by the config and as is said."""
     options = said.as_options(Options)
-    needed = folder.needed
-    trained = int(needed("num_train_timesteps"))
+    fields = folder.fields
+    trained = fields.whole("num_train_timesteps")
+    kind = fields.text("noise_scheduler_type", known=get_args(Kind))
     try:
         return Schedule(
             train_steps=trained,
-            betas=needed("beta_schedule"),
-            start=float(needed("beta_start")),
-            end=float(needed("beta_end")),
-            prediction=needed("prediction_type"),
-            clip=float(needed("clip_sample_range")) if needed("clip_sample") else None,
-            kind=options.scheduler or needed("noise_scheduler_type"),
-            steps=options.steps or needed("num_inference_steps") or trained,
+            betas=fields.text("beta_schedule"),  # type: ignore[arg-type]  # it looks
+            start=fields.real("beta_start", above=0, most=1),
+            end=fields.real("beta_end", above=0, most=1),
+            prediction=fields.text("prediction_type"),  # type: ignore[arg-type]
+            clip=fields.real("clip_sample_range", above=0) if fields.flag("clip_sample") else None,
+            kind=options.scheduler or kind,  # type: ignore[arg-type]
+            steps=options.steps or fields.whole_or_none("num_inference_steps") or trained,
         )
     except ValueError as error:
+        if str(folder.root / CONFIG) in str(error):
+            raise
         raise ValueError(
             f"{folder.root / CONFIG} or [options] of {said.source}: {error}"
         ) from error
@@ -219,12 +226,12 @@ def schedule_of(folder: Folder, said: Said) -> Schedule:
 def sizes_of(folder: Folder, said: Said) -> Sizes:
     """The network's sizes, by its config; how wide the eyes are, by their first tensor. Raises
     ValueError naming what is not there, or not known."""
-    needed = folder.needed
+    fields = folder.fields
     config = folder.root / CONFIG
-    moments = int(needed("n_obs_steps"))
-    horizon = int(needed("horizon"))
-    execute = int(said.execute or needed("n_action_steps"))
-    if not 1 <= execute <= horizon - moments + 1:
+    moments = fields.whole("n_obs_steps")
+    horizon = fields.whole("horizon")
+    execute = said.execute or fields.whole("n_action_steps")
+    if execute > horizon - moments + 1:
         raise ValueError(
             f"{said.source if said.execute else config}: {execute} actions are carried out, and the "
             f"horizon of {horizon} has {horizon - moments + 1} from the present on"
@@ -242,47 +249,51 @@ def sizes_of(folder: Folder, said: Said) -> Sizes:
         raise ValueError(f"{config}: cameras of {sorted(shapes)} pixels, expected one size; {COPY}")
     if not folder.size(STATE):
         raise ValueError(f"{config}: it looks at no {STATE}, which every such policy does; {COPY}")
-    widths = tuple(map(int, needed("down_dims")))
+    widths = fields.wholes("down_dims")
     if horizon % 2 ** (len(widths) - 1):
         raise ValueError(
             f"{config}: horizon is {horizon}, expected a multiple of {2 ** (len(widths) - 1)}, for "
             f"it is halved {len(widths) - 1} times"
         )
     # LeRobot 0.4.0 and those before did not resize.
-    resize = _size(folder.config.get("resize_shape"))
+    resize = _side(fields, "resize_shape")
     first = next((name for name in folder.tensors if name.endswith("backbone.0.weight")), None)
     return Sizes(
-        backbone=str(needed("vision_backbone")),
+        backbone=fields.text("vision_backbone", known=DEPTHS),
         backbone_width=folder.tensors[first].shape[0] if first else 64,
-        group_norm=bool(needed("use_group_norm")),
-        keypoints=int(needed("spatial_softmax_num_keypoints")),
-        separate=bool(needed("use_separate_rgb_encoder_per_camera")),
+        group_norm=fields.flag("use_group_norm"),
+        keypoints=fields.whole("spatial_softmax_num_keypoints"),
+        separate=fields.flag("use_separate_rgb_encoder_per_camera"),
         resize=resize,
-        crop=_crop(folder, resize),
-        crops_at_random=bool(needed("crop_is_random")),
+        crop=_crop(fields, resize),
+        crops_at_random=fields.flag("crop_is_random"),
         moments=moments,
         horizon=horizon,
         execute=execute,
         widths=widths,
-        kernel=int(needed("kernel_size")),
-        groups=int(needed("n_groups")),
-        step_width=int(needed("diffusion_step_embed_dim")),
-        scales=bool(needed("use_film_scale_modulation")),
-        masks=bool(needed("do_mask_loss_for_padding")),
+        kernel=fields.whole("kernel_size", most=99),
+        groups=fields.whole("n_groups"),
+        step_width=fields.whole("diffusion_step_embed_dim"),
+        scales=fields.flag("use_film_scale_modulation"),
+        masks=fields.flag("do_mask_loss_for_padding"),
         state=folder.size(STATE),
         environment=folder.size(ENVIRONMENT),
     )
 
 
-def _size(said: list[int] | None) -> tuple[int, int] | None:
-    return None if said is None else (int(said[0]), int(said[1]))
+def _side(fields: Fields, name: str) -> tuple[int, int] | None:
+    """(height, width); None where it is null, or is not there."""
+    if fields.values.get(name) is None:
+        return None
+    height, width = fields.wholes(name, count=2)
+    return height, width
 
 
-def _crop(folder: Folder, resize: tuple[int, int] | None) -> tuple[int, int] | None:
+def _crop(fields: Fields, resize: tuple[int, int] | None) -> tuple[int, int] | None:
     """What pictures are cropped to; where they are resized a share decides, and not the field."""
     if resize is None:
-        return _size(folder.needed("crop_shape"))
-    share = float(folder.config.get("crop_ratio", 1.0))
+        return _side(fields, "crop_shape")
+    share = fields.real("crop_ratio", 1.0, above=0, most=1)
     return (int(resize[0] * share), int(resize[1] * share)) if share < 1 else None
 
 

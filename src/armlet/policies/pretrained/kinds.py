@@ -23,6 +23,7 @@ from armlet.data.files import read_json
 from armlet.data.hub import local_folder
 from armlet.policies.contract import Backbone
 from armlet.policies.pretrained.card import Card
+from armlet.policies.pretrained.files import COPY
 from armlet.policies.pretrained.said import FILE, Said, read_said
 from armlet.robot.client.address import address_of, is_address
 from armlet.robot.spec import RobotSpec
@@ -39,6 +40,7 @@ KINDS: tuple[str, ...] = (
     "act",
     "diffusion",
 )
+CONFIG = "config.json"
 BLOCK = 2**20  # bytes read at a time
 
 
@@ -65,7 +67,7 @@ def is_pretrained(place: Path) -> bool:
         return False
     if (place / FILE).is_file():
         return True
-    config = place / "config.json"
+    config = place / CONFIG
     if config.is_file():
         try:
             if "policy" in read_json(config, fix=""):
@@ -87,7 +89,7 @@ def find(place: Path) -> tuple[Said, Kind]:
     said = _here(said)
     name = said.kind or _recognised(said.checkpoint)
     if name is None or name not in KINDS:
-        found = f"kind {name!r}" if name else "a checkpoint of no known kind"
+        found = f"kind {name!r}" if name else f"{said.checkpoint} {_unlike_all(said.checkpoint)}"
         raise ValueError(
             f"{said.source}: {found}; known are {', '.join(KINDS)}. A policy of another kind can "
             "teach through a socket (--teacher ws://host:port)"
@@ -141,6 +143,22 @@ def _recognised(folder: Path) -> str | None:
         if _kind(name).recognises(folder):
             return name
     return None
+
+
+def _unlike_all(folder: Path) -> str:
+    """Why a folder is of no kind that is known here. Raises FileNotFoundError or ValueError where
+    there is no folder, or its config is no JSON."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: there is no such folder; correct `checkpoint`")
+    if not (folder / CONFIG).exists():
+        there = ", ".join(sorted(each.name for each in folder.iterdir())[:6]) or "nothing"
+        return f"has no {CONFIG} (there is {there}), and every checkpoint that is read here does"
+    config = read_json(folder / CONFIG, fix=COPY)
+    says = []
+    for field in ("type", "model_type", "architectures", "vla"):
+        if field in config:
+            says.append(f"{field} {config[field]!r:.40}")
+    return f"is a checkpoint of no known kind: its {CONFIG} says {', '.join(says) or 'none'}"
 
 
 def _kind(name: str) -> Kind:

@@ -19,6 +19,7 @@ from typing import Any, Self
 import numpy as np
 
 from armlet.data.files import read_json
+from armlet.policies.pretrained.fields import Fields
 from armlet.policies.pretrained.files import COPY, Tensors, open_safetensors
 from armlet.robot.normalise import NEEDED, Mode, Normaliser
 
@@ -76,6 +77,11 @@ class Step:
     config: dict[str, Any]
     state_file: Path | None
     place: str  # file and number, for errors
+
+    @property
+    def fields(self) -> Fields:
+        """Its config's."""
+        return Fields(self.config, self.place)
 
 
 @dataclass(frozen=True)
@@ -173,11 +179,10 @@ class Folder:
             found += [step.state_file for step in steps if step.state_file]
         return tuple(found)
 
-    def needed(self, name: str) -> Any:
-        """A field of the config. Raises ValueError where it is missing."""
-        if name not in self.config:
-            raise ValueError(f"{self.root / CONFIG} has no {name!r}; {COPY}")
-        return self.config[name]
+    @property
+    def fields(self) -> Fields:
+        """The config's."""
+        return Fields(self.config, self.root / CONFIG)
 
     @cached_property
     def tensors(self) -> Tensors:
@@ -224,15 +229,20 @@ class Folder:
         return shapes[key][0] if key in shapes else 0
 
     def _shapes(self, field_name: str) -> dict[str, tuple[int, ...]]:
+        """Of pictures (3, h, w), of numbers (x,)."""
         found = {}
-        for key, feature in self.config[field_name].items():
-            try:
-                found[key] = tuple(map(int, feature["shape"]))
-            except (TypeError, KeyError, ValueError) as error:
-                raise ValueError(
-                    f"{self.root / CONFIG}: {field_name}.{key} is {feature!r:.80}, expected a "
-                    f"`type` and a `shape`; {COPY}"
-                ) from error
+        features = self.fields.table(field_name)
+        for key in features.values:
+            feature = features.table(key)
+            if key.startswith(PICTURE):
+                shape = feature.wholes("shape", count=3)
+                if shape[0] != 3:
+                    raise feature.wrong("shape", list(shape), "3 channels, rows and columns")
+            elif key in (STATE, ENVIRONMENT, ACTION):
+                shape = feature.wholes("shape", count=1)
+            else:  # of no use to a policy that is known here
+                continue
+            found[key] = shape
         return found
 
     # What its processors do
@@ -246,7 +256,9 @@ class Folder:
         """A key of the robot's → the policy's key that it stands for."""
         renamed: dict[str, str] = {}
         for step in self.steps("rename_observations_processor"):
-            renamed.update(step.config.get("rename_map", {}))
+            names = step.fields.table_or_empty("rename_map")
+            for theirs in names.values:
+                renamed[theirs] = names.text(theirs)
         return renamed
 
     @property
@@ -268,18 +280,15 @@ class Folder:
     def tokens(self) -> Tokens | None:
         """How its prompt is read; None where no step says so."""
         for step in self.steps("tokenizer_processor"):
-            said = step.config
-            pads = said.get("padding", "max_length")
-            if said.get("truncation", True) is not True or pads not in ("max_length", "longest"):
-                raise ValueError(
-                    f"{step.place}: truncation {said.get('truncation')!r}, padding {pads!r}: "
-                    "expected True, and 'max_length' or 'longest'"
-                )
-            name = said.get("tokenizer_name")
-            if not isinstance(name, str):
-                raise ValueError(f"{step.place}: tokenizer_name is {name!r}, expected a name")
-            side = str(said.get("padding_side", "right"))
-            return Tokens(name, int(said["max_length"]), side, str(pads))
+            said = step.fields
+            if not said.flag("truncation", True):
+                raise said.wrong("truncation", False, "true")
+            return Tokens(
+                name=said.text("tokenizer_name"),
+                longest=said.whole("max_length"),
+                padding=said.text("padding_side", "right", known=("right", "left")),
+                padded=said.text("padding", "max_length", known=("max_length", "longest")),
+            )
         return None
 
     @property
@@ -299,25 +308,14 @@ class Folder:
         # Offsets are what is normalised: in another order they would be of other numbers.
         _check_order(self.before, on[0], ahead_of="normalizer_processor")
         _check_order(self.after, back[0], behind="unnormalizer_processor")
-        said = on[0].config
-        names = said.get("action_names")
-        exclude = said.get("exclude_joints") or []
-        if not _are_names(exclude) or not (names is None or _are_names(names)):
-            raise ValueError(
-                f"{on[0].place}: exclude_joints is {exclude!r:.60} and action_names {names!r:.60}, "
-                f"expected lists of names (action_names may be null); {COPY}"
-            )
-        return Relative(tuple(exclude), None if names is None else tuple(names))
+        said = on[0].fields
+        return Relative(
+            said.texts_or_none("exclude_joints") or (), said.texts_or_none("action_names")
+        )
 
     def _enabled(self, name: str) -> list[Step]:
         """The steps of this name that are on; one is left out where LeRobot leaves it out."""
-        found = []
-        for step in self.steps(name):
-            on = step.config.get("enabled", False)
-            if not isinstance(on, bool):
-                raise ValueError(f"{step.place}: enabled is {on!r:.60}, expected true or false")
-            if on:
-                found.append(step)
+        found = [step for step in self.steps(name) if step.fields.flag("enabled")]
         if len(found) > 1:
             raise ValueError(
                 f"{found[1].place}: {name} is there twice, and the state is taken off once; {COPY}"
@@ -370,24 +368,19 @@ class Folder:
         if key == ENVIRONMENT:
             kind = "ENV"
         steps = self.steps(name)
-        said = self.config["normalization_mapping"]
+        said = self.fields.table("normalization_mapping")
         eps = EPSILON
         if len(steps) > 1:
             raise ValueError(
                 f"{steps[1].place}: {name} is there twice, and numbers are normalised once; {COPY}"
             )
         if steps:
-            said = steps[0].config.get("norm_map", said)
-            eps = float(steps[0].config.get("eps", EPSILON))
+            own = steps[0].fields
+            said = own.table("norm_map") if "norm_map" in own else said
+            eps = own.real("eps", EPSILON, least=0)
             if not _is_normalised(steps[0], key):
                 return "IDENTITY", eps
-        mode = said.get(kind, "IDENTITY")
-        if mode not in MODES:
-            raise ValueError(
-                f"{self.root}: features of type {kind} are normalised by {mode!r}, expected "
-                f"{', '.join(MODES)}"
-            )
-        return mode, eps
+        return said.text(kind, "IDENTITY", known=MODES), eps
 
     def _statistics(self, key: str, name: str) -> dict[str, np.ndarray]:
         if self.before is None:
@@ -436,10 +429,10 @@ def camera_name(key: str) -> str:
 
 def _is_normalised(step: Step, key: str) -> bool:
     """Whether a step knows this feature, and was not told to leave it as it is."""
-    features = step.config.get("features")
-    if isinstance(features, dict) and key not in features:
+    told = step.config.get("features") is not None
+    if told and key not in step.fields.table("features"):
         return False
-    only = step.config.get("normalize_observation_keys")
+    only = step.fields.texts_or_none("normalize_observation_keys")
     return only is None or key == ACTION or key in only
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from armlet.data.text import no_words
 from armlet.layers.frozen import RestsWhenFrozen
 from armlet.policies.contract import Backbone, Body, State
 from armlet.policies.pretrained.lerobot import ACTION, ENVIRONMENT, STATE, Folder
@@ -20,7 +21,7 @@ from armlet.policies.pretrained.said import Said
 from armlet.robot.fit import Fit, View
 from armlet.robot.inputs import Inputs
 from armlet.robot.normalise import Normaliser
-from armlet.robot.reading.own import NoWords, no_words
+from armlet.robot.reading.own import NoWords
 from armlet.robot.spec import ActionSpec, RobotSpec
 
 S = TypeVar("S", bound=State)

@@ -24,6 +24,7 @@ import numpy as np
 
 from armlet.data.files import read_json
 from armlet.data.hub import local_folder
+from armlet.policies.pretrained.fields import Fields
 from armlet.policies.pretrained.files import COPY, Names, Tensors, open_pickled
 from armlet.policies.pretrained.llama_tokenizer import FILE as TOKENIZER
 from armlet.policies.pretrained.lora import CONFIG as ADAPTER_CONFIG
@@ -377,8 +378,8 @@ def _scale(folder: Path, towers: Tensors) -> float:
     them, says, and else by the project's rule."""
     config = folder / ADAPTER / ADAPTER_CONFIG
     if config.is_file():
-        found = read_json(config, fix=COPY)
-        return float(found["lora_alpha"]) / float(found["r"])
+        found = Fields(read_json(config, fix=COPY), config)
+        return found.real("lora_alpha", above=0) / found.whole("r")
     ranks = {header.shape[0] for name, header in towers.items() if ".lora_A." in name}
     rank = ranks.pop() if len(ranks) == 1 else 0
     if not rank:
@@ -425,6 +426,10 @@ def _both(found: Any, bounds: Bounds, what: str) -> tuple[np.ndarray, np.ndarray
         values = found.get(name) if isinstance(found, dict) else None
         if not isinstance(values, list) or not values:
             raise ValueError(f"statistics: {what} has no {name}, one number a dimension; {COPY}")
+        if any(type(each) not in (int, float) for each in values):
+            raise ValueError(
+                f"statistics: {what} has {name} {values!r:.80}, expected a number a dimension; {COPY}"
+            )
         arrays.append(np.array(values, np.float64))
     if arrays[0].shape != arrays[1].shape or not np.isfinite(np.stack(arrays)).all():
         raise ValueError(f"statistics: {what} is not finite, or of several lengths; {COPY}")

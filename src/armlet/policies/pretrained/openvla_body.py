@@ -22,6 +22,7 @@ from armlet.policies.pretrained.card import (
     parts_of,
 )
 from armlet.policies.pretrained.dino_siglip import Sizes
+from armlet.policies.pretrained.fields import sizes_from
 from armlet.policies.pretrained.files import Names, Tensors, fill
 from armlet.policies.pretrained.openvla import OpenVLA
 from armlet.policies.pretrained.openvla_files import Statistics, action_normaliser
@@ -106,7 +107,8 @@ def assemble(
         },
         **body.to_json(),
     }
-    network = rebuild(described, tokenizer, empty=True)
+    with sizes_from(", ".join(map(str, found.tensors.files[:3]))):
+        network = rebuild(described, tokenizer, empty=True)
     assert isinstance(network, OpenVLA)
     fill(network, found.tensors, found.names, dtype=network.dtype)
     return network.eval()

@@ -18,6 +18,7 @@ from typing import Any, Protocol, Self
 
 from armlet.data.files import read_json
 from armlet.policies.pretrained.dino_siglip import MEANS, STDS, Sizes
+from armlet.policies.pretrained.fields import Fields
 from armlet.policies.pretrained.files import COPY, Names, Tensors, open_pickled, open_sharded
 from armlet.policies.pretrained.openvla_files import (
     HUGGING_FACE,
@@ -242,7 +243,7 @@ class HuggingFaceFolder:
             stds = tuple(tuple(map(float, each["std"])) for each in transforms)
             sizes = [list(map(int, each)) for each in said["input_sizes"]]
             self._check_resizing(said, sizes[0][-1])
-        except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
+        except (LookupError, TypeError, AttributeError, ValueError, OverflowError) as error:
             raise ValueError(
                 f"{path} does not say how pictures are prepared as it should ({error}); {COPY}"
             ) from error
@@ -342,7 +343,7 @@ class RunFolder:
     ) -> Self:
         """Raises FileNotFoundError or ValueError naming the file or field that will not do."""
         config = read_json(root / CONFIG, fix=COPY)
-        base = str((config.get("vla") or {}).get("base_vlm"))
+        base = str(Fields(config, root / CONFIG).table_or_empty("vla").values.get("base_vlm"))
         if BASE not in base:
             raise ValueError(
                 f"{root / CONFIG}: vla.base_vlm is {base!r}, and only models of both image towers "
@@ -504,4 +505,12 @@ def _language_model_config(tokenizer: str | None) -> dict[str, Any]:
                 f"{path}: {name} is {said[name]!r}, and only {usual!r} is read here: the language "
                 "model must be Llama-2's"
             )
-    return said
+    fields = Fields(said, path)
+    found: dict[str, Any] = {}
+    for name in ("num_attention_heads", "num_key_value_heads"):
+        if said.get(name) is not None:
+            found[name] = fields.whole(name)
+    for name in ("rms_norm_eps", "rope_theta"):
+        if said.get(name) is not None:
+            found[name] = fields.real(name, above=0)
+    return found

@@ -25,6 +25,7 @@ from armlet.policies.pretrained.card import (
     parts_of,
 )
 from armlet.policies.pretrained.dino_siglip import network_from_json
+from armlet.policies.pretrained.fields import sizes_from
 from armlet.policies.pretrained.files import COPY, Change, fill
 from armlet.policies.pretrained.llama_tokenizer import (
     FILE as TOKENIZER,
@@ -275,7 +276,9 @@ def load(said: Said, robot: RobotSpec | None) -> Backbone:
     }
     if parts.adapter is not None:
         parts.adapter.check_copies(parts.tensors)
-    policy = rebuild({"type": TYPE, "network": network, **body.to_json()}, tokenizer, empty=True)
+    description = {"type": TYPE, "network": network, **body.to_json()}
+    with sizes_from(parts.model.root):
+        policy = rebuild(description, tokenizer, empty=True)
     fill(policy, parts.tensors, parts.names, dtype=dtype, change=_change(parts))
     return policy
 

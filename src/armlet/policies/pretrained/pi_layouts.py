@@ -10,6 +10,7 @@ import numpy as np
 
 from armlet.data.files import read_json
 from armlet.policies.pretrained.card import Choice
+from armlet.policies.pretrained.fields import Fields
 from armlet.policies.pretrained.files import COPY, open_safetensors
 from armlet.policies.pretrained.lerobot import (
     ACTION,
@@ -70,6 +71,7 @@ def _read_lerobot(said: Said, design: str, options: PiOptions) -> Checkpoint:
     old = folder.before is None
     _check_lerobot(folder, said, design, options)
     config = folder.config
+    fields = folder.fields
     tokens = _tokens(folder)
     cameras: dict[str, tuple[int, int] | None] = {}
     for name, size in folder.cameras.items():
@@ -80,7 +82,7 @@ def _read_lerobot(said: Said, design: str, options: PiOptions) -> Checkpoint:
         files += [step.state_file] if step.state_file else []
     dims = folder.size(ACTION)
     wording, remarks = _lerobots_wording(folder, design)
-    names = config.get("action_feature_names")
+    names = fields.texts_or_none("action_feature_names")
     return Checkpoint(
         root=folder.root,
         layout="LeRobot before 0.4" if old else "LeRobot",
@@ -91,13 +93,13 @@ def _read_lerobot(said: Said, design: str, options: PiOptions) -> Checkpoint:
         usual=folder.robots_cameras,
         state=folder.normaliser(STATE) if folder.size(STATE) else Normaliser(*_nothing()),
         actions=folder.normaliser(ACTION),
-        action_names=tuple(names) if names and len(names) == dims else None,
+        action_names=names if names and len(names) == dims else None,
         relative=folder.relative_dims,
-        chunk=int(folder.needed("chunk_size")),
-        execute=int(folder.needed("n_action_steps")),
-        steps=int(folder.needed("num_steps" if old else "num_inference_steps")),
-        slots=(int(folder.needed("max_state_dim")), int(folder.needed("max_action_dim"))),
-        image=int(folder.needed(_resolution(folder))[0]),
+        chunk=fields.whole("chunk_size"),
+        execute=fields.whole("n_action_steps"),
+        steps=fields.whole("num_steps" if old else "num_inference_steps"),
+        slots=(fields.whole("max_state_dim"), fields.whole("max_action_dim")),
+        image=fields.wholes(_resolution(folder), count=2)[0],
         wording=wording,
         tokens=tokens.longest,
         tokenizer=tokens.name,
@@ -124,9 +126,9 @@ def _check_lerobot(folder: Folder, said: Said, design: str, options: PiOptions) 
                 f"{said.source}: [options] {name} has no effect here: LeRobot's folder says it"
             )
     field = _resolution(folder)
-    size = folder.needed(field)
-    if not isinstance(size, list) or len(size) != 2 or size[0] != size[1]:
-        raise ValueError(f"{place}: {field} is {size!r:.60}, expected a square, [side, side]")
+    height, width = folder.fields.wholes(field, count=2)
+    if height != width:
+        raise ValueError(f"{place}: {field} is {height}×{width}, expected a square")
     for key in folder.camera_keys.values():
         if not np.array_equal(folder.normaliser(key).apply(np.ones(3)), np.ones(3)):
             raise ValueError(
@@ -165,7 +167,7 @@ def _resolution(folder: Folder) -> str:
 def _tokens(folder: Folder) -> Tokens:
     """How a prompt becomes tokens: by its processor or, before 0.4, by LeRobot's code."""
     if folder.before is None:
-        return Tokens(PALIGEMMA, int(folder.needed("tokenizer_max_length")))
+        return Tokens(PALIGEMMA, folder.fields.whole("tokenizer_max_length"))
     found = folder.tokens
     if found is None or found.padding != "right":
         raise ValueError(
@@ -208,12 +210,13 @@ def _lerobots_wording(folder: Folder, design: str) -> tuple[Wording, tuple[str, 
 def _read_openpi(said: Said, design: str, options: PiOptions) -> Checkpoint:
     root = said.checkpoint
     config = read_json(root / CONFIG, fix=COPY)
+    fields = Fields(config, root / CONFIG)
     tensors = open_safetensors(root / WEIGHTS)
     file = _norm_stats(root, options)
     mode: Mode = "mean_std" if design == "pi0" else "quantiles"
     state = _openpis_normaliser(file, "state", mode)
     actions = _openpis_normaliser(file, "actions", mode)
-    chunk = int(config["action_horizon"])
+    chunk = fields.whole("action_horizon")
     if options.padding == OLD_PADDING or getattr(options, "padded_state", False):
         raise ValueError(
             f"{said.source}: [options] padding -3 and padded_state are for checkpoints of "
@@ -234,7 +237,7 @@ def _read_openpi(said: Said, design: str, options: PiOptions) -> Checkpoint:
         chunk=chunk,
         execute=chunk,
         steps=10,
-        slots=(int(config["action_dim"]), int(config["action_dim"])),
+        slots=(fields.whole("action_dim"), fields.whole("action_dim")),
         image=None,
         wording="cleaned" if design == "pi0" else "state",
         tokens=TOKENS[design],

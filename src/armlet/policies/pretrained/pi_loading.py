@@ -18,6 +18,7 @@ from armlet.policies.pretrained.card import (
     parts_of,
     relative_remarks,
 )
+from armlet.policies.pretrained.fields import Fields, sizes_from
 from armlet.policies.pretrained.files import COPY, Tensors, fill
 from armlet.policies.pretrained.lerobot import CONFIG, WEIGHTS
 from armlet.policies.pretrained.pi_files import (
@@ -148,7 +149,8 @@ def load(
             f"words and {found.root / WEIGHTS} {rows}: it is another network's; name PaliGemma's "
             "in `tokenizer` in policy.toml"
         )
-    policy = rebuild(description, tokenizer, empty=True)
+    with sizes_from(found.root / CONFIG):
+        policy = rebuild(description, tokenizer, empty=True)
     dtypes = {name: tensor.dtype for name, tensor in policy.state_dict().items()}
 
     def in_place(name: str, tensor: Tensor) -> Tensor:
@@ -193,6 +195,7 @@ def described(
         fit=found.fit,
         relative=found.relative,
     )
+    fields = Fields(found.config, found.root / CONFIG)
     network = {
         "design": design,
         "sizes": sizes,
@@ -204,14 +207,14 @@ def described(
         "padding": options.padding,
         "box": found.box,
         "count_padding": options.count_padding,
-        "min_period": found.config.get("min_period", 0.004),
-        "max_period": found.config.get("max_period", 4.0),
+        "min_period": fields.real("min_period", 0.004, above=0),
+        "max_period": fields.real("max_period", 4.0, above=0),
         "beta": (
-            found.config.get("time_sampling_beta_alpha", 1.5),
-            found.config.get("time_sampling_beta_beta", 1.0),
+            fields.real("time_sampling_beta_alpha", 1.5, above=0),
+            fields.real("time_sampling_beta_beta", 1.0, above=0),
         ),
-        "time_scale": found.config.get("time_sampling_scale", 0.999),
-        "time_offset": found.config.get("time_sampling_offset", 0.001),
+        "time_scale": fields.real("time_sampling_scale", 0.999),
+        "time_offset": fields.real("time_sampling_offset", 0.001),
         "seed": options.seed,
         "half": _half(said, found.tensors),
     }

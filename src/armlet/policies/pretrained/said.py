@@ -25,6 +25,7 @@ from typing import Any, Literal, TypeVar, get_args
 
 import torch
 
+from armlet import limits
 from armlet.policies.precisions import SHORT
 from armlet.robot.client.address import is_address
 from armlet.robot.description import Described, UnknownRobotError, completed, from_table
@@ -88,9 +89,11 @@ class Said:
             )
         values = {}
         for name, value in self.options.items():
-            values[name] = tuple(value) if isinstance(value, list) else value
+            values[name] = _as_tuple(value)
         try:
-            return kind(**values)
+            found = kind(**values)
+            limits.typed(found)
+            return found
         except (TypeError, ValueError) as error:
             raise ValueError(f"{self.source}: [options]: {error}") from error
 
@@ -144,11 +147,18 @@ class Said:
         return names or ()
 
 
+def _as_tuple(value: Any) -> Any:
+    """Lists of TOML, also in one another, as a frozen dataclass has them."""
+    return tuple(map(_as_tuple, value)) if isinstance(value, list) else value
+
+
 def read_said(place: Path) -> Said:
     """What is said of a checkpoint: `place` is a `policy.toml`, or a checkpoint's folder, with one
     in it or without. Raises FileNotFoundError, and ValueError naming the file and what in it will
     not do."""
     file = place / FILE if place.is_dir() else place
+    if file.is_dir():
+        raise ValueError(f"{file} is a folder, expected a file; remove it, or put the file there")
     if not file.is_file():
         if place.is_dir():
             return Said(place, place)
@@ -179,9 +189,13 @@ def _check_table(table: dict[str, Any], file: Path) -> None:
     for name in ("cameras", "options", "robot"):
         if not isinstance(table.get(name, {}), dict):
             raise ValueError(f"{file}: {name} is {table[name]!r:.60}, expected a table, [{name}]")
-    for name, kind in (("checkpoint", str), ("kind", str), ("tokenizer", str), ("execute", int)):
-        if not isinstance(table.get(name, kind()), kind):
-            raise ValueError(f"{file}: {name} is {table[name]!r:.60}, expected {kind.__name__}")
+    for name in ("checkpoint", "kind", "tokenizer", "precision"):
+        if not isinstance(table.get(name, ""), str):
+            raise ValueError(f"{file}: {name} is {table[name]!r:.60}, expected a text")
+        if table.get(name) == "":
+            raise ValueError(f"{file}: {name} is empty; say it, or leave it out")
+    if type(table.get("execute", 1)) is not int:  # true is an int, too
+        raise ValueError(f"{file}: execute is {table['execute']!r:.60}, expected a whole number")
     if not all(isinstance(each, str) for each in table.get("cameras", {}).values()):
         raise ValueError(f"{file}: [cameras] holds more than names: {table['cameras']!r:.120}")
     if table.get("precision", "fp32") not in get_args(Kept):

@@ -30,6 +30,7 @@ from armlet.policies.pretrained.card import (
     parts_of,
     relative_remarks,
 )
+from armlet.policies.pretrained.fields import sizes_from
 from armlet.policies.pretrained.files import COPY, Names, Tensors, fill
 from armlet.policies.pretrained.lerobot import (
     ACTION,
@@ -174,9 +175,9 @@ def describe(said: Said) -> Card:
         work=work,
         state_dims=folder.size(STATE),
         action_dims=folder.size(ACTION),
-        chunk=_whole(folder, "chunk_size"),
+        chunk=folder.fields.whole("chunk_size"),
         execute=_execute(said, folder),
-        steps=options.steps or _whole(folder, "num_steps"),
+        steps=options.steps or folder.fields.whole("num_steps"),
         layers=len(reads),
         parts=parts_of(folder.tensors, ROOMS),
         dtypes=dtypes_of(folder.tensors),
@@ -192,7 +193,7 @@ def describe(said: Said) -> Card:
 
 
 def _in_words(folder: Folder, vlm: Vlm, reads: tuple[str, ...]) -> dict[str, str]:
-    text = text_of(vlm, _real(folder, "expert_width_multiplier"))
+    text = text_of(vlm, folder.fields.real("expert_width_multiplier", above=0, most=16))
     return {
         "language model": f"{len(reads)} layers, {text.width} wide, {text.heads} heads of "
         f"{text.head}, {text.kv_heads} of keys and values",
@@ -236,7 +237,8 @@ def load(said: Said, robot: RobotSpec | None) -> Backbone:
     )
     sizes = replace(_sizes(said, folder, vlm, robot), pad=pad, marks=marks)
     _check_rooms(folder, sizes, body)
-    policy = rebuild(described(sizes, body), tokenizer, empty=True)
+    with sizes_from(folder.root / CONFIG):
+        policy = rebuild(described(sizes, body), tokenizer, empty=True)
     fill(policy, folder.tensors, _names(sizes.layers, folder.tensors), dtype=said.dtype)
     return policy.eval()
 
@@ -246,28 +248,27 @@ def _sizes(said: Said, folder: Folder, vlm: Vlm, robot: RobotSpec | None) -> Siz
     options = said.as_options(Options)
     reads = _reads(folder, vlm)
     cameras, blanks = _cameras(said, options, folder, robot)
-    picture = folder.needed("resize_imgs_with_padding")
     precisions = _precisions(said, folder.tensors, reads)
     return Sizes(
-        text=text_of(vlm, _real(folder, "expert_width_multiplier")),
+        text=text_of(vlm, folder.fields.real("expert_width_multiplier", above=0, most=16)),
         eye=vlm.eye,
         shuffle=vlm.shuffle,
         cameras=cameras,
         layers=reads,
-        chunk=_whole(folder, "chunk_size"),
+        chunk=folder.fields.whole("chunk_size"),
         execute=_execute(said, folder),
-        steps=options.steps or _whole(folder, "num_steps"),
+        steps=options.steps or folder.fields.whole("num_steps"),
         text_tokens=_tokens(folder).longest,
-        state_room=_whole(folder, "max_state_dim"),
-        action_room=_whole(folder, "max_action_dim"),
-        picture=None if picture is None else (int(picture[0]), int(picture[1])),
-        min_period=_real(folder, "min_period"),
-        max_period=_real(folder, "max_period"),
+        state_room=folder.fields.whole("max_state_dim"),
+        action_room=folder.fields.whole("max_action_dim"),
+        picture=_picture(folder),
+        min_period=folder.fields.real("min_period", above=0),
+        max_period=folder.fields.real("max_period", above=0),
         pad=vlm.pad,
         padded=_tokens(folder).one_length,
         new_line=_new_line(folder),
-        blanks=min(len(blanks), _whole(folder, "empty_cameras", 0)),
-        prefix_length=_whole(folder, "prefix_length", 0),
+        blanks=min(len(blanks), folder.fields.whole("empty_cameras", 0, least=0, most=64)),
+        prefix_length=folder.fields.whole("prefix_length", 0, least=-1),
         vision_positions=options.vision_positions,
         loss=options.loss,
         seed=options.seed,
@@ -322,40 +323,18 @@ def _check(folder: Folder) -> None:
         raise ValueError(f"{place} has no camera among its input_features, expected one; {COPY}")
     if not folder.size(ACTION):
         raise ValueError(f"{place} has no {ACTION!r} among its output_features; {COPY}")
-    mode = folder.config.get("attention_mode", "cross_attn")
-    if mode not in ("cross_attn", "self_attn"):
-        raise ValueError(f"{place}: attention_mode is {mode!r}, expected cross_attn or self_attn")
-    picture = folder.config.get("resize_imgs_with_padding")
-    if picture is not None and not _is_size(picture):
-        raise ValueError(
-            f"{place}: resize_imgs_with_padding is {picture!r}, expected [width, height] or null"
-        )
+    _picture(folder)
 
 
-def _is_size(value: Any) -> bool:
-    """Whether this is [width, height]."""
-    if not isinstance(value, list) or len(value) != 2:
-        return False
-    return all(isinstance(each, int) and each > 0 for each in value)
-
-
-def _whole(folder: Folder, name: str, usual: int | None = None) -> int:
-    """A whole number of the config; without a usual one it must be there."""
-    value = folder.needed(name) if usual is None else folder.config.get(name, usual)
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ValueError(
-            f"{folder.root / CONFIG}: {name} is {value!r:.60}, expected a whole number; {COPY}"
-        )
-    return value
-
-
-def _real(folder: Folder, name: str) -> float:
-    value = folder.needed(name)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-        raise ValueError(
-            f"{folder.root / CONFIG}: {name} is {value!r:.60}, expected a number above 0; {COPY}"
-        )
-    return float(value)
+def _picture(folder: Folder) -> tuple[int, int] | None:
+    """(width, height) that pictures are brought to; None: they are taken as they are."""
+    name = "resize_imgs_with_padding"
+    if folder.fields.values.get(name) is None:
+        if name not in folder.fields:
+            raise ValueError(f"{folder.root / CONFIG} has no {name!r}; {COPY}")
+        return None
+    width, height = folder.fields.wholes(name, count=2)
+    return width, height
 
 
 def _check_rooms(folder: Folder, sizes: Sizes, body: Body) -> None:
@@ -376,8 +355,8 @@ def _check_rooms(folder: Folder, sizes: Sizes, body: Body) -> None:
 
 
 def _execute(said: Said, folder: Folder) -> int:
-    execute = said.execute or _whole(folder, "n_action_steps")
-    chunk = _whole(folder, "chunk_size")
+    execute = said.execute or folder.fields.whole("n_action_steps")
+    chunk = folder.fields.whole("chunk_size")
     if not 1 <= execute <= chunk:
         raise ValueError(
             f"{said.source if said.execute else folder.root / CONFIG}: {execute} actions of a "
@@ -394,9 +373,11 @@ def _tokens(folder: Folder) -> Tokens:
             f"{folder.root}: no step of its preprocessor reads words (tokenizer_processor); {COPY}"
         )
     if found is None:
-        pads = folder.config.get("pad_language_to", "longest")
-        name = str(folder.needed("vlm_model_name"))
-        found = Tokens(name, _whole(folder, "tokenizer_max_length"), padded=str(pads))
+        fields = folder.fields
+        pads = fields.text("pad_language_to", "longest", known=("longest", "max_length"))
+        found = Tokens(
+            fields.text("vlm_model_name"), fields.whole("tokenizer_max_length"), padded=pads
+        )
     if found.padding != "right":
         raise ValueError(f"{folder.root}: words are padded on the {found.padding}, expected right")
     return found
@@ -408,7 +389,7 @@ def _new_line(folder: Folder) -> bool:
 
 def _layers(folder: Folder, vlm: Vlm) -> int:
     """Of the language model: the first of the VLM's."""
-    asked = _whole(folder, "num_vlm_layers")
+    asked = folder.fields.whole("num_vlm_layers", least=-1)
     if asked > vlm.layers:
         raise ValueError(
             f"{folder.root / CONFIG}: num_vlm_layers is {asked}, and its VLM has {vlm.layers}"
@@ -418,12 +399,12 @@ def _layers(folder: Folder, vlm: Vlm) -> int:
 
 def _reads(folder: Folder, vlm: Vlm) -> tuple[str, ...]:
     layers = _layers(folder, vlm)
-    experts = _whole(folder, "num_expert_layers", 0)
+    experts = folder.fields.whole("num_expert_layers", 0, least=-1)
     return reads_of(
         layers,
         experts if experts > 0 else layers,
-        _whole(folder, "self_attn_every_n_layers", -1),
-        str(folder.config.get("attention_mode", "cross_attn")),
+        folder.fields.whole("self_attn_every_n_layers", -1, least=-1),
+        folder.fields.text("attention_mode", "cross_attn", known=("cross_attn", "self_attn")),
         folder.root / CONFIG,
     )
 
@@ -537,7 +518,7 @@ def _choices(folder: Folder) -> tuple[Choice, ...]:
         Choice(
             "steps",
             (1, 10),
-            _whole(folder, "num_steps"),
+            folder.fields.whole("num_steps"),
             "of denoising: how long it takes",
         ),
     )

@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from armlet.data.files import read_json
+from armlet.policies.pretrained.fields import Fields
 from armlet.policies.pretrained.files import COPY
 
 Positions = Literal["right", "shifted"]
 Loss = Literal["masked", "padded"]
+DEEPEST = 1024  # layers of a VLM's two parts; published ones have 32
 BASE = 10_000.0  # of the rotary positions, whatever the VLM's own `rope_theta` says
 
 
@@ -171,54 +173,56 @@ def read_vlm(folder: Path) -> Vlm:
 def vlm_of(said: Mapping[str, Any], place: Path | str) -> Vlm:
     """A VLM's config as read from `place`. Raises ValueError naming a field that is missing, or of
     which nothing is known here."""
-    parts = {}
+    whole = Fields(said, place)
     for part in ("text_config", "vision_config"):
         if not isinstance(said.get(part), dict):
             raise ValueError(f"{place} has no `{part}`: it is no config of a SmolVLM; {COPY}")
-        parts[part] = said[part]
-
-    def number(part: str, name: str) -> int:
-        value = parts[part].get(name)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(
-                f"{place}: {part}.{name} is {value!r}, expected a whole number; give the folder of "
-                "the VLM with its config whole"
-            )
-        return value
-
-    text = parts["text_config"]
-    kind = text.get("model_type", "llama")
-    if kind != "llama":
-        raise ValueError(f"{place}: the language model is a {kind!r}, expected 'llama'")
-    width = number("text_config", "hidden_size")
-    heads = number("text_config", "num_attention_heads")
-    head = text.get("head_dim") or width // heads
+    text = whole.table("text_config")
+    text.text("model_type", "llama", known=("llama",))
+    width = text.whole("hidden_size")
+    heads = text.whole("num_attention_heads")
+    # Most of a Llama's config may be null, for what is usual.
+    kv_heads = text.whole_or_none("num_key_value_heads") or heads
+    head = text.whole_or_none("head_dim") or width // heads
+    if heads % kv_heads or not head:
+        raise ValueError(
+            f"{place}: text_config of width {width} has {heads} heads of {head} numbers, of which "
+            f"{kv_heads} have keys and values: expected a divisor; {COPY}"
+        )
     sizes = {
         "width": width,
-        "inner": number("text_config", "intermediate_size"),
+        "inner": text.whole("intermediate_size"),
         "heads": heads,
-        "kv_heads": int(text.get("num_key_value_heads") or heads),
-        "head": int(head),
-        "vocabulary": number("text_config", "vocab_size"),
-        "epsilon": float(text.get("rms_norm_eps", 1e-5)),
-        "activation": str(text.get("hidden_act", "silu")),
-        "attention_bias": bool(text.get("attention_bias", False)),
-        "mlp_bias": bool(text.get("mlp_bias", False)),
+        "kv_heads": kv_heads,
+        "head": head,
+        "vocabulary": text.whole("vocab_size", most=2**22),
+        "epsilon": text.real("rms_norm_eps", 1e-5, above=0),
+        "activation": text.text("hidden_act", "silu"),
+        "attention_bias": text.flag("attention_bias", False),
+        "mlp_bias": text.flag("mlp_bias", False),
     }
-    vision = parts["vision_config"]
+    vision = whole.table("vision_config")
     eye = Eye(
-        width=number("vision_config", "hidden_size"),
-        inner=number("vision_config", "intermediate_size"),
-        layers=number("vision_config", "num_hidden_layers"),
-        heads=number("vision_config", "num_attention_heads"),
-        image=number("vision_config", "image_size"),
-        patch=number("vision_config", "patch_size"),
-        epsilon=float(vision.get("layer_norm_eps", 1e-6)),
-        activation=str(vision.get("hidden_act", "gelu_pytorch_tanh")),
+        width=vision.whole("hidden_size"),
+        inner=vision.whole("intermediate_size"),
+        layers=vision.whole("num_hidden_layers", most=DEEPEST),
+        heads=vision.whole("num_attention_heads"),
+        image=vision.whole("image_size"),
+        patch=vision.whole("patch_size"),
+        epsilon=vision.real("layer_norm_eps", 1e-6, above=0),
+        activation=vision.text("hidden_act", "gelu_pytorch_tanh"),
     )
-    pad = said.get("pad_token_id", text.get("pad_token_id"))
-    layers = number("text_config", "num_hidden_layers")
-    return Vlm(sizes, eye, int(said.get("scale_factor", 2)), layers, int(pad or 0))
+    if eye.width % eye.heads or eye.image < eye.patch:
+        raise ValueError(
+            f"{place}: vision_config of width {eye.width} has {eye.heads} heads, and pictures of "
+            f"{eye.image} pixels patches of {eye.patch}: expected a divisor, and one patch at least; "
+            f"{COPY}"
+        )
+    pad = whole.whole_or_none("pad_token_id", least=0, most=2**22)
+    if pad is None:
+        pad = text.whole_or_none("pad_token_id", least=0, most=2**22)
+    layers = text.whole("num_hidden_layers", most=DEEPEST)
+    return Vlm(sizes, eye, whole.whole("scale_factor", 2), layers, pad or 0)
 
 
 def expert_inner(width: int) -> int:

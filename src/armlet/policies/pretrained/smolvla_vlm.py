@@ -68,7 +68,7 @@ def find_vlm(said: Said, folder: Folder) -> tuple[Vlm, str]:
                 f"{place} is of another VLM than {folder.root / WEIGHTS}: {'; '.join(wrong)}"
             )
         return vlm, str(place / "config.json")
-    name = str(folder.needed("vlm_model_name"))
+    name = folder.fields.text("vlm_model_name")
     asked = (
         f"give the folder of that VLM (config.json, tokenizer.json) as `vlm` in [options] of {FILE}"
     )
@@ -136,7 +136,7 @@ def read_words(
     special = _special_tokens(place)
     pad = tokenizer.token_to_id(special["pad_token"]) if "pad_token" in special else None
     marks: tuple[int, ...] = ()
-    if folder.config.get("add_image_special_tokens", False):
+    if folder.fields.flag("add_image_special_tokens", False):
         ids = []
         for what, usual in (("fake_image_token", FAKE), ("global_image_token", GLOBAL)):
             token = special.get(what, usual)
