@@ -139,6 +139,8 @@ def test_every_byte_of_a_picture_survives_the_way_through_floats() -> None:
     floats = bytes_.float()
     floats /= 255
     assert np.array_equal(pictures_of(floats, "x"), bytes_.movedim(1, -1).numpy())
+    # And so does what a decoder leaves a little beside.
+    assert np.array_equal(pictures_of(floats - 1e-6, "x"), bytes_.movedim(1, -1).numpy())
     assert np.array_equal(pictures_of(bytes_, "x"), bytes_.movedim(1, -1).numpy())
     with pytest.raises(ValueError, match="normalises pictures itself"):
         pictures_of(floats * 2 - 1, "x")
