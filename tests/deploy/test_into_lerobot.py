@@ -2,6 +2,8 @@
 own loader says; and one action at a time is what the closed loop carries out."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -139,6 +141,8 @@ def test_every_byte_of_a_picture_survives_the_way_through_floats() -> None:
     floats = bytes_.float()
     floats /= 255
     assert np.array_equal(pictures_of(floats, "x"), bytes_.movedim(1, -1).numpy())
+    # And so does what a decoder leaves a little beside.
+    assert np.array_equal(pictures_of(floats - 1e-6, "x"), bytes_.movedim(1, -1).numpy())
     assert np.array_equal(pictures_of(bytes_, "x"), bytes_.movedim(1, -1).numpy())
     with pytest.raises(ValueError, match="normalises pictures itself"):
         pictures_of(floats * 2 - 1, "x")
@@ -208,3 +212,17 @@ def test_more_actions_than_a_chunk_has_are_refused() -> None:
     player = Player(policy, execute=5)
     with pytest.raises(ValueError, match="5 actions of each chunk"):
         player.act({}, np.zeros(4, np.float32), "")
+
+
+def test_an_older_hub_library_does_for_folders_and_is_named_for_names() -> None:
+    """As in LeRobot's environments."""
+    older = "import huggingface_hub.errors as e; del e.CachedRepoTreeNotFoundError\n"
+    for code, needed in (
+        ("import armlet.deploy.lerobot", False),
+        ("import armlet.data.download", True),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", older + code], capture_output=True, text=True, check=False
+        )
+        assert (done.returncode != 0) is needed, done.stderr
+        assert ("need huggingface_hub 2.4 or newer" in done.stderr) is needed

@@ -9,6 +9,7 @@ import hashlib
 import importlib.metadata
 import json
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -20,9 +21,9 @@ from lerobot_side import define_torchvision_operators
 
 def torchvision_is_anothers() -> bool:
     """Whether torchvision was compiled for another torch, and brings no operators."""
-    wanted = [
-        each for each in importlib.metadata.requires("torchvision") or () if "torch==" in each
-    ]
+    # `torch==2.10.0`, or `torch (==2.10.0)`.
+    asked = importlib.metadata.requires("torchvision") or ()
+    wanted = [each for each in asked if re.match(r"torch\b.*==", each)]
     return bool(wanted) and torch.__version__.partition("+")[0] not in wanted[0]
 
 

@@ -179,11 +179,11 @@ def _what(card: Card) -> str:
         runtime = contents.said.get("runtime", "")
         precision = contents.said.get("precision", "")
         return (
-            f"A robot policy that [armlet](https://github.com/armlet/armlet) distilled{teacher}{by} "
+            f"A robot policy that armlet distilled{teacher}{by} "
             f"and exported: {runtime}, {precision}. A robot needs numpy and the runtime, no PyTorch."
         )
     return (
-        f"A robot policy (`{contents.kind}`) that [armlet](https://github.com/armlet/armlet) "
+        f"A robot policy (`{contents.kind}`) that armlet "
         f"distilled{teacher}{by}. Fingerprint `{contents.fingerprint}`."
     )
 

@@ -198,7 +198,7 @@ def pictures_of(values: Tensor, key: str) -> np.ndarray:
             f"{key}: numbers from {float(last.min()):g} to {float(last.max()):g}, expected 0 to 1: a "
             "student normalises pictures itself; leave VISUAL as IDENTITY"
         )
-    # 255 · (v / 255) is not always v in single precision, and never further than rounding reaches.
+    # To the nearest whole number, as decoders and augmentations leave some between.
     return np.ascontiguousarray((last.float() * 255).round().clamp(0, 255).byte().cpu().numpy())
 
 

@@ -28,7 +28,7 @@ from armlet.policies.checkpoint import (
     MANIFEST,
     TOKENIZER,
     WEIGHTS,
-    load_policy,
+    load_with_fingerprint,
     read_provenance,
 )
 from armlet.policies.contract import Backbone
@@ -56,6 +56,7 @@ class ArmletPolicy(PreTrainedPolicy):
             )
         self.student = student
         self.provenance: dict[str, Any] = {}
+        self.read_as = ""  # the fingerprint of the student that was read
         # What no stage of armlet trains, LeRobot does not train either.
         for name, parameter in student.named_parameters():
             if name in student.kept_weights:
@@ -94,7 +95,9 @@ class ArmletPolicy(PreTrainedPolicy):
             folder = Path(found)
         if config is None:
             config = ArmletConfig.from_pretrained(folder)
-        policy = cls(config, load_policy(folder, device=str(config.device)))
+        student, fingerprint = load_with_fingerprint(folder, device=str(config.device))
+        policy = cls(config, student)
+        policy.read_as = fingerprint
         policy.provenance = read_provenance(folder)
         policy.to(config.device)
         policy.eval()
@@ -110,8 +113,8 @@ class ArmletPolicy(PreTrainedPolicy):
         for left_out in ("pretrained_revision", "pretrained_path"):
             fields.pop(left_out, None)
         provenance = self.provenance
-        if self.config.fingerprint and not provenance.get("fine_tuned_from"):
-            provenance = {**provenance, "fine_tuned_from": self.config.fingerprint}
+        if self.read_as and not provenance.get("fine_tuned_from"):
+            provenance = {**provenance, "fine_tuned_from": self.read_as}
         weights = kwargs.get("state_dict")
         if weights is not None:
             self.load_state_dict(weights)
