@@ -11,7 +11,7 @@ import importlib.metadata
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +20,7 @@ import numpy as np
 from armlet import limits
 from armlet.benchmarks import Benchmark, benchmark_robot
 from armlet.data.files import atomic_folder
-from armlet.deploy import gates, onnx, openvino
+from armlet.deploy import fusing, gates, onnx, openvino
 from armlet.deploy.frames import texts_of
 from armlet.deploy.graph import GraphError, Route, capture, route_of, single
 from armlet.evaluation.measure import environment
@@ -38,10 +38,14 @@ from armlet.robot.exported import (
     Description,
     GraphFile,
     load_exported,
+    read_description,
 )
+from armlet.robot.fit import View
+from armlet.robot.inputs import Inputs
 from armlet.robot.observation import Observation
+from armlet.robot.reading.own import NoWords
 from armlet.robot.runtimes import LIBRARIES, Runtime, feeds
-from armlet.robot.spec import RobotSpec
+from armlet.robot.spec import CameraSpec, RobotSpec
 from armlet.rollout.pool import threads
 
 Precision = Literal["fp32", "fp16", "bf16", "int8", "int8_static"]
@@ -75,6 +79,8 @@ class How:
     frames, how much larger its error may be, as a share."""
     calls: int = 300
     """Decisions that are timed."""
+    portable: bool = False
+    """onnx: only operators of the ONNX standard, for runtimes of other machines; slower."""
     slower: bool = False
     """Write the folder even where it is slower than PyTorch."""
 
@@ -83,6 +89,10 @@ class How:
         limits.check(self, margin=(ABOVE_0, 1), budget=(ABOVE_0, 1), threads=(1, MOST))
         if self.runtime not in PRECISIONS:
             raise ValueError(f"runtime is {self.runtime!r}, expected {' or '.join(PRECISIONS)}")
+        if self.portable and self.runtime != "onnx":
+            raise ValueError(
+                "portable would have no effect: only an ONNX file has operators to keep"
+            )
         there = PRECISIONS[self.runtime]
         if self.precision not in there:
             raise ValueError(
@@ -131,20 +141,42 @@ def export(
             "says nothing of the others"
         )
     with atomic_folder(out) as part, threads(how.threads):
-        graphs, routes = _graphs(policy, how, frames, part)
-        description = _describe(policy, how, graphs)
-        if len(policy.inputs.words([frames[0].instruction])[0][0]):
-            policy.body.tokenizer.save(str(part / TOKENIZER))
-        (part / REQUIREMENTS).write_text(requirements(how.runtime))
         made = {
             "policy": {"fingerprint": fingerprint, "folder": Path(place).name, "kind": policy.kind},
             "made_with": {**environment(), **_versions(how.runtime), "threads": how.threads},
         }
-        _write(part, description, made, {})
+        routes = assemble(policy, how, frames, part, made)
         acting_in = None if measured_elsewhere else world
         measured = _measure(policy, part, how, frames, routes, acting_in, expert, texts)
-        _write(part, description, made, measured)
+        said = {**read_description(part), "gates": measured}
+        _write(part, said)
     return out
+
+
+def assemble(
+    policy: Backbone, how: How, frames: Sequence[Observation], part: Path, made: dict[str, Any]
+) -> list[tuple[Backbone, Route]]:
+    """An exported folder that has not been measured, in the folder `part`; returns what each graph
+    is of: the policy at that budget, and the route that it was captured with. `made`: what it says
+    of where it comes from. Raises as `export` does, but for the gates."""
+    inputs = _inputs(policy, frames[0])
+    inputs.to_json()  # where its words cannot be written down, nothing else need be tried
+    graphs, routes = _graphs(policy, how, frames, part)
+    description = Description(
+        runtime=how.runtime,
+        precision=how.precision,
+        robot=_robot(policy, inputs),
+        inputs=inputs,
+        outputs=policy.outputs,
+        execute=policy.execute,
+        ensemble=policy.ensemble,
+        graphs=graphs,
+    )
+    if not isinstance(inputs.words, NoWords):
+        policy.body.tokenizer.save(str(part / TOKENIZER))
+    (part / REQUIREMENTS).write_text(requirements(how.runtime), encoding="utf-8")
+    _write(part, {"version": VERSION, **made, **description.to_json(), "gates": {}})
+    return routes
 
 
 def requirements(runtime: Runtime) -> str:
@@ -197,14 +229,21 @@ def _write_graph(
     source = work / f"{name}.onnx"
     onnx.write(program, names, source)
     chosen = source
+    if how.runtime == "onnx" and not how.portable:
+        chosen = work / "fused" / f"{name}.onnx"
+        chosen.parent.mkdir()
+        fusing.fuse(source, chosen)
+    single_precision = chosen
     if how.precision in ("int8", "int8_static"):
         chosen = work / "int8" / f"{name}.onnx"
         chosen.parent.mkdir()
         if how.precision == "int8":
-            onnx.quantise(source, chosen)
+            onnx.quantise(single_precision, chosen)
         else:
             some = frames[:: max(1, len(frames) // CALIBRATED_ON)]
-            onnx.calibrate(source, chosen, [feeds(policy.inputs.arrays([each])) for each in some])
+            onnx.calibrate(
+                single_precision, chosen, [feeds(policy.inputs.arrays([each])) for each in some]
+            )
     if how.runtime == "openvino":
         made = work / "openvino" / f"{name}.xml"
         made.parent.mkdir()
@@ -220,23 +259,27 @@ def _write_graph(
     return files
 
 
-def _describe(policy: Backbone, how: How, graphs: tuple[GraphFile, ...]) -> Description:
-    return Description(
-        runtime=how.runtime,
-        precision=how.precision,
-        robot=policy.robot,
-        inputs=policy.inputs,
-        outputs=policy.outputs,
-        execute=policy.execute,
-        ensemble=policy.ensemble,
-        graphs=graphs,
-    )
+def _inputs(policy: Backbone, frame: Observation) -> Inputs:
+    """What the policy is told; one that takes pictures of any size takes those of the frames, as a
+    graph has one size."""
+    inputs = policy.inputs
+    if inputs.view.fit != "any":
+        return inputs
+    sizes = {}
+    for name in inputs.view.cameras:
+        height, width = np.shape(frame.images[name])[:2]
+        sizes[name] = (height, width)
+    return replace(inputs, view=View(sizes, "exact"))
 
 
-def _write(
-    part: Path, description: Description, made: dict[str, Any], measured: dict[str, Any]
-) -> None:
-    said = {"version": VERSION, **made, **description.to_json(), "gates": measured}
+def _robot(policy: Backbone, inputs: Inputs) -> RobotSpec:
+    cameras = {name: CameraSpec(*size) for name, size in inputs.view.cameras.items()}
+    robot = policy.robot
+    seen = replace(robot.observation, cameras=cameras, fit=inputs.view.fit)
+    return replace(robot, observation=seen)
+
+
+def _write(part: Path, said: dict[str, Any]) -> None:
     (part / FILE).write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
 
 

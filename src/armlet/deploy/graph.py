@@ -9,7 +9,7 @@ runtime and no file.
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from armlet.data.batching import batch_of
 from armlet.layers.router import active_layers
-from armlet.policies.contract import Backbone
+from armlet.policies.contract import Backbone, Pass
 from armlet.policies.routed import Routed
 from armlet.robot.inputs import Arrays
 from armlet.robot.observation import Observation
@@ -74,9 +74,15 @@ class Graph(nn.Module):
             unpadded=True,
         )
         policy = self.policy
-        run = policy.run_layers(policy.embed(batch), batch)
+        last = len(policy.layers) - 1
+        start = policy.embed(batch)
+        state = start
+        for index in range(last):
+            state = policy.run_layer(index, state)
+        state = policy.run_last(last, state)
         # All layers run, and a network whose layers run again while it decodes need not ask.
-        run = replace(run, plan=(1,) * len(policy.layers))
+        gates = torch.ones(1, last + 1)
+        run = Pass(start, state, (), gates, {}, (1,) * (last + 1))
         return policy.decode(run, batch).float()
 
 

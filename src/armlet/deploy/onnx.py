@@ -46,7 +46,7 @@ def write(program: torch.export.ExportedProgram, names: Sequence[str], path: Pat
     onnx = library("onnx")
     library("onnxscript")  # torch's exporter needs it, and says so only in the middle of the work
     size = sum(tensor.nbytes for tensor in program.state_dict.values())
-    with _silent():
+    with silent():
         made = torch.onnx.export(
             program,
             input_names=list(names),
@@ -90,14 +90,14 @@ def inputs_of(path: Path) -> tuple[str, ...]:
 def quantise(source: Path, path: Path) -> None:
     """A graph in single precision → one in int8, dynamic."""
     quantization = _quantization()
-    with _prepared(source, path) as prepared, _silent():
+    with _prepared(source, path) as prepared, silent():
         quantization.quantize_dynamic(
             prepared,
             path,
             op_types_to_quantize=list(PRODUCTS),
             per_channel=True,
             weight_type=quantization.QuantType.QInt8,
-            extra_options={"MatMulConstBOnly": True},
+            extra_options=_options(),
         )
 
 
@@ -105,7 +105,7 @@ def calibrate(source: Path, path: Path, frames: Sequence[Mapping[str, np.ndarray
     """A graph in single precision → one in int8 whose ranges were measured on `frames`, real
     moments by the names of the graph's inputs."""
     quantization = _quantization()
-    with _prepared(source, path) as prepared, _silent():
+    with _prepared(source, path) as prepared, silent():
         quantization.quantize_static(
             prepared,
             path,
@@ -115,7 +115,7 @@ def calibrate(source: Path, path: Path, frames: Sequence[Mapping[str, np.ndarray
             per_channel=True,
             activation_type=quantization.QuantType.QUInt8,
             weight_type=quantization.QuantType.QInt8,
-            extra_options={"MatMulConstBOnly": True},
+            extra_options=_options(),
         )
 
 
@@ -131,6 +131,12 @@ class _Frames:
         return None if fed is None else {name: fed[name] for name in self._names}
 
 
+def _options() -> dict[str, Any]:
+    # Products of two computed matrices, as in attention, stay; and where a runtime's own operators
+    # stand before a product, nobody says of what type it is.
+    return {"MatMulConstBOnly": True, "DefaultTensorType": library("onnx").TensorProto.FLOAT}
+
+
 def _quantization() -> Any:
     library("onnx")
     library("onnxruntime")
@@ -142,7 +148,7 @@ def _prepared(source: Path, path: Path) -> Iterator[Path]:
     """The graph with the shapes of all it computes, as quantising wants it."""
     prepared = path.with_name(path.name + ".prepared")
     try:
-        with _silent():
+        with silent():
             library("onnxruntime.quantization.shape_inference").quant_pre_process(
                 source, prepared, skip_symbolic_shape=True
             )
@@ -152,7 +158,7 @@ def _prepared(source: Path, path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _silent() -> Iterator[None]:
+def silent() -> Iterator[None]:
     """Without what these libraries say of themselves while they work: none of it is about the
     policy."""
     level = logging.root.manager.disable

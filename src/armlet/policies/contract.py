@@ -361,6 +361,11 @@ class Backbone(nn.Module, Policy, Generic[S]):
     def run_layer(self, index: int, state: S) -> S:
         """The state through layer `index`."""
 
+    def run_last(self, index: int, state: S) -> S:
+        """`run_layer` of the last layer, of which only what `decode` reads has to be right, to the
+        last digits but one: for graphs, where nobody watches. Most save nothing there."""
+        return self.run_layer(index, state)
+
     def skip_layer(self, index: int, state: S) -> S:
         """The state past layer `index`, which does not run. It is of the same build as what
         `run_layer` gives, so that the samples of a batch may go either way."""

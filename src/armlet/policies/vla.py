@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
@@ -155,6 +156,32 @@ class VLA(TokenPolicy):
         hidden = self.layers[index](
             state.hidden, attention_mask=state.attention, position_embeddings=state.rotary
         )
+        return replace(state, hidden=hidden)
+
+    def run_last(self, index: int, state: TokenState) -> TokenState:
+        # Only the queries are read of it: they ask, and all tokens answer.
+        from transformers.models.llama.modeling_llama import rotate_half
+
+        assert state.rotary is not None  # `embed` makes them
+        asking = self.head.vectors
+        layer: Any = self.layers[index]  # torch says no more than Module
+        attention = layer.self_attn
+        normed = layer.input_layernorm(state.hidden)
+        cos, sin = (each.unsqueeze(1) for each in state.rotary)  # (1, 1, n, c)
+
+        def heads(tokens: Tensor) -> Tensor:
+            """(b, n, d) → (b, h, n, c)."""
+            return tokens.unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
+
+        queries = heads(attention.q_proj(normed[:, -asking:]))
+        keys = heads(attention.k_proj(normed))
+        queries = queries * cos[:, :, -asking:] + rotate_half(queries) * sin[:, :, -asking:]
+        keys = keys * cos + rotate_half(keys) * sin
+        heard = F.scaled_dot_product_attention(
+            queries, keys, heads(attention.v_proj(normed)), state.attention, scale=attention.scaling
+        )
+        hidden = state.hidden[:, -asking:] + attention.o_proj(heard.transpose(1, 2).flatten(2))
+        hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
         return replace(state, hidden=hidden)
 
     def condition(self, state: TokenState) -> Tensor:

@@ -22,6 +22,7 @@ from armlet.robot.inputs import Arrays
 
 Runtime = Literal["onnx", "openvino"]
 IMAGE = "image."
+NUMBERS = ("text", "state", "previous_action")
 OUTPUT = "actions"
 # What is installed for each, and what it is imported as.
 LIBRARIES = {"onnx": "onnxruntime", "openvino": "openvino"}
@@ -67,7 +68,7 @@ def load_graph(path: Path, runtime: Runtime, precision: str, *, threads: int = 1
     except Exception as error:  # both libraries raise classes of their own
         raise ValueError(
             f"{path} cannot be read by {LIBRARIES[runtime]} {library.__version__} "
-            f"({type(error).__name__}: {str(error).strip().splitlines()[0]:.200}); copy the folder "
+            f"({type(error).__name__}: {' '.join(str(error).split()):.400}); copy the folder "
             "again, or install the version that its requirements.txt names"
         ) from error
 
@@ -81,6 +82,14 @@ def _library(runtime: Runtime) -> Any:
             f"{name} is not installed, and this policy was exported for it: pip install -r "
             "FOLDER/requirements.txt, which names the version it was measured with"
         ) from error
+
+
+def _named(names: set[str]) -> str:
+    """Which of an input's names is that of what is fed."""
+    for name in sorted(names):
+        if name.startswith(IMAGE) or name in NUMBERS:
+            return name
+    raise ValueError(f"an input is named {', '.join(sorted(names))}, and nothing is fed so")
 
 
 class OnnxGraph:
@@ -115,7 +124,8 @@ class OpenVINOGraph:
         }
         compiled = library.Core().compile_model(str(path), "CPU", options)
         self._request = compiled.create_infer_request()
-        self.names = tuple(each.any_name for each in compiled.inputs)
+        # An input may have names of what is computed of it at once, too.
+        self.names = tuple(_named(each.names) for each in compiled.inputs)
 
     def __call__(self, fed: Mapping[str, np.ndarray]) -> np.ndarray:
         own = {name: fed[name] for name in self.names}
