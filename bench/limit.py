@@ -24,6 +24,7 @@ from armlet.deploy.moments import Where, meet
 from armlet.deploy.operations import count
 from armlet.evaluation.measure import environment, latency
 from armlet.machine import Machine
+from armlet.measuring import Runtime
 from armlet.policies.contract import Backbone, Policy
 from armlet.rollout.pool import threads
 
@@ -34,7 +35,7 @@ WANTED = 0.7  # of the limit, in the best runtime
 class Arguments:
     policy: str = "checkpoints/tabletop-teacher"
     benchmark: str = "tabletop"
-    runtimes: tuple[str, ...] | None = None  # None: those that are installed
+    runtimes: tuple[Runtime, ...] | None = None  # None: those that are installed
     calls: int = 1000
     threads: int = 1
     out: Path = Path("docs/machinery/limit.json")

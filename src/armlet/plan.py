@@ -27,6 +27,7 @@ from armlet.deploy.plan_page import Checked
 from armlet.deploy.planning import EAGER, Choice, Plan, Way
 from armlet.deploy.profiling import Profile, Setting, profile
 from armlet.evaluation.measure import latency
+from armlet.measuring import Runtime
 from armlet.policies.acting import load_actor
 from armlet.policies.contract import Backbone, Policy
 from armlet.policies.pretrained import kinds
@@ -44,7 +45,7 @@ def main(
     /,
     *,
     target_ms: float | None = None,
-    runtimes: tuple[str, ...] | None = None,
+    runtimes: tuple[Runtime, ...] | None = None,
     check: tuple[str, ...] = (),
     where: Annotated[Where, tyro.conf.arg(name="")] = ANYWHERE,
     calls: int = 200,
@@ -84,7 +85,7 @@ def _plan(
     policy: str,
     target: float,
     where: Where,
-    runtimes: tuple[str, ...],
+    runtimes: tuple[Runtime, ...],
     out: Path,
     calls: int,
     threads: int,
@@ -142,7 +143,7 @@ def _teacher(met: Met) -> Backbone:
 
 
 def _others(
-    met: Met, runtimes: tuple[str, ...], cut: Backbone, eager: Way, found: Profile, calls: int
+    met: Met, runtimes: tuple[Runtime, ...], cut: Backbone, eager: Way, found: Profile, calls: int
 ) -> list[Way]:
     """The lines of other runtimes: the policy and its cut in each, timed in one run beside
     PyTorch's. Of a policy of one layer there is no cut, and no line."""
