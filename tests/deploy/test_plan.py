@@ -115,7 +115,9 @@ def saved(tmp_path: Path) -> str:
 
 
 def planned(place: str, tmp_path: Path, target: float, **where) -> Plan:
-    verb.main(place, target_ms=target, where=Where(**where), calls=8, out=tmp_path / "plan")
+    verb.main(
+        place, runtimes=(), target_ms=target, where=Where(**where), calls=8, out=tmp_path / "plan"
+    )
     return Plan.from_json(json.loads((tmp_path / "plan" / "plan.json").read_text()))
 
 
@@ -129,7 +131,7 @@ def test_what_reaches_a_target_and_what_nothing_does(tmp_path: Path) -> None:
     for choice in plan.choices:
         assert choice.ms_per_second == pytest.approx(choice.ms * 10 / choice.execute)
         assert choice.ms >= plan.least_ms * (1 - 1e-9)
-    page = verb.main(place, target_ms=1e-3, calls=8, out=tmp_path / "none")
+    page = verb.main(place, runtimes=(), target_ms=1e-3, calls=8, out=tmp_path / "none")
     assert "Nothing that was looked at" in page
 
 
@@ -163,7 +165,7 @@ def test_cuts_of_the_shipped_teacher_take_what_was_predicted(tmp_path: Path) -> 
     for layers in (1, 4):
         save_policy(teacher.keep_layers(tuple(range(layers))), tmp_path / str(layers))
     out = tmp_path / "plan"
-    verb.main(str(TEACHER), target_ms=10, calls=60, out=out)
+    verb.main(str(TEACHER), runtimes=(), target_ms=10, calls=60, out=out)
     students = (str(tmp_path / "1"), str(tmp_path / "4"))
     table = verb.main(str(TEACHER), check=students, calls=100, out=out)
     kept = json.loads((out / "plan.json").read_text())["checked"]
@@ -181,8 +183,8 @@ def test_what_a_plan_cannot_be_about_is_said(tmp_path: Path) -> None:
         verb.main(place, check=(place,), out=tmp_path / "nowhere")
     save_policy(routed(), tmp_path / "routed")
     with pytest.raises(ValueError, match="a student with a router; plan from its teacher"):
-        verb.main(str(tmp_path / "routed"), target_ms=5, calls=8, out=tmp_path / "r")
-    verb.main(place, target_ms=5, calls=8, out=tmp_path / "plan")
+        verb.main(str(tmp_path / "routed"), runtimes=(), target_ms=5, calls=8, out=tmp_path / "r")
+    verb.main(place, runtimes=(), target_ms=5, calls=8, out=tmp_path / "plan")
     save_policy(make_policy(depth=2), tmp_path / "other")
     with pytest.raises(ValueError, match="is about another policy"):
         verb.main(str(tmp_path / "other"), check=(place,), calls=8, out=tmp_path / "plan")
