@@ -24,7 +24,9 @@ from armlet.robot.observation import Observation
 from armlet.robot.runtimes import IMAGE, feeds
 from armlet.types import Batch
 
-FEWEST = 2  # words of the example that is traced: torch takes an axis of length 1 for a constant
+# Words of the example that is traced: torch takes an axis of length 1 for a constant, and some prompts
+# are cut in front of their first word.
+FEWEST = 3
 AT_ONCE = 64  # frames whose routes are asked for in one pass
 
 
