@@ -290,13 +290,21 @@ def decisions(
         yield from near_if(golden, full, decided, bound)
         raw = variant.inputs.get("observation.state")
         full = f"steps{steps}.actions"
-        yield from near_if(golden, full, policy.denormalise(decided.numpy(), raw), bound)
+        told = policy.denormalise(decided.numpy(), raw)
+        yield from near_if(golden, full, told, _scaled(golden, full, bound))
         names = [f"in.{index}" for index in range(len(policy.layers))] + ["out", "normed"]
         for step, many in (("first_step", seen[: len(names)]), ("last_step", seen[-len(names) :])):
             for name, mine in zip(names, many, strict=True):
                 full = f"hidden.{step}.expert.{name}"
                 if steps == max(counts):
                     yield from near_if(golden, full, mine, HIDDEN, relative=True)
+
+
+def _scaled(golden: Golden, name: str, bound: float) -> float:
+    """A bound of normalised numbers for those of a robot, which may be degrees: as much as they are
+    un-normalised by."""
+    size = float(np.abs(golden[name]).max()) if name in golden else 1.0
+    return bound * max(1.0, size)
 
 
 def step_counts(golden: Golden) -> list[int]:
@@ -338,7 +346,9 @@ def alone(variant: Variant, golden: Golden, policy: Pi) -> Iterator[Line]:
             yield from equal_if(golden, full, mine)
         full = f"{head}pre.observation.state"
         yield from near_if(golden, full, batch.state, PIXELS)
-        yield from near_if(golden, f"{head}actions", policy.infer(observation)[None], TEN)
+        full = f"{head}actions"
+        told = policy.infer(observation)[None]
+        yield from near_if(golden, full, told, _scaled(golden, full, TEN))
 
 
 def trained(variant: Variant, golden: Golden, policy: Pi, run: Pass[PiState]) -> Iterator[Line]:

@@ -3,6 +3,7 @@ sentence that names the file or the field: a seeded walk over all fields of all 
 `Fields` itself takes."""
 
 import copy
+import dataclasses
 import json
 import math
 import random
@@ -108,7 +109,7 @@ def test_a_field_of_any_type_is_taken_or_refused_by_name(kind: str, tmp_path: Pa
 def test_a_policy_toml_of_any_type_is_taken_or_refused_by_name(kind: str, tmp_path: Path) -> None:
     place = MAKE[kind](tmp_path)
     text = place.read_text()
-    options = [name for name in vars(kinds._kind(kind).Options)["__dataclass_fields__"]]
+    options = [each.name for each in dataclasses.fields(kinds._kind(kind).Options)]
     values = [
         "true",
         "-1",
@@ -134,7 +135,9 @@ def test_a_policy_toml_of_any_type_is_taken_or_refused_by_name(kind: str, tmp_pa
         "options",
         *options,
     ):
-        for value in random.Random(name).sample(values, 6):
+        for value in random.Random(name).sample(values, 5):
+            if name == "tokenizer" and value == '"x"':
+                continue  # a name, which the hub would be asked for
             line = f"{name} = {value}\n"
             kept = re.sub(rf"^{name} = .*\n", "", text, flags=re.M)
             if name in options:
@@ -204,8 +207,8 @@ def test_tables_lists_and_texts() -> None:
 
 
 def test_sizes_that_make_no_network_are_told_with_their_file() -> None:
-    with pytest.raises(ValueError, match=r"c\.json: no network can be built .*divisible"):
-        with sizes_from("c.json"):
-            raise AssertionError("embed_dim must be divisible by num_heads")
+    wrong = pytest.raises(ValueError, match=r"c\.json: no network can be built .*divisible")
+    with wrong, sizes_from("c.json"):
+        raise AssertionError("embed_dim must be divisible by num_heads")
     with pytest.raises(ValueError, match=r"^c\.json: said already$"), sizes_from("c.json"):
         raise ValueError("c.json: said already")
