@@ -154,14 +154,22 @@ def export(
 
 
 def assemble(
-    policy: Backbone, how: How, frames: Sequence[Observation], part: Path, made: dict[str, Any]
+    policy: Backbone,
+    how: How,
+    frames: Sequence[Observation],
+    part: Path,
+    made: dict[str, Any],
+    *,
+    captured: Path | None = None,
 ) -> list[tuple[Backbone, Route]]:
     """An exported folder that has not been measured, in the folder `part`; returns what each graph
     is of: the policy at that budget, and the route that it was captured with. `made`: what it says
-    of where it comes from. Raises as `export` does, but for the gates."""
+    of where it comes from. `captured`: a folder that keeps graphs before they are written for a
+    runtime, for others of the same policy, budgets and frames: capturing takes the longest. Raises
+    as `export` does, but for the gates."""
     inputs = _inputs(policy, frames[0])
     inputs.to_json()  # where its words cannot be written down, nothing else need be tried
-    graphs, routes = _graphs(policy, how, frames, part)
+    graphs, routes = _graphs(policy, how, frames, part, captured)
     description = Description(
         runtime=how.runtime,
         precision=how.precision,
@@ -198,7 +206,11 @@ def load_to_export(place: Path | str, robot: RobotSpec | None) -> tuple[Backbone
 
 
 def _graphs(
-    policy: Backbone, how: How, frames: Sequence[Observation], part: Path
+    policy: Backbone,
+    how: How,
+    frames: Sequence[Observation],
+    part: Path,
+    captured: Path | None,
 ) -> tuple[tuple[GraphFile, ...], list[tuple[Backbone, Route]]]:
     """A graph on disk for every budget, and what each is of: the policy at that budget, and the
     route that it was captured with. Budgets of the same layers share a file."""
@@ -213,21 +225,43 @@ def _graphs(
             own = policy.routing.budget
         if route.gates not in files:
             name = "model" if not files else f"model-{len(files)}"
-            files[route.gates] = _write_graph(route.policy, how, frames, part, name)
+            source = _captured(route.policy, frames[0], captured or part / "captured", name)
+            files[route.gates] = _write_graph(route.policy, how, frames, part, source)
         graphs.append(GraphFile(own, route.gates, files[route.gates]))
         routes.append((dialled, route))
+    if captured is None:
+        shutil.rmtree(part / "captured")
     return tuple(graphs), routes
 
 
+def _captured(policy: Backbone, frame: Observation, folder: Path, name: str) -> Path:
+    """The graph in single precision and operators of the standard, in a folder of its own; captured
+    unless it is there already."""
+    source = folder / name / f"{name}.onnx"
+    if not source.is_file():
+        program, names = capture(policy, policy.inputs.arrays([frame]))
+        with atomic_folder(source.parent) as made:
+            try:
+                onnx.write(program, names, made / source.name)
+            except onnx.MissingExporterError:
+                raise
+            except Exception as error:  # torch raises what it likes, colours among it
+                reason = " ".join(str(error.__cause__ or error).split())
+                raise GraphError(
+                    f"{policy.kind} was captured as a graph and cannot be written as ONNX "
+                    f"({type(error).__name__}: {reason:.300}); it can act in PyTorch, and behind "
+                    "`armlet serve`"
+                ) from error
+    return source
+
+
 def _write_graph(
-    policy: Backbone, how: How, frames: Sequence[Observation], part: Path, name: str
+    policy: Backbone, how: How, frames: Sequence[Observation], part: Path, source: Path
 ) -> dict[str, int]:
     """The files of one graph, the one that is loaded first, and their sizes."""
-    program, names = capture(policy, policy.inputs.arrays([frames[0]]))
+    name = source.stem
     work = part / "work"
     work.mkdir()
-    source = work / f"{name}.onnx"
-    onnx.write(program, names, source)
     chosen = source
     if how.runtime == "onnx" and not how.portable:
         chosen = work / "fused" / f"{name}.onnx"
@@ -253,7 +287,8 @@ def _write_graph(
     # The graph first: it is the one that is loaded, and what lies beside it is found from there.
     for path in sorted(chosen.parent.iterdir(), key=lambda each: each != chosen):
         if path.is_file():
-            shutil.move(path, part / path.name)
+            move = shutil.copyfile if chosen == source else shutil.move
+            move(path, part / path.name)
             files[path.name] = (part / path.name).stat().st_size
     shutil.rmtree(work)
     return files

@@ -40,7 +40,12 @@ SEED = 950_000_000  # of the first episode: a range of worlds that nothing else 
 
 
 class GateError(ValueError):
-    """An exported policy that did not show what it must; nothing was written."""
+    """An exported policy that did not show what it must; nothing was written. `found`: what was
+    measured all the same."""
+
+    def __init__(self, said: str, found: "Found") -> None:
+        super().__init__(said)
+        self.found = found
 
 
 @dataclass(frozen=True)
@@ -113,6 +118,9 @@ class Speed:
         return asdict(self)
 
 
+Found = Parity | ClosedLoop | HeldOut | Speed
+
+
 def over_every_length(
     frames: Sequence[Observation], texts: Sequence[str], count: Callable[[Observation], int]
 ) -> list[Observation]:
@@ -164,7 +172,8 @@ def parity(
             f"parity: on frame {worst} of {len(frames)} ({count(frames[worst])} words) an action "
             f"is {found.furthest:.2g} of its range away from PyTorch's (mean {found.mean:.2g}), "
             f"expected {limit:g} at most (mean {mean_limit:g}) with {precision}; export it with "
-            "another precision or runtime"
+            "another precision or runtime",
+            found,
         )
     return found
 
@@ -198,7 +207,8 @@ def closed_loop(
             f"and the exported policy alone in {found.only_exported}: {100 * found.difference:+.1f} "
             f"pp [{100 * found.ci95[0]:+.1f}, {100 * found.ci95[1]:+.1f}], and it is not shown that "
             f"it is no more than {100 * margin:g} pp worse; run more episodes (--closed-loop), "
-            "or export it with another precision"
+            "or export it with another precision",
+            found,
         )
     return found
 
@@ -235,7 +245,8 @@ def held_out(
         raise GateError(
             f"held-out frames: the error of the first action is {found.exported:.4g} of its range, "
             f"and PyTorch's {found.pytorch:.4g}: up to {found.ci95[1]:.2g} more, expected "
-            f"{100 * margin:g} % of it at most; export it with another precision or runtime"
+            f"{100 * margin:g} % of it at most; export it with another precision or runtime",
+            found,
         )
     return found
 
@@ -275,7 +286,8 @@ def speed(
         raise GateError(
             f"speed: a decision takes {medians['exported']:.2f} ms exported and "
             f"{medians['pytorch']:.2f} ms in PyTorch, on {threads} thread(s): it is slower; export "
-            "it for another runtime, or give --slower to have it all the same"
+            "it for another runtime, or give --slower to have it all the same",
+            found,
         )
     return found
 

@@ -406,12 +406,11 @@ class ClipLora(TokenPolicy):
         one camera."""
         if len(self.grids) == 1:
             return None
-        # (n,): which camera each token is of; the size is said for graphs that are exported.
-        camera = torch.repeat_interleave(
-            torch.arange(len(self.grids)),
-            torch.tensor(list(self.grids.values())),
-            output_size=self.vision_tokens,
-        )
+        # A list, as ONNX has no operator for numbers that are repeated unequally often.
+        numbers: list[int] = []
+        for number, tokens in enumerate(self.grids.values()):
+            numbers += [number] * tokens
+        camera = torch.tensor(numbers)  # (n,): which camera each token is of
         other = (camera[:, None] != camera[None]).to(hidden.device)  # (n, n)
         apart = torch.zeros(other.shape, dtype=hidden.dtype, device=hidden.device)
         apart.masked_fill_(other, -1e9)
