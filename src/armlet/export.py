@@ -1,6 +1,7 @@
 """export: a policy → a folder for a robot's computer, in another runtime, without torch.
 
     armlet export POLICY [--runtime openvino] [--precision int8] [--out DIR]
+    armlet export POLICY --lerobot               as LeRobot keeps a policy, for lerobot-eval
 
 Three gates stand before the folder: it must answer as PyTorch does on real frames of every length of
 instruction, succeed as often in paired episodes (or err no more on held-out frames), and be faster.
@@ -21,6 +22,7 @@ from armlet.data.hub import is_name
 from armlet.deploy.exporting import How, export, load_to_export
 from armlet.deploy.frames import Material, from_episodes, from_world, world_of
 from armlet.deploy.gates import FEWEST
+from armlet.deploy.lerobot import write_lerobot
 from armlet.policies.acting import actor_provenance
 from armlet.robot.exported import read_description
 
@@ -36,6 +38,7 @@ def main(
     episodes: Path | None = None,
     frames: int = FEWEST,
     how: Annotated[How, tyro.conf.arg(name="")] = USUAL,
+    lerobot: bool = False,
 ) -> str:
     """Write a policy for another runtime.
 
@@ -46,10 +49,20 @@ def main(
         episodes: a data set, whose last tenth is compared with, where there is no world.
         frames: real frames on which it is compared with PyTorch, at least 100.
         how: how it is exported.
+        lerobot: write LeRobot's layout instead, which is run by PyTorch as before; nothing is
+            measured.
     """
+    if lerobot:
+        if how != USUAL or benchmark or episodes or frames != FEWEST:
+            raise ValueError(
+                "--lerobot copies a policy into LeRobot's layout, with nothing to measure: of the "
+                "other options only --out has an effect"
+            )
+        return str(write_lerobot(place, out or _beside(place, "lerobot")))
     if benchmark is not None and episodes is not None:
         raise ValueError("--benchmark and --episodes: give one; a world says more")
-    where = out or _beside(place, how)
+    coarser = "" if how.precision == "fp32" else f"-{how.precision}"
+    where = out or _beside(place, how.runtime + coarser)
     world = _world(place, benchmark, episodes)
     policy, _ = load_to_export(place, None if world is None else benchmark_robot(world))
     if world is not None:
@@ -84,13 +97,12 @@ def _world(place: str, name: str | None, episodes: Path | None) -> Benchmark | N
     return found
 
 
-def _beside(place: str, how: How) -> Path:
+def _beside(place: str, ending: str) -> Path:
     if is_name(place):
         raise ValueError("give --out DIR: nothing is written into the hub's cache")
     folder = Path(place)
     folder = folder.parent if folder.suffix == ".toml" else folder
-    coarser = "" if how.precision == "fp32" else f"-{how.precision}"
-    return folder.with_name(f"{folder.name}-{how.runtime}{coarser}")
+    return folder.with_name(f"{folder.name}-{ending}")
 
 
 def page(folder: Path) -> list[str]:

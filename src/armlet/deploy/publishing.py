@@ -18,6 +18,7 @@ from armlet.data.files import read_json
 from armlet.policies.checkpoint import CONFIG, load_with_fingerprint, read_provenance
 from armlet.policies.pretrained import kinds
 from armlet.policies.pretrained.lerobot import AFTER, BEFORE
+from armlet.robot.exported import fingerprint as exported_fingerprint
 
 Layout = Literal["armlet", "lerobot", "exported"]
 EXPORTED = "exported.json"
@@ -94,7 +95,7 @@ def look(folder: Path, *, leave_out: Sequence[str] = (), shorten_paths: bool = F
         if not isinstance(about, dict):
             raise ValueError(f"{folder / EXPORTED} says no `policy`; {FIX}")
         _check_graphs(folder, said)
-        fingerprint = str(about.get("fingerprint", ""))
+        fingerprint = exported_fingerprint(folder)  # as a report has it, and not its origin's
         # `a policy of type 'vla'`, as an error would call it.
         kind = str(about.get("kind", "policy")).strip("'").rpartition("'")[2]
         provenance = said.get("provenance", {})
