@@ -6,8 +6,8 @@ actions lie from PyTorch's, what it does in closed loop, and how fast it is; or 
     [--out docs/machinery/exports.json]
 
 A row is a kind and a runtime. Every row is written when it is done; a run that was stopped goes on
-with those that are missing, as long as nothing of what they depend on has changed (`--again` makes
-all anew). Beside the JSON stands a page with the table.
+with those that are missing, as long as it asks the same of the same libraries (`--again`: makes those
+that are asked for anew). Beside the JSON stands a page with the table.
 
     loads        the folder, in a process in which importing torch fails; it must answer there as here
     parity       the largest and the mean difference of actions, as a share of the robot's range, over
@@ -163,10 +163,14 @@ def begun(arguments: Arguments) -> Row:
         "versions": versions,
     }
     kept: dict[str, Row] = {}
-    if arguments.out.is_file() and not arguments.again:
+    if arguments.out.is_file():
         before = json.loads(arguments.out.read_text())
         if {name: before.get(name) for name in question} == question:
             kept = before["kinds"]
+    if arguments.again:
+        for name in chosen(arguments.kinds):
+            for runtime in arguments.runtimes:
+                kept.get(name, {"runtimes": {}})["runtimes"].pop(runtime, None)
     return {**environment(), **question, "kinds": kept}
 
 
@@ -358,11 +362,20 @@ def page(found: Row) -> str:
             if row is not None and "refused" in row:
                 whys.setdefault(row["refused"], []).append(f"{name} in {runtime}")
         lines.append(f"| {name} | {' | '.join(cells)} |")
+    missing = [name for name in export_kinds.KINDS if len(runtimes_of(found, name)) < len(PARTS)]
+    if missing:
+        lines += ["", f"Not measured yet, or not in every runtime: {'; '.join(missing)}."]
     if whys:
         lines += ["", "## Refused", ""]
     for why, where in whys.items():
         lines += ["<!-- source: exports.json -->", f"- {grouped(where)}: {why}", ""]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def runtimes_of(found: Row, name: str) -> dict[str, Row]:
+    """The rows of a kind that have been measured."""
+    rows: dict[str, Row] = found["kinds"].get(name, {"runtimes": {}})["runtimes"]
+    return rows
 
 
 def grouped(where: Sequence[str]) -> str:
