@@ -235,7 +235,7 @@ def test_a_graph_reads_words_of_any_number_and_no_padding() -> None:
     assert names == ("image.scene", "image.wrist", "text", "state", "previous_action")
     run = program.module()
     # Three texts, filled up to the longest.
-    every = [*frames(2), replace(frames(1)[0], instruction="open")]
+    every = [*frames(2), replace(frames(1)[0], instruction="touch the red")]
     padded = policy.inputs.arrays(every)
     lengths = set()
     for place, seen in enumerate(every):
