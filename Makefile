@@ -4,7 +4,7 @@ PYTHON := $(shell for p in python3 python3.13 python3.12 python3.11; do $$p -c '
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: bench-memory help setup demo test check format lock test-mutants numbers docs hooks test-slow test-metaworld test-lerobot test-page test-reference test-serve test-peers fuzz test-logs robots bench clean
+.PHONY: bench-memory bench-exports help setup demo test check format lock test-mutants numbers docs hooks test-slow test-metaworld test-lerobot test-page test-reference test-serve test-peers fuzz test-logs robots bench clean
 
 help: ## this list
 	@echo "make TARGET, of:"
@@ -111,10 +111,15 @@ test-reference: $(READY) ## against libraries that are no dependency
 # Nothing else should run meanwhile.
 bench: $(READY) ## what the machinery costs, measured anew and kept in docs/machinery/
 	$(BIN)/pip install -q -c requirements.lock torch_geometric
-	for part in store pictures graph routing training codebook phases memory limit; do $(BIN)/python bench/$$part.py || exit 1; done
+	$(BIN)/pip install -q -c requirements.lock -e '.[export]'
+	for part in store pictures graph routing training codebook phases memory limit exports; do $(BIN)/python bench/$$part.py || exit 1; done
 
 bench-memory: $(READY) ## what a large student needs of memory, counted anew: a minute, and the only part of bench that may run beside others
 	$(BIN)/python bench/memory.py
+
+bench-exports: $(READY) ## every kind of policy in every runtime: what is exported, how far from PyTorch, how fast; goes on where it stopped
+	$(BIN)/pip install -q -c requirements.lock -e '.[export]'
+	$(BIN)/python bench/exports.py
 
 # Made in environments of their own.
 lock: ## the versions a fresh machine installs: requirements.lock, docs/requirements.lock
