@@ -100,6 +100,8 @@ def test_students_of_one_recipe_are_drawn_in_one_colour(groups, tmp_path, monkey
     found = kept.recompute(outcomes_of({"teacher": None, **groups}))
     for row in found["policies"]:
         row["latency_ms"] = {"policy": {"p50": 3.0}}
+        row["runtime"] = "eager"
+        row["precision"] = "fp32"
     colours: list[str] = []
     draw = Axes.errorbar
 

@@ -163,11 +163,11 @@ def test_time_is_charged_to_the_part_that_takes_it(monkeypatch: pytest.MonkeyPat
 
 def test_words_are_told_apart_from_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     policy = make_policy()
-    from armlet.data import text
+    from armlet.robot.reading import own
 
-    plain = text.encode
+    plain = own.encode
     monkeypatch.setattr(
-        text, "encode", lambda *given, **named: time.sleep(0.05) or plain(*given, **named)
+        own, "encode", lambda *given, **named: time.sleep(0.05) or plain(*given, **named)
     )
     found = profile(policy, observations(2), SETTING)
     assert found.of_kind("words") > 45 > found.of_kind("pictures")

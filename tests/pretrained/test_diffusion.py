@@ -420,7 +420,7 @@ def test_the_card_says_what_it_is(fixture: Fixture, tmp_path: Path) -> None:
     assert kinds.fingerprint(said) != before
     for wrong, expected in (
         ("steps = 21", "21 denoising steps, expected 1 to 20"),
-        ('scheduler = "Euler"', "kind of the noise schedule is 'Euler', expected DDPM, DDIM"),
+        ('scheduler = "Euler"', "scheduler is 'Euler', expected 'DDPM' or 'DDIM'"),
         ("guidance = 1.5", "guidance, which has no effect here"),
     ):
         said.write_text(text + wrong)

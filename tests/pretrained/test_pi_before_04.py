@@ -145,8 +145,8 @@ def test_it_is_described_found_and_saved_again(
     [
         ({"adapt_to_pi_aloha": True}, "adapt_to_pi_aloha is True, expected false"),
         ({"use_delta_joint_actions_aloha": True}, "use_delta_joint_actions_aloha is True"),
-        ({"resize_imgs_with_padding": None}, "resize_imgs_with_padding is None, expected a square"),
-        ({"resize_imgs_with_padding": [56, 70]}, "is [56, 70], expected a square, [side, side]"),
+        ({"resize_imgs_with_padding": None}, "resize_imgs_with_padding is None, expected a list"),
+        ({"resize_imgs_with_padding": [56, 70]}, "is 56×70, expected a square"),
         ({"image_resolution": [56, 56]}, "is of LeRobot 0.4 or later, and has no policy_prep"),
         ({"type": "pi05"}, "is of LeRobot 0.4 or later, and has no policy_preprocessor.json"),
     ],

@@ -143,8 +143,8 @@ def one_moment(folder: Path) -> None:
         ("act, rare options", {}, "temporal_ensemble_coeff is .* which is not done here"),
         ("diffusion", {}, r"n_obs_steps is 2 .* oldest .* expected n_obs_steps 1"),
         ("act", {"where": "wrong"}, "stands ahead of normalizer_processor"),
-        ("act", {"action_names": "elbow"}, "action_names 'elbow', expected lists of names"),
-        ("act", {"enabled": 1}, "enabled is 1, expected true or false"),
+        ("act", {"action_names": "elbow"}, "action_names is 'elbow', expected a list of texts"),
+        ("act", {"enabled": 2}, "enabled is 2, expected true or false"),
     ],
 )
 def test_what_is_not_done_is_refused(

@@ -168,8 +168,8 @@ def complete(place: Path, **changed: object) -> Path:
         ({"n_obs_steps": 2}, "n_obs_steps is 2, expected 1"),
         ({"adapt_to_pi_aloha": True}, "adapt_to_pi_aloha is True, expected False"),
         ({"use_peft": True}, "merge its adapter"),
-        ({"attention_mode": "both"}, "attention_mode is 'both', expected cross_attn or self_attn"),
-        ({"resize_imgs_with_padding": 64}, "expected [width, height] or null"),
+        ({"attention_mode": "both"}, "attention_mode is 'both', expected cross_attn, self_attn"),
+        ({"resize_imgs_with_padding": 64}, "resize_imgs_with_padding is 64, expected a list of 2"),
         ({"num_vlm_layers": 9}, "num_vlm_layers is 9, and its VLM has 6"),
         ({"num_vlm_layers": 3}, "unexpected model.vlm_with_expert"),
         ({"num_expert_layers": 2}, "LeRobot cannot run it either"),
@@ -180,7 +180,7 @@ def complete(place: Path, **changed: object) -> Path:
         ({"max_action_dim": 5}, "max_action_dim is 5, and its features have 7 numbers"),
         ({"n_action_steps": 11}, "11 actions of a chunk are to be carried out, expected 1 to 10"),
         ({"chunk_size": None}, "chunk_size is None, expected a whole number"),
-        ({"min_period": 0}, "min_period is 0, expected a number above 0"),
+        ({"min_period": 0}, "min_period is 0, expected a finite number above 0"),
         ({"output_features": {}}, "has no 'action'"),
         ({"input_features": {}}, "has no 'observation.state'"),
     ],
@@ -229,7 +229,7 @@ def test_heads_are_never_guessed(tmp_path) -> None:
     refused(file, "is of another VLM than", "q_proj.weight has shape (48, 48), expected (64, 48)")
     del config["text_config"]["num_attention_heads"]
     (other / "config.json").write_text(json.dumps(config))
-    refused(file, "vlm/config.json", "num_attention_heads is None, expected a whole number")
+    refused(file, "vlm/config.json", "has no 'text_config.num_attention_heads'")
     (other / "config.json").write_text("{}")
     refused(file, "has no `text_config`")
 
