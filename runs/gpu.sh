@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # On a machine with one CUDA GPU of 24 GB or more: the real-size table there, and the limit that the
-# GPU's memory sets (a decision of one observation reads every weight that it uses at least once).
+# GPU's memory sets: the same decisions as CUDA graphs beside the milliseconds in which their weights can
+# be read at the bandwidth that was measured (bench/captured.py).
 #
 #   runs/gpu.sh [OUT]
 #
