@@ -258,3 +258,14 @@ def test_cameras_that_see_their_own_kind_only_are_written_as_onnx(tmp_path: Path
     exported = exports.load_exported(tmp_path / "out")
     for frame in frames[:3]:
         np.testing.assert_allclose(exported.infer(frame), policy.infer(frame), atol=2e-5)
+
+
+def test_a_bias_behind_a_runtimes_own_operator_is_calibrated(tmp_path: Path) -> None:
+    policy = load_policy(KINDS["vla, regression"].make(tmp_path))
+    frames, _ = exports.at_random(policy, 0)
+    (tmp_path / "out").mkdir()
+    how = exporting.How(precision="int8_static")
+    exporting.assemble(policy, how, frames, tmp_path / "out", {})
+    exported = exports.load_exported(tmp_path / "out")
+    for frame in frames[:3]:
+        np.testing.assert_allclose(exported.infer(frame), policy.infer(frame), atol=0.05)
