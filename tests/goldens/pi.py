@@ -291,7 +291,7 @@ def decisions(
         raw = variant.inputs.get("observation.state")
         full = f"steps{steps}.actions"
         told = policy.denormalise(decided.numpy(), raw)
-        yield from near_if(golden, full, told, _scaled(golden, full, bound))
+        yield from near_if(golden, full, told, bound * _stretch(policy))
         names = [f"in.{index}" for index in range(len(policy.layers))] + ["out", "normed"]
         for step, many in (("first_step", seen[: len(names)]), ("last_step", seen[-len(names) :])):
             for name, mine in zip(names, many, strict=True):
@@ -300,11 +300,11 @@ def decisions(
                     yield from near_if(golden, full, mine, HIDDEN, relative=True)
 
 
-def _scaled(golden: Golden, name: str, bound: float) -> float:
-    """A bound of normalised numbers for those of a robot, which may be degrees: as much as they are
-    un-normalised by."""
-    size = float(np.abs(golden[name]).max()) if name in golden else 1.0
-    return bound * max(1.0, size)
+def _stretch(policy: Pi) -> float:
+    """What an error of normalised numbers grows by in those of a robot, which may be degrees."""
+    normaliser = policy.body.actions
+    one = np.ones(policy.dims, np.float32)
+    return max(1.0, float(np.abs(normaliser.invert(one) - normaliser.invert(0 * one)).max()))
 
 
 def step_counts(golden: Golden) -> list[int]:
@@ -348,7 +348,7 @@ def alone(variant: Variant, golden: Golden, policy: Pi) -> Iterator[Line]:
         yield from near_if(golden, full, batch.state, PIXELS)
         full = f"{head}actions"
         told = policy.infer(observation)[None]
-        yield from near_if(golden, full, told, _scaled(golden, full, TEN))
+        yield from near_if(golden, full, told, TEN * _stretch(policy))
 
 
 def trained(variant: Variant, golden: Golden, policy: Pi, run: Pass[PiState]) -> Iterator[Line]:

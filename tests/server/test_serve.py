@@ -290,12 +290,13 @@ def test_health_and_metrics(server: Running) -> None:
     with call(server) as socket:
         socket.recv()
         ask(socket, observation())
-        until(lambda: server.metric("sessions") == 1)  # those before may still be saying goodbye
+        until(lambda: server.metric("sessions") >= 1)
+        open_now = server.metric("sessions")  # peers of other tests may not be given up yet
     status, text = server.page("/metrics")
     assert status == 200 and "# TYPE armlet_answer_seconds histogram" in text
     counted = [line for line in text.splitlines() if line.startswith("armlet_requests_total{")]
     assert counted and server.metric("pass_seconds_count") > 0
-    until(lambda: server.metric("sessions") == 0)
+    until(lambda: server.metric("sessions") < open_now)
 
 
 def test_a_web_page_is_not_let_in(server: Running) -> None:

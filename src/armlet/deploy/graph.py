@@ -145,7 +145,7 @@ def route_of(policy: Backbone, frames: Sequence[Observation]) -> Route:
             gates = policy.gates(policy.embed(batch), batch)
         routes.update(tuple(map(int, row)) for row in gates.tolist())
     commonest, count = routes.most_common(1)[0]
-    kept = active_layers(torch.tensor([commonest]))
+    kept = active_layers(torch.tensor([commonest], dtype=torch.float32))
     if not kept:
         raise GraphError(
             f"{policy.kind}: on most frames its router runs no layer at all; distil it again, or "
