@@ -15,7 +15,7 @@ setup: $(READY) ## an environment in .venv, with versions from requirements.lock
 demo: $(READY) ## the whole pipeline on the shipped teacher, 9 to 13 minutes (TEACH=1: the teacher too, an hour)
 	bash runs/demo.sh $(if $(TEACH),--teach)
 
-test: check ## what a change must pass: make check, then the tests, about 7 minutes
+test: check ## what a change must pass: make check, then the tests, about 12 minutes on two cores
 	$(BIN)/pytest -q -n 2 --dist loadfile --jaxtyping-packages=armlet.training.losses,armlet.layers.graph,armlet.layers.router,beartype.beartype
 
 check: $(READY) ## formatter, linter, import directions, types (.pre-commit-config.yaml runs the same)
@@ -47,7 +47,7 @@ docs: .venv-docs/.ready ## the documentation as a site, build/site/index.html; a
 	touch $@
 
 # The code broken in one place at a time: each must be noticed (tests/mutants/run.py --help).
-test-mutants: $(READY) ## nearly eight hundred small breaks of the code: do the tests notice? 45 minutes beside other work (MUTANTS="--area frames")
+test-mutants: $(READY) ## twelve hundred small breaks of the code: do the tests notice? an hour or more (MUTANTS="--area frames")
 	$(BIN)/python tests/mutants/run.py $(MUTANTS)
 
 test-slow: $(READY) ## the tests that take minutes

@@ -64,7 +64,8 @@ def main(
     coarser = "" if how.precision == "fp32" else f"-{how.precision}"
     where = out or _beside(place, how.runtime + coarser)
     world = _world(place, benchmark, episodes)
-    policy, _ = load_to_export(place, None if world is None else benchmark_robot(world))
+    loaded = load_to_export(place, None if world is None else benchmark_robot(world))
+    policy, _ = loaded
     if world is not None:
         material: Material = from_world(policy, world, frames)
     else:
@@ -78,6 +79,7 @@ def main(
         world,
         expert=material.expert,
         texts=material.texts,
+        loaded=loaded,
     )
     return "\n".join([*page(made), str(made)])
 

@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -25,6 +25,7 @@ from armlet.deploy.frames import texts_of
 from armlet.deploy.graph import GraphError, Route, capture, route_of, single
 from armlet.evaluation.measure import environment
 from armlet.limits import ABOVE_0, MOST
+from armlet.measuring import PARTS, Kept
 from armlet.policies.acting import behind_socket
 from armlet.policies.checkpoint import load_with_fingerprint
 from armlet.policies.contract import Backbone
@@ -48,12 +49,6 @@ from armlet.robot.runtimes import LIBRARIES, Runtime, feeds
 from armlet.robot.spec import CameraSpec, RobotSpec
 from armlet.rollout.pool import threads
 
-Precision = Literal["fp32", "fp16", "bf16", "int8", "int8_static"]
-# What each runtime really computes, or keeps: elsewhere a precision would be a word in a file.
-PRECISIONS: dict[Runtime, tuple[Precision, ...]] = {
-    "onnx": ("fp32", "int8", "int8_static"),
-    "openvino": ("fp32", "fp16", "bf16", "int8_static"),
-}
 SUFFIX: dict[Runtime, str] = {"onnx": ".onnx", "openvino": ".xml"}
 ROBOT = ("numpy", "pillow", "tokenizers")  # what armlet.robot reads beside the runtime
 CALIBRATED_ON = 64  # frames
@@ -65,7 +60,7 @@ class How:
 
     runtime: Runtime = "onnx"
     """onnx: ONNX Runtime; openvino: OpenVINO."""
-    precision: Precision = "fp32"
+    precision: Kept = "fp32"
     """fp32; int8 (dynamic, onnx); int8_static (calibrated on frames, both); bf16 or fp16, whose
     weights take half the bytes (openvino)."""
     budget: tuple[float, ...] = ()
@@ -87,13 +82,14 @@ class How:
     def __post_init__(self) -> None:
         limits.positive(self, "threads", "closed_loop", "calls")
         limits.check(self, margin=(ABOVE_0, 1), budget=(ABOVE_0, 1), threads=(1, MOST))
-        if self.runtime not in PRECISIONS:
-            raise ValueError(f"runtime is {self.runtime!r}, expected {' or '.join(PRECISIONS)}")
+        if self.runtime not in SUFFIX:
+            raise ValueError(f"runtime is {self.runtime!r}, expected {' or '.join(SUFFIX)}")
         if self.portable and self.runtime != "onnx":
             raise ValueError(
                 "portable would have no effect: only an ONNX file has operators to keep"
             )
-        there = PRECISIONS[self.runtime]
+        # What it really computes, or keeps: elsewhere a precision would be a word in a file.
+        there = [kept for library, kept in PARTS.values() if library == self.runtime]
         if self.precision not in there:
             raise ValueError(
                 f"precision is {self.precision!r}, and {LIBRARIES[self.runtime]} has "
@@ -112,13 +108,15 @@ def export(
     texts: Sequence[str] = (),
     robot: RobotSpec | None = None,
     measured_elsewhere: bool = False,
+    loaded: tuple[Backbone, str] | None = None,
 ) -> Path:
     """Export the policy at `place` into the folder `out`; returns it. `frames`: at least 100 real
     observations; `world`: where both are run in closed loop, or `expert` (n, a): what was done at the
     frames, in the robot's own numbers. `texts`: instructions that it may be told, so that every
     number of words is looked at; of a world they are asked for where none are given. `robot`: whose a
     checkpoint is that does not say it, the world's if not given. `measured_elsewhere`: whoever asks
-    compares success itself, as an evaluation does, and the second gate is left out.
+    compares success itself, as an evaluation does, and the second gate is left out. `loaded`: what
+    `load_to_export` gave for this place, from whoever needed the policy to find the frames.
 
     Raises `gates.GateError` where a gate is not passed, `graph.GraphError` where the policy cannot
     be captured, `onnx.MissingExporterError`, FileExistsError where `out` exists; then nothing is
@@ -131,7 +129,7 @@ def export(
         )
     if robot is None and world is not None:
         robot = benchmark_robot(world)
-    policy, fingerprint = load_to_export(place, robot)
+    policy, fingerprint = loaded or load_to_export(place, robot)
     if world is not None and not texts:
         texts = texts_of(world)
     frames = list(frames)

@@ -33,7 +33,6 @@ Every table may be left out, and every dimension of a table: then nothing limits
 
 import math
 import re
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +41,7 @@ from typing import Any, Literal, Self, cast, get_args
 from armlet.robot.agree import plain
 from armlet.robot.naming import OF_THREE, ROT6D, ROTATIONS
 from armlet.robot.spec import ActionSpec
+from armlet.robot.tables import read_table
 
 FILE = "guard.toml"
 Response = Literal["clip", "hold", "stop"]
@@ -143,16 +143,8 @@ class Bounds:
     def read(cls, path: Path, spec: ActionSpec, state_names: Sequence[str] = ()) -> Self:
         """A `guard.toml` for this robot. Raises FileNotFoundError, and ValueError naming the file
         and what in it will not do."""
-        try:
-            said = tomllib.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError as error:
-            raise FileNotFoundError(
-                f"{path}: there is no such file; `armlet inspect EPISODES --guard` writes one"
-            ) from error
-        except IsADirectoryError as error:
-            raise ValueError(f"{path} is a folder; name the {FILE} in it") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path} is not TOML: {error}; repair it there") from error
+        made_by = "`armlet inspect EPISODES --guard` writes one"
+        said = read_table(path, called=FILE, made_by=made_by, repair="repair it there")
         try:
             found = cls.of(spec, **_settings(said, spec, state_names))
             _check(found, spec)

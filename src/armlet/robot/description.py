@@ -9,7 +9,6 @@ policy; what recordings suggest is found by `armlet.data.description`.
 
 import json
 import math
-import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any, Self, get_args
 
 from armlet.robot import naming
 from armlet.robot.spec import ActionSpec, Mode, Rotation
+from armlet.robot.tables import read_table
 
 FILE = "robot.toml"
 NEEDED = ("mode", "rotation", "grippers")  # what no data set says of itself
@@ -89,19 +89,12 @@ class Described:
     def read(cls, path: Path) -> "Described":
         """A `robot.toml`. Raises FileNotFoundError, and ValueError naming the file and what in it
         will not do."""
-        try:
-            said = tomllib.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError as error:
-            raise FileNotFoundError(
-                f"{path}: there is no such file; `armlet inspect` writes one beside the data"
-            ) from error
-        except IsADirectoryError as error:
-            raise ValueError(f"{path} is a folder; name the {FILE} in it") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(
-                f"{path} is not TOML: {error}; repair it there (a `?` is what `armlet inspect` "
-                "could not guess: say it)"
-            ) from error
+        said = read_table(
+            path,
+            called=FILE,
+            made_by="`armlet inspect` writes one beside the data",
+            repair="repair it there (a `?` is what `armlet inspect` could not guess: say it)",
+        )
         return from_table(said, path)
 
 
