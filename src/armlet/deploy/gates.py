@@ -12,7 +12,6 @@ PyTorch does, that it succeeds as often, and that it is faster.
 Each says what it found, and whether that will do. Knows policies and worlds; knows no file.
 """
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -20,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from armlet.benchmarks import Benchmark
-from armlet.evaluation.measure import percentiles
+from armlet.evaluation.measure import in_turn, percentiles
 from armlet.evaluation.stats import compare_paired
 from armlet.policies.contract import Backbone, Policy
 from armlet.robot.observation import Observation
@@ -35,7 +34,7 @@ APART = {"fp32": 1e-4, "fp16": 5e-3, "bf16": 0.1, "int8": 0.5, "int8_static": 0.
 # The mean of the same, where single numbers say little.
 MEAN_APART = {"fp32": 1e-5, "fp16": 1e-3, "bf16": 0.02, "int8": 0.05, "int8_static": 0.05}
 CHOSEN = 0.02  # of the numbers of a policy that chooses among a few: a tie may fall either way
-WARM_UP = 20  # decisions before timing
+
 SEED = 950_000_000  # of the first episode: a range of worlds that nothing else runs in
 
 
@@ -262,18 +261,7 @@ def speed(
 ) -> Speed:
     """Both in turn on the same frames, in an order drawn anew. Raises GateError where the exported
     one is slower, unless `slower` is taken. The threads of both are the caller's to set."""
-    ways = {"pytorch": pytorch, "exported": exported}
-    for infer in ways.values():
-        for index in range(WARM_UP):
-            infer(frames[index % len(frames)])
-    order = np.random.default_rng(0)
-    times: dict[str, list[float]] = {name: [] for name in ways}
-    for call in range(calls):
-        frame = frames[call % len(frames)]
-        for name in order.permutation(list(ways)):
-            started = time.perf_counter()
-            ways[name](frame)
-            times[name].append((time.perf_counter() - started) * 1e3)
+    times = in_turn({"pytorch": pytorch, "exported": exported}, frames, calls=calls)
     medians = {name: float(np.median(values)) for name, values in times.items()}
     found = Speed(
         calls=calls,

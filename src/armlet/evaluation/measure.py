@@ -10,7 +10,7 @@ caches as the largest one left them.
 import multiprocessing
 import platform
 import time
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -44,20 +44,37 @@ def latency(
     policies: Mapping[str, Policy], observations: Sequence[Observation], *, calls: int
 ) -> dict[str, dict[str, float]]:
     """p50, p95, p99 in ms of `infer`, every policy on every observation, in an order drawn anew."""
-    for policy in policies.values():
-        for index in range(WARM_UP):
-            policy.infer(observations[index % len(observations)])
-    order = np.random.default_rng(0)
-    times: dict[str, list[float]] = {name: [] for name in policies}  # in milliseconds
-    for call in range(calls):
-        observation = observations[call % len(observations)]
-        # In turn on this observation, so that a machine that slows down slows all alike.
-        for name in order.permutation(list(policies)):
-            times[name].append(_time_once(policies[name], observation))
+    ways = {name: policy.infer for name, policy in policies.items()}
+    times = in_turn(ways, observations, calls=calls, before=lambda name: _wait_for(policies[name]))
     found = {}
     for name, values in times.items():
         found[name] = percentiles(values)
     return found
+
+
+def in_turn(
+    ways: Mapping[str, Callable[[Observation], object]],
+    observations: Sequence[Observation],
+    *,
+    calls: int,
+    before: Callable[[str], object] = lambda name: None,
+) -> dict[str, list[float]]:
+    """Milliseconds of `calls` decisions in each of several ways, by its name, after warming up.
+    `before` is called with that name ahead of each, outside of its time."""
+    for infer in ways.values():
+        for index in range(WARM_UP):
+            infer(observations[index % len(observations)])
+    order = np.random.default_rng(0)
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for call in range(calls):
+        observation = observations[call % len(observations)]
+        # In turn on this observation, so that a machine that slows down slows all alike.
+        for name in order.permutation(list(ways)):
+            before(name)
+            started = time.perf_counter()
+            ways[name](observation)  # ends in numpy: the device has finished
+            times[name].append((time.perf_counter() - started) * 1e3)
+    return times
 
 
 def device_of(policy: Policy) -> str:
@@ -69,13 +86,10 @@ def device_of(policy: Policy) -> str:
     return "cpu"  # where graphs that were exported run
 
 
-def _time_once(policy: Policy, observation: Observation) -> float:
+def _wait_for(policy: Policy) -> None:
     if isinstance(policy, Backbone) and policy.device.type == "cuda":
-        # What was queued before must not be in this time.
+        # What was queued before must not be in the time of what follows.
         torch.cuda.synchronize(policy.device)
-    started = time.perf_counter()
-    policy.infer(observation)  # ends in numpy: the device has finished
-    return (time.perf_counter() - started) * 1e3
 
 
 @torch.inference_mode()
