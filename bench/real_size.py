@@ -26,7 +26,6 @@ import shutil
 import statistics
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,6 +42,7 @@ from armlet import source
 from armlet.evaluation.measure import processor
 from armlet.policies.checkpoint import load_policy
 from armlet.policies.contract import Backbone
+from armlet.policies.precisions import long_name, most_of
 from armlet.policies.routed import Calibration, Routed, Routing
 from armlet.robot.observation import Observation
 
@@ -123,7 +123,7 @@ def measured(policy: Backbone, asked: Arguments) -> dict[str, Any]:
     saved = full - medians["50 % of the layers"]
     found = {
         "parameters": sum(each.numel() for each in policy.parameters()),
-        "dtype": most_of(policy),
+        "dtype": long_name(most_of(policy)),
         "layers": count,
         "layer_ms": layer,
         "milliseconds": medians,
@@ -145,15 +145,6 @@ def on_gpu(policy: Backbone, seen: Observation, asked: Arguments) -> dict[str, A
         for name, row in fewer["routes"].items():
             found["routes"][f"{name}, 1 step"] = row
     return found
-
-
-def most_of(policy: Backbone) -> str:
-    """The type that most of the weights have."""
-    counts: Counter[torch.dtype] = Counter()
-    for each in policy.parameters():
-        counts[each.dtype] += each.numel()
-    ((dtype, _),) = counts.most_common(1)
-    return str(dtype).removeprefix("torch.")
 
 
 def variants(policy: Backbone) -> Iterator[tuple[str, Callable[[Observation], Any]]]:

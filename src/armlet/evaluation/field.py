@@ -22,14 +22,12 @@ from armlet.evaluation.settings import contenders
 from armlet.measuring import EAGER, PARTS, SERVER
 from armlet.policies.acting import Known, actor_provenance, behind_socket
 from armlet.policies.contract import Backbone, Policy
+from armlet.policies.precisions import NAMES, most_of
 from armlet.policies.remote.policy import SocketPolicy
 from armlet.recipe import Recipe
 from armlet.robot.exported import is_exported, read_description
 from armlet.robot.observation import Observation
 from armlet.rollout.pool import Contender
-
-# What a network's weights are called, by the type that torch has for them.
-DTYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
 @dataclass(frozen=True)
@@ -63,7 +61,7 @@ class Field:
             return SERVER, None
         if not isinstance(policy, Backbone):
             return EAGER, None
-        return EAGER, DTYPES.get(next(policy.parameters()).dtype)
+        return EAGER, NAMES.get(most_of(policy))
 
 
 def load(recipe: Recipe, known: Known) -> Field:

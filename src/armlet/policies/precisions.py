@@ -1,7 +1,10 @@
 """What types of numbers are called: by torch, in options and saved networks, and in the header of a
 safetensors file. Knows no network."""
 
+from collections import Counter
+
 import torch
+from torch import nn
 
 # In options, and in a network's own description.
 SHORT = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -24,4 +27,15 @@ def long_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+def most_of(network: nn.Module) -> torch.dtype:
+    """The type that most of a network's weights have: norms may be in single precision where the
+    rest is not."""
+    counts: Counter[torch.dtype] = Counter()
+    for each in network.parameters():
+        counts[each.dtype] += each.numel()
+    ((dtype, _),) = counts.most_common(1)
+    return dtype
+
+
 LONG = {long_name(dtype): dtype for dtype in SHORT.values()}
+NAMES = {dtype: name for name, dtype in SHORT.items()}
