@@ -265,7 +265,7 @@ def measured(
         acting.infer,
         met.asked,
         count=met.count,
-        spec=met.policy.robot.action,
+        spans=gates.spans(met.policy),
         precision=precision,
         chooses=gates.chooses(route.policy),
     )

@@ -1,6 +1,7 @@
 """A policy as an exported folder, against the policy in PyTorch; and what is refused."""
 
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from armlet.policies.exported import ExportedPolicy
 from armlet.policies.routed import Routed, Routing
 from armlet.robot.agree import DisagreementError
 from armlet.robot.exported import FILE, fingerprint, load_exported
+from armlet.robot.normalise import Normaliser
 from armlet.robot.observation import Observation
 from armlet.robot.runtimes import MissingRuntimeError, feeds, load_graph
 
@@ -286,7 +288,7 @@ def near(more: float, precision: str = "fp32", *, chooses: bool = False) -> gate
         Says(more).infer,
         frames(10),
         count=lambda frame: len(frame.instruction.split()),
-        spec=make_policy(depth=1).robot.action,
+        spans=gates.spans(make_policy(depth=1)),
         precision=precision,
         chooses=chooses,
     )
@@ -314,16 +316,27 @@ def test_parity_on_one_length_alone_is_found() -> None:
 
     every = gates.over_every_length(frames(), ["lift", "touch it now please"], count)
     assert len(every) == 101 and every[-1].instruction == "lift"
-    spec = make_policy(depth=1).robot.action
-    rest = {"count": count, "spec": spec, "precision": "fp32", "chooses": False}
+    spans = gates.spans(make_policy(depth=1))
+    rest = {"count": count, "spans": spans, "precision": "fp32", "chooses": False}
     gates.parity(Says().infer, wrong, frames(), **rest)
     with pytest.raises(gates.GateError, match=r"frame 100 of 101 \(1 words\)"):
         gates.parity(Says().infer, wrong, every, **rest)
 
 
+def test_a_robot_without_a_range_is_measured_by_what_its_network_says() -> None:
+    """As checkpoints of others: any difference is nothing beside an infinite range."""
+    policy = make_policy(depth=1)
+    bounded = policy.robot.action
+    actions = Normaliser(np.array([1, 2, 3, 4], np.float32), np.array([0.5, 2, 0, 4], np.float32))
+    endless = replace(bounded, low=(-math.inf,) * 3 + (-1.0,), high=(math.inf,) * 3 + (1.0,))
+    policy.body = replace(policy.body, action_spec=endless, actions=actions)
+    assert gates.spans(make_policy(depth=1)).tolist() == [2.0] * 4
+    assert gates.spans(policy).tolist() == [1.0, 4.0, 1.0, 2.0]
+
+
 def test_held_out() -> None:
     right = np.stack([np.full(4, seen.state[0] + 0.1) for seen in frames()])
-    rest = {"spec": make_policy(depth=1).robot.action, "margin": 0.05}
+    rest = {"spans": gates.spans(make_policy(depth=1)), "margin": 0.05}
     found = gates.held_out(Says().infer, Says(1e-4).infer, frames(), right, **rest)
     assert found.pytorch == pytest.approx(0.05, rel=1e-3)
     assert found.exported < found.pytorch
@@ -384,6 +397,34 @@ def test_fewer_operators_answer_the_same(tmp_path: Path) -> None:
     for seen in [*frames(6), replace(frames(1)[0], instruction="open")]:
         fed = feeds(policy.inputs.arrays([seen]))
         np.testing.assert_allclose(short(fed), plain(fed), atol=2e-6)
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["first", "second"])
+def test_a_product_of_factors_of_unequal_axes_is_computed(tmp_path: Path, which: int) -> None:
+    """One factor is turned, and both were: ACT's projections of tokens that come batch last."""
+    import onnx as files
+
+    turn = files.helper.make_node("Transpose", ["x"], ["turned"], perm=[1, 0, 2])
+    flip = files.helper.make_node("Transpose", ["w"], ["flipped"], perm=[1, 0])
+    names = ("turned", "flipped") if which == 0 else ("flipped", "turned")
+    product = files.helper.make_node("MatMul", list(names), ["actions"])
+    rng = np.random.default_rng(0)
+    weight = rng.normal(size=(5, 4) if which == 0 else (3, 6)).astype(np.float32)
+    # Both are given: of a weight that stands there the turn would be taken beforehand.
+    given = []
+    for name, shape in (("x", (3, 2, 4)), ("w", weight.shape)):
+        given.append(files.helper.make_tensor_value_info(name, files.TensorProto.FLOAT, shape))
+    told = files.helper.make_tensor_value_info("actions", files.TensorProto.FLOAT, None)
+    made = files.helper.make_graph([turn, flip, product], "g", given, [told])
+    opsets = [files.helper.make_opsetid("", 20)]
+    model = files.helper.make_model(made, opset_imports=opsets, ir_version=9)
+    files.save(model, tmp_path / "plain.onnx")
+    fusing.fuse(tmp_path / "plain.onnx", tmp_path / "fused.onnx")
+    seen = rng.normal(size=(3, 2, 4)).astype(np.float32)
+    turned = seen.transpose(1, 0, 2)
+    right = turned @ weight.T if which == 0 else weight.T @ turned
+    answer = load_graph(tmp_path / "fused.onnx", "onnx", "fp32")({"x": seen, "w": weight})
+    np.testing.assert_allclose(answer, right, atol=1e-6)
 
 
 @pytest.mark.slow

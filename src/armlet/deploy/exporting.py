@@ -348,7 +348,7 @@ def _measure(
             acting.infer,
             asked,
             count=count,
-            spec=policy.robot.action,
+            spans=gates.spans(policy),
             precision=how.precision,
             chooses=gates.chooses(route.policy),
         ).to_json()
@@ -367,7 +367,7 @@ def _measure(
                 acting.infer,
                 frames,
                 expert,
-                spec=policy.robot.action,
+                spans=gates.spans(policy),
                 margin=how.margin,
             ).to_json()
         found["speed"] = gates.speed(

@@ -42,6 +42,9 @@ class _Graph:
     def __init__(self, graph: Any) -> None:
         self.graph = graph
         self.constants = {each.name: each for each in graph.initializer}
+        self.ranks = {each.name: len(each.dims) for each in graph.initializer}
+        for each in (*graph.input, *graph.value_info):
+            self.ranks[each.name] = len(each.type.tensor_type.shape.dim)
         self.makers: dict[str, Any] = {}
         for node in graph.node:
             for output in node.output:
@@ -53,6 +56,9 @@ class _Graph:
     def shorten(self) -> None:
         """Everything that is known here."""
         for node in list(self.graph.node):
+            if node.op_type == "FusedMatMul":
+                self._turn_before(node)
+        for node in list(self.graph.node):
             if node.op_type == "MultiHeadAttention":
                 for index in (0, 1):
                     found = self._turned(node.input[index])
@@ -62,6 +68,26 @@ class _Graph:
             for index, name in enumerate(node.input):
                 node.input[index] = self._as_it_was(name)
         self._drop()
+
+    def _turn_before(self, product: Any) -> None:
+        """A product that also turns the first axis of a factor to the last but one, as onnxscript
+        makes it, is computed only between factors of as many axes. Where one has fewer, the turn
+        gets an operator of its own again."""
+        ranks = [self.ranks.get(name) for name in product.input]
+        for place, which in enumerate(("transBatchA", "transBatchB")):
+            turns = [each for each in product.attribute if each.name == which and each.i]
+            rank = ranks[place]
+            if not turns or rank is None or ranks[0] == ranks[1]:
+                continue
+            axes = [*range(1, rank - 1), 0, rank - 1]
+            turned = self._new("turned")
+            node = library("onnx").helper.make_node(
+                "Transpose", [product.input[place]], [turned], perm=axes, name=turned
+            )
+            self.graph.node.insert(list(self.graph.node).index(product), node)
+            self.makers[turned] = node
+            product.input[place] = turned
+            product.attribute.remove(turns[0])
 
     def _maker(self, name: str, kind: str) -> Any | None:
         """The node that makes this, where it is of this kind."""

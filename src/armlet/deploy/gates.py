@@ -23,7 +23,6 @@ from armlet.evaluation.measure import in_turn, percentiles
 from armlet.evaluation.stats import compare_paired
 from armlet.policies.contract import Backbone, Policy
 from armlet.robot.observation import Observation
-from armlet.robot.spec import ActionSpec
 from armlet.rollout.loop import plan, run_task
 
 Infer = Callable[[Observation], np.ndarray]
@@ -50,7 +49,7 @@ class GateError(ValueError):
 @dataclass(frozen=True)
 class Parity:
     """`words`: number of words → on how many frames; `furthest` and `mean`: of the differences, as
-    shares of the robot's range; `apart`: the share of numbers beyond `limit`."""
+    shares of the robot's range (see `spans`); `apart`: the share of numbers beyond `limit`."""
 
     frames: int
     words: dict[int, int]
@@ -136,19 +135,30 @@ def over_every_length(
     return found
 
 
+def spans(policy: Backbone) -> np.ndarray:
+    """(a,): what differences of actions are shares of, in the robot's own numbers: its range, and
+    where it has none, as checkpoints of others, what -1 to 1 are to the network."""
+    spec = policy.robot.action
+    ranges = np.asarray(spec.high, np.float64) - np.asarray(spec.low, np.float64)
+    ones = np.ones(spec.dims, np.float32)
+    own = np.abs(policy.body.actions.invert(ones) - policy.body.actions.invert(-ones))
+    found = np.where(np.isfinite(ranges), ranges, own.astype(np.float64))
+    # A number that never changes is to be met in its own unit.
+    return np.where(found > 0, found, 1.0)
+
+
 def parity(
     pytorch: Infer,
     exported: Infer,
     frames: Sequence[Observation],
     *,
     count: Callable[[Observation], int],
-    spec: ActionSpec,
+    spans: np.ndarray,
     precision: str,
     chooses: bool,
 ) -> Parity:
-    """How both answer on all frames. Raises GateError where the exported one is too far off."""
+    """How both answer on all frames, as shares of `spans` (a,). Raises GateError where the exported one is too far off."""
     limit = APART[precision]
-    spans = np.maximum(np.asarray(spec.high, np.float64) - np.asarray(spec.low, np.float64), 1e-9)
     words: dict[int, int] = {}
     differences = []
     for frame in frames:
@@ -218,12 +228,11 @@ def held_out(
     frames: Sequence[Observation],
     expert: np.ndarray,
     *,
-    spec: ActionSpec,
+    spans: np.ndarray,
     margin: float,
 ) -> HeldOut:
-    """Both against the actions `expert` (n, a) of the frames. Raises GateError where it is not
-    shown that the exported one is no worse."""
-    spans = np.maximum(np.asarray(spec.high, np.float64) - np.asarray(spec.low, np.float64), 1e-9)
+    """Both against the actions `expert` (n, a) of the frames, as shares of `spans` (a,). Raises
+    GateError where it is not shown that the exported one is no worse."""
     errors = []
     for frame, right in zip(frames, expert, strict=True):
         both = [np.abs(infer(frame)[0] - right) / spans for infer in (pytorch, exported)]
