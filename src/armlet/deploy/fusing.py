@@ -26,10 +26,12 @@ def fuse(source: Path, path: Path) -> None:
         return
     onnx = library("onnx")
     ir = library("onnx_ir")
-    fusions = library("onnxscript.rewriter.ort_fusions")
+    # Not its `optimize_for_ort`, which goes on to products of factors of unequal axes and to group
+    # norms that ONNX Runtime has no kernel for on a CPU; what it gains, ONNX Runtime does itself.
+    fusions = library("onnxscript.rewriter.ort_fusions._core")
     with silent():
         model = ir.load(source)
-        fusions.optimize_for_ort(model)
+        fusions.fuse_xformers(model)
         ir.save(model, path)
     fused = onnx.load(path)
     _Graph(fused.graph).shorten()
@@ -42,9 +44,6 @@ class _Graph:
     def __init__(self, graph: Any) -> None:
         self.graph = graph
         self.constants = {each.name: each for each in graph.initializer}
-        self.ranks = {each.name: len(each.dims) for each in graph.initializer}
-        for each in (*graph.input, *graph.value_info):
-            self.ranks[each.name] = len(each.type.tensor_type.shape.dim)
         self.makers: dict[str, Any] = {}
         for node in graph.node:
             for output in node.output:
@@ -56,9 +55,6 @@ class _Graph:
     def shorten(self) -> None:
         """Everything that is known here."""
         for node in list(self.graph.node):
-            if node.op_type == "FusedMatMul":
-                self._turn_before(node)
-        for node in list(self.graph.node):
             if node.op_type == "MultiHeadAttention":
                 for index in (0, 1):
                     found = self._turned(node.input[index])
@@ -68,26 +64,6 @@ class _Graph:
             for index, name in enumerate(node.input):
                 node.input[index] = self._as_it_was(name)
         self._drop()
-
-    def _turn_before(self, product: Any) -> None:
-        """A product that also turns the first axis of a factor to the last but one, as onnxscript
-        makes it, is computed only between factors of as many axes. Where one has fewer, the turn
-        gets an operator of its own again."""
-        ranks = [self.ranks.get(name) for name in product.input]
-        for place, which in enumerate(("transBatchA", "transBatchB")):
-            turns = [each for each in product.attribute if each.name == which and each.i]
-            rank = ranks[place]
-            if not turns or rank is None or ranks[0] == ranks[1]:
-                continue
-            axes = [*range(1, rank - 1), 0, rank - 1]
-            turned = self._new("turned")
-            node = library("onnx").helper.make_node(
-                "Transpose", [product.input[place]], [turned], perm=axes, name=turned
-            )
-            self.graph.node.insert(list(self.graph.node).index(product), node)
-            self.makers[turned] = node
-            product.input[place] = turned
-            product.attribute.remove(turns[0])
 
     def _maker(self, name: str, kind: str) -> Any | None:
         """The node that makes this, where it is of this kind."""
