@@ -38,6 +38,10 @@ VERSION = 1
 FIX = "copy the whole folder again, or make it anew with `armlet export`"
 # Entries of exported.json that decide answers; the others say where it comes from.
 DECIDING = ("runtime", "precision", "robot", "inputs", "outputs", "execute", "ensemble", "graphs")
+UNGUIDED = (
+    "an exported graph has no derivative, by which real-time chunking guides a flow; only the policy "
+    "that it was exported from can be guided"
+)
 BLOCK = 2**20  # bytes read at a time
 
 
@@ -170,6 +174,8 @@ class Exported:
 
     def decide(self, observation: Observation) -> Decision:
         """The same, and which layers ran to find it."""
+        if observation.underway is not None:
+            raise ValueError(f"late = 'guided': {UNGUIDED}")
         inputs = self.description.inputs
         actions = self.normalised(feeds(inputs.arrays([observation])))
         if not np.isfinite(actions).all():  # clipped, NaN would stay NaN and infinity be full speed

@@ -23,6 +23,9 @@ controller's rule, and a result is about policy and rule together:
             result about the rule.
     blend   the same, and then it goes over from the old chunk to the new one step by step, as
             real-time chunking does (`robot.chunks`).
+    guided  as run_on, and the policy is told what is left of the old chunk, and how much of that
+            will be carried out meanwhile: its new chunk goes on from there (real-time chunking as
+            published). Only flow policies can (`Policy.why_unguided`).
 
 Under all it holds still before the first chunk of an episode. (A third rule, to leave out an
 action for every tick that passed, whether or not anything was done in it, is not offered: it throws
@@ -42,7 +45,7 @@ import numpy as np
 from armlet.benchmarks import Benchmark, Task, World
 from armlet.data.episodes import EpisodeFrames
 from armlet.robot.bounds import Bounds
-from armlet.robot.chunks import Late, follow
+from armlet.robot.chunks import Late, check_guided, follow, told_of
 from armlet.robot.ensemble import Ensemble
 from armlet.robot.guard import ActionGuard
 from armlet.robot.limiting import hold_action
@@ -130,7 +133,7 @@ def run(
     thinks; `late` says what the arm does meanwhile (see above). `guard`: makes the guard that it
     acts behind, with the world's `clock`; None: without one. `record`: every step is looked at
     and kept. `on_look` is given what the actor sees, `on_world` each world. Raises ValueError where
-    a chunk has fewer actions than should be carried out.
+    a chunk has fewer actions than should be carried out, or cannot be guided.
     """
     execute = actor.execute if execute is None else execute
     kept = _Record(keep=record)
@@ -141,6 +144,9 @@ def run(
     success = False
     past = Past(max(history_of(actor), history_of(label)))
     overlap = Overlap(ensemble or getattr(actor, "ensemble", None), spec)
+    if late == "guided":
+        unsaid = f"a {type(actor).__name__} does not say that it can be guided"
+        check_guided(overlap.ensemble, getattr(actor, "why_unguided", unsaid))
     arm = _Arm(spec, world, guard)
     executed = arm.executed
     with contextlib.closing(world):
@@ -152,7 +158,8 @@ def run(
                 kept.see(world, observation)
             if not commands:
                 on_look(observation)
-                decision = actor.decide(observation)
+                guided = late == "guided"
+                decision = actor.decide(told_of(observation, left, lag) if guided else observation)
                 gates.append(decision.gates)
                 chunk = _checked(overlap.join(decision.actions, arm.acted), execute)
                 now, left = schedule(chunk, left, spec, execute=execute, lag=lag, late=late)
