@@ -59,6 +59,8 @@ def main(
                 "other options only --out has an effect"
             )
         return str(write_lerobot(place, out or _beside(place, "lerobot")))
+    if frames < FEWEST:
+        raise ValueError(f"--frames is {frames}, expected {FEWEST} or more")
     if benchmark is not None and episodes is not None:
         raise ValueError("--benchmark and --episodes: give one; a world says more")
     coarser = "" if how.precision == "fp32" else f"-{how.precision}"

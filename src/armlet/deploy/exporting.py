@@ -52,6 +52,11 @@ from armlet.rollout.pool import threads
 SUFFIX: dict[Runtime, str] = {"onnx": ".onnx", "openvino": ".xml"}
 ROBOT = ("numpy", "pillow", "tokenizers")  # what armlet.robot reads beside the runtime
 CALIBRATED_ON = 64  # frames
+# Where there are too few.
+MORE = (
+    "Of a data set the last tenth of the episodes is looked at: give a longer one, or a world "
+    "(`--benchmark`)"
+)
 
 
 @dataclass(frozen=True)
@@ -136,7 +141,7 @@ def export(
     if len(frames) < gates.FEWEST:
         raise ValueError(
             f"export: found {len(frames)} frames, expected {gates.FEWEST} or more: parity on a few "
-            "says nothing of the others"
+            f"says nothing of the others. {MORE}"
         )
     with atomic_folder(out) as part, threads(how.threads):
         made = {

@@ -126,14 +126,13 @@ def run(
 ) -> Episode:
     """One episode, closed loop, of at most `limit` steps; it ends with success, or `tail` steps
     after it. `world` is as `Benchmark.make` gives it, and is closed. `label`: who is asked at every
-    step what to do there; the first action of its answer is recorded, and not carried out (DAgger).
-    None: recorded is what the actor itself wanted. `disturb`: the action that was wanted → the one carried out in its place. `execute`: actions of
-    a chunk carried out before the actor looks again (None: its own number). `ensemble`: how chunks
-    that overlap are joined (None: as the actor says). `lag` steps pass in the world while it
-    thinks; `late` says what the arm does meanwhile (see above). `guard`: makes the guard that it
-    acts behind, with the world's `clock`; None: without one. `record`: every step is looked at
-    and kept. `on_look` is given what the actor sees, `on_world` each world. Raises ValueError where
-    a chunk has fewer actions than should be carried out, or cannot be guided.
+    step what to do there; the first action of its answer is recorded, and not carried out (DAgger);
+    None: recorded is what the actor wanted. `disturb`: the action wanted → the one carried out.
+    `execute`: actions of a chunk carried out before the actor looks again (None: its own number).
+    `ensemble`: how chunks that overlap are joined (None: as the actor says). `lag` steps pass in the
+    world while it thinks; `late` says what the arm does meanwhile (see above). `guard`: makes the
+    guard that it acts behind, with the world's `clock`. `record`: every step is looked at and kept.
+    `on_look` is given what the actor sees, `on_world` each world. Raises ValueError for short chunks.
     """
     execute = actor.execute if execute is None else execute
     kept = _Record(keep=record)
@@ -144,9 +143,7 @@ def run(
     success = False
     past = Past(max(history_of(actor), history_of(label)))
     overlap = Overlap(ensemble or getattr(actor, "ensemble", None), spec)
-    if late == "guided":
-        unsaid = f"a {type(actor).__name__} does not say that it can be guided"
-        check_guided(overlap.ensemble, getattr(actor, "why_unguided", unsaid))
+    _check_late(late, actor, overlap.ensemble)
     arm = _Arm(spec, world, guard)
     executed = arm.executed
     with contextlib.closing(world):
@@ -158,8 +155,7 @@ def run(
                 kept.see(world, observation)
             if not commands:
                 on_look(observation)
-                guided = late == "guided"
-                decision = actor.decide(told_of(observation, left, lag) if guided else observation)
+                decision = actor.decide(_told(observation, left, lag, late))
                 gates.append(decision.gates)
                 chunk = _checked(overlap.join(decision.actions, arm.acted), execute)
                 now, left = schedule(chunk, left, spec, execute=execute, lag=lag, late=late)
@@ -276,6 +272,18 @@ def schedule(
     fresh = follow(chunk, left, len(meanwhile), late, spec)
     waiting = [None] * (lag - len(meanwhile))  # it holds still when nothing is left
     return [*meanwhile, *waiting, *fresh[:execute]], fresh[execute:]
+
+
+def _check_late(late: Late, actor: Actor, ensemble: Ensemble | None) -> None:
+    """Raises ValueError where an actor cannot be guided, and should be."""
+    if late == "guided":
+        unsaid = f"a {type(actor).__name__} does not say that it can be guided"
+        check_guided(ensemble, getattr(actor, "why_unguided", unsaid))
+
+
+def _told(seen: Observation, left: np.ndarray, lag: int, late: Late) -> Observation:
+    """What an actor is shown, of whose chunk before these actions (m, a) are left."""
+    return told_of(seen, left, lag) if late == "guided" else seen
 
 
 def _checked(chunk: np.ndarray, execute: int) -> np.ndarray:
