@@ -15,6 +15,7 @@ from tiny import TEXTS, make_frames, make_policy
 
 from armlet.deploy import fusing, gates, graph, onnx
 from armlet.deploy.exporting import How, export
+from armlet.export import main as command
 from armlet.policies.acting import actor_fingerprint, actor_provenance, load_actor
 from armlet.policies.checkpoint import load_policy, policy_fingerprint, save_policy
 from armlet.policies.exported import ExportedPolicy
@@ -202,6 +203,22 @@ def test_what_cannot_be_exported_is_refused_and_leaves_nothing(place: Path, tmp_
 
 
 # --- graphs
+
+
+def test_the_command_refuses_what_has_no_effect_before_it_loads_anything(
+    place: Path, out: Path, tmp_path: Path
+) -> None:
+    fresh = tmp_path / "fresh"
+    with pytest.raises(ValueError, match="--closed-loop would have no effect"):
+        command(str(place), out=fresh, episodes=tmp_path, how=How(closed_loop=5))
+    with pytest.raises(ValueError, match="is exported already, to onnx"):
+        command(str(out), out=fresh, episodes=tmp_path)
+    with pytest.raises(FileExistsError, match="choose another folder"):
+        command("nowhere", out=tmp_path, episodes=tmp_path)
+    with pytest.raises(ValueError, match="--frames is 10, expected 100 or more"):
+        command(str(place), out=fresh, episodes=tmp_path, frames=10)
+    with pytest.raises(ValueError, match="budget says a value twice"):
+        How(budget=(0.5, 0.5))
 
 
 def routed() -> Routed:

@@ -86,6 +86,8 @@ class How:
 
     def __post_init__(self) -> None:
         limits.positive(self, "threads", "closed_loop", "calls")
+        if len(set(self.budget)) < len(self.budget):
+            raise ValueError(f"budget says a value twice: {' '.join(map(str, self.budget))}")
         limits.check(self, margin=(ABOVE_0, 1), budget=(ABOVE_0, 1), threads=(1, MOST))
         if self.runtime not in SUFFIX:
             raise ValueError(f"runtime is {self.runtime!r}, expected {' or '.join(SUFFIX)}")

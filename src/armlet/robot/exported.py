@@ -30,6 +30,7 @@ from armlet.robot.observation import Observation
 from armlet.robot.outputs import Decision, Outputs
 from armlet.robot.runtimes import Graph, Runtime, feeds, load_graph
 from armlet.robot.spec import RobotSpec
+from armlet.robot.tables import TwiceError, read_once
 
 FILE = "exported.json"
 TOKENIZER = "tokenizer.json"
@@ -250,7 +251,9 @@ def read_description(folder: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"{path} is not there: {folder} is no exported policy; {FIX}")
     content = path.read_bytes()
     try:
-        said = json.loads(content)
+        said = read_once(content)
+    except TwiceError as error:
+        raise ValueError(f"{path}: {error}, or {FIX}") from error
     except ValueError as error:
         raise ValueError(f"{path} ({len(content)} bytes) is not JSON ({error}); {FIX}") from error
     if not isinstance(said, dict) or said.get("version") != VERSION:
