@@ -2,7 +2,8 @@
 
     armlet inspect DIR|hf:user/set     episodes: rate, cameras, ranges, guesses, warnings; writes
                                        robot.toml and a contact sheet of pictures beside them
-    armlet inspect FOLDER              a policy: the robot it was made for, and its size
+    armlet inspect FOLDER              a policy, exported or not: the robot it was made for, and its
+                                       size
     armlet inspect CHECKPOINT          one of another project: what it is, by its headers alone, and
                                        where a decision's time goes; writes policy.toml beside it
     armlet inspect hf:user/model --policy      either of the two, fetched from the hub
@@ -30,7 +31,10 @@ from armlet.data.layout import INFO, Columns
 from armlet.robot.bounds import FILE as GUARD
 from armlet.robot.client.address import address_of, is_address
 from armlet.robot.description import FILE, Described, RobotOptions, as_toml, toml_lines
+from armlet.robot.exported import FILE as EXPORTED
+from armlet.robot.exported import is_exported, read_description
 from armlet.robot.proposal import propose
+from armlet.robot.spec import RobotSpec
 
 SHEET = "cameras.png"
 AS_LEROBOT = Columns()  # the names that LeRobot itself gives to state and action
@@ -80,6 +84,8 @@ def main(
         raise ValueError(
             f"--episodes would have no effect: {place} is no checkpoint of another project"
         )
+    if is_exported(folder):
+        return exported_page(folder)
     if (folder / "config.json").is_file() and not (folder / INFO).is_file():
         return policy_page(folder)
     if policy:
@@ -394,18 +400,46 @@ def policy_page(folder: Path) -> str:
     from armlet.policies.checkpoint import load_policy  # brings torch, which episodes do not need
 
     policy = load_policy(folder)
-    robot = policy.robot
-    action = robot.action
     parameters = sum(each.numel() for each in policy.parameters())
     size = f"{parameters / 1e6:.2f} M parameters, {len(policy.layers)} layers"
+    rate = f"{policy.robot.action.control_hz:g} Hz"
     lines = [
         f"{folder}",
         f"  {type(policy).__name__}, {size}",
-        f"  decides {policy.chunk} actions at a time and carries out {policy.execute}, at "
-        f"{action.control_hz:g} Hz",
+        f"  decides {policy.chunk} actions at a time and carries out {policy.execute}, at {rate}",
         "",
-        "cameras (height × width)",
+        *_robot_lines(policy.robot),
     ]
+    return "\n".join(lines)
+
+
+def exported_page(folder: Path) -> str:
+    """The robot that an exported policy acts for, in what it runs, and what it was made from."""
+    said = read_description(folder)
+    try:
+        robot = RobotSpec.from_json(said["robot"])
+        made_from = said["policy"]
+        lines = [
+            f"{folder}",
+            f"  exported to {said['runtime']} ({said['precision']}) from {made_from['kind']}, "
+            f"{made_from['folder']} ({made_from['fingerprint']})",
+            f"  carries out {said['execute']} actions of a chunk, at {robot.action.control_hz:g} Hz",
+        ]
+        for graph in said["graphs"]:
+            budget = "" if graph["budget"] is None else f"at a budget of {graph['budget']:g}, "
+            ran = f"{sum(graph['gates'])} of {len(graph['gates'])} layers"
+            lines.append(f"  {budget}{ran}: {', '.join(graph['files'])}")
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{folder / EXPORTED}: {type(error).__name__}: {error}; armlet wrote no such file: export "
+            "it anew"
+        ) from error
+    return "\n".join([*lines, "", *_robot_lines(robot)])
+
+
+def _robot_lines(robot: RobotSpec) -> list[str]:
+    action = robot.action
+    lines = ["cameras (height × width)"]
     for name, camera in robot.observation.cameras.items():
         lines.append(f"  {name:<20} {camera.height} × {camera.width}, fit {robot.observation.fit}")
     names = ", ".join(robot.observation.state_names) or "without names"
@@ -423,4 +457,4 @@ def policy_page(folder: Path) -> str:
     scale = action.translation_scale
     if scale is not None:
         lines.append(f"  a command of 1 moves the hand by {scale:g} m")
-    return "\n".join(lines)
+    return lines

@@ -121,7 +121,12 @@ def _robot(folder: Path, contents: Contents) -> dict[str, Any]:
 def _own_words(file: Path | None) -> str:
     if file is None:
         return ""
-    text = file.read_text(encoding="utf-8")
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"--text {file}: {error}; expected a file of Markdown, what you say of the policy"
+        ) from error
     check_text(text, file)
     return text
 

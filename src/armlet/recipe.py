@@ -508,8 +508,9 @@ class Recipe:
         none."""
         if self.benchmark is None:
             raise ValueError(
-                f"recipe {self.name!r} has no benchmark, so there is no world to {verb} in; bring "
-                "episodes (`--episodes`), or use a recipe with one, such as actdistill_tabletop"
+                f"recipe {self.name!r} has no benchmark, so there is no world to {verb} in; use "
+                "one that has, such as actdistill_tabletop. With `--episodes` of your own, teach, probe, "
+                "distil and evaluate need none"
             )
         return self.benchmark
 

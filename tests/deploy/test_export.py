@@ -13,6 +13,7 @@ import pytest
 import torch
 from tiny import TEXTS, make_frames, make_policy
 
+from armlet import inspect
 from armlet.deploy import fusing, gates, graph, onnx
 from armlet.deploy.exporting import How, export
 from armlet.export import main as command
@@ -203,6 +204,18 @@ def test_what_cannot_be_exported_is_refused_and_leaves_nothing(place: Path, tmp_
 
 
 # --- graphs
+
+
+def test_what_was_exported_is_inspected_without_torch(out: Path, tmp_path: Path) -> None:
+    page = inspect.main(str(out))
+    assert "exported to onnx (fp32) from a policy of type 'vla'" in page
+    assert "2 of 2 layers: model.onnx" in page and "scene" in page and "mode delta" in page
+    broken = shutil.copytree(out, tmp_path / "broken")
+    said = json.loads((broken / FILE).read_text())
+    del said["graphs"]
+    (broken / FILE).write_text(json.dumps(said))
+    with pytest.raises(ValueError, match=r"exported\.json: KeyError: 'graphs'"):
+        inspect.main(str(broken))
 
 
 def test_the_command_refuses_what_has_no_effect_before_it_loads_anything(

@@ -132,6 +132,8 @@ def _check_graphs(folder: Path, said: dict[str, Any]) -> None:
 def _layout(folder: Path) -> Layout:
     if (folder / EXPORTED).is_file():
         return "exported"
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: there is no such folder")
     if not (folder / CONFIG).is_file():
         raise FileNotFoundError(
             f"{folder} holds neither {CONFIG} nor {EXPORTED}: a policy that armlet distilled or "
