@@ -84,9 +84,7 @@ def main(
         raise ValueError(
             f"--episodes would have no effect: {place} is no checkpoint of another project"
         )
-    if is_exported(folder):
-        return exported_page(folder)
-    if (folder / "config.json").is_file() and not (folder / INFO).is_file():
+    if _is_policy(folder):
         return policy_page(folder)
     if policy:
         raise ValueError(
@@ -118,7 +116,31 @@ def main(
     return "\n".join([*page, "", *written, following])
 
 
+def _is_policy(folder: Path) -> bool:
+    return (
+        any((folder / name).is_file() for name in ("config.json", EXPORTED))
+        and not (folder / INFO).is_file()
+    )
+
+
+def _check_data_set(folder: Path) -> None:
+    """Raises FileNotFoundError for a folder that is none, and of no other kind either."""
+    info = folder / INFO
+    # A link to nothing is for the reader of data sets to name.
+    if info.exists() or info.is_symlink():
+        return
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: there is no such folder")
+    there = ", ".join(sorted(each.name for each in folder.iterdir())[:8]) or "nothing"
+    raise FileNotFoundError(
+        f"{folder} is no data set (no {INFO}), no policy of armlet (no config.json, no {EXPORTED}) and "
+        f"no checkpoint of a kind that is known; there is {there}. Is it a folder in it that is meant?"
+    )
+
+
 def _dataset(place: str, columns: Columns) -> EpisodeDataset:
+    if not is_name(place):
+        _check_data_set(Path(place))
     try:
         return EpisodeDataset(place, columns)
     except OSError as error:
@@ -397,6 +419,8 @@ def checkpoint_page(
 
 def policy_page(folder: Path) -> str:
     """The robot that a policy was made for, and its size."""
+    if is_exported(folder):
+        return _exported_page(folder)
     from armlet.policies.checkpoint import load_policy  # brings torch, which episodes do not need
 
     policy = load_policy(folder)
@@ -413,7 +437,7 @@ def policy_page(folder: Path) -> str:
     return "\n".join(lines)
 
 
-def exported_page(folder: Path) -> str:
+def _exported_page(folder: Path) -> str:
     """The robot that an exported policy acts for, in what it runs, and what it was made from."""
     said = read_description(folder)
     try:
