@@ -160,6 +160,21 @@ def test_a_damaged_folder_is_refused(out: Path, tmp_path: Path) -> None:
         load_exported(folder)
     with pytest.raises(FileNotFoundError, match="no exported policy"):
         load_exported(tmp_path)
+    (graph_said,) = said["graphs"]
+    for wrong, says in (
+        ({"execute": "two"}, r"Description\.execute is 'two', expected"),
+        ({"execute": 0}, r"execute is 0, expected at least 1"),
+        ({"runtime": "tensorrt"}, r"Description\.runtime is 'tensorrt'"),
+        ({"graphs": [{**graph_said, "gates": ["1"]}]}, r"GraphFile\.gates is"),
+        (
+            {"graphs": [{**graph_said, "files": {"../model.onnx": 5}}]},
+            "expected names in the folder",
+        ),
+        ({"graphs": [{**graph_said, "files": {}}]}, "expected names in the folder"),
+    ):
+        (folder / FILE).write_text(json.dumps({**said, **wrong}))
+        with pytest.raises(ValueError, match=says):
+            load_exported(folder)
 
 
 def test_the_fingerprint_is_of_what_decides(out: Path, tmp_path: Path) -> None:

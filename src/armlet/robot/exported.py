@@ -24,6 +24,7 @@ from typing import Any, Self
 import numpy as np
 from tokenizers import Tokenizer
 
+from armlet import limits
 from armlet.robot.ensemble import Ensemble, ensemble_from_json
 from armlet.robot.inputs import Inputs
 from armlet.robot.observation import Observation
@@ -65,7 +66,13 @@ class GraphFile:
 
     @classmethod
     def from_json(cls, said: dict[str, Any]) -> Self:
-        return cls(said["budget"], tuple(said["gates"]), dict(said["files"]))
+        made = cls(said["budget"], tuple(said["gates"]), dict(said["files"]))
+        limits.typed(made)
+        # A folder may be a stranger's: it names what is in it, and nothing else of this machine.
+        outside = [name for name in made.files if Path(name).name != name]
+        if outside or not made.files:
+            raise ValueError(f"files are {list(made.files)!r:.80}, expected names in the folder")
+        return made
 
 
 @dataclass(frozen=True)
@@ -101,7 +108,7 @@ class Description:
         graphs = tuple(map(GraphFile.from_json, said["graphs"]))
         if not graphs:
             raise ValueError("`graphs` is empty, expected one at least")
-        return cls(
+        made = cls(
             runtime=said["runtime"],
             precision=said["precision"],
             robot=RobotSpec.from_json(said["robot"]),
@@ -111,6 +118,9 @@ class Description:
             ensemble=None if ensemble is None else ensemble_from_json(ensemble),
             graphs=graphs,
         )
+        limits.typed(made)
+        limits.positive(made, "execute")
+        return made
 
 
 class Exported:
