@@ -200,3 +200,16 @@ def test_limits_for_a_guard_are_made_from_the_episodes(written: Path, tmp_path: 
     assert bounds.velocity[:2] == pytest.approx(1.5 * fastest[:2], rel=1e-3)
     with pytest.raises(ValueError, match="--guard would have no effect"):
         inspect.main(str(tmp_path), guard=True)
+
+
+def test_a_folder_that_is_nothing_known_says_what_is_in_it(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="nowhere: there is no such folder"):
+        inspect.main(str(tmp_path / "nowhere"))
+    save_policy(make_policy(), tmp_path / "run" / "student")
+    says = r"run is no data set.*no policy.*there is student\. Is it a folder in it that is meant"
+    with pytest.raises(FileNotFoundError, match=says):
+        inspect.main(str(tmp_path / "run"))
+    (tmp_path / "broken" / "meta").mkdir(parents=True)
+    (tmp_path / "broken" / "meta" / "info.json").symlink_to(tmp_path / "gone")
+    with pytest.raises(ValueError, match="it is a link to"):
+        inspect.main(str(tmp_path / "broken"))

@@ -23,6 +23,7 @@ from armlet.evaluation import outcomes as kept
 from armlet.evaluation.episodes import Row, run_delayed, run_episodes, run_of
 from armlet.evaluation.field import Field, in_runtimes, load
 from armlet.evaluation.films import make_film, sample_observations
+from armlet.evaluation.guiding import guided, guided_latency
 from armlet.evaluation.outcomes import Outcomes, Planned, PolicyRun, Section
 from armlet.evaluation.provenance import Curves, curves, gripper_noise, seeds_of
 from armlet.evaluation.report import Latency, Measured, OutcomesFile, Report
@@ -60,6 +61,7 @@ def main(recipe: Recipe) -> Path:
     for name, policy in field.policies.items():
         check_world(policy, benchmark, whose=f"policy {name!r}")
     field = _in_runtimes_of_world(recipe, field, benchmark)
+    can_be_guided = guided(field, recipe.evaluation)
     out = recipe.out / "evaluation"
     episodes = planned(benchmark, recipe.evaluation)
     rows = run_episodes(
@@ -74,7 +76,7 @@ def main(recipe: Recipe) -> Path:
     # As many threads as episodes were run with, whatever this process was started with: times
     # depend on it.
     with threads(THREADS):
-        report = summarise(recipe, field, episodes, rows, out)
+        report = summarise(recipe, field, episodes, rows, out, can_be_guided)
     path = write(report, out)
     with log:
         log.series(out).result(report.outcomes.sha256, numbers(report))
@@ -174,9 +176,10 @@ def summarise(
     episodes: list[tuple[Task, int]],
     rows: dict[str, list[Row]],
     out: Path,
+    can_be_guided: Sequence[str] = (),
 ) -> Report:
     """The report: policies are timed, run late and filmed, and all is put together. `rows`: what
-    each policy did in the episodes."""
+    each policy did in the episodes; `can_be_guided`: who is also run late so."""
     benchmark = recipe.world("evaluate")
     setting = recipe.evaluation
     # The teacher's episodes, and each policy timed on them all: on their own episodes policies
@@ -185,6 +188,7 @@ def summarise(
     timings = measure.latency(field.policies, observations, calls=setting.latency_calls)
     # A policy acts late by its median time: what it needs most of the time.
     milliseconds = {name: times["p50"] for name, times in timings.items()}
+    guided_timings = guided_latency(field, can_be_guided, observations, calls=setting.latency_calls)
     delayed = run_delayed(
         field.contenders,
         benchmark,
@@ -192,6 +196,7 @@ def summarise(
         out,
         setting=setting,
         milliseconds=milliseconds,
+        guided_milliseconds={name: times["p50"] for name, times in guided_timings.items()},
         title=f"evaluate {recipe.name}",
         device=recipe.acting_device,
     )

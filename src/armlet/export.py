@@ -18,13 +18,14 @@ import tyro
 from armlet import benchmarks
 from armlet.benchmarks import Benchmark, benchmark_robot
 from armlet.data.episodes import EpisodeDataset
+from armlet.data.files import refuse_existing
 from armlet.data.hub import is_name
 from armlet.deploy.exporting import How, export, load_to_export
 from armlet.deploy.frames import Material, from_episodes, from_world, world_of
 from armlet.deploy.gates import FEWEST
 from armlet.deploy.lerobot import write_lerobot
 from armlet.policies.acting import actor_provenance
-from armlet.robot.exported import read_description
+from armlet.robot.exported import is_exported, read_description
 
 USUAL = How()
 
@@ -59,10 +60,22 @@ def main(
                 "other options only --out has an effect"
             )
         return str(write_lerobot(place, out or _beside(place, "lerobot")))
+    if frames < FEWEST:
+        raise ValueError(f"--frames is {frames}, expected {FEWEST} or more")
     if benchmark is not None and episodes is not None:
         raise ValueError("--benchmark and --episodes: give one; a world says more")
+    if episodes is not None and how.closed_loop != USUAL.closed_loop:
+        raise ValueError("--closed-loop would have no effect: in --episodes nobody acts")
     coarser = "" if how.precision == "fp32" else f"-{how.precision}"
     where = out or _beside(place, how.runtime + coarser)
+    # Before minutes of loading and acting.
+    refuse_existing(where)
+    if not is_name(place) and is_exported(Path(place)):
+        said = read_description(Path(place))
+        raise ValueError(
+            f"{place} is exported already, to {said.get('runtime')} ({said.get('precision')}); name "
+            "the policy that it was made from"
+        )
     world = _world(place, benchmark, episodes)
     loaded = load_to_export(place, None if world is None else benchmark_robot(world))
     policy, _ = loaded

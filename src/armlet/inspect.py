@@ -2,7 +2,8 @@
 
     armlet inspect DIR|hf:user/set     episodes: rate, cameras, ranges, guesses, warnings; writes
                                        robot.toml and a contact sheet of pictures beside them
-    armlet inspect FOLDER              a policy: the robot it was made for, and its size
+    armlet inspect FOLDER              a policy, exported or not: the robot it was made for, and its
+                                       size
     armlet inspect CHECKPOINT          one of another project: what it is, by its headers alone, and
                                        where a decision's time goes; writes policy.toml beside it
     armlet inspect hf:user/model --policy      either of the two, fetched from the hub
@@ -30,7 +31,10 @@ from armlet.data.layout import INFO, Columns
 from armlet.robot.bounds import FILE as GUARD
 from armlet.robot.client.address import address_of, is_address
 from armlet.robot.description import FILE, Described, RobotOptions, as_toml, toml_lines
+from armlet.robot.exported import FILE as EXPORTED
+from armlet.robot.exported import is_exported, read_description
 from armlet.robot.proposal import propose
+from armlet.robot.spec import RobotSpec
 
 SHEET = "cameras.png"
 AS_LEROBOT = Columns()  # the names that LeRobot itself gives to state and action
@@ -80,7 +84,7 @@ def main(
         raise ValueError(
             f"--episodes would have no effect: {place} is no checkpoint of another project"
         )
-    if (folder / "config.json").is_file() and not (folder / INFO).is_file():
+    if _is_policy(folder):
         return policy_page(folder)
     if policy:
         raise ValueError(
@@ -112,7 +116,31 @@ def main(
     return "\n".join([*page, "", *written, following])
 
 
+def _is_policy(folder: Path) -> bool:
+    return (
+        any((folder / name).is_file() for name in ("config.json", EXPORTED))
+        and not (folder / INFO).is_file()
+    )
+
+
+def _check_data_set(folder: Path) -> None:
+    """Raises FileNotFoundError for a folder that is none, and of no other kind either."""
+    info = folder / INFO
+    # A link to nothing is for the reader of data sets to name.
+    if info.exists() or info.is_symlink():
+        return
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: there is no such folder")
+    there = ", ".join(sorted(each.name for each in folder.iterdir())[:8]) or "nothing"
+    raise FileNotFoundError(
+        f"{folder} is no data set (no {INFO}), no policy of armlet (no config.json, no {EXPORTED}) and "
+        f"no checkpoint of a kind that is known; there is {there}. Is it a folder in it that is meant?"
+    )
+
+
 def _dataset(place: str, columns: Columns) -> EpisodeDataset:
+    if not is_name(place):
+        _check_data_set(Path(place))
     try:
         return EpisodeDataset(place, columns)
     except OSError as error:
@@ -391,21 +419,51 @@ def checkpoint_page(
 
 def policy_page(folder: Path) -> str:
     """The robot that a policy was made for, and its size."""
+    if is_exported(folder):
+        return _exported_page(folder)
     from armlet.policies.checkpoint import load_policy  # brings torch, which episodes do not need
 
     policy = load_policy(folder)
-    robot = policy.robot
-    action = robot.action
     parameters = sum(each.numel() for each in policy.parameters())
     size = f"{parameters / 1e6:.2f} M parameters, {len(policy.layers)} layers"
+    rate = f"{policy.robot.action.control_hz:g} Hz"
     lines = [
         f"{folder}",
         f"  {type(policy).__name__}, {size}",
-        f"  decides {policy.chunk} actions at a time and carries out {policy.execute}, at "
-        f"{action.control_hz:g} Hz",
+        f"  decides {policy.chunk} actions at a time and carries out {policy.execute}, at {rate}",
         "",
-        "cameras (height × width)",
+        *_robot_lines(policy.robot),
     ]
+    return "\n".join(lines)
+
+
+def _exported_page(folder: Path) -> str:
+    """The robot that an exported policy acts for, in what it runs, and what it was made from."""
+    said = read_description(folder)
+    try:
+        robot = RobotSpec.from_json(said["robot"])
+        made_from = said["policy"]
+        lines = [
+            f"{folder}",
+            f"  exported to {said['runtime']} ({said['precision']}) from {made_from['kind']}, "
+            f"{made_from['folder']} ({made_from['fingerprint']})",
+            f"  carries out {said['execute']} actions of a chunk, at {robot.action.control_hz:g} Hz",
+        ]
+        for graph in said["graphs"]:
+            budget = "" if graph["budget"] is None else f"at a budget of {graph['budget']:g}, "
+            ran = f"{sum(graph['gates'])} of {len(graph['gates'])} layers"
+            lines.append(f"  {budget}{ran}: {', '.join(graph['files'])}")
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{folder / EXPORTED}: {type(error).__name__}: {error}; armlet wrote no such file: export "
+            "it anew"
+        ) from error
+    return "\n".join([*lines, "", *_robot_lines(robot)])
+
+
+def _robot_lines(robot: RobotSpec) -> list[str]:
+    action = robot.action
+    lines = ["cameras (height × width)"]
     for name, camera in robot.observation.cameras.items():
         lines.append(f"  {name:<20} {camera.height} × {camera.width}, fit {robot.observation.fit}")
     names = ", ".join(robot.observation.state_names) or "without names"
@@ -423,4 +481,4 @@ def policy_page(folder: Path) -> str:
     scale = action.translation_scale
     if scale is not None:
         lines.append(f"  a command of 1 moves the hand by {scale:g} m")
-    return "\n".join(lines)
+    return lines

@@ -69,6 +69,16 @@ def main(
     out = out or PLANS / name_of(policy)
     if bool(check) == (target_ms is not None):
         raise ValueError("give either --target-ms, to plan, or --check, to compare with a plan")
+    if check and runtimes:
+        raise ValueError(
+            "--runtimes would have no effect: with --check students are timed as they are"
+        )
+    if EAGER in (runtimes or ()):
+        raise ValueError(
+            "--runtimes eager: PyTorch is timed in any case; name what stands beside it"
+        )
+    if len(set(runtimes or ())) < len(runtimes or ()):
+        raise ValueError(f"--runtimes says a value twice: {' '.join(runtimes or ())}")
     if threads < 1:
         raise ValueError(f"--threads {threads}: expected at least 1")
     with with_threads(threads):

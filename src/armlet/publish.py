@@ -11,6 +11,7 @@ repository never shows half a policy, and after a kill the same command goes on.
 """
 
 import contextlib
+import re
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -58,6 +59,7 @@ def main(
     `shorten_paths`: of paths of this machine in what says how it was made, publish the last part.
     `leave_out`: files of the folder that do not go. `dry_run`: say what would go up, and stop."""
     place = _name(name)
+    _check_head(base_model, license, tags)
     if is_name(folder):
         raise ValueError(f"{folder.as_posix()} is on the hub already; give a folder of your own")
     with _as_asked(folder, lerobot=lerobot) as chosen:
@@ -87,6 +89,19 @@ def main(
             return _plan(place, files, contents, private=private)
         message = f"{contents.kind} {contents.fingerprint}, by armlet publish"
         return hub.upload(place, files, private=private, message=message)
+
+
+def _check_head(base_model: str, license: str, tags: tuple[str, ...]) -> None:
+    """Raises ValueError for what the hub would refuse at the head of a card, after all is sent."""
+    if base_model and not re.fullmatch(r"[\w.-]+/[\w.-]+", base_model):
+        raise ValueError(f"--base-model {base_model!r} is no model on the hub; expected user/name")
+    if license and not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", license):
+        raise ValueError(
+            f"--license {license!r} is no license as the hub names it; expected apache-2.0, mit, other …"
+        )
+    for tag in tags:
+        if not tag.strip() or "\n" in tag:
+            raise ValueError(f"--tags {tag!r} is no tag; expected a word")
 
 
 def _name(text: str) -> Name:
@@ -121,7 +136,12 @@ def _robot(folder: Path, contents: Contents) -> dict[str, Any]:
 def _own_words(file: Path | None) -> str:
     if file is None:
         return ""
-    text = file.read_text(encoding="utf-8")
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"--text {file}: {error}; expected a file of Markdown, what you say of the policy"
+        ) from error
     check_text(text, file)
     return text
 

@@ -31,6 +31,7 @@ from armlet.limits import ABOVE_0, BELOW_1, MOST
 from armlet.logs import Logging
 from armlet.measuring import EAGER, Calibration, Runtime
 from armlet.policies.contract import Network, Student
+from armlet.robot.chunks import Late
 from armlet.robot.description import RobotOptions
 from armlet.robot.fit import View
 from armlet.robot.normalise import Mode, Normaliser
@@ -282,9 +283,10 @@ class Evaluation:
     slower: tuple[float, ...] = ()
     """How many times slower a robot's computer is than this one, for runs in which the world goes
     on while a policy thinks."""
-    late: tuple[Literal["wait", "run_on", "blend"], ...] = ("wait",)
+    late: tuple[Late, ...] = ("wait",)
     """What the arm does meanwhile: wait holds still, run_on carries out what is left of the chunk
-    before, blend goes over from it to the new one (armlet/robot/chunks.py)."""
+    before, blend goes over from it to the new one, guided has a flow policy go on from it
+    (armlet/robot/chunks.py)."""
     guard: str | None = None
     """A file, guard.toml: every policy is run as well behind a guard with these limits
     (armlet/robot/bounds.py)."""
@@ -506,8 +508,9 @@ class Recipe:
         none."""
         if self.benchmark is None:
             raise ValueError(
-                f"recipe {self.name!r} has no benchmark, so there is no world to {verb} in; bring "
-                "episodes (`--episodes`), or use a recipe with one, such as actdistill_tabletop"
+                f"recipe {self.name!r} has no benchmark, so there is no world to {verb} in; use "
+                "one that has, such as actdistill_tabletop. With `--episodes` of your own, teach, probe, "
+                "distil and evaluate need none"
             )
         return self.benchmark
 

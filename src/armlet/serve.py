@@ -100,7 +100,12 @@ def serve(policy: Policy, serving: Serving, *, name: str, fingerprint: str = "")
     allowed = serving.limits
     decider = Decider(policy, batch=serving.batch, timeout=allowed.decision, metrics=metrics)
     house = House(
-        reader=Reader(policy.robot.observation, policy.robot.action, serving.keys),
+        reader=Reader(
+            policy.robot.observation,
+            policy.robot.action,
+            serving.keys,
+            unguided=_why_unguided(policy, course),
+        ),
         course=course,
         decider=decider,
         metrics=metrics,
@@ -181,6 +186,13 @@ def _course(policy: Policy, serving: Serving) -> Course:
             "protocol alone with --port None"
         )
     return course
+
+
+def _why_unguided(policy: Policy, course: Course) -> str:
+    """Why robots cannot have chunks that are guided by the actions under way; empty: they can."""
+    if course.ensemble is not None:
+        return "chunks are averaged with those before, and would be joined twice"
+    return policy.why_unguided
 
 
 def _warm_up(policy: Policy, house: House) -> None:

@@ -14,8 +14,10 @@ import pytest
 import torch
 from tiny import TEXTS, make_frames, make_policy
 
+from armlet import inspect
 from armlet.deploy import fusing, gates, graph, onnx
 from armlet.deploy.exporting import How, export
+from armlet.export import main as command
 from armlet.policies.acting import actor_fingerprint, actor_provenance, load_actor
 from armlet.policies.checkpoint import load_policy, policy_fingerprint, save_policy
 from armlet.policies.exported import ExportedPolicy
@@ -160,6 +162,21 @@ def test_a_damaged_folder_is_refused(out: Path, tmp_path: Path) -> None:
         load_exported(folder)
     with pytest.raises(FileNotFoundError, match="no exported policy"):
         load_exported(tmp_path)
+    (graph_said,) = said["graphs"]
+    for wrong, says in (
+        ({"execute": "two"}, r"Description\.execute is 'two', expected"),
+        ({"execute": 0}, r"execute is 0, expected at least 1"),
+        ({"runtime": "tensorrt"}, r"Description\.runtime is 'tensorrt'"),
+        ({"graphs": [{**graph_said, "gates": ["1"]}]}, r"GraphFile\.gates is"),
+        (
+            {"graphs": [{**graph_said, "files": {"../model.onnx": 5}}]},
+            "expected names in the folder",
+        ),
+        ({"graphs": [{**graph_said, "files": {}}]}, "expected names in the folder"),
+    ):
+        (folder / FILE).write_text(json.dumps({**said, **wrong}))
+        with pytest.raises(ValueError, match=says):
+            load_exported(folder)
 
 
 def test_the_fingerprint_is_of_what_decides(out: Path, tmp_path: Path) -> None:
@@ -204,6 +221,34 @@ def test_what_cannot_be_exported_is_refused_and_leaves_nothing(place: Path, tmp_
 
 
 # --- graphs
+
+
+def test_what_was_exported_is_inspected_without_torch(out: Path, tmp_path: Path) -> None:
+    page = inspect.main(str(out))
+    assert "exported to onnx (fp32) from a policy of type 'vla'" in page
+    assert "2 of 2 layers: model.onnx" in page and "scene" in page and "mode delta" in page
+    broken = shutil.copytree(out, tmp_path / "broken")
+    said = json.loads((broken / FILE).read_text())
+    del said["graphs"]
+    (broken / FILE).write_text(json.dumps(said))
+    with pytest.raises(ValueError, match=r"exported\.json: KeyError: 'graphs'"):
+        inspect.main(str(broken))
+
+
+def test_the_command_refuses_what_has_no_effect_before_it_loads_anything(
+    place: Path, out: Path, tmp_path: Path
+) -> None:
+    fresh = tmp_path / "fresh"
+    with pytest.raises(ValueError, match="--closed-loop would have no effect"):
+        command(str(place), out=fresh, episodes=tmp_path, how=How(closed_loop=5))
+    with pytest.raises(ValueError, match="is exported already, to onnx"):
+        command(str(out), out=fresh, episodes=tmp_path)
+    with pytest.raises(FileExistsError, match="choose another folder"):
+        command("nowhere", out=tmp_path, episodes=tmp_path)
+    with pytest.raises(ValueError, match="--frames is 10, expected 100 or more"):
+        command(str(place), out=fresh, episodes=tmp_path, frames=10)
+    with pytest.raises(ValueError, match="budget says a value twice"):
+        How(budget=(0.5, 0.5))
 
 
 def routed() -> Routed:

@@ -179,6 +179,14 @@ def test_what_a_plan_cannot_be_about_is_said(tmp_path: Path) -> None:
     place = saved(tmp_path)
     with pytest.raises(ValueError, match="either --target-ms, to plan, or --check"):
         verb.main(place)
+    for runtimes, says in (
+        (("eager",), "--runtimes eager: PyTorch is timed in any case"),
+        (("onnx", "onnx"), "--runtimes says a value twice: onnx onnx"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            verb.main(place, runtimes=runtimes, target_ms=5, out=tmp_path / "none")
+    with pytest.raises(ValueError, match="--runtimes would have no effect"):
+        verb.main(place, runtimes=("onnx",), check=(place,), out=tmp_path / "none")
     with pytest.raises(FileNotFoundError, match=r"plan\.json is missing; make the plan first"):
         verb.main(place, check=(place,), out=tmp_path / "nowhere")
     save_policy(routed(), tmp_path / "routed")

@@ -201,6 +201,22 @@ def test_what_is_no_part_of_a_policy_is_refused(
     assert name not in there(hub)
 
 
+def test_a_folder_or_a_text_that_is_not_there_is_named(hub: Hub, student: Path, tmp_path) -> None:
+    with pytest.raises(FileNotFoundError, match="nowhere: there is no such folder"):
+        main(tmp_path / "nowhere", "hf:anna/arm")
+    with pytest.raises(ValueError, match=r"--text .*nowhere\.md.*expected a file of Markdown"):
+        main(student, "hf:anna/arm", text=tmp_path / "nowhere.md")
+    for head, says in (
+        ({"base_model": "hf:anna/teacher"}, "--base-model 'hf:anna/teacher'.*expected user/name"),
+        ({"base_model": "teacher"}, "expected user/name"),
+        ({"license": "Apache 2.0"}, "--license 'Apache 2.0'.*expected apache-2.0"),
+        ({"tags": ("arm", " ")}, "--tags ' ' is no tag"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            main(student, "hf:anna/arm", **head)
+    assert not hub.repositories
+
+
 def test_paths_of_this_machine_stay_here(hub: Hub, tmp_path) -> None:
     home = "/" + "home/anna/data/teacher"
     recipe = {**RECIPE, "teacher": home, "out": f"run with --out {home}/x"}

@@ -79,7 +79,7 @@ def test_rotations_given_as_positions_are_not_blended() -> None:
 # --- the queue
 
 
-@pytest.mark.parametrize("late", ["wait", "run_on", "blend"])
+@pytest.mark.parametrize("late", ["wait", "run_on", "blend", "guided"])
 @pytest.mark.parametrize("size", [1, 3, 6])
 @settings(max_examples=25, deadline=None)
 @given(st.data())

@@ -23,6 +23,8 @@ from typing import Any
 
 from filelock import AcquireReturnProxy, FileLock, Timeout
 
+from armlet.robot.tables import TwiceError, read_once
+
 PART = re.compile(r"\.(?P<host>[0-9a-f]{6})-(?P<process>\d+)-\d+\.part$")
 LFS = b"version https://git-lfs"
 PROBE = 2**20  # bytes: what a disk that is not full has room for
@@ -117,7 +119,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
     Raises FileExistsError where there is something at `path` already.
     """
-    _refuse_existing(path)
+    refuse_existing(path)
     make_folder(path.parent)
     _sweep(path.parent)
     part = _beside(path)
@@ -132,7 +134,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
                     make_durable(Path(folder, name))
                 make_durable(Path(folder))
             # Again, as filling it may take long; and rename would replace an empty folder.
-            _refuse_existing(path)
+            refuse_existing(path)
             part.rename(path)
             make_durable(path.parent)
     finally:
@@ -141,7 +143,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         _under_way.discard(part)
 
 
-def _refuse_existing(path: Path) -> None:
+def refuse_existing(path: Path) -> None:
     # lexists: a link to nothing is something, too.
     if os.path.lexists(path):
         raise FileExistsError(
@@ -322,7 +324,9 @@ def parse_json(content: bytes, path: Path, *, fix: str) -> dict[str, Any]:
     """The JSON object in `content`, which was read from `path`. Raises ValueError naming the file
     and the place."""
     try:
-        found = json.loads(content.decode())
+        found = read_once(content.decode())
+    except TwiceError as error:
+        raise ValueError(f"{path}: {error}; {fix}") from error
     except (ValueError, RecursionError) as error:  # the latter of brackets without end
         raise ValueError(
             f"{path} ({len(content)} bytes) is not JSON ({error}): cut short, or not written by "

@@ -12,6 +12,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from armlet.robot.tables import TwiceError, read_once
+
 LFS = b"version https://git-lfs.github.com/spec/"
 # What pyarrow raises at a file that is damaged, cut short or of another kind.
 BROKEN = (pa.ArrowException, OSError)
@@ -103,7 +105,9 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 def _parsed(text: str, where: str) -> Any:
     try:
-        return json.loads(text)
+        return read_once(text)
+    except TwiceError as error:
+        raise EpisodeError(f"{where}: {error}, or copy it again") from error
     except json.JSONDecodeError as error:
         raise EpisodeError(
             f"{where} is no JSON ({error}); was a copy interrupted? Copy it again"

@@ -52,6 +52,11 @@ from armlet.rollout.pool import threads
 SUFFIX: dict[Runtime, str] = {"onnx": ".onnx", "openvino": ".xml"}
 ROBOT = ("numpy", "pillow", "tokenizers")  # what armlet.robot reads beside the runtime
 CALIBRATED_ON = 64  # frames
+# Where there are too few.
+MORE = (
+    "Of a data set the last tenth of the episodes is looked at: give a longer one, or a world "
+    "(`--benchmark`)"
+)
 
 
 @dataclass(frozen=True)
@@ -81,6 +86,8 @@ class How:
 
     def __post_init__(self) -> None:
         limits.positive(self, "threads", "closed_loop", "calls")
+        if len(set(self.budget)) < len(self.budget):
+            raise ValueError(f"budget says a value twice: {' '.join(map(str, self.budget))}")
         limits.check(self, margin=(ABOVE_0, 1), budget=(ABOVE_0, 1), threads=(1, MOST))
         if self.runtime not in SUFFIX:
             raise ValueError(f"runtime is {self.runtime!r}, expected {' or '.join(SUFFIX)}")
@@ -136,7 +143,7 @@ def export(
     if len(frames) < gates.FEWEST:
         raise ValueError(
             f"export: found {len(frames)} frames, expected {gates.FEWEST} or more: parity on a few "
-            "says nothing of the others"
+            f"says nothing of the others. {MORE}"
         )
     with atomic_folder(out) as part, threads(how.threads):
         made = {

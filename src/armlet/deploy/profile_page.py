@@ -16,7 +16,7 @@ def table(profile: Profile) -> str:
     lines = [
         f"# {profile.policy}",
         "",
-        f"A {profile.kind}: {profile.whole_ms:.2f} ms a decision (p50 {profile.p50_ms:.2f}, p95 "
+        f"{profile.kind}: {profile.whole_ms:.2f} ms a decision (p50 {profile.p50_ms:.2f}, p95 "
         f"{profile.p95_ms:.2f}, of {profile.decisions}); {profile.chunk} actions at a time, of "
         f"which {profile.execute} are carried out at {profile.hz:g} Hz: "
         f"{_per_second(profile):.1f} ms a second of motion.",

@@ -18,6 +18,7 @@ from armlet.data.files import read_json
 from armlet.policies.checkpoint import CONFIG, load_with_fingerprint, read_provenance
 from armlet.policies.pretrained import kinds
 from armlet.policies.pretrained.lerobot import AFTER, BEFORE
+from armlet.robot.exported import GraphFile
 from armlet.robot.exported import fingerprint as exported_fingerprint
 
 Layout = Literal["armlet", "lerobot", "exported"]
@@ -120,9 +121,16 @@ def look(folder: Path, *, leave_out: Sequence[str] = (), shorten_paths: bool = F
 
 
 def _check_graphs(folder: Path, said: dict[str, Any]) -> None:
-    """Raises ValueError naming a graph's file that is missing or was cut short."""
+    """Raises ValueError naming a graph's file that is missing, was cut short, or is not in the
+    folder."""
     for graph in said.get("graphs", ()):
-        for name, size in graph["files"].items():
+        try:
+            files = GraphFile.from_json(graph).files
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{folder / EXPORTED} describes no graph ({type(error).__name__}: {error}); {FIX}"
+            ) from error
+        for name, size in files.items():
             path = folder / name
             found = path.stat().st_size if path.is_file() else 0
             if found != size:
@@ -132,6 +140,8 @@ def _check_graphs(folder: Path, said: dict[str, Any]) -> None:
 def _layout(folder: Path) -> Layout:
     if (folder / EXPORTED).is_file():
         return "exported"
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: there is no such folder")
     if not (folder / CONFIG).is_file():
         raise FileNotFoundError(
             f"{folder} holds neither {CONFIG} nor {EXPORTED}: a policy that armlet distilled or "

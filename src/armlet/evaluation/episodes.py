@@ -179,20 +179,25 @@ def run_delayed(
     out: Path,
     *,
     setting: Evaluation,
-    milliseconds: dict[str, float],
+    milliseconds: Mapping[str, float],
+    guided_milliseconds: Mapping[str, float],
     title: str,
     device: str = "cpu",
 ) -> tuple[DelayedRun, ...]:
     """The first split's episodes again on computers `slower` times slower than this one, under each
     rule of acting `late`: what speed is worth. A decision is taken to need the `milliseconds` that
-    it needs here times that factor (rollout.loop says what follows)."""
+    it needs here times that factor (rollout.loop says what follows); one that is guided, the
+    `guided_milliseconds`, and who has none of these cannot be guided and is not run so."""
     first = [(task, seed) for task, seed in planned if task.split == setting.splits[0]]
     late: dict[str, Contender] = {}
     made: list[tuple[str, str, float, str, float]] = []  # label, policy, factor, rule, delay in ms
     for factor in setting.slower:
         for rule in setting.late:
+            needed = guided_milliseconds if rule == "guided" else milliseconds
             for name, contender in field.items():
-                delay = factor * milliseconds[name]
+                if name not in needed:
+                    continue
+                delay = factor * needed[name]
                 label = f"{name} {factor:g}× slower, {rule}"
                 # Milliseconds as control steps: a world moves on in whole ones.
                 lag = steps_late(delay, benchmark.action_spec.control_hz)

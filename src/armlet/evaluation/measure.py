@@ -45,7 +45,7 @@ def latency(
 ) -> dict[str, dict[str, float]]:
     """p50, p95, p99 in ms of `infer`, every policy on every observation, in an order drawn anew."""
     ways = {name: policy.infer for name, policy in policies.items()}
-    times = in_turn(ways, observations, calls=calls, before=lambda name: _wait_for(policies[name]))
+    times = in_turn(ways, observations, calls=calls, before=lambda name: wait_for(policies[name]))
     found = {}
     for name, values in times.items():
         found[name] = percentiles(values)
@@ -86,7 +86,7 @@ def device_of(policy: Policy) -> str:
     return "cpu"  # where graphs that were exported run
 
 
-def _wait_for(policy: Policy) -> None:
+def wait_for(policy: Policy) -> None:
     if isinstance(policy, Backbone) and policy.device.type == "cuda":
         # What was queued before must not be in the time of what follows.
         torch.cuda.synchronize(policy.device)

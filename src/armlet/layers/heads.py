@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from armlet.data.codec import bin_centres, bin_numbers, squared_distances
+from armlet.layers.guidance import Guide, guided_flow
 from armlet.robot.spec import ActionSpec
 
 Kind = Literal["regression", "bins", "codebook", "flow", "arm_gripper"]
@@ -308,6 +309,15 @@ class FlowHead(ActionHead):
             t = torch.full((len(condition),), step / self.steps, device=x.device, dtype=x.dtype)
             x = x + self.velocity(x, t, condition) / self.steps  # a step of Euler's method
         return x
+
+    def guided(self, condition: Tensor, guide: Guide) -> Tensor:
+        """(b, k, a): `forward`, guided towards actions that are under way."""
+
+        def velocity(x: Tensor, time: float) -> Tensor:
+            return self.velocity(x, x.new_full((len(x),), time), condition)
+
+        noise = self.noise.expand(len(condition), -1, -1)
+        return guided_flow(velocity, noise, self.steps, guide)
 
     def loss(self, condition: Tensor, actions: Tensor, valid: Tensor) -> Tensor:
         noise = torch.randn_like(actions)

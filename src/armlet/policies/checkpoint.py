@@ -272,7 +272,7 @@ def _check_device(name: str) -> None:
     except (RuntimeError, AssertionError) as error:
         raise ValueError(
             f"device {name!r} cannot be used ({str(error).splitlines()[0]:.120}); expected cpu or, where there "
-            "is a GPU and torch is built for it, cuda (`--acting-device cpu`)"
+            "is a GPU and torch is built for it, cuda (`--device`; of a recipe `--acting-device`)"
         ) from error
 
 

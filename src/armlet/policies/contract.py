@@ -26,7 +26,9 @@ from torch.utils.checkpoint import checkpoint
 
 from armlet import limits
 from armlet.data.batching import batch_of
+from armlet.layers.guidance import Guide
 from armlet.layers.router import mix
+from armlet.policies.guiding import guide_of
 from armlet.robot.ensemble import Ensemble
 from armlet.robot.fit import Fit, View, known_fit
 from armlet.robot.inputs import Inputs
@@ -274,6 +276,12 @@ class Policy(ABC):
         """What it is, in an error."""
         return f"a {type(self).__name__}"
 
+    @property
+    def why_unguided(self) -> str:
+        """Why it cannot be guided by the actions under way (`Observation.underway`); empty: it
+        can."""
+        return f"{self.kind} has no flow from noise to actions that could be guided"
+
 
 class Backbone(nn.Module, Policy, Generic[S]):
     """A policy whose layers can be watched, probed, routed and cut.
@@ -404,6 +412,10 @@ class Backbone(nn.Module, Policy, Generic[S]):
     def decode(self, run: Pass[S], batch: Batch) -> Tensor:
         """(b, k, a) normalised actions, from all that a pass has left."""
 
+    def decode_guided(self, run: Pass[S], batch: Batch, guide: Guide) -> Tensor:
+        """`decode`, guided (`layers/guidance.py`). Raises ValueError where it cannot be."""
+        raise ValueError(self.why_unguided)
+
     @abstractmethod
     def loss(self, run: Pass[S], batch: Batch) -> Tensor:
         """(b,): how far the pass is from the batch's actions, counting those that are valid."""
@@ -470,15 +482,21 @@ class Backbone(nn.Module, Policy, Generic[S]):
         ValueError where it is needed and is not there."""
         return self.outputs.denormalise(actions, state)
 
-    @torch.inference_mode()
     def decide(self, observation: Observation) -> Decision:
-        batch = self.prepare([observation])
-        run = self.run_layers(self.embed(batch), batch)
-        actions = self.decode(run, batch)[0].float().cpu().numpy()
-        if not np.isfinite(actions).all():  # clipped, NaN would stay NaN and infinity be full speed
+        guided = observation.underway is not None
+        # What is made in inference mode could not be differentiated, as a guide has to.
+        with torch.inference_mode(not guided), torch.no_grad():
+            batch = self.prepare([observation])
+            run = self.run_layers(self.embed(batch), batch)
+            if guided:
+                actions = self.decode_guided(run, batch, guide_of(observation, self))
+            else:
+                actions = self.decode(run, batch)
+            chunk = actions[0].float().cpu().numpy()
+        if not np.isfinite(chunk).all():  # clipped, NaN would stay NaN and infinity be full speed
             raise FloatingPointError("the policy answered with NaN or infinite actions")
         state = self.inputs.state_of(observation)
-        return Decision(self.denormalise(actions, state), run.plan or (1,) * len(self.layers))
+        return Decision(self.denormalise(chunk, state), run.plan or (1,) * len(self.layers))
 
     def infer(self, observation: Observation) -> np.ndarray:
         return self.decide(observation).actions

@@ -43,6 +43,10 @@ class ExportedPolicy(Policy):
         acting = self.acting
         return f"a policy exported to {acting.runtime} ({acting.precision})"
 
+    @property
+    def why_unguided(self) -> str:
+        return exported.UNGUIDED
+
     def infer(self, observation: Observation) -> np.ndarray:
         return self.acting.infer(observation)
 

@@ -120,6 +120,8 @@ class Calibration:
     "skip_layer",
     "features",
     "decode",
+    "decode_guided",
+    "why_unguided",
     "loss",
     "classes",
     "signals",

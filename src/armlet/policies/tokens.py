@@ -12,7 +12,8 @@ from typing import ClassVar, Self
 
 from torch import Tensor
 
-from armlet.layers.heads import ActionHead
+from armlet.layers.guidance import Guide
+from armlet.layers.heads import ActionHead, FlowHead
 from armlet.policies.contract import Backbone, Features, Loop, Pass, State
 from armlet.types import Batch, Trace
 
@@ -77,6 +78,15 @@ class TokenPolicy(Backbone[TokenState]):
 
     def decode(self, run: Pass[TokenState], batch: Batch) -> Tensor:
         return self.head(self._condition(run))
+
+    @property
+    def why_unguided(self) -> str:
+        return "" if isinstance(self.head, FlowHead) else super().why_unguided
+
+    def decode_guided(self, run: Pass[TokenState], batch: Batch, guide: Guide) -> Tensor:
+        if not isinstance(self.head, FlowHead):
+            return super().decode_guided(run, batch, guide)
+        return self.head.guided(self._condition(run), guide)
 
     def loss(self, run: Pass[TokenState], batch: Batch) -> Tensor:
         actions, valid = batch.targets()

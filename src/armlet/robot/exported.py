@@ -24,12 +24,14 @@ from typing import Any, Self
 import numpy as np
 from tokenizers import Tokenizer
 
+from armlet import limits
 from armlet.robot.ensemble import Ensemble, ensemble_from_json
 from armlet.robot.inputs import Inputs
 from armlet.robot.observation import Observation
 from armlet.robot.outputs import Decision, Outputs
 from armlet.robot.runtimes import Graph, Runtime, feeds, load_graph
 from armlet.robot.spec import RobotSpec
+from armlet.robot.tables import TwiceError, read_once
 
 FILE = "exported.json"
 TOKENIZER = "tokenizer.json"
@@ -38,6 +40,10 @@ VERSION = 1
 FIX = "copy the whole folder again, or make it anew with `armlet export`"
 # Entries of exported.json that decide answers; the others say where it comes from.
 DECIDING = ("runtime", "precision", "robot", "inputs", "outputs", "execute", "ensemble", "graphs")
+UNGUIDED = (
+    "an exported graph has no derivative, by which real-time chunking guides a flow; only the policy "
+    "that it was exported from can be guided"
+)
 BLOCK = 2**20  # bytes read at a time
 
 
@@ -60,7 +66,13 @@ class GraphFile:
 
     @classmethod
     def from_json(cls, said: dict[str, Any]) -> Self:
-        return cls(said["budget"], tuple(said["gates"]), dict(said["files"]))
+        made = cls(said["budget"], tuple(said["gates"]), dict(said["files"]))
+        limits.typed(made)
+        # A folder may be a stranger's: it names what is in it, and nothing else of this machine.
+        outside = [name for name in made.files if Path(name).name != name]
+        if outside or not made.files:
+            raise ValueError(f"files are {list(made.files)!r:.80}, expected names in the folder")
+        return made
 
 
 @dataclass(frozen=True)
@@ -96,7 +108,7 @@ class Description:
         graphs = tuple(map(GraphFile.from_json, said["graphs"]))
         if not graphs:
             raise ValueError("`graphs` is empty, expected one at least")
-        return cls(
+        made = cls(
             runtime=said["runtime"],
             precision=said["precision"],
             robot=RobotSpec.from_json(said["robot"]),
@@ -106,6 +118,9 @@ class Description:
             ensemble=None if ensemble is None else ensemble_from_json(ensemble),
             graphs=graphs,
         )
+        limits.typed(made)
+        limits.positive(made, "execute")
+        return made
 
 
 class Exported:
@@ -170,6 +185,8 @@ class Exported:
 
     def decide(self, observation: Observation) -> Decision:
         """The same, and which layers ran to find it."""
+        if observation.underway is not None:
+            raise ValueError(f"late = 'guided': {UNGUIDED}")
         inputs = self.description.inputs
         actions = self.normalised(feeds(inputs.arrays([observation])))
         if not np.isfinite(actions).all():  # clipped, NaN would stay NaN and infinity be full speed
@@ -244,7 +261,9 @@ def read_description(folder: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"{path} is not there: {folder} is no exported policy; {FIX}")
     content = path.read_bytes()
     try:
-        said = json.loads(content)
+        said = read_once(content)
+    except TwiceError as error:
+        raise ValueError(f"{path}: {error}, or {FIX}") from error
     except ValueError as error:
         raise ValueError(f"{path} ({len(content)} bytes) is not JSON ({error}); {FIX}") from error
     if not isinstance(said, dict) or said.get("version") != VERSION:

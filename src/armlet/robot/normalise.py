@@ -176,6 +176,13 @@ class Normaliser:
     def invert(self, values: np.ndarray) -> np.ndarray:
         return (values - self.shift) * self.back + self.offset
 
+    def before_invert(self, values: np.ndarray) -> np.ndarray:
+        """What `invert` makes these values of. Not always `apply`, which some libraries do not undo
+        to the digit (`back`); of a dimension that is always the same, the middle."""
+        moving = self.back != 0
+        width = np.where(moving, self.back, 1)
+        return np.where(moving, (values - self.offset) / width, 0) + self.shift  # (…, x)
+
     def to_json(self) -> dict[str, list[float]]:
         """`shift` and `back` stand there only where they say something."""
         said = {"offset": self.offset.tolist(), "scale": self.scale.tolist()}

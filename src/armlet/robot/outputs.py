@@ -72,6 +72,19 @@ class Outputs:
         # A network's numbers have no bounds, and a robot's controller may fault beyond its own.
         return np.clip(found, self.spec.low, self.spec.high).astype(np.float32)
 
+    def normalise(self, actions: np.ndarray, state: np.ndarray | None = None) -> np.ndarray:
+        """What `denormalise` makes these actions (…, k, a) of, float32, as far as that is known: it
+        may have clipped them. Raises ValueError where the state is needed and is not there."""
+        found = np.array(actions, np.float64)
+        relative = self.relative
+        if relative:
+            if state is None:
+                raise ValueError(
+                    "actions are to be made relative to the state, and there is none; give one"
+                )
+            found[..., relative] -= np.asarray(state)[..., None, relative]
+        return self.actions.before_invert(found).astype(np.float32)
+
 
 def decided(actions: np.ndarray, gripper: int) -> np.ndarray:
     """Actions (…, a) clipped to −1 … 1, the gripper 0 or 1. NaN stays NaN."""

@@ -6,6 +6,7 @@ when to ask and what to carry out.
     queue = ChunkQueue(spec, execute=8, late="run_on")
     if queue.wants:
         ticket = queue.ask()          # what is seen now is what the chunk is decided from
+        seen = queue.told(seen, ticket)
         …                             # steps go by: queue.take() at each
         queue.put(policy.infer(seen), ticket)
     action = queue.take()             # None: there is no action, the arm holds still
@@ -19,7 +20,8 @@ when to ask and what to carry out.
             if given.action is not None:
                 send(given.action)
 
-`late` is one of the rules of `robot.chunks`; with `ensemble` each chunk is first averaged with those
+`late` is one of the rules of `robot.chunks`; guided is for flow policies alone, and others raise, or
+their server refuses, what they are shown with the second question. With `ensemble` each chunk is first averaged with those
 before it (`robot.memory.Overlap`).
 
 A policy that fails: the arm holds still from the next control step on, nothing of the chunk before is
@@ -37,7 +39,7 @@ from typing import Self
 
 import numpy as np
 
-from armlet.robot.chunks import Late, check_blend, follow
+from armlet.robot.chunks import Late, check_blend, check_guided, follow, told_of
 from armlet.robot.ensemble import Ensemble
 from armlet.robot.guard import ActionGuard, Given
 from armlet.robot.limiting import Action
@@ -47,6 +49,7 @@ from armlet.robot.spec import ActionSpec
 
 LOGGER = logging.getLogger(__name__)
 DELAYS = 100  # the last so many are remembered
+RECENT = 10  # of them, the latest says how late the next is expected: an early outlier is forgotten
 CLOSING_S = 1.0  # for a policy's last answer, when an actor is closed
 
 
@@ -81,6 +84,8 @@ class ChunkQueue:
             raise ValueError(f"execute is {execute}, expected 1 action of a chunk or more")
         if late == "blend":
             check_blend(spec)
+        if late == "guided":
+            check_guided(ensemble)
         self.spec = spec
         self.execute = execute
         self.late = late
@@ -112,6 +117,14 @@ class ChunkQueue:
             raise RuntimeError("a chunk is asked for already: put it, or drop it, first")
         self._asked = Ticket(self.episode, self._step, self._done, self._left)
         return self._asked
+
+    def told(self, seen: Observation, ticket: Ticket) -> Observation:
+        """What a policy is shown with a question: with `late` guided also what is left of the chunk,
+        taken to come as late as the latest of the last ones did (arXiv 2506.07339, algorithm 1)."""
+        if self.late != "guided" or not self.delays:
+            return seen
+        recent = list(self.delays)[-RECENT:]
+        return told_of(seen, ticket.left, max(recent))
 
     def put(self, chunk: np.ndarray, ticket: Ticket) -> bool:
         """The answer (k, a) to a question; whether it is of use: one of an episode that is over, or
@@ -242,7 +255,9 @@ class AsyncActor:
         with self._changed:
             error, self._error = self._error, ""
             if self.queue.wants:
-                self._question = _Question(seen, self.queue.ask(), self.guard.now())
+                ticket = self.queue.ask()
+                told = self.queue.told(seen, ticket)
+                self._question = _Question(told, ticket, self.guard.now())
                 self._changed.notify()
             return self.queue.take(), self._seen_at, error
 

@@ -1,5 +1,7 @@
-"""What stands in a TOML file that a user writes, or corrects. Knows no robot."""
+"""What stands in a TOML file that a user writes, or corrects; and JSON, read so that nothing of it is
+passed over. Knows no robot."""
 
+import json
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -19,3 +21,25 @@ def read_table(path: Path, *, called: str, made_by: str, repair: str) -> dict[st
         raise ValueError(f"{path} is a folder; name the {called} in it") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not TOML: {error}; {repair}") from error
+
+
+class TwiceError(ValueError):
+    """An object of JSON says one name twice."""
+
+
+def read_once(text: str | bytes) -> Any:
+    """What a text of JSON says. Raises TwiceError where an object says a name twice, of which Python
+    would keep the last and say nothing; json.JSONDecodeError, UnicodeDecodeError or RecursionError
+    for what is no JSON."""
+    return json.loads(text, object_pairs_hook=_each_once)
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        seen = set()
+        for name, _ in pairs:
+            if name in seen:
+                raise TwiceError(f"{name!r:.80} stands there twice; keep the one that is meant")
+            seen.add(name)
+    return found

@@ -23,6 +23,9 @@ controller's rule, and a result is about policy and rule together:
             result about the rule.
     blend   the same, and then it goes over from the old chunk to the new one step by step, as
             real-time chunking does (`robot.chunks`).
+    guided  as run_on, and the policy is told what is left of the old chunk, and how much of that
+            will be carried out meanwhile: its new chunk goes on from there (real-time chunking as
+            published). Only flow policies can (`Policy.why_unguided`).
 
 Under all it holds still before the first chunk of an episode. (A third rule, to leave out an
 action for every tick that passed, whether or not anything was done in it, is not offered: it throws
@@ -42,7 +45,7 @@ import numpy as np
 from armlet.benchmarks import Benchmark, Task, World
 from armlet.data.episodes import EpisodeFrames
 from armlet.robot.bounds import Bounds
-from armlet.robot.chunks import Late, follow
+from armlet.robot.chunks import Late, check_guided, follow, told_of
 from armlet.robot.ensemble import Ensemble
 from armlet.robot.guard import ActionGuard
 from armlet.robot.limiting import hold_action
@@ -123,14 +126,13 @@ def run(
 ) -> Episode:
     """One episode, closed loop, of at most `limit` steps; it ends with success, or `tail` steps
     after it. `world` is as `Benchmark.make` gives it, and is closed. `label`: who is asked at every
-    step what to do there; the first action of its answer is recorded, and not carried out (DAgger).
-    None: recorded is what the actor itself wanted. `disturb`: the action that was wanted → the one carried out in its place. `execute`: actions of
-    a chunk carried out before the actor looks again (None: its own number). `ensemble`: how chunks
-    that overlap are joined (None: as the actor says). `lag` steps pass in the world while it
-    thinks; `late` says what the arm does meanwhile (see above). `guard`: makes the guard that it
-    acts behind, with the world's `clock`; None: without one. `record`: every step is looked at
-    and kept. `on_look` is given what the actor sees, `on_world` each world. Raises ValueError where
-    a chunk has fewer actions than should be carried out.
+    step what to do there; the first action of its answer is recorded, and not carried out (DAgger);
+    None: recorded is what the actor wanted. `disturb`: the action wanted → the one carried out.
+    `execute`: actions of a chunk carried out before the actor looks again (None: its own number).
+    `ensemble`: how chunks that overlap are joined (None: as the actor says). `lag` steps pass in the
+    world while it thinks; `late` says what the arm does meanwhile (see above). `guard`: makes the
+    guard that it acts behind, with the world's `clock`. `record`: every step is looked at and kept.
+    `on_look` is given what the actor sees, `on_world` each world. Raises ValueError for short chunks.
     """
     execute = actor.execute if execute is None else execute
     kept = _Record(keep=record)
@@ -141,6 +143,7 @@ def run(
     success = False
     past = Past(max(history_of(actor), history_of(label)))
     overlap = Overlap(ensemble or getattr(actor, "ensemble", None), spec)
+    _check_late(late, actor, overlap.ensemble)
     arm = _Arm(spec, world, guard)
     executed = arm.executed
     with contextlib.closing(world):
@@ -152,7 +155,7 @@ def run(
                 kept.see(world, observation)
             if not commands:
                 on_look(observation)
-                decision = actor.decide(observation)
+                decision = actor.decide(_told(observation, left, lag, late))
                 gates.append(decision.gates)
                 chunk = _checked(overlap.join(decision.actions, arm.acted), execute)
                 now, left = schedule(chunk, left, spec, execute=execute, lag=lag, late=late)
@@ -269,6 +272,18 @@ def schedule(
     fresh = follow(chunk, left, len(meanwhile), late, spec)
     waiting = [None] * (lag - len(meanwhile))  # it holds still when nothing is left
     return [*meanwhile, *waiting, *fresh[:execute]], fresh[execute:]
+
+
+def _check_late(late: Late, actor: Actor, ensemble: Ensemble | None) -> None:
+    """Raises ValueError where an actor cannot be guided, and should be."""
+    if late == "guided":
+        unsaid = f"a {type(actor).__name__} does not say that it can be guided"
+        check_guided(ensemble, getattr(actor, "why_unguided", unsaid))
+
+
+def _told(seen: Observation, left: np.ndarray, lag: int, late: Late) -> Observation:
+    """What an actor is shown, of whose chunk before these actions (m, a) are left."""
+    return told_of(seen, left, lag) if late == "guided" else seen
 
 
 def _checked(chunk: np.ndarray, execute: int) -> np.ndarray:

@@ -123,8 +123,9 @@ class Decider:
 
 def decide_all(policy: Policy, some: Sequence[Observation]) -> list[np.ndarray | DecisionError]:
     """What a policy decides at some moments, (k, a) each, or why it does not. A network is asked
-    about all in one pass, others about one after the other."""
-    if isinstance(policy, Backbone) and len(some) > 1:
+    about all in one pass, others, and where one is guided, about one after the other."""
+    guided = any(seen.underway is not None for seen in some)
+    if isinstance(policy, Backbone) and len(some) > 1 and not guided:
         try:
             chunks, _ = decide_together(policy, some)
         except Exception:  # of whichever of them: each alone says whose

@@ -12,14 +12,15 @@ from typing import Any
 
 import numpy as np
 
+from armlet.robot.client.client import LATE, PREVIOUS_ACTION, RESET, UNDERWAY
+from armlet.robot.observation import Underway
 from armlet.robot.spec import ActionSpec, ObservationSpec
 
 LONGEST = 4096  # letters of an instruction
+MOST = 4096  # actions under way
 SMALLEST = 1  # pixels a side
 STATES = ("state", "states")  # as benchmarks of vla-eval call it
 PROMPTS = ("prompt", "task_description")  # openpi's word, and vla-eval's
-PREVIOUS_ACTION = "previous_action"
-RESET = "reset"
 
 
 class ObservationError(ValueError):
@@ -42,7 +43,8 @@ class Keys:
 @dataclass(frozen=True)
 class Told:
     """What a message says. `previous_action`: None where it does not say it; `begins`: an episode
-    does; `ignored`: keys that the policy takes no notice of."""
+    does; `underway`: what the robot carries out meanwhile, where it is to be guided by that;
+    `ignored`: keys that the policy takes no notice of."""
 
     images: dict[str, np.ndarray]
     state: np.ndarray
@@ -50,14 +52,19 @@ class Told:
     previous_action: np.ndarray | None
     begins: bool
     ignored: tuple[str, ...]
+    underway: Underway | None = None
 
 
 class Reader:
     """How messages are read for one policy."""
 
-    def __init__(self, seen: ObservationSpec, action: ActionSpec, keys: Keys) -> None:
-        """Raises ValueError where a key is given for a camera that the policy does not have, or for
-        a state that it does not read."""
+    def __init__(
+        self, seen: ObservationSpec, action: ActionSpec, keys: Keys, *, unguided: str = ""
+    ) -> None:
+        """`unguided`: why the policy cannot be guided by actions under way; empty: it can. Raises
+        ValueError where a key is given for a camera that the policy does not have, or for a state
+        that it does not read."""
+        self.unguided = unguided
         self.seen = seen
         self.action = action
         self.keys = keys
@@ -91,6 +98,7 @@ class Reader:
             instruction=self._words(entries),
             previous_action=self._previous_action(entries),
             begins=_begins(entries),
+            underway=self._underway(entries),
             ignored=entries.unused,
         )
 
@@ -174,6 +182,34 @@ class Reader:
                 f"({', '.join(self.action.names)})"
             )
         return numbers
+
+    def _underway(self, entries: "_Entries") -> Underway | None:
+        found = entries.at(UNDERWAY)
+        if found is None:
+            return None
+        if self.unguided:
+            raise ObservationError(f"{UNDERWAY}: {self.unguided}")
+        late = entries.at(LATE)
+        if late is None:
+            raise ObservationError(f"{UNDERWAY} without {LATE}, how many of them are carried out")
+        value = found[1]
+        dims = self.action.dims
+        if not isinstance(value, np.ndarray) or value.ndim != 2 or value.dtype.kind not in "fiu":
+            raise ObservationError(
+                f"{UNDERWAY}: found {_kind(value)}, expected numbers (m, {dims})"
+            )
+        if value.shape[1] != dims or len(value) > MOST or not np.isfinite(value).all():
+            raise ObservationError(
+                f"{UNDERWAY}: found {_kind(value)}, NaN or infinity, expected at most {MOST} "
+                f"actions of {dims} numbers ({', '.join(self.action.names)})"
+            )
+        steps = late[1]
+        if type(steps) is not int or not 0 <= steps <= len(value):
+            raise ObservationError(
+                f"{LATE}: found {steps!r:.60}, expected how many of the {len(value)} actions under "
+                "way are carried out meanwhile"
+            )
+        return Underway(value.astype(np.float32), steps)
 
 
 class _Entries:

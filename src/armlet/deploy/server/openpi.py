@@ -2,8 +2,9 @@
 its answer `{"actions": (k, a), …}`; a text is an error.
 
 As openpi-client 0.1.2 (websocket_client_policy.py) and openpi's server (serving/
-websocket_policy_server.py) have it. Two things are armlet's own, and said in the metadata (`takes`):
-an observation may say the action before, `previous_action`, and that an episode begins, `reset`.
+websocket_policy_server.py) have it. What is armlet's own is said in the metadata (`takes`): an
+observation may say the action before, `previous_action`, that an episode begins, `reset`, and to a
+flow policy what the robot carries out meanwhile, `underway` and `late` (real-time chunking).
 After an error the connection stays open, where openpi's server hangs up: its client can ask again.
 Knows no policy.
 """
@@ -12,10 +13,9 @@ import time
 from typing import Any
 
 from armlet.deploy.server.house import FAULTS, House
-from armlet.deploy.server.observing import PREVIOUS_ACTION, RESET
 from armlet.deploy.server.peers import Peer
 from armlet.deploy.server.session import Session
-from armlet.robot.client.client import TAKES
+from armlet.robot.client.client import LATE, PREVIOUS_ACTION, RESET, TAKES, UNDERWAY, UNGUIDED
 from armlet.robot.client.wire import pack
 
 NAME = "openpi"
@@ -23,7 +23,10 @@ NAME = "openpi"
 
 def metadata(house: House) -> dict[str, Any]:
     """What the server says first."""
-    return {**house.description, TAKES: {PREVIOUS_ACTION: PREVIOUS_ACTION, RESET: RESET}}
+    takes = {PREVIOUS_ACTION: PREVIOUS_ACTION, RESET: RESET}
+    if house.reader.unguided:
+        return {**house.description, TAKES: takes, UNGUIDED: house.reader.unguided}
+    return {**house.description, TAKES: {**takes, UNDERWAY: UNDERWAY, LATE: LATE}}
 
 
 async def speak(peer: Peer, house: House) -> None:

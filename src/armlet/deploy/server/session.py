@@ -10,7 +10,7 @@ a chunk were sent a control period after the one before. Its watchdog is for who
 that hears nothing must know itself what to do. Knows no socket and no policy.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -75,7 +75,7 @@ class Session:
         is taken to be the last that it was given."""
         previous = self._previous if told.previous_action is None else told.previous_action
         seen = Observation(told.images, told.state, told.instruction, previous)
-        return self._past.see(seen)
+        return replace(self._past.see(seen), underway=told.underway)
 
     def whole(self, decided: Decided, seen: Observation) -> np.ndarray:
         """What was decided at `seen` → what the robot is given of it at once (k, a), all of it. It

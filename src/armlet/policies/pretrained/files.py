@@ -6,7 +6,6 @@ what is cut short, missing, a pointer of Git LFS, or absurdly long is refused th
 then read one tensor at a time, so that a network of 15 GB is in memory once.
 """
 
-import json
 import pickle
 import re
 import zipfile
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 
 from armlet.data.files import check_is_here, read_json
 from armlet.policies.precisions import IN_HEADERS, long_name
+from armlet.robot.tables import read_once
 
 # Bytes of a header, an index, or the pickle of a `.pt` file: of a thousand tensors 0.2 MB.
 LONGEST = 8 * 2**20
@@ -219,17 +219,8 @@ def _read_header(path: Path) -> dict[str, Header]:
 
 
 def _parse_header(content: bytes, path: Path) -> dict[str, Any]:
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        """An object none of whose names stands there twice: JSON would keep the last, silently."""
-        found: dict[str, Any] = {}
-        for name, value in pairs:
-            if name in found:
-                raise ValueError(f"{name!r:.80} stands there twice")
-            found[name] = value
-        return found
-
     try:
-        found = json.loads(content.decode(), object_pairs_hook=once)
+        found = read_once(content.decode())
     except (ValueError, RecursionError) as error:
         raise ValueError(
             f"{path}: its header of {len(content)} bytes is none of a safetensors file "

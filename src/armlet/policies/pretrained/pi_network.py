@@ -21,6 +21,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from armlet.layers.gemma import GemmaLayer, hide, make_norm, normed
+from armlet.layers.guidance import Guide, guided_flow
 from armlet.layers.heads import masked_mean
 from armlet.policies.building import rebuild_with
 from armlet.policies.contract import Backbone, Body, Features, Loop, Pass, State, weights_of
@@ -388,6 +389,20 @@ class Pi(Backbone[PiState]):
             time = noise.new_full((rows,), 1 - step / steps)
             x = x - self.velocity(run, suffix, x, time) / steps
         return x[..., : self.dims]
+
+    @property
+    def why_unguided(self) -> str:
+        return ""
+
+    def decode_guided(self, run: Pass[PiState], batch: Batch, guide: Guide) -> Tensor:
+        suffix = self.suffix(run.state)
+
+        def velocity(x: Tensor, time: float) -> Tensor:
+            # Its own time goes from 1, noise, to 0, and its velocity from actions to noise.
+            return -self.velocity(run, suffix, x, x.new_full((len(x),), 1 - time))
+
+        noise = self.noise.expand(len(run.state.mask), -1, -1)
+        return guided_flow(velocity, noise, self.network.steps, guide)[..., : self.dims]
 
     def signals(self, names: Collection[str], batch: Batch, run: Pass[PiState]) -> Trace:
         if "condition" not in names:

@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
+from armlet.layers.guidance import Guide, guided_flow
 from armlet.layers.heads import masked_mean
 from armlet.policies.building import rebuild_with
 from armlet.policies.contract import Backbone, Body, Features, Loop, Pass, State, weights_of
@@ -338,6 +339,21 @@ class SmolVLA(Backbone[PrefixState]):
             time = torch.full((count,), 1 + number * step, device=x.device)
             x = x + step * self.moved(self.answer(run, memory, x, time))
         return x[..., : self.dims]
+
+    @property
+    def why_unguided(self) -> str:
+        return ""
+
+    def decode_guided(self, run: Pass[PrefixState], batch: Batch, guide: Guide) -> Tensor:
+        memory = self.memory(run)
+
+        def velocity(x: Tensor, time: float) -> Tensor:
+            # Its own time goes from 1, noise, to 0, and its velocity from actions to noise.
+            at = torch.full((len(x),), 1 - time, device=x.device)
+            return -self.moved(self.answer(run, memory, x, at))
+
+        noise = self.noise.expand(len(run.state.mask), -1, -1)
+        return guided_flow(velocity, noise, self.sizes.steps, guide)[..., : self.dims]
 
     def signals(self, names: Collection[str], batch: Batch, run: Pass[PrefixState]) -> Trace:
         if "condition" not in names:

@@ -173,6 +173,10 @@ class SocketPolicy(Policy):
     def kind(self) -> str:
         return f"the policy behind {self.url}"
 
+    @property
+    def why_unguided(self) -> str:
+        return f"{self.kind} is asked for chunks that stand alone"
+
     def meet(self, *, retries: int | None = None) -> None:
         """Call the server, and learn who it is: its chunk, its fingerprint. `retries`: instead of
         those that its options say. Raises ServerError and AnswerError."""
@@ -204,6 +208,8 @@ class SocketPolicy(Policy):
 
     def decide_all(self, observations: Sequence[Observation]) -> list[Decision]:
         spec = self._robot.action
+        if any(seen.underway is not None for seen in observations):
+            raise ValueError(f"late = 'guided': {self.why_unguided}")
         found = []
         for chunk in self.ask(observations):
             # As networks of ours do: a controller may fault beyond its range.

@@ -8,7 +8,7 @@ unless they are asked to be. Knows no network.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path as File
 from typing import Any, Self
 
 import numpy as np
@@ -23,9 +23,9 @@ from armlet.robot.client.asking import (
     path_of,
     read_key,
 )
-from armlet.robot.client.dialects import DialectError, Openpi
+from armlet.robot.client.dialects import DialectError, Openpi, Path
 from armlet.robot.client.line import AnswerError, Calling, Line
-from armlet.robot.observation import Observation
+from armlet.robot.observation import Observation, Underway
 
 FIELDS = "Client(…)"  # where its user says how it calls
 TAKES = (
@@ -33,6 +33,9 @@ TAKES = (
 )
 PREVIOUS_ACTION = "previous_action"
 RESET = "reset"
+UNDERWAY = "underway"
+LATE = "late"
+UNGUIDED = "unguided"  # entry of the first message: why it takes no actions under way
 
 
 class Client:
@@ -48,7 +51,7 @@ class Client:
         previous_action: str = "",
         layout: str = "hwc",
         actions: Sequence[str] = (),
-        api_key: Path | str | None = None,
+        api_key: File | str | None = None,
         timeout: float = 10.0,
         retries: int = 0,
         wait: float = 1.0,
@@ -79,7 +82,7 @@ class Client:
         self._layout = layout
         key = None
         if api_key is not None:
-            key = read_key(Path(api_key), whose="api_key", what="the server's key")
+            key = read_key(File(api_key), whose="api_key", what="the server's key")
         url = address_of(address)
         self._calling = Calling(url, timeout, retries, wait, largest, key, FIELDS)
         self._line = Line(self._calling, Openpi(), self._greeted)
@@ -102,7 +105,7 @@ class Client:
 
         Raises `ServerError` where the server is not there or does not answer, and `AnswerError`
         where what it answers cannot be used, NaN among it; ValueError where the observation lacks a
-        camera.
+        camera, or says what is under way to a server that does not take it.
         """
         if not self.metadata:
             self._line.open()  # what it may be told is known then
@@ -137,6 +140,21 @@ class Client:
         )
         if self._previous_action is None and isinstance(takes.get(PREVIOUS_ACTION), str):
             asked = replace(asked, previous_action=path_of(takes[PREVIOUS_ACTION]))
+        once: dict[Path, Any] = {}
         if self._begins and isinstance(takes.get(RESET), str):
-            asked = replace(asked, once={path_of(takes[RESET]): True})
-        return asked.message([seen])
+            once[path_of(takes[RESET])] = True
+        if seen.underway is not None:
+            once |= self._underway(seen.underway, takes)
+        return replace(asked, once=once).message([seen])
+
+    def _underway(self, underway: Underway, takes: Mapping[str, Any]) -> dict[Path, Any]:
+        """What the robot carries out meanwhile, for a policy that is guided by it."""
+        keys = (takes.get(UNDERWAY), takes.get(LATE))
+        actions, late = keys
+        if not isinstance(actions, str) or not isinstance(late, str):
+            why = self.metadata.get(UNGUIDED) or "it does not say that it takes actions under way"
+            raise ValueError(f"late = 'guided': {self._calling.url}: {why}; take run_on or blend")
+        return {
+            path_of(actions): np.asarray(underway.actions, np.float32),
+            path_of(late): underway.late,
+        }

@@ -125,7 +125,7 @@ class Line:
         try:
             return unpack(frame)
         except WireError as error:
-            raise WireError(f"answers with {error}") from error
+            raise WireError(f"answers what cannot be read: {error}") from error
 
     def _ended(self, error: Exception) -> Exception:
         """Why a connection broke; whether another call would help."""

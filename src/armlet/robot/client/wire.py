@@ -186,7 +186,7 @@ def _dtype(said: Any) -> np.dtype:
         with contextlib.suppress(TypeError):  # f1, b8: of no such size
             dtype = np.dtype(name)
     if dtype is None or dtype.kind not in NUMBERS or dtype.hasobject:
-        raise WireError(f"an array is of type {said!r:.40}, and only numbers are taken")
+        raise WireError(f"an array of type {said!r:.40}, and only numbers are taken")
     return dtype
 
 
