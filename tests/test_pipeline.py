@@ -17,6 +17,7 @@ from armlet.__main__ import main
 from armlet.data.episodes import EpisodeDataset
 from armlet.data.files import BusyError, hold
 from armlet.data.frames import load_frames
+from armlet.data.opening import EpisodeError
 from armlet.data.traces import StaleTraceError, TraceStore
 from armlet.data.transforms import GripperNoise
 from armlet.evaluation import figures, outcomes
@@ -137,6 +138,14 @@ def test_a_folder_in_which_another_process_writes_is_left_alone(
 def test_collecting_again_changes_nothing_and_more_is_added(recipe: Recipe) -> None:
     before = EpisodeDataset(recipe.episodes).fingerprint
     collect.main(recipe)
+    assert EpisodeDataset(recipe.episodes).fingerprint == before
+
+
+def test_other_tasks_are_not_collected_into_the_same_folder(recipe: Recipe) -> None:
+    fewer = dataclasses.replace(recipe.benchmark, families=("drawer",))
+    before = EpisodeDataset(recipe.episodes).fingerprint
+    with pytest.raises(EpisodeError, match=r"made otherwise .*tasks.* differ"):
+        collect.main(dataclasses.replace(recipe, benchmark=fewer))
     assert EpisodeDataset(recipe.episodes).fingerprint == before
 
 

@@ -9,6 +9,7 @@ are kept.
 """
 
 from pathlib import Path
+from typing import Any
 
 from armlet.benchmarks import Benchmark, benchmark_robot
 from armlet.policies.acting import actor_fingerprint, load_actor
@@ -49,17 +50,21 @@ def _actor(recipe: Recipe, benchmark: Benchmark) -> Acts:
     return TeacherActs(benchmark, recipe.teacher, recipe.collection.seed, recipe.acting_device)
 
 
-def _how(recipe: Recipe, benchmark: Benchmark) -> dict[str, float | str]:
+def _how(recipe: Recipe, benchmark: Benchmark) -> dict[str, Any]:
     """What makes episodes of one collection differ from those of another."""
     collection = recipe.collection
+    # Every episode is of the next of them.
+    tasks = [task.name for task in benchmark.tasks()]
     if collection.actor == "expert":
         return {
+            "tasks": tasks,
             "disturbed": collection.disturbed_share,
             "distracted": collection.distracted_share,
             "seed": collection.seed,
         }
     # A teacher acts undisturbed, so the shares are none of its own; the device may round otherwise.
     return {
+        "tasks": tasks,
         "teacher": actor_fingerprint(recipe.teacher, lambda: benchmark_robot(benchmark)),
         "seed": collection.seed,
         **acted_on(recipe.acting_device),

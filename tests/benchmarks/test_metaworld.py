@@ -13,9 +13,18 @@ import mujoco
 import numpy as np
 import pytest
 
-from armlet.benchmarks.metaworld import BARE_GOALS, Metaworld, MetaworldWorld, require_extra
+from armlet import recipes
+from armlet.benchmarks.metaworld import (
+    BARE_GOALS,
+    HELD_OUT,
+    MT10,
+    Metaworld,
+    MetaworldWorld,
+    require_extra,
+)
 from armlet.benchmarks.metaworld.language import WORDINGS
 from armlet.benchmarks.rendering import probe_egl
+from armlet.evaluation.settings import planned
 from armlet.rollout.actors import run_expert
 from armlet.rollout.disturbance import Perturbation
 
@@ -95,6 +104,36 @@ def test_the_words_cover_metaworlds_tasks() -> None:
     import metaworld
 
     assert WORDINGS.keys() == metaworld.ALL_V3_ENVIRONMENTS.keys()
+
+
+@needs_extra
+def test_the_tasks_of_a_benchmark_are_metaworlds() -> None:
+    from metaworld import env_dict
+
+    assert set(MT10) == env_dict.MT10_V3.keys()
+    assert set(HELD_OUT) == env_dict.ML45_V3["test"].keys()
+
+
+def test_tasks_that_are_held_out_are_those_that_nobody_is_taught() -> None:
+    unseen = Metaworld(task_names=("reach-v3", "door-lock-v3")).tasks("unseen_tasks")
+    assert [task.name for task in unseen] == [name for name in HELD_OUT if name != "door-lock-v3"]
+    assert {task.split for task in unseen} == {"unseen_tasks"}
+    recipe = recipes.make("mt50")
+    assert recipe.benchmark is not None
+    with pytest.raises(ValueError, match="unseen_tasks, and metaworld has no task in it"):
+        planned(recipe.benchmark, dataclasses.replace(recipe.evaluation, splits=("unseen_tasks",)))
+
+
+@pytest.mark.parametrize(
+    ("name", "tasks", "unseen"), [("mt50", 50, 0), ("ml45", 45, 5), ("mt10", 10, 5)]
+)
+def test_recipes_of_many_tasks(name: str, tasks: int, unseen: int) -> None:
+    benchmark = recipes.make(name).benchmark
+    assert isinstance(benchmark, Metaworld)
+    taught = benchmark.tasks()
+    assert len(taught) == len(set(taught)) == tasks
+    held_out = {task.name for task in benchmark.tasks("unseen_tasks")}
+    assert len(held_out) == unseen and not held_out & {task.name for task in taught}
 
 
 @needs_extra

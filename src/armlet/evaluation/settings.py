@@ -104,6 +104,11 @@ def planned(benchmark: Benchmark, setting: Evaluation) -> list[tuple[Task, int]]
     # Fixed before any policy is run, and the same for all: that is what pairs them.
     found = []
     for split in setting.splits:
+        if not benchmark.tasks(split):
+            raise ValueError(
+                f"evaluation.splits names {split}, and {benchmark.name} has no task in it: all that "
+                "it could be are among those that are taught"
+            )
         found += plan(benchmark, split, setting.episodes, setting.seed)
     return found
 
