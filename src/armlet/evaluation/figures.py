@@ -1,6 +1,7 @@
 """A report as a table in words and as pictures: success against milliseconds, budget or noise. Knows
 reports (those of version 1 as `report.read` gives them); runs nothing."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -265,19 +266,14 @@ def success_against_latency(report: Report, path: Path) -> None:
 
     figure = Figure(figsize=(7, 4.4), layout="constrained")
     axes = figure.subplots()
-    together: set[str] = set()  # what the students of several seeds are called together
-    if report.get("seeds"):
-        together = {policy["name"] for policy in report["seeds"]["policies"]}
+    together = called_together(report)
     colours: dict[str, str] = {}  # C0, C1 …: matplotlib's cycle
     marks: dict[str, str] = {EAGER: MARKS[0]}  # runtime → matplotlib's mark
     slowest = 0.0
     lowest = 1.0
     for policy in report["policies"]:
-        # A student that does not say how it was made is taken by its name (outcomes.seeds_of).
-        stem = policy.get("seeds_of") or policy["name"].rpartition("-")[0]
-        kind = policy.get("exported_from") or policy["name"]
-        if stem in together:
-            kind = stem
+        own = policy.get("exported_from") or policy["name"]
+        kind = together.get(policy["name"], own)
         label = None if kind in colours else kind  # one entry of the legend a colour
         colour = colours.setdefault(kind, f"C{len(colours)}")
         runtime = runtime_of(policy)
@@ -305,6 +301,19 @@ def success_against_latency(report: Report, path: Path) -> None:
     axes.set_title(f"{benchmark}: the same {episodes} episodes, 95 % intervals")
     with atomic_file(path) as part:
         figure.savefig(part, dpi=130, format="png")
+
+
+def called_together(report: Report) -> dict[str, str]:
+    """Of each student that is one of several seeds, its name → what they are called together."""
+    together = {row["name"] for row in (report.get("seeds") or {}).get("policies", [])}
+    found = {}
+    for policy in report["policies"]:
+        # A student that does not say how it was made is taken by its name (outcomes.seeds_of).
+        numbered = re.fullmatch(r"(.+)-\d+", policy["name"])
+        stem = policy.get("seeds_of") or (numbered[1] if numbered else None)
+        if stem in together:
+            found[policy["name"]] = stem
+    return found
 
 
 def largest_flops(policies: list[Row]) -> float:
