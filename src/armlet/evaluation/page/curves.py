@@ -12,7 +12,7 @@ from armlet.evaluation.page.pictures import LINE, Label, Scale, Tick, round_numb
 Report = dict[str, Any]
 HEIGHT = 260  # px of the plot of losses
 ASIDE = ("step", "seconds", "learning_rate", "grad_norm")  # what a curve holds that is no loss
-COLOURS = 7  # of lines; after these they are dashed
+COLOURS = 6  # of lines; after these they are dashed
 UNITS = 1000  # the side of the square in which paths are drawn, whatever its size on the screen
 
 

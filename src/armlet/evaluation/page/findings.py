@@ -224,7 +224,7 @@ def short_names(names: Sequence[str]) -> dict[str, str]:
     """Names for a narrow place. Without what all but the first begin with, where that is much:
     `…_aux@0.2` of `vla_ad_tiny_offline_aux@0.2`; else long ones without their middle, where they
     still differ. Names of 18 characters or fewer stay whole."""
-    common = os.path.commonprefix(list(names[1:]))
+    common = os.path.commonprefix(list(names[1:]))  # noqa: RUF071 - of letters, not of folders
     while common and common[-1].isalnum() and not _ends_words(common, names[1:]):
         common = common[:-1]
     if len(names) > 2 and len(common) >= 8 and max(map(len, names)) > LONG:

@@ -28,6 +28,7 @@ class Section:
     tasks: pictures.Heat | None = None
     splits: pictures.Heat | None = None
     listens: pictures.Heat | None = None
+    left_out: tuple[Report, ...] = ()  # changes that were not run, and why
     late: pictures.Heat | None = None
     layers: pictures.Heat | None = None
     dial: pictures.Plot | None = None
@@ -62,6 +63,7 @@ def section(report: Report) -> Section:
         tasks=pictures.tasks(report),
         splits=pictures.splits(report),
         listens=pictures.listens(report),
+        left_out=tuple(report.get("listens_left_out", [])),
         late=pictures.late(report),
         layers=pictures.layers(report),
         dial=pictures.dial(report),

@@ -8,6 +8,7 @@ from typing import Any
 from armlet.evaluation import speeds
 from armlet.evaluation.figures import millions, multiple, number, of_teacher
 from armlet.evaluation.page.findings import Group, groups, mean_milliseconds
+from armlet.evaluation.page.pictures import signed
 
 Report = dict[str, Any]
 Row = dict[str, Any]  # of one policy
@@ -194,8 +195,17 @@ def listens(report: Report) -> Table:
         ("what was changed", lambda row: str(row["change"])),
         ("success", lambda row: f"{row['successes']}/{row['episodes']}"),
         ("95 % interval", lambda row: interval((row["low"], row["high"]))),
+        ("against as it is, points", _lost),
     ]
     return _of_columns("What a policy listens to", columns, report.get("listens", []))
+
+
+def _lost(row: Row) -> str:
+    """How far a changed input is from the policy as it is, where the report compares them."""
+    if "difference" not in row:
+        return "–"
+    ends = f"{signed(100 * row['difference_low'], 1)} to {signed(100 * row['difference_high'], 1)}"
+    return f"{signed(100 * row['difference'], 1)} ({ends})"
 
 
 def _routes(policies: Sequence[Row]) -> Table:
