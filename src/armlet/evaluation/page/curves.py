@@ -172,8 +172,8 @@ def episodes(report: Report) -> list[Episode]:
 
 
 def _lane(policy: dict[str, Any], numbers: Sequence[int], depth: int) -> Lane:
-    runs = []
-    idle = []
+    runs: list[str] = []
+    idle: list[str] = []
     for decision, gates in enumerate(policy["gates"]):
         left = decision * policy["execute"]
         wide = min(policy["execute"], max(policy["steps"] - left, 0))

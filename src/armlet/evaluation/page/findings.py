@@ -75,23 +75,10 @@ def groups(report: Report) -> list[Group]:
     return [Group(name, tuple(rows)) for name, rows in found.items()]
 
 
-def counts_motion(report: Report) -> bool:
-    """Whether every policy's time is known for a second of motion; of older reports, and of
-    policies that never moved, only that of a decision is."""
-    return all(row.get("ms_per_second_of_motion") for row in report["policies"])
-
-
-def milliseconds(report: Report, row: Row) -> float:
-    """What a row's computing takes: for a second of motion, or else for a decision (p50)."""
-    if counts_motion(report):
-        motion: float = row["ms_per_second_of_motion"]
-        return motion
-    return speeds.p50(row)
-
-
 def mean_milliseconds(report: Report, group: Group) -> float:
-    """The mean of a recipe's seeds."""
-    return sum(milliseconds(report, row) for row in group.rows) / len(group.rows)
+    """The mean of a recipe's seeds, of `speeds.computing`."""
+    policies = report["policies"]
+    return sum(speeds.computing(row, policies) for row in group.rows) / len(group.rows)
 
 
 def findings(report: Report) -> list[Finding]:
@@ -170,7 +157,8 @@ def _from_pair(pair: Row, seeds: int | None, times: dict[str, float]) -> Finding
 
 def _times(report: Report) -> dict[str, float]:
     """Milliseconds by the name of a recipe, and of a row."""
-    found = {row["name"]: milliseconds(report, row) for row in report["policies"]}
+    policies = report["policies"]
+    found = {row["name"]: speeds.computing(row, policies) for row in policies}
     for group in groups(report):
         found[group.name] = mean_milliseconds(report, group)
     return found

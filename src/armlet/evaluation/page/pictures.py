@@ -11,14 +11,12 @@ from typing import Any
 from armlet.evaluation.page.findings import (
     Finding,
     Group,
-    counts_motion,
     findings,
     groups,
     mean_milliseconds,
-    milliseconds,
     short_names,
 )
-from armlet.evaluation.speeds import runtime_of, several_runtimes
+from armlet.evaluation.speeds import computing, counts_motion, runtime_of, several_runtimes
 
 Report = dict[str, Any]
 Row = dict[str, Any]  # of one policy
@@ -228,19 +226,21 @@ def front(report: Report) -> Plot:
         mark = TEACHER if index == 0 else marks.get(group.name, "other")
         spots.append(_spot(report, group, mark))
     title = "milliseconds of computing per second of motion"
-    if not counts_motion(report):
+    if not counts_motion(report["policies"]):
         title = "milliseconds a decision (p50)"
     return _plot(spots, title, 0.0)
 
 
 def _spot(report: Report, group: Group, mark: str) -> Spot:
+    policies = report["policies"]
     if len(group.rows) == 1:
         [row] = group.rows
         low, high = row["ci95"]
-        return Spot(group.name, mark, milliseconds(report, row), group.success, (low, high))
+        return Spot(group.name, mark, computing(row, policies), group.success, (low, high))
     seeds = []
     for row in group.rows:
-        seeds.append((row["name"], milliseconds(report, row), row["successes"] / row["episodes"]))
+        rate = row["successes"] / row["episodes"]
+        seeds.append((row["name"], computing(row, policies), rate))
     mean = mean_milliseconds(report, group)
     return Spot(group.name, mark, mean, group.success, None, tuple(seeds))
 

@@ -64,7 +64,9 @@ def recipes(report: Report) -> Table:
                 percent(group.success),
                 ", ".join(percent(rate) for rate in rates),
                 f"{_mean(group, speeds.p50):.2f}",
-                f"{mean_milliseconds(report, group):.2f}" if _moves(report) else "–",
+                f"{mean_milliseconds(report, group):.2f}"
+                if speeds.counts_motion(report["policies"])
+                else "–",
             )
         )
     heads = ("recipe", "policies", "mean success", "each", "p50 ms", "ms per s of motion")
@@ -73,10 +75,6 @@ def recipes(report: Report) -> Table:
 
 def _mean(group: Group, value: Callable[[Row], float]) -> float:
     return sum(map(value, group.rows)) / len(group.rows)
-
-
-def _moves(report: Report) -> bool:
-    return all(row["ms_per_second_of_motion"] for row in report["policies"])
 
 
 def _of_columns(caption: str, columns: Sequence[Column], policies: Sequence[Row]) -> Table:
