@@ -107,6 +107,7 @@ def test_verdicts_are_the_reports_own(written: Path) -> None:
     for index, word in enumerate(told):
         rows.append(verdict(f"r{index}", verdict=word, difference=-index / 100))
     rows.append(verdict("r0", versus="r1", verdict="worse"))
+    rows[4] |= {"difference": None, "low": None, "high": None}
     page = change(written, verdicts=rows)
     tables = Tables(page).found
     shown = tables[FOREST]
@@ -114,6 +115,7 @@ def test_verdicts_are_the_reports_own(written: Path) -> None:
         [f"r{index} 5 seeds", word] for index, word in enumerate(told)
     ]
     assert "dashed: −2 points" in shown[0][2] and shown[4][3] == "−3.0 −4.0 to +1.6"
+    assert shown[5][3] == "–"
     assert tables["Other comparisons"][1][:2] == ["r0 against r1 5 seeds", "worse"]
     assert "As good as teacher, within 2 points:" in page and "Worse than teacher:" in page
     assert "<li>r3: words of its own</li>" in page
@@ -156,6 +158,25 @@ def test_what_is_fast_in_a_runtime_is_told_against_the_teacher_in_it() -> None:
         f"tabletop-student {runtime} against teacher {runtime}"
         for runtime in ("onnx", "onnx_int8", "openvino")
     }
+
+
+def test_an_interval_of_seeds_is_drawn_where_a_report_has_one() -> None:
+    found = report.read(REPRODUCTIONS / "actdistill" / "report.json")
+    plot = report.render([found]).partition("Success against computing time")[2]
+    without = plot[: plot.index("</figure>")].count('class="interval"')
+    for row in found["seeds"]["policies"]:
+        row["ci95"] = [row["success"] - 0.01, row["success"] + 0.01]
+    plot = report.render([found]).partition("Success against computing time")[2]
+    assert plot[: plot.index("</figure>")].count('class="interval"') == without + 6
+
+
+def test_runtimes_are_compared_beside_verdicts_too() -> None:
+    """Verdicts are against the first policy; what a student is worth is said in its runtime."""
+    found = report.read(REPRODUCTIONS / "tabletop_runtimes" / "report.json")
+    found["verdicts"] = [verdict("tabletop-student onnx", seeds=1)]
+    tables = Tables(report.render([found])).found
+    assert [row[:2] for row in tables[FOREST][1:-1]] == [["tabletop-student onnx", "undecided"]]
+    assert len(tables["In the same runtime, and other comparisons"][1:-1]) == 3
 
 
 def test_what_policies_listen_to_is_a_map_and_a_table(written: Path) -> None:

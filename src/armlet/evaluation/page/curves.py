@@ -81,7 +81,8 @@ def _curves(name: str, stages: Sequence[dict[str, Any]]) -> Curves:
     places = spread([y for _, y in ends], LINE, height)
     labels = []
     for (line, y), at in zip(ends, places, strict=True):
-        labels.append(Label(line.term, line.term, f"line-{line.colour}", 100, y, round(at, 1)))
+        mark = f"line-{line.colour}{' dashed' if line.dashed else ''}"
+        labels.append(Label(line.term, line.term, mark, 100, y, round(at, 1)))
     return Curves(name, height, tuple(lines), tuple(labels), tuple(below), _decades(up), left_out)
 
 
@@ -154,7 +155,8 @@ def episodes(report: Report) -> list[Episode]:
             lane = _lane(policy, numbers[policy["name"]], report["depth"])
             lanes.append(replace(lane, drawn=bool(policy["gates"]) and policy["name"] in firsts))
         across = Scale(0, steps)
-        ticks = [Tick(across(number), f"{number:g}") for number in round_numbers(0, steps)]
+        whole = [number for number in round_numbers(0, steps) if number == int(number)]
+        ticks = [Tick(across(number), f"{number:g}") for number in whole]
         found.append(
             Episode(
                 task=film["task"],

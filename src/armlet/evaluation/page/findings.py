@@ -56,9 +56,10 @@ class Finding:
     policy: str
     versus: str
     verdict: str  # a key of WORDS
-    difference: float
-    low: float
-    high: float
+    # None, all three: the two did not meet the same episodes.
+    difference: float | None
+    low: float | None
+    high: float | None
     margin: float
     episodes: int
     seeds: int | None  # None: a single policy of before there were verdicts
@@ -89,7 +90,8 @@ def findings(report: Report) -> list[Finding]:
 
 
 def _verdicts(report: Report) -> list[Finding]:
-    """Those that the report says itself, but for single seeds of a recipe, whose verdict is one."""
+    """Those that the report says itself, but for single seeds of a recipe, whose verdict is one;
+    and of several runtimes the pairs with the teacher in the same one."""
     single = set(called_together(report))
     times = _times(report)
     found = []
@@ -111,6 +113,13 @@ def _verdicts(report: Report) -> list[Finding]:
                 times_less=_ratio(times, row["policy"], row["versus"]),
             )
         )
+    teacher = report["policies"][0]["name"]
+    told = {(each.policy, each.versus) for each in found}
+    for pair in report["pairs"]:
+        both = (pair["a"], pair["b"])
+        if speeds.is_headline(pair, report["policies"]) and pair["b"] != teacher:
+            if both not in told and not single & {*both}:
+                found.append(_from_pair(pair, None, times))
     return found
 
 

@@ -5,7 +5,7 @@ are pixels. Knows findings and rows; writes no HTML."""
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from armlet.evaluation.page.findings import (
@@ -33,6 +33,7 @@ MARKS = {
     "not comparable": "other",
 }
 TEACHER = "teacher"
+TALL = 18  # rows of a heat map, at most
 STEPS = 5  # shades of a heat map, beside the empty one
 
 
@@ -106,9 +107,9 @@ class ForestRow:
 
     finding: Finding
     mark: str
-    at: float
-    low: float
-    high: float
+    at: float | None  # None, with `low` and `high`: there is nothing to draw
+    low: float | None
+    high: float | None
     margin: float  # where a policy would be worse by just the margin
 
 
@@ -137,10 +138,10 @@ def forests(report: Report) -> list[Forest]:
 
 
 def _forest(versus: str | None, found: list[Finding]) -> Forest:
-    found = sorted(found, key=lambda each: -each.difference)
+    found = sorted(found, key=_best_first)
     ends = [0.0]
     for each in found:
-        ends += [-100 * each.margin, 100 * each.low, 100 * each.high]
+        ends += [-100 * each.margin, 100 * (each.low or 0), 100 * (each.high or 0)]
     room = 0.06 * (max(ends) - min(ends))
     scale = Scale(min(ends) - room, max(ends) + room)
     rows = []
@@ -149,9 +150,9 @@ def _forest(versus: str | None, found: list[Finding]) -> Forest:
             ForestRow(
                 finding=each,
                 mark=MARKS[each.verdict],
-                at=scale(100 * each.difference),
-                low=scale(100 * each.low),
-                high=scale(100 * each.high),
+                at=None if each.difference is None else scale(100 * each.difference),
+                low=None if each.low is None else scale(100 * each.low),
+                high=None if each.high is None else scale(100 * each.high),
                 margin=scale(-100 * each.margin),
             )
         )
@@ -159,6 +160,11 @@ def _forest(versus: str | None, found: list[Finding]) -> Forest:
     for number in round_numbers(scale.low, scale.high, 5):
         ticks.append(Tick(scale(number), signed(number) if abs(number) > 1e-9 else "0"))
     return Forest(versus, tuple(rows), scale(0), tuple(ticks), 100 * found[0].margin)
+
+
+def _best_first(finding: Finding) -> float:
+    """Where a finding is sorted; what cannot be compared comes last."""
+    return math.inf if finding.difference is None else -finding.difference
 
 
 # --- success against something
@@ -173,7 +179,7 @@ class Dot:
     mark: str
     x: float
     y: float
-    # The ends of its interval; None: a mean over seeds, whose spread the seeds show themselves.
+    # The ends of its interval; None: it has none, and the spread of its seeds shows itself.
     low: float | None
     high: float | None
     mean: tuple[float, float] | None  # of a single seed: where the mean of all stands
@@ -242,7 +248,12 @@ def _spot(report: Report, group: Group, mark: str) -> Spot:
         rate = row["successes"] / row["episodes"]
         seeds.append((row["name"], computing(row, policies), rate))
     mean = mean_milliseconds(report, group)
-    return Spot(group.name, mark, mean, group.success, None, tuple(seeds))
+    # Of seeds and episodes; reports before version 4 have none.
+    interval = None
+    for row in report["seeds"]["policies"]:
+        if row["name"] == group.name and "ci95" in row:
+            interval = (row["ci95"][0], row["ci95"][1])
+    return Spot(group.name, mark, mean, group.success, interval, tuple(seeds))
 
 
 def dial(report: Report) -> Plot | None:
@@ -379,6 +390,14 @@ def heat(
         return Heat(what, names[1], across, tuple(turned), *ends)
     kept = tuple((name, tuple(cells)) for name, cells in rows)
     return Heat(what, names[0], tuple(columns), kept, *ends)
+
+
+def parts(picture: Heat) -> list[Heat]:
+    """A long map as several of about the same length, which stand beside each other on a desk."""
+    count = math.ceil(len(picture.rows) / TALL)
+    length = math.ceil(len(picture.rows) / count)
+    starts = range(0, len(picture.rows), length)
+    return [replace(picture, rows=picture.rows[start : start + length]) for start in starts]
 
 
 def successes(

@@ -25,7 +25,7 @@ class Section:
     front: pictures.Plot | None = None
     has_seeds: bool = False
     runtimes: str = ""
-    tasks: pictures.Heat | None = None
+    tasks: tuple[pictures.Heat, ...] = ()
     splits: pictures.Heat | None = None
     listens: pictures.Heat | None = None
     left_out: tuple[Report, ...] = ()  # changes that were not run, and why
@@ -60,7 +60,7 @@ def section(report: Report) -> Section:
         front=pictures.front(report),
         has_seeds=any(len(group.rows) > 1 for group in findings.groups(report)),
         runtimes=pictures.runtimes(report),
-        tasks=pictures.tasks(report),
+        tasks=tuple(pictures.parts(pictures.tasks(report))),
         splits=pictures.splits(report),
         listens=pictures.listens(report),
         left_out=tuple(report.get("listens_left_out", [])),

@@ -98,11 +98,22 @@ def _success_columns(policies: Sequence[Row]) -> list[Column]:
         ("share", lambda row: percent(row["successes"] / row["episodes"])),
         ("95 % interval", lambda row: interval(row["ci95"])),
         ("steps", lambda row: number(row["mean_steps"], 1)),
+        *_looks_columns(policies),
         ("s to success", seconds("successes")),
         ("… failures as the limit", seconds("restricted")),
         ("gripper toggles", toggles),
     ]
     return columns
+
+
+def _looks_columns(policies: Sequence[Row]) -> list[Column]:
+    """How often a policy looks; reports before version 4 do not say it."""
+    if "looks_per_episode" not in policies[0]:
+        return []
+    return [
+        ("looks", lambda row: number(row["looks_per_episode"], 1)),
+        ("looks a second", lambda row: number(row["decisions_per_second"], 2)),
+    ]
 
 
 def _times_caption(policies: Sequence[Row]) -> str:
