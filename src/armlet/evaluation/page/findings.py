@@ -117,9 +117,10 @@ def _verdicts(report: Report) -> list[Finding]:
     told = {(each.policy, each.versus) for each in found}
     for pair in report["pairs"]:
         both = (pair["a"], pair["b"])
-        if speeds.is_headline(pair, report["policies"]) and pair["b"] != teacher:
-            if both not in told and not single & {*both}:
-                found.append(_from_pair(pair, None, times))
+        if pair["b"] == teacher or both in told or single.intersection(both):
+            continue
+        if speeds.is_headline(pair, report["policies"]):
+            found.append(_from_pair(pair, None, times))
     return found
 
 
