@@ -151,7 +151,7 @@ def test_a_world_is_named_for_a_recipe_without_one(monkeypatch) -> None:
     assert named[1:] == ["gym:X"] and joined.benchmark == Tabletop()
 
 
-HEAVY = ("transformers", "mujoco", "matplotlib", "scipy", "plotly", "gymnasium", "peft")
+HEAVY = ("transformers", "mujoco", "matplotlib", "scipy", "jinja2", "gymnasium", "peft")
 
 
 @pytest.mark.parametrize(

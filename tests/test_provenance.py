@@ -106,13 +106,13 @@ def test_students_of_one_recipe_are_drawn_in_one_colour(groups, tmp_path, monkey
     draw = Axes.errorbar
 
     def errorbar(axes, *arguments, **style):
-        colours.append(style["color"])
+        colours.extend([style["color"]] * len(arguments[0]))
         return draw(axes, *arguments, **style)
 
     monkeypatch.setattr(Axes, "errorbar", errorbar)
     report = {**found, "fingerprint": {"benchmark": {"benchmark": "dots"}}}
     figures.success_against_latency(report, tmp_path / "picture.png")
-    assert colours[1] == colours[2] != colours[0]
+    assert colours[1] == colours[2] == colours[3] != colours[0]  # two seeds, and their mean
 
 
 # --- logs

@@ -3,7 +3,8 @@
     armlet report out/actdistill_tabletop/evaluation/report.json [more …] [--out page.html]
 
 Every number on the page is in a report.json, and each section says in which. Films lie beside their
-report and are put into the page. Knows reports; runs no policy.
+report and are put into the page. What is drawn, and where, is in `armlet.evaluation.page`. Knows
+reports; runs no policy.
 """
 
 import base64
@@ -12,23 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from armlet.data.files import write_atomically
-from armlet.evaluation import offline_page, offline_report
+from armlet.evaluation import offline_page, offline_report, page
 from armlet.evaluation import report as evaluation
-from armlet.evaluation.figures import (
-    delayed_sentence,
-    millions,
-    multiple,
-    number,
-    of_teacher,
-    refusal,
-    seed_sentence,
-    sentence,
-)
+from armlet.evaluation.figures import delayed_sentence, refusal, seed_sentence, sentence
 from armlet.evaluation.offline_report import is_offline
-from armlet.evaluation.speeds import is_headline, runtime_of, several_runtimes, speed, told
+from armlet.evaluation.page.pictures import signed
+from armlet.evaluation.page.section import Section, section
+from armlet.evaluation.speeds import told
 
 Report = dict[str, Any]
-TEMPLATE = Path(__file__).with_name("report.html")
+TEMPLATES = Path(page.__file__).parent
 
 
 def main(reports: tuple[Path, ...], /, *, out: Path | None = None) -> Path:
@@ -52,7 +46,7 @@ def _offline(path: Path) -> Report:
     recipe = report.fingerprint.get("recipe", {})
     # As much as the page's contents ask for; the rest of it is HTML already.
     named = {"recipe": {"name": recipe.get("name", path.parent.name)}}
-    return {"fingerprint": named, "section": offline_page.section(report, path)}
+    return {"fingerprint": named, "html": offline_page.section(report, path)}
 
 
 def read(path: Path) -> Report:
@@ -74,41 +68,40 @@ def read(path: Path) -> Report:
 
 def render(reports: list[Report]) -> str:
     """The page as text."""
-    # Here and not above: no other verb should wait until these are imported.
-    from jinja2 import Environment, StrictUndefined
-    from plotly.offline import get_plotlyjs
+    # Here and not above: no other verb should wait until it is imported.
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     # Strict: a field that a template misspells is an error, and not an empty place on the page.
     environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,  # names of policies and tasks are other people's text
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    environment.filters.update(
-        percent=lambda value: f"{100 * value:.1f} %", pretty=_pretty, number=number
-    )
-    template = environment.from_string(TEMPLATE.read_text())
-    drawn = []
+    environment.filters["pretty"] = _pretty
+    sections = []
+    embedded = []
     for report in reports:
         kept = dict(report)
-        kept.pop("section", None)  # HTML of the server's side, of no use to the script
-        drawn.append(kept)
-    # Escaped, so that no name in it can end the script element that holds it.
-    data = json.dumps(drawn).replace("<", "\\u003c")
+        html = kept.pop("html", None)  # of no use to the script
+        embedded.append(kept)
+        if html is None:
+            sections.append(section(report))
+        else:
+            sections.append(Section(title=report["fingerprint"]["recipe"]["name"], html=html))
     # As in table.md, without the dash that makes a list of them there.
-    said: dict[str, Any] = {
+    words: dict[str, Any] = {
         "sentence": lambda pair: sentence(pair).removeprefix("- "),
         "delayed_sentence": lambda pair: delayed_sentence(pair).removeprefix("- "),
-        "of_teacher": of_teacher,
-        "millions": millions,
-        "multiple": multiple,
-        "refusal": refusal,
-        "runtime_of": runtime_of,
-        "several_runtimes": several_runtimes,
-        "is_headline": is_headline,
-        "speed": speed,
-        "told": told,
         "seed_sentence": lambda pair: seed_sentence(pair).removeprefix("- over seeds, "),
+        "refusal": refusal,
+        "signed": signed,
+        "told": told,
     }
-    return template.render(reports=reports, data=data, plotly=get_plotlyjs(), **said)
+    # Escaped, so that no name in it can end the script element that holds it.
+    data = json.dumps(embedded).replace("<", "\\u003c")
+    return environment.get_template("page.html").render(sections=sections, data=data, **words)
 
 
 def _pretty(value: Any) -> str:

@@ -97,7 +97,6 @@ HEAVY = (
     "matplotlib.pyplot",
     "tyro",
     "jinja2",
-    "plotly.graph_objects",
     "gymnasium",
     "statsmodels.stats.proportion",
 )

@@ -1,6 +1,7 @@
 """A report as a table in words and as pictures: success against milliseconds, budget or noise. Knows
 reports (those of version 1 as `report.read` gives them); runs nothing."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ Row = dict[str, Any]  # of one policy
 # Rates, and how far their intervals reach [below, above] them, as `errorbar` takes them. All in %,
 # or toggles in 100 steps.
 Bars = tuple[list[float], list[list[float]]]
-MARKS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")  # one a runtime, eager the first
+MARKS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")  # one a runtime, or else a colour
+# Okabe and Ito (2008), without their yellow, which white hides: black is the teacher's.
+COLOURS = ("#000000", "#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9")
 
 
 def table(report: Report) -> str:
@@ -259,52 +262,73 @@ def sentence(pair: dict[str, Any]) -> str:
 
 
 def success_against_latency(report: Report, path: Path) -> None:
-    """A picture: each policy at (p50 ms, success), with its interval; students of several seeds in
-    one colour, and so is a policy in several runtimes, which are told by their marks."""
+    """A picture: each policy at what it computes and its success, with its interval. Milliseconds
+    of a second of motion where every row says them, else of a decision. Seeds of one recipe are
+    faint, around their mean; a policy in several runtimes is one colour, and a mark each."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4.4), layout="constrained")
     axes = figure.subplots()
-    together: set[str] = set()  # what the students of several seeds are called together
-    if report.get("seeds"):
-        together = {policy["name"] for policy in report["seeds"]["policies"]}
-    colours: dict[str, str] = {}  # C0, C1 …: matplotlib's cycle
-    marks: dict[str, str] = {EAGER: MARKS[0]}  # runtime → matplotlib's mark
-    slowest = 0.0
-    lowest = 1.0
-    for policy in report["policies"]:
-        # A student that does not say how it was made is taken by its name (outcomes.seeds_of).
-        stem = policy.get("seeds_of") or policy["name"].rpartition("-")[0]
-        kind = policy.get("exported_from") or policy["name"]
-        if stem in together:
-            kind = stem
+    policies = report["policies"]
+    several = several_runtimes(policies)
+    marks: dict[str, str] = {}  # runtime, or where there is one: colour → matplotlib's mark
+    colours: dict[str, str] = {}
+    for (kind, runtime), rows in _kinds(report).items():
         label = None if kind in colours else kind  # one entry of the legend a colour
-        colour = colours.setdefault(kind, f"C{len(colours)}")
-        runtime = runtime_of(policy)
-        mark = marks.setdefault(runtime, MARKS[len(marks) % len(MARKS)])
-        rates, errors = _success([policy])
-        p50 = policy["latency_ms"]["policy"]["p50"]
-        axes.errorbar(
-            [p50], rates, yerr=errors, fmt=mark, capsize=4, markersize=8, label=label, color=colour
-        )
-        slowest = max(slowest, p50)
-        lowest = min(lowest, policy["ci95"][0])
-    axes.set_xlabel("milliseconds a decision (p50, batch 1, one thread)")
+        colour = colours.setdefault(kind, COLOURS[len(colours) % len(COLOURS)])
+        mark = marks.setdefault(runtime if several else kind, MARKS[len(marks) % len(MARKS)])
+        style: dict[str, Any] = {"fmt": mark, "color": colour, "capsize": 4}
+        at = [speeds.computing(row, policies) for row in rows]
+        rates, errors = _success(rows)
+        if len(rows) == 1:
+            axes.errorbar(at, rates, yerr=errors, markersize=8, label=label, **style)
+            continue
+        # How far seeds are apart says more than the interval of each, which is of episodes alone.
+        axes.errorbar(at, rates, markersize=5, alpha=0.35, **style)
+        mean = [sum(at) / len(at)], [sum(rates) / len(rates)]
+        label = None if label is None else f"{label}, {len(rows)} seeds"
+        axes.errorbar(*mean, markersize=9, label=label, markeredgecolor="black", **style)
+    motion = speeds.counts_motion(policies)
+    what = "of computing per second of motion" if motion else "a decision (p50)"
+    axes.set_xlabel(f"milliseconds {what}, batch 1, one thread")
     axes.set_ylabel("success, %")
     # A little room around the lowest interval: rates near 100 % would else lie on one line.
-    room = 100 - 100 * lowest
+    room = 100 - 100 * min(policy["ci95"][0] for policy in policies)
     axes.set_ylim(max(0, 100 - 1.25 * room - 1), 100.5 + 0.1 * room)
-    axes.set_xlim(0, 1.12 * slowest)
+    axes.set_xlim(0, 1.12 * max(speeds.computing(policy, policies) for policy in policies))
     for runtime, mark in marks.items():
-        if several_runtimes(report["policies"]):
+        if several:
             axes.plot([], [], mark, color="grey", label=runtime)  # for the legend alone
     axes.legend(loc="lower right")
     axes.grid(alpha=0.3)
-    episodes = report["policies"][0]["episodes"]
     benchmark = report["fingerprint"]["benchmark"]["benchmark"]
-    axes.set_title(f"{benchmark}: the same {episodes} episodes, 95 % intervals")
+    axes.set_title(f"{benchmark}: the same {policies[0]['episodes']} episodes, 95 % intervals")
     with atomic_file(path) as part:
         figure.savefig(part, dpi=130, format="png")
+
+
+def _kinds(report: Report) -> dict[tuple[str, str], list[Row]]:
+    """Rows by what has one colour, and by runtime: the seeds of a recipe are together."""
+    together = called_together(report)
+    found: dict[tuple[str, str], list[Row]] = {}
+    for row in report["policies"]:
+        own = row.get("exported_from") or row["name"]
+        kind = together.get(row["name"], together.get(own, own))
+        found.setdefault((kind, runtime_of(row)), []).append(row)
+    return found
+
+
+def called_together(report: Report) -> dict[str, str]:
+    """Of each student that is one of several seeds, its name → what they are called together."""
+    together = {row["name"] for row in (report.get("seeds") or {}).get("policies", [])}
+    found = {}
+    for policy in report["policies"]:
+        # A student that does not say how it was made is taken by its name (outcomes.seeds_of).
+        numbered = re.fullmatch(r"(.+)-\d+", policy["name"])
+        stem: str = policy.get("seeds_of") or (numbered[1] if numbered else "")
+        if stem in together:
+            found[policy["name"]] = stem
+    return found
 
 
 def largest_flops(policies: list[Row]) -> float:

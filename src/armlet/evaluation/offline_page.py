@@ -68,7 +68,8 @@ def _table(lines: list[str]) -> str:
     for row in rows:
         body += f"<tr>{_cells(row, 'td')}</tr>"
     return (
-        f'<div class="scroll"><table><thead><tr>{head}</tr></thead>'
+        '<div class="scroll" tabindex="0" role="region" aria-label="numbers">'
+        f"<table><thead><tr>{head}</tr></thead>"
         f"<tbody>{body}</tbody></table></div>"
     )
 

@@ -44,6 +44,21 @@ def p50(row: Row) -> float:
     return median
 
 
+def counts_motion(policies: Sequence[Row]) -> bool:
+    """Whether every row says what a second of motion costs; of older reports, and of policies that
+    never moved, only what a decision takes is known."""
+    return all(row.get("ms_per_second_of_motion") for row in policies)
+
+
+def computing(row: Row, policies: Sequence[Row]) -> float:
+    """Milliseconds for a second of motion, or else for a decision: what pictures of all `policies`
+    are drawn against."""
+    if not counts_motion(policies):
+        return p50(row)
+    motion: float = row["ms_per_second_of_motion"]
+    return motion
+
+
 def against_teacher(row: Row, policies: Sequence[Row]) -> float:
     """How many times faster a decision is than one of the first policy, the eager teacher."""
     return p50(policies[0]) / p50(row)
