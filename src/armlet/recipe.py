@@ -434,6 +434,12 @@ class Recipe:
         provided = set(self.traced)
         if self.probe:
             provided |= LAYERS
+        unsaid = set() if self.student is None else self.student.reads - provided
+        if unsaid:
+            raise ValueError(
+                f"recipe {self.name!r}: its student ({type(self.student).__name__}) is chosen by the "
+                f"teacher's {', '.join(sorted(unsaid))}, which `traced` does not name; add it"
+            )
         for index, stage in enumerate(self.all_stages):
             # The student's own average, as a teacher, answers whatever it is asked.
             missing = stage.needs - provided
@@ -451,8 +457,9 @@ class Recipe:
 
     @property
     def needs(self) -> frozenset[str]:
-        """What the objectives read of the teacher's stored trace."""
-        found: frozenset[str] = frozenset()
+        """What the objectives, and a student that is chosen by it, read of the teacher's stored
+        trace."""
+        found: frozenset[str] = frozenset() if self.student is None else self.student.reads
         for stage in self.all_stages:
             # A stage with a teacher of its own, the student's average, reads no store.
             if stage.teacher is None:
