@@ -288,6 +288,13 @@ class Evaluation:
     guard: str | None = None
     """A file, guard.toml: every policy is run as well behind a guard with these limits
     (armlet/robot/bounds.py)."""
+    routes: tuple[Literal["static", "static_per_task", "searched", "shuffled"], ...] = field(
+        default=(), metadata=QUIET
+    )
+    """Every policy with a router is run as well with other routes than its router's
+    (evaluation/routes.py)."""
+    route_episodes: int = field(default=140, metadata=QUIET)
+    """Episodes a split, from `calibration.seed` on, in which static routes are chosen."""
     videos: int = 1
     """Films of each policy."""
     rerun: bool = field(default=False, metadata=QUIET)
@@ -299,7 +306,14 @@ class Evaluation:
 
     def __post_init__(self) -> None:
         limits.positive(
-            self, "episodes", "workers", "latency_calls", "execute", "ensemble", "frames"
+            self,
+            "episodes",
+            "workers",
+            "latency_calls",
+            "execute",
+            "ensemble",
+            "frames",
+            "route_episodes",
         )
         limits.check(
             self, seed=(0, inf), videos=(0, inf), budgets=(ABOVE_0, 1), slower=(ABOVE_0, MOST)

@@ -43,7 +43,7 @@ def check(recipe: Recipe) -> None:
             )
         rerun_file.check()
     # A value twice would be run twice under one name, and one row would be lost.
-    for name in ("splits", "budgets", "execute", "ensemble", "slower", "late"):
+    for name in ("splits", "budgets", "execute", "ensemble", "slower", "late", "routes"):
         values = getattr(setting, name)
         if len(set(values)) < len(values):
             raise ValueError(
