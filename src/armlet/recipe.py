@@ -29,7 +29,7 @@ from armlet.data.pictures import Pictures
 from armlet.data.transforms import BatchTransform
 from armlet.limits import ABOVE_0, BELOW_1, MOST
 from armlet.logs import Logging
-from armlet.measuring import EAGER, Calibration, Runtime
+from armlet.measuring import EAGER, Calibration, Controls, Runtime
 from armlet.policies.contract import Network, Student
 from armlet.robot.description import RobotOptions
 from armlet.robot.fit import View
@@ -252,7 +252,7 @@ class Probe:
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class Evaluation(Controls):
     """How policies are measured."""
 
     # Of 400 episodes a success rate's 95 % interval is 3 to 10 points wide.
@@ -288,13 +288,6 @@ class Evaluation:
     guard: str | None = None
     """A file, guard.toml: every policy is run as well behind a guard with these limits
     (armlet/robot/bounds.py)."""
-    routes: tuple[Literal["static", "static_per_task", "searched", "shuffled"], ...] = field(
-        default=(), metadata=QUIET
-    )
-    """Every policy with a router is run as well with other routes than its router's
-    (evaluation/routes.py)."""
-    route_episodes: int = field(default=140, metadata=QUIET)
-    """Episodes a split, from `calibration.seed` on, in which static routes are chosen."""
     videos: int = 1
     """Films of each policy."""
     rerun: bool = field(default=False, metadata=QUIET)
@@ -306,15 +299,9 @@ class Evaluation:
 
     def __post_init__(self) -> None:
         limits.positive(
-            self,
-            "episodes",
-            "workers",
-            "latency_calls",
-            "execute",
-            "ensemble",
-            "frames",
-            "route_episodes",
+            self, "episodes", "workers", "latency_calls", "execute", "ensemble", "frames"
         )
+        limits.positive(self, "route_episodes")
         limits.check(
             self, seed=(0, inf), videos=(0, inf), budgets=(ABOVE_0, 1), slower=(ABOVE_0, MOST)
         )
@@ -448,11 +435,11 @@ class Recipe:
         provided = set(self.traced)
         if self.probe:
             provided |= LAYERS
-        unsaid = set() if self.student is None else self.student.reads - provided
+        unsaid = self.student.reads - provided if self.student else None
         if unsaid:
             raise ValueError(
-                f"recipe {self.name!r}: its student ({type(self.student).__name__}) is chosen by the "
-                f"teacher's {', '.join(sorted(unsaid))}, which `traced` does not name; add it"
+                f"recipe {self.name!r}: its student is chosen by the teacher's {sorted(unsaid)}, "
+                "which `traced` does not name; add it"
             )
         for index, stage in enumerate(self.all_stages):
             # The student's own average, as a teacher, answers whatever it is asked.
@@ -471,9 +458,8 @@ class Recipe:
 
     @property
     def needs(self) -> frozenset[str]:
-        """What the objectives, and a student that is chosen by it, read of the teacher's stored
-        trace."""
-        found: frozenset[str] = frozenset() if self.student is None else self.student.reads
+        """What the objectives, and whatever chooses a student, read of the teacher's trace."""
+        found = self.student.reads if self.student else frozenset[str]()
         for stage in self.all_stages:
             # A stage with a teacher of its own, the student's average, reads no store.
             if stage.teacher is None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from armlet.benchmarks import Task
+from armlet.measuring import Control
 from armlet.policies.contract import Policy
 from armlet.policies.routed import Routed
 from armlet.robot.observation import Observation
@@ -32,7 +33,7 @@ class Routes:
     every decision; None: of each episode those in `episodes`, one a decision, over again from the
     first where it takes more."""
 
-    kind: str
+    kind: Control
     always: Route | None = None
     episodes: tuple[tuple[Place, tuple[Route, ...]], ...] = ()
 
