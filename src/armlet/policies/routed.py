@@ -175,12 +175,11 @@ class Routed(Backbone):
     ) -> Pass:
         if self.told is not None:
             ran = torch.tensor([float(each) for each in self.told], device=self.device)
-            return self._skipping(state, ran.expand(len(batch), -1), {}, watch=watch)
+            return self._running(state, ran.expand(len(batch), -1), {}, watch=watch)
         logits = self.route(state, batch) - self._threshold(batch)
         # At rest, or with a frozen router, there is nobody to tell what a skipped layer would do.
         if not logits.requires_grad:
-            extras = {"router_logits": logits}
-            return self._skipping(state, hard_gates(logits), extras, watch=watch)
+            return self._skipping(state, logits, watch=watch)
         mode = self.routing.mode
         if mode == "straight_through" and exploration > 0:
             # Logistic noise, scaled: which layers run is drawn.
@@ -213,7 +212,12 @@ class Routed(Backbone):
         extras = {"router_logits": logits, "soft_gates": gates.soft}
         return Pass(start, state, tuple(seen), gates.straight_through, extras)
 
-    def _skipping(self, start: State, gates: Tensor, extras: Trace, *, watch: bool) -> Pass:
+    def _skipping(self, start: State, logits: Tensor, *, watch: bool) -> Pass:
+        """Only the layers run that the router chose."""
+        extras = {"router_logits": logits}
+        return self._running(start, hard_gates(logits), extras, watch=watch)
+
+    def _running(self, start: State, gates: Tensor, extras: Trace, *, watch: bool) -> Pass:
         """Only the layers run that `gates` (b, l) say, which the host reads once."""
         plan = gates.tolist()
         state = start
