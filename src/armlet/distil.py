@@ -97,7 +97,7 @@ def _distil(recipe: Recipe, log: RunLog) -> Path:
 
     episodes = _episodes(recipe, data, view, store)
     train, calibrate = _rows(recipe, data)
-    chosen, searched = _chosen(recipe, wanted, shown, episodes, calibrate, device)
+    chosen, found = _chosen(recipe, wanted, shown, episodes, calibrate, device)
     student = _student(chosen, recipe.seed, shown, teacher, episodes, train, device)
     recipe = _for_student(recipe, teacher, student, episodes, train)
     _check_chunk(student, facts.chunk)
@@ -142,8 +142,7 @@ def _distil(recipe: Recipe, log: RunLog) -> Path:
             learner.load_state_dict(before)
             student.calibrate(measured_on)
 
-    provenance = {"recipe": to_json(recipe), "data": data.fingerprint, PROVENANCE: wanted}
-    provenance |= {"search": searched} if searched else {}
+    provenance = {"recipe": to_json(recipe), "data": data.fingerprint, PROVENANCE: wanted, **found}
     folder = recipe.student_folder  # it is saved without what only training reads
     save_policy(student.deployed(), folder, provenance=provenance, weights=recipe.weights)
     return folder
@@ -187,7 +186,8 @@ def _chosen(
     assert episodes.traces is not None and sample.keys is not None  # `Recipe.needs` names them
     answers = episodes.traces.read(sample.keys.cpu(), ["actions"])["actions"]
     sample = replace(sample, taught=answers.float().to(device))
-    return recipe.student.choose(shown, sample, folder / "scores.jsonl")
+    student, found = recipe.student.choose(shown, sample, folder / "scores.jsonl")
+    return student, {"search": found}
 
 
 def _student(

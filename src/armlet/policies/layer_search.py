@@ -141,16 +141,17 @@ def search(
             sample = replace(sample, taught=teacher(sample))
     scores = scores or Scores()
     count = math.comb(depth, layers)
+    few = count <= exhaustive
 
     def scored(sets: Sequence[Layers]) -> list[Scored]:
         return _scored(teacher, sample, sets, scores, title=f"{title}, {len(sets[0])} of {depth}")
 
-    if count <= exhaustive:
+    if few:
         best = scored(list(itertools.combinations(range(depth), layers)))
         tried = count
     else:
         best, tried = _leave_out(depth, layers, beam, scored)
-    return Found(tuple(best), tried, len(sample), depth, None if count <= exhaustive else beam)
+    return Found(tuple(best), tried, len(sample), depth, None if few else beam)
 
 
 def _leave_out(
