@@ -182,7 +182,8 @@ def _chosen(
     asked = {name: value for name, value in wanted.items() if name not in TRAINING}
     folder = recipe.out / "search"
     claim(folder, "search.json", asked, title=f"search {recipe.name}")
-    sample = _sample(make_batches(shown, episodes.frames, torch.device(device)), rows, recipe.seed)
+    batches = make_batches(shown, episodes.frames, torch.device(device))
+    sample = _sample(batches, rows, recipe.seed, count=recipe.student.looks_at)
     assert episodes.traces is not None and sample.keys is not None  # `Recipe.needs` names them
     answers = episodes.traces.read(sample.keys.cpu(), ["actions"])["actions"]
     sample = replace(sample, taught=answers.float().to(device))
@@ -277,11 +278,13 @@ def _rows(recipe: Recipe, data: EpisodeDataset) -> tuple[np.ndarray, np.ndarray]
     return rows_of(data.starts, cut.train), rows_of(data.starts, cut.calibrate)
 
 
-def _sample(batches: BatchMaker | Corpus, rows: np.ndarray, seed: int) -> Batch:
-    """Up to `SAMPLE` of these frames, from all over."""
+def _sample(
+    batches: BatchMaker | Corpus, rows: np.ndarray, seed: int, *, count: int = SAMPLE
+) -> Batch:
+    """Up to `count` of these frames, from all over."""
     # A stream of its own, [seed, 2]: it must not depend on what else draws numbers.
     chosen = np.random.default_rng([seed, 2]).choice(
-        len(rows), min(SAMPLE, len(rows)), replace=False
+        len(rows), min(count, len(rows)), replace=False
     )
     # In order, since neighbouring frames are read from disk together.
     return batches.batch(rows[np.sort(chosen)])

@@ -550,6 +550,11 @@ class Student(ABC):
     reads: ClassVar[frozenset[str]] = frozenset()
     """Signals of the teacher's trace by which it is chosen before it is built (`choose`)."""
 
+    @property
+    def looks_at(self) -> int:
+        """By how many frames at most it is chosen so."""
+        return 0
+
     def choose(
         self, teacher: Backbone, sample: Batch, kept: Path | None = None
     ) -> tuple["Student", dict[str, Any]]:

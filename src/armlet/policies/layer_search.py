@@ -70,9 +70,16 @@ class LayerSearch(Student):
     beam: int = 4
     """Otherwise layers are left out one after the other, and so many of the best sets are followed;
     1: the best alone (greedy)."""
+    # Of 512, tabletop's two best pairs came out alike.
+    frames: int = 1024
+    """Frames that are tried on, at most."""
+
+    @property
+    def looks_at(self) -> int:
+        return self.frames
 
     def __post_init__(self) -> None:
-        limits.positive(self, "layers", "exhaustive", "beam")
+        limits.positive(self, "layers", "exhaustive", "beam", "frames")
 
     def choose(
         self, teacher: Backbone, sample: Batch, kept: Path | None = None
