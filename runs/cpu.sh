@@ -11,7 +11,7 @@ seeds=${SEEDS:-0 1 2}
 $armlet collect tabletop
 OMP_NUM_THREADS=2 $armlet probe tabletop
 for seed in $seeds; do
-  for recipe in actdistill first_k layer_drop random_skip; do
+  for recipe in actdistill first_k layer_drop layer_search random_skip; do
     make_student "out/cpu/$recipe-$seed" "${recipe}_tabletop" --seed "$seed"
   done
 done
@@ -21,7 +21,7 @@ $armlet evaluate tabletop --out out/cpu --evaluation.episodes "${EPISODES:-1000}
 
 # What each part is worth, one seed each.
 students=(out/cpu/actdistill-0/student)
-for recipe in bc action_kd blind published onpolicy; do
+for recipe in bc bc_warm bc_whole bc_long action_kd blind published onpolicy; do
   make_student "out/cpu/$recipe" "${recipe}_tabletop"
 done
 make_student out/cpu/minus-semantic actdistill_tabletop --stages.0.objective.semantic 0

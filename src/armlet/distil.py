@@ -23,10 +23,10 @@ from armlet.data.frames import BatchMaker, load_frames
 from armlet.data.splits import parts, rows_of
 from armlet.data.traces import StoreIdentity
 from armlet.layers.ema import SelfTeacher
-from armlet.lineage import PROVENANCE, Question, as_json, digest_text, is_finished
+from armlet.lineage import PROVENANCE, Question, as_json, claim, digest_text, is_finished
 from armlet.logs import RunLog
 from armlet.policies.checkpoint import save_policy
-from armlet.policies.contract import Backbone
+from armlet.policies.contract import Backbone, Student
 from armlet.policies.facts import TeacherFacts
 from armlet.recipe import (
     Recipe,
@@ -56,6 +56,12 @@ from armlet.training.teacher import fetched, meet_teacher
 from armlet.training.trainer import SelfAnswers, TeacherTraces, Trainer, make_batches
 from armlet.types import LAYERS, Batch
 
+TRAINING = (
+    "stages",
+    "rounds",
+    "benchmark",
+    "weights",
+)  # of a question: how it is trained, and kept
 SAMPLE = 512  # frames that a student is cut to fit, or calibrated on
 
 
@@ -91,7 +97,8 @@ def _distil(recipe: Recipe, log: RunLog) -> Path:
 
     episodes = _episodes(recipe, data, view, store)
     train, calibrate = _rows(recipe, data)
-    student = _student(recipe, shown, teacher, episodes, train, device)
+    chosen, found = _chosen(recipe, wanted, shown, episodes, calibrate, device)
+    student = _student(chosen, recipe.seed, shown, teacher, episodes, train, device)
     recipe = _for_student(recipe, teacher, student, episodes, train)
     _check_chunk(student, facts.chunk)
     learner = _learner(recipe, student, data).to(device)
@@ -135,7 +142,7 @@ def _distil(recipe: Recipe, log: RunLog) -> Path:
             learner.load_state_dict(before)
             student.calibrate(measured_on)
 
-    provenance = {"recipe": to_json(recipe), "data": data.fingerprint, PROVENANCE: wanted}
+    provenance = {"recipe": to_json(recipe), "data": data.fingerprint, PROVENANCE: wanted, **found}
     folder = recipe.student_folder  # it is saved without what only training reads
     save_policy(student.deployed(), folder, provenance=provenance, weights=recipe.weights)
     return folder
@@ -157,21 +164,48 @@ def _as_students_see(
     return shown, view
 
 
-def _student(
+def _chosen(
     recipe: Recipe,
+    wanted: Question,
+    shown: Backbone,
+    episodes: Part,
+    rows: np.ndarray,
+    device: str,
+) -> tuple[Student, dict[str, Any]]:
+    """The recipe's student with everything chosen that it chooses by what the teacher answered to
+    some of these frames, on which it is not trained; and what was found. `wanted`: what the student
+    is made from."""
+    assert recipe.student is not None  # `main` has seen to it
+    if not recipe.student.reads:
+        return recipe.student, {}
+    # How it is trained afterwards changes nothing of what it finds.
+    asked = {name: value for name, value in wanted.items() if name not in TRAINING}
+    folder = recipe.out / "search"
+    claim(folder, "search.json", asked, title=f"search {recipe.name}")
+    batches = make_batches(shown, episodes.frames, torch.device(device))
+    sample = _sample(batches, rows, recipe.seed, count=recipe.student.looks_at)
+    assert episodes.traces is not None and sample.keys is not None  # `Recipe.needs` names them
+    answers = episodes.traces.read(sample.keys.cpu(), ["actions"])["actions"]
+    sample = replace(sample, taught=answers.float().to(device))
+    student, found = recipe.student.choose(shown, sample, folder / "scores.jsonl")
+    return student, {"search": found}
+
+
+def _student(
+    chosen: Student,
+    seed: int,
     shown: Backbone,
     teacher: Backbone,
     episodes: Part,
     train: np.ndarray,
     device: str,
 ) -> Backbone:
-    """The recipe's student before its first step, on `device`, cut to fit some of these frames.
-    `shown`: the teacher as the student is built from it."""
-    assert recipe.student is not None  # `main` has seen to it
-    torch.manual_seed(recipe.seed)  # of the student's new weights, before it is built
+    """The recipe's student, as it was `chosen`, before its first step, on `device`, cut to fit some
+    of these frames. `shown`: the teacher as the student is built from it."""
+    torch.manual_seed(seed)  # of the student's new weights, before it is built
     # Not on the device of the teacher: a stand-in has no weights, and is nowhere.
     batches = make_batches(shown, episodes.frames, torch.device(device))
-    student = recipe.student.build(shown, _sample(batches, train, recipe.seed)).to(device)
+    student = chosen.build(shown, _sample(batches, train, seed)).to(device)
     agree(student.robot, teacher.robot, whose=("the student", "its teacher"))
     return student
 
@@ -244,11 +278,13 @@ def _rows(recipe: Recipe, data: EpisodeDataset) -> tuple[np.ndarray, np.ndarray]
     return rows_of(data.starts, cut.train), rows_of(data.starts, cut.calibrate)
 
 
-def _sample(batches: BatchMaker | Corpus, rows: np.ndarray, seed: int) -> Batch:
-    """Up to `SAMPLE` of these frames, from all over."""
+def _sample(
+    batches: BatchMaker | Corpus, rows: np.ndarray, seed: int, *, count: int = SAMPLE
+) -> Batch:
+    """Up to `count` of these frames, from all over."""
     # A stream of its own, [seed, 2]: it must not depend on what else draws numbers.
     chosen = np.random.default_rng([seed, 2]).choice(
-        len(rows), min(SAMPLE, len(rows)), replace=False
+        len(rows), min(count, len(rows)), replace=False
     )
     # In order, since neighbouring frames are read from disk together.
     return batches.batch(rows[np.sort(chosen)])

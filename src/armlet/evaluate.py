@@ -27,6 +27,7 @@ from armlet.evaluation.guiding import guided, guided_latency
 from armlet.evaluation.outcomes import Outcomes, Planned, PolicyRun, Section
 from armlet.evaluation.provenance import Curves, curves, gripper_noise, seeds_of
 from armlet.evaluation.report import Latency, Measured, OutcomesFile, Report
+from armlet.evaluation.routes import with_routes
 from armlet.evaluation.runtimes import frames_of_world
 from armlet.evaluation.settings import beside_eager, check, planned
 from armlet.logs import RunLog
@@ -64,6 +65,7 @@ def main(recipe: Recipe) -> Path:
     can_be_guided = guided(field, recipe.evaluation)
     out = recipe.out / "evaluation"
     episodes = planned(benchmark, recipe.evaluation)
+    field = with_routes(recipe, field, benchmark, episodes, out)
     rows = run_episodes(
         field.contenders,
         benchmark,
@@ -220,7 +222,8 @@ def summarise(
     # does the same, and a film has room for few.
     filmed = {}
     for name, policy in field.policies.items():
-        if field.contenders[name].runtime == EAGER:
+        contender = field.contenders[name]
+        if contender.runtime == EAGER and contender.routes is None:
             filmed[name] = policy
     films = []
     for task, seed in plan(benchmark, setting.splits[0], setting.videos, setting.seed):
@@ -332,8 +335,9 @@ def measured(
         # What it is made of nobody here knows, and its time is that of its machine and the network.
         return found
     changes = None
-    # A policy that always runs the same layers depends on nothing, and need not be asked.
-    if row["routing"]["patterns"] > 1:
+    # A policy that always runs the same layers depends on nothing, and need not be asked; nor can
+    # one that is told which to run.
+    if row["routing"]["patterns"] > 1 and contender.routes is None:
         changes = measure.what_routes_depend_on(policy, observations)
     return replace(
         found,

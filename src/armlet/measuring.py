@@ -1,7 +1,7 @@
-"""Values about measuring that stand in a recipe: in which runtimes policies are run, and how their
-longest `execute` is looked for. Nothing here runs anything."""
+"""Values about measuring that stand in a recipe: in which runtimes policies are run, under which
+controls, and how their longest `execute` is looked for. Nothing here runs anything."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import inf
 from typing import Literal
 
@@ -33,6 +33,20 @@ PARTS: dict[Runtime, tuple[Library, Kept]] = {
 }
 EAGER: Runtime = "eager"
 SERVER = "server"  # of a policy behind a socket: whatever runs there
+
+Control = Literal["static", "static_per_task", "searched", "shuffled"]
+
+
+@dataclass(frozen=True)
+class Controls:
+    """What a router's choice is compared with, of an evaluation."""
+
+    routes: tuple[Control, ...] = field(default=(), metadata={"quiet": True})
+    """Every policy with a router is run as well on other routes than its router's: static, the
+    commonest; static_per_task, its task's; searched, the layers that answer most alike; shuffled,
+    those of other moments (armlet/evaluation/routes.py)."""
+    route_episodes: int = field(default=140, metadata={"quiet": True})
+    """Episodes a split, from `calibration.seed` on, in which static routes are chosen."""
 
 
 @dataclass(frozen=True)

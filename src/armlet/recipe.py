@@ -29,7 +29,7 @@ from armlet.data.pictures import Pictures
 from armlet.data.transforms import BatchTransform
 from armlet.limits import ABOVE_0, BELOW_1, MOST
 from armlet.logs import Logging
-from armlet.measuring import EAGER, Calibration, Runtime
+from armlet.measuring import EAGER, Calibration, Controls, Runtime
 from armlet.policies.contract import Network, Student
 from armlet.robot.chunks import Late
 from armlet.robot.description import RobotOptions
@@ -253,7 +253,7 @@ class Probe:
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class Evaluation(Controls):
     """How policies are measured."""
 
     # Of 400 episodes a success rate's 95 % interval is 3 to 10 points wide.
@@ -303,6 +303,7 @@ class Evaluation:
         limits.positive(
             self, "episodes", "workers", "latency_calls", "execute", "ensemble", "frames"
         )
+        limits.positive(self, "route_episodes")
         limits.check(
             self, seed=(0, inf), videos=(0, inf), budgets=(ABOVE_0, 1), slower=(ABOVE_0, MOST)
         )
@@ -436,6 +437,12 @@ class Recipe:
         provided = set(self.traced)
         if self.probe:
             provided |= LAYERS
+        unsaid = self.student.reads - provided if self.student else None
+        if unsaid:
+            raise ValueError(
+                f"recipe {self.name!r}: its student is chosen by the teacher's {sorted(unsaid)}, "
+                "which `traced` does not name; add it"
+            )
         for index, stage in enumerate(self.all_stages):
             # The student's own average, as a teacher, answers whatever it is asked.
             missing = stage.needs - provided
@@ -453,8 +460,8 @@ class Recipe:
 
     @property
     def needs(self) -> frozenset[str]:
-        """What the objectives read of the teacher's stored trace."""
-        found: frozenset[str] = frozenset()
+        """What the objectives, and whatever chooses a student, read of the teacher's trace."""
+        found = self.student.reads if self.student else frozenset[str]()
         for stage in self.all_stages:
             # A stage with a teacher of its own, the student's average, reads no store.
             if stage.teacher is None:

@@ -32,8 +32,8 @@ missing signal is a `KeyError` with its name:
                    embeddings of what it says is done
 """
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -74,6 +74,17 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.state)
+
+    def part(self, rows: slice) -> "Batch":
+        """Some of its moments."""
+        chosen: dict[str, Any] = {}
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if isinstance(value, Tensor):
+                chosen[each.name] = value[rows]
+            elif isinstance(value, dict):
+                chosen[each.name] = {name: tensor[rows] for name, tensor in value.items()}
+        return replace(self, **chosen)
 
     @property
     def present(self) -> Tensor:

@@ -17,6 +17,7 @@ from armlet import source
 from armlet.benchmarks import Benchmark, Task
 from armlet.data.files import appending, hold, whole_lines
 from armlet.evaluation.outcomes import DelayedRun, Run
+from armlet.lineage import digest_text
 from armlet.progress import Progress
 from armlet.recipe import Evaluation
 from armlet.rollout.loop import Episode, steps_late
@@ -96,6 +97,9 @@ def conditions(contender: Contender, benchmark: Benchmark, device: str = "cpu") 
         made_from["ensemble"] = contender.ensemble
     if contender.guard is not None:
         made_from["guard"] = asdict(contender.guard)
+    if contender.routes is not None:
+        # A digest: there may be thousands, and every row would repeat them.
+        made_from["routes"] = digest_text([json.dumps(asdict(contender.routes))])
     return made_from
 
 

@@ -80,7 +80,7 @@ NEEDLESS = Seen("unseen", "it is no policy")
 # Settings of `Evaluation` that are about a simulator.
 IN_A_WORLD = (
     "episodes", "splits", "seed", "execute", "ensemble", "slower", "late", "guard",
-    "videos", "rerun",
+    "videos", "rerun", "routes", "route_episodes",
 )  # fmt: skip
 
 

@@ -37,6 +37,7 @@ def seeds_of(field: Mapping[str, Contender], made: Mapping[str, Provenance]) -> 
             contender.execute,
             contender.ensemble,
             contender.runtime,
+            None if contender.routes is None else contender.routes.kind,
         ]
         groups.setdefault(json.dumps(way, sort_keys=True), []).append(name)
     found: dict[str, str] = {}

@@ -36,6 +36,11 @@ def check(recipe: Recipe) -> None:
             "--evaluation.late is about policies on a slower computer, and none is asked for: "
             "--evaluation.slower 20"
         )
+    if setting.route_episodes != Evaluation().route_episodes and not setting.routes:
+        raise ValueError(
+            "--evaluation.route-episodes is about routes in the place of a router's, and none are "
+            "asked for: --evaluation.routes static shuffled"
+        )
     if setting.rerun:
         if not setting.videos:
             raise ValueError(
@@ -43,7 +48,7 @@ def check(recipe: Recipe) -> None:
             )
         rerun_file.check()
     # A value twice would be run twice under one name, and one row would be lost.
-    for name in ("splits", "budgets", "execute", "ensemble", "slower", "late"):
+    for name in ("splits", "budgets", "execute", "ensemble", "slower", "late", "routes"):
         values = getattr(setting, name)
         if len(set(values)) < len(values):
             raise ValueError(
@@ -94,7 +99,9 @@ def seeds(recipe: Recipe) -> dict[str, range]:
         # A trial decides whether a round's student is kept: a choice made on these worlds.
         found[f"rounds.{number}, its trial"] = range(first + TRIAL, first + TRIAL + each.trial)
     first = recipe.calibration.seed
-    found["calibration"] = range(first, first + recipe.calibration.episodes)
+    # Static routes are chosen in the first of these.
+    routes = setting.route_episodes if setting.routes else 0
+    found["calibration"] = range(first, first + max(recipe.calibration.episodes, routes))
     found["evaluation"] = range(setting.seed, setting.seed + setting.episodes)
     return found
 

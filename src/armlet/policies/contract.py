@@ -16,6 +16,7 @@ import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, Self, TypeVar
 
 import numpy as np
@@ -564,6 +565,23 @@ class Student(ABC):
     """Whether its network looks with other eyes than the teacher's. Where the teacher brings pictures
     of any size to its own itself (fit `any`), such a student sees them as the recipe's `pictures`
     say."""
+    reads: ClassVar[frozenset[str]] = frozenset()
+    """Signals of the teacher's trace by which it is chosen before it is built (`choose`)."""
+
+    @property
+    def looks_at(self) -> int:
+        """By how many frames at most it is chosen so."""
+        return 0
+
+    def choose(
+        self, teacher: Backbone, sample: Batch, kept: Path | None = None
+    ) -> tuple["Student", dict[str, Any]]:
+        """The student with everything chosen that is long in choosing, and what was found on the
+        way, as JSON, to be kept beside its weights; most have nothing to choose, and are not asked.
+
+        `sample`: frames that nobody trains on, with the teacher's actions as `taught`. `kept`: a
+        file of results, from which a killed choice goes on."""
+        return self, {}
 
     def from_nothing(self) -> "Student | None":
         """A student of the same shape that takes none of the teacher's weights, where that is worth

@@ -34,7 +34,7 @@ from armlet.policies.building import rebuild
 from armlet.policies.contract import Backbone, Pass, State, Student, left_to, tuples
 from armlet.policies.students import Fresh
 from armlet.robot.observation import Observation
-from armlet.types import Batch
+from armlet.types import Batch, Trace
 
 BUDGETS = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)  # where a dial is calibrated
 
@@ -133,6 +133,8 @@ class Routed(Backbone):
     """See the module's docstring. `inner` is the policy whose layers are routed; cut to some of
     them (`keep_layers`) it is the static network, and the router is gone."""
 
+    told: str | None = None  # the route that it is told to take (`along`); None: its router's
+
     def __init__(
         self, inner: Backbone, routing: Routing, measured: Calibration | None = None
     ) -> None:
@@ -173,6 +175,9 @@ class Routed(Backbone):
     def run_layers(
         self, state: State, batch: Batch, *, watch: bool = False, exploration: float = 0.0
     ) -> Pass:
+        if self.told is not None:
+            ran = torch.tensor([float(each) for each in self.told], device=self.device)
+            return self._running(state, ran.expand(len(batch), -1), {}, watch=watch)
         logits = self.route(state, batch) - self._threshold(batch)
         # At rest, or with a frozen router, there is nobody to tell what a skipped layer would do.
         if not logits.requires_grad:
@@ -210,8 +215,12 @@ class Routed(Backbone):
         return Pass(start, state, tuple(seen), gates.straight_through, extras)
 
     def _skipping(self, start: State, logits: Tensor, *, watch: bool) -> Pass:
-        """Only the chosen layers run. The gates are read by the host once."""
-        gates = hard_gates(logits)
+        """Only the layers run that the router chose."""
+        extras = {"router_logits": logits}
+        return self._running(start, hard_gates(logits), extras, watch=watch)
+
+    def _running(self, start: State, gates: Tensor, extras: Trace, *, watch: bool) -> Pass:
+        """Only the layers run that `gates` (b, l) say, which the host reads once."""
         plan = gates.tolist()
         state = start
         seen = []
@@ -228,7 +237,7 @@ class Routed(Backbone):
             if watch:
                 seen.append(state)
         first = tuple(map(int, plan[0]))  # for a single observation, the route that it took
-        return Pass(start, state, tuple(seen), gates, {"router_logits": logits}, first)
+        return Pass(start, state, tuple(seen), gates, extras, first)
 
     @torch.no_grad()
     def calibrate(self, batch: Batch) -> None:
@@ -270,6 +279,18 @@ class Routed(Backbone):
         other = copy.copy(self)  # the modules are shared, the setting is its own
         other.routing = replace(self.routing, budget=budget)
         other.measured = replace(self.measured, threshold=self.measured.at(budget), only=None)
+        return other
+
+    def along(self, route: str) -> Self:
+        """The same weights taking one route, whatever the router would say, which is not asked:
+        `route` has a character a layer, 1 where it runs. Raises ValueError for another text."""
+        if len(route) != len(self.layers) or not set(route) <= {"0", "1"}:
+            raise ValueError(
+                f"the route is {route!r}, expected {len(self.layers)} characters, 1 where a layer "
+                "runs and 0 where it does not"
+            )
+        other = copy.copy(self)  # the modules are shared, the setting is its own
+        other.told = route
         return other
 
     def deployed(self) -> Backbone:

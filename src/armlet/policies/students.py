@@ -41,6 +41,14 @@ class Kept(Student):
 
 
 @dataclass(frozen=True)
+class Whole(Student):
+    """All layers of its teacher, with its weights."""
+
+    def build(self, teacher: Backbone, sample: Batch | None = None) -> Backbone:
+        return teacher.keep_layers(tuple(range(len(teacher.layers))))
+
+
+@dataclass(frozen=True)
 class LayerDrop(Student):
     """The `layers` layers that change their input most on the data (block influence, ShortGPT,
     arXiv 2403.03853)."""

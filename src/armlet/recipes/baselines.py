@@ -9,8 +9,10 @@ many as ActDistill's student runs.
 from dataclasses import replace
 from functools import partial
 
+from armlet.policies.contract import Student
+from armlet.policies.layer_search import LayerSearch
 from armlet.policies.routed import Routing
-from armlet.policies.students import FirstK, Fresh, LayerDrop
+from armlet.policies.students import FirstK, Fresh, LayerDrop, Whole
 from armlet.recipe import Recipe
 from armlet.recipes.bases import FACTS, Imitate, Row, demo, metaworld, own, tabletop
 
@@ -30,6 +32,11 @@ def layer_drop(base: Recipe, kept: int = KEPT) -> Recipe:
     return replace(first_k(base), student=LayerDrop(kept))
 
 
+def layer_search(base: Recipe, kept: int = KEPT) -> Recipe:
+    """The layers whose actions are nearest to the teacher's as they are, trained as `first_k` is."""
+    return replace(first_k(base), student=LayerSearch(kept))
+
+
 def random_skip(base: Recipe, share: float = KEPT / 8) -> Recipe:
     # Not compiled: another number of samples goes through a layer at every step.
     stage = replace(base.stages[0], freeze=("policy.inner.vision.*",), compile=False)
@@ -42,6 +49,22 @@ def bc(base: Recipe, kept: int = KEPT, facts: tuple[str, ...] = FACTS) -> Recipe
     stage = replace(base.stages[0], objective=Imitate(facts=facts), learning_rate=1e-3)
     # Of the shape of the first layers; of their weights nothing is kept.
     return replace(base, student=Fresh(FirstK(kept)), stages=(stage,))
+
+
+def bc_warm(base: Recipe, student: Student | None = None) -> Recipe:
+    """A student that starts from the teacher's weights, as `first_k` does, and is told the expert's
+    actions alone."""
+    recipe = first_k(base)
+    stage = replace(recipe.stages[0], objective=Imitate(facts=()))
+    return replace(recipe, student=student or recipe.student, stages=(stage,))
+
+
+def bc_long(base: Recipe, kept: int = KEPT, facts: tuple[str, ...] = FACTS) -> Recipe:
+    """`bc` with as many steps as a student and its teacher have had together."""
+    assert base.teach is not None  # every base here says how a teacher is taught
+    recipe = bc(base, kept, facts)
+    (stage,) = recipe.stages
+    return replace(recipe, stages=(replace(stage, steps=base.teach.steps + stage.steps),))
 
 
 RECIPES = {
@@ -57,6 +80,12 @@ RECIPES = {
         own,
         partial(layer_drop, kept=HALF),
     ),
+    "layer_search": Row(
+        "The layers of your own robot's teacher that answer most as all do, found by trying, "
+        "fine-tuned as `first_k` is.",
+        own,
+        partial(layer_search, kept=HALF),
+    ),
     "random_skip": Row(
         "Half of the layers of your own robot's teacher, chosen at random at every decision.",
         own,
@@ -66,6 +95,17 @@ RECIPES = {
         "No teacher: a fresh network of half the layers that imitates your own robot's episodes.",
         own,
         partial(bc, kept=HALF, facts=()),
+    ),
+    "bc_warm": Row(
+        "No teacher while training: the first layers of your own robot's teacher imitate its "
+        "episodes.",
+        own,
+        partial(bc_warm, student=FirstK(HALF)),
+    ),
+    "bc_long": Row(
+        "`bc` for your own robot with as many steps as student and teacher have together.",
+        own,
+        partial(bc_long, kept=HALF, facts=()),
     ),
     "first_k_tabletop": Row(
         "The baseline: the teacher's first layers, fine-tuned towards the expert and the "
@@ -84,6 +124,17 @@ RECIPES = {
         tabletop,
         layer_drop,
     ),
+    "layer_search_tabletop": Row(
+        "The two layers whose actions are nearest to the teacher's without training, of all 28 "
+        "pairs, fine-tuned as `first_k` is.",
+        tabletop,
+        layer_search,
+    ),
+    "layer_search_metaworld": Row(
+        "The layers nearest to the teacher's answers, on Meta-World.",
+        metaworld,
+        partial(layer_search, kept=3),
+    ),
     "random_skip_tabletop": Row(
         "As many layers, chosen at random at every decision, in training and when deployed.",
         tabletop,
@@ -94,5 +145,35 @@ RECIPES = {
         "itself once did.",
         tabletop,
         bc,
+    ),
+    "bc_metaworld": Row(
+        "No teacher, on Meta-World.",
+        metaworld,
+        partial(bc, kept=3),
+    ),
+    "bc_warm_tabletop": Row(
+        "No teacher while training: its first two layers, as `first_k`, imitate the expert.",
+        tabletop,
+        bc_warm,
+    ),
+    "bc_whole_tabletop": Row(
+        "No teacher while training: all of its layers go on imitating the expert.",
+        tabletop,
+        partial(bc_warm, student=Whole()),
+    ),
+    "bc_warm_metaworld": Row(
+        "No teacher while training: its first layers imitate the expert, on Meta-World.",
+        metaworld,
+        partial(bc_warm, student=FirstK(3)),
+    ),
+    "bc_long_tabletop": Row(
+        "`bc` with as many steps as student and teacher have had together.",
+        tabletop,
+        bc_long,
+    ),
+    "bc_long_metaworld": Row(
+        "The same on Meta-World.",
+        metaworld,
+        partial(bc_long, kept=3),
     ),
 }

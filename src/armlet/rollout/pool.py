@@ -23,6 +23,7 @@ from armlet.robot.chunks import Late
 from armlet.robot.ensemble import Adaptive, Ensemble
 from armlet.robot.spec import RobotSpec
 from armlet.rollout.loop import Episode, run_task
+from armlet.rollout.routes import Routes
 
 Job = TypeVar("Job")
 Made = TypeVar("Made")
@@ -102,6 +103,7 @@ class Contender:
     ensemble: int | None = None
     guard: Bounds | None = None
     runtime: Runtime = EAGER  # in which the policy of its folder was exported
+    routes: Routes | None = None  # that are taken in the place of its router's
     # The robot for which it is asked who it is, where it says that by its answers alone.
     robot: RobotSpec | None = field(default=None, compare=False)
 
@@ -132,8 +134,9 @@ class Contender:
 
     def run(self, policy: Policy, benchmark: Benchmark, task: Task, seed: int) -> Episode:
         """One episode of `policy`, which is this one loaded."""
+        acting = policy if self.routes is None else self.routes.told(policy, task, seed)
         return run_task(
-            policy,
+            acting,
             benchmark,
             task,
             seed,
