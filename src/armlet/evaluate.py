@@ -181,7 +181,7 @@ def summarise(
     setting = recipe.evaluation
     # The teacher's episodes, and each policy timed on them all: on their own episodes policies
     # would be timed on different pictures.
-    observations = sample_observations(field.policies["teacher"], benchmark, setting.seed)
+    observations = sample_observations(field.policies["teacher"], benchmark, setting.first_seed)
     timings = measure.latency(field.policies, observations, calls=setting.latency_calls)
     # A policy acts late by its median time: what it needs most of the time.
     milliseconds = {name: times["p50"] for name, times in timings.items()}
@@ -218,7 +218,7 @@ def summarise(
         if field.contenders[name].runtime == EAGER:
             filmed[name] = policy
     films = []
-    for task, seed in plan(benchmark, setting.splits[0], setting.videos, setting.seed):
+    for task, seed in plan(benchmark, setting.splits[0], setting.videos, setting.first_seed):
         film = make_film(filmed, field.contenders, benchmark, task, seed, out, rerun=setting.rerun)
         films.append(film)
     return Report(
@@ -397,7 +397,7 @@ def fingerprint(recipe: Recipe, field: Field) -> dict[str, Any]:
         "workers": setting.workers,
         "seeds": {
             "recipe": recipe.seed,
-            "episodes": [setting.seed, setting.seed + setting.episodes - 1],
+            "episodes": [setting.first_seed, setting.first_seed + setting.episodes - 1],
         },
         "benchmark": recipe.world("evaluate").fingerprint(),
         "recipe": to_json(recipe),

@@ -29,7 +29,7 @@ from armlet.data.pictures import Pictures
 from armlet.data.transforms import BatchTransform
 from armlet.limits import ABOVE_0, BELOW_1, MOST
 from armlet.logs import Logging
-from armlet.measuring import EAGER, Calibration, Runtime
+from armlet.measuring import EAGER, Calibration, Evidence, Runtime
 from armlet.policies.contract import Network, Student
 from armlet.robot.description import RobotOptions
 from armlet.robot.fit import View
@@ -252,7 +252,7 @@ class Probe:
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class Evaluation(Evidence):
     """How policies are measured."""
 
     # Of 400 episodes a success rate's 95 % interval is 3 to 10 points wide.
@@ -260,9 +260,6 @@ class Evaluation:
     """Paired episodes a split, spread evenly over its tasks."""
     splits: tuple[str, ...] = ("seen",)
     """The benchmark's conditions."""
-    # Above every seed that anything is trained on.
-    seed: int = 500_000_000
-    """Of the first episode."""
     workers: int = 2
     """Processes at the same time."""
     latency_calls: int = 200

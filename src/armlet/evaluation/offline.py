@@ -79,7 +79,7 @@ STILL = 1e-6
 NEEDLESS = Seen("unseen", "it is no policy")
 # Settings of `Evaluation` that are about a simulator.
 IN_A_WORLD = (
-    "episodes", "splits", "seed", "execute", "ensemble", "slower", "late", "guard",
+    "purpose", "episodes", "splits", "seed", "execute", "ensemble", "slower", "late", "guard",
     "videos", "rerun",
 )  # fmt: skip
 
