@@ -126,8 +126,8 @@ def test_a_rounds_student_and_its_trial_use_the_rounds_seeds(recipe, monkeypatch
 
 def test_what_seeds_are_for_is_apart_and_the_first_are_where_they_were() -> None:
     """Reports from before there were ranges began at 500,000,000, and recipes were chosen there."""
-    ranges = (seeds.TRAINING, seeds.CALIBRATION, seeds.TUNING, seeds.REPORT)
-    apart(dict(zip("abcd", ranges, strict=True)))
+    ranges = (seeds.TRAINING, seeds.CALIBRATION, seeds.AUDIT, seeds.TUNING, seeds.REPORT)
+    apart(dict(zip("abcde", ranges, strict=True)))
     for seed in (FRAMES, TEXTS, SEED):
         assert seed not in seeds.REPORT, "an export's gates choose as well"
     assert Evaluation().first_seed == 500_000_000

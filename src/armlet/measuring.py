@@ -39,7 +39,7 @@ SERVER = "server"  # of a policy behind a socket: whatever runs there
 
 @dataclass(frozen=True)
 class Evidence:
-    """What an evaluation is for, and in which episodes."""
+    """What an evaluation is for, in which episodes, and by which rule it is judged."""
 
     purpose: Purpose = "tuning"
     """tuning: recipes, budgets and steps may be chosen by what it says; report: what is said of
@@ -47,6 +47,15 @@ class Evidence:
     seed: int | None = None
     """Of the first episode; none: the first of the range that is kept for the purpose
     (armlet/seeds.py)."""
+
+    margin: float = 0.03
+    """A policy is as good as another that is no better by more than this: a share, below 1."""
+    baselines: tuple[str, ...] = ()
+    """Policies, or recipes of several seeds, by their names in the report, with which every other is
+    compared as it is with the teacher."""
+    look: int = 1
+    """Of a report: the how-manieth look at these policies it is. Another plan for the same folder is
+    another look, and its report says so (armlet/evaluation/planning.py)."""
 
     @property
     def first_seed(self) -> int:

@@ -296,8 +296,9 @@ class Evaluation(Evidence):
 
     def __post_init__(self) -> None:
         limits.positive(
-            self, "episodes", "workers", "latency_calls", "execute", "ensemble", "frames"
+            self, "episodes", "workers", "latency_calls", "execute", "ensemble", "frames", "look"
         )
+        limits.check(self, margin=(ABOVE_0, BELOW_1))
         limits.check(
             self, seed=(0, inf), videos=(0, inf), budgets=(ABOVE_0, 1), slower=(ABOVE_0, MOST)
         )

@@ -3,6 +3,7 @@ a range of seeds has met its worlds.
 
     below 300,000,000            training: collected episodes, on-policy rounds and their trials
     300,000,000 – 399,999,999    calibration: thresholds, the longest `execute`
+    400,000,000 – 499,999,999    audits: what a policy listens to
     500,000,000 – 599,999,999    tuning: which recipe, which budget, which step
     700,000,000 – 899,999,999    report: what is said of a policy that was chosen before
     900,000,000 and above        the gates and texts of an export
@@ -16,6 +17,7 @@ from typing import Literal
 Purpose = Literal["tuning", "report"]
 TRAINING = range(300_000_000)
 CALIBRATION = range(300_000_000, 400_000_000)
+AUDIT = range(400_000_000, 500_000_000)
 TUNING = range(500_000_000, 600_000_000)
 REPORT = range(700_000_000, 900_000_000)
 EVALUATION: dict[Purpose, range] = {"tuning": TUNING, "report": REPORT}

@@ -79,8 +79,8 @@ STILL = 1e-6
 NEEDLESS = Seen("unseen", "it is no policy")
 # Settings of `Evaluation` that are about a simulator.
 IN_A_WORLD = (
-    "purpose", "episodes", "splits", "seed", "execute", "ensemble", "slower", "late", "guard",
-    "videos", "rerun",
+    "purpose", "margin", "baselines", "look", "episodes", "splits", "seed", "execute",
+    "ensemble", "slower", "late", "guard", "videos", "rerun",
 )  # fmt: skip
 
 

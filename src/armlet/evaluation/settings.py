@@ -31,6 +31,10 @@ def check(recipe: Recipe) -> None:
     apart("evaluation", ranges)
     choose_elsewhere(recipe)
     check_runtimes(setting)
+    if setting.look > 1 and setting.purpose != "report":
+        raise ValueError(
+            "--evaluation.look is about plans, and only a report has one: --evaluation.purpose report"
+        )
     if setting.slower and not setting.late:
         raise ValueError(
             "--evaluation.slower needs a rule for acting late: --evaluation.late wait run_on blend"
@@ -47,7 +51,7 @@ def check(recipe: Recipe) -> None:
             )
         rerun_file.check()
     # A value twice would be run twice under one name, and one row would be lost.
-    for name in ("splits", "budgets", "execute", "ensemble", "slower", "late"):
+    for name in ("splits", "budgets", "execute", "ensemble", "slower", "late", "baselines"):
         values = getattr(setting, name)
         if len(set(values)) < len(values):
             raise ValueError(
