@@ -109,7 +109,13 @@ def main(arguments: Arguments) -> None:
         for rates in RATES:
             for spread in SPREADS:
                 cases.append(case(rates, spread, counts, arguments))
-    result = {"times": arguments.times, "episodes": arguments.episodes, "cases": cases}
+    least = {method: min(each["coverage"][method] for each in cases) for method in METHODS}
+    result = {
+        "times": arguments.times,
+        "episodes": arguments.episodes,
+        "least": least,
+        "cases": cases,
+    }
     arguments.out.write_text(json.dumps(result, indent=1) + "\n")
     arguments.table.write_text(table(cases, arguments))
 

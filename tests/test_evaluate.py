@@ -408,6 +408,44 @@ def test_an_evaluation_for_tuning_has_verdicts_and_no_plan(evaluated: Path) -> N
     assert row["looks_per_episode"] == sum(kept.run.decisions) / 4
 
 
+def test_a_report_has_its_plan_which_was_there_before_the_first_episode(
+    recipe, teachers, monkeypatch
+) -> None:
+    setting = dataclasses.replace(recipe.evaluation, purpose="report", baselines=("teacher-1",))
+    recipe = dataclasses.replace(recipe, evaluation=setting, policies=(teachers[1],))
+    path = recipe.out / "evaluation" / "plan.json"
+    found = []
+
+    def run_episodes(field, benchmark, met, *_, **__):
+        assert path.is_file()
+        assert [seed for _, seed in met] == list(range(800_000_000, 800_000_004))
+        return {}
+
+    def summarise(recipe, field, episodes, rows, out, plan_of_report):
+        found.append(plan_of_report)
+        raise InterruptedError
+
+    monkeypatch.setattr(evaluate, "run_episodes", run_episodes)
+    monkeypatch.setattr(evaluate, "summarise", summarise)
+    for _ in range(2):
+        with pytest.raises(InterruptedError):
+            evaluate.main(recipe)
+    said = json.loads(path.read_text())
+    assert said["policies"] == {
+        name: Contender(folder).fingerprint
+        for name, folder in zip(("teacher", "teacher-1"), teachers, strict=True)
+    }
+    assert [plan.to_json() for plan in found] == [said, said]
+    longer = dataclasses.replace(recipe, evaluation=dataclasses.replace(setting, episodes=5))
+    with pytest.raises(ValueError, match=r"plans something else \(episodes: 4 → 5, seeds\.1: "):
+        evaluate.main(longer)
+    assert len(found) == 2, "before anything was run"
+    whole = report.Report(
+        report.OutcomesFile("", ""), {"policies": []}, {}, (), (), {}, {}, "report", found[0]
+    ).to_json()
+    assert (whole["version"], whole["purpose"], whole["plan"]) == (4, "report", said)
+
+
 def test_more_actions_than_a_chunk_has_are_an_error(recipe) -> None:
     recipe = dataclasses.replace(
         recipe, evaluation=dataclasses.replace(recipe.evaluation, execute=(5,))

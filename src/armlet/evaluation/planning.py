@@ -191,7 +191,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _from_json(said: dict[str, Any]) -> Plan:
     """The inverse of `Plan.to_json`: JSON knows lists only."""
-    fields = {}
+    fields: dict[str, Any] = {}
     for name, value in said.items():
         fields[name] = tuple(value) if isinstance(value, list) else value
     return Plan(**fields)
