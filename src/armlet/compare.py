@@ -81,18 +81,20 @@ def read(path: Path) -> Side:
 def compare(
     first: Side, second: Side, *, policy: str | None, versus: str | None, margin: float = MARGIN
 ) -> list[Verdict]:
-    """Every policy of the first report against every one of the second."""
+    """Every policy of the first report against every one of the second; one verdict, on the reports,
+    where these cannot be compared."""
+    names = _asked(first, policy, "--policy")
+    others = _asked(second, versus, "--versus")
     reason = why_not(first, second)
+    if reason or first.outcomes is None or second.outcomes is None:
+        return [not_comparable(str(first.path), str(second.path), reason, margin)]
     found = []
-    for name in _asked(first, policy, "--policy"):
-        for against in _asked(second, versus, "--versus"):
+    for name in names:
+        for against in others:
+            a, b = paired(first.outcomes, second.outcomes, name, against)
             # Both may call theirs the same: which report it is of tells them apart.
             mine = f"{name} ({first.path})"
             theirs = f"{against} ({second.path})"
-            if reason or first.outcomes is None or second.outcomes is None:
-                found.append(not_comparable(mine, theirs, reason, margin))
-                continue
-            a, b = paired(first.outcomes, second.outcomes, name, against)
             found.append(judge(mine, theirs, a, b, margin))
     return found
 
