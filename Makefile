@@ -112,7 +112,7 @@ test-reference: $(READY) ## against libraries that are no dependency
 bench: $(READY) ## what the machinery costs, measured anew and kept in docs/machinery/
 	$(BIN)/pip install -q -c requirements.lock torch_geometric
 	$(BIN)/pip install -q -c requirements.lock -e '.[export]'
-	for part in store pictures graph routing training codebook phases memory limit exports; do $(BIN)/python bench/$$part.py || exit 1; done
+	for part in store pictures graph routing training codebook phases memory limit exports coverage; do $(BIN)/python bench/$$part.py || exit 1; done
 
 bench-memory: $(READY) ## what a large student needs of memory, counted anew: a minute, and the only part of bench that may run beside others
 	$(BIN)/python bench/memory.py

@@ -27,8 +27,8 @@ $armlet calibrate tabletop "${teacher[@]}" --out out/runtimes --policies "${stud
 # A list of episodes that nothing was chosen on: neither recipes (500,000,000) nor `execute` (300,000,000).
 $armlet evaluate tabletop --name runtimes "${teacher[@]}" --out out/runtimes --policies "${students[@]}" \
   --evaluation.runtimes eager onnx openvino onnx_int8 openvino_int8_static \
-  --evaluation.episodes "${EPISODES:-1000}" --evaluation.seed 740000000 --evaluation.latency-calls 1000
+  --evaluation.episodes "${EPISODES:-1000}" --evaluation.purpose report --evaluation.seed 740000000 --evaluation.latency-calls 1000
 $armlet evaluate tabletop --name int8 "${teacher[@]}" --out out/runtimes/int8 --policies "$folder/actdistill/student" \
   --evaluation.runtimes eager onnx_int8 openvino_int8_static \
-  --evaluation.episodes "${INT8:-2000}" --evaluation.seed 750000000 --evaluation.latency-calls 1000 --evaluation.videos 0
+  --evaluation.episodes "${INT8:-2000}" --evaluation.purpose report --evaluation.seed 750000000 --evaluation.latency-calls 1000 --evaluation.videos 0
 $armlet report out/runtimes/evaluation out/runtimes/int8/evaluation --out out/runtimes/report.html

@@ -208,9 +208,11 @@ def make_student(recipe: Recipe) -> Recipe:
 
 def meet_seeds(recipe: Recipe) -> Recipe:
     # The recipe's own range is elsewhere: the one in the file counts.
-    moved = dataclasses.replace(recipe.calibration, seed=900_000_000)
-    setting = dataclasses.replace(recipe.evaluation, seed=300_000_299)
-    return dataclasses.replace(recipe, calibration=moved, evaluation=setting)
+    path = recipe.out / "calibration.json"
+    said = json.loads(path.read_text())
+    said["seeds"] = [700_000_000, 700_000_299]
+    path.write_text(json.dumps(said))
+    return recipe
 
 
 def write_anew(recipe: Recipe) -> Recipe:
@@ -225,7 +227,11 @@ def write_anew(recipe: Recipe) -> Recipe:
         (change_teacher, r"was made from another 'teacher': fingerprint \w+ of .*, and .* has \w+"),
         (change_world, r"another world \(limit: 12 → 13\)"),
         (make_student, r"knows no policy 'reaching', only teacher"),
-        (meet_seeds, r"evaluation has the seeds 300000299 to 300000302, and .*calibration\.json"),
+        (
+            meet_seeds,
+            r"calibration\.json: calibration has the seeds 700,000,000 to 700,000,299, expected "
+            r"seeds within 300,000,000 to 399,999,999",
+        ),
         (write_anew, r"has version 2, expected 1"),
     ],
 )
@@ -256,19 +262,20 @@ def test_a_baseline_that_was_not_calibrated_is_said(recipe, ran, tmp_path, capsy
     [
         ({"execute": (3, 6)}, "execute 6 would be tried for no policy: teacher carries out 2 of 4"),
         ({"execute": (2,)}, "execute 2 would be tried for no policy"),
-        (
-            {"seed": 500_000_003},
-            "calibration has the seeds 500000003 to 500000302, and evaluation has 500000000",
-        ),
-        ({"seed": 9_999_900}, "calibration has .*, and collection has 10000000 to 10000005"),
+        ({"seed": 500_000_003}, "the seeds 500,000,003 to 500,000,302, expected seeds within 300"),
+        ({"seed": 399_999_999}, "399,999,999 to 400,000,298, expected .* the calibration range"),
+        ({"seed": 700_000_000}, "the seeds 700,000,000 to 700,000,299, expected seeds within 300"),
     ],
 )
 def test_what_would_be_no_calibration_is_refused_before_anything_is_run(
     recipe, ran, setting, message
 ) -> None:
-    how = dataclasses.replace(recipe.calibration, **setting)
-    with pytest.raises(ValueError, match=message):
+    def work() -> None:
+        how = dataclasses.replace(recipe.calibration, **setting)
         calibrate.main(dataclasses.replace(recipe, calibration=how))
+
+    with pytest.raises(ValueError, match=message):
+        work()
     assert not ran
 
 

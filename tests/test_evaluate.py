@@ -374,14 +374,76 @@ def test_a_report_has_the_shape_of_those_that_were_shipped(evaluated: Path) -> N
     docs = Path(__file__).parents[1] / "docs" / "reproductions"
     shipped = report.read(docs / "tabletop_fresh" / "report.json")
     found = json.loads(evaluated.read_text())
-    assert set(found) == set(shipped) and (found["version"], shipped["version"]) == (3, 2)
+    assert set(found) == set(shipped) and (found["version"], shipped["version"]) == (4, 2)
     ours, theirs = found["policies"][0], shipped["policies"][0]
-    assert set(ours) - {"speed"} == set(theirs)
+    assert set(ours) - {"speed", "looks_per_episode"} == set(theirs)
     for name, value in theirs.items():
         if isinstance(value, dict) and not name.startswith("by_"):
             assert set(value) - {"changes_with"} == set(ours[name] or value) - {"changes_with"}
     assert set(shipped["fingerprint"]) <= set(found["fingerprint"])
     assert found["fingerprint"]["device"] == "cpu" == ours["latency_ms"]["device"]
+
+
+def test_an_evaluation_for_tuning_has_verdicts_and_no_plan(evaluated: Path) -> None:
+    found = json.loads(evaluated.read_text())
+    assert (found["purpose"], found["plan"], found["listens"]) == ("tuning", None, [])
+    assert not evaluated.with_name("plan.json").exists()
+    others = [row["name"] for row in found["policies"][1:]]
+    assert [(each["policy"], each["versus"]) for each in found["verdicts"]] == [
+        (name, "teacher") for name in others
+    ]
+    table = evaluated.with_name("table.md").read_text()
+    for verdict in found["verdicts"]:
+        assert f"- {verdict['sentence']}\n" in table
+        pair = next(
+            pair
+            for pair in found["pairs"]
+            if (pair["a"], pair["b"]) == (verdict["policy"], "teacher")
+        )
+        assert [verdict["low"], verdict["high"]] == pair["ci95"]
+        assert verdict["difference"] == pytest.approx(pair["difference"])
+        assert (verdict["margin"], verdict["episodes"]) == (0.03, 4)
+    row = found["policies"][0]
+    kept = outcomes.read(evaluated.with_name("outcomes.json.gz")).policies[0]
+    assert row["looks_per_episode"] == sum(kept.run.decisions) / 4
+
+
+def test_a_report_has_its_plan_which_was_there_before_the_first_episode(
+    recipe, teachers, monkeypatch
+) -> None:
+    setting = dataclasses.replace(recipe.evaluation, purpose="report", baselines=("teacher-1",))
+    recipe = dataclasses.replace(recipe, evaluation=setting, policies=(teachers[1],))
+    path = recipe.out / "evaluation" / "plan.json"
+    found = []
+
+    def run_episodes(field, benchmark, met, *_, **__):
+        assert path.is_file()
+        assert [seed for _, seed in met] == list(range(800_000_000, 800_000_004))
+        return {}
+
+    def summarise(recipe, field, episodes, rows, out, plan_of_report):
+        found.append(plan_of_report)
+        raise InterruptedError
+
+    monkeypatch.setattr(evaluate, "run_episodes", run_episodes)
+    monkeypatch.setattr(evaluate, "summarise", summarise)
+    for _ in range(2):
+        with pytest.raises(InterruptedError):
+            evaluate.main(recipe)
+    said = json.loads(path.read_text())
+    assert said["policies"] == {
+        name: Contender(folder).fingerprint
+        for name, folder in zip(("teacher", "teacher-1"), teachers, strict=True)
+    }
+    assert [plan.to_json() for plan in found] == [said, said]
+    longer = dataclasses.replace(recipe, evaluation=dataclasses.replace(setting, episodes=5))
+    with pytest.raises(ValueError, match=r"plans something else \(episodes: 4 → 5, seeds\.1: "):
+        evaluate.main(longer)
+    assert len(found) == 2, "before anything was run"
+    whole = report.Report(
+        report.OutcomesFile("", ""), {"policies": []}, {}, (), (), {}, {}, "report", found[0]
+    ).to_json()
+    assert (whole["version"], whole["purpose"], whole["plan"]) == (4, "report", said)
 
 
 def test_more_actions_than_a_chunk_has_are_an_error(recipe) -> None:
@@ -400,11 +462,15 @@ def test_more_actions_than_a_chunk_has_are_an_error(recipe) -> None:
         ({"splits": ()}, "splits is empty; name at least one split, the benchmark's are seen"),
         ({"execute": (2, 2)}, "execute says a value twice: 2 2"),
         ({"splits": ("seen", "seen")}, "splits says a value twice"),
-        (
-            {"seed": 9_999_999},
-            "evaluation has the seeds 9999999 to 10000002, and collection has 10000000 to 10000005",
-        ),
+        ({"seed": 9_999_999}, "seeds 9,999,999 to 10,000,002: expected seeds within 500,000,000"),
+        ({"seed": 599_999_998}, "599,999,998 to 600,000,001: expected .* the tuning range; leave"),
+        ({"seed": 700_000_000}, "or say what it is for: --evaluation.purpose report"),
+        ({"purpose": "report", "seed": 500_000_000}, "or .*: --evaluation.purpose tuning"),
+        ({"purpose": "report", "seed": 899_999_999}, "within 700,000,000 to 899,999,999"),
         ({"slower": (20.0,), "late": ()}, "needs a rule for acting late"),
+        ({"look": 2}, "look is about plans, and only a report has one"),
+        ({"baselines": ("a", "a")}, "baselines says a value twice: a a"),
+        ({"baselines": ("first_k",)}, "baselines names 'first_k', which is not run here"),
         ({"late": ("run_on",)}, "late is about policies on a slower computer"),
         ({"budgets": (0.5,)}, "budgets are those of the recipe's student, and there is none in"),
     ],

@@ -16,6 +16,7 @@ import pytest
 
 from armlet import recompute
 from armlet.evaluation import outcomes as kept
+from armlet.evaluation import verdicts
 from armlet.evaluation.outcomes import DelayedRun, Outcomes, Planned, PolicyRun, Run
 
 TASKS = (("hand", "touch"), ("hand", "push"), ("tool", "rake"))
@@ -66,10 +67,11 @@ MADE = made()
 def report(folder: Path, outcomes: Outcomes = MADE, *, keep: bool = True) -> Path:
     """A report of these outcomes, with what else a report needs; without `keep` as before outcomes
     were stored, with Wilson's intervals."""
-    sections = kept.recompute(outcomes)
+    sections = kept.recompute(outcomes, version=4 if keep else 1)
     value: dict[str, Any] = {
-        "version": 2,
+        "version": 4,
         **sections,
+        "verdicts": [each.to_json() for each in verdicts.verdicts(outcomes, (), 0.03)],
         "rollouts": [],
         "training": {},
         "fingerprint": {},
@@ -81,6 +83,8 @@ def report(folder: Path, outcomes: Outcomes = MADE, *, keep: bool = True) -> Pat
             "device": "cpu",
         }
         policy["routing"]["layers"] = [0, 1]
+        policy |= {"policy": policy["name"], "runtime": "eager", "precision": "fp32"}
+        policy["exported_from"] = None
     folder.mkdir(parents=True, exist_ok=True)
     if keep:
         value["outcomes"] = {
@@ -158,7 +162,9 @@ def test_a_report_with_outcomes_is_what_they_say_and_every_changed_number_of_it_
     measured = [keys for keys in followed if "latency_ms" in keys or keys[-2:-1] == ("layers",)]
     assert len(followed) > 600 and len(measured) == 5 * (4 + 2)
     again = kept.recompute(MADE)
-    monkeypatch.setattr(kept, "recompute", lambda outcomes: again)  # the same for every change
+    monkeypatch.setattr(
+        kept, "recompute", lambda outcomes, version: again
+    )  # the same for every change
     assert unnoticed(path, iter(set(followed) - set(measured))) == []
 
 
@@ -181,6 +187,10 @@ def test_a_row_a_pair_or_a_group_that_outcomes_do_not_have_is_found(tmp_path) ->
     assert with_(lambda value: value["delayed"].pop())
     assert with_(lambda value: value["delayed_pairs"].append(value["delayed_pairs"][0]))
     assert with_(lambda value: value["seeds"]["pairs"].pop())
+    assert with_(lambda value: value["verdicts"].pop())
+    assert with_(lambda value: value["verdicts"][0].update(verdict="better"))
+    assert with_(lambda value: value["verdicts"][0].update(sentence="It is better."))
+    assert with_(lambda value: value["verdicts"][-1].update(margin=0.05))
 
 
 def test_every_outcome_counts(tmp_path) -> None:

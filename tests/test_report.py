@@ -309,7 +309,9 @@ def test_reports_from_before_are_read_still(path: Path) -> None:
     if not {"policies", "fingerprint"} <= json.loads(path.read_text()).keys():
         pytest.skip("no report")
     found = report.read(path)
-    assert found["version"] in (1, 2, 3)
+    assert found["version"] in (1, 2, 3, 4)
+    if found["version"] < 4:
+        assert (found["plan"], found["verdicts"], found["listens"]) == (None, [], [])
     assert all(row["late"] == "skip" for row in found["delayed"]) or found["version"] > 1
     tables, words = Tables(report.render([found])).found, figures.table(found)
     rows = {row[0]: row for row in tables["Success of every policy"]}
@@ -320,7 +322,46 @@ def test_reports_from_before_are_read_still(path: Path) -> None:
         assert re.search(rf"\| {name} \|( [a-z0-9 ]+ \|)? {outcome} = ", words)
 
 
+def test_what_a_report_from_before_was_for_is_known_by_its_seeds() -> None:
+    """Recipes were chosen on those from 500,000,000 on."""
+    found: dict[int, set[str | None]] = {}
+    for path in sorted(REPRODUCTIONS.rglob("*.json")):
+        if not {"policies", "fingerprint"} <= json.loads(path.read_text()).keys():
+            continue
+        read = report.read(path)
+        if read["version"] < 4:
+            begin = read["fingerprint"]["evaluation"]["seed"]
+            found.setdefault(begin, set()).add(read["purpose"])
+    assert found[500_000_000] == {"tuning"} and found[700_000_000] == {"report"}
+    for begin, purposes in found.items():
+        assert purposes == {"report" if begin >= 700_000_000 else "tuning"}
+
+
+def test_a_report_has_one_verdict_a_recipe_and_says_how_often_policies_look(written: Path) -> None:
+    value = json.loads(written.read_text())
+    value["version"] = 4
+    value["verdicts"] = [{"sentence": "first is as good as teacher within 3 points: …."}]
+    for row in value["policies"]:
+        row["seconds_to_success"] = {"successes": 1.15, "restricted": 1.2, "limit": 8.0}
+        row["looks_per_episode"] = 6.25
+        row["decisions_per_second"] = 5.1234
+    value["seeds"]["policies"][0] |= {"ci95": [0.94, 0.98], "sd": 0.0117}
+    words = figures.table(value)
+    assert words.count("as good as teacher within 3 points") == 1
+    assert "McNemar" not in words.partition("| unseen objects |")[0] and "≥" not in words[:900]
+    titles, _, row = words.splitlines()[:3]
+    assert titles.startswith(
+        "| policy | success | 95 % interval (Clopper–Pearson beyond 5–95 %, else Wilson) | steps "
+        "| seconds | looks | looks a second | p50 ms |"
+    )
+    assert row.startswith(
+        "| teacher | 99/100 = 99.0 % | 94.0–100.0 | 11.5 | 1.15 | 6.2 | 5.12 | 5.50 |"
+    )
+    assert len(row.split("|")) == len(titles.split("|"))
+    assert "| first | 3 | 96.1 % | 94.0–98.0 | 1.2 | 95.0, 96.0, 97.3 |" in words
+
+
 def test_a_report_of_a_later_version_is_refused(written: Path) -> None:
-    written.write_text(json.dumps(json.loads(written.read_text()) | {"version": 4}))
-    with pytest.raises(ValueError, match=r"version 4, expected one of \(1, 2, 3\)"):
+    written.write_text(json.dumps(json.loads(written.read_text()) | {"version": 5}))
+    with pytest.raises(ValueError, match=r"version 5, expected one of \(1, 2, 3, 4\)"):
         report.main((written,))

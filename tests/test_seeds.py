@@ -1,6 +1,6 @@
 """No policy is tested on a world that it, or a recipe's choice, was made with: seeds of data,
-rounds, trials and evaluations are apart, for
-every recipe; and each of them makes exactly the worlds that its range of seeds says."""
+rounds, trials and evaluations are apart, for every recipe; each of them makes exactly the worlds
+that its range of seeds says; and nothing is chosen on what is kept for reports."""
 
 import dataclasses
 import itertools
@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 from outside import Dots, DotWorld, reaching
 
-from armlet import recipes
+from armlet import calibrate, collect, distil, evaluate, recipes, seeds
+from armlet.deploy.frames import FRAMES, TEXTS
+from armlet.deploy.gates import SEED
 from armlet.evaluation import settings
-from armlet.recipe import Recipe, Round
+from armlet.recipe import Evaluation, Recipe, Round
 from armlet.robot.outputs import Decision
 from armlet.rollout import actors
 from armlet.rollout.actors import ExpertActs, StudentActs, TeacherActs
@@ -120,6 +122,53 @@ def test_a_rounds_student_and_its_trial_use_the_rounds_seeds(recipe, monkeypatch
         practice._successes(recipe, each, [recipe.out / "student"], number)
         assert tried == list(ranges[f"rounds.{number}, its trial"])
         assert tried[0] == first_seed(recipe, number) + TRIAL
+
+
+def test_what_seeds_are_for_is_apart_and_the_first_are_where_they_were() -> None:
+    """Reports from before there were ranges began at 500,000,000, and recipes were chosen there."""
+    ranges = (seeds.TRAINING, seeds.CALIBRATION, seeds.AUDIT, seeds.TUNING, seeds.REPORT)
+    apart(dict(zip("abcde", ranges, strict=True)))
+    for seed in (FRAMES, TEXTS, SEED):
+        assert seed not in seeds.REPORT, "an export's gates choose as well"
+    assert Evaluation().first_seed == 500_000_000
+    assert Evaluation(purpose="report").first_seed in seeds.REPORT
+    assert Evaluation(purpose="report", seed=700_000_007).first_seed == 700_000_007
+    assert seeds.purpose_of(range(500_000_000, 500_002_000)) == "tuning"
+    assert seeds.purpose_of(range(740_000_000, 740_001_000)) == "report"
+    assert seeds.purpose_of(range(699_999_999, 700_000_400)) is None
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_no_recipe_is_trained_or_chosen_on_what_is_kept_for_reports(name: str) -> None:
+    settings.choose_elsewhere(RECIPES[name])
+
+
+CHOSEN_ON_REPORTS = {
+    "collection": lambda recipe: dataclasses.replace(
+        recipe, collection=dataclasses.replace(recipe.collection, seed=800_000_000)
+    ),
+    "rounds.0": lambda recipe: with_round(recipe, seed=800_000_000),
+    # Its own episodes are below the range, and those that decide are in it.
+    "rounds.0, its trial": lambda recipe: with_round(recipe, seed=REPORTS - TRIAL, trial=3),
+}
+REPORTS = seeds.REPORT.start
+
+
+def with_round(recipe: Recipe, **how) -> Recipe:
+    return dataclasses.replace(recipe, rounds=(Round(recipe.stages[0], episodes=3, **how),))
+
+
+@pytest.mark.parametrize("what", CHOSEN_ON_REPORTS)
+@pytest.mark.parametrize("verb", [collect, distil, calibrate, evaluate])
+def test_whoever_trains_or_chooses_on_what_is_kept_for_reports_is_refused(
+    recipe, what: str, verb
+) -> None:
+    changed = CHOSEN_ON_REPORTS[what](recipe)
+    if verb is collect and what != "collection":
+        pytest.skip("collects nothing for rounds")
+    with pytest.raises(ValueError, match=f"^{what} has the seeds .* are kept for reports"):
+        verb.main(changed)
+    assert not made, "before anything was run"
 
 
 def test_every_episode_of_an_evaluation_has_a_seed_of_its_own_in_its_range(recipe) -> None:

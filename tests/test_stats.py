@@ -1,8 +1,11 @@
 """Intervals and tests against other implementations, published examples and simulation."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
-from scipy.stats import binom, multinomial, norm, ttest_ind, ttest_rel
+from scipy.stats import binom, multinomial, norm, ttest_1samp, ttest_ind, ttest_rel
 from statsmodels.stats.contingency_tables import mcnemar as reference_mcnemar
 from statsmodels.stats.proportion import proportion_confint
 
@@ -11,6 +14,7 @@ from armlet.evaluation.stats import (
     compare_paired,
     compare_seeds,
     mcnemar,
+    mean_ci95,
     newcombe_paired,
     rate_ci95,
     ratio_ci95,
@@ -118,33 +122,37 @@ def points(rate: float, spread: float) -> float:
 
 
 @pytest.mark.parametrize(
-    ("spreads", "counts", "floor"),
-    [((0.2, 0.2), (3, 3), 0.93), ((0.2, 0.2), (6, 6), 0.93), ((0.2, 0), (4, 1), 0.92)],
+    ("spreads", "counts"), [((0.2, 0.2), (5, 5)), ((0.5, 0.5), (5, 3)), ((0.2, 0), (5, 1))]
 )
-def test_over_seeds_the_interval_holds_the_truth_as_often_as_it_says(
-    spreads, counts, floor: float
-) -> None:
-    """Students whose success differs by 1 to 3 points from seed to seed, episodes whose difficulty
-    varies."""
-    assert 0.9 < points(0.96, 0.2) < points(0.85, 0.2) < 3
-    for rates in ((0.96, 0.90), (0.85, 0.80)):
-        assert floor <= coverage(rates, spreads, counts, times=400) <= 0.99
+def test_over_seeds_the_interval_holds_the_truth_as_often_as_it_says(spreads, counts) -> None:
+    """Students whose success differs by 0.8 to 5 points from seed to seed, episodes whose difficulty
+    varies: at least 94 %, less two standard errors of so few simulations. All cases, with ten times
+    as many, are in dev/coverage.md."""
+    assert 0.7 < points(0.97, 0.2) < points(0.9, 0.5) < 5
+    found = coverage((0.97, 0.90), spreads, counts, times=400)
+    assert found >= 0.94 - 2 * np.sqrt(0.94 * 0.06 / 400)
+
+
+def test_the_simulated_coverage_that_is_kept_is_at_least_94_percent_from_5_seeds_on() -> None:
+    """What bench/coverage.py wrote, of the interval of today."""
+    path = Path(__file__).parents[1] / "docs" / "machinery" / "coverage.json"
+    kept = json.loads(path.read_text())
+    assert kept["times"] >= 2000 and len(kept["cases"]) == 63
+    for case in kept["cases"]:
+        assert case["coverage"]["mover"] >= 0.94, case
+    before = [case["coverage"]["satterthwaite"] for case in kept["cases"]]
+    assert min(before) < 0.92, "why it was replaced"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rates", [(0.98, 0.96), (0.97, 0.90), (0.85, 0.80)])
-@pytest.mark.parametrize("counts", [(3, 3), (5, 3), (6, 6), (12, 12), (3, 1), (6, 1)])
+@pytest.mark.parametrize("counts", [(3, 3), (5, 3), (6, 6), (12, 12), (5, 1), (8, 1)])
 def test_over_seeds_coverage_is_what_the_docstring_says(rates, counts) -> None:
     for spread in (0.05, 0.1, 0.2, 0.3, 0.5):
         spreads = (spread if counts[0] > 1 else 0.0, spread if counts[1] > 1 else 0.0)
         found = coverage(rates, spreads, counts, times=1500)
-        floor = {(5, 3): 0.905, (3, 1): 0.905}.get(counts, 0.92)
-        assert floor <= found <= 0.99, (
-            spread,
-            points(rates[0], spread),
-            points(rates[1], spread),
-            found,
-        )
+        # 94 %, less two standard errors.
+        assert found >= 0.928, (spread, points(rates[0], spread), points(rates[1], spread), found)
 
 
 def test_over_seeds_the_interval_is_the_one_of_means_where_students_differ_and_episodes_do_not() -> (
@@ -158,8 +166,32 @@ def test_over_seeds_the_interval_is_the_one_of_means_where_students_differ_and_e
     )
     rng = np.random.default_rng(0)
     a, b = (np.stack([rng.permutation(row) for row in side]) for side in (a, b))
-    welch = ttest_ind(a.mean(1), b.mean(1), equal_var=False).confidence_interval(0.95)
-    assert compare_seeds(a, b).ci95 == pytest.approx((welch.low, welch.high), abs=0.01)
+    means = (a.mean(1), b.mean(1))
+    welch = ttest_ind(*means, equal_var=False).confidence_interval(0.95)
+    old = compare_seeds(a, b, method="satterthwaite")
+    assert old.ci95 == pytest.approx((welch.low, welch.high), abs=0.01)
+    # Each side's own t interval, as textbooks write it; their half-widths are added in squares.
+    halves = []
+    for side in means:
+        own = ttest_1samp(side, side.mean()).confidence_interval(0.95)
+        halves.append((own.high - own.low) / 2)
+    low, high = compare_seeds(a, b).ci95
+    assert (high - low) / 2 == pytest.approx(np.hypot(*halves), abs=0.01)
+    assert (high + low) / 2 == pytest.approx(means[0].mean() - means[1].mean())
+
+
+def test_the_interval_of_a_recipes_own_mean_is_of_seeds_and_episodes() -> None:
+    rng = np.random.default_rng(0)
+    # Every student has one rate, and no episode is harder: the t interval of the students' means.
+    rates = (0.9, 0.8, 0.6)
+    blocks = np.stack([rng.permutation(np.arange(4000) < 4000 * rate) for rate in rates])
+    own = ttest_1samp(blocks.mean(1), 0).confidence_interval(0.95)
+    assert mean_ci95(blocks) == pytest.approx((own.low, min(own.high, 1)), abs=0.01)
+    # All are the same student: the interval of episodes alone, and of one that of its rate.
+    one = rng.random(4000) < 0.8
+    assert mean_ci95(np.stack([one, one])) == pytest.approx(rate_ci95(one.sum(), 4000), abs=5e-4)
+    assert mean_ci95(one[None]) == rate_ci95(int(one.sum()), 4000)
+    assert mean_ci95(np.ones((3, 50), bool))[1] == 1
 
 
 def test_over_seeds_the_interval_is_the_paired_one_where_students_do_not_differ() -> None:

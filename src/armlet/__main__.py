@@ -19,6 +19,8 @@ Verbs, in the order of the work:
     plan       a teacher and a time → what would reach it, before anybody trains: `armlet plan
                POLICY --target-ms 20`
     report     report.json files → one web page: `armlet report out/*/evaluation/report.json`
+    compare    two report.json files → a verdict on their policies, where they met the same episodes:
+               `armlet compare A/report.json B/report.json`
     recompute  report.json files: every interval, pair and tally again, from the stored counts and
                outcomes
     serve      a policy → answers over a socket, for robots and harnesses: `armlet serve FOLDER`
@@ -46,7 +48,7 @@ from collections.abc import Callable
 VERBS = (
     "demo", "inspect", "collect", "teach", "probe", "distil", "calibrate", "evaluate", "profile", "plan",
     "export", "serve", "publish", "report",
-    "recompute",
+    "compare", "recompute",
 )  # fmt: skip
 HELP = ("-h", "--help", "help")
 OF_PLACES = (
@@ -58,6 +60,7 @@ OF_PLACES = (
     "profile",
     "plan",
     "report",
+    "compare",
     "recompute",
 )  # verbs that take folders or files, no recipe
 

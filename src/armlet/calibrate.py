@@ -25,7 +25,7 @@ from armlet.evaluation.calibration import (
     values_for,
 )
 from armlet.evaluation.episodes import run_episodes, run_of
-from armlet.evaluation.settings import apart, contenders, seeds
+from armlet.evaluation.settings import apart, choose_elsewhere, contenders, seeds
 from armlet.evaluation.stats import PairedComparison
 from armlet.measuring import Calibration
 from armlet.policies.acting import behind_socket
@@ -43,6 +43,7 @@ def main(recipe: Recipe) -> Path:
     benchmark = recipe.world("calibrate")
     # Refused before the first episode: hours come after it.
     apart("calibration", seeds(recipe))
+    choose_elsewhere(recipe)
     recipe = at_hand(recipe, reads=("teacher", "policies"))
     field = {}
     for name, contender in contenders(recipe).items():

@@ -17,12 +17,15 @@ from armlet.recipe import Recipe, at_hand
 from armlet.rollout.actors import Acts, ExpertActs, TeacherActs
 from armlet.rollout.door import check_world
 from armlet.rollout.recording import acted_on, record
+from armlet.seeds import check_selection
 
 
 def main(recipe: Recipe) -> Path:
     """Run who acts; returns the folder of the episodes. Raises ValueError where a teacher that
     should act is one of another robot."""
     benchmark = recipe.world("collect")
+    first = recipe.collection.seed
+    check_selection("collection", range(first, first + recipe.collection.episodes))
     by_teacher = recipe.collection.actor == "teacher"
     recipe = at_hand(recipe, reads=("teacher",) if by_teacher else (), writes=("episodes",))
     # Loaded here only to be asked: each worker loads its own.

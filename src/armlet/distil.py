@@ -22,6 +22,7 @@ from armlet.data.files import hold
 from armlet.data.frames import BatchMaker, load_frames
 from armlet.data.splits import parts, rows_of
 from armlet.data.traces import StoreIdentity
+from armlet.evaluation.settings import choose_elsewhere
 from armlet.layers.ema import SelfTeacher
 from armlet.lineage import PROVENANCE, Question, as_json, claim, digest_text, is_finished
 from armlet.logs import RunLog
@@ -70,6 +71,8 @@ def main(recipe: Recipe) -> Path:
     question stays as it is."""
     if recipe.student is None or not recipe.stages:
         raise ValueError(f"recipe {recipe.name!r} has no student and stages to distil")
+    # Before the stages, which take hours: a trial decides which round's student is kept.
+    choose_elsewhere(recipe)
     recipe = fetched(at_hand(recipe, reads=("episodes",)))
     # The folders of stages and rounds are moved where they answer another question.
     log = RunLog(recipe.log, recipe.out, recipe.name, to_json(recipe))

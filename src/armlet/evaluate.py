@@ -18,18 +18,20 @@ from armlet.benchmarks import Benchmark, Task, benchmark_robot
 from armlet.data.episodes import EpisodeDataset
 from armlet.data.files import write_atomically
 from armlet.data.hub import is_name
-from armlet.evaluation import figures, measure, offline
+from armlet.evaluation import eval_info, figures, measure, offline, planning
 from armlet.evaluation import outcomes as kept
 from armlet.evaluation.episodes import Row, run_delayed, run_episodes, run_of
 from armlet.evaluation.field import Field, in_runtimes, load
 from armlet.evaluation.films import make_film, sample_observations
 from armlet.evaluation.guiding import guided, guided_latency
 from armlet.evaluation.outcomes import Outcomes, Planned, PolicyRun, Section
+from armlet.evaluation.planning import Plan
 from armlet.evaluation.provenance import Curves, curves, gripper_noise, seeds_of
 from armlet.evaluation.report import Latency, Measured, OutcomesFile, Report
 from armlet.evaluation.routes import with_routes
 from armlet.evaluation.runtimes import frames_of_world
 from armlet.evaluation.settings import beside_eager, check, planned
+from armlet.evaluation.verdicts import check_baselines, verdicts
 from armlet.logs import RunLog
 from armlet.measuring import EAGER, PARTS, Runtime
 from armlet.policies.contract import Backbone
@@ -64,6 +66,8 @@ def main(recipe: Recipe) -> Path:
     field = _in_runtimes_of_world(recipe, field, benchmark)
     can_be_guided = guided(field, recipe.evaluation)
     out = recipe.out / "evaluation"
+    check_baselines(recipe.evaluation.baselines, recipes_of(field))
+    plan_of_report = planning.commit(recipe, field.contenders, out)
     episodes = planned(benchmark, recipe.evaluation)
     field = with_routes(recipe, field, benchmark, episodes, out)
     rows = run_episodes(
@@ -78,7 +82,7 @@ def main(recipe: Recipe) -> Path:
     # As many threads as episodes were run with, whatever this process was started with: times
     # depend on it.
     with threads(THREADS):
-        report = summarise(recipe, field, episodes, rows, out, can_be_guided)
+        report = summarise(recipe, field, episodes, rows, out, plan_of_report, can_be_guided)
     path = write(report, out)
     with log:
         log.series(out).result(report.outcomes.sha256, numbers(report))
@@ -178,15 +182,17 @@ def summarise(
     episodes: list[tuple[Task, int]],
     rows: dict[str, list[Row]],
     out: Path,
+    plan_of_report: Plan | None = None,
     can_be_guided: Sequence[str] = (),
 ) -> Report:
     """The report: policies are timed, run late and filmed, and all is put together. `rows`: what
-    each policy did in the episodes; `can_be_guided`: who is also run late so."""
+    each policy did in the episodes; `plan_of_report`: what was planned before; `can_be_guided`: who
+    is also run late so."""
     benchmark = recipe.world("evaluate")
     setting = recipe.evaluation
     # The teacher's episodes, and each policy timed on them all: on their own episodes policies
     # would be timed on different pictures.
-    observations = sample_observations(field.policies["teacher"], benchmark, setting.seed)
+    observations = sample_observations(field.policies["teacher"], benchmark, setting.first_seed)
     timings = measure.latency(field.policies, observations, calls=setting.latency_calls)
     # A policy acts late by its median time: what it needs most of the time.
     milliseconds = {name: times["p50"] for name, times in timings.items()}
@@ -226,9 +232,10 @@ def summarise(
         if contender.runtime == EAGER and contender.routes is None:
             filmed[name] = policy
     films = []
-    for task, seed in plan(benchmark, setting.splits[0], setting.videos, setting.seed):
+    for task, seed in plan(benchmark, setting.splits[0], setting.videos, setting.first_seed):
         film = make_film(filmed, field.contenders, benchmark, task, seed, out, rerun=setting.rerun)
         films.append(film)
+    eval_info.write(outcomes, out)
     return Report(
         outcomes=OutcomesFile(OUTCOMES, kept.write(out / OUTCOMES, outcomes)),
         sections=sections,
@@ -237,6 +244,9 @@ def summarise(
         refused=field.refused,
         training=training(field),
         fingerprint=fingerprint(recipe, field),
+        purpose=setting.purpose,
+        plan=plan_of_report,
+        verdicts=tuple(verdicts(outcomes, setting.baselines, setting.margin)),
     )
 
 
@@ -280,6 +290,14 @@ def policy_runs(field: Field, rows: dict[str, list[Row]]) -> tuple[PolicyRun, ..
         )
         found.append(run)
     return tuple(found)
+
+
+def recipes_of(field: Field) -> dict[str, list[str]]:
+    """What verdicts will be about, before anything was run: the name of a recipe with the names of
+    its students of several seeds, or of a policy that stands alone."""
+    called = seeds_of(field.contenders, field.made)
+    names = [(name, called.get(name)) for name in field.contenders]
+    return kept.grouped(names)
 
 
 def _layer_costs(field: Field, name: str, routes: Counter[str]) -> tuple[float, ...]:
@@ -406,7 +424,7 @@ def fingerprint(recipe: Recipe, field: Field) -> dict[str, Any]:
         "workers": setting.workers,
         "seeds": {
             "recipe": recipe.seed,
-            "episodes": [setting.seed, setting.seed + setting.episodes - 1],
+            "episodes": [setting.first_seed, setting.first_seed + setting.episodes - 1],
         },
         "benchmark": recipe.world("evaluate").fingerprint(),
         "recipe": to_json(recipe),

@@ -1,12 +1,14 @@
-"""Values about measuring that stand in a recipe: in which runtimes policies are run, under which
-controls, and how their longest `execute` is looked for. Nothing here runs anything."""
+"""Values about measuring that stand in a recipe: in which runtimes policies are run, what an
+evaluation is for and by which rule it is judged, under which controls, and how the longest `execute`
+is looked for. Nothing here runs anything."""
 
 from dataclasses import dataclass, field
 from math import inf
 from typing import Literal
 
-from armlet import limits
+from armlet import limits, seeds
 from armlet.limits import ABOVE_0
+from armlet.seeds import Purpose
 
 # What carries out a policy's network, and the precision of its matrix products behind an underscore:
 # `eager` is torch as the policy was trained with, the others are graphs that it was exported to.
@@ -50,6 +52,32 @@ class Controls:
 
 
 @dataclass(frozen=True)
+class Evidence:
+    """What an evaluation is for, in which episodes, and by which rule it is judged."""
+
+    purpose: Purpose = "tuning"
+    """tuning: recipes, budgets and steps may be chosen by what it says; report: what is said of
+    policies that were chosen before, on episodes on which nothing was."""
+    seed: int | None = None
+    """Of the first episode; none: the first of the range that is kept for the purpose
+    (armlet/seeds.py)."""
+
+    margin: float = 0.03
+    """A policy is as good as another that is no better by more than this: a share, below 1."""
+    baselines: tuple[str, ...] = ()
+    """Policies, or recipes of several seeds, by their names in the report, with which every other is
+    compared as it is with the teacher."""
+    look: int = 1
+    """Of a report: the how-manieth look at these policies it is. Another plan for the same folder is
+    another look, and its report says so (armlet/evaluation/planning.py)."""
+
+    @property
+    def first_seed(self) -> int:
+        """Of the first episode."""
+        return seeds.FIRST[self.purpose] if self.seed is None else self.seed
+
+
+@dataclass(frozen=True)
 class Calibration:
     """How `armlet calibrate` looks for the longest `execute` of a policy that is non-inferior to
     its own."""
@@ -58,7 +86,7 @@ class Calibration:
     """Paired episodes in which each number of actions meets the policy's own."""
     # Neither what was trained on, nor what is reported: a choice made on the episodes of a report
     # would flatter what was chosen.
-    seed: int = 300_000_000
+    seed: int = seeds.CALIBRATION.start
     """Of the first episode."""
     workers: int = 2
     """Processes at the same time."""
@@ -76,3 +104,4 @@ class Calibration:
         if len(set(self.execute)) < len(self.execute):
             said = " ".join(map(str, self.execute))
             raise ValueError(f"--calibration.execute says a value twice: {said}")
+        seeds.check_calibration(range(self.seed, self.seed + self.episodes))

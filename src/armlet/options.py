@@ -62,7 +62,8 @@ USUAL: dict[str, tuple[str, ...]] = {
 
 # What a recipe without a benchmark does not do: it collects nothing and nothing acts in a world.
 OF_WORLDS = (
-    "--calibration.*", "--collection.*", "--evaluation.splits", "--evaluation.slower",
+    "--calibration.*", "--collection.*", "--evaluation.purpose", "--evaluation.margin",
+    "--evaluation.baselines", "--evaluation.look", "--evaluation.splits", "--evaluation.slower",
     "--evaluation.late", "--evaluation.videos", "--evaluation.rerun",
 )  # fmt: skip
 

@@ -29,7 +29,7 @@ from armlet.data.pictures import Pictures
 from armlet.data.transforms import BatchTransform
 from armlet.limits import ABOVE_0, BELOW_1, MOST
 from armlet.logs import Logging
-from armlet.measuring import EAGER, Calibration, Controls, Runtime
+from armlet.measuring import EAGER, Calibration, Controls, Evidence, Runtime
 from armlet.policies.contract import Network, Student
 from armlet.robot.chunks import Late
 from armlet.robot.description import RobotOptions
@@ -253,7 +253,7 @@ class Probe:
 
 
 @dataclass(frozen=True)
-class Evaluation(Controls):
+class Evaluation(Controls, Evidence):
     """How policies are measured."""
 
     # Of 400 episodes a success rate's 95 % interval is 3 to 10 points wide.
@@ -261,9 +261,6 @@ class Evaluation(Controls):
     """Paired episodes a split, spread evenly over its tasks."""
     splits: tuple[str, ...] = ("seen",)
     """The benchmark's conditions."""
-    # Above every seed that anything is trained on.
-    seed: int = 500_000_000
-    """Of the first episode."""
     workers: int = 2
     """Processes at the same time."""
     latency_calls: int = 200
@@ -301,9 +298,10 @@ class Evaluation(Controls):
 
     def __post_init__(self) -> None:
         limits.positive(
-            self, "episodes", "workers", "latency_calls", "execute", "ensemble", "frames"
+            self, "episodes", "workers", "latency_calls", "execute", "ensemble", "frames", "look"
         )
         limits.positive(self, "route_episodes")
+        limits.check(self, margin=(ABOVE_0, BELOW_1))
         limits.check(
             self, seed=(0, inf), videos=(0, inf), budgets=(ABOVE_0, 1), slower=(ABOVE_0, MOST)
         )

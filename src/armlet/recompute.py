@@ -22,7 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from armlet.evaluation import offline_report, outcomes, speeds, stats
+from armlet.evaluation import offline_report, outcomes, speeds, stats, verdicts
+from armlet.evaluation.report import outcomes_beside
 from armlet.report import read
 
 Report = dict[str, Any]
@@ -128,9 +129,9 @@ def check(path: Path) -> Account:
 def _by_outcomes(account: Account, report: Report, path: Path) -> None:
     """Everything from the outcomes of single episodes: the sections that `armlet evaluate` itself
     computes from them."""
-    file = _beside(path, report["outcomes"]["file"])
+    file = outcomes_beside(path, report["outcomes"]["file"])
     kept = outcomes.read(file, sha256=report["outcomes"]["sha256"])
-    for name, expected in outcomes.recompute(kept).items():
+    for name, expected in outcomes.recompute(kept, version=report["version"]).items():
         found = report[name]
         if isinstance(expected, list):
             account.same(f"number of {name}", len(found), len(expected))
@@ -141,6 +142,26 @@ def _by_outcomes(account: Account, report: Report, path: Path) -> None:
         else:
             account.same(name, found, expected)
             account.same(f"groups of {name}", sorted(found), sorted(expected))
+    _verdicts(account, report, kept)
+
+
+def _verdicts(account: Account, report: Report, kept: outcomes.Outcomes) -> None:
+    """What is said of every recipe, with its sentence. Against whom, and by which margin, the report
+    itself says."""
+    if report["version"] < outcomes.REPORT:
+        return
+    said = report["verdicts"]
+    first = kept.policies[0].name
+    baselines = []
+    for verdict in said:
+        if verdict["versus"] != first and verdict["versus"] not in baselines:
+            baselines.append(verdict["versus"])
+    margin = said[0]["margin"] if said else stats.MARGIN
+    expected = verdicts.verdicts(kept, baselines, margin)
+    account.same("number of verdicts", len(said), len(expected))
+    for own, verdict in zip(said, expected, strict=False):
+        where = f"verdict on {verdict.policy} against {verdict.versus}"
+        account.same(where, own, verdict.to_json())
 
 
 def _same_groups(account: Account, where: str, own: Report, row: Report) -> None:
@@ -151,14 +172,6 @@ def _same_groups(account: Account, where: str, own: Report, row: Report) -> None
             account.same(
                 f"{where}: groups of {grouping}", sorted(own[grouping]), sorted(row[grouping])
             )
-
-
-def _beside(path: Path, name: str) -> Path:
-    """The file of outcomes. A report that was put elsewhere as `x.json` may have it beside it as
-    `x.outcomes.json.gz`, so that several reports can lie in one folder; whichever it is, its sha256
-    has to be the one that the report names."""
-    own = path.with_name(f"{path.stem}.{name}")
-    return own if own.is_file() else path.with_name(name)
 
 
 def _by_counts(account: Account, report: Report) -> None:

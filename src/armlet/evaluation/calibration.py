@@ -22,6 +22,7 @@ from armlet.lineage import as_json, differences, summary
 from armlet.measuring import Calibration
 from armlet.recipe import Recipe
 from armlet.rollout.pool import Contender
+from armlet.seeds import check_calibration
 
 VERSION = 1
 FILE = "calibration.json"
@@ -185,7 +186,9 @@ def longest_rows(recipe: Recipe, field: Mapping[str, Contender]) -> dict[str, Co
         raise ValueError(f"{path} was made in another world ({summary(differing)}); {AGAIN}")
     first, last = said["seeds"]
     # The file's own seeds: calibrate may have been given others than this recipe says.
-    ranges = {"evaluation": seeds(recipe)["evaluation"], str(path): range(first, last + 1)}
+    chosen_on = range(first, last + 1)
+    check_calibration(chosen_on, str(path))
+    ranges = {"evaluation": seeds(recipe)["evaluation"], str(path): chosen_on}
     apart("evaluation", ranges)
     entries = {entry["name"]: entry for entry in said["policies"]}
     required = {"teacher", recipe.name}

@@ -22,17 +22,19 @@ COLOURS = ("#000000", "#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#5
 
 
 def table(report: Report) -> str:
-    """Markdown: one row a policy, then its successes task by task, then one sentence a pair; the
+    """Markdown: one row a policy, then its successes task by task, then one verdict a recipe; the
     same for further splits, if there are any; then how the policies do when they act late."""
     policies = report["policies"]
     parts = [
         main_lines(policies, report.get("refused", [])),
         group_lines(policies, "by_task", "task"),
-        list(map(sentence, speeds.told(policies, report["pairs"]))),
+        first_split_sentences(report),
     ]
     # Older reports lack these sections, and most evaluations leave one or the other empty.
     if report.get("seeds"):
-        parts.append(seed_lines(report["seeds"]))
+        # Where there are verdicts, they are of seeds already.
+        pairs = [] if report.get("verdicts") else report["seeds"]["pairs"]
+        parts.append(seed_lines({**report["seeds"], "pairs": pairs}))
     for split, found in report.get("pairs_by_split", {}).items():
         parts.append(split_lines(policies, split))
         parts.append(list(map(sentence, speeds.told(policies, found))))
@@ -46,6 +48,20 @@ def table(report: Report) -> str:
     return "\n".join(lines).rstrip("\n") + "\n"
 
 
+def first_split_sentences(report: Report) -> list[str]:
+    """What the report is about: a verdict a recipe, and of several runtimes the pairs in which the
+    first policy is not. Reports before version 4 have a sentence a pair."""
+    told = speeds.told(report["policies"], report["pairs"])
+    verdicts = report.get("verdicts", [])
+    if not verdicts:
+        return list(map(sentence, told))
+    lines = [f"- {verdict['sentence']}" for verdict in verdicts]
+    if several_runtimes(report["policies"]):
+        first = report["policies"][0]["name"]
+        lines += [sentence(pair) for pair in told if pair["b"] != first]
+    return lines
+
+
 def main_lines(policies: list[Row], refused: Sequence[Row] = ()) -> list[str]:
     """One row a policy: success, time, computation; of several runtimes, which, and more of speed.
     `refused`: what was asked for and could not be exported. Reports of version 1 do not say how
@@ -54,17 +70,27 @@ def main_lines(policies: list[Row], refused: Sequence[Row] = ()) -> list[str]:
         return runtime_lines(policies, refused)
     # Speed and FLOPs are relative to the first policy: the teacher.
     base = policies[0]["latency_ms"]["policy"]["p50"]
-    lines = [
-        "| policy | success | 95 % interval | steps | p50 ms | speed | ms per second of motion "
-        "| backbone FLOPs | layers run | parameters |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+    titles = [
+        "policy",
+        "success",
+        interval_title(policies),
+        "steps",
+        *looks_titles(policies),
+        "p50 ms",
+        "speed",
+        "ms per second of motion",
+        "backbone FLOPs",
+        "layers run",
+        "parameters",
     ]
+    lines = [markdown_row(titles), "|---" * len(titles) + "|"]
     for policy in policies:
         p50 = policy["latency_ms"]["policy"]["p50"]
         cells = [
             policy["name"],
             rate(policy),  # two cells
             number(policy["mean_steps"], 1),
+            *looks(policy),
             f"{p50:.2f}",
             f"{base / p50:.2f}×",
             number(policy.get("ms_per_second_of_motion"), 1),
@@ -82,12 +108,23 @@ def runtime_lines(policies: list[Row], refused: Sequence[Row]) -> list[str]:
     what the runtime gives to anybody; and of a second in which the arm moves."""
     # A teacher behind a server is run in no runtime that anybody knows.
     whole = "eager teacher" if policies[0]["runtime"] == EAGER else policies[0]["name"]
-    lines = [
-        "| policy | runtime | success | 95 % interval | steps | p50 ms | × teacher, same runtime "
-        f"| × {whole} | ms per second of motion | × {whole}, of motion "
-        "| backbone FLOPs | layers run | parameters |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+    titles = [
+        "policy",
+        "runtime",
+        "success",
+        interval_title(policies),
+        "steps",
+        *looks_titles(policies),
+        "p50 ms",
+        "× teacher, same runtime",
+        f"× {whole}",
+        "ms per second of motion",
+        f"× {whole}, of motion",
+        "backbone FLOPs",
+        "layers run",
+        "parameters",
     ]
+    lines = [markdown_row(titles), "|---" * len(titles) + "|"]
     for policy in policies:
         times = speeds.speed(policy, policies)
         cells = [
@@ -95,6 +132,7 @@ def runtime_lines(policies: list[Row], refused: Sequence[Row]) -> list[str]:
             runtime_of(policy),
             rate(policy),  # two cells
             number(policy["mean_steps"], 1),
+            *looks(policy),
             f"{speeds.p50(policy):.2f}",
             multiple(times["teacher_in_runtime"]),
             multiple(times["teacher"]),
@@ -106,13 +144,45 @@ def runtime_lines(policies: list[Row], refused: Sequence[Row]) -> list[str]:
         ]
         lines.append(markdown_row(cells))
     for row in refused:
-        cells = [row["name"], runtime_of(row), "not run: see below", *["–"] * 10]
+        cells = [row["name"], runtime_of(row), "not run: see below"]
+        cells += ["–"] * (len(titles) - len(cells))
         lines.append(markdown_row(cells))
     if refused:
         lines.append("")
     for row in refused:
         lines.append(f"- {refusal(row)}")
     return lines + device_lines(policies)
+
+
+def counts_looks(policies: list[Row]) -> bool:
+    """Whether a report says how often policies looked; those before version 4 do not."""
+    return "looks_per_episode" in policies[0]
+
+
+def interval_title(policies: list[Row]) -> str:
+    """The interval's name. Of before version 4 it is Wilson's in some and as today in others."""
+    if not counts_looks(policies):
+        return "95 % interval"
+    return "95 % interval (Clopper–Pearson beyond 5–95 %, else Wilson)"
+
+
+def looks_titles(policies: list[Row]) -> list[str]:
+    """How long an episode is, and how often a policy looks, in words."""
+    if not counts_looks(policies):
+        return []
+    return ["seconds", "looks", "looks a second"]
+
+
+def looks(policy: Row) -> list[str]:
+    """Three cells: seconds of an episode that succeeds, decisions in an episode, and in a second in
+    which the arm moves."""
+    if not counts_looks([policy]):
+        return []
+    return [
+        number(policy["seconds_to_success"]["successes"], 2),
+        number(policy["looks_per_episode"], 1),
+        number(policy["decisions_per_second"], 2),
+    ]
 
 
 def refusal(row: Row) -> str:
@@ -227,12 +297,21 @@ def rate(row: Row) -> str:
 
 def seed_lines(seeds: Report) -> list[str]:
     """Students of several seeds taken together: a table, and a sentence a pair."""
-    lines = ["| over seeds | seeds | mean success | each |", "|---|---|---|---|"]
+    # Before version 4 a recipe had no interval of its own.
+    whole = "ci95" in seeds["policies"][0]
+    titles = ["over seeds", "seeds", "mean success", "each"]
+    if whole:
+        titles[3:] = ["95 % interval, of seeds and episodes", "sd over seeds, points", "each"]
+    lines = [markdown_row(titles), "|---" * len(titles) + "|"]
     for policy in seeds["policies"]:
-        each = ", ".join(f"{100 * rate:.1f}" for rate in policy["each"])
-        lines.append(
-            f"| {policy['name']} | {policy['seeds']} | {100 * policy['success']:.1f} % | {each} |"
-        )
+        cells = [policy["name"], str(policy["seeds"]), f"{100 * policy['success']:.1f} %"]
+        if whole:
+            low, high = policy["ci95"]
+            spread = policy["sd"]
+            cells.append(f"{100 * low:.1f}–{100 * high:.1f}")
+            cells.append(number(None if spread is None else 100 * spread, 1))
+        cells.append(", ".join(f"{100 * rate:.1f}" for rate in policy["each"]))
+        lines.append(markdown_row(cells))
     lines.append("")
     return lines + list(map(seed_sentence, seeds["pairs"]))
 

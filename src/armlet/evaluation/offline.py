@@ -79,8 +79,8 @@ STILL = 1e-6
 NEEDLESS = Seen("unseen", "it is no policy")
 # Settings of `Evaluation` that are about a simulator.
 IN_A_WORLD = (
-    "episodes", "splits", "seed", "execute", "ensemble", "slower", "late", "guard",
-    "videos", "rerun", "routes", "route_episodes",
+    "purpose", "margin", "baselines", "look", "episodes", "splits", "seed", "execute",
+    "ensemble", "slower", "late", "guard", "videos", "rerun", "routes", "route_episodes",
 )  # fmt: skip
 
 

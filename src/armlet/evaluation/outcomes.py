@@ -39,6 +39,7 @@ from armlet.evaluation import stats
 
 VERSION = 2  # 1 had no `seeds_of`; a file in which nobody has one is still written as 1
 VERSIONS = (1, 2)
+REPORT = 4  # the report's version, whose sections are computed here
 Section = dict[str, Any]  # a part of report.json
 Value = TypeVar("Value")
 
@@ -297,14 +298,14 @@ def _fields(entry: dict[str, Any]) -> dict[str, Any]:
 # ----------------------------------------------------------------------------------
 
 
-def recompute(outcomes: Outcomes) -> Section:
-    """The sections of a report that follow from outcomes alone. A policy's row lacks what was
-    measured otherwise: milliseconds, operations, memory."""
+def recompute(outcomes: Outcomes, *, version: int = REPORT) -> Section:
+    """The sections of a report of this version that follow from outcomes alone. A policy's row lacks
+    what was measured otherwise: milliseconds, operations, memory."""
     # The first split is the one that the evaluation is about; others stand beside it.
     first = outcomes.splits[0]
     rows = []
     for policy in outcomes.policies:
-        rows.append(policy_row(outcomes, policy))
+        rows.append(policy_row(outcomes, policy, version))
     delayed = []
     for late in outcomes.delayed:
         delayed.append(delayed_row(outcomes, late))
@@ -312,13 +313,13 @@ def recompute(outcomes: Outcomes) -> Section:
         "policies": rows,
         "pairs": pairs(outcomes, first),
         "pairs_by_split": {split: pairs(outcomes, split) for split in outcomes.splits[1:]},
-        "seeds": over_seeds(outcomes, first),
+        "seeds": over_seeds(outcomes, first, version),
         "delayed": delayed,
         "delayed_pairs": delayed_pairs(outcomes),
     }
 
 
-def policy_row(outcomes: Outcomes, policy: PolicyRun) -> Section:
+def policy_row(outcomes: Outcomes, policy: PolicyRun, version: int = REPORT) -> Section:
     """What one policy's row says of its episodes. Everything but `by_split` is about the first
     split."""
     rows = outcomes.rows_of(outcomes.splits[0])
@@ -330,6 +331,9 @@ def policy_row(outcomes: Outcomes, policy: PolicyRun) -> Section:
         tasks.append(outcomes.episodes[row].task)
     splits = [episode.split for episode in outcomes.episodes]
     grouped: Section = {} if policy.seeds_of is None else {"seeds_of": policy.seeds_of}
+    looks: Section = {}
+    if version >= REPORT:
+        looks["looks_per_episode"] = sum(run.decisions) / len(run)
     if run.guarded is not None:
         grouped["guarded_share"] = sum(run.guarded) / max(sum(run.steps), 1)
     return {
@@ -341,6 +345,7 @@ def policy_row(outcomes: Outcomes, policy: PolicyRun) -> Section:
         "mean_steps": mean_steps(run),
         "seconds_to_success": seconds_to_success(outcomes, run),
         "decisions_per_second": decisions_per_second(run, outcomes.hz),
+        **looks,
         "gripper_toggles": toggle_rates(run),
         "keep_ratio": keep_ratio(policy),
         "routing": routing(policy.routes),
@@ -497,51 +502,81 @@ def delayed_pairs(outcomes: Outcomes) -> list[Section]:
     return rows
 
 
-def over_seeds(outcomes: Outcomes, split: str) -> Section:
-    """Students that differ in their seed only, taken together, and compared with each other and
-    with the first policy, on one split's episodes. Empty where there are none."""
+def together(outcomes: Outcomes, split: str) -> dict[str, np.ndarray]:
+    """Recipe, or policy that stands alone → in which of one split's n episodes its students
+    succeeded, (seeds, n) bool."""
     found = outcomes.successes(split)
-    first = next(iter(found))
-    groups: dict[str, list[str]] = {}  # what students are called together → their names
-    for policy in outcomes.policies:
-        together_with = seeds_of(policy)
-        if together_with is not None:
-            groups.setdefault(together_with, []).append(policy.name)
-    # Name → (seeds, n) bool. The first policy, the teacher, is one that is given: one row.
-    together = {first: found[first][None]}
-    for called, members in groups.items():
-        if len(members) > 1:
-            together[called] = np.stack([found[member] for member in members])
-    if len(together) < 2:
+    names = [(policy.name, policy.seeds_of) for policy in outcomes.policies]
+    stacked = {}
+    for name, members in grouped(names).items():
+        stacked[name] = np.stack([found[member] for member in members])
+    return stacked
+
+
+def grouped(names: Sequence[tuple[str, str | None]]) -> dict[str, list[str]]:
+    """Recipe, or policy that stands alone → the names of its students. `names`: of each policy, and
+    what it says that its recipe is called (`PolicyRun.seeds_of`). The first, the teacher, is one
+    that is given, and stands alone."""
+    (first, _), *others = names
+    groups: dict[tuple[bool, str], list[str]] = {}  # seeds of one recipe?, its name → their names
+    for name, said in others:
+        called = said or stem(name)
+        # A policy may be called as the students of several seeds are called together.
+        group = (False, name) if called is None else (True, called)
+        groups.setdefault(group, []).append(name)
+    alone = {name for name, _ in names}
+    found = {first: [first]}
+    for (_, called), members in groups.items():
+        # One that is alone keeps its own name, whatever others would have been called.
+        name = called if len(members) > 1 else members[0]
+        if name in found or (len(members) > 1 and name in alone):
+            name = f"{name} ({', '.join(members)})"
+        found[name] = members
+    return found
+
+
+def over_seeds(outcomes: Outcomes, split: str, version: int = REPORT) -> Section:
+    """Students that differ in their seed only, taken together, and compared with each other and
+    with the first policy, on one split's episodes. Empty where there are none. `version`: of the
+    report; before 4 the interval was another, and single recipes had none."""
+    groups = together(outcomes, split)
+    first = outcomes.policies[0].name
+    several = {}
+    for name, values in groups.items():
+        if name == first or len(values) > 1:
+            several[name] = values
+    if len(several) < 2:
         return {}
-    names = list(together)
+    method: stats.Method = "mover" if version >= REPORT else "satterthwaite"
+    names = list(several)
     compared = []
     for index, a in enumerate(names):
         for b in names[:index]:
-            pair = stats.compare_seeds(together[a], together[b])
+            pair = stats.compare_seeds(several[a], several[b], method=method)
             compared.append({"a": a, "b": b, **pair.to_json()})
     rows = []
-    for name, values in together.items():
-        rows.append(_seed_row(name, values))
+    for name, values in several.items():
+        rows.append(_seed_row(name, values, version))
     return {"policies": rows, "pairs": compared}
 
 
-def seeds_of(policy: PolicyRun) -> str | None:
-    """What the students are called together of which this is one seed. One that does not say how it
-    was made is taken by its name, `name-0`, `name-1` …: there is nothing else to go by."""
-    if policy.seeds_of is not None:
-        return policy.seeds_of
-    match = re.fullmatch(r"(.+)-\d+", policy.name)
+def stem(name: str) -> str | None:
+    """What students are called together of which one that does not say how it was made is a seed, by
+    its name alone, `name-0`, `name-1` …: there is nothing else to go by. None: it is none."""
+    match = re.fullmatch(r"(.+)-\d+", name)
     return match[1] if match else None
 
 
-def _seed_row(name: str, values: np.ndarray) -> Section:
-    """Of (seeds, n) outcomes. `sd`: the standard deviation over seeds (None of one)."""
+def _seed_row(name: str, values: np.ndarray, version: int) -> Section:
+    """Of (seeds, n) outcomes. `sd`: the standard deviation over seeds (None of one); `ci95`: of the
+    mean, over seeds and episodes."""
     each = values.mean(1)  # (seeds,) success rates
+    interval: Section = {"ci95": stats.mean_ci95(values)} if version >= REPORT else {}
     return {
         "name": name,
         "seeds": len(values),
         "success": float(values.mean()),
+        **interval,
         # ddof=1: seeds are a sample of those that could have been drawn.
         "sd": float(each.std(ddof=1)) if len(each) > 1 else None,
         "each": each.tolist(),

@@ -12,15 +12,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from armlet.evaluation import speeds
+from armlet.evaluation import outcomes, speeds
 from armlet.evaluation.films import Film
 from armlet.evaluation.outcomes import Section
+from armlet.evaluation.planning import Plan
 from armlet.evaluation.provenance import Curves
 from armlet.evaluation.runtimes import Refused
+from armlet.evaluation.verdicts import Verdict
 from armlet.measuring import EAGER
+from armlet.seeds import Purpose, purpose_of
 
-VERSION = 3  # 1 had no outcomes beside it, 2 knew no runtime but eager
-VERSIONS = (1, 2, 3)
+# 1 had no outcomes beside it, 2 knew no runtime but eager, 3 had neither plan nor verdicts.
+VERSION = outcomes.REPORT
+VERSIONS = (1, 2, 3, VERSION)
 NEEDED = ("policies", "pairs", "fingerprint")
 
 
@@ -86,6 +90,9 @@ class Report:
     refused: tuple[Refused, ...]  # rows that were asked for and are not there
     training: dict[str, list[Curves]]  # of each student its stages
     fingerprint: dict[str, Any]  # versions, machine, recipe
+    purpose: Purpose = "tuning"  # what it may be used for
+    plan: Plan | None = None  # what was going to be run; None where it is for tuning
+    verdicts: tuple[Verdict, ...] = ()  # on the first split
     version: int = VERSION
 
     def to_json(self) -> dict[str, Any]:
@@ -100,6 +107,10 @@ class Report:
             films.append({**asdict(film), "policies": list(film.policies)})
         return {
             "version": self.version,
+            "purpose": self.purpose,
+            "plan": None if self.plan is None else self.plan.to_json(),
+            "verdicts": [each.to_json() for each in self.verdicts],
+            "listens": [],  # where nobody asked what policies listen to
             "outcomes": asdict(self.outcomes),
             **self.sections,
             "policies": rows,
@@ -130,6 +141,14 @@ def read(path: Path) -> dict[str, Any]:
     return dict(report)
 
 
+def outcomes_beside(path: Path, name: str) -> Path:
+    """The file of outcomes. A report that was put elsewhere as `x.json` may have it beside it as
+    `x.outcomes.json.gz`, so that several reports can lie in one folder; whichever it is, its sha256
+    has to be the one that the report names."""
+    own = path.with_name(f"{path.stem}.{name}")
+    return own if own.is_file() else path.with_name(name)
+
+
 def _complete(report: dict[str, Any], path: Path) -> None:
     """Into a report of an older version goes what readers ask for and such a report does not say.
     Raises ValueError for a version that is not known."""
@@ -146,6 +165,10 @@ def _complete(report: dict[str, Any], path: Path) -> None:
         policy["routing"].setdefault("layers", layers)  # counted as its own
         if version < 3:
             _complete_runtime(policy)
+    report.setdefault("purpose", _purpose(report))
+    report.setdefault("plan", None)
+    report.setdefault("verdicts", [])
+    report.setdefault("listens", [])
     report.setdefault("refused", [])
     report.setdefault("pairs_by_split", {})
     report.setdefault("delayed_pairs", [])
@@ -153,6 +176,21 @@ def _complete(report: dict[str, Any], path: Path) -> None:
         # The rule of that time: an action left out for every step late, whether or not one was made.
         row.setdefault("late", "skip")
         row.setdefault("seconds_to_success", {"successes": None, "restricted": None, "limit": None})
+
+
+def _purpose(report: dict[str, Any]) -> Purpose | None:
+    """Of a report from before it was said: by its seeds, as recipes were chosen on those from
+    500,000,000 on. None: on others, or nobody knows which."""
+    mark = report["fingerprint"]
+    episodes = mark.get("seeds", {}).get("episodes")
+    if episodes is None:
+        # Version 1 says where they begin among its settings.
+        begin = mark.get("evaluation", {}).get("seed")
+        if begin is None or not report["policies"]:
+            return None
+        episodes = [begin, begin + report["policies"][0]["episodes"] - 1]
+    first, last = episodes
+    return purpose_of(range(first, last + 1))
 
 
 def _complete_runtime(policy: dict[str, Any]) -> None:

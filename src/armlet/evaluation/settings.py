@@ -14,6 +14,7 @@ from armlet.recipe import Evaluation, Recipe
 from armlet.robot.bounds import Bounds
 from armlet.rollout.loop import plan
 from armlet.rollout.pool import Contender
+from armlet.seeds import check_evaluation, check_selection, meet
 from armlet.training.practice import TRIAL, first_seed
 
 
@@ -25,8 +26,15 @@ def check(recipe: Recipe) -> None:
             "--evaluation.splits is empty; name at least one split, the benchmark's are "
             + ", ".join(recipe.world("evaluate").splits)
         )
-    apart("evaluation", seeds(recipe))
+    ranges = seeds(recipe)
+    check_evaluation(setting.purpose, ranges["evaluation"])
+    apart("evaluation", ranges)
+    choose_elsewhere(recipe)
     check_runtimes(setting)
+    if setting.look > 1 and setting.purpose != "report":
+        raise ValueError(
+            "--evaluation.look is about plans, and only a report has one: --evaluation.purpose report"
+        )
     if setting.slower and not setting.late:
         raise ValueError(
             "--evaluation.slower needs a rule for acting late: --evaluation.late wait run_on blend"
@@ -48,7 +56,10 @@ def check(recipe: Recipe) -> None:
             )
         rerun_file.check()
     # A value twice would be run twice under one name, and one row would be lost.
-    for name in ("splits", "budgets", "execute", "ensemble", "slower", "late", "routes"):
+    several = (
+        "splits", "budgets", "execute", "ensemble", "slower", "late", "routes", "baselines",
+    )  # fmt: skip
+    for name in several:
         values = getattr(setting, name)
         if len(set(values)) < len(values):
             raise ValueError(
@@ -78,13 +89,20 @@ def apart(ours: str, ranges: dict[str, range]) -> None:
     for."""
     mine = ranges[ours]
     for what, theirs in ranges.items():
-        # Two half-open ranges meet where each begins before the other ends.
-        if what != ours and mine.start < theirs.stop and theirs.start < mine.stop:
+        if what != ours and meet(mine, theirs):
             raise ValueError(
                 f"{ours} has the seeds {mine.start} to {mine.stop - 1}, and {what} has "
                 f"{theirs.start} to {theirs.stop - 1}: policies would be tested on worlds that "
                 f"they were trained on, or chosen by; give --{ours}.seed another range"
             )
+
+
+def choose_elsewhere(recipe: Recipe) -> None:
+    """Raises ValueError where a recipe collects, practises, tries or calibrates on seeds that are
+    kept for reports: whatever acts there is trained or chosen by what comes of it."""
+    for what, theirs in seeds(recipe).items():
+        if what != "evaluation":
+            check_selection(what, theirs)
 
 
 def seeds(recipe: Recipe) -> dict[str, range]:
@@ -102,7 +120,7 @@ def seeds(recipe: Recipe) -> dict[str, range]:
     # Static routes are chosen in the first of these.
     routes = setting.route_episodes if setting.routes else 0
     found["calibration"] = range(first, first + max(recipe.calibration.episodes, routes))
-    found["evaluation"] = range(setting.seed, setting.seed + setting.episodes)
+    found["evaluation"] = range(setting.first_seed, setting.first_seed + setting.episodes)
     return found
 
 
@@ -116,7 +134,7 @@ def planned(benchmark: Benchmark, setting: Evaluation) -> list[tuple[Task, int]]
                 f"evaluation.splits names {split}, and {benchmark.name} has no task in it: all that "
                 "it could be are among those that are taught"
             )
-        found += plan(benchmark, split, setting.episodes, setting.seed)
+        found += plan(benchmark, split, setting.episodes, setting.first_seed)
     return found
 
 

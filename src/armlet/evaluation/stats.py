@@ -2,7 +2,7 @@
 policy and no report."""
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from scipy import stats as scipy_stats
@@ -160,6 +160,9 @@ def compare_paired(a: np.ndarray, b: np.ndarray) -> PairedComparison:
     )
 
 
+Method = Literal["mover", "satterthwaite"]
+
+
 @dataclass(frozen=True)
 class SeedComparison:
     """Mean success of a's students against b's on the same n episodes; `seeds` how many students
@@ -175,31 +178,26 @@ class SeedComparison:
         return asdict(self)
 
 
-def compare_seeds(a: np.ndarray, b: np.ndarray) -> SeedComparison:
+def compare_seeds(a: np.ndarray, b: np.ndarray, *, method: Method = "mover") -> SeedComparison:
     """Outcomes (s, n) bool of the students that two recipes made from s seeds each, on the same n
     episodes. Raises ValueError where there are fewer than two episodes, or not the same ones.
 
     The interval is about other seeds and other episodes. Outcomes are students × episodes, crossed,
     so the difference of the means varies with three things, whose variances are estimated by the
-    mean squares of a two-way layout without replication:
+    mean squares of a two-way layout without replication (`Variances`).
 
-        students   s²(means of a's students)/s_a + s²(means of b's)/s_b; a side of one student is a
-                   policy that is given, not drawn
-        episodes   s²(mean of a − mean of b, episode by episode)/n, with one discordant pair added
-                   (as Agresti and Min 2005 add half a one to each cell), so that it is not 0 where
-                   all succeed
-        the rest   (students × episodes)/(s·n), which is in both of the above and is subtracted once
+    `mover`: each variance has a half-width of its own, Student's t at its own degrees of freedom
+    times its root, and the squares of these are added (Howe 1974; Zou and Donner 2008, Stat. Med.
+    27:1693, the "method of variance estimates recovery"). Few seeds make wide intervals, since
+    their spread is hardly known. Coverage of a stated 95 %, simulated by bench/coverage.py
+    (dev/coverage.md): 94.7 to 99.4 % for 3 to 12 seeds a side, 5 against 3, or 5 and 8 against one
+    given policy, whose successes differ by 0.1 to 7.6 points from seed to seed.
 
-    The half-width is Student's t times the root of their sum, with Satterthwaite's degrees of
-    freedom (1946): few seeds make wide intervals, since their spread is hardly known. With one
-    student on both sides it is the paired interval of `compare_paired`.
+    `satterthwaite`: one t for the sum of the variances, with Satterthwaite's degrees of freedom
+    (1946), as in reports before version 4. It covers 91 to 94 % where 3, 5 or 12 seeds of one side
+    differ by several points and those of the other less.
 
-    Coverage of a stated 95 %, simulated (tests/test_stats.py, slow; 400 episodes of varying
-    difficulty, rates .80 to .98, seeds that differ by 0.1–7 points): 93–98 % for 3, 6 or 12 seeds a
-    side; 91–98 % for 5 against 3, the least where the side of three varies much more; 92–96 % for 3
-    or 6 against one given policy, the least where they differ by 7 points, since such rates are
-    skewed. The percentile bootstrap of students and episodes (Owen 2007) that stood here before
-    covered 87–90 % where seeds differ by 1–3 points.
+    With one student on both sides it is the paired interval of `compare_paired`.
     """
     a = np.asarray(a, np.float64)
     b = np.asarray(b, np.float64)
@@ -216,32 +214,75 @@ def compare_seeds(a: np.ndarray, b: np.ndarray) -> SeedComparison:
     if len(a) == len(b) == 1:
         low, high = compare_paired(a[0], b[0]).ci95
     else:
-        half = _half_width(a, b)
+        found = variances(a, b)
+        half = found.half_width() if method == "mover" else found.satterthwaite()
         low = difference - half
         high = difference + half
     return SeedComparison(n, (len(a), len(b)), difference, (low, high), low > -MARGIN)
 
 
-def _half_width(a: np.ndarray, b: np.ndarray) -> float:
-    """Of the 95 % interval of mean a − mean b over students and episodes (`compare_seeds`)."""
+def mean_ci95(successes: np.ndarray) -> tuple[float, float]:
+    """95 % interval of the mean success of a recipe's students, outcomes (s, n) bool: over seeds and
+    episodes, and of one student the interval of its rate (`rate_ci95`)."""
+    successes = np.asarray(successes, np.float64)
+    if len(successes) == 1:
+        return rate_ci95(int(successes.sum()), successes.shape[1])
+    # Against one that never succeeds, which varies with nothing.
+    low, high = compare_seeds(successes, np.zeros((1, successes.shape[1]))).ci95
+    return max(low, 0.0), min(high, 1.0)
+
+
+@dataclass(frozen=True)
+class Variances:
+    """What the difference of two means over students and episodes varies with. Shares, squared."""
+
+    # s²(mean of a − mean of b, episode by episode) / n, with one discordant pair added (as Agresti
+    # and Min 2005 add half a one to each cell), so that it is not 0 where all succeed.
+    episodes: float
+    n: int
+    # s²(means of a side's students) / s, and s − 1, of each side that has several; a side of one is
+    # a policy that is given, not drawn.
+    students: tuple[tuple[float, int], ...]
+    # What neither the student nor the episode explains: it is in both of the above, and counted once.
+    rest: float
+
+    def half_width(self) -> float:
+        """Of the 95 % interval: half-widths of the parts, added in squares."""
+        t = float(scipy_stats.t.ppf(0.975, self.n - 1))
+        # By chance the rest may be estimated as more than all of it.
+        squares = t**2 * max(self.episodes - self.rest, 0.0)
+        for variance, freedom in self.students:
+            squares += float(scipy_stats.t.ppf(0.975, freedom)) ** 2 * variance
+        # No narrower than were there no seeds.
+        return float(np.sqrt(max(squares, t**2 * self.episodes)))
+
+    def satterthwaite(self) -> float:
+        """Of the same interval, with one t for the sum."""
+        terms = [(self.episodes, self.n - 1), *self.students]
+        total = sum(variance for variance, _ in terms)
+        # By chance the estimate can be below each of its parts.
+        variance = max(total - self.rest, self.episodes, total - self.episodes)
+        freedom = variance**2 / sum(part**2 / degrees for part, degrees in terms)
+        return float(scipy_stats.t.ppf(0.975, freedom) * np.sqrt(variance))
+
+
+def variances(a: np.ndarray, b: np.ndarray) -> Variances:
+    """Of mean a − mean b, for outcomes (s, n) of two sides on the same n episodes."""
+    a = np.asarray(a, np.float64)
+    b = np.asarray(b, np.float64)
     n = a.shape[1]
     per_episode = a.mean(0) - b.mean(0)  # (n,)
     squares = float(((per_episode - per_episode.mean()) ** 2).sum())
-    episodes = (squares + 1) / (n * (n - 1))  # + 1: the discordant pair that is added
-    terms = [(episodes, n - 1)]
+    students = []
     rest = 0.0
     for outcomes in (a, b):
         count = len(outcomes)
         if count == 1:
             continue
-        students = outcomes.mean(1)  # (s,)
-        terms.append((float(students.var(ddof=1)) / count, count - 1))
+        means = outcomes.mean(1)  # (s,)
+        students.append((float(means.var(ddof=1)) / count, count - 1))
         # (s, n): what neither the student nor the episode explains.
-        residual = outcomes - outcomes.mean(0) - students[:, None] + outcomes.mean()
+        residual = outcomes - outcomes.mean(0) - means[:, None] + outcomes.mean()
         rest += float((residual**2).sum()) / ((count - 1) * (n - 1)) / (count * n)
-    total = sum(variance for variance, _ in terms)
-    # By chance the estimate can be below each of its parts.
-    variance = max(total - rest, episodes, total - episodes)
-    # Satterthwaite: the degrees of freedom of a sum of variances, each known by its own.
-    freedom = variance**2 / sum(part**2 / degrees for part, degrees in terms)
-    return float(scipy_stats.t.ppf(0.975, freedom) * np.sqrt(variance))
+    # + 1: the discordant pair that is added
+    return Variances((squares + 1) / (n * (n - 1)), n, tuple(students), rest)
