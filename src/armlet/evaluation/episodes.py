@@ -96,6 +96,8 @@ def conditions(contender: Contender, benchmark: Benchmark, device: str = "cpu") 
         made_from["ensemble"] = contender.ensemble
     if contender.guard is not None:
         made_from["guard"] = asdict(contender.guard)
+    if contender.change is not None:
+        made_from["change"] = asdict(contender.change)
     return made_from
 
 

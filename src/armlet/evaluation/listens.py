@@ -1,0 +1,167 @@
+"""What policies listen to, in numbers and words: success, or error, with one input changed at a time,
+against the same policy as it is. Pure functions of outcomes; knows no policy and no world.
+
+A change costs success only where the input is listened to. That no loss is shown says less: at n
+episodes a small one cannot be seen, and an input may be listened to and not needed.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from armlet.evaluation import stats
+
+Section = dict[str, Any]  # a part of report.json
+AS_IS = "as is"
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A change that was not run, since it would have had no effect or could not be made."""
+
+    policy: str
+    of: str  # which input: words, camera NAME, state, previous action
+    change: str
+    why: str
+
+
+@dataclass(frozen=True)
+class ListenRun:
+    """One policy in the episodes of an audit with one input changed, or as it is. `episodes`: their
+    numbers in the audit's plan, all of them where nothing is changed."""
+
+    policy: str
+    of: str  # which input; empty: none, as it is
+    change: str
+    episodes: tuple[int, ...]
+    success: tuple[bool, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.episodes) != len(self.success):
+            raise ValueError(
+                f"{self.policy} {self.change}: {len(self.success)} outcomes of "
+                f"{len(self.episodes)} episodes"
+            )
+
+
+def rows(runs: Sequence[ListenRun]) -> list[Section]:
+    """The report's `listens`: a row a policy and change, each compared with the policy as it is in
+    the same episodes. Raises ValueError where a policy was not run as it is."""
+    as_is = {run.policy: run for run in runs if run.change == AS_IS}
+    found = []
+    for run in runs:
+        if run.policy not in as_is:
+            raise ValueError(
+                f"{run.policy} was run with {run.change} and not as it is; there is nothing to "
+                "compare it with"
+            )
+        found.append(_row(run, as_is[run.policy]))
+    return found
+
+
+def _row(run: ListenRun, before: ListenRun) -> Section:
+    successes = sum(run.success)
+    low, high = stats.rate_ci95(successes, len(run.success))
+    row: Section = {
+        "policy": run.policy,
+        "of": run.of,
+        "change": run.change,
+        "successes": successes,
+        "episodes": len(run.success),
+        "success": successes / len(run.success),
+        "low": low,
+        "high": high,
+    }
+    if run is before:
+        return row
+    own = dict(zip(before.episodes, before.success, strict=True))
+    as_it_is = np.array([own[number] for number in run.episodes], bool)
+    pair = stats.compare_paired(np.array(run.success, bool), as_it_is)
+    return {
+        **row,
+        "difference": pair.difference,
+        "difference_low": pair.ci95[0],
+        "difference_high": pair.ci95[1],
+        "mcnemar_p": pair.mcnemar_p,
+    }
+
+
+# --- in words
+
+
+def table(listens: Sequence[Section], left_out: Sequence[LeftOut] = ()) -> str:
+    """Markdown: one row a change and one column a policy, then what each policy listens to, and
+    what was not run."""
+    parts = [success_lines(listens)]
+    for policy in policies_of(listens):
+        parts.append(sentences(policy, listens))
+    parts.append([f"- {said(each)}" for each in left_out])
+    return "\n\n".join("\n".join(lines) for lines in parts if lines) + "\n"
+
+
+def policies_of(listens: Sequence[Section]) -> list[str]:
+    """Each once, in their order."""
+    return list(dict.fromkeys(row["policy"] for row in listens))
+
+
+def success_lines(listens: Sequence[Section]) -> list[str]:
+    """A row a change: success in %, its interval, and how far that is from the policy as it is."""
+    policies = policies_of(listens)
+    counts = [row["episodes"] for row in listens]
+    # Where all are of as many episodes that is said once.
+    whole = f"success of {counts[0]}" if len(set(counts)) == 1 else "success"
+    lines = [
+        "| changed | " + " | ".join(f"{name}: {whole} (95 %)" for name in policies) + " |",
+        "|---" * (len(policies) + 1) + "|",
+    ]
+    cells = {}
+    for row in listens:
+        cells[row["policy"], row["change"]] = _cell(row, counted=len(set(counts)) > 1)
+    for change in dict.fromkeys(row["change"] for row in listens):
+        said_of = [cells.get((name, change), "–") for name in policies]
+        lines.append("| " + " | ".join([change, *said_of]) + " |")
+    return lines
+
+
+def _cell(row: Section, *, counted: bool) -> str:
+    share = f"{100 * row['success']:.0f} %"
+    if counted:
+        share += f" of {row['episodes']}"
+    return f"{share} ({100 * row['low']:.0f}–{100 * row['high']:.0f})"
+
+
+def sentences(policy: str, listens: Sequence[Section]) -> list[str]:
+    """What a policy listens to: a sentence for what costs success, one for what is not shown to."""
+    heard = []
+    unheard = []
+    better = []
+    for row in listens:
+        if row["policy"] != policy or row["change"] == AS_IS:
+            continue
+        if row["difference_high"] < 0:
+            heard.append(f"{row['change']} {_points(row)}")
+        elif row["difference_low"] > 0:
+            better.append(f"{row['change']} {_points(row)}")
+        else:
+            unheard.append(f"{row['change']} {_points(row)}")
+    lines = []
+    if heard:
+        lines.append(f"- **{policy} listens to** what costs it success: {'; '.join(heard)}.")
+    if unheard:
+        lines.append(f"- {policy}: no loss is shown with {'; '.join(unheard)}.")
+    if better:
+        lines.append(f"- {policy} does better without: {'; '.join(better)}.")
+    return lines
+
+
+def _points(row: Section) -> str:
+    ends = f"{100 * row['difference_low']:+.0f} to {100 * row['difference_high']:+.0f}"
+    return f"({100 * row['difference']:+.0f} points, {ends})".replace("-", "−")
+
+
+def said(each: LeftOut) -> str:
+    """Why a change was not run, in one line."""
+    # A reason may have lines of its own, which would end the list that it stands in.
+    return f"{each.policy}, {each.change}: not run, {' '.join(each.why.split())}"
