@@ -2,6 +2,7 @@
 change alone; a change without effect is said, and not run; and a result answers one question."""
 
 import dataclasses
+import gzip
 import json
 from collections import Counter
 from dataclasses import dataclass
@@ -10,18 +11,19 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
-from outside import Dots
+from outside import Dots, reaching
 from test_evaluate import dots_policy
 
-from armlet import audit
+from armlet import audit, evaluate, recompute
 from armlet.benchmarks import Benchmark, Task, World, benchmark_robot
 from armlet.benchmarks.tabletop import Tabletop
 from armlet.benchmarks.tabletop.layouts import spoken
-from armlet.evaluation import episodes, listening, listens, stats
+from armlet.evaluation import episodes, listening, listens, outcomes, report, stats
 from armlet.evaluation.episodes import conditions
 from armlet.evaluation.listens import AS_IS, ListenRun
 from armlet.policies.checkpoint import save_policy
 from armlet.policies.contract import Policy
+from armlet.recipe import Evaluation, to_json
 from armlet.robot.normalise import Normaliser
 from armlet.robot.observation import Observation
 from armlet.robot.spec import ActionSpec, RobotSpec
@@ -502,6 +504,9 @@ def test_the_verb_writes_what_its_rows_follow_from(teacher, tmp_path, capsys) ->
         ({"count": 0}, "--count 0"),
         ({"benchmark": None}, "does not say in which world it was made"),
         ({"split": "unseen"}, "no split 'unseen'"),
+        ({"held_out": 0.5}, "--held-out has no effect without --episodes"),
+        ({"episodes": Path("e"), "seed": 1, "benchmark": None}, "--seed has no effect with --ep"),
+        ({"episodes": Path("e")}, "--benchmark has no effect with --episodes"),
     ],
 )
 def test_the_verb_refuses_before_anything_is_run(options, words, teacher, tmp_path) -> None:
@@ -517,3 +522,62 @@ def test_two_policies_of_one_name_are_an_error(teacher, tmp_path) -> None:
         audit.main((str(teacher), str(other)), benchmark="outside:Dots")
     with pytest.raises(ValueError, match="name at least one policy"):
         audit.main(())
+
+
+# --- as a section of a report
+
+
+def test_a_report_says_what_its_policies_listen_to(teacher, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(listening, "TRIED", 1)
+    setting = Evaluation(episodes=2, workers=1, latency_calls=2, videos=0, execute=(1,), listens=3)
+    recipe = dataclasses.replace(reaching(), teacher=teacher, out=tmp_path, evaluation=setting)
+    path = evaluate.main(recipe)
+    said = report.read(path)
+    rows = said["listens"]
+    # Policies as they are made: not once more for each number of actions that is tried.
+    assert {row["policy"] for row in rows} == {"teacher"}
+    assert rows[0]["change"] == AS_IS
+    assert len(rows) + len(said["listens_left_out"]) == 1 + 4 + 2 + 1 + 1
+    assert all(row["episodes"] == 3 for row in rows)
+    # Counts and intervals follow from the outcomes that are kept beside it.
+    kept = outcomes.read(tmp_path / "evaluation" / said["outcomes"]["file"])
+    assert outcomes.recompute(kept)["listens"] == rows
+    assert [each.seed for each in kept.listened] == [400_000_000, 400_000_001, 400_000_002]
+    assert outcomes.from_bytes(outcomes.to_bytes(kept)) == kept
+    assert "none differs" in recompute.main((path,))
+    changed_by_hand = json.loads(path.read_text())
+    changed_by_hand["listens"][0]["successes"] += 1
+    path.write_text(json.dumps(changed_by_hand))
+    with pytest.raises(ValueError, match=r"listens, teacher with as is.successes"):
+        recompute.main((path,))
+    assert "| changed | teacher: success of 3" in (path.with_name("table.md")).read_text()
+
+
+def test_a_file_without_listening_is_what_it_was(teacher, tmp_path) -> None:
+    setting = Evaluation(episodes=2, workers=1, latency_calls=2, videos=0)
+    recipe = dataclasses.replace(reaching(), teacher=teacher, out=tmp_path, evaluation=setting)
+    said = report.read(evaluate.main(recipe))
+    assert said["listens"] == said["listens_left_out"] == []
+    content = gzip.decompress((tmp_path / "evaluation/outcomes.json.gz").read_bytes())
+    assert json.loads(content)["version"] == 1
+    assert b"listen" not in content
+    assert "listens" not in to_json(setting)
+
+
+def test_seeds_that_something_else_has_are_refused(tmp_path) -> None:
+    collection = dataclasses.replace(reaching().collection, seed=400_000_002, episodes=5)
+    recipe = dataclasses.replace(
+        reaching(), out=tmp_path, collection=collection, evaluation=Evaluation(listens=3)
+    )
+    with pytest.raises(ValueError, match="collection has 400000002 to 400000006; give --coll"):
+        evaluate.main(recipe)
+    listening.check_apart(2, {"collection": range(400_000_002, 400_000_007)})
+
+
+def test_outcomes_of_episodes_that_nobody_planned_are_an_error() -> None:
+    run = ListenRun("p", "", AS_IS, (0, 2), (True, False))
+    planned = (outcomes.Planned("seen", "f", "t", 1),) * 2
+    with pytest.raises(ValueError, match="no episode 2, 2 were planned"):
+        outcomes.Outcomes(10.0, 5, (), (), (), planned, (run,))
+    with pytest.raises(TypeError, match="text of 0 and 1"):
+        ListenRun.from_json({**run.to_json(), "success": "1x"})

@@ -18,16 +18,24 @@ from typing import Annotated, Any
 import tyro
 
 from armlet import benchmarks
-from armlet.benchmarks import Benchmark, benchmark_robot
+from armlet.benchmarks import Benchmark, Task, benchmark_robot
+from armlet.data.door import robot_of
+from armlet.data.episodes import EpisodeDataset
 from armlet.data.files import write_atomically
 from armlet.data.hub import pinned
-from armlet.deploy.frames import world_of
+from armlet.data.layout import Columns
+from armlet.data.splits import parts
+from armlet.deploy.frames import HELD_OUT, world_of
 from armlet.deploy.moments import name_of
-from armlet.evaluation import listening, listens, measure
+from armlet.evaluation import listening, listens, measure, offline
 from armlet.evaluation.listening import EPISODES, SEEDS, Heard
+from armlet.evaluation.listening_offline import table_lines
 from armlet.evaluation.listens import Section
-from armlet.policies.acting import actor_provenance, behind_socket
+from armlet.evaluation.offline_report import header_lines
+from armlet.lineage import PROVENANCE
+from armlet.policies.acting import actor_provenance, actor_with_fingerprint, behind_socket
 from armlet.robot.client.address import is_address
+from armlet.robot.description import RobotOptions
 from armlet.rollout.door import check_world
 from armlet.rollout.loop import plan
 from armlet.rollout.pool import THREADS, Contender
@@ -35,6 +43,8 @@ from armlet.rollout.pool import THREADS, Contender
 AUDITS = Path("out/audit")
 FILE = "audit.json"
 VERSION = 1
+FRAMES = 500  # of recorded episodes, at most
+OWN_COLUMNS = Columns()
 
 
 def main(
@@ -42,10 +52,13 @@ def main(
     /,
     *,
     benchmark: str | None = None,
-    count: int = EPISODES,
+    episodes: Path | None = None,
+    count: int | None = None,
     split: str | None = None,
-    seed: int = SEEDS.start,
+    seed: int | None = None,
     workers: int = 2,
+    held_out: float | None = None,
+    columns: Columns = OWN_COLUMNS,
     device: str = "cpu",
     out: Path | None = None,
 ) -> str:
@@ -54,25 +67,58 @@ def main(
     Args:
         policies: Folders, names on the hub, policy.toml files, or addresses of servers.
         benchmark: A world to act in: tabletop, package.module:Name, or gym:ENV_ID.
-        count: Paired episodes, the tasks in turn, in each of which every policy is run once for
-            every change.
+        episodes: Recorded episodes in place of a world: a folder, or hf:user/name.
+        count: Paired episodes, the tasks in turn, 105 if not given; of recorded episodes frames,
+            at most, 500 if not given. Each is met once more for every change.
         split: The benchmark's condition; its first if not given.
         seed: Of the first episode, within the range that is kept for audits.
         workers: Processes at the same time.
+        held_out: The share of the recorded episodes that is asked about, from the end; 0.1 if not
+            given.
+        columns: Which of the episodes' columns hold state and action.
         device: Where policies act: cpu, cuda …
         out: The folder that is written to; out/audit/NAME of the first policy if not given.
     """
     if not policies:
         raise ValueError("name at least one policy: armlet audit POLICY")
-    if count < 1:
+    if count is not None and count < 1:
         raise ValueError(f"--count {count}: expected at least 1")
+    idle = {"--held-out": held_out is not None, "--columns": columns != OWN_COLUMNS}
+    if episodes is not None:
+        given = (benchmark, split, seed)
+        names = ("--benchmark", "--split", "--seed")
+        idle = {name: value is not None for name, value in zip(names, given, strict=True)}
+    for name, was_given in idle.items():
+        if was_given:
+            other = "with" if episodes is not None else "without"
+            raise ValueError(f"{name} has no effect {other} --episodes; leave it out")
     out = out or AUDITS / name_of(policies[0])
     places = named(policies)
-    listening.check_seeds(seed, count)
-    world = _world(benchmark, places)
-    split = split or world.splits[0]
-    world.check_split(split)
-    planned = plan(world, split, count, seed)
+    if episodes is not None:
+        share = HELD_OUT if held_out is None else held_out
+        data = EpisodeDataset(pinned(episodes, kind="dataset"), columns)
+        said, page = on_frames(places, data, count or FRAMES, share, device, out)
+    else:
+        world = _world(benchmark, places)
+        first = SEEDS.start if seed is None else seed
+        listening.check_seeds(first, count or EPISODES)
+        split = split or world.splits[0]
+        world.check_split(split)
+        planned = plan(world, split, count or EPISODES, first)
+        said, page = in_world(places, world, planned, out, workers=workers, device=device)
+    return write(out, said, page)
+
+
+def in_world(
+    places: dict[str, Path],
+    world: Benchmark,
+    planned: list[tuple[Task, int]],
+    out: Path,
+    *,
+    workers: int,
+    device: str,
+) -> tuple[Section, str]:
+    """Policies act in the planned episodes; what is kept, and the page."""
     found: dict[str, Heard] = {}
     fingerprints = {}
     for name, contender in _contenders(places, world).items():
@@ -83,24 +129,73 @@ def main(
             name, contender, policy, world, planned, out,
             title="audit", workers=workers, device=device,
         )  # fmt: skip
-    runs, left_out = listening.all_heard(found)
+    heard = listening.all_heard(found)
+    rows = listens.rows(heard.runs)
+    split = planned[0][0].split
     said = {
         "kind": "audit",
         "version": VERSION,
         "benchmark": world.fingerprint(),
         "split": split,
         "policies": fingerprints,
-        "listens": listens.rows(runs),
-        "left_out": [asdict(each) for each in left_out],
-        "episodes": [[task.family, task.name, its_seed] for task, its_seed in planned],
-        "outcomes": _outcomes(runs),
+        "listens": rows,
+        "left_out": [asdict(each) for each in heard.left_out],
+        "episodes": [[task.family, task.name, seed] for task, seed in planned],
+        "outcomes": [run.to_json() for run in heard.runs],
         "fingerprint": {**measure.environment(), "device": device, "threads": THREADS},
     }
     head = (
-        f"Each policy in {count} episodes of {world.name} ({split}), seeds {seed:,} to "
-        f"{seed + count - 1:,}, as it is and with one input changed at a time."
+        f"Each policy in {len(planned)} episodes of {world.name} ({split}), seeds "
+        f"{planned[0][1]:,} to {planned[-1][1]:,}, as it is and with one input changed at a time."
     )
-    return write(out, said, f"{head}\n\n{listens.table(said['listens'], left_out)}")
+    return said, f"{head}\n\n{listens.table(rows, heard.left_out)}"
+
+
+def on_frames(
+    places: dict[str, Path],
+    data: EpisodeDataset,
+    count: int,
+    held_out: float,
+    device: str,
+    out: Path,
+) -> tuple[Section, str]:
+    """Policies answer at frames of recorded episodes, the last ones; what is kept, and the page."""
+    episodes = parts(data, "last", held_out, reported=True)
+    policies = {}
+    fingerprints = {}
+    seen = {}
+    for name, place in places.items():
+        policies[name], fingerprints[name] = actor_with_fingerprint(
+            place, device=device, known=lambda: robot_of(data, RobotOptions())
+        )
+        question = actor_provenance(place).get(PROVENANCE)
+        seen[name] = offline.seen_in_training(question, data, episodes.held_out)
+    report = offline.evaluate(
+        policies,
+        data,
+        episodes.held_out,
+        shown=episodes.train,
+        frames=count,
+        calls=0,
+        known=offline.Known(fingerprints=fingerprints, seen=seen),
+        kept=out / "answers",
+        title="audit",
+        listens=count,
+    )
+    found = report.to_json()
+    said = {
+        "kind": "audit of frames",
+        "version": VERSION,
+        "compared": found["compared"],
+        "policies": fingerprints,
+        "listens": found["listens"],
+        "left_out": found["listens_left_out"],
+        "remarks": found["remarks"],
+        "note": found["note"],
+        "fingerprint": {**measure.environment(), "device": device, "held_out": held_out},
+    }
+    lines = [*header_lines(report), "", *table_lines(report.listens, report.listens_left_out)]
+    return said, "\n".join(lines) + "\n"
 
 
 def named(policies: tuple[str, ...]) -> dict[str, Path]:
@@ -154,16 +249,4 @@ def _contenders(places: dict[str, Path], world: Benchmark) -> dict[str, Contende
         found[name] = Contender(place)
         if behind_socket(place) is not None:
             found[name] = replace(found[name], robot=benchmark_robot(world))
-    return found
-
-
-def _outcomes(runs: list[listens.ListenRun]) -> list[Section]:
-    """What happened in every single episode, from which the rows follow: `success` is a text of 1
-    and 0, one an episode."""
-    found = []
-    for run in runs:
-        row: Section = {"policy": run.policy, "of": run.of, "change": run.change}
-        row["episodes"] = list(run.episodes)
-        row["success"] = "".join(map(str, map(int, run.success)))
-        found.append(row)
     return found

@@ -316,6 +316,8 @@ def _name(row: Report) -> str:
     """What a row of a section is about."""
     if "a" in row:
         return f"{row['a']} − {row['b']}"
+    if "change" in row:
+        return f"{row['policy']} with {row['change']}"
     rest = f" {row['slower']:g}× slower, {row['late']}" if "slower" in row else ""
     return f"{row['name']}{rest}"
 

@@ -59,6 +59,20 @@ def check_seeds(first: int, episodes: int) -> None:
         )
 
 
+def check_apart(episodes: int, others: Mapping[str, range]) -> None:
+    """Raises ValueError where the seeds of so many episodes of an audit meet those of anything
+    else."""
+    check_seeds(SEEDS.start, episodes)
+    for what, theirs in others.items():
+        # Two half-open ranges meet where each begins before the other ends.
+        if SEEDS.start < theirs.stop and theirs.start < SEEDS.start + episodes:
+            raise ValueError(
+                f"--evaluation.listens {episodes} has the seeds {SEEDS.start} to "
+                f"{SEEDS.start + episodes - 1}, and {what} has {theirs.start} to "
+                f"{theirs.stop - 1}; give --{what}.seed another range"
+            )
+
+
 def listen(
     name: str,
     contender: Contender,
@@ -223,11 +237,11 @@ class _Moments:
         return self._seen[number]
 
 
-def all_heard(found: Mapping[str, Heard]) -> tuple[list[ListenRun], list[LeftOut]]:
-    """What was found of several policies, in one list each."""
+def all_heard(found: Mapping[str, Heard]) -> Heard:
+    """What was found of several policies, together."""
     runs: list[ListenRun] = []
     left_out: list[LeftOut] = []
     for heard in found.values():
         runs += heard.runs
         left_out += heard.left_out
-    return runs, left_out
+    return Heard(tuple(runs), tuple(left_out))

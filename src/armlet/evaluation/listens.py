@@ -7,7 +7,7 @@ episodes a small one cannot be seen, and an input may be listened to and not nee
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -37,6 +37,30 @@ class ListenRun:
     change: str
     episodes: tuple[int, ...]
     success: tuple[bool, ...]
+
+    def to_json(self) -> Section:
+        """As it is kept: `success` is a text of 1 and 0, one an episode."""
+        return {
+            "policy": self.policy,
+            "of": self.of,
+            "change": self.change,
+            "episodes": list(self.episodes),
+            "success": "".join(map(str, map(int, self.success))),
+        }
+
+    @classmethod
+    def from_json(cls, said: Section) -> Self:
+        """The inverse of `to_json`. Raises KeyError or TypeError for what is missing or garbled."""
+        success = said["success"]
+        if set(success) - {"0", "1"}:
+            raise TypeError(f"success is a text of 0 and 1, found {sorted(set(success))}")
+        return cls(
+            policy=said["policy"],
+            of=said["of"],
+            change=said["change"],
+            episodes=tuple(said["episodes"]),
+            success=tuple(bit == "1" for bit in success),
+        )
 
     def __post_init__(self) -> None:
         if len(self.episodes) != len(self.success):

@@ -28,7 +28,7 @@ from armlet.data.episodes import EpisodeDataset
 from armlet.data.files import hold, write_atomically
 from armlet.data.pictures import Pictures
 from armlet.data.splits import Parts, parts
-from armlet.evaluation import measure, speeds
+from armlet.evaluation import listening_offline, measure, speeds
 from armlet.evaluation import offline_report as said
 from armlet.evaluation.action_errors import (
     MEAN,
@@ -50,6 +50,7 @@ from armlet.evaluation.action_errors import (
 )
 from armlet.evaluation.asking import Answers, Asker, answers_of
 from armlet.evaluation.field import Field
+from armlet.evaluation.listening_offline import Judge
 from armlet.evaluation.offline_report import (
     Compared,
     Cost,
@@ -149,6 +150,7 @@ def run(recipe: Recipe, data: EpisodeDataset, compared: Field) -> Path:
             known=known,
             kept=out / "answers",
             made_with=_fingerprint(recipe),
+            listens=recipe.evaluation.listens,
             title=f"evaluate {recipe.name}",
         )
         # NaN is no JSON, and a browser refuses it; `numbers` has made None of it.
@@ -209,11 +211,13 @@ def evaluate(
     kept: Path | None = None,
     made_with: dict[str, Any] | None = None,
     title: str = "evaluate",
+    listens: int = 0,
 ) -> OfflineReport:
     """Policies by name, the first of them the reference (a teacher), at up to `frames` frames of
     the episodes `held_out`; baselines are means of the episodes `shown`.
 
-    `calls`: decisions that are timed, 0: none. `kept`: a folder in which answers are kept. Raises
+    `calls`: decisions that are timed, 0: none. `listens`: at most so many frames at which every
+    policy is asked once more for each input that is changed, 0: none. `kept`: a folder in which answers are kept. Raises
     ValueError where a policy does not fit the data, naming it and the camera or number it lacks, or
     where it answers NaN.
     """
@@ -250,6 +254,17 @@ def evaluate(
     made = []
     for name in comparison.names:  # policies first, then baselines, which are in no `policies`
         made.append(_row(name, comparison, known, policies.get(name), costs))
+    # What was exported answers as its network does.
+    networks = {name: each for name, each in policies.items() if name not in known.exported_from}
+    heard, left_out = listening_offline.listen_all(
+        networks if listens else {},
+        asked,
+        choose_rows(recording, held_out, listens or 1),
+        Judge(comparison.scale, comparison.moving, comparison.steps),
+        fingerprints=known.fingerprints,
+        kept=kept,
+        title=title,
+    )
     pairs = comparison.pairs(tuple(policies)) + comparison.pairs_of(_in_their_runtime(made))
     return OfflineReport(
         compared=compared,
@@ -258,6 +273,8 @@ def evaluate(
         remarks=_remarks(compared, made),
         refused=known.refused,
         fingerprint=made_with or {},
+        listens=heard,
+        listens_left_out=left_out,
     )
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from armlet.evaluation import speeds
 from armlet.evaluation.films import Film
+from armlet.evaluation.listens import LeftOut
 from armlet.evaluation.outcomes import Section
 from armlet.evaluation.provenance import Curves
 from armlet.evaluation.runtimes import Refused
@@ -86,6 +87,8 @@ class Report:
     refused: tuple[Refused, ...]  # rows that were asked for and are not there
     training: dict[str, list[Curves]]  # of each student its stages
     fingerprint: dict[str, Any]  # versions, machine, recipe
+    # Of what policies listen to, what was not run; what was is in `sections`.
+    listens_left_out: tuple[LeftOut, ...] = ()
     version: int = VERSION
 
     def to_json(self) -> dict[str, Any]:
@@ -103,6 +106,7 @@ class Report:
             "outcomes": asdict(self.outcomes),
             **self.sections,
             "policies": rows,
+            "listens_left_out": [asdict(each) for each in self.listens_left_out],
             "refused": [asdict(each) for each in self.refused],
             "rollouts": films,
             "training": self.training,
@@ -149,6 +153,8 @@ def _complete(report: dict[str, Any], path: Path) -> None:
     report.setdefault("refused", [])
     report.setdefault("pairs_by_split", {})
     report.setdefault("delayed_pairs", [])
+    report.setdefault("listens", [])
+    report.setdefault("listens_left_out", [])
     for row in report.setdefault("delayed", []):
         # The rule of that time: an action left out for every step late, whether or not one was made.
         row.setdefault("late", "skip")
