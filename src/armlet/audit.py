@@ -42,7 +42,6 @@ from armlet.rollout.pool import THREADS, Contender
 
 AUDITS = Path("out/audit")
 FILE = "audit.json"
-VERSION = 1
 FRAMES = 500  # of recorded episodes, at most
 OWN_COLUMNS = Columns()
 
@@ -130,25 +129,20 @@ def in_world(
             title="audit", workers=workers, device=device,
         )  # fmt: skip
     heard = listening.all_heard(found)
-    rows = listens.rows(heard.runs)
-    split = planned[0][0].split
     said = {
-        "kind": "audit",
-        "version": VERSION,
+        "kind": listens.KIND,
+        "version": listens.VERSION,
+        "world": world.name,
         "benchmark": world.fingerprint(),
-        "split": split,
+        "split": planned[0][0].split,
         "policies": fingerprints,
-        "listens": rows,
+        "listens": listens.rows(heard.runs),
         "left_out": [asdict(each) for each in heard.left_out],
         "episodes": [[task.family, task.name, seed] for task, seed in planned],
         "outcomes": [run.to_json() for run in heard.runs],
         "fingerprint": {**measure.environment(), "device": device, "threads": THREADS},
     }
-    head = (
-        f"Each policy in {len(planned)} episodes of {world.name} ({split}), seeds "
-        f"{planned[0][1]:,} to {planned[-1][1]:,}, as it is and with one input changed at a time."
-    )
-    return said, f"{head}\n\n{listens.table(rows, heard.left_out)}"
+    return said, listens.page(said)
 
 
 def on_frames(
@@ -185,7 +179,7 @@ def on_frames(
     found = report.to_json()
     said = {
         "kind": "audit of frames",
-        "version": VERSION,
+        "version": listens.VERSION,
         "compared": found["compared"],
         "policies": fingerprints,
         "listens": found["listens"],

@@ -1,7 +1,7 @@
 """recompute: every interval, comparison and tally of a report again, from the counts and outcomes
 that are stored.
 
-    armlet recompute report.json [more …]
+    armlet recompute report.json [more …]        an audit.json, too
 
 A report says how many of how many episodes succeeded and, of two policies, in how many both, one or
 neither did; everything else that it says of success follows from these, and is compared here with
@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from armlet.evaluation import offline_report, outcomes, speeds, stats
+from armlet.evaluation import listens, offline_report, outcomes, speeds, stats
 from armlet.report import read
 
 Report = dict[str, Any]
@@ -107,8 +107,11 @@ def check(path: Path) -> Account:
             f"{path} compares with held-out episodes: nothing was executed, so it stores no outcomes "
             "and no counts to recompute; `armlet evaluate` makes it again, `armlet report` shows it"
         )
-    report = read(path)
     account = Account(path.as_posix())
+    if listens.is_audit(path):
+        _audit(account, path)
+        return account
+    report = read(path)
     try:
         # Version 1 kept no outcomes.
         if "outcomes" in report:
@@ -123,6 +126,19 @@ def check(path: Path) -> Account:
             f"{path} lacks the field {error}; was it edited, or written by another armlet?"
         ) from error
     return account
+
+
+def _audit(account: Account, path: Path) -> None:
+    """The rows of an audit.json from its episodes."""
+    said = listens.read(path)
+    try:
+        expected = listens.recompute(said)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path} lacks or garbles a field ({error}); was it edited?") from error
+    account.same("number of rows", len(said["listens"]), len(expected))
+    # Not strict: that one is missing has been told.
+    for own, row in zip(said["listens"], expected, strict=False):
+        account.same(_name(row), own, row)
 
 
 def _by_outcomes(account: Account, report: Report, path: Path) -> None:

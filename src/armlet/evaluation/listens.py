@@ -1,20 +1,27 @@
 """What policies listen to, in numbers and words: success, or error, with one input changed at a time,
-against the same policy as it is. Pure functions of outcomes; knows no policy and no world.
+against the same policy as it is; and audit.json, in which that stands. Pure functions of outcomes;
+knows no policy and no world.
 
 A change costs success only where the input is listened to. That no loss is shown says less: at n
 episodes a small one cannot be seen, and an input may be listened to and not needed.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 
+from armlet.data.files import read_json
 from armlet.evaluation import stats
 
 Section = dict[str, Any]  # a part of report.json
 AS_IS = "as is"
+KIND = "audit"  # by which an audit.json is told from other files
+VERSION = 1
+NEEDED = ("world", "split", "listens", "left_out", "episodes", "outcomes")
 
 
 @dataclass(frozen=True)
@@ -110,6 +117,50 @@ def _row(run: ListenRun, before: ListenRun) -> Section:
         "difference_high": pair.ci95[1],
         "mcnemar_p": pair.mcnemar_p,
     }
+
+
+# --- audit.json
+
+
+def is_audit(path: Path) -> bool:
+    """Whether a file is an audit.json of policies that acted in a world; what is wrong with a file
+    is said by who reads it."""
+    try:
+        said = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(said, dict) and said.get("kind") == KIND
+
+
+def read(path: Path) -> Section:
+    """An audit.json. Raises ValueError naming the file, and what it lacks."""
+    said = read_json(path, fix="run `armlet audit` again: it keeps every episode that still holds")
+    if said.get("kind") != KIND or said.get("version") != VERSION:
+        raise ValueError(
+            f"{path} is of kind {said.get('kind')!r} and version {said.get('version')!r}, expected "
+            f"{KIND!r} and {VERSION}; did another armlet write it?"
+        )
+    missing = [name for name in NEEDED if name not in said]
+    if missing:
+        raise ValueError(f"{path} lacks {', '.join(missing)}; was it changed by hand?")
+    return said
+
+
+def recompute(said: Section) -> list[Section]:
+    """The rows of an audit.json from the outcomes of its single episodes."""
+    return rows([ListenRun.from_json(each) for each in said["outcomes"]])
+
+
+def page(said: Section) -> str:
+    """audit.md, from audit.json."""
+    episodes = said["episodes"]
+    left_out = [LeftOut(**each) for each in said["left_out"]]
+    head = (
+        f"Each policy in {len(episodes)} episodes of {said['world']} ({said['split']}), seeds "
+        f"{episodes[0][-1]:,} to {episodes[-1][-1]:,}, as it is and with one input changed at a "
+        "time."
+    )
+    return f"{head}\n\n{table(said['listens'], left_out)}"
 
 
 # --- in words
