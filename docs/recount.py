@@ -855,7 +855,9 @@ def reports(root: Path) -> list[Path]:
     found = []
     for path in sorted((root / "docs").rglob("*.json")):
         content = json.loads(path.read_text())
-        if (isinstance(content, dict) and all(name in content for name in evaluation_report.NEEDED)) or listens.is_audit(path):
+        if (
+            isinstance(content, dict) and all(name in content for name in evaluation_report.NEEDED)
+        ) or listens.is_audit(path):
             found.append(path)
     return found
 

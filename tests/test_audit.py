@@ -207,6 +207,13 @@ def test_changes_that_cannot_be_made_are_said(known, tmp_path, monkeypatch) -> N
     assert [run.change for run in found.runs] == [AS_IS, *CHANGES["words"][2:]]
 
 
+def test_another_task_that_is_said_in_the_same_words_is_none(monkeypatch) -> None:
+    monkeypatch.setitem(TOLD, "right", TOLD["left"])
+    asked, left_out = listening.worth_running("p", Hears("words"), Way(), plan(Way(), "seen", 2, 0))
+    assert "other_task" not in [each.change.what for each in asked]
+    assert any("said in other words" in each.why for each in left_out)
+
+
 def test_a_policy_without_a_state_and_one_without_statistics(monkeypatch) -> None:
     policy = dots_policy(0)
     assert "no statistics" in listening.mean_state(policy)
@@ -581,3 +588,34 @@ def test_outcomes_of_episodes_that_nobody_planned_are_an_error() -> None:
         outcomes.Outcomes(10.0, 5, (), (), (), planned, (run,))
     with pytest.raises(TypeError, match="text of 0 and 1"):
         ListenRun.from_json({**run.to_json(), "success": "1x"})
+
+
+def test_an_audit_is_recomputed_and_its_page_follows_from_it(tmp_path) -> None:
+    said = {
+        "kind": "audit",
+        "version": 1,
+        "world": "way",
+        "split": "seen",
+        "listens": listens.rows(RUNS),
+        "left_out": [],
+        "episodes": [["way", "left", number] for number in range(4)],
+        "outcomes": [run.to_json() for run in RUNS],
+    }
+    path = tmp_path / "audit.json"
+    path.write_text(json.dumps(said))
+    assert "none differs" in recompute.main((path,))
+    page = listens.page(listens.read(path))
+    assert page.startswith("Each policy in 4 episodes of way (seen), seeds 0 to 3, ")
+    # Not all of as many episodes: how many is said of each.
+    assert "| no words | 0 % of 2 (" in page
+    said["listens"][1]["successes"] = 1
+    path.write_text(json.dumps(said))
+    with pytest.raises(ValueError, match=r"p with no words\.successes"):
+        recompute.main((path,))
+    lacking = {name: value for name, value in said.items() if name != "outcomes"}
+    path.write_text(json.dumps(lacking))
+    with pytest.raises(ValueError, match="lacks outcomes"):
+        listens.read(path)
+    path.write_text(json.dumps({**said, "version": 2}))
+    with pytest.raises(ValueError, match="version 2, expected 'audit' and 1"):
+        listens.read(path)

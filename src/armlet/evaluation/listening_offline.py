@@ -9,6 +9,7 @@ no row. Knows recorded episodes; knows no world.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -32,6 +33,16 @@ class Listened:
     # More error than as it is, at the same frames; None of the policy as it is.
     difference: Estimate | None
     moved: Estimate | None  # from its own answers as it is, without units
+
+
+class Known(Protocol):
+    """What is known of policies by their names: `offline.Known`."""
+
+    @property
+    def fingerprints(self) -> Mapping[str, str]: ...
+
+    @property
+    def exported_from(self) -> Mapping[str, str]: ...
 
 
 @dataclass(frozen=True)
@@ -62,15 +73,19 @@ def listen_all(
     asked: Asker,
     rows: np.ndarray,
     judge: Judge,
+    known: Known,
     *,
-    fingerprints: Mapping[str, str],
     kept: Path | None,
     title: str,
 ) -> tuple[tuple[Listened, ...], tuple[LeftOut, ...]]:
     """Several policies, each at `rows` (n,) of the episodes; see `listen`."""
+    fingerprints = known.fingerprints
     found: list[Listened] = []
     left_out: list[LeftOut] = []
     for name, policy in policies.items():
+        # What was exported answers as its network does.
+        if name in known.exported_from:
+            continue
         question = Question(name, policy, fingerprints.get(name), rows, kept, title)
         its, out = listen(question, asked, judge)
         found += its
