@@ -54,7 +54,7 @@ from pathlib import Path
 from typing import Any
 
 from armlet import recompute, report
-from armlet.evaluation import figures, speeds
+from armlet.evaluation import figures, listens, speeds
 from armlet.evaluation import report as evaluation_report
 
 ROOT = Path(__file__).parent.parent
@@ -288,6 +288,14 @@ def task(asked: Asked) -> Report:
     return tallies[asked.more]
 
 
+def heard(asked: Asked) -> Report:
+    """A policy with one input changed (`/ CHANGE`), of a report or an audit.json."""
+    for found in asked.report["listens"]:
+        if (found["policy"], found["change"]) == (asked.policy, asked.more):
+            return found
+    raise NotThereError(f"{asked.policy!r} with {asked.more!r} in {asked.file.name}")
+
+
 def fall(asked: Asked) -> float:
     """How much more often it succeeds in the split (`in SPLIT`) than in the one after the slash."""
     return rate(tally(asked)) - rate(tally(replace(asked, split=asked.more)))
@@ -332,6 +340,8 @@ NUMBERS: dict[str, Callable[[Asked], list[float]]] = {
     "p": lambda asked: [pair(asked)["mcnemar_p"]],
     "apart": lambda asked: [rate(tally(asked)) - rate(tally(asked, asked.against))],
     "fall": lambda asked: [fall(asked)],
+    "heard": lambda asked: [rate(heard(asked))],
+    "heard-count": lambda asked: [heard(asked)["successes"], heard(asked)["episodes"]],
     "task": lambda asked: [rate(task(asked))],
     "task-count": lambda asked: [task(asked)["successes"], task(asked)["episodes"]],
     "except-task": lambda asked: [rate(without(asked))],
@@ -724,11 +734,13 @@ def section(spec: str, folder: Path) -> str:
     """`NAME FILE [| POLICY, …]` as Markdown."""
     first, _, listed = spec.partition(" | ")
     name, _, file = first.strip().partition(" ")
-    if name not in SECTIONS:
-        raise NotThereError(f"a section of {', '.join(SECTIONS)}, found {name!r}")
+    if name not in (*SECTIONS, LISTENS):
+        raise NotThereError(f"a section of {', '.join((*SECTIONS, LISTENS))}, found {name!r}")
     path = folder / file.strip()
     if not path.is_file():
         raise NotThereError(f"a report at {path}, which is missing")
+    if name == LISTENS:
+        return "\n".join(listens.success_lines(load(path)["listens"])) + "\n"
     found = whole(path)
     names = (
         [policy.strip() for policy in listed.split(",")]
@@ -816,6 +828,8 @@ SECTIONS: dict[str, Callable[[Report, list[Report]], list[str]]] = {
     "provenance": provenance,
 }
 """The parts of a report that a page can show whole."""
+LISTENS = "listens"
+"""What policies listen to, of a report or an audit.json, for all of its policies."""
 
 
 # --- reports, and all of it
@@ -825,6 +839,8 @@ SECTIONS: dict[str, Callable[[Report, list[Report]], list[str]]] = {
 def whole_table(path: Path) -> str:
     """The page `table.md` of a report: as `armlet evaluate` writes it, but for intervals over seeds
     where no outcomes were kept."""
+    if listens.is_audit(path):
+        return listens.page(load(path))
     found = whole(path)
     seeds = found.get("seeds")
     if "outcomes" in found or not seeds:
@@ -835,11 +851,13 @@ def whole_table(path: Path) -> str:
 
 
 def reports(root: Path) -> list[Path]:
-    """Every report under docs/."""
+    """Every report under docs/, and every audit."""
     found = []
     for path in sorted((root / "docs").rglob("*.json")):
         content = json.loads(path.read_text())
-        if isinstance(content, dict) and all(name in content for name in evaluation_report.NEEDED):
+        if (
+            isinstance(content, dict) and all(name in content for name in evaluation_report.NEEDED)
+        ) or listens.is_audit(path):
             found.append(path)
     return found
 

@@ -142,7 +142,7 @@ def test_what_is_no_outcomes_file_is_named(tmp_path) -> None:
     def changed(**fields) -> bytes:
         return gzip.compress(json.dumps(json.loads(gzip.decompress(content)) | fields).encode())
 
-    with pytest.raises(ValueError, match=r"version 7, expected one of \(1, 2\)"):
+    with pytest.raises(ValueError, match=r"version 7, expected one of \(1, 2, 3\)"):
         kept.from_bytes(changed(version=7))
     value = json.loads(gzip.decompress(content))
     del value["hz"]

@@ -18,6 +18,7 @@ Verbs, in the order of the work:
     profile    a policy → where the milliseconds of one decision go: `armlet profile POLICY`
     plan       a teacher and a time → what would reach it, before anybody trains: `armlet plan
                POLICY --target-ms 20`
+    audit      a policy → what it listens to: words, cameras, state: `armlet audit POLICY`
     report     report.json files → one web page: `armlet report out/*/evaluation/report.json`
     compare    two report.json files → a verdict on their policies, where they met the same episodes:
                `armlet compare A/report.json B/report.json`
@@ -46,14 +47,15 @@ import sys
 from collections.abc import Callable
 
 VERBS = (
-    "demo", "inspect", "collect", "teach", "probe", "distil", "calibrate", "evaluate", "profile", "plan",
-    "export", "serve", "publish", "report",
+    "demo", "inspect", "collect", "teach", "probe", "distil", "calibrate", "evaluate", "audit", "profile",
+    "plan", "export", "serve", "publish", "report",
     "compare", "recompute",
 )  # fmt: skip
 HELP = ("-h", "--help", "help")
 OF_PLACES = (
     "demo",
     "inspect",
+    "audit",
     "export",
     "serve",
     "publish",

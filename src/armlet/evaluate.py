@@ -18,19 +18,20 @@ from armlet.benchmarks import Benchmark, Task, benchmark_robot
 from armlet.data.episodes import EpisodeDataset
 from armlet.data.files import write_atomically
 from armlet.data.hub import is_name
-from armlet.evaluation import eval_info, figures, measure, offline, planning
+from armlet.evaluation import eval_info, figures, listening, measure, offline, planning
 from armlet.evaluation import outcomes as kept
 from armlet.evaluation.episodes import Row, run_delayed, run_episodes, run_of
 from armlet.evaluation.field import Field, in_runtimes, load
 from armlet.evaluation.films import make_film, sample_observations
 from armlet.evaluation.guiding import guided, guided_latency
+from armlet.evaluation.listening import Heard
 from armlet.evaluation.outcomes import Outcomes, Planned, PolicyRun, Section
 from armlet.evaluation.planning import Plan
 from armlet.evaluation.provenance import Curves, curves, gripper_noise, seeds_of
 from armlet.evaluation.report import Latency, Measured, OutcomesFile, Report
 from armlet.evaluation.routes import with_routes
 from armlet.evaluation.runtimes import frames_of_world
-from armlet.evaluation.settings import beside_eager, check, planned
+from armlet.evaluation.settings import beside_eager, check, planned, seeds
 from armlet.evaluation.verdicts import check_baselines, verdicts
 from armlet.logs import RunLog
 from armlet.measuring import EAGER, PARTS, Runtime
@@ -54,6 +55,8 @@ def main(recipe: Recipe) -> Path:
         return compare_with_held_out(recipe)
     # Everything that can be refused is refused before the first episode: hours come after it.
     check(recipe)
+    if recipe.evaluation.listens:
+        listening.check_apart(recipe.evaluation.listens, seeds(recipe))
     log = RunLog(recipe.log, recipe.out, recipe.name, to_json(recipe))
     recipe = at_hand(recipe, reads=("teacher", "policies"))
     field = load(recipe, known=lambda: benchmark_robot(benchmark))
@@ -208,15 +211,15 @@ def summarise(
         title=f"evaluate {recipe.name}",
         device=recipe.acting_device,
     )
-    met = []
-    for task, seed in episodes:
-        met.append(Planned(task.split, task.family, task.name, seed))
+    heard = _heard(recipe, field, out)
     outcomes = Outcomes(
         hz=benchmark.action_spec.control_hz,
         limit=benchmark.max_steps,
-        episodes=tuple(met),
+        episodes=_as_planned(episodes),
         policies=policy_runs(field, rows),
         delayed=delayed,
+        listened=_as_planned(_listened(recipe)) if heard.runs else (),
+        listens=heard.runs,
     )
     # The same function that recomputes a report from the file: the two cannot disagree.
     sections = kept.recompute(outcomes)
@@ -247,7 +250,39 @@ def summarise(
         purpose=setting.purpose,
         plan=plan_of_report,
         verdicts=tuple(verdicts(outcomes, setting.baselines, setting.margin)),
+        listens_left_out=heard.left_out,
     )
+
+
+def _as_planned(episodes: list[tuple[Task, int]]) -> tuple[Planned, ...]:
+    return tuple(Planned(task.split, task.family, task.name, seed) for task, seed in episodes)
+
+
+def _listened(recipe: Recipe) -> list[tuple[Task, int]]:
+    """The episodes in which it is found out what policies listen to, of the first split."""
+    setting = recipe.evaluation
+    world = recipe.world("evaluate")
+    return plan(world, setting.splits[0], setting.listens, listening.SEEDS.start)
+
+
+def _heard(recipe: Recipe, field: Field, out: Path) -> Heard:
+    """What each policy listens to, run as it is made: at its own budget, in eager."""
+    found = {}
+    for name, contender in field.contenders.items():
+        if not recipe.evaluation.listens or contender != Contender(contender.folder):
+            continue
+        found[name] = listening.listen(
+            name,
+            contender,
+            field.policies[name],
+            recipe.world("evaluate"),
+            _listened(recipe),
+            out,
+            title=f"evaluate {recipe.name}, what it listens to",
+            workers=recipe.evaluation.workers,
+            device=recipe.acting_device,
+        )
+    return listening.all_heard(found)
 
 
 def write(report: Report, out: Path) -> Path:

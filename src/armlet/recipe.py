@@ -284,6 +284,9 @@ class Evaluation(Controls, Evidence):
     """What the arm does meanwhile: wait holds still, run_on carries out what is left of the chunk
     before, blend goes over from it to the new one, guided has a flow policy go on from it
     (armlet/robot/chunks.py)."""
+    listens: int = field(default=0, metadata=QUIET)
+    """Episodes, of seeds of their own, in which each policy is run once more for every input that is
+    changed, to see what it listens to; without a benchmark: frames (docs/audit.md). 0: none."""
     guard: str | None = None
     """A file, guard.toml: every policy is run as well behind a guard with these limits
     (armlet/robot/bounds.py)."""
@@ -303,7 +306,12 @@ class Evaluation(Controls, Evidence):
         limits.positive(self, "route_episodes")
         limits.check(self, margin=(ABOVE_0, BELOW_1))
         limits.check(
-            self, seed=(0, inf), videos=(0, inf), budgets=(ABOVE_0, 1), slower=(ABOVE_0, MOST)
+            self,
+            seed=(0, inf),
+            videos=(0, inf),
+            budgets=(ABOVE_0, 1),
+            slower=(ABOVE_0, MOST),
+            listens=(0, inf),
         )
 
 

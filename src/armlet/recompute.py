@@ -1,7 +1,7 @@
 """recompute: every interval, comparison and tally of a report again, from the counts and outcomes
 that are stored.
 
-    armlet recompute report.json [more …]
+    armlet recompute report.json [more …]        an audit.json, too
 
 A report says how many of how many episodes succeeded and, of two policies, in how many both, one or
 neither did; everything else that it says of success follows from these, and is compared here with
@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from armlet.evaluation import offline_report, outcomes, speeds, stats, verdicts
+from armlet.evaluation import listens, offline_report, outcomes, speeds, stats, verdicts
 from armlet.evaluation.report import outcomes_beside
 from armlet.report import read
 
@@ -108,8 +108,11 @@ def check(path: Path) -> Account:
             f"{path} compares with held-out episodes: nothing was executed, so it stores no outcomes "
             "and no counts to recompute; `armlet evaluate` makes it again, `armlet report` shows it"
         )
-    report = read(path)
     account = Account(path.as_posix())
+    if listens.is_audit(path):
+        _audit(account, path)
+        return account
+    report = read(path)
     try:
         # Version 1 kept no outcomes.
         if "outcomes" in report:
@@ -124,6 +127,19 @@ def check(path: Path) -> Account:
             f"{path} lacks the field {error}; was it edited, or written by another armlet?"
         ) from error
     return account
+
+
+def _audit(account: Account, path: Path) -> None:
+    """The rows of an audit.json from its episodes."""
+    said = listens.read(path)
+    try:
+        expected = listens.recompute(said)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path} lacks or garbles a field ({error}); was it edited?") from error
+    account.same("number of rows", len(said["listens"]), len(expected))
+    # Not strict: that one is missing has been told.
+    for own, row in zip(said["listens"], expected, strict=False):
+        account.same(_name(row), own, row)
 
 
 def _by_outcomes(account: Account, report: Report, path: Path) -> None:
@@ -329,6 +345,8 @@ def _name(row: Report) -> str:
     """What a row of a section is about."""
     if "a" in row:
         return f"{row['a']} − {row['b']}"
+    if "change" in row:
+        return f"{row['policy']} with {row['change']}"
     rest = f" {row['slower']:g}× slower, {row['late']}" if "slower" in row else ""
     return f"{row['name']}{rest}"
 

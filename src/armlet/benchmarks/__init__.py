@@ -66,6 +66,12 @@ class World(ABC):
         was asked; None where there is nothing else to go to."""
         return None
 
+    def other_instruction(self, number: int) -> str | None:
+        """The same task's words for another thing that is there, number `number` of those there are
+        (modulo): what a policy that listens would then do is something else. None where nothing
+        else could be asked for, or the world cannot say it."""
+        return None
+
     def expert_phase(self) -> str:
         """The expert's own name for what it is doing now."""
         return ""

@@ -24,6 +24,7 @@ from armlet.policies.contract import Backbone, Policy
 from armlet.progress import Progress
 from armlet.robot.fit import View
 from armlet.robot.observation import Observation, history_of
+from armlet.rollout.changes import NO_WORDS, OF_WORDS, Change, changed, shuffled
 
 AT_ONCE = 32  # frames that a network is asked about in one pass
 
@@ -108,7 +109,44 @@ class Asker:
             images[camera] = _Picked(dict(zip(wanted.tolist(), pictures, strict=True)))
         return self.observations(rows, images, history)
 
-    def ask(self, policy: Policy, rows: np.ndarray, title: str) -> Answers:
+    def said_instead(self, change: Change, row: int) -> str | None:
+        """What a policy is told at a row under a change of words; None where there is nothing else
+        to say."""
+        text = self.data.tasks[self.data.asked[row]]
+        if change.what == "shuffled":
+            return shuffled(text, row)
+        if change.what == "empty":
+            return None if text == NO_WORDS else NO_WORDS
+        if change.what == "other_task":
+            others = [other for other in self.data.tasks if other != text]
+            return others[row % len(others)] if others else None
+        return None  # recorded episodes do not say what else was there
+
+    def changed(
+        self,
+        change: Change,
+        rows: np.ndarray,
+        seen: Sequence[Observation],
+        images: Mapping[str, Rows],
+    ) -> list[Observation]:
+        """What is seen at `rows` (n,), with one input changed; a camera is frozen at the first
+        picture of the episode."""
+        starts = self.recording.starts
+        first = starts[np.searchsorted(starts, rows, side="right") - 1]  # (n,)
+        found = []
+        for place, observation in enumerate(seen):
+            picture = None
+            if change.what == "frozen":
+                picture = images[change.camera or ""][first[place : place + 1]][0]
+            text = None
+            if change.what in OF_WORDS:
+                text = self.said_instead(change, int(rows[place]))
+            found.append(changed(observation, change, text=text, picture=picture))
+        return found
+
+    def ask(
+        self, policy: Policy, rows: np.ndarray, title: str, change: Change | None = None
+    ) -> Answers:
         """What a policy says at each of `rows` (n,). Raises ValueError where that is NaN."""
         images = self.pictures_as(policy.robot.observation.view)
         progress = Progress(title, total=len(rows), unit="frame")
@@ -117,6 +155,8 @@ class Asker:
         for start in range(0, len(rows), AT_ONCE):
             some = rows[start : start + AT_ONCE]
             seen = self.observations(some, images, history_of(policy))
+            if change is not None:
+                seen = self.changed(change, some, seen, images)
             chunks, ran = decide_together(policy, seen)
             bad = np.flatnonzero(~np.isfinite(chunks).all((1, 2)))
             if len(bad):
@@ -186,10 +226,13 @@ def answers_of(
     fingerprint: str | None,
     folder: Path | None,
     title: str,
+    *,
+    change: Change | None = None,
 ) -> Answers:
-    """The answers that stand in `folder` under everything they were made from, or new ones."""
+    """The answers that stand in `folder` under everything they were made from, or new ones.
+    `change`: of one input of what is shown."""
     if folder is None or fingerprint is None:
-        return asked.ask(policy, rows, title)
+        return asked.ask(policy, rows, title, change)
     question = {
         "policy": fingerprint,
         "data": asked.data.fingerprint,
@@ -200,13 +243,15 @@ def answers_of(
         "torch": torch.__version__,
         "device": str(policy.device) if isinstance(policy, torch.nn.Module) else None,
     }
+    if change is not None:
+        question["change"] = asdict(change)
     path = folder / f"{short(question)}.npz"
     if path.is_file():
         with np.load(path) as file:
             # The name holds a short digest only, which two questions might share.
             if str(file["question"]) == json.dumps(question, sort_keys=True):
                 return Answers(file["actions"], file["gates"])
-    answers = asked.ask(policy, rows, title)
+    answers = asked.ask(policy, rows, title, change)
     with atomic_file(path) as part, part.open("wb") as file:
         np.savez(
             file,

@@ -100,6 +100,8 @@ def conditions(contender: Contender, benchmark: Benchmark, device: str = "cpu") 
     if contender.routes is not None:
         # A digest: there may be thousands, and every row would repeat them.
         made_from["routes"] = digest_text([json.dumps(asdict(contender.routes))])
+    if contender.change is not None:
+        made_from["change"] = asdict(contender.change)
     return made_from
 
 

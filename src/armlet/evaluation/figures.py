@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from armlet.data.files import atomic_file
-from armlet.evaluation import speeds
+from armlet.evaluation import listens, speeds
 from armlet.evaluation.speeds import runtime_of, several_runtimes
 from armlet.measuring import EAGER
 
@@ -41,6 +41,9 @@ def table(report: Report) -> str:
     if report.get("delayed"):
         parts.append(delayed_lines(report["delayed"]))
         parts.append(list(map(delayed_sentence, report.get("delayed_pairs", []))))
+    if report.get("listens"):
+        left_out = [listens.LeftOut(**each) for each in report.get("listens_left_out", [])]
+        parts.append(listens.table(report["listens"], left_out).splitlines())
     lines: list[str] = []
     for part in parts:
         # An empty line between parts: Markdown would take the next table for more of this one.

@@ -13,14 +13,12 @@ Knows no benchmark and no world.
 
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 
 from armlet.annotators import PHASES
 from armlet.annotators.store import load_labels
@@ -28,7 +26,7 @@ from armlet.data.episodes import EpisodeDataset
 from armlet.data.files import hold, write_atomically
 from armlet.data.pictures import Pictures
 from armlet.data.splits import Parts, parts
-from armlet.evaluation import measure, speeds
+from armlet.evaluation import listening_offline, measure, speeds
 from armlet.evaluation import offline_report as said
 from armlet.evaluation.action_errors import (
     MEAN,
@@ -50,6 +48,7 @@ from armlet.evaluation.action_errors import (
 )
 from armlet.evaluation.asking import Answers, Asker, answers_of
 from armlet.evaluation.field import Field
+from armlet.evaluation.listening_offline import Judge
 from armlet.evaluation.offline_report import (
     Compared,
     Cost,
@@ -71,6 +70,7 @@ from armlet.policies.contract import Backbone, Policy
 from armlet.recipe import Evaluation, Recipe, to_json
 from armlet.robot.observation import Observation, history_of
 from armlet.robot.spec import ActionSpec
+from armlet.rollout.pool import THREADS, threads
 
 TIMED = 16  # frames whose decisions are timed and counted, in turn
 # A dimension does not move where even the mean action errs by less than this share of its largest
@@ -149,6 +149,7 @@ def run(recipe: Recipe, data: EpisodeDataset, compared: Field) -> Path:
             known=known,
             kept=out / "answers",
             made_with=_fingerprint(recipe),
+            listens=recipe.evaluation.listens,
             title=f"evaluate {recipe.name}",
         )
         # NaN is no JSON, and a browser refuses it; `numbers` has made None of it.
@@ -169,11 +170,8 @@ def frames_of_episodes(
     """Moments of episodes that were trained on, at which what is exported is compared with what it
     was made from: on those that are held out, nothing may be chosen."""
     split = parts(data, recipe.split, recipe.held_out, reported=True)
-    columns = data.columns()
-    actions = columns["action"]  # (N, a)
-    recording = Recording(actions, columns.get("executed", actions), data.starts, data.runs)
-    asked = Asker(data, recording, columns["observation.state"], recipe.pictures)
-    rows = choose_rows(recording, split.train, FRAMES)
+    asked = _asker(data, recipe.pictures)
+    rows = choose_rows(asked.recording, split.train, FRAMES)
     return asked.raw(rows, max(map(history_of, policies.values())))
 
 
@@ -209,23 +207,22 @@ def evaluate(
     kept: Path | None = None,
     made_with: dict[str, Any] | None = None,
     title: str = "evaluate",
+    listens: int = 0,
 ) -> OfflineReport:
     """Policies by name, the first of them the reference (a teacher), at up to `frames` frames of
     the episodes `held_out`; baselines are means of the episodes `shown`.
 
-    `calls`: decisions that are timed, 0: none. `kept`: a folder in which answers are kept. Raises
-    ValueError where a policy does not fit the data, naming it and the camera or number it lacks, or
-    where it answers NaN.
+    `calls`: decisions that are timed, 0: none. `kept`: a folder in which answers are kept.
+    `listens`: at most so many frames at which policies are asked once more for each input that is
+    changed, 0: none. Raises ValueError where a policy does not fit the data, naming it and the
+    camera or number it lacks, or where it answers NaN.
     """
     known = known or Known()
     for name, policy in policies.items():
         check_fits(name, policy, data)
-    columns = data.columns()
-    actions = columns["action"]  # (N, a)
-    # Episodes that armlet recorded also say what was carried out, where a policy was disturbed.
-    recording = Recording(actions, columns.get("executed", actions), data.starts, data.runs)
+    asked = _asker(data, pictures or Pictures())
+    recording = asked.recording
     rows = choose_rows(recording, held_out, frames)
-    asked = Asker(data, recording, columns["observation.state"], pictures or Pictures())
     answers = {}
     for name, policy in policies.items():
         fingerprint = known.fingerprints.get(name)
@@ -234,22 +231,19 @@ def evaluate(
     spec = policies[reference].robot.action
     comparison = Comparison(recording, rows, shown, answers, reference, spec, labelled)
     costs = _costs(policies, asked, rows, answers, calls, known.exported_from)
-    compared = Compared(
-        data=str(data.root),
-        data_fingerprint=data.fingerprint,
-        robot=spec,
-        hz=data.fps,
-        episodes=tuple(map(int, held_out)),
-        shown=len(shown),
-        frames=len(rows),
-        of_frames=len(recording.rows_of(held_out)),
-        steps=comparison.steps,
-        moving=comparison.moving,
-        scale=tuple(map(float, comparison.scale)),
-    )
+    compared = _compared(asked, comparison, held_out, len(shown))
     made = []
     for name in comparison.names:  # policies first, then baselines, which are in no `policies`
         made.append(_row(name, comparison, known, policies.get(name), costs))
+    heard, left_out = listening_offline.listen_all(
+        policies if listens else {},
+        asked,
+        choose_rows(recording, held_out, listens or 1),
+        Judge(comparison.scale, comparison.moving, comparison.steps),
+        known,
+        kept=kept,
+        title=title,
+    )
     pairs = comparison.pairs(tuple(policies)) + comparison.pairs_of(_in_their_runtime(made))
     return OfflineReport(
         compared=compared,
@@ -258,6 +252,33 @@ def evaluate(
         remarks=_remarks(compared, made),
         refused=known.refused,
         fingerprint=made_with or {},
+        listens=heard,
+        listens_left_out=left_out,
+    )
+
+
+def _asker(data: EpisodeDataset, pictures: Pictures) -> Asker:
+    columns = data.columns()
+    actions = columns["action"]  # (N, a)
+    # Episodes that armlet recorded also say what was carried out, where a policy was disturbed.
+    recording = Recording(actions, columns.get("executed", actions), data.starts, data.runs)
+    return Asker(data, recording, columns["observation.state"], pictures)
+
+
+def _compared(asked: Asker, comparison: "Comparison", held_out: np.ndarray, shown: int) -> Compared:
+    data = asked.data
+    return Compared(
+        data=str(data.root),
+        data_fingerprint=data.fingerprint,
+        robot=comparison.spec,
+        hz=data.fps,
+        episodes=tuple(map(int, held_out)),
+        shown=shown,
+        frames=len(comparison.moments),
+        of_frames=len(asked.recording.rows_of(held_out)),
+        steps=comparison.steps,
+        moving=comparison.moving,
+        scale=tuple(map(float, comparison.scale)),
     )
 
 
@@ -472,7 +493,7 @@ def _costs(
     places = np.linspace(0, len(rows) - 1, min(TIMED, len(rows))).astype(np.int64)
     history = max(map(history_of, timed.values()))
     observations = asked.raw(rows[np.unique(places)], history)
-    with one_thread():
+    with threads(THREADS):
         timings = measure.latency(timed, observations, calls=calls)
         flops = {}
         for name, policy in networks.items():
@@ -513,17 +534,6 @@ def _in_their_runtime(rows: Sequence[PolicyRow]) -> list[tuple[str, str]]:
             found.append((row["name"], teacher["name"]))
         found.append((row["name"], row["exported_from"]))
     return found
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Times are of one thread; the caller's number is put back."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _remarks(compared: Compared, rows: Sequence[PolicyRow]) -> tuple[str, ...]:

@@ -1,9 +1,8 @@
 """The report of a comparison with held-out episodes: what stands in it; as JSON, as a table in words
 and as a picture.
 
-Version 2, told apart from a report of episodes in a simulator by its `kind`; version 1 knew no
-runtime but eager. Knows no policy and no
-data set.
+Version 3, told apart from a report of episodes in a simulator by its `kind`; version 1 knew no
+runtime but eager, version 2 not what policies listen to. Knows no policy and no data set.
 """
 
 import json
@@ -16,15 +15,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 from armlet.data.files import atomic_file, read_json
+from armlet.evaluation import listening_offline
 from armlet.evaluation.action_errors import Agreement, Estimate
 from armlet.evaluation.figures import millions, multiple, refusal
+from armlet.evaluation.listening_offline import Listened
+from armlet.evaluation.listens import LeftOut
 from armlet.evaluation.runtimes import Refused
 from armlet.evaluation.speeds import p50, runtime_of, several_runtimes, speed
 from armlet.measuring import EAGER
 from armlet.robot.spec import ActionSpec
 
-VERSION = 2
-VERSIONS = (1, 2)
+VERSION = 3
+VERSIONS = (1, 2, 3)
 KIND = "offline"
 NO_SUCCESS_RATE = (
     "This is no success rate: nothing was executed. It says how near the actions lie to those that were "
@@ -139,6 +141,9 @@ class OfflineReport:
     remarks: tuple[str, ...]
     fingerprint: dict[str, Any]
     refused: tuple[Refused, ...] = ()  # rows that were asked for and could not be exported
+    # What policies listen to, where that was asked; and what of it was not run.
+    listens: tuple[Listened, ...] = ()
+    listens_left_out: tuple[LeftOut, ...] = ()
     note: str = NO_SUCCESS_RATE
     kind: str = KIND
     version: int = VERSION
@@ -164,6 +169,8 @@ def from_json(value: dict[str, Any], *, source: str) -> OfflineReport:
         )
     if value["version"] == 1:
         value = _completed(value)
+    if value["version"] < 3:
+        value = {**value, "listens": [], "listens_left_out": []}
     report = _built(OfflineReport, value, source)
     assert isinstance(report, OfflineReport)
     return report
@@ -289,6 +296,7 @@ def table(report: OfflineReport) -> str:
         group_lines(report, "by_third"),
         group_lines(report, "by_phase"),
         pair_lines(report),
+        listening_offline.table_lines(report.listens, report.listens_left_out),
         seen_lines(report),
     ]
     # An empty line ends a table of Markdown; parts that say nothing are left out.

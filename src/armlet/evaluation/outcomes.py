@@ -8,7 +8,7 @@ interval and comparison of the report as a function of it.
 file gets the same numbers, those of the bootstrap included (its seeds are fixed). The file is JSON,
 compressed, of a few bytes an episode:
 
-    version    1, or 2 where students are said to be seeds of one recipe
+    version    1, 2 where students are said to be seeds of one recipe, 3 with `listens`
     hz, limit  control steps a second; the step at which an episode ends without success
     episodes   [[split, family, task, seed], …]: the n episodes that every policy met, in the order
                of the plan
@@ -16,6 +16,10 @@ compressed, of a few bytes an episode:
                toggles}, …], the first is the one that others are compared with; `success` is a text
                of n characters, 1 or 0; the lists have n numbers; `guarded`, one more, only where a
                policy acts behind a guard
+    listened   [[split, family, task, seed], …]: the episodes in which it was found out what policies
+               listen to; this and the next only where it was
+    listens    [{policy, of, change, episodes, success}, …]: with one input changed, or as it is;
+               `episodes` are numbers of the list before, `success` is a text of as many characters
     delayed    [{policy, slower, late, delay_ms, lag_steps, success, …}, …]: the same policies
                acting late, in the episodes of the first split only
 
@@ -35,10 +39,12 @@ from typing import Any, TypeVar
 import numpy as np
 
 from armlet.data.files import write_atomically
-from armlet.evaluation import stats
+from armlet.evaluation import listens, stats
+from armlet.evaluation.listens import ListenRun
 
-VERSION = 2  # 1 had no `seeds_of`; a file in which nobody has one is still written as 1
-VERSIONS = (1, 2)
+# 1 had no `seeds_of`, 2 no `listens`; a file without them is still written as 1 or 2.
+VERSION = 3
+VERSIONS = (1, 2, 3)
 REPORT = 4  # the report's version, whose sections are computed here
 Section = dict[str, Any]  # a part of report.json
 Value = TypeVar("Value")
@@ -125,6 +131,9 @@ class Outcomes:
     episodes: tuple[Planned, ...]
     policies: tuple[PolicyRun, ...]
     delayed: tuple[DelayedRun, ...] = ()
+    # Of what policies listen to, in episodes of its own.
+    listened: tuple[Planned, ...] = ()
+    listens: tuple[ListenRun, ...] = ()
 
     def __post_init__(self) -> None:
         for policy in self.policies:
@@ -133,6 +142,13 @@ class Outcomes:
         for late in self.delayed:
             called = f"{late.policy} {late.slower:g}× slower, {late.late}"
             _check_lengths(called, late.run, first)
+        for run in self.listens:
+            beyond = [number for number in run.episodes if not 0 <= number < len(self.listened)]
+            if beyond:
+                raise ValueError(
+                    f"outcomes of {run.policy!r} with {run.change}: there is no episode "
+                    f"{beyond[0]}, {len(self.listened)} were planned"
+                )
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -185,16 +201,18 @@ def to_bytes(outcomes: Outcomes) -> bytes:
     """The file's content: the same bytes for the same outcomes, whenever they are written."""
     # A file in which nobody has `seeds_of` is one of version 1, byte for byte.
     grouped = any(policy.seeds_of is not None for policy in outcomes.policies)
-    # Lists without names: of thousands of episodes the names would be most of the file.
-    episodes = [[e.split, e.family, e.task, e.seed] for e in outcomes.episodes]
     value = {
-        "version": VERSION if grouped else 1,
+        "version": 2 if grouped else 1,
         "hz": outcomes.hz,
         "limit": outcomes.limit,
-        "episodes": episodes,
+        "episodes": _listed(outcomes.episodes),
         "policies": list(map(_flat, outcomes.policies)),
         "delayed": list(map(_flat, outcomes.delayed)),
     }
+    if outcomes.listens:
+        value["version"] = VERSION
+        value["listened"] = _listed(outcomes.listened)
+        value["listens"] = [run.to_json() for run in outcomes.listens]
     text = json.dumps(value, sort_keys=True, separators=(",", ":"))
     # gzip writes the time into its header otherwise, and the sha256 would differ.
     return gzip.compress(text.encode(), mtime=0)
@@ -227,6 +245,8 @@ def from_bytes(content: bytes, *, source: str = "outcomes") -> Outcomes:
             episodes=tuple(Planned(*entry) for entry in value["episodes"]),
             policies=tuple(policies),
             delayed=tuple(DelayedRun(**_fields(entry)) for entry in value["delayed"]),
+            listened=tuple(Planned(*entry) for entry in value.get("listened", [])),
+            listens=tuple(map(ListenRun.from_json, value.get("listens", []))),
         )
     # A field that is missing, or one too many for the constructors: cut or changed by hand.
     except (KeyError, TypeError) as error:
@@ -258,6 +278,11 @@ def read(path: Path, *, sha256: str | None = None) -> Outcomes:
             f"expected {sha256[:12]}…"
         )
     return from_bytes(content, source=str(path))
+
+
+def _listed(episodes: Sequence[Planned]) -> list[list[Any]]:
+    """Lists without names: of thousands of episodes the names would be most of the file."""
+    return [[each.split, each.family, each.task, each.seed] for each in episodes]
 
 
 def _flat(entry: PolicyRun | DelayedRun) -> dict[str, Any]:
@@ -316,6 +341,7 @@ def recompute(outcomes: Outcomes, *, version: int = REPORT) -> Section:
         "seeds": over_seeds(outcomes, first, version),
         "delayed": delayed,
         "delayed_pairs": delayed_pairs(outcomes),
+        "listens": listens.rows(outcomes.listens),
     }
 
 

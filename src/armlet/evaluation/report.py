@@ -14,6 +14,7 @@ from typing import Any
 
 from armlet.evaluation import outcomes, speeds
 from armlet.evaluation.films import Film
+from armlet.evaluation.listens import LeftOut
 from armlet.evaluation.outcomes import Section
 from armlet.evaluation.planning import Plan
 from armlet.evaluation.provenance import Curves
@@ -93,6 +94,8 @@ class Report:
     purpose: Purpose = "tuning"  # what it may be used for
     plan: Plan | None = None  # what was going to be run; None where it is for tuning
     verdicts: tuple[Verdict, ...] = ()  # on the first split
+    # Of what policies listen to, what was not run; what was is in `sections`.
+    listens_left_out: tuple[LeftOut, ...] = ()
     version: int = VERSION
 
     def to_json(self) -> dict[str, Any]:
@@ -110,10 +113,10 @@ class Report:
             "purpose": self.purpose,
             "plan": None if self.plan is None else self.plan.to_json(),
             "verdicts": [each.to_json() for each in self.verdicts],
-            "listens": [],  # where nobody asked what policies listen to
             "outcomes": asdict(self.outcomes),
             **self.sections,
             "policies": rows,
+            "listens_left_out": [asdict(each) for each in self.listens_left_out],
             "refused": [asdict(each) for each in self.refused],
             "rollouts": films,
             "training": self.training,
@@ -172,6 +175,8 @@ def _complete(report: dict[str, Any], path: Path) -> None:
     report.setdefault("refused", [])
     report.setdefault("pairs_by_split", {})
     report.setdefault("delayed_pairs", [])
+    report.setdefault("listens", [])
+    report.setdefault("listens_left_out", [])
     for row in report.setdefault("delayed", []):
         # The rule of that time: an action left out for every step late, whether or not one was made.
         row.setdefault("late", "skip")

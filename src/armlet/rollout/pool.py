@@ -22,6 +22,7 @@ from armlet.robot.bounds import Bounds
 from armlet.robot.chunks import Late
 from armlet.robot.ensemble import Adaptive, Ensemble
 from armlet.robot.spec import RobotSpec
+from armlet.rollout.changes import Change, in_episode
 from armlet.rollout.loop import Episode, run_task
 from armlet.rollout.routes import Routes
 
@@ -93,7 +94,8 @@ class Contender:
     """A policy on disk and how it is run: at which budget (for one with a dial), how many actions
     it carries out before it looks again (None: its own number), how many steps late its actions
     come, and what the arm does meanwhile; or averaged over an `ensemble` of its last decisions
-    (robot/ensemble.py), looking again at every step; or behind a `guard` with these bounds."""
+    (robot/ensemble.py), looking again at every step; or behind a `guard` with these bounds; or with
+    one of its inputs changed (rollout/changes.py)."""
 
     folder: Path
     budget: float | None = None
@@ -102,6 +104,7 @@ class Contender:
     late: Late = "wait"
     ensemble: int | None = None
     guard: Bounds | None = None
+    change: Change | None = None
     runtime: Runtime = EAGER  # in which the policy of its folder was exported
     routes: Routes | None = None  # that are taken in the place of its router's
     # The robot for which it is asked who it is, where it says that by its answers alone.
@@ -135,6 +138,8 @@ class Contender:
     def run(self, policy: Policy, benchmark: Benchmark, task: Task, seed: int) -> Episode:
         """One episode of `policy`, which is this one loaded."""
         acting = policy if self.routes is None else self.routes.told(policy, task, seed)
+        if self.change is not None:
+            acting = in_episode(acting, self.change, benchmark, task, seed)
         return run_task(
             acting,
             benchmark,

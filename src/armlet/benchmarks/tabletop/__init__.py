@@ -36,7 +36,7 @@ import numpy as np
 from armlet.benchmarks import Benchmark, Task, World
 from armlet.benchmarks.rendering import Camera, RayCamera, make_camera, resolve_renderer
 from armlet.benchmarks.tabletop import expert
-from armlet.benchmarks.tabletop.layouts import TWINS, Goal, belt_direction, draw
+from armlet.benchmarks.tabletop.layouts import TWINS, Goal, belt_direction, draw, spoken
 from armlet.benchmarks.tabletop.scene import (
     DRAWER_TRAVEL,
     HANDLE_FORWARD,
@@ -341,6 +341,20 @@ class TabletopWorld(World):
         height = OBJECT_HALF if move.gripper == expert.OPEN else expert.CARRY
         wanted = expert.funnel(self.tcp, point + [0, 0, height], rise=0.05)
         return np.array([*np.clip((wanted - self.tcp) / STEP, -1, 1), move.gripper], np.float32)
+
+    def other_instruction(self, number: int) -> str | None:
+        """The name of the thing that is meant in the place of another's of its kind; where to put
+        it stays."""
+        goal = self.goal
+        kinds = {thing.name: thing.kind for thing in self._layout.things}
+        others = []
+        for name, kind in kinds.items():
+            if kind == kinds[goal.subject] and name not in (goal.subject, goal.target):
+                others.append(name)
+        if not others:
+            return None
+        other = others[number % len(others)]
+        return goal.instruction.replace(spoken(goal.subject), spoken(other))
 
     def privileged(self) -> dict[str, np.ndarray]:
         """`subject` and `target`: where the thing meant, and the place meant, are now (3,)

@@ -101,7 +101,8 @@ def _hand(rng: np.random.Generator, things: list[Thing]) -> tuple[float, float, 
     )
 
 
-def _spoken(name: str) -> str:
+def spoken(name: str) -> str:
+    """A thing's name as people say it."""
     return name.replace("_", " ")
 
 
@@ -109,7 +110,7 @@ def _touch_layout(rng: np.random.Generator, task: Task) -> tuple[Layout, Goal]:
     # The first thing is the one that is meant, here and below. It is not to be seen: places and
     # colours are drawn at random.
     things = _objects(rng, spread(rng, 4, (-0.16, -0.17), (0.12, 0.17), 0.09), task)
-    return _finish(rng, task, things, "touch", things[0].name, {"object": _spoken(things[0].name)})
+    return _finish(rng, task, things, "touch", things[0].name, {"object": spoken(things[0].name)})
 
 
 def _push_layout(rng: np.random.Generator, task: Task) -> tuple[Layout, Goal]:
@@ -120,7 +121,7 @@ def _push_layout(rng: np.random.Generator, task: Task) -> tuple[Layout, Goal]:
         points.append((float(x + rng.uniform(-0.012, 0.012)), float(rng.uniform(-0.085, 0.085))))
     things = _objects(rng, points, task)
     side = ("left", "right")[rng.integers(2)]
-    words = {"object": _spoken(things[0].name), "side": side}
+    words = {"object": spoken(things[0].name), "side": side}
     return _finish(rng, task, things, "push", things[0].name, words, side=side)
 
 
@@ -134,8 +135,8 @@ def _place_layout(rng: np.random.Generator, task: Task) -> tuple[Layout, Goal]:
     for colour, kind, point in zip(colours, kinds, points[3:], strict=True):
         places.append(Thing(f"{colour}_{kind}", kind, PLACE_COLOURS[colour], point))
     words = {
-        "object": _spoken(things[0].name),
-        "target": _spoken(places[0].name),
+        "object": spoken(things[0].name),
+        "target": spoken(places[0].name),
         "relation": "on" if places[0].kind == "plate" else "into",
     }
     return _finish(
@@ -145,7 +146,7 @@ def _place_layout(rng: np.random.Generator, task: Task) -> tuple[Layout, Goal]:
 
 def _stack_layout(rng: np.random.Generator, task: Task) -> tuple[Layout, Goal]:
     things = _objects(rng, spread(rng, 4, (-0.15, -0.16), (0.12, 0.16), 0.105), task)
-    words = {"object": _spoken(things[0].name), "target": _spoken(things[1].name)}
+    words = {"object": spoken(things[0].name), "target": spoken(things[1].name)}
     return _finish(rng, task, things, "stack", things[0].name, words, target=things[1].name)
 
 
@@ -170,7 +171,7 @@ def _drawer_layout(rng: np.random.Generator, task: Task) -> tuple[Layout, Goal]:
     loose = _objects(rng, spread(rng, 2, (-0.17, -0.17), (-0.09, 0.17), 0.09), task)
     chosen = drawers[rng.integers(2)]
     return _finish(
-        rng, task, drawers + loose, task.name, chosen.name, {"object": _spoken(chosen.name)}
+        rng, task, drawers + loose, task.name, chosen.name, {"object": spoken(chosen.name)}
     )
 
 
@@ -185,7 +186,7 @@ def _rake_layout(rng: np.random.Generator, task: Task) -> tuple[Layout, Goal]:
     # Within reach, and nearly straight, as the hand cannot turn it.
     rake = Thing("rake", "rake", (0.35, 0.22, 0.10), place, yaw=float(rng.uniform(-0.06, 0.06)))
     return _finish(
-        rng, task, [*things, rake], "rake", things[0].name, {"object": _spoken(things[0].name)}
+        rng, task, [*things, rake], "rake", things[0].name, {"object": spoken(things[0].name)}
     )
 
 
