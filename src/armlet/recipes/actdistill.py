@@ -305,6 +305,8 @@ def onpolicy(base: Recipe) -> Recipe:
 
 # The published router: it sees tokens, and neither the robot's state nor its last action.
 BLIND = Routing(budget=0.25, use_state=False, use_previous_action=False)
+# Its router itself, where it stands in ours in every other way.
+PUBLISHED_ROUTER = replace(BLIND, chooser="published", hidden=512)
 RECIPES = {
     "actdistill": Row(
         "ActDistill for your own robot: its teacher's layers and a router that runs half of them.",
@@ -371,6 +373,12 @@ RECIPES = {
         "state, no previous action.",
         tabletop,
         partial(actdistill, student=BLIND),
+    ),
+    "published_router_tabletop": Row(
+        "ActDistill with the router of the public code, which pools projected tokens and has one "
+        "linear map a layer.",
+        tabletop,
+        partial(actdistill, student=PUBLISHED_ROUTER),
     ),
     "published_tabletop": Row(
         "The published training as it is written: soft gates on whole hidden states, its loss, "
