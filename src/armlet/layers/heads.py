@@ -1,5 +1,5 @@
-"""Action heads: a condition vector (b, d) → a chunk of normalised actions (b, k, a). One contract,
-five kinds.
+"""Action heads: a condition vector (b, d) → a chunk of normalised actions (b, k, a). One contract
+(action_head.py), six kinds.
 
     RegressionHead   one MLP, L1 loss (OpenVLA-OFT, arXiv 2502.19645)
     BinHead          256 bins a dimension, cross-entropy (OpenVLA, arXiv 2406.09246)
@@ -7,13 +7,14 @@ five kinds.
                      2206.11251)
     FlowHead         a small DiT that carries noise to actions in a few Euler steps (π0, arXiv
                      2410.24164)
+    DiffusionHead    a small DiT that takes noise out of actions in 10 steps of DDIM, told the
+                     condition as a token (CogACT, arXiv 2411.19650; action_dit.py)
     ArmGripperHead   one vector a step; the arm by L1 loss, the gripper open or closed (VITA-VLA,
                      arXiv 2510.09607)
 
 None knows a backbone, a benchmark or a unit: actions are normalised to about [−1, 1].
 """
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -22,48 +23,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from armlet.data.codec import bin_centres, bin_numbers, squared_distances
+from armlet.layers.action_dit import DiffusionHead
+from armlet.layers.action_head import ActionHead, masked_mean
 from armlet.robot.spec import ActionSpec
 
-Kind = Literal["regression", "bins", "codebook", "flow", "arm_gripper"]
-
-
-class ActionHead(nn.Module, ABC):
-    """`loss` is per sample; `forward` decides."""
-
-    chunk: int
-    dims: int
-    vectors: int = 1  # of a token's width, side by side in the condition
-
-    @classmethod
-    def fitted(cls, spec: ActionSpec, options: dict[str, Any]) -> dict[str, Any]:
-        """Its options with what it must know of the robot's actions; what `options` say themselves
-        stands."""
-        return options
-
-    @abstractmethod
-    def forward(self, condition: Tensor) -> Tensor:
-        """(b, d) → (b, k, a), the actions to execute."""
-
-    def classes(self, actions: Tensor) -> Tensor | None:
-        """(…, a) normalised actions → (…,) which of a few each is nearest to, for a head that
-        chooses among a few; else None."""
-        return None
-
-    @abstractmethod
-    def loss(self, condition: Tensor, actions: Tensor, valid: Tensor) -> Tensor:
-        """(b,): how far from `actions` (b, k, a), counting the steps where `valid` (b, k)."""
-
-    def logits(self, condition: Tensor) -> Tensor | None:
-        """(b, k, …, n), the logits of the classes it chooses among; None where it names numbers
-        outright."""
-        return None
-
-
-def masked_mean(error: Tensor, valid: Tensor) -> Tensor:
-    """(b, k, …) averaged over valid steps and whatever follows them → (b,)."""
-    per_step = error.flatten(2).mean(-1)  # (b, k)
-    # clamp: a sample without a valid step has error 0, and not 0 / 0.
-    return (per_step * valid).sum(1) / valid.sum(1).clamp(min=1)
+Kind = Literal["regression", "bins", "codebook", "flow", "diffusion", "arm_gripper"]
 
 
 class RegressionHead(ActionHead):
@@ -441,5 +405,6 @@ HEADS: dict[str, type[ActionHead]] = {
     "bins": BinHead,
     "codebook": CodebookHead,
     "flow": FlowHead,
+    "diffusion": DiffusionHead,
     "arm_gripper": ArmGripperHead,
 }

@@ -149,8 +149,8 @@ class PublishedRouter(nn.Module):
         tokens = tokens.to(self.see.weight.dtype)
         shown = pool(self.see_norm(self.see(tokens)), vision_mask[:, None])  # (b, 2, h)
         said = pool(self.read_norm(self.read(tokens)), text_mask[:, None])
-        logits = self.leave(torch.cat([shown, said], dim=1).flatten(1))
-        return logits.masked_fill(self.forced, FORCED)
+        decided = self.leave(torch.cat([shown, said], dim=1).flatten(1))
+        return decided.masked_fill(self.forced, FORCED)
 
 
 class RandomRouter(nn.Module):

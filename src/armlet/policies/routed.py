@@ -177,11 +177,10 @@ class Routed(Backbone):
             action = batch.previous_action.float()
             if isinstance(self.router, RandomRouter):
                 return self.router(state, action)
+            tokens = seen.hidden.detach().float()
             if isinstance(self.router, PublishedRouter):
-                return self.router(seen.hidden.detach().float(), seen.vision, seen.text)
-            return self.router(
-                seen.hidden.detach().float(), seen.vision, seen.text, state, action, batch.budget
-            )
+                return self.router(tokens, seen.vision, seen.text)
+            return self.router(tokens, seen.vision, seen.text, state, action, batch.budget)
 
     def run_layers(
         self, state: State, batch: Batch, *, watch: bool = False, exploration: float = 0.0
