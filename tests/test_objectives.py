@@ -73,12 +73,21 @@ def world(objective: Objective, seed: int = 0) -> World:
     g = torch.Generator().manual_seed(seed)
     grids = objective.grids if isinstance(objective, Aed) else ()
     places = sum(side**2 for side in grids) or 4  # no grids: both see the same places
+    seen = iter((places, places))
+    if isinstance(objective, Aed) and objective.teacher_grids:
+        seen = iter((places, sum(side**2 for side in objective.teacher_grids)))
     logits = (SAMPLES, CHUNK, 24) if isinstance(objective, Aed) else (SAMPLES, CHUNK, DIMS, BINS)
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(shape, generator=g, dtype=torch.float64)
 
     def trace() -> Trace:
+        places = next(seen)  # the student's first
+        deep = {}
+        for layer in objective.layers if isinstance(objective, Aed) else ():
+            deep[f"attention.{layer}"] = normal(SAMPLES, places, WORDS).softmax(-1)
+            deep[f"fused.{layer}"] = normal(SAMPLES, places, WIDTH)
+            deep[f"projected.{layer}"] = normal(SAMPLES, places, WIDTH)
         return {
             "actions": normal(SAMPLES, CHUNK, DIMS).tanh(),
             "condition": normal(SAMPLES, WIDTH),
@@ -92,6 +101,7 @@ def world(objective: Objective, seed: int = 0) -> World:
             LAST: normal(SAMPLES, places, WORDS).softmax(-1),
             "fused": normal(SAMPLES, places, WIDTH),
             "projected": normal(SAMPLES, places, WIDTH),
+            **deep,
             "image": torch.nn.functional.normalize(normal(SAMPLES, WIDTH), dim=-1),
             "text": torch.nn.functional.normalize(normal(SAMPLES, WIDTH), dim=-1),
             "phase": normal(SAMPLES, 9),
@@ -177,11 +187,17 @@ def _published(objective: Published) -> Said:
 
 def _aed(objective: Aed) -> Said:
     own = "projected" if objective.projected else "fused"
+    maps, theirs = LAST, "fused"
+    if objective.layers:
+        maps, theirs, own = (
+            " ".join(f"{name}.{layer}" for layer in objective.layers)
+            for name in ("attention", "fused", own)
+        )
     return {
         "action": (objective.action * objective.share, reads("logits", "logits", "valid")),
         "imitation": (objective.action * (1 - objective.share), reads("imitation")),
-        "attention": (objective.attention, reads(LAST, LAST)),
-        "representation": (objective.representation, reads(own, "fused")),
+        "attention": (objective.attention, reads(maps, maps)),
+        "representation": (objective.representation, reads(own, theirs)),
         "contrastive": (objective.contrastive, reads("image text", "", "text")),
     }
 
@@ -473,6 +489,25 @@ def _guess(here: World, name: str) -> Tensor:
     return (here.student[name] - here.batch.privileged[name.partition(".")[2]]).square().mean()
 
 
+def _of_both(here: World, distance: Callable[..., Tensor], own: str, theirs: str) -> Tensor:
+    """Half of the mean over both layers, what the teacher saw resized by torch."""
+    total = torch.zeros((), dtype=torch.float64)
+    for layer in (0, 1):
+        seen = here.teacher[f"{theirs}.{layer}"].unflatten(1, (4, 4)).permute(0, 3, 1, 2)
+        resized = torch.nn.functional.interpolate(
+            seen, (3, 3), mode="bilinear", align_corners=False
+        )
+        total = (
+            total
+            + distance(here.student[f"{own}.{layer}"], resized.flatten(2).transpose(1, 2)).mean()
+            / 2
+        )
+    return 0.5 * total
+
+
+DEEP = Aed(grids=(3,), teacher_grids=(4,), layers=(0, 1))
+
+
 def _as_the_paper(here: World) -> tuple[Tensor, Tensor]:
     """Σ_l w_l L_sem and Σ_l w_l L_act of every sample, written as loops over layers and samples;
     γ = 2, so w_l is (l / 4)² over its mean."""
@@ -528,6 +563,12 @@ UNUSUAL: list[tuple[Objective, str, Callable[[World], Tensor]]] = [
     (MatchOutput(imitation=3.0), "imitation", lambda here: 3 * here.student["imitation"].mean()),
     (Aed(action=2.0, share=0.25, temperature=3.0), "action", _softened),
     (Aed(action=2.0, share=0.25), "imitation", lambda here: 1.5 * here.student["imitation"].mean()),
+    (DEEP, "attention", lambda here: _of_both(here, losses.attention_kl, "attention", "attention")),
+    (
+        DEEP,
+        "representation",
+        lambda here: _of_both(here, losses.representation_mse, "projected", "fused"),
+    ),
     (VlaAd("none", alpha=2.0, soft=2.0, weights=(1.0, 1.0, 2.0, 0.0)), "image", _soft_bins),
     (VlaAd("both"), "told", _told),
     (VlaAd("both", direction=0.3), "direction", _directed),
@@ -688,6 +729,18 @@ def test_the_published_loss_held_to_a_budget_is_what_it_was_and_the_budgets_term
     expected = ActDistill(keep=stage.objective.keep).budget * (_keep(here).mean() - 0.25) ** 2
     torch.testing.assert_close(terms.pop("budget").double(), expected)
     assert terms == before
+
+
+def test_aed_sees_in_other_patches_and_compares_every_layer_where_a_row_says_so() -> None:
+    finer = recipes.make("aed_finer_tabletop")
+    for stage in finer.stages:
+        assert (stage.objective.grids, stage.objective.teacher_grids) == ((9, 6), (6, 4))
+    assert (finer.student.network.patch, finer.network.patch) == (8, 12)
+    deep, plain = recipes.make("aed_layers_tabletop"), recipes.make("aed_tabletop")
+    assert deep.needs <= set(deep.traced) and deep.traces != plain.traces
+    assert {"attention.0", "attention.1", "fused.0", "fused.1"} <= deep.needs
+    with pytest.raises(ValueError, match="give `grids` the student's"):
+        Aed(grids=(), teacher_grids=(4,))
 
 
 def test_a_dial_is_told_every_budget() -> None:

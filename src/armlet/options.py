@@ -63,7 +63,7 @@ USUAL: dict[str, tuple[str, ...]] = {
 # What a recipe without a benchmark does not do: it collects nothing and nothing acts in a world.
 OF_WORLDS = (
     "--calibration.*", "--collection.*", "--evaluation.splits", "--evaluation.slower",
-    "--evaluation.late", "--evaluation.videos", "--evaluation.rerun",
+    "--evaluation.late", "--evaluation.videos", "--evaluation.rerun", "--evaluation.untouched",
 )  # fmt: skip
 
 

@@ -87,14 +87,17 @@ class CodebookHead(ActionHead):
     refined where that is asked for.
 
     With `refine` every primitive has an offset of its own for every step of the chunk, of at most
-    `reach` in each dimension, so the offset is conditioned on the primitive that is chosen; the
-    gripper (dimension `gripper`) is never refined. Offsets begin at 0. Which primitive is nearest,
+    `reach` in each dimension, so the offset is conditioned on the primitive that is chosen. The
+    gripper (dimension `gripper`) is refined where `refine_gripper` says so, for fingers whose opening
+    is a number: by at most half of the way to its other end, so that the primitive that is chosen
+    still says whether it is open or closed. Offsets begin at 0. Which primitive is nearest,
     and that the gripper decides first, is said in `data.codec.squared_distances`. Primitives live
     in the options that the network is described with, not in its weights.
     """
 
     primitives: Tensor
     moving: Tensor
+    furthest: Tensor
 
     def __init__(
         self,
@@ -105,6 +108,7 @@ class CodebookHead(ActionHead):
         primitives: Sequence[Sequence[float]],
         gripper: int | Sequence[int] | None = None,
         refine: bool = False,
+        refine_gripper: bool = False,
         reach: float = 1.0,
         hidden: int = 256,
     ) -> None:
@@ -116,6 +120,13 @@ class CodebookHead(ActionHead):
                 "one row a primitive"
             )
         grippers = gripper_dims(gripper, dims)
+        if refine_gripper and not (refine and grippers):
+            raise ValueError(
+                "head_options: refine_gripper has no effect without refine and a gripper; found "
+                f"refine={refine}, gripper={gripper}"
+            )
+        moving = torch.ones(dims)  # 1 for a dimension that is refined, 0 for one that is not
+        furthest = torch.full((dims,), float(reach))
         for index in grippers:
             ends = book[:, index].unique().tolist()
             if len(ends) != 2:
@@ -123,15 +134,15 @@ class CodebookHead(ActionHead):
                     f"head_options: dimension {index} of the primitives, the gripper, has the "
                     f"values {ends}, expected two, open and closed; is gripper the right dimension?"
                 )
+            moving[index] = float(refine_gripper)
+            furthest[index] = min(reach, abs(ends[1] - ends[0]) / 2) * moving[index]
         self.chunk = chunk
         self.dims = dims
-        self.reach = reach
         self.grippers = grippers
-        moving = torch.ones(dims)  # 1 for a dimension that is refined, 0 for a gripper
-        moving[list(grippers)] = 0
-        # Not in the weights: both are made anew from the options that are saved with the network.
+        # Not in the weights: all are made anew from the options that are saved with the network.
         self.register_buffer("primitives", book, persistent=False)
         self.register_buffer("moving", moving, persistent=False)
+        self.register_buffer("furthest", furthest, persistent=False)
         self.trunk = nn.Sequential(nn.Linear(width, hidden), nn.GELU())
         self.choose = nn.Linear(hidden, chunk * len(book))
         self.offset = nn.Linear(hidden, chunk * len(book) * dims) if refine else None
@@ -174,7 +185,7 @@ class CodebookHead(ActionHead):
         sizes = (self.chunk, len(self.primitives), self.dims)
         offsets = self.offset(self.trunk(condition)).unflatten(-1, sizes)  # (b, k, n, a)
         own = offsets.take_along_dim(chosen[..., None, None], 2).squeeze(2)  # (b, k, a)
-        return actions + self.reach * own.tanh() * self.moving
+        return actions + self.furthest * own.tanh()
 
 
 class _Block(nn.Module):
