@@ -13,7 +13,9 @@ from tiny import identity, tiny_recipe
 from armlet import collect, distil, evaluate, probe, recipes, teach
 from armlet.data.splits import Parts
 from armlet.data.text import train_tokenizer
+from armlet.data.transforms import ShuffledTeacher
 from armlet.evaluation import offline
+from armlet.policies.action_query import llama
 from armlet.policies.checkpoint import load_policy
 from armlet.policies.contract import Body
 from armlet.policies.two_tower import TwoTowerNetwork
@@ -232,6 +234,35 @@ def test_vita_vla_goes_from_episodes_to_a_report(vita: Recipe, episodes: Recipe)
         list(report["training"]["vita_vla_tabletop"][0])
         and "align" in report["training"]["vita_vla_tabletop"][0]
     )
+
+
+@pytest.mark.parametrize("name", ["vita_vla_large", "vita_vla_shuffled"])
+def test_the_rows_of_vita_vlas_claim_train(
+    name: str, vita: Recipe, episodes: Recipe, tmp_path
+) -> None:
+    language = llama(width=48, depth=3, heads=2)
+    made = tiny(recipes.make(name), episodes, tmp_path)
+    student = dataclasses.replace(
+        vita.student, network=dataclasses.replace(vita.student.network, language=language)
+    )
+    made = dataclasses.replace(made, teacher=vita.teacher, shared=vita.shared, student=student)
+    distil.main(made)
+    assert load_policy(made.student_folder).chunk == 3
+    shuffled = [ShuffledTeacher() in stage.transforms for stage in made.stages]
+    assert shuffled == [name == "vita_vla_shuffled", False]
+
+
+def test_the_large_model_is_five_to_ten_times_its_expert() -> None:
+    recipe = recipes.make("vita_vla_large")
+    tokenizer = train_tokenizer(["touch the red cube"])
+    body = Body(recipe.benchmark.action_spec, identity(4), identity(4), tokenizer)
+    cameras = recipe.benchmark.cameras
+    counts = []
+    for network in (recipe.student.network, recipe.network):
+        with torch.device("meta"):
+            policy = network.build(body, cameras)
+        counts.append(sum(each.numel() for each in policy.parameters()))
+    assert 5 <= counts[0] / counts[1] <= 10
 
 
 def test_the_alignment_leaves_the_experts_decoder_alone(vita: Recipe) -> None:

@@ -18,6 +18,7 @@ from armlet.data.transforms import (
     Explore,
     GripperNoise,
     Moment,
+    ShuffledTeacher,
     TeacherTells,
 )
 from armlet.robot.normalise import Normaliser
@@ -147,3 +148,28 @@ def test_a_share_of_the_frames_is_told_what_the_teacher_does() -> None:
     assert not torch.equal(told.actions, other.actions), "drawn anew at every step"
     all_told, _ = TeacherTells(1.0)(batch, teacher, moment(3, 5, 9))
     assert torch.equal(all_told.actions, teacher["actions"])
+
+
+@given(st.integers(2, 30), st.integers(0, 50))
+def test_a_shuffled_teacher_answers_every_frame_with_anothers_answer(size: int, seed: int) -> None:
+    """All signals of one frame stay together, each frame's answer stands once, and at no frame its
+    own; another step draws another order."""
+    batch = batch_of(np.random.default_rng(seed), size)
+    numbers = torch.arange(size)
+    teacher = {"actions": numbers[:, None].float(), "condition": numbers[:, None] * 10.0}
+    after, told = ShuffledTeacher()(batch, teacher, moment(seed))
+    assert after is batch and torch.equal(teacher["actions"][:, 0].long(), numbers)
+    order = told["actions"][:, 0].long()
+    assert torch.equal(order.sort().values, numbers) and not bool((order == numbers).any())
+    assert torch.equal(told["condition"][:, 0], order * 10.0)
+    assert torch.equal(ShuffledTeacher()(batch, teacher, moment(seed))[1]["actions"][:, 0], order)
+    orders = set()
+    for step in range(20):
+        drawn = ShuffledTeacher()(batch, teacher, moment(seed, step))[1]["actions"]
+        orders.add(tuple(drawn[:, 0].tolist()))
+    assert len(orders) > 1 or size == 2
+
+
+def test_of_one_frame_there_is_no_other() -> None:
+    with pytest.raises(ValueError, match="a batch of 1 has no other frame"):
+        ShuffledTeacher()(batch_of(np.random.default_rng(0), 1), {}, moment())

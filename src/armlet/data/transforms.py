@@ -152,6 +152,23 @@ class TeacherTells(BatchTransform):
 
 
 @dataclass(frozen=True)
+class ShuffledTeacher(BatchTransform):
+    """A control: every frame is compared with what the teacher answered to another frame of its
+    batch, all of it. What a student still gains is no knowledge of the teacher's."""
+
+    def __call__(self, batch: Batch, teacher: Trace, moment: Moment) -> tuple[Batch, Trace]:
+        count = len(batch)
+        if count < 2:
+            raise ValueError(f"{self}: a batch of {count} has no other frame; give more at a step")
+        # In a ring, so that none keeps its own; which way round is drawn at every step.
+        by = int(moment.rng.integers(1, count))
+        answers = {}
+        for name, answer in teacher.items():
+            answers[name] = answer.roll(by, 0)
+        return batch, answers
+
+
+@dataclass(frozen=True)
 class GripperNoise(BatchTransform):
     """Gripper commands told wrong on purpose, the expert's and the teacher's final ones alike
     (data/noise.py)."""
