@@ -11,6 +11,8 @@ import torch
 from tiny import identity, tiny_recipe
 
 from armlet import collect, distil, evaluate, probe, recipes, teach
+from armlet.annotators.store import load_labels
+from armlet.data.episodes import EpisodeDataset
 from armlet.data.splits import Parts
 from armlet.data.text import train_tokenizer
 from armlet.data.transforms import ShuffledTeacher
@@ -296,3 +298,32 @@ def test_the_grids_that_losses_resize_are_those_that_the_networks_see(recipe: Re
     )
     student = recipe.student.build(teacher, sample)
     assert all(stage.objective.grids == teacher.grids == student.grids for stage in recipe.stages)
+
+
+@pytest.mark.parametrize(
+    "name", ["vla_ad_truth_both", "vla_ad_truth_shuffled", "vla_ad_constant", "vla_ad_phase_codes"]
+)
+def test_words_of_every_kind_are_told_to_a_student(
+    name: str, aed: Recipe, episodes: Recipe, tmp_path
+) -> None:
+    """Labels of tabletop's own episodes, with the things that their instructions name."""
+    made = tiny(recipes.make(name), episodes, tmp_path)
+    network = dataclasses.replace(made.student.network, chunk=3, execute=2)
+    made = dataclasses.replace(
+        made,
+        student=dataclasses.replace(made.student, network=network),
+        teacher=aed.teacher,
+        network=aed.network,
+        probe=None,
+        traced=("actions",),
+    )
+    probe.main(made)
+    data = EpisodeDataset(made.episodes)
+    labels = load_labels(made.labels, data, made.annotator)
+    if name.startswith("vla_ad_truth"):
+        for number, episode in enumerate(data.episodes):
+            (element,) = set(labels.element[data.starts[number] : data.starts[number + 1]])
+            assert element and element in episode.task
+        assert labels.direction.any() and len(set(labels.description)) > 10
+    distil.main(made)
+    assert load_policy(made.student_folder).chunk == 3

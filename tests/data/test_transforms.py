@@ -19,6 +19,7 @@ from armlet.data.transforms import (
     GripperNoise,
     Moment,
     ShuffledTeacher,
+    ShuffledWords,
     TeacherTells,
 )
 from armlet.robot.normalise import Normaliser
@@ -173,3 +174,27 @@ def test_a_shuffled_teacher_answers_every_frame_with_anothers_answer(size: int, 
 def test_of_one_frame_there_is_no_other() -> None:
     with pytest.raises(ValueError, match="a batch of 1 has no other frame"):
         ShuffledTeacher()(batch_of(np.random.default_rng(0), 1), {}, moment())
+
+
+@given(st.integers(2, 30), st.integers(0, 50))
+def test_shuffled_words_are_all_there_and_at_no_frame_its_own(size: int, seed: int) -> None:
+    numbers = torch.arange(size)
+    batch = dataclasses.replace(
+        batch_of(np.random.default_rng(seed), size),
+        description=numbers[:, None].expand(-1, 3),
+        description_mask=torch.ones(size, 3, dtype=torch.bool),
+        labels={"phase": numbers % 9, "direction": numbers},
+    )
+    after, told = ShuffledWords()(batch, {"actions": numbers}, moment(seed))
+    assert torch.equal(told["actions"], numbers), "the teacher's answers stay"
+    order = after.labels["direction"]
+    assert torch.equal(order.sort().values, numbers) and not bool((order == numbers).any())
+    assert torch.equal(after.description[:, 0], order) and torch.equal(
+        after.labels["phase"], order % 9
+    )
+    assert untouched(batch, after, "description", "description_mask", "labels")
+
+
+def test_words_that_are_not_there_cannot_be_shuffled() -> None:
+    with pytest.raises(ValueError, match="this batch has no words; give the recipe an `annotator`"):
+        ShuffledWords()(batch_of(np.random.default_rng(0)), {}, moment())
