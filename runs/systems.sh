@@ -66,12 +66,16 @@ for system in $systems; do
       for recipe in aed_tabletop aed_minus_attention aed_minus_contrastive aed_contrastive_only aed_action_only aed_bc; do
         make_student "out/aed_ablations/$recipe" "$recipe" $shorter
       done
-      for weight in 0.25 1; do # sweeps of the weights of attention and representation
-        for term in attention representation; do
-          make_student "out/aed_ablations/$term-$weight" aed_tabletop $shorter \
-            "--stages.0.objective.$term" "$weight" "--stages.1.objective.$term" "$weight"
+      sweep() { # a term of the loss, and weights that it has in the place of its own
+        for weight in "${@:2}"; do
+          make_student "out/aed_ablations/$1-$weight" aed_tabletop $shorter \
+            "--stages.0.objective.$1" "$weight" "--stages.1.objective.$1" "$weight"
         done
-      done
+      }
+      sweep attention 0.25 1 # half and twice the account's weights
+      sweep representation 0.25 1
+      sweep action 0.5 2
+      sweep contrastive 0.1 0.4
       all_made
       $armlet evaluate aed_tabletop --name aed_ablations --out out/aed_ablations --policies "${students[@]}" \
         --evaluation.splits seen unseen_scenes # where the terms were worth something after all steps

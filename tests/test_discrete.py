@@ -22,7 +22,7 @@ from armlet.training.learner import Learner, chooses
 from armlet.training.trainer import Trainer, check_teaches, make_batches
 from armlet.types import Batch, Trace
 
-HEADS = ("regression", "bins", "codebook", "refined", "flow", "arm_gripper")
+HEADS = ("regression", "bins", "codebook", "refined", "flow", "diffusion", "arm_gripper")
 DISCRETE = ("bins", "codebook", "refined")
 
 

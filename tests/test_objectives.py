@@ -73,12 +73,21 @@ def world(objective: Objective, seed: int = 0) -> World:
     g = torch.Generator().manual_seed(seed)
     grids = objective.grids if isinstance(objective, Aed) else ()
     places = sum(side**2 for side in grids) or 4  # no grids: both see the same places
+    seen = iter((places, places))
+    if isinstance(objective, Aed) and objective.teacher_grids:
+        seen = iter((places, sum(side**2 for side in objective.teacher_grids)))
     logits = (SAMPLES, CHUNK, 24) if isinstance(objective, Aed) else (SAMPLES, CHUNK, DIMS, BINS)
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(shape, generator=g, dtype=torch.float64)
 
     def trace() -> Trace:
+        places = next(seen)  # the student's first
+        deep = {}
+        for layer in objective.layers if isinstance(objective, Aed) else ():
+            deep[f"attention.{layer}"] = normal(SAMPLES, places, WORDS).softmax(-1)
+            deep[f"fused.{layer}"] = normal(SAMPLES, places, WIDTH)
+            deep[f"projected.{layer}"] = normal(SAMPLES, places, WIDTH)
         return {
             "actions": normal(SAMPLES, CHUNK, DIMS).tanh(),
             "condition": normal(SAMPLES, WIDTH),
@@ -92,6 +101,7 @@ def world(objective: Objective, seed: int = 0) -> World:
             LAST: normal(SAMPLES, places, WORDS).softmax(-1),
             "fused": normal(SAMPLES, places, WIDTH),
             "projected": normal(SAMPLES, places, WIDTH),
+            **deep,
             "image": torch.nn.functional.normalize(normal(SAMPLES, WIDTH), dim=-1),
             "text": torch.nn.functional.normalize(normal(SAMPLES, WIDTH), dim=-1),
             "phase": normal(SAMPLES, 9),
@@ -171,16 +181,23 @@ def _published(objective: Published) -> Said:
         "imitation": (1, reads("imitation")),
         "distillation": (1, reads("semantics layer_actions", "semantics layer_actions", "actions")),
         "balance": (objective.balance, reads("soft_gates")),
+        "budget": (objective.budget, reads("gates", "", "budget", "costs")),
     }
 
 
 def _aed(objective: Aed) -> Said:
     own = "projected" if objective.projected else "fused"
+    maps, theirs = LAST, "fused"
+    if objective.layers:
+        maps, theirs, own = (
+            " ".join(f"{name}.{layer}" for layer in objective.layers)
+            for name in ("attention", "fused", own)
+        )
     return {
         "action": (objective.action * objective.share, reads("logits", "logits", "valid")),
         "imitation": (objective.action * (1 - objective.share), reads("imitation")),
-        "attention": (objective.attention, reads(LAST, LAST)),
-        "representation": (objective.representation, reads(own, "fused")),
+        "attention": (objective.attention, reads(maps, maps)),
+        "representation": (objective.representation, reads(own, theirs)),
         "contrastive": (objective.contrastive, reads("image text", "", "text")),
     }
 
@@ -360,6 +377,7 @@ WEIGHTS: list[tuple[Objective, str, set[str]]] = [
     (ActDistill(), "layer_action", {"layer_action"}),
     (ActDistill(), "budget", {"budget"}),
     (Published(), "balance", {"balance"}),
+    (Published(budget=2.0), "budget", {"budget"}),
     (Aed(), "action", {"action", "imitation"}),
     (Aed(), "attention", {"attention"}),
     (Aed(), "representation", {"representation"}),
@@ -471,6 +489,50 @@ def _guess(here: World, name: str) -> Tensor:
     return (here.student[name] - here.batch.privileged[name.partition(".")[2]]).square().mean()
 
 
+def _of_both(here: World, distance: Callable[..., Tensor], own: str, theirs: str) -> Tensor:
+    """Half of the mean over both layers, what the teacher saw resized by torch."""
+    total = torch.zeros((), dtype=torch.float64)
+    for layer in (0, 1):
+        seen = here.teacher[f"{theirs}.{layer}"].unflatten(1, (4, 4)).permute(0, 3, 1, 2)
+        resized = torch.nn.functional.interpolate(
+            seen, (3, 3), mode="bilinear", align_corners=False
+        )
+        total = (
+            total
+            + distance(here.student[f"{own}.{layer}"], resized.flatten(2).transpose(1, 2)).mean()
+            / 2
+        )
+    return 0.5 * total
+
+
+DEEP = Aed(grids=(3,), teacher_grids=(4,), layers=(0, 1))
+
+
+def _as_the_paper(here: World) -> tuple[Tensor, Tensor]:
+    """Σ_l w_l L_sem and Σ_l w_l L_act of every sample, written as loops over layers and samples;
+    γ = 2, so w_l is (l / 4)² over its mean."""
+    (mine, own), (theirs, said) = (
+        (trace["semantics"], trace["layer_actions"]) for trace in (here.student, here.teacher)
+    )
+    actions, valid = here.batch.targets()
+    weights = torch.tensor([0, 1, 4, 9, 16]) / 6
+    semantic = torch.zeros(())
+    action = torch.zeros(())
+    for layer, weight in enumerate(weights):
+        pair = [torch.nn.functional.normalize(x[:, layer].float(), dim=-1) for x in (mine, theirs)]
+        likeness = (pair[0] * pair[1]).sum(-1)  # (b,)
+        structure = (pair[0] @ pair[0].T - pair[1] @ pair[1].T).square().mean()
+        semantic = semantic + weight * ((1 - likeness).mean() + 0.5 * structure)
+        before = own[:, layer - 1] if layer else torch.zeros_like(own[:, 0])
+        for sample in range(SAMPLES):
+            real = valid[sample]
+            for target in (actions, said[:, layer], before):
+                gap = own[sample, layer][real] - target[sample][real]
+                action = action + weight * gap.square().mean() / SAMPLES
+    return semantic, action
+
+
+SUMMED = ActDistill(semantic=1.0, layer_action=1.0, every=1, over_layers="sum")
 LAYERED = ActDistill(semantic=3.0, layer_action=7.0, eta=0.9, gamma=1.0, steps="current", every=4)
 UNUSUAL: list[tuple[Objective, str, Callable[[World], Tensor]]] = [
     (LAYERED, "semantic", _semantic),
@@ -491,9 +553,22 @@ UNUSUAL: list[tuple[Objective, str, Callable[[World], Tensor]]] = [
         "balance",
         lambda here: 4 * here.student["soft_gates"].mean(0).var(correction=0),
     ),
+    (
+        Published(keep=0.2, budget=4.0, over="sample"),
+        "budget",
+        lambda here: 4 * ((_keep(here) - 0.2) ** 2).mean(),
+    ),
+    (SUMMED, "semantic", lambda here: _as_the_paper(here)[0]),
+    (SUMMED, "layer_action", lambda here: _as_the_paper(here)[1]),
     (MatchOutput(imitation=3.0), "imitation", lambda here: 3 * here.student["imitation"].mean()),
     (Aed(action=2.0, share=0.25, temperature=3.0), "action", _softened),
     (Aed(action=2.0, share=0.25), "imitation", lambda here: 1.5 * here.student["imitation"].mean()),
+    (DEEP, "attention", lambda here: _of_both(here, losses.attention_kl, "attention", "attention")),
+    (
+        DEEP,
+        "representation",
+        lambda here: _of_both(here, losses.representation_mse, "projected", "fused"),
+    ),
     (VlaAd("none", alpha=2.0, soft=2.0, weights=(1.0, 1.0, 2.0, 0.0)), "image", _soft_bins),
     (VlaAd("both"), "told", _told),
     (VlaAd("both", direction=0.3), "direction", _directed),
@@ -623,6 +698,49 @@ def test_routes_are_drawn_while_the_router_learns_and_then_it_stands_still() -> 
         assert sum(steps[name]) == sum(steps["tabletop"]) == sum(steps["first_k_tabletop"]), (
             "as many as any other recipe"
         )
+
+
+def test_the_papers_dose_is_a_sum_over_layers_of_every_sample_in_both_stages() -> None:
+    doses = {"faithful_tabletop": 1, "faithful_low_tabletop": 0.2, "faithful_high_tabletop": 8}
+    base = recipes.make("actdistill_tabletop")
+    for name, dose in {**doses, "faithful": 1}.items():
+        recipe = recipes.make(name)
+        for stage in recipe.stages:
+            said = stage.objective
+            assert (said.semantic, said.layer_action) == (dose, dose), name
+            assert (said.over_layers, said.every, said.eta, said.gamma) == ("sum", 1, 0.5, 2)
+        routing, settling = recipe.stages
+        assert routing.objective.budget > 0 == settling.objective.budget
+        if name in doses:  # but for what is said of layers it is the recipe that there was
+            assert recipe.student == base.student
+            assert [dataclasses.replace(stage, objective=None) for stage in recipe.stages] == [
+                dataclasses.replace(stage, objective=None) for stage in base.stages
+            ]
+
+
+def test_the_published_loss_held_to_a_budget_is_what_it_was_and_the_budgets_term() -> None:
+    recipe = recipes.make("published_budget_tabletop")
+    (stage,) = recipe.stages
+    (plain,) = recipes.make("published_tabletop").stages
+    assert dataclasses.replace(stage.objective, budget=0.0, keep=0.5) == plain.objective
+    assert (recipe.student.mode, recipe.student.budget) == ("published_soft", stage.objective.keep)
+    here = world(stage.objective)
+    terms, before = here.terms(stage.objective), here.terms(plain.objective)
+    expected = ActDistill(keep=stage.objective.keep).budget * (_keep(here).mean() - 0.25) ** 2
+    torch.testing.assert_close(terms.pop("budget").double(), expected)
+    assert terms == before
+
+
+def test_aed_sees_in_other_patches_and_compares_every_layer_where_a_row_says_so() -> None:
+    finer = recipes.make("aed_finer_tabletop")
+    for stage in finer.stages:
+        assert (stage.objective.grids, stage.objective.teacher_grids) == ((9, 6), (6, 4))
+    assert (finer.student.network.patch, finer.network.patch) == (8, 12)
+    deep, plain = recipes.make("aed_layers_tabletop"), recipes.make("aed_tabletop")
+    assert deep.needs <= set(deep.traced) and deep.traces != plain.traces
+    assert {"attention.0", "attention.1", "fused.0", "fused.1"} <= deep.needs
+    with pytest.raises(ValueError, match="give `grids` the student's"):
+        Aed(grids=(), teacher_grids=(4,))
 
 
 def test_a_dial_is_told_every_budget() -> None:

@@ -54,7 +54,8 @@ def shrunk(recipe: Recipe, episodes: Recipe, out: Path) -> Recipe:
 
 def test_there_is_one_of_every_system() -> None:
     systems = {"actdistill", "dial", "action_kd", "first_k", "layer_drop", "random_skip", "bc",
-               "vla_ad", "aed", "aed_actions", "vita_vla", "own", "published"}  # fmt: skip
+               "vla_ad", "aed", "aed_actions", "vita_vla", "own", "published", "faithful",
+               "published_budget"}  # fmt: skip
     assert set(NAMES) == systems
 
 
@@ -69,7 +70,8 @@ def test_it_names_no_world_no_fact_and_no_camera(name: str) -> None:
     assert recipe.teacher == recipe.out / "teacher" and recipe.traces == recipe.out / "traces"
 
 
-@pytest.mark.parametrize("name", ["actdistill", "aed", "vla_ad", "vita_vla", "bc", "dial"])
+@pytest.mark.parametrize("name", ["actdistill", "aed", "vla_ad", "vita_vla", "bc", "dial",
+                                  "faithful", "published_budget"])  # fmt: skip
 def test_it_goes_from_episodes_to_a_student(name: str, episodes: Recipe, tmp_path) -> None:
     recipe = shrunk(recipes.make(name), episodes, tmp_path)
     teacher = load_policy(teach.main(recipe))

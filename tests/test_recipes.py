@@ -62,10 +62,12 @@ def test_a_name_makes_the_recipe_that_it_made(name: str) -> None:
 
 
 def test_no_name_is_lost() -> None:
-    assert len(kept()) == 55
+    """What stands in the file and is there no more fails above; here, what is there and is not
+    written down."""
     others = recipes.available().keys() - kept().keys()
-    assert len(recipes.available()) == 55 + len(others)
-    assert all(recipes.make(name).benchmark is None for name in others)
+    assert all(recipes.make(name).benchmark is None for name in others), (
+        f"not in {ANSWERS.name}: {sorted(others)}; run this file to write them"
+    )
 
 
 def write() -> None:

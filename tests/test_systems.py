@@ -11,11 +11,17 @@ import torch
 from tiny import identity, tiny_recipe
 
 from armlet import collect, distil, evaluate, probe, recipes, teach
+from armlet.annotators.store import load_labels
+from armlet.data.episodes import EpisodeDataset
+from armlet.data.splits import Parts
 from armlet.data.text import train_tokenizer
+from armlet.data.transforms import ShuffledTeacher
+from armlet.evaluation import offline
+from armlet.policies.action_query import llama
 from armlet.policies.checkpoint import load_policy
 from armlet.policies.contract import Body
 from armlet.policies.two_tower import TwoTowerNetwork
-from armlet.recipe import OwnAverage, Recipe
+from armlet.recipe import Evaluation, OwnAverage, Recipe
 from armlet.types import Batch
 
 SHORT = {"steps": 3, "batch_size": 8, "warmup": 1, "log_every": 1, "checkpoint_every": 2}
@@ -50,7 +56,9 @@ def tiny(recipe: Recipe, episodes: Recipe, out: Path, **student) -> Recipe:
     def short(stage):
         objective = stage.objective
         if hasattr(objective, "grids"):
-            objective = dataclasses.replace(objective, grids=(4, 4))
+            theirs = (4, 4) if objective.teacher_grids else ()
+            own = (8, 8) if objective.teacher_grids else (4, 4)
+            objective = dataclasses.replace(objective, grids=own, teacher_grids=theirs)
         return dataclasses.replace(stage, objective=objective, compile=False, **SHORT)
 
     chosen = recipe.student
@@ -103,6 +111,51 @@ def test_aed_goes_from_episodes_to_a_report(aed: Recipe) -> None:
     assert set(np.round(gripper, 5)) <= {-1.0, 1.0}, (
         "what is chosen is one of 24 primitives, the gripper open or closed"
     )
+
+
+def test_aed_with_other_patches_and_every_layer(aed: Recipe, episodes: Recipe, tmp_path) -> None:
+    """The rows that differ in what is compared, at once: smaller patches than the teacher's, both
+    fusion layers, and fingers whose opening is a number."""
+    finer, deep = recipes.make("aed_finer_tabletop"), recipes.make("aed_layers_tabletop")
+    stages = []
+    for stage in finer.stages:
+        said = dataclasses.replace(stage.objective, layers=(0, 1))
+        stages.append(dataclasses.replace(stage, objective=said))
+    made = dataclasses.replace(finer, traced=deep.traced, stages=tuple(stages))
+    made = tiny(made, episodes, tmp_path, fusion_layers=2)
+    network = dataclasses.replace(
+        made.student.network,
+        patch=8,
+        head_options={**made.student.network.head_options, "refine_gripper": True},
+    )
+    student = dataclasses.replace(made.student, network=network)
+    made = dataclasses.replace(made, student=student, teacher=aed.teacher, network=aed.network)
+    probe.main(made)
+    distil.main(made)
+    policy = load_policy(made.student_folder)
+    assert policy.grids == (8, 8) and policy.head.moving.tolist() == [1, 1, 1, 1]
+    lines = (made.out / "distil-1" / "metrics.jsonl").read_text().splitlines()
+    last = json.loads(lines[-1])
+    assert all(np.isfinite(last[name]) for name in ("attention", "representation", "imitation"))
+
+
+def test_the_part_that_nobody_saw_is_scored_beside_the_episodes(
+    aed: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    distil.main(aed)
+    asked = Evaluation(untouched=True, frames=20, latency_calls=8)
+    recipe = dataclasses.replace(aed, evaluation=asked)
+    with pytest.raises(ValueError, match="calibrates its students on the episodes"):
+        evaluate.main(recipe)
+    # Six episodes are too few for parts by task: the last one stands for the third of these.
+    cut = Parts(np.arange(4), np.array([4]), np.array([5]))
+    monkeypatch.setattr(offline, "parts", lambda *_, **__: cut)
+    # The student was made with another split, and is only asked here.
+    path = evaluate.main(dataclasses.replace(recipe, split="tasks"))
+    assert path == aed.out / "untouched" / "report.json"
+    report = json.loads(path.read_text())
+    assert [row["name"] for row in report["policies"]][:2] == ["teacher", "aed_tabletop"]
+    assert report["compared"]["episodes"] == [5] and 0 < report["compared"]["frames"] <= 20
 
 
 def episodes_observation(recipe: Recipe):
@@ -185,6 +238,35 @@ def test_vita_vla_goes_from_episodes_to_a_report(vita: Recipe, episodes: Recipe)
     )
 
 
+@pytest.mark.parametrize("name", ["vita_vla_large", "vita_vla_shuffled"])
+def test_the_rows_of_vita_vlas_claim_train(
+    name: str, vita: Recipe, episodes: Recipe, tmp_path
+) -> None:
+    language = llama(width=48, depth=3, heads=2)
+    made = tiny(recipes.make(name), episodes, tmp_path)
+    student = dataclasses.replace(
+        vita.student, network=dataclasses.replace(vita.student.network, language=language)
+    )
+    made = dataclasses.replace(made, teacher=vita.teacher, shared=vita.shared, student=student)
+    distil.main(made)
+    assert load_policy(made.student_folder).chunk == 3
+    shuffled = [ShuffledTeacher() in stage.transforms for stage in made.stages]
+    assert shuffled == [name == "vita_vla_shuffled", False]
+
+
+def test_the_large_model_is_five_to_ten_times_its_expert() -> None:
+    recipe = recipes.make("vita_vla_large")
+    tokenizer = train_tokenizer(["touch the red cube"])
+    body = Body(recipe.benchmark.action_spec, identity(4), identity(4), tokenizer)
+    cameras = recipe.benchmark.cameras
+    counts = []
+    for network in (recipe.student.network, recipe.network):
+        with torch.device("meta"):
+            policy = network.build(body, cameras)
+        counts.append(sum(each.numel() for each in policy.parameters()))
+    assert 5 <= counts[0] / counts[1] <= 10
+
+
 def test_the_alignment_leaves_the_experts_decoder_alone(vita: Recipe) -> None:
     aligned = dataclasses.replace(vita, out=vita.out.with_name("aligned"), stages=vita.stages[:1])
     student, expert = load_policy(distil.main(aligned)), load_policy(vita.teacher)
@@ -216,3 +298,32 @@ def test_the_grids_that_losses_resize_are_those_that_the_networks_see(recipe: Re
     )
     student = recipe.student.build(teacher, sample)
     assert all(stage.objective.grids == teacher.grids == student.grids for stage in recipe.stages)
+
+
+@pytest.mark.parametrize(
+    "name", ["vla_ad_truth_both", "vla_ad_truth_shuffled", "vla_ad_constant", "vla_ad_phase_codes"]
+)
+def test_words_of_every_kind_are_told_to_a_student(
+    name: str, aed: Recipe, episodes: Recipe, tmp_path
+) -> None:
+    """Labels of tabletop's own episodes, with the things that their instructions name."""
+    made = tiny(recipes.make(name), episodes, tmp_path)
+    network = dataclasses.replace(made.student.network, chunk=3, execute=2)
+    made = dataclasses.replace(
+        made,
+        student=dataclasses.replace(made.student, network=network),
+        teacher=aed.teacher,
+        network=aed.network,
+        probe=None,
+        traced=("actions",),
+    )
+    probe.main(made)
+    data = EpisodeDataset(made.episodes)
+    labels = load_labels(made.labels, data, made.annotator)
+    if name.startswith("vla_ad_truth"):
+        for number, episode in enumerate(data.episodes):
+            (element,) = set(labels.element[data.starts[number] : data.starts[number + 1]])
+            assert element and element in episode.task
+        assert labels.direction.any() and len(set(labels.description)) > 10
+    distil.main(made)
+    assert load_policy(made.student_folder).chunk == 3

@@ -51,7 +51,7 @@ TIMED = 20  # decisions by which an export sees how fast it is; the table's are 
 def main(recipe: Recipe) -> Path:
     """Evaluate the recipe's teacher, its student and `policies`; returns the report's path."""
     benchmark = recipe.benchmark
-    if benchmark is None:
+    if benchmark is None or recipe.evaluation.untouched:
         return compare_with_held_out(recipe)
     # Everything that can be refused is refused before the first episode: hours come after it.
     check(recipe)
@@ -107,9 +107,15 @@ def numbers(report: Report) -> dict[str, float]:
 
 
 def compare_with_held_out(recipe: Recipe) -> Path:
-    """The same policies where there is no world to act in: against the episodes that nobody was
-    trained on."""
+    """The same policies where there is no world to act in, or none is wanted: against the episodes
+    that nobody was trained on."""
     offline.check(recipe.evaluation)
+    if recipe.benchmark is not None and recipe.split != "tasks":
+        raise ValueError(
+            f"--evaluation.untouched with split {recipe.split!r}: recipe {recipe.name!r} calibrates "
+            "its students on the episodes that it holds out, so none are untouched; it takes a "
+            "recipe with split tasks, as aed_tabletop"
+        )
     recipe = at_hand(recipe, reads=("episodes", "teacher", "policies"))
     data = EpisodeDataset(recipe.episodes, recipe.columns)
     field = load(recipe, known=lambda: robot_of_episodes(recipe, data))

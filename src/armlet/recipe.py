@@ -298,6 +298,10 @@ class Evaluation(Controls, Evidence):
     frames: int = 2000
     """Without a benchmark: frames of held-out episodes at which policies are compared, at most
     (armlet/evaluation/offline.py)."""
+    untouched: bool = field(default=False, metadata=QUIET)
+    """With a benchmark and `--split tasks`: policies do not act, but are compared with the 15 % of
+    episodes that nobody trained or was calibrated on, as where there is no benchmark; the report is
+    in `untouched`, beside `evaluation`."""
 
     def __post_init__(self) -> None:
         limits.positive(

@@ -35,7 +35,11 @@ def data(tmp_path_factory):
 
 def vlm(url: str, root: Path, **fields) -> Vlm:
     return Vlm(
-        "tiny-vl", url, root / "cache", **{"retries": 3, "timeout": 5.0, "concurrency": 2, **fields}
+        "tiny-vl",
+        url,
+        root / "cache",
+        # Key frames of the segment alone, but where a test says otherwise.
+        **{"retries": 3, "timeout": 5.0, "concurrency": 2, "span": 0.0, **fields},
     )
 
 
@@ -81,6 +85,50 @@ def test_the_right_frames_arrive_as_pictures(data, tmp_path) -> None:
         and "pull, left" in asked
     )
     assert drawer["model"] == "tiny-vl" and drawer["response_format"] == {"type": "json_object"}
+
+
+@pytest.mark.parametrize(
+    ("span", "shown", "over"),
+    [
+        (0.4, (4, 6, 7), "over it."),
+        # As much before as behind: episode 3 goes on behind its first segment.
+        (0.8, (2, 6, 9), "over 0.8 s, of which it is the part from 0.2 to 0.6 s."),
+        # More than there is behind is taken from before, and no more than the episode has.
+        (9.0, (0, 8, 16), "over 1.7 s, of which it is the part from 0.4 to 0.8 s."),
+    ],
+)
+def test_a_short_segment_is_shown_with_what_is_around_it(
+    data, tmp_path, span: float, shown: tuple[int, ...], over: str
+) -> None:
+    columns = data.columns()
+    one = slice(data.starts[3], data.starts[4])
+    state, action = columns["observation.state"][one], columns["action"][one]
+    episode = EpisodeFrames(data.images(3), state, action, {}, "open the red drawer", {})
+    annotator = vlm("http://127.0.0.1:9/v1", tmp_path, span=span, frames=3)
+    (start, stop), *_ = annotator._segments(annotator.rules.annotate(episode, 10), episode)
+    assert (start, stop) == (4, 8)
+    (_, asked) = annotator._messages(episode, start, stop, 10)
+    text, *frames = asked["content"]
+    assert over in text["text"]
+    kept = [f"{step}" for step in shown]
+    assert len(frames) == 3 and annotator._shown(episode, start, stop, 10) == list(map(int, kept))
+    halves = ("one thing",) * 4 + ("another",) * (len(state) - 4)
+    cut = dataclasses.replace(episode, asked=halves)
+    assert min(annotator._shown(cut, start, stop, 10)) == 4, "nothing of another instruction"
+
+
+def test_agreed_to_beforehand_nobody_is_asked_up_to_a_bound(data, tmp_path, capsys) -> None:
+    """As in a job without a terminal; a server that refuses the key ends it in words."""
+    with serve() as chat:
+        dear = {"price_in": 2.0, "price_out": 10.0, "yes": True}
+        annotator = vlm(chat.url, tmp_path, most=0.001, **dear)
+        with pytest.raises(NotConfirmedError, match=r"more than the \$0\.00 that were agreed to"):
+            store_labels(tmp_path / "s", annotator, data, confirm=confirm_on_terminal)
+        assert chat.requests == []
+        annotator = vlm(chat.url, tmp_path, **dear)
+        store_labels(tmp_path / "s", annotator, data, confirm=confirm_on_terminal)
+        assert len(chat.requests) == 5
+        assert "about $0.0" in capsys.readouterr().err, "what it costs is said all the same"
 
 
 def test_a_question_has_the_words_of_its_frames(data, tmp_path) -> None:
@@ -276,7 +324,7 @@ from pathlib import Path
 from armlet.annotators.store import store_labels
 from armlet.annotators.vlm import Vlm
 from armlet.data.episodes import EpisodeDataset
-store_labels({store!r}, Vlm("tiny-vl", {url!r}, Path({cache!r}), concurrency=1), EpisodeDataset({data!r}), confirm=lambda _: True)
+store_labels({store!r}, Vlm("tiny-vl", {url!r}, Path({cache!r}), concurrency=1, span=0.0), EpisodeDataset({data!r}), confirm=lambda _: True)
 """
 
 

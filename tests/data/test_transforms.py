@@ -18,6 +18,8 @@ from armlet.data.transforms import (
     Explore,
     GripperNoise,
     Moment,
+    ShuffledTeacher,
+    ShuffledWords,
     TeacherTells,
 )
 from armlet.robot.normalise import Normaliser
@@ -147,3 +149,52 @@ def test_a_share_of_the_frames_is_told_what_the_teacher_does() -> None:
     assert not torch.equal(told.actions, other.actions), "drawn anew at every step"
     all_told, _ = TeacherTells(1.0)(batch, teacher, moment(3, 5, 9))
     assert torch.equal(all_told.actions, teacher["actions"])
+
+
+@given(st.integers(2, 30), st.integers(0, 50))
+def test_a_shuffled_teacher_answers_every_frame_with_anothers_answer(size: int, seed: int) -> None:
+    """All signals of one frame stay together, each frame's answer stands once, and at no frame its
+    own; another step draws another order."""
+    batch = batch_of(np.random.default_rng(seed), size)
+    numbers = torch.arange(size)
+    teacher = {"actions": numbers[:, None].float(), "condition": numbers[:, None] * 10.0}
+    after, told = ShuffledTeacher()(batch, teacher, moment(seed))
+    assert after is batch and torch.equal(teacher["actions"][:, 0].long(), numbers)
+    order = told["actions"][:, 0].long()
+    assert torch.equal(order.sort().values, numbers) and not bool((order == numbers).any())
+    assert torch.equal(told["condition"][:, 0], order * 10.0)
+    assert torch.equal(ShuffledTeacher()(batch, teacher, moment(seed))[1]["actions"][:, 0], order)
+    orders = set()
+    for step in range(20):
+        drawn = ShuffledTeacher()(batch, teacher, moment(seed, step))[1]["actions"]
+        orders.add(tuple(drawn[:, 0].tolist()))
+    assert len(orders) > 1 or size == 2
+
+
+def test_of_one_frame_there_is_no_other() -> None:
+    with pytest.raises(ValueError, match="a batch of 1 has no other frame"):
+        ShuffledTeacher()(batch_of(np.random.default_rng(0), 1), {}, moment())
+
+
+@given(st.integers(2, 30), st.integers(0, 50))
+def test_shuffled_words_are_all_there_and_at_no_frame_its_own(size: int, seed: int) -> None:
+    numbers = torch.arange(size)
+    batch = dataclasses.replace(
+        batch_of(np.random.default_rng(seed), size),
+        description=numbers[:, None].expand(-1, 3),
+        description_mask=torch.ones(size, 3, dtype=torch.bool),
+        labels={"phase": numbers % 9, "direction": numbers},
+    )
+    after, told = ShuffledWords()(batch, {"actions": numbers}, moment(seed))
+    assert torch.equal(told["actions"], numbers), "the teacher's answers stay"
+    order = after.labels["direction"]
+    assert torch.equal(order.sort().values, numbers) and not bool((order == numbers).any())
+    assert torch.equal(after.description[:, 0], order) and torch.equal(
+        after.labels["phase"], order % 9
+    )
+    assert untouched(batch, after, "description", "description_mask", "labels")
+
+
+def test_words_that_are_not_there_cannot_be_shuffled() -> None:
+    with pytest.raises(ValueError, match="this batch has no words; give the recipe an `annotator`"):
+        ShuffledWords()(batch_of(np.random.default_rng(0)), {}, moment())

@@ -12,9 +12,9 @@ from golden import Golden, Line, equal, near
 from PIL import Image
 from torch import Tensor
 
+from armlet.layers.action_dit import betas, kept_signal, spaced
 from armlet.policies.contract import Backbone, Pass
 from armlet.policies.pretrained import cogact
-from armlet.policies.pretrained.action_dit import betas, kept_signal, spaced
 from armlet.policies.pretrained.cogact_network import GRIPPER, CogACT
 from armlet.policies.pretrained.said import Said
 from armlet.robot.description import Described

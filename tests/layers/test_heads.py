@@ -95,9 +95,41 @@ def test_a_heads_loss_is_the_mean_over_the_steps_that_there_are(name: str) -> No
     heard = loss(actions, valid)
     if name != "flow":  # whose steps see one another
         torch.testing.assert_close(loss(spoiled, valid), heard)
+    if name == "diffusion":  # a step alone is answered otherwise than beside others
+        assert float(heard[2].detach()) == 0
+        return
     torch.testing.assert_close(
         heard, torch.stack([single[0].mean(), single[1, :2].mean(), torch.zeros(())])
     )
+
+
+def test_a_gripper_that_is_refined_opens_by_a_number_and_stays_on_its_side() -> None:
+    torch.manual_seed(0)
+    head = CodebookHead(32, CHUNK, 4, **{**OPTIONS, "refine": True, "refine_gripper": True})
+    (gripper,) = head.grippers
+    condition = torch.randn(64, 32)
+    open_and_closed = head.primitives[:, gripper].unique()
+    middle = open_and_closed.mean()
+    assert torch.equal(head(condition)[..., gripper].unique(), open_and_closed), (
+        "offsets begin at 0"
+    )
+    torch.nn.init.normal_(head.offset.weight, std=5.0)
+    chosen = head.logits(condition).argmax(-1)
+    found, whole = head(condition)[..., gripper], head.primitives[chosen][..., gripper]
+    assert len(found.unique()) > 20, "a number, and not one of two"
+    assert bool(((found - middle) * (whole - middle) >= 0).all()), "as open or closed as chosen"
+    half = (open_and_closed[1] - open_and_closed[0]) / 2
+    torch.testing.assert_close((found - whole).abs().max(), half, rtol=1e-2, atol=0)
+    # The loss hears how far the fingers are open, and only where they are refined.
+    actions = head.primitives[chosen].clone()
+    other = actions.clone()
+    other[..., gripper] = middle + 0.6 * (other[..., gripper] - middle)
+    valid = torch.ones(64, CHUNK)
+    assert not torch.allclose(
+        head.loss(condition, actions, valid), head.loss(condition, other, valid)
+    )
+    with pytest.raises(ValueError, match="refine_gripper has no effect without refine"):
+        CodebookHead(32, CHUNK, 4, **{**OPTIONS, "refine_gripper": True})
 
 
 # --- bins

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from armlet.layers.router import (
     FORCED,
     Gates,
+    PublishedRouter,
     Router,
     active_layers,
     gate_sample,
@@ -139,6 +140,50 @@ def test_a_fresh_router_keeps_every_layer_with_the_probability_asked_for(keep):
 def test_refuses_a_probability_that_cannot_be_learned_away_from(keep):
     with pytest.raises(ValueError, match="initial_keep"):
         Router(8, 3, 2, LAYERS, initial_keep=keep)
+
+
+def published(**options) -> PublishedRouter:
+    router = PublishedRouter(8, LAYERS, hidden=5, **options)
+    with torch.no_grad():
+        for parameter in router.parameters():
+            parameter.add_(0.5 * torch.randn_like(parameter))
+    return router
+
+
+def test_the_published_router_pools_projected_tokens_and_has_a_linear_map_a_layer():
+    """Sample by sample, as recipes section 1 says: project, LayerNorm, mean and maximum of
+    pictures, then of words, one linear map a layer."""
+    router = published()
+    tokens, vision, text, *_ = seen()
+    logits = router(tokens, vision, text)
+    for sample in range(len(tokens)):
+        shown = F.linear(tokens[sample][vision[sample]], router.see.weight, router.see.bias)
+        said = F.linear(tokens[sample][text[sample]], router.read.weight, router.read.bias)
+        shown = F.layer_norm(shown, (5,), router.see_norm.weight, router.see_norm.bias)
+        said = F.layer_norm(said, (5,), router.read_norm.weight, router.read_norm.bias)
+        summary = [shown.mean(0), shown.amax(0), said.mean(0), said.amax(0)]
+        features = torch.cat(summary)  # (20,)
+        for layer in range(LAYERS):
+            expected = features @ router.leave.weight[layer] + router.leave.bias[layer]
+            torch.testing.assert_close(logits[sample, layer], expected)
+
+
+def test_padding_does_not_move_the_published_router():
+    router = published()
+    tokens, vision, text, *_ = seen()
+    before = router(tokens, vision, text)
+    other = torch.where((vision | text)[..., None], tokens, 1e3)
+    assert torch.equal(router(other, vision, text), before)
+    assert not torch.allclose(router(tokens * (1 + text[..., None]), vision, text), before)
+
+
+def test_the_published_router_begins_near_its_initial_keep_and_keeps_what_is_always_on():
+    router = PublishedRouter(8, LAYERS, initial_keep=0.8, always_on=(-1,))
+    logits = router(*seen()[:3])
+    assert bool((logits[:, -1] == FORCED).all())
+    assert 0.6 < float(logits[:, :-1].detach().sigmoid().mean()) < 0.95
+    with pytest.raises(ValueError, match="initial_keep"):
+        PublishedRouter(8, LAYERS, initial_keep=1)
 
 
 def test_layers_that_are_always_on():

@@ -212,6 +212,7 @@ def test_a_head_says_itself_what_it_must_know_of_a_robot() -> None:
         "regression": {},
         "bins": {},
         "flow": {},
+        "diffusion": {},
         "codebook": gripper,
         "arm_gripper": gripper | ends,
     }

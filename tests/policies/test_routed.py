@@ -142,6 +142,27 @@ def test_a_random_router_runs_the_same_number_everywhere_and_repeats() -> None:
     assert torch.equal(trained, gates), "training draws what deployment does"
 
 
+def test_the_published_router_trains_what_it_deploys_and_survives_saving(tmp_path) -> None:
+    blind = {"use_state": False, "use_previous_action": False}
+    policy = routed(chooser="published", budget=0.5, **blind)
+    batch = batch_for(policy)
+    policy.calibrate(batch)
+    assert 0.4 < spent(policy, batch) <= 0.5 + 1e-6
+    with torch.no_grad():
+        acted = policy(batch)
+    run = policy.train().run_layers(policy.embed(batch), batch)
+    assert run.gates.requires_grad, "the router learns from what would have run"
+    torch.testing.assert_close(policy.decode(run, batch), acted, atol=1e-5, rtol=1e-5)
+    robot = replace(batch, state=batch.state + 1, previous_action=batch.previous_action + 1)
+    start = policy.embed(batch)
+    assert torch.equal(policy.route(start, batch), policy.route(start, robot))
+    save_policy(policy.eval(), tmp_path)
+    with torch.no_grad():
+        assert torch.equal(load_policy(tmp_path)(batch), acted)
+    with pytest.raises(ValueError, match="use_state, use_previous_action true"):
+        Routing(chooser="published")
+
+
 def test_a_random_router_survives_saving(tmp_path) -> None:
     policy = routed(chooser="random", initial_keep=0.5)
     save_policy(policy, tmp_path)

@@ -10,8 +10,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers.models.llama.modeling_llama import LlamaModel
 
 from armlet.data.text import train_tokenizer
+from armlet.layers.action_dit import DiffusionHead
 from armlet.policies.checkpoint import load_policy, save_policy
-from armlet.policies.contract import Backbone, Body
+from armlet.policies.contract import Backbone, Body, Loop
 from armlet.policies.routed import Routed, Routing
 from armlet.policies.students import FirstK, Kept
 from armlet.policies.vla import VLA, VLANetwork
@@ -218,9 +219,10 @@ def test_exploration_draws_routes_and_less_of_it_draws_fewer() -> None:
     assert differing(1.0) > differing(0.3) > differing(0.0) == 0
 
 
-@pytest.mark.parametrize("head", ["regression", "bins", "flow"])
+@pytest.mark.parametrize("head", ["regression", "bins", "flow", "diffusion"])
 def test_every_head_learns_one_batch(head: str) -> None:
-    policy = make(head, head_options={"steps": 8} if head == "flow" else {}).train()
+    options = {"flow": {"steps": 8}, "diffusion": {"hidden": 64}}
+    policy = make(head, head_options=options.get(head, {})).train()
     batch = policy.prepare([observe(text, seed) for seed, text in enumerate(TEXTS)])
     target = torch.rand(3, 5, 4) * 1.6 - 0.8
     batch = dataclasses.replace(
@@ -228,7 +230,7 @@ def test_every_head_learns_one_batch(head: str) -> None:
     )
     optimiser = torch.optim.AdamW(policy.parameters(), lr=3e-3)
     torch.manual_seed(0)
-    for _ in range(600 if head == "flow" else 150):
+    for _ in range({"flow": 600, "diffusion": 400}.get(head, 150)):
         loss = Learner(policy)(batch, ["imitation"])["imitation"].mean()
         optimiser.zero_grad()
         loss.backward()
@@ -236,6 +238,33 @@ def test_every_head_learns_one_batch(head: str) -> None:
     with torch.no_grad():
         error = (policy(batch) - target).abs().mean()
     assert error < 0.2, "an untrained head is 0.4 off"
+
+
+def test_a_diffusion_head_is_cogacts_and_is_told_what_the_query_found() -> None:
+    """The head whose layers and sampling tests/pretrained/test_action_dit.py holds to the original's
+    numbers; here, that our network has it as it has any other."""
+    policy = make("diffusion", head_options={"hidden": 32, "depth": 1, "guidance": 1.5})
+    assert type(policy.head) is DiffusionHead
+    assert policy.loop == Loop("denoising step", 10)
+    asked = []
+
+    def asking(net, inputs) -> None:
+        asked.append((inputs[1].unique().tolist(), len(inputs[0])))
+
+    policy.head.net.register_forward_pre_hook(asking)
+    batch = policy.prepare([observe(text, seed) for seed, text in enumerate(TEXTS)])
+    with torch.no_grad():
+        run = policy.run_layers(policy.embed(batch), batch)
+        answered = policy.decode(run, batch)
+        (condition,) = policy.signals(["condition"], batch, run).values()
+        assert torch.equal(policy.head(condition), answered), "and nothing else"
+        assert not torch.allclose(policy.head(condition.flip(0)), answered)
+    steps = [step for (step,), _ in asked[:10]]
+    assert steps == list(range(90, -1, -10)), "numbers of training steps, the noisiest first"
+    assert {rows for _, rows in asked[:10]} == {2 * len(TEXTS)}, "told and untold side by side"
+    told = policy.head.net.z_embedder.uncondition
+    policy.head.train().loss(condition, answered, torch.ones(3, 5)).sum().backward()
+    assert told.grad is not None and float(told.grad.abs().max()) > 0, "some are told nothing"
 
 
 def test_first_k_and_kept_layers_are_the_teachers_own() -> None:

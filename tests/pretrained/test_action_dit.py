@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from armlet.policies.pretrained import action_dit
-from armlet.policies.pretrained.action_dit import DiffusionHead, betas, kept_signal, spaced, visited
+from armlet.layers import action_dit
+from armlet.layers.action_dit import DiffusionHead, betas, kept_signal, spaced, visited
 
 GOLDEN = Path(__file__).parent / "golden" / "cogact"
 SIZES = {"hidden": 48, "depth": 3, "heads": 12}

@@ -5,7 +5,8 @@ A label is a phase and a direction, each one of a closed vocabulary, the name of
 (the element), and the words that a student is told (the description). `store` keeps them and reads
 them again.
 
-An annotator sees an episode and nothing of the simulator, the expert or the policy that made it.
+An annotator sees an episode and nothing of the simulator, the expert or the policy that made it,
+but for `truth`, which says what a model that errs nowhere would.
 """
 
 import hashlib
@@ -254,6 +255,11 @@ class Annotator(ABC):
         """What annotating these episodes, given without pictures, would cost; None where it costs
         nothing. `sizes` camera → (height, width)."""
         return None
+
+    def agreed(self, cost: Cost) -> bool:
+        """Whether whoever set it up has agreed to such a cost beforehand, so that nobody need be
+        asked. Raises NotConfirmedError where they set a bound, and it is above that."""
+        return False
 
     def confirmed(self) -> "Annotator":
         """This annotator, with leave to spend what it estimated."""

@@ -64,8 +64,9 @@ def store_labels(
     """Labels of every frame of a data set, into the store at `root`; what is there already stays.
     Returns `root`.
 
-    `confirm` is shown what it will cost, before anything is asked. Raises NotConfirmedError where
-    that costs something and `confirm` is missing or says no. Episodes an annotator has no answer
+    `confirm` is shown what it will cost, before anything is asked, unless the annotator has agreed
+    to that (`agreed`). Raises NotConfirmedError where that costs something and `confirm` is missing
+    or says no. Episodes an annotator has no answer
     for become one LabelError at the end, when all the others are stored; it names them,
     `failed.json` lists them, and the next run asks only about these.
     """
@@ -86,7 +87,7 @@ def store_labels(
             cost = annotator.estimate(blind, data.cameras, data.fps)
         # Rules ask nobody (None), and of episodes in which nothing is operated nobody is asked (0).
         if cost is not None and cost.questions:
-            if confirm is None or not confirm(cost):
+            if not annotator.agreed(cost) and (confirm is None or not confirm(cost)):
                 raise NotConfirmedError(f"nothing was asked, because nobody confirmed {cost}")
             annotator = annotator.confirmed()
         failed = _annotate(annotator, episodes, missing, done, writer)

@@ -28,6 +28,7 @@ from typing import Any, ClassVar
 import numpy as np
 from PIL import Image
 
+from armlet import limits
 from armlet.annotators import (
     DESCRIPTION_BYTES,
     DIRECTIONS,
@@ -46,6 +47,7 @@ from armlet.annotators import (
 from armlet.annotators.phase_rules import PhaseRules
 from armlet.data.episodes import EpisodeFrames
 from armlet.data.files import write_atomically
+from armlet.limits import MOST
 
 ALLOWED = DIRECTIONS[1:]  # without "none": something is being operated
 SYSTEM = (
@@ -54,7 +56,7 @@ SYSTEM = (
     "with one JSON object and nothing else."
 )
 QUESTION = """The robot was told: "{task}"
-Phase: {phase}. It lasts {seconds:.1f} s; the {frames} frames below are spread evenly over it.
+Phase: {phase}. It lasts {seconds:.1f} s; the {frames} frames below are spread evenly over {over}.
 Which thing does the robot move or act on, and in which direction does that thing move?
 Answer with {keys}:
 "element": the name of the thing, one to six words, such as "red drawer"
@@ -75,7 +77,9 @@ class Vlm(Annotator):
     Not for models that refuse `max_tokens` or a `temperature`, as OpenAI's reasoning models do.
 
     What decides an answer: `rules` for the phases; `camera` whose pictures are shown, `frames` of
-    each segment, each enlarged `enlarge` times; `own_words`: the model also writes the description;
+    each segment, each enlarged `enlarge` times; `span`: a segment that lasts fewer seconds is shown
+    with what is before and behind it, as far as the instruction goes, for in a few steps nothing is
+    seen to move; `own_words`: the model also writes the description;
     `temperature`, `answer_tokens` at most, and `repeats`: how often it is told that its answer will
     not do.
 
@@ -85,8 +89,8 @@ class Vlm(Annotator):
     `json_mode` asks the server for JSON, which nearly all of them know.
 
     What it costs: `price_in` and `price_out` in dollars per million tokens; `patch` pixels a side
-    make one token of a picture. `yes`: somebody agreed to that; `store_labels` sets it when its
-    `confirm` says so.
+    make one token of a picture. `yes`: somebody agreed to that, at most to `most` dollars, and
+    nobody is asked; `store_labels` sets it when its `confirm` says so.
     """
 
     looks: ClassVar[bool] = True
@@ -96,6 +100,7 @@ class Vlm(Annotator):
     rules: PhaseRules = field(default_factory=PhaseRules)
     camera: str = "scene"
     frames: int = 5
+    span: float = 2.0
     enlarge: int = 1
     own_words: bool = False
     temperature: float = 0.0
@@ -109,6 +114,7 @@ class Vlm(Annotator):
     price_in: float = 0.0
     price_out: float = 0.0
     patch: int = 28
+    most: float = 10.0
     yes: bool = False
 
     def __post_init__(self) -> None:
@@ -124,12 +130,14 @@ class Vlm(Annotator):
         for name, number in least.items():
             if getattr(self, name) < number:
                 raise ValueError(f"Vlm.{name} is {getattr(self, name)}; expected {number} or more")
+        limits.check(self, span=(0, MOST), most=(0, MOST))
 
     def fingerprint(self) -> dict[str, Any]:
         decides = (
             "model",
             "camera",
             "frames",
+            "span",
             "enlarge",
             "own_words",
             "temperature",
@@ -143,6 +151,17 @@ class Vlm(Annotator):
             "words": [SYSTEM, QUESTION, OWN_WORDS, *ALLOWED],
             **{name: getattr(self, name) for name in decides},
         }
+
+    def agreed(self, cost: Cost) -> bool:
+        if not self.yes:
+            return False
+        if cost.price > self.most:
+            raise NotConfirmedError(
+                f"nothing was asked: {cost}, which is more than the ${self.most:.2f} that were "
+                "agreed to (`most`); raise it, or annotate fewer episodes"
+            )
+        sys.stderr.write(f"{cost}; agreed to beforehand\n")
+        return True
 
     def confirmed(self) -> "Vlm":
         return replace(self, yes=True)
@@ -165,8 +184,8 @@ class Vlm(Annotator):
         for episode in episodes:
             for start, stop in self._segments(self.rules.annotate(episode, fps), episode):
                 questions += 1
-                frames += len(self._shown(start, stop))
-                letters += len(SYSTEM) + len(self._words(episode.told(start), start, stop, fps))
+                frames += len(self._shown(episode, start, stop, fps))
+                letters += len(SYSTEM) + len(self._words(episode, start, stop, fps))
         tokens_in = frames * picture + letters // CHARACTERS
         tokens_out = questions * self.answer_tokens
         price = (tokens_in * self.price_in + tokens_out * self.price_out) / 1e6
@@ -211,17 +230,44 @@ class Vlm(Annotator):
                 found.append((start, stop))
         return found
 
-    def _shown(self, start: int, stop: int) -> list[int]:
-        """The steps of a segment's key frames: all of them, if it is short."""
-        # A set, as a segment shorter than `frames` would show some of its steps twice.
-        return sorted(set(np.linspace(start, stop - 1, self.frames).round().astype(int).tolist()))
+    def _window(self, episode: EpisodeFrames, start: int, stop: int, fps: float) -> tuple[int, int]:
+        """The stretch from which key frames of a segment are: itself, or `span` seconds around it,
+        without frames in which the robot was told something else."""
+        missing = math.ceil(self.span * fps) - (stop - start)
+        if missing <= 0:
+            return start, stop
+        told = episode.told(start)
+        first = start
+        while first > 0 and episode.told(first - 1) == told:
+            first -= 1
+        last = stop
+        while last < len(episode.state) and episode.told(last) == told:
+            last += 1
+        # As much before as behind; what one side has not is taken from the other.
+        before = min(start - first, max(missing // 2, missing - (last - stop)))
+        behind = min(last - stop, missing - before)
+        return start - before, stop + behind
 
-    def _words(self, task: str, start: int, stop: int, fps: float) -> str:
+    def _shown(self, episode: EpisodeFrames, start: int, stop: int, fps: float) -> list[int]:
+        """The steps of a segment's key frames: all of them, if there are few."""
+        first, last = self._window(episode, start, stop, fps)
+        # A set, as a stretch shorter than `frames` would show some of its steps twice.
+        return sorted(set(np.linspace(first, last - 1, self.frames).round().astype(int).tolist()))
+
+    def _words(self, episode: EpisodeFrames, start: int, stop: int, fps: float) -> str:
+        first, last = self._window(episode, start, stop, fps)
+        over = "it"
+        if (first, last) != (start, stop):
+            over = (
+                f"{(last - first) / fps:.1f} s, of which it is the part from "
+                f"{(start - first) / fps:.1f} to {(stop - first) / fps:.1f} s"
+            )
         return QUESTION.format(
-            task=task,
+            task=episode.told(start),
             phase="operating",
             seconds=(stop - start) / fps,
-            frames=len(self._shown(start, stop)),
+            frames=len(self._shown(episode, start, stop, fps)),
+            over=over,
             keys="these three keys" if self.own_words else "these two keys",
             directions=", ".join(ALLOWED),
             words=OWN_WORDS if self.own_words else "",
@@ -235,12 +281,14 @@ class Vlm(Annotator):
                 f"the episode has no camera {self.camera!r}; it has "
                 f"{', '.join(sorted(episode.images)) or 'none'}"
             )
-        pictures = episode.images[self.camera][self._shown(start, stop)]  # (frames, h, w, 3)
+        pictures = episode.images[self.camera][
+            self._shown(episode, start, stop, fps)
+        ]  # (frames, h, w, 3)
         shown = []
         for picture in pictures:
             url = data_url(picture, self.enlarge)
             shown.append({"type": "image_url", "image_url": {"url": url}})
-        words = {"type": "text", "text": self._words(episode.told(start), start, stop, fps)}
+        words = {"type": "text", "text": self._words(episode, start, stop, fps)}
         return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": [words, *shown]}]
 
     def _answer(self, messages: list[dict[str, Any]]) -> tuple[str, str, str]:

@@ -151,6 +151,48 @@ class TeacherTells(BatchTransform):
         return replace(batch, actions=told), teacher
 
 
+def _to_another(who: BatchTransform, count: int, moment: Moment) -> int:
+    """By how many places a batch of `count` frames is turned round, so that no frame stays where it
+    was; drawn at every step. Raises ValueError where there is no other frame."""
+    if count < 2:
+        raise ValueError(f"{who}: a batch of {count} has no other frame; give more at a step")
+    return int(moment.rng.integers(1, count))
+
+
+@dataclass(frozen=True)
+class ShuffledTeacher(BatchTransform):
+    """A control: every frame is compared with what the teacher answered to another frame of its
+    batch, all of it. What a student still gains is no knowledge of the teacher's."""
+
+    def __call__(self, batch: Batch, teacher: Trace, moment: Moment) -> tuple[Batch, Trace]:
+        by = _to_another(self, len(batch), moment)
+        answers = {}
+        for name, answer in teacher.items():
+            answers[name] = answer.roll(by, 0)
+        return batch, answers
+
+
+@dataclass(frozen=True)
+class ShuffledWords(BatchTransform):
+    """A control: every frame has an annotator's words and labels of another frame of its batch. They
+    are as many and as often as before, and say nothing of the frame."""
+
+    def __call__(self, batch: Batch, teacher: Trace, moment: Moment) -> tuple[Batch, Trace]:
+        if batch.description is None or batch.description_mask is None:
+            raise ValueError(f"{self}: this batch has no words; give the recipe an `annotator`")
+        by = _to_another(self, len(batch), moment)
+        labels = {}
+        for name, label in batch.labels.items():
+            labels[name] = label.roll(by, 0)
+        told = replace(
+            batch,
+            description=batch.description.roll(by, 0),
+            description_mask=batch.description_mask.roll(by, 0),
+            labels=labels,
+        )
+        return told, teacher
+
+
 @dataclass(frozen=True)
 class GripperNoise(BatchTransform):
     """Gripper commands told wrong on purpose, the expert's and the teacher's final ones alike

@@ -118,9 +118,11 @@ class Known:
 
 def run(recipe: Recipe, data: EpisodeDataset, compared: Field) -> Path:
     """Compare the recipe's policies, the teacher first, with its held-out episodes; returns the
-    report's path. Writes report.json, table.md and error-by-step.png under `out`/evaluation."""
+    report's path. Writes report.json, table.md and error-by-step.png under `out`/evaluation, or
+    `out`/untouched where the recipe has a benchmark."""
     check(recipe.evaluation)
-    out = recipe.out / "evaluation"
+    # Beside the report on episodes that were acted, where there is a world to act in.
+    out = recipe.out / ("evaluation" if recipe.benchmark is None else "untouched")
     split = parts(data, recipe.split, recipe.held_out, reported=True)
     folders = {}
     fingerprints = {}

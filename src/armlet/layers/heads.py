@@ -1,5 +1,5 @@
-"""Action heads: a condition vector (b, d) → a chunk of normalised actions (b, k, a). One contract,
-five kinds.
+"""Action heads: a condition vector (b, d) → a chunk of normalised actions (b, k, a). One contract
+(action_head.py), six kinds.
 
     RegressionHead   one MLP, L1 loss (OpenVLA-OFT, arXiv 2502.19645)
     BinHead          256 bins a dimension, cross-entropy (OpenVLA, arXiv 2406.09246)
@@ -7,13 +7,14 @@ five kinds.
                      2206.11251)
     FlowHead         a small DiT that carries noise to actions in a few Euler steps (π0, arXiv
                      2410.24164)
+    DiffusionHead    a small DiT that takes noise out of actions in 10 steps of DDIM, told the
+                     condition as a token (CogACT, arXiv 2411.19650; action_dit.py)
     ArmGripperHead   one vector a step; the arm by L1 loss, the gripper open or closed (VITA-VLA,
                      arXiv 2510.09607)
 
 None knows a backbone, a benchmark or a unit: actions are normalised to about [−1, 1].
 """
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -22,49 +23,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from armlet.data.codec import bin_centres, bin_numbers, squared_distances
+from armlet.layers.action_dit import DiffusionHead
+from armlet.layers.action_head import ActionHead, masked_mean
 from armlet.layers.guidance import Guide, guided_flow
 from armlet.robot.spec import ActionSpec
 
-Kind = Literal["regression", "bins", "codebook", "flow", "arm_gripper"]
-
-
-class ActionHead(nn.Module, ABC):
-    """`loss` is per sample; `forward` decides."""
-
-    chunk: int
-    dims: int
-    vectors: int = 1  # of a token's width, side by side in the condition
-
-    @classmethod
-    def fitted(cls, spec: ActionSpec, options: dict[str, Any]) -> dict[str, Any]:
-        """Its options with what it must know of the robot's actions; what `options` say themselves
-        stands."""
-        return options
-
-    @abstractmethod
-    def forward(self, condition: Tensor) -> Tensor:
-        """(b, d) → (b, k, a), the actions to execute."""
-
-    def classes(self, actions: Tensor) -> Tensor | None:
-        """(…, a) normalised actions → (…,) which of a few each is nearest to, for a head that
-        chooses among a few; else None."""
-        return None
-
-    @abstractmethod
-    def loss(self, condition: Tensor, actions: Tensor, valid: Tensor) -> Tensor:
-        """(b,): how far from `actions` (b, k, a), counting the steps where `valid` (b, k)."""
-
-    def logits(self, condition: Tensor) -> Tensor | None:
-        """(b, k, …, n), the logits of the classes it chooses among; None where it names numbers
-        outright."""
-        return None
-
-
-def masked_mean(error: Tensor, valid: Tensor) -> Tensor:
-    """(b, k, …) averaged over valid steps and whatever follows them → (b,)."""
-    per_step = error.flatten(2).mean(-1)  # (b, k)
-    # clamp: a sample without a valid step has error 0, and not 0 / 0.
-    return (per_step * valid).sum(1) / valid.sum(1).clamp(min=1)
+Kind = Literal["regression", "bins", "codebook", "flow", "diffusion", "arm_gripper"]
 
 
 class RegressionHead(ActionHead):
@@ -124,14 +88,17 @@ class CodebookHead(ActionHead):
     refined where that is asked for.
 
     With `refine` every primitive has an offset of its own for every step of the chunk, of at most
-    `reach` in each dimension, so the offset is conditioned on the primitive that is chosen; the
-    gripper (dimension `gripper`) is never refined. Offsets begin at 0. Which primitive is nearest,
+    `reach` in each dimension, so the offset is conditioned on the primitive that is chosen. The
+    gripper (dimension `gripper`) is refined where `refine_gripper` says so, for fingers whose opening
+    is a number: by at most half of the way to its other end, so that the primitive that is chosen
+    still says whether it is open or closed. Offsets begin at 0. Which primitive is nearest,
     and that the gripper decides first, is said in `data.codec.squared_distances`. Primitives live
     in the options that the network is described with, not in its weights.
     """
 
     primitives: Tensor
     moving: Tensor
+    furthest: Tensor
 
     def __init__(
         self,
@@ -142,6 +109,7 @@ class CodebookHead(ActionHead):
         primitives: Sequence[Sequence[float]],
         gripper: int | Sequence[int] | None = None,
         refine: bool = False,
+        refine_gripper: bool = False,
         reach: float = 1.0,
         hidden: int = 256,
     ) -> None:
@@ -153,6 +121,13 @@ class CodebookHead(ActionHead):
                 "one row a primitive"
             )
         grippers = gripper_dims(gripper, dims)
+        if refine_gripper and not (refine and grippers):
+            raise ValueError(
+                "head_options: refine_gripper has no effect without refine and a gripper; found "
+                f"refine={refine}, gripper={gripper}"
+            )
+        moving = torch.ones(dims)  # 1 for a dimension that is refined, 0 for one that is not
+        furthest = torch.full((dims,), float(reach))
         for index in grippers:
             ends = book[:, index].unique().tolist()
             if len(ends) != 2:
@@ -160,15 +135,15 @@ class CodebookHead(ActionHead):
                     f"head_options: dimension {index} of the primitives, the gripper, has the "
                     f"values {ends}, expected two, open and closed; is gripper the right dimension?"
                 )
+            moving[index] = float(refine_gripper)
+            furthest[index] = min(reach, abs(ends[1] - ends[0]) / 2) * moving[index]
         self.chunk = chunk
         self.dims = dims
-        self.reach = reach
         self.grippers = grippers
-        moving = torch.ones(dims)  # 1 for a dimension that is refined, 0 for a gripper
-        moving[list(grippers)] = 0
-        # Not in the weights: both are made anew from the options that are saved with the network.
+        # Not in the weights: all are made anew from the options that are saved with the network.
         self.register_buffer("primitives", book, persistent=False)
         self.register_buffer("moving", moving, persistent=False)
+        self.register_buffer("furthest", furthest, persistent=False)
         self.trunk = nn.Sequential(nn.Linear(width, hidden), nn.GELU())
         self.choose = nn.Linear(hidden, chunk * len(book))
         self.offset = nn.Linear(hidden, chunk * len(book) * dims) if refine else None
@@ -211,7 +186,7 @@ class CodebookHead(ActionHead):
         sizes = (self.chunk, len(self.primitives), self.dims)
         offsets = self.offset(self.trunk(condition)).unflatten(-1, sizes)  # (b, k, n, a)
         own = offsets.take_along_dim(chosen[..., None, None], 2).squeeze(2)  # (b, k, a)
-        return actions + self.reach * own.tanh() * self.moving
+        return actions + self.furthest * own.tanh()
 
 
 class _Block(nn.Module):
@@ -451,5 +426,6 @@ HEADS: dict[str, type[ActionHead]] = {
     "bins": BinHead,
     "codebook": CodebookHead,
     "flow": FlowHead,
+    "diffusion": DiffusionHead,
     "arm_gripper": ArmGripperHead,
 }

@@ -61,12 +61,25 @@ def fetch_tokenizer_file(name: str) -> Path:
 
 
 def stretch(positions: Tensor, length: int, kept: int = 20) -> Tensor:
-    """A CLIP's text positions (t, d) → (length, d): the first `kept` as they are, the rest
-    interpolated (LongCLIP, arXiv 2403.15378, §3.2)."""
+    """A CLIP's text positions (t, d) → (length, d), as LongCLIP does it (arXiv 2403.15378, §3.2, and
+    its code): the first `kept` as they are, then 20, 20.25, 20.5 … of 77 positions for 248. Those
+    behind the last go on as straight as the last two stand.
+
+    Raises ValueError where there are too few positions to be stretched.
+    """
+    found = len(positions)
+    if found < kept + 2:
+        raise ValueError(
+            f"{found} text positions cannot be stretched: the first {kept} stay as they are, and two "
+            "more are needed to go on from; give a CLIP with more, or a smaller `text_tokens`"
+        )
     # CLIP's training texts are short, so only its first positions are well trained.
-    rest = positions[kept:].T[None]  # (1, d, t − kept), as torch interpolates
-    stretched = F.interpolate(rest, length - kept, mode="linear", align_corners=False)
-    return torch.cat([positions[:kept], stretched[0].T])
+    share = (found - kept) / (length - kept)  # 57 / 228 = 1 / 4: exact
+    places = kept + share * torch.arange(length - kept, device=positions.device)
+    before = places.long().clamp(max=found - 2)
+    beyond = (places - before)[:, None].to(positions.dtype)  # more than 1 behind the last
+    stretched = (1 - beyond) * positions[before] + beyond * positions[before + 1]
+    return torch.cat([positions[:kept], stretched])
 
 
 def _fetched(get: Any, name: str, what: str) -> Any:

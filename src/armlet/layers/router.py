@@ -56,10 +56,7 @@ class Router(nn.Module):
         always_on: Sequence[int] = (),
     ) -> None:
         super().__init__()
-        if not 0 < initial_keep < 1:
-            raise ValueError(
-                f"initial_keep lies between 0 and 1, both excluded; found {initial_keep}"
-            )
+        bias = _keep_logit(initial_keep)
         self.use_state = use_state
         self.use_previous_action = use_previous_action
         self.dial = dial
@@ -70,7 +67,7 @@ class Router(nn.Module):
         # Before training every layer runs with the same probability, whatever is seen:
         # sigmoid(bias) = initial_keep.
         nn.init.zeros_(self.leave.weight)
-        nn.init.constant_(self.leave.bias, math.log(initial_keep / (1 - initial_keep)))
+        nn.init.constant_(self.leave.bias, bias)
         self.register_buffer("forced", _layer_mask(always_on, layers), persistent=False)
 
     def forward(
@@ -108,6 +105,52 @@ def _given(name: str, fact: Tensor | None, *, off: str) -> Tensor:
     if fact is None:
         raise ValueError(f"this router uses {name}: pass it, or build it with {off}=False")
     return fact
+
+
+class PublishedRouter(nn.Module):
+    """The router of the public code (recipes section 1): it sees what is shown and what is asked,
+    and no robot.
+
+    Vision and text tokens each go through a linear map of their own to `hidden` (512 there) and a
+    LayerNorm; then they are pooled, by mean and by maximum; and one linear map a layer, without
+    anything in between, makes a logit of all four. Unlike there, padding is left out (recipes
+    section 1, error 6), as in `Router`, which also says what `initial_keep` and `always_on` are;
+    the public code starts at about 0.5. Its dropout (0.1 of what is pooled) is not done: it would
+    draw the routes of a router that stands still while the layers learn them.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        layers: int,
+        *,
+        hidden: int = 512,
+        initial_keep: float = 0.5,
+        always_on: Sequence[int] = (),
+    ) -> None:
+        super().__init__()
+        bias = _keep_logit(initial_keep)
+        self.see = nn.Linear(width, hidden)
+        self.read = nn.Linear(width, hidden)
+        self.see_norm = nn.LayerNorm(hidden)
+        self.read_norm = nn.LayerNorm(hidden)
+        # One map of `layers` rows: the same numbers as a map a layer.
+        self.leave = nn.Linear(4 * hidden, layers)
+        nn.init.constant_(self.leave.bias, bias)
+        self.register_buffer("forced", _layer_mask(always_on, layers), persistent=False)
+
+    def forward(
+        self,
+        tokens: Float[Tensor, "b n d"],
+        vision_mask: Bool[Tensor, "b n"],
+        text_mask: Bool[Tensor, "b n"],
+    ) -> Float[Tensor, "b l"]:
+        """Logits (b, l) from the tokens that enter layer 0 and their two masks."""
+        tokens = tokens.to(self.see.weight.dtype)
+        shown = pool(self.see_norm(self.see(tokens)), vision_mask[:, None])  # (b, 2, h)
+        said = pool(self.read_norm(self.read(tokens)), text_mask[:, None])
+        decided = self.leave(torch.cat([shown, said], dim=1).flatten(1))
+        return decided.masked_fill(self.forced, FORCED)
 
 
 class RandomRouter(nn.Module):
@@ -302,6 +345,14 @@ def _logistic_noise(like: Tensor, generator: torch.Generator | None) -> Tensor:
     # rand gives 0 now and then, whose logarithm is -inf; it never gives 1.
     uniform = torch.rand(like.shape, generator=generator, device=like.device).clamp(min=tiny)
     return (uniform.log() - torch.log1p(-uniform)).to(like.dtype)
+
+
+def _keep_logit(initial_keep: float) -> float:
+    """The bias at which every layer runs with this probability. Raises ValueError for one that no
+    bias gives."""
+    if not 0 < initial_keep < 1:
+        raise ValueError(f"initial_keep lies between 0 and 1, both excluded; found {initial_keep}")
+    return math.log(initial_keep / (1 - initial_keep))
 
 
 def _layer_mask(indices: Sequence[int], layers: int) -> Tensor:

@@ -100,7 +100,7 @@ class ClipLoraNetwork(Network):
     """Actions decided at a time."""
     execute: int = 5
     """Actions of a chunk that are carried out before the policy looks again."""
-    head: Literal["regression", "bins", "flow"] = "bins"
+    head: Literal["regression", "bins", "flow", "diffusion"] = "bins"
     """How actions are decided (armlet/layers/heads.py)."""
     head_options: dict[str, Any] = field(default_factory=lambda: {"hidden": 768})
     """More of the head, by the names of its arguments (armlet/layers/heads.py)."""

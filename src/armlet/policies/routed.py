@@ -22,6 +22,7 @@ from armlet.layers.router import (
     GateMode,
     Gates,
     Mixer,
+    PublishedRouter,
     RandomRouter,
     Router,
     active_layers,
@@ -61,8 +62,10 @@ class Routing(Student):
     budget: float | None = None
     """The share of the backbone that decisions may cost in the mean, set after each stage
     (`Routed.calibrate`); none leaves the threshold alone."""
-    chooser: Literal["learned", "random"] = "learned"
-    """random is a baseline: a share `initial_keep` of the layers, chosen at random."""
+    chooser: Literal["learned", "published", "random"] = "learned"
+    """published: the router of the public code, which sees pictures and words alone (give it
+    `use_state` and `use_previous_action` false; `hidden` was 512). random is a baseline: a share
+    `initial_keep` of the layers, chosen at random."""
 
     def __post_init__(self) -> None:
         limits.positive(self, "hidden")
@@ -71,6 +74,16 @@ class Routing(Student):
             raise ValueError(
                 "a router with a dial needs a `budget`, what it is told where nobody says otherwise"
             )
+        if self.chooser == "published":
+            read = [
+                each for each in ("use_state", "use_previous_action", "dial") if getattr(self, each)
+            ]
+            if read:
+                raise ValueError(
+                    f"chooser is published and {', '.join(read)} true: the router of the public "
+                    "code sees pictures and words, and nothing else; set them false, or let "
+                    "chooser be learned"
+                )
 
     def from_nothing(self) -> Student:
         return Fresh(self)  # a router chooses among whatever layers there are
@@ -168,9 +181,10 @@ class Routed(Backbone):
             action = batch.previous_action.float()
             if isinstance(self.router, RandomRouter):
                 return self.router(state, action)
-            return self.router(
-                seen.hidden.detach().float(), seen.vision, seen.text, state, action, batch.budget
-            )
+            tokens = seen.hidden.detach().float()
+            if isinstance(self.router, PublishedRouter):
+                return self.router(tokens, seen.vision, seen.text)
+            return self.router(tokens, seen.vision, seen.text, state, action, batch.budget)
 
     def run_layers(
         self, state: State, batch: Batch, *, watch: bool = False, exploration: float = 0.0
@@ -335,13 +349,21 @@ def _mixed(mix: Mixer, hard: Tensor, soft: Tensor, before: Tensor, after: Tensor
     return mix(before, after, hard, soft)
 
 
-def _make_router(inner: Backbone, routing: Routing) -> Router | RandomRouter:
+def _make_router(inner: Backbone, routing: Routing) -> Router | PublishedRouter | RandomRouter:
     state_dims = len(inner.body.state.offset)
     action_dims = inner.body.action_spec.dims
     layers = len(inner.layers)
     if routing.chooser == "random":
         return RandomRouter(
             state_dims, action_dims, layers, count=round(routing.initial_keep * layers)
+        )
+    if routing.chooser == "published":
+        return PublishedRouter(
+            inner.width,
+            layers,
+            hidden=routing.hidden,
+            initial_keep=routing.initial_keep,
+            always_on=routing.always,
         )
     return Router(
         inner.width,

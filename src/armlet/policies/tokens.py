@@ -12,8 +12,9 @@ from typing import ClassVar, Self
 
 from torch import Tensor
 
+from armlet.layers.action_head import ActionHead
 from armlet.layers.guidance import Guide
-from armlet.layers.heads import ActionHead, FlowHead
+from armlet.layers.heads import FlowHead
 from armlet.policies.contract import Backbone, Features, Loop, Pass, State
 from armlet.types import Batch, Trace
 
@@ -61,7 +62,7 @@ class TokenPolicy(Backbone[TokenState]):
 
     @property
     def loop(self) -> Loop | None:
-        steps = getattr(self.head, "steps", None)  # FlowHead has them
+        steps = getattr(self.head, "steps", None)  # a head that denoises has them
         return None if steps is None else Loop("denoising step", steps)
 
     @property

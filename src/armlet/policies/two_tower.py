@@ -215,12 +215,13 @@ class TwoTower(TokenPolicy):
     Signals beside those of `Learner`: `attention.<i>` (b, n, t), to which words fusion layer i
     listens from each vision token, the mean of its heads, 0 on padding (RoBERTa's two marks, where
     it has them, are words too); `fused` (b, n, d), vision tokens after the last layer, and
-    `projected` (b, n, e), the same at the teacher's width; `image` and `text` (b, c), of length 1,
+    `projected` (b, n, e), the same at the teacher's width; `fused.<i>` and `projected.<i>`, after
+    fusion layer i, through the one projection that there is; `image` and `text` (b, c), of length 1,
     neither of which has seen the other; `goal` (b, g) and `prototypes` (b, p), the goal code and
     its soft assignment; `logits`, where the head has them.
     """
 
-    of_layers = ("hidden.", "attention.")
+    of_layers = ("hidden.", "attention.", "fused.", "projected.")
 
     def __init__(
         self, config: TwoTowerConfig, body: Body, *, kept_layers: tuple[int, ...] | None = None
@@ -391,10 +392,21 @@ class TwoTower(TokenPolicy):
         }
         for index in range(len(self.layers)):
             known[f"attention.{index}"] = partial(self._map, index, run)
+            known[f"fused.{index}"] = partial(self._fused, index, run)
         if "teacher" in self.taught:
             known["projected"] = lambda: self.taught["teacher"](fused)
+            for index in range(len(self.layers)):
+                known[f"projected.{index}"] = partial(self._projected, index, run)
         found = {name: known[name]() for name in names if name in known}
         return super().signals(names, batch, run) | found
+
+    def _fused(self, index: int, run: Pass[TokenState]) -> Tensor:
+        """(b, n, d): vision tokens after fusion layer `index`."""
+        return run.states[index].hidden[:, : self.vision_tokens]
+
+    def _projected(self, index: int, run: Pass[TokenState]) -> Tensor:
+        """(b, n, e): the same at the teacher's width."""
+        return self.taught["teacher"](self._fused(index, run))
 
     def _image(self, batch: Batch, start: TokenState) -> Tensor:
         """The picture alone, (b, c): where words speak to the eyes it is looked at again without,

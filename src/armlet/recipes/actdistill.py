@@ -5,6 +5,8 @@ some of them.
     w_l = (l/(L−1))^γ              `gamma`
     L_sem = L_align + η L_struct   `semantic` (α), `eta`
     L_act                          `layer_action` (β), `steps`
+    Σ_l w_l (α L_sem + β L_act)    `over_layers="sum"`, `every=1`, α = β = 1, in both stages:
+                                   `faithful`; `actdistill` has far less of both, which is cheaper
     λ L_budget                     `budget` (λ), `keep` (ρ), of every sample or of a batch's mean:
                                    `over`
     L_task                         `imitation`, and the match of the final action and condition:
@@ -35,7 +37,7 @@ from torch import Tensor
 
 from armlet.data.transforms import DrawBudget, Explore
 from armlet.policies.routed import Routing
-from armlet.recipe import Objective, Recipe, Round
+from armlet.recipe import QUIET, Objective, Recipe, Round
 from armlet.recipes.bases import MatchOutput, Row, demo, metaworld, own, tabletop
 from armlet.training import losses
 from armlet.types import LAYERS, Batch, Trace
@@ -67,6 +69,9 @@ class ActDistill(Objective):
     every: int = 8
     """Of so many samples the layers of one are supervised; what supervision costs a step:
     docs/machinery."""
+    over_layers: Literal["mean", "sum"] = field(default="mean", metadata=QUIET)
+    """How the terms of single layers become one: their mean, or, as in the paper, their sum, which
+    is as many times more as there are layers."""
 
     @property
     def needs(self) -> frozenset[str]:  # type: ignore[override]  # it follows from `output`
@@ -102,10 +107,14 @@ class ActDistill(Objective):
         )
         return {
             **self.output(student, teacher, batch),
-            "semantic": self.semantic * (depth * semantic).mean(),
-            "layer_action": self.layer_action * (depth * layers).mean(),
+            "semantic": self.semantic * self._of_layers(depth * semantic),
+            "layer_action": self.layer_action * self._of_layers(depth * layers),
             **_excess(self, student, batch),
         }
+
+    def _of_layers(self, terms: Tensor) -> Tensor:
+        """(b, l) → one number: the mean over samples of what `over_layers` says."""
+        return terms.sum(-1).mean() if self.over_layers == "sum" else terms.mean()
 
 
 @dataclass(frozen=True)
@@ -141,7 +150,9 @@ class Budgeted(Objective):
         return {**self.output(student, teacher, batch), **_excess(self, student, batch)}
 
 
-def _excess(objective: ActDistill | Budgeted, student: Trace, batch: Batch) -> dict[str, Tensor]:
+def _excess(
+    objective: "ActDistill | Budgeted | Published", student: Trace, batch: Batch
+) -> dict[str, Tensor]:
     """The budget's term."""
     # A router with a dial is told the budget of its batch, and held to that.
     keep = objective.keep if batch.budget is None else batch.budget
@@ -155,13 +166,11 @@ class Published(Objective):
     term that asks for no sparsity.
 
     With `Routing(mode="published_soft")` it is the published training, whose network is not the one
-    deployed (recipes.md §1).
+    deployed (recipes.md §1). With `budget` a term of ours is added that does ask for it: what the
+    public loss gives at a cost that is held.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"semantics", "layer_actions"})
-    wants: ClassVar[frozenset[str]] = frozenset(
-        {"imitation", "semantics", "layer_actions", "soft_gates"}
-    )
     balance: float = 1.0
     """Weight of the balance term."""
     alpha: float = 1.0
@@ -172,6 +181,17 @@ class Published(Objective):
     """Weight of structure among the semantics."""
     gamma: float = 2.0
     """Exponent of the depth's weights."""
+    budget: float = field(default=0.0, metadata=QUIET)
+    """λ: weight of what runs beyond `keep`, which the public code does not ask; 0: nobody does."""
+    keep: float = field(default=0.5, metadata=QUIET)
+    """ρ: the share of the backbone that may run, where `budget` is more than 0."""
+    over: Literal["sample", "batch"] = field(default="batch", metadata=QUIET)
+    """Whether every sample keeps to the share, or the mean of a batch."""
+
+    @property
+    def wants(self) -> frozenset[str]:  # type: ignore[override]  # it follows from `budget`
+        found = frozenset({"imitation", "soft_gates"}) | LAYERS
+        return found | {"gates", "costs"} if self.budget else found
 
     def __call__(self, student: Trace, teacher: Trace, batch: Batch) -> dict[str, Tensor]:
         expert, _ = batch.targets()  # as published: padded steps count like any other
@@ -184,11 +204,12 @@ class Published(Objective):
             eta=self.eta,
             gamma=self.gamma,
         )
-        return {
+        terms = {
             "imitation": student["imitation"].mean(),
             "distillation": distillation,
             "balance": self.balance * losses.published_balance(student["soft_gates"]),
         }
+        return terms | _excess(self, student, batch) if self.budget else terms
 
 
 # Two of tabletop's eight layers.
@@ -216,6 +237,23 @@ def actdistill(base: Recipe, student: Routing = QUARTER, *, route: int = 1000) -
         stage, steps=stage.steps - route, freeze=(*frozen, "policy.router.*"), compile=False
     )
     return replace(base, student=student, stages=(routing, settling))
+
+
+def faithful(
+    base: Recipe, student: Routing = QUARTER, *, dose: float = 1.0, route: int = 1000
+) -> Recipe:
+    """The layers supervised as the paper has it: a sum over layers with α = β = `dose`, of every
+    sample, while the router learns and behind it. The paper's dose is 1."""
+    recipe = actdistill(base, student, route=route)
+    routing, settling = recipe.stages
+    assert isinstance(routing.objective, ActDistill)
+    objective = replace(
+        routing.objective, semantic=dose, layer_action=dose, every=1, over_layers="sum"
+    )
+    # Behind the router's own stage nothing that runs can change, and so no budget is asked.
+    told = replace(objective, budget=0.0)
+    stages = (replace(routing, objective=objective), replace(settling, objective=told))
+    return replace(recipe, stages=stages)
 
 
 def dial(base: Recipe) -> Recipe:
@@ -248,6 +286,15 @@ def published(base: Recipe) -> Recipe:
     return replace(base, student=Routing(mode="published_soft"), stages=(stage,))
 
 
+def published_budget(base: Recipe, *, budget: float = 0.25) -> Recipe:
+    """The public code's gates and loss, held to a budget by the term that `actdistill` has."""
+    recipe = published(base)
+    (stage,) = recipe.stages
+    asked = Published(budget=ActDistill.budget, keep=budget)
+    student = Routing(mode="published_soft", budget=budget)
+    return replace(recipe, student=student, stages=(replace(stage, objective=asked),))
+
+
 def onpolicy(base: Recipe) -> Recipe:
     """One round of practice after the two stages."""
     recipe = actdistill(base)
@@ -258,6 +305,8 @@ def onpolicy(base: Recipe) -> Recipe:
 
 # The published router: it sees tokens, and neither the robot's state nor its last action.
 BLIND = Routing(budget=0.25, use_state=False, use_previous_action=False)
+# Its router itself, where it stands in ours in every other way.
+PUBLISHED_ROUTER = replace(BLIND, chooser="published", hidden=512)
 RECIPES = {
     "actdistill": Row(
         "ActDistill for your own robot: its teacher's layers and a router that runs half of them.",
@@ -279,6 +328,17 @@ RECIPES = {
         "The published training of ActDistill, as it is written, for your own robot's teacher.",
         own,
         published,
+    ),
+    "faithful": Row(
+        "ActDistill for your own robot with the layers supervised as the paper has it: a sum over "
+        "layers, every sample, both stages.",
+        own,
+        partial(faithful, student=Routing(budget=0.5)),
+    ),
+    "published_budget": Row(
+        "The published training for your own robot's teacher, held to half of its layers.",
+        own,
+        partial(published_budget, budget=0.5),
     ),
     "actdistill_tabletop": Row(
         "ActDistill on tabletop: the shipped teacher's layers and a router that runs a quarter "
@@ -314,11 +374,39 @@ RECIPES = {
         tabletop,
         partial(actdistill, student=BLIND),
     ),
+    "published_router_tabletop": Row(
+        "ActDistill with the router of the public code, which pools projected tokens and has one "
+        "linear map a layer.",
+        tabletop,
+        partial(actdistill, student=PUBLISHED_ROUTER),
+    ),
     "published_tabletop": Row(
         "The published training as it is written: soft gates on whole hidden states, its loss, "
         "its balance term.",
         tabletop,
         published,
+    ),
+    "published_budget_tabletop": Row(
+        "The published training with a budget's term added, so that it runs a quarter of the "
+        "layers.",
+        tabletop,
+        published_budget,
+    ),
+    "faithful_tabletop": Row(
+        "ActDistill with its layers supervised as the paper has it: a sum over layers, every "
+        "sample, both stages.",
+        tabletop,
+        faithful,
+    ),
+    "faithful_low_tabletop": Row(
+        "The same with a fifth of the paper's weight on what the layers say.",
+        tabletop,
+        partial(faithful, dose=0.2),
+    ),
+    "faithful_high_tabletop": Row(
+        "The same with eight times the paper's weight on what the layers say.",
+        tabletop,
+        partial(faithful, dose=8.0),
     ),
     "onpolicy_tabletop": Row(
         "ActDistill, then one on-policy round: the student acts, its teacher labels what it met, "

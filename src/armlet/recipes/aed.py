@@ -8,7 +8,9 @@ that choose among 24 actions.
     ViT-L/14 ‖ RoBERTa-large, 0.68 B        `teacher_large()`; `small_teacher()`
     24 discrete actions                     `Codebook.axes` (bench/codebook.py: an expert acts
                                             through it)
-    optional regression head                `refine=True`: an offset from the primitive chosen
+    optional regression head                `refine=True`: an offset from the primitive chosen;
+                                            `refine_gripper=True`: of the fingers' opening, too
+    KL of attention, 16² patches on 14²     `teacher_grids`, `layers`
     1.0 L_action + 0.5 L_attn + 0.5 L_repr  `action`, `attention`, `representation`
       + 0.2 L_contrastive                   `contrastive`
     teacher's, expert's or mixed targets    `share` of the teacher, `temperature`
@@ -25,11 +27,12 @@ they learn by guessing simulator facts while they train (`facts`), in every row 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from armlet.data.augment import Augment
@@ -37,7 +40,7 @@ from armlet.data.transforms import Balance, TeacherTells
 from armlet.policies.fitting import Choosing, SameChoices
 from armlet.policies.students import Kept
 from armlet.policies.two_tower import TwoTowerStudent, small_student, small_teacher
-from armlet.recipe import Collection, Objective, OwnAverage, Recipe, Round, Stage
+from armlet.recipe import QUIET, Collection, Objective, OwnAverage, Recipe, Round, Stage
 from armlet.recipes.bases import (
     DISTIL,
     FACTS,
@@ -81,6 +84,28 @@ class Aed(Objective):
     """Compare hidden states through a projection to the teacher's width."""
     facts: tuple[str, ...] = ()
     """Simulator facts guessed while it learns."""
+    teacher_grids: tuple[int, ...] = field(default=(), metadata=QUIET)
+    """The teacher's, where its patches are of another size than the student's: what it saw is
+    resized to `grids`, camera by camera. None: they are the same."""
+    layers: tuple[int, ...] = field(default=(), metadata=QUIET)
+    """Fusion layers, by number from 0, whose attention and hidden states are compared, each as much
+    as the others; none: the last of two alone."""
+
+    def __post_init__(self) -> None:
+        if self.teacher_grids and not self.grids:
+            raise ValueError(
+                f"teacher_grids is {self.teacher_grids} and grids says nothing: give `grids` the "
+                "student's, to which the teacher's are resized"
+            )
+
+    @property
+    def _maps(self) -> tuple[str, ...]:
+        """The signals of attention that are compared."""
+        return tuple(f"attention.{layer}" for layer in self.layers) or (LAST,)
+
+    def _states(self, name: str) -> tuple[str, ...]:
+        """The signals of hidden states of this name that are compared."""
+        return tuple(f"{name}.{layer}" for layer in self.layers) or (name,)
 
     @property
     def _terms(self) -> dict[str, tuple[float, tuple[str, ...], tuple[str, ...]]]:
@@ -88,8 +113,12 @@ class Aed(Objective):
         return {
             "action": (self.action * self.share, ("logits",), ("logits",)),
             "imitation": (self.action * (1 - self.share), (), ("imitation",)),
-            "attention": (self.attention, (LAST,), (LAST,)),
-            "representation": (self.representation, ("fused",), (self._own,)),
+            "attention": (self.attention, self._maps, self._maps),
+            "representation": (
+                self.representation,
+                self._states("fused"),
+                self._states(self._own),
+            ),
             "contrastive": (self.contrastive, (), ("image", "text")),
         }
 
@@ -115,21 +144,21 @@ class Aed(Objective):
 
     def __call__(self, student: Trace, teacher: Trace, batch: Batch) -> dict[str, Tensor]:
         _, valid = batch.targets()
-        grids = self.grids or None
         # Lambdas: a term whose weight is 0 is not computed, and its signals are not there.
         distances: dict[str, Callable[[], Tensor]] = {
             "action": lambda: losses.action_distribution_kl(
                 student["logits"], teacher["logits"], valid, temperature=self.temperature
             ),
             "imitation": lambda: student["imitation"],
-            "attention": lambda: losses.attention_kl(
-                student[LAST], teacher[LAST], student_grids=grids, teacher_grids=grids
+            "attention": lambda: self._over_layers(
+                losses.attention_kl, student, self._maps, teacher, self._maps
             ),
-            "representation": lambda: losses.representation_mse(
-                student[self._own],
-                teacher["fused"],
-                student_grids=grids,
-                teacher_grids=grids,
+            "representation": lambda: self._over_layers(
+                losses.representation_mse,
+                student,
+                self._states(self._own),
+                teacher,
+                self._states("fused"),
             ),
             "contrastive": lambda: losses.info_nce(
                 student["image"], student["text"], losses.same_instruction(batch.text)
@@ -141,6 +170,27 @@ class Aed(Objective):
                 terms[name] = weight * distances[name]().mean()
         return terms | guess(student, batch, self.facts)
 
+    def _over_layers(
+        self,
+        distance: Callable[..., Tensor],
+        student: Trace,
+        mine: tuple[str, ...],
+        teacher: Trace,
+        theirs: tuple[str, ...],
+    ) -> Tensor:
+        """(b,): the distance of signals over places, each in its own grids; the mean of layers."""
+        grids = self.grids or None
+        found = []
+        for ours, said in zip(mine, theirs, strict=True):
+            gap = distance(
+                student[ours],
+                teacher[said],
+                student_grids=grids,
+                teacher_grids=self.teacher_grids or grids,
+            )
+            found.append(gap)
+        return found[0] if len(found) == 1 else torch.stack(found).mean(0)
+
 
 WHOLE = Aed()  # the account's own weights
 
@@ -151,16 +201,27 @@ def aed(
     *,
     steps: int = 6000,
     patch: int = 12,
+    own_patch: int | None = None,
     teacher: Path | None = None,
 ) -> Recipe:
     """The base's episodes, a larger pair of towers as the teacher, and a smaller one that learns
-    from it."""
+    from it; with `own_patch`, one that sees in patches of its own size."""
     assert base.benchmark is not None
-    grids = tuple(size // patch for size in base.benchmark.cameras.values())  # (6, 4) on tabletop
+    own = own_patch or patch
+    sides = tuple(base.benchmark.cameras.values())
+    grids = tuple(size // own for size in sides)  # (6, 4) on tabletop
+    theirs = tuple(size // patch for size in sides)
+    said = replace(objective, grids=grids, facts=FACTS)
+    if theirs != grids:
+        said = replace(said, teacher_grids=theirs)
+    recipe = two_towers(base, patch=patch, teacher=teacher)
+    if said.layers:  # traces of their own, which hold more
+        traced = ("actions", "condition", "logits", *sorted(said.needs - {"logits"}))
+        recipe = replace(recipe, traced=traced, shared=Path(f"out/aed_layers_{base.name}"))
     return replace(
-        two_towers(base, patch=patch, teacher=teacher),
-        student=TwoTowerStudent(choosing(small_student(), base.benchmark, patch)),
-        stages=two_stages(replace(objective, grids=grids, facts=FACTS), steps),
+        recipe,
+        student=TwoTowerStudent(choosing(small_student(), base.benchmark, own)),
+        stages=two_stages(said, steps),
     )
 
 
@@ -208,6 +269,21 @@ def of_actions(base: Recipe) -> Recipe:
 def on_tabletop(base: Recipe, objective: Aed = WHOLE) -> Recipe:
     """All with the teacher that ships with the repository (runs/aed_teacher.sh made it)."""
     return aed(longer_taught(base), objective, teacher=SHIPPED_TOWERS)
+
+
+def finer(base: Recipe) -> Recipe:
+    """The account's teacher sees in 16 x 16 patches and its student in 14 x 14; here it is 6 and 9
+    a side of the scene, 4 and 6 of the wrist's."""
+    return aed(longer_taught(base), own_patch=8, teacher=SHIPPED_TOWERS)
+
+
+def opening(base: Recipe) -> Recipe:
+    """The fingers' opening is refined as every other dimension is, a yaw among them."""
+    recipe = on_tabletop(base)
+    assert isinstance(recipe.student, TwoTowerStudent)
+    network = recipe.student.network
+    options = {**network.head_options, "refine_gripper": True}
+    return replace(recipe, student=TwoTowerStudent(replace(network, head_options=options)))
 
 
 def on_metaworld(base: Recipe) -> Recipe:
@@ -314,6 +390,19 @@ RECIPES = {
         "kept only if success does not fall.",
         tabletop,
         online,
+    ),
+    "aed_finer_tabletop": Row(
+        "AED where the student sees in smaller patches than its teacher, whose maps are resized.",
+        tabletop,
+        finer,
+    ),
+    "aed_layers_tabletop": Row(
+        "AED with attention and hidden states of both fusion layers.",
+        tabletop,
+        weighing(layers=(0, 1)),
+    ),
+    "aed_opening_tabletop": Row(
+        "AED whose student refines how far the fingers open, too.", tabletop, opening
     ),
     "aed_self": Row(
         "The teacher's own shape, taught by its own running average (`ema_self`).",

@@ -4,8 +4,8 @@ student while it trains, and are gone when it acts.
     paper                                      here
     success-only teacher rollouts              `vla_ad_rollouts`: `Collection(actor="teacher")`
     phase anchors, nine of them, by rule       `annotator=PhaseRules()`, asked by `armlet probe`
-    (element, direction) by a VLM              `annotator=Vlm(…)` in its place; it needs a server
-                                               (annotators/vlm.py)
+    (element, direction) by a VLM              `vla_ad_vlm`, which needs a server; `vla_ad_truth`:
+                                               by what the simulator knew, in a VLM's place
     L_full(x, text, description) + α L_img     `privileged_text`; α is `alpha`
     phase CE + cosine to the direction's text  `aux_heads`, the second account of the paper; or
                                                `both`
@@ -29,16 +29,19 @@ student, data, guesses and steps without a word; what semantics add is the diffe
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from armlet.annotators import DIRECTIONS, PHASES
+from armlet.annotators import DIRECTIONS, PHASES, Annotator
+from armlet.annotators.controls import ConstantWords, PhaseCodes
 from armlet.annotators.motion_rules import MotionRules
 from armlet.annotators.phase_rules import METAWORLD, PhaseRules
+from armlet.annotators.truth import SimulatorWords
+from armlet.annotators.vlm import Vlm
 from armlet.data.codec import Bins
-from armlet.data.transforms import GripperNoise
+from armlet.data.transforms import GripperNoise, ShuffledWords
 from armlet.layers.heads import to_bins
 from armlet.policies.clip_lora import ClipLoraNetwork, small, tiny
 from armlet.policies.fitting import Alike
@@ -149,16 +152,19 @@ def vla_ad(
     semantic: Semantic = "privileged_text",
     *,
     target: Literal["teacher", "expert"] = "teacher",
-    rules: PhaseRules = TABLETOP_RULES,
+    rules: Annotator = TABLETOP_RULES,
     network: ClipLoraNetwork = SMALL,
     soft: float = 32.0,
     learning_rate: float = 1e-3,
+    shuffled: bool = False,
 ) -> Recipe:
     """The base's episodes and teacher, a CLIP of ours, and an objective with or without words."""
     (stage,) = base.stages
     objective = VlaAd(semantic, target=target, soft=soft, facts=FACTS)
     # Nothing is told wrong unless a study asks for it (runs/noisy_gripper.sh).
     transforms = (*stage.transforms, GripperNoise())
+    if shuffled:
+        transforms = (*transforms, ShuffledWords())
     training = replace(
         stage, objective=objective, learning_rate=learning_rate, transforms=transforms
     )
@@ -168,6 +174,27 @@ def vla_ad(
         student=OtherNetwork(told(network, semantic)),
         stages=(training,),
     )
+
+
+def truth(base: Recipe, semantic: Semantic = "privileged_text", **others: Any) -> Recipe:
+    """Things and directions from what the simulator knew, in a model's place."""
+    from armlet.benchmarks.tabletop.language import SEEN
+
+    wordings = []
+    for skill, said in SEEN.items():
+        wordings += [(skill, wording) for wording in said]
+    return vla_ad(base, semantic, rules=SimulatorWords(tuple(wordings)), **others)
+
+
+def vlm(base: Recipe) -> Recipe:
+    """Asked of a server on this machine, unless `--annotator.base-url` names another."""
+    model = Vlm(
+        model="Qwen/Qwen2.5-VL-7B-Instruct",
+        base_url="http://localhost:8000/v1",
+        cache=Path("out/vla_ad_vlm/answers"),
+        enlarge=4,  # 72 pixels a side are few for a model that was taught on photographs
+    )
+    return vla_ad(base, rules=model)
 
 
 def told(network: ClipLoraNetwork, semantic: Semantic) -> ClipLoraNetwork:
@@ -279,6 +306,34 @@ RECIPES = {
         "VLA-AD's student without a teacher: the expert's actions and nothing else.",
         _longer,
         partial(vla_ad, semantic="none", target="expert"),
+    ),
+    "vla_ad_truth": Row(
+        "VLA-AD told the thing and its direction by the simulator, as a model that errs nowhere would.",
+        _longer,
+        truth,
+    ),
+    "vla_ad_truth_both": Row(
+        "The same, and the student guesses phase and direction as well.",
+        _longer,
+        partial(truth, semantic="both"),
+    ),
+    "vla_ad_truth_shuffled": Row(
+        "A control: the simulator's words, each told at another frame.",
+        _longer,
+        partial(truth, shuffled=True),
+    ),
+    "vla_ad_constant": Row(
+        "A control: the same words at every frame.", _longer, partial(vla_ad, rules=ConstantWords())
+    ),
+    "vla_ad_phase_codes": Row(
+        "A control: phases as letters, without a word.",
+        _longer,
+        partial(vla_ad, rules=PhaseCodes()),
+    ),
+    "vla_ad_vlm": Row(
+        "VLA-AD with a vision-language model on a server (`--annotator.base-url`, `--annotator.yes`).",
+        _longer,
+        vlm,
     ),
     "vla_ad_large": Row(
         "VLA-AD with a teacher 44 times larger than its student, 44.8 M parameters; teaching it "

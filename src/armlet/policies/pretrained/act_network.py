@@ -15,8 +15,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from armlet.layers.action_head import masked_mean
 from armlet.layers.detr import DecoderLayer, EncoderLayer, line_positions, map_positions
-from armlet.layers.heads import masked_mean
 from armlet.layers.resnet import ResNet
 from armlet.policies.contract import (
     Body,

@@ -15,10 +15,10 @@ from typing import Any
 from torch import Tensor
 
 from armlet.data.files import read_json
+from armlet.layers.action_dit import Sampler, visited
 from armlet.policies.building import rebuild
 from armlet.policies.contract import Backbone, Body
 from armlet.policies.precisions import long_name
-from armlet.policies.pretrained.action_dit import Sampler, visited
 from armlet.policies.pretrained.card import (
     PROMPT_TOKENS,
     Card,

@@ -15,8 +15,8 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
+from armlet.layers.action_dit import DiffusionHead
 from armlet.policies.contract import Body, Loop, Pass
-from armlet.policies.pretrained.action_dit import DiffusionHead
 from armlet.policies.pretrained.dino_siglip import (
     DinoSigLIPPolicy,
     SequenceState,

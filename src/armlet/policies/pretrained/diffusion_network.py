@@ -21,8 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from armlet.layers.action_head import masked_mean
 from armlet.layers.frozen import RestsWhenFrozen
-from armlet.layers.heads import masked_mean
 from armlet.layers.resnet import Norm, ResNet
 from armlet.layers.schedule import Schedule
 from armlet.layers.unet import ConvBlock, SpatialSoftmax, StepEncoder, ToldBlock

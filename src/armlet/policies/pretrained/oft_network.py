@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from armlet.layers.heads import masked_mean
+from armlet.layers.action_head import masked_mean
 from armlet.policies.contract import Body, Pass
 from armlet.policies.pretrained.dino_siglip import DinoSigLIPPolicy, SequenceState, Sizes
 from armlet.robot.inputs import Inputs

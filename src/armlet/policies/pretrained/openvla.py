@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from armlet.layers.heads import masked_mean
+from armlet.layers.action_head import masked_mean
 from armlet.policies.contract import Body, Loop, Pass
 from armlet.policies.pretrained.dino_siglip import (
     DinoSigLIPPolicy,

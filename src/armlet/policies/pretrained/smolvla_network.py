@@ -24,8 +24,8 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
+from armlet.layers.action_head import masked_mean
 from armlet.layers.guidance import Guide, guided_flow
-from armlet.layers.heads import masked_mean
 from armlet.policies.building import rebuild_with
 from armlet.policies.contract import Backbone, Body, Features, Loop, Pass, State, weights_of
 from armlet.policies.precisions import SHORT

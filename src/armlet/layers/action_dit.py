@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from armlet.layers.heads import ActionHead, masked_mean
+from armlet.layers.action_head import ActionHead, masked_mean
 
 Sampler = Literal["ddim", "ddpm"]
 TRAINING_STEPS = 100  # of the diffusion
@@ -179,7 +179,8 @@ class ActionDiT(nn.Module):
 
 
 class DiffusionHead(ActionHead):
-    """See the module's docstring. `steps` None: 10 of ddim, all 100 of ddpm. `guidance`: s; at 1 or
+    """See the module's docstring. `hidden`, `depth` and `heads` are those of a small network; CogACT's
+    smallest has 384, 6 and 4. `steps` None: 10 of ddim, all 100 of ddpm. `guidance`: s; at 1 or
     below the network is asked once. `repeated` and `dropout` are the loss's: how many training
     steps are drawn a sample, and the share of samples that are told nothing."""
 
@@ -192,9 +193,9 @@ class DiffusionHead(ActionHead):
         chunk: int,
         dims: int,
         *,
-        hidden: int,
-        depth: int,
-        heads: int,
+        hidden: int = 128,
+        depth: int = 2,
+        heads: int = 4,
         sampler: Sampler = "ddim",
         steps: int | None = None,
         guidance: float = 1.5,
@@ -210,6 +211,7 @@ class DiffusionHead(ActionHead):
         self.repeated = repeated
         self.dropout = dropout
         self.visited = visited(sampler, steps)
+        self.steps = len(self.visited)
         self.net = ActionDiT(
             told=width, width=hidden, depth=depth, heads=heads, chunk=chunk, dims=dims
         )
