@@ -160,7 +160,7 @@ def available() -> list[str]:
     return sorted(
         module.name
         for module in pkgutil.iter_modules(__path__)
-        if module.name not in ("gymnasium", "rendering", "visual")
+        if module.name not in ("gymnasium", "motions", "rendering", "visual")
     )
 
 
