@@ -17,6 +17,7 @@ from armlet.benchmarks.libero.expert import Facts, Grasp, Place
 # Bodies that are the robot, or what everything stands on.
 _NO_OBSTACLES = ("robot0", "gripper0", "mount0", "world", "table", "floor")
 _PADS = ("gripper0_finger1_pad_collision", "gripper0_finger2_pad_collision")
+_DENSE = 1000  # points that are enough of a mesh to stand in a hand's way
 _TOPPLED = np.cos(np.radians(25))
 
 
@@ -80,7 +81,7 @@ class Scenery:
         body = self.body(name)
         if body not in self._shapes:
             position, rotation = self.pose(name)
-            cloud = np.concatenate([self._surface(each) for each in _subtree(self._model, body)])
+            cloud = self._whole(body)
             self._shapes[body] = _corners((cloud - position) @ rotation)
         position, rotation = self.pose(name)
         return self._shapes[body] @ rotation.T + position
@@ -137,7 +138,7 @@ class Scenery:
                 return grasp.moved(then, pose)
         found = expert.grasps(self.points(thing))
         obstacles = self._obstacles(thing)
-        grasp = min(found, key=lambda each: _in_the_way(each, obstacles))
+        grasp = _roomiest(found, obstacles)
         if thing not in self._ceilings:
             self._ceilings[thing] = self._ceiling(thing, place, obstacles)
         self._planned[thing] = (grasp, pose)
@@ -153,9 +154,7 @@ class Scenery:
                 return Place(middle[:2], float(middle[2]) + 0.05, 0.02)
             return Place(middle[:2], float(middle[2] + self._model.site_size[site, 2]) + 0.01, 0.02)
         middle = self.position(where)
-        cloud = np.concatenate(
-            [self._surface(each) for each in _subtree(self._model, self.body(where))]
-        )
+        cloud = self._whole(self.body(where))
         under = cloud[np.linalg.norm(cloud[:, :2] - middle[:2], axis=1) < 0.03]
         height = under[:, 2].max() if len(under) else cloud[:, 2].max()
         return Place(middle[:2], float(height) + 0.01, 0.015)
@@ -178,11 +177,16 @@ class Scenery:
         for body in range(1, self._model.nbody):
             name = self._model.body(body).name
             if body not in own and not name.startswith(_NO_OBSTACLES):
-                found.append(self._surface(body))
+                found.append(self._surface(body, _DENSE))
         return np.concatenate(found)
 
-    def _surface(self, body: int) -> np.ndarray:
-        """(n, 3): points on the surface of a body's meshes and of the boxes that collide."""
+    def _whole(self, body: int) -> np.ndarray:
+        """(n, 3): points on the surface of a thing and all its parts."""
+        return np.concatenate([self._surface(each, 10**9) for each in _subtree(self._model, body)])
+
+    def _surface(self, body: int, most: int) -> np.ndarray:
+        """(n, 3): points on the surface of a body's meshes, about so many at most of each, and of
+        the boxes that collide."""
         model = self._model
         found = [np.zeros((0, 3))]
         first = model.body_geomadr[body]
@@ -191,7 +195,8 @@ class Scenery:
             if kind == mujoco.mjtGeom.mjGEOM_MESH.value:
                 mesh = model.geom_dataid[geom]
                 start = model.mesh_vertadr[mesh]
-                local = model.mesh_vert[start : start + model.mesh_vertnum[mesh]]
+                count = model.mesh_vertnum[mesh]
+                local = model.mesh_vert[start : start + count][:: max(1, count // most)]
             elif kind == mujoco.mjtGeom.mjGEOM_BOX.value and model.geom_contype[geom]:
                 local = _LATTICE * model.geom_size[geom]
             elif kind == mujoco.mjtGeom.mjGEOM_CYLINDER.value and model.geom_contype[geom]:
@@ -237,6 +242,20 @@ def _finger_geoms(model: mujoco.MjModel, pad: str) -> set[int]:
     return {geom for geom in range(model.ngeom) if int(model.geom_bodyid[geom]) in bodies}
 
 
+def _roomiest(found: list[Grasp], obstacles: np.ndarray) -> Grasp:
+    """The first grasp for which nothing is in the way, or that with the least."""
+    best = found[0]
+    fewest = len(obstacles) + 1
+    for grasp in found:
+        inside = _in_the_way(grasp, obstacles)
+        if inside < fewest:
+            best = grasp
+            fewest = inside
+        if inside == 0:
+            break
+    return best
+
+
 def _in_the_way(grasp: Grasp, obstacles: np.ndarray) -> int:
     """How many points would be inside the hand."""
     c = np.cos(grasp.yaw)
@@ -245,6 +264,7 @@ def _in_the_way(grasp: Grasp, obstacles: np.ndarray) -> int:
     opening = np.abs(local[:, 1] * c - local[:, 0] * s)  # along which the fingers open
     across = np.abs(local[:, 0] * c + local[:, 1] * s)
     up = local[:, 2]
-    fingers = (opening < 0.055) & (across < 0.015) & (up > -0.008) & (up < 0.10)
-    palm = (opening < 0.11) & (across < 0.04) & (up >= 0.095) & (up < 0.25)
+    # The open fingers, and the hand that begins 4 cm above their tips; 5 mm of room around both.
+    fingers = (opening < 0.060) & (across < 0.016) & (up > -0.008) & (up < 0.04)
+    palm = (opening < 0.110) & (across < 0.038) & (up >= 0.035) & (up < 0.20)
     return int((fingers | palm).sum())
