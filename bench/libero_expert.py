@@ -5,12 +5,12 @@ states.
 
 Needs the extra: `make test-libero` makes an environment with it, .venv-libero. Episodes are kept
 one by one, so that it goes on where it was stopped; an episode is about two seconds of one core,
-without pictures. Writes `libero_expert.json` and, from it, a page with the table.
+without pictures, and a process keeps a world a task, of 0.6 GB. Writes a file a suite and, from
+them, a page with the tables.
 """
 
 import dataclasses
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -32,38 +32,43 @@ class Arguments:
     """Of one suite, some of its tasks; empty: all."""
     episodes: int = 20
     """A task: the first so many of its fifty official states."""
-    out: Path = Path("docs/machinery/libero_expert.json")
-    """Where what is known is kept; the page stands beside it."""
+    out: Path = Path("docs/machinery/libero_expert")
+    """Where a file a suite is kept; the page stands beside this folder."""
 
 
 def main(arguments: Arguments) -> None:
-    known: dict[str, Any] = {"steps": {}}
-    if arguments.out.exists():
-        known = json.loads(arguments.out.read_text())
     for suite in arguments.suites:
-        benchmark = Libero(suite=suite, task_names=arguments.tasks)
-        fingerprint = benchmark.fingerprint()
-        # The expert sees no pictures.
-        for unseen in ("renderer", "cameras"):
-            fingerprint.pop(unseen)
-        before = known.setdefault("fingerprints", {}).setdefault(suite, fingerprint)
-        if before != fingerprint:
-            raise SystemExit(
-                f"{arguments.out} has episodes of {before}, and these would be of {fingerprint}; "
-                "name another file with --out"
-            )
-        for task in benchmark.tasks(SPLIT):
-            steps = known["steps"].setdefault(suite, {}).setdefault(task.name, [])
-            while len(steps) < arguments.episodes:
-                began = time.process_time()
-                # One official state after the other: see LiberoWorld.
-                steps.append(episode(benchmark, task, len(steps) * len(benchmark.tasks())))
-                seconds = time.process_time() - began
-                print(suite, task.name, len(steps), steps[-1], f"{seconds:.1f} s", flush=True)
-                write(arguments.out, known)
-            print(suite, task.name, summary(steps), flush=True)
-    write(arguments.out, known)
+        run(arguments, suite)
+    write_page(arguments.out)
     print(arguments.out.with_suffix(".md").read_text())
+
+
+def run(arguments: Arguments, suite: str) -> None:
+    """The episodes of a suite that are not known yet, the tasks in turn."""
+    benchmark = Libero(suite=suite, task_names=arguments.tasks)
+    fingerprint = benchmark.fingerprint()
+    # The expert sees no pictures.
+    for unseen in ("renderer", "cameras"):
+        fingerprint.pop(unseen)
+    file = arguments.out / f"{suite}.json"
+    known: dict[str, Any] = {"fingerprint": fingerprint, "steps": {}}
+    if file.exists():
+        known = json.loads(file.read_text())
+    if known["fingerprint"] != fingerprint:
+        raise SystemExit(
+            f"{file} has episodes of {known['fingerprint']}, and these would be of {fingerprint}; "
+            "name another folder with --out"
+        )
+    tasks = benchmark.tasks(SPLIT)
+    for number in range(arguments.episodes):
+        for task in tasks:
+            steps = known["steps"].setdefault(task.name, [])
+            if len(steps) > number:
+                continue
+            # One official state after the other: see LiberoWorld.
+            steps.append(episode(benchmark, task, number * len(tasks)))
+            print(suite, task.name, number, steps[-1], flush=True)
+            write(file, known)
 
 
 def episode(benchmark: Libero, task: Task, seed: int) -> int | None:
@@ -78,50 +83,45 @@ def episode(benchmark: Libero, task: Task, seed: int) -> int | None:
         world.close()
 
 
-def write(out: Path, known: dict[str, Any]) -> None:
-    known["success"] = {}
-    for suite, tasks in known["steps"].items():
-        rates = {}
-        for name, steps in tasks.items():
-            if steps:
-                rates[name] = float(np.mean([each is not None for each in steps]))
-        if rates:
-            known["success"][suite] = {"tasks": rates, "mean": float(np.mean(list(rates.values())))}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(out, (json.dumps(known, indent=1) + "\n").encode())
-    write_atomically(out.with_suffix(".md"), page(known).encode())
+def write(file: Path, known: dict[str, Any]) -> None:
+    rates = {}
+    for name, steps in known["steps"].items():
+        if steps:
+            rates[name] = float(np.mean([each is not None for each in steps]))
+    known["success"] = {"tasks": rates, "mean": float(np.mean(list(rates.values())))}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(file, (json.dumps(known, indent=1) + "\n").encode())
 
 
-def summary(steps: list[int | None]) -> str:
-    done = [each for each in steps if each is not None]
-    pace = f"{np.mean(done):.0f} steps" if done else "–"
-    return f"{len(done)}/{len(steps)}, {pace}"
+def write_page(folder: Path) -> None:
+    found = {file.stem: json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))}
+    write_atomically(folder.with_suffix(".md"), page(found).encode())
 
 
-def page(known: dict[str, Any]) -> str:
+def page(found: dict[str, dict[str, Any]]) -> str:
     lines = [
         "# LIBERO's scripted expert",
         "",
-        "Made by `python bench/libero_expert.py`; every episode is in "
-        "[libero_expert.json](libero_expert.json). Official initial states, at most 280 steps of "
-        "50 ms an episode; steps are those of episodes that succeeded.",
+        "Made by `python bench/libero_expert.py`, which keeps every episode in a file a suite beside "
+        "this page. Official initial states, at most 280 steps of 50 ms an episode; steps are those "
+        "of episodes that succeeded.",
         "",
-        "<!-- source: libero_expert.json -->",
-        "",
-        "| suite | task | succeeded of episodes | steps |",
-        "|---|---|---|---|",
     ]
-    for suite, tasks in known["steps"].items():
-        for name, steps in tasks.items():
-            if not steps:
-                continue
-            succeeded, pace = summary(steps).split(", ")
-            done, of = succeeded.split("/")
-            lines.append(f"| {suite} | {name} | {done} of {of} | {pace.removesuffix(' steps')} |")
-        if suite in known["success"]:
-            mean = known["success"][suite]["mean"]
-            lines.append(f"| {suite} | **mean of its tasks** | **{100 * mean:.1f} %** | |")
-    return "\n".join(lines) + "\n"
+    for suite, known in found.items():
+        lines += [
+            f"## {suite}",
+            "",
+            f"<!-- source: libero_expert/{suite}.json -->",
+            "",
+            "| task | succeeded | episodes | steps |",
+            "|---|---|---|---|",
+        ]
+        for name, steps in known["steps"].items():
+            done = [each for each in steps if each is not None]
+            pace = f"{np.mean(done):.0f}" if done else "–"
+            lines.append(f"| {name} | {len(done)} | {len(steps)} | {pace} |")
+        lines += [f"| **mean of its tasks** | **{100 * known['success']['mean']:.1f} %** | | |", ""]
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

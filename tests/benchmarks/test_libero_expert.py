@@ -61,7 +61,7 @@ class Hand:
     def act(self, action: np.ndarray) -> None:
         moved = action[:3] * expert.STEP * 0.3
         self.hand = self.hand + moved
-        self.yaw += action[5] * expert.TURN * 0.5
+        self.yaw += action[5] * expert.TURN * 0.3
         closing = action[6] > 0
         # What is held comes along; it is moved below.
         reach = 0.04 if self.held else 0.02
@@ -137,9 +137,11 @@ def test_a_command_turns_the_hand_towards_the_yaw_that_is_wanted(yaw: float) -> 
     assert expert.yaw_of(turned) == pytest.approx(0.3)
     move = expert.Move(np.array([1.0, 0.0, 0.01]), yaw, CLOSED, "")
     action = expert.command(np.zeros(3), turned, move)
-    assert action[:3] == pytest.approx([1, 0, 0.2]) and action[6] == CLOSED
+    assert action[:3] == pytest.approx([1, 0, 0.2 * expert.GAIN]) and action[6] == CLOSED
     assert action[3:5] == pytest.approx([0, 0], abs=1e-6)
-    assert action[5] == pytest.approx(np.clip((yaw - 0.3) / expert.TURN, -1, 1), abs=1e-6)
+    assert action[5] == pytest.approx(
+        np.clip(expert.GAIN * (yaw - 0.3) / expert.TURN, -1, 1), abs=1e-6
+    )
 
 
 def test_fingers_that_closed_on_nothing_open_and_rise() -> None:

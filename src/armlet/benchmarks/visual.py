@@ -106,12 +106,12 @@ class VisualCopy:
 
 
 def _decimate(spec: mujoco.MjSpec, original: mujoco.MjModel, *, textured: bool) -> None:
-    import fast_simplification
-
     for mesh in spec.meshes:
         index = original.mesh(mesh.name).id
         if original.mesh_facenum[index] <= 2 * FACES:  # little to win
             continue
+        import fast_simplification  # of an extra
+
         whole = _mesh(original, index)
         vertices, faces = _weld(*whole)
         vertices, faces = fast_simplification.simplify(vertices, faces, target_count=FACES)

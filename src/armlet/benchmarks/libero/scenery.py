@@ -157,7 +157,7 @@ class Scenery:
         cloud = self._whole(self.body(where))
         under = cloud[np.linalg.norm(cloud[:, :2] - middle[:2], axis=1) < 0.03]
         height = under[:, 2].max() if len(under) else cloud[:, 2].max()
-        return Place(middle[:2], float(height) + 0.01, 0.015)
+        return Place(middle[:2], float(height) + 0.01, 0.02)
 
     def _ceiling(self, thing: str, place: Place, obstacles: np.ndarray) -> float:
         """The height that the thing's lowest point must keep on its way."""
