@@ -246,3 +246,11 @@ def test_disturbed_experts_are_recorded_for_a_data_set() -> None:
     assert episode.recorded.images["scene"].shape[1:] == (48, 48, 3)
     assert episode.recorded.action.shape == (episode.steps, 7)
     assert episode.recorded.state.shape == (episode.steps, 8)
+
+
+def test_an_expert_that_cannot_says_so() -> None:
+    world = world_of("turn_on_stove", benchmark=Libero(suite="libero_goal"))
+    assert world.privileged()["subject"].shape == (3,)
+    with pytest.raises(NotImplementedError, match="leave the task out"):
+        world.expert_action()
+    world.close()

@@ -68,7 +68,9 @@ class Scenery:
         return int(self._env.obj_body_id[name])
 
     def position(self, name: str) -> np.ndarray:
-        """(3,) metres."""
+        """(3,) metres, of a thing, a fixture, or a region of one."""
+        if name in self._env.object_sites_dict:
+            return self._data.site_xpos[self._model.site(name).id].copy()
         return self._data.xpos[self.body(name)].copy()
 
     def pose(self, name: str) -> tuple[np.ndarray, np.ndarray]:
