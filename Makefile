@@ -4,7 +4,7 @@ PYTHON := $(shell for p in python3 python3.13 python3.12 python3.11; do $$p -c '
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: bench-memory bench-exports help setup demo test check format lock test-mutants numbers docs hooks test-slow test-metaworld test-lerobot test-page test-reference test-serve test-peers fuzz test-logs robots bench clean
+.PHONY: bench-memory bench-exports help setup demo test check format lock test-mutants numbers docs hooks test-slow test-metaworld test-libero test-lerobot test-page test-reference test-serve test-peers fuzz test-logs robots bench clean
 
 help: ## this list
 	@echo "make TARGET, of:"
@@ -56,6 +56,16 @@ test-slow: $(READY) ## the tests that take minutes
 test-metaworld: $(READY) ## Meta-World, with its extra
 	$(BIN)/python -m pip install -q -c requirements.lock -e '.[dev,metaworld]'
 	$(BIN)/pytest -q -m metaworld
+
+# In an environment of its own: 2.1 GB, and opencv and numba, which nothing else needs.
+test-libero: .venv-libero/.ready ## LIBERO, with its extra (2.1 GB): worlds, pictures and the expert, about 15 minutes
+	.venv-libero/bin/pytest -q -m libero
+
+.venv-libero/.ready: pyproject.toml requirements.lock
+	test -x .venv-libero/bin/python || $(PYTHON) -m venv .venv-libero
+	.venv-libero/bin/python -m pip install -q -c requirements.lock "$$(grep '^torch==' requirements.lock)"
+	.venv-libero/bin/python -m pip install -q -c requirements.lock -e '.[dev,libero]'
+	touch $@
 
 # In environments of their own: 0.4.4 without its dependencies, which ask for an older torch; 0.6.1 with them, on Python
 # 3.12 (LEROBOT06=1: where the machine has no GPU, its torch brings CUDA all the same, 5.5 GB).
@@ -125,7 +135,7 @@ bench-exports: $(READY) ## every kind of policy in every runtime: what is export
 lock: ## the versions a fresh machine installs: requirements.lock, docs/requirements.lock
 	rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock
 	.venv-lock/bin/pip install -q torch==2.13.0
-	.venv-lock/bin/pip install -q '.[dev,metaworld]'
+	.venv-lock/bin/pip install -q '.[dev,metaworld,libero]'
 	(echo '# Made by `make lock`: Linux, CPython 3.11. Used as constraints: pip install -c requirements.lock -e .[dev]'; \
 	 .venv-lock/bin/pip freeze --exclude armlet | sed 's/+cpu//' | grep -v ' @ ') > requirements.lock
 	rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock
@@ -143,4 +153,4 @@ $(READY): pyproject.toml requirements.lock
 	touch $(READY)
 
 clean: ## removes environments, build/ and everything in out/
-	rm -rf .venv .venv-docs .venv-lock .venv-lerobot .venv-lerobot06 .venv-openpi .venv-vla-eval build out
+	rm -rf .venv .venv-docs .venv-libero .venv-lock .venv-lerobot .venv-lerobot06 .venv-openpi .venv-vla-eval build out

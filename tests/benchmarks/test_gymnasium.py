@@ -220,13 +220,13 @@ def test_a_benchmark_is_found_by_its_name() -> None:
 
     assert benchmarks.find("tabletop", step_limit=9) == Tabletop(step_limit=9)
     assert benchmarks.find("outside:Dots") == Dots()
-    assert {"tabletop", "metaworld"} == set(benchmarks.available())
+    assert {"libero", "metaworld", "tabletop"} == set(benchmarks.available())
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("table", "there is no benchmark 'table'; there are metaworld, tabletop, a class of your"),
+        ("table", "there is no benchmark 'table'; there are libero, metaworld, tabletop, a class"),
         ("nowhere.at.all:Dots", "there is no module 'nowhere'"),
         ("outside:Dot", "outside has no 'Dot' that can be called; its benchmarks are Dots"),
         ("outside:reaching", "is a Recipe, expected one that derives from"),

@@ -166,7 +166,7 @@ def available() -> list[str]:
     return sorted(
         module.name
         for module in pkgutil.iter_modules(__path__)
-        if module.name not in ("rendering", "gymnasium")
+        if module.name not in ("gymnasium", "motions", "rendering", "visual")
     )
 
 

@@ -9,10 +9,13 @@ import functools
 import subprocess
 import sys
 import weakref
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 import mujoco
 import numpy as np
+from scipy.spatial import cKDTree
 
 _FAR = 10.0  # metres; a ray that meets nothing nearer sees the background
 _PROBE = """
@@ -24,6 +27,15 @@ model = mujoco.MjModel.from_xml_string(
 render = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100.value)
 print('works')
 """
+
+
+@dataclass(frozen=True)
+class Paint:
+    """What the surface of a geom looks like: a point of it has the colour of the nearest of
+    `points` (geom frame), `colours` (n, 3), 0 to 1."""
+
+    points: cKDTree
+    colours: np.ndarray
 
 
 class Camera(Protocol):
@@ -59,9 +71,18 @@ def resolve_renderer(renderer: str) -> str:
     return renderer
 
 
-def make_camera(model: mujoco.MjModel, name: str, size: int, renderer: str = "ray") -> Camera:
-    """A camera by name. `renderer` must be resolved: `ray` or `egl`."""
-    return RayCamera(model, name, size) if renderer == "ray" else EglCamera(model, name, size)
+def make_camera(
+    model: mujoco.MjModel,
+    name: str,
+    size: int,
+    renderer: str = "ray",
+    paint: Mapping[int, Paint] | None = None,
+) -> Camera:
+    """A camera by name. `renderer` must be resolved: `ray` or `egl`. `paint`: of geoms that rays
+    should not see in one colour; EGL has their textures."""
+    if renderer == "ray":
+        return RayCamera(model, name, size, paint=paint)
+    return EglCamera(model, name, size)
 
 
 class RayCamera:
@@ -70,6 +91,7 @@ class RayCamera:
 
     `light` is the direction to the light (world frame, any length) and `ambient` the share of light
     that does not depend on it; both are ours because MuJoCo's lights belong to its OpenGL renderer.
+    `paint`: geom → its surface, of those that are not of one colour.
     """
 
     def __init__(
@@ -81,7 +103,9 @@ class RayCamera:
         light: tuple[float, float, float] = (0.3, 0.25, 0.9),
         ambient: float = 0.45,
         background: float = 0.15,
+        paint: Mapping[int, Paint] | None = None,
     ) -> None:
+        self._paint = paint or {}
         self._model = model
         self._camera = model.camera(name).id
         self._size = size
@@ -123,10 +147,20 @@ class RayCamera:
         # Lambert's cosine; its absolute value, as the gradients do not say which side is outside.
         shade = self._ambient + (1 - self._ambient) * np.abs(normals @ self._light) / lengths
         hit = self._geom >= 0
-        colours = np.where(
-            hit[:, None], self._palette[self._geom] * shade[:, None], self._background
-        )
+        surface = self._palette[self._geom]  # (h·w, 3)
+        for geom in self._paint:
+            there = np.flatnonzero(self._geom == geom)
+            met = origin + rays[there] * self._distance[there, None]
+            surface[there] = self._painted(data, geom, met)
+        colours = np.where(hit[:, None], surface * shade[:, None], self._background)
         return (np.clip(colours, 0, 1) * 255).astype(np.uint8).reshape(self._size, self._size, 3)
+
+    def _painted(self, data: mujoco.MjData, geom: int, met: np.ndarray) -> np.ndarray:
+        """Colours (n, 3) of points `met` (n, 3), world frame, of a painted geom's surface."""
+        rotation = data.geom_xmat[geom].reshape(3, 3)
+        paint = self._paint[geom]
+        _, nearest = paint.points.query((met - data.geom_xpos[geom]) @ rotation)
+        return paint.colours[nearest]
 
 
 class EglCamera:

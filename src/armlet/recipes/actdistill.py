@@ -38,7 +38,16 @@ from torch import Tensor
 from armlet.data.transforms import DrawBudget, Explore
 from armlet.policies.routed import Routing
 from armlet.recipe import QUIET, Objective, Recipe, Round
-from armlet.recipes.bases import MatchOutput, Row, demo, metaworld, own, tabletop
+from armlet.recipes.bases import (
+    MatchOutput,
+    Row,
+    demo,
+    libero_object,
+    libero_spatial,
+    metaworld,
+    own,
+    tabletop,
+)
 from armlet.training import losses
 from armlet.types import LAYERS, Batch, Trace
 
@@ -350,6 +359,16 @@ RECIPES = {
         "ActDistill on three tasks of Meta-World (needs the extra).",
         metaworld,
         partial(actdistill, student=Routing(budget=0.3), route=400),
+    ),
+    "actdistill_libero_object": Row(
+        "ActDistill on LIBERO-Object (needs the extra).",
+        libero_object,
+        actdistill,
+    ),
+    "actdistill_libero_spatial": Row(
+        "ActDistill on LIBERO-Spatial (needs the extra).",
+        libero_spatial,
+        actdistill,
     ),
     "actdistill_demo": Row(
         "The demo's student: ActDistill on tabletop in minutes, on two cores.",

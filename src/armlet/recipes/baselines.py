@@ -14,7 +14,17 @@ from armlet.policies.layer_search import LayerSearch
 from armlet.policies.routed import Routing
 from armlet.policies.students import FirstK, Fresh, LayerDrop, Whole
 from armlet.recipe import Recipe
-from armlet.recipes.bases import FACTS, Imitate, Row, demo, metaworld, own, tabletop
+from armlet.recipes.bases import (
+    FACTS,
+    Imitate,
+    Row,
+    demo,
+    libero_object,
+    libero_spatial,
+    metaworld,
+    own,
+    tabletop,
+)
 
 KEPT = 2  # of eight layers, on tabletop
 HALF = 4  # of as many, for a robot that nobody knows
@@ -114,6 +124,8 @@ RECIPES = {
         first_k,
     ),
     "first_k_metaworld": Row("The baseline on Meta-World.", metaworld, partial(first_k, kept=3)),
+    "first_k_libero_object": Row("The baseline on LIBERO-Object.", libero_object, first_k),
+    "first_k_libero_spatial": Row("The baseline on LIBERO-Spatial.", libero_spatial, first_k),
     "first_k_demo": Row(
         "The demo's baseline: as many first layers as the budget allows, the same data and steps.",
         demo,

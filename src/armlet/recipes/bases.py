@@ -2,7 +2,8 @@
 objectives that are no recipe's own. A recipe adds a student and the stages that train it.
 
 `own` is a robot of one's own: episodes from the command line, no world, and sizes that fit what the
-episodes turn out to have. `tabletop`, `metaworld`, `mt50` and `demo` are worlds of ours. All recipes of one
+episodes turn out to have. `tabletop`, `metaworld`, `mt50`, `libero_object`, `libero_spatial` and
+`demo` are worlds of ours. All recipes of one
 world share its episodes, teacher and traces, so what differs in a table is the recipe. A base is a
 recipe without a student: `armlet collect tabletop`, `armlet teach tabletop` and `armlet probe
 tabletop` make what they share.
@@ -323,6 +324,39 @@ def many_tasks(name: str, task_names: tuple[str, ...], *, per_task: int = 40) ->
         stages=(DISTIL,),
         evaluation=Evaluation(episodes=500),
     )
+
+
+def libero(suite: str, *, episodes: int = 1000) -> Recipe:
+    """A suite of LIBERO (needs the extra): a teacher taught from our scripted expert's episodes, and
+    all measured from the official initial states, fifty a task; no student."""
+    from armlet.benchmarks.libero import Libero
+
+    return replace(
+        tabletop(),
+        name=suite,
+        benchmark=Libero(suite=suite),
+        episodes=Path("out") / suite / "episodes",
+        teacher=Path("out") / suite / "teacher",
+        out=Path("out") / suite,
+        shared=Path("out") / suite,
+        # Longer is an episode in which the expert had to try again; it is dropped with those that
+        # fail (`Libero.step_limit`).
+        # Each process keeps a world a task, of 0.9 GB.
+        collection=Collection(episodes=episodes, workers=1),
+        network=VLANetwork(strides={"scene": 12, "wrist": 16}),  # 96 and 64 px: 64 and 16 tokens
+        evaluation=Evaluation(episodes=500, splits=("official",), workers=1),
+    )
+
+
+def libero_object() -> Recipe:
+    """LIBERO-Object: which of seven groceries goes into the basket; no student."""
+    return libero("libero_object")
+
+
+def libero_spatial() -> Recipe:
+    """LIBERO-Spatial: which of two bowls goes onto the plate, told by where it stands; no
+    student."""
+    return libero("libero_spatial")
 
 
 def demo() -> Recipe:

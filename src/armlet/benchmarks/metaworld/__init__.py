@@ -24,8 +24,8 @@ import numpy as np
 
 from armlet.benchmarks import Benchmark, Task, World
 from armlet.benchmarks.metaworld.language import WORDINGS, say
-from armlet.benchmarks.metaworld.visual import Marker, VisualCopy
 from armlet.benchmarks.rendering import Camera, make_camera, resolve_renderer
+from armlet.benchmarks.visual import Marker, VisualCopy
 from armlet.robot.observation import Observation
 from armlet.robot.spec import ActionSpec
 
@@ -295,7 +295,7 @@ class _Stage:
     def _copy(self) -> VisualCopy:
         if self._visual is None:
             self._visual = VisualCopy(
-                self.env.model_name,
+                mujoco.MjSpec.from_file(self.env.model_name),
                 self.env.model,
                 markers={GOAL: BLUE_BALL} if self._task_name in BARE_GOALS else {},
                 fov={self._benchmark.scene_view: self._benchmark.scene_fov},

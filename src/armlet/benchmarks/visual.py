@@ -7,14 +7,19 @@ lights cast no shadows, nothing mirrors, and cameras that hang upside down are t
 MuJoCo; knows no benchmark.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import mujoco
 import numpy as np
+from scipy.spatial import cKDTree
+
+from armlet.benchmarks.rendering import Paint
 
 FACES = 400  # of a decimated mesh; meshes of up to twice as many are left alone
-_HIDDEN_GROUP = 3  # MuJoCo's viewers do not draw geoms of this group and above: collision shapes
+# MuJoCo's viewers do not draw geoms of these groups, nor of higher ones, of which there are none:
+# collision shapes.
+COLLISIONS = frozenset({3, 4, 5})
 _MARKER = "armlet-marker-"
 
 
@@ -27,25 +32,29 @@ class Marker:
 
 
 class VisualCopy:
-    """The copy and its state. `path` is the file `original` was compiled from.
+    """The copy and its state. `spec` is what `original` was compiled from, and is used up.
 
     `markers`: site name → how it is drawn. `flat` gives every geom one plain colour, the mean of
     its texture, for cameras that know no materials; it leaves textures as they are otherwise. `fov`
-    narrows a camera (degrees).
+    narrows a camera (degrees). `hidden`: groups of geoms that are not to be seen. `textured`: a
+    decimated mesh keeps its texture, and `paint` says of each flat one what its surface looks like;
+    otherwise it loses it.
     """
 
     def __init__(
         self,
-        path: str,
+        spec: mujoco.MjSpec,
         original: mujoco.MjModel,
         *,
-        markers: Mapping[str, Marker],
-        fov: Mapping[str, float],
         flat: bool,
+        markers: Mapping[str, Marker] | None = None,
+        fov: Mapping[str, float] | None = None,
+        hidden: Collection[int] = COLLISIONS,
+        textured: bool = False,
     ) -> None:
-        spec = mujoco.MjSpec.from_file(path)
-        _decimate(spec, original)
-        _leave_out_collisions(spec)
+        markers = markers or {}
+        _decimate(spec, original, textured=textured)
+        _leave_out(spec, hidden)
         _add_markers(spec, markers)
         self.model = spec.compile()
         # The camera's clipping planes are multiples of the extent, which the compiler measures
@@ -58,7 +67,8 @@ class VisualCopy:
         # order.
         if (self.model.nq, self.model.nbody) != (original.nq, original.nbody):
             raise RuntimeError(
-                f"the visual copy of {path} has other joints or bodies than the model that runs"
+                f"the visual copy of {spec.modelname!r} has other joints or bodies than the model "
+                "that runs"
             )
         # Sites are aids of the simulation, such as the goal; shadows and reflections cost a second
         # and a third rendering of everything.
@@ -66,13 +76,19 @@ class VisualCopy:
         self.model.light_castshadow[:] = 0
         self.model.mat_reflectance[:] = 0
         _turn_upright(self.model)
-        for camera, degrees in fov.items():
+        for camera, degrees in (fov or {}).items():
             self.model.cam_fovy[self.model.camera(camera).id] = degrees
+        self.paint: dict[int, Paint] = {}
+        if flat and textured:
+            self.paint = _painted(self.model, original)
         if flat:
             _flatten(self.model)
 
     def follow(
-        self, model: mujoco.MjModel, data: mujoco.MjData, places: Mapping[str, np.ndarray]
+        self,
+        model: mujoco.MjModel,
+        data: mujoco.MjData,
+        places: Mapping[str, np.ndarray] | None = None,
     ) -> mujoco.MjData:
         """Take the poses of the running simulation; `places` is where each marker is (world frame,
         metres)."""
@@ -81,7 +97,7 @@ class VisualCopy:
         self.data.qpos[:] = data.qpos
         self.data.mocap_pos[:] = data.mocap_pos
         self.data.mocap_quat[:] = data.mocap_quat
-        for name, place in places.items():
+        for name, place in (places or {}).items():
             self.model.geom_pos[self._markers[name]] = place
         # What of mj_forward places geoms, cameras and lights; contacts and forces nobody sees.
         mujoco.mj_kinematics(self.model, self.data)
@@ -89,14 +105,15 @@ class VisualCopy:
         return self.data
 
 
-def _decimate(spec: mujoco.MjSpec, original: mujoco.MjModel) -> None:
-    import fast_simplification
-
+def _decimate(spec: mujoco.MjSpec, original: mujoco.MjModel, *, textured: bool) -> None:
     for mesh in spec.meshes:
         index = original.mesh(mesh.name).id
         if original.mesh_facenum[index] <= 2 * FACES:  # little to win
             continue
-        vertices, faces = _weld(*_mesh(original, index))
+        import fast_simplification  # of an extra
+
+        whole = _mesh(original, index)
+        vertices, faces = _weld(*whole)
         vertices, faces = fast_simplification.simplify(vertices, faces, target_count=FACES)
         # Given by its numbers from here on; they are scaled and placed already.
         mesh.file = ""
@@ -105,6 +122,10 @@ def _decimate(spec: mujoco.MjSpec, original: mujoco.MjModel) -> None:
         mesh.refquat = [1, 0, 0, 0]
         mesh.uservert = vertices.astype(float).ravel()
         mesh.userface = faces.astype(np.int32).ravel()
+        if textured and original.mesh_texcoordadr[index] >= 0:
+            nearest = cKDTree(whole[0]).query(vertices)[1]
+            mesh.usertexcoord = _texture_places(original, index)[nearest].ravel()
+            mesh.userfacetexcoord = mesh.userface
 
 
 def _mesh(model: mujoco.MjModel, index: int) -> tuple[np.ndarray, np.ndarray]:
@@ -131,9 +152,22 @@ def _weld(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarr
     return kept, faces[(a != b) & (b != c) & (c != a)]
 
 
-def _leave_out_collisions(spec: mujoco.MjSpec) -> None:
+def _texture_places(model: mujoco.MjModel, index: int) -> np.ndarray:
+    """(v, 2): where in its texture each vertex of a mesh is. One that lies on a seam has several
+    places there, of which this is one."""
+    first = model.mesh_texcoordadr[index]
+    places = model.mesh_texcoord[first : first + model.mesh_texcoordnum[index]]
+    first = model.mesh_faceadr[index]
+    count = model.mesh_facenum[index]
+    of_vertex = np.zeros((model.mesh_vertnum[index], 2))
+    corners = model.mesh_face[first : first + count].ravel()
+    of_vertex[corners] = places[model.mesh_facetexcoord[first : first + count].ravel()]
+    return of_vertex
+
+
+def _leave_out(spec: mujoco.MjSpec, hidden: Collection[int]) -> None:
     for geom in list(spec.geoms):
-        if geom.group >= _HIDDEN_GROUP:
+        if geom.group in hidden:
             geom.delete()
     # The compiler refuses moving bodies without mass, and some had theirs from those geoms. The
     # copy is never simulated, so any mass will do.
@@ -162,6 +196,55 @@ def _turn_upright(model: mujoco.MjModel) -> None:
             turned = np.zeros(4)
             mujoco.mju_mulQuat(turned, model.cam_quat[camera], half_turn)
             model.cam_quat[camera] = turned
+
+
+def _painted(copy: mujoco.MjModel, original: mujoco.MjModel) -> dict[int, Paint]:
+    """What the surface of each geom looks like that is a mesh with a texture, by geom of the copy."""
+    found = {}
+    for geom in np.flatnonzero(copy.geom_matid >= 0):
+        texture = copy.mat_texid[copy.geom_matid[geom]].max()
+        shape = copy.geom_dataid[geom]
+        if texture < 0 or copy.geom_type[geom] != mujoco.mjtGeom.mjGEOM_MESH.value:
+            continue
+        whole = original.mesh(copy.mesh(shape).name).id
+        if original.mesh_texcoordadr[whole] < 0:
+            continue
+        points, places = _surface(original, whole)
+        places = places * copy.mat_texrepeat[copy.geom_matid[geom]]
+        colours = _texture(copy, texture, places) * copy.mat_rgba[copy.geom_matid[geom], :3]
+        # Into the frame of the copy's geom, whose compiler moved the decimated mesh elsewhere.
+        rotation = np.zeros(9)
+        mujoco.mju_quat2Mat(rotation, copy.mesh_quat[shape])
+        points = (points - copy.mesh_pos[shape]) @ rotation.reshape(3, 3)
+        found[int(geom)] = Paint(cKDTree(points), colours)
+    return found
+
+
+def _surface(model: mujoco.MjModel, index: int) -> tuple[np.ndarray, np.ndarray]:
+    """Points (n, 3) of a mesh, as `_mesh` gives them, and where in its texture they are (n, 2): the
+    middles of its faces, and near their corners."""
+    vertices, faces = _mesh(model, index)
+    first = model.mesh_texcoordadr[index]
+    places = model.mesh_texcoord[first : first + model.mesh_texcoordnum[index]]
+    first = model.mesh_faceadr[index]
+    corners = model.mesh_facetexcoord[first : first + model.mesh_facenum[index]]
+    # Not on the corners themselves, where faces of different colours may meet.
+    weights = np.array([[1, 1, 1], [4, 1, 1], [1, 4, 1], [1, 1, 4]]) / [[3], [6], [6], [6]]
+    points = np.einsum("wc,fcx->wfx", weights, vertices[faces]).reshape(-1, 3)
+    return points, np.einsum("wc,fcx->wfx", weights, places[corners]).reshape(-1, 2)
+
+
+def _texture(model: mujoco.MjModel, texture: int, places: np.ndarray) -> np.ndarray:
+    """(n, 3): the colours, 0 to 1, of a texture at `places` (n, 2), which repeats beyond 0 to 1."""
+    height = model.tex_height[texture]
+    width = model.tex_width[texture]
+    first = model.tex_adr[texture]
+    channels = model.tex_nchannel[texture]
+    pixels = model.tex_data[first : first + height * width * channels]
+    pixels = pixels.reshape(height, width, channels)
+    column = np.floor(places[:, 0] * width).astype(int) % width
+    row = np.floor(places[:, 1] * height).astype(int) % height
+    return pixels[row, column, :3] / 255
 
 
 def _flatten(model: mujoco.MjModel) -> None:
