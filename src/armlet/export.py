@@ -62,7 +62,8 @@ def main(
     if benchmark is not None and episodes is not None:
         raise ValueError("--benchmark and --episodes: give one; a world says more")
     coarser = "" if how.precision == "fp32" else f"-{how.precision}"
-    where = out or _beside(place, how.runtime + coarser)
+    dynamic = "-dynamic" if how.route == "dynamic" else ""
+    where = out or _beside(place, how.runtime + coarser + dynamic)
     world = _world(place, benchmark, episodes)
     loaded = load_to_export(place, None if world is None else benchmark_robot(world))
     policy, _ = loaded
@@ -118,6 +119,12 @@ def page(folder: Path) -> list[str]:
             lines.append(
                 f"  route        fixed; the router takes it on {share:.0%} of the frames: this is "
                 "another policy"
+            )
+        if "routes" in found:
+            ran = found["routes"]
+            lines.append(
+                f"  routes       the router decides: {ran['routes']} routes on {ran['frames']} frames, "
+                f"{ran['layers']:.1f} layers in the mean; on {ran['same']:.1%} the same as in PyTorch"
             )
         near = found["parity"]
         lengths = ", ".join(near["words"])
