@@ -1,7 +1,7 @@
 """Compilers other than the runtimes that `armlet export` writes for, beside these: AOTInductor, which
 is in torch and needs a C++ compiler, and ExecuTorch with XNNPACK.
 
-    pip install 'armlet[export]' executorch    # without executorch its rows are left out
+    make bench-compiled                # an environment with ExecuTorch; without it its rows are left out
     python bench/compiled.py [--policies checkpoints/tabletop-teacher …]
     [--out docs/machinery/compiled.json]
 
@@ -91,6 +91,7 @@ def measured(place: Path, folder: Path, arguments: Arguments) -> Row:
         started = time.perf_counter()
         ways[name] = make(policy, list(frames), folder)
         rows[name] = {"seconds": round(time.perf_counter() - started, 1)}
+        print(f"{place.name}: {name} made in {rows[name]['seconds']} s", flush=True)
     times = in_turn(ways, frames, calls=arguments.calls, clock=time.process_time)
     onnx_ms = float(np.median(times["onnx"]))
     for name, row in rows.items():

@@ -3,8 +3,8 @@ actions (1, k, a), captured by `torch.export` with a free number of words.
 
 Loops (denoising steps, words that are written one after the other) are unrolled. Which layers run
 stands fixed in a graph; a router that takes more than one route is a graph for its commonest one,
-which is another policy than the router: whoever exports it says so and measures it. Knows no
-runtime and no file.
+which is another policy than the router: whoever exports it says so and measures it. One that decides
+for every observation is captured otherwise (`deploy/routes.py`). Knows no runtime and no file.
 """
 
 from collections import Counter
