@@ -163,19 +163,29 @@ class _Whole:
     def part(
         self, nodes: list[Any], read: Collection[str], leaving: list[str], names: dict[str, str]
     ) -> Any:
-        """These nodes as a graph of its own; what enters and leaves is called as `names` say."""
+        """These nodes as a graph of its own; what enters and leaves is called as `names` say, and
+        the rest is numbered, so that parts that are alike are so byte for byte."""
         onnx = library("onnx")
-        inputs = [_called(onnx, each, names) for key, each in self.said.items() if key in read]
-        outputs = [_called(onnx, self.said[name], names) for name in leaving]
-        constants = [each for each in self.model.graph.initializer if each.name in read]
+        called = {"": "", **{each.name: each.name for each in self.model.graph.input}, **names}
         copies = []
         for node in nodes:
+            for name in (*_reads(node), *node.output):
+                called.setdefault(name, f"n{len(called)}")
             copy = onnx.NodeProto()
             copy.CopyFrom(node)
-            for side in (copy.input, copy.output):
-                for at, name in enumerate(side):
-                    side[at] = names.get(name, name)
+            copy.name = f"n{len(copies)}"
+            _rename(copy, called)
             copies.append(copy)
+        weights = {each.name: each for each in self.model.graph.initializer}
+        constants = []
+        for name in called:  # in the order in which they are read
+            if name in read and name in weights:
+                constant = onnx.TensorProto()
+                constant.CopyFrom(weights[name])
+                constant.name = called[name]
+                constants.append(constant)
+        inputs = [_called(onnx, each, names) for key, each in self.said.items() if key in read]
+        outputs = [_called(onnx, self.said[name], names) for name in leaving]
         graph = onnx.helper.make_graph(copies, "part", inputs, outputs, constants)
         return onnx.helper.make_model(
             graph,
@@ -183,6 +193,16 @@ class _Whole:
             functions=self.model.functions,
             ir_version=self.model.ir_version,
         )
+
+
+def _rename(node: Any, names: dict[str, str]) -> None:
+    """What a node reads and makes, its branches included."""
+    for side in (node.input, node.output):
+        for at, name in enumerate(side):
+            side[at] = names.get(name, name)
+    for attribute in node.attribute:
+        for inner in attribute.g.node:
+            _rename(inner, names)
 
 
 def _called(onnx: Any, said: Any, names: dict[str, str]) -> Any:

@@ -12,7 +12,7 @@ a layer that is skipped costs nothing. What no layer changes `start` gives as `s
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
@@ -43,7 +43,8 @@ class Parts:
         )
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        layers = list(self.layers)
+        return {"start": self.start, "layers": layers, "last": list(self.last), "end": self.end}
 
     @classmethod
     def from_json(cls, said: dict[str, Any]) -> Self:
