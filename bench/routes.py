@@ -38,6 +38,7 @@ from armlet.deploy.exporting import How, assemble
 from armlet.deploy.frames import from_world
 from armlet.evaluation.measure import environment, in_turn, percentiles
 from armlet.policies.checkpoint import load_policy
+from armlet.policies.contract import Backbone
 from armlet.policies.routed import Routed, Routing
 from armlet.robot.exported import Exported, load_exported
 from armlet.robot.observation import Observation
@@ -71,14 +72,14 @@ def main(arguments: Arguments) -> None:
 def measured(arguments: Arguments, folder: Path) -> Row:
     teacher = load_policy(arguments.teacher)
     frames = list(from_world(teacher, Tabletop(), arguments.frames).frames)
-    policy = varying(Routing(budget=BUDGET).build(teacher), frames)
-    every = policy.keep_layers(tuple(range(len(policy.layers))))
+    policy = varying(teacher, frames)
     exported: dict[str, Exported] = {}
     for name, source, how in (
-        ("all", every, How()),
+        ("all", teacher, How()),
         ("fixed", policy, How()),
         ("dynamic", policy, How(route="dynamic")),
     ):
+        print(name, flush=True)
         (folder / name).mkdir()
         assemble(source, how, frames, folder / name, {})
         exported[name] = load_exported(folder / name)
@@ -123,10 +124,11 @@ def measured(arguments: Arguments, folder: Path) -> Row:
     }
 
 
-def varying(policy: Any, frames: list[Observation]) -> Routed:
-    """A router that decides by what it sees, at `BUDGET`."""
-    assert isinstance(policy, Routed)
+def varying(teacher: Backbone, frames: list[Observation]) -> Routed:
+    """The teacher's layers behind a router that decides by what it sees, at `BUDGET`."""
     torch.manual_seed(2)
+    policy = Routing(budget=BUDGET).build(teacher)
+    assert isinstance(policy, Routed)
     torch.nn.init.normal_(policy.router.leave.weight, std=2.0)
     torch.nn.init.zeros_(policy.router.leave.bias)
     policy.eval().calibrate(policy.prepare(frames))

@@ -178,11 +178,11 @@ class _Whole:
             copies.append(copy)
         weights = {each.name: each for each in self.model.graph.initializer}
         constants = []
-        for name in called:  # in the order in which they are read
+        for name, own in called.items():  # in the order in which they are read
             if name in read and name in weights:
                 constant = onnx.TensorProto()
                 constant.CopyFrom(weights[name])
-                constant.name = called[name]
+                constant.name = own
                 constants.append(constant)
         inputs = [_called(onnx, each, names) for key, each in self.said.items() if key in read]
         outputs = [_called(onnx, self.said[name], names) for name in leaving]
