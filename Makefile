@@ -4,7 +4,7 @@ PYTHON := $(shell for p in python3 python3.13 python3.12 python3.11; do $$p -c '
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: bench-memory bench-exports help setup demo test check format lock test-mutants numbers docs hooks test-slow test-metaworld test-libero test-lerobot test-page test-reference test-serve test-peers fuzz test-logs robots bench clean
+.PHONY: bench-memory bench-exports bench-compiled help setup demo test check format lock test-mutants numbers docs hooks test-slow test-metaworld test-libero test-lerobot test-page test-reference test-serve test-peers fuzz test-logs robots bench clean
 
 help: ## this list
 	@echo "make TARGET, of:"
@@ -122,7 +122,7 @@ test-reference: $(READY) ## against libraries that are no dependency
 bench: $(READY) ## what the machinery costs, measured anew and kept in docs/machinery/
 	$(BIN)/pip install -q -c requirements.lock torch_geometric
 	$(BIN)/pip install -q -c requirements.lock -e '.[export]'
-	for part in store pictures graph routing training codebook phases memory limit exports coverage; do $(BIN)/python bench/$$part.py || exit 1; done
+	for part in store pictures graph routing routes training codebook phases memory limit exports coverage; do $(BIN)/python bench/$$part.py || exit 1; done
 
 bench-memory: $(READY) ## what a large student needs of memory, counted anew: a minute, and the only part of bench that may run beside others
 	$(BIN)/python bench/memory.py
@@ -130,6 +130,15 @@ bench-memory: $(READY) ## what a large student needs of memory, counted anew: a 
 bench-exports: $(READY) ## every kind of policy in every runtime: what is exported, how far from PyTorch, how fast; goes on where it stopped
 	$(BIN)/pip install -q -c requirements.lock -e '.[export]'
 	$(BIN)/python bench/exports.py
+
+bench-compiled: .venv-executorch/.ready ## AOTInductor and ExecuTorch beside ONNX Runtime, in an environment of their own; needs g++
+	.venv-executorch/bin/python bench/compiled.py
+
+.venv-executorch/.ready: requirements.lock
+	test -x .venv-executorch/bin/python || $(PYTHON) -m venv .venv-executorch
+	.venv-executorch/bin/pip install -q "$$(grep '^torch==' requirements.lock)"
+	.venv-executorch/bin/pip install -q -c requirements.lock -e '.[export]' executorch
+	touch $@
 
 # Made in environments of their own.
 lock: ## the versions a fresh machine installs: requirements.lock, docs/requirements.lock

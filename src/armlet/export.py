@@ -67,7 +67,8 @@ def main(
     if episodes is not None and how.closed_loop != USUAL.closed_loop:
         raise ValueError("--closed-loop would have no effect: in --episodes nobody acts")
     coarser = "" if how.precision == "fp32" else f"-{how.precision}"
-    where = out or _beside(place, how.runtime + coarser)
+    dynamic = "-dynamic" if how.route == "dynamic" else ""
+    where = out or _beside(place, how.runtime + coarser + dynamic)
     # Before minutes of loading and acting.
     refuse_existing(where)
     if not is_name(place) and is_exported(Path(place)):
@@ -131,6 +132,12 @@ def page(folder: Path) -> list[str]:
             lines.append(
                 f"  route        fixed; the router takes it on {share:.0%} of the frames: this is "
                 "another policy"
+            )
+        if "routes" in found:
+            ran = found["routes"]
+            lines.append(
+                f"  routes       the router decides: {ran['routes']} routes on {ran['frames']} frames, "
+                f"{ran['layers']:.1f} layers in the mean; on {ran['same']:.1%} the same as in PyTorch"
             )
         near = found["parity"]
         lengths = ", ".join(near["words"])

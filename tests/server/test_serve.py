@@ -3,6 +3,7 @@ and what one peer's error costs the others."""
 
 import asyncio
 import contextlib
+import logging
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgpack
@@ -23,6 +25,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from moody import CHUNK, DIMS, Moody, formula
 from running import HERE, Running, observation, running, until
 
+from armlet.deploy.server import serving
+from armlet.deploy.server.house import LINES, Journal
 from armlet.robot.client import AnswerError, Client, ServerError
 from armlet.robot.observation import Observation
 
@@ -565,3 +569,23 @@ def test_a_guard_holds_every_action_within_its_limits(tmp_path: Path) -> None:
             assert abs(harness.act(of_vla_eval(0))[1]) <= 0.05 + 1e-6
             assert np.abs(harness.act(of_vla_eval(0, "raise"))[:2]).max() <= 0.1
         assert server.metric("errors_total") == 3
+
+
+def test_what_other_libraries_say_is_a_few_lines_a_minute(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """asyncio says a line for every message to a peer that has vanished."""
+    asyncios = logging.getLogger("asyncio")
+
+    async def loud(*_: object) -> None:
+        for _ in range(1000):
+            asyncios.warning("socket.send() raised exception.")
+
+    monkeypatch.setattr(serving, "_run", loud)
+    with caplog.at_level(logging.WARNING):
+        serving.run(SimpleNamespace(journal=Journal()), None, "127.0.0.1", ())
+        asyncios.warning("of another server")
+    said = [record for record in caplog.records if "socket.send" in record.getMessage()]
+    assert len(said) == LINES
+    assert {record.name for record in said} == {"armlet.serve"}
+    assert caplog.records[-1].name == "asyncio"

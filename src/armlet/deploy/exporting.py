@@ -7,22 +7,26 @@ The folder acts wherever a policy does (`policies/exported.py`), and on a robot'
 torch (`robot/exported.py`).
 """
 
+import hashlib
 import importlib.metadata
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+from torch.export import ExportedProgram
 
 from armlet import limits
 from armlet.benchmarks import Benchmark, benchmark_robot
 from armlet.data.files import atomic_folder
-from armlet.deploy import fusing, gates, onnx, openvino
+from armlet.deploy import fusing, gates, onnx, openvino, segments
 from armlet.deploy.frames import texts_of
 from armlet.deploy.graph import GraphError, Route, capture, route_of, single
+from armlet.deploy.routes import capture_routes, states_on_route
 from armlet.evaluation.measure import environment
 from armlet.limits import ABOVE_0, MOST
 from armlet.measuring import PARTS, Kept
@@ -45,12 +49,14 @@ from armlet.robot.fit import View
 from armlet.robot.inputs import Inputs
 from armlet.robot.observation import Observation
 from armlet.robot.reading.own import NoWords
-from armlet.robot.runtimes import LIBRARIES, Runtime, feeds
+from armlet.robot.runtimes import LIBRARIES, OUTPUT, STATE, Runtime, feeds
+from armlet.robot.segments import Parts
 from armlet.robot.spec import CameraSpec, RobotSpec
 from armlet.rollout.pool import threads
 
 SUFFIX: dict[Runtime, str] = {"onnx": ".onnx", "openvino": ".xml"}
 ROBOT = ("numpy", "pillow", "tokenizers")  # what armlet.robot reads beside the runtime
+ROUTES = ("fixed", "dynamic")
 CALIBRATED_ON = 64  # frames
 # Where there are too few.
 MORE = (
@@ -70,6 +76,9 @@ class How:
     weights take half the bytes (openvino)."""
     budget: tuple[float, ...] = ()
     """Of a policy with a dial, a graph for each; none: its own alone."""
+    route: Literal["fixed", "dynamic"] = "fixed"
+    """Of a policy with a router: fixed, the route that it takes most often, for all observations;
+    dynamic, the router decides for every observation, as in PyTorch."""
     threads: int = 1
     """Of the processor, on which both are measured."""
     closed_loop: int = 100
@@ -91,6 +100,8 @@ class How:
         limits.check(self, margin=(ABOVE_0, 1), budget=(ABOVE_0, 1), threads=(1, MOST))
         if self.runtime not in SUFFIX:
             raise ValueError(f"runtime is {self.runtime!r}, expected {' or '.join(SUFFIX)}")
+        if self.route not in ROUTES:
+            raise ValueError(f"route is {self.route!r}, expected {' or '.join(ROUTES)}")
         if self.portable and self.runtime != "onnx":
             raise ValueError(
                 "portable would have no effect: only an ONNX file has operators to keep"
@@ -219,23 +230,41 @@ def _graphs(
 ) -> tuple[tuple[GraphFile, ...], list[tuple[Backbone, Route]]]:
     """A graph on disk for every budget, and what each is of: the policy at that budget, and the
     route that it was captured with. Budgets of the same layers share a file."""
+    if how.route == "dynamic" and not isinstance(policy, Routed):
+        raise GraphError(
+            f"--route dynamic would have no effect: {policy.kind} has no router, or one that took a "
+            "single route and was left behind; leave it out"
+        )
     graphs: list[GraphFile] = []
     routes: list[tuple[Backbone, Route]] = []
-    files: dict[tuple[int, ...], dict[str, int]] = {}
+    written: dict[tuple[int, ...], GraphFile] = {}  # by the route that is fixed
+    folder = captured or part / "captured"
     for budget in how.budget or (None,):
         dialled = policy if budget is None else policy.at(budget)
-        route = route_of(dialled, frames)
         own = budget
         if own is None and isinstance(policy, Routed):
             own = policy.routing.budget
-        if route.gates not in files:
-            name = "model" if not files else f"model-{len(files)}"
-            source = _captured(route.policy, frames[0], captured or part / "captured", name)
-            files[route.gates] = _write_graph(route.policy, how, frames, part, source)
-        graphs.append(GraphFile(own, route.gates, files[route.gates]))
+        if how.route == "dynamic":
+            assert isinstance(dialled, Routed)  # `at` gives the same kind
+            name = f"routed-{len(graphs)}" if graphs else "routed"
+            route = Route(dialled, None, 1.0)
+            graph = _write_parts(dialled, how, frames, part, folder / name)
+        else:
+            route = route_of(dialled, frames)
+            assert route.gates is not None  # it is fixed
+            if route.gates not in written:
+                name = f"model-{len(written)}" if written else "model"
+                source = _captured(route.policy, frames[0], folder, name)
+                fed = partial(_feeds, route.policy, frames)
+                files = _write_graph(how, part, source, fed)
+                written[route.gates] = GraphFile(None, route.gates, files)
+            graph = written[route.gates]
+        graphs.append(replace(graph, budget=own))
         routes.append((dialled, route))
     if captured is None:
         shutil.rmtree(part / "captured")
+    if how.route == "dynamic":
+        graphs = _without_copies(part, graphs)
     return tuple(graphs), routes
 
 
@@ -246,24 +275,139 @@ def _captured(policy: Backbone, frame: Observation, folder: Path, name: str) -> 
     if not source.is_file():
         program, names = capture(policy, policy.inputs.arrays([frame]))
         with atomic_folder(source.parent) as made:
-            try:
-                onnx.write(program, names, made / source.name)
-            except onnx.MissingExporterError:
-                raise
-            except Exception as error:  # torch raises what it likes, colours among it
-                reason = " ".join(str(error.__cause__ or error).split())
-                raise GraphError(
-                    f"{policy.kind} was captured as a graph and cannot be written as ONNX "
-                    f"({type(error).__name__}: {reason:.300}); it can act in PyTorch, and behind "
-                    "`armlet serve`"
-                ) from error
+            _write_onnx(policy, program, names, made / source.name)
     return source
 
 
+def _write_onnx(
+    policy: Backbone,
+    program: ExportedProgram,
+    names: Sequence[str],
+    path: Path,
+    outputs: Sequence[str] = (OUTPUT,),
+) -> None:
+    """Raises GraphError where torch cannot write it."""
+    try:
+        onnx.write(program, names, path, outputs=outputs)
+    except onnx.MissingExporterError:
+        raise
+    except Exception as error:  # torch raises what it likes, colours among it
+        reason = " ".join(str(error.__cause__ or error).split())
+        raise GraphError(
+            f"{policy.kind} was captured as a graph and cannot be written as ONNX "
+            f"({type(error).__name__}: {reason:.300}); it can act in PyTorch, and behind "
+            "`armlet serve`"
+        ) from error
+
+
+def _captured_parts(policy: Routed, frame: Observation, folder: Path) -> segments.Boundaries:
+    """The parts of a policy whose router decides, in single precision and operators of the
+    standard, as files of the folder; captured unless they are there already."""
+    if not folder.is_dir():
+        program, names, between = capture_routes(policy, policy.inputs.arrays([frame]))
+        with atomic_folder(folder) as made:
+            whole = made / "whole.onnx"
+            _write_onnx(policy, program, names, whole, between.outputs)
+            try:
+                segments.cut(whole, made, between, stem=folder.name)
+            except segments.CutError as error:
+                raise GraphError(
+                    f"{policy.kind}: {error}; export it with `--route fixed`"
+                ) from error
+            for path in (whole, whole.with_name(whole.name + onnx.DATA)):
+                path.unlink(missing_ok=True)
+    return segments.Boundaries.load(folder)
+
+
+def _write_parts(
+    policy: Routed, how: How, frames: Sequence[Observation], part: Path, folder: Path
+) -> GraphFile:
+    """The files of a policy whose router decides."""
+    between = _captured_parts(policy, frames[0], folder)
+    doubled = [STATE + name for name in between.doubled]
+    met: list[list[Mapping[str, np.ndarray]]] = []
+    if how.precision == "int8_static":
+        met = _on_routes(policy, frames)
+    files: dict[str, int] = {}
+    names: dict[str, str] = {}
+    for each in between.parts:
+        source = folder / f"{folder.name}-{each}.onnx"
+        own = _write_graph(how, part, source, partial(_met, met, between, each), doubled)
+        names[each] = next(iter(own))
+        files |= own
+    parts = Parts(
+        start=names[segments.START],
+        layers=tuple(names[f"layer-{index}"] for index in range(between.layers)),
+        last=tuple(name for each, name in names.items() if each.startswith("last-")),
+        end=names[segments.END],
+    )
+    return GraphFile(None, None, files, parts)
+
+
+def _on_routes(
+    policy: Routed, frames: Sequence[Observation]
+) -> list[list[Mapping[str, np.ndarray]]]:
+    """Of some frames what enters each part: the moment and what `states_on_route` says."""
+    found: list[list[Mapping[str, np.ndarray]]] = []
+    for fed, frame in zip(_feeds(policy, frames), _some(frames), strict=True):
+        states = states_on_route(policy, policy.inputs.arrays([frame]))
+        found.append([{**fed, **state} for state in states])
+    return found
+
+
+def _met(
+    met: list[list[Mapping[str, np.ndarray]]], between: segments.Boundaries, part: str
+) -> list[Mapping[str, np.ndarray]]:
+    """What of these enters a part: `start` as layer 0, and the end behind them all."""
+    if part == segments.END:
+        at = between.layers
+    else:
+        at = 0 if part == segments.START else int(part.split("-")[1])
+    return [moment[at] for moment in met]
+
+
+def _some(frames: Sequence[Observation]) -> Sequence[Observation]:
+    """The frames on which ranges are measured."""
+    return frames[:: max(1, len(frames) // CALIBRATED_ON)]
+
+
+def _feeds(policy: Backbone, frames: Sequence[Observation]) -> list[Mapping[str, np.ndarray]]:
+    return [feeds(policy.inputs.arrays([each])) for each in _some(frames)]
+
+
+def _without_copies(part: Path, graphs: Sequence[GraphFile]) -> list[GraphFile]:
+    """The same graphs without the files that an earlier one has byte for byte: of several budgets
+    the layers are the same."""
+    first: dict[tuple[bytes, ...], list[str]] = {}  # a part's files' digests → their names
+    found = []
+    for graph in graphs:
+        assert graph.parts is not None  # fixed graphs share files already
+        renamed: dict[str, str] = {}
+        files: dict[str, int] = {}
+        for name in graph.parts.names:
+            own = [
+                each for each in graph.files if each.rpartition(".")[0] == name.rpartition(".")[0]
+            ]
+            key = tuple(hashlib.sha256((part / each).read_bytes()).digest() for each in own)
+            kept = first.setdefault(key, own)
+            renamed[name] = kept[0]
+            for each, there in zip(own, kept, strict=True):
+                files[there] = graph.files[each]
+                if there != each:
+                    (part / each).unlink()
+        found.append(replace(graph, files=files, parts=graph.parts.renamed(renamed)))
+    return found
+
+
 def _write_graph(
-    policy: Backbone, how: How, frames: Sequence[Observation], part: Path, source: Path
+    how: How,
+    part: Path,
+    source: Path,
+    measured_on: Callable[[], list[Mapping[str, np.ndarray]]],
+    doubled: Sequence[str] = (),
 ) -> dict[str, int]:
-    """The files of one graph, the one that is loaded first, and their sizes."""
+    """The files of one graph, the one that is loaded first, and their sizes. `measured_on`: what it
+    is fed where ranges are measured; `doubled`: see `fusing.fuse`."""
     name = source.stem
     work = part / "work"
     work.mkdir()
@@ -271,7 +415,7 @@ def _write_graph(
     if how.runtime == "onnx" and not how.portable:
         chosen = work / "fused" / f"{name}.onnx"
         chosen.parent.mkdir()
-        fusing.fuse(source, chosen)
+        fusing.fuse(source, chosen, doubled=doubled)
     single_precision = chosen
     if how.precision in ("int8", "int8_static"):
         chosen = work / "int8" / f"{name}.onnx"
@@ -279,10 +423,7 @@ def _write_graph(
         if how.precision == "int8":
             onnx.quantise(single_precision, chosen)
         else:
-            some = frames[:: max(1, len(frames) // CALIBRATED_ON)]
-            onnx.calibrate(
-                single_precision, chosen, [feeds(policy.inputs.arrays([each])) for each in some]
-            )
+            onnx.calibrate(single_precision, chosen, measured_on())
     if how.runtime == "openvino":
         made = work / "openvino" / f"{name}.xml"
         made.parent.mkdir()
@@ -290,11 +431,10 @@ def _write_graph(
         chosen = made
     files = {}
     # The graph first: it is the one that is loaded, and what lies beside it is found from there.
-    for path in sorted(chosen.parent.iterdir(), key=lambda each: each != chosen):
-        if path.is_file():
-            move = shutil.copyfile if chosen == source else shutil.move
-            move(path, part / path.name)
-            files[path.name] = (part / path.name).stat().st_size
+    for path in sorted(chosen.parent.glob(f"{name}.*"), key=lambda each: each != chosen):
+        move = shutil.copyfile if chosen == source else shutil.move
+        move(path, part / path.name)
+        files[path.name] = (part / path.name).stat().st_size
     shutil.rmtree(work)
     return files
 
@@ -350,10 +490,18 @@ def _measure(
     for graph, (dialled, route) in zip(exported.description.graphs, routes, strict=True):
         acting = exported if graph.budget is None else exported.at(graph.budget)
         found: dict[str, Any] = {"budget": graph.budget, "share_of_frames_on_route": route.share}
+        compared = asked
+        if route.gates is None:
+            routed = gates.same_routes(
+                dialled.decide, acting.decide, asked, precision=how.precision
+            )
+            found["routes"] = routed.to_json()
+            # Another route is another network; how often that is has been counted.
+            compared = [each for each, same in zip(asked, routed.same, strict=True) if same]
         found["parity"] = gates.parity(
             route.policy.infer,
             acting.infer,
-            asked,
+            compared,
             count=count,
             spans=gates.spans(policy),
             precision=how.precision,

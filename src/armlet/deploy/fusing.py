@@ -8,7 +8,7 @@ is. Only ONNX Runtime reads the result.
 """
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,11 @@ from armlet.deploy.onnx import DATA, library, silent
 DOMAIN = "com.microsoft"
 
 
-def fuse(source: Path, path: Path) -> None:
+def fuse(source: Path, path: Path, *, doubled: Collection[str] = ()) -> None:
     """The same graph in fewer operators; one whose weights stand in a file of their own is copied as
-    it is, as among large products small operators cost nothing."""
+    it is, as among large products small operators cost nothing. `doubled`: inputs (1, n, c) the
+    second half of whose last axis repeats the first, as cosines and sines of positions do: where a
+    graph is given those, it does not show that they are."""
     if source.with_name(source.name + DATA).exists():
         shutil.copy(source, path)
         shutil.copy(source.with_name(source.name + DATA), path.with_name(source.name + DATA))
@@ -34,15 +36,16 @@ def fuse(source: Path, path: Path) -> None:
         fusions.fuse_xformers(model)
         ir.save(model, path)
     fused = onnx.load(path)
-    _Graph(fused.graph).shorten()
+    _Graph(fused.graph, doubled).shorten()
     onnx.save(fused, path)
 
 
 class _Graph:
     """A graph whose nodes can be looked up by what they make."""
 
-    def __init__(self, graph: Any) -> None:
+    def __init__(self, graph: Any, doubled: Collection[str] = ()) -> None:
         self.graph = graph
+        self.doubled = frozenset(doubled) & {each.name for each in graph.input}
         self.constants = {each.name: each for each in graph.initializer}
         self.makers: dict[str, Any] = {}
         for node in graph.node:
@@ -131,6 +134,10 @@ class _Graph:
         """Tables (n, c / 2) of one half of the cosines and sines, whose other half is the same;
         None where it is another."""
         if cos not in self.caches:
+            given = [self._chain(name, ("Unsqueeze",)) for name in (cos, sin)]
+            if self.doubled.issuperset(given):
+                self.caches[cos] = (self._half(given[0]), self._half(given[1]))
+                return self.caches[cos]
             angles = []
             for name, kind in ((cos, "Cos"), (sin, "Sin")):
                 doubled = self._chain(name, ("Unsqueeze", kind))
@@ -156,6 +163,27 @@ class _Graph:
         self.graph.node.insert(at, onnx.helper.make_node(kind, [angles], [wide], name=wide))
         squeezed = onnx.helper.make_node("Squeeze", [wide, axis], [flat], name=flat)
         self.graph.node.insert(at + 1, squeezed)
+        return flat
+
+    def _half(self, name: str | None) -> str:
+        """An input (1, n, c) whose halves are alike → its first half (n, c / 2)."""
+        onnx = library("onnx")
+        shape = next(each for each in self.graph.input if each.name == name).type.tensor_type.shape
+        middle = shape.dim[2].dim_value // 2
+        bounds = []
+        for what, number in (("begin", 0), ("end", middle), ("along", 2), ("axis", 0)):
+            bounds.append(self._new(what))
+            number_as_tensor = onnx.helper.make_tensor(
+                bounds[-1], onnx.TensorProto.INT64, [1], [number]
+            )
+            self.graph.initializer.append(number_as_tensor)
+        begin, end, along, axis = bounds
+        half = self._new("half")
+        flat = self._new("flat")
+        sliced = onnx.helper.make_node("Slice", [name, begin, end, along], [half], name=half)
+        self.graph.node.insert(0, sliced)
+        squeezed = onnx.helper.make_node("Squeeze", [half, axis], [flat], name=flat)
+        self.graph.node.insert(1, squeezed)
         return flat
 
     def _numbers(self, name: str) -> list[int] | None:

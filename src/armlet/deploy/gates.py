@@ -1,6 +1,8 @@
 """What an exported policy must show before its folder is written: that it answers as the policy in
 PyTorch does, that it succeeds as often, and that it is faster.
 
+    routes        where a router decides for every observation: on how many frames both let the same
+                  layers run
     parity        on real frames, over every number of words there is: how far its actions lie from
                   those of the same network in PyTorch
     closed loop   the same episodes by both, outcomes counted both ways: rounding alone changes an
@@ -23,9 +25,11 @@ from armlet.evaluation.measure import in_turn, percentiles
 from armlet.evaluation.stats import compare_paired
 from armlet.policies.contract import Backbone, Policy
 from armlet.robot.observation import Observation
+from armlet.robot.outputs import Decision
 from armlet.rollout.loop import plan, run_task
 
 Infer = Callable[[Observation], np.ndarray]
+Decide = Callable[[Observation], Decision]
 FEWEST = 100  # frames on which parity is measured
 # How far a number of an action may lie from PyTorch's, as a share of the robot's range: rounding in
 # single precision; of coarser numbers what a closed loop is still worth running for.
@@ -33,6 +37,9 @@ APART = {"fp32": 1e-4, "fp16": 5e-3, "bf16": 0.1, "int8": 0.5, "int8_static": 0.
 # The mean of the same, where single numbers say little.
 MEAN_APART = {"fp32": 1e-5, "fp16": 1e-3, "bf16": 0.02, "int8": 0.05, "int8_static": 0.05}
 CHOSEN = 0.02  # of the numbers of a policy that chooses among a few: a tie may fall either way
+# Of the frames, how many may take another route: ties in single precision; of coarser numbers what a
+# closed loop is still worth running for.
+OTHER_ROUTES = {"fp32": CHOSEN, "fp16": CHOSEN, "bf16": 0.2, "int8": 0.2, "int8_static": 0.2}
 
 SEED = 950_000_000  # of the first episode: a range of worlds that nothing else runs in
 
@@ -60,6 +67,28 @@ class Parity:
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class Routes:
+    """Of the frames: `same` (n,), on which both take one route; `routes`, how many different ones
+    PyTorch takes; `layers`, how many run in the mean."""
+
+    same: tuple[bool, ...]
+    routes: int
+    layers: float
+
+    @property
+    def share(self) -> float:
+        return sum(self.same) / len(self.same)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "frames": len(self.same),
+            "routes": self.routes,
+            "layers": self.layers,
+            "same": self.share,
+        }
 
 
 @dataclass(frozen=True)
@@ -116,7 +145,7 @@ class Speed:
         return asdict(self)
 
 
-Found = Parity | ClosedLoop | HeldOut | Speed
+Found = Routes | Parity | ClosedLoop | HeldOut | Speed
 
 
 def over_every_length(
@@ -145,6 +174,34 @@ def spans(policy: Backbone) -> np.ndarray:
     found = np.where(np.isfinite(ranges), ranges, own.astype(np.float64))
     # A number that never changes is to be met in its own unit.
     return np.where(found > 0, found, 1.0)
+
+
+def same_routes(
+    pytorch: Decide, exported: Decide, frames: Sequence[Observation], *, precision: str
+) -> Routes:
+    """Which layers both let run on all frames. Raises GateError where it is others too often."""
+    ours = [pytorch(frame).gates for frame in frames]
+    theirs = [exported(frame).gates for frame in frames]
+    same = tuple(mine == other for mine, other in zip(ours, theirs, strict=True))
+    layers = float(np.mean([sum(route) for route in ours]))
+    found = Routes(same, len(set(ours)), layers)
+    limit = OTHER_ROUTES[precision]
+    others = len(same) - sum(same)
+    if others > limit * len(same):
+        worst = same.index(False)
+        raise GateError(
+            f"routes: on {others} of {len(frames)} frames other layers run than in "
+            f"PyTorch (on frame {worst} {_route(theirs[worst])} for {_route(ours[worst])}), expected "
+            f"{limit:.0%} at most with {precision}; export it with another precision or runtime, or "
+            "with `--route fixed`",
+            found,
+        )
+    return found
+
+
+def _route(gates: Sequence[int]) -> str:
+    """The layers that run, in words."""
+    return ", ".join(str(index) for index, ran in enumerate(gates) if ran) or "none"
 
 
 def parity(

@@ -3,8 +3,8 @@ actions (1, k, a), captured by `torch.export` with a free number of words.
 
 Loops (denoising steps, words that are written one after the other) are unrolled. Which layers run
 stands fixed in a graph; a router that takes more than one route is a graph for its commonest one,
-which is another policy than the router: whoever exports it says so and measures it. Knows no
-runtime and no file.
+which is another policy than the router: whoever exports it says so and measures it. One that decides
+for every observation is captured otherwise (`deploy/routes.py`). Knows no runtime and no file.
 """
 
 from collections import Counter
@@ -37,37 +37,41 @@ class GraphError(ValueError):
 @dataclass(frozen=True)
 class Route:
     """The layers that a graph runs. `policy`: the network of these alone; `gates` (l,) of the
-    policy it was made from; `share`: of the frames on which a router was asked, those on which it
-    takes this route; 1 where nobody routes."""
+    policy it was made from, None where its router decides for every observation; `share`: of the
+    frames on which a router was asked, those on which it takes this route; 1 where nobody routes."""
 
     policy: Backbone
-    gates: tuple[int, ...]
+    gates: tuple[int, ...] | None
     share: float
 
 
-class Graph(nn.Module):
-    """A policy of fixed layers as a function of the tensors `names`, in this order: as
-    `robot.runtimes.feeds` names them."""
+class Moment:
+    """One moment as plain tensors, in the order of `names` (`robot.runtimes.feeds`), and back.
+    `tensors`: of a real one; `example`: the same of words enough to be traced."""
 
     def __init__(self, policy: Backbone, example: Arrays) -> None:
-        super().__init__()
-        self.policy = policy
-        self.names = tuple(feeds(example))
+        fed = feeds(example)
+        self.names = tuple(fed)
+        self.tensors = tuple(torch.from_numpy(np.ascontiguousarray(each)) for each in fed.values())
+        enough = []
+        for name, tensor in zip(self.names, self.tensors, strict=True):
+            short = name == "text" and tensor.shape[1] < FEWEST
+            enough.append(tensor.repeat_interleave(FEWEST, 1) if short else tensor)
+        self.example = tuple(enough)
         # What is empty is no input: a robot without a state, a policy that is told nothing.
         batch = batch_of(example, device=policy.device)
         self.no_text = batch.text[:, :0]
         self.no_state = batch.state[..., :0]
         self.no_action = batch.previous_action[:, :0]
 
-    def forward(self, *tensors: Tensor) -> Tensor:
-        """(1, k, a) float32."""
+    def batch(self, tensors: Sequence[Tensor]) -> Batch:
         told = dict(zip(self.names, tensors, strict=True))
         text = told.get("text", self.no_text)
         images = {}
         for name, tensor in told.items():
             if name.startswith(IMAGE):
                 images[name.removeprefix(IMAGE)] = tensor
-        batch = Batch(
+        return Batch(
             images=images,
             text=text,
             text_mask=torch.ones_like(text, dtype=torch.bool),
@@ -75,6 +79,19 @@ class Graph(nn.Module):
             previous_action=told.get("previous_action", self.no_action),
             unpadded=True,
         )
+
+
+class Graph(nn.Module):
+    """A policy of fixed layers as a function of the tensors of a moment."""
+
+    def __init__(self, policy: Backbone, moment: Moment) -> None:
+        super().__init__()
+        self.policy = policy
+        self.moment = moment
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        """(1, k, a) float32."""
+        batch = self.moment.batch(tensors)
         policy = self.policy
         last = len(policy.layers) - 1
         start = policy.embed(batch)
@@ -94,29 +111,30 @@ def capture(
     """A policy of fixed layers, on the CPU and in single precision → its program and the names of
     the inputs. `example`: one real moment. Raises GraphError where its decision hangs on what is in
     the tensors, or on how many words there are, in another way than by arithmetic."""
-    graph = Graph(policy, example).eval()
-    fed = feeds(example)
-    tensors = []
+    moment = Moment(policy, example)
+    return exported(policy, Graph(policy, moment).eval(), moment), moment.names
+
+
+def exported(policy: Backbone, function: nn.Module, moment: Moment) -> torch.export.ExportedProgram:
+    """A function of one moment's tensors as a program of any number of words. Raises GraphError as
+    `capture` does."""
     shapes: list[dict[int, torch.export.Dim] | None] = []
-    for name, values in fed.items():
-        free = name == "text"
-        if free and values.shape[1] < FEWEST:
-            values = np.repeat(values, FEWEST, 1)
-        tensors.append(torch.from_numpy(np.ascontiguousarray(values)))
+    for name in moment.names:
         words = torch.export.Dim("words", min=FEWEST, max=max(policy.text_tokens, FEWEST + 1))
-        shapes.append({1: words} if free else None)
+        shapes.append({1: words} if name == "text" else None)
     try:
         with torch.no_grad():
-            program = torch.export.export(
-                graph, tuple(tensors), dynamic_shapes=(tuple(shapes),), strict=False
+            return torch.export.export(
+                function, moment.example, dynamic_shapes=(tuple(shapes),), strict=False
             )
+    except GraphError:
+        raise  # what a part of the function says of itself
     except Exception as error:  # torch raises what it likes
         first = str(error).strip().splitlines()[0]
         raise GraphError(
             f"{policy.kind} cannot be captured as a graph ({type(error).__name__}: {first:.300}); "
             "it can act in PyTorch, and behind `armlet serve`"
         ) from error
-    return program, graph.names
 
 
 def single(policy: Backbone) -> Backbone:

@@ -40,9 +40,15 @@ def library(name: str) -> Any:
         ) from error
 
 
-def write(program: torch.export.ExportedProgram, names: Sequence[str], path: Path) -> None:
-    """A captured graph as an ONNX file, in single precision, with the inputs that it reads, named
-    so, and one output. Weights of more than 1.5 GB stand in a file beside it."""
+def write(
+    program: torch.export.ExportedProgram,
+    names: Sequence[str],
+    path: Path,
+    *,
+    outputs: Sequence[str] = (OUTPUT,),
+) -> None:
+    """A captured graph as an ONNX file, in single precision, with the inputs that it reads and the
+    outputs, named so. Weights of more than 1.5 GB stand in a file beside it."""
     onnx = library("onnx")
     library("onnxscript")  # torch's exporter needs it, and says so only in the middle of the work
     size = sum(tensor.nbytes for tensor in program.state_dict.values())
@@ -50,7 +56,7 @@ def write(program: torch.export.ExportedProgram, names: Sequence[str], path: Pat
         made = torch.onnx.export(
             program,
             input_names=list(names),
-            output_names=[OUTPUT],
+            output_names=list(outputs),
             dynamo=True,
             verbose=False,
         )

@@ -58,9 +58,11 @@ def in_turn(
     *,
     calls: int,
     before: Callable[[str], object] = lambda name: None,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
     """Milliseconds of `calls` decisions in each of several ways, by its name, after warming up.
-    `before` is called with that name ahead of each, outside of its time."""
+    `before` is called with that name ahead of each, outside of its time. `clock`: seconds; with
+    `time.process_time` what other processes take of the machine does not count."""
     for infer in ways.values():
         for index in range(WARM_UP):
             infer(observations[index % len(observations)])
@@ -71,9 +73,9 @@ def in_turn(
         # In turn on this observation, so that a machine that slows down slows all alike.
         for name in order.permutation(list(ways)):
             before(name)
-            started = time.perf_counter()
+            started = clock()
             ways[name](observation)  # ends in numpy: the device has finished
-            times[name].append((time.perf_counter() - started) * 1e3)
+            times[name].append((clock() - started) * 1e3)
     return times
 
 

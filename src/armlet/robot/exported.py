@@ -8,7 +8,7 @@
     exported.json     what the policy is told and how its numbers are read, which graph is of which
                       budget, what it was made with, and what was measured before it was written
     tokenizer.json    where it reads words
-    model.onnx, …     its graphs
+    model.onnx, …     its graphs; of a router that decides for every observation one a part
     requirements.txt  what must be installed to run it
 
 Knows arrays and files; knows no network.
@@ -29,7 +29,8 @@ from armlet.robot.ensemble import Ensemble, ensemble_from_json
 from armlet.robot.inputs import Inputs
 from armlet.robot.observation import Observation
 from armlet.robot.outputs import Decision, Outputs
-from armlet.robot.runtimes import Graph, Runtime, feeds, load_graph
+from armlet.robot.runtimes import GATES, OUTPUT, Graph, Runtime, feeds, load_graph
+from armlet.robot.segments import Parts, Segments
 from armlet.robot.spec import RobotSpec
 from armlet.robot.tables import TwiceError, read_once
 
@@ -50,23 +51,36 @@ BLOCK = 2**20  # bytes read at a time
 @dataclass(frozen=True)
 class GraphFile:
     """A graph of the folder. `budget`: the share of the backbone that it costs, None where the
-    policy has no dial; `gates` (l,): which layers of the policy it was made from are in it;
-    `files`: name → size in bytes, the one that is loaded first."""
+    policy has no dial; `gates` (l,): which layers of the policy it was made from are in it, None
+    where its router decides that for every observation; `files`: name → size in bytes, the one that
+    is loaded first; `parts`: which of them is which part, where the router decides."""
 
     budget: float | None
-    gates: tuple[int, ...]
+    gates: tuple[int, ...] | None
     files: dict[str, int]
+    parts: Parts | None = None
+
+    def __post_init__(self) -> None:
+        if (self.gates is None) == (self.parts is None):
+            raise ValueError("a graph has `gates`, which are fixed, or `parts`, and not both")
+        missing = set(self.parts.names if self.parts else ()) - set(self.files)
+        if missing:
+            raise ValueError(f"`parts` names {', '.join(sorted(missing))}, not among `files`")
 
     @property
     def name(self) -> str:
         return next(iter(self.files))
 
     def to_json(self) -> dict[str, Any]:
-        return {"budget": self.budget, "gates": list(self.gates), "files": self.files}
+        gates = None if self.gates is None else list(self.gates)
+        found = {"budget": self.budget, "gates": gates, "files": self.files}
+        return found if self.parts is None else {**found, "parts": self.parts.to_json()}
 
     @classmethod
     def from_json(cls, said: dict[str, Any]) -> Self:
-        made = cls(said["budget"], tuple(said["gates"]), dict(said["files"]))
+        gates = None if said["gates"] is None else tuple(said["gates"])
+        parts = Parts.from_json(said["parts"]) if "parts" in said else None
+        made = cls(said["budget"], gates, dict(said["files"]), parts)
         limits.typed(made)
         # A folder may be a stranger's: it names what is in it, and nothing else of this machine.
         outside = [name for name in made.files if Path(name).name != name]
@@ -132,7 +146,7 @@ class Exported:
         self.threads = threads
         self._loaded: dict[str, Graph] = {}  # by file: budgets of one route share a graph
         self._graph = description.graphs[0]
-        self._load()
+        self._running = self._load()
 
     @property
     def robot(self) -> RobotSpec:
@@ -173,8 +187,9 @@ class Exported:
         return self._graph.budget
 
     @property
-    def gates(self) -> tuple[int, ...]:
-        """(l,): 1 for each layer of the policy it was made from that is in the graph."""
+    def gates(self) -> tuple[int, ...] | None:
+        """(l,): 1 for each layer of the policy it was made from that is in the graph; None where its
+        router decides that for every observation (`decide`)."""
         return self._graph.gates
 
     def infer(self, observation: Observation) -> np.ndarray:
@@ -188,15 +203,19 @@ class Exported:
         if observation.underway is not None:
             raise ValueError(f"late = 'guided': {UNGUIDED}")
         inputs = self.description.inputs
-        actions = self.normalised(feeds(inputs.arrays([observation])))
+        found = self._running.run(feeds(inputs.arrays([observation])))
+        actions = found[OUTPUT][0]
         if not np.isfinite(actions).all():  # clipped, NaN would stay NaN and infinity be full speed
             raise FloatingPointError("the policy answered with NaN or infinite actions")
         state = inputs.state_of(observation)
-        return Decision(self.description.outputs.denormalise(actions, state), self.gates)
+        gates = self.gates
+        if gates is None:
+            gates = tuple(map(int, found[GATES][0]))
+        return Decision(self.description.outputs.denormalise(actions, state), gates)
 
     def normalised(self, fed: dict[str, np.ndarray]) -> np.ndarray:
         """What the graph says of `runtimes.feeds` of one moment: (k, a), normalised."""
-        found: np.ndarray = self._loaded[self._graph.name](fed)[0]
+        found: np.ndarray = self._running.run(fed)[OUTPUT][0]
         return found
 
     def reset(self) -> None:
@@ -209,7 +228,7 @@ class Exported:
             if graph.budget == budget:
                 other = copy.copy(self)  # what has been loaded is shared
                 other._graph = graph
-                other._load()
+                other._running = other._load()
                 return other
         there = [f"{each.budget:g}" for each in self.description.graphs if each.budget is not None]
         raise ValueError(
@@ -217,12 +236,16 @@ class Exported:
             f"armlet export --budget {budget:g} makes one"
         )
 
-    def _load(self) -> None:
-        name = self._graph.name
+    def _load(self) -> Graph | Segments:
+        parts = self._graph.parts
+        return self._file(self._graph.name) if parts is None else Segments(parts, self._file)
+
+    def _file(self, name: str) -> Graph:
         if name not in self._loaded:
             self._loaded[name] = load_graph(
                 self.folder / name, self.runtime, self.precision, threads=self.threads
             )
+        return self._loaded[name]
 
 
 def is_exported(folder: Path) -> bool:

@@ -8,7 +8,8 @@ A graph is of one moment none of whose words is padding. Its inputs are named:
     state             (1, s) float32, normalised; with a history (1, o, s)
     previous_action   (1, a) float32, normalised
 
-those among them that the network looks at; its one output is `actions` (1, k, a), normalised.
+those among them that the network looks at; its one output is `actions` (1, k, a), normalised. Of a
+network in parts (`robot/segments.py`) each takes states beside, and leaves some.
 """
 
 import importlib
@@ -24,6 +25,9 @@ Runtime = Literal["onnx", "openvino"]
 IMAGE = "image."
 NUMBERS = ("text", "state", "previous_action")
 OUTPUT = "actions"
+GATES = "gates"  # which layers run, of a network whose router decides for every observation
+STATE = "state."  # of a part: what the parts before it left
+AFTER = "after."  # and what it leaves for the next
 # What is installed for each, and what it is imported as.
 LIBRARIES = {"onnx": "onnxruntime", "openvino": "openvino"}
 
@@ -37,6 +41,10 @@ class Graph(Protocol):
 
     def __call__(self, fed: Mapping[str, np.ndarray]) -> np.ndarray:
         """`feeds` of one moment → (1, k, a) normalised actions, of the caller's own."""
+        ...
+
+    def run(self, fed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """All that it answers, by name; of the caller's own."""
         ...
 
 
@@ -85,11 +93,11 @@ def _library(runtime: Runtime) -> Any:
 
 
 def _named(names: set[str]) -> str:
-    """Which of an input's names is that of what is fed."""
+    """Which of a tensor's names is that of what is fed, or answered."""
     for name in sorted(names):
-        if name.startswith(IMAGE) or name in NUMBERS:
+        if name.startswith((IMAGE, STATE, AFTER)) or name in (*NUMBERS, GATES, OUTPUT):
             return name
-    raise ValueError(f"an input is named {', '.join(sorted(names))}, and nothing is fed so")
+    raise ValueError(f"a tensor is named {', '.join(sorted(names))}, and nothing is fed so")
 
 
 class OnnxGraph:
@@ -104,11 +112,14 @@ class OnnxGraph:
             str(path), options, providers=["CPUExecutionProvider"]
         )
         self.names = tuple(each.name for each in self._session.get_inputs())
+        self.answers = [each.name for each in self._session.get_outputs()]
 
     def __call__(self, fed: Mapping[str, np.ndarray]) -> np.ndarray:
+        return self.run(fed)[OUTPUT]
+
+    def run(self, fed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         own = {name: fed[name] for name in self.names}
-        actions: np.ndarray = self._session.run([OUTPUT], own)[0]
-        return actions
+        return dict(zip(self.answers, self._session.run(self.answers, own), strict=True))
 
 
 class OpenVINOGraph:
@@ -126,8 +137,16 @@ class OpenVINOGraph:
         self._request = compiled.create_infer_request()
         # An input may have names of what is computed of it at once, too.
         self.names = tuple(_named(each.names) for each in compiled.inputs)
+        self.answers = tuple(_named(each.names) for each in compiled.outputs)
 
     def __call__(self, fed: Mapping[str, np.ndarray]) -> np.ndarray:
+        return self.run(fed)[OUTPUT]
+
+    def run(self, fed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         own = {name: fed[name] for name in self.names}
-        actions: np.ndarray = self._request.infer(own, share_inputs=True)[0]
-        return np.array(actions)  # the request's own memory, which the next call writes over
+        answered = self._request.infer(own, share_inputs=True)
+        found = {}
+        for at, name in enumerate(self.answers):
+            # Copied: it is the request's own memory, which the next call writes over.
+            found[name] = np.array(answered[at])
+        return found

@@ -66,6 +66,19 @@ class Journal:
             self.logger.log(level, "%s: %s", kind, text)
 
 
+class Overheard(logging.Filter):
+    """Of another library's logger: what it says goes through the journal, a few lines a minute, as
+    all else does. asyncio says a line for every message to a peer that is no longer there."""
+
+    def __init__(self, journal: Journal) -> None:
+        super().__init__()
+        self.journal = journal
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        self.journal.warn(record.name, logging.Formatter().format(record))  # with its traceback
+        return False
+
+
 class House:
     """See the module's docstring. `describe`: what the server says of itself."""
 

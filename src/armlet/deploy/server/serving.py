@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from websockets.asyncio.server import Server, serve
 from websockets.exceptions import ConnectionClosed
 
-from armlet.deploy.server.house import House
+from armlet.deploy.server.house import House, Overheard
 from armlet.deploy.server.peers import CLOSING, GOING_AWAY, PING, Gate, Peer
 
 Speak = Callable[[Peer, House], Awaitable[None]]
@@ -37,7 +37,13 @@ class Port:
 
 def run(house: House, gate: Gate, host: str, ports: Sequence[Port]) -> None:
     """Serve until a signal says to stop. Raises OSError naming a port that cannot be had."""
-    asyncio.run(_run(house, gate, host, ports))
+    spoken = logging.getLogger("asyncio")
+    overheard = Overheard(house.journal)
+    spoken.addFilter(overheard)
+    try:
+        asyncio.run(_run(house, gate, host, ports))
+    finally:
+        spoken.removeFilter(overheard)
 
 
 async def _run(house: House, gate: Gate, host: str, ports: Sequence[Port]) -> None:
