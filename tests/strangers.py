@@ -23,7 +23,8 @@ from armlet.benchmarks.tabletop import Tabletop
 from armlet.data.codec import bin_centres
 from armlet.data.text import train_tokenizer
 from armlet.layers.heads import to_bins
-from armlet.policies.contract import Backbone, Body, Features, Pass, State, weights_of
+from armlet.policies.contract import Backbone, Body, Features, Pass, State
+from armlet.policies.cutting import weights_of
 from armlet.robot.inputs import Inputs
 from armlet.types import Batch, Trace
 

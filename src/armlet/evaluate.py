@@ -69,10 +69,10 @@ def main(recipe: Recipe) -> Path:
     field = _in_runtimes_of_world(recipe, field, benchmark)
     can_be_guided = guided(field, recipe.evaluation)
     out = recipe.out / "evaluation"
-    check_baselines(recipe.evaluation.baselines, recipes_of(field))
-    plan_of_report = planning.commit(recipe, field.contenders, out)
     episodes = planned(benchmark, recipe.evaluation)
     field = with_routes(recipe, field, benchmark, episodes, out)
+    check_baselines(recipe.evaluation.baselines, recipes_of(field))
+    plan_of_report = planning.commit(recipe, field.contenders, out)
     rows = run_episodes(
         field.contenders,
         benchmark,
@@ -195,8 +195,7 @@ def summarise(
     can_be_guided: Sequence[str] = (),
 ) -> Report:
     """The report: policies are timed, run late and filmed, and all is put together. `rows`: what
-    each policy did in the episodes; `plan_of_report`: what was planned before; `can_be_guided`: who
-    is also run late so."""
+    each did in the episodes; `can_be_guided`: who is also run late so."""
     benchmark = recipe.world("evaluate")
     setting = recipe.evaluation
     # The teacher's episodes, and each policy timed on them all: on their own episodes policies
@@ -236,10 +235,9 @@ def summarise(
     # The first episodes of the first split, not the best ones. In eager alone: an exported policy
     # does the same, and a film has room for few.
     filmed = {}
-    for name, policy in field.policies.items():
-        contender = field.contenders[name]
-        if contender.runtime == EAGER and contender.routes is None:
-            filmed[name] = policy
+    for name, who in field.contenders.items():
+        if who.runtime == EAGER and who.routes is None:
+            filmed[name] = field.policies[name]
     films = []
     for task, seed in plan(benchmark, setting.splits[0], setting.videos, setting.first_seed):
         film = make_film(filmed, field.contenders, benchmark, task, seed, out, rerun=setting.rerun)

@@ -7,7 +7,8 @@ from math import inf
 from typing import Literal
 
 from armlet import limits, seeds
-from armlet.limits import ABOVE_0
+from armlet.limits import ABOVE_0, BELOW_1, MOST
+from armlet.robot.chunks import Late
 from armlet.seeds import Purpose
 
 # What carries out a policy's network, and the precision of its matrix products behind an underscore:
@@ -36,6 +37,9 @@ PARTS: dict[Runtime, tuple[Library, Kept]] = {
 EAGER: Runtime = "eager"
 SERVER = "server"  # of a policy behind a socket: whatever runs there
 
+# Of a field added later: left out of JSON at its default, so that what was made before it was there
+# still answers the same question.
+QUIET = {"quiet": True}
 Control = Literal["static", "static_per_task", "searched", "shuffled"]
 
 
@@ -43,11 +47,11 @@ Control = Literal["static", "static_per_task", "searched", "shuffled"]
 class Controls:
     """What a router's choice is compared with, of an evaluation."""
 
-    routes: tuple[Control, ...] = field(default=(), metadata={"quiet": True})
+    routes: tuple[Control, ...] = field(default=(), metadata=QUIET)
     """Every policy with a router is run as well on other routes than its router's: static, the
     commonest; static_per_task, its task's; searched, the layers that answer most alike; shuffled,
     those of other moments (armlet/evaluation/routes.py)."""
-    route_episodes: int = field(default=140, metadata={"quiet": True})
+    route_episodes: int = field(default=140, metadata=QUIET)
     """Episodes a split, from `calibration.seed` on, in which static routes are chosen."""
 
 
@@ -78,6 +82,73 @@ class Evidence:
 
 
 @dataclass(frozen=True)
+class Evaluation(Controls, Evidence):
+    """How policies are measured."""
+
+    # Of 400 episodes a success rate's 95 % interval is 3 to 10 points wide.
+    episodes: int = 400
+    """Paired episodes a split, spread evenly over its tasks."""
+    splits: tuple[str, ...] = ("seen",)
+    """The benchmark's conditions."""
+    workers: int = 2
+    """Processes at the same time."""
+    latency_calls: int = 200
+    """Timed decisions."""
+    runtimes: tuple[Runtime, ...] = field(default=(EAGER,), metadata=QUIET)
+    """Every policy is run and timed in each of these; what is not eager is exported first
+    (docs/evaluate.md)."""
+    budgets: tuple[float, ...] = ()
+    """Shares of its backbone at which the recipe's student is run as well; it must have been
+    calibrated."""
+    execute: tuple[int, ...] = ()
+    """Every policy is run as well carrying out this many actions of a chunk before it looks
+    again."""
+    ensemble: tuple[int, ...] = ()
+    """Every policy is run as well looking again at every step and averaging what its last so many
+    decisions say of it (CogACT's adaptive ensemble: armlet/robot/ensemble.py)."""
+    slower: tuple[float, ...] = ()
+    """How many times slower a robot's computer is than this one, for runs in which the world goes
+    on while a policy thinks."""
+    late: tuple[Late, ...] = ("wait",)
+    """What the arm does meanwhile: wait holds still, run_on carries out what is left of the chunk
+    before, blend goes over from it to the new one, guided has a flow policy go on from it
+    (armlet/robot/chunks.py)."""
+    listens: int = field(default=0, metadata=QUIET)
+    """Episodes, of seeds of their own, in which each policy is run once more for every input that is
+    changed, to see what it listens to; without a benchmark: frames (docs/audit.md). 0: none."""
+    guard: str | None = None
+    """A file, guard.toml: every policy is run as well behind a guard with these limits
+    (armlet/robot/bounds.py)."""
+    videos: int = 1
+    """Films of each policy."""
+    rerun: bool = field(default=False, metadata=QUIET)
+    """Write each film for the Rerun viewer as well: pictures, actions, layers that ran (an extra,
+    armlet[rerun])."""
+    frames: int = 2000
+    """Without a benchmark: frames of held-out episodes at which policies are compared, at most
+    (armlet/evaluation/offline.py)."""
+    untouched: bool = field(default=False, metadata=QUIET)
+    """With a benchmark and `--split tasks`: policies do not act, but are compared with the 15 % of
+    episodes that nobody trained or was calibrated on, as where there is no benchmark; the report is
+    in `untouched`, beside `evaluation`."""
+
+    def __post_init__(self) -> None:
+        limits.positive(
+            self, "episodes", "workers", "latency_calls", "execute", "ensemble", "frames", "look"
+        )
+        limits.positive(self, "route_episodes")
+        limits.check(self, margin=(ABOVE_0, BELOW_1))
+        limits.check(
+            self,
+            seed=(0, inf),
+            videos=(0, inf),
+            budgets=(ABOVE_0, 1),
+            slower=(ABOVE_0, MOST),
+            listens=(0, inf),
+        )
+
+
+@dataclass(frozen=True)
 class Calibration:
     """How `armlet calibrate` looks for the longest `execute` of a policy that is non-inferior to
     its own."""
@@ -100,7 +171,7 @@ class Calibration:
 
     def __post_init__(self) -> None:
         limits.positive(self, "episodes", "workers", "execute")
-        limits.check(self, seed=(0, inf), margin=(ABOVE_0, limits.BELOW_1))
+        limits.check(self, seed=(0, inf), margin=(ABOVE_0, BELOW_1))
         if len(set(self.execute)) < len(self.execute):
             said = " ".join(map(str, self.execute))
             raise ValueError(f"--calibration.execute says a value twice: {said}")

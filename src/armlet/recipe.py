@@ -29,18 +29,14 @@ from armlet.data.pictures import Pictures
 from armlet.data.transforms import BatchTransform
 from armlet.limits import ABOVE_0, BELOW_1, MOST
 from armlet.logs import Logging
-from armlet.measuring import EAGER, Calibration, Controls, Evidence, Runtime
+from armlet.measuring import QUIET, Calibration, Evaluation
 from armlet.policies.contract import Network, Student
-from armlet.robot.chunks import Late
 from armlet.robot.description import RobotOptions
 from armlet.robot.fit import View
 from armlet.robot.normalise import Mode, Normaliser
 from armlet.robot.spec import ActionSpec, RobotSpec
 from armlet.types import LAYERS, Batch, Precision, Trace
 
-# Of a field added later: left out of JSON at its default, so that what was made before it was there
-# still answers the same question.
-QUIET = {"quiet": True}
 # Fields of a stage that cannot change what it makes.
 CHANGES_NOTHING = ("log_every", "checkpoint_every")
 
@@ -250,73 +246,6 @@ class Probe:
             self, "graph_width", "semantic_width", "neighbours", "heads", "queries", "hidden"
         )
         limits.check(self, graph_layers=(0, inf))  # 0: nodes hear no neighbours
-
-
-@dataclass(frozen=True)
-class Evaluation(Controls, Evidence):
-    """How policies are measured."""
-
-    # Of 400 episodes a success rate's 95 % interval is 3 to 10 points wide.
-    episodes: int = 400
-    """Paired episodes a split, spread evenly over its tasks."""
-    splits: tuple[str, ...] = ("seen",)
-    """The benchmark's conditions."""
-    workers: int = 2
-    """Processes at the same time."""
-    latency_calls: int = 200
-    """Timed decisions."""
-    runtimes: tuple[Runtime, ...] = field(default=(EAGER,), metadata=QUIET)
-    """Every policy is run and timed in each of these; what is not eager is exported first
-    (docs/evaluate.md)."""
-    budgets: tuple[float, ...] = ()
-    """Shares of its backbone at which the recipe's student is run as well; it must have been
-    calibrated."""
-    execute: tuple[int, ...] = ()
-    """Every policy is run as well carrying out this many actions of a chunk before it looks
-    again."""
-    ensemble: tuple[int, ...] = ()
-    """Every policy is run as well looking again at every step and averaging what its last so many
-    decisions say of it (CogACT's adaptive ensemble: armlet/robot/ensemble.py)."""
-    slower: tuple[float, ...] = ()
-    """How many times slower a robot's computer is than this one, for runs in which the world goes
-    on while a policy thinks."""
-    late: tuple[Late, ...] = ("wait",)
-    """What the arm does meanwhile: wait holds still, run_on carries out what is left of the chunk
-    before, blend goes over from it to the new one, guided has a flow policy go on from it
-    (armlet/robot/chunks.py)."""
-    listens: int = field(default=0, metadata=QUIET)
-    """Episodes, of seeds of their own, in which each policy is run once more for every input that is
-    changed, to see what it listens to; without a benchmark: frames (docs/audit.md). 0: none."""
-    guard: str | None = None
-    """A file, guard.toml: every policy is run as well behind a guard with these limits
-    (armlet/robot/bounds.py)."""
-    videos: int = 1
-    """Films of each policy."""
-    rerun: bool = field(default=False, metadata=QUIET)
-    """Write each film for the Rerun viewer as well: pictures, actions, layers that ran (an extra,
-    armlet[rerun])."""
-    frames: int = 2000
-    """Without a benchmark: frames of held-out episodes at which policies are compared, at most
-    (armlet/evaluation/offline.py)."""
-    untouched: bool = field(default=False, metadata=QUIET)
-    """With a benchmark and `--split tasks`: policies do not act, but are compared with the 15 % of
-    episodes that nobody trained or was calibrated on, as where there is no benchmark; the report is
-    in `untouched`, beside `evaluation`."""
-
-    def __post_init__(self) -> None:
-        limits.positive(
-            self, "episodes", "workers", "latency_calls", "execute", "ensemble", "frames", "look"
-        )
-        limits.positive(self, "route_episodes")
-        limits.check(self, margin=(ABOVE_0, BELOW_1))
-        limits.check(
-            self,
-            seed=(0, inf),
-            videos=(0, inf),
-            budgets=(ABOVE_0, 1),
-            slower=(ABOVE_0, MOST),
-            listens=(0, inf),
-        )
 
 
 @dataclass(frozen=True)

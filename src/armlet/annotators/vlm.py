@@ -75,47 +75,54 @@ class ServerError(RuntimeError):
 class Vlm(Annotator):
     """`model` at `base_url`, an OpenAI-compatible chat server (vLLM, llama.cpp, Ollama, OpenAI …).
     Not for models that refuse `max_tokens` or a `temperature`, as OpenAI's reasoning models do.
-
-    What decides an answer: `rules` for the phases; `camera` whose pictures are shown, `frames` of
-    each segment, each enlarged `enlarge` times; `span`: a segment that lasts fewer seconds is shown
-    with what is before and behind it, as far as the instruction goes, for in a few steps nothing is
-    seen to move; `own_words`: the model also writes the description;
-    `temperature`, `answer_tokens` at most, and `repeats`: how often it is told that its answer will
-    not do.
-
-    How it is reached: `key_file` holds the server's key, where it wants one; `cache` keeps the
-    answers; `concurrency` episodes at the same time; an answer may take `timeout` seconds; a server
-    that is busy, failing or gone is tried `retries` times more, after ever longer pauses.
-    `json_mode` asks the server for JSON, which nearly all of them know.
-
-    What it costs: `price_in` and `price_out` in dollars per million tokens; `patch` pixels a side
-    make one token of a picture. `yes`: somebody agreed to that, at most to `most` dollars, and
-    nobody is asked; `store_labels` sets it when its `confirm` says so.
     """
 
     looks: ClassVar[bool] = True
     model: str
+    """The model, by the name that its server knows."""
     base_url: str
+    """Where the server is, with its /v1."""
     cache: Path
+    """A folder that keeps the answers: nothing is asked twice."""
     rules: PhaseRules = field(default_factory=PhaseRules)
+    """Who says the phases, which stand in the question."""
     camera: str = "scene"
+    """Whose pictures are shown."""
     frames: int = 5
+    """Pictures of each segment."""
     span: float = 2.0
+    """A segment that lasts fewer seconds is shown with what is before and behind it, as far as the
+    instruction goes: in a few steps nothing is seen to move."""
     enlarge: int = 1
+    """How many times a picture is enlarged."""
     own_words: bool = False
+    """Whether the model writes the description as well."""
     temperature: float = 0.0
+    """Of its answers; 0: the likeliest."""
     answer_tokens: int = 200
+    """Of an answer, at most."""
     repeats: int = 2
+    """How often it is told that its answer will not do."""
     json_mode: bool = True
+    """Ask the server for JSON, which nearly all of them know."""
     key_file: Path | None = None
+    """A file that holds the server's key, where it wants one."""
     concurrency: int = 8
+    """Episodes at the same time."""
     timeout: float = 60.0
+    """Seconds that an answer may take."""
     retries: int = 5
+    """How often a server that is busy, failing or gone is tried again, after ever longer pauses."""
     price_in: float = 0.0
+    """Dollars per million tokens that are shown."""
     price_out: float = 0.0
+    """Dollars per million tokens that are answered."""
     patch: int = 28
+    """Pixels a side of what makes one token of a picture."""
     most: float = 10.0
+    """Dollars that it may cost at most, by the estimate."""
     yes: bool = False
+    """Somebody agreed to what it costs, and nobody is asked."""
 
     def __post_init__(self) -> None:
         # Everything else is the server's to refuse, which knows its limits.

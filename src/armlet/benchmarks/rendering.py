@@ -11,11 +11,13 @@ import sys
 import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import mujoco
 import numpy as np
-from scipy.spatial import cKDTree
+
+if TYPE_CHECKING:  # a quarter of a second, for what few scenes have
+    from scipy.spatial import cKDTree
 
 _FAR = 10.0  # metres; a ray that meets nothing nearer sees the background
 _PROBE = """
@@ -34,7 +36,7 @@ class Paint:
     """What the surface of a geom looks like: a point of it has the colour of the nearest of
     `points` (geom frame), `colours` (n, 3), 0 to 1."""
 
-    points: cKDTree
+    points: "cKDTree"
     colours: np.ndarray
 
 

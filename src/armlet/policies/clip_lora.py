@@ -38,16 +38,8 @@ from armlet.layers.heads import HEADS, BinHead
 from armlet.layers.named import Named, state_layer
 from armlet.layers.pretrained import fetch, fetch_tokenizer, pixels, stretch
 from armlet.layers.vision import ConvEncoder, Pointers, ordered_mean
-from armlet.policies.contract import (
-    Body,
-    Network,
-    Pass,
-    check_cameras,
-    sizes_of,
-    tuples,
-    weights_of,
-    with_weights,
-)
+from armlet.policies.contract import Body, Network, Pass, check_cameras, sizes_of, tuples
+from armlet.policies.cutting import weights_of, with_weights
 from armlet.policies.tokens import TokenPolicy, TokenState
 from armlet.types import Batch, Trace
 

@@ -45,9 +45,8 @@ from armlet.policies.contract import (
     sides_of,
     sizes_of,
     tuples,
-    weights_of,
-    with_weights,
 )
+from armlet.policies.cutting import weights_of, with_weights
 from armlet.policies.tokens import TokenPolicy, TokenState
 from armlet.robot.normalise import normalised
 from armlet.types import Batch, Trace

@@ -18,15 +18,8 @@ from torch import Tensor, nn
 from armlet.layers.heads import HEADS, Kind
 from armlet.layers.named import Named, state_layer
 from armlet.layers.vision import ConvEncoder, ordered_mean
-from armlet.policies.contract import (
-    Body,
-    Network,
-    check_cameras,
-    sizes_of,
-    tuples,
-    weights_of,
-    with_weights,
-)
+from armlet.policies.contract import Body, Network, check_cameras, sizes_of, tuples
+from armlet.policies.cutting import weights_of, with_weights
 from armlet.policies.tokens import TokenPolicy, TokenState
 from armlet.robot.normalise import normalised
 from armlet.types import Batch

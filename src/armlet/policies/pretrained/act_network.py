@@ -18,15 +18,8 @@ from torch import Tensor, nn
 from armlet.layers.action_head import masked_mean
 from armlet.layers.detr import DecoderLayer, EncoderLayer, line_positions, map_positions
 from armlet.layers.resnet import ResNet
-from armlet.policies.contract import (
-    Body,
-    Features,
-    Pass,
-    State,
-    tuples,
-    weights_of,
-    with_weights,
-)
+from armlet.policies.contract import Body, Features, Pass, State, tuples
+from armlet.policies.cutting import weights_of, with_weights
 from armlet.policies.pretrained import lerobot_body
 from armlet.policies.pretrained.lerobot_body import Wordless
 from armlet.robot.ensemble import Ensemble, Exponential

@@ -26,16 +26,8 @@ from armlet.layers.frozen import RestsWhenFrozen
 from armlet.layers.resnet import Norm, ResNet
 from armlet.layers.schedule import Schedule
 from armlet.layers.unet import ConvBlock, SpatialSoftmax, StepEncoder, ToldBlock
-from armlet.policies.contract import (
-    Body,
-    Features,
-    Loop,
-    Pass,
-    State,
-    tuples,
-    weights_of,
-    with_weights,
-)
+from armlet.policies.contract import Body, Features, Loop, Pass, State, tuples
+from armlet.policies.cutting import weights_of, with_weights
 from armlet.policies.pretrained import lerobot_body
 from armlet.policies.pretrained.lerobot_body import Wordless
 from armlet.robot.normalise import Normaliser

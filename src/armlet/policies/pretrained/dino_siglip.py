@@ -26,7 +26,8 @@ from torch import Tensor, nn
 
 from armlet.layers.timm_vit import TimmViT, ViTSizes
 from armlet.policies.building import rebuild_with
-from armlet.policies.contract import Backbone, Body, Features, tuples, weights_of
+from armlet.policies.contract import Backbone, Body, Features, tuples
+from armlet.policies.cutting import weights_of
 from armlet.policies.precisions import LONG, long_name
 from armlet.policies.tokens import TokenState
 from armlet.types import Batch

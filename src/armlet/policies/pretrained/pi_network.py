@@ -24,7 +24,8 @@ from armlet.layers.action_head import masked_mean
 from armlet.layers.gemma import GemmaLayer, hide, make_norm, normed
 from armlet.layers.guidance import Guide, guided_flow
 from armlet.policies.building import rebuild_with
-from armlet.policies.contract import Backbone, Body, Features, Loop, Pass, State, weights_of
+from armlet.policies.contract import Backbone, Body, Features, Loop, Pass, State
+from armlet.policies.cutting import weights_of
 from armlet.policies.pretrained.pi_files import Box
 from armlet.robot.fit import View
 from armlet.robot.inputs import Inputs

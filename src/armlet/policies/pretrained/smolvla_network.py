@@ -27,7 +27,8 @@ from torch import Tensor, nn
 from armlet.layers.action_head import masked_mean
 from armlet.layers.guidance import Guide, guided_flow
 from armlet.policies.building import rebuild_with
-from armlet.policies.contract import Backbone, Body, Features, Loop, Pass, State, weights_of
+from armlet.policies.contract import Backbone, Body, Features, Loop, Pass, State
+from armlet.policies.cutting import weights_of
 from armlet.policies.precisions import SHORT
 from armlet.policies.pretrained.smolvla_sizes import BASE, Sizes
 from armlet.robot.fit import View
