@@ -73,11 +73,19 @@ LOOK = """() => {
       if (colour !== "none") colours.add(bytes(colour).slice(0, 3).join());
     }
   }
+  // Where zero is in every row of a forest, and the tick that says so: one axis.
+  const crooked = [];
+  for (const forest of document.querySelectorAll(".forest")) {
+    const middle = (each) => { const box = each.getBoundingClientRect(); return (box.left + box.right) / 2; };
+    const tick = [...forest.querySelectorAll(".ticks text")].find((each) => each.textContent === "0");
+    const zeros = [...forest.querySelectorAll(".zero"), ...(tick ? [tick] : [])].map(middle);
+    if (Math.max(...zeros) - Math.min(...zeros) > 1) crooked.push(zeros);
+  }
   const unnamed = [...document.querySelectorAll("svg[role=img], video, [role=slider], [role=region]")]
     .filter((each) => !each.getAttribute("aria-label"));
   const levels = [...document.querySelectorAll("h1, h2, h3, h4")].map((each) => +each.tagName[1]);
   return {
-    wide: document.documentElement.scrollWidth, pale, texts, colours: [...colours],
+    crooked, wide: document.documentElement.scrollWidth, pale, texts, colours: [...colours],
     unnamed: unnamed.map((each) => each.outerHTML.slice(0, 100)),
     jumps: levels.filter((level, i) => i && level > levels[i - 1] + 1),
     unlabelled: [...document.querySelectorAll("select")].filter((each) => !each.labels.length).length,
@@ -137,6 +145,7 @@ def check(browser, path: Path) -> None:
         )
         look = opened.evaluate(LOOK)
         assert look["wide"] <= width, scheme
+        assert not look["crooked"], (width, look["crooked"])
         assert look["texts"] > 50 and not look["pale"], (scheme, look["pale"][:5])
         assert not look["unnamed"] and not look["jumps"] and not look["unlabelled"]
         coloured = set()
