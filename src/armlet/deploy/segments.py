@@ -167,7 +167,7 @@ class _Whole:
         the rest is numbered, so that parts that are alike are so byte for byte."""
         onnx = library("onnx")
         called = {"": "", **{each.name: each.name for each in self.model.graph.input}, **names}
-        copies = []
+        copies: list[Any] = []
         for node in nodes:
             for name in (*_reads(node), *node.output):
                 called.setdefault(name, f"n{len(called)}")
