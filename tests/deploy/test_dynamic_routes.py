@@ -295,11 +295,9 @@ def test_ranges_are_measured_on_the_route() -> None:
     "how",
     [
         How(precision="int8"),
-        How(precision="int8_static"),
         How(portable=True),
         How(runtime="openvino"),
         How(runtime="openvino", precision="fp16"),
-        How(runtime="openvino", precision="int8_static"),
     ],
     ids=lambda how: f"{how.runtime} {how.precision}",
 )
