@@ -181,6 +181,30 @@ def test_an_outcome_that_is_changed_with_its_sum_is_noticed(small: Path) -> None
     assert any(f"{last.name}.successes: 913" in finding.found for finding in found)
 
 
+def test_what_policies_listen_to_is_held_to_its_audit(tmp_path) -> None:
+    """The audit to its outcomes, the page beside it to the audit, and what is said elsewhere."""
+    folder = tmp_path / "docs/tabletop_listens"
+    shutil.copytree(ROOT / "docs/reproductions/tabletop_listens", folder)
+    (tmp_path / "README.md").write_text("")
+    value = json.loads((folder / "audit.json").read_text())
+    row = value["listens"][1]
+    said = f"<!-- heard {row['policy']} / {row['change']} @ tabletop_listens/audit.json -->"
+    page = tmp_path / "docs/page.md"
+    page.write_text(
+        f"1.5 %{said}\n\n<!-- section: listens tabletop_listens/audit.json -->\n<!-- /section -->\n"
+    )
+    recount.check(tmp_path, write=True)
+    assert recount.check(tmp_path) == []
+    assert page.read_text().startswith(f"{100 * row['success']:.1f} %")
+    assert f"| {row['change']} | " in page.read_text()
+    row["successes"] += 1
+    row["success"] = row["successes"] / row["episodes"]
+    (folder / "audit.json").write_text(json.dumps(value))
+    found = {finding.file for finding in recount.check(tmp_path)}
+    assert found == {f"docs/{name}" for name in
+                     ("page.md", "tabletop_listens/audit.json", "tabletop_listens/audit.md")}  # fmt: skip
+
+
 def test_a_changed_page_beside_a_report_is_noticed_and_put_right(small: Path) -> None:
     page = small / "docs/demo/table.md"
     right = page.read_text()
