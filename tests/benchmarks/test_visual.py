@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from armlet.benchmarks.rendering import EglCamera, RayCamera, probe_egl
-from armlet.benchmarks.visual import VisualCopy
+from armlet.benchmarks.visual import VisualCopy, _texture
 
 RED = (255, 0, 0)
 BLUE = (0, 0, 255)
@@ -100,3 +100,18 @@ def test_collisions_are_left_out_and_the_copy_is_of_the_same_bodies() -> None:
     assert copy.model.ngeom == 1 < model.ngeom and copy.model.nbody == model.nbody
     spec, model = plate()
     assert VisualCopy(spec, model, flat=True, hidden=frozenset({0})).model.ngeom == 1
+
+
+def test_a_fine_pattern_is_seen_as_its_mean() -> None:
+    model = mujoco.MjModel.from_xml_string(
+        '<mujoco><asset><texture name="fine" type="2d" builtin="checker" width="512" height="512" '
+        'rgb1="1 1 1" rgb2="0 0 0"/></asset></mujoco>'
+    )
+    pixels = model.tex_data.reshape(512, 512, 3)
+    pixels[:] = 0
+    pixels[:, ::2] = 200  # columns in turn
+    pixels[:, 256:] //= 2
+    places = np.random.default_rng(0).random((500, 2))
+    seen = _texture(model, 0, places)
+    wanted = np.where(places[:, 0] < 0.5, 100, 50) / 255
+    assert seen == pytest.approx(np.repeat(wanted[:, None], 3, 1))

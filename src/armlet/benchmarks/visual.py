@@ -17,6 +17,7 @@ from scipy.spatial import cKDTree
 from armlet.benchmarks.rendering import Paint
 
 FACES = 400  # of a decimated mesh; meshes of up to twice as many are left alone
+FINEST = 128  # blocks a side of a texture that rays see
 # MuJoCo's viewers do not draw geoms of these groups, nor of higher ones, of which there are none:
 # collision shapes.
 COLLISIONS = frozenset({3, 4, 5})
@@ -235,16 +236,26 @@ def _surface(model: mujoco.MjModel, index: int) -> tuple[np.ndarray, np.ndarray]
 
 
 def _texture(model: mujoco.MjModel, texture: int, places: np.ndarray) -> np.ndarray:
-    """(n, 3): the colours, 0 to 1, of a texture at `places` (n, 2), which repeats beyond 0 to 1."""
+    """(n, 3): the colours, 0 to 1, of a texture at `places` (n, 2), which repeats beyond 0 to 1.
+
+    Of a fine texture the means of its blocks: a ray meets a single point, and of a fine pattern
+    that would be noise, where OpenGL shows the mean.
+    """
     height = model.tex_height[texture]
     width = model.tex_width[texture]
     first = model.tex_adr[texture]
     channels = model.tex_nchannel[texture]
     pixels = model.tex_data[first : first + height * width * channels]
-    pixels = pixels.reshape(height, width, channels)
-    column = np.floor(places[:, 0] * width).astype(int) % width
-    row = np.floor(places[:, 1] * height).astype(int) % height
-    return pixels[row, column, :3] / 255
+    pixels = pixels.reshape(height, width, channels)[..., :3]
+    down = -(-height // FINEST)  # pixels a block
+    right = -(-width // FINEST)
+    rows = height // down
+    columns = width // right
+    whole = pixels[: rows * down, : columns * right]  # what is left over at the edges is left out
+    blocks = whole.reshape(rows, down, columns, right, 3).mean((1, 3)) / 255  # (rows, columns, 3)
+    column = np.floor(places[:, 0] * columns).astype(int) % columns
+    row = np.floor(places[:, 1] * rows).astype(int) % rows
+    return blocks[row, column]
 
 
 def _flatten(model: mujoco.MjModel) -> None:
