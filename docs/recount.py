@@ -290,10 +290,12 @@ def task(asked: Asked) -> Report:
 
 def heard(asked: Asked) -> Report:
     """A policy with one input changed (`/ CHANGE`), of a report or an audit.json."""
+    # There are no splits here, and a change may have that word in it: words in another order.
+    change = asked.more if asked.split is None else f"{asked.more} in {asked.split}"
     for found in asked.report["listens"]:
-        if (found["policy"], found["change"]) == (asked.policy, asked.more):
+        if (found["policy"], found["change"]) == (asked.policy, change):
             return found
-    raise NotThereError(f"{asked.policy!r} with {asked.more!r} in {asked.file.name}")
+    raise NotThereError(f"{asked.policy!r} with {change!r} in {asked.file.name}")
 
 
 def fall(asked: Asked) -> float:
