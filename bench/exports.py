@@ -75,6 +75,7 @@ TOLD = (
     "put the white cup on the plate",
     "pick up the red block and put it into the bowl beside the plate",
 )
+SOURCE = "<!-- source: exports.json -->"  # stands in every block of the page (docs/recount.py)
 Row = dict[str, Any]
 Save = Callable[[], None]
 
@@ -340,7 +341,7 @@ def page(found: Row) -> str:
     lines = [
         "# Every kind of policy in every runtime",
         "",
-        "<!-- source: exports.json -->",
+        SOURCE,
         "Made by `make bench-exports` (`bench/exports.py`, which says what is measured, and how) from "
         f"[exports.json](exports.json); timed beside: {found['timed_beside']}. In each cell: the largest "
         "difference of an action from PyTorch's, as a share of the robot's range; of the paired "
@@ -350,6 +351,7 @@ def page(found: Row) -> str:
         "refused for weights that were never trained. A router that varies is compared with the graph "
         "of its commonest route, and in closed loop with the router itself.",
         "",
+        SOURCE,
         f"| kind | {' | '.join(runtimes)} |",
         f"|---|{'---|' * len(runtimes)}",
     ]
@@ -368,7 +370,7 @@ def page(found: Row) -> str:
     if whys:
         lines += ["", "## Refused", ""]
     for why, where in whys.items():
-        lines += ["<!-- source: exports.json -->", f"- {grouped(where)}: {why}", ""]
+        lines += [f"- {grouped(where)}: {why} {SOURCE}", ""]
     return "\n".join(lines).rstrip() + "\n"
 
 

@@ -106,7 +106,7 @@ def page(found: dict[str, dict[str, Any]]) -> str:
         "",
         "Made by `python bench/libero_expert.py`, which keeps every episode in a file a suite beside "
         "this page. Official initial states, at most 280 steps of 50 ms an episode; steps are those "
-        "of episodes that succeeded.",
+        "of episodes that succeeded. <!-- source: setting -->",
         "",
     ]
     for suite, known in found.items():
@@ -114,7 +114,6 @@ def page(found: dict[str, dict[str, Any]]) -> str:
             f"## {suite}",
             "",
             f"<!-- source: libero_expert/{suite}.json -->",
-            "",
             "| task | succeeded | episodes | steps |",
             "|---|---|---|---|",
         ]

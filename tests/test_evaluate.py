@@ -421,7 +421,7 @@ def test_a_report_has_its_plan_which_was_there_before_the_first_episode(
         assert [seed for _, seed in met] == list(range(800_000_000, 800_000_004))
         return {}
 
-    def summarise(recipe, field, episodes, rows, out, plan_of_report):
+    def summarise(recipe, field, episodes, rows, out, plan_of_report, *_):
         found.append(plan_of_report)
         raise InterruptedError
 

@@ -183,12 +183,11 @@ def test_without_a_world_nothing_is_fitted_or_chosen_on_what_the_report_is_about
         distil.main(dataclasses.replace(own, held_out=0.2, out=own.out / "another"))
 
 
-def test_a_sample_is_from_all_over(here: Recipe, monkeypatch) -> None:
-    monkeypatch.setattr(distil, "SAMPLE", 20)
+def test_a_sample_is_from_all_over(here: Recipe) -> None:
     teacher = load_policy(here.teacher)
     batches = make_batches(teacher, load_frames(EpisodeDataset(here.episodes)))
     rows = np.arange(len(batches))
-    drawn = [distil._sample(batches, rows, seed).keys for seed in (0, 0, 1)]
+    drawn = [distil._sample(batches, rows, seed, count=20).keys for seed in (0, 0, 1)]
     assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
     assert (
         len(drawn[0]) == 20

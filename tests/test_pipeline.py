@@ -528,4 +528,4 @@ def test_a_report_is_recomputed_from_the_outcomes_beside_it(recipe: Recipe) -> N
         shown["routing"].pop("changes_with", None)
         assert {name: shown[name] for name in row} == row
     assert {name: report[name] for name in sections} == sections
-    assert report["version"] == 3
+    assert report["version"] == 4

@@ -14,6 +14,7 @@ from armlet.data.text import train_tokenizer
 from armlet.policies import action_query, clip_lora
 from armlet.policies.contract import Backbone, Body, Network
 from armlet.policies.fitting import Choosing
+from armlet.policies.layer_search import LayerSearch
 from armlet.policies.routed import Routing
 from armlet.policies.students import FirstK, LayerDrop
 from armlet.recipe import Recipe, Stage
@@ -51,7 +52,7 @@ def student_of(recipe: Recipe) -> Backbone:
         actions = np.random.default_rng(0).uniform(-1, 1, (300, spec.dims)).astype(np.float32)
         network = network.suited(body(spec), actions)
     student = recipe.student
-    if isinstance(student, LayerDrop):  # which layers are kept is nothing here
+    if isinstance(student, LayerDrop | LayerSearch):  # which layers are kept is nothing here
         student = FirstK(student.layers)
     return student.build(network.build(body(spec), cameras), pictures(cameras))
 
@@ -75,7 +76,7 @@ def papers(recipe: Recipe, stage: int) -> set[str]:
     if kind is Routing:
         later = stage > 0  # the router stands still once it is found
         return {"vision", "router"} if later else {"vision"}
-    if kind in (FirstK, LayerDrop):
+    if kind in (FirstK, LayerDrop, LayerSearch) or recipe.name.startswith("bc_whole"):
         return {"vision"}
     if "vita_vla" in recipe.name and len(recipe.stages) == 2 and stage == 0:
         return {"head"}  # the expert's own decoder

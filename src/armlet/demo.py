@@ -19,7 +19,7 @@ from armlet.shipped import shipped
 
 OUT = Path("out/armlet-demo")
 NEEDED = ("onnx", "onnxruntime", "onnxscript")  # of the extra `export`
-SEED = 960_000_000  # of the first episode: of no recipe, and no report that anything was chosen on
+SEED = 590_000_000  # of the first episode: nothing was chosen on these
 
 
 def main(*, out: Path = OUT, episodes: int = 28, workers: int = 2) -> str:

@@ -35,7 +35,7 @@ from armlet.evaluation.settings import beside_eager, check, planned, seeds
 from armlet.evaluation.verdicts import check_baselines, verdicts
 from armlet.logs import RunLog
 from armlet.measuring import EAGER, PARTS, Runtime
-from armlet.policies.contract import Backbone
+from armlet.policies.contract import Backbone, Policy
 from armlet.recipe import Recipe, at_hand, check_episodes, robot_of_episodes, suited, to_json
 from armlet.robot.exported import is_exported, read_description
 from armlet.robot.observation import Observation
@@ -185,6 +185,16 @@ def export_one(
     return None
 
 
+def _filmed(field: Field) -> dict[str, Policy]:
+    """In eager alone, on their own routes: an exported policy does the same, and a film has room for
+    few."""
+    found = {}
+    for name, who in field.contenders.items():
+        if who.runtime == EAGER and who.routes is None:
+            found[name] = field.policies[name]
+    return found
+
+
 def summarise(
     recipe: Recipe,
     field: Field,
@@ -232,16 +242,12 @@ def summarise(
     for row in sections["policies"]:
         name = row["name"]
         measurements[name] = measured(row, field, observations, timings[name], measurements)
-    # The first episodes of the first split, not the best ones. In eager alone: an exported policy
-    # does the same, and a film has room for few.
-    filmed = {}
-    for name, who in field.contenders.items():
-        if who.runtime == EAGER and who.routes is None:
-            filmed[name] = field.policies[name]
+    # The first episodes of the first split, not the best ones.
+    filmed = _filmed(field)
     films = []
     for task, seed in plan(benchmark, setting.splits[0], setting.videos, setting.first_seed):
-        film = make_film(filmed, field.contenders, benchmark, task, seed, out, rerun=setting.rerun)
-        films.append(film)
+        made = make_film(filmed, field.contenders, benchmark, task, seed, out, rerun=setting.rerun)
+        films.append(made)
     eval_info.write(outcomes, out)
     return Report(
         outcomes=OutcomesFile(OUTCOMES, kept.write(out / OUTCOMES, outcomes)),

@@ -232,7 +232,7 @@ def test_a_row_of_what_armlet_exports(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_what_cannot_be_written_as_onnx_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fails(*asked) -> None:
+    def fails(*asked, **told) -> None:
         raise RuntimeError("step 3") from TypeError("no operator\nfor it")
 
     monkeypatch.setattr(exporting, "capture", lambda *asked: (None, ()))

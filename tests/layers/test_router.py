@@ -183,7 +183,7 @@ def test_the_published_router_begins_near_its_initial_keep_and_keeps_what_is_alw
     assert bool((logits[:, -1] == FORCED).all())
     assert 0.6 < float(logits[:, :-1].detach().sigmoid().mean()) < 0.95
     with pytest.raises(ValueError, match="initial_keep"):
-        PublishedRouter(8, LAYERS, initial_keep=1)
+        PublishedRouter(8, LAYERS, initial_keep=1.0)
 
 
 def test_layers_that_are_always_on():
