@@ -163,8 +163,8 @@ def test_the_page_says_what_stands_in_the_file(exporter: Exporter, tmp_path: Pat
     assert f"| vla, bins | {good} | r |" in page
     refused = ", ".join(PARTS)
     assert (
-        f"- cogact in {refused}; cogact without guidance in {refused}: cogact cannot be captured\n"
-        in page
+        f"- cogact in {refused}; cogact without guidance in {refused}: cogact cannot be captured "
+        f"{exports.SOURCE}\n" in page
     )
 
 
