@@ -6,8 +6,10 @@ registered, and nothing is imported before it is asked for.
 """
 
 import importlib
+import importlib.metadata
 import pkgutil
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -88,6 +90,20 @@ class World(ABC):
 
     def close(self) -> None:  # noqa: B027 - most worlds hold nothing to close
         """Give back what the world holds."""
+
+
+def require_packages(benchmark: str, packages: Sequence[str]) -> None:
+    """Raises ModuleNotFoundError, with the command that mends it, where the extra of this benchmark's
+    name is not installed."""
+    # Asked by name and not imported: that alone takes seconds.
+    for package in packages:
+        try:
+            importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            raise ModuleNotFoundError(
+                f"the benchmark {benchmark} needs the package {package!r}: pip install -e "
+                f"'.[{benchmark}]'"
+            ) from None
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import mujoco
 import numpy as np
 
-from armlet.benchmarks import Benchmark, Task, World
+from armlet.benchmarks import Benchmark, Task, World, require_packages
 from armlet.benchmarks.libero import expert
 from armlet.benchmarks.libero.suites import FILES, VARIANTS, family, folder
 from armlet.benchmarks.motions import funnel
@@ -125,16 +125,8 @@ class Libero(Benchmark):
 
 
 def require_extra() -> None:
-    """Raises ModuleNotFoundError, with the command that mends it, where the extra is not
-    installed."""
-    # Asked by name and not imported: that alone takes seconds.
-    for package in PACKAGES:
-        try:
-            importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            raise ModuleNotFoundError(
-                f"the benchmark libero needs the package {package!r}: pip install -e '.[libero]'"
-            ) from None
+    """Raises ModuleNotFoundError where the extra is not installed."""
+    require_packages("libero", PACKAGES)
 
 
 class LiberoWorld(World):

@@ -22,7 +22,7 @@ from typing import Any, ClassVar
 import mujoco
 import numpy as np
 
-from armlet.benchmarks import Benchmark, Task, World
+from armlet.benchmarks import Benchmark, Task, World, require_packages
 from armlet.benchmarks.metaworld.language import WORDINGS, say
 from armlet.benchmarks.rendering import Camera, make_camera, resolve_renderer
 from armlet.benchmarks.visual import Marker, VisualCopy
@@ -152,17 +152,8 @@ class Metaworld(Benchmark):
 
 
 def require_extra() -> None:
-    """Raises ModuleNotFoundError, with the command that mends it, where the extra is not
-    installed."""
-    # Asked by name and not imported: that alone takes seconds.
-    for package in PACKAGES:
-        try:
-            importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            raise ModuleNotFoundError(
-                f"the benchmark metaworld needs the package {package!r}: pip install -e "
-                "'.[metaworld]'"
-            ) from None
+    """Raises ModuleNotFoundError where the extra is not installed."""
+    require_packages("metaworld", PACKAGES)
 
 
 class MetaworldWorld(World):
