@@ -319,7 +319,7 @@ def many_tasks(name: str, task_names: tuple[str, ...], *, per_task: int = 40) ->
         shared=out,
         collection=Collection(episodes=per_task * len(task_names)),
         network=network,
-        teach=replace(TEACH, steps=12000, warmup=200),
+        teach=replace(TEACH, steps=10000, batch_size=64, warmup=200),
         probe=PROBE,
         stages=(DISTIL,),
         evaluation=Evaluation(episodes=500),
