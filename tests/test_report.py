@@ -371,3 +371,23 @@ def test_a_report_of_a_later_version_is_refused(written: Path) -> None:
     written.write_text(json.dumps(json.loads(written.read_text()) | {"version": 5}))
     with pytest.raises(ValueError, match=r"version 5, expected one of \(1, 2, 3, 4\)"):
         report.main((written,))
+
+
+def test_of_many_tasks_a_row_is_a_task() -> None:
+    """Fifty columns are no table; the numbers are those of the other way round."""
+    tasks = [f"task {number}" for number in range(50)]
+    policies = []
+    for name, most in (("teacher", 50), ("student", 55)):
+        tallies = {task: {"successes": most - at, "episodes": 60} for at, task in enumerate(tasks)}
+        policies.append({"name": name, "by_task": tallies})
+    lines = figures.group_lines(policies, "by_task", "task")
+    assert lines[0] == "| task | teacher | student |"
+    assert lines[2] == "| task 0 | 50/60 | 55/60 |"
+    assert lines[-1] == "| task 49 | 1/60 | 6/60 |"
+    assert len(lines) == 2 + len(tasks)
+    for policy in policies:
+        policy["by_task"] = {task: policy["by_task"][task] for task in tasks[:2]}
+    assert figures.group_lines(policies, "by_task", "task")[2:] == [
+        "| teacher | 50/60 | 49/60 |",
+        "| student | 55/60 | 54/60 |",
+    ]

@@ -16,6 +16,7 @@ Row = dict[str, Any]  # of one policy
 # Rates, and how far their intervals reach [below, above] them, as `errorbar` takes them. All in %,
 # or toggles in 100 steps.
 Bars = tuple[list[float], list[list[float]]]
+MOST_COLUMNS = 12  # of groups; more would be a table that nobody can read
 MARKS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")  # one a runtime, or else a colour
 # Okabe and Ito (2008), without their yellow, which white hides: black is the teacher's.
 COLOURS = ("#000000", "#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9")
@@ -237,19 +238,21 @@ def number(value: float | None, digits: int) -> str:
 
 def group_lines(policies: list[Row], field: str, what: str) -> list[str]:
     """Successes of episodes of each policy in each group of the first split: an average can hide
-    that one task makes all the difference."""
+    that one task makes all the difference. A row a policy, or of many groups a row a group."""
     groups = list(policies[0][field])
-    lines = [
-        markdown_row([f"policy, by {what}", *groups]),
-        "|---" * (len(groups) + 1) + "|",
-    ]
+    names = [policy["name"] for policy in policies]
+    heads = [f"policy, by {what}", *groups]
+    rows = []
     for policy in policies:
-        cells = [policy["name"]]
-        for group in groups:
-            tally = policy[field][group]
-            cells.append(f"{tally['successes']}/{tally['episodes']}")
-        lines.append(markdown_row(cells))
-    return lines
+        tallies = [policy[field][group] for group in groups]
+        cells = [f"{tally['successes']}/{tally['episodes']}" for tally in tallies]
+        rows.append([policy["name"], *cells])
+    if len(groups) > MOST_COLUMNS:
+        of_groups = zip(*(row[1:] for row in rows), strict=True)
+        rows = [[group, *cells] for group, cells in zip(groups, of_groups, strict=True)]
+        heads = [what, *names]
+    ruler = "|---" * len(heads) + "|"
+    return [markdown_row(heads), ruler, *map(markdown_row, rows)]
 
 
 def delayed_lines(rows: list[Row]) -> list[str]:
