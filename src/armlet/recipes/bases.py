@@ -9,11 +9,13 @@ recipe without a student: `armlet collect tabletop`, `armlet teach tabletop` and
 tabletop` make what they share.
 
 `Row` is a line of a file's table of recipes: a base and what is changed in it; its name says where
-its files are.
+its files are. `Across` is a line for many recipes: the same change in every world that tables are
+made of, at every budget (armlet/recipes/__init__.py has worlds, budgets and names).
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -36,6 +38,7 @@ from armlet.recipe import (
     Recipe,
     Stage,
 )
+from armlet.recipes import WORLDS
 from armlet.training import losses
 from armlet.types import Batch, Trace
 
@@ -207,6 +210,43 @@ class Row:
         return replace(recipe, name=name, out=out)
 
 
+@dataclass(frozen=True)
+class Across:
+    """A recipe in several worlds, a line of a file's table: what it is, and what makes it of a base
+    and, in a table of budgets, of a share of the teacher's layers."""
+
+    summary: str
+    change: Callable[..., Recipe]
+    worlds: tuple[str, ...] = WORLDS
+
+    def make(self, name: str, world: str, budget: float | None = None) -> Recipe:
+        """The recipe of this name in a world, which is the name of a base here. `budget`: the share
+        that its student runs, in a table of budgets."""
+        base: Callable[[], Recipe] = globals()[world]
+        change = self.change if budget is None else partial(self.change, budget=budget)
+        return Row(self.summary, base, change).make(name)
+
+
+def layers_at(base: Recipe, budget: float) -> int:
+    """How many layers of the base's teacher are a share of them. Raises ValueError where the base
+    does not say how deep its teacher is, or the share is no whole number of layers."""
+    if not isinstance(base.network, VLANetwork):
+        raise ValueError(f"base {base.name!r} has no VLANetwork, so its depth is not known")
+    count = base.network.depth * budget
+    if count < 1 or count != int(count):
+        raise ValueError(
+            f"{budget:g} of the {base.network.depth} layers of {base.name!r} is {count:g}, no whole "
+            "number of layers"
+        )
+    return int(count)
+
+
+def as_trained_in(base: Recipe, recipe: Recipe) -> Recipe:
+    """The recipe with batches of the size that the base's students learn from."""
+    size = base.stages[0].batch_size
+    return replace(recipe, stages=tuple(replace(stage, batch_size=size) for stage in recipe.stages))
+
+
 def own() -> Recipe:
     """Your own robot (--episodes) and a teacher, taught from them or brought (--teacher); no
     student."""
@@ -319,7 +359,7 @@ def many_tasks(name: str, task_names: tuple[str, ...], *, per_task: int = 40) ->
         shared=out,
         collection=Collection(episodes=per_task * len(task_names)),
         network=network,
-        teach=replace(TEACH, steps=12000, warmup=200),
+        teach=replace(TEACH, steps=10000, batch_size=64, warmup=200),
         probe=PROBE,
         stages=(DISTIL,),
         evaluation=Evaluation(episodes=500),
@@ -399,6 +439,13 @@ def choosing(network: TwoTowerNetwork, benchmark: Benchmark, patch: int) -> TwoT
     )
 
 
+def chunked_as(base: Recipe, network: TwoTowerNetwork) -> TwoTowerNetwork:
+    """The network with as many actions a decision as the base's teacher."""
+    if not isinstance(base.network, VLANetwork):
+        return network
+    return replace(network, chunk=base.network.chunk, execute=base.network.execute)
+
+
 def two_towers(base: Recipe, *, patch: int = 12, teacher: Path | None = None) -> Recipe:
     """The base with a teacher of two towers that choose among primitives, and what is stored of its
     answers; no student. `teacher`: one that is there already."""
@@ -409,7 +456,7 @@ def two_towers(base: Recipe, *, patch: int = 12, teacher: Path | None = None) ->
         base,
         shared=shared,
         teacher=teacher or shared / "teacher",
-        network=choosing(small_teacher(), base.benchmark, patch),
+        network=choosing(chunked_as(base, small_teacher()), base.benchmark, patch),
         probe=None,  # nobody reads its layers through heads
         split="tasks",
         traced=TRACED,
