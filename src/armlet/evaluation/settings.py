@@ -79,9 +79,17 @@ def check_runtimes(setting: Evaluation) -> None:
         )
 
 
+    for runtime in setting.teacher_runtimes:
+        if runtime in setting.runtimes or setting.teacher_runtimes.count(runtime) > 1:
+            raise ValueError(
+                f"--evaluation.teacher-runtimes {runtime} has no effect: the teacher is run there "
+                "anyway; leave it out"
+            )
+
+
 def beside_eager(setting: Evaluation) -> bool:
     """Whether anything has to be exported."""
-    return any(runtime != EAGER for runtime in setting.runtimes)
+    return any(runtime != EAGER for runtime in (*setting.runtimes, *setting.teacher_runtimes))
 
 
 def apart(ours: str, ranges: dict[str, range]) -> None:

@@ -236,7 +236,7 @@ def actdistill(base: Recipe, student: Routing = QUARTER, *, route: int = 1000) -
     assert keep is not None  # every recipe here gives one
     routing = replace(
         stage,
-        objective=ActDistill(keep=keep),
+        objective=ActDistill(output=output_of(base), keep=keep),
         steps=route,
         freeze=frozen,
         transforms=(*stage.transforms, Explore(1.0, 0.6)),  # noise falls, but never to none
@@ -247,6 +247,13 @@ def actdistill(base: Recipe, student: Routing = QUARTER, *, route: int = 1000) -
         stage, steps=stage.steps - route, freeze=(*frozen, "policy.router.*"), compile=False
     )
     return replace(base, student=student, stages=(routing, settling))
+
+
+def output_of(base: Recipe) -> MatchOutput:
+    """How the base's students match its teacher's output."""
+    (stage,) = base.stages
+    assert isinstance(stage.objective, MatchOutput)  # every base here has one
+    return stage.objective
 
 
 def faithful(
@@ -277,7 +284,7 @@ def dial(base: Recipe) -> Recipe:
 def action_kd(base: Recipe, *, budget: float = 0.25) -> Recipe:
     """Neither the condition nor any layer is matched."""
     recipe = actdistill(base, Routing(budget=budget), route=_third(base))
-    said = MatchOutput(condition=0)
+    said = replace(output_of(base), condition=0)
     # The same loss with weights of 0: layers are read, and nothing comes of it.
     objective = ActDistill(output=said, keep=budget, semantic=0, layer_action=0)
     # The second stage has a router that stands still, so no budget either.
