@@ -126,9 +126,11 @@ if part calibrate; then # the teacher's longest `execute`, on episodes of its ow
   $armlet calibrate "$base" "${shared[@]}" --out "$out/table" --calibration.episodes "$calibrate" --calibration.workers "$workers"
 fi
 if part evaluate; then
+  split=()
+  if [[ $base == libero* ]]; then split=(--evaluation.splits official); fi # at most 500 episodes: they have 50 states a task
   $armlet evaluate "$base" --name "$base" "${shared[@]}" --out "$out/table" --policies "${students[@]}" \
     --evaluation.purpose report --evaluation.look "${LOOK:-1}" --evaluation.episodes "$episodes" --evaluation.workers "$workers" \
-    --evaluation.runtimes eager onnx --evaluation.teacher-runtimes onnx_int8
+    --evaluation.runtimes eager onnx --evaluation.teacher-runtimes onnx_int8 "${split[@]}"
   $armlet report "$out/table/evaluation" --out "$out/table/report.html"
 fi
 if part audit; then

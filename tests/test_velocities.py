@@ -149,7 +149,7 @@ def flowing(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
 @pytest.mark.parametrize("student", [FirstK(2), Routing(budget=0.5)], ids=["first_k", "router"])
 def test_students_of_a_flow_teacher_train(flowing: Recipe, tmp_path, student) -> None:
     objective = MATCH_FLOW if isinstance(student, FirstK) else ActDistill(output=MATCH_FLOW)
-    stage = replace(flowing.stages[0], objective=objective, steps=2)
+    stage = replace(flowing.stages[0], objective=objective, steps=2, freeze=())
     made = replace(
         flowing, out=tmp_path, shared=flowing.out, student=student, stages=(stage,), rounds=()
     )
