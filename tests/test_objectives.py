@@ -116,6 +116,7 @@ def world(objective: Objective, seed: int = 0) -> World:
 
     student, teacher = trace(), trace()
     student["costs"] = torch.tensor([1.0, 2, 3, 4, 5], dtype=torch.float64)
+    student["imitation.velocity"] = torch.linspace(0.1, 1, SAMPLES, dtype=torch.float64)
     valid = torch.ones(SAMPLES, CHUNK, dtype=torch.bool)
     valid[::3, 2:], valid[8, 1:] = False, False
     text = torch.randint(1, 4, (SAMPLES, WORDS), generator=g)
@@ -158,9 +159,12 @@ Said = dict[str, tuple[float, Reads]]
 
 
 def _output(objective: MatchOutput) -> Said:
+    action = reads("actions", "actions", "valid")
+    if objective.by == "velocity":  # the learner has read the teacher
+        action = reads("imitation.velocity")
     return {
         "imitation": (objective.imitation, reads("imitation")),
-        "action": (objective.action, reads("actions", "actions", "valid")),
+        "action": (objective.action, action),
         "condition": (objective.condition, reads("condition", "condition")),
     }
 

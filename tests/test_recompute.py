@@ -72,6 +72,10 @@ def report(folder: Path, outcomes: Outcomes = MADE, *, keep: bool = True) -> Pat
         "version": 4,
         **sections,
         "verdicts": [each.to_json() for each in verdicts.verdicts(outcomes, (), 0.03)],
+        "verdicts_by_split": {
+            split: [each.to_json() for each in said]
+            for split, said in verdicts.verdicts_by_split(outcomes, (), 0.03).items()
+        },
         "rollouts": [],
         "training": {},
         "fingerprint": {},
@@ -191,6 +195,11 @@ def test_a_row_a_pair_or_a_group_that_outcomes_do_not_have_is_found(tmp_path) ->
     assert with_(lambda value: value["verdicts"][0].update(verdict="better"))
     assert with_(lambda value: value["verdicts"][0].update(sentence="It is better."))
     assert with_(lambda value: value["verdicts"][-1].update(margin=0.05))
+    (split,) = json.loads(path.read_text())["verdicts_by_split"] or ["none"]
+    assert with_(lambda value: value["verdicts_by_split"][split].pop())
+    assert with_(lambda value: value["verdicts_by_split"][split][0].update(verdict="better"))
+    assert with_(lambda value: value["verdicts_by_split"].update(seen_shapes=[]))
+    assert not with_(lambda value: value.pop("verdicts_by_split")), "as reports of before have none"
 
 
 def test_every_outcome_counts(tmp_path) -> None:

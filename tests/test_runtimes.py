@@ -174,6 +174,29 @@ def test_every_policy_is_run_and_timed_in_every_runtime(evaluated) -> None:
     assert filmed == names[:4], "an exported policy does the same"
 
 
+def test_the_teacher_alone_is_run_in_its_own_runtimes(teachers, tmp_path, monkeypatch) -> None:
+    exporter, timed = replaced(monkeypatch)
+    recipe = recipe_of(teachers, tmp_path / "out")
+    setting = dataclasses.replace(
+        recipe.evaluation,
+        runtimes=("eager", "onnx"),
+        teacher_runtimes=("onnx_int8",),
+        execute=(4,),
+        videos=0,
+    )
+    path = evaluate.main(dataclasses.replace(recipe, evaluation=setting))
+    rows = [row["name"] for row in json.loads(path.read_text())["policies"]]
+    assert [name for name in rows if name.endswith("int8")] == [
+        "teacher onnx_int8",
+        "teacher execute 4 onnx_int8",
+    ]
+    assert exporter.calls == ["teacher-0 onnx", "teacher-1 onnx", "teacher-0 onnx_int8"]
+    assert timed == [rows]
+    twice = dataclasses.replace(setting, teacher_runtimes=("onnx",))
+    with pytest.raises(ValueError, match="teacher-runtimes onnx has no effect"):
+        evaluate.main(dataclasses.replace(recipe, evaluation=twice))
+
+
 def test_speed_is_against_the_teacher_in_the_same_runtime_too(evaluated, tmp_path) -> None:
     path = Path(shutil.copytree(evaluated[0].parent, tmp_path / "copy")) / "report.json"
     found = json.loads(path.read_text())
@@ -183,6 +206,15 @@ def test_speed_is_against_the_teacher_in_the_same_runtime_too(evaluated, tmp_pat
     assert student["teacher_in_runtime"] == pytest.approx(2.5 / 1.0)
     moved = rows["teacher"]["decisions_per_second"] / rows["teacher-1 onnx"]["decisions_per_second"]
     assert student["motion"] == pytest.approx(6.0 * moved)
+    beside = rows["teacher onnx"]["decisions_per_second"]
+    moved = beside / rows["teacher-1 onnx"]["decisions_per_second"]
+    assert student["motion_in_runtime"] == pytest.approx(2.5 * moved)
+    # With another `execute`, too, it is the teacher as it was made that is the measure.
+    longer = rows["teacher execute 4 onnx"]
+    moved = beside / longer["decisions_per_second"]
+    assert longer["speed"]["motion_in_runtime"] == pytest.approx(
+        moved * TIMES["teacher onnx"] / TIMES["teacher execute 4 onnx"]
+    )
     assert rows["teacher onnx_int8"]["speed"]["teacher_in_runtime"] == 1
     table = path.with_name("table.md").read_text()
     [line] = [line for line in table.splitlines() if line.startswith("| teacher-1 onnx | onnx |")]

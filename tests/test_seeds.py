@@ -11,6 +11,8 @@ import pytest
 from outside import Dots, DotWorld, reaching
 
 from armlet import calibrate, collect, distil, evaluate, recipes, seeds
+from armlet.benchmarks.libero import Libero
+from armlet.benchmarks.tabletop import Tabletop
 from armlet.deploy.frames import FRAMES, TEXTS
 from armlet.deploy.gates import SEED
 from armlet.evaluation import settings
@@ -169,6 +171,38 @@ def test_whoever_trains_or_chooses_on_what_is_kept_for_reports_is_refused(
     with pytest.raises(ValueError, match=f"^{what} has the seeds .* are kept for reports"):
         verb.main(changed)
     assert not made, "before anything was run"
+
+
+def few(states: int | None, splits: tuple[str, ...] = ("seen",), **changes) -> Recipe:
+    """A recipe on tabletop whose splits behind `seen` have so many initial states."""
+
+    class Few(Tabletop):
+        def states(self, split: str) -> int | None:
+            return None if split == "seen" else states
+
+    recipe = recipes.make("first_k_tabletop")
+    setting = dataclasses.replace(recipe.evaluation, splits=splits, **changes)
+    return dataclasses.replace(recipe, benchmark=Few(), evaluation=setting)
+
+
+def test_initial_states_that_reports_are_on_are_not_chosen_on() -> None:
+    """LIBERO's official ones are the same fifty for every range of seeds."""
+    assert [Libero().states(split) for split in ("seen", "official")] == [None, 50]
+    assert recipes.make("first_k_libero_object_25").evaluation.splits == ("seen",)
+    other = Tabletop().splits[1]
+    tasks = len(Tabletop().tasks(other))
+    with pytest.raises(ValueError, match="5 initial states a task, the same for every seed"):
+        settings.check(few(5, (other,)))
+    with pytest.raises(ValueError, match="nothing may be chosen there"):
+        settings.check_calibration_states(few(5, (other, "seen")))
+    settings.check_calibration_states(few(5, ("seen", other)))
+    settings.check(few(5, (other,), purpose="report", episodes=5 * tasks))
+    with pytest.raises(ValueError, match=f"give at most {5 * tasks}"):
+        settings.check(few(5, (other,), purpose="report", episodes=5 * tasks + 1))
+    routed = few(5, (other,), purpose="report", episodes=tasks, routes=("static",))
+    with pytest.raises(ValueError, match="routes on"):
+        settings.check(routed)
+    settings.check(few(None, (other,)))
 
 
 def test_every_episode_of_an_evaluation_has_a_seed_of_its_own_in_its_range(recipe) -> None:

@@ -152,6 +152,26 @@ def test_a_policy_that_is_called_as_others_are_together_is_not_one_of_them() -> 
     assert [(each.policy, each.seeds) for each in found] == [("cut", 1), ("cut (cut-0, cut-1)", 2)]
 
 
+def test_each_split_has_verdicts_of_its_own_episodes() -> None:
+    """A policy may be as good where it was taught and worse elsewhere."""
+    seen = [Planned("seen", "tool", "rake", seed) for seed in range(200)]
+    unseen = [Planned("unseen", "tool", "rake", seed) for seed in range(100)]
+    good = "1" * 200
+    runs = (
+        policy("teacher", good + "1" * 100, [5] * 300),
+        policy("student", good + "1" * 60 + "0" * 40, [5] * 300),
+    )
+    outcomes = Outcomes(10.0, 40, (*seen, *unseen), runs)
+    (first,) = verdicts.verdicts(outcomes, (), 0.03)
+    assert (first.verdict, first.difference, first.episodes) == ("as good", 0, 200)
+    by_split = verdicts.verdicts_by_split(outcomes, (), 0.03)
+    assert list(by_split) == ["unseen"]
+    (other,) = by_split["unseen"]
+    a, b = outcomes_of(60, 0, 40, 0)
+    assert other == judge("student", "teacher", a, b, 0.03)
+    assert (other.verdict, other.episodes) == ("worse", 100)
+
+
 def test_what_cannot_be_compared_has_no_numbers() -> None:
     found = not_comparable("a", "b", "they met other episodes", 0.03)
     assert found.to_json()["difference"] is None and found.verdict == "not comparable"

@@ -78,9 +78,20 @@ def usage() -> str:
     for name, what in recipes.available().items():
         kind = yours if name in own else ours
         kind.append(f"    {name:<29} {what}")
-    return "\n".join(
-        [__doc__, "For your own robot:", "", *yours, "", "In worlds of ours:", "", *ours, ""]
-    )
+    several: list[str] = []
+    for stem, product in recipes.products().items():
+        named = f"{stem}_WORLD" + ("_BUDGET" if product.budgets else "")
+        several.append(f"    {named:<29} {product.summary}")
+    where = f"WORLD: {', '.join(recipes.WORLDS)}; BUDGET: {', '.join(map(str, recipes.BUDGETS))}"
+    sections = {
+        "For your own robot:": yours,
+        "In worlds of ours:": ours,
+        f"For tables of many tasks ({where} percent):": several,
+    }
+    lines = [__doc__]
+    for title, rows in sections.items():
+        lines += [title, "", *rows, ""]
+    return "\n".join(lines)
 
 
 def main() -> None:

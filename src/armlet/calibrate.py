@@ -25,7 +25,13 @@ from armlet.evaluation.calibration import (
     values_for,
 )
 from armlet.evaluation.episodes import run_episodes, run_of
-from armlet.evaluation.settings import apart, choose_elsewhere, contenders, seeds
+from armlet.evaluation.settings import (
+    apart,
+    check_calibration_states,
+    choose_elsewhere,
+    contenders,
+    seeds,
+)
 from armlet.evaluation.stats import PairedComparison
 from armlet.measuring import Calibration
 from armlet.policies.acting import behind_socket
@@ -44,6 +50,7 @@ def main(recipe: Recipe) -> Path:
     # Refused before the first episode: hours come after it.
     apart("calibration", seeds(recipe))
     choose_elsewhere(recipe)
+    check_calibration_states(recipe)
     recipe = at_hand(recipe, reads=("teacher", "policies"))
     field = {}
     for name, contender in contenders(recipe).items():

@@ -105,6 +105,8 @@ def _distil(recipe: Recipe, log: RunLog) -> Path:
     recipe = _for_student(recipe, teacher, student, episodes, train)
     _check_chunk(student, facts.chunk)
     learner = _learner(recipe, student, data).to(device)
+    if "imitation.velocity" in recipe.wants:
+        learner.compare_velocities_with(teacher)
     corpus = Corpus([episodes], lambda frames: make_batches(student, frames), needs=recipe.needs)
     measured_on = _sample(corpus, calibrate, recipe.seed)
 

@@ -32,7 +32,7 @@ from armlet.evaluation.report import Latency, Measured, OutcomesFile, Report
 from armlet.evaluation.routes import with_routes
 from armlet.evaluation.runtimes import frames_of_world
 from armlet.evaluation.settings import beside_eager, check, planned, seeds
-from armlet.evaluation.verdicts import check_baselines, verdicts
+from armlet.evaluation.verdicts import check_baselines, verdicts, verdicts_by_split
 from armlet.logs import RunLog
 from armlet.measuring import EAGER, PARTS, Runtime
 from armlet.policies.contract import Backbone, Policy
@@ -260,6 +260,7 @@ def summarise(
         purpose=setting.purpose,
         plan=plan_of_report,
         verdicts=tuple(verdicts(outcomes, setting.baselines, setting.margin)),
+        verdicts_by_split=verdicts_by_split(outcomes, setting.baselines, setting.margin),
         listens_left_out=heard.left_out,
     )
 

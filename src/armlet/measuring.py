@@ -97,6 +97,8 @@ class Evaluation(Controls, Evidence):
     runtimes: tuple[Runtime, ...] = field(default=(EAGER,), metadata=QUIET)
     """Every policy is run and timed in each of these; what is not eager is exported first
     (docs/evaluate.md)."""
+    teacher_runtimes: tuple[Runtime, ...] = field(default=(), metadata=QUIET)
+    """The teacher alone is run and timed in these as well: what it could have without a student."""
     budgets: tuple[float, ...] = ()
     """Shares of its backbone at which the recipe's student is run as well; it must have been
     calibrated."""

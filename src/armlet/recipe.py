@@ -445,6 +445,8 @@ class Recipe:
             reasons.append(f"its student ({kind}) is made from them")
         if self.stages and self.stages[0].teacher is not None:
             reasons.append("the average that teaches its first stage starts from them")
+        if "imitation.velocity" in self.wants:
+            reasons.append("its velocities are compared with those of the teacher's head")
         if self.rounds:
             reasons.append("in its rounds the teacher says what it would have done")
         return "; ".join(reasons)

@@ -173,11 +173,23 @@ def _verdicts(account: Account, report: Report, kept: outcomes.Outcomes) -> None
         if verdict["versus"] != first and verdict["versus"] not in baselines:
             baselines.append(verdict["versus"])
     margin = said[0]["margin"] if said else stats.MARGIN
-    expected = verdicts.verdicts(kept, baselines, margin)
-    account.same("number of verdicts", len(said), len(expected))
+    _same_verdicts(account, said, verdicts.verdicts(kept, baselines, margin), "")
+    by_split = report.get("verdicts_by_split")
+    if not by_split:  # of before there were any, or of one split
+        return
+    wanted = verdicts.verdicts_by_split(kept, baselines, margin)
+    account.same("splits with verdicts", sorted(by_split), sorted(wanted))
+    for split, expected in wanted.items():
+        _same_verdicts(account, by_split.get(split, []), expected, f", {split}")
+
+
+def _same_verdicts(
+    account: Account, said: list[Report], expected: list[verdicts.Verdict], where: str
+) -> None:
+    account.same(f"number of verdicts{where}", len(said), len(expected))
     for own, verdict in zip(said, expected, strict=False):
-        where = f"verdict on {verdict.policy} against {verdict.versus}"
-        account.same(where, own, verdict.to_json())
+        named = f"verdict on {verdict.policy} against {verdict.versus}{where}"
+        account.same(named, own, verdict.to_json())
 
 
 def _same_groups(account: Account, where: str, own: Report, row: Report) -> None:
@@ -316,6 +328,8 @@ def _speeds(account: Account, report: Report) -> None:
         # Older reports say no ratios: whoever shows them divides.
         if "speed" in policy:
             found = speeds.speed(policy, report["policies"])
+            if "motion_in_runtime" not in policy["speed"]:  # of before it was said
+                del found["motion_in_runtime"]
             account.same(f"{name}, speed", policy["speed"], found)
         for said in ("policy", "exported_from"):
             if policy[said] is not None and policy[said] not in names:

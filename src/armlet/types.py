@@ -19,7 +19,8 @@ missing signal is a `KeyError` with its name:
                    bins
     costs          (l,)        what each layer costs, relative to the others
     imitation      (b,)        its action head's own loss against the episodes' actions;
-                   `imitation.teacher`: against those of its teacher
+                   `imitation.teacher`: against those of its teacher; `imitation.velocity`: of
+                   a flow head, how far its velocities are from those of its teacher's head
     privileged.x   (b, x)      what it guesses of simulator fact x, while a teacher is taught
     pointed.x      (b, x)      the same, guessed from the vision tokens alone
     hidden.6       (b, n, d)   hidden states after layer 6
@@ -61,6 +62,7 @@ class Batch:
     earlier_valid: Tensor | None = None  # (b, o − 1) bool, False before the episode's beginning
     keys: Tensor | None = None  # (b, 2) int64: episode, step
     taught: Tensor | None = None  # (b, k, a) normalised, the teacher's
+    taught_condition: Tensor | None = None  # (b, d), what the teacher's head reads
     budget: float | None = None  # share of the backbone that each decision may cost
     exploration: float = 0.0  # scale of the noise in what a network decides while it trains
     # One moment none of whose words is padding: said by who makes a graph of a network, as a graph

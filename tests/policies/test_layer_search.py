@@ -8,12 +8,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from strangers import Expert, Writer, make
 from tiny import make_frames, make_policy
 
 from armlet.policies import layer_search
 from armlet.policies.contract import Backbone
-from armlet.policies.layer_search import LayerSearch, Scores, answers, errors_of, search
+from armlet.policies.layer_search import LayerSearch, Scored, Scores, answers, errors_of, search
 from armlet.policies.students import Fresh, Kept, Whole
 from armlet.training.trainer import make_batches
 from armlet.types import Batch
@@ -102,13 +103,17 @@ def test_frames_are_taken_in_parts_and_padding_counts_nothing(monkeypatch) -> No
     teacher = make_policy()
     sample = sample_of(teacher)
     sets = list(itertools.combinations(range(4), 2))
-    whole = errors_of(teacher, sample, sets)
+
+    def errors(batch: Batch) -> list[float]:
+        return [each.error for each in errors_of(teacher, batch, sets)]
+
+    whole = errors(sample)
     monkeypatch.setattr(layer_search, "ROWS", 7)
-    np.testing.assert_allclose(errors_of(teacher, sample, sets), whole, rtol=1e-5)
+    np.testing.assert_allclose(errors(sample), whole, rtol=1e-5)
     # What stands past the end of an episode has no say.
     beyond = torch.where(sample.actions_valid[..., None], sample.taught, 9.0)
     other = replace(sample, taught=beyond)
-    np.testing.assert_allclose(errors_of(teacher, other, sets), whole, rtol=1e-5)
+    np.testing.assert_allclose(errors(other), whole, rtol=1e-5)
 
 
 def test_the_stored_answers_are_the_ones_compared_with() -> None:
@@ -191,3 +196,48 @@ def test_what_cannot_be_had_is_refused() -> None:
         LayerSearch(9).build(teacher, sample_of(teacher))
     with pytest.raises(ValueError, match="beam"):
         LayerSearch(2, beam=0)
+
+
+def test_a_leads_interval_is_of_episodes() -> None:
+    """As many frames in episodes that answer alike say no more than one frame of each would; the
+    interval is Student's of the episodes' means where all are as long."""
+    rng = np.random.default_rng(0)
+    sample = sample_of(make_policy(), 12)
+    means = rng.normal(1, 0.3, (3, 6))  # sets by episodes of two frames
+    keys = torch.tensor([[row // 2, row % 2] for row in range(12)])
+    valid = torch.ones(12, sample.taught.shape[1], dtype=torch.bool)
+    sample = replace(sample, keys=keys, actions_valid=valid)
+    per_episode = 2 * valid.shape[1]
+    sets = [(0,), (1,), (2,)]
+    scored = []
+    for layers, row in zip(sets, means, strict=True):
+        scored.append(Scored(layers, float(row.mean()), tuple(per_episode * row)))
+    scored.sort(key=lambda each: each.error)
+    leads = layer_search._leads(scored, sample)
+    for lead, other in zip(leads, scored[1:], strict=True):
+        gaps = (np.array(other.sums) - scored[0].sums) / per_episode
+        wanted = stats.ttest_1samp(gaps, 0).confidence_interval(0.95)
+        assert (lead.low, lead.high) == pytest.approx((wanted.low, wanted.high))
+        assert lead.difference == pytest.approx(other.error - scored[0].error)
+
+
+def test_a_search_says_how_sure_its_first_place_is() -> None:
+    teacher = make_policy()
+    sample = sample_of(teacher)
+    found = search(teacher, sample, 2)
+    keys = sample.keys[:, 0].unique()
+    assert found.episodes == len(keys) > 1
+    assert found.lead.layers == found.best[1].layers
+    assert found.lead.difference == pytest.approx(found.best[1].error - found.best[0].error)
+    assert found.lead.low < found.lead.difference < found.lead.high
+    for each in found.best:
+        steps = sample.actions_valid.sum()
+        assert sum(each.sums) / float(steps) == pytest.approx(each.error)
+    assert 1 <= found.within_noise <= 6
+    target = teacher.keep_layers((1, 3))(sample).detach()
+    sure = search(teacher, replace(sample, taught=target), 2)
+    assert sure.within_noise == 1 and sure.lead.low > 0
+    one = replace(sample, keys=torch.zeros_like(sample.keys))
+    alone = search(teacher, one, 2)
+    assert (alone.episodes, alone.lead, alone.within_noise) == (1, None, None)
+    assert set(found.to_json()["best"][0]) == {"layers", "error"}

@@ -30,6 +30,8 @@ class SimulatorWords(Annotator):
     wordings: tuple[tuple[str, str], ...] = ()
     """(task, wording): `open` and `pull out the {object}`; every wording that the episodes may
     have."""
+    things: tuple[tuple[str, str], ...] = field(default=(), metadata={"quiet": True})
+    """(task, thing): of tasks that are always about the same thing, in the place of wordings."""
     rules: PhaseRules = field(default_factory=PhaseRules)
     """For the phases; what it calls moving along an axis is what directions are called."""
     everywhere: bool = True
@@ -38,12 +40,14 @@ class SimulatorWords(Annotator):
     """A thing that is moved less than this, in metres, has no direction."""
 
     def fingerprint(self) -> dict[str, Any]:
-        return {
+        found = {
             "rules": self.rules.fingerprint(),
             "wordings": [list(each) for each in self.wordings],
             "everywhere": self.everywhere,
             "still": self.still,
         }
+        # Left out where nothing is said, so that labels of before there was a choice stay good.
+        return found | ({"things": [list(each) for each in self.things]} if self.things else {})
 
     def annotate(self, episode: EpisodeFrames, fps: float) -> Labels:
         """Raises LabelError where the episode does not say where the thing was, or in which of the
@@ -74,6 +78,9 @@ class SimulatorWords(Annotator):
 
     def element(self, task: str, told: str) -> str:
         """The thing that an instruction of a task means."""
+        things = dict(self.things)
+        if task in things:
+            return element_name(things[task])
         known = [wording for name, wording in self.wordings if name == task]
         for wording in known:
             # What stands in braces may be any words; the rest must be there as it is.

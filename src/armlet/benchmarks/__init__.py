@@ -143,6 +143,12 @@ class Benchmark(ABC):
         if split not in self.splits:
             raise ValueError(f"{self.name} has no split {split!r}; it has {', '.join(self.splits)}")
 
+    def states(self, split: str) -> int | None:
+        """In how many initial states a task of a split begins, whatever the seeds; None: each seed has
+        its own. Where they are few, more episodes would be the same again, and whoever has chosen on
+        some of them has seen those of a report."""
+        return None
+
     @abstractmethod
     def make(self, task: Task, seed: int) -> World:
         """The world of (task, seed), reset and ready, the same to the bit every time."""

@@ -100,7 +100,16 @@ def in_runtimes(
         },
         title=f"export {recipe.name}",
     )
-    found, refused = exported_contenders(field.contenders, recipe.evaluation.runtimes, how)
+    setting = recipe.evaluation
+    found, refused = exported_contenders(field.contenders, setting.runtimes, how)
+    if setting.teacher_runtimes:
+        teacher = {}
+        for name, contender in field.contenders.items():
+            if contender.folder == field.contenders["teacher"].folder:
+                teacher[name] = contender
+        more, also = exported_contenders(teacher, setting.teacher_runtimes, how)
+        found |= more
+        refused += also
     policies = dict(field.policies)
     made = dict(field.made)
     exported_from = {}

@@ -38,7 +38,12 @@ def table(report: Report) -> str:
         parts.append(seed_lines({**report["seeds"], "pairs": pairs}))
     for split, found in report.get("pairs_by_split", {}).items():
         parts.append(split_lines(policies, split))
-        parts.append(list(map(sentence, speeds.told(policies, found))))
+        said = report.get("verdicts_by_split", {}).get(split)
+        if said is None:  # a report of before verdicts were of every split
+            parts.append(list(map(sentence, speeds.told(policies, found))))
+        else:
+            where = split.replace("_", " ")
+            parts.append([f"- On {where}: {verdict['sentence']}" for verdict in said])
     if report.get("delayed"):
         parts.append(delayed_lines(report["delayed"]))
         parts.append(list(map(delayed_sentence, report.get("delayed_pairs", []))))
@@ -123,6 +128,7 @@ def runtime_lines(policies: list[Row], refused: Sequence[Row]) -> list[str]:
         "× teacher, same runtime",
         f"× {whole}",
         "ms per second of motion",
+        "× teacher, same runtime, of motion",
         f"× {whole}, of motion",
         "backbone FLOPs",
         "layers run",
@@ -141,6 +147,7 @@ def runtime_lines(policies: list[Row], refused: Sequence[Row]) -> list[str]:
             multiple(times["teacher_in_runtime"]),
             multiple(times["teacher"]),
             number(policy.get("ms_per_second_of_motion"), 1),
+            multiple(times["motion_in_runtime"]),
             multiple(times["motion"]),
             of_teacher(policy, policies),
             percent(policy["keep_ratio"]),

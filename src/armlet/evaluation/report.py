@@ -7,8 +7,8 @@ one does not say. Knows no policy and no world.
 """
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +94,7 @@ class Report:
     purpose: Purpose = "tuning"  # what it may be used for
     plan: Plan | None = None  # what was going to be run; None where it is for tuning
     verdicts: tuple[Verdict, ...] = ()  # on the first split
+    verdicts_by_split: Mapping[str, Sequence[Verdict]] = field(default_factory=dict)  # on others
     # Of what policies listen to, what was not run; what was is in `sections`.
     listens_left_out: tuple[LeftOut, ...] = ()
     version: int = VERSION
@@ -113,6 +114,7 @@ class Report:
             "purpose": self.purpose,
             "plan": None if self.plan is None else self.plan.to_json(),
             "verdicts": [each.to_json() for each in self.verdicts],
+            "verdicts_by_split": _by_split(self.verdicts_by_split),
             "outcomes": asdict(self.outcomes),
             **self.sections,
             "policies": rows,
@@ -122,6 +124,13 @@ class Report:
             "training": self.training,
             "fingerprint": self.fingerprint,
         }
+
+
+def _by_split(verdicts: Mapping[str, Sequence[Verdict]]) -> dict[str, list[dict[str, Any]]]:
+    found = {}
+    for split, said in verdicts.items():
+        found[split] = [each.to_json() for each in said]
+    return found
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -171,6 +180,7 @@ def _complete(report: dict[str, Any], path: Path) -> None:
     report.setdefault("purpose", _purpose(report))
     report.setdefault("plan", None)
     report.setdefault("verdicts", [])
+    report.setdefault("verdicts_by_split", {})
     report.setdefault("listens", [])
     report.setdefault("refused", [])
     report.setdefault("pairs_by_split", {})

@@ -30,6 +30,7 @@ def check(recipe: Recipe) -> None:
     check_evaluation(setting.purpose, ranges["evaluation"])
     apart("evaluation", ranges)
     choose_elsewhere(recipe)
+    check_states(recipe, setting)
     check_runtimes(setting)
     if setting.look > 1 and setting.purpose != "report":
         raise ValueError(
@@ -67,6 +68,46 @@ def check(recipe: Recipe) -> None:
             )
 
 
+def check_states(recipe: Recipe, setting: Evaluation) -> None:
+    """Raises ValueError where a split has few initial states, which all ranges of seeds share, and
+    its episodes would be chosen on, or be the same twice."""
+    world = recipe.world("evaluate")
+    for split in setting.splits:
+        states = world.states(split)
+        if states is None:
+            continue
+        if setting.purpose != "report":
+            raise ValueError(f"--evaluation.splits {split}: {_shared(split, states)}")
+        if setting.routes:
+            raise ValueError(
+                f"--evaluation.routes on {split}, where static routes are chosen on the calibration's "
+                f"seeds: {_shared(split, states)}"
+            )
+        most = states * len(world.tasks(split))
+        if setting.episodes > most:
+            raise ValueError(
+                f"--evaluation.episodes {setting.episodes}: {split} has {states} initial states a "
+                f"task, {most} episodes in all; more would be the same again, and intervals would "
+                f"take them for new ones; give at most {most}"
+            )
+
+
+def check_calibration_states(recipe: Recipe) -> None:
+    """The same of the split in which the longest `execute` is chosen."""
+    split = recipe.evaluation.splits[0]
+    states = recipe.world("calibrate").states(split)
+    if states is not None:
+        raise ValueError(f"--evaluation.splits {split}, to calibrate on: {_shared(split, states)}")
+
+
+def _shared(split: str, states: int) -> str:
+    return (
+        f"{split} has {states} initial states a task, the same for every seed, and reports are on "
+        "them: nothing may be chosen there; choose on drawn ones (--evaluation.splits seen), or "
+        "report (--evaluation.purpose report)"
+    )
+
+
 def check_runtimes(setting: Evaluation) -> None:
     """Raises ValueError for runtimes from which no table can be made."""
     said = " ".join(setting.runtimes)
@@ -78,10 +119,17 @@ def check_runtimes(setting: Evaluation) -> None:
             "teacher"
         )
 
+    for runtime in setting.teacher_runtimes:
+        if runtime in setting.runtimes or setting.teacher_runtimes.count(runtime) > 1:
+            raise ValueError(
+                f"--evaluation.teacher-runtimes {runtime} has no effect: the teacher is run there "
+                "anyway; leave it out"
+            )
+
 
 def beside_eager(setting: Evaluation) -> bool:
     """Whether anything has to be exported."""
-    return any(runtime != EAGER for runtime in setting.runtimes)
+    return any(runtime != EAGER for runtime in (*setting.runtimes, *setting.teacher_runtimes))
 
 
 def apart(ours: str, ranges: dict[str, range]) -> None:

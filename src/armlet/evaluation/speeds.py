@@ -73,17 +73,29 @@ def against_teacher_in_runtime(row: Row, policies: Sequence[Row]) -> float | Non
 def motion_against_teacher(row: Row, policies: Sequence[Row]) -> float | None:
     """How many times less a second of motion costs than with the eager teacher: faster decisions
     and rarer ones together. None where either never moved."""
-    whole = policies[0].get("ms_per_second_of_motion")
+    return _motion(policies[0], row)
+
+
+def motion_against_teacher_in_runtime(row: Row, policies: Sequence[Row]) -> float | None:
+    """The same against the teacher in the same runtime, carrying out its own number of actions;
+    None where it was not run there."""
+    teacher = teacher_beside(row, policies)
+    return None if teacher is None else _motion(teacher, row)
+
+
+def _motion(whole: Row, row: Row) -> float | None:
+    theirs = whole.get("ms_per_second_of_motion")
     mine = row.get("ms_per_second_of_motion")
-    return None if not whole or not mine else whole / mine
+    return None if not theirs or not mine else theirs / mine
 
 
 def speed(row: Row, policies: Sequence[Row]) -> dict[str, float | None]:
-    """All three, as they stand in a report's row."""
+    """All four, as they stand in a report's row."""
     return {
         "teacher": against_teacher(row, policies),
         "teacher_in_runtime": against_teacher_in_runtime(row, policies),
         "motion": motion_against_teacher(row, policies),
+        "motion_in_runtime": motion_against_teacher_in_runtime(row, policies),
     }
 
 

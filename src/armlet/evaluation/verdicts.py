@@ -227,11 +227,23 @@ def _rest(verdict: Verdict) -> str:
 # ------------------------------------------------------------------------------------------------
 
 
-def verdicts(outcomes: Outcomes, baselines: Sequence[str], margin: float) -> list[Verdict]:
+def verdicts_by_split(
+    outcomes: Outcomes, baselines: Sequence[str], margin: float
+) -> dict[str, list[Verdict]]:
+    """The same on each split behind the first, by its name."""
+    found = {}
+    for split in outcomes.splits[1:]:
+        found[split] = verdicts(outcomes, baselines, margin, split)
+    return found
+
+
+def verdicts(
+    outcomes: Outcomes, baselines: Sequence[str], margin: float, split: str | None = None
+) -> list[Verdict]:
     """Every recipe, or policy that stands alone, against the first policy and against each of the
-    `baselines`, in the first split's episodes. Raises ValueError for a baseline that was not
-    run."""
-    together = kept.together(outcomes, outcomes.splits[0])
+    `baselines`, in a split's episodes, the first split's where none is named. Raises ValueError for
+    a baseline that was not run."""
+    together = kept.together(outcomes, split or outcomes.splits[0])
     check_baselines(baselines, together)
     first = next(iter(together))
     told: set[frozenset[str]] = set()  # who has been compared with whom

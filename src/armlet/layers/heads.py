@@ -307,6 +307,26 @@ class FlowHead(ActionHead):
         error = self.velocity(mixed, t, condition, seen) - (actions - noise)
         return masked_mean(error.square(), valid)
 
+    def distance(
+        self, condition: Tensor, other: "FlowHead", told: Tensor, actions: Tensor, valid: Tensor
+    ) -> Tensor:
+        """(b,): the squared distance of this head's velocities from those of `other`, which is told
+        `told` (b, d'), at one noise and time a sample, drawn on straight paths to `actions`. `other`
+        gets no gradient.
+
+        It is 0 where both flows are the same, and in expectation `loss` with the other's velocities
+        in the place of the path's: what diffusion models are distilled by (arXiv 2305.15798, eq. 7),
+        one pass through each head where decoded actions take `steps` of them, and back.
+        """
+        noise = torch.randn_like(actions)
+        t = torch.rand(len(actions), device=actions.device, dtype=actions.dtype)
+        mixed = noise + t[:, None, None] * (actions - noise)
+        real = valid.bool()
+        seen = real | ~real.any(1, keepdim=True)  # as in `loss`
+        with torch.no_grad():
+            target = other.velocity(mixed, t, told, seen)
+        return masked_mean((self.velocity(mixed, t, condition, seen) - target).square(), valid)
+
 
 class ArmGripperHead(ActionHead):
     """The decoder of VITA-VLA's small expert (arXiv 2510.09607, after Seer, arXiv 2412.15109),

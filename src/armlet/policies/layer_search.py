@@ -16,7 +16,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
+from scipy import stats as scipy_stats
 from torch import Tensor
 
 from armlet import limits
@@ -39,6 +41,22 @@ class Scored:
 
     layers: Layers
     error: float
+    # Of each episode of the frames (`episodes_of`), its errors summed over real steps; empty of a
+    # network that fell apart.
+    sums: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Lead:
+    """By how much the best set leads another: the difference of their errors, another − best, in the
+    same frames, with its 95 % interval over episodes (a ratio of sums, linearised; Student's t). The
+    best was picked for being first, of `Found.scored`, so a lead is rather too large than too
+    small."""
+
+    layers: Layers  # of the other
+    difference: float
+    low: float
+    high: float
 
 
 @dataclass(frozen=True)
@@ -51,10 +69,17 @@ class Found:
     frames: int
     of: int
     beam: int | None  # None: every set was tried
+    episodes: int = 0  # that the frames are of
+    lead: Lead | None = None  # on the second; None: there is none, or there is one episode
+    # Sets, the best among them, that the frames do not show to be further off than the best is.
+    within_noise: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As it is kept beside the weights, with the best sets only."""
-        said: dict[str, Any] = json.loads(json.dumps(asdict(replace(self, best=self.best[:SHOWN]))))
+        best = tuple(replace(each, sums=()) for each in self.best[:SHOWN])
+        said: dict[str, Any] = json.loads(json.dumps(asdict(replace(self, best=best))))
+        for each in said["best"]:
+            del each["sums"]
         return said
 
 
@@ -108,15 +133,18 @@ class Scores:
 
     def __init__(self, path: Path | None = None) -> None:
         self.path = path
-        self.known: dict[Layers, float] = {}
+        self.known: dict[Layers, Scored] = {}
         for line in whole_lines(path) if path is not None else ():
             row = json.loads(line)
-            self.known[tuple(row["layers"])] = row["error"]
+            if "sums" not in row:  # an older search kept no episodes; scored anew
+                continue
+            layers = tuple(row["layers"])
+            self.known[layers] = Scored(layers, row["error"], tuple(row["sums"]))
 
     def add(self, scored: Sequence[Scored]) -> None:
         """Remember these."""
         for each in scored:
-            self.known[each.layers] = each.error
+            self.known[each.layers] = each
         if self.path is not None:
             with appending(self.path) as add:
                 for each in scored:
@@ -158,7 +186,51 @@ def search(
         tried = count
     else:
         best, tried = _leave_out(depth, layers, beam, scored)
-    return Found(tuple(best), tried, len(sample), depth, None if few else beam)
+    leads = _leads(best, sample)
+    within = None if leads is None else 1 + sum(lead.low <= 0 for lead in leads)
+    return Found(
+        tuple(best),
+        tried,
+        len(sample),
+        depth,
+        None if few else beam,
+        episodes=int(episodes_of(sample).max()) + 1,
+        lead=leads[0] if leads else None,
+        within_noise=within,
+    )
+
+
+def episodes_of(sample: Batch) -> Tensor:
+    """(b,) int64: which episode each frame is of, counted from 0; frames without keys are taken for
+    one episode each."""
+    if sample.keys is None:
+        return torch.arange(len(sample))
+    return sample.keys[:, 0].cpu().unique(return_inverse=True)[1]
+
+
+def _leads(best: Sequence[Scored], sample: Batch) -> list[Lead] | None:
+    """By how much the first of these leads each of the others that did not fall apart; None where
+    one episode cannot say."""
+    episodes = episodes_of(sample)
+    count = int(episodes.max()) + 1
+    if count < 2 or not best[0].sums:
+        return None
+    steps = torch.zeros(count, dtype=torch.float64)
+    steps.index_add_(0, episodes, _valid(sample).sum(1).double().cpu())
+    weights = steps.numpy()
+    first = np.array(best[0].sums)
+    quantile = float(scipy_stats.t.ppf(0.975, count - 1))
+    found = []
+    for other in best[1:]:
+        if not other.sums:
+            continue
+        gaps = np.array(other.sums) - first
+        difference = float(gaps.sum() / weights.sum())
+        left = gaps - difference * weights  # of a ratio of sums, what each episode adds
+        variance = count / (count - 1) * float((left**2).sum()) / float(weights.sum()) ** 2
+        half = quantile * math.sqrt(variance)
+        found.append(Lead(other.layers, difference, difference - half, difference + half))
+    return found
 
 
 def _leave_out(
@@ -185,34 +257,46 @@ def _scored(
     progress = Progress(title, total=len(sets), start=len(sets) - len(missing), unit="set")
     for start in range(0, len(missing), GROUP):
         group = missing[start : start + GROUP]
-        errors = errors_of(teacher, sample, group)
-        scores.add([Scored(*pair) for pair in zip(group, errors, strict=True)])
+        scores.add(errors_of(teacher, sample, group))
         progress.advance(len(group))
     progress.close()
-    found = [Scored(each, scores.known[each]) for each in sets]
+    found = [scores.known[each] for each in sets]
     return sorted(found, key=lambda each: (each.error, each.layers))
 
 
 @torch.inference_mode()
-def errors_of(teacher: Backbone, sample: Batch, sets: Sequence[Layers]) -> list[float]:
+def errors_of(teacher: Backbone, sample: Batch, sets: Sequence[Layers]) -> list[Scored]:
     """How far the actions of each set are from `sample.taught`, in the order of the sets."""
     sums = [0.0] * len(sets)
     steps = 0.0
+    episodes = episodes_of(sample)
+    of_each = torch.zeros(len(sets), int(episodes.max()) + 1, dtype=torch.float64)
     for start in range(0, len(sample), ROWS):
         part = sample.part(slice(start, start + ROWS))
         assert part.taught is not None  # `search` sees to it
-        valid = part.actions_valid  # (b, k); None: of moments that nobody recorded
-        if valid is None:
-            valid = torch.ones(part.taught.shape[:2], device=part.taught.device)
+        valid = _valid(part)
         steps += float(valid.sum())
         for number, actions in enumerate(answers(teacher, part, sets)):
             gap = (actions.float() - part.taught).abs().mean(-1)  # (b, k)
-            sums[number] += float((gap * valid).sum())
+            counted = gap * valid
+            sums[number] += float(counted.sum())
+            mine = episodes[start : start + ROWS]
+            of_each[number].index_add_(0, mine, counted.sum(1).double().cpu())
     found = []
-    for total in sums:
-        # A network that falls apart without a layer may answer NaN: nothing is further off.
-        found.append(total / steps if math.isfinite(total) else sys.float_info.max)
+    for layers, total, each in zip(sets, sums, of_each, strict=True):
+        if math.isfinite(total):
+            found.append(Scored(layers, total / steps, tuple(each.tolist())))
+        else:  # a network that falls apart without a layer may answer NaN: nothing is further off
+            found.append(Scored(layers, sys.float_info.max))
     return found
+
+
+def _valid(sample: Batch) -> Tensor:
+    """(b, k): which steps count; all of moments that nobody recorded."""
+    if sample.actions_valid is not None:
+        return sample.actions_valid
+    assert sample.taught is not None  # `search` sees to it
+    return torch.ones(sample.taught.shape[:2], device=sample.taught.device)
 
 
 def answers(policy: Backbone, batch: Batch, sets: Sequence[Layers]) -> Iterator[Tensor]:

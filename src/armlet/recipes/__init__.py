@@ -4,6 +4,11 @@ its table `RECIPES`, and each function without arguments that returns a `Recipe`
 
 Names are read from the source, so that listing them imports nothing heavy: a row stands there as
 `"name": Row("what it is", base, …)`.
+
+What tables of many tasks are made of is a product, and no row a recipe: in a file's table
+`AT_BUDGETS` a line `"first_k": Across("what it is", change)` is `first_k_mt50_25`,
+`first_k_mt50_50`, `first_k_libero_object_25` …, a name for every world of `WORLDS` and budget of
+`BUDGETS`; in `IN_WORLDS`, which has no budgets, `"bc_whole"` is `bc_whole_mt50` and so on.
 """
 
 import ast
@@ -11,7 +16,7 @@ import difflib
 import importlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +27,13 @@ if TYPE_CHECKING:  # naming the recipes imports nothing heavy
 
 _HERE = Path(__file__).parent
 TABLE = "RECIPES"  # of a file: name → Row (recipes/bases.py)
+AT_BUDGETS = "AT_BUDGETS"  # the same of products: name → Across (recipes/bases.py)
+IN_WORLDS = "IN_WORLDS"
+META_WORLD = ("mt50", "ml45", "mt10")
+LIBERO = ("libero_object", "libero_spatial")
+WORLDS = (*META_WORLD, *LIBERO)  # bases on which whole tables are made
+_TOGETHER = {"META_WORLD": META_WORLD, "LIBERO": LIBERO, "WORLDS": WORLDS}
+BUDGETS = (25, 50)  # percent of the teacher's layers that a student runs
 OWN = "own"  # the base of recipes for whatever robot there is
 
 
@@ -35,8 +47,35 @@ class Choice:
     base: str
 
 
+@dataclass(frozen=True)
+class Product:
+    """What the source says of a recipe in several worlds: its `module` and `table`, one line that
+    says what it is, and in which worlds it is."""
+
+    module: str
+    table: str
+    summary: str
+    worlds: tuple[str, ...]
+
+    @property
+    def budgets(self) -> tuple[int, ...]:
+        """Percent of the teacher's layers; none of a recipe that has no budget."""
+        return BUDGETS if self.table == AT_BUDGETS else ()
+
+    def names(self, stem: str) -> dict[str, tuple[str, int | None]]:
+        """The name of every recipe → its world and its budget. `stem`: what they all begin with."""
+        found: dict[str, tuple[str, int | None]] = {}
+        for world in self.worlds:
+            if not self.budgets:
+                found[f"{stem}_{world}"] = (world, None)
+            for budget in self.budgets:
+                found[f"{stem}_{world}_{budget}"] = (world, budget)
+        return found
+
+
 def available() -> dict[str, str]:
-    """Recipe name → one line that says what it is; those for one's own robot come first."""
+    """Recipe name → one line that says what it is; those for one's own robot come first. Without
+    `products`."""
     found = _found()
     ordered = sorted(found, key=lambda name: found[name].base != OWN)
     return {name: found[name].summary for name in ordered}
@@ -47,6 +86,57 @@ def for_own_robots() -> list[str]:
     return [name for name, choice in _found().items() if choice.base == OWN]
 
 
+@cache  # the source does not change while it runs, and is parsed for every name that is looked up
+def products() -> dict[str, Product]:
+    """What the names of recipes in several worlds begin with → what the source says of them."""
+    found: dict[str, Product] = {}
+    for path in sorted(_HERE.glob("[!_]*.py")):
+        for node in ast.parse(path.read_text()).body:
+            if not isinstance(node, ast.Assign):
+                continue
+            table = ast.unparse(node.targets[0])
+            if table not in (AT_BUDGETS, IN_WORLDS):
+                continue
+            for name, row in _entries(node.value):
+                if name in found:
+                    raise ValueError(
+                        f"two recipes are called {name}: {found[name].module}.py and {path.name}"
+                    )
+                found[name] = _product(row, path, table)
+    return found
+
+
+def _product(row: ast.Call, path: Path, table: str) -> Product:
+    try:
+        summary, _, *worlds = row.args
+        there = _TOGETHER[ast.unparse(worlds[0])] if worlds else WORLDS
+        return Product(path.stem, table, ast.literal_eval(summary), there)
+    except (KeyError, ValueError) as error:
+        raise ValueError(
+            f"{path.name}, line {row.lineno}: a row of {table} is read without running it; expected "
+            f'`"name": Across("what it is", change)`, behind them perhaps {" or ".join(_TOGETHER)}'
+        ) from error
+
+
+def product_names() -> dict[str, str]:
+    """The name of every recipe that is one of a product → what it is."""
+    found = {}
+    for stem, product in products().items():
+        for name, (world, budget) in product.names(stem).items():
+            at = "" if budget is None else f" at {budget} %"
+            found[name] = f"On {world}{at}: {product.summary}"
+    return found
+
+
+def _entries(table: ast.expr) -> Iterator[tuple[str, ast.Call]]:
+    """The lines of a table, as they stand in the source."""
+    rows = zip(table.keys, table.values, strict=True) if isinstance(table, ast.Dict) else ()
+    for key, row in rows:
+        assert key is not None and isinstance(row, ast.Call)
+        yield ast.literal_eval(key), row
+
+
+@cache  # as above
 def _found() -> dict[str, Choice]:
     found: dict[str, Choice] = {}
     for path in sorted(_HERE.glob("[!_]*.py")):  # in one order on every machine
@@ -108,13 +198,26 @@ def find(name: str) -> Callable[[], "Recipe"]:
         return _outside(name)
     found = _found()
     if name not in found:
-        near = difflib.get_close_matches(name, found, 1)
+        for stem, product in products().items():
+            places = product.names(stem)
+            if name in places:
+                return _of_product(stem, product, name, *places[name])
+        near = difflib.get_close_matches(name, [*found, *product_names()], 1)
         hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(found)}"
         raise ValueError(f"no recipe {name!r}; {hint}")
     module = importlib.import_module(f"{__name__}.{found[name].module}")
     # A row of its table, or a function of that name.
     row = getattr(module, TABLE, {}).get(name)
     return getattr(module, name) if row is None else partial(row.make, name)
+
+
+def _of_product(
+    stem: str, product: Product, name: str, world: str, budget: int | None
+) -> Callable[[], "Recipe"]:
+    """What makes the recipe called `name`, one of a product."""
+    module = importlib.import_module(f"{__name__}.{product.module}")
+    row = getattr(module, product.table)[stem]
+    return partial(row.make, name, world, None if budget is None else budget / 100)
 
 
 def _outside(name: str) -> Callable[[], "Recipe"]:

@@ -39,6 +39,7 @@ from armlet.data.transforms import DrawBudget, Explore
 from armlet.policies.routed import Routing
 from armlet.recipe import QUIET, Objective, Recipe, Round
 from armlet.recipes.bases import (
+    Across,
     MatchOutput,
     Row,
     demo,
@@ -235,7 +236,7 @@ def actdistill(base: Recipe, student: Routing = QUARTER, *, route: int = 1000) -
     assert keep is not None  # every recipe here gives one
     routing = replace(
         stage,
-        objective=ActDistill(keep=keep),
+        objective=ActDistill(output=output_of(base), keep=keep),
         steps=route,
         freeze=frozen,
         transforms=(*stage.transforms, Explore(1.0, 0.6)),  # noise falls, but never to none
@@ -246,6 +247,13 @@ def actdistill(base: Recipe, student: Routing = QUARTER, *, route: int = 1000) -
         stage, steps=stage.steps - route, freeze=(*frozen, "policy.router.*"), compile=False
     )
     return replace(base, student=student, stages=(routing, settling))
+
+
+def output_of(base: Recipe) -> MatchOutput:
+    """How the base's students match its teacher's output."""
+    (stage,) = base.stages
+    assert isinstance(stage.objective, MatchOutput)  # every base here has one
+    return stage.objective
 
 
 def faithful(
@@ -275,8 +283,8 @@ def dial(base: Recipe) -> Recipe:
 
 def action_kd(base: Recipe, *, budget: float = 0.25) -> Recipe:
     """Neither the condition nor any layer is matched."""
-    recipe = actdistill(base, Routing(budget=budget))
-    said = MatchOutput(condition=0)
+    recipe = actdistill(base, Routing(budget=budget), route=_third(base))
+    said = replace(output_of(base), condition=0)
     # The same loss with weights of 0: layers are read, and nothing comes of it.
     objective = ActDistill(output=said, keep=budget, semantic=0, layer_action=0)
     # The second stage has a router that stands still, so no budget either.
@@ -432,5 +440,47 @@ RECIPES = {
         "and it learns on.",
         tabletop,
         onpolicy,
+    ),
+}
+
+
+def at(base: Recipe, *, budget: float, blind: bool = False) -> Recipe:
+    """A third of the steps finds the router, as on tabletop. `blind`: it sees image and words
+    only."""
+    student = replace(BLIND if blind else QUARTER, budget=budget)
+    return actdistill(base, student, route=_third(base))
+
+
+def faithful_at(base: Recipe, *, budget: float, dose: float = 1.0) -> Recipe:
+    return faithful(base, Routing(budget=budget), dose=dose, route=_third(base))
+
+
+def router_at(base: Recipe, *, budget: float) -> Recipe:
+    return actdistill(base, replace(PUBLISHED_ROUTER, budget=budget), route=_third(base))
+
+
+def _third(base: Recipe) -> int:
+    return base.stages[0].steps // 3
+
+
+AT_BUDGETS = {
+    "actdistill": Across("ActDistill, its teacher's layers and a router.", at),
+    "blind": Across(
+        "ActDistill whose router sees no state and no previous action.", partial(at, blind=True)
+    ),
+    "faithful": Across("ActDistill with its layers supervised as the paper has it.", faithful_at),
+    "faithful_low": Across(
+        "the same with a fifth of the paper's weight.", partial(faithful_at, dose=0.2)
+    ),
+    "faithful_high": Across(
+        "the same with eight times the paper's weight.", partial(faithful_at, dose=8.0)
+    ),
+    "published_router": Across("ActDistill with the router of the public code.", router_at),
+    "published_budget": Across("the published training, held to a budget.", published_budget),
+    "action_kd": Across("ActDistill told the final action and nothing else.", action_kd),
+}
+IN_WORLDS = {
+    "published": Across(
+        "the published training as it is written, which asks for no budget.", published
     ),
 }

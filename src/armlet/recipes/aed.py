@@ -47,8 +47,11 @@ from armlet.recipes.bases import (
     LAST,
     SHIPPED_TOWERS,
     TRACED,
+    Across,
     Row,
+    as_trained_in,
     choosing,
+    chunked_as,
     guess,
     guesses,
     longer_taught,
@@ -220,7 +223,7 @@ def aed(
         recipe = replace(recipe, traced=traced, shared=Path(f"out/aed_layers_{base.name}"))
     return replace(
         recipe,
-        student=TwoTowerStudent(choosing(small_student(), base.benchmark, own)),
+        student=TwoTowerStudent(choosing(chunked_as(base, small_student()), base.benchmark, own)),
         stages=two_stages(said, steps),
     )
 
@@ -409,4 +412,23 @@ RECIPES = {
         tabletop,
         own_average,
     ),
+}
+
+
+def in_world(base: Recipe, **weights: Any) -> Recipe:
+    """As many steps as the other recipes of this world have, in patches that divide its cameras."""
+    assert base.benchmark is not None
+    patch = next(p for p in PATCHES if not any(s % p for s in base.benchmark.cameras.values()))
+    objective = replace(WHOLE, **weights)
+    recipe = aed(base, objective, steps=base.stages[0].steps, patch=patch)
+    # Its few instructions do not part into three.
+    return as_trained_in(base, replace(recipe, split="last"))
+
+
+PATCHES = (16, 12, 8)  # pixels a side; the largest that fits
+ACTIONS = {"attention": 0.0, "representation": 0.0, "contrastive": 0.0}  # and nothing else
+IN_WORLDS = {
+    "aed": Across("AED, two towers teach two smaller ones to choose among 24 actions.", in_world),
+    "aed_action_only": Across("AED's student, taught actions only.", partial(in_world, **ACTIONS)),
+    "aed_bc": Across("AED's student without a teacher.", partial(in_world, **ACTIONS, share=0.0)),
 }

@@ -6,6 +6,7 @@ running the first layers only (recipes.md §1, 3). On tabletop each keeps two of
 many as ActDistill's student runs.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
@@ -16,9 +17,11 @@ from armlet.policies.students import FirstK, Fresh, LayerDrop, Whole
 from armlet.recipe import Recipe
 from armlet.recipes.bases import (
     FACTS,
+    Across,
     Imitate,
     Row,
     demo,
+    layers_at,
     libero_object,
     libero_spatial,
     metaworld,
@@ -187,5 +190,40 @@ RECIPES = {
         "The same on Meta-World.",
         metaworld,
         partial(bc_long, kept=3),
+    ),
+}
+
+
+def keeping(
+    change: Callable[[Recipe, int], Recipe],
+) -> Callable[..., Recipe]:
+    """A change that is told a number of layers, as one that is told a share of them."""
+
+    def at(base: Recipe, *, budget: float) -> Recipe:
+        return change(base, layers_at(base, budget))
+
+    return at
+
+
+def warm_at(base: Recipe, *, budget: float) -> Recipe:
+    return bc_warm(base, FirstK(layers_at(base, budget)))
+
+
+def skip_at(base: Recipe, *, budget: float) -> Recipe:
+    return random_skip(base, budget)
+
+
+AT_BUDGETS = {
+    "first_k": Across("its teacher's first layers, fine-tuned.", keeping(first_k)),
+    "layer_drop": Across("the layers that change their input most.", keeping(layer_drop)),
+    "layer_search": Across("the layers that answer most as all do.", keeping(layer_search)),
+    "random_skip": Across("layers chosen at random at every decision.", skip_at),
+    "bc": Across("no teacher: a fresh network of as many layers.", keeping(bc)),
+    "bc_long": Across("`bc` with its teacher's steps as well.", keeping(bc_long)),
+    "bc_warm": Across("no teacher while training: its first layers go on imitating.", warm_at),
+}
+IN_WORLDS = {
+    "bc_whole": Across(
+        "no teacher while training: all layers go on imitating.", partial(bc_warm, student=Whole())
     ),
 }

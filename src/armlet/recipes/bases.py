@@ -9,11 +9,13 @@ recipe without a student: `armlet collect tabletop`, `armlet teach tabletop` and
 tabletop` make what they share.
 
 `Row` is a line of a file's table of recipes: a base and what is changed in it; its name says where
-its files are.
+its files are. `Across` is a line for many recipes: the same change in every world that tables are
+made of, at every budget (armlet/recipes/__init__.py has worlds, budgets and names).
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -36,6 +38,7 @@ from armlet.recipe import (
     Recipe,
     Stage,
 )
+from armlet.recipes import WORLDS
 from armlet.training import losses
 from armlet.types import Batch, Trace
 
@@ -117,18 +120,24 @@ class MatchOutput(Objective):
     """Weight of the teacher's actions."""
     condition: float = 0.5
     """Weight of what the teacher's head reads; 0: nobody need know it."""
-    by: Literal["fitting", "actions", "logits", "choices"] = field(
+    by: Literal["fitting", "actions", "logits", "choices", "velocity"] = field(
         default="fitting", metadata=QUIET
     )
     """How the teacher's actions are matched: actions, by their distance; logits, of a student and a
     teacher that choose among the same classes; choices, by the student's own loss against the
-    teacher's actions; fitting: logits or choices for a student that chooses, actions for others."""
+    teacher's actions; velocity, of two flow heads, whose velocities are compared at the same noise
+    and time (`FlowHead.distance`); fitting: logits or choices for a student that chooses, actions
+    for others."""
 
     def _matches(self) -> list[tuple[str, str]]:
         """What is read of the teacher, and of the student."""
         matched = []
         if self.action:
-            named = {"logits": ("logits", "logits"), "choices": ("actions", "imitation.teacher")}
+            named = {
+                "logits": ("logits", "logits"),
+                "choices": ("actions", "imitation.teacher"),
+                "velocity": ("condition", "imitation.velocity"),
+            }
             matched.append(named.get(self.by, ("actions", "actions")))
         if self.condition:
             matched.append(("condition", "condition"))
@@ -165,6 +174,8 @@ class MatchOutput(Objective):
         """(b,): how far the student's actions are from the teacher's."""
         if self.by == "choices":
             return student["imitation.teacher"]
+        if self.by == "velocity":
+            return student["imitation.velocity"]
         if self.by == "logits":
             mine = student["logits"]
             theirs = teacher["logits"]
@@ -182,6 +193,9 @@ class MatchOutput(Objective):
 # What recipes begin with; each replaces what it does otherwise.
 TEACH = Stage(Imitate(), steps=6000, batch_size=128, ema=0.999, compile=True)
 PROBE = Probe(Stage(FitHeads(), steps=600, optimiser="adamw", train=("probe.*",)))
+# Of a flow head: ten steps of Euler's method, and back through them, cost nine times as much as a
+# velocity and lead to the same flow.
+MATCH_FLOW = MatchOutput(by="velocity")
 DISTIL = Stage(
     MatchOutput(), steps=3000, batch_size=128, learning_rate=5e-4, ema=0.998, compile=True
 )
@@ -205,6 +219,43 @@ class Row:
         if recipe.benchmark is None:  # two recipes for one's own robot may want different teachers
             recipe = replace(recipe, teacher=out / "teacher")
         return replace(recipe, name=name, out=out)
+
+
+@dataclass(frozen=True)
+class Across:
+    """A recipe in several worlds, a line of a file's table: what it is, and what makes it of a base
+    and, in a table of budgets, of a share of the teacher's layers."""
+
+    summary: str
+    change: Callable[..., Recipe]
+    worlds: tuple[str, ...] = WORLDS
+
+    def make(self, name: str, world: str, budget: float | None = None) -> Recipe:
+        """The recipe of this name in a world, which is the name of a base here. `budget`: the share
+        that its student runs, in a table of budgets."""
+        base: Callable[[], Recipe] = globals()[world]
+        change = self.change if budget is None else partial(self.change, budget=budget)
+        return Row(self.summary, base, change).make(name)
+
+
+def layers_at(base: Recipe, budget: float) -> int:
+    """How many layers of the base's teacher are a share of them. Raises ValueError where the base
+    does not say how deep its teacher is, or the share is no whole number of layers."""
+    if not isinstance(base.network, VLANetwork):
+        raise ValueError(f"base {base.name!r} has no VLANetwork, so its depth is not known")
+    count = base.network.depth * budget
+    if count < 1 or count != int(count):
+        raise ValueError(
+            f"{budget:g} of the {base.network.depth} layers of {base.name!r} is {count:g}, no whole "
+            "number of layers"
+        )
+    return int(count)
+
+
+def as_trained_in(base: Recipe, recipe: Recipe) -> Recipe:
+    """The recipe with batches of the size that the base's students learn from."""
+    size = base.stages[0].batch_size
+    return replace(recipe, stages=tuple(replace(stage, batch_size=size) for stage in recipe.stages))
 
 
 def own() -> Recipe:
@@ -321,14 +372,17 @@ def many_tasks(name: str, task_names: tuple[str, ...], *, per_task: int = 40) ->
         network=network,
         teach=replace(TEACH, steps=10000, batch_size=64, warmup=200),
         probe=PROBE,
-        stages=(DISTIL,),
+        # A student of four layers takes 0.4 s a step of one core, ActDistill's 1.2 until its router
+        # stands still (docs/many-tasks.md).
+        stages=(replace(DISTIL, objective=MATCH_FLOW, steps=2000, batch_size=64, warmup=100),),
         evaluation=Evaluation(episodes=500),
     )
 
 
 def libero(suite: str, *, episodes: int = 1000) -> Recipe:
-    """A suite of LIBERO (needs the extra): a teacher taught from our scripted expert's episodes, and
-    all measured from the official initial states, fifty a task; no student."""
+    """A suite of LIBERO (needs the extra): a teacher taught from our scripted expert's episodes; a
+    report is on the official initial states, fifty a task (`--evaluation.splits official`); no
+    student."""
     from armlet.benchmarks.libero import Libero
 
     return replace(
@@ -344,7 +398,8 @@ def libero(suite: str, *, episodes: int = 1000) -> Recipe:
         # Each process keeps a world a task, of 0.9 GB.
         collection=Collection(episodes=episodes, workers=1),
         network=VLANetwork(strides={"scene": 12, "wrist": 16}),  # 96 and 64 px: 64 and 16 tokens
-        evaluation=Evaluation(episodes=500, splits=("official",), workers=1),
+        # Chosen on drawn layouts: the official ones are the same for all seeds (`Libero.states`).
+        evaluation=Evaluation(episodes=500, workers=1),
     )
 
 
@@ -399,6 +454,13 @@ def choosing(network: TwoTowerNetwork, benchmark: Benchmark, patch: int) -> TwoT
     )
 
 
+def chunked_as(base: Recipe, network: TwoTowerNetwork) -> TwoTowerNetwork:
+    """The network with as many actions a decision as the base's teacher."""
+    if not isinstance(base.network, VLANetwork):
+        return network
+    return replace(network, chunk=base.network.chunk, execute=base.network.execute)
+
+
 def two_towers(base: Recipe, *, patch: int = 12, teacher: Path | None = None) -> Recipe:
     """The base with a teacher of two towers that choose among primitives, and what is stored of its
     answers; no student. `teacher`: one that is there already."""
@@ -409,7 +471,7 @@ def two_towers(base: Recipe, *, patch: int = 12, teacher: Path | None = None) ->
         base,
         shared=shared,
         teacher=teacher or shared / "teacher",
-        network=choosing(small_teacher(), base.benchmark, patch),
+        network=choosing(chunked_as(base, small_teacher()), base.benchmark, patch),
         probe=None,  # nobody reads its layers through heads
         split="tasks",
         traced=TRACED,

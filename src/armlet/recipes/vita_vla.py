@@ -44,7 +44,18 @@ from armlet.policies.action_query import (
 from armlet.policies.fitting import FitsPictures, FitsRobot
 from armlet.policies.vla import VLANetwork
 from armlet.recipe import Objective, Recipe, Stage
-from armlet.recipes.bases import DISTIL, FACTS, Row, guess, guesses, metaworld, own, tabletop
+from armlet.recipes.bases import (
+    DISTIL,
+    FACTS,
+    Across,
+    Row,
+    as_trained_in,
+    guess,
+    guesses,
+    metaworld,
+    own,
+    tabletop,
+)
 from armlet.training import losses
 from armlet.types import Batch, Trace
 
@@ -191,5 +202,30 @@ RECIPES = {
         "The same without the alignment, for as many steps.",
         metaworld,
         partial(vita_vla, align=0, finetune=1000),
+    ),
+}
+
+
+def in_world(base: Recipe, *, align: bool = True, shuffled: bool = False) -> Recipe:
+    """As many steps as the other recipes of this world have, half of them to align."""
+    assert base.benchmark is not None
+    steps = base.stages[0].steps
+    # Every number of the state from here on is a finger's: one in Meta-World, two in LIBERO.
+    fingers = sum("finger" in name or name == "gap" for name in base.benchmark.state_names)
+    network = replace(SMALL, gripper_state=tuple(range(-fingers, 0)))
+    first = steps // 2 if align else 0
+    recipe = vita_vla(base, align=first, finetune=steps - first, network=network, shuffled=shuffled)
+    return as_trained_in(base, recipe)
+
+
+IN_WORLDS = {
+    "vita_vla": Across("VITA-VLA, a language model aligned with a small expert.", in_world),
+    "vita_vla_finetune": Across(
+        "VITA-VLA's model and decoder without the alignment, for as many steps.",
+        partial(in_world, align=False),
+    ),
+    "vita_vla_shuffled": Across(
+        "a control: aligned with what the expert read at other frames.",
+        partial(in_world, shuffled=True),
     ),
 }

@@ -48,11 +48,13 @@ from armlet.policies.fitting import Alike
 from armlet.policies.students import OtherNetwork
 from armlet.policies.vla import VLANetwork
 from armlet.recipe import Collection, Objective, Recipe, Round
+from armlet.recipes import META_WORLD
 from armlet.recipes.bases import (
     DISTIL,
     FACTS,
     SHIPPED_TOWERS,
     TEACH,
+    Across,
     Row,
     demo,
     guess,
@@ -394,4 +396,71 @@ RECIPES = {
         demo,
         vla_ad,
     ),
+}
+
+
+def in_world(base: Recipe, semantic: Semantic = "privileged_text", **others: Any) -> Recipe:
+    """A student of as many actions a decision as its teacher. Its rules see where Meta-World's hand
+    is; of another robot they see commands and grippers."""
+    assert isinstance(base.network, VLANetwork)
+    network = replace(SMALL, chunk=base.network.chunk, execute=base.network.execute)
+    settings = {"rules": rules_of(base), "network": network, **others}
+    return vla_ad(base, semantic, **settings)
+
+
+def rules_of(base: Recipe) -> Annotator:
+    from armlet.benchmarks.metaworld import Metaworld
+
+    if not isinstance(base.benchmark, Metaworld):
+        return MotionRules()
+    # The rules' numbers that are of a step are of one at 20 Hz.
+    faster = base.benchmark.action_spec.control_hz / 20
+    assert METAWORLD.metres_per_command is not None
+    embodiment = replace(
+        METAWORLD,
+        metres_per_command=METAWORLD.metres_per_command / faster,
+        settled=METAWORLD.settled / faster,
+    )
+    return PhaseRules(embodiment)
+
+
+def truth_in(base: Recipe) -> Recipe:
+    """The thing that each task of Meta-World is about, and which way it moved."""
+    from armlet.benchmarks.metaworld.language import THINGS
+
+    rules = rules_of(base)
+    assert isinstance(rules, PhaseRules)
+    return in_world(base, rules=SimulatorWords(things=tuple(THINGS.items()), rules=rules))
+
+
+def codes_in(base: Recipe) -> Recipe:
+    rules = rules_of(base)
+    assert isinstance(rules, PhaseRules)
+    return in_world(base, rules=PhaseCodes(rules))
+
+
+IN_WORLDS = {
+    "vla_ad": Across("VLA-AD, phases by rule, told while it learns.", in_world),
+    "vla_ad_aux": Across(
+        "its other account: phase and direction are guessed.",
+        partial(in_world, semantic="aux_heads"),
+    ),
+    "vla_ad_action_kd": Across(
+        "its student without a word: the teacher's actions alone.",
+        partial(in_world, semantic="none"),
+    ),
+    "vla_ad_bc": Across(
+        "its student without a teacher: the expert's actions alone.",
+        partial(in_world, semantic="none", target="expert"),
+    ),
+    "vla_ad_truth": Across(
+        "told the thing and its direction by the simulator.", truth_in, META_WORLD
+    ),
+    "vla_ad_shuffled": Across(
+        "a control: words of other frames.", partial(in_world, shuffled=True)
+    ),
+    "vla_ad_constant": Across(
+        "a control: the same words at every frame.", partial(in_world, rules=ConstantWords())
+    ),
+    "vla_ad_phase_codes": Across("a control: phases as letters.", codes_in, META_WORLD),
 }

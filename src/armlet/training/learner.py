@@ -4,6 +4,7 @@ Called with a batch, a learner answers any of the signals named in `types`; an o
 it wants, and nothing else is computed. Knows no recipe.
 """
 
+import copy
 from collections.abc import Collection, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -13,7 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from armlet.data.frames import BatchMaker
+from armlet.layers.action_head import ActionHead
 from armlet.layers.graph import ProbeHeads
+from armlet.layers.heads import FlowHead
 from armlet.layers.named import Named
 from armlet.layers.vision import Pointer
 from armlet.policies.contract import Backbone, Features, Pass
@@ -21,7 +24,9 @@ from armlet.recipe import Recipe
 from armlet.types import LAYERS, Batch, Precision, Trace
 
 # Signals that are computed from the condition, where a policy has one.
-READ_CONDITION = frozenset({"condition", "actions", "logits", "imitation", "imitation.teacher"})
+READ_CONDITION = frozenset(
+    {"condition", "actions", "logits", "imitation", "imitation.teacher", "imitation.velocity"}
+)
 
 
 class Learner(nn.Module):
@@ -40,6 +45,8 @@ class Learner(nn.Module):
         super().__init__()
         self.policy = policy
         self.probe = probe
+        # In a tuple, so that torch does not count it among what trains and is saved.
+        self._teacher_head: tuple[ActionHead, ...] = ()
         facts = privileged or {}
         read = policy.condition_width or policy.width
         seen = policy.vision_tokens
@@ -93,6 +100,8 @@ class Learner(nn.Module):
             trace["imitation"] = policy.loss(run, batch)
         if "imitation.teacher" in wanted:
             trace["imitation.teacher"] = self._taught(run, batch)
+        if "imitation.velocity" in wanted:
+            trace["imitation.velocity"] = self._velocities(run, batch)
         if wanted & LAYERS:
             trace["semantics"], trace["layer_actions"] = self._probed(run, every)
         trace |= self._guesses(run, facts)
@@ -117,6 +126,34 @@ class Learner(nn.Module):
         # word by word keeps what it was told to write.
         kept = {name: run.extras[name] for name in ("condition",) if name in run.extras}
         return self.policy.loss(replace(run, extras=kept), replace(batch, actions=batch.taught))
+
+    def compare_velocities_with(self, teacher: Backbone) -> None:
+        """Keep a copy of the teacher's head, for `imitation.velocity`. Raises ValueError where the
+        teacher's head or the student's has no velocities."""
+        for whose, policy in (("the teacher", teacher), ("the student", self.policy)):
+            if not isinstance(getattr(policy, "head", None), FlowHead):
+                raise ValueError(
+                    f"{whose} is {policy.kind}, and only a flow head has velocities that could be "
+                    "compared; set `objective.by` of the stage to actions"
+                )
+        head = copy.deepcopy(teacher.head).to(self.policy.device).eval()
+        self._teacher_head = (head.requires_grad_(False),)
+
+    def _velocities(self, run: Pass, batch: Batch) -> Tensor:
+        """(b,): how far the velocities of its head are from those of its teacher's."""
+        if batch.taught_condition is None or not self._teacher_head:
+            raise ValueError(
+                "imitation.velocity compares with the velocities of the teacher's head, and there "
+                "is no such head here, or nothing that it read: name `condition` in the "
+                "objective's `needs`, and give the learner the teacher (compare_velocities_with)"
+            )
+        actions, valid = batch.targets()
+        (theirs,) = self._teacher_head
+        own = run.extras["condition"]  # of all that read it, it is made first
+        found: Tensor = self.policy.head.distance(
+            own, theirs, batch.taught_condition, actions, valid.float()
+        )
+        return found
 
     def _probed(self, run: Pass, every: int) -> tuple[Tensor, Tensor]:
         """What the probe's heads read of every layer, in every n-th sample."""

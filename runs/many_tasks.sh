@@ -1,0 +1,139 @@
+#!/usr/bin/env bash
+# The tables on many tasks: Meta-World's (BASE=mt50, ml45 or mt10) or LIBERO's (libero_object, libero_spatial; each needs its extra).
+# Episodes, a teacher, its traces; every student of every budget and seed, all of one base with the same steps, batches and first
+# weights; the teacher's longest `execute`; then all in one plan of report, in eager and in ONNX Runtime, the teacher in int8 as
+# well; and what they listen to. Hours (docs/many-tasks.md says how many), so in the background:
+#   BASE=mt50 nohup bash runs/many_tasks.sh > mt50.log &         Killed, it goes on where it stopped when it is run again.
+#   SEEDS="0 1 2" BUDGETS="25 50" EPISODES=500                   how many
+#   POLICIES="first_k layer_search actdistill" WHOLE="bc_whole"  which: those at budgets, and those that have none
+#   SYSTEMS="vla_ad vita_vla aed"                                the other systems as well; the last two teach teachers of their own
+#   PARTS="collect teach probe students calibrate evaluate audit" some of it; TEACHER=DIR: a teacher that is there
+#   LOOK=2                                                       the same table with other policies is another look, and says so
+#   SMOKE=1                                                      all of it in minutes: a tiny network, a few steps; says nothing
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source runs/students.bash
+base=${BASE:-mt50}
+out=${OUT:-out/$base}
+seeds=${SEEDS:-0}
+budgets=${BUDGETS:-25 50}
+at_budgets=${POLICIES:-actdistill faithful action_kd published_budget first_k layer_drop layer_search random_skip bc_warm bc}
+whole=${WHOLE-bc_whole}
+systems=${SYSTEMS-}
+parts=${PARTS:-collect teach probe students calibrate evaluate audit}
+episodes=${EPISODES:-500}
+calibrate=${CALIBRATE:-500}
+audit=${AUDIT:-100}
+workers=${WORKERS:-2}
+shared=(--episodes "$out/episodes" --shared "$out" --teacher "${TEACHER:-$out/teacher}")
+network=() teach=() probe=() collect=()
+if [[ -n ${SMOKE:-} ]]; then
+  # As deep as the real one, since budgets are shares of its layers.
+  out=${OUT:-out/smoke_$base}
+  shared=(--episodes "$out/episodes" --shared "$out" --teacher "$out/teacher")
+  network=(--network.width 32 --network.heads 2 --network.vision-channels 8)
+  collect=(--collection.episodes 20 --collection.workers 1)
+  teach=(--teach.steps 20 --teach.batch-size 16 --teach.no-compile)
+  probe=(--probe.stage.steps 5 --probe.stage.batch-size 16)
+  budgets=${BUDGETS:-25} episodes=${EPISODES:-10} calibrate=${CALIBRATE:-10} audit=${AUDIT:-10}
+fi
+
+part() { # name: whether it is asked for; says when it began
+  [[ " $parts " == *" $1 "* ]] || return 1
+  echo "[$(date -u +%H:%M:%S), after $((SECONDS / 60)) min] $base: $1"
+}
+
+two_cores() { OMP_NUM_THREADS=2 $armlet "$@"; }
+
+student() { # folder, recipe
+  local options=() stages=1 stage
+  if [[ -n ${SMOKE:-} ]]; then
+    case $2 in
+      actdistill* | faithful* | action_kd* | blind* | published_router*) stages=2 ;;
+      vita_vla_${base} | vita_vla_shuffled* | aed*) stages=2 ;;
+    esac
+    for ((stage = 0; stage < stages; stage++)); do
+      options+=("--stages.$stage.steps" 3 "--stages.$stage.batch-size" 8 "--stages.$stage.no-compile")
+    done
+    case $2 in
+      vita_vla* | aed*) ;;
+      *) options+=("${probe[@]}") ;;
+    esac
+    case $2 in
+      layer_search*) options+=(--student.frames 16 --student.beam 1 --student.exhaustive 1) ;;
+    esac
+  fi
+  case $2 in # teachers of their own, and so traces of their own
+    vita_vla* | aed*) make_student "$1" "$2" --episodes "$out/episodes" --seed "$seed" "${options[@]}" ;;
+    *) make_student "$1" "$2" "${shared[@]}" --seed "$seed" "${options[@]}" ;;
+  esac
+}
+
+if part collect; then
+  $armlet collect "$base" "${shared[@]}" "${collect[@]}"
+fi
+if part teach && [[ ! -e ${TEACHER:-$out/teacher}/config.json ]]; then
+  two_cores teach "$base" "${shared[@]}" --out "$out" "${network[@]}" "${teach[@]}"
+fi
+if part probe; then
+  two_cores probe "$base" "${shared[@]}" --out "$out" "${probe[@]}"
+fi
+
+of_systems=()
+for system in $systems; do
+  case $system in
+    vla_ad) of_systems+=(vla_ad vla_ad_action_kd vla_ad_bc vla_ad_shuffled vla_ad_constant) ;;
+    vita_vla) of_systems+=(vita_vla vita_vla_finetune vita_vla_shuffled) ;;
+    aed) of_systems+=(aed aed_action_only aed_bc) ;;
+    *) echo "no system $system; there are vla_ad, vita_vla and aed" && exit 1 ;;
+  esac
+done
+if [[ " $systems " == *" vla_ad "* && $base == m* ]]; then of_systems+=(vla_ad_truth vla_ad_phase_codes); fi
+if part probe; then # what each system's teacher and annotators say
+  for recipe in ${of_systems[@]+"${of_systems[@]}"}; do
+    case $recipe in
+      vla_ad_bc | vla_ad_action_kd) ;; # no words
+      vla_ad*) two_cores probe "${recipe}_$base" "${shared[@]}" "${probe[@]}" ;;
+      vita_vla | aed)
+        if [[ ! -e out/${recipe}_$base/student/config.json ]]; then
+          two_cores teach "${recipe}_$base" --episodes "$out/episodes" "${teach[@]}"
+          two_cores probe "${recipe}_$base" --episodes "$out/episodes"
+        fi
+        ;;
+    esac
+  done
+fi
+
+if part students; then
+  count=$(($(wc -w <<<"$at_budgets") * $(wc -w <<<"$budgets") + $(wc -w <<<"$whole") + ${#of_systems[@]}))
+  echo "$((count * $(wc -w <<<"$seeds"))) students, two at a time, each 10 to 40 minutes of a core"
+fi
+begin=$SECONDS
+for seed in $seeds; do
+  for recipe in $at_budgets; do
+    for budget in $budgets; do
+      if part students >/dev/null; then student "$out/students/$recipe-$budget-$seed" "${recipe}_${base}_$budget"; fi
+    done
+  done
+  for recipe in $whole ${of_systems[@]+"${of_systems[@]}"}; do
+    if part students >/dev/null; then student "$out/students/$recipe-$seed" "${recipe}_$base"; fi
+  done
+done
+all_made
+if part students >/dev/null; then echo "students took $(((SECONDS - begin) / 60)) min"; fi
+
+if part calibrate; then # the teacher's longest `execute`, on episodes of its own
+  $armlet calibrate "$base" "${shared[@]}" --out "$out/table" --calibration.episodes "$calibrate" --calibration.workers "$workers"
+fi
+if part evaluate; then
+  split=()
+  if [[ $base == libero* ]]; then split=(--evaluation.splits official); fi # at most 500 episodes: they have 50 states a task
+  $armlet evaluate "$base" --name "$base" "${shared[@]}" --out "$out/table" --policies "${students[@]}" \
+    --evaluation.purpose report --evaluation.look "${LOOK:-1}" --evaluation.episodes "$episodes" --evaluation.workers "$workers" \
+    --evaluation.runtimes eager onnx --evaluation.teacher-runtimes onnx_int8 "${split[@]}"
+  $armlet report "$out/table/evaluation" --out "$out/table/report.html"
+fi
+if part audit; then
+  $armlet audit "${TEACHER:-$out/teacher}" "${students[@]}" --count "$audit" --workers "$workers" --out "$out/table/audit"
+fi
+echo "[after $((SECONDS / 60)) min] $out/table: evaluation/table.md, evaluation/report.json, report.html, audit/audit.md"
