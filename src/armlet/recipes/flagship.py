@@ -96,6 +96,7 @@ class MatchEndpoint(Objective):
         return terms
 
 
+ENDS = MatchEndpoint()
 KEPT = 4  # of sixteen layers, on mt50
 # Half of the teacher's head, a quarter of its multiplications.
 NARROW = {"hidden": 64, "blocks": 1}
@@ -108,14 +109,15 @@ def flagship(
     *,
     layers: int | None = KEPT,
     head: dict[str, Any] | None = None,
-    objective: Objective | None = None,
+    objective: Objective | None = ENDS,
     rounds: int = 1,
 ) -> Recipe:
     """All levers. `layers`: how many are kept (None: all); `head`: what `LighterHead` is told (None:
-    one step and a narrower head; empty: the head stays); `rounds`: on-policy rounds."""
+    one step and a narrower head; empty: the head stays); `objective`: of stage and rounds (None:
+    the base's, for a head that goes on denoising); `rounds`: on-policy rounds."""
     (stage,) = base.stages
     # The teacher's own eyes go on giving its own tokens, which the kept layers know.
-    stage = replace(stage, objective=objective or MatchEndpoint(), freeze=("policy.vision.*",))
+    stage = replace(stage, objective=objective or stage.objective, freeze=("policy.vision.*",))
     depth = _depth(base)
     student: Student = LayerSearch(depth if layers is None else layers)
     told = {"steps": 1, **NARROW} if head is None else head
@@ -150,7 +152,7 @@ def routed(base: Recipe, *, dial: bool = False, rounds: int = 1, route: int = 10
     )
     second = replace(
         stage,
-        objective=MatchEndpoint(),
+        objective=ENDS,
         steps=stage.steps - route,
         freeze=(*frozen, "policy.router.*"),
         transforms=told,
@@ -205,7 +207,7 @@ RECIPES = {
     "flagship_mt50_minus_steps": Row(
         "The same with the teacher's ten denoising steps.",
         mt50,
-        partial(flagship, head=TEN, objective=MatchOutput()),
+        partial(flagship, head=TEN, objective=None),
     ),
     "flagship_mt50_minus_narrow": Row(
         "The same with a head as wide and deep as the teacher's.",
