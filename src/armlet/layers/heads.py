@@ -355,7 +355,7 @@ class FlowHead(ActionHead):
         begins, span = draw_spans(actions)
         long = torch.rand_like(t) < BOOTSTRAPPED  # (b,)
         t = torch.where(long, begins, t)
-        mixed = noise + t[:, None, None] * (actions - noise)
+        mixed = torch.lerp(noise, actions, t[:, None, None])
 
         def mean_velocity(x: Tensor, at: Tensor, over: Tensor) -> Tensor:
             return self.velocity(x, at, condition, seen, over)

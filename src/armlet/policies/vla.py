@@ -200,14 +200,14 @@ class VLA(TokenPolicy):
         same = kind == self.network.head
         ours = self.network.head_options if same else {}
         network = replace(self.network, head=kind, head_options={**ours, **options})
-        student = VLA(network, self.cameras, self.body, kept_layers=self.kept_layers)
+        lighter = VLA(network, self.cameras, self.body, kept_layers=self.kept_layers)
         # One of another kind has nothing in common with it: it begins as it was drawn.
-        begin = self.head.weights_for(student.head) if same else student.head.state_dict()
+        begin = self.head.weights_for(lighter.head) if same else lighter.head.state_dict()
         weights = {f"head.{name}": tensor for name, tensor in begin.items()}
         for name, tensor in self.state_dict().items():
             if not name.startswith("head."):
                 weights[name] = tensor
-        return with_weights(student, weights, self.device)
+        return with_weights(lighter, weights, self.device)
 
     def to_json(self) -> dict[str, Any]:
         """Everything but the weights and the tokenizer."""
