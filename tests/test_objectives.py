@@ -21,6 +21,7 @@ from armlet.recipe import Objective, Recipe
 from armlet.recipes.actdistill import ActDistill, Published
 from armlet.recipes.aed import Aed
 from armlet.recipes.bases import LAST, FitHeads, Imitate, MatchOutput
+from armlet.recipes.flagship import MatchEndpoint
 from armlet.recipes.vita_vla import Align, Finetune
 from armlet.recipes.vla_ad import VlaAd
 from armlet.training import losses
@@ -222,8 +223,18 @@ def _vla_ad(objective: VlaAd) -> Said:
     return found
 
 
+def _endpoint(objective: MatchEndpoint) -> Said:
+    return {
+        "expert": (objective.expert, reads("actions", "", "actions valid")),
+        "teacher": (objective.teacher, reads("actions", "actions", "valid")),
+        "condition": (objective.condition, reads("condition", "condition")),
+        "budget": (objective.budget, reads("gates", "", "budget", "costs")),
+    }
+
+
 SAID: dict[type[Objective], Callable[..., Said]] = {
     MatchOutput: _output,
+    MatchEndpoint: _endpoint,
     ActDistill: _actdistill,
     Published: _published,
     Aed: _aed,

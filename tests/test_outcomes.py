@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import stats as scipy_stats
 
 from armlet.evaluation import outcomes as kept
 from armlet.evaluation import stats
@@ -278,6 +279,17 @@ def test_policies_that_act_late_are_told_apart_by_computer_and_rule() -> None:
         ("wait", "student", "teacher", 1, 0),
         ("run_on", "student", "teacher", 0, 0),
     ]
+    # By hand: each episode's seconds, a failure the limit's, and the paired t of their differences.
+    late = OUTCOMES.delayed
+    both = [each.run for each in late if (each.late, each.slower) == ("wait", 20.0)]
+    teacher, student = (np.where(each.success, np.array(each.steps) / 10, 4.0) for each in both)
+    expected = scipy_stats.ttest_rel(student, teacher)
+    pair = sections["delayed_pairs"][0]
+    low, high = expected.confidence_interval()
+    assert pair["seconds"]["difference"] == pytest.approx((student - teacher).mean())
+    assert pair["seconds"]["ci95"] == pytest.approx((low, high)) and low < high
+    older = recompute(OUTCOMES, version=3)["delayed_pairs"]
+    assert not any("seconds" in each for each in older), "as those reports were written"
 
 
 def of(rows: dict[str, np.ndarray]) -> Outcomes:

@@ -51,6 +51,14 @@ def test_a_recipe_without_options_is_itself(name: str) -> None:
             ["--stages.1.objective.action", "0"],
             {"stages": {1: {"objective": {"action": 0}}}},
         ),
+        # A lever of the flagship each, left out.
+        ("flagship_mt50", ["--student.steps", "None"], {"student": {"steps": None}}),
+        ("flagship_mt50", ["--student.hidden", "None"], {"student": {"hidden": None}}),
+        (
+            "flagship_mt50",
+            ["--student.student.layers", "16"],
+            {"student": {"student": {"layers": 16}}},
+        ),
         ("tabletop", ["--benchmark.scene-pixels", "96"], {"benchmark": {"scene_pixels": 96}}),
     ],
 )

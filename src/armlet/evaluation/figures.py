@@ -288,7 +288,13 @@ def delayed_lines(rows: list[Row]) -> list[str]:
 
 def delayed_sentence(pair: dict[str, Any]) -> str:
     """A comparison of two policies that act late, in words."""
-    return f"- {pair['slower']:g}× slower, {pair['late']}: " + sentence(pair).removeprefix("- ")
+    said = f"- {pair['slower']:g}× slower, {pair['late']}: " + sentence(pair).removeprefix("- ")
+    seconds = pair.get("seconds")  # from version 4 on
+    if seconds is None:
+        return said
+    low, high = seconds["ci95"]
+    found = f"{seconds['difference']:+.2f} ({low:+.2f} to {high:+.2f})"
+    return f"{said.rstrip('.')}; seconds to success, failures as the limit: {found}"
 
 
 def split_lines(policies: list[Row], split: str) -> list[str]:

@@ -340,7 +340,7 @@ def recompute(outcomes: Outcomes, *, version: int = REPORT) -> Section:
         "pairs_by_split": {split: pairs(outcomes, split) for split in outcomes.splits[1:]},
         "seeds": over_seeds(outcomes, first, version),
         "delayed": delayed,
-        "delayed_pairs": delayed_pairs(outcomes),
+        "delayed_pairs": delayed_pairs(outcomes, version),
         "listens": listens.rows(outcomes.listens),
     }
 
@@ -434,9 +434,16 @@ def seconds_to_success(outcomes: Outcomes, run: Run) -> Section:
     success = np.array(run.success, bool)
     return {
         "successes": float(seconds[success].mean()) if success.any() else None,
-        "restricted": float(np.where(success, seconds, limit).mean()) if len(run) else None,
+        "restricted": float(restricted_seconds(outcomes, run).mean()) if len(run) else None,
         "limit": limit,
     }
+
+
+def restricted_seconds(outcomes: Outcomes, run: Run) -> np.ndarray:
+    """(n,): each episode's seconds to success, a failure counting as the limit."""
+    seconds = np.array(run.steps, float) / outcomes.hz
+    limit = outcomes.limit / outcomes.hz
+    return np.where(np.array(run.success, bool), seconds, limit)
 
 
 def decisions_per_second(run: Run, hz: float) -> float | None:
@@ -512,9 +519,10 @@ def pairs(outcomes: Outcomes, split: str) -> list[Section]:
     return rows
 
 
-def delayed_pairs(outcomes: Outcomes) -> list[Section]:
+def delayed_pairs(outcomes: Outcomes, version: int = REPORT) -> list[Section]:
     """The policies that were run late under the same rule on the same slow computer, every one
-    against the first of them."""
+    against the first of them: in how many episodes it succeeds, and after how many seconds, a failure
+    counting as the limit."""
     groups: dict[tuple[float, str], list[DelayedRun]] = {}
     for late in outcomes.delayed:
         groups.setdefault((late.slower, late.late), []).append(late)
@@ -524,7 +532,12 @@ def delayed_pairs(outcomes: Outcomes) -> list[Section]:
             theirs = np.array(other.run.success, bool)
             compared = stats.compare_paired(theirs, np.array(first.run.success, bool))
             about = {"slower": slower, "late": rule, "a": other.policy, "b": first.policy}
-            rows.append({**about, **compared.to_json()})
+            row = {**about, **compared.to_json()}
+            if version >= REPORT:
+                seconds = [restricted_seconds(outcomes, each.run) for each in (other, first)]
+                difference, interval = stats.mean_difference(*seconds)
+                row["seconds"] = {"difference": difference, "ci95": interval}
+            rows.append(row)
     return rows
 
 

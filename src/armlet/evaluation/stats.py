@@ -160,6 +160,19 @@ def compare_paired(a: np.ndarray, b: np.ndarray) -> PairedComparison:
     )
 
 
+def mean_difference(a: np.ndarray, b: np.ndarray) -> tuple[float, tuple[float, float]]:
+    """The mean of a − b, (n,) numbers each of the same episodes, and its 95 % interval by Student's t
+    of the paired differences; without width of fewer than two episodes."""
+    difference = np.asarray(a, np.float64) - np.asarray(b, np.float64)
+    mean = float(difference.mean())
+    count = len(difference)
+    if count < 2:
+        return mean, (mean, mean)
+    error = float(difference.std(ddof=1) / np.sqrt(count))
+    width = float(scipy_stats.t.ppf(0.975, count - 1)) * error
+    return mean, (mean - width, mean + width)
+
+
 Method = Literal["mover", "satterthwaite"]
 
 

@@ -35,6 +35,18 @@ class ActionHead(nn.Module, ABC):
     def loss(self, condition: Tensor, actions: Tensor, valid: Tensor) -> Tensor:
         """(b,): how far from `actions` (b, k, a), counting the steps where `valid` (b, k)."""
 
+    def weights_for(self, other: "ActionHead") -> dict[str, Tensor]:
+        """Weights of this head's with which a lighter one of its kind begins. Raises ValueError where
+        the two have nothing in common."""
+        mine = self.state_dict()
+        theirs = {name: tensor.shape for name, tensor in other.state_dict().items()}
+        if theirs != {name: tensor.shape for name, tensor in mine.items()}:
+            raise ValueError(
+                f"a {type(self).__name__} cannot be made narrower, only a FlowHead can; leave "
+                "`--student.hidden` and `--student.blocks` out"
+            )
+        return mine
+
     def logits(self, condition: Tensor) -> Tensor | None:
         """(b, k, …, n), the logits of the classes it chooses among; None where it names numbers
         outright."""

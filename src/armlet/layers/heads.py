@@ -15,6 +15,7 @@
 None knows a backbone, a benchmark or a unit: actions are normalised to about [−1, 1].
 """
 
+import inspect
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -26,9 +27,13 @@ from armlet.data.codec import bin_centres, bin_numbers, squared_distances
 from armlet.layers.action_dit import DiffusionHead
 from armlet.layers.action_head import ActionHead, masked_mean
 from armlet.layers.guidance import Guide, guided_flow
+from armlet.layers.narrowing import narrowed
+from armlet.layers.shortcut import by_halves, check_steps, draw_spans, told
 from armlet.robot.spec import ActionSpec
 
 Kind = Literal["regression", "bins", "codebook", "flow", "diffusion", "arm_gripper"]
+WAVES = 64  # numbers that a time, or a span of it, becomes
+BOOTSTRAPPED = 0.25  # share of samples that learn long steps, of the paper on shortcut models
 
 
 class RegressionHead(ActionHead):
@@ -233,6 +238,11 @@ class FlowHead(ActionHead):
 
     Sampling starts from fixed noise drawn from `seed`, so a policy answers the same observation the
     same way.
+
+    `shortcut`: how long a step is, is told as well, and its loss teaches steps of 1, 1/2 and 1/4 by
+    two of half of it (`shortcut.py`), so that the same weights decide in 1, 2, 4 or 8 and more
+    `steps`. What is told is read by a map that begins at nothing: weights of a head without it
+    answer as they did.
     """
 
     noise: Tensor
@@ -248,6 +258,7 @@ class FlowHead(ActionHead):
         blocks: int = 2,
         steps: int = 4,
         seed: int = 0,
+        shortcut: bool = False,
     ) -> None:
         super().__init__()
         self.chunk = chunk
@@ -256,23 +267,39 @@ class FlowHead(ActionHead):
         self.enter = nn.Linear(dims, hidden)
         self.position = nn.Parameter(torch.randn(chunk, hidden) * 0.02)
         self.condition = nn.Linear(width, hidden)
-        self.time = nn.Sequential(nn.Linear(64, hidden), nn.SiLU(), nn.Linear(hidden, hidden))
+        self.time = nn.Sequential(nn.Linear(WAVES, hidden), nn.SiLU(), nn.Linear(hidden, hidden))
         self.blocks = nn.ModuleList(_Block(hidden, heads=hidden // 32) for _ in range(blocks))
         self.leave = nn.Linear(hidden, dims)
         # A generator of its own: how a policy answers must not hang on what was drawn before it was
         # made. The noise is saved with the weights.
         noise = torch.randn(chunk, dims, generator=torch.Generator().manual_seed(seed))
         self.register_buffer("noise", noise)
-        self.register_buffer("frequencies", torch.exp(torch.linspace(0, 6, 32)), persistent=False)
+        frequencies = torch.exp(torch.linspace(0, 6, WAVES // 2))
+        self.register_buffer("frequencies", frequencies, persistent=False)
+        self.span: nn.Linear | None = None
+        if shortcut:
+            check_steps(steps)
+            self.span = nn.Linear(WAVES, hidden)
+            nn.init.zeros_(self.span.weight)
+            nn.init.zeros_(self.span.bias)
 
     def velocity(
-        self, noisy: Tensor, t: Tensor, condition: Tensor, valid: Tensor | None = None
+        self,
+        noisy: Tensor,
+        t: Tensor,
+        condition: Tensor,
+        valid: Tensor | None = None,
+        span: Tensor | None = None,
     ) -> Tensor:
         """(b, k, a), (b,), (b, d) → (b, k, a). `valid` (b, k) bool: steps that are no padding;
-        None: all."""
-        angles = t[:, None] * self.frequencies  # (b, 32)
-        time = self.time(torch.cat([angles.sin(), angles.cos()], -1))
+        None: all. `span` (b,): over how long the velocity is the mean, as it is told; None: over
+        one of the head's own steps. Only a head with `shortcut` listens to it."""
+        time = self.time(self._waves(t))
         embedded = time + self.condition(condition)  # (b, hidden)
+        if self.span is not None:
+            if span is None:
+                span = told(torch.full_like(t, 1 / self.steps))
+            embedded = embedded + self.span(self._waves(span))
         x = self.enter(noisy) + self.position
         for block in self.blocks:
             x = block(x, F.silu(embedded), valid)
@@ -284,6 +311,11 @@ class FlowHead(ActionHead):
             t = torch.full((len(condition),), step / self.steps, device=x.device, dtype=x.dtype)
             x = x + self.velocity(x, t, condition) / self.steps  # a step of Euler's method
         return x
+
+    def _waves(self, t: Tensor) -> Tensor:
+        """(b,) → (b, 64)."""
+        angles = t[:, None] * self.frequencies  # (b, 32)
+        return torch.cat([angles.sin(), angles.cos()], -1)
 
     def guided(self, condition: Tensor, guide: Guide) -> Tensor:
         """(b, k, a): `forward`, guided towards actions that are under way."""
@@ -303,6 +335,8 @@ class FlowHead(ActionHead):
         # and that sample's loss is 0 anyway.
         real = valid.bool()
         seen = real | ~real.any(1, keepdim=True)
+        if self.span is not None:
+            return self._shortcut_loss(condition, actions, noise, t, seen, valid)
         # On a straight path the velocity is the same at every t.
         error = self.velocity(mixed, t, condition, seen) - (actions - noise)
         return masked_mean(error.square(), valid)
@@ -323,9 +357,45 @@ class FlowHead(ActionHead):
         mixed = noise + t[:, None, None] * (actions - noise)
         real = valid.bool()
         seen = real | ~real.any(1, keepdim=True)  # as in `loss`
+        now = torch.zeros_like(t)  # for a head that is told a span: the velocity itself, no mean
         with torch.no_grad():
-            target = other.velocity(mixed, t, told, seen)
-        return masked_mean((self.velocity(mixed, t, condition, seen) - target).square(), valid)
+            target = other.velocity(mixed, t, told, seen, now)
+        error = self.velocity(mixed, t, condition, seen, now) - target
+        return masked_mean(error.square(), valid)
+
+    def _shortcut_loss(
+        self,
+        condition: Tensor,
+        actions: Tensor,
+        noise: Tensor,
+        t: Tensor,
+        seen: Tensor,
+        valid: Tensor,
+    ) -> Tensor:
+        """(b,): of most samples the same, told a span of 0; of some the distance of a long step from
+        two of half of it."""
+        begins, span = draw_spans(actions)
+        long = torch.rand_like(t) < BOOTSTRAPPED  # (b,)
+        t = torch.where(long, begins, t)
+        mixed = torch.lerp(noise, actions, t[:, None, None])
+
+        def mean_velocity(x: Tensor, at: Tensor, over: Tensor) -> Tensor:
+            return self.velocity(x, at, condition, seen, over)
+
+        # Two short steps teach the long one, and never the reverse.
+        with torch.no_grad():
+            halves = by_halves(mean_velocity, mixed, t, span)
+        target = torch.where(long[:, None, None], halves, actions - noise)
+        error = mean_velocity(mixed, t, torch.where(long, span, 0.0)) - target
+        return masked_mean(error.square(), valid)
+
+    def weights_for(self, other: ActionHead) -> dict[str, Tensor]:
+        if not isinstance(other, FlowHead):
+            return super().weights_for(other)
+        found = narrowed(self.state_dict(), other.enter.out_features, len(other.blocks))
+        if other.span is not None and self.span is None:  # begins at nothing
+            found |= {"span.weight": other.span.weight, "span.bias": other.span.bias}
+        return found
 
 
 class ArmGripperHead(ActionHead):
@@ -449,3 +519,16 @@ HEADS: dict[str, type[ActionHead]] = {
     "diffusion": DiffusionHead,
     "arm_gripper": ArmGripperHead,
 }
+
+
+def check_options(head: str, options: dict[str, Any]) -> None:
+    """Raises ValueError for options that a head of this kind does not have."""
+    if head not in HEADS:
+        raise ValueError(f"there is no action head {head!r}; there are {', '.join(HEADS)}")
+    known = inspect.signature(HEADS[head]).parameters
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        raise ValueError(
+            f"a head {head!r} has no {', '.join(unknown)}: its options are "
+            f"{', '.join(list(known)[3:])}"
+        )

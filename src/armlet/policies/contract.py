@@ -28,6 +28,7 @@ from torch.utils.checkpoint import checkpoint
 from armlet import limits
 from armlet.data.batching import batch_of
 from armlet.layers.guidance import Guide
+from armlet.layers.heads import Kind
 from armlet.layers.router import mix
 from armlet.policies.guiding import guide_of
 from armlet.robot.ensemble import Ensemble
@@ -434,6 +435,12 @@ class Backbone(nn.Module, Policy, Generic[S]):
     @abstractmethod
     def keep_layers(self, kept: tuple[int, ...]) -> "Backbone":
         """A copy whose backbone has only these layers, in order."""
+
+    def with_head(self, head: Kind | None, options: dict[str, Any]) -> "Backbone":
+        """A copy with another action head, of this kind (None: its own), in which these `options` are
+        others; its weights begin as the head's that it replaces. Raises ValueError where there is
+        nothing of the sort."""
+        raise ValueError(f"{self.kind} has no action head that could be made lighter")
 
     def through(self, index: int, state: S) -> S:
         """`run_layer`; while `recompute` is on, only what goes in is kept for the way back, where

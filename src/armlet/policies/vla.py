@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from armlet.layers.heads import HEADS, Kind
+from armlet.layers.heads import HEADS, Kind, check_options
 from armlet.layers.named import Named, state_layer
 from armlet.layers.vision import ConvEncoder, ordered_mean
 from armlet.policies.contract import Body, Network, check_cameras, sizes_of, tuples
@@ -193,6 +193,21 @@ class VLA(TokenPolicy):
         network = replace(self.network, depth=len(kept))
         student = VLA(network, self.cameras, self.body, kept_layers=tuple(kept))
         return with_weights(student, weights, self.device)
+
+    def with_head(self, head: Kind | None, options: dict[str, Any]) -> "VLA":
+        kind = head or self.network.head
+        check_options(kind, options)
+        same = kind == self.network.head
+        ours = self.network.head_options if same else {}
+        network = replace(self.network, head=kind, head_options={**ours, **options})
+        lighter = VLA(network, self.cameras, self.body, kept_layers=self.kept_layers)
+        # One of another kind has nothing in common with it: it begins as it was drawn.
+        begin = self.head.weights_for(lighter.head) if same else lighter.head.state_dict()
+        weights = {f"head.{name}": tensor for name, tensor in begin.items()}
+        for name, tensor in self.state_dict().items():
+            if not name.startswith("head."):
+                weights[name] = tensor
+        return with_weights(lighter, weights, self.device)
 
     def to_json(self) -> dict[str, Any]:
         """Everything but the weights and the tokenizer."""
