@@ -192,7 +192,7 @@ class LiberoWorld(World):
         goal = scenery.open_goal()
         where = goal[-1]
         if goal[0] == "turnon" and scenery.is_knob(where):
-            return expert.turn_knob(scenery.part_facts(where), scenery.ridge(where), 1.0)
+            return expert.push_lever(scenery.part_facts(where), *scenery.lever(where))
         if goal[0] == "open" and scenery.is_drawer(where):
             return expert.pull(scenery.part_facts(where), scenery.handle(where))
         if goal[0] not in PLACING:

@@ -150,14 +150,30 @@ class Handle:
     opens: np.ndarray
 
 
-def turn_knob(facts: Facts, grasp: Grasp, way: float) -> Move:
-    """Seize the ridge of a knob and turn with it, about the vertical; `way`: 1 or −1. Where the hand
-    has slipped off, the ridge is seized again as it stands."""
-    # Not `held`: of two fingers around a ridge now one touches and now the other.
-    near = float(np.linalg.norm(facts.hand - grasp.point)) < 0.03
-    if near and facts.at_rest and NOTHING < facts.gap < 0.05:
-        return Move(grasp.point, yaw_of(facts.turned) + way * TURN, CLOSED, "operating")
-    return _seize(facts, grasp)
+@dataclass(frozen=True)
+class Lever:
+    """What turns about an upright axis: the end (3,) metres that is pushed, at the height of the
+    fingertips; `out` (3,), from the axis to the end, and `way` (3,), where the end is to go, both
+    level unit vectors; `thick`: metres from its middle to its side."""
+
+    end: np.ndarray
+    out: np.ndarray
+    way: np.ndarray
+    thick: float
+
+
+def push_lever(facts: Facts, lever: Lever, yaw: float) -> Move:
+    """Go down behind the end of a lever with closed fingers, and push it round."""
+    offset = facts.hand - lever.end
+    behind = -float(offset @ lever.way)  # metres
+    beside = float(offset @ lever.out)
+    low = abs(float(offset[2])) < 0.015
+    if low and abs(beside) < 0.025 and -lever.thick < behind < lever.thick + 0.05:
+        # Along with it: the end moves on a circle, and so must the fingers.
+        point = facts.hand + STEP * lever.way - 0.5 * beside * lever.out
+        return Move(np.array([*point[:2], lever.end[2]]), yaw, CLOSED, "operating")
+    start = lever.end - (lever.thick + 0.03) * lever.way
+    return Move(funnel(facts.hand, start, rise=HOVER), yaw, CLOSED, "approaching")
 
 
 def pull(facts: Facts, handle: Handle) -> Move:

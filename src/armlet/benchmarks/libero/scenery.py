@@ -12,7 +12,7 @@ import numpy as np
 from scipy.spatial import ConvexHull, QhullError
 
 from armlet.benchmarks.libero import expert
-from armlet.benchmarks.libero.expert import Facts, Grasp, Handle, Place
+from armlet.benchmarks.libero.expert import Facts, Grasp, Handle, Lever, Place
 
 # Bodies that are the robot, or what everything stands on.
 _NO_OBSTACLES = ("robot0", "gripper0", "mount0", "world", "table", "floor")
@@ -32,6 +32,7 @@ class Scenery:
         self._data = data
         robot = env.robots[0]
         self._site = robot.eef_site_id
+        self._base = model.body(robot.robot_model.root_body).id
         self.hand_body = model.body(robot.robot_model.eef_name).id
         self._fingers = list(robot._ref_gripper_joint_pos_indexes)
         self._finger_speeds = list(robot._ref_gripper_joint_vel_indexes)
@@ -214,17 +215,26 @@ class Scenery:
         places = self._data.geom_xpos[boxes]
         return Handle(places[int(np.argmax(places @ opens))].copy(), opens.copy())
 
-    def ridge(self, name: str) -> Grasp:
-        """Where the ridge on top of a knob is seized, as it stands now."""
+    def lever(self, name: str) -> tuple[Lever, float]:
+        """The ridge on top of a knob as it stands now, its end nearer to the robot, to be turned
+        upwards in its joint's numbers; and the yaw of a hand whose fingers open along it."""
         part = self.moving_part(name)
         assert part is not None
         body, joint = part
         cloud = self._surface(body, 10**9)
-        top = cloud[cloud[:, 2] > cloud[:, 2].max() - _RIDGE]
-        found = expert.grasps(top)[0]
-        # Over the axis, or turning would push the hand aside.
-        middle = self._data.xanchor[joint][:2]
-        return Grasp(np.array([*middle, cloud[:, 2].max() - _RIDGE]), found.yaw)
+        height = cloud[:, 2].max() - _RIDGE
+        top = cloud[cloud[:, 2] > height]
+        across = expert.grasps(top)[0].yaw
+        out = np.array([np.cos(across), np.sin(across), 0.0])
+        axis = self._data.xanchor[joint]
+        if (self._data.xpos[self._base] - axis) @ out < 0:
+            out = -out
+        along = (top - axis) @ out
+        side = np.cross(self._data.xaxis[joint], out)
+        reach = float(along.max()) - 0.008
+        end = np.array([*(axis + reach * out)[:2], height])
+        thick = float(np.abs((top - axis) @ side)[along > 0].max())
+        return Lever(end, out, side, thick), across
 
     def part_facts(self, name: str) -> Facts:
         """What the expert reads of the hand and a drawer or a knob."""
