@@ -24,7 +24,7 @@ import tyro
 from armlet.data import sheet
 from armlet.data.description import Range, Suggestion, suggest
 from armlet.data.door import check_described, robot_of
-from armlet.data.episodes import ACTION, STATE, EpisodeDataset
+from armlet.data.episodes import ACTION, STATE, EpisodeDataset, is_data_set
 from armlet.data.files import write_atomically
 from armlet.data.hub import in_cache, is_name, local_folder
 from armlet.data.layout import INFO, Columns
@@ -73,7 +73,7 @@ def main(
             "--episodes DIR"
         )
     folder = local_folder(place, kind="model") if policy else Path(place)
-    if guard and not (folder / INFO).is_file() and not is_name(place):
+    if guard and not is_data_set(folder) and not is_name(place):
         raise ValueError(
             f"--guard would have no effect: {place} is no data set; limits are made from episodes"
         )
@@ -117,9 +117,8 @@ def main(
 
 
 def _is_policy(folder: Path) -> bool:
-    return (
-        any((folder / name).is_file() for name in ("config.json", EXPORTED))
-        and not (folder / INFO).is_file()
+    return any((folder / name).is_file() for name in ("config.json", EXPORTED)) and not is_data_set(
+        folder
     )
 
 
@@ -127,13 +126,13 @@ def _check_data_set(folder: Path) -> None:
     """Raises FileNotFoundError for a folder that is none, and of no other kind either."""
     info = folder / INFO
     # A link to nothing is for the reader of data sets to name.
-    if info.exists() or info.is_symlink():
+    if info.exists() or info.is_symlink() or is_data_set(folder):
         return
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: there is no such folder")
     there = ", ".join(sorted(each.name for each in folder.iterdir())[:8]) or "nothing"
     raise FileNotFoundError(
-        f"{folder} is no data set (no {INFO}), no policy of armlet (no config.json, no {EXPORTED}) and "
+        f"{folder} is no data set (no {INFO}, no HDF5), no policy of armlet (no config.json, no {EXPORTED}) and "
         f"no checkpoint of a kind that is known; there is {there}. Is it a folder in it that is meant?"
     )
 
@@ -364,7 +363,7 @@ def _digest(text: str) -> str:
 
 def _is_checkpoint(folder: Path) -> bool:
     """Whether this is a policy that another project saved. Data sets need not wait for torch."""
-    if (folder / INFO).is_file() or not (folder.is_dir() or folder.suffix == ".toml"):
+    if is_data_set(folder) or not (folder.is_dir() or folder.suffix == ".toml"):
         return False
     from armlet.policies.pretrained import kinds
 

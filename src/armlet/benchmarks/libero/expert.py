@@ -8,7 +8,7 @@ world's decision, which chooses among `grasps` by what stands around. Positions 
 world frame, turns radians. Knows shapes as points; knows no simulator.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from scipy.spatial.transform import Rotation
@@ -25,6 +25,10 @@ GAIN = 2.0
 WIDEST = 0.072  # metres between the fingers, 0.08 when fully open, that a thing may fill
 FINGER = 0.030  # how deep below the top of a thing its grasp is, at most
 RIM = 0.014  # the same, for the wall of a bowl between the fingers
+NOTHING = 0.003  # metres between fingers that hold nothing
+LEAN = np.radians(75)  # of the hand that seizes a drawer's bar: there is no room above it
+STANDOFF = 0.10  # before a bar, where the hand turns
+BEYOND = 0.008  # behind the middle of a bar, to where the fingertips reach
 HOVER = 0.09  # above a grasp the hand turns and opens
 # The hand that points down, its fingers opening along y: columns are the grip site's axes.
 DOWN = np.array([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, -1.0]])
@@ -81,12 +85,22 @@ class Facts:
 @dataclass(frozen=True)
 class Move:
     """Where the hand should go, how it should be turned, what the gripper does, and what that is
-    called."""
+    called. `lean` (3,): by how much, axis times angle, a hand that points down is leant over when
+    it has been turned."""
 
     point: np.ndarray
     yaw: float
     gripper: float
     phase: str
+    lean: np.ndarray = field(default_factory=lambda: np.zeros(3))
+
+    @property
+    def turned(self) -> np.ndarray:
+        """(3, 3): the rotation of the hand that is wanted."""
+        upright = _about_vertical(self.yaw) @ DOWN
+        if not self.lean.any():
+            return upright
+        return Rotation.from_rotvec(self.lean).as_matrix() @ upright
 
 
 def half_turn(yaw: float) -> float:
@@ -97,8 +111,7 @@ def half_turn(yaw: float) -> float:
 def command(hand: np.ndarray, turned: np.ndarray, move: Move) -> np.ndarray:
     """The action (7,) float32 that makes a move: where to, which way to turn (axis times angle,
     world frame), and the gripper."""
-    wanted = _about_vertical(move.yaw) @ DOWN
-    turn = rotation_vector(wanted @ turned.T)
+    turn = rotation_vector(move.turned @ turned.T)
     action = [
         *np.clip(GAIN * (move.point - hand) / STEP, -1, 1),
         *np.clip(GAIN * turn / TURN, -1, 1),
@@ -128,6 +141,68 @@ def pick_place(facts: Facts, grasp: Grasp, place: Place) -> Move:
     return Move(facts.hand + wanted - thing, yaw_of(facts.turned), gripper, phase)
 
 
+@dataclass(frozen=True)
+class Handle:
+    """The bar of a drawer: its middle (3,) metres, and the way it moves when the drawer opens
+    (3,), a level unit vector."""
+
+    point: np.ndarray
+    opens: np.ndarray
+
+
+@dataclass(frozen=True)
+class Lever:
+    """What turns about an upright axis: the end (3,) metres that is pushed, at the height of the
+    fingertips; `out` (3,), from the axis to the end, and `way` (3,), where the end is to go, both
+    level unit vectors; `thick`: metres from its middle to its side."""
+
+    end: np.ndarray
+    out: np.ndarray
+    way: np.ndarray
+    thick: float
+
+
+def push_lever(facts: Facts, lever: Lever, yaw: float) -> Move:
+    """Go down behind the end of a lever with closed fingers, and push it round."""
+    offset = facts.hand - lever.end
+    behind = -float(offset @ lever.way)  # metres
+    beside = float(offset @ lever.out)
+    low = abs(float(offset[2])) < 0.015
+    if low and abs(beside) < 0.025 and -lever.thick < behind < lever.thick + 0.05:
+        # Along with it: the end moves on a circle, and so must the fingers.
+        point = facts.hand + STEP * lever.way - 0.5 * beside * lever.out
+        return Move(np.array([*point[:2], lever.end[2]]), yaw, CLOSED, "operating")
+    start = lever.end - (lever.thick + 0.03) * lever.way
+    return Move(funnel(facts.hand, start, rise=HOVER), yaw, CLOSED, "approaching")
+
+
+def pull(facts: Facts, handle: Handle) -> Move:
+    """Seize the bar of a drawer from the front, one finger above it and one below, and pull."""
+    opens = handle.opens
+    yaw = half_turn(float(np.arctan2(-opens[0], opens[1])))
+    lean = LEAN * np.cross([0.0, 0.0, 1.0], opens)
+    there = Move(handle.point, yaw, OPEN, "approaching", lean)
+    forwards = there.turned[:, 2]  # where such a hand points
+    off = rotation_vector(there.turned @ facts.turned.T)
+    if facts.held and facts.at_rest:
+        return Move(facts.hand + STEP * opens, yaw, CLOSED, "operating", lean)
+    depth = float((facts.hand - handle.point) @ forwards)  # negative: before the bar
+    beside = facts.hand - handle.point - depth * forwards
+    away = float(np.linalg.norm(beside))
+    closing = facts.gap < 0.07
+    slack = 2.0 if closing else 1.0
+    turned = float(np.linalg.norm(off)) < 0.15 * slack
+    if turned and away < 0.012 * slack and abs(depth - BEYOND) < 0.012 * slack:
+        if not _empty(facts):
+            return Move(handle.point + BEYOND * forwards, yaw, CLOSED, "grasping", lean)
+    if closing:  # it closed on nothing: open, and back
+        return Move(handle.point - STANDOFF * forwards, yaw, OPEN, "approaching", lean)
+    # Back before it is turned and in line with the bar, by degrees: the fingers come from the front.
+    ready = float(np.clip(2 - away / 0.012, 0.0, 1.0)) if turned else 0.0
+    wanted = ready * BEYOND - (1 - ready) * STANDOFF
+    return Move(handle.point + wanted * forwards, yaw, OPEN, "approaching", lean)
+
+
 def _seize(facts: Facts, grasp: Grasp) -> Move:
     lateral = float(np.linalg.norm(facts.hand[:2] - grasp.point[:2]))
     above = float(facts.hand[2] - grasp.point[2])
@@ -148,7 +223,7 @@ def _seize(facts: Facts, grasp: Grasp) -> Move:
 
 def _empty(facts: Facts) -> bool:
     """Whether the fingers closed and hold nothing."""
-    return facts.gap < 0.003 and not facts.held
+    return facts.gap < NOTHING and not facts.held
 
 
 def grasps(points: np.ndarray) -> list[Grasp]:

@@ -12,12 +12,14 @@ import numpy as np
 from scipy.spatial import ConvexHull, QhullError
 
 from armlet.benchmarks.libero import expert
-from armlet.benchmarks.libero.expert import Facts, Grasp, Place
+from armlet.benchmarks.libero.expert import Facts, Grasp, Handle, Lever, Place
 
 # Bodies that are the robot, or what everything stands on.
 _NO_OBSTACLES = ("robot0", "gripper0", "mount0", "world", "table", "floor")
 _PADS = ("gripper0_finger1_pad_collision", "gripper0_finger2_pad_collision")
 _DENSE = 1000  # points that are enough of a mesh to stand in a hand's way
+_UPRIGHT = np.cos(np.radians(10))
+_RIDGE = 0.018  # metres below the top of a knob, to where it is seized
 _TOPPLED = np.cos(np.radians(25))
 
 
@@ -30,6 +32,7 @@ class Scenery:
         self._data = data
         robot = env.robots[0]
         self._site = robot.eef_site_id
+        self._base = model.body(robot.robot_model.root_body).id
         self.hand_body = model.body(robot.robot_model.eef_name).id
         self._fingers = list(robot._ref_gripper_joint_pos_indexes)
         self._finger_speeds = list(robot._ref_gripper_joint_vel_indexes)
@@ -90,7 +93,11 @@ class Scenery:
 
     def holds(self, name: str) -> bool:
         """Whether both fingers touch a thing."""
-        bodies = set(_subtree(self._model, self.body(name)))
+        return self._touched(self.body(name))
+
+    def _touched(self, body: int) -> bool:
+        """Whether both fingers touch a body, or what hangs from it."""
+        bodies = set(_subtree(self._model, body))
         touching = set()
         for contact in self._data.contact:
             pair = (int(contact.geom1), int(contact.geom2))
@@ -117,6 +124,12 @@ class Scenery:
 
     def facts(self, thing: str) -> Facts:
         """What it reads of the hand and a thing."""
+        lowest = float(self.points(thing)[:, 2].min())
+        return self._facts(
+            self.holds(thing), self.position(thing), lowest, self._ceilings[thing]
+        )
+
+    def _facts(self, held: bool, middle: np.ndarray, lowest: float, ceiling: float) -> Facts:
         left, right = self.fingers
         speeds = self._data.qvel[self._finger_speeds]
         return Facts(
@@ -124,10 +137,10 @@ class Scenery:
             turned=self.turned,
             gap=float(left - right),
             at_rest=bool(np.abs(speeds).max() < 0.01),
-            held=self.holds(thing),
-            middle=self.position(thing),
-            lowest=float(self.points(thing)[:, 2].min()),
-            ceiling=self._ceilings[thing],
+            held=held,
+            middle=middle,
+            lowest=lowest,
+            ceiling=ceiling,
         )
 
     def plan(self, thing: str, place: Place) -> Grasp:
@@ -145,6 +158,89 @@ class Scenery:
             self._ceilings[thing] = self._ceiling(thing, place, obstacles)
         self._planned[thing] = (grasp, pose)
         return grasp
+
+    # --- drawers and knobs
+
+    def moving_part(self, name: str) -> tuple[int, int] | None:
+        """The body and the joint of what moves with a region, or of a fixture's only moving part;
+        None where nothing does, or several might."""
+        if name in self._env.object_sites_dict:
+            bodies = [int(self._model.site_bodyid[self._model.site(name).id])]
+        else:
+            bodies = _subtree(self._model, self.body(name))
+        found = []
+        for body in bodies:
+            first = int(self._model.body_jntadr[body])
+            for joint in range(first, first + int(self._model.body_jntnum[body])):
+                if self._model.jnt_type[joint] != mujoco.mjtJoint.mjJNT_FREE.value:
+                    found.append((body, joint))
+        return found[0] if len(found) == 1 else None
+
+    def is_drawer(self, name: str) -> bool:
+        part = self.moving_part(name) if name in self._env.object_sites_dict else None
+        return part is not None and self._is_slide(part[1])
+
+    def is_knob(self, name: str) -> bool:
+        """Whether a fixture has a single hinge, and that one stands upright."""
+        part = None if name in self._env.object_sites_dict else self.moving_part(name)
+        return (
+            part is not None
+            and not self._is_slide(part[1])
+            and abs(float(self._data.xaxis[part[1]][2])) > _UPRIGHT
+        )
+
+    def _is_slide(self, joint: int) -> bool:
+        return bool(self._model.jnt_type[joint] == mujoco.mjtJoint.mjJNT_SLIDE.value)
+
+    def opened(self, name: str) -> float:
+        """How far a drawer is open: 0 to 1."""
+        part = self.moving_part(name)
+        assert part is not None
+        at = float(self._data.qpos[self._model.jnt_qposadr[part[1]]])
+        return abs(at) / float(np.abs(self._model.jnt_range[part[1]]).max())
+
+    def handle(self, name: str) -> Handle:
+        """The bar of a drawer: of its boxes the one that is foremost."""
+        part = self.moving_part(name)
+        assert part is not None
+        body, joint = part
+        low, high = self._model.jnt_range[joint]
+        # It opens towards the end of its range that is further from 0.
+        opens = self._data.xaxis[joint] * (1.0 if abs(high) > abs(low) else -1.0)
+        first = int(self._model.body_geomadr[body])
+        boxes = []
+        for geom in range(first, first + int(self._model.body_geomnum[body])):
+            if self._model.geom_type[geom] == mujoco.mjtGeom.mjGEOM_BOX.value:
+                boxes.append(geom)
+        places = self._data.geom_xpos[boxes]
+        return Handle(places[int(np.argmax(places @ opens))].copy(), opens.copy())
+
+    def lever(self, name: str) -> tuple[Lever, float]:
+        """The ridge on top of a knob as it stands now, its end nearer to the robot, to be turned
+        upwards in its joint's numbers; and the yaw of a hand whose fingers open along it."""
+        part = self.moving_part(name)
+        assert part is not None
+        body, joint = part
+        cloud = self._surface(body, 10**9)
+        height = cloud[:, 2].max() - _RIDGE
+        top = cloud[cloud[:, 2] > height]
+        across = expert.grasps(top)[0].yaw
+        out = np.array([np.cos(across), np.sin(across), 0.0])
+        axis = self._data.xanchor[joint]
+        if (self._data.xpos[self._base] - axis) @ out < 0:
+            out = -out
+        along = (top - axis) @ out
+        side = np.cross(self._data.xaxis[joint], out)
+        reach = float(along.max()) - 0.008
+        end = np.array([*(axis + reach * out)[:2], height])
+        thick = float(np.abs((top - axis) @ side)[along > 0].max())
+        return Lever(end, out, side, thick), across
+
+    def part_facts(self, name: str) -> Facts:
+        """What the expert reads of the hand and a drawer or a knob."""
+        part = self.moving_part(name)
+        assert part is not None
+        return self._facts(self._touched(part[0]), self._data.xpos[part[0]].copy(), 0.0, 0.0)
 
     def place(self, predicate: list[str]) -> Place:
         """Where the thing of a goal `in` or `on` should come to rest."""
