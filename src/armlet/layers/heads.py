@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from armlet.data.codec import bin_centres, bin_numbers, squared_distances
 from armlet.layers.action_dit import DiffusionHead
 from armlet.layers.action_head import ActionHead, masked_mean
+from armlet.layers.draws import by_sample, normal_like
 from armlet.layers.guidance import Guide, guided_flow
 from armlet.robot.spec import ActionSpec
 
@@ -295,8 +296,12 @@ class FlowHead(ActionHead):
         return guided_flow(velocity, noise, self.steps, guide)
 
     def loss(self, condition: Tensor, actions: Tensor, valid: Tensor) -> Tensor:
-        noise = torch.randn_like(actions)
-        t = torch.rand(len(actions), device=actions.device, dtype=actions.dtype)
+        noise = normal_like(actions)
+
+        def times(count: int) -> Tensor:
+            return torch.rand(count, device=actions.device, dtype=actions.dtype)
+
+        t = by_sample(times, len(actions))
         mixed = noise + t[:, None, None] * (actions - noise)  # straight from noise to actions
         # What stands past the end of an episode is no action, so the steps that count may not
         # attend to it. Where nothing is valid, all is attended to: a softmax over nothing is NaN,
