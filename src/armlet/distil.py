@@ -43,6 +43,7 @@ from armlet.robot.agree import agree
 from armlet.robot.fit import View
 from armlet.training.black_box import how_asked
 from armlet.training.learner import Learner, chooses, with_logits
+from armlet.training.own_average import SelfAnswers
 from armlet.training.practice import is_promoted, mixed, practise, round_folder
 from armlet.training.supervision import (
     check_heads,
@@ -54,7 +55,7 @@ from armlet.training.supervision import (
     open_traces,
 )
 from armlet.training.teacher import fetched, meet_teacher
-from armlet.training.trainer import SelfAnswers, TeacherTraces, Trainer, make_batches
+from armlet.training.trainer import TeacherTraces, Trainer, make_batches
 from armlet.types import LAYERS, Batch
 
 TRAINING = (
