@@ -11,15 +11,19 @@ import io
 import json
 import sys
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from armlet.data.files import hold
+from armlet.logs import Logging
+
 PATIENCE = 30.0  # minutes that a process waits for the others: the first may be writing 30 GB
-UNDER_TORCHRUN = "torchrun --nproc-per-node N -m armlet …"
 
 
 class RankError(RuntimeError):
@@ -146,6 +150,16 @@ def joined(*, patience: float = PATIENCE) -> Iterator[World]:
         dist.destroy_process_group()
 
 
+def held(lock: Path, doing: str) -> AbstractContextManager[Any]:
+    """As `files.hold`; of several processes the first holds it for all."""
+    return hold(lock, doing) if world().first else contextlib.nullcontext()
+
+
+def log_of(asked: Logging) -> Logging:
+    """Where this process logs: of several the first, as is asked, and the others nowhere."""
+    return asked if world().first else Logging()
+
+
 def is_of_others(error: BaseException) -> bool:
     """Whether an error says that the other processes did not answer. torch has a type of its own
     for some of these only."""
@@ -155,6 +169,19 @@ def is_of_others(error: BaseException) -> bool:
         return True
     said = str(error)
     return any(each in said for each in ("gloo", "NCCL", "Connection closed", "Connection reset"))
+
+
+@contextlib.contextmanager
+def said_by(who: World) -> Iterator[None]:
+    """What goes wrong in one of several processes is said with its rank."""
+    try:
+        yield
+    except RankError:
+        raise
+    except Exception as error:  # of any kind: the command line says it in one line
+        if who.size == 1:
+            raise
+        raise RankError(f"{who.me}: {type(error).__name__}: {error}") from error
 
 
 def refuse_several(what: str, *, fix: str) -> None:

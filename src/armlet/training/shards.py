@@ -12,7 +12,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, 
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from armlet.training.learner import Learner
-from armlet.training.spread import Spread
+from armlet.training.spread import Spread, whole
 
 
 class Shards(Spread):
@@ -51,9 +51,7 @@ class Shards(Spread):
     def gather(self) -> None:
         shards = dict(self.network.named_parameters())
         for name, parameter in self.learner.named_parameters():
-            shard = shards[name].detach()
-            assert isinstance(shard, DTensor)
-            parameter.data = shard.to(self._device).full_tensor()
+            parameter.data = whole(shards[name].detach().to(self._device))
 
 
 def _check_dtypes(learner: nn.Module) -> None:

@@ -6,6 +6,7 @@ loss, that of the whole batch. Knows learners, and torch's ways to spread them; 
 """
 
 import contextlib
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, Literal
@@ -49,10 +50,13 @@ class Copies(Spread):
 
     def __init__(self, learner: Learner) -> None:
         super().__init__(learner)
-        # Which parts an objective leaves out hangs on what it wants.
-        self._ddp = DistributedDataParallel(
-            learner, find_unused_parameters=True, broadcast_buffers=False
-        )
+        with warnings.catch_warnings():
+            # `broadcast_buffers` has another name in newer versions of torch only.
+            warnings.simplefilter("ignore", FutureWarning)
+            # Which parts an objective leaves out hangs on what it wants.
+            self._ddp = DistributedDataParallel(
+                learner, find_unused_parameters=True, broadcast_buffers=False
+            )
         self._ddp.register_comm_hook(None, _summed)
         self.forward = self._ddp
 
@@ -86,7 +90,10 @@ def is_shard(value: Tensor) -> bool:
 
 def whole(value: Tensor) -> Tensor:
     """A tensor that may lie in shards, in one piece."""
-    return value.full_tensor() if is_shard(value) else value  # type: ignore[operator, no-any-return]
+    if not is_shard(value):
+        return value
+    found: Tensor = value.full_tensor()  # type: ignore[attr-defined]
+    return found
 
 
 def placed(value: Tensor, like: Tensor) -> Tensor:

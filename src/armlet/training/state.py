@@ -141,18 +141,21 @@ def load_shards(
     ValueError naming the folder where it is damaged."""
     import torch.distributed.checkpoint as dcp  # as above
     from torch.distributed.checkpoint.api import CheckpointException
+    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
     try:
         stored = dcp.FileSystemReader(saved.folder).read_metadata().state_dict_metadata
         wanted = {}
         for name, about in stored.items():
+            assert isinstance(about, TensorStorageMetadata)  # `_flat` gave tensors alone
             like = _belongs(name, network, parameters, numbered)
             dtype = about.properties.dtype
             if is_shard(like) and like.shape == about.size:
                 wanted[name] = torch.zeros_like(like, dtype=dtype)
             else:
                 wanted[name] = torch.zeros(about.size, dtype=dtype)
-        dcp.load(wanted, checkpoint_id=saved.folder)
+        alone = not torch.distributed.is_initialized()
+        dcp.load(wanted, checkpoint_id=saved.folder, no_dist=alone)
     except (CheckpointException, OSError, RuntimeError, ValueError, KeyError, EOFError) as error:
         first = str(error).strip().split("\n")[0]
         raise ValueError(

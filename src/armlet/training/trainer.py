@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from armlet.data.corpus import Corpus
-from armlet.data.files import appending, hold, read_json, whole_lines, write_atomically
+from armlet.data.files import appending, read_json, whole_lines, write_atomically
 from armlet.data.frames import BatchMaker, Frames, draw
 from armlet.data.transforms import Moment
 from armlet.layers import draws
@@ -43,7 +43,7 @@ from armlet.progress import Progress
 from armlet.recipe import Objective, Stage, settings
 from armlet.robot.inputs import beyond, looked_at
 from armlet.robot.normalise import check_sane
-from armlet.training.distributed import RankError, is_of_others, world
+from armlet.training.distributed import RankError, held, is_of_others, world
 from armlet.training.division import Divided, Division, places, told
 from armlet.training.learner import Learner, chooses
 from armlet.training.lora import add_lora, merge_lora
@@ -204,7 +204,7 @@ class Trainer:
         self._check_division()
         # Twice where something is moved away: its lock goes with it, and the new folder's is taken.
         while True:
-            with self._held():
+            with held(self.folder / LOCK, "training"):
                 why = self.obstacle()
                 step = self._state["step"] if self._state else 0
                 self.world.agree(
@@ -222,12 +222,6 @@ class Trainer:
                         "stage starts anew\n"
                     )
             self.world.wait()
-
-    def _held(self) -> contextlib.AbstractContextManager[Any]:
-        """The folder, for this run alone; the first process holds it for all."""
-        if self.world.first:
-            return hold(self.folder / LOCK, "training")
-        return contextlib.nullcontext()
 
     def _check_division(self) -> None:
         """Raises ValueError for what cannot be divided over processes or passes, by name."""
