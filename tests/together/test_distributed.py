@@ -46,6 +46,7 @@ def mine():
         stages=tuple(map(exact, made.stages)),
     )
 '''
+LOW = LoRA(4, targets=("policy.inner.layers.*",), whole=("policy.router.*",))
 TESTS = Path(__file__).parent.parent
 
 
@@ -180,8 +181,8 @@ def test_an_epoch_whose_last_batch_leaves_some_without_a_sample(
     ("parallel", "changed"),
     [
         ("ddp", {"weights_precision": "bf16", "precision": "bf16"}),
-        ("ddp", {"lora": LoRA(4, targets=("policy.inner.layers.*",)), "freeze": ("probe.*",)}),
-        ("fsdp", {"lora": LoRA(4, targets=("policy.inner.layers.*",)), "freeze": ("probe.*",)}),
+        ("ddp", {"lora": LOW}),
+        ("fsdp", {"lora": LOW}),
         ("fsdp", {"recompute": True, "accumulate": 2}),
     ],
 )

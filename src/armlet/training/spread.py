@@ -35,6 +35,9 @@ class Spread:
         self.network: Learner = learner
         self.forward: Callable[..., Any] = learner
 
+    def begin(self) -> None:
+        """To be called once weights are of the types in which they train."""
+
     def exchange(self, *, now: bool) -> AbstractContextManager:
         """Around a pass and its way back: processes exchange gradients in it, or later."""
         return contextlib.nullcontext()
@@ -48,14 +51,13 @@ class Copies(Spread):
 
     complete_at_once = False
 
-    def __init__(self, learner: Learner) -> None:
-        super().__init__(learner)
+    def begin(self) -> None:
         with warnings.catch_warnings():
             # `broadcast_buffers` has another name in newer versions of torch only.
             warnings.simplefilter("ignore", FutureWarning)
             # Which parts an objective leaves out hangs on what it wants.
             self._ddp = DistributedDataParallel(
-                learner, find_unused_parameters=True, broadcast_buffers=False
+                self.learner, find_unused_parameters=True, broadcast_buffers=False
             )
         self._ddp.register_comm_hook(None, _summed)
         self.forward = self._ddp

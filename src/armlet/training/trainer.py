@@ -190,6 +190,7 @@ class Trainer:
             halve=self.stage.weights_precision == "bf16",
             at_once=spread.complete_at_once,
         )
+        spread.begin()  # after the masters, which may halve weights
         self.parameters = self.masters.weights  # as optimisers see them
         self.optimisers = make_optimisers(self.parameters, self.stage)
         self.average: dict[str, Tensor] = {}  # the running average of what is trained
