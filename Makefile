@@ -4,7 +4,7 @@ PYTHON := $(shell for p in python3 python3.13 python3.12 python3.11; do $$p -c '
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: bench-memory bench-exports bench-compiled help setup demo test check format lock test-mutants numbers docs hooks test-slow test-metaworld test-libero test-lerobot test-page test-reference test-serve test-peers fuzz test-logs robots bench clean
+.PHONY: bench-memory bench-exports bench-compiled help setup demo test check format lock test-mutants numbers docs hooks test-slow test-distributed test-metaworld test-libero test-lerobot test-page test-reference test-serve test-peers fuzz test-logs robots bench clean
 
 help: ## this list
 	@echo "make TARGET, of:"
@@ -52,6 +52,9 @@ test-mutants: $(READY) ## twelve hundred small breaks of the code: do the tests 
 
 test-slow: $(READY) ## the tests that take minutes
 	$(BIN)/pytest -q -m slow
+
+test-distributed: $(READY) ## several processes that train together, torchrun among them: minutes
+	$(BIN)/pytest -q -m distributed
 
 test-metaworld: $(READY) ## Meta-World, with its extra
 	$(BIN)/python -m pip install -q -c requirements.lock -e '.[dev,metaworld]'

@@ -32,8 +32,9 @@ from armlet.rollout import recording
 from armlet.teach import new_policy
 from armlet.training import practice, supervision
 from armlet.training.learner import Learner, watch
+from armlet.training.own_average import SelfAnswers
 from armlet.training.supervision import load_heads, make_heads
-from armlet.training.trainer import SelfAnswers, Trainer, make_batches
+from armlet.training.trainer import Trainer, make_batches
 from armlet.types import Trace
 
 SIGNALS = ("actions", "condition", "semantics", "layer_actions")

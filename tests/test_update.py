@@ -22,7 +22,8 @@ from armlet.data.transforms import DrawBudget, Explore, GripperNoise
 from armlet.layers.ema import SelfTeacher
 from armlet.recipe import Objective, Stage
 from armlet.training.learner import Learner, watch
-from armlet.training.trainer import SelfAnswers, Trainer, make_batches
+from armlet.training.own_average import SelfAnswers
+from armlet.training.trainer import Trainer, make_batches
 from armlet.types import Batch, Trace
 
 POLICY = make_policy()

@@ -37,7 +37,8 @@ verb, of which `--episodes` is one.
 
 `armlet distil actdistill --help` lists what is usually set, `--help-all` every field; `--debug`,
 anywhere, shows where an error came from. A recipe of your own: `armlet distil
-mypackage.recipes:mine`. A data set or policy on the Hugging Face hub, in place of the folder that
+mypackage.recipes:mine`. teach, probe and distil on several devices or machines: `torchrun
+--nproc-per-node 8 -m armlet distil …`. A data set or policy on the Hugging Face hub, in place of the folder that
 is read: `--episodes hf:user/set`, `--teacher hf:user/policy@revision`.
 """
 
@@ -65,6 +66,9 @@ OF_PLACES = (
     "compare",
     "recompute",
 )  # verbs that take folders or files, no recipe
+
+
+TOGETHER = ("teach", "probe", "distil")  # what several processes may do, started by torchrun
 
 
 def usage() -> str:
@@ -148,9 +152,17 @@ def _run(verb: str, name: str, overrides: list[str], *, debug: bool) -> None:
     def work() -> object:
         from armlet import recipes
         from armlet.options import override
+        from armlet.training.distributed import joined, refuse_several, said_by
 
         recipe = override(recipes.make(name), overrides, command, verb)
-        return importlib.import_module(f"armlet.{verb}").main(recipe)
+        with joined() as world, said_by(world):
+            if verb not in TOGETHER:
+                refuse_several(
+                    f"armlet {verb} is no training",
+                    fix=f"start it without torchrun, which is for {', '.join(TOGETHER)}",
+                )
+            made = importlib.import_module(f"armlet.{verb}").main(recipe)
+        return made if world.first else None
 
     _finish(command, work, debug=debug)
 
@@ -170,7 +182,8 @@ def _finish(command: str, work: Callable[[], object], *, debug: bool) -> None:
             raise
         said = " ".join(str(error).split("\n"))
         sys.exit(f"{command}: {type(error).__name__}: {said} (--debug shows where)")
-    sys.stdout.write(f"{result}\n")
+    if result is not None:  # of several processes the first has one
+        sys.stdout.write(f"{result}\n")
 
 
 if __name__ == "__main__":

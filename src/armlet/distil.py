@@ -18,7 +18,6 @@ from armlet.annotators import annotator_fingerprint
 from armlet.data.corpus import Corpus, Part
 from armlet.data.door import check_facts
 from armlet.data.episodes import EpisodeDataset
-from armlet.data.files import hold
 from armlet.data.frames import BatchMaker, load_frames
 from armlet.data.splits import parts, rows_of
 from armlet.data.traces import StoreIdentity
@@ -42,7 +41,9 @@ from armlet.recipe import (
 from armlet.robot.agree import agree
 from armlet.robot.fit import View
 from armlet.training.black_box import how_asked
+from armlet.training.distributed import held, log_of, refuse_several, world
 from armlet.training.learner import Learner, chooses, with_logits
+from armlet.training.own_average import SelfAnswers
 from armlet.training.practice import is_promoted, mixed, practise, round_folder
 from armlet.training.supervision import (
     check_heads,
@@ -54,7 +55,7 @@ from armlet.training.supervision import (
     open_traces,
 )
 from armlet.training.teacher import fetched, meet_teacher
-from armlet.training.trainer import SelfAnswers, TeacherTraces, Trainer, make_batches
+from armlet.training.trainer import TeacherTraces, Trainer, make_batches
 from armlet.types import LAYERS, Batch
 
 TRAINING = (
@@ -73,11 +74,29 @@ def main(recipe: Recipe) -> Path:
         raise ValueError(f"recipe {recipe.name!r} has no student and stages to distil")
     # Before the stages, which take hours: a trial decides which round's student is kept.
     choose_elsewhere(recipe)
+    _check_several(recipe)
     recipe = fetched(at_hand(recipe, reads=("episodes",)))
     # The folders of stages and rounds are moved where they answer another question.
-    log = RunLog(recipe.log, recipe.out, recipe.name, to_json(recipe))
-    with hold(recipe.out / "distil.lock", "distilling"), log:
+    log = RunLog(log_of(recipe.log), recipe.out, recipe.name, to_json(recipe))
+    with held(recipe.out / "distil.lock", "distilling"), log:
         return _distil(recipe, log)
+
+
+def _check_several(recipe: Recipe) -> None:
+    """Raises RankError for what several processes that train together cannot do, by name."""
+    assert recipe.student is not None
+    alone = "run `armlet distil` without torchrun"
+    if recipe.rounds:
+        refuse_several(
+            "rounds: a student acts in them, which one process does",
+            fix=f"{alone}; or leave the rounds out, and distil once more with them: finished stages "
+            "are not trained again",
+        )
+    if recipe.student.reads:
+        refuse_several(
+            f"student: {type(recipe.student).__name__} is chosen by what its teacher answered",
+            fix=alone,
+        )
 
 
 def _distil(recipe: Recipe, log: RunLog) -> Path:
@@ -149,7 +168,8 @@ def _distil(recipe: Recipe, log: RunLog) -> Path:
 
     provenance = {"recipe": to_json(recipe), "data": data.fingerprint, PROVENANCE: wanted, **found}
     folder = recipe.student_folder  # it is saved without what only training reads
-    save_policy(student.deployed(), folder, provenance=provenance, weights=recipe.weights)
+    if world().first:
+        save_policy(student.deployed(), folder, provenance=provenance, weights=recipe.weights)
     return folder
 
 

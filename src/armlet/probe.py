@@ -36,6 +36,7 @@ from armlet.training.black_box import (
     of_black_box,
     store_answers,
 )
+from armlet.training.distributed import log_of, refuse_several, world
 from armlet.training.learner import Learner, with_logits
 from armlet.training.masters import halve
 from armlet.training.supervision import (
@@ -75,8 +76,10 @@ def main(recipe: Recipe) -> Path:
     if recipe.probe:
         torch.manual_seed(recipe.seed)  # the heads' first weights
         learner.probe = make_heads(teacher, recipe.probe).to(device)
-        with RunLog(recipe.log, recipe.out, recipe.name, to_json(recipe)) as log:
+        with RunLog(log_of(recipe.log), recipe.out, recipe.name, to_json(recipe)) as log:
             _fit(recipe, learner, batches, data, fingerprint, log, title=title)
+    if not world().first:  # the fitting is divided; a store has one that writes
+        return recipe.traces
     how = how_watched(recipe)
     store_traces(
         recipe.traces,
@@ -96,6 +99,7 @@ def main(recipe: Recipe) -> Path:
 def _ask(recipe: Recipe, data: EpisodeDataset, said: Said) -> Path:
     """The same of a teacher behind a socket: its answers to every frame, and no layers."""
     title = f"probe {recipe.name}"
+    refuse_several("a teacher behind a socket is asked", fix="run `armlet probe` without torchrun")
     teacher = socket_policy(said, lambda: robot_of_episodes(recipe, data))
     robot = teacher.robot
     recipe = suited(recipe, robot.action)
@@ -157,4 +161,5 @@ def _fit(
         load_heads(learner.probe, path)
         return
     trainer.run()
-    save_heads(learner.probe, path)
+    if world().first:
+        save_heads(learner.probe, path)

@@ -37,8 +37,9 @@ from armlet.robot.normalise import Mode, Normaliser
 from armlet.robot.spec import ActionSpec, RobotSpec
 from armlet.types import LAYERS, Batch, Precision, Trace
 
-# Fields of a stage that cannot change what it makes.
-CHANGES_NOTHING = ("log_every", "checkpoint_every")
+# Fields of a stage that cannot change what it makes. The last three are about how a batch is
+# divided, as is the number of processes, which is no field: they round otherwise, as devices do.
+CHANGES_NOTHING = ("log_every", "checkpoint_every", "accumulate", "parallel", "offload")
 
 
 class Objective(ABC):
@@ -159,6 +160,14 @@ class Stage:
     recompute: bool = field(default=False, metadata=QUIET)
     """Compute each layer of the backbone once more on the way back, and keep nothing of it until
     then (gradient checkpointing): less memory, a third more time."""
+    accumulate: int = field(default=1, metadata=QUIET)
+    """Parts of a batch that pass through the network one after the other, for less memory: the step
+    is that of the whole batch, and all parts but the last are computed twice (training/division.py)."""
+    parallel: Literal["ddp", "fsdp"] = field(default="ddp", metadata=QUIET)
+    """How several processes (torchrun) hold the network: each a copy (ddp), or each a part of every
+    weight, its gradient and the optimiser's state (fsdp); docs/several-machines.md."""
+    offload: bool = field(default=False, metadata=QUIET)
+    """With fsdp, what is not at work lies in the memory of the CPU: slower, for larger networks."""
     log_every: int = 50
     """Steps between two lines of metrics.jsonl."""
     checkpoint_every: int = 500
@@ -173,7 +182,8 @@ class Stage:
         return found
 
     def __post_init__(self) -> None:
-        limits.positive(self, "batch_size", "log_every", "checkpoint_every")
+        limits.positive(self, "batch_size", "accumulate", "log_every", "checkpoint_every")
+        self._check_shards()
         limits.check(self, steps=(0, inf))  # of several stages, one may be left out so
         if self.teacher is not None and (self.lora.rank or self.weights_precision):
             raise ValueError(
@@ -193,6 +203,32 @@ class Stage:
             warmup=(0, inf),
             ema=(0, BELOW_1),
         )
+
+    def _check_shards(self) -> None:
+        """Raises ValueError for what a stage in shards cannot do, and for what has no effect."""
+        if self.parallel == "ddp":
+            if self.offload:
+                raise ValueError("offload has no effect without `parallel` fsdp")
+            return
+        instead = "give the stage `parallel` ddp"
+        if self.teacher is not None:
+            raise ValueError(
+                "parallel is fsdp, and teacher the student's own average, which is whole on every "
+                f"process; {instead}, or no such teacher"
+            )
+        if self.weights_precision is not None:
+            raise ValueError(
+                f"parallel is fsdp, and weights_precision {self.weights_precision}: weights in "
+                "shards are held as they are, and are their own masters; leave it out (products are "
+                f"in `precision` all the same), or {instead}"
+            )
+        if self.compile:
+            raise ValueError(f"parallel is fsdp, and compile true: set it false, or {instead}")
+        if self.offload and self.optimiser == "muon":
+            raise ValueError(
+                "offload, and optimiser muon, whose matrices are brought together at every step: "
+                "give the stage `optimiser` adamw, or no offload"
+            )
 
 
 @dataclass(frozen=True)

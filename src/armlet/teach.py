@@ -29,6 +29,7 @@ from armlet.robot.description import Described
 from armlet.robot.normalise import steady
 from armlet.robot.spec import ActionSpec, RobotSpec
 from armlet.training.body import ACTION, STATE, body_of
+from armlet.training.distributed import log_of, world
 from armlet.training.learner import Learner
 from armlet.training.trainer import Trainer, make_batches
 
@@ -48,7 +49,7 @@ def main(recipe: Recipe) -> Path:
         )
     recipe = at_hand(recipe, reads=("episodes",), writes=("teacher",))
     assert recipe.teach is not None  # as before
-    log = RunLog(recipe.log, recipe.out, recipe.name, to_json(recipe))
+    log = RunLog(log_of(recipe.log), recipe.out, recipe.name, to_json(recipe))
     title = f"teach {recipe.name}"
     data = EpisodeDataset(recipe.episodes, recipe.columns)
     check_facts(data, recipe.teach.objective.wants, option="--teach.objective.facts")
@@ -98,7 +99,8 @@ def main(recipe: Recipe) -> Path:
         "data": data.fingerprint,
         PROVENANCE: question,
     }
-    save_policy(policy, recipe.teacher, provenance=provenance, weights=recipe.weights)
+    if world().first:
+        save_policy(policy, recipe.teacher, provenance=provenance, weights=recipe.weights)
     return recipe.teacher
 
 

@@ -31,22 +31,32 @@ class Augment(BatchTransform):
     """Pixels by which a picture is moved at most, each way, its edge repeated."""
 
     def __call__(self, batch: Batch, teacher: Trace, moment: Moment) -> tuple[Batch, Trace]:
-        return replace(batch, images=self.pictures(batch.images, moment.rng)), teacher
+        here = moment.pictures or slice(0, len(batch))
+        changed = self.pictures(batch.images, moment.rng, of=(here, len(batch)))
+        return replace(batch, images=changed), teacher
 
-    def pictures(self, images: dict[str, Tensor], rng: np.random.Generator) -> dict[str, Tensor]:
+    def pictures(
+        self,
+        images: dict[str, Tensor],
+        rng: np.random.Generator,
+        *,
+        of: tuple[slice, int] | None = None,
+    ) -> dict[str, Tensor]:
         """Pictures by camera, (b, 3, h, w) in [0, 1], or (b, o, 3, h, w) of o moments, → the same,
-        changed sample by sample as `rng` says; all moments of a sample alike."""
+        changed sample by sample as `rng` says; all moments of a sample alike. `of`: which samples
+        these are of a batch of how many; each is changed as it would be among all."""
         if not images:  # a policy of numbers alone
             return {}
         first = next(iter(images.values()))
-        count = len(first)
+        here, count = of or (slice(0, len(first)), len(first))
         device = first.device
 
         def factors(spread: float) -> Tensor | None:
             if not spread:
                 return None
             drawn = rng.uniform(1 - spread, 1 + spread, count).astype(np.float32)
-            return torch.from_numpy(drawn).to(device).view(-1, *[1] * (first.ndim - 1))
+            mine = torch.from_numpy(drawn[here])
+            return mine.to(device).view(-1, *[1] * (first.ndim - 1))
 
         # Drawn once for all cameras: a lamp lights them all.
         gain = factors(self.brightness)
@@ -62,17 +72,21 @@ class Augment(BatchTransform):
             if saturation is not None:
                 # The same with the grey of every pixel.
                 pixels = pixels.mean(-3, keepdim=True).lerp(pixels, saturation).clamp_(0, 1)
-            changed[name] = _moved(pixels, self.crop, rng) if self.crop else pixels
+            if self.crop:
+                places = rng.integers(0, 2 * self.crop + 1, (2, count))
+                pixels = _moved(pixels, self.crop, places[:, here])
+            changed[name] = pixels
         return changed
 
 
-def _moved(pixels: Tensor, most: int, rng: np.random.Generator) -> Tensor:
-    """Each picture moved by whole pixels, up to `most` each way, its edge repeated."""
+def _moved(pixels: Tensor, most: int, places: np.ndarray) -> Tensor:
+    """Each picture moved by whole pixels, up to `most` each way, its edge repeated; `places` (2, b):
+    where it begins in the picture with that edge, from the top and from the left."""
     count, *_, height, width = pixels.shape
     # Moments and channels in one axis: torch pads no five axes so.
     flat = pixels.flatten(1, -3)
     padded = F.pad(flat, (most,) * 4, mode="replicate")
-    down, right = rng.integers(0, 2 * most + 1, (2, count))
+    down, right = places
     moved = []
     for index in range(count):  # `most` down and to the right is where it was
         top = down[index]

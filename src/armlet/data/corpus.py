@@ -70,9 +70,9 @@ class Corpus:
         keys stay as they are."""
         return Corpus((*self.parts, part), self._make, needs=self.needs)
 
-    def batch(self, rows: np.ndarray) -> Batch:
-        """The batch of `rows` (b,)."""
-        return self._batches.batch(rows)
+    def batch(self, rows: np.ndarray, *, pictures: slice | None = None) -> Batch:
+        """The batch of `rows` (b,). `pictures`: of these of its moments alone; None: of all."""
+        return self._batches.batch(rows, pictures=pictures)
 
     def expect(self, rows: np.ndarray) -> None:
         """A word that `rows` (b,) are asked for next."""

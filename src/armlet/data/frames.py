@@ -104,8 +104,8 @@ class BatchMaker:
         """(N, a): every frame's own action, normalised."""
         return self._tensor(self._actions)
 
-    def batch(self, rows: np.ndarray) -> Batch:
-        """The batch of `rows` (b,)."""
+    def batch(self, rows: np.ndarray, *, pictures: slice | None = None) -> Batch:
+        """The batch of `rows` (b,). `pictures`: of these of its moments alone; None: of all."""
         frames = self.frames
         wanted = rows[:, None] + np.arange(self.chunk)  # (b, k): the rows of the chunk's actions
         valid = wanted < self._end[rows][:, None]
@@ -119,9 +119,10 @@ class BatchMaker:
             description = self._tensor(self._descriptions[described])
             description_mask = self._tensor(self._described[described])
         seen = self._seen(rows)
+        looked = seen if pictures is None else seen[pictures]
         earlier, earlier_valid = self._earlier(rows)
         return Batch(
-            images={name: self._images(name, seen) for name in frames.images},
+            images={name: self._images(name, looked) for name in frames.images},
             # Padded to the longest of all: one shape, so compiled code is compiled once.
             text=self._tensor(text),
             text_mask=self._tensor(real),

@@ -28,13 +28,18 @@ MOST_OFTEN = 20  # times that a frame of a rare action is drawn in an epoch, at 
 @dataclass(frozen=True)
 class Moment:
     """One step of a stage: its number (from 0) and how many there are, the numbers drawn for it
-    (the same whenever it is run), and the robot whose normalised actions a batch holds."""
+    (the same whenever it is run), and the robot whose normalised actions a batch holds.
+
+    `pictures`: where a batch is divided over processes, the moments of it whose pictures it has,
+    those of this process; all else is of the whole batch. None: it has all.
+    """
 
     step: int
     steps: int
     rng: np.random.Generator
     spec: ActionSpec
     actions: Normaliser
+    pictures: slice | None = None
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,8 @@ class BatchTransform:
 
     def __call__(self, batch: Batch, teacher: Trace, moment: Moment) -> tuple[Batch, Trace]:
         """The batch, and the teacher's answer to it, as the student is to see them. Neither is
-        changed in place."""
+        changed in place. What changes pictures draws for the whole batch, and heeds
+        `moment.pictures`."""
         return batch, teacher
 
     def choose(self, rows: np.ndarray, classes: Classes) -> np.ndarray:

@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from armlet.layers.action_head import ActionHead, masked_mean
+from armlet.layers.draws import by_sample, normal_like
 
 Sampler = Literal["ddim", "ddpm"]
 TRAINING_STEPS = 100  # of the diffusion
@@ -278,12 +279,20 @@ class DiffusionHead(ActionHead):
         clean = actions.float().repeat(count, 1, 1)
         told = condition.repeat(count, 1)
         real = valid.bool().repeat(count, 1)
-        noise = torch.randn_like(clean)
-        step = torch.randint(0, TRAINING_STEPS, (len(clean),), device=clean.device)
+        noise = normal_like(clean, times=count)
+
+        def steps(samples: int) -> Tensor:
+            return torch.randint(0, TRAINING_STEPS, (samples,), device=clean.device)
+
+        step = by_sample(steps, len(clean), times=count)
         kept = self.kept[step][:, None, None]
         noisy = kept.sqrt() * clean + (1 - kept).sqrt() * noise
         if self.training and self.dropout:
-            untold = torch.rand(len(told), device=told.device) < self.dropout
+
+            def chances(samples: int) -> Tensor:
+                return torch.rand(samples, device=told.device)
+
+            untold = by_sample(chances, len(told), times=count) < self.dropout
             told = torch.where(
                 untold[:, None], self.net.z_embedder.uncondition.to(told.dtype), told
             )

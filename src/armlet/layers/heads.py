@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from armlet.data.codec import bin_centres, bin_numbers, squared_distances
 from armlet.layers.action_dit import DiffusionHead
 from armlet.layers.action_head import ActionHead, masked_mean
+from armlet.layers.draws import normal_like, uniform
 from armlet.layers.guidance import Guide, guided_flow
 from armlet.layers.narrowing import narrowed
 from armlet.layers.shortcut import by_halves, check_steps, draw_spans, told
@@ -327,8 +328,8 @@ class FlowHead(ActionHead):
         return guided_flow(velocity, noise, self.steps, guide)
 
     def loss(self, condition: Tensor, actions: Tensor, valid: Tensor) -> Tensor:
-        noise = torch.randn_like(actions)
-        t = torch.rand(len(actions), device=actions.device, dtype=actions.dtype)
+        noise = normal_like(actions)
+        t = uniform(actions)
         mixed = noise + t[:, None, None] * (actions - noise)  # straight from noise to actions
         # What stands past the end of an episode is no action, so the steps that count may not
         # attend to it. Where nothing is valid, all is attended to: a softmax over nothing is NaN,
@@ -342,24 +343,24 @@ class FlowHead(ActionHead):
         return masked_mean(error.square(), valid)
 
     def distance(
-        self, condition: Tensor, other: "FlowHead", told: Tensor, actions: Tensor, valid: Tensor
+        self, condition: Tensor, other: "FlowHead", theirs: Tensor, actions: Tensor, valid: Tensor
     ) -> Tensor:
         """(b,): the squared distance of this head's velocities from those of `other`, which is told
-        `told` (b, d'), at one noise and time a sample, drawn on straight paths to `actions`. `other`
+        `theirs` (b, d'), at one noise and time a sample, drawn on straight paths to `actions`. `other`
         gets no gradient.
 
         It is 0 where both flows are the same, and in expectation `loss` with the other's velocities
         in the place of the path's: what diffusion models are distilled by (arXiv 2305.15798, eq. 7),
         one pass through each head where decoded actions take `steps` of them, and back.
         """
-        noise = torch.randn_like(actions)
-        t = torch.rand(len(actions), device=actions.device, dtype=actions.dtype)
+        noise = normal_like(actions)
+        t = uniform(actions)
         mixed = noise + t[:, None, None] * (actions - noise)
         real = valid.bool()
         seen = real | ~real.any(1, keepdim=True)  # as in `loss`
         now = torch.zeros_like(t)  # for a head that is told a span: the velocity itself, no mean
         with torch.no_grad():
-            target = other.velocity(mixed, t, told, seen, now)
+            target = other.velocity(mixed, t, theirs, seen, now)
         error = self.velocity(mixed, t, condition, seen, now) - target
         return masked_mean(error.square(), valid)
 
@@ -375,7 +376,7 @@ class FlowHead(ActionHead):
         """(b,): of most samples the same, told a span of 0; of some the distance of a long step from
         two of half of it."""
         begins, span = draw_spans(actions)
-        long = torch.rand_like(t) < BOOTSTRAPPED  # (b,)
+        long = uniform(t) < BOOTSTRAPPED  # (b,)
         t = torch.where(long, begins, t)
         mixed = torch.lerp(noise, actions, t[:, None, None])
 

@@ -20,6 +20,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from armlet.layers.draws import by_sample
+
 GateMode = Literal["straight_through", "gumbel", "soft_residual", "published_soft"]
 Mixer = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # before, after, hard, soft → one
 
@@ -343,7 +345,12 @@ def _logistic_noise(like: Tensor, generator: torch.Generator | None) -> Tensor:
     """The difference of two Gumbel variables."""
     tiny = torch.finfo(torch.float32).tiny
     # rand gives 0 now and then, whose logarithm is -inf; it never gives 1.
-    uniform = torch.rand(like.shape, generator=generator, device=like.device).clamp(min=tiny)
+    layers = like.shape[1:]
+
+    def make(count: int) -> Tensor:
+        return torch.rand((count, *layers), generator=generator, device=like.device)
+
+    uniform = by_sample(make, len(like)).clamp(min=tiny)
     return (uniform.log() - torch.log1p(-uniform)).to(like.dtype)
 
 

@@ -18,6 +18,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from armlet.layers.draws import by_sample, uniform
+
 FINEST = 8  # steps of which each is as good as infinitely short; a power of 2
 # x (b, k, a), t (b,), d (b,) as it is told → (b, k, a)
 MeanVelocity = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -42,9 +44,12 @@ def draw_spans(like: Tensor) -> tuple[Tensor, Tensor]:
     """For each sample of `like` (b, …) where a long step begins and how long it is, (b,) and (b,): 1,
     1/2 or 1/4, each as likely, from a multiple of itself on, so that it ends by t = 1."""
     halvings = FINEST.bit_length() - 1
-    drawn = torch.randint(0, halvings, (len(like),), device=like.device)
-    span = 0.5 ** drawn.to(like.dtype)
-    place = (torch.rand_like(span) / span).floor()  # 0 … 1/span − 1
+
+    def choose(count: int) -> Tensor:
+        return torch.randint(0, halvings, (count,), device=like.device)
+
+    span = 0.5 ** by_sample(choose, len(like)).to(like.dtype)
+    place = (uniform(span) / span).floor()  # 0 … 1/span − 1
     return place * span, span
 
 

@@ -19,11 +19,17 @@ class Masters:
 
     `halve`: those of linear layers, trained or not, are brought to bfloat16 until `restore`. What
     does not train is kept as it was, where rounding would change it; on the CPU, whose memory is
-    the larger one.
+    the larger one. `at_once`: a gradient goes to its master as soon as autograd has it; else when
+    `take` is called, where somebody adds to it until then.
     """
 
     def __init__(
-        self, network: nn.Module, trained: dict[str, nn.Parameter], *, halve: bool = False
+        self,
+        network: nn.Module,
+        trained: dict[str, nn.Parameter],
+        *,
+        halve: bool = False,
+        at_once: bool = True,
     ) -> None:
         self.weights: dict[str, nn.Parameter] = {}
         self._network = network
@@ -46,7 +52,7 @@ class Masters:
             matrix.data = half
         self._hooks = []
         for name, parameter in trained.items():
-            if self.weights[name] is not parameter:
+            if at_once and self.weights[name] is not parameter:
                 self._hooks.append(parameter.register_post_accumulate_grad_hook(self._take(name)))
 
     def _take(self, name: str) -> Callable[[Tensor], None]:
@@ -60,6 +66,12 @@ class Masters:
             parameter.grad = None
 
         return hand_over
+
+    def take(self) -> None:
+        """The gradients that stand at the network's weights go to their masters."""
+        for name, parameter in self._trained.items():
+            if self.weights[name] is not parameter and parameter.grad is not None:
+                self._take(name)(parameter)
 
     @torch.no_grad()
     def show(self) -> None:

@@ -1,11 +1,44 @@
-"""A training state on disk: what a stage goes on from when it was killed. Knows no policy."""
+"""A training state on disk: what a stage goes on from when it was killed. Knows no policy.
 
+One process writes one file, `state.pt`. A network in shards is written by all processes at once, each
+its own part (torch's distributed checkpoint), into a folder of that step; `state.json`, written
+after it, says which folder counts, so that half a folder is never read. Either is read by any number
+of processes. What was written the other way before is removed once the new one counts.
+"""
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from armlet.data.files import atomic_file, check_is_here
+from armlet.data.files import (
+    atomic_file,
+    check_is_here,
+    make_durable,
+    make_folder,
+    naming_a_full_disk,
+    read_json,
+    write_atomically,
+)
+from armlet.training.distributed import World
+from armlet.training.spread import is_shard
+
+STATE = "state.pt"
+POINTER = "state.json"
+FIX = "delete it to train this stage from its start, nothing else is lost; or copy it again"
+
+
+class SavedShards(dict[str, Any]):
+    """What `state.json` says of a state in shards, its question and step; `folder`: where they
+    are."""
+
+    def __init__(self, folder: Path, said: Mapping[str, Any]) -> None:
+        super().__init__(said)
+        self.folder = folder
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
@@ -13,12 +46,15 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
     previous one."""
     with atomic_file(path) as part:
         torch.save(state, part)
+    pointer = path.with_name(POINTER)
+    if pointer.exists():
+        pointer.unlink()
+        _remove_shards(path.parent, keep=None)
 
 
 def load_state(path: Path) -> dict[str, Any]:
     """What `save_state` wrote. Raises FileNotFoundError or ValueError naming the file."""
-    fix = "delete it to train this stage from its start, nothing else is lost; or copy it again"
-    check_is_here(path, fix=fix)
+    check_is_here(path, fix=FIX)
     try:
         state = torch.load(path, weights_only=True)
     except OSError:  # a disk that fails is no damaged file
@@ -27,8 +63,133 @@ def load_state(path: Path) -> dict[str, Any]:
         first = str(error).strip().split("\n")[0]
         raise ValueError(
             f"{path} ({path.stat().st_size} bytes) is not a whole training state "
-            f"({type(error).__name__}: {first}); {fix}"
+            f"({type(error).__name__}: {first}); {FIX}"
         ) from error
     if not isinstance(state, dict):
-        raise ValueError(f"{path} holds a {type(state).__name__}, expected a training state; {fix}")
+        raise ValueError(f"{path} holds a {type(state).__name__}, expected a training state; {FIX}")
     return state
+
+
+def found_state(folder: Path) -> dict[str, Any] | SavedShards | None:
+    """The state that a stage's folder holds, however it was written, of shards what is said of
+    them; None where there is none. Raises ValueError naming the file."""
+    one = load_state(folder / STATE) if (folder / STATE).exists() else None
+    pointer = folder / POINTER
+    if not pointer.exists():
+        return one
+    said = read_json(pointer, fix=FIX)
+    shards = folder / str(said.get("folder"))
+    if "question" not in said or not isinstance(said.get("step"), int) or not shards.is_dir():
+        raise ValueError(
+            f"{pointer} names {shards.name}, which is not there, or lacks `question` or `step`; "
+            f"{FIX}"
+        )
+    # Killed before the older was removed: then there are both.
+    if one is not None and one["step"] >= said["step"]:
+        return one
+    return SavedShards(shards, said)
+
+
+def save_shards(folder: Path, state: dict[str, Any], world: World) -> None:
+    """A training state whose tensors lie in shards; every process calls this."""
+    said = {"question": state["question"], "step": state["step"]}
+    target = folder / f"state-{state['step']:08d}"
+    if world.first:
+        make_folder(folder)
+        if target.exists():  # half of one, of a run that was killed
+            shutil.rmtree(target)
+    world.wait()
+    import torch.distributed.checkpoint as dcp  # slow to import, and seldom needed
+
+    with naming_a_full_disk(target):
+        dcp.save(dict(_flat(state)), checkpoint_id=target)  # its files are durable when it returns
+    if world.first:
+        make_durable(target)
+        make_durable(folder)
+        pointer = json.dumps({**said, "folder": target.name})
+        write_atomically(folder / POINTER, pointer.encode())
+        (folder / STATE).unlink(missing_ok=True)
+        _remove_shards(folder, keep=target)
+    world.wait()
+
+
+def _remove_shards(folder: Path, *, keep: Path | None) -> None:
+    for each in folder.glob("state-*"):
+        if each != keep and each.is_dir():
+            shutil.rmtree(each)
+
+
+def _flat(state: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a state by the names that they have on disk: `optimisers/0/12/exp_avg`."""
+    for part in ("learner", "masters", "average"):
+        for name, tensor in state[part].items():
+            yield f"{part}/{name}", tensor
+    for which, optimiser in enumerate(state["optimisers"]):
+        for number, kept in optimiser["state"].items():
+            for name, tensor in kept.items():
+                yield f"optimisers/{which}/{number}/{name}", tensor
+
+
+def load_shards(
+    saved: SavedShards,
+    network: Mapping[str, Tensor],
+    parameters: Mapping[str, Tensor],
+    numbered: Sequence[Sequence[Tensor]],
+) -> dict[str, Any]:
+    """The state that `save_shards` wrote, in the shards of those who read it: as `network` lies,
+    what is trained of it, `parameters`, and the same as the optimisers have `numbered` it. Raises
+    ValueError naming the folder where it is damaged."""
+    import torch.distributed.checkpoint as dcp  # as above
+    from torch.distributed.checkpoint.api import CheckpointException
+    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+    try:
+        stored = dcp.FileSystemReader(saved.folder).read_metadata().state_dict_metadata
+        wanted = {}
+        for name, about in stored.items():
+            assert isinstance(about, TensorStorageMetadata)  # `_flat` gave tensors alone
+            like = _belongs(name, network, parameters, numbered)
+            dtype = about.properties.dtype
+            if is_shard(like) and like.shape == about.size:
+                wanted[name] = torch.zeros_like(like, dtype=dtype)
+            else:
+                wanted[name] = torch.zeros(about.size, dtype=dtype)
+        alone = not torch.distributed.is_initialized()
+        dcp.load(wanted, checkpoint_id=saved.folder, no_dist=alone)
+    except (CheckpointException, OSError, RuntimeError, ValueError, KeyError, EOFError) as error:
+        first = str(error).strip().split("\n")[0]
+        raise ValueError(
+            f"{saved.folder} is not a whole training state in shards "
+            f"({type(error).__name__}: {first:.300}); {FIX}, with {POINTER} beside it"
+        ) from error
+    return {**saved, **_nested(wanted, len(numbered))}
+
+
+def _belongs(
+    name: str,
+    network: Mapping[str, Tensor],
+    parameters: Mapping[str, Tensor],
+    numbered: Sequence[Sequence[Tensor]],
+) -> Tensor:
+    """The tensor of the network that a stored one is, or is kept of."""
+    part, _, rest = name.partition("/")
+    if part == "learner":
+        return network[rest].detach()
+    if part == "optimisers":
+        which, number, _ = rest.split("/")
+        return numbered[int(which)][int(number)].detach()
+    return parameters[rest].detach()
+
+
+def _nested(tensors: Mapping[str, Tensor], optimisers: int) -> dict[str, Any]:
+    """What `_flat` was given."""
+    state: dict[str, Any] = {"learner": {}, "masters": {}, "average": {}, "teacher": {}}
+    states: list[dict[int, dict[str, Tensor]]] = [{} for _ in range(optimisers)]
+    for name, tensor in tensors.items():
+        part, _, rest = name.partition("/")
+        if part == "optimisers":
+            which, number, kept = rest.split("/")
+            states[int(which)].setdefault(int(number), {})[kept] = tensor
+        else:
+            state[part][rest] = tensor
+    return {**state, "optimisers": [{"state": each} for each in states]}

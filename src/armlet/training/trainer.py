@@ -9,32 +9,29 @@ continued: it is moved beside, and the stage starts anew.
 
 import contextlib
 import dataclasses
-import difflib
-import fnmatch
 import json
 import math
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from armlet.data.corpus import Corpus
-from armlet.data.files import appending, hold, read_json, whole_lines, write_atomically
+from armlet.data.files import appending, read_json, whole_lines, write_atomically
 from armlet.data.frames import BatchMaker, Frames, draw
 from armlet.data.transforms import Moment
-from armlet.layers.ema import SelfTeacher
+from armlet.layers import draws
 from armlet.lineage import (
     Question,
     as_json,
     differences,
     digest_arrays,
-    digest_text,
     digest_weights,
     set_aside,
     short,
@@ -46,171 +43,29 @@ from armlet.progress import Progress
 from armlet.recipe import Objective, Stage, settings
 from armlet.robot.inputs import beyond, looked_at
 from armlet.robot.normalise import check_sane
-from armlet.training.learner import Learner, chooses, watch
-from armlet.training.lora import FACTORS, add_lora, merge_lora
+from armlet.training.distributed import RankError, held, is_of_others, world
+from armlet.training.division import Divided, Division, places, told
+from armlet.training.learner import Learner, chooses
+from armlet.training.lora import add_lora, merge_lora
 from armlet.training.masters import Masters
-from armlet.training.state import load_state, save_state
-from armlet.training.stopping import waiting_stop
-from armlet.types import Trace
+from armlet.training.optimisers import make_optimisers, rate
+from armlet.training.rows import digest_frames
+from armlet.training.spread import Spread, placed, spread_over, whole
+from armlet.training.state import (
+    STATE,
+    SavedShards,
+    found_state,
+    load_shards,
+    save_shards,
+    save_state,
+)
+from armlet.training.stopping import Stop, waiting_stop
+from armlet.training.weights import trainable
+from armlet.types import LAYERS, Batch, Trace
 
 TeacherTraces = Callable[[Tensor], Trace]  # keys (b, 2) -> the teacher's trace
 LOCK = "training.lock"
-STATE = "state.pt"
 ABOUT = "stage.json"
-
-
-class SelfAnswers(nn.Module):
-    """What the student's own running average answers, for `Stage(teacher=OwnAverage())`: asked once
-    a step, it first takes a step towards the student. It sees frames as they are, where the
-    student's are brighter or darker."""
-
-    def __init__(
-        self, teacher: SelfTeacher, batches: BatchMaker | Corpus, needs: frozenset[str]
-    ) -> None:
-        super().__init__()
-        self.teacher = teacher
-        self.needs = needs
-        # In tuples, so that torch does not count them among this module's parts: the state that is
-        # saved would hold the teacher's weights twice.
-        self._batches = (batches,)
-        self._watched = (Learner(cast(Backbone, teacher.module)).eval(),)
-
-    def forward(self, keys: Tensor) -> Trace:
-        self.teacher.update()
-        (batches,) = self._batches
-        (watched,) = self._watched
-        found = keys.cpu().numpy()  # (b, 2): episode, frame in it
-        # The same frames read again, ahead of the transforms that the student's batch went through.
-        rows = batches.frames.starts[found[:, 0]] + found[:, 1]
-        return watch(watched, batches.batch(rows), self.needs)
-
-
-def trainable(
-    learner: nn.Module, stage: Stage, factors: frozenset[str] = frozenset()
-) -> dict[str, nn.Parameter]:
-    """Parameters that a stage trains, by name. `factors`: those of its low-rank additions, beside
-    which only `lora.whole` trains. Raises ValueError where one of its patterns matches none, or all
-    leave none."""
-    parameters = dict(learner.named_parameters())
-    _check_patterns([name for name in parameters if name not in factors], stage)
-    kept: set[str] = set()
-    pretrained: set[str] = set()
-    policy = getattr(learner, "policy", None)
-    if isinstance(policy, Backbone):
-        kept = {f"policy.{name}" for name in policy.kept_weights}
-        pretrained = {f"policy.{name}" for name in policy.pretrained_weights}
-    chosen = {}
-    for name, parameter in parameters.items():
-        if name in factors:
-            chosen[name] = parameter
-            continue
-        if factors and not _matches(name, stage.lora.whole):
-            continue
-        if name in kept or (name in pretrained and _matches(name, stage.freeze_pretrained)):
-            continue
-        if _matches(name, stage.train) and not _matches(name, stage.freeze):
-            chosen[name] = parameter
-    if not chosen:
-        names = ", ".join(list(parameters)[:4])
-        also = f"; the network itself keeps {len(kept)} of its weights" if kept else ""
-        raise ValueError(
-            f"train={stage.train} freeze={stage.freeze} leaves nothing to train; names look like "
-            f"{names} …{also}"
-        )
-    return chosen
-
-
-def _matches(name: str, patterns: Iterable[str]) -> bool:
-    return any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
-
-
-def _check_patterns(names: list[str], stage: Stage) -> None:
-    """Raises ValueError for a pattern of `train` or `freeze` that matches no parameter: it was
-    meant to do something."""
-    patterns = {"train": stage.train, "freeze": stage.freeze}
-    if stage.lora.rank:
-        patterns["lora.whole"] = stage.lora.whole
-    for field, said in patterns.items():
-        for pattern in said:
-            # Of a network that is pretrained some parts are other than those of one that is not.
-            if fnmatch.filter(names, pattern) or pattern in stage.freeze_pretrained:
-                continue
-            known = sorted({*names, *_parts(names)})
-            near = difflib.get_close_matches(pattern, known, 3, cutoff=0.5)
-            if near:
-                hint = f"did you mean {' or '.join(map(repr, near))}?"
-            else:
-                hint = f"names look like {', '.join(names[:4])} …"
-            raise ValueError(f"{field}={said}: {pattern!r} matches no parameter; {hint}")
-
-
-def _parts(names: Iterable[str]) -> set[str]:
-    """A pattern for each module that has parameters of these names: a.b.c → a.b.*, a.*"""
-    found = set()
-    for name in names:
-        while "." in name:
-            name = name.rpartition(".")[0]
-            found.add(f"{name}.*")
-    return found
-
-
-def digest_frames(frames: Frames) -> str:
-    """A hash of every column of some frames; of pictures, which a data set's fingerprint covers,
-    the number."""
-    arrays: dict[str, np.ndarray] = {}
-    texts: list[str] = []
-    for field in dataclasses.fields(frames):
-        value = getattr(frames, field.name)
-        if field.name == "images":  # gigabytes: hashing them would take longer than a stage
-            texts += [f"{name} {len(pictures)}" for name, pictures in sorted(value.items())]
-        elif isinstance(value, np.ndarray):
-            arrays[field.name] = value
-        elif isinstance(value, dict):
-            for name, array in value.items():
-                arrays[f"{field.name}.{name}"] = array
-        elif value is not None:
-            texts += [field.name, *map(str, value)]
-    return f"{digest_arrays(arrays)} {digest_text(texts)}"
-
-
-def make_optimisers(
-    parameters: dict[str, nn.Parameter], stage: Stage
-) -> list[torch.optim.Optimizer]:
-    """AdamW, or Muon for the backbone's matrices and AdamW for the rest (Jordan et al. 2024, with
-    AdamW's step size)."""
-    matrices = []
-    rest = []
-    for name, parameter in parameters.items():
-        # Muon makes an update orthogonal, which means something for a map between hidden states;
-        # embeddings, heads, gains and biases stay with AdamW, as Jordan et al. have it.
-        # So do the factors of low-rank additions: neither is a map between hidden states.
-        inside = parameter.ndim == 2 and ".layers." in name
-        if stage.optimiser == "muon" and inside and not (stage.lora.rank and FACTORS in name):
-            matrices.append(parameter)
-        else:
-            rest.append(parameter)
-    step = stage.learning_rate
-    decay = stage.weight_decay
-    optimisers: list[torch.optim.Optimizer] = []
-    if matrices:
-        # match_rms_adamw scales Muon's step to be as large as AdamW's: one learning rate for both.
-        optimisers.append(
-            torch.optim.Muon(matrices, lr=step, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
-        )
-    if rest:
-        optimisers.append(
-            torch.optim.AdamW(rest, lr=step, weight_decay=decay, betas=(0.9, 0.95), fused=True)
-        )
-    return optimisers
-
-
-def rate(stage: Stage, step: int) -> float:
-    """The factor on the learning rate at a step: linear warm-up, then constant or a half cosine
-    down to 2 %."""
-    warm = min(1.0, (step + 1) / max(stage.warmup, 1))
-    if stage.schedule == "constant":
-        return warm
-    return warm * max(0.02, 0.5 * (1 + math.cos(math.pi * step / max(stage.steps, 1))))
 
 
 def check_teaches(
@@ -297,8 +152,9 @@ class Trainer:
         self.title = title
         self.log = log
         self.step = 0
+        self.world = world()
         # What the folder holds, once it has been looked at.
-        self._state: dict[str, Any] | None = None
+        self._state: dict[str, Any] | SavedShards | None = None
         start = digest_weights(learner.state_dict())  # of a stage before, or of `probe`
         factors: frozenset[str] = frozenset()
         if stage.lora.rank:
@@ -309,13 +165,10 @@ class Trainer:
         trained = trainable(learner, stage, factors)
         for parameter in trained.values():
             parameter.requires_grad_(True)
-        self.masters = Masters(learner, trained, halve=stage.weights_precision == "bf16")
-        self.parameters = self.masters.weights  # as optimisers see them
-        self.optimisers = make_optimisers(self.parameters, stage)
-        self.average: dict[str, Tensor] = {}  # the running average of what is trained
-        if stage.ema:
-            for name, parameter in self.parameters.items():
-                self.average[name] = parameter.detach().clone()
+        self._trained = tuple(trained)
+        # Of several processes each has a part only once they train; `run` begins with it.
+        if self.world.size == 1 and stage.parallel == "ddp":
+            self._train(Spread(learner))
         self.question: Question = as_json(
             {
                 **(made_from or {}),
@@ -327,20 +180,78 @@ class Trainer:
             }
         )
 
+    def _train(self, spread: Spread) -> None:
+        """What lies so over the processes is what is trained: its masters, optimisers, average."""
+        self.spread = spread
+        parameters = dict(spread.network.named_parameters())
+        self.masters = Masters(
+            spread.network,
+            {name: parameters[name] for name in self._trained},
+            halve=self.stage.weights_precision == "bf16",
+            at_once=spread.complete_at_once,
+        )
+        spread.begin()  # after the masters, which may halve weights
+        self.parameters = self.masters.weights  # as optimisers see them
+        self.optimisers = make_optimisers(self.parameters, self.stage)
+        self.average: dict[str, Tensor] = {}  # the running average of what is trained
+        if self.stage.ema:
+            for name, parameter in self.parameters.items():
+                self.average[name] = parameter.detach().clone()
+
     def run(self) -> None:
         """Train to the end of the stage, then leave the averaged weights (if any) in the learner,
-        in eval mode."""
+        in eval mode. Of several processes the first writes; raises RankError where they do not
+        agree on what to train, or lose each other."""
+        self._check_division()
         # Twice where something is moved away: its lock goes with it, and the new folder's is taken.
         while True:
-            with hold(self.folder / LOCK, "training"):
+            with held(self.folder / LOCK, "training"):
                 why = self.obstacle()
+                step = self._state["step"] if self._state else 0
+                self.world.agree(
+                    f"{self.title}: what {self.folder} holds and what is asked",
+                    [short(self.question), why, step],
+                    fix="every machine must see the same folders, data, teacher and recipe",
+                )
                 if not why:
                     self._run()
                     return
-                aside = set_aside(self.folder, short(self.question))
-            sys.stderr.write(
-                f"{self.title}: {self.folder} {why}; it is kept as {aside.name}, and the stage "
-                "starts anew\n"
+                if self.world.first:
+                    aside = set_aside(self.folder, short(self.question))
+                    sys.stderr.write(
+                        f"{self.title}: {self.folder} {why}; it is kept as {aside.name}, and the "
+                        "stage starts anew\n"
+                    )
+            self.world.wait()
+
+    def _check_division(self) -> None:
+        """Raises ValueError for what cannot be divided over processes or passes, by name."""
+        stage = self.stage
+        if stage.parallel == "fsdp" and not self.world.launched:
+            raise ValueError(
+                f"{self.title}: parallel is fsdp, which takes torchrun: torchrun --nproc-per-node N "
+                "-m armlet …; one process alone has nothing to shard over"
+            )
+        if stage.offload and self.learner.policy.device.type == "cpu":
+            raise ValueError(
+                f"{self.title}: offload is set, and the network is on the CPU already; leave it out"
+            )
+        pieces = self.world.size * stage.accumulate
+        if pieces == 1:
+            return
+        every = stage.objective.every
+        if not all(each.stop > each.start for each in places(stage.batch_size, pieces, every)):
+            raise ValueError(
+                f"{self.title}: batch_size {stage.batch_size} is divided into {pieces} parts "
+                f"({self.world.size} processes, accumulate {stage.accumulate}) that begin at every "
+                f"{every}th sample, and some would be empty; give more samples, or fewer parts"
+            )
+        self.learner.train()
+        why = draws.why_undividable(self.learner)
+        if why:
+            raise ValueError(
+                f"{self.title}: a batch in {pieces} parts is not the whole batch for this network: "
+                f"{why}; train it in one process, without `accumulate`"
             )
 
     def obstacle(self) -> str:
@@ -359,7 +270,7 @@ class Trainer:
     def _found(self) -> Question | None:
         """The question that the folder answers, empty where it does not say; None where nobody has
         trained there."""
-        self._state = load_state(self._state_file) if self._state_file.exists() else None
+        self._state = found_state(self.folder)
         if self._state is not None:
             question: Question = self._state.get("question", {})
             return question
@@ -386,19 +297,28 @@ class Trainer:
         return not differences(longer, self.question) and trained <= stage.steps
 
     def _run(self) -> None:
+        if self.world.size > 1 or self.stage.parallel == "fsdp":
+            self._train(
+                spread_over(
+                    self.learner, self.world, self.stage.parallel, offload=self.stage.offload
+                )
+            )
         self._resume()
-        write_atomically(self.folder / ABOUT, json.dumps(self.question, indent=1).encode())
+        if self.world.first:
+            write_atomically(self.folder / ABOUT, json.dumps(self.question, indent=1).encode())
         progress = Progress(self.title, total=self.stage.steps, start=self.step)
-        self.learner.train()
+        network = self.spread.network
+        network.train()
         if self.stage.recompute:
-            self.learner.policy.recompute = True
-        with self._log() as write, self._compiled() as update, waiting_stop(self.title) as stop:
+            network.policy.recompute = True
+        with self._log() as write, self._compiled() as update, self._stop() as stop:
             while self.step < self.stage.steps and not stop.asked:
                 started = time.perf_counter()
                 terms = update()  # counts the step
                 progress.advance(loss=terms["loss"])
                 done = self.step == self.stage.steps
                 if done or self.step % self.stage.log_every == 0:
+                    self._check_together(terms)
                     write({"step": self.step, "seconds": time.perf_counter() - started, **terms})
                 if done or self.step % self.stage.checkpoint_every == 0:
                     self._save()
@@ -409,8 +329,9 @@ class Trainer:
         for name, value in self.average.items():
             self.parameters[name].data.copy_(value)
         self.masters.restore()
+        self.spread.gather()
         if self.stage.recompute:
-            self.learner.policy.recompute = False
+            network.policy.recompute = False
         if self.stage.lora.rank:
             merge_lora(self.learner)
         self.learner.eval()
@@ -420,33 +341,89 @@ class Trainer:
         # Sorted: frames of one video are then read forwards.
         return np.sort(self.rows[draw(len(self.rows), self.stage.batch_size, step, self.seed)])
 
+    def _division(self, rows: np.ndarray) -> Division | None:
+        """How a batch of these frames is divided; None: it is not."""
+        stage = self.stage
+        if self.world.size * stage.accumulate == 1:
+            return None
+        return Division.of(
+            len(rows), self.world, passes=stage.accumulate, every=stage.objective.every
+        )
+
+    def _batch(self, step: int, division: Division | None) -> Batch:
+        """The batch of a step, with the pictures of this process's part of it; those of the next
+        step are decoded during this one."""
+        rows = self._rows_of(step)
+        if division is None:
+            batch = self.batches.batch(rows)
+        else:
+            batch = self.batches.batch(rows, pictures=division.seen)
+        if step + 1 < self.stage.steps:
+            ahead = self._rows_of(step + 1)
+            later = self._division(ahead)
+            self.batches.expect(ahead if later is None else ahead[later.seen])
+        return batch
+
+    def _told(self, keys: Tensor, division: Division | None) -> Trace:
+        """What the teacher answers to a batch; each process asks for its own part."""
+        if not self.teacher or not self.stage.needs:
+            return {}
+        if division is None:
+            return self.teacher(keys)
+        return told(division, self.world, self.teacher, keys)
+
+    def _answers(
+        self, batch: Batch, division: Division | None
+    ) -> tuple[Trace, Callable[[Tensor], None]]:
+        """The student's answers to a batch, and the way back from a loss of them."""
+        objective = self.stage.objective
+
+        def run(part: Batch) -> Trace:
+            with self.learner.autocast(self.stage.precision):
+                trace: Trace = self.spread.forward(
+                    part,
+                    objective.wants,
+                    exploration=batch.exploration,
+                    every=objective.every,
+                )
+            return trace
+
+        def seed() -> None:
+            # More than a stage has steps, so that no two seeds share a step's stream.
+            torch.manual_seed(self.seed * 1_000_003 + self.step)
+
+        if division is None:
+            seed()
+            return run(batch), Tensor.backward
+
+        def run_part(samples: slice) -> Trace:
+            seed()  # before each pass: all draw the whole batch's numbers
+            with draws.divided(samples, division.whole, batch.state.device):
+                return run(division.batch_of(batch, samples))
+
+        divided = Divided(division, self.world, run_part, self.spread.exchange, layered=LAYERS)
+        return divided.trace(), divided.backward
+
     def _update(self) -> dict[str, float]:
         stage = self.stage
+        self.world.reached(self.step)
         rows = self._rows_of(self.step)
-        batch = self.batches.batch(rows)
-        if self.step + 1 < stage.steps:  # pictures of the next step are decoded during this one
-            self.batches.expect(self._rows_of(self.step + 1))
+        division = self._division(rows)
+        batch = self._batch(self.step, division)
         assert batch.keys is not None  # a batch made from episodes has them
-        teacher = self.teacher(batch.keys) if self.teacher and stage.needs else {}
+        teacher = self._told(batch.keys, division)
         body = self.learner.policy.body
         # From seed and step alone, as torch's below: a resumed run draws what this one does.
         rng = np.random.default_rng([self.seed, self.step, 1])
-        moment = Moment(self.step, stage.steps, rng, body.action_spec, body.actions)
+        here = None if division is None else division.seen
+        moment = Moment(self.step, stage.steps, rng, body.action_spec, body.actions, here)
         for transform in stage.transforms:
             batch, teacher = transform(batch, teacher, moment)
         if "imitation.teacher" in stage.objective.wants:
             batch = dataclasses.replace(batch, taught=teacher["actions"])
         if "imitation.velocity" in stage.objective.wants:
             batch = dataclasses.replace(batch, taught_condition=teacher["condition"])
-        # More than a stage has steps, so that no two seeds share a step's stream.
-        torch.manual_seed(self.seed * 1_000_003 + self.step)
-        with self.learner.autocast(self.stage.precision):
-            student = self.learner(
-                batch,
-                stage.objective.wants,
-                exploration=batch.exploration,
-                every=stage.objective.every,
-            )
+        student, backward = self._answers(batch, division)
         terms = stage.objective(student, teacher, batch)  # weighted, name → a number
         check_teaches(terms, stage.objective, self.learner.policy, title=self.title)
         loss = torch.stack(list(terms.values())).sum()
@@ -458,8 +435,10 @@ class Trainer:
                 f"frames {rows[:4]}… . The last saved state is in {self.folder}; lower "
                 "learning_rate, or look for NaN in the data"
             )
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.parameters.values(), stage.clip)
+        backward(loss)
+        if not self.spread.complete_at_once:
+            self.masters.take()
+        norm = whole(nn.utils.clip_grad_norm_(self.parameters.values(), stage.clip))
         factor = rate(stage, self.step)
         for optimiser in self.optimisers:
             for group in optimiser.param_groups:
@@ -490,7 +469,7 @@ class Trainer:
         library there, on which every later run would fail: then this run compiles once more, into a
         cache of its own.
         """
-        layers = self.learner.policy.blocks if self.stage.compile else []
+        layers = self.spread.network.policy.blocks if self.stage.compile else []
         on_cpu = self.learner.policy.device.type == "cpu"
         if layers and on_cpu and not any(map(shutil.which, ("c++", "g++", "clang++"))):
             sys.stderr.write(
@@ -528,17 +507,14 @@ class Trainer:
                     # batches have other shapes, would compile everything anew.
                     layer._compiled_call_impl = None
 
-    @property
-    def _state_file(self) -> Path:
-        return self.folder / STATE
-
     def _save(self) -> None:
         # No RNG: every step seeds its own. A teacher that is a module is the student's own average,
         # which changes as it learns; any other stands still.
         teacher = self.teacher.state_dict() if isinstance(self.teacher, nn.Module) else {}
         # What stands still is what it was at the start, which the question knows.
-        still = {name for name, each in self.learner.named_parameters() if not each.requires_grad}
-        learner = self.learner.state_dict()
+        network = self.spread.network
+        still = {name for name, each in network.named_parameters() if not each.requires_grad}
+        learner = network.state_dict()
         state = {
             "question": self.question,
             "step": self.step,
@@ -548,7 +524,10 @@ class Trainer:
             "average": self.average,
             "teacher": teacher,
         }
-        save_state(self._state_file, state)
+        if self.spread.sharded:
+            save_shards(self.folder, state, self.world)
+        elif self.world.first:
+            save_state(self.folder / STATE, state)
 
     def _resume(self) -> None:
         state = self._state
@@ -561,20 +540,66 @@ class Trainer:
                 f"{self.title}: steps: {before} → {self.stage.steps}; it goes on from step "
                 f"{state['step']}\n"
             )
+        # As the optimisers see them, in the order in which they number them.
+        numbered = [list(_parameters(optimiser)) for optimiser in self.optimisers]
+        network = self.spread.network.state_dict()
+        if isinstance(state, SavedShards):
+            state = load_shards(state, network, self.parameters, numbered)
         # A state of before also holds what stands still.
-        self.learner.load_state_dict({**self.learner.state_dict(), **state["learner"]})
-        self.masters.load(state.get("masters", {}))
-        for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
-            optimiser.load_state_dict(saved)
-        self.average = state["average"]
+        learner = {name: placed(each, network[name]) for name, each in state["learner"].items()}
+        self.spread.network.load_state_dict({**network, **learner})
+        masters = state.get("masters", {})
+        self.masters.load(
+            {name: placed(each, self.parameters[name]) for name, each in masters.items()}
+        )
+        for optimiser, saved, parameters in zip(
+            self.optimisers, state["optimisers"], numbered, strict=True
+        ):
+            for number, kept in saved["state"].items():
+                for name, each in kept.items():
+                    kept[name] = placed(each, parameters[number])
+            optimiser.load_state_dict({**optimiser.state_dict(), "state": saved["state"]})
+        self.average = {
+            name: placed(each, self.parameters[name]) for name, each in state["average"].items()
+        }
         self.step = state["step"]
         if isinstance(self.teacher, nn.Module):
             self.teacher.load_state_dict(state["teacher"])
 
     @contextlib.contextmanager
+    def _stop(self) -> Iterator[Stop]:
+        """Ctrl-C waits for the step that runs, where one process trains; of several each would end
+        another step. Raises RankError where the others are gone."""
+        if self.world.size == 1:
+            with waiting_stop(self.title) as stop:
+                yield stop
+            return
+        try:
+            yield Stop()
+        except RuntimeError as error:
+            if not is_of_others(error):
+                raise
+            kept = f"The last saved state is in {self.folder}"
+            raise self.world.lost(self.title, self.step, error, kept=kept) from error
+
+    def _check_together(self, terms: dict[str, float]) -> None:
+        """Raises RankError where the processes have come apart: they compute the same loss."""
+        found = self.world.said([terms["loss"], terms["grad_norm"]])
+        for rank, each in enumerate(found):
+            if not np.allclose(each, found[0], rtol=1e-3):
+                raise RankError(
+                    f"{self.title}: step {self.step}: rank 0 has loss and norm of the gradient "
+                    f"{found[0]} and rank {rank} {each}; they compute the same of the same numbers, "
+                    "so a device or a library of that machine computes otherwise"
+                )
+
+    @contextlib.contextmanager
     def _log(self) -> Iterator[Callable[[dict[str, Any]], None]]:
         """Lines of metrics.jsonl; those past the resumed step are dropped, so no step stands there
         twice, and so is half a line."""
+        if not self.world.first:
+            yield lambda row: None
+            return
         path = self.folder / "metrics.jsonl"
         kept = ""
         rows = []
@@ -595,3 +620,8 @@ class Trainer:
                     series.point(row["step"], row)
 
             yield write
+
+
+def _parameters(optimiser: torch.optim.Optimizer) -> Iterator[nn.Parameter]:
+    for group in optimiser.param_groups:
+        yield from group["params"]

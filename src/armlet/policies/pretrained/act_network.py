@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from armlet.layers.action_head import masked_mean
 from armlet.layers.detr import DecoderLayer, EncoderLayer, line_positions, map_positions
+from armlet.layers.draws import normal_like
 from armlet.layers.resnet import ResNet
 from armlet.policies.contract import Body, Features, Pass, State, tuples
 from armlet.policies.cutting import weights_of, with_weights
@@ -243,7 +244,7 @@ class ACT(Wordless[ActState]):
             return masked_mean((self.decode(run, batch) - actions).abs(), valid.float()), divergence
         mean, spread = self.explain(batch)
         if noise is None:
-            noise = torch.randn_like(mean) if self.training else torch.zeros_like(mean)
+            noise = normal_like(mean) if self.training else torch.zeros_like(mean)
         told = self._told(run, mean + (spread / 2).exp() * noise)
         error = masked_mean((self._decided(told) - actions).abs(), valid.float())
         divergence = -0.5 * (1 + spread - mean.square() - spread.exp()).sum(-1)

@@ -15,6 +15,7 @@ at the present one.
 
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -22,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from armlet.layers.action_head import masked_mean
+from armlet.layers.draws import by_sample, normal_like, shared
 from armlet.layers.frozen import RestsWhenFrozen
 from armlet.layers.resnet import Norm, ResNet
 from armlet.layers.schedule import Schedule
@@ -132,7 +134,7 @@ class Eye(RestsWhenFrozen):
             )
         if self.training and self.sizes.crops_at_random:
             # One place for all pictures of a batch, as in LeRobot.
-            top, left = (int(torch.randint(each + 1, ())) for each in room)
+            top, left = (int(shared(partial(torch.randint, each + 1, ()))) for each in room)
         else:
             top, left = round(room[0] / 2), round(room[1] / 2)
         return image[..., top : top + height, left : left + width]
@@ -357,8 +359,12 @@ class DiffusionPolicy(Wordless[UNetState]):
         actions, valid = self.horizon(batch)
         count = len(actions)
         if self.training:
-            noise = torch.randn_like(actions)
-            levels = torch.randint(self.schedule.train_steps, (count,), device=actions.device)
+            noise = normal_like(actions)
+            most = self.schedule.train_steps
+            device = actions.device
+            levels = by_sample(
+                lambda samples: torch.randint(most, (samples,), device=device), count
+            )
         else:
             # Watched, it says the same of the same: with its own noise, half of it.
             noise = self.noise.expand(actions.shape)

@@ -21,6 +21,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from armlet.layers.action_head import masked_mean
+from armlet.layers.draws import by_sample, normal_like
 from armlet.layers.gemma import GemmaLayer, hide, make_norm, normed
 from armlet.layers.guidance import Guide, guided_flow
 from armlet.policies.building import rebuild_with
@@ -414,9 +415,9 @@ class Pi(Backbone[PiState]):
         actions, valid = batch.targets()
         actions = self.filled(actions, valid)
         beta = torch.distributions.Beta(*self.network.beta)
-        drawn = beta.sample((len(actions),)).to(actions)
+        drawn = by_sample(lambda count: beta.sample((count,)), len(actions)).to(actions)
         time = self.network.time_offset + self.network.time_scale * drawn
-        error = self.errors(run, actions, torch.randn_like(actions), time)[..., : self.dims]
+        error = self.errors(run, actions, normal_like(actions), time)[..., : self.dims]
         return masked_mean(error, torch.ones_like(valid) if self.network.count_padding else valid)
 
     def filled(self, actions: Tensor, valid: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from armlet.layers.action_head import masked_mean
+from armlet.layers.draws import by_sample
 from armlet.layers.guidance import Guide, guided_flow
 from armlet.policies.building import rebuild_with
 from armlet.policies.contract import Backbone, Body, Features, Loop, Pass, State
@@ -369,8 +370,10 @@ class SmolVLA(Backbone[PrefixState]):
         actions, valid = batch.targets()
         if self.sizes.loss == "padded":  # elsewhere what follows an episode reaches nothing else
             actions = _held(actions, valid)
-        noise = torch.randn(len(batch), self.chunk, self.sizes.action_room, device=actions.device)
-        drawn = torch.rand(len(batch), device=actions.device)
+        size = (self.chunk, self.sizes.action_room)
+        device = actions.device
+        noise = by_sample(lambda count: torch.randn(count, *size, device=device), len(batch))
+        drawn = by_sample(lambda count: torch.rand(count, device=device), len(batch))
         # The inverse of Beta(1.5, 1)'s distribution, u = β ** 1.5.
         time = EARLIEST + (1 - EARLIEST) * drawn ** (1 / BETA)
         return self.flow_loss(run, actions, valid.float(), noise, time)
