@@ -172,6 +172,8 @@ def table(runs: list[Run]) -> str:
         if index:
             for name, text in notes(runs[index - 1]):
                 lines.append(f"    {name:<8} {text}")
+    if any(run.alarming for run in runs):
+        lines.append("    (to hear no more of a run, delete its file)")
     return "\n".join(lines)
 
 
@@ -179,19 +181,19 @@ def cells(run: Run) -> dict[str, str]:
     """Column → what stands there."""
     said = run.status
     if said is None:
-        return dict.fromkeys(COLUMNS, "") | {"": "UNREADABLE", "recipe": run.path.as_posix()}
+        return dict.fromkeys(COLUMNS, "") | {"": "UNREADABLE"}
     phase = shown(said)
     state = run.standing.state
-    live = phase is not None and said.ended is None
+    live = state in ("running", "stalled", "silent")
     return {
         "": state.upper() if run.alarming else state,
         "verb": said.verb if said.rank is None else f"{said.verb} {said.rank[0]}/{said.rank[1]}",
         "recipe": said.recipe,
-        "at": _at(phase),
+        "at": _at(phase) if phase or not live else "begins",
         "rate": f"{phase.rate:.3g}/s" if phase else "",
         "left": duration(phase.left_s) if live and phase and phase.left_s is not None else "",
         "loss": f"{phase.values['loss']:.4g}" if phase and "loss" in phase.values else "",
-        "step": "" if said.ended else f"{duration(run.standing.idle)} ago",
+        "step": f"{duration(run.standing.idle)} ago" if live else "",
         "disk": "" if said.free_disk is None else f"{said.free_disk / 1e9:.3g} GB",
         "memory": ", ".join(f"{gpu.held / 1e9:.3g}/{gpu.total / 1e9:.3g} GB" for gpu in said.gpus),
     }
@@ -204,7 +206,7 @@ def shown(said: Status) -> Phase | None:
 
 def _at(phase: Phase | None) -> str:
     if phase is None:
-        return "begins"
+        return ""
     share = f" {phase.done / phase.total:.0%}" if phase.total else ""
     return f"{phase.title}: {phase.done:,}/{phase.total:,} {phase.unit}s{share}"
 
@@ -223,7 +225,7 @@ def notes(run: Run) -> list[tuple[str, str]]:
             ),
             ("resume", f"cd {shlex.quote(said.folder)} && {said.command}"),
         ]
-    found.append(("file", f"{run.path} (delete it to hear no more of this run)"))
+    found.append(("file", f"{run.path}"))
     return found
 
 
