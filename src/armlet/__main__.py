@@ -18,6 +18,7 @@ Verbs, in the order of the work:
     profile    a policy → where the milliseconds of one decision go: `armlet profile POLICY`
     plan       a teacher and a time → what would reach it, before anybody trains: `armlet plan
                POLICY --target-ms 20`
+    status     a folder → how the runs under it are doing, and which has stalled: `armlet status out`
     audit      a policy → what it listens to: words, cameras, state: `armlet audit POLICY`
     report     report.json files → one web page: `armlet report out/*/evaluation/report.json`
     compare    two report.json files → a verdict on their policies, where they met the same episodes:
@@ -50,7 +51,7 @@ from collections.abc import Callable
 VERBS = (
     "demo", "inspect", "collect", "teach", "probe", "distil", "calibrate", "evaluate", "audit", "profile",
     "plan", "export", "serve", "publish", "report",
-    "compare", "recompute",
+    "compare", "recompute", "status",
 )  # fmt: skip
 HELP = ("-h", "--help", "help")
 OF_PLACES = (
@@ -65,6 +66,7 @@ OF_PLACES = (
     "report",
     "compare",
     "recompute",
+    "status",
 )  # verbs that take folders or files, no recipe
 
 
@@ -151,6 +153,7 @@ def _run(verb: str, name: str, overrides: list[str], *, debug: bool) -> None:
     # Imports are part of the work: their errors, too, are told in one line.
     def work() -> object:
         from armlet import recipes
+        from armlet.logs.beats import beating
         from armlet.options import override
         from armlet.training.distributed import joined, refuse_several, said_by
 
@@ -161,7 +164,11 @@ def _run(verb: str, name: str, overrides: list[str], *, debug: bool) -> None:
                     f"armlet {verb} is no training",
                     fix=f"start it without torchrun, which is for {', '.join(TOGETHER)}",
                 )
-            made = importlib.import_module(f"armlet.{verb}").main(recipe)
+            main_of_verb = importlib.import_module(f"armlet.{verb}").main
+            # Of several processes the first says how they are doing.
+            beats = beating(recipe.out, verb, recipe.name) if world.first else nullcontext()
+            with beats:
+                made = main_of_verb(recipe)
         return made if world.first else None
 
     _finish(command, work, debug=debug)

@@ -33,6 +33,7 @@ from armlet.evaluation.listening_offline import table_lines
 from armlet.evaluation.listens import Section
 from armlet.evaluation.offline_report import header_lines
 from armlet.lineage import PROVENANCE
+from armlet.logs.beats import beating
 from armlet.policies.acting import actor_provenance, actor_with_fingerprint, behind_socket
 from armlet.robot.client.address import is_address
 from armlet.robot.description import RobotOptions
@@ -93,18 +94,19 @@ def main(
             raise ValueError(f"{name} has no effect {other} --episodes; leave it out")
     out = out or AUDITS / name_of(policies[0])
     places = named(policies)
-    if episodes is not None:
-        share = HELD_OUT if held_out is None else held_out
-        data = EpisodeDataset(pinned(episodes, kind="dataset"), columns)
-        said, page = on_frames(places, data, count or FRAMES, share, device, out)
-    else:
-        world = _world(benchmark, places)
-        first = SEEDS.start if seed is None else seed
-        listening.check_seeds(first, count or EPISODES)
-        split = split or world.splits[0]
-        world.check_split(split)
-        planned = plan(world, split, count or EPISODES, first)
-        said, page = in_world(places, world, planned, out, workers=workers, device=device)
+    with beating(out, "audit", name_of(policies[0])):
+        if episodes is not None:
+            share = HELD_OUT if held_out is None else held_out
+            data = EpisodeDataset(pinned(episodes, kind="dataset"), columns)
+            said, page = on_frames(places, data, count or FRAMES, share, device, out)
+        else:
+            world = _world(benchmark, places)
+            first = SEEDS.start if seed is None else seed
+            listening.check_seeds(first, count or EPISODES)
+            split = split or world.splits[0]
+            world.check_split(split)
+            planned = plan(world, split, count or EPISODES, first)
+            said, page = in_world(places, world, planned, out, workers=workers, device=device)
     return write(out, said, page)
 
 

@@ -24,6 +24,7 @@ from armlet.deploy.exporting import How, export, load_to_export
 from armlet.deploy.frames import Material, from_episodes, from_world, world_of
 from armlet.deploy.gates import FEWEST
 from armlet.deploy.lerobot import write_lerobot
+from armlet.logs.beats import beating
 from armlet.policies.acting import actor_provenance
 from armlet.robot.exported import is_exported, read_description
 
@@ -77,24 +78,26 @@ def main(
             f"{place} is exported already, to {said.get('runtime')} ({said.get('precision')}); name "
             "the policy that it was made from"
         )
-    world = _world(place, benchmark, episodes)
-    loaded = load_to_export(place, None if world is None else benchmark_robot(world))
-    policy, _ = loaded
-    if world is not None:
-        material: Material = from_world(policy, world, frames)
-    else:
-        assert episodes is not None  # `_world` has looked
-        material = from_episodes(policy, EpisodeDataset(episodes), frames)
-    made = export(
-        place,
-        where,
-        how,
-        material.frames,
-        world,
-        expert=material.expert,
-        texts=material.texts,
-        loaded=loaded,
-    )
+    # Beside the folder, which appears whole when all is done.
+    with beating(where.parent, "export", where.name):
+        world = _world(place, benchmark, episodes)
+        loaded = load_to_export(place, None if world is None else benchmark_robot(world))
+        policy, _ = loaded
+        if world is not None:
+            material: Material = from_world(policy, world, frames)
+        else:
+            assert episodes is not None  # `_world` has looked
+            material = from_episodes(policy, EpisodeDataset(episodes), frames)
+        made = export(
+            place,
+            where,
+            how,
+            material.frames,
+            world,
+            expert=material.expert,
+            texts=material.texts,
+            loaded=loaded,
+        )
     return "\n".join([*page(made), str(made)])
 
 

@@ -1,10 +1,37 @@
-"""Progress of long work: a bar with rate and time left on a terminal, plain lines in a log. Knows
-no work."""
+"""Progress of long work: a bar with rate and time left on a terminal, plain lines in a log, and word
+of it to whoever watches the process (`armlet.logs.beats`). Knows no work."""
 
+import contextlib
 import sys
 import time
+from collections.abc import Iterator, Mapping
+from typing import Protocol
 
 from tqdm import tqdm
+
+
+class Watcher(Protocol):
+    """Who is told of everything that is counted while it is `watching`. It is called for every step
+    of a training, so it must return at once."""
+
+    def begun(self, progress: "Progress") -> None: ...
+
+    def advanced(self, progress: "Progress", values: Mapping[str, float]) -> None: ...
+
+    def ended(self, progress: "Progress") -> None: ...
+
+
+_watchers: list[Watcher] = []
+
+
+@contextlib.contextmanager
+def watching(watcher: Watcher) -> Iterator[None]:
+    """All that begins in this process while it lasts tells `watcher` how far it is."""
+    _watchers.append(watcher)
+    try:
+        yield
+    finally:
+        _watchers.remove(watcher)
 
 
 class Progress:
@@ -26,10 +53,27 @@ class Progress:
         # A bar in a log would be one line of every state that it had.
         if sys.stderr.isatty():
             self._bar = tqdm(total=total, initial=start, desc=title, unit=unit)
+        self._watchers = tuple(_watchers)
+        for watcher in self._watchers:
+            watcher.begun(self)
+
+    @property
+    def rate(self) -> float:
+        """Steps a second of this run, by a clock that nobody sets."""
+        seconds = max(time.monotonic() - self._begun, 1e-9)  # the first step may come at once
+        return (self.done - self._start) / seconds
+
+    @property
+    def left(self) -> float:
+        """Seconds until all is done, at this rate; infinite where nothing has been done yet."""
+        rate = self.rate
+        return (self.total - self.done) / rate if rate else float("inf")
 
     def advance(self, count: int = 1, **values: float) -> None:
         """`count` more are done; `values` are shown beside the bar."""
         self.done += count
+        for watcher in self._watchers:
+            watcher.advanced(self, values)
         if self._bar is not None:
             self._bar.update(count)
             shown = {name: f"{value:.4g}" for name, value in values.items()}
@@ -41,15 +85,14 @@ class Progress:
             self._line(values)
 
     def _line(self, values: dict[str, float]) -> None:
-        seconds = max(time.monotonic() - self._begun, 1e-9)  # the first line may come at once
-        rate = (self.done - self._start) / seconds
-        left = (self.total - self.done) / rate if rate else float("inf")
-        line = f"{self.title}: {self.done}/{self.total} {self.unit}s, {rate:.3g}/s, "
-        line += f"{left:.0f} s left  "
+        line = f"{self.title}: {self.done}/{self.total} {self.unit}s, {self.rate:.3g}/s, "
+        line += f"{self.left:.0f} s left  "
         line += "  ".join(f"{name} {value:.4g}" for name, value in values.items())
         sys.stderr.write(f"{line}\n")
         sys.stderr.flush()  # a log that is followed should not lag behind
 
     def close(self) -> None:
+        for watcher in self._watchers:
+            watcher.ended(self)
         if self._bar is not None:
             self._bar.close()

@@ -337,7 +337,7 @@ class Vlm(Annotator):
         costs asking again."""
         try:
             return self._parse(json.loads(path.read_text())["answer"])
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
+        except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError):
             return None
 
     def _key(self, messages: list[dict[str, Any]]) -> str:
@@ -391,7 +391,7 @@ class Vlm(Annotator):
         inside = re.fullmatch(r"\s*```(?:json)?\s*(.*?)\s*```\s*", text, re.DOTALL)
         try:
             answer = json.loads(inside.group(1) if inside else text)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:  # the latter of brackets without end
             raise LabelError(f"{text[:80]!r} is not JSON ({error})") from error
         keys = {"element", "direction"}
         if self.own_words:

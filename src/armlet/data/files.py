@@ -327,7 +327,7 @@ def parse_json(content: bytes, path: Path, *, fix: str) -> dict[str, Any]:
         found = read_once(content.decode())
     except TwiceError as error:
         raise ValueError(f"{path}: {error}; {fix}") from error
-    except (ValueError, RecursionError) as error:  # the latter of brackets without end
+    except ValueError as error:
         raise ValueError(
             f"{path} ({len(content)} bytes) is not JSON ({error}): cut short, or not written by "
             f"armlet; {fix}"
@@ -373,7 +373,7 @@ def whole_lines(path: Path) -> list[str]:
 def _is_object(line: bytes) -> bool:
     try:
         return isinstance(json.loads(line.decode()), dict)
-    except ValueError:  # neither UTF-8 nor JSON are any better
+    except (ValueError, RecursionError):  # no UTF-8, no JSON, brackets without end
         return False
 
 

@@ -4,7 +4,6 @@ link to nowhere.
 Knows JSON and parquet; knows no layout and no value.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from armlet.data.bounded import check_parquet
 from armlet.robot.tables import TwiceError, read_once
 
 LFS = b"version https://git-lfs.github.com/spec/"
@@ -108,7 +108,7 @@ def _parsed(text: str, where: str) -> Any:
         return read_once(text)
     except TwiceError as error:
         raise EpisodeError(f"{where}: {error}, or copy it again") from error
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise EpisodeError(
             f"{where} is no JSON ({error}); was a copy interrupted? Copy it again"
         ) from error
@@ -118,11 +118,13 @@ def open_parquet(path: Path) -> pq.ParquetFile:
     """A parquet file, its columns not read yet. Raises EpisodeError naming it."""
     checked(path)
     try:
-        return pq.ParquetFile(path)
-    except BROKEN as error:
+        found = pq.ParquetFile(path)
+        check_parquet(found.metadata, path.stat().st_size, columns=[])
+    except (*BROKEN, ValueError) as error:
         raise EpisodeError(
             f"{path} cannot be read as parquet ({_short(error)}); copy it again"
         ) from error
+    return found
 
 
 def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
@@ -145,8 +147,9 @@ def read_present(path: Path, columns: Sequence[str]) -> pa.Table:
 
 def _read(file: pq.ParquetFile, path: Path, columns: Sequence[str]) -> pa.Table:
     try:
+        check_parquet(file.metadata, path.stat().st_size, list(columns))
         table = file.read(columns=list(columns))
-    except BROKEN as error:
+    except (*BROKEN, ValueError) as error:
         raise EpisodeError(f"{path} is damaged ({_short(error)}); copy it again") from error
     # Arrow takes a name for a path into nested columns: "image" would bring a column called
     # "image.path", too.

@@ -8,6 +8,7 @@ written is cut off on the next opening. Knows no policy.
 """
 
 import json
+import math
 import os
 import shutil
 import zlib
@@ -27,6 +28,8 @@ KEY = np.dtype([("episode", "<i8"), ("step", "<i8"), ("crc", "<u4")])
 HEADER = "header.json"
 KEYS = "keys.bin"
 LOCK = "writer.lock"
+TYPES = ("float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "bool")
+LARGEST = 2**31 - 1  # numbers in a row's entry, rows in a shard
 Columns = dict[str, tuple[tuple[int, ...], str]]  # name → shape of a row's entry, numpy type
 
 
@@ -61,6 +64,23 @@ def _check_identity(root: Path, found: dict[str, str], wanted: StoreIdentity) ->
         )
 
 
+def _shape(said: Any) -> tuple[int, ...]:
+    """The shape of a row's entry as a header says it. Raises TypeError where it is none."""
+    shape = tuple(said)
+    whole = all(type(each) is int and each >= 0 for each in shape)
+    if not whole or math.prod(shape) > LARGEST:
+        raise TypeError(f"a shape is {said!r:.80}")
+    return shape
+
+
+def _number_type(said: Any) -> str:
+    """The name of a type of plain numbers. Raises TypeError for any other: of objects, a file's
+    bytes would be taken for places in memory."""
+    if said not in TYPES:
+        raise TypeError(f"a type is {said!r:.40}, expected one of {', '.join(TYPES)}")
+    return str(said)
+
+
 def _row_type(columns: Columns) -> np.dtype:
     return np.dtype([(name, dtype, tuple(shape)) for name, (shape, dtype) in columns.items()])
 
@@ -84,8 +104,11 @@ class _Header:
             )
             columns = {}
             for name, (shape, dtype) in value["columns"].items():
-                columns[name] = (tuple(shape), dtype)  # JSON has lists
-            return cls(dict(value["identity"]), columns, int(value["rows_per_shard"]))
+                columns[name] = (_shape(shape), _number_type(dtype))
+            per = value["rows_per_shard"]
+            if type(per) is not int or not 1 <= per <= LARGEST:
+                raise TypeError(f"rows_per_shard is {per!r:.40}")
+            return cls(dict(value["identity"]), columns, per)
         except (KeyError, TypeError, AttributeError) as error:
             raise TraceError(
                 f"{path} does not describe a trace store ({type(error).__name__}: {error}); delete "

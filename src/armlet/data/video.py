@@ -13,6 +13,7 @@ from typing import Any
 import av
 import numpy as np
 
+from armlet.data.bounded import PIXELS, check_film
 from armlet.data.opening import fault
 
 
@@ -250,8 +251,9 @@ def _opened(path: Path) -> Any:
     if wrong is not None:
         raise VideoError(wrong)
     try:
+        check_film(path)
         return av.open(str(path))
-    except (av.error.FFmpegError, OSError) as error:
+    except (av.error.FFmpegError, OSError, ValueError) as error:
         raise VideoError(
             f"{path} cannot be opened as a video ({error}); was it truncated? Copy or record it "
             "again"
@@ -262,6 +264,11 @@ def _stream(container: Any, path: Path) -> Any:
     if not container.streams.video:
         raise VideoError(f"{path} holds no video; copy or record it again")
     stream = container.streams.video[0]
+    if stream.width * stream.height > PIXELS:
+        raise VideoError(
+            f"{path} has pictures of {stream.width} × {stream.height}, expected {PIXELS} pixels at "
+            "most; record it smaller"
+        )
     if stream.time_base is None:
         raise VideoError(
             f"{path} does not say in which unit its times are; copy or record it again"

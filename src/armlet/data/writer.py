@@ -28,6 +28,7 @@ from armlet.data.appending import (
     plan,
     read_existing,
 )
+from armlet.data.bounded import read_arrays
 from armlet.data.episodes import EpisodeDataset, EpisodeError, EpisodeFrames, Features
 from armlet.data.files import (
     atomic_folder,
@@ -313,7 +314,7 @@ class EpisodeWriter:
             length = about["length"]
             if about["task"] not in tasks:
                 tasks.append(about["task"])
-            values = dict(np.load(path / COLUMNS))
+            values = read_arrays(path / COLUMNS, fix=FIX)
             values |= {
                 "timestamp": (np.arange(length) / self.fps).astype(np.float32),
                 "frame_index": np.arange(length),

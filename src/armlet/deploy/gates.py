@@ -24,6 +24,7 @@ from armlet.benchmarks import Benchmark
 from armlet.evaluation.measure import in_turn, percentiles
 from armlet.evaluation.stats import compare_paired
 from armlet.policies.contract import Backbone, Policy
+from armlet.progress import Progress
 from armlet.robot.observation import Observation
 from armlet.robot.outputs import Decision
 from armlet.rollout.loop import plan, run_task
@@ -250,9 +251,12 @@ def closed_loop(
     """Both in the same episodes. Raises GateError where it is not shown that the exported one is no
     worse."""
     outcomes: dict[str, list[bool]] = {"pytorch": [], "exported": []}
+    progress = Progress("export, closed loop", total=2 * episodes, unit="episode")
     for task, seed in plan(world, world.splits[0], episodes, SEED):
         for name, policy in (("pytorch", pytorch), ("exported", exported)):
             outcomes[name].append(run_task(policy, world, task, seed).success)
+            progress.advance()
+    progress.close()
     compared = compare_paired(np.array(outcomes["exported"]), np.array(outcomes["pytorch"]))
     found = ClosedLoop(
         benchmark=world.name,

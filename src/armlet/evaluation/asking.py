@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from armlet import source
+from armlet.data.bounded import read_arrays
 from armlet.data.episodes import EpisodeDataset
 from armlet.data.files import atomic_file
 from armlet.data.pictures import Pictures, Rows, open_pictures
@@ -247,10 +248,10 @@ def answers_of(
         question["change"] = asdict(change)
     path = folder / f"{short(question)}.npz"
     if path.is_file():
-        with np.load(path) as file:
-            # The name holds a short digest only, which two questions might share.
-            if str(file["question"]) == json.dumps(question, sort_keys=True):
-                return Answers(file["actions"], file["gates"])
+        kept = read_arrays(path, fix="delete it to ask again")
+        # The name holds a short digest only, which two questions might share.
+        if str(kept["question"]) == json.dumps(question, sort_keys=True):
+            return Answers(kept["actions"], kept["gates"])
     answers = asked.ask(policy, rows, title, change)
     with atomic_file(path) as part, part.open("wb") as file:
         np.savez(

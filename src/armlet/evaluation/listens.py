@@ -6,7 +6,6 @@ A change costs success only where the input is listened to. That no loss is show
 episodes a small one cannot be seen, and an input may be listened to and not needed.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 
 from armlet.data.files import read_json
 from armlet.evaluation import stats
+from armlet.robot.tables import read_once
 
 Section = dict[str, Any]  # a part of report.json
 AS_IS = "as is"
@@ -126,7 +126,7 @@ def is_audit(path: Path) -> bool:
     """Whether a file is an audit.json of policies that acted in a world; what is wrong with a file
     is said by who reads it."""
     try:
-        said = json.loads(path.read_text())
+        said = read_once(path.read_text())
     except (OSError, ValueError):
         return False
     return isinstance(said, dict) and said.get("kind") == KIND

@@ -24,6 +24,7 @@ from armlet.evaluation.runtimes import Refused
 from armlet.evaluation.speeds import p50, runtime_of, several_runtimes, speed
 from armlet.measuring import EAGER
 from armlet.robot.spec import ActionSpec
+from armlet.robot.tables import read_once
 
 VERSION = 3
 VERSIONS = (1, 2, 3)
@@ -205,7 +206,7 @@ def said_of(row: PolicyRow) -> dict[str, Any]:
 def is_offline(path: Path) -> bool:
     """Whether a report.json is one of these; what is wrong with a file is said by who reads it."""
     try:
-        said = json.loads(path.read_text())
+        said = read_once(path.read_text())
     except (OSError, ValueError):
         return False
     return isinstance(said, dict) and said.get("kind") == KIND

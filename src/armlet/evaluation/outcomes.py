@@ -30,7 +30,6 @@ import gzip
 import hashlib
 import json
 import re
-import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -38,9 +37,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from armlet.data.bounded import unpacked
 from armlet.data.files import write_atomically
 from armlet.evaluation import listens, stats
 from armlet.evaluation.listens import ListenRun
+from armlet.robot.tables import read_once
 
 # 1 had no `seeds_of`, 2 no `listens`; a file without them is still written as 1 or 2.
 VERSION = 3
@@ -221,8 +222,8 @@ def to_bytes(outcomes: Outcomes) -> bytes:
 def from_bytes(content: bytes, *, source: str = "outcomes") -> Outcomes:
     """The inverse of `to_bytes`. Raises ValueError naming `source` and what is wrong with it."""
     try:
-        value = json.loads(gzip.decompress(content))
-    except (OSError, EOFError, zlib.error, ValueError) as error:
+        value = read_once(unpacked(content))
+    except ValueError as error:
         raise ValueError(
             f"{source} is not compressed JSON ({error}); was it cut short? "
             "Run `armlet evaluate` again"

@@ -6,7 +6,6 @@ operations, memory) is `Measured`. `read` takes reports of every version and com
 one does not say. Knows no policy and no world.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,6 +20,7 @@ from armlet.evaluation.provenance import Curves
 from armlet.evaluation.runtimes import Refused
 from armlet.evaluation.verdicts import Verdict
 from armlet.measuring import EAGER
+from armlet.robot.tables import read_once
 from armlet.seeds import Purpose, purpose_of
 
 # 1 had no outcomes beside it, 2 knew no runtime but eager, 3 had neither plan nor verdicts.
@@ -139,8 +139,8 @@ def read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; `armlet evaluate` writes it")
     try:
-        report = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
+        report = read_once(path.read_text())
+    except ValueError as error:
         raise ValueError(
             f"{path} is not JSON ({error}); was it cut short? Run `armlet evaluate` again"
         ) from error

@@ -5,7 +5,6 @@ What acts is all that a world, an evaluation or a trace store asks for; who need
 asks `checkpoint.load_policy`, which refuses a server and what was exported. Knows no network.
 """
 
-import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from armlet.robot.client.address import is_address
 from armlet.robot.exported import fingerprint as exported_fingerprint
 from armlet.robot.exported import is_exported
 from armlet.robot.spec import RobotSpec
+from armlet.robot.tables import read_toml
 
 Known = Callable[[], RobotSpec]  # the robot from which is taken what a policy does not say itself
 
@@ -35,8 +35,8 @@ def behind_socket(place: Path | str) -> Said | None:
     if file.suffix != ".toml" or not file.is_file():
         return None
     try:
-        table = tomllib.loads(file.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError):
+        table = read_toml(file.read_text(encoding="utf-8"))
+    except ValueError:
         return None  # whoever reads it as a checkpoint says what is wrong
     checkpoint = table.get("checkpoint")
     return read_said(file) if isinstance(checkpoint, str) and is_address(checkpoint) else None

@@ -85,7 +85,7 @@ def _maker(kind: str) -> Callable[[dict[str, Any], Tokenizer], Backbone]:
                 f"policy type {kind!r} is unknown: there is no armlet/policies/{kind}.py"
             ) from error
         return module.from_json
-    module = outside.module(place, whose=f"policy type {kind!r}")
+    module = outside.module(place, whose=f"policy type {kind!r}", named_by_file=True)
     found = getattr(module, name, None)
     if not (isinstance(found, type) and issubclass(found, Backbone)):
         raise ValueError(

@@ -26,6 +26,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import nn
 
+from armlet.data.bounded import safetensors_header
 from armlet.data.files import (
     atomic_file,
     check_is_here,
@@ -469,7 +470,7 @@ def _tensors(path: Path, *, fix: str) -> tuple[str | None, dict[str, torch.Tenso
 @contextlib.contextmanager
 def _opened(path: Path, *, fix: str) -> Iterator[Any]:
     """A safetensors file. Raises FileNotFoundError or ValueError naming it."""
-    check_is_here(path, fix=fix)
+    safetensors_header(path, fix=fix)  # the library would read one of any length
     try:
         with safe_open(path, "pt") as file:
             yield file

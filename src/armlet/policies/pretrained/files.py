@@ -19,13 +19,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from armlet.data.bounded import HEADER, TENSORS, safetensors_header
 from armlet.data.files import check_is_here, read_json
 from armlet.policies.precisions import IN_HEADERS, long_name
 from armlet.robot.tables import read_once
 
-# Bytes of a header, an index, or the pickle of a `.pt` file: of a thousand tensors 0.2 MB.
-LONGEST = 8 * 2**20
-MOST = 50_000  # tensors of a file; the largest of the kinds here have 1,300
 DEEPEST = 16  # dictionaries within one another
 SHOWN = 12  # names in an error
 COPY = "copy the checkpoint's files again, whole"
@@ -146,9 +144,9 @@ def open_sharded(folder: Path, stem: str = "model") -> Tensors:
             f"{folder} holds {whole.name}, and {index.name} with several files: which of the two "
             "is meant is not guessed; remove one of them"
         )
-    if index.stat().st_size > LONGEST:
+    if index.stat().st_size > HEADER:
         raise ValueError(
-            f"{index} has {index.stat().st_size} bytes, expected {LONGEST} at most; {COPY}"
+            f"{index} has {index.stat().st_size} bytes, expected {HEADER} at most; {COPY}"
         )
     places = read_json(index, fix=COPY).get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(each, str) for each in places.values()):
@@ -174,28 +172,9 @@ def open_sharded(folder: Path, stem: str = "model") -> Tensors:
 
 def _read_header(path: Path) -> dict[str, Header]:
     # Not the library's own: it would read a header of any length, and say neither file nor fix.
-    check_is_here(path, fix=COPY)
+    content = safetensors_header(path, fix=COPY)
     size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if size < 8 or length > size - 8:
-            raise ValueError(
-                f"{path} ({size} bytes) is no whole safetensors file: it was cut short, or is "
-                f"something else; {COPY}"
-            )
-        if length > LONGEST:
-            raise ValueError(
-                f"{path}: its header has {length} bytes, expected {LONGEST} at most; this is no "
-                "file of a policy's weights"
-            )
-        content = file.read(length)
-    # Counted before they are parsed: a hundred thousand of them take a hundred times the memory.
-    count = content.count(b'"data_offsets"')
-    if count > MOST:
-        raise ValueError(
-            f"{path}: its header names {count} tensors, expected {MOST} at most; this is no file "
-            "of a policy's weights"
-        )
+    length = len(content)
     headers = {}
     spans = []
     for name, entry in _parse_header(content, path).items():
@@ -221,7 +200,7 @@ def _read_header(path: Path) -> dict[str, Header]:
 def _parse_header(content: bytes, path: Path) -> dict[str, Any]:
     try:
         found = read_once(content.decode())
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise ValueError(
             f"{path}: its header of {len(content)} bytes is none of a safetensors file "
             f"({error!s:.200}); {COPY}"
@@ -272,18 +251,18 @@ def open_pickled(path: Path) -> Tensors:
             f"{path} ({path.stat().st_size} bytes) is no whole file of torch.save, which is a zip "
             f"archive: it was cut short, or is older than torch 1.6, which can save it anew; {COPY}"
         ) from error
-    if len(entries) > MOST:
+    if len(entries) > TENSORS:
         raise ValueError(
-            f"{path} holds {len(entries)} records, expected {MOST} at most; this is no file of a "
+            f"{path} holds {len(entries)} records, expected {TENSORS} at most; this is no file of a "
             "policy's weights"
         )
     for entry in entries:
         pickled = entry.filename.endswith(".pkl")
         # Torch packs nothing: what is small in a file and large in memory is somebody's trap.
-        if entry.compress_type != zipfile.ZIP_STORED or (pickled and entry.file_size > LONGEST):
+        if entry.compress_type != zipfile.ZIP_STORED or (pickled and entry.file_size > HEADER):
             raise ValueError(
                 f"{path}: its record {entry.filename!r:.80} has {entry.file_size} bytes, packed "
-                f"into {entry.compress_size}: torch.save packs none, and a pickle has {LONGEST} at "
+                f"into {entry.compress_size}: torch.save packs none, and a pickle has {HEADER} at "
                 "most; this is no file of a policy's weights"
             )
     try:
@@ -315,9 +294,9 @@ def _tensors_in(content: Any, path: Path) -> dict[str, Tensor]:
     while waiting:
         name, depth, value = waiting.pop()
         looked += 1
-        if looked > 20 * MOST or len(found) > MOST or depth > DEEPEST:
+        if looked > 20 * TENSORS or len(found) > TENSORS or depth > DEEPEST:
             raise ValueError(
-                f"{path} holds dictionaries without end, or more than {MOST} tensors; this is no "
+                f"{path} holds dictionaries without end, or more than {TENSORS} tensors; this is no "
                 "file of a policy's weights"
             )
         if isinstance(value, Tensor):

@@ -18,7 +18,6 @@ What nobody says is taken from the robot that the policy is loaded for, and aske
 there is none. Knows no kind.
 """
 
-import tomllib
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
@@ -30,6 +29,7 @@ from armlet.policies.precisions import SHORT
 from armlet.robot.client.address import is_address
 from armlet.robot.description import Described, UnknownRobotError, completed, from_table
 from armlet.robot.spec import ActionSpec, RobotSpec
+from armlet.robot.tables import read_toml
 
 FILE = "policy.toml"
 Kept = Literal["fp32", "bf16", "as_saved"]
@@ -164,8 +164,8 @@ def read_said(place: Path) -> Said:
             return Said(place, place)
         raise FileNotFoundError(f"{place}: there is no such folder or file")
     try:
-        table = tomllib.loads(file.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        table = read_toml(file.read_text(encoding="utf-8"))
+    except ValueError as error:
         raise ValueError(f"{file} is not TOML: {error}; repair it there") from error
     _check_table(table, file)
     robot = from_table(table.pop("robot", {}), file)
