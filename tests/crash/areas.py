@@ -69,9 +69,7 @@ def recipe(root: Path, **changes: object) -> Recipe:
         teacher=root / "teacher",
         out=root,
         teach=dataclasses.replace(made.teach, **often),
-        probe=dataclasses.replace(
-            made.probe, stage=dataclasses.replace(made.probe.stage, **often)
-        ),
+        probe=dataclasses.replace(made.probe, stage=dataclasses.replace(made.probe.stage, **often)),
         stages=tuple(dataclasses.replace(stage, **often) for stage in made.stages),
         evaluation=Evaluation(episodes=4, workers=1, latency_calls=2),
         calibration=Calibration(episodes=4, workers=1),
@@ -155,18 +153,22 @@ def _replace(root: Path) -> object:
 
 
 def _items(found: dict[str, bytes]) -> Items:
-    return frozenset(f"{name} {hashlib.sha256(value).hexdigest()[:16]}" for name, value in found.items())
+    return frozenset(
+        f"{name} {hashlib.sha256(value).hexdigest()[:16]}" for name, value in found.items()
+    )
 
 
 def _read_episodes(root: Path) -> Items:
     data = EpisodeDataset(root / "episodes")
+    columns = data.columns()
     found = {}
     for number in range(len(data.episodes)):
-        episode = data.read(number)
         made = hashlib.sha256()
-        made.update(np.ascontiguousarray(episode.action).tobytes())
-        made.update(np.ascontiguousarray(episode.state).tobytes())
-        for name, pictures in sorted(episode.images.items()):
+        span = slice(data.starts[number], data.starts[number + 1])
+        for name, values in sorted(columns.items()):
+            made.update(name.encode())
+            made.update(np.ascontiguousarray(values[span]).tobytes())
+        for name, pictures in sorted(data.images(number).items()):
             made.update(name.encode())
             made.update(np.ascontiguousarray(pictures).tobytes())
         found[f"episode {number}"] = made.digest()

@@ -125,6 +125,7 @@ class Ended:
 
     status: int
     changes: list[Change] = field(default_factory=list)
+    process: int = 0
 
     @property
     def killed(self) -> bool:
@@ -258,6 +259,7 @@ class _Tracer:
         # Per thread: what is looked at when its system call has ended.
         self.leaving: dict[int, tuple[Change, int]] = {}
         self.mapped: dict[int, int] = {}  # inodes with a writable mapping: their sizes so far
+        self.made: dict[int, int] = {}  # inodes: how many files had this number
         self._info = ctypes.create_string_buffer(88)
 
     def run(self) -> Ended:
@@ -277,7 +279,7 @@ class _Tracer:
             with contextlib.suppress(ProcessLookupError):
                 self._stopped(process, how)
         assert status is not None
-        return Ended(status, self.changes)
+        return Ended(status, self.changes, self.child)
 
     def _kill(self) -> None:
         for process in list(self.alive):
@@ -469,8 +471,13 @@ class _Tracer:
         _ptrace(CONT, process)
 
     def _done(self, change: Change) -> None:
-        if self.record:
-            self.changes.append(change)
+        if not self.record:
+            return
+        if change.kind in ("create", "mkdir", "symlink"):
+            self.made[change.inode] = self.made.get(change.inode, 0) + 1
+        # A file system gives the number of a removed file to the next one.
+        change.inode += self.made.get(change.inode, 0) << 48
+        self.changes.append(change)
 
     def _written(self, process: int, descriptor: int, change: Change) -> bytes:
         # Read back from the file, whatever call wrote it and wherever its bytes were in memory.
