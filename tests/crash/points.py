@@ -6,6 +6,7 @@ one of OUTCOMES; the first two are as it should be.
 """
 
 import contextlib
+import importlib
 import json
 import mmap
 import multiprocessing
@@ -145,7 +146,6 @@ class Campaign:
     areas: dict[str, Area] = field(default_factory=lambda: dict(AREAS))
     readers: dict[str, Callable[[Path], Items]] = field(default_factory=lambda: dict(READERS))
     clock: Clock = field(default_factory=Clock)
-    imported: set[str] = field(default_factory=set)  # modules that areas import on their way
     _known: dict[str, Basis] = field(default_factory=dict)
 
     @property
@@ -179,6 +179,7 @@ class Campaign:
         """The work as a command does it: an error is one line, and the exit status says so."""
 
         def child() -> None:
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)  # a test's may be another
             signal.alarm(LIMIT)
             said = os.open(self._log(os.getpid()), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
             os.dup2(said, 1)
@@ -235,10 +236,29 @@ class Campaign:
             return kept.write_text(json.dumps(sorted(found)))
 
         kept.unlink(missing_ok=True)
-        attempt = self.run(work)
+        attempt = self.run(self._telling(work))
         if attempt.status == 0:
             return frozenset(json.loads(kept.read_text())), ""
         return None, attempt.last if attempt.status == 1 else f"ended with {attempt.status}"
+
+    def _telling(self, work: Callable[[], object]) -> Callable[[], object]:
+        """The same work, which says at its end what it has imported."""
+
+        def telling() -> None:
+            work()
+            (self.base / "modules.json").write_text(json.dumps(list(sys.modules)))
+
+        return telling
+
+    def _import(self) -> None:
+        """Import here what a child has imported, so that the next ones need not: that takes
+        longer than their work."""
+        for name in json.loads((self.base / "modules.json").read_text()):
+            if name in sys.modules or name.startswith("_"):
+                continue
+            # Some modules can be imported by their own package alone.
+            with contextlib.suppress(Exception):
+                importlib.import_module(name)
 
     # --- what an area is without faults
 
@@ -257,20 +277,15 @@ class Campaign:
         self.restore(before)
         for reader in area.reads:
             found_before[reader] = self.read(reader)[0]
-        modules = self.base / "modules.json"
-
-        def work() -> object:
-            self.command(area)()
-            return modules.write_text(json.dumps(list(sys.modules)))
-
-        first = self.run(work)
+        first = self.run(self._telling(self.command(area)))
+        self._import()
         assert first.status == 0, f"{name} fails without a fault: {first.text[-2000:]}"
-        self.imported |= set(json.loads(modules.read_text())) - sys.modules.keys()
         after = self.base / f"after-{name}"
         shutil.rmtree(after, ignore_errors=True)
         shutil.copytree(self.root, after, symlinks=True)
         for reader in area.reads:
             found_after[reader], said = self.read(reader)
+            self._import()
             assert found_after[reader] is not None, f"{name}: {said}"
         self.restore(before)
         ended, again = self.watch(self.command(area), lambda change: LET, record=True)

@@ -68,20 +68,19 @@ def keeping(mode: str, changes: list[Change], cut: int, rng: random.Random) -> K
     """What is there of the changes that are not synced, by one of MODES."""
     free = loose(changes, cut)
     names = {place for place in free if changes[place].kind in NAMES}
-    whole = lambda place, page: True  # noqa: E731
     if mode == "nothing":
-        return set(), whole
+        return set(), _whole
     if mode == "names":
-        return names, whole
+        return names, _whole
     if mode == "bytes":
-        return set(free) - names, whole
+        return set(free) - names, _whole
     if mode == "lengths":  # files are as long as they should be, and hold zeros
         return set(free), lambda place, page: False
     one = rng.choice(free) if free else -1
     if mode == "all but one":
-        return set(free) - {one}, whole
+        return set(free) - {one}, _whole
     if mode == "only one":
-        return {one} & set(free), whole
+        return {one} & set(free), _whole
     some = {place for place in free if rng.random() < 0.5}
     pages: dict[tuple[int, int], bool] = {}
 
@@ -89,6 +88,15 @@ def keeping(mode: str, changes: list[Change], cut: int, rng: random.Random) -> K
         return pages.setdefault((place, page), rng.random() < 0.5)
 
     return some, drawn
+
+
+def _whole(place: int, page: int) -> bool:
+    return True
+
+
+def all_of_it(changes: list[Change], cut: int) -> Kept:
+    """Everything is there, as after a kill."""
+    return set(loose(changes, cut)), _whole
 
 
 def after(before: Path, changes: list[Change], cut: int, kept: Kept) -> Node:

@@ -10,7 +10,6 @@ forgets them. `docs/crash.md` says what the faults are. Ends with 1 where an out
 """
 
 import argparse
-import importlib
 import json
 import os
 import subprocess
@@ -18,7 +17,6 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -138,7 +136,6 @@ def _in_processes(left: list[tuple[str, str, int, int]], jobs: int) -> None:
 def _make(todo: list[tuple[str, str, int, int]]) -> None:
     with tempfile.TemporaryDirectory(prefix="crash-") as base:
         campaign = Campaign(Path(base))
-        _import_all(campaign, {each[0] for each in todo})
         for area, kind, number, seed in todo:
             begun = time.monotonic()
             point = campaign.point(area, kind, number, seed)
@@ -149,17 +146,6 @@ def _make(todo: list[tuple[str, str, int, int]]) -> None:
             mark = " " if point.good else "!"
             took = time.monotonic() - begun
             print(f"{mark} {area}, {kind} {number}: {point.outcome} ({took:.1f} s)", flush=True)
-
-
-def _import_all(campaign: Campaign, areas: Iterable[str]) -> None:
-    """What areas import on their way is imported here once, and not in every attempt."""
-    for name in areas:
-        campaign.basis(name)
-    for module in sorted(campaign.imported):
-        try:
-            importlib.import_module(module)
-        except Exception:  # some modules can be imported by their own package alone
-            continue
 
 
 def read(path: Path) -> list[Point]:
