@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 Tree = dict[str, bytes]  # path → content; of a folder "path/" → nothing, of a link its target
-# Locks, and what dies under a name that no one reads.
-LEFT_OUT = re.compile(r"\.lock$|\.[0-9a-f]{6}-\d+-\d+\.part(/|$)|__pycache__")
+# Locks; what dies under a name that no one reads; hashes that are kept of files that are old enough.
+LEFT_OUT = re.compile(r"\.lock$|\.[0-9a-f]{6}-\d+-\d+\.part(/|$)|\.cache/digests\.json$")
 ALL = "*"
 # file → entries that differ, as paths with "*" for places in lists; ALL: the whole file.
 Noise = dict[str, frozenset[str]]

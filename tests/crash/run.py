@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
@@ -125,7 +126,10 @@ def _in_processes(left: list[tuple[str, str, int, int]], jobs: int) -> None:
             try:
                 _make(share)
                 os._exit(0)
+            except BaseException:
+                traceback.print_exc()
             finally:
+                sys.stderr.flush()
                 os._exit(1)
         children.append(child)
     for child in children:
