@@ -4,7 +4,7 @@ PYTHON := $(shell for p in python3 python3.13 python3.12 python3.11; do $$p -c '
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: bench-memory bench-exports bench-compiled help setup demo test check format lock test-mutants numbers docs hooks test-slow test-distributed test-metaworld test-libero test-lerobot test-page test-reference test-serve test-peers fuzz test-logs robots bench clean
+.PHONY: bench-memory bench-exports bench-compiled help setup demo test check format lock test-mutants numbers docs hooks test-slow test-distributed test-crash test-metaworld test-libero test-lerobot test-page test-reference test-serve test-peers fuzz test-logs robots bench clean
 
 help: ## this list
 	@echo "make TARGET, of:"
@@ -49,6 +49,11 @@ docs: .venv-docs/.ready ## the documentation as a site, build/site/index.html; a
 # The code broken in one place at a time: each must be noticed (tests/mutants/run.py --help).
 test-mutants: $(READY) ## twelve hundred small breaks of the code: do the tests notice? an hour or more (MUTANTS="--area frames")
 	$(BIN)/python tests/mutants/run.py $(MUTANTS)
+
+# Goes on where it stopped; docs/crash.md says what it does.
+test-crash: $(READY) ## kills, power cuts, full disks and damaged files at drawn places of every command, an hour on two cores (CRASH="--area distil")
+	$(BIN)/python tests/crash/run.py $(CRASH)
+	$(BIN)/pytest -q -m crash
 
 test-slow: $(READY) ## the tests that take minutes
 	$(BIN)/pytest -q -m slow

@@ -47,6 +47,7 @@ import importlib
 import importlib.metadata
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 
 VERBS = (
     "demo", "inspect", "collect", "teach", "probe", "distil", "calibrate", "evaluate", "audit", "profile",

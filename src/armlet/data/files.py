@@ -87,29 +87,36 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 @contextlib.contextmanager
-def atomic_file(path: Path, *, size: int | None = None) -> Iterator[Path]:
+def atomic_file(path: Path, *, size: int | None = None, apart: bool = False) -> Iterator[Path]:
     """The name to write a file under, whatever writes it; when the block ends, the file is at
     `path`, whole.
 
     Where the block raises, what stood at `path` still stands, and nothing else is left. A full disk
     becomes one FullDiskError, however the library that met it put it; `size`, in bytes, is what it
     says was needed. The name does not end as `path` does, so a library that guesses a format from
-    it must be told.
+    it must be told. `apart`: the name lies in a folder of its own, for a library that makes files
+    of its own beside it, as safetensors does: where the process dies, nobody would know them.
     """
     make_folder(path.parent)
     _sweep(path.parent)
-    part = _beside(path)
-    _under_way.add(part)
+    ours = _beside(path)
+    part = ours / path.name if apart else ours
+    _under_way.add(ours)
     try:
-        with naming_a_full_disk(path, part, size=size):
+        with naming_a_full_disk(path, ours, size=size):
+            if apart:
+                ours.mkdir()
             yield part
             # Content before name: otherwise a power cut may leave the name on an empty file.
             make_durable(part)
             part.replace(path)
             make_durable(path.parent)
     finally:
-        part.unlink(missing_ok=True)
-        _under_way.discard(part)
+        if ours.is_dir():
+            shutil.rmtree(ours)
+        else:
+            ours.unlink(missing_ok=True)
+        _under_way.discard(ours)
 
 
 @contextlib.contextmanager

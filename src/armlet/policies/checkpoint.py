@@ -157,7 +157,7 @@ def _write_weights(
     """Write the weights as those of the next policy; returns its fingerprint, which stands in their
     metadata."""
     size = sum(tensor.nbytes for tensor in tensors.values())
-    with atomic_file(folder / (WEIGHTS + NEXT), size=size) as part:
+    with atomic_file(folder / (WEIGHTS + NEXT), size=size, apart=True) as part:
         # The fingerprint is a hash of the file, so the file is written without it, then marked.
         save_file(tensors, part, metadata={FINGERPRINT: UNKNOWN})
         digest = _digest(description, part)[1]

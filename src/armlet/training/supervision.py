@@ -65,7 +65,7 @@ def save_heads(heads: ProbeHeads, path: Path) -> None:
     weights = {}
     for name, tensor in heads.state_dict().items():
         weights[name] = tensor.detach().cpu().contiguous()  # safetensors writes no views
-    with atomic_file(path) as part:
+    with atomic_file(path, apart=True) as part:
         save_file(weights, part)
 
 
