@@ -243,9 +243,9 @@ class Claims:
         )
 
 
-def begin(objects: Objects, question: dict[str, Any]) -> bool:
-    """Say what the work is, or see that it is the same; False where it was done before. Raises
-    ShardError where another work stands in this place."""
+def begin(objects: Objects, question: dict[str, Any]) -> None:
+    """Say what the work is, or see that it is the same. Raises ShardError where another work stands
+    in this place."""
     asked = json.dumps(question, sort_keys=True, indent=1).encode()
     if not objects.create(ABOUT, asked):
         found = objects.read(ABOUT)
@@ -254,7 +254,6 @@ def begin(objects: Objects, question: dict[str, Any]) -> bool:
                 f"{ABOUT}: another work stands in its place than is asked for; choose another "
                 "folder, or delete this one"
             )
-    return objects.read(DONE) is None
 
 
 def end(objects: Objects) -> None:

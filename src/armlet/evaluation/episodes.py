@@ -129,8 +129,8 @@ def _share(
             shards.append(tuple(Attempt(name, task, seed) for task, seed in block))
     listed = [(task.split, task.name, seed) for task, seed in planned]
     question = {"made_from": dict(acting.made_from), "episodes": listed, "size": together.size}
-    work = SharedWork(together, "episodes", question, acting, tuple(shards))
-    work.run(workers=workers, title=title)
+    work = SharedWork(together, "episodes", question, tuple(shards))
+    work.run(acting, workers=workers, title=title)
     # Workers that share a disk share the log as well: one after the other adds what is missing.
     with hold(acting.log.parent / "evaluating.lock", "evaluating", wait=True):
         done = read_log(acting.log)

@@ -6,6 +6,7 @@ Who acts is an argument (`actors`).
 """
 
 import contextlib
+import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -16,9 +17,11 @@ import numpy as np
 
 from armlet import source
 from armlet.benchmarks import Benchmark
+from armlet.data.appending import ARMLET, check_agrees
 from armlet.data.digests import CACHE
 from armlet.data.episodes import Features
 from armlet.data.files import atomic_folder, hold, write_atomically
+from armlet.data.layout import INFO
 from armlet.data.packing import pack, unpack
 from armlet.data.writer import STAGING, EpisodeWriter, stage_episode
 from armlet.progress import Progress
@@ -86,9 +89,6 @@ def _share(
         describe_robot(root, benchmark)
         return writer
 
-    lock = root / CACHE / "recording.lock"
-    with hold(lock, "recording episodes", wait=True):
-        finished = frozenset(info["attempt"] for info in opened().finished())
     question = {
         "made_from": metadata,
         "features": asdict(features),
@@ -98,8 +98,15 @@ def _share(
         "armlet": source.identity(),
         "numpy": np.__version__,
     }
-    shards = sharded(range(episodes), together.size)
-    work = SharedWork(together, "attempts", question, _Packed(acts, features, hz, finished), shards)
+    work = SharedWork(together, "attempts", question, sharded(range(episodes), together.size))
+    if work.was_used:
+        return
+    check_agrees(root, features, fps=hz, robot=benchmark.name)
+    lock = root / CACHE / "recording.lock"
+    finished: frozenset[int] = frozenset()
+    if (root / ARMLET).exists():
+        with hold(lock, "recording episodes", wait=True):
+            finished = frozenset(info["attempt"] for info in opened().finished())
 
     def lay_out() -> bytes:
         with hold(lock, "recording episodes", wait=True):
@@ -110,11 +117,13 @@ def _share(
             writer.finalise()
         return b""
 
-    if not work.was_done:
-        # Never in this process: see `record`.
-        work.run(workers=workers, title=title, here=False)
-        together.once("laid-out", question, lay_out)
-        work.end()
+    acting = _Packed(acts, features, hz, finished)
+    # Never in this process: see `record`.
+    work.run(acting, workers=workers, title=title, here=False)
+    together.once("laid-out", question, lay_out)
+    work.end()
+    if not (root / INFO).exists():
+        sys.stderr.write(f"{title}: laid out by a process that has another disk, not in {root}\n")
 
 
 @dataclass(frozen=True)

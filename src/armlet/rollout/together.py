@@ -17,7 +17,7 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
-from armlet.data.claims import Claims, ShardError, Watch, Worker, begin, end
+from armlet.data.claims import DONE, Claims, ShardError, Watch, Worker, begin, end
 from armlet.data.objects import open_objects
 from armlet.lineage import Question, as_json, short
 from armlet.progress import Progress
@@ -115,37 +115,52 @@ def sharded(jobs: Sequence[Job], size: int) -> tuple[tuple[Job, ...], ...]:
 
 
 class SharedWork(Generic[Job]):
-    """`work` of every shard, together with whoever else asks the same `question`. `work` has to be
-    importable, and to make the same of a shard whoever asks it."""
+    """The shards of some work, which are made together with whoever else asks the same
+    `question`."""
 
     def __init__(
         self,
         together: Together,
         name: str,
         question: Question,
-        work: Callable[[Sequence[Job]], bytes],
         shards: tuple[tuple[Job, ...], ...],
     ) -> None:
         question = as_json({"work": name, "shards": len(shards), **question})
         self.together = together
+        self.shards = shards
         self.place = together.at(name, question)
         self.objects = open_objects(self.place)
-        self.was_done = not begin(self.objects, question)
+        begin(self.objects, question)
         self._claims = Claims(self.objects, len(shards))
-        self._loop = _Loop(
-            self.place, len(shards), together.lease, together.pause, _Sharded(work, shards)
-        )
 
-    def run(self, *, workers: int, title: str, here: bool = True) -> None:
-        """Until every shard is finished. One worker is this process itself, unless `here` is
-        False."""
+    @property
+    def was_used(self) -> bool:
+        """Whether somebody said so (`end`)."""
+        return self.objects.read(DONE) is not None
+
+    def run(
+        self,
+        work: Callable[[Sequence[Job]], bytes],
+        *,
+        workers: int,
+        title: str,
+        here: bool = True,
+    ) -> None:
+        """`work` of every shard that is not finished, here or elsewhere, until all are. It has to
+        be importable, and to make the same of a shard whoever asks it. One worker is this process
+        itself, unless `here` is False."""
+        if self._claims.all_finished:
+            return
         sys.stderr.write(f"{title}: shared in {self.place}\n")
-        if self.together.engine == "ray":
-            self._on_ray(workers, title)
+        together = self.together
+        sharded = _Sharded(work, self.shards)
+        loop = _Loop(self.place, len(self.shards), together.lease, together.pause, sharded)
+        if together.engine == "ray":
+            self._on_ray(loop, workers, title)
         elif workers <= 1 and here:
-            list(work_through(self._loop, [0], workers=1))
+            list(work_through(loop, [0], workers=1))
         else:
-            self._in_processes(workers, title)
+            self._in_processes(loop, workers, title)
 
     def results(self) -> Iterator[bytes]:
         """Of every shard, in order."""
@@ -155,14 +170,12 @@ class SharedWork(Generic[Job]):
         """The results were used, and may go."""
         end(self.objects)
 
-    def _in_processes(self, workers: int, title: str) -> None:
+    def _in_processes(self, loop: _Loop, workers: int, title: str) -> None:
         # No pool: it would wait for ever for a process that is killed, and here the others go on.
         context = multiprocessing.get_context("spawn")
         running: list[BaseProcess] = []
         for number in range(workers):
-            process: BaseProcess = context.Process(
-                target=_run, args=(self._loop, number), daemon=True
-            )
+            process: BaseProcess = context.Process(target=_run, args=(loop, number), daemon=True)
             process.start()
             running.append(process)
         try:
@@ -207,7 +220,7 @@ class SharedWork(Generic[Job]):
             f"in {self.place} was finished: {why}"
         )
 
-    def _on_ray(self, workers: int, title: str) -> None:
+    def _on_ray(self, loop: _Loop, workers: int, title: str) -> None:
         try:
             import ray
         except ModuleNotFoundError as error:
@@ -218,7 +231,7 @@ class SharedWork(Generic[Job]):
         if not ray.is_initialized():
             ray.init(log_to_driver=False)
         task: Any = ray.remote(num_cpus=THREADS, max_retries=RETRIES)(_on_a_node)
-        asked = [task.remote(self._loop, number) for number in range(workers)]
+        asked = [task.remote(loop, number) for number in range(workers)]
         for finished in self._until_finished(title):
             ended, _ = ray.wait(asked, num_returns=len(asked), timeout=0)
             if not finished and len(ended) == len(asked):
