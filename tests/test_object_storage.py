@@ -221,7 +221,7 @@ def test_workers_share_shards_on_s3_and_take_over_from_one_that_vanished(bucket:
         thread.start()
     for thread in threads:
         thread.join()
-    assert sorted(made) == list(range(6))
+    assert set(made) == set(range(6))  # one may be made twice, where a sign of life was late
     assert list(Claims(objects, 6).results()) == [b"%d" % shard for shard in range(6)]
 
 

@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 import torch
 from outside import Dots, reaching
+from tiny import make_frames, make_policy, tiny_recipe
 
-from armlet import collect, evaluate
+from armlet import collect, evaluate, probe, teach
 from armlet.data.episodes import EpisodeDataset
 from armlet.data.text import train_tokenizer
+from armlet.data.traces import StoreIdentity
 from armlet.evaluation import planning
 from armlet.options import override
 from armlet.policies.checkpoint import save_policy
@@ -24,6 +26,9 @@ from armlet.robot.normalise import Normaliser
 from armlet.rollout import recording
 from armlet.rollout.together import Together, sharded
 from armlet.shards import Shards
+from armlet.training import supervision
+from armlet.training.learner import Learner
+from armlet.training.trainer import make_batches
 
 LEASE = 20.0  # seconds; nobody dies here
 
@@ -242,3 +247,62 @@ def test_options_of_shards_say_what_has_no_effect(capsys) -> None:
     for wrong in ({"size": 0}, {"lease": 0.0}, {"lease": float("nan")}):
         with pytest.raises(ValueError, match=r"Shards\.\w+ is .*, expected"):
             Shards(on="processes", **wrong)
+
+
+def test_two_that_share_traces_store_what_one_does(tmp_path: Path, monkeypatch) -> None:
+    """To the bit: batches are the same, whoever asks. And a store that was begun is gone on with."""
+    monkeypatch.setattr(supervision, "ROWS", 4)
+    policy = make_policy()
+    batches = make_batches(policy, make_frames())
+    identity = StoreIdentity("data", "teacher", "nothing")
+
+    def store(root: Path, together: Together | None) -> None:
+        supervision.store_traces(
+            root,
+            identity,
+            Learner(policy),
+            batches,
+            traced=("actions", "condition"),
+            precision="fp32",
+            title="traces",
+            together=together,
+        )
+
+    store(tmp_path / "alone", None)
+    together = Together(str(tmp_path / "meeting"), 2, LEASE)
+    all_at_once(*[lambda: store(tmp_path / "shared", together)] * 3)
+    for name in ("rows-000.bin", "keys.bin", "header.json"):
+        found = (tmp_path / "shared" / name).read_bytes()
+        assert found == (tmp_path / "alone" / name).read_bytes(), name
+    # The first rows are there, as a process that was killed has left them.
+    begun = tmp_path / "begun"
+    begun.mkdir()
+    for name, size in (("keys.bin", 20 * 5), ("rows-000.bin", None), ("header.json", None)):
+        content = (tmp_path / "alone" / name).read_bytes()
+        (begun / name).write_bytes(content[:size])
+    store(begun, Together(str(tmp_path / "later"), 2, LEASE))
+    for name in ("rows-000.bin", "keys.bin"):
+        assert (begun / name).read_bytes() == (tmp_path / "alone" / name).read_bytes(), name
+
+
+@pytest.mark.slow
+def test_heads_are_fitted_once_for_all_that_share_a_probe(tmp_path: Path) -> None:
+    recipe = tiny_recipe(tmp_path / "first")
+    collect.main(recipe)
+    teach.main(recipe)
+    probe.main(recipe)
+    shards = Shards(on="processes", at=str(tmp_path / "meeting"), size=1)
+    for name in ("one", "other"):
+        shared = dataclasses.replace(recipe, shared=tmp_path / name, shards=shards)
+        probe.main(shared)
+        assert shared.heads_file.read_bytes() == recipe.heads_file.read_bytes()
+    for name in ("rows-000.bin", "keys.bin", "header.json"):
+        assert (tmp_path / "one/traces" / name).read_bytes() == (
+            recipe.traces / name
+        ).read_bytes(), name
+
+
+def test_a_probe_that_cannot_be_shared_says_so(tmp_path: Path) -> None:
+    recipe = dataclasses.replace(tiny_recipe(tmp_path), shards=Shards(on="ray"))
+    with pytest.raises(ValueError, match="probe is shared by plain processes"):
+        probe.check_shared(recipe, None)

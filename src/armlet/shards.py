@@ -8,7 +8,7 @@ from typing import Literal
 from armlet import limits
 from armlet.limits import ABOVE_0
 
-VERBS = ("collect", "evaluate")  # whose work is done in shards
+VERBS = ("collect", "probe", "evaluate")  # whose work is done in shards
 Engine = Literal["processes", "ray"]
 
 
@@ -23,7 +23,8 @@ class Shards:
     at: str | None = None
     """The folder or URL (s3://bucket/prefix) in which all of them meet; none: beside the result."""
     size: int = 8
-    """Episodes in a shard; what a worker that dies was making is made anew by another."""
+    """Episodes in a shard, or batches of frames (probe); what a worker that dies was making is made
+    anew by another."""
     lease: float = 60.0
     """Seconds without a sign of life after which a worker's shard is taken over."""
 

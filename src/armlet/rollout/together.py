@@ -5,12 +5,14 @@ Who starts the processes does not matter: a shell loop, Slurm, Kubernetes. A pro
 shards in `workers` processes of its own, or has tasks of a Ray cluster make them.
 """
 
+import contextlib
 import json
 import multiprocessing
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -95,18 +97,22 @@ class _Loop:
     pause: float
     make: Callable[[int], bytes]
 
-    def __call__(self, number: int) -> int:
+    def __call__(self, number: int, *, tell: Callable[[int], object] = lambda count: None) -> int:
+        """`tell` is told how many are finished, each time that somebody looks."""
         objects = open_objects(self.place)
         made = 0
         with Worker(objects, lease=self.lease) as worker:
             claims = Claims(objects, self.count, worker, lease=self.lease)
-            while not claims.all_finished:
+            while True:
+                finished = len(claims.finished())
+                tell(finished)
+                if finished >= self.count:
+                    return made
                 shard = claims.next()
                 if shard is None:
                     time.sleep(self.pause)  # the rest is others'; one of them may die
                     continue
                 made += claims.publish(shard, self.make(shard))
-        return made
 
 
 def sharded(jobs: Sequence[Job], size: int) -> tuple[tuple[Job, ...], ...]:
@@ -158,9 +164,21 @@ class SharedWork(Generic[Job]):
         if together.engine == "ray":
             self._on_ray(loop, workers, title)
         elif workers <= 1 and here:
-            list(work_through(loop, [0], workers=1))
+            with contextlib.closing(self._shown(title)) as shown:
+                list(work_through(partial(loop, tell=shown.tell), [0], workers=1))
         else:
             self._in_processes(loop, workers, title)
+
+    def run_as_it_is(self, work: Callable[[Sequence[Job]], bytes], *, title: str) -> None:
+        """The same in this process alone, with its own number of threads and what it has loaded."""
+        if self._claims.all_finished:
+            return
+        sys.stderr.write(f"{title}: shared in {self.place}\n")
+        together = self.together
+        sharded = _Sharded(work, self.shards)
+        loop = _Loop(self.place, len(self.shards), together.lease, together.pause, sharded)
+        with contextlib.closing(self._shown(title)) as shown:
+            loop(0, tell=shown.tell)
 
     def results(self) -> Iterator[bytes]:
         """Of every shard, in order."""
@@ -191,18 +209,15 @@ class SharedWork(Generic[Job]):
 
     def _until_finished(self, title: str) -> Iterator[bool]:
         """Whether all is finished, each time that somebody should look."""
-        count = self._claims.count
-        done = len(self._claims.finished())
-        progress = Progress(title, total=count, start=done, unit="shard")
-        while done < count:
-            yield False
-            time.sleep(self.together.pause)
-            now = len(self._claims.finished())
-            if now > done:
-                progress.advance(now - done)
-            done = now
-        progress.close()
+        with contextlib.closing(self._shown(title)) as shown:
+            while not self._claims.all_finished:
+                yield False
+                time.sleep(self.together.pause)
+                shown.tell(len(self._claims.finished()))
         yield True
+
+    def _shown(self, title: str) -> "_Shown":
+        return _Shown(title, self._claims.count, len(self._claims.finished()))
 
     def _why(self, running: Sequence[BaseProcess]) -> str:
         """What processes of this one that all ended said before they did."""
@@ -236,6 +251,22 @@ class SharedWork(Generic[Job]):
             ended, _ = ray.wait(asked, num_returns=len(asked), timeout=0)
             if not finished and len(ended) == len(asked):
                 ray.get(asked)  # raises what they died of
+
+
+class _Shown:
+    """Progress of shards, whoever makes them."""
+
+    def __init__(self, title: str, count: int, finished: int) -> None:
+        self._finished = finished
+        self._progress = Progress(title, total=count, start=finished, unit="shard")
+
+    def tell(self, finished: int) -> None:
+        if finished > self._finished:
+            self._progress.advance(finished - self._finished)
+            self._finished = finished
+
+    def close(self) -> None:
+        self._progress.close()
 
 
 def _run(loop: _Loop, number: int) -> None:
