@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from armlet.benchmarks import Benchmark, benchmark_robot
+from armlet.data.digests import CACHE
 from armlet.policies.acting import actor_fingerprint, load_actor
 from armlet.recipe import Recipe, at_hand
 from armlet.rollout.actors import Acts, ExpertActs, TeacherActs
 from armlet.rollout.door import check_world
 from armlet.rollout.recording import acted_on, record
+from armlet.rollout.together import Together
 from armlet.seeds import check_selection
 
 
@@ -42,6 +44,7 @@ def main(recipe: Recipe) -> Path:
         # What a folder of half the episodes must agree with, to be continued.
         metadata={"benchmark": benchmark.fingerprint(), **_how(recipe, benchmark)},
         title=f"collect {benchmark.name}",
+        together=Together.of(recipe.shards, recipe.episodes / CACHE / "shards"),
     )
 
 

@@ -10,7 +10,7 @@ import functools
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,22 @@ from armlet.benchmarks import Benchmark, Task, benchmark_robot
 from armlet.data.episodes import EpisodeDataset
 from armlet.data.files import write_atomically
 from armlet.data.hub import is_name
+from armlet.data.packing import pack, unpack
 from armlet.evaluation import eval_info, figures, listening, measure, offline, planning
 from armlet.evaluation import outcomes as kept
-from armlet.evaluation.episodes import Row, run_delayed, run_episodes, run_of
+from armlet.evaluation.episodes import (
+    LOG,
+    Row,
+    conditions,
+    run_delayed,
+    run_episodes,
+    run_of,
+)
 from armlet.evaluation.field import Field, in_runtimes, load
 from armlet.evaluation.films import make_film, sample_observations
 from armlet.evaluation.guiding import guided, guided_latency
 from armlet.evaluation.listening import Heard
-from armlet.evaluation.outcomes import Outcomes, Planned, PolicyRun, Section
+from armlet.evaluation.outcomes import DelayedRun, Outcomes, Planned, PolicyRun, Section
 from armlet.evaluation.planning import Plan
 from armlet.evaluation.provenance import Curves, curves, gripper_noise, seeds_of
 from armlet.evaluation.report import Latency, Measured, OutcomesFile, Report
@@ -33,6 +41,7 @@ from armlet.evaluation.routes import with_routes
 from armlet.evaluation.runtimes import frames_of_world
 from armlet.evaluation.settings import beside_eager, check, planned, seeds
 from armlet.evaluation.verdicts import check_baselines, verdicts, verdicts_by_split
+from armlet.lineage import Question
 from armlet.logs import RunLog
 from armlet.measuring import EAGER, PARTS, Runtime
 from armlet.policies.contract import Backbone, Policy
@@ -43,7 +52,9 @@ from armlet.robot.spec import RobotSpec
 from armlet.rollout.door import check_world
 from armlet.rollout.loop import plan
 from armlet.rollout.pool import THREADS, Contender, threads
+from armlet.rollout.together import Together, to_bytes
 
+SHARDS = "shards"  # where processes meet that share an evaluation
 OUTCOMES = "outcomes.json.gz"
 TIMED = 20  # decisions by which an export sees how fast it is; the table's are timed all together
 
@@ -55,6 +66,7 @@ def main(recipe: Recipe) -> Path:
         return compare_with_held_out(recipe)
     # Everything that can be refused is refused before the first episode: hours come after it.
     check(recipe)
+    check_shared(recipe)
     if recipe.evaluation.listens:
         listening.check_apart(recipe.evaluation.listens, seeds(recipe))
     log = RunLog(recipe.log, recipe.out, recipe.name, to_json(recipe))
@@ -69,10 +81,11 @@ def main(recipe: Recipe) -> Path:
     field = _in_runtimes_of_world(recipe, field, benchmark)
     can_be_guided = guided(field, recipe.evaluation)
     out = recipe.out / "evaluation"
+    together = Together.of(recipe.shards, out / SHARDS)
     episodes = planned(benchmark, recipe.evaluation)
-    field = with_routes(recipe, field, benchmark, episodes, out)
+    field = with_routes(recipe, field, benchmark, episodes, out, together)
     check_baselines(recipe.evaluation.baselines, recipes_of(field))
-    plan_of_report = planning.commit(recipe, field.contenders, out)
+    plan_of_report = planning.commit_together(recipe, field.contenders, out, together)
     rows = run_episodes(
         field.contenders,
         benchmark,
@@ -81,15 +94,50 @@ def main(recipe: Recipe) -> Path:
         title=f"evaluate {recipe.name}",
         workers=recipe.evaluation.workers,
         device=recipe.acting_device,
+        together=together,
     )
-    # As many threads as episodes were run with, whatever this process was started with: times
-    # depend on it.
-    with threads(THREADS):
-        report = summarise(recipe, field, episodes, rows, out, plan_of_report, can_be_guided)
-    path = write(report, out)
-    with log:
-        log.series(out).result(report.outcomes.sha256, numbers(report))
-    return path
+    further: Further | None = None
+
+    def report() -> bytes:
+        # As many threads as episodes were run with, whatever this process was started with: times
+        # depend on it.
+        with threads(THREADS):
+            made = summarise(
+                recipe, field, episodes, rows, out, plan_of_report, can_be_guided, further
+            )
+        write(made, out)
+        with log:
+            log.series(out).result(made.outcomes.sha256, numbers(made))
+        return packed(out)
+
+    if together is None:
+        report()
+    else:
+        with threads(THREADS):
+            further = run_further(recipe, field, episodes, out, can_be_guided, together)
+        # By one of all processes, and whoever does not share its disk gets a copy.
+        lay_out(together.once("report", _question(recipe, field), report), out)
+    return out / "report.json"
+
+
+def check_shared(recipe: Recipe) -> None:
+    """Raises ValueError for what several processes cannot share."""
+    if recipe.shards.on is not None and beside_eager(recipe.evaluation):
+        raise ValueError(
+            "--evaluation.runtimes exports policies into one folder, which several processes would "
+            "do at once: run it without --shards.on"
+        )
+
+
+def _question(recipe: Recipe, field: Field) -> Question:
+    """What processes that share an evaluation must agree in, beside its episodes."""
+    made_from = {}
+    for name, contender in field.contenders.items():
+        world = recipe.world("evaluate")
+        made_from[name] = conditions(contender, world, recipe.acting_device)
+    # Not all of the recipe: each may have as many workers as its machine has cores.
+    setting = replace(recipe.evaluation, workers=1)
+    return {"made_from": made_from, "evaluation": to_json(setting), "seed": recipe.seed}
 
 
 def numbers(report: Report) -> dict[str, float]:
@@ -203,36 +251,26 @@ def summarise(
     out: Path,
     plan_of_report: Plan | None = None,
     can_be_guided: Sequence[str] = (),
+    further: "Further | None" = None,
 ) -> Report:
     """The report: policies are timed, run late and filmed, and all is put together. `rows`: what
-    each did in the episodes; `can_be_guided`: who is also run late so."""
+    each did in the episodes; `can_be_guided`: who is also run late so; `further`: what was run
+    beside these episodes, None: nothing yet."""
     benchmark = recipe.world("evaluate")
     setting = recipe.evaluation
-    # The teacher's episodes, and each policy timed on them all: on their own episodes policies
-    # would be timed on different pictures.
+    if further is None:
+        further = run_further(recipe, field, episodes, out, can_be_guided)
+    timings = further.timings
+    heard = further.heard
+    # The teacher's episodes, and each policy measured on them all: on their own episodes policies
+    # would be measured on different pictures.
     observations = sample_observations(field.policies["teacher"], benchmark, setting.first_seed)
-    timings = measure.latency(field.policies, observations, calls=setting.latency_calls)
-    # A policy acts late by its median time: what it needs most of the time.
-    milliseconds = {name: times["p50"] for name, times in timings.items()}
-    guided_timings = guided_latency(field, can_be_guided, observations, calls=setting.latency_calls)
-    delayed = run_delayed(
-        field.contenders,
-        benchmark,
-        episodes,
-        out,
-        setting=setting,
-        milliseconds=milliseconds,
-        guided_milliseconds={name: times["p50"] for name, times in guided_timings.items()},
-        title=f"evaluate {recipe.name}",
-        device=recipe.acting_device,
-    )
-    heard = _heard(recipe, field, out)
     outcomes = Outcomes(
         hz=benchmark.action_spec.control_hz,
         limit=benchmark.max_steps,
         episodes=_as_planned(episodes),
         policies=policy_runs(field, rows),
-        delayed=delayed,
+        delayed=further.delayed,
         listened=_as_planned(_listened(recipe)) if heard.runs else (),
         listens=heard.runs,
     )
@@ -265,6 +303,75 @@ def summarise(
     )
 
 
+@dataclass(frozen=True)
+class Further:
+    """What is run beside the episodes that policies are compared in. `timings`: of each policy, as
+    `measure.latency` has them."""
+
+    timings: dict[str, dict[str, float]]
+    delayed: tuple[DelayedRun, ...]
+    heard: Heard
+
+
+def run_further(
+    recipe: Recipe,
+    field: Field,
+    episodes: list[tuple[Task, int]],
+    out: Path,
+    can_be_guided: Sequence[str] = (),
+    together: Together | None = None,
+) -> Further:
+    """Policies timed, run late by these times, and with one input changed at a time."""
+    benchmark = recipe.world("evaluate")
+    setting = recipe.evaluation
+
+    def measured_here() -> bytes:
+        # The same observations for all, as in `summarise`.
+        seen = sample_observations(field.policies["teacher"], benchmark, setting.first_seed)
+        plain = measure.latency(field.policies, seen, calls=setting.latency_calls)
+        guided_too = guided_latency(field, can_be_guided, seen, calls=setting.latency_calls)
+        return to_bytes([plain, guided_too])
+
+    # How late somebody acts hangs on these times, so all must have those of one machine.
+    if together is None:
+        said = measured_here()
+    else:
+        said = together.once("times", _question(recipe, field), measured_here)
+    timings, guided_timings = json.loads(said)
+    delayed = run_delayed(
+        field.contenders,
+        benchmark,
+        episodes,
+        out,
+        setting=setting,
+        # A policy acts late by its median time: what it needs most of the time.
+        milliseconds={name: times["p50"] for name, times in timings.items()},
+        guided_milliseconds={name: times["p50"] for name, times in guided_timings.items()},
+        title=f"evaluate {recipe.name}",
+        device=recipe.acting_device,
+        together=together,
+    )
+    return Further(timings, delayed, _heard(recipe, field, out, together))
+
+
+def packed(out: Path) -> bytes:
+    """All files of an evaluation but what it was run by."""
+    files = {}
+    for path in sorted(out.rglob("*")):
+        name = path.relative_to(out)
+        by_the_way = name.name == LOG or name.suffix == ".lock" or name.parts[0] == SHARDS
+        if path.is_file() and not by_the_way:
+            files[name.as_posix()] = path.read_bytes()
+    return pack(files)
+
+
+def lay_out(content: bytes, out: Path) -> None:
+    """What `packed` has, where it is missing."""
+    for name, file in unpack(content).items():
+        if not (out / name).exists():
+            write_atomically(out / name, file)
+
+
 def _as_planned(episodes: list[tuple[Task, int]]) -> tuple[Planned, ...]:
     return tuple(Planned(task.split, task.family, task.name, seed) for task, seed in episodes)
 
@@ -276,7 +383,7 @@ def _listened(recipe: Recipe) -> list[tuple[Task, int]]:
     return plan(world, setting.splits[0], setting.listens, listening.SEEDS.start)
 
 
-def _heard(recipe: Recipe, field: Field, out: Path) -> Heard:
+def _heard(recipe: Recipe, field: Field, out: Path, together: Together | None = None) -> Heard:
     """What each policy listens to, run as it is made: at its own budget, in eager."""
     found = {}
     for name, contender in field.contenders.items():
@@ -292,6 +399,7 @@ def _heard(recipe: Recipe, field: Field, out: Path) -> Heard:
             title=f"evaluate {recipe.name}, what it listens to",
             workers=recipe.evaluation.workers,
             device=recipe.acting_device,
+            together=together,
         )
     return listening.all_heard(found)
 

@@ -25,7 +25,7 @@ from functools import cache
 from itertools import pairwise
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from armlet import benchmarks
+from armlet import benchmarks, shards
 from armlet.recipe import YOURS, Recipe
 
 BOX = "╭╮╰╯─│"  # what the parser of options frames its errors with
@@ -97,7 +97,7 @@ def override(recipe: Recipe, options: list[str], prog: str, verb: str = "distil"
     # A teacher of one's own robot is in `out`; if that is moved, it must be found there.
     if made.benchmark is None and made.out != recipe.out and made.teacher == recipe.teacher:
         made = replace(made, teacher=made.out / "teacher")
-    problem = _missing(made, verb) or _without_effect(recipe, made)
+    problem = _missing(made, verb) or _unshared(made, verb) or _without_effect(recipe, made)
     if problem:
         sys.exit(f"{prog}: {problem}")
     return made
@@ -185,6 +185,17 @@ def _missing(recipe: Recipe, verb: str) -> str:
     return (
         f"recipe {recipe.name!r} is for your own robot: name its episodes with `--episodes`, the "
         "folder of a LeRobotDataset, or hf:user/name of one on the Hugging Face hub"
+    )
+
+
+def _unshared(recipe: Recipe, verb: str) -> str:
+    """What is wrong where processes are to share a verb's work that one does; nothing where it is
+    right."""
+    if recipe.shards.on is None or verb in shards.VERBS:
+        return ""
+    return (
+        f"--shards.on {recipe.shards.on}: the work of {verb} is not done in shards, only that of "
+        f"{', '.join(shards.VERBS)}; leave it out"
     )
 
 

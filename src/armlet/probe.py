@@ -11,7 +11,9 @@ from pathlib import Path
 
 import torch
 
+from armlet import source
 from armlet.data.episodes import EpisodeDataset
+from armlet.data.files import write_atomically
 from armlet.data.frames import BatchMaker, load_frames
 from armlet.data.splits import parts, rows_of
 from armlet.data.traces import HEADER, StoreIdentity
@@ -25,10 +27,12 @@ from armlet.recipe import (
     at_hand,
     check_episodes,
     robot_of_episodes,
+    settings,
     suited,
     to_json,
 )
 from armlet.robot.client.address import address_of
+from armlet.rollout.together import Together
 from armlet.training.black_box import (
     facts_of_server,
     frames_for,
@@ -57,9 +61,13 @@ def main(recipe: Recipe) -> Path:
     recipe = at_hand(recipe, reads=("episodes", "teacher"))
     data = EpisodeDataset(recipe.episodes, recipe.columns)
     said = behind_socket(recipe.teacher)
+    check_shared(recipe, said)
     if said is not None:
         return _ask(of_black_box(recipe, address_of(said.checkpoint)), data, said)
     title = f"probe {recipe.name}"
+    if recipe.shards.on is not None:
+        refuse_several("--shards.on shares what torchrun divides", fix="give one of the two")
+    together = Together.of(recipe.shards, recipe.traces.with_name("shards"))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     teacher, fingerprint = load_with_fingerprint(
         recipe.teacher, device=device, known=lambda: robot_of_episodes(recipe, data)
@@ -76,8 +84,7 @@ def main(recipe: Recipe) -> Path:
     if recipe.probe:
         torch.manual_seed(recipe.seed)  # the heads' first weights
         learner.probe = make_heads(teacher, recipe.probe).to(device)
-        with RunLog(log_of(recipe.log), recipe.out, recipe.name, to_json(recipe)) as log:
-            _fit(recipe, learner, batches, data, fingerprint, log, title=title)
+        _fit_once(recipe, learner, batches, data, fingerprint, together, title=title)
     if not world().first:  # the fitting is divided; a store has one that writes
         return recipe.traces
     how = how_watched(recipe)
@@ -89,11 +96,33 @@ def main(recipe: Recipe) -> Path:
         traced=recipe.traced,
         precision=recipe.trace_precision,
         title=f"traces {recipe.name}",
+        together=together,
     )
-    # What `distil` must know of the teacher where its weights are not on that machine.
-    TeacherFacts.of(teacher, fingerprint).write(recipe.traces)
-    annotate(data, recipe.annotator, recipe.labels)
+
+    def beside() -> bytes:
+        # What `distil` must know of the teacher where its weights are not on that machine.
+        TeacherFacts.of(teacher, fingerprint).write(recipe.traces)
+        annotate(data, recipe.annotator, recipe.labels)
+        return b""
+
+    if together is None:
+        beside()
+    else:
+        said = {"teacher": fingerprint, "data": data.fingerprint, "how": how}
+        asked = {**said, "annotator": to_json(recipe.annotator), "armlet": source.identity()}
+        together.once("beside", asked, beside)
     return recipe.traces
+
+
+def check_shared(recipe: Recipe, said: Said | None) -> None:
+    """Raises ValueError where processes are to share what they cannot. `said`: of a teacher behind
+    a socket."""
+    if recipe.shards.on == "ray" or (recipe.shards.on is not None and said is not None):
+        raise ValueError(
+            f"--shards.on {recipe.shards.on}: probe is shared by plain processes (--shards.on "
+            "processes), and that of a teacher behind a socket by none: it answers many at once "
+            "already"
+        )
 
 
 def _ask(recipe: Recipe, data: EpisodeDataset, said: Said) -> Path:
@@ -117,6 +146,40 @@ def _ask(recipe: Recipe, data: EpisodeDataset, said: Said) -> Path:
     facts.write(recipe.traces)
     annotate(data, recipe.annotator, recipe.labels)
     return recipe.traces
+
+
+def _fit_once(
+    recipe: Recipe,
+    learner: Learner,
+    batches: BatchMaker,
+    data: EpisodeDataset,
+    teacher: str,
+    together: Together | None,
+    *,
+    title: str,
+) -> None:
+    """Heads that are fitted by this process, or by another of those that share the work: what it is
+    shared into are answers of one set of heads."""
+    assert recipe.probe is not None and learner.probe is not None
+
+    def fit() -> bytes:
+        with RunLog(log_of(recipe.log), recipe.out, recipe.name, to_json(recipe)) as log:
+            _fit(recipe, learner, batches, data, teacher, log, title=title)
+        return recipe.heads_file.read_bytes()
+
+    if together is None:
+        fit()
+        return
+    question = {
+        **heads_question(recipe, data.fingerprint, teacher),
+        "stage": settings(recipe.probe.stage),
+        "seed": recipe.seed,
+        "armlet": source.identity(),
+    }
+    fitted = together.once("heads", question, fit)
+    if not recipe.heads_file.exists():
+        write_atomically(recipe.heads_file, fitted)
+    load_heads(learner.probe, recipe.heads_file)
 
 
 def _fit(

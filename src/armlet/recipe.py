@@ -35,6 +35,7 @@ from armlet.robot.description import RobotOptions
 from armlet.robot.fit import View
 from armlet.robot.normalise import Mode, Normaliser
 from armlet.robot.spec import ActionSpec, RobotSpec
+from armlet.shards import Shards
 from armlet.types import LAYERS, Batch, Precision, Trace
 
 # Fields of a stage that cannot change what it makes. The last three are about how a batch is
@@ -386,6 +387,8 @@ class Recipe:
     """Where policies act and are timed (collect, rounds, evaluate): cpu, cuda …"""
     log: Logging = field(default=Logging(), metadata=QUIET)
     """Where the run is logged beside its own files."""
+    shards: Shards = field(default=Shards(), metadata=QUIET)
+    """How the work is shared among processes."""
 
     def __post_init__(self) -> None:
         limits.check(self, outside_range=(0, 1), held_out=(ABOVE_0, BELOW_1), seed=(0, inf))

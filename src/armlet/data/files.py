@@ -86,6 +86,46 @@ def write_atomically(path: Path, content: bytes) -> None:
         part.write_bytes(content)
 
 
+def create_file(path: Path, content: bytes) -> bool:
+    """The whole file, where there is none of that name; False, and nothing is changed, where there
+    is one. Of several processes that create one, on any machines that share the disk, one is told
+    True. Raises OSError where the disk cannot do this."""
+    make_folder(path.parent)
+    _sweep(path.parent)
+    part = _beside(path)
+    _under_way.add(part)
+    try:
+        with naming_a_full_disk(path, part, size=len(content)):
+            part.write_bytes(content)
+            make_durable(part)
+            # A link and no rename, which would replace what is there; and no exclusive open, after
+            # which the name would stand on a file that is not whole.
+            created = _link(part, path)
+            make_durable(path.parent)
+    finally:
+        part.unlink(missing_ok=True)
+        _under_way.discard(part)
+    return created
+
+
+def _link(part: Path, path: Path) -> bool:
+    try:
+        os.link(part, path)
+    except FileExistsError:
+        # NFS sends a request again whose answer was lost: then the link that is there is ours.
+        return part.stat().st_nlink > 1
+    except OSError as error:
+        if error.errno in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS):
+            raise OSError(
+                error.errno,
+                "this file system has no hard links, by which processes agree on who makes what; "
+                "take a folder on another, or an s3:// URL",
+                str(path),
+            ) from error
+        raise
+    return True
+
+
 @contextlib.contextmanager
 def atomic_file(path: Path, *, size: int | None = None, apart: bool = False) -> Iterator[Path]:
     """The name to write a file under, whatever writes it; when the block ends, the file is at
@@ -205,7 +245,7 @@ def _sweep(folder: Path) -> None:
         found = PART.search(path.name)
         if found is None or found["host"] != _host():
             continue
-        if path in _under_way or _lives(int(found["process"])):
+        if path in _under_way or lives(int(found["process"])):
             continue
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)  # another process may be sweeping too
@@ -213,7 +253,9 @@ def _sweep(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def _lives(process: int) -> bool:
+def lives(process: int) -> bool:
+    """Whether a process of this computer is there; of this one, whether an earlier one of its
+    number is."""
     if process == os.getpid():
         # What this process is writing is known; the rest is of one that had its number before.
         return False

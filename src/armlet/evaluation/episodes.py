@@ -2,11 +2,12 @@
 
 The log, `episodes.jsonl`, keeps a line an episode, with everything that it was made from, so that a
 killed evaluation goes on where it stopped, and one of another policy, world or armlet begins anew.
+Where processes share the work, each has the whole log in the end.
 """
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from armlet.lineage import digest_text
 from armlet.progress import Progress
 from armlet.recipe import Evaluation
 from armlet.rollout.loop import Episode, steps_late
-from armlet.rollout.pool import THREADS, Attempt, Contender, run_all
+from armlet.rollout.pool import THREADS, Attempt, Contender, run_all, run_here
+from armlet.rollout.together import SharedWork, Together, sharded
 
 LOG = "episodes.jsonl"
 Row = dict[str, Any]  # a line of the log
@@ -37,12 +39,17 @@ def run_episodes(
     title: str,
     workers: int = 1,
     device: str = "cpu",
+    together: Together | None = None,
 ) -> dict[str, list[Row]]:
-    """Every policy in every planned episode; its rows of the log, in the order of the plan."""
+    """Every policy in every planned episode; its rows of the log, in the order of the plan.
+    `together`: where other processes share the work, and have the same rows in the end."""
     made_from = {}
     for name, contender in field.items():
         made_from[name] = conditions(contender, benchmark, device)
     log = out / LOG
+    if together is not None:
+        acting = _Act(field, benchmark, device, made_from, log)
+        _share(acting, planned, together, workers=workers, title=title)
     # Two evaluations into one folder would each run what the other is running.
     with hold(out / "evaluating.lock", "evaluating"):
         done = read_log(log)
@@ -73,6 +80,65 @@ def run_episodes(
         for task, seed in planned:
             found[name].append(done[key(made_from[name], task.split, task.name, seed)])
     return found
+
+
+@dataclass(frozen=True)
+class _Act:
+    """What a worker makes of a shard of attempts: their rows, as the log has them. Episodes that
+    stand in this machine's log are not run again."""
+
+    field: Mapping[str, Contender]
+    benchmark: Benchmark
+    device: str
+    made_from: Mapping[str, Row]
+    log: Path
+
+    def __call__(self, shard: Sequence[Attempt]) -> bytes:
+        done = read_log(self.log) if self.log.exists() else {}
+        rows = []
+        for attempt in shard:
+            row = done.get(self.key(attempt))
+            if row is None:
+                ((_, episode),) = run_here(self.field, self.benchmark, [attempt], self.device)
+                row = {
+                    "made_from": self.made_from[attempt.name],
+                    **episode_row(attempt.task, attempt.seed, episode),
+                }
+            rows.append(json.dumps(row))
+        return "\n".join(rows).encode()
+
+    def key(self, attempt: Attempt) -> Key:
+        made_from = self.made_from[attempt.name]
+        return key(made_from, attempt.task.split, attempt.task.name, attempt.seed)
+
+
+def _share(
+    acting: _Act,
+    planned: Sequence[tuple[Task, int]],
+    together: Together,
+    *,
+    workers: int,
+    title: str,
+) -> None:
+    """Every planned episode of every policy, made by whoever shares the work, into this machine's
+    log."""
+    shards: list[tuple[Attempt, ...]] = []
+    # Of one policy each: a worker that makes one has to load that one alone.
+    for block in sharded(planned, together.size):
+        for name in acting.field:
+            shards.append(tuple(Attempt(name, task, seed) for task, seed in block))
+    listed = [(task.split, task.name, seed) for task, seed in planned]
+    question = {"made_from": dict(acting.made_from), "episodes": listed, "size": together.size}
+    work = SharedWork(together, "episodes", question, tuple(shards))
+    work.run(acting, workers=workers, title=title)
+    # Workers that share a disk share the log as well: one after the other adds what is missing.
+    with hold(acting.log.parent / "evaluating.lock", "evaluating", wait=True):
+        done = read_log(acting.log)
+        with appending(acting.log) as add:
+            for shard, content in zip(shards, work.results(), strict=True):
+                for attempt, line in zip(shard, content.decode().split("\n"), strict=True):
+                    if acting.key(attempt) not in done:
+                        add(line)
 
 
 def conditions(contender: Contender, benchmark: Benchmark, device: str = "cpu") -> Row:
@@ -189,6 +255,7 @@ def run_delayed(
     guided_milliseconds: Mapping[str, float],
     title: str,
     device: str = "cpu",
+    together: Together | None = None,
 ) -> tuple[DelayedRun, ...]:
     """The first split's episodes again on computers `slower` times slower than this one, under each
     rule of acting `late`: what speed is worth. A decision is taken to need the `milliseconds` that
@@ -212,7 +279,14 @@ def run_delayed(
     if not late:
         return ()
     rows = run_episodes(
-        late, benchmark, first, out, title=title, workers=setting.workers, device=device
+        late,
+        benchmark,
+        first,
+        out,
+        title=title,
+        workers=setting.workers,
+        device=device,
+        together=together,
     )
     found = []
     for label, name, factor, acting, delay in made:

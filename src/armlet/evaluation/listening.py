@@ -24,6 +24,7 @@ from armlet.robot.observation import Observation
 from armlet.rollout.changes import OF_A_CAMERA, OF_WORDS, Change, in_episode, said_instead
 from armlet.rollout.loop import run_task
 from armlet.rollout.pool import THREADS, Contender, threads
+from armlet.rollout.together import Together
 
 # Worlds in which nothing is trained, calibrated, tuned or reported.
 SEEDS = range(400_000_000, 500_000_000)
@@ -84,21 +85,22 @@ def listen(
     title: str,
     workers: int = 1,
     device: str = "cpu",
+    together: Together | None = None,
 ) -> Heard:
     """One policy in every planned episode, as it is and with one input changed at a time; `policy`
     is the contender loaded."""
     with threads(THREADS):
         asked, left_out = worth_running(name, policy, benchmark, planned)
     # Changes that can be made in the same episodes are run together, episode by episode.
-    together: dict[tuple[int, ...], dict[str, Contender]] = {}
+    groups: dict[tuple[int, ...], dict[str, Contender]] = {}
     every = tuple(range(len(planned)))
-    together[every] = {AS_IS: contender}
+    groups[every] = {AS_IS: contender}
     for each in asked:
-        group = together.setdefault(each.episodes, {})
+        group = groups.setdefault(each.episodes, {})
         group[each.change.words] = replace(contender, change=each.change)
     of = {each.change.words: each.change.of for each in asked}
     runs: dict[str, ListenRun] = {}
-    for numbers, field in together.items():
+    for numbers, field in groups.items():
         found = run_episodes(
             field,
             benchmark,
@@ -107,6 +109,7 @@ def listen(
             title=f"{title}, {name}",
             workers=workers,
             device=device,
+            together=together,
         )
         for change, rows in found.items():
             success = tuple(bool(row["success"]) for row in rows)

@@ -21,6 +21,7 @@ from armlet.evaluation.episodes import LOG, read_log
 from armlet.lineage import as_json, differences, summary
 from armlet.recipe import Recipe
 from armlet.rollout.pool import Contender
+from armlet.rollout.together import Together, to_bytes
 
 VERSION = 1
 TESTS = (
@@ -86,6 +87,22 @@ def commit(recipe: Recipe, field: Mapping[str, Contender], out: Path) -> Plan | 
     )
     write_atomically(path, json.dumps(plan.to_json(), indent=1).encode())
     return plan
+
+
+def commit_together(
+    recipe: Recipe, field: Mapping[str, Contender], out: Path, together: Together | None
+) -> Plan | None:
+    """The same, where several processes evaluate: one of them writes the plan, and all have it."""
+    if together is None or recipe.evaluation.purpose != "report":
+        return commit(recipe, field, out)
+
+    def make() -> bytes:
+        plan = commit(recipe, field, out)
+        assert plan is not None
+        return to_bytes(plan.to_json())
+
+    asked = {"plan": _compared(_asked(recipe, field).to_json())}
+    return _from_json(json.loads(together.once("plan", asked, make)))
 
 
 def path_of(out: Path, look: int) -> Path:

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from armlet.benchmarks import Benchmark, Task
-from armlet.evaluation.episodes import Row, run_episodes
+from armlet.evaluation.episodes import Row, conditions, run_episodes
 from armlet.evaluation.field import Field
 from armlet.measuring import EAGER, Control
 from armlet.policies.layer_search import search
@@ -33,6 +33,7 @@ from armlet.robot.observation import Observation
 from armlet.rollout.loop import plan, run_task
 from armlet.rollout.pool import THREADS, Contender, threads
 from armlet.rollout.routes import Place, Route, Routes, place_of
+from armlet.rollout.together import Together
 
 MOMENTS = 512  # by which sets of layers are compared, at most
 
@@ -43,6 +44,7 @@ def with_routes(
     benchmark: Benchmark,
     planned: Sequence[tuple[Task, int]],
     out: Path,
+    together: Together | None = None,
 ) -> Field:
     """The field and, after it, every policy with a router once more under each of the controls that
     are asked for. `planned`: the report's episodes. Raises ValueError where nobody has a router."""
@@ -60,7 +62,9 @@ def with_routes(
     policies = dict(field.policies)
     made = dict(field.made)
     for name, student in students.items():
-        control = _Control(recipe, benchmark, planned, out, name, field.contenders[name], student)
+        control = _Control(
+            recipe, benchmark, planned, out, name, field.contenders[name], student, together
+        )
         for kind in kinds:
             routes = control.routes(kind)
             label = f"{name} {kind.replace('_', ' ')}"
@@ -92,6 +96,7 @@ class _Control:
     name: str
     contender: Contender
     student: Routed
+    together: Together | None
 
     def routes(self, kind: Control) -> Routes:
         if kind == "shuffled":
@@ -102,7 +107,7 @@ class _Control:
             return Routes(kind, episodes=per_task(before, self.planned))
         route = commonest(before)
         if kind == "searched":
-            route = self._searched(route)
+            route = self._found(route)
         return Routes(kind, always=route)
 
     def _calibrating(self) -> list[tuple[Task, int]]:
@@ -123,8 +128,18 @@ class _Control:
             title=f"routes of {self.name}",
             workers=self.recipe.evaluation.workers,
             device=self.recipe.acting_device,
+            together=self.together,
         )
         return rows[self.name]
+
+    def _found(self, route: Route) -> Route:
+        """By one of all processes: where machines compute otherwise, they must not disagree."""
+        if self.together is None:
+            return self._searched(route)
+        asked = conditions(self.contender, self.benchmark, self.recipe.acting_device)
+        question = {"made_from": asked, "route": route, "seed": self.recipe.calibration.seed}
+        found = self.together.once("searched", question, lambda: self._searched(route).encode())
+        return found.decode()
 
     def _searched(self, route: Route) -> Route:
         seen: list[Observation] = []

@@ -189,3 +189,14 @@ def run_all(
     """Every attempt in `workers` processes, with the policies on `device`; episodes come as they
     finish."""
     yield from work_through(_Evaluate(contenders, benchmark, device), attempts, workers=workers)
+
+
+def run_here(
+    contenders: Mapping[str, Contender],
+    benchmark: Benchmark,
+    attempts: Sequence[Attempt],
+    device: str = "cpu",
+) -> Iterator[tuple[Attempt, Episode]]:
+    """The same, by a worker that is this process already: policies stay loaded, and threads are as
+    they are."""
+    yield from map(_Evaluate(contenders, benchmark, device), attempts)

@@ -1,24 +1,35 @@
 """How attempts at episodes become a data set.
 
 Workers write what they made themselves; a killed run goes on with the attempts that are missing.
+Where processes share the work, workers pack what they made, and one process lays all of it out.
 Who acts is an argument (`actors`).
 """
 
 import contextlib
-from dataclasses import dataclass
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from armlet import source
 from armlet.benchmarks import Benchmark
+from armlet.data.appending import ARMLET, check_agrees
 from armlet.data.digests import CACHE
 from armlet.data.episodes import Features
-from armlet.data.files import hold, write_atomically
-from armlet.data.writer import EpisodeWriter, stage_episode
+from armlet.data.files import atomic_folder, hold, write_atomically
+from armlet.data.layout import INFO
+from armlet.data.packing import pack, unpack
+from armlet.data.writer import STAGING, EpisodeWriter, stage_episode
 from armlet.progress import Progress
 from armlet.robot.description import FILE as ROBOT_FILE
 from armlet.robot.description import recorded_toml
 from armlet.rollout.actors import Acts
 from armlet.rollout.pool import work_through
+from armlet.rollout.together import SharedWork, Together, sharded
 
 
 def record(
@@ -30,9 +41,14 @@ def record(
     workers: int,
     metadata: dict[str, Any],
     title: str,
+    together: Together | None = None,
 ) -> Path:
     """Attempts 0 to `episodes` that are not in the data set at `root` yet, in `workers` processes;
-    returns `root`."""
+    returns `root`. `together`: where other processes share the work; one of them lays the data set
+    out."""
+    if together is not None:
+        _share(root, benchmark, acts, together, episodes, workers, metadata=metadata, title=title)
+        return root
     with hold(root / CACHE / "recording.lock", "recording episodes"):
         features = features_of(benchmark)
         hz = round(benchmark.action_spec.control_hz)  # a data set keeps a whole number
@@ -51,6 +67,103 @@ def record(
         progress.close()
         writer.finalise()
     return root
+
+
+def _share(
+    root: Path,
+    benchmark: Benchmark,
+    acts: Acts,
+    together: Together,
+    episodes: int,
+    workers: int,
+    *,
+    metadata: dict[str, Any],
+    title: str,
+) -> None:
+    features = features_of(benchmark)
+    hz = round(benchmark.action_spec.control_hz)
+
+    def opened() -> EpisodeWriter:
+        # Refuses, here and before the first episode, a folder of other episodes.
+        writer = EpisodeWriter(root, features, fps=hz, robot=benchmark.name, metadata=metadata)
+        describe_robot(root, benchmark)
+        return writer
+
+    question = {
+        "made_from": metadata,
+        "features": asdict(features),
+        "episodes": episodes,
+        "size": together.size,
+        # Episodes of two states of the code are two kinds of episodes.
+        "armlet": source.identity(),
+        "numpy": np.__version__,
+    }
+    work = SharedWork(together, "attempts", question, sharded(range(episodes), together.size))
+    if work.was_used:
+        return
+    check_agrees(root, features, fps=hz, robot=benchmark.name)
+    lock = root / CACHE / "recording.lock"
+    finished: frozenset[int] = frozenset()
+    if (root / ARMLET).exists():
+        with hold(lock, "recording episodes", wait=True):
+            finished = frozenset(info["attempt"] for info in opened().finished())
+
+    def lay_out() -> bytes:
+        with hold(lock, "recording episodes", wait=True):
+            writer = opened()
+            have = {info["attempt"] for info in writer.finished()}
+            for content in work.results():
+                _stage(writer, content, have)
+            writer.finalise()
+        return b""
+
+    acting = _Packed(acts, features, hz, finished)
+    # Never in this process: see `record`.
+    work.run(acting, workers=workers, title=title, here=False)
+    together.once("laid-out", question, lay_out)
+    work.end()
+    if not (root / INFO).exists():
+        sys.stderr.write(f"{title}: laid out by a process that has another disk, not in {root}\n")
+
+
+@dataclass(frozen=True)
+class _Packed:
+    """What a worker makes of a shard: the episodes of its attempts that are kept, packed. Those
+    that this machine's data set has already (`finished`) are not made again."""
+
+    acts: Acts
+    features: Features
+    hz: int
+    finished: frozenset[int]
+
+    def __call__(self, shard: Sequence[int]) -> bytes:
+        files = {}
+        with tempfile.TemporaryDirectory() as folder:
+            for attempt in shard:
+                if attempt not in self.finished:
+                    _Attempt(Path(folder), self.acts, self.features, self.hz)(attempt)
+            staging = Path(folder, STAGING)
+            for path in staging.rglob("*"):
+                if path.is_file():
+                    files[path.relative_to(staging).as_posix()] = path.read_bytes()
+        return pack(files)
+
+
+def _stage(writer: EpisodeWriter, content: bytes, have: set[int]) -> None:
+    """The episodes of a shard into the data set's staging, but for attempts that it has. Raises
+    ValueError where there is anything else in it."""
+    episodes: dict[str, dict[str, bytes]] = {}
+    for name, file in unpack(content).items():
+        number, _, inside = name.partition("/")
+        if not number.isdigit() or not inside or "/" in inside:
+            raise ValueError(f"a shard of episodes has a file {name!r}, expected NUMBER/FILE")
+        episodes.setdefault(number, {})[inside] = file
+    for number, files in episodes.items():
+        if int(number) in have:
+            continue
+        with atomic_folder(writer.root / STAGING / number) as part:
+            for inside, file in files.items():
+                (part / inside).write_bytes(file)
 
 
 def acted_on(device: str) -> dict[str, str]:

@@ -1,0 +1,308 @@
+"""Verbs whose work several processes share: what comes out is what one process makes."""
+
+import dataclasses
+import json
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from outside import Dots, reaching
+from tiny import make_frames, make_policy, tiny_recipe
+
+from armlet import collect, evaluate, probe, teach
+from armlet.data.episodes import EpisodeDataset
+from armlet.data.text import train_tokenizer
+from armlet.data.traces import StoreIdentity
+from armlet.evaluation import planning
+from armlet.options import override
+from armlet.policies.checkpoint import save_policy
+from armlet.policies.contract import Body
+from armlet.policies.vla import VLANetwork
+from armlet.recipe import Collection, Evaluation, Recipe
+from armlet.robot.normalise import Normaliser
+from armlet.rollout import recording
+from armlet.rollout.together import Together, sharded
+from armlet.shards import Shards
+from armlet.training import supervision
+from armlet.training.learner import Learner
+from armlet.training.trainer import make_batches
+
+LEASE = 20.0  # seconds; nobody dies here
+
+
+def dots_policy(seed: int):
+    torch.manual_seed(seed)
+    one = Normaliser(np.zeros(1, np.float32), np.ones(1, np.float32))
+    tokenizer = train_tokenizer(["go to the red dot", "go to the blue dot"])
+    network = VLANetwork(width=32, depth=2, heads=2, chunk=4, vision_channels=8)
+    return network.build(Body(Dots().action_spec, one, one, tokenizer), {"eye": 32}).eval()
+
+
+@pytest.fixture(scope="module")
+def policies(tmp_path_factory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("policies")
+    for seed in (0, 1):
+        save_policy(dots_policy(seed), folder / f"policy-{seed}")
+    return folder / "policy-0", folder / "policy-1"
+
+
+def all_at_once(*works: Callable[[], object]) -> None:
+    """Each in a thread of its own; raises what any of them did."""
+    raised = []
+
+    def run(work: Callable[[], object]) -> None:
+        try:
+            work()
+        except BaseException as error:  # of whatever kind: the test says so
+            raised.append(error)
+
+    threads = [threading.Thread(target=run, args=(work,)) for work in works]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if raised:
+        raise raised[0]
+
+
+def evaluating(policies: tuple[Path, Path], out: Path, at: Path | None) -> Recipe:
+    shards = Shards()
+    if at is not None:
+        shards = Shards(on="processes", at=str(at), size=2, lease=LEASE)
+    setting = Evaluation(
+        episodes=6, workers=1, latency_calls=2, videos=0, purpose="report", slower=(2.0,)
+    )
+    return dataclasses.replace(
+        reaching(),
+        teacher=policies[0],
+        policies=policies[1:],
+        out=out,
+        evaluation=setting,
+        shards=shards,
+    )
+
+
+def said(out: Path) -> dict:
+    return json.loads((out / "evaluation" / "report.json").read_text())
+
+
+def test_two_that_share_an_evaluation_report_what_one_does(policies, tmp_path, monkeypatch) -> None:
+    """Two machines that share no disk but the place where they meet. Times, which are measured, are
+    said to be the same here: by them it is decided how late somebody acts."""
+    times = dict.fromkeys(("p50", "p95", "p99"), 150.0)
+
+    def latency(policies, observations, *, calls):
+        return dict.fromkeys(policies, times)
+
+    monkeypatch.setattr(evaluate.measure, "latency", latency)
+    # It is measured in a process of its own, which takes seconds to start.
+    monkeypatch.setattr(evaluate, "_peak_memory", lambda *_: 1.0)
+    alone, one, other = (tmp_path / name for name in ("alone", "one", "other"))
+    evaluate.main(evaluating(policies, alone, None))
+    meeting = tmp_path / "meeting"
+    all_at_once(
+        lambda: evaluate.main(evaluating(policies, one, meeting)),
+        lambda: evaluate.main(evaluating(policies, other, meeting)),
+    )
+    for out in (one, other):
+        for name in ("outcomes.json.gz", "table.md"):
+            found = out / "evaluation" / name
+            assert found.read_bytes() == (alone / "evaluation" / name).read_bytes(), name
+        log = sorted((out / "evaluation" / "episodes.jsonl").read_text().splitlines())
+        assert log == sorted((alone / "evaluation" / "episodes.jsonl").read_text().splitlines())
+        for name in ("policies", "pairs", "delayed", "verdicts"):
+            assert said(out)[name] == said(alone)[name], name
+    assert said(one) == said(other)
+    assert said(one)["delayed"] and said(one)["plan"]
+    jobs = {path.name.rpartition("-")[0] for path in meeting.iterdir()}
+    assert jobs == {"plan", "episodes", "times", "report"}
+    made = [len(list(path.glob("results/*"))) for path in meeting.glob("episodes-*")]
+    # 3 blocks of 2 episodes, of 2 policies; the late ones by one rule.
+    assert sorted(made) == [6, 6]
+
+
+def test_an_evaluation_goes_on_from_what_one_process_left_and_leaves_it_to_one(
+    policies, tmp_path, monkeypatch
+) -> None:
+    """Episodes in the log are not run again by whoever shares, nor afterwards by one alone."""
+    recipe = evaluating(policies, tmp_path, tmp_path / "meeting")
+    setting = dataclasses.replace(recipe.evaluation, purpose="tuning", slower=(), latency_calls=1)
+    recipe = dataclasses.replace(recipe, evaluation=setting, policies=())
+    ran = []
+    run_task = evaluate.Contender.run
+
+    def counted(self, policy, benchmark, task, seed):
+        ran.append(seed)
+        return run_task(self, policy, benchmark, task, seed)
+
+    monkeypatch.setattr(evaluate.Contender, "run", counted)
+    monkeypatch.setattr(evaluate, "_peak_memory", lambda *_: 1.0)
+    few = dataclasses.replace(setting, episodes=2)
+    alone = dataclasses.replace(recipe, evaluation=few, shards=Shards())
+    evaluate.main(alone)
+    evaluate.main(recipe)
+    evaluate.main(dataclasses.replace(recipe, shards=Shards()))
+    assert ran == [500_000_000 + number for number in range(6)]
+
+
+def test_runtimes_are_not_shared(policies, tmp_path) -> None:
+    recipe = evaluating(policies, tmp_path, tmp_path / "meeting")
+    setting = dataclasses.replace(recipe.evaluation, runtimes=("eager", "onnx"))
+    with pytest.raises(ValueError, match=r"runtimes exports .* run it without --shards\.on"):
+        evaluate.main(dataclasses.replace(recipe, evaluation=setting))
+
+
+def test_one_of_all_writes_the_plan_and_all_have_it(policies, tmp_path) -> None:
+    together = Together(str(tmp_path / "meeting"), 2, LEASE)
+    recipe = evaluating(policies, tmp_path, None)
+    plans = []
+    outs = [tmp_path / name for name in ("a", "b", "c")]
+    works = []
+    for out in outs:
+        works.append(
+            lambda out=out: plans.append(planning.commit_together(recipe, {}, out, together))
+        )
+    all_at_once(*works)
+    assert plans[0] == plans[1] == plans[2]
+    assert [(out / "plan.json").is_file() for out in outs].count(True) == 1
+
+
+def collecting(out: Path, at: Path | None, *, episodes: int = 7) -> Recipe:
+    shards = Shards()
+    if at is not None:
+        shards = Shards(on="processes", at=str(at), size=2, lease=LEASE)
+    return dataclasses.replace(
+        reaching(),
+        out=out,
+        episodes=out / "episodes",
+        collection=Collection(episodes=episodes, workers=1),
+        shards=shards,
+    )
+
+
+@pytest.fixture
+def here(monkeypatch) -> None:
+    """Workers as threads: a process of their own takes seconds to start."""
+    run = recording.SharedWork.run
+
+    def in_this_process(self, work, *, workers, title, here=True):
+        run(self, work, workers=workers, title=title)
+
+    monkeypatch.setattr(recording.SharedWork, "run", in_this_process)
+    work_through = recording.work_through
+
+    def through(work, jobs, *, workers, here):
+        return work_through(work, jobs, workers=workers)
+
+    monkeypatch.setattr(recording, "work_through", through)
+
+
+def files_of(root: Path) -> dict[str, bytes]:
+    """Of a data set, without what is no part of it."""
+    found = {}
+    for path in sorted(root.rglob("*")):
+        name = path.relative_to(root).as_posix()
+        if path.is_file() and not name.startswith((".cache", ".staging")):
+            found[name] = path.read_bytes()
+    return found
+
+
+@pytest.mark.usefixtures("here")
+def test_two_that_share_a_collection_make_the_data_set_that_one_makes(tmp_path: Path) -> None:
+    alone = tmp_path / "alone"
+    collect.main(collecting(alone, None))
+    shared = tmp_path / "shared"
+    recipe = collecting(shared, tmp_path / "meeting")
+    all_at_once(lambda: collect.main(recipe), lambda: collect.main(recipe))
+    assert files_of(shared / "episodes") == files_of(alone / "episodes")
+    assert len(EpisodeDataset(shared / "episodes").episodes) > 0
+    # Whoever comes later finds it done, and what was packed is gone.
+    before = files_of(shared / "episodes")
+    collect.main(recipe)
+    assert files_of(shared / "episodes") == before
+    assert not list((tmp_path / "meeting").glob("attempts-*/results/*"))
+    # More of the same go behind, as when one process adds them.
+    for out in (alone, shared):
+        at = tmp_path / "meeting" if out == shared else None
+        collect.main(collecting(out, at, episodes=11))
+    assert files_of(shared / "episodes") == files_of(alone / "episodes")
+
+
+def test_jobs_are_cut_in_order() -> None:
+    assert sharded(range(7), 3) == ((0, 1, 2), (3, 4, 5), (6,))
+    assert sharded([], 3) == ()
+
+
+def test_options_of_shards_say_what_has_no_effect(capsys) -> None:
+    recipe = reaching()
+    made = override(recipe, ["--shards.on", "processes", "--shards.size", "3"], "x", "evaluate")
+    assert made.shards == Shards(on="processes", size=3)
+    with pytest.raises(SystemExit, match=r"--shards\.size .* give --shards\.on processes as well"):
+        override(recipe, ["--shards.size", "3"], "x", "evaluate")
+    with pytest.raises(SystemExit, match=r"the work of distil is not done in shards"):
+        override(recipe, ["--shards.on", "processes", "--episodes", "e"], "x", "distil")
+    for wrong in ({"size": 0}, {"lease": 0.0}, {"lease": float("nan")}):
+        with pytest.raises(ValueError, match=r"Shards\.\w+ is .*, expected"):
+            Shards(on="processes", **wrong)
+
+
+def test_two_that_share_traces_store_what_one_does(tmp_path: Path, monkeypatch) -> None:
+    """To the bit: batches are the same, whoever asks. And a store that was begun is gone on with."""
+    monkeypatch.setattr(supervision, "ROWS", 4)
+    policy = make_policy()
+    batches = make_batches(policy, make_frames())
+    identity = StoreIdentity("data", "teacher", "nothing")
+
+    def store(root: Path, together: Together | None) -> None:
+        supervision.store_traces(
+            root,
+            identity,
+            Learner(policy),
+            batches,
+            traced=("actions", "condition"),
+            precision="fp32",
+            title="traces",
+            together=together,
+        )
+
+    store(tmp_path / "alone", None)
+    together = Together(str(tmp_path / "meeting"), 2, LEASE)
+    all_at_once(*[lambda: store(tmp_path / "shared", together)] * 3)
+    for name in ("rows-000.bin", "keys.bin", "header.json"):
+        found = (tmp_path / "shared" / name).read_bytes()
+        assert found == (tmp_path / "alone" / name).read_bytes(), name
+    # The first rows are there, as a process that was killed has left them.
+    begun = tmp_path / "begun"
+    begun.mkdir()
+    for name, size in (("keys.bin", 20 * 5), ("rows-000.bin", None), ("header.json", None)):
+        content = (tmp_path / "alone" / name).read_bytes()
+        (begun / name).write_bytes(content[:size])
+    store(begun, Together(str(tmp_path / "later"), 2, LEASE))
+    for name in ("rows-000.bin", "keys.bin"):
+        assert (begun / name).read_bytes() == (tmp_path / "alone" / name).read_bytes(), name
+
+
+@pytest.mark.slow
+def test_heads_are_fitted_once_for_all_that_share_a_probe(tmp_path: Path) -> None:
+    recipe = tiny_recipe(tmp_path / "first")
+    collect.main(recipe)
+    teach.main(recipe)
+    probe.main(recipe)
+    shards = Shards(on="processes", at=str(tmp_path / "meeting"), size=1)
+    for name in ("one", "other"):
+        shared = dataclasses.replace(recipe, shared=tmp_path / name, shards=shards)
+        probe.main(shared)
+        assert shared.heads_file.read_bytes() == recipe.heads_file.read_bytes()
+    for name in ("rows-000.bin", "keys.bin", "header.json"):
+        assert (tmp_path / "one/traces" / name).read_bytes() == (
+            recipe.traces / name
+        ).read_bytes(), name
+
+
+def test_a_probe_that_cannot_be_shared_says_so(tmp_path: Path) -> None:
+    recipe = dataclasses.replace(tiny_recipe(tmp_path), shards=Shards(on="ray"))
+    with pytest.raises(ValueError, match="probe is shared by plain processes"):
+        probe.check_shared(recipe, None)
