@@ -14,6 +14,7 @@ from tiny import tiny_recipe
 from armlet import collect, distil, evaluate, probe, recipes, teach
 from armlet import report as report_page
 from armlet.__main__ import main
+from armlet.benchmarks import Benchmark
 from armlet.data.episodes import EpisodeDataset
 from armlet.data.files import BusyError, hold
 from armlet.data.frames import load_frames
@@ -286,6 +287,11 @@ def test_a_round_that_makes_a_student_worse_is_undone(
     )
 
 
+def brief(recipe: Recipe) -> Benchmark:
+    """The world of the recipe, in which episodes end before much is decided, and so counted."""
+    return dataclasses.replace(recipe.benchmark, step_limit=9)
+
+
 def test_a_dial_is_evaluated_at_every_budget(recipe: Recipe, tmp_path, no_fresh_process) -> None:
     full = recipes.find("dial_tabletop")()
     stages = tuple(
@@ -294,6 +300,7 @@ def test_a_dial_is_evaluated_at_every_budget(recipe: Recipe, tmp_path, no_fresh_
     evaluation = dataclasses.replace(recipe.evaluation, budgets=(0.25, 1.0))
     dial = dataclasses.replace(
         recipe,
+        benchmark=brief(recipe),
         name="dial",
         out=tmp_path,
         shared=recipe.out,
@@ -339,7 +346,9 @@ def test_students_of_flipped_labels_are_drawn_against_their_share(
                 )
             )
         )
-    compared = dataclasses.replace(recipe, out=tmp_path, shared=recipe.out, policies=tuple(made))
+    compared = dataclasses.replace(
+        recipe, benchmark=brief(recipe), out=tmp_path, shared=recipe.out, policies=tuple(made)
+    )
     report = json.loads(evaluate.main(compared).read_text())
     assert [(policy["name"], policy["gripper_noise"]) for policy in report["policies"][1:]] == [
         ("student@0", 0),
@@ -491,11 +500,18 @@ def test_help_is_quick_and_loads_no_torch() -> None:
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
 
 
-def test_a_recipe_and_a_benchmark_from_outside_are_one_file(tmp_path) -> None:
+def test_a_recipe_and_a_benchmark_from_outside_are_one_file(tmp_path, monkeypatch) -> None:
     (tmp_path / "mine.py").write_text(EXAMPLE.read_text())
-    for verb in ("collect", "teach", "probe", "distil", "evaluate"):
-        answer = armlet(verb, "mine:reaching", "--out", str(tmp_path / "out"), cwd=tmp_path)
-        assert answer.returncode == 0, answer.stderr[-2000:]
+    options = ("mine:reaching", "--out", str(tmp_path / "out"))
+    # In a process of its own, which starts others: they find the file as well.
+    answer = armlet("collect", *options, cwd=tmp_path)
+    assert answer.returncode == 0, answer.stderr[-2000:]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    for verb in ("teach", "probe", "distil", "evaluate"):
+        monkeypatch.setattr(sys, "argv", ["armlet", verb, *options])
+        main()
     report = json.loads((tmp_path / "out/evaluation/report.json").read_text())
     assert report["fingerprint"]["benchmark"] == {"benchmark": "dots"}
     assert [policy["name"] for policy in report["policies"]] == ["teacher", "reaching"]

@@ -408,7 +408,7 @@ def test_moments_to_compare_at_are_of_every_task_of_every_split(teachers) -> Non
     assert {seen.instruction for seen in frames} == {"go to the red dot", "go to the blue dot"}
 
 
-def test_what_armlet_exports_is_run_timed_and_recomputed(teachers, tmp_path) -> None:
+def test_what_armlet_exports_is_run_timed_and_recomputed(teachers, tmp_path, own_memory) -> None:
     """Nothing replaced: two runtimes, in closed loop, on a policy of a few weights."""
     recipe = recipe_of(teachers, tmp_path / "out")
     setting = dataclasses.replace(recipe.evaluation, runtimes=("eager", "onnx", "openvino"))

@@ -7,7 +7,7 @@ import numpy as np
 from armlet.robot import resident
 
 
-def test_what_started_a_process_counts_not_in_its_memory() -> None:
+def test_what_started_a_process_counts_not_in_its_memory(own_memory) -> None:
     held = np.ones(50_000_000)  # 400 MB, touched
     here = resident.peak_mb()
     assert here > 400 and held.any()
