@@ -66,7 +66,7 @@ def main(recipe: Recipe) -> Path:
         return _ask(of_black_box(recipe, address_of(said.checkpoint)), data, said)
     title = f"probe {recipe.name}"
     if recipe.shards.on is not None:
-        refuse_several("--shards.on shares what torchrun divides", fix="give one of the two")
+        refuse_several("--shards.on is given", fix="give one of the two")
     together = Together.of(recipe.shards, recipe.traces.with_name("shards"))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     teacher, fingerprint = load_with_fingerprint(
