@@ -318,14 +318,15 @@ class FlowHead(ActionHead):
         in the place of the path's: what diffusion models are distilled by (arXiv 2305.15798, eq. 7),
         one pass through each head where decoded actions take `steps` of them, and back.
         """
-        noise = torch.randn_like(actions)
-        t = torch.rand(len(actions), device=actions.device, dtype=actions.dtype)
-        mixed = noise + t[:, None, None] * (actions - noise)
-        real = valid.bool()
-        seen = real | ~real.any(1, keepdim=True)  # as in `loss`
+        start = torch.randn_like(actions)
+        time = torch.rand(len(actions), device=actions.device, dtype=actions.dtype)
+        on_path = torch.lerp(start, actions, time[:, None, None])
+        counted = valid.bool()
+        heard = counted | ~counted.any(1, keepdim=True)  # as in `loss`
         with torch.no_grad():
-            target = other.velocity(mixed, t, told, seen)
-        return masked_mean((self.velocity(mixed, t, condition, seen) - target).square(), valid)
+            target = other.velocity(on_path, time, told, heard)
+        error = self.velocity(on_path, time, condition, heard) - target
+        return masked_mean(error.square(), valid)
 
 
 class ArmGripperHead(ActionHead):
