@@ -8,6 +8,7 @@
 #   POLICIES="first_k layer_search actdistill" WHOLE="bc_whole"  which: those at budgets, and those that have none
 #   SYSTEMS="vla_ad vita_vla aed"                                the other systems as well; the last two teach teachers of their own
 #   PARTS="collect teach probe students calibrate evaluate audit" some of it; TEACHER=DIR: a teacher that is there
+#   THREADS=1                                                    of teaching and probing: fewer where something else runs
 #   LOOK=2                                                       the same table with other policies is another look, and says so
 #   SMOKE=1                                                      all of it in minutes: a tiny network, a few steps; says nothing
 set -euo pipefail
@@ -43,7 +44,7 @@ part() { # name: whether it is asked for; says when it began
   echo "[$(date -u +%H:%M:%S), after $((SECONDS / 60)) min] $base: $1"
 }
 
-two_cores() { OMP_NUM_THREADS=2 $armlet "$@"; }
+two_cores() { OMP_NUM_THREADS=${THREADS:-2} $armlet "$@"; }
 
 student() { # folder, recipe
   local options=() stages=1 stage

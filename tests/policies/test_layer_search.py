@@ -16,11 +16,34 @@ from armlet.policies import layer_search
 from armlet.policies.contract import Backbone
 from armlet.policies.layer_search import LayerSearch, Scored, Scores, answers, errors_of, search
 from armlet.policies.students import Fresh, Kept, Whole
+from armlet.policies.two_tower import TwoTower, TwoTowerNetwork
 from armlet.training.trainer import make_batches
 from armlet.types import Batch
 
 FRAMES = make_frames()
-NETWORKS = {"vla": make_policy, "expert": lambda: make(Expert), "writer": lambda: make(Writer)}
+TOWERS = TwoTowerNetwork(
+    width=32,
+    heads=2,
+    vision_layers=1,
+    text_layers=1,
+    fusion_layers=4,
+    patch=8,
+    chunk=3,
+    execute=3,
+)
+
+
+def two_towers() -> TwoTower:
+    torch.manual_seed(0)
+    return TOWERS.build(make_policy().body, {"scene": 24, "wrist": 16}).eval()
+
+
+NETWORKS = {
+    "vla": make_policy,
+    "expert": lambda: make(Expert),
+    "writer": lambda: make(Writer),
+    "two_towers": two_towers,
+}
 
 
 @torch.no_grad()

@@ -353,15 +353,15 @@ class FlowHead(ActionHead):
         in the place of the path's: what diffusion models are distilled by (arXiv 2305.15798, eq. 7),
         one pass through each head where decoded actions take `steps` of them, and back.
         """
-        noise = normal_like(actions)
-        t = uniform(actions)
-        mixed = noise + t[:, None, None] * (actions - noise)
-        real = valid.bool()
-        seen = real | ~real.any(1, keepdim=True)  # as in `loss`
-        now = torch.zeros_like(t)  # for a head that is told a span: the velocity itself, no mean
+        start = normal_like(actions)
+        time = uniform(actions)
+        on_path = torch.lerp(start, actions, time[:, None, None])
+        counted = valid.bool()
+        heard = counted | ~counted.any(1, keepdim=True)  # as in `loss`
+        now = torch.zeros_like(time)  # for a head that is told a span: the velocity itself, no mean
         with torch.no_grad():
-            target = other.velocity(mixed, t, theirs, seen, now)
-        error = self.velocity(mixed, t, condition, seen, now) - target
+            target = other.velocity(on_path, time, theirs, heard, now)
+        error = self.velocity(on_path, time, condition, heard, now) - target
         return masked_mean(error.square(), valid)
 
     def _shortcut_loss(

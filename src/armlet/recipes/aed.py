@@ -426,7 +426,7 @@ def in_world(base: Recipe, **weights: Any) -> Recipe:
 
 
 PATCHES = (16, 12, 8)  # pixels a side; the largest that fits
-ACTIONS = {"attention": 0.0, "representation": 0.0, "contrastive": 0.0}  # and nothing else
+ACTIONS: dict[str, Any] = {"attention": 0.0, "representation": 0.0, "contrastive": 0.0}
 IN_WORLDS = {
     "aed": Across("AED, two towers teach two smaller ones to choose among 24 actions.", in_world),
     "aed_action_only": Across("AED's student, taught actions only.", partial(in_world, **ACTIONS)),

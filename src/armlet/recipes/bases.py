@@ -373,7 +373,7 @@ def many_tasks(name: str, task_names: tuple[str, ...], *, per_task: int = 40) ->
         teach=replace(TEACH, steps=10000, batch_size=64, warmup=200),
         probe=PROBE,
         # A student of four layers takes 0.4 s a step of one core, ActDistill's 1.2 until its router
-        # stands still (docs/many-tasks.md).
+        # stands still (dev/LOG.md).
         stages=(replace(DISTIL, objective=MATCH_FLOW, steps=2000, batch_size=64, warmup=100),),
         evaluation=Evaluation(episodes=500),
     )

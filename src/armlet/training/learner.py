@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from armlet.data.frames import BatchMaker
-from armlet.layers.action_head import ActionHead
 from armlet.layers.graph import ProbeHeads
 from armlet.layers.heads import FlowHead
 from armlet.layers.named import Named
@@ -46,7 +45,7 @@ class Learner(nn.Module):
         self.policy = policy
         self.probe = probe
         # In a tuple, so that torch does not count it among what trains and is saved.
-        self._teacher_head: tuple[ActionHead, ...] = ()
+        self._teacher_head: tuple[FlowHead, ...] = ()
         facts = privileged or {}
         read = policy.condition_width or policy.width
         seen = policy.vision_tokens
@@ -130,13 +129,8 @@ class Learner(nn.Module):
     def compare_velocities_with(self, teacher: Backbone) -> None:
         """Keep a copy of the teacher's head, for `imitation.velocity`. Raises ValueError where the
         teacher's head or the student's has no velocities."""
-        for whose, policy in (("the teacher", teacher), ("the student", self.policy)):
-            if not isinstance(getattr(policy, "head", None), FlowHead):
-                raise ValueError(
-                    f"{whose} is {policy.kind}, and only a flow head has velocities that could be "
-                    "compared; set `objective.by` of the stage to actions"
-                )
-        head = copy.deepcopy(teacher.head).to(self.policy.device).eval()
+        _flow_head(self.policy, "the student")
+        head = copy.deepcopy(_flow_head(teacher, "the teacher")).to(self.policy.device).eval()
         self._teacher_head = (head.requires_grad_(False),)
 
     def _velocities(self, run: Pass, batch: Batch) -> Tensor:
@@ -150,10 +144,8 @@ class Learner(nn.Module):
         actions, valid = batch.targets()
         (theirs,) = self._teacher_head
         own = run.extras["condition"]  # of all that read it, it is made first
-        found: Tensor = self.policy.head.distance(
-            own, theirs, batch.taught_condition, actions, valid.float()
-        )
-        return found
+        mine = _flow_head(self.policy, "the student")
+        return mine.distance(own, theirs, batch.taught_condition, actions, valid.float())
 
     def _probed(self, run: Pass, every: int) -> tuple[Tensor, Tensor]:
         """What the probe's heads read of every layer, in every n-th sample."""
@@ -205,6 +197,17 @@ class Learner(nn.Module):
                 "empty otherwise"
             )
         raise KeyError(f"{self.policy.kind} has no signal {missing}; it has {sorted(trace)}{fix}")
+
+
+def _flow_head(policy: Backbone, whose: str) -> FlowHead:
+    """The policy's head. Raises ValueError where it has no velocities."""
+    head = getattr(policy, "head", None)
+    if not isinstance(head, FlowHead):
+        raise ValueError(
+            f"{whose} is {policy.kind}, and only a flow head has velocities that could be "
+            "compared; set `objective.by` of the stage to actions"
+        )
+    return head
 
 
 def _among(facts: Iterable[str], kind: str, wanted: set[str]) -> list[str]:
