@@ -69,6 +69,8 @@ class Arguments:
     calls: int = 400
     runtimes: tuple[str, ...] = ("eager", "fp32", "int8")
     """eager, and precisions of ONNX Runtime."""
+    ways: tuple[str, ...] = tuple(WAYS)
+    """Which of them."""
     beside: str = "nothing"
     """What else the machine did meanwhile."""
     out: Path = Path("docs/machinery/levers.json")
@@ -86,7 +88,8 @@ def measured(arguments: Arguments, folder: Path) -> dict[str, Any]:
     frames = noise(body)
     ways: dict[str, Callable[[Observation], np.ndarray]] = {}
     parameters = {}
-    for name, way in WAYS.items():
+    for name in arguments.ways:
+        way = WAYS[name]
         policy = network(way).build(body, mt50().world("bench").cameras).eval()
         parameters[name] = sum(each.numel() for each in policy.parameters())
         for runtime in arguments.runtimes:
@@ -101,7 +104,7 @@ def measured(arguments: Arguments, folder: Path) -> dict[str, Any]:
         "threads": 1,
         "calls": arguments.calls,
         "timed_beside": arguments.beside,
-        "ways": {name: asdict(way) for name, way in WAYS.items()},
+        "ways": {name: asdict(WAYS[name]) for name in arguments.ways},
         "parameters": parameters,
         "ms": {name: percentiles(values) for name, values in times.items()},
     }

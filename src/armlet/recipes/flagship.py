@@ -99,7 +99,7 @@ class MatchEndpoint(Objective):
 ENDS = MatchEndpoint()
 KEPT = 4  # of sixteen layers, on mt50
 # Half of the teacher's head, a quarter of its multiplications.
-NARROW = {"hidden": 64, "blocks": 1}
+NARROW: dict[str, Any] = {"hidden": 64, "blocks": 1}
 DENOISING = {"steps": 10}  # of a teacher's head
 PUSH = 30.0  # λ, as ActDistill has it
 
