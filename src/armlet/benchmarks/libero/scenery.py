@@ -125,9 +125,7 @@ class Scenery:
     def facts(self, thing: str) -> Facts:
         """What it reads of the hand and a thing."""
         lowest = float(self.points(thing)[:, 2].min())
-        return self._facts(
-            self.holds(thing), self.position(thing), lowest, self._ceilings[thing]
-        )
+        return self._facts(self.holds(thing), self.position(thing), lowest, self._ceilings[thing])
 
     def _facts(self, held: bool, middle: np.ndarray, lowest: float, ceiling: float) -> Facts:
         left, right = self.fingers
