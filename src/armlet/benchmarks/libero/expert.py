@@ -201,9 +201,9 @@ def pull(facts: Facts, handle: Handle) -> Move:
     """Seize the bar of a drawer from the front, and pull."""
     opens = handle.opens
     yaw, lean = _before(handle)
-    there = Move(handle.point, yaw, OPEN, "approaching", lean)
-    forwards = there.turned[:, 2]  # where such a hand points
-    off = rotation_vector(there.turned @ facts.turned.T)
+    wanted = Move(handle.point, yaw, OPEN, "approaching", lean).turned
+    forwards = wanted[:, 2]  # where such a hand points
+    off = rotation_vector(wanted @ facts.turned.T)
     if facts.held and facts.at_rest:
         return Move(facts.hand + STEP * opens, yaw, CLOSED, "operating", lean)
     depth = float((facts.hand - handle.point) @ forwards)  # negative: before the bar
@@ -212,15 +212,15 @@ def pull(facts: Facts, handle: Handle) -> Move:
     closing = facts.gap < 0.07
     slack = 2.0 if closing else 1.0
     turned = float(np.linalg.norm(off)) < 0.15 * slack
-    if turned and away < 0.012 * slack and abs(depth - BEYOND) < 0.012 * slack:
-        if not _empty(facts):
-            return Move(handle.point + BEYOND * forwards, yaw, CLOSED, "grasping", lean)
+    there = turned and away < 0.012 * slack and abs(depth - BEYOND) < 0.012 * slack
+    if there and not _empty(facts):
+        return Move(handle.point + BEYOND * forwards, yaw, CLOSED, "grasping", lean)
     if closing:  # it closed on nothing: open, and back
         return Move(handle.point - STANDOFF * forwards, yaw, OPEN, "approaching", lean)
     # Back before it is turned and in line with the bar, by degrees: the fingers come from the front.
     ready = float(np.clip(2 - away / 0.012, 0.0, 1.0)) if turned else 0.0
-    wanted = ready * BEYOND - (1 - ready) * STANDOFF
-    return Move(handle.point + wanted * forwards, yaw, OPEN, "approaching", lean)
+    reach = ready * BEYOND - (1 - ready) * STANDOFF
+    return Move(handle.point + reach * forwards, yaw, OPEN, "approaching", lean)
 
 
 def _seize(facts: Facts, grasp: Grasp) -> Move:
