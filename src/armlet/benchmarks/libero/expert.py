@@ -212,8 +212,8 @@ def pull(facts: Facts, handle: Handle) -> Move:
     closing = facts.gap < 0.07
     slack = 2.0 if closing else 1.0
     turned = float(np.linalg.norm(off)) < 0.15 * slack
-    there = turned and away < 0.012 * slack and abs(depth - BEYOND) < 0.012 * slack
-    if there and not _empty(facts):
+    around = turned and away < 0.012 * slack and abs(depth - BEYOND) < 0.012 * slack
+    if around and not _empty(facts):
         return Move(handle.point + BEYOND * forwards, yaw, CLOSED, "grasping", lean)
     if closing:  # it closed on nothing: open, and back
         return Move(handle.point - STANDOFF * forwards, yaw, OPEN, "approaching", lean)
