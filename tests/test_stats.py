@@ -134,7 +134,7 @@ def test_over_seeds_the_interval_holds_the_truth_as_often_as_it_says(spreads, co
 
 
 def test_the_simulated_coverage_that_is_kept_is_at_least_94_percent_from_5_seeds_on() -> None:
-    """What bench/coverage.py wrote, of the interval of today."""
+    """What bench/intervals.py wrote, of the interval of today."""
     path = Path(__file__).parents[1] / "docs" / "machinery" / "coverage.json"
     kept = json.loads(path.read_text())
     assert kept["times"] >= 2000 and len(kept["cases"]) == 63

@@ -202,3 +202,106 @@ def test_an_action_is_seven_numbers_of_a_hand_that_turns() -> None:
     assert (spec.gripper_open, spec.gripper_closed, spec.grippers) == (-1.0, 1.0, (6,))
     assert len(Libero().state_names) == 8
     assert dataclasses.replace(Libero(), suite="libero_spatial") != Libero()
+
+
+class Fixture:
+    """A hand without inertia before a drawer or a knob, which go with it where it holds or pushes
+    them: `open` metres of a drawer, or `angle` radians of a knob that turns by `way`."""
+
+    def __init__(self, hand: np.ndarray, opens: np.ndarray | None = None, way: float = 1.0) -> None:
+        self.hand = hand
+        self.turned = DOWN
+        self.gap = 0.08
+        self.closing = False
+        self.open = 0.0
+        self.angle = 0.0
+        self.way = way
+        self.opens = np.zeros(3) if opens is None else opens
+        self.bar = np.array([0.0, 0.0, 0.2])
+
+    @property
+    def handle(self) -> expert.Handle:
+        return expert.Handle(self.bar + self.open * self.opens, self.opens)
+
+    @property
+    def lever(self) -> expert.Lever:
+        c = np.cos(self.way * self.angle)
+        s = np.sin(self.way * self.angle)
+        out = np.array([-c, -s, 0.0])
+        return expert.Lever(self.bar + 0.045 * out, out, self.way * np.array([s, -c, 0.0]), 0.012)
+
+    @property
+    def held(self) -> bool:
+        near = np.linalg.norm(self.hand - self.handle.point) < 0.025
+        return bool(self.opens.any() and near and self.gap < 0.03)
+
+    def facts(self) -> Facts:
+        nothing = np.zeros(3)
+        return Facts(
+            self.hand, self.turned, self.gap, not self.closing, self.held, nothing, 0.0, 0.0
+        )
+
+    def act(self, action: np.ndarray) -> None:
+        moved = action[:3] * expert.STEP * 0.3
+        turn = expert.Rotation.from_rotvec(action[3:6] * expert.TURN * 0.3)
+        held = self.held
+        self.hand = self.hand + moved
+        self.turned = turn.as_matrix() @ self.turned
+        if held and action[6] > 0:
+            self.open = max(0.0, self.open + float(moved @ self.opens))
+        around = np.linalg.norm(self.hand - self.handle.point) < 0.025 and self.opens.any()
+        least = 0.016 if around else 0.0
+        before = self.gap
+        self.gap = np.clip(self.gap - 0.02 * action[6], least, 0.08)
+        self.closing = self.gap != before
+        self._push()
+
+    def _push(self) -> None:
+        """The knob gives way to fingers that come from behind."""
+        while not self.opens.any():
+            offset = self.hand - self.lever.end
+            behind = -float(offset @ self.lever.way)
+            beside = abs(float(offset @ self.lever.out))
+            # The fingers are 1 cm thick.
+            if abs(offset[2]) > 0.02 or beside > 0.03 or not 0 < behind < 0.022:
+                break
+            self.angle += 0.01
+
+
+@pytest.mark.parametrize("turned", np.radians([0, 90, 180, -120]))
+def test_a_drawer_is_seized_from_the_front_pulled_and_let_go_backwards(turned: float) -> None:
+    opens = np.array([np.sin(turned), np.cos(turned), 0.0])
+    fixture = Fixture(np.array([0.1, 0.0, 0.4]) + 0.3 * opens, opens)
+    phases = []
+    while fixture.open < 0.15:
+        move = expert.pull(fixture.facts(), fixture.handle)
+        phases.append(move.phase)
+        assert len(phases) < 200
+        fixture.act(expert.command(fixture.hand, fixture.turned, move))
+        # Behind the bar is the drawer's front: the hand comes no further than its fingers reach.
+        assert float((fixture.hand - fixture.handle.point) @ opens) > -0.02
+    assert fixture.turned[:, 2] @ opens < -0.9 and fixture.turned[2, 2] < 0
+    assert list(dict.fromkeys(phases)) == ["approaching", "grasping", "operating"]
+    open_before = fixture.open
+    for _ in range(200):
+        leave = expert.let_go(fixture.facts(), fixture.handle)
+        if leave is None:
+            break
+        assert leave.gripper == OPEN
+        fixture.act(expert.command(fixture.hand, fixture.turned, leave))
+    assert float((fixture.hand - fixture.handle.point) @ opens) > 0.05
+    assert fixture.open >= open_before
+    fixture.turned = DOWN
+    assert expert.let_go(fixture.facts(), fixture.handle) is None
+
+
+@pytest.mark.parametrize("way", [1.0, -1.0])
+def test_a_knob_is_pushed_round_from_behind_the_end_of_its_ridge(way: float) -> None:
+    fixture = Fixture(np.array([0.1, -0.15, 0.35]), way=way)
+    for _ in range(300):
+        move = expert.push_lever(fixture.facts(), fixture.lever, 0.0)
+        assert move.gripper == CLOSED
+        fixture.act(expert.command(fixture.hand, fixture.turned, move))
+        if fixture.angle > 0.6:
+            break
+    assert fixture.angle > 0.6

@@ -89,6 +89,17 @@ def test_a_texture_is_seen_where_it_is(camera: type, turned: bool) -> None:
     assert red[0] > 3 * red[2] and blue[2] > 3 * blue[0]
 
 
+def test_a_large_face_has_its_texture_all_over() -> None:
+    image = picture(RayCamera, turned=False, textured=True).astype(float)
+    # The picture is 41 cm wide, and the plate, 48 cm below, 20: two triangles.
+    metres = (np.arange(64) + 0.5) / 64 * 0.41 - 0.205
+    rows = np.abs(metres) < 0.085
+    red = image[rows][:, (metres > -0.085) & (metres < -0.02)]
+    blue = image[rows][:, (metres > 0.02) & (metres < 0.085)]
+    assert (red[..., 0] > red[..., 2]).all()
+    assert (blue[..., 2] > blue[..., 0]).all()
+
+
 def test_without_being_asked_rays_see_one_colour() -> None:
     left, right = half_colours(picture(RayCamera, turned=False, textured=False))
     assert left == pytest.approx(right, abs=2) and left[0] == pytest.approx(left[2], abs=2)

@@ -17,6 +17,8 @@ from scipy.spatial import cKDTree
 from armlet.benchmarks.rendering import Paint
 
 FACES = 400  # of a decimated mesh; meshes of up to twice as many are left alone
+SPACING = 0.02  # metres between points of a large face at which rays see its texture
+MOST_PARTS = 64  # of a side of such a face
 FINEST = 128  # blocks a side of a texture that rays see
 # MuJoCo's viewers do not draw geoms of these groups, nor of higher ones, of which there are none:
 # collision shapes.
@@ -223,16 +225,34 @@ def _painted(copy: mujoco.MjModel, original: mujoco.MjModel) -> dict[int, Paint]
 
 def _surface(model: mujoco.MjModel, index: int) -> tuple[np.ndarray, np.ndarray]:
     """Points (n, 3) of a mesh, as `_mesh` gives them, and where in its texture they are (n, 2): the
-    middles of its faces, and near their corners."""
+    middles of its faces, and near their corners; of faces that are large, all over."""
     vertices, faces = _mesh(model, index)
     first = model.mesh_texcoordadr[index]
     places = model.mesh_texcoord[first : first + model.mesh_texcoordnum[index]]
     first = model.mesh_faceadr[index]
     corners = model.mesh_facetexcoord[first : first + model.mesh_facenum[index]]
-    # Not on the corners themselves, where faces of different colours may meet.
-    weights = np.array([[1, 1, 1], [4, 1, 1], [1, 4, 1], [1, 1, 4]]) / [[3], [6], [6], [6]]
-    points = np.einsum("wc,fcx->wfx", weights, vertices[faces]).reshape(-1, 3)
-    return points, np.einsum("wc,fcx->wfx", weights, places[corners]).reshape(-1, 2)
+    edges = vertices[faces] - vertices[np.roll(faces, 1, axis=1)]  # (f, 3, 3)
+    longest = np.linalg.norm(edges, axis=2).max(1)
+    parts = np.clip(np.ceil(longest / SPACING), 1, MOST_PARTS).astype(int)  # (f,)
+    points = []
+    where = []
+    for count in np.unique(parts):
+        alike = parts == count
+        weights = _over_a_face(int(count))
+        points.append(np.einsum("wc,fcx->wfx", weights, vertices[faces[alike]]).reshape(-1, 3))
+        where.append(np.einsum("wc,fcx->wfx", weights, places[corners[alike]]).reshape(-1, 2))
+    return np.concatenate(points), np.concatenate(where)
+
+
+def _over_a_face(parts: int) -> np.ndarray:
+    """(n, 3): how much of each corner is in points of a triangle whose sides are cut into so many
+    parts. Not on the corners themselves, where faces of different colours may meet."""
+    if parts == 1:
+        return np.array([[1, 1, 1], [4, 1, 1], [1, 4, 1], [1, 1, 4]]) / [[3], [6], [6], [6]]
+    first, second = np.meshgrid(np.arange(parts), np.arange(parts))
+    inside = first + second < parts
+    two = (np.stack([first[inside], second[inside]], 1) + 1 / 3) / parts  # (n, 2)
+    return np.c_[two, 1 - two.sum(1)]
 
 
 def _texture(model: mujoco.MjModel, texture: int, places: np.ndarray) -> np.ndarray:

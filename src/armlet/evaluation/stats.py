@@ -202,7 +202,7 @@ def compare_seeds(a: np.ndarray, b: np.ndarray, *, method: Method = "mover") -> 
     `mover`: each variance has a half-width of its own, Student's t at its own degrees of freedom
     times its root, and the squares of these are added (Howe 1974; Zou and Donner 2008, Stat. Med.
     27:1693, the "method of variance estimates recovery"). Few seeds make wide intervals, since
-    their spread is hardly known. Coverage of a stated 95 %, simulated by bench/coverage.py
+    their spread is hardly known. Coverage of a stated 95 %, simulated by bench/intervals.py
     (dev/coverage.md): 94.7 to 99.4 % for 3 to 12 seeds a side, 5 against 3, or 5 and 8 against one
     given policy, whose successes differ by 0.1 to 7.6 points from seed to seed.
 

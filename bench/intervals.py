@@ -1,6 +1,6 @@
 """How often the 95 % interval over training seeds holds the true difference, by simulation.
 
-    python bench/coverage.py [--times 3000] [--out docs/machinery/coverage.json]
+    python bench/intervals.py [--times 3000] [--out docs/machinery/coverage.json]
 
 An episode has a difficulty that all policies meet, a student has a skill that its seed gave it, and
 it succeeds with probability Φ(mean + skill + difficulty): students and episodes are crossed, as in
@@ -82,7 +82,7 @@ def table(cases: list[dict], arguments: Arguments) -> str:
         "# How often the interval over seeds holds",
         "",
         f"Of a stated 95 %, {arguments.times:,} simulated evaluations a row of "
-        f"{arguments.episodes} episodes each: `python bench/coverage.py`. `mover` is today's; "
+        f"{arguments.episodes} episodes each: `python bench/intervals.py`. `mover` is today's; "
         "`satterthwaite` stood in reports before version 4.",
         "",
         "| rates | seeds | differ by (sd, points) | mover | satterthwaite | width, points | before |",
