@@ -1,6 +1,9 @@
 """A batch in parts is the whole batch: its numbers, its loss, its gradient."""
 
 import dataclasses
+import importlib.util
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +21,8 @@ from armlet.training.distributed import World
 from armlet.training.division import Division, places
 from armlet.training.learner import Learner
 from armlet.training.trainer import Trainer, make_batches
+
+REPOSITORY = Path(__file__).parent.parent.parent
 
 
 @given(some.integers(0, 70), some.integers(1, 9), some.integers(1, 5))
@@ -110,3 +115,23 @@ def test_what_cannot_be_divided_is_refused_by_name(tmp_path) -> None:
 def test_stages_in_shards_say_what_they_cannot_do(changed: dict, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         Stage(Imitate(), steps=1, **changed)
+
+
+def test_the_table_on_paper_is_what_its_formulae_give() -> None:
+    place = REPOSITORY / "bench" / "scaling.py"
+    loaded = importlib.util.spec_from_file_location("scaling", place)
+    assert loaded is not None and loaded.loader is not None
+    scaling = importlib.util.module_from_spec(loaded)
+    sys.modules["scaling"] = scaling  # dataclasses look their module up
+    loaded.loader.exec_module(scaling)
+    page = (REPOSITORY / "docs" / "several-machines.md").read_text()
+    assert "\n".join(scaling.table()) in page
+    # By hand: 7,541,237,184 weights of 16 bytes; an all-reduce over 8 sends 2 · 7/8 of 4 bytes each.
+    network = scaling.openvla()
+    assert network.parameters == 7_541_237_184
+    copies = scaling.Paper(network, 8, "ddp")
+    assert copies.state == 16 * 7_541_237_184
+    assert copies.traffic == pytest.approx(2 * 7 / 8 * 4 * 7_541_237_184)
+    shards = scaling.Paper(network, 64, "fsdp")
+    assert shards.state == copies.state / 64
+    assert shards.passes == 1
