@@ -90,6 +90,8 @@ def bill(project: dict, wheel: Path, time: int) -> dict:
         ]  # fmt: skip
         subprocess.run(command, check=True)
         found: dict = json.loads(made.read_text())
+    for each in found["components"]:
+        del each["description"]  # the lock's line once more, with every hash
     reference = f"pkg:pypi/armlet@{project['version']}"
     found["metadata"]["component"] = {
         "bom-ref": reference,
