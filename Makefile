@@ -4,7 +4,7 @@ PYTHON := $(shell for p in python3 python3.13 python3.12 python3.11; do $$p -c '
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: bench-memory bench-exports bench-compiled help setup demo test check format lock test-mutants numbers docs hooks test-slow test-distributed test-crash test-metaworld test-libero test-lerobot test-page test-reference test-serve test-peers fuzz test-logs robots bench clean
+.PHONY: release bench-memory bench-exports bench-compiled help setup demo test check format lock test-mutants numbers docs hooks test-slow test-distributed test-crash test-metaworld test-libero test-lerobot test-page test-reference test-serve test-peers fuzz test-logs robots bench clean
 
 help: ## this list
 	@echo "make TARGET, of:"
@@ -149,7 +149,7 @@ bench-compiled: .venv-executorch/.ready ## AOTInductor and ExecuTorch beside ONN
 	touch $@
 
 # Made in environments of their own.
-lock: ## the versions a fresh machine installs: requirements.lock, docs/requirements.lock
+lock: ## the versions a fresh machine installs: requirements.lock, docs/requirements.lock; locks/ with hashes
 	rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock
 	.venv-lock/bin/pip install -q torch==2.13.0
 	.venv-lock/bin/pip install -q '.[dev,metaworld,libero]'
@@ -160,7 +160,16 @@ lock: ## the versions a fresh machine installs: requirements.lock, docs/requirem
 	 | .venv-lock/bin/pip install -q -r /dev/stdin
 	(echo '# Made by `make lock`: what `make docs` installs (the extra `docs`, nothing of armlet'"'"'s own). CPython 3.11.'; \
 	 .venv-lock/bin/pip freeze) > docs/requirements.lock
+	rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/pip install -q uv
+	$(PYTHON) dev/locks.py --uv .venv-lock/bin/uv
 	rm -rf .venv-lock
+
+# In an environment of its own, from a commit.
+release: ## sdist, wheel, SBOM and their sha256 into dist/; uploads nothing
+	test -x .venv-release/bin/python || $(PYTHON) -m venv .venv-release
+	.venv-release/bin/pip install -q build cyclonedx-bom
+	.venv-release/bin/python dev/release.py
 
 $(READY): pyproject.toml requirements.lock
 	@test -n "$(PYTHON)" || { echo "armlet needs Python 3.11 or newer; none was found as python3, python3.11, python3.12 or python3.13"; exit 1; }
@@ -170,4 +179,4 @@ $(READY): pyproject.toml requirements.lock
 	touch $(READY)
 
 clean: ## removes environments, build/ and everything in out/
-	rm -rf .venv .venv-docs .venv-libero .venv-lock .venv-lerobot .venv-lerobot06 .venv-openpi .venv-vla-eval build out
+	rm -rf .venv .venv-docs .venv-libero .venv-lock .venv-lerobot .venv-lerobot06 .venv-openpi .venv-release .venv-vla-eval build dist out
