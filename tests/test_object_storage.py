@@ -238,3 +238,19 @@ def test_requests_are_tried_again_a_bounded_number_of_times(monkeypatch) -> None
     with pytest.raises(StorageError, match=r"memory://bounded/a: asked 5 times"):
         objects.read("a")
     assert len(tried) == 5 and slept == [0.01, 0.02, 0.04, 0.08]
+
+
+def test_a_create_that_is_sent_again_meets_its_own_object(monkeypatch) -> None:
+    """As above, without a server."""
+    objects = StoredObjects("memory://again", sleep=lambda seconds: None)
+    pipe = objects._files.pipe_file
+    lost = [True]
+
+    def lossy(path: str, content: bytes, **how) -> None:
+        pipe(path, content, **how)
+        if lost and lost.pop():
+            raise ConnectionError("no answer")
+
+    monkeypatch.setattr(objects._files, "pipe_file", lossy)
+    assert objects.create("x/a", b"mine")
+    assert not objects.create("x/a", b"other") and objects.read("x/a") == b"mine"
