@@ -73,7 +73,7 @@ def main(recipe: Recipe) -> Path:
         raise ValueError(f"recipe {recipe.name!r} has no student and stages to distil")
     # Before the stages, which take hours: a trial decides which round's student is kept.
     choose_elsewhere(recipe)
-    recipe = fetched(at_hand(recipe, reads=("episodes",)))
+    recipe = fetched(at_hand(recipe, reads=("episodes", "shared")))
     # The folders of stages and rounds are moved where they answer another question.
     log = RunLog(recipe.log, recipe.out, recipe.name, to_json(recipe))
     with hold(recipe.out / "distil.lock", "distilling"), log:
