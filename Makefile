@@ -4,7 +4,7 @@ PYTHON := $(shell for p in python3 python3.13 python3.12 python3.11; do $$p -c '
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: release bench-memory bench-exports bench-compiled help setup demo test check format lock test-mutants numbers docs hooks test-slow test-distributed test-crash test-metaworld test-libero test-lerobot test-page test-reference test-serve test-peers fuzz test-logs robots bench clean
+.PHONY: release bench-memory bench-exports bench-compiled help setup demo test check format lock test-mutants numbers docs hooks test-slow test-distributed test-crash test-metaworld test-libero test-lerobot test-page test-reference test-serve test-peers test-s3 test-ray fuzz test-logs robots bench clean
 
 help: ## this list
 	@echo "make TARGET, of:"
@@ -113,6 +113,20 @@ test-peers: $(READY) ## the stock clients of openpi and of vla-eval, unmodified,
 	test -x .venv-vla-eval/bin/python || $(PYTHON) -m venv .venv-vla-eval
 	.venv-vla-eval/bin/pip install -q -r tests/interop/vla_eval.txt
 	$(BIN)/pytest -q -m peers
+
+test-s3: $(READY) ## processes that meet on S3, against an S3 server of our own on loopback
+	$(BIN)/pip install -q -c requirements.lock -e '.[dev,s3]' 'moto[server]>=5'
+	$(BIN)/pytest -q -m s3
+
+# In an environment of its own: another 200 MB, and packages that nothing else needs.
+test-ray: .venv-ray/.ready ## the same as tasks of a Ray cluster on this machine
+	.venv-ray/bin/pytest -q -m ray
+
+.venv-ray/.ready: pyproject.toml requirements.lock
+	test -x .venv-ray/bin/python || $(PYTHON) -m venv .venv-ray
+	.venv-ray/bin/python -m pip install -q -c requirements.lock "$$(grep '^torch==' requirements.lock)"
+	.venv-ray/bin/python -m pip install -q -c requirements.lock -e '.[dev,ray]'
+	touch $@
 
 robots: $(READY) ## five robots that nobody has heard of, from teach to evaluate, with every recipe for one's own robot
 	$(BIN)/pytest -q -n 2 -m robots

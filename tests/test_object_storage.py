@@ -15,8 +15,10 @@ import pytest
 
 from armlet.data import object_storage
 from armlet.data.claims import Claims, Worker
+from armlet.data.mirror import mirrored
 from armlet.data.object_storage import StorageError, StoredObjects
 from armlet.data.objects import open_objects
+from armlet.data.traces import StoreIdentity, TraceStore, TraceWriter
 
 SERVER = Path(__file__).with_name("s3_server.py")
 
@@ -238,3 +240,54 @@ def test_requests_are_tried_again_a_bounded_number_of_times(monkeypatch) -> None
     with pytest.raises(StorageError, match=r"memory://bounded/a: asked 5 times"):
         objects.read("a")
     assert len(tried) == 5 and slept == [0.01, 0.02, 0.04, 0.08]
+
+
+def test_a_create_that_is_sent_again_meets_its_own_object(monkeypatch) -> None:
+    """As above, without a server."""
+    objects = StoredObjects("memory://again", sleep=lambda seconds: None)
+    pipe = objects._files.pipe_file
+    lost = [True]
+
+    def lossy(path: str, content: bytes, **how) -> None:
+        pipe(path, content, **how)
+        if lost and lost.pop():
+            raise ConnectionError("no answer")
+
+    monkeypatch.setattr(objects._files, "pipe_file", lossy)
+    assert objects.create("x/a", b"mine")
+    assert not objects.create("x/a", b"other") and objects.read("x/a") == b"mine"
+
+
+@pytest.mark.s3
+def test_traces_on_s3_are_read_as_fast_as_here_after_the_first_epoch(
+    bucket: str, tmp_path: Path, record_property
+) -> None:
+    """At least four fifths of the rows a second, in random batches, first reads of a process with
+    their checksums; by processor time, as other processes are none of the store's."""
+    import numpy as np
+    import s3fs
+
+    columns = {"answer": ((2048,), "float16")}  # 4 KB a row
+    keys = np.stack([np.repeat(np.arange(80), 100), np.tile(np.arange(100), 80)], 1)
+    rng = np.random.default_rng(0)
+    with TraceWriter(tmp_path / "local", StoreIdentity("d", "t", "p"), columns) as writer:
+        for some in np.array_split(np.arange(len(keys)), 20):
+            writer.append(keys[some], {"answer": rng.normal(size=(len(some), 2048))})
+    s3fs.S3FileSystem().put(f"{tmp_path}/local/", bucket.removeprefix("s3://"), recursive=True)
+    there = mirrored(Path(bucket), cache=tmp_path / "cache")
+
+    def epoch(root: Path) -> float:
+        store = TraceStore(root)
+        began = time.process_time()
+        for batch in np.array_split(rng.permutation(len(keys)), 125):
+            store.read(keys[batch])
+        return len(keys) / (time.process_time() - began)
+
+    began = time.perf_counter()
+    epoch(there)
+    first = len(keys) / (time.perf_counter() - began)
+    rates = [(epoch(tmp_path / "local"), epoch(there)) for _ in range(5)]
+    share = np.median([stored / local for local, stored in rates])
+    record_property("share", float(share))
+    print(f"rows a second: first epoch {first:.0f}, then (here, S3) {rates}, share {share:.3f}")  # noqa: T201
+    assert share >= 0.8

@@ -75,7 +75,7 @@ def main(recipe: Recipe) -> Path:
     # Before the stages, which take hours: a trial decides which round's student is kept.
     choose_elsewhere(recipe)
     _check_several(recipe)
-    recipe = fetched(at_hand(recipe, reads=("episodes",)))
+    recipe = fetched(at_hand(recipe, reads=("episodes", "shared")))
     # The folders of stages and rounds are moved where they answer another question.
     log = RunLog(log_of(recipe.log), recipe.out, recipe.name, to_json(recipe))
     with held(recipe.out / "distil.lock", "distilling"), log:

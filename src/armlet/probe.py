@@ -108,8 +108,13 @@ def main(recipe: Recipe) -> Path:
     if together is None:
         beside()
     else:
-        said = {"teacher": fingerprint, "data": data.fingerprint, "how": how}
-        asked = {**said, "annotator": to_json(recipe.annotator), "armlet": source.identity()}
+        asked = {
+            "teacher": fingerprint,
+            "data": data.fingerprint,
+            "how": how,
+            "annotator": to_json(recipe.annotator),
+            "armlet": source.identity(),
+        }
         together.once("beside", asked, beside)
     return recipe.traces
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from armlet import limits
 from armlet.annotators import Annotator
 from armlet.benchmarks import Benchmark, native_robot
-from armlet.data import hub
+from armlet.data import hub, mirror
 from armlet.data.augment import Augment
 from armlet.data.door import check_policy, robot_of
 from armlet.data.episodes import EpisodeDataset
@@ -550,20 +550,33 @@ def at_hand(recipe: Recipe, *, reads: Sequence[str], writes: Sequence[str] = ())
     # Before anything is fetched: an error should not come after a download.
     for name in ("out", "shared", *writes):
         place = getattr(recipe, name)
-        if place is not None:
+        if place is not None and not (name in reads and mirror.is_stored(place)):
             try:
                 hub.refuse_writing(place)
             except ValueError as error:
                 raise ValueError(f"--{name}: {error}") from error
+            if mirror.is_stored(place):
+                raise ValueError(
+                    f"--{name} {place.as_posix()}: this is written to, and armlet reads stores of "
+                    "objects only; give a folder, and copy it there when it is finished"
+                )
     found: dict[str, Any] = {}
     for name in reads:
         places = getattr(recipe, name)
+        if name == "shared":
+            if places is not None:
+                found[name] = mirror.mirrored(places)
+            continue
         kind = KINDS[name]
         if isinstance(places, tuple):
-            found[name] = tuple(hub.pinned(place, kind=kind) for place in places)
+            found[name] = tuple(_at_hand(place, kind) for place in places)
         else:
-            found[name] = hub.pinned(places, kind=kind)
+            found[name] = _at_hand(places, kind)
     return replace(recipe, **found)
+
+
+def _at_hand(place: Path, kind: Kind) -> Path:
+    return mirror.mirrored(place) if mirror.is_stored(place) else hub.pinned(place, kind=kind)
 
 
 def suited(recipe: Recipe, robot: ActionSpec) -> Recipe:

@@ -75,6 +75,33 @@ class StoredObjects:
         except FileNotFoundError:
             return []
 
+    def entries(self) -> dict[str, tuple[int, str]]:
+        """Every object below the URL: its size in bytes, and what the store says of its content
+        ("": nothing)."""
+
+        def listed(path: str) -> dict[str, tuple[int, str]]:
+            root = path.rstrip("/")
+            self._files.invalidate_cache(root)
+            found = {}
+            for place, about in self._files.find(root, detail=True).items():
+                name = place.lstrip("/").removeprefix(f"{root.lstrip('/')}/")
+                said = about.get("ETag") or about.get("created") or ""
+                found[name] = (int(about["size"]), str(said))
+            return found
+
+        return self._ask("", listed)
+
+    def ranges(self, name: str, starts: list[int], ends: list[int]) -> list[bytes]:
+        """Bytes of one object, each from a start to an end, asked for at the same time."""
+
+        def asked(path: str) -> list[bytes]:
+            found: list[bytes] = self._files.cat_ranges(
+                [path] * len(starts), starts, ends, on_error="raise"
+            )
+            return found
+
+        return self._ask(name, asked)
+
     def remove(self, name: str) -> None:
         with contextlib.suppress(FileNotFoundError):
             self._ask(name, lambda path: self._files.rm_file(path))

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from armlet.data.files import hold, read_json, write_atomically
+from armlet.data.mirror import InBlocks
 
 # An entry of keys.bin. Little-endian whatever the machine: stores are copied between machines.
 KEY = np.dtype([("episode", "<i8"), ("step", "<i8"), ("crc", "<u4")])
@@ -315,6 +316,7 @@ class TraceStore:
         self._firsts = np.searchsorted(self._sorted["episode"], self._episodes)
         self._checked = np.zeros(len(self._entries), bool)
         self._shards: list[np.ndarray] | None = None
+        self._in_blocks = InBlocks.of(self.root)  # of a store behind a URL
         self._check_files()
 
     def __len__(self) -> int:
@@ -395,6 +397,9 @@ class TraceStore:
         for number in np.unique(numbers):
             at = np.flatnonzero(numbers == number)
             rows = positions[at] - number * per
+            if self._in_blocks is not None:
+                size = self.header.row.itemsize
+                self._in_blocks.need(_shard(self.root, int(number)).name, rows * size, size)
             if self.verify:
                 self._verify(shards[number], rows, positions[at])
             for name in names:
