@@ -1,5 +1,6 @@
 """A training state on disk: what a stage goes on from when it was killed. Knows no policy."""
 
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,12 @@ from armlet.data.files import atomic_file, check_is_here
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
     """A training state: weights, optimiser, step, RNG. Renamed into place, so a kill leaves the
-    previous one."""
+    previous one. Raises FullDiskError, or another OSError, naming the file."""
     with atomic_file(path) as part:
-        torch.save(state, part)
+        try:
+            torch.save(state, part)
+        except RuntimeError as error:  # torch's word for a write that failed: a position in a zip
+            raise OSError(f"{path} could not be written; torch says: {error}") from error
 
 
 def load_state(path: Path) -> dict[str, Any]:
@@ -20,6 +24,11 @@ def load_state(path: Path) -> dict[str, Any]:
     fix = "delete it to train this stage from its start, nothing else is lost; or copy it again"
     check_is_here(path, fix=fix)
     try:
+        # torch reads the zip file that it writes without a look at its checksums.
+        with zipfile.ZipFile(path) as parts:
+            damaged = parts.testzip()
+        if damaged is not None:
+            raise zipfile.BadZipFile(f"the checksum of {damaged} differs")
         state = torch.load(path, weights_only=True)
     except OSError:  # a disk that fails is no damaged file
         raise

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from armlet.annotators import Annotator
@@ -66,7 +67,7 @@ def save_heads(heads: ProbeHeads, path: Path) -> None:
     for name, tensor in heads.state_dict().items():
         weights[name] = tensor.detach().cpu().contiguous()  # safetensors writes no views
     with atomic_file(path, apart=True) as part:
-        save_file(weights, part)
+        save_file(weights, part, metadata={DIGEST: digest_weights(weights)})
 
 
 def load_heads(heads: ProbeHeads, path: Path) -> None:
@@ -74,6 +75,14 @@ def load_heads(heads: ProbeHeads, path: Path) -> None:
     ValueError where it ran with other heads."""
     _check_fitted(path)
     weights = read_tensors(path, fix=HEADS_FIX)
+    with safe_open(path, "pt") as file:
+        said = (file.metadata() or {}).get(DIGEST)
+    # Those of before say nothing.
+    if said not in (None, digest_weights(weights)):
+        raise ValueError(
+            f"{path} is damaged: its weights are {digest_weights(weights)}, and were saved as "
+            f"{said}; {HEADS_FIX}"
+        )
     try:
         load_weights(heads, weights, source=path)
     except ValueError as error:

@@ -25,7 +25,14 @@ import torch
 from torch import Tensor, nn
 
 from armlet.data.corpus import Corpus
-from armlet.data.files import appending, hold, read_json, whole_lines, write_atomically
+from armlet.data.files import (
+    appending,
+    hold,
+    make_durable,
+    read_json,
+    whole_lines,
+    write_atomically,
+)
 from armlet.data.frames import BatchMaker, Frames, draw
 from armlet.data.transforms import Moment
 from armlet.layers.ema import SelfTeacher
@@ -57,6 +64,7 @@ TeacherTraces = Callable[[Tensor], Trace]  # keys (b, 2) -> the teacher's trace
 LOCK = "training.lock"
 STATE = "state.pt"
 ABOUT = "stage.json"
+LINES = "metrics.jsonl"
 
 
 class SelfAnswers(nn.Module):
@@ -370,7 +378,7 @@ class Trainer:
                 about,
                 fix=f"delete {self.folder} to train this stage from its start, or copy it again",
             )
-        return {} if (self.folder / "metrics.jsonl").exists() else None
+        return {} if (self.folder / LINES).exists() else None
 
     def _only_longer(self, found: Question) -> bool:
         """Whether the question differs in the number of steps alone, no step depends on it, and
@@ -546,6 +554,8 @@ class Trainer:
             "average": self.average,
             "teacher": teacher,
         }
+        # A state promises the lines of its steps, which are not written again.
+        make_durable(self.folder / LINES)
         save_state(self._state_file, state)
 
     def _resume(self) -> None:
@@ -573,7 +583,7 @@ class Trainer:
     def _log(self) -> Iterator[Callable[[dict[str, Any]], None]]:
         """Lines of metrics.jsonl; those past the resumed step are dropped, so no step stands there
         twice, and so is half a line."""
-        path = self.folder / "metrics.jsonl"
+        path = self.folder / LINES
         kept = ""
         rows = []
         for line in whole_lines(path):
