@@ -211,7 +211,6 @@ def named(policies: tuple[str, ...]) -> dict[str, Path]:
 
 def write(out: Path, said: Section, page: str) -> str:
     """The two files; returns the page, and where they are."""
-    out.mkdir(parents=True, exist_ok=True)
     content = json.dumps(said, indent=1, allow_nan=False)
     write_atomically(out / FILE, content.encode())
     write_atomically((out / FILE).with_suffix(".md"), page.encode())

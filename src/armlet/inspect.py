@@ -25,7 +25,7 @@ from armlet.data import sheet
 from armlet.data.description import Range, Suggestion, suggest
 from armlet.data.door import check_described, robot_of
 from armlet.data.episodes import ACTION, STATE, EpisodeDataset, is_data_set
-from armlet.data.files import write_atomically
+from armlet.data.files import make_folder, write_atomically
 from armlet.data.hub import in_cache, is_name, local_folder
 from armlet.data.layout import INFO, Columns
 from armlet.robot.bounds import FILE as GUARD
@@ -108,7 +108,7 @@ def main(
     if guard:
         written.append(_write_guard(data, where))
     if seen:
-        where.mkdir(parents=True, exist_ok=True)
+        make_folder(where)
         sheet.draw(seen).save(where / SHEET)
         written.append(f"{where / SHEET}: what the cameras see")
     options = _options(data, out)
@@ -335,7 +335,6 @@ def _write_description(path: Path, text: str, known: str) -> str:
             "it is left as it is"
         )
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, f"{MARK}{_digest(text)}\n{text}".encode())
     except OSError as error:
         raise OSError(

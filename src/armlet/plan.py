@@ -130,7 +130,6 @@ def _plan(
         least_ms=planning.least(there, steps, can_step=can_step),
     )
     made = planning.with_commands(made, lambda choice: commands(made, choice, where))
-    out.mkdir(parents=True, exist_ok=True)
     page = plan_page.page(made)
     write_atomically(out / FILE, json.dumps(made.to_json(), indent=1).encode())
     write_atomically(out / "plan.md", page.encode())

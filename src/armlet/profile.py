@@ -60,7 +60,6 @@ def measured(policy: str, where: Where, *, calls: int, threads: int) -> Profile:
 
 def write(found: Profile, out: Path) -> str:
     """The three files; returns the page, and where they are."""
-    out.mkdir(parents=True, exist_ok=True)
     page = profile_page.table(found)
     write_atomically(out / "profile.json", json.dumps(found.to_json(), indent=1).encode())
     write_atomically(out / "profile.md", page.encode())

@@ -6,7 +6,7 @@ to the bit, or refused by name.
     python tests/crash/run.py --write                    all points, and the table in docs/crash.md
 
 Points are kept in build/crash/points.jsonl as they are made, and are not made again; `--anew`
-forgets them. `docs/crash.md` says what the faults are. Ends with 1 where an outcome is a defect.
+makes them again. `docs/crash.md` says what the faults are. Ends with 1 where an outcome is a defect.
 """
 
 import argparse
@@ -41,9 +41,9 @@ def main() -> int:
     why = supported()
     if why:
         sys.exit(f"the crash campaign {why}")
-    if asked.anew:
-        KEPT.unlink(missing_ok=True)
     todo = planned(asked.area or list(AREAS), asked.kind or list(KINDS), asked.points, asked.seed)
+    if asked.anew and KEPT.exists():
+        _keep([point for point in read(KEPT) if point.key not in set(todo)])
     done = {point.key for point in read(KEPT)}
     left = [each for each in todo if each not in done]
     print(f"{len(todo)} points, {len(todo) - len(left)} made before", flush=True)
@@ -73,7 +73,7 @@ def _asked() -> argparse.Namespace:
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=2, help="processes at the same time")
-    parser.add_argument("--anew", action="store_true")
+    parser.add_argument("--anew", action="store_true", help="make these points again")
     parser.add_argument("--write", action="store_true", help="keep the table in docs/")
     return parser.parse_args()
 
@@ -150,6 +150,11 @@ def _make(todo: list[tuple[str, str, int, int]]) -> None:
             mark = " " if point.good else "!"
             took = time.monotonic() - begun
             print(f"{mark} {area}, {kind} {number}: {point.outcome} ({took:.1f} s)", flush=True)
+
+
+def _keep(points: list[Point]) -> None:
+    lines = [json.dumps(asdict(point)) + "\n" for point in points]
+    KEPT.write_text("".join(lines))
 
 
 def read(path: Path) -> list[Point]:

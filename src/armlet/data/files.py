@@ -53,7 +53,8 @@ def hold(lock: Path, doing: str, *, wait: bool = False) -> AcquireReturnProxy:
 
     Where one does, raises BusyError that says what it is `doing` there; with `wait`, waits for it.
     """
-    lock.parent.mkdir(parents=True, exist_ok=True)
+    # Durable, too: whoever writes under it later finds it there, and syncs what it made itself.
+    make_folder(lock.parent)
     # A lock of the system's: it ends with the process, so no leftover file locks anybody out.
     held = FileLock(lock)
     try:

@@ -1,9 +1,9 @@
 """The trace store: what a teacher answered, one row per (episode, step), joined by key and never by
 order.
 
-On disk: `header.json` (identity and columns), `keys.bin` (two int64 and a CRC-32 a row) and
-`rows-NNN.bin`, in which all columns of a row lie side by side, so a random row is one contiguous
-read. Rows are appended first and their keys after, so what a killed or full-disk run left half
+On disk: `header.json` (identity and columns), `keys.bin` (two int64 and a CRC-32 a row, of the key
+and the row; of the row alone in stores of before) and `rows-NNN.bin`, in which all columns of a row
+lie side by side, so a random row is one contiguous read. Rows are appended first and their keys after, so what a killed or full-disk run left half
 written is cut off on the next opening. Knows no policy.
 """
 
@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from armlet.data.files import hold, read_json, write_atomically
+from armlet.data.files import hold, make_durable, read_json, write_atomically
 from armlet.data.mirror import InBlocks
 
 # An entry of keys.bin. Little-endian whatever the machine: stores are copied between machines.
@@ -91,6 +91,8 @@ class _Header:
     identity: dict[str, str]
     columns: Columns
     rows_per_shard: int
+    # Whether a row's checksum is of its key, too: else a damaged key is another row's.
+    keys_checked: bool = False
 
     @classmethod
     def read(cls, root: Path) -> Self:
@@ -109,7 +111,8 @@ class _Header:
             per = value["rows_per_shard"]
             if type(per) is not int or not 1 <= per <= LARGEST:
                 raise TypeError(f"rows_per_shard is {per!r:.40}")
-            return cls(dict(value["identity"]), columns, per)
+            checked = value.get("keys_checked", False)
+            return cls(dict(value["identity"]), columns, per, bool(checked))
         except (KeyError, TypeError, AttributeError) as error:
             raise TraceError(
                 f"{path} does not describe a trace store ({type(error).__name__}: {error}); delete "
@@ -121,6 +124,11 @@ class _Header:
     @property
     def row(self) -> np.dtype:
         return _row_type(self.columns)
+
+    def checksum(self, key: np.ndarray, row: np.ndarray) -> int:
+        """Of a row, a record, and of its `key` (2,) where the store has it so."""
+        begun = zlib.crc32(key.astype("<i8").tobytes()) if self.keys_checked else 0
+        return zlib.crc32(row.tobytes(), begun)
 
 
 def read_identity(root: Path) -> StoreIdentity:
@@ -163,7 +171,7 @@ class TraceWriter:
                     f"{self.root} has columns {header.columns}, this run would write {columns}"
                 )
         else:
-            header = _Header(asdict(identity), columns, rows_per_shard)
+            header = _Header(asdict(identity), columns, rows_per_shard, keys_checked=True)
             write_atomically(self.root / HEADER, json.dumps(asdict(header), indent=1).encode())
         self.header = header
         self._row = header.row
@@ -172,7 +180,9 @@ class TraceWriter:
     def _recover(self) -> set[tuple[int, int]]:
         """Cut off what is not whole: keys without their rows, rows without their keys."""
         path = self.root / KEYS
-        path.touch()
+        if not path.exists():
+            path.touch()
+            make_durable(self.root)
         whole = path.stat().st_size // KEY.itemsize
         per = self.header.rows_per_shard
         size = self._row.itemsize
@@ -252,15 +262,20 @@ class TraceWriter:
         while position < len(rows):
             number, inside = divmod(start + position, per)  # which shard, and how full it is
             count = min(per - inside, len(rows) - position)
-            with _shard(self.root, number).open("ab") as file:
+            shard = _shard(self.root, number)
+            new = not shard.exists()
+            with shard.open("ab") as file:
                 file.write(rows[position : position + count].tobytes())
                 file.flush()
                 os.fsync(file.fileno())
+            if new:  # its name lies in the folder
+                make_durable(self.root)
             position += count
         # Only now that the rows are on the disk: a key promises its row.
         entries = np.zeros(len(keys), KEY)
         entries["episode"], entries["step"] = keys.T
-        entries["crc"] = [zlib.crc32(row.tobytes()) for row in rows]
+        for place, row in enumerate(rows):
+            entries["crc"][place] = self.header.checksum(keys[place], row)
         with (self.root / KEYS).open("ab") as file:
             file.write(entries.tobytes())
             file.flush()
@@ -414,8 +429,9 @@ class TraceStore:
     def _verify(self, shard: np.ndarray, rows: np.ndarray, positions: np.ndarray) -> None:
         fresh = ~self._checked[positions]  # a row is read once an epoch, and checked once
         for row, position in zip(rows[fresh], positions[fresh], strict=True):
-            if zlib.crc32(shard[row].tobytes()) != self._entries["crc"][position]:
-                entry = self._entries[position]
+            entry = self._entries[position]
+            key = np.array([entry["episode"], entry["step"]])
+            if self.header.checksum(key, shard[row]) != entry["crc"]:
                 raise TraceError(
                     f"{self.root}: the row of episode {entry['episode']}, step {entry['step']} is "
                     "damaged (checksum differs); copy the store again, or delete it and run "

@@ -27,7 +27,7 @@ def write_video(
     """(T, h, w, 3) uint8 → H.264; every second frame is a key frame and none is reordered, so any
     span decodes fast."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(str(path), "w") as container:
+    with av.open(str(path), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=fps)
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = pixels

@@ -5,6 +5,7 @@ the episode under way; `finalise` lays the staged episodes out as v3.0, in new f
 that are there. Knows no policy and no benchmark.
 """
 
+import hashlib
 import json
 import shutil
 from dataclasses import asdict
@@ -49,6 +50,7 @@ STAGED = "armlet/staged"
 DECLARED = f"{APPEND}/staged.json"  # what the staged episodes are like; gone once they are laid out
 ABOUT = "about.json"
 COLUMNS = "columns.npz"
+SUMS = "sha256.json"  # of the files beside it
 FIX = "delete this folder to make the episode again"
 
 
@@ -81,6 +83,31 @@ def stage_episode(
             # (`video`).
             write_video(part / f"{name}.mp4", frames, fps=fps, pixels="yuv444p", quality=12)
         (part / ABOUT).write_text(json.dumps(about))
+        sums = {}
+        for path in sorted(part.iterdir()):
+            sums[path.name] = _sum(path)
+        (part / SUMS).write_text(json.dumps(sums))
+
+
+def check_staged(folder: Path) -> None:
+    """Raises EpisodeError naming the file where a staged episode is not as it was written; a killed
+    run's may have lain there for long."""
+    if not (folder / SUMS).exists():  # an older armlet staged it
+        return
+    for name, said in read_json(folder / SUMS, fix=FIX).items():
+        path = folder / name
+        if not path.is_file():
+            raise EpisodeError(f"{path} is missing; delete {folder} to make the episode again")
+        if _sum(path) != said:
+            raise EpisodeError(
+                f"{path} is damaged: it is not what was written; delete {folder} to make the "
+                "episode again"
+            )
+
+
+def _sum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class EpisodeWriter:
@@ -188,6 +215,7 @@ class EpisodeWriter:
             for episode in self.finalised.episodes:
                 found.append(episode.info)
         for path in self.staged():
+            check_staged(path)
             found.append(read_json(path / ABOUT, fix=FIX)["info"])
         return found
 
@@ -229,6 +257,8 @@ class EpisodeWriter:
         else:
             info = info_json(self.features, self.fps, self.robot, episodes=0, frames=0, tasks=0)
         places = self._next_places(info["chunks_size"])
+        for path in staged:
+            check_staged(path)
         rows, table = self._tables(staged, old, places, tasks)
         check_schema(self.root, old.data if old else [], table)
         videos = {}

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from armlet.benchmarks import Benchmark, Task
+from armlet.data.files import atomic_file
 from armlet.data.video import write_video
 from armlet.evaluation.episodes import episode_row
 from armlet.evaluation.rerun_file import Told, Watched
@@ -78,7 +79,8 @@ def make_film(
         standing = frames[-1:].repeat(longest - len(frames), 0)
         padded.append(np.concatenate([frames, standing]))
     video = f"{_file_name(task.name)}-{seed}.mp4"
-    write_video(out / video, np.concatenate(padded, 2), fps=hz)  # axis 2: beside each other
+    with atomic_file(out / video) as part:
+        write_video(part, np.concatenate(padded, 2), fps=hz)  # axis 2: beside each other
     if rerun:
         write_rerun((out / video).with_suffix(".rrd"), video, benchmark.action_spec, told)
     return Film(task.name, seed, video, hz, tuple(seen))

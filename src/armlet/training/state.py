@@ -8,6 +8,7 @@ of processes. What was written the other way before is removed once the new one 
 
 import json
 import shutil
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -43,9 +44,12 @@ class SavedShards(dict[str, Any]):
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
     """A training state: weights, optimiser, step, RNG. Renamed into place, so a kill leaves the
-    previous one."""
+    previous one. Raises FullDiskError, or another OSError, naming the file."""
     with atomic_file(path) as part:
-        torch.save(state, part)
+        try:
+            torch.save(state, part)
+        except RuntimeError as error:  # torch's word for a write that failed: a position in a zip
+            raise OSError(f"{path} could not be written; torch says: {error}") from error
     pointer = path.with_name(POINTER)
     if pointer.exists():
         pointer.unlink()
@@ -56,6 +60,11 @@ def load_state(path: Path) -> dict[str, Any]:
     """What `save_state` wrote. Raises FileNotFoundError or ValueError naming the file."""
     check_is_here(path, fix=FIX)
     try:
+        # torch reads the zip file that it writes without a look at its checksums.
+        with zipfile.ZipFile(path) as parts:
+            damaged = parts.testzip()
+        if damaged is not None:
+            raise zipfile.BadZipFile(f"the checksum of {damaged} differs")
         state = torch.load(path, weights_only=True)
     except OSError:  # a disk that fails is no damaged file
         raise

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from armlet import source
@@ -42,6 +43,7 @@ from armlet.training.trainer import ABOUT
 from armlet.types import Batch, Precision, Trace
 
 ROWS = 128  # of a forward pass
+DIGEST = "digest"  # in the metadata of the heads: of their weights
 STORED = "float16"  # as which the teacher's answers are kept
 KEYS = "(episode, step)"  # beside the columns of a shard, none of which is called so
 HEADS_FIX = (
@@ -73,7 +75,7 @@ def save_heads(heads: ProbeHeads, path: Path) -> None:
     for name, tensor in heads.state_dict().items():
         weights[name] = tensor.detach().cpu().contiguous()  # safetensors writes no views
     with atomic_file(path, apart=True) as part:
-        save_file(weights, part)
+        save_file(weights, part, metadata={DIGEST: digest_weights(weights)})
 
 
 def load_heads(heads: ProbeHeads, path: Path) -> None:
@@ -81,6 +83,14 @@ def load_heads(heads: ProbeHeads, path: Path) -> None:
     ValueError where it ran with other heads."""
     _check_fitted(path)
     weights = read_tensors(path, fix=HEADS_FIX)
+    with safe_open(path, "pt") as file:
+        said = (file.metadata() or {}).get(DIGEST)
+    # Those of before say nothing.
+    if said not in (None, digest_weights(weights)):
+        raise ValueError(
+            f"{path} is damaged: its weights are {digest_weights(weights)}, and were saved as "
+            f"{said}; {HEADS_FIX}"
+        )
     try:
         load_weights(heads, weights, source=path)
     except ValueError as error:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from armlet.data.corpus import Corpus
-from armlet.data.files import appending, read_json, whole_lines, write_atomically
+from armlet.data.files import appending, make_durable, read_json, whole_lines, write_atomically
 from armlet.data.frames import BatchMaker, Frames, draw
 from armlet.data.transforms import Moment
 from armlet.layers import draws
@@ -66,6 +66,7 @@ from armlet.types import LAYERS, Batch, Trace
 TeacherTraces = Callable[[Tensor], Trace]  # keys (b, 2) -> the teacher's trace
 LOCK = "training.lock"
 ABOUT = "stage.json"
+LINES = "metrics.jsonl"
 
 
 def check_teaches(
@@ -281,7 +282,7 @@ class Trainer:
                 about,
                 fix=f"delete {self.folder} to train this stage from its start, or copy it again",
             )
-        return {} if (self.folder / "metrics.jsonl").exists() else None
+        return {} if (self.folder / LINES).exists() else None
 
     def _only_longer(self, found: Question) -> bool:
         """Whether the question differs in the number of steps alone, no step depends on it, and
@@ -524,6 +525,9 @@ class Trainer:
             "average": self.average,
             "teacher": teacher,
         }
+        if self.world.first:
+            # A state promises the lines of its steps, which are not written again.
+            make_durable(self.folder / LINES)
         if self.spread.sharded:
             save_shards(self.folder, state, self.world)
         elif self.world.first:
@@ -600,7 +604,7 @@ class Trainer:
         if not self.world.first:
             yield lambda row: None
             return
-        path = self.folder / "metrics.jsonl"
+        path = self.folder / LINES
         kept = ""
         rows = []
         for line in whole_lines(path):
