@@ -16,7 +16,7 @@ demo: $(READY) ## the whole pipeline on the shipped teacher, 9 to 13 minutes (TE
 	bash runs/demo.sh $(if $(TEACH),--teach)
 
 test: check ## what a change must pass: make check, then the tests, about 12 minutes on two cores
-	$(BIN)/pytest -q -n 2 --dist loadfile --no-loadscope-reorder --jaxtyping-packages=armlet.training.losses,armlet.layers.graph,armlet.layers.router,beartype.beartype
+	$(BIN)/pytest -q -n 2 --dist loadfile --no-loadscope-reorder --cpu-times --jaxtyping-packages=armlet.training.losses,armlet.layers.graph,armlet.layers.router,beartype.beartype
 
 check: $(READY) ## formatter, linter, import directions, types (.pre-commit-config.yaml runs the same)
 	$(BIN)/ruff format --check .

@@ -11,6 +11,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 import torch
+from cputime import CpuTimes
 
 HERE = Path(__file__).parent
 
@@ -63,6 +64,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--lerobot-python", help="a Python that has the real lerobot (make test-lerobot)"
     )
+    parser.addoption(
+        "--cpu-times", action="store_true", help="end with what takes most of the processor's time"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--cpu-times"):
+        config.pluginmanager.register(CpuTimes())
 
 
 # What takes longest comes first, so that no worker is left with it while the other has nothing to do:

@@ -20,7 +20,7 @@ TEACHERS = {
     "tabletop-teacher": HOME / "docs/reproductions/tabletop_fresh/report.json",
     "aed-teacher": HOME / "docs/reproductions/aed/report.json",
 }
-EPISODES = 35
+EPISODES = 21
 
 
 class Deaf:
@@ -54,10 +54,10 @@ def successes(policy: Policy | Deaf, episodes: int) -> dict[str, list[bool]]:
 
 
 def test_it_succeeds_and_a_deaf_one_does_not(teacher: Policy) -> None:
-    """28 of 35: a teacher of 90 % has fewer in 2 % of such lists (binomial), and no policy that
+    """16 of 21: a teacher of 90 % has fewer in 1 % of such lists (binomial), and no policy that
     cannot hear comes near."""
     hearing = successes(teacher, EPISODES)
-    assert sum(map(sum, hearing.values())) >= 28, hearing
+    assert sum(map(sum, hearing.values())) >= 16, hearing
     deaf = successes(Deaf(teacher, "touch the red cube"), EPISODES)
     assert sum(map(sum, deaf.values())) <= EPISODES // 3, deaf
     assert sum(deaf["stack"]) + sum(deaf["place"]) <= 1, (

@@ -572,24 +572,24 @@ def test_sizes_that_cannot_be_are_named() -> None:
 # ------------------------------------------------------------------------------------------------
 
 
-def test_the_small_student_learns_64_moments_by_heart() -> None:
+def test_the_small_student_learns_16_moments_by_heart() -> None:
     """Also where only the words tell what to do: each picture is met with two instructions and two
     answers."""
     torch.manual_seed(0)
     policy = replace(small_student(), chunk=3).build(body(), Tabletop().cameras).train()
-    seen = [observe(TEXTS[index % 2], index // 2, Tabletop().cameras) for index in range(64)]
+    seen = [observe(TEXTS[index % 2], index // 2, Tabletop().cameras) for index in range(16)]
     batch = policy.prepare(seen)
-    actions, valid = torch.rand(64, 3, 4) * 1.6 - 0.8, torch.ones(64, 3, dtype=torch.bool)
+    actions, valid = torch.rand(16, 3, 4) * 1.6 - 0.8, torch.ones(16, 3, dtype=torch.bool)
     batch = replace(batch, actions=actions, actions_valid=valid)
     optimiser = torch.optim.AdamW(policy.parameters(), lr=1e-3)
-    for _ in range(75):
+    for _ in range(45):
         loss = Learner(policy)(batch, ["imitation"])["imitation"].mean()
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
     with torch.no_grad():
         error = (policy(batch) - batch.actions).abs().mean()
-    assert error < 0.2, "an untrained head is 0.4 off, one that reads no words 0.27"
+    assert error < 0.2, "an untrained head is 0.4 off, one that reads no words 0.29"
 
 
 @pytest.mark.slow

@@ -230,7 +230,7 @@ def test_every_head_learns_one_batch(head: str) -> None:
     )
     optimiser = torch.optim.AdamW(policy.parameters(), lr=3e-3)
     torch.manual_seed(0)
-    for _ in range({"flow": 600, "diffusion": 400}.get(head, 150)):
+    for _ in range({"flow": 350, "diffusion": 400}.get(head, 150)):
         loss = Learner(policy)(batch, ["imitation"])["imitation"].mean()
         optimiser.zero_grad()
         loss.backward()
