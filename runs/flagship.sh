@@ -48,6 +48,26 @@ $armlet collect mt50 "${world[@]}" "${base[@]}"
 OMP_NUM_THREADS=2 $armlet teach mt50 "${world[@]}" "${base[@]}"
 OMP_NUM_THREADS=2 $armlet probe mt50 "${world[@]}" "${base[@]}"
 
+teacher=${base:+$out}
+teacher=${teacher:-out/mt50}/teacher
+in_steps() { # folder, steps: the teacher itself in fewer steps, untrained, which is what distilling its steps has to beat
+  students+=("$out/$1")
+  if [[ -e $teacher/config.json && ! -e $out/$1/config.json ]]; then
+    .venv/bin/python - "$teacher" "$out/$1" "$2" <<'MADE'
+import sys
+from pathlib import Path
+
+from armlet.policies.checkpoint import load_policy, save_policy
+from armlet.policies.lighter import LighterHead
+from armlet.policies.students import Whole
+
+teacher, folder, steps = sys.argv[1:]
+policy = LighterHead(Whole(), steps=int(steps)).build(load_policy(Path(teacher)))
+save_policy(policy, Path(folder), provenance={"untrained": f"{teacher} in {steps} steps"})
+MADE
+  fi
+}
+
 for part in ${*:-tuning report late}; do
   students=()
   case $part in
@@ -57,6 +77,8 @@ for part in ${*:-tuning report late}; do
         make_student "$out/tuning/$recipe" "$recipe" "${world[@]}" "${options[@]}"
       done
       all_made
+      in_steps one_step 1
+      in_steps two_steps 2
       $armlet evaluate mt50 --name tuning "${world[@]}" "${acting[@]}" --out "$out/tuning" --policies "${students[@]}" \
         --evaluation.purpose tuning --evaluation.episodes "${TUNING:-500}" --evaluation.margin 0.02
       ;;
