@@ -38,6 +38,7 @@ from armlet.training.trainer import ABOUT
 from armlet.types import Batch, Precision, Trace
 
 ROWS = 128  # of a forward pass
+DIGEST = "digest"  # in the heads' metadata: of their weights
 HEADS_FIX = (
     "delete the folder and the traces beside it and run `armlet probe` again, or copy the file "
     "again"
