@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from armlet.data.files import read_json, write_atomically
-from armlet.policies.checkpoint import CONFIG, policy_fingerprint, read_provenance
+from armlet.policies.checkpoint import CONFIG, policy_fingerprint, read_provenance, settle
 
 Question = dict[str, Any]
 SHOWN = 6  # differences that an error names; the rest are counted
@@ -197,4 +197,5 @@ def is_finished(folder: Path, question: Question, *, fixes: str) -> bool:
             f"{advice}"
         )
     policy_fingerprint(folder)  # raises where weights or words are missing or cut short
+    settle(folder)
     return True

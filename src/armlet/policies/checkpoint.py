@@ -172,6 +172,14 @@ def _write_weights(
     return fingerprint
 
 
+def settle(folder: Path) -> None:
+    """Give the files of a policy their names where a save was killed after its commit: armlet reads
+    them as they are, others would find a file missing."""
+    if any((folder / (name + NEXT)).exists() for name in (WEIGHTS, TOKENIZER)):
+        with hold_and_remove(folder / LOCK, "saving a policy"):
+            _finish(folder)
+
+
 def _finish(folder: Path) -> None:
     """Give the weights and words that the config names their names, and remove those of a save that
     did not get so far."""

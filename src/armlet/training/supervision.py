@@ -43,7 +43,7 @@ from armlet.training.trainer import ABOUT
 from armlet.types import Batch, Precision, Trace
 
 ROWS = 128  # of a forward pass
-DIGEST = "digest"  # in the metadata of the heads: of their weights
+DIGEST = "digest"  # in the heads' metadata: of their weights
 STORED = "float16"  # as which the teacher's answers are kept
 KEYS = "(episode, step)"  # beside the columns of a shard, none of which is called so
 HEADS_FIX = (
