@@ -27,7 +27,7 @@ calibrate=${CALIBRATE:-500}
 audit=${AUDIT:-100}
 workers=${WORKERS:-2}
 shared=(--episodes "$out/episodes" --shared "$out" --teacher "${TEACHER:-$out/teacher}")
-network=() teach=() probe=() collect=()
+network=() teach=() probe=() collect=() world=() lighter=()
 if [[ -n ${SMOKE:-} ]]; then
   # As deep as the real one, since budgets are shares of its layers.
   out=${OUT:-out/smoke_$base}
@@ -36,7 +36,10 @@ if [[ -n ${SMOKE:-} ]]; then
   collect=(--collection.episodes 20 --collection.workers 1)
   teach=(--teach.steps 20 --teach.batch-size 16 --teach.no-compile)
   probe=(--probe.stage.steps 5 --probe.stage.batch-size 16)
-  budgets=${BUDGETS:-25} episodes=${EPISODES:-10} calibrate=${CALIBRATE:-10} audit=${AUDIT:-10}
+  budgets=${BUDGETS:-25} episodes=${EPISODES:-4} calibrate=${CALIBRATE:-2} audit=${AUDIT:-1}
+  # Nobody succeeds after so few steps of training: episodes that soon end, and few timings.
+  world=(--benchmark.step-limit 12)
+  lighter=(--evaluation.latency-calls 8 --evaluation.videos 0)
 fi
 
 part() { # name: whether it is asked for; says when it began
@@ -46,7 +49,11 @@ part() { # name: whether it is asked for; says when it began
 
 two_cores() { OMP_NUM_THREADS=${THREADS:-2} $armlet "$@"; }
 
-student() { # folder, recipe
+student() { # folder, recipe; one that is there already counts in every part
+  if [[ " $parts " != *" students "* ]]; then
+    if [[ -e $1/student/config.json ]]; then students+=("$1/student"); fi
+    return
+  fi
   local options=() stages=1 stage
   if [[ -n ${SMOKE:-} ]]; then
     case $2 in
@@ -113,25 +120,27 @@ begin=$SECONDS
 for seed in $seeds; do
   for recipe in $at_budgets; do
     for budget in $budgets; do
-      if part students >/dev/null; then student "$out/students/$recipe-$budget-$seed" "${recipe}_${base}_$budget"; fi
+      student "$out/students/$recipe-$budget-$seed" "${recipe}_${base}_$budget"
     done
   done
   for recipe in $whole ${of_systems[@]+"${of_systems[@]}"}; do
-    if part students >/dev/null; then student "$out/students/$recipe-$seed" "${recipe}_$base"; fi
+    student "$out/students/$recipe-$seed" "${recipe}_$base"
   done
 done
 all_made
 if part students >/dev/null; then echo "students took $(((SECONDS - begin) / 60)) min"; fi
 
 if part calibrate; then # the teacher's longest `execute`, on episodes of its own
-  $armlet calibrate "$base" "${shared[@]}" --out "$out/table" --calibration.episodes "$calibrate" --calibration.workers "$workers"
+  $armlet calibrate "$base" "${shared[@]}" --out "$out/table" --calibration.episodes "$calibrate" --calibration.workers "$workers" \
+    "${world[@]}"
 fi
 if part evaluate; then
   split=()
   if [[ $base == libero* ]]; then split=(--evaluation.splits official); fi # at most 500 episodes: they have 50 states a task
   $armlet evaluate "$base" --name "$base" "${shared[@]}" --out "$out/table" --policies "${students[@]}" \
     --evaluation.purpose report --evaluation.look "${LOOK:-1}" --evaluation.episodes "$episodes" --evaluation.workers "$workers" \
-    --evaluation.runtimes eager onnx --evaluation.teacher-runtimes onnx_int8 "${split[@]}"
+    --evaluation.runtimes eager onnx --evaluation.teacher-runtimes onnx_int8 "${split[@]}" \
+    "${world[@]}" "${lighter[@]}"
   $armlet report "$out/table/evaluation" --out "$out/table/report.html"
 fi
 if part audit; then
