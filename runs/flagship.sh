@@ -19,7 +19,7 @@ routing=() single=()           # of the router's two stages; of students without
 if [[ -n ${SMOKE:-} ]]; then
   out=${OUT:-out/flagship_smoke}
   world=(--episodes "$out/episodes" --teacher "$out/teacher" --shared "$out/shared"
-    --network.depth 6 --benchmark.task-names reach-v3 button-press-topdown-v3 push-v3 --collection.episodes 9 --collection.workers 1 --held-out 0.3
+    --network.depth 6 --benchmark.task-names reach-v3 button-press-topdown-v3 push-v3 --benchmark.step-limit 60 --collection.episodes 9 --collection.workers 1 --held-out 0.3
     --teach.steps 8 --teach.batch-size 8 --teach.no-compile --probe.stage.steps 4 --probe.stage.batch-size 8
     --calibration.episodes 3 --calibration.execute 6 --calibration.workers 1 --calibration.margin 0.9
     --evaluation.workers 1 --evaluation.latency-calls 8)
