@@ -6,6 +6,8 @@ from itertools import pairwise
 
 import numpy as np
 
+from armlet.robot.description import Described
+
 
 @dataclass
 class Recording:
@@ -22,6 +24,7 @@ class Recording:
     tasks: tuple[str, ...] = ("pick it up",)
     root: str = "folder"
     name_remarks: tuple[str, ...] = ()
+    described: Described = field(default_factory=Described)
 
     def __len__(self) -> int:
         return len(self.action)
