@@ -8,7 +8,7 @@ READY := .venv/.ready
 
 help: ## this list
 	@echo "make TARGET, of:"
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "  %-16s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "  %-16s %s\n", $$1, $$2 }'
 
 setup: $(READY) ## an environment in .venv, with versions from requirements.lock
 

@@ -8,7 +8,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -17,10 +18,16 @@ from test_together import dots_policy, files_of, said
 
 from armlet.data.objects import Objects, open_objects
 from armlet.policies.checkpoint import save_policy
+from armlet.rollout.together import SharedWork, Together, sharded
 
 TESTS = Path(__file__).parent
 EPISODES = 40
-PATIENCE = 400  # seconds, of a machine that does other things
+# Ray's own patience, with processes of its own that start slowly.
+RAY_ON_A_BUSY_MACHINE = {
+    "RAY_agent_register_timeout_ms": "900000",
+    "RAY_worker_register_timeout_seconds": "900",
+}
+PATIENCE = 900  # seconds, of a machine that does other things
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +40,7 @@ def policies(tmp_path_factory) -> list[Path]:
 
 def start(verb: str, *options: str) -> subprocess.Popen:
     environment = dict(os.environ)
+    environment |= RAY_ON_A_BUSY_MACHINE
     environment["PYTHONPATH"] = f"{TESTS}:{environment.get('PYTHONPATH', '')}"
     command = [sys.executable, "-m", "armlet", verb, "outside:reaching", *options, "--debug"]
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
@@ -60,7 +68,7 @@ def collecting(out: Path, *more: str) -> list[str]:
     ]  # fmt: skip
 
 
-def kill_one_at_work(place: str, name: str, pids: Callable[[], set[int]]) -> str:
+def kill_one_at_work(place: str, name: str, running: list[subprocess.Popen]) -> str:
     """Kill one of these processes, or of their children, while it makes a shard of the work of this
     name; returns the worker's name."""
     end = time.monotonic() + PATIENCE
@@ -73,9 +81,12 @@ def kill_one_at_work(place: str, name: str, pids: Callable[[], set[int]]) -> str
                 if claim.partition(".")[0] in results or not worker:
                     continue
                 pid = int(worker.rsplit("-", 2)[1])
-                if pid in pids():
+                if pid in descendants(*(process.pid for process in running)):
                     os.kill(pid, signal.SIGKILL)
                     return worker
+        for process in running:
+            if process.poll():
+                ended(process)  # says why
         time.sleep(0.005)
     raise AssertionError(f"nobody worked at {name} in {place}")
 
@@ -122,7 +133,7 @@ def check_evaluation(policies: list[Path], folder: Path, place: str, *, ray: boo
     engine = ("--shards.on", "ray" if ray else "processes", *how)
     outs = [folder / "one"] if ray else [folder / "one", folder / "other"]
     running = [start("evaluate", *evaluating(policies, out, *engine)) for out in outs]
-    kill_one_at_work(place, "episodes", lambda: descendants(*(each.pid for each in running)))
+    kill_one_at_work(place, "episodes", running)
     for process in running:
         ended(process)
     for out in outs:
@@ -147,7 +158,7 @@ def check_collection(folder: Path, place: str, *, ray: bool = False) -> None:
     engine = ("--shards.on", "ray" if ray else "processes", *how)
     count = 1 if ray else 2
     running = [start("collect", *collecting(folder / "shared", *engine)) for _ in range(count)]
-    kill_one_at_work(place, "attempts", lambda: descendants(*(each.pid for each in running)))
+    kill_one_at_work(place, "attempts", running)
     for process in running:
         ended(process)
     found = files_of(folder / "shared")
@@ -155,36 +166,65 @@ def check_collection(folder: Path, place: str, *, ray: bool = False) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(3600)
 def test_plain_processes_evaluate_as_one_does(policies, tmp_path) -> None:
     check_evaluation(policies, tmp_path, str(tmp_path / "meeting"))
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(3600)
 def test_plain_processes_collect_as_one_does(tmp_path) -> None:
     check_collection(tmp_path, str(tmp_path / "meeting"))
 
 
 @pytest.mark.s3
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(3600)
 def test_processes_that_meet_on_s3_evaluate_as_one_does(policies, tmp_path, bucket) -> None:  # noqa: F811
     check_evaluation(policies, tmp_path, bucket)
 
 
 @pytest.mark.s3
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(3600)
 def test_processes_that_meet_on_s3_collect_as_one_does(tmp_path, bucket) -> None:  # noqa: F811
     check_collection(tmp_path, bucket)
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(3600)
 def test_tasks_of_ray_evaluate_as_one_process_does(policies, tmp_path) -> None:
     check_evaluation(policies, tmp_path, str(tmp_path / "meeting"), ray=True)
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(3600)
 def test_tasks_of_ray_collect_as_one_process_does(tmp_path) -> None:
     check_collection(tmp_path, str(tmp_path / "meeting"), ray=True)
+
+
+@dataclass(frozen=True)
+class DiesOnce:
+    """Work whose process dies in the middle of one shard, the first time that it is made."""
+
+    died: Path
+
+    def __call__(self, jobs: Sequence[int]) -> bytes:
+        if 5 in jobs and not self.died.exists():
+            self.died.write_text(str(os.getpid()))
+            os.kill(os.getpid(), signal.SIGKILL)
+        return json.dumps([job**2 for job in jobs]).encode()
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(3600)
+def test_tasks_of_ray_share_work_and_one_that_dies_is_replaced(tmp_path, monkeypatch) -> None:
+    for name, value in RAY_ON_A_BUSY_MACHINE.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("PYTHONPATH", f"{TESTS}:{os.environ.get('PYTHONPATH', '')}")
+    together = Together(str(tmp_path / "meeting"), 2, 3.0, "ray")
+    work = SharedWork(together, "squares", {"of": "numbers"}, sharded(range(12), 2))
+    work.run(DiesOnce(tmp_path / "died"), workers=2, title="squares")
+    made = []
+    for content in work.results():
+        made += json.loads(content)
+    assert made == [job**2 for job in range(12)]
+    assert (tmp_path / "died").exists() and taken_over(work.objects)

@@ -244,7 +244,7 @@ class SharedWork(Generic[Job]):
             ) from error
         # A cluster that this process is a job of, or a small one on this machine.
         if not ray.is_initialized():
-            ray.init(log_to_driver=False)
+            ray.init(log_to_driver=False, include_dashboard=False)
         task: Any = ray.remote(num_cpus=THREADS, max_retries=RETRIES)(_on_a_node)
         asked = [task.remote(loop, number) for number in range(workers)]
         for finished in self._until_finished(title):
