@@ -452,4 +452,4 @@ def test_a_file_is_in_memory_once(tmp_path) -> None:
     assert tracemalloc.get_traced_memory()[1] < MEGABYTE
     tracemalloc.stop()
     assert sum(header.nbytes for header in found.values()) == 64 * MEGABYTE
-    assert files.LONGEST < 64 * MEGABYTE
+    assert files.HEADER < 64 * MEGABYTE

@@ -68,6 +68,8 @@ def unpacked(content: bytes, most: int = UNPACKED) -> bytes:
         raise ValueError(f"more than {most} bytes are packed into {len(content)}")
     if not unpacker.eof:
         raise ValueError("cut short")
+    if unpacker.unused_data:
+        raise ValueError(f"{len(unpacker.unused_data)} bytes stand behind its end")
     return found
 
 
