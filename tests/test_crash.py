@@ -186,6 +186,7 @@ TEN = [
 
 @pytest.fixture(scope="module")
 def campaign(tmp_path_factory) -> Campaign:
+    make_policy(depth=1)  # imports here what every attempt would import
     return Campaign(tmp_path_factory.mktemp("crash"), SMALL, {"policy": _policy})
 
 
