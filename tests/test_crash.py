@@ -4,7 +4,10 @@ All of them: `make test-crash`."""
 import errno
 import os
 import random
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -183,6 +186,7 @@ TEN = [
 
 @pytest.fixture(scope="module")
 def campaign(tmp_path_factory) -> Campaign:
+    make_policy(depth=1)  # imports here what every attempt would import
     return Campaign(tmp_path_factory.mktemp("crash"), SMALL, {"policy": _policy})
 
 
@@ -234,3 +238,24 @@ def test_the_table_counts_what_is_no_defect_apart() -> None:
     ]
     assert "| kill | 2 | 1 | 0 | 0 | 0 | 1 | 0 | 0 |" in run.table(points)
     assert "| distil | 2 | 1 | 0 | 1 |" in run.by_area(points)
+
+
+@pytest.mark.crash
+def test_a_campaign_that_is_killed_goes_on(tmp_path) -> None:
+    command = [sys.executable, str(Path(run.__file__)), "--area", "annotate", "--seed", "99"]
+    command += ["--kind", "kill", "--points", "4", "--jobs", "1"]
+    before = {point.key for point in run.read(run.KEPT)}
+
+    def made() -> set:
+        return {point.key for point in run.read(run.KEPT) if point.seed == 99} - before
+
+    first = subprocess.Popen([*command, "--anew"], start_new_session=True)
+    before = {key for key in before if key[3] != 99}
+    while not made() and first.poll() is None:
+        time.sleep(0.05)
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
+    assert 1 <= len(made()) < 4
+    said = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert said.returncode == 0, said.stdout + said.stderr
+    assert len(made()) == 4 and "0 made before" not in said.stdout

@@ -34,6 +34,7 @@ from armlet import (
 )
 from armlet.annotators.motion_rules import MotionRules
 from armlet.data.episodes import EpisodeDataset
+from armlet.data.files import read_json
 from armlet.data.traces import TraceStore
 from armlet.deploy.exporting import How
 from armlet.lineage import digest_weights
@@ -226,7 +227,7 @@ def _read_audit(root: Path) -> Items:
 
 
 def _read_calibration(root: Path) -> Items:
-    said = json.loads((root / "calibration.json").read_text())
+    said = read_json(root / "calibration.json", fix="run `armlet calibrate` again")
     return _items({"calibration": json.dumps(said["policies"], sort_keys=True).encode()})
 
 

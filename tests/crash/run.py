@@ -33,7 +33,7 @@ REPOSITORY = HERE.parent.parent
 KEPT = REPOSITORY / "build/crash/points.jsonl"
 TABLE = REPOSITORY / "docs/machinery/crash.json"
 PAGE = REPOSITORY / "docs/crash.md"
-BEGIN, END = "<!-- crash -->", "<!-- /crash -->"
+BEGIN, END = "## What came out\n", "## What counts\n"
 
 
 def main() -> int:
@@ -47,8 +47,8 @@ def main() -> int:
     done = {point.key for point in read(KEPT)}
     left = [each for each in todo if each not in done]
     print(f"{len(todo)} points, {len(todo) - len(left)} made before", flush=True)
-    crash.warm()
-    if left:
+    if left and not asked.made:
+        crash.warm()
         _in_processes(left, asked.jobs)
     made = [point for point in read(KEPT) if point.key in set(todo)]
     for point in made:
@@ -57,7 +57,7 @@ def main() -> int:
             print(f"    {point.said}")
     print(table(made))
     if asked.write:
-        write(made, asked.seed)
+        write(made, asked.seed, planned=len(todo))
     lacking = len(todo) - len(made)
     if lacking:
         print(f"{lacking} points were not made")
@@ -74,6 +74,7 @@ def _asked() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=2, help="processes at the same time")
     parser.add_argument("--anew", action="store_true", help="make these points again")
+    parser.add_argument("--made", action="store_true", help="make none: look at those there are")
     parser.add_argument("--write", action="store_true", help="keep the table in docs/")
     return parser.parse_args()
 
@@ -198,7 +199,7 @@ def by_area(points: list[Point]) -> str:
     return "\n".join(lines)
 
 
-def write(points: list[Point], seed: int) -> None:
+def write(points: list[Point], seed: int, *, planned: int) -> None:
     """The table in docs/: every point in JSON, the counts on the page."""
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"],
@@ -216,6 +217,7 @@ def write(points: list[Point], seed: int) -> None:
         "command": f"make test-crash (seed {seed})",
         "commit": commit,
         "points": len(points),
+        "planned": planned,
         "counts": counts,
         "defects": defects,
     }
@@ -223,7 +225,10 @@ def write(points: list[Point], seed: int) -> None:
     page = PAGE.read_text()
     head, rest = page.split(BEGIN)
     tail = rest.split(END)[1]
-    PAGE.write_text(f"{head}{BEGIN}\n{table(points)}\n\n{by_area(points)}\n{END}{tail}")
+    how_many = f"{len(points)} of {planned} points ([crash.json](machinery/crash.json)):"
+    how_many += "<!-- source: tests/crash/run.py -->"
+    said_here = f"{how_many}\n\n{table(points)}\n\n{by_area(points)}"
+    PAGE.write_text(f"{head}{BEGIN}\n{said_here}\n\n{END}{tail}")
 
 
 if __name__ == "__main__":
