@@ -28,7 +28,7 @@ RIM = 0.014  # the same, for the wall of a bowl between the fingers
 NOTHING = 0.003  # metres between fingers that hold nothing
 LEAN = np.radians(75)  # of the hand that seizes a drawer's bar: there is no room above it
 UPRIGHT = np.cos(np.radians(35))  # a hand that leans less has let a bar go
-ABOVE = 0.08  # over a drawer's bar, where a hand that has let it go turns upright
+ABOVE = 0.12  # over a drawer's bar, where a hand that has let it go turns upright
 STANDOFF = 0.10  # before a bar, where the hand turns
 BEYOND = 0.008  # behind the middle of a bar, to where the fingertips reach
 HOVER = 0.09  # above a grasp the hand turns and opens
@@ -192,7 +192,7 @@ def let_go(facts: Facts, handle: Handle) -> Move | None:
         return Move(facts.hand - STEP * forwards, yaw, OPEN, "placing", lean)
     if offset[2] < ABOVE:
         return Move(facts.hand + [0, 0, STEP], yaw, OPEN, "approaching", lean)
-    return Move(facts.hand + [0, 0, 0.02], yaw, OPEN, "approaching")
+    return Move(facts.hand, yaw, OPEN, "approaching")
 
 
 def _before(handle: Handle) -> tuple[float, np.ndarray]:
