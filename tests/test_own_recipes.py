@@ -71,7 +71,7 @@ def test_it_names_no_world_no_fact_and_no_camera(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["actdistill", "aed", "vla_ad", "vita_vla", "bc", "dial",
-                                  "faithful", "published_budget", "flagship"])  # fmt: skip
+                                  "faithful", "published_budget"])  # fmt: skip
 def test_it_goes_from_episodes_to_a_student(name: str, episodes: Recipe, tmp_path) -> None:
     recipe = shrunk(recipes.make(name), episodes, tmp_path)
     teacher = load_policy(teach.main(recipe))
