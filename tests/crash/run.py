@@ -226,7 +226,7 @@ def write(points: list[Point], seed: int, *, planned: int) -> None:
     head, rest = page.split(BEGIN)
     tail = rest.split(END)[1]
     how_many = f"{len(points)} of {planned} points ([crash.json](machinery/crash.json)):"
-    how_many += "<!-- source: tests/crash/run.py -->"
+    how_many += "<!-- source: ../tests/crash/run.py -->"
     said_here = f"{how_many}\n\n{table(points)}\n\n{by_area(points)}"
     PAGE.write_text(f"{head}{BEGIN}\n{said_here}\n\n{END}{tail}")
 
