@@ -70,7 +70,7 @@ def copied(tmp_path) -> Path:
         ROOT / "docs", tmp_path / "docs", ignore=shutil.ignore_patterns("*.png", "__pycache__")
     )
     shutil.copy(ROOT / "README.md", tmp_path)
-    for name in ("dev", "src", "tests"):
+    for name in ("bench", "dev", "src", "tests"):
         (tmp_path / name).symlink_to(ROOT / name)
     return tmp_path
 
