@@ -4,6 +4,7 @@ commit that says why."""
 import ast
 import re
 import subprocess
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -149,6 +150,12 @@ def test_the_exceptions_are_used() -> None:
     for where in ALLOWED:
         assert not dangers((SOURCE / where).read_text(), where)
         assert dangers("import pickle\npickle.load(file)", where)
+
+
+def test_no_two_files_of_tests_have_one_name() -> None:
+    """Folders of tests are no packages: pytest collects the first of two, and stops at the second."""
+    found = Counter(path.name for path in (REPOSITORY / "tests").rglob("test_*.py"))
+    assert [name for name, count in found.items() if count > 1] == []
 
 
 def test_the_repository_names_no_machine() -> None:
