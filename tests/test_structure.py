@@ -62,6 +62,7 @@ BY_NAME = {
     "robot/runtimes.py": "one of two libraries",
     "deploy/onnx.py": "one of two libraries",
     "benchmarks/__init__.py": "a module of its folder",
+    "data/object_storage.py": "a library of `EXTRAS`, by the protocol of an address",
 }
 # What of these modules may be named, and where.
 ALLOWED = {
