@@ -1,9 +1,11 @@
 """What makes a large student fit: low-rank additions, weights in half precision, layers computed
 twice. Each against the plain thing."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from strangers import Expert, Writer
@@ -18,7 +20,8 @@ from armlet.policies.checkpoint import load_policy, save_policy
 from armlet.policies.contract import Backbone
 from armlet.policies.routed import Routing
 from armlet.recipe import LoRA, OwnAverage, Stage, settings
-from armlet.recipes.bases import Imitate
+from armlet.recipes.actdistill import Budgeted
+from armlet.recipes.bases import Imitate, MatchOutput
 from armlet.training.learner import Learner
 from armlet.training.lora import add_lora, merge_lora
 from armlet.training.masters import Masters
@@ -227,6 +230,38 @@ def test_half_precision_learns_what_single_precision_does(tmp_path) -> None:
     assert float(likeness) > 0.9
     with pytest.raises(ValueError, match="weights_precision is bf16 and precision fp32"):
         replace(STAGE, weights_precision="bf16", precision="fp32")
+
+
+@pytest.mark.parametrize("chooser", ["learned", "published", "random"])
+def test_a_router_stays_in_single_precision_and_its_student_trains(tmp_path, chooser: str) -> None:
+    """By the loss of single precision's products within the rounding of half precision; and what was
+    trained so is deployed as it trains."""
+    own = {"use_state": False, "use_previous_action": False} if chooser == "published" else {}
+    objective = Budgeted(MatchOutput(action=0.0, condition=0.0))
+    logs = {}
+    for precision in ("fp32", "bf16"):
+        stage = replace(STAGE, objective=objective, precision=precision)
+        if precision == "bf16":
+            stage = replace(stage, weights_precision="bf16")
+        torch.manual_seed(0)
+        policy = Routing(chooser=chooser, initial_keep=0.6, **own).build(make_policy())
+        before = weights(policy)
+        learner, _ = train(tmp_path / precision, stage, policy)
+        lines = (tmp_path / precision / "metrics.jsonl").read_text().splitlines()
+        logs[precision] = [json.loads(line)["loss"] for line in lines]
+    assert logs["bf16"] == pytest.approx(logs["fp32"], rel=2e-2)
+    assert logs["bf16"] != logs["fp32"]
+    assert {each.dtype for each in learner.parameters()} == {torch.float32}
+    state = torch.load(tmp_path / "bf16" / "state.pt", weights_only=True)
+    halved = {name for name, each in state["learner"].items() if each.dtype == torch.bfloat16}
+    assert "policy.inner.layers.0.mlp.up_proj.weight" in halved
+    assert not any("router" in name for name in halved)
+    assert any("router" in name for name in moved(before, policy)) == (chooser != "random")
+    batch = make_batches(policy, make_frames()).batch(np.arange(1))
+    with torch.enable_grad():
+        masked = policy(batch)
+    with torch.no_grad():
+        assert torch.equal(policy(batch), masked)
 
 
 # --- layers computed twice

@@ -123,9 +123,7 @@ def _distil(recipe: Recipe, log: RunLog) -> Path:
     student = _student(chosen, recipe.seed, shown, teacher, episodes, train, device)
     recipe = _for_student(recipe, teacher, student, episodes, train)
     _check_chunk(student, facts.chunk)
-    learner = _learner(recipe, student, data).to(device)
-    if "imitation.velocity" in recipe.wants:
-        learner.compare_velocities_with(teacher)
+    learner = _learner(recipe, student, data, teacher, device)
     corpus = Corpus([episodes], lambda frames: make_batches(student, frames), needs=recipe.needs)
     measured_on = _sample(corpus, calibrate, recipe.seed)
 
@@ -315,8 +313,11 @@ def _sample(
     return batches.batch(rows[np.sort(chosen)])
 
 
-def _learner(recipe: Recipe, student: Backbone, data: EpisodeDataset) -> Learner:
-    """The student with the heads its objectives read; the probe's start as the teacher's."""
+def _learner(
+    recipe: Recipe, student: Backbone, data: EpisodeDataset, teacher: Backbone, device: str
+) -> Learner:
+    """The student with what its objectives read: heads, of which the probe's start as the
+    teacher's, and the teacher's velocities."""
     heads = None
     if recipe.wants & LAYERS:
         assert recipe.probe is not None  # building the recipe has checked it
@@ -327,7 +328,10 @@ def _learner(recipe: Recipe, student: Backbone, data: EpisodeDataset) -> Learner
     for name, size in data.privileged.items():
         if {f"privileged.{name}", f"pointed.{name}"} & recipe.wants:
             facts[name] = size
-    return Learner(student, probe=heads, privileged=facts)
+    learner = Learner(student, probe=heads, privileged=facts).to(device)
+    if "imitation.velocity" in recipe.wants:
+        learner.compare_velocities_with(teacher)
+    return learner
 
 
 def _answers(

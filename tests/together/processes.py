@@ -93,12 +93,10 @@ def answers(keys: Tensor) -> dict[str, Tensor]:
     }
 
 
-def train(folder: Path, stage: Stage = STAGE, *, routed: bool = True, **changed):
+def train(folder: Path, stage: Stage = STAGE, **changed):
     """One stage trained: the gradients of each step by name, and the weights that it leaves."""
     torch.manual_seed(3)
-    policy = make_policy()
-    if routed:
-        policy = Routing(initial_keep=0.6).build(policy)
+    policy = Routing(initial_keep=0.6).build(make_policy())
     heads = ProbeHeads(4, policy.width, chunk=3, dims=4, semantic_width=8)
     learner = Learner(policy, probe=heads)
     trainer = Trainer(

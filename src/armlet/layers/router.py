@@ -43,6 +43,8 @@ class Router(nn.Module):
     whatever is decided, negative indices counting from the end; their logit is `FORCED`.
     """
 
+    stays_single = True  # a route must not hang on rounding: its weights are never halved to train
+
     def __init__(
         self,
         width: int,
@@ -120,6 +122,8 @@ class PublishedRouter(nn.Module):
     the public code starts at about 0.5. Its dropout (0.1 of what is pooled) is not done: it would
     draw the routes of a router that stands still while the layers learn them.
     """
+
+    stays_single = True  # as above
 
     def __init__(
         self,

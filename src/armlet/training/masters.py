@@ -17,10 +17,10 @@ class Masters:
     """The weights that train, `trained`, by name, as optimisers are to see them: `weights`. A weight
     in single precision is its own master.
 
-    `halve`: those of linear layers, trained or not, are brought to bfloat16 until `restore`. What
-    does not train is kept as it was, where rounding would change it; on the CPU, whose memory is
-    the larger one. `at_once`: a gradient goes to its master as soon as autograd has it; else when
-    `take` is called, where somebody adds to it until then.
+    `halve`: those of linear layers, trained or not, are brought to bfloat16 until `restore`, but for
+    modules that say `stays_single`. What does not train is kept as it was, where rounding would
+    change it; on the CPU, whose memory is the larger one. `at_once`: a gradient goes to its master as
+    soon as autograd has it; else when `take` is called, where somebody adds to it until then.
     """
 
     def __init__(
@@ -114,16 +114,21 @@ class Masters:
 
 @torch.no_grad()
 def halve(network: nn.Module) -> None:
-    """Brings the matrices of linear layers in single precision to bfloat16, for good."""
+    """Brings the matrices of linear layers in single precision to bfloat16, for good; those of modules
+    that say `stays_single` are left."""
     for matrix in _linear_weights(network).values():
         if matrix.dtype == torch.float32:
             matrix.data = matrix.bfloat16()
 
 
 def _linear_weights(network: nn.Module) -> dict[str, Tensor]:
-    """The matrices of linear layers by name, but for low-rank ones, which weigh nothing."""
+    """The matrices of linear layers by name, but for low-rank ones, which weigh nothing, and those of
+    modules that say `stays_single`: they compute in single precision, outside of autocast."""
     found: dict[str, Tensor] = {}
+    single: tuple[str, ...] = ()  # how the names of their parts begin
     for name, part in network.named_modules():
-        if isinstance(part, nn.Linear) and "lora_" not in name:
+        if getattr(part, "stays_single", False):
+            single += (f"{name}." if name else "",)
+        if isinstance(part, nn.Linear) and "lora_" not in name and not name.startswith(single):
             found[f"{name}.weight" if name else "weight"] = part.weight
     return found

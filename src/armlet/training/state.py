@@ -2,10 +2,11 @@
 
 One process writes one file, `state.pt`. A network in shards is written by all processes at once, each
 its own part (torch's distributed checkpoint), into a folder of that step; `state.json`, written
-after it, says which folder counts, so that half a folder is never read. Either is read by any number
-of processes. What was written the other way before is removed once the new one counts.
+after it, says which folder counts, so that half a folder is never read, and the digest of its list
+of what lies where. Either is read by any number of processes, and nothing of it is unpickled. What was written the other way before is removed once the new one counts.
 """
 
+import hashlib
 import json
 import shutil
 import zipfile
@@ -110,9 +111,12 @@ def save_shards(folder: Path, state: dict[str, Any], world: World) -> None:
     world.wait()
     import torch.distributed.checkpoint as dcp  # slow to import, and seldom needed
 
+    from armlet.training.shard_files import LAYOUT, ShardWriter
+
     with naming_a_full_disk(target):
-        dcp.save(dict(_flat(state)), checkpoint_id=target)  # its files are durable when it returns
+        dcp.save(dict(_flat(state)), storage_writer=ShardWriter(target))  # durable when it returns
     if world.first:
+        said["layout"] = _digest(target / LAYOUT)
         make_durable(target)
         make_durable(folder)
         pointer = json.dumps({**said, "folder": target.name})
@@ -152,26 +156,38 @@ def load_shards(
     from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
+    from armlet.training.shard_files import LAYOUT, ShardReader, read_layout
+
     try:
-        stored = dcp.FileSystemReader(saved.folder).read_metadata().state_dict_metadata
+        if _digest(saved.folder / LAYOUT) != saved.get("layout"):
+            raise ValueError(f"{LAYOUT} is not what {POINTER} was written for, it was damaged")
+        layout = read_layout(saved.folder, fix=FIX)
         wanted = {}
-        for name, about in stored.items():
+        for name, about in layout.state_dict_metadata.items():
             assert isinstance(about, TensorStorageMetadata)  # `_flat` gave tensors alone
             like = _belongs(name, network, parameters, numbered)
             dtype = about.properties.dtype
+            if about.size not in (like.shape, torch.Size([])):  # a counter of steps has no sides
+                raise ValueError(
+                    f"{name} is {tuple(about.size)} there, expected {tuple(like.shape)}"
+                )
             if is_shard(like) and like.shape == about.size:
                 wanted[name] = torch.zeros_like(like, dtype=dtype)
             else:
                 wanted[name] = torch.zeros(about.size, dtype=dtype)
         alone = not torch.distributed.is_initialized()
-        dcp.load(wanted, checkpoint_id=saved.folder, no_dist=alone)
-    except (CheckpointException, OSError, RuntimeError, ValueError, KeyError, EOFError) as error:
+        dcp.load(wanted, storage_reader=ShardReader(saved.folder, layout), no_dist=alone)
+    except (CheckpointException, OSError, RuntimeError, LookupError, ValueError, EOFError) as error:
         first = str(error).strip().split("\n")[0]
         raise ValueError(
             f"{saved.folder} is not a whole training state in shards "
             f"({type(error).__name__}: {first:.300}); {FIX}, with {POINTER} beside it"
         ) from error
     return {**saved, **_nested(wanted, len(numbered))}
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _belongs(

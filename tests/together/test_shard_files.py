@@ -1,0 +1,170 @@
+"""A state in shards says what lies where in JSON: it is read as it was written, and nothing of it is
+run, whoever wrote it."""
+
+import json
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
+
+from armlet.training.distributed import World
+from armlet.training.shard_files import LAYOUT, read_layout
+from armlet.training.state import POINTER, _digest, found_state, load_shards, save_shards
+
+pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+WEIGHTS = {"a": torch.arange(12.0).view(3, 4), "b": torch.randn(5).bfloat16()}
+KEPT = {"step": torch.tensor(7.0), "exp_avg": torch.full((3, 4), 0.5)}
+STATE = {
+    "question": {"seed": 1},
+    "step": 3,
+    "learner": WEIGHTS,
+    "masters": {"b": WEIGHTS["b"].float()},
+    "average": {"a": WEIGHTS["a"] * 2},
+    "optimisers": [{"state": {0: KEPT}}],
+}
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    save_shards(tmp_path, STATE, World())
+    return tmp_path
+
+
+def loaded(folder: Path) -> dict:
+    saved = found_state(folder)
+    return load_shards(saved, WEIGHTS, WEIGHTS, [[WEIGHTS["a"]]])
+
+
+def layout_of(folder: Path) -> Path:
+    (path,) = folder.glob(f"state-*/{LAYOUT}")
+    return path
+
+
+def rewrite(folder: Path, content: bytes) -> None:
+    """As somebody does who means harm: the pointer agrees."""
+    layout_of(folder).write_bytes(content)
+    pointer = json.loads((folder / POINTER).read_text())
+    pointer["layout"] = _digest(layout_of(folder))
+    (folder / POINTER).write_text(json.dumps(pointer))
+
+
+class Harm:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return os.system, (f"touch {self.path}",)
+
+
+def test_it_is_read_as_it_was_written(folder) -> None:
+    found = loaded(folder)
+    for part in ("learner", "masters", "average"):
+        assert found[part].keys() == STATE[part].keys()
+        for name, tensor in STATE[part].items():
+            assert (
+                torch.equal(found[part][name], tensor) and found[part][name].dtype == tensor.dtype
+            )
+    (state,) = found["optimisers"]
+    assert all(torch.equal(state["state"][0][name], kept) for name, kept in KEPT.items())
+    assert (found["step"], found["question"]) == (3, {"seed": 1})
+
+
+def test_it_says_what_torchs_own_list_says(tmp_path, folder) -> None:
+    import torch.distributed.checkpoint as dcp
+
+    flat = {f"learner/{name}": tensor for name, tensor in WEIGHTS.items()}
+    dcp.save(flat, storage_writer=FileSystemWriter(tmp_path / "torch"), no_dist=True)
+    theirs = FileSystemReader(tmp_path / "torch").read_metadata().state_dict_metadata
+    ours = read_layout(layout_of(folder).parent, fix="").state_dict_metadata
+    for name, about in theirs.items():
+        assert (ours[name].size, ours[name].chunks) == (about.size, about.chunks)
+        assert ours[name].properties.dtype == about.properties.dtype
+
+
+@pytest.mark.parametrize("name", [LAYOUT, ".metadata"])
+def test_a_pickle_in_its_place_is_not_run(tmp_path, folder, name: str) -> None:
+    """torch runs it, which shows that it would do harm."""
+    harm = pickle.dumps(Harm(tmp_path / "harmed"))
+    where = layout_of(folder).parent
+    (where / ".metadata").write_bytes(harm)
+    if name == LAYOUT:
+        rewrite(folder, harm)
+        with pytest.raises(ValueError, match=f"{where} is not a whole training state.*{LAYOUT}"):
+            loaded(folder)
+    else:  # nobody reads it
+        loaded(folder)
+        layout_of(folder).unlink()
+        with pytest.raises(ValueError, match=f"{where} is not a whole .*{LAYOUT}.*delete it"):
+            loaded(folder)
+    assert not (tmp_path / "harmed").exists()
+    with pytest.raises(AttributeError):
+        FileSystemReader(where).read_metadata()
+    assert (tmp_path / "harmed").exists()
+
+
+def test_cut_short_or_with_a_flipped_bit_it_is_refused_by_name(folder) -> None:
+    path = layout_of(folder)
+    whole = path.read_bytes()
+    damaged = [whole[:length] for length in range(0, len(whole), 37)]
+    for at in range(0, len(whole), 23):
+        damaged.append(whole[:at] + bytes([whole[at] ^ 1 << at % 8]) + whole[at + 1 :])
+    for content in damaged:
+        path.write_bytes(content)
+        with pytest.raises(
+            ValueError, match=f"{path.parent} is not a whole .*{LAYOUT} is not what"
+        ):
+            loaded(folder)
+    path.write_bytes(whole)
+    loaded(folder)
+
+
+def _file(said: dict) -> None:
+    said["learner/a"]["chunks"][0][2] = "../../elsewhere"
+
+
+def _beyond(said: dict) -> None:
+    said["learner/a"]["chunks"][0][0] = [1, 0]
+
+
+def _huge(said: dict) -> None:
+    said["learner/a"]["size"] = [2**40, 2**40]
+
+
+def _negative(said: dict) -> None:
+    said["learner/a"]["chunks"][0][3] = -1
+
+
+def _kind(said: dict) -> None:
+    said["learner/a"]["dtype"] = "object"
+
+
+def _few(said: dict) -> None:
+    del said["learner/a"]["chunks"][0][4]
+
+
+def _nobodys(said: dict) -> None:
+    said["optimisers/0/9/exp_avg"] = said["learner/a"]
+
+
+@pytest.mark.parametrize(
+    ("lie", "words"),
+    [
+        (_file, "elsewhere'"),
+        (_beyond, r"\(3, 4\) at \(1, 0\)"),
+        (_huge, "expected .3, 4."),
+        (_negative, "not negative"),
+        (_kind, "object"),
+        (_few, "not enough values"),
+        (_nobodys, "out of range"),
+    ],
+)
+def test_what_cannot_be_is_refused_by_name(folder, lie: Callable[[dict], None], words: str) -> None:
+    said = json.loads(layout_of(folder).read_text())
+    lie(said["tensors"])
+    rewrite(folder, json.dumps(said).encode())
+    with pytest.raises(ValueError, match=f"{layout_of(folder).parent} is not a whole .*{words}"):
+        loaded(folder)
