@@ -215,7 +215,7 @@ def write(points: list[Point], seed: int, *, planned: int) -> None:
     defects = [asdict(point) for point in points if not point.good]
     said = {
         "command": f"make test-crash (seed {seed})",
-        "commit": commit,
+        "written_at": commit,
         "points": len(points),
         "planned": planned,
         "counts": counts,
@@ -226,6 +226,8 @@ def write(points: list[Point], seed: int, *, planned: int) -> None:
     head, rest = page.split(BEGIN)
     tail = rest.split(END)[1]
     how_many = f"{len(points)} of {planned} points ([crash.json](machinery/crash.json)):"
+    if len(points) < planned:
+        how_many += " made piece by piece, over several commits, so no result of one version yet."
     how_many += "<!-- source: ../tests/crash/run.py -->"
     said_here = f"{how_many}\n\n{table(points)}\n\n{by_area(points)}"
     PAGE.write_text(f"{head}{BEGIN}\n{said_here}\n\n{END}{tail}")
