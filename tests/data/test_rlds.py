@@ -54,7 +54,7 @@ def test_every_step_is_read_as_it_was_written(tmp_path: Path) -> None:
 
 def test_columns_are_named_and_joined(tmp_path: Path) -> None:
     made.folder(tmp_path)
-    data = EpisodeDataset(tmp_path, Columns(state="observation/joint+observation/state"))
+    data = EpisodeDataset(tmp_path, Columns(state="observation/joint+observation.state"))
     found = data.columns()[STATE]
     assert found.shape == (12, 9)
     assert np.array_equal(found[4], [-2, *made.state(1, 1)])

@@ -317,9 +317,11 @@ class EpisodeDataset:
             if name is None:
                 continue
             if name not in self._features:
+                # Other layouts have no such file.
+                where = self.root / INFO if (self.root / INFO).exists() else self.root
                 none = ", or None where there is no state" if option == "state" else ""
                 raise EpisodeError(
-                    f"{self.root / INFO} has no feature {name!r} for the {option}; it has "
+                    f"{where} has no feature {name!r} for the {option}; it has "
                     f"{', '.join(sorted(self._features))}. Name the one that holds it{none}: "
                     f"--columns.{option} NAME"
                 )

@@ -326,7 +326,8 @@ def _features(leaves: dict[str, _Leaf], columns: Columns) -> dict[str, dict[str,
         found[STATE] = found["observation/state"]
     for asked in (columns.state, columns.action):
         parts = asked.split(JOINED) if asked else []
-        if len(parts) > 1 and all(part in found for part in parts):
+        kinds = [found[part]["dtype"] for part in parts if part in found]
+        if 1 < len(parts) == len(kinds) and "image" not in kinds:
             width = sum(math.prod(found[part]["shape"]) for part in parts)
             found[str(asked)] = {"dtype": "float32", "shape": [width]}
     return found
@@ -334,9 +335,10 @@ def _features(leaves: dict[str, _Leaf], columns: Columns) -> dict[str, dict[str,
 
 def _parts(name: str) -> list[str]:
     """The features in a record that a column is made of."""
-    if name == STATE:
-        return [STEPS + "observation/state"]
-    return [STEPS + part for part in name.split(JOINED)]
+    parts = []
+    for part in name.split(JOINED):
+        parts.append(STEPS + ("observation/state" if part == STATE else part))
+    return parts
 
 
 # Records
