@@ -3,6 +3,7 @@ beside other implementations of them, and files that are not what they should be
 
 import io
 import json
+import shutil
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -421,3 +422,28 @@ def test_bytes_that_are_no_message_are_refused_and_never_a_traceback() -> None:
         except tfrecord.WireError:
             refused += 1
     assert refused > 100
+
+
+# Beside tensorflow_datasets itself
+
+
+def test_what_tensorflow_datasets_serialised_is_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Made by golden/rlds/make.py. Copied, as what is derived from it is kept beside it.
+    golden = Path(__file__).parent / "golden/rlds"
+    shutil.copytree(golden, tmp_path / "set", ignore=shutil.ignore_patterns("*.py", ".cache"))
+    data = EpisodeDataset(tmp_path / "set")
+    assert "left out: observation/packed (packed by zlib)" in capsys.readouterr().err
+    assert [episode.length for episode in data.episodes] == [2, 3]
+    assert data.tasks == made.WORDS and data.cameras == {"any": (16, 16), "image": (16, 16)}
+    places = [(0, 0), (0, 1), (1, 0), (1, 1), (1, 2)]
+    columns = data.columns()
+    for row, (number, step) in enumerate(places):
+        assert np.array_equal(columns[ACTION][row], made.action(number, step))
+        assert np.array_equal(columns[STATE][row], made.state(number, step))
+        for camera in data.cameras:
+            assert np.array_equal(data.images(number)[camera][step], made.pixels(number, step))
+        pose = data.column("observation/pose")[row]
+        assert np.array_equal(pose, np.arange(6).reshape(2, 3) + step)
+        assert data.column("observation/gripper")[row] == step % 2
