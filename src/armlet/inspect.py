@@ -132,7 +132,7 @@ def _check_data_set(folder: Path) -> None:
         raise FileNotFoundError(f"{folder}: there is no such folder")
     there = ", ".join(sorted(each.name for each in folder.iterdir())[:8]) or "nothing"
     raise FileNotFoundError(
-        f"{folder} is no data set (no {INFO}, no HDF5), no policy of armlet (no config.json, no {EXPORTED}) and "
+        f"{folder} is no data set (no {INFO}, no HDF5, no RLDS), no policy of armlet (no config.json, no {EXPORTED}) and "
         f"no checkpoint of a kind that is known; there is {there}. Is it a folder in it that is meant?"
     )
 

@@ -122,7 +122,8 @@ class _File:
 
 @dataclass(frozen=True)
 class Demonstrations:
-    """What an `EpisodeDataset` is made of. `described`: what the files say of the robot."""
+    """What an `EpisodeDataset` is made of. `described`: what the files say of the robot; `beside`:
+    files that decide what is read, beside those with the rows."""
 
     info: dict[str, Any]
     stored: list[StoredEpisode]
@@ -131,6 +132,7 @@ class Demonstrations:
     asked: np.ndarray
     pictures: PictureSources
     described: Described
+    beside: tuple[str, ...] = ()
 
 
 def find(root: Path) -> list[Path]:

@@ -1,5 +1,5 @@
 """Episodes read from LeRobotDataset folders, v2.0 to v3.1 (parquet, and mp4 or pictures), on
-pyarrow and PyAV alone; and from folders of demonstrations in HDF5 (`demonstrations`).
+pyarrow and PyAV alone; and from folders of demonstrations in HDF5 (`demonstrations`) or RLDS.
 
 Everything is joined by keys: rows by episode_index and frame_index, pictures by timestamp and the
 film's own clock, words by task_index. `writer` writes such folders. Knows no policy and no
@@ -17,8 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from armlet.data.demonstrations import find as find_demonstrations
-from armlet.data.demonstrations import open_demonstrations
+from armlet.data import demonstrations, rlds
 from armlet.data.depth import millimetres, unreadable
 from armlet.data.digests import cache_folder, digests
 from armlet.data.hub import local_folder
@@ -185,8 +184,8 @@ class Episode:
 
 
 def is_demonstrations(root: Path) -> bool:
-    """Whether a folder holds HDF5 files, and is no LeRobotDataset."""
-    return not (root / INFO).exists() and bool(find_demonstrations(root))
+    """Whether a folder holds HDF5 files or TFRecords, and is no LeRobotDataset."""
+    return not (root / INFO).exists() and bool(demonstrations.find(root) or rlds.find(root))
 
 
 def is_data_set(root: Path) -> bool:
@@ -195,7 +194,7 @@ def is_data_set(root: Path) -> bool:
 
 
 class EpisodeDataset:
-    """A folder of a LeRobotDataset or of HDF5 files, or one by its name on the hub (`data.hub`).
+    """A folder of a LeRobotDataset, HDF5 files or RLDS, or one by its name on the hub (`data.hub`).
     What it needs is checked when it is opened; errors name file, column, episode and frame.
 
     Its N rows stand in order of episode and frame, `starts` (E + 1,) says where each episode
@@ -221,6 +220,7 @@ class EpisodeDataset:
         self._measured: dict[str, dict[str, Any]] = {}
         # What the files themselves say of the robot beside names and rate; LeRobot's say nothing.
         self.described = Described()
+        self._beside: tuple[str, ...] = (INFO, EPISODE_LINES)
         if is_demonstrations(self.root):
             self._open_demonstrations()
         else:
@@ -237,13 +237,17 @@ class EpisodeDataset:
         self._statistics = self._read_statistics()
 
     def _open_demonstrations(self) -> None:
-        found = open_demonstrations(self.root)
+        if demonstrations.find(self.root):
+            found = demonstrations.open_demonstrations(self.root)
+        else:
+            found = rlds.open_rlds(self.root, self.roles)
         self._take_info(found.info)
         self._stored = found.stored
         self._rows = found.rows
         self.tasks = found.tasks
         self.asked = found.asked
         self.described = found.described
+        self._beside += found.beside
         self._sources = found.pictures
 
     def _open_lerobot(self) -> None:
@@ -313,9 +317,11 @@ class EpisodeDataset:
             if name is None:
                 continue
             if name not in self._features:
+                # Other layouts have no such file.
+                where = self.root / INFO if (self.root / INFO).exists() else self.root
                 none = ", or None where there is no state" if option == "state" else ""
                 raise EpisodeError(
-                    f"{self.root / INFO} has no feature {name!r} for the {option}; it has "
+                    f"{where} has no feature {name!r} for the {option}; it has "
                     f"{', '.join(sorted(self._features))}. Name the one that holds it{none}: "
                     f"--columns.{option} NAME"
                 )
@@ -621,7 +627,7 @@ class EpisodeDataset:
         for path in (tasks_file(self.root, self._info), statistics_file(self.root, self._info)):
             if path is not None:
                 paths.append(path)
-        for name in (INFO, EPISODE_LINES):
+        for name in self._beside:
             if (self.root / name).exists():
                 paths.append(self.root / name)
         names = {path.relative_to(self.root).as_posix() for path in paths}

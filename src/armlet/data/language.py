@@ -107,7 +107,7 @@ def write_persistent(
         )
     if is_demonstrations(data.root):
         raise EpisodeError(
-            f"{data.root} is HDF5, which has no place for language; convert it with lerobot"
+            f"{data.root} is no LeRobotDataset, and has no place for language; convert it with lerobot"
         )
     if len(remarks) != len(data.episodes):
         raise EpisodeError(
