@@ -52,7 +52,7 @@ test-mutants: $(READY) ## twelve hundred small breaks of the code: do the tests 
 
 # Goes on where it stopped; docs/crash.md says what it does.
 test-crash: $(READY) ## kills, power cuts, full disks and damaged files at drawn places of every command, an hour on two cores (CRASH="--area distil")
-	$(BIN)/python tests/crash/run.py $(CRASH)
+	$(BIN)/python tests/crash/crashing.py $(CRASH)
 	$(BIN)/pytest -q -m crash
 
 test-slow: $(READY) ## the tests that take minutes

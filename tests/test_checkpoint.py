@@ -478,7 +478,7 @@ def test_tensors_are_read_or_named(tmp_path) -> None:
     assert torch.equal(read_tensors(tmp_path / "t", fix="run it again")["a"], torch.ones(3))
     os.truncate(tmp_path / "t", 20)
     with pytest.raises(
-        ValueError, match=r"t \(20 bytes\) is no whole safetensors file .*; run it again"
+        ValueError, match=r"t \(20 bytes\) is no whole safetensors file.*; run it again"
     ):
         read_tensors(tmp_path / "t", fix="run it again")
 

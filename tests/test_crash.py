@@ -17,8 +17,8 @@ from tiny import make_policy
 
 sys.path.insert(0, str(Path(__file__).parent / "crash"))
 
+import crashing
 import power
-import run
 from areas import AREAS, READERS, Area
 from compare import difference, noise
 from points import KINDS, SAME, Campaign, Point
@@ -217,17 +217,17 @@ def test_careless_saving_is_found(tmp_path) -> None:
 
 
 def test_points_are_shared_out_and_may_be_split(tmp_path) -> None:
-    todo = run.planned(list(AREAS), list(KINDS), None, 0)
+    todo = crashing.planned(list(AREAS), list(KINDS), None, 0)
     assert len(todo) == len(set(todo)) == sum(KINDS.values())
     assert {each[0] for each in todo} == set(AREAS)
     assert len([each for each in todo if each[1] == "kill"]) == 200
     for area in AREAS.values():
         assert set(area.reads) <= READERS.keys() and (not area.after or area.after in AREAS)
-    part = run.planned(["distil"], ["kill"], 7, 3)
+    part = crashing.planned(["distil"], ["kill"], 7, 3)
     assert part == [("distil", "kill", number, 3) for number in range(7)]
     kept = tmp_path / "points.jsonl"
     kept.write_text('{"area": "distil", "kind": "kill", "number": 0, "seed": 3, "where": "w", ')
-    assert run.read(kept) == []  # a line that a kill cut short
+    assert crashing.read(kept) == []  # a line that a kill cut short
 
 
 def test_the_table_counts_what_is_no_defect_apart() -> None:
@@ -236,18 +236,18 @@ def test_the_table_counts_what_is_no_defect_apart() -> None:
         Point("distil", "kill", 1, 0, "", "lost"),
         Point("teach", "bit flip", 0, 0, "", "refused by name"),
     ]
-    assert "| kill | 2 | 1 | 0 | 0 | 0 | 1 | 0 | 0 |" in run.table(points)
-    assert "| distil | 2 | 1 | 0 | 1 |" in run.by_area(points)
+    assert "| kill | 2 | 1 | 0 | 0 | 0 | 1 | 0 | 0 |" in crashing.table(points)
+    assert "| distil | 2 | 1 | 0 | 1 |" in crashing.by_area(points)
 
 
 @pytest.mark.crash
 def test_a_campaign_that_is_killed_goes_on(tmp_path) -> None:
-    command = [sys.executable, str(Path(run.__file__)), "--area", "annotate", "--seed", "99"]
+    command = [sys.executable, str(Path(crashing.__file__)), "--area", "annotate", "--seed", "99"]
     command += ["--kind", "kill", "--points", "4", "--jobs", "1"]
-    before = {point.key for point in run.read(run.KEPT)}
+    before = {point.key for point in crashing.read(crashing.KEPT)}
 
     def made() -> set:
-        return {point.key for point in run.read(run.KEPT) if point.seed == 99} - before
+        return {point.key for point in crashing.read(crashing.KEPT) if point.seed == 99} - before
 
     first = subprocess.Popen([*command, "--anew"], start_new_session=True)
     before = {key for key in before if key[3] != 99}

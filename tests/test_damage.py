@@ -78,7 +78,7 @@ def test_no_flipped_bit_of_probe_heads_is_probed_with(tmp_path) -> None:
 def store(root: Path) -> tuple[np.ndarray, torch.Tensor]:
     keys = np.array([[episode, step] for episode in range(4) for step in range(3)])
     values = torch.arange(24).reshape(12, 2).float()
-    with TraceWriter(root, StoreIdentity("d", "t", "p"), {"a": ((2,), "<f4")}) as writer:
+    with TraceWriter(root, StoreIdentity("d", "t", "p"), {"a": ((2,), "float32")}) as writer:
         writer.append(keys, {"a": values})
     return keys, values
 
@@ -107,7 +107,7 @@ def test_a_store_of_before_keys_had_checksums_is_read_and_continued(tmp_path) ->
     entries = np.fromfile(tmp_path / KEYS, KEY)
     entries["crc"] = [zlib.crc32(row.numpy().tobytes()) for row in values]
     entries.tofile(tmp_path / KEYS)
-    with TraceWriter(tmp_path, StoreIdentity("d", "t", "p"), {"a": ((2,), "<f4")}) as writer:
+    with TraceWriter(tmp_path, StoreIdentity("d", "t", "p"), {"a": ((2,), "float32")}) as writer:
         writer.append(np.array([[9, 0]]), {"a": torch.ones(1, 2)})
     found = TraceStore(tmp_path).read(np.concatenate([keys, [[9, 0]]]))["a"]
     assert torch.equal(found, torch.cat([values, torch.ones(1, 2)]))

@@ -55,7 +55,7 @@ def shrunk(recipe: Recipe, episodes: Recipe, out: Path) -> Recipe:
 def test_there_is_one_of_every_system() -> None:
     systems = {"actdistill", "dial", "action_kd", "first_k", "layer_drop", "random_skip", "bc",
                "vla_ad", "aed", "aed_actions", "vita_vla", "own", "published", "faithful",
-               "published_budget", "layer_search", "bc_warm", "bc_long"}  # fmt: skip
+               "published_budget", "layer_search", "bc_warm", "bc_long", "flagship"}  # fmt: skip
     assert set(NAMES) == systems
 
 

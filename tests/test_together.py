@@ -145,7 +145,8 @@ def test_an_evaluation_goes_on_from_what_one_process_left_and_leaves_it_to_one(
     evaluate.main(alone)
     evaluate.main(recipe)
     evaluate.main(dataclasses.replace(recipe, shards=Shards()))
-    assert ran == [500_000_000 + number for number in range(6)]
+    # Each once, whichever of the processes ran it; shards are taken in no order.
+    assert sorted(ran) == [500_000_000 + number for number in range(6)]
 
 
 def test_runtimes_are_not_shared(policies, tmp_path) -> None:

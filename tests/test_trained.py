@@ -12,9 +12,10 @@ from armlet import recipes
 from armlet.benchmarks.tabletop import Tabletop
 from armlet.data.text import train_tokenizer
 from armlet.policies import action_query, clip_lora
-from armlet.policies.contract import Backbone, Body, Network
+from armlet.policies.contract import Backbone, Body, Network, Student
 from armlet.policies.fitting import Choosing
 from armlet.policies.layer_search import LayerSearch
+from armlet.policies.lighter import LighterHead
 from armlet.policies.routed import Routing
 from armlet.policies.students import FirstK, LayerDrop
 from armlet.recipe import Recipe, Stage
@@ -42,6 +43,11 @@ def pictures(cameras: dict[str, int]) -> Batch:
     return Batch(images, words, words.bool(), numbers, numbers)
 
 
+def searched_nothing(student: Student) -> Student:
+    """The student without a search: which layers are kept is nothing here."""
+    return FirstK(student.layers) if isinstance(student, LayerDrop | LayerSearch) else student
+
+
 def student_of(recipe: Recipe) -> Backbone:
     """The recipe's student for a robot with these cameras."""
     world = recipe.benchmark
@@ -52,9 +58,10 @@ def student_of(recipe: Recipe) -> Backbone:
         actions = np.random.default_rng(0).uniform(-1, 1, (300, spec.dims)).astype(np.float32)
         network = network.suited(body(spec), actions)
     student = recipe.student
-    if isinstance(student, LayerDrop | LayerSearch):  # which layers are kept is nothing here
-        student = FirstK(student.layers)
-    return student.build(network.build(body(spec), cameras), pictures(cameras))
+    if isinstance(student, LighterHead):
+        lighter = replace(student, student=searched_nothing(student.student))
+        return lighter.build(network.build(body(spec), cameras), pictures(cameras))
+    return searched_nothing(student).build(network.build(body(spec), cameras), pictures(cameras))
 
 
 def still(student: Backbone, stage: Stage) -> set[str]:

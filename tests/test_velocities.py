@@ -62,7 +62,7 @@ def test_of_the_paths_own_velocities_it_is_the_loss() -> None:
     mine, theirs = head(), head()
     condition, actions, valid = moments()
 
-    def straight(mixed: Tensor, t: Tensor, told: Tensor, seen: Tensor) -> Tensor:
+    def straight(mixed: Tensor, t: Tensor, *_: Tensor) -> Tensor:
         return (actions - mixed) / (1 - t[:, None, None])  # actions − noise, as mixed was made
 
     theirs.velocity = straight  # type: ignore[method-assign]

@@ -64,7 +64,7 @@ USUAL: dict[str, tuple[str, ...]] = {
 OF_WORLDS = (
     "--calibration.*", "--collection.*", "--evaluation.purpose", "--evaluation.margin",
     "--evaluation.baselines", "--evaluation.look", "--evaluation.splits", "--evaluation.slower",
-    "--evaluation.late", "--evaluation.videos", "--evaluation.rerun", "--evaluation.untouched",
+    "--evaluation.late", "--evaluation.teacher-runtimes", "--evaluation.videos", "--evaluation.rerun", "--evaluation.untouched",
 )  # fmt: skip
 
 

@@ -18,7 +18,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from scipy import stats as scipy_stats
 from torch import Tensor
 
 from armlet import limits
@@ -219,6 +218,8 @@ def _leads(best: Sequence[Scored], sample: Batch) -> list[Lead] | None:
     steps.index_add_(0, episodes, _valid(sample).sum(1).double().cpu())
     weights = steps.numpy()
     first = np.array(best[0].sums)
+    from scipy import stats as scipy_stats  # slow to import, and of use only here
+
     quantile = float(scipy_stats.t.ppf(0.975, count - 1))
     found = []
     for other in best[1:]:

@@ -421,8 +421,10 @@ def in_world(base: Recipe, **weights: Any) -> Recipe:
     patch = next(p for p in PATCHES if not any(s % p for s in base.benchmark.cameras.values()))
     objective = replace(WHOLE, **weights)
     recipe = aed(base, objective, steps=base.stages[0].steps, patch=patch)
+    first, last = recipe.stages
+    last = replace(last, steps=base.stages[0].steps - first.steps)  # thirds need not be whole
     # Its few instructions do not part into three.
-    return as_trained_in(base, replace(recipe, split="last"))
+    return as_trained_in(base, replace(recipe, split="last", stages=(first, last)))
 
 
 PATCHES = (16, 12, 8)  # pixels a side; the largest that fits

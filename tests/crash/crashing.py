@@ -1,9 +1,9 @@
 """The crash campaign: faults at drawn places of every command, and whether what is left is the same
 to the bit, or refused by name.
 
-    python tests/crash/run.py                            all points, about an hour on two cores
-    python tests/crash/run.py --area distil --points 20 --kind kill --seed 7
-    python tests/crash/run.py --write                    all points, and the table in docs/crash.md
+    python tests/crash/crashing.py                            all points, about an hour on two cores
+    python tests/crash/crashing.py --area distil --points 20 --kind kill --seed 7
+    python tests/crash/crashing.py --write                    all points, and the table in docs/crash.md
 
 Points are kept in build/crash/points.jsonl as they are made, and are not made again; `--anew`
 makes them again. `docs/crash.md` says what the faults are. Ends with 1 where an outcome is a defect.
@@ -228,7 +228,7 @@ def write(points: list[Point], seed: int, *, planned: int) -> None:
     how_many = f"{len(points)} of {planned} points ([crash.json](machinery/crash.json)):"
     if len(points) < planned:
         how_many += " made piece by piece, over several commits, so no result of one version yet."
-    how_many += "<!-- source: ../tests/crash/run.py -->"
+    how_many += "<!-- source: ../tests/crash/crashing.py -->"
     said_here = f"{how_many}\n\n{table(points)}\n\n{by_area(points)}"
     PAGE.write_text(f"{head}{BEGIN}\n{said_here}\n\n{END}{tail}")
 
