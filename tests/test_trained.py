@@ -77,8 +77,11 @@ def still(student: Backbone, stage: Stage) -> set[str]:
 
 def papers(recipe: Recipe, stage: int) -> set[str]:
     """What stands still in a stage, as recipes.md and the recipes' own pages say it."""
-    kind = type(recipe.student)
-    if kind is Routing and recipe.student.chooser == "random":
+    student = recipe.student
+    if isinstance(student, LighterHead):
+        student = student.student
+    kind = type(student)
+    if kind is Routing and student.chooser == "random":
         return {"vision"}
     if kind is Routing:
         later = stage > 0  # the router stands still once it is found

@@ -253,9 +253,12 @@ def layers_at(base: Recipe, budget: float) -> int:
 
 
 def as_trained_in(base: Recipe, recipe: Recipe) -> Recipe:
-    """The recipe with batches of the size that the base's students learn from."""
-    size = base.stages[0].batch_size
-    return replace(recipe, stages=tuple(replace(stage, batch_size=size) for stage in recipe.stages))
+    """The recipe with batches of the size that the base's students learn from, and their warm-up."""
+    usual = base.stages[0]
+    stages = []
+    for stage in recipe.stages:
+        stages.append(replace(stage, batch_size=usual.batch_size, warmup=usual.warmup))
+    return replace(recipe, stages=tuple(stages))
 
 
 def own() -> Recipe:
