@@ -450,22 +450,13 @@ def _parts(name: str, features: dict[str, dict[str, Any]]) -> tuple[str, ...]:
 
 def _rows(files: Sequence[_File], stored: Sequence[StoredEpisode], told: dict[str, int]) -> "_Rows":
     lengths = [int(each.length or 0) for each in stored]
-    starts = np.cumsum([0, *lengths])
-    sizes = [sum(file.rows) for file in files]
-    frame = np.concatenate([np.arange(length) for length in lengths])
-    tasks = [told[each.tasks[0]] for each in stored]
-    return _Rows(
-        files=tuple(file.name for file in files),
-        sizes=tuple(sizes),
-        numbers=np.arange(len(stored)),
-        starts=starts,
-        runs=starts[:-1],
-        file=np.repeat(np.arange(len(files)), sizes),
-        place=np.concatenate([np.arange(size) for size in sizes]),
-        episode=np.repeat(np.arange(len(stored)), lengths),
-        frame=frame,
-        time=frame / files[0].hz,
-        task=np.repeat(np.array(tasks, np.int64), lengths),
+    tasks = np.array([told[each.tasks[0]] for each in stored], np.int64)
+    return _Rows.of_whole_files(
+        [file.name for file in files],
+        [sum(file.rows) for file in files],
+        lengths,
+        np.repeat(tasks, lengths),
+        files[0].hz,
         scanned=tuple(files),
     )
 

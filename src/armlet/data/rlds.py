@@ -459,23 +459,12 @@ def _texts(record: Record, values: Values, where: str) -> list[str]:
 def _rows(
     files: Sequence[_Scanned], leaves: dict[str, _Leaf], told: dict[str, int], hz: float
 ) -> "_Rows":
-    lengths = [length for file in files for length in file.lengths]
-    sizes = [len(file.told) for file in files]
-    starts = np.cumsum([0, *lengths])
-    frame = np.concatenate([np.arange(length) for length in lengths])
-    task = [told[text] for file in files for text in file.told]
-    return _Rows(
-        files=tuple(file.name for file in files),
-        sizes=tuple(sizes),
-        numbers=np.arange(len(lengths)),
-        starts=starts,
-        runs=starts[:-1],
-        file=np.repeat(np.arange(len(files)), sizes),
-        place=np.concatenate([np.arange(size) for size in sizes]),
-        episode=np.repeat(np.arange(len(lengths)), lengths),
-        frame=frame,
-        time=frame / hz,
-        task=np.array(task, np.int64),
+    return _Rows.of_whole_files(
+        [file.name for file in files],
+        [len(file.told) for file in files],
+        [length for file in files for length in file.lengths],
+        np.array([told[text] for file in files for text in file.told], np.int64),
+        hz,
         scanned=tuple(files),
         leaves=leaves,
     )

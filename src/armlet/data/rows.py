@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -50,6 +51,35 @@ class Rows:
     frame: np.ndarray
     time: np.ndarray
     task: np.ndarray | None
+
+    @classmethod
+    def of_whole_files(
+        cls,
+        files: Sequence[str],
+        sizes: Sequence[int],
+        lengths: Sequence[int],
+        task: np.ndarray,
+        hz: float,
+        **more: Any,
+    ) -> Self:
+        """Rows of files that hold whole episodes, one after the other, of `lengths` rows at `hz`.
+        `more`: what a kind of rows knows besides."""
+        starts = np.cumsum([0, *lengths])
+        frame = np.concatenate([np.arange(length) for length in lengths])
+        return cls(
+            files=tuple(files),
+            sizes=tuple(sizes),
+            numbers=np.arange(len(lengths)),
+            starts=starts,
+            runs=starts[:-1],
+            file=np.repeat(np.arange(len(files)), sizes),
+            place=np.concatenate([np.arange(size) for size in sizes]),
+            episode=np.repeat(np.arange(len(lengths)), lengths),
+            frame=frame,
+            time=frame / hz,
+            task=task,
+            **more,
+        )
 
     def __len__(self) -> int:
         return len(self.file)
