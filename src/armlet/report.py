@@ -22,7 +22,6 @@ from armlet.evaluation.page.section import Section, section
 from armlet.evaluation.speeds import told
 
 Report = dict[str, Any]
-TEMPLATES = Path(page.__file__).parent
 
 
 def main(reports: tuple[Path, ...], /, *, out: Path | None = None) -> Path:
@@ -68,17 +67,7 @@ def read(path: Path) -> Report:
 
 def render(reports: list[Report]) -> str:
     """The page as text."""
-    # Here and not above: no other verb should wait until it is imported.
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    # Strict: a field that a template misspells is an error, and not an empty place on the page.
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,  # names of policies and tasks are other people's text
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = page.templates()
     environment.filters["pretty"] = _pretty
     sections = []
     embedded = []

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from armlet.data.files import write_atomically
-from armlet.evaluation import page as page_files
+from armlet.evaluation.page import templates
 from armlet.logs.standing import FOLDER, Eye, Phase, Standing, Status, duration, read
 
 AGAIN = 5.0  # seconds between two looks, while watching
@@ -236,21 +236,11 @@ def when(unix: float) -> str:
 def render(out: Path, runs: list[Run], *, again: float | None) -> str:
     """The page as text, one file without scripts. `again`: seconds after which a browser reads it
     anew; None: never."""
-    # Here and not above: no other verb should wait until it is imported.
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    folders = [Path(__file__).parent / "logs", Path(page_files.__file__).parent]
-    environment = Environment(
-        loader=FileSystemLoader(folders),
-        autoescape=True,  # names of recipes and errors are other people's text
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     words: dict[str, Any] = {
         "cells": cells, "notes": notes, "shown": shown, "duration": duration, "when": when,
     }  # fmt: skip
     alarms = sum(run.alarming for run in runs)
-    return environment.get_template("status.html").render(
+    page = templates(Path(__file__).parent / "logs").get_template("status.html")
+    return page.render(
         out=out.as_posix(), runs=runs, alarms=alarms, again=again, now=when(time.time()), **words
     )
