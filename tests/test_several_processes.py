@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from test_evaluate import dots_policy
 from test_object_storage import bucket, server  # noqa: F401 - fixtures
-from test_together import dots_policy, files_of, said
+from test_together import files_of, said
 
 from armlet.data.objects import Objects, open_objects
 from armlet.policies.checkpoint import save_policy

@@ -6,23 +6,18 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
-from outside import Dots, reaching
+from outside import reaching
+from test_evaluate import dots_policy
 from tiny import make_frames, make_policy, tiny_recipe
 
 from armlet import collect, evaluate, probe, teach
 from armlet.data.episodes import EpisodeDataset
-from armlet.data.text import train_tokenizer
 from armlet.data.traces import StoreIdentity
 from armlet.evaluation import planning
 from armlet.options import override
 from armlet.policies.checkpoint import save_policy
-from armlet.policies.contract import Body
-from armlet.policies.vla import VLANetwork
 from armlet.recipe import Collection, Evaluation, Recipe
-from armlet.robot.normalise import Normaliser
 from armlet.rollout import recording
 from armlet.rollout.together import Together, sharded
 from armlet.shards import Shards
@@ -31,14 +26,6 @@ from armlet.training.learner import Learner
 from armlet.training.trainer import make_batches
 
 LEASE = 20.0  # seconds; nobody dies here
-
-
-def dots_policy(seed: int):
-    torch.manual_seed(seed)
-    one = Normaliser(np.zeros(1, np.float32), np.ones(1, np.float32))
-    tokenizer = train_tokenizer(["go to the red dot", "go to the blue dot"])
-    network = VLANetwork(width=32, depth=2, heads=2, chunk=4, vision_channels=8)
-    return network.build(Body(Dots().action_spec, one, one, tokenizer), {"eye": 32}).eval()
 
 
 @pytest.fixture(scope="module")

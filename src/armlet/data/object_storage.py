@@ -12,8 +12,6 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
-from armlet.data.objects import URL
-
 Answer = TypeVar("Answer")
 CREATING = ("s3", "memory")  # protocols in which an object is created on condition
 TRIES = 5  # of one request, in all
@@ -207,8 +205,3 @@ def named(error: BaseException, what: str) -> StorageError:
         fix = "see what the store says"
     said = f"{type(error).__name__}: {error}"
     return StorageError(number, f"{what}: {fix} ({said})")
-
-
-def is_url(place: str) -> bool:
-    """Whether a place is a URL, and no folder."""
-    return URL.match(place) is not None
