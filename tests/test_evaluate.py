@@ -426,6 +426,7 @@ def test_a_report_has_its_plan_which_was_there_before_the_first_episode(
         raise InterruptedError
 
     monkeypatch.setattr(evaluate, "run_episodes", run_episodes)
+    monkeypatch.setattr(evaluate, "run_further", lambda *_: None)
     monkeypatch.setattr(evaluate, "summarise", summarise)
     for _ in range(2):
         with pytest.raises(InterruptedError):

@@ -9,7 +9,7 @@ what decisions cost is measured here. A killed evaluation goes on where it stopp
 import functools
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,7 @@ from armlet.robot.spec import RobotSpec
 from armlet.rollout.door import check_world
 from armlet.rollout.loop import plan
 from armlet.rollout.pool import THREADS, Contender, threads
-from armlet.rollout.together import Together, to_bytes
+from armlet.rollout.together import Together, once, to_bytes
 
 SHARDS = "shards"  # where processes meet that share an evaluation
 OUTCOMES = "outcomes.json.gz"
@@ -96,27 +96,35 @@ def main(recipe: Recipe) -> Path:
         device=recipe.acting_device,
         together=together,
     )
-    further: Further | None = None
 
-    def report() -> bytes:
-        # As many threads as episodes were run with, whatever this process was started with: times
-        # depend on it.
+    @functools.cache
+    def seen() -> list[Observation]:
+        # The teacher's episodes, and each policy timed and measured on them all: on their own
+        # episodes policies would be measured on different pictures. Of every task one, so run once.
+        whose = field.policies["teacher"]
+        return sample_observations(whose, benchmark, recipe.evaluation.first_seed)
+
+    # As many threads as episodes were run with, whatever this process was started with: times
+    # depend on it.
+    with threads(THREADS):
+        further = run_further(recipe, field, episodes, out, seen, can_be_guided, together)
+
+    def report() -> None:
         with threads(THREADS):
-            made = summarise(
-                recipe, field, episodes, rows, out, plan_of_report, can_be_guided, further
-            )
+            made = summarise(recipe, field, episodes, rows, out, plan_of_report, seen(), further)
         write(made, out)
         with log:
             log.series(out).result(made.outcomes.sha256, numbers(made))
+
+    def packed_report() -> bytes:
+        report()
         return packed(out)
 
     if together is None:
         report()
     else:
-        with threads(THREADS):
-            further = run_further(recipe, field, episodes, out, can_be_guided, together)
         # By one of all processes, and whoever does not share its disk gets a copy.
-        lay_out(together.once("report", _question(recipe, field), report), out)
+        lay_out(together.once("report", _question(recipe, field), packed_report), out)
     return out / "report.json"
 
 
@@ -249,22 +257,17 @@ def summarise(
     episodes: list[tuple[Task, int]],
     rows: dict[str, list[Row]],
     out: Path,
-    plan_of_report: Plan | None = None,
-    can_be_guided: Sequence[str] = (),
-    further: "Further | None" = None,
+    plan_of_report: Plan | None,
+    observations: list[Observation],
+    further: "Further",
 ) -> Report:
-    """The report: policies are timed, run late and filmed, and all is put together. `rows`: what
-    each did in the episodes; `can_be_guided`: who is also run late so; `further`: what was run
-    beside these episodes, None: nothing yet."""
+    """The report: policies are measured and filmed, and all is put together. `rows`: what each did
+    in the episodes; `observations`: what each is measured on; `further`: what was run beside these
+    episodes."""
     benchmark = recipe.world("evaluate")
     setting = recipe.evaluation
-    if further is None:
-        further = run_further(recipe, field, episodes, out, can_be_guided)
     timings = further.timings
     heard = further.heard
-    # The teacher's episodes, and each policy measured on them all: on their own episodes policies
-    # would be measured on different pictures.
-    observations = sample_observations(field.policies["teacher"], benchmark, setting.first_seed)
     outcomes = Outcomes(
         hz=benchmark.action_spec.control_hz,
         limit=benchmark.max_steps,
@@ -318,25 +321,22 @@ def run_further(
     field: Field,
     episodes: list[tuple[Task, int]],
     out: Path,
-    can_be_guided: Sequence[str] = (),
-    together: Together | None = None,
+    seen: Callable[[], list[Observation]],
+    can_be_guided: Sequence[str],
+    together: Together | None,
 ) -> Further:
-    """Policies timed, run late by these times, and with one input changed at a time."""
+    """Policies timed, run late by these times, and with one input changed at a time. `seen`: gives
+    the observations that they are timed on; `can_be_guided`: who is also run late so."""
     benchmark = recipe.world("evaluate")
     setting = recipe.evaluation
 
     def measured_here() -> bytes:
-        # The same observations for all, as in `summarise`.
-        seen = sample_observations(field.policies["teacher"], benchmark, setting.first_seed)
-        plain = measure.latency(field.policies, seen, calls=setting.latency_calls)
-        guided_too = guided_latency(field, can_be_guided, seen, calls=setting.latency_calls)
+        plain = measure.latency(field.policies, seen(), calls=setting.latency_calls)
+        guided_too = guided_latency(field, can_be_guided, seen(), calls=setting.latency_calls)
         return to_bytes([plain, guided_too])
 
     # How late somebody acts hangs on these times, so all must have those of one machine.
-    if together is None:
-        said = measured_here()
-    else:
-        said = together.once("times", _question(recipe, field), measured_here)
+    said = once(together, "times", lambda: _question(recipe, field), measured_here)
     timings, guided_timings = json.loads(said)
     delayed = run_delayed(
         field.contenders,

@@ -17,6 +17,7 @@ from armlet.data.files import write_atomically
 from armlet.data.frames import BatchMaker, load_frames
 from armlet.data.splits import parts, rows_of
 from armlet.data.traces import HEADER, StoreIdentity
+from armlet.lineage import Question
 from armlet.logs import RunLog
 from armlet.policies.acting import behind_socket, socket_policy
 from armlet.policies.checkpoint import load_with_fingerprint
@@ -32,7 +33,7 @@ from armlet.recipe import (
     to_json,
 )
 from armlet.robot.client.address import address_of
-from armlet.rollout.together import Together
+from armlet.rollout.together import Together, once
 from armlet.training.black_box import (
     facts_of_server,
     frames_for,
@@ -105,17 +106,16 @@ def main(recipe: Recipe) -> Path:
         annotate(data, recipe.annotator, recipe.labels)
         return b""
 
-    if together is None:
-        beside()
-    else:
-        asked = {
+    def question() -> Question:
+        return {
             "teacher": fingerprint,
             "data": data.fingerprint,
             "how": how,
             "annotator": to_json(recipe.annotator),
             "armlet": source.identity(),
         }
-        together.once("beside", asked, beside)
+
+    once(together, "beside", question, beside)
     return recipe.traces
 
 

@@ -25,6 +25,7 @@ import torch
 from armlet.benchmarks import Benchmark, Task
 from armlet.evaluation.episodes import Row, conditions, run_episodes
 from armlet.evaluation.field import Field
+from armlet.lineage import Question
 from armlet.measuring import EAGER, Control
 from armlet.policies.layer_search import search
 from armlet.policies.routed import Routed
@@ -33,7 +34,7 @@ from armlet.robot.observation import Observation
 from armlet.rollout.loop import plan, run_task
 from armlet.rollout.pool import THREADS, Contender, threads
 from armlet.rollout.routes import Place, Route, Routes, place_of
-from armlet.rollout.together import Together
+from armlet.rollout.together import Together, once
 
 MOMENTS = 512  # by which sets of layers are compared, at most
 
@@ -134,12 +135,13 @@ class _Control:
 
     def _found(self, route: Route) -> Route:
         """By one of all processes: where machines compute otherwise, they must not disagree."""
-        if self.together is None:
-            return self._searched(route)
-        asked = conditions(self.contender, self.benchmark, self.recipe.acting_device)
-        question = {"made_from": asked, "route": route, "seed": self.recipe.calibration.seed}
-        found = self.together.once("searched", question, lambda: self._searched(route).encode())
-        return found.decode()
+
+        def question() -> Question:
+            asked = conditions(self.contender, self.benchmark, self.recipe.acting_device)
+            return {"made_from": asked, "route": route, "seed": self.recipe.calibration.seed}
+
+        make = lambda: self._searched(route).encode()  # noqa: E731
+        return once(self.together, "searched", question, make).decode()
 
     def _searched(self, route: Route) -> Route:
         seen: list[Observation] = []

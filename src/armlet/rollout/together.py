@@ -115,6 +115,17 @@ class _Loop:
                 made += claims.publish(shard, self.make(shard))
 
 
+def once(
+    together: Together | None,
+    name: str,
+    question: Callable[[], Question],
+    make: Callable[[], bytes],
+) -> bytes:
+    """What `make` makes: where processes share the work, once in one of them, for all that ask the
+    same `question`."""
+    return make() if together is None else together.once(name, question(), make)
+
+
 def sharded(jobs: Sequence[Job], size: int) -> tuple[tuple[Job, ...], ...]:
     """The jobs in order, `size` to a shard."""
     return tuple(tuple(jobs[start : start + size]) for start in range(0, len(jobs), size))
@@ -157,11 +168,8 @@ class SharedWork(Generic[Job]):
         itself, unless `here` is False."""
         if self._claims.all_finished:
             return
-        sys.stderr.write(f"{title}: shared in {self.place}\n")
-        together = self.together
-        sharded = _Sharded(work, self.shards)
-        loop = _Loop(self.place, len(self.shards), together.lease, together.pause, sharded)
-        if together.engine == "ray":
+        loop = self._loop(work, title)
+        if self.together.engine == "ray":
             self._on_ray(loop, workers, title)
         elif workers <= 1 and here:
             with contextlib.closing(self._shown(title)) as shown:
@@ -173,10 +181,7 @@ class SharedWork(Generic[Job]):
         """The same in this process alone, with its own number of threads and what it has loaded."""
         if self._claims.all_finished:
             return
-        sys.stderr.write(f"{title}: shared in {self.place}\n")
-        together = self.together
-        sharded = _Sharded(work, self.shards)
-        loop = _Loop(self.place, len(self.shards), together.lease, together.pause, sharded)
+        loop = self._loop(work, title)
         with contextlib.closing(self._shown(title)) as shown:
             loop(0, tell=shown.tell)
 
@@ -187,6 +192,13 @@ class SharedWork(Generic[Job]):
     def end(self) -> None:
         """The results were used, and may go."""
         end(self.objects)
+
+    def _loop(self, work: Callable[[Sequence[Job]], bytes], title: str) -> _Loop:
+        """One worker of this work, once it is said where the work is."""
+        sys.stderr.write(f"{title}: shared in {self.place}\n")
+        together = self.together
+        make = _Sharded(work, self.shards)
+        return _Loop(self.place, len(self.shards), together.lease, together.pause, make)
 
     def _in_processes(self, loop: _Loop, workers: int, title: str) -> None:
         # No pool: it would wait for ever for a process that is killed, and here the others go on.
