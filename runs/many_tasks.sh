@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
 # The tables on many tasks: Meta-World's (BASE=mt50, ml45 or mt10) or LIBERO's (libero_object, libero_spatial; each needs its extra).
 # Episodes, a teacher, its traces; every student of every budget and seed, all of one base with the same steps, batches and first
-# weights; the teacher's longest `execute`; then all in one plan of report, in eager and in ONNX Runtime, the teacher in int8 as
+# weights; the teacher's longest `execute`; then all in one plan of report, in ONNX Runtime, the teacher in eager and int8 as
 # well; and what they listen to. Hours (docs/many-tasks.md says how many), so in the background:
 #   BASE=mt50 nohup bash runs/many_tasks.sh > mt50.log &         Killed, it goes on where it stopped when it is run again.
 #   SEEDS="0 1 2" BUDGETS="25 50" EPISODES=500                   how many
 #   POLICIES="first_k layer_search actdistill" WHOLE="bc_whole"  which: those at budgets, and those that have none
 #   SYSTEMS="vla_ad vita_vla aed"                                the other systems as well; the last two teach teachers of their own
+#   STEPS="2"                                            Meta-World's teacher in so many denoising steps, untrained, as rows as well; "": none
+#   RUNTIMES="eager onnx" TEACHER_RUNTIMES="onnx_int8"   students in these, and the teacher in eager and in these as well
 #   PARTS="collect teach probe students calibrate evaluate audit" some of it; TEACHER=DIR: a teacher that is there
 #   THREADS=1                                                    of teaching and probing: fewer where something else runs
 #   LOOK=2                                                       the same table with other policies is another look, and says so
@@ -21,6 +23,8 @@ budgets=${BUDGETS:-25 50}
 at_budgets=${POLICIES:-actdistill faithful action_kd published_budget first_k layer_drop layer_search random_skip bc_warm bc}
 whole=${WHOLE-bc_whole}
 systems=${SYSTEMS-}
+steps=${STEPS-2}
+if [[ $base == libero* ]]; then steps=; fi # its teacher says actions outright
 parts=${PARTS:-collect teach probe students calibrate evaluate audit}
 episodes=${EPISODES:-500}
 calibrate=${CALIBRATE:-500}
@@ -117,6 +121,9 @@ if part students; then
   echo "$((count * $(wc -w <<<"$seeds"))) students, two at a time, each 10 to 40 minutes of a core"
 fi
 begin=$SECONDS
+for count in $steps; do
+  in_steps "$out/students/teacher_in_$count" "${TEACHER:-$out/teacher}" "$count"
+done
 for seed in $seeds; do
   for recipe in $at_budgets; do
     for budget in $budgets; do
@@ -137,9 +144,13 @@ fi
 if part evaluate; then
   split=()
   if [[ $base == libero* ]]; then split=(--evaluation.splits official); fi # at most 500 episodes: they have 50 states a task
+  of_teacher=()
+  if [[ -n ${TEACHER_RUNTIMES-onnx_int8} ]]; then
+    of_teacher=(--evaluation.teacher-runtimes ${TEACHER_RUNTIMES-onnx_int8})
+  fi
   $armlet evaluate "$base" --name "$base" "${shared[@]}" --out "$out/table" --policies "${students[@]}" \
     --evaluation.purpose report --evaluation.look "${LOOK:-1}" --evaluation.episodes "$episodes" --evaluation.workers "$workers" \
-    --evaluation.runtimes eager onnx --evaluation.teacher-runtimes onnx_int8 "${split[@]}" \
+    --evaluation.runtimes ${RUNTIMES:-onnx} "${of_teacher[@]}" "${split[@]}" \
     "${world[@]}" "${lighter[@]}"
   $armlet report "$out/table/evaluation" --out "$out/table/report.html"
 fi
