@@ -8,6 +8,8 @@
 #   POLICIES="first_k layer_search actdistill" WHOLE="bc_whole"  which: those at budgets, and those that have none
 #   SYSTEMS="vla_ad vita_vla aed"                                the other systems as well; the last two teach teachers of their own
 #   STEPS="2"                                            Meta-World's teacher in so many denoising steps, untrained, as rows as well; "": none
+#   EXECUTE="8"                                          everybody once more, carrying out so many actions before looking again
+#   TABLE=free                                           the folder of the table, where there are several
 #   RUNTIMES="eager onnx" TEACHER_RUNTIMES="onnx_int8"   students in these, and the teacher in eager and in these as well
 #   PARTS="collect teach probe students calibrate evaluate audit" some of it; TEACHER=DIR: a teacher that is there
 #   THREADS=1                                                    of teaching and probing: fewer where something else runs
@@ -20,9 +22,10 @@ base=${BASE:-mt50}
 out=${OUT:-out/$base}
 seeds=${SEEDS:-0}
 budgets=${BUDGETS:-25 50}
-at_budgets=${POLICIES:-actdistill faithful action_kd published_budget first_k layer_drop layer_search random_skip bc_warm bc}
+at_budgets=${POLICIES-actdistill faithful action_kd published_budget first_k layer_drop layer_search random_skip bc_warm bc}
 whole=${WHOLE-bc_whole}
 systems=${SYSTEMS-}
+table=$out/${TABLE:-table}
 steps=${STEPS-2}
 if [[ $base == libero* ]]; then steps=; fi # its teacher says actions outright
 parts=${PARTS:-collect teach probe students calibrate evaluate audit}
@@ -33,6 +36,7 @@ workers=${WORKERS:-2}
 shared=(--episodes "$out/episodes" --shared "$out" --teacher "${TEACHER:-$out/teacher}")
 network=() teach=() probe=() collect=() world=() lighter=()
 if [[ -n ${SMOKE:-} ]]; then
+  table=$out/${TABLE:-table}
   # As deep as the real one, since budgets are shares of its layers.
   out=${OUT:-out/smoke_$base}
   shared=(--episodes "$out/episodes" --shared "$out" --teacher "$out/teacher")
@@ -138,7 +142,7 @@ all_made
 if part students >/dev/null; then echo "students took $(((SECONDS - begin) / 60)) min"; fi
 
 if part calibrate; then # the teacher's longest `execute`, on episodes of its own
-  $armlet calibrate "$base" "${shared[@]}" --out "$out/table" --calibration.episodes "$calibrate" --calibration.workers "$workers" \
+  $armlet calibrate "$base" "${shared[@]}" --out "$table" --calibration.episodes "$calibrate" --calibration.workers "$workers" \
     "${world[@]}"
 fi
 if part evaluate; then
@@ -148,13 +152,14 @@ if part evaluate; then
   if [[ -n ${TEACHER_RUNTIMES-onnx_int8} ]]; then
     of_teacher=(--evaluation.teacher-runtimes ${TEACHER_RUNTIMES-onnx_int8})
   fi
-  $armlet evaluate "$base" --name "$base" "${shared[@]}" --out "$out/table" --policies "${students[@]}" \
+  if [[ -n ${EXECUTE:-} ]]; then split+=(--evaluation.execute $EXECUTE); fi
+  $armlet evaluate "$base" --name "$base" "${shared[@]}" --out "$table" --policies "${students[@]}" \
     --evaluation.purpose report --evaluation.look "${LOOK:-1}" --evaluation.episodes "$episodes" --evaluation.workers "$workers" \
     --evaluation.runtimes ${RUNTIMES:-onnx} "${of_teacher[@]}" "${split[@]}" \
     "${world[@]}" "${lighter[@]}"
-  $armlet report "$out/table/evaluation" --out "$out/table/report.html"
+  $armlet report "$table/evaluation" --out "$table/report.html"
 fi
 if part audit; then
-  $armlet audit "${TEACHER:-$out/teacher}" "${students[@]}" --count "$audit" --workers "$workers" --out "$out/table/audit"
+  $armlet audit "${TEACHER:-$out/teacher}" "${students[@]}" --count "$audit" --workers "$workers" --out "$table/audit"
 fi
-echo "[after $((SECONDS / 60)) min] $out/table: evaluation/table.md, evaluation/report.json, report.html, audit/audit.md"
+echo "[after $((SECONDS / 60)) min] $table: evaluation/table.md, evaluation/report.json, report.html, audit/audit.md"
