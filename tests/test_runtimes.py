@@ -448,10 +448,14 @@ def test_seeds_are_taken_together_runtime_by_runtime() -> None:
     }
 
 
-def test_moments_to_compare_at_are_of_every_task_of_every_split(teachers) -> None:
+def test_moments_to_compare_at_are_of_every_task_of_every_split(monkeypatch) -> None:
     frames = runtimes.frames_of_world(dots_policy(0), Dots(), ("seen",), 5)
     assert len(frames) >= runtimes.FRAMES
     assert {seen.instruction for seen in frames} == {"go to the red dot", "go to the blue dot"}
+    monkeypatch.setattr(runtimes, "MOST", len(frames) // 3)
+    fewer = runtimes.frames_of_world(dots_policy(0), Dots(), ("seen",), 5)
+    assert len(frames) // 5 <= len(fewer) <= len(frames) // 2
+    assert {seen.instruction for seen in fewer} == {"go to the red dot", "go to the blue dot"}
 
 
 def test_what_armlet_exports_is_run_timed_and_recomputed(teachers, tmp_path, own_memory) -> None:
