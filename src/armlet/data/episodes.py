@@ -40,6 +40,7 @@ from armlet.data.layout import (
     video_info,
     width,
 )
+from armlet.data.manifest import Manifest
 from armlet.data.opening import EpisodeError, checked
 from armlet.data.pictures import mapped
 from armlet.data.rows import Rows, read_rows
@@ -221,6 +222,8 @@ class EpisodeDataset:
         # What the files themselves say of the robot beside names and rate; LeRobot's say nothing.
         self.described = Described()
         self._beside: tuple[str, ...] = (INFO, EPISODE_LINES)
+        # None: another layout, whose files nobody listed.
+        self._manifest: Manifest | None = None
         if is_demonstrations(self.root):
             self._open_demonstrations()
         else:
@@ -251,6 +254,8 @@ class EpisodeDataset:
         self._sources = found.pictures
 
     def _open_lerobot(self) -> None:
+        self._manifest = Manifest.of(self.root)
+        self._manifest.check_tables()  # films where they are first read
         self._take_info(read_info(self.root))
         self._stored = stored_episodes(self.root, self._info)
         # Before v3 every episode had files of its own.
@@ -265,7 +270,9 @@ class EpisodeDataset:
             has_videos=has_videos,
         )
         self.tasks, self.asked = read_tasks(self.root, self._info, self._rows, self._stored)
-        self._sources = PictureSources(self.root, self._rows, self._stored, self._features)
+        self._sources = PictureSources(
+            self.root, self._rows, self._stored, self._features, self._manifest
+        )
 
     def _take_info(self, info: dict[str, Any]) -> None:
         self._info = info
@@ -614,6 +621,8 @@ class EpisodeDataset:
         digest = hashlib.sha256(json.dumps([self.roles.state, self.roles.action]).encode())
         pictures_digest = hashlib.sha256()
         found = digests([checked(self.root / name) for name in ordered], self.cache)
+        if self._manifest is not None:
+            self._manifest.compare(ordered, found)
         for name, content in zip(ordered, found, strict=True):
             for each in (digest, pictures_digest):
                 each.update(name.encode())
