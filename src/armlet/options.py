@@ -189,8 +189,13 @@ def _missing(recipe: Recipe, verb: str) -> str:
 
 
 def _unshared(recipe: Recipe, verb: str) -> str:
-    """What is wrong where processes are to share a verb's work that one does; nothing where it is
-    right."""
+    """What is wrong where processes are to share a verb's work that one does, or cannot do as they
+    are asked; nothing where it is right."""
+    if recipe.shards.on == "ray" and recipe.acting_device != "cpu" and not recipe.shards.gpus:
+        return (
+            f"--acting-device {recipe.acting_device}: a task of Ray sees no GPU that it does not ask "
+            "for; give --shards.gpus as well"
+        )
     if recipe.shards.on is None or verb in shards.VERBS:
         return ""
     return (
