@@ -124,7 +124,7 @@ def _with_benchmark(recipe: Recipe, options: list[str]) -> tuple[Recipe, list[st
             f"--benchmark {name}: recipe {recipe.name!r} is made for {recipe.benchmark.name}; take "
             "one for your own robot (armlet --help lists them)"
         )
-    found = benchmarks.find(name)  # type: ignore[attr-defined]  # of helper rollout
+    found = benchmarks.find(name)
     return replace(recipe, benchmark=found), rest
 
 
