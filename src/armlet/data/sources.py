@@ -35,8 +35,7 @@ class PictureSources:
     rows: Rows
     stored: Sequence[StoredEpisode]
     features: dict[str, dict[str, Any]]
-    # None: films are taken as they are.
-    manifest: Manifest | None = None
+    manifest: Manifest
     _films: dict[str, Film] = field(default_factory=dict)
     # Those used last, at the end.
     _groups: dict[tuple[Path, int, str], pa.ChunkedArray] = field(default_factory=dict)
@@ -85,8 +84,7 @@ class PictureSources:
     def _film(self, name: str) -> Film:
         # Without the lock: two threads may read one clock twice, which is harmless.
         if name not in self._films:
-            if self.manifest is not None:
-                self.manifest.check([name])
+            self.manifest.check([name])
             self._films[name] = Film(self.root / name)
         return self._films[name]
 
