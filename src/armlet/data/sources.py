@@ -35,7 +35,8 @@ class PictureSources:
     rows: Rows
     stored: Sequence[StoredEpisode]
     features: dict[str, dict[str, Any]]
-    manifest: Manifest
+    # None: of another layout, whose films nobody listed.
+    manifest: Manifest | None = None
     _films: dict[str, Film] = field(default_factory=dict)
     # Those used last, at the end.
     _groups: dict[tuple[Path, int, str], pa.ChunkedArray] = field(default_factory=dict)
@@ -84,7 +85,8 @@ class PictureSources:
     def _film(self, name: str) -> Film:
         # Without the lock: two threads may read one clock twice, which is harmless.
         if name not in self._films:
-            self.manifest.check([name])
+            if self.manifest is not None:
+                self.manifest.check([name])
             self._films[name] = Film(self.root / name)
         return self._films[name]
 
