@@ -77,11 +77,13 @@ def pytest_configure(config: pytest.Config) -> None:
 # What takes longest comes first, so that no worker is left with it while the other has nothing to do:
 # `make test` gives whole files to whichever worker is free, in this order and then by name.
 LONGEST = (
-    "test_pipeline.py", "test_systems.py", "deploy/test_export.py", "deploy/test_plan.py",
-    "test_runtimes.py", "deploy/test_dynamic_routes.py", "benchmarks/test_tabletop.py",
-    "policies/test_vla.py", "policies/test_clip_lora.py", "test_examples.py", "test_robots.py",
-    "test_shipped_teacher.py", "test_training.py", "test_demo.py", "test_documents.py",
-    "server/test_serve.py", "server/test_hostile.py", "test_socket_teacher.py",
+    "test_pipeline.py", "pretrained/test_training_options.py", "test_socket_teacher.py",
+    "test_systems.py", "test_runtimes.py", "deploy/test_exports_table.py",
+    "deploy/test_dynamic_routes.py", "deploy/test_plan.py", "test_training.py",
+    "pretrained/test_lerobot_line.py", "deploy/test_export.py", "test_documents.py",
+    "test_shipped_teacher.py", "pretrained/test_pi0.py", "policies/test_vla.py",
+    "benchmarks/test_tabletop.py", "policies/test_clip_lora.py", "test_examples.py",
+    "test_robots.py", "test_demo.py", "server/test_serve.py", "server/test_hostile.py",
 )  # fmt: skip
 
 

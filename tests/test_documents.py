@@ -59,20 +59,39 @@ def recounting() -> ModuleType:
 recount = recounting()
 
 
+@functools.cache  # to know them, every report is read
 def pages() -> list[str]:
     return [path.relative_to(ROOT).as_posix() for path in recount.pages(ROOT)]
 
 
-@pytest.fixture
-def copied(tmp_path) -> Path:
+def copy_to(folder: Path) -> Path:
     """README and docs, to be changed; what they name as sources lies beside them."""
     shutil.copytree(
-        ROOT / "docs", tmp_path / "docs", ignore=shutil.ignore_patterns("*.png", "__pycache__")
+        ROOT / "docs", folder / "docs", ignore=shutil.ignore_patterns("*.png", "__pycache__")
     )
-    shutil.copy(ROOT / "README.md", tmp_path)
+    shutil.copy(ROOT / "README.md", folder)
     for name in ("bench", "dev", "src", "tests"):
-        (tmp_path / name).symlink_to(ROOT / name)
-    return tmp_path
+        (folder / name).symlink_to(ROOT / name)
+    return folder
+
+
+@pytest.fixture
+def copied(tmp_path: Path) -> Path:
+    return copy_to(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def shared_copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy for tests that put back what they change, so that reports are read once for all."""
+    return copy_to(tmp_path_factory.mktemp("copied"))
+
+
+@pytest.fixture
+def to_change(shared_copy: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
+    page = shared_copy / request.param
+    text = page.read_text()
+    yield page
+    page.write_text(text)
 
 
 def findings_of(page: Path) -> list[Any]:
@@ -89,29 +108,41 @@ def test_every_number_is_what_its_report_says() -> None:
     assert [str(finding) for finding in recount.check(ROOT)] == []
 
 
-@pytest.mark.parametrize("name", pages())
-def test_a_changed_digit_of_a_page_is_noticed(copied: Path, name: str) -> None:
+@pytest.mark.parametrize("to_change", pages(), indirect=True)
+def test_a_changed_digit_of_a_page_is_noticed(to_change: Path, shared_copy: Path) -> None:
     """Every number that a comment stands behind, and of every table three, with the last digit
-    changed."""
-    page = copied / name
+    changed; as many at once as are noticed apart, one of a line and one of a table."""
+    page = to_change
     text = page.read_text()
     assert findings_of(page) == []
-    places = [found.start() for found in BOUND.finditer(text)]
     chosen = random.Random(0)
-    for made in [*recount.TABLE.finditer(text), *recount.SECTION.finditer(text)]:
+    # What a finding can be about → the places of digits in it.
+    places: dict[int, list[int]] = {}
+    made = [*recount.TABLE.finditer(text), *recount.SECTION.finditer(text)]
+    for found in BOUND.finditer(text):
+        if not any(each.start() <= found.start() < each.end() for each in made):
+            places.setdefault(text.count("\n", 0, found.start()), []).append(found.start())
+    for each in made:
         digits = [
-            found.end() - 1 + made.start("body")
-            for found in re.finditer(r"\d+(?:[.,]\d+)*", made["body"])
+            found.end() - 1 + each.start("body")
+            for found in re.finditer(r"\d+(?:[.,]\d+)*", each["body"])
         ]
-        places += chosen.sample(digits, min(3, len(digits)))
+        places[text.count("\n", 0, each.start())] = chosen.sample(digits, min(3, len(digits)))
     silent = []
-    for place in places:
-        digit = str((int(text[place]) + 5) % 10)
-        page.write_text(text[:place] + digit + text[place + 1 :])
-        line = text.count("\n", 0, place) + 1
-        if not any(finding.line == line for finding in findings_of(page)):
+    for turn in range(max(map(len, places.values()), default=0)):
+        changed = list(text)
+        lines = {}
+        for place in (own[turn] for own in places.values() if turn < len(own)):
+            changed[place] = str((int(text[place]) + 5) % 10)
+            lines[text.count("\n", 0, place) + 1] = place
+        page.write_text("".join(changed))
+        noticed = {finding.line for finding in findings_of(page)}
+        assert noticed <= lines.keys(), "what was not changed is as it was"
+        for line in lines.keys() - noticed:
+            place = lines[line]
             silent.append(f"line {line}: {text[place - 20 : place + 20]!r}")
     assert silent == []
+    name = page.relative_to(shared_copy).as_posix()
     with_results = name == "README.md" or name.startswith(("docs/results", "docs/reproductions"))
     assert places or not with_results, "a page with results is bound to reports"
 
@@ -401,7 +432,7 @@ def test_commands_are_those_there_are(page: Path, mine: ModuleType, capsys) -> N
     for program, *words in commands(page):
         try:
             if program == "armlet":
-                parse(words)
+                parse(*words)
             elif program == "make":
                 assert {word for word in words if "=" not in word} <= targets, "no such target"
             else:
@@ -411,7 +442,8 @@ def test_commands_are_those_there_are(page: Path, mine: ModuleType, capsys) -> N
     assert wrong == []
 
 
-def parse(words: list[str]) -> None:
+@functools.cache  # most commands stand on several pages
+def parse(*words: str) -> None:
     """Read a command as `armlet` does, to the end of its options. Raises AssertionError, ValueError
     or SystemExit."""
     verb, *rest = words or [""]
@@ -553,9 +585,9 @@ def test_commands_are_found_and_wrong_ones_are_noticed(tmp_path) -> None:
         "report --into a",
     ):
         with pytest.raises((AssertionError, ValueError, SystemExit)):
-            parse(words.split())
-    parse(["distil", "tabletop", "--seed", "1"])
-    parse(["recompute", "a", "b"])
+            parse(*words.split())
+    parse("distil", "tabletop", "--seed", "1")
+    parse("recompute", "a", "b")
 
 
 # --- what stands beside the documents

@@ -25,7 +25,7 @@ from armlet.evaluation import figures, outcomes
 from armlet.evaluation.provenance import gripper_noise
 from armlet.options import override
 from armlet.policies.checkpoint import load_policy, policy_fingerprint
-from armlet.recipe import Recipe, Round
+from armlet.recipe import Recipe, Round, to_json
 from armlet.recipes.bases import Imitate
 from armlet.rollout.loop import run_task
 from armlet.training import practice
@@ -178,7 +178,34 @@ STUDENTS = [
 ]
 
 
-@pytest.mark.parametrize("name", STUDENTS)
+# Other numbers of these are all that they differ from; `test_recipes_that_are_alike` says so.
+ALIKE = {
+    "bc_long_tabletop": "bc_tabletop",
+    "faithful_low_tabletop": "faithful_tabletop",
+    "faithful_high_tabletop": "faithful_tabletop",
+}
+TRAINED = [
+    pytest.param(name, marks=[pytest.mark.slow] if name in ALIKE else []) for name in STUDENTS
+]
+
+
+def shape(value: object, place: str = "") -> object:
+    """A recipe as JSON without its numbers but 0, and without the names of its files."""
+    if isinstance(value, dict):
+        named = {"name", "out"} if not place else set()
+        return {name: shape(each, name) for name, each in value.items() if name not in named}
+    if isinstance(value, list):
+        return [shape(each, place) for each in value]
+    return bool(value) if isinstance(value, int | float) else value
+
+
+@pytest.mark.parametrize("name", ALIKE)
+def test_recipes_that_are_alike(name: str) -> None:
+    mine, other = (to_json(recipes.make(each)) for each in (name, ALIKE[name]))
+    assert mine != other and shape(mine) == shape(other)
+
+
+@pytest.mark.parametrize("name", TRAINED)
 def test_every_recipe_trains_a_student_that_acts(recipe: Recipe, tmp_path, name: str) -> None:
     """Every recipe of the package, with its own student and objectives, on the tiny episodes and
     traces."""
@@ -193,7 +220,7 @@ def test_every_recipe_trains_a_student_that_acts(recipe: Recipe, tmp_path, name:
         student = dataclasses.replace(student, network=network)
     rounds = tuple(
         dataclasses.replace(
-            each, stage=dataclasses.replace(each.stage, **short), episodes=3, workers=1
+            each, stage=dataclasses.replace(each.stage, **short), episodes=3, trial=2, workers=1
         )
         for each in full.rounds
     )

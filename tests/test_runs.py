@@ -6,29 +6,61 @@ import dataclasses
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from armlet import recipes, shards
 from armlet.__main__ import OF_PLACES, VERBS
-from armlet.options import override
+from armlet.options import override, read_fields
 from armlet.recipe import Recipe, to_json
 
 ROOT = Path(__file__).parent.parent
 RUNS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "runs").glob("*.sh"))
 RUNS.remove("runs/gpu.sh")  # it calls a bench, and no verb
+# Of a recipe itself: each has others.
+FOLDERS = (".class", ".name", ".episodes", ".teacher", ".out", ".shared")
+
+
+def leaves(value: Any, place: str = "") -> Iterator[tuple[str, str]]:
+    """Every number and word of a recipe as JSON, with the place where it stands."""
+    if isinstance(value, dict):
+        for name, each in value.items():
+            yield from leaves(each, f"{place}.{name}")
+    elif isinstance(value, list) and value and isinstance(value[0], dict):
+        for number, each in enumerate(value):
+            yield from leaves(each, f"{place}.{number}")
+    else:
+        yield place, repr(value)
+
+
+def test_a_recipe_without_options_is_itself() -> None:
+    """Recipes enough that every value of every field of every recipe, but for names of folders, is
+    read back by the parser of options at least once."""
+    seen: set[tuple[str, str]] = set()
+    for name in recipes.available():
+        recipe = recipes.find(name)()
+        own = {leaf for leaf in leaves(to_json(recipe)) if leaf[0] not in FOLDERS} - seen
+        if not own:
+            continue
+        seen |= own
+        fields = {place.split(".")[1] for place, _ in own}
+        assert read_fields(recipe, fields, [], "armlet") == {
+            field: getattr(recipe, field) for field in fields
+        }, name
 
 
 @pytest.mark.parametrize("name", recipes.available())
-def test_a_recipe_without_options_is_itself(name: str) -> None:
+def test_an_option_of_a_recipe_changes_its_field_alone(name: str) -> None:
     recipe = recipes.find(name)()
-    options = []
+    options = ["--seed", "7"]
     if recipe.benchmark is None:  # one's own robot, whose episodes have to be named
-        options = ["--episodes", "here"]
+        options += ["--episodes", "here"]
         recipe = dataclasses.replace(recipe, episodes=Path("here"))
-    assert override(recipe, options, "armlet") == recipe
+    assert override(recipe, options, "armlet") == dataclasses.replace(recipe, seed=7)
 
 
 @pytest.mark.parametrize(

@@ -22,8 +22,12 @@ from armlet.data.episodes import EpisodeDataset
 from armlet.data.frames import load_frames
 from armlet.data.traces import StaleTraceError, TraceError, TraceStore
 from armlet.policies.checkpoint import load_policy, save_policy
+from armlet.policies.contract import Network
 from armlet.policies.facts import FACTS, TeacherFacts
-from armlet.policies.fitting import Choosing
+from armlet.policies.fitting import Alike, Choosing, FitsRobot, SameChoices
+from armlet.policies.students import FirstK, Fresh
+from armlet.policies.two_tower import TwoTowerNetwork
+from armlet.policies.vla import VLANetwork
 from armlet.recipe import Evaluation, Recipe, Round
 from armlet.robot.client.line import AnswerError, ServerError
 from armlet.rollout import recording
@@ -57,9 +61,32 @@ def base(tmp_path_factory) -> Iterator[Recipe]:
         yield made
 
 
+def smaller(recipe: Recipe) -> Recipe:
+    """Its networks a fraction of their size, and half of the layers kept where some are."""
+    network = recipe.network
+    assert isinstance(network, FitsRobot)
+    made = dataclasses.replace(network, network=shrunk(network.network))
+    student = recipe.student
+    if isinstance(student, Alike | SameChoices):
+        student = dataclasses.replace(student, network=shrunk(student.network))
+    elif isinstance(student, Fresh) and isinstance(student.student, FirstK):
+        student = dataclasses.replace(student, student=FirstK(2))
+    return dataclasses.replace(recipe, network=made, student=student)
+
+
+def shrunk(network: Network) -> Network:
+    if isinstance(network, TwoTowerNetwork):
+        return dataclasses.replace(
+            network, width=24, heads=2, vision_layers=1, text_layers=1, channels=8
+        )
+    if isinstance(network, VLANetwork):
+        return dataclasses.replace(network, width=32, depth=4, heads=2, vision_channels=8)
+    return network
+
+
 def of(base: Recipe, name: str, teacher: Path, out: Path, **changes) -> Recipe:
-    """A recipe for one's own robot, on the dot's episodes, in few steps."""
-    recipe = recipes.make(name)
+    """A recipe for one's own robot, on the dot's episodes, in few steps of small networks."""
+    recipe = smaller(recipes.make(name))
     stages = tuple(dataclasses.replace(stage, **SHORT) for stage in recipe.stages)
     return dataclasses.replace(
         recipe,
