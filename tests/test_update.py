@@ -22,7 +22,6 @@ from armlet.data.transforms import DrawBudget, Explore, GripperNoise
 from armlet.layers.ema import SelfTeacher
 from armlet.recipe import Objective, Stage
 from armlet.training.learner import Learner, watch
-from armlet.training.optimisers import SingleMuon, make_optimisers
 from armlet.training.own_average import SelfAnswers
 from armlet.training.trainer import Trainer, make_batches
 from armlet.types import Batch, Trace
@@ -255,45 +254,6 @@ def test_muon_takes_the_backbones_matrices_and_adamw_the_rest(tmp_path: Path) ->
         "singular values near 1, along the gradient's own directions"
     )
     assert (left.T @ step @ right.T - torch.diag(sizes)).abs().max() < 0.1
-
-
-@pytest.mark.parametrize("nesterov", [True, False])
-def test_muon_in_single_precision_is_torchs_but_for_its_rounding(
-    nesterov: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Four steps of a tall, a wide and a square matrix. torch's iteration rounds to bfloat16; where
-    that is left out, they are the same."""
-
-    def walked(kind: type[torch.optim.Muon]) -> list[Tensor]:
-        torch.manual_seed(0)
-        matrices = [nn.Parameter(torch.randn(shape)) for shape in ((9, 4), (4, 9), (6, 6))]
-        made = kind(matrices, lr=0.1, nesterov=nesterov, adjust_lr_fn="match_rms_adamw")
-        for _ in range(4):
-            for matrix in matrices:
-                matrix.grad = torch.randn_like(matrix)
-            made.step()
-        return [matrix.detach() for matrix in matrices]
-
-    found = walked(SingleMuon)
-    rounded = walked(torch.optim.Muon)
-    with monkeypatch.context() as patched:
-        patched.setattr(Tensor, "bfloat16", lambda tensor: tensor.clone())
-        exact = walked(torch.optim.Muon)
-    for mine, theirs, rough in zip(found, exact, rounded, strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
-        assert 1e-4 < (mine - rough).abs().max() < 0.1
-
-
-def test_processors_without_bf16_have_muon_in_single_precision(monkeypatch) -> None:
-    for there, kind in ((True, torch.optim.Muon), (False, SingleMuon)):
-        monkeypatch.setattr(
-            "armlet.training.optimisers.multiplies_bf16", lambda device, there=there: there
-        )
-        matrix = nn.Parameter(torch.ones(2, 2))
-        (made,) = make_optimisers(
-            {"policy.layers.0.weight": matrix}, Stage(Both(), optimiser="muon")
-        )
-        assert type(made) is kind
 
 
 def test_every_step_has_frames_of_its_own_and_an_epoch_has_all(tmp_path: Path) -> None:

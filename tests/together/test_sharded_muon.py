@@ -8,8 +8,6 @@ import torch
 from processes import STAGE, together, train
 from torch import Tensor, nn
 
-from armlet.training.optimisers import muon
-
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(1800)]
 
 # Rows that two and three processes do not share evenly, and fewer than there are processes; tall,
@@ -76,7 +74,7 @@ def test_the_same_gradients_give_the_same_steps(
 ) -> None:
     """To single precision's rounding: the iteration is run on the same whole matrix, so its own
     bfloat16 adds nothing. In bfloat16 a step is rounded once more before it is added."""
-    expected = stepped(muon(torch.device("cpu")), kind, whole_beside, **settings)
+    expected = stepped(torch.optim.Muon, kind, whole_beside, **settings)
     start = Matrices(kind)
 
     def work(rank: int) -> list[Tensor]:

@@ -3,9 +3,8 @@
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from armlet.machine import multiplies_bf16
 from armlet.recipe import Stage
 from armlet.training.lora import FACTORS
 from armlet.training.spread import is_shard
@@ -31,7 +30,7 @@ def make_optimisers(
     decay = stage.weight_decay
     optimisers: list[torch.optim.Optimizer] = []
     if matrices:
-        kind = muon(matrices[0].device)
+        kind = torch.optim.Muon
         if is_shard(matrices[0]):
             from armlet.training.shards import ShardedMuon  # slow to import, and seldom needed
 
@@ -45,55 +44,6 @@ def make_optimisers(
             torch.optim.AdamW(rest, lr=step, weight_decay=decay, betas=(0.9, 0.95), fused=True)
         )
     return optimisers
-
-
-def muon(device: torch.device) -> type[torch.optim.Muon]:
-    """The Muon for matrices on a device: torch's, or one in single precision for a processor that has
-    no products in bf16."""
-    return torch.optim.Muon if multiplies_bf16(device.type) else SingleMuon
-
-
-class SingleMuon(torch.optim.Muon):
-    """torch's Muon, whose iteration runs in single precision instead of bfloat16: finer, and on a
-    processor without products in bf16 about twenty times as fast. Its state is the same. Of torch's
-    ways to scale a step it has `match_rms_adamw`."""
-
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """One step. It has no closure: nothing here evaluates a loss twice."""
-        assert closure is None
-        for group in self.param_groups:
-            assert group["adjust_lr_fn"] == "match_rms_adamw"
-            for matrix in group["params"]:
-                gradient = matrix.grad
-                if gradient is None:
-                    continue
-                state = self.state[matrix]
-                if "momentum_buffer" not in state:
-                    state["momentum_buffer"] = torch.zeros_like(gradient)
-                average = state["momentum_buffer"]
-                average.lerp_(gradient, 1 - group["momentum"])
-                update = gradient.lerp(average, group["momentum"]) if group["nesterov"] else average
-                step = orthogonal(update, group["ns_coefficients"], group["ns_steps"], group["eps"])
-                matrix.mul_(1 - group["lr"] * group["weight_decay"])
-                scale = 0.2 * math.sqrt(max(matrix.shape))
-                matrix.add_(step.to(matrix.dtype), alpha=-group["lr"] * scale)
-
-
-def orthogonal(
-    update: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float
-) -> Tensor:
-    """(m, n): a matrix with the singular vectors of `update` and singular values near 1, by Newton and
-    Schulz's iteration as Jordan et al. have it, in single precision."""
-    first, second, third = coefficients
-    tall = update.shape[0] > update.shape[1]
-    found = update.float().T if tall else update.float()
-    found = found / found.norm().clamp(min=eps)
-    for _ in range(steps):
-        gram = found @ found.T
-        turned = torch.addmm(gram, gram, gram, beta=second, alpha=third)
-        found = torch.addmm(found, turned, found, beta=first)
-    return found.T if tall else found
 
 
 def rate(stage: Stage, step: int) -> float:

@@ -12,7 +12,6 @@ from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, 
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from armlet.training.learner import Learner
-from armlet.training.optimisers import muon
 from armlet.training.spread import Spread, whole
 
 
@@ -121,10 +120,10 @@ class ShardedMuon(torch.optim.Muon):
 
 
 def _orthogonal_step(update: Tensor, group: dict[str, Any]) -> Tensor:
-    """The step that Muon takes on one process for this update, without momentum and decay."""
+    """The step that torch's Muon takes for this update, without momentum and decay."""
     step = nn.Parameter(torch.zeros_like(update))
     step.grad = update
-    plain = muon(update.device)(
+    plain = torch.optim.Muon(
         [step],
         lr=group["lr"],
         weight_decay=0.0,
