@@ -277,6 +277,7 @@ def test_an_export_is_used_again_only_for_what_it_was_made_from(
 ) -> None:
     evaluate.main(recipe)
     first = list(exporter.calls)
+    assert len({id(frames) for frames in exporter.frames}) == 1, "made once for all"
     evaluate.main(recipe)
     assert exporter.calls == first, "neither exported nor refused again"
     save_policy(dots_policy(7), teachers[1])

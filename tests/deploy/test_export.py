@@ -350,6 +350,40 @@ def test_parity() -> None:
         near(1e-3, chooses=True)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8", "int8_static"])
+def test_a_stray_number_in_a_thousand_is_left_to_the_closed_loop(precision: str) -> None:
+    """However many frames are looked at; in single precision none may stray."""
+
+    def answers(strays: int, count: int) -> gates.Parity:
+        asked = iter(range(count))
+
+        def closes(seen: Observation) -> np.ndarray:
+            answer = Says().infer(seen)
+            if next(asked) < strays:
+                answer[0, 3] += 1.9  # of a gripper's range of 2
+            return answer
+
+        return gates.parity(
+            Says().infer,
+            closes,
+            frames(125) * (count // 125),
+            count=lambda seen: len(seen.instruction.split()),
+            spans=gates.spans(make_policy(depth=1)),
+            precision=precision,
+            chooses=False,
+        )
+
+    for count in (250, 1000):  # of eight numbers
+        few = count * 8 // 1000
+        if precision == "fp32":
+            with pytest.raises(gates.GateError, match=r"in all but 0 of them"):
+                answers(1, count)
+            continue
+        assert answers(few, count).apart == pytest.approx(1e-3)
+        with pytest.raises(gates.GateError, match=r"in all but 0\.001 of them"):
+            answers(few + 1, count)
+
+
 def test_parity_on_one_length_alone_is_found() -> None:
     """A graph that is wrong for one number of words, on one frame of a hundred."""
 

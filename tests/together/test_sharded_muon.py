@@ -8,6 +8,8 @@ import torch
 from processes import STAGE, together, train
 from torch import Tensor, nn
 
+from armlet.training.muon import muon_for
+
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(1800)]
 
 # Rows that two and three processes do not share evenly, and fewer than there are processes; tall,
@@ -72,9 +74,9 @@ def in_shards(matrices: Matrices):
 def test_the_same_gradients_give_the_same_steps(
     tmp_path, size: int, kind: torch.dtype, settings: dict
 ) -> None:
-    """To single precision's rounding: the iteration is run on the same whole matrix, so its own
-    bfloat16 adds nothing. In bfloat16 a step is rounded once more before it is added."""
-    expected = stepped(torch.optim.Muon, kind, whole_beside, **settings)
+    """To single precision's rounding: the iteration is run on the same whole matrix, so that it may
+    be in bfloat16 adds nothing. In bfloat16 a step is rounded once more before it is added."""
+    expected = stepped(muon_for("cpu"), kind, whole_beside, **settings)
     start = Matrices(kind)
 
     def work(rank: int) -> list[Tensor]:
@@ -102,7 +104,7 @@ def moved(weights: dict[str, Tensor], before: dict[str, Tensor]) -> dict[str, Te
 
 
 def in_single_precision(grad: Tensor, coefficients: tuple, steps: int, eps: float) -> Tensor:
-    """torch's iteration (Jordan et al. 2024), which runs in bfloat16 there."""
+    """torch's iteration (Jordan et al. 2024), which runs in bfloat16 there where a processor has it."""
     first, second, third = coefficients
     found = grad.T if grad.size(0) > grad.size(1) else grad
     found = found / found.norm().clamp(min=eps)

@@ -37,6 +37,10 @@ FEWEST = 100  # frames on which parity is measured
 APART = {"fp32": 1e-4, "fp16": 5e-3, "bf16": 0.1, "int8": 0.5, "int8_static": 0.5}
 # The mean of the same, where single numbers say little.
 MEAN_APART = {"fp32": 1e-5, "fp16": 1e-3, "bf16": 0.02, "int8": 0.05, "int8_static": 0.05}
+# Of the numbers, how many may lie further apart. A share, and not none, of coarser numbers: a gripper
+# that closes where the other opens is a whole range away, and the more frames are looked at, the
+# surer one of them is near the edge between both. What that costs, the closed loop says.
+STRAY = {"fp32": 0.0, "fp16": 1e-3, "bf16": 1e-3, "int8": 1e-3, "int8_static": 1e-3}
 CHOSEN = 0.02  # of the numbers of a policy that chooses among a few: a tie may fall either way
 # Of the frames, how many may take another route: ties in single precision; of coarser numbers what a
 # closed loop is still worth running for.
@@ -233,13 +237,15 @@ def parity(
         apart=float((every > limit).mean()),
     )
     mean_limit = np.inf if chooses else MEAN_APART[precision]
-    if found.apart > (CHOSEN if chooses else 0.0) or found.mean > mean_limit:
+    stray = CHOSEN if chooses else STRAY[precision]
+    if found.apart > stray or found.mean > mean_limit:
         worst = int(every.max((1, 2)).argmax())
         raise GateError(
             f"parity: on frame {worst} of {len(frames)} ({count(frames[worst])} words) an action "
-            f"is {found.furthest:.2g} of its range away from PyTorch's (mean {found.mean:.2g}), "
-            f"expected {limit:g} at most (mean {mean_limit:g}) with {precision}; export it with "
-            "another precision or runtime",
+            f"is {found.furthest:.2g} of its range away from PyTorch's (mean {found.mean:.2g}; "
+            f"{found.apart:.2%} of the numbers are beyond {limit:g}), expected {limit:g} at most in all "
+            f"but {stray:g} of them (mean {mean_limit:g}) with {precision}; export it with another "
+            "precision or runtime",
             found,
         )
     return found

@@ -7,6 +7,7 @@ was made from and how that went. One that a gate refuses is not made and not tri
 row in the report that says why.
 """
 
+import functools
 import json
 import re
 import shutil
@@ -78,6 +79,8 @@ def exported_contenders(
     refused = []
     if not jobs:
         return found, ()
+    # All are compared at the same moments, whose episodes take minutes on fifty tasks.
+    how = replace(how, frames=functools.cache(how.frames))
     progress = Progress(how.title, total=len(jobs), unit="export")
     # Two evaluations into one folder would each write what the other reads.
     with hold(how.out / "exporting.lock", "exporting"):

@@ -1,11 +1,14 @@
 """How attempts at episodes become a data set.
 
-Workers write what they made themselves; a killed run goes on with the attempts that are missing.
+Workers write what they made themselves; a killed run goes on with the attempts that are missing. Of
+an attempt that gave nothing to keep a mark is left, so that the same code does not make it again.
 Where processes share the work, workers pack what they made, and one process lays all of it out.
 Who acts is an argument (`actors`).
 """
 
 import contextlib
+import hashlib
+import json
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -54,12 +57,16 @@ def record(
         hz = round(benchmark.action_spec.control_hz)  # a data set keeps a whole number
         writer = EpisodeWriter(root, features, fps=hz, robot=benchmark.name, metadata=metadata)
         describe_robot(root, benchmark)
-        # By attempt and not by count: those that were not kept are missing, and are made again.
+        # By attempt and not by count: those that were not kept leave gaps.
         finished = {info["attempt"] for info in writer.finished()}
-        missing = [attempt for attempt in range(episodes) if attempt not in finished]
-        progress = Progress(title, total=episodes, start=len(finished), unit="episode")
-        kept = len(finished)
-        attempt_at = _Attempt(root, acts, features, hz)
+        marks = root / CACHE / f"failed-{_made_by(metadata)}"
+        marks.mkdir(exist_ok=True)
+        failed = {int(mark.name) for mark in marks.iterdir() if mark.name.isdigit()} - finished
+        missing = [n for n in range(episodes) if n not in finished and n not in failed]
+        done = sum(n < episodes for n in finished | failed)
+        progress = Progress(title, total=episodes, start=done, unit="episode")
+        kept = sum(n < episodes for n in finished)
+        attempt_at = _Attempt(root, acts, features, hz, marks)
         # Never in this process: whoever acts must not draw from the random numbers of a training.
         for made in work_through(attempt_at, missing, workers=workers, here=False):
             kept += made  # True counts 1
@@ -67,6 +74,12 @@ def record(
         progress.close()
         writer.finalise()
     return root
+
+
+def _made_by(metadata: dict[str, Any]) -> str:
+    """What else than its number decides whether an attempt succeeds: worlds, who acts, the code."""
+    made_by = [metadata, source.identity()["files"], np.__version__]
+    return hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _share(
@@ -184,16 +197,19 @@ def describe_robot(root: Path, benchmark: Benchmark) -> None:
 @dataclass(frozen=True)
 class _Attempt:
     """One attempt, in a worker process; True where there is something to keep and it was
-    written."""
+    written. `marks`: the folder where a failure is marked."""
 
     root: Path
     acts: Acts
     features: Features
     hz: int
+    marks: Path | None = None
 
     def __call__(self, attempt: int) -> bool:
         episode = self.acts(attempt)
         if episode is None:
+            if self.marks is not None:
+                (self.marks / str(attempt)).touch()
             return False
         stage_episode(self.root, attempt, episode, self.features, fps=self.hz)
         return True

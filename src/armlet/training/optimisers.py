@@ -7,6 +7,7 @@ from torch import nn
 
 from armlet.recipe import Stage
 from armlet.training.lora import FACTORS
+from armlet.training.muon import muon_for
 from armlet.training.spread import is_shard
 
 
@@ -30,7 +31,7 @@ def make_optimisers(
     decay = stage.weight_decay
     optimisers: list[torch.optim.Optimizer] = []
     if matrices:
-        kind = torch.optim.Muon
+        kind = muon_for(matrices[0].device.type)
         if is_shard(matrices[0]):
             from armlet.training.shards import ShardedMuon  # slow to import, and seldom needed
 

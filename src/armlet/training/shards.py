@@ -12,6 +12,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, 
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from armlet.training.learner import Learner
+from armlet.training.muon import muon_for, running_update
 from armlet.training.spread import Spread, whole
 
 
@@ -92,9 +93,11 @@ class ShardedMuon(torch.optim.Muon):
                 some = there[start : start + size]  # one for each process
                 mine = None
                 for owner, matrix in enumerate(some):
-                    update = self._update(matrix, group).full_tensor()
+                    update = running_update(self.state[matrix], matrix, group)
+                    assert isinstance(update, DTensor)
+                    together = update.full_tensor()
                     if owner == rank:
-                        mine = _orthogonal_step(update, group)
+                        mine = _orthogonal_step(together, group)
                 for owner, matrix in enumerate(some):
                     step = mine
                     if owner != rank:
@@ -104,26 +107,12 @@ class ShardedMuon(torch.optim.Muon):
                     matrix.mul_(1 - group["lr"] * group["weight_decay"])
                     matrix.add_(sharded(step, matrix.detach()))
 
-    def _update(self, matrix: nn.Parameter, group: dict[str, Any]) -> DTensor:
-        """The gradient's running average, in shards; looked ahead where that is asked for
-        (Nesterov)."""
-        gradient = matrix.grad
-        assert isinstance(gradient, DTensor)
-        state = self.state[matrix]
-        if "momentum_buffer" not in state:
-            state["momentum_buffer"] = torch.zeros_like(gradient)
-        average = state["momentum_buffer"]
-        average.lerp_(gradient, 1 - group["momentum"])
-        update = gradient.lerp(average, group["momentum"]) if group["nesterov"] else average
-        assert isinstance(update, DTensor)
-        return update
-
 
 def _orthogonal_step(update: Tensor, group: dict[str, Any]) -> Tensor:
-    """The step that torch's Muon takes for this update, without momentum and decay."""
+    """The step that Muon takes for this update, without momentum and decay."""
     step = nn.Parameter(torch.zeros_like(update))
     step.grad = update
-    plain = torch.optim.Muon(
+    plain = muon_for(update.device.type)(
         [step],
         lr=group["lr"],
         weight_decay=0.0,

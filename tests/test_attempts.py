@@ -1,0 +1,71 @@
+"""Attempts at episodes, where some give nothing to keep: which are made, and which are not again."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from armlet.benchmarks.tabletop import Tabletop
+from armlet.data.episodes import EpisodeDataset, EpisodeFrames
+from armlet.rollout import recording
+from armlet.rollout.recording import features_of, record
+
+WORLD = Tabletop()
+
+
+@dataclass(frozen=True)
+class EverySecond:
+    """Succeeds at even attempts, and leaves a line for every attempt that is made."""
+
+    log: Path
+
+    def __call__(self, attempt: int) -> EpisodeFrames | None:
+        with self.log.open("a") as file:
+            file.write(f"{attempt}\n")
+        if attempt % 2:
+            return None
+        features = features_of(WORLD)
+        images = {}
+        for name, (height, width) in WORLD.camera_sizes.items():
+            images[name] = np.full((3, height, width, 3), attempt, np.uint8)
+        extra = {name: np.zeros((3, size), np.float32) for name, size in features.extra.items()}
+        state = np.zeros((3, len(features.state)), np.float32)
+        action = np.zeros((3, len(features.action)), np.float32)
+        return EpisodeFrames(images, state, action, extra, "go", {"attempt": attempt})
+
+
+def made(root: Path, episodes: int, **metadata: str) -> list[int]:
+    """The attempts that collecting so many makes."""
+    log = root.with_name("log")
+    log.write_text("")
+    said = {"metadata": metadata, "title": "attempts"}
+    record(root, WORLD, EverySecond(log), episodes=episodes, workers=1, **said)
+    return sorted(int(line) for line in log.read_text().splitlines())
+
+
+def test_a_failed_attempt_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = tmp_path / "episodes"
+    assert made(root, 4) == [0, 1, 2, 3]
+    before = EpisodeDataset(root).fingerprint
+    assert made(root, 4) == []
+    assert made(root, 2) == []
+    assert EpisodeDataset(root).fingerprint == before
+    assert made(root, 7) == [4, 5, 6]
+    assert len(EpisodeDataset(root).episodes) == 4
+    # Another state of the code may succeed where this one failed.
+    monkeypatch.setattr(recording.source, "identity", lambda: {"files": "others"})
+    assert made(root, 7) == [1, 3, 5]
+
+
+def test_a_killed_run_goes_on_with_what_it_has_not_tried(tmp_path: Path) -> None:
+    root = tmp_path / "episodes"
+    made(root, 4)
+    killed = tmp_path / "killed"
+    (killed / ".cache").mkdir(parents=True)
+    for marks in (root / ".cache").glob("failed-*"):
+        (killed / ".cache" / marks.name).mkdir()
+        (killed / ".cache" / marks.name / "1").touch()
+        (killed / ".cache" / marks.name / ".DS_Store").touch()  # not ours
+    assert made(killed, 4) == [0, 2, 3]
+    assert EpisodeDataset(killed).fingerprint == EpisodeDataset(root).fingerprint
