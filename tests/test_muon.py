@@ -9,10 +9,14 @@ from armlet.training.muon import SinglePrecisionMuon, muon_for, orthogonal
 GROUP = torch.optim.Muon([nn.Parameter(torch.zeros(2, 2))]).param_groups[0]
 
 
-def stepped(kind: type[torch.optim.Muon], start: Tensor, gradients: list[Tensor]) -> list[Tensor]:
+def stepped(
+    kind: type[torch.optim.Muon], start: Tensor, gradients: list[Tensor], *, nesterov: bool
+) -> list[Tensor]:
     """A matrix after each of these steps."""
     matrix = nn.Parameter(start.clone())
-    muon = kind([matrix], lr=0.01, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    muon = kind(
+        [matrix], lr=0.01, weight_decay=0.1, nesterov=nesterov, adjust_lr_fn="match_rms_adamw"
+    )
     found = []
     for gradient in gradients:
         matrix.grad = gradient.clone()
@@ -22,14 +26,22 @@ def stepped(kind: type[torch.optim.Muon], start: Tensor, gradients: list[Tensor]
 
 
 @pytest.mark.parametrize("shape", [(24, 40), (40, 24), (32, 32), (1, 16)])
-def test_it_steps_as_torchs_does(shape: tuple[int, int]) -> None:
+@pytest.mark.parametrize("nesterov", [True, False])
+def test_it_steps_as_torchs_does_but_for_its_rounding(
+    shape: tuple[int, int], nesterov: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     chance = torch.Generator().manual_seed(0)
     start = torch.randn(shape, generator=chance)
     gradients = list(torch.randn(5, *shape, generator=chance))
-    ours = stepped(SinglePrecisionMuon, start, gradients)
-    for mine, theirs in zip(ours, stepped(torch.optim.Muon, start, gradients), strict=True):
+    ours = stepped(SinglePrecisionMuon, start, gradients, nesterov=nesterov)
+    rounded = stepped(torch.optim.Muon, start, gradients, nesterov=nesterov)
+    with monkeypatch.context() as patched:
+        patched.setattr(Tensor, "bfloat16", lambda tensor: tensor.clone())
+        exact = stepped(torch.optim.Muon, start, gradients, nesterov=nesterov)
+    for mine, theirs, rough in zip(ours, exact, rounded, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6)
         # bfloat16 has three decimal digits, and is rounded to fifteen times a step.
-        assert (mine - theirs).norm() < 0.02 * (theirs - start).norm()
+        assert 0 < (mine - rough).norm() < 0.02 * (rough - start).norm()
 
 
 @pytest.mark.parametrize("shape", [(24, 40), (40, 24)])
