@@ -1,0 +1,138 @@
+"""What must work where a wheel of armlet was installed, run by the Python of that environment and by
+`dev/matrix.py`: one check a call, its finding as JSON on the last line.
+
+    python dev/installed.py modules
+    python dev/installed.py teacher tests/answers/shipped_teachers.npz
+    python dev/installed.py line FOLDER
+
+Says as well in which lines of armlet something deprecated is used. Knows the installed package; refuses
+to look at a checkout.
+"""
+
+import importlib
+import json
+import pkgutil
+import sys
+import sysconfig
+import warnings
+from pathlib import Path
+from typing import Any
+
+# As the shipped teachers' own test: another machine's matrix products round otherwise.
+FARTHEST = 2e-5
+DEPRECATIONS = (DeprecationWarning, PendingDeprecationWarning, FutureWarning, SyntaxWarning)
+STEPS = 3
+SMALL = 8  # frames in a batch
+TEACHER = "tabletop-teacher"
+
+
+def main() -> None:
+    what, *rest = sys.argv[1:]
+    checks = {"modules": modules, "teacher": teacher, "line": line}
+    # Several times from one line is one finding.
+    noted: set[str] = set()
+
+    def note(message: Any, category: type[Warning], filename: str, number: int, *_: Any) -> None:
+        if issubclass(category, DEPRECATIONS) and "armlet" in Path(filename).parts:
+            place = filename.rpartition("/armlet/")[2]
+            noted.add(f"{place}:{number}: {category.__name__}: {str(message)[:160]}")
+
+    warnings.simplefilter("default")
+    warnings.showwarning = note
+    packages = Path(sysconfig.get_path("purelib")).resolve()
+    armlet = importlib.import_module("armlet")
+    place = Path(str(armlet.__file__)).resolve()
+    if packages not in place.parents:
+        sys.exit(f"armlet is {place}, and not the wheel in {packages}: unset PYTHONPATH")
+    found = checks[what](*rest)
+    sys.stdout.write("\n" + json.dumps(found | {"deprecated": sorted(noted)}) + "\n")
+
+
+def modules() -> dict[str, Any]:
+    """Imports every module; those that want a library of an extra are named with it, and any other
+    error is one."""
+    import armlet
+
+    imported = 0
+    extras: dict[str, str] = {}
+    for found in pkgutil.walk_packages(armlet.__path__, "armlet."):
+        # Importing it runs the command.
+        if found.name == "armlet.__main__":
+            continue
+        try:
+            importlib.import_module(found.name)
+        except ModuleNotFoundError as error:
+            if error.name is None or error.name.startswith("armlet"):
+                raise
+            extras[found.name] = error.name
+        else:
+            imported += 1
+    return {"imported": imported, "want_extras": extras}
+
+
+def teacher(answers: str) -> dict[str, Any]:
+    """Decisions of the shipped teacher, in four moments of each of seven tasks, against those that are
+    kept; and one of the shipped student, which must be finite."""
+    import numpy as np
+
+    from armlet.benchmarks.tabletop import Tabletop
+    from armlet.policies.checkpoint import load_policy
+    from armlet.shipped import shipped
+
+    kept = np.load(answers)[TEACHER]
+    policy = load_policy(shipped(TEACHER))
+    benchmark = Tabletop()
+    found = []
+    # The moments of tests/test_shipped_teacher.py.
+    for number, task in enumerate(benchmark.tasks()):
+        world = benchmark.make(task, 77 + number)
+        for _ in range(4):
+            found.append(policy.infer(world.observe()))
+            world.step(world.expert_action())
+    farthest = float(np.abs(np.stack(found) - kept).max())
+    if not farthest <= FARTHEST:
+        sys.exit(f"a decision differs by {farthest:g} from what is kept, expected {FARTHEST:g} at most")
+    student = load_policy(shipped("tabletop-student"))
+    chunk = student.infer(benchmark.make(benchmark.tasks()[0], 77).observe())
+    if not np.isfinite(chunk).all():
+        sys.exit("the shipped student's decision is not finite")
+    return {"decisions": len(found), "farthest": farthest}
+
+
+def line(folder: str) -> dict[str, Any]:
+    """collect → probe → distil → evaluate, with a few episodes and steps, by the commands' own parser;
+    the report must name teacher and student with every episode."""
+    from armlet.__main__ import main as armlet
+    from armlet.shipped import shipped
+
+    out = Path(folder)
+    data = ["--episodes", str(out / "episodes")]
+    episodes = ["--benchmark.step-limit", "12"]
+    seen = [*data, *episodes, "--shared", str(out), "--out", str(out / "made")]
+    seen += ["--teacher", str(shipped(TEACHER))]
+    probe = ["--probe.stage.steps", str(STEPS), "--probe.stage.batch-size", str(SMALL)]
+    stages = []
+    for stage in ("0", "1"):
+        stages += [f"--stages.{stage}.steps", str(STEPS)]
+        stages += [f"--stages.{stage}.batch-size", str(SMALL)]
+    asked = ["--evaluation.episodes", "7", "--evaluation.workers", "1"]
+    asked += ["--evaluation.latency-calls", "8", "--evaluation.videos", "0"]
+    collected = ["--collection.episodes", "7", "--collection.workers", "1"]
+    commands = (
+        ["collect", "demo", *data, *collected],
+        ["probe", "demo", *seen, *probe],
+        ["distil", "actdistill_demo", *seen, *probe, *stages],
+        ["evaluate", "actdistill_demo", *seen, *probe, *stages, *asked],
+    )
+    for command in commands:
+        sys.argv = ["armlet", *command]
+        armlet()
+    report = json.loads((out / "made/evaluation/report.json").read_text())
+    played = {policy["name"]: policy["episodes"] for policy in report["policies"]}
+    if len(played) != 2 or set(played.values()) != {7}:
+        sys.exit(f"the report has {played}, expected 7 episodes of the teacher and of the student")
+    return {"played": played}
+
+
+if __name__ == "__main__":
+    main()
