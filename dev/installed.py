@@ -1,12 +1,11 @@
 """What must work where a wheel of armlet was installed, run by the Python of that environment and by
-`dev/matrix.py`: one check a call, its finding as JSON on the last line.
+`dev/matrix.py`:
 
-    python dev/installed.py modules
-    python dev/installed.py teacher tests/answers/shipped_teachers.npz
-    python dev/installed.py line FOLDER
+    python dev/installed.py FOLDER line teacher modules
 
-Says as well in which lines of armlet something deprecated is used. Knows the installed package; refuses
-to look at a checkout.
+In one process, as importing torch and transformers takes longer than all of it. What a check found is
+written to FOLDER/NAME.json when it is done, with its seconds and the lines of armlet that use something
+deprecated; the first that fails ends it. Knows the installed package; refuses to look at a checkout.
 """
 
 import importlib
@@ -16,12 +15,15 @@ import pkgutil
 import re
 import sys
 import sysconfig
+import tempfile
+import time
 import warnings
 from pathlib import Path
 from typing import Any
 
 # As the shipped teachers' own test: another machine's matrix products round otherwise.
 FARTHEST = 2e-5
+ANSWERS = Path(__file__).parent.parent / "tests/answers/shipped_teachers.npz"
 DEPRECATIONS = (DeprecationWarning, PendingDeprecationWarning, FutureWarning, SyntaxWarning)
 STEPS = 3
 SMALL = 8  # frames in a batch
@@ -32,8 +34,8 @@ OWN_WORDS = re.compile(r"armlet\[[a-z0-9]+\]|huggingface_hub [0-9.]+ or newer")
 
 
 def main() -> None:
-    what, *rest = sys.argv[1:]
-    checks = {"modules": modules, "teacher": teacher, "line": line}
+    where, *names = sys.argv[1:]
+    checks = {"line": line, "teacher": teacher, "modules": modules}
     # Several times from one line is one finding.
     noted: set[str] = set()
 
@@ -49,8 +51,15 @@ def main() -> None:
     place = Path(str(armlet.__file__)).resolve()
     if packages not in place.parents:
         sys.exit(f"armlet is {place}, and not the wheel in {packages}: unset PYTHONPATH")
-    found = checks[what](*rest)
-    sys.stdout.write("\n" + json.dumps(found | {"deprecated": sorted(noted)}) + "\n")
+    for name in names:
+        begun = time.monotonic()
+        noted.clear()
+        found = checks[name]()
+        found["seconds"] = round(time.monotonic() - begun)
+        found["deprecated"] = sorted(noted)
+        part = Path(where) / f"{name}.part"
+        part.write_text(json.dumps(found, indent=1) + "\n")
+        part.rename(part.with_suffix(".json"))
 
 
 def modules() -> dict[str, Any]:
@@ -104,7 +113,7 @@ def of_extras() -> set[str]:
     return extra - always
 
 
-def teacher(answers: str) -> dict[str, Any]:
+def teacher() -> dict[str, Any]:
     """Decisions of the shipped teacher, in four moments of each of seven tasks, against those that are
     kept; and one of the shipped student, which must be finite."""
     import numpy as np
@@ -113,7 +122,7 @@ def teacher(answers: str) -> dict[str, Any]:
     from armlet.policies.checkpoint import load_policy
     from armlet.shipped import shipped
 
-    kept = np.load(answers)[TEACHER]
+    kept = np.load(ANSWERS)[TEACHER]
     policy = load_policy(shipped(TEACHER))
     benchmark = Tabletop()
     found = []
@@ -135,13 +144,18 @@ def teacher(answers: str) -> dict[str, Any]:
     return {"decisions": len(found), "farthest": farthest}
 
 
-def line(folder: str) -> dict[str, Any]:
-    """collect → probe → distil → evaluate, with a few episodes and steps, by the commands' own parser;
-    the report must name teacher and student with every episode."""
-    from armlet.__main__ import main as armlet
+def line() -> dict[str, Any]:
+    """collect → probe → distil → evaluate, with a few episodes and steps, by the installed command's own
+    function; the report must name teacher and student with every episode."""
+    with tempfile.TemporaryDirectory() as folder:
+        return line_in(Path(folder))
+
+
+def line_in(out: Path) -> dict[str, Any]:
     from armlet.shipped import shipped
 
-    out = Path(folder)
+    (entry,) = importlib.metadata.entry_points(group="console_scripts", name="armlet")
+    armlet = entry.load()
     data = ["--episodes", str(out / "episodes")]
     episodes = ["--benchmark.step-limit", "12"]
     seen = [*data, *episodes, "--shared", str(out), "--out", str(out / "made")]

@@ -2,7 +2,8 @@
 libraries it allows, with those of the lock and with the newest: an environment each, the wheel in it, and
 the checks of dev/installed.py with some tests, run outside the repository. `make test-matrix` calls it.
 
-    python dev/matrix.py [--only 3.11-lowest 3.13-current] [--find-links FOLDER]
+    python dev/matrix.py [--only 3.11-lowest 3.13-current] [--checks line teacher modules]
+                         [--find-links FOLDER]
 
     lowest    of every direct dependency the lowest version that pyproject.toml allows and that has a
               wheel for this Python. On the oldest Python each must be the one that is written there.
@@ -13,8 +14,8 @@ The wheel is built once. An environment is kept, in .venv-matrix/NAME; build/mat
 installed, a log, and what each check found. A check that passed is not run again as long as the wheel, all
 that is installed and the check are the same: a run that was stopped goes on. docs/machinery/installed.json
 and a page beside it have those of this wheel. Nothing is built but armlet: where a library has no wheel,
-that is a failure. uv finds the Pythons, or brings them; torch brings CUDA, 3 GB to load and 6 on disk for
-each version of it, unless `--find-links` has a build for CPUs.
+that is a failure. uv finds the Pythons, on the path too, and brings none; torch brings CUDA, 3 GB to load
+and 6 on disk for each version of it, unless `--find-links` has a build for CPUs.
 
 Knows neither armlet nor torch: it runs other Pythons.
 """
@@ -31,7 +32,7 @@ import sys
 import tempfile
 import time
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,8 +47,10 @@ OLDEST = "3.11"
 KEPT = ROOT / "docs/machinery/installed.json"
 ENVIRONMENTS = ROOT / ".venv-matrix"
 WORK = ROOT / "build/matrix"
+INSTALLED = ROOT / "dev/installed.py"
 ANSWERS = ROOT / "tests/answers/shipped_teachers.npz"
-LIMIT = 3600  # seconds that a check may take
+LIMIT = 7200  # seconds that a command may take
+CHECKS = ("line", "teacher", "modules", "tests")
 # Of each library whose lowest version is written down, some tests that use it.
 TESTS = (
     "tests/data/test_video.py",  # av
@@ -120,36 +123,40 @@ class Commands:
         return self.uv(*words, *self._links)
 
     def environment(self, python: str, folder: Path) -> None:
-        self.run([self._uv, "venv", "--quiet", "--python", python, folder])
+        self.run([self._uv, "venv", "--quiet", "--no-python-downloads", "--python", python, folder])
 
     def run(self, command: list[str | Path], *, path: Path | None = None) -> str:
         """What the command printed, run in an empty folder without what this shell's Python is told. Raises
         FailedError."""
-        told = {
-            key: value
-            for key, value in os.environ.items()
-            if key not in ("PYTHONHOME", "VIRTUAL_ENV")
-        }
-        told.pop("PYTHONPATH", None)
+        told = dict(os.environ)
+        for name in ("PYTHONHOME", "PYTHONPATH", "VIRTUAL_ENV"):
+            told.pop(name, None)
         told |= {"PYTHONNOUSERSITE": "1", "HF_HUB_OFFLINE": "1"}
         if path is not None:
             told["PYTHONPATH"] = str(path)
         words = [str(word) for word in command]
-        with self._log.open("a") as log, tempfile.TemporaryDirectory() as empty:
+        with self._log.open("a+") as log, tempfile.TemporaryDirectory() as empty:
             log.write(f"\n$ {' '.join(words)}\n")
             log.flush()
+            begun = log.tell()
             try:
                 ran = subprocess.run(
-                    words, cwd=empty, env=told, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                    timeout=LIMIT, check=False,
-                )  # fmt: skip
+                    words,
+                    cwd=empty,
+                    env=told,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    timeout=LIMIT,
+                    check=False,
+                )
             except subprocess.TimeoutExpired as error:
                 raise FailedError(f"{words[0]}: not done after {LIMIT} s") from error
-            log.write(ran.stdout)
+            log.seek(begun)
+            said = log.read()
         if ran.returncode != 0:
-            lines = [line.strip() for line in ran.stdout.splitlines() if line.strip()]
+            lines = [line.strip() for line in said.splitlines() if line.strip()]
             raise FailedError(lines[-1] if lines else f"exit status {ran.returncode}")
-        return ran.stdout
+        return said
 
 
 def main() -> None:
@@ -161,6 +168,7 @@ def main() -> None:
     parser.add_argument(
         "--find-links", nargs="+", default=[], metavar="FOLDER", help="wheels beside the registry's"
     )
+    parser.add_argument("--checks", nargs="+", choices=CHECKS, default=CHECKS, metavar="NAME")
     parser.add_argument("--uv", default="uv", help="the program; uv if not given")
     asked = parser.parse_args()
     uv = shutil.which(asked.uv)
@@ -174,7 +182,7 @@ def main() -> None:
         if each.name not in asked.only:
             continue
         say(f"{each.name} ({number + 1} of {len(COMBINATIONS)}; {each.folder / 'log.txt'})")
-        row = tried(each, wheel, Commands(uv, links, log_of(each)))
+        row = tried(each, wheel, list(asked.checks), Commands(uv, links, log_of(each)))
         (each.folder / "row.json").write_text(json.dumps(row, indent=1) + "\n")
         if row["failed"]:
             failed.append(each.name)
@@ -216,7 +224,7 @@ def built(uv: str) -> Path:
     return wheel
 
 
-def tried(each: Combination, wheel: Path, commands: Commands) -> dict[str, Any]:
+def tried(each: Combination, wheel: Path, checks: list[str], commands: Commands) -> dict[str, Any]:
     """What came of one combination: what is installed, seconds and finding of each check, and what
     failed, in words."""
     begun = time.monotonic()
@@ -241,13 +249,15 @@ def tried(each: Combination, wheel: Path, commands: Commands) -> dict[str, Any]:
     if row["above"] and each.python == OLDEST:
         row["failed"]["bounds"] = "raise in pyproject.toml: " + listed(row["above"])
         say(f"  bounds: FAILED: {row['failed']['bounds']}")
-    question = digest(
-        wheel.read_bytes(), json.dumps(installed, sort_keys=True).encode(), row["python"].encode()
-    )
+    question = [
+        wheel.read_bytes(),
+        json.dumps(installed, sort_keys=True).encode(),
+        row["python"].encode(),
+    ]
     row["checks"] = {}
-    for name, check in CHECKS.items():
-        found = checked(each, question, name, check, commands)
-        row["checks"][name] = found
+    for found in checked(each, digest(*question), checks, commands):
+        row["checks"] |= found
+    for name, found in row["checks"].items():
         if "failed" in found:
             row["failed"][name] = found["failed"]
         say(f"  {name}: {found.get('failed') or 'passed'} ({found['seconds']} s)")
@@ -305,49 +315,48 @@ def listed(above: dict[str, list[str]]) -> str:
 
 
 def checked(
-    each: Combination, question: str, name: str, check: "Check", commands: Commands
-) -> dict[str, Any]:
-    """What a check found, and its seconds; as it was kept, if it passed and was asked the same."""
-    place = each.folder / f"{name}.json"
-    key = digest(question.encode(), *(path.read_bytes() for path in asked_by(name)))
-    if place.exists():
-        kept = json.loads(place.read_text())
-        if kept["key"] == key and "failed" not in kept:
-            return kept["found"]
+    each: Combination, question: str, names: list[str], commands: Commands
+) -> Iterator[dict[str, dict[str, Any]]]:
+    """What each check found; as it was kept, if it passed and was asked the same. Those of
+    dev/installed.py after the first that failed are left out."""
+    ours = [name for name in names if name != "tests"]
+    places = {}
+    for name in names:
+        key = digest(question.encode(), *(path.read_bytes() for path in asked_by(name)))
+        places[name] = each.folder / "found" / key[:16] / f"{name}.json"
+        places[name].parent.mkdir(parents=True, exist_ok=True)
+    missing = [name for name in ours if not places[name].exists()]
+    said = None
     begun = time.monotonic()
-    try:
-        found = check(each, commands)
-    except FailedError as error:
-        found = {"failed": str(error)}
-    found["seconds"] = round(time.monotonic() - begun)
-    place.write_text(json.dumps({"key": key, "found": found}, indent=1) + "\n")
-    return found
+    if missing:
+        try:
+            commands.run([each.interpreter, INSTALLED, places[missing[0]].parent, *missing])
+        except FailedError as error:
+            said = str(error)
+    for name in ours:
+        if places[name].exists():
+            yield {name: json.loads(places[name].read_text())}
+        else:
+            yield {name: {"failed": said, "seconds": round(time.monotonic() - begun)}}
+            break
+    if "tests" in names:
+        if not places["tests"].exists():
+            begun = time.monotonic()
+            try:
+                found = tests(each, commands)
+            except FailedError as error:
+                yield {"tests": {"failed": str(error), "seconds": round(time.monotonic() - begun)}}
+                return
+            found["seconds"] = round(time.monotonic() - begun)
+            places["tests"].write_text(json.dumps(found, indent=1) + "\n")
+        yield {"tests": json.loads(places["tests"].read_text())}
 
 
-Check = Callable[[Combination, Commands], dict[str, Any]]
-
-
-def by_installed(*words: str | Path) -> Check:
-    def check(each: Combination, commands: Commands) -> dict[str, Any]:
-        said = commands.run([each.interpreter, ROOT / "dev/installed.py", *words])
-        found: dict[str, Any] = json.loads(said.strip().splitlines()[-1])
-        return found
-
-    return check
-
-
-def line(each: Combination, commands: Commands) -> dict[str, Any]:
-    """collect → probe → distil → evaluate, from nothing."""
-    with tempfile.TemporaryDirectory() as folder:
-        return by_installed("line", Path(folder) / "line")(each, commands)
-
-
-def command(each: Combination, commands: Commands) -> dict[str, Any]:
-    """`armlet` itself, as pip laid it out."""
-    said = commands.run([each.interpreter.with_name("armlet"), "--help"])
-    if "distil" not in said:
-        raise FailedError("armlet --help does not name its commands")
-    return {}
+def asked_by(name: str) -> list[Path]:
+    """Files of the repository that a check is made of, beside the wheel."""
+    if name == "tests":
+        return sorted((ROOT / "tests").rglob("*.py"))
+    return [INSTALLED, ANSWERS]
 
 
 def tests(each: Combination, commands: Commands) -> dict[str, Any]:
@@ -373,22 +382,6 @@ def tests(each: Combination, commands: Commands) -> dict[str, Any]:
     if passed is None:
         raise FailedError(f"no test passed: {last}")
     return {"passed": int(passed[1]), "skipped": int(skipped[1]) if skipped else 0}
-
-
-CHECKS: dict[str, Check] = {
-    "modules": by_installed("modules"),
-    "teacher": by_installed("teacher", ANSWERS),
-    "command": command,
-    "line": line,
-    "tests": tests,
-}
-
-
-def asked_by(name: str) -> list[Path]:
-    """Files of the repository that a check is made of, beside the wheel."""
-    if name == "tests":
-        return sorted((ROOT / "tests").rglob("*.py"))
-    return [ROOT / "dev/installed.py", ANSWERS]
 
 
 def write_table(wheel: Path) -> None:
