@@ -187,7 +187,7 @@ lock: ## the versions a fresh machine installs: requirements.lock, docs/requirem
 	rm -rf .venv-lock
 
 # An environment each in .venv-matrix, kept; goes on where it stopped. dev/matrix.py says what is where.
-test-matrix: ## the wheel on Python 3.11 to 3.13, with the lowest, the locked and the newest libraries: hours of loading at first, 20 GB (MATRIX="--only 3.11-lowest")
+test-matrix: ## the wheel on Python 3.11 to 3.13, with the lowest, the locked and the newest libraries: 20 GB, and an hour or more at first (MATRIX="--only 3.11-lowest")
 	test -x .venv-matrix/tools/bin/python || $(PYTHON) -m venv .venv-matrix/tools
 	.venv-matrix/tools/bin/pip install -q uv packaging
 	.venv-matrix/tools/bin/python dev/matrix.py --uv .venv-matrix/tools/bin/uv $(MATRIX)
