@@ -154,6 +154,7 @@ class Commands:
             log.seek(begun)
             said = log.read()
         if ran.returncode != 0:
+            said = said.replace(f"{ROOT}/", "")  # no machine's folders in a document
             lines = [line.strip() for line in said.splitlines() if line.strip()]
             raise FailedError(lines[-1] if lines else f"exit status {ran.returncode}")
         return said
@@ -404,7 +405,7 @@ HEAD = """\
 
 <!-- source: installed.json -->
 Made by `make test-matrix` (`dev/matrix.py`, which says what is installed, and `dev/installed.py`, what is checked) from [installed.json](installed.json), on {system}, without a GPU.
-*modules*: all that were imported, and those that want the library of an extra and say so. *teacher*: the largest difference of a decision of the shipped teacher from the repository's. *line*: collect, probe, distil and
+*modules*: all that were imported, and those that want a library of an extra, or a newer one for names on the hub, and say so. *teacher*: the largest difference of a decision of the shipped teacher from the repository's. *line*: collect, probe, distil and
 evaluate, a few episodes and steps. *tests*: of the repository's, {files} files, against the wheel. Seconds are of a machine that did other work as well.
 
 <!-- source: installed.json -->
