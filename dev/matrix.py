@@ -404,9 +404,9 @@ HEAD = """\
 # The wheel, where it was installed
 
 <!-- source: installed.json -->
-Made by `make test-matrix` (`dev/matrix.py`, which says what is installed, and `dev/installed.py`, what is checked) from [installed.json](installed.json), on {system}, without a GPU.
+Made by `make test-matrix` (`dev/matrix.py`, which says what is installed, and `dev/installed.py`, what is checked) from [installed.json](installed.json), on {system}.
 *modules*: all that were imported, and those that want a library of an extra, or a newer one for names on the hub, and say so. *teacher*: the largest difference of a decision of the shipped teacher from the repository's. *line*: collect, probe, distil and
-evaluate, a few episodes and steps. *tests*: of the repository's, {files} files, against the wheel. Seconds are of a machine that did other work as well.
+evaluate, a few episodes and steps. *tests*: of the repository's, {files} files, against the wheel. Seconds by the clock. –: not run.
 
 <!-- source: installed.json -->
 | Python | libraries | {shown} | modules | teacher | line | tests | seconds | |
