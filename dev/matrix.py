@@ -419,6 +419,8 @@ def page(found: dict[str, Any]) -> str:
         system=found["system"], files=len(TESTS), shown=" | ".join(SHOWN), rules="---|" * len(SHOWN)
     )
     notes = []
+    if not found["combinations"]:
+        said += "\nNone was tried with this wheel yet.\n"
     for row in found["combinations"]:
         said += "| " + " | ".join(cells(row)) + " |\n"
         for check, why in row["failed"].items():
