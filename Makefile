@@ -4,7 +4,7 @@ PYTHON := $(shell for p in python3 python3.13 python3.12 python3.11; do $$p -c '
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: release bench-memory bench-exports bench-compiled help setup demo test check format lock test-mutants numbers docs hooks test-slow test-distributed test-crash test-metaworld test-libero test-lerobot test-page test-reference test-serve test-peers test-s3 test-ray fuzz test-logs robots bench clean
+.PHONY: release bench-memory bench-exports bench-compiled help setup demo test check format lock test-mutants test-matrix numbers docs hooks test-slow test-distributed test-crash test-metaworld test-libero test-lerobot test-page test-reference test-serve test-peers test-s3 test-ray fuzz test-logs robots bench clean
 
 help: ## this list
 	@echo "make TARGET, of:"
@@ -186,6 +186,12 @@ lock: ## the versions a fresh machine installs: requirements.lock, docs/requirem
 	$(PYTHON) dev/locks.py --uv .venv-lock/bin/uv
 	rm -rf .venv-lock
 
+# An environment each in .venv-matrix, kept; goes on where it stopped. dev/matrix.py says what is where.
+test-matrix: ## the wheel on Python 3.11 to 3.13, with the lowest, the locked and the newest libraries: 20 GB, and an hour or more at first (MATRIX="--only 3.11-lowest")
+	test -x .venv-matrix/tools/bin/python || $(PYTHON) -m venv .venv-matrix/tools
+	.venv-matrix/tools/bin/pip install -q uv packaging
+	.venv-matrix/tools/bin/python dev/matrix.py --uv .venv-matrix/tools/bin/uv $(MATRIX)
+
 # In an environment of its own, from a commit.
 release: ## sdist, wheel, SBOM and their sha256 into dist/; uploads nothing
 	test -x .venv-release/bin/python || $(PYTHON) -m venv .venv-release
@@ -200,4 +206,4 @@ $(READY): pyproject.toml requirements.lock
 	touch $(READY)
 
 clean: ## removes environments, build/ and everything in out/
-	rm -rf .venv .venv-docs .venv-libero .venv-lock .venv-lerobot .venv-lerobot06 .venv-openpi .venv-ray .venv-release .venv-s3 .venv-vla-eval build dist out
+	rm -rf .venv .venv-docs .venv-libero .venv-lock .venv-lerobot .venv-lerobot06 .venv-matrix .venv-openpi .venv-ray .venv-release .venv-s3 .venv-vla-eval build dist out

@@ -126,3 +126,71 @@ def test_a_wheel_without_the_demo_or_too_large_is_none(
         if "checkpoints" in name:
             place = ROOT / name.removeprefix("armlet/")
         assert place.is_file()
+
+
+def test_a_library_above_the_lowest_that_is_written_down_is_named() -> None:
+    matrix = script("matrix")
+    frozen = "armlet @ file:///somewhere/armlet.whl\n"
+    for line in PROJECT["dependencies"]:
+        wanted = Requirement(line)
+        (bound,) = [each.version for each in wanted.specifier]
+        frozen += f"{canonicalize_name(wanted.name)}=={bound}.0\n"
+    installed = matrix.versions(frozen)
+    assert "armlet" not in installed
+    assert matrix.above_the_bounds(installed) == {}
+    installed["huggingface-hub"] = "99.0"
+    found = matrix.above_the_bounds(installed)
+    assert list(found) == ["huggingface_hub"] and found["huggingface_hub"][1] == "99.0"
+
+
+def test_what_an_installation_showed_is_kept_for_the_same_question_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    matrix = script("matrix")
+    monkeypatch.setattr(matrix, "WORK", tmp_path)
+    each = matrix.Combination("3.11", "lowest")
+    ran = []
+
+    class Commands:
+        """The first check ends well, the second does not."""
+
+        def run(self, command: list[Any]) -> str:
+            folder, *names = command[2:]
+            ran.append(names)
+            (folder / f"{names[0]}.json").write_text('{"seconds": 1}')
+            if len(names) > 1:
+                raise matrix.FailedError("ValueError: of the second")
+            return ""
+
+    def ask(question: str) -> list[dict[str, Any]]:
+        return list(matrix.checked(each, question, ["line", "teacher"], Commands()))
+
+    line, teacher = ask("one")
+    assert line == {"line": {"seconds": 1}}
+    assert teacher["teacher"]["failed"] == "ValueError: of the second"
+    assert ask("one") == [line, {"teacher": {"seconds": 1}}]  # what failed is asked again
+    assert ask("one") == [line, {"teacher": {"seconds": 1}}]
+    assert ran == [["line", "teacher"], ["teacher"]]
+    ask("another")
+    assert ran[2:] == [["line", "teacher"]]
+
+
+def test_what_an_error_at_importing_wants_is_looked_for_in_what_it_comes_from(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    installed = script("installed")
+    wanted = ["torch>=2.9", "msgpack>=1; extra == 'robot'", "torch; extra == 'dev'"]
+    wanted.append('rerun-sdk>=0.23 ; extra == "rerun"')
+    monkeypatch.setattr(installed.importlib.metadata, "requires", lambda name: wanted)
+    assert installed.of_extras() == {"msgpack", "rerun"}
+    bare = ModuleNotFoundError("No module named 'msgpack'", name="msgpack")
+    assert installed.missing(bare) == "msgpack"
+    spoken = ImportError("serving needs what is not installed: pip install 'armlet[socket]'")
+    assert installed.missing(spoken) == "armlet[socket]"
+    wrapped = ImportError("no")
+    wrapped.__cause__ = bare
+    assert installed.missing(wrapped) == "msgpack"
+    # A fault of armlet's own, or of what must always be there.
+    for name in ("armlet.nowhere", "torch.nowhere", "torch"):
+        error = ModuleNotFoundError(f"No module named {name!r}", name=name)
+        assert installed.missing(error) is None
