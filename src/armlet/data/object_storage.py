@@ -10,6 +10,7 @@ import errno
 import importlib
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, TypeVar
 
 Answer = TypeVar("Answer")
@@ -99,6 +100,20 @@ class StoredObjects:
             return found
 
         return self._ask(name, asked)
+
+    def put(self, name: str, path: Path) -> None:
+        """Write an object that holds what a file does; it appears whole, however large."""
+        self._ask(name, lambda place: self._files.put_file(path.as_posix(), place))
+
+    def get(self, name: str, path: Path) -> None:
+        """Write what an object holds into a file. Raises FileNotFoundError where there is none."""
+        self._ask(name, lambda place: self._files.get_file(place, path.as_posix()))
+
+    def copy(self, name: str, to: str) -> None:
+        """Make one object what another is, in the store itself. Raises FileNotFoundError where that
+        is not there."""
+        there = f"{self._root}/{to}"
+        self._ask(name, lambda place: self._files.cp_file(place, there))
 
     def remove(self, name: str) -> None:
         with contextlib.suppress(FileNotFoundError):

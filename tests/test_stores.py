@@ -1,0 +1,297 @@
+"""Verbs that read and write URLs: what becomes of their fields and arguments; and the whole line on
+S3, a server process on loopback, with real processes that are killed (`make test-s3`)."""
+
+# ruff: noqa: F811 - fixtures are named as arguments
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import fsspec
+import pytest
+from outside import reaching
+from test_object_storage import S3, bucket, server  # noqa: F401 - fixtures
+
+from armlet import stores
+from armlet.data.mirror import mirrored
+from armlet.data.object_storage import StorageError, StoredObjects
+from armlet.data.store import Store
+from armlet.policies.checkpoint import policy_fingerprint
+from armlet.recipe import at_hand, to_json
+from armlet.shards import Shards
+
+TESTS = Path(__file__).parent
+PATIENCE = 900  # seconds, of a machine that does other things
+# Uploads begin at nearly every step: little is lost by a kill, and there is little to wait for.
+OFTEN = """
+from armlet.data import upload
+upload.EVERY = 0.2
+upload.SHARE = 0.9
+from armlet.__main__ import main
+main()
+"""
+
+
+@pytest.fixture
+def place(request, tmp_path, monkeypatch):
+    """A URL in the memory of this process."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    name = f"stores-{abs(hash(request.node.name))}"
+    yield f"memory://{name}"
+    files = fsspec.filesystem("memory")
+    if files.exists(f"/{name}"):
+        files.rm(f"/{name}", recursive=True)
+
+
+def test_fields_that_a_verb_writes_to_become_folders(place: str, tmp_path) -> None:
+    local = reaching()
+    with stores.written(local, "teach") as recipe:
+        assert recipe is local and not stores.is_written_to(local, "teach")
+    asked = dataclasses.replace(
+        local, out=Path(f"{place}/run"), teacher=Path(f"{place}/run/teacher")
+    )
+    assert stores.is_written_to(asked, "teach") and not stores.is_written_to(local, "collect")
+    with stores.written(asked, "teach") as recipe:
+        assert recipe.teacher == recipe.out / "teacher" and recipe.out.name == "run"
+        assert to_json(recipe)["out"] == f"{place}/run", "as it was asked for"
+        recipe.teacher.mkdir(parents=True)
+        (recipe.teacher / "config.json").write_text("{}")
+    assert list(Store(f"{place}/run").listing().files) == ["teacher/config.json"]
+    # The teacher is read there from now on, by a verb that writes elsewhere.
+    read = at_hand(dataclasses.replace(asked, out=tmp_path), reads=("teacher",))
+    assert (read.teacher / "config.json").read_text() == "{}"
+    asked = dataclasses.replace(local, episodes=Path(f"{place}/set"), shared=Path(f"{place}/all"))
+    with stores.written(asked, "collect") as recipe:
+        assert recipe.episodes.name == "set" and recipe.shared == asked.shared
+
+
+def test_a_program_that_calls_a_verb_itself_is_told_how(place: str) -> None:
+    asked = dataclasses.replace(reaching(), out=Path(f"{place}/run"))
+    with pytest.raises(ValueError, match=r"--out memory:.*with armlet\.stores\.written\(recipe"):
+        at_hand(asked, reads=())
+
+
+def test_processes_that_share_the_work_meet_where_it_is_written(place: str) -> None:
+    asked = dataclasses.replace(reaching(), out=Path(f"{place}/run"), shards=Shards("processes"))
+    with stores.written(asked, "evaluate") as one, stores.written(asked, "evaluate") as two:
+        assert one.shards.at == two.shards.at == f"{place}/run/.armlet/shards"
+        assert one.out != two.out
+
+
+def page(policy: str, /, *, out: Path | None = None, others: tuple[str, ...] = ()) -> str:
+    """As the verbs about places are."""
+    (out or Path("beside")).mkdir(parents=True, exist_ok=True)
+    (out or Path("beside")).joinpath("page").write_text(Path(policy, "config.json").read_text())
+    return str(out)
+
+
+def test_verbs_about_folders_take_urls(place: str, tmp_path, monkeypatch) -> None:
+    monkeypatch.setitem(stores.READS_PLACES, "plan", ("policy", "others"))
+    StoredObjects(f"{place}/student").write("config.json", b"{}")
+    plan = stores.of_places(page, "plan")
+    plan(f"{place}/student", out=Path(f"{place}/plan"), others=(f"{place}/student",))
+    assert StoredObjects(f"{place}/plan").read("page") == b"{}"
+    plan(f"{place}/student", out=tmp_path / "plan")
+    assert (tmp_path / "plan/page").read_text() == "{}"
+    for verb, message in (
+        ("export", r"export writes beside what it reads, .* say where, with --out"),
+        ("status", r"armlet status takes no URL of a store as --policy .* give a folder here"),
+    ):
+        monkeypatch.setitem(stores.READS_PLACES, "export", ("policy",))
+        with pytest.raises(ValueError, match=message):
+            stores.of_places(page, verb)(f"{place}/student")
+    with pytest.raises(ValueError, match=r"armlet report takes no URL of a store as --out"):
+        stores.of_places(page, "report")("here", out=Path(f"{place}/page.html"))
+
+
+def test_places_that_are_named_are_arguments_of_their_verbs() -> None:
+    import importlib
+    import inspect
+
+    for table in (stores.READS_PLACES, stores.WRITES_PLACES):
+        for verb, names in table.items():
+            there = inspect.signature(importlib.import_module(f"armlet.{verb}").main).parameters
+            assert {names} if isinstance(names, str) else set(names) <= there.keys(), verb
+
+
+# On S3.
+
+
+class Line:
+    """The whole line, each verb a process of its own, with a home of its own: as on as many
+    machines."""
+
+    def __init__(self, folder: Path, where: str) -> None:
+        self.folder = folder
+        self.where = where
+        self.homes = 0
+
+    def options(self, *more: str) -> list[str]:
+        return [
+            "--episodes", f"{self.where}/episodes", "--teacher", f"{self.where}/teacher",
+            "--out", f"{self.where}/run", "--collection.episodes", "12",
+            "--teach.checkpoint-every", "4", "--teach.steps", "24",
+            "--stages.0.steps", "24", "--stages.0.checkpoint-every", "4",
+            "--evaluation.videos", "1", *more,
+        ]  # fmt: skip
+
+    def start(self, verb: str, *, home: str = "") -> subprocess.Popen:
+        self.homes += 1
+        environment = dict(os.environ)
+        environment["PYTHONPATH"] = f"{TESTS}:{environment.get('PYTHONPATH', '')}"
+        environment["HOME"] = str(self.folder / (home or f"home-{self.homes}"))
+        command = [
+            sys.executable,
+            "-c",
+            OFTEN,
+            verb,
+            "outside:reaching",
+            *self.options(),
+            "--debug",
+        ]
+        return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+
+    def run(self, verb: str, *, home: str = "") -> str:
+        process = self.start(verb, home=home)
+        _, said = process.communicate(timeout=PATIENCE)
+        assert process.returncode == 0, said[-3000:]
+        return said
+
+    def killed(self, verb: str, when: Callable[[], bool], *, home: str = "") -> None:
+        """Kill a verb as soon as something is so, which it must not be too late for."""
+        process = self.start(verb, home=home)
+        end = time.monotonic() + PATIENCE
+        while not when():
+            assert time.monotonic() < end and process.poll() is None, process.communicate()[1][
+                -3000:
+            ]
+            time.sleep(0.02)
+        os.kill(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory) -> Path:
+    """What the line makes in folders of one machine."""
+    folder = tmp_path_factory.mktemp("alone")
+    line = Line(folder, str(folder))
+    for verb in ("collect", "teach", "probe", "distil", "evaluate"):
+        line.run(verb)
+    return folder
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    found = {}
+    for path in folder.rglob("*"):
+        name = path.relative_to(folder).as_posix()
+        if path.is_file() and ".cache" not in name and name != ".whole" and "lock" not in name:
+            found[name] = path.read_bytes()
+    return found
+
+
+def listed(url: str) -> set[str]:
+    try:
+        return set(Store(url).listing().files)
+    except StorageError:  # it is being made
+        return set()
+
+
+@pytest.mark.s3
+@pytest.mark.timeout(3600)
+def test_the_whole_line_on_s3_killed_in_every_verb_makes_what_folders_do(
+    alone,
+    bucket,
+    server,
+    tmp_path,
+) -> None:
+    line = Line(tmp_path, bucket)
+    run = f"{bucket}/run"
+
+    def reader(place: str) -> Path:
+        return mirrored(place, cache=tmp_path / "reader")
+
+    line.killed("collect", lambda: any(".staging" in name for name in listed(f"{bucket}/episodes")))
+    assert "meta/info.json" not in listed(f"{bucket}/episodes"), "half a set is none"
+    line.run("collect")
+    assert files_of(reader(f"{bucket}/episodes")) == files_of(alone / "episodes")
+
+    line.killed("teach", lambda: "teach/state.pt" in listed(run))
+    assert listed(f"{bucket}/teacher") == set()
+    with pytest.raises(FileNotFoundError, match=r"nothing is at .*/teacher"):
+        reader(f"{bucket}/teacher")
+    line.run("teach")
+    assert policy_fingerprint(reader(f"{bucket}/teacher")) == policy_fingerprint(alone / "teacher")
+
+    line.killed("probe", lambda: "probe/stage.json" in listed(run))
+    line.run("probe")
+    found, wanted = files_of(reader(f"{run}/traces")), files_of(alone / "run/traces")
+    assert found.pop("teacher.json") and wanted.pop("teacher.json") and found == wanted
+
+    line.killed("distil", lambda: "distil-0/state.pt" in listed(run))
+    with pytest.raises(FileNotFoundError, match=rf"nothing is at {run}/student yet"):
+        reader(f"{run}/student")
+    line.run("distil")
+    student = policy_fingerprint(reader(f"{run}/student"))
+    assert student == policy_fingerprint(alone / "run/student")
+
+    line.killed("evaluate", lambda: "evaluation/episodes.jsonl" in listed(run))
+    line.run("evaluate")
+    name = "evaluation/outcomes.json.gz"
+    assert (reader(run) / name).read_bytes() == (alone / "run" / name).read_bytes()
+    report = (reader(run) / "evaluation/report.json").read_text()
+    assert "/stores/" not in report and f"{bucket}/episodes" in report
+
+    # All under its own name, for any tool; and again, nothing is made anew.
+    objects = StoredObjects(run)
+    assert all(entry.at == name for name, entry in Store(run).listing().files.items())
+    before = objects.entries()["student/model.safetensors"]
+    assert "was distilled exactly so already" in line.run("distil")
+    assert objects.entries()["student/model.safetensors"] == before
+    server.faults()
+
+
+@pytest.mark.s3
+@pytest.mark.timeout(3600)
+def test_what_a_store_refuses_is_said_before_the_work(
+    bucket,
+    server,
+    tmp_path,
+) -> None:
+    missing = Line(tmp_path, "s3://nobodys/x").start("collect")
+    assert "there is no such bucket" in missing.communicate(timeout=PATIENCE)[1]
+    server.faults(("PUT", r"\.armlet", "403 AccessDenied", 99))
+    denied = Line(tmp_path, bucket).start("collect")
+    said = denied.communicate(timeout=PATIENCE)[1]
+    assert denied.returncode and "may not do this here" in said and "episode" not in said
+    server.faults()
+
+
+@pytest.mark.s3
+@pytest.mark.timeout(3600)
+def test_uploads_outlast_a_store_that_fails_and_loses_answers(
+    bucket,
+    server: S3,
+    tmp_path,
+    monkeypatch,
+) -> None:
+    from armlet.data.upload import Upload
+
+    server.faults(
+        ("PUT", "versions", "503 SlowDown", 2),
+        ("PUT", r"000002\.json", "lost", 1),
+        ("PUT", "made/", "500 InternalError", 2),
+        ("GET", "made/", "cut", 1),
+    )
+    with Upload(bucket, title="test", cache=tmp_path) as run:
+        for name in ("one", "two"):
+            path = run.folder / "made" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(os.urandom(20 * 2**20))  # in several parts
+    found = mirrored(bucket, cache=tmp_path / "reader")
+    assert files_of(found) == files_of(run.folder)
+    assert len(Store(bucket).listing().files) == 2
