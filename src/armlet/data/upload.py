@@ -518,9 +518,10 @@ class Upload:
         self._uploaded.clear()
         local = {}
         for name, kept in self._state.local.items():
-            entry = files.get(name)
-            there = entry if entry is not None and entry.same(kept.entry) else kept.entry
-            local[name] = replace(kept, entry=there)
+            listed = files.get(name)
+            if listed is not None and listed.same(kept.entry):
+                kept = replace(kept, entry=listed)
+            local[name] = kept
         self._keep(replace(self._state, local=local))
 
     def _copy(self, move: tuple[str, str]) -> None:
