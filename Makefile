@@ -114,9 +114,16 @@ test-peers: $(READY) ## the stock clients of openpi and of vla-eval, unmodified,
 	.venv-vla-eval/bin/pip install -q -r tests/interop/vla_eval.txt
 	$(BIN)/pytest -q -m peers
 
-test-s3: $(READY) ## processes that meet on S3, against an S3 server of our own on loopback
-	$(BIN)/pip install -q -c requirements.lock -e '.[dev,s3]' 'moto[server]>=5'
-	$(BIN)/pytest -q -m s3
+# In an environment of its own: S3's client takes no python-dateutil as new as requirements.lock has it.
+test-s3: .venv-s3/.ready ## processes that meet on S3, against an S3 server of our own on loopback
+	.venv-s3/bin/pytest -q -m s3
+
+.venv-s3/.ready: pyproject.toml requirements.lock
+	test -x .venv-s3/bin/python || $(PYTHON) -m venv .venv-s3
+	grep -v '^python-dateutil==' requirements.lock > .venv-s3/constraints.txt
+	.venv-s3/bin/python -m pip install -q -c .venv-s3/constraints.txt "$$(grep '^torch==' requirements.lock)"
+	.venv-s3/bin/python -m pip install -q -c .venv-s3/constraints.txt -e '.[dev,s3]' 'moto[server]>=5'
+	touch $@
 
 # In an environment of its own: another 200 MB, and packages that nothing else needs.
 test-ray: .venv-ray/.ready ## the same as tasks of a Ray cluster on this machine
@@ -193,4 +200,4 @@ $(READY): pyproject.toml requirements.lock
 	touch $(READY)
 
 clean: ## removes environments, build/ and everything in out/
-	rm -rf .venv .venv-docs .venv-libero .venv-lock .venv-lerobot .venv-lerobot06 .venv-openpi .venv-release .venv-vla-eval build dist out
+	rm -rf .venv .venv-docs .venv-libero .venv-lock .venv-lerobot .venv-lerobot06 .venv-openpi .venv-ray .venv-release .venv-s3 .venv-vla-eval build dist out

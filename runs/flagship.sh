@@ -4,6 +4,7 @@
 #   bash runs/flagship.sh report   the chosen one, three trainings, once on the report's seeds, in every runtime
 #   bash runs/flagship.sh late     the same students on slower computers, where time passes while a policy thinks
 # Without a word, all three. What is chosen is chosen on the first part's table:   CHOSEN=flagship_mt50_outright bash runs/flagship.sh report late
+#   TEACHER=checkpoints/mt50-teacher: one that is there, in the place of two hours of teaching
 #   OUT=out/flagship   SEEDS="0 1 2"   TUNING=500 CALIBRATE=1000 EPISODES=2000 LATE=500   SLOWER="10 40"
 # SMOKE=1: three tasks and a few steps, to see that it runs through; half an hour, and no number of it means anything.
 set -euo pipefail
@@ -45,29 +46,15 @@ of() { # the options of a recipe's students
 }
 
 $armlet collect mt50 "${world[@]}" "${base[@]}"
-OMP_NUM_THREADS=2 $armlet teach mt50 "${world[@]}" "${base[@]}"
+if [[ -n ${TEACHER:-} ]]; then
+  world+=(--teacher "$TEACHER")
+else
+  OMP_NUM_THREADS=2 $armlet teach mt50 "${world[@]}" "${base[@]}"
+fi
 OMP_NUM_THREADS=2 $armlet probe mt50 "${world[@]}" "${base[@]}"
 
 teacher=${base:+$out}
-teacher=${teacher:-out/mt50}/teacher
-in_steps() { # folder, steps: the teacher itself in fewer steps, untrained, which is what distilling its steps has to beat
-  students+=("$out/$1")
-  if [[ -e $teacher/config.json && ! -e $out/$1/config.json ]]; then
-    .venv/bin/python - "$teacher" "$out/$1" "$2" <<'MADE'
-import sys
-from pathlib import Path
-
-from armlet.policies.checkpoint import load_policy, save_policy
-from armlet.policies.lighter import LighterHead
-from armlet.policies.students import Whole
-
-teacher, folder, steps = sys.argv[1:]
-policy = LighterHead(Whole(), steps=int(steps)).build(load_policy(Path(teacher)))
-save_policy(policy, Path(folder), provenance={"untrained": f"{teacher} in {steps} steps"})
-MADE
-  fi
-}
-
+teacher=${TEACHER:-${teacher:-out/mt50}/teacher}
 for part in ${*:-tuning report late}; do
   students=()
   case $part in
@@ -77,8 +64,8 @@ for part in ${*:-tuning report late}; do
         make_student "$out/tuning/$recipe" "$recipe" "${world[@]}" "${options[@]}"
       done
       all_made
-      in_steps one_step 1
-      in_steps two_steps 2
+      in_steps "$out/one_step" "$teacher" 1
+      in_steps "$out/two_steps" "$teacher" 2
       $armlet evaluate mt50 --name tuning "${world[@]}" "${acting[@]}" --out "$out/tuning" --policies "${students[@]}" \
         --evaluation.purpose tuning --evaluation.episodes "${TUNING:-500}" --evaluation.margin 0.02
       ;;

@@ -1,12 +1,16 @@
 #!/usr/bin/env bash
 # The tables on many tasks: Meta-World's (BASE=mt50, ml45 or mt10) or LIBERO's (libero_object, libero_spatial; each needs its extra).
 # Episodes, a teacher, its traces; every student of every budget and seed, all of one base with the same steps, batches and first
-# weights; the teacher's longest `execute`; then all in one plan of report, in eager and in ONNX Runtime, the teacher in int8 as
+# weights; the teacher's longest `execute`; then all in one plan of report, in ONNX Runtime, the teacher in eager and int8 as
 # well; and what they listen to. Hours (docs/many-tasks.md says how many), so in the background:
 #   BASE=mt50 nohup bash runs/many_tasks.sh > mt50.log &         Killed, it goes on where it stopped when it is run again.
 #   SEEDS="0 1 2" BUDGETS="25 50" EPISODES=500                   how many
 #   POLICIES="first_k layer_search actdistill" WHOLE="bc_whole"  which: those at budgets, and those that have none
 #   SYSTEMS="vla_ad vita_vla aed"                                the other systems as well; the last two teach teachers of their own
+#   STEPS="2"                                            Meta-World's teacher in so many denoising steps, untrained, as rows as well; "": none
+#   EXECUTE="8"                                          everybody once more, carrying out so many actions before looking again
+#   TABLE=free                                           the folder of the table, where there are several
+#   RUNTIMES="eager onnx" TEACHER_RUNTIMES="onnx_int8"   students in these, and the teacher in eager and in these as well
 #   PARTS="collect teach probe students calibrate evaluate audit" some of it; TEACHER=DIR: a teacher that is there
 #   THREADS=1                                                    of teaching and probing: fewer where something else runs
 #   LOOK=2                                                       the same table with other policies is another look, and says so
@@ -18,9 +22,12 @@ base=${BASE:-mt50}
 out=${OUT:-out/$base}
 seeds=${SEEDS:-0}
 budgets=${BUDGETS:-25 50}
-at_budgets=${POLICIES:-actdistill faithful action_kd published_budget first_k layer_drop layer_search random_skip bc_warm bc}
+at_budgets=${POLICIES-actdistill faithful action_kd published_budget first_k layer_drop layer_search random_skip bc_warm bc}
 whole=${WHOLE-bc_whole}
 systems=${SYSTEMS-}
+table=$out/${TABLE:-table}
+steps=${STEPS-2}
+if [[ $base == libero* ]]; then steps=; fi # its teacher says actions outright
 parts=${PARTS:-collect teach probe students calibrate evaluate audit}
 episodes=${EPISODES:-500}
 calibrate=${CALIBRATE:-500}
@@ -29,6 +36,7 @@ workers=${WORKERS:-2}
 shared=(--episodes "$out/episodes" --shared "$out" --teacher "${TEACHER:-$out/teacher}")
 network=() teach=() probe=() collect=() world=() lighter=()
 if [[ -n ${SMOKE:-} ]]; then
+  table=$out/${TABLE:-table}
   # As deep as the real one, since budgets are shares of its layers.
   out=${OUT:-out/smoke_$base}
   shared=(--episodes "$out/episodes" --shared "$out" --teacher "$out/teacher")
@@ -117,6 +125,9 @@ if part students; then
   echo "$((count * $(wc -w <<<"$seeds"))) students, two at a time, each 10 to 40 minutes of a core"
 fi
 begin=$SECONDS
+for count in $steps; do
+  in_steps "$out/students/teacher_in_$count" "${TEACHER:-$out/teacher}" "$count"
+done
 for seed in $seeds; do
   for recipe in $at_budgets; do
     for budget in $budgets; do
@@ -131,19 +142,24 @@ all_made
 if part students >/dev/null; then echo "students took $(((SECONDS - begin) / 60)) min"; fi
 
 if part calibrate; then # the teacher's longest `execute`, on episodes of its own
-  $armlet calibrate "$base" "${shared[@]}" --out "$out/table" --calibration.episodes "$calibrate" --calibration.workers "$workers" \
+  $armlet calibrate "$base" "${shared[@]}" --out "$table" --calibration.episodes "$calibrate" --calibration.workers "$workers" \
     "${world[@]}"
 fi
 if part evaluate; then
   split=()
   if [[ $base == libero* ]]; then split=(--evaluation.splits official); fi # at most 500 episodes: they have 50 states a task
-  $armlet evaluate "$base" --name "$base" "${shared[@]}" --out "$out/table" --policies "${students[@]}" \
+  of_teacher=()
+  if [[ -n ${TEACHER_RUNTIMES-onnx_int8} ]]; then
+    of_teacher=(--evaluation.teacher-runtimes ${TEACHER_RUNTIMES-onnx_int8})
+  fi
+  if [[ -n ${EXECUTE:-} ]]; then split+=(--evaluation.execute $EXECUTE); fi
+  $armlet evaluate "$base" --name "$base" "${shared[@]}" --out "$table" --policies "${students[@]}" \
     --evaluation.purpose report --evaluation.look "${LOOK:-1}" --evaluation.episodes "$episodes" --evaluation.workers "$workers" \
-    --evaluation.runtimes eager onnx --evaluation.teacher-runtimes onnx_int8 "${split[@]}" \
+    --evaluation.runtimes ${RUNTIMES:-onnx} "${of_teacher[@]}" "${split[@]}" \
     "${world[@]}" "${lighter[@]}"
-  $armlet report "$out/table/evaluation" --out "$out/table/report.html"
+  $armlet report "$table/evaluation" --out "$table/report.html"
 fi
 if part audit; then
-  $armlet audit "${TEACHER:-$out/teacher}" "${students[@]}" --count "$audit" --workers "$workers" --out "$out/table/audit"
+  $armlet audit "${TEACHER:-$out/teacher}" "${students[@]}" --count "$audit" --workers "$workers" --out "$table/audit"
 fi
-echo "[after $((SECONDS / 60)) min] $out/table: evaluation/table.md, evaluation/report.json, report.html, audit/audit.md"
+echo "[after $((SECONDS / 60)) min] $table: evaluation/table.md, evaluation/report.json, report.html, audit/audit.md"

@@ -17,3 +17,21 @@ make_student() { # folder, recipe, options …
 all_made() {
   while (($(jobs -rp | wc -l) > 0)); do wait -n; done
 }
+
+in_steps() { # folder, teacher, steps: a teacher that denoises, in fewer steps and untrained: what any lighter student has to beat
+  students+=("$1")
+  if [[ -e $2/config.json && ! -e $1/config.json ]]; then
+    .venv/bin/python - "$@" <<'MADE'
+import sys
+from pathlib import Path
+
+from armlet.policies.checkpoint import load_policy, save_policy
+from armlet.policies.lighter import LighterHead
+from armlet.policies.students import Whole
+
+folder, teacher, steps = sys.argv[1:]
+policy = LighterHead(Whole(), steps=int(steps)).build(load_policy(Path(teacher)))
+save_policy(policy, Path(folder), provenance={"untrained": f"{teacher} in {steps} steps"})
+MADE
+  fi
+}

@@ -1,6 +1,7 @@
 """Signals of a policy that is watched, against what its parts give when they are run one by one."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 from tiny import make_frames, make_policy
 
 from armlet.layers.graph import ProbeHeads
+from armlet.machine import multiplies_bf16
 from armlet.training.learner import Learner, watch
 from armlet.training.trainer import make_batches
 
@@ -110,3 +112,29 @@ def test_a_signal_that_is_not_there_is_named() -> None:
         learner(dataclasses.replace(batch, actions=None), ["imitation"])
     with pytest.raises(RuntimeError, match="eval mode"):
         watch(learner.train(), batch, ["actions"])
+
+
+@pytest.mark.parametrize(("has", "held"), [(True, False), (False, False), (False, True)])
+def test_products_are_in_bf16_where_the_processor_has_them(monkeypatch, has, held) -> None:
+    monkeypatch.setattr("armlet.training.learner.multiplies_bf16", lambda device: has)
+    learner = probed()
+    if held:  # weights in bf16 are multiplied as they are, wherever
+        learner.policy.to(torch.bfloat16)
+    square = torch.ones(2, 2)
+    with learner.autocast("bf16"):
+        found = (square @ square).dtype
+    assert found == (torch.bfloat16 if has or held else torch.float32)
+    with learner.autocast("fp32"):
+        assert (square @ square).dtype == torch.float32
+
+
+def test_whether_the_processor_has_bf16_is_what_its_flags_say() -> None:
+    flags = Path("/proc/cpuinfo")
+    if not flags.is_file() or "flags" not in flags.read_text():
+        pytest.skip("needs Linux on x86")
+    said = flags.read_text()
+    # oneDNN takes AVX-512 with words and doubles as enough: it widens in registers.
+    assert multiplies_bf16("cpu") == all(
+        f" {name}" in said for name in ("avx512f", "avx512bw", "avx512vl", "avx512dq")
+    )
+    assert multiplies_bf16("cuda")

@@ -12,6 +12,7 @@ from outside import reaching
 from armlet import distil, probe, teach
 from armlet.data.episodes import EpisodeFrames, Features
 from armlet.data.layout import Columns
+from armlet.data.manifest import MANIFEST
 from armlet.data.writer import EpisodeWriter
 from armlet.options import override
 from armlet.policies.checkpoint import load_policy
@@ -31,6 +32,7 @@ def episodes(tmp_path) -> Path:
         pictures = np.full((6, 32, 32, 3), 40 * number, np.uint8)
         writer.add(EpisodeFrames({"eye": pictures}, values, values, {}, "go to the red dot", {}))
     writer.finalise()
+    (root / MANIFEST).unlink()  # as other programs write
     for path in [*root.glob("data/*/*.parquet"), *root.glob("meta/episodes/*/*.parquet")]:
         table = pq.read_table(path)
         table = table.drop_columns(

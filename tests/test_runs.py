@@ -1,17 +1,20 @@
 """Options reach every field of a recipe, and the scripts under runs/ call verbs, recipes and
 options that exist."""
 
+import ast
 import dataclasses
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
-from armlet import recipes
+from armlet import recipes, shards
 from armlet.__main__ import OF_PLACES, VERBS
 from armlet.options import override
-from armlet.recipe import to_json
+from armlet.recipe import Recipe, to_json
 
 ROOT = Path(__file__).parent.parent
 RUNS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "runs").glob("*.sh"))
@@ -103,3 +106,96 @@ def test_what_a_script_calls_exists(script: str, tmp_path) -> None:
         assert verb in VERBS
         if verb not in OF_PLACES:
             override(recipes.find(recipe)(), options, f"armlet {verb} {recipe}")
+
+
+# A launcher in whose place a test stands: it writes down what it was to start.
+LAUNCHER = """#!/usr/bin/env bash
+printf '%s\\n' "$@" > {said}
+"""
+# So much of submitit as the script calls: jobs run where they are submitted.
+SUBMITIT = """
+class Job:
+    def result(self): pass
+class AutoExecutor:
+    def __init__(self, folder, cluster): assert cluster in ("local", "slurm")
+    def update_parameters(self, timeout_min, cpus_per_task): pass
+    def submit(self, work, *arguments):
+        work(*arguments)
+        return Job()
+"""
+
+
+def parsed(words: list[str]) -> Recipe:
+    """The recipe that a command of armlet, without its name, is about."""
+    verb, name, *options = words
+    assert verb in VERBS
+    return override(recipes.find(name)(), options, f"armlet {verb} {name}", verb)
+
+
+@pytest.mark.parametrize("verb", shards.VERBS)
+def test_slurm_starts_tasks_that_share_a_verb(verb: str, tmp_path: Path) -> None:
+    said = tmp_path / "said"
+    srun = tmp_path / "srun"
+    srun.write_text(LAUNCHER.format(said=said))
+    srun.chmod(0o755)
+    environment = os.environ | {
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "SLURM_CPUS_PER_TASK": "16",
+    }
+    command = ["bash", ROOT / "runs/several.slurm", verb, "actdistill_tabletop", "--out", "here"]
+    subprocess.run(command, check=True, env=environment, timeout=60)
+    program, *words = said.read_text().splitlines()
+    recipe = parsed(words)
+    assert (program, recipe.shards.on, recipe.out) == ("armlet", "processes", Path("here"))
+    workers = {
+        "collect": recipe.collection.workers,
+        "calibrate": recipe.calibration.workers,
+        "evaluate": recipe.evaluation.workers,
+    }
+    assert workers.get(verb, 16) == 16
+
+
+def test_submitit_starts_tasks_that_share_a_verb(tmp_path: Path) -> None:
+    (tmp_path / "submitit.py").write_text(SUBMITIT)
+    package = tmp_path / "armlet"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    written = f"import sys; open({str(tmp_path / 'said')!r}, 'a').write(repr(sys.argv[1:]) + '\\n')"
+    (package / "__main__.py").write_text(written)
+    script = ROOT / "runs/several_submitit.py"
+    words = ["--tasks", "3", "--cluster", "slurm", "--", "evaluate", "actdistill_tabletop"]
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    subprocess.run([sys.executable, script, *words], check=True, env=environment, timeout=60)
+    lines = (tmp_path / "said").read_text().splitlines()
+    assert len(lines) == 3
+    assert parsed(ast.literal_eval(lines[0])).shards.on == "processes"
+
+
+def test_kubernetes_starts_pods_that_share_a_verb() -> None:
+    job = yaml.safe_load((ROOT / "runs/several.k8s.yaml").read_text())
+    assert (job["apiVersion"], job["kind"]) == ("batch/v1", "Job")
+    spec = job["spec"]
+    # What Kubernetes asks for where failures are counted by index, and evictions are none.
+    assert spec["completionMode"] == "Indexed" and spec["backoffLimitPerIndex"] > 0
+    assert spec["template"]["spec"]["restartPolicy"] == "Never"
+    (container,) = spec["template"]["spec"]["containers"]
+    program, *words = container["command"]
+    recipe = parsed(words)
+    assert (program, recipe.shards.on) == ("armlet", "processes")
+    assert recipe.evaluation.workers == int(container["resources"]["requests"]["cpu"])
+    volumes = {each["name"] for each in spec["template"]["spec"]["volumes"]}
+    (mounted,) = container["volumeMounts"]
+    assert mounted["name"] in volumes and recipe.out == Path(mounted["mountPath"])
+
+
+def test_skypilot_starts_tasks_that_share_a_verb(tmp_path: Path) -> None:
+    task = yaml.safe_load((ROOT / "runs/several.sky.yaml").read_text())
+    assert task.keys() <= {"name", "resources", "envs", "workdir", "setup", "run"}
+    said = tmp_path / "said"
+    fake = tmp_path / "armlet"
+    fake.write_text(LAUNCHER.format(said=said))
+    fake.chmod(0o755)
+    environment = os.environ | task["envs"] | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    subprocess.run(["bash", "-euc", task["run"]], check=True, env=environment, timeout=60)
+    recipe = parsed(said.read_text().splitlines())
+    assert (recipe.shards.on, recipe.shards.at) == ("processes", task["envs"]["PLACE"])

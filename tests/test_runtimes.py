@@ -317,13 +317,59 @@ def test_a_folder_that_no_evaluation_made_is_left(recipe, exporter, timed) -> No
 
 def test_runtimes_from_which_no_table_comes_are_errors(recipe, exporter) -> None:
     for named, message in (
-        (("onnx",), "runtimes onnx: name eager as well"),
+        ((), "runtimes is empty"),
         (("eager", "onnx", "onnx"), "runtimes says a value twice: eager onnx onnx"),
     ):
         setting = dataclasses.replace(recipe.evaluation, runtimes=named)
         with pytest.raises(ValueError, match=message):
             evaluate.main(dataclasses.replace(recipe, evaluation=setting))
+    of_eager = dataclasses.replace(recipe.evaluation, runtimes=("onnx",), listens=2)
+    with pytest.raises(ValueError, match=r"listens is about policies in eager, .* leaves it out"):
+        evaluate.main(dataclasses.replace(recipe, evaluation=of_eager))
+    anyway = dataclasses.replace(recipe.evaluation, runtimes=("onnx",), teacher_runtimes=("eager",))
+    with pytest.raises(ValueError, match="teacher-runtimes eager has no effect"):
+        evaluate.main(dataclasses.replace(recipe, evaluation=anyway))
     assert not exporter.calls
+
+
+def test_without_eager_students_are_run_only_where_they_were_exported_to(
+    recipe, monkeypatch, evaluated
+) -> None:
+    _, timed = replaced(monkeypatch)
+    setting = dataclasses.replace(
+        recipe.evaluation, runtimes=("onnx", "onnx_int8"), execute=(4,), teacher_runtimes=()
+    )
+    path = evaluate.main(dataclasses.replace(recipe, evaluation=setting))
+    found = json.loads(path.read_text())
+    rows = {row["name"]: row for row in found["policies"]}
+    both = {row["name"]: row for row in json.loads(evaluated[0].read_text())["policies"]}
+    # The table of all runtimes, but for the student's rows in eager.
+    in_eager = ["teacher-1", "teacher-1 execute 4"]
+    assert list(rows) == [name for name in both if name not in in_eager]
+    assert timed == [list(rows)]
+    for name, row in rows.items():
+        said = both[name]
+        for key in ("policy", "exported_from", "successes", "layers", "flops", "params", "routing"):
+            assert row.get(key) == said.get(key), (name, key)
+        assert row["speed"] == said["speed"]
+    filmed = [policy["name"] for policy in found["rollouts"][0]["policies"]]
+    assert filmed == ["teacher", "teacher execute 4", "teacher-1 onnx", "teacher-1 execute 4 onnx"]
+    assert set(found["fingerprint"]["evaluated"]) == {*rows, *in_eager}, "how it was made"
+    assert recompute.check(path).differences == []
+    assert "teacher-1 onnx" in report.main((path,)).read_text()
+
+
+def test_without_eager_whoever_is_not_exported_is_run_as_it_is(recipe, monkeypatch) -> None:
+    exporter, _ = replaced(monkeypatch)
+    setting = dataclasses.replace(recipe.evaluation, runtimes=("onnx_int8",))
+    assert "teacher-1 onnx_int8" in exporter.refuses
+    found = json.loads(evaluate.main(dataclasses.replace(recipe, evaluation=setting)).read_text())
+    assert [row["name"] for row in found["policies"]] == [
+        "teacher",
+        "teacher-1",
+        "teacher onnx_int8",
+    ]
+    assert [row["name"] for row in found["refused"]] == ["teacher-1 onnx_int8"]
 
 
 def test_a_policy_behind_a_socket_is_exported_to_nothing(tmp_path) -> None:
@@ -402,10 +448,14 @@ def test_seeds_are_taken_together_runtime_by_runtime() -> None:
     }
 
 
-def test_moments_to_compare_at_are_of_every_task_of_every_split(teachers) -> None:
+def test_moments_to_compare_at_are_of_every_task_of_every_split(monkeypatch) -> None:
     frames = runtimes.frames_of_world(dots_policy(0), Dots(), ("seen",), 5)
     assert len(frames) >= runtimes.FRAMES
     assert {seen.instruction for seen in frames} == {"go to the red dot", "go to the blue dot"}
+    monkeypatch.setattr(runtimes, "MOST", len(frames) // 3)
+    fewer = runtimes.frames_of_world(dots_policy(0), Dots(), ("seen",), 5)
+    assert len(frames) // 5 <= len(fewer) <= len(frames) // 2
+    assert {seen.instruction for seen in fewer} == {"go to the red dot", "go to the blue dot"}
 
 
 def test_what_armlet_exports_is_run_timed_and_recomputed(teachers, tmp_path, own_memory) -> None:

@@ -1,104 +1,215 @@
-"""Verbs as several real processes run them, one of which is killed in the middle of a shard: plain
-ones on a folder (`make test-slow`), on S3 (`make test-s3`), and as tasks of Ray (`make test-ray`).
-What comes out is what one process makes."""
+"""Verbs as several real processes share them, one of which is killed in the middle of a shard: plain
+ones that meet in a folder (`make test-slow`) or on S3 (`make test-s3`), and tasks of Ray
+(`make test-ray`). What comes out is what one process makes."""
 
+import dataclasses
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
+from outside import COLOURS, Dots, DotWorld, reaching
 from test_evaluate import dots_policy
 from test_object_storage import bucket, server  # noqa: F401 - fixtures
 from test_together import files_of, said
 
+from armlet import collect, evaluate, probe
+from armlet.annotators.motion_rules import MotionRules
+from armlet.annotators.store import load_labels
+from armlet.data.episodes import EpisodeDataset, EpisodeFrames
 from armlet.data.objects import Objects, open_objects
+from armlet.data.writer import EpisodeWriter
 from armlet.policies.checkpoint import save_policy
+from armlet.recipe import Collection, Evaluation, Recipe
+from armlet.rollout.recording import describe_robot, features_of
 from armlet.rollout.together import SharedWork, Together, sharded
+from armlet.shards import Shards
 
 TESTS = Path(__file__).parent
-EPISODES = 40
+EPISODES = 12
+MAINS: dict[str, Callable[[Recipe], Path]] = {
+    "collect": collect.main,
+    "probe": probe.main,
+    "evaluate": evaluate.main,
+}
+WORKS = {"collect": "attempts", "probe": "traces", "evaluate": "episodes"}
+STORE = ("traces/rows-000.bin", "traces/keys.bin", "traces/header.json", "traces/teacher.json")
+HEADS = ("probe/heads.safetensors", "probe/stage.json")
 # Ray's own patience, with processes of its own that start slowly.
 RAY_ON_A_BUSY_MACHINE = {
     "RAY_agent_register_timeout_ms": "900000",
     "RAY_worker_register_timeout_seconds": "900",
 }
-PATIENCE = 900  # seconds, of a machine that does other things
+PATIENCE = 1500  # seconds, of a machine that does other things
 
 
 @pytest.fixture(scope="module")
-def policies(tmp_path_factory) -> list[Path]:
+def policies(tmp_path_factory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("policies")
     for seed in (0, 1):
         save_policy(dots_policy(seed), folder / f"policy-{seed}")
-    return [folder / "policy-0", folder / "policy-1"]
+    return folder / "policy-0", folder / "policy-1"
 
 
-def start(verb: str, *options: str) -> subprocess.Popen:
-    environment = dict(os.environ)
-    environment |= RAY_ON_A_BUSY_MACHINE
-    environment["PYTHONPATH"] = f"{TESTS}:{environment.get('PYTHONPATH', '')}"
-    command = [sys.executable, "-m", "armlet", verb, "outside:reaching", *options, "--debug"]
-    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory) -> Path:
+    """Twelve episodes of 60 frames, in which a dot wanders: six batches of traces."""
+    root = tmp_path_factory.mktemp("recorded") / "episodes"
+    world = Dots()
+    writer = EpisodeWriter(root, features_of(world), fps=5, robot=world.name, metadata={})
+    describe_robot(root, world)
+    for number in range(12):
+        colour = list(COLOURS)[number % 2]
+        writer.add(wandering(DotWorld(colour, number), np.random.default_rng(number)))
+    writer.finalise()
+    return root
 
 
-def ended(process: subprocess.Popen) -> str:
-    """What it said, when it has ended well."""
-    _, said = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 0, said[-3000:]
-    return said
+def wandering(world: DotWorld, rng: np.random.Generator) -> EpisodeFrames:
+    images = []
+    states = []
+    actions = rng.uniform(-1, 1, (60, 1)).astype(np.float32)
+    for action in actions:
+        images.append(world.render(32))
+        states.append([world.at])
+        world.step(action)
+    state = np.array(states, np.float32)
+    extra = {"executed": actions}
+    return EpisodeFrames({"eye": np.stack(images)}, state, actions, extra, world.instruction, {})
 
 
-def evaluating(policies: list[Path], out: Path, *more: str) -> list[str]:
-    return [
-        "--teacher", str(policies[0]), "--policies", str(policies[1]), "--out", str(out),
-        "--evaluation.episodes", str(EPISODES), "--evaluation.workers", "2",
-        "--evaluation.latency-calls", "2", "--evaluation.videos", "0", *more,
-    ]  # fmt: skip
+@dataclass(frozen=True)
+class Asked:
+    """A verb on small things, for one process or for several."""
+
+    verb: str
+    policies: tuple[Path, Path]
+    recorded: Path
+
+    def recipe(self, out: Path, shards: Shards) -> Recipe:
+        base = dataclasses.replace(reaching(), out=out, shards=shards, teacher=self.policies[0])
+        if self.verb == "collect":
+            collection = Collection(episodes=EPISODES, workers=1)
+            return dataclasses.replace(base, episodes=out / "episodes", collection=collection)
+        if self.verb == "probe":
+            return dataclasses.replace(base, episodes=self.recorded, annotator=MotionRules())
+        setting = Evaluation(episodes=EPISODES, workers=1, latency_calls=2, videos=0)
+        return dataclasses.replace(base, policies=self.policies[1:], evaluation=setting)
+
+    def check(self, one: Path, alone: Path) -> None:
+        """What lies in these folders is the same."""
+        {"collect": same_episodes, "probe": self.same_store, "evaluate": same_report}[self.verb](
+            one, alone
+        )
+
+    def same_store(self, one: Path, alone: Path) -> None:
+        for name in (*STORE, *HEADS):
+            assert (one / name).read_bytes() == (alone / name).read_bytes(), name
+        data = EpisodeDataset(self.recorded)
+        found = load_labels(one / "labels-motionrules", data)
+        wanted = load_labels(alone / "labels-motionrules", data)
+        assert np.array_equal(found.phase, wanted.phase)
+        assert np.array_equal(found.direction, wanted.direction)
+        assert found.description == wanted.description and len(found) == 720
 
 
-def collecting(out: Path, *more: str) -> list[str]:
-    return [
-        "--episodes", str(out), "--collection.episodes", str(EPISODES),
-        "--collection.workers", "2", *more,
-    ]  # fmt: skip
+def same_episodes(one: Path, alone: Path) -> None:
+    found = files_of(one / "episodes")
+    assert found == files_of(alone / "episodes") and len(found) > 5
 
 
-def kill_one_at_work(place: str, name: str, running: list[subprocess.Popen]) -> str:
+def same_report(one: Path, alone: Path) -> None:
+    outcomes = "evaluation/outcomes.json.gz"
+    assert (one / outcomes).read_bytes() == (alone / outcomes).read_bytes()
+    for mine, theirs in zip(said(one)["policies"], said(alone)["policies"], strict=True):
+        assert mine["successes"] == theirs["successes"] and mine["ci95"] == theirs["ci95"]
+    assert said(one)["pairs"] == said(alone)["pairs"]
+    rows = sorted((one / "evaluation/episodes.jsonl").read_text().splitlines())
+    assert rows == sorted((alone / "evaluation/episodes.jsonl").read_text().splitlines())
+    assert len(rows) == 2 * EPISODES
+
+
+def run(verb: str, recipe: Recipe, environment: dict[str, str]) -> None:
+    """A process of its own, as `armlet VERB` runs it."""
+    os.environ.update(environment)
+    # A fresh process for each policy, which takes long, and of which no other test here asks.
+    evaluate.measure.peak_memory_mb = lambda *asked: 1.0
+    MAINS[verb](recipe)
+
+
+def shared_by_two(asked: Asked, folder: Path, place: str) -> None:
+    """One process alone, then two of which one is killed, with one result."""
+    run(asked.verb, asked.recipe(folder / "alone", Shards()), {})
+    shards = Shards(on="processes", at=place, size=1, lease=20.0)
+    recipe = asked.recipe(folder / "shared", shards)
+    store = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+    context = multiprocessing.get_context("spawn")
+    running = []
+    for _ in range(2):
+        process = context.Process(target=run, args=(asked.verb, recipe, store))
+        process.start()
+        running.append(process)
+    killed = kill_one_at_work(place, WORKS[asked.verb], [each.pid for each in running])
+    for process in running:
+        if process.pid == killed:  # with its worker, which may have been itself
+            process.kill()
+    for process in running:
+        process.join(PATIENCE)
+        assert process.exitcode == (-signal.SIGKILL if process.pid == killed else 0)
+    asked.check(folder / "shared", folder / "alone")
+
+
+def kill_one_at_work(place: str, name: str, among: Sequence[int]) -> int:
     """Kill one of these processes, or of their children, while it makes a shard of the work of this
-    name; returns the worker's name."""
+    name; returns which of these it was, or whose child."""
     end = time.monotonic() + PATIENCE
     while time.monotonic() < end:
         for job in _jobs(place, name):
             objects = open_objects(f"{place}/{job}")
-            results = set(objects.names("results"))
-            for claim in objects.names("claims"):
-                worker = (objects.read(f"claims/{claim}") or b"").decode()
-                if claim.partition(".")[0] in results or not worker:
-                    continue
-                pid = int(worker.rsplit("-", 2)[1])
-                if pid in descendants(*(process.pid for process in running)):
-                    os.kill(pid, signal.SIGKILL)
-                    return worker
-        for process in running:
-            if process.poll():
-                ended(process)  # says why
+            for shard, pid in at_work(objects).items():
+                for root in among:
+                    if pid in descendants(root) and killed_over(objects, shard, pid):
+                        return root
         time.sleep(0.005)
     raise AssertionError(f"nobody worked at {name} in {place}")
+
+
+def at_work(objects: Objects) -> dict[str, int]:
+    """Shard without a result → the process that claimed it last."""
+    results = set(objects.names("results"))
+    found = {}
+    for claim in objects.names("claims"):
+        shard = claim.partition(".")[0]
+        worker = (objects.read(f"claims/{claim}") or b"").decode()
+        if worker and shard not in results:
+            found[shard] = int(worker.rsplit("-", 2)[1])
+    return found
+
+
+def killed_over(objects: Objects, shard: str, pid: int) -> bool:
+    """Whether the process was killed before the shard had a result: it is stopped first, so that it
+    cannot finish between the look and the kill."""
+    os.kill(pid, signal.SIGSTOP)
+    time.sleep(0.1)  # a request that was sent already
+    if shard in objects.names("results"):
+        os.kill(pid, signal.SIGCONT)
+        return False
+    os.kill(pid, signal.SIGKILL)
+    return True
 
 
 def _jobs(place: str, name: str) -> list[str]:
     if "://" not in place:
         return [path.name for path in Path(place).glob(f"{name}-*")]
-    return _listed(place, name)
-
-
-def _listed(place: str, name: str) -> list[str]:
     import s3fs
 
     files = s3fs.S3FileSystem(use_listings_cache=False)
@@ -109,8 +220,8 @@ def _listed(place: str, name: str) -> list[str]:
     return [path.rpartition("/")[2] for path in found if f"/{name}-" in path]
 
 
-def descendants(*roots: int) -> set[int]:
-    """Processes below these, from /proc."""
+def descendants(root: int) -> set[int]:
+    """A process and those below it, from /proc."""
     parents = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -118,88 +229,66 @@ def descendants(*roots: int) -> set[int]:
         except OSError:  # it ended meanwhile
             continue
         parents[int(stat.parent.name)] = int(fields[1])
-    found = set(roots)
+    found = {root}
     for _ in range(12):  # deeper than anything here
         found |= {pid for pid, parent in parents.items() if parent in found}
     return found
 
 
-def taken_over(objects: Objects) -> list[str]:
-    return [claim for claim in objects.names("claims") if not claim.endswith(".00")]
-
-
-def check_evaluation(policies: list[Path], folder: Path, place: str, *, ray: bool = False) -> None:
-    ended(start("evaluate", *evaluating(policies, folder / "alone")))
-    how = ("--shards.at", place, "--shards.size", "4", "--shards.lease", "3")
-    engine = ("--shards.on", "ray" if ray else "processes", *how)
-    outs = [folder / "one"] if ray else [folder / "one", folder / "other"]
-    running = [start("evaluate", *evaluating(policies, out, *engine)) for out in outs]
-    kill_one_at_work(place, "episodes", running)
-    for process in running:
-        ended(process)
-    for out in outs:
-        assert (
-            said(out)["policies"][0]["successes"]
-            == said(folder / "alone")["policies"][0]["successes"]
-        )
-        name = "evaluation/outcomes.json.gz"
-        assert (out / name).read_bytes() == (folder / "alone" / name).read_bytes()
-        rows = sorted((out / "evaluation/episodes.jsonl").read_text().splitlines())
-        alone = folder / "alone/evaluation/episodes.jsonl"
-        assert rows == sorted(alone.read_text().splitlines())
-    (job,) = _jobs(place, "episodes")
-    assert taken_over(open_objects(f"{place}/{job}")), "the killed one's shard was taken over"
-    about = json.loads(open_objects(f"{place}/{job}").read("about.json") or b"")
-    assert about["shards"] == 2 * EPISODES / 4
-
-
-def check_collection(folder: Path, place: str, *, ray: bool = False) -> None:
-    ended(start("collect", *collecting(folder / "alone")))
-    how = ("--shards.at", place, "--shards.size", "4", "--shards.lease", "3")
-    engine = ("--shards.on", "ray" if ray else "processes", *how)
-    count = 1 if ray else 2
-    running = [start("collect", *collecting(folder / "shared", *engine)) for _ in range(count)]
-    kill_one_at_work(place, "attempts", running)
-    for process in running:
-        ended(process)
-    found = files_of(folder / "shared")
-    assert found == files_of(folder / "alone") and len(found) > 5
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_plain_processes_evaluate_as_one_does(policies, tmp_path) -> None:
-    check_evaluation(policies, tmp_path, str(tmp_path / "meeting"))
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(3600)
-def test_plain_processes_collect_as_one_does(tmp_path) -> None:
-    check_collection(tmp_path, str(tmp_path / "meeting"))
+@pytest.mark.parametrize("verb", MAINS)
+def test_plain_processes_make_what_one_does(verb, policies, recorded, tmp_path) -> None:
+    shared_by_two(Asked(verb, policies, recorded), tmp_path, str(tmp_path / "meeting"))
 
 
 @pytest.mark.s3
 @pytest.mark.timeout(3600)
-def test_processes_that_meet_on_s3_evaluate_as_one_does(policies, tmp_path, bucket) -> None:  # noqa: F811
-    check_evaluation(policies, tmp_path, bucket)
+@pytest.mark.parametrize("verb", MAINS)
+def test_processes_that_meet_on_s3_make_what_one_does(
+    verb,
+    policies,
+    recorded,
+    tmp_path,
+    bucket,  # noqa: F811
+) -> None:
+    shared_by_two(Asked(verb, policies, recorded), tmp_path, bucket)
 
 
-@pytest.mark.s3
-@pytest.mark.timeout(3600)
-def test_processes_that_meet_on_s3_collect_as_one_does(tmp_path, bucket) -> None:  # noqa: F811
-    check_collection(tmp_path, bucket)
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    """A Ray cluster of this machine, of which this process is a job."""
+    import ray
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in RAY_ON_A_BUSY_MACHINE.items():
+            patch.setenv(name, value)
+        patch.setenv("PYTHONPATH", f"{TESTS}:{os.environ.get('PYTHONPATH', '')}")
+        ray.init(num_cpus=2, log_to_driver=False, include_dashboard=False)
+        yield
+        ray.shutdown()
 
 
 @pytest.mark.ray
 @pytest.mark.timeout(3600)
-def test_tasks_of_ray_evaluate_as_one_process_does(policies, tmp_path) -> None:
-    check_evaluation(policies, tmp_path, str(tmp_path / "meeting"), ray=True)
+@pytest.mark.usefixtures("cluster", "no_fresh_process")
+@pytest.mark.parametrize("verb", MAINS)
+def test_two_tasks_of_ray_make_what_one_process_does(verb, policies, recorded, tmp_path) -> None:
+    asked = Asked(verb, policies, recorded)
+    MAINS[verb](asked.recipe(tmp_path / "alone", Shards()))
+    place = str(tmp_path / "meeting")
+    shards = Shards(on="ray", at=place, size=1, lease=20.0, tasks=2)
+    killed = []
 
+    def kill() -> None:
+        killed.append(kill_one_at_work(place, WORKS[verb], [os.getpid()]))
 
-@pytest.mark.ray
-@pytest.mark.timeout(3600)
-def test_tasks_of_ray_collect_as_one_process_does(tmp_path) -> None:
-    check_collection(tmp_path, str(tmp_path / "meeting"), ray=True)
+    killer = threading.Thread(target=kill, daemon=True)
+    killer.start()
+    MAINS[verb](asked.recipe(tmp_path / "shared", shards))
+    killer.join(60)
+    assert killed == [os.getpid()]  # a task's process, below this one
+    asked.check(tmp_path / "shared", tmp_path / "alone")
 
 
 @dataclass(frozen=True)
@@ -217,15 +306,37 @@ class DiesOnce:
 
 @pytest.mark.ray
 @pytest.mark.timeout(3600)
-def test_tasks_of_ray_share_work_and_one_that_dies_is_replaced(tmp_path, monkeypatch) -> None:
-    for name, value in RAY_ON_A_BUSY_MACHINE.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv("PYTHONPATH", f"{TESTS}:{os.environ.get('PYTHONPATH', '')}")
-    together = Together(str(tmp_path / "meeting"), 2, 3.0, "ray")
+@pytest.mark.usefixtures("cluster")
+def test_a_task_of_ray_that_dies_is_replaced(tmp_path) -> None:
+    together = Together(str(tmp_path / "meeting"), 2, 20.0, "ray", tasks=2)
     work = SharedWork(together, "squares", {"of": "numbers"}, sharded(range(12), 2))
-    work.run(DiesOnce(tmp_path / "died"), workers=2, title="squares")
+    work.run(DiesOnce(tmp_path / "died"), workers=1, title="squares")
     made = []
     for content in work.results():
         made += json.loads(content)
     assert made == [job**2 for job in range(12)]
-    assert (tmp_path / "died").exists() and taken_over(work.objects)
+    claims = work.objects.names("claims")
+    assert (tmp_path / "died").exists() and any(not claim.endswith(".00") for claim in claims)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_commands_started_twice_share_the_work(policies, tmp_path) -> None:
+    """As a shell starts them, into one folder."""
+    environment = dict(os.environ)
+    environment["PYTHONPATH"] = f"{TESTS}:{environment.get('PYTHONPATH', '')}"
+    command = [
+        sys.executable, "-m", "armlet", "evaluate", "outside:reaching", "--debug",
+        "--teacher", str(policies[0]), "--policies", str(policies[1]), "--out", str(tmp_path),
+        "--evaluation.episodes", "4", "--evaluation.workers", "2", "--evaluation.videos", "0",
+        "--evaluation.latency-calls", "2", "--shards.on", "processes", "--shards.size", "1",
+    ]  # fmt: skip
+    running = []
+    for _ in range(2):
+        running.append(
+            subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+        )
+    for process in running:
+        _, errors = process.communicate(timeout=PATIENCE)
+        assert process.returncode == 0, errors[-3000:]
+    assert said(tmp_path)["policies"][0]["episodes"] == 4

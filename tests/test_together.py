@@ -1,28 +1,37 @@
 """Verbs whose work several processes share: what comes out is what one process makes."""
 
 import dataclasses
+import io
 import json
 import threading
 from collections.abc import Callable
 from pathlib import Path
 
+import av
 import pytest
 from outside import reaching
 from test_evaluate import dots_policy
 from tiny import make_frames, make_policy, tiny_recipe
 
-from armlet import collect, evaluate, probe, teach
+from armlet import calibrate, collect, evaluate, probe, teach
+from armlet.annotators.controls import ConstantWords
+from armlet.annotators.store import Labelling
+from armlet.data import files
+from armlet.data.claims import ShardError
 from armlet.data.episodes import EpisodeDataset
 from armlet.data.traces import StoreIdentity
-from armlet.evaluation import planning
+from armlet.evaluation import episodes, planning
+from armlet.measuring import Calibration
 from armlet.options import override
 from armlet.policies.checkpoint import save_policy
+from armlet.policies.pretrained.said import Said
 from armlet.recipe import Collection, Evaluation, Recipe
 from armlet.rollout import recording
 from armlet.rollout.together import Together, sharded
 from armlet.shards import Shards
-from armlet.training import supervision
+from armlet.training import sharing, supervision
 from armlet.training.learner import Learner
+from armlet.training.sharing import Elsewhere, Probing, Watched
 from armlet.training.trainer import make_batches
 
 LEASE = 20.0  # seconds; nobody dies here
@@ -198,6 +207,25 @@ def files_of(root: Path) -> dict[str, bytes]:
     return found
 
 
+def packets(film: bytes) -> list[bytes]:
+    """What the encoder made of each picture, without the container around it."""
+    with av.open(io.BytesIO(film)) as container:
+        return [bytes(packet) for packet in container.demux(video=0)]
+
+
+def assert_same_files(found: dict[str, bytes], wanted: dict[str, bytes]) -> None:
+    """To the byte; where a film differs, which of its pictures do, as encoded: of one that is not
+    repeatable this says whether pictures, encoder or container are to blame."""
+    assert found.keys() == wanted.keys()
+    for name, content in wanted.items():
+        if found[name] == content or not name.endswith(".mp4"):
+            assert found[name] == content, name
+            continue
+        pairs = list(zip(packets(found[name]), packets(content), strict=True))
+        differing = [number for number, (one, other) in enumerate(pairs) if one != other]
+        pytest.fail(f"{name}: pictures {differing} of {len(pairs)} were encoded otherwise")
+
+
 @pytest.mark.usefixtures("here")
 def test_two_that_share_a_collection_make_the_data_set_that_one_makes(tmp_path: Path) -> None:
     alone = tmp_path / "alone"
@@ -205,7 +233,7 @@ def test_two_that_share_a_collection_make_the_data_set_that_one_makes(tmp_path: 
     shared = tmp_path / "shared"
     recipe = collecting(shared, tmp_path / "meeting")
     all_at_once(lambda: collect.main(recipe), lambda: collect.main(recipe))
-    assert files_of(shared / "episodes") == files_of(alone / "episodes")
+    assert_same_files(files_of(shared / "episodes"), files_of(alone / "episodes"))
     assert len(EpisodeDataset(shared / "episodes").episodes) > 0
     # Whoever comes later finds it done, and what was packed is gone.
     before = files_of(shared / "episodes")
@@ -216,7 +244,7 @@ def test_two_that_share_a_collection_make_the_data_set_that_one_makes(tmp_path: 
     for out in (alone, shared):
         at = tmp_path / "meeting" if out == shared else None
         collect.main(collecting(out, at, episodes=11))
-    assert files_of(shared / "episodes") == files_of(alone / "episodes")
+    assert_same_files(files_of(shared / "episodes"), files_of(alone / "episodes"))
 
 
 def test_jobs_are_cut_in_order() -> None:
@@ -235,30 +263,51 @@ def test_options_of_shards_say_what_has_no_effect(capsys) -> None:
     for wrong in ({"size": 0}, {"lease": 0.0}, {"lease": float("nan")}):
         with pytest.raises(ValueError, match=r"Shards\.\w+ is .*, expected"):
             Shards(on="processes", **wrong)
+    for wrong in ({"tasks": 2}, {"gpus": 0.5}):
+        with pytest.raises(ValueError, match=r"is about tasks of Ray"):
+            Shards(on="processes", **wrong)
+        Shards(on="ray", **wrong)
+    on_gpus = ["--shards.on", "ray", "--acting-device", "cuda"]
+    with pytest.raises(SystemExit, match=r"a task of Ray sees no GPU .* give --shards\.gpus"):
+        override(recipe, on_gpus, "x", "evaluate")
+    made = override(recipe, [*on_gpus, "--shards.gpus", "0.5"], "x", "evaluate")
+    assert made.shards == Shards(on="ray", gpus=0.5)
+    for wrong in ({"tasks": 0}, {"gpus": -1.0}, {"gpus": 1.5}):
+        with pytest.raises(ValueError, match=r"\w+ is -?[\d.]+, expected"):
+            Shards(on="ray", **wrong)
 
 
 def test_two_that_share_traces_store_what_one_does(tmp_path: Path, monkeypatch) -> None:
     """To the bit: batches are the same, whoever asks. And a store that was begun is gone on with."""
     monkeypatch.setattr(supervision, "ROWS", 4)
+    monkeypatch.setattr(sharing, "ROWS", 4)
     policy = make_policy()
     batches = make_batches(policy, make_frames())
     identity = StoreIdentity("data", "teacher", "nothing")
 
-    def store(root: Path, together: Together | None) -> None:
-        supervision.store_traces(
-            root,
-            identity,
-            Learner(policy),
-            batches,
-            traced=("actions", "condition"),
-            precision="fp32",
-            title="traces",
-            together=together,
-        )
+    traced = ("actions", "condition")
+    supervision.store_traces(
+        tmp_path / "alone",
+        identity,
+        Learner(policy),
+        batches,
+        traced=traced,
+        precision="fp32",
+        title="traces",
+    )
 
-    store(tmp_path / "alone", None)
+    def store(root: Path, together: Together) -> None:
+        answers, columns = supervision.watching(
+            Learner(policy), batches, traced=traced, precision="fp32"
+        )
+        watched = Watched(batches, answers, columns)
+        beside = (root / "teacher.json").touch
+        probing = Probing(together, root, identity, watched, "cpu", beside, asked=None)
+        probing.run(Elsewhere(nobody, nobody), title="traces")
+
     together = Together(str(tmp_path / "meeting"), 2, LEASE)
     all_at_once(*[lambda: store(tmp_path / "shared", together)] * 3)
+    assert (tmp_path / "shared/teacher.json").exists()
     for name in ("rows-000.bin", "keys.bin", "header.json"):
         found = (tmp_path / "shared" / name).read_bytes()
         assert found == (tmp_path / "alone" / name).read_bytes(), name
@@ -271,6 +320,60 @@ def test_two_that_share_traces_store_what_one_does(tmp_path: Path, monkeypatch) 
     store(begun, Together(str(tmp_path / "later"), 2, LEASE))
     for name in ("rows-000.bin", "keys.bin"):
         assert (begun / name).read_bytes() == (tmp_path / "alone" / name).read_bytes(), name
+
+
+def nobody(jobs: object) -> bytes:
+    raise AssertionError("plain processes make what they have loaded themselves")
+
+
+@pytest.mark.usefixtures("here")
+def test_two_that_share_a_calibration_find_what_one_does(policies, tmp_path, monkeypatch) -> None:
+    def calibrating(out: Path, at: Path | None) -> Recipe:
+        calibration = Calibration(episodes=6, workers=1, execute=(3,))
+        recipe = dataclasses.replace(evaluating(policies, out, at), calibration=calibration)
+        return dataclasses.replace(recipe, policies=())
+
+    calibrate.main(calibrating(tmp_path / "alone", None))
+    # Into one folder, as two that are started with the same command: one waits for the other's lock.
+    waits = []
+
+    def hold(lock: Path, doing: str, *, wait: bool = False) -> object:
+        waits.append(wait)
+        return files.hold(lock, doing, wait=wait)
+
+    monkeypatch.setattr(episodes, "hold", hold)
+    recipe = calibrating(tmp_path / "shared", tmp_path / "meeting")
+    all_at_once(lambda: calibrate.main(recipe), lambda: calibrate.main(recipe))
+    found = json.loads((tmp_path / "shared" / "calibration.json").read_text())
+    wanted = json.loads((tmp_path / "alone" / "calibration.json").read_text())
+    assert found["policies"] == wanted["policies"]
+    assert waits and all(waits)
+    log = sorted((tmp_path / "shared/calibration/episodes.jsonl").read_text().splitlines())
+    assert log == sorted((tmp_path / "alone/calibration/episodes.jsonl").read_text().splitlines())
+    assert len(log) == 12
+
+
+@pytest.mark.usefixtures("here")
+def test_who_is_sent_a_probe_loads_the_same_or_says_what_is_another(policies, tmp_path) -> None:
+    """As a task of Ray does, in a process that has loaded nothing."""
+    recipe = dataclasses.replace(collecting(tmp_path, None), teacher=policies[0])
+    collect.main(recipe)
+    probe.main(recipe)
+    loaded = probe.load(recipe)
+    supervision.load_heads(loaded.learner.probe, recipe.heads_file)
+    together = Together(str(tmp_path / "meeting"), 1, LEASE, "ray", tasks=1)
+    there = probe.TracesElsewhere(recipe, together, loaded.store, "cpu")
+    assert there([0]) == loaded.watched()([0])
+    assert there([0]) == there([0])
+    another = dataclasses.replace(recipe, teacher=policies[1])
+    with pytest.raises(ShardError, match=r"the teacher of a worker: .* must reach the same"):
+        dataclasses.replace(there, recipe=another)([0])
+    with pytest.raises(ShardError, match=r"the device of a worker: 'cpu', and 'cuda' .*gpus"):
+        dataclasses.replace(there, device="cuda")([0])
+    labels = probe.LabelsElsewhere(recipe, ConstantWords(), loaded.data.fingerprint)
+    assert labels([0, 1]) == Labelling(ConstantWords(), loaded.data)([0, 1])
+    with pytest.raises(ShardError, match=r"the episodes of a worker: .* and 'others'"):
+        dataclasses.replace(labels, episodes="others")([0])
 
 
 @pytest.mark.slow
@@ -292,5 +395,8 @@ def test_heads_are_fitted_once_for_all_that_share_a_probe(tmp_path: Path) -> Non
 
 def test_a_probe_that_cannot_be_shared_says_so(tmp_path: Path) -> None:
     recipe = dataclasses.replace(tiny_recipe(tmp_path), shards=Shards(on="ray"))
-    with pytest.raises(ValueError, match="probe is shared by plain processes"):
+    with pytest.raises(ValueError, match=r"probe has no workers .* give --shards\.tasks"):
         probe.check_shared(recipe, None)
+    recipe = dataclasses.replace(recipe, shards=Shards(on="processes"))
+    with pytest.raises(ValueError, match="a teacher behind a socket is asked by one process"):
+        probe.check_shared(recipe, Said(tmp_path, tmp_path))

@@ -41,6 +41,9 @@ from armlet.robot.observation import Observation
 from armlet.rollout.door import check_world
 from armlet.rollout.loop import plan, run_task
 from armlet.rollout.pool import THREADS, Contender
+from armlet.rollout.together import Together
+
+EPISODES = "calibration"  # a folder of OUT, with a log of every finished one
 
 
 def main(recipe: Recipe) -> Path:
@@ -63,9 +66,10 @@ def main(recipe: Recipe) -> Path:
         check_world(policy, benchmark, whose=f"policy {name!r}")
         field[name] = Candidate(contender, policy.execute, chunk_of(policy, benchmark, recipe))
     check_values(field, recipe.calibration)
+    together = Together.of(recipe.shards, recipe.out / EPISODES / "shards")
     found = []
     for name, candidate in field.items():
-        found.append(calibrated(recipe, benchmark, name, candidate))
+        found.append(calibrated(recipe, benchmark, name, candidate, together))
     report = CalibrationReport(
         benchmark=benchmark.fingerprint(),
         split=recipe.evaluation.splits[0],
@@ -80,6 +84,7 @@ def main(recipe: Recipe) -> Path:
         },
     )
     path = recipe.out / FILE
+    # Whoever shared the episodes says the same of them, each in its own file.
     print(calibration.write(path, report))  # noqa: T201 - for the person who ran it
     return path
 
@@ -123,8 +128,15 @@ def check_values(field: dict[str, Candidate], how: Calibration) -> None:
             )
 
 
-def calibrated(recipe: Recipe, benchmark: Benchmark, name: str, candidate: Candidate) -> Calibrated:
-    """What is found of one policy."""
+def calibrated(
+    recipe: Recipe,
+    benchmark: Benchmark,
+    name: str,
+    candidate: Candidate,
+    together: Together | None = None,
+) -> Calibrated:
+    """What is found of one policy. `together`: where other processes share its episodes; what is
+    tried next follows from these, so all of them try the same."""
     how = recipe.calibration
     episodes = planned(benchmark, recipe)
     own = candidate.contender
@@ -134,10 +146,11 @@ def calibrated(recipe: Recipe, benchmark: Benchmark, name: str, candidate: Candi
             field,
             benchmark,
             episodes,
-            recipe.out / "calibration",
+            recipe.out / EPISODES,
             title=f"calibrate {recipe.name}: {' and '.join(field)}",
             workers=how.workers,
             device=recipe.acting_device,
+            together=together,
         )
         return {label: run_of(each) for label, each in rows.items()}
 

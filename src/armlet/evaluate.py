@@ -43,7 +43,7 @@ from armlet.evaluation.settings import beside_eager, check, planned, seeds
 from armlet.evaluation.verdicts import check_baselines, verdicts, verdicts_by_split
 from armlet.lineage import Question
 from armlet.logs import RunLog
-from armlet.measuring import EAGER, PARTS, Runtime
+from armlet.measuring import PARTS, Runtime
 from armlet.policies.contract import Backbone, Policy
 from armlet.recipe import Recipe, at_hand, check_episodes, robot_of_episodes, suited, to_json
 from armlet.robot.exported import is_exported, read_description
@@ -242,11 +242,14 @@ def export_one(
 
 
 def _filmed(field: Field) -> dict[str, Policy]:
-    """In eager alone, on their own routes: an exported policy does the same, and a film has room for
-    few."""
+    """Each in the first runtime that it is run in, on its own routes: in another it does the same,
+    and a film has room for few."""
     found = {}
+    shown = set()
     for name, who in field.contenders.items():
-        if who.runtime == EAGER and who.routes is None:
+        network = field.exported_from.get(name, name)
+        if who.routes is None and network not in shown:
+            shown.add(network)
             found[name] = field.policies[name]
     return found
 
@@ -331,7 +334,7 @@ def run_further(
     setting = recipe.evaluation
 
     def measured_here() -> bytes:
-        plain = measure.latency(field.policies, seen(), calls=setting.latency_calls)
+        plain = measure.latency(field.played, seen(), calls=setting.latency_calls)
         guided_too = guided_latency(field, can_be_guided, seen(), calls=setting.latency_calls)
         return to_bytes([plain, guided_too])
 
@@ -502,19 +505,28 @@ def measured(
             bytes_on_disk=measure.bytes_on_disk(contender.folder),
         )
     if name in field.exported_from:
-        return _as_its_network(found, before[field.exported_from[name]], row)
+        eager = field.exported_from[name]
+        if eager in before:
+            return _as_its_network(found, before[eager], row)
+        return _as_its_network(found, _counted(found, field.policies[eager], observations), row)
     if not isinstance(policy, Backbone):
-        # What it is made of nobody here knows, and its time is that of its machine and the network.
         return found
     changes = None
     # A policy that always runs the same layers depends on nothing, and need not be asked; nor can
     # one that is told which to run.
     if row["routing"]["patterns"] > 1 and contender.routes is None:
         changes = measure.what_routes_depend_on(policy, observations)
+    return replace(_counted(found, policy, observations), changes_with=changes)
+
+
+def _counted(found: Measured, policy: Policy, observations: list[Observation]) -> Measured:
+    """The same with the layers, operations and weights of a network."""
+    if not isinstance(policy, Backbone):
+        # What it is made of nobody here knows, and its time is that of its machine and the network.
+        return found
     return replace(
         found,
         layers=tuple(policy.layer_numbers),
-        changes_with=changes,
         flops=measure.compute(policy, observations),
         params=measure.parameters(policy),
     )
@@ -547,7 +559,7 @@ def _peak_memory(
 def training(field: Field) -> dict[str, list[Curves]]:
     """Backbone → its stages' loss curves, once a policy however often it is run."""
     found: dict[str, list[Curves]] = {}
-    for name, contender in field.contenders.items():
+    for name, contender in field.everyone.items():
         once = contender == Contender(contender.folder)
         # The hub keeps policies, not the logs beside them.
         if once and not is_name(contender.folder):
@@ -562,7 +574,7 @@ def fingerprint(recipe: Recipe, field: Field) -> dict[str, Any]:
     holds each policy's folder and the recipe that it was made by, where it says so."""
     setting = recipe.evaluation
     evaluated = {}
-    for name, contender in field.contenders.items():
+    for name, contender in field.everyone.items():
         about: dict[str, Any] = {"folder": contender.folder.as_posix()}
         if name in field.exported_from:
             # Of its gates and the runtime's version; how it was made, its origin says.

@@ -1,6 +1,7 @@
 """How fast a machine is, measured: multiplications a second, at any shape, and bytes a second. Knows no
 network."""
 
+import functools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,6 +12,16 @@ SIDE = 768  # of the matrices that are multiplied to see how fast this machine i
 STREAM = 2**26  # bytes that are read to see how fast its memory is
 RUNS = 5  # of each measurement, of which the fastest counts
 LONG = 0.02  # seconds after which a product is not measured more often than RUNS times
+
+
+@functools.cache
+def multiplies_bf16(device: str) -> bool:
+    """Whether matrix products in bfloat16 are of use on a device (`cpu`, `cuda` …): a processor
+    without instructions for them, as most laptops have, takes thirty times as long as in single
+    precision."""
+    if device != "cpu":
+        return True
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 @dataclass(frozen=True)

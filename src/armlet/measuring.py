@@ -96,7 +96,7 @@ class Evaluation(Controls, Evidence):
     """Timed decisions."""
     runtimes: tuple[Runtime, ...] = field(default=(EAGER,), metadata=QUIET)
     """Every policy is run and timed in each of these; what is not eager is exported first
-    (docs/evaluate.md)."""
+    (docs/evaluate.md). Without eager the teacher alone is run there as well."""
     teacher_runtimes: tuple[Runtime, ...] = field(default=(), metadata=QUIET)
     """The teacher alone is run and timed in these as well: what it could have without a student."""
     budgets: tuple[float, ...] = ()

@@ -124,7 +124,7 @@ def _with_benchmark(recipe: Recipe, options: list[str]) -> tuple[Recipe, list[st
             f"--benchmark {name}: recipe {recipe.name!r} is made for {recipe.benchmark.name}; take "
             "one for your own robot (armlet --help lists them)"
         )
-    found = benchmarks.find(name)  # type: ignore[attr-defined]  # of helper rollout
+    found = benchmarks.find(name)
     return replace(recipe, benchmark=found), rest
 
 
@@ -189,8 +189,13 @@ def _missing(recipe: Recipe, verb: str) -> str:
 
 
 def _unshared(recipe: Recipe, verb: str) -> str:
-    """What is wrong where processes are to share a verb's work that one does; nothing where it is
-    right."""
+    """What is wrong where processes are to share a verb's work that one does, or cannot do as they
+    are asked; nothing where it is right."""
+    if recipe.shards.on == "ray" and recipe.acting_device != "cpu" and not recipe.shards.gpus:
+        return (
+            f"--acting-device {recipe.acting_device}: a task of Ray sees no GPU that it does not ask "
+            "for; give --shards.gpus as well"
+        )
     if recipe.shards.on is None or verb in shards.VERBS:
         return ""
     return (

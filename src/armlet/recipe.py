@@ -143,7 +143,8 @@ class Stage:
     """Whom the student is compared with; None: what `probe` stored of the recipe's teacher."""
     # bf16 has fp32's range, so that no loss scaling is needed; its sums are kept in fp32.
     precision: Precision = "bf16"
-    """Precision of the matrix products; weights and losses stay in single precision."""
+    """Precision of the matrix products, where the processor has bf16 ones (else they are single);
+    weights and losses stay in single precision."""
     compile: bool = False
     """Fuse each layer (torch.compile): slow to start, then faster; on a CPU it takes g++ or clang."""
     train: tuple[str, ...] = ("*",)

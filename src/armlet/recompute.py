@@ -323,6 +323,8 @@ def _margins(account: Account, report: Report) -> None:
 def _speeds(account: Account, report: Report) -> None:
     """Ratios of the milliseconds that stand in the report, and whom a row is a row of."""
     names = {policy["name"] for policy in report["policies"]}
+    # Where students were run as what they were exported to alone, they have no rows of their own.
+    names |= set(report["fingerprint"].get("evaluated", {}))
     for policy in report["policies"]:
         name = policy["name"]
         # Older reports say no ratios: whoever shows them divides.

@@ -20,6 +20,7 @@ from PIL import Image
 
 from armlet.data.episodes import EpisodeDataset, EpisodeError, EpisodeFrames, Features
 from armlet.data.frames import load_frames
+from armlet.data.manifest import MANIFEST
 from armlet.data.video import VideoError, write_video
 from armlet.data.writer import STAGING, EpisodeWriter
 
@@ -193,6 +194,7 @@ def test_pictures_in_the_table_and_columns_of_numbers(tmp_path) -> None:
     """As lerobot writes without videos: PNG bytes in the table, channels first in the metadata,
     scalar columns."""
     new = write(tmp_path, 4)
+    (tmp_path / MANIFEST).unlink()  # as others write, or changed on purpose
     path, meta = tmp_path / "data/chunk-000/file-000.parquet", tmp_path / "meta/info.json"
     pictures = []
     for index in range(4):
@@ -221,6 +223,7 @@ def test_pictures_in_the_table_and_columns_of_numbers(tmp_path) -> None:
 def test_videos_cut_elsewhere_than_the_data(tmp_path) -> None:
     """lerobot starts a new video file by its size, not where the data do."""
     write(tmp_path, 5)
+    (tmp_path / MANIFEST).unlink()  # as others write, or changed on purpose
     listed = tmp_path / "meta/episodes/chunk-000/file-000.parquet"
     folder, key = tmp_path / "videos/observation.images.scene", "videos/observation.images.scene"
     moved = np.concatenate([EpisodeDataset(tmp_path).images(index)["scene"] for index in (3, 4)])
@@ -354,6 +357,7 @@ def rewrite(path: Path, change) -> None:
 def test_damaged_data_sets_are_named(tmp_path) -> None:
     data_file = tmp_path / "data/chunk-000/file-000.parquet"
     write(tmp_path, 3)
+    (tmp_path / MANIFEST).unlink()  # as others write, or changed on purpose
     original = data_file.read_bytes()
     rewrite(data_file, lambda table: table.drop_columns(["action"]))
     with pytest.raises(EpisodeError, match="lacks column 'action'"):
@@ -386,6 +390,7 @@ def test_damaged_data_sets_are_named(tmp_path) -> None:
 
 def test_truncated_videos_are_named(tmp_path) -> None:
     write(tmp_path, 3)
+    (tmp_path / MANIFEST).unlink()  # as others write, or changed on purpose
     video = tmp_path / "videos/observation.images.scene/chunk-000/file-000.mp4"
     content = video.read_bytes()
     video.write_bytes(content[: len(content) // 2])
@@ -400,6 +405,7 @@ def test_truncated_videos_are_named(tmp_path) -> None:
 
 def test_other_versions_are_refused(tmp_path) -> None:
     write(tmp_path, 1)
+    (tmp_path / MANIFEST).unlink()  # as others write, or changed on purpose
     info = tmp_path / "meta/info.json"
     info.write_text(info.read_text().replace('"v3.0"', '"v1.6"'))
     with pytest.raises(EpisodeError, match=r"v1\.6"):

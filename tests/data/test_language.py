@@ -18,6 +18,7 @@ from armlet.data.language import (
     remark,
     write_persistent,
 )
+from armlet.data.manifest import MANIFEST
 from armlet.data.writer import EpisodeWriter
 
 FEATURES = Features(("x", "gap"), ("dx", "gripper"), {"scene": (32, 32)}, {})
@@ -98,6 +99,7 @@ def test_the_copy_is_the_same_data_set_but_for_its_words(data, tmp_path) -> None
 @pytest.mark.parametrize("form", ["structs", "json"])
 def test_events_and_tool_calls_of_others_stay(data, tmp_path, form: str) -> None:
     """lerobot's pipeline writes tool calls as structs, the `datasets` library as JSON."""
+    (data.root / MANIFEST).unlink()
     for name in data.data_files:
         table = pq.read_table(data.root / name)
         said = [

@@ -13,6 +13,7 @@ from kills import killed_everywhere
 
 from armlet.data.episodes import EpisodeDataset, EpisodeError, EpisodeFrames, Features
 from armlet.data.language import remark, write_persistent
+from armlet.data.manifest import MANIFEST
 from armlet.data.writer import EpisodeWriter
 
 FEATURES = Features(("x",), ("a", "b"), {"eye": (32, 32)}, {"executed": 2})
@@ -229,6 +230,7 @@ def test_a_data_set_that_is_not_armlets_own_or_not_whole_is_left_as_it_is(
 ) -> None:
     root = tmp_path / "set"
     shutil.copytree(three, root)
+    (root / MANIFEST).unlink()  # which would say that the file is another, and no more
     damage(root)
     before = contents(root)
     with pytest.raises(ValueError, match=said):
@@ -269,6 +271,7 @@ def test_new_files_take_numbers_that_no_file_has(three: Path, tmp_path) -> None:
 def test_data_with_other_columns_than_armlet_writes_are_not_added_to(three: Path, tmp_path) -> None:
     root = tmp_path / "set"
     shutil.copytree(three, root)
+    (root / MANIFEST).unlink()
     path = root / "data/chunk-000/file-000.parquet"
     table = pq.read_table(path)
     pq.write_table(table.append_column("reward", pa.array([0.0] * len(table))), path)

@@ -122,6 +122,45 @@ def test_cut_short_or_with_a_flipped_bit_it_is_refused_by_name(folder) -> None:
     loaded(folder)
 
 
+def places_of(folder: Path) -> list[list]:
+    """[file, begin, length, checksum] of every chunk."""
+    tensors = json.loads(layout_of(folder).read_text())["tensors"]
+    return [chunk[2:] for about in tensors.values() for chunk in about["chunks"]]
+
+
+def test_no_flipped_bit_of_a_tensor_is_trained_on(folder) -> None:
+    """At the beginning, in the middle and at the end of every chunk; and no byte is of none."""
+    covered = 0
+    for file, begin, length, _ in places_of(folder):
+        covered += length
+        path = layout_of(folder).parent / file
+        whole = path.read_bytes()
+        for at in (begin, begin + length // 2, begin + length - 1):
+            path.write_bytes(whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :])
+            with pytest.raises(ValueError, match=rf"not a whole .*{path} is damaged: .*delete it"):
+                loaded(folder)
+        path.write_bytes(whole[: begin + length - 1])
+        with pytest.raises(ValueError, match=rf"{path} is damaged"):
+            loaded(folder)
+        path.write_bytes(whole)
+    files = list(folder.glob("state-*/*.distcp"))
+    assert covered == sum(path.stat().st_size for path in files)
+    loaded(folder)
+    files[0].unlink()
+    with pytest.raises(ValueError, match=rf"not a whole .*No such file.*{files[0]}"):
+        loaded(folder)
+
+
+def test_a_state_of_before_there_were_checksums_is_read(folder) -> None:
+    said = json.loads(layout_of(folder).read_text())
+    for about in said["tensors"].values():
+        for chunk in about["chunks"]:
+            del chunk[5]
+    rewrite(folder, json.dumps(said).encode())
+    found = loaded(folder)
+    assert torch.equal(found["learner"]["a"], WEIGHTS["a"])
+
+
 def _file(said: dict) -> None:
     said["learner/a"]["chunks"][0][2] = "../../elsewhere"
 
@@ -143,7 +182,11 @@ def _kind(said: dict) -> None:
 
 
 def _few(said: dict) -> None:
-    del said["learner/a"]["chunks"][0][4]
+    del said["learner/a"]["chunks"][0][4:]
+
+
+def _checksum(said: dict) -> None:
+    said["learner/a"]["chunks"][0][5] = 7
 
 
 def _nobodys(said: dict) -> None:
@@ -159,6 +202,7 @@ def _nobodys(said: dict) -> None:
         (_negative, "not negative"),
         (_kind, "object"),
         (_few, "not enough values"),
+        (_checksum, "checksum 7, expected a text"),
         (_nobodys, "out of range"),
     ],
 )

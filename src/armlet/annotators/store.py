@@ -5,8 +5,9 @@ in one place and a row is still one read; a text that does not fit is refused, n
 annotator.
 """
 
+import contextlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import asdict
 from pathlib import Path
@@ -27,6 +28,8 @@ from armlet.annotators import (
 )
 from armlet.data.episodes import EpisodeDataset, EpisodeFrames
 from armlet.data.files import read_json, write_atomically
+from armlet.data.packed_rows import pack_rows, unpack_rows, without
+from armlet.data.packing import pack, unpack
 from armlet.data.traces import HEADER, StoreIdentity, TraceStore, TraceWriter
 from armlet.progress import Progress
 
@@ -45,6 +48,7 @@ ROWS = 2048
 GIVE_UP = 20  # episodes that fail one after the other before the rest are not tried any more
 FAILED = "failed.json"
 Row = tuple[np.ndarray, dict[str, np.ndarray]]
+Keep = Callable[[np.ndarray, dict[str, np.ndarray]], object]  # keys (n, 2), columns (n, …)
 
 
 def label_identity(annotator: Annotator, data: EpisodeDataset) -> StoreIdentity:
@@ -72,27 +76,103 @@ def store_labels(
     """
     root = Path(root)
     identity = label_identity(annotator, data)
-    _refuse_others(root, identity)
+    refuse_others(root, identity)
     with TraceWriter(root, identity, COLUMNS) as writer:
-        episodes = _Episodes(data, annotator)
         done = set(map(tuple, writer.done().tolist()))  # (episode, step)
         missing = []
         for number, episode in enumerate(data.episodes):
             if _steps_left(number, episode.length, done):
                 missing.append(number)
-        cost = None
-        if missing:
-            # One by one: all episodes at once need not fit into memory.
-            blind = map(episodes.blind, missing)
-            cost = annotator.estimate(blind, data.cameras, data.fps)
-        # Rules ask nobody (None), and of episodes in which nothing is operated nobody is asked (0).
-        if cost is not None and cost.questions:
-            if not annotator.agreed(cost) and (confirm is None or not confirm(cost)):
-                raise NotConfirmedError(f"nothing was asked, because nobody confirmed {cost}")
-            annotator = annotator.confirmed()
-        failed = _annotate(annotator, episodes, missing, done, writer)
-    _report(root, failed, len(data.episodes))
+        annotator = confirmed(annotator, data, missing, confirm)
+        progress = Progress(
+            f"labels of {data.root.name}",
+            total=len(data.episodes),
+            start=len(data.episodes) - len(missing),
+            unit="episode",
+        )
+
+        def tell(failed: int) -> None:
+            progress.advance(failed=failed)
+
+        with contextlib.closing(progress):
+            episodes = _Episodes(data, annotator)
+            failed = _annotate(annotator, episodes, missing, done, writer.append, tell)
+    _list_failed(root, failed)
+    refuse_failed(root, failed, len(data.episodes))
     return root
+
+
+def confirmed(
+    annotator: Annotator,
+    data: EpisodeDataset,
+    missing: Sequence[int],
+    confirm: Callable[[Cost], bool] | None,
+) -> Annotator:
+    """The annotator, with leave to spend what labels of the episodes `missing` will cost; see
+    `store_labels`."""
+    cost = None
+    if missing:
+        # One by one: all episodes at once need not fit into memory.
+        blind = map(_Episodes(data, annotator).blind, missing)
+        cost = annotator.estimate(blind, data.cameras, data.fps)
+    # Rules ask nobody (None), and of episodes in which nothing is operated nobody is asked (0).
+    if cost is None or not cost.questions:
+        return annotator
+    if not annotator.agreed(cost) and (confirm is None or not confirm(cost)):
+        raise NotConfirmedError(f"nothing was asked, because nobody confirmed {cost}")
+    return annotator.confirmed()
+
+
+class Labelling:
+    """What one of several processes makes of episodes, a shard after the other: their labels, packed
+    with why some have none. Raises LabelError where nothing works: others may have a server that
+    answers."""
+
+    def __init__(self, annotator: Annotator, data: EpisodeDataset) -> None:
+        self._annotator = annotator
+        self._episodes = _Episodes(data, annotator)
+        self._in_a_row = 0  # how many failed one after the other
+
+    def __call__(self, numbers: Sequence[int]) -> bytes:
+        parts: list[Row] = []
+
+        def keep(keys: np.ndarray, columns: dict[str, np.ndarray]) -> None:
+            parts.append((keys, columns))
+
+        failed = _annotate(self._annotator, self._episodes, list(numbers), set(), keep)
+        self._in_a_row = self._in_a_row + len(failed) if len(failed) == len(numbers) else 0
+        if self._in_a_row >= GIVE_UP:
+            number, why = sorted(failed.items())[-1]
+            raise LabelError(
+                f"{self._in_a_row} episodes failed one after the other; the last was episode "
+                f"{number}, {why}"
+            )
+        rows = pack_rows(parts, COLUMNS)
+        return pack({"rows": rows, FAILED: json.dumps(failed).encode()})
+
+
+def lay_out_labels(
+    root: Path, annotator: Annotator, data: EpisodeDataset, shards: Iterable[bytes]
+) -> dict[int, str]:
+    """Labels that processes made together (`Labelling`), into the store at `root`; what is there
+    already stays. Returns episode → why it has none."""
+    said: dict[int, str] = {}
+    with TraceWriter(root, label_identity(annotator, data), COLUMNS) as writer:
+        done = set(map(tuple, writer.done().tolist()))  # (episode, step)
+        for content in shards:
+            files = unpack(content)
+            keys, columns = without(unpack_rows(files["rows"], COLUMNS), done)
+            if len(keys):
+                writer.append(keys, columns)
+                done |= set(map(tuple, keys.tolist()))
+            for number, why in json.loads(files[FAILED]).items():
+                said[int(number)] = why
+    failed = {}
+    for number, why in said.items():
+        if _steps_left(number, data.episodes[number].length, done):
+            failed[number] = why
+    _list_failed(root, failed)
+    return failed
 
 
 class _Episodes:
@@ -128,18 +208,14 @@ def _annotate(
     episodes: _Episodes,
     missing: list[int],
     done: set[tuple[int, ...]],
-    writer: TraceWriter,
+    keep: Keep,
+    tell: Callable[[int], object] = lambda failed: None,
 ) -> dict[int, str]:
-    """Episode → why it has no labels."""
+    """Labels of the episodes `missing`, some at a time to `keep`; returns episode → why it has none.
+    `tell` is told after each episode how many failed so far."""
     data = episodes.data
     in_a_row = 0  # how many failed one after the other
     failed: dict[int, str] = {}
-    progress = Progress(
-        f"labels of {data.root.name}",
-        total=len(data.episodes),
-        start=len(data.episodes) - len(missing),
-        unit="episode",
-    )
     pending: list[Row] = []
 
     def annotate(number: int) -> Labels:
@@ -162,8 +238,8 @@ def _annotate(
                 in_a_row = 0
                 pending.append(_rows(number, labels, data.episodes[number].length, done))
             if sum(len(keys) for keys, _ in pending) >= ROWS:
-                _flush(writer, pending)
-            progress.advance(failed=len(failed))
+                _flush(keep, pending)
+            tell(len(failed))
             # A server that is down would otherwise be asked about every episode, with all retries.
             if in_a_row == GIVE_UP:
                 failed |= dict.fromkeys(
@@ -174,8 +250,7 @@ def _annotate(
     finally:
         # Also after an error: what was answered is paid for, and kept.
         pool.shutdown(cancel_futures=True)
-        _flush(writer, pending)
-        progress.close()
+        _flush(keep, pending)
     return failed
 
 
@@ -200,8 +275,8 @@ def _rows(number: int, labels: Labels, length: int, done: set[tuple[int, ...]]) 
     return keys, columns
 
 
-def _flush(writer: TraceWriter, pending: list[Row]) -> None:
-    """Write what is pending. What cannot be written is not tried again: the next run makes it
+def _flush(keep: Keep, pending: list[Row]) -> None:
+    """Keep what is pending. What cannot be written is not tried again: the next run makes it
     anew."""
     rows = pending.copy()
     pending.clear()
@@ -211,25 +286,32 @@ def _flush(writer: TraceWriter, pending: list[Row]) -> None:
     columns = {}
     for name in COLUMNS:
         columns[name] = np.concatenate([each[name] for each in values])
-    writer.append(np.concatenate(keys), columns)
+    keep(np.concatenate(keys), columns)
 
 
-def _report(root: Path, failed: dict[int, str], episodes: int) -> None:
+def _list_failed(root: Path, failed: dict[int, str]) -> None:
     path = root / FAILED
     # One file, of the last run: an old list would name episodes that have labels by now.
     if not failed:
         path.unlink(missing_ok=True)
         return
     listed = []
-    lines = []
     for number in sorted(failed):
         listed.append({"episode": number, "why": failed[number]})
-        lines.append(f"episode {number}, {failed[number]}")
     write_atomically(path, json.dumps(listed, indent=1).encode())
+
+
+def refuse_failed(root: Path, failed: dict[int, str], episodes: int) -> None:
+    """Raises LabelError naming the episodes that have no labels, where there are any."""
+    if not failed:
+        return
+    lines = []
+    for number in sorted(failed):
+        lines.append(f"episode {number}, {failed[number]}")
     shown = "\n  ".join(lines[:8])
     raise LabelError(
         f"{len(failed)} of {episodes} episodes have no labels; the others are stored. Run the "
-        f"same command again to ask only about these ({path} lists them all):\n  {shown}"
+        f"same command again to ask only about these ({root / FAILED} lists them all):\n  {shown}"
     )
 
 
@@ -248,7 +330,7 @@ def load_labels(
     else:
         # Whoever made them: only the episodes must be these.
         wanted = StoreIdentity(data.fingerprint, found["teacher"], FORMAT)
-    _refuse_others(root, wanted)
+    refuse_others(root, wanted)
     lengths = np.diff(data.starts)
     episodes = np.repeat(np.arange(len(lengths)), lengths)  # (N,)
     # Each row's number less that of its episode's first row; keys are (N, 2).
@@ -269,7 +351,7 @@ def load_labels(
     )
 
 
-def _refuse_others(root: Path, wanted: StoreIdentity) -> None:
+def refuse_others(root: Path, wanted: StoreIdentity) -> None:
     """Raises LabelError where a store exists and was made from something else."""
     if not (root / HEADER).is_file():
         return

@@ -6,9 +6,10 @@ A data set is many files, and no disk renames several at once. So all new files 
 next carries out what a killed run left of it. A file that is still in there has not been moved, so
 nothing is done twice, and what is moved is ours for certain. The order keeps every reader right:
 videos, which nobody looks at before the list of episodes names them; then rows, tasks, that list,
-statistics; and `meta/info.json`, which counts what there is, last. Before that last rename the data
-set is what it was (the list then has more episodes than are counted, and lerobot's reader more rows
-than it uses); after it everything is there. Knows no episode's content.
+statistics; and `meta/info.json`, which counts what there is. Before that rename the data set is
+what it was (the list then has more episodes than are counted, and lerobot's reader more rows than
+it uses); after it everything is there. Last comes the list of what all files are (`manifest`), which
+is looked for here as well until then. Knows no episode's content.
 """
 
 import errno
@@ -24,10 +25,12 @@ from typing import Any
 
 import pyarrow as pa
 
+from armlet.data.digests import cache_folder, digest_of, digests
 from armlet.data.episodes import EpisodeError, Features
 from armlet.data.files import atomic_file, make_durable, make_folder, read_json
 from armlet.data.info import read_info
 from armlet.data.layout import INFO, STATS, TASKS, info_json, task_texts
+from armlet.data.manifest import MANIFEST, Manifest, listing
 from armlet.data.opening import count_rows, open_parquet, read_table
 
 APPEND = ".append"
@@ -35,7 +38,7 @@ READY = ".append/ready"
 PLAN = "plan.json"
 ARMLET = "meta/armlet.json"
 LISTED = "meta/episodes/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
-REPLACED = (TASKS, STATS, INFO)  # all other files are new
+REPLACED = (TASKS, STATS, INFO, MANIFEST)  # all other files are new
 # Of the list of episodes.
 NEEDED = ("episode_index", "length", "data/chunk_index", "data/file_index")
 FIX = "copy the data set again"
@@ -60,6 +63,8 @@ class Existing:
 def check_agrees(root: Path, features: Features, *, fps: int, robot: str) -> None:
     """Raises EpisodeError where a folder holds something to which armlet may not add such episodes;
     touches nothing."""
+    # First, as what is damaged would be taken for episodes of another kind.
+    Manifest.of(root).check_tables(keep=False)
     if root.exists() and not root.is_dir():
         raise EpisodeError(f"{root} is a file, expected a folder; {ELSEWHERE}")
     if not (root / INFO).exists():
@@ -269,6 +274,37 @@ def _types(schema: pa.Schema) -> dict[str, str]:
     found = {}
     for field in schema:
         found[field.name] = str(field.type).replace("element: ", "item: ")
+    return found
+
+
+def list_files(root: Path, ready: Path) -> None:
+    """Say in `ready` what all files of the data set will be. Of those that stay, what was said of
+    them stays, so that damage is never taken for what was written; one of which nothing was said is
+    taken as it is."""
+    written = Manifest.of(root).written
+    said = {}
+    unsaid = []
+    for path in _laid_out(root):
+        name = path.relative_to(root).as_posix()
+        if name in written:
+            said[name] = written[name]
+        elif not (ready / name).exists():
+            unsaid.append(name)
+    # Of older armlets' data sets; or accepted by hand, after a change on purpose.
+    found = digests([root / name for name in unsaid], cache_folder(root))
+    for name, digest in zip(unsaid, found, strict=True):
+        said[name] = digest.hex()
+    for path in _laid_out(ready):
+        said[path.relative_to(ready).as_posix()] = digest_of(path).hex()
+    (ready / MANIFEST).write_text(listing(said))
+
+
+def _laid_out(root: Path) -> list[Path]:
+    """The files of a data set, or of a part of one, but for the list of them."""
+    names = [ARMLET, TASKS, STATS, INFO]
+    found = [root / name for name in names if (root / name).exists()]
+    for pattern in ("meta/episodes/*/*.parquet", "data/*/*.parquet", "videos/*/*/*.mp4"):
+        found += root.glob(pattern)
     return found
 
 

@@ -52,10 +52,11 @@ def _can_make(folder: Path) -> bool:
     return there.is_dir() and os.access(there, os.W_OK | os.X_OK)
 
 
-def digests(paths: Iterable[Path], cache: Path) -> list[bytes]:
+def digests(paths: Iterable[Path], cache: Path, *, keep: bool = True) -> list[bytes]:
     """The SHA-256 of each file. Those that have not changed since they were read last, by the
     record in `cache`, are not read again: the same real path, size, inode, and times of change to
-    the nanosecond. Files written in the last two seconds are always read."""
+    the nanosecond. Files written in the last two seconds are always read. `keep`: whether the record may
+    be written."""
     known = _known(cache / KEPT)
     fresh = False
     found = []
@@ -67,17 +68,22 @@ def digests(paths: Iterable[Path], cache: Path) -> list[bytes]:
             found.append(bytes.fromhex(entry[-1]))
             continue
         now = time.time_ns()  # before reading: what changes while it is read is young
-        with real.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").digest()
+        digest = digest_of(real)
         found.append(digest)
         known.pop(str(real), None)
         # Kept only if it did not change while it was read.
         if before == _stamp(real) and not _young(before, now):
             known[str(real)] = [*before, digest.hex()]
             fresh = True
-    if fresh:
+    if fresh and keep:
         _keep(cache / KEPT, known)
     return found
+
+
+def digest_of(path: Path) -> bytes:
+    """The SHA-256 of a file, which is read."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
 
 
 def _stamp(path: Path) -> list[int]:

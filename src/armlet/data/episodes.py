@@ -40,6 +40,7 @@ from armlet.data.layout import (
     video_info,
     width,
 )
+from armlet.data.manifest import Manifest
 from armlet.data.opening import EpisodeError, checked
 from armlet.data.pictures import mapped
 from armlet.data.rows import Rows, read_rows
@@ -221,6 +222,7 @@ class EpisodeDataset:
         # What the files themselves say of the robot beside names and rate; LeRobot's say nothing.
         self.described = Described()
         self._beside: tuple[str, ...] = (INFO, EPISODE_LINES)
+        self._manifest = Manifest(self.root, {}, {})
         if is_demonstrations(self.root):
             self._open_demonstrations()
         else:
@@ -251,6 +253,8 @@ class EpisodeDataset:
         self._sources = found.pictures
 
     def _open_lerobot(self) -> None:
+        self._manifest = Manifest.of(self.root)
+        self._manifest.check_tables()  # films where they are first read
         self._take_info(read_info(self.root))
         self._stored = stored_episodes(self.root, self._info)
         # Before v3 every episode had files of its own.
@@ -265,7 +269,9 @@ class EpisodeDataset:
             has_videos=has_videos,
         )
         self.tasks, self.asked = read_tasks(self.root, self._info, self._rows, self._stored)
-        self._sources = PictureSources(self.root, self._rows, self._stored, self._features)
+        self._sources = PictureSources(
+            self.root, self._rows, self._stored, self._features, self._manifest
+        )
 
     def _take_info(self, info: dict[str, Any]) -> None:
         self._info = info
@@ -386,10 +392,9 @@ class EpisodeDataset:
                     f"{self.root}: {name} is {feature['dtype']} in meta/info.json, and cameras "
                     "are video or image; it is left out\n"
                 )
-        pictures = []
-        for name, feature in self._features.items():
-            if feature["dtype"] in PICTURES:
-                pictures.append(name)
+        pictures = [
+            name for name, feature in self._features.items() if feature["dtype"] in PICTURES
+        ]
         short = [name.removeprefix(IMAGE) for name in pictures]
         self._feature_of: dict[str, str] = {}
         for own, name in zip(short, pictures, strict=True):
@@ -479,9 +484,8 @@ class EpisodeDataset:
         """What is trained on, of all frames, (N, x) float32: observation.state (of width 0 where
         there is none), action, and `extra`. Raises EpisodeError on NaN or a missing column."""
         # A robot without state has one of width 0, (N, 0), so that nobody has to ask.
-        found = {STATE: np.zeros((len(self), 0), np.float32)} | self._matrices(
-            self._columns_by_role
-        )
+        found = {STATE: np.zeros((len(self), 0), np.float32)}
+        found |= self._matrices(self._columns_by_role)
         for name, values in found.items():
             bad = np.flatnonzero(~np.isfinite(values).all(1))
             if len(bad):
@@ -500,9 +504,8 @@ class EpisodeDataset:
             raise EpisodeError(f"{self.root}: {name} holds pictures; read_pictures reads them")
         parts = []
         for path, table, place in self._rows.columns(self.root, [name]):
-            parts.append(
-                as_values(table.column(name), feature.get("shape"), f"{path}: {name}", place)
-            )
+            where = f"{path}: {name}"
+            parts.append(as_values(table.column(name), feature.get("shape"), where, place))
         # From the order of the files to that of episodes and frames.
         return np.concatenate(parts)[self._rows.order]
 
@@ -525,8 +528,7 @@ class EpisodeDataset:
 
     def images(self, episode: int) -> dict[str, np.ndarray]:
         """Camera → (T, h, w, 3) uint8 of one episode, by its position."""
-        first = int(self.starts[episode])
-        last = int(self.starts[episode + 1])
+        first, last = self.starts[episode : episode + 2].tolist()
         found = {}
         for camera in self.cameras:
             found[camera] = np.stack(list(self.read_pictures(camera, first, last)))
@@ -614,6 +616,7 @@ class EpisodeDataset:
         digest = hashlib.sha256(json.dumps([self.roles.state, self.roles.action]).encode())
         pictures_digest = hashlib.sha256()
         found = digests([checked(self.root / name) for name in ordered], self.cache)
+        self._manifest.compare(ordered, found)
         for name, content in zip(ordered, found, strict=True):
             for each in (digest, pictures_digest):
                 each.update(name.encode())

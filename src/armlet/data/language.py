@@ -31,11 +31,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from armlet.data.appending import APPEND
-from armlet.data.digests import CACHE
+from armlet.data.digests import CACHE, digest_of
 from armlet.data.episodes import EpisodeDataset, EpisodeError, is_demonstrations
 from armlet.data.files import atomic_folder
 from armlet.data.hub import refuse_writing
 from armlet.data.layout import INFO
+from armlet.data.manifest import FILMS, MANIFEST, Manifest, listing
 from armlet.data.writer import STAGING
 from armlet.progress import Progress
 
@@ -126,7 +127,21 @@ def write_persistent(
         # Not written over: the copy of a file that is read-only is read-only, too.
         (part / INFO).unlink()
         (part / INFO).write_text(json.dumps(info, indent=1))
+        _list_files(data, part)
     return EpisodeDataset(target)
+
+
+def _list_files(data: EpisodeDataset, part: Path) -> None:
+    """What is said of the files of a data set, for its copy. Tables are as they are there now: some
+    were written anew, and the others were looked at when the data set was opened."""
+    said = Manifest.of(data.root).written
+    if not said:  # nothing is known of its films
+        return
+    for name in said:
+        if not name.startswith(FILMS) and (part / name).is_file():
+            said[name] = digest_of(part / name).hex()
+    (part / MANIFEST).unlink()
+    (part / MANIFEST).write_text(listing(said))
 
 
 def _write_tables(data: EpisodeDataset, part: Path, remarks: Sequence[Sequence[Remark]]) -> None:

@@ -17,6 +17,7 @@ import pyarrow as pa
 from PIL import Image
 
 from armlet.data.layout import StoredEpisode
+from armlet.data.manifest import Manifest
 from armlet.data.opening import BROKEN, EpisodeError, checked, open_parquet
 from armlet.data.rows import Rows
 from armlet.data.video import Film, VideoError
@@ -34,6 +35,8 @@ class PictureSources:
     rows: Rows
     stored: Sequence[StoredEpisode]
     features: dict[str, dict[str, Any]]
+    # None: films are taken as they are.
+    manifest: Manifest | None = None
     _films: dict[str, Film] = field(default_factory=dict)
     # Those used last, at the end.
     _groups: dict[tuple[Path, int, str], pa.ChunkedArray] = field(default_factory=dict)
@@ -82,6 +85,8 @@ class PictureSources:
     def _film(self, name: str) -> Film:
         # Without the lock: two threads may read one clock twice, which is harmless.
         if name not in self._films:
+            if self.manifest is not None:
+                self.manifest.check([name])
             self._films[name] = Film(self.root / name)
         return self._films[name]
 

@@ -5,7 +5,6 @@ the episode under way; `finalise` lays the staged episodes out as v3.0, in new f
 that are there. Knows no policy and no benchmark.
 """
 
-import hashlib
 import json
 import shutil
 from dataclasses import asdict
@@ -25,11 +24,13 @@ from armlet.data.appending import (
     carry_out,
     check_agrees,
     check_schema,
+    list_files,
     next_place,
     plan,
     read_existing,
 )
 from armlet.data.bounded import read_arrays
+from armlet.data.digests import digest_of
 from armlet.data.episodes import EpisodeDataset, EpisodeError, EpisodeFrames, Features
 from armlet.data.files import (
     atomic_folder,
@@ -40,6 +41,7 @@ from armlet.data.files import (
 )
 from armlet.data.hub import refuse_writing
 from armlet.data.layout import IMAGE, INFO, STATS, TASKS, column_type, info_json, tasks_table
+from armlet.data.manifest import MANIFEST
 from armlet.data.statistics import combine, of_images, of_values
 from armlet.data.values import as_values
 from armlet.data.video import concatenate, write_video
@@ -85,7 +87,7 @@ def stage_episode(
         (part / ABOUT).write_text(json.dumps(about))
         sums = {}
         for path in sorted(part.iterdir()):
-            sums[path.name] = _sum(path)
+            sums[path.name] = digest_of(path).hex()
         (part / SUMS).write_text(json.dumps(sums))
 
 
@@ -98,16 +100,11 @@ def check_staged(folder: Path) -> None:
         path = folder / name
         if not path.is_file():
             raise EpisodeError(f"{path} is missing; delete {folder} to make the episode again")
-        if _sum(path) != said:
+        if digest_of(path).hex() != said:
             raise EpisodeError(
                 f"{path} is damaged: it is not what was written; delete {folder} to make the "
                 "episode again"
             )
-
-
-def _sum(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class EpisodeWriter:
@@ -283,7 +280,8 @@ class EpisodeWriter:
             }
             (ready / INFO).write_text(json.dumps(info | counted, indent=1))
             # The order in which they are moved keeps every reader right: see `appending`.
-            files = [*videos.values(), data, TASKS, listed, STATS, INFO]
+            files = [*videos.values(), data, TASKS, listed, STATS, INFO, MANIFEST]
+            list_files(self.root, ready)
             plan(self.root, ready, [path.name for path in staged], files)
 
     def _next_places(self, chunks_size: int) -> dict[str, dict[str, int]]:

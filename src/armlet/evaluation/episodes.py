@@ -50,8 +50,9 @@ def run_episodes(
     if together is not None:
         acting = _Act(field, benchmark, device, made_from, log)
         _share(acting, planned, together, workers=workers, title=title)
-    # Two evaluations into one folder would each run what the other is running.
-    with hold(out / "evaluating.lock", "evaluating"):
+    # Two evaluations into one folder would each run what the other is running; those that share the
+    # work come here one after the other, and find nothing left to run.
+    with hold(out / "evaluating.lock", "evaluating", wait=together is not None):
         done = read_log(log)
         missing = []
         # Episode by episode, not policy by policy: a log that was cut short still has pairs.

@@ -3,8 +3,8 @@ same policies in further runtimes. Runs nothing but the episodes whose moments e
 at."""
 
 import importlib.metadata
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ from armlet.policies.acting import Known, actor_provenance, behind_socket
 from armlet.policies.contract import Backbone, Policy
 from armlet.policies.precisions import NAMES, most_of
 from armlet.policies.remote.policy import SocketPolicy
-from armlet.recipe import Recipe
+from armlet.recipe import Evaluation, Recipe
 from armlet.robot.exported import is_exported, read_description
 from armlet.robot.observation import Observation
 from armlet.rollout.pool import Contender
@@ -35,15 +35,28 @@ class Field:
     """Who is compared, by name; the teacher first."""
 
     contenders: Mapping[str, Contender]  # where each is on disk, and how it is run
-    policies: Mapping[str, Policy]  # the same, loaded where policies act
+    policies: Mapping[str, Policy]  # the same and `unplayed`, loaded where policies act
     made: Mapping[str, Provenance]  # what each says of how it was made
     exported_from: Mapping[str, str]  # of what was exported: its name as it is run in eager
     refused: tuple[Refused, ...] = ()  # what was asked for and could not be exported
+    # Run only as what they were exported to: their layers and weights are counted, no more.
+    unplayed: Mapping[str, Contender] = field(default_factory=dict)
+
+    @property
+    def everyone(self) -> dict[str, Contender]:
+        """Who is run, and behind them who is run only as what they were exported to."""
+        return {**self.contenders, **self.unplayed}
+
+    @property
+    def played(self) -> dict[str, Policy]:
+        """The policies of `contenders`, in their order."""
+        return {name: self.policies[name] for name in self.contenders}
 
     def whose(self, name: str) -> str:
         """The policy that is run under this name: `teacher` for `teacher execute 4 onnx`."""
-        eager = self.contenders[self.exported_from.get(name, name)]
-        for other, contender in self.contenders.items():
+        everyone = self.everyone
+        eager = everyone[self.exported_from.get(name, name)]
+        for other, contender in everyone.items():
             if contender.folder == eager.folder:
                 return other
         raise AssertionError(f"{name} is in no folder of this field")
@@ -87,7 +100,8 @@ def in_runtimes(
     frames_from: Mapping[str, Any],
 ) -> Field:
     """The same policies and, after them, every one in each of the runtimes that are asked for
-    beside eager. `frames`: the moments at which they are compared, `frames_from` says whose."""
+    beside eager. `frames`: the moments at which they are compared, `frames_from` says whose. Where
+    eager is not asked for, whoever was exported is not run in it; the teacher is in any case."""
     how = Exporting(
         export=export,
         out=recipe.out / "evaluation" / "exported",
@@ -118,7 +132,26 @@ def in_runtimes(
         exported_from[name] = name.removesuffix(f" {contender.runtime}")
         # An exported folder says of what it was exported; how that was made, its origin says.
         made[name] = field.made[exported_from[name]]
-    return Field({**field.contenders, **found}, policies, made, exported_from, refused)
+    unplayed = _unplayed(field.contenders, set(exported_from.values()), setting)
+    contenders = {}
+    for name, contender in {**field.contenders, **found}.items():
+        if name not in unplayed:
+            contenders[name] = contender
+    return Field(contenders, policies, made, exported_from, refused, unplayed)
+
+
+def _unplayed(
+    contenders: Mapping[str, Contender], exported: Collection[str], setting: Evaluation
+) -> dict[str, Contender]:
+    """Who is not run in eager: of all but the teacher those that were `exported`, where eager is
+    not asked for. Whoever could not be exported is run as it is."""
+    if EAGER in setting.runtimes:
+        return {}
+    found = {}
+    for name, contender in contenders.items():
+        if name in exported and contender.folder != contenders["teacher"].folder:
+            found[name] = contender
+    return found
 
 
 def _versions() -> dict[str, str]:

@@ -192,6 +192,11 @@ def check(setting: Evaluation) -> None:
             "episodes and nothing is executed; leave these options out, or give a recipe with a "
             "benchmark"
         )
+    if EAGER not in setting.runtimes:
+        raise ValueError(
+            f"--evaluation.runtimes {' '.join(setting.runtimes)}: name eager as well; with no "
+            "episodes to run it costs little, and exported policies are compared with it"
+        )
     check_runtimes(setting)
 
 

@@ -32,6 +32,7 @@ def check(recipe: Recipe) -> None:
     choose_elsewhere(recipe)
     check_states(recipe, setting)
     check_runtimes(setting)
+    alone_in_eager(setting)
     if setting.look > 1 and setting.purpose != "report":
         raise ValueError(
             "--evaluation.look is about plans, and only a report has one: --evaluation.purpose report"
@@ -113,17 +114,28 @@ def check_runtimes(setting: Evaluation) -> None:
     said = " ".join(setting.runtimes)
     if len(set(setting.runtimes)) < len(setting.runtimes):
         raise ValueError(f"--evaluation.runtimes says a value twice: {said}")
-    if EAGER not in setting.runtimes:
-        raise ValueError(
-            f"--evaluation.runtimes {said}: name eager as well; speed is stated against the eager "
-            "teacher"
-        )
-
+    if not setting.runtimes:
+        raise ValueError("--evaluation.runtimes is empty; name at least one, such as eager")
+    # Speed is stated against the eager teacher.
+    anyway = (EAGER, *setting.runtimes)
     for runtime in setting.teacher_runtimes:
-        if runtime in setting.runtimes or setting.teacher_runtimes.count(runtime) > 1:
+        if runtime in anyway or setting.teacher_runtimes.count(runtime) > 1:
             raise ValueError(
                 f"--evaluation.teacher-runtimes {runtime} has no effect: the teacher is run there "
                 "anyway; leave it out"
+            )
+
+
+def alone_in_eager(setting: Evaluation) -> None:
+    """Raises ValueError for what is done with policies as they are in eager, where they are not run
+    in it."""
+    if EAGER in setting.runtimes:
+        return
+    for name in ("routes", "listens"):
+        if getattr(setting, name):
+            raise ValueError(
+                f"--evaluation.{name} is about policies in eager, and --evaluation.runtimes "
+                f"{' '.join(setting.runtimes)} leaves it out; name eager as well"
             )
 
 

@@ -39,6 +39,8 @@ class Together:
     size: int
     lease: float
     engine: Engine = "processes"
+    tasks: int | None = None  # of Ray; None: as many as who asks has workers
+    gpus: float = 0.0  # of a task of Ray
 
     @classmethod
     def of(cls, shards: Shards, beside: Path) -> "Together | None":
@@ -46,7 +48,8 @@ class Together:
         does all alone."""
         if shards.on is None:
             return None
-        return cls(shards.at or str(beside), shards.size, shards.lease, shards.on)
+        place = shards.at or str(beside)
+        return cls(place, shards.size, shards.lease, shards.on, shards.tasks, shards.gpus)
 
     @property
     def pause(self) -> float:
@@ -59,12 +62,22 @@ class Together:
     def once(self, name: str, question: Question, make: Callable[[], bytes]) -> bytes:
         """What one of all processes makes, here in this one or in another; the others wait for
         it."""
-        question = as_json({"once": name, **question})
-        place = self.at(name, question)
+        question, place = self._of_one(name, question)
         begin(open_objects(place), question)
         # With this process's own number of threads: who asks has said what `make` needs.
         _Loop(place, 1, self.lease, self.pause, _Once(make))(0)
         return Claims(open_objects(place), 1).result(0)
+
+    def made(self, name: str, question: Question) -> bytes | None:
+        """What `once` gives, where it was made already; None where nobody has."""
+        _, place = self._of_one(name, question)
+        claims = Claims(open_objects(place), 1)
+        return claims.result(0) if claims.all_finished else None
+
+    def _of_one(self, name: str, question: Question) -> tuple[Question, str]:
+        """The question of what one of all processes makes, and where they meet over it."""
+        question = as_json({"once": name, **question})
+        return question, self.at(name, question)
 
 
 @dataclass(frozen=True)
@@ -170,16 +183,29 @@ class SharedWork(Generic[Job]):
             return
         loop = self._loop(work, title)
         if self.together.engine == "ray":
-            self._on_ray(loop, workers, title)
+            self._on_ray(loop, self.together.tasks or workers, THREADS, title)
         elif workers <= 1 and here:
             with contextlib.closing(self._shown(title)) as shown:
                 list(work_through(partial(loop, tell=shown.tell), [0], workers=1))
         else:
             self._in_processes(loop, workers, title)
 
-    def run_as_it_is(self, work: Callable[[Sequence[Job]], bytes], *, title: str) -> None:
-        """The same in this process alone, with its own number of threads and what it has loaded."""
+    def run_as_it_is(
+        self,
+        work: Callable[[Sequence[Job]], bytes],
+        *,
+        elsewhere: Callable[[Sequence[Job]], bytes],
+        title: str,
+    ) -> None:
+        """The same in this process alone, with its own number of threads and what it has loaded; or
+        in tasks of Ray, each with as many threads, of what they load themselves (`elsewhere`, which
+        is sent to them)."""
         if self._claims.all_finished:
+            return
+        if self.together.engine == "ray":
+            assert self.together.tasks is not None, "whoever has no workers says how many"
+            loop = self._loop(elsewhere, title)
+            self._on_ray(loop, self.together.tasks, torch.get_num_threads(), title)
             return
         loop = self._loop(work, title)
         with contextlib.closing(self._shown(title)) as shown:
@@ -247,7 +273,7 @@ class SharedWork(Generic[Job]):
             f"in {self.place} was finished: {why}"
         )
 
-    def _on_ray(self, loop: _Loop, workers: int, title: str) -> None:
+    def _on_ray(self, loop: _Loop, tasks: int, threads: int, title: str) -> None:
         try:
             import ray
         except ModuleNotFoundError as error:
@@ -257,8 +283,17 @@ class SharedWork(Generic[Job]):
         # A cluster that this process is a job of, or a small one on this machine.
         if not ray.is_initialized():
             ray.init(log_to_driver=False, include_dashboard=False)
-        task: Any = ray.remote(num_cpus=THREADS, max_retries=RETRIES)(_on_a_node)
-        asked = [task.remote(loop, number) for number in range(workers)]
+        gpus = self.together.gpus
+        there = ray.cluster_resources()
+        # A cluster that grows may have them later; Ray itself would wait without a word.
+        if threads > there.get("CPU", 0) or gpus > there.get("GPU", 0):
+            sys.stderr.write(
+                f"{title}: a task wants {threads} CPUs and {gpus:g} GPUs, and all of this Ray cluster "
+                f"has {there.get('CPU', 0):g} and {there.get('GPU', 0):g}; waiting for more\n"
+            )
+        wanted = ray.remote(num_cpus=threads, num_gpus=gpus, max_retries=RETRIES)
+        task: Any = wanted(_on_a_node)
+        asked = [task.remote(loop, number, threads) for number in range(tasks)]
         for finished in self._until_finished(title):
             ended, _ = ray.wait(asked, num_returns=len(asked), timeout=0)
             if not finished and len(ended) == len(asked):
@@ -287,9 +322,9 @@ def _run(loop: _Loop, number: int) -> None:
     loop(number)
 
 
-def _on_a_node(loop: _Loop, number: int) -> int:
+def _on_a_node(loop: _Loop, number: int, threads: int) -> int:
     """A task of Ray: its process may have run another before."""
-    torch.set_num_threads(THREADS)
+    torch.set_num_threads(threads)
     return loop(number)
 
 

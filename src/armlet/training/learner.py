@@ -5,6 +5,8 @@ it wants, and nothing else is computed. Knows no recipe.
 """
 
 import copy
+import functools
+import sys
 from collections.abc import Collection, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -18,6 +20,7 @@ from armlet.layers.graph import ProbeHeads
 from armlet.layers.heads import FlowHead
 from armlet.layers.named import Named
 from armlet.layers.vision import Pointer
+from armlet.machine import multiplies_bf16
 from armlet.policies.contract import Backbone, Features, Pass
 from armlet.recipe import Recipe
 from armlet.types import LAYERS, Batch, Precision, Trace
@@ -60,8 +63,14 @@ class Learner(nn.Module):
 
     def autocast(self, precision: Precision) -> AbstractContextManager:
         """Matrix products in this precision while it lasts; weights and losses stay in single
-        precision."""
-        return torch.autocast(self.policy.device.type, torch.bfloat16, enabled=precision == "bf16")
+        precision. On a processor that has no products in bf16 they are in single precision, which
+        is finer and faster there; not of weights that are held in bf16."""
+        device = self.policy.device.type
+        halved = any(weight.dtype == torch.bfloat16 for weight in self.parameters())
+        half = precision == "bf16" and (halved or multiplies_bf16(device))
+        if precision == "bf16" and not half:
+            _say_single()
+        return torch.autocast(device, torch.bfloat16, enabled=half)
 
     def forward(
         self, batch: Batch, want: Collection[str], *, exploration: float = 0.0, every: int = 1
@@ -197,6 +206,15 @@ class Learner(nn.Module):
                 "empty otherwise"
             )
         raise KeyError(f"{self.policy.kind} has no signal {missing}; it has {sorted(trace)}{fix}")
+
+
+@functools.cache
+def _say_single() -> None:
+    """Once a process."""
+    sys.stderr.write(
+        "this processor has no matrix products in bf16, which would take many times as long: "
+        "computing in single precision\n"
+    )
 
 
 def _flow_head(policy: Backbone, whose: str) -> FlowHead:

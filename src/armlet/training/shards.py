@@ -92,30 +92,31 @@ class ShardedMuon(torch.optim.Muon):
                 some = there[start : start + size]  # one for each process
                 mine = None
                 for owner, matrix in enumerate(some):
-                    update = self._update(matrix, group["momentum"]).full_tensor()
+                    update = self._update(matrix, group).full_tensor()
                     if owner == rank:
                         mine = _orthogonal_step(update, group)
                 for owner, matrix in enumerate(some):
-                    step = (
-                        mine if owner == rank else torch.empty(matrix.shape, device=matrix.device)
-                    )
+                    step = mine
+                    if owner != rank:
+                        step = torch.empty(matrix.shape, dtype=matrix.dtype, device=matrix.device)
                     assert step is not None
                     dist.broadcast(step, src=owner)
                     matrix.mul_(1 - group["lr"] * group["weight_decay"])
                     matrix.add_(sharded(step, matrix.detach()))
 
-    def _update(self, matrix: nn.Parameter, momentum: float) -> DTensor:
-        """The gradient's running average, looked ahead (Nesterov), in shards."""
+    def _update(self, matrix: nn.Parameter, group: dict[str, Any]) -> DTensor:
+        """The gradient's running average, in shards; looked ahead where that is asked for
+        (Nesterov)."""
         gradient = matrix.grad
         assert isinstance(gradient, DTensor)
         state = self.state[matrix]
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(gradient)
         average = state["momentum_buffer"]
-        average.lerp_(gradient, 1 - momentum)
-        ahead = gradient.lerp(average, momentum)
-        assert isinstance(ahead, DTensor)
-        return ahead
+        average.lerp_(gradient, 1 - group["momentum"])
+        update = gradient.lerp(average, group["momentum"]) if group["nesterov"] else average
+        assert isinstance(update, DTensor)
+        return update
 
 
 def _orthogonal_step(update: Tensor, group: dict[str, Any]) -> Tensor:
@@ -128,6 +129,9 @@ def _orthogonal_step(update: Tensor, group: dict[str, Any]) -> Tensor:
         weight_decay=0.0,
         momentum=0.0,
         nesterov=False,
+        ns_coefficients=group["ns_coefficients"],
+        ns_steps=group["ns_steps"],
+        eps=group["eps"],
         adjust_lr_fn=group["adjust_lr_fn"],
     )
     plain.step()

@@ -178,10 +178,14 @@ def load_shards(
         alone = not torch.distributed.is_initialized()
         dcp.load(wanted, storage_reader=ShardReader(saved.folder, layout), no_dist=alone)
     except (CheckpointException, OSError, RuntimeError, LookupError, ValueError, EOFError) as error:
-        first = str(error).strip().split("\n")[0]
+        cause: BaseException = error
+        if isinstance(error, CheckpointException) and error.failures:
+            # What the first process met that met anything: torch's own words name no file.
+            cause = min(error.failures.items())[1][0]
+        first = str(cause).strip().split("\n")[0]
         raise ValueError(
             f"{saved.folder} is not a whole training state in shards "
-            f"({type(error).__name__}: {first:.300}); {FIX}, with {POINTER} beside it"
+            f"({type(cause).__name__}: {first:.400}); {FIX}, with {POINTER} beside it"
         ) from error
     return {**saved, **_nested(wanted, len(numbered))}
 

@@ -6,23 +6,20 @@ The teacher is known here by its fingerprint: where its folder is gone, that is 
 
 import shlex
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from armlet import source
 from armlet.annotators import Annotator
 from armlet.annotators.store import load_labels, store_labels
 from armlet.annotators.vlm import confirm_on_terminal
 from armlet.data.episodes import EpisodeDataset
 from armlet.data.files import atomic_file, read_json
 from armlet.data.frames import BatchMaker, Frames
-from armlet.data.packing import pack, unpack
 from armlet.data.traces import (
     Columns,
     StaleTraceError,
@@ -37,7 +34,6 @@ from armlet.policies.checkpoint import load_weights, read_tensors
 from armlet.policies.contract import Backbone
 from armlet.progress import Progress
 from armlet.recipe import Probe, Recipe, Stage, settings, to_json
-from armlet.rollout.together import SharedWork, Together, sharded
 from armlet.training.learner import Learner, watch
 from armlet.training.trainer import ABOUT
 from armlet.types import Batch, Precision, Trace
@@ -45,7 +41,6 @@ from armlet.types import Batch, Precision, Trace
 ROWS = 128  # of a forward pass
 DIGEST = "digest"  # in the heads' metadata: of their weights
 STORED = "float16"  # as which the teacher's answers are kept
-KEYS = "(episode, step)"  # beside the columns of a shard, none of which is called so
 HEADS_FIX = (
     "delete the folder and the traces beside it and run `armlet probe` again, or copy the file "
     "again"
@@ -231,20 +226,11 @@ def open_traces(root: Path, wanted: StoreIdentity, precision: Precision) -> Trac
     return TraceStore(root, wanted)
 
 
-def store_traces(
-    root: Path,
-    store: StoreIdentity,
-    learner: Learner,
-    batches: BatchMaker,
-    *,
-    traced: Sequence[str],
-    precision: Precision,
-    title: str,
-    together: Together | None = None,
-) -> None:
-    """What a teacher answers to every frame, into the store at `root`: the signals `traced`, and
-    those of its probe's heads; rows that are there already stay. `together`: where other processes
-    share the work; one of them stores all of it."""
+def watching(
+    learner: Learner, batches: BatchMaker, *, traced: Sequence[str], precision: Precision
+) -> tuple[Callable[[Batch], Trace], Columns]:
+    """What asks a teacher for the signals `traced`, and for those of its probe's heads; and the
+    columns of a store of its answers."""
     learner.eval()
     want = [*traced, *(["semantics", "layer_actions"] if learner.probe else [])]
 
@@ -257,9 +243,22 @@ def store_traces(
     columns = {}
     for name, tensor in sample.items():
         columns[name] = (tuple(tensor.shape[1:]), STORED)
-    if together is not None:
-        _share_traces(root, store, columns, _Watched(batches, answers), together, title=title)
-        return
+    return answers, columns
+
+
+def store_traces(
+    root: Path,
+    store: StoreIdentity,
+    learner: Learner,
+    batches: BatchMaker,
+    *,
+    traced: Sequence[str],
+    precision: Precision,
+    title: str,
+) -> None:
+    """What a teacher answers to every frame, into the store at `root`: the signals `traced`, and
+    those of its probe's heads; rows that are there already stay."""
+    answers, columns = watching(learner, batches, traced=traced, precision=precision)
     with TraceWriter(root, store, columns) as writer:
         done = set(map(tuple, writer.done().tolist()))  # (episode, frame) of a run that was killed
         keys = map(tuple, batches.keys(np.arange(len(batches))).tolist())
@@ -272,81 +271,6 @@ def store_traces(
             writer.append(batch.keys, answers(batch))
             progress.advance(len(batch))
         progress.close()
-
-
-@dataclass(frozen=True)
-class _Watched:
-    """What a worker makes of a shard of batches, each by its first row: their keys and what the
-    teacher answers, packed. The batches are those of one process, as the bits of a product may hang
-    on how many rows there are."""
-
-    batches: BatchMaker
-    answers: Callable[[Batch], Trace]
-
-    def __call__(self, starts: Sequence[int]) -> bytes:
-        parts: dict[str, list[np.ndarray]] = {}
-        for start in starts:
-            rows = np.arange(start, min(start + ROWS, len(self.batches)))
-            batch = self.batches.batch(rows)
-            assert batch.keys is not None
-            parts.setdefault(KEYS, []).append(batch.keys.numpy())
-            for name, value in self.answers(batch).items():
-                answered = value.detach().cpu().float().numpy()
-                # Overflow becomes infinite, and is refused when it is stored.
-                with np.errstate(over="ignore"):
-                    parts.setdefault(name, []).append(answered.astype(STORED))
-        files = {}
-        for name, arrays in parts.items():
-            files[name] = np.concatenate(arrays).tobytes()
-        return pack(files)
-
-
-def _share_traces(
-    root: Path,
-    store: StoreIdentity,
-    columns: Columns,
-    watched: _Watched,
-    together: Together,
-    *,
-    title: str,
-) -> None:
-    question = {
-        "store": asdict(store),
-        "columns": columns,
-        "rows": len(watched.batches),
-        "size": together.size,
-        "armlet": source.identity(),
-        "torch": torch.__version__,
-    }
-    starts = range(0, len(watched.batches), ROWS)
-    work = SharedWork(together, "traces", question, sharded(starts, together.size))
-    if work.was_used:
-        return
-    # Here, where the teacher is loaded already.
-    work.run_as_it_is(watched, title=title)
-
-    def lay_out() -> bytes:
-        with TraceWriter(root, store, columns) as writer:
-            done = set(map(tuple, writer.done().tolist()))
-            for content in work.results():
-                keys, values = _unpacked(content, columns)
-                new = np.array([tuple(key) not in done for key in keys.tolist()], bool)
-                if new.any():
-                    writer.append(keys[new], {name: each[new] for name, each in values.items()})
-        return b""
-
-    together.once("stored", question, lay_out)
-    work.end()
-
-
-def _unpacked(content: bytes, columns: Columns) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Keys (b, 2) and columns (b, …) of a shard."""
-    files = unpack(content)
-    keys = np.frombuffer(files.pop(KEYS), np.int64).reshape(-1, 2)
-    values = {}
-    for name, (shape, dtype) in columns.items():
-        values[name] = np.frombuffer(files[name], dtype).reshape(len(keys), *shape)
-    return keys, values
 
 
 def annotate(data: EpisodeDataset, annotator: Annotator | None, folder: Path) -> None:
