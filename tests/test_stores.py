@@ -21,6 +21,7 @@ from armlet import stores
 from armlet.data.mirror import mirrored
 from armlet.data.object_storage import StorageError, StoredObjects
 from armlet.data.store import Store
+from armlet.data.traces import TraceStore
 from armlet.policies.checkpoint import policy_fingerprint
 from armlet.recipe import at_hand, to_json
 from armlet.shards import Shards
@@ -229,8 +230,15 @@ def test_the_whole_line_on_s3_killed_in_every_verb_makes_what_folders_do(
 
     line.killed("probe", lambda: "probe/stage.json" in listed(run))
     line.run("probe")
-    found, wanted = files_of(reader(f"{run}/traces")), files_of(alone / "run/traces")
-    assert found.pop("teacher.json") and wanted.pop("teacher.json") and found == wanted
+    store = TraceStore(reader(f"{run}/traces"))
+    wanted = TraceStore(alone / "run/traces")
+    assert (store.keys == wanted.keys).all()
+    rows = store.read(store.keys)
+    for name, values in wanted.read(store.keys).items():
+        assert (rows[name] == values).all(), name
+    for name in ("keys.bin", "rows-000.bin", "header.json"):
+        there = StoredObjects(run).read(f"traces/{name}")
+        assert there == (alone / "run/traces" / name).read_bytes()
 
     line.killed("distil", lambda: "distil-0/state.pt" in listed(run))
     with pytest.raises(FileNotFoundError, match=rf"nothing is at {run}/student yet"):
