@@ -79,6 +79,9 @@ def server() -> Iterator[S3]:
         [sys.executable, str(SERVER)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     assert process.stdin is not None and process.stdout is not None
+    import s3fs
+
+    s3fs.S3FileSystem.clear_instance_cache()  # of another module's server
     with pytest.MonkeyPatch.context() as patch:
         s3 = S3(process.stdout.readline().strip())
         patch.setenv("AWS_ENDPOINT_URL", s3.endpoint)

@@ -22,6 +22,7 @@ from armlet.data.mirror import mirrored
 from armlet.data.object_storage import StorageError, StoredObjects
 from armlet.data.store import Store
 from armlet.data.traces import TraceStore
+from armlet.evaluation.settings import contenders
 from armlet.policies.checkpoint import policy_fingerprint
 from armlet.recipe import at_hand, to_json
 from armlet.shards import Shards
@@ -82,6 +83,16 @@ def test_processes_that_share_the_work_meet_where_it_is_written(place: str) -> N
     with stores.written(asked, "evaluate") as one, stores.written(asked, "evaluate") as two:
         assert one.shards.at == two.shards.at == f"{place}/run/.armlet/shards"
         assert one.out != two.out
+
+
+def test_policies_are_called_by_their_urls(place: str, tmp_path) -> None:
+    urls = []
+    for name in ("one/student", "two/student", "second/one"):
+        StoredObjects(f"{place}/{name}").write("config.json", name.encode())
+        urls.append(Path(f"{place}/{name}"))
+    asked = dataclasses.replace(reaching(), policies=tuple(urls), teacher=tmp_path, out=tmp_path)
+    read = at_hand(asked, reads=("policies",))
+    assert [*contenders(read)][-3:] == ["one", "two", f"{place}/second/one"]
 
 
 def page(policy: str, /, *, out: Path | None = None, others: tuple[str, ...] = ()) -> str:

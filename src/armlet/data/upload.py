@@ -239,7 +239,7 @@ class Upload:
                     raise
         self._uploaded = self._own_versions()
         # Whoever else writes here learns of it now, and so does this one of what it may not do.
-        self._publish({name: kept.entry for name, kept in self._state.local.items()})
+        self._publish({name: kept.entry for name, kept in self._state.local.items()}, always=True)
         self._alone = True
 
     def _go_on_from(self, found: Listing) -> None:
@@ -422,12 +422,14 @@ class Upload:
                 local[name] = Kept(entry, kept.stamp)  # where it is may have changed
         self._keep(replace(self._state, local=local))
 
-    def _publish(self, local: Mapping[str, Entry]) -> None:
-        """List these files of this folder, beside what others have listed. Raises ConflictError."""
+    def _publish(self, local: Mapping[str, Entry], *, always: bool = False) -> None:
+        """List these files of this folder, beside what others have listed; `always`: even where
+        nothing is new. Raises ConflictError."""
         while True:
             latest = self._latest()
             files = self._merged(local, latest)
-            if latest.number and files == latest.files and latest.writer == self._state.token:
+            listed = latest.writer == self._state.token and files == latest.files
+            if listed and not always:
                 self._keep(replace(self._state, listing=latest))
                 return
             if self._create(latest, files):
