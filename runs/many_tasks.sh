@@ -7,10 +7,10 @@
 #   SEEDS="0 1 2" BUDGETS="25 50" EPISODES=500                   how many
 #   POLICIES="first_k layer_search actdistill" WHOLE="bc_whole"  which: those at budgets, and those that have none
 #   SYSTEMS="vla_ad vita_vla aed"                                the other systems as well; the last two teach teachers of their own
-#   STEPS="2"                                            Meta-World's teacher in so many denoising steps, untrained, as rows as well; "": none
-#   EXECUTE="8"                                          everybody once more, carrying out so many actions before looking again
-#   TABLE=free                                           the folder of the table, where there are several
-#   RUNTIMES="eager onnx" TEACHER_RUNTIMES="onnx_int8"   students in these, and the teacher in eager and in these as well
+#   STEPS="2"                                                    Meta-World's teacher in so many denoising steps, untrained, as rows as well; "": none
+#   EXECUTE="8"                                                  everybody once more, carrying out so many actions before looking again
+#   TABLE=free                                                   the folder of the table, where there are several
+#   RUNTIMES="eager onnx" TEACHER_RUNTIMES="onnx_int8"           students in these, and the teacher in eager and in these as well
 #   PARTS="collect teach probe students calibrate evaluate audit" some of it; TEACHER=DIR: a teacher that is there
 #   THREADS=1                                                    of teaching and probing: fewer where something else runs
 #   LOOK=2                                                       the same table with other policies is another look, and says so
@@ -25,9 +25,11 @@ budgets=${BUDGETS:-25 50}
 at_budgets=${POLICIES-actdistill faithful action_kd published_budget first_k layer_drop layer_search random_skip bc_warm bc}
 whole=${WHOLE-bc_whole}
 systems=${SYSTEMS-}
-table=$out/${TABLE:-table}
 steps=${STEPS-2}
-if [[ $base == libero* ]]; then steps=; fi # its teacher says actions outright
+if [[ $base == libero* ]]; then
+  if [[ -n ${STEPS-} ]]; then echo "STEPS is about teachers that denoise, and that of $base says its actions outright" && exit 1; fi
+  steps=
+fi
 parts=${PARTS:-collect teach probe students calibrate evaluate audit}
 episodes=${EPISODES:-500}
 calibrate=${CALIBRATE:-500}
@@ -36,7 +38,6 @@ workers=${WORKERS:-2}
 shared=(--episodes "$out/episodes" --shared "$out" --teacher "${TEACHER:-$out/teacher}")
 network=() teach=() probe=() collect=() world=() lighter=()
 if [[ -n ${SMOKE:-} ]]; then
-  table=$out/${TABLE:-table}
   # As deep as the real one, since budgets are shares of its layers.
   out=${OUT:-out/smoke_$base}
   shared=(--episodes "$out/episodes" --shared "$out" --teacher "$out/teacher")
@@ -49,6 +50,7 @@ if [[ -n ${SMOKE:-} ]]; then
   world=(--benchmark.step-limit 12)
   lighter=(--evaluation.latency-calls 8 --evaluation.videos 0)
 fi
+table=$out/${TABLE:-table}
 
 part() { # name: whether it is asked for; says when it began
   [[ " $parts " == *" $1 "* ]] || return 1
@@ -148,14 +150,12 @@ fi
 if part evaluate; then
   split=()
   if [[ $base == libero* ]]; then split=(--evaluation.splits official); fi # at most 500 episodes: they have 50 states a task
-  of_teacher=()
-  if [[ -n ${TEACHER_RUNTIMES-onnx_int8} ]]; then
-    of_teacher=(--evaluation.teacher-runtimes ${TEACHER_RUNTIMES-onnx_int8})
-  fi
-  if [[ -n ${EXECUTE:-} ]]; then split+=(--evaluation.execute $EXECUTE); fi
+  of_teacher=${TEACHER_RUNTIMES-onnx_int8}
+  ways=(--evaluation.runtimes ${RUNTIMES:-onnx} ${of_teacher:+--evaluation.teacher-runtimes $of_teacher}
+    ${EXECUTE:+--evaluation.execute $EXECUTE})
   $armlet evaluate "$base" --name "$base" "${shared[@]}" --out "$table" --policies "${students[@]}" \
     --evaluation.purpose report --evaluation.look "${LOOK:-1}" --evaluation.episodes "$episodes" --evaluation.workers "$workers" \
-    --evaluation.runtimes ${RUNTIMES:-onnx} "${of_teacher[@]}" "${split[@]}" \
+    "${ways[@]}" "${split[@]}" \
     "${world[@]}" "${lighter[@]}"
   $armlet report "$table/evaluation" --out "$table/report.html"
 fi

@@ -282,10 +282,17 @@ def summarise(
     )
     # The same function that recomputes a report from the file: the two cannot disagree.
     sections = kept.recompute(outcomes)
+
+    @functools.cache
+    def counts(network: str) -> Counts:
+        # Of fifty tasks there are a thousand observations: once a network, however it is run.
+        return _counts(field.policies[network], observations)
+
     measurements: dict[str, Measured] = {}
     for row in sections["policies"]:
         name = row["name"]
-        measurements[name] = measured(row, field, observations, timings[name], measurements)
+        found = measured(row, field, observations, timings[name], measurements, counts)
+        measurements[name] = found
     # The first episodes of the first split, not the best ones.
     filmed = _filmed(field)
     films = []
@@ -474,74 +481,70 @@ def measured(
     observations: list[Observation],
     timing: dict[str, float],
     before: Mapping[str, Measured],
+    counts: Callable[[str], "Counts"],
 ) -> Measured:
-    """What a policy costs. `row`: what its outcomes say; `before`: what the policies before it
-    do."""
+    """What a policy costs. `row`: what its outcomes say; `before`: what the policies before it do;
+    `counts`: what is counted of a network, by its name (`Field.network`)."""
     name = row["name"]
     contender = field.contenders[name]
     policy = field.policies[name]
     asked = row["decisions_per_second"]  # None: the arm never moved
     library, precision = field.runtime(name)
-    found = Measured(
+    counted = counts(field.network(name))
+    layers = counted.layers
+    changes = None
+    if name in field.exported_from:
+        # One that does not say its route has no layers in the tables of what ran.
+        if len(row["routing"]["activation"]) != len(layers):
+            layers = ()
+    # A policy that always runs the same layers depends on nothing, and need not be asked; nor can
+    # one that is told which to run.
+    elif (
+        isinstance(policy, Backbone) and row["routing"]["patterns"] > 1 and contender.routes is None
+    ):
+        changes = measure.what_routes_depend_on(policy, observations)
+    memory = None
+    size = None
+    if is_exported(contender.folder) or isinstance(policy, Backbone):
+        memory = _peak_memory(name, field, observations[0], before)
+        size = measure.bytes_on_disk(contender.folder)
+    return Measured(
         policy=field.whose(name),
         runtime=library,
         precision=precision,
         exported_from=field.exported_from.get(name),
-        layers=(),
-        changes_with=None,
+        layers=layers,
+        changes_with=changes,
         latency_ms=Latency(timing, THREADS, measure.device_of(policy)),
         ms_per_second_of_motion=None if asked is None else timing["p50"] * asked,
-        flops=dict.fromkeys(("total", "backbone")),
-        params=dict.fromkeys(("total", "backbone")),
-        peak_memory_mb=None,
-        bytes_on_disk=None,
+        flops=counted.flops,
+        params=counted.params,
+        peak_memory_mb=memory,
+        bytes_on_disk=size,
         gripper_noise=gripper_noise(field.made[name]),
         budget=contender.budget,
     )
-    if is_exported(contender.folder) or isinstance(policy, Backbone):
-        found = replace(
-            found,
-            peak_memory_mb=_peak_memory(name, field, observations[0], before),
-            bytes_on_disk=measure.bytes_on_disk(contender.folder),
-        )
-    if name in field.exported_from:
-        eager = field.exported_from[name]
-        if eager in before:
-            return _as_its_network(found, before[eager], row)
-        return _as_its_network(found, _counted(found, field.policies[eager], observations), row)
-    if not isinstance(policy, Backbone):
-        return found
-    changes = None
-    # A policy that always runs the same layers depends on nothing, and need not be asked; nor can
-    # one that is told which to run.
-    if row["routing"]["patterns"] > 1 and contender.routes is None:
-        changes = measure.what_routes_depend_on(policy, observations)
-    return replace(_counted(found, policy, observations), changes_with=changes)
 
 
-def _counted(found: Measured, policy: Policy, observations: list[Observation]) -> Measured:
-    """The same with the layers, operations and weights of a network."""
+@dataclass(frozen=True)
+class Counts:
+    """What is counted of a network: its layers, by their numbers in the one that it was cut from,
+    operations of a decision and weights."""
+
+    layers: tuple[int, ...]
+    flops: Mapping[str, float | None]  # `total` and `backbone`, as those of `params`
+    params: Mapping[str, int | None]
+
+
+def _counts(policy: Policy, observations: list[Observation]) -> Counts:
     if not isinstance(policy, Backbone):
         # What it is made of nobody here knows, and its time is that of its machine and the network.
-        return found
-    return replace(
-        found,
-        layers=tuple(policy.layer_numbers),
-        flops=measure.compute(policy, observations),
-        params=measure.parameters(policy),
-    )
-
-
-def _as_its_network(found: Measured, eager: Measured, row: Section) -> Measured:
-    """Of an exported policy what was counted in the network that it was exported from: its graph
-    multiplies the same numbers."""
-    # One that does not say its route has no layers in the tables of what ran.
-    says_route = len(row["routing"]["activation"]) == len(eager.layers)
-    return replace(
-        found,
-        layers=eager.layers if says_route else (),
-        flops=eager.flops,
-        params=eager.params,
+        unknown = dict.fromkeys(("total", "backbone"))
+        return Counts((), unknown, unknown)
+    return Counts(
+        tuple(policy.layer_numbers),
+        measure.compute(policy, observations),
+        measure.parameters(policy),
     )
 
 

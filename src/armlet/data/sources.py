@@ -35,7 +35,7 @@ class PictureSources:
     rows: Rows
     stored: Sequence[StoredEpisode]
     features: dict[str, dict[str, Any]]
-    # None: films are taken as they are.
+    # None: of another layout, whose films nobody listed.
     manifest: Manifest | None = None
     _films: dict[str, Film] = field(default_factory=dict)
     # Those used last, at the end.

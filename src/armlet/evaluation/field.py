@@ -61,6 +61,17 @@ class Field:
                 return other
         raise AssertionError(f"{name} is in no folder of this field")
 
+    def network(self, name: str) -> str:
+        """The policy in eager that runs the same layers of the same weights, how often it looks and
+        in which runtime aside: `x at 0.5` for `x at 0.5 execute 4 onnx`."""
+        everyone = self.everyone
+        eager = everyone[self.exported_from.get(name, name)]
+        for other, contender in everyone.items():
+            same = contender.budget == eager.budget and contender.routes == eager.routes
+            if contender.folder == eager.folder and same:
+                return other
+        raise AssertionError(f"{name} is in no folder of this field")
+
     def runtime(self, name: str) -> tuple[str, str | None]:
         """What carries its network out, and in which precision (None: nobody knows)."""
         contender = self.contenders[name]

@@ -66,11 +66,14 @@ class Learner(nn.Module):
         precision. On a processor that has no products in bf16 they are in single precision, which
         is finer and faster there; not of weights that are held in bf16."""
         device = self.policy.device.type
-        halved = any(weight.dtype == torch.bfloat16 for weight in self.parameters())
-        half = precision == "bf16" and (halved or multiplies_bf16(device))
+        half = precision == "bf16" and (multiplies_bf16(device) or self._is_halved())
         if precision == "bf16" and not half:
             _say_single()
         return torch.autocast(device, torch.bfloat16, enabled=half)
+
+    def _is_halved(self) -> bool:
+        """Whether weights are held in bf16."""
+        return any(weight.dtype == torch.bfloat16 for weight in self.parameters())
 
     def forward(
         self, batch: Batch, want: Collection[str], *, exploration: float = 0.0, every: int = 1

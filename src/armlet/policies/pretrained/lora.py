@@ -170,12 +170,15 @@ class Adapter:
         return (weight.to(wide) + change * self.pairs[name].scale).to(weight.dtype)
 
     def _product(self, pair: Pair, dtype: torch.dtype) -> Tensor:
-        a = self.tensors.read(pair.a).to(dtype)
-        b = self.tensors.read(pair.b).to(dtype)
+        # Summed in single precision at least and rounded once, as processors with products in bf16
+        # do; a convolution without them rounds every sum.
+        wide = torch.promote_types(dtype, torch.float32)
+        a = self.tensors.read(pair.a).to(dtype).to(wide)
+        b = self.tensors.read(pair.b).to(dtype).to(wide)
         if a.ndim == 2:
-            return b @ a
+            return (b @ a).to(dtype)
         # Convolutions: B is one of 1 × 1 pixels behind A.
-        return F.conv2d(a.transpose(0, 1), b).transpose(0, 1)
+        return F.conv2d(a.transpose(0, 1), b).transpose(0, 1).to(dtype)
 
 
 def by_our_names(adapter: Adapter, names: Names) -> dict[str, str]:
