@@ -11,7 +11,7 @@ import fsspec
 import numpy as np
 import pytest
 
-from armlet.data import upload
+from armlet.data import moment, upload
 from armlet.data.files import BusyError, appending, write_atomically
 from armlet.data.mirror import InBlocks, mirrored, told
 from armlet.data.object_storage import StorageError, StoredObjects
@@ -122,8 +122,9 @@ def test_a_store_holds_what_a_verb_made(url, tmp_path, capsys) -> None:
     work(tmp_path / "alone")
     assert stored(url) == files_of(tmp_path / "alone"), "under their own names, for other tools"
     assert files_of(mirrored(url, cache=tmp_path / "other")) == stored(url)
-    lists = [name for name in StoredObjects(url).entries() if name.startswith(".armlet/")]
-    assert len(lists) == 2 and not any("versions" in name for name in lists)
+    own = {name for name in StoredObjects(url).entries() if name.startswith(".armlet/")}
+    assert own - {".armlet/once"} == {f".armlet/{each:06d}.json" for each in Store(url).numbers()}
+    assert len(own) == 3
     assert f"test: {url} is written to from {tmp_path / 'cache'}" in capsys.readouterr().err
     # Again: nothing changes, here or there, and on another machine neither.
     for cache in ("cache", "second"):
@@ -453,7 +454,7 @@ def test_the_work_goes_on_while_a_store_does_not_answer(url, tmp_path, monkeypat
 
 
 def test_a_file_that_grows_or_is_cut_while_it_is_uploaded(url, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(upload, "LARGE", 1000)
+    monkeypatch.setattr(moment, "LARGE", 1000)
     put = StoredObjects.put
     sizes: list[int] = []
     meanwhile: list = []
@@ -481,7 +482,7 @@ def test_a_file_that_grows_or_is_cut_while_it_is_uploaded(url, tmp_path, monkeyp
         assert sizes == [1200], "not for a little more"
         grow(700)
         # Grown after it was looked at: what was seen is sent.
-        digest = upload._digest
+        digest = upload.digest
 
         def late(path_of, size):
             if not meanwhile and len(sizes) == 1:
@@ -489,9 +490,9 @@ def test_a_file_that_grows_or_is_cut_while_it_is_uploaded(url, tmp_path, monkeyp
                     file.write(b"more")
             return digest(path_of, size)
 
-        monkeypatch.setattr(upload, "_digest", late)
+        monkeypatch.setattr(upload, "digest", late)
         progress.advance()
-        monkeypatch.setattr(upload, "_digest", digest)
+        monkeypatch.setattr(upload, "digest", digest)
         assert sizes == [1200, 2000]
         seen = mirrored(url, cache=tmp_path / "reader") / "rows.bin"
         assert seen.read_bytes() == path.read_bytes()[:2000]

@@ -78,16 +78,16 @@ def _of_ours(url: str, stores: Path) -> Path:
             )
         listed = [[name, entry.size, entry.sha256] for name, entry in sorted(files.items())]
         local = stores / _digest([url, listed])
-        if (local / WHOLE).exists():
-            return local
         try:
+            # Also where all is here: objects get other names when a verb has ended.
             fill(local, files, store.objects, in_blocks=IN_BLOCKS)
         except (StorageError, FileNotFoundError):
             # What was listed may have made room for the next, which is asked for then.
             if attempt + 1 == CHANGES or store.listing().number == listing.number:
                 raise
             continue
-        write_atomically(local / WHOLE, url.encode())
+        if not (local / WHOLE).exists():
+            write_atomically(local / WHOLE, url.encode())
         return local
     raise AssertionError("the last attempt returns or raises")
 
@@ -135,11 +135,11 @@ def fill(
     what arrives is not what is listed, FileNotFoundError where it is gone."""
     missing = []
     for name, entry in files.items():
-        if (local / name).exists():
-            continue
-        if matches(name, in_blocks):
-            _prepare(local / name, entry.size, objects.url, entry.at)
-        else:
+        path = local / name
+        here = path.exists()
+        if is_in_blocks(path) or (not here and matches(name, in_blocks)):
+            _prepare(path, entry.size, objects.url, entry.at)
+        elif not here:
             missing.append(name)
     in_turn(lambda name: fetch(objects, files[name], local / name), missing)
 
@@ -199,13 +199,25 @@ def _prepare(local: Path, size: int, url: str, name: str) -> None:
     origin: dict[str, Any] = {"url": url, "block": BLOCK, "objects": {}}
     if path.exists():
         origin = read_json(path, fix="delete the folder, which is fetched again")
-    origin["objects"][local.name] = name
-    write_atomically(path, json.dumps(origin).encode())
-    blocks = local.with_name(f"{local.name}{BLOCKS}")
-    if not blocks.exists():
+    if origin["objects"].get(local.name) != name:
+        origin["objects"][local.name] = name
+        write_atomically(path, json.dumps(origin).encode())
+    # Ahead of the file: a file without them is whole.
+    if not is_in_blocks(local):
+        write_atomically(blocks_of(local), bytes(-(-size // BLOCK)))
+    if not local.exists() or local.stat().st_size != size:
         with local.open("ab") as file:
             file.truncate(size)
-        write_atomically(blocks, bytes(-(-size // BLOCK)))
+
+
+def blocks_of(path: Path) -> Path:
+    """Where it stands which blocks of a file are here."""
+    return path.with_name(f"{path.name}{BLOCKS}")
+
+
+def is_in_blocks(path: Path) -> bool:
+    """Whether a local file is fetched as it is read."""
+    return blocks_of(path).exists()
 
 
 class InBlocks:
@@ -251,7 +263,7 @@ class InBlocks:
     def _blocks(self, name: str) -> np.ndarray:
         """(blocks,) uint8: 1 where a block is here; the file itself, so all processes see it."""
         if name not in self._have:
-            path = self.folder / f"{name}{BLOCKS}"
+            path = blocks_of(self.folder / name)
             self._have[name] = np.asarray(np.memmap(path, np.uint8, mode="r+"))
         return self._have[name]
 

@@ -18,6 +18,7 @@ CREATING = ("s3", "memory")  # protocols in which an object is created on condit
 TRIES = 5  # of one request, in all
 FIRST_PAUSE = 0.5  # seconds before the second; each one after it waits twice as long
 EXTRAS = {"s3": "s3fs"}
+FULL = ("QuotaExceeded", "XMinioStorageFull")  # codes of Ceph and MinIO; others say 507
 # Errors of clients that met no answer, by the names of their classes in botocore and aiohttp.
 UNANSWERED = (
     "Connection", "Timeout", "ClientOSError", "ServerDisconnected", "IncompleteRead",
@@ -167,15 +168,21 @@ def open_store(protocol: str, whose: str) -> Any:
 
 def is_passing(error: BaseException) -> bool:
     """Whether the same request may do better in a while."""
-    status, _ = _answered(error)
+    status, code = _answered(error)
     if status:
-        return status >= 500 or status == 429
+        # The code: another request about the object was under way, and this one had no effect.
+        busy = status == 429 or code == "ConditionalRequestConflict"
+        return busy or (status >= 500 and not _is_full(status, code))
     for each in _chain(error):
         if isinstance(each, TimeoutError | ConnectionError):
             return True
         if any(words in type(each).__name__ for words in UNANSWERED):
             return True
     return False
+
+
+def _is_full(status: int, code: str) -> bool:
+    return status == 507 or code in FULL
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
@@ -212,6 +219,8 @@ def named(error: BaseException, what: str) -> StorageError:
         fix = "the store does not take these credentials; renew them"
     elif code == "RequestTimeTooSkewed":
         fix = "this machine's clock is wrong by more than the store allows; set it (NTP)"
+    elif _is_full(status, code):
+        fix = "the store is full, or your share of it is used up; free some room there"
     elif status == 403 or isinstance(error, PermissionError):
         fix = "the credentials may not do this here; allow them to read, write and list"
     elif is_passing(error):

@@ -6,6 +6,7 @@ Below the URL:
     .armlet/000007.json           the seventh list: every file's size, SHA-256 and object; the one
                                   with the largest number counts
     .armlet/versions/DIGEST-…     a file that a verb which is under way has written
+    .armlet/once                  by which it is known that the store creates an object once
     episodes.jsonl, …             the same under its own name, once the verb has ended
 
 A list is created on condition that nobody else has created the one of that number, so of two
@@ -15,6 +16,7 @@ writers one is told. Knows names and digests; knows nothing of what the files ar
 import errno
 import json
 import re
+import secrets
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
@@ -118,13 +120,29 @@ class Store:
         if not self.objects.create(name, json.dumps({**about, "files": said}, indent=1).encode()):
             return False
         numbers = self.numbers()
-        # Of a writer that slept while others wrote and removed the list whose number this one has.
-        if numbers[-1] != listing.number:
+        # Of a writer that slept while others wrote and removed the list whose number this one has:
+        # a list is removed by whoever has written the next but one. The next alone was written by
+        # somebody who read this one.
+        if numbers[-1] > listing.number + 1:
             self.objects.remove(name)
             return False
         for number in numbers[:-2]:  # the last but one stays for whoever has just seen its name
             self.objects.remove(_list_name(number))
         return True
+
+    def check_creates(self) -> None:
+        """Raises StorageError where an object is created although it is there: in such a store
+        writers could not be told of each other."""
+        # The first one who asks creates it; whoever asks again must be told that it is there.
+        for _ in range(2):
+            if not self.objects.create(f"{OWN}/once", secrets.token_hex(8).encode()):
+                return
+        raise StorageError(
+            errno.ENOTSUP,
+            f"{self.url}: this store creates an object that is there already (it does not know "
+            "If-None-Match), so two writers could undo each other's work; take another store, or "
+            "a folder",
+        )
 
     def _parsed(self, content: bytes, name: str, number: int) -> Listing:
         place = f"{self.url}/{name}"

@@ -8,7 +8,6 @@ left on a disk, from which every verb goes on; and a verb that is killed on one 
 it on another. Where a store does not answer, the work goes on, and what it lacks is uploaded later.
 """
 
-import contextlib
 import errno
 import hashlib
 import json
@@ -26,20 +25,22 @@ from pathlib import Path
 
 from filelock import AcquireReturnProxy
 
-from armlet.data.digests import CACHE, HOME
-from armlet.data.files import PART, BusyError, hold, make_folder, read_json, write_atomically
+from armlet.data.digests import HOME
+from armlet.data.files import BusyError, hold, make_folder, read_json, write_atomically
 from armlet.data.mirror import (
-    BLOCKS,
     CHANGES,
     ORIGIN,
+    blocks_of,
     fetch,
     fetched,
     fill,
     in_turn,
+    is_in_blocks,
     matches,
     stands_for,
 )
-from armlet.data.object_storage import StorageError, StoredObjects
+from armlet.data.moment import Kept, Seen, Stamp, digest, link_to, look, put, stamp_of
+from armlet.data.object_storage import StorageError
 from armlet.data.store import OWN, VERSIONS, Entry, Listing, Store, check_name, holding
 from armlet.progress import Progress
 
@@ -47,12 +48,9 @@ STATE = "state.json"
 LOCK = "writing.lock"
 EVERY = 10.0  # seconds between two uploads, at least
 SHARE = 0.2  # of the time, at most, is spent uploading while a verb works
-LARGE = 2**26  # bytes; a file that grows is uploaded again only when it is half as large again
-YOUNG = 2.0  # seconds: a file may change again within its clock's granularity
 APART = ("status",)  # folders whose files are each of one process
 
 NONE = Listing()
-Stamp = tuple[int, int, int]  # size, time of modification (ns), inode
 
 
 class ConflictError(StorageError):
@@ -60,30 +58,14 @@ class ConflictError(StorageError):
 
 
 @dataclass(frozen=True)
-class Kept:
-    """A file as it was uploaded, or fetched; `stamp`: by which a change is seen, None where it is
-    hashed again."""
-
-    entry: Entry
-    stamp: Stamp | None
-
-
-@dataclass(frozen=True)
 class State:
     """What is known beside the folder. `token`: this folder's, in the names of objects and lists;
-    `listing`: the last that was seen; `local`: the folder's files as they are in it."""
+    `listing`: the one that its next is made of; `local`: the folder's files, as they were when they
+    were uploaded or fetched."""
 
     token: str
     listing: Listing = NONE
     local: Mapping[str, Kept] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Seen:
-    """The folder at one moment: files that are as they were uploaded, and links to all others."""
-
-    same: dict[str, Kept]
-    links: dict[str, tuple[Path, Stamp]]
 
 
 class Upload:
@@ -228,6 +210,8 @@ class Upload:
     def _prepare(self) -> None:
         """Bring the folder to what the store has, and be sure that it can be written to."""
         self._state = self._read_state()
+        self._refuse_without_links()
+        self.store.check_creates()
         for attempt in range(CHANGES):
             found = self.store.listing()
             try:
@@ -239,21 +223,44 @@ class Upload:
                     raise
         self._uploaded = self._own_versions()
         # Whoever else writes here learns of it now, and so does this one of what it may not do.
-        self._publish({name: kept.entry for name, kept in self._state.local.items()}, always=True)
+        self._publish(self._state.local, always=True)
         self._alone = True
+
+    def _refuse_without_links(self) -> None:
+        link = self._room / "link"
+        link.unlink(missing_ok=True)
+        link_to(self._room / STATE, link)
+        link.unlink()
 
     def _go_on_from(self, found: Listing) -> None:
         if not found.number:
+            if self._state.listing.number:
+                self._set_aside("was deleted")
             found = self._adopted()
-        ours = (
-            found.writer == self._state.token and found.number == self._state.listing.number + 1
-        )  # killed after its list was there, and before that was noted
-        if not ours and self._differs(found):
+        self._note_own(found)
+        if _differing(_entries(self._state.local), found.files):
             if self._changed():
-                self._set_aside(found)
+                self._set_aside(f"was written by {found.who}")
             self._bring(found)
+        self._keep(replace(self._state, listing=found, local=_placed(self._state.local, found)))
+        in_blocks = {}
+        for name, kept in self._state.local.items():
+            if is_in_blocks(self.folder / name):
+                in_blocks[name] = kept.entry
+        fill(self.folder, in_blocks, self.store.objects, in_blocks=self.in_blocks)
         self._make_whole()
-        self._keep(replace(self._state, listing=found))
+
+    def _note_own(self, found: Listing) -> None:
+        """Note what this writer has listed, where it was killed, or got no answer, before it could."""
+        last = self._state.listing
+        if found.writer != self._state.token or found.number != last.number + 1:
+            return
+        local = dict(self._state.local)
+        for name in _differing(last.files, found.files):
+            local.pop(name, None)
+            if name in found.files:
+                local[name] = Kept(found.files[name], None)
+        self._keep(State(self._state.token, found, local))
 
     def _read_state(self) -> State:
         path = self._room / STATE
@@ -296,17 +303,9 @@ class Upload:
                 continue
             path = self.folder / check_name(name, self.url)
             write_atomically(path, fetched(objects, name, size, said))
-            local[name] = Kept(Entry(*_digest(path, size), name), _stamp(path))
+            local[name] = Kept(Entry(*digest(path, size), name), stamp_of(path))
         self._keep(replace(self._state, local=local))
         return Listing(0, {name: kept.entry for name, kept in local.items()})
-
-    def _differs(self, found: Listing) -> bool:
-        """Whether the store has other files than the folder had when it was noted last."""
-        if found.files.keys() != self._state.local.keys():
-            return True
-        return not all(
-            entry.same(self._state.local[name].entry) for name, entry in found.files.items()
-        )
 
     def _changed(self) -> bool:
         """Whether the folder has changed since it was noted."""
@@ -316,21 +315,22 @@ class Upload:
         if seen.same.keys() | seen.links.keys() != self._state.local.keys():
             return True
         for name, (link, stamp) in seen.links.items():
-            size, sha256 = _digest(link, stamp[0])
+            size, sha256 = digest(link, stamp[0])
             if not Entry(size, sha256, "").same(self._state.local[name].entry):
                 return True
         return False
 
-    def _set_aside(self, found: Listing) -> None:
-        """Keep what this machine has made and not uploaded, where another has gone on since."""
-        aside = self._room.with_name(f"{self._room.name}-kept-{secrets.token_hex(4)}")
-        make_folder(aside)
-        self.folder.rename(aside / self.folder.name)
-        sys.stderr.write(
-            f"{self.title}: {self.url} was written by {found.who} since; what was made here after "
-            f"that is kept in {aside}, and this goes on from what is there\n"
-        )
-        self._keep(replace(self._state, local={}))
+    def _set_aside(self, why: str) -> None:
+        """Go on without what is in the folder, which is kept."""
+        if self.folder.exists():
+            aside = self._room.with_name(f"{self._room.name}-kept-{secrets.token_hex(4)}")
+            make_folder(aside)
+            self.folder.rename(aside / self.folder.name)
+            sys.stderr.write(
+                f"{self.title}: {self.url} {why} since; what was made here is kept in {aside}, and "
+                "this goes on from what is there\n"
+            )
+        self._keep(State(self._state.token))
 
     def _bring(self, found: Listing) -> None:
         """Make the folder what the store has."""
@@ -348,7 +348,7 @@ class Upload:
         self._keep(replace(self._state, local=local))
         fill(self.folder, wanted, self.store.objects, in_blocks=self.in_blocks)
         for name, entry in wanted.items():
-            local[name] = Kept(entry, _stamp(self.folder / name))
+            local[name] = Kept(entry, stamp_of(self.folder / name))
         self._keep(replace(self._state, local=local))
 
     def _make_whole(self) -> None:
@@ -356,144 +356,108 @@ class Upload:
         local = dict(self._state.local)
         for name, kept in self._state.local.items():
             path = self.folder / name
-            if not _in_blocks(path) or matches(name, self.in_blocks):
+            if not is_in_blocks(path) or matches(name, self.in_blocks):
                 continue
             fetch(self.store.objects, kept.entry, path)
-            _blocks(path).unlink()
+            blocks_of(path).unlink()
             path.with_name(ORIGIN).unlink(missing_ok=True)
-            local[name] = Kept(kept.entry, _stamp(path))
+            local[name] = Kept(kept.entry, stamp_of(path))
         self._keep(replace(self._state, local=local))
 
     def _own_versions(self) -> set[str]:
         names = self.store.objects.names(VERSIONS)
-        ours = f"-{self._state.token}"
-        return {f"{VERSIONS}/{name}" for name in names if name.endswith(ours)}
+        return {f"{VERSIONS}/{name}" for name in names if self._is_own(name)}
 
     # While it is written.
 
     def _seen(self, *, lag: bool) -> Seen:
-        """The folder as it is now. `lag`: a large file that grows may stay as it was uploaded."""
-        links = self._room / "links"
-        shutil.rmtree(links, ignore_errors=True)
-        make_folder(links)
-        now = time.time_ns()
-        seen = Seen({}, {})
-        for name in _names(self.folder):
-            path = self.folder / name
-            kept = self._state.local.get(name)
-            if kept is not None and _in_blocks(path):
-                seen.same[name] = kept
-                continue
-            link = links / str(len(seen.links))
-            with contextlib.suppress(FileNotFoundError):  # it went while we looked
-                stamp = _stamp(path)
-                if kept is not None and (stamp == kept.stamp or (lag and _grows(kept, stamp))):
-                    seen.same[name] = kept
-                    continue
-                os.link(path.resolve(), link)
-                stamp = _stamp(link)
-                if now - stamp[1] < YOUNG * 1e9:
-                    stamp = (stamp[0], 0, stamp[2])  # never that of a file: it is hashed again
-                seen.links[name] = (link, stamp)
-        return seen
+        return look(self.folder, self._state.local, self._room / "links", lag=lag)
 
     def _commit(self, seen: Seen) -> None:
         """Upload what changed, and list it."""
 
         def uploaded(item: tuple[str, tuple[Path, Stamp]]) -> tuple[str, Kept]:
             name, (link, stamp) = item
-            size, sha256 = _digest(link, stamp[0])
+            size, sha256 = digest(link, stamp[0])
+            if size != stamp[0]:
+                raise StorageError(errno.EAGAIN, f"{name} was cut off before it was uploaded")
             kept = self._state.local.get(name)
-            stamp = (size, *stamp[1:])
             entry = Entry(size, sha256, f"{VERSIONS}/{sha256[:32]}-{self._state.token}")
             if kept is not None and entry.same(kept.entry):
                 return name, Kept(kept.entry, stamp)
             if entry.at not in self._uploaded:
-                _put(self.store.objects, entry, link)
+                put(self.store.objects, entry, link)
                 self._uploaded.add(entry.at)
             return name, Kept(entry, stamp)
 
-        local = {**seen.same, **dict(in_turn(uploaded, seen.links.items()))}
-        self._publish({name: kept.entry for name, kept in local.items()})
-        listed = self._state.listing.files
-        for name, kept in local.items():
-            entry = listed.get(name)
-            if entry is not None and entry.same(kept.entry):
-                local[name] = Kept(entry, kept.stamp)  # where it is may have changed
-        self._keep(replace(self._state, local=local))
+        self._publish({**seen.same, **dict(in_turn(uploaded, seen.links.items()))})
 
-    def _publish(self, local: Mapping[str, Entry], *, always: bool = False) -> None:
+    def _publish(self, local: Mapping[str, Kept], *, always: bool = False) -> None:
         """List these files of this folder, beside what others have listed; `always`: even where
         nothing is new. Raises ConflictError."""
         while True:
             latest = self._latest()
-            files = self._merged(local, latest)
-            listed = latest.writer == self._state.token and files == latest.files
-            if listed and not always:
-                self._keep(replace(self._state, listing=latest))
+            files = self._merged(_entries(local), latest)
+            if files == latest.files and not always:
+                self._keep(State(self._state.token, latest, _placed(local, latest)))
                 return
-            if self._create(latest, files):
+            if self._create(latest, files, local):
                 return
 
     def _latest(self) -> Listing:
         latest = self.store.listing()
         if latest.writer != self._state.token:
             self._alone = False
+        self._note_own(latest)
         return latest
 
-    def _is_ours(self, at: str) -> bool:
-        """Whether an object is for this writer to remove: where others write, they may count on
-        having uploaded theirs."""
-        return self._alone or not at.startswith(VERSIONS) or at.endswith(f"-{self._state.token}")
+    def _is_own(self, at: str) -> bool:
+        return at.endswith(f"-{self._state.token}")
 
-    def _create(self, latest: Listing, files: dict[str, Entry]) -> bool:
+    def _create(self, latest: Listing, files: dict[str, Entry], local: Mapping[str, Kept]) -> bool:
         """The next list, and away with objects that only the one before names; False where another
-        writer was faster."""
-        listing = Listing(
-            latest.number + 1, files, self._state.token, socket.gethostname(), os.getpid()
-        )
+        writer was faster. `local`: the folder's files, if they are listed."""
+        # By which the next list is known as its own, should it die before that is noted.
+        self._keep(replace(self._state, listing=latest))
+        token = self._state.token
+        listing = Listing(latest.number + 1, files, token, socket.gethostname(), os.getpid())
         if not self.store.create(listing):
             return False
-        self._keep(replace(self._state, listing=listing))
-        named = {entry.at for entry in files.values()}
-        before = {entry.at for entry in latest.files.values()}
-        gone = {at for at in before - named if self._is_ours(at)}
+        self._keep(State(token, listing, _placed(local, listing)))
+        gone = set()
+        for at in {entry.at for entry in latest.files.values()}:
+            # What another has uploaded it may still count on.
+            if self._is_own(at) or not at.startswith(VERSIONS):
+                gone.add(at)
+        gone -= {entry.at for entry in files.values()}
         in_turn(self.store.objects.remove, gone)
         self._uploaded -= gone
         return True
 
     def _merged(self, local: Mapping[str, Entry], latest: Listing) -> dict[str, Entry]:
-        before = self._state.listing.files
-        ours = set()
-        for name in local.keys() | self._state.local.keys():
-            kept = self._state.local.get(name)
-            if not _same(local.get(name), None if kept is None else kept.entry):
-                ours.add(name)
-        if not latest.number:  # what was there before there were lists
-            return {**before, **local}
-        theirs = set()
-        if latest.writer != self._state.token or latest.number > self._state.listing.number + 1:
-            for name in before.keys() | latest.files.keys():
-                if not _same(before.get(name), latest.files.get(name)):
-                    theirs.add(name)
-        differing = {
-            name for name in ours & theirs if not _same(local.get(name), latest.files.get(name))
-        }
-        parts = {_part(name) for name in ours} & {_part(name) for name in theirs}
-        differing |= {name for name in ours if _part(name) in parts.difference(APART)}
-        if differing and not self.alike:
+        """The files of the next list. Raises ConflictError where another has changed what this
+        folder has, too."""
+        if not latest.number:
+            return dict(local)
+        noted = _entries(self._state.local)
+        ours = _differing(noted, local)
+        new = {name for name in ours if not _same(local.get(name), latest.files.get(name))}
+        theirs = _differing(noted, latest.files)
+        parts = {_part(name) for name in theirs}.difference(APART)
+        clashing = {name for name in new if name in theirs or _part(name) in parts}
+        if clashing and not self.alike:
             raise ConflictError(
                 errno.EBUSY,
-                f"{self.url}: {latest.who} has written {sorted(differing)[0]} meanwhile, which this "
+                f"{self.url}: {latest.who} has written {sorted(clashing)[0]} meanwhile, which this "
                 f"one writes, too; what was made here is in {self.folder}. Give each a URL of its "
                 "own, or start this again when the other has ended",
             )
         files = dict(latest.files)
-        for name in ours - differing:
-            if name not in local:
-                files.pop(name, None)
-            elif not _same(local[name], files.get(name)):
+        for name in new - clashing:
+            if name in local:
                 files[name] = local[name]
+            else:
+                del files[name]
         return files
 
     # When it has ended.
@@ -505,100 +469,38 @@ class Upload:
             files = dict(latest.files)
             moves = []
             for name, entry in latest.files.items():
-                if entry.at != name and self._is_ours(entry.at):
+                # Where others write, theirs is for them to move.
+                if entry.at != name and (self._alone or self._is_own(entry.at)):
                     moves.append((entry.at, name))
                     files[name] = replace(entry, at=name)
-            try:
-                in_turn(self._copy, moves)
-            except FileNotFoundError:  # another writer has moved it meanwhile
-                if self.store.listing().number == latest.number:
-                    raise
-                continue
-            if not moves or self._create(latest, files):
+            if not moves:
+                break
+            if self._copied(moves, latest) and self._create(latest, files, self._state.local):
                 break
         in_turn(self.store.objects.remove, self._own_versions())
         self._uploaded.clear()
-        local = {}
-        for name, kept in self._state.local.items():
-            listed = files.get(name)
-            if listed is not None and listed.same(kept.entry):
-                kept = replace(kept, entry=listed)
-            local[name] = kept
-        self._keep(replace(self._state, local=local))
 
-    def _copy(self, move: tuple[str, str]) -> None:
-        self.store.objects.copy(*move)
+    def _copied(self, moves: list[tuple[str, str]], latest: Listing) -> bool:
+        """Whether all are copied, and nobody has listed anything since `latest`: the next list names
+        what the object under a file's own name then holds."""
 
+        def copy(move: tuple[str, str]) -> bool:
+            if self.store.numbers()[-1] != latest.number:
+                return False
+            try:
+                self.store.objects.copy(*move)
+            except FileNotFoundError:  # another writer has moved it meanwhile
+                if self.store.numbers()[-1] == latest.number:
+                    raise
+                return False
+            return True
 
-def _names(folder: Path) -> list[str]:
-    """Files that are kept: no locks, nothing half written, nothing that is derived."""
-    found = []
-    for place, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if name != CACHE and not PART.search(name)]
-        for name in files:
-            if name == ORIGIN or name.endswith((".lock", BLOCKS)) or PART.search(name):
-                continue
-            found.append(Path(place, name).relative_to(folder).as_posix())
-    return sorted(found)
-
-
-def _stamp(path: Path) -> Stamp:
-    about = path.stat()
-    return about.st_size, about.st_mtime_ns, about.st_ino
-
-
-def _grows(kept: Kept, stamp: Stamp) -> bool:
-    """Whether a large file is the one that was uploaded, with a little more at its end."""
-    if kept.stamp is None or kept.entry.size < LARGE or kept.stamp[2] != stamp[2]:
-        return False
-    return kept.entry.size < stamp[0] < 1.5 * kept.entry.size
-
-
-def _blocks(path: Path) -> Path:
-    return path.with_name(f"{path.name}{BLOCKS}")
-
-
-def _in_blocks(path: Path) -> bool:
-    return _blocks(path).exists()
+        return all(in_turn(copy, moves))
 
 
 def _remove(path: Path) -> None:
     path.unlink(missing_ok=True)
-    _blocks(path).unlink(missing_ok=True)
-
-
-def _digest(path: Path, size: int) -> tuple[int, str]:
-    """Of the first `size` bytes: how many there are, and their SHA-256."""
-    made = hashlib.sha256()
-    left = size
-    with path.open("rb") as file:
-        while left:
-            block = file.read(min(left, 2**20))
-            if not block:
-                break
-            made.update(block)
-            left -= len(block)
-    return size - left, made.hexdigest()
-
-
-def _put(objects: StoredObjects, entry: Entry, link: Path) -> None:
-    """The first bytes of a file, as many as were seen: it may have grown since."""
-    part = link
-    if link.stat().st_size != entry.size:
-        part = link.with_name(f"{link.name}-part")
-        with link.open("rb") as whole, part.open("wb") as file:
-            left = entry.size
-            while left:
-                block = whole.read(min(left, 2**20))
-                if not block:
-                    break
-                file.write(block)
-                left -= len(block)
-    objects.put(entry.at, part)
-    # Of what was cut off or written over in place meanwhile something else was sent.
-    if _digest(part, entry.size) != (entry.size, entry.sha256):
-        objects.remove(entry.at)
-        raise StorageError(errno.EAGAIN, f"{link} changed while it was uploaded")
+    blocks_of(path).unlink(missing_ok=True)
 
 
 def _part(name: str) -> str:
@@ -608,3 +510,22 @@ def _part(name: str) -> str:
 
 def _same(one: Entry | None, other: Entry | None) -> bool:
     return one is other if one is None or other is None else one.same(other)
+
+
+def _differing(one: Mapping[str, Entry], other: Mapping[str, Entry]) -> set[str]:
+    """Names of files that only one of both has, or each as something else."""
+    return {name for name in one.keys() | other.keys() if not _same(one.get(name), other.get(name))}
+
+
+def _placed(local: Mapping[str, Kept], listing: Listing) -> dict[str, Kept]:
+    """The files of a folder, with the objects that a list names for them."""
+    placed = dict(local)
+    for name, kept in local.items():
+        entry = listing.files.get(name)
+        if entry is not None and entry.same(kept.entry):
+            placed[name] = Kept(entry, kept.stamp)
+    return placed
+
+
+def _entries(local: Mapping[str, Kept]) -> dict[str, Entry]:
+    return {name: kept.entry for name, kept in local.items()}
