@@ -4,6 +4,7 @@ writer that died at any request, and what two writers are told."""
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -373,6 +374,120 @@ def test_of_processes_that_make_the_same_the_first_counts(url, tmp_path, capsys)
         assert (run.folder / "evaluation/log").read_bytes() == b"2"
 
 
+def test_a_change_of_anothers_is_told_however_late(url, tmp_path) -> None:
+    one = Upload(url, title="one", cache=tmp_path / "a").__enter__()
+    write_atomically(one.folder / "traces/rows", b"1")
+    one._commit(one._seen(lag=False))
+    with Upload(url, title="two", cache=tmp_path / "b") as two:
+        write_atomically(two.folder / "traces/rows", b"2")
+    # Its next list has what the other made; that is no leave to undo it.
+    write_atomically(one.folder / "log", b"1")
+    one._commit(one._seen(lag=False))
+    write_atomically(one.folder / "traces/rows", b"11")
+    with pytest.raises(ConflictError, match="has written traces/rows meanwhile"):
+        one.__exit__(None, None, None)
+    assert stored(url)["traces/rows"] == b"2"
+
+
+def test_what_one_has_uploaded_another_leaves_to_it(url, tmp_path) -> None:
+    with Upload(url, title="one", cache=tmp_path / "a") as one:
+        write_atomically(one.folder / "traces/first", b"the same")
+        one._commit(one._seen(lag=False))
+        with Upload(url, title="two", cache=tmp_path / "b") as two:
+            write_atomically(two.folder / "evaluation/report", b"2")
+        assert Store(url).listing().files["traces/first"].at == "traces/first"
+        # Of this content an object is there already.
+        write_atomically(one.folder / "traces/second", b"the same")
+        one._commit(one._seen(lag=False))
+        assert len(files_of(mirrored(url, cache=tmp_path / "reader"))) == 3
+    assert set(stored(url).values()) == {b"the same", b"2"} and len(stored(url)) == 3
+    assert not StoredObjects(url).names(".armlet/versions")
+
+
+def test_who_settles_late_copies_over_nothing(url, tmp_path, monkeypatch) -> None:
+    copy = StoredObjects.copy
+    two: list[Upload] = []
+
+    def late(objects, name, to) -> None:
+        copy(objects, name, to)
+        if not two:  # between the first of its copies and the second, another does all its work
+            two.append(Upload(url, title="two", cache=tmp_path / "b"))
+            with two[0] as run:
+                write_atomically(run.folder / "made/two", b"newer")
+
+    with Upload(url, title="one", cache=tmp_path / "a") as one:
+        for name in ("one", "two"):
+            write_atomically(one.folder / "made" / name, b"older")
+        monkeypatch.setattr(StoredObjects, "copy", late)
+    assert stored(url) == {"made/one": b"older", "made/two": b"newer"}
+    assert files_of(mirrored(url, cache=tmp_path / "reader"))["made/two"] == b"newer"
+
+
+def test_who_gets_no_answer_to_its_list_is_not_told_that_another_wrote(
+    url, tmp_path, monkeypatch, capsys
+) -> None:
+    numbers = Store.numbers
+    due = [False]
+
+    def fails(store) -> list[int]:
+        if due[0] and len(numbers(store)) and numbers(store)[-1] > 2:
+            due[0] = False
+            raise StorageError(5, "no answer")
+        return numbers(store)
+
+    with Upload(url, title="test", cache=tmp_path) as run, watching(run):
+        progress = Progress("work", total=9)
+        write_atomically(run.folder / "a/state", b"0")
+        progress.advance()
+        monkeypatch.setattr(Store, "numbers", fails)
+        create = StoredObjects.create
+
+        def created(objects, name, content) -> bool:
+            due[0] = True
+            return create(objects, name, content)
+
+        monkeypatch.setattr(StoredObjects, "create", created)
+        write_atomically(run.folder / "a/state", b"1")
+        progress.advance()
+        monkeypatch.setattr(StoredObjects, "create", create)
+        assert "not uploaded now ([Errno 5] no answer)" in capsys.readouterr().err
+        write_atomically(run.folder / "a/state", b"2")
+        progress.advance()
+    assert stored(url) == {"a/state": b"2"}
+
+
+def test_what_was_deleted_in_the_store_begins_anew(url, tmp_path, capsys) -> None:
+    session(url, tmp_path)
+    fsspec.filesystem("memory").rm(f"/{url.removeprefix('memory://')}", recursive=True)
+    with Upload(url, title="test", cache=tmp_path) as run:
+        assert not run.folder.exists()
+        write_atomically(run.folder / "new", b"1")
+    assert stored(url) == {"new": b"1"}
+    assert f"{url} was deleted since; what was made here is kept in" in capsys.readouterr().err
+    (kept,) = (tmp_path / "stores").glob("*-kept-*")
+    assert len(files_of(kept)) == 5
+
+
+def test_a_store_that_creates_twice_and_a_disk_without_links_are_refused(
+    url, tmp_path, monkeypatch
+) -> None:
+    def no_links(path, link) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(moment.os, "link", no_links)
+        with pytest.raises(OSError, match="no hard links, by which a folder is uploaded as it was"):
+            Upload(url, title="test", cache=tmp_path).__enter__()
+    files = fsspec.filesystem("memory")
+    pipe = files.pipe_file
+    monkeypatch.setattr(
+        type(files), "pipe_file", lambda self, path, value, mode="overwrite": pipe(path, value)
+    )
+    with pytest.raises(StorageError, match=r"creates an object that is there already .*If-None-M"):
+        Upload(url, title="test", cache=tmp_path).__enter__()
+    assert Store(url).numbers() == []
+
+
 def test_what_was_not_uploaded_is_kept_where_another_went_on(url, tmp_path, capsys) -> None:
 
     def dies() -> None:
@@ -480,12 +595,15 @@ def test_a_file_that_grows_or_is_cut_while_it_is_uploaded(url, tmp_path, monkeyp
         grow(100)
         progress.advance()
         assert sizes == [1200], "not for a little more"
+        os.utime(path, (time.time() - 100,) * 2)
+        progress.advance()
+        assert sizes == [1200, 1300], "but when there is no more to come"
         grow(700)
         # Grown after it was looked at: what was seen is sent.
         digest = upload.digest
 
         def late(path_of, size):
-            if not meanwhile and len(sizes) == 1:
+            if not meanwhile and len(sizes) == 2:
                 with path.open("ab") as file:
                     file.write(b"more")
             return digest(path_of, size)
@@ -493,7 +611,7 @@ def test_a_file_that_grows_or_is_cut_while_it_is_uploaded(url, tmp_path, monkeyp
         monkeypatch.setattr(upload, "digest", late)
         progress.advance()
         monkeypatch.setattr(upload, "digest", digest)
-        assert sizes == [1200, 2000]
+        assert sizes == [1200, 1300, 2000]
         seen = mirrored(url, cache=tmp_path / "reader") / "rows.bin"
         assert seen.read_bytes() == path.read_bytes()[:2000]
         # Cut off while it is sent: it is not listed, and sent again later.
@@ -511,6 +629,19 @@ def test_a_writer_that_slept_while_others_wrote_is_told(url, monkeypatch) -> Non
     assert store.numbers() == [4, 5]
     assert not store.create(Listing(5)) and not store.create(Listing(2))
     assert store.numbers() == [4, 5] and store.listing().files["a"].size == 1
+
+
+def test_a_list_of_which_another_made_the_next_at_once_counts(url, monkeypatch) -> None:
+    numbers = Store.numbers
+
+    def meanwhile(store) -> list[int]:
+        monkeypatch.setattr(Store, "numbers", numbers)
+        assert Store(url).create(Listing(2))
+        return numbers(store)
+
+    monkeypatch.setattr(Store, "numbers", meanwhile)
+    assert Store(url).create(Listing(1)), "the next was made of this one"
+    assert Store(url).numbers() == [1, 2]
 
 
 def test_traces_of_a_run_are_read_in_blocks_and_written_whole(url, tmp_path, monkeypatch) -> None:
@@ -540,6 +671,35 @@ def test_traces_of_a_run_are_read_in_blocks_and_written_whole(url, tmp_path, mon
     for folder in ("traces", "round-0/traces"):
         found = TraceStore(mirrored(f"{url}/{folder}", cache=tmp_path / "c")).read(keys)
         assert (found["answer"].numpy() == values["answer"]).all()
+
+
+def test_blocks_are_found_when_their_object_has_got_another_name(
+    url, tmp_path, monkeypatch
+) -> None:
+    """Begun to be read while their writer was at work, and read on when it had ended."""
+    monkeypatch.setattr("armlet.data.mirror.BLOCK", 1000)
+    identity = StoreIdentity("d", "t", "p")
+    keys = np.stack([np.zeros(90, np.int64), np.arange(90)], 1)
+    values = np.random.default_rng(0).normal(size=(90, 20)).astype(np.float32)
+    reading = {"title": "distil", "cache": tmp_path / "b", "in_blocks": ("traces/rows-*.bin",)}
+
+    def read(root: Path, rows: slice) -> None:
+        found = TraceStore(root).read(keys[rows])["answer"].numpy()
+        assert (found == values[rows]).all()
+
+    with Upload(url, title="probe", cache=tmp_path / "a") as run:
+        with TraceWriter(run.folder / "traces", identity, {"answer": ((20,), "float32")}) as writer:
+            writer.append(keys, {"answer": values})
+        run._commit(run._seen(lag=False))
+        read(mirrored(f"{url}/traces", cache=tmp_path / "c"), slice(0, 9))
+        with Upload(url, **reading) as other:
+            read(other.folder / "traces", slice(0, 9))
+    assert not StoredObjects(url).names(".armlet/versions")
+    read(mirrored(f"{url}/traces", cache=tmp_path / "c"), slice(0, 90))
+    with Upload(url, **reading) as other:
+        read(other.folder / "traces", slice(0, 90))
+    with Upload(url, title="probe", cache=tmp_path / "b") as run:
+        read(run.folder / "traces", slice(0, 90))
 
 
 def test_what_is_printed_and_recorded_says_the_url(url, tmp_path) -> None:
