@@ -5,15 +5,13 @@ S3, a server process on loopback, with real processes that are killed (`make tes
 
 import dataclasses
 import os
-import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import fsspec
 import pytest
+from forked import PATIENCE, Verb
 from outside import reaching
 from test_object_storage import S3, bucket, server  # noqa: F401 - fixtures
 
@@ -28,15 +26,6 @@ from armlet.recipe import at_hand, to_json
 from armlet.shards import Shards
 
 TESTS = Path(__file__).parent
-PATIENCE = 900  # seconds, of a machine that does other things
-# Uploads begin at nearly every step: little is lost by a kill, and there is little to wait for.
-OFTEN = """
-from armlet.data import upload
-upload.EVERY = 0.2
-upload.SHARE = 0.9
-from armlet.__main__ import main
-main()
-"""
 
 
 @pytest.fixture
@@ -152,39 +141,34 @@ class Line:
             "--evaluation.videos", "1", *more,
         ]  # fmt: skip
 
-    def start(self, verb: str, *, home: str = "") -> subprocess.Popen:
+    def start(self, verb: str, *, home: str = "") -> Verb:
         self.homes += 1
         environment = dict(os.environ)
-        environment["PYTHONPATH"] = f"{TESTS}:{environment.get('PYTHONPATH', '')}"
         environment["HOME"] = str(self.folder / (home or f"home-{self.homes}"))
-        command = [
-            sys.executable,
-            "-c",
-            OFTEN,
-            verb,
-            "outside:reaching",
-            *self.options(),
-            "--debug",
-        ]
-        return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+        arguments = [verb, "outside:reaching", *self.options(), "--debug"]
+        return Verb(arguments, environment, self.folder / f"said-{self.homes}")
 
     def run(self, verb: str, *, home: str = "") -> str:
-        process = self.start(verb, home=home)
-        _, said = process.communicate(timeout=PATIENCE)
-        assert process.returncode == 0, said[-3000:]
+        code, said = self.start(verb, home=home).ended()
+        assert code == 0, said[-3000:]
         return said
 
     def killed(self, verb: str, when: Callable[[], bool], *, home: str = "") -> None:
         """Kill a verb as soon as something is so, which it must not be too late for."""
-        process = self.start(verb, home=home)
+        started = self.start(verb, home=home)
         end = time.monotonic() + PATIENCE
         while not when():
-            assert time.monotonic() < end and process.poll() is None, process.communicate()[1][
-                -3000:
-            ]
+            assert started.runs and time.monotonic() < end, started.ended()[1][-3000:]
             time.sleep(0.02)
-        os.kill(process.pid, signal.SIGKILL)
-        process.communicate()
+        started.kill()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def imports() -> Iterator[None]:
+    """What is forked finds the tests' own modules."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", f"{TESTS}:{os.environ.get('PYTHONPATH', '')}")
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -259,6 +243,14 @@ def test_the_whole_line_on_s3_killed_in_every_verb_makes_what_folders_do(
     assert student == policy_fingerprint(alone / "run/student")
 
     line.killed("evaluate", lambda: "evaluation/episodes.jsonl" in listed(run))
+    # Where it is done, and gives its files their names: one of them is not taken.
+    server.faults(("PUT", r"run/evaluation/report\.json", "503 SlowDown", 10**6))
+    log = "evaluation/episodes.jsonl"
+    line.killed("evaluate", lambda: StoredObjects(run).read(log) is not None, home="settling")
+    server.faults()
+    entries = Store(run).listing().files
+    assert entries[log].at != log, "what has its name is not listed by it yet"
+    assert (reader(run) / log).is_file()
     line.run("evaluate")
     name = "evaluation/outcomes.json.gz"
     assert (reader(run) / name).read_bytes() == (alone / "run" / name).read_bytes()
@@ -281,13 +273,37 @@ def test_what_a_store_refuses_is_said_before_the_work(
     server,
     tmp_path,
 ) -> None:
-    missing = Line(tmp_path, "s3://nobodys/x").start("collect")
-    assert "there is no such bucket" in missing.communicate(timeout=PATIENCE)[1]
-    server.faults(("PUT", r"\.armlet", "403 AccessDenied", 99))
-    denied = Line(tmp_path, bucket).start("collect")
-    said = denied.communicate(timeout=PATIENCE)[1]
-    assert denied.returncode and "may not do this here" in said and "episode" not in said
+    code, said = Line(tmp_path, "s3://nobodys/x").start("collect").ended()
+    assert code and "there is no such bucket" in said
+    for fault, message in (
+        ("403 AccessDenied", "may not do this here"),
+        ("403 SignatureDoesNotMatch", "does not take these credentials"),
+        ("507 XMinioStorageFull", "the store is full"),
+        ("unconditional", "it does not know If-None-Match"),
+    ):
+        server.faults(("PUT", r"\.armlet", fault, 99))
+        code, said = Line(tmp_path, bucket).start("collect").ended()
+        assert code and message in said and "episode" not in said, said
     server.faults()
+
+
+@pytest.mark.s3
+@pytest.mark.timeout(3600)
+def test_a_second_process_at_once_is_refused_or_told(bucket, tmp_path) -> None:
+    line = Line(tmp_path, bucket)
+    episodes = f"{bucket}/episodes"
+    first = line.start("collect", home="here")
+    while not any(".staging" in name for name in listed(episodes)):
+        assert first.runs, first.ended()[1][-3000:]
+        time.sleep(0.02)
+    code, said = line.start("collect", home="here").ended()
+    assert code and f"another process is writing to {episodes}" in said
+    there = line.start("collect", home="there")
+    ends = [first.ended(), there.ended()]
+    told = [said for code, said in ends if code]
+    assert len(told) <= 1 and all("which this one writes, too" in said for said in told), told
+    line.run("collect", home="third")
+    assert "meta/info.json" in listed(episodes)
 
 
 @pytest.mark.s3
