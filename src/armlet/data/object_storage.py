@@ -18,6 +18,7 @@ CREATING = ("s3", "memory")  # protocols in which an object is created on condit
 TRIES = 5  # of one request, in all
 FIRST_PAUSE = 0.5  # seconds before the second; each one after it waits twice as long
 EXTRAS = {"s3": "s3fs"}
+BUSY = ("ConditionalRequestConflict", "OperationAborted")  # another request about the same object
 FULL = ("QuotaExceeded", "XMinioStorageFull")  # codes of Ceph and MinIO; others say 507
 # Errors of clients that met no answer, by the names of their classes in botocore and aiohttp.
 UNANSWERED = (
@@ -170,9 +171,9 @@ def is_passing(error: BaseException) -> bool:
     """Whether the same request may do better in a while."""
     status, code = _answered(error)
     if status:
-        # The code: another request about the object was under way, and this one had no effect.
-        busy = status == 429 or code == "ConditionalRequestConflict"
-        return busy or (status >= 500 and not _is_full(status, code))
+        if code in BUSY or status == 429:
+            return True
+        return status >= 500 and not _is_full(status, code)
     for each in _chain(error):
         if isinstance(each, TimeoutError | ConnectionError):
             return True
