@@ -145,6 +145,9 @@ class Line:
         self.homes += 1
         environment = dict(os.environ)
         environment["HOME"] = str(self.folder / (home or f"home-{self.homes}"))
+        environment["MPLCONFIGDIR"] = str(
+            self.folder.parent / "fonts"
+        )  # found once, not in each home
         arguments = [verb, "outside:reaching", *self.options(), "--debug"]
         return Verb(arguments, environment, self.folder / f"said-{self.homes}")
 
