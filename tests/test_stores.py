@@ -5,6 +5,8 @@ S3, a server process on loopback, with real processes that are killed (`make tes
 
 import dataclasses
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -290,23 +292,87 @@ def test_what_a_store_refuses_is_said_before_the_work(
     server.faults()
 
 
+# A verb that is told by its standard input what to write next.
+SMALL_VERB = """
+import sys
+from armlet.data import upload
+from armlet.data.files import write_atomically
+with upload.Upload(sys.argv[1], title="small") as run:
+    for line in sys.stdin:
+        if line == "upload\\n":
+            run._commit(run._seen(lag=False))
+        else:
+            name, content = line.split()
+            write_atomically(run.folder / name, content.encode())
+        print("done", flush=True)
+"""
+
+
+class Small:
+    """A process that runs it, with a home of its own."""
+
+    def __init__(self, url: str, home: Path) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", SMALL_VERB, url],
+            env={**os.environ, "HOME": str(home)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def does(self, *lines: str) -> "Small":
+        for line in lines:
+            self.process.stdin.write(f"{line}\n")
+            self.process.stdin.flush()
+            assert self.process.stdout.readline() == "done\n", self.process.stderr.read()
+        return self
+
+    def ended(self) -> tuple[int, str]:
+        said = self.process.communicate(timeout=PATIENCE)[1]
+        return self.process.returncode, said
+
+
+@pytest.mark.s3
+@pytest.mark.timeout(3600)
+def test_who_is_killed_while_files_get_their_names_leaves_one_moment(
+    bucket, server: S3, tmp_path
+) -> None:
+    Small(bucket, tmp_path / "home").does("a/one 1", "a/two 1").ended()
+    small = Small(bucket, tmp_path / "home").does("a/one 2", "a/two 2")
+    server.faults(("PUT", "/a/two", "503 SlowDown", 10**6))
+    small.process.stdin.close()
+    objects = StoredObjects(bucket)
+    while objects.read("a/one") != b"2":
+        assert small.process.poll() is None, small.process.stderr.read()
+    small.process.kill()
+    small.process.wait()
+    server.faults()
+    assert objects.read("a/two") != b"2", "objects of two moments"
+    for home in ("reader", "home", "elsewhere"):
+        if home != "reader":
+            code, said = Small(bucket, tmp_path / home).ended()
+            assert code == 0, said
+        found = files_of(mirrored(bucket, cache=tmp_path / "reader"))
+        assert found == {"a/one": b"2", "a/two": b"2"}
+    assert objects.read("a/two") == b"2" and objects.names(".armlet/versions") == []
+
+
 @pytest.mark.s3
 @pytest.mark.timeout(3600)
 def test_a_second_process_at_once_is_refused_or_told(bucket, tmp_path) -> None:
-    line = Line(tmp_path, bucket)
-    episodes = f"{bucket}/episodes"
-    first = line.start("collect", home="here")
-    while not any(".staging" in name for name in listed(episodes)):
-        assert first.runs, first.ended()[1][-3000:]
-        time.sleep(0.02)
-    code, said = line.start("collect", home="here").ended()
-    assert code and f"another process is writing to {episodes}" in said
-    there = line.start("collect", home="there")
-    ends = [first.ended(), there.ended()]
-    told = [said for code, said in ends if code]
-    assert len(told) <= 1 and all("which this one writes, too" in said for said in told), told
-    line.run("collect", home="third")
-    assert "meta/info.json" in listed(episodes)
+    first = Small(bucket, tmp_path / "here").does("a/one 1", "upload")
+    code, said = Small(bucket, tmp_path / "here").ended()
+    assert code and f"another process is writing to {bucket}" in said
+    # On another machine: another part of the run, and then the same.
+    assert Small(bucket, tmp_path / "there").does("b/one 2").ended()[0] == 0
+    second = Small(bucket, tmp_path / "there").does("a/two 2")
+    first.does("a/two 1", "upload")
+    code, said = second.ended()
+    assert code and "has written a/two meanwhile, which this one writes, too" in said
+    assert first.ended()[0] == 0
+    found = files_of(mirrored(bucket, cache=tmp_path / "reader"))
+    assert found == {"a/one": b"1", "a/two": b"1", "b/one": b"2"}
 
 
 @pytest.mark.s3
