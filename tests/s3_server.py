@@ -5,7 +5,8 @@ conditional writes are atomic as they are on S3; and with faults that a test ask
 
 `POST /_faults`, a JSON list: each of {"method", "path" (a pattern), "do", "times"}. do: a status of
 HTTP with an error's code ("503 SlowDown"); "cut", the body ends half way; "lost", the request is
-carried out and the connection dies before the answer.
+carried out and the connection dies before the answer; "unconditional", it is carried out whatever
+is there, as by a store that knows no `If-None-Match`.
 """
 
 import json
@@ -42,6 +43,8 @@ class Server:
                 status, code = fault["do"].split()
                 start_response(f"{status} {code}", [("Content-Type", "application/xml")])
                 return [f"<Error><Code>{code}</Code><Message>asked for</Message></Error>".encode()]
+            if fault is not None and fault["do"] == "unconditional":
+                environ.pop("HTTP_IF_NONE_MATCH", None)
             answered = []
 
             def answer(status, headers, *_):
@@ -51,7 +54,8 @@ class Server:
             if fault is not None and fault["do"] == "lost":
                 raise ConnectionResetError("lost, as a test asked for")
             start_response(*answered[0])
-            return [body[: len(body) // 2] if fault is not None else body]
+            cut = fault is not None and fault["do"] == "cut"
+            return [body[: len(body) // 2] if cut else body]
 
     def _due(self, method: str, path: str) -> dict | None:
         for fault in self.faults:

@@ -79,6 +79,9 @@ def server() -> Iterator[S3]:
         [sys.executable, str(SERVER)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     assert process.stdin is not None and process.stdout is not None
+    import s3fs
+
+    s3fs.S3FileSystem.clear_instance_cache()  # of another module's server
     with pytest.MonkeyPatch.context() as patch:
         s3 = S3(process.stdout.readline().strip())
         patch.setenv("AWS_ENDPOINT_URL", s3.endpoint)
@@ -138,6 +141,8 @@ def test_of_many_that_create_an_object_on_s3_one_does(bucket: str) -> None:
         (("PUT", "x/a", "403 AccessDenied", 9), "may not do this here; allow them"),
         (("PUT", "x/a", "403 RequestTimeTooSkewed", 9), "clock is wrong"),
         (("PUT", "x/a", "403 InvalidAccessKeyId", 9), "does not take these credentials"),
+        (("PUT", "x/a", "507 XMinioStorageFull", 9), "the store is full, .* free some room there"),
+        (("PUT", "x/a", "403 QuotaExceeded", 9), "the store is full, .* free some room there"),
         (("PUT", "x/a", "503 SlowDown", 10**6), "asked 5 times; the store does not answer"),
         (("PUT", "x/a", "500 InternalError", 10**6), "asked 5 times; the store does not answer"),
     ],
@@ -155,6 +160,8 @@ def test_what_passes_is_waited_for(server: S3, bucket: str) -> None:
     objects = open_objects(bucket)
     server.faults(("PUT", "x/a", "503 SlowDown", 2), ("GET", "x/a", "500 InternalError", 2))
     assert objects.create("x/a", b"1") and objects.read("x/a") == b"1"
+    server.faults(("PUT", "x/b", "409 ConditionalRequestConflict", 2))
+    assert objects.create("x/b", b"1") and objects.read("x/b") == b"1"
 
 
 @pytest.mark.s3

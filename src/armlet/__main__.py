@@ -48,6 +48,7 @@ import importlib.metadata
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
+from typing import Any
 
 VERBS = (
     "demo", "inspect", "collect", "teach", "probe", "distil", "calibrate", "evaluate", "audit", "profile",
@@ -55,6 +56,7 @@ VERBS = (
     "compare", "recompute", "status",
 )  # fmt: skip
 HELP = ("-h", "--help", "help")
+STORED = "://"  # in an argument that may be a URL of a store
 OF_PLACES = (
     "demo",
     "inspect",
@@ -142,6 +144,10 @@ def _on_places(verb: str, arguments: list[str], *, debug: bool) -> None:
     def work() -> object:
         # An import is part of the work: a library may be missing.
         main_of_verb = importlib.import_module(f"armlet.{verb}").main
+        if any(STORED in argument for argument in arguments):
+            from armlet.stores import of_places
+
+            main_of_verb = of_places(main_of_verb, verb)
         config = (tyro.conf.AvoidSubcommands,)
         return tyro.cli(main_of_verb, args=arguments, prog=command, config=config)
 
@@ -153,7 +159,7 @@ def _run(verb: str, name: str, overrides: list[str], *, debug: bool) -> None:
 
     # Imports are part of the work: their errors, too, are told in one line.
     def work() -> object:
-        from armlet import recipes
+        from armlet import recipes, stores
         from armlet.logs.beats import beating
         from armlet.options import override
         from armlet.training.distributed import joined, refuse_several, said_by
@@ -165,11 +171,17 @@ def _run(verb: str, name: str, overrides: list[str], *, debug: bool) -> None:
                     f"armlet {verb} is no training",
                     fix=f"start it without torchrun, which is for {', '.join(TOGETHER)}",
                 )
+            if stores.is_written_to(recipe, verb):
+                refuse_several(
+                    "a URL is written to",
+                    fix="give a folder on a disk that all share, and copy it there at the end",
+                )
             main_of_verb = importlib.import_module(f"armlet.{verb}").main
-            # Of several processes the first says how they are doing.
-            beats = beating(recipe.out, verb, recipe.name) if world.first else nullcontext()
-            with beats:
-                made = main_of_verb(recipe)
+            with stores.written(recipe, verb) as recipe:
+                # Of several processes the first says how they are doing.
+                beats = beating(recipe.out, verb, recipe.name) if world.first else nullcontext()
+                with beats:
+                    made = main_of_verb(recipe)
         return made if world.first else None
 
     _finish(command, work, debug=debug)
@@ -188,10 +200,16 @@ def _finish(command: str, work: Callable[[], object], *, debug: bool) -> None:
     except Exception as error:  # of any kind: a user reads one line; --debug shows the rest
         if debug:
             raise
-        said = " ".join(str(error).split("\n"))
+        said = " ".join(_with_urls(str(error)).split("\n"))
         sys.exit(f"{command}: {type(error).__name__}: {said} (--debug shows where)")
     if result is not None:  # of several processes the first has one
-        sys.stdout.write(f"{result}\n")
+        sys.stdout.write(f"{_with_urls(str(result))}\n")
+
+
+def _with_urls(text: str) -> str:
+    """A text with the URL in the place of the folder that stands for it in this process."""
+    mirror: Any = sys.modules.get("armlet.data.mirror")  # not imported: then none does
+    return text if mirror is None else str(mirror.told(text))
 
 
 if __name__ == "__main__":

@@ -578,7 +578,7 @@ def fingerprint(recipe: Recipe, field: Field) -> dict[str, Any]:
     setting = recipe.evaluation
     evaluated = {}
     for name, contender in field.everyone.items():
-        about: dict[str, Any] = {"folder": contender.folder.as_posix()}
+        about: dict[str, Any] = {"folder": to_json(contender.folder)}
         if name in field.exported_from:
             # Of its gates and the runtime's version; how it was made, its origin says.
             about["exported_from"] = field.exported_from[name]

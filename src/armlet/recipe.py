@@ -19,7 +19,7 @@ from torch import Tensor
 from armlet import limits
 from armlet.annotators import Annotator
 from armlet.benchmarks import Benchmark, native_robot
-from armlet.data import hub, mirror
+from armlet.data import hub, mirror, store
 from armlet.data.augment import Augment
 from armlet.data.door import check_policy, robot_of
 from armlet.data.episodes import EpisodeDataset
@@ -551,15 +551,15 @@ def at_hand(recipe: Recipe, *, reads: Sequence[str], writes: Sequence[str] = ())
     # Before anything is fetched: an error should not come after a download.
     for name in ("out", "shared", *writes):
         place = getattr(recipe, name)
-        if place is not None and not (name in reads and mirror.is_stored(place)):
+        if place is not None and not (name in reads and store.is_stored(place)):
             try:
                 hub.refuse_writing(place)
             except ValueError as error:
                 raise ValueError(f"--{name}: {error}") from error
-            if mirror.is_stored(place):
+            if store.is_stored(place):
                 raise ValueError(
-                    f"--{name} {place.as_posix()}: this is written to, and armlet reads stores of "
-                    "objects only; give a folder, and copy it there when it is finished"
+                    f"--{name} {place.as_posix()}: this is written to; a program that calls a verb "
+                    "itself does it in `with armlet.stores.written(recipe, VERB) as recipe:`"
                 )
     found: dict[str, Any] = {}
     for name in reads:
@@ -577,7 +577,7 @@ def at_hand(recipe: Recipe, *, reads: Sequence[str], writes: Sequence[str] = ())
 
 
 def _at_hand(place: Path, kind: Kind) -> Path:
-    return mirror.mirrored(place) if mirror.is_stored(place) else hub.pinned(place, kind=kind)
+    return mirror.mirrored(place) if store.is_stored(place) else hub.pinned(place, kind=kind)
 
 
 def suited(recipe: Recipe, robot: ActionSpec) -> Recipe:
@@ -641,6 +641,6 @@ def to_json(value: Any) -> Any:
     if isinstance(value, tuple | list):
         return [to_json(item) for item in value]
     if isinstance(value, Path):
-        return value.as_posix()
+        return mirror.told(value.as_posix())  # a URL as it was given
     json.dumps(value)  # raises, naming the type, where a value has no JSON form
     return value

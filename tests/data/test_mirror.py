@@ -131,7 +131,7 @@ def test_blocks_that_are_short_or_damaged_are_never_rows(stored, tmp_path, monke
         TraceStore(root).read(keys[:5])
 
 
-def test_a_verb_reads_a_url_and_writes_none(stored, tmp_path, monkeypatch) -> None:
+def test_a_verb_reads_a_url_and_says_how_one_is_written(stored, tmp_path, monkeypatch) -> None:
     _, url, _ = stored
     monkeypatch.setattr(mirror, "HOME", tmp_path / "cache")
     monkeypatch.setattr(mirror.mirrored, "__kwdefaults__", {"cache": tmp_path / "cache"})
@@ -140,5 +140,5 @@ def test_a_verb_reads_a_url_and_writes_none(stored, tmp_path, monkeypatch) -> No
     assert InBlocks.of(found.traces) is not None and len(TraceStore(found.traces)) == ROWS
     with pytest.raises(ValueError, match=r"--shared memory:/.*: this is written to"):
         at_hand(recipe, reads=())
-    with pytest.raises(ValueError, match=r"--out s3:/b/c: this is written to, .* give a folder"):
+    with pytest.raises(ValueError, match=r"--out s3:/b/c: this is written to; .*stores\.written"):
         at_hand(dataclasses.replace(recipe, out=Path("s3://b/c")), reads=("shared",))

@@ -301,6 +301,7 @@ def naming_a_full_disk(
         # An error of the system without the file's name, as write and fsync raise: (number, text).
         if (
             isinstance(error, OSError)
+            and type(error).__module__ == "builtins"  # those of stores name their object
             and error.errno is not None
             and error.filename is None
             and len(error.args) == 2

@@ -10,6 +10,7 @@ import errno
 import importlib
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, TypeVar
 
 Answer = TypeVar("Answer")
@@ -17,6 +18,8 @@ CREATING = ("s3", "memory")  # protocols in which an object is created on condit
 TRIES = 5  # of one request, in all
 FIRST_PAUSE = 0.5  # seconds before the second; each one after it waits twice as long
 EXTRAS = {"s3": "s3fs"}
+BUSY = ("ConditionalRequestConflict", "OperationAborted")  # another request about the same object
+FULL = ("QuotaExceeded", "XMinioStorageFull")  # codes of Ceph and MinIO; others say 507
 # Errors of clients that met no answer, by the names of their classes in botocore and aiohttp.
 UNANSWERED = (
     "Connection", "Timeout", "ClientOSError", "ServerDisconnected", "IncompleteRead",
@@ -100,6 +103,20 @@ class StoredObjects:
 
         return self._ask(name, asked)
 
+    def put(self, name: str, path: Path) -> None:
+        """Write an object that holds what a file does; it appears whole, however large."""
+        self._ask(name, lambda place: self._files.put_file(path.as_posix(), place))
+
+    def get(self, name: str, path: Path) -> None:
+        """Write what an object holds into a file. Raises FileNotFoundError where there is none."""
+        self._ask(name, lambda place: self._files.get_file(place, path.as_posix()))
+
+    def copy(self, name: str, to: str) -> None:
+        """Make one object what another is, in the store itself. Raises FileNotFoundError where that
+        is not there."""
+        there = f"{self._root}/{to}"
+        self._ask(name, lambda place: self._files.cp_file(place, there))
+
     def remove(self, name: str) -> None:
         with contextlib.suppress(FileNotFoundError):
             self._ask(name, lambda path: self._files.rm_file(path))
@@ -152,15 +169,21 @@ def open_store(protocol: str, whose: str) -> Any:
 
 def is_passing(error: BaseException) -> bool:
     """Whether the same request may do better in a while."""
-    status, _ = _answered(error)
+    status, code = _answered(error)
     if status:
-        return status >= 500 or status == 429
+        if code in BUSY or status == 429:
+            return True
+        return status >= 500 and not _is_full(status, code)
     for each in _chain(error):
         if isinstance(each, TimeoutError | ConnectionError):
             return True
         if any(words in type(each).__name__ for words in UNANSWERED):
             return True
     return False
+
+
+def _is_full(status: int, code: str) -> bool:
+    return status == 507 or code in FULL
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
@@ -197,6 +220,8 @@ def named(error: BaseException, what: str) -> StorageError:
         fix = "the store does not take these credentials; renew them"
     elif code == "RequestTimeTooSkewed":
         fix = "this machine's clock is wrong by more than the store allows; set it (NTP)"
+    elif _is_full(status, code):
+        fix = "the store is full, or your share of it is used up; free some room there"
     elif status == 403 or isinstance(error, PermissionError):
         fix = "the credentials may not do this here; allow them to read, write and list"
     elif is_passing(error):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from armlet.benchmarks import Benchmark, Task
 from armlet.data.hub import is_name, without_revision
+from armlet.data.mirror import told
 from armlet.evaluation import rerun_file
 from armlet.measuring import EAGER
 from armlet.recipe import Evaluation, Recipe
@@ -205,11 +206,12 @@ def contenders(recipe: Recipe) -> dict[str, Contender]:
     decisions, and behind a `guard`."""
     found = {"teacher": Contender(recipe.teacher), **_student(recipe)}
     for folder in recipe.policies:
-        called = without_revision(folder)
+        # As it was asked for: a folder that stands for a URL is called anyhow.
+        called = Path(told(without_revision(folder).as_posix()))
         # A recipe's student is in OUT/student, and OUT is what tells it from others.
         name = called.parent.name if called.name == "student" else called.name
         if name in found:
-            name = folder.as_posix()
+            name = told(folder.as_posix())
         # A policy against itself would be paired with itself, and differ in nothing.
         for twin, contender in found.items():
             if _same_place(contender.folder, folder):
