@@ -8,6 +8,7 @@
 #   POLICIES="first_k layer_search actdistill" WHOLE="bc_whole"  which: those at budgets, and those that have none
 #   SYSTEMS="vla_ad vita_vla aed"                                the other systems as well; the last two teach teachers of their own
 #   STEPS="2"                                                    Meta-World's teacher in so many denoising steps, untrained, as rows as well; "": none
+#   STUDENT_STEPS="1"                                            the same of every student: as it is, and in so many steps
 #   EXECUTE="8"                                                  everybody once more, carrying out so many actions before looking again
 #   TABLE=free                                                   the folder of the table, where there are several
 #   RUNTIMES="eager onnx" TEACHER_RUNTIMES="onnx_int8"           students in these, and the teacher in eager and in these as well
@@ -27,7 +28,9 @@ whole=${WHOLE-bc_whole}
 systems=${SYSTEMS-}
 steps=${STEPS-2}
 if [[ $base == libero* ]]; then
-  if [[ -n ${STEPS-} ]]; then echo "STEPS is about teachers that denoise, and that of $base says its actions outright" && exit 1; fi
+  if [[ -n ${STEPS-}${STUDENT_STEPS-} ]]; then
+    echo "STEPS and STUDENT_STEPS are about teachers that denoise, and that of $base says its actions outright" && exit 1
+  fi
   steps=
 fi
 parts=${PARTS:-collect teach probe students calibrate evaluate audit}
@@ -141,6 +144,11 @@ for seed in $seeds; do
   done
 done
 all_made
+for count in ${STUDENT_STEPS-}; do
+  for made in "${students[@]}"; do
+    if [[ $made == */student ]]; then in_steps "${made%/student}_in_$count" "$made" "$count"; fi
+  done
+done
 if part students >/dev/null; then echo "students took $(((SECONDS - begin) / 60)) min"; fi
 
 if part calibrate; then # the teacher's longest `execute`, on episodes of its own
