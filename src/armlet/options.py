@@ -322,7 +322,7 @@ def options_of(value: Any, group: str = "") -> list[Option]:
     parts: list[Option] = []
     # Fields of its parts that the dataclass itself decides, whatever they are set to.
     settles = getattr(type(value), "settles", ())
-    hints = _hints_of(type(value))
+    hints = _hints_of(type(value))  # type: ignore[arg-type]  # a class is hashable
     texts = field_texts(type(value))
     for field in dataclasses.fields(value):
         item = getattr(value, field.name)
