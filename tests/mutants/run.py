@@ -241,13 +241,14 @@ def run_tests(
     early = [name for name in sys.modules if name == "armlet" or name.startswith("armlet.")]
     assert not early, f"imported before the code was broken: {early}"
     # What is installed as armlet is somebody else's; what pytest finds in the working folder must
-    # not stand before the copy.
+    # not stand before the copy. Beside other libraries an editable install lays the checkpoints
+    # that come with armlet, in a folder of its name without code.
     sys.path[:] = [
         str(copy / "src"),
         *(
             entry
             for entry in sys.path
-            if entry != str(HERE) and not (Path(entry) / "armlet").exists()
+            if entry != str(HERE) and not (Path(entry) / "armlet/__init__.py").exists()
         ),
     ]
     sys.dont_write_bytecode = True
