@@ -12,9 +12,10 @@ import hashlib
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from armlet.data.digests import CACHE
 from armlet.data.files import PART, make_folder
@@ -97,15 +98,23 @@ def stamp_of(path: Path) -> Stamp:
 def digest(path: Path, size: int) -> tuple[int, str]:
     """Of the first `size` bytes: how many there are, and their SHA-256."""
     made = hashlib.sha256()
-    left = size
+    read = 0
     with path.open("rb") as file:
-        while left:
-            block = file.read(min(left, 2**20))
-            if not block:
-                break
+        for block in _blocks(file, size):
             made.update(block)
-            left -= len(block)
-    return size - left, made.hexdigest()
+            read += len(block)
+    return read, made.hexdigest()
+
+
+def _blocks(file: BinaryIO, size: int) -> Iterator[bytes]:
+    """The first `size` bytes of a file, or as many as there are."""
+    left = size
+    while left:
+        block = file.read(min(left, 2**20))
+        if not block:
+            return
+        left -= len(block)
+        yield block
 
 
 def put(objects: StoredObjects, entry: Entry, link: Path) -> None:
@@ -115,13 +124,8 @@ def put(objects: StoredObjects, entry: Entry, link: Path) -> None:
     if link.stat().st_size != entry.size:
         part = link.with_name(f"{link.name}-part")
         with link.open("rb") as whole, part.open("wb") as file:
-            left = entry.size
-            while left:
-                block = whole.read(min(left, 2**20))
-                if not block:
-                    break
+            for block in _blocks(whole, entry.size):
                 file.write(block)
-                left -= len(block)
     objects.put(entry.at, part)
     # Of what was cut off or written over in place meanwhile something else was sent.
     if digest(part, entry.size) != (entry.size, entry.sha256):
