@@ -39,6 +39,7 @@ from armlet.progress import Progress, watching
 
 EVERY = 10.0  # seconds between two beats
 SOON = 2.0  # … and after something begins
+PATIENCE = 10.0  # seconds that a run waits for its last writing
 KEPT = 100  # phases that are over and still said
 LONG = 500  # letters of an error that are kept
 
@@ -89,6 +90,7 @@ class _Run:
         self._failed = ""
         self._wake = threading.Event()
         self._ending = threading.Event()
+        self._end: End | None = None
         # A daemon: a disk that hangs must not keep the process from ending.
         self._thread = threading.Thread(target=self._beat, name="armlet status", daemon=True)
 
@@ -130,23 +132,29 @@ class _Run:
         self._thread.start()
 
     def end(self, how: Ending, why: str = "") -> None:
-        """The last writing; it waits for one that is under way, and not for ever."""
+        """Have the last writing made; it waits for it, and for one under way, but not for ever."""
+        self._end = End(how, time.time(), why[:LONG])
         self._ending.set()
         self._wake.set()
-        self._thread.join(timeout=self.every)
-        before = self._others() if how == "finished" else []
-        # What was finished long ago, and has just been asked for again, keeps what it said then.
-        already = any(other.ended and other.ended.how == "finished" for _, other in before)
-        if self._steps or self._beats or (how == "finished" and not already):
-            self._write(End(how, time.time(), why[:LONG]))
+        self._thread.join(PATIENCE)
+
+    # Only the thread writes: a beat that the disk held up must not take the place of the end.
 
     def _beat(self) -> None:
-        while True:
+        # Asked at each turn as well: an end that comes just before the clearing wakes nobody.
+        while not self._ending.is_set():
             # Of many short phases not each is written.
             if self._wake.wait(self.every) and self._ending.wait(min(SOON, self.every)):
-                return
+                break
             self._wake.clear()
             self._write(None)
+        end = self._end
+        assert end is not None
+        before = self._others() if end.how == "finished" else []
+        # What was finished long ago, and has just been asked for again, keeps what it said then.
+        already = any(other.ended and other.ended.how == "finished" for _, other in before)
+        if self._steps or self._beats or (end.how == "finished" and not already):
+            self._write(end)
 
     def _write(self, ended: End | None) -> None:
         try:
