@@ -1,12 +1,16 @@
 """What routes depend on, for policies of which that is known; who is timed after whom; operations
 against a closed form."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from tiny import TEXTS, make_policy
 
+from armlet.evaluation import measure
 from armlet.evaluation.measure import WARM_UP, compute, latency, what_routes_depend_on
+from armlet.policies.contract import Policy
 from armlet.policies.routed import Routed, Routing
 from armlet.robot.observation import Observation
 
@@ -67,6 +71,25 @@ def test_operations_are_the_mean_of_what_each_moment_takes() -> None:
     assert len({one["backbone"] for one in singly}) > 3
     for name, mean in together.items():
         assert mean == pytest.approx(np.mean([one[name] for one in singly]), rel=1e-12)
+
+
+def test_operations_are_counted_once_for_instructions_of_one_length(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    policy = make_policy()
+    count = measure._count
+    lengths = []
+
+    def counting(policy: Policy, observation: Observation) -> tuple[int, int]:
+        lengths.append(len(observation.instruction.split()))
+        return count(policy, observation)
+
+    monkeypatch.setattr(measure, "_count", counting)
+    words = TEXTS[0].split()
+    said = (words, words[::-1], words[:-1], [*words[:-2], words[-1]])
+    first = observations()[0]
+    compute(policy, [replace(first, instruction=" ".join(each)) for each in said])
+    assert lengths == [len(words), len(words) - 1]
 
 
 class Recorded:

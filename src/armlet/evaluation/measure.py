@@ -97,16 +97,17 @@ def wait_for(policy: Policy) -> None:
 @torch.inference_mode()
 def compute(policy: Backbone, observations: Sequence[Observation]) -> dict[str, float]:
     """Mean floating-point operations of a decision, counted from what ran, in all and in the
-    backbone. Moments with the same instruction and the same layers, from the same cameras, run the
-    same operations: one of them is counted, which is slow."""
+    backbone. Moments with as many tokens, the same layers and pictures of the same sizes run the same
+    operations: one of them is counted, which is slow."""
     counted: dict[Hashable, tuple[int, int]] = {}
     counts = []
     for observation in observations:
-        # The instruction's length and the pictures' sizes decide how many tokens there are.
         shapes = []
         for name, image in observation.images.items():
             shapes.append((name, image.shape))
-        kind = (observation.instruction, tuple(shapes), policy.decide(observation).gates)
+        mask = policy.prepare([observation]).text_mask
+        words = (mask.shape[1], int(mask.sum()))
+        kind = (words, tuple(shapes), policy.decide(observation).gates)
         if kind not in counted:
             counted[kind] = _count(policy, observation)
         counts.append(counted[kind])
