@@ -52,6 +52,14 @@ def test_a_router_that_reads_the_state_alone_depends_on_it_alone() -> None:
     assert found["images"] == found["instruction"] == found["previous_action"] == 0
 
 
+def test_the_layers_that_would_run_are_those_that_do() -> None:
+    routed = reads_the_state_alone()
+    dialled = Routing(dial=True, budget=0.5).build(make_policy()).eval()
+    for policy in (make_policy(), routed, dialled, routed.along("1001")):
+        for moment in observations():
+            assert policy.layers_for(moment) == policy.decide(moment).gates
+
+
 def test_operations_of_a_backbone_are_those_of_its_matrices() -> None:
     policy = make_policy()
     (observation, *_) = observations()

@@ -13,6 +13,7 @@ from outside import Dots, reaching
 from test_evaluate import dots_policy
 
 from armlet import evaluate
+from armlet.data.lines import read_lines
 from armlet.evaluation import measure
 from armlet.evaluation.routes import commonest, per_task, shuffled
 from armlet.policies.checkpoint import save_policy
@@ -97,7 +98,9 @@ def test_a_route_that_is_told_is_the_network_cut_to_it() -> None:
             found = policy.along(route).decide(observation)
             cut = policy.keep_layers(kept).decide(observation)
             assert np.array_equal(found.actions, cut.actions)
-            assert found.gates == tuple(map(int, route))
+            assert (
+                found.gates == tuple(map(int, route)) == policy.along(route).layers_for(observation)
+            )
     assert policy.told is None, "the student itself still asks its router"
     for wrong in ("1", "111", "1x"):
         with pytest.raises(ValueError, match=f"the route is '{wrong}', expected 2 characters"):
@@ -142,8 +145,7 @@ def recipe(tmp_path, monkeypatch) -> Recipe:
 
 
 def logged(recipe: Recipe) -> list[dict]:
-    lines = (recipe.out / "evaluation" / "episodes.jsonl").read_text().splitlines()
-    return list(map(json.loads, lines))
+    return list(map(json.loads, read_lines(recipe.out / "evaluation" / "episodes.jsonl")))
 
 
 def test_a_router_that_ignores_what_it_sees_is_the_same_under_every_control(recipe) -> None:

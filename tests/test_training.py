@@ -17,6 +17,7 @@ import torch
 from tiny import make_frames, make_policy
 
 from armlet.data.frames import BatchMaker, draw
+from armlet.data.lines import read_lines
 from armlet.data.transforms import Balance
 from armlet.layers.graph import ProbeHeads
 from armlet.layers.heads import CodebookHead
@@ -76,7 +77,7 @@ def test_a_killed_run_resumes_to_the_same_weights(
     for (name, a), b in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
         assert torch.equal(a, b), name
     logs = [
-        [json.loads(line) for line in (tmp_path / run / "metrics.jsonl").open()]
+        list(map(json.loads, read_lines(tmp_path / run / "metrics.jsonl")))
         for run in ("whole", "parts")
     ]
     for row in logs[0] + logs[1]:
@@ -197,7 +198,7 @@ def test_training_learns(tmp_path) -> None:
             STAGE, steps=150, learning_rate=3e-3, batch_size=16, log_every=10, precision="fp32"
         ),
     )
-    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").open()]
+    rows = list(map(json.loads, read_lines(tmp_path / "metrics.jsonl")))
     assert rows[-1]["imitation"] < 0.6 * rows[0]["imitation"]
 
 

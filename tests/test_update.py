@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from armlet.data.augment import Augment
 from armlet.data.frames import BatchMaker, draw
+from armlet.data.lines import read_lines
 from armlet.data.transforms import DrawBudget, Explore, GripperNoise
 from armlet.layers.ema import SelfTeacher
 from armlet.recipe import Objective, Stage
@@ -172,7 +173,7 @@ def test_steps_are_those_done_by_hand(tmp_path: Path, ema: float | None) -> None
     log, weights, average = by_hand(stage, 5, rows)
     assert sum(row["grad_norm"] > stage.clip for row in log) >= 3, "it must have been clipped"
     assert not ema or np.abs(weights["w"] - average["w"]).max() > 0.003, "the two must differ"
-    found = [json.loads(line) for line in (tmp_path / "metrics.jsonl").open()]
+    found = list(map(json.loads, read_lines(tmp_path / "metrics.jsonl")))
     for ours, theirs in zip(log, found, strict=True):
         assert {name: theirs[name] for name in ours} == pytest.approx(ours, rel=1e-4, abs=1e-6)
     left = average if ema else weights

@@ -9,9 +9,9 @@ from typing import Any
 
 Tree = dict[str, bytes]  # path → content; of a folder "path/" → nothing, of a link its target
 # Locks; what dies under a name that no one reads; hashes that are kept of files that are old enough;
-# what says of a cache how far it is, which nobody reads beside a whole one.
+# what says of a cache how far it is, which nobody reads beside a whole one; how a process stood.
 LEFT_OUT = re.compile(
-    r"\.lock$|\.[0-9a-f]{6}-\d+-\d+\.part(/|$)|\.cache/digests\.json$|\.npy\.done$"
+    r"\.lock$|(^|/)status/|\.[0-9a-f]{6}-\d+-\d+\.part(/|$)|\.cache/digests\.json$|\.npy\.done$"
 )
 ALL = "*"
 # file → entries that differ, as paths with "*" for places in lists; ALL: the whole file.

@@ -502,7 +502,10 @@ class _Tracer:
             return
         with open(f"/proc/{process}/mem", "rb", buffering=0) as memory:
             memory.seek(arguments[1])
-            content = memory.read(min(first, change.size))
+            try:
+                content = memory.read(min(first, change.size))
+            except OSError:  # a page that is not there any more: then nothing had been written yet
+                return
         file = os.open(f"/proc/{process}/fd/{arguments[0]}", os.O_WRONLY)
         try:
             os.pwrite(file, content, change.offset)

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from armlet.data import bounded, files, opening, video
+from armlet.data import bounded, files, lines, opening, video
 from armlet.data.bounded import check_film, check_parquet, read_arrays, unpacked
 from armlet.data.opening import EpisodeError
 from armlet.data.traces import StoreIdentity, TraceError, TraceStore, TraceWriter
@@ -95,7 +95,7 @@ def test_json_without_end(content: bytes, tmp_path: Path) -> None:
         read_once(content)
     log = tmp_path / "log.jsonl"
     log.write_bytes(b'{"a": 1}\n' + content + b"\n")
-    refused(lambda: files.whole_lines(log), log, "line 2 of 2")
+    refused(lambda: lines.whole_lines(log), log, "line 2 of 2")
 
 
 def test_toml_without_end(tmp_path: Path) -> None:

@@ -145,6 +145,20 @@ def test_damage_is_found(tmp_path) -> None:
         TraceStore(tmp_path / "nowhere")
 
 
+@pytest.mark.parametrize("left", [0, 1, 19, 20, 599, 580])
+def test_keys_that_were_cut_off_are_named_and_stored_again(tmp_path, left: int) -> None:
+    keys = every_key()[:30]
+    fill(tmp_path, keys, shard_bytes=500)
+    os.truncate(tmp_path / KEYS, left)
+    with pytest.raises(TraceError, match=rf"keys\.bin has {left} bytes.*there are 30 rows"):
+        TraceStore(tmp_path)
+    with TraceWriter(tmp_path, IDENTITY, COLUMNS) as writer:
+        lacking = keys[len(writer.done()) :]
+        assert len(lacking) == 30 - left // 20
+        writer.append(lacking, values_of(lacking))
+    assert_joined(TraceStore(tmp_path), keys)
+
+
 @pytest.mark.parametrize("cut", [1, 19, 21, 60])
 def test_torn_writes_are_cut_off_and_done_again(tmp_path, cut: int) -> None:
     keys = every_key()

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from armlet.data import moment, upload
-from armlet.data.files import BusyError, appending, write_atomically
+from armlet.data.files import BusyError, write_atomically
+from armlet.data.lines import appending
 from armlet.data.mirror import InBlocks, mirrored, told
 from armlet.data.object_storage import StorageError, StoredObjects
 from armlet.data.store import Entry, Listing, Store, check_name, holding

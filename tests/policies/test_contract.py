@@ -17,6 +17,7 @@ from strangers import Cached, Expert, Stranger, Writer, make
 from tiny import make_frames
 from torch import Tensor
 
+from armlet.data.lines import read_lines
 from armlet.evaluation.measure import latency
 from armlet.layers.graph import ProbeHeads
 from armlet.layers.heads import to_bins
@@ -123,7 +124,7 @@ def test_facts_are_guessed_from_the_last_tokens_where_there_is_no_condition() ->
 def train(learner: Learner, stage: Stage, folder, *, teacher=None) -> list[dict[str, float]]:
     batches = make_batches(learner.policy, FRAMES)
     Trainer(learner, stage, batches, folder=folder, seed=0, title="t", teacher=teacher).run()
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return list(map(json.loads, read_lines(folder / "metrics.jsonl")))
 
 
 SHORT = {"batch_size": 16, "warmup": 1, "log_every": 1, "checkpoint_every": 100}

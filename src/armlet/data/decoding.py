@@ -20,7 +20,8 @@ from typing import Protocol
 
 import numpy as np
 
-from armlet.data.files import FULL, FullDiskError, make_durable, whole_lines
+from armlet.data.files import FULL, FullDiskError, make_durable
+from armlet.data.lines import appending, whole_lines
 from armlet.progress import Progress
 from armlet.robot.fit import Fit, fit_picture
 
@@ -179,11 +180,9 @@ class Decoding:
         if not finished:
             return
         os.fsync(file)
-        with self.done.open("a") as log:
+        with appending(self.done) as add:
             for first, last in finished:
-                log.write(json.dumps({"first": first, "last": last}) + "\n")
-            log.flush()
-            os.fsync(log.fileno())
+                add(json.dumps({"first": first, "last": last}))
         finished.clear()
 
     def _block(self, file: int, first: int, last: int) -> None:

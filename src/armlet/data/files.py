@@ -1,5 +1,5 @@
-"""A file or a folder appears whole or not at all, a log is read without half a line, and of two
-processes one at a time writes. Knows bytes and lines of JSON; knows no other format.
+"""A file or a folder appears whole or not at all, and of two processes one at a time writes. Knows
+bytes and JSON; knows no other format.
 
 What is written stands beside its place first, under a name that no other process uses and that ends
 in `.part`; then it is made durable, renamed, and the rename made durable too. A process that dies
@@ -11,13 +11,12 @@ import contextlib
 import errno
 import hashlib
 import itertools
-import json
 import os
 import re
 import shutil
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -391,62 +390,3 @@ def parse_json(content: bytes, path: Path, *, fix: str) -> dict[str, Any]:
 def read_json(path: Path, *, fix: str) -> dict[str, Any]:
     """The JSON object in a file. Raises FileNotFoundError or ValueError naming the file."""
     return parse_json(read_whole(path, fix=fix), path, fix=fix)
-
-
-def whole_lines(path: Path) -> list[str]:
-    """The lines of a log that is written line by line, each a JSON object; none where there is no
-    file. A last one cut short by a kill is left out, and cut off the file, so that the next line
-    does not join it.
-
-    Raises ValueError, naming the line, where one is something else: such a file was damaged, and
-    what it counted is lost.
-    """
-    if not path.exists():
-        return []
-    content = path.read_bytes()
-    # What follows the last line end is no line yet; `splitlines` would not tell the difference.
-    *lines, rest = content.split(b"\n")
-    for number, line in enumerate(lines, 1):
-        if not _is_object(line):
-            found = "NUL bytes" if b"\0" in line else repr(line[:40].decode(errors="replace"))
-            raise ValueError(
-                f"{path}, line {number} of {len(lines)}: found {found}, expected a JSON object; "
-                "the file was damaged (by a power cut, or by hand). Delete that line to do again "
-                "what it stood for, or the file to do all of it again"
-            )
-    if rest:  # cut off in place: a copy would need room, and the disk may just have been full
-        with path.open("r+b") as file:
-            file.truncate(len(content) - len(rest))
-            os.fsync(file.fileno())
-    return [line.decode() for line in lines]
-
-
-def _is_object(line: bytes) -> bool:
-    try:
-        return isinstance(json.loads(line.decode()), dict)
-    except (ValueError, RecursionError):  # no UTF-8, no JSON, brackets without end
-        return False
-
-
-@contextlib.contextmanager
-def appending(path: Path) -> Iterator[Callable[[str], None]]:
-    """What adds a line to a log, and gives it to the system before it returns, so a killed process
-    loses none that it wrote."""
-    make_folder(path.parent)
-    new = not path.exists()
-    # Without a buffer of Python's: what is in one dies with the process.
-    with path.open("ab", buffering=0) as file:
-        if new:
-            make_durable(path.parent)
-
-        def add(line: str) -> None:
-            content = (line + "\n").encode()
-            with naming_a_full_disk(path):
-                written = 0
-                # A nearly full disk takes a part, then refuses the rest.
-                while written < len(content):
-                    written += file.write(content[written:])
-
-        yield add
-        with naming_a_full_disk(path):
-            os.fsync(file.fileno())

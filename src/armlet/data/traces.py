@@ -359,6 +359,15 @@ class TraceStore:
                     f"{path} has {path.stat().st_size} bytes, expected {wanted}: it is truncated; "
                     "`armlet probe` stores the missing rows again"
                 )
+        # Of rows without keys nobody would know: they would be missing without a word.
+        there = sum(path.stat().st_size for path in self.root.glob("rows-*.bin"))
+        keys = self.root / KEYS
+        if there > len(self) * size or keys.stat().st_size % KEY.itemsize:
+            raise TraceError(
+                f"{keys} has {keys.stat().st_size} bytes, {len(self)} whole keys, and there are "
+                f"{there / size:g} rows: the file was cut short, or a run was stopped while it "
+                "stored; `armlet probe` stores what is missing again"
+            )
 
     def _map(self) -> list[np.ndarray]:
         if self._shards is None:

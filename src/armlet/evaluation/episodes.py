@@ -16,7 +16,8 @@ import torch
 
 from armlet import source
 from armlet.benchmarks import Benchmark, Task
-from armlet.data.files import appending, hold, whole_lines
+from armlet.data.files import hold
+from armlet.data.lines import appending, whole_lines
 from armlet.evaluation.outcomes import DelayedRun, Run
 from armlet.lineage import digest_text
 from armlet.progress import Progress

@@ -107,7 +107,7 @@ def compute(policy: Backbone, observations: Sequence[Observation]) -> dict[str, 
             shapes.append((name, image.shape))
         mask = policy.prepare([observation]).text_mask
         words = (mask.shape[1], int(mask.sum()))
-        kind = (words, tuple(shapes), policy.decide(observation).gates)
+        kind = (words, tuple(shapes), policy.layers_for(observation))
         if kind not in counted:
             counted[kind] = _count(policy, observation)
         counts.append(counted[kind])
@@ -135,20 +135,20 @@ def _count(policy: Backbone, observation: Observation) -> tuple[int, int]:
 
 
 def what_routes_depend_on(
-    policy: Policy, observations: Sequence[Observation], *, seed: int = 0
+    policy: Backbone, observations: Sequence[Observation], *, seed: int = 0
 ) -> dict[str, float]:
     """The share of decisions whose route changes when one thing is replaced by that of another
     moment, drawn at random: the images, the instruction, the robot's state, its previous action, or
     everything. Routes that never change are no routing, whatever the router was trained for."""
     others = np.random.default_rng(seed).permutation(len(observations))
-    routes = [policy.decide(observation).gates for observation in observations]
+    routes = [policy.layers_for(observation) for observation in observations]
 
     def changed(*names: str) -> float:
         """The share of routes that change when these fields are another moment's."""
         differs = []
         for observation, other, route in zip(observations, others, routes, strict=True):
             mixed = _mixed(observation, observations[other], names)
-            differs.append(policy.decide(mixed).gates != route)
+            differs.append(policy.layers_for(mixed) != route)
         return float(np.mean(differs))
 
     names = ("images", "instruction", "state", "previous_action")

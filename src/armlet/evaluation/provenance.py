@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from armlet.data.files import read_json
+from armlet.data.lines import read_lines
 from armlet.lineage import PROVENANCE
 from armlet.rollout.pool import Contender
 
@@ -83,7 +84,7 @@ def curves(folder: Path, made: Provenance) -> list[Curves]:
         said = read_json(about, fix=f"delete {place} where it is of no use any more")
         if said.get("stage") != stage or said.get("teacher") != question.get("teacher"):
             continue
-        rows = list(map(json.loads, log.read_text().splitlines()))
+        rows = list(map(json.loads, read_lines(log)))
         if rows:
             found.append(_columns(rows))
     return found

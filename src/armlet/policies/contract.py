@@ -509,6 +509,10 @@ class Backbone(nn.Module, Policy, Generic[S]):
     def infer(self, observation: Observation) -> np.ndarray:
         return self.decide(observation).actions
 
+    def layers_for(self, observation: Observation) -> tuple[int, ...]:
+        """The layers that `decide` would run, 1 or 0 each; none of them runs."""
+        return (1,) * len(self.layers)
+
     def deployed(self) -> "Backbone":
         return self
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from armlet import limits
-from armlet.data.files import appending, whole_lines
+from armlet.data.lines import appending, whole_lines
 from armlet.policies.contract import Backbone, Pass, State, Student
 from armlet.policies.students import Kept
 from armlet.progress import Progress

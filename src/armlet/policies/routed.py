@@ -319,6 +319,13 @@ class Routed(Backbone):
         routes, counts = self.gates(self.embed(batch), batch).unique(dim=0, return_counts=True)
         return self.keep_layers(active_layers(routes[counts.argmax()][None]))
 
+    @torch.inference_mode()
+    def layers_for(self, observation: Observation) -> tuple[int, ...]:
+        if self.told is not None:
+            return tuple(map(int, self.told))
+        batch = self.prepare([observation])
+        return tuple(map(int, self.gates(self.embed(batch), batch)[0].tolist()))
+
     def gates(self, start: State, batch: Batch) -> Tensor:
         """(b, l): what runs."""
         return hard_gates(self.route(start, batch) - self._threshold(batch))

@@ -23,8 +23,9 @@ import torch
 from torch import Tensor, nn
 
 from armlet.data.corpus import Corpus
-from armlet.data.files import appending, make_durable, read_json, whole_lines, write_atomically
+from armlet.data.files import make_durable, read_json, write_atomically
 from armlet.data.frames import BatchMaker, Frames, draw
+from armlet.data.lines import appending, sealed, whole_lines
 from armlet.data.transforms import Moment
 from armlet.layers import draws
 from armlet.lineage import (
@@ -610,7 +611,7 @@ class Trainer:
         for line in whole_lines(path):
             row = json.loads(line)
             if row["step"] <= self.step:
-                kept += line + "\n"
+                kept += sealed(line) + "\n"
                 rows.append(row)
         write_atomically(path, kept.encode())  # killed here, the log of before still stands
         series = None if self.log is None else self.log.series(self.folder)
