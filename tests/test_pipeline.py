@@ -14,7 +14,6 @@ from tiny import tiny_recipe
 from armlet import collect, distil, evaluate, probe, recipes, teach
 from armlet import report as report_page
 from armlet.__main__ import main
-from armlet.benchmarks import Benchmark
 from armlet.data.episodes import EpisodeDataset
 from armlet.data.files import BusyError, hold
 from armlet.data.frames import load_frames
@@ -38,9 +37,17 @@ EXAMPLE = Path(__file__).parent / "outside.py"
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory) -> Recipe:
     made = tiny_recipe(tmp_path_factory.mktemp("pipeline"))
-    for verb in (collect, teach, probe, distil, evaluate):
+    for verb in (collect, teach, probe, distil):
         verb.main(made)
+    evaluate.main(judged(made))
     return made
+
+
+def judged(recipe: Recipe) -> Recipe:
+    """The recipe in a world whose episodes end before much is decided, and so counted."""
+    return dataclasses.replace(
+        recipe, benchmark=dataclasses.replace(recipe.benchmark, step_limit=9)
+    )
 
 
 def test_every_verb_leaves_its_result(recipe: Recipe) -> None:
@@ -102,7 +109,7 @@ def test_a_second_evaluation_runs_nothing_again(
     log = recipe.out / "evaluation" / "episodes.jsonl"
     before = log.read_text()
     log.write_text(before + '{"policy": "cut sho')
-    evaluate.main(recipe)
+    evaluate.main(judged(recipe))
     assert log.read_text() == before
 
 
@@ -314,11 +321,6 @@ def test_a_round_that_makes_a_student_worse_is_undone(
     )
 
 
-def brief(recipe: Recipe) -> Benchmark:
-    """The world of the recipe, in which episodes end before much is decided, and so counted."""
-    return dataclasses.replace(recipe.benchmark, step_limit=9)
-
-
 def test_a_dial_is_evaluated_at_every_budget(recipe: Recipe, tmp_path, no_fresh_process) -> None:
     full = recipes.find("dial_tabletop")()
     stages = tuple(
@@ -326,8 +328,7 @@ def test_a_dial_is_evaluated_at_every_budget(recipe: Recipe, tmp_path, no_fresh_
     )
     evaluation = dataclasses.replace(recipe.evaluation, budgets=(0.25, 1.0))
     dial = dataclasses.replace(
-        recipe,
-        benchmark=brief(recipe),
+        judged(recipe),
         name="dial",
         out=tmp_path,
         shared=recipe.out,
@@ -374,7 +375,7 @@ def test_students_of_flipped_labels_are_drawn_against_their_share(
             )
         )
     compared = dataclasses.replace(
-        recipe, benchmark=brief(recipe), out=tmp_path, shared=recipe.out, policies=tuple(made)
+        judged(recipe), out=tmp_path, shared=recipe.out, policies=tuple(made)
     )
     report = json.loads(evaluate.main(compared).read_text())
     assert [(policy["name"], policy["gripper_noise"]) for policy in report["policies"][1:]] == [
