@@ -18,7 +18,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -139,13 +139,14 @@ def _in_processes(left: list[tuple[str, str, int, int]], jobs: int) -> None:
 
 
 def _make(todo: list[tuple[str, str, int, int]]) -> None:
+    commit = _commit()
     with tempfile.TemporaryDirectory(prefix="crash-") as base:
         campaign = Campaign(Path(base))
         for area, kind, number, seed in todo:
             begun = time.monotonic()
             point = campaign.point(area, kind, number, seed)
             # One write of a whole line, so that processes do not mix theirs.
-            line = json.dumps(asdict(point)) + "\n"
+            line = json.dumps(asdict(replace(point, commit=commit))) + "\n"
             with KEPT.open("ab", buffering=0) as file:
                 file.write(line.encode())
             mark = " " if point.good else "!"
@@ -156,6 +157,18 @@ def _make(todo: list[tuple[str, str, int, int]]) -> None:
 def _keep(points: list[Point]) -> None:
     lines = [json.dumps(asdict(point)) + "\n" for point in points]
     KEPT.write_text("".join(lines))
+
+
+def _commit() -> str:
+    """The repository's, with a + where it was changed since."""
+    said = subprocess.run(
+        ["git", "describe", "--always", "--abbrev=7", "--exclude=*", "--dirty=+"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return said.stdout.strip()
 
 
 def read(path: Path) -> list[Point]:
@@ -201,13 +214,6 @@ def by_area(points: list[Point]) -> str:
 
 def write(points: list[Point], seed: int, *, planned: int) -> None:
     """The table in docs/: every point in JSON, the counts on the page."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        check=False,
-    ).stdout.strip()
     counts: dict[str, dict[str, dict[str, int]]] = {}
     for point in points:
         row = counts.setdefault(point.area, {}).setdefault(point.kind, {})
@@ -215,7 +221,7 @@ def write(points: list[Point], seed: int, *, planned: int) -> None:
     defects = [asdict(point) for point in points if not point.good]
     said = {
         "command": f"make test-crash (seed {seed})",
-        "written_at": commit,
+        "made_at": dict(Counter(point.commit or "not known" for point in points)),
         "points": len(points),
         "planned": planned,
         "counts": counts,
@@ -226,8 +232,11 @@ def write(points: list[Point], seed: int, *, planned: int) -> None:
     head, rest = page.split(BEGIN)
     tail = rest.split(END)[1]
     how_many = f"{len(points)} of {planned} points ([crash.json](machinery/crash.json)):"
-    if len(points) < planned:
-        how_many += " made piece by piece, over several commits, so no result of one version yet."
+    commits = {point.commit for point in points}
+    if len(commits) > 1:
+        how_many += f" made at {len(commits)} commits, so no result of one version yet."
+    elif commits != {""}:
+        how_many += f" all of them of commit {commits.pop()}."
     how_many += "<!-- source: ../tests/crash/crashing.py -->"
     said_here = f"{how_many}\n\n{table(points)}\n\n{by_area(points)}"
     PAGE.write_text(f"{head}{BEGIN}\n{said_here}\n\n{END}{tail}")

@@ -64,6 +64,7 @@ class Point:
     where: str  # the change, or the damaged file
     outcome: str
     said: str = ""
+    commit: str = ""  # of the repository that it was made in; "": not known
 
     @property
     def key(self) -> tuple[str, str, int, int]:
