@@ -123,7 +123,7 @@ test-s3: .venv-s3/.ready ## processes that meet on S3, against an S3 server of o
 	grep -v '^python-dateutil==' requirements.lock > .venv-s3/constraints.txt
 	.venv-s3/bin/python -m pip install -q -c .venv-s3/constraints.txt "$$(grep '^torch==' requirements.lock)"
 	.venv-s3/bin/python -m pip install -q -c .venv-s3/constraints.txt -e '.[dev,s3]'
-	.venv-s3/bin/python -m pip install -q 'moto[server]>=5'
+	.venv-s3/bin/python -m pip install -q -c .venv-s3/constraints.txt 's3fs>=2025.3' 'moto[server]>=5'
 	touch $@
 
 # In an environment of its own: another 200 MB, and packages that nothing else needs.

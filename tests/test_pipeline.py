@@ -232,7 +232,9 @@ def test_every_recipe_trains_a_student_that_acts(recipe: Recipe, tmp_path, name:
         for each in full.rounds
     )
     changes = {"student": student, "stages": stages, "rounds": rounds, "annotator": full.annotator}
-    small = dataclasses.replace(recipe, name=name, out=tmp_path, shared=recipe.out, **changes)
+    small = dataclasses.replace(
+        judged(recipe), name=name, out=tmp_path, shared=recipe.out, **changes
+    )
     probe.main(small)  # an annotator's labels; the traces are there
     made = load_policy(distil.main(small))
     task = recipe.benchmark.tasks()[0]
@@ -256,7 +258,7 @@ def test_an_on_policy_round_adds_what_the_student_met_and_resumes(
         return update(trainer)
 
     whole, killed = (
-        dataclasses.replace(recipe, out=tmp_path / name, shared=recipe.out, rounds=rounds)
+        dataclasses.replace(judged(recipe), out=tmp_path / name, shared=recipe.out, rounds=rounds)
         for name in ("whole", "killed")
     )
     monkeypatch.setattr(training.Trainer, "_update", dies)
@@ -290,7 +292,7 @@ def test_a_round_that_makes_a_student_worse_is_undone(
 ) -> None:
     short = dataclasses.replace(recipe.stages[1], steps=2)
     rounds = (Round(short, episodes=2, workers=1, replay=5, trial=2, split="unseen_objects"),)
-    tried = dataclasses.replace(recipe, out=tmp_path, shared=recipe.out, rounds=rounds)
+    tried = dataclasses.replace(judged(recipe), out=tmp_path, shared=recipe.out, rounds=rounds)
     monkeypatch.setattr(practice, "_successes", lambda *_: list(successes))
     made = load_policy(distil.main(tried))
     verdict = json.loads((tmp_path / "round-0" / "trial.json").read_text())
