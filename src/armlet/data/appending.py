@@ -359,6 +359,8 @@ def carry_out(root: Path, staging: Path) -> None:
     for name in decided["staged"]:
         if (staging / name).exists():
             shutil.rmtree(staging / name)
+    if staging.exists():
+        make_durable(staging)  # else a power cut may bring half of one back, without the decision
     _remove(ready)
 
 
@@ -368,6 +370,7 @@ def _remove(ready: Path) -> None:
     if gone.exists():
         shutil.rmtree(gone, ignore_errors=True)
     ready.rename(gone)
+    make_durable(ready.parent)
     shutil.rmtree(gone, ignore_errors=True)
 
 
