@@ -121,7 +121,8 @@ def test_students_of_one_recipe_are_drawn_in_one_colour(groups, tmp_path, monkey
 def logged(folder: Path, index: int, stage: dict, losses: list[float], teacher: str = "t") -> None:
     place = folder / f"distil-{index}"
     place.mkdir(parents=True)
-    rows = [{"step": step, "loss": loss} for step, loss in enumerate(losses)]
+    first = stage["steps"] - len(losses) + 1
+    rows = [{"step": first + place, "loss": loss} for place, loss in enumerate(losses)]
     (place / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (place / "stage.json").write_text(json.dumps({"stage": stage, "teacher": teacher}))
 
@@ -134,12 +135,21 @@ def test_only_logs_of_the_stages_that_made_a_student_are_its_curves(tmp_path: Pa
     logged(tmp_path, 1, {"steps": 4000}, [9.0])  # of a later run
     logged(tmp_path, 2, third, [0.5])
     assert curves(folder, made) == [
-        {"step": [0, 1], "loss": [3.0, 1.2346]},
-        {"step": [0], "loss": [0.5]},
+        {"step": [2, 3], "loss": [3.0, 1.2346]},
+        {"step": [5], "loss": [0.5]},
     ]
     assert curves(folder, {}) == [], "it does not say how it was made"
     assert curves(folder, student(0, stages=[first], teacher="another")) == []
     assert len(curves(folder, student(0, stages=[first], teacher="t"))) == 1
+
+
+def test_a_log_that_ends_before_its_stage_is_no_curve(tmp_path: Path) -> None:
+    stage = {"steps": 3}
+    logged(tmp_path, 0, stage, [3.0, 2.0])
+    log = tmp_path / "distil-0" / "metrics.jsonl"
+    log.write_bytes(log.read_bytes()[:-1])  # the last line has no end any more
+    with pytest.raises(ValueError, match=r"metrics\.jsonl ends at step 2, and the stage had 3"):
+        curves(tmp_path / "student", student(0, stages=[stage], teacher="t"))
 
 
 def test_the_share_of_flipped_labels_is_read_from_stages_and_transforms() -> None:

@@ -53,6 +53,31 @@ class Killed(BaseException):
     pass
 
 
+def test_a_log_that_was_cut_is_named_and_one_that_is_gone_begins_anew(
+    tmp_path, monkeypatch, capsys
+) -> None:
+    update = Trainer._update
+
+    def dies(trainer: Trainer) -> dict[str, float]:
+        if trainer.step == 7:
+            raise Killed
+        return update(trainer)
+
+    monkeypatch.setattr(Trainer, "_update", dies)
+    with pytest.raises(Killed):
+        run(tmp_path, STAGE)
+    monkeypatch.undo()
+    log = tmp_path / "metrics.jsonl"
+    lines = log.read_text().splitlines(keepends=True)
+    log.write_text("".join([lines[0], *lines[2:]]))
+    with pytest.raises(ValueError, match=r"metrics\.jsonl has 3 lines of .* 4 steps, and had 4"):
+        run(tmp_path, STAGE)
+    log.unlink()
+    run(tmp_path, STAGE)
+    assert [json.loads(line)["step"] for line in read_lines(log)] == [5, 6, 7, 8]
+    assert "is not there: the log goes on from step 4" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("optimiser", ["muon", "adamw"])
 @pytest.mark.parametrize("at", [5, 7])
 def test_a_killed_run_resumes_to_the_same_weights(

@@ -49,7 +49,7 @@ def test_damage_inside_a_log_is_named_by_its_line(tmp_path, bad: bytes) -> None:
 @settings(
     deadline=None, max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-@given(bit=st.integers(0, 8 * 150), at=st.sampled_from([1, 2]))
+@given(bit=st.integers(0, 8 * 150), at=st.sampled_from([0, 1, 2]))
 def test_a_bit_that_changed_is_named_by_its_line(tmp_path, bit: int, at: int) -> None:
     """But where it makes one line into two, of which the first is none."""
     path = tmp_path / "log"
@@ -87,6 +87,15 @@ def test_a_log_of_before_goes_on_and_is_checked_from_there(tmp_path) -> None:
         file.write('{"a": 3}\n{"a"')
     with pytest.raises(ValueError, match="line 3 of 3: it has no checksum"):
         whole_lines(path)
+
+
+def test_lines_that_another_program_ended_otherwise_are_named(tmp_path) -> None:
+    path = tmp_path / "log"
+    with appending(path) as add:
+        add('{"a": 1}')
+    path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
+    with pytest.raises(ValueError, match="line 1 of 1: found"):
+        read_lines(path)
 
 
 def test_reading_leaves_what_is_being_written(tmp_path) -> None:

@@ -17,6 +17,8 @@ from pathlib import Path
 from armlet.data.files import make_durable, make_folder, naming_a_full_disk
 
 SEAL = re.compile(rb'(?:, )?"crc": "([0-9a-f]{8})"\}\Z')
+# What a bit makes of one; no line of ours ends so without one.
+LIKE_A_SEAL = re.compile(rb'"[^"]{3}": "[^"]{8}"\}\Z')
 FIX = (
     "the file was damaged (by a disk, a power cut, or by hand). Delete that line to do again what it "
     "stood for, or the file to do all of it again"
@@ -62,7 +64,7 @@ def _checked(content: bytes, path: Path) -> tuple[list[str], int]:
     checked = False
     for number, line in enumerate(lines, 1):
         where = f"{path}, line {number} of {len(lines)}"
-        if not _is_object(line):
+        if not line.endswith(b"}") or not _is_object(line):
             there = "NUL bytes" if b"\0" in line else repr(line[:40].decode(errors="replace"))
             raise ValueError(f"{where}: found {there}, expected a JSON object; {FIX}")
         seal = SEAL.search(line)
@@ -72,6 +74,8 @@ def _checked(content: bytes, path: Path) -> tuple[list[str], int]:
                 raise ValueError(f"{where}: not what was written (its checksum differs); {FIX}")
             checked = True
             line = bare
+        elif LIKE_A_SEAL.search(line):
+            raise ValueError(f"{where}: not what was written (its checksum is none); {FIX}")
         elif checked:
             raise ValueError(f"{where}: it has no checksum, and lines before it have; {FIX}")
         found.append(line.decode())

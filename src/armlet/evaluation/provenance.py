@@ -85,8 +85,15 @@ def curves(folder: Path, made: Provenance) -> list[Curves]:
         if said.get("stage") != stage or said.get("teacher") != question.get("teacher"):
             continue
         rows = list(map(json.loads, read_lines(log)))
-        if rows:
-            found.append(_columns(rows))
+        if not rows:
+            continue
+        if rows[-1].get("step") != stage.get("steps"):
+            raise ValueError(
+                f"{log} ends at step {rows[-1].get('step')}, and the stage had "
+                f"{stage.get('steps')}: it was cut. Put it back, or delete it for a report without "
+                "this curve"
+            )
+        found.append(_columns(rows))
     return found
 
 

@@ -102,7 +102,7 @@ def found_state(folder: Path) -> dict[str, Any] | SavedShards | None:
 
 def save_shards(folder: Path, state: dict[str, Any], world: World) -> None:
     """A training state whose tensors lie in shards; every process calls this."""
-    said = {"question": state["question"], "step": state["step"]}
+    said = {"question": state["question"], "step": state["step"], "lines": state.get("lines")}
     target = folder / f"state-{state['step']:08d}"
     if world.first:
         make_folder(folder)

@@ -154,6 +154,8 @@ class Trainer:
         self.title = title
         self.log = log
         self.step = 0
+        self.lines = 0  # of the log, up to this step
+        self.promised: int | None = None  # so many there were when the state was saved
         self.world = world()
         # What the folder holds, once it has been looked at.
         self._state: dict[str, Any] | SavedShards | None = None
@@ -525,6 +527,7 @@ class Trainer:
             "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
             "average": self.average,
             "teacher": teacher,
+            "lines": self.lines,
         }
         if self.world.first:
             # A state promises the lines of its steps, which are not written again.
@@ -545,6 +548,7 @@ class Trainer:
                 f"{self.title}: steps: {before} → {self.stage.steps}; it goes on from step "
                 f"{state['step']}\n"
             )
+        self.promised = state.get("lines")
         # As the optimisers see them, in the order in which they number them.
         numbered = [list(_parameters(optimiser)) for optimiser in self.optimisers]
         network = self.spread.network.state_dict()
@@ -613,6 +617,8 @@ class Trainer:
             if row["step"] <= self.step:
                 kept += sealed(line) + "\n"
                 rows.append(row)
+        self._check_lines(path, len(rows))
+        self.lines = len(rows)
         write_atomically(path, kept.encode())  # killed here, the log of before still stands
         series = None if self.log is None else self.log.series(self.folder)
         if series is not None:
@@ -621,10 +627,27 @@ class Trainer:
 
             def write(row: dict[str, Any]) -> None:
                 add(json.dumps(row))
+                self.lines += 1
                 if series is not None:
                     series.point(row["step"], row)
 
             yield write
+
+    def _check_lines(self, path: Path, found: int) -> None:
+        """Raises ValueError where the log has not the lines of the steps that were trained. One that
+        is not there is somebody's wish."""
+        if self.promised in (None, found):
+            return
+        if not path.exists():
+            sys.stderr.write(
+                f"{self.title}: {path} is not there: the log goes on from step {self.step}\n"
+            )
+            return
+        raise ValueError(
+            f"{path} has {found} lines of the first {self.step} steps, and had {self.promised} when "
+            "they were saved: it was cut, or a line was deleted. Put it back, or delete it: the log "
+            "then goes on from there, and nothing else is lost"
+        )
 
 
 def _parameters(optimiser: torch.optim.Optimizer) -> Iterator[nn.Parameter]:
