@@ -480,6 +480,69 @@ def test_a_field_of_another_type_is_named(tmp_path: Path, field: str, value: Any
     assert standing.read(path) == RUNNING
 
 
+PHASE = asdict(RUNNING)["phase"]
+
+
+@pytest.mark.parametrize("page", [False, True])
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"free_disk": 10**400},
+        {"seconds": 10**400},
+        {"seconds": float("inf")},
+        {"started_unix": 1e20},
+        {"started_unix": -1e18},
+        {"started_unix": float("inf")},
+        {"ended": {"how": "finished", "unix": 1e30}},
+        {"phase": PHASE | {"values": {"loss": 10**400}}},
+        {"phases": [PHASE | {"done": 10**400}]},
+        {"gpus": [{"index": 0, "name": "a", "held": 1, "most": 1, "total": 10**400}]},
+    ],
+    ids=lambda odd: next(iter(odd)),
+)
+def test_numbers_that_cannot_be_shown_are_said_and_hide_no_other_run(
+    many: Path, odd: dict, page: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = many / "a/status/odd.json"
+    path.write_text(json.dumps(asdict(RUNNING) | odd))
+    with pytest.raises(SystemExit) as left:
+        status.main(many / "a", page=tmp_path / "page.html" if page else None)
+    assert left.value.code == 3
+    said = capsys.readouterr().out
+    assert said.splitlines()[1].startswith("UNREADABLE") and str(path) in said
+    assert "delete it" in said and "distil 0/2" in said and "250/1,000" in said
+
+
+def test_numbers_at_their_bounds_are_shown(many: Path, tmp_path: Path) -> None:
+    far = {
+        "started_unix": standing.LATEST,
+        "seconds": standing.LARGEST,
+        "free_disk": int(standing.LARGEST),
+        "phase": PHASE | {"values": {"loss": sys.float_info.max}, "total": int(standing.LARGEST)},
+        "ended": {"how": "finished", "unix": 0},
+    }
+    (many / "a/status/far.json").write_text(json.dumps(asdict(RUNNING) | far))
+    page = tmp_path / "page.html"
+    assert "1.798e+308" in status.main(many / "a", page=page)
+    assert "1.798e+308" in page.read_text()
+
+
+def test_no_text_of_a_file_reaches_the_terminal_as_a_command(
+    many: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evil = "a\x1b[2Jb\rc\n\x9bd\u202ee\ud800"
+    odd = asdict(RUNNING) | {"recipe": evil, "verb": evil, "command": evil, "log": evil}
+    odd |= {"phase": PHASE | {"title": evil}, "ended": {"how": "failed", "unix": 1.0, "why": evil}}
+    (many / "a/status/odd.json").write_text(json.dumps(odd))
+    with pytest.raises(SystemExit) as left:
+        status.main(many / "a", page=tmp_path / "page.html")
+    assert left.value.code == 3
+    said = capsys.readouterr().out
+    assert said.count("a [2Jb c  d e ") == 6
+    assert all(each.isprintable() for each in said.rstrip("\n").split("\n"))
+    assert "a [2Jb c  d e" in (tmp_path / "page.html").read_text()
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [({"after": 0.0}, "--after 0"), ({"twice": 5.0}, "--twice 5"), ({"twice": 90.0, "watch": True}, "has no effect")],

@@ -108,7 +108,8 @@ def _said(
     out: Path, runs: list[Run], *, as_json: bool, page: Path | None, again: float | None
 ) -> str:
     if page is not None:
-        write_atomically(page, render(out, runs, again=again).encode())
+        # Half of a pair of surrogates, which JSON may hold, is no text of UTF-8.
+        write_atomically(page, render(out, runs, again=again).encode(errors="replace"))
     return json.dumps([to_json(run) for run in runs], indent=1) if as_json else table(runs)
 
 
@@ -185,7 +186,7 @@ def cells(run: Run) -> dict[str, str]:
     phase = shown(said)
     state = run.standing.state
     live = state in ("running", "stalled", "silent")
-    return {
+    found = {
         "": state.upper() if run.alarming else state,
         "verb": said.verb if said.rank is None else f"{said.verb} {said.rank[0]}/{said.rank[1]}",
         "recipe": said.recipe,
@@ -197,6 +198,13 @@ def cells(run: Run) -> dict[str, str]:
         "disk": "" if said.free_disk is None else f"{said.free_disk / 1e9:.3g} GB",
         "memory": ", ".join(f"{gpu.held / 1e9:.3g}/{gpu.total / 1e9:.3g} GB" for gpu in said.gpus),
     }
+    return {name: plain(text) for name, text in found.items()}
+
+
+def plain(text: str) -> str:
+    """A text of a file's in one line, for a terminal: a space for each control character, by which
+    it could clear the screen or forge a line."""
+    return "".join(each if each.isprintable() else " " for each in text)
 
 
 def shown(said: Status) -> Phase | None:
@@ -226,7 +234,7 @@ def notes(run: Run) -> list[tuple[str, str]]:
             ("resume", f"cd {shlex.quote(said.folder)} && {said.command}"),
         ]
     found.append(("file", f"{run.path}"))
-    return found
+    return [(name, plain(text)) for name, text in found]
 
 
 def when(unix: float) -> str:

@@ -167,6 +167,11 @@ WHOLE = {"columns": {"a": [[4], "float16"]}, "rows_per_shard": 10}
         {"columns": {"a": [[2**16, 2**16], "float16"]}},
         {"columns": {"a": [[-1], "float16"]}},
         {"columns": {"a": [[True], "float16"]}},
+        {"columns": {}},
+        {"columns": {"a": [[0], "float16"]}},
+        {"columns": {"": [[4], "float16"]}},
+        {"columns": {"a": [[2**30], "float64"]}},  # as bytes more than a row may have
+        {"columns": {"a": [[2**29], "int16"], "b": [[2**29], "int16"]}},
         {"rows_per_shard": 0},
         {"rows_per_shard": -3},
         {"rows_per_shard": 2**62},

@@ -19,9 +19,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, Dataset
 
-from armlet.data.files import BusyError
+from armlet.data.files import BusyError, is_held
 from armlet.data.traces import (
     KEYS,
+    LOCK,
     StaleTraceError,
     StoreIdentity,
     TraceError,
@@ -156,6 +157,90 @@ def test_keys_that_were_cut_off_are_named_and_stored_again(tmp_path, left: int) 
         lacking = keys[len(writer.done()) :]
         assert len(lacking) == 30 - left // 20
         writer.append(lacking, values_of(lacking))
+    assert_joined(TraceStore(tmp_path), keys)
+
+
+def test_a_key_that_became_another_is_refused_and_nothing_is_lost(tmp_path) -> None:
+    keys = every_key()[:9]
+    fill(tmp_path, keys, shard_bytes=400)
+    path = tmp_path / KEYS
+    content = bytearray(path.read_bytes())
+    content[5 * 20 + 8] ^= 1  # step 5 becomes step 4
+    path.write_bytes(content)
+    before = {each: each.read_bytes() for each in tmp_path.glob("*.bin")}
+    with pytest.raises(
+        TraceError, match=r"keys\.bin has episode 0, step 4 twice, as keys 4 and 5"
+    ) as said:
+        TraceWriter(tmp_path, IDENTITY, COLUMNS)
+    assert {each: each.read_bytes() for each in tmp_path.glob("*.bin")} == before
+    # What the message says helps: the rows before stay, the others are stored again.
+    assert f"`truncate -s 80 {path}`" in str(said.value)
+    os.truncate(path, 80)
+    with TraceWriter(tmp_path, IDENTITY, COLUMNS) as writer:
+        assert writer.done().tolist() == keys[:4].tolist()
+        writer.append(keys[4:], values_of(keys[4:]))
+    assert_joined(TraceStore(tmp_path), keys)
+
+
+def test_rows_go_behind_those_that_are_there(tmp_path) -> None:
+    """As many as the file of keys has, whatever this process remembers of them."""
+    keys = every_key()[:9]
+    with TraceWriter(tmp_path, IDENTITY, COLUMNS, shard_bytes=400) as writer:
+        writer.append(keys[:5], values_of(keys[:5]))
+        writer._keys.pop()
+        writer.append(keys[5:], values_of(keys[5:]))
+    assert_joined(TraceStore(tmp_path), keys)
+
+
+def test_a_reader_is_told_that_a_writer_is_at_work(tmp_path) -> None:
+    keys = every_key()[:6]
+    with TraceWriter(tmp_path, IDENTITY, COLUMNS) as writer:
+        writer.append(keys[:3], values_of(keys[:3]))
+        assert_joined(TraceStore(tmp_path), keys[:3])
+        # As it is between the rows of an append and their keys.
+        os.truncate(tmp_path / KEYS, 40)
+        with pytest.raises(TraceError, match="is being written: it has 2 keys, and 3 rows"):
+            TraceStore(tmp_path)
+    with pytest.raises(TraceError, match="cut short"):
+        TraceStore(tmp_path)
+    assert not is_held(tmp_path / LOCK)
+
+
+def test_a_writer_that_ends_while_a_reader_looks(tmp_path) -> None:
+    keys = every_key()[:6]
+    fill(tmp_path, keys[:3])
+
+    class Late(TraceStore):
+        def _read_keys(self) -> np.ndarray:
+            found = super()._read_keys()
+            fill(tmp_path, keys[3:])  # which lets go of the lock again
+            return found
+
+    with pytest.raises(TraceError, match="is being written: it has 3 keys, and 6 rows"):
+        Late(tmp_path)
+    assert_joined(TraceStore(tmp_path), keys)
+
+
+def test_a_copy_that_a_tool_left_is_no_shard(tmp_path) -> None:
+    keys = every_key()[:6]
+    fill(tmp_path, keys[:3])
+    for name in ("rows-000 (1).bin", "rows-0000.bin", "rows-.bin", "rows-²00.bin"):
+        (tmp_path / name).write_bytes((tmp_path / "rows-000.bin").read_bytes())
+    assert_joined(TraceStore(tmp_path), keys[:3])
+    with TraceWriter(tmp_path, IDENTITY, COLUMNS) as writer:
+        writer.append(keys[3:], values_of(keys[3:]))
+    assert_joined(TraceStore(tmp_path), keys)
+
+
+def test_a_store_without_its_keys_says_what_to_do(tmp_path) -> None:
+    keys = every_key()[:3]
+    fill(tmp_path, keys)
+    (tmp_path / KEYS).unlink()
+    with pytest.raises(
+        TraceError, match=r"keys\.bin is missing.*copy .* again, or run `armlet probe`"
+    ):
+        TraceStore(tmp_path)
+    fill(tmp_path, keys)
     assert_joined(TraceStore(tmp_path), keys)
 
 

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from armlet.data.files import hold, make_durable, read_json, write_atomically
+from armlet.data.files import hold, is_held, make_durable, read_json, write_atomically
 from armlet.data.mirror import InBlocks
 
 # An entry of keys.bin. Little-endian whatever the machine: stores are copied between machines.
@@ -30,7 +30,7 @@ HEADER = "header.json"
 KEYS = "keys.bin"
 LOCK = "writer.lock"
 TYPES = ("float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "bool")
-LARGEST = 2**31 - 1  # numbers in a row's entry, rows in a shard
+LARGEST = 2**31 - 1  # numbers in a row's entry, bytes of a row, rows in a shard
 Columns = dict[str, tuple[tuple[int, ...], str]]  # name → shape of a row's entry, numpy type
 
 
@@ -82,6 +82,17 @@ def _number_type(said: Any) -> str:
     return str(said)
 
 
+def _check_row(columns: Columns) -> None:
+    """Raises TypeError where no row can be laid out so."""
+    size = 0
+    for name, (shape, dtype) in columns.items():
+        if not name:
+            raise TypeError("a column has no name")
+        size += math.prod(shape) * np.dtype(dtype).itemsize
+    if not 1 <= size <= LARGEST:
+        raise TypeError(f"a row has {size} bytes, expected 1 to {LARGEST}")
+
+
 def _row_type(columns: Columns) -> np.dtype:
     return np.dtype([(name, dtype, tuple(shape)) for name, (shape, dtype) in columns.items()])
 
@@ -108,6 +119,7 @@ class _Header:
             columns = {}
             for name, (shape, dtype) in value["columns"].items():
                 columns[name] = (_shape(shape), _number_type(dtype))
+            _check_row(columns)
             per = value["rows_per_shard"]
             if type(per) is not int or not 1 <= per <= LARGEST:
                 raise TypeError(f"rows_per_shard is {per!r:.40}")
@@ -141,6 +153,17 @@ def _shard(root: Path, number: int) -> Path:
     return root / f"rows-{number:03d}.bin"
 
 
+def _shards(root: Path) -> dict[int, Path]:
+    """Number → file, of the shards that are there. Not of what else is called alike: a tool that
+    synchronizes folders leaves a `rows-000 (1).bin`."""
+    found = {}
+    for path in root.glob("rows-*.bin"):
+        digits = path.stem.removeprefix("rows-")
+        if digits.isdecimal() and path == _shard(root, int(digits)):
+            found[int(digits)] = path
+    return found
+
+
 class TraceWriter:
     """Appends rows; a context manager. Opening an existing store of the same identity goes on where
     it ended."""
@@ -162,7 +185,6 @@ class TraceWriter:
             raise
 
     def _open(self, identity: StoreIdentity, columns: Columns, shard_bytes: int) -> None:
-        rows_per_shard = max(1, shard_bytes // _row_type(columns).itemsize)
         if (self.root / HEADER).exists():
             header = _Header.read(self.root)
             _check_identity(self.root, header.identity, identity)
@@ -171,6 +193,8 @@ class TraceWriter:
                     f"{self.root} has columns {header.columns}, this run would write {columns}"
                 )
         else:
+            _check_row(columns)
+            rows_per_shard = max(1, shard_bytes // _row_type(columns).itemsize)
             header = _Header(asdict(identity), columns, rows_per_shard, keys_checked=True)
             write_atomically(self.root / HEADER, json.dumps(asdict(header), indent=1).encode())
         self.header = header
@@ -178,7 +202,8 @@ class TraceWriter:
         self._keys = self._recover()
 
     def _recover(self) -> set[tuple[int, int]]:
-        """Cut off what is not whole: keys without their rows, rows without their keys."""
+        """Cut off what is not whole: keys without their rows, rows without their keys. Raises
+        TraceError, and cuts nothing, where a key stands there twice."""
         path = self.root / KEYS
         if not path.exists():
             path.touch()
@@ -195,13 +220,30 @@ class TraceWriter:
             stored += min(rows, per)
         # Rows are written first, so those without keys are the usual case after a kill.
         whole = min(whole, stored)
+        keys = np.fromfile(path, KEY, count=whole)
+        known = self._refuse_twice(keys)
         os.truncate(path, whole * KEY.itemsize)
-        for shard in self.root.glob("rows-*.bin"):
-            number = int(shard.stem.removeprefix("rows-"))
+        for number, shard in _shards(self.root).items():
             kept = max(0, min(whole - number * per, per)) * size
             os.truncate(shard, min(shard.stat().st_size, kept))  # never made longer, with zeros
-        keys = np.fromfile(path, KEY)
-        return set(zip(keys["episode"].tolist(), keys["step"].tolist(), strict=True))
+        return known
+
+    def _refuse_twice(self, keys: np.ndarray) -> set[tuple[int, int]]:
+        """The keys that `keys`, entries, hold. Raises TraceError where two are one: no run stores a
+        key twice, so one of them was changed since, and which row is its is not known."""
+        first: dict[tuple[int, int], int] = {}
+        pairs = zip(keys["episode"].tolist(), keys["step"].tolist(), strict=True)
+        for place, key in enumerate(pairs):
+            before = first.setdefault(key, place)
+            if before != place:
+                path = self.root / KEYS
+                raise TraceError(
+                    f"{path} has episode {key[0]}, step {key[1]} twice, as keys {before} and {place} of "
+                    f"{len(keys)}: it is damaged. Copy {self.root} again, or delete it and run `armlet "
+                    f"probe`; `truncate -s {before * KEY.itemsize} {path}` keeps the rows before, and "
+                    "`armlet probe` stores the others again"
+                )
+        return set(first)
 
     def done(self) -> np.ndarray:
         """(rows, 2) int64: the keys that are stored."""
@@ -257,7 +299,7 @@ class TraceWriter:
 
     def _write(self, keys: np.ndarray, rows: np.ndarray) -> None:
         per = self.header.rows_per_shard
-        start = len(self._keys)
+        start = (self.root / KEYS).stat().st_size // KEY.itemsize
         position = 0
         while position < len(rows):
             number, inside = divmod(start + position, per)  # which shard, and how full it is
@@ -320,7 +362,7 @@ class TraceStore:
         self.header = _Header.read(self.root)
         if identity is not None:
             _check_identity(self.root, self.header.identity, identity)
-        self._entries = np.fromfile(self.root / KEYS, KEY)
+        self._entries = self._read_keys()
         # Sorted by key, and where each key's row lies on the disk.
         order = np.lexsort((self._entries["step"], self._entries["episode"]))
         self._order = order
@@ -344,6 +386,15 @@ class TraceStore:
     def columns(self) -> Columns:
         return self.header.columns
 
+    def _read_keys(self) -> np.ndarray:
+        path = self.root / KEYS
+        if not path.is_file():
+            raise TraceError(
+                f"{path} is missing, without which no row is known: copy the whole folder again, or "
+                "run `armlet probe`, which stores all rows again"
+            )
+        return np.fromfile(path, KEY)
+
     def _check_files(self) -> None:
         per = self.header.rows_per_shard
         size = self.header.row.itemsize
@@ -360,9 +411,16 @@ class TraceStore:
                     "`armlet probe` stores the missing rows again"
                 )
         # Of rows without keys nobody would know: they would be missing without a word.
-        there = sum(path.stat().st_size for path in self.root.glob("rows-*.bin"))
+        there = sum(path.stat().st_size for path in _shards(self.root).values())
         keys = self.root / KEYS
         if there > len(self) * size or keys.stat().st_size % KEY.itemsize:
+            # In this order: one that lets go in between has changed the keys by then.
+            held = is_held(self.root / LOCK)
+            if held or keys.stat().st_size // KEY.itemsize != len(self):
+                raise TraceError(
+                    f"{self.root} is being written: it has {len(self)} keys, and {there / size:g} rows. "
+                    "Wait until `armlet probe` has ended there, then run this again"
+                )
             raise TraceError(
                 f"{keys} has {keys.stat().st_size} bytes, {len(self)} whole keys, and there are "
                 f"{there / size:g} rows: the file was cut short, or a run was stopped while it "

@@ -27,6 +27,8 @@ TIMES = 10  # … where it is also so many times the longest between two steps b
 # … and before there are two steps to compare with: large weights are read from slow disks.
 UNCOUNTED = 1800.0
 FIX = "delete it; a run that goes on writes another"
+LATEST = 2.5e11  # seconds of Unix time: the year 9892; calendars end with 9999
+LARGEST = 1e30  # seconds, bytes, steps: more than there are, and arithmetic stays finite
 
 Ending = Literal["finished", "stopped", "failed"]
 State = Literal["running", "finished", "stopped", "failed", "killed", "silent", "stalled"]
@@ -152,7 +154,25 @@ def _made(kind: Any, said: Any) -> Any:
         raise ValueError(f"{kind.__name__} is {said!r:.60}, expected {', '.join(sorted(names))}")
     made = kind(**said)
     limits.typed(made)
+    _check_numbers(made)
     return made
+
+
+def _check_numbers(made: Any) -> None:
+    """Raises ValueError naming the first number that cannot be shown: Python reads whole numbers
+    that no float holds, and times that no calendar has."""
+    for name, value in vars(made).items():
+        low, high = (0.0, LATEST) if name.endswith("unix") else (-LARGEST, LARGEST)
+        numbers = [value]
+        if isinstance(value, Mapping):
+            # What a step says, a loss that explodes too, is any finite number.
+            low, high = -limits.MOST, limits.MOST
+            numbers = list(value.values())
+        for number in numbers:
+            if isinstance(number, int | float) and not low <= number <= high:
+                raise ValueError(
+                    f"{type(made).__name__}.{name} is {number!r:.40}, expected {low:g} to {high:g}"
+                )
 
 
 # Which process it is, and where
