@@ -154,6 +154,7 @@ class Trainer:
         self.title = title
         self.log = log
         self.step = 0
+        self._kept: int | None = None  # the step whose state the folder holds
         self.world = world()
         # What the folder holds, once it has been looked at.
         self._state: dict[str, Any] | SavedShards | None = None
@@ -324,7 +325,7 @@ class Trainer:
                     write({"step": self.step, "seconds": time.perf_counter() - started, **terms})
                 if done or self.step % self.stage.checkpoint_every == 0:
                     self._save()
-            if stop.asked:
+            if stop.asked and self._kept != self.step:
                 self._save()
         progress.close()
         # After the last save: what is saved goes on from the weights, not from their average.
@@ -533,6 +534,7 @@ class Trainer:
             save_shards(self.folder, state, self.world)
         elif self.world.first:
             save_state(self.folder / STATE, state)
+        self._kept = self.step
 
     def _resume(self) -> None:
         state = self._state
@@ -568,6 +570,7 @@ class Trainer:
             name: placed(each, self.parameters[name]) for name, each in state["average"].items()
         }
         self.step = state["step"]
+        self._kept = self.step
         if isinstance(self.teacher, nn.Module):
             self.teacher.load_state_dict(state["teacher"])
 
