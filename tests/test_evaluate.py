@@ -559,6 +559,20 @@ def test_a_line_of_the_log_without_its_split_is_named(recipe, ran) -> None:
         run_episodes(recipe, field, out)
 
 
+def test_a_line_that_is_being_written_is_cut_by_nobody_but_who_goes_on(recipe, ran) -> None:
+    field = contenders(recipe)
+    out = recipe.out / "evaluation"
+    run_episodes(recipe, field, out)
+    log = out / episodes.LOG
+    whole = log.read_bytes()
+    with log.open("ab") as file:
+        file.write(b'{"half')
+    work = episodes._Act(field, recipe.benchmark, "cpu", {}, log)
+    assert work([]) == b"" and log.read_bytes() == whole + b'{"half'
+    run_episodes(recipe, field, out)
+    assert log.read_bytes() == whole
+
+
 def test_a_policy_saved_anew_is_run_anew_in_the_same_process(tmp_path) -> None:
     """What is logged under a fingerprint is what the policy of that fingerprint did."""
     policy, dots = dots_policy(0), Dots()

@@ -133,6 +133,14 @@ def test_a_plan_after_the_episodes_is_none(recipe, field, tmp_path, monkeypatch)
         ValueError, match=r"episodes\.jsonl has episodes of the seeds 800,000,000 to"
     ):
         commit(recipe, field, tmp_path)
+    # Another process may be writing the last line, and holds the lock: whoever plans cuts nothing.
+    log = tmp_path / episodes.LOG
+    with log.open("ab") as file:
+        file.write(b'{"half')
+    content = log.read_bytes()
+    with pytest.raises(ValueError, match=r"episodes\.jsonl has episodes"):
+        commit(recipe, field, tmp_path)
+    assert log.read_bytes() == content
     # Those of tuning are no part of it.
     commit(asked(recipe, seed=FIRST + 4), field, tmp_path)
 

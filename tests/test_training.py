@@ -1,6 +1,7 @@
 """The training loop: resumes to the same result, draws every frame once an epoch, and fails
 loudly."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -27,7 +28,7 @@ from armlet.recipe import Stage
 from armlet.recipes.actdistill import ActDistill
 from armlet.recipes.bases import FitHeads, Imitate
 from armlet.training.learner import Learner
-from armlet.training.stopping import waiting_stop
+from armlet.training.stopping import Stop, waiting_stop
 from armlet.training.trainer import Trainer, make_batches, rate, trainable
 
 STAGE = Stage(Imitate(), steps=8, batch_size=5, warmup=2, log_every=1, checkpoint_every=4, ema=0.9)
@@ -448,6 +449,30 @@ def test_ctrl_c_in_the_last_step_ends_a_stage_that_is_finished(tmp_path, monkeyp
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path)
     assert torch.load(tmp_path / "state.pt", weights_only=True)["step"] == STAGE.steps
+
+
+@pytest.mark.usefixtures("ctrl_c")
+@pytest.mark.parametrize("after", [4, 5])
+def test_ctrl_c_saves_no_step_twice(tmp_path, monkeypatch, after: int) -> None:
+    """Neither in a step that was a checkpoint already, nor ahead of the first step after a resume."""
+    saved: list[int] = []
+    save = Trainer._save
+    monkeypatch.setattr(Trainer, "_save", lambda self: (saved.append(self.step), save(self)))
+    interrupted(tmp_path, monkeypatch, after=after)
+    assert saved == sorted({4, after})
+    resume = Trainer._resume
+
+    def pressed(trainer: Trainer) -> None:
+        resume(trainer)
+        monkeypatch.setattr(Trainer, "_stop", stopped)
+
+    @contextlib.contextmanager
+    def stopped(trainer: Trainer) -> Iterator[Stop]:
+        yield Stop(asked=True)
+
+    monkeypatch.setattr(Trainer, "_resume", pressed)
+    run(tmp_path)
+    assert saved == sorted({4, after})
 
 
 @pytest.mark.usefixtures("ctrl_c")

@@ -1,6 +1,7 @@
 """A state in shards says what lies where in JSON: it is read as it was written, and nothing of it is
 run, whoever wrote it."""
 
+import errno
 import json
 import os
 import pickle
@@ -11,9 +12,17 @@ import pytest
 import torch
 from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
 
+from armlet.data.files import FullDiskError
 from armlet.training.distributed import World
 from armlet.training.shard_files import LAYOUT, read_layout
-from armlet.training.state import POINTER, _digest, found_state, load_shards, save_shards
+from armlet.training.state import (
+    POINTER,
+    _digest,
+    digest_of_pointer,
+    found_state,
+    load_shards,
+    save_shards,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 WEIGHTS = {"a": torch.arange(12.0).view(3, 4), "b": torch.randn(5).bfloat16()}
@@ -49,6 +58,7 @@ def rewrite(folder: Path, content: bytes) -> None:
     layout_of(folder).write_bytes(content)
     pointer = json.loads((folder / POINTER).read_text())
     pointer["layout"] = _digest(layout_of(folder))
+    pointer["digest"] = digest_of_pointer(pointer)
     (folder / POINTER).write_text(json.dumps(pointer))
 
 
@@ -120,6 +130,66 @@ def test_cut_short_or_with_a_flipped_bit_it_is_refused_by_name(folder) -> None:
             loaded(folder)
     path.write_bytes(whole)
     loaded(folder)
+
+
+def test_no_flipped_bit_of_the_pointer_is_trusted(folder) -> None:
+    """Every bit: a digit of the step would be a run that goes on elsewhere than its weights do."""
+    path = folder / POINTER
+    whole = path.read_bytes()
+    for bit in range(8 * len(whole)):
+        damaged = bytearray(whole)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=f"{path}.*delete it"):
+            found_state(folder)
+    path.write_bytes(whole)
+    loaded(folder)
+
+
+def test_a_pointer_of_before_it_had_a_digest_is_held_to_its_folders_name(folder) -> None:
+    said = json.loads((folder / POINTER).read_text())
+    del said["digest"]
+    (folder / POINTER).write_text(json.dumps(said))
+    assert loaded(folder)["step"] == 3
+    (folder / POINTER).write_text(json.dumps({**said, "step": 2}))
+    with pytest.raises(ValueError, match=rf"{POINTER} is damaged.*step 2, expected state-00000002"):
+        found_state(folder)
+    (folder / POINTER).write_text(json.dumps({**said, "folder": "state-00000004", "step": 4}))
+    with pytest.raises(ValueError, match=rf"{POINTER} names state-00000004, which is not there"):
+        found_state(folder)
+
+
+def test_a_state_in_one_file_without_its_step_is_named(folder) -> None:
+    torch.save({"question": {"seed": 1}}, folder / "state.pt")
+    with pytest.raises(ValueError, match=r"state\.pt has the `step` None.*go on from step 3"):
+        found_state(folder)
+    (folder / POINTER).unlink()
+    with pytest.raises(ValueError, match=r"state\.pt has the `step` None.*from its start"):
+        found_state(folder)
+
+
+def test_saved_again_at_its_step_a_state_counts_until_the_new_one_does(folder, monkeypatch) -> None:
+    import torch.distributed.checkpoint as dcp
+
+    before = layout_of(folder).parent
+    half = folder / "state-00000003-again" / "__0_0.distcp"
+    with monkeypatch.context() as disk:
+
+        def full(*args, **settings) -> None:
+            half.parent.mkdir()
+            half.write_bytes(b"half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        disk.setattr(dcp, "save", full)
+        for _ in range(2):  # the half is no obstacle
+            with pytest.raises(FullDiskError, match=half.parent.name):
+                save_shards(folder, STATE, World())
+            assert loaded(folder)["step"] == 3
+    later = {**STATE, "average": {"a": WEIGHTS["a"] * 3}}
+    for name in (half.parent.name, before.name):
+        save_shards(folder, later, World())
+        assert [path.name for path in folder.glob("state-*")] == [name]
+        assert torch.equal(loaded(folder)["average"]["a"], WEIGHTS["a"] * 3)
 
 
 def places_of(folder: Path) -> list[list]:

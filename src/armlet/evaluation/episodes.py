@@ -17,7 +17,7 @@ import torch
 from armlet import source
 from armlet.benchmarks import Benchmark, Task
 from armlet.data.files import hold
-from armlet.data.lines import appending, whole_lines
+from armlet.data.lines import appending, read_lines, whole_lines
 from armlet.evaluation.outcomes import DelayedRun, Run
 from armlet.lineage import digest_text
 from armlet.progress import Progress
@@ -54,7 +54,7 @@ def run_episodes(
     # Two evaluations into one folder would each run what the other is running; those that share the
     # work come here one after the other, and find nothing left to run.
     with hold(out / "evaluating.lock", "evaluating", wait=together is not None):
-        done = read_log(log)
+        done = continue_log(log)
         missing = []
         # Episode by episode, not policy by policy: a log that was cut short still has pairs.
         for task, seed in planned:
@@ -96,7 +96,7 @@ class _Act:
     log: Path
 
     def __call__(self, shard: Sequence[Attempt]) -> bytes:
-        done = read_log(self.log) if self.log.exists() else {}
+        done = read_log(self.log)
         rows = []
         for attempt in shard:
             row = done.get(self.key(attempt))
@@ -135,7 +135,7 @@ def _share(
     work.run(acting, workers=workers, title=title)
     # Workers that share a disk share the log as well: one after the other adds what is missing.
     with hold(acting.log.parent / "evaluating.lock", "evaluating", wait=True):
-        done = read_log(acting.log)
+        done = continue_log(acting.log)
         with appending(acting.log) as add:
             for shard, content in zip(shards, work.results(), strict=True):
                 for attempt, line in zip(shard, content.decode().split("\n"), strict=True):
@@ -180,10 +180,21 @@ def key(made_from: Row, split: str, task: str, seed: int) -> Key:
 
 
 def read_log(path: Path) -> dict[Key, Row]:
-    """Finished episodes by key. A last line cut short by a kill is dropped; rows from before it was
-    kept what they were made from stay in the file and are not used."""
+    """Finished episodes by key, none where there is no file. Reads only: a last line without an end
+    is left out, and stays, for another process may be writing it. Rows from before it was kept what
+    they were made from are not used."""
+    return _by_key(read_lines(path), path)
+
+
+def continue_log(path: Path) -> dict[Key, Row]:
+    """The same, for who holds the lock and goes on writing: a last line without an end was cut short
+    by a kill, and is cut off the file."""
+    return _by_key(whole_lines(path), path)
+
+
+def _by_key(lines: Iterable[str], path: Path) -> dict[Key, Row]:
     done: dict[Key, Row] = {}
-    for line in whole_lines(path):
+    for line in lines:
         row = json.loads(line)
         if "made_from" not in row:
             continue

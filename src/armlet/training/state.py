@@ -3,7 +3,8 @@
 One process writes one file, `state.pt`. A network in shards is written by all processes at once, each
 its own part (torch's distributed checkpoint), into a folder of that step; `state.json`, written
 after it, says which folder counts, so that half a folder is never read, and the digest of its list
-of what lies where. Either is read by any number of processes, and nothing of it is unpickled. What was written the other way before is removed once the new one counts.
+of what lies where, and of itself. Either is read by any number of processes, and nothing of it is
+unpickled. What was written before, in either way, is removed once the new one counts, and not earlier.
 """
 
 import hashlib
@@ -31,6 +32,7 @@ from armlet.training.spread import is_shard
 
 STATE = "state.pt"
 POINTER = "state.json"
+OF_BEFORE = {"question", "step", "layout", "folder"}  # in a pointer that has no digest of itself
 FIX = "delete it to train this stage from its start, nothing else is lost; or copy it again"
 
 
@@ -84,31 +86,64 @@ def found_state(folder: Path) -> dict[str, Any] | SavedShards | None:
     """The state that a stage's folder holds, however it was written, of shards what is said of
     them; None where there is none. Raises ValueError naming the file."""
     one = load_state(folder / STATE) if (folder / STATE).exists() else None
-    pointer = folder / POINTER
-    if not pointer.exists():
-        return one
-    said = read_json(pointer, fix=FIX)
-    shards = folder / str(said.get("folder"))
-    if "question" not in said or not isinstance(said.get("step"), int) or not shards.is_dir():
-        raise ValueError(
-            f"{pointer} names {shards.name}, which is not there, or lacks `question` or `step`; "
-            f"{FIX}"
-        )
+    saved = _read_pointer(folder) if (folder / POINTER).exists() else None
+    if one is None:
+        return saved
+    step = one.get("step")
+    if type(step) is not int:
+        fix = FIX
+        if saved is not None:
+            fix = f"delete it to go on from step {saved['step']}, whose state {POINTER} names"
+        raise ValueError(f"{folder / STATE} has the `step` {step!r}, expected a number; {fix}")
     # Killed before the older was removed: then there are both.
-    if one is not None and one["step"] >= said["step"]:
+    if saved is None or step >= saved["step"]:
         return one
-    return SavedShards(shards, said)
+    return saved
+
+
+def _read_pointer(folder: Path) -> SavedShards:
+    """What `state.json` says. Raises ValueError, naming it, where it is not what was written, or
+    what it names is not there."""
+    pointer = folder / POINTER
+    said = read_json(pointer, fix=FIX)
+    named = said.get("folder")
+    step = said.get("step")
+    if "digest" in said:
+        if said["digest"] != digest_of_pointer(said):
+            raise ValueError(f"{pointer} is not what was written (its digest differs); {FIX}")
+    elif said.keys() - OF_BEFORE:  # a digest whose own name was damaged would be none
+        unknown = ", ".join(sorted(said.keys() - OF_BEFORE))
+        raise ValueError(f"{pointer} has no digest, and {unknown} in it is unknown; {FIX}")
+    if "question" not in said or type(step) is not int:
+        raise ValueError(f"{pointer} lacks `question`, or its `step` {step!r} is none; {FIX}")
+    if named not in _names(step):
+        raise ValueError(
+            f"{pointer} is damaged: it names the folder {named!r} for step {step}, expected "
+            f"{_names(step)[0]}; {FIX}"
+        )
+    if not (folder / named).is_dir():
+        raise ValueError(f"{pointer} names {named}, which is not there; {FIX}")
+    return SavedShards(folder / named, said)
+
+
+def digest_of_pointer(said: Mapping[str, Any]) -> str:
+    """The SHA-256 of what `state.json` says, whatever it says its digest is."""
+    rest = {name: each for name, each in said.items() if name != "digest"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def _names(step: int) -> tuple[str, str]:
+    """What the folder of a step may be called: the other one where the first is what counts."""
+    name = f"state-{step:08d}"
+    return name, f"{name}-again"
 
 
 def save_shards(folder: Path, state: dict[str, Any], world: World) -> None:
     """A training state whose tensors lie in shards; every process calls this."""
     said = {"question": state["question"], "step": state["step"], "lines": state.get("lines")}
-    target = folder / f"state-{state['step']:08d}"
-    if world.first:
-        make_folder(folder)
-        if target.exists():  # half of one, of a run that was killed
-            shutil.rmtree(target)
-    world.wait()
+    # The first decides for all, who might still see an older pointer; nobody writes before it has.
+    name = world.said(_free_name(folder, state["step"]) if world.first else None)[0]
+    target = folder / name
     import torch.distributed.checkpoint as dcp  # slow to import, and seldom needed
 
     from armlet.training.shard_files import LAYOUT, ShardWriter
@@ -117,13 +152,26 @@ def save_shards(folder: Path, state: dict[str, Any], world: World) -> None:
         dcp.save(dict(_flat(state)), storage_writer=ShardWriter(target))  # durable when it returns
     if world.first:
         said["layout"] = _digest(target / LAYOUT)
+        said["folder"] = target.name
+        said["digest"] = digest_of_pointer(said)
         make_durable(target)
         make_durable(folder)
-        pointer = json.dumps({**said, "folder": target.name})
-        write_atomically(folder / POINTER, pointer.encode())
+        write_atomically(folder / POINTER, json.dumps(said).encode())
         (folder / STATE).unlink(missing_ok=True)
         _remove_shards(folder, keep=target)
     world.wait()
+
+
+def _free_name(folder: Path, step: int) -> str:
+    """The name of a folder to write a step into, made free; what the pointer names stays. Raises
+    ValueError where it cannot be read: any of the folders may be the one that counts."""
+    make_folder(folder)
+    name, other = _names(step)
+    if (folder / POINTER).exists() and read_json(folder / POINTER, fix=FIX).get("folder") == name:
+        name = other
+    if (folder / name).exists():  # half of one, of a run that was killed
+        shutil.rmtree(folder / name)
+    return name
 
 
 def _remove_shards(folder: Path, *, keep: Path | None) -> None:

@@ -156,6 +156,7 @@ class Trainer:
         self.step = 0
         self.lines = 0  # of the log, up to this step
         self.promised: int | None = None  # so many there were when the state was saved
+        self._kept: int | None = None  # the step whose state the folder holds
         self.world = world()
         # What the folder holds, once it has been looked at.
         self._state: dict[str, Any] | SavedShards | None = None
@@ -326,7 +327,7 @@ class Trainer:
                     write({"step": self.step, "seconds": time.perf_counter() - started, **terms})
                 if done or self.step % self.stage.checkpoint_every == 0:
                     self._save()
-            if stop.asked:
+            if stop.asked and self._kept != self.step:
                 self._save()
         progress.close()
         # After the last save: what is saved goes on from the weights, not from their average.
@@ -536,6 +537,7 @@ class Trainer:
             save_shards(self.folder, state, self.world)
         elif self.world.first:
             save_state(self.folder / STATE, state)
+        self._kept = self.step
 
     def _resume(self) -> None:
         state = self._state
@@ -572,6 +574,7 @@ class Trainer:
             name: placed(each, self.parameters[name]) for name, each in state["average"].items()
         }
         self.step = state["step"]
+        self._kept = self.step
         if isinstance(self.teacher, nn.Module):
             self.teacher.load_state_dict(state["teacher"])
 
