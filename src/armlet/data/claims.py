@@ -144,7 +144,7 @@ def _checked(said: dict[str, Any], name: str) -> dict[str, Any]:
     """What a worker says, if it is what `Worker` writes. Raises ValueError naming object and
     field."""
     for field, kind in SAID.items():
-        value = said.get(field)
+        value: Any = said.get(field)
         right = isinstance(value, kind)
         if right and field in ("process", "lease"):
             right = 0 < value < math.inf
