@@ -1,6 +1,7 @@
 """Work that several processes share: every shard is made, counts once, and is the same whoever made
 it; whoever dies, and whenever."""
 
+import itertools
 import json
 import os
 import random
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from armlet.data import claims as module
+from armlet.data import files
 from armlet.data.claims import Claims, ShardError, Watch, Worker, begin, end, seal, unseal
 from armlet.data.files import create_file
 from armlet.data.objects import FolderObjects, open_objects
@@ -89,6 +91,24 @@ def test_a_link_that_a_network_disk_made_and_forgot_to_say_is_ours(tmp_path, mon
     assert create_file(tmp_path / "a", b"mine")
     monkeypatch.setattr(os, "link", link)
     assert not create_file(tmp_path / "a", b"other") and (tmp_path / "a").read_bytes() == b"mine"
+
+
+def test_of_two_that_say_they_are_the_same_process_one_creates(tmp_path, monkeypatch) -> None:
+    """As on two machines of one hostname, both of which were just started."""
+    path = tmp_path / "a"
+    told = []
+    link = os.link
+
+    def linked(source, target) -> None:
+        link(source, target)
+        monkeypatch.setattr(os, "link", link)
+        monkeypatch.setattr(files, "_numbers", itertools.count())
+        told.append(create_file(path, b"other"))
+
+    monkeypatch.setattr(os, "link", linked)
+    monkeypatch.setattr(files, "_numbers", itertools.count())
+    assert create_file(path, b"mine") and told == [False]
+    assert path.read_bytes() == b"mine" and list(tmp_path.iterdir()) == [path]
 
 
 def test_a_disk_without_links_is_refused_by_name(tmp_path, monkeypatch) -> None:
@@ -220,6 +240,71 @@ def test_a_worker_that_never_said_a_word_is_given_the_lease(tmp_path: Path) -> N
     assert not watch.is_dead("nobody", 10.0)
     now[0] = 10.1
     assert watch.is_dead("nobody", 10.0)
+
+
+def test_a_flipped_bit_in_what_a_worker_says_stops_nobody(capsys) -> None:
+    objects = Kept()
+    say(objects, "w", 7, computer=module.computer(), process=os.getpid())
+    whole = objects.objects["workers/w.json"]
+    for bit in range(8 * len(whole)):
+        flipped = bytearray(whole)
+        flipped[bit // 8] ^= 1 << bit % 8
+        objects.write("workers/w.json", bytes(flipped))
+        now = [0.0]
+        watch = Watch(objects, clock=clock_at(now))
+        if not watch.is_dead("w", 10.0):  # else it is another process's number
+            now[0] = 99.0  # a digit of the lease may be another
+            assert watch.is_dead("w", 10.0)
+    assert "workers/w.json" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (b'{"compu', "is not JSON"),
+        (b"", "is not JSON"),
+        (b"\xff\xfe", "is not JSON"),
+        (b"[]", "holds a JSON list"),
+        (b"{}", "computer is None"),
+        (b'{"computer": "c", "process": "1", "count": 1, "lease": 9.0}', "process is '1'"),
+        (b'{"computer": "c", "process": -1, "count": 1, "lease": 9.0}', "process is -1"),
+        (b'{"computer": "c", "process": 1, "count": 1, "lease": [9]}', "lease is"),
+        (b'{"computer": "c", "process": 1, "count": 1, "lease": 9.0, "why": 1}', "why is 1"),
+    ],
+)
+def test_a_damaged_worker_is_as_one_that_says_nothing(capsys, content: bytes, what: str) -> None:
+    objects = Kept()
+    objects.write("workers/w.json", content)
+    now = [0.0]
+    watch = Watch(objects, clock=clock_at(now))
+    assert not watch.is_dead("w", 10.0)
+    now[0] = 9.9
+    assert not watch.is_dead("w", 10.0)
+    now[0] = 10.1
+    assert watch.is_dead("w", 10.0)
+    told = capsys.readouterr().err
+    assert "workers/w.json" in told and what in told and told.count("\n") == 1
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"a\0b", b"../../about", b"a" * 500])
+def test_a_damaged_claim_is_waited_for_and_then_taken_over(tmp_path, capsys, content) -> None:
+    objects = FolderObjects(tmp_path)
+    now = [0.0]
+    for shard in range(2):
+        objects.create(f"claims/{shard:06d}.00", content)
+    with Worker(objects, lease=10.0) as worker:
+        claims = Claims(objects, 2, worker, lease=10.0, clock=clock_at(now))
+        assert claims.next() is None, "whoever made it may live"
+        now[0] = 9.9
+        assert claims.next() is None
+        now[0] = 10.1
+        taken = {claims.next(), claims.next()}
+        assert taken == {0, 1} and claims.next() is None
+        for shard in taken:
+            assert claims.publish(shard, made(shard))
+        assert not claims.publish(0, made(0)), "who made it after all changes nothing"
+    assert list(claims.results()) == [made(0), made(1)]
+    assert "claims/000000.00 is damaged" in capsys.readouterr().err
 
 
 def test_a_shard_that_workers_die_over_is_named_with_what_they_died_of(tmp_path: Path) -> None:

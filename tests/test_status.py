@@ -309,7 +309,27 @@ def test_a_run_takes_the_place_of_those_it_goes_on_from(tmp_path: Path) -> None:
         Progress("steps", total=1).advance()
     left = {path.stem for path in folder.iterdir()}
     kept = {"distil-far-alive", "distil-other", "distil-broken", "teach-killed"}
-    assert left == kept | {f"distil-{HERE.host}-{HERE.pid}"}
+    assert left == kept | {f"distil-{HERE.host}-{files.pid_namespace()}-{HERE.pid}"}
+
+
+def test_two_containers_of_one_hostname_have_a_file_each(tmp_path: Path, monkeypatch) -> None:
+    paths = set()
+    for namespace in ("1", "2"):
+        monkeypatch.setattr(beats, "pid_namespace", lambda namespace=namespace: namespace)
+        paths.add(beats._Run(tmp_path, "teach", "bc", 10.0).path.name)
+    assert paths == {f"teach-{HERE.host}-{namespace}-{HERE.pid}.json" for namespace in "12"}
+
+
+def test_what_seemed_to_beat_is_superseded_once_it_is_silent(tmp_path: Path, monkeypatch) -> None:
+    """A container that was killed, and started again at once."""
+    monkeypatch.setattr(standing, "SILENT", 1.0)
+    before = tmp_path / "status/distil-before.json"
+    before.parent.mkdir()
+    fresh = Beat(12, 0.01, time.time(), time.monotonic())
+    before.write_bytes(_json(replace(RUNNING, process=ELSEWHERE, beat=fresh)))
+    with beating(tmp_path, "distil", "bc_tabletop", every=0.05):
+        until(lambda: len(list(before.parent.glob("*.json"))) == 2)
+        until(lambda: not before.exists())
 
 
 def test_what_was_finished_before_keeps_what_it_said(tmp_path: Path) -> None:

@@ -1,9 +1,14 @@
 """Verbs whose work several processes share: what comes out is what one process makes."""
 
+import contextlib
 import dataclasses
 import io
 import json
+import multiprocessing
+import os
+import signal
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,7 +32,8 @@ from armlet.policies.checkpoint import save_policy
 from armlet.policies.pretrained.said import Said
 from armlet.recipe import Collection, Evaluation, Recipe
 from armlet.rollout import recording
-from armlet.rollout.together import Together, sharded
+from armlet.rollout import together as together_module
+from armlet.rollout.together import SharedWork, Together, sharded
 from armlet.shards import Shards
 from armlet.training import sharing, supervision
 from armlet.training.learner import Learner
@@ -250,6 +256,45 @@ def test_two_that_share_a_collection_make_the_data_set_that_one_makes(tmp_path: 
 def test_jobs_are_cut_in_order() -> None:
     assert sharded(range(7), 3) == ((0, 1, 2), (3, 4, 5), (6,))
     assert sharded([], 3) == ()
+
+
+def test_workers_end_when_their_command_is_killed(tmp_path: Path, monkeypatch) -> None:
+    # Forked: to start anew, each would import torch for seconds.
+    forking = multiprocessing.get_context("fork")
+    monkeypatch.setattr(together_module.multiprocessing, "get_context", lambda kind: forking)
+    monkeypatch.setattr(together_module.torch, "set_num_threads", lambda number: None)
+
+    def slowly(jobs) -> bytes:
+        time.sleep(0.02)
+        return b"made"
+
+    def command() -> None:
+        shards = tuple((number,) for number in range(3000))
+        work = SharedWork(Together(str(tmp_path), 1, LEASE), "work", {}, shards)
+        work.run(slowly, workers=1, title="work", here=False)
+
+    def told() -> dict:
+        found = list(tmp_path.glob("work-*/workers/*.json"))
+        return json.loads(found[0].read_text()) if found else {}
+
+    process = forking.Process(target=command)
+    process.start()
+    try:
+        while not list(tmp_path.glob("work-*/results/*")):
+            time.sleep(0.01)
+        process.kill()
+        process.join()
+        patience = time.monotonic() + 20
+        while not told().get("left"):
+            assert time.monotonic() < patience, "it works on"
+            time.sleep(0.01)
+        assert told()["why"] == ""
+    finally:
+        process.kill()
+        worker = told()
+        if worker and not worker.get("left"):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(worker["process"], signal.SIGKILL)
 
 
 def test_options_of_shards_say_what_has_no_effect(capsys) -> None:

@@ -109,6 +109,29 @@ def test_what_a_living_process_writes_is_not_swept(tmp_path) -> None:
     assert (tmp_path / "a").read_bytes() == b"slowly" and names(tmp_path) == ["a", "b"]
 
 
+def test_what_another_container_of_this_hostname_writes_is_not_swept(tmp_path, monkeypatch) -> None:
+    with monkeypatch.context() as there:
+        there.setattr(files, "pid_namespace", lambda: "1")
+        # Of a process that has our number there: here it would be one of ours that died.
+        theirs = files._beside(tmp_path / "a")
+    theirs.write_bytes(b"slowly")
+    ours = files._beside(tmp_path / "a")
+    ours.write_bytes(b"of an earlier process of our number")
+    write_atomically(tmp_path / "b", b"")
+    assert names(tmp_path) == [theirs.name, "b"] and files.PART.search(theirs.name)
+
+
+def test_a_container_is_told_apart_from_the_one_it_runs_in() -> None:
+    code = "from armlet.data.files import _host, pid_namespace; print(_host(), pid_namespace())"
+    found = subprocess.run(
+        ["unshare", "-rpf", sys.executable, "-c", code], capture_output=True, text=True
+    )
+    if "unshare" in found.stderr:
+        pytest.skip(f"this system makes no namespaces: {found.stderr.strip()}")
+    host, namespace = found.stdout.split()
+    assert host != files._host() and namespace != files.pid_namespace() and namespace.isdigit()
+
+
 def test_many_threads_write_one_file_and_none_mixes(tmp_path) -> None:
     contents = [bytes([number]) * 100_000 for number in range(8)]
     threads = [

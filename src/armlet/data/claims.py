@@ -17,6 +17,7 @@ thought dead and was only slow), and counts once. Knows bytes, and nothing of wh
 
 import hashlib
 import json
+import math
 import os
 import secrets
 import socket
@@ -27,7 +28,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Self
 
-from armlet.data.files import lives
+from armlet.data.files import lives, parse_json, pid_namespace
 from armlet.data.objects import Objects
 
 ABOUT = "about.json"
@@ -35,7 +36,9 @@ DONE = "done"
 TAKEN = 5  # workers that may die over one shard; then it is the shard
 BEATS = 4  # signs of life within a lease
 BOOT = Path("/proc/sys/kernel/random/boot_id")
-PROCESSES = Path("/proc/self/ns/pid")  # a link whose target names a container's processes
+LONGEST = 200  # bytes of a worker's name; a hostname has 64 at most
+FIX = "its worker is waited for as long as one that says nothing"
+SAID = {"computer": str, "process": int, "count": int, "lease": int | float}  # by a worker
 
 
 class ShardError(RuntimeError):
@@ -48,8 +51,8 @@ def computer() -> str:
     said = [socket.gethostname()]
     if BOOT.is_file():
         said.append(BOOT.read_text().strip())
-    if PROCESSES.is_symlink():
-        said.append(os.readlink(PROCESSES))
+    if pid_namespace():
+        said.append(pid_namespace())
     return " ".join(said)
 
 
@@ -105,6 +108,7 @@ class Watch:
         self.clock = clock
         # Worker → its number when it was last seen to move, and when that was.
         self._seen: dict[str, tuple[int, float]] = {}
+        self._damaged: set[str] = set()  # workers whose file was told to be
 
     def is_dead(self, worker: str, lease: float) -> bool:
         """`lease`: for one that never said its own."""
@@ -122,11 +126,33 @@ class Watch:
         return now - self._seen[worker][1] > said.get("lease", lease)
 
     def said(self, worker: str) -> dict[str, Any]:
-        content = self.objects.read(f"workers/{worker}.json")
+        """Nothing where its file is missing, or damaged: then its lease decides."""
+        name = f"workers/{worker}.json"
+        content = self.objects.read(name)
         if content is None:
             return {}
-        found: dict[str, Any] = json.loads(content)
-        return found
+        try:
+            return _checked(parse_json(content, Path(name), fix=FIX), name)
+        except ValueError as error:
+            if worker not in self._damaged:
+                sys.stderr.write(f"{error}\n")
+            self._damaged.add(worker)
+            return {}
+
+
+def _checked(said: dict[str, Any], name: str) -> dict[str, Any]:
+    """What a worker says, if it is what `Worker` writes. Raises ValueError naming object and
+    field."""
+    for field, kind in SAID.items():
+        value: Any = said.get(field)
+        right = isinstance(value, kind)
+        if right and field in ("process", "lease"):
+            right = 0 < value < math.inf
+        if not right:
+            raise ValueError(f"{name}: {field} is {value!r:.40}, which no worker writes; {FIX}")
+    if not isinstance(said.get("why", ""), str):
+        raise ValueError(f"{name}: why is {said['why']!r:.40}, expected words; {FIX}")
+    return said
 
 
 class Claims:
@@ -224,9 +250,15 @@ class Claims:
         return self._watch.is_dead(self.owner(shard, number), self.lease)
 
     def owner(self, shard: int, number: int) -> str:
+        """Of a claim that cannot be read, a name that nobody has: whoever made it may live, so it is
+        waited for as long as a worker that says nothing, and then taken over."""
         name = f"claims/{shard:06d}.{number:02d}"
         if name not in self._owners:
-            self._owners[name] = (self.objects.read(name) or b"").decode()
+            worker = _worker(self.objects.read(name) or b"")
+            if worker is None:
+                sys.stderr.write(f"{name} is damaged, and names no worker; {FIX}\n")
+                worker = f"unreadable-{shard:06d}.{number:02d}"
+            self._owners[name] = worker
         return self._owners[name]
 
     def _check_taken(self, shard: int, number: int) -> None:
@@ -241,6 +273,17 @@ class Claims:
             f"shard {shard} of {self.count}: {number} workers died over it: {'; '.join(workers)}. "
             "Mend what they died of, and delete the shard's claims to try again"
         )
+
+
+def _worker(claim: bytes) -> str | None:
+    """The name in a claim; None where it cannot be one, nor a part of an object's name."""
+    try:
+        name = claim.decode()
+    except UnicodeDecodeError:
+        return None
+    if not name or len(claim) > LONGEST or not name.isprintable() or "/" in name:
+        return None
+    return name
 
 
 def begin(objects: Objects, question: dict[str, Any]) -> None:

@@ -4,7 +4,7 @@ bytes and JSON; knows no other format.
 What is written stands beside its place first, under a name that no other process uses and that ends
 in `.part`; then it is made durable, renamed, and the rename made durable too. A process that dies
 leaves at most such a `.part`, which nothing reads, and which the next process that writes into the
-folder removes.
+folder removes, on the same computer and in the same container: nobody else knows that it died.
 """
 
 import contextlib
@@ -13,6 +13,7 @@ import hashlib
 import itertools
 import os
 import re
+import secrets
 import shutil
 import socket
 import sys
@@ -25,6 +26,7 @@ from filelock import AcquireReturnProxy, FileLock, Timeout
 from armlet.robot.tables import TwiceError, read_once
 
 PART = re.compile(r"\.(?P<host>[0-9a-f]{6})-(?P<process>\d+)-\d+\.part$")
+TOKEN = 10  # random digits in such a name
 LFS = b"version https://git-lfs"
 PROBE = 2**20  # bytes: what a disk that is not full has room for
 FULL = {
@@ -238,15 +240,28 @@ def make_durable(path: Path) -> None:
         os.close(handle)
 
 
+def pid_namespace() -> str:
+    """The number of the namespace in which this process has its number, as each container has one of
+    its own, even where several share a hostname; "" where the system does not say."""
+    try:
+        return os.readlink("/proc/self/ns/pid").strip("pid:[]")
+    except OSError:
+        return ""
+
+
 def _host() -> str:
     # On a network disk several computers write into one folder, and a number says nothing of the
-    # processes of another.
-    return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:6]
+    # processes of another, nor of those of another container on the same.
+    said = f"{socket.gethostname()} {pid_namespace()}"
+    return hashlib.sha256(said.encode()).hexdigest()[:6]
 
 
 def _beside(path: Path) -> Path:
     """A name for this process, this call and nobody else."""
-    return path.with_name(f"{path.name}.{_host()}-{os.getpid()}-{next(_numbers)}.part")
+    # At random as well: where two that cannot be told apart shared a name, one would take the
+    # other's link for its own (`_link`).
+    token = f"{next(_numbers)}{secrets.randbelow(10**TOKEN):0{TOKEN}d}"
+    return path.with_name(f"{path.name}.{_host()}-{os.getpid()}-{token}.part")
 
 
 def _sweep(folder: Path) -> None:

@@ -20,7 +20,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from armlet.data.files import write_atomically
+from armlet.data.files import pid_namespace, write_atomically
 from armlet.logs import standing
 from armlet.logs.standing import (
     FOLDER,
@@ -72,7 +72,9 @@ class _Run:
         self.every = every
         self.process = standing.this_process()
         host = "".join(each if each.isalnum() else "-" for each in self.process.host)
-        self.path = out / FOLDER / f"{verb}-{host}-{self.process.pid}.json"
+        # Of containers that share a hostname, each has a process of this number.
+        process = "-".join(part for part in (host, pid_namespace(), str(self.process.pid)) if part)
+        self.path = out / FOLDER / f"{verb}-{process}.json"
         self.command = _command()
         self.folder = str(Path.cwd())
         self.log = _log()
@@ -87,6 +89,7 @@ class _Run:
         self._longest: float | None = None
         self._fresh = True  # no step of this phase yet
         self._beats = 0
+        self._eye = Eye()
         self._failed = ""
         self._wake = threading.Event()
         self._ending = threading.Event()
@@ -158,7 +161,9 @@ class _Run:
 
     def _write(self, ended: End | None) -> None:
         try:
-            if not self._beats:
+            # Not once: where a container is started again at once, what it goes on from seems to beat
+            # until it has been silent for long enough.
+            if not self._beats or time.monotonic() - self._started < 2 * standing.SILENT:
                 self._supersede()
             self._beats += 1
             content = json.dumps(asdict(self._status(ended)), indent=1).encode()
@@ -211,9 +216,8 @@ class _Run:
         """Remove what earlier runs of the same left, which this one goes on from; those that run
         beside it stay. Of one of another machine that is wrongly taken for dead, the next beat
         writes the file again."""
-        eye = Eye()
         for path, said in self._others():
-            how = eye.standing(path, said)
+            how = self._eye.standing(path, said)
             if how.state in ("running", "stalled"):
                 continue
             if how.state == "silent" and standing.is_here(said.process):

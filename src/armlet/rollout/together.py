@@ -8,6 +8,7 @@ shards in `workers` processes of its own, or has tasks of a Ray cluster make the
 import contextlib
 import json
 import multiprocessing
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -110,8 +111,15 @@ class _Loop:
     pause: float
     make: Callable[[int], bytes]
 
-    def __call__(self, number: int, *, tell: Callable[[int], object] = lambda count: None) -> int:
-        """`tell` is told how many are finished, each time that somebody looks."""
+    def __call__(
+        self,
+        number: int,
+        *,
+        tell: Callable[[int], object] = lambda count: None,
+        goes_on: Callable[[], bool] = lambda: True,
+    ) -> int:
+        """`tell` is told how many are finished, each time that somebody looks; `goes_on` is asked
+        before each shard, whether to make more."""
         objects = open_objects(self.place)
         made = 0
         with Worker(objects, lease=self.lease) as worker:
@@ -119,7 +127,7 @@ class _Loop:
             while True:
                 finished = len(claims.finished())
                 tell(finished)
-                if finished >= self.count:
+                if finished >= self.count or not goes_on():
                     return made
                 shard = claims.next()
                 if shard is None:
@@ -231,7 +239,9 @@ class SharedWork(Generic[Job]):
         context = multiprocessing.get_context("spawn")
         running: list[BaseProcess] = []
         for number in range(workers):
-            process: BaseProcess = context.Process(target=_run, args=(loop, number), daemon=True)
+            process: BaseProcess = context.Process(
+                target=_run, args=(loop, number, os.getpid()), daemon=True
+            )
             process.start()
             running.append(process)
         try:
@@ -316,10 +326,12 @@ class _Shown:
         self._progress.close()
 
 
-def _run(loop: _Loop, number: int) -> None:
-    """A process of its own."""
+def _run(loop: _Loop, number: int, parent: int) -> None:
+    """A process of its own, which process `parent` has started."""
     torch.set_num_threads(THREADS)
-    loop(number)
+    # Where that is killed nobody ends this one, and it would work on unseen. Windows still says its
+    # number then.
+    loop(number, goes_on=lambda: os.getppid() == parent)
 
 
 def _on_a_node(loop: _Loop, number: int, threads: int) -> int:
