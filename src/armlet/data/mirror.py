@@ -153,7 +153,14 @@ def in_turn(work: Any, of: Iterable[Any]) -> list[Any]:
 def fetch(objects: StoredObjects, entry: Entry, path: Path) -> None:
     """A whole file of a store. Raises as `fill` does."""
     with atomic_file(path, size=entry.size) as part:
-        objects.get(entry.at, part)
+        try:
+            objects.get(entry.at, part)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                errno.ENOENT,
+                f"{objects.url}/{entry.at} is listed and is gone; run the verb that made it again: "
+                "where it was made it is uploaded again, elsewhere it is made anew",
+            ) from error
         size = part.stat().st_size
         if size != entry.size:
             raise StorageError(
@@ -166,7 +173,8 @@ def fetch(objects: StoredObjects, entry: Entry, path: Path) -> None:
             raise StorageError(
                 errno.EIO,
                 f"{objects.url}/{entry.at}: its checksum differs from the one it was written with: "
-                "it was damaged, or replaced by another tool; remove it there, and make it anew",
+                "it was damaged, or replaced by another tool; remove it there, and run the verb "
+                "that made it again",
             )
 
 

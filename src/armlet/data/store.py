@@ -123,7 +123,7 @@ class Store:
         # Of a writer that slept while others wrote and removed the list whose number this one has:
         # a list is removed by whoever has written the next but one. The next alone was written by
         # somebody who read this one.
-        if numbers[-1] > listing.number + 1:
+        if numbers and numbers[-1] > listing.number + 1:
             self.objects.remove(name)
             return False
         for number in numbers[:-2]:  # the last but one stays for whoever has just seen its name
