@@ -299,7 +299,9 @@ def test_a_reader_whose_files_are_replaced_meanwhile_has_all_of_the_next(
     assert found == {"one": b"after it", "two": b"after it"} and len(asked) == 4
 
 
-@pytest.mark.parametrize("name", ["../x", "/etc/x", "a/../../x", "a//b", "./a", ""])
+@pytest.mark.parametrize(
+    "name", ["../x", "/etc/x", "a/../../x", "a//b", "./a", "", ".", "a\0", "a/\ud800"]
+)
 def test_a_name_leads_into_no_other_folder(name: str, url, tmp_path) -> None:
     with pytest.raises(StorageError, match="is no name of a file"):
         check_name(name, url)
@@ -320,6 +322,24 @@ def test_a_list_that_is_none_is_named(url, tmp_path) -> None:
         objects.write(".armlet/000001.json", content)
         with pytest.raises(StorageError, match=r"000001\.json is no list of files"):
             holding(url)
+    entry = {"size": 1, "sha256": "0" * 64, "at": "a"}
+    about = {"writer": "w", "host": "h", "process": 1}
+    for change in (
+        {"process": "abc"},
+        {"process": True},
+        {"writer": 3},
+        {"files": {"rows-000.bin": {**entry, "size": 2**60}}},
+        {"files": {"rows-000.bin": {**entry, "size": -1}}},
+        {"files": {"a": {**entry, "at": 1}}},
+    ):
+        said = {**about, "files": {"a": entry}, **change}
+        objects.write(".armlet/000001.json", json.dumps(said).encode())
+        with pytest.raises(StorageError, match=r"000001\.json is no list of files \(TypeError: "):
+            holding(url)
+    said = {**about, "files": {"a": entry, "a/b/c": entry}}
+    objects.write(".armlet/000001.json", json.dumps(said).encode())
+    with pytest.raises(StorageError, match=r"000001\.json: a is a file there, and a/b/c would lie"):
+        holding(url)
     objects.write(".armlet/000001.json", b"[")
     with pytest.raises(ValueError, match=r"000001\.json .*is not JSON"):
         holding(url)
@@ -838,3 +858,26 @@ def test_a_file_that_is_read_in_blocks_and_lost_is_not_uploaded_in_part(url, tmp
     with Upload(url, **reading) as run:
         assert not (run.folder / "traces/rows-000.bin").exists()
     assert stored(url) == {"made": b"2"}
+
+
+def test_a_damaged_note_of_what_is_uploaded_is_named(url, tmp_path) -> None:
+    session(url, tmp_path)
+    (path,) = (tmp_path / "stores").glob("writing-*/state.json")
+    content = path.read_bytes()
+    for whole, damaged in (
+        (b'"token"', b'"tokeo"'),
+        (b'"local"', b'"mocal"'),
+        (b'"entry"', b'"entsy"'),
+        (b'"size"', b'"sire"'),
+        (b'"process": ', b'"process": -1.5e'),
+        (b'"stamp": [', b'"stamp": [1, '),
+        (b'"made/one": {', b'"/ade/one": {'),
+    ):
+        assert whole in content
+        path.write_bytes(content.replace(whole, damaged, 1))
+        with pytest.raises(
+            ValueError, match=rf"{path} is damaged: .*; delete {path.parent}, and it"
+        ):
+            session(url, tmp_path)
+    path.write_bytes(content)
+    session(url, tmp_path)

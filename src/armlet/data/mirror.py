@@ -23,7 +23,7 @@ import numpy as np
 from armlet.data.digests import HOME
 from armlet.data.files import atomic_file, make_folder, read_json, write_atomically
 from armlet.data.object_storage import StorageError, StoredObjects
-from armlet.data.store import OWN, Entry, check_name, holding, is_stored, url_of
+from armlet.data.store import OWN, Entry, check_folders, check_name, holding, is_stored, url_of
 
 IN_BLOCKS = ("rows-*.bin", "*/rows-*.bin")
 ORIGIN = ".origin.json"  # in a local folder: where the files come from that are fetched in blocks
@@ -104,6 +104,7 @@ def _of_others(url: str, stores: Path) -> Path:
             raise FileNotFoundError(
                 f"{url} is no folder that was written as one: name {url}{inside}, which is there"
             )
+    check_folders(entries, url)
     if not entries:
         raise FileNotFoundError(f"nothing is at {url}; is it the folder that was meant?")
     listed = [[name, size, said] for name, (size, said) in sorted(entries.items())]

@@ -11,7 +11,9 @@ it on another. Where a store does not answer, the work goes on, and what it lack
 import errno
 import hashlib
 import json
+import operator
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -22,6 +24,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 from filelock import AcquireReturnProxy
 
@@ -41,13 +44,24 @@ from armlet.data.mirror import (
 )
 from armlet.data.moment import Kept, Seen, Stamp, digest, link_to, look, put, stamp_of
 from armlet.data.object_storage import StorageError
-from armlet.data.store import OWN, VERSIONS, Entry, Listing, Store, check_name, holding
+from armlet.data.store import (
+    OWN,
+    VERSIONS,
+    Entry,
+    Listing,
+    Store,
+    check_name,
+    entry_of,
+    holding,
+    listing_of,
+)
 from armlet.progress import Progress
 
 STATE = "state.json"
 LOCK = "writing.lock"
 EVERY = 10.0  # seconds between two uploads, at least
 SHARE = 0.2  # of the time, at most, is spent uploading while a verb works
+TOKEN = re.compile(r"[0-9a-f]{16}")
 APART = ("status",)  # folders whose files are each of one process
 
 NONE = Listing()
@@ -341,14 +355,15 @@ class Upload:
         path = self._room / STATE
         # Without its folder what is noted of it is worth nothing: all would be taken for removed.
         if path.exists() and self.folder.is_dir():
-            said = read_json(path, fix=f"delete {self._room}, and it is fetched again")
-            local = {}
-            for name, kept in said["local"].items():
-                stamp = kept["stamp"]
-                local[name] = Kept(Entry(**kept["entry"]), None if stamp is None else tuple(stamp))
-            listing = said["listing"]
-            files = {name: Entry(**entry) for name, entry in listing["files"].items()}
-            return State(said["token"], Listing(**{**listing, "files": files}), local)
+            fix = f"delete {self._room}, and it is fetched again"
+            said = read_json(path, fix=fix)
+            try:
+                return _state_of(said, str(path))
+            except (StorageError, KeyError, TypeError, AttributeError) as error:
+                raise ValueError(
+                    f"{path} is damaged: it does not say which files are uploaded "
+                    f"({type(error).__name__}: {error}); {fix}"
+                ) from error
         if self.folder.exists():
             shutil.rmtree(self.folder)  # killed while it was fetched: nobody has worked in it
         state = State(secrets.token_hex(8))
@@ -581,6 +596,22 @@ class Upload:
             return True
 
         return all(in_turn(copy, moves))
+
+
+def _state_of(said: Any, place: str) -> State:
+    """Raises as `store.listing_of` does where JSON holds something else."""
+    if not isinstance(said["token"], str) or TOKEN.fullmatch(said["token"]) is None:
+        raise TypeError(f"the token is {said['token']!r:.80}")
+    local = {}
+    for name, kept in said["local"].items():
+        stamp = kept["stamp"]
+        if stamp is not None:
+            if not isinstance(stamp, list) or len(stamp) != 3:
+                raise TypeError(f"the stamp of {name} is {stamp!r:.80}")
+            size, modified, inode = stamp
+            stamp = (operator.index(size), operator.index(modified), operator.index(inode))
+        local[check_name(name, place)] = Kept(entry_of(kept["entry"], place), stamp)
+    return State(said["token"], listing_of(said["listing"], place), local)
 
 
 def _remove(path: Path) -> None:
