@@ -1,6 +1,7 @@
 """Folders behind a URL: what stands here for them, what is fetched when, and what is noticed."""
 
 import dataclasses
+import hashlib
 import pickle
 from pathlib import Path
 
@@ -10,9 +11,11 @@ import pytest
 from tiny import tiny_recipe
 
 from armlet.data import mirror
+from armlet.data.files import write_atomically
 from armlet.data.mirror import InBlocks, is_stored, mirrored
 from armlet.data.object_storage import StorageError, StoredObjects
 from armlet.data.traces import StoreIdentity, TraceError, TraceStore, TraceWriter
+from armlet.data.upload import Upload
 from armlet.recipe import at_hand
 
 COLUMNS = {"answer": ((25,), "float16"), "other": ((3,), "float16")}  # 56 bytes a row
@@ -129,6 +132,74 @@ def test_blocks_that_are_short_or_damaged_are_never_rows(stored, tmp_path, monke
     monkeypatch.setattr(StoredObjects, "ranges", flipped)
     with pytest.raises(TraceError, match="episode 0, step 0 is damaged"):
         TraceStore(root).read(keys[:5])
+
+
+def test_rows_that_were_damaged_here_are_fetched_again(stored, tmp_path, monkeypatch) -> None:
+    local, url, keys = stored
+    root = mirrored(url, cache=tmp_path / "cache") / "traces"
+    wanted = TraceStore(local).read(keys)
+    TraceStore(root).read(keys)
+    fetched = []
+    ranges = StoredObjects.ranges
+
+    def counted(self, name, starts, ends):
+        fetched.extend(starts)
+        return ranges(self, name, starts, ends)
+
+    def check() -> None:
+        again = mirrored(url, cache=tmp_path / "cache") / "traces"
+        found = TraceStore(again).read(keys)
+        assert again == root and all((found[name] == wanted[name]).all() for name in COLUMNS)
+
+    monkeypatch.setattr(StoredObjects, "ranges", counted)
+    rows = root / "rows-000.bin"
+    content = rows.read_bytes()
+    # As a power cut leaves what was not on the disk yet.
+    rows.write_bytes(bytes(len(content)))
+    check()
+    assert sorted(fetched) == list(range(0, len(content), 1000)) and rows.read_bytes() == content
+    fetched.clear()
+    rows.write_bytes(content[:5000] + bytes([content[5000] ^ 4]) + content[5001:])
+    check()
+    assert set(fetched) <= {4000, 5000}, "and no more than its blocks"
+    fetched.clear()
+    rows.write_bytes(b"")
+    (root / "rows-001.bin.blocks").write_bytes(b"")
+    check()
+    # What is damaged in the store is so after that, too.
+    place = f"{url.as_posix()[8:]}/traces/rows-000.bin"
+    rows.write_bytes(bytes(len(content)))
+    fsspec.filesystem("memory").pipe_file(place, bytes(len(content)))
+    with pytest.raises(TraceError, match="episode 0, step 0 is damaged"):
+        TraceStore(root).read(keys)
+
+
+def test_whole_files_that_were_damaged_here_are_fetched_again(tmp_path, monkeypatch) -> None:
+    wanted = {"one": b"1" * 50, "two": b"2" * 50, "large": b"3" * 200}
+    monkeypatch.setattr(mirror, "HASHED", 100)
+    with Upload("memory://damaged/ours", title="test", cache=tmp_path / "writer") as run:
+        for name, content in wanted.items():
+            write_atomically(run.folder / name, content)
+    others = StoredObjects("memory://damaged/others")
+    for name, content in wanted.items():
+        others.write(name, content)
+    entries = StoredObjects.entries
+
+    def as_s3(objects):
+        found = entries(objects)
+        for name, (size, _) in found.items():
+            md5 = hashlib.md5(objects.read(name), usedforsecurity=False).hexdigest()
+            found[name] = (size, f'"{md5}"')
+        return found
+
+    monkeypatch.setattr(StoredObjects, "entries", as_s3)
+    for url in ("memory://damaged/ours", "memory://damaged/others"):
+        folder = mirrored(url, cache=tmp_path)
+        (folder / "one").write_bytes(b"1" * 49 + b"3")
+        (folder / "two").write_bytes(b"")
+        (folder / "large").write_bytes(b"3" * 100)
+        assert mirrored(url, cache=tmp_path) == folder
+        assert {name: (folder / name).read_bytes() for name in wanted} == wanted
 
 
 def test_a_verb_reads_a_url_and_says_how_one_is_written(stored, tmp_path, monkeypatch) -> None:

@@ -111,9 +111,9 @@ def check_moment(url: str, cache: Path) -> int:
     if found == {"stage/log": b""}:
         return 0
     step = json.loads(found["stage/state.json"])["step"]
-    lines = b"".join(json.dumps({"step": each}).encode() + b"\n" for each in range(1, step + 1))
+    lines = [json.loads(line)["step"] for line in found["stage/log"].splitlines()]
     made = {name for name in found if name.startswith("made/")}
-    assert found["stage/log"] == lines
+    assert lines == [*range(1, step + 1)]
     assert {name for name in found if "left" in name} == {f"stage/left/{step}"}
     assert made in (set(), {"made/one", "made/two"})
     return step + (1 if made else 0)
@@ -299,7 +299,9 @@ def test_a_reader_whose_files_are_replaced_meanwhile_has_all_of_the_next(
     assert found == {"one": b"after it", "two": b"after it"} and len(asked) == 4
 
 
-@pytest.mark.parametrize("name", ["../x", "/etc/x", "a/../../x", "a//b", "./a", ""])
+@pytest.mark.parametrize(
+    "name", ["../x", "/etc/x", "a/../../x", "a//b", "./a", "", ".", "a\0", "a/\ud800"]
+)
 def test_a_name_leads_into_no_other_folder(name: str, url, tmp_path) -> None:
     with pytest.raises(StorageError, match="is no name of a file"):
         check_name(name, url)
@@ -320,6 +322,24 @@ def test_a_list_that_is_none_is_named(url, tmp_path) -> None:
         objects.write(".armlet/000001.json", content)
         with pytest.raises(StorageError, match=r"000001\.json is no list of files"):
             holding(url)
+    entry = {"size": 1, "sha256": "0" * 64, "at": "a"}
+    about = {"writer": "w", "host": "h", "process": 1}
+    for change in (
+        {"process": "abc"},
+        {"process": True},
+        {"writer": 3},
+        {"files": {"rows-000.bin": {**entry, "size": 2**60}}},
+        {"files": {"rows-000.bin": {**entry, "size": -1}}},
+        {"files": {"a": {**entry, "at": 1}}},
+    ):
+        said = {**about, "files": {"a": entry}, **change}
+        objects.write(".armlet/000001.json", json.dumps(said).encode())
+        with pytest.raises(StorageError, match=r"000001\.json is no list of files \(TypeError: "):
+            holding(url)
+    said = {**about, "files": {"a": entry, "a/b/c": entry}}
+    objects.write(".armlet/000001.json", json.dumps(said).encode())
+    with pytest.raises(StorageError, match=r"000001\.json: a is a file there, and a/b/c would lie"):
+        holding(url)
     objects.write(".armlet/000001.json", b"[")
     with pytest.raises(ValueError, match=r"000001\.json .*is not JSON"):
         holding(url)
@@ -706,3 +726,158 @@ def test_blocks_are_found_when_their_object_has_got_another_name(
 def test_what_is_printed_and_recorded_says_the_url(url, tmp_path) -> None:
     with Upload(url, title="test", cache=tmp_path) as run:
         assert told(f"see {run.folder}/evaluation") == f"see {url}/evaluation"
+
+
+def delete_all(url: str) -> None:
+    fsspec.filesystem("memory").rm(f"/{url.removeprefix('memory://')}", recursive=True)
+
+
+@pytest.mark.parametrize("when", ["between two uploads", "while it settles"])
+def test_what_is_deleted_while_a_verb_writes_there_is_uploaded_anew(
+    when: str, url, tmp_path, monkeypatch, capsys
+) -> None:
+    copy = StoredObjects.copy
+    settles = when == "while it settles"
+    deleted = []
+
+    def late(objects, name, to) -> None:
+        if settles and not deleted:
+            deleted.append(name)
+            delete_all(url)
+        copy(objects, name, to)
+
+    monkeypatch.setattr(StoredObjects, "copy", late)
+    with Upload(url, title="test", cache=tmp_path) as run, watching(run):
+        progress = Progress("work", total=3)
+        for step in range(3):
+            write_atomically(run.folder / f"made/{step}", b"x" * (step + 1))
+            progress.advance()
+            if step == 1 and not settles:
+                delete_all(url)
+    wanted = files_of(run.folder)
+    assert stored(url) == wanted and len(wanted) == 3
+    assert files_of(mirrored(url, cache=tmp_path / "reader")) == wanted
+    said = capsys.readouterr().err
+    assert ("was deleted meanwhile; all that is here is uploaded" in said) == (not settles)
+    with Upload(url, title="test", cache=tmp_path) as run:
+        assert files_of(run.folder) == wanted
+    assert stored(url) == wanted
+
+
+def test_what_was_deleted_and_listed_again_is_uploaded_by_the_same_command(
+    url, tmp_path, capsys
+) -> None:
+    """As an upload between the deletion and the next list leaves it."""
+    session(url, tmp_path)
+    wanted = stored(url)
+    latest = Store(url).listing()
+    delete_all(url)
+    assert Store(url).create(latest)
+    session(url, tmp_path)
+    assert stored(url) == wanted
+    assert f"{url}/made/one was lost; it is uploaded again" in capsys.readouterr().err
+    assert files_of(mirrored(url, cache=tmp_path / "reader")) == wanted
+
+
+@pytest.mark.parametrize("content", [None, b"cut"])
+def test_an_object_that_the_store_lost_is_uploaded_from_the_folder(
+    content: bytes | None, url, tmp_path
+) -> None:
+    session(url, tmp_path / "cache")
+    wanted = stored(url)
+    objects = StoredObjects(url)
+    objects.remove("made/one")
+    if content is not None:
+        objects.write("made/one", content)
+    session(url, tmp_path / "cache")
+    assert stored(url) == wanted and not objects.names(".armlet/versions")
+    assert files_of(mirrored(url, cache=tmp_path / "reader")) == wanted
+
+
+def test_an_object_that_the_store_lost_is_made_anew_on_another_machine(
+    url, tmp_path, capsys
+) -> None:
+    session(url, tmp_path / "cache")
+    wanted = stored(url)
+    objects = StoredObjects(url)
+    # One that is damaged, and may be whole elsewhere, is not made anew unless it is removed.
+    objects.write("made/one", b"cut")
+    with pytest.raises(
+        StorageError, match=rf"{url}/made/one: 3 bytes are there and 300 are listed"
+    ):
+        session(url, tmp_path / "other")
+    objects.remove("made/one")
+    with pytest.raises(FileNotFoundError, match=rf"{url}/made/one is listed and is gone; run the"):
+        mirrored(url, cache=tmp_path / "reader")
+    session(url, tmp_path / "other")
+    assert f"{url}/made/one was lost; it is made anew" in capsys.readouterr().err
+    assert stored(url) == wanted
+    assert files_of(mirrored(url, cache=tmp_path / "reader")) == wanted
+
+
+def test_what_replaced_a_lost_file_here_is_kept(url, tmp_path) -> None:
+    session(url, tmp_path)
+    StoredObjects(url).remove("made/one")
+    (folder,) = (tmp_path / "stores").glob("writing-*/run")
+    write_atomically(folder / "made/one", b"newer")
+    with Upload(url, title="test", cache=tmp_path) as run:
+        assert (run.folder / "made/one").read_bytes() == b"newer"
+    assert stored(url) == files_of(run.folder) and not [*tmp_path.glob("stores/*-kept-*")]
+
+
+def test_what_is_being_moved_is_not_lost(url, tmp_path, monkeypatch, capsys) -> None:
+    """Another ends between the list that is read and the look at its objects."""
+    entries = StoredObjects.entries
+    one = Upload(url, title="one", cache=tmp_path / "a").__enter__()
+    write_atomically(one.folder / "made/one", b"1")
+    one._commit(one._seen(lag=False))
+
+    def late(objects) -> dict[str, tuple[int, str]]:
+        monkeypatch.setattr(StoredObjects, "entries", entries)
+        one.__exit__(None, None, None)
+        return entries(objects)
+
+    monkeypatch.setattr(StoredObjects, "entries", late)
+    with Upload(url, title="two", cache=tmp_path / "b") as two:
+        assert files_of(two.folder) == {"made/one": b"1"}
+    assert "was lost" not in capsys.readouterr().err and stored(url) == {"made/one": b"1"}
+
+
+def test_a_file_that_is_read_in_blocks_and_lost_is_not_uploaded_in_part(url, tmp_path) -> None:
+    with Upload(url, title="one", cache=tmp_path / "a") as run:
+        write_atomically(run.folder / "traces/rows-000.bin", b"1" * 100)
+    reading = {"title": "two", "cache": tmp_path / "b", "in_blocks": ("traces/rows-*.bin",)}
+    with Upload(url, **reading) as run:
+        delete_all(url)
+        write_atomically(run.folder / "made", b"2")
+    assert stored(url) == {"made": b"2"}
+    with Upload(url, title="one", cache=tmp_path / "a") as run:
+        write_atomically(run.folder / "traces/rows-000.bin", b"1" * 100)
+    with Upload(url, **reading) as run:
+        StoredObjects(url).remove("traces/rows-000.bin")
+    with Upload(url, **reading) as run:
+        assert not (run.folder / "traces/rows-000.bin").exists()
+    assert stored(url) == {"made": b"2"}
+
+
+def test_a_damaged_note_of_what_is_uploaded_is_named(url, tmp_path) -> None:
+    session(url, tmp_path)
+    (path,) = (tmp_path / "stores").glob("writing-*/state.json")
+    content = path.read_bytes()
+    for whole, damaged in (
+        (b'"token"', b'"tokeo"'),
+        (b'"local"', b'"mocal"'),
+        (b'"entry"', b'"entsy"'),
+        (b'"size"', b'"sire"'),
+        (b'"process": ', b'"process": -1.5e'),
+        (b'"stamp": [', b'"stamp": [1, '),
+        (b'"made/one": {', b'"/ade/one": {'),
+    ):
+        assert whole in content
+        path.write_bytes(content.replace(whole, damaged, 1))
+        with pytest.raises(
+            ValueError, match=rf"{path} is damaged: .*; delete {path.parent}, and it"
+        ):
+            session(url, tmp_path)
+    path.write_bytes(content)
+    session(url, tmp_path)

@@ -23,7 +23,7 @@ import numpy as np
 from armlet.data.digests import HOME
 from armlet.data.files import atomic_file, make_folder, read_json, write_atomically
 from armlet.data.object_storage import StorageError, StoredObjects
-from armlet.data.store import OWN, Entry, check_name, holding, is_stored, url_of
+from armlet.data.store import OWN, Entry, check_folders, check_name, holding, is_stored, url_of
 
 IN_BLOCKS = ("rows-*.bin", "*/rows-*.bin")
 ORIGIN = ".origin.json"  # in a local folder: where the files come from that are fetched in blocks
@@ -31,8 +31,10 @@ BLOCKS = ".blocks"  # beside such a file: which of its blocks are here
 WHOLE = ".whole"  # all small files are here
 BLOCK = 2**20  # bytes: a request costs about as much as 1 MB does to be carried
 MD5 = re.compile(r'"?(?P<digest>[0-9a-f]{32})"?')  # as S3 says it of what was put in one piece
+SHA256 = re.compile(r"[0-9a-f]{64}")
 FORM = 2  # of what is kept here: what an older armlet fetched is fetched again
 AT_ONCE = 8  # requests
+HASHED = 2**22  # bytes: a larger file that is here already is held to its size alone
 CHANGES = 3  # of what is behind a URL while it is fetched
 _stand_ins: dict[Path, str] = {}  # local folders of this process → the URLs that they stand for
 
@@ -102,19 +104,19 @@ def _of_others(url: str, stores: Path) -> Path:
             raise FileNotFoundError(
                 f"{url} is no folder that was written as one: name {url}{inside}, which is there"
             )
+    check_folders(entries, url)
     if not entries:
         raise FileNotFoundError(f"nothing is at {url}; is it the folder that was meant?")
     listed = [[name, size, said] for name, (size, said) in sorted(entries.items())]
     local = stores / _digest([url, listed])
-    if (local / WHOLE).exists():
-        return local
     for name, (size, said) in entries.items():
         path = local / check_name(name, url)
         if matches(name, IN_BLOCKS):
             _prepare(path, size, url, name)
-        elif not path.exists():
+        elif not _is_here(path, size, said):
             write_atomically(path, fetched(objects, name, size, said))
-    write_atomically(local / WHOLE, url.encode())
+    if not (local / WHOLE).exists():
+        write_atomically(local / WHOLE, url.encode())
     return local
 
 
@@ -139,9 +141,25 @@ def fill(
         here = path.exists()
         if is_in_blocks(path) or (not here and matches(name, in_blocks)):
             _prepare(path, entry.size, objects.url, entry.at)
-        elif not here:
+        elif not _is_here(path, entry.size, entry.sha256):
             missing.append(name)
     in_turn(lambda name: fetch(objects, files[name], local / name), missing)
+
+
+def _is_here(path: Path, size: int, said: str) -> bool:
+    """Whether a file was fetched, and is still what it was. `said`: its SHA-256, or what a store says
+    of it, which may be its MD5."""
+    if not path.is_file() or path.stat().st_size != size:
+        return False
+    if size > HASHED:
+        return True
+    content = path.read_bytes()
+    md5 = MD5.fullmatch(said)
+    if md5 is not None:
+        return hashlib.md5(content, usedforsecurity=False).hexdigest() == md5["digest"]
+    if SHA256.fullmatch(said):
+        return hashlib.sha256(content).hexdigest() == said
+    return True
 
 
 def in_turn(work: Any, of: Iterable[Any]) -> list[Any]:
@@ -153,7 +171,14 @@ def in_turn(work: Any, of: Iterable[Any]) -> list[Any]:
 def fetch(objects: StoredObjects, entry: Entry, path: Path) -> None:
     """A whole file of a store. Raises as `fill` does."""
     with atomic_file(path, size=entry.size) as part:
-        objects.get(entry.at, part)
+        try:
+            objects.get(entry.at, part)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                errno.ENOENT,
+                f"{objects.url}/{entry.at} is listed and is gone; run the verb that made it again: "
+                "where it was made it is uploaded again, elsewhere it is made anew",
+            ) from error
         size = part.stat().st_size
         if size != entry.size:
             raise StorageError(
@@ -166,7 +191,8 @@ def fetch(objects: StoredObjects, entry: Entry, path: Path) -> None:
             raise StorageError(
                 errno.EIO,
                 f"{objects.url}/{entry.at}: its checksum differs from the one it was written with: "
-                "it was damaged, or replaced by another tool; remove it there, and make it anew",
+                "it was damaged, or replaced by another tool; remove it there, and run the verb "
+                "that made it again",
             )
 
 
@@ -202,9 +228,10 @@ def _prepare(local: Path, size: int, url: str, name: str) -> None:
     if origin["objects"].get(local.name) != name:
         origin["objects"][local.name] = name
         write_atomically(path, json.dumps(origin).encode())
+    count = -(-size // int(origin["block"]))
     # Ahead of the file: a file without them is whole.
-    if not is_in_blocks(local):
-        write_atomically(blocks_of(local), bytes(-(-size // BLOCK)))
+    if not is_in_blocks(local) or blocks_of(local).stat().st_size != count:
+        write_atomically(blocks_of(local), bytes(count))
     if not local.exists() or local.stat().st_size != size:
         with local.open("ab") as file:
             file.truncate(size)
@@ -248,17 +275,27 @@ class InBlocks:
         if name not in self._named:
             return  # written here, and whole
         have = self._blocks(name)
-        first = starts // self.block
-        last = (starts + length - 1) // self.block
-        wanted = first
-        if (last != first).any():
-            spans = [np.arange(a, b + 1) for a, b in zip(first, last, strict=True)]
-            wanted = np.concatenate(spans)
+        wanted = self._blocks_with(starts, length)
         if have[wanted].all():
             return
         missing = np.unique(wanted[have[wanted] == 0])
         self._fetch(name, missing)
         have[missing] = 1
+
+    def need_again(self, name: str, starts: np.ndarray, length: int) -> None:
+        """As `need`, of what is here and is not what was written."""
+        if name in self._named:
+            self._blocks(name)[self._blocks_with(starts, length)] = 0
+            self.need(name, starts, length)
+
+    def _blocks_with(self, starts: np.ndarray, length: int) -> np.ndarray:
+        """The blocks that have any of `length` bytes from each of `starts` (n,), some of them twice."""
+        first = starts // self.block
+        last = (starts + length - 1) // self.block
+        if (last == first).all():
+            return first
+        spans = [np.arange(a, b + 1) for a, b in zip(first, last, strict=True)]
+        return np.concatenate(spans)
 
     def _blocks(self, name: str) -> np.ndarray:
         """(blocks,) uint8: 1 where a block is here; the file itself, so all processes see it."""

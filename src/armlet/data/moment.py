@@ -58,8 +58,9 @@ def look(folder: Path, noted: Mapping[str, Kept], links: Path, *, lag: bool) -> 
     for name in _names(folder):
         path = folder / name
         kept = noted.get(name)
-        if kept is not None and is_in_blocks(path):
-            seen.same[name] = kept
+        if is_in_blocks(path):
+            if kept is not None:  # else it is lost: what is here is a part of it
+                seen.same[name] = kept
             continue
         link = links / str(len(seen.links))
         with contextlib.suppress(FileNotFoundError):  # it went while we looked

@@ -17,7 +17,7 @@ import errno
 import json
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -29,6 +29,7 @@ OWN = ".armlet"
 VERSIONS = f"{OWN}/versions"
 LIST = re.compile(r"(?P<number>\d{6,})\.json")
 STORED = re.compile(r"(s3|memory):/+(?P<rest>.+)")  # pathlib makes s3:/bucket of s3://bucket
+LARGEST = 2**43  # bytes of one file: more than a disk's largest, or a store's, is a damaged number
 LOOKS = 5  # at a list that is replaced while it is asked for
 
 
@@ -75,9 +76,26 @@ def url_of(place: Path | str) -> str:
 def check_name(name: str, url: str) -> str:
     """The name of a file below a URL. Raises StorageError where it would lead out of a folder."""
     path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or path.as_posix() != name or "\0" in name:
+    leads_out = path.is_absolute() or ".." in path.parts
+    # "." and "" are the folder itself; half of a surrogate pair is no letter of any file's name.
+    if leads_out or not path.name or path.as_posix() != name or not _is_text(name):
         raise StorageError(errno.EINVAL, f"{url}: {name!r} is no name of a file in a folder")
     return name
+
+
+def _is_text(name: str) -> bool:
+    return "\0" not in name and not any("\ud800" <= letter <= "\udfff" for letter in name)
+
+
+def check_folders(names: Collection[str], place: str) -> None:
+    """Raises StorageError where one name is a file, and a folder of another."""
+    for name in names:
+        for folder in PurePosixPath(name).parents:
+            if folder.as_posix() in names:
+                raise StorageError(
+                    errno.EINVAL,
+                    f"{place}: {folder} is a file there, and {name} would lie in it; remove one",
+                )
 
 
 class Store:
@@ -123,7 +141,7 @@ class Store:
         # Of a writer that slept while others wrote and removed the list whose number this one has:
         # a list is removed by whoever has written the next but one. The next alone was written by
         # somebody who read this one.
-        if numbers[-1] > listing.number + 1:
+        if numbers and numbers[-1] > listing.number + 1:
             self.objects.remove(name)
             return False
         for number in numbers[:-2]:  # the last but one stays for whoever has just seen its name
@@ -148,21 +166,41 @@ class Store:
         place = f"{self.url}/{name}"
         said = parse_json(content, Path(place), fix=f"remove {OWN} there, and what is not whole")
         try:
-            files = {}
-            for each, entry in said["files"].items():
-                files[check_name(each, self.url)] = _entry(entry, self.url)
-            return Listing(number, files, said["writer"], said["host"], int(said["process"]))
+            return listing_of({**said, "number": number}, place)
         except (KeyError, TypeError, AttributeError) as error:
             raise StorageError(
                 errno.EIO, f"{place} is no list of files ({type(error).__name__}: {error})"
             ) from error
 
 
-def _entry(said: Any, url: str) -> Entry:
-    entry = Entry(said["size"], said["sha256"], check_name(said["at"], url))
-    if type(entry.size) is not int or not isinstance(entry.sha256, str):
-        raise TypeError(f"{said!r:.80}")
-    return entry
+def listing_of(said: Any, place: str) -> Listing:
+    """A list, of what JSON holds. Raises StorageError, KeyError, TypeError or AttributeError where it
+    holds something else."""
+    files = {}
+    for name, entry in said["files"].items():
+        files[check_name(name, place)] = entry_of(entry, place)
+    check_folders(files, place)
+    found = Listing(said["number"], files, said["writer"], said["host"], said["process"])
+    for value, kind in (
+        (found.number, int),
+        (found.writer, str),
+        (found.host, str),
+        (found.process, int),
+    ):
+        if type(value) is not kind:
+            raise TypeError(f"{value!r:.80} where {kind.__name__} is expected")
+    return found
+
+
+def entry_of(said: Any, place: str) -> Entry:
+    """As `listing_of`, of one file."""
+    size = said["size"]
+    sha256 = said["sha256"]
+    at = said["at"]
+    is_size = type(size) is int and 0 <= size <= LARGEST
+    if not is_size or not isinstance(sha256, str) or not isinstance(at, str):
+        raise TypeError(f"{said!r:.120}")
+    return Entry(size, sha256, check_name(at, place))
 
 
 def _list_name(number: int) -> str:

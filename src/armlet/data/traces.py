@@ -483,7 +483,7 @@ class TraceStore:
                 size = self.header.row.itemsize
                 self._in_blocks.need(_shard(self.root, int(number)).name, rows * size, size)
             if self.verify:
-                self._verify(shards[number], rows, positions[at])
+                self._verify(int(number), rows, positions[at])
             for name in names:
                 found = shards[number][name][rows]
                 # One shard holds them all: nothing to put together, so nothing is copied twice.
@@ -493,15 +493,30 @@ class TraceStore:
                     values[name][at] = found
         return {name: torch.from_numpy(array) for name, array in values.items()}
 
-    def _verify(self, shard: np.ndarray, rows: np.ndarray, positions: np.ndarray) -> None:
+    def _verify(self, number: int, rows: np.ndarray, positions: np.ndarray) -> None:
         fresh = ~self._checked[positions]  # a row is read once an epoch, and checked once
-        for row, position in zip(rows[fresh], positions[fresh], strict=True):
+        damaged = self._damaged(number, rows[fresh], positions[fresh])
+        if len(damaged) and self._in_blocks is not None:
+            # What is here of a store behind a URL may be damaged, and the store whole.
+            size = self.header.row.itemsize
+            self._in_blocks.need_again(_shard(self.root, number).name, rows[damaged] * size, size)
+            damaged = self._damaged(number, rows[fresh], positions[fresh])
+        if len(damaged):
+            entry = self._entries[positions[fresh][damaged[0]]]
+            raise TraceError(
+                f"{self.root}: the row of episode {entry['episode']}, step {entry['step']} is "
+                "damaged (checksum differs); copy the store again, or delete it and run "
+                "`armlet probe`"
+            )
+        self._checked[positions] = True
+
+    def _damaged(self, number: int, rows: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        """(n,) int64: which of these rows of a shard are not what was written."""
+        shard = self._map()[number]
+        found = []
+        for index, (row, position) in enumerate(zip(rows, positions, strict=True)):
             entry = self._entries[position]
             key = np.array([entry["episode"], entry["step"]])
             if self.header.checksum(key, shard[row]) != entry["crc"]:
-                raise TraceError(
-                    f"{self.root}: the row of episode {entry['episode']}, step {entry['step']} is "
-                    "damaged (checksum differs); copy the store again, or delete it and run "
-                    "`armlet probe`"
-                )
-        self._checked[positions] = True
+                found.append(index)
+        return np.array(found, np.int64)

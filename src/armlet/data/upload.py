@@ -11,7 +11,9 @@ it on another. Where a store does not answer, the work goes on, and what it lack
 import errno
 import hashlib
 import json
+import operator
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -22,6 +24,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 from filelock import AcquireReturnProxy
 
@@ -41,13 +44,24 @@ from armlet.data.mirror import (
 )
 from armlet.data.moment import Kept, Seen, Stamp, digest, link_to, look, put, stamp_of
 from armlet.data.object_storage import StorageError
-from armlet.data.store import OWN, VERSIONS, Entry, Listing, Store, check_name, holding
+from armlet.data.store import (
+    OWN,
+    VERSIONS,
+    Entry,
+    Listing,
+    Store,
+    check_name,
+    entry_of,
+    holding,
+    listing_of,
+)
 from armlet.progress import Progress
 
 STATE = "state.json"
 LOCK = "writing.lock"
 EVERY = 10.0  # seconds between two uploads, at least
 SHARE = 0.2  # of the time, at most, is spent uploading while a verb works
+TOKEN = re.compile(r"[0-9a-f]{16}")
 APART = ("status",)  # folders whose files are each of one process
 
 NONE = Listing()
@@ -55,6 +69,10 @@ NONE = Listing()
 
 class ConflictError(StorageError):
     """Another writer has changed what this one changed."""
+
+
+class DeletedError(StorageError):
+    """All that was behind the URL was deleted while this wrote there."""
 
 
 @dataclass(frozen=True)
@@ -170,8 +188,14 @@ class Upload:
         if self._thread is not None:
             self._thread.join()
         try:
-            self._commit(self._seen(lag=False))
-            self._settle()
+            for attempt in range(CHANGES):
+                try:
+                    self._commit(self._seen(lag=False))
+                    self._settle()
+                    break
+                except DeletedError:
+                    if attempt + 1 == CHANGES:
+                        raise
         except ConflictError:
             raise
         except OSError as error:
@@ -238,6 +262,8 @@ class Upload:
                 self._set_aside("was deleted")
             found = self._adopted()
         self._note_own(found)
+        if found.number:
+            found = self._mended(found)
         if _differing(_entries(self._state.local), found.files):
             if self._changed():
                 self._set_aside(f"was written by {found.who}")
@@ -249,6 +275,69 @@ class Upload:
                 in_blocks[name] = kept.entry
         fill(self.folder, in_blocks, self.store.objects, in_blocks=self.in_blocks)
         self._make_whole()
+
+    def _mended(self, found: Listing) -> Listing:
+        """The list that counts, once what the store has lost of this one is uploaded from the folder
+        or, where the folder does not have it, is no longer listed: the verb makes it anew. Raises
+        StorageError where an object is of another size and nothing here replaces it."""
+        there = self.store.objects.entries()
+        lost = {}
+        for name, entry in found.files.items():
+            size, _ = there.get(entry.at, (None, ""))
+            if size != entry.size:
+                lost[name] = entry
+        if not lost:
+            return found
+        # Objects are removed after the next list is made: then they are not lost.
+        self._refuse_another(found)
+        files = dict(found.files)
+        local = dict(self._state.local)
+        for name, entry in lost.items():
+            place = f"{self.url}/{entry.at}"
+            mended = self._uploaded_again(name, entry)
+            if mended is not None:
+                files[name] = mended
+                sys.stderr.write(f"{self.title}: {place} was lost; it is uploaded again\n")
+                continue
+            noted = name in local and local[name].entry.same(entry)
+            in_blocks = is_in_blocks(self.folder / name)
+            if entry.at in there and (in_blocks or not noted):
+                raise StorageError(
+                    errno.EIO,
+                    f"{place}: {there[entry.at][0]} bytes are there and {entry.size} are listed; run "
+                    "this where it was made, and it is uploaded again, or remove it there, and it is "
+                    "made anew",
+                )
+            if noted:
+                del local[name]  # what the folder has in its place is uploaded as something new
+            if in_blocks:
+                _remove(self.folder / name)
+            del files[name]
+            sys.stderr.write(f"{self.title}: {place} was lost; it is made anew\n")
+        if not self._create(found, files, local):
+            self._refuse_another(found)
+        return self._state.listing
+
+    def _refuse_another(self, found: Listing) -> None:
+        """Raises StorageError where another list counts by now."""
+        if self.store.numbers()[-1:] != [found.number]:
+            raise StorageError(errno.EAGAIN, f"{self.url}: another writer was faster; try again")
+
+    def _uploaded_again(self, name: str, entry: Entry) -> Entry | None:
+        """An object that the store has lost, from the folder's file; None where that is another."""
+        path = self.folder / name
+        if not path.is_file() or is_in_blocks(path):
+            return None
+        if digest(path, entry.size) != (entry.size, entry.sha256):
+            return None
+        links = self._room / "links"
+        make_folder(links)
+        link = links / "lost"
+        link.unlink(missing_ok=True)
+        link_to(path.resolve(), link)
+        again = replace(entry, at=self._version(entry.sha256))
+        put(self.store.objects, again, link)
+        return again
 
     def _note_own(self, found: Listing) -> None:
         """Note what this writer has listed, where it was killed, or got no answer, before it could."""
@@ -266,14 +355,15 @@ class Upload:
         path = self._room / STATE
         # Without its folder what is noted of it is worth nothing: all would be taken for removed.
         if path.exists() and self.folder.is_dir():
-            said = read_json(path, fix=f"delete {self._room}, and it is fetched again")
-            local = {}
-            for name, kept in said["local"].items():
-                stamp = kept["stamp"]
-                local[name] = Kept(Entry(**kept["entry"]), None if stamp is None else tuple(stamp))
-            listing = said["listing"]
-            files = {name: Entry(**entry) for name, entry in listing["files"].items()}
-            return State(said["token"], Listing(**{**listing, "files": files}), local)
+            fix = f"delete {self._room}, and it is fetched again"
+            said = read_json(path, fix=fix)
+            try:
+                return _state_of(said, str(path))
+            except (StorageError, KeyError, TypeError, AttributeError) as error:
+                raise ValueError(
+                    f"{path} is damaged: it does not say which files are uploaded "
+                    f"({type(error).__name__}: {error}); {fix}"
+                ) from error
         if self.folder.exists():
             shutil.rmtree(self.folder)  # killed while it was fetched: nobody has worked in it
         state = State(secrets.token_hex(8))
@@ -382,7 +472,7 @@ class Upload:
             if size != stamp[0]:
                 raise StorageError(errno.EAGAIN, f"{name} was cut off before it was uploaded")
             kept = self._state.local.get(name)
-            entry = Entry(size, sha256, f"{VERSIONS}/{sha256[:32]}-{self._state.token}")
+            entry = Entry(size, sha256, self._version(sha256))
             if kept is not None and entry.same(kept.entry):
                 return name, Kept(kept.entry, stamp)
             if entry.at not in self._uploaded:
@@ -406,10 +496,20 @@ class Upload:
 
     def _latest(self) -> Listing:
         latest = self.store.listing()
+        if latest.number < self._state.listing.number:
+            self._uploaded.clear()
+            self._keep(State(self._state.token))
+            raise DeletedError(
+                errno.EAGAIN, f"{self.url} was deleted meanwhile; all that is here is uploaded anew"
+            )
         if latest.writer != self._state.token:
             self._alone = False
         self._note_own(latest)
         return latest
+
+    def _version(self, sha256: str) -> str:
+        """The object for a file's content while the verb is under way."""
+        return f"{VERSIONS}/{sha256[:32]}-{self._state.token}"
 
     def _is_own(self, at: str) -> bool:
         return at.endswith(f"-{self._state.token}")
@@ -485,17 +585,33 @@ class Upload:
         what the object under a file's own name then holds."""
 
         def copy(move: tuple[str, str]) -> bool:
-            if self.store.numbers()[-1] != latest.number:
+            if self.store.numbers()[-1:] != [latest.number]:
                 return False
             try:
                 self.store.objects.copy(*move)
             except FileNotFoundError:  # another writer has moved it meanwhile
-                if self.store.numbers()[-1] == latest.number:
+                if self.store.numbers()[-1:] == [latest.number]:
                     raise
                 return False
             return True
 
         return all(in_turn(copy, moves))
+
+
+def _state_of(said: Any, place: str) -> State:
+    """Raises as `store.listing_of` does where JSON holds something else."""
+    if not isinstance(said["token"], str) or TOKEN.fullmatch(said["token"]) is None:
+        raise TypeError(f"the token is {said['token']!r:.80}")
+    local = {}
+    for name, kept in said["local"].items():
+        stamp = kept["stamp"]
+        if stamp is not None:
+            if not isinstance(stamp, list) or len(stamp) != 3:
+                raise TypeError(f"the stamp of {name} is {stamp!r:.80}")
+            size, modified, inode = stamp
+            stamp = (operator.index(size), operator.index(modified), operator.index(inode))
+        local[check_name(name, place)] = Kept(entry_of(kept["entry"], place), stamp)
+    return State(said["token"], listing_of(said["listing"], place), local)
 
 
 def _remove(path: Path) -> None:
