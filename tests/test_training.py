@@ -71,7 +71,7 @@ def test_a_log_that_was_cut_is_named_and_one_that_is_gone_begins_anew(
     log = tmp_path / "metrics.jsonl"
     lines = log.read_text().splitlines(keepends=True)
     log.write_text("".join([lines[0], *lines[2:]]))
-    with pytest.raises(ValueError, match=r"metrics\.jsonl has 3 lines of .* 4 steps, and had 4"):
+    with pytest.raises(ValueError, match=r"metrics\.jsonl has 3 lines up to step 4, and had 4"):
         run(tmp_path, STAGE)
     log.unlink()
     run(tmp_path, STAGE)

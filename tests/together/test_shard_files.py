@@ -148,7 +148,7 @@ def test_no_flipped_bit_of_the_pointer_is_trusted(folder) -> None:
 
 def test_a_pointer_of_before_it_had_a_digest_is_held_to_its_folders_name(folder) -> None:
     said = json.loads((folder / POINTER).read_text())
-    del said["digest"]
+    del said["digest"], said["lines"]
     (folder / POINTER).write_text(json.dumps(said))
     assert loaded(folder)["step"] == 3
     (folder / POINTER).write_text(json.dumps({**said, "step": 2}))

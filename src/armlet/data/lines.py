@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import re
+import sys
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -54,6 +55,21 @@ def whole_lines(path: Path) -> list[str]:
             file.truncate(len(content) - rest)
             os.fsync(file.fileno())
     return lines
+
+
+def check_count(path: Path, found: int, promised: int | None, *, until: str) -> None:
+    """Raises ValueError where a log has not the lines that were `promised` (None: nobody did). One
+    that is not there is somebody's wish, and stderr says so. `until`: up to where they count."""
+    if promised in (None, found):
+        return
+    if not path.exists():
+        sys.stderr.write(f"{path} is not there: the log goes on from {until}\n")
+        return
+    raise ValueError(
+        f"{path} has {found} lines up to {until}, and had {promised} when that was saved: it was "
+        "cut, or a line was deleted. Put it back, or delete it: the log then goes on from there, and "
+        "nothing else is lost"
+    )
 
 
 def _checked(content: bytes, path: Path) -> tuple[list[str], int]:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from armlet.data.corpus import Corpus
 from armlet.data.files import make_durable, read_json, write_atomically
 from armlet.data.frames import BatchMaker, Frames, draw
-from armlet.data.lines import appending, sealed, whole_lines
+from armlet.data.lines import appending, check_count, sealed, whole_lines
 from armlet.data.transforms import Moment
 from armlet.layers import draws
 from armlet.lineage import (
@@ -620,7 +620,7 @@ class Trainer:
             if row["step"] <= self.step:
                 kept += sealed(line) + "\n"
                 rows.append(row)
-        self._check_lines(path, len(rows))
+        check_count(path, len(rows), self.promised, until=f"step {self.step}")
         self.lines = len(rows)
         write_atomically(path, kept.encode())  # killed here, the log of before still stands
         series = None if self.log is None else self.log.series(self.folder)
@@ -635,22 +635,6 @@ class Trainer:
                     series.point(row["step"], row)
 
             yield write
-
-    def _check_lines(self, path: Path, found: int) -> None:
-        """Raises ValueError where the log has not the lines of the steps that were trained. One that
-        is not there is somebody's wish."""
-        if self.promised in (None, found):
-            return
-        if not path.exists():
-            sys.stderr.write(
-                f"{self.title}: {path} is not there: the log goes on from step {self.step}\n"
-            )
-            return
-        raise ValueError(
-            f"{path} has {found} lines of the first {self.step} steps, and had {self.promised} when "
-            "they were saved: it was cut, or a line was deleted. Put it back, or delete it: the log "
-            "then goes on from there, and nothing else is lost"
-        )
 
 
 def _parameters(optimiser: torch.optim.Optimizer) -> Iterator[nn.Parameter]:
