@@ -54,20 +54,25 @@ class Killed(BaseException):
     pass
 
 
-def test_a_log_that_was_cut_is_named_and_one_that_is_gone_begins_anew(
-    tmp_path, monkeypatch, capsys
-) -> None:
+def killed(monkeypatch: pytest.MonkeyPatch, folder: Path, stage: Stage, *, at: int) -> None:
+    """A run that dies in the step behind step `at`."""
     update = Trainer._update
 
     def dies(trainer: Trainer) -> dict[str, float]:
-        if trainer.step == 7:
+        if trainer.step == at:
             raise Killed
         return update(trainer)
 
-    monkeypatch.setattr(Trainer, "_update", dies)
-    with pytest.raises(Killed):
-        run(tmp_path, STAGE)
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_update", dies)
+        with pytest.raises(Killed):
+            run(folder, stage)
+
+
+def test_a_log_that_was_cut_is_named_and_one_that_is_gone_begins_anew(
+    tmp_path, monkeypatch, capsys
+) -> None:
+    killed(monkeypatch, tmp_path, STAGE, at=7)
     log = tmp_path / "metrics.jsonl"
     lines = log.read_text().splitlines(keepends=True)
     log.write_text("".join([lines[0], *lines[2:]]))
@@ -86,17 +91,7 @@ def test_a_killed_run_resumes_to_the_same_weights(
 ) -> None:
     stage = dataclasses.replace(STAGE, optimiser=optimiser)
     whole = run(tmp_path / "whole", stage)
-    update = Trainer._update
-
-    def dies(trainer: Trainer) -> dict[str, float]:
-        if trainer.step == at:
-            raise Killed
-        return update(trainer)
-
-    monkeypatch.setattr(Trainer, "_update", dies)
-    with pytest.raises(Killed):
-        run(tmp_path / "parts", stage)
-    monkeypatch.setattr(Trainer, "_update", update)
+    killed(monkeypatch, tmp_path / "parts", stage, at=at)
     with (tmp_path / "parts" / "metrics.jsonl").open("a") as file:
         file.write('{"step": 3, "lo')  # as a full disk leaves it
     resumed = run(tmp_path / "parts", stage)

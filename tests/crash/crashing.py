@@ -12,7 +12,6 @@ makes them again. `docs/crash.md` says what the faults are. Ends with 1 where an
 import argparse
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -28,6 +27,8 @@ import points as crash
 from areas import AREAS
 from points import KINDS, OUTCOMES, Campaign, Point
 from watch import supported
+
+from armlet import source
 
 REPOSITORY = HERE.parent.parent
 KEPT = REPOSITORY / "build/crash/points.jsonl"
@@ -160,15 +161,11 @@ def _keep(points: list[Point]) -> None:
 
 
 def _commit() -> str:
-    """The repository's, with a + where it was changed since."""
-    said = subprocess.run(
-        ["git", "describe", "--always", "--abbrev=7", "--exclude=*", "--dirty=+"],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return said.stdout.strip()
+    """Of armlet, with a + where it was changed since; "" where that is not known."""
+    found = source.identity()
+    if found["commit"] is None:
+        return ""
+    return found["commit"][:7] + ("+" if found["dirty"] else "")
 
 
 def read(path: Path) -> list[Point]:
