@@ -243,8 +243,8 @@ def speed(asked: Asked) -> float:
 
 
 def times(asked: Asked, against: str) -> float:
-    """How much faster than the teacher: `teacher`, in eager; `teacher_in_runtime`; `motion`, of a
-    second in which the arm moves."""
+    """How much faster than the teacher: `teacher`, in eager; `teacher_in_runtime`; `motion` and
+    `motion_in_runtime`, of a second in which the arm moves."""
     rows = whole(asked.file)["policies"]
     [own] = [each for each in rows if each["name"] == row(asked)["name"]]
     found = speeds.speed(own, rows)[against]
@@ -368,6 +368,7 @@ NUMBERS: dict[str, Callable[[Asked], list[float]]] = {
     "speed": lambda asked: [speed(asked)],
     "speed-in-runtime": lambda asked: [times(asked, "teacher_in_runtime")],
     "motion-speed": lambda asked: [times(asked, "motion")],
+    "motion-in-runtime": lambda asked: [times(asked, "motion_in_runtime")],
     "flops": lambda asked: [backbone(asked)],
     "parameters": lambda asked: [size(asked)],
     "size": lambda asked: [100 * size(asked) / size(asked, asked.against)],
@@ -639,6 +640,10 @@ CELLS: dict[str, tuple[str, Callable[[Asked], str]]] = {
     "motion-speed": (
         "× eager teacher, of motion",
         lambda asked: f"{times(asked, 'motion'):.2f}×",
+    ),
+    "motion-in-runtime": (
+        "× teacher, same runtime, of motion",
+        lambda asked: f"{times(asked, 'motion_in_runtime'):.2f}×",
     ),
     "runtime": ("runtime", runtime),
     "flops": ("backbone FLOPs", lambda asked: f"{backbone(asked):.0f} %"),

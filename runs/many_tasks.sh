@@ -131,7 +131,7 @@ if part students; then
 fi
 begin=$SECONDS
 for count in $steps; do
-  in_steps "$out/students/teacher_in_$count" "${TEACHER:-$out/teacher}" "$count"
+  shortened "$out/students/teacher_in_$count" "${TEACHER:-$out/teacher}" --steps "$count"
 done
 for seed in $seeds; do
   for recipe in $at_budgets; do
@@ -146,7 +146,7 @@ done
 all_made
 for count in ${STUDENT_STEPS-}; do
   for made in "${students[@]}"; do
-    if [[ $made == */student ]]; then in_steps "${made%/student}_in_$count" "$made" "$count"; fi
+    if [[ $made == */student ]]; then shortened "${made%/student}_in_$count" "$made" --steps "$count"; fi
   done
 done
 if part students >/dev/null; then echo "students took $(((SECONDS - begin) / 60)) min"; fi

@@ -18,20 +18,11 @@ all_made() {
   while (($(jobs -rp | wc -l) > 0)); do wait -n; done
 }
 
-in_steps() { # folder, teacher, steps: a teacher that denoises, in fewer steps and untrained: what any lighter student has to beat
-  students+=("$1")
-  if [[ -e $2/config.json && ! -e $1/config.json ]]; then
-    .venv/bin/python - "$@" <<'MADE'
-import sys
-from pathlib import Path
-
-from armlet.policies.checkpoint import load_policy, save_policy
-from armlet.policies.lighter import LighterHead
-from armlet.policies.students import Whole
-
-folder, teacher, steps = sys.argv[1:]
-policy = LighterHead(Whole(), steps=int(steps)).build(load_policy(Path(teacher)))
-save_policy(policy, Path(folder), provenance={"untrained": f"{teacher} in {steps} steps"})
-MADE
+shortened() { # folder, policy, options of `armlet shorten`: what it can have untrained, which any lighter student has to beat
+  local folder=$1 policy=$2
+  shift 2
+  students+=("$folder")
+  if [[ -e $policy/config.json && ! -e $folder/config.json ]]; then
+    $armlet shorten "$policy" --out "$folder" "$@"
   fi
 }

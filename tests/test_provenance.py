@@ -57,6 +57,15 @@ def test_students_at_other_budgets_or_paces_are_other_students() -> None:
     }
 
 
+def test_a_student_and_what_it_was_shortened_to_are_two() -> None:
+    """Seeds of the one and of the other stand together, and never the one with the other."""
+    later = [{"policy": "somewhere", "fingerprint": "f", "execute": 8}]
+    made = {f"x-{n}": student(n) for n in (0, 1)}
+    made |= {f"x_later-{n}": {**student(n), "shortened": later} for n in (0, 1)}
+    found = together(made)
+    assert found == {name: name[:-2] for name in made}
+
+
 def test_a_group_takes_no_name_that_is_taken() -> None:
     made = {"x": student(7, data="e"), "x-0": student(0), "x-1": student(1)}
     assert together(made)["x-0"] == "x (x-0, x-1)"

@@ -86,9 +86,9 @@ def test_an_option_of_a_recipe_changes_its_field_alone(name: str) -> None:
             ["--stages.1.objective.action", "0"],
             {"stages": {1: {"objective": {"action": 0}}}},
         ),
-        # A lever of the flagship each, left out.
-        ("flagship_mt50", ["--student.steps", "None"], {"student": {"steps": None}}),
-        ("flagship_mt50", ["--student.hidden", "None"], {"student": {"hidden": None}}),
+        # Levers of the flagship, left out or added.
+        ("flagship_mt50", ["--student.steps", "2"], {"student": {"steps": 2}}),
+        ("flagship_mt50", ["--student.hidden", "64"], {"student": {"hidden": 64}}),
         (
             "flagship_mt50",
             ["--student.student.layers", "16"],

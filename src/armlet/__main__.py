@@ -13,6 +13,8 @@ Verbs, in the order of the work:
     distil     episodes + traces → a student
     calibrate  teacher and student in episodes of their own → the longest `execute` that is no worse
     evaluate   teacher, student and baselines on the same episodes → report.json, a table, a picture
+    shorten    a policy → the same one in fewer denoising steps, or that looks again later; nothing is
+               trained: `armlet shorten POLICY --steps 1 --execute 8 --out DIR`
     export     a policy → a folder for a robot's computer, in another runtime, without torch:
                `armlet export DIR --runtime onnx`
     profile    a policy → where the milliseconds of one decision go: `armlet profile POLICY`
@@ -52,7 +54,7 @@ from typing import Any
 
 VERBS = (
     "demo", "inspect", "collect", "teach", "probe", "distil", "calibrate", "evaluate", "audit", "profile",
-    "plan", "export", "serve", "publish", "report",
+    "plan", "shorten", "export", "serve", "publish", "report",
     "compare", "recompute", "status",
 )  # fmt: skip
 HELP = ("-h", "--help", "help")
@@ -61,6 +63,7 @@ OF_PLACES = (
     "demo",
     "inspect",
     "audit",
+    "shorten",
     "export",
     "serve",
     "publish",

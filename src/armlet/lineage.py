@@ -25,6 +25,9 @@ Question = dict[str, Any]
 SHOWN = 6  # differences that an error names; the rest are counted
 HALF = (".part", ".next")  # endings of what a save leaves that was killed
 PROVENANCE = "question"  # under this name a policy's question stands in its provenance
+SHORTENED = (
+    "shortened"  # and under this, what was changed of it since, untrained (armlet/shorten.py)
+)
 PLAIN = {  # entries of questions whose names say too little to a reader
     "start": "the weights it starts from",
     "frames": "the frames",
@@ -184,7 +187,12 @@ def is_finished(folder: Path, question: Question, *, fixes: str) -> bool:
                 f"{folder} holds {path.name} and no {CONFIG}: it is no policy of armlet's. {advice}"
             )
         return False
-    found = read_provenance(folder).get(PROVENANCE)
+    made = read_provenance(folder)
+    if SHORTENED in made:
+        raise ValueError(
+            f"{folder} holds a policy that `armlet shorten` changed since it was trained. {advice}"
+        )
+    found = made.get(PROVENANCE)
     if found is None:
         raise ValueError(
             f"{folder} holds a policy that does not say what it was made from: it ships with "

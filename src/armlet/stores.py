@@ -39,8 +39,15 @@ READS_PLACES: dict[str, tuple[str, ...]] = {
     "recompute": ("reports",),
     "report": ("reports",),
     "serve": ("policy",),
+    "shorten": ("place",),
 }
-WRITES_PLACES: dict[str, str] = {"audit": "out", "export": "out", "plan": "out", "profile": "out"}
+WRITES_PLACES: dict[str, str] = {
+    "audit": "out",
+    "export": "out",
+    "plan": "out",
+    "profile": "out",
+    "shorten": "out",
+}
 BESIDE = ("export", "report")  # that write beside what they read, where nothing is said
 TRACES = ("traces/rows-*.bin",)  # of a run's folder: all but `probe` only read them
 

@@ -11,14 +11,21 @@ from tiny import TEXTS, identity
 from armlet.benchmarks.tabletop import Tabletop
 from armlet.data.text import train_tokenizer
 from armlet.layers.heads import FlowHead, RegressionHead
-from armlet.policies.checkpoint import load_policy, save_policy
-from armlet.policies.contract import Body, Student
+from armlet.lineage import is_finished
+from armlet.policies.checkpoint import (
+    load_policy,
+    policy_fingerprint,
+    read_provenance,
+    save_policy,
+)
+from armlet.policies.contract import Backbone, Body, Student
 from armlet.policies.layer_search import LayerSearch
 from armlet.policies.lighter import LighterHead
 from armlet.policies.routed import Routing
 from armlet.policies.students import FirstK, OtherNetwork
 from armlet.policies.vla import VLA, VLANetwork
 from armlet.recipes.flagship import MatchEndpoint
+from armlet.shorten import main as shorten
 from armlet.types import Batch
 
 SIDES = {"scene": 16, "wrist": 16}
@@ -183,3 +190,122 @@ def test_an_end_that_is_the_teachers_costs_nothing_and_one_beside_it_its_distanc
     found = objective(ends, beside, dataclasses.replace(batch, actions=expert + 0.25))
     assert float(found["teacher"]) == pytest.approx(1.0)
     assert float(found["expert"]) == pytest.approx(0.25)
+
+
+def test_a_teacher_whose_ends_weigh_nothing_is_not_asked_for_them() -> None:
+    batch = moments(teacher())
+    deaf = MatchEndpoint(teacher=0.0)
+    assert (deaf.needs, deaf.wants) == ({"condition"}, {"actions", "condition"})
+    read = deaf(
+        {"actions": batch.actions, "condition": torch.ones(5, 16)},
+        {"condition": torch.ones(5, 16)},
+        batch,
+    )
+    assert read.keys() == {"expert", "condition"}
+    alone = MatchEndpoint(teacher=0.0, condition=0.0)
+    assert (alone.needs, alone.wants) == (frozenset(), {"actions"})
+    assert alone({"actions": batch.actions}, {}, batch).keys() == {"expert"}
+
+
+# --- untrained: fewer steps, and looking again later
+# -----------------------------------------------------------------------------------------------
+
+
+def test_one_step_is_what_the_velocity_says_at_the_noise(tmp_path) -> None:
+    """Euler's method in one step: noise + velocity at time 0, by the head's own hand."""
+    policy = teacher()
+    save_policy(policy, tmp_path / "teacher")
+    printed = shorten(str(tmp_path / "teacher"), out=tmp_path / "one", steps=1)
+    assert printed == str(tmp_path / "one")
+    short = load_policy(tmp_path / "one")
+    batch = moments(policy)
+    with torch.no_grad():
+        run = policy.run_layers(policy.embed(batch), batch)
+        condition = policy.signals({"condition"}, batch, run)["condition"]
+        head = policy.head
+        assert isinstance(head, FlowHead)
+        begin = head.noise.expand(len(batch), -1, -1)
+        velocity = head.velocity(begin, torch.zeros(len(batch)), condition)
+        wanted = (begin + velocity).flatten(1)
+        found = short(batch).flatten(1)
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_a_shortened_policy_says_of_which_it_was_made(tmp_path) -> None:
+    question = {"data": "d", "seed": 1}
+    save_policy(teacher(), tmp_path / "teacher", provenance={"question": question})
+    shorten(str(tmp_path / "teacher"), out=tmp_path / "one", steps=1)
+    shorten(str(tmp_path / "one"), out=tmp_path / "student", execute=3)
+    told = read_provenance(tmp_path / "student")
+    first, second = (
+        {"policy": str(tmp_path / name), "fingerprint": policy_fingerprint(tmp_path / name)}
+        for name in ("teacher", "one")
+    )
+    assert told == {
+        "question": question,
+        "shortened": [{**first, "steps": 1}, {**second, "execute": 3}],
+    }
+    with pytest.raises(ValueError, match="`armlet shorten` changed since it was trained"):
+        is_finished(tmp_path / "student", question, fixes="give another --out")
+
+
+def test_in_fp16_it_is_half_as_large_and_decides_nearly_the_same(tmp_path) -> None:
+    policy = teacher()
+    save_policy(policy, tmp_path / "teacher")
+    for weights in ("fp32", "fp16"):
+        shorten(str(tmp_path / "teacher"), out=tmp_path / weights, execute=3, weights=weights)
+    sizes = [(tmp_path / each / "model.safetensors").stat().st_size for each in ("fp16", "fp32")]
+    assert sizes[0] < 0.6 * sizes[1]
+    batch = moments(policy)
+    half, whole = (load_policy(tmp_path / each) for each in ("fp16", "fp32"))
+    with torch.no_grad():
+        torch.testing.assert_close(half(batch), whole(batch), rtol=0, atol=5e-3)
+        assert not torch.equal(half(batch), whole(batch))
+    assert read_provenance(tmp_path / "fp16")["shortened"][0]["weights"] == "fp16"
+
+
+@pytest.mark.parametrize("routed", [False, True])
+def test_another_execute_changes_nothing_that_is_decided(tmp_path, routed) -> None:
+    policy: Backbone = teacher()
+    if routed:
+        policy = Routing(budget=0.5).build(policy).eval()
+    save_policy(policy, tmp_path / "teacher")
+    shorten(str(tmp_path / "teacher"), out=tmp_path / "later", execute=3)
+    later = load_policy(tmp_path / "later")
+    assert (policy.execute, later.execute) == (2, 3)
+    batch = moments(teacher())
+    with torch.no_grad():
+        assert torch.equal(later(batch), policy(batch))
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({}, "nothing to change: give --steps"),
+        ({"steps": 0}, "--steps is 0, expected 1 or more"),
+        ({"execute": -1}, "--execute is -1, expected 1 or more"),
+        ({"steps": 10}, "it decides in 10 denoising steps already"),
+        ({"execute": 2}, "it looks again after 2 actions already"),
+        ({"execute": 4}, "execute is 4, and the policy decides 3 actions at a time"),
+    ],
+)
+def test_a_policy_that_cannot_be_shortened_so_is_left_alone(tmp_path, asked, said) -> None:
+    save_policy(teacher(), tmp_path / "teacher")
+    with pytest.raises(ValueError, match=said):
+        shorten(str(tmp_path / "teacher"), out=tmp_path / "made", **asked)
+    assert not (tmp_path / "made").exists()
+
+
+def test_a_head_without_steps_takes_no_fewer(tmp_path) -> None:
+    save_policy(teacher("regression"), tmp_path / "teacher")
+    with pytest.raises(ValueError, match="only policies of ours whose head denoises"):
+        shorten(str(tmp_path / "teacher"), out=tmp_path / "made", steps=1)
+
+
+def test_what_is_there_already_is_not_shortened_over(tmp_path) -> None:
+    save_policy(teacher(), tmp_path / "teacher")
+    shorten(str(tmp_path / "teacher"), out=tmp_path / "made", steps=1)
+    before = (tmp_path / "made/config.json").read_bytes()
+    with pytest.raises(FileExistsError):
+        shorten(str(tmp_path / "teacher"), out=tmp_path / "made", steps=2)
+    assert (tmp_path / "made/config.json").read_bytes() == before

@@ -14,7 +14,7 @@ from typing import Any
 
 from armlet.data.files import read_json
 from armlet.data.lines import read_lines
-from armlet.lineage import PROVENANCE
+from armlet.lineage import PROVENANCE, SHORTENED
 from armlet.rollout.pool import Contender
 
 Provenance = dict[str, Any]  # as `checkpoint.read_provenance` gives it
@@ -32,8 +32,14 @@ def seeds_of(field: Mapping[str, Contender], made: Mapping[str, Provenance]) -> 
         question = dict(made[name].get(PROVENANCE) or {})
         if question.pop("seed", None) is None:
             continue
+        # Of which policy it was shortened differs with the seed; to what does not.
+        shortened = [
+            [each.get(name) for name in ("steps", "execute", "weights")]
+            for each in made[name].get(SHORTENED, ())
+        ]
         way = [
             question,
+            shortened,
             contender.budget,
             contender.execute,
             contender.ensemble,

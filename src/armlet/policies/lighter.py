@@ -1,6 +1,7 @@
 """A student whose action head costs less than its teacher's: fewer denoising steps, a narrower or
 shorter network, or one that names the actions outright. Which layers of the backbone run is another
-student's, around which this one stands. Knows the contract; knows no network.
+student's, around which this one stands. And what costs less without any training: fewer steps, and
+looking again later. Knows the contract; knows no network.
 """
 
 from dataclasses import dataclass, replace
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from armlet import limits
+from armlet.policies.building import rebuild_with
 from armlet.policies.contract import Backbone, Student
 from armlet.types import Batch
 
@@ -104,3 +106,40 @@ class LighterHead(Student):
                 "or take the recipe's `student` without it"
             )
         return self.student.build(lighter, sample)
+
+
+def in_steps(policy: Backbone, steps: int) -> Backbone:
+    """A copy that decides in so many denoising steps, with the same weights. Raises ValueError where
+    its head takes none, or takes as many already."""
+    try:
+        lighter = policy.with_head(None, {"steps": steps})
+    except ValueError as error:
+        raise ValueError(
+            f"{error}; only policies of ours whose head denoises can take fewer steps"
+        ) from error
+    if lighter.to_json() == policy.to_json():
+        raise ValueError(f"it decides in {steps} denoising steps already; ask for fewer")
+    return lighter
+
+
+def looking_after(policy: Backbone, execute: int) -> Backbone:
+    """A copy that carries out `execute` actions of a chunk before it looks again. Raises ValueError
+    where a chunk has fewer, it does so already, or its description does not say how many."""
+    if execute > policy.chunk:
+        raise ValueError(
+            f"execute is {execute}, and the policy decides {policy.chunk} actions at a time; ask for "
+            "no more than these"
+        )
+    if execute == policy.execute:
+        raise ValueError(f"it looks again after {execute} actions already; ask for another number")
+    description = policy.to_json()
+    innermost = description
+    while "inner" in innermost:  # a router stands around the network that acts
+        innermost = innermost["inner"]
+    if "execute" not in innermost.get("network", {}):
+        raise ValueError(
+            f"a checkpoint of a {policy.kind} keeps no `execute`; say it where the policy is run "
+            "(`--evaluation.execute`) or in its policy.toml"
+        )
+    innermost["network"]["execute"] = execute
+    return rebuild_with(description, policy.body.tokenizer, policy.state_dict())

@@ -2,20 +2,23 @@
 out.
 
     lever                                   where, and without it
-    fewer layers, found by trying           `layers` (policies/layer_search.py); `_minus_layers`
+    fewer layers, found by trying           `layers` (policies/layer_search.py); `_minus_layers`, and
+                                            `_minus_search`, as many layers, the first
     ten denoising steps → one               `MatchEndpoint`; `_minus_steps`
-    a narrower head                         `hidden`, `blocks` (policies/lighter.py); `_minus_narrow`
-    a round on-policy                       `Round`; `_minus_rounds`
+    what the teacher's head reads           `MatchEndpoint.condition`; `_minus_condition`
     the longest safe `execute`              `armlet calibrate`, for the teacher as well
     a fast runtime, int8                    `--evaluation.runtimes`, for the teacher as well
 
-and others in their place: a router in place of the search (`_router`), one student for any budget
-(`_dial`), steps that learn from shorter ones for any noise (`_shortcut`), a head without steps
-(`_outright`).
+and what was tried beside or in the place of these: half as many layers (`_four_layers`), a narrower head
+(`_narrow`), a round on-policy (`_round`), the teacher's actions to learn from as well as the expert's
+(`_ends`), a router in place of the search (`_router`), one student for any budget (`_dial`), steps that
+learn from shorter ones for any noise (`_shortcut`), a head without steps (`_outright`).
 
-**Ten steps to one.** Our flow heads begin at one fixed noise, so what a teacher decides is a map from
-what its head reads to actions, and its traces hold the ends of it. `MatchEndpoint` is regression
-to these: no velocity is learnt but the one that is asked for. What is lost is the distribution: from
+**Ten steps to one.** Our flow heads begin at one fixed noise, so what a policy decides is a map from
+what its head reads to actions. `MatchEndpoint` is regression of these: no velocity is learnt but the
+one that is asked for. The teacher's own ends can be learnt from as well, which its traces hold; the
+recipe leaves them out, since ten steps are one draw of the teacher's and its first step alone, their
+mean, succeeded more often (docs/many-tasks.md). What is lost is the distribution: from
 other noise such a student says nothing of use, it cannot decide in more steps than it was made for, and it
 cannot be guided step by step. `_shortcut` keeps these: a head that is told how long a step is, whose
 long steps learn from two of half of them (Frans et al., arXiv 2410.12557; SnapFlow, arXiv
@@ -46,6 +49,7 @@ from armlet.policies.fitting import FitsRobot
 from armlet.policies.layer_search import LayerSearch
 from armlet.policies.lighter import LighterHead
 from armlet.policies.routed import Routing
+from armlet.policies.students import FirstK
 from armlet.policies.vla import VLANetwork
 from armlet.recipe import Objective, Recipe, Round, Stage
 from armlet.recipes.bases import MatchOutput, Row, mt50, own, tabletop
@@ -57,12 +61,13 @@ from armlet.types import Batch, Trace
 class MatchEndpoint(Objective):
     """What a denoising teacher arrives at from its fixed noise, and the expert's actions, matched by
     what the student arrives at from the same noise in its own steps; for a router, a budget as well.
-    No loss of a head is asked: a velocity that nobody follows need not be learnt."""
+    No loss of a head is asked: a velocity that nobody follows need not be learnt. What weighs
+    nothing is not read."""
 
     expert: float = 1.0
     """Weight of the expert's actions."""
     teacher: float = 1.0
-    """Weight of the teacher's actions."""
+    """Weight of the teacher's actions; 0: they are not read."""
     condition: float = 0.5
     """Weight of what the teacher's head reads; 0: nobody need know it."""
     budget: float = 0.0
@@ -72,19 +77,20 @@ class MatchEndpoint(Objective):
 
     @property
     def needs(self) -> frozenset[str]:  # type: ignore[override]  # it follows from the weights
-        return frozenset({"actions", "condition"} if self.condition else {"actions"})
+        read = {"actions": self.teacher, "condition": self.condition}
+        return frozenset(name for name, weight in read.items() if weight)
 
     @property
     def wants(self) -> frozenset[str]:  # type: ignore[override]
-        return self.needs | ({"gates", "costs"} if self.budget else frozenset())
+        return self.needs | {"actions"} | ({"gates", "costs"} if self.budget else frozenset())
 
     def __call__(self, student: Trace, teacher: Trace, batch: Batch) -> dict[str, Tensor]:
         expert, valid = batch.targets()
         ends = student["actions"]
-        terms = {
-            "expert": self.expert * losses.action_l1(ends, expert, valid).mean(),
-            "teacher": self.teacher * losses.action_l1(ends, teacher["actions"], valid).mean(),
-        }
+        terms = {"expert": self.expert * losses.action_l1(ends, expert, valid).mean()}
+        if self.teacher:
+            distances = losses.action_l1(ends, teacher["actions"], valid)
+            terms["teacher"] = self.teacher * distances.mean()
         if self.condition:
             conditions = losses.condition_cosine(student["condition"], teacher["condition"])
             terms["condition"] = self.condition * conditions.mean()
@@ -96,10 +102,13 @@ class MatchEndpoint(Objective):
         return terms
 
 
-ENDS = MatchEndpoint()
-KEPT = 4  # of sixteen layers, on mt50
+ENDS = MatchEndpoint(teacher=0.0)  # the expert's actions, and what the teacher's head reads
+KEPT = 8  # of sixteen layers, on mt50
+ONE: dict[str, Any] = {"steps": 1}
 # Half of the teacher's head, a quarter of its multiplications.
-NARROW: dict[str, Any] = {"hidden": 64, "blocks": 1}
+NARROW: dict[str, Any] = {"steps": 1, "hidden": 64, "blocks": 1}
+OUTRIGHT: dict[str, Any] = {"steps": None, "head": "regression"}
+SHORTCUT: dict[str, Any] = {"steps": 1, "shortcut": True}
 DENOISING = {"steps": 10}  # of a teacher's head
 PUSH = 30.0  # λ, as ActDistill has it
 
@@ -108,21 +117,22 @@ def flagship(
     base: Recipe,
     *,
     layers: int | None = KEPT,
-    head: dict[str, Any] | None = None,
+    search: bool = True,
+    head: dict[str, Any] = ONE,
     objective: Objective | None = ENDS,
-    rounds: int = 1,
+    rounds: int = 0,
 ) -> Recipe:
-    """All levers. `layers`: how many are kept (None: all); `head`: what `LighterHead` is told (None:
-    one step and a narrower head; empty: the head stays); `objective`: of stage and rounds (None:
-    the base's, for a head that goes on denoising); `rounds`: on-policy rounds."""
+    """All levers. `layers`: how many are kept (None: all), those that `search` finds or else the
+    first; `head`: what `LighterHead` is told (empty: the head stays); `objective`: of stage and
+    rounds (None: the base's, for a head that goes on denoising); `rounds`: on-policy rounds."""
     (stage,) = base.stages
     # The teacher's own eyes go on giving its own tokens, which the kept layers know.
     stage = replace(stage, objective=objective or stage.objective, freeze=("policy.vision.*",))
-    depth = _depth(base)
-    student: Student = LayerSearch(depth if layers is None else layers)
-    told = {"steps": 1, **NARROW} if head is None else head
-    if told:
-        student = LighterHead(student, **told)
+    kept = _depth(base) if layers is None else layers
+    # Greedy and on few frames: three minutes of a core, where four sets at a time take half an hour.
+    student: Student = LayerSearch(kept, beam=1, frames=128) if search else FirstK(kept)
+    if head:
+        student = LighterHead(student, **head)
     return practising(replace(base, student=student, stages=(stage,)), stage, rounds)
 
 
@@ -136,7 +146,7 @@ def practising(recipe: Recipe, stage: Stage, rounds: int) -> Recipe:
     return replace(recipe, rounds=(each,) * rounds)
 
 
-def routed(base: Recipe, *, dial: bool = False, rounds: int = 1, route: int = 1000) -> Recipe:
+def routed(base: Recipe, *, dial: bool = False, rounds: int = 0, route: int = 1000) -> Recipe:
     """A router chooses the layers, in two stages as ActDistill's: it is found, then it stands still.
     `dial`: it is told the budget, which every step of the first draws."""
     (stage,) = base.stages
@@ -145,7 +155,7 @@ def routed(base: Recipe, *, dial: bool = False, rounds: int = 1, route: int = 10
     told = (*stage.transforms, *((DrawBudget(0.1, 1.0),) if dial else ()))
     first = replace(
         stage,
-        objective=MatchEndpoint(budget=PUSH, keep=share),
+        objective=replace(ENDS, budget=PUSH, keep=share),
         steps=route,
         freeze=frozen,
         transforms=(*told, Explore(1.0, 0.6)),
@@ -159,7 +169,7 @@ def routed(base: Recipe, *, dial: bool = False, rounds: int = 1, route: int = 10
         # Batches of every size go through a layer, as many samples as the router sends there.
         compile=False,
     )
-    student = LighterHead(Routing(budget=share, dial=dial), steps=1, **NARROW)
+    student = LighterHead(Routing(budget=share, dial=dial), **ONE)
     recipe = replace(base, student=student, stages=(first, second))
     return practising(recipe, second, rounds)
 
@@ -168,7 +178,7 @@ def for_any_robot(base: Recipe) -> Recipe:
     """A teacher that denoises, and half of its layers; nobody acts, and so there is no round."""
     network = VLANetwork(head="flow", head_options=dict(DENOISING))
     recipe = replace(base, network=FitsRobot(network))
-    return flagship(recipe, layers=network.depth // 2, rounds=0)
+    return flagship(recipe, layers=network.depth // 2)
 
 
 def _depth(base: Recipe) -> int:
@@ -178,14 +188,10 @@ def _depth(base: Recipe) -> int:
     return network.depth
 
 
-WIDE = {"steps": 1}
-TEN = {"steps": None, **NARROW}  # the teacher's steps
-OUTRIGHT = {"steps": None, "head": "regression"}
-SHORTCUT = {"steps": 1, "shortcut": True, **NARROW}
 RECIPES = {
     "flagship": Row(
         "Ours, for your own robot: a teacher that denoises in ten steps; half of its layers, one "
-        "step, a narrower head.",
+        "step.",
         own,
         for_any_robot,
     ),
@@ -193,29 +199,43 @@ RECIPES = {
         "Ours on tabletop, whose teacher takes no steps: two layers found by trying, and a round "
         "on-policy.",
         tabletop,
-        partial(flagship, layers=2, head={}),
+        partial(flagship, layers=2, head={}, objective=MatchEndpoint(), rounds=1),
     ),
     "flagship_mt50": Row(
-        "Ours on Meta-World's fifty tasks: four of sixteen layers, one step of ten, a narrower "
-        "head, a round on-policy.",
+        "Ours on Meta-World's fifty tasks: eight of sixteen layers, found by trying, and one step "
+        "of ten.",
         mt50,
         flagship,
     ),
     "flagship_mt50_minus_layers": Row(
         "The same with all sixteen layers.", mt50, partial(flagship, layers=None)
     ),
+    "flagship_mt50_minus_search": Row(
+        "The same with the first eight layers.", mt50, partial(flagship, search=False)
+    ),
     "flagship_mt50_minus_steps": Row(
         "The same with the teacher's ten denoising steps.",
         mt50,
-        partial(flagship, head=TEN, objective=None),
+        partial(flagship, head={}, objective=None),
     ),
-    "flagship_mt50_minus_narrow": Row(
-        "The same with a head as wide and deep as the teacher's.",
+    "flagship_mt50_minus_condition": Row(
+        "The same without its teacher: the expert's actions alone.",
         mt50,
-        partial(flagship, head=WIDE),
+        partial(flagship, objective=replace(ENDS, condition=0.0)),
     ),
-    "flagship_mt50_minus_rounds": Row(
-        "The same without a round on-policy.", mt50, partial(flagship, rounds=0)
+    "flagship_mt50_four_layers": Row(
+        "The same with four layers.", mt50, partial(flagship, layers=KEPT // 2)
+    ),
+    "flagship_mt50_narrow": Row(
+        "The same with a head half as wide and half as deep.", mt50, partial(flagship, head=NARROW)
+    ),
+    "flagship_mt50_round": Row(
+        "The same with a round on-policy.", mt50, partial(flagship, rounds=1)
+    ),
+    "flagship_mt50_ends": Row(
+        "The same with the teacher's actions to learn from as well as the expert's.",
+        mt50,
+        partial(flagship, objective=MatchEndpoint()),
     ),
     "flagship_mt50_shortcut": Row(
         "The same with steps that learn from shorter ones, for any noise: it can decide in 1, 2, 4 "
