@@ -49,7 +49,7 @@ from armlet.policies.fitting import FitsRobot
 from armlet.policies.layer_search import LayerSearch
 from armlet.policies.lighter import LighterHead
 from armlet.policies.routed import Routing
-from armlet.policies.students import FirstK
+from armlet.policies.students import FirstK, Whole
 from armlet.policies.vla import VLANetwork
 from armlet.recipe import Objective, Recipe, Round, Stage
 from armlet.recipes.bases import MatchOutput, Row, mt50, own, tabletop
@@ -104,6 +104,8 @@ class MatchEndpoint(Objective):
 
 ENDS = MatchEndpoint(teacher=0.0)  # the expert's actions, and what the teacher's head reads
 KEPT = 8  # of sixteen layers, on mt50
+# Greedy and on few frames: minutes of a core, where four sets at a time take half an hour.
+FOUND = LayerSearch(KEPT, beam=1, frames=128)
 ONE: dict[str, Any] = {"steps": 1}
 # Half of the teacher's head, a quarter of its multiplications.
 NARROW: dict[str, Any] = {"steps": 1, "hidden": 64, "blocks": 1}
@@ -116,23 +118,18 @@ PUSH = 30.0  # λ, as ActDistill has it
 def flagship(
     base: Recipe,
     *,
-    layers: int | None = KEPT,
-    search: bool = True,
+    layers: Student = FOUND,
     head: dict[str, Any] = ONE,
     objective: Objective | None = ENDS,
     rounds: int = 0,
 ) -> Recipe:
-    """All levers. `layers`: how many are kept (None: all), those that `search` finds or else the
-    first; `head`: what `LighterHead` is told (empty: the head stays); `objective`: of stage and
-    rounds (None: the base's, for a head that goes on denoising); `rounds`: on-policy rounds."""
+    """All levers. `layers`: which are kept; `head`: what `LighterHead` is told (empty: the head
+    stays); `objective`: of stage and rounds (None: the base's, for a head that goes on denoising);
+    `rounds`: on-policy rounds."""
     (stage,) = base.stages
     # The teacher's own eyes go on giving its own tokens, which the kept layers know.
     stage = replace(stage, objective=objective or stage.objective, freeze=("policy.vision.*",))
-    kept = _depth(base) if layers is None else layers
-    # Greedy and on few frames: three minutes of a core, where four sets at a time take half an hour.
-    student: Student = LayerSearch(kept, beam=1, frames=128) if search else FirstK(kept)
-    if head:
-        student = LighterHead(student, **head)
+    student = LighterHead(layers, **head) if head else layers
     return practising(replace(base, student=student, stages=(stage,)), stage, rounds)
 
 
@@ -178,7 +175,7 @@ def for_any_robot(base: Recipe) -> Recipe:
     """A teacher that denoises, and half of its layers; nobody acts, and so there is no round."""
     network = VLANetwork(head="flow", head_options=dict(DENOISING))
     recipe = replace(base, network=FitsRobot(network))
-    return flagship(recipe, layers=network.depth // 2)
+    return flagship(recipe, layers=replace(FOUND, layers=network.depth // 2))
 
 
 def _depth(base: Recipe) -> int:
@@ -199,7 +196,7 @@ RECIPES = {
         "Ours on tabletop, whose teacher takes no steps: two layers found by trying, and a round "
         "on-policy.",
         tabletop,
-        partial(flagship, layers=2, head={}, objective=MatchEndpoint(), rounds=1),
+        partial(flagship, layers=LayerSearch(2), head={}, objective=MatchEndpoint(), rounds=1),
     ),
     "flagship_mt50": Row(
         "Ours on Meta-World's fifty tasks: eight of sixteen layers, found by trying, and one step "
@@ -208,10 +205,10 @@ RECIPES = {
         flagship,
     ),
     "flagship_mt50_minus_layers": Row(
-        "The same with all sixteen layers.", mt50, partial(flagship, layers=None)
+        "The same with all sixteen layers.", mt50, partial(flagship, layers=Whole())
     ),
     "flagship_mt50_minus_search": Row(
-        "The same with the first eight layers.", mt50, partial(flagship, search=False)
+        "The same with the first eight layers.", mt50, partial(flagship, layers=FirstK(KEPT))
     ),
     "flagship_mt50_minus_steps": Row(
         "The same with the teacher's ten denoising steps.",
@@ -224,7 +221,7 @@ RECIPES = {
         partial(flagship, objective=replace(ENDS, condition=0.0)),
     ),
     "flagship_mt50_four_layers": Row(
-        "The same with four layers.", mt50, partial(flagship, layers=KEPT // 2)
+        "The same with four layers.", mt50, partial(flagship, layers=replace(FOUND, layers=4))
     ),
     "flagship_mt50_narrow": Row(
         "The same with a head half as wide and half as deep.", mt50, partial(flagship, head=NARROW)
