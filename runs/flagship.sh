@@ -4,6 +4,7 @@
 #   bash runs/flagship.sh report   the chosen one, three trainings, once on the report's seeds, in ONNX Runtime
 #   bash runs/flagship.sh late     the same students on slower computers, where time passes while a policy thinks
 # Without a word, all three. What is chosen is chosen on the first part's table:   CHOSEN=flagship_mt50_outright bash runs/flagship.sh report late
+#   RECIPES="flagship_mt50 flagship_mt50_minus_search": of the first part, these alone; it can be made larger later
 #   TEACHER=checkpoints/mt50-teacher: one that is there, in the place of two hours of teaching
 #   OUT=out/flagship   SEEDS="0 1 2"   EXECUTE=8   TUNING=500 EPISODES=2000 LATE=500   SLOWER="10 40"
 # SMOKE=1: three tasks and a few steps, to see that it runs through; half an hour, and no number of it means anything.
@@ -12,8 +13,8 @@ cd "$(dirname "$0")/.."
 source runs/students.bash
 chosen=${CHOSEN:-flagship_mt50}
 execute=${EXECUTE:-8}
-levers="flagship_mt50 flagship_mt50_minus_layers flagship_mt50_minus_search flagship_mt50_minus_steps flagship_mt50_minus_condition"
-others="flagship_mt50_four_layers flagship_mt50_narrow flagship_mt50_ends flagship_mt50_round flagship_mt50_shortcut flagship_mt50_outright
+levers="flagship_mt50 flagship_mt50_minus_condition flagship_mt50_minus_search flagship_mt50_minus_steps flagship_mt50_minus_layers"
+others="flagship_mt50_four_layers flagship_mt50_outright flagship_mt50_ends flagship_mt50_narrow flagship_mt50_round flagship_mt50_shortcut
   flagship_mt50_router"
 world=() base=()               # of all verbs; of those that make what students start from
 acting=(--evaluation.videos 1) # of evaluations
@@ -58,7 +59,7 @@ for part in ${*:-tuning report late}; do
   students=()
   case $part in
     tuning)
-      for recipe in $levers $others; do
+      for recipe in ${RECIPES:-$levers $others}; do
         of "$recipe"
         make_student "$out/tuning/$recipe" "$recipe" "${world[@]}" "${options[@]}"
       done
