@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from armlet.benchmarks.tabletop import Tabletop
-from armlet.policies.checkpoint import load_policy, policy_fingerprint
+from armlet.policies.checkpoint import load_policy, policy_fingerprint, read_provenance
 from armlet.policies.contract import Policy
 from armlet.robot.observation import Observation
 from armlet.robot.outputs import Decision
@@ -92,3 +93,19 @@ def test_the_report_is_about_it(folder: Path, teacher: Policy) -> None:
     )
     fingerprint = json.loads(json.dumps(Tabletop().fingerprint()))
     assert report["fingerprint"]["benchmark"] == fingerprint
+
+
+def test_the_flagship_that_ships_is_what_its_page_says() -> None:
+    """Half of its teacher's layers, its eyes, one step, and looking after eight actions."""
+    whole, student = (
+        load_policy(HOME / "checkpoints" / f"mt50-{name}") for name in ("teacher", "flagship")
+    )
+    assert (len(whole.layers), len(student.layers)) == (16, 8)
+    assert (whole.loop.times, student.loop.times) == (10, 1)
+    assert (whole.execute, student.execute) == (4, 8)
+    theirs = whole.vision.state_dict()
+    for name, tensor in student.vision.state_dict().items():
+        assert torch.equal(tensor, theirs[name]), name
+    told = read_provenance(HOME / "checkpoints/mt50-flagship")
+    assert told["question"]["teacher"] == policy_fingerprint(HOME / "checkpoints/mt50-teacher")
+    assert [each["execute"] for each in told["shortened"]] == [8]
