@@ -72,6 +72,14 @@ def moments(policy: VLA, count: int = 5) -> Batch:
     )
 
 
+def one_step_by_hand(policy: VLA, head: FlowHead, batch: Batch) -> torch.Tensor:
+    """Euler's method in one step: the noise, and the velocity there at time 0, by what the policy's
+    layers say."""
+    condition = policy._condition(policy.run_layers(policy.embed(batch), batch))
+    noise = head.noise.expand(len(batch), -1, -1)
+    return noise + head.velocity(noise, torch.zeros(len(batch)), condition)
+
+
 @torch.no_grad()
 def test_one_step_is_the_teachers_velocity_at_its_own_noise(tmp_path) -> None:
     whole = teacher()
@@ -79,9 +87,7 @@ def test_one_step_is_the_teachers_velocity_at_its_own_noise(tmp_path) -> None:
     before = whole(batch)
     student = LighterHead(FirstK(2)).build(whole)
     assert isinstance(student, VLA) and student.loop is not None and student.loop.times == 1
-    condition = student._condition(student.run_layers(student.embed(batch), batch))
-    noise = whole.head.noise.expand(5, -1, -1)
-    by_hand = noise + whole.head.velocity(noise, torch.zeros(5), condition)
+    by_hand = one_step_by_hand(student, whole.head, batch)
     assert torch.equal(student(batch), by_hand)
     theirs = whole.keep_layers((0, 1)).state_dict()
     assert all(torch.equal(theirs[name], each) for name, each in student.state_dict().items())
@@ -211,24 +217,17 @@ def test_a_teacher_whose_ends_weigh_nothing_is_not_asked_for_them() -> None:
 # -----------------------------------------------------------------------------------------------
 
 
+@torch.no_grad()
 def test_one_step_is_what_the_velocity_says_at_the_noise(tmp_path) -> None:
-    """Euler's method in one step: noise + velocity at time 0, by the head's own hand."""
     policy = teacher()
     save_policy(policy, tmp_path / "teacher")
     printed = shorten(str(tmp_path / "teacher"), out=tmp_path / "one", steps=1)
     assert printed == str(tmp_path / "one")
-    short = load_policy(tmp_path / "one")
     batch = moments(policy)
-    with torch.no_grad():
-        run = policy.run_layers(policy.embed(batch), batch)
-        condition = policy.signals({"condition"}, batch, run)["condition"]
-        head = policy.head
-        assert isinstance(head, FlowHead)
-        begin = head.noise.expand(len(batch), -1, -1)
-        velocity = head.velocity(begin, torch.zeros(len(batch)), condition)
-        wanted = (begin + velocity).flatten(1)
-        found = short(batch).flatten(1)
-    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+    found = load_policy(tmp_path / "one")(batch)
+    torch.testing.assert_close(
+        found, one_step_by_hand(policy, policy.head, batch), rtol=1e-5, atol=1e-5
+    )
 
 
 def test_a_shortened_policy_says_of_which_it_was_made(tmp_path) -> None:
@@ -285,6 +284,7 @@ def test_another_execute_changes_nothing_that_is_decided(tmp_path, routed) -> No
         ({"steps": 0}, "--steps is 0, expected 1 or more"),
         ({"execute": -1}, "--execute is -1, expected 1 or more"),
         ({"steps": 10}, "it decides in 10 denoising steps already"),
+        ({"steps": 11}, "it decides in 10 denoising steps already, and 11 were asked for"),
         ({"execute": 2}, "it looks again after 2 actions already"),
         ({"execute": 4}, "execute is 4, and the policy decides 3 actions at a time"),
     ],

@@ -6,8 +6,8 @@ out.
                                             `_minus_search`, as many layers, the first
     ten denoising steps → one               `MatchEndpoint`; `_minus_steps`
     what the teacher's head reads           `MatchEndpoint.condition`; `_minus_condition`
-    the longest safe `execute`              `armlet calibrate`, for the teacher as well
-    a fast runtime, int8                    `--evaluation.runtimes`, for the teacher as well
+    looking after eight actions, not four   `armlet shorten`, for the teacher as well
+    a fast runtime                          `--evaluation.runtimes`, for the teacher as well
 
 and what was tried beside or in the place of these: half as many layers (`_four_layers`), a narrower head
 (`_narrow`), a round on-policy (`_round`), the teacher's actions to learn from as well as the expert's
@@ -30,8 +30,8 @@ straightens paths before they can be cut; consistency distillation (Consistency 
 
     armlet collect mt50 && armlet teach mt50 && armlet probe mt50
     armlet distil flagship_mt50
-    armlet calibrate flagship_mt50
-    armlet evaluate flagship_mt50 --evaluation.runtimes eager onnx onnx_int8
+    armlet shorten out/flagship_mt50/student --execute 8 --out out/flagship_mt50/after_8
+    armlet evaluate flagship_mt50 --policies out/flagship_mt50/after_8 --evaluation.runtimes onnx
 
 `runs/flagship.sh` is all of it, ablations first. What each lever is worth in milliseconds is known
 before any training (`bench/levers.py`); in success, after it.
