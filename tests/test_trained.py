@@ -17,7 +17,7 @@ from armlet.policies.fitting import Choosing
 from armlet.policies.layer_search import LayerSearch
 from armlet.policies.lighter import LighterHead
 from armlet.policies.routed import Routing
-from armlet.policies.students import FirstK, LayerDrop
+from armlet.policies.students import FirstK, LayerDrop, Whole
 from armlet.recipe import Recipe, Stage
 from armlet.robot.spec import ActionSpec
 from armlet.training.learner import Learner
@@ -78,9 +78,12 @@ def still(student: Backbone, stage: Stage) -> set[str]:
 def papers(recipe: Recipe, stage: int) -> set[str]:
     """What stands still in a stage, as recipes.md and the recipes' own pages say it."""
     student = recipe.student
+    lighter = isinstance(student, LighterHead)
     if isinstance(student, LighterHead):
         student = student.student
     kind = type(student)
+    if kind is Whole and lighter:
+        return {"vision"}  # the flagship's teacher goes on seeing with its own eyes
     if kind is Routing and student.chooser == "random":
         return {"vision"}
     if kind is Routing:

@@ -4,7 +4,7 @@
 
 Verbs, in the order of the work:
 
-    demo       the teacher and the student that come with armlet, in a minute: `armlet demo`
+    demo       the teacher and the student that come with armlet, in two minutes: `armlet demo`
     inspect    episodes, or a policy → what it is; writes robot.toml for a robot of your own:
                `armlet inspect DIR`
     collect    a benchmark and its expert → episodes

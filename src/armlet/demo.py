@@ -1,5 +1,5 @@
 """demo: the teacher and the student that come with armlet, in PyTorch and exported, on the same
-episodes: a first result in a minute, and no training.
+episodes: a first result in two minutes, and no training.
 
     armlet demo
 
