@@ -53,6 +53,9 @@ class Progress:
         # A bar in a log would be one line of every state that it had.
         if sys.stderr.isatty():
             self._bar = tqdm(total=total, initial=start, desc=title, unit=unit)
+        # The first step of some work takes minutes, in which an empty log would say that nothing runs.
+        elif total > start:
+            self._write(self._counted())
         self._watchers = tuple(_watchers)
         for watcher in self._watchers:
             watcher.begun(self)
@@ -84,10 +87,15 @@ class Progress:
             self._said = time.monotonic()
             self._line(values)
 
+    def _counted(self) -> str:
+        return f"{self.title}: {self.done}/{self.total} {self.unit}s"
+
     def _line(self, values: dict[str, float]) -> None:
-        line = f"{self.title}: {self.done}/{self.total} {self.unit}s, {self.rate:.3g}/s, "
-        line += f"{self.left:.0f} s left  "
+        line = f"{self._counted()}, {self.rate:.3g}/s, {self.left:.0f} s left  "
         line += "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+        self._write(line)
+
+    def _write(self, line: str) -> None:
         sys.stderr.write(f"{line}\n")
         sys.stderr.flush()  # a log that is followed should not lag behind
 

@@ -196,6 +196,8 @@ def frames_of_world(
     least = 0
     for split in splits:
         least = max(least, len(benchmark.tasks(split)))
+    # Of as many episodes as there are tasks; where they are short it may take a few more.
+    progress = Progress("moments to compare at", total=least * len(splits), unit="episode")
     while episodes < least or total < FRAMES:
         for split in splits:
             (task, own) = plan(benchmark, split, episodes + 1, seed)[-1]
@@ -203,7 +205,9 @@ def frames_of_world(
             run_task(teacher, benchmark, task, own, on_look=seen.append)
             found.append(seen)
             total += len(seen)
+            progress.advance()
         episodes += 1
+    progress.close()
     # Fifty tasks have a thousand looks, and each takes both policies.
     step = 1 + total // MOST
     return [look for seen in found for look in seen[::step]]
