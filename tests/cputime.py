@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-SHOWN = 15
+SHOWN = 60
 NAME = "cpu seconds"
 
 

@@ -1,5 +1,6 @@
 """Attempts at episodes, where some give nothing to keep: which are made, and which are not again."""
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,7 +45,9 @@ def made(root: Path, episodes: int, **metadata: str) -> list[int]:
     return sorted(int(line) for line in log.read_text().splitlines())
 
 
-def test_a_failed_attempt_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_attempt_is_made_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
     root = tmp_path / "episodes"
     assert made(root, 4) == [0, 1, 2, 3]
     before = EpisodeDataset(root).fingerprint
@@ -53,9 +56,25 @@ def test_a_failed_attempt_is_made_once(tmp_path: Path, monkeypatch: pytest.Monke
     assert EpisodeDataset(root).fingerprint == before
     assert made(root, 7) == [4, 5, 6]
     assert len(EpisodeDataset(root).episodes) == 4
-    # Another state of the code may succeed where this one failed.
+    # Nor by a newer armlet: those that were kept are not made anew either.
     monkeypatch.setattr(recording.source, "identity", lambda: {"files": "others"})
+    capsys.readouterr()
+    assert made(root, 7) == []
+    said = capsys.readouterr().err
+    marks = root / ".cache" / "failed"
+    assert said == (
+        "attempts: 3 of 7 attempts gave nothing to keep when they were made, and are not made again; "
+        f"delete {marks} to have them made by what is here now\n"
+    )
+    shutil.rmtree(marks)
     assert made(root, 7) == [1, 3, 5]
+
+
+def test_marks_of_each_state_of_the_code_are_known(tmp_path: Path) -> None:
+    root = tmp_path / "episodes"
+    made(root, 4)
+    (root / ".cache" / "failed").rename(root / ".cache" / "failed-0123456789abcdef")
+    assert made(root, 4) == []
 
 
 def test_a_killed_run_goes_on_with_what_it_has_not_tried(tmp_path: Path) -> None:
@@ -63,9 +82,9 @@ def test_a_killed_run_goes_on_with_what_it_has_not_tried(tmp_path: Path) -> None
     made(root, 4)
     killed = tmp_path / "killed"
     (killed / ".cache").mkdir(parents=True)
-    for marks in (root / ".cache").glob("failed-*"):
-        (killed / ".cache" / marks.name).mkdir()
-        (killed / ".cache" / marks.name / "1").touch()
-        (killed / ".cache" / marks.name / ".DS_Store").touch()  # not ours
+    marks = killed / ".cache" / "failed"
+    marks.mkdir()
+    (marks / "1").touch()
+    (marks / ".DS_Store").touch()  # not ours
     assert made(killed, 4) == [0, 2, 3]
     assert EpisodeDataset(killed).fingerprint == EpisodeDataset(root).fingerprint

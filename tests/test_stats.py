@@ -1,6 +1,7 @@
 """Intervals and tests against other implementations, published examples and simulation."""
 
 import json
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -259,13 +260,17 @@ def test_clopper_pearson_is_statsmodels(successes: int, episodes: int) -> None:
     assert clopper_pearson(successes, episodes) == pytest.approx(expected, abs=1e-12)
 
 
+@cache
+def all_intervals(interval, episodes: int) -> np.ndarray:
+    """(n + 1, 2): of each number of successes that there can be."""
+    return np.array([interval(successes, episodes) for successes in range(episodes + 1)])
+
+
 def exact_coverage(interval, rate: float, episodes: int) -> float:
     """How often an interval holds the rate it is about: summed over all outcomes, nothing drawn."""
-    counts = np.arange(episodes + 1)
-    held = [
-        low <= rate <= high for low, high in (interval(int(count), episodes) for count in counts)
-    ]
-    return float(binom.pmf(counts, episodes, rate)[held].sum())
+    low, high = all_intervals(interval, episodes).T
+    held = (low <= rate) & (rate <= high)
+    return float(binom.pmf(np.arange(episodes + 1), episodes, rate)[held].sum())
 
 
 def test_a_tables_interval_holds_rates_near_the_ends_too() -> None:

@@ -1,14 +1,13 @@
 """How attempts at episodes become a data set.
 
 Workers write what they made themselves; a killed run goes on with the attempts that are missing. Of
-an attempt that gave nothing to keep a mark is left, so that the same code does not make it again.
+an attempt that gave nothing to keep a mark is left, and it is not made again, nor are those that were
+kept: a data set that is there stays as it is, whatever a newer armlet would do.
 Where processes share the work, workers pack what they made, and one process lays all of it out.
 Who acts is an argument (`actors`).
 """
 
 import contextlib
-import hashlib
-import json
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -33,6 +32,8 @@ from armlet.robot.description import recorded_toml
 from armlet.rollout.actors import Acts
 from armlet.rollout.pool import work_through
 from armlet.rollout.together import SharedWork, Together, sharded
+
+FAILED = "failed"  # the folder of marks
 
 
 def record(
@@ -59,11 +60,18 @@ def record(
         describe_robot(root, benchmark)
         # By attempt and not by count: those that were not kept leave gaps.
         finished = {info["attempt"] for info in writer.finished()}
-        marks = root / CACHE / f"failed-{_made_by(metadata)}"
+        marks = root / CACHE / FAILED
         marks.mkdir(exist_ok=True)
-        failed = {int(mark.name) for mark in marks.iterdir() if mark.name.isdigit()} - finished
+        failed = _marked(root) - finished
         missing = [n for n in range(episodes) if n not in finished and n not in failed]
         done = sum(n < episodes for n in finished | failed)
+        left_alone = sum(n < episodes for n in failed)
+        if left_alone:
+            sys.stderr.write(
+                f"{title}: {left_alone} of {episodes} attempts gave nothing to keep when they were "
+                f"made, and are not made again; delete {marks} to have them made by what is here "
+                "now\n"
+            )
         progress = Progress(title, total=episodes, start=done, unit="episode")
         kept = sum(n < episodes for n in finished)
         attempt_at = _Attempt(root, acts, features, hz, marks)
@@ -76,10 +84,14 @@ def record(
     return root
 
 
-def _made_by(metadata: dict[str, Any]) -> str:
-    """What else than its number decides whether an attempt succeeds: worlds, who acts, the code."""
-    made_by = [metadata, source.identity()["files"], np.__version__]
-    return hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()[:16]
+def _marked(root: Path) -> set[int]:
+    """The attempts that are marked to have given nothing. Older data sets have a folder of marks for
+    each state of the code, FAILED-DIGEST."""
+    found = set()
+    for mark in (root / CACHE).glob(f"{FAILED}*/*"):
+        if mark.name.isdigit():
+            found.add(int(mark.name))
+    return found
 
 
 def _share(
