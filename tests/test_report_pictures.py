@@ -3,15 +3,18 @@
 import itertools
 import math
 import re
+import shutil
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from report_page import REPRODUCTIONS
+from statsmodels.duration.survfunc import SurvfuncRight
 
 from armlet import report
-from armlet.evaluation import speeds
-from armlet.evaluation.page import curves, findings, pictures
+from armlet.evaluation import outcomes, speeds
+from armlet.evaluation.page import curves, findings, pictures, reaching
 
 PLACES = st.lists(st.floats(-50, 500, allow_nan=False), min_size=1, max_size=30)
 
@@ -187,3 +190,82 @@ def test_the_fastest_is_one_that_is_proved() -> None:
     )
     slow = report.read(REPRODUCTIONS / "vita_vla" / "report.json")
     assert findings.fastest(slow, findings.findings(slow)) is None  # all take longer
+
+
+# --- how soon they succeed
+# ------------------------------------------------------------------------------------------
+
+BELT = REPRODUCTIONS / "tabletop_belt"
+
+
+def test_the_share_that_has_succeeded_is_one_minus_kaplan_and_meiers() -> None:
+    """statsmodels' estimate, with failures as cut off at the limit."""
+    kept = outcomes.read(BELT / "outcomes.json.gz")
+    for late in kept.delayed:
+        times, share = reaching.shares([late.run])
+        survival = SurvfuncRight(np.array(late.run.steps), np.array(late.run.success))
+        reference = dict(zip(survival.surv_times, survival.surv_prob, strict=True))
+        for time, found in zip(times, share, strict=True):
+            assert found == pytest.approx(1 - reference[time], abs=1e-12)
+        assert share[-1] == np.mean(late.run.success)
+
+
+def above(path: str) -> float:
+    """The area above a path of steps, as a share of its square."""
+    assert path.startswith("M0 1000") and path.endswith("H1000")
+    x = height = 0.0
+    area = 0.0
+    for across, down in re.findall(r"H(\d+)(?:V(\d+))?", path):
+        area += (float(across) - x) * (1000 - height)
+        x = float(across)
+        height = 1000 - float(down or 0)
+    return area / 1e6
+
+
+@pytest.mark.parametrize("name", ["tabletop_belt", "tabletop_splits"])
+def test_the_area_above_a_line_is_the_mean_time_with_failures_as_the_limit(name: str) -> None:
+    """Of the report's own numbers, which are the first split's: the restricted mean is the integral of
+    the survival function."""
+    told = report.read(REPRODUCTIONS / name / "report.json")
+    kept = outcomes.read(REPRODUCTIONS / name / "outcomes.json.gz")
+    drawn = reaching.reached(told, kept)
+    rows = {}
+    for row in told["delayed"]:
+        title = f"computer {row['slower']:g}× slower, {row['late']}"
+        rows[title, row["name"]] = row["seconds_to_success"]
+    for row in told["policies"]:
+        rows["answers at once", row["name"]] = row["seconds_to_success"]
+    shown = [
+        (picture.title, course.name, course.path) for picture in drawn for course in picture.courses
+    ]
+    assert len(shown) == len(rows)
+    for title, name, path in shown:
+        seconds = rows[title, name]
+        assert seconds["limit"] * above(path) == pytest.approx(seconds["restricted"], abs=0.02)
+
+
+def test_seeds_of_a_recipe_are_one_line_of_one_colour() -> None:
+    path = REPRODUCTIONS / "tabletop_fresh" / "report.json"
+    [drawn] = reaching.reached(report.read(path), outcomes.read(path.with_name("outcomes.json.gz")))
+    names = [course.name for course in drawn.courses]
+    assert names == ["teacher", "actdistill", "first_k", "layer_drop"]
+    assert len({course.mark for course in drawn.courses}) == 4
+
+
+def test_a_policy_that_never_succeeds_is_a_line_at_the_bottom() -> None:
+    never = outcomes.Run((False, False), (80, 80), (9, 9), (0, 0), None)
+    times, share = reaching.shares([never])
+    assert len(times) == len(share) == 0
+
+
+def test_the_lines_need_the_outcomes_beside_the_report(tmp_path) -> None:
+    for name in ("report.json", "outcomes.json.gz"):
+        shutil.copy(BELT / name, tmp_path / name)
+    heading = "How soon they succeed"
+    assert heading in report.main((tmp_path,)).read_text()
+    other = REPRODUCTIONS / "tabletop_fresh" / "outcomes.json.gz"
+    shutil.copy(other, tmp_path / "outcomes.json.gz")
+    with pytest.raises(ValueError, match=r"outcomes\.json\.gz"):
+        report.main((tmp_path,))
+    (tmp_path / "outcomes.json.gz").unlink()
+    assert heading not in report.main((tmp_path,)).read_text()

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from armlet.data.files import write_atomically
-from armlet.evaluation import offline_page, offline_report, page
+from armlet.evaluation import offline_page, offline_report, outcomes, page
 from armlet.evaluation import report as evaluation
 from armlet.evaluation.figures import delayed_sentence, refusal, seed_sentence, sentence
 from armlet.evaluation.offline_report import is_offline
@@ -65,6 +65,16 @@ def read(path: Path) -> Report:
     return {**report, "path": path.as_posix()}
 
 
+def _outcomes(report: Report) -> outcomes.Outcomes | None:
+    """Of the single episodes, where they lie beside the report; None: they do not, or none were kept.
+    Raises ValueError where they are another report's."""
+    named = report.get("outcomes")
+    if named is None:
+        return None
+    file = evaluation.outcomes_beside(Path(report["path"]), named["file"])
+    return outcomes.read(file, sha256=named["sha256"]) if file.is_file() else None
+
+
 def render(reports: list[Report]) -> str:
     """The page as text."""
     environment = page.templates()
@@ -76,7 +86,7 @@ def render(reports: list[Report]) -> str:
         html = kept.pop("html", None)  # of no use to the script
         embedded.append(kept)
         if html is None:
-            sections.append(section(report))
+            sections.append(section(report, _outcomes(report)))
         else:
             sections.append(Section(title=report["fingerprint"]["recipe"]["name"], html=html))
     # As in table.md, without the dash that makes a list of them there.

@@ -40,6 +40,20 @@ class Curves:
     down: tuple[Tick, ...]
     left_out: tuple[str, ...]  # terms that are nowhere above 0, which a logarithm cannot show
 
+    @property
+    def paths(self) -> list[tuple[str, str]]:
+        """What each path looks like, and the path."""
+        return [
+            (line_mark(line.colour, line.dashed), path)
+            for line in self.lines
+            for path in line.paths
+        ]
+
+
+def line_mark(colour: int, dashed: bool) -> str:
+    """What the style sheet calls such a line."""
+    return f"line-{colour}{' dashed' if dashed else ''}"
+
 
 def training(report: Report) -> list[Curves]:
     """One a policy that says how it was trained."""
@@ -81,7 +95,7 @@ def _curves(name: str, stages: Sequence[dict[str, Any]]) -> Curves:
     places = spread([y for _, y in ends], LINE, height)
     labels = []
     for (line, y), at in zip(ends, places, strict=True):
-        mark = f"line-{line.colour}{' dashed' if line.dashed else ''}"
+        mark = line_mark(line.colour, line.dashed)
         labels.append(Label(line.term, line.term, mark, 100, y, round(at, 1)))
     return Curves(name, height, tuple(lines), tuple(labels), tuple(below), _decades(up), left_out)
 

@@ -4,7 +4,8 @@ HTML."""
 from dataclasses import dataclass
 from typing import Any
 
-from armlet.evaluation.page import curves, findings, pictures
+from armlet.evaluation.outcomes import Outcomes
+from armlet.evaluation.page import curves, findings, pictures, reaching
 from armlet.evaluation.page.tables import Table, all_tables
 
 Report = dict[str, Any]
@@ -30,6 +31,7 @@ class Section:
     listens: pictures.Heat | None = None
     left_out: tuple[Report, ...] = ()  # changes that were not run, and why
     late: pictures.Heat | None = None
+    reached: tuple[reaching.Reached, ...] = ()
     layers: pictures.Heat | None = None
     dial: pictures.Plot | None = None
     episodes: tuple[curves.Episode, ...] = ()
@@ -44,8 +46,9 @@ class Section:
         return pictures.MARKS
 
 
-def section(report: Report) -> Section:
-    """Of a report as `armlet.report.read` gives it."""
+def section(report: Report, outcomes: Outcomes | None = None) -> Section:
+    """Of a report as `armlet.report.read` gives it. `outcomes`: of its single episodes, where they
+    lie beside it."""
     found = findings.findings(report)
     lines = findings.headlines(report, found)
     benchmark = report["fingerprint"]["benchmark"]["benchmark"]
@@ -65,6 +68,7 @@ def section(report: Report) -> Section:
         listens=pictures.listens(report),
         left_out=tuple(report.get("listens_left_out", [])),
         late=pictures.late(report),
+        reached=() if outcomes is None else tuple(reaching.reached(report, outcomes)),
         layers=pictures.layers(report),
         dial=pictures.dial(report),
         episodes=tuple(curves.episodes(report)),
