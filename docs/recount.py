@@ -217,6 +217,20 @@ def late_pair(asked: Asked) -> Report:
     return turned(pairs, asked.policy, asked.against, asked.file)
 
 
+def late_seconds(asked: Asked) -> list[float]:
+    """By how many seconds a policy that acts late is behind another (before it: less than 0), failures as
+    the limit, and the interval."""
+    found = late_pair(asked)
+    if "seconds" not in found:
+        raise NotThereError(f"seconds between policies that act late in {asked.file.name}")
+    between = found["seconds"]
+    numbers = [between["difference"], *between["ci95"]]
+    if found not in asked.report["delayed_pairs"]:  # it is there the other way round
+        difference, low, high = numbers
+        return [-difference, -high, -low]
+    return numbers
+
+
 def _late(found: Report) -> str:
     return f"{found['slower']:g} {found['late']}"
 
@@ -360,6 +374,8 @@ NUMBERS: dict[str, Callable[[Asked], list[float]]] = {
     "seeds-minus": lambda asked: difference(seed_pair(asked)),
     "late": lambda asked: [rate(acting_late(asked))],
     "late-minus": lambda asked: difference(late_pair(asked)),
+    "late-seconds": lambda asked: [acting_late(asked)["seconds_to_success"]["restricted"]],
+    "late-seconds-minus": late_seconds,
     "late-steps": lambda asked: [acting_late(asked)["lag_steps"]],
     "steps": lambda asked: [row(asked)["mean_steps"]],
     "toggles": lambda asked: [row(asked)["gripper_toggles"]["per_100_steps"]],
@@ -624,6 +640,11 @@ CELLS: dict[str, tuple[str, Callable[[Asked], str]]] = {
     "task": ("success", lambda asked: f"{rate(task(asked)):.1f}"),
     "except-task": ("success", lambda asked: f"{rate(without(asked)):.1f}"),
     "minus": ("difference", lambda asked: signed(pair(asked))),
+    "late": ("success, acting late", lambda asked: rated(acting_late(asked))),
+    "late-seconds": (
+        "seconds to success, failures as the limit",
+        lambda asked: f"{acting_late(asked)['seconds_to_success']['restricted']:.2f}",
+    ),
     "p": ("McNemar p", lambda asked: f"{pair(asked)['mcnemar_p']:.2g}"),
     "verdict": ("to 3 points", lambda asked: verdict(pair(asked))),
     "steps": ("steps", lambda asked: f"{row(asked)['mean_steps']:.1f}"),

@@ -6,7 +6,7 @@
 # Without a word, all three. What is chosen is chosen on the first part's table:   CHOSEN=flagship_mt50_outright bash runs/flagship.sh report late
 #   RECIPES="flagship_mt50 flagship_mt50_minus_search": of the first part, these alone; it can be made larger later
 #   TEACHER=checkpoints/mt50-teacher: one that is there, in the place of two hours of teaching
-#   OUT=out/flagship   SEEDS="0 1 2"   EXECUTE=8   TUNING=500 EPISODES=2000 LATE=500   SLOWER="10 40"
+#   OUT=out/flagship   SEEDS="0 1 2"   EXECUTE=8   TUNING=500 EPISODES=2000 LATE=250   SLOWER="10 40"
 # SMOKE=1: three tasks and a few steps, to see that it runs through; half an hour, and no number of it means anything.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -90,7 +90,7 @@ for part in ${*:-tuning report late}; do
       ;;
     late) # other episodes of the report's seeds: those of the first plan are not looked at twice
       $armlet evaluate mt50 --name flagship_late "${world[@]}" "${acting[@]}" --out "$out/late" --policies "${students[@]}" \
-        --evaluation.purpose report --evaluation.seed 860000000 --evaluation.episodes "${LATE:-500}" --evaluation.margin 0.02 \
+        --evaluation.purpose report --evaluation.seed 860000000 --evaluation.episodes "${LATE:-250}" --evaluation.margin 0.02 \
         --evaluation.runtimes onnx --evaluation.slower ${SLOWER:-10 40} --evaluation.late wait
       $armlet report "$out/late/evaluation" --out "$out/late.html"
       ;;

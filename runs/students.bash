@@ -22,7 +22,7 @@ shortened() { # folder, policy, options of `armlet shorten`: what it can have un
   local folder=$1 policy=$2
   shift 2
   students+=("$folder")
-  if [[ -e $policy/config.json && ! -e $folder/config.json ]]; then
-    $armlet shorten "$policy" --out "$folder" "$@"
+  if [[ -e $policy/config.json ]]; then
+    $armlet shorten "$policy" --out "$folder" "$@" # finds it done, or refuses one of another policy
   fi
 }

@@ -11,6 +11,7 @@ from armlet.benchmarks.tabletop import Tabletop
 from armlet.data.episodes import EpisodeDataset, EpisodeFrames
 from armlet.rollout import recording
 from armlet.rollout.recording import features_of, record
+from armlet.rollout.together import Together
 
 WORLD = Tabletop()
 
@@ -70,11 +71,62 @@ def test_a_failed_attempt_is_made_once(
     assert made(root, 7) == [1, 3, 5]
 
 
-def test_marks_of_each_state_of_the_code_are_known(tmp_path: Path) -> None:
+def test_marks_of_each_state_of_the_code_are_known(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     root = tmp_path / "episodes"
     made(root, 4)
-    (root / ".cache" / "failed").rename(root / ".cache" / "failed-0123456789abcdef")
+    older = root / ".cache" / "failed-0123456789abcdef"
+    (root / ".cache" / "failed").rename(older)
+    (root / ".cache" / "failed.bak").mkdir()
+    (root / ".cache" / "failed.bak" / "0").touch()  # not ours
     assert made(root, 4) == []
+    assert f"delete {root}/.cache/failed and {older} to have" in capsys.readouterr().err
+    shutil.rmtree(older)
+    assert made(root, 4) == [1, 3]
+
+
+def shared(root: Path, episodes: int, meeting: Path) -> list[int]:
+    """The same by processes that share the work."""
+    log = root.with_name("log")
+    log.write_text("")
+    together = Together(str(meeting), 2, 30.0)
+    said = {"metadata": {}, "title": "attempts", "together": together}
+    record(root, WORLD, EverySecond(log), episodes=episodes, workers=1, **said)
+    return sorted(int(line) for line in log.read_text().splitlines())
+
+
+def test_who_shared_the_work_and_who_did_not_know_the_same_failures(
+    tmp_path: Path, own_memory: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = tmp_path / "alone"
+    assert made(alone, 4) == [0, 1, 2, 3]
+    assert shared(alone, 4, tmp_path / "first") == []
+    root = tmp_path / "shared"
+    assert shared(root, 4, tmp_path / "second") == [0, 1, 2, 3]
+    assert EpisodeDataset(root).fingerprint == EpisodeDataset(alone).fingerprint
+    assert made(root, 4) == []
+    monkeypatch.setattr(recording.source, "identity", lambda: {"files": "others"})
+    assert shared(root, 6, tmp_path / "second") == [4, 5]
+
+
+@dataclass(frozen=True)
+class Never(EverySecond):
+    """Always fails."""
+
+    def __call__(self, attempt: int) -> EpisodeFrames | None:
+        return None
+
+
+def test_where_nothing_was_kept_it_is_said_and_nothing_is_left_half(tmp_path: Path) -> None:
+    root = tmp_path / "episodes"
+    said = {"metadata": {}, "title": "attempts"}
+    for _ in range(2):
+        with pytest.raises(ValueError, match="none of 3 attempts gave anything to keep"):
+            record(root, WORLD, Never(tmp_path / "log"), episodes=3, workers=1, **said)
+    # One that has others stays, whatever is asked of it.
+    assert made(tmp_path / "others", 4) == [0, 1, 2, 3]
+    record(tmp_path / "others", WORLD, Never(tmp_path / "log"), episodes=0, workers=1, **said)
 
 
 def test_a_killed_run_goes_on_with_what_it_has_not_tried(tmp_path: Path) -> None:

@@ -116,7 +116,7 @@ def test_what_a_guard_did_is_kept_only_where_there_was_one(tmp_path) -> None:
     safe = dataclasses.replace(
         teacher, run=dataclasses.replace(teacher.run, guarded=(1, 0, 4, 0, 0, 5))
     )
-    outcomes = dataclasses.replace(OUTCOMES, policies=(teacher, safe))
+    outcomes = dataclasses.replace(OUTCOMES, policies=(teacher, safe), delayed=())
     assert kept.from_bytes(kept.to_bytes(outcomes)) == outcomes
     bare, row = kept.recompute(outcomes)["policies"]
     assert "guarded_share" not in bare
@@ -150,6 +150,17 @@ def test_what_is_no_outcomes_file_is_named(tmp_path) -> None:
     lacking = gzip.compress(json.dumps(value).encode())
     with pytest.raises(ValueError, match=r"lacks or garbles a field \('hz'\)"):
         kept.from_bytes(lacking)
+    for name, value in (("hz", 0), ("limit", -3), ("limit", "40")):
+        with pytest.raises(ValueError, match=f"{name} is {value!r}, expected more than 0"):
+            kept.from_bytes(changed(**{name: value}))
+    value = json.loads(gzip.decompress(content))
+    value["delayed"][0]["policy"] = "stranger"
+    with pytest.raises(ValueError, match="'stranger' acted late, and is none of the policies"):
+        kept.from_bytes(changed(delayed=value["delayed"]))
+    for steps in ("123456", [1, 2, 3, 4, 5, None], [1, 2, 3, 4, 5, -6]):
+        value["policies"][0]["steps"] = steps
+        with pytest.raises(ValueError, match=r"garbles a field .expected counts, found"):
+            kept.from_bytes(changed(policies=value["policies"]))
     with pytest.raises(ValueError, match="'teacher': success has 6 entries, expected 5"):
         kept.from_bytes(
             changed(episodes=[list(dataclasses.astuple(each)) for each in EPISODES[:5]])
@@ -205,7 +216,9 @@ def test_seconds_to_success_with_and_without_failures() -> None:
         "restricted": pytest.approx((1 + 2 + 4 + 3) / 4),
         "limit": 4.0,
     }
-    never = dataclasses.replace(OUTCOMES, policies=(policy("none", "000000", [40] * 6),))
+    never = dataclasses.replace(
+        OUTCOMES, policies=(policy("none", "000000", [40] * 6),), delayed=()
+    )
     assert recompute(never)["policies"][0]["seconds_to_success"] == {
         "successes": None,
         "restricted": 4.0,

@@ -66,6 +66,20 @@ def test_a_student_and_what_it_was_shortened_to_are_two() -> None:
     assert found == {name: name[:-2] for name in made}
 
 
+def test_it_says_nothing_in_how_many_commands_a_student_was_shortened() -> None:
+    """Each command says of which policy it was, which differs: what came out is one."""
+    of = {"policy": "somewhere", "fingerprint": "f"}
+    at_once = [{**of, "steps": 1, "execute": 8, "weights": "fp16"}]
+    in_two = [{**of, "execute": 6, "weights": "fp16"}, {**of, "steps": 1, "execute": 8}]
+    made = {"x-0": {**student(0), "shortened": at_once}, "x-1": {**student(1), "shortened": in_two}}
+    assert together(made) == {"x-0": "x", "x-1": "x"}
+    made["x-1"]["shortened"][0].pop("weights")  # not rounded: other weights
+    assert together(made) == {"x-0": "x-0", "x-1": "x-1"}
+    made["x-1"]["shortened"] = ["abc"]
+    with pytest.raises(ValueError, match=r"x-1: provenance\.shortened .* expected a list"):
+        together(made)
+
+
 def test_a_group_takes_no_name_that_is_taken() -> None:
     made = {"x": student(7, data="e"), "x-0": student(0), "x-1": student(1)}
     assert together(made)["x-0"] == "x (x-0, x-1)"

@@ -1,9 +1,11 @@
 """Where marks stand: against the numbers they stand for, and against what any picture must keep."""
 
 import itertools
+import json
 import math
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,8 +15,9 @@ from report_page import REPRODUCTIONS
 from statsmodels.duration.survfunc import SurvfuncRight
 
 from armlet import report
-from armlet.evaluation import outcomes, speeds
-from armlet.evaluation.page import curves, findings, pictures, reaching
+from armlet.evaluation import outcomes, reaching, speeds
+from armlet.evaluation.page import curves, findings, pictures
+from armlet.evaluation.page.reaching import reached
 
 PLACES = st.lists(st.floats(-50, 500, allow_nan=False), min_size=1, max_size=30)
 
@@ -228,13 +231,13 @@ def test_the_area_above_a_line_is_the_mean_time_with_failures_as_the_limit(name:
     the survival function."""
     told = report.read(REPRODUCTIONS / name / "report.json")
     kept = outcomes.read(REPRODUCTIONS / name / "outcomes.json.gz")
-    drawn = reaching.reached(told, kept)
+    drawn = reached(told, kept)
     rows = {}
     for row in told["delayed"]:
         title = f"computer {row['slower']:g}× slower, {row['late']}"
         rows[title, row["name"]] = row["seconds_to_success"]
     for row in told["policies"]:
-        rows["answers at once", row["name"]] = row["seconds_to_success"]
+        rows[reaching.AT_ONCE, row["name"]] = row["seconds_to_success"]
     shown = [
         (picture.title, course.name, course.path) for picture in drawn for course in picture.courses
     ]
@@ -246,7 +249,7 @@ def test_the_area_above_a_line_is_the_mean_time_with_failures_as_the_limit(name:
 
 def test_seeds_of_a_recipe_are_one_line_of_one_colour() -> None:
     path = REPRODUCTIONS / "tabletop_fresh" / "report.json"
-    [drawn] = reaching.reached(report.read(path), outcomes.read(path.with_name("outcomes.json.gz")))
+    [drawn] = reached(report.read(path), outcomes.read(path.with_name("outcomes.json.gz")))
     names = [course.name for course in drawn.courses]
     assert names == ["teacher", "actdistill", "first_k", "layer_drop"]
     assert len({course.mark for course in drawn.courses}) == 4
@@ -269,3 +272,36 @@ def test_the_lines_need_the_outcomes_beside_the_report(tmp_path) -> None:
         report.main((tmp_path,))
     (tmp_path / "outcomes.json.gz").unlink()
     assert heading not in report.main((tmp_path,)).read_text()
+
+
+def test_no_two_of_many_lines_look_alike() -> None:
+    marks = [curves.line_mark(index) for index in range(24)]
+    assert len(set(marks)) == 24
+    sheet = (Path(curves.__file__).parent / "page.css").read_text()
+    for word in {word for mark in marks for word in mark.split()}:
+        assert f".{word} {{" in sheet
+
+
+def test_outcomes_without_episodes_are_no_picture() -> None:
+    policy = outcomes.PolicyRun("teacher", "f", 1, (), {}, outcomes.Run((), (), (), (), None))
+    told = report.read(BELT / "report.json")
+    assert reached(told, outcomes.Outcomes(10.0, 80, (), (policy,))) == []
+
+
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        ("none", 'outcomes is "none", expected {file, sha256}'),
+        ({"file": "outcomes.json.gz"}, "expected {file, sha256}"),
+        ({"file": 5, "sha256": "a"}, "expected {file, sha256}"),
+        (
+            {"file": "/etc/passwd", "sha256": "a"},
+            "outcomes.file is '/etc/passwd', expected the name",
+        ),
+    ],
+)
+def test_what_names_no_outcomes_is_an_error_with_the_field(tmp_path, said, why: str) -> None:
+    told = json.loads((BELT / "report.json").read_text())
+    (tmp_path / "report.json").write_text(json.dumps({**told, "outcomes": said}))
+    with pytest.raises(ValueError, match=re.escape(why)):
+        report.main((tmp_path,))

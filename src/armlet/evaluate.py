@@ -19,7 +19,7 @@ from armlet.data.episodes import EpisodeDataset
 from armlet.data.files import write_atomically
 from armlet.data.hub import is_name
 from armlet.data.packing import pack, unpack
-from armlet.evaluation import eval_info, figures, listening, measure, offline, planning
+from armlet.evaluation import eval_info, figures, listening, measure, offline, planning, reaching
 from armlet.evaluation import outcomes as kept
 from armlet.evaluation.episodes import (
     LOG,
@@ -425,6 +425,8 @@ def write(report: Report, out: Path) -> Path:
         figures.success_against_budget(said, out / "success-budget.png")
     if any(policy["gripper_noise"] for policy in said["policies"][1:]):
         figures.success_against_noise(said, out / "success-noise.png")
+    if said["delayed"]:
+        reaching.picture(said, kept.read(out / OUTCOMES), out / "how-soon.png")
     print(table)  # noqa: T201 - the verdict, for the person who ran it
     return out / "report.json"
 

@@ -37,6 +37,29 @@ PLAIN = {  # entries of questions whose names say too little to a reader
 }
 
 
+def shortenings(made: Mapping[str, Any], place: str) -> list[dict[str, Any]]:
+    """What was changed of the policy at `place` since it was trained, by its provenance, command by
+    command. Raises ValueError where it says something else there."""
+    found = made.get(SHORTENED, [])
+    if not isinstance(found, list) or not all(isinstance(each, dict) for each in found):
+        raise ValueError(
+            f"{place}: provenance.{SHORTENED} of {CONFIG} is {json.dumps(found)}, expected a list of "
+            "what `armlet shorten` changed; copy the policy again, or make it anew"
+        )
+    return found
+
+
+def shortened_to(made: Mapping[str, Any], place: str) -> dict[str, Any]:
+    """What a policy came to be by these, in however many commands: `steps`, `execute`, `weights`, those
+    that were changed. Rounded once, weights stay rounded."""
+    found: dict[str, Any] = {}
+    for each in shortenings(made, place):
+        found |= {key: each[key] for key in ("steps", "execute") if key in each}
+        if each.get("weights") == "fp16":
+            found["weights"] = "fp16"
+    return found
+
+
 def digest_weights(tensors: Mapping[str, Tensor]) -> str:
     """A hash of named tensors, to the bit: names, types, shapes and values."""
     made = hashlib.sha256()

@@ -71,6 +71,17 @@ def _outcomes(report: Report) -> outcomes.Outcomes | None:
     named = report.get("outcomes")
     if named is None:
         return None
+    if not isinstance(named, dict) or not all(
+        isinstance(named.get(key), str) for key in ("file", "sha256")
+    ):
+        raise ValueError(
+            f"{report['path']}: outcomes is {json.dumps(named)}, expected {{file, sha256}}, as `armlet "
+            "evaluate` writes it"
+        )
+    if Path(named["file"]).name != named["file"]:
+        raise ValueError(
+            f"{report['path']}: outcomes.file is {named['file']!r}, expected the name of a file beside it"
+        )
     file = evaluation.outcomes_beside(Path(report["path"]), named["file"])
     return outcomes.read(file, sha256=named["sha256"]) if file.is_file() else None
 

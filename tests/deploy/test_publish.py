@@ -129,6 +129,17 @@ def test_a_student_is_published_whole_with_its_card(hub: Hub, student: Path) -> 
     assert len(hub.repositories["models/anna/arm"].commits) == 2
 
 
+def test_a_card_says_what_was_changed_since_it_was_trained(hub: Hub, tmp_path) -> None:
+    of = {"policy": "hf:anna/teacher", "fingerprint": "f"}
+    changes = [{**of, "execute": 6}, {**of, "steps": 1, "execute": 8}]
+    save_policy(make_policy(), tmp_path / "student", provenance={"shortened": changes})
+    main(tmp_path / "student", "hf:anna/arm")
+    said = (
+        "Changed since, untrained: it decides in 1 denoising step, it looks again after 8 actions."
+    )
+    assert said in there(hub)["README.md"].decode()
+
+
 def test_what_went_up_is_read_by_name(hub: Hub, student: Path) -> None:
     main(student, "hf:anna/arm")
     assert policy_fingerprint("hf:anna/arm") == policy_fingerprint(student)

@@ -2,6 +2,8 @@
 the head stays the teacher's, and what would have no effect is refused."""
 
 import dataclasses
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -298,7 +300,7 @@ def test_a_policy_that_cannot_be_shortened_so_is_left_alone(tmp_path, asked, sai
 
 def test_a_head_without_steps_takes_no_fewer(tmp_path) -> None:
     save_policy(teacher("regression"), tmp_path / "teacher")
-    with pytest.raises(ValueError, match="only policies of ours whose head denoises"):
+    with pytest.raises(ValueError, match="takes no denoising steps; only policies that denoise"):
         shorten(str(tmp_path / "teacher"), out=tmp_path / "made", steps=1)
 
 
@@ -309,3 +311,100 @@ def test_what_is_there_already_is_not_shortened_over(tmp_path) -> None:
     with pytest.raises(FileExistsError):
         shorten(str(tmp_path / "teacher"), out=tmp_path / "made", steps=2)
     assert (tmp_path / "made/config.json").read_bytes() == before
+
+
+def test_the_same_command_again_finds_it_done(tmp_path, capsys) -> None:
+    save_policy(teacher(), tmp_path / "teacher")
+    asked = {"out": tmp_path / "made", "steps": 1}
+    shorten(str(tmp_path / "teacher"), **asked)
+    before = (tmp_path / "made" / "config.json").stat().st_mtime_ns
+    assert shorten(tmp_path / "teacher", **asked) == str(
+        tmp_path / "made"
+    )  # a path is a place, too
+    assert (tmp_path / "made" / "config.json").stat().st_mtime_ns == before
+    assert capsys.readouterr().err.endswith("made was shortened exactly so already\n")
+    # Of another policy it is not the same.
+    other = teacher()
+    torch.nn.init.zeros_(other.words.weight)
+    save_policy(other, tmp_path / "teacher")
+    with pytest.raises(FileExistsError):
+        shorten(str(tmp_path / "teacher"), **asked)
+    # Nor is one that is damaged.
+    shorten(str(tmp_path / "teacher"), out=tmp_path / "new", steps=1)
+    weights = tmp_path / "new" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4])
+    with pytest.raises(ValueError, match=r"model\.safetensors"):
+        shorten(str(tmp_path / "teacher"), out=tmp_path / "new", steps=1)
+
+
+def test_killed_or_failing_it_leaves_nothing_and_can_be_asked_again(tmp_path, monkeypatch) -> None:
+    save_policy(teacher(), tmp_path / "teacher")
+
+    def full(*asked, **told) -> None:
+        (Path(asked[1]) / "half").touch()
+        raise OSError("no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("armlet.shorten.save_policy", full)
+        with pytest.raises(OSError, match="no space"):
+            shorten(str(tmp_path / "teacher"), out=tmp_path / "made", steps=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["teacher"]
+    shorten(str(tmp_path / "teacher"), out=tmp_path / "made", steps=1)
+
+
+def test_weights_are_kept_as_they_are(tmp_path) -> None:
+    for weights in ("fp16", "fp32"):
+        save_policy(teacher(), tmp_path / weights, weights=weights)
+        shorten(tmp_path / weights, out=tmp_path / f"{weights}_later", execute=3)
+        sizes = [
+            (tmp_path / name / "model.safetensors").stat().st_size
+            for name in (weights, f"{weights}_later")
+        ]
+        assert sizes[0] == sizes[1]
+        assert "weights" not in read_provenance(tmp_path / f"{weights}_later")["shortened"][0]
+
+
+@torch.no_grad()
+def test_a_router_around_it_stays(tmp_path) -> None:
+    """One that runs every layer: the answers are those of the network without it."""
+    policy = Routing(budget=1.0).build(teacher()).eval()
+    save_policy(policy, tmp_path / "routed")
+    save_policy(teacher(), tmp_path / "teacher")
+    for name in ("routed", "teacher"):
+        shorten(tmp_path / name, out=tmp_path / f"{name}_one", steps=1)
+    routed = load_policy(tmp_path / "routed_one")
+    batch = moments(teacher())
+    everywhere = routed.along("1" * 3)
+    torch.testing.assert_close(everywhere(batch), load_policy(tmp_path / "teacher_one")(batch))
+    assert routed.loop.times == 1
+
+
+@pytest.mark.parametrize(
+    ("provenance", "said"),
+    [
+        (None, "config.json: provenance is null, expected an object"),
+        (5, "config.json: provenance is 5, expected an object"),
+        ({"shortened": "abc"}, 'provenance.shortened of config.json is "abc", expected a list'),
+        ({"shortened": [5]}, "provenance.shortened of config.json is .5., expected a list"),
+    ],
+)
+def test_a_damaged_provenance_is_named(tmp_path, provenance, said) -> None:
+    save_policy(teacher(), tmp_path / "teacher")
+    file = tmp_path / "teacher" / "config.json"
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps({**config, "provenance": provenance}))
+    with pytest.raises(ValueError, match=said):
+        shorten(tmp_path / "teacher", out=tmp_path / "made", steps=1)
+
+
+def test_from_python_a_number_of_steps_is_a_whole_one(tmp_path) -> None:
+    save_policy(teacher(), tmp_path / "teacher")
+    with pytest.raises(ValueError, match=r"--steps is 2\.0, expected 1 or more, a whole number"):
+        shorten(tmp_path / "teacher", out=tmp_path / "made", steps=2.0)
+
+
+def test_weights_that_are_no_numbers_are_not_called_too_large(tmp_path) -> None:
+    policy = teacher()
+    torch.nn.init.constant_(policy.words.weight, float("nan"))
+    with pytest.raises(ValueError, match=r"words\.weight has weights that are NaN or infinite"):
+        save_policy(policy, tmp_path / "teacher", weights="fp16")

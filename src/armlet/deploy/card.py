@@ -16,6 +16,7 @@ from huggingface_hub.utils import yaml_dump
 from armlet.data.hub import is_name
 from armlet.deploy.publishing import Contents
 from armlet.evaluation.figures import main_lines, sentence
+from armlet.lineage import shortened_to
 from armlet.robot.spec import ActionSpec
 
 TASK = "robotics"  # the hub's pipeline tag
@@ -184,8 +185,19 @@ def _what(card: Card) -> str:
         )
     return (
         f"A robot policy (`{contents.kind}`) that armlet "
-        f"distilled{teacher}{by}. Fingerprint `{contents.fingerprint}`."
+        f"distilled{teacher}{by}.{_shortened(card)} Fingerprint `{contents.fingerprint}`."
     )
+
+
+def _shortened(card: Card) -> str:
+    """What was changed of it since, untrained."""
+    found = shortened_to(card.contents.provenance, card.repo)
+    parts = []
+    if "steps" in found:
+        parts.append(f"it decides in {found['steps']} denoising step{'s' * (found['steps'] != 1)}")
+    if "execute" in found:
+        parts.append(f"it looks again after {found['execute']} actions")
+    return f" Changed since, untrained: {', '.join(parts)}." if parts else ""
 
 
 def _how(card: Card) -> str:

@@ -29,6 +29,7 @@ This file knows no policy, no world and no torch.
 import gzip
 import hashlib
 import json
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -137,10 +138,18 @@ class Outcomes:
     listens: tuple[ListenRun, ...] = ()
 
     def __post_init__(self) -> None:
+        for name, value in (("hz", self.hz), ("limit", self.limit)):
+            if not isinstance(value, int | float) or not 0 < value < math.inf:
+                raise ValueError(f"outcomes: {name} is {value!r}, expected more than 0")
+        known = {policy.name for policy in self.policies}
         for policy in self.policies:
             _check_lengths(policy.name, policy.run, len(self.episodes))
         first = len(self.rows_of(self.splits[0])) if self.episodes else 0
         for late in self.delayed:
+            if late.policy not in known:
+                raise ValueError(
+                    f"outcomes: {late.policy!r} acted late, and is none of the policies {sorted(known)}"
+                )
             called = f"{late.policy} {late.slower:g}× slower, {late.late}"
             _check_lengths(called, late.run, first)
         for run in self.listens:
@@ -276,7 +285,7 @@ def read(path: Path, *, sha256: str | None = None) -> Outcomes:
     if sha256 is not None and found != sha256:
         raise ValueError(
             f"{path} is not the one its report was made from: sha256 {found[:12]}…, "
-            f"expected {sha256[:12]}…"
+            f"expected {sha256[:12]}…; put that one beside the report, or move this one away"
         )
     return from_bytes(content, source=str(path))
 
@@ -306,18 +315,25 @@ def _fields(entry: dict[str, Any]) -> dict[str, Any]:
     text = fields.pop("success")
     if set(text) - {"0", "1"}:
         raise TypeError(f"success is a text of 0 and 1, found {sorted(set(text))}")
-    steps = tuple(fields.pop("steps"))
-    decisions = tuple(fields.pop("decisions"))
-    waited = tuple(fields.pop("waited"))
+    steps, decisions, waited = (
+        _counts(fields.pop(name)) for name in ("steps", "decisions", "waited")
+    )
     toggles = fields.pop("toggles")
     if toggles is not None:
-        toggles = tuple(toggles)
+        toggles = _counts(toggles)
     guarded = fields.pop("guarded", None)
     if guarded is not None:
-        guarded = tuple(guarded)
+        guarded = _counts(guarded)
     success = tuple(bit == "1" for bit in text)
     fields["run"] = Run(success, steps, decisions, waited, toggles, guarded)
     return fields
+
+
+def _counts(values: Sequence[Any]) -> tuple[int, ...]:
+    for value in values:
+        if not isinstance(value, int) or value < 0:
+            raise TypeError(f"expected counts, found {value!r}")
+    return tuple(values)
 
 
 # --- the report's sections

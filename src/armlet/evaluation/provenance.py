@@ -14,7 +14,7 @@ from typing import Any
 
 from armlet.data.files import read_json
 from armlet.data.lines import read_lines
-from armlet.lineage import PROVENANCE, SHORTENED
+from armlet.lineage import PROVENANCE, shortened_to
 from armlet.rollout.pool import Contender
 
 Provenance = dict[str, Any]  # as `checkpoint.read_provenance` gives it
@@ -33,10 +33,7 @@ def seeds_of(field: Mapping[str, Contender], made: Mapping[str, Provenance]) -> 
         if question.pop("seed", None) is None:
             continue
         # Of which policy it was shortened differs with the seed; to what does not.
-        shortened = [
-            [each.get(name) for name in ("steps", "execute", "weights")]
-            for each in made[name].get(SHORTENED, ())
-        ]
+        shortened = shortened_to(made[name], name)
         way = [
             question,
             shortened,

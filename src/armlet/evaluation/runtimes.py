@@ -196,7 +196,7 @@ def frames_of_world(
     least = 0
     for split in splits:
         least = max(least, len(benchmark.tasks(split)))
-    # Of as many episodes as there are tasks; where they are short it may take a few more.
+    # Of as many episodes as there are tasks: how many more short ones take is not known.
     progress = Progress("moments to compare at", total=least * len(splits), unit="episode")
     while episodes < least or total < FRAMES:
         for split in splits:
@@ -205,7 +205,8 @@ def frames_of_world(
             run_task(teacher, benchmark, task, own, on_look=seen.append)
             found.append(seen)
             total += len(seen)
-            progress.advance()
+            if progress.done < progress.total:
+                progress.advance()
         episodes += 1
     progress.close()
     # Fifty tasks have a thousand looks, and each takes both policies.

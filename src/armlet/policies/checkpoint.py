@@ -117,6 +117,8 @@ def save_policy(
 
 def _halved(name: str, tensor: torch.Tensor) -> torch.Tensor:
     half = tensor.half() if tensor.is_floating_point() else tensor
+    if not tensor.isfinite().all():
+        raise ValueError(f"{name} has weights that are NaN or infinite: the policy is broken")
     if not half.isfinite().all():  # what is too large for fp16 becomes infinite
         raise ValueError(
             f"{name} has weights up to {tensor.abs().max():g}, and fp16 holds 65504 at most; keep "
@@ -628,4 +630,18 @@ def read_provenance(folder: Path | str) -> dict[str, Any]:
     if kinds.is_pretrained(folder):
         return {}
     file = folder / (MANIFEST if (folder / MANIFEST).is_file() else CONFIG)
-    return dict(read_json(file, fix=FIX).get("provenance", {}))
+    found = read_json(file, fix=FIX).get("provenance", {})
+    if not isinstance(found, dict):
+        raise ValueError(f"{file}: provenance is {json.dumps(found)}, expected an object; {FIX}")
+    return found
+
+
+def kept_in(folder: Path | str) -> Literal["fp16", "fp32"]:
+    """How the weights of a policy are kept: fp16 where all of them are. A checkpoint of another
+    project is kept as armlet keeps its own if nothing is asked, in fp32."""
+    folder = _place(folder)
+    if kinds.is_pretrained(folder):
+        return "fp32"
+    tensors = _read(folder, _tensors_and_digest)[1][0]
+    types = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
+    return "fp16" if types == {torch.float16} else "fp32"

@@ -110,21 +110,26 @@ class LighterHead(Student):
 
 def in_steps(policy: Backbone, steps: int) -> Backbone:
     """A copy that decides in so many denoising steps, with the same weights. Raises ValueError where
-    its head takes none, or no more already: one that was taught to arrive in few has no use for
-    more."""
-    try:
-        lighter = policy.with_head(None, {"steps": steps})
-    except ValueError as error:
+    it takes none, or no more already: one that was taught to arrive in few has no use for more."""
+    if policy.loop is None or policy.loop.what != "denoising step":
         raise ValueError(
-            f"{error}; only policies of ours whose head denoises can take fewer steps"
-        ) from error
-    assert policy.loop is not None  # of a head that takes steps
+            f"{policy.kind} takes no denoising steps; only policies that denoise can take fewer"
+        )
     own = policy.loop.times
     if steps >= own:
         raise ValueError(
             f"it decides in {own} denoising steps already, and {steps} were asked for; ask for fewer"
         )
-    return lighter
+    inner = getattr(policy, "inner", None)
+    if isinstance(inner, Backbone):  # a router stands around the network that acts
+        described = {**policy.to_json(), "inner": in_steps(inner, steps).to_json()}
+        return rebuild_with(described, policy.body.tokenizer, policy.state_dict())
+    description = policy.to_json()
+    if description["network"].get("steps") != own:
+        return policy.with_head(None, {"steps": steps})
+    # Of π0, π0.5 and SmolVLA it is a setting of the whole network.
+    description["network"]["steps"] = steps
+    return rebuild_with(description, policy.body.tokenizer, policy.state_dict())
 
 
 def looking_after(policy: Backbone, execute: int) -> Backbone:
@@ -143,7 +148,7 @@ def looking_after(policy: Backbone, execute: int) -> Backbone:
         innermost = innermost["inner"]
     if "execute" not in innermost.get("network", {}):
         raise ValueError(
-            f"a checkpoint of a {policy.kind} keeps no `execute`; say it where the policy is run "
+            f"a checkpoint of {policy.kind} keeps no `execute`; say it where the policy is run "
             "(`--evaluation.execute`) or in its policy.toml"
         )
     innermost["network"]["execute"] = execute

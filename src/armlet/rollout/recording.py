@@ -8,9 +8,10 @@ Who acts is an argument (`actors`).
 """
 
 import contextlib
+import re
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from armlet.rollout.pool import work_through
 from armlet.rollout.together import SharedWork, Together, sharded
 
 FAILED = "failed"  # the folder of marks
+OLDER = re.compile(rf"{FAILED}-[0-9a-f]{{16}}")
 
 
 def record(
@@ -65,13 +67,7 @@ def record(
         failed = _marked(root) - finished
         missing = [n for n in range(episodes) if n not in finished and n not in failed]
         done = sum(n < episodes for n in finished | failed)
-        left_alone = sum(n < episodes for n in failed)
-        if left_alone:
-            sys.stderr.write(
-                f"{title}: {left_alone} of {episodes} attempts gave nothing to keep when they were "
-                f"made, and are not made again; delete {marks} to have them made by what is here "
-                "now\n"
-            )
+        _say_left_alone(root, failed, episodes, title)
         progress = Progress(title, total=episodes, start=done, unit="episode")
         kept = sum(n < episodes for n in finished)
         attempt_at = _Attempt(root, acts, features, hz, marks)
@@ -80,18 +76,39 @@ def record(
             kept += made  # True counts 1
             progress.advance(kept=kept / (progress.done + 1))
         progress.close()
+        if episodes and not finished and not kept:
+            raise ValueError(
+                f"{title}: none of {episodes} attempts gave anything to keep, so there is no data set; "
+                "look why the expert fails (a world's `expert_action`, its step limit), then delete "
+                f"{root} and collect again"
+            )
         writer.finalise()
     return root
 
 
+def _folders_of_marks(root: Path) -> list[Path]:
+    """Of failed attempts, those that are there. Older data sets have one for each state of the code."""
+    cache = root / CACHE
+    older = [each for each in sorted(cache.glob(f"{FAILED}-*")) if OLDER.fullmatch(each.name)]
+    return [each for each in (cache / FAILED, *older) if each.is_dir()]
+
+
 def _marked(root: Path) -> set[int]:
-    """The attempts that are marked to have given nothing. Older data sets have a folder of marks for
-    each state of the code, FAILED-DIGEST."""
+    """The attempts that are marked to have given nothing."""
     found = set()
-    for mark in (root / CACHE).glob(f"{FAILED}*/*"):
-        if mark.name.isdigit():
-            found.add(int(mark.name))
+    for folder in _folders_of_marks(root):
+        found |= {int(mark.name) for mark in folder.iterdir() if mark.name.isdecimal()}
     return found
+
+
+def _say_left_alone(root: Path, failed: Set[int], episodes: int, title: str) -> None:
+    count = sum(n < episodes for n in failed)
+    if count:
+        folders = " and ".join(map(str, _folders_of_marks(root)))
+        sys.stderr.write(
+            f"{title}: {count} of {episodes} attempts gave nothing to keep when they were made, and are "
+            f"not made again; delete {folders} to have them made by what is here now\n"
+        )
 
 
 def _share(
@@ -131,14 +148,20 @@ def _share(
     finished: frozenset[int] = frozenset()
     if (root / ARMLET).exists():
         with hold(lock, "recording episodes", wait=True):
-            finished = frozenset(info["attempt"] for info in opened().finished())
+            kept = {info["attempt"] for info in opened().finished()}
+        failed = _marked(root) - kept
+        _say_left_alone(root, failed, episodes, title)
+        finished = frozenset(kept | failed)
 
     def lay_out() -> bytes:
         with hold(lock, "recording episodes", wait=True):
             writer = opened()
             have = {info["attempt"] for info in writer.finished()}
+            marks = root / CACHE / FAILED
+            marks.mkdir(exist_ok=True)
             for content in work.results():
-                _stage(writer, content, have)
+                for attempt in _stage(writer, content, have):
+                    (marks / str(attempt)).touch()
             writer.finalise()
         return b""
 
@@ -164,9 +187,10 @@ class _Packed:
     def __call__(self, shard: Sequence[int]) -> bytes:
         files = {}
         with tempfile.TemporaryDirectory() as folder:
+            make = _Attempt(Path(folder), self.acts, self.features, self.hz)
             for attempt in shard:
-                if attempt not in self.finished:
-                    _Attempt(Path(folder), self.acts, self.features, self.hz)(attempt)
+                if attempt not in self.finished and not make(attempt):
+                    files[f"{attempt}/{FAILED}"] = b""  # whoever lays it out marks it
             staging = Path(folder, STAGING)
             for path in staging.rglob("*"):
                 if path.is_file():
@@ -174,21 +198,25 @@ class _Packed:
         return pack(files)
 
 
-def _stage(writer: EpisodeWriter, content: bytes, have: set[int]) -> None:
-    """The episodes of a shard into the data set's staging, but for attempts that it has. Raises
-    ValueError where there is anything else in it."""
+def _stage(writer: EpisodeWriter, content: bytes, have: Set[int]) -> set[int]:
+    """The episodes of a shard into the data set's staging, but for attempts that it has; returns
+    which attempts gave nothing. Raises ValueError where there is anything else in it."""
     episodes: dict[str, dict[str, bytes]] = {}
     for name, file in unpack(content).items():
         number, _, inside = name.partition("/")
         if not number.isdigit() or not inside or "/" in inside:
             raise ValueError(f"a shard of episodes has a file {name!r}, expected NUMBER/FILE")
         episodes.setdefault(number, {})[inside] = file
+    failed = set()
     for number, files in episodes.items():
-        if int(number) in have:
+        if FAILED in files:
+            failed.add(int(number))
+        if FAILED in files or int(number) in have:
             continue
         with atomic_folder(writer.root / STAGING / number) as part:
             for inside, file in files.items():
                 (part / inside).write_bytes(file)
+    return failed
 
 
 def acted_on(device: str) -> dict[str, str]:

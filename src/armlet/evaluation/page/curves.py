@@ -12,17 +12,17 @@ from armlet.evaluation.page.pictures import LINE, Label, Scale, Tick, round_numb
 Report = dict[str, Any]
 HEIGHT = 260  # px of the plot of losses
 ASIDE = ("step", "seconds", "learning_rate", "grad_norm")  # what a curve holds that is no loss
-COLOURS = 6  # of lines; after these they are dashed
+COLOURS = 6  # of lines; after these they have another stroke
+STROKES = ("", "dashed", "dotted", "dash-dot")
 UNITS = 1000  # the side of the square in which paths are drawn, whatever its size on the screen
 
 
 @dataclass(frozen=True)
 class Line:
-    """One term of the loss over all stages."""
+    """One term of the loss over all stages. `mark`: how it looks."""
 
     term: str
-    colour: int
-    dashed: bool
+    mark: str
     paths: tuple[str, ...]  # one a stage
     first: float
     last: float
@@ -43,16 +43,14 @@ class Curves:
     @property
     def paths(self) -> list[tuple[str, str]]:
         """What each path looks like, and the path."""
-        return [
-            (line_mark(line.colour, line.dashed), path)
-            for line in self.lines
-            for path in line.paths
-        ]
+        return [(line.mark, path) for line in self.lines for path in line.paths]
 
 
-def line_mark(colour: int, dashed: bool) -> str:
-    """What the style sheet calls such a line."""
-    return f"line-{colour}{' dashed' if dashed else ''}"
+def line_mark(index: int) -> str:
+    """What the style sheet calls the line of this number: each looks otherwise, as long as there are
+    strokes."""
+    stroke = STROKES[index // COLOURS % len(STROKES)]
+    return f"line-{index % COLOURS} {stroke}".rstrip()
 
 
 def training(report: Report) -> list[Curves]:
@@ -95,8 +93,7 @@ def _curves(name: str, stages: Sequence[dict[str, Any]]) -> Curves:
     places = spread([y for _, y in ends], LINE, height)
     labels = []
     for (line, y), at in zip(ends, places, strict=True):
-        mark = line_mark(line.colour, line.dashed)
-        labels.append(Label(line.term, line.term, mark, 100, y, round(at, 1)))
+        labels.append(Label(line.term, line.term, line.mark, 100, y, round(at, 1)))
     return Curves(name, height, tuple(lines), tuple(labels), tuple(below), _decades(up), left_out)
 
 
@@ -113,7 +110,7 @@ def _line(
         if places:
             paths.append("M" + "L".join(places))
     flat = [value for part in parts for _, value in part]
-    return Line(term, index % COLOURS, index >= COLOURS, tuple(paths), flat[0], flat[-1])
+    return Line(term, line_mark(index), tuple(paths), flat[0], flat[-1])
 
 
 def _decades(up: Scale) -> tuple[Tick, ...]:

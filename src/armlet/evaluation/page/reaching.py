@@ -1,6 +1,5 @@
-"""How soon policies succeed, as a picture: the share of all episodes in which each had succeeded after
-so many seconds of the world, at the speed of this computer and of slower ones. One minus the
-Kaplan–Meier curve: no episode is cut off before its limit. Knows reports and outcomes; writes no HTML."""
+"""How soon policies succeed (`armlet.evaluation.reaching`), as lines of the page. Knows reports and
+outcomes; writes no HTML."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from armlet.evaluation.outcomes import Outcomes, Run
-from armlet.evaluation.page.curves import COLOURS, UNITS, line_mark
-from armlet.evaluation.page.findings import groups, short_names
+from armlet.evaluation.page.curves import UNITS, line_mark
+from armlet.evaluation.page.findings import short_names
 from armlet.evaluation.page.pictures import LINE, Label, Scale, Tick, round_numbers, spread
+from armlet.evaluation.reaching import AT_ONCE, computers, shares
 
 Report = dict[str, Any]
 HEIGHT = 220  # px of the plot
@@ -44,29 +44,14 @@ class Reached:
 
 
 def reached(report: Report, outcomes: Outcomes) -> list[Reached]:
-    """One for policies that answer at once, then one a slower computer and rule, of the first split.
-    A recipe has the same colour in all."""
-    split = outcomes.splits[0]
-    rows = outcomes.rows_of(split)
-    computers: dict[str, dict[str, list[Run]]] = {"answers at once": {}}
-    members = {row["name"]: group.name for group in groups(report) for row in group.rows}
-    for policy in outcomes.policies:
-        at_once = computers["answers at once"]
-        at_once.setdefault(members[policy.name], []).append(policy.run.only(rows))
-    for late in outcomes.delayed:
-        here = computers.setdefault(f"computer {late.slower:g}× slower, {late.late}", {})
-        here.setdefault(members[late.policy], []).append(late.run)
-    order = list(dict.fromkeys(members.values()))
+    """One a computer, as `computers` has them, if there were episodes. A recipe has the same colour in
+    all."""
+    if not outcomes.episodes:
+        return []
+    found = computers(report, outcomes)
+    order = list(found[AT_ONCE])
     limit = outcomes.limit / outcomes.hz
-    return [_drawn(title, runs, order, outcomes.hz, limit) for title, runs in computers.items()]
-
-
-def shares(runs: Sequence[Run]) -> tuple[np.ndarray, np.ndarray]:
-    """Control steps at which an episode succeeded, rising, and the share of all episodes of the runs
-    that had succeeded by then, both (n,)."""
-    steps = np.concatenate([np.array(run.steps)[np.array(run.success, bool)] for run in runs])
-    times, counts = np.unique(steps, return_counts=True)
-    return times, counts.cumsum() / sum(map(len, runs))
+    return [_drawn(title, runs, order, outcomes.hz, limit) for title, runs in found.items()]
 
 
 def _drawn(
@@ -83,7 +68,7 @@ def _drawn(
             continue
         times, share = shares(runs[name])
         last = float(share[-1]) if len(share) else 0.0
-        mark = line_mark(index % COLOURS, index >= COLOURS)
+        mark = line_mark(index)
         courses.append(Course(name, mark, _steps(times / hz, share, limit)))
         ends.append(up.down(last))
     labels = []
