@@ -9,6 +9,7 @@ import pytest
 
 from armlet.benchmarks.tabletop import Tabletop
 from armlet.data.episodes import EpisodeDataset, EpisodeFrames
+from armlet.data.writer import STAGING, EpisodeWriter
 from armlet.rollout import recording
 from armlet.rollout.recording import features_of, record
 from armlet.rollout.together import Together
@@ -108,6 +109,20 @@ def test_who_shared_the_work_and_who_did_not_know_the_same_failures(
     assert made(root, 4) == []
     monkeypatch.setattr(recording.source, "identity", lambda: {"files": "others"})
     assert shared(root, 6, tmp_path / "second") == [4, 5]
+
+
+def test_episodes_that_are_there_are_not_laid_out_again(tmp_path: Path) -> None:
+    """A worker of a machine that has nothing makes all of them."""
+    features = features_of(WORLD)
+    acts = EverySecond(tmp_path / "log")
+    content = recording._Packed(acts, features, 10, frozenset())([0, 1, 2, 3])
+    for name, have, staged in (("empty", set(), [0, 2]), ("has", {0, 2}, [])):
+        writer = EpisodeWriter(tmp_path / name, features, fps=10, robot="arm", metadata={})
+        assert recording._stage(writer, content, have) == {1, 3}
+        found = (
+            (tmp_path / name / STAGING).glob("*") if (tmp_path / name / STAGING).exists() else []
+        )
+        assert sorted(int(path.name) for path in found if path.name.isdecimal()) == staged
 
 
 @dataclass(frozen=True)
