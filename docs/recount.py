@@ -181,6 +181,10 @@ def turned(pairs: list[Report], a: str, b: str, file: Path) -> Report:
         if (found["a"], found["b"]) == (b, a):
             low, high = found["ci95"]
             other = {"a": a, "b": b, "difference": -found["difference"], "ci95": [-high, -low]}
+            if "seconds" in found:  # of two that act late
+                early, late = found["seconds"]["ci95"]
+                seconds = -found["seconds"]["difference"]
+                other["seconds"] = {"difference": seconds, "ci95": [-late, -early]}
             return {**found, **other, "non_inferior_3pp": -high > -recompute.stats.MARGIN}
     raise NotThereError(f"a comparison {a} − {b} in {file.name}, which has none in that split")
 
@@ -223,12 +227,7 @@ def late_seconds(asked: Asked) -> list[float]:
     found = late_pair(asked)
     if "seconds" not in found:
         raise NotThereError(f"seconds between policies that act late in {asked.file.name}")
-    between = found["seconds"]
-    numbers = [between["difference"], *between["ci95"]]
-    if found not in asked.report["delayed_pairs"]:  # it is there the other way round
-        difference, low, high = numbers
-        return [-difference, -high, -low]
-    return numbers
+    return [found["seconds"]["difference"], *found["seconds"]["ci95"]]
 
 
 def _late(found: Report) -> str:

@@ -71,11 +71,7 @@ def read(path: Path) -> Side:
             "pair; `armlet report` shows it"
         )
     report = evaluation.read(path)
-    outcomes = None
-    if "outcomes" in report:
-        file = evaluation.outcomes_beside(path, report["outcomes"]["file"])
-        outcomes = kept.read(file, sha256=report["outcomes"]["sha256"])
-    return Side(path, report, outcomes)
+    return Side(path, report, evaluation.outcomes_of(report, path))
 
 
 def compare(

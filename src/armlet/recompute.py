@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from armlet.evaluation import listens, offline_report, outcomes, speeds, stats, verdicts
-from armlet.evaluation.report import outcomes_beside
+from armlet.evaluation.report import outcomes_of
 from armlet.report import read
 
 Report = dict[str, Any]
@@ -114,9 +114,9 @@ def check(path: Path) -> Account:
         return account
     report = read(path)
     try:
-        # Version 1 kept no outcomes.
-        if "outcomes" in report:
-            _by_outcomes(account, report, path)
+        kept = outcomes_of(report, path)
+        if kept is not None:
+            _by_outcomes(account, report, kept)
         else:
             _by_counts(account, report)
             account.not_stored += _what_counts_cannot_say(report)
@@ -142,11 +142,9 @@ def _audit(account: Account, path: Path) -> None:
         account.same(_name(row), own, row)
 
 
-def _by_outcomes(account: Account, report: Report, path: Path) -> None:
+def _by_outcomes(account: Account, report: Report, kept: outcomes.Outcomes) -> None:
     """Everything from the outcomes of single episodes: the sections that `armlet evaluate` itself
     computes from them."""
-    file = outcomes_beside(path, report["outcomes"]["file"])
-    kept = outcomes.read(file, sha256=report["outcomes"]["sha256"])
     for name, expected in outcomes.recompute(kept, version=report["version"]).items():
         found = report[name]
         if isinstance(expected, list):

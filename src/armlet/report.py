@@ -8,12 +8,13 @@ reports; runs no policy.
 """
 
 import base64
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
 
 from armlet.data.files import write_atomically
-from armlet.evaluation import offline_page, offline_report, outcomes, page
+from armlet.evaluation import offline_page, offline_report, page
 from armlet.evaluation import report as evaluation
 from armlet.evaluation.figures import delayed_sentence, refusal, seed_sentence, sentence
 from armlet.evaluation.offline_report import is_offline
@@ -65,27 +66,6 @@ def read(path: Path) -> Report:
     return {**report, "path": path.as_posix()}
 
 
-def _outcomes(report: Report) -> outcomes.Outcomes | None:
-    """Of the single episodes, where they lie beside the report; None: they do not, or none were kept.
-    Raises ValueError where they are another report's."""
-    named = report.get("outcomes")
-    if named is None:
-        return None
-    if not isinstance(named, dict) or not all(
-        isinstance(named.get(key), str) for key in ("file", "sha256")
-    ):
-        raise ValueError(
-            f"{report['path']}: outcomes is {json.dumps(named)}, expected {{file, sha256}}, as `armlet "
-            "evaluate` writes it"
-        )
-    if Path(named["file"]).name != named["file"]:
-        raise ValueError(
-            f"{report['path']}: outcomes.file is {named['file']!r}, expected the name of a file beside it"
-        )
-    file = evaluation.outcomes_beside(Path(report["path"]), named["file"])
-    return outcomes.read(file, sha256=named["sha256"]) if file.is_file() else None
-
-
 def render(reports: list[Report]) -> str:
     """The page as text."""
     environment = page.templates()
@@ -97,7 +77,10 @@ def render(reports: list[Report]) -> str:
         html = kept.pop("html", None)  # of no use to the script
         embedded.append(kept)
         if html is None:
-            sections.append(section(report, _outcomes(report)))
+            outcomes = None  # they need not lie beside it
+            with contextlib.suppress(FileNotFoundError):
+                outcomes = evaluation.outcomes_of(report, Path(report["path"]))
+            sections.append(section(report, outcomes))
         else:
             sections.append(Section(title=report["fingerprint"]["recipe"]["name"], html=html))
     # As in table.md, without the dash that makes a list of them there.

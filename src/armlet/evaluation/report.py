@@ -6,6 +6,7 @@ operations, memory) is `Measured`. `read` takes reports of every version and com
 one does not say. Knows no policy and no world.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -153,7 +154,28 @@ def read(path: Path) -> dict[str, Any]:
     return dict(report)
 
 
-def outcomes_beside(path: Path, name: str) -> Path:
+def outcomes_of(report: Mapping[str, Any], path: Path) -> outcomes.Outcomes | None:
+    """What happened in the single episodes of the report that was read from `path`; None: of version
+    1, which kept none. Raises FileNotFoundError where they do not lie beside it, ValueError where
+    others do, or the report names no file."""
+    if "outcomes" not in report:
+        return None
+    named = report["outcomes"]
+    if not isinstance(named, dict) or not all(
+        isinstance(named.get(key), str) for key in ("file", "sha256")
+    ):
+        raise ValueError(
+            f"{path}: outcomes is {json.dumps(named)}, expected {{file, sha256}}, as `armlet evaluate` "
+            "writes it"
+        )
+    if Path(named["file"]).name != named["file"]:
+        raise ValueError(
+            f"{path}: outcomes.file is {named['file']!r}, expected the name of a file beside it"
+        )
+    return outcomes.read(_outcomes_beside(path, named["file"]), sha256=named["sha256"])
+
+
+def _outcomes_beside(path: Path, name: str) -> Path:
     """The file of outcomes. A report that was put elsewhere as `x.json` may have it beside it as
     `x.outcomes.json.gz`, so that several reports can lie in one folder; whichever it is, its sha256
     has to be the one that the report names."""

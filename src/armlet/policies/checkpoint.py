@@ -354,6 +354,12 @@ def _tensors_and_digest(
     return marked, (tensors, digest)
 
 
+def _types(path: Path, config: dict[str, Any]) -> tuple[str | None, set[str]]:
+    with _opened(path, fix=FIX) as file:  # of its header alone
+        types = {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118 - no dict
+        return (file.metadata() or {}).get(FINGERPRINT), types
+
+
 def _read(
     folder: Path, look: Callable[[Path, dict[str, Any]], tuple[str | None, T]]
 ) -> tuple[dict[str, Any], T, bytes]:
@@ -637,11 +643,8 @@ def read_provenance(folder: Path | str) -> dict[str, Any]:
 
 
 def kept_in(folder: Path | str) -> Literal["fp16", "fp32"]:
-    """How the weights of a policy are kept: fp16 where all of them are. A checkpoint of another
-    project is kept as armlet keeps its own if nothing is asked, in fp32."""
+    """How the weights of a policy are kept: fp16 where all are, else as armlet keeps them unasked."""
     folder = _place(folder)
-    if kinds.is_pretrained(folder):
-        return "fp32"
-    tensors = _read(folder, _tensors_and_digest)[1][0]
-    types = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
-    return "fp16" if types == {torch.float16} else "fp32"
+    types: set[str] = set() if kinds.is_pretrained(folder) else _read(folder, _types)[1]
+    floats = {each for each in types if each.startswith(("F", "BF"))}
+    return "fp16" if floats == {"F16"} else "fp32"
