@@ -68,7 +68,7 @@ def test_the_margin_decides() -> None:
         assert tried.non_inferior is shown
 
 
-@pytest.mark.parametrize("order", ["sequential", "all"])
+@pytest.mark.parametrize("order", ["sequential", pytest.param("all", marks=pytest.mark.slow)])
 def test_a_number_that_is_worse_by_the_margin_is_rarely_taken(order) -> None:
     """Every longer number is worse by exactly the margin, so that any choice is a false one: of at
     most 2.5 % of calibrations by design. Picking the longest of those that are shown, each at the

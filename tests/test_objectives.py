@@ -171,7 +171,7 @@ def _output(objective: MatchOutput) -> Said:
 
 
 def _actdistill(objective: ActDistill) -> Said:
-    return _output(objective.output) | {
+    return SAID[type(objective.output)](objective.output) | {
         "semantic": (objective.semantic, reads("semantics", "semantics")),
         "layer_action": (
             objective.layer_action,
@@ -862,3 +862,10 @@ def test_with_and_without_words_are_the_same_but_for_the_words() -> None:
             and said_recipe.annotator is not None
             and silent.annotator is None
         )
+
+
+def test_a_budget_is_asked_for_once() -> None:
+    """An output's own would stand in the loss under the same name, and have no effect."""
+    output = MatchEndpoint(budget=2.0)
+    with pytest.raises(ValueError, match=r"output\.budget is 2, and ActDistill asks for a budget"):
+        ActDistill(output)

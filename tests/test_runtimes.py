@@ -459,6 +459,7 @@ def test_moments_to_compare_at_are_of_every_task_of_every_split(monkeypatch) -> 
     assert {seen.instruction for seen in fewer} == {"go to the red dot", "go to the blue dot"}
 
 
+@pytest.mark.slow
 def test_what_armlet_exports_is_run_timed_and_recomputed(teachers, tmp_path, own_memory) -> None:
     """Nothing replaced: two runtimes, in closed loop, on a policy of a few weights."""
     recipe = recipe_of(teachers, tmp_path / "out")

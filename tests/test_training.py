@@ -303,7 +303,14 @@ def test_warm_up_and_schedule() -> None:
     assert rate(dataclasses.replace(stage, schedule="constant"), 999) == 1
 
 
-@pytest.mark.parametrize(("size", "keep"), [(1, 0.3), (3, 0.6), (8, 0.3)])
+@pytest.mark.parametrize(
+    ("size", "keep"),
+    [
+        pytest.param(1, 0.3, marks=pytest.mark.slow),
+        (3, 0.6),
+        pytest.param(8, 0.3, marks=pytest.mark.slow),
+    ],
+)
 def test_the_budget_is_reached_with_batches_of_any_size(tmp_path, size: int, keep: float) -> None:
     """The budget alone moves the router to the keep ratio asked for, whatever the size of the
     (last) batch."""

@@ -144,6 +144,7 @@ def test_it_acts_wherever_a_policy_does_and_without_torch(out: Path) -> None:
     assert done.stdout.strip() == acting.infer(seen).tobytes().hex()
 
 
+@pytest.mark.slow
 def test_budgets_share_their_layers(tmp_path: Path) -> None:
     policy = routed(depth=2, dial=True)
     assemble(policy, replace(DYNAMIC, budget=(0.25, 0.75)), frames(), tmp_path, {})

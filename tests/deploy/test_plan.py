@@ -206,6 +206,7 @@ def test_what_a_plan_cannot_be_about_is_said(tmp_path: Path) -> None:
         verb.main(str(tmp_path / "other"), check=(place,), calls=8, out=tmp_path / "plan")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not ways.at_hand(), reason="nothing can be exported here")
 def test_another_runtime_is_timed_and_checked(tmp_path: Path) -> None:
     """Exported as it is and cut, without gates; and an exported cut beside what was predicted."""

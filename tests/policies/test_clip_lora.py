@@ -487,6 +487,7 @@ def squares(count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return images, meant, place
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fusion", FUSIONS)
 def test_only_early_fusion_learns_at_once_which_thing_is_meant(fusion: str) -> None:
     """Late fusion learns where the three squares are and not which is named: it stays at the

@@ -219,7 +219,9 @@ def test_exploration_draws_routes_and_less_of_it_draws_fewer() -> None:
     assert differing(1.0) > differing(0.3) > differing(0.0) == 0
 
 
-@pytest.mark.parametrize("head", ["regression", "bins", "flow", "diffusion"])
+@pytest.mark.parametrize(
+    "head", ["regression", "bins", "flow", pytest.param("diffusion", marks=pytest.mark.slow)]
+)
 def test_every_head_learns_one_batch(head: str) -> None:
     options = {"flow": {"steps": 8}, "diffusion": {"hidden": 64}}
     depth = 6 if head == "flow" else 2  # where the moments are told apart late, a flow needs longer

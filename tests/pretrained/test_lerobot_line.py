@@ -78,7 +78,7 @@ def made(request: pytest.FixtureRequest, tmp_path_factory) -> tuple[str, Path, P
     return kind, said, root / "episodes"
 
 
-@pytest.mark.parametrize("recipe", ["actdistill", "first_k"])
+@pytest.mark.parametrize("recipe", ["actdistill", pytest.param("first_k", marks=pytest.mark.slow)])
 def test_from_a_folder_of_lerobot_to_a_measured_student(
     recipe: str, made: tuple[str, Path, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

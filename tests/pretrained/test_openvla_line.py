@@ -57,7 +57,7 @@ def short(stage: str) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("recipe", ["actdistill", "first_k"])
+@pytest.mark.parametrize("recipe", ["actdistill", pytest.param("first_k", marks=pytest.mark.slow)])
 def test_a_student_of_openvla(
     monkeypatch: pytest.MonkeyPatch, episodes: Path, tmp_path: Path, recipe: str
 ) -> None:

@@ -55,7 +55,10 @@ def said(place: Path) -> Path:
 
 @pytest.mark.parametrize(
     ("recipe", "stages", "more"),
-    [("actdistill", 2, []), ("first_k", 1, ["--student.layers", "1"])],
+    [
+        ("actdistill", 2, []),
+        pytest.param("first_k", 1, ["--student.layers", "1"], marks=pytest.mark.slow),
+    ],
 )
 @pytest.mark.usefixtures("no_fresh_process")
 def test_the_whole_line(

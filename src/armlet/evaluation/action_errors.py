@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats as scipy_stats
+import scipy
 
 THIRDS = ("first third", "middle third", "last third")
 # The baselines: predictors that see neither picture nor instruction (`baselines` says how each is
@@ -244,7 +244,7 @@ def over_episodes(values: np.ndarray, valid: np.ndarray, episode: np.ndarray) ->
         return Estimate(mean, None)
     residuals = sums - mean * counts
     variance = episodes / (episodes - 1) * float((residuals**2).sum()) / float(counts.sum()) ** 2
-    half = float(scipy_stats.t.ppf(0.975, episodes - 1)) * variance**0.5
+    half = float(scipy.stats.t.ppf(0.975, episodes - 1)) * variance**0.5
     return Estimate(mean, (mean - half, mean + half))
 
 

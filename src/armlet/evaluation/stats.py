@@ -2,19 +2,22 @@
 policy and no report."""
 
 from dataclasses import asdict, dataclass
+from functools import cache
 from typing import Any, Literal
 
 import numpy as np
-from scipy import stats as scipy_stats
+import scipy  # loads its parts where they are first asked for: `stats` takes a second
 
 MARGIN = 0.03  # a student within 3 percentage points counts as no worse (non-inferiority)
 
 
+# A report asks of the same few counts again and again, task by task.
+@cache
 def wilson(successes: int, episodes: int, *, confidence: float = 0.95) -> tuple[float, float]:
     """Wilson's score interval of a proportion; (0, 1) where nothing was run."""
     if episodes == 0:
         return 0.0, 1.0
-    interval = scipy_stats.binomtest(successes, episodes).proportion_ci(confidence, method="wilson")
+    interval = scipy.stats.binomtest(successes, episodes).proportion_ci(confidence, method="wilson")
     return float(interval.low), float(interval.high)
 
 
@@ -29,6 +32,7 @@ def rate_ci95(successes: int, episodes: int) -> tuple[float, float]:
     return clopper_pearson(successes, episodes)
 
 
+@cache
 def clopper_pearson(
     successes: int, episodes: int, *, confidence: float = 0.95
 ) -> tuple[float, float]:
@@ -36,7 +40,7 @@ def clopper_pearson(
     1) where nothing was run."""
     if episodes == 0:
         return 0.0, 1.0
-    interval = scipy_stats.binomtest(successes, episodes).proportion_ci(confidence, method="exact")
+    interval = scipy.stats.binomtest(successes, episodes).proportion_ci(confidence, method="exact")
     return float(interval.low), float(interval.high)
 
 
@@ -46,7 +50,7 @@ def mcnemar(only_a: int, only_b: int) -> float:
     # Given how many pairs differ, either side of each is as likely as a coin's.
     if only_a + only_b == 0:
         return 1.0
-    return float(scipy_stats.binomtest(only_a, only_a + only_b, 0.5).pvalue)
+    return float(scipy.stats.binomtest(only_a, only_a + only_b, 0.5).pvalue)
 
 
 def newcombe_paired(
@@ -104,7 +108,7 @@ def ratio_ci95(
     if len(counts) < 2:
         return None
     # Drawn in pairs: an episode's counts stay with its exposure.
-    found = scipy_stats.bootstrap(
+    found = scipy.stats.bootstrap(
         (counts, exposures),
         lambda a, b, axis: a.sum(axis) / b.sum(axis),
         paired=True,
@@ -169,7 +173,7 @@ def mean_difference(a: np.ndarray, b: np.ndarray) -> tuple[float, tuple[float, f
     if count < 2:
         return mean, (mean, mean)
     error = float(difference.std(ddof=1) / np.sqrt(count))
-    width = float(scipy_stats.t.ppf(0.975, count - 1)) * error
+    width = float(scipy.stats.t.ppf(0.975, count - 1)) * error
     return mean, (mean - width, mean + width)
 
 
@@ -261,11 +265,11 @@ class Variances:
 
     def half_width(self) -> float:
         """Of the 95 % interval: half-widths of the parts, added in squares."""
-        t = float(scipy_stats.t.ppf(0.975, self.n - 1))
+        t = float(scipy.stats.t.ppf(0.975, self.n - 1))
         # By chance the rest may be estimated as more than all of it.
         squares = t**2 * max(self.episodes - self.rest, 0.0)
         for variance, freedom in self.students:
-            squares += float(scipy_stats.t.ppf(0.975, freedom)) ** 2 * variance
+            squares += float(scipy.stats.t.ppf(0.975, freedom)) ** 2 * variance
         # No narrower than were there no seeds.
         return float(np.sqrt(max(squares, t**2 * self.episodes)))
 
@@ -276,7 +280,7 @@ class Variances:
         # By chance the estimate can be below each of its parts.
         variance = max(total - self.rest, self.episodes, total - self.episodes)
         freedom = variance**2 / sum(part**2 / degrees for part, degrees in terms)
-        return float(scipy_stats.t.ppf(0.975, freedom) * np.sqrt(variance))
+        return float(scipy.stats.t.ppf(0.975, freedom) * np.sqrt(variance))
 
 
 def variances(a: np.ndarray, b: np.ndarray) -> Variances:

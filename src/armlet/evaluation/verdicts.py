@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
-from scipy import stats as scipy_stats
+import scipy
 
 from armlet.evaluation import outcomes as kept
 from armlet.evaluation import stats
@@ -168,7 +168,7 @@ def _of_seeds(found: Variances, times: float) -> float:
 def _needed(freedom: float) -> float:
     """The square of how many standard errors must lie between a difference and what it is tested
     against."""
-    quantiles = scipy_stats.t.ppf(0.975, freedom) + scipy_stats.norm.ppf(POWER)
+    quantiles = scipy.stats.t.ppf(0.975, freedom) + scipy.stats.norm.ppf(POWER)
     return float(quantiles) ** 2
 
 

@@ -55,10 +55,10 @@ from armlet.types import LAYERS, Batch, Trace
 
 @dataclass(frozen=True)
 class ActDistill(Objective):
-    """Stage 2: the output matched as in `MatchOutput`, every layer supervised, and a budget on what
-    runs."""
+    """Stage 2: the output matched, as in `MatchOutput` or otherwise, every layer supervised, and a
+    budget on what runs. Raises ValueError where the output has a budget of its own."""
 
-    output: MatchOutput = field(default_factory=MatchOutput)
+    output: Objective = field(default_factory=MatchOutput)
     """How the output is matched."""
     keep: float = 0.5
     """ρ: the share of the backbone that may run."""
@@ -82,6 +82,13 @@ class ActDistill(Objective):
     over_layers: Literal["mean", "sum"] = field(default="mean", metadata=QUIET)
     """How the terms of single layers become one: their mean, or, as in the paper, their sum, which
     is as many times more as there are layers."""
+
+    def __post_init__(self) -> None:
+        if getattr(self.output, "budget", 0):
+            raise ValueError(
+                f"output.budget is {self.output.budget:g}, and ActDistill asks for a budget itself: "  # type: ignore[attr-defined]
+                "set `budget` and `keep` of the objective, and leave its output's budget at 0"
+            )
 
     @property
     def needs(self) -> frozenset[str]:  # type: ignore[override]  # it follows from `output`
@@ -132,7 +139,7 @@ class Budgeted(Objective):
     """The output matched, and a budget on what runs: what is left of `ActDistill` where no layer of
     the teacher can be read."""
 
-    output: MatchOutput = field(default_factory=MatchOutput)
+    output: Objective = field(default_factory=MatchOutput)
     """How the output is matched."""
     keep: float = 0.5
     """ρ: the share of the backbone that may run."""

@@ -11,7 +11,8 @@ out.
 
 and what was tried beside or in the place of these: half as many layers (`_four_layers`), a narrower head
 (`_narrow`), a round on-policy (`_round`), the teacher's actions to learn from as well as the expert's
-(`_ends`), a router in place of the search (`_router`), one student for any budget (`_dial`), steps that
+(`_ends`), a router in place of the search (`_router`) and its layers supervised as ActDistill has it
+(`_router_supervised`), one student for any budget (`_dial`), steps that
 learn from shorter ones for any noise (`_shortcut`), a head without steps (`_outright`).
 
 **Ten steps to one.** Our flow heads begin at one fixed noise, so what a policy decides is a map from
@@ -52,6 +53,7 @@ from armlet.policies.routed import Routing
 from armlet.policies.students import FirstK, Whole
 from armlet.policies.vla import VLANetwork
 from armlet.recipe import Objective, Recipe, Round, Stage
+from armlet.recipes.actdistill import ActDistill
 from armlet.recipes.bases import MatchOutput, Row, mt50, own, tabletop
 from armlet.training import losses
 from armlet.types import Batch, Trace
@@ -143,23 +145,34 @@ def practising(recipe: Recipe, stage: Stage, rounds: int) -> Recipe:
     return replace(recipe, rounds=(each,) * rounds)
 
 
-def routed(base: Recipe, *, dial: bool = False, rounds: int = 0, route: int = 1000) -> Recipe:
+def routed(
+    base: Recipe, *, dial: bool = False, rounds: int = 0, route: int = 1000, dose: float = 0.0
+) -> Recipe:
     """A router chooses the layers, in two stages as ActDistill's: it is found, then it stands still.
-    `dial`: it is told the budget, which every step of the first draws."""
+    `dial`: it is told the budget, which every step of the first draws. `dose`: of what ActDistill
+    says of single layers, in both stages, as many times what the paper has."""
     (stage,) = base.stages
     share = KEPT / _depth(base)
     frozen = ("policy.inner.vision.*",)
     told = (*stage.transforms, *((DrawBudget(0.1, 1.0),) if dial else ()))
+    finding: Objective = replace(ENDS, budget=PUSH, keep=share)
+    settling: Objective = ENDS
+    if dose:
+        # Of a sum over layers, of every fourth sample: what a step takes is less, its mean the same.
+        finding = ActDistill(
+            ENDS, share, PUSH, semantic=dose, layer_action=dose, every=4, over_layers="sum"
+        )
+        settling = replace(finding, budget=0.0)
     first = replace(
         stage,
-        objective=replace(ENDS, budget=PUSH, keep=share),
+        objective=finding,
         steps=route,
         freeze=frozen,
         transforms=(*told, Explore(1.0, 0.6)),
     )
     second = replace(
         stage,
-        objective=ENDS,
+        objective=settling,
         steps=stage.steps - route,
         freeze=(*frozen, "policy.router.*"),
         transforms=told,
@@ -251,6 +264,12 @@ RECIPES = {
         "seen.",
         mt50,
         routed,
+    ),
+    "flagship_mt50_router_supervised": Row(
+        "The same with a router, and every layer told what the teacher's means and would do, as "
+        "ActDistill has it.",
+        mt50,
+        partial(routed, dose=1.0),
     ),
     "flagship_mt50_dial": Row(
         "One student for any budget, told what a decision may cost (`--evaluation.budgets`).",
