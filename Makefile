@@ -3,8 +3,9 @@ SHELL := /bin/bash
 PYTHON := $(shell for p in python3 python3.13 python3.12 python3.11; do $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 READY := .venv/.ready
-# A module is compiled where it is first imported: of 2 GB, a third ever is, and pip takes a minute for all.
-LAZILY := --no-compile
+SITE := .venv/lib/python*/site-packages
+# Tests start hundreds of processes; where this is set, each would compile every module anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: release bench-memory bench-exports bench-compiled help setup demo test check format lock test-mutants test-matrix numbers docs hooks test-slow test-distributed test-crash test-metaworld test-libero test-lerobot test-page test-reference test-serve test-peers test-s3 test-ray fuzz test-logs robots bench clean
 
@@ -204,8 +205,9 @@ release: ## sdist, wheel, SBOM and their sha256 into dist/; uploads nothing
 $(READY): pyproject.toml requirements.lock
 	@test -n "$(PYTHON)" || { echo "armlet needs Python 3.11 or newer; none was found as python3, python3.11, python3.12 or python3.13"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -q $(LAZILY) -c requirements.lock "$$(grep '^torch==' requirements.lock)"
-	$(BIN)/python -m pip install -q $(LAZILY) -c requirements.lock -e '.[dev]'
+	$(BIN)/python -m pip install -q --no-compile -c requirements.lock "$$(grep '^torch==' requirements.lock)"
+	$(BIN)/python -m pip install -q --no-compile -c requirements.lock -e '.[dev]'
+	$(BIN)/python -m compileall -q -j 0 $(SITE) > /dev/null 2>&1 || true # pip compiles on one core; templates are no modules
 	touch $(READY)
 
 clean: ## removes environments, build/ and everything in out/

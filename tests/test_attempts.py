@@ -155,3 +155,12 @@ def test_a_killed_run_goes_on_with_what_it_has_not_tried(tmp_path: Path) -> None
     (marks / ".DS_Store").touch()  # not ours
     assert made(killed, 4) == [0, 2, 3]
     assert EpisodeDataset(killed).fingerprint == EpisodeDataset(root).fingerprint
+
+
+def test_a_file_in_the_place_of_the_marks_is_said_before_anything_is_made(tmp_path: Path) -> None:
+    root = tmp_path / "episodes"
+    (root / ".cache").mkdir(parents=True)
+    (root / ".cache" / "failed").touch()
+    with pytest.raises(ValueError, match=r"failed is a file, and the attempts that give nothing"):
+        made(root, 4)
+    assert not root.with_name("log").read_text()

@@ -62,8 +62,7 @@ def record(
         describe_robot(root, benchmark)
         # By attempt and not by count: those that were not kept leave gaps.
         finished = {info["attempt"] for info in writer.finished()}
-        marks = root / CACHE / FAILED
-        marks.mkdir(exist_ok=True)
+        marks = _room_for_marks(root)
         failed = _marked(root) - finished
         missing = [n for n in range(episodes) if n not in finished and n not in failed]
         done = sum(n < episodes for n in finished | failed)
@@ -84,6 +83,19 @@ def record(
             )
         writer.finalise()
     return root
+
+
+def _room_for_marks(root: Path) -> Path:
+    """The folder where failed attempts are marked, which is made. Raises ValueError where a file has
+    its name."""
+    marks = root / CACHE / FAILED
+    if marks.is_file():
+        raise ValueError(
+            f"{marks} is a file, and the attempts that give nothing are marked in a folder of that "
+            "name: move it away"
+        )
+    marks.mkdir(exist_ok=True)
+    return marks
 
 
 def _folders_of_marks(root: Path) -> list[Path]:
@@ -157,8 +169,7 @@ def _share(
         with hold(lock, "recording episodes", wait=True):
             writer = opened()
             have = {info["attempt"] for info in writer.finished()}
-            marks = root / CACHE / FAILED
-            marks.mkdir(exist_ok=True)
+            marks = _room_for_marks(root)
             for content in work.results():
                 for attempt in _stage(writer, content, have):
                     (marks / str(attempt)).touch()
