@@ -116,7 +116,7 @@ def test_only_what_is_missing_is_asked_again(data, tmp_path) -> None:
     ):
         store_labels(tmp_path / "s", says, data)
     assert [each["episode"] for each in json.loads((tmp_path / "s" / FAILED).read_text())] == [1, 3]
-    with pytest.raises(LabelError, match="store_labels adds the missing ones"):
+    with pytest.raises(LabelError, match="`armlet probe` again adds the missing ones"):
         load_labels(tmp_path / "s", data)
     again = Says()
     labels = load_labels(store_labels(tmp_path / "s", again, data), data)
@@ -176,7 +176,7 @@ def test_labels_of_others_are_refused(data, tmp_path) -> None:
         load_labels(tmp_path / "s", data, Says(("box", "x")))
     with pytest.raises(LabelError, match="belong to another annotator"):
         store_labels(tmp_path / "s", PhaseRules(), data)
-    with pytest.raises(LabelError, match="holds no labels; store_labels"):
+    with pytest.raises(LabelError, match="holds no labels .* `armlet probe` of the recipe"):
         load_labels(tmp_path / "nothing", data)
     assert annotator_fingerprint(Says()) != annotator_fingerprint(Says(("box", "x")))
 

@@ -322,7 +322,10 @@ def load_labels(
     to other episodes (or to another annotator, if one is given), or lacks some."""
     root = Path(root)
     if not (root / HEADER).is_file():
-        raise LabelError(f"{root} holds no labels; store_labels makes them")
+        raise LabelError(
+            f"{root} holds no labels of what happens in the episodes; `armlet probe` of the recipe that "
+            "reads them makes them, from Python store_labels"
+        )
     store = TraceStore(root)
     found = store.header.identity
     if annotator:
@@ -340,8 +343,8 @@ def load_labels(
         rows = store.read(keys)  # tensors (N, …)
     except KeyError as error:
         raise LabelError(
-            f"{root} has labels of {len(store)} of {len(keys)} frames; store_labels adds the "
-            "missing ones"
+            f"{root} has labels of {len(store)} of {len(keys)} frames; `armlet probe` again adds the "
+            "missing ones, from Python store_labels"
         ) from error
     return Labels(
         rows["phase"].numpy().astype(np.int64),
