@@ -279,6 +279,16 @@ def test_what_would_be_no_calibration_is_refused_before_anything_is_run(
     assert not ran
 
 
+def test_nothing_is_calibrated_on_worlds_that_policies_were_trained_on(recipe, ran) -> None:
+    """Collected with a seed of one's own, and so many that they reach them."""
+    met = dataclasses.replace(recipe.collection, seed=300_000_000 - 10, episodes=11)
+    with pytest.raises(ValueError, match=r"calibration has the seeds .*, and collection has"):
+        calibrate.main(dataclasses.replace(recipe, collection=met))
+    assert not ran
+    calibrate.main(dataclasses.replace(recipe, collection=dataclasses.replace(met, episodes=10)))
+    assert ran
+
+
 def test_without_a_world_there_is_nothing_to_calibrate_in(recipe) -> None:
     with pytest.raises(ValueError, match="no world to calibrate in"):
         calibrate.main(dataclasses.replace(recipe, benchmark=None))
