@@ -15,7 +15,7 @@ chosen=${CHOSEN:-flagship_mt50}
 execute=${EXECUTE:-8}
 levers="flagship_mt50 flagship_mt50_minus_condition flagship_mt50_minus_search flagship_mt50_minus_steps flagship_mt50_minus_layers"
 others="flagship_mt50_four_layers flagship_mt50_outright flagship_mt50_ends flagship_mt50_narrow flagship_mt50_round flagship_mt50_shortcut
-  flagship_mt50_router flagship_mt50_router_supervised"
+  flagship_mt50_router flagship_mt50_four_routed flagship_mt50_four_supervised"
 world=() base=()               # of all verbs; of those that make what students start from
 acting=(--evaluation.videos 1) # of evaluations
 single=() learning=()          # of students with one stage; of one with a round as well
@@ -31,7 +31,7 @@ if [[ -n ${SMOKE:-} ]]; then
   learning=("${single[@]}" --rounds.0.episodes 2 --rounds.0.trial 3 --rounds.0.workers 1
     --rounds.0.stage.steps 2 --rounds.0.stage.batch-size 8 --rounds.0.stage.no-compile)
   routing=(--stages.0.steps 4 --stages.0.batch-size 8 --stages.0.no-compile --stages.1.steps 4 --stages.1.batch-size 8)
-  levers="flagship_mt50 flagship_mt50_minus_condition" others="flagship_mt50_round flagship_mt50_shortcut flagship_mt50_router_supervised"
+  levers="flagship_mt50 flagship_mt50_minus_condition" others="flagship_mt50_round flagship_mt50_shortcut flagship_mt50_four_supervised"
   : "${SEEDS:=0 1}" "${TUNING:=3}" "${EPISODES:=3}" "${LATE:=3}"
   base=(--out "$out/base")
 fi
@@ -40,7 +40,7 @@ out=${out:-${OUT:-out/flagship}}
 of() { # the options of a recipe's students
   case $1 in
     *_round) options=("${learning[@]}") ;;
-    *_router* | *_dial) options=("${routing[@]}") ;;
+    *_router | *_routed | *_supervised | *_dial) options=("${routing[@]}") ;;
     *) options=("${single[@]}") ;;
   esac
 }

@@ -11,9 +11,9 @@ out.
 
 and what was tried beside or in the place of these: half as many layers (`_four_layers`), a narrower head
 (`_narrow`), a round on-policy (`_round`), the teacher's actions to learn from as well as the expert's
-(`_ends`), a router in place of the search (`_router`) and its layers supervised as ActDistill has it
-(`_router_supervised`), one student for any budget (`_dial`), steps that
-learn from shorter ones for any noise (`_shortcut`), a head without steps (`_outright`).
+(`_ends`), a router in place of the search (`_router`; of four layers `_four_routed`, and supervised as
+ActDistill has it `_four_supervised`), one student for any budget (`_dial`), steps that learn from shorter
+ones for any noise (`_shortcut`), a head without steps (`_outright`).
 
 **Ten steps to one.** Our flow heads begin at one fixed noise, so what a policy decides is a map from
 what its head reads to actions. `MatchEndpoint` is regression of these: no velocity is learnt but the
@@ -146,13 +146,20 @@ def practising(recipe: Recipe, stage: Stage, rounds: int) -> Recipe:
 
 
 def routed(
-    base: Recipe, *, dial: bool = False, rounds: int = 0, route: int = 1000, dose: float = 0.0
+    base: Recipe,
+    *,
+    kept: int = KEPT,
+    dial: bool = False,
+    rounds: int = 0,
+    route: int = 1000,
+    dose: float = 0.0,
 ) -> Recipe:
-    """A router chooses the layers, in two stages as ActDistill's: it is found, then it stands still.
-    `dial`: it is told the budget, which every step of the first draws. `dose`: of what ActDistill
-    says of single layers, in both stages, as many times what the paper has."""
+    """A router chooses the layers, `kept` of them on average, in two stages as ActDistill's: it is
+    found, then it stands still. `dial`: it is told the budget, which every step of the first draws.
+    `dose`: of what ActDistill says of single layers, in both stages, as many times what the paper
+    has."""
     (stage,) = base.stages
-    share = KEPT / _depth(base)
+    share = kept / _depth(base)
     frozen = ("policy.inner.vision.*",)
     told = (*stage.transforms, *((DrawBudget(0.1, 1.0),) if dial else ()))
     finding: Objective = replace(ENDS, budget=PUSH, keep=share)
@@ -265,11 +272,15 @@ RECIPES = {
         mt50,
         routed,
     ),
-    "flagship_mt50_router_supervised": Row(
-        "The same with a router, and every layer told what the teacher's means and would do, as "
-        "ActDistill has it.",
+    "flagship_mt50_four_routed": Row(
+        "Four layers on average, a router in place of the search.",
         mt50,
-        partial(routed, dose=1.0),
+        partial(routed, kept=4),
+    ),
+    "flagship_mt50_four_supervised": Row(
+        "The same, and every layer told what the teacher's means and would do, as ActDistill has it.",
+        mt50,
+        partial(routed, kept=4, dose=1.0),
     ),
     "flagship_mt50_dial": Row(
         "One student for any budget, told what a decision may cost (`--evaluation.budgets`).",
