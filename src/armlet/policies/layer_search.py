@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-import scipy
 import torch
 from torch import Tensor
 
@@ -219,7 +218,9 @@ def _leads(best: Sequence[Scored], sample: Batch) -> list[Lead] | None:
     steps.index_add_(0, episodes, _valid(sample).sum(1).double().cpu())
     weights = steps.numpy()
     first = np.array(best[0].sums)
-    quantile = float(scipy.stats.t.ppf(0.975, count - 1))
+    from scipy import stats as scipy_stats  # slow to import, and of use only here
+
+    quantile = float(scipy_stats.t.ppf(0.975, count - 1))
     found = []
     for other in best[1:]:
         if not other.sums:
