@@ -176,7 +176,7 @@ def test_labels_of_others_are_refused(data, tmp_path) -> None:
         load_labels(tmp_path / "s", data, Says(("box", "x")))
     with pytest.raises(LabelError, match="belong to another annotator"):
         store_labels(tmp_path / "s", PhaseRules(), data)
-    with pytest.raises(LabelError, match="holds no labels .* `armlet probe` of the recipe"):
+    with pytest.raises(LabelError, match=r"holds no labels .* `armlet probe` of the recipe"):
         load_labels(tmp_path / "nothing", data)
     assert annotator_fingerprint(Says()) != annotator_fingerprint(Says(("box", "x")))
 
