@@ -18,7 +18,7 @@ from armlet.data.codec import Bins
 from armlet.data.transforms import DrawBudget, Explore
 from armlet.policies.routed import Routing
 from armlet.recipe import Objective, Recipe
-from armlet.recipes.actdistill import ActDistill, Published
+from armlet.recipes.actdistill import ActDistill, Budgeted, Published
 from armlet.recipes.aed import Aed
 from armlet.recipes.bases import LAST, FitHeads, Imitate, MatchOutput
 from armlet.recipes.flagship import MatchEndpoint
@@ -867,5 +867,7 @@ def test_with_and_without_words_are_the_same_but_for_the_words() -> None:
 def test_a_budget_is_asked_for_once() -> None:
     """An output's own would stand in the loss under the same name, and have no effect."""
     output = MatchEndpoint(budget=2.0)
-    with pytest.raises(ValueError, match=r"output\.budget is 2, and ActDistill asks for a budget"):
-        ActDistill(output)
+    for objective in (ActDistill, Budgeted):
+        said = rf"output\.budget is 2, and {objective.__name__} asks for a budget"
+        with pytest.raises(ValueError, match=said):
+            objective(output)

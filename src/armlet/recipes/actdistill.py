@@ -84,11 +84,7 @@ class ActDistill(Objective):
     is as many times more as there are layers."""
 
     def __post_init__(self) -> None:
-        if getattr(self.output, "budget", 0):
-            raise ValueError(
-                f"output.budget is {self.output.budget:g}, and ActDistill asks for a budget itself: "  # type: ignore[attr-defined]
-                "set `budget` and `keep` of the objective, and leave its output's budget at 0"
-            )
+        _ask_once(self)
 
     @property
     def needs(self) -> frozenset[str]:  # type: ignore[override]  # it follows from `output`
@@ -137,7 +133,7 @@ class ActDistill(Objective):
 @dataclass(frozen=True)
 class Budgeted(Objective):
     """The output matched, and a budget on what runs: what is left of `ActDistill` where no layer of
-    the teacher can be read."""
+    the teacher can be read. Raises ValueError where the output has a budget of its own."""
 
     output: Objective = field(default_factory=MatchOutput)
     """How the output is matched."""
@@ -147,6 +143,9 @@ class Budgeted(Objective):
     """λ: weight of what runs beyond it."""
     over: Literal["sample", "batch"] = "batch"
     """Whether every sample keeps to the share, or the mean of a batch."""
+
+    def __post_init__(self) -> None:
+        _ask_once(self)
 
     @property
     def needs(self) -> frozenset[str]:  # type: ignore[override]  # it follows from `output`
@@ -165,6 +164,24 @@ class Budgeted(Objective):
 
     def __call__(self, student: Trace, teacher: Trace, batch: Batch) -> dict[str, Tensor]:
         return {**self.output(student, teacher, batch), **_excess(self, student, batch)}
+
+
+def _ask_once(objective: "ActDistill | Budgeted") -> None:
+    """Raises ValueError where the output asks for a budget as well, under the same name in the
+    loss."""
+    asked = getattr(objective.output, "budget", 0.0)
+    if asked:
+        name = type(objective).__name__
+        raise ValueError(
+            f"output.budget is {asked:g}, and {name} asks for a budget itself: set `budget` and `keep` "
+            "of the objective, and leave its output's budget at 0"
+        )
+
+
+def dosed(objective: ActDistill, dose: float, *, every: int = 1) -> ActDistill:
+    """The layers supervised as the paper has it, a sum over them with α = β = `dose`, of every n-th
+    sample. The paper's dose is 1, of every sample."""
+    return replace(objective, semantic=dose, layer_action=dose, every=every, over_layers="sum")
 
 
 def _excess(
@@ -271,9 +288,7 @@ def faithful(
     recipe = actdistill(base, student, route=route)
     routing, settling = recipe.stages
     assert isinstance(routing.objective, ActDistill)
-    objective = replace(
-        routing.objective, semantic=dose, layer_action=dose, every=1, over_layers="sum"
-    )
+    objective = dosed(routing.objective, dose)
     # Behind the router's own stage nothing that runs can change, and so no budget is asked.
     told = replace(objective, budget=0.0)
     stages = (replace(routing, objective=objective), replace(settling, objective=told))

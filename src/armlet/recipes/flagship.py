@@ -53,7 +53,7 @@ from armlet.policies.routed import Routing
 from armlet.policies.students import FirstK, Whole
 from armlet.policies.vla import VLANetwork
 from armlet.recipe import Objective, Recipe, Round, Stage
-from armlet.recipes.actdistill import ActDistill
+from armlet.recipes.actdistill import ActDistill, dosed
 from armlet.recipes.bases import MatchOutput, Row, mt50, own, tabletop
 from armlet.training import losses
 from armlet.types import Batch, Trace
@@ -165,10 +165,8 @@ def routed(
     finding: Objective = replace(ENDS, budget=PUSH, keep=share)
     settling: Objective = ENDS
     if dose:
-        # Of a sum over layers, of every fourth sample: what a step takes is less, its mean the same.
-        finding = ActDistill(
-            ENDS, share, PUSH, semantic=dose, layer_action=dose, every=4, over_layers="sum"
-        )
+        # Of every fourth sample: what a step takes is less, its mean the same.
+        finding = dosed(ActDistill(ENDS, share, PUSH), dose, every=4)
         settling = replace(finding, budget=0.0)
     first = replace(
         stage,

@@ -52,6 +52,12 @@ def record(
     """Attempts 0 to `episodes` that are not in the data set at `root` yet, in `workers` processes;
     returns `root`. `together`: where other processes share the work; one of them lays the data set
     out."""
+    marks = root / CACHE / FAILED
+    if marks.is_file():
+        raise ValueError(
+            f"{marks} is a file, and the attempts that give nothing are marked in a folder of that "
+            "name: move it away"
+        )
     if together is not None:
         _share(root, benchmark, acts, together, episodes, workers, metadata=metadata, title=title)
         return root
@@ -62,7 +68,7 @@ def record(
         describe_robot(root, benchmark)
         # By attempt and not by count: those that were not kept leave gaps.
         finished = {info["attempt"] for info in writer.finished()}
-        marks = _room_for_marks(root)
+        marks.mkdir(exist_ok=True)
         failed = _marked(root) - finished
         missing = [n for n in range(episodes) if n not in finished and n not in failed]
         done = sum(n < episodes for n in finished | failed)
@@ -83,19 +89,6 @@ def record(
             )
         writer.finalise()
     return root
-
-
-def _room_for_marks(root: Path) -> Path:
-    """The folder where failed attempts are marked, which is made. Raises ValueError where a file has
-    its name."""
-    marks = root / CACHE / FAILED
-    if marks.is_file():
-        raise ValueError(
-            f"{marks} is a file, and the attempts that give nothing are marked in a folder of that "
-            "name: move it away"
-        )
-    marks.mkdir(exist_ok=True)
-    return marks
 
 
 def _folders_of_marks(root: Path) -> list[Path]:
@@ -169,7 +162,8 @@ def _share(
         with hold(lock, "recording episodes", wait=True):
             writer = opened()
             have = {info["attempt"] for info in writer.finished()}
-            marks = _room_for_marks(root)
+            marks = root / CACHE / FAILED
+            marks.mkdir(exist_ok=True)
             for content in work.results():
                 for attempt in _stage(writer, content, have):
                     (marks / str(attempt)).touch()
